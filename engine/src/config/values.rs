@@ -1,0 +1,127 @@
+//! From a setting's text to its checked value. The errors say what was
+//! expected and never repeat a value: the caller does, where it is no secret.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use tracing_subscriber::EnvFilter;
+use wire::scram::Password;
+use wire::secret::ClusterSecret;
+
+use crate::net::Endpoint;
+
+/// Postgres' own default port names its socket.
+const SOCKET_FILE: &str = ".s.PGSQL.5432";
+
+type Parsed<T> = Result<T, String>;
+
+pub(super) fn from_str<T: FromStr<Err: ToString>>(text: &str) -> Parsed<T> {
+    text.parse().map_err(|error: T::Err| error.to_string())
+}
+
+pub(super) fn boolean(text: &str) -> Parsed<bool> {
+    match text {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err("expected true or false".to_owned()),
+    }
+}
+
+pub(super) fn listen(text: &str) -> Parsed<SocketAddr> {
+    let address = match text.strip_prefix("localhost:") {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None => text.to_owned(),
+    };
+    address
+        .parse()
+        .map_err(|_| "expected an IP address and a port, e.g. 0.0.0.0:5433".to_owned())
+}
+
+pub(super) fn endpoint(text: &str) -> Parsed<Endpoint> {
+    let endpoint = if text.starts_with('/') {
+        let path = PathBuf::from(text);
+        Endpoint::Unix(if path.is_dir() {
+            path.join(SOCKET_FILE)
+        } else {
+            path
+        })
+    } else {
+        Endpoint::Tcp(listen(text).map_err(|_| {
+            "expected IP:PORT or the path of a Unix socket, e.g. 127.0.0.1:5432".to_owned()
+        })?)
+    };
+    endpoint
+        .sock_addr()
+        .map_err(|_| "the path is too long for a Unix socket (107 bytes)".to_owned())?;
+    Ok(endpoint)
+}
+
+pub(super) fn path(text: &str) -> Parsed<PathBuf> {
+    let path = PathBuf::from(text);
+    match std::fs::File::open(&path) {
+        Ok(_) => Ok(path),
+        Err(error) => Err(format!("cannot be read: {error}")),
+    }
+}
+
+pub(super) fn shards(text: &str) -> Parsed<usize> {
+    if text == "auto" {
+        return Ok(std::thread::available_parallelism().map_or(1, usize::from));
+    }
+    match text.parse() {
+        Ok(shards @ 1..=1024) => Ok(shards),
+        _ => Err("expected auto or a number from 1 to 1024".to_owned()),
+    }
+}
+
+pub(super) fn count(text: &str) -> Parsed<usize> {
+    match text.parse() {
+        Ok(count @ 1..=1_000_000) => Ok(count),
+        _ => Err("expected a number from 1 to 1000000".to_owned()),
+    }
+}
+
+pub(super) fn duration(text: &str) -> Parsed<Duration> {
+    match humantime::parse_duration(text) {
+        Ok(time) if !time.is_zero() => Ok(time),
+        _ => Err("expected a time above zero, e.g. 500ms, 5s or 2m".to_owned()),
+    }
+}
+
+pub(super) fn duration_or_off(text: &str) -> Parsed<Option<Duration>> {
+    match text {
+        "off" | "0" => Ok(None),
+        text => duration(text).map(Some).map_err(|error| error + ", or off"),
+    }
+}
+
+pub(super) fn networks(text: &str) -> Parsed<Vec<ipnet::IpNet>> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(|part| {
+            part.parse()
+                .or_else(|_| part.parse().map(|address: std::net::IpAddr| address.into()))
+                .map_err(|_| "expected networks such as 10.0.0.0/8,::1/128".to_owned())
+        })
+        .collect()
+}
+
+pub(super) fn log_filter(text: &str) -> Parsed<EnvFilter> {
+    EnvFilter::builder()
+        .parse(text)
+        .map_err(|_| "expected error, warn, info, debug, trace or target=level pairs".to_owned())
+}
+
+pub(super) fn cluster_secret(text: &str) -> Parsed<ClusterSecret> {
+    from_str(text)
+}
+
+pub(super) fn password(text: &str) -> Parsed<Password> {
+    if text.is_empty() {
+        return Err("expected a password, found an empty text".to_owned());
+    }
+    Ok(Password::new(text))
+}

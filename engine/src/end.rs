@@ -1,0 +1,256 @@
+//! Why a connection ended: one closed list, from which the log's reason code
+//! and level and the client's error text are derived.
+
+use std::borrow::Cow;
+use std::io;
+
+use wire::backend::BackendError;
+use wire::error::{ErrorResponse, SqlState};
+use wire::frontend::FrontendError;
+use wire::opening::OpeningError;
+
+use crate::tls::TlsError;
+
+/// How a connection came to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum End {
+    /// The client closed a running session.
+    #[error("client closed the session")]
+    ClientClosed,
+    /// Postgres closed a running session.
+    #[error("Postgres closed the session")]
+    UpstreamClosed,
+    /// A CancelRequest was handed to Postgres, which answers by closing.
+    #[error("cancel request forwarded")]
+    Cancelled,
+    /// The client went away before it was logged in.
+    #[error("client hung up during the login")]
+    ClientGone,
+    /// The plaintext bytes before TLS were refused.
+    #[error("{0}")]
+    Opening(#[from] OpeningError),
+    /// TLS could not be agreed on.
+    #[error("TLS handshake failed: {0}")]
+    TlsHandshake(TlsError),
+    /// The setting asks for ALPN `postgresql` and the client offered none.
+    #[error("client offered no ALPN protocol")]
+    AlpnMissing,
+    /// The TLS session broke after its handshake.
+    #[error("TLS session failed: {0}")]
+    TlsSession(TlsError),
+    /// The client's login messages were refused.
+    #[error("{0}")]
+    Frontend(#[from] FrontendError),
+    /// Wrong secret, wrong role, unknown role: nobody can tell which.
+    #[error("password authentication failed")]
+    AuthenticationFailed,
+    /// The connection limit is reached.
+    #[error("connection limit reached")]
+    TooManyConnections,
+    /// Postgres could not be connected to.
+    #[error("cannot connect to Postgres: {0}")]
+    UpstreamUnreachable(io::Error),
+    /// The login injected into Postgres failed.
+    #[error("pg_auth_inject failed: {0}")]
+    Inject(#[from] BackendError),
+    /// Postgres accepted the password and then refused the session; its own
+    /// ErrorResponse has reached the client.
+    #[error("Postgres refused the session: SQLSTATE {0}")]
+    UpstreamRefused(SqlState),
+    /// The login deadline passed.
+    #[error("login not completed in time")]
+    LoginTimeout,
+    /// The idle timeout passed.
+    #[error("session idle for too long")]
+    IdleTimeout,
+    /// The sidecar is going down and its grace time is over.
+    #[error("sidecar is shutting down")]
+    Shutdown,
+    /// A socket failed.
+    #[error("connection to the client failed: {0}")]
+    ClientIo(io::Error),
+    /// A socket failed.
+    #[error("connection to Postgres failed: {0}")]
+    UpstreamIo(io::Error),
+    /// A peer that was told to go did not read, and was cut off.
+    #[error("peer did not take the last bytes in time")]
+    Stuck,
+    /// A bug of ours; only this connection ends.
+    #[error("panic")]
+    Panic,
+}
+
+/// Whose doing an end was; decides how loud the log is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blame {
+    /// Nobody's: business as usual.
+    Nobody,
+    /// The client's, which an operator need not act on.
+    Client,
+    /// Postgres' or the machine's, which an operator may want to act on.
+    Upstream,
+    /// Ours.
+    Sidecar,
+}
+
+impl End {
+    /// The reason code for logs and metric labels.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            End::ClientClosed => "client_closed",
+            End::UpstreamClosed => "upstream_closed",
+            End::Cancelled => "cancel_forwarded",
+            End::ClientGone => "client_gone",
+            End::Opening(error) => error.code(),
+            End::TlsHandshake(error) | End::TlsSession(error) => tls_code(error),
+            End::AlpnMissing => "alpn_missing",
+            End::Frontend(error) => error.code(),
+            End::AuthenticationFailed => "authentication_failed",
+            End::TooManyConnections => "too_many_connections",
+            End::UpstreamUnreachable(_) => "upstream_unreachable",
+            End::Inject(error) => error.code(),
+            End::UpstreamRefused(_) => "upstream_refused_session",
+            End::LoginTimeout => "login_timeout",
+            End::IdleTimeout => "idle_timeout",
+            End::Shutdown => "shutdown",
+            End::ClientIo(_) => "client_io",
+            End::UpstreamIo(_) => "upstream_io",
+            End::Stuck => "peer_stuck",
+            End::Panic => "panic",
+        }
+    }
+
+    pub(crate) fn blame(&self) -> Blame {
+        match self {
+            End::ClientClosed
+            | End::UpstreamClosed
+            | End::Cancelled
+            | End::IdleTimeout
+            | End::Shutdown => Blame::Nobody,
+            End::ClientGone
+            | End::Opening(_)
+            | End::TlsHandshake(_)
+            | End::AlpnMissing
+            | End::TlsSession(_)
+            | End::Frontend(_)
+            | End::AuthenticationFailed
+            | End::LoginTimeout
+            | End::ClientIo(_)
+            | End::Stuck => Blame::Client,
+            End::TooManyConnections
+            | End::UpstreamUnreachable(_)
+            | End::Inject(_)
+            | End::UpstreamRefused(_)
+            | End::UpstreamIo(_) => Blame::Upstream,
+            End::Panic => Blame::Sidecar,
+        }
+    }
+
+    /// What the client is told, where the protocol has a place for it. The
+    /// texts are an allow-list: nothing of Postgres' or the machine's that is
+    /// not meant for a client gets into them.
+    pub(crate) fn response(&self) -> Option<Vec<u8>> {
+        let fatal = |sqlstate, message: Cow<'_, str>, hint| {
+            let mut out = Vec::with_capacity(128);
+            ErrorResponse::fatal(sqlstate, &message)
+                .with_hint(hint)
+                .encode(&mut out);
+            Some(out)
+        };
+        match self {
+            End::Opening(error) => error.response().map(encoded),
+            End::Frontend(error) => error.response().map(encoded),
+            End::AuthenticationFailed => Some(encoded(wire::error::AUTHENTICATION_FAILED)),
+            End::TooManyConnections => fatal(
+                SqlState::TOO_MANY_CONNECTIONS,
+                "sorry, too many clients already".into(),
+                None,
+            ),
+            End::UpstreamUnreachable(error) => fatal(
+                SqlState::CANNOT_CONNECT_NOW,
+                format!(
+                    "pg_auth_inject failed: cannot connect to Postgres: {}",
+                    io_text(error)
+                )
+                .into(),
+                None,
+            ),
+            End::Inject(error) => fatal(error.response_sqlstate(), self.to_string().into(), None),
+            End::UpstreamIo(_) => fatal(
+                SqlState::CONNECTION_FAILURE,
+                "pg_auth_inject failed: connection to Postgres lost".into(),
+                None,
+            ),
+            End::LoginTimeout => fatal(
+                SqlState::QUERY_CANCELED,
+                "canceling authentication due to timeout".into(),
+                None,
+            ),
+            End::IdleTimeout => fatal(
+                SqlState::IDLE_SESSION_TIMEOUT,
+                "terminating connection due to idle-session timeout".into(),
+                None,
+            ),
+            End::Shutdown => fatal(
+                SqlState::ADMIN_SHUTDOWN,
+                "terminating connection due to administrator command".into(),
+                None,
+            ),
+            End::AlpnMissing => fatal(
+                SqlState::PROTOCOL_VIOLATION,
+                "ALPN protocol \"postgresql\" is required".into(),
+                Some("Connect with sslnegotiation=direct."),
+            ),
+            End::ClientClosed
+            | End::UpstreamClosed
+            | End::Cancelled
+            | End::ClientGone
+            | End::TlsHandshake(_)
+            | End::TlsSession(_)
+            | End::UpstreamRefused(_)
+            | End::ClientIo(_)
+            | End::Stuck
+            | End::Panic => None,
+        }
+    }
+}
+
+fn encoded(response: ErrorResponse<'_>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(128);
+    response.encode(&mut out);
+    out
+}
+
+/// Fixed words for the kinds that happen, without the operating system's own.
+fn io_text(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused",
+        io::ErrorKind::NotFound => "no such socket",
+        io::ErrorKind::PermissionDenied => "permission denied",
+        io::ErrorKind::TimedOut => "timed out",
+        _ => "connection failed",
+    }
+}
+
+fn tls_code(error: &TlsError) -> &'static str {
+    use rustls::Error;
+    match error {
+        TlsError::FragmentedPostHandshake => "tls_fragmented_message",
+        TlsError::KeysExhausted => "tls_keys_exhausted",
+        TlsError::NoRoom | TlsError::NotOpen => "tls_internal",
+        TlsError::Rustls(error) => match error {
+            Error::InvalidMessage(_) => "tls_invalid_message",
+            Error::InappropriateMessage { .. } | Error::InappropriateHandshakeMessage { .. } => {
+                "tls_unexpected_message"
+            }
+            Error::PeerIncompatible(_) => "tls_incompatible",
+            Error::PeerMisbehaved(_) => "tls_misbehaved",
+            Error::AlertReceived(_) => "tls_alert_received",
+            Error::NoApplicationProtocol => "tls_no_application_protocol",
+            Error::DecryptError => "tls_decrypt",
+            Error::PeerSentOversizedRecord => "tls_oversized_record",
+            Error::NoCertificatesPresented | Error::InvalidCertificate(_) => "tls_certificate",
+            _ => "tls_other",
+        },
+    }
+}

@@ -1,0 +1,297 @@
+//! Sockets: listeners that share a port, the dial to Postgres, and one type
+//! for the two kinds of stream.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use monoio::io::{
+    AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable,
+};
+use monoio::net::{TcpStream, UnixStream};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use crate::buffer::Buffer;
+
+/// Pending connections a shard's listener holds; the kernel caps it further at
+/// `net.core.somaxconn` (4,096 since Linux 5.4).
+const BACKLOG: i32 = 4096;
+/// A peer that vanished is noticed after 60 s + 3 × 15 s.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_RETRIES: u32 = 3;
+/// Wait between two tries on a Unix socket whose accept queue is full: unlike
+/// TCP, the kernel then says EAGAIN and offers nothing to wait on.
+const UNIX_QUEUE_FULL_RETRY: Duration = Duration::from_millis(5);
+
+/// Bytes of a refused peer that are read and dropped at the most.
+const LINGER_MOST: usize = 1024 * 1024;
+
+/// Where Postgres listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// An IP address and a port.
+    Tcp(SocketAddr),
+    /// The path of a Unix socket, e.g. `/run/postgresql/.s.PGSQL.5432`.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Endpoint::Tcp(address) => address.fmt(f),
+            Endpoint::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+impl Endpoint {
+    /// The socket address to connect to.
+    ///
+    /// # Errors
+    /// A Unix path past 107 bytes (`sun_path`).
+    pub fn sock_addr(&self) -> io::Result<SockAddr> {
+        match self {
+            Endpoint::Tcp(address) => Ok(SockAddr::from(*address)),
+            Endpoint::Unix(path) => SockAddr::unix(path),
+        }
+    }
+}
+
+/// Binds `count` listeners to one address with `SO_REUSEPORT`; port 0 becomes
+/// one free port for all of them.
+///
+/// `SO_REUSEPORT` would let a second copy of the process join in silently and
+/// take half of the connections, so a plain bind is tried first.
+///
+/// # Errors
+/// The address is in use, not local, or not permitted.
+pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::TcpListener>> {
+    drop(listening_socket(address, false)?);
+    let first = listening_socket(address, true)?;
+    let address = first
+        .local_addr()?
+        .as_socket()
+        .ok_or(io::ErrorKind::AddrNotAvailable)?;
+    let mut listeners = vec![first];
+    for _ in 1..count {
+        listeners.push(listening_socket(address, true)?);
+    }
+    for listener in &listeners {
+        listener.listen(BACKLOG)?;
+    }
+    Ok(listeners.into_iter().map(Into::into).collect())
+}
+
+fn listening_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// What every TCP connection gets: no Nagle delay, and keepalive.
+///
+/// # Errors
+/// The socket is gone already.
+pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_tcp_keepalive(
+        Some(KEEPALIVE_IDLE),
+        Some(KEEPALIVE_INTERVAL),
+        Some(KEEPALIVE_RETRIES),
+    )
+}
+
+/// A connected byte stream.
+pub(crate) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// The reading half of a [`Stream`].
+pub(crate) enum ReadHalf {
+    Tcp(OwnedReadHalf<TcpStream>),
+    Unix(OwnedReadHalf<UnixStream>),
+}
+
+/// The writing half of a [`Stream`]; dropping it sends FIN.
+pub(crate) enum WriteHalf {
+    Tcp(OwnedWriteHalf<TcpStream>),
+    Unix(OwnedWriteHalf<UnixStream>),
+}
+
+impl Stream {
+    /// Connects, or fails by `deadline`.
+    ///
+    /// The connect itself is a non-blocking call of our own: on loopback it is
+    /// done when the call returns, and cancelling monoio 0.2.4's connect
+    /// operation leaks its descriptor.
+    pub(crate) async fn dial(endpoint: &Endpoint, deadline: Instant) -> io::Result<Self> {
+        let address = endpoint.sock_addr()?;
+        let socket = Socket::new(address.domain(), Type::STREAM.nonblocking().cloexec(), None)?;
+        let mut in_progress = false;
+        while let Err(error) = socket.connect(&address) {
+            match error.raw_os_error() {
+                Some(nix::libc::EINPROGRESS) => {
+                    in_progress = true;
+                    break;
+                }
+                Some(nix::libc::EAGAIN) if Instant::now() < deadline => {
+                    monoio::time::sleep(UNIX_QUEUE_FULL_RETRY).await;
+                }
+                _ => return Err(error),
+            }
+        }
+        // io_uring answers EAGAIN for a non-blocking socket instead of waiting.
+        socket.set_nonblocking(monoio::utils::is_legacy())?;
+        let stream = match endpoint {
+            Endpoint::Tcp(_) => {
+                let stream = TcpStream::from_std(socket.into())?;
+                tune(&stream)?;
+                Stream::Tcp(stream)
+            }
+            Endpoint::Unix(_) => Stream::Unix(UnixStream::from_std(socket.into())?),
+        };
+        if in_progress {
+            // A refusal shows at the first write.
+            let left = deadline.saturating_duration_since(Instant::now());
+            monoio::time::timeout(left, stream.writable())
+                .await
+                .map_err(|_| io::ErrorKind::TimedOut)??;
+        }
+        Ok(stream)
+    }
+
+    async fn writable(&self) -> io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => stream.writable(true).await,
+            Stream::Unix(stream) => stream.writable(true).await,
+        }
+    }
+
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        match self {
+            Stream::Tcp(stream) => stream.as_raw_fd(),
+            Stream::Unix(stream) => stream.as_raw_fd(),
+        }
+    }
+
+    /// Reads once; 0 is the end of the stream.
+    pub(crate) async fn read(&mut self, buffer: Buffer) -> (io::Result<usize>, Buffer) {
+        match self {
+            Stream::Tcp(stream) => stream.read(buffer).await,
+            Stream::Unix(stream) => stream.read(buffer).await,
+        }
+    }
+
+    /// Writes all of `bytes`.
+    pub(crate) async fn write_all(&mut self, bytes: Vec<u8>) -> io::Result<()> {
+        let (result, bytes) = match self {
+            Stream::Tcp(stream) => stream.write_all(bytes).await,
+            Stream::Unix(stream) => stream.write_all(bytes).await,
+        };
+        drop(zeroize::Zeroizing::new(bytes));
+        result.map(drop)
+    }
+
+    /// Sends FIN and reads what the peer still has to say, until it closes too
+    /// or the watchdog cuts it off. Closing over unread bytes would reset the
+    /// connection and could take our last words with it.
+    pub(crate) async fn linger(&mut self) {
+        let _ = match self {
+            Stream::Tcp(stream) => stream.shutdown().await,
+            Stream::Unix(stream) => stream.shutdown().await,
+        };
+        let mut buffer = Buffer::take(crate::buffer::Size::Small);
+        let mut left = LINGER_MOST;
+        loop {
+            buffer.consume(usize::MAX);
+            let (result, back) = self.read(buffer).await;
+            buffer = back;
+            match result {
+                Ok(n) if n > 0 && n < left => left -= n,
+                _ => return,
+            }
+        }
+    }
+
+    /// Both halves, to be used at the same time.
+    pub(crate) fn into_split(self) -> (ReadHalf, WriteHalf) {
+        match self {
+            Stream::Tcp(stream) => {
+                let (read, write) = stream.into_split();
+                (ReadHalf::Tcp(read), WriteHalf::Tcp(write))
+            }
+            Stream::Unix(stream) => {
+                let (read, write) = stream.into_split();
+                (ReadHalf::Unix(read), WriteHalf::Unix(write))
+            }
+        }
+    }
+}
+
+impl ReadHalf {
+    /// Reads once; 0 is the end of the stream.
+    #[inline]
+    pub(crate) async fn read(&mut self, buffer: Buffer) -> (io::Result<usize>, Buffer) {
+        match self {
+            ReadHalf::Tcp(half) => half.read(buffer).await,
+            ReadHalf::Unix(half) => half.read(buffer).await,
+        }
+    }
+}
+
+impl WriteHalf {
+    /// Writes all that `buffer` holds and gives it back empty.
+    #[inline]
+    pub(crate) async fn write_all(&mut self, mut buffer: Buffer) -> (io::Result<()>, Buffer) {
+        while !buffer.is_empty() {
+            let (result, back) = match self {
+                WriteHalf::Tcp(half) => half.write(buffer).await,
+                WriteHalf::Unix(half) => half.write(buffer).await,
+            };
+            buffer = back;
+            match result {
+                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
+                Ok(n) => buffer.consume(n),
+                Err(error) => return (Err(error), buffer),
+            }
+        }
+        (Ok(()), buffer)
+    }
+
+    /// Sends FIN: the peer reads the end of the stream.
+    pub(crate) async fn shutdown(&mut self) -> io::Result<()> {
+        match self {
+            WriteHalf::Tcp(half) => half.shutdown().await,
+            WriteHalf::Unix(half) => half.shutdown().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listeners_share_one_free_port() {
+        let listeners = bind("127.0.0.1:0".parse().unwrap(), 3).unwrap();
+        let ports: Vec<_> = listeners
+            .iter()
+            .map(|listener| listener.local_addr().unwrap().port())
+            .collect();
+        assert_ne!(ports[0], 0);
+        assert_eq!(ports, [ports[0]; 3]);
+    }
+
+    #[test]
+    fn a_second_process_cannot_join_the_port_unnoticed() {
+        let listeners = bind("127.0.0.1:0".parse().unwrap(), 2).unwrap();
+        let error = bind(listeners[0].local_addr().unwrap(), 2).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+}

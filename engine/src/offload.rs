@@ -1,0 +1,157 @@
+//! Work that is too long for a shard, done on a thread of its own.
+//!
+//! A shard's turn is at most about 100 µs; SCRAM's PBKDF2 takes a millisecond.
+//! The queue is bounded: a crowd that asks for more waits outside, not in
+//! memory.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::task::{Poll, Waker};
+
+use slab::Slab;
+
+/// Jobs that may wait: about a second's worth of PBKDF2.
+const QUEUE: usize = 1024;
+
+type Work = Box<dyn FnOnce() -> Answer + Send>;
+type Answer = Box<dyn Any + Send>;
+
+/// A job's result, on its way back to the shard that asked.
+pub(crate) struct Done {
+    ticket: usize,
+    answer: Answer,
+}
+
+struct Job {
+    work: Work,
+    reply: Box<dyn FnOnce(Answer) + Send>,
+}
+
+/// The worker thread's door; cloned into every shard.
+#[derive(Clone)]
+pub(crate) struct Worker(SyncSender<Job>);
+
+/// The queue is full, or the job failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Overloaded;
+
+impl Worker {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// The system has no thread left.
+    pub(crate) fn start(name: &str) -> io::Result<Self> {
+        let (queue, jobs) = sync_channel::<Job>(QUEUE);
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                for Job { work, reply } in jobs {
+                    // A job that panics is answered with the wrong type, which
+                    // its asker takes for a refusal; the thread goes on.
+                    let answer = catch_unwind(AssertUnwindSafe(work));
+                    reply(answer.unwrap_or_else(|_| Box::new(())));
+                }
+            })?;
+        Ok(Self(queue))
+    }
+}
+
+enum Slot {
+    Waiting(Option<Waker>),
+    Answered(Answer),
+    /// The asking connection ended first.
+    Abandoned,
+}
+
+/// A shard's side: who waits for which ticket.
+#[derive(Clone, Default)]
+pub(crate) struct Tickets(Rc<RefCell<Slab<Slot>>>);
+
+/// Gives a ticket up when its connection ends first.
+struct Ticket<'a> {
+    tickets: &'a Tickets,
+    number: usize,
+}
+
+impl Tickets {
+    /// Runs `work` on the worker and waits for its answer.
+    ///
+    /// # Errors
+    /// [`Overloaded`] when the queue is full, or the worker died.
+    pub(crate) async fn offload<T: Send + 'static>(
+        &self,
+        worker: &Worker,
+        reply: impl Fn(Done) + Send + 'static,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Overloaded> {
+        let number = self.0.borrow_mut().insert(Slot::Waiting(None));
+        let ticket = Ticket {
+            tickets: self,
+            number,
+        };
+        let job = Job {
+            work: Box::new(move || Box::new(work())),
+            reply: Box::new(move |answer| {
+                reply(Done {
+                    ticket: number,
+                    answer,
+                });
+            }),
+        };
+        match worker.0.try_send(job) {
+            Ok(()) => poll_fn(|cx| ticket.poll(cx.waker()))
+                .await
+                .downcast()
+                .map(|answer| *answer)
+                .map_err(|_| Overloaded),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                // No answer will come for this number.
+                self.0.borrow_mut().remove(number);
+                Err(Overloaded)
+            }
+        }
+    }
+
+    /// Takes an answer from the mailbox to whoever waits for it.
+    pub(crate) fn answer(&self, done: Done) {
+        let mut slots = self.0.borrow_mut();
+        let Some(slot) = slots.get_mut(done.ticket) else {
+            return;
+        };
+        match std::mem::replace(slot, Slot::Answered(done.answer)) {
+            Slot::Waiting(Some(waker)) => waker.wake(),
+            Slot::Waiting(None) | Slot::Answered(_) => {}
+            Slot::Abandoned => drop(slots.remove(done.ticket)),
+        }
+    }
+}
+
+impl Ticket<'_> {
+    fn poll(&self, waker: &Waker) -> Poll<Answer> {
+        let mut slots = self.tickets.0.borrow_mut();
+        if let Some(Slot::Waiting(known)) = slots.get_mut(self.number) {
+            *known = Some(waker.clone());
+            return Poll::Pending;
+        }
+        match slots.try_remove(self.number) {
+            Some(Slot::Answered(answer)) => Poll::Ready(answer),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let mut slots = self.tickets.0.borrow_mut();
+        match slots.get_mut(self.number) {
+            Some(Slot::Answered(_)) => drop(slots.remove(self.number)),
+            Some(slot) => *slot = Slot::Abandoned,
+            None => {}
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! After the login: bytes from one side to the other, looked at by nobody.
+//!
+//! Two half-relays, each strictly one read and then the write of what it
+//! brought, run inside one task. That bounds the memory, passes back-pressure
+//! on in both directions, and lets a busy stream gather larger reads while its
+//! write is under way.
+
+use std::cell::RefCell;
+
+use futures_util::future::try_join;
+
+use crate::buffer::{Buffer, LARGE, SMALL, Size};
+use crate::control::Control;
+use crate::end::End;
+use crate::net::{ReadHalf, Stream, WriteHalf};
+use crate::stream::TlsStream;
+use crate::tls::{Endpoint, Session};
+
+/// Large buffers are given back after this many reads in a row that a small
+/// one would have held.
+const SHRINK_AFTER: u32 = 8;
+
+/// Moves bytes until both directions have ended, or one failed. `first` is
+/// plaintext that came from the plain side together with its last login
+/// message.
+pub(crate) async fn relay<E: Endpoint>(
+    tls: TlsStream<E>,
+    plain: Stream,
+    first: Buffer,
+    control: &Control,
+) -> End {
+    let TlsStream {
+        stream,
+        session,
+        incoming,
+        plain: opened,
+    } = tls;
+    let session = RefCell::new(session);
+    let (tls_read, tls_write) = stream.into_split();
+    let (plain_read, plain_write) = plain.into_split();
+    let opening = Opening {
+        session: &session,
+        control,
+        read: tls_read,
+        write: plain_write,
+    };
+    let sealing = Sealing {
+        session: &session,
+        control,
+        read: plain_read,
+        write: tls_write,
+    };
+    let first_end = RefCell::new(None);
+    let ended = |end: End| {
+        first_end.borrow_mut().get_or_insert(end);
+    };
+    let outcome = try_join(
+        async {
+            opening.run(incoming, opened).await?;
+            ended(End::ClientClosed);
+            Ok(())
+        },
+        async {
+            sealing.run(first).await?;
+            ended(End::UpstreamClosed);
+            // What is left to do is to let the client read and close.
+            control.closing();
+            Ok(())
+        },
+    )
+    .await;
+    let end = match (first_end.into_inner(), outcome) {
+        (Some(end), _) | (None, Err(end)) => end,
+        (None, Ok(_)) => End::ClientClosed,
+    };
+    control.end_or(end)
+}
+
+/// TLS in, plaintext out.
+struct Opening<'a, E> {
+    session: &'a RefCell<Session<E>>,
+    control: &'a Control,
+    read: ReadHalf,
+    write: WriteHalf,
+}
+
+impl<E: Endpoint> Opening<'_, E> {
+    async fn run(mut self, mut incoming: Buffer, mut plain: Buffer) -> Result<(), End> {
+        let mut sizing = Sizing::default();
+        loop {
+            if !plain.is_empty() {
+                self.control.count_received(plain.len());
+                let (result, _) = self.write.write_all(plain).await;
+                if let Err(error) = result {
+                    return self.discard(incoming, error).await;
+                }
+            }
+            if self.session.borrow().peer_closed() {
+                break;
+            }
+            incoming = sizing.fit(incoming.make_room());
+            let (result, filled) = self.read.read(incoming).await;
+            incoming = filled;
+            match result {
+                // Without a close_notify, as many clients do it; Postgres'
+                // messages carry their length, so a cut one is noticed.
+                Ok(0) => break,
+                Ok(n) => sizing.saw(n),
+                Err(error) => return Err(End::ClientIo(error)),
+            }
+            plain = Buffer::take(incoming.size());
+            self.session
+                .borrow_mut()
+                .open(&mut incoming, &mut plain)
+                .map_err(End::TlsSession)?;
+        }
+        // An error here means that Postgres hung up at the same time.
+        let _ = self.write.shutdown().await;
+        Ok(())
+    }
+
+    /// Postgres takes no more bytes: it has closed, and what it said last is
+    /// on its way through the other half. The client's are read and dropped,
+    /// since closing over unread bytes would reset the connection and lose
+    /// those last words.
+    async fn discard(&mut self, mut incoming: Buffer, error: std::io::Error) -> Result<(), End> {
+        let mut bytes = 0;
+        loop {
+            incoming.consume(usize::MAX);
+            let (result, back) = self.read.read(incoming).await;
+            incoming = back;
+            match result {
+                Ok(0) | Err(_) => return Ok(()),
+                Ok(n) => bytes += n,
+            }
+            if bytes > DISCARD_MOST {
+                return Err(End::UpstreamIo(error));
+            }
+        }
+    }
+}
+
+/// Bytes of a client that are read and dropped after Postgres has gone.
+const DISCARD_MOST: usize = 16 * 1024 * 1024;
+
+/// Plaintext in, TLS out.
+struct Sealing<'a, E> {
+    session: &'a RefCell<Session<E>>,
+    control: &'a Control,
+    read: ReadHalf,
+    write: WriteHalf,
+}
+
+impl<E: Endpoint> Sealing<'_, E> {
+    async fn run(mut self, mut plain: Buffer) -> Result<(), End> {
+        let mut sizing = Sizing::default();
+        let cause = loop {
+            if !plain.is_empty() {
+                self.control.count_sent(plain.len());
+                let mut outgoing = Buffer::take(plain.size());
+                self.session
+                    .borrow_mut()
+                    .seal(plain.filled(), &mut outgoing)
+                    .map_err(End::TlsSession)?;
+                plain.consume(usize::MAX);
+                let (result, _) = self.write.write_all(outgoing).await;
+                result.map_err(End::ClientIo)?;
+            }
+            plain = sizing.fit(plain);
+            let (result, filled) = self.read.read(plain).await;
+            plain = filled;
+            match result {
+                Ok(0) => break None,
+                Ok(n) => sizing.saw(n),
+                Err(error) => break Some(error),
+            }
+        };
+        drop(plain);
+        self.say_goodbye().await?;
+        match cause {
+            Some(error) if self.control.asked_to_end().is_none() => Err(End::UpstreamIo(error)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn say_goodbye(&mut self) -> Result<(), End> {
+        let mut outgoing = Buffer::take(Size::Small);
+        {
+            let mut session = self.session.borrow_mut();
+            let order = self.control.asked_to_end().map(End::from);
+            if let Some(text) = order.and_then(|end| end.response()) {
+                session.seal(&text, &mut outgoing).map_err(End::TlsSession)?;
+            }
+            session.close(&mut outgoing).map_err(End::TlsSession)?;
+        }
+        let (result, _) = self.write.write_all(outgoing).await;
+        result.map_err(End::ClientIo)?;
+        self.write.shutdown().await.map_err(End::ClientIo)
+    }
+}
+
+/// Decides between small and large buffers by what the last reads brought.
+#[derive(Default)]
+struct Sizing {
+    streaming: bool,
+    short_reads: u32,
+}
+
+impl Sizing {
+    fn saw(&mut self, n: usize) {
+        if n >= SMALL {
+            self.streaming = true;
+            self.short_reads = 0;
+        } else if self.streaming {
+            self.short_reads += 1;
+            if self.short_reads >= SHRINK_AFTER {
+                *self = Self::default();
+            }
+        }
+    }
+
+    /// The buffer for the next read: this one, or one of the other size.
+    fn fit(&self, buffer: Buffer) -> Buffer {
+        match (self.streaming, buffer.size()) {
+            (true, Size::Small) => buffer.grown(),
+            (false, Size::Large) if buffer.is_empty() => Buffer::take(Size::Small),
+            _ => buffer,
+        }
+    }
+}
+
+const _: () = assert!(SMALL < LARGE);

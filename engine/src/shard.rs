@@ -1,0 +1,296 @@
+//! One thread, one runtime, one listener: a shard owns its connections from
+//! accept to close and shares nothing that is written on the data path.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, RawFd};
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use monoio::net::TcpListener;
+use slab::Slab;
+
+use crate::control::{Control, Order};
+use crate::end::End;
+use crate::log::Journal;
+use crate::mailbox::Mailbox;
+use crate::net::{Stream, tune};
+use crate::offload::{Done, Tickets};
+use crate::sidecar::{self, Facts, Service};
+
+/// Connections past the limit that are let in as far as being told so (53300,
+/// inside TLS), or to send a CancelRequest. Past these the socket just closes.
+const TOLD_OF_THE_LIMIT: usize = 64;
+/// Pause after an accept that failed for want of descriptors or memory.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+
+/// What other threads tell a shard.
+pub(crate) enum Message {
+    /// A worker's answer.
+    Done(Done),
+    /// Accept no more; return when the last connection has ended.
+    Drain,
+    /// The grace time is over.
+    EndAll,
+}
+
+/// How long each part of a connection may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    pub(crate) login: Duration,
+    pub(crate) idle: Option<Duration>,
+}
+
+/// The process-wide connection limit. Touched at accept and at close only.
+pub(crate) struct Limit {
+    most: usize,
+    live: AtomicUsize,
+}
+
+/// A connection's place under the limit, given back when dropped.
+pub(crate) struct Admission {
+    limit: Arc<Limit>,
+    granted: bool,
+}
+
+impl Limit {
+    pub(crate) fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self {
+            most,
+            live: AtomicUsize::new(0),
+        })
+    }
+
+    fn enter(self: &Arc<Self>) -> Option<Admission> {
+        let others = self.live.fetch_add(1, Ordering::Relaxed);
+        let admission = Admission {
+            limit: Arc::clone(self),
+            granted: others < self.most,
+        };
+        (others < self.most.saturating_add(TOLD_OF_THE_LIMIT)).then_some(admission)
+    }
+}
+
+impl Admission {
+    /// Whether this connection may become a session.
+    pub(crate) fn is_granted(&self) -> bool {
+        self.granted
+    }
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        self.limit.live.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Everything that a shard's tasks share.
+pub(crate) struct Shard {
+    pub(crate) service: Service,
+    pub(crate) tickets: Tickets,
+    pub(crate) times: Times,
+    pub(crate) limit: Arc<Limit>,
+    pub(crate) journal: Journal,
+    connections: RefCell<Slab<Rc<Control>>>,
+    draining: Cell<bool>,
+    listener: Cell<Option<RawFd>>,
+    emptied: RefCell<Option<Waker>>,
+}
+
+impl Shard {
+    pub(crate) fn new(
+        service: Service,
+        tickets: Tickets,
+        times: Times,
+        limit: Arc<Limit>,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            service,
+            tickets,
+            times,
+            limit,
+            journal: Journal::default(),
+            connections: RefCell::default(),
+            draining: Cell::new(false),
+            listener: Cell::new(None),
+            emptied: RefCell::new(None),
+        })
+    }
+
+    /// Serves until drained.
+    ///
+    /// # Errors
+    /// The listener or the mailbox cannot be used.
+    pub(crate) async fn run(
+        self: Rc<Self>,
+        listener: std::net::TcpListener,
+        mailbox: Mailbox<Message>,
+    ) -> io::Result<()> {
+        listener.set_nonblocking(monoio::utils::is_legacy())?;
+        let listener = TcpListener::from_std(listener)?;
+        self.listener.set(Some(listener.as_raw_fd()));
+        let mail = Rc::clone(&self);
+        let delivery = monoio::spawn(mailbox.deliver(move |message| mail.take(message)));
+        self.accept_all(&listener).await;
+        self.listener.set(None);
+        drop(listener);
+        self.all_ended().await;
+        drop(delivery);
+        Ok(())
+    }
+
+    fn take(&self, message: Message) -> bool {
+        match message {
+            Message::Done(done) => self.tickets.answer(done),
+            Message::Drain => {
+                self.draining.set(true);
+                if let Some(fd) = self.listener.get() {
+                    // Ends the accept that is waiting, which must not be
+                    // cancelled: monoio 0.2.4 would leak the accepted socket.
+                    let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Both);
+                }
+            }
+            Message::EndAll => {
+                let controls: Vec<_> = self
+                    .connections
+                    .borrow()
+                    .iter()
+                    .map(|(_, control)| Rc::clone(control))
+                    .collect();
+                for control in controls {
+                    control.end(Order::Shutdown);
+                }
+            }
+        }
+        true
+    }
+
+    async fn accept_all(self: &Rc<Self>, listener: &TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) => {
+                    if let Some(admission) = self.limit.enter() {
+                        monoio::spawn(Rc::clone(self).connection(stream, peer, admission));
+                    } else {
+                        self.journal.dropped_at_the_limit(peer);
+                    }
+                }
+                Err(_) if self.draining.get() => return,
+                Err(error) => {
+                    tracing::error!(%error, "accept failed");
+                    monoio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+    }
+
+    /// One connection from accept to its log line.
+    async fn connection(
+        self: Rc<Self>,
+        stream: monoio::net::TcpStream,
+        peer: SocketAddr,
+        admission: Admission,
+    ) {
+        let started = Instant::now();
+        let control = Rc::new(Control::new(started + self.times.login));
+        let key = self.connections.borrow_mut().insert(Rc::clone(&control));
+        let facts = Rc::new(RefCell::new(Facts::default()));
+        let end = match tune(&stream) {
+            Ok(()) => {
+                let story = sidecar::serve(
+                    &self.service,
+                    Stream::Tcp(stream),
+                    peer,
+                    &admission,
+                    &control,
+                    &facts,
+                );
+                guarded(watched(story, &control, self.times.idle)).await
+            }
+            Err(error) => End::ClientIo(error),
+        };
+        self.connections.borrow_mut().remove(key);
+        drop(admission);
+        self.journal
+            .ended(peer, &facts.borrow(), started.elapsed(), control.bytes(), &end);
+        if self.connections.borrow().is_empty()
+            && let Some(waker) = self.emptied.take()
+        {
+            waker.wake();
+        }
+    }
+
+    async fn all_ended(&self) {
+        poll_fn(|cx| {
+            if self.connections.borrow().is_empty() {
+                return Poll::Ready(());
+            }
+            *self.emptied.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// Runs a story beside its watchdog. The watchdog only wins when the story did
+/// not end although its sockets are shut: the story is dropped then.
+async fn watched(story: impl Future<Output = End>, control: &Control, idle: Option<Duration>) -> End {
+    let mut story = pin!(story);
+    let mut watchdog = pin!(control.watchdog(idle));
+    poll_fn(|cx| {
+        // The story first: the watchdog then sees its change of phase.
+        if let Poll::Ready(end) = story.as_mut().poll(cx) {
+            return Poll::Ready(end);
+        }
+        watchdog
+            .as_mut()
+            .poll(cx)
+            .map(|order| order.map_or(End::Stuck, End::from))
+    })
+    .await
+}
+
+/// A panic ends the connection that it happened in, and no other.
+async fn guarded(story: impl Future<Output = End>) -> End {
+    AssertUnwindSafe(story)
+        .catch_unwind()
+        .await
+        .unwrap_or(End::Panic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_ends_one_connection_as_such() {
+        let end = futures_util::FutureExt::now_or_never(guarded(async {
+            std::hint::black_box(None::<End>).expect("a bug")
+        }));
+        assert!(matches!(end, Some(End::Panic)));
+    }
+
+    #[test]
+    fn the_limit_tells_some_and_drops_the_rest() {
+        let limit = Limit::new(2);
+        let mut inside: Vec<_> = (0..2).map(|_| limit.enter().unwrap()).collect();
+        assert!(inside.iter().all(Admission::is_granted));
+        let told: Vec<_> = (0..TOLD_OF_THE_LIMIT)
+            .map(|_| limit.enter().unwrap())
+            .collect();
+        assert!(!told.iter().any(Admission::is_granted));
+        assert!(limit.enter().is_none());
+        assert_eq!(limit.live.load(Ordering::Relaxed), 2 + TOLD_OF_THE_LIMIT);
+        drop(told);
+        inside.pop();
+        assert!(limit.enter().unwrap().is_granted());
+    }
+}

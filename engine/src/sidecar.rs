@@ -1,0 +1,303 @@
+//! A client's way in, top to bottom: opening bytes, TLS, login, Postgres,
+//! relay, close. One function a step, in that order.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::server::UnbufferedServerConnection;
+use wire::frontend::{AwaitStartup, PasswordStep, StartupStep, request_password};
+use wire::opening::{Openings, Policy, Step};
+use wire::startup::{ProtocolVersion, Startup};
+
+use crate::buffer::{Buffer, Size};
+use crate::control::Control;
+use crate::end::End;
+use crate::net::Stream;
+use crate::relay::relay;
+use crate::roles::{Gatekeeper, Role};
+use crate::shard::Admission;
+use crate::stream::{StreamError, TlsStream};
+use crate::tls::Session;
+use crate::upstream::{self, Credential, Injector};
+
+/// What every connection of a shard is served with.
+pub(crate) struct Service {
+    pub(crate) tls: Arc<ServerConfig>,
+    pub(crate) gatekeeper: Arc<Gatekeeper>,
+    pub(crate) injector: Injector,
+    pub(crate) plaintext_cancel: bool,
+    pub(crate) proxy_protocol_from: Vec<ipnet::IpNet>,
+    pub(crate) require_alpn: bool,
+}
+
+/// What the log line at the end wants to know.
+#[derive(Debug, Default)]
+pub(crate) struct Facts {
+    /// The client behind a PROXY header.
+    pub(crate) proxied: Option<SocketAddr>,
+    pub(crate) role: Option<Role>,
+    pub(crate) tls: Option<rustls::ProtocolVersion>,
+}
+
+type Client = TlsStream<UnbufferedServerConnection>;
+
+/// Serves one accepted connection to its end.
+pub(crate) async fn serve(
+    service: &Service,
+    mut stream: Stream,
+    peer: SocketAddr,
+    admission: &Admission,
+    control: &Control,
+    facts: &RefCell<Facts>,
+) -> End {
+    let _leash = control.hold_client(stream.raw_fd());
+    let incoming = match open(service, &mut stream, peer, control, facts).await {
+        Ok(Opened::Tls(incoming)) => incoming,
+        Ok(Opened::Cancel(packet)) => {
+            return upstream::cancel(&service.injector, packet, control).await;
+        }
+        Err(end) => return refuse_in_plaintext(&mut stream, end, control).await,
+    };
+    let mut client = match encrypt(service, stream, incoming, control, facts).await {
+        Ok(client) => client,
+        Err(end) => return end,
+    };
+    // Boxed: what only the login needs is given back before the relay.
+    let login = Box::pin(log_in(service, &mut client, admission, control, facts)).await;
+    match login {
+        Ok(Entry::Session(session)) => {
+            let upstream::LoggedIn { stream, first } = session;
+            let _leash = control.hold_upstream(stream.raw_fd());
+            control.login_done();
+            relay(client, stream, first, control).await
+        }
+        Ok(Entry::Cancel(packet)) => {
+            let end = upstream::cancel(&service.injector, packet, control).await;
+            client.close().await;
+            end
+        }
+        Err(end) => refuse(&mut client, end, control).await,
+    }
+}
+
+enum Opened {
+    /// A ClientHello comes, or its first bytes are here.
+    Tls(Buffer),
+    Cancel(Vec<u8>),
+}
+
+/// The plaintext bytes before TLS.
+async fn open(
+    service: &Service,
+    stream: &mut Stream,
+    peer: SocketAddr,
+    control: &Control,
+    facts: &RefCell<Facts>,
+) -> Result<Opened, End> {
+    let mut openings = Openings::new(Policy {
+        plaintext_cancel: service.plaintext_cancel,
+        proxy_protocol: service
+            .proxy_protocol_from
+            .iter()
+            .any(|network| network.contains(&peer.ip().to_canonical())),
+    });
+    let mut incoming = Buffer::take(Size::Small);
+    loop {
+        match openings.advance(incoming.filled()) {
+            Step::Read(next) => {
+                openings = next;
+                let (result, filled) = stream.read(incoming.make_room()).await;
+                incoming = filled;
+                match result {
+                    Ok(0) => return Err(control.end_or(End::ClientGone)),
+                    Ok(_) => {}
+                    Err(error) => return Err(control.end_or(End::ClientIo(error))),
+                }
+            }
+            Step::Answer {
+                byte,
+                consumed,
+                next,
+            } => {
+                openings = next;
+                incoming.consume(consumed);
+                stream
+                    .write_all(vec![byte])
+                    .await
+                    .map_err(|error| control.end_or(End::ClientIo(error)))?;
+            }
+            Step::Proxied {
+                source,
+                consumed,
+                next,
+            } => {
+                openings = next;
+                incoming.consume(consumed);
+                facts.borrow_mut().proxied = source;
+            }
+            Step::Tls => return Ok(Opened::Tls(incoming)),
+            Step::Cancel(request) => return Ok(Opened::Cancel(request.as_bytes().to_vec())),
+            Step::Refuse(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The TLS handshake.
+async fn encrypt(
+    service: &Service,
+    stream: Stream,
+    incoming: Buffer,
+    control: &Control,
+    facts: &RefCell<Facts>,
+) -> Result<Client, End> {
+    let connection = UnbufferedServerConnection::new(Arc::clone(&service.tls))
+        .map_err(|error| End::TlsHandshake(error.into()))?;
+    let mut client = TlsStream::new(stream, Session::new(connection), incoming);
+    let handshake = client.handshake().await;
+    handshake.map_err(|error| {
+        control.end_or(match error {
+            StreamError::Eof => End::ClientGone,
+            StreamError::Io(error) => End::ClientIo(error),
+            StreamError::Tls(error) => End::TlsHandshake(error),
+        })
+    })?;
+    facts.borrow_mut().tls = client.session.common().protocol_version();
+    Ok(client)
+}
+
+enum Entry {
+    Session(upstream::LoggedIn),
+    Cancel(Vec<u8>),
+}
+
+/// From the first message inside TLS to ReadyForQuery.
+async fn log_in(
+    service: &Service,
+    client: &mut Client,
+    admission: &Admission,
+    control: &Control,
+    facts: &RefCell<Facts>,
+) -> Result<Entry, End> {
+    let startup = match read_startup(client, control).await? {
+        FirstMessage::Startup(startup) => startup,
+        FirstMessage::Cancel(packet) => return Ok(Entry::Cancel(packet)),
+    };
+    if service.require_alpn && client.session.common().alpn_protocol().is_none() {
+        return Err(End::AlpnMissing);
+    }
+    // Only known names get into the log: others may be a mistyped password.
+    let role = Role::from_name(startup.role());
+    facts.borrow_mut().role = role;
+    if !admission.is_granted() {
+        return Err(End::TooManyConnections);
+    }
+    let (credential, version) = check_password(service, client, &startup, role, control).await?;
+    let stream = service.injector.dial(control).await?;
+    let leash = control.hold_upstream(stream.raw_fd());
+    let session = service
+        .injector
+        .inject(stream, client, &startup, version, &credential, control)
+        .await?;
+    drop(leash);
+    Ok(Entry::Session(session))
+}
+
+enum FirstMessage {
+    Startup(Startup),
+    Cancel(Vec<u8>),
+}
+
+async fn read_startup(client: &mut Client, control: &Control) -> Result<FirstMessage, End> {
+    let mut await_startup = AwaitStartup::new();
+    loop {
+        match await_startup.advance(client.plain.filled()) {
+            StartupStep::Read(next) => await_startup = next,
+            StartupStep::Startup { message, consumed } => {
+                let startup = message.to_owned();
+                client.plain.consume(consumed);
+                return Ok(FirstMessage::Startup(startup));
+            }
+            StartupStep::Cancel(request) => {
+                return Ok(FirstMessage::Cancel(request.as_bytes().to_vec()));
+            }
+            StartupStep::Refuse(error) => return Err(error.into()),
+        }
+        read_more(client, control).await?;
+    }
+}
+
+/// Asks for the secret and compares it. No Postgres is involved yet.
+async fn check_password(
+    service: &Service,
+    client: &mut Client,
+    startup: &Startup,
+    role: Option<Role>,
+    control: &Control,
+) -> Result<(Arc<Credential>, ProtocolVersion), End> {
+    let newest = service.injector.knowledge.newest_or_oldest().await;
+    let mut question = Vec::new();
+    let (mut await_password, version) = request_password(startup, newest, &mut question);
+    client
+        .send(&question)
+        .await
+        .map_err(|error| client_end(error, control))?;
+    loop {
+        match await_password.advance(client.plain.filled()) {
+            PasswordStep::Read(next) => await_password = next,
+            PasswordStep::Password { password, consumed } => {
+                let admitted = service.gatekeeper.admit(role, password).cloned();
+                client.plain.consume(consumed);
+                client.plain.wipe_used();
+                client.incoming.wipe_used();
+                return match admitted {
+                    Some(credential) => Ok((credential, version)),
+                    None => Err(End::AuthenticationFailed),
+                };
+            }
+            PasswordStep::Refuse(error) => return Err(error.into()),
+        }
+        read_more(client, control).await?;
+    }
+}
+
+async fn read_more(client: &mut Client, control: &Control) -> Result<(), End> {
+    client
+        .read_more()
+        .await
+        .map_err(|error| client_end(error, control))
+}
+
+fn client_end(error: StreamError, control: &Control) -> End {
+    control.end_or(match error {
+        StreamError::Eof => End::ClientGone,
+        StreamError::Io(error) => End::ClientIo(error),
+        StreamError::Tls(error) => End::TlsSession(error),
+    })
+}
+
+/// Says why inside TLS, and lets the client read it.
+async fn refuse(client: &mut Client, end: End, control: &Control) -> End {
+    control.closing();
+    if let Some(text) = end.response()
+        && client.send(&text).await.is_err()
+    {
+        return end;
+    }
+    client.close().await;
+    client.stream.linger().await;
+    end
+}
+
+/// Says why in plaintext, and lets the client read it.
+async fn refuse_in_plaintext(stream: &mut Stream, end: End, control: &Control) -> End {
+    control.closing();
+    if let Some(text) = end.response()
+        && stream.write_all(text).await.is_ok()
+    {
+        stream.linger().await;
+    }
+    end
+}
+

@@ -1,0 +1,439 @@
+//! The login to Postgres, where we are the client and know the password that our client does not.
+//!
+//! It exists to inject that password and nothing else: up to AuthenticationOk it talks, from there it
+//! only watches whole messages go by until Postgres is ready. It must never let a byte of the
+//! authentication exchange reach the client, never pass on AuthenticationOk from a server that began
+//! SCRAM and did not finish it, and never change a message that it passes on.
+
+use std::fmt;
+
+use md5::Md5;
+use sha2::Digest;
+use zeroize::Zeroizing;
+
+pub use crate::error::BackendError;
+use crate::error::{MAX_REFUSAL_TEXT, SqlState, cut};
+use crate::message::{Cursor, Frame, FrameError, write_c_str, write_tagged, write_untagged};
+use crate::scram::{self, Challenge, FirstSent, Hashing, Keys, ProofSent};
+use crate::secret::Password;
+use crate::startup::{ProtocolVersion, Startup};
+
+mod ready;
+pub use ready::{AwaitReady, ReadyStep};
+
+/// Largest length word of an Authentication or NegotiateProtocolVersion message, in bytes.
+/// [libpq `fe-connect.c`, PQconnectPoll: 2,000]
+pub const MAX_AUTHENTICATION: usize = 2_000;
+
+/// Largest length word of any other message before ReadyForQuery, in bytes.
+/// [libpq `fe-connect.c`, MAX_ERRLEN, and `fe-protocol3.c`, pqParseInput3: 30,000]
+pub const MAX_LOGIN_MESSAGE: usize = 30_000;
+
+/// Most notices taken and dropped before AuthenticationOk. Postgres sends none there; extensions may
+/// send one or two.
+pub const MAX_NOTICES: u8 = 16;
+
+/// Most bytes kept of `server_version`. Distributors' additions make it up to about 50.
+pub const MAX_SERVER_VERSION: usize = 128;
+
+/// Codes in an Authentication message. [PostgreSQL 18, protocol message formats]
+mod code {
+    pub(super) const OK: u32 = 0;
+    pub(super) const CLEARTEXT_PASSWORD: u32 = 3;
+    pub(super) const MD5_PASSWORD: u32 = 5;
+    pub(super) const SASL: u32 = 10;
+    pub(super) const SASL_CONTINUE: u32 = 11;
+    pub(super) const SASL_FINAL: u32 = 12;
+}
+
+/// A login that is under way. Holds no password.
+pub struct Backend {
+    role: String,
+    notices: u8,
+    stage: Stage,
+}
+
+#[derive(PartialEq, Eq)]
+enum Stage {
+    /// The StartupMessage was sent.
+    Started {
+        nonce: [u8; scram::RAW_NONCE_LEN],
+    },
+    PasswordSent,
+    ScramFirstSent(FirstSent),
+    ScramProofSent(ProofSent),
+    ScramVerified,
+}
+
+impl Stage {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Started { .. } => "Started",
+            Self::PasswordSent => "PasswordSent",
+            Self::ScramFirstSent(_) => "ScramFirstSent",
+            Self::ScramProofSent(_) => "ScramProofSent",
+            Self::ScramVerified => "ScramVerified",
+        }
+    }
+}
+
+/// Shows the stage only.
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Backend({})", self.stage.name())
+    }
+}
+
+/// What to do next. Whatever the step, what was appended to `out` is to be sent first, unless it is
+/// [`Refuse`](Self::Refuse).
+#[derive(Debug)]
+pub enum BackendStep {
+    /// Drop `consumed` bytes, then read more. A buffer of [`MAX_LOGIN_MESSAGE`] + 1 bytes is enough.
+    Read {
+        /// Bytes dealt with.
+        consumed: usize,
+        /// The state to go on with.
+        next: Backend,
+    },
+    /// Drop `consumed` bytes, derive [`Keys`] from the password, then [`AwaitKeys::resume`].
+    DeriveKeys {
+        /// For [`Keys::derive`]. Not empty.
+        salt: Vec<u8>,
+        /// For [`Keys::derive`]: 1 to [`MAX_ITERATIONS`](scram::MAX_ITERATIONS).
+        iterations: u32,
+        /// Bytes dealt with.
+        consumed: usize,
+        /// The state to go on with.
+        next: AwaitKeys,
+    },
+    /// Drop `consumed` bytes. AuthenticationOk is next: it and all behind it are for the client.
+    Authenticated {
+        /// Bytes dealt with.
+        consumed: usize,
+        /// The state to go on with.
+        next: AwaitReady,
+    },
+    /// Close, and send the client [`BackendError::response`].
+    Refuse(BackendError),
+}
+
+impl Backend {
+    /// Begins a login: appends the StartupMessage to `out`.
+    ///
+    /// `version` is what was negotiated with the client. The parameters go as the client sent them and
+    /// in the same order, without the `_pq_.` options. `nonce` is fresh randomness, used if Postgres
+    /// asks for SCRAM.
+    #[must_use]
+    pub fn start(
+        startup: &Startup,
+        version: ProtocolVersion,
+        nonce: [u8; scram::RAW_NONCE_LEN],
+        out: &mut Vec<u8>,
+    ) -> Self {
+        write_untagged(out, |out| {
+            out.extend_from_slice(&version.to_u32().to_be_bytes());
+            for (name, value) in startup.forwarded_parameters() {
+                write_c_str(out, name);
+                write_c_str(out, value);
+            }
+            out.push(0);
+        });
+        Self {
+            role: startup.role().to_owned(),
+            notices: 0,
+            stage: Stage::Started { nonce },
+        }
+    }
+
+    /// Looks at everything read from Postgres and not yet consumed, and appends answers to `out`.
+    ///
+    /// `password` is the one to inject. An empty one is none: Postgres would not take it.
+    #[must_use]
+    pub fn advance(mut self, bytes: &[u8], password: &Password, out: &mut Vec<u8>) -> BackendStep {
+        let mut consumed: usize = 0;
+        loop {
+            let rest = bytes.get(consumed..).unwrap_or_default();
+            let frame = match login_frame(rest) {
+                Ok(Some(frame)) => frame,
+                Ok(None) => {
+                    return BackendStep::Read {
+                        consumed,
+                        next: self,
+                    };
+                }
+                Err(error) => return BackendStep::Refuse(error),
+            };
+            let after = consumed.saturating_add(frame.whole_len());
+            if frame.tag() != b'R' {
+                if let Err(error) = self.aside(frame.tag(), frame.body()) {
+                    return BackendStep::Refuse(error);
+                }
+                consumed = after;
+                continue;
+            }
+            match authentication(self.stage, &self.role, frame.body(), password, out) {
+                Ok(Next::Stage(stage)) => self.stage = stage,
+                Ok(Next::Authenticated) => {
+                    return BackendStep::Authenticated {
+                        consumed,
+                        next: AwaitReady::new(),
+                    };
+                }
+                Ok(Next::DeriveKeys(hashing, challenge)) => {
+                    return BackendStep::DeriveKeys {
+                        salt: hashing.salt,
+                        iterations: hashing.iterations,
+                        consumed: after,
+                        next: AwaitKeys {
+                            role: self.role,
+                            notices: self.notices,
+                            challenge,
+                        },
+                    };
+                }
+                Err(error) => return BackendStep::Refuse(error),
+            }
+            consumed = after;
+        }
+    }
+
+    /// A message that is not about authentication.
+    fn aside(&mut self, tag: u8, body: &[u8]) -> Result<(), BackendError> {
+        match tag {
+            b'E' => Err(refusal(body)),
+            b'v' => Err(BackendError::NegotiatedDown),
+            b'N' if self.notices == MAX_NOTICES => Err(BackendError::TooManyNotices),
+            b'N' => {
+                self.notices = self.notices.saturating_add(1);
+                Ok(())
+            }
+            tag => Err(BackendError::UnexpectedMessage { tag }),
+        }
+    }
+}
+
+/// What one message leads to.
+enum Next {
+    Stage(Stage),
+    DeriveKeys(Hashing, Challenge),
+    Authenticated,
+}
+
+/// One Authentication message.
+fn authentication(
+    stage: Stage,
+    role: &str,
+    body: &[u8],
+    password: &Password,
+    out: &mut Vec<u8>,
+) -> Result<Next, BackendError> {
+    let mut cursor = Cursor::new(body);
+    let code = cursor
+        .u32()
+        .ok_or(BackendError::Malformed("Authentication without a code"))?;
+    let data = cursor.rest();
+    match (stage, code) {
+        (Stage::Started { .. } | Stage::PasswordSent | Stage::ScramVerified, code::OK) => {
+            empty(data)?;
+            Ok(Next::Authenticated)
+        }
+        (Stage::ScramFirstSent(_) | Stage::ScramProofSent(_), code::OK) => {
+            Err(BackendError::AuthOkWithoutServerProof)
+        }
+        (Stage::Started { nonce }, code) => {
+            method(code, data, nonce, role, password, out).map(Next::Stage)
+        }
+        (Stage::ScramFirstSent(first), code::SASL_CONTINUE) => {
+            let (hashing, challenge) = first.challenge(data)?;
+            Ok(Next::DeriveKeys(hashing, challenge))
+        }
+        (Stage::ScramProofSent(proof), code::SASL_FINAL) => {
+            proof.verify(data)?;
+            Ok(Next::Stage(Stage::ScramVerified))
+        }
+        (
+            Stage::PasswordSent
+            | Stage::ScramFirstSent(_)
+            | Stage::ScramProofSent(_)
+            | Stage::ScramVerified,
+            _,
+        ) => Err(BackendError::Malformed("Authentication out of order")),
+    }
+}
+
+/// The first Authentication message, unless it was AuthenticationOk: the choice of a method.
+fn method(
+    code: u32,
+    data: &[u8],
+    nonce: [u8; scram::RAW_NONCE_LEN],
+    role: &str,
+    password: &Password,
+    out: &mut Vec<u8>,
+) -> Result<Stage, BackendError> {
+    match code {
+        code::CLEARTEXT_PASSWORD => {
+            empty(data)?;
+            write_password(out, known(password)?.as_bytes());
+            Ok(Stage::PasswordSent)
+        }
+        code::MD5_PASSWORD => {
+            let salt = data
+                .try_into()
+                .map_err(|_| BackendError::Malformed("md5 salt"))?;
+            let hash = md5_password(role.as_bytes(), known(password)?, salt);
+            write_password(out, hash.as_bytes());
+            Ok(Stage::PasswordSent)
+        }
+        code::SASL => {
+            offers_scram(data)?;
+            known(password)?;
+            let first = FirstSent::new(nonce);
+            write_client_first(out, &first);
+            Ok(Stage::ScramFirstSent(first))
+        }
+        code => Err(BackendError::UnsupportedAuthMethod { code }),
+    }
+}
+
+/// A login that waits for SCRAM keys.
+pub struct AwaitKeys {
+    role: String,
+    notices: u8,
+    challenge: Challenge,
+}
+
+/// Shows nothing of the exchange.
+impl fmt::Debug for AwaitKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AwaitKeys")
+    }
+}
+
+impl AwaitKeys {
+    /// Goes on with `keys`, derived from the password with the salt and count of
+    /// [`BackendStep::DeriveKeys`]. Appends SCRAM's client-final-message to `out`.
+    pub fn resume(self, keys: &Keys, out: &mut Vec<u8>) -> Backend {
+        let (message, proof) = self.challenge.answer(keys);
+        write_tagged(out, b'p', |out| out.extend_from_slice(message.as_bytes()));
+        Backend {
+            role: self.role,
+            notices: self.notices,
+            stage: Stage::ScramProofSent(proof),
+        }
+    }
+}
+
+/// The message at the start of `bytes`, if it is one that may come before AuthenticationOk.
+pub(crate) fn login_frame(bytes: &[u8]) -> Result<Option<Frame<'_>>, BackendError> {
+    match bytes.first() {
+        None => Ok(None),
+        Some(b'R' | b'v') => read(bytes, MAX_AUTHENTICATION),
+        Some(b'E' | b'N') => read(bytes, MAX_LOGIN_MESSAGE),
+        Some(tag) => Err(BackendError::UnexpectedMessage { tag: *tag }),
+    }
+}
+
+fn read(bytes: &[u8], cap: usize) -> Result<Option<Frame<'_>>, BackendError> {
+    Frame::read(bytes, cap).map_err(|error| match error {
+        FrameError::TooLong { tag, length } => BackendError::MessageTooLong { tag, length },
+        FrameError::TooShort { .. } => BackendError::Malformed("length below 4"),
+    })
+}
+
+/// What an ErrorResponse says.
+pub(crate) fn refusal(body: &[u8]) -> BackendError {
+    const MALFORMED: BackendError = BackendError::Malformed("ErrorResponse");
+    let mut cursor = Cursor::new(body);
+    let (mut sqlstate, mut message) = (None, None);
+    loop {
+        match (cursor.u8(), &sqlstate) {
+            (None, _) => return MALFORMED,
+            (Some(0), _) => break,
+            (Some(field), _) => match (field, cursor.c_str()) {
+                (_, None) => return MALFORMED,
+                (b'C', Some(text)) => sqlstate = SqlState::new(text),
+                (b'M', Some(text)) => message = Some(clean(text, MAX_REFUSAL_TEXT)),
+                (_, Some(_)) => {}
+            },
+        }
+    }
+    match (sqlstate, message, cursor.is_empty()) {
+        (Some(sqlstate), Some(message), true) => BackendError::Refused { sqlstate, message },
+        _ => MALFORMED,
+    }
+}
+
+/// Text of the server that may go into one line of a log: cut, and without control characters.
+fn clean(text: &[u8], cap: usize) -> String {
+    // Cut before decoding, so that the work is bounded too.
+    let text = String::from_utf8_lossy(text.get(..cap).unwrap_or(text));
+    let text: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    cut(&text, cap).to_owned()
+}
+
+fn empty(data: &[u8]) -> Result<(), BackendError> {
+    if data.is_empty() {
+        Ok(())
+    } else {
+        Err(BackendError::Malformed(
+            "bytes behind an Authentication code",
+        ))
+    }
+}
+
+/// Postgres takes no empty password, so an empty one in the configuration is none. As libpq has it.
+fn known(password: &Password) -> Result<&Password, BackendError> {
+    if password.as_bytes().is_empty() {
+        return Err(BackendError::PasswordMissing);
+    }
+    Ok(password)
+}
+
+/// Whether SCRAM-SHA-256 is in a list of mechanisms. Never its -PLUS form: there is no TLS to bind to.
+fn offers_scram(list: &[u8]) -> Result<(), BackendError> {
+    let mut cursor = Cursor::new(list);
+    let mut offered = false;
+    loop {
+        match cursor.c_str() {
+            None => return Err(BackendError::Malformed("list of SASL mechanisms")),
+            Some(b"") => break,
+            Some(mechanism) => offered |= mechanism == scram::MECHANISM,
+        }
+    }
+    if !cursor.is_empty() {
+        return Err(BackendError::Malformed("list of SASL mechanisms"));
+    }
+    if !offered {
+        return Err(BackendError::UnsupportedAuthMethod { code: code::SASL });
+    }
+    Ok(())
+}
+
+fn write_password(out: &mut Vec<u8>, password: &[u8]) {
+    write_tagged(out, b'p', |out| write_c_str(out, password));
+}
+
+fn write_client_first(out: &mut Vec<u8>, first: &FirstSent) {
+    let message = first.message();
+    write_tagged(out, b'p', |out| {
+        write_c_str(out, scram::MECHANISM);
+        // About 40 bytes.
+        let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
+        out.extend_from_slice(&length.to_be_bytes());
+        out.extend_from_slice(message.as_bytes());
+    });
+}
+
+/// `"md5" + hex(md5(hex(md5(password + role)) + salt))`.
+/// [PostgreSQL 18, protocol message flow, AuthenticationMD5Password]
+fn md5_password(role: &[u8], password: &Password, salt: [u8; 4]) -> Zeroizing<String> {
+    let digest = Md5::new()
+        .chain_update(password.as_bytes())
+        .chain_update(role);
+    let inner = Zeroizing::new(format!("{:x}", digest.finalize()));
+    let digest = Md5::new().chain_update(inner.as_bytes()).chain_update(salt);
+    Zeroizing::new(format!("md5{:x}", digest.finalize()))
+}

@@ -1,0 +1,137 @@
+//! From AuthenticationOk to ReadyForQuery: a file of its own for its length.
+//!
+//! It must never change, drop or reorder a byte of what it lets through.
+
+use super::{
+    MAX_AUTHENTICATION, MAX_LOGIN_MESSAGE, MAX_SERVER_VERSION, clean, code, read, refusal,
+};
+use crate::error::{BackendError, SqlState};
+use crate::message::{Cursor, Frame};
+use crate::startup::{MAX_CANCEL_KEY, MIN_CANCEL_KEY};
+
+/// Watches what Postgres tells the client between AuthenticationOk and ReadyForQuery.
+#[derive(Debug, PartialEq, Eq)]
+pub struct AwaitReady {
+    authenticated: bool,
+    server_version: Option<String>,
+}
+
+/// What to do next. `whole` bytes from the start are complete messages for the client, unchanged.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ReadyStep {
+    /// Hand on and drop `whole` bytes (it may be 0), then read more. A buffer of
+    /// [`MAX_LOGIN_MESSAGE`] + 1 bytes is enough.
+    Pass {
+        /// Bytes to hand on.
+        whole: usize,
+        /// The state to go on with.
+        next: AwaitReady,
+    },
+    /// Hand on and drop `whole` bytes, the last of them ReadyForQuery. The session has begun, and what
+    /// lies behind is its.
+    Ready {
+        /// Bytes to hand on.
+        whole: usize,
+        /// ParameterStatus `server_version`, if it came: at most [`MAX_SERVER_VERSION`] bytes.
+        server_version: Option<String>,
+    },
+    /// Hand on `whole` bytes, the last of them Postgres's ErrorResponse, then close.
+    Failed {
+        /// Bytes to hand on.
+        whole: usize,
+        /// What the client is told by it. Its text may name start-up parameters, so it is not here.
+        sqlstate: SqlState,
+    },
+    /// Close, and send the client [`BackendError::response`].
+    Refuse(BackendError),
+}
+
+impl AwaitReady {
+    pub(super) fn new() -> Self {
+        Self {
+            authenticated: false,
+            server_version: None,
+        }
+    }
+
+    /// Looks at everything read from Postgres and not yet handed on.
+    #[must_use]
+    pub fn advance(mut self, bytes: &[u8]) -> ReadyStep {
+        let mut whole: usize = 0;
+        loop {
+            let rest = bytes.get(whole..).unwrap_or_default();
+            let frame = match self.frame(rest) {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return ReadyStep::Pass { whole, next: self },
+                Err(error) => return ReadyStep::Refuse(error),
+            };
+            whole = whole.saturating_add(frame.whole_len());
+            match self.watch(frame) {
+                Ok(Watched::GoOn) => {}
+                Ok(Watched::Ready) => {
+                    return ReadyStep::Ready {
+                        whole,
+                        server_version: self.server_version,
+                    };
+                }
+                Ok(Watched::Failed(sqlstate)) => return ReadyStep::Failed { whole, sqlstate },
+                Err(error) => return ReadyStep::Refuse(error),
+            }
+        }
+    }
+
+    fn frame<'a>(&self, bytes: &'a [u8]) -> Result<Option<Frame<'a>>, BackendError> {
+        let Some(tag) = bytes.first() else {
+            return Ok(None);
+        };
+        match (self.authenticated, *tag) {
+            (false, b'R') => read(bytes, MAX_AUTHENTICATION),
+            (true, b'S' | b'K' | b'N' | b'E' | b'Z') => read(bytes, MAX_LOGIN_MESSAGE),
+            (_, tag) => Err(BackendError::UnexpectedMessage { tag }),
+        }
+    }
+
+    fn watch(&mut self, frame: Frame<'_>) -> Result<Watched, BackendError> {
+        let body = frame.body();
+        match frame.tag() {
+            b'R' if body == code::OK.to_be_bytes() => {
+                self.authenticated = true;
+                Ok(Watched::GoOn)
+            }
+            b'R' => Err(BackendError::Malformed("AuthenticationOk")),
+            b'S' => {
+                if let Some(version) = server_version(body)? {
+                    self.server_version = Some(version);
+                }
+                Ok(Watched::GoOn)
+            }
+            b'K' => match body.len().checked_sub(4) {
+                Some(MIN_CANCEL_KEY..=MAX_CANCEL_KEY) => Ok(Watched::GoOn),
+                _ => Err(BackendError::Malformed("BackendKeyData")),
+            },
+            b'E' => match refusal(body) {
+                BackendError::Refused { sqlstate, .. } => Ok(Watched::Failed(sqlstate)),
+                error => Err(error),
+            },
+            b'Z' if matches!(body, [b'I' | b'T' | b'E']) => Ok(Watched::Ready),
+            b'Z' => Err(BackendError::Malformed("ReadyForQuery")),
+            _ => Ok(Watched::GoOn),
+        }
+    }
+}
+
+enum Watched {
+    GoOn,
+    Ready,
+    Failed(SqlState),
+}
+
+/// The value in a ParameterStatus, if it is that of `server_version`.
+fn server_version(body: &[u8]) -> Result<Option<String>, BackendError> {
+    let mut cursor = Cursor::new(body);
+    let (Some(name), Some(value), true) = (cursor.c_str(), cursor.c_str(), cursor.is_empty())
+    else {
+        return Err(BackendError::Malformed("ParameterStatus"));
+    };
+    Ok((name == b"server_version").then(|| clean(value, MAX_SERVER_VERSION)))
+}

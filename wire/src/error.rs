@@ -1,0 +1,352 @@
+//! Every way to fail, and what the client is told about it.
+//!
+//! It exists so that the log's reason code, the metric's label and the client's text are total
+//! functions of one value, each a single `match` without a wildcard. It must never hold a secret, a
+//! password or a start-up parameter; peer text only from Postgres, cut and cleaned.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use crate::message::{write_c_str, write_tagged};
+use crate::startup::ProtocolVersion;
+
+/// Most bytes of one text field in an ErrorResponse that this crate writes: room for Postgres's own
+/// refusal ([`MAX_REFUSAL_TEXT`]) with a prefix.
+pub const MAX_ERROR_TEXT: usize = 1_024;
+
+/// Most bytes kept of the text with which Postgres refused a login. Its longest login texts are
+/// below 300 bytes; the rest is for translations.
+pub const MAX_REFUSAL_TEXT: usize = 512;
+
+/// A five-character error code. [PostgreSQL 18 documentation, appendix A]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SqlState([u8; 5]);
+
+impl SqlState {
+    /// 08004, the server rejected the establishment of the connection.
+    pub const CONNECTION_REJECTED: Self = Self(*b"08004");
+    /// 08006, connection failure.
+    pub const CONNECTION_FAILURE: Self = Self(*b"08006");
+    /// 08P01, protocol violation.
+    pub const PROTOCOL_VIOLATION: Self = Self(*b"08P01");
+    /// 0A000, feature not supported.
+    pub const FEATURE_NOT_SUPPORTED: Self = Self(*b"0A000");
+    /// 28000, invalid authorization specification.
+    pub const INVALID_AUTHORIZATION: Self = Self(*b"28000");
+    /// 28P01, invalid password.
+    pub const INVALID_PASSWORD: Self = Self(*b"28P01");
+    /// 53300, too many connections.
+    pub const TOO_MANY_CONNECTIONS: Self = Self(*b"53300");
+    /// 57014, query canceled: what Postgres says when authentication takes too long.
+    pub const QUERY_CANCELED: Self = Self(*b"57014");
+    /// 57P01, admin shutdown.
+    pub const ADMIN_SHUTDOWN: Self = Self(*b"57P01");
+    /// 57P03, cannot connect now.
+    pub const CANNOT_CONNECT_NOW: Self = Self(*b"57P03");
+    /// 57P05, idle session timeout.
+    pub const IDLE_SESSION_TIMEOUT: Self = Self(*b"57P05");
+    /// XX000, internal error.
+    pub const INTERNAL_ERROR: Self = Self(*b"XX000");
+
+    /// `None` unless `code` is five digits or upper-case letters.
+    #[must_use]
+    pub fn new(code: &[u8]) -> Option<Self> {
+        let code: [u8; 5] = code.try_into().ok()?;
+        code.iter()
+            .all(|c| c.is_ascii_digit() || c.is_ascii_uppercase())
+            .then_some(Self(code))
+    }
+
+    /// The five characters.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        // Always ASCII, see `new`.
+        std::str::from_utf8(&self.0).unwrap_or("XX000")
+    }
+
+    /// Whether it is of class 28, invalid authorization specification.
+    #[must_use]
+    pub fn is_authorization(&self) -> bool {
+        self.0.starts_with(b"28")
+    }
+}
+
+impl fmt::Display for SqlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for SqlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An ErrorResponse of severity FATAL: the last thing a client is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ErrorResponse<'a> {
+    /// Field `C`.
+    pub sqlstate: SqlState,
+    /// Field `M`. At most [`MAX_ERROR_TEXT`] bytes of it are sent.
+    pub message: Cow<'a, str>,
+    /// Field `H`, if any. At most [`MAX_ERROR_TEXT`] bytes of it are sent.
+    pub hint: Option<&'a str>,
+}
+
+/// The one answer to a wrong secret, a wrong role and an unknown role: always the same bytes.
+pub const AUTHENTICATION_FAILED: ErrorResponse<'static> = ErrorResponse::fatal(
+    SqlState::INVALID_PASSWORD,
+    "authentication_failed: password authentication failed",
+);
+
+impl<'a> ErrorResponse<'a> {
+    /// One with the given text and no hint.
+    #[must_use]
+    pub const fn fatal(sqlstate: SqlState, message: &'a str) -> Self {
+        Self {
+            sqlstate,
+            message: Cow::Borrowed(message),
+            hint: None,
+        }
+    }
+
+    /// One with a text that was put together.
+    pub(crate) fn composed(sqlstate: SqlState, message: String) -> Self {
+        Self {
+            sqlstate,
+            message: Cow::Owned(message),
+            hint: None,
+        }
+    }
+
+    /// The same, with this hint.
+    #[must_use]
+    pub fn with_hint(self, hint: Option<&'a str>) -> Self {
+        Self { hint, ..self }
+    }
+
+    /// Appends the message to `out`: fields S, V, C, M, and H if there is a hint.
+    ///
+    /// A NUL in a text becomes a question mark, as it would end the field.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        write_tagged(out, b'E', |out| {
+            write_field(out, b'S', "FATAL");
+            write_field(out, b'V', "FATAL");
+            write_field(out, b'C', self.sqlstate.as_str());
+            write_field(out, b'M', &self.message);
+            if let Some(hint) = self.hint {
+                write_field(out, b'H', hint);
+            }
+            out.push(0);
+        });
+    }
+}
+
+fn write_field(out: &mut Vec<u8>, code: u8, text: &str) {
+    out.push(code);
+    let text = cut(text, MAX_ERROR_TEXT);
+    if text.contains('\0') {
+        write_c_str(out, text.replace('\0', "?").as_bytes());
+    } else {
+        write_c_str(out, text.as_bytes());
+    }
+}
+
+/// The longest start of `text` that is at most `cap` bytes and ends between two characters.
+pub(crate) fn cut(text: &str, cap: usize) -> &str {
+    let mut end = cap.min(text.len());
+    while !text.is_char_boundary(end) {
+        end = end.saturating_sub(1);
+    }
+    text.get(..end).unwrap_or_default()
+}
+
+/// What is wrong with the first bytes on the port. The client is to blame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpeningError {
+    /// Bytes that begin no known opening.
+    #[error("the first bytes are no known opening")]
+    Garbage,
+    /// TLS was agreed on, and something else followed.
+    #[error("something other than TLS followed the agreement on TLS")]
+    NotTls,
+    /// Bytes behind a request for encryption, before its answer: CVE-2021-23214.
+    #[error("bytes arrived between a request for encryption and its answer")]
+    EarlyBytes,
+    /// SSLRequest or GSSENCRequest a second time.
+    #[error("the same encryption was requested twice")]
+    RepeatedRequest,
+    /// A StartupMessage without TLS.
+    #[error("a StartupMessage arrived in plaintext")]
+    PlaintextStartup,
+    /// A CancelRequest without TLS, where the policy does not allow it.
+    #[error("a CancelRequest arrived in plaintext")]
+    PlaintextCancel,
+    /// A PROXY header from a peer that may not send one.
+    #[error("a PROXY header arrived from a peer that may not send one")]
+    ProxyNotAllowed,
+    /// A PROXY header that is not the very first thing on the connection.
+    #[error("a PROXY header arrived after the beginning")]
+    ProxyMisplaced,
+    /// A PROXY header that breaks its specification.
+    #[error("the PROXY header is malformed")]
+    ProxyMalformed,
+    /// A PROXY header above its cap.
+    #[error("the PROXY header is too long")]
+    ProxyTooLong,
+}
+
+impl OpeningError {
+    /// The reason code for log and metric: a closed list, unique in this crate.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Garbage => "garbage",
+            Self::NotTls => "not_tls",
+            Self::EarlyBytes => "early_bytes",
+            Self::RepeatedRequest => "repeated_request",
+            Self::PlaintextStartup => "plaintext_startup",
+            Self::PlaintextCancel => "plaintext_cancel",
+            Self::ProxyNotAllowed => "proxy_not_allowed",
+            Self::ProxyMisplaced => "proxy_misplaced",
+            Self::ProxyMalformed => "proxy_malformed",
+            Self::ProxyTooLong => "proxy_too_long",
+        }
+    }
+
+    /// What the client is told in plaintext; `None` where the protocol has no place for it.
+    #[must_use]
+    pub fn response(&self) -> Option<ErrorResponse<'static>> {
+        match self {
+            Self::PlaintextStartup => Some(
+                ErrorResponse::fatal(
+                    SqlState::INVALID_AUTHORIZATION,
+                    "TLS is required: this server takes no plaintext connections",
+                )
+                .with_hint(Some("Connect with sslmode=require or stronger.")),
+            ),
+            Self::EarlyBytes => Some(ErrorResponse::fatal(
+                SqlState::PROTOCOL_VIOLATION,
+                "received unencrypted data after a request for encryption",
+            )),
+            Self::RepeatedRequest => Some(ErrorResponse::fatal(
+                SqlState::PROTOCOL_VIOLATION,
+                "received a second request for encryption",
+            )),
+            Self::Garbage
+            | Self::NotTls
+            | Self::PlaintextCancel
+            | Self::ProxyNotAllowed
+            | Self::ProxyMisplaced
+            | Self::ProxyMalformed
+            | Self::ProxyTooLong => None,
+        }
+    }
+}
+
+/// What is wrong with a client's start-up or password, inside TLS. The client is to blame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrontendError {
+    /// A start-up packet below 8 or above 10,000 bytes.
+    #[error("the start-up packet claims a length of {length} bytes")]
+    InvalidStartupLength {
+        /// The length word, in bytes.
+        length: u32,
+    },
+    /// SSLRequest or GSSENCRequest inside TLS.
+    #[error("encryption was requested inside TLS")]
+    EncryptionRequestInTls,
+    /// A major version other than 3.
+    #[error("protocol {0} is not supported")]
+    UnsupportedProtocol(ProtocolVersion),
+    /// A list of parameters that does not end, or does not end where the packet does.
+    #[error("the start-up packet is malformed")]
+    MalformedStartup,
+    /// No `user`, or an empty one.
+    #[error("the start-up packet names no user")]
+    MissingUser,
+    /// More than one `user`.
+    #[error("the start-up packet names more than one user")]
+    RepeatedUser,
+    /// A `user` that is not UTF-8.
+    #[error("the user name is not UTF-8")]
+    UserNotUtf8,
+    /// A CancelRequest whose key is shorter than 4 or longer than 256 bytes.
+    #[error("the CancelRequest has an impossible length")]
+    MalformedCancel,
+    /// Another message where the password was awaited.
+    #[error("message {tag:#04x} arrived in place of the password")]
+    UnexpectedMessage {
+        /// The message's tag.
+        tag: u8,
+    },
+    /// A password message above its cap.
+    #[error("the password message claims a length of {length} bytes")]
+    PasswordTooLong {
+        /// The length word, in bytes.
+        length: u32,
+    },
+    /// A password message that does not end with its only NUL.
+    #[error("the password message is malformed")]
+    MalformedPassword,
+}
+
+impl FrontendError {
+    /// The reason code for log and metric: a closed list, unique in this crate.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::InvalidStartupLength { .. } => "invalid_startup_length",
+            Self::EncryptionRequestInTls => "encryption_request_in_tls",
+            Self::UnsupportedProtocol(_) => "unsupported_protocol",
+            Self::MalformedStartup => "malformed_startup",
+            Self::MissingUser => "missing_user",
+            Self::RepeatedUser => "repeated_user",
+            Self::UserNotUtf8 => "user_not_utf8",
+            Self::MalformedCancel => "malformed_cancel",
+            Self::UnexpectedMessage { .. } => "unexpected_message",
+            Self::PasswordTooLong { .. } => "password_too_long",
+            Self::MalformedPassword => "malformed_password",
+        }
+    }
+
+    /// What the client is told; `None` for a cancel, which has no answer. Postgres's own words where
+    /// it has some. [PostgreSQL `backend_startup.c`, `auth.c`]
+    #[must_use]
+    pub fn response(&self) -> Option<ErrorResponse<'static>> {
+        let violation = |text| Some(ErrorResponse::fatal(SqlState::PROTOCOL_VIOLATION, text));
+        match self {
+            Self::InvalidStartupLength { .. } => violation("invalid length of startup packet"),
+            Self::EncryptionRequestInTls => violation("received a request for encryption in TLS"),
+            Self::UnsupportedProtocol(version) => Some(ErrorResponse::composed(
+                SqlState::FEATURE_NOT_SUPPORTED,
+                format!(
+                    "unsupported frontend protocol {version}: server supports {} to {}",
+                    ProtocolVersion::V3_0,
+                    ProtocolVersion::V3_2,
+                ),
+            )),
+            Self::MalformedStartup => {
+                violation("invalid startup packet layout: expected terminator as last byte")
+            }
+            Self::MissingUser => Some(ErrorResponse::fatal(
+                SqlState::INVALID_AUTHORIZATION,
+                "no PostgreSQL user name specified in startup packet",
+            )),
+            Self::RepeatedUser => violation("more than one user name specified in startup packet"),
+            Self::UserNotUtf8 => violation("user name specified in startup packet is not UTF-8"),
+            Self::MalformedCancel => None,
+            Self::UnexpectedMessage { tag } => Some(ErrorResponse::composed(
+                SqlState::PROTOCOL_VIOLATION,
+                format!("expected password response, got message type {tag}"),
+            )),
+            Self::PasswordTooLong { .. } | Self::MalformedPassword => {
+                violation("invalid password packet size")
+            }
+        }
+    }
+}
+
+mod backend;
+pub use backend::BackendError;

@@ -1,0 +1,159 @@
+//! Message framing: one place that turns bytes into (tag, body) and back.
+//!
+//! It exists so that no other module does length arithmetic on peer data. It must never look into a
+//! body, and never hand one out before it is complete and within the cap that the caller names.
+
+use std::fmt;
+
+/// Bytes before a message's body: the tag and the length word.
+pub const HEADER_LEN: usize = 5;
+
+/// Bytes of the length word, which counts itself but not the tag.
+const LENGTH_WORD: usize = 4;
+
+/// A complete message with a tag, borrowed from the input.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Frame<'a> {
+    tag: u8,
+    body: &'a [u8],
+}
+
+/// A length word that no legal message has. Known as soon as its four bytes are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The length word is below 4, so it does not even count itself.
+    #[error("message {tag:#04x} has the impossible length {length}")]
+    TooShort {
+        /// The message's tag.
+        tag: u8,
+        /// The length word, in bytes.
+        length: u32,
+    },
+    /// The length word is above the cap of this place in the protocol.
+    #[error("message {tag:#04x} of {length} bytes is too long")]
+    TooLong {
+        /// The message's tag.
+        tag: u8,
+        /// The length word, in bytes.
+        length: u32,
+    },
+}
+
+impl<'a> Frame<'a> {
+    /// Reads the message at the start of `bytes`; `None` until it is complete.
+    ///
+    /// `cap` is the largest length word allowed, in bytes: the word itself and the body, without the
+    /// tag.
+    ///
+    /// # Errors
+    /// [`FrameError`] as soon as the first five bytes show an impossible length.
+    pub fn read(bytes: &'a [u8], cap: usize) -> Result<Option<Self>, FrameError> {
+        let mut cursor = Cursor::new(bytes);
+        let (Some(tag), Some(length)) = (cursor.u8(), cursor.u32()) else {
+            return Ok(None);
+        };
+        let size = usize::try_from(length).unwrap_or(usize::MAX);
+        if size > cap {
+            return Err(FrameError::TooLong { tag, length });
+        }
+        let Some(body_len) = size.checked_sub(LENGTH_WORD) else {
+            return Err(FrameError::TooShort { tag, length });
+        };
+        Ok(cursor.take(body_len).map(|body| Self { tag, body }))
+    }
+
+    /// The message's type byte.
+    #[must_use]
+    pub fn tag(&self) -> u8 {
+        self.tag
+    }
+
+    /// What follows the length word.
+    #[must_use]
+    pub fn body(&self) -> &'a [u8] {
+        self.body
+    }
+
+    /// Bytes of the whole message on the wire: tag, length word and body.
+    #[must_use]
+    pub fn whole_len(&self) -> usize {
+        HEADER_LEN.saturating_add(self.body.len())
+    }
+}
+
+/// Shows the tag and the size; a body may carry a password.
+impl fmt::Debug for Frame<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frame")
+            .field("tag", &char::from(self.tag))
+            .field("body_len", &self.body.len())
+            .finish()
+    }
+}
+
+/// A reading position that can only move forward and never past the end.
+pub(crate) struct Cursor<'a>(&'a [u8]);
+
+impl<'a> Cursor<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    pub(crate) fn u8(&mut self) -> Option<u8> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    pub(crate) fn u32(&mut self) -> Option<u32> {
+        let (word, rest) = self.0.split_first_chunk()?;
+        self.0 = rest;
+        Some(u32::from_be_bytes(*word))
+    }
+
+    pub(crate) fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    /// A string up to its NUL, which is skipped. `None` if there is no NUL.
+    pub(crate) fn c_str(&mut self) -> Option<&'a [u8]> {
+        let len = self.0.iter().position(|byte| *byte == 0)?;
+        let text = self.take(len)?;
+        self.u8()?;
+        Some(text)
+    }
+
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.0
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Appends a message: its tag, its length word, and what `body` writes.
+pub(crate) fn write_tagged(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {
+    out.push(tag);
+    write_untagged(out, body);
+}
+
+/// Appends a start-up packet: a length word, and what `body` writes.
+pub(crate) fn write_untagged(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
+    let start = out.len();
+    out.extend_from_slice(&[0; LENGTH_WORD]);
+    body(out);
+    // Everything written here is bounded by the caps on what was read: far below 2^32.
+    let length = u32::try_from(out.len().saturating_sub(start)).unwrap_or(u32::MAX);
+    for (slot, byte) in out.iter_mut().skip(start).zip(length.to_be_bytes()) {
+        *slot = byte;
+    }
+}
+
+/// Appends a string and its NUL. The caller vouches that `text` holds no NUL.
+pub(crate) fn write_c_str(out: &mut Vec<u8>, text: &[u8]) {
+    out.extend_from_slice(text);
+    out.push(0);
+}

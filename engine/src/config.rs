@@ -4,6 +4,8 @@
 
 mod layers;
 mod settings;
+#[cfg(test)]
+mod tests;
 mod values;
 
 use std::net::SocketAddr;

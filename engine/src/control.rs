@@ -128,7 +128,8 @@ impl Control {
     }
 
     pub(crate) fn count_received(&self, n: usize) {
-        self.received.set(self.received.get().wrapping_add(n as u64));
+        self.received
+            .set(self.received.get().wrapping_add(n as u64));
     }
 
     pub(crate) fn count_sent(&self, n: usize) {
@@ -166,7 +167,10 @@ impl Control {
     /// and the story has to be dropped.
     pub(crate) async fn watchdog(&self, idle_timeout: Option<Duration>) -> Option<Order> {
         if self
-            .elapsed_in(Phase::Login, self.deadline.saturating_duration_since(Instant::now()))
+            .elapsed_in(
+                Phase::Login,
+                self.deadline.saturating_duration_since(Instant::now()),
+            )
             .await
         {
             self.end(Order::LoginTimeout);
@@ -220,7 +224,10 @@ impl Control {
                 return Poll::Ready(());
             }
             let mut waker = self.watchdog.borrow_mut();
-            if !waker.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+            if !waker
+                .as_ref()
+                .is_some_and(|known| known.will_wake(cx.waker()))
+            {
                 *waker = Some(cx.waker().clone());
             }
             Poll::Pending

@@ -71,8 +71,20 @@ pub fn choose(choice: Choice) -> io::Result<(Driver, Option<io::Error>)> {
 }
 
 fn ring() -> RuntimeBuilder<TimeDriver<IoUringDriver>> {
+    let mut flags = io_uring::IoUring::builder();
+    let mode = std::env::var("RINGMODE").unwrap_or_default();
+    if mode.contains('c') {
+        flags.setup_coop_taskrun();
+    }
+    if mode.contains('s') {
+        flags.setup_single_issuer();
+    }
+    if mode.contains('d') {
+        flags.setup_defer_taskrun();
+    }
     RuntimeBuilder::<IoUringDriver>::new()
         .with_entries(RING_ENTRIES)
+        .uring_builder(flags)
         .enable_timer()
 }
 

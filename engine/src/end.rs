@@ -254,3 +254,63 @@ fn tls_code(error: &TlsError) -> &'static str {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The codes in `=> "code"` arms of the sources that define them.
+    fn codes(source: &str) -> impl Iterator<Item = &str> {
+        let shipped = source.split("#[cfg(test)]").next().unwrap();
+        shipped
+            .split("=> ")
+            .skip(1)
+            .filter_map(|rest| {
+                let text = rest.trim_start_matches(|c: char| c == '{' || c.is_whitespace());
+                text.strip_prefix('"')?.split('"').next()
+            })
+            .filter(|text| text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+    }
+
+    #[test]
+    fn every_reason_code_is_documented() {
+        let page = include_str!("../../docs/reasons.md");
+        let mut count = 0;
+        for source in [
+            include_str!("end.rs"),
+            include_str!("../../wire/src/error.rs"),
+            include_str!("../../wire/src/error/backend.rs"),
+        ] {
+            for code in codes(source).filter(|code| *code != "crypt" && *code != "unknown") {
+                assert!(
+                    page.contains(&format!("`{code}`")),
+                    "{code} is not documented"
+                );
+                count += 1;
+            }
+        }
+        assert!(count > 50, "found only {count} codes");
+    }
+
+    #[test]
+    fn the_texts_that_users_know() {
+        let text = |end: End| String::from_utf8(end.response().unwrap()).unwrap();
+        assert!(
+            text(End::AuthenticationFailed)
+                .contains("C28P01\0Mauthentication_failed: password authentication failed\0")
+        );
+        assert!(
+            text(End::Inject(BackendError::EarlyEof))
+                .contains("Mpg_auth_inject failed: early eof\0")
+        );
+        assert!(text(End::Shutdown).contains("C57P01\0"));
+        assert!(
+            text(End::UpstreamUnreachable(
+                io::ErrorKind::ConnectionRefused.into()
+            ))
+            .contains(
+                "C57P03\0Mpg_auth_inject failed: cannot connect to Postgres: connection refused\0"
+            )
+        );
+    }
+}

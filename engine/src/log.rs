@@ -39,7 +39,6 @@ impl std::str::FromStr for Format {
 /// Sends the log to stderr through a thread of its own: a shard must not wait
 /// for a terminal or a full pipe. Lines are lost rather than waited for.
 /// The guard writes what is left when it is dropped.
-#[must_use]
 pub fn init(format: Format, filter: EnvFilter) -> WorkerGuard {
     let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
     let builder = tracing_subscriber::fmt()

@@ -102,3 +102,40 @@ impl<T> Mailbox<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::{Driver, block_on};
+
+    #[test]
+    fn messages_from_other_threads_arrive_all_and_in_order() {
+        for driver in [Driver::Epoll, Driver::IoUring] {
+            let (sender, mailbox) = mailbox().unwrap();
+            let other = std::thread::spawn(move || {
+                for number in 0..10_000 {
+                    sender.send(number);
+                    if number % 1000 == 0 {
+                        // Lets the shard fall asleep in between.
+                        std::thread::sleep(std::time::Duration::from_millis(1));
+                    }
+                }
+            });
+            let mut seen = Vec::new();
+            let delivery = mailbox.deliver(|number: i32| {
+                seen.push(number);
+                number < 9_999
+            });
+            match block_on(driver, delivery) {
+                Ok(end) => end.unwrap(),
+                Err(error) => {
+                    println!("skipped {driver}: {error}");
+                    other.join().unwrap();
+                    continue;
+                }
+            }
+            other.join().unwrap();
+            assert!(seen.iter().copied().eq(0..10_000));
+        }
+    }
+}

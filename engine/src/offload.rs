@@ -155,3 +155,97 @@ impl Drop for Ticket<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::driver::{Driver, block_on};
+    use crate::mailbox::mailbox;
+
+    /// Runs `test` beside a mailbox that delivers the worker's answers.
+    fn on_a_shard<F: Future<Output = ()>>(
+        test: impl FnOnce(Tickets, Worker, Rc<dyn Fn() -> Box<dyn Fn(Done) + Send>>) -> F,
+    ) {
+        let (sender, mailbox) = mailbox::<Done>().unwrap();
+        let worker = Worker::start("test").unwrap();
+        let main = async {
+            let tickets = Tickets::default();
+            let post = tickets.clone();
+            monoio::spawn(mailbox.deliver(move |done| {
+                post.answer(done);
+                true
+            }));
+            let reply: Rc<dyn Fn() -> Box<dyn Fn(Done) + Send>> = Rc::new(move || {
+                let sender = sender.clone();
+                Box::new(move |done| sender.send(done))
+            });
+            test(tickets, worker, reply).await;
+        };
+        block_on(Driver::Epoll, main).unwrap();
+    }
+
+    #[test]
+    fn answers_find_their_askers() {
+        on_a_shard(|tickets, worker, reply| async move {
+            let asked = (0..100_u64)
+                .map(|number| tickets.offload(&worker, reply(), move || number * number));
+            let answers = futures_util::future::join_all(asked).await;
+            let expected = (0..100).map(|number| Ok(number * number));
+            assert!(answers.into_iter().eq(expected));
+            assert!(tickets.0.borrow().is_empty());
+        });
+    }
+
+    #[test]
+    fn an_asker_that_left_leaves_nothing_behind() {
+        on_a_shard(|tickets, worker, reply| async move {
+            let slow = tickets.offload(&worker, reply(), || {
+                std::thread::sleep(Duration::from_millis(50));
+            });
+            assert!(
+                monoio::time::timeout(Duration::from_millis(1), slow)
+                    .await
+                    .is_err()
+            );
+            // The worker is one thread: this answer comes behind the other.
+            assert_eq!(tickets.offload(&worker, reply(), || 7).await, Ok(7));
+            assert!(tickets.0.borrow().is_empty());
+        });
+    }
+
+    #[test]
+    fn a_job_that_panics_is_a_refusal_and_the_worker_lives() {
+        on_a_shard(|tickets, worker, reply| async move {
+            let failed = tickets
+                .offload(&worker, reply(), || -> u8 { panic!("a bug") })
+                .await;
+            assert_eq!(failed, Err(Overloaded));
+            assert_eq!(tickets.offload(&worker, reply(), || 7).await, Ok(7));
+        });
+    }
+
+    #[test]
+    fn a_full_queue_refuses_at_once() {
+        on_a_shard(|tickets, worker, reply| async move {
+            let (release, held) = std::sync::mpsc::channel::<()>();
+            let first = tickets.offload(&worker, reply(), move || held.recv().is_err());
+            let crowd = (0..QUEUE + 10).map(|_| tickets.offload(&worker, reply(), || false));
+            let all = futures_util::future::join(first, async {
+                let answers = futures_util::future::join_all(crowd);
+                let mut answers = std::pin::pin!(answers);
+                // One look starts them all; only then may the worker go on.
+                assert!(futures_util::FutureExt::now_or_never(answers.as_mut()).is_none());
+                drop(release);
+                answers.await
+            });
+            let (first, answers) = all.await;
+            assert_eq!(first, Ok(true));
+            let refused = answers.iter().filter(|answer| answer.is_err()).count();
+            // One more fits where the worker has taken the first off already.
+            assert!((10..=11).contains(&refused), "{refused}");
+        });
+    }
+}

@@ -189,7 +189,9 @@ impl<E: Endpoint> Sealing<'_, E> {
             let mut session = self.session.borrow_mut();
             let order = self.control.asked_to_end().map(End::from);
             if let Some(text) = order.and_then(|end| end.response()) {
-                session.seal(&text, &mut outgoing).map_err(End::TlsSession)?;
+                session
+                    .seal(&text, &mut outgoing)
+                    .map_err(End::TlsSession)?;
             }
             session.close(&mut outgoing).map_err(End::TlsSession)?;
         }

@@ -74,7 +74,11 @@ pub fn tls_config(config: &Config) -> Result<Arc<ServerConfig>, Error> {
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| identity(&config.tls_cert, "not a PEM certificate", &error))?;
     if chain.is_empty() {
-        return Err(identity(&config.tls_cert, "not a PEM certificate", &"none in it"));
+        return Err(identity(
+            &config.tls_cert,
+            "not a PEM certificate",
+            &"none in it",
+        ));
     }
     let key = PrivateKeyDer::from_pem_file(&config.tls_key)
         .map_err(|error| identity(&config.tls_key, "not a PEM private key", &error))?;
@@ -107,7 +111,8 @@ pub fn run(config: Config) -> Result<Outcome, Error> {
         let (endpoint, drain_timeout) = (config.postgres.clone(), config.drain_timeout);
         let mut house = House::build(config)?;
         let knowledge = Arc::clone(&house.knowledge);
-        let learner = tokio::spawn(async move { probe::keep_learning(&endpoint, &knowledge).await });
+        let learner =
+            tokio::spawn(async move { probe::keep_learning(&endpoint, &knowledge).await });
         let outcome = house.live(&mut signals, drain_timeout).await;
         learner.abort();
         outcome

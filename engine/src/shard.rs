@@ -219,8 +219,13 @@ impl Shard {
         };
         self.connections.borrow_mut().remove(key);
         drop(admission);
-        self.journal
-            .ended(peer, &facts.borrow(), started.elapsed(), control.bytes(), &end);
+        self.journal.ended(
+            peer,
+            &facts.borrow(),
+            started.elapsed(),
+            control.bytes(),
+            &end,
+        );
         if self.connections.borrow().is_empty()
             && let Some(waker) = self.emptied.take()
         {
@@ -242,7 +247,11 @@ impl Shard {
 
 /// Runs a story beside its watchdog. The watchdog only wins when the story did
 /// not end although its sockets are shut: the story is dropped then.
-async fn watched(story: impl Future<Output = End>, control: &Control, idle: Option<Duration>) -> End {
+async fn watched(
+    story: impl Future<Output = End>,
+    control: &Control,
+    idle: Option<Duration>,
+) -> End {
     let mut story = pin!(story);
     let mut watchdog = pin!(control.watchdog(idle));
     poll_fn(|cx| {
@@ -272,9 +281,8 @@ mod tests {
 
     #[test]
     fn a_panic_ends_one_connection_as_such() {
-        let end = futures_util::FutureExt::now_or_never(guarded(async {
-            std::hint::black_box(None::<End>).expect("a bug")
-        }));
+        let end =
+            guarded(async { std::hint::black_box(None::<End>).expect("a bug") }).now_or_never();
         assert!(matches!(end, Some(End::Panic)));
     }
 

@@ -300,4 +300,3 @@ async fn refuse_in_plaintext(stream: &mut Stream, end: End, control: &Control) -
     }
     end
 }
-

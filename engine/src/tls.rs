@@ -84,6 +84,7 @@ pub(crate) struct Session<E> {
     /// Records that rustls wants sent: handshake flights, KeyUpdates, alerts.
     pending: Vec<u8>,
     peer_closed: bool,
+    failed: bool,
 }
 
 impl<E: Endpoint> Session<E> {
@@ -92,6 +93,7 @@ impl<E: Endpoint> Session<E> {
             endpoint,
             pending: Vec::new(),
             peer_closed: false,
+            failed: false,
         }
     }
 
@@ -153,6 +155,7 @@ impl<E: Endpoint> Session<E> {
                 }
                 Ok(_) => false,
                 Err(error) => {
+                    self.failed = true;
                     self.queue_alert();
                     return Err(error.into());
                 }
@@ -201,6 +204,9 @@ impl<E: Endpoint> Session<E> {
             &mut [u8],
         ) -> Result<usize, EncryptError>,
     ) -> Result<(), TlsError> {
+        if self.failed {
+            return Err(TlsError::NotOpen);
+        }
         loop {
             match self.endpoint.process(&mut []).state? {
                 ConnectionState::EncodeTlsData(data) => encode(data, &mut self.pending)?,
@@ -273,8 +279,7 @@ mod tests {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         let chain: Vec<CertificateDer<'static>> = vec![made.cert.der().clone()];
-        let key =
-            PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
         let mut roots = RootCertStore::empty();
         roots.add(chain[0].clone()).unwrap();
         let server = ServerConfig::builder_with_provider(provider.clone())
@@ -321,7 +326,10 @@ mod tests {
     fn handshake(server: &mut Server, client: &mut Client, piece: usize) {
         feed(client, b"", 1).unwrap();
         client
-            .open(&mut Buffer::take(Size::Small), &mut Buffer::take(Size::Small))
+            .open(
+                &mut Buffer::take(Size::Small),
+                &mut Buffer::take(Size::Small),
+            )
             .unwrap();
         for _ in 0..4 {
             let flight = client.take_pending();
@@ -382,9 +390,7 @@ mod tests {
         let (mut server, mut client) = pair(&TLS13);
         handshake(&mut server, &mut client, 65_000);
         let mut out = Buffer::take(Size::Small);
-        if let Ok(ConnectionState::WriteTraffic(traffic)) =
-            client.endpoint.process(&mut []).state
-        {
+        if let Ok(ConnectionState::WriteTraffic(traffic)) = client.endpoint.process(&mut []).state {
             traffic.refresh_traffic_keys().unwrap();
         }
         client.seal(b"under the new key", &mut out).unwrap();
@@ -415,7 +421,10 @@ mod tests {
                 rustls::AlertDescription::BadRecordMac
             ))
         ));
-        assert!(server.seal(b"x", &mut Buffer::take(Size::Small)).is_err());
+        assert!(matches!(
+            server.seal(b"x", &mut Buffer::take(Size::Small)),
+            Err(TlsError::NotOpen)
+        ));
     }
 
     #[test]

@@ -267,7 +267,10 @@ async fn pass_on<E: tls::Endpoint>(
             && whole > 0
         {
             control.count_sent(whole);
-            client.send(message).await.map_err(|error| client_end(error, control))?;
+            client
+                .send(message)
+                .await
+                .map_err(|error| client_end(error, control))?;
             answers.consume(whole);
         }
         match outcome {

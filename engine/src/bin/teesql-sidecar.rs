@@ -23,7 +23,10 @@ fn main() -> ExitCode {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(command("serve", "Run the sidecar"))
-        .subcommand(command("check", "Check the configuration and show what would be used"));
+        .subcommand(command(
+            "check",
+            "Check the configuration and show what would be used",
+        ));
     let matches = match app.try_get_matches() {
         Ok(matches) => matches,
         Err(error) => {

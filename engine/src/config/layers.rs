@@ -55,7 +55,11 @@ pub fn command(name: &'static str, about: &'static str) -> Command {
         command.arg(
             Arg::new(&name)
                 .long(flag_name(&name))
-                .value_name(if setting.secret { "FILE" } else { setting.value })
+                .value_name(if setting.secret {
+                    "FILE"
+                } else {
+                    setting.value
+                })
                 .help(help),
         )
     })
@@ -102,7 +106,10 @@ impl Layers {
                     .ok()
             };
             let value = text(&mut self.errors, &name);
-            let file = setting.secret.then(|| text(&mut self.errors, &file_name)).flatten();
+            let file = setting
+                .secret
+                .then(|| text(&mut self.errors, &file_name))
+                .flatten();
             if value.is_some() && file.is_some() {
                 self.errors
                     .push(format!("environment {name}: {file_name} is set too"));
@@ -110,7 +117,11 @@ impl Layers {
             if let Some(value) = value {
                 self.put(setting, value, format!("environment {name}"));
             } else if let Some(file) = file {
-                self.put_file(setting, Path::new(&file), &format!("environment {file_name}"));
+                self.put_file(
+                    setting,
+                    Path::new(&file),
+                    &format!("environment {file_name}"),
+                );
             }
         }
         for name in names.filter(|name| is_unknown(name)) {
@@ -143,20 +154,27 @@ impl Layers {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => Zeroizing::new(text),
             Err(error) => {
-                self.errors.push(format!("{shown}: cannot be read: {error}"));
+                self.errors
+                    .push(format!("{shown}: cannot be read: {error}"));
                 return;
             }
         };
-        let table = match toml::from_str::<BTreeMap<toml::Spanned<String>, toml::Spanned<toml::Value>>>(&text) {
+        let table = match toml::from_str::<
+            BTreeMap<toml::Spanned<String>, toml::Spanned<toml::Value>>,
+        >(&text)
+        {
             Ok(table) => table,
             Err(error) => {
                 let line = error.span().map_or(1, |span| line_of(&text, span.start));
                 // `message` only: the full error quotes the line, and with it
                 // perhaps a secret.
-                self.errors.push(format!("{shown}:{line}: {}", error.message()));
+                self.errors
+                    .push(format!("{shown}:{line}: {}", error.message()));
                 return;
             }
         };
+        let mut table: Vec<_> = table.into_iter().collect();
+        table.sort_by_key(|(key, _)| key.span().start);
         let mut seen = Vec::new();
         for (key, value) in table {
             let place = format!("{shown}:{}", line_of(&text, key.span().start));
@@ -176,7 +194,8 @@ impl Layers {
                 .iter()
                 .find(|setting| setting.secret && key.strip_suffix("_file") == Some(setting.name));
             let Some(setting) = plain.or(from_file) else {
-                self.errors.push(format!("{place}: {key}: there is no such setting"));
+                self.errors
+                    .push(format!("{place}: {key}: there is no such setting"));
                 continue;
             };
             if seen.contains(&setting.name) {
@@ -255,7 +274,11 @@ fn is_unknown(name: &str) -> bool {
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
-    1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+    1 + text
+        .bytes()
+        .take(offset)
+        .filter(|byte| *byte == b'\n')
+        .count()
 }
 
 /// Reads settings and gathers what is wrong with them.
@@ -292,7 +315,9 @@ impl<'a> Reader<'a> {
             if self.layers.unreadable.contains(&name) {
                 return None;
             }
-            let file = SETTINGS.iter().any(|setting| setting.name == name && setting.secret);
+            let file = SETTINGS
+                .iter()
+                .any(|setting| setting.name == name && setting.secret);
             self.errors.push(format!(
                 "{name}: not set: use {}{}, --{}{} or the TOML key {name}",
                 env_name(name),
@@ -324,7 +349,8 @@ impl<'a> Reader<'a> {
                 None
             }
             Err(error) => {
-                self.errors.push(format!("{place}: {name} = {text:?}: {error}"));
+                self.errors
+                    .push(format!("{place}: {name} = {text:?}: {error}"));
                 None
             }
         }
@@ -347,9 +373,9 @@ impl<'a> Reader<'a> {
                  what they run: confirm with TEESQL_ALLOW_UNATTESTED_CLIENTS=true"
                     .to_owned(),
             ),
-            (Some(false), Some(true)) => self.warnings.push(
-                "clients are not attested: whoever has a cluster secret gets in".to_owned(),
-            ),
+            (Some(false), Some(true)) => self
+                .warnings
+                .push("clients are not attested: whoever has a cluster secret gets in".to_owned()),
             (None, _) | (_, None) => {}
         }
     }

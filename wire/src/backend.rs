@@ -219,6 +219,8 @@ enum Next {
     Authenticated,
 }
 
+const OUT_OF_ORDER: BackendError = BackendError::Malformed("Authentication out of order");
+
 /// One Authentication message.
 fn authentication(
     stage: Stage,
@@ -257,7 +259,7 @@ fn authentication(
             | Stage::ScramProofSent(_)
             | Stage::ScramVerified,
             _,
-        ) => Err(BackendError::Malformed("Authentication out of order")),
+        ) => Err(OUT_OF_ORDER),
     }
 }
 
@@ -291,6 +293,7 @@ fn method(
             write_client_first(out, &first);
             Ok(Stage::ScramFirstSent(first))
         }
+        code::SASL_CONTINUE | code::SASL_FINAL => Err(OUT_OF_ORDER),
         code => Err(BackendError::UnsupportedAuthMethod { code }),
     }
 }

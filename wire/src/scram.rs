@@ -214,3 +214,67 @@ impl ProofSent {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The exchange in RFC 7677, section 3.
+    const SERVER_FIRST: &str =
+        "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096";
+
+    fn rfc_exchange() -> (String, ProofSent) {
+        let first = FirstSent::with("user", "rOprNGfwEbeRWgbNEkqO".to_owned());
+        assert_eq!(first.message(), "n,,n=user,r=rOprNGfwEbeRWgbNEkqO");
+        let (hashing, challenge) = first.challenge(SERVER_FIRST.as_bytes()).unwrap();
+        assert_eq!((hashing.salt.len(), hashing.iterations), (16, 4_096));
+        let password = Password::new("pencil");
+        challenge.answer(&Keys::derive(&password, &hashing.salt, hashing.iterations))
+    }
+
+    #[test]
+    fn the_exchange_of_rfc_7677() {
+        let (client_final, proof) = rfc_exchange();
+        assert_eq!(
+            client_final,
+            "c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,\
+             p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
+        );
+        let server_final = b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=";
+        assert_eq!(proof.verify(server_final), Ok(()));
+    }
+
+    #[test]
+    fn any_other_server_signature_is_refused() {
+        for wrong in [
+            "v=7rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=",
+            "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95A==",
+            "v=",
+        ] {
+            let verified = rfc_exchange().1.verify(wrong.as_bytes());
+            assert_eq!(verified, Err(BackendError::ScramServerSignatureMismatch));
+        }
+    }
+
+    #[test]
+    fn a_nonce_is_24_characters_of_base64() {
+        let first = FirstSent::new([0xff; RAW_NONCE_LEN]);
+        assert_eq!(first.message(), "n,,n=,r=////////////////////////");
+    }
+
+    #[test]
+    fn passwords_are_prepared_as_postgres_does() {
+        let prepared = |text: &str| prepare(text.as_bytes()).to_vec();
+        // RFC 4013, section 3.
+        assert_eq!(prepared("I\u{ad}X"), b"IX");
+        assert_eq!(prepared("user"), b"user");
+        assert_eq!(prepared("USER"), b"USER");
+        assert_eq!(prepared("\u{aa}"), b"a");
+        assert_eq!(prepared("\u{2168}"), b"IX");
+        // Prohibited, wrong in direction, empty after mapping, not UTF-8: as they are.
+        assert_eq!(prepared("\u{7}"), b"\x07");
+        assert_eq!(prepared("\u{627}1"), "\u{627}1".as_bytes());
+        assert_eq!(prepared("\u{ad}"), "\u{ad}".as_bytes());
+        assert_eq!(prepare(b"\xff").to_vec(), b"\xff");
+    }
+}

@@ -1,9 +1,7 @@
 //! Runs the machines over bytes in every way in which a network could cut them, and checks what must
 //! hold for any bytes at all. Shared with the fuzz targets, so it uses nothing but `wire`.
 
-use wire::backend::{
-    AwaitReady, Backend, BackendError, BackendStep, MAX_LOGIN_MESSAGE, ReadyStep,
-};
+use wire::backend::{AwaitReady, Backend, BackendError, BackendStep, MAX_LOGIN_MESSAGE, ReadyStep};
 use wire::frontend::{
     AwaitPassword, AwaitStartup, MAX_PASSWORD_MESSAGE, PasswordStep, StartupStep, request_password,
 };
@@ -23,14 +21,12 @@ const MOST_ROUNDS: u32 = 4_096;
 
 /// A machine that has been through `history`: each item is what one step consumed.
 pub(crate) fn openings(policy: Policy, history: &[Vec<u8>]) -> Openings {
-    history
-        .iter()
-        .fold(Openings::new(policy), |state, chunk| {
-            match state.advance(chunk) {
-                Step::Answer { next, .. } | Step::Proxied { next, .. } => next,
-                other => panic!("no step that goes on: {other:?}"),
-            }
-        })
+    history.iter().fold(Openings::new(policy), |state, chunk| {
+        match state.advance(chunk) {
+            Step::Answer { next, .. } | Step::Proxied { next, .. } => next,
+            other => panic!("no step that goes on: {other:?}"),
+        }
+    })
 }
 
 /// Checks every cut of `bytes`, and goes on where a client would wait for an answer.

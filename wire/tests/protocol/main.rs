@@ -19,3 +19,23 @@ mod probe;
 mod properties;
 mod ready;
 mod secret;
+
+/// A transition table as text: a row for each input, a column for each stage.
+fn table<'a>(head: Vec<String>, rows: impl Iterator<Item = (&'a str, Vec<String>)>) -> String {
+    let mut lines = vec![(String::new(), head)];
+    lines.extend(rows.map(|(input, cells)| (input.to_owned(), cells)));
+    let width = |texts: &mut dyn Iterator<Item = &String>| texts.map(String::len).max();
+    let first = width(&mut lines.iter().map(|(input, _)| input)).unwrap();
+    let widths: Vec<_> = (0..lines[0].1.len())
+        .map(|column| width(&mut lines.iter().map(|(_, cells)| &cells[column])).unwrap())
+        .collect();
+    let mut text = String::new();
+    for (input, cells) in &lines {
+        text += &format!("{input:<first$}");
+        for (cell, width) in cells.iter().zip(&widths) {
+            text += &format!(" | {cell:<width$}");
+        }
+        text = text.trim_end().to_owned() + "\n";
+    }
+    text
+}

@@ -1,0 +1,25 @@
+//! What Postgres says, from the first message to ReadyForQuery: a size in the first byte, into pieces of
+//! which the rest is cut.
+//!
+//! The pieces lead to the same end as the whole, and what reaches the client is what Postgres sent.
+#![no_main]
+
+// Shared with the tests; no target uses all of it.
+#[allow(dead_code)]
+#[path = "../../tests/protocol/drive.rs"]
+mod drive;
+
+use libfuzzer_sys::fuzz_target;
+use wire::probe::{ProbeStep, probe_answer};
+
+fuzz_target!(|data: &[u8]| {
+    let Some((size, bytes)) = data.split_first() else {
+        return;
+    };
+    let end = drive::check_log_in("me", bytes, usize::from(*size));
+    if let drive::End::Ready { passed, rest, .. } = end {
+        assert!(bytes.ends_with(&[passed, rest].concat()));
+    }
+    let part = probe_answer(&bytes[..bytes.len().min(usize::from(*size))]);
+    assert!(part == ProbeStep::Read || part == probe_answer(bytes));
+});

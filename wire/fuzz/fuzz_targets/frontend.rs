@@ -1,0 +1,22 @@
+//! What a client sends inside TLS: a start-up packet, then a password message.
+//!
+//! Any cut is decided as the whole is; what is read is forwarded and written as it was.
+#![no_main]
+
+// Shared with the tests; no target uses all of it.
+#[allow(dead_code)]
+#[path = "../../tests/protocol/drive.rs"]
+mod drive;
+
+use libfuzzer_sys::fuzz_target;
+use wire::startup::ProtocolVersion;
+
+fuzz_target!(|data: &[u8]| {
+    if let Some((startup, consumed)) = drive::check_startup(data) {
+        drive::check_forwarded(&startup);
+        drive::ask(&startup, ProtocolVersion::V3_0);
+        drive::check_password(&startup, &data[consumed..]);
+    }
+    // Otherwise a password would hardly ever be reached.
+    drive::check_password(&drive::startup("me"), data);
+});

@@ -1,0 +1,432 @@
+//! The login to Postgres, up to AuthenticationOk.
+
+use postgres_protocol::authentication::md5_hash;
+use wire::backend::{Backend, BackendError, BackendStep, MAX_LOGIN_MESSAGE, MAX_NOTICES};
+use wire::error::SqlState;
+use wire::scram::{Keys, MAX_ITERATIONS};
+use wire::secret::Password;
+use wire::startup::ProtocolVersion;
+
+use crate::drive::{End, NONCE, PASSWORD, check_log_in, log_in, startup};
+use crate::packets::{
+    CLEARTEXT, MD5, SCRAM, SCRAM_18, SCRAM_WRONG, ScramServer, TRUST, authentication, base64,
+    claimed, error, message, recorded,
+};
+use crate::table;
+
+const ROLE: &str = "scrammer";
+const OFFER: &[u8] = b"SCRAM-SHA-256\0\0";
+
+fn server() -> ScramServer {
+    ScramServer::new(b"salt of sixteen.", 16)
+}
+
+/// A login that has heard `heard`, and what it sent because of it.
+fn after(heard: &[&[u8]]) -> (Backend, Vec<u8>) {
+    let (mut out, password) = (Vec::new(), Password::new(PASSWORD));
+    let mut state = Backend::start(&startup(ROLE), ProtocolVersion::V3_0, NONCE, &mut out);
+    for bytes in heard {
+        out.clear();
+        state = match state.advance(bytes, &password, &mut out) {
+            BackendStep::Read { consumed, next } => {
+                assert_eq!(consumed, bytes.len());
+                next
+            }
+            BackendStep::DeriveKeys {
+                salt,
+                iterations,
+                next,
+                ..
+            } => next.resume(&Keys::derive(&password, &salt, iterations), &mut out),
+            other => panic!("{other:?}"),
+        };
+    }
+    (state, out)
+}
+
+fn stages() -> Vec<(&'static str, Vec<Vec<u8>>)> {
+    let (offer, server) = (authentication(10, OFFER), server());
+    let first = authentication(11, server.first.as_bytes());
+    let last = authentication(12, server.last.as_bytes());
+    vec![
+        ("Started", vec![]),
+        ("PasswordSent", vec![authentication(3, b"")]),
+        ("ScramFirstSent", vec![offer.clone()]),
+        ("ScramProofSent", vec![offer.clone(), first.clone()]),
+        ("ScramVerified", vec![offer, first, last]),
+    ]
+}
+
+fn inputs() -> Vec<(&'static str, Vec<u8>)> {
+    let server = server();
+    let nonce = base64(&NONCE);
+    let first = |text: &str| authentication(11, text.as_bytes());
+    vec![
+        ("nothing", vec![]),
+        ("AuthenticationOk", authentication(0, b"")),
+        ("AuthenticationOk, 1 byte more", authentication(0, b"x")),
+        ("CleartextPassword", authentication(3, b"")),
+        ("MD5Password", authentication(5, b"salt")),
+        ("MD5Password, salt of 3", authentication(5, b"sal")),
+        ("KerberosV5", authentication(2, b"")),
+        ("GSS", authentication(7, b"")),
+        ("SSPI", authentication(9, b"")),
+        ("SASL", authentication(10, OFFER)),
+        (
+            "SASL, -PLUS too",
+            authentication(10, b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0"),
+        ),
+        (
+            "SASL, -PLUS only",
+            authentication(10, b"SCRAM-SHA-256-PLUS\0\0"),
+        ),
+        (
+            "SASL, OAUTHBEARER only",
+            authentication(10, b"OAUTHBEARER\0\0"),
+        ),
+        (
+            "SASL, list does not end",
+            authentication(10, b"SCRAM-SHA-256\0"),
+        ),
+        (
+            "SASL, bytes after the list",
+            authentication(10, b"SCRAM-SHA-256\0\0x"),
+        ),
+        ("SASLContinue", first(&server.first)),
+        (
+            "SASLContinue, extension last",
+            first(&format!("{},x=y", server.first)),
+        ),
+        (
+            "SASLContinue, extension first",
+            first(&format!("m=x,{}", server.first)),
+        ),
+        (
+            "SASLContinue, other nonce",
+            first("r=other,s=c2FsdA==,i=16"),
+        ),
+        (
+            "SASLContinue, our nonce only",
+            first(&format!("r={nonce},s=c2FsdA==,i=16")),
+        ),
+        (
+            "SASLContinue, nonce not ASCII",
+            first(&format!("r={nonce}\u{e9},s=c2FsdA==,i=16")),
+        ),
+        (
+            "SASLContinue, no salt",
+            first(&format!("r={nonce}x,s=,i=16")),
+        ),
+        (
+            "SASLContinue, salt not Base64",
+            first(&format!("r={nonce}x,s=salt!,i=16")),
+        ),
+        (
+            "SASLContinue, i=0",
+            first(&format!("r={nonce}x,s=c2FsdA==,i=0")),
+        ),
+        (
+            "SASLContinue, i=-1",
+            first(&format!("r={nonce}x,s=c2FsdA==,i=-1")),
+        ),
+        (
+            "SASLContinue, i=",
+            first(&format!("r={nonce}x,s=c2FsdA==,i=")),
+        ),
+        (
+            "SASLContinue, i=600000",
+            first(&format!("r={nonce}x,s=c2FsdA==,i=600000")),
+        ),
+        (
+            "SASLContinue, i=600001",
+            first(&format!("r={nonce}x,s=c2FsdA==,i=600001")),
+        ),
+        (
+            "SASLContinue, i=2^64",
+            first(&format!("r={nonce}x,s=c2FsdA==,i=18446744073709551616")),
+        ),
+        ("SASLContinue, not UTF-8", authentication(11, b"r=\xff")),
+        ("SASLFinal", authentication(12, server.last.as_bytes())),
+        (
+            "SASLFinal, wrong signature",
+            authentication(12, b"v=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+        ),
+        ("SASLFinal, empty signature", authentication(12, b"v=")),
+        ("SASLFinal, error", authentication(12, b"e=invalid-proof")),
+        ("Authentication 13", authentication(13, b"")),
+        ("Authentication 2^32-1", authentication(u32::MAX, b"")),
+        ("Authentication without code", message(b'R', b"\0\0")),
+        (
+            "ErrorResponse 28P01",
+            error("28P01", "password authentication failed"),
+        ),
+        (
+            "ErrorResponse 53300",
+            error("53300", "sorry, too many clients already"),
+        ),
+        ("ErrorResponse without code", message(b'E', b"Mtext\0\0")),
+        (
+            "ErrorResponse without end",
+            message(b'E', b"C28P01\0Mtext\0"),
+        ),
+        ("ErrorResponse, empty", message(b'E', b"")),
+        ("NoticeResponse", message(b'N', b"SNOTICE\0\0")),
+        (
+            "NegotiateProtocolVersion",
+            message(b'v', b"\0\x03\0\0\0\0\0\0"),
+        ),
+        ("ParameterStatus", message(b'S', b"a\0b\0")),
+        ("BackendKeyData", message(b'K', &[0; 8])),
+        ("ReadyForQuery", message(b'Z', b"I")),
+        ("SSL's answer S alone", b"S".to_vec()),
+        ("HTTP", b"HTTP/1.1 400 Bad Request\r\n".to_vec()),
+        ("length 3", claimed(b'R', 3, b"")),
+        ("Authentication of 2,001", claimed(b'R', 2_001, b"")),
+        ("Authentication of 2^31", claimed(b'R', 1 << 31, b"")),
+        ("ErrorResponse of 2^32-1", claimed(b'E', u32::MAX, b"")),
+        ("ErrorResponse of 30,001", claimed(b'E', 30_001, b"")),
+        ("half an ErrorResponse", claimed(b'E', 30_000, b"SFATAL\0")),
+    ]
+}
+
+fn describe(step: &BackendStep, out: &[u8]) -> String {
+    let sent = match out.first() {
+        None => String::new(),
+        Some(tag) => format!(", send {:?}", char::from(*tag)),
+    };
+    match step {
+        BackendStep::Read { next, .. } => {
+            let stage = format!("{next:?}");
+            let stage = stage.trim_start_matches("Backend(").trim_end_matches(')');
+            format!("-> {stage}{sent}")
+        }
+        BackendStep::DeriveKeys { .. } => format!("DeriveKeys{sent}"),
+        BackendStep::Authenticated { .. } => format!("Authenticated{sent}"),
+        BackendStep::Refuse(error) => error.code().trim_start_matches("postgres_").to_owned(),
+    }
+}
+
+#[test]
+fn transition_table() {
+    let stages = stages();
+    let head = stages.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let rows = inputs().into_iter().map(|(input, bytes)| {
+        let step = |history: &[Vec<u8>]| {
+            let history: Vec<&[u8]> = history.iter().map(Vec::as_slice).collect();
+            let (state, _) = after(&history);
+            let mut out = Vec::new();
+            let step = state.advance(&bytes, &Password::new(PASSWORD), &mut out);
+            describe(&step, &out)
+        };
+        (
+            input,
+            stages.iter().map(|(_, history)| step(history)).collect(),
+        )
+    });
+    insta::assert_snapshot!(table(head, rows));
+}
+
+#[test]
+fn every_input_cut_at_every_byte_in_every_stage() {
+    for (_, history) in stages() {
+        for (_, bytes) in inputs() {
+            let conversation = [history.concat(), bytes].concat();
+            let whole = check_log_in(ROLE, &conversation, 1);
+            for cut in 0..=conversation.len() {
+                let (one, two) = conversation.split_at(cut);
+                assert_eq!(log_in(ROLE, [one, two]), whole);
+            }
+        }
+    }
+}
+
+/// Real servers, cut at every byte: what was sent to them, without the StartupMessage, and what they
+/// call themselves.
+fn replay(role: &str, recording: &str) -> (Vec<u8>, String) {
+    let bytes = recorded(recording);
+    let whole = check_log_in(role, &bytes, 1);
+    for cut in 0..=bytes.len() {
+        let (one, two) = bytes.split_at(cut);
+        assert_eq!(log_in(role, [one, two]), whole, "cut at {cut}");
+    }
+    let mut start = Vec::new();
+    let _ = Backend::start(&startup(role), ProtocolVersion::V3_0, NONCE, &mut start);
+    match whole {
+        End::Ready {
+            sent,
+            passed,
+            rest,
+            server_version,
+        } => {
+            assert!(passed.starts_with(&authentication(0, b"")));
+            assert!(bytes.ends_with(&passed) && rest.is_empty());
+            assert!(sent.starts_with(&start));
+            (sent[start.len()..].to_vec(), server_version.unwrap())
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn recorded_logins() {
+    let debian = "15.18 (Debian 15.18-0+deb12u1)".to_owned();
+    assert_eq!(replay("trusty", TRUST), (vec![], debian.clone()));
+    assert_eq!(
+        replay("clear", CLEARTEXT),
+        (message(b'p', b"pencil\0"), debian.clone())
+    );
+    let salt = recorded(MD5)[9..13].try_into().unwrap();
+    let hash = md5_hash(b"md5er", b"pencil", salt) + "\0";
+    assert_eq!(
+        replay("md5er", MD5),
+        (message(b'p', hash.as_bytes()), debian.clone())
+    );
+    let (sent, version) = replay("scrammer", SCRAM);
+    assert!(sent.starts_with(b"p\0\0\x006SCRAM-SHA-256\0\0\0\0 n,,n=,r="));
+    assert_eq!(version, debian);
+    assert_eq!(replay("scrammer", SCRAM_18).1, "18.4");
+}
+
+#[test]
+fn a_recorded_wrong_password() {
+    let whole = check_log_in("scrammer", &recorded(SCRAM_WRONG), 1);
+    let End::Refused(error) = whole else {
+        panic!("{whole:?}");
+    };
+    assert_eq!(
+        error.to_string(),
+        "password authentication failed for user \"scrammer\" (SQLSTATE 28P01)"
+    );
+    // The client's own secret was right: not its error class.
+    assert_eq!(error.response_sqlstate(), SqlState::CONNECTION_REJECTED);
+}
+
+#[test]
+fn scram_against_an_independent_server() {
+    let server = server();
+    let (offer, first) = (
+        authentication(10, OFFER),
+        authentication(11, server.first.as_bytes()),
+    );
+    let (_, sent) = after(&[&offer, &first]);
+    assert_eq!(sent, message(b'p', server.expected.as_bytes()));
+    assert!(matches!(
+        check_log_in(ROLE, &server.conversation(), 7),
+        End::Ready { server_version: Some(version), .. } if version == "18.4"
+    ));
+}
+
+#[test]
+fn an_untrustworthy_server_is_refused() {
+    let refused = |bytes: &[u8]| match check_log_in(ROLE, bytes, 3) {
+        End::Refused(error) => error,
+        other => panic!("{other:?}"),
+    };
+    let (offer, server) = (authentication(10, OFFER), server());
+    let first = authentication(11, server.first.as_bytes());
+    let (ok, ready) = (authentication(0, b""), message(b'Z', b"I"));
+
+    let at_once = [&offer[..], &ok, &ready].concat();
+    assert_eq!(refused(&at_once), BackendError::AuthOkWithoutServerProof);
+    let unproved = [&offer[..], &first, &ok, &ready].concat();
+    assert_eq!(refused(&unproved), BackendError::AuthOkWithoutServerProof);
+
+    let mut last = server.last.clone().into_bytes();
+    last[5] ^= 1;
+    let forged = [&offer[..], &first, &authentication(12, &last), &ok].concat();
+    assert_eq!(refused(&forged), BackendError::ScramServerSignatureMismatch);
+
+    // A second method after the first was answered could fish for the password.
+    let downgrade = [&offer[..], &authentication(3, b"")].concat();
+    let out_of_order = BackendError::Malformed("Authentication out of order");
+    assert_eq!(refused(&downgrade), out_of_order);
+    let twice = authentication(3, b"").repeat(2);
+    assert_eq!(refused(&twice), out_of_order);
+
+    let costly = format!("r={}x,s=c2FsdA==,i={}", base64(&NONCE), MAX_ITERATIONS + 1);
+    let costly = [&offer[..], &authentication(11, costly.as_bytes())].concat();
+    let iterations = MAX_ITERATIONS + 1;
+    assert_eq!(
+        refused(&costly),
+        BackendError::ScramIterationsTooMany { iterations }
+    );
+}
+
+#[test]
+fn an_empty_password_is_none() {
+    for (asks, bytes) in inputs() {
+        let (state, _) = after(&[]);
+        let mut out = Vec::new();
+        let step = state.advance(&bytes, &Password::new(""), &mut out);
+        assert!(out.is_empty());
+        let asked = [
+            "CleartextPassword",
+            "MD5Password",
+            "SASL",
+            "SASL, -PLUS too",
+        ]
+        .contains(&asks);
+        let missing = matches!(step, BackendStep::Refuse(BackendError::PasswordMissing));
+        assert_eq!(asked, missing, "{asks}: {step:?}");
+    }
+}
+
+#[test]
+fn notices_are_dropped_up_to_a_number() {
+    let notice = message(b'N', b"SWARNING\0C01000\0Mmind\0\0");
+    let some = [notice.repeat(usize::from(MAX_NOTICES)), recorded(TRUST)].concat();
+    assert!(matches!(
+        check_log_in("trusty", &some, 5),
+        End::Ready { .. }
+    ));
+    let many = notice.repeat(usize::from(MAX_NOTICES) + 1);
+    assert_eq!(
+        check_log_in("trusty", &many, 5),
+        End::Refused(BackendError::TooManyNotices)
+    );
+}
+
+#[test]
+fn a_refusal_is_cut_and_cleaned() {
+    let text = format!("line\nbell\x07 \u{1b}[31m{}", "é".repeat(1_000));
+    let End::Refused(BackendError::Refused { sqlstate, message }) =
+        check_log_in(ROLE, &error("57P03", &text), 100)
+    else {
+        panic!("not refused");
+    };
+    assert_eq!(sqlstate, SqlState::CANNOT_CONNECT_NOW);
+    assert!(message.starts_with("line bell   [31mé") && message.len() <= 512);
+    let error = BackendError::Refused { sqlstate, message };
+    assert_eq!(error.response_sqlstate(), SqlState::CANNOT_CONNECT_NOW);
+
+    let longest = "x".repeat(MAX_LOGIN_MESSAGE - 40);
+    let end = check_log_in(ROLE, &crate::packets::error("57P03", &longest), 1_000);
+    assert!(
+        matches!(end, End::Refused(BackendError::Refused { .. })),
+        "{end:?}"
+    );
+}
+
+#[test]
+fn nothing_of_a_login_is_printed() {
+    let server = server();
+    let (offer, first) = (
+        authentication(10, OFFER),
+        authentication(11, server.first.as_bytes()),
+    );
+    let (state, _) = after(&[&offer, &first]);
+    assert_eq!(format!("{state:?}"), "Backend(ScramProofSent)");
+    let (state, _) = after(&[&offer]);
+    let mut out = Vec::new();
+    let step = state.advance(&first, &Password::new(PASSWORD), &mut out);
+    let BackendStep::DeriveKeys { next, .. } = step else {
+        panic!("{step:?}");
+    };
+    assert_eq!(format!("{next:?}"), "AwaitKeys");
+    let password = Password::new(PASSWORD);
+    let keys = Keys::derive(&password, b"salt", 1);
+    assert_eq!(
+        format!("{password:?} {keys:?}"),
+        "Password(redacted) Keys(redacted)"
+    );
+}

@@ -1,0 +1,96 @@
+//! Learning what a Postgres speaks.
+
+use wire::backend::BackendError;
+use wire::probe::{ProbeStep, probe_answer, probe_request};
+use wire::startup::ProtocolVersion;
+
+use crate::drive::check_startup;
+use crate::packets::{authentication, claimed, error, message, recorded};
+
+/// First answers to the probe, recorded. Authentication follows in the same read.
+const PG15: &str = "760000000c000300000000000052000000170000000a534352414d2d5348412d3235360000";
+const PG18: &str = "760000000c000300020000000052000000170000000a534352414d2d5348412d3235360000";
+
+fn negotiate(version: u32, options: u32, rest: &[u8]) -> Vec<u8> {
+    let body = [&version.to_be_bytes()[..], &options.to_be_bytes(), rest].concat();
+    message(b'v', &body)
+}
+
+/// The answer, after checking that every cut of it is the same or not yet one.
+fn answer(bytes: &[u8]) -> ProbeStep {
+    let whole = probe_answer(bytes);
+    for cut in 0..bytes.len() {
+        let part = probe_answer(&bytes[..cut]);
+        assert!(part == ProbeStep::Read || part == whole, "cut at {cut}");
+    }
+    whole
+}
+
+#[test]
+fn asks_for_a_version_that_no_server_speaks() {
+    let mut out = Vec::new();
+    probe_request("nobody\0options\0-c x", &mut out);
+    let (startup, consumed) = check_startup(&out).unwrap();
+    assert_eq!(consumed, out.len());
+    assert_eq!(startup.version().to_string(), "3.9999");
+    assert!(startup.parameters().eq([(&b"user"[..], &b"nobody"[..])]));
+}
+
+#[test]
+fn recorded_answers() {
+    assert_eq!(
+        answer(&recorded(PG15)),
+        ProbeStep::Speaks(ProtocolVersion::V3_0)
+    );
+    assert_eq!(
+        answer(&recorded(PG18)),
+        ProbeStep::Speaks(ProtocolVersion::V3_2)
+    );
+}
+
+#[test]
+fn no_more_is_believed_than_is_known_here() {
+    let v3_2 = ProbeStep::Speaks(ProtocolVersion::V3_2);
+    assert_eq!(answer(&negotiate(0x0003_0003, 0, b"")), v3_2);
+    assert_eq!(answer(&negotiate(0x0003_270f, 0, b"")), v3_2);
+}
+
+#[test]
+fn a_server_that_does_not_negotiate_speaks_3_0() {
+    let v3_0 = ProbeStep::Speaks(ProtocolVersion::V3_0);
+    assert_eq!(answer(&authentication(10, b"SCRAM-SHA-256\0\0")), v3_0);
+    assert_eq!(
+        answer(&error("0A000", "unsupported frontend protocol 3.9999")),
+        v3_0
+    );
+}
+
+#[test]
+fn other_answers_teach_nothing() {
+    let malformed = ProbeStep::Refuse(BackendError::Malformed("NegotiateProtocolVersion"));
+    for bytes in [
+        // libpq refuses these three as well: 3.1 never existed, and the word is the whole version.
+        negotiate(0x0003_0001, 0, b""),
+        negotiate(0x0000_0002, 0, b""),
+        negotiate(0x0002_0000, 0, b""),
+        negotiate(0x0004_0000, 0, b""),
+        negotiate(0x0003_0000, 1, b"_pq_.x\0"),
+        negotiate(0x0003_0000, 0, b"x"),
+        message(b'v', b"\0\x03\0\0"),
+    ] {
+        assert_eq!(answer(&bytes), malformed);
+    }
+    let refused = answer(&error("57P03", "the database system is starting up"));
+    assert!(matches!(
+        refused,
+        ProbeStep::Refuse(BackendError::Refused { .. })
+    ));
+    let unexpected = |tag| ProbeStep::Refuse(BackendError::UnexpectedMessage { tag });
+    assert_eq!(answer(&message(b'N', b"\0")), unexpected(b'N'));
+    assert_eq!(answer(b"HTTP/1.1 400"), unexpected(b'H'));
+    let (tag, length) = (b'v', u32::MAX);
+    assert_eq!(
+        answer(&claimed(b'v', u32::MAX, b"")),
+        ProbeStep::Refuse(BackendError::MessageTooLong { tag, length })
+    );
+}

@@ -137,11 +137,13 @@ impl Stream {
     pub(crate) async fn dial(endpoint: &Endpoint, deadline: Instant) -> io::Result<Self> {
         let address = endpoint.sock_addr()?;
         let socket = Socket::new(address.domain(), Type::STREAM.nonblocking().cloexec(), None)?;
-        let mut in_progress = false;
+        let mut in_progress = None;
         while let Err(error) = socket.connect(&address) {
             match error.raw_os_error() {
                 Some(nix::libc::EINPROGRESS) => {
-                    in_progress = true;
+                    // monoio closes its streams itself: a second descriptor
+                    // to ask how it went.
+                    in_progress = Some(socket.try_clone()?);
                     break;
                 }
                 Some(nix::libc::EAGAIN) if Instant::now() < deadline => {
@@ -160,12 +162,14 @@ impl Stream {
             }
             Endpoint::Unix(_) => Stream::Unix(UnixStream::from_std(socket.into())?),
         };
-        if in_progress {
-            // A refusal shows at the first write.
+        if let Some(socket) = in_progress {
             let left = deadline.saturating_duration_since(Instant::now());
             monoio::time::timeout(left, stream.writable())
                 .await
                 .map_err(|_| io::ErrorKind::TimedOut)??;
+            if let Some(error) = socket.take_error()? {
+                return Err(error);
+            }
         }
         Ok(stream)
     }

@@ -5,7 +5,7 @@
 //! on in both directions, and lets a busy stream gather larger reads while its
 //! write is under way.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use futures_util::future::try_join;
 
@@ -38,48 +38,46 @@ pub(crate) async fn relay<E: Endpoint>(
     let session = RefCell::new(session);
     let (tls_read, tls_write) = stream.into_split();
     let (plain_read, plain_write) = plain.into_split();
+    let closed = Cell::new(None);
     let opening = Opening {
         session: &session,
         control,
+        closed: &closed,
         read: tls_read,
         write: plain_write,
     };
     let sealing = Sealing {
         session: &session,
         control,
+        closed: &closed,
         read: plain_read,
         write: tls_write,
     };
-    let first_end = RefCell::new(None);
-    let ended = |end: End| {
-        first_end.borrow_mut().get_or_insert(end);
-    };
-    let outcome = try_join(
-        async {
-            opening.run(incoming, opened).await?;
-            ended(End::ClientClosed);
-            Ok(())
-        },
-        async {
-            sealing.run(first).await?;
-            ended(End::UpstreamClosed);
-            // What is left to do is to let the client read and close.
-            control.closing();
-            Ok(())
-        },
-    )
-    .await;
-    let end = match (first_end.into_inner(), outcome) {
-        (Some(end), _) | (None, Err(end)) => end,
-        (None, Ok(_)) => End::ClientClosed,
-    };
-    control.end_or(end)
+    let outcome = try_join(opening.run(incoming, opened), sealing.run(first)).await;
+    control.end_or(match (closed.get(), outcome) {
+        (Some(Side::Plain), _) => End::UpstreamClosed,
+        (Some(Side::Tls), _) | (None, Ok(_)) => End::ClientClosed,
+        (None, Err(end)) => end,
+    })
+}
+
+/// Which side ended its stream, and with it the session.
+#[derive(Clone, Copy)]
+enum Side {
+    Tls,
+    Plain,
+}
+
+/// The first end is the reason; the other side's only follows it.
+fn first(closed: &Cell<Option<Side>>, side: Side) {
+    closed.set(closed.get().or(Some(side)));
 }
 
 /// TLS in, plaintext out.
 struct Opening<'a, E> {
     session: &'a RefCell<Session<E>>,
     control: &'a Control,
+    closed: &'a Cell<Option<Side>>,
     read: ReadHalf,
     write: WriteHalf,
 }
@@ -114,6 +112,7 @@ impl<E: Endpoint> Opening<'_, E> {
                 .open(&mut incoming, &mut plain)
                 .map_err(End::TlsSession)?;
         }
+        first(self.closed, Side::Tls);
         // An error here means that Postgres hung up at the same time.
         let _ = self.write.shutdown().await;
         Ok(())
@@ -147,6 +146,7 @@ const DISCARD_MOST: usize = 16 * 1024 * 1024;
 struct Sealing<'a, E> {
     session: &'a RefCell<Session<E>>,
     control: &'a Control,
+    closed: &'a Cell<Option<Side>>,
     read: ReadHalf,
     write: WriteHalf,
 }
@@ -176,11 +176,13 @@ impl<E: Endpoint> Sealing<'_, E> {
             }
         };
         drop(plain);
-        self.say_goodbye().await?;
-        match cause {
-            Some(error) if self.control.asked_to_end().is_none() => Err(End::UpstreamIo(error)),
-            _ => Ok(()),
+        if cause.is_none() {
+            first(self.closed, Side::Plain);
         }
+        self.say_goodbye().await?;
+        // What is left to do is to let the client read and close.
+        self.control.closing();
+        cause.map_or(Ok(()), |error| Err(End::UpstreamIo(error)))
     }
 
     async fn say_goodbye(&mut self) -> Result<(), End> {

@@ -143,6 +143,7 @@ impl Signals {
 /// The running shards.
 struct House {
     shards: Vec<Sender<Message>>,
+    running: usize,
     ended: mpsc::UnboundedReceiver<Result<(), String>>,
     knowledge: Arc<Knowledge>,
 }
@@ -195,6 +196,7 @@ impl House {
             shards.push(sender);
         }
         Ok(Self {
+            running: shards.len(),
             shards,
             ended,
             knowledge: Arc::clone(&plan.knowledge),
@@ -238,13 +240,13 @@ impl House {
         grace: impl Future<Output = ()>,
     ) -> Result<Option<Outcome>, Error> {
         let mut grace = std::pin::pin!(grace);
-        while !self.shards.is_empty() {
+        while self.running > 0 {
             tokio::select! {
                 signal = signals.next() => {
                     return Ok(Some(Outcome::Interrupted(signal.as_raw_value())));
                 }
                 end = self.ended.recv() => match end {
-                    Some(Ok(())) => drop(self.shards.pop()),
+                    Some(Ok(())) => self.running -= 1,
                     end => return Err(shard_error(end)),
                 },
                 () = &mut grace => return Ok(None),

@@ -155,14 +155,19 @@ async fn encrypt(
     let connection = UnbufferedServerConnection::new(Arc::clone(&service.tls))
         .map_err(|error| End::TlsHandshake(error.into()))?;
     let mut client = TlsStream::new(stream, Session::new(connection), incoming);
-    let handshake = client.handshake().await;
-    handshake.map_err(|error| {
-        control.end_or(match error {
-            StreamError::Eof => End::ClientGone,
-            StreamError::Io(error) => End::ClientIo(error),
-            StreamError::Tls(error) => End::TlsHandshake(error),
-        })
-    })?;
+    if let Err(error) = client.handshake().await {
+        return Err(match error {
+            StreamError::Eof => control.end_or(End::ClientGone),
+            StreamError::Io(error) => control.end_or(End::ClientIo(error)),
+            StreamError::Tls(error) => {
+                // The alert has been sent; closing over what the client still
+                // sends would take it away again.
+                control.closing();
+                client.stream.linger().await;
+                End::TlsHandshake(error)
+            }
+        });
+    }
     facts.borrow_mut().tls = client.session.common().protocol_version();
     Ok(client)
 }

@@ -171,11 +171,14 @@ impl<E: Endpoint> Session<E> {
         Ok(())
     }
 
-    /// After an error rustls has an alert for the peer; the error itself is
-    /// what gets reported, so a failure here changes nothing.
+    /// After an error rustls has an alert for the peer, perhaps behind a part
+    /// of its own flight. The error itself is what gets reported, so a failure
+    /// here changes nothing.
     fn queue_alert(&mut self) {
-        if let Ok(ConnectionState::EncodeTlsData(data)) = self.endpoint.process(&mut []).state {
-            let _ = encode(data, &mut self.pending);
+        while let Ok(ConnectionState::EncodeTlsData(data)) = self.endpoint.process(&mut []).state {
+            if encode(data, &mut self.pending).is_err() {
+                break;
+            }
         }
     }
 

@@ -46,6 +46,8 @@ mod code {
     pub(super) const SASL_FINAL: u32 = 12;
 }
 
+const AUTHENTICATION_OK: [u8; 4] = code::OK.to_be_bytes();
+
 /// A login that is under way. Holds no password.
 pub struct Backend {
     role: String,
@@ -66,6 +68,14 @@ enum Stage {
 }
 
 impl Stage {
+    /// Whether AuthenticationOk may come here.
+    fn may_end(&self) -> bool {
+        match self {
+            Self::Started { .. } | Self::PasswordSent | Self::ScramVerified => true,
+            Self::ScramFirstSent(_) | Self::ScramProofSent(_) => false,
+        }
+    }
+
     fn name(&self) -> &'static str {
         match self {
             Self::Started { .. } => "Started",
@@ -106,7 +116,8 @@ pub enum BackendStep {
         /// The state to go on with.
         next: AwaitKeys,
     },
-    /// Drop `consumed` bytes. AuthenticationOk is next: it and all behind it are for the client.
+    /// Drop `consumed` bytes. AuthenticationOk is next: it and all behind it are for the client. The
+    /// first byte behind it is there too.
     Authenticated {
         /// Bytes dealt with.
         consumed: usize,
@@ -170,6 +181,18 @@ impl Backend {
                 }
                 consumed = after;
                 continue;
+            }
+            if frame.body() == AUTHENTICATION_OK && self.stage.may_end() {
+                match refused_at_once(bytes.get(after..).unwrap_or_default()) {
+                    Ok(Some(())) => {}
+                    Ok(None) => {
+                        return BackendStep::Read {
+                            consumed,
+                            next: self,
+                        };
+                    }
+                    Err(error) => return BackendStep::Refuse(error),
+                }
             }
             match authentication(self.stage, &self.role, frame.body(), password, out) {
                 Ok(Next::Stage(stage)) => self.stage = stage,
@@ -323,6 +346,26 @@ impl AwaitKeys {
             notices: self.notices,
             stage: Stage::ScramProofSent(proof),
         }
+    }
+}
+
+/// Looks behind AuthenticationOk, which Postgres always sends together with what follows it: under
+/// `trust` it says so even to a role that does not exist, and refuses it in the next message. That is
+/// a refusal of the login, and not for the client to see as one of its own. `None` if more bytes are
+/// needed.
+fn refused_at_once(bytes: &[u8]) -> Result<Option<()>, BackendError> {
+    match bytes.first() {
+        None => Ok(None),
+        Some(b'E') => match read(bytes, MAX_LOGIN_MESSAGE)? {
+            None => Ok(None),
+            Some(frame) => match refusal(frame.body()) {
+                error @ BackendError::Refused { sqlstate, .. } if sqlstate.is_authorization() => {
+                    Err(error)
+                }
+                _ => Ok(Some(())),
+            },
+        },
+        Some(_) => Ok(Some(())),
     }
 }
 

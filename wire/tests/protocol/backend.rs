@@ -64,6 +64,26 @@ fn inputs() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("nothing", vec![]),
         ("AuthenticationOk", authentication(0, b"")),
+        (
+            "AuthenticationOk, more behind",
+            [authentication(0, b""), vec![b'S']].concat(),
+        ),
+        (
+            "AuthenticationOk, role refused",
+            [
+                authentication(0, b""),
+                error("28000", "role \"me\" does not exist"),
+            ]
+            .concat(),
+        ),
+        (
+            "AuthenticationOk, session refused",
+            [
+                authentication(0, b""),
+                error("3D000", "database \"x\" does not exist"),
+            ]
+            .concat(),
+        ),
         ("AuthenticationOk, 1 byte more", authentication(0, b"x")),
         ("CleartextPassword", authentication(3, b"")),
         ("MD5Password", authentication(5, b"salt")),

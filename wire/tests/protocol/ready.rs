@@ -18,7 +18,8 @@ fn ok() -> Vec<u8> {
 fn await_ready() -> AwaitReady {
     let mut out = Vec::new();
     let state = Backend::start(&startup("me"), ProtocolVersion::V3_0, NONCE, &mut out);
-    match state.advance(&ok(), &Password::new(""), &mut out) {
+    let bytes = [ok(), vec![b'S']].concat();
+    match state.advance(&bytes, &Password::new(""), &mut out) {
         BackendStep::Authenticated { consumed: 0, next } => next,
         other => panic!("{other:?}"),
     }

@@ -1,7 +1,7 @@
 //! The engine of TeeSQL's sidecar: TLS in, a PostgreSQL login injected, bytes
 //! moved, on one shard per core.
 //!
-//! A connection's way through the house is told top to bottom in [`sidecar`]:
+//! A connection's way through the house is told top to bottom in `sidecar.rs`:
 //! opening bytes, TLS, login, Postgres, relay, close. The modules below it each
 //! do one of these steps; [`serve`] builds the house and takes it down again.
 //! What must never happen here: a lock, a blocking call or long computation on

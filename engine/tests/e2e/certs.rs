@@ -1,0 +1,86 @@
+//! A certificate authority for one run, and what clients need to trust it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose,
+};
+use rustls::client::Resumption;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+
+/// PEM files for the sidecar and for libpq, and the roots for our own client.
+#[derive(Debug)]
+pub(crate) struct Certificates {
+    pub(crate) chain: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) ca: PathBuf,
+    roots: Arc<RootCertStore>,
+}
+
+impl Certificates {
+    pub(crate) fn create(folder: &Path) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        // OpenSSL takes a leaf with its issuer's name for a self-signed one.
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "TeeSQL test authority");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key"))
+            .expect("a certificate authority");
+
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let mut params = CertificateParams::new(names).expect("good names");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "TeeSQL test sidecar");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let key = KeyPair::generate().expect("a key");
+        let leaf = params.signed_by(&key, &authority).expect("a leaf");
+
+        let files = Self {
+            chain: folder.join("server.pem"),
+            key: folder.join("server.key"),
+            ca: folder.join("ca.pem"),
+            roots: Arc::new(roots(authority.der().clone())),
+        };
+        fs::write(&files.chain, leaf.pem() + &authority.pem()).expect("server.pem");
+        fs::write(&files.key, key.serialize_pem()).expect("server.key");
+        fs::write(&files.ca, authority.pem()).expect("ca.pem");
+        files
+    }
+
+    /// A client's settings: verifies our certificate, never resumes a session.
+    pub(crate) fn client(&self, alpn: Option<&[u8]>) -> ClientConfig {
+        self.client_with(aws_lc_rs::default_provider(), rustls::ALL_VERSIONS, alpn)
+    }
+
+    pub(crate) fn client_with(
+        &self,
+        provider: CryptoProvider,
+        versions: &[&'static SupportedProtocolVersion],
+        alpn: Option<&[u8]>,
+    ) -> ClientConfig {
+        let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(versions)
+            .expect("versions that the provider has")
+            .with_root_certificates(self.roots.clone())
+            .with_no_client_auth();
+        config.resumption = Resumption::disabled();
+        config.alpn_protocols = alpn.map(<[u8]>::to_vec).into_iter().collect();
+        config
+    }
+}
+
+fn roots(authority: CertificateDer<'static>) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(authority)
+        .expect("our own authority is well-formed");
+    roots
+}

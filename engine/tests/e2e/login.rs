@@ -1,0 +1,268 @@
+//! Who gets in: role × secret × Postgres' authentication × opening × protocol.
+
+use crate::client::{Client, Opening};
+use crate::cluster::Server;
+use crate::message::{PROTOCOL_3_0, PROTOCOL_3_2, PgError};
+use crate::stage::{
+    READ_PASSWORD, READ_SECRET, READWRITE_PASSWORD, READWRITE_SECRET, SUPERUSER_PASSWORD, Verifier,
+    WRONG_SECRET,
+};
+use crate::suite::{Need, Suite, World};
+
+/// Role, what it presents, and whether that opens it.
+const CASES: &[(&str, &str, bool)] = &[
+    ("teesql_read", READ_SECRET, true),
+    ("teesql_read", READWRITE_SECRET, true),
+    ("teesql_read", WRONG_SECRET, false),
+    ("teesql_read", READ_PASSWORD, false),
+    ("teesql_read", "", false),
+    ("teesql_readwrite", READWRITE_SECRET, true),
+    ("teesql_readwrite", READ_SECRET, false),
+    ("teesql_readwrite", WRONG_SECRET, false),
+    ("teesql_readwrite", READWRITE_PASSWORD, false),
+    ("teesql_readwrite", SUPERUSER_PASSWORD, false),
+    ("postgres", SUPERUSER_PASSWORD, true),
+    ("postgres", READWRITE_SECRET, false),
+    ("postgres", READ_SECRET, false),
+    ("postgres", WRONG_SECRET, false),
+    ("nobody_at_all", READWRITE_SECRET, false),
+    ("nobody_at_all", WRONG_SECRET, false),
+    ("TEESQL_READ", READ_SECRET, false),
+    ("teesql_read ", READ_SECRET, false),
+];
+
+const METHODS: [(&str, Verifier); 4] = [
+    ("trust", Verifier::Scram),
+    ("password", Verifier::Scram),
+    ("md5", Verifier::Md5),
+    ("scram", Verifier::Scram),
+];
+
+pub(crate) fn add(suite: &mut Suite) {
+    for server in suite.stage().servers() {
+        for (method, verifier) in METHODS {
+            for opening in Opening::ALL {
+                for (version, protocol) in [(PROTOCOL_3_0, "3.0"), (PROTOCOL_3_2, "3.2")] {
+                    let label = server.label();
+                    let name = format!("login::{label}::{method}::{opening}::protocol_{protocol}");
+                    let server = server.clone();
+                    suite.add(&name, move |world| {
+                        matrix(world, &server, method, verifier, opening, version);
+                    });
+                }
+            }
+        }
+    }
+    if suite.stage().eighteen.is_err() {
+        suite.add_with(&[Need::Pg18], "login::pg18", |_| {
+            unreachable!("it is missing")
+        });
+    }
+    suite.add("login::privileges", privileges);
+    suite.add("login::tls_versions_and_groups", tls_versions_and_groups);
+    suite.add(
+        "login::startup_parameters_reach_postgres",
+        startup_parameters,
+    );
+    suite.add("login::gssenc_request_first", gssenc_request_first);
+}
+
+/// What everybody reads who may not enter, whatever the reason.
+pub(crate) fn refused() -> PgError {
+    PgError {
+        severity: "FATAL".to_owned(),
+        code: "28P01".to_owned(),
+        message: "authentication_failed: password authentication failed".to_owned(),
+    }
+}
+
+fn matrix(
+    world: &World,
+    server: &Server,
+    method: &str,
+    verifier: Verifier,
+    opening: Opening,
+    version: u32,
+) {
+    let sidecar = world.sidecar_for(server, verifier);
+    let database = format!("via_{method}");
+    for &(role, secret, opens) in CASES {
+        let case = format!("{role:?} with {:.8}…", secret);
+        let mut client = Client::open(&world.stage, sidecar.address(), opening);
+        let greeting = client.start_with(version, &[("user", role), ("database", &database)]);
+        let negotiated = version.min(server.protocol());
+        let expected = (negotiated != version).then(|| (negotiated, Vec::new()));
+        assert_eq!(greeting.negotiation, expected, "{case}");
+
+        let outcome = client.give(secret, greeting);
+        if !opens {
+            assert_eq!(outcome.err(), Some(refused()), "{case}");
+            continue;
+        }
+        let greeting = outcome.unwrap_or_else(|e| panic!("{case}: {e}"));
+        let key_length = if negotiated >= PROTOCOL_3_2 { 32 } else { 4 };
+        assert_eq!(greeting.key.len(), key_length, "{case}");
+        let who = "select concat_ws(' ', session_user, current_database(), pg_backend_pid())";
+        assert_eq!(
+            client.ask(who),
+            format!("{role} {database} {}", greeting.pid),
+            "{case}"
+        );
+        let version = greeting
+            .parameters
+            .iter()
+            .find(|(name, _)| name == "server_version");
+        let (_, version) = version.unwrap_or_else(|| panic!("{case}: no server_version"));
+        assert!(
+            version.starts_with(&server.major.to_string()),
+            "{case}: {version}"
+        );
+        client.quit();
+    }
+}
+
+fn privileges(world: &World) {
+    let address = world.sidecar().address();
+    let session = |role, secret| {
+        let mut client = world.client(address);
+        client
+            .login(role, "via_scram", secret)
+            .expect("the login succeeds");
+        client
+    };
+    let mut reader = session("teesql_read", READWRITE_SECRET);
+    let mut writer = session("teesql_readwrite", READWRITE_SECRET);
+    let mut operator = session("postgres", SUPERUSER_PASSWORD);
+    let ours = world.stage.fresh("of_writer");
+    let theirs = world.stage.fresh("of_operator");
+
+    let denied = |client: &mut Client, sql: &str| {
+        assert_eq!(client.query(sql).expect_err(sql).code, "42501", "{sql}");
+    };
+    denied(
+        &mut reader,
+        &format!("create table {ours} (a serial, b int)"),
+    );
+    for (client, table) in [(&mut writer, &ours), (&mut operator, &theirs)] {
+        client
+            .query(&format!("create table {table} (a serial, b int)"))
+            .expect("may create");
+    }
+    for table in [&ours, &theirs] {
+        for (sql, rows) in [
+            (format!("insert into {table} (b) values (1), (2)"), 0),
+            (format!("update {table} set b = b + 1"), 0),
+            (format!("delete from {table} where b = 2"), 0),
+            (format!("select a, b from {table}"), 1),
+        ] {
+            let found = writer.query(&sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
+            assert_eq!(found.len(), rows, "{sql}");
+        }
+        assert_eq!(reader.ask(&format!("select b from {table}")), "3");
+        denied(&mut reader, &format!("insert into {table} (b) values (9)"));
+        denied(&mut reader, &format!("update {table} set b = 9"));
+        denied(&mut reader, &format!("delete from {table}"));
+        denied(&mut reader, &format!("truncate {table}"));
+        denied(&mut reader, &format!("drop table {table}"));
+    }
+    denied(&mut writer, &format!("drop table {theirs}"));
+    denied(&mut writer, "create role somebody");
+    denied(&mut writer, "set role postgres");
+    denied(&mut reader, "set role teesql_readwrite");
+    operator
+        .query(&format!("drop table {ours}, {theirs}"))
+        .expect("a superuser may");
+}
+
+fn tls_versions_and_groups(world: &World) {
+    use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
+    use rustls::version::{TLS12, TLS13};
+
+    let address = world.sidecar().address();
+    for (version, group) in [
+        (&TLS13, kx_group::X25519MLKEM768),
+        (&TLS13, kx_group::X25519),
+        (&TLS12, kx_group::X25519),
+    ] {
+        let mut provider = default_provider();
+        provider.kx_groups = vec![group];
+        for opening in Opening::ALL {
+            let alpn = opening.alpn();
+            let config = world
+                .stage
+                .certificates
+                .client_with(provider.clone(), &[version], alpn);
+            let mut client = Client::open_with(config, address, opening)
+                .unwrap_or_else(|e| panic!("{version:?} {group:?} {opening}: {e}"));
+            let negotiated = client.tls.conn.alpn_protocol();
+            assert_eq!(negotiated, alpn, "{opening}");
+            client
+                .login("teesql_read", "via_scram", READ_SECRET)
+                .expect("the login succeeds");
+            assert_eq!(client.tls.conn.protocol_version(), Some(version.version));
+            let used = client
+                .tls
+                .conn
+                .negotiated_key_exchange_group()
+                .map(|g| g.name());
+            assert_eq!(used, Some(group.name()));
+            assert_eq!(client.ask("select 1"), "1");
+            client.quit();
+        }
+    }
+}
+
+fn startup_parameters(world: &World) {
+    let mut client = world.client(world.sidecar().address());
+    let greeting = client.start_with(
+        PROTOCOL_3_0,
+        &[
+            ("application_name", "grüße"),
+            ("user", "teesql_read"),
+            ("options", "-c statement_timeout=4321 -c our.label=a\\ b"),
+            ("database", "via_scram"),
+            ("client_encoding", "LATIN1"),
+            ("DateStyle", "German"),
+        ],
+    );
+    let greeting = client
+        .give(READ_SECRET, greeting)
+        .expect("the login succeeds");
+    let told = |name: &str| {
+        let found = greeting.parameters.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value.as_str())
+    };
+    assert_eq!(told("client_encoding"), Some("LATIN1"));
+    assert_eq!(told("DateStyle"), Some("German, DMY"));
+    let names = "statement_timeout our.label application_name";
+    let values: Vec<String> = names
+        .split(' ')
+        .map(|name| {
+            client.ask(&format!(
+                "select encode(current_setting('{name}')::bytea, 'escape')"
+            ))
+        })
+        .collect();
+    assert_eq!(values[..2], ["4321ms", "a b"]);
+    assert!(values[2].starts_with("gr"), "{values:?}");
+}
+
+fn gssenc_request_first(world: &World) {
+    use crate::client::Wire;
+    use crate::message::{GSSENC_REQUEST, SSL_REQUEST};
+    use std::io::Read;
+
+    let mut wire = Wire::connect(world.sidecar().address());
+    for (request, answer) in [(GSSENC_REQUEST, b"N"), (SSL_REQUEST, b"S")] {
+        wire.send(&request);
+        let mut byte = [0];
+        wire.stream.read_exact(&mut byte).expect("one byte");
+        assert_eq!(&byte, answer);
+    }
+    let config = world.stage.certificates.client(None);
+    let mut client = Client::handshake(config, wire).expect("the TLS handshake succeeds");
+    client
+        .login("teesql_readwrite", "via_scram", READWRITE_SECRET)
+        .expect("the login succeeds");
+    client.quit();
+}

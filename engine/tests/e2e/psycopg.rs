@@ -1,0 +1,45 @@
+//! psycopg 3 with the libpq that its wheel brings (18): direct TLS, protocol
+//! 3.2 and encrypted cancel, as Debian's own libpq does not have them yet.
+
+use std::env;
+use std::path::Path;
+
+use crate::process::{PATIENCE, succeed};
+use crate::psql::client;
+use crate::stage::{READ_SECRET, READWRITE_SECRET, Verifier};
+use crate::suite::{Need, Suite};
+
+const SCRIPT: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/tests/clients/psycopg_suite.py"
+);
+
+pub(crate) fn add(suite: &mut Suite) {
+    for server in suite.stage().servers() {
+        let name = format!("psycopg::{}", server.label());
+        suite.add_with(&[Need::Psycopg], &name, move |world| {
+            let protocol = if server.protocol() > 0x0003_0000 {
+                "3.2"
+            } else {
+                "3.0"
+            };
+            let python = env::var("TEESQL_TEST_PYTHON").expect("the trial needs it");
+            let sidecar = world.sidecar_for(&server, Verifier::Scram);
+            let who = ("teesql_readwrite", READWRITE_SECRET);
+            let mut script = client(world, &sidecar, &python, who, "via_scram");
+            script
+                .args([
+                    "-B",
+                    "-X",
+                    "dev",
+                    SCRIPT,
+                    protocol,
+                    &world.stage.fresh("psycopg"),
+                ])
+                .env("TEESQL_TEST_READ_SECRET", READ_SECRET);
+            assert!(Path::new(SCRIPT).exists(), "{SCRIPT} is missing");
+            let said = succeed(script, PATIENCE * 6);
+            assert!(said.trim_end().ends_with("all checks passed"), "{said}");
+        });
+    }
+}

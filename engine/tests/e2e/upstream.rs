@@ -1,0 +1,290 @@
+//! A Postgres that is down, full, or not set up: the client reads why, and the
+//! sidecar serves the next one.
+
+use crate::client::Ending;
+use crate::cluster::Plan;
+use crate::fake::{Fake, read_message, read_startup, welcome};
+use crate::message::PgError;
+use crate::sidecar::Sidecar;
+use crate::stage::{READ_SECRET, READWRITE_SECRET, SUPERUSER_PASSWORD};
+use crate::suite::{Suite, World};
+
+pub(crate) fn add(suite: &mut Suite) {
+    suite.add("upstream::down", down);
+    suite.add("upstream::full", full);
+    suite.add("upstream::database_full", database_full);
+    suite.add("upstream::unknown_database", unknown_database);
+    suite.add("upstream::roles_not_provisioned", roles_not_provisioned);
+    suite.add("upstream::wrong_injected_password", wrong_injected_password);
+    suite.add("upstream::no_hba_entry", no_hba_entry);
+    suite.add("upstream::unix_socket", unix_socket);
+    suite.add("upstream::hangs_up_in_the_session", hangs_up_in_the_session);
+    suite.add(
+        "upstream::fatal_and_close_arrive_whole",
+        fatal_arrives_whole,
+    );
+}
+
+pub(crate) fn failed(code: &str, why: &str) -> PgError {
+    PgError {
+        severity: "FATAL".to_owned(),
+        code: code.to_owned(),
+        message: format!("pg_auth_inject failed: {why}"),
+    }
+}
+
+/// Tries to log in: the refusal, and the reason in the log.
+pub(crate) fn refusal(
+    world: &World,
+    sidecar: &Sidecar,
+    role: &str,
+    secret: &str,
+    database: &str,
+) -> (PgError, String) {
+    let mut client = world.client(sidecar.address());
+    let error = client
+        .login(role, database, secret)
+        .expect_err("the login must fail");
+    let line = sidecar.await_end(client.peer_name());
+    assert_eq!(line["level"], "WARN", "{line}");
+    (error, line["reason"].as_str().expect("a code").to_owned())
+}
+
+fn down(world: &World) {
+    let gone = Fake::start(|_| Ok(())).address().to_string();
+    let no_socket = world.stage.path("no.sock");
+    for (upstream, why) in [
+        (
+            gone.as_str(),
+            "cannot connect to Postgres: connection refused",
+        ),
+        (
+            no_socket.to_str().expect("UTF-8"),
+            "cannot connect to Postgres: no such socket",
+        ),
+    ] {
+        let sidecar = Sidecar::start(&world.settings_for(upstream));
+        let (error, reason) = refusal(world, &sidecar, "teesql_read", READ_SECRET, "d");
+        assert_eq!(error, failed("57P03", why));
+        assert_eq!(reason, "upstream_unreachable");
+        // Who may not enter learns nothing of the outage.
+        let mut client = world.client(sidecar.address());
+        let error = client.login("teesql_read", "d", "wrong").err();
+        assert_eq!(error, Some(crate::login::refused()));
+    }
+}
+
+/// All connections taken: what Postgres says before it asks for a password.
+fn full(world: &World) {
+    let plan = Plan {
+        settings: vec!["max_connections=4", "superuser_reserved_connections=0"],
+        databases: vec!["app"],
+        ..Plan::default()
+    };
+    let cluster = world.stage.private_cluster(&world.stage.installed, &plan);
+    let sidecar = Sidecar::start(&world.settings_for(&cluster.address().to_string()));
+    let mut sessions = Vec::new();
+    let error = loop {
+        let mut client = world.client(sidecar.address());
+        match client.login("teesql_read", "app", READ_SECRET) {
+            Ok(_) => sessions.push(client),
+            Err(error) => break error,
+        }
+        assert!(
+            sessions.len() <= 4,
+            "Postgres takes more than max_connections"
+        );
+    };
+    assert_eq!(error.code, "53300", "{error}");
+    assert_eq!(
+        error.message,
+        "pg_auth_inject failed: sorry, too many clients already (SQLSTATE 53300)"
+    );
+    for session in &mut sessions {
+        assert_eq!(session.ask("select 1"), "1");
+    }
+    sessions.drain(..).for_each(crate::client::Client::quit);
+    cluster.await_answer(
+        "select count(*) from pg_stat_activity where usename = 'teesql_read'",
+        "0",
+    );
+    let mut client = world.client(sidecar.address());
+    client
+        .login("teesql_read", "app", READ_SECRET)
+        .expect("there is room again");
+}
+
+/// Refused after the password was right: Postgres' own words reach the client.
+fn database_full(world: &World) {
+    let database = world.stage.fresh("full");
+    let cluster = world.cluster();
+    cluster.ask(&format!("create database {database} connection limit 0"));
+    let (error, reason) = refusal(
+        world,
+        &world.sidecar(),
+        "teesql_read",
+        READ_SECRET,
+        &database,
+    );
+    assert_eq!(error.code, "53300", "{error}");
+    assert_eq!(
+        error.message,
+        format!("too many connections for database \"{database}\"")
+    );
+    assert_eq!(reason, "upstream_refused_session");
+    cluster.ask(&format!("drop database {database}"));
+}
+
+fn unknown_database(world: &World) {
+    let (error, reason) = refusal(
+        world,
+        &world.sidecar(),
+        "teesql_read",
+        READ_SECRET,
+        "nowhere",
+    );
+    assert_eq!(error.code, "3D000", "{error}");
+    assert_eq!(error.message, "database \"nowhere\" does not exist");
+    assert_eq!(reason, "upstream_refused_session");
+}
+
+fn roles_not_provisioned(world: &World) {
+    let plan = Plan {
+        hba: Some(
+            "host via_trust all 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n",
+        ),
+        ..Plan::default()
+    };
+    let cluster = world.stage.private_cluster(&world.stage.installed, &plan);
+    let sidecar = Sidecar::start(&world.settings_for(&cluster.address().to_string()));
+    for (role, secret) in [
+        ("teesql_read", READ_SECRET),
+        ("teesql_readwrite", READWRITE_SECRET),
+    ] {
+        let (error, reason) = refusal(world, &sidecar, role, secret, "via_trust");
+        assert_eq!(
+            error,
+            failed(
+                "08004",
+                &format!("role \"{role}\" does not exist (SQLSTATE 28000)")
+            )
+        );
+        assert_eq!(reason, "postgres_refused");
+        // Where Postgres asks for a password, it does not tell who exists.
+        let (error, _) = refusal(world, &sidecar, role, secret, "via_scram");
+        let why = format!("password authentication failed for user \"{role}\" (SQLSTATE 28P01)");
+        assert_eq!(error, failed("08004", &why));
+    }
+    let mut operator = world.client(sidecar.address());
+    operator
+        .login("postgres", "postgres", SUPERUSER_PASSWORD)
+        .expect("the operator is there");
+    // Provisioned now, the sidecar needs no restart.
+    cluster.create_database("app");
+    let mut client = world.client(sidecar.address());
+    client
+        .login("teesql_read", "app", READ_SECRET)
+        .expect("the login succeeds");
+}
+
+fn wrong_injected_password(world: &World) {
+    let settings = world
+        .settings()
+        .set("TEESQL_PG_PASSWORD_READ", "not the one");
+    let sidecar = Sidecar::start(&settings);
+    for database in ["via_password", "via_scram"] {
+        let (error, reason) = refusal(world, &sidecar, "teesql_read", READ_SECRET, database);
+        let why = "password authentication failed for user \"teesql_read\" (SQLSTATE 28P01)";
+        assert_eq!(error, failed("08004", why), "{database}");
+        assert_eq!(reason, "postgres_refused");
+    }
+    let mut client = world.client(sidecar.address());
+    client
+        .login("teesql_readwrite", "via_scram", READWRITE_SECRET)
+        .expect("another role enters");
+}
+
+fn no_hba_entry(world: &World) {
+    let plan = Plan {
+        hba: Some("host postgres all 127.0.0.1/32 trust\n"),
+        ..Plan::default()
+    };
+    let cluster = world.stage.private_cluster(&world.stage.installed, &plan);
+    let sidecar = Sidecar::start(&world.settings_for(&cluster.address().to_string()));
+    let (error, _) = refusal(world, &sidecar, "teesql_read", READ_SECRET, "app");
+    assert_eq!(error.code, "08004", "{error}");
+    let start =
+        "pg_auth_inject failed: no pg_hba.conf entry for host \"127.0.0.1\", user \"teesql_read\"";
+    assert!(error.message.starts_with(start), "{error}");
+    assert!(error.message.ends_with("(SQLSTATE 28000)"), "{error}");
+}
+
+fn unix_socket(world: &World) {
+    for server in world.stage.servers() {
+        let cluster = world.stage.cluster(&server, crate::stage::Verifier::Scram);
+        let socket = cluster.socket();
+        let sidecar = Sidecar::start(&world.settings_for(socket.to_str().expect("UTF-8")));
+        for (role, secret) in [
+            ("teesql_read", READ_SECRET),
+            ("teesql_readwrite", READWRITE_SECRET),
+            ("postgres", SUPERUSER_PASSWORD),
+        ] {
+            let mut client = world.client(sidecar.address());
+            let greeting = client
+                .login(role, "via_scram", secret)
+                .expect("the login succeeds");
+            // NULL on a Unix socket.
+            let how = "select coalesce(host(client_addr), 'socket') from pg_stat_activity where pid = pg_backend_pid()";
+            assert_eq!(client.ask(how), "socket", "{role}");
+            let bulk = client.query("select repeat('y', 10000) from generate_series(1, 1000)");
+            assert_eq!(bulk.expect("rows").len(), 1000);
+            let mut canceller = world.client(sidecar.address());
+            client.send(&crate::message::query("select pg_sleep(3600)"));
+            let asleep = format!(
+                "select wait_event from pg_stat_activity where pid = {}",
+                greeting.pid
+            );
+            cluster.await_answer(&asleep, "PgSleep");
+            canceller.send(&crate::message::cancel(greeting.pid, &greeting.key));
+            assert_eq!(canceller.expect_end(), Ending::Closed);
+            client.expect(b'T');
+            assert_eq!(client.expect(b'E').error().code, "57014");
+        }
+    }
+}
+
+/// Gone between two messages of a session: the client sees the end, no more.
+fn hangs_up_in_the_session(world: &World) {
+    let postgres = Fake::start(|mut stream| {
+        read_startup(&mut stream)?;
+        welcome(&mut stream)?;
+        read_message(&mut stream).map(drop)
+    });
+    let sidecar = Sidecar::start(&world.settings_for(&postgres.address().to_string()));
+    let mut client = world.client(sidecar.address());
+    client
+        .login("teesql_read", "d", READ_SECRET)
+        .expect("the login succeeds");
+    client.send(&crate::message::query("select 1"));
+    assert_eq!(client.expect_end(), Ending::Closed);
+    let line = sidecar.await_end(client.peer_name());
+    assert_eq!(line["reason"], "upstream_closed", "{line}");
+}
+
+/// The last words of a backend that is terminated, and everything before them.
+fn fatal_arrives_whole(world: &World) {
+    let mut client = world.client(world.sidecar().address());
+    let greeting = client
+        .login("teesql_read", "via_scram", READ_SECRET)
+        .expect("the login succeeds");
+    assert_eq!(client.ask("select 1"), "1");
+    world
+        .cluster()
+        .ask(&format!("select pg_terminate_backend({})", greeting.pid));
+    let error = client.expect_refusal();
+    assert_eq!(error.code, "57P01", "{error}");
+    assert_eq!(
+        error.message,
+        "terminating connection due to administrator command"
+    );
+}

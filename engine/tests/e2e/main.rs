@@ -31,6 +31,7 @@ mod life;
 mod limits;
 mod login;
 mod negotiation;
+mod noise;
 mod openings;
 mod psql;
 mod psycopg;
@@ -53,11 +54,12 @@ use crate::suite::Suite;
 /// Many trials wait for a deadline: more of them than cores may run at once.
 const THREADS: usize = 4;
 
-const GROUPS: [fn(&mut Suite); 16] = [
+const GROUPS: [fn(&mut Suite); 17] = [
     login::add,
     refusal::add,
     negotiation::add,
     openings::add,
+    noise::add,
     slow::add,
     startup::add,
     upstream::add,

@@ -15,6 +15,7 @@ use crate::suite::{Suite, World};
 pub(crate) fn add(suite: &mut Suite) {
     suite.add("openings::plaintext", plaintext);
     suite.add("openings::after_an_answer", after_an_answer);
+    suite.add("openings::bad_tls", bad_tls);
     suite.add("openings::truncated_then_eof", truncated);
     suite.add("openings::alpn", alpn);
     suite.add("openings::required_alpn", required_alpn);
@@ -273,16 +274,66 @@ fn after_an_answer(world: &World) {
         assert_eq!(reason(&sidecar, &wire), case.reason, "{}", case.name);
         bystander.is_well();
     }
+}
 
-    // A TLS record that is none: an alert, and the line that operators know.
-    let mut wire = Wire::connect(sidecar.address());
-    wire.send(&[0x16, 3, 1, 0, 8, 0xee, 0, 0, 4, 1, 2, 3, 4]);
-    let answer = wire.read_to_end();
-    assert_eq!(answer.first(), Some(&0x15), "a TLS alert: {answer:02x?}");
-    let line = sidecar.await_end(wire.peer_name());
-    assert_eq!(line["message"], "TLS handshake failed", "{line}");
-    assert_eq!(line["level"], "WARN", "{line}");
-    bystander.is_well();
+/// A TLS that is none: the line that operators know, and an alert where there is one.
+fn bad_tls(world: &World) {
+    let sidecar = Sidecar::start(&world.settings());
+    let mut bystander = Bystander::new(world, &sidecar);
+    let record = |kind: u8, body: &[u8]| {
+        let length = u16::try_from(body.len()).expect("a record's length");
+        [&[kind, 3, 1][..], &length.to_be_bytes(), body].concat()
+    };
+    let hello = |kind: u8| [&[kind, 0, 0, 60][..], &[3; 60]].concat();
+    let half = record(0x16, &[1, 0, 0, 60, 3, 3, 3, 3]);
+    let old = [
+        &[1, 0, 0, 41, 3, 1][..],
+        &[7; 32],
+        &[0, 0, 2, 0, 0x2f, 1, 0],
+    ]
+    .concat();
+    for (what, bytes, alerted) in [
+        ("a ServerHello", record(0x16, &hello(2)), true),
+        ("a broken ClientHello", record(0x16, &hello(1)), true),
+        (
+            "a record of 32 KiB",
+            [&[0x16, 3, 1, 0x7f, 0xff][..], &[0; 64]].concat(),
+            true,
+        ),
+        ("a message of 15 MB", record(0x16, &[0xee; 64]), false),
+        ("a message of 64 KiB", record(0x16, &[1; 64]), false),
+        (
+            "another record within a message",
+            [half.clone(), record(0x17, &[0; 40])].concat(),
+            false,
+        ),
+        (
+            "a message continued badly",
+            [half.clone(), record(0x16, &[0xff; 56])].concat(),
+            true,
+        ),
+        (
+            "an alert first, then noise",
+            [half, record(0x15, &[2, 40])].concat(),
+            false,
+        ),
+        ("TLS 1.0", record(0x16, &old), true),
+    ] {
+        let mut wire = Wire::connect(sidecar.address());
+        wire.send(&bytes);
+        let answer = wire.read_to_end();
+        if alerted {
+            assert_eq!(answer.first(), Some(&0x15), "{what}: {answer:02x?}");
+        }
+        let line = sidecar.await_end(wire.peer_name());
+        assert_eq!(line["message"], "TLS handshake failed", "{what}: {line}");
+        assert_eq!(line["level"], "WARN", "{what}: {line}");
+        let reason = line["reason"].as_str().expect("a code");
+        assert!(reason.starts_with("tls_"), "{what}: {line}");
+        bystander.is_well();
+    }
+    let panicked = sidecar.lines().iter().any(|line| line.contains("panic"));
+    assert!(!panicked, "a panic is in the log");
 }
 
 /// Half an opening, half a ClientHello, half a start-up packet, then the end.

@@ -180,6 +180,12 @@ impl Sidecar {
             .clone()
     }
 
+    /// The end of its log, for the report of a failure.
+    fn last_lines(&self) -> String {
+        let lines = self.lines();
+        lines[lines.len().saturating_sub(50)..].join("\n")
+    }
+
     /// The first line, old or new, that `wanted` accepts; `what` names it in the failure.
     pub(crate) fn await_line(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let parsed = |line: &str| {
@@ -189,7 +195,7 @@ impl Sidecar {
         self.log.wait_for(PATIENCE, parsed).unwrap_or_else(|| {
             panic!(
                 "the sidecar never logged {what}; its log:\n{}",
-                self.lines().join("\n")
+                self.last_lines()
             )
         })
     }
@@ -214,7 +220,7 @@ impl Sidecar {
         };
         // No line is the one looked for: this returns at the log's end.
         self.log.wait_for(PATIENCE, |_| None::<()>);
-        status.unwrap_or_else(|| panic!("still running; its log:\n{}", self.lines().join("\n")))
+        status.unwrap_or_else(|| panic!("still running; its log:\n{}", self.last_lines()))
     }
 
     pub(crate) fn is_running(&self) -> bool {
@@ -229,11 +235,9 @@ impl Sidecar {
     pub(crate) fn assert_running(&self) {
         let mut child = self.child.lock().expect("no panic while locked");
         if let Some(status) = child.try_wait().expect("our own child can be waited for") {
-            let lines = self.lines();
-            let last = lines.len().saturating_sub(20);
             panic!(
                 "the sidecar died: {status}; its last lines:\n{}",
-                lines[last..].join("\n")
+                self.last_lines()
             );
         }
     }
@@ -291,7 +295,7 @@ impl Drop for Sidecar {
         let _ = child.kill();
         let _ = child.wait();
         if thread::panicking() {
-            eprintln!("--- the sidecar's log ---\n{}", self.lines().join("\n"));
+            eprintln!("--- the sidecar's last lines ---\n{}", self.last_lines());
         }
     }
 }

@@ -175,7 +175,13 @@ impl<E: Endpoint> Session<E> {
     /// of its own flight. The error itself is what gets reported, so a failure
     /// here changes nothing.
     fn queue_alert(&mut self) {
-        while let Ok(ConnectionState::EncodeTlsData(data)) = self.endpoint.process(&mut []).state {
+        // Only while there is something: with nothing to send rustls would look
+        // at the input again, which is not there, and panic.
+        while self.endpoint.common().wants_write() {
+            let Ok(ConnectionState::EncodeTlsData(data)) = self.endpoint.process(&mut []).state
+            else {
+                break;
+            };
             if encode(data, &mut self.pending).is_err() {
                 break;
             }

@@ -1,0 +1,182 @@
+//! What a verification, an examination and a cache hit cost, beside bare dcap-qvl in the same run.
+//!
+//! `cargo run --release -p attest --features mock --example measure`, with the shared fixtures at hand.
+
+// An example prints, and may panic.
+#![allow(clippy::print_stdout, clippy::unwrap_used, clippy::indexing_slicing)]
+
+// Shared with the tests; the example does not use all of it.
+#[allow(dead_code)]
+#[path = "../tests/attest/fixtures.rs"]
+mod fixtures;
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use attest::cache::{Epoch, VerdictCache};
+use attest::collateral::Collateral;
+use attest::quote::TdQuote;
+use attest::{Policy, TrustedRoot, Verifier, examine};
+use dcap_qvl::verify::QuoteVerifier;
+use fixtures::{HARDWARE_NOW, MOCK_NOW};
+
+const ROUNDS: usize = 41;
+
+fn time(times: u32, call: &mut impl FnMut()) -> Duration {
+    let start = Instant::now();
+    (0..times).for_each(|_| call());
+    start.elapsed() / times
+}
+
+fn median(mut rounds: Vec<Duration>) -> Duration {
+    rounds.sort();
+    rounds[rounds.len() / 2]
+}
+
+/// Ours is the first verification of a thread, which remembers nothing; they take turns, so that both
+/// meet the same noise.
+fn compare_first(what: &str, mut bare: impl FnMut(), ours: impl Fn() + Sync) {
+    let ours_on_a_new_thread =
+        || std::thread::scope(|scope| scope.spawn(|| time(1, &mut || ours())).join().unwrap());
+    let (bare, ours) = (0..ROUNDS)
+        .map(|_| (time(1, &mut bare), ours_on_a_new_thread()))
+        .unzip::<_, _, Vec<_>, Vec<_>>();
+    let (bare, ours) = (median(bare), median(ours));
+    let ratio = ours.as_secs_f64() / bare.as_secs_f64();
+    println!("{what}, first of a thread: dcap-qvl {bare:?}, ours {ours:?}, ratio {ratio:.3}");
+}
+
+fn main() {
+    #[cfg(feature = "mock")]
+    storm();
+    let policy = Policy::default();
+    if let Some((quote, collateral)) = fixtures::hardware("tdx_quote") {
+        let bare = QuoteVerifier::new_prod();
+        let bare = || {
+            bare.verify(black_box(&quote), collateral.as_qvl(), HARDWARE_NOW)
+                .unwrap();
+        };
+        let verifier = Verifier::new(TrustedRoot::intel());
+        let parsed = TdQuote::parse(&quote).unwrap();
+        let ours = || {
+            verifier
+                .appraise(black_box(&parsed), &collateral, &policy, HARDWARE_NOW)
+                .unwrap();
+        };
+        compare_first("hardware quote", bare, ours);
+    }
+    for folder in ["dstack-mock-v0", "dstack-mock-v1"] {
+        let tls_key = fixtures::tls_key(folder, "GetTlsKey");
+        if let (Some(tls_key), Some(mock)) = (tls_key, fixtures::mock(folder)) {
+            verification(folder, &tls_key.chain, &mock, &policy);
+            lookup(folder, &tls_key.chain, &mock, &policy);
+        }
+    }
+}
+
+/// Certificates that were never seen, of a platform that was: what a storm of them costs.
+#[cfg(feature = "mock")]
+fn storm() {
+    use attest::mock::{
+        Certificate, CollateralOptions, Evidence, Key, LeafOptions, Machine, MachineOptions, Pki,
+    };
+
+    const NOW: u64 = 1_800_000_000;
+    let pki = Pki::new(&[7; 32]).unwrap();
+    let machine = Machine::new(&pki, &MachineOptions::default()).unwrap();
+    let chains: Vec<_> = (0..1000)
+        .map(|n| {
+            let key = Key::derive(&[7; 32], &format!("client {n}")).unwrap();
+            let (evidence, leaf) = (Evidence::default(), LeafOptions::default());
+            let certificate = Certificate::issue(&pki, &machine, &key, &evidence, &leaf).unwrap();
+            certificate.chain_der().map(<[u8]>::to_vec)
+        })
+        .collect();
+    let collateral = pki.parsed_collateral(&CollateralOptions::at(NOW)).unwrap();
+    let policy = Policy::default();
+    let verifier = Verifier::new(TrustedRoot::dangerous(pki.root_der()).unwrap());
+    let bare = QuoteVerifier::new(pki.root_der().to_vec());
+    let (bare, ours) = chains
+        .iter()
+        .map(|chain| {
+            let quote = examine(chain, NOW, &policy)
+                .unwrap()
+                .quote()
+                .as_bytes()
+                .to_vec();
+            let bare = time(1, &mut || {
+                bare.verify(black_box(&quote), collateral.as_qvl(), NOW)
+                    .unwrap();
+            });
+            let ours = time(1, &mut || {
+                let evidence = examine(black_box(chain), NOW, &policy).unwrap();
+                verifier
+                    .verify(&evidence, &collateral, &policy, NOW)
+                    .unwrap();
+            });
+            (bare, ours)
+        })
+        .unzip::<_, _, Vec<_>, Vec<_>>();
+    let (bare, ours) = (median(bare), median(ours));
+    let ratio = ours.as_secs_f64() / bare.as_secs_f64();
+    println!(
+        "1,000 never seen, known platform: dcap-qvl {bare:?}, ours {ours:?}, ratio {ratio:.3}"
+    );
+}
+
+fn verification(folder: &str, chain: &[Vec<u8>], mock: &(Verifier, Collateral), policy: &Policy) {
+    let (verifier, collateral) = mock;
+    let quote = examine(chain, MOCK_NOW, policy)
+        .unwrap()
+        .quote()
+        .as_bytes()
+        .to_vec();
+    let bare = QuoteVerifier::new(verifier.root().der().to_vec());
+    let bare = || {
+        bare.verify(black_box(&quote), collateral.as_qvl(), MOCK_NOW)
+            .unwrap();
+    };
+    let ours = || {
+        let evidence = examine(black_box(chain), MOCK_NOW, policy).unwrap();
+        verifier
+            .verify(&evidence, collateral, policy, MOCK_NOW)
+            .unwrap();
+    };
+    compare_first(folder, bare, ours);
+}
+
+fn lookup(folder: &str, chain: &[Vec<u8>], mock: &(Verifier, Collateral), policy: &Policy) {
+    let (verifier, collateral) = mock;
+    let mut examination = || {
+        examine(black_box(chain), MOCK_NOW, policy).unwrap();
+    };
+    let examination = median((0..ROUNDS).map(|_| time(200, &mut examination)).collect());
+    println!(
+        "{folder}: examine {examination:?}, leaf of {} bytes",
+        chain[0].len()
+    );
+
+    let evidence = examine(chain, MOCK_NOW, policy).unwrap();
+    let peer = Arc::new(
+        verifier
+            .verify(&evidence, collateral, policy, MOCK_NOW)
+            .unwrap(),
+    );
+    let epoch = Epoch {
+        policy: policy.epoch(),
+        collateral: 0,
+    };
+    let mut cache = VerdictCache::new(1024, 3600, epoch);
+    cache.insert(epoch, evidence.chain(), &Ok(peer), MOCK_NOW);
+    let mut hit = || {
+        black_box(cache.get(epoch, black_box(chain), MOCK_NOW))
+            .unwrap()
+            .unwrap();
+    };
+    let hit = median((0..ROUNDS).map(|_| time(10_000, &mut hit)).collect());
+    println!(
+        "{folder}: cache hit {hit:?}, chain of {} bytes",
+        chain.concat().len()
+    );
+}

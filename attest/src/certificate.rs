@@ -1,0 +1,232 @@
+//! The leaf certificate: caps, dates, and the evidence extensions.
+//!
+//! What is *in* the evidence is [`evidence`](crate::evidence)'s business. The issuer's signature is not
+//! checked here: without a pinned root it proves nothing (on the simulator the CA's key is public), and
+//! with one it is [`chain`](crate::chain)'s, off the shard.
+
+use x509_parser::asn1_rs::Oid;
+use x509_parser::certificate::{X509Certificate, X509CertificateParser};
+use x509_parser::nom::Parser;
+use x509_parser::oid_registry::asn1_rs::oid;
+use x509_parser::time::ASN1Time;
+use x509_parser::x509::X509Version;
+
+use crate::denial::Denial;
+use crate::der;
+use crate::evidence::MAX_ENVELOPE_LEN;
+use crate::policy::Policy;
+
+/// Most bytes of one certificate: an envelope of the largest size, and as much again as a quarter of
+/// it for the older extensions beside it. rustls itself reads handshake messages of at most 64 KiB.
+pub const MAX_CERTIFICATE_LEN: usize = MAX_ENVELOPE_LEN + MAX_ENVELOPE_LEN / 4;
+
+/// Most bytes of a certificate without the evidence in it. dstack's leaf has about 450. It bounds what
+/// x509-parser can be made to allocate for names and extensions.
+pub const MAX_SKELETON_LEN: usize = 16 << 10;
+
+/// Most extensions of one certificate. dstack's leaf has at most eight.
+pub const MAX_EXTENSIONS: usize = 32;
+
+/// How far in the future notBefore may be, in seconds: the clocks of two machines that both run NTP
+/// differ by less, and a clock that is wrong by a day is still noticed. notAfter has no allowance.
+pub const CLOCK_SKEW: u64 = 300;
+
+/// dstack's arc, `1.3.6.1.4.1.62397.1`, as DER content. [dstack `ra-tls/src/oids.rs`]
+const ARC: [u8; 9] = [0x2b, 0x06, 0x01, 0x04, 0x01, 0x83, 0xe7, 0x3d, 0x01];
+
+/// A leaf certificate that has passed the caps and was parsed. Borrows from the DER.
+#[derive(Debug)]
+pub struct Leaf<'a> {
+    spki: &'a [u8],
+    not_before: u64,
+    not_after: u64,
+    extensions: Extensions<'a>,
+}
+
+/// The contents of dstack's extensions; of all but `.3` the content of the inner OCTET STRING.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Extensions<'a> {
+    /// `.1`: a raw quote (older form).
+    pub quote: Option<&'a [u8]>,
+    /// `.2`: its event log, JSON (older form).
+    pub event_log: Option<&'a [u8]>,
+    /// `.3`: the app id as the issuer claims it: proves nothing by itself, and is used for nothing.
+    pub app_id: Option<&'a [u8]>,
+    /// `.4`: what the certificate is for, such as `app:custom`.
+    pub usage: Option<&'a [u8]>,
+    /// `.8`: an attestation envelope.
+    pub attestation: Option<&'a [u8]>,
+    /// `.9`: app info as the issuer claims it: used for nothing.
+    pub app_info: Option<&'a [u8]>,
+}
+
+impl<'a> Leaf<'a> {
+    /// Parses one DER certificate.
+    ///
+    /// # Errors
+    /// [`Denial::MalformedCertificate`]: beyond a cap, not DER, bytes after it, not version 3, or an
+    /// evidence extension that is there twice or is no OCTET STRING.
+    pub fn parse(der: &'a [u8]) -> Result<Self, Denial> {
+        check_size(der)?;
+        let (rest, certificate) = X509CertificateParser::new()
+            .with_deep_parse_extensions(false)
+            .parse(der)
+            .map_err(|_| Denial::MalformedCertificate("it is no X.509 certificate"))?;
+        if !rest.is_empty() {
+            return Err(Denial::MalformedCertificate("there are bytes after it"));
+        }
+        if certificate.version() != X509Version::V3 {
+            return Err(Denial::MalformedCertificate("its version is not 3"));
+        }
+        let validity = certificate.validity();
+        Ok(Self {
+            spki: certificate.tbs_certificate.subject_pki.raw,
+            not_before: unix_seconds(validity.not_before),
+            not_after: unix_seconds(validity.not_after),
+            extensions: Extensions::read(&certificate)?,
+        })
+    }
+
+    /// Checks both dates, and the age against the policy.
+    ///
+    /// # Errors
+    /// [`Denial::NotYetValid`], [`Denial::Expired`], [`Denial::TooOld`].
+    pub fn check_dates(&self, now: u64, policy: &Policy) -> Result<(), Denial> {
+        check_dates(self.not_before, self.not_after, now)?;
+        policy.check_age(self.not_before, now)
+    }
+
+    /// The SubjectPublicKeyInfo in DER: what the quote must be bound to.
+    #[must_use]
+    pub fn spki(&self) -> &'a [u8] {
+        self.spki
+    }
+
+    /// notBefore in unix seconds; 0 for any time before 1970.
+    #[must_use]
+    pub fn not_before(&self) -> u64 {
+        self.not_before
+    }
+
+    /// notAfter in unix seconds. That second itself is still inside. [RFC 5280, 4.1.2.5]
+    #[must_use]
+    pub fn not_after(&self) -> u64 {
+        self.not_after
+    }
+
+    /// dstack's extensions.
+    #[must_use]
+    pub fn extensions(&self) -> &Extensions<'a> {
+        &self.extensions
+    }
+}
+
+/// Checks two dates against `now`, with [`CLOCK_SKEW`] on the first.
+pub(crate) fn check_dates(not_before: u64, not_after: u64, now: u64) -> Result<(), Denial> {
+    if now.saturating_add(CLOCK_SKEW) < not_before {
+        Err(Denial::NotYetValid)
+    } else if now > not_after {
+        Err(Denial::Expired)
+    } else {
+        Ok(())
+    }
+}
+
+pub(crate) fn unix_seconds(time: ASN1Time) -> u64 {
+    u64::try_from(time.timestamp()).unwrap_or(0)
+}
+
+impl<'a> Extensions<'a> {
+    fn read(certificate: &X509Certificate<'a>) -> Result<Self, Denial> {
+        let arc = oid!(1.3.6.1.4.1.62397.1);
+        let mut found = Self::default();
+        for extension in certificate.extensions() {
+            let Some(number) = number_below(&arc, &extension.oid) else {
+                continue;
+            };
+            let value = extension.value;
+            let (slot, value) = match number {
+                1 => (&mut found.quote, inner(value)?),
+                2 => (&mut found.event_log, inner(value)?),
+                3 => (&mut found.app_id, value),
+                4 => (&mut found.usage, inner(value)?),
+                8 => (&mut found.attestation, inner(value)?),
+                9 => (&mut found.app_info, inner(value)?),
+                _ => continue,
+            };
+            if slot.replace(value).is_some() {
+                return Err(Denial::MalformedCertificate(
+                    "an evidence extension is there twice",
+                ));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The one arc of `oid` below `arc`, if it is of one byte.
+fn number_below(arc: &Oid<'_>, oid: &Oid<'_>) -> Option<u8> {
+    match oid.as_bytes().strip_prefix(arc.as_bytes()) {
+        Some(&[number]) => Some(number),
+        Some(_) | None => None,
+    }
+}
+
+fn inner(value: &[u8]) -> Result<&[u8], Denial> {
+    der::only(value, der::OCTET_STRING).ok_or(Denial::MalformedCertificate(
+        "an evidence extension is no OCTET STRING",
+    ))
+}
+
+/// Checks the caps, without allocation, before x509-parser sees a byte.
+pub(crate) fn check_size(der: &[u8]) -> Result<(), Denial> {
+    if der.len() > MAX_CERTIFICATE_LEN {
+        return Err(Denial::MalformedCertificate("it is too large"));
+    }
+    let evidence = evidence_len(der)?;
+    if der.len().saturating_sub(evidence) > MAX_SKELETON_LEN {
+        return Err(Denial::MalformedCertificate(
+            "it is too large without its evidence",
+        ));
+    }
+    Ok(())
+}
+
+/// How many bytes of a certificate are values of extensions below [`ARC`].
+fn evidence_len(der: &[u8]) -> Result<usize, Denial> {
+    const WRONG: Denial = Denial::MalformedCertificate("it is no X.509 certificate");
+    let certificate = der::only(der, der::SEQUENCE).ok_or(WRONG)?;
+    let tbs = der::read(certificate)
+        .filter(|tbs| tbs.tag == der::SEQUENCE)
+        .ok_or(WRONG)?;
+    let mut fields = tbs.content;
+    while let Some(field) = der::read(fields) {
+        fields = field.rest;
+        if field.tag == der::CONTEXT_3 {
+            let extensions = der::only(field.content, der::SEQUENCE).ok_or(WRONG)?;
+            return sum_of_evidence(extensions);
+        }
+    }
+    Ok(0)
+}
+
+fn sum_of_evidence(mut extensions: &[u8]) -> Result<usize, Denial> {
+    let mut sum = 0usize;
+    for _ in 0..MAX_EXTENSIONS {
+        if extensions.is_empty() {
+            return Ok(sum);
+        }
+        let extension = der::read(extensions)
+            .ok_or(Denial::MalformedCertificate("its extensions are not DER"))?;
+        extensions = extension.rest;
+        let oid = der::read(extension.content)
+            .filter(|oid| oid.tag == der::OBJECT_IDENTIFIER && oid.content.starts_with(&ARC));
+        if let Some(oid) = oid {
+            sum = sum.saturating_add(oid.rest.len());
+        }
+    }
+    if extensions.is_empty() {
+        return Ok(sum);
+    }
+    Err(Denial::MalformedCertificate("it has too many extensions"))
+}

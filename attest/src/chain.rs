@@ -1,0 +1,292 @@
+//! The presented chain: as one value that verdicts are about, and its signatures up to a pinned root.
+//!
+//! The signatures matter only where KMS roots are pinned. The dstack leaf has no AKI, SKI or
+//! BasicConstraints, and its CA is self-signed with path length 1, so issuers are found by name and
+//! proved by signature. A P-256 verification costs some 50 µs: never on a shard.
+
+use std::fmt;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::pem::Pem;
+use x509_parser::prelude::FromDer;
+
+use crate::certificate::{MAX_CERTIFICATE_LEN, check_dates, check_size, unix_seconds};
+use crate::denial::Denial;
+use crate::values::Fingerprint;
+
+/// Most certificates of a presented chain. dstack sends two.
+pub const MAX_CHAIN_LEN: usize = 6;
+
+/// Most bytes of a PEM file with KMS roots.
+pub const MAX_ROOTS_LEN: usize = 256 << 10;
+
+/// A presented chain, leaf first, copied once. Clones share the copy.
+#[derive(Clone)]
+pub struct Chain(Arc<Presented>);
+
+struct Presented {
+    certificates: Vec<Box<[u8]>>,
+    fingerprint: Fingerprint,
+    key: FlightKey,
+}
+
+/// SHA-256 over the whole chain, each certificate with its length: what flights are keyed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlightKey([u8; 32]);
+
+impl Chain {
+    /// Copies a presented chain.
+    ///
+    /// # Errors
+    /// As [`Chain::check_caps`].
+    pub fn copy(chain: &[impl AsRef<[u8]>]) -> Result<Self, Denial> {
+        Self::check_caps(chain)?;
+        let certificates: Vec<Box<[u8]>> = chain.iter().map(|der| der.as_ref().into()).collect();
+        let fingerprint = fingerprint(certificates.first().ok_or(Denial::NoCertificate)?);
+        let mut hash = Sha256::new();
+        hash.update(fingerprint.0);
+        for issuer in certificates.iter().skip(1) {
+            hash.update(Sha256::digest(issuer));
+        }
+        let key = FlightKey(hash.finalize().into());
+        Ok(Self(Arc::new(Presented {
+            certificates,
+            fingerprint,
+            key,
+        })))
+    }
+
+    /// Checks how many certificates there are, and how large they are together.
+    ///
+    /// # Errors
+    /// [`Denial::NoCertificate`], [`Denial::ChainTooLong`], [`Denial::MalformedCertificate`].
+    pub fn check_caps(chain: &[impl AsRef<[u8]>]) -> Result<(), Denial> {
+        if chain.is_empty() {
+            return Err(Denial::NoCertificate);
+        }
+        if chain.len() > MAX_CHAIN_LEN {
+            return Err(Denial::ChainTooLong);
+        }
+        let len: usize = chain.iter().map(|der| der.as_ref().len()).sum();
+        if len > MAX_CERTIFICATE_LEN {
+            return Err(Denial::MalformedCertificate("the chain is too large"));
+        }
+        Ok(())
+    }
+
+    /// The certificates, leaf first.
+    #[must_use]
+    pub fn certificates(&self) -> &[Box<[u8]>] {
+        &self.0.certificates
+    }
+
+    /// The leaf's fingerprint: what to show in a log.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.0.fingerprint
+    }
+
+    /// What to key a flight by.
+    #[must_use]
+    pub fn flight_key(&self) -> FlightKey {
+        self.0.key
+    }
+
+    /// Whether it is byte for byte the chain `presented`.
+    #[must_use]
+    pub fn is(&self, presented: &[impl AsRef<[u8]>]) -> bool {
+        self.0.certificates.len() == presented.len()
+            && self
+                .0
+                .certificates
+                .iter()
+                .zip(presented)
+                .all(|(ours, its)| **ours == *its.as_ref())
+    }
+
+    /// Verifies the signatures from the leaf up to one of `roots`, and the dates and CA bits on the
+    /// way. Gives the earliest notAfter of issuers and root. With no roots, nothing is looked at.
+    ///
+    /// # Errors
+    /// [`Denial::KmsRootMismatch`], whatever was wrong on the way; [`Denial::MalformedCertificate`]
+    /// for an issuer that is no certificate.
+    pub fn verify_up_to(&self, roots: &[KmsRoot], now: u64) -> Result<u64, Denial> {
+        let mut until = u64::MAX;
+        if roots.is_empty() {
+            return Ok(until);
+        }
+        let parsed = self.parse_all()?;
+        for (below, certificate) in parsed.iter().enumerate() {
+            // `below` intermediates are between the leaf and whoever issued this certificate.
+            for root in roots {
+                let root = root.parse()?;
+                if issued(&root, certificate, below, now) {
+                    return Ok(until.min(unix_seconds(root.validity().not_after)));
+                }
+            }
+            match parsed.get(below + 1) {
+                Some(issuer) if issued(issuer, certificate, below, now) => {
+                    until = until.min(unix_seconds(issuer.validity().not_after));
+                }
+                Some(_) | None => return Err(Denial::KmsRootMismatch),
+            }
+        }
+        Err(Denial::KmsRootMismatch)
+    }
+
+    fn parse_all(&self) -> Result<Vec<X509Certificate<'_>>, Denial> {
+        self.0.certificates.iter().map(|der| parse(der)).collect()
+    }
+}
+
+/// Whether `issuer` may have issued `subject`, and did.
+fn issued(
+    issuer: &X509Certificate<'_>,
+    subject: &X509Certificate<'_>,
+    below: usize,
+    now: u64,
+) -> bool {
+    let validity = issuer.validity();
+    let (from, until) = (
+        unix_seconds(validity.not_before),
+        unix_seconds(validity.not_after),
+    );
+    issuer.subject().as_raw() == subject.issuer().as_raw()
+        && may_issue(issuer, below)
+        && check_dates(from, until, now).is_ok()
+        && subject.verify_signature(Some(issuer.public_key())).is_ok()
+}
+
+/// Whether it is a CA, may sign certificates, and allows `below` intermediates below it.
+fn may_issue(certificate: &X509Certificate<'_>, below: usize) -> bool {
+    let Ok(Some(constraints)) = certificate.basic_constraints() else {
+        return false;
+    };
+    let within = |len: u32| usize::try_from(len).is_ok_and(|len| below <= len);
+    let may_sign = match certificate.key_usage() {
+        Ok(usage) => usage.is_none_or(|usage| usage.value.key_cert_sign()),
+        Err(_) => false,
+    };
+    may_sign && constraints.value.ca && constraints.value.path_len_constraint.is_none_or(within)
+}
+
+fn parse(der: &[u8]) -> Result<X509Certificate<'_>, Denial> {
+    check_size(der)?;
+    match X509Certificate::from_der(der) {
+        Ok(([], certificate)) => Ok(certificate),
+        Ok(_) | Err(_) => Err(Denial::MalformedCertificate(
+            "an issuer is no X.509 certificate",
+        )),
+    }
+}
+
+pub(crate) fn fingerprint(der: &[u8]) -> Fingerprint {
+    Fingerprint(Sha256::digest(der).into())
+}
+
+impl PartialEq for Chain {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.is(&other.0.certificates)
+    }
+}
+
+impl Eq for Chain {}
+
+impl fmt::Debug for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Chain({}, {} certificates)",
+            self.0.fingerprint,
+            self.0.certificates.len()
+        )
+    }
+}
+
+/// A KMS root that the policy pins: a CA certificate that was parsed once.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KmsRoot {
+    der: Arc<[u8]>,
+    fingerprint: Fingerprint,
+}
+
+/// A KMS root that cannot be pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KmsRootError {
+    /// No PEM, or none of a certificate.
+    #[error("no PEM certificate in it")]
+    NoPem,
+    /// More than [`MAX_ROOTS_LEN`].
+    #[error("the file is too large")]
+    TooLarge,
+    /// It is no X.509 certificate.
+    #[error("it is no X.509 certificate")]
+    Malformed,
+    /// It could never have issued another.
+    #[error("it is no CA certificate")]
+    NotCa,
+}
+
+impl KmsRoot {
+    /// A root from DER. Its dates are checked when it is used.
+    ///
+    /// # Errors
+    /// [`KmsRootError`].
+    pub fn from_der(der: &[u8]) -> Result<Self, KmsRootError> {
+        let certificate = parse(der).map_err(|_| KmsRootError::Malformed)?;
+        if !may_issue(&certificate, 0) {
+            return Err(KmsRootError::NotCa);
+        }
+        Ok(Self {
+            der: der.into(),
+            fingerprint: fingerprint(der),
+        })
+    }
+
+    /// All roots of a PEM file.
+    ///
+    /// # Errors
+    /// [`KmsRootError`], also if one of several cannot be pinned.
+    pub fn from_pem(pem: &[u8]) -> Result<Vec<Self>, KmsRootError> {
+        if pem.len() > MAX_ROOTS_LEN {
+            return Err(KmsRootError::TooLarge);
+        }
+        let mut roots = Vec::new();
+        for block in Pem::iter_from_buffer(pem) {
+            let block = block.map_err(|_| KmsRootError::NoPem)?;
+            if block.label != "CERTIFICATE" {
+                return Err(KmsRootError::NoPem);
+            }
+            roots.push(Self::from_der(&block.contents)?);
+        }
+        if roots.is_empty() {
+            Err(KmsRootError::NoPem)
+        } else {
+            Ok(roots)
+        }
+    }
+
+    /// The certificate in DER.
+    #[must_use]
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    /// Its fingerprint.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    fn parse(&self) -> Result<X509Certificate<'_>, Denial> {
+        parse(&self.der)
+    }
+}
+
+impl fmt::Debug for KmsRoot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KmsRoot({})", self.fingerprint)
+    }
+}

@@ -1,0 +1,40 @@
+//! Intel's collateral: what it is, how it is kept fresh, and how it is checked before it is kept.
+//!
+//! Collateral is what a quote is judged with: TCB info, the quoting enclave's identity and two
+//! revocation lists, each signed by Intel and valid for about 30 days (the root CRL for a year).
+//! dcap-qvl refuses expired collateral, so the day on which the refresh stops working is the day on
+//! which, a few weeks later, nobody can log in. This module exists to make that day loud and late.
+//!
+//! | Module | Is |
+//! | --- | --- |
+//! | [`Collateral`] | one set of collateral, parsed: for which platforms, and until when |
+//! | [`Store`] | what is held and what to fetch next: a state machine, `now` and randomness are arguments |
+//! | [`Fetcher`] | asks a PCCS over HTTP, with caps on bytes and time |
+//! | [`Disk`] | the copy that survives a restart |
+//! | [`Keeper`] | the loop that joins them, for the control thread; [`Handle`] is its other end |
+//!
+//! What it must never do: replace what is held by anything that does not verify under the trusted
+//! root, run on a shard, or trust a PCCS with more than the time at which its answers arrive. A PCCS
+//! signs nothing: every part is signed by Intel, and the newest part that was ever seen is kept
+//! ([`Collateral::newest_of`]), so one that lies can only be useless. And dcap-qvl verifies all of it
+//! again at every quote: the check here decides what is *kept*, never who enters.
+
+mod check;
+mod disk;
+mod error;
+mod fetch;
+mod keeper;
+mod key;
+mod parsed;
+mod pccs;
+mod store;
+mod window;
+
+pub use disk::{Disk, LoadError, load_file};
+pub use error::{CollateralError, Part};
+pub use fetch::{FetchError, FetchOptions, Fetcher};
+pub use keeper::{Handle, Keeper, Surroundings, Unavailable};
+pub use key::{CaType, CollateralKey, Fmspc};
+pub use parsed::{Collateral, MAX_CHAIN_BYTES, MAX_PART_BYTES};
+pub use pccs::{INTEL_PCS, PHALA_PCCS, Source, SourceError};
+pub use store::{Event, MAX_FLIGHTS, MAX_KEYS, Schedule, Snapshot, Store, Wanted};

@@ -1,0 +1,154 @@
+//! Whether collateral is genuine and in date, before it replaces what is held.
+//!
+//! dcap-qvl 0.7 has no entry that verifies collateral without a quote, and it never verifies the PCK
+//! CRL unless a PCK chain leads to it. So the checks are made here, with x509-parser and ring, on the
+//! one shape that Intel's PKI has: each signer is issued by the root itself, and the PCK CRL is signed
+//! by the PCK CA. They are at least as strict as dcap-qvl's (webpki's) on that shape; where Intel's
+//! shape would change, fetched collateral is refused here and what is held stays.
+
+use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::revocation_list::CertificateRevocationList;
+
+use super::error::{CollateralError, Part};
+use super::parsed::Collateral;
+use super::window::{Window, certificate, crl, pem};
+
+impl Collateral {
+    /// Verifies every signature up to `root` (DER), that nothing on the way is revoked, and every date
+    /// at `now` (unix seconds).
+    ///
+    /// # Errors
+    /// [`CollateralError`], naming the first part that is wrong.
+    pub fn check(&self, root: &[u8], now: u64) -> Result<(), CollateralError> {
+        let qvl = self.as_qvl();
+        let root = certificate(Part::Root, root)?;
+        in_date(Part::Root, window_of(&root), now)?;
+
+        let root_crl = crl(Part::RootCrl, &qvl.root_ca_crl)?;
+        check_crl(Part::RootCrl, &root_crl, &root, now)?;
+        not_revoked(Part::Root, &root, &root_crl)?;
+        let issued_by_root =
+            |part, signer: &str, ca| check_issued(part, signer, ca, &root, &root_crl, now);
+
+        let signer = issued_by_root(Part::TcbInfoSigner, &qvl.tcb_info_issuer_chain, false)?;
+        check_json(
+            Part::TcbInfo,
+            &signer,
+            qvl.tcb_info.as_bytes(),
+            &qvl.tcb_info_signature,
+        )?;
+
+        let signer = issued_by_root(Part::QeIdentitySigner, &qvl.qe_identity_issuer_chain, false)?;
+        check_json(
+            Part::QeIdentity,
+            &signer,
+            qvl.qe_identity.as_bytes(),
+            &qvl.qe_identity_signature,
+        )?;
+
+        let pck_ca = issued_by_root(Part::PckCa, &qvl.pck_crl_issuer_chain, true)?;
+        let pck_ca = certificate(Part::PckCa, &pck_ca)?;
+        check_crl(
+            Part::PckCrl,
+            &crl(Part::PckCrl, &qvl.pck_crl)?,
+            &pck_ca,
+            now,
+        )?;
+
+        // What is left of the windows are the dates of the JSON.
+        in_date(Part::TcbInfo, self.tcb_info_window(), now)?;
+        in_date(Part::QeIdentity, self.qe_identity_window(), now)?;
+        Ok(())
+    }
+}
+
+/// The signer in DER, verified to be issued by the root, in date and not revoked.
+fn check_issued(
+    part: Part,
+    signer: &str,
+    is_ca: bool,
+    root: &X509Certificate<'_>,
+    root_crl: &CertificateRevocationList<'_>,
+    now: u64,
+) -> Result<Vec<u8>, CollateralError> {
+    let der = pem(part, signer)?.contents;
+    let signer = certificate(part, &der)?;
+    if signer.is_ca() != is_ca || signer.issuer().as_raw() != root.subject().as_raw() {
+        return Err(CollateralError::WrongIssuer { part });
+    }
+    signer
+        .verify_signature(Some(root.public_key()))
+        .map_err(|_| CollateralError::BadSignature { part })?;
+    in_date(part, window_of(&signer), now)?;
+    not_revoked(part, &signer, root_crl)?;
+    drop(signer);
+    Ok(der)
+}
+
+fn check_crl(
+    part: Part,
+    crl: &CertificateRevocationList<'_>,
+    issuer: &X509Certificate<'_>,
+    now: u64,
+) -> Result<(), CollateralError> {
+    if crl.issuer().as_raw() != issuer.subject().as_raw() {
+        return Err(CollateralError::WrongIssuer { part });
+    }
+    crl.verify_signature(issuer.public_key())
+        .map_err(|_| CollateralError::BadSignature { part })?;
+    let mut window = Window::default();
+    window.crl(part, crl.as_raw())?;
+    in_date(part, window, now)
+}
+
+fn not_revoked(
+    part: Part,
+    certificate: &X509Certificate<'_>,
+    crl: &CertificateRevocationList<'_>,
+) -> Result<(), CollateralError> {
+    let serial = certificate.raw_serial();
+    match crl
+        .iter_revoked_certificates()
+        .any(|revoked| revoked.raw_serial() == serial)
+    {
+        true => Err(CollateralError::Revoked { part }),
+        false => Ok(()),
+    }
+}
+
+/// Intel signs the exact bytes of the JSON value, with ECDSA P-256 and SHA-256, `r || s`.
+fn check_json(
+    part: Part,
+    signer: &[u8],
+    json: &[u8],
+    signature: &[u8],
+) -> Result<(), CollateralError> {
+    let signer = certificate(part, signer)?;
+    let point = signer.public_key().subject_public_key.data.as_ref();
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point)
+        .verify(json, signature)
+        .map_err(|_| CollateralError::BadSignature { part })
+}
+
+fn window_of(certificate: &X509Certificate<'_>) -> Window {
+    let mut window = Window::default();
+    window.certificate(certificate);
+    window
+}
+
+fn in_date(part: Part, window: Window, now: u64) -> Result<(), CollateralError> {
+    if now < window.from {
+        Err(CollateralError::NotYetValid {
+            part,
+            from: window.from,
+        })
+    } else if now >= window.until {
+        Err(CollateralError::Expired {
+            part,
+            at: window.until,
+        })
+    } else {
+        Ok(())
+    }
+}

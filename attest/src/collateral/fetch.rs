@@ -1,0 +1,203 @@
+//! Asks a PCCS over HTTP: four questions, each with a cap on bytes, all under one deadline.
+
+use std::time::Duration;
+
+use reqwest::Client;
+use reqwest::redirect::Policy;
+
+use super::error::CollateralError;
+use super::key::CollateralKey;
+use super::parsed::{Collateral, MAX_PART_BYTES};
+use super::pccs::{Answer, Answers, Question, Source};
+
+/// Most bytes of one answer: a part in hex, with its signature.
+const MAX_ANSWER_BYTES: usize = 2 * MAX_PART_BYTES;
+
+/// How a [`Fetcher`] behaves.
+#[derive(Clone, Debug)]
+pub struct FetchOptions {
+    /// Longest time for a TCP and TLS handshake. Intel's service takes below 200 ms from Europe.
+    pub connect_timeout: Duration,
+    /// Longest time for all four answers together.
+    pub deadline: Duration,
+    /// Certificates (PEM) to trust for https besides the system's, for a PCCS with a private CA.
+    pub extra_roots_pem: Option<Vec<u8>>,
+    /// A proxy, as a URL. The environment's `HTTP_PROXY` and the like are not read.
+    pub proxy: Option<String>,
+}
+
+impl Default for FetchOptions {
+    /// 5 s to connect, 30 s in all, the system's roots, no proxy.
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            deadline: Duration::from_secs(30),
+            extra_roots_pem: None,
+            proxy: None,
+        }
+    }
+}
+
+/// Why collateral could not be fetched. The fault is the PCCS's or the network's, except for
+/// [`FetchError::Client`] and [`FetchError::NoSource`], which are configuration.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// No connection: refused, no route, no such name, or TLS failed.
+    #[error("no connection to the PCCS")]
+    Connect,
+    /// Not within the deadline.
+    #[error("the PCCS did not answer in time")]
+    Timeout,
+    /// Another status than 200. Redirects are not followed.
+    #[error("the PCCS answered with HTTP status {0}")]
+    Status(u16),
+    /// More bytes than any answer needs.
+    #[error("the PCCS's answer has more than {limit} bytes")]
+    TooLarge {
+        /// The cap.
+        limit: usize,
+    },
+    /// The connection broke in the middle of an answer.
+    #[error("the PCCS's answer broke off")]
+    BrokenOff,
+    /// The answers are not the collateral that was asked for, or not genuine.
+    #[error(transparent)]
+    Collateral(#[from] CollateralError),
+    /// There is no PCCS to ask.
+    #[error("no PCCS is configured")]
+    NoSource,
+    /// The HTTP client cannot be made: roots or proxy are wrong.
+    #[error("the HTTP client cannot be set up: {0}")]
+    Client(String),
+}
+
+impl FetchError {
+    /// A word from a closed list, for a metric label and the log.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Timeout => "timeout",
+            Self::Status(_) => "status",
+            Self::TooLarge { .. } => "too_large",
+            Self::BrokenOff => "broken_off",
+            Self::Collateral(error) => error.code(),
+            Self::NoSource => "no_source",
+            Self::Client(_) => "client",
+        }
+    }
+}
+
+/// Fetches collateral from one [`Source`].
+///
+/// Runs on any tokio runtime with time and I/O, `current_thread` included; name resolution uses the
+/// runtime's blocking threads. Never on a shard.
+#[derive(Clone, Debug)]
+pub struct Fetcher {
+    source: Source,
+    client: Client,
+    deadline: Duration,
+}
+
+impl Fetcher {
+    /// A fetcher. https is verified, always.
+    ///
+    /// # Errors
+    /// [`FetchError::Client`] for roots that are no PEM, a proxy that is no URL, or a system without
+    /// any trusted root.
+    pub fn new(source: Source, options: &FetchOptions) -> Result<Self, FetchError> {
+        let wrong = |error: reqwest::Error| FetchError::Client(error.without_url().to_string());
+        let mut client = Client::builder()
+            .connect_timeout(options.connect_timeout)
+            .timeout(options.deadline)
+            // An answer is wanted once a day: no connection is worth keeping.
+            .pool_max_idle_per_host(0)
+            .redirect(Policy::none())
+            .referer(false)
+            .no_proxy()
+            .user_agent(concat!("teesql/", env!("CARGO_PKG_VERSION")));
+        if let Some(pem) = &options.extra_roots_pem {
+            let roots = reqwest::Certificate::from_pem_bundle(pem).map_err(wrong)?;
+            client = client.tls_certs_merge(roots);
+        }
+        if let Some(proxy) = &options.proxy {
+            client = client.proxy(reqwest::Proxy::all(proxy).map_err(wrong)?);
+        }
+        let client = client.build().map_err(wrong)?;
+        Ok(Self {
+            source,
+            client,
+            deadline: options.deadline,
+        })
+    }
+
+    /// Where it asks.
+    #[must_use]
+    pub fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Collateral for `key`, parsed and for the right platforms, but not verified.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub async fn fetch(&self, key: CollateralKey) -> Result<Collateral, FetchError> {
+        let all = async {
+            Ok(Answers {
+                pck_crl: self.ask(Question::PckCrl, key).await?,
+                root_crl: self.ask(Question::RootCrl, key).await?,
+                tcb_info: self.ask(Question::TcbInfo, key).await?,
+                qe_identity: self.ask(Question::QeIdentity, key).await?,
+            })
+        };
+        let answers: Result<Answers, FetchError> = tokio::time::timeout(self.deadline, all)
+            .await
+            .map_err(|_| FetchError::Timeout)?;
+        Ok(answers?.into_collateral(key)?)
+    }
+
+    async fn ask(&self, question: Question, key: CollateralKey) -> Result<Answer, FetchError> {
+        let sent = self.client.get(self.source.url(question, key)).send().await;
+        let mut response = sent.map_err(|error| classify(&error, FetchError::Connect))?;
+        if response.status() != 200 {
+            return Err(FetchError::Status(response.status().as_u16()));
+        }
+        let too_large = FetchError::TooLarge {
+            limit: MAX_ANSWER_BYTES,
+        };
+        let limit = u64::try_from(MAX_ANSWER_BYTES).unwrap_or(u64::MAX);
+        if response
+            .content_length()
+            .is_some_and(|length| length > limit)
+        {
+            return Err(too_large);
+        }
+        let header = |name: &&str| response.headers().get(*name).and_then(|v| v.to_str().ok());
+        let chain = question
+            .chain_headers()
+            .iter()
+            .find_map(header)
+            .map(str::to_owned);
+        let mut body = Vec::new();
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| classify(&error, FetchError::BrokenOff))?
+        {
+            if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+                return Err(too_large);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Answer { body, chain })
+    }
+}
+
+/// Time-outs by that name, whatever layer they come from; everything else as `otherwise`.
+fn classify(error: &reqwest::Error, otherwise: FetchError) -> FetchError {
+    match error.is_timeout() {
+        true => FetchError::Timeout,
+        false => otherwise,
+    }
+}

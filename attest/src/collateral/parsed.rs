@@ -1,0 +1,337 @@
+//! One set of collateral, parsed once: for which platforms it is, and until when it holds.
+
+use std::fmt;
+
+use dcap_qvl::{QeIdentity, QuoteCollateralV3, TcbInfo};
+use sha2::{Digest, Sha256};
+
+use super::error::{CollateralError, Part};
+use super::key::{CaType, CollateralKey, parse_fmspc};
+use super::window::{Window, crl, first_of_chain, malformed};
+
+/// Most bytes of one part (TCB info, QE identity or a CRL). Intel's are at most 20 KiB (TCB info) and
+/// 6 KiB (PCK CRL) today; the rest is room for revocations.
+pub const MAX_PART_BYTES: usize = 1 << 20;
+
+/// Most bytes of one PEM chain. Intel's have two certificates (signer and root) in 2 KiB.
+pub const MAX_CHAIN_BYTES: usize = 32 << 10;
+
+/// How new a signed JSON document is: Intel's evaluation number first, since it re-signs old
+/// evaluations with new dates, then the date of issue.
+type Age = (u32, u64);
+
+/// One set of collateral for one [`CollateralKey`], parsed.
+///
+/// Parsed is not verified: [`Collateral::check`] does that, and dcap-qvl does it again with each
+/// quote.
+#[derive(Clone)]
+pub struct Collateral {
+    qvl: QuoteCollateralV3,
+    key: CollateralKey,
+    valid_from: u64,
+    expires_at: u64,
+    digest: [u8; 32],
+    parts: Parts,
+}
+
+/// When each part that is signed by itself holds, with its issuer chain, and how new it is.
+#[derive(Clone)]
+struct Parts {
+    tcb_info: (Window, Age),
+    qe_identity: (Window, Age),
+    root_crl: (Window, u64),
+    pck_crl: (Window, u64),
+}
+
+impl Collateral {
+    /// Parses `qvl`, and forgets what no signature vouches for: of each issuer chain all but the
+    /// signer, since what is above it is the trusted root or nothing; and the PCK certificate chain,
+    /// if there is one, since it belongs to one quote, and dcap-qvl would prefer it to the quote's own.
+    ///
+    /// # Errors
+    /// [`CollateralError`] for what is too large, malformed, or not for TDX. Signatures and dates are
+    /// not looked at.
+    pub fn parse(mut qvl: QuoteCollateralV3) -> Result<Self, CollateralError> {
+        qvl.pck_certificate_chain = None;
+        cap_sizes(&qvl)?;
+        for (part, chain) in [
+            (Part::TcbInfoSigner, &mut qvl.tcb_info_issuer_chain),
+            (Part::QeIdentitySigner, &mut qvl.qe_identity_issuer_chain),
+            (Part::PckCa, &mut qvl.pck_crl_issuer_chain),
+        ] {
+            *chain = first_of_chain(part, chain)?;
+        }
+        let tcb_info: TcbInfo = serde_json::from_str(&qvl.tcb_info)
+            .map_err(|_| malformed(Part::TcbInfo, "no TCB info that dcap-qvl can read"))?;
+        if tcb_info.id != "TDX" || tcb_info.version < 3 {
+            return Err(CollateralError::NotTdx);
+        }
+        let qe_identity: QeIdentity = serde_json::from_str(&qvl.qe_identity)
+            .map_err(|_| malformed(Part::QeIdentity, "no QE identity that dcap-qvl can read"))?;
+        if qe_identity.id != "TD_QE" {
+            return Err(CollateralError::NotTdx);
+        }
+        let fmspc = parse_fmspc(&tcb_info.fmspc).ok_or(malformed(
+            Part::TcbInfo,
+            "the FMSPC is not six bytes of hex",
+        ))?;
+        let parts = Parts::read(&qvl, &tcb_info, &qe_identity)?;
+        let window = parts.window();
+        Ok(Self {
+            key: CollateralKey {
+                fmspc,
+                ca: ca_of_crl(&qvl.pck_crl)?,
+            },
+            valid_from: window.from,
+            expires_at: window.until,
+            digest: digest(&qvl),
+            parts,
+            qvl,
+        })
+    }
+
+    /// Parses the JSON form of dcap-qvl's `QuoteCollateralV3` (byte fields as hex): what dcap-qvl's
+    /// own command line writes, and what [`Disk`](super::Disk) keeps.
+    ///
+    /// # Errors
+    /// As [`Collateral::parse`].
+    pub fn from_json(json: &[u8]) -> Result<Self, CollateralError> {
+        if json.len() > MAX_JSON_BYTES {
+            return Err(CollateralError::TooLarge {
+                part: Part::TcbInfo,
+                bytes: json.len(),
+                limit: MAX_JSON_BYTES,
+            });
+        }
+        let qvl = serde_json::from_slice(json)
+            .map_err(|_| malformed(Part::TcbInfo, "no QuoteCollateralV3 in JSON"))?;
+        Self::parse(qvl)
+    }
+
+    /// The JSON form that [`Collateral::from_json`] reads.
+    ///
+    /// # Errors
+    /// [`CollateralError::Malformed`] if it cannot be written as JSON; strings and bytes always can.
+    pub fn to_json(&self) -> Result<Vec<u8>, CollateralError> {
+        serde_json::to_vec(&self.qvl)
+            .map_err(|_| malformed(Part::TcbInfo, "cannot be written as JSON"))
+    }
+
+    /// What dcap-qvl verifies a quote with.
+    #[must_use]
+    pub fn as_qvl(&self) -> &QuoteCollateralV3 {
+        &self.qvl
+    }
+
+    /// For which platforms it is.
+    #[must_use]
+    pub fn key(&self) -> CollateralKey {
+        self.key
+    }
+
+    /// The latest of the dates from which its parts hold, in unix seconds.
+    #[must_use]
+    pub fn valid_from(&self) -> u64 {
+        self.valid_from
+    }
+
+    /// The first second at which some part no longer holds, in unix seconds: the earliest
+    /// nextUpdate or notAfter of all parts and their issuers.
+    #[must_use]
+    pub fn expires_at(&self) -> u64 {
+        self.expires_at
+    }
+
+    /// Whether dcap-qvl would take all dates at `now`.
+    #[must_use]
+    pub fn holds_at(&self, now: u64) -> bool {
+        (self.valid_from..self.expires_at).contains(&now)
+    }
+
+    /// SHA-256 of the content: two sets with the same digest give the same verdicts.
+    #[must_use]
+    pub fn digest(&self) -> &[u8; 32] {
+        &self.digest
+    }
+
+    /// The set that has the newer of each part: of TCB info, QE identity and the two CRLs.
+    ///
+    /// Each part is signed by itself, so a mixture of genuine parts is genuine. With this a PCCS
+    /// cannot bring back an older TCB info or an older CRL, and two caches of different age behind
+    /// one name do no harm. A part of `held` that has expired at `now` is replaced whatever its age.
+    ///
+    /// # Errors
+    /// [`CollateralError::WrongKey`] if the two are for different platforms; otherwise none for two
+    /// sets that were parsed.
+    pub fn newest_of(held: &Self, fetched: &Self, now: u64) -> Result<Self, CollateralError> {
+        let mut qvl = Self::newest_crls_of(held, fetched, now)?.qvl;
+        let (old, new) = (&held.parts, &fetched.parts);
+        if new.tcb_info.1 <= old.tcb_info.1 && old.tcb_info.0.contains(now) {
+            qvl.tcb_info.clone_from(&held.qvl.tcb_info);
+            qvl.tcb_info_signature
+                .clone_from(&held.qvl.tcb_info_signature);
+            qvl.tcb_info_issuer_chain
+                .clone_from(&held.qvl.tcb_info_issuer_chain);
+        }
+        if new.qe_identity.1 <= old.qe_identity.1 && old.qe_identity.0.contains(now) {
+            qvl.qe_identity.clone_from(&held.qvl.qe_identity);
+            qvl.qe_identity_signature
+                .clone_from(&held.qvl.qe_identity_signature);
+            qvl.qe_identity_issuer_chain
+                .clone_from(&held.qvl.qe_identity_issuer_chain);
+        }
+        Self::parse(qvl)
+    }
+
+    /// What was fetched, with the newer of each CRL. It is what is left to take when a newer CRL has
+    /// revoked the signer of what is held.
+    ///
+    /// # Errors
+    /// As [`Collateral::newest_of`].
+    pub fn newest_crls_of(held: &Self, fetched: &Self, now: u64) -> Result<Self, CollateralError> {
+        if held.key != fetched.key {
+            return Err(CollateralError::WrongKey);
+        }
+        let mut qvl = fetched.qvl.clone();
+        let (old, new) = (&held.parts, &fetched.parts);
+        if new.root_crl.1 <= old.root_crl.1 && old.root_crl.0.contains(now) {
+            qvl.root_ca_crl.clone_from(&held.qvl.root_ca_crl);
+        }
+        if new.pck_crl.1 <= old.pck_crl.1 && old.pck_crl.0.contains(now) {
+            qvl.pck_crl.clone_from(&held.qvl.pck_crl);
+            qvl.pck_crl_issuer_chain
+                .clone_from(&held.qvl.pck_crl_issuer_chain);
+        }
+        Self::parse(qvl)
+    }
+
+    /// When the TCB info and its signer hold.
+    pub(super) fn tcb_info_window(&self) -> Window {
+        self.parts.tcb_info.0
+    }
+
+    /// When the QE identity and its signer hold.
+    pub(super) fn qe_identity_window(&self) -> Window {
+        self.parts.qe_identity.0
+    }
+}
+
+impl Parts {
+    fn read(
+        qvl: &QuoteCollateralV3,
+        tcb_info: &TcbInfo,
+        qe_identity: &QeIdentity,
+    ) -> Result<Self, CollateralError> {
+        let mut tcb = Window::default();
+        tcb.pem(Part::TcbInfoSigner, &qvl.tcb_info_issuer_chain)?;
+        let tcb_issued = tcb.json(Part::TcbInfo, &tcb_info.issue_date, &tcb_info.next_update)?;
+        let mut qe = Window::default();
+        qe.pem(Part::QeIdentitySigner, &qvl.qe_identity_issuer_chain)?;
+        let qe_issued = qe.json(
+            Part::QeIdentity,
+            &qe_identity.issue_date,
+            &qe_identity.next_update,
+        )?;
+        let mut root_crl = Window::default();
+        let root_crl_issued = root_crl.crl(Part::RootCrl, &qvl.root_ca_crl)?;
+        let mut pck_crl = Window::default();
+        pck_crl.pem(Part::PckCa, &qvl.pck_crl_issuer_chain)?;
+        let pck_crl_issued = pck_crl.crl(Part::PckCrl, &qvl.pck_crl)?;
+        Ok(Self {
+            tcb_info: (tcb, (tcb_info.tcb_evaluation_data_number, tcb_issued)),
+            qe_identity: (qe, (qe_identity.tcb_evaluation_data_number, qe_issued)),
+            root_crl: (root_crl, root_crl_issued),
+            pck_crl: (pck_crl, pck_crl_issued),
+        })
+    }
+
+    /// The time in which all four hold.
+    fn window(&self) -> Window {
+        let mut all = Window::default();
+        for part in [
+            self.tcb_info.0,
+            self.qe_identity.0,
+            self.root_crl.0,
+            self.pck_crl.0,
+        ] {
+            all.add(part.from, part.until);
+        }
+        all
+    }
+}
+
+impl fmt::Debug for Collateral {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Collateral")
+            .field("key", &self.key)
+            .field("valid_from", &self.valid_from)
+            .field("expires_at", &self.expires_at)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PartialEq for Collateral {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
+}
+
+impl Eq for Collateral {}
+
+/// Most bytes of a whole set in JSON: four parts (CRLs double in hex) and three chains.
+pub(super) const MAX_JSON_BYTES: usize = 6 * MAX_PART_BYTES + 4 * MAX_CHAIN_BYTES;
+
+fn cap_sizes(qvl: &QuoteCollateralV3) -> Result<(), CollateralError> {
+    let sizes = [
+        (Part::TcbInfo, qvl.tcb_info.len(), MAX_PART_BYTES),
+        (Part::QeIdentity, qvl.qe_identity.len(), MAX_PART_BYTES),
+        (Part::RootCrl, qvl.root_ca_crl.len(), MAX_PART_BYTES),
+        (Part::PckCrl, qvl.pck_crl.len(), MAX_PART_BYTES),
+        (
+            Part::TcbInfoSigner,
+            qvl.tcb_info_issuer_chain.len(),
+            MAX_CHAIN_BYTES,
+        ),
+        (
+            Part::QeIdentitySigner,
+            qvl.qe_identity_issuer_chain.len(),
+            MAX_CHAIN_BYTES,
+        ),
+        (Part::PckCa, qvl.pck_crl_issuer_chain.len(), MAX_CHAIN_BYTES),
+    ];
+    match sizes.into_iter().find(|(_, bytes, limit)| bytes > limit) {
+        Some((part, bytes, limit)) => Err(CollateralError::TooLarge { part, bytes, limit }),
+        None => Ok(()),
+    }
+}
+
+fn digest(qvl: &QuoteCollateralV3) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    let fields: [&[u8]; 9] = [
+        qvl.tcb_info.as_bytes(),
+        &qvl.tcb_info_signature,
+        qvl.tcb_info_issuer_chain.as_bytes(),
+        qvl.qe_identity.as_bytes(),
+        &qvl.qe_identity_signature,
+        qvl.qe_identity_issuer_chain.as_bytes(),
+        &qvl.root_ca_crl,
+        &qvl.pck_crl,
+        qvl.pck_crl_issuer_chain.as_bytes(),
+    ];
+    for field in fields {
+        hash.update(u64::try_from(field.len()).unwrap_or(u64::MAX).to_le_bytes());
+        hash.update(field);
+    }
+    hash.finalize().into()
+}
+
+fn ca_of_crl(der: &[u8]) -> Result<CaType, CollateralError> {
+    let crl = crl(Part::PckCrl, der)?;
+    let name = crl.issuer().iter_common_name().next();
+    name.and_then(|name| name.as_str().ok())
+        .and_then(CaType::from_name)
+        .ok_or(malformed(
+            Part::PckCrl,
+            "the issuer is neither the platform nor the processor CA",
+        ))
+}

@@ -1,0 +1,256 @@
+//! What to ask a PCCS, and how to read what it says. Pure: the HTTP is in [`fetch`](super::fetch).
+//!
+//! Paths and headers from Intel's "Provisioning Certification Service for ECDSA Attestation", API v4,
+//! and from the reference PCCS (which answers the root CRL as hex text, where Intel's service has it
+//! under another name altogether).
+
+use std::fmt;
+use std::str::FromStr;
+
+use dcap_qvl::QuoteCollateralV3;
+use reqwest::Url;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::error::{CollateralError, Part};
+use super::key::CollateralKey;
+use super::parsed::{Collateral, MAX_CHAIN_BYTES};
+use super::window::malformed;
+
+/// Intel's own service.
+pub const INTEL_PCS: &str = "https://api.trustedservices.intel.com";
+/// Phala's PCCS, dcap-qvl's default.
+pub const PHALA_PCCS: &str = "https://pccs.phala.network";
+/// Where Intel publishes the root CRL: its PCS has no `rootcacrl`. The certificates name it too, but an
+/// address out of a certificate that a PCCS sent is not fetched.
+const INTEL_ROOT_CRL: &str = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der";
+
+/// Where collateral is fetched from.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Source {
+    base: String,
+    is_intel: bool,
+}
+
+/// Text that names no source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    /// It is no URL.
+    #[error("a PCCS is `intel`, `phala`, or an http or https URL")]
+    NotAUrl,
+    /// It is a URL of another scheme.
+    #[error("a PCCS is asked over http or https")]
+    Scheme,
+    /// User name or password in the URL would end up in logs.
+    #[error("a PCCS URL must not hold a user name or password")]
+    Credentials,
+    /// A query or fragment, which would end up in the middle of the URLs made from it.
+    #[error("a PCCS URL must not hold a query or fragment")]
+    Query,
+}
+
+impl FromStr for Source {
+    type Err = SourceError;
+
+    /// `intel`, `phala`, or a base URL, with or without `/sgx/certification/v4`.
+    ///
+    /// Over plain http the answers are as genuine as over https, since Intel signs them; only how
+    /// fresh they are, and who sees what is asked for, depends on the path.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let base = match text {
+            "intel" => INTEL_PCS,
+            "phala" => PHALA_PCCS,
+            other => other,
+        };
+        let url = Url::parse(base).map_err(|_| SourceError::NotAUrl)?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(SourceError::Scheme);
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(SourceError::Credentials);
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(SourceError::Query);
+        }
+        let base = url.as_str().trim_end_matches('/');
+        let base = base
+            .strip_suffix("/sgx/certification/v4")
+            .or(base.strip_suffix("/tdx/certification/v4"))
+            .unwrap_or(base);
+        Ok(Self {
+            base: base.to_owned(),
+            is_intel: base == INTEL_PCS,
+        })
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.base)
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Source({self})")
+    }
+}
+
+/// One of the four questions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Question {
+    PckCrl,
+    RootCrl,
+    TcbInfo,
+    QeIdentity,
+}
+
+impl Question {
+    /// The header that holds the issuer chain, in either of its spellings; the root CRL has none.
+    pub(super) fn chain_headers(self) -> &'static [&'static str] {
+        match self {
+            Self::PckCrl => &["sgx-pck-crl-issuer-chain"],
+            Self::RootCrl => &[],
+            Self::TcbInfo => &["tcb-info-issuer-chain", "sgx-tcb-info-issuer-chain"],
+            Self::QeIdentity => &["sgx-enclave-identity-issuer-chain"],
+        }
+    }
+
+    fn part(self) -> Part {
+        match self {
+            Self::PckCrl => Part::PckCrl,
+            Self::RootCrl => Part::RootCrl,
+            Self::TcbInfo => Part::TcbInfo,
+            Self::QeIdentity => Part::QeIdentity,
+        }
+    }
+}
+
+impl Source {
+    pub(super) fn url(&self, question: Question, key: CollateralKey) -> String {
+        let base = &self.base;
+        match question {
+            Question::PckCrl => {
+                format!(
+                    "{base}/sgx/certification/v4/pckcrl?ca={}&encoding=der",
+                    key.ca.as_str()
+                )
+            }
+            Question::RootCrl if self.is_intel => INTEL_ROOT_CRL.to_owned(),
+            Question::RootCrl => format!("{base}/sgx/certification/v4/rootcacrl"),
+            Question::TcbInfo => {
+                format!(
+                    "{base}/tdx/certification/v4/tcb?fmspc={}&update=standard",
+                    key.fmspc
+                )
+            }
+            Question::QeIdentity => {
+                format!("{base}/tdx/certification/v4/qe/identity?update=standard")
+            }
+        }
+    }
+}
+
+/// One answer: the body, and the issuer chain still URL-encoded.
+pub(super) struct Answer {
+    pub(super) body: Vec<u8>,
+    pub(super) chain: Option<String>,
+}
+
+/// All four answers.
+pub(super) struct Answers {
+    pub(super) pck_crl: Answer,
+    pub(super) root_crl: Answer,
+    pub(super) tcb_info: Answer,
+    pub(super) qe_identity: Answer,
+}
+
+#[derive(Deserialize)]
+struct TcbInfoBody<'a> {
+    #[serde(rename = "tcbInfo", borrow)]
+    document: &'a RawValue,
+    signature: &'a str,
+}
+
+#[derive(Deserialize)]
+struct QeIdentityBody<'a> {
+    #[serde(rename = "enclaveIdentity", borrow)]
+    document: &'a RawValue,
+    signature: &'a str,
+}
+
+impl Answers {
+    /// The collateral that the answers make up. Not verified.
+    pub(super) fn into_collateral(self, key: CollateralKey) -> Result<Collateral, CollateralError> {
+        let not_signed =
+            |question: Question| malformed(question.part(), "no signed document in JSON");
+        let tcb: TcbInfoBody<'_> = serde_json::from_slice(&self.tcb_info.body)
+            .map_err(|_| not_signed(Question::TcbInfo))?;
+        let qe: QeIdentityBody<'_> = serde_json::from_slice(&self.qe_identity.body)
+            .map_err(|_| not_signed(Question::QeIdentity))?;
+        let signature = |question: Question, text: &str| {
+            hex::decode(text).map_err(|_| malformed(question.part(), "the signature is no hex"))
+        };
+        let collateral = Collateral::parse(QuoteCollateralV3 {
+            // The exact bytes that Intel signed, not a JSON value written anew.
+            tcb_info: tcb.document.get().to_owned(),
+            tcb_info_signature: signature(Question::TcbInfo, tcb.signature)?,
+            tcb_info_issuer_chain: chain(Question::TcbInfo, self.tcb_info.chain.as_deref())?,
+            qe_identity: qe.document.get().to_owned(),
+            qe_identity_signature: signature(Question::QeIdentity, qe.signature)?,
+            qe_identity_issuer_chain: chain(
+                Question::QeIdentity,
+                self.qe_identity.chain.as_deref(),
+            )?,
+            pck_crl_issuer_chain: chain(Question::PckCrl, self.pck_crl.chain.as_deref())?,
+            pck_crl: crl(Question::PckCrl, self.pck_crl.body)?,
+            root_ca_crl: crl(Question::RootCrl, self.root_crl.body)?,
+            pck_certificate_chain: None,
+        })?;
+        match collateral.key() == key {
+            true => Ok(collateral),
+            false => Err(CollateralError::WrongKey),
+        }
+    }
+}
+
+/// DER as it is, or hex text of DER. They cannot be mixed up: DER begins with the byte 0x30 and then a
+/// length above 0x7f, hex text has no byte above 0x7f.
+fn crl(question: Question, body: Vec<u8>) -> Result<Vec<u8>, CollateralError> {
+    let text = body.trim_ascii();
+    if text.iter().all(u8::is_ascii_hexdigit) {
+        return hex::decode(text)
+            .map_err(|_| malformed(question.part(), "an odd number of hex digits"));
+    }
+    Ok(body)
+}
+
+fn chain(question: Question, encoded: Option<&str>) -> Result<String, CollateralError> {
+    let encoded = encoded.ok_or(malformed(question.part(), "no issuer chain in the headers"))?;
+    if encoded.len() > 3 * MAX_CHAIN_BYTES {
+        return Err(malformed(question.part(), "the issuer chain is too long"));
+    }
+    percent_decode(encoded).ok_or(malformed(
+        question.part(),
+        "the issuer chain is not URL-encoded text",
+    ))
+}
+
+/// Undoes `%0A` and the like. `+` stays: it is base64 here, and Intel encodes spaces as `%20`.
+fn percent_decode(text: &str) -> Option<String> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        rest = tail;
+        if *first == b'%' {
+            let (digits, tail) = rest.split_at_checked(2)?;
+            let mut byte = [0];
+            hex::decode_to_slice(digits, &mut byte).ok()?;
+            decoded.extend(byte);
+            rest = tail;
+        } else {
+            decoded.push(*first);
+        }
+    }
+    String::from_utf8(decoded).ok()
+}

@@ -1,0 +1,348 @@
+//! Every way to be refused: a closed list.
+//!
+//! One value gives the reason code (log, metric label, ErrorResponse) and the text (the forwarder's
+//! own error), each by one match without a wildcard: a new reason cannot be added without them.
+//! Nothing secret is in a denial: measurements, statuses and advisories are public facts of the peer.
+
+use std::fmt;
+
+use crate::policy::{Advisory, TcbStatus, TcbStatuses};
+use crate::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr, abbreviated};
+
+/// Why a peer is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Denial {
+    /// The peer presented no certificate.
+    NoCertificate,
+    /// The certificate carries neither `.8` nor `.1`.
+    NoEvidence,
+    /// It is no X.509 certificate, or one beyond the caps. What was expected, never the peer's bytes.
+    MalformedCertificate(&'static str),
+    /// An evidence extension, envelope, quote or event log that cannot be read, or beyond the caps.
+    MalformedEvidence(&'static str),
+    /// More certificates than [`MAX_CHAIN_LEN`](crate::chain::MAX_CHAIN_LEN).
+    ChainTooLong,
+    /// The certificate's notAfter has passed.
+    Expired,
+    /// The certificate's notBefore is in the future, by more than the allowed clock skew.
+    NotYetValid,
+    /// The certificate is older than the policy's maximum age.
+    TooOld,
+    /// Evidence of another technology: SGX, SEV-SNP, Nitro, GCP's TDX with a TPM.
+    NotTdx,
+    /// A TDX quote of a version, key type or certification data that is not supported.
+    UnsupportedQuote(&'static str),
+    /// The quote's report data is not of this certificate's key.
+    UnboundKey,
+    /// A signature of the quote or of what vouches for it does not verify under the trusted root.
+    BadSignature,
+    /// The platform's PCK certificate is revoked.
+    PckRevoked,
+    /// The platform's PCK certificate, or its issuer's, is not in date.
+    PckNotValid,
+    /// The TD runs under debug, or under profiling.
+    DebugTd,
+    /// The TD is migratable, bound to a service TD, or has reserved attribute bits.
+    TdAttributes,
+    /// The platform's TCB status is not among the accepted ones.
+    Tcb {
+        /// What the collateral says of the platform.
+        status: TcbStatus,
+        /// What the policy accepts.
+        accepted: TcbStatuses,
+    },
+    /// The platform meets none of the TCB levels that Intel lists, not even the oldest: out of date,
+    /// whatever the policy accepts.
+    TcbBelowAll {
+        /// What the policy accepts.
+        accepted: TcbStatuses,
+    },
+    /// The collateral does not know the platform's TDX module.
+    TcbNotSupported,
+    /// The platform is subject to an advisory that the policy refuses.
+    AdvisoryRefused(Advisory),
+    /// The MRTD is not on the allow-list.
+    MrtdNotAllowed(Mrtd),
+    /// A run-time measurement register is not on its allow-list.
+    RtmrNotAllowed {
+        /// Which: 0 to 3.
+        index: u8,
+        /// Its value.
+        value: Rtmr,
+    },
+    /// Replaying the event log does not give the quote's RTMR3.
+    EventLogMismatch,
+    /// The app id is not on the allow-list, or the event log proves none.
+    AppNotAllowed(Option<AppId>),
+    /// The compose hash is not on the allow-list, or the event log proves none.
+    ComposeHashNotAllowed(Option<ComposeHash>),
+    /// The OS image hash is not on the allow-list, or the event log proves none.
+    OsImageHashNotAllowed(Option<OsImageHash>),
+    /// The certificate chain does not end in a pinned KMS root.
+    KmsRootMismatch,
+    /// There is no collateral for this platform (yet).
+    CollateralUnavailable,
+    /// The collateral's time is over: the refresher has failed for days, or this clock is fast.
+    CollateralExpired,
+    /// The collateral is from the future: most often this clock is slow.
+    CollateralNotYetValid,
+    /// Too many certificates are waiting to be verified.
+    Overloaded,
+}
+
+impl Denial {
+    /// Every code that [`Denial::code`] can give, in the order of the checks: for metrics and docs.
+    pub const CODES: [&'static str; 38] = [
+        "no_certificate",
+        "chain_too_long",
+        "malformed_certificate",
+        "expired",
+        "not_yet_valid",
+        "too_old",
+        "no_evidence",
+        "malformed_evidence",
+        "not_tdx",
+        "unsupported_quote",
+        "unbound_key",
+        "overloaded",
+        "collateral_unavailable",
+        "collateral_expired",
+        "collateral_not_yet_valid",
+        "debug_td",
+        "bad_signature",
+        "pck_revoked",
+        "pck_not_valid",
+        "td_attributes_refused",
+        "tcb_not_supported",
+        "tcb_up_to_date",
+        "tcb_sw_hardening_needed",
+        "tcb_configuration_needed",
+        "tcb_configuration_and_sw_hardening_needed",
+        "tcb_out_of_date",
+        "tcb_out_of_date_configuration_needed",
+        "tcb_revoked",
+        "tcb_relaunch_advised",
+        "tcb_relaunch_advised_configuration_needed",
+        "advisory_refused",
+        "mrtd_not_allowed",
+        "rtmr_not_allowed",
+        "event_log_mismatch",
+        "app_not_allowed",
+        "compose_hash_not_allowed",
+        "os_image_hash_not_allowed",
+        "kms_root_mismatch",
+    ];
+
+    /// The reason code: stable, snake case, one of [`Denial::CODES`].
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NoCertificate => "no_certificate",
+            Self::NoEvidence => "no_evidence",
+            Self::MalformedCertificate(_) => "malformed_certificate",
+            Self::MalformedEvidence(_) => "malformed_evidence",
+            Self::ChainTooLong => "chain_too_long",
+            Self::Expired => "expired",
+            Self::NotYetValid => "not_yet_valid",
+            Self::TooOld => "too_old",
+            Self::NotTdx => "not_tdx",
+            Self::UnsupportedQuote(_) => "unsupported_quote",
+            Self::UnboundKey => "unbound_key",
+            Self::BadSignature => "bad_signature",
+            Self::PckRevoked => "pck_revoked",
+            Self::PckNotValid => "pck_not_valid",
+            Self::DebugTd => "debug_td",
+            Self::TdAttributes => "td_attributes_refused",
+            Self::Tcb { status, .. } => status_code(*status),
+            Self::TcbBelowAll { .. } => status_code(TcbStatus::OutOfDate),
+            Self::TcbNotSupported => "tcb_not_supported",
+            Self::AdvisoryRefused(_) => "advisory_refused",
+            Self::MrtdNotAllowed(_) => "mrtd_not_allowed",
+            Self::RtmrNotAllowed { .. } => "rtmr_not_allowed",
+            Self::EventLogMismatch => "event_log_mismatch",
+            Self::AppNotAllowed(_) => "app_not_allowed",
+            Self::ComposeHashNotAllowed(_) => "compose_hash_not_allowed",
+            Self::OsImageHashNotAllowed(_) => "os_image_hash_not_allowed",
+            Self::KmsRootMismatch => "kms_root_mismatch",
+            Self::CollateralUnavailable => "collateral_unavailable",
+            Self::CollateralExpired => "collateral_expired",
+            Self::CollateralNotYetValid => "collateral_not_yet_valid",
+            Self::Overloaded => "overloaded",
+        }
+    }
+
+    /// Whose fault it is. [`Fault::Ours`] is for an operator to mend and must not be remembered
+    /// against the peer.
+    #[must_use]
+    pub fn fault(&self) -> Fault {
+        match self {
+            Self::CollateralUnavailable
+            | Self::CollateralExpired
+            | Self::CollateralNotYetValid
+            | Self::Overloaded => Fault::Ours,
+            Self::NoCertificate
+            | Self::NoEvidence
+            | Self::MalformedCertificate(_)
+            | Self::MalformedEvidence(_)
+            | Self::ChainTooLong
+            | Self::Expired
+            | Self::NotYetValid
+            | Self::TooOld
+            | Self::NotTdx
+            | Self::UnsupportedQuote(_)
+            | Self::UnboundKey
+            | Self::BadSignature
+            | Self::PckRevoked
+            | Self::PckNotValid
+            | Self::DebugTd
+            | Self::TdAttributes
+            | Self::Tcb { .. }
+            | Self::TcbBelowAll { .. }
+            | Self::TcbNotSupported
+            | Self::AdvisoryRefused(_)
+            | Self::MrtdNotAllowed(_)
+            | Self::RtmrNotAllowed { .. }
+            | Self::EventLogMismatch
+            | Self::AppNotAllowed(_)
+            | Self::ComposeHashNotAllowed(_)
+            | Self::OsImageHashNotAllowed(_)
+            | Self::KmsRootMismatch => Fault::Peer,
+        }
+    }
+}
+
+/// Whose fault a denial is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The peer's, or its platform's.
+    Peer,
+    /// This side's: its collateral, its clock, its load.
+    Ours,
+}
+
+fn status_code(status: TcbStatus) -> &'static str {
+    match status {
+        TcbStatus::UpToDate => "tcb_up_to_date",
+        TcbStatus::SwHardeningNeeded => "tcb_sw_hardening_needed",
+        TcbStatus::ConfigurationNeeded => "tcb_configuration_needed",
+        TcbStatus::ConfigurationAndSwHardeningNeeded => "tcb_configuration_and_sw_hardening_needed",
+        TcbStatus::OutOfDate => "tcb_out_of_date",
+        TcbStatus::OutOfDateConfigurationNeeded => "tcb_out_of_date_configuration_needed",
+        TcbStatus::Revoked => "tcb_revoked",
+        TcbStatus::RelaunchAdvised => "tcb_relaunch_advised",
+        TcbStatus::RelaunchAdvisedConfigurationNeeded => {
+            "tcb_relaunch_advised_configuration_needed"
+        }
+    }
+}
+
+/// The value in quotes, or that there is none: for the allow-lists of the proved identity.
+fn proved<T: fmt::Display>(value: Option<&T>) -> String {
+    match value {
+        Some(value) => format!("\"{}\"", abbreviated(value)),
+        None => "of the peer (its event log proves none)".into(),
+    }
+}
+
+impl fmt::Display for Denial {
+    /// One line for a person. The texts of debug TDs, TCB status, MRTD and the KMS root are the ones
+    /// that users already know (contract, section 2).
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoCertificate => f.write_str("the peer presented no certificate"),
+            Self::NoEvidence => {
+                f.write_str("the peer's certificate has no TDX attestation extension")
+            }
+            Self::MalformedCertificate(what) => write!(f, "malformed certificate: {what}"),
+            Self::MalformedEvidence(what) => write!(f, "malformed attestation evidence: {what}"),
+            Self::ChainTooLong => f.write_str("the certificate chain is too long"),
+            Self::Expired => f.write_str("the certificate has expired"),
+            Self::NotYetValid => {
+                f.write_str("the certificate is not valid yet (is the clock right?)")
+            }
+            Self::TooOld => f.write_str("the certificate is older than the policy allows"),
+            Self::NotTdx => f.write_str("the evidence is not of an Intel TDX trust domain"),
+            Self::UnsupportedQuote(what) => write!(f, "unsupported TDX quote: {what}"),
+            Self::UnboundKey => {
+                f.write_str("the quote's report data is not bound to this certificate's key")
+            }
+            Self::BadSignature => {
+                f.write_str("the quote's signature does not verify under the trusted root")
+            }
+            Self::PckRevoked => f.write_str("the platform's PCK certificate is revoked"),
+            Self::PckNotValid => f.write_str("the platform's PCK certificate is not in date"),
+            Self::DebugTd => f.write_str(
+                "TDX TD is in debug mode — connection refused. \
+                 Debug TDs have no confidentiality guarantees. \
+                 Run the workload in a production TD, or allow debug TDs explicitly.",
+            ),
+            Self::TdAttributes => f.write_str(
+                "the TD's attributes are refused: it is migratable, bound to a service TD, \
+                 lacks SEPT_VE_DISABLE, or has reserved bits set",
+            ),
+            Self::Tcb { status, accepted } => write!(
+                f,
+                "Unacceptable TCB status: \"{status}\". Acceptable statuses: {accepted}. \
+                 Update the platform's firmware and microcode, or widen the accepted statuses.",
+            ),
+            Self::TcbBelowAll { accepted } => write!(
+                f,
+                "Unacceptable TCB status: \"{}\". Acceptable statuses: {accepted}. \
+                 The platform is below every level that Intel lists: update its firmware and microcode.",
+                TcbStatus::OutOfDate,
+            ),
+            Self::TcbNotSupported => {
+                f.write_str("the collateral does not know the platform's TDX module")
+            }
+            Self::AdvisoryRefused(id) => {
+                write!(
+                    f,
+                    "the platform is subject to {id}, which the policy refuses"
+                )
+            }
+            Self::MrtdNotAllowed(mrtd) => write!(
+                f,
+                "MRTD \"{}\" is not in the allowlist. Compare it with the image that should run.",
+                abbreviated(mrtd),
+            ),
+            Self::RtmrNotAllowed { index, value } => {
+                write!(
+                    f,
+                    "RTMR{index} \"{}\" is not in the allowlist.",
+                    abbreviated(value)
+                )
+            }
+            Self::EventLogMismatch => f.write_str("replaying the event log does not give RTMR3"),
+            Self::AppNotAllowed(id) => {
+                write!(f, "app id {} is not in the allowlist.", proved(id.as_ref()))
+            }
+            Self::ComposeHashNotAllowed(hash) => {
+                write!(
+                    f,
+                    "compose hash {} is not in the allowlist.",
+                    proved(hash.as_ref())
+                )
+            }
+            Self::OsImageHashNotAllowed(hash) => {
+                write!(
+                    f,
+                    "OS image hash {} is not in the allowlist.",
+                    proved(hash.as_ref())
+                )
+            }
+            Self::KmsRootMismatch => f.write_str("cert chain verification failed"),
+            Self::CollateralUnavailable => {
+                f.write_str("no collateral for the peer's platform is available")
+            }
+            Self::CollateralExpired => {
+                f.write_str("the collateral for the peer's platform has expired")
+            }
+            Self::CollateralNotYetValid => f.write_str(
+                "the collateral for the peer's platform is not valid yet (is the clock right?)",
+            ),
+            Self::Overloaded => f.write_str("too many certificates are waiting to be verified"),
+        }
+    }
+}
+
+impl std::error::Error for Denial {}

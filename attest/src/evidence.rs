@@ -1,0 +1,124 @@
+//! The evidence in a certificate: quote and event log, in one of three forms.
+//!
+//! | Form | Where | Encoding |
+//! | --- | --- | --- |
+//! | [`Form::V0`] | `.8`, first byte `0x00` | SCALE |
+//! | [`Form::V1`] | `.8`, first byte a msgpack map | msgpack, the quote as an array of integers |
+//! | [`Form::Legacy`] | `.1`, and `.2` if there is a log | the raw quote, and JSON |
+//!
+//! If `.8` is there it is used, and `.1` beside it must then hold the same quote: two quotes in one
+//! certificate would let two readers see two peers. Which parser reads `.8` is decided by its first
+//! byte alone; nothing is tried twice, skipped over or guessed. A field that is not used (boot events,
+//! VM configuration) is still walked, so that there can be no bytes that nobody has looked at.
+//!
+//! Facts: contract, section 5; dstack `dstack-attest/src/attestation.rs`, `v1.rs`, and
+//! `cc-eventlog/src/tdx.rs`.
+
+use crate::certificate::Extensions;
+use crate::denial::Denial;
+use crate::event_log::EventLog;
+use crate::quote::TdQuote;
+
+mod legacy;
+mod msgpack;
+mod v0;
+mod v1;
+
+/// Most bytes of an envelope, and of a legacy event log. [contract, section 5]
+pub const MAX_ENVELOPE_LEN: usize = 512 << 10;
+
+/// Most bytes of the VM configuration in an envelope. dstack's has under 1 KiB.
+pub const MAX_CONFIG_LEN: usize = 64 << 10;
+
+/// The form in which evidence came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// `.8`, SCALE.
+    V0,
+    /// `.8`, msgpack.
+    V1,
+    /// `.1` and `.2`.
+    Legacy,
+}
+
+impl Form {
+    /// As the command line shows it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::V0 => "V0 (SCALE)",
+            Self::V1 => "V1 (msgpack)",
+            Self::Legacy => "legacy (.1 and .2)",
+        }
+    }
+}
+
+/// Evidence that is not known to belong to anybody: the quote may be copied from another certificate.
+///
+/// It can be looked at, but no verifier takes it: [`examine`](crate::examine) must bind it first.
+#[derive(Debug)]
+pub struct UnboundEvidence<'a> {
+    pub(crate) quote: TdQuote,
+    pub(crate) events: EventLog<'a>,
+    /// The report data that the envelope states beside the quote; the legacy form states none.
+    pub(crate) stated_report_data: Option<[u8; 64]>,
+    pub(crate) form: Form,
+}
+
+impl<'a> UnboundEvidence<'a> {
+    /// Reads the evidence of a certificate.
+    ///
+    /// # Errors
+    /// [`Denial::NoEvidence`]; [`Denial::MalformedEvidence`]; [`Denial::NotTdx`];
+    /// [`Denial::UnsupportedQuote`].
+    pub fn read(extensions: &Extensions<'a>) -> Result<Self, Denial> {
+        match (extensions.attestation, extensions.quote) {
+            (Some(envelope), None) => Self::open(envelope),
+            (Some(envelope), Some(quote)) => {
+                let evidence = Self::open(envelope)?;
+                if evidence.quote.as_bytes() != quote {
+                    return Err(Denial::MalformedEvidence("the quotes in .1 and .8 differ"));
+                }
+                Ok(evidence)
+            }
+            (None, Some(quote)) => legacy::read(quote, extensions.event_log),
+            (None, None) => Err(Denial::NoEvidence),
+        }
+    }
+
+    /// Opens an envelope: what `.8` holds, and what the guest agent's `Attest` gives.
+    ///
+    /// # Errors
+    /// As [`UnboundEvidence::read`].
+    pub fn open(envelope: &'a [u8]) -> Result<Self, Denial> {
+        if envelope.len() > MAX_ENVELOPE_LEN {
+            return Err(Denial::MalformedEvidence("the envelope is too large"));
+        }
+        match envelope.first() {
+            Some(0x00) => v0::read(envelope),
+            Some(0x80..=0x8f | 0xde | 0xdf) => v1::read(envelope),
+            Some(_) => Err(Denial::MalformedEvidence(
+                "the envelope is neither V0 nor V1",
+            )),
+            None => Err(Denial::MalformedEvidence("the envelope is empty")),
+        }
+    }
+
+    /// The quote.
+    #[must_use]
+    pub fn quote(&self) -> &TdQuote {
+        &self.quote
+    }
+
+    /// The runtime events.
+    #[must_use]
+    pub fn events(&self) -> &EventLog<'a> {
+        &self.events
+    }
+
+    /// The form in which it came.
+    #[must_use]
+    pub fn form(&self) -> Form {
+        self.form
+    }
+}

@@ -1,0 +1,117 @@
+//! V0: SCALE, read in place.
+//!
+//! parity-scale-codec decodes (and insists on the shortest form of) the lengths; the fields are
+//! borrowed, so that a length that lies costs nothing.
+
+use parity_scale_codec::{Compact, Decode};
+
+use super::{Form, MAX_CONFIG_LEN, UnboundEvidence};
+use crate::denial::Denial;
+use crate::event_log::{
+    DigestVersion, Event, EventLog, MAX_NAME_LEN, MAX_PAYLOAD_LEN, check_count,
+};
+use crate::quote::{MAX_QUOTE_LEN, TdQuote};
+
+/// Most bytes of a boot event's digest: SHA-512's.
+const MAX_DIGEST_LEN: usize = 64;
+
+pub(super) fn read(envelope: &[u8]) -> Result<UnboundEvidence<'_>, Denial> {
+    let mut scale = Scale { rest: envelope };
+    if scale.byte()? != 0 {
+        return Err(Denial::MalformedEvidence("the envelope is not V0"));
+    }
+    match scale.byte()? {
+        0 => {}
+        // GCP-TDX, Nitro, SEV-SNP, Nitro TPM.
+        1..=4 => return Err(Denial::NotTdx),
+        _ => {
+            return Err(Denial::MalformedEvidence(
+                "the envelope is of an unknown technology",
+            ));
+        }
+    }
+    let quote = scale.bytes(MAX_QUOTE_LEN)?;
+    for _ in 0..scale.count()? {
+        skip_boot_event(&mut scale)?;
+    }
+    let count = scale.count()?;
+    let mut events = EventLog::with_capacity(count)?;
+    for _ in 0..count {
+        let name = scale.text(MAX_NAME_LEN)?;
+        let payload = scale.bytes(MAX_PAYLOAD_LEN)?;
+        // SCALE leaves the version out: such events are V1. [dstack `cc-eventlog`, `codec(skip)`]
+        events.push(Event::new(name, payload, DigestVersion::V1)?)?;
+    }
+    let stated = *scale.array()?;
+    scale.text(MAX_CONFIG_LEN)?;
+    if !scale.rest.is_empty() {
+        return Err(Denial::MalformedEvidence(
+            "there are bytes after the envelope",
+        ));
+    }
+    Ok(UnboundEvidence {
+        quote: TdQuote::parse(quote)?,
+        events,
+        stated_report_data: Some(stated),
+        form: Form::V0,
+    })
+}
+
+fn skip_boot_event(scale: &mut Scale<'_>) -> Result<(), Denial> {
+    // imr and event type
+    scale.array::<8>()?;
+    scale.bytes(MAX_DIGEST_LEN)?;
+    scale.text(MAX_NAME_LEN)?;
+    scale.bytes(MAX_PAYLOAD_LEN)?;
+    Ok(())
+}
+
+struct Scale<'a> {
+    rest: &'a [u8],
+}
+
+const CUT: Denial = Denial::MalformedEvidence("the V0 envelope is cut short");
+
+impl<'a> Scale<'a> {
+    fn byte(&mut self) -> Result<u8, Denial> {
+        let (byte, rest) = self.rest.split_first().ok_or(CUT)?;
+        self.rest = rest;
+        Ok(*byte)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], Denial> {
+        let (array, rest) = self.rest.split_first_chunk().ok_or(CUT)?;
+        self.rest = rest;
+        Ok(array)
+    }
+
+    fn len(&mut self) -> Result<usize, Denial> {
+        let wrong = Denial::MalformedEvidence("a length in the V0 envelope is malformed");
+        let Compact(len) = Compact::<u32>::decode(&mut self.rest).map_err(|_| wrong.clone())?;
+        usize::try_from(len).map_err(|_| wrong)
+    }
+
+    /// How many events follow.
+    fn count(&mut self) -> Result<usize, Denial> {
+        let count = self.len()?;
+        check_count(count)?;
+        Ok(count)
+    }
+
+    fn bytes(&mut self, max: usize) -> Result<&'a [u8], Denial> {
+        let len = self.len()?;
+        if len > max {
+            return Err(Denial::MalformedEvidence(
+                "a field of the V0 envelope is too large",
+            ));
+        }
+        let (bytes, rest) = self.rest.split_at_checked(len).ok_or(CUT)?;
+        self.rest = rest;
+        Ok(bytes)
+    }
+
+    fn text(&mut self, max: usize) -> Result<&'a str, Denial> {
+        std::str::from_utf8(self.bytes(max)?)
+            .map_err(|_| Denial::MalformedEvidence("a text of the V0 envelope is not UTF-8"))
+    }
+}

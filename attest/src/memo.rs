@@ -1,0 +1,181 @@
+//! Signatures that were already found good need not be verified again.
+//!
+//! dcap-qvl 0.7 verifies all of the collateral with every quote: six of its nine P-256 verifications,
+//! two thirds of the time, are of TCB info, QE identity, CRLs and CA certificates that were the same a
+//! moment ago; it has no entry that takes them as verified. But its crypto is pluggable, and to verify a
+//! signature is a pure function. So [`Remembered`] is ring's ECDSA P-256, and keeps on each thread the
+//! SHA-256 of (key, message, signature) of what ring accepted last. Only acceptance is remembered, and
+//! to be taken for a signature that ring accepted, another would need the same SHA-256. Dates,
+//! revocation, names and chain building are not touched: dcap-qvl does them at every verification.
+
+use std::cell::RefCell;
+
+use dcap_qvl::config::{Config, CryptoProvider};
+use dcap_qvl::crypto::RingCrypto;
+use dcap_qvl::signature::DerSigEncoder;
+use dcap_qvl::x509::X509CertBackend;
+use rustls_pki_types::{AlgorithmIdentifier, InvalidSignature, SignatureVerificationAlgorithm};
+use sha2::{Digest, Sha256};
+
+/// Signatures that a thread remembers, the least recently used going first. A verification uses nine,
+/// of which seven are the same for all quotes of one platform: this is room for eight platforms.
+const CAPACITY: usize = 64;
+
+/// dcap-qvl's preset for ring, with [`Remembered`] for the signatures.
+pub(crate) struct RememberingConfig;
+
+impl Config for RememberingConfig {
+    type X509 = X509CertBackend;
+    type SigEncoder = DerSigEncoder;
+    type Crypto = RememberingCrypto;
+}
+
+pub(crate) struct RememberingCrypto;
+
+impl CryptoProvider for RememberingCrypto {
+    fn sig_algo() -> &'static dyn SignatureVerificationAlgorithm {
+        &Remembered
+    }
+
+    fn sha256(data: &[u8]) -> [u8; 32] {
+        RingCrypto::sha256(data)
+    }
+
+    fn sha384(data: &[u8]) -> [u8; 48] {
+        RingCrypto::sha384(data)
+    }
+}
+
+/// ring's ECDSA P-256 with SHA-256.
+#[derive(Debug)]
+struct Remembered;
+
+thread_local! {
+    static GOOD: RefCell<Memo> = const { RefCell::new(Memo(Vec::new())) };
+}
+
+impl SignatureVerificationAlgorithm for Remembered {
+    fn verify_signature(
+        &self,
+        public_key: &[u8],
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<(), InvalidSignature> {
+        let digest = digest([public_key, message, signature]);
+        if GOOD.with_borrow_mut(|good| good.touch(&digest)) {
+            return Ok(());
+        }
+        RingCrypto::sig_algo().verify_signature(public_key, message, signature)?;
+        GOOD.with_borrow_mut(|good| good.add(digest));
+        Ok(())
+    }
+
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        RingCrypto::sig_algo().public_key_alg_id()
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        RingCrypto::sig_algo().signature_alg_id()
+    }
+}
+
+/// Each part with its length before it: no two triples are the same bytes.
+fn digest(parts: [&[u8]; 3]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
+}
+
+/// Digests, the most recently used last.
+struct Memo(Vec<[u8; 32]>);
+
+impl Memo {
+    /// Whether `digest` is known; if so it becomes the most recently used.
+    fn touch(&mut self, digest: &[u8; 32]) -> bool {
+        let Some(position) = self.0.iter().position(|known| known == digest) else {
+            return false;
+        };
+        let known = self.0.remove(position);
+        self.0.push(known);
+        true
+    }
+
+    fn add(&mut self, digest: [u8; 32]) {
+        if self.0.len() >= CAPACITY {
+            self.0.remove(0);
+        }
+        self.0.push(digest);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ring::rand::SystemRandom;
+    use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
+
+    use super::*;
+
+    fn signed(message: &[u8]) -> (Vec<u8>, Vec<u8>) {
+        let rng = SystemRandom::new();
+        let algorithm = &ECDSA_P256_SHA256_ASN1_SIGNING;
+        let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &rng).unwrap();
+        let pair = EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref(), &rng).unwrap();
+        let signature = pair.sign(&rng, message).unwrap();
+        (
+            pair.public_key().as_ref().to_vec(),
+            signature.as_ref().to_vec(),
+        )
+    }
+
+    #[test]
+    fn only_the_same_three_are_remembered() {
+        let (key, signature) = signed(b"message");
+        for _ in 0..2 {
+            assert!(
+                Remembered
+                    .verify_signature(&key, b"message", &signature)
+                    .is_ok()
+            );
+        }
+        let (other_key, other_signature) = signed(b"message");
+        for (key, message, signature) in [
+            (&key, &b"massage"[..], &signature),
+            (&key, b"message\0", &signature),
+            (&other_key, b"message", &signature),
+            (&key, b"message", &other_signature),
+        ] {
+            assert!(
+                Remembered
+                    .verify_signature(key, message, signature)
+                    .is_err()
+            );
+            assert!(
+                Remembered
+                    .verify_signature(key, message, signature)
+                    .is_err(),
+                "and again"
+            );
+        }
+    }
+
+    #[test]
+    fn the_parts_cannot_shift() {
+        assert_ne!(digest([b"ab", b"c", b""]), digest([b"a", b"bc", b""]));
+        assert_ne!(digest([b"", b"abc", b""]), digest([b"", b"", b"abc"]));
+    }
+
+    #[test]
+    fn the_least_recently_used_goes_first() {
+        let digest = |n: usize| [u8::try_from(n).unwrap(); 32];
+        let mut memo = Memo(Vec::new());
+        (0..CAPACITY).for_each(|n| memo.add(digest(n)));
+        assert!(memo.touch(&digest(0)));
+        memo.add(digest(CAPACITY));
+        assert_eq!(memo.0.len(), CAPACITY);
+        assert!(memo.touch(&digest(0)));
+        assert!(!memo.touch(&digest(1)));
+    }
+}

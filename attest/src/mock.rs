@@ -1,0 +1,80 @@
+//! A TDX of the project's own: an "Intel" PKI, machines that quote, certificates that carry the
+//! quotes, and a PCCS, for tests and for machines without TDX.
+//!
+//! It exists so that every check of the verifier can be shown to be made: dcap-qvl verifies what is
+//! made here signature by signature, date by date, under [`Pki::root_der`] as its root, and each thing
+//! that it checks can be made wrong alone. Everything follows from a seed: the same seed and the same
+//! options give the same bytes (signatures are deterministic, RFC 6979).
+//!
+//! It must never be trusted: the keys are public to whoever knows the seed, so a verifier accepts it
+//! only under a root that was named as dangerous. It never logs, reads a clock or draws randomness; only
+//! [`Pccs`] opens a socket, on loopback.
+//!
+//! | Type | Is |
+//! | --- | --- |
+//! | [`Pki`] | the root CA, both PCK CAs, the TCB signing certificate, the KMS CA; makes collateral |
+//! | [`Machine`] | one platform at one patch level: its PCK certificate; makes quotes |
+//! | [`Evidence`] | what a guest says of itself: measurements, event log, envelope |
+//! | [`Certificate`] | a leaf as dstack's guest agent hands out, with the evidence in it |
+//! | [`Pccs`] | a PCCS over HTTP that can be told to misbehave |
+//!
+//! ```
+//! # fn main() -> Result<(), attest::mock::MockError> {
+//! use attest::mock::{Certificate, CollateralOptions, Evidence, Key, LeafOptions, Machine, MachineOptions, Pki};
+//!
+//! const NOW: u64 = 1_800_000_000;
+//! let pki = Pki::new(&[7; 32])?;
+//! let machine = Machine::new(&pki, &MachineOptions::default())?;
+//! let key = Key::derive(&[7; 32], "client 1")?;
+//! let client = Certificate::issue(&pki, &machine, &key, &Evidence::default(), &LeafOptions::default())?;
+//! let collateral = pki.collateral(&CollateralOptions::at(NOW))?;
+//! # let _ = (client.pem(), collateral);
+//! # Ok(())
+//! # }
+//! ```
+
+mod certificate;
+mod collateral;
+mod event;
+mod evidence;
+mod key;
+mod pccs;
+mod pki;
+mod platform;
+mod quote;
+mod tcb;
+
+pub use certificate::{Certificate, LeafOptions};
+pub use collateral::{CollateralOptions, Revoked, Tee};
+pub use event::{DigestVersion, Event, SYSTEM_READY};
+pub use evidence::{Binding, Envelope, Evidence, PayloadForm, Rtmr3};
+pub use key::Key;
+pub use pccs::{Behaviour, Pccs, PccsAnswers, Resource};
+pub use pki::{Pki, PkiOptions, Validity};
+pub use platform::{Machine, MachineOptions};
+pub use quote::{QuoteFormat, TdReport};
+pub use tcb::{ModuleLevel, PlatformLevel, QeLevel};
+
+/// What can go wrong while making mock data: only options that make no sense.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MockError {
+    /// rcgen refused to write a certificate or a CRL.
+    #[error("cannot write a certificate or CRL: {0}")]
+    Certificate(#[from] rcgen::Error),
+    /// A key could not be written in PKCS#8.
+    #[error("cannot write a key: {0}")]
+    Key(String),
+    /// A date after the year 9999, which X.509 cannot write.
+    #[error("unix time {0} is after the year 9999")]
+    Date(u64),
+    /// The event log or attestation could not be encoded.
+    #[error("cannot encode evidence: {0}")]
+    Evidence(String),
+    /// Something is longer than its length field can say.
+    #[error("{0} is too long for its length field")]
+    TooLong(&'static str),
+    /// The PCCS could not listen.
+    #[error("cannot listen on loopback: {0}")]
+    Io(#[from] std::io::Error),
+}

@@ -1,0 +1,196 @@
+//! Leaf certificates as dstack's guest agent hands them out.
+
+use rcgen::{
+    CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
+};
+
+use super::pki::params;
+use super::platform::tlv;
+use super::{Binding, Envelope, Evidence, Key, Machine, MockError, Pki, Validity};
+
+/// 1.3.6.1.4.1.62397.1, under which dstack's extensions are. [dstack `ra-tls/src/oids.rs`]
+const DSTACK_ARC: [u64; 8] = [1, 3, 6, 1, 4, 1, 62_397, 1];
+const QUOTE: u64 = 1;
+const EVENT_LOG: u64 = 2;
+const APP_ID: u64 = 3;
+const USAGE: u64 = 4;
+const ATTESTATION: u64 = 8;
+const APP_INFO: u64 = 9;
+const OCTET_STRING: u8 = 0x04;
+
+/// What a leaf has besides its evidence.
+#[derive(Clone, Debug)]
+pub struct LeafOptions {
+    /// Common name of the subject.
+    pub subject: String,
+    /// DNS names and IP addresses.
+    pub alt_names: Vec<String>,
+    /// For which time.
+    pub validity: Validity,
+    /// Extended key usage: TLS server.
+    pub server: bool,
+    /// Extended key usage: TLS client.
+    pub client: bool,
+    /// `.3`, app id: proves nothing.
+    pub app_id: Option<Vec<u8>>,
+    /// `.4`, what the certificate is for.
+    pub usage: Option<String>,
+    /// `.9`, app info: proves nothing.
+    pub app_info: Option<Vec<u8>>,
+    /// Replaces the content of `.8`, for malformed evidence.
+    pub attestation: Option<Vec<u8>>,
+}
+
+impl Default for LeafOptions {
+    /// Client and server of `localhost` and 127.0.0.1, from 2020 to 2049.
+    fn default() -> Self {
+        Self {
+            subject: "mock.teesql.invalid".to_owned(),
+            alt_names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
+            validity: Validity::default(),
+            server: true,
+            client: true,
+            app_id: None,
+            usage: Some("app:custom".to_owned()),
+            app_info: None,
+            attestation: None,
+        }
+    }
+}
+
+/// A leaf with its key and CA.
+#[derive(Clone, Debug)]
+pub struct Certificate {
+    der: Vec<u8>,
+    pem: String,
+    ca_der: Vec<u8>,
+    ca_pem: String,
+    quote: Option<Vec<u8>>,
+    key: Key,
+}
+
+impl Certificate {
+    /// A leaf for `key`, issued by the KMS CA of `pki`, with a quote of `machine` in it.
+    ///
+    /// # Errors
+    /// [`MockError`] for options that cannot be written: a name that is no DNS name, a date after the
+    /// year 9999, evidence above 64 KiB.
+    pub fn issue(
+        pki: &Pki,
+        machine: &Machine,
+        key: &Key,
+        evidence: &Evidence,
+        leaf: &LeafOptions,
+    ) -> Result<Self, MockError> {
+        let quote = match evidence.envelope {
+            Envelope::None => None,
+            _ => Some(evidence.quote(machine, key)?),
+        };
+        let mut params = params(&pki.seed, &format!("leaf {}", leaf.subject), leaf.validity)?;
+        params.subject_alt_names =
+            rcgen::CertificateParams::new(leaf.alt_names.clone())?.subject_alt_names;
+        params.distinguished_name = DistinguishedName::new();
+        params
+            .distinguished_name
+            .push(DnType::CommonName, leaf.subject.as_str());
+        params.is_ca = IsCa::NoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        if leaf.server {
+            params
+                .extended_key_usages
+                .push(ExtendedKeyUsagePurpose::ServerAuth);
+        }
+        if leaf.client {
+            params
+                .extended_key_usages
+                .push(ExtendedKeyUsagePurpose::ClientAuth);
+        }
+        for (arc, content) in extensions(evidence, leaf, quote.as_deref(), key)? {
+            let oid: Vec<u64> = DSTACK_ARC.into_iter().chain([arc]).collect();
+            let content = tlv(OCTET_STRING, &content)?;
+            params
+                .custom_extensions
+                .push(CustomExtension::from_oid_content(&oid, content));
+        }
+        let certificate = params.signed_by(key, &pki.kms.issuer)?;
+        Ok(Self {
+            der: certificate.der().to_vec(),
+            pem: certificate.pem(),
+            ca_der: pki.kms.der.clone(),
+            ca_pem: pki.kms.pem.clone(),
+            quote,
+            key: key.clone(),
+        })
+    }
+
+    /// The leaf in DER.
+    #[must_use]
+    pub fn der(&self) -> &[u8] {
+        &self.der
+    }
+
+    /// The leaf in PEM.
+    #[must_use]
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// Leaf and KMS CA in PEM, as the guest agent gives them.
+    #[must_use]
+    pub fn chain_pem(&self) -> String {
+        format!("{}{}", self.pem, self.ca_pem)
+    }
+
+    /// Leaf and KMS CA in DER.
+    #[must_use]
+    pub fn chain_der(&self) -> [&[u8]; 2] {
+        [&self.der, &self.ca_der]
+    }
+
+    /// The quote in the evidence.
+    #[must_use]
+    pub fn quote(&self) -> Option<&[u8]> {
+        self.quote.as_deref()
+    }
+
+    /// The key pair.
+    #[must_use]
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+}
+
+/// Extension arcs and their contents, in the order in which dstack writes them.
+fn extensions(
+    evidence: &Evidence,
+    leaf: &LeafOptions,
+    quote: Option<&[u8]>,
+    key: &Key,
+) -> Result<Vec<(u64, Vec<u8>)>, MockError> {
+    let mut extensions = Vec::new();
+    let mut push = |arc, content: Option<Vec<u8>>| {
+        extensions.extend(content.map(|content| (arc, content)));
+    };
+    push(APP_ID, leaf.app_id.clone());
+    push(APP_INFO, leaf.app_info.clone());
+    push(USAGE, leaf.usage.clone().map(String::into_bytes));
+    if let Some(quote) = quote {
+        let report_data = match evidence.binding {
+            Binding::Own => key.report_data(),
+            Binding::Bytes(bytes) => bytes,
+        };
+        if matches!(evidence.envelope, Envelope::Legacy | Envelope::Both) {
+            push(QUOTE, Some(quote.to_vec()));
+            push(EVENT_LOG, Some(evidence.legacy_event_log()?));
+        }
+        let attestation = match evidence.envelope {
+            Envelope::V0 => Some(evidence.v0(quote, report_data)),
+            Envelope::V1 | Envelope::Both => Some(evidence.v1(quote, report_data)?),
+            Envelope::Legacy | Envelope::None => None,
+        };
+        push(ATTESTATION, leaf.attestation.clone().or(attestation));
+    } else {
+        push(ATTESTATION, leaf.attestation.clone());
+    }
+    Ok(extensions)
+}

@@ -1,0 +1,195 @@
+//! The mock "Intel"'s collateral: signed JSON and CRLs, with any dates and revocations.
+
+use dcap_qvl::QuoteCollateralV3;
+use rcgen::{
+    CertificateRevocationListParams, KeyIdMethod, RevocationReason, RevokedCertParams, SerialNumber,
+};
+
+use super::pki::{Ca, date, serial};
+use super::platform::DEFAULT_FMSPC;
+use super::tcb::{qe_identity, tcb_info};
+use super::{MockError, Pki, Validity};
+use crate::collateral::{CaType, Collateral, CollateralError, CollateralKey, Fmspc};
+
+/// Seconds for which Intel's TCB info, QE identity and PCK CRL hold: 30 days.
+const THIRTY_DAYS: u64 = 30 * 86_400;
+/// Seconds for which Intel's root CRL holds: about a year.
+const ONE_YEAR: u64 = 365 * 86_400;
+
+/// Which technology the collateral is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tee {
+    /// TDX: what this project uses.
+    #[default]
+    Tdx,
+    /// SGX: for the tests that it is refused.
+    Sgx,
+}
+
+/// What the CRLs revoke.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Revoked {
+    /// The PCK certificate of the machine with this name, by the PCK CRL.
+    pub machine: Option<&'static str>,
+    /// The PCK CA of the collateral, by the root CRL.
+    pub pck_ca: bool,
+    /// The TCB signing certificate, by the root CRL.
+    pub tcb_signer: bool,
+    /// The root itself, by its own CRL.
+    pub root: bool,
+}
+
+/// What collateral to make.
+#[derive(Clone, Debug)]
+pub struct CollateralOptions {
+    /// For which platform family.
+    pub fmspc: Fmspc,
+    /// For which PCK CA.
+    pub ca: CaType,
+    /// For which technology.
+    pub tee: Tee,
+    /// tcbEvaluationDataNumber of both documents.
+    pub evaluation_number: u32,
+    /// Whether a TCB recovery has made the best platform level OutOfDate.
+    pub recovery: bool,
+    /// issueDate and nextUpdate of the TCB info.
+    pub tcb_info: Validity,
+    /// issueDate and nextUpdate of the QE identity.
+    pub qe_identity: Validity,
+    /// thisUpdate and nextUpdate of the root CRL.
+    pub root_crl: Validity,
+    /// thisUpdate and nextUpdate of the PCK CRL.
+    pub pck_crl: Validity,
+    /// What is revoked.
+    pub revoked: Revoked,
+}
+
+impl CollateralOptions {
+    /// Fresh collateral at `now` (unix seconds): issued an hour ago, and good for 30 days.
+    #[must_use]
+    pub fn at(now: u64) -> Self {
+        let from = now.saturating_sub(3_600);
+        let month = Validity {
+            from,
+            until: from + THIRTY_DAYS,
+        };
+        Self {
+            fmspc: DEFAULT_FMSPC,
+            ca: CaType::Platform,
+            tee: Tee::Tdx,
+            evaluation_number: 17,
+            recovery: false,
+            tcb_info: month,
+            qe_identity: month,
+            root_crl: Validity {
+                from,
+                until: from + ONE_YEAR,
+            },
+            pck_crl: month,
+            revoked: Revoked::default(),
+        }
+    }
+
+    /// The same, for another platform family and CA.
+    #[must_use]
+    pub fn for_key(self, key: CollateralKey) -> Self {
+        Self {
+            fmspc: key.fmspc,
+            ca: key.ca,
+            ..self
+        }
+    }
+}
+
+impl Pki {
+    /// Signed collateral as dcap-qvl takes it.
+    ///
+    /// # Errors
+    /// [`MockError::Date`] for a date after the year 9999; [`MockError::Certificate`] for a CRL whose
+    /// nextUpdate is not after its thisUpdate.
+    pub fn collateral(&self, options: &CollateralOptions) -> Result<QuoteCollateralV3, MockError> {
+        for validity in [options.tcb_info, options.qe_identity] {
+            date::<std::time::SystemTime>(validity.from.max(validity.until))?;
+        }
+        let tcb_info = tcb_info(options.fmspc, options);
+        let qe_identity = qe_identity(options);
+        let pck_ca = self.pck_ca(options.ca);
+        let signer_chain = format!("{}{}", self.tcb_signer_pem, self.root.pem);
+        let sign = |json: &str| self.tcb_signer_key.sign_raw(json.as_bytes()).to_vec();
+        Ok(QuoteCollateralV3 {
+            pck_crl_issuer_chain: format!("{}{}", pck_ca.pem, self.root.pem),
+            root_ca_crl: crl(&self.root, options.root_crl, self.revoked_by_root(options))?,
+            pck_crl: crl(pck_ca, options.pck_crl, self.revoked_by_pck_ca(options))?,
+            tcb_info_issuer_chain: signer_chain.clone(),
+            tcb_info_signature: sign(&tcb_info),
+            tcb_info,
+            qe_identity_issuer_chain: signer_chain,
+            qe_identity_signature: sign(&qe_identity),
+            qe_identity,
+            pck_certificate_chain: None,
+        })
+    }
+
+    /// The same, parsed as the collateral store holds it.
+    ///
+    /// # Errors
+    /// As [`Pki::collateral`], or [`MockError::Evidence`] for options that are not for TDX.
+    pub fn parsed_collateral(&self, options: &CollateralOptions) -> Result<Collateral, MockError> {
+        Collateral::parse(self.collateral(options)?)
+            .map_err(|error: CollateralError| MockError::Evidence(error.to_string()))
+    }
+
+    fn revoked_by_root(&self, options: &CollateralOptions) -> Vec<SerialNumber> {
+        let ca = format!("{}-ca", options.ca.as_str());
+        let Revoked {
+            pck_ca,
+            tcb_signer,
+            root,
+            machine: _,
+        } = options.revoked;
+        [
+            (pck_ca, ca.as_str()),
+            (tcb_signer, "tcb-signer"),
+            (root, "root"),
+        ]
+        .into_iter()
+        .filter(|(revoked, _)| *revoked)
+        .map(|(_, label)| serial(&self.seed, label))
+        .collect()
+    }
+
+    fn revoked_by_pck_ca(&self, options: &CollateralOptions) -> Vec<SerialNumber> {
+        // An unrelated entry is always there: Intel's list is never empty.
+        let machine = options
+            .revoked
+            .machine
+            .map(|name| serial(&self.seed, &format!("pck {name}")));
+        [serial(&self.seed, "a PCK certificate of old")]
+            .into_iter()
+            .chain(machine)
+            .collect()
+    }
+}
+
+fn crl(ca: &Ca, validity: Validity, revoked: Vec<SerialNumber>) -> Result<Vec<u8>, MockError> {
+    let revoked_certs = revoked
+        .into_iter()
+        .map(|serial_number| {
+            Ok(RevokedCertParams {
+                serial_number,
+                revocation_time: date(validity.from)?,
+                reason_code: Some(RevocationReason::KeyCompromise),
+                invalidity_date: None,
+            })
+        })
+        .collect::<Result<Vec<_>, MockError>>()?;
+    let params = CertificateRevocationListParams {
+        this_update: date(validity.from)?,
+        next_update: date(validity.until)?,
+        crl_number: SerialNumber::from(1u64),
+        issuing_distribution_point: None,
+        revoked_certs,
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    Ok(params.signed_by(&ca.issuer)?.der().to_vec())
+}

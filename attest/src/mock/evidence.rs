@@ -1,0 +1,328 @@
+//! What a guest says of itself, in each of dstack's envelopes.
+//!
+//! Formats as recorded from dstack 0.6.0 (the certificate's attestation is "stripped": runtime events
+//! without digests) and as its sources have them (`dstack-attest/src/v1.rs`, `cc-eventlog`).
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use parity_scale_codec::Encode;
+use serde::{Serialize, Serializer};
+
+use super::event::{RUNTIME_EVENT, replay};
+use super::{DigestVersion, Event, Key, Machine, MockError, SYSTEM_READY, TdReport};
+
+/// In which extension, and how, a certificate carries evidence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Envelope {
+    /// `.8`, SCALE.
+    V0,
+    /// `.8`, msgpack: what dstack 0.6 makes.
+    #[default]
+    V1,
+    /// `.1` and `.2`: the bare quote, and the event log in JSON.
+    Legacy,
+    /// `.1`, `.2` and `.8` in V1.
+    Both,
+    /// Nothing: an ordinary certificate.
+    None,
+}
+
+/// How V1 writes bytes of events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PayloadForm {
+    /// msgpack bin: as recorded from dstack 0.6.0.
+    #[default]
+    Bin,
+    /// Runtime events' payload as base64 text: dstack's later sources.
+    Base64,
+}
+
+/// What the quote's report data is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Binding {
+    /// Bound to the key of the certificate, as it must be.
+    #[default]
+    Own,
+    /// Any other 64 bytes: another key's ([`Key::report_data`]), zeros, ….
+    Bytes([u8; 64]),
+}
+
+/// What the quote's RTMR3 is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Rtmr3 {
+    /// What the events give, as it must be.
+    #[default]
+    Replayed,
+    /// Something else.
+    Bytes([u8; 48]),
+}
+
+/// What a guest says of itself.
+#[derive(Clone, Debug)]
+pub struct Evidence {
+    /// Envelope of the certificate.
+    pub envelope: Envelope,
+    /// Payload of `app-id`: 20 bytes.
+    pub app_id: Vec<u8>,
+    /// Payload of `compose-hash`: 32 bytes.
+    pub compose_hash: Vec<u8>,
+    /// Payload of `instance-id`: 20 bytes.
+    pub instance_id: Vec<u8>,
+    /// Payload of `os-image-hash`: 32 bytes.
+    pub os_image_hash: Vec<u8>,
+    /// Payload of `key-provider`: JSON.
+    pub key_provider: Vec<u8>,
+    /// Events just before `system-ready`.
+    pub before_ready: Vec<Event>,
+    /// Whether there is a `system-ready`.
+    pub ready: bool,
+    /// Events after `system-ready`: the application's own.
+    pub after_ready: Vec<Event>,
+    /// How event digests are made, and which version the runtime events of V1 name.
+    pub digests: DigestVersion,
+    /// How V1 writes payloads.
+    pub payloads: PayloadForm,
+    /// RTMR3 of the quote.
+    pub rtmr3: Rtmr3,
+    /// Report data of the quote.
+    pub binding: Binding,
+    /// The rest of the report; its RTMR3 and report data come from the two above.
+    pub report: TdReport,
+}
+
+impl Default for Evidence {
+    /// A guest that everything is right with, in V1.
+    fn default() -> Self {
+        Self {
+            envelope: Envelope::default(),
+            app_id: vec![0xa1; 20],
+            compose_hash: vec![0xc0; 32],
+            instance_id: vec![0x1d; 20],
+            os_image_hash: vec![0x05; 32],
+            key_provider: br#"{"name":"kms","id":"mock"}"#.to_vec(),
+            before_ready: Vec::new(),
+            ready: true,
+            after_ready: Vec::new(),
+            digests: DigestVersion::default(),
+            payloads: PayloadForm::default(),
+            rtmr3: Rtmr3::default(),
+            binding: Binding::default(),
+            report: TdReport::default(),
+        }
+    }
+}
+
+/// A boot event as a stripped log has it: with a digest, without payload.
+const ACPI_DATA: (u32, u32, [u8; 48]) = (0, 10, [0xac; 48]);
+
+impl Evidence {
+    /// All runtime events in their order, as dstack's guests log them.
+    #[must_use]
+    pub fn events(&self) -> Vec<Event> {
+        let mut events = vec![
+            Event::new("system-preparing", b""),
+            Event::new("app-id", &self.app_id),
+            Event::new("compose-hash", &self.compose_hash),
+            Event::new("instance-id", &self.instance_id),
+            Event::new("boot-mr-done", b""),
+            Event::new("os-image-hash", &self.os_image_hash),
+            Event::new("key-provider", &self.key_provider),
+            Event::new("storage-fs", b"zfs"),
+        ];
+        events.extend_from_slice(&self.before_ready);
+        if self.ready {
+            events.push(Event::new(SYSTEM_READY, b""));
+        }
+        events.extend_from_slice(&self.after_ready);
+        events
+    }
+
+    /// A quote over this evidence, for a certificate of `key`.
+    ///
+    /// # Errors
+    /// [`MockError`]; not seen.
+    pub fn quote(&self, machine: &Machine, key: &Key) -> Result<Vec<u8>, MockError> {
+        let report_data = match &self.binding {
+            Binding::Own => key.report_data(),
+            Binding::Bytes(bytes) => *bytes,
+        };
+        let rtmr3 = match &self.rtmr3 {
+            Rtmr3::Replayed => replay(&self.events(), self.digests)?,
+            Rtmr3::Bytes(bytes) => *bytes,
+        };
+        machine.quote(&TdReport {
+            report_data,
+            rtmr3,
+            ..self.report.clone()
+        })
+    }
+
+    /// `.8` in V0: SCALE.
+    ///
+    /// V0 has no field for the version of event digests, as dstack's has not.
+    #[must_use]
+    pub fn v0(&self, quote: &[u8], report_data: [u8; 64]) -> Vec<u8> {
+        let (imr, kind, digest) = ACPI_DATA;
+        let mut log = vec![(imr, kind, digest.to_vec(), String::new(), Vec::<u8>::new())];
+        let events = self.events();
+        log.extend(events.iter().map(|event| {
+            (
+                3u32,
+                RUNTIME_EVENT,
+                Vec::new(),
+                event.name.clone(),
+                event.payload.clone(),
+            )
+        }));
+        let runtime: Vec<_> = events
+            .into_iter()
+            .map(|event| (event.name, event.payload))
+            .collect();
+        // Version 0, platform TDX.
+        (0u8, 0u8, quote, log, runtime, report_data, self.config()).encode()
+    }
+
+    /// `.8` in V1: msgpack.
+    ///
+    /// # Errors
+    /// [`MockError::Evidence`]; not seen.
+    pub fn v1(&self, quote: &[u8], report_data: [u8; 64]) -> Result<Vec<u8>, MockError> {
+        let (imr, event_type, digest) = ACPI_DATA;
+        let mut event_log = vec![LogEvent {
+            imr,
+            event_type,
+            digest: Bin(&digest),
+            event: "",
+            event_payload: Bin(&[]),
+        }];
+        let events = self.events();
+        event_log.extend(events.iter().map(LogEvent::runtime));
+        let version = (self.digests == DigestVersion::V2).then_some(2);
+        let runtime_events = events
+            .iter()
+            .map(|event| RuntimeEvent {
+                event: &event.name,
+                payload: match self.payloads {
+                    PayloadForm::Bin => Payload::Bin(Bin(&event.payload)),
+                    PayloadForm::Base64 => Payload::Text(BASE64_STANDARD.encode(&event.payload)),
+                },
+                version,
+            })
+            .collect();
+        let stack = Stack {
+            report_data: report_data.to_vec(),
+            runtime_events,
+            config: self.config(),
+        };
+        let attestation = Attestation {
+            version: 1,
+            platform: Tagged {
+                kind: "tdx",
+                data: Platform { quote, event_log },
+            },
+            stack: Tagged {
+                kind: "dstack",
+                data: stack,
+            },
+        };
+        rmp_serde::to_vec_named(&attestation).map_err(|e| MockError::Evidence(e.to_string()))
+    }
+
+    /// `.2`: the event log in JSON, bytes as hex, digests included.
+    ///
+    /// # Errors
+    /// [`MockError::Evidence`]; not seen.
+    pub fn legacy_event_log(&self) -> Result<Vec<u8>, MockError> {
+        let log = self
+            .events()
+            .iter()
+            .map(|event| {
+                Ok(serde_json::json!({
+                    "imr": 3,
+                    "event_type": RUNTIME_EVENT,
+                    "digest": hex::encode(event.digest(self.digests)?),
+                    "event": event.name,
+                    "event_payload": hex::encode(&event.payload),
+                }))
+            })
+            .collect::<Result<Vec<_>, MockError>>()?;
+        serde_json::to_vec(&log).map_err(|e| MockError::Evidence(e.to_string()))
+    }
+
+    fn config(&self) -> String {
+        let image = hex::encode(&self.os_image_hash);
+        format!(r#"{{"vm_config":"{{\"os_image_hash\":\"{image}\",\"cpu_count\":2}}"}}"#)
+    }
+}
+
+#[derive(Serialize)]
+struct Attestation<'a> {
+    version: u64,
+    platform: Tagged<Platform<'a>>,
+    stack: Tagged<Stack<'a>>,
+}
+
+#[derive(Serialize)]
+struct Tagged<T> {
+    kind: &'static str,
+    data: T,
+}
+
+#[derive(Serialize)]
+struct Platform<'a> {
+    /// serde writes a slice of `u8` as an array of integers: what dstack does too.
+    quote: &'a [u8],
+    event_log: Vec<LogEvent<'a>>,
+}
+
+#[derive(Serialize)]
+struct Stack<'a> {
+    report_data: Vec<u8>,
+    runtime_events: Vec<RuntimeEvent<'a>>,
+    config: String,
+}
+
+#[derive(Serialize)]
+struct LogEvent<'a> {
+    imr: u32,
+    event_type: u32,
+    digest: Bin<'a>,
+    event: &'a str,
+    event_payload: Bin<'a>,
+}
+
+impl<'a> LogEvent<'a> {
+    fn runtime(event: &'a Event) -> Self {
+        Self {
+            imr: 3,
+            event_type: RUNTIME_EVENT,
+            digest: Bin(&[]),
+            event: &event.name,
+            event_payload: Bin(&event.payload),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct RuntimeEvent<'a> {
+    event: &'a str,
+    payload: Payload<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<u8>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Payload<'a> {
+    Bin(Bin<'a>),
+    Text(String),
+}
+
+/// Bytes as msgpack bin.
+struct Bin<'a>(&'a [u8]);
+
+impl Serialize for Bin<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0)
+    }
+}

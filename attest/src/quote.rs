@@ -1,0 +1,350 @@
+//! A TDX quote: its header and report, as far as they are read before Intel's signatures are checked.
+//!
+//! Every value here is the peer's claim until [`Verifier`](crate::Verifier) has verified the quote.
+//! dcap-qvl parses the same bytes again; this parser exists for the binding and for exact denials, and
+//! walks every inner length, so that dcap-qvl never allocates for one that lies.
+//!
+//! Layout: Intel, "TDX DCAP Quoting Library API", A.3 (version 4) and A.4 (version 5).
+
+use std::fmt;
+
+use crate::denial::Denial;
+use crate::values::{Mrtd, Rtmr};
+
+/// Most bytes of a quote. With a PCK chain it has about 5 KiB; Linux' guest driver gave it a buffer of
+/// 8 KiB until 2025 (`GET_QUOTE_BUF_SIZE`).
+pub const MAX_QUOTE_LEN: usize = 32 << 10;
+
+const HEADER_LEN: usize = 48;
+const TEE_SGX: u32 = 0;
+const TEE_TDX: u32 = 0x81;
+const KEY_ECDSA_P256: u16 = 2;
+/// Body types of version 5 and their lengths.
+const BODY_SGX: u16 = 1;
+const BODY_TD_1_0: u16 = 2;
+const BODY_TD_1_5: u16 = 3;
+const BODY_TD_1_5_EX: u16 = 4;
+const TD_1_0_LEN: usize = 584;
+const TD_1_5_LEN: usize = 648;
+const TD_1_5_EX_LEN: usize = 885;
+/// Certification data: the QE report with what certifies it, and in it the PCK chain as PEM.
+const CERTIFICATION_QE_REPORT: u16 = 6;
+const CERTIFICATION_PCK_CHAIN: u16 = 5;
+/// Signature and attestation key, and the QE's report and its signature.
+const SIGNATURE_AND_KEY_LEN: usize = 64 + 64;
+const QE_REPORT_AND_SIGNATURE_LEN: usize = 384 + 64;
+
+/// A quote that has the form of a TDX quote. Its signatures have not been looked at.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TdQuote {
+    bytes: Box<[u8]>,
+    version: u16,
+    report: TdReport,
+    pck_chain: (usize, usize),
+}
+
+/// The TD report in a quote.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TdReport {
+    kind: ReportKind,
+    attributes: [u8; 8],
+    mrtd: [u8; 48],
+    rtmrs: [[u8; 48]; 4],
+    report_data: [u8; 64],
+}
+
+/// Which TDX made the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReportKind {
+    /// TDX 1.0.
+    Td10,
+    /// TDX 1.5.
+    Td15,
+    /// TDX 1.5 with the extended report.
+    Td15Ex,
+}
+
+impl TdQuote {
+    /// Reads a quote. Zeros after it are allowed: TDX guests return the whole buffer that the quote
+    /// was written to.
+    ///
+    /// # Errors
+    /// [`Denial::NotTdx`] for SGX, [`Denial::UnsupportedQuote`] for what dcap-qvl does not verify,
+    /// [`Denial::MalformedEvidence`] for the rest.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Denial> {
+        if bytes.len() > MAX_QUOTE_LEN {
+            return Err(Denial::MalformedEvidence("the quote is too large"));
+        }
+        let mut cursor = Cursor { rest: bytes };
+        let (version, kind) = read_header(&mut cursor)?;
+        let report = TdReport::read(&mut cursor, kind)?;
+        let signature_data = cursor.take_u32_prefixed()?;
+        if cursor.rest.iter().any(|byte| *byte != 0) {
+            return Err(Denial::MalformedEvidence("there are bytes after the quote"));
+        }
+        let start = bytes.len() - cursor.rest.len() - signature_data.len();
+        let (offset, len) = find_pck_chain(signature_data)?;
+        Ok(Self {
+            bytes: bytes.into(),
+            version,
+            report,
+            pck_chain: (start + offset, len),
+        })
+    }
+
+    /// All bytes, as presented.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// 4 or 5.
+    #[must_use]
+    pub fn version(&self) -> u16 {
+        self.version
+    }
+
+    /// The TD report.
+    #[must_use]
+    pub fn report(&self) -> &TdReport {
+        &self.report
+    }
+
+    /// The PCK certificate chain in PEM.
+    #[must_use]
+    pub fn pck_chain(&self) -> &[u8] {
+        let (start, len) = self.pck_chain;
+        self.bytes
+            .get(start..)
+            .and_then(|rest| rest.get(..len))
+            .unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for TdQuote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TdQuote")
+            .field("version", &self.version)
+            .field("report", &self.report)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The header, and for version 5 the body's type and length.
+fn read_header(cursor: &mut Cursor<'_>) -> Result<(u16, ReportKind), Denial> {
+    let version = cursor.take_u16()?;
+    let key_type = cursor.take_u16()?;
+    let tee = cursor.take_u32()?;
+    cursor.take(HEADER_LEN - 8)?;
+    match version {
+        3 => return Err(Denial::NotTdx),
+        4 | 5 => {}
+        _ => return Err(Denial::UnsupportedQuote("its version is neither 4 nor 5")),
+    }
+    match tee {
+        TEE_TDX => {}
+        TEE_SGX => return Err(Denial::NotTdx),
+        _ => return Err(Denial::UnsupportedQuote("its TEE type is unknown")),
+    }
+    if key_type != KEY_ECDSA_P256 {
+        return Err(Denial::UnsupportedQuote(
+            "its attestation key is not ECDSA P-256",
+        ));
+    }
+    if version == 4 {
+        return Ok((version, ReportKind::Td10));
+    }
+    let body = cursor.take_u16()?;
+    let len = cursor.take_u32()?;
+    let kind = match body {
+        BODY_SGX => return Err(Denial::NotTdx),
+        BODY_TD_1_0 => ReportKind::Td10,
+        BODY_TD_1_5 => ReportKind::Td15,
+        BODY_TD_1_5_EX => ReportKind::Td15Ex,
+        _ => return Err(Denial::UnsupportedQuote("its body type is unknown")),
+    };
+    if usize::try_from(len).ok() != Some(kind.len()) {
+        return Err(Denial::MalformedEvidence(
+            "the quote's body has another length than its type",
+        ));
+    }
+    Ok((version, kind))
+}
+
+/// Walks the signature data; gives offset and length of the PCK chain in it.
+fn find_pck_chain(signature_data: &[u8]) -> Result<(usize, usize), Denial> {
+    let mut cursor = Cursor {
+        rest: signature_data,
+    };
+    cursor.take(SIGNATURE_AND_KEY_LEN)?;
+    if cursor.take_u16()? != CERTIFICATION_QE_REPORT {
+        return Err(Denial::UnsupportedQuote("it carries no QE report"));
+    }
+    let certification = cursor.take_u32_prefixed()?;
+    cursor.end()?;
+    let mut cursor = Cursor {
+        rest: certification,
+    };
+    cursor.take(QE_REPORT_AND_SIGNATURE_LEN)?;
+    let auth_len = cursor.take_u16()?;
+    cursor.take(usize::from(auth_len))?;
+    if cursor.take_u16()? != CERTIFICATION_PCK_CHAIN {
+        return Err(Denial::UnsupportedQuote(
+            "it carries no PCK certificate chain",
+        ));
+    }
+    let chain = cursor.take_u32_prefixed()?;
+    cursor.end()?;
+    // The chain is the last of the certification data, which is the last of the signature data.
+    Ok((signature_data.len() - chain.len(), chain.len()))
+}
+
+impl ReportKind {
+    /// Bytes of the report.
+    fn len(self) -> usize {
+        match self {
+            Self::Td10 => TD_1_0_LEN,
+            Self::Td15 => TD_1_5_LEN,
+            Self::Td15Ex => TD_1_5_EX_LEN,
+        }
+    }
+
+    /// As the command line shows it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Td10 => "TD 1.0",
+            Self::Td15 => "TD 1.5",
+            Self::Td15Ex => "TD 1.5 extended",
+        }
+    }
+}
+
+impl TdReport {
+    fn read(cursor: &mut Cursor<'_>, kind: ReportKind) -> Result<Self, Denial> {
+        let mut body = Cursor {
+            rest: cursor.take(kind.len())?,
+        };
+        // TEE_TCB_SVN, MRSEAM, MRSIGNERSEAM, SEAMATTRIBUTES
+        body.take(16 + 48 + 48 + 8)?;
+        let attributes = body.take_array()?;
+        // XFAM
+        body.take(8)?;
+        let mrtd = body.take_array()?;
+        // MRCONFIGID, MROWNER, MROWNERCONFIG
+        body.take(3 * 48)?;
+        let rtmrs = [
+            body.take_array()?,
+            body.take_array()?,
+            body.take_array()?,
+            body.take_array()?,
+        ];
+        let report_data = body.take_array()?;
+        Ok(Self {
+            kind,
+            attributes,
+            mrtd,
+            rtmrs,
+            report_data,
+        })
+    }
+
+    /// Which TDX made it.
+    #[must_use]
+    pub fn kind(&self) -> ReportKind {
+        self.kind
+    }
+
+    /// Whether any bit of the group "TD under debug" is set (bits 7:0: debug, profiling). "If any of
+    /// the bits in this group are set to 1, the TD is untrusted." [Intel TDX Module Base Specification,
+    /// "TD attributes"]
+    #[must_use]
+    pub fn is_under_debug(&self) -> bool {
+        let [under_debug, ..] = self.attributes;
+        under_debug != 0
+    }
+
+    /// TDATTRIBUTES, little endian.
+    #[must_use]
+    pub fn attributes(&self) -> [u8; 8] {
+        self.attributes
+    }
+
+    /// MRTD.
+    #[must_use]
+    pub fn mrtd(&self) -> Mrtd {
+        Mrtd(self.mrtd)
+    }
+
+    /// RTMR0 to RTMR3.
+    #[must_use]
+    pub fn rtmrs(&self) -> [Rtmr; 4] {
+        self.rtmrs.map(Rtmr)
+    }
+
+    /// RTMR3: where dstack's runtime events go.
+    #[must_use]
+    pub fn rtmr3(&self) -> Rtmr {
+        let [.., rtmr3] = self.rtmrs;
+        Rtmr(rtmr3)
+    }
+
+    /// What the TD asked to be reported.
+    #[must_use]
+    pub fn report_data(&self) -> &[u8; 64] {
+        &self.report_data
+    }
+}
+
+impl fmt::Debug for TdReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TdReport")
+            .field("kind", &self.kind)
+            .field("mrtd", &self.mrtd())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Little-endian reading; every step fails on too few bytes.
+struct Cursor<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, len: usize) -> Result<&'a [u8], Denial> {
+        let cut = Denial::MalformedEvidence("the quote is cut short");
+        let (taken, rest) = self.rest.split_at_checked(len).ok_or(cut)?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn take_array<const N: usize>(&mut self) -> Result<[u8; N], Denial> {
+        let cut = Denial::MalformedEvidence("the quote is cut short");
+        let (taken, rest) = self.rest.split_first_chunk().ok_or(cut)?;
+        self.rest = rest;
+        Ok(*taken)
+    }
+
+    fn take_u16(&mut self) -> Result<u16, Denial> {
+        self.take_array().map(u16::from_le_bytes)
+    }
+
+    fn take_u32(&mut self) -> Result<u32, Denial> {
+        self.take_array().map(u32::from_le_bytes)
+    }
+
+    fn take_u32_prefixed(&mut self) -> Result<&'a [u8], Denial> {
+        let cut = Denial::MalformedEvidence("the quote is cut short");
+        let len = usize::try_from(self.take_u32()?).map_err(|_| cut)?;
+        self.take(len)
+    }
+
+    fn end(&self) -> Result<(), Denial> {
+        if self.rest.is_empty() {
+            return Ok(());
+        }
+        Err(Denial::MalformedEvidence(
+            "the quote's signature data is longer than its parts",
+        ))
+    }
+}

@@ -1,0 +1,239 @@
+//! Verdicts and flights.
+
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+
+use attest::cache::{DENIAL_TTL, Epoch, Flights, Joined, Verdict, VerdictCache};
+use attest::chain::Chain;
+use attest::mock::{Certificate, Validity};
+use attest::{Denial, Policy};
+
+use crate::fixtures::policy;
+use crate::world::{NOW, World, world};
+
+const TTL: u64 = 600;
+
+fn epoch(policy: &Policy) -> Epoch {
+    Epoch {
+        policy: policy.epoch(),
+        collateral: 0,
+    }
+}
+
+fn chain(certificate: &Certificate) -> Chain {
+    Chain::copy(&certificate.chain_der()).unwrap()
+}
+
+fn admission(world: &World, certificate: &Certificate) -> Verdict {
+    world.admit_chain(&certificate.chain_der()).map(Arc::new)
+}
+
+/// Puts every leaf on the same slot.
+#[derive(Clone)]
+struct Collide;
+
+impl BuildHasher for Collide {
+    type Hasher = Self;
+
+    fn build_hasher(&self) -> Self {
+        Self
+    }
+}
+
+impl Hasher for Collide {
+    fn finish(&self) -> u64 {
+        0
+    }
+
+    fn write(&mut self, _: &[u8]) {}
+}
+
+#[test]
+fn a_verdict_is_of_its_chain_only() {
+    let world = World::default();
+    let (one, two) = (world.certificate_of("one"), world.certificate_of("two"));
+    let epoch = epoch(&world.policy);
+    let mut cache = VerdictCache::new(8, TTL, epoch);
+    assert!(cache.is_empty());
+    cache.insert(epoch, &chain(&one), &admission(&world, &one), NOW);
+    assert!(cache.get(epoch, &one.chain_der(), NOW).unwrap().is_ok());
+    assert!(cache.get(epoch, &two.chain_der(), NOW).is_none());
+    assert!(
+        cache.get(epoch, &one.chain_der()[..1], NOW).is_none(),
+        "another chain"
+    );
+    let none: [&[u8]; 0] = [];
+    assert!(cache.get(epoch, &none, NOW).is_none());
+    for byte in 0..one.der().len() {
+        let mut flipped = one.der().to_vec();
+        flipped[byte] ^= 1;
+        let presented = [&flipped[..], one.chain_der()[1]];
+        assert!(cache.get(epoch, &presented, NOW).is_none(), "byte {byte}");
+    }
+}
+
+/// A collision costs a miss, never a wrong verdict.
+#[test]
+fn collisions() {
+    let world = World::default();
+    let (one, two) = (world.certificate_of("one"), world.certificate_of("two"));
+    let epoch = epoch(&world.policy);
+    let mut cache = VerdictCache::with_hasher(8, TTL, epoch, Collide);
+    cache.insert(epoch, &chain(&one), &admission(&world, &one), NOW);
+    assert!(cache.get(epoch, &two.chain_der(), NOW).is_none());
+    cache.insert(epoch, &chain(&two), &admission(&world, &two), NOW);
+    assert!(cache.get(epoch, &one.chain_der(), NOW).is_none());
+    let held = cache.get(epoch, &two.chain_der(), NOW).unwrap().unwrap();
+    assert_eq!(held.fingerprint(), chain(&two).fingerprint());
+}
+
+#[test]
+fn lifetimes() {
+    let ends = |until, ttl| {
+        let world = world(|w| {
+            w.leaf.validity = Validity {
+                from: NOW - 60,
+                until,
+            }
+        });
+        let certificate = world.certificate();
+        let epoch = epoch(&world.policy);
+        let mut cache = VerdictCache::new(8, ttl, epoch);
+        cache.insert(
+            epoch,
+            &chain(&certificate),
+            &admission(&world, &certificate),
+            NOW,
+        );
+        (NOW..)
+            .find(|now| cache.get(epoch, &certificate.chain_der(), *now).is_none())
+            .unwrap()
+            - NOW
+    };
+    assert_eq!(ends(NOW + 10_000, TTL), TTL, "the TTL");
+    assert_eq!(
+        ends(NOW + 9, TTL),
+        10,
+        "the certificate, whose last second counts"
+    );
+    let collateral = World::default().collateral().expires_at();
+    assert_eq!(
+        ends(NOW + 100 * 86_400, u64::MAX),
+        collateral - NOW,
+        "the collateral"
+    );
+}
+
+#[test]
+fn another_epoch_empties_it() {
+    let world = World::default();
+    let certificate = world.certificate();
+    let (chain, verdict) = (chain(&certificate), admission(&world, &certificate));
+    let first = epoch(&world.policy);
+    let mut cache = VerdictCache::new(8, TTL, first);
+    let collateral = Epoch {
+        collateral: 1,
+        ..first
+    };
+    let policy = epoch(&policy(|s| s.allow_debug_td = true));
+    for other in [collateral, policy] {
+        cache.enter(first);
+        cache.insert(first, &chain, &verdict, NOW);
+        cache.insert(first, &chain, &Err(Denial::BadSignature), NOW);
+        assert_eq!(cache.len(), (1, 1));
+        assert!(cache.get(other, &certificate.chain_der(), NOW).is_none());
+        assert!(cache.is_empty());
+        cache.insert(first, &chain, &verdict, NOW);
+        assert!(cache.is_empty(), "a verdict that comes too late");
+    }
+}
+
+#[test]
+fn denials_are_short_lived_and_ours_are_not_kept() {
+    let world = World::default();
+    let certificate = world.certificate();
+    let epoch = epoch(&world.policy);
+    let mut cache = VerdictCache::new(8, TTL, epoch);
+    let chain = chain(&certificate);
+    for ours in [
+        Denial::CollateralUnavailable,
+        Denial::CollateralExpired,
+        Denial::Overloaded,
+    ] {
+        cache.insert(epoch, &chain, &Err(ours), NOW);
+        assert!(cache.is_empty());
+    }
+    cache.insert(epoch, &chain, &Err(Denial::BadSignature), NOW);
+    let mut get = |now| cache.get(epoch, &certificate.chain_der(), now);
+    assert_eq!(
+        get(NOW + DENIAL_TTL - 1).unwrap().unwrap_err(),
+        Denial::BadSignature
+    );
+    assert!(get(NOW + DENIAL_TTL).is_none());
+}
+
+#[test]
+fn it_is_bounded_and_what_is_used_stays() {
+    const CAPACITY: usize = 16;
+    let world = World::default();
+    let certificate = world.certificate();
+    let epoch = epoch(&world.policy);
+    let mut cache = VerdictCache::new(CAPACITY, TTL, epoch);
+    let verdict = admission(&world, &certificate);
+    cache.insert(epoch, &chain(&certificate), &verdict, NOW);
+    // Other leaves, none of them real: the cache does not look.
+    for n in 0..1000u32 {
+        assert!(
+            cache.get(epoch, &certificate.chain_der(), NOW).is_some(),
+            "after {n} others"
+        );
+        let other = Chain::copy(&[n.to_le_bytes()]).unwrap();
+        cache.insert(epoch, &other, &verdict, NOW);
+        cache.insert(epoch, &other, &Err(Denial::BadSignature), NOW);
+        let (admissions, denials) = cache.len();
+        assert!(admissions <= CAPACITY && denials <= CAPACITY / 8);
+    }
+    let newest = Chain::copy(&[999u32.to_le_bytes()]).unwrap();
+    assert!(
+        cache
+            .get(epoch, newest.certificates(), NOW)
+            .unwrap()
+            .is_ok()
+    );
+}
+
+#[test]
+fn one_flight_per_certificate() {
+    let chain = |n: u8| Chain::copy(&[[n]]).unwrap();
+    let now = epoch(&Policy::default());
+    let mut flights = Flights::new(2, 4);
+    assert_eq!(flights.join(now, &chain(1), 'a'), Joined::First);
+    assert_eq!(flights.join(now, &chain(1), 'b'), Joined::Waiting);
+    assert_eq!(flights.join(now, &chain(2), 'c'), Joined::First);
+    assert_eq!(
+        flights.join(now, &chain(3), 'd'),
+        Joined::Full,
+        "two flights"
+    );
+    assert_eq!(flights.join(now, &chain(2), 'd'), Joined::Waiting);
+    assert_eq!(
+        flights.join(now, &chain(2), 'e'),
+        Joined::Full,
+        "four waiters"
+    );
+    assert_eq!(flights.len(), 2);
+    assert_eq!(flights.complete(now, &chain(1)), ['a', 'b']);
+    assert!(flights.complete(now, &chain(1)).is_empty());
+    let later = Epoch {
+        collateral: 1,
+        ..now
+    };
+    assert_eq!(
+        flights.join(later, &chain(2), 'f'),
+        Joined::First,
+        "another epoch"
+    );
+    assert_eq!(flights.complete(now, &chain(2)), ['c', 'd']);
+    assert_eq!(flights.complete(later, &chain(2)), ['f']);
+    assert!(flights.is_empty());
+}

@@ -1,0 +1,225 @@
+//! Pinned KMS roots.
+
+use attest::Denial;
+use attest::chain::{Chain, KmsRoot, KmsRootError, MAX_CHAIN_LEN};
+use attest::mock::{Pki, PkiOptions, Validity};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+
+use crate::fixtures::policy;
+use crate::world::{NOW, World, world};
+
+fn pinned(root: &[u8], world: &mut World) {
+    let root = KmsRoot::from_der(root).unwrap();
+    world.policy = policy(|settings| settings.kms_roots = vec![root]);
+}
+
+#[test]
+fn the_pinned_root() {
+    let right = world(|w| pinned(w.pki.kms_der().to_vec().as_slice(), w));
+    assert_eq!(right.code(), "admitted");
+    let leaf_only = [right.certificate().der().to_vec()];
+    assert!(
+        right.admit_chain(&leaf_only).is_ok(),
+        "the root itself need not be sent"
+    );
+    let other = Pki::new(&[8; 32]).unwrap();
+    let wrong = world(|w| pinned(other.kms_der(), w));
+    let denial = wrong.admit().unwrap_err();
+    assert_eq!(denial.to_string(), "cert chain verification failed");
+}
+
+#[test]
+fn dates_of_the_root() {
+    for validity in [
+        Validity {
+            from: NOW + 86_400,
+            until: NOW + 2 * 86_400,
+        },
+        Validity {
+            from: NOW - 2 * 86_400,
+            until: NOW - 86_400,
+        },
+    ] {
+        let options = PkiOptions {
+            kms: validity,
+            ..PkiOptions::default()
+        };
+        let world = world(|w| {
+            w.pki = Pki::with(&[7; 32], &options).unwrap();
+            pinned(w.pki.kms_der().to_vec().as_slice(), w);
+        });
+        assert_eq!(world.code(), "kms_root_mismatch");
+    }
+    let ends_soon = Validity {
+        from: NOW - 86_400,
+        until: NOW + 60,
+    };
+    let options = PkiOptions {
+        kms: ends_soon,
+        ..PkiOptions::default()
+    };
+    let world = world(|w| {
+        w.pki = Pki::with(&[7; 32], &options).unwrap();
+        pinned(w.pki.kms_der().to_vec().as_slice(), w);
+    });
+    assert_eq!(
+        world.admit().unwrap().valid_until(),
+        NOW + 60,
+        "a verdict ends with the root"
+    );
+}
+
+/// A CA, or what passes itself off as one.
+struct Ca {
+    issuer: Issuer<'static, KeyPair>,
+    der: Vec<u8>,
+}
+
+fn ca(name: &str, is_ca: IsCa, usage: &[KeyUsagePurpose], parent: Option<&Ca>) -> Ca {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = is_ca;
+    params.key_usages = usage.to_vec();
+    let certificate = match parent {
+        Some(parent) => params.signed_by(&key, &parent.issuer),
+        None => params.self_signed(&key),
+    };
+    let der = certificate.unwrap().der().to_vec();
+    Ca {
+        issuer: Issuer::new(params, key),
+        der,
+    }
+}
+
+const UNLIMITED: IsCa = IsCa::Ca(BasicConstraints::Unconstrained);
+const SIGN: [KeyUsagePurpose; 1] = [KeyUsagePurpose::KeyCertSign];
+
+/// Leaf, then the intermediates from the leaf up; the root is pinned and not sent.
+fn verify(root: &Ca, intermediates: &[&Ca]) -> Result<u64, Denial> {
+    let last = intermediates.first().copied().unwrap_or(root);
+    let leaf = ca("leaf", IsCa::NoCa, &[], Some(last));
+    let mut chain = vec![leaf.der];
+    chain.extend(intermediates.iter().map(|ca| ca.der.clone()));
+    let root = KmsRoot::from_der(&root.der).unwrap();
+    Chain::copy(&chain).unwrap().verify_up_to(&[root], NOW)
+}
+
+#[test]
+fn intermediates() {
+    let root = ca("root", UNLIMITED, &SIGN, None);
+    let upper = ca("upper", UNLIMITED, &SIGN, Some(&root));
+    let lower = ca("lower", UNLIMITED, &SIGN, Some(&upper));
+    assert!(verify(&root, &[]).is_ok());
+    assert!(verify(&root, &[&upper]).is_ok());
+    assert!(verify(&root, &[&lower, &upper]).is_ok());
+    assert_eq!(
+        verify(&root, &[&lower]),
+        Err(Denial::KmsRootMismatch),
+        "a gap"
+    );
+    assert_eq!(
+        verify(&root, &[&upper, &lower]).ok(),
+        verify(&root, &[&upper]).ok()
+    );
+}
+
+#[test]
+fn path_lengths() {
+    for (len, one, two) in [(0, false, false), (1, true, false), (2, true, true)] {
+        let root = ca(
+            "root",
+            IsCa::Ca(BasicConstraints::Constrained(len)),
+            &SIGN,
+            None,
+        );
+        let upper = ca("upper", UNLIMITED, &SIGN, Some(&root));
+        let lower = ca("lower", UNLIMITED, &SIGN, Some(&upper));
+        assert!(verify(&root, &[]).is_ok(), "pathlen {len}");
+        assert_eq!(verify(&root, &[&upper]).is_ok(), one, "pathlen {len}");
+        assert_eq!(
+            verify(&root, &[&lower, &upper]).is_ok(),
+            two,
+            "pathlen {len}"
+        );
+    }
+}
+
+#[test]
+fn only_cas_issue() {
+    let root = ca("root", UNLIMITED, &SIGN, None);
+    for (is_ca, usage, admitted) in [
+        (UNLIMITED, &SIGN[..], true),
+        (UNLIMITED, &[], true),
+        (UNLIMITED, &[KeyUsagePurpose::DigitalSignature], false),
+        (IsCa::NoCa, &SIGN, false),
+        (IsCa::ExplicitNoCa, &SIGN, false),
+    ] {
+        let middle = ca("middle", is_ca, usage, Some(&root));
+        assert_eq!(
+            verify(&root, &[&middle]).is_ok(),
+            admitted,
+            "{is_ca:?} {usage:?}"
+        );
+    }
+    let leaf = ca("leaf", IsCa::NoCa, &[], None);
+    assert_eq!(KmsRoot::from_der(&leaf.der), Err(KmsRootError::NotCa));
+}
+
+/// The name of the root, and another key.
+#[test]
+fn a_namesake() {
+    let root = ca("root", UNLIMITED, &SIGN, None);
+    let namesake = ca("root", UNLIMITED, &SIGN, None);
+    let leaf = ca("leaf", IsCa::NoCa, &[], Some(&namesake));
+    let root = KmsRoot::from_der(&root.der).unwrap();
+    let chain = Chain::copy(&[leaf.der, namesake.der]).unwrap();
+    assert_eq!(
+        chain.verify_up_to(std::slice::from_ref(&root), NOW),
+        Err(Denial::KmsRootMismatch)
+    );
+    let two = [root, KmsRoot::from_der(&chain.certificates()[1]).unwrap()];
+    assert!(
+        chain.verify_up_to(&two, NOW).is_ok(),
+        "one of several roots"
+    );
+}
+
+#[test]
+fn roots_from_pem() {
+    let world = World::default();
+    let pem = world.pki.kms_pem();
+    let roots = KmsRoot::from_pem(format!("{pem}\n{pem}").as_bytes()).unwrap();
+    assert_eq!(roots.len(), 2);
+    assert_eq!(roots[0].der(), world.pki.kms_der());
+    assert_eq!(
+        policy(|s| s.kms_roots = roots).settings().kms_roots.len(),
+        1
+    );
+    assert_eq!(KmsRoot::from_pem(b""), Err(KmsRootError::NoPem));
+    assert_eq!(KmsRoot::from_pem(b"nonsense"), Err(KmsRootError::NoPem));
+    let key = pem.replace("CERTIFICATE", "PRIVATE KEY");
+    assert_eq!(KmsRoot::from_pem(key.as_bytes()), Err(KmsRootError::NoPem));
+    assert_eq!(
+        KmsRoot::from_pem(&vec![b' '; 1 << 20]),
+        Err(KmsRootError::TooLarge)
+    );
+    let cut = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+    assert_eq!(
+        KmsRoot::from_pem(cut.as_bytes()),
+        Err(KmsRootError::Malformed)
+    );
+}
+
+#[test]
+fn caps() {
+    let der = World::default().certificate().der().to_vec();
+    assert!(Chain::copy(&vec![der.clone(); MAX_CHAIN_LEN]).is_ok());
+    let long = Chain::copy(&vec![der.clone(); MAX_CHAIN_LEN + 1]);
+    assert_eq!(long.unwrap_err(), Denial::ChainTooLong);
+    let large = [der, vec![0; attest::certificate::MAX_CERTIFICATE_LEN]];
+    assert_eq!(
+        Chain::copy(&large).unwrap_err().code(),
+        "malformed_certificate"
+    );
+}

@@ -1,0 +1,168 @@
+//! Certificates: which extensions are used, and what is refused before they are read.
+
+use attest::certificate::{Leaf, MAX_EXTENSIONS, MAX_SKELETON_LEN};
+use attest::evidence::{Form, MAX_ENVELOPE_LEN, UnboundEvidence};
+use attest::mock::{Certificate, Evidence, Key, LeafOptions, Machine};
+use attest::{Denial, examine};
+use rcgen::{CertificateParams, CustomExtension, KeyPair};
+
+use crate::evidence::quote;
+use crate::world::{NOW, World};
+
+const ARC: [u64; 9] = [1, 3, 6, 1, 4, 1, 62397, 1, 0];
+
+/// A self-signed leaf with extensions below dstack's arc, each in an OCTET STRING.
+pub(crate) fn leaf_with(extensions: &[(u64, Vec<u8>)]) -> Vec<u8> {
+    let wrap = |content: &Vec<u8>| {
+        let mut der = vec![0x04];
+        match content.len() {
+            len @ 0..=0x7f => der.push(u8::try_from(len).unwrap()),
+            len => {
+                der.push(0x84);
+                der.extend(u32::try_from(len).unwrap().to_be_bytes());
+                let zeros = der[2..].iter().take_while(|byte| **byte == 0).count();
+                der.splice(1..2 + zeros, [0x84 - u8::try_from(zeros).unwrap()]);
+            }
+        }
+        der.extend(content);
+        der
+    };
+    raw_leaf_with(
+        extensions
+            .iter()
+            .map(|(number, content)| (*number, wrap(content))),
+    )
+}
+
+fn raw_leaf_with(extensions: impl IntoIterator<Item = (u64, Vec<u8>)>) -> Vec<u8> {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    for (number, der) in extensions {
+        let mut oid = ARC;
+        oid[8] = number;
+        params
+            .custom_extensions
+            .push(CustomExtension::from_oid_content(&oid, der));
+    }
+    params.self_signed(&key).unwrap().der().to_vec()
+}
+
+fn read_leaf(der: &[u8]) -> Result<Form, Denial> {
+    let leaf = Leaf::parse(der)?;
+    UnboundEvidence::read(leaf.extensions()).map(|evidence| evidence.form())
+}
+
+#[test]
+fn which_extension_is_used() {
+    let (quote, other) = (quote(), {
+        let mut quote = quote();
+        quote[600] ^= 1;
+        quote
+    });
+    let log = || Evidence::default().legacy_event_log().unwrap();
+    let envelope = || Evidence::default().v1(&quote, [0; 64]).unwrap();
+    let form = |extensions: &[(u64, Vec<u8>)]| read_leaf(&leaf_with(extensions));
+    assert_eq!(form(&[(8, envelope())]), Ok(Form::V1));
+    assert_eq!(form(&[(1, quote.clone()), (2, log())]), Ok(Form::Legacy));
+    assert_eq!(form(&[(1, quote.clone())]), Ok(Form::Legacy));
+    assert_eq!(
+        form(&[(1, quote.clone()), (2, log()), (8, envelope())]),
+        Ok(Form::V1)
+    );
+    assert_eq!(form(&[(2, log())]), Err(Denial::NoEvidence));
+    assert_eq!(form(&[(3, vec![1; 20])]), Err(Denial::NoEvidence));
+    let differ = Denial::MalformedEvidence("the quotes in .1 and .8 differ");
+    assert_eq!(form(&[(1, other), (8, envelope())]), Err(differ));
+    // Nothing falls back: a broken .8 is not saved by a good .1.
+    assert!(form(&[(1, quote.clone()), (8, vec![1])]).is_err());
+}
+
+#[test]
+fn extensions_are_strict() {
+    let form = |extensions: Vec<(u64, Vec<u8>)>| read_leaf(&raw_leaf_with(extensions));
+    for raw in [
+        vec![],
+        vec![0x04],
+        vec![0x04, 0x05, 1],
+        vec![0x04, 1, 1, 9],
+        vec![0x03, 1, 1],
+    ] {
+        let not_octets = "an evidence extension is no OCTET STRING";
+        assert_eq!(
+            form(vec![(8, raw)]),
+            Err(Denial::MalformedCertificate(not_octets))
+        );
+    }
+    let twice = "an evidence extension is there twice";
+    let duplicate = form(vec![(8, vec![4, 0]), (8, vec![4, 0])]);
+    assert_eq!(duplicate, Err(Denial::MalformedCertificate(twice)));
+    let many: Vec<_> = (0..MAX_EXTENSIONS as u64)
+        .map(|n| (100 + n, vec![4, 0]))
+        .collect();
+    assert!(matches!(form(many), Err(Denial::MalformedCertificate(_))));
+}
+
+#[test]
+fn certificates_beyond_the_caps() {
+    let large = |names: usize| {
+        let names = (0..names)
+            .map(|n| format!("{n:060}.invalid"))
+            .collect::<Vec<_>>();
+        let key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::new(names)
+            .unwrap()
+            .self_signed(&key)
+            .unwrap();
+        Leaf::parse(leaf.der())
+            .map(|_| ())
+            .map_err(|denial| denial.to_string())
+    };
+    assert_eq!(large(MAX_SKELETON_LEN / 80), Ok(()));
+    assert!(
+        large(MAX_SKELETON_LEN / 60)
+            .unwrap_err()
+            .contains("without its evidence")
+    );
+    let huge = leaf_with(&[
+        (8, vec![0; MAX_ENVELOPE_LEN]),
+        (1, vec![0; MAX_ENVELOPE_LEN / 4]),
+    ]);
+    assert!(
+        Leaf::parse(&huge)
+            .unwrap_err()
+            .to_string()
+            .contains("too large")
+    );
+    let world = World::default();
+    let der = world.certificate().der().to_vec();
+    let longer = [&der[..], &[0]].concat();
+    let malformed = |der: &[u8]| Leaf::parse(der).unwrap_err().code() == "malformed_certificate";
+    assert!(malformed(&longer));
+    let version_3 = [0xa0, 3, 2, 1, 2];
+    let at = der
+        .windows(5)
+        .position(|window| window == version_3)
+        .unwrap();
+    let mut version_2 = der;
+    version_2[at + 4] = 1;
+    assert!(malformed(&version_2));
+}
+
+#[test]
+fn a_swapped_certificate_is_unbound() {
+    let world = World::default();
+    let victim = world.certificate();
+    let attacker = Key::derive(&[9; 32], "attacker").unwrap();
+    let machine = Machine::new(&world.pki, &world.machine).unwrap();
+    let envelope = world
+        .evidence
+        .v1(victim.quote().unwrap(), victim.key().report_data())
+        .unwrap();
+    let leaf = LeafOptions {
+        attestation: Some(envelope),
+        ..world.leaf.clone()
+    };
+    let replayed = Certificate::issue(&world.pki, &machine, &attacker, &world.evidence, &leaf);
+    let denial = examine(&replayed.unwrap().chain_der(), NOW, &world.policy).unwrap_err();
+    assert_eq!(denial, Denial::UnboundKey);
+}

@@ -1,0 +1,97 @@
+//! The closed list of reasons.
+
+use attest::Denial;
+use attest::policy::{TcbStatus, TcbStatuses};
+use attest::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr};
+
+/// One of each, in the order of [`Denial::CODES`].
+fn all() -> Vec<Denial> {
+    let tcb = |status| Denial::Tcb {
+        status,
+        accepted: TcbStatuses::default(),
+    };
+    let mut denials = vec![
+        Denial::NoCertificate,
+        Denial::ChainTooLong,
+        Denial::MalformedCertificate("it is no X.509 certificate"),
+        Denial::Expired,
+        Denial::NotYetValid,
+        Denial::TooOld,
+        Denial::NoEvidence,
+        Denial::MalformedEvidence("there are bytes after the quote"),
+        Denial::NotTdx,
+        Denial::UnsupportedQuote("its version is neither 4 nor 5"),
+        Denial::UnboundKey,
+        Denial::Overloaded,
+        Denial::CollateralUnavailable,
+        Denial::CollateralExpired,
+        Denial::CollateralNotYetValid,
+        Denial::DebugTd,
+        Denial::BadSignature,
+        Denial::PckRevoked,
+        Denial::PckNotValid,
+        Denial::TdAttributes,
+        Denial::TcbNotSupported,
+    ];
+    denials.extend(TcbStatus::ALL.map(tcb));
+    denials.extend([
+        Denial::AdvisoryRefused("INTEL-SA-00837".parse().unwrap()),
+        Denial::MrtdNotAllowed(Mrtd([0x91; 48])),
+        Denial::RtmrNotAllowed {
+            index: 3,
+            value: Rtmr([0x33; 48]),
+        },
+        Denial::EventLogMismatch,
+        Denial::AppNotAllowed(Some(AppId([0x5b; 20]))),
+        Denial::ComposeHashNotAllowed(None),
+        Denial::OsImageHashNotAllowed(Some(OsImageHash([0xe6; 32]))),
+        Denial::KmsRootMismatch,
+    ]);
+    denials
+}
+
+#[test]
+fn every_reason_has_a_code_of_the_list() {
+    let codes: Vec<_> = all().iter().map(Denial::code).collect();
+    assert_eq!(codes, Denial::CODES);
+    let mut unique = codes.clone();
+    unique.sort_unstable();
+    unique.dedup();
+    assert_eq!(unique.len(), codes.len());
+}
+
+#[test]
+fn reasons() {
+    let below = Denial::TcbBelowAll {
+        accepted: TcbStatuses::default(),
+    };
+    let line = |denial: &Denial| format!("{} ({:?}): {denial}\n", denial.code(), denial.fault());
+    insta::assert_snapshot!(all().iter().chain([&below]).map(line).collect::<String>());
+}
+
+/// Contract, section 2.
+#[test]
+fn texts_that_users_know() {
+    let text = Denial::MrtdNotAllowed(format!("91a0563f0c{}c3d2", "0".repeat(82)).parse().unwrap());
+    assert!(
+        text.to_string()
+            .starts_with("MRTD \"91a0563f0c…c3d2\" is not in the allowlist. ")
+    );
+    let text = Denial::Tcb {
+        status: TcbStatus::OutOfDate,
+        accepted: TcbStatuses::default(),
+    };
+    assert!(text.to_string().starts_with(
+        "Unacceptable TCB status: \"OutOfDate\". Acceptable statuses: OK, SWHardeningNeeded, \
+         ConfigurationNeeded, ConfigurationAndSWHardeningNeeded. "
+    ));
+    assert!(Denial::DebugTd.to_string().starts_with(
+        "TDX TD is in debug mode — connection refused. Debug TDs have no confidentiality guarantees. "
+    ));
+    assert_eq!(
+        Denial::KmsRootMismatch.to_string(),
+        "cert chain verification failed"
+    );
+    let none = Denial::ComposeHashNotAllowed(None::<ComposeHash>).to_string();
+    assert!(none.contains("proves none"), "{none}");
+}

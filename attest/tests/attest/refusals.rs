@@ -1,0 +1,459 @@
+//! One wrong thing at a time, and the code that it gives.
+
+use std::time::Duration;
+
+use attest::collateral::CaType;
+use attest::mock::{
+    Binding, Envelope, Event, Key, ModuleLevel, PlatformLevel, QeLevel, QuoteFormat, Revoked,
+    Rtmr3, Validity,
+};
+use attest::policy::{TcbStatus, TcbStatuses};
+use attest::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr};
+use attest::{Denial, TrustedRoot, Verifier, examine};
+
+use crate::fixtures::policy;
+use crate::world::{NOW, World, world};
+
+const DAY: u64 = 86_400;
+
+#[test]
+fn everything_right_is_admitted() {
+    for envelope in [Envelope::V0, Envelope::V1, Envelope::Legacy, Envelope::Both] {
+        let peer = world(|w| w.evidence.envelope = envelope).admit().unwrap();
+        assert_eq!(peer.app_id(), Some(AppId([0xa1; 20])));
+        assert_eq!(peer.compose_hash(), Some(ComposeHash([0xc0; 32])));
+        assert_eq!(peer.instance_id().unwrap().0, [0x1d; 20]);
+        assert_eq!(peer.os_image_hash(), Some(OsImageHash([0x05; 32])));
+        assert_eq!(peer.key_provider(), Some(r#"{"name":"kms","id":"mock"}"#));
+        assert_eq!(peer.mrtd(), Mrtd([0x11; 48]));
+        assert_eq!(
+            peer.rtmrs()[..3],
+            [Rtmr([0x20; 48]), Rtmr([0x21; 48]), Rtmr([0x22; 48])]
+        );
+        assert_eq!(peer.tcb_status(), TcbStatus::UpToDate);
+    }
+}
+
+#[test]
+fn version_5_and_tdx_1_5_are_admitted() {
+    for format in [QuoteFormat::V5Td10, QuoteFormat::V5Td15] {
+        assert_eq!(
+            world(|w| w.evidence.report.format = format).code(),
+            "admitted",
+            "{format:?}"
+        );
+    }
+}
+
+#[test]
+fn sgx() {
+    assert_eq!(
+        world(|w| w.evidence.report.format = QuoteFormat::SgxV3).code(),
+        "not_tdx"
+    );
+}
+
+#[test]
+fn no_certificate_and_no_evidence() {
+    let world = world(|w| w.evidence.envelope = Envelope::None);
+    assert_eq!(world.code(), "no_evidence");
+    let none: [&[u8]; 0] = [];
+    assert_eq!(
+        examine(&none, NOW, &world.policy).unwrap_err(),
+        Denial::NoCertificate
+    );
+}
+
+#[test]
+fn a_chain_of_fifty() {
+    let world = World::default();
+    let certificate = world.certificate();
+    let chain = [certificate.der()].repeat(50);
+    assert_eq!(world.admit_chain(&chain).unwrap_err(), Denial::ChainTooLong);
+}
+
+#[test]
+fn dates() {
+    let dated = |from: u64, until: u64, now: u64| {
+        world(|w| {
+            w.leaf.validity = Validity { from, until };
+            w.now = now;
+        })
+        .code()
+    };
+    assert_eq!(dated(NOW, NOW + DAY, NOW), "admitted");
+    assert_eq!(dated(NOW + DAY, NOW + 2 * DAY, NOW), "not_yet_valid");
+    assert_eq!(dated(NOW - 2 * DAY, NOW - DAY, NOW), "expired");
+    assert_eq!(dated(NOW - DAY, NOW - 1, NOW), "expired");
+    // A clock that is wrong by a day, against collateral of an hour ago and a fresh leaf.
+    assert_eq!(dated(NOW - 60, NOW + 3600, NOW - DAY), "not_yet_valid");
+    assert_eq!(dated(NOW - 60, NOW + 3600, NOW + DAY), "expired");
+    assert_eq!(
+        dated(0, NOW + 100 * DAY, NOW - DAY),
+        "collateral_not_yet_valid"
+    );
+    assert_eq!(
+        dated(0, NOW + 100 * DAY, NOW + 31 * DAY),
+        "collateral_expired"
+    );
+}
+
+#[test]
+fn too_old() {
+    let aged = |age| {
+        world(|w| {
+            w.leaf.validity.from = NOW - 3600;
+            w.policy = policy(|s| s.max_certificate_age = Some(Duration::from_secs(age)));
+        })
+    };
+    assert_eq!(aged(3599).code(), "too_old");
+    let peer = aged(3600 + 60).admit().unwrap();
+    assert_eq!(peer.valid_until(), NOW + 60, "a verdict ends with the age");
+}
+
+#[test]
+fn the_quote_of_somebody_else() {
+    let other = Key::derive(&[9; 32], "other").unwrap();
+    for envelope in [Envelope::V0, Envelope::V1, Envelope::Legacy] {
+        let world = world(|w| {
+            w.evidence.envelope = envelope;
+            w.evidence.binding = Binding::Bytes(other.report_data());
+        });
+        assert_eq!(world.code(), "unbound_key", "{envelope:?}");
+    }
+}
+
+#[test]
+fn every_byte_of_the_report_data_counts() {
+    let own = World::default().certificate().key().report_data();
+    for byte in 0..64 {
+        let mut data = own;
+        data[byte] ^= 1;
+        let world = world(|w| w.evidence.binding = Binding::Bytes(data));
+        assert_eq!(world.code(), "unbound_key", "byte {byte}");
+    }
+}
+
+#[test]
+fn a_debug_td() {
+    let debug = world(|w| w.evidence.report.debug = true);
+    assert_eq!(debug.code(), "debug_td");
+    for bit in 1..=7 {
+        let profiled = world(|w| w.evidence.report.attributes = 1 << bit);
+        assert_eq!(profiled.code(), "debug_td", "bit {bit}");
+    }
+    let allowed = world(|w| {
+        w.evidence.report.debug = true;
+        w.policy = policy(|s| s.allow_debug_td = true);
+    });
+    assert!(allowed.admit().unwrap().is_debug());
+}
+
+/// Our own check, not dcap-qvl's: that one comes after the signatures.
+#[test]
+fn debug_is_refused_before_any_signature() {
+    let world = world(|w| w.evidence.report.debug = true);
+    let evidence = examine(&world.certificate().chain_der(), NOW, &world.policy).unwrap();
+    let intel = Verifier::new(TrustedRoot::intel());
+    let denial = intel
+        .verify(&evidence, &world.collateral(), &world.policy, NOW)
+        .unwrap_err();
+    assert_eq!(denial, Denial::DebugTd);
+}
+
+#[test]
+fn attributes_that_weaken() {
+    for bit in [17, 29, 40] {
+        let world = world(|w| w.evidence.report.attributes = 1 << bit);
+        assert_eq!(world.code(), "td_attributes_refused", "bit {bit}");
+    }
+    let bound_to_service = world(|w| {
+        w.evidence.report.format = QuoteFormat::V5Td15;
+        w.evidence.report.mr_service_td = [1; 48];
+    });
+    assert_eq!(bound_to_service.code(), "td_attributes_refused");
+}
+
+#[test]
+fn tcb_statuses() {
+    for (level, code) in [
+        (PlatformLevel::UpToDate, "admitted"),
+        (PlatformLevel::SwHardeningNeeded, "admitted"),
+        (PlatformLevel::ConfigurationNeeded, "admitted"),
+        (PlatformLevel::ConfigurationAndSwHardeningNeeded, "admitted"),
+        (PlatformLevel::OutOfDate, "tcb_out_of_date"),
+        (
+            PlatformLevel::OutOfDateConfigurationNeeded,
+            "tcb_out_of_date_configuration_needed",
+        ),
+        (PlatformLevel::Revoked, "tcb_revoked"),
+        (PlatformLevel::Unknown, "tcb_out_of_date"),
+    ] {
+        assert_eq!(
+            world(|w| w.machine.platform = level).code(),
+            code,
+            "{level:?}"
+        );
+    }
+    for (level, code) in [
+        (PlatformLevel::SwHardeningNeeded, "tcb_sw_hardening_needed"),
+        (
+            PlatformLevel::ConfigurationNeeded,
+            "tcb_configuration_needed",
+        ),
+        (
+            PlatformLevel::ConfigurationAndSwHardeningNeeded,
+            "tcb_configuration_and_sw_hardening_needed",
+        ),
+    ] {
+        let strict = world(|w| {
+            w.machine.platform = level;
+            w.policy = policy(|s| s.tcb_statuses = TcbStatuses::new([]));
+        });
+        assert_eq!(strict.code(), code);
+    }
+}
+
+#[test]
+fn tcb_of_module_and_quoting_enclave() {
+    for (level, code) in [
+        (ModuleLevel::OutOfDate, "tcb_out_of_date"),
+        (ModuleLevel::Revoked, "tcb_revoked"),
+        (ModuleLevel::Unknown, "tcb_out_of_date"),
+    ] {
+        assert_eq!(
+            world(|w| w.machine.module = level).code(),
+            code,
+            "{level:?}"
+        );
+    }
+    for (level, code) in [
+        (QeLevel::OutOfDate, "tcb_out_of_date"),
+        (QeLevel::Revoked, "tcb_revoked"),
+        (QeLevel::Unknown, "tcb_out_of_date"),
+    ] {
+        assert_eq!(world(|w| w.machine.qe = level).code(), code, "{level:?}");
+    }
+}
+
+#[test]
+fn a_recovery_makes_the_best_level_out_of_date() {
+    assert_eq!(
+        world(|w| w.collateral.recovery = true).code(),
+        "tcb_out_of_date"
+    );
+    let accepted = world(|w| {
+        w.collateral.recovery = true;
+        w.policy = policy(|s| s.tcb_statuses = TcbStatuses::new([TcbStatus::OutOfDate]));
+    });
+    assert_eq!(accepted.code(), "admitted");
+}
+
+#[test]
+fn refused_advisories() {
+    let hardening = |refused: &str| {
+        world(|w| {
+            w.machine.platform = PlatformLevel::SwHardeningNeeded;
+            w.policy = policy(|s| s.refused_advisories = vec![refused.parse().unwrap()]);
+        })
+        .code()
+    };
+    assert_eq!(hardening("INTEL-SA-00615"), "advisory_refused");
+    assert_eq!(hardening("INTEL-SA-00616"), "admitted");
+}
+
+#[test]
+fn measurements() {
+    let pinned = |mrtd: u8, rtmr: [u8; 3]| {
+        let policy = policy(|s| {
+            s.mrtd = vec![Mrtd([0xff; 48]), Mrtd([mrtd; 48])];
+            for (list, value) in s.rtmr.iter_mut().zip(rtmr) {
+                *list = vec![Rtmr([value; 48])];
+            }
+        });
+        world(|w| w.policy = policy).admit().map(|_| ())
+    };
+    assert_eq!(pinned(0x11, [0x20, 0x21, 0x22]), Ok(()));
+    assert_eq!(
+        pinned(0x12, [0x20, 0x21, 0x22]),
+        Err(Denial::MrtdNotAllowed(Mrtd([0x11; 48])))
+    );
+    for (index, value) in [(0u8, 0x20u8), (1, 0x21), (2, 0x22)] {
+        let mut allowed = [0x20, 0x21, 0x22];
+        allowed[usize::from(index)] = 0;
+        let denial = Denial::RtmrNotAllowed {
+            index,
+            value: Rtmr([value; 48]),
+        };
+        assert_eq!(pinned(0x11, allowed), Err(denial));
+    }
+    let rtmr3 = world(|w| w.policy = policy(|s| s.rtmr[3] = vec![Rtmr([0; 48])]));
+    assert!(matches!(
+        rtmr3.admit(),
+        Err(Denial::RtmrNotAllowed { index: 3, .. })
+    ));
+}
+
+#[test]
+fn identities() {
+    let app = |id: u8| world(|w| w.policy = policy(|s| s.app_id = vec![AppId([id; 20])])).code();
+    assert_eq!(app(0xa1), "admitted");
+    assert_eq!(app(0xa2), "app_not_allowed");
+    let compose = |hash: u8| {
+        world(|w| w.policy = policy(|s| s.compose_hash = vec![ComposeHash([hash; 32])])).code()
+    };
+    assert_eq!(compose(0xc0), "admitted");
+    assert_eq!(compose(0xc1), "compose_hash_not_allowed");
+    let os = |hash: u8| {
+        world(|w| w.policy = policy(|s| s.os_image_hash = vec![OsImageHash([hash; 32])])).code()
+    };
+    assert_eq!(os(0x05), "admitted");
+    assert_eq!(os(0x06), "os_image_hash_not_allowed");
+}
+
+#[test]
+fn a_second_app_id() {
+    let pinned = |change: fn(&mut World)| {
+        world(|w| {
+            change(w);
+            w.policy = policy(|s| s.app_id = vec![AppId([2; 20])]);
+        })
+        .code()
+    };
+    let late = pinned(|w| w.evidence.after_ready = vec![Event::new("app-id", &[2; 20])]);
+    assert_eq!(
+        late, "app_not_allowed",
+        "the application's own word counts for nothing"
+    );
+    let early = pinned(|w| w.evidence.before_ready = vec![Event::new("app-id", &[2; 20])]);
+    assert_eq!(early, "malformed_evidence");
+    let never_ready = pinned(|w| {
+        w.evidence.app_id = vec![2; 20];
+        w.evidence.ready = false;
+    });
+    assert_eq!(never_ready, "app_not_allowed");
+}
+
+#[test]
+fn rtmr3_that_does_not_match() {
+    for envelope in [Envelope::V0, Envelope::V1, Envelope::Legacy] {
+        let world = world(|w| {
+            w.evidence.envelope = envelope;
+            w.evidence.rtmr3 = Rtmr3::Bytes([3; 48]);
+        });
+        assert_eq!(world.code(), "event_log_mismatch", "{envelope:?}");
+    }
+}
+
+#[test]
+fn revocations() {
+    let revoked = |revoked| world(|w| w.collateral.revoked = revoked).code();
+    let machine = World::default().machine.name;
+    assert_eq!(
+        revoked(Revoked {
+            machine: Some(machine),
+            ..Revoked::default()
+        }),
+        "pck_revoked"
+    );
+    assert_eq!(
+        revoked(Revoked {
+            pck_ca: true,
+            ..Revoked::default()
+        }),
+        "pck_revoked"
+    );
+    assert_ne!(
+        revoked(Revoked {
+            tcb_signer: true,
+            ..Revoked::default()
+        }),
+        "admitted"
+    );
+    assert_ne!(
+        revoked(Revoked {
+            root: true,
+            ..Revoked::default()
+        }),
+        "admitted"
+    );
+}
+
+#[test]
+fn a_pck_certificate_out_of_date() {
+    for validity in [
+        Validity {
+            from: NOW + DAY,
+            until: NOW + 2 * DAY,
+        },
+        Validity {
+            from: NOW - 2 * DAY,
+            until: NOW - DAY,
+        },
+    ] {
+        assert_eq!(
+            world(|w| w.machine.validity = validity).code(),
+            "pck_not_valid"
+        );
+    }
+}
+
+#[test]
+fn collateral_of_another_platform() {
+    let right = World::default();
+    let evidence = examine(&right.certificate().chain_der(), NOW, &right.policy).unwrap();
+    let other_family = world(|w| w.collateral.fmspc.0 = [9; 6]);
+    let other_ca = world(|w| w.collateral.ca = CaType::Processor);
+    for other in [other_family, other_ca] {
+        let denial = right
+            .verifier()
+            .verify(&evidence, &other.collateral(), &right.policy, NOW);
+        assert_eq!(denial.unwrap_err(), Denial::CollateralUnavailable);
+    }
+}
+
+#[test]
+fn another_root() {
+    let world = World::default();
+    let evidence = examine(&world.certificate().chain_der(), NOW, &world.policy).unwrap();
+    let intel = Verifier::new(TrustedRoot::intel());
+    let denial = intel
+        .verify(&evidence, &world.collateral(), &world.policy, NOW)
+        .unwrap_err();
+    assert_eq!(denial, Denial::BadSignature);
+}
+
+#[test]
+fn reverification_follows_policy_and_collateral() {
+    let world = World::default();
+    let (verifier, collateral) = (world.verifier(), world.collateral());
+    let peer = world.admit().unwrap();
+    let again = |collateral, policy, now| {
+        verifier
+            .reverify(&peer, collateral, policy, now)
+            .map(|_| ())
+            .map_err(|d| d.code())
+    };
+    assert_eq!(again(&collateral, &world.policy, NOW), Ok(()));
+    let other_app = policy(|s| s.app_id = vec![AppId([2; 20])]);
+    assert_eq!(again(&collateral, &other_app, NOW), Err("app_not_allowed"));
+    let recovery = crate::world::world(|w| w.collateral.recovery = true).collateral();
+    assert_eq!(again(&recovery, &world.policy, NOW), Err("tcb_out_of_date"));
+    let end = peer.valid_until();
+    assert_eq!(again(&collateral, &world.policy, end), Ok(()));
+    assert!(again(&collateral, &world.policy, end + 1).is_err());
+}
+
+#[test]
+fn a_module_that_the_collateral_does_not_know() {
+    let world = world(|w| {
+        w.evidence.report.tee_tcb_svn = Some([6, 0x7f, 9, 9, 9, 9, 9, 9, 0, 0, 0, 0, 0, 0, 0, 0])
+    });
+    assert_eq!(world.code(), "tcb_not_supported");
+}
+
+#[test]
+fn what_never_makes_sense_to_verify() {
+    let certified = world(|w| w.evidence.report.certification = 3);
+    assert_eq!(certified.code(), "unsupported_quote");
+}

@@ -2,6 +2,7 @@
 //! order of rising strength. Past this module only checked values travel, and
 //! every mistake is reported at once, each with its place.
 
+mod attestation;
 mod layers;
 mod settings;
 #[cfg(test)]
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
+pub use attestation::Attestation;
 pub use layers::{Layers, command};
 
 use crate::driver::Choice;
@@ -42,6 +44,11 @@ pub struct Config {
     pub require_alpn: bool,
     /// What clients present and what Postgres gets.
     pub secrets: Secrets,
+    /// What clients have to prove; `None` lets them in unattested.
+    pub attestation: Option<Attestation>,
+    /// From a change of policy or collateral to the end of the sessions that it
+    /// refuses.
+    pub revocation_grace: Duration,
     /// Forward a CancelRequest that comes in plaintext.
     pub plaintext_cancel: bool,
     /// Peers whose PROXY protocol header is believed.
@@ -75,11 +82,14 @@ impl Config {
     pub fn from_layers(layers: &Layers) -> Result<Self, Errors> {
         let mut reader = Reader::new(layers);
         let config = Self::read(&mut reader);
-        reader.attestation();
         let warnings = reader.warnings();
         match (reader.errors(), config) {
             (errors, Some(mut config)) if errors.is_empty() => {
                 config.warnings = warnings;
+                config.warnings.extend(match &config.attestation {
+                    Some(attestation) => attestation.warnings(),
+                    None => vec![attestation::UNATTESTED.to_owned()],
+                });
                 Ok(config)
             }
             (errors, _) => Err(Errors(errors)),
@@ -101,6 +111,8 @@ impl Config {
         let pg_read = reader.get("pg_password_read", values::password);
         let pg_readwrite = reader.get("pg_password_readwrite", values::password);
         let pg_superuser = reader.optional("pg_password_superuser", values::password);
+        let attestation = Attestation::read(reader);
+        let revocation_grace = reader.get("revocation_grace", values::duration_or_off);
         let plaintext_cancel = reader.get("plaintext_cancel", values::boolean);
         let proxy_protocol_from = reader.get("proxy_protocol_from", values::networks);
         let login_timeout = reader.get("login_timeout", values::duration);
@@ -125,6 +137,8 @@ impl Config {
                 pg_readwrite: pg_readwrite?,
                 pg_superuser: pg_superuser?,
             },
+            attestation: attestation?,
+            revocation_grace: revocation_grace?.unwrap_or_default(),
             plaintext_cancel: plaintext_cancel?,
             proxy_protocol_from: proxy_protocol_from?,
             login_timeout: login_timeout?,

@@ -9,9 +9,11 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::os::fd::RawFd;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
+use attest::AttestedPeer;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::end::End;
@@ -38,6 +40,8 @@ pub(crate) enum Order {
     LoginTimeout,
     IdleTimeout,
     Shutdown,
+    /// The reason code of a denial.
+    Denied(&'static str),
 }
 
 impl From<Order> for End {
@@ -46,6 +50,7 @@ impl From<Order> for End {
             Order::LoginTimeout => End::LoginTimeout,
             Order::IdleTimeout => End::IdleTimeout,
             Order::Shutdown => End::Shutdown,
+            Order::Denied(code) => End::Revoked(code),
         }
     }
 }
@@ -62,6 +67,7 @@ pub(crate) struct Control {
     /// Plaintext bytes to the client.
     sent: Cell<u64>,
     watchdog: RefCell<Option<Waker>>,
+    peer: RefCell<Option<Arc<AttestedPeer>>>,
 }
 
 /// Keeps a socket within the watchdog's reach; lets go when dropped, which has
@@ -85,7 +91,17 @@ impl Control {
             received: Cell::new(0),
             sent: Cell::new(0),
             watchdog: RefCell::new(None),
+            peer: RefCell::new(None),
         }
+    }
+
+    /// Who the client has shown to be, for looking at it again later.
+    pub(crate) fn set_peer(&self, peer: Option<Arc<AttestedPeer>>) {
+        *self.peer.borrow_mut() = peer;
+    }
+
+    pub(crate) fn peer(&self) -> Option<Arc<AttestedPeer>> {
+        self.peer.borrow().clone()
     }
 
     /// The end of the login, and of everything that happens before it.

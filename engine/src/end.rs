@@ -4,6 +4,8 @@
 use std::borrow::Cow;
 use std::io;
 
+use attest::Denial;
+use attest::denial::Fault;
 use wire::backend::BackendError;
 use wire::error::{ErrorResponse, SqlState};
 use wire::frontend::FrontendError;
@@ -38,6 +40,13 @@ pub(crate) enum End {
     /// The TLS session broke after its handshake.
     #[error("TLS session failed: {0}")]
     TlsSession(TlsError),
+    /// The gate refused the client.
+    #[error("client attestation rejected: {0}")]
+    Denied(#[from] Denial),
+    /// The gate would refuse the client now: policy or collateral has changed.
+    /// The reason code.
+    #[error("client attestation no longer accepted: {0}")]
+    Revoked(&'static str),
     /// The client's login messages were refused.
     #[error("{0}")]
     Frontend(#[from] FrontendError),
@@ -104,6 +113,8 @@ impl End {
             End::Opening(error) => error.code(),
             End::TlsHandshake(error) | End::TlsSession(error) => tls_code(error),
             End::AlpnMissing => "alpn_missing",
+            End::Denied(denial) => denial.code(),
+            End::Revoked(code) => code,
             End::Frontend(error) => error.code(),
             End::AuthenticationFailed => "authentication_failed",
             End::TooManyConnections => "too_many_connections",
@@ -127,7 +138,10 @@ impl End {
             | End::Cancelled
             | End::IdleTimeout
             | End::Shutdown => Blame::Nobody,
-            End::ClientGone
+            End::Denied(denial) if denial.fault() == Fault::Ours => Blame::Upstream,
+            End::Revoked(_) => Blame::Upstream,
+            End::Denied(_)
+            | End::ClientGone
             | End::Opening(_)
             | End::TlsHandshake(_)
             | End::AlpnMissing
@@ -160,6 +174,13 @@ impl End {
         match self {
             End::Opening(error) => error.response().map(encoded),
             End::Frontend(error) => error.response().map(encoded),
+            // The code only: what the client measured is in the log.
+            End::Denied(denial) => fatal(
+                SqlState::INVALID_AUTHORIZATION,
+                format!("client attestation rejected: {}", denial.code()).into(),
+                None,
+            ),
+            End::Revoked(_) => fatal(SqlState::ADMIN_SHUTDOWN, self.to_string().into(), None),
             End::AuthenticationFailed => Some(encoded(wire::error::AUTHENTICATION_FAILED)),
             End::TooManyConnections => fatal(
                 SqlState::TOO_MANY_CONNECTIONS,
@@ -290,6 +311,14 @@ mod tests {
             }
         }
         assert!(count > 50, "found only {count} codes");
+    }
+
+    #[test]
+    fn every_denial_is_documented() {
+        let page = include_str!("../../docs/attestation.md");
+        for code in Denial::CODES {
+            assert!(page.contains(&format!("`{code}`")), "{code}");
+        }
     }
 
     #[test]

@@ -15,8 +15,8 @@ use std::task::{Poll, Waker};
 
 use slab::Slab;
 
-/// Jobs that may wait: about a second's worth of PBKDF2.
-const QUEUE: usize = 1024;
+/// Jobs that may wait: about a second's worth of PBKDF2 or of verifications.
+const QUEUE: usize = 2048;
 
 type Work = Box<dyn FnOnce() -> Answer + Send>;
 type Answer = Box<dyn Any + Send>;
@@ -82,39 +82,66 @@ impl Tickets {
     /// Runs `work` on the worker and waits for its answer.
     ///
     /// # Errors
-    /// [`Overloaded`] when the queue is full, or the worker died.
+    /// [`Overloaded`] when the queue is full, or the job failed.
     pub(crate) async fn offload<T: Send + 'static>(
         &self,
         worker: &Worker,
-        reply: impl Fn(Done) + Send + 'static,
+        reply: impl FnOnce(Done) + Send + 'static,
         work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Overloaded> {
+        self.await_answer(reply, |reply| {
+            let work = Box::new(move || Box::new(work()) as Answer);
+            worker
+                .0
+                .try_send(Job { work, reply })
+                .map_err(|error| match error {
+                    TrySendError::Full(_) | TrySendError::Disconnected(_) => Overloaded,
+                })
+        })
+        .await
+    }
+
+    /// Hands `submit` a way to answer from any thread, and waits for that.
+    ///
+    /// # Errors
+    /// What `submit` says.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        reply: impl FnOnce(Done) + Send + 'static,
+        submit: impl FnOnce(Box<dyn FnOnce(T) + Send>) -> Result<(), Overloaded>,
+    ) -> Result<T, Overloaded> {
+        self.await_answer(reply, |reply| {
+            submit(Box::new(move |answer| reply(Box::new(answer))))
+        })
+        .await
+    }
+
+    async fn await_answer<T: 'static>(
+        &self,
+        reply: impl FnOnce(Done) + Send + 'static,
+        submit: impl FnOnce(Box<dyn FnOnce(Answer) + Send>) -> Result<(), Overloaded>,
     ) -> Result<T, Overloaded> {
         let number = self.0.borrow_mut().insert(Slot::Waiting(None));
         let ticket = Ticket {
             tickets: self,
             number,
         };
-        let job = Job {
-            work: Box::new(move || Box::new(work())),
-            reply: Box::new(move |answer| {
-                reply(Done {
-                    ticket: number,
-                    answer,
-                });
-            }),
-        };
-        match worker.0.try_send(job) {
-            Ok(()) => poll_fn(|cx| ticket.poll(cx.waker()))
-                .await
-                .downcast()
-                .map(|answer| *answer)
-                .map_err(|_| Overloaded),
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                // No answer will come for this number.
-                self.0.borrow_mut().remove(number);
-                Err(Overloaded)
-            }
+        let submitted = submit(Box::new(move |answer| {
+            reply(Done {
+                ticket: number,
+                answer,
+            });
+        }));
+        if let Err(overloaded) = submitted {
+            // No answer will come for this number.
+            self.0.borrow_mut().remove(number);
+            return Err(overloaded);
         }
+        poll_fn(|cx| ticket.poll(cx.waker()))
+            .await
+            .downcast()
+            .map(|answer| *answer)
+            .map_err(|_| Overloaded)
     }
 
     /// Takes an answer from the mailbox to whoever waits for it.

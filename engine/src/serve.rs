@@ -9,20 +9,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::config::Config;
+use crate::config::{Attestation, Config, Errors};
 use crate::driver::{self, Driver};
+use crate::gate::{Gate, Guard};
+use crate::identity::{IdentityError, tls_config};
+use crate::keeper;
 use crate::mailbox::{Sender, mailbox};
 use crate::net;
 use crate::offload::{Tickets, Worker};
 use crate::probe;
 use crate::roles::Gatekeeper;
-use crate::shard::{Limit, Message, Shard, Times};
+use crate::shard::{Limit, Message, Replies, Shard, Times};
 use crate::sidecar::Service;
+use crate::trust::Trust;
 use crate::upstream::{Injector, Knowledge};
 
 /// After the order to end, connections get their last words out in at most
@@ -33,8 +35,11 @@ const LAST_GRACE: Duration = Duration::from_secs(6);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The certificate or key cannot be used: a mistake in the configuration.
-    #[error("{0}")]
-    Identity(String),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The HTTP client for collateral cannot be set up.
+    #[error(transparent)]
+    Collateral(#[from] attest::collateral::FetchError),
     /// Nothing to do with the configuration as such.
     #[error("{doing}: {source}")]
     System {
@@ -62,46 +67,14 @@ fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::System { doing, source }
 }
 
-/// The TLS side of the identity.
-///
-/// # Errors
-/// A file that cannot be read or parsed, or a key of another certificate.
-pub fn tls_config(config: &Config) -> Result<Arc<ServerConfig>, Error> {
-    let identity = |path: &std::path::Path, what: &str, error: &dyn std::fmt::Display| {
-        Error::Identity(format!("{}: {what}: {error}", path.display()))
-    };
-    let chain = CertificateDer::pem_file_iter(&config.tls_cert)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| identity(&config.tls_cert, "not a PEM certificate", &error))?;
-    if chain.is_empty() {
-        return Err(identity(
-            &config.tls_cert,
-            "not a PEM certificate",
-            &"none in it",
-        ));
-    }
-    let key = PrivateKeyDer::from_pem_file(&config.tls_key)
-        .map_err(|error| identity(&config.tls_key, "not a PEM private key", &error))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut tls = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| Error::Identity(error.to_string()))?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|error| identity(&config.tls_cert, "does not go with tls_key", &error))?;
-    // libpq 17 and later insist on it for direct TLS (IANA: postgresql).
-    tls.alpn_protocols = vec![b"postgresql".to_vec()];
-    // No resumption: the gate has to see the peer's certificate every time.
-    tls.send_tls13_tickets = 0;
-    tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    Ok(Arc::new(tls))
-}
-
 /// Runs the sidecar until it is told to stop.
+///
+/// On SIGHUP, `reload` reads the configuration again, and its policy is put in
+/// force.
 ///
 /// # Errors
 /// It could not start, or a shard failed.
-pub fn run(config: Config) -> Result<Outcome, Error> {
+pub fn run(config: Config, reload: impl Fn() -> Result<Config, Errors>) -> Result<Outcome, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -113,7 +86,7 @@ pub fn run(config: Config) -> Result<Outcome, Error> {
         let knowledge = Arc::clone(&house.knowledge);
         let learner =
             tokio::spawn(async move { probe::keep_learning(&endpoint, &knowledge).await });
-        let outcome = house.live(&mut signals, drain_timeout).await;
+        let outcome = house.live(&mut signals, drain_timeout, &reload).await;
         learner.abort();
         outcome
     })
@@ -132,6 +105,7 @@ impl Signals {
         })
     }
 
+    /// To stop.
     async fn next(&mut self) -> SignalKind {
         tokio::select! {
             _ = self.terminate.recv() => SignalKind::terminate(),
@@ -144,13 +118,17 @@ impl Signals {
 struct House {
     shards: Vec<Sender<Message>>,
     running: usize,
+    hangup: Signal,
+    trust: Option<Arc<Trust>>,
+    collateral_changed: mpsc::UnboundedReceiver<()>,
     ended: mpsc::UnboundedReceiver<Result<(), String>>,
     knowledge: Arc<Knowledge>,
 }
 
 impl House {
-    fn build(config: Config) -> Result<Self, Error> {
-        let tls = tls_config(&config)?;
+    fn build(mut config: Config) -> Result<Self, Error> {
+        let asks = config.attestation.is_some();
+        let tls = tls_config(&config.tls_cert, &config.tls_key, asks)?;
         let (driver, refusal) =
             driver::choose(config.driver).map_err(system("io_uring is not available"))?;
         if let Some(error) = refusal {
@@ -165,7 +143,15 @@ impl House {
         announce(address, &config, driver);
         let worker = Worker::start("worker").map_err(system("cannot start the worker thread"))?;
         let pin = config.pin;
+        let (changed, collateral_changed) = mpsc::unbounded_channel();
+        let trust = match config.attestation.take() {
+            Some(attestation) => Some(trust(attestation, &tls, changed)?),
+            None => None,
+        };
+        let verify = Worker::start("verify").map_err(system("cannot start the verify thread"))?;
         let plan = Arc::new(Plan {
+            trust: trust.clone(),
+            verify,
             tls,
             gatekeeper: Arc::new(Gatekeeper::new(config.secrets)),
             knowledge: Arc::default(),
@@ -179,6 +165,7 @@ impl House {
             times: Times {
                 login: config.login_timeout,
                 idle: config.idle_timeout,
+                revocation: config.revocation_grace,
             },
         });
         let cores = if pin {
@@ -197,6 +184,9 @@ impl House {
         }
         Ok(Self {
             running: shards.len(),
+            hangup: signal(SignalKind::hangup()).map_err(system("cannot listen for signals"))?,
+            trust,
+            collateral_changed,
             shards,
             ended,
             knowledge: Arc::clone(&plan.knowledge),
@@ -207,10 +197,15 @@ impl House {
         &mut self,
         signals: &mut Signals,
         drain_timeout: Duration,
+        reload: &impl Fn() -> Result<Config, Errors>,
     ) -> Result<Outcome, Error> {
-        let signal = tokio::select! {
-            signal = signals.next() => signal,
-            end = self.ended.recv() => return Err(shard_error(end)),
+        let signal = loop {
+            tokio::select! {
+                _ = self.hangup.recv() => self.reload(reload()),
+                Some(()) = self.collateral_changed.recv() => self.tell(|| Message::Recheck),
+                signal = signals.next() => break signal,
+                end = self.ended.recv() => return Err(shard_error(end)),
+            }
         };
         tracing::info!(signal = signal.as_raw_value(), ?drain_timeout, "draining");
         self.tell(|| Message::Drain);
@@ -225,6 +220,34 @@ impl House {
             Some(outcome) => Ok(outcome),
             None => Err(Error::Shard("sessions left after the last grace".into())),
         }
+    }
+
+    /// Puts a new policy in force. Everything else needs a restart.
+    fn reload(&self, config: Result<Config, Errors>) {
+        let attestation = match config {
+            Ok(config) => config.attestation,
+            Err(errors) => {
+                for error in &errors.0 {
+                    tracing::error!(error, "configuration not reloaded");
+                }
+                return;
+            }
+        };
+        let (Some(trust), Some(attestation)) = (&self.trust, attestation) else {
+            tracing::warn!("whether clients are attested changes with a restart only");
+            return;
+        };
+        let epoch = attestation.policy.epoch();
+        let warnings = attestation.warnings();
+        if !trust.set_policy(attestation.policy) {
+            tracing::info!(policy = %epoch, "configuration reloaded, same policy");
+            return;
+        }
+        tracing::info!(policy = %epoch, "configuration reloaded, new policy");
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        self.tell(|| Message::Recheck);
     }
 
     fn tell(&self, message: impl Fn() -> Message) {
@@ -256,6 +279,23 @@ impl House {
     }
 }
 
+/// What clients are judged with. The keeper runs on this thread from here on.
+fn trust(
+    mut attestation: Attestation,
+    tls: &ServerConfig,
+    changed: mpsc::UnboundedSender<()>,
+) -> Result<Arc<Trust>, Error> {
+    let random = tls.crypto_provider().secure_random;
+    let collateral = keeper::start(&mut attestation, random, changed)?;
+    let control = tokio::runtime::Handle::current();
+    Ok(Trust::new(
+        attestation.policy,
+        attestation.root,
+        collateral,
+        control,
+    ))
+}
+
 fn shard_error(end: Option<Result<(), String>>) -> Error {
     Error::Shard(match end {
         Some(Err(reason)) => reason,
@@ -280,6 +320,8 @@ fn announce(address: SocketAddr, config: &Config, driver: Driver) {
 
 /// What every shard is built from.
 struct Plan {
+    trust: Option<Arc<Trust>>,
+    verify: Worker,
     tls: Arc<ServerConfig>,
     gatekeeper: Arc<Gatekeeper>,
     knowledge: Arc<Knowledge>,
@@ -326,20 +368,28 @@ impl Plan {
     }
 
     /// A shard's own things; made on its thread, where they stay.
-    fn shard(&self, replies: Sender<Message>) -> std::rc::Rc<Shard> {
+    fn shard(&self, sender: Sender<Message>) -> std::rc::Rc<Shard> {
         let tickets = Tickets::default();
+        let replies = Replies(sender);
+        let gate = match &self.trust {
+            None => Gate::Open,
+            Some(trust) => Gate::Guarded(Box::new(Guard::new(
+                Arc::clone(trust),
+                self.verify.clone(),
+                tickets.clone(),
+                replies.clone(),
+            ))),
+        };
         let service = Service {
             tls: Arc::clone(&self.tls),
+            gate,
             gatekeeper: Arc::clone(&self.gatekeeper),
             injector: Injector {
                 endpoint: self.endpoint.clone(),
                 knowledge: Arc::clone(&self.knowledge),
                 worker: self.worker.clone(),
                 tickets: tickets.clone(),
-                reply: Box::new(move || {
-                    let replies = replies.clone();
-                    Box::new(move |done| replies.send(Message::Done(done)))
-                }),
+                replies,
                 keys: std::cell::RefCell::default(),
                 random: self.tls.crypto_provider().secure_random,
             },

@@ -21,7 +21,7 @@ use slab::Slab;
 use crate::control::{Control, Order};
 use crate::end::End;
 use crate::log::Journal;
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Mailbox, Sender};
 use crate::net::{Stream, tune};
 use crate::offload::{Done, Tickets};
 use crate::sidecar::{self, Facts, Service};
@@ -40,6 +40,20 @@ pub(crate) enum Message {
     Drain,
     /// The grace time is over.
     EndAll,
+    /// Policy or collateral has changed: look at every session again.
+    Recheck,
+}
+
+/// The way of a worker's answer back to the shard that asked.
+#[derive(Clone)]
+pub(crate) struct Replies(pub(crate) Sender<Message>);
+
+impl Replies {
+    /// For one answer.
+    pub(crate) fn one(&self) -> impl FnOnce(Done) + Send + 'static {
+        let sender = self.0.clone();
+        move |done| sender.send(Message::Done(done))
+    }
 }
 
 /// How long each part of a connection may take.
@@ -47,6 +61,9 @@ pub(crate) enum Message {
 pub(crate) struct Times {
     pub(crate) login: Duration,
     pub(crate) idle: Option<Duration>,
+    /// From a change of policy or collateral to the end of the sessions that
+    /// it refuses.
+    pub(crate) revocation: Duration,
 }
 
 /// The process-wide connection limit. Touched at accept and at close only.
@@ -147,7 +164,7 @@ impl Shard {
         Ok(())
     }
 
-    fn take(&self, message: Message) -> bool {
+    fn take(self: &Rc<Self>, message: Message) -> bool {
         match message {
             Message::Done(done) => self.tickets.answer(done),
             Message::Drain => {
@@ -159,18 +176,46 @@ impl Shard {
                 }
             }
             Message::EndAll => {
-                let controls: Vec<_> = self
-                    .connections
-                    .borrow()
-                    .iter()
-                    .map(|(_, control)| Rc::clone(control))
-                    .collect();
-                for control in controls {
+                for control in self.controls() {
                     control.end(Order::Shutdown);
                 }
             }
+            Message::Recheck => drop(monoio::spawn(Rc::clone(self).recheck())),
         }
         true
+    }
+
+    fn controls(&self) -> Vec<Rc<Control>> {
+        let connections = self.connections.borrow();
+        connections
+            .iter()
+            .map(|(_, control)| Rc::clone(control))
+            .collect()
+    }
+
+    /// Ends the sessions of clients that would not be let in any more. What is
+    /// our own fault, such as a PCCS that is down, ends nobody's session.
+    async fn recheck(self: Rc<Self>) {
+        let begun = Instant::now();
+        let mut refused = Vec::new();
+        for control in self.controls() {
+            let Some(peer) = control.peer() else { continue };
+            match self.service.gate.still_admits(peer.chain()).await {
+                Err(denial) if denial.fault() != attest::denial::Fault::Ours => {
+                    refused.push((control, denial));
+                }
+                _ => {}
+            }
+        }
+        if refused.is_empty() {
+            return;
+        }
+        let left = self.times.revocation.saturating_sub(begun.elapsed());
+        tracing::warn!(sessions = refused.len(), grace = ?left, "clients lost their admission");
+        monoio::time::sleep(left).await;
+        for (control, denial) in refused {
+            control.end(Order::Denied(denial.code()));
+        }
     }
 
     async fn accept_all(self: &Rc<Self>, listener: &TcpListener) {

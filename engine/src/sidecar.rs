@@ -1,4 +1,4 @@
-//! A client's way in, top to bottom: opening bytes, TLS, login, Postgres,
+//! A client's way in, top to bottom: opening bytes, TLS, gate, login, Postgres,
 //! relay, close. One function a step, in that order.
 
 use std::cell::RefCell;
@@ -14,6 +14,7 @@ use wire::startup::{ProtocolVersion, Startup};
 use crate::buffer::{Buffer, Size};
 use crate::control::Control;
 use crate::end::End;
+use crate::gate::{Attested, Gate};
 use crate::net::Stream;
 use crate::relay::relay;
 use crate::roles::{Gatekeeper, Role};
@@ -25,6 +26,7 @@ use crate::upstream::{self, Credential, Injector};
 /// What every connection of a shard is served with.
 pub(crate) struct Service {
     pub(crate) tls: Arc<ServerConfig>,
+    pub(crate) gate: Gate,
     pub(crate) gatekeeper: Arc<Gatekeeper>,
     pub(crate) injector: Injector,
     pub(crate) plaintext_cancel: bool,
@@ -64,8 +66,13 @@ pub(crate) async fn serve(
         Ok(client) => client,
         Err(end) => return end,
     };
+    let attested = match attest(service, &client, control).await {
+        Ok(attested) => attested,
+        Err(end) => return refuse(&mut client, end, control).await,
+    };
+    let story = log_in(service, &mut client, &attested, admission, control, facts);
     // Boxed: what only the login needs is given back before the relay.
-    let login = Box::pin(log_in(service, &mut client, admission, control, facts)).await;
+    let login = Box::pin(story).await;
     match login {
         Ok(Entry::Session(session)) => {
             let upstream::LoggedIn { stream, first } = session;
@@ -172,6 +179,18 @@ async fn encrypt(
     Ok(client)
 }
 
+/// The gate: no byte of the login, and none of Postgres, before the verdict.
+async fn attest(service: &Service, client: &Client, control: &Control) -> Result<Attested, End> {
+    let chain = client.session.common().peer_certificates();
+    let attested = service.gate.admit(chain).await?;
+    control.set_peer(attested.peer().cloned());
+    match control.asked_to_end() {
+        // The verdict came too late.
+        Some(order) => Err(order.into()),
+        None => Ok(attested),
+    }
+}
+
 enum Entry {
     Session(upstream::LoggedIn),
     Cancel(Vec<u8>),
@@ -181,6 +200,7 @@ enum Entry {
 async fn log_in(
     service: &Service,
     client: &mut Client,
+    _: &Attested,
     admission: &Admission,
     control: &Control,
     facts: &RefCell<Facts>,

@@ -104,7 +104,13 @@ impl<E: Endpoint> TlsStream<E> {
     /// One read from the socket.
     async fn fill(&mut self) -> Result<(), StreamError> {
         let incoming = std::mem::replace(&mut self.incoming, Buffer::none());
-        let (result, filled) = self.stream.read(incoming.make_room()).await;
+        let incoming = incoming.make_room();
+        if incoming.room() == 0 {
+            // A handshake message beyond 64 KiB: reading into nothing would
+            // look like the end of the stream.
+            return Err(StreamError::Tls(TlsError::NoRoom));
+        }
+        let (result, filled) = self.stream.read(incoming).await;
         self.incoming = filled;
         match result {
             Ok(0) => Err(StreamError::Eof),

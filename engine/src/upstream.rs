@@ -16,7 +16,8 @@ use crate::buffer::{Buffer, Size};
 use crate::control::Control;
 use crate::end::End;
 use crate::net::{Endpoint, Stream};
-use crate::offload::{Done, Tickets, Worker};
+use crate::offload::{Tickets, Worker};
+use crate::shard::Replies;
 use crate::stream::{StreamError, TlsStream};
 use crate::tls;
 
@@ -93,7 +94,7 @@ pub(crate) struct Injector {
     pub(crate) knowledge: Arc<Knowledge>,
     pub(crate) worker: Worker,
     pub(crate) tickets: Tickets,
-    pub(crate) reply: Box<dyn Fn() -> Box<dyn Fn(Done) + Send>>,
+    pub(crate) replies: Replies,
     pub(crate) keys: RefCell<Vec<CachedKeys>>,
     pub(crate) random: &'static dyn rustls::crypto::SecureRandom,
 }
@@ -222,7 +223,7 @@ impl Injector {
         let (password, asked) = (Arc::clone(credential), salt.clone());
         let keys = self
             .tickets
-            .offload(&self.worker, (self.reply)(), move || {
+            .offload(&self.worker, self.replies.one(), move || {
                 Arc::new(scram::Keys::derive(&password.password, &asked, iterations))
             })
             .await

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Command};
 use engine::config::{Config, Errors, Layers, command};
+use engine::identity::tls_config;
 use engine::serve::{self, Outcome};
 
 // glibc's malloc costs rustls' bulk sends a factor of two in published runs
@@ -53,7 +54,8 @@ fn serve(flags: &ArgMatches) -> ExitCode {
     };
     forbid_core_dumps();
     let log = engine::log::init(config.log_format, config.log.clone());
-    let code = match serve::run(config) {
+    let reload = || Config::from_layers(&layers(flags));
+    let code = match serve::run(config, reload) {
         Ok(Outcome::Drained) => {
             tracing::info!("stopped");
             ExitCode::SUCCESS
@@ -66,7 +68,9 @@ fn serve(flags: &ArgMatches) -> ExitCode {
             tracing::error!(%error, "cannot go on");
             ExitCode::from(match error {
                 serve::Error::Identity(_) => EX_USAGE,
-                serve::Error::System { .. } | serve::Error::Shard(_) => EX_OSERR,
+                serve::Error::System { .. }
+                | serve::Error::Collateral(_)
+                | serve::Error::Shard(_) => EX_OSERR,
             })
         }
     };
@@ -81,7 +85,8 @@ fn check(flags: &ArgMatches) -> ExitCode {
         Ok(config) => config,
         Err(errors) => return usage(&errors),
     };
-    if let Err(error) = serve::tls_config(&config) {
+    let asks = config.attestation.is_some();
+    if let Err(error) = tls_config(&config.tls_cert, &config.tls_key, asks) {
         return usage(&Errors(vec![error.to_string()]));
     }
     for warning in &config.warnings {

@@ -105,7 +105,12 @@ impl Layers {
                     .map_err(|_| errors.push(format!("environment {name}: not UTF-8")))
                     .ok()
             };
-            let value = text(&mut self.errors, &name);
+            let value = text(&mut self.errors, &name).or_else(|| {
+                // The name that the public clients of TeeSQL read.
+                (setting.name == "allowed_mrtd")
+                    .then(|| text(&mut self.errors, "EXPECTED_MRTD"))
+                    .flatten()
+            });
             let file = setting
                 .secret
                 .then(|| text(&mut self.errors, &file_name))
@@ -356,27 +361,18 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Running without client attestation has to be asked for twice.
-    pub(super) fn attestation(&mut self) {
-        let required = self.get("require_client_attestation", super::values::boolean);
-        let allowed = self.get("allow_unattested_clients", super::values::boolean);
-        match (required, allowed) {
-            (Some(true), _) => self.errors.push(
-                "require_client_attestation: this version cannot verify client attestation yet, \
-                 so it does not start where it is required. To serve clients on their cluster \
-                 secret alone, set TEESQL_REQUIRE_CLIENT_ATTESTATION=false and \
-                 TEESQL_ALLOW_UNATTESTED_CLIENTS=true"
-                    .to_owned(),
-            ),
-            (Some(false), Some(false)) => self.errors.push(
+    /// Whether clients have to be attested. Running without has to be asked
+    /// for twice.
+    pub(super) fn attestation(&mut self) -> Option<bool> {
+        let required = self.get("require_client_attestation", super::values::boolean)?;
+        let allowed = self.get("allow_unattested_clients", super::values::boolean)?;
+        if !required && !allowed {
+            self.errors.push(
                 "require_client_attestation is false, which lets clients in that did not prove \
                  what they run: confirm with TEESQL_ALLOW_UNATTESTED_CLIENTS=true"
                     .to_owned(),
-            ),
-            (Some(false), Some(true)) => self
-                .warnings
-                .push("clients are not attested: whoever has a cluster secret gets in".to_owned()),
-            (None, _) | (_, None) => {}
+            );
         }
+        Some(required)
     }
 }

@@ -205,11 +205,7 @@ fn a_description_shows_places_and_no_secret() {
 #[test]
 fn unattested_clients_have_to_be_asked_for_twice() {
     let mut start = Start::minimal();
-    start.unset("REQUIRE_CLIENT_ATTESTATION");
-    assert!(start.mistakes()[0].contains("cannot verify client attestation yet"));
-    start
-        .set("REQUIRE_CLIENT_ATTESTATION", "false")
-        .unset("ALLOW_UNATTESTED_CLIENTS");
+    start.unset("ALLOW_UNATTESTED_CLIENTS");
     assert!(start.mistakes()[0].contains("confirm with"));
     start.set("ALLOW_UNATTESTED_CLIENTS", "true");
     assert_eq!(
@@ -239,4 +235,41 @@ fn a_folder_means_the_socket_in_it() {
         start.config().postgres.to_string(),
         format!("{folder}/.s.PGSQL.5432")
     );
+}
+
+#[test]
+fn attestation_is_the_default_and_says_what_it_leaves_open() {
+    let mut start = Start::minimal();
+    start
+        .unset("REQUIRE_CLIENT_ATTESTATION")
+        .unset("ALLOW_UNATTESTED_CLIENTS");
+    let config = start.config();
+    assert!(config.attestation.is_some());
+    assert!(
+        config
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("any MRTD"))
+    );
+    start
+        .environment
+        .insert("EXPECTED_MRTD".to_owned(), "11".repeat(48));
+    let policy = start.config().attestation.unwrap().policy;
+    assert_eq!(policy.settings().mrtd.len(), 1);
+    start.set("ALLOWED_MRTD", "11, zz");
+    assert!(start.mistakes()[0].starts_with("environment TEESQL_ALLOWED_MRTD: allowed_mrtd"));
+}
+
+#[test]
+fn a_dangerous_root_is_named_so() {
+    let mut start = Start::minimal();
+    start
+        .unset("REQUIRE_CLIENT_ATTESTATION")
+        .unset("ALLOW_UNATTESTED_CLIENTS");
+    let pki = attest::mock::Pki::new(&[7; 32]).unwrap();
+    let file = start.file("root.pem", pki.root_pem());
+    start.set("DANGEROUS_TDX_ROOT_CA", &file);
+    let config = start.config();
+    assert!(config.attestation.unwrap().root.is_dangerous());
+    assert!(config.warnings[0].contains("another root than Intel's"));
 }

@@ -6,6 +6,10 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use attest::TrustedRoot;
+use attest::chain::KmsRoot;
+use attest::collateral::{Collateral, Source};
+use attest::policy::TcbStatuses;
 use tracing_subscriber::EnvFilter;
 use wire::scram::Password;
 use wire::secret::ClusterSecret;
@@ -124,4 +128,60 @@ pub(super) fn password(text: &str) -> Parsed<Password> {
         return Err("expected a password, found an empty text".to_owned());
     }
     Ok(Password::new(text))
+}
+
+/// Values separated by commas or white space.
+pub(super) fn list<T: FromStr<Err: ToString>>(text: &str) -> Parsed<Vec<T>> {
+    attest::policy::parse_list(text).map_err(|error: T::Err| error.to_string())
+}
+
+pub(super) fn tcb_statuses(text: &str) -> Parsed<TcbStatuses> {
+    list(text).map(TcbStatuses::new)
+}
+
+pub(super) fn kms_roots(text: &str) -> Parsed<Vec<KmsRoot>> {
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    let pem = std::fs::read(text).map_err(|error| format!("cannot be read: {error}"))?;
+    KmsRoot::from_pem(&pem).map_err(|error| error.to_string())
+}
+
+/// Intel's root, unless the name of the setting has been typed out.
+pub(super) fn tdx_root(text: &str) -> Parsed<TrustedRoot> {
+    if text.is_empty() {
+        return Ok(TrustedRoot::intel());
+    }
+    let bytes = std::fs::read(text).map_err(|error| format!("cannot be read: {error}"))?;
+    TrustedRoot::dangerous(&bytes).map_err(|error| error.to_string())
+}
+
+pub(super) fn pccs(text: &str) -> Parsed<Option<Source>> {
+    match text {
+        "off" => Ok(None),
+        text => from_str(text).map(Some),
+    }
+}
+
+pub(super) fn folder(text: &str) -> Parsed<Option<PathBuf>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let path = PathBuf::from(text);
+    match std::fs::metadata(&path) {
+        Ok(found) if found.is_dir() => Ok(Some(path)),
+        Ok(_) => Err("expected a folder".to_owned()),
+        Err(error) => Err(format!("cannot be used: {error}")),
+    }
+}
+
+pub(super) fn collateral_files(text: &str) -> Parsed<Vec<Collateral>> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(|part| {
+            attest::collateral::load_file(std::path::Path::new(part))
+                .map_err(|error| format!("{part}: {error}"))
+        })
+        .collect()
 }

@@ -208,6 +208,10 @@ impl Client {
         Ok(Self { tls })
     }
 
+    pub(crate) fn handshake_kind(&self) -> Option<rustls::HandshakeKind> {
+        self.tls.conn.handshake_kind()
+    }
+
     /// The address that the sidecar logs for us.
     pub(crate) fn peer_name(&self) -> SocketAddr {
         self.tls.sock.peer_name()

@@ -27,6 +27,7 @@ mod suite;
 mod broken;
 mod bulk;
 mod cancel;
+mod gate;
 mod life;
 mod limits;
 mod login;
@@ -54,7 +55,8 @@ use crate::suite::Suite;
 /// Many trials wait for a deadline: more of them than cores may run at once.
 const THREADS: usize = 4;
 
-const GROUPS: [fn(&mut Suite); 17] = [
+const GROUPS: [fn(&mut Suite); 18] = [
+    gate::add,
     login::add,
     refusal::add,
     negotiation::add,

@@ -1,0 +1,149 @@
+//! The gate between TLS and the login: nobody passes unattested.
+//!
+//! rustls' own verifier is asked during a full handshake only, never on a
+//! resumed session, and it must not wait. So it does just what TLS needs, the
+//! proof that the client holds its certificate's key; and the gate looks at the
+//! certificate itself, on every connection, after the handshake and before the
+//! first byte of the login.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use attest::cache::{Verdict, VerdictCache};
+use attest::chain::Chain;
+use attest::{AttestedPeer, BoundEvidence, Denial, examine};
+use rustls::pki_types::CertificateDer;
+
+use crate::offload::{Tickets, Worker};
+use crate::shard::Replies;
+use crate::trust::{Judgement, Trust, VERDICT_TTL, unix_now};
+
+/// Admissions that a shard remembers.
+const REMEMBERED: usize = 4096;
+/// Tries at one verification: the second finds the collateral that the first
+/// missed, the third is for a refresh in between.
+const TRIES: u32 = 3;
+
+/// What a client has shown of itself. Only the gate makes one, and the login
+/// asks for one.
+pub(crate) struct Attested(Shown);
+
+enum Shown {
+    Peer(Arc<AttestedPeer>),
+    /// Clients are let in unattested, which was asked for twice.
+    Nothing,
+}
+
+impl Attested {
+    pub(crate) fn peer(&self) -> Option<&Arc<AttestedPeer>> {
+        match &self.0 {
+            Shown::Peer(peer) => Some(peer),
+            Shown::Nothing => None,
+        }
+    }
+}
+
+/// A shard's gate.
+pub(crate) enum Gate {
+    /// `allow_unattested_clients`.
+    Open,
+    /// Every client has to prove itself.
+    Guarded(Box<Guard>),
+}
+
+pub(crate) struct Guard {
+    trust: Arc<Trust>,
+    verify: Worker,
+    tickets: Tickets,
+    replies: Replies,
+    cache: RefCell<VerdictCache>,
+}
+
+impl Gate {
+    /// Lets a client in, or says why not.
+    pub(crate) async fn admit(
+        &self,
+        chain: Option<&[CertificateDer<'_>]>,
+    ) -> Result<Attested, Denial> {
+        match self {
+            Gate::Open => Ok(Attested(Shown::Nothing)),
+            Gate::Guarded(guard) => {
+                let chain = chain.unwrap_or_default();
+                let peer = guard.judge(chain).await?;
+                Ok(Attested(Shown::Peer(peer)))
+            }
+        }
+    }
+
+    /// Whether a client that was let in would be let in now.
+    pub(crate) async fn still_admits(&self, chain: &Chain) -> Result<(), Denial> {
+        match self {
+            Gate::Open => Ok(()),
+            Gate::Guarded(guard) => guard.judge(chain.certificates()).await.map(drop),
+        }
+    }
+}
+
+impl Guard {
+    pub(crate) fn new(
+        trust: Arc<Trust>,
+        verify: Worker,
+        tickets: Tickets,
+        replies: Replies,
+    ) -> Self {
+        let epoch = trust.epoch(&trust.policy());
+        Self {
+            trust,
+            verify,
+            tickets,
+            replies,
+            cache: RefCell::new(VerdictCache::new(REMEMBERED, VERDICT_TTL, epoch)),
+        }
+    }
+
+    async fn judge(&self, chain: &[impl AsRef<[u8]>]) -> Verdict {
+        let now = unix_now();
+        let evidence = {
+            let policy = self.trust.policy();
+            let epoch = self.trust.epoch(&policy);
+            if let Some(verdict) = self.cache.borrow_mut().get(epoch, chain, now) {
+                return verdict;
+            }
+            Arc::new(examine(chain, now, &policy)?)
+        };
+        for _ in 0..TRIES {
+            match self.ask(Arc::clone(&evidence)).await? {
+                Judgement::Verdict(epoch, verdict) => {
+                    let mut cache = self.cache.borrow_mut();
+                    cache.insert(epoch, evidence.chain(), &verdict, now);
+                    return verdict;
+                }
+                Judgement::Needs(key) => {
+                    let (trust, reply) = (&self.trust, self.replies.one());
+                    let there = self
+                        .tickets
+                        .ask(reply, |answer| {
+                            trust.fetch(key, answer);
+                            Ok(())
+                        })
+                        .await
+                        .map_err(|_| Denial::Overloaded)?;
+                    if !there {
+                        return Err(Denial::CollateralUnavailable);
+                    }
+                }
+            }
+        }
+        Err(Denial::CollateralUnavailable)
+    }
+
+    async fn ask(&self, evidence: Arc<BoundEvidence>) -> Result<Judgement, Denial> {
+        let trust = Arc::clone(&self.trust);
+        self.tickets
+            .offload(&self.verify, self.replies.one(), move || {
+                trust.judge(&evidence)
+            })
+            .await
+            .map_err(|_| Denial::Overloaded)
+    }
+}

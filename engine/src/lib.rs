@@ -16,6 +16,7 @@ mod end;
 mod gate;
 pub mod identity;
 mod keeper;
+mod lane;
 pub mod log;
 mod mailbox;
 pub mod net;

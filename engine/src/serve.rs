@@ -17,6 +17,7 @@ use crate::driver::{self, Driver};
 use crate::gate::{Gate, Guard};
 use crate::identity::{IdentityError, tls_config};
 use crate::keeper;
+use crate::lane::Lane;
 use crate::mailbox::{Sender, mailbox};
 use crate::net;
 use crate::offload::{Tickets, Worker};
@@ -382,6 +383,7 @@ impl Plan {
         };
         let service = Service {
             tls: Arc::clone(&self.tls),
+            lane: Lane::default(),
             gate,
             gatekeeper: Arc::clone(&self.gatekeeper),
             injector: Injector {

@@ -156,11 +156,12 @@ impl Shard {
         self.listener.set(Some(listener.as_raw_fd()));
         let mail = Rc::clone(&self);
         let delivery = monoio::spawn(mailbox.deliver(move |message| mail.take(message)));
+        let usher = monoio::spawn(self.service.lane.clone().usher());
         self.accept_all(&listener).await;
         self.listener.set(None);
         drop(listener);
         self.all_ended().await;
-        drop(delivery);
+        drop((delivery, usher));
         Ok(())
     }
 

@@ -15,6 +15,7 @@ use crate::buffer::{Buffer, Size};
 use crate::control::Control;
 use crate::end::End;
 use crate::gate::{Attested, Gate};
+use crate::lane::Lane;
 use crate::net::Stream;
 use crate::relay::relay;
 use crate::roles::{Gatekeeper, Role};
@@ -26,6 +27,7 @@ use crate::upstream::{self, Credential, Injector};
 /// What every connection of a shard is served with.
 pub(crate) struct Service {
     pub(crate) tls: Arc<ServerConfig>,
+    pub(crate) lane: Lane,
     pub(crate) gate: Gate,
     pub(crate) gatekeeper: Arc<Gatekeeper>,
     pub(crate) injector: Injector,
@@ -162,7 +164,7 @@ async fn encrypt(
     let connection = UnbufferedServerConnection::new(Arc::clone(&service.tls))
         .map_err(|error| End::TlsHandshake(error.into()))?;
     let mut client = TlsStream::new(stream, Session::new(connection), incoming);
-    if let Err(error) = client.handshake().await {
+    if let Err(error) = client.handshake(&service.lane).await {
         return Err(match error {
             StreamError::Eof => control.end_or(End::ClientGone),
             StreamError::Io(error) => control.end_or(End::ClientIo(error)),

@@ -4,6 +4,7 @@
 use std::io;
 
 use crate::buffer::{Buffer, Size};
+use crate::lane::Lane;
 use crate::net::Stream;
 use crate::tls::{Endpoint, Session, TlsError};
 
@@ -37,12 +38,13 @@ impl<E: Endpoint> TlsStream<E> {
         }
     }
 
-    /// Runs the handshake to its end.
+    /// Runs the handshake to its end, each step in the shard's lane.
     ///
     /// # Errors
     /// The peer hung up, or broke the protocol; it has been sent the alert.
-    pub(crate) async fn handshake(&mut self) -> Result<(), StreamError> {
+    pub(crate) async fn handshake(&mut self, lane: &Lane) -> Result<(), StreamError> {
         loop {
+            lane.turn().await;
             self.open().await?;
             if !self.session.is_handshaking() {
                 return Ok(());

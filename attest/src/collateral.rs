@@ -16,8 +16,8 @@
 //! What it must never do: replace what is held by anything that does not verify under the trusted
 //! root, run on a shard, or trust a PCCS with more than the time at which its answers arrive. A PCCS
 //! signs nothing: every part is signed by Intel, and the newest part that was ever seen is kept
-//! ([`Collateral::newest_of`]), so one that lies can only be useless. And dcap-qvl verifies all of it
-//! again at every quote: the check here decides what is *kept*, never who enters.
+//! ([`Collateral::newest_of`]), so one that lies can only be useless. And dcap-qvl judges by it again
+//! at every quote (signatures that it has accepted before are remembered): the check here decides what is *kept*, never who enters.
 
 mod check;
 mod disk;

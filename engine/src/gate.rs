@@ -21,8 +21,8 @@ use crate::trust::{Judgement, Trust, VERDICT_TTL, unix_now};
 /// Admissions that a shard remembers.
 const REMEMBERED: usize = 4096;
 /// Tries at one verification: the second finds the collateral that the first
-/// missed, the third is for a refresh in between.
-const TRIES: u32 = 3;
+/// missed, the others are for policy or collateral that changes in between.
+const TRIES: u32 = 4;
 
 /// What a client has shown of itself. Only the gate makes one, and the login
 /// asks for one.
@@ -103,7 +103,7 @@ impl Guard {
 
     async fn judge(&self, chain: &[impl AsRef<[u8]>]) -> Verdict {
         let now = unix_now();
-        let evidence = {
+        let mut evidence = {
             let policy = self.trust.policy();
             let epoch = self.trust.epoch(&policy);
             if let Some(verdict) = self.cache.borrow_mut().get(epoch, chain, now) {
@@ -114,6 +114,12 @@ impl Guard {
         for _ in 0..TRIES {
             match self.ask(Arc::clone(&evidence)).await? {
                 Judgement::Verdict(epoch, verdict) => {
+                    if epoch != self.trust.epoch(&self.trust.policy()) {
+                        // It changed meanwhile, and the sessions may have been
+                        // looked at already: this one is judged anew.
+                        evidence = Arc::new(examine(chain, now, &self.trust.policy())?);
+                        continue;
+                    }
                     let mut cache = self.cache.borrow_mut();
                     cache.insert(epoch, evidence.chain(), &verdict, now);
                     return verdict;

@@ -269,7 +269,7 @@ async fn check_password(
     client
         .send(&question)
         .await
-        .map_err(|error| client_end(error, control))?;
+        .map_err(|error| error.into_end(control))?;
     loop {
         match await_password.advance(client.plain.filled()) {
             PasswordStep::Read(next) => await_password = next,
@@ -293,15 +293,7 @@ async fn read_more(client: &mut Client, control: &Control) -> Result<(), End> {
     client
         .read_more()
         .await
-        .map_err(|error| client_end(error, control))
-}
-
-fn client_end(error: StreamError, control: &Control) -> End {
-    control.end_or(match error {
-        StreamError::Eof => End::ClientGone,
-        StreamError::Io(error) => End::ClientIo(error),
-        StreamError::Tls(error) => End::TlsSession(error),
-    })
+        .map_err(|error| error.into_end(control))
 }
 
 /// Says why inside TLS, and lets the client read it.

@@ -4,6 +4,8 @@
 use std::io;
 
 use crate::buffer::{Buffer, Size};
+use crate::control::Control;
+use crate::end::End;
 use crate::lane::Lane;
 use crate::net::Stream;
 use crate::tls::{Endpoint, Session, TlsError};
@@ -25,6 +27,18 @@ pub(crate) enum StreamError {
     Eof,
     Io(io::Error),
     Tls(TlsError),
+}
+
+impl StreamError {
+    /// What it means on a client's stream after the handshake: the watchdog's
+    /// order where there is one.
+    pub(crate) fn into_end(self, control: &Control) -> End {
+        control.end_or(match self {
+            StreamError::Eof => End::ClientGone,
+            StreamError::Io(error) => End::ClientIo(error),
+            StreamError::Tls(error) => End::TlsSession(error),
+        })
+    }
 }
 
 impl<E: Endpoint> TlsStream<E> {

@@ -18,7 +18,7 @@ use crate::end::End;
 use crate::net::{Endpoint, Stream};
 use crate::offload::{Tickets, Worker};
 use crate::shard::Replies;
-use crate::stream::{StreamError, TlsStream};
+use crate::stream::TlsStream;
 use crate::tls;
 
 /// How long a client may wait for the first news of what Postgres speaks.
@@ -271,7 +271,7 @@ async fn pass_on<E: tls::Endpoint>(
             client
                 .send(message)
                 .await
-                .map_err(|error| client_end(error, control))?;
+                .map_err(|error| error.into_end(control))?;
             answers.consume(whole);
         }
         match outcome {
@@ -282,14 +282,6 @@ async fn pass_on<E: tls::Endpoint>(
             .await
             .map_err(|error| control.end_or(error))?;
     }
-}
-
-fn client_end(error: StreamError, control: &Control) -> End {
-    control.end_or(match error {
-        StreamError::Eof => End::ClientGone,
-        StreamError::Io(error) => End::ClientIo(error),
-        StreamError::Tls(error) => End::TlsSession(error),
-    })
 }
 
 async fn read_answer(stream: &mut Stream, answers: &mut Buffer) -> Result<(), End> {

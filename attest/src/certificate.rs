@@ -6,8 +6,13 @@
 
 use x509_parser::asn1_rs::Oid;
 use x509_parser::certificate::{X509Certificate, X509CertificateParser};
+use x509_parser::extensions::X509Extension;
 use x509_parser::nom::Parser;
 use x509_parser::oid_registry::asn1_rs::oid;
+use x509_parser::oid_registry::{
+    OID_X509_EXT_BASIC_CONSTRAINTS, OID_X509_EXT_EXTENDED_KEY_USAGE, OID_X509_EXT_KEY_USAGE,
+    OID_X509_EXT_SUBJECT_ALT_NAME,
+};
 use x509_parser::time::ASN1Time;
 use x509_parser::x509::X509Version;
 
@@ -64,8 +69,8 @@ impl<'a> Leaf<'a> {
     /// Parses one DER certificate.
     ///
     /// # Errors
-    /// [`Denial::MalformedCertificate`]: beyond a cap, not DER, bytes after it, not version 3, or an
-    /// evidence extension that is there twice or is no OCTET STRING.
+    /// [`Denial::MalformedCertificate`]: beyond a cap, not DER, bytes after it, not version 3, an unknown
+    /// critical extension, or an evidence extension that is there twice or is no OCTET STRING.
     pub fn parse(der: &'a [u8]) -> Result<Self, Denial> {
         check_size(der)?;
         let (rest, certificate) = X509CertificateParser::new()
@@ -142,6 +147,7 @@ impl<'a> Extensions<'a> {
         let mut found = Self::default();
         for extension in certificate.extensions() {
             let Some(number) = number_below(&arc, &extension.oid) else {
+                check_critical(extension)?;
                 continue;
             };
             let value = extension.value;
@@ -162,6 +168,24 @@ impl<'a> Extensions<'a> {
         }
         Ok(found)
     }
+}
+
+/// A critical extension that is not understood must not be passed over. [RFC 5280, 4.2] What the known
+/// ones ask for is either checked elsewhere or of no consequence: an extended key usage does not
+/// matter, since whoever holds the key is the TD that the quote speaks of, as a client or as a server.
+fn check_critical(extension: &X509Extension<'_>) -> Result<(), Denial> {
+    const KNOWN: [Oid<'_>; 4] = [
+        OID_X509_EXT_BASIC_CONSTRAINTS,
+        OID_X509_EXT_KEY_USAGE,
+        OID_X509_EXT_EXTENDED_KEY_USAGE,
+        OID_X509_EXT_SUBJECT_ALT_NAME,
+    ];
+    if extension.critical && !KNOWN.contains(&extension.oid) {
+        return Err(Denial::MalformedCertificate(
+            "it has an unknown critical extension",
+        ));
+    }
+    Ok(())
 }
 
 /// The one arc of `oid` below `arc`, if it is of one byte.

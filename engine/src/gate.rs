@@ -153,3 +153,92 @@ impl Guard {
             .map_err(|_| Denial::Overloaded)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use attest::collateral::{Handle, Keeper, Schedule, Store, Surroundings};
+    use attest::mock::{
+        Certificate, CollateralOptions, Evidence, Key, LeafOptions, Machine, MachineOptions, Pki,
+    };
+    use attest::policy::Settings;
+    use attest::{Policy, TrustedRoot};
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::driver::{Driver, block_on};
+    use crate::mailbox::mailbox;
+    use crate::shard::Message;
+
+    fn collateral(pki: &Pki, machine: &Machine, runtime: &tokio::runtime::Runtime) -> Handle {
+        let store = Store::new(pki.root_der().to_vec(), Schedule::default());
+        let around = Surroundings {
+            now: Box::new(unix_now),
+            random: Box::new(|| 0),
+            events: Box::new(drop),
+        };
+        let (keeper, handle) = Keeper::new(store, None, None, around);
+        runtime.spawn(keeper.run());
+        let options = CollateralOptions::at(unix_now());
+        handle
+            .offer(pki.parsed_collateral(&options).unwrap())
+            .unwrap();
+        runtime.block_on(handle.want(machine.key())).unwrap();
+        handle
+    }
+
+    /// A verdict under the old policy that arrives after the sessions have been
+    /// looked at again must not let anybody in.
+    #[test]
+    fn a_verdict_that_comes_late_is_judged_anew() {
+        let seed = [0x6a; 32];
+        let pki = Pki::new(&seed).unwrap();
+        let machine = Machine::new(&pki, &MachineOptions::default()).unwrap();
+        let key = Key::derive(&seed, "client").unwrap();
+        let (evidence, leaf) = (Evidence::default(), LeafOptions::default());
+        let client = Certificate::issue(&pki, &machine, &key, &evidence, &leaf).unwrap();
+        let chain = client
+            .chain_der()
+            .map(|der| CertificateDer::from(der.to_vec()));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let root = TrustedRoot::dangerous(pki.root_der()).unwrap();
+        let control = runtime.handle().clone();
+        let trust = Trust::new(
+            Policy::default(),
+            root,
+            collateral(&pki, &machine, &runtime),
+            control,
+        );
+        let verify = Worker::start("verify", 0).unwrap();
+        block_on(Driver::Epoll, async {
+            let (sender, mailbox) = mailbox::<Message>().unwrap();
+            let tickets = Tickets::default();
+            let guard = Guard::new(
+                Arc::clone(&trust),
+                verify.clone(),
+                tickets.clone(),
+                Replies(sender),
+            );
+            let mut judging = std::pin::pin!(guard.judge(&chain));
+            assert!(judging.as_mut().now_or_never().is_none());
+            verify.finish_queue();
+            let strict = Settings {
+                mrtd: vec![attest::values::Mrtd([0x12; 48])],
+                ..Settings::default()
+            };
+            assert!(trust.set_policy(Policy::new(strict)));
+            // Only now does the shard read its mail.
+            monoio::spawn(mailbox.deliver(move |message| {
+                if let Message::Done(done) = message {
+                    tickets.answer(done);
+                }
+                true
+            }));
+            let verdict = judging.await;
+            assert_eq!(verdict.unwrap_err().code(), "mrtd_not_allowed");
+        })
+        .unwrap();
+    }
+}

@@ -41,15 +41,18 @@ pub(crate) struct Worker(SyncSender<Job>);
 pub(crate) struct Overloaded;
 
 impl Worker {
-    /// Starts the thread.
+    /// Starts the thread. `nice` above 0 lets the shards go first where cores
+    /// are short.
     ///
     /// # Errors
     /// The system has no thread left.
-    pub(crate) fn start(name: &str) -> io::Result<Self> {
+    pub(crate) fn start(name: &str, nice: i32) -> io::Result<Self> {
         let (queue, jobs) = sync_channel::<Job>(QUEUE);
         std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
+                // On Linux "this process" is this thread only.
+                let _ = rustix::process::setpriority_process(None, nice);
                 for Job { work, reply } in jobs {
                     // A job that panics is answered with the wrong type, which
                     // its asker takes for a refusal; the thread goes on.
@@ -58,6 +61,18 @@ impl Worker {
                 }
             })?;
         Ok(Self(queue))
+    }
+
+    /// Waits until every job that is queued now has been answered.
+    #[cfg(test)]
+    pub(crate) fn finish_queue(&self) {
+        let (done, all) = sync_channel(1);
+        let job = Job {
+            work: Box::new(|| Box::new(())),
+            reply: Box::new(move |_| done.send(()).unwrap()),
+        };
+        assert!(self.0.try_send(job).is_ok());
+        all.recv().unwrap();
     }
 }
 
@@ -197,7 +212,7 @@ mod tests {
         test: impl FnOnce(Tickets, Worker, Rc<dyn Fn() -> Box<dyn Fn(Done) + Send>>) -> F,
     ) {
         let (sender, mailbox) = mailbox::<Done>().unwrap();
-        let worker = Worker::start("test").unwrap();
+        let worker = Worker::start("test", 0).unwrap();
         let main = async {
             let tickets = Tickets::default();
             let post = tickets.clone();

@@ -31,6 +31,10 @@ use crate::upstream::{Injector, Knowledge};
 /// After the order to end, connections get their last words out in at most
 /// twice 2 s; a shard that is still not done then is given up.
 const LAST_GRACE: Duration = Duration::from_secs(6);
+/// How far the verify thread stands back behind the shards: a third of their
+/// weight, so that a crowd of strangers waits rather than those who are inside
+/// (docs/decisions/handshake-lane.md).
+const VERIFY_NICE: i32 = 5;
 
 /// Why the sidecar does not run.
 #[derive(Debug, thiserror::Error)]
@@ -142,14 +146,16 @@ impl House {
             .and_then(|listener| listener.local_addr().ok())
             .unwrap_or(config.listen);
         announce(address, &config, driver);
-        let worker = Worker::start("worker").map_err(system("cannot start the worker thread"))?;
+        let worker =
+            Worker::start("worker", 0).map_err(system("cannot start the worker thread"))?;
         let pin = config.pin;
         let (changed, collateral_changed) = mpsc::unbounded_channel();
         let trust = match config.attestation.take() {
             Some(attestation) => Some(trust(attestation, &tls, changed)?),
             None => None,
         };
-        let verify = Worker::start("verify").map_err(system("cannot start the verify thread"))?;
+        let verify = Worker::start("verify", VERIFY_NICE)
+            .map_err(system("cannot start the verify thread"))?;
         let plan = Arc::new(Plan {
             trust: trust.clone(),
             verify,

@@ -166,3 +166,21 @@ fn a_swapped_certificate_is_unbound() {
     let denial = examine(&replayed.unwrap().chain_der(), NOW, &world.policy).unwrap_err();
     assert_eq!(denial, Denial::UnboundKey);
 }
+
+#[test]
+fn an_unknown_critical_extension_is_not_passed_over() {
+    let leaf = |critical| {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        let mut extension =
+            CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 99_999], vec![5, 0]);
+        extension.set_criticality(critical);
+        params.custom_extensions.push(extension);
+        params.self_signed(&key).unwrap().der().to_vec()
+    };
+    assert!(Leaf::parse(&leaf(false)).is_ok());
+    assert_eq!(
+        Leaf::parse(&leaf(true)).unwrap_err(),
+        Denial::MalformedCertificate("it has an unknown critical extension")
+    );
+}

@@ -36,6 +36,8 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.add("gate::allow_lists", allow_lists);
     suite.add("gate::another_key_than_the_certificate's", swapped);
     suite.add("gate::policy_change_ends_sessions", policy_change);
+    suite.add("gate::tcb_recovery_ends_sessions", recovery);
+    suite.add("gate::long_chains", long_chain);
     suite.add("gate::pccs_outage_and_restart", outage);
     suite.add("gate::silent_pccs_meets_the_login_deadline", silent_pccs);
     suite.add("gate::nothing_is_resumed", resumption);
@@ -282,10 +284,14 @@ impl ResolvesClientCert for Presents {
 }
 
 fn presenting(world: &World, certificate: &Certificate, key: &Key) -> ClientConfig {
+    presenting_chain(world, &certificate.chain_der(), key)
+}
+
+fn presenting_chain(world: &World, chain: &[&[u8]], key: &Key) -> ClientConfig {
     let der = key.to_pkcs8_der().expect("a key");
     let der = PrivateKeyDer::try_from(der).expect("PKCS#8");
-    let chain = certificate.chain_der();
-    let chain = chain.map(|der| CertificateDer::from(der.to_vec())).to_vec();
+    let chain = chain.iter().map(|der| CertificateDer::from(der.to_vec()));
+    let chain = chain.collect();
     let signing = any_supported_type(&der).expect("P-256");
     let mut config = world.stage.certificates.client(None);
     config.client_auth_cert_resolver =
@@ -378,6 +384,51 @@ fn policy_change(world: &World) {
         .expect("allowed again");
 }
 
+/// Collateral that comes later says that the platform is out of date: who runs
+/// on it has to go.
+fn recovery(world: &World) {
+    let lab = Lab::new();
+    // So near its end that the sidecar asks for newer within ten seconds.
+    let mut options = CollateralOptions::at(now());
+    options.tcb_info.until = now() + 40;
+    let answer = |options: &CollateralOptions| {
+        let collateral = lab.pki.collateral(options).expect("collateral");
+        PccsAnswers::none().with(lab.machine.key(), collateral)
+    };
+    lab.pccs.replace(answer(&options));
+    let settings = lab.settings(world).set("TEESQL_REVOCATION_GRACE", "off");
+    let sidecar = Sidecar::start(&settings);
+    let certificate = lab.issue("client", &Evidence::default());
+    let mut session = enter(world, &sidecar, &certificate);
+    session
+        .login("teesql_read", "via_scram", READ_SECRET)
+        .expect("up to date at first");
+    lab.pccs.replace(answer(&CollateralOptions {
+        evaluation_number: options.evaluation_number + 1,
+        recovery: true,
+        ..CollateralOptions::at(now())
+    }));
+    let error = session.expect_refusal();
+    assert_eq!(error.code, "57P01", "{error}");
+    assert_eq!(
+        error.message,
+        "client attestation no longer accepted: tcb_out_of_date"
+    );
+}
+
+fn long_chain(world: &World) {
+    let lab = Lab::new();
+    let sidecar = Sidecar::start(&lab.settings(world));
+    let certificate = lab.issue("client", &Evidence::default());
+    let [leaf, ca] = certificate.chain_der();
+    let mut chain = vec![ca; 50];
+    chain.insert(0, leaf);
+    let config = presenting_chain(world, &chain, certificate.key());
+    let mut client = Client::open_with(config, sidecar.address(), Opening::Raw).expect("TLS");
+    let error = client.expect_refusal();
+    assert_eq!(error.message, "client attestation rejected: chain_too_long");
+}
+
 /// A PCCS that is down stops nobody whose collateral is held, and a restart
 /// finds it on disk.
 fn outage(world: &World) {
@@ -428,7 +479,10 @@ fn silent_pccs(world: &World) {
 
 fn resumption(world: &World) {
     let lab = Lab::new();
-    let sidecar = Sidecar::start(&lab.settings(world));
+    let file = lab.path("sidecar.toml");
+    fs::write(&file, "").expect("sidecar.toml");
+    let settings = lab.settings(world).set("TEESQL_CONFIG", &file);
+    let sidecar = Sidecar::start(&settings);
     let certificate = lab.issue("client", &Evidence::default());
     let mut config = presenting(world, &certificate, certificate.key());
     config.resumption = Resumption::in_memory_sessions(16);
@@ -441,6 +495,18 @@ fn resumption(world: &World) {
         assert_eq!(client.handshake_kind(), Some(rustls::HandshakeKind::Full));
         client.quit();
     }
+    // Nor does what the client remembers help against a new policy.
+    fs::write(&file, format!("allowed_mrtd = \"{}\"\n", "12".repeat(48))).expect("sidecar.toml");
+    sidecar.signal(Signal::SIGHUP);
+    sidecar.await_line("the new policy", |line| {
+        line["message"] == "configuration reloaded, new policy"
+    });
+    let opened = Client::open_with(config, sidecar.address(), Opening::Raw);
+    let error = opened.expect("TLS").expect_refusal();
+    assert_eq!(
+        error.message,
+        "client attestation rejected: mrtd_not_allowed"
+    );
 }
 
 /// Certificates that nobody has seen before, all at once: each is verified,

@@ -21,6 +21,10 @@ use crate::der;
 use crate::evidence::MAX_ENVELOPE_LEN;
 use crate::policy::Policy;
 
+mod names;
+
+pub use names::Names;
+
 /// Most bytes of one certificate: an envelope of the largest size, and as much again as a quarter of
 /// it for the older extensions beside it. rustls itself reads handshake messages of at most 64 KiB.
 pub const MAX_CERTIFICATE_LEN: usize = MAX_ENVELOPE_LEN + MAX_ENVELOPE_LEN / 4;

@@ -116,6 +116,12 @@ impl<'a> UnboundEvidence<'a> {
         &self.events
     }
 
+    /// The report data that the envelope states beside the quote; the legacy form states none.
+    #[must_use]
+    pub fn stated_report_data(&self) -> Option<&[u8; 64]> {
+        self.stated_report_data.as_ref()
+    }
+
     /// The form in which it came.
     #[must_use]
     pub fn form(&self) -> Form {

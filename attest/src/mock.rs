@@ -1,5 +1,5 @@
 //! A TDX of the project's own: an "Intel" PKI, machines that quote, certificates that carry the
-//! quotes, and a PCCS, for tests and for machines without TDX.
+//! quotes, a PCCS and a guest agent, for tests and for machines without TDX.
 //!
 //! It exists so that every check of the verifier can be shown to be made: dcap-qvl verifies what is
 //! made here signature by signature, date by date, under [`Pki::root_der`] as its root, and each thing
@@ -8,7 +8,7 @@
 //!
 //! It must never be trusted: the keys are public to whoever knows the seed, so a verifier accepts it
 //! only under a root that was named as dangerous. It never logs, reads a clock or draws randomness; only
-//! [`Pccs`] opens a socket, on loopback.
+//! [`Pccs`] and [`Agent`] open sockets, on loopback or where they are told to.
 //!
 //! | Type | Is |
 //! | --- | --- |
@@ -17,6 +17,7 @@
 //! | [`Evidence`] | what a guest says of itself: measurements, event log, envelope |
 //! | [`Certificate`] | a leaf as dstack's guest agent hands out, with the evidence in it |
 //! | [`Pccs`] | a PCCS over HTTP that can be told to misbehave |
+//! | [`Agent`] | dstack's guest agent, which hands such certificates out, and can be told to misbehave |
 //!
 //! ```
 //! # fn main() -> Result<(), attest::mock::MockError> {
@@ -33,10 +34,12 @@
 //! # }
 //! ```
 
+mod agent;
 mod certificate;
 mod collateral;
 mod event;
 mod evidence;
+mod http;
 mod key;
 mod pccs;
 mod pki;
@@ -44,6 +47,7 @@ mod platform;
 mod quote;
 mod tcb;
 
+pub use agent::{Agent, AgentBehaviour, AgentListen, AgentOptions, Now};
 pub use certificate::{Certificate, LeafOptions};
 pub use collateral::{CollateralOptions, Revoked, Tee};
 pub use event::{DigestVersion, Event, SYSTEM_READY};
@@ -74,7 +78,7 @@ pub enum MockError {
     /// Something is longer than its length field can say.
     #[error("{0} is too long for its length field")]
     TooLong(&'static str),
-    /// The PCCS could not listen.
-    #[error("cannot listen on loopback: {0}")]
+    /// PCCS or guest agent could not listen.
+    #[error("cannot listen: {0}")]
     Io(#[from] std::io::Error),
 }

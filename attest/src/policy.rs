@@ -196,17 +196,40 @@ impl Policy {
     /// # Errors
     /// [`Denial::MrtdNotAllowed`], [`Denial::RtmrNotAllowed`].
     pub fn check_measurements(&self, report: &TdReport) -> Result<(), Denial> {
+        self.check_mrtd(report)?;
+        self.check_rtmrs(report).into_iter().collect()
+    }
+
+    /// Refuses an MRTD that is not on its list.
+    ///
+    /// # Errors
+    /// [`Denial::MrtdNotAllowed`].
+    pub fn check_mrtd(&self, report: &TdReport) -> Result<(), Denial> {
         let mrtd = report.mrtd();
         allowed(&self.settings.mrtd, Some(&mrtd), || {
             Denial::MrtdNotAllowed(mrtd)
-        })?;
-        for ((list, value), index) in self.settings.rtmr.iter().zip(report.rtmrs()).zip(0..) {
+        })
+    }
+
+    /// Refuses each RTMR that is not on its list.
+    ///
+    /// # Errors
+    /// [`Denial::RtmrNotAllowed`], each in its register's place.
+    pub fn check_rtmrs(&self, report: &TdReport) -> [Result<(), Denial>; 4] {
+        let check = |index, list: &[Rtmr], value| {
             allowed(list, Some(&value), || Denial::RtmrNotAllowed {
                 index,
                 value,
-            })?;
-        }
-        Ok(())
+            })
+        };
+        let [list0, list1, list2, list3] = &self.settings.rtmr;
+        let [rtmr0, rtmr1, rtmr2, rtmr3] = report.rtmrs();
+        [
+            check(0, list0, rtmr0),
+            check(1, list1, rtmr1),
+            check(2, list2, rtmr2),
+            check(3, list3, rtmr3),
+        ]
     }
 
     /// Refuses what the event log proves, if it is not on the lists. With a list, to prove nothing is
@@ -215,14 +238,39 @@ impl Policy {
     /// # Errors
     /// [`Denial::AppNotAllowed`], [`Denial::ComposeHashNotAllowed`], [`Denial::OsImageHashNotAllowed`].
     pub fn check_identity(&self, identity: &Identity) -> Result<(), Denial> {
-        let (app, compose) = (identity.app_id(), identity.compose_hash());
-        let os = identity.os_image_hash();
+        self.check_app_id(identity)?;
+        self.check_compose_hash(identity)?;
+        self.check_os_image_hash(identity)
+    }
+
+    /// Refuses an app id that is not on its list.
+    ///
+    /// # Errors
+    /// [`Denial::AppNotAllowed`].
+    pub fn check_app_id(&self, identity: &Identity) -> Result<(), Denial> {
+        let app = identity.app_id();
         allowed(&self.settings.app_id, app.as_ref(), || {
             Denial::AppNotAllowed(app)
-        })?;
+        })
+    }
+
+    /// Refuses a compose hash that is not on its list.
+    ///
+    /// # Errors
+    /// [`Denial::ComposeHashNotAllowed`].
+    pub fn check_compose_hash(&self, identity: &Identity) -> Result<(), Denial> {
+        let compose = identity.compose_hash();
         allowed(&self.settings.compose_hash, compose.as_ref(), || {
             Denial::ComposeHashNotAllowed(compose)
-        })?;
+        })
+    }
+
+    /// Refuses an OS image hash that is not on its list.
+    ///
+    /// # Errors
+    /// [`Denial::OsImageHashNotAllowed`].
+    pub fn check_os_image_hash(&self, identity: &Identity) -> Result<(), Denial> {
+        let os = identity.os_image_hash();
         allowed(&self.settings.os_image_hash, os.as_ref(), || {
             Denial::OsImageHashNotAllowed(os)
         })

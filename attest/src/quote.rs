@@ -15,10 +15,14 @@ use crate::values::{Mrtd, Rtmr};
 /// 8 KiB until 2025 (`GET_QUOTE_BUF_SIZE`).
 pub const MAX_QUOTE_LEN: usize = 32 << 10;
 
+/// Bytes of report data: what a TD asks to be quoted.
+pub const REPORT_DATA_LEN: usize = 64;
+
 const HEADER_LEN: usize = 48;
 const TEE_SGX: u32 = 0;
 const TEE_TDX: u32 = 0x81;
 const KEY_ECDSA_P256: u16 = 2;
+const KEY_ECDSA_P384: u16 = 3;
 /// Body types of version 5 and their lengths.
 const BODY_SGX: u16 = 1;
 const BODY_TD_1_0: u16 = 2;
@@ -43,12 +47,28 @@ pub struct TdQuote {
     pck_chain: (usize, usize),
 }
 
+/// The first fields of any quote of Intel's: which parser it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuoteHeader {
+    /// 3 is only of SGX, 4 and 5 are of both.
+    pub version: u16,
+    /// The algorithm of the attestation key; 2 is ECDSA P-256.
+    pub key_type: u16,
+    /// `0x81` is TDX, 0 is SGX.
+    pub tee_type: u32,
+}
+
 /// The TD report in a quote.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TdReport {
     kind: ReportKind,
+    tee_tcb_svn: [u8; 16],
+    mr_seam: [u8; 48],
     attributes: [u8; 8],
     mrtd: [u8; 48],
+    mr_config_id: [u8; 48],
+    mr_owner: [u8; 48],
+    mr_owner_config: [u8; 48],
     rtmrs: [[u8; 48]; 4],
     report_data: [u8; 64],
 }
@@ -130,18 +150,45 @@ impl fmt::Debug for TdQuote {
     }
 }
 
+impl QuoteHeader {
+    /// Reads the header of a quote, whatever it is a quote of.
+    ///
+    /// # Errors
+    /// [`Denial::MalformedEvidence`] for fewer bytes than a header has.
+    pub fn read(bytes: &[u8]) -> Result<Self, Denial> {
+        Self::take(&mut Cursor { rest: bytes })
+    }
+
+    /// Whether it says what quotes of Intel's say: text, DER and the envelopes all begin otherwise.
+    #[must_use]
+    pub fn is_plausible(&self) -> bool {
+        matches!(self.version, 3..=5) && matches!(self.key_type, KEY_ECDSA_P256 | KEY_ECDSA_P384)
+    }
+
+    fn take(cursor: &mut Cursor<'_>) -> Result<Self, Denial> {
+        let header = Self {
+            version: cursor.take_u16()?,
+            key_type: cursor.take_u16()?,
+            tee_type: cursor.take_u32()?,
+        };
+        cursor.take(HEADER_LEN - 8)?;
+        Ok(header)
+    }
+}
+
 /// The header, and for version 5 the body's type and length.
 fn read_header(cursor: &mut Cursor<'_>) -> Result<(u16, ReportKind), Denial> {
-    let version = cursor.take_u16()?;
-    let key_type = cursor.take_u16()?;
-    let tee = cursor.take_u32()?;
-    cursor.take(HEADER_LEN - 8)?;
+    let QuoteHeader {
+        version,
+        key_type,
+        tee_type,
+    } = QuoteHeader::take(cursor)?;
     match version {
         3 => return Err(Denial::NotTdx),
         4 | 5 => {}
         _ => return Err(Denial::UnsupportedQuote("its version is neither 4 nor 5")),
     }
-    match tee {
+    match tee_type {
         TEE_TDX => {}
         TEE_SGX => return Err(Denial::NotTdx),
         _ => return Err(Denial::UnsupportedQuote("its TEE type is unknown")),
@@ -225,14 +272,17 @@ impl TdReport {
         let mut body = Cursor {
             rest: cursor.take(kind.len())?,
         };
-        // TEE_TCB_SVN, MRSEAM, MRSIGNERSEAM, SEAMATTRIBUTES
-        body.take(16 + 48 + 48 + 8)?;
+        let tee_tcb_svn = body.take_array()?;
+        let mr_seam = body.take_array()?;
+        // MRSIGNERSEAM, SEAMATTRIBUTES
+        body.take(48 + 8)?;
         let attributes = body.take_array()?;
         // XFAM
         body.take(8)?;
         let mrtd = body.take_array()?;
-        // MRCONFIGID, MROWNER, MROWNERCONFIG
-        body.take(3 * 48)?;
+        let mr_config_id = body.take_array()?;
+        let mr_owner = body.take_array()?;
+        let mr_owner_config = body.take_array()?;
         let rtmrs = [
             body.take_array()?,
             body.take_array()?,
@@ -242,8 +292,13 @@ impl TdReport {
         let report_data = body.take_array()?;
         Ok(Self {
             kind,
+            tee_tcb_svn,
+            mr_seam,
             attributes,
             mrtd,
+            mr_config_id,
+            mr_owner,
+            mr_owner_config,
             rtmrs,
             report_data,
         })
@@ -268,6 +323,36 @@ impl TdReport {
     #[must_use]
     pub fn attributes(&self) -> [u8; 8] {
         self.attributes
+    }
+
+    /// The patch levels of the TDX module and of what loaded it.
+    #[must_use]
+    pub fn tee_tcb_svn(&self) -> &[u8; 16] {
+        &self.tee_tcb_svn
+    }
+
+    /// MRSEAM: the measurement of the TDX module.
+    #[must_use]
+    pub fn mr_seam(&self) -> &[u8; 48] {
+        &self.mr_seam
+    }
+
+    /// MRCONFIGID: configuration that the TD's host fixed at its creation.
+    #[must_use]
+    pub fn mr_config_id(&self) -> &[u8; 48] {
+        &self.mr_config_id
+    }
+
+    /// MROWNER: the owner, as the TD's host fixed it at its creation.
+    #[must_use]
+    pub fn mr_owner(&self) -> &[u8; 48] {
+        &self.mr_owner
+    }
+
+    /// MROWNERCONFIG: the owner's configuration, as the TD's host fixed it at its creation.
+    #[must_use]
+    pub fn mr_owner_config(&self) -> &[u8; 48] {
+        &self.mr_owner_config
     }
 
     /// MRTD.

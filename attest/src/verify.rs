@@ -241,12 +241,7 @@ impl Verifier {
         policy: &Policy,
         now: u64,
     ) -> Result<Appraisal, Denial> {
-        if now < collateral.valid_from() {
-            return Err(Denial::CollateralNotYetValid);
-        }
-        if now >= collateral.expires_at() {
-            return Err(Denial::CollateralExpired);
-        }
+        collateral.check_dates(now)?;
         policy.check_debug(quote.report())?;
         let allow_debug = policy.settings().allow_debug_td;
         let verifier = if allow_debug {

@@ -2,7 +2,7 @@
 //! of running sessions (pgbench) while 1,000 clients with certificates that
 //! nobody has seen before log in at once, beside the same without them.
 //!
-//! Needs a Postgres with the roles of `scripts/provision.sql`, and pgbench with
+//! Needs a Postgres that `teesql-sidecar provision` has set up, and pgbench with
 //! its tables in the database `postgres`:
 //!
 //! ```text

@@ -3,25 +3,36 @@
 //! every mistake is reported at once, each with its place.
 
 mod attestation;
+mod identity;
 mod layers;
+mod postgres;
 mod settings;
 #[cfg(test)]
 mod tests;
 mod values;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
+use attest::agent::{Agent, Places};
+use attest::values::Fingerprint;
 use tracing_subscriber::EnvFilter;
 
-pub use attestation::Attestation;
-pub use layers::{Layers, command};
+pub use crate::steward::Subject;
+pub use attestation::{Attestation, Criteria};
+pub use identity::{Certificate, IdentitySource};
+pub use layers::{Layers, with_flags};
+pub use postgres::Postgres;
+pub use settings::Scope;
 
 use crate::driver::Choice;
 use crate::log::Format;
+use crate::mode::Mode;
 use crate::net::Endpoint;
-use crate::roles::Secrets;
+use crate::passwords::Passwords;
+use crate::roles::ClusterSecrets;
+use crate::steward::Origin;
+use identity::{read_passwords, read_places};
 use layers::Reader;
 
 /// Everything that `serve` needs.
@@ -36,14 +47,28 @@ pub struct Config {
     pub pin: bool,
     /// io_uring or epoll.
     pub driver: Choice,
-    /// PEM file with the certificate chain, leaf first.
-    pub tls_cert: PathBuf,
-    /// PEM file with the leaf's private key.
-    pub tls_key: PathBuf,
+    /// What is asked of clients, in a word.
+    pub mode: Mode,
+    /// Where the certificate comes from.
+    pub identity: IdentitySource,
+    /// Where the guest agent is looked for.
+    pub guest_agent: Places,
     /// Refuse clients that offer no ALPN protocol.
     pub require_alpn: bool,
-    /// What clients present and what Postgres gets.
-    pub secrets: Secrets,
+    /// What clients present.
+    pub secrets: ClusterSecrets,
+    /// How long the cluster secrets before a change stay good.
+    pub secret_overlap: Duration,
+    /// What Postgres gets; taken out when it is used.
+    pub passwords: Passwords,
+    /// The database that the superuser logs in to.
+    pub database: String,
+    /// Whether the roles are set up at start.
+    pub provision: bool,
+    /// Where HTTP is served.
+    pub admin_listen: Option<SocketAddr>,
+    /// Least time between two quotes for `/attestation`.
+    pub attestation_interval: Duration,
     /// What clients have to prove; `None` lets them in unattested.
     pub attestation: Option<Attestation>,
     /// From a change of policy or collateral to the end of the sessions that it
@@ -86,14 +111,50 @@ impl Config {
         match (reader.errors(), config) {
             (errors, Some(mut config)) if errors.is_empty() => {
                 config.warnings = warnings;
-                config.warnings.extend(match &config.attestation {
-                    Some(attestation) => attestation.warnings(),
-                    None => vec![attestation::UNATTESTED.to_owned()],
-                });
+                config.mode = match (reader.simulated(), &config.attestation) {
+                    (true, _) => Mode::Simulator,
+                    (false, Some(_)) => Mode::Production,
+                    (false, None) => Mode::Unattested,
+                };
+                let own = config.own_warnings();
+                config.warnings.extend(own);
                 Ok(config)
             }
             (errors, _) => Err(Errors(errors)),
         }
+    }
+
+    fn own_warnings(&self) -> Vec<String> {
+        let mut warnings = match &self.attestation {
+            Some(attestation) => attestation.warnings(),
+            None => vec![attestation::UNATTESTED.to_owned()],
+        };
+        if self.mode == Mode::Simulator {
+            warnings.insert(0, identity::SIMULATED.to_owned());
+        }
+        warnings
+    }
+
+    /// Where the certificate comes from, ready to be asked.
+    pub(crate) fn origin(&self, agent: Agent) -> Origin {
+        match self.identity.clone() {
+            IdentitySource::Files { cert, key } => Origin::Files { cert, key },
+            IdentitySource::Agent(subject) => Origin::Agent { agent, subject },
+        }
+    }
+
+    /// Whether the guest agent is to derive Postgres' passwords: where one of
+    /// the roles' is missing, and where it gives the certificate, so that the
+    /// superuser can log in.
+    pub(crate) fn derives_passwords(&self) -> bool {
+        let from_agent = matches!(self.identity, IdentitySource::Agent(_));
+        self.passwords.need_agent() || from_agent && self.passwords.superuser.is_none()
+    }
+
+    /// The root of TDX quotes, where it is not Intel's.
+    pub(crate) fn dangerous_root(&self) -> Option<Fingerprint> {
+        let root = &self.attestation.as_ref()?.root;
+        root.is_dangerous().then(|| root.fingerprint())
     }
 
     fn read(reader: &mut Reader<'_>) -> Option<Self> {
@@ -103,14 +164,16 @@ impl Config {
         let shards = reader.get("shards", values::shards);
         let pin = reader.get("pin", values::boolean);
         let driver = reader.get("driver", values::from_str);
-        let tls_cert = reader.get("tls_cert", values::path);
-        let tls_key = reader.get("tls_key", values::path);
+        let identity = IdentitySource::read(reader);
+        let guest_agent = read_places(reader);
         let require_alpn = reader.get("require_alpn", values::boolean);
-        let read = reader.get("read_secret", values::cluster_secret);
-        let readwrite = reader.get("readwrite_secret", values::cluster_secret);
-        let pg_read = reader.get("pg_password_read", values::password);
-        let pg_readwrite = reader.get("pg_password_readwrite", values::password);
-        let pg_superuser = reader.optional("pg_password_superuser", values::password);
+        let secrets = ClusterSecrets::read(reader);
+        let secret_overlap = reader.get("secret_overlap", values::duration_or_off);
+        let passwords = read_passwords(reader);
+        let database = reader.get("pg_database", values::database);
+        let provision = reader.get("provision", values::boolean);
+        let admin_listen = reader.get("admin_listen", values::listen_or_off);
+        let attestation_interval = reader.get("attestation_interval", values::duration);
         let attestation = Attestation::read(reader);
         let revocation_grace = reader.get("revocation_grace", values::duration_or_off);
         let plaintext_cancel = reader.get("plaintext_cancel", values::boolean);
@@ -127,16 +190,17 @@ impl Config {
             shards: shards?,
             pin: pin?,
             driver: driver?,
-            tls_cert: tls_cert?,
-            tls_key: tls_key?,
+            mode: Mode::Production,
+            identity: identity?,
+            guest_agent: guest_agent?,
             require_alpn: require_alpn?,
-            secrets: Secrets {
-                read: read?,
-                readwrite: readwrite?,
-                pg_read: pg_read?,
-                pg_readwrite: pg_readwrite?,
-                pg_superuser: pg_superuser?,
-            },
+            secrets: secrets?,
+            secret_overlap: secret_overlap?.unwrap_or_default(),
+            passwords: passwords?,
+            database: database?,
+            provision: provision?,
+            admin_listen: admin_listen?,
+            attestation_interval: attestation_interval?,
             attestation: attestation?,
             revocation_grace: revocation_grace?.unwrap_or_default(),
             plaintext_cancel: plaintext_cancel?,

@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::os::fd::RawFd;
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use attest::AttestedPeer;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::end::End;
+use crate::metrics::Meters;
 
 /// How long a peer may take to read our last words and close.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -66,6 +68,7 @@ pub(crate) struct Control {
     received: Cell<u64>,
     /// Plaintext bytes to the client.
     sent: Cell<u64>,
+    meters: Rc<Meters>,
     watchdog: RefCell<Option<Waker>>,
     peer: RefCell<Option<Arc<AttestedPeer>>>,
 }
@@ -81,7 +84,7 @@ impl Drop for Leash<'_> {
 }
 
 impl Control {
-    pub(crate) fn new(deadline: Instant) -> Self {
+    pub(crate) fn new(deadline: Instant, meters: Rc<Meters>) -> Self {
         Self {
             phase: Cell::new(Phase::Login),
             order: Cell::new(None),
@@ -90,6 +93,7 @@ impl Control {
             upstream: Cell::new(None),
             received: Cell::new(0),
             sent: Cell::new(0),
+            meters,
             watchdog: RefCell::new(None),
             peer: RefCell::new(None),
         }
@@ -146,10 +150,12 @@ impl Control {
     pub(crate) fn count_received(&self, n: usize) {
         self.received
             .set(self.received.get().wrapping_add(n as u64));
+        self.meters.received.increment(n as u64);
     }
 
     pub(crate) fn count_sent(&self, n: usize) {
         self.sent.set(self.sent.get().wrapping_add(n as u64));
+        self.meters.sent.increment(n as u64);
     }
 
     /// Plaintext bytes from and to the client so far.

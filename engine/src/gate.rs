@@ -7,6 +7,7 @@
 //! first byte of the login.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use attest::cache::{Verdict, VerdictCache};
@@ -14,6 +15,7 @@ use attest::chain::Chain;
 use attest::{AttestedPeer, BoundEvidence, Denial, examine};
 use rustls::pki_types::CertificateDer;
 
+use crate::metrics::{Meters, Source};
 use crate::offload::{Tickets, Worker};
 use crate::shard::Replies;
 use crate::trust::{Judgement, Trust, VERDICT_TTL, unix_now};
@@ -57,6 +59,7 @@ pub(crate) struct Guard {
     tickets: Tickets,
     replies: Replies,
     cache: RefCell<VerdictCache>,
+    meters: Rc<Meters>,
 }
 
 impl Gate {
@@ -90,6 +93,7 @@ impl Guard {
         verify: Worker,
         tickets: Tickets,
         replies: Replies,
+        meters: Rc<Meters>,
     ) -> Self {
         let epoch = trust.epoch(&trust.policy());
         Self {
@@ -98,6 +102,7 @@ impl Guard {
             tickets,
             replies,
             cache: RefCell::new(VerdictCache::new(REMEMBERED, VERDICT_TTL, epoch)),
+            meters,
         }
     }
 
@@ -107,9 +112,12 @@ impl Guard {
             let policy = self.trust.policy();
             let epoch = self.trust.epoch(&policy);
             if let Some(verdict) = self.cache.borrow_mut().get(epoch, chain, now) {
-                return verdict;
+                return self.counted(Source::Cache, verdict);
             }
-            Arc::new(examine(chain, now, &policy)?)
+            match examine(chain, now, &policy) {
+                Ok(evidence) => Arc::new(evidence),
+                Err(denial) => return self.counted(Source::Examination, Err(denial)),
+            }
         };
         for _ in 0..TRIES {
             match self.ask(Arc::clone(&evidence)).await? {
@@ -122,7 +130,7 @@ impl Guard {
                     }
                     let mut cache = self.cache.borrow_mut();
                     cache.insert(epoch, evidence.chain(), &verdict, now);
-                    return verdict;
+                    return self.counted(Source::Verification, verdict);
                 }
                 Judgement::Needs(key) => {
                     let (trust, reply) = (&self.trust, self.replies.one());
@@ -141,6 +149,11 @@ impl Guard {
             }
         }
         Err(Denial::CollateralUnavailable)
+    }
+
+    fn counted(&self, source: Source, verdict: Verdict) -> Verdict {
+        self.meters.verdicts.count(source, verdict.is_ok());
+        verdict
     }
 
     async fn ask(&self, evidence: Arc<BoundEvidence>) -> Result<Judgement, Denial> {
@@ -210,6 +223,7 @@ mod tests {
             root,
             collateral(&pki, &machine, &runtime),
             control,
+            metrics::Histogram::noop(),
         );
         let verify = Worker::start("verify", 0).unwrap();
         block_on(Driver::Epoll, async {
@@ -220,6 +234,7 @@ mod tests {
                 verify.clone(),
                 tickets.clone(),
                 Replies(sender),
+                Rc::new(Meters::new(&crate::metrics::Metrics::new().unwrap(), 0)),
             );
             let mut judging = std::pin::pin!(guard.judge(&chain));
             assert!(judging.as_mut().now_or_never().is_none());

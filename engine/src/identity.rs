@@ -1,72 +1,181 @@
-//! The sidecar's own side of TLS: its certificate and key, what it offers, and
-//! what it asks of a client's certificate during the handshake.
+//! Who the sidecar is on the wire: a certificate chain with its key, and the
+//! TLS that is spoken with it.
 
 use std::path::Path;
 use std::sync::Arc;
 
+use attest::agent::TlsKey;
+use attest::certificate::Leaf;
+use attest::chain::Chain;
+use attest::values::Fingerprint;
 use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 
 /// A certificate or key that cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("{file}: {what}: {why}")]
+#[error("{place}: {what}: {why}")]
 pub struct IdentityError {
-    file: String,
+    place: String,
     what: &'static str,
     why: String,
 }
 
 impl IdentityError {
-    fn new(file: &Path, what: &'static str, why: &dyn std::fmt::Display) -> Self {
+    fn new(place: &impl ToString, what: &'static str, why: &impl ToString) -> Self {
         Self {
-            file: file.display().to_string(),
+            place: place.to_string(),
             what,
             why: why.to_string(),
         }
     }
 }
 
-/// TLS 1.3 and 1.2 under the given identity; `ask_client` for a certificate.
-///
-/// # Errors
-/// A file that cannot be read or parsed, or a key of another certificate.
-pub fn tls_config(
-    cert: &Path,
-    key: &Path,
-    ask_client: bool,
-) -> Result<Arc<ServerConfig>, IdentityError> {
-    let not_pem = "not a PEM certificate";
-    let chain = CertificateDer::pem_file_iter(cert)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| IdentityError::new(cert, not_pem, &error))?;
-    if chain.is_empty() {
-        return Err(IdentityError::new(cert, not_pem, &"none in it"));
+/// A chain, leaf first, and the leaf's key, which has been found to be its own.
+#[derive(Clone)]
+pub struct Identity {
+    certified: Arc<CertifiedKey>,
+    place: String,
+    not_before: u64,
+    not_after: u64,
+    fingerprint: Fingerprint,
+}
+
+impl Identity {
+    /// From two PEM files.
+    ///
+    /// # Errors
+    /// A file that cannot be read or parsed, or a key of another certificate.
+    pub fn from_files(cert: &Path, key: &Path) -> Result<Self, IdentityError> {
+        let read = |path: &Path| {
+            std::fs::read(path)
+                .map_err(|error| IdentityError::new(&path.display(), "cannot be read", &error))
+        };
+        Self::from_pem((cert, &read(cert)?), (key, &read(key)?))
     }
-    let private = PrivateKeyDer::from_pem_file(key)
-        .map_err(|error| IdentityError::new(key, "not a PEM private key", &error))?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| IdentityError::new(cert, "no TLS", &error))?;
-    let builder = if ask_client {
-        builder.with_client_cert_verifier(Arc::new(HoldsItsKey(provider)))
-    } else {
-        builder.with_no_client_auth()
-    };
-    let mut tls = builder
-        .with_single_cert(chain, private)
-        .map_err(|error| IdentityError::new(cert, "does not go with tls_key", &error))?;
-    // libpq 17 and later insist on it for direct TLS (IANA: postgresql).
-    tls.alpn_protocols = vec![b"postgresql".to_vec()];
-    // No resumption: rustls verifies nothing on a resumed session, and the
-    // certificates that the gate would look at come from the ticket.
-    tls.send_tls13_tickets = 0;
-    tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-    Ok(Arc::new(tls))
+
+    /// From what was in two PEM files.
+    ///
+    /// # Errors
+    /// As [`Self::from_files`].
+    pub(crate) fn from_pem(
+        (cert, cert_pem): (&Path, &[u8]),
+        (key, key_pem): (&Path, &[u8]),
+    ) -> Result<Self, IdentityError> {
+        let (cert, key) = (cert.display(), key.display());
+        let not_pem = "not a PEM certificate";
+        let chain = CertificateDer::pem_slice_iter(cert_pem)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| IdentityError::new(&cert, not_pem, &error))?;
+        if chain.is_empty() {
+            return Err(IdentityError::new(&cert, not_pem, &"none in it"));
+        }
+        let private = PrivateKeyDer::from_pem_slice(key_pem)
+            .map_err(|error| IdentityError::new(&key, "not a PEM private key", &error))?;
+        Self::new(&cert, chain, private)
+    }
+
+    /// From the guest agent, which has checked that the two belong together.
+    ///
+    /// # Errors
+    /// A key that rustls cannot sign with.
+    pub fn from_agent(answer: &TlsKey) -> Result<Self, IdentityError> {
+        let chain = answer.chain_der().iter().cloned();
+        let key = PrivatePkcs8KeyDer::from(answer.key_der().to_vec());
+        Self::new(
+            &"the guest agent's certificate",
+            chain.map(CertificateDer::from).collect(),
+            key.into(),
+        )
+    }
+
+    fn new(
+        place: &impl ToString,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Self, IdentityError> {
+        let leaf = chain
+            .first()
+            .ok_or_else(|| IdentityError::new(place, "no certificate", &"none in it"))?;
+        let dates = Leaf::parse(leaf)
+            .map(|leaf| (leaf.not_before(), leaf.not_after()))
+            .map_err(|error| IdentityError::new(place, "cannot be used", &error))?;
+        let fingerprint = Chain::copy(std::slice::from_ref(leaf))
+            .map(|chain| chain.fingerprint())
+            .map_err(|error| IdentityError::new(place, "cannot be used", &error))?;
+        let certified = CertifiedKey::from_der(chain, key, &default_provider())
+            .map_err(|error| IdentityError::new(place, "does not go with its key", &error))?;
+        Ok(Self {
+            certified: Arc::new(certified),
+            place: place.to_string(),
+            not_before: dates.0,
+            not_after: dates.1,
+            fingerprint,
+        })
+    }
+
+    /// Whether it can be shown at `now`, in unix seconds.
+    ///
+    /// # Errors
+    /// It is expired, or not yet valid.
+    pub fn check_dates(&self, now: u64) -> Result<(), IdentityError> {
+        let wrong = |why| Err(IdentityError::new(&self.place, "cannot be used", &why));
+        if now > self.not_after {
+            wrong("it has expired")
+        } else if now.saturating_add(attest::certificate::CLOCK_SKEW) < self.not_before {
+            wrong("it is not valid yet")
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The last second at which it is valid, in unix seconds.
+    #[must_use]
+    pub fn not_after(&self) -> u64 {
+        self.not_after
+    }
+
+    /// SHA-256 of the leaf.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// The chain, leaf first, and the key to sign with.
+    #[must_use]
+    pub fn certified(&self) -> &Arc<CertifiedKey> {
+        &self.certified
+    }
+
+    /// TLS 1.3 and 1.2 with it; `ask_client` for a certificate.
+    ///
+    /// # Errors
+    /// rustls' defaults do not go together: a bug.
+    pub fn server(&self, ask_client: bool) -> Result<Arc<ServerConfig>, IdentityError> {
+        let provider = Arc::new(default_provider());
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| IdentityError::new(&self.place, "no TLS", &error))?;
+        let builder = if ask_client {
+            builder.with_client_cert_verifier(Arc::new(HoldsItsKey(provider)))
+        } else {
+            builder.with_no_client_auth()
+        };
+        let resolver = SingleCertAndKey::from(CertifiedKey::clone(&self.certified));
+        let mut tls = builder.with_cert_resolver(Arc::new(resolver));
+        // libpq 17 and later insist on it for direct TLS (IANA: postgresql).
+        tls.alpn_protocols = vec![b"postgresql".to_vec()];
+        // No resumption: rustls verifies nothing on a resumed session, and the
+        // certificates that the gate would look at come from the ticket.
+        tls.send_tls13_tickets = 0;
+        tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        Ok(Arc::new(tls))
+    }
 }
 
 /// Takes any certificate whose key the client proves to hold. Whether such a

@@ -8,26 +8,42 @@
 //! a shard; a read or write that is dropped half-way.
 #![deny(unsafe_code)]
 
+pub mod answer;
 mod buffer;
+pub mod ca;
 pub mod config;
 mod control;
+#[cfg(feature = "mock")]
+pub mod dev;
 pub mod driver;
 mod end;
 mod gate;
+mod health;
+mod house;
 pub mod identity;
 mod keeper;
 mod lane;
+mod live;
 pub mod log;
 mod mailbox;
+pub mod metrics;
+pub mod mode;
 pub mod net;
 mod offload;
+mod passwords;
 mod probe;
+pub mod provision;
 mod relay;
+mod report;
 pub mod roles;
+pub mod secret;
 pub mod serve;
 mod shard;
 mod sidecar;
+mod steward;
 mod stream;
+pub mod superuser;
 mod tls;
 mod trust;
 mod upstream;
+pub mod verify;

@@ -9,6 +9,7 @@ use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 
 use crate::end::{Blame, End};
+use crate::mode::Mode;
 use crate::sidecar::Facts;
 
 /// Lines about refused clients that a shard writes a second; the rest is
@@ -58,32 +59,44 @@ pub fn init(format: Format, filter: EnvFilter) -> WorkerGuard {
     guard
 }
 
+/// For `dev`, whose reader wants a prompt: the environment's filter, or
+/// warnings and worse.
+#[cfg(feature = "mock")]
+#[must_use]
+pub fn quiet() -> EnvFilter {
+    EnvFilter::try_from_env("TEESQL_LOG").unwrap_or_else(|_| EnvFilter::new("warn"))
+}
+
 /// A shard's pen.
 #[derive(Default)]
 pub(crate) struct Journal {
+    /// Named in every line where it is not production.
+    mode: Option<&'static str>,
     second: RefCell<Option<Instant>>,
     written: Cell<u32>,
     suppressed: Cell<u64>,
 }
 
 impl Journal {
+    pub(crate) fn new(mode: Mode) -> Self {
+        Self {
+            mode: (mode != Mode::Production).then(|| mode.name()),
+            ..Self::default()
+        }
+    }
+
     /// The one line about a connection.
-    pub(crate) fn ended(
-        &self,
-        peer: SocketAddr,
-        facts: &Facts,
-        duration: Duration,
-        (received, sent): (u64, u64),
-        end: &End,
-    ) {
+    pub(crate) fn ended(&self, facts: &Facts, (received, sent): (u64, u64), end: &End) {
         if end.blame() == Blame::Client && !self.may_write() {
             return;
         }
+        let (peer, mode) = (facts.peer, self.mode);
         let client = facts.proxied.map(tracing::field::display);
         let role = facts.role.map(crate::roles::Role::name);
         let tls = facts.tls.and_then(|version| version.as_str());
         let reason = end.code();
-        let duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let duration = facts.accepted.elapsed().as_millis();
+        let duration_ms = u64::try_from(duration).unwrap_or(u64::MAX);
         macro_rules! line {
             ($level:ident, $message:literal, $detail:expr) => {
                 tracing::$level!(
@@ -91,6 +104,7 @@ impl Journal {
                     client,
                     role,
                     tls,
+                    mode,
                     duration_ms,
                     received,
                     sent,

@@ -7,6 +7,7 @@
 use std::io;
 use std::time::Duration;
 
+use admin::Latch;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use wire::probe::{ProbeStep, probe_answer, probe_request};
 use wire::startup::ProtocolVersion;
@@ -21,17 +22,22 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Least time between two probes, however often something looks stale.
 const BETWEEN_PROBES: Duration = Duration::from_secs(1);
+/// Between two probes where nothing looks stale: how late `/ready` learns that
+/// Postgres is gone while nobody logs in.
+const NOW_AND_THEN: Duration = Duration::from_secs(4);
 
-/// Probes now, and again whenever [`Knowledge::stale`] is rung, for ever.
-pub(crate) async fn keep_learning(endpoint: &Endpoint, knowledge: &Knowledge) {
+/// Probes now, now and then, and whenever [`Knowledge::stale`] is rung, for
+/// ever. Tells `latch` whether Postgres answers.
+pub(crate) async fn keep_learning(endpoint: &Endpoint, knowledge: &Knowledge, latch: &Latch) {
     loop {
-        learn(endpoint, knowledge).await;
+        learn(endpoint, knowledge, latch).await;
         tokio::time::sleep(BETWEEN_PROBES).await;
-        knowledge.stale.notified().await;
+        // Passed or rung, it is time.
+        let _ = tokio::time::timeout(NOW_AND_THEN, knowledge.stale.notified()).await;
     }
 }
 
-async fn learn(endpoint: &Endpoint, knowledge: &Knowledge) {
+async fn learn(endpoint: &Endpoint, knowledge: &Knowledge, latch: &Latch) {
     let mut pause = FIRST_PAUSE;
     let mut complained = false;
     loop {
@@ -42,9 +48,11 @@ async fn learn(endpoint: &Endpoint, knowledge: &Knowledge) {
                     tracing::info!(%newest, "learned what Postgres speaks");
                 }
                 knowledge.learned(newest);
+                latch.ready();
                 return;
             }
             Err(error) if !complained => {
+                latch.not_ready(format!("Postgres does not answer: {error}"));
                 tracing::warn!(%error, postgres = %endpoint, "Postgres does not answer");
                 complained = true;
             }

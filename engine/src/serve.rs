@@ -1,40 +1,47 @@
-//! The process: shards up, signals heard, shards down.
+//! The process, from its configuration to its end: identity, passwords,
+//! shards, signals, drain.
 //!
 //! The control thread is this one, with a small runtime of its own for
 //! everything that is slow; no connection is ever served on it.
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ServerConfig;
+use attest::agent::{Agent, AgentError, AgentOptions};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use crate::config::{Attestation, Config, Errors};
+use crate::config::{Config, Errors};
 use crate::driver::{self, Driver};
-use crate::gate::{Gate, Guard};
-use crate::identity::{IdentityError, tls_config};
+use crate::health::Health;
+use crate::house::{Plan, Shards, Shared};
+use crate::identity::{Identity, IdentityError};
 use crate::keeper;
-use crate::lane::Lane;
-use crate::mailbox::{Sender, mailbox};
+use crate::live::Live;
+use crate::metrics::{Metrics, MetricsError};
 use crate::net;
-use crate::offload::{Tickets, Worker};
+use crate::passwords::{Derived, Missing, Resolved};
 use crate::probe;
-use crate::roles::Gatekeeper;
-use crate::shard::{Limit, Message, Replies, Shard, Times};
-use crate::sidecar::Service;
+use crate::provision::{self, ProvisionError};
+use crate::report::{Running, Surface};
+use crate::roles::{Gatekeeper, Rotated, Secrets};
+use crate::shard::Message;
+use crate::steward::{Origin, OriginError, Steward};
 use crate::trust::Trust;
-use crate::upstream::{Injector, Knowledge};
 
 /// After the order to end, connections get their last words out in at most
 /// twice 2 s; a shard that is still not done then is given up.
 const LAST_GRACE: Duration = Duration::from_secs(6);
-/// How far the verify thread stands back behind the shards: a third of their
-/// weight, so that a crowd of strangers waits rather than those who are inside
-/// (docs/decisions/handshake-lane.md).
-const VERIFY_NICE: i32 = 5;
+/// Between questions to a guest agent or a Postgres that does not answer at
+/// start: the first, doubled up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Histograms are emptied this often where nobody scrapes them.
+const UPKEEP: Duration = Duration::from_secs(15);
 
 /// Why the sidecar does not run.
 #[derive(Debug, thiserror::Error)]
@@ -42,9 +49,21 @@ pub enum Error {
     /// The certificate or key cannot be used: a mistake in the configuration.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// A role has no password.
+    #[error(transparent)]
+    Password(#[from] Missing),
+    /// The guest agent can never be asked, or refuses.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The roles cannot be set up.
+    #[error("cannot provision: {0}")]
+    Provision(#[from] ProvisionError),
     /// The HTTP client for collateral cannot be set up.
     #[error(transparent)]
     Collateral(#[from] attest::collateral::FetchError),
+    /// The metrics cannot be set up.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// Nothing to do with the configuration as such.
     #[error("{doing}: {source}")]
     System {
@@ -72,28 +91,49 @@ fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::System { doing, source }
 }
 
+/// Where it can be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// By clients.
+    pub listen: SocketAddr,
+    /// By HTTP, unless that is off.
+    pub admin: Option<SocketAddr>,
+}
+
 /// Runs the sidecar until it is told to stop.
 ///
-/// On SIGHUP, `reload` reads the configuration again, and its policy is put in
-/// force.
+/// On SIGHUP, `reload` reads the configuration again, and its policy and
+/// secrets are put in force.
 ///
 /// # Errors
 /// It could not start, or a shard failed.
 pub fn run(config: Config, reload: impl Fn() -> Result<Config, Errors>) -> Result<Outcome, Error> {
+    run_and_tell(config, reload, |_| {})
+}
+
+/// The same, and tells `started` once clients can connect.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_and_tell(
+    config: Config,
+    reload: impl Fn() -> Result<Config, Errors>,
+    started: impl FnOnce(Addresses),
+) -> Result<Outcome, Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(system("cannot start the control thread"))?;
     runtime.block_on(async {
         let mut signals = Signals::new().map_err(system("cannot listen for signals"))?;
-        let (endpoint, drain_timeout) = (config.postgres.clone(), config.drain_timeout);
-        let mut house = House::build(config)?;
-        let knowledge = Arc::clone(&house.knowledge);
-        let learner =
-            tokio::spawn(async move { probe::keep_learning(&endpoint, &knowledge).await });
-        let outcome = house.live(&mut signals, drain_timeout, &reload).await;
-        learner.abort();
-        outcome
+        let drain_timeout = config.drain_timeout;
+        let sidecar = tokio::select! {
+            sidecar = Sidecar::start(config) => sidecar?,
+            // Nobody has been let in yet.
+            _ = signals.next() => return Ok(Outcome::Drained),
+        };
+        started(sidecar.addresses);
+        sidecar.live(&mut signals, drain_timeout, &reload).await
     })
 }
 
@@ -119,21 +159,26 @@ impl Signals {
     }
 }
 
-/// The running shards.
-struct House {
-    shards: Vec<Sender<Message>>,
-    running: usize,
-    hangup: Signal,
-    trust: Option<Arc<Trust>>,
+/// The running sidecar.
+struct Sidecar {
+    addresses: Addresses,
+    shards: Shards,
+    shared: Shared,
+    health: Health,
+    derived: Option<Derived>,
     collateral_changed: mpsc::UnboundedReceiver<()>,
-    ended: mpsc::UnboundedReceiver<Result<(), String>>,
-    knowledge: Arc<Knowledge>,
+    secret_overlap: Duration,
+    /// When the cluster secrets before the present ones stop being good.
+    settle_at: Option<Instant>,
+    /// Ends with it.
+    _admin: Option<admin::Server>,
 }
 
-impl House {
-    fn build(mut config: Config) -> Result<Self, Error> {
-        let asks = config.attestation.is_some();
-        let tls = tls_config(&config.tls_cert, &config.tls_key, asks)?;
+impl Sidecar {
+    /// Everything in the order in which one thing needs the other. What may
+    /// take long, an agent or a Postgres that is not up yet, is waited for with
+    /// `:8080` already telling why.
+    async fn start(mut config: Config) -> Result<Self, Error> {
         let (driver, refusal) =
             driver::choose(config.driver).map_err(system("io_uring is not available"))?;
         if let Some(error) = refusal {
@@ -141,98 +186,158 @@ impl House {
         }
         let listeners = net::bind(config.listen, config.shards)
             .map_err(system(format!("cannot listen on {}", config.listen)))?;
-        let address = listeners
-            .first()
-            .and_then(|listener| listener.local_addr().ok())
-            .unwrap_or(config.listen);
-        announce(address, &config, driver);
-        let worker =
-            Worker::start("worker", 0).map_err(system("cannot start the worker thread"))?;
-        let pin = config.pin;
-        let (changed, collateral_changed) = mpsc::unbounded_channel();
-        let trust = match config.attestation.take() {
-            Some(attestation) => Some(trust(attestation, &tls, changed)?),
-            None => None,
-        };
-        let verify = Worker::start("verify", VERIFY_NICE)
-            .map_err(system("cannot start the verify thread"))?;
-        let plan = Arc::new(Plan {
-            trust: trust.clone(),
-            verify,
-            tls,
-            gatekeeper: Arc::new(Gatekeeper::new(config.secrets)),
-            knowledge: Arc::default(),
-            worker,
-            driver,
-            limit: Limit::new(config.max_connections),
-            endpoint: config.postgres,
-            plaintext_cancel: config.plaintext_cancel,
-            require_alpn: config.require_alpn,
-            proxy_protocol_from: config.proxy_protocol_from,
-            times: Times {
-                login: config.login_timeout,
-                idle: config.idle_timeout,
-                revocation: config.revocation_grace,
-            },
-        });
-        let cores = if pin {
-            core_affinity::get_core_ids().unwrap_or_default()
-        } else {
-            Vec::new()
-        };
-        let (report, ended) = mpsc::unbounded_channel();
-        let mut shards = Vec::new();
-        for (index, listener) in listeners.into_iter().enumerate() {
-            let core = cores.get(index).copied();
-            let sender = plan
-                .start(index, core, listener, report.clone())
-                .map_err(system("cannot start a shard"))?;
-            shards.push(sender);
+        let metrics = Arc::new(Metrics::new()?);
+        metrics.set_facts(driver, &config);
+        let agent = Agent::new(config.guest_agent.clone(), AgentOptions::default())?;
+        let health = Health::new();
+        let surface = Surface::new(&config, &agent, &metrics, &health);
+        let admin = serve_admin(&config, &surface, &health)?;
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
         }
-        Ok(Self {
-            running: shards.len(),
-            hangup: signal(SignalKind::hangup()).map_err(system("cannot listen for signals"))?,
+
+        let origin = config.origin(agent.clone());
+        let identity = obtain(&origin, &health).await?;
+        let derived = derive(&config, &agent, &health).await;
+        let passwords = std::mem::take(&mut config.passwords).resolve(derived.as_ref())?;
+        if config.provision {
+            set_up_roles(&config, &passwords, &health).await?;
+        }
+        let asks_clients = config.attestation.is_some();
+        let gatekeeper = Gatekeeper::new(Secrets {
+            cluster: config.secrets.clone(),
+            passwords,
+        });
+        let live = Live::new(identity.server(asks_clients)?, gatekeeper);
+
+        let (changed, collateral_changed) = mpsc::unbounded_channel();
+        let trust = trust(&mut config, &live, &metrics, &health, changed)?;
+        let shared = Shared {
+            live,
+            metrics,
             trust,
-            collateral_changed,
+            knowledge: Arc::default(),
+        };
+        let plan = Plan::new(&config, driver, &shared)
+            .map_err(system("cannot start the worker threads"))?;
+        let first = listeners.first();
+        let listen = first.and_then(|listener| listener.local_addr().ok());
+        let addresses = Addresses {
+            listen: listen.unwrap_or(config.listen),
+            admin: admin.as_ref().map(admin::Server::address),
+        };
+        let shards = plan
+            .start(listeners, config.pin)
+            .map_err(system("cannot start a shard"))?;
+        announce(addresses, &config, driver);
+        surface.runs(Running {
+            live: Arc::clone(&shared.live),
+            trust: shared.trust.clone(),
+        });
+        let sidecar = Self {
+            addresses,
             shards,
-            ended,
-            knowledge: Arc::clone(&plan.knowledge),
-        })
+            shared,
+            health,
+            derived,
+            collateral_changed,
+            secret_overlap: config.secret_overlap,
+            settle_at: None,
+            _admin: admin,
+        };
+        sidecar.spawn_keepers(&config, origin, identity, &surface);
+        sidecar.health.accepting.ready();
+        Ok(sidecar)
+    }
+
+    /// What goes on beside the shards for as long as the process lives.
+    fn spawn_keepers(
+        &self,
+        config: &Config,
+        origin: Origin,
+        identity: Identity,
+        surface: &Surface,
+    ) {
+        let steward = Steward {
+            origin,
+            asks_clients: config.attestation.is_some(),
+            live: Arc::clone(&self.shared.live),
+            latch: self.health.identity.clone(),
+            tally: surface.tally(),
+        };
+        if let Some(trust) = &self.shared.trust {
+            let (trust, own) = (Arc::clone(trust), identity.clone());
+            let latch = self.health.collateral.clone();
+            tokio::spawn(async move { keeper::keep_own(&trust, &own, &latch).await });
+        }
+        tokio::spawn(steward.run(identity));
+        let (endpoint, latch) = (config.postgres.clone(), self.health.postgres.clone());
+        let knowledge = Arc::clone(&self.shared.knowledge);
+        tokio::spawn(async move { probe::keep_learning(&endpoint, &knowledge, &latch).await });
+        let metrics = Arc::clone(&self.shared.metrics);
+        tokio::spawn(async move {
+            loop {
+                sleep(UPKEEP).await;
+                metrics.upkeep();
+            }
+        });
     }
 
     async fn live(
-        &mut self,
+        mut self,
         signals: &mut Signals,
         drain_timeout: Duration,
         reload: &impl Fn() -> Result<Config, Errors>,
     ) -> Result<Outcome, Error> {
+        let hangup = signal(SignalKind::hangup());
+        let mut hangup = hangup.map_err(system("cannot listen for signals"))?;
+        notify_supervisor(&[sd_notify::NotifyState::Ready]);
         let signal = loop {
             tokio::select! {
-                _ = self.hangup.recv() => self.reload(reload()),
-                Some(()) = self.collateral_changed.recv() => self.tell(|| Message::Recheck),
+                _ = hangup.recv() => self.reload(reload()),
+                Some(()) = self.collateral_changed.recv() => self.shards.tell(|| Message::Recheck),
+                () = until(self.settle_at) => self.settle(),
                 signal = signals.next() => break signal,
-                end = self.ended.recv() => return Err(shard_error(end)),
+                reason = self.shards.failure() => return Err(Error::Shard(reason)),
             }
         };
         tracing::info!(signal = signal.as_raw_value(), ?drain_timeout, "draining");
-        self.tell(|| Message::Drain);
-        let grace = tokio::time::sleep(drain_timeout);
-        if let Some(outcome) = self.wait(signals, grace).await? {
+        notify_supervisor(&[sd_notify::NotifyState::Stopping]);
+        self.health.accepting.not_ready("draining");
+        self.shards.tell(|| Message::Drain);
+        if let Some(outcome) = self.wait(signals, drain_timeout).await? {
             return Ok(outcome);
         }
         tracing::info!("grace time over, ending the sessions that are left");
-        self.tell(|| Message::EndAll);
-        let grace = tokio::time::sleep(LAST_GRACE);
-        match self.wait(signals, grace).await? {
+        self.shards.tell(|| Message::EndAll);
+        match self.wait(signals, LAST_GRACE).await? {
             Some(outcome) => Ok(outcome),
             None => Err(Error::Shard("sessions left after the last grace".into())),
         }
     }
 
-    /// Puts a new policy in force. Everything else needs a restart.
-    fn reload(&self, config: Result<Config, Errors>) {
-        let attestation = match config {
-            Ok(config) => config.attestation,
+    /// Until every shard has ended, `grace` is over (`None`), or a signal.
+    async fn wait(
+        &mut self,
+        signals: &mut Signals,
+        grace: Duration,
+    ) -> Result<Option<Outcome>, Error> {
+        let mut ended = pin!(timeout_at(Instant::now() + grace, self.shards.all_ended()));
+        tokio::select! {
+            signal = signals.next() => Ok(Some(Outcome::Interrupted(signal.as_raw_value()))),
+            ended = &mut ended => match ended {
+                Ok(Ok(())) => Ok(Some(Outcome::Drained)),
+                Ok(Err(reason)) => Err(Error::Shard(reason)),
+                Err(_) => Ok(None),
+            },
+        }
+    }
+
+    /// Puts a new policy and new secrets in force. Everything else needs a
+    /// restart.
+    fn reload(&mut self, config: Result<Config, Errors>) {
+        let mut config = match config {
+            Ok(config) => config,
             Err(errors) => {
                 for error in &errors.0 {
                     tracing::error!(error, "configuration not reloaded");
@@ -240,8 +345,9 @@ impl House {
                 return;
             }
         };
-        let (Some(trust), Some(attestation)) = (&self.trust, attestation) else {
-            tracing::warn!("whether clients are attested changes with a restart only");
+        self.rotate(&mut config);
+        let (Some(trust), Some(attestation)) = (&self.shared.trust, config.attestation) else {
+            tracing::info!("configuration reloaded");
             return;
         };
         let epoch = attestation.policy.epoch();
@@ -254,157 +360,189 @@ impl House {
         for warning in warnings {
             tracing::warn!("{warning}");
         }
-        self.tell(|| Message::Recheck);
+        self.shards.tell(|| Message::Recheck);
     }
 
-    fn tell(&self, message: impl Fn() -> Message) {
-        for shard in &self.shards {
-            shard.send(message());
-        }
-    }
-
-    /// Until every shard has ended, `grace` is over (`None`), or a signal.
-    async fn wait(
-        &mut self,
-        signals: &mut Signals,
-        grace: impl Future<Output = ()>,
-    ) -> Result<Option<Outcome>, Error> {
-        let mut grace = std::pin::pin!(grace);
-        while self.running > 0 {
-            tokio::select! {
-                signal = signals.next() => {
-                    return Ok(Some(Outcome::Interrupted(signal.as_raw_value())));
-                }
-                end = self.ended.recv() => match end {
-                    Some(Ok(())) => self.running -= 1,
-                    end => return Err(shard_error(end)),
-                },
-                () = &mut grace => return Ok(None),
+    /// New cluster secrets are good at once, those before them for a while.
+    fn rotate(&mut self, config: &mut Config) {
+        self.secret_overlap = config.secret_overlap;
+        let passwords = std::mem::take(&mut config.passwords);
+        let passwords = match passwords.resolve(self.derived.as_ref()) {
+            Ok(passwords) => passwords,
+            Err(error) => {
+                tracing::error!(%error, "secrets not reloaded");
+                return;
             }
+        };
+        let next = Secrets {
+            cluster: config.secrets.clone(),
+            passwords,
+        };
+        let gatekeeper = Arc::clone(&self.shared.live.read().gatekeeper);
+        let (gatekeeper, changed) = gatekeeper.rotated(next);
+        if changed == Rotated::default() {
+            return;
         }
-        Ok(Some(Outcome::Drained))
+        self.shared.live.set_gatekeeper(gatekeeper);
+        if changed.passwords {
+            tracing::info!("new passwords for Postgres in use");
+        }
+        if changed.secrets {
+            let overlap = self.secret_overlap;
+            tracing::info!(
+                ?overlap,
+                "new cluster secrets in use, the old ones still good"
+            );
+            self.settle_at = Some(Instant::now() + overlap);
+        }
+    }
+
+    fn settle(&mut self) {
+        self.settle_at = None;
+        let gatekeeper = Arc::clone(&self.shared.live.read().gatekeeper);
+        self.shared.live.set_gatekeeper(gatekeeper.settled());
+        tracing::info!("the old cluster secrets are no longer good");
+    }
+}
+
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 
 /// What clients are judged with. The keeper runs on this thread from here on.
 fn trust(
-    mut attestation: Attestation,
-    tls: &ServerConfig,
+    config: &mut Config,
+    live: &Live,
+    metrics: &Metrics,
+    health: &Health,
     changed: mpsc::UnboundedSender<()>,
-) -> Result<Arc<Trust>, Error> {
-    let random = tls.crypto_provider().secure_random;
-    let collateral = keeper::start(&mut attestation, random, changed)?;
+) -> Result<Option<Arc<Trust>>, Error> {
+    let Some(mut attestation) = config.attestation.take() else {
+        health.collateral.ready();
+        return Ok(None);
+    };
+    let random = live.read().tls.crypto_provider().secure_random;
+    let collateral = keeper::start(&mut attestation, random, metrics, changed)?;
     let control = tokio::runtime::Handle::current();
-    Ok(Trust::new(
+    let verification = metrics.histogram("teesql_verification_seconds");
+    Ok(Some(Trust::new(
         attestation.policy,
         attestation.root,
         collateral,
         control,
-    ))
+        verification,
+    )))
 }
 
-fn shard_error(end: Option<Result<(), String>>) -> Error {
-    Error::Shard(match end {
-        Some(Err(reason)) => reason,
-        Some(Ok(())) => "it stopped accepting".to_owned(),
-        None => "all of them".to_owned(),
-    })
+fn serve_admin(
+    config: &Config,
+    surface: &Arc<Surface>,
+    health: &Health,
+) -> Result<Option<admin::Server>, Error> {
+    let Some(address) = config.admin_listen else {
+        return Ok(None);
+    };
+    let settings = admin::Settings {
+        attestation_interval: config.attestation_interval,
+        ..admin::Settings::default()
+    };
+    let start = |listener| {
+        let readiness = health.readiness.clone();
+        admin::start(listener, readiness, Arc::clone(surface), settings)
+    };
+    let server = std::net::TcpListener::bind(address).and_then(start);
+    server
+        .map(Some)
+        .map_err(system(format!("cannot serve HTTP on {address}")))
 }
 
-fn announce(address: SocketAddr, config: &Config, driver: Driver) {
+/// The first certificate. A guest agent that is not there yet is waited for;
+/// files that cannot be used are a mistake.
+async fn obtain(origin: &Origin, health: &Health) -> Result<Identity, Error> {
+    let mut pause = Pause::default();
+    loop {
+        let error = match origin.obtain().await {
+            Ok(identity) => return Ok(identity),
+            Err(OriginError::Identity(error)) => return Err(error.into()),
+            Err(OriginError::Agent(error)) => error,
+        };
+        health.identity.not_ready(error.to_string());
+        pause.complain(&error, "no certificate yet").await;
+    }
+}
+
+/// What the guest agent derives, where it is asked for that.
+async fn derive(config: &Config, agent: &Agent, health: &Health) -> Option<Derived> {
+    if !config.derives_passwords() {
+        return None;
+    }
+    let mut pause = Pause::default();
+    loop {
+        match Derived::ask(agent).await {
+            Ok(derived) => return Some(derived),
+            Err(error) => {
+                health.identity.not_ready(error.to_string());
+                pause.complain(&error, "no passwords yet").await;
+            }
+        }
+    }
+}
+
+async fn set_up_roles(config: &Config, passwords: &Resolved, health: &Health) -> Result<(), Error> {
+    let mut pause = Pause::default();
+    loop {
+        match provision::at_start(&config.postgres, &config.database, passwords).await {
+            Ok(report) => {
+                for repaired in report.repaired {
+                    tracing::info!(repaired, "provisioned");
+                }
+                return Ok(());
+            }
+            Err(error) if error.is_of_startup() => {
+                health.postgres.not_ready(error.to_string());
+                pause.complain(&error, "roles not set up yet").await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Between attempts at start.
+struct Pause(Duration);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self(FIRST_PAUSE)
+    }
+}
+
+impl Pause {
+    async fn complain(&mut self, error: &impl std::error::Error, what: &str) {
+        tracing::warn!(%error, again_in = ?self.0, "{what}");
+        sleep(self.0).await;
+        self.0 = LONGEST_PAUSE.min(self.0 * 2);
+    }
+}
+
+/// Tells systemd (`Type=notify`), where it is there to be told.
+fn notify_supervisor(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "the service manager cannot be told");
+    }
+}
+
+fn announce(addresses: Addresses, config: &Config, driver: Driver) {
     tracing::info!(
-        %address,
+        address = %addresses.listen,
+        admin = addresses.admin.map(tracing::field::display),
         postgres = %config.postgres,
         shards = config.shards,
         %driver,
+        mode = config.mode.name(),
         version = env!("CARGO_PKG_VERSION"),
         "listening"
     );
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
-    }
-}
-
-/// What every shard is built from.
-struct Plan {
-    trust: Option<Arc<Trust>>,
-    verify: Worker,
-    tls: Arc<ServerConfig>,
-    gatekeeper: Arc<Gatekeeper>,
-    knowledge: Arc<Knowledge>,
-    worker: Worker,
-    driver: Driver,
-    limit: Arc<Limit>,
-    endpoint: net::Endpoint,
-    plaintext_cancel: bool,
-    require_alpn: bool,
-    proxy_protocol_from: Vec<ipnet::IpNet>,
-    times: Times,
-}
-
-impl Plan {
-    fn start(
-        self: &Arc<Self>,
-        index: usize,
-        core: Option<core_affinity::CoreId>,
-        listener: std::net::TcpListener,
-        report: mpsc::UnboundedSender<Result<(), String>>,
-    ) -> io::Result<Sender<Message>> {
-        let (sender, mailbox) = mailbox()?;
-        let (plan, replies) = (Arc::clone(self), sender.clone());
-        std::thread::Builder::new()
-            .name(format!("shard-{index}"))
-            .spawn(move || {
-                if let Some(core) = core {
-                    core_affinity::set_for_current(core);
-                }
-                let main = async {
-                    let shard = plan.shard(replies);
-                    shard.run(listener, mailbox).await
-                };
-                let run = std::panic::AssertUnwindSafe(|| driver::block_on(plan.driver, main));
-                let end = match std::panic::catch_unwind(run) {
-                    Ok(Ok(Ok(()))) => Ok(()),
-                    Ok(Ok(Err(error)) | Err(error)) => Err(error.to_string()),
-                    Err(_) => Err("panic".to_owned()),
-                };
-                // The control thread may be gone already.
-                let _ = report.send(end);
-            })?;
-        Ok(sender)
-    }
-
-    /// A shard's own things; made on its thread, where they stay.
-    fn shard(&self, sender: Sender<Message>) -> std::rc::Rc<Shard> {
-        let tickets = Tickets::default();
-        let replies = Replies(sender);
-        let gate = match &self.trust {
-            None => Gate::Open,
-            Some(trust) => Gate::Guarded(Box::new(Guard::new(
-                Arc::clone(trust),
-                self.verify.clone(),
-                tickets.clone(),
-                replies.clone(),
-            ))),
-        };
-        let service = Service {
-            tls: Arc::clone(&self.tls),
-            lane: Lane::default(),
-            gate,
-            gatekeeper: Arc::clone(&self.gatekeeper),
-            injector: Injector {
-                endpoint: self.endpoint.clone(),
-                knowledge: Arc::clone(&self.knowledge),
-                worker: self.worker.clone(),
-                tickets: tickets.clone(),
-                replies,
-                keys: std::cell::RefCell::default(),
-                random: self.tls.crypto_provider().secure_random,
-            },
-            plaintext_cancel: self.plaintext_cancel,
-            require_alpn: self.require_alpn,
-            proxy_protocol_from: self.proxy_protocol_from.clone(),
-        };
-        Shard::new(service, tickets, self.times, Arc::clone(&self.limit))
-    }
 }

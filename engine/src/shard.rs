@@ -128,13 +128,14 @@ impl Shard {
         tickets: Tickets,
         times: Times,
         limit: Arc<Limit>,
+        journal: Journal,
     ) -> Rc<Self> {
         Rc::new(Self {
             service,
             tickets,
             times,
             limit,
-            journal: Journal::default(),
+            journal,
             connections: RefCell::default(),
             draining: Cell::new(false),
             listener: Cell::new(None),
@@ -226,6 +227,7 @@ impl Shard {
                     if let Some(admission) = self.limit.enter() {
                         monoio::spawn(Rc::clone(self).connection(stream, peer, admission));
                     } else {
+                        self.service.meters.dropped();
                         self.journal.dropped_at_the_limit(peer);
                     }
                 }
@@ -245,16 +247,18 @@ impl Shard {
         peer: SocketAddr,
         admission: Admission,
     ) {
-        let started = Instant::now();
-        let control = Rc::new(Control::new(started + self.times.login));
+        let meters = &self.service.meters;
+        meters.accepted();
+        let facts = RefCell::new(Facts::new(peer));
+        let started = facts.borrow().accepted;
+        let deadline = started + self.times.login;
+        let control = Rc::new(Control::new(deadline, Rc::clone(meters)));
         let key = self.connections.borrow_mut().insert(Rc::clone(&control));
-        let facts = Rc::new(RefCell::new(Facts::default()));
         let end = match tune(&stream) {
             Ok(()) => {
                 let story = sidecar::serve(
                     &self.service,
                     Stream::Tcp(stream),
-                    peer,
                     &admission,
                     &control,
                     &facts,
@@ -265,13 +269,9 @@ impl Shard {
         };
         self.connections.borrow_mut().remove(key);
         drop(admission);
-        self.journal.ended(
-            peer,
-            &facts.borrow(),
-            started.elapsed(),
-            control.bytes(),
-            &end,
-        );
+        let facts = facts.into_inner();
+        meters.ended(facts.role, facts.entered, &end);
+        self.journal.ended(&facts, control.bytes(), &end);
         if self.connections.borrow().is_empty()
             && let Some(waker) = self.emptied.take()
         {

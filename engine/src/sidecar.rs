@@ -3,11 +3,12 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
-use rustls::ServerConfig;
 use rustls::server::UnbufferedServerConnection;
-use wire::frontend::{AwaitStartup, PasswordStep, StartupStep, request_password};
+use wire::frontend::{AwaitStartup, PasswordStep, StartupStep, negotiate, request_password};
 use wire::opening::{Openings, Policy, Step};
 use wire::startup::{ProtocolVersion, Startup};
 
@@ -16,9 +17,11 @@ use crate::control::Control;
 use crate::end::End;
 use crate::gate::{Attested, Gate};
 use crate::lane::Lane;
+use crate::live::{Live, Snapshot};
+use crate::metrics::Meters;
 use crate::net::Stream;
 use crate::relay::relay;
-use crate::roles::{Gatekeeper, Role};
+use crate::roles::Role;
 use crate::shard::Admission;
 use crate::stream::{StreamError, TlsStream};
 use crate::tls::Session;
@@ -26,23 +29,47 @@ use crate::upstream::{self, Credential, Injector};
 
 /// What every connection of a shard is served with.
 pub(crate) struct Service {
-    pub(crate) tls: Arc<ServerConfig>,
+    pub(crate) live: Arc<Live>,
     pub(crate) lane: Lane,
     pub(crate) gate: Gate,
-    pub(crate) gatekeeper: Arc<Gatekeeper>,
     pub(crate) injector: Injector,
+    pub(crate) meters: Rc<Meters>,
     pub(crate) plaintext_cancel: bool,
+    /// Simulator mode: whoever comes from this machine is `postgres` unasked.
+    pub(crate) trust_loopback: bool,
     pub(crate) proxy_protocol_from: Vec<ipnet::IpNet>,
     pub(crate) require_alpn: bool,
 }
 
 /// What the log line at the end wants to know.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Facts {
+    pub(crate) accepted: Instant,
+    pub(crate) peer: SocketAddr,
     /// The client behind a PROXY header.
     pub(crate) proxied: Option<SocketAddr>,
     pub(crate) role: Option<Role>,
     pub(crate) tls: Option<rustls::ProtocolVersion>,
+    /// The login succeeded.
+    pub(crate) entered: bool,
+}
+
+impl Facts {
+    pub(crate) fn new(peer: SocketAddr) -> Self {
+        Self {
+            accepted: Instant::now(),
+            peer,
+            proxied: None,
+            role: None,
+            tls: None,
+            entered: false,
+        }
+    }
+
+    /// Whether the client is on this machine, and not behind a proxy that is.
+    fn is_local(&self) -> bool {
+        self.proxied.is_none() && self.peer.ip().to_canonical().is_loopback()
+    }
 }
 
 type Client = TlsStream<UnbufferedServerConnection>;
@@ -51,20 +78,20 @@ type Client = TlsStream<UnbufferedServerConnection>;
 pub(crate) async fn serve(
     service: &Service,
     mut stream: Stream,
-    peer: SocketAddr,
     admission: &Admission,
     control: &Control,
     facts: &RefCell<Facts>,
 ) -> End {
     let _leash = control.hold_client(stream.raw_fd());
-    let incoming = match open(service, &mut stream, peer, control, facts).await {
+    let snapshot = service.live.read();
+    let incoming = match open(service, &mut stream, control, facts).await {
         Ok(Opened::Tls(incoming)) => incoming,
         Ok(Opened::Cancel(packet)) => {
             return upstream::cancel(&service.injector, packet, control).await;
         }
         Err(end) => return refuse_in_plaintext(&mut stream, end, control).await,
     };
-    let mut client = match encrypt(service, stream, incoming, control, facts).await {
+    let mut client = match encrypt(service, &snapshot, stream, incoming, control, facts).await {
         Ok(client) => client,
         Err(end) => return end,
     };
@@ -72,7 +99,14 @@ pub(crate) async fn serve(
         Ok(attested) => attested,
         Err(end) => return refuse(&mut client, end, control).await,
     };
-    let story = log_in(service, &mut client, &attested, admission, control, facts);
+    let party = Party {
+        service,
+        snapshot: &snapshot,
+        admission,
+        control,
+        facts,
+    };
+    let story = party.log_in(&mut client, &attested);
     // Boxed: what only the login needs is given back before the relay.
     let login = Box::pin(story).await;
     match login {
@@ -80,6 +114,7 @@ pub(crate) async fn serve(
             let upstream::LoggedIn { stream, first } = session;
             let _leash = control.hold_upstream(stream.raw_fd());
             control.login_done();
+            entered(service, facts);
             relay(client, stream, first, control).await
         }
         Ok(Entry::Cancel(packet)) => {
@@ -89,6 +124,13 @@ pub(crate) async fn serve(
         }
         Err(end) => refuse(&mut client, end, control).await,
     }
+}
+
+fn entered(service: &Service, facts: &RefCell<Facts>) {
+    let mut facts = facts.borrow_mut();
+    facts.entered = true;
+    let took = facts.accepted.elapsed();
+    service.meters.entered(facts.role, took);
 }
 
 enum Opened {
@@ -101,10 +143,10 @@ enum Opened {
 async fn open(
     service: &Service,
     stream: &mut Stream,
-    peer: SocketAddr,
     control: &Control,
     facts: &RefCell<Facts>,
 ) -> Result<Opened, End> {
+    let peer = facts.borrow().peer;
     let mut openings = Openings::new(Policy {
         plaintext_cancel: service.plaintext_cancel,
         proxy_protocol: service
@@ -156,12 +198,13 @@ async fn open(
 /// The TLS handshake.
 async fn encrypt(
     service: &Service,
+    snapshot: &Snapshot,
     stream: Stream,
     incoming: Buffer,
     control: &Control,
     facts: &RefCell<Facts>,
 ) -> Result<Client, End> {
-    let connection = UnbufferedServerConnection::new(Arc::clone(&service.tls))
+    let connection = UnbufferedServerConnection::new(Arc::clone(&snapshot.tls))
         .map_err(|error| End::TlsHandshake(error.into()))?;
     let mut client = TlsStream::new(stream, Session::new(connection), incoming);
     if let Err(error) = client.handshake(&service.lane).await {
@@ -177,7 +220,9 @@ async fn encrypt(
             }
         });
     }
-    facts.borrow_mut().tls = client.session.common().protocol_version();
+    let mut facts = facts.borrow_mut();
+    facts.tls = client.session.common().protocol_version();
+    service.meters.encrypted(facts.accepted.elapsed());
     Ok(client)
 }
 
@@ -198,37 +243,103 @@ enum Entry {
     Cancel(Vec<u8>),
 }
 
-/// From the first message inside TLS to ReadyForQuery.
-async fn log_in(
-    service: &Service,
-    client: &mut Client,
-    _: &Attested,
-    admission: &Admission,
-    control: &Control,
-    facts: &RefCell<Facts>,
-) -> Result<Entry, End> {
-    let startup = match read_startup(client, control).await? {
-        FirstMessage::Startup(startup) => startup,
-        FirstMessage::Cancel(packet) => return Ok(Entry::Cancel(packet)),
-    };
-    if service.require_alpn && client.session.common().alpn_protocol().is_none() {
-        return Err(End::AlpnMissing);
+/// What the steps of the login have in common.
+struct Party<'a> {
+    service: &'a Service,
+    snapshot: &'a Snapshot,
+    admission: &'a Admission,
+    control: &'a Control,
+    facts: &'a RefCell<Facts>,
+}
+
+impl Party<'_> {
+    /// From the first message inside TLS to ReadyForQuery.
+    async fn log_in(&self, client: &mut Client, _: &Attested) -> Result<Entry, End> {
+        let (service, control) = (self.service, self.control);
+        let startup = match read_startup(client, control).await? {
+            FirstMessage::Startup(startup) => startup,
+            FirstMessage::Cancel(packet) => return Ok(Entry::Cancel(packet)),
+        };
+        if service.require_alpn && client.session.common().alpn_protocol().is_none() {
+            return Err(End::AlpnMissing);
+        }
+        // Only known names get into the log: others may be a mistyped password.
+        let role = Role::from_name(startup.role());
+        self.facts.borrow_mut().role = role;
+        if !self.admission.is_granted() {
+            return Err(End::TooManyConnections);
+        }
+        let (credential, version) = match self.unasked(role) {
+            Some(credential) => (credential, self.welcome(client, &startup).await?),
+            None => self.check_password(client, &startup, role).await?,
+        };
+        let stream = service.injector.dial(control).await?;
+        let leash = control.hold_upstream(stream.raw_fd());
+        let session = service
+            .injector
+            .inject(stream, client, &startup, version, &credential, control)
+            .await?;
+        drop(leash);
+        Ok(Entry::Session(session))
     }
-    // Only known names get into the log: others may be a mistyped password.
-    let role = Role::from_name(startup.role());
-    facts.borrow_mut().role = role;
-    if !admission.is_granted() {
-        return Err(End::TooManyConnections);
+
+    /// In simulator mode, what a client of this machine need not be asked for.
+    fn unasked(&self, role: Option<Role>) -> Option<Arc<Credential>> {
+        let local = self.service.trust_loopback && self.facts.borrow().is_local();
+        let unasked = local && role == Some(Role::Superuser);
+        let credential = self.snapshot.gatekeeper.superuser_unasked();
+        unasked.then_some(credential).flatten().cloned()
     }
-    let (credential, version) = check_password(service, client, &startup, role, control).await?;
-    let stream = service.injector.dial(control).await?;
-    let leash = control.hold_upstream(stream.raw_fd());
-    let session = service
-        .injector
-        .inject(stream, client, &startup, version, &credential, control)
-        .await?;
-    drop(leash);
-    Ok(Entry::Session(session))
+
+    /// Negotiates the version, and asks for nothing.
+    async fn welcome(
+        &self,
+        client: &mut Client,
+        startup: &Startup,
+    ) -> Result<ProtocolVersion, End> {
+        let newest = self.service.injector.knowledge.newest_or_oldest().await;
+        let mut message = Vec::new();
+        let version = negotiate(startup, newest, &mut message);
+        if !message.is_empty() {
+            let sent = client.send(&message).await;
+            sent.map_err(|error| error.into_end(self.control))?;
+        }
+        Ok(version)
+    }
+
+    /// Asks for the secret and compares it. No Postgres is involved yet.
+    async fn check_password(
+        &self,
+        client: &mut Client,
+        startup: &Startup,
+        role: Option<Role>,
+    ) -> Result<(Arc<Credential>, ProtocolVersion), End> {
+        let control = self.control;
+        let newest = self.service.injector.knowledge.newest_or_oldest().await;
+        let mut question = Vec::new();
+        let (mut await_password, version) = request_password(startup, newest, &mut question);
+        client
+            .send(&question)
+            .await
+            .map_err(|error| error.into_end(control))?;
+        loop {
+            match await_password.advance(client.plain.filled()) {
+                PasswordStep::Read(next) => await_password = next,
+                PasswordStep::Password { password, consumed } => {
+                    let admitted = self.snapshot.gatekeeper.admit(role, password).cloned();
+                    client.plain.consume(consumed);
+                    client.plain.wipe_used();
+                    client.incoming.wipe_used();
+                    return match admitted {
+                        Some(credential) => Ok((credential, version)),
+                        None => Err(End::AuthenticationFailed),
+                    };
+                }
+                PasswordStep::Refuse(error) => return Err(error.into()),
+            }
+            read_more(client, control).await?;
+        }
+    }
 }
 
 enum FirstMessage {
@@ -250,40 +361,6 @@ async fn read_startup(client: &mut Client, control: &Control) -> Result<FirstMes
                 return Ok(FirstMessage::Cancel(request.as_bytes().to_vec()));
             }
             StartupStep::Refuse(error) => return Err(error.into()),
-        }
-        read_more(client, control).await?;
-    }
-}
-
-/// Asks for the secret and compares it. No Postgres is involved yet.
-async fn check_password(
-    service: &Service,
-    client: &mut Client,
-    startup: &Startup,
-    role: Option<Role>,
-    control: &Control,
-) -> Result<(Arc<Credential>, ProtocolVersion), End> {
-    let newest = service.injector.knowledge.newest_or_oldest().await;
-    let mut question = Vec::new();
-    let (mut await_password, version) = request_password(startup, newest, &mut question);
-    client
-        .send(&question)
-        .await
-        .map_err(|error| error.into_end(control))?;
-    loop {
-        match await_password.advance(client.plain.filled()) {
-            PasswordStep::Read(next) => await_password = next,
-            PasswordStep::Password { password, consumed } => {
-                let admitted = service.gatekeeper.admit(role, password).cloned();
-                client.plain.consume(consumed);
-                client.plain.wipe_used();
-                client.incoming.wipe_used();
-                return match admitted {
-                    Some(credential) => Ok((credential, version)),
-                    None => Err(End::AuthenticationFailed),
-                };
-            }
-            PasswordStep::Refuse(error) => return Err(error.into()),
         }
         read_more(client, control).await?;
     }

@@ -7,13 +7,15 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use attest::cache::{Epoch, Verdict, VerdictCache};
 use attest::chain::{Chain, KmsRoot};
-use attest::collateral::{CollateralKey, Handle};
+use attest::collateral::{Collateral, CollateralKey, Handle};
+use attest::quote::TdQuote;
 use attest::{BoundEvidence, Denial, Policy, TrustedRoot, Verifier};
+use metrics::Histogram;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
@@ -43,6 +45,26 @@ pub(crate) struct Trust {
     issuer: Option<KmsRoot>,
     collateral: Handle,
     control: tokio::runtime::Handle,
+    /// Seconds of each full verification.
+    verification: Histogram,
+}
+
+/// Whether the quote's platform is of the trusted root, which is asked before
+/// collateral for it is: anybody can invent a platform.
+pub(crate) fn check_issuer(
+    root: Option<&KmsRoot>,
+    quote: &TdQuote,
+    now: u64,
+) -> Result<(), Denial> {
+    let root = root.ok_or(Denial::BadSignature)?;
+    let pem = CertificateDer::pem_slice_iter(quote.pck_chain());
+    let chain: Vec<_> = pem
+        .collect::<Result<_, _>>()
+        .map_err(|_| Denial::UnsupportedQuote("its PCK chain cannot be read"))?;
+    Chain::copy(&chain)?
+        .verify_up_to(std::slice::from_ref(root), now)
+        .map(drop)
+        .map_err(|_| Denial::BadSignature)
 }
 
 /// What the verify thread says.
@@ -59,6 +81,7 @@ impl Trust {
         root: TrustedRoot,
         collateral: Handle,
         control: tokio::runtime::Handle,
+        verification: Histogram,
     ) -> Arc<Self> {
         Arc::new(Self {
             policy: ArcSwap::from_pointee(policy),
@@ -66,6 +89,7 @@ impl Trust {
             verifier: Verifier::new(root),
             collateral,
             control,
+            verification,
         })
     }
 
@@ -105,10 +129,7 @@ impl Trust {
         let verdict = match evidence.collateral_key() {
             Err(denial) => Err(denial),
             Ok(key) => match snapshot.get(key, now) {
-                Some(collateral) => self
-                    .verifier
-                    .verify(evidence, collateral, &policy, now)
-                    .map(Arc::new),
+                Some(collateral) => self.verify(evidence, collateral, &policy, now),
                 // Only for platforms of the trusted root: anybody can invent
                 // others and have them asked for.
                 None => match self.check_issuer(evidence, now) {
@@ -125,16 +146,32 @@ impl Trust {
         Judgement::Verdict(epoch, verdict)
     }
 
+    fn verify(
+        &self,
+        evidence: &BoundEvidence,
+        collateral: &Collateral,
+        policy: &Policy,
+        now: u64,
+    ) -> Verdict {
+        let begun = Instant::now();
+        let verdict = self.verifier.verify(evidence, collateral, policy, now);
+        self.verification.record(begun.elapsed());
+        verdict.map(Arc::new)
+    }
+
     fn check_issuer(&self, evidence: &BoundEvidence, now: u64) -> Result<(), Denial> {
-        let issuer = self.issuer.as_ref().ok_or(Denial::BadSignature)?;
-        let pem = CertificateDer::pem_slice_iter(evidence.quote().pck_chain());
-        let chain: Vec<_> = pem
-            .collect::<Result<_, _>>()
-            .map_err(|_| Denial::UnsupportedQuote("its PCK chain cannot be read"))?;
-        Chain::copy(&chain)?
-            .verify_up_to(std::slice::from_ref(issuer), now)
-            .map(drop)
-            .map_err(|_| Denial::BadSignature)
+        check_issuer(self.issuer.as_ref(), evidence.quote(), now)
+    }
+
+    /// Seconds until the first of what is held expires.
+    pub(crate) fn collateral_left(&self, now: u64) -> Option<u64> {
+        let snapshot = self.collateral.snapshot();
+        snapshot.seconds_left(now).map(|(_, left)| left).min()
+    }
+
+    /// What is held, and the way to more.
+    pub(crate) fn collateral(&self) -> &Handle {
+        &self.collateral
     }
 
     /// Has collateral fetched, and tells `done` whether there is some now. The

@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -86,6 +86,14 @@ pub(crate) struct Credential {
     pub(crate) password: Password,
     /// Tells this password from every other one of the process.
     pub(crate) id: u64,
+}
+
+impl Credential {
+    pub(crate) fn new(password: Password) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self { password, id }
+    }
 }
 
 /// Everything a login into Postgres needs from its shard.

@@ -92,21 +92,31 @@ fn first_packet(bytes: &[u8]) -> Result<Option<StartupStep<'_>>, FrontendError> 
     }
 }
 
-/// Asks for the password, after negotiating the protocol version where that is needed.
-///
-/// `newest` is the newest version that the Postgres behind speaks. Appends NegotiateProtocolVersion to
-/// `out` if the client asked for a newer one or for a `_pq_.` option (none is known here), and then
-/// AuthenticationCleartextPassword. Returns the version to go on with, the older of the two.
-///
-/// As PostgreSQL 18 does it: the message holds the whole version word, not the minor number alone as
-/// its documentation says, and it is the version that will be spoken, not the newest that could be;
-/// 3.1, which never existed, is taken as asked for by a server that speaks 3.2.
-/// [PostgreSQL 18 `backend_startup.c`, ProcessStartupPacket, SendNegotiateProtocolVersion]
+/// Asks for the password, after [`negotiate`]: appends AuthenticationCleartextPassword to `out`.
+/// Returns the version to go on with.
 pub fn request_password(
     startup: &Startup,
     newest: ProtocolVersion,
     out: &mut Vec<u8>,
 ) -> (AwaitPassword, ProtocolVersion) {
+    let version = negotiate(startup, newest, out);
+    write_tagged(out, b'R', |out| {
+        out.extend_from_slice(&CLEARTEXT_PASSWORD.to_be_bytes());
+    });
+    (AwaitPassword(()), version)
+}
+
+/// Negotiates the protocol version where that is needed.
+///
+/// `newest` is the newest version that the Postgres behind speaks. Appends NegotiateProtocolVersion to
+/// `out` if the client asked for a newer one or for a `_pq_.` option (none is known here). Returns the
+/// version to go on with, the older of the two.
+///
+/// As PostgreSQL 18 does it: the message holds the whole version word, not the minor number alone as
+/// its documentation says, and it is the version that will be spoken, not the newest that could be;
+/// 3.1, which never existed, is taken as asked for by a server that speaks 3.2.
+/// [PostgreSQL 18 `backend_startup.c`, ProcessStartupPacket, SendNegotiateProtocolVersion]
+pub fn negotiate(startup: &Startup, newest: ProtocolVersion, out: &mut Vec<u8>) -> ProtocolVersion {
     let version = startup.version().min(newest);
     let options = startup.protocol_options().count();
     if startup.version() > newest || options > 0 {
@@ -120,10 +130,7 @@ pub fn request_password(
                 .for_each(|name| write_c_str(out, name));
         });
     }
-    write_tagged(out, b'R', |out| {
-        out.extend_from_slice(&CLEARTEXT_PASSWORD.to_be_bytes());
-    });
-    (AwaitPassword(()), version)
+    version
 }
 
 /// Waits for the PasswordMessage. Made by [`request_password`] only.

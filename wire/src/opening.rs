@@ -40,7 +40,8 @@ const TLS_MAJOR: u8 = 0x03;
 
 /// Length word and request code: all that tells start-up packets apart.
 const PACKET_HEAD: usize = 8;
-const SSL_REQUEST_PACKET: [u8; PACKET_HEAD] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+/// What a client sends to be asked for TLS.
+pub const SSL_REQUEST_PACKET: [u8; PACKET_HEAD] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 /// What this listener allows from this peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,6 +14,9 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::error::BackendError;
 pub use crate::secret::Password;
+pub use verifier::Verifier;
+
+pub mod verifier;
 
 /// The only mechanism spoken.
 pub(crate) const MECHANISM: &[u8] = b"SCRAM-SHA-256";

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// Bytes of a cluster secret.
 pub const CLUSTER_SECRET_LEN: usize = 32;
@@ -55,6 +55,22 @@ impl FromStr for ClusterSecret {
 }
 
 impl ClusterSecret {
+    /// A new secret, of random bytes that the caller drew.
+    #[must_use]
+    pub fn from_bytes(bytes: [u8; CLUSTER_SECRET_LEN]) -> Self {
+        Self(bytes)
+    }
+
+    /// Its 64 hex characters, in lower case, for the one who hands it out.
+    #[must_use]
+    pub fn to_text(&self) -> Zeroizing<String> {
+        let mut text = Zeroizing::new(String::with_capacity(2 * CLUSTER_SECRET_LEN));
+        for nibble in self.0.iter().flat_map(|byte| [byte >> 4, byte & 0xf]) {
+            text.extend(char::from_digit(nibble.into(), 16));
+        }
+        text
+    }
+
     /// Whether `presented`, the text that the client sent as its password, is this secret.
     ///
     /// 64 hex characters of either case. Takes the same time whatever the secret is; text of a wrong
@@ -65,6 +81,12 @@ impl ClusterSecret {
         let equal = self.0.ct_eq(&bytes);
         bytes.zeroize();
         equal & valid
+    }
+}
+
+impl ConstantTimeEq for ClusterSecret {
+    fn ct_eq(&self, other: &Self) -> Choice {
+        self.0.ct_eq(&other.0)
     }
 }
 
@@ -138,8 +160,16 @@ impl Password {
         equal
     }
 
-    pub(crate) fn as_bytes(&self) -> &[u8] {
+    /// The password itself, for the one who logs in with it.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
+    }
+}
+
+impl ConstantTimeEq for Password {
+    fn ct_eq(&self, other: &Self) -> Choice {
+        self.digest.ct_eq(&other.digest)
     }
 }
 
@@ -147,5 +177,20 @@ impl Password {
 impl fmt::Debug for Password {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Password(redacted)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_written_as_it_is_read() {
+        let mut bytes = [0xa0; CLUSTER_SECRET_LEN];
+        bytes[31] = 0x0f;
+        let text = ClusterSecret::from_bytes(bytes).to_text();
+        assert_eq!(*text, format!("{}0f", "a0".repeat(31)));
+        let parsed: ClusterSecret = text.parse().unwrap();
+        assert!(bool::from(parsed.matches(text.as_bytes())));
     }
 }

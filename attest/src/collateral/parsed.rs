@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use super::error::{CollateralError, Part};
 use super::key::{CaType, CollateralKey, parse_fmspc};
 use super::window::{Window, crl, first_of_chain, malformed};
+use crate::denial::Denial;
 
 /// Most bytes of one part (TCB info, QE identity or a CRL). Intel's are at most 20 KiB (TCB info) and
 /// 6 KiB (PCK CRL) today; the rest is room for revocations.
@@ -140,6 +141,34 @@ impl Collateral {
     #[must_use]
     pub fn expires_at(&self) -> u64 {
         self.expires_at
+    }
+
+    /// Refuses to judge with it at any other time than its own.
+    ///
+    /// # Errors
+    /// [`Denial::CollateralNotYetValid`], [`Denial::CollateralExpired`].
+    pub fn check_dates(&self, now: u64) -> Result<(), Denial> {
+        if now < self.valid_from {
+            Err(Denial::CollateralNotYetValid)
+        } else if now >= self.expires_at {
+            Err(Denial::CollateralExpired)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// When Intel issued the TCB info, in unix seconds.
+    #[must_use]
+    pub fn tcb_info_issued_at(&self) -> u64 {
+        let (_, (_, issued)) = self.parts.tcb_info;
+        issued
+    }
+
+    /// Which of Intel's evaluations the TCB info is: `tcbEvaluationDataNumber`.
+    #[must_use]
+    pub fn tcb_evaluation_number(&self) -> u32 {
+        let (_, (number, _)) = self.parts.tcb_info;
+        number
     }
 
     /// Whether dcap-qvl would take all dates at `now`.

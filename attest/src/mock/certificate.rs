@@ -27,6 +27,8 @@ pub struct LeafOptions {
     pub alt_names: Vec<String>,
     /// For which time.
     pub validity: Validity,
+    /// Which certificate of this subject: another number is another serial number.
+    pub number: u64,
     /// Extended key usage: TLS server.
     pub server: bool,
     /// Extended key usage: TLS client.
@@ -48,6 +50,7 @@ impl Default for LeafOptions {
             subject: "mock.teesql.invalid".to_owned(),
             alt_names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
             validity: Validity::default(),
+            number: 0,
             server: true,
             client: true,
             app_id: None,
@@ -86,7 +89,11 @@ impl Certificate {
             Envelope::None => None,
             _ => Some(evidence.quote(machine, key)?),
         };
-        let mut params = params(&pki.seed, &format!("leaf {}", leaf.subject), leaf.validity)?;
+        let serial = match leaf.number {
+            0 => format!("leaf {}", leaf.subject),
+            number => format!("leaf {} {number}", leaf.subject),
+        };
+        let mut params = params(&pki.seed, &serial, leaf.validity)?;
         params.subject_alt_names =
             rcgen::CertificateParams::new(leaf.alt_names.clone())?.subject_alt_names;
         params.distinguished_name = DistinguishedName::new();

@@ -249,9 +249,14 @@ impl Evidence {
         serde_json::to_vec(&log).map_err(|e| MockError::Evidence(e.to_string()))
     }
 
-    fn config(&self) -> String {
+    /// The VM's configuration in JSON.
+    pub(super) fn vm_config(&self) -> String {
         let image = hex::encode(&self.os_image_hash);
-        format!(r#"{{"vm_config":"{{\"os_image_hash\":\"{image}\",\"cpu_count\":2}}"}}"#)
+        format!(r#"{{"os_image_hash":"{image}","cpu_count":2}}"#)
+    }
+
+    fn config(&self) -> String {
+        serde_json::json!({ "vm_config": self.vm_config() }).to_string()
     }
 }
 

@@ -1,34 +1,22 @@
 //! A PCCS over HTTP on loopback, that can be told to misbehave.
 //!
 //! It answers the paths of Intel's PCS v4 that dcap-qvl's own client asks for, as Intel's PCCS does:
-//! issuer chains URL-encoded in headers, the root CRL as hex text. It is bounded (connections, request
-//! size, time), closes each connection after its answer, counts what it was asked, and stops when
-//! dropped.
+//! issuer chains URL-encoded in headers, the root CRL as hex text. It closes each connection after its
+//! answer, counts what it was asked, and stops when dropped.
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dcap_qvl::QuoteCollateralV3;
 
 use super::MockError;
+use super::http::{Connection, HUGE, Handler, Request, Server, Stop, head, send_huge};
 use crate::collateral::CollateralKey;
 
-/// Most connections at once; more are closed at once.
-const MAX_CONNECTIONS: usize = 64;
-/// Most bytes of a request: the paths here have at most 100.
-const MAX_REQUEST: usize = 8 << 10;
-/// Longest wait for a request.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time that [`Behaviour::Silent`] and [`Behaviour::Trickle`] hold a connection.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
-/// How often a held connection looks whether the server stops.
-const SLICE: Duration = Duration::from_millis(20);
-/// Bytes that [`Behaviour::Huge`] sends, if the client takes them.
-const HUGE: usize = 100 << 20;
 
 /// What a PCCS is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,6 +151,14 @@ impl Answer {
         }
     }
 
+    /// The issuer chain as a line of the head; nothing if there is none.
+    fn chain_header(&self) -> String {
+        let chain = self.chain.as_ref();
+        chain.map_or_else(String::new, |(name, pem)| {
+            format!("{name}: {}\r\n", encode(pem))
+        })
+    }
+
     /// As hex text: the reference PCCS does so.
     fn root_crl(known: &QuoteCollateralV3) -> Self {
         Self {
@@ -182,8 +178,6 @@ fn signed(name: &str, json: &str, signature: &[u8]) -> Vec<u8> {
 
 #[derive(Default)]
 struct Shared {
-    stop: AtomicBool,
-    connections: AtomicUsize,
     requests: [AtomicUsize; 4],
     behaviour: Mutex<[Behaviour; 4]>,
     answers: Mutex<PccsAnswers>,
@@ -192,8 +186,7 @@ struct Shared {
 /// A PCCS that listens on 127.0.0.1 until it is dropped.
 pub struct Pccs {
     shared: Arc<Shared>,
-    address: SocketAddr,
-    thread: Option<JoinHandle<()>>,
+    server: Server,
 }
 
 impl Pccs {
@@ -202,27 +195,18 @@ impl Pccs {
     /// # Errors
     /// [`MockError::Io`] if there is none, or no thread.
     pub fn start(answers: PccsAnswers) -> Result<Self, MockError> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             answers: Mutex::new(answers),
             ..Shared::default()
         });
-        let accepting = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("mock-pccs".to_owned())
-            .spawn(move || accept(&listener, &accepting))?;
-        Ok(Self {
-            shared,
-            address,
-            thread: Some(thread),
-        })
+        let server = Server::tcp("mock-pccs", Arc::clone(&shared))?;
+        Ok(Self { shared, server })
     }
 
     /// `http://127.0.0.1:<port>`.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.server.address().to_string()
     }
 
     /// From now on, answers everything like this.
@@ -250,167 +234,72 @@ impl Pccs {
     }
 }
 
-impl Drop for Pccs {
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        // Wakes the accepting thread.
-        drop(TcpStream::connect_timeout(
-            &self.address,
-            Duration::from_secs(1),
-        ));
-        if let Some(thread) = self.thread.take() {
-            // A panic of that thread has been printed, and ends with it.
-            let _ = thread.join();
-        }
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
-    for stream in listener.incoming() {
-        if shared.stop.load(Ordering::Relaxed) {
-            return;
+impl Handler for Shared {
+    fn answer(&self, request: &Request, to: &mut dyn Connection, stop: &Stop) -> io::Result<()> {
+        if request.method != "GET" {
+            return Ok(());
         }
-        let Ok(stream) = stream else { continue };
-        if shared.connections.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
-            shared.connections.fetch_sub(1, Ordering::Relaxed);
-            continue;
+        let found = lock(&self.answers).find(&request.target);
+        let Some((resource, answer)) = found else {
+            return to.write_all(&head(404, "", 0));
+        };
+        if let Some(count) = self.requests.get(resource as usize) {
+            count.fetch_add(1, Ordering::Relaxed);
         }
-        let serving = Arc::clone(shared);
-        let spawned = std::thread::Builder::new()
-            .name("mock-pccs-conn".to_owned())
-            .spawn(move || {
-                // What the client does to its connection is its business.
-                let _ = serve(stream, &serving);
-                serving.connections.fetch_sub(1, Ordering::Relaxed);
-            });
-        if spawned.is_err() {
-            shared.connections.fetch_sub(1, Ordering::Relaxed);
-        }
+        let behaviour = lock(&self.behaviour)
+            .get(resource as usize)
+            .copied()
+            .unwrap_or_default();
+        respond(to, stop, behaviour, &answer)
     }
-}
-
-fn serve(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(REQUEST_TIMEOUT))?;
-    stream.set_write_timeout(Some(REQUEST_TIMEOUT))?;
-    let Some(target) = read_target(&mut stream)? else {
-        return Ok(());
-    };
-    let found = lock(&shared.answers).find(&target);
-    let Some((resource, answer)) = found else {
-        return stream.write_all(
-            b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
-        );
-    };
-    if let Some(count) = shared.requests.get(resource as usize) {
-        count.fetch_add(1, Ordering::Relaxed);
-    }
-    let behaviour = lock(&shared.behaviour)
-        .get(resource as usize)
-        .copied()
-        .unwrap_or_default();
-    respond(&mut stream, shared, behaviour, &answer)
-}
-
-/// The target of a GET request.
-fn read_target(stream: &mut TcpStream) -> std::io::Result<Option<String>> {
-    let mut request = Vec::new();
-    let mut chunk = [0; 1024];
-    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
-        let read = stream.read(&mut chunk)?;
-        if read == 0 || request.len() > MAX_REQUEST {
-            return Ok(None);
-        }
-        request.extend_from_slice(chunk.get(..read).unwrap_or_default());
-    }
-    let text = String::from_utf8_lossy(&request);
-    let mut words = text.split(' ');
-    Ok(match (words.next(), words.next()) {
-        (Some("GET"), Some(target)) => Some(target.to_owned()),
-        _ => None,
-    })
 }
 
 fn respond(
-    stream: &mut TcpStream,
-    shared: &Shared,
+    to: &mut dyn Connection,
+    stop: &Stop,
     behaviour: Behaviour,
     answer: &Answer,
-) -> std::io::Result<()> {
+) -> io::Result<()> {
     let body = answer.body.as_slice();
-    let chain = answer.chain.as_ref();
+    let chain = answer.chain_header();
     match behaviour {
-        Behaviour::Honest => stream.write_all(&[&head(chain, body.len()), body].concat()),
-        Behaviour::NoHeader => stream.write_all(&[&head(None, body.len()), body].concat()),
+        Behaviour::Honest => to.write_all(&[&head(200, &chain, body.len()), body].concat()),
+        Behaviour::NoHeader => to.write_all(&[&head(200, "", body.len()), body].concat()),
         Behaviour::Down => Ok(()),
-        Behaviour::Silent => hold(shared, |_| Ok(false)),
+        Behaviour::Silent => stop.hold(LONGEST_HOLD, |_| Ok(false)),
         Behaviour::Trickle => {
-            let bytes = [&head(chain, body.len()), body].concat();
+            let bytes = [&head(200, &chain, body.len()), body].concat();
             let mut bytes = bytes.iter();
-            hold(shared, |slice| match slice % 5 {
-                0 => bytes.next().map_or(Ok(true), |byte| stream.write_all(&[*byte]).map(|()| false)),
+            stop.hold(LONGEST_HOLD, |slice| match slice % 5 {
+                0 => bytes
+                    .next()
+                    .map_or(Ok(true), |byte| to.write_all(&[*byte]).map(|()| false)),
                 _ => Ok(false),
             })
         }
         Behaviour::HalfBody => {
             let half = body.get(..body.len() / 2).unwrap_or_default();
-            stream.write_all(&[&head(chain, body.len()), half].concat())
+            to.write_all(&[&head(200, &chain, body.len()), half].concat())
         }
         Behaviour::Huge => {
-            stream.write_all(&head(chain, HUGE))?;
-            send_huge(stream, b"")
+            to.write_all(&head(200, &chain, HUGE))?;
+            send_huge(to, b"")
         }
         Behaviour::HugeChunked => {
-            stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")?;
-            send_huge(stream, b"10000\r\n")
+            to.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")?;
+            send_huge(to, b"10000\r\n")
         }
         Behaviour::Html => {
             let page = b"<!DOCTYPE html><title>captive portal</title>";
-            stream.write_all(&[&head(chain, page.len()), &page[..]].concat())
+            to.write_all(&[&head(200, &chain, page.len()), &page[..]].concat())
         }
-        Behaviour::Status(status) => stream.write_all(
-            format!("HTTP/1.1 {status} Mock\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").as_bytes(),
-        ),
-        Behaviour::Redirect => stream.write_all(
-            b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
-        ),
+        Behaviour::Status(status) => to.write_all(&head(status, "", 0)),
+        Behaviour::Redirect => to.write_all(&head(302, "location: http://127.0.0.1:1/\r\n", 0)),
     }
-}
-
-/// 64 KiB at a time, each after `prefix` (and with a line end after it, if there is one).
-fn send_huge(stream: &mut TcpStream, prefix: &[u8]) -> std::io::Result<()> {
-    let block = vec![b' '; 1 << 16];
-    let suffix: &[u8] = if prefix.is_empty() { b"" } else { b"\r\n" };
-    for _ in 0..HUGE / block.len() {
-        stream.write_all(&[prefix, &block, suffix].concat())?;
-    }
-    Ok(())
-}
-
-/// Calls `each` once per slice until it says true, the server stops, or it is enough.
-fn hold(
-    shared: &Shared,
-    mut each: impl FnMut(u32) -> std::io::Result<bool>,
-) -> std::io::Result<()> {
-    let slices = u32::try_from(LONGEST_HOLD.as_millis() / SLICE.as_millis()).unwrap_or(u32::MAX);
-    for slice in 0..slices {
-        if shared.stop.load(Ordering::Relaxed) || each(slice)? {
-            return Ok(());
-        }
-        std::thread::sleep(SLICE);
-    }
-    Ok(())
-}
-
-fn head(chain: Option<&(&'static str, String)>, length: usize) -> Vec<u8> {
-    let chain = chain.map_or_else(String::new, |(name, pem)| {
-        format!("{name}: {}\r\n", encode(pem))
-    });
-    format!("HTTP/1.1 200 OK\r\n{chain}content-length: {length}\r\nconnection: close\r\n\r\n")
-        .into_bytes()
 }
 
 /// URL-encodes, as Intel does with PEM in headers.

@@ -1,33 +1,39 @@
 //! The one door to a PostgreSQL inside a confidential VM.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Command};
-use engine::config::{Config, Errors, Layers, command};
-use engine::identity::tls_config;
+use engine::answer::{EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
+use engine::config::{Config, Errors, IdentitySource, Layers, Scope, with_flags};
+use engine::identity::Identity;
 use engine::serve::{self, Outcome};
+use engine::{ca, provision, secret, verify};
 
 // glibc's malloc costs rustls' bulk sends a factor of two in published runs
 // (docs/decisions/allocator.md).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// sysexits.h: the configuration or the command line is wrong.
-const EX_USAGE: u8 = 64;
-/// sysexits.h: an operating system error.
-const EX_OSERR: u8 = 71;
-
 fn main() -> ExitCode {
-    let app = Command::new("teesql-sidecar")
-        .about("TLS and login in front of a PostgreSQL inside a confidential VM")
-        .version(env!("CARGO_PKG_VERSION"))
-        .subcommand_required(true)
-        .arg_required_else_help(true)
-        .subcommand(command("serve", "Run the sidecar"))
-        .subcommand(command(
-            "check",
-            "Check the configuration and show what would be used",
-        ));
+    let app =
+        Command::new("teesql-sidecar")
+            .about("TLS and login in front of a PostgreSQL inside a confidential VM")
+            .version(env!("CARGO_PKG_VERSION"))
+            .subcommand_required(true)
+            .arg_required_else_help(true)
+            .subcommand(settings("serve", "Run the sidecar"))
+            .subcommand(settings(
+                "check",
+                "Check the configuration and show what would be used",
+            ))
+            .subcommand(provision::command::command())
+            .subcommand(ca::command())
+            .subcommand(Command::new("dev").about(
+                "A whole cluster on this machine, without TDX: Postgres, guest agent, sidecars",
+            ))
+            .subcommand(secret::command())
+            .subcommand(verify::command());
     let matches = match app.try_get_matches() {
         Ok(matches) => matches,
         Err(error) => {
@@ -35,26 +41,39 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { EX_USAGE } else { 0 });
         }
     };
+    forbid_core_dumps();
     match matches.subcommand() {
         Some(("serve", flags)) => serve(flags),
         Some(("check", flags)) => check(flags),
+        Some(("provision", flags)) => {
+            provision::command::execute(flags, &layers(Scope::Postgres, flags)).deliver()
+        }
+        Some(("ca", flags)) => ca::execute(&layers(Scope::Agent, flags)).deliver(),
+        Some(("dev", _)) => dev(),
+        Some(("secret", flags)) => secret::execute(flags).deliver(),
+        Some(("verify", flags)) => {
+            verify::execute(flags, &layers(Scope::Criteria, flags)).deliver()
+        }
         _ => ExitCode::from(EX_USAGE),
     }
 }
 
-fn layers(flags: &ArgMatches) -> Layers {
+fn settings(name: &'static str, about: &'static str) -> Command {
+    with_flags(Command::new(name).about(about), Scope::Serve)
+}
+
+fn layers(scope: Scope, flags: &ArgMatches) -> Layers {
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    Layers::gather(flags, |name| std::env::var_os(name), names)
+    Layers::gather(scope, flags, |name| std::env::var_os(name), names)
 }
 
 fn serve(flags: &ArgMatches) -> ExitCode {
-    let config = match Config::from_layers(&layers(flags)) {
+    let config = match Config::from_layers(&layers(Scope::Serve, flags)) {
         Ok(config) => config,
         Err(errors) => return usage(&errors),
     };
-    forbid_core_dumps();
     let log = engine::log::init(config.log_format, config.log.clone());
-    let reload = || Config::from_layers(&layers(flags));
+    let reload = || Config::from_layers(&layers(Scope::Serve, flags));
     let code = match serve::run(config, reload) {
         Ok(Outcome::Drained) => {
             tracing::info!("stopped");
@@ -67,8 +86,10 @@ fn serve(flags: &ArgMatches) -> ExitCode {
         Err(error) => {
             tracing::error!(%error, "cannot go on");
             ExitCode::from(match error {
-                serve::Error::Identity(_) => EX_USAGE,
+                serve::Error::Identity(_) | serve::Error::Password(_) => EX_USAGE,
+                serve::Error::Agent(_) | serve::Error::Provision(_) => EX_UNAVAILABLE,
                 serve::Error::System { .. }
+                | serve::Error::Metrics(_)
                 | serve::Error::Collateral(_)
                 | serve::Error::Shard(_) => EX_OSERR,
             })
@@ -78,15 +99,43 @@ fn serve(flags: &ArgMatches) -> ExitCode {
     code
 }
 
+/// A whole cluster on this machine, where this program was built with that.
+#[cfg(feature = "mock")]
+fn dev() -> ExitCode {
+    let log = engine::log::init(engine::log::Format::Text, engine::log::quiet());
+    let outcome = engine::dev::run(say);
+    drop(log);
+    match outcome {
+        Ok(Outcome::Drained) => ExitCode::SUCCESS,
+        Ok(Outcome::Interrupted(signal)) => {
+            ExitCode::from(128_u8.saturating_add(u8::try_from(signal).unwrap_or(0)))
+        }
+        Err(error) => {
+            complain(&format!("error: {error}"));
+            ExitCode::from(EX_OSERR)
+        }
+    }
+}
+
+#[cfg(not(feature = "mock"))]
+fn dev() -> ExitCode {
+    complain(
+        "error: this program has no TDX of its own to develop with: \
+         cargo run -p engine --features mock --bin teesql-sidecar -- dev",
+    );
+    ExitCode::from(EX_USAGE)
+}
+
 fn check(flags: &ArgMatches) -> ExitCode {
-    let layers = layers(flags);
+    let layers = layers(Scope::Serve, flags);
     say(&layers.describe());
     let config = match Config::from_layers(&layers) {
         Ok(config) => config,
         Err(errors) => return usage(&errors),
     };
-    let asks = config.attestation.is_some();
-    if let Err(error) = tls_config(&config.tls_cert, &config.tls_key, asks) {
+    if let IdentitySource::Files { cert, key } = &config.identity
+        && let Err(error) = Identity::from_files(cert, key)
+    {
         return usage(&Errors(vec![error.to_string()]));
     }
     for warning in &config.warnings {
@@ -107,9 +156,9 @@ fn forbid_core_dumps() {
     let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0);
 }
 
-#[expect(clippy::print_stdout, reason = "this is the command's output")]
+/// The command's output. Whoever reads it may have read enough, as `grep -q` does.
 fn say(text: &str) {
-    print!("{text}");
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }
 
 #[expect(clippy::print_stderr, reason = "before there is a log")]

@@ -6,11 +6,46 @@ use attest::TrustedRoot;
 use attest::collateral::{Collateral, Source};
 use attest::policy::{Policy, Settings};
 
-use super::layers::Reader;
-use super::values;
+use super::layers::{Layers, Reader};
+use super::{Errors, values};
 
 pub(super) const UNATTESTED: &str =
     "clients are not attested: whoever has a cluster secret gets in";
+
+/// What evidence is judged by: the part of the settings that `verify` has too.
+pub struct Criteria {
+    /// Allow-lists and what else is accepted.
+    pub policy: Policy,
+    /// Intel's root, or a dangerous one.
+    pub root: TrustedRoot,
+    /// Where collateral is fetched from.
+    pub source: Option<Source>,
+}
+
+impl Criteria {
+    /// Checks these settings, and no others.
+    ///
+    /// # Errors
+    /// All mistakes together.
+    pub fn from_layers(layers: &Layers) -> Result<Self, Errors> {
+        let mut reader = Reader::new(layers);
+        match (Self::read(&mut reader), reader.errors()) {
+            (Some(criteria), errors) if errors.is_empty() => Ok(criteria),
+            (_, errors) => Err(Errors(errors)),
+        }
+    }
+
+    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        let policy = read_policy(reader);
+        let root = reader.get("dangerous_tdx_root_ca", values::tdx_root);
+        let source = reader.get("pccs", values::pccs);
+        Some(Self {
+            policy: policy?,
+            root: root?,
+            source: source?,
+        })
+    }
+}
 
 /// What clients are judged by, and with what.
 pub struct Attestation {
@@ -31,15 +66,14 @@ impl Attestation {
     /// all the same.
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Option<Self>> {
         let required = reader.attestation();
-        let policy = read_policy(reader);
-        let root = reader.get("dangerous_tdx_root_ca", values::tdx_root);
-        let source = reader.get("pccs", values::pccs);
+        let criteria = Criteria::read(reader);
         let folder = reader.get("collateral_dir", values::folder);
         let collateral = reader.get("collateral_files", values::collateral_files);
+        let criteria = criteria?;
         let attestation = Self {
-            policy: policy?,
-            root: root?,
-            source: source?,
+            policy: criteria.policy,
+            root: criteria.root,
+            source: criteria.source,
             folder: folder?,
             collateral: collateral?,
         };

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgMatches, Command};
 use zeroize::Zeroizing;
 
-use super::settings::{SETTINGS, Setting, env_name, flag_name};
+use super::settings::{
+    SIMULATOR, SIMULATOR_DEFAULTS, Scope, Setting, all, env_name, find, flag_name,
+};
 
 /// A secret file is a line, not a disk.
 const MAX_SECRET_FILE: u64 = 64 * 1024;
@@ -26,18 +28,20 @@ pub struct Layers {
     unreadable: Vec<&'static str>,
     errors: Vec<String>,
     warnings: Vec<String>,
+    scope: Scope,
 }
 
-/// The flags, one for each setting (for secrets, of the file with it).
+/// `command` with a flag for each setting of `scope` (for secrets, of the file
+/// with it).
 #[must_use]
-pub fn command(name: &'static str, about: &'static str) -> Command {
-    let command = Command::new(name).about(about).arg(
+pub fn with_flags(command: Command, scope: Scope) -> Command {
+    let command = command.arg(
         Arg::new("config")
             .long("config")
             .value_name("FILE")
             .help("TOML file with any of these settings [env: TEESQL_CONFIG]"),
     );
-    SETTINGS.iter().fold(command, |command, setting| {
+    scope.settings().fold(command, |command, setting| {
         let name = if setting.secret {
             format!("{}_file", setting.name)
         } else {
@@ -52,23 +56,25 @@ pub fn command(name: &'static str, about: &'static str) -> Command {
         if let Some(default) = setting.default.filter(|default| !default.is_empty()) {
             let _ = write!(help, " [default: {default}]");
         }
-        command.arg(
-            Arg::new(&name)
-                .long(flag_name(&name))
-                .value_name(if setting.secret {
-                    "FILE"
-                } else {
-                    setting.value
-                })
-                .help(help),
-        )
+        let flag = Arg::new(&name).long(flag_name(&name)).help(help);
+        command.arg(match setting.value {
+            _ if setting.secret => flag.value_name("FILE"),
+            // `--provision` says as much as `--provision true`.
+            "BOOL" => flag
+                .value_name("BOOL")
+                .num_args(0..=1)
+                .default_missing_value("true"),
+            value => flag.value_name(value),
+        })
     })
 }
 
 impl Layers {
-    /// Gathers what the file, the environment and the flags say.
+    /// Gathers what the file, the environment and the flags say of the settings
+    /// of `scope`. A file with a secret of another scope is not opened.
     #[must_use]
     pub fn gather(
+        scope: Scope,
         flags: &ArgMatches,
         environment: impl Fn(&str) -> Option<OsString>,
         names: impl Iterator<Item = String>,
@@ -78,6 +84,7 @@ impl Layers {
             unreadable: Vec::new(),
             errors: Vec::new(),
             warnings: Vec::new(),
+            scope,
         };
         let file = flags
             .get_one::<String>("config")
@@ -96,7 +103,7 @@ impl Layers {
         environment: &impl Fn(&str) -> Option<OsString>,
         names: impl Iterator<Item = String>,
     ) {
-        for setting in SETTINGS {
+        for setting in self.scope.settings() {
             let name = env_name(setting.name);
             let file_name = format!("{name}_FILE");
             let text = |errors: &mut Vec<String>, name: &str| {
@@ -106,10 +113,8 @@ impl Layers {
                     .ok()
             };
             let value = text(&mut self.errors, &name).or_else(|| {
-                // The name that the public clients of TeeSQL read.
-                (setting.name == "allowed_mrtd")
-                    .then(|| text(&mut self.errors, "EXPECTED_MRTD"))
-                    .flatten()
+                let alias = setting.alias?;
+                text(&mut self.errors, alias).filter(|value| !value.is_empty())
             });
             let file = setting
                 .secret
@@ -136,7 +141,7 @@ impl Layers {
     }
 
     fn read_flags(&mut self, flags: &ArgMatches) {
-        for setting in SETTINGS {
+        for setting in self.scope.settings() {
             let name = if setting.secret {
                 format!("{}_file", setting.name)
             } else {
@@ -194,10 +199,9 @@ impl Layers {
                     continue;
                 }
             };
-            let plain = SETTINGS.iter().find(|setting| setting.name == key);
-            let from_file = SETTINGS
-                .iter()
-                .find(|setting| setting.secret && key.strip_suffix("_file") == Some(setting.name));
+            let plain = find(&key);
+            let from_file = key.strip_suffix("_file").and_then(find);
+            let from_file = from_file.filter(|setting| setting.secret);
             let Some(setting) = plain.or(from_file) else {
                 self.errors
                     .push(format!("{place}: {key}: there is no such setting"));
@@ -210,6 +214,10 @@ impl Layers {
                 ));
             }
             seen.push(setting.name);
+            if !self.scope.has(setting) {
+                drop(Zeroizing::new(value));
+                continue;
+            }
             if plain.is_some() {
                 self.put(setting, value, place);
             } else {
@@ -235,14 +243,29 @@ impl Layers {
         }
     }
 
+    /// What holds where nothing is said.
+    fn default(&self, setting: &Setting) -> Option<(&'static str, &'static str)> {
+        let simulated = self.found.contains_key(SIMULATOR) && self.scope == Scope::Serve;
+        let special = SIMULATOR_DEFAULTS
+            .iter()
+            .find(|(name, _)| simulated && *name == setting.name);
+        match special {
+            Some((_, text)) => Some((text, "default in simulator mode")),
+            None => setting.default.map(|text| (text, "default")),
+        }
+    }
+
     /// What would be used, a line a setting, secrets redacted.
     #[must_use]
     pub fn describe(&self) -> String {
         let mut lines = String::new();
-        for setting in SETTINGS {
+        for setting in self.scope.settings() {
             let (text, place) = match self.found.get(setting.name) {
                 Some(found) => (Some(found.text.as_str()), found.place.as_str()),
-                None => (setting.default, "default"),
+                None => match self.default(setting) {
+                    Some((text, place)) => (Some(text), place),
+                    None => (None, "default"),
+                },
             };
             let text = match text {
                 Some(_) if setting.secret => "[redacted]",
@@ -272,7 +295,7 @@ fn is_unknown(name: &str) -> bool {
         return false;
     };
     rest != "CONFIG"
-        && !SETTINGS.iter().any(|setting| {
+        && !all().any(|setting| {
             let known = env_name(setting.name);
             name == known || setting.secret && name.strip_suffix("_FILE") == Some(&known)
         })
@@ -320,9 +343,7 @@ impl<'a> Reader<'a> {
             if self.layers.unreadable.contains(&name) {
                 return None;
             }
-            let file = SETTINGS
-                .iter()
-                .any(|setting| setting.name == name && setting.secret);
+            let file = find(name).is_some_and(|setting| setting.secret);
             self.errors.push(format!(
                 "{name}: not set: use {}{}, --{}{} or the TOML key {name}",
                 env_name(name),
@@ -340,11 +361,11 @@ impl<'a> Reader<'a> {
         name: &'static str,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<Option<T>> {
-        let setting = SETTINGS.iter().find(|setting| setting.name == name);
-        let default = setting.and_then(|setting| setting.default);
+        let setting = find(name);
+        let default = setting.and_then(|setting| self.layers.default(setting));
         let (text, place) = match (self.layers.found.get(name), default) {
             (Some(found), _) => (found.text.as_str(), found.place.as_str()),
-            (None, Some(default)) => (default, "default"),
+            (None, Some((default, place))) => (default, place),
             (None, None) => return Some(None),
         };
         match parse(text) {
@@ -361,12 +382,24 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Of two settings that go together only one is there.
+    pub(super) fn missing_twin<T>(&mut self, there: &str, missing: &str) -> Option<T> {
+        self.errors
+            .push(format!("{missing}: not set, although {there} is"));
+        None
+    }
+
+    /// Whether `DSTACK_SIMULATOR_ENDPOINT` is set.
+    pub(super) fn simulated(&self) -> bool {
+        self.layers.found.contains_key(SIMULATOR)
+    }
+
     /// Whether clients have to be attested. Running without has to be asked
-    /// for twice.
+    /// for twice, outside simulator mode.
     pub(super) fn attestation(&mut self) -> Option<bool> {
         let required = self.get("require_client_attestation", super::values::boolean)?;
         let allowed = self.get("allow_unattested_clients", super::values::boolean)?;
-        if !required && !allowed {
+        if !required && !allowed && !self.simulated() {
             self.errors.push(
                 "require_client_attestation is false, which lets clients in that did not prove \
                  what they run: confirm with TEESQL_ALLOW_UNATTESTED_CLIENTS=true"

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Write as _;
 
-use super::{Config, Layers, command};
+use super::settings::SETTINGS;
+use crate::mode::Mode;
+
+use super::{Config, Criteria, IdentitySource, Layers, Postgres, Scope, with_flags};
 
 const SECRET: &str = "1111111111111111111111111111111111111111111111111111111111111111";
 const OTHER: &str = "2222222222222222222222222222222222222222222222222222222222222222";
@@ -65,11 +68,16 @@ impl Start {
     }
 
     fn layers(&self) -> Layers {
+        self.layers_of(Scope::Serve)
+    }
+
+    fn layers_of(&self, scope: Scope) -> Layers {
         let arguments = std::iter::once("serve".to_owned()).chain(self.flags.clone());
-        let matches = command("serve", "")
+        let matches = with_flags(clap::Command::new("serve"), scope)
             .try_get_matches_from(arguments)
             .unwrap();
         Layers::gather(
+            scope,
             &matches,
             |name| self.environment.get(name).map(OsString::from),
             self.environment.keys().cloned(),
@@ -126,7 +134,7 @@ fn every_mistake_is_told_at_once_with_its_place() {
     start
         .set("CONFIG", &file)
         .set("READ_SECRET", "too short")
-        .unset("PG_PASSWORD_READ")
+        .unset("TLS_KEY")
         .flag("--login-timeout", "0s")
         .flag("--postgres", "db.example:5432");
     assert_eq!(
@@ -137,10 +145,9 @@ fn every_mistake_is_told_at_once_with_its_place() {
             "flag --postgres: postgres = \"db.example:5432\": expected IP:PORT or the path of a \
              Unix socket, e.g. 127.0.0.1:5432",
             "sidecar.toml:1: driver = \"kqueue\": expected auto, io_uring or epoll",
+            "tls_key: not set, although tls_cert is",
             "environment TEESQL_READ_SECRET: read_secret: a cluster secret is 64 hex \
              characters, and this has 9 characters",
-            "pg_password_read: not set: use TEESQL_PG_PASSWORD_READ or …_FILE, \
-             --pg-password-read-file or the TOML key pg_password_read",
             "flag --login-timeout: login_timeout = \"0s\": expected a time above zero, e.g. \
              500ms, 5s or 2m",
         ]
@@ -163,7 +170,12 @@ fn a_secret_may_come_from_a_file_but_not_from_two_places() {
     let file = start.file("secret", &format!("{SECRET}\n"));
     start.unset("READ_SECRET").set("READ_SECRET_FILE", &file);
     assert!(bool::from(
-        start.config().secrets.read.matches(SECRET.as_bytes())
+        start
+            .config()
+            .secrets
+            .read
+            .unwrap()
+            .matches(SECRET.as_bytes())
     ));
     start.set("READ_SECRET", SECRET);
     assert_eq!(
@@ -178,11 +190,12 @@ fn a_secret_may_come_from_a_file_but_not_from_two_places() {
 
 #[test]
 fn secrets_have_no_flag() {
-    let command = command("serve", "");
+    let command = with_flags(clap::Command::new("serve"), Scope::Serve);
     let flags: Vec<_> = command
         .get_arguments()
         .filter_map(|argument| argument.get_long())
         .filter(|long| long.contains("secret") || long.contains("password"))
+        .filter(|long| *long != "secret-overlap")
         .collect();
     assert!(
         flags.iter().all(|flag| flag.ends_with("-file")),
@@ -272,4 +285,150 @@ fn a_dangerous_root_is_named_so() {
     let config = start.config();
     assert!(config.attestation.unwrap().root.is_dangerous());
     assert!(config.warnings[0].contains("another root than Intel's"));
+}
+
+#[test]
+fn postgres_alone_minds_its_own_settings_only() {
+    let mut start = Start::minimal();
+    start
+        .unset("TLS_CERT")
+        .unset("READ_SECRET")
+        .set("READWRITE_SECRET_FILE", "/nonexistent/secret")
+        .set("SHARDS", "none")
+        .set("POSTGRES", "[::1]:6543")
+        .set("PG_DATABASE", "ledger");
+    let layers = start.layers_of(Scope::Postgres);
+    let postgres = Postgres::from_layers(&layers).map_err(|errors| errors.0);
+    let postgres = postgres.unwrap_or_else(|errors| panic!("{errors:?}"));
+    assert_eq!(postgres.endpoint.to_string(), "[::1]:6543");
+    assert_eq!(postgres.database, "ledger");
+    let passwords = postgres.passwords;
+    assert!(passwords.superuser.is_none() && !passwords.need_agent());
+    assert!(bool::from(passwords.read.unwrap().matches(b"reader's")));
+    assert!(bool::from(
+        passwords.readwrite.unwrap().matches(b"writer's")
+    ));
+
+    start
+        .unset("PG_PASSWORD_READ")
+        .set("PG_PASSWORD_READWRITE_FILE", "/nonexistent/password")
+        .set("PG_DATABASE", "");
+    let errors = Postgres::from_layers(&start.layers_of(Scope::Postgres)).map(drop);
+    assert_eq!(
+        errors.unwrap_err().0,
+        [
+            "environment TEESQL_PG_PASSWORD_READWRITE: TEESQL_PG_PASSWORD_READWRITE_FILE is set \
+             too",
+            "environment TEESQL_PG_DATABASE: pg_database = \"\": expected the name of a database, of 1 to 63 bytes",
+        ]
+    );
+}
+
+#[test]
+fn a_command_of_postgres_has_its_flags_only() {
+    let command = with_flags(clap::Command::new("provision"), Scope::Postgres);
+    let flags: Vec<_> = command
+        .get_arguments()
+        .filter_map(|argument| argument.get_long())
+        .collect();
+    assert_eq!(
+        flags,
+        [
+            "config",
+            "postgres",
+            "pg-database",
+            "guest-agent",
+            "simulator-endpoint",
+            "pg-password-read-file",
+            "pg-password-readwrite-file",
+            "pg-password-superuser-file",
+        ]
+    );
+    let arguments = ["provision", "--pg-database", "ledger"];
+    let matches = command.try_get_matches_from(arguments).unwrap();
+    let layers = Layers::gather(Scope::Postgres, &matches, |_| None, std::iter::empty());
+    assert!(layers.describe().contains("pg_database = ledger"));
+}
+
+/// `verify` judges by every setting that the gate judges by: a new one has to be
+/// marked as a criterion.
+#[test]
+fn verify_has_every_criterion() {
+    let environment =
+        |name: &str| (name != "TEESQL_CONFIG" && !name.ends_with("_FILE")).then(|| "?".into());
+    let refused = |layers: &Layers| -> Vec<String> {
+        let errors = Criteria::from_layers(layers).err().unwrap().0;
+        let refused = errors
+            .iter()
+            .filter_map(|error| error.split_once(" = \"?\""));
+        refused.map(|(place, _)| place.to_owned()).collect()
+    };
+    let gather = |scope| {
+        let flags = with_flags(clap::Command::new("any"), scope).get_matches_from(["any"]);
+        Layers::gather(scope, &flags, environment, std::iter::empty())
+    };
+    let (all, some) = (gather(Scope::Serve), gather(Scope::Criteria));
+    assert_eq!(refused(&some), refused(&all));
+    let marked = SETTINGS.iter().filter(|setting| setting.criterion).count();
+    assert_eq!(refused(&some).len(), marked);
+}
+
+#[test]
+fn without_files_the_guest_agent_is_asked() {
+    let mut start = Start::minimal();
+    assert!(!start.config().derives_passwords());
+    start.unset("PG_PASSWORD_READ");
+    assert!(start.config().derives_passwords());
+    start
+        .set("PG_PASSWORD_READ", "reader's")
+        .unset("TLS_CERT")
+        .unset("TLS_KEY")
+        .set("CERTIFICATE_ALT_NAMES", "db.example, 10.0.0.7")
+        .set("GUEST_AGENT", "/run/elsewhere.sock");
+    let config = start.config();
+    assert!(config.derives_passwords(), "the superuser's");
+    let IdentitySource::Agent(subject) = config.identity else {
+        panic!("no files are named");
+    };
+    assert_eq!(subject.alt_names, ["db.example", "10.0.0.7"]);
+    let places: Vec<_> = config.guest_agent.candidates().collect();
+    assert_eq!(places.len(), 1);
+    start.set("CERTIFICATE_ALT_NAMES", "not a name");
+    assert!(start.mistakes()[0].contains("\"not a name\" is neither"));
+}
+
+#[test]
+fn a_simulator_endpoint_means_simulator_mode() {
+    let mut start = Start::minimal();
+    start
+        .unset("REQUIRE_CLIENT_ATTESTATION")
+        .unset("ALLOW_UNATTESTED_CLIENTS")
+        .unset("READ_SECRET")
+        .unset("READWRITE_SECRET");
+    assert_eq!(start.mistakes().len(), 2, "{:?}", start.mistakes());
+    let endpoint = "http://127.0.0.1:8090".to_owned();
+    start
+        .environment
+        .insert("DSTACK_SIMULATOR_ENDPOINT".to_owned(), endpoint);
+    let config = start.config();
+    assert_eq!(config.mode, Mode::Simulator);
+    assert!(config.attestation.is_none() && config.plaintext_cancel);
+    assert!(config.listen.ip().is_loopback());
+    assert!(config.admin_listen.unwrap().ip().is_loopback());
+    assert!(config.secrets.read.is_none());
+    assert!(config.warnings[0].starts_with("simulator mode"));
+    let described = start.layers().describe();
+    assert!(described.contains("listen = 127.0.0.1:5433  # default in simulator mode\n"));
+    start.set("LISTEN", "0.0.0.0:5433");
+    assert!(!start.config().listen.ip().is_loopback(), "told otherwise");
+}
+
+#[test]
+fn a_switch_needs_no_value() {
+    let mut start = Start::minimal();
+    assert!(!start.config().provision);
+    start.flags.push("--provision".to_owned());
+    assert!(start.config().provision);
+    start.flags.push("false".to_owned());
+    assert!(!start.config().provision);
 }

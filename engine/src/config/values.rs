@@ -43,6 +43,43 @@ pub(super) fn listen(text: &str) -> Parsed<SocketAddr> {
         .map_err(|_| "expected an IP address and a port, e.g. 0.0.0.0:5433".to_owned())
 }
 
+pub(super) fn listen_or_off(text: &str) -> Parsed<Option<SocketAddr>> {
+    match text {
+        "off" => Ok(None),
+        text => listen(text).map(Some).map_err(|error| error + ", or off"),
+    }
+}
+
+/// The guest agent's place; `None` for the usual ones.
+pub(super) fn agent(text: &str) -> Parsed<Option<attest::agent::Endpoint>> {
+    match text {
+        "auto" => Ok(None),
+        text => from_str(text).map(Some),
+    }
+}
+
+/// A common name. [RFC 5280, ub-common-name]
+pub(super) fn subject(text: &str) -> Parsed<String> {
+    match text.chars().count() {
+        1..=64 if !text.chars().any(char::is_control) => Ok(text.to_owned()),
+        _ => Err("expected 1 to 64 characters".to_owned()),
+    }
+}
+
+/// DNS names and IP addresses.
+pub(super) fn names(text: &str) -> Parsed<Vec<String>> {
+    let names = text
+        .split(',')
+        .map(str::trim)
+        .filter(|name| !name.is_empty());
+    names
+        .map(|name| match rustls::pki_types::ServerName::try_from(name) {
+            Ok(_) => Ok(name.to_owned()),
+            Err(_) => Err(format!("{name:?} is neither a DNS name nor an IP address")),
+        })
+        .collect()
+}
+
 pub(super) fn endpoint(text: &str) -> Parsed<Endpoint> {
     let endpoint = if text.starts_with('/') {
         let path = PathBuf::from(text);
@@ -60,6 +97,14 @@ pub(super) fn endpoint(text: &str) -> Parsed<Endpoint> {
         .sock_addr()
         .map_err(|_| "the path is too long for a Unix socket (107 bytes)".to_owned())?;
     Ok(endpoint)
+}
+
+/// The name of a database; PostgreSQL cuts longer ones off (NAMEDATALEN).
+pub(super) fn database(text: &str) -> Parsed<String> {
+    if text.is_empty() || text.len() > 63 || text.contains('\0') {
+        return Err("expected the name of a database, of 1 to 63 bytes".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 pub(super) fn path(text: &str) -> Parsed<PathBuf> {

@@ -19,8 +19,6 @@ use crate::stage::{READ_PASSWORD, READWRITE_PASSWORD, SUPERUSER_PASSWORD};
 /// The database that is the tests' own back door: `trust` on the Unix socket.
 const OPERATOR_DATABASE: &str = "operator";
 
-const PROVISION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/provision.sql");
-
 /// A database `via_<method>` for each way in which Postgres may ask for a password.
 const HBA: &str = "\
 local operator     postgres  trust
@@ -186,11 +184,42 @@ impl Cluster {
     }
 
     pub(crate) fn provision(&self, database: &str) {
-        let mut psql = self.psql(database);
-        psql.env("TEESQL_PG_PASSWORD_READ", READ_PASSWORD)
-            .env("TEESQL_PG_PASSWORD_READWRITE", READWRITE_PASSWORD)
-            .args(["-f", PROVISION]);
-        succeed(psql, PATIENCE);
+        succeed(self.provisioner(database), PATIENCE);
+        if self.settings.contains(&"password_encryption=md5") {
+            self.keep_md5_passwords(database);
+        }
+    }
+
+    /// `teesql-sidecar provision` at the back door, with nothing else in its environment.
+    pub(crate) fn provisioner(&self, database: &str) -> Command {
+        let mut provision = mortal(
+            Path::new(env!("CARGO_BIN_EXE_teesql-sidecar")),
+            "KILL",
+            None,
+        );
+        provision
+            .arg("provision")
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("TEESQL_POSTGRES", self.socket())
+            .env("TEESQL_PG_DATABASE", database)
+            .env("TEESQL_PG_PASSWORD_READ", READ_PASSWORD)
+            .env("TEESQL_PG_PASSWORD_READWRITE", READWRITE_PASSWORD);
+        provision
+    }
+
+    /// Passwords as Postgres kept them once; provisioning itself keeps SCRAM verifiers only.
+    fn keep_md5_passwords(&self, database: &str) {
+        for (role, password) in [
+            ("teesql_read", READ_PASSWORD),
+            ("teesql_readwrite", READWRITE_PASSWORD),
+        ] {
+            let password = password.replace('\'', "''").replace('\\', "\\\\");
+            self.sql(
+                database,
+                &format!("ALTER ROLE {role} PASSWORD E'{password}'"),
+            );
+        }
     }
 
     /// Runs `sql` as superuser through the back door: columns by `|`, rows by newline.
@@ -295,6 +324,17 @@ impl Cluster {
             (ours && text.trim_end().ends_with("ready")).then_some(true)
         })?
         .then(|| *self.postmaster.lock().expect("no panic while locked") = Some(child))
+    }
+
+    /// Restarts it as a standby that has no primary.
+    pub(crate) fn stand_by(&self) {
+        self.stop(Signal::SIGINT);
+        let signal = self.folder.join("data/standby.signal");
+        fs::write(&signal, "").expect("standby.signal");
+        if let Some(user) = &self.owner {
+            chown(&signal, Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("chown");
+        }
+        self.start();
     }
 
     /// Ends the server as `signal` says: SIGINT fast, SIGQUIT immediate.

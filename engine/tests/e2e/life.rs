@@ -190,7 +190,7 @@ fn configuration_mistakes(world: &World) {
         .set("TEESQL_READ_SECRET", "5ead5ead")
         .set("TEESQL_SHARDS", "many")
         .set("TEESQL_DRIVER", "kqueue")
-        .without("TEESQL_PG_PASSWORD_READ");
+        .without("TEESQL_READWRITE_SECRET");
     let sidecar = Sidecar::launch(&settings);
     let status = sidecar.await_exit();
     assert_eq!(status.code(), Some(64), "{status}");
@@ -200,7 +200,7 @@ fn configuration_mistakes(world: &World) {
         "TEESQL_READ_SECRET",
         "TEESQL_SHARDS",
         "TEESQL_DRIVER",
-        "TEESQL_PG_PASSWORD_READ",
+        "TEESQL_READWRITE_SECRET",
     ] {
         assert!(said.contains(name), "{name} is not complained of: {said}");
     }

@@ -34,12 +34,15 @@ mod login;
 mod negotiation;
 mod noise;
 mod openings;
+mod provision;
 mod psql;
 mod psycopg;
 mod refusal;
 mod secrecy;
+mod secret;
 mod slow;
 mod startup;
+mod state;
 mod tokio_client;
 mod upstream;
 
@@ -55,7 +58,7 @@ use crate::suite::Suite;
 /// Many trials wait for a deadline: more of them than cores may run at once.
 const THREADS: usize = 4;
 
-const GROUPS: [fn(&mut Suite); 18] = [
+const GROUPS: [fn(&mut Suite); 21] = [
     gate::add,
     login::add,
     refusal::add,
@@ -74,6 +77,9 @@ const GROUPS: [fn(&mut Suite); 18] = [
     tokio_client::add,
     psycopg::add,
     bulk::add,
+    provision::add,
+    secret::add,
+    state::add,
 ];
 
 fn main() -> ExitCode {

@@ -45,6 +45,7 @@ impl Settings {
         let mut settings = Self(BTreeMap::new());
         for (name, value) in [
             ("TEESQL_LISTEN", "127.0.0.1:0"),
+            ("TEESQL_ADMIN_LISTEN", "off"),
             ("TEESQL_SHARDS", "2"),
             ("TEESQL_POSTGRES", upstream),
             ("TEESQL_READ_SECRET", READ_SECRET),

@@ -91,6 +91,12 @@ impl Suite {
         }
     }
 
+    /// Whether it is time for the trials in which no driver plays: they are added once, with the
+    /// driver that every machine has.
+    pub(crate) fn plays_the_rest(&self) -> bool {
+        self.world.driver == Driver::Epoll
+    }
+
     pub(crate) fn set_driver(&mut self, driver: Driver) {
         self.world.driver = driver;
     }

@@ -1,0 +1,133 @@
+//! The number that a verifier chooses, so that a report can only have been made after it asked.
+
+use std::fmt;
+
+/// Most bytes of a nonce: as many as the hash has that it goes into.
+const MAX_BYTES: usize = 32;
+/// The one parameter that `/attestation` knows.
+const PARAMETER: &str = "nonce";
+
+/// Between 1 and 32 bytes.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Nonce(Vec<u8>);
+
+/// Why a query is not understood. Never quotes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NonceError {
+    /// No digits.
+    #[error("nonce is empty: give 2 to 64 hex digits")]
+    Empty,
+    /// More than 64 digits.
+    #[error("nonce has more than 64 hex digits")]
+    TooLong,
+    /// Half a byte is left over.
+    #[error("nonce has an odd number of hex digits")]
+    Odd,
+    /// Anything but 0-9, a-f, A-F.
+    #[error("nonce is not hex")]
+    NotHex,
+    /// Another parameter, or something that is none.
+    #[error("the only parameter is nonce=<hex>")]
+    UnknownParameter,
+    /// Two of them: which one counts is anybody's guess.
+    #[error("nonce is given more than once")]
+    Repeated,
+}
+
+impl Nonce {
+    /// Reads 2 to 64 hex digits of either case.
+    ///
+    /// # Errors
+    /// [`NonceError`].
+    pub fn from_hex(digits: &str) -> Result<Self, NonceError> {
+        match digits.len() {
+            0 => Err(NonceError::Empty),
+            long if long > 2 * MAX_BYTES => Err(NonceError::TooLong),
+            odd if odd % 2 == 1 => Err(NonceError::Odd),
+            _ => hex::decode(digits)
+                .map(Self)
+                .map_err(|_| NonceError::NotHex),
+        }
+    }
+
+    /// What the query of a request to `/attestation` says. Nothing is percent-decoded: hex digits never
+    /// need it.
+    pub(crate) fn from_query(query: Option<&str>) -> Result<Option<Self>, NonceError> {
+        let Some(query) = query else { return Ok(None) };
+        let mut found = None;
+        for pair in query.split('&') {
+            match pair.split_once('=') {
+                Some((PARAMETER, _)) if found.is_some() => return Err(NonceError::Repeated),
+                Some((PARAMETER, digits)) => found = Some(Self::from_hex(digits)?),
+                _ => return Err(NonceError::UnknownParameter),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Nonce {
+    /// Lowercase hex.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(&self.0))
+    }
+}
+
+impl fmt::Debug for Nonce {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Nonce({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn query(text: &str) -> Result<Option<Vec<u8>>, NonceError> {
+        Nonce::from_query(Some(text)).map(|nonce| nonce.map(|nonce| nonce.as_bytes().to_vec()))
+    }
+
+    #[test]
+    fn one_nonce_of_either_case_is_read() {
+        assert_eq!(Nonce::from_query(None), Ok(None));
+        assert_eq!(query("nonce=00"), Ok(Some(vec![0])));
+        assert_eq!(query("nonce=aBfF"), Ok(Some(vec![0xab, 0xff])));
+        let longest = format!("nonce={}", "5a".repeat(32));
+        assert_eq!(query(&longest), Ok(Some(vec![0x5a; 32])));
+        assert_eq!(Nonce::from_hex("ABCD").unwrap().to_string(), "abcd");
+    }
+
+    #[test]
+    fn everything_else_is_refused_for_its_reason() {
+        let refused = [
+            ("nonce=", NonceError::Empty),
+            ("nonce=abc", NonceError::Odd),
+            ("nonce=zz", NonceError::NotHex),
+            ("nonce=0x", NonceError::NotHex),
+            ("nonce=+1", NonceError::NotHex),
+            ("nonce=%61%62", NonceError::NotHex),
+            ("nonce=61=6", NonceError::NotHex),
+            ("nonce=aa&nonce=aa", NonceError::Repeated),
+            ("nonce=aa&", NonceError::UnknownParameter),
+            ("", NonceError::UnknownParameter),
+            ("nonce", NonceError::UnknownParameter),
+            ("Nonce=aa", NonceError::UnknownParameter),
+            ("nonce%3Daa", NonceError::UnknownParameter),
+            ("x=1&nonce=aa", NonceError::UnknownParameter),
+        ];
+        for (text, why) in refused {
+            assert_eq!(query(text), Err(why), "{text}");
+        }
+        for digits in [65, 66, 8_000] {
+            let long = format!("nonce={}", "a".repeat(digits));
+            assert_eq!(query(&long), Err(NonceError::TooLong));
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Requests of every wrong shape: one answer at most, and the end of the connection.
+//!
+//! What is smuggled is always a request to `/attestation`, so that it would show: in a second answer,
+//! and in a quote.
+
+use std::io::{Read, Write};
+
+use crate::client::{Answer, connect, exchange, get, read_to_end, request};
+use crate::stage::{Conduct, Stage};
+
+const SMUGGLED: &str = "GET /attestation HTTP/1.1\r\nHost: sidecar\r\n\r\n";
+
+/// The one answer to `bytes` with [`SMUGGLED`] behind them; 0 where there is none.
+fn status(stage: &Stage, bytes: &str) -> u16 {
+    let text = exchange(stage.address(), format!("{bytes}{SMUGGLED}").as_bytes());
+    let answers = text.matches("HTTP/1.").count();
+    assert!(answers <= 1, "{bytes:?}: {text}");
+    assert_eq!(stage.actor.calls(), 0, "{bytes:?}");
+    text.get(9..12).map_or(0, |status| status.parse().unwrap())
+}
+
+fn all(shapes: &[(&str, u16)]) {
+    let stage = Stage::new(Conduct::Good);
+    for (bytes, expected) in shapes {
+        assert_eq!(status(&stage, bytes), *expected, "{bytes:?}");
+    }
+    assert_eq!(get(stage.address(), "/health").status, 200);
+}
+
+#[test]
+fn announced_bodies_are_refused() {
+    all(&[
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
+            413,
+        ),
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 48\r\n\r\n",
+            413,
+        ),
+        (
+            "GET /health HTTP/1.0\r\nContent-Length: 5\r\n\r\nhello",
+            413,
+        ),
+        (
+            "HEAD /health HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
+            413,
+        ),
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 00\r\n\r\n",
+            413,
+        ),
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
+            413,
+        ),
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            413,
+        ),
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            413,
+        ),
+        (
+            "POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
+            405,
+        ),
+        // No body, and said so.
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+            200,
+        ),
+    ]);
+}
+
+#[test]
+fn lengths_that_contradict_each_other_are_refused() {
+    all(&[
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            413,
+        ),
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+            413,
+        ),
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nContent-Length: 48\r\n\r\n",
+            400,
+        ),
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 0, 48\r\n\r\n",
+            400,
+        ),
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+            400,
+        ),
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\nhello",
+            400,
+        ),
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 0x5\r\n\r\nhello",
+            400,
+        ),
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999999\r\n\r\n",
+            400,
+        ),
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length : 5\r\n\r\nhello",
+            400,
+        ),
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n",
+            400,
+        ),
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n",
+            400,
+        ),
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \x0bchunked\r\n\r\n",
+            400,
+        ),
+        (
+            "GET /health HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
+    ]);
+}
+
+#[test]
+fn lines_of_the_wrong_shape_hide_nothing() {
+    all(&[
+        // obs-fold.
+        ("GET /health HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n", 400),
+        ("GET /health HTTP/1.1\r\n Host: a\r\n\r\n", 400),
+        // Bare LF ends a line, as RFC 9112, section 2.2, allows: what is behind stays unanswered.
+        ("GET /health HTTP/1.1\nHost: a\n\n", 200),
+        ("GET /health HTTP/1.1\r\nHost: a\r\nX: b\n\n", 200),
+        // Bare CR ends none.
+        ("GET /health HTTP/1.1\r\nHost: a\r\nX: b\rY: c\r\n\r\n", 400),
+        ("GET /health HTTP/1.1\r\nHost: a\r\nX\r\n\r\n", 400),
+        ("GET /health HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n", 400),
+        ("GET  /health HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("\r\n\r\nGET /health HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+    ]);
+}
+
+#[test]
+fn other_protocols_are_not_spoken() {
+    all(&[
+        ("GET /health\r\n", 400),
+        ("GET /health HTTP/0.9\r\n\r\n", 400),
+        ("GET /health HTTP/1.2\r\nHost: a\r\n\r\n", 400),
+        ("GET /health HTTP/2.0\r\nHost: a\r\n\r\n", 400),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", 0),
+        ("\x16\x03\x01\x02\0\x01\0\x01\u{7f}\x03\x03", 400),
+        // An upgrade is not taken.
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n",
+            200,
+        ),
+        ("CONNECT sidecar:5432 HTTP/1.1\r\nHost: a\r\n\r\n", 404),
+    ]);
+}
+
+#[test]
+fn targets_and_hosts() {
+    all(&[
+        // RFC 9112, section 3.2.2: a server must take the absolute form. Nothing is forwarded.
+        (
+            "GET http://elsewhere/health HTTP/1.1\r\nHost: a\r\n\r\n",
+            200,
+        ),
+        ("GET http://elsewhere/x HTTP/1.1\r\nHost: a\r\n\r\n", 404),
+        ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 404),
+        ("GET health HTTP/1.1\r\nHost: a\r\n\r\n", 404),
+        ("GET /health HTTP/1.1\r\n\r\n", 400),
+        ("GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        ("GET /health HTTP/1.0\r\n\r\n", 200),
+    ]);
+}
+
+#[test]
+fn pipelined_requests_and_keep_alive_get_one_answer() {
+    all(&[
+        ("GET /health HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+        (
+            "GET /health HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\n\r\n",
+            200,
+        ),
+        (
+            "GET /health HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+            200,
+        ),
+    ]);
+}
+
+#[test]
+fn heads_beyond_the_caps_are_refused() {
+    let stage = Stage::new(Conduct::Good);
+    let head = |headers: &str| format!("GET /health HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
+    let sized = |bytes: usize| head(&format!("X: {}\r\n", "x".repeat(bytes)));
+    assert_eq!(request(stage.address(), &sized(7_000)).status, 200);
+    assert_eq!(request(stage.address(), &sized(9_000)).status, 431);
+    assert_eq!(request(stage.address(), &sized(200_000)).status, 431);
+    let endless = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(9_000));
+    assert_eq!(request(stage.address(), &endless).status, 431);
+    assert_eq!(
+        request(stage.address(), &head(&"A: b\r\n".repeat(63))).status,
+        200
+    );
+    assert_eq!(
+        request(stage.address(), &head(&"A: b\r\n".repeat(64))).status,
+        431
+    );
+}
+
+#[test]
+fn a_large_body_does_not_keep_its_sender_from_reading_the_answer() {
+    let stage = Stage::new(Conduct::Good);
+    let mut stream = connect(stage.address());
+    let head = "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n\r\n";
+    let request = format!("{head}{}", "x".repeat(200_000));
+    stream.write_all(request.as_bytes()).unwrap();
+    // Not even a reset, which other systems than this one let overtake the answer.
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let answer = Answer::parse(&text);
+    assert_eq!(
+        (answer.status, answer.error().as_str()),
+        (413, "no endpoint takes a body")
+    );
+    assert_eq!(answer.header("connection"), Some("close"));
+}
+
+#[test]
+fn bytes_that_come_one_by_one_are_the_same_request() {
+    let stage = Stage::new(Conduct::Good);
+    let mut stream = connect(stage.address());
+    stream.set_nodelay(true).unwrap();
+    for byte in b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n" {
+        stream.write_all(&[*byte]).unwrap();
+    }
+    let text = String::from_utf8(read_to_end(&stream)).unwrap();
+    assert_eq!(Answer::parse(&text).status, 200);
+}

@@ -1,0 +1,81 @@
+//! A key that the guest agent derives for the application.
+
+use std::fmt::{self, Write};
+
+use zeroize::Zeroizing;
+
+use super::AgentError;
+use super::answer::Answer;
+
+/// Most bytes of one signature in a signature chain. As recorded they have 65.
+pub const MAX_SIGNATURE_LEN: usize = 256;
+
+/// 32 bytes that follow from the application's identity and a path: the same on every instance, and
+/// after every restart. Wiped when dropped.
+pub struct DerivedKey {
+    key: Zeroizing<[u8; Self::LEN]>,
+    signatures: [Vec<u8>; 2],
+}
+
+impl DerivedKey {
+    /// Bytes of a key.
+    pub const LEN: usize = 32;
+
+    pub(super) fn read(answer: &Answer<'_>) -> Result<Self, AgentError> {
+        let wrong = || answer.malformed("key", "is not hex of 32 bytes");
+        let text = answer.secret("key", 2 * Self::LEN)?;
+        let mut key = Zeroizing::new([0; Self::LEN]);
+        hex::decode_to_slice(text.as_bytes(), key.as_mut()).map_err(|_| wrong())?;
+        Ok(Self {
+            key,
+            signatures: signatures(answer)?,
+        })
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; Self::LEN] {
+        &self.key
+    }
+
+    /// The key in 64 lowercase hex digits: what serves as a password.
+    #[must_use]
+    pub fn to_hex(&self) -> Zeroizing<String> {
+        // Never grown: growing leaves copies behind.
+        let mut hex = Zeroizing::new(String::with_capacity(2 * Self::LEN));
+        for byte in self.key.iter() {
+            // Writing to a String cannot fail.
+            let _ = write!(hex, "{byte:02x}");
+        }
+        hex
+    }
+
+    /// The signatures that lead from the key to the KMS root: over the key by the application's key, and
+    /// over that by the root. Not secret, and not verified.
+    #[must_use]
+    pub fn signature_chain(&self) -> &[Vec<u8>; 2] {
+        &self.signatures
+    }
+}
+
+fn signatures(answer: &Answer<'_>) -> Result<[Vec<u8>; 2], AgentError> {
+    const FIELD: &str = "signature_chain";
+    let chain: [String; 2] = answer
+        .texts(FIELD)?
+        .try_into()
+        .map_err(|_| answer.malformed(FIELD, "does not hold two signatures"))?;
+    let decode = |text: String| match text.len() {
+        1.. if text.len() <= 2 * MAX_SIGNATURE_LEN => {
+            hex::decode(text).map_err(|_| answer.malformed(FIELD, "is no hex"))
+        }
+        _ => Err(answer.malformed(FIELD, "holds a signature of an impossible length")),
+    };
+    let [of_key, of_app] = chain;
+    Ok([decode(of_key)?, decode(of_app)?])
+}
+
+impl fmt::Debug for DerivedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DerivedKey(…)")
+    }
+}

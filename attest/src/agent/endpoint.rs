@@ -1,0 +1,213 @@
+//! Where the guest agent is.
+
+use std::fmt;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use reqwest::Url;
+
+use super::error::AgentError;
+
+/// Where dstack puts the agent's socket, newest first. [contract, section 4]
+pub const STANDARD_SOCKETS: [&str; 4] = [
+    "/var/run/dstack.sock",
+    "/run/dstack.sock",
+    "/var/run/dstack/dstack.sock",
+    "/run/dstack/dstack.sock",
+];
+
+/// Most bytes of a Unix socket's path: `sun_path` has 108, and the last one is zero. [unix(7)]
+pub const MAX_SOCKET_PATH: usize = 107;
+
+/// One place at which an agent may be.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// A base URL, http or https, without a slash at its end: simulators only.
+    Url(String),
+}
+
+/// Text that names no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EndpointError {
+    /// Neither a path nor a URL.
+    #[error("a guest agent is an http URL, unix:<path>, or a path that begins with / or .")]
+    Unknown,
+    /// Longer than [`MAX_SOCKET_PATH`].
+    #[error("a Unix socket's path has at most {MAX_SOCKET_PATH} bytes")]
+    PathTooLong,
+    /// User name or password in the URL would end up in logs.
+    #[error("a guest agent's URL must not hold a user name or password")]
+    Credentials,
+    /// A query or fragment, which would end up in the middle of the URLs made from it.
+    #[error("a guest agent's URL must not hold a query or fragment")]
+    Query,
+}
+
+impl Endpoint {
+    /// Reads the value of `DSTACK_SIMULATOR_ENDPOINT`: `http://…`, `https://…`, `unix:<path>`, or a
+    /// path that begins with `/` or `.`.
+    ///
+    /// # Errors
+    /// [`EndpointError`].
+    pub fn parse(text: &str) -> Result<Self, EndpointError> {
+        let text = text.trim();
+        if text.starts_with("http://") || text.starts_with("https://") {
+            return url(text);
+        }
+        match text.strip_prefix("unix:") {
+            // As a URL it has two slashes more: unix:///run/dstack.sock.
+            Some(path) => socket(path.strip_prefix("//").unwrap_or(path)),
+            None if text.starts_with(['/', '.']) => socket(text),
+            None => Err(EndpointError::Unknown),
+        }
+    }
+}
+
+fn socket(path: &str) -> Result<Endpoint, EndpointError> {
+    match path.len() {
+        0 => Err(EndpointError::Unknown),
+        1..=MAX_SOCKET_PATH => Ok(Endpoint::Unix(path.into())),
+        _ => Err(EndpointError::PathTooLong),
+    }
+}
+
+fn url(text: &str) -> Result<Endpoint, EndpointError> {
+    let url = Url::parse(text).map_err(|_| EndpointError::Unknown)?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(EndpointError::Credentials);
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(EndpointError::Query);
+    }
+    Ok(Endpoint::Url(url.as_str().trim_end_matches('/').to_owned()))
+}
+
+impl FromStr for Endpoint {
+    type Err = EndpointError;
+
+    /// As [`Endpoint::parse`].
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::parse(text)
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Url(url) => f.write_str(url),
+        }
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Endpoint({self})")
+    }
+}
+
+/// Where to look for the agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Places(Vec<Endpoint>);
+
+impl Places {
+    /// The four sockets that dstack uses, in their order.
+    #[must_use]
+    pub fn standard() -> Self {
+        Self::sockets(STANDARD_SOCKETS)
+    }
+
+    /// One place and no other: what was configured.
+    #[must_use]
+    pub fn only(endpoint: Endpoint) -> Self {
+        Self(vec![endpoint])
+    }
+
+    /// These sockets, in this order.
+    #[must_use]
+    pub fn sockets(paths: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
+        let paths = paths.into_iter().map(Into::into);
+        Self(paths.map(Endpoint::Unix).collect())
+    }
+
+    /// All of them.
+    pub fn candidates(&self) -> impl Iterator<Item = &Endpoint> {
+        self.0.iter()
+    }
+
+    /// The first place where there is a socket now; a URL is always taken. Looks at the file system,
+    /// which takes microseconds, and connects to nothing.
+    ///
+    /// # Errors
+    /// [`AgentError::NotFound`]; [`AgentError::Forbidden`] if there is none that can be seen, and one
+    /// is in a folder that this process may not look into.
+    pub fn find(&self) -> Result<Endpoint, AgentError> {
+        let mut tried = Vec::new();
+        let mut forbidden = None;
+        for endpoint in &self.0 {
+            let Endpoint::Unix(path) = endpoint else {
+                return Ok(endpoint.clone());
+            };
+            match is_socket(path) {
+                Ok(true) => return Ok(endpoint.clone()),
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    forbidden = forbidden.or(Some(endpoint.clone()));
+                }
+                Ok(false) | Err(_) => {}
+            }
+            tried.push(path.clone());
+        }
+        Err(match forbidden {
+            Some(endpoint) => AgentError::Forbidden { endpoint },
+            None => AgentError::NotFound { tried },
+        })
+    }
+}
+
+fn is_socket(path: &Path) -> io::Result<bool> {
+    Ok(std::fs::metadata(path)?.file_type().is_socket())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_names_a_place() {
+        for (text, shown) in [
+            ("http://127.0.0.1:8090", "http://127.0.0.1:8090"),
+            (" http://127.0.0.1:8090/ \n", "http://127.0.0.1:8090"),
+            ("https://sim.example/agent/", "https://sim.example/agent"),
+            ("/run/dstack.sock", "unix:/run/dstack.sock"),
+            ("./dstack.sock", "unix:./dstack.sock"),
+            ("unix:dstack.sock", "unix:dstack.sock"),
+            ("unix:/run/dstack.sock", "unix:/run/dstack.sock"),
+            ("unix:///run/dstack.sock", "unix:/run/dstack.sock"),
+        ] {
+            assert_eq!(Endpoint::parse(text).unwrap().to_string(), shown);
+        }
+    }
+
+    #[test]
+    fn what_names_none() {
+        let long = format!("/{}", "x".repeat(MAX_SOCKET_PATH));
+        for (text, error) in [
+            ("", EndpointError::Unknown),
+            ("unix:", EndpointError::Unknown),
+            ("127.0.0.1:8090", EndpointError::Unknown),
+            ("ftp://host/", EndpointError::Unknown),
+            ("http://", EndpointError::Unknown),
+            ("http://me:secret@host/", EndpointError::Credentials),
+            ("http://host/?a=b", EndpointError::Query),
+            ("http://host/#a", EndpointError::Query),
+            (long.as_str(), EndpointError::PathTooLong),
+        ] {
+            assert_eq!(text.parse::<Endpoint>(), Err(error), "{text}");
+        }
+        assert!(Endpoint::parse(&long[..MAX_SOCKET_PATH]).is_ok());
+    }
+}

@@ -1,0 +1,105 @@
+//! PEM in the guest agent's answers: certificates, and the one private key.
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use x509_parser::pem::Pem;
+use zeroize::Zeroizing;
+
+use super::AgentError;
+use super::answer::Answer;
+use crate::certificate::Leaf;
+use crate::chain::Chain;
+
+/// Most bytes of a private key in PEM. A P-256 key has 241.
+pub const MAX_KEY_LEN: usize = 4 << 10;
+
+/// Characters of a line. [RFC 7468, 2]
+const LINE: usize = 64;
+
+/// What a block holds.
+#[derive(Clone, Copy)]
+pub(super) enum Label {
+    PrivateKey,
+    Certificate,
+}
+
+impl Label {
+    fn lines(self) -> (&'static str, &'static str) {
+        match self {
+            Self::PrivateKey => ("-----BEGIN PRIVATE KEY-----", "-----END PRIVATE KEY-----"),
+            Self::Certificate => ("-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"),
+        }
+    }
+}
+
+/// The DER in the one PEM block of `key`. Not x509-parser's PEM reader, which would leave copies behind.
+pub(super) fn private_key(answer: &Answer<'_>) -> Result<Zeroizing<Vec<u8>>, AgentError> {
+    let wrong = || answer.malformed("key", "is no PKCS#8 private key in PEM");
+    let (begin, end) = Label::PrivateKey.lines();
+    let pem = answer.secret("key", MAX_KEY_LEN)?;
+    let body = pem.trim().strip_prefix(begin);
+    let body = body
+        .and_then(|body| body.strip_suffix(end))
+        .ok_or_else(wrong)?;
+    let mut base64 = Zeroizing::new(Vec::with_capacity(body.len()));
+    base64.extend(body.bytes().filter(|byte| !byte.is_ascii_whitespace()));
+    let mut der = Zeroizing::new(vec![0; base64.len()]);
+    let len = BASE64_STANDARD
+        .decode_slice(base64.as_slice(), &mut der)
+        .map_err(|_| wrong())?;
+    der.truncate(len);
+    Ok(der)
+}
+
+/// The certificates in `pems`, leaf first: at least one and within the caps of a presented chain.
+pub(super) fn certificates(
+    answer: &Answer<'_>,
+    field: &'static str,
+    pems: impl IntoIterator<Item = String>,
+) -> Result<Vec<Vec<u8>>, AgentError> {
+    let malformed = |why| answer.malformed(field, why);
+    let mut chain = Vec::new();
+    for pem in pems {
+        for block in Pem::iter_from_buffer(pem.as_bytes()) {
+            let block = block.map_err(|_| malformed("is no PEM"))?;
+            if block.label != "CERTIFICATE" {
+                return Err(malformed("holds something else than certificates"));
+            }
+            chain.push(block.contents);
+        }
+    }
+    Chain::check_caps(&chain)
+        .map_err(|_| malformed("holds no, or too many, or too large certificates"))?;
+    for certificate in &chain {
+        // Also of the issuers: version 3, and within the caps.
+        Leaf::parse(certificate).map_err(|_| malformed("holds what is no certificate"))?;
+    }
+    Ok(chain)
+}
+
+/// A certificate as a PEM block.
+#[must_use]
+pub fn certificate_pem(der: &[u8]) -> String {
+    write(Label::Certificate, der).to_string()
+}
+
+/// One PEM block.
+pub(super) fn write(label: Label, der: &[u8]) -> Zeroizing<String> {
+    let (begin, end) = label.lines();
+    let base64 = Zeroizing::new(BASE64_STANDARD.encode(der));
+    let lines = base64.len().div_ceil(LINE);
+    let mut pem = Zeroizing::new(String::with_capacity(
+        begin.len() + base64.len() + lines + end.len() + 2,
+    ));
+    pem.push_str(begin);
+    for (number, character) in base64.chars().enumerate() {
+        if number % LINE == 0 {
+            pem.push('\n');
+        }
+        pem.push(character);
+    }
+    pem.push('\n');
+    pem.push_str(end);
+    pem.push('\n');
+    pem
+}

@@ -1,0 +1,148 @@
+//! A key with its certificate, as this side presents it in TLS.
+
+use std::fmt;
+
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use super::AgentError;
+use super::answer::Answer;
+use super::pem::{self, Label};
+use crate::certificate::{Extensions, Leaf};
+use crate::chain::fingerprint;
+use crate::evidence::UnboundEvidence;
+use crate::values::Fingerprint;
+
+/// SubjectPublicKeyInfo of a P-256 key, up to the point. [RFC 5480, 2]
+const P256_SPKI: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
+    0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+];
+
+/// What to ask for. The default is a certificate for nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TlsKeyRequest {
+    /// Common name of the subject.
+    pub subject: String,
+    /// DNS names and IP addresses.
+    pub alt_names: Vec<String>,
+    /// With evidence in it, bound to the key.
+    pub usage_ra_tls: bool,
+    /// Fit for a TLS server.
+    pub usage_server_auth: bool,
+    /// Fit for a TLS client.
+    pub usage_client_auth: bool,
+    /// Unix seconds; the agent's default is 1975.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<u64>,
+    /// Unix seconds; the agent's default is ten years from now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<u64>,
+    /// With the application's identity as the agent claims it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub with_app_info: bool,
+}
+
+/// A private key and the certificates for it. The key is wiped when dropped.
+pub struct TlsKey {
+    key: Zeroizing<Vec<u8>>,
+    chain: Vec<Vec<u8>>,
+    fingerprint: Fingerprint,
+    not_before: u64,
+    not_after: u64,
+}
+
+impl TlsKey {
+    pub(super) fn read(answer: &Answer<'_>, request: &TlsKeyRequest) -> Result<Self, AgentError> {
+        const CHAIN: &str = "certificate_chain";
+        let key = pem::private_key(answer)?;
+        let chain = pem::certificates(answer, CHAIN, answer.texts(CHAIN)?)?;
+        let malformed = |field, why| answer.malformed(field, why);
+        let der = chain.first().map(Vec::as_slice).unwrap_or_default();
+        let leaf = Leaf::parse(der).map_err(|_| malformed(CHAIN, "holds no certificate"))?;
+        let spki =
+            spki_of(&key).ok_or_else(|| malformed("key", "is no PKCS#8 private key on P-256"))?;
+        if spki != leaf.spki() {
+            return Err(malformed("key", "is not the key of the certificate"));
+        }
+        if request.usage_ra_tls && !is_bound(leaf.extensions(), &spki) {
+            return Err(malformed(
+                CHAIN,
+                "carries no evidence that is bound to its key",
+            ));
+        }
+        Ok(Self {
+            fingerprint: fingerprint(der),
+            not_before: leaf.not_before(),
+            not_after: leaf.not_after(),
+            key,
+            chain,
+        })
+    }
+
+    /// The private key: PKCS#8 in DER.
+    #[must_use]
+    pub fn key_der(&self) -> &[u8] {
+        &self.key
+    }
+
+    /// The private key: PKCS#8 in PEM.
+    #[must_use]
+    pub fn key_pem(&self) -> Zeroizing<String> {
+        pem::write(Label::PrivateKey, &self.key)
+    }
+
+    /// The certificates in DER, leaf first.
+    #[must_use]
+    pub fn chain_der(&self) -> &[Vec<u8>] {
+        &self.chain
+    }
+
+    /// The certificates in PEM, leaf first.
+    #[must_use]
+    pub fn chain_pem(&self) -> String {
+        let blocks = self.chain.iter();
+        let blocks = blocks.map(|der| pem::write(Label::Certificate, der).to_string());
+        blocks.collect()
+    }
+
+    /// The leaf's fingerprint.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// The leaf's notBefore in unix seconds.
+    #[must_use]
+    pub fn not_before(&self) -> u64 {
+        self.not_before
+    }
+
+    /// The leaf's notAfter in unix seconds. That second itself is still inside.
+    #[must_use]
+    pub fn not_after(&self) -> u64 {
+        self.not_after
+    }
+}
+
+impl fmt::Debug for TlsKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            fingerprint, chain, ..
+        } = self;
+        write!(f, "TlsKey({fingerprint}, {} certificates)", chain.len())
+    }
+}
+
+/// SubjectPublicKeyInfo in DER of a private key, if it is one of P-256, which all of the agent's are.
+fn spki_of(pkcs8: &[u8]) -> Option<Vec<u8>> {
+    let algorithm = &ECDSA_P256_SHA256_ASN1_SIGNING;
+    let pair = EcdsaKeyPair::from_pkcs8(algorithm, pkcs8, &SystemRandom::new()).ok()?;
+    Some([&P256_SPKI, pair.public_key().as_ref()].concat())
+}
+
+fn is_bound(extensions: &Extensions<'_>, spki: &[u8]) -> bool {
+    UnboundEvidence::read(extensions).is_ok_and(|evidence| evidence.check_binding(spki).is_ok())
+}

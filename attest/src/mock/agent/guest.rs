@@ -1,0 +1,288 @@
+//! What the mock agent answers.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::{AgentOptions, lock};
+use crate::agent::Method;
+use crate::mock::{
+    Binding, Certificate, Envelope, Evidence, Key, LeafOptions, Machine, MockError, Pki, Validity,
+};
+
+/// dstack's notBefore, 1975-01-01T00:00:00Z. [contract, section 4]
+const SINCE_1975: u64 = 157_766_400;
+/// Seconds to dstack's notAfter: 3650 days, as recorded.
+const TEN_YEARS: u64 = 3_650 * 86_400;
+
+/// What is wrong with an otherwise right answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Twist {
+    None,
+    /// The key is not the certificate's.
+    Key,
+    /// Quotes are over other report data.
+    ReportData,
+}
+
+/// A TD and what it is asked.
+pub(super) struct Guest {
+    pki: Arc<Pki>,
+    machine: Machine,
+    pub(super) options: AgentOptions,
+    /// The agent's own certificate and its issuer, in PEM.
+    pub(super) own: String,
+    /// Keys that were made.
+    keys: AtomicU64,
+    /// Held while a quote is made: hardware makes one after another.
+    quoting: Mutex<()>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct TlsKeyRequest {
+    subject: String,
+    alt_names: Vec<String>,
+    usage_ra_tls: bool,
+    usage_server_auth: bool,
+    usage_client_auth: bool,
+    not_before: Option<u64>,
+    not_after: Option<u64>,
+    with_app_info: bool,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct KeyRequest {
+    path: String,
+    purpose: String,
+    algorithm: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct QuoteRequest {
+    #[serde(deserialize_with = "hex_bytes")]
+    report_data: Vec<u8>,
+}
+
+#[derive(Deserialize, Default)]
+struct NoRequest {}
+
+fn hex_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+    hex::decode(String::deserialize(deserializer)?).map_err(D::Error::custom)
+}
+
+/// What dstack says of a request that it cannot read.
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(body).map_err(|error| error.to_string())
+}
+
+fn text(error: MockError) -> String {
+    error.to_string()
+}
+
+impl Guest {
+    pub(super) fn new(pki: Arc<Pki>, options: AgentOptions) -> Result<Self, MockError> {
+        let mut guest = Self {
+            machine: Machine::new(&pki, &options.machine)?,
+            pki,
+            options,
+            own: String::new(),
+            keys: AtomicU64::new(0),
+            quoting: Mutex::default(),
+        };
+        guest.own = guest.own_certificate()?;
+        Ok(guest)
+    }
+
+    fn own_certificate(&self) -> Result<String, MockError> {
+        let request = TlsKeyRequest {
+            subject: "mock-agent".to_owned(),
+            usage_ra_tls: true,
+            usage_client_auth: true,
+            ..TlsKeyRequest::default()
+        };
+        let validity = Validity {
+            from: SINCE_1975,
+            until: (self.options.now)() + TEN_YEARS,
+        };
+        let key = Key::derive(&self.options.seed, "agent's own")?;
+        let certificate = self.issue(&key, request, validity, Twist::None)?;
+        Ok(certificate.chain_pem())
+    }
+
+    /// The answer, or the text of a 400.
+    pub(super) fn answer(
+        &self,
+        method: Method,
+        body: &[u8],
+        twist: Twist,
+    ) -> Result<Value, String> {
+        match method {
+            Method::GetTlsKey => self.tls_key(read(body)?, twist),
+            Method::GetKey => self.key(&read(body)?),
+            Method::GetQuote => self.quote(&read(body)?, twist),
+            Method::Attest => self.attest(&read(body)?, twist),
+            Method::Info => read(body).and_then(|NoRequest {}| self.info().map_err(text)),
+            Method::Version => read(body).map(|NoRequest {}| {
+                json!({ "version": "0.6.0", "rev": concat!("mock:", env!("CARGO_PKG_VERSION")) })
+            }),
+        }
+    }
+
+    fn tls_key(&self, request: TlsKeyRequest, twist: Twist) -> Result<Value, String> {
+        let validity = Validity {
+            from: request.not_before.unwrap_or(SINCE_1975),
+            until: request
+                .not_after
+                .unwrap_or_else(|| (self.options.now)() + TEN_YEARS),
+        };
+        if validity.from >= validity.until {
+            return Err("not_before must be earlier than not_after".to_owned());
+        }
+        let key = self.next_key().map_err(text)?;
+        let certificate = self.issue(&key, request, validity, twist).map_err(text)?;
+        let shown = match twist {
+            Twist::Key => self.next_key().map_err(text)?,
+            Twist::None | Twist::ReportData => key,
+        };
+        Ok(json!({
+            "key": shown.to_pkcs8_pem().map_err(text)?,
+            "certificate_chain": [certificate.pem(), self.pki.kms_pem()],
+        }))
+    }
+
+    fn issue(
+        &self,
+        key: &Key,
+        request: TlsKeyRequest,
+        validity: Validity,
+        twist: Twist,
+    ) -> Result<Certificate, MockError> {
+        let mut evidence = self.options.evidence.clone();
+        match (request.usage_ra_tls, twist) {
+            (false, _) => evidence.envelope = Envelope::None,
+            (true, Twist::ReportData) => evidence.binding = Binding::Bytes([0xbd; 64]),
+            (true, Twist::None | Twist::Key) => {}
+        }
+        let app_info = match request.with_app_info {
+            true => Some(self.app_info()?),
+            false => None,
+        };
+        let leaf = LeafOptions {
+            subject: request.subject,
+            alt_names: request.alt_names,
+            validity,
+            server: request.usage_server_auth,
+            client: request.usage_client_auth,
+            app_info,
+            number: number_of(key),
+            ..LeafOptions::default()
+        };
+        let _quoting = request.usage_ra_tls.then(|| self.quoting());
+        Certificate::issue(&self.pki, &self.machine, key, &evidence, &leaf)
+    }
+
+    fn next_key(&self) -> Result<Key, MockError> {
+        let number = self.keys.fetch_add(1, Ordering::Relaxed);
+        Key::derive(&self.options.seed, &format!("agent key {number}"))
+    }
+
+    fn key(&self, request: &KeyRequest) -> Result<Value, String> {
+        if !matches!(
+            request.algorithm.as_str(),
+            "" | "secp256k1" | "k256" | "ed25519"
+        ) {
+            return Err("Unsupported algorithm".to_owned());
+        }
+        let key = Sha256::new()
+            .chain_update(b"teesql mock application key\0")
+            .chain_update(self.options.seed)
+            .chain_update(&self.options.evidence.app_id)
+            .chain_update(request.path.as_bytes())
+            .finalize();
+        let app = Key::derive(&self.options.seed, "application").map_err(text)?;
+        let kms = Key::derive(&self.pki.seed, "kms keys").map_err(text)?;
+        let of_key = format!("{}:{}:{key:x}", request.purpose, request.algorithm);
+        Ok(json!({
+            "key": hex::encode(key),
+            "signature_chain": [signature(&app, of_key.as_bytes()), signature(&kms, &app.spki_der())],
+        }))
+    }
+
+    fn quote(&self, request: &QuoteRequest, twist: Twist) -> Result<Value, String> {
+        let stated = padded(request)?;
+        let (evidence, quote, quoted) = self.quote_over(stated, twist).map_err(text)?;
+        let event_log = evidence.legacy_event_log().map_err(text)?;
+        Ok(json!({
+            "quote": hex::encode(&quote),
+            "event_log": String::from_utf8_lossy(&event_log),
+            "report_data": hex::encode(stated),
+            "vm_config": evidence.vm_config(),
+            "attestation": hex::encode(evidence.v1(&quote, quoted).map_err(text)?),
+        }))
+    }
+
+    fn attest(&self, request: &QuoteRequest, twist: Twist) -> Result<Value, String> {
+        let (evidence, quote, quoted) = self.quote_over(padded(request)?, twist).map_err(text)?;
+        let attestation = match evidence.envelope {
+            Envelope::V0 => evidence.v0(&quote, quoted),
+            _ => evidence.v1(&quote, quoted).map_err(text)?,
+        };
+        Ok(json!({ "attestation": hex::encode(attestation) }))
+    }
+
+    /// The evidence, the quote, and what the quote is over.
+    fn quote_over(
+        &self,
+        report_data: [u8; 64],
+        twist: Twist,
+    ) -> Result<(Evidence, Vec<u8>, [u8; 64]), MockError> {
+        let quoted = match twist {
+            Twist::ReportData => report_data.map(|byte| !byte),
+            Twist::None | Twist::Key => report_data,
+        };
+        let evidence = Evidence {
+            binding: Binding::Bytes(quoted),
+            ..self.options.evidence.clone()
+        };
+        let _quoting = self.quoting();
+        // The key is not looked at: the evidence says what to quote.
+        let key = Key::derive(&self.options.seed, "none")?;
+        let quote = evidence.quote(&self.machine, &key)?;
+        Ok((evidence, quote, quoted))
+    }
+
+    /// Waits for those who came before, and as long as a quote takes.
+    fn quoting(&self) -> MutexGuard<'_, ()> {
+        let turn = lock(&self.quoting);
+        std::thread::sleep(self.options.quote_time);
+        turn
+    }
+}
+
+/// Another key is another certificate, and has another serial number.
+fn number_of(key: &Key) -> u64 {
+    let hash = key.report_data();
+    hash.first_chunk()
+        .map_or(0, |first| u64::from_be_bytes(*first))
+}
+
+/// 65 bytes as of a recoverable signature, in hex.
+fn signature(key: &Key, message: &[u8]) -> String {
+    hex::encode([&key.sign_raw(message)[..], &[0]].concat())
+}
+
+fn padded(request: &QuoteRequest) -> Result<[u8; 64], String> {
+    let mut padded = [0; 64];
+    padded
+        .get_mut(..request.report_data.len())
+        .ok_or("Report data is too long")?
+        .copy_from_slice(&request.report_data);
+    Ok(padded)
+}

@@ -1,0 +1,244 @@
+//! Every method against the mock agent, over both kinds of sockets.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use attest::agent::{AgentError, Endpoint, Method, TlsKeyRequest};
+use attest::evidence::{Form, UnboundEvidence};
+use attest::mock::{self, AgentListen, AgentOptions, Envelope, Evidence};
+use attest::values::AppId;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::{NOW, agent, agent_with, block, client, patient, pki, raw, server_request};
+
+#[test]
+fn every_method_over_unix_and_tcp() {
+    let unix = agent();
+    let tcp = mock::Agent::start(pki(), AgentListen::Tcp, AgentOptions::at(NOW)).unwrap();
+    for agent in [&unix.agent, &tcp] {
+        let client = client(agent.endpoint(), patient());
+        block(async {
+            let key = client.tls_key(&server_request()).await.unwrap();
+            assert_eq!(key.chain_der().len(), 2);
+            client.key("pg/superuser", "").await.unwrap();
+            client.quote(b"hello").await.unwrap();
+            client.attest(b"hello").await.unwrap();
+            client.info().await.unwrap();
+            let version = client.version().await.unwrap();
+            assert_eq!(version.version, "0.6.0");
+        });
+        let counts = Method::ALL.map(|method| agent.requests(method));
+        assert_eq!(counts, [1; 6], "{agent:?}");
+    }
+    assert!(tcp.endpoint().to_string().starts_with("http://127.0.0.1:"));
+    let base_with_a_slash = Endpoint::parse(&format!("{}/", tcp.endpoint())).unwrap();
+    block(client(base_with_a_slash, patient()).version()).unwrap();
+}
+
+#[test]
+fn a_tls_key_is_what_was_asked_for() {
+    let mock = agent();
+    let request = TlsKeyRequest {
+        not_before: Some(NOW),
+        not_after: Some(NOW + 3_600),
+        usage_client_auth: false,
+        ..server_request()
+    };
+    let key = block(mock.client().tls_key(&request)).unwrap();
+    assert_eq!((key.not_before(), key.not_after()), (NOW, NOW + 3_600));
+    let (_, leaf) = X509Certificate::from_der(&key.chain_der()[0]).unwrap();
+    assert_eq!(leaf.subject().to_string(), "CN=pg.sim.test");
+    let names = leaf.subject_alternative_name().unwrap().unwrap();
+    let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let IpAddr::V4(v4) = localhost else { panic!() };
+    assert_eq!(
+        names.value.general_names,
+        [
+            GeneralName::DNSName("localhost"),
+            GeneralName::IPAddress(&v4.octets())
+        ]
+    );
+    let usage = leaf.extended_key_usage().unwrap().unwrap().value;
+    assert!(usage.server_auth && !usage.client_auth);
+
+    let other = block(mock.client().tls_key(&request)).unwrap();
+    assert_ne!(key.key_der(), other.key_der(), "a new key at each call");
+    let serial = |der: &[u8]| {
+        X509Certificate::from_der(der)
+            .unwrap()
+            .1
+            .raw_serial_as_string()
+    };
+    assert_ne!(serial(&key.chain_der()[0]), serial(&other.chain_der()[0]));
+}
+
+#[test]
+fn dates_are_dstacks_unless_told_otherwise() {
+    let key = block(agent().client().tls_key(&server_request())).unwrap();
+    assert_eq!(key.not_before(), 157_766_400, "1975-01-01");
+    assert_eq!(key.not_after(), NOW + 3_650 * 86_400);
+}
+
+#[test]
+fn pem_and_der_are_the_same() {
+    let key = block(agent().client().tls_key(&server_request())).unwrap();
+    let chain = key.chain_pem();
+    let blocks = x509_parser::pem::Pem::iter_from_buffer(chain.as_bytes());
+    let der: Vec<_> = blocks.map(|block| block.unwrap().contents).collect();
+    assert_eq!(der, key.chain_der());
+    assert!(chain.lines().all(|line| line.len() <= 64));
+    let same = mock::Key::from_pkcs8_pem(&key.key_pem()).unwrap();
+    assert_eq!(same.to_pkcs8_der().unwrap(), key.key_der());
+    assert_eq!(*key.key_pem(), same.to_pkcs8_pem().unwrap());
+}
+
+#[test]
+fn without_ra_tls_there_is_no_evidence() {
+    let request = TlsKeyRequest {
+        usage_ra_tls: false,
+        with_app_info: true,
+        ..server_request()
+    };
+    let key = block(agent().client().tls_key(&request)).unwrap();
+    let leaf = attest::certificate::Leaf::parse(&key.chain_der()[0]).unwrap();
+    let extensions = leaf.extensions();
+    assert!(extensions.attestation.is_none() && extensions.quote.is_none());
+    assert_eq!(extensions.usage, Some(&b"app:custom"[..]));
+    // An array of nine, and the app id first.
+    let info = extensions.app_info.unwrap();
+    assert_eq!(info[..23], [&[0x99, 0xc4, 20], &[0xa1; 20][..]].concat());
+}
+
+#[test]
+fn evidence_that_was_asked_for_has_to_be_there() {
+    let mock = agent_with(AgentOptions {
+        evidence: Evidence {
+            envelope: Envelope::None,
+            ..Evidence::default()
+        },
+        ..AgentOptions::at(NOW)
+    });
+    let error = block(mock.client().tls_key(&server_request())).unwrap_err();
+    let why = "carries no evidence that is bound to its key";
+    assert_eq!(crate::malformed(error), ("certificate_chain", why));
+}
+
+#[test]
+fn a_derived_key_follows_from_path_and_application() {
+    let mock = agent();
+    let key = |mock: &crate::Mock, path: &str, purpose: &str| {
+        let key = block(mock.client().key(path, purpose)).unwrap();
+        assert_eq!(*key.to_hex(), hex::encode(key.as_bytes()));
+        assert_eq!(key.signature_chain().each_ref().map(Vec::len), [65, 65]);
+        (*key.as_bytes(), key.signature_chain().clone())
+    };
+    let (first, signatures) = key(&mock, "pg/superuser", "");
+    assert_eq!(key(&mock, "pg/superuser", "").0, first);
+    let (same, other_signatures) = key(&mock, "pg/superuser", "another");
+    assert_eq!(same, first, "the purpose is only signed");
+    assert_ne!(signatures, other_signatures);
+    assert_ne!(key(&mock, "pg/read", "").0, first);
+    let other = agent_with(AgentOptions {
+        seed: [1; 32],
+        ..AgentOptions::at(NOW)
+    });
+    assert_ne!(key(&other, "pg/superuser", "").0, first);
+}
+
+#[test]
+fn a_quote_is_over_the_padded_report_data() {
+    let mock = agent();
+    for report_data in [&[][..], b"hello", &[9; 64]] {
+        let quote = block(mock.client().quote(report_data)).unwrap();
+        let mut padded = [0; 64];
+        padded[..report_data.len()].copy_from_slice(report_data);
+        assert_eq!(quote.report_data, padded);
+        assert_eq!(quote.quote.report().report_data(), &padded);
+        let log: serde_json::Value = serde_json::from_str(&quote.event_log).unwrap();
+        assert_eq!(log.as_array().unwrap().len(), 9);
+        assert!(quote.vm_config.contains("os_image_hash"));
+        let evidence = quote.attestation.unwrap();
+        let evidence = UnboundEvidence::open(&evidence).unwrap();
+        assert_eq!(evidence.quote(), &quote.quote);
+    }
+    let error = block(mock.client().quote(&[0; 65])).unwrap_err();
+    assert_eq!(error, AgentError::ReportDataTooLong { bytes: 65 });
+    let error = block(mock.client().attest(&[0; 65])).unwrap_err();
+    assert_eq!(error, AgentError::ReportDataTooLong { bytes: 65 });
+}
+
+#[test]
+fn an_attestation_comes_in_the_agents_envelope() {
+    for (envelope, form) in [(Envelope::V0, Form::V0), (Envelope::V1, Form::V1)] {
+        let mock = agent_with(AgentOptions {
+            evidence: Evidence {
+                envelope,
+                ..Evidence::default()
+            },
+            ..AgentOptions::at(NOW)
+        });
+        let attestation = block(mock.client().attest(&[3; 64])).unwrap();
+        let evidence = UnboundEvidence::open(&attestation).unwrap();
+        assert_eq!(evidence.form(), form);
+        assert_eq!(evidence.quote().report().report_data(), &[3; 64]);
+    }
+}
+
+#[test]
+fn info_agrees_with_the_quote_and_the_events() {
+    let mock = agent();
+    let info = block(mock.client().info()).unwrap();
+    let quote = block(mock.client().quote(b"")).unwrap();
+    let tcb = info.tcb_info.unwrap();
+    assert_eq!(tcb.mrtd, quote.quote.report().mrtd());
+    assert_eq!(tcb.rtmrs, quote.quote.report().rtmrs());
+    let attestation = quote.attestation.unwrap();
+    let evidence = UnboundEvidence::open(&attestation).unwrap();
+    let identity = evidence.events().prove(tcb.rtmrs[3]).unwrap();
+    assert_eq!(info.app_id, AppId([0xa1; 20]));
+    assert_eq!(identity.app_id(), Some(info.app_id));
+    assert_eq!(identity.instance_id(), info.instance_id);
+    assert_eq!(identity.compose_hash(), Some(info.compose_hash));
+    assert_eq!(identity.os_image_hash(), info.os_image_hash);
+    assert_eq!(identity.key_provider(), Some(&*info.key_provider_info));
+    assert_eq!(tcb.compose_hash, Some(info.compose_hash));
+    let json = |log: &str| serde_json::from_str::<serde_json::Value>(log).unwrap();
+    assert_eq!(json(&tcb.event_log), json(&quote.event_log));
+    assert_eq!(info.app_cert.len(), 2);
+}
+
+#[test]
+fn quotes_are_made_one_after_another() {
+    const EACH: Duration = Duration::from_millis(40);
+    let mock = agent_with(AgentOptions {
+        quote_time: EACH,
+        ..AgentOptions::at(NOW)
+    });
+    let client = mock.client();
+    let begun = Instant::now();
+    block(async {
+        let (quote, attestation) = tokio::join!(client.quote(b"1"), client.attest(b"2"));
+        let request = server_request();
+        let (key, other) = tokio::join!(client.tls_key(&request), client.quote(b"3"));
+        assert!(quote.is_ok() && attestation.is_ok() && key.is_ok() && other.is_ok());
+    });
+    assert!(begun.elapsed() >= 4 * EACH);
+}
+
+#[test]
+fn requests_that_no_client_should_send() {
+    let mock = agent();
+    let endpoint = mock.agent.endpoint();
+    let json = "content-type: application/json; charset=utf-8\r\n";
+    assert_eq!(raw::send(&endpoint, "POST /Version", json, b"{}").0, 200);
+    let (status, body) = raw::send(&endpoint, "POST /Version", "", b"{}");
+    assert_eq!(status, 400, "without a content type it is protobuf");
+    assert!(serde_json::from_slice::<serde_json::Value>(&body).unwrap()["error"].is_string());
+    assert_eq!(raw::send(&endpoint, "GET /Version", json, b"{}").0, 400);
+    for request in [&br#"{"alt_names":"localhost"}"#[..], b"[", b""] {
+        assert_eq!(raw::post(&endpoint, "GetTlsKey", request).0, 400);
+    }
+    let unwritable = "{\"alt_names\":[\"no d\u{fc}rer\"]}".as_bytes();
+    assert_eq!(raw::post(&endpoint, "GetTlsKey", unwritable).0, 400);
+}

@@ -1,0 +1,175 @@
+//! What differs is named exactly, and repaired.
+
+use std::collections::BTreeSet;
+
+use super::{OLD, OWN, READ, READWRITE, assert_all_well, check, fresh, may, repair, set};
+use crate::suite::World;
+
+const ALL_OF_IT: [&str; 24] = [
+    "teesql_read: the role does not exist",
+    "teesql_read: may not log in",
+    "teesql_read: has no password",
+    "teesql_readwrite: the role does not exist",
+    "teesql_readwrite: may not log in",
+    "teesql_readwrite: has no password",
+    "teesql_read: lacks CONNECT on database teesql",
+    "teesql_read: lacks USAGE on schema public",
+    "teesql_read: lacks SELECT on tables that postgres will make",
+    "teesql_read: lacks SELECT on sequences that postgres will make",
+    "teesql_read: lacks SELECT on tables that teesql_readwrite will make",
+    "teesql_read: lacks SELECT on sequences that teesql_readwrite will make",
+    "teesql_readwrite: lacks CONNECT on database teesql",
+    "teesql_readwrite: lacks USAGE on schema public",
+    "teesql_readwrite: lacks CREATE on schema public",
+    "teesql_readwrite: lacks SELECT on tables that postgres will make",
+    "teesql_readwrite: lacks INSERT on tables that postgres will make",
+    "teesql_readwrite: lacks UPDATE on tables that postgres will make",
+    "teesql_readwrite: lacks DELETE on tables that postgres will make",
+    "teesql_readwrite: lacks SELECT on sequences that postgres will make",
+    "teesql_readwrite: lacks USAGE on sequences that postgres will make",
+    "teesql_read: lacks SELECT on public.a, public.b",
+    "everybody has CREATE on schema public",
+    "teesql_readwrite: lacks SELECT on public.a, public.b",
+];
+
+pub(super) fn check_on_a_fresh_cluster(world: &World) {
+    for server in world.stage.servers() {
+        let cluster = fresh(world, &server, &[]);
+        // As in a cluster that was upgraded from PostgreSQL 14 or older.
+        cluster.sql(OWN, "GRANT CREATE ON SCHEMA public TO PUBLIC");
+        cluster.sql(OWN, "CREATE TABLE a (); CREATE TABLE b ()");
+        let mut expected = set(ALL_OF_IT);
+        for privilege in ["INSERT", "UPDATE", "DELETE"] {
+            expected.insert(format!(
+                "teesql_readwrite: lacks {privilege} on public.a, public.b"
+            ));
+        }
+        assert_eq!(check(&cluster), expected);
+        assert_eq!(repair(&cluster), expected);
+        assert_all_well(&cluster);
+    }
+}
+
+const DRIFTS: [(&str, &[&str]); 20] = [
+    (
+        "REVOKE SELECT ON old FROM teesql_read",
+        &["teesql_read: lacks SELECT on public.old"],
+    ),
+    (
+        "REVOKE UPDATE ON old_view, old FROM teesql_readwrite",
+        &["teesql_readwrite: lacks UPDATE on public.old, public.old_view"],
+    ),
+    (
+        "REVOKE USAGE ON SEQUENCE old_id_seq FROM teesql_readwrite",
+        &["teesql_readwrite: lacks USAGE on public.old_id_seq"],
+    ),
+    (
+        "REVOKE USAGE ON SCHEMA public FROM teesql_read",
+        &["teesql_read: lacks USAGE on schema public"],
+    ),
+    (
+        "REVOKE CONNECT ON DATABASE teesql FROM teesql_readwrite",
+        &["teesql_readwrite: lacks CONNECT on database teesql"],
+    ),
+    (
+        "ALTER ROLE teesql_read SUPERUSER",
+        &["teesql_read: is SUPERUSER"],
+    ),
+    (
+        "ALTER ROLE teesql_readwrite CREATEROLE CREATEDB NOLOGIN",
+        &[
+            "teesql_readwrite: has CREATEDB",
+            "teesql_readwrite: has CREATEROLE",
+            "teesql_readwrite: may not log in",
+        ],
+    ),
+    (
+        "ALTER ROLE teesql_read REPLICATION BYPASSRLS VALID UNTIL '2000-01-01'",
+        &[
+            "teesql_read: has BYPASSRLS",
+            "teesql_read: has REPLICATION",
+            "teesql_read: has a password that expires",
+        ],
+    ),
+    (
+        "ALTER ROLE teesql_read PASSWORD 'other'",
+        &["teesql_read: has another password"],
+    ),
+    (
+        "ALTER ROLE teesql_read PASSWORD NULL",
+        &["teesql_read: has no password"],
+    ),
+    (
+        "SET password_encryption = md5; ALTER ROLE teesql_readwrite PASSWORD 'schreib-nur-zu-4711'",
+        &["teesql_readwrite: has a password that is not kept as SCRAM-SHA-256"],
+    ),
+    (
+        "ALTER DEFAULT PRIVILEGES FOR ROLE teesql_readwrite IN SCHEMA public \
+         REVOKE SELECT ON TABLES FROM teesql_read",
+        &["teesql_read: lacks SELECT on tables that teesql_readwrite will make"],
+    ),
+    (
+        "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT INSERT ON TABLES TO teesql_read",
+        &["teesql_read: has INSERT on tables that postgres will make"],
+    ),
+    (
+        "GRANT pg_read_all_data TO teesql_read",
+        &["teesql_read: is a member of pg_read_all_data"],
+    ),
+    (
+        "CREATE ROLE helper SUPERUSER; GRANT teesql_readwrite TO helper WITH ADMIN OPTION; \
+         SET ROLE helper; GRANT pg_monitor TO teesql_read; GRANT teesql_readwrite TO teesql_read",
+        &["teesql_read: is a member of pg_monitor, teesql_readwrite"],
+    ),
+    (
+        "GRANT CREATE ON SCHEMA public TO PUBLIC",
+        &["everybody has CREATE on schema public"],
+    ),
+    (
+        "GRANT UPDATE (words) ON old TO teesql_read",
+        &["teesql_read: has UPDATE on public.old"],
+    ),
+    (
+        "GRANT CREATE ON SCHEMA public TO teesql_read; GRANT CREATE ON DATABASE teesql TO teesql_readwrite",
+        &[
+            "teesql_read: has CREATE on schema public",
+            "teesql_readwrite: has CREATE on database teesql",
+        ],
+    ),
+    (
+        "GRANT TRUNCATE ON old TO teesql_read WITH GRANT OPTION; SET ROLE teesql_read; \
+         GRANT TRUNCATE ON old TO teesql_readwrite",
+        &["teesql_read: has TRUNCATE on public.old"],
+    ),
+    (
+        "REVOKE EXECUTE ON FUNCTION old_function() FROM PUBLIC",
+        &[
+            "teesql_read: lacks EXECUTE on public.old_function()",
+            "teesql_readwrite: lacks EXECUTE on public.old_function()",
+        ],
+    ),
+];
+
+pub(super) fn drift(world: &World) {
+    for server in world.stage.servers() {
+        let cluster = fresh(world, &server, &[]);
+        cluster.sql(OWN, OLD);
+        repair(&cluster);
+        for (sql, expected) in DRIFTS {
+            cluster.sql(OWN, sql);
+            let expected: BTreeSet<_> = expected.iter().map(|&line| line.to_owned()).collect();
+            assert_eq!(check(&cluster), expected, "{sql}");
+            assert_eq!(repair(&cluster), expected, "{sql}");
+            assert_all_well(&cluster);
+        }
+        may(&cluster, READ, "SELECT current_user", READ);
+        may(&cluster, READWRITE, "SELECT current_user", READWRITE);
+        cluster.sql(OWN, "DROP SCHEMA public CASCADE");
+        assert_eq!(
+            check(&cluster).first().unwrap(),
+            "schema public does not exist"
+        );
+        assert!(repair(&cluster).contains("teesql_read: lacks USAGE on schema public"));
+        assert_all_well(&cluster);
+    }
+}

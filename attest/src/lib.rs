@@ -5,9 +5,9 @@
 //! says? It answers with an [`AttestedPeer`], which nothing else can make, or with one [`Denial`] of a
 //! closed list. It fails closed: what cannot be read, replayed or verified is refused.
 //!
-//! Nothing here, outside [`agent`], [`collateral`] and the mock, opens a socket, reads a clock, logs or
-//! is async: certificates are byte slices and `now` is an argument, in unix seconds. Everything that a
-//! peer can make long has a named cap that is checked before anything is allocated.
+//! Nothing here, outside [`agent`], [`collateral`], [`ita`] and the mock, opens a socket, reads a clock,
+//! logs or is async: certificates are byte slices and `now` is an argument, in unix seconds. Everything
+//! that a peer can make long has a named cap that is checked before anything is allocated.
 //!
 //! The way of a certificate, and the types that make it impossible to skip a step:
 //!
@@ -31,6 +31,8 @@
 //! | [`denial`] | every way to be refused |
 //! | [`collateral`] | what quotes are judged with, and how it is kept fresh |
 //! | [`agent`] | dstack's guest agent: this TD's own certificate, derived keys and quotes |
+//! | [`ita`] | Intel Trust Authority as the judge of the quote, in the place of collateral |
+//! | [`manifest`] | which instance of a cluster leads, by its operator's signature |
 
 #![forbid(unsafe_code)]
 
@@ -44,6 +46,8 @@ pub mod denial;
 mod der;
 pub mod event_log;
 pub mod evidence;
+pub mod ita;
+pub mod manifest;
 mod memo;
 #[cfg(feature = "mock")]
 pub mod mock;

@@ -4,11 +4,13 @@
 //! It exists so that every check of the verifier can be shown to be made: dcap-qvl verifies what is
 //! made here signature by signature, date by date, under [`Pki::root_der`] as its root, and each thing
 //! that it checks can be made wrong alone. Everything follows from a seed: the same seed and the same
-//! options give the same bytes (signatures are deterministic, RFC 6979).
+//! options give the same bytes (signatures are deterministic, RFC 6979); only the RSA keys and
+//! tokens of Trust Authority are random.
 //!
 //! It must never be trusted: the keys are public to whoever knows the seed, so a verifier accepts it
-//! only under a root that was named as dangerous. It never logs, reads a clock or draws randomness; only
-//! [`Pccs`] and [`Agent`] open sockets, on loopback or where they are told to.
+//! only under a root that was named as dangerous. It never logs or reads a clock; only [`TrustAuthority`]
+//! draws randomness, and only it, [`Pccs`] and [`Agent`] open sockets, on loopback or where they are told
+//! to.
 //!
 //! | Type | Is |
 //! | --- | --- |
@@ -18,6 +20,7 @@
 //! | [`Certificate`] | a leaf as dstack's guest agent hands out, with the evidence in it |
 //! | [`Pccs`] | a PCCS over HTTP that can be told to misbehave |
 //! | [`Agent`] | dstack's guest agent, which hands such certificates out, and can be told to misbehave |
+//! | [`TrustAuthority`] | an Intel Trust Authority over HTTP that can be told to misbehave |
 //!
 //! ```
 //! # fn main() -> Result<(), attest::mock::MockError> {
@@ -40,12 +43,15 @@ mod collateral;
 mod event;
 mod evidence;
 mod http;
+mod ita_http;
 mod key;
 mod pccs;
 mod pki;
 mod platform;
 mod quote;
 mod tcb;
+mod token;
+mod trust_authority;
 
 pub use agent::{Agent, AgentBehaviour, AgentListen, AgentOptions, Now};
 pub use certificate::{Certificate, LeafOptions};
@@ -58,6 +64,7 @@ pub use pki::{Pki, PkiOptions, Validity};
 pub use platform::{Machine, MachineOptions};
 pub use quote::{QuoteFormat, TdReport};
 pub use tcb::{ModuleLevel, PlatformLevel, QeLevel};
+pub use trust_authority::{Manner, TrustAuthority, Verdict};
 
 /// What can go wrong while making mock data: only options that make no sense.
 #[derive(Debug, thiserror::Error)]

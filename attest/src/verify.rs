@@ -132,13 +132,13 @@ impl TdQuote {
     }
 }
 
-/// What Intel's signatures say of a quote, before any policy and of nobody in particular: the quote
-/// may be anybody's. It is what a bare quote can be shown to be; a peer is an [`AttestedPeer`].
+/// What Intel's signatures, or Trust Authority's, say of a quote, before any policy and of nobody in
+/// particular: the quote may be anybody's. It is what a bare quote can be shown to be; a peer is an [`AttestedPeer`].
 #[derive(Clone, Debug)]
 pub struct Appraisal {
-    tcb_status: TcbStatus,
-    advisories: Arc<[String]>,
-    valid_until: u64,
+    pub(crate) tcb_status: TcbStatus,
+    pub(crate) advisories: Arc<[String]>,
+    pub(crate) valid_until: u64,
 }
 
 impl Appraisal {
@@ -154,7 +154,8 @@ impl Appraisal {
         &self.advisories
     }
 
-    /// The last second at which all of collateral, PCK chain and root hold, in unix seconds.
+    /// The last second at which all of collateral, PCK chain and root hold, or the token, in unix
+    /// seconds.
     #[must_use]
     pub fn valid_until(&self) -> u64 {
         self.valid_until
@@ -197,35 +198,8 @@ impl Verifier {
         policy: &Policy,
         now: u64,
     ) -> Result<AttestedPeer, Denial> {
-        let quote = evidence.quote();
-        let appraisal = self.appraise(quote, collateral, policy, now)?;
-        policy.check_tcb(appraisal.tcb_status)?;
-        policy.check_advisories(appraisal.advisories.iter().map(String::as_str))?;
-        policy.check_measurements(quote.report())?;
-        let identity = evidence.events().prove(quote.report().rtmr3())?;
-        policy.check_identity(&identity)?;
-        let issuers_until = evidence
-            .chain()
-            .verify_up_to(&policy.settings().kms_roots, now)?;
-        let until = [
-            Some(appraisal.valid_until),
-            Some(collateral.expires_at().saturating_sub(1)),
-            Some(evidence.not_after()),
-            Some(issuers_until),
-            policy
-                .oldest_until(evidence.not_before())
-                .map(|until| until.saturating_sub(1)),
-        ];
-        Ok(AttestedPeer {
-            valid_until: until.into_iter().flatten().min().unwrap_or(now),
-            debug: quote.report().is_under_debug(),
-            mrtd: quote.report().mrtd(),
-            rtmrs: quote.report().rtmrs(),
-            chain: evidence.chain().clone(),
-            policy: policy.epoch(),
-            identity,
-            appraisal,
-        })
+        let appraisal = self.appraise(evidence.quote(), collateral, policy, now)?;
+        admit(evidence, appraisal, policy, now)
     }
 
     /// Debug bit, collateral, and every signature from the quote up to the root. Says nothing of whose
@@ -257,7 +231,9 @@ impl Verifier {
         Ok(Appraisal {
             tcb_status: claims.tcb.status.into(),
             advisories: claims.tcb.advisory_ids.into(),
-            valid_until: claims.earliest_expiration_date,
+            valid_until: claims
+                .earliest_expiration_date
+                .min(collateral.expires_at().saturating_sub(1)),
         })
     }
 
@@ -286,9 +262,47 @@ impl fmt::Debug for Verifier {
     }
 }
 
+/// What is ours to say once Intel has vouched for the quote: TCB, measurements, replay, identity, roots.
+/// The one place where an [`AttestedPeer`] is made.
+pub(crate) fn admit(
+    evidence: &BoundEvidence,
+    appraisal: Appraisal,
+    policy: &Policy,
+    now: u64,
+) -> Result<AttestedPeer, Denial> {
+    let report = evidence.quote().report();
+    policy.check_tcb(appraisal.tcb_status)?;
+    policy.check_advisories(appraisal.advisories.iter().map(String::as_str))?;
+    policy.check_measurements(report)?;
+    let identity = evidence.events().prove(report.rtmr3())?;
+    policy.check_identity(&identity)?;
+    let issuers_until = evidence
+        .chain()
+        .verify_up_to(&policy.settings().kms_roots, now)?;
+    let until = [
+        Some(appraisal.valid_until),
+        Some(evidence.not_after()),
+        Some(issuers_until),
+        policy
+            .oldest_until(evidence.not_before())
+            .map(|until| until.saturating_sub(1)),
+    ];
+    Ok(AttestedPeer {
+        valid_until: until.into_iter().flatten().min().unwrap_or(now),
+        debug: report.is_under_debug(),
+        mrtd: report.mrtd(),
+        rtmrs: report.rtmrs(),
+        chain: evidence.chain().clone(),
+        policy: policy.epoch(),
+        identity,
+        appraisal,
+    })
+}
+
 /// A peer that may enter: its quote is genuine, bound to its certificate's key, and allowed.
 ///
-/// Made by [`Verifier::verify`] only.
+/// Made by [`Verifier::verify`] and by [`Appraised::admit`](crate::ita::Appraised::admit), and by
+/// nothing else.
 #[derive(Clone, Debug)]
 pub struct AttestedPeer {
     chain: Chain,

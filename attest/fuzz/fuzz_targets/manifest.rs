@@ -1,0 +1,30 @@
+//! Leader manifests as DNS may serve them.
+//!
+//! Whatever is read has one signed text, in which it reads the same; and nobody's signature is taken
+//! for the trusted signer's.
+#![no_main]
+
+use attest::manifest::{Address, MAX_FIELDS, MAX_LEN, Manifest, ManifestError, Trust, join_chunks};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let chunks: Vec<&[u8]> = data.chunks(255).collect();
+    let Ok(txt) = join_chunks(&chunks) else {
+        return;
+    };
+    let Ok(unverified) = Manifest::parse(&txt) else {
+        return;
+    };
+    assert!(txt.len() <= MAX_LEN && txt.split(';').count() <= MAX_FIELDS);
+    let text = unverified.signed_text();
+    let mut pairs = txt.split(';');
+    let signature = pairs.find(|pair| pair.starts_with("sig=")).unwrap();
+    let again = Manifest::parse(&format!("{text};{signature}"));
+    assert_eq!(again.as_ref(), Ok(&unverified));
+    let trust = Trust {
+        max_validity: None,
+        ..Trust::of(Address([0; 20]))
+    };
+    let refused = unverified.verify(&trust, 0);
+    assert!(matches!(refused, Err(ManifestError::Signature { .. })));
+});

@@ -1,0 +1,61 @@
+//! What dcap-qvl refuses of a TD beyond debug, and Trust Authority's default policy does not.
+//!
+//! A migratable TD's memory can be moved to another platform by a migration TD that nobody here has
+//! measured; without SEPT_VE_DISABLE the host can inject exceptions. The rules are those of dcap-qvl's
+//! own check, which is not public, on its own parse of the quote.
+
+use dcap_qvl::quote::{Quote, Report, TDAttributes};
+
+use crate::denial::Denial;
+use crate::quote::TdQuote;
+
+/// Refuses reserved bits, migration, service TDs, and TDs without SEPT_VE_DISABLE.
+pub(super) fn check(quote: &TdQuote) -> Result<(), Denial> {
+    let unread = Denial::UnsupportedQuote("its report cannot be read");
+    let parsed = Quote::parse(quote.as_bytes()).map_err(|_| unread.clone())?;
+    let (attributes, service_td) = match &parsed.report {
+        Report::TD10(report) => (report.td_attributes, [0; 48]),
+        Report::TD15(report) => (report.base.td_attributes, report.mr_service_td),
+        Report::TD15Ex(report) => (report.base.base.td_attributes, report.base.mr_service_td),
+        Report::SgxEnclave(_) => return Err(Denial::NotTdx),
+    };
+    let attributes = TDAttributes::parse(attributes).map_err(|_| unread)?;
+    let refused = attributes.reserved != 0
+        || attributes.sec.migratable
+        || attributes.sec.servtd_ext
+        || !attributes.sec.sept_ve_disable
+        || service_td != [0; 48];
+    match refused {
+        true => Err(Denial::TdAttributes),
+        false => Ok(()),
+    }
+}
+
+#[cfg(all(test, feature = "mock"))]
+mod tests {
+    use super::*;
+    use crate::mock::{Machine, MachineOptions, Pki, TdReport};
+
+    /// Of TDATTRIBUTES in a quote of version 4: behind the header, TEE_TCB_SVN, MRSEAM, MRSIGNERSEAM and
+    /// SEAMATTRIBUTES.
+    const ATTRIBUTES: usize = 48 + 16 + 48 + 48 + 8;
+
+    #[test]
+    fn each_bit_has_its_answer() {
+        let pki = Pki::new(&[7; 32]).unwrap();
+        let machine = Machine::new(&pki, &MachineOptions::default()).unwrap();
+        let quote = machine.quote(&TdReport::default()).unwrap();
+        let refused = |bit: usize| {
+            let mut bytes = quote.clone();
+            bytes[ATTRIBUTES + bit / 8] ^= 1u8 << (bit % 8);
+            check(&TdQuote::parse(&bytes).unwrap()) == Err(Denial::TdAttributes)
+        };
+        assert_eq!(check(&TdQuote::parse(&quote).unwrap()), Ok(()));
+        let allowed: Vec<usize> = (0..64).filter(|bit| !refused(*bit)).collect();
+        // Debug and profiling are the policy's. ICSSD to LASS, PKS and KL, TPA and PERFMON weaken nothing.
+        assert_eq!(
+            allowed,
+            [0, 4, 5, 6, 16, 18, 19, 20, 21, 22, 27, 30, 31, 62, 63]
+        );
+    }
+}

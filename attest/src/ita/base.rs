@@ -1,0 +1,197 @@
+//! Where Trust Authority is, and whose keys are its own.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use url::{Host, Origin, Url};
+
+use super::ItaError;
+
+/// Intel's service for the world without the European Union.
+pub const INTEL_US: &str = "https://api.trustauthority.intel.com";
+/// Intel's service for the European Union.
+pub const INTEL_EU: &str = "https://api.eu.trustauthority.intel.com";
+/// Each of Intel's services publishes its keys on a host of its own beside the API's, and its tokens
+/// name that one. [Intel, trustauthority-client-for-go: BaseUrl and ApiUrl of each region]
+const KEYS_US: &str = "https://portal.trustauthority.intel.com";
+const KEYS_EU: &str = "https://portal.eu.trustauthority.intel.com";
+
+/// Most bytes of a `jku`. Intel's has 45.
+const MAX_JKU_LEN: usize = 512;
+
+/// Which Trust Authority.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Base {
+    /// [`INTEL_US`].
+    #[default]
+    Us,
+    /// [`INTEL_EU`].
+    Eu,
+    /// Another, for tests: https, or http on a loopback address. It must publish its keys itself.
+    Url(String),
+}
+
+/// Text that names no Trust Authority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BaseError {
+    /// It is no URL.
+    #[error("a Trust Authority is `us`, `eu`, or a URL")]
+    NotAUrl,
+    /// Over plain http anybody on the way could answer.
+    #[error("a Trust Authority is asked over https; http only on a loopback address")]
+    Scheme,
+    /// User name or password in the URL would end up in logs.
+    #[error("a Trust Authority's URL must not hold a user name or password")]
+    Credentials,
+    /// A query or fragment, which would end up in the middle of the URLs made from it.
+    #[error("a Trust Authority's URL must not hold a query or fragment")]
+    Query,
+}
+
+impl FromStr for Base {
+    type Err = BaseError;
+
+    /// `us`, `eu`, or a URL.
+    fn from_str(text: &str) -> Result<Self, BaseError> {
+        match text {
+            "us" => Ok(Self::Us),
+            "eu" => Ok(Self::Eu),
+            other => parse(other).map(|_| Self::Url(other.to_owned())),
+        }
+    }
+}
+
+impl Base {
+    pub(super) fn endpoints(&self) -> Result<Endpoints, BaseError> {
+        let (base, keys) = match self {
+            Self::Us => (INTEL_US, Some(KEYS_US)),
+            Self::Eu => (INTEL_EU, Some(KEYS_EU)),
+            Self::Url(url) => (url.as_str(), None),
+        };
+        let base = parse(base)?;
+        let mut origins = vec![base.origin()];
+        if let Some(keys) = keys {
+            origins.push(parse(keys)?.origin());
+        }
+        let attest = format!(
+            "{}/appraisal/v2/attest",
+            base.as_str().trim_end_matches('/')
+        );
+        Ok(Endpoints {
+            attest: Url::parse(&attest).map_err(|_| BaseError::NotAUrl)?,
+            origins,
+        })
+    }
+}
+
+fn parse(text: &str) -> Result<Url, BaseError> {
+    let url = Url::parse(text).map_err(|_| BaseError::NotAUrl)?;
+    // Addresses only: a name like localhost may lead anywhere.
+    let loopback = match url.host() {
+        Some(Host::Ipv4(address)) => Ipv4Addr::is_loopback(&address),
+        Some(Host::Ipv6(address)) => Ipv6Addr::is_loopback(&address),
+        Some(Host::Domain(_)) | None => false,
+    };
+    match url.scheme() {
+        "https" => {}
+        "http" if loopback => {}
+        _ => return Err(BaseError::Scheme),
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(BaseError::Credentials);
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(BaseError::Query);
+    }
+    Ok(url)
+}
+
+/// What a base is made into, once.
+#[derive(Debug)]
+pub(super) struct Endpoints {
+    /// Where quotes go.
+    pub(super) attest: Url,
+    /// Scheme, host and port of who may publish keys.
+    origins: Vec<Origin>,
+}
+
+impl Endpoints {
+    /// The `jku` of a token as a URL, if it is on a host of this Trust Authority.
+    pub(super) fn keys_url(&self, jku: &str) -> Result<Url, ItaError> {
+        let url = Url::parse(jku)
+            .ok()
+            .filter(|url| jku.len() <= MAX_JKU_LEN && self.origins.contains(&url.origin()));
+        let plain = |url: &Url| url.username().is_empty() && url.password().is_none();
+        url.filter(plain).ok_or(ItaError::JkuElsewhere)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accepts(base: &Base, jku: &str) -> bool {
+        base.endpoints().unwrap().keys_url(jku).is_ok()
+    }
+
+    #[test]
+    fn keys_come_from_the_service_itself() {
+        let us = "https://portal.trustauthority.intel.com/certs";
+        let eu = "https://portal.eu.trustauthority.intel.com/certs";
+        assert!(accepts(&Base::Us, us) && accepts(&Base::Eu, eu));
+        assert!(accepts(
+            &Base::Us,
+            "https://api.trustauthority.intel.com:443/certs"
+        ));
+        assert!(!accepts(&Base::Us, eu) && !accepts(&Base::Eu, us));
+        let own = Base::Url("https://ita.example:8443/prefix/".into());
+        assert!(accepts(&own, "https://ita.example:8443/certs"));
+        assert!(!accepts(&own, us));
+        for elsewhere in [
+            "",
+            "certs",
+            "/certs",
+            "http://portal.trustauthority.intel.com/certs",
+            "https://portal.trustauthority.intel.com:8443/certs",
+            "https://portal.trustauthority.intel.com.evil.example/certs",
+            "https://portal.trustauthority.intel.com@evil.example/certs",
+            "https://evil@portal.trustauthority.intel.com/certs",
+            "https://evil.example/portal.trustauthority.intel.com/certs",
+            "https://evil.example#https://portal.trustauthority.intel.com/certs",
+            "https://eviltrustauthority.intel.com/certs",
+            "file:///etc/passwd",
+            "data:application/json,{}",
+        ] {
+            assert!(!accepts(&Base::Us, elsewhere), "{elsewhere}");
+        }
+        let long = format!("{us}/{}", "a".repeat(MAX_JKU_LEN));
+        assert!(!accepts(&Base::Us, &long));
+    }
+
+    #[test]
+    fn a_base_is_https_or_loopback() {
+        let attest = |base: Base| base.endpoints().unwrap().attest.to_string();
+        assert_eq!(attest(Base::Us), format!("{INTEL_US}/appraisal/v2/attest"));
+        assert_eq!(attest(Base::Eu), format!("{INTEL_EU}/appraisal/v2/attest"));
+        assert_eq!("us".parse(), Ok(Base::Us));
+        assert_eq!("eu".parse(), Ok(Base::Eu));
+        let slash = "http://127.0.0.1:8080/";
+        assert_eq!(
+            attest(slash.parse().unwrap()),
+            "http://127.0.0.1:8080/appraisal/v2/attest"
+        );
+        for (text, error) in [
+            ("asia", BaseError::NotAUrl),
+            ("http://ita.example", BaseError::Scheme),
+            ("http://localhost:80", BaseError::Scheme),
+            ("http://10.0.0.1", BaseError::Scheme),
+            ("ftp://127.0.0.1", BaseError::Scheme),
+            ("https://key@ita.example", BaseError::Credentials),
+            ("https://ita.example?region=us", BaseError::Query),
+            ("https://ita.example#us", BaseError::Query),
+        ] {
+            assert_eq!(text.parse::<Base>(), Err(error), "{text}");
+            assert!(Base::Url(text.into()).endpoints().is_err());
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! What a manifest says, before it is signed: for operators and tests.
+
+use super::{Address, LeaderInstance, LeaderUrl, ManifestError, SigningKey};
+
+/// The fields of a manifest of version 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    /// The cluster.
+    pub cluster: Address,
+    /// The instance that leads.
+    pub leader_instance: LeaderInstance,
+    /// Where it is reached.
+    pub leader_url: LeaderUrl,
+    /// Grows with each change of leader.
+    pub epoch: u64,
+    /// The first second at which it is not believed any more, in unix seconds.
+    pub valid_until: u64,
+}
+
+impl Draft {
+    /// The text that is signed: the pairs in the order of their keys.
+    #[must_use]
+    pub fn signed_text(&self) -> String {
+        format!(
+            "cluster={};epoch={};leader_instance={};leader_url={};v=1;valid_until={}",
+            self.cluster,
+            self.epoch,
+            self.leader_instance,
+            self.leader_url.as_str(),
+            self.valid_until,
+        )
+    }
+
+    /// The record, signed: what to put into DNS, at most [`MAX_LEN`](super::MAX_LEN) bytes, in chunks
+    /// of at most 255.
+    ///
+    /// # Errors
+    /// [`ManifestError::Signature`] if the key cannot sign; not seen.
+    pub fn sign(&self, key: &SigningKey) -> Result<String, ManifestError> {
+        let none = ManifestError::Signature { recovered: None };
+        let signature = key.sign(&self.signed_text()).ok_or(none)?;
+        Ok(format!(
+            "v=1;cluster={};leader_instance={};leader_url={};epoch={};valid_until={};sig={signature}",
+            self.cluster,
+            self.leader_instance,
+            self.leader_url.as_str(),
+            self.epoch,
+            self.valid_until,
+        ))
+    }
+}

@@ -1,0 +1,168 @@
+//! Attestation tokens as Trust Authority signs them, with real RSA keys, and as forgers do.
+
+use std::sync::LazyLock;
+
+use aws_lc_rs::hmac;
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::rsa::{KeyPair, KeySize};
+use aws_lc_rs::signature::{KeyPair as _, RSA_PKCS1_SHA256, RSA_PSS_SHA384};
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use serde_json::{Value, json};
+
+use super::MockError;
+use super::trust_authority::Verdict;
+use crate::quote::TdQuote;
+use crate::verify::Appraisal;
+
+/// Seconds for which a token holds: Intel's have five minutes.
+const LIFETIME: u64 = 300;
+
+/// Where the modulus is in the DER of a public key of 2,048 bits: behind the headers of the sequence and
+/// of the integer, and its leading zero. [PKCS #1, RSAPublicKey]
+const MODULUS: std::ops::Range<usize> = 9..265;
+
+/// Trust Authority's key and a forger's, made once in each process: RSA keys cannot be made from a
+/// seed.
+static KEYS: LazyLock<Option<[KeyPair; 2]>> = LazyLock::new(|| {
+    let key = || KeyPair::generate(KeySize::Rsa2048).ok();
+    Some([key()?, key()?])
+});
+
+/// Signs tokens.
+#[derive(Clone, Copy)]
+pub(super) struct Signer {
+    own: &'static KeyPair,
+    foreign: &'static KeyPair,
+}
+
+impl Signer {
+    pub(super) fn new() -> Result<Self, MockError> {
+        match KEYS.as_ref() {
+            Some([own, foreign]) => Ok(Self { own, foreign }),
+            None => Err(MockError::Key("cannot make an RSA key".to_owned())),
+        }
+    }
+
+    /// The key set: the key named `kid` for PS384, another name of it for RS256, and a short key.
+    pub(super) fn key_set(&self, kid: &str) -> Value {
+        let public = self.own.public_key().as_ref();
+        let n = encode(public.get(MODULUS).unwrap_or_default());
+        let key = |kid: String, alg: &str, n: &str| json!({"kty": "RSA", "use": "sig", "kid": kid, "alg": alg, "n": n, "e": "AQAB"});
+        json!({"keys": [
+            key(kid.to_owned(), "PS384", &n),
+            key(format!("{kid}-rs256"), "RS256", &n),
+            key(format!("{kid}-short"), "PS384", &encode(&[0xc1; 128])),
+        ]})
+    }
+
+    /// A token about `quote` at `now`, with whatever `verdict` makes wrong.
+    pub(super) fn token(
+        &self,
+        quote: &TdQuote,
+        appraisal: &Appraisal,
+        now: u64,
+        (jku, kid): (&str, &str),
+        verdict: &Verdict,
+    ) -> Result<String, MockError> {
+        let (alg, kid) = match verdict {
+            Verdict::AlgorithmNone => ("none", kid.to_owned()),
+            Verdict::Hs256 => ("HS256", kid.to_owned()),
+            Verdict::Rs256 => ("RS256", format!("{kid}-rs256")),
+            Verdict::ShortKey => ("PS384", format!("{kid}-short")),
+            Verdict::UnknownKey => ("PS384", format!("{kid}-unknown")),
+            _ => ("PS384", kid.to_owned()),
+        };
+        let jku = match verdict {
+            Verdict::KeysElsewhere(url) => url,
+            _ => jku,
+        };
+        let header = json!({"alg": alg, "jku": jku, "kid": kid, "typ": "JWT"});
+        let claims = dated(claims(quote, appraisal, verdict), now, verdict);
+        let signed = format!(
+            "{}.{}",
+            encode(header.to_string().as_bytes()),
+            encode(claims.to_string().as_bytes())
+        );
+        let mut signature = self.sign(signed.as_bytes(), verdict)?;
+        if let (Verdict::BadSignature, Some(last)) = (verdict, signature.last_mut()) {
+            *last ^= 1;
+        }
+        Ok(format!("{signed}.{}", encode(&signature)))
+    }
+
+    fn sign(&self, signed: &[u8], verdict: &Verdict) -> Result<Vec<u8>, MockError> {
+        let (key, encoding): (_, &'static dyn aws_lc_rs::signature::RsaEncoding) = match verdict {
+            Verdict::AlgorithmNone => return Ok(Vec::new()),
+            Verdict::Hs256 => {
+                // The old trick: the public key, which everybody has, as the shared secret.
+                let secret = self.own.public_key().as_ref();
+                let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+                return Ok(hmac::sign(&key, signed).as_ref().to_vec());
+            }
+            Verdict::ForeignKey => (self.foreign, &RSA_PSS_SHA384),
+            Verdict::Rs256 => (self.own, &RSA_PKCS1_SHA256),
+            _ => (self.own, &RSA_PSS_SHA384),
+        };
+        let mut signature = vec![0; key.public_modulus_len()];
+        key.sign(encoding, &SystemRandom::new(), signed, &mut signature)
+            .map_err(|_| MockError::Key("cannot sign a token".to_owned()))?;
+        Ok(signature)
+    }
+}
+
+/// The claims about the TD, from the quote itself.
+fn claims(quote: &TdQuote, appraisal: &Appraisal, verdict: &Verdict) -> Value {
+    let report = quote.report();
+    let [rtmr0, rtmr1, rtmr2, rtmr3] = report.rtmrs().map(|rtmr| rtmr.to_string());
+    let [under_debug, ..] = report.attributes();
+    let debug = under_debug & 1 != 0;
+    let mut claims = json!({
+        "attester_type": "TDX",
+        "attester_tcb_status": appraisal.tcb_status().as_str(),
+        "attester_advisory_ids": appraisal.advisories(),
+        "tdx_mrtd": report.mrtd().to_string(),
+        "tdx_rtmr0": rtmr0,
+        "tdx_rtmr1": rtmr1,
+        "tdx_rtmr2": rtmr2,
+        "tdx_rtmr3": rtmr3,
+        "tdx_report_data": hex::encode(report.report_data()),
+        "tdx_is_debuggable": debug,
+        "tdx_td_attributes_debug": debug,
+    });
+    if let (Verdict::Claim(name, value), Some(claims)) = (verdict, claims.as_object_mut()) {
+        match value {
+            Value::Null => claims.remove(*name),
+            value => claims.insert((*name).to_owned(), value.clone()),
+        };
+    }
+    claims
+}
+
+/// With dates beside them; version 2 has the claims in a member of their own.
+fn dated(claims: Value, now: u64, verdict: &Verdict) -> Value {
+    let from = match verdict {
+        Verdict::Expired => now.saturating_sub(LIFETIME),
+        Verdict::NotYetValid => now.saturating_add(LIFETIME),
+        _ => now,
+    };
+    let mut dated = json!({
+        "iss": "Intel Trust Authority",
+        "iat": from,
+        "nbf": from,
+        "exp": from.saturating_add(LIFETIME),
+    });
+    let Some(members) = dated.as_object_mut() else {
+        return dated;
+    };
+    match (verdict, claims) {
+        (Verdict::Nested, claims) => drop(members.insert("tdx".to_owned(), claims)),
+        (_, Value::Object(claims)) => members.extend(claims),
+        _ => {}
+    }
+    dated
+}
+
+fn encode(bytes: &[u8]) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode(bytes)
+}

@@ -1,0 +1,243 @@
+//! What an honest Trust Authority leads to: the same peer, and the same refusals, as local verification.
+
+use attest::chain::KmsRoot;
+use attest::collateral::Collateral;
+use attest::ita::ItaError;
+use attest::mock::{Binding, CollateralOptions, Key, PlatformLevel, QuoteFormat, Rtmr3, Verdict};
+use attest::policy::{Settings, TcbStatus, TcbStatuses};
+use attest::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr};
+use attest::{AttestedPeer, Denial, Policy, TrustedRoot, Verifier, examine};
+
+use crate::{LIFETIME, NOW, World, pki, world};
+
+impl World {
+    /// What local verification says of the same peer under the same policy.
+    fn locally(&self) -> Result<AttestedPeer, Denial> {
+        let options = CollateralOptions::at(NOW);
+        let collateral = Collateral::parse(pki().collateral(&options).unwrap()).unwrap();
+        let root = TrustedRoot::dangerous(pki().root_der()).unwrap();
+        Verifier::new(root).verify(&self.bound(), &collateral, &self.policy, NOW)
+    }
+}
+
+fn policy(change: impl FnOnce(&mut Settings)) -> Policy {
+    let mut settings = Settings::default();
+    change(&mut settings);
+    Policy::new(settings)
+}
+
+#[test]
+fn an_honest_answer_admits() {
+    let world = world();
+    for verdict in [Verdict::Honest, Verdict::Nested, Verdict::Rs256] {
+        world.authority.say(verdict.clone());
+        let peer = world.verify().unwrap();
+        let locally = world.locally().unwrap();
+        assert_eq!(peer.chain(), locally.chain());
+        assert_eq!(peer.mrtd(), Mrtd([0x11; 48]));
+        assert_eq!(peer.rtmrs(), locally.rtmrs());
+        assert_eq!(peer.app_id(), Some(AppId([0xa1; 20])));
+        assert_eq!(peer.compose_hash(), locally.compose_hash());
+        assert_eq!(peer.tcb_status(), TcbStatus::UpToDate);
+        assert_eq!(peer.policy_epoch(), world.policy.epoch());
+        assert!(!peer.is_debug());
+        // The token ends before everything else.
+        assert_eq!(peer.valid_until(), NOW + LIFETIME - 1, "{verdict:?}");
+        assert!(locally.valid_until() > peer.valid_until());
+    }
+}
+
+#[test]
+fn every_quote_format_is_judged() {
+    for format in [QuoteFormat::V4, QuoteFormat::V5Td10, QuoteFormat::V5Td15] {
+        let mut world = world();
+        world.evidence.report.format = format;
+        assert!(world.verify().is_ok(), "{format:?}");
+    }
+}
+
+/// Every refusal that is not Intel's signatures': the same denial by both ways.
+#[test]
+fn policy_refuses_as_it_does_locally() {
+    let not_listed: [(&str, Policy); 7] = [
+        ("mrtd_not_allowed", policy(|s| s.mrtd = vec![Mrtd([1; 48])])),
+        (
+            "rtmr_not_allowed",
+            policy(|s| s.rtmr[1] = vec![Rtmr([1; 48])]),
+        ),
+        (
+            "app_not_allowed",
+            policy(|s| s.app_id = vec![AppId([1; 20])]),
+        ),
+        (
+            "compose_hash_not_allowed",
+            policy(|s| s.compose_hash = vec![ComposeHash([1; 32])]),
+        ),
+        (
+            "os_image_hash_not_allowed",
+            policy(|s| s.os_image_hash = vec![OsImageHash([1; 32])]),
+        ),
+        (
+            "kms_root_mismatch",
+            policy(|s| s.kms_roots = vec![KmsRoot::from_der(pki().root_der()).unwrap()]),
+        ),
+        ("admitted", policy(|s| s.mrtd = vec![Mrtd([0x11; 48])])),
+    ];
+    let mut world = world();
+    for (code, policy) in not_listed {
+        world.policy = policy;
+        match (world.verify(), world.locally()) {
+            (Ok(_), Ok(_)) => assert_eq!(code, "admitted"),
+            (Err(ItaError::Denied(by_ita)), Err(locally)) => {
+                assert_eq!(by_ita, locally);
+                assert_eq!(by_ita.code(), code);
+            }
+            (by_ita, locally) => panic!("{code}: {by_ita:?}, {locally:?}"),
+        }
+    }
+}
+
+#[test]
+fn what_the_guest_says_is_replayed() {
+    let mut world = world();
+    world.evidence.rtmr3 = Rtmr3::Bytes([3; 48]);
+    let refused = world.verify().unwrap_err();
+    assert_eq!(refused, ItaError::Denied(Denial::EventLogMismatch));
+}
+
+/// What Intel's service lets pass, and dcap-qvl does not.
+#[test]
+fn td_attributes_are_refused_as_locally() {
+    let (service_td_ext, migratable, reserved) = (1u64 << 17, 1u64 << 29, 1u64 << 33);
+    for attributes in [service_td_ext, migratable, reserved] {
+        let mut world = world();
+        world.evidence.report.attributes = attributes;
+        assert_eq!(world.locally().unwrap_err(), Denial::TdAttributes);
+        assert!(world.appraise().is_ok());
+        assert_eq!(
+            world.verify().unwrap_err(),
+            ItaError::Denied(Denial::TdAttributes)
+        );
+    }
+    let mut world = world();
+    world.evidence.report.format = QuoteFormat::V5Td15;
+    world.evidence.report.mr_service_td = [1; 48];
+    assert_eq!(world.locally().unwrap_err(), Denial::TdAttributes);
+    assert_eq!(
+        world.verify().unwrap_err(),
+        ItaError::Denied(Denial::TdAttributes)
+    );
+}
+
+#[test]
+fn tcb_statuses_are_accepted_or_refused_by_the_policy() {
+    let mut world = world();
+    world.machine.platform = PlatformLevel::OutOfDate;
+    let refused = world.verify().unwrap_err();
+    assert_eq!(refused, ItaError::Denied(world.locally().unwrap_err()));
+    assert!(refused.to_string().starts_with(
+        "Unacceptable TCB status: \"OutOfDate\". Acceptable statuses: OK, SWHardeningNeeded, \
+         ConfigurationNeeded, ConfigurationAndSWHardeningNeeded. "
+    ));
+    assert_eq!(refused.code(), "tcb_out_of_date");
+    world.policy = policy(|s| s.tcb_statuses = TcbStatuses::new([TcbStatus::OutOfDate]));
+    assert_eq!(world.verify().unwrap().tcb_status(), TcbStatus::OutOfDate);
+}
+
+#[test]
+fn every_status_of_a_token_is_known_by_name() {
+    let world = world();
+    let says = |name: &str| {
+        world
+            .authority
+            .say(Verdict::Claim("attester_tcb_status", name.into()));
+        world.verify()
+    };
+    for accepted in ["OK", "UpToDate", "SWHardeningNeeded", "ConfigurationNeeded"] {
+        assert!(says(accepted).is_ok(), "{accepted}");
+    }
+    for (name, code) in [
+        ("OutOfDate", "tcb_out_of_date"),
+        (
+            "OutOfDateConfigurationNeeded",
+            "tcb_out_of_date_configuration_needed",
+        ),
+        ("Revoked", "tcb_revoked"),
+        ("TDRelaunchAdvised", "tcb_relaunch_advised"),
+        ("", "ita_tcb_unknown"),
+        ("uptodate", "ita_tcb_unknown"),
+        ("Fine", "ita_tcb_unknown"),
+    ] {
+        assert_eq!(says(name).unwrap_err().code(), code, "{name}");
+    }
+}
+
+#[test]
+fn advisories_of_a_token_are_refused_where_configured() {
+    let mut world = world();
+    world.policy = policy(|s| s.refused_advisories = vec!["INTEL-SA-00837".parse().unwrap()]);
+    let says = |ids: serde_json::Value| {
+        world
+            .authority
+            .say(Verdict::Claim("attester_advisory_ids", ids));
+        world.verify()
+    };
+    assert!(says(serde_json::json!(["INTEL-SA-00615"])).is_ok());
+    assert!(says(serde_json::Value::Null).is_ok());
+    let refused = says(serde_json::json!(["INTEL-SA-00615", "intel-sa-00837"]));
+    assert_eq!(refused.unwrap_err().code(), "advisory_refused");
+    let refused = says("INTEL-SA-00837".into());
+    assert_eq!(refused.unwrap_err().code(), "ita_malformed_token");
+}
+
+#[test]
+fn debug_tds_are_refused_unless_allowed() {
+    let mut world = world();
+    world.evidence.report.debug = true;
+    let refused = world.verify().unwrap_err();
+    assert_eq!(refused, ItaError::Denied(Denial::DebugTd));
+    assert!(refused.to_string().starts_with(
+        "TDX TD is in debug mode — connection refused. Debug TDs have no confidentiality guarantees. "
+    ));
+    world.policy = policy(|s| s.allow_debug_td = true);
+    assert!(world.verify().unwrap().is_debug());
+}
+
+/// A captured quote in another certificate never gets as far as Trust Authority.
+#[test]
+fn a_replayed_quote_is_not_even_asked_about() {
+    let mut world = world();
+    let other = Key::derive(&[7; 32], "somebody else").unwrap();
+    world.evidence.binding = Binding::Bytes(other.report_data());
+    let refused = examine(&world.certificate().chain_der(), NOW, &world.policy);
+    assert_eq!(refused.unwrap_err(), Denial::UnboundKey);
+    assert_eq!(world.authority.appraisals(), 0);
+}
+
+#[test]
+fn a_quote_of_another_pki_is_refused_by_trust_authority() {
+    let world = world();
+    let forged = attest::mock::Pki::new(&[8; 32]).unwrap();
+    let chain = world.certificate_of(&forged);
+    let bound = examine(&chain.chain_der(), NOW, &world.policy).unwrap();
+    let refused = world.runtime.block_on(world.client.appraise(&bound, NOW));
+    assert_eq!(refused.unwrap_err(), ItaError::QuoteRefused);
+}
+
+/// A policy that changes asks nobody again; a token that ends does.
+#[test]
+fn what_was_appraised_may_be_admitted_again_until_it_ends() {
+    let world = world();
+    let appraised = world.appraise().unwrap();
+    assert_eq!(appraised.appraisal().valid_until(), NOW + LIFETIME - 1);
+    let strict = policy(|s| s.app_id = vec![AppId([1; 20])]);
+    assert!(appraised.admit(&world.policy, NOW).is_ok());
+    assert_eq!(
+        appraised.admit(&strict, NOW).unwrap_err().code(),
+        "app_not_allowed"
+    );
+    assert!(appraised.admit(&world.policy, NOW + LIFETIME - 1).is_ok());
+    let ended = appraised.admit(&world.policy, NOW + LIFETIME);
+    assert_eq!(ended.unwrap_err(), ItaError::Expired);
+    assert_eq!(world.authority.appraisals(), 1);
+}

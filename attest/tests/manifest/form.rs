@@ -1,0 +1,169 @@
+//! Records that are refused before anybody asks who signed them.
+
+use attest::manifest::{MAX_FIELDS, MAX_LEN, Manifest, ManifestError, join_chunks};
+
+use crate::{GOLDEN_SIGNATURE, GOLDEN_TEXT, golden};
+
+fn refused(txt: &str) -> ManifestError {
+    Manifest::parse(txt).unwrap_err()
+}
+
+fn with(from: &str, to: &str) -> String {
+    let golden = golden();
+    assert!(golden.contains(from), "{from}");
+    golden.replacen(from, to, 1)
+}
+
+#[test]
+fn the_golden_text_byte_for_byte() {
+    let manifest = Manifest::parse(&golden()).unwrap();
+    assert_eq!(manifest.signed_text(), GOLDEN_TEXT);
+    assert_eq!(
+        golden(),
+        format!(
+            "v=1;cluster=0xbd32b609057a1a4569558a571d535c8f1212b097;\
+             leader_instance=ea23198e3419ebbb240571a29d0112d9bcbe69c0;\
+             leader_url=https://ea23198e3419ebbb240571a29d0112d9bcbe69c0-5433.dstack-base-prod9.phala.network;\
+             epoch=42;valid_until=1713312000;sig={GOLDEN_SIGNATURE}"
+        )
+    );
+}
+
+#[test]
+fn the_order_of_a_record_does_not_matter() {
+    let golden = golden();
+    let mut pairs: Vec<_> = golden.split(';').collect();
+    for _ in 0..pairs.len() {
+        pairs.rotate_left(1);
+        let manifest = Manifest::parse(&pairs.join(";")).unwrap();
+        assert_eq!(manifest.signed_text(), GOLDEN_TEXT);
+    }
+}
+
+#[test]
+fn every_field_is_required_exactly_once() {
+    let golden = golden();
+    let pairs: Vec<_> = golden.split(';').collect();
+    for (at, pair) in pairs.iter().enumerate() {
+        let name = pair.split('=').next().unwrap();
+        let mut without = pairs.clone();
+        without.remove(at);
+        let ManifestError::Missing(missing) = refused(&without.join(";")) else {
+            panic!("without {name}");
+        };
+        assert_eq!(missing, name);
+        let ManifestError::Repeated(repeated) = refused(&format!("{golden};{pair}")) else {
+            panic!("{name} twice");
+        };
+        assert_eq!(repeated, name);
+    }
+    let unknown = refused(&format!("{golden};x=1;x=2"));
+    assert_eq!(unknown, ManifestError::Repeated("an unknown field"));
+}
+
+#[test]
+fn records_that_are_no_list_of_pairs() {
+    let golden = golden();
+    for txt in [
+        "",
+        ";",
+        "v",
+        "=1",
+        &format!("{golden};"),
+        &format!(";{golden}"),
+        &with(";epoch", ";;epoch"),
+        &format!("{golden};novalue"),
+        &format!("{golden};Key=1"),
+        &format!("{golden};a key=1"),
+        &format!("{golden};{}=1", "k".repeat(33)),
+        &format!("{golden};x=\n"),
+        &format!("{golden};x=\0"),
+        &format!("{golden};x=é"),
+        &format!("{golden}\n"),
+        &format!(" {golden}"),
+        &format!("\"{golden}\""),
+    ] {
+        assert_eq!(refused(txt).code(), "manifest_malformed", "{txt:?}");
+    }
+}
+
+#[test]
+fn records_are_capped() {
+    let golden = golden();
+    let filler = |len: usize| format!("{golden};x={}", "y".repeat(len - golden.len() - 3));
+    assert!(Manifest::parse(&filler(MAX_LEN)).is_ok());
+    assert_eq!(refused(&filler(MAX_LEN + 1)), ManifestError::TooLong);
+    let more = |fields: usize| {
+        let unknown = (7..fields).map(|at| format!(";x{at}="));
+        golden.clone() + &unknown.collect::<String>()
+    };
+    assert!(Manifest::parse(&more(MAX_FIELDS)).is_ok());
+    assert_eq!(refused(&more(MAX_FIELDS + 1)), ManifestError::TooManyFields);
+}
+
+#[test]
+fn values_of_another_form() {
+    let cluster = "0xbd32b609057a1a4569558a571d535c8f1212b097";
+    let instance = "=ea23198e3419ebbb240571a29d0112d9bcbe69c0;";
+    for (name, from, to) in [
+        ("v", "v=1;", "v=;"),
+        ("v", "v=1;", "v=01;"),
+        ("v", "v=1;", "v=1.0;"),
+        ("cluster", cluster, &cluster[2..]),
+        ("cluster", cluster, &cluster[..41]),
+        ("cluster", "0xbd", "0Xbd"),
+        ("cluster", "0xbd", "0xgg"),
+        ("leader_instance", instance, "=;"),
+        ("leader_instance", instance, "=abc;"),
+        ("leader_instance", instance, "=0xabcd;"),
+        (
+            "leader_instance",
+            instance,
+            &format!("={};", "ab".repeat(65)),
+        ),
+        ("epoch", "=42", "=-42"),
+        ("epoch", "=42", "=+42"),
+        ("epoch", "=42", "=042"),
+        ("epoch", "=42", "= 42"),
+        ("epoch", "=42", "=0x42"),
+        ("epoch", "=42", "=18446744073709551616"),
+        ("valid_until", "=1713312000", "="),
+        ("valid_until", "=1713312000", "=1713312000.5"),
+        ("sig", GOLDEN_SIGNATURE, &GOLDEN_SIGNATURE[2..]),
+        ("sig", GOLDEN_SIGNATURE, &GOLDEN_SIGNATURE[..130]),
+        ("sig", "861c", "861cff"),
+    ] {
+        let ManifestError::Value { name: found, .. } = refused(&with(from, to)) else {
+            panic!("{name}: {from} to {to}");
+        };
+        assert_eq!(found, name, "{from} to {to}");
+    }
+    let largest = with("=42", &format!("={}", u64::MAX));
+    assert!(Manifest::parse(&largest).is_ok());
+}
+
+/// Fields before the version, as the contract orders them.
+#[test]
+fn other_versions() {
+    for version in ["v=0", "v=2", "v=18446744073709551615"] {
+        assert_eq!(refused(&with("v=1", version)), ManifestError::Version);
+    }
+    let both = with("v=1", "v=2").replace("epoch=42", "epoch=x");
+    assert_eq!(refused(&both).code(), "manifest_field_value");
+}
+
+#[test]
+fn chunks_are_joined() {
+    let golden = golden();
+    let chunks: Vec<&[u8]> = golden.as_bytes().chunks(255).collect();
+    assert!(chunks.len() > 1);
+    assert_eq!(join_chunks(&chunks).unwrap(), golden);
+    assert_eq!(join_chunks(&[]).unwrap(), "");
+    assert_eq!(
+        join_chunks(&[&[0xff]]).unwrap_err().code(),
+        "manifest_malformed"
+    );
+    let full = [b'x'; 255];
+    assert!(join_chunks(&[&full[..]; 8]).is_ok());
+    assert_eq!(join_chunks(&[&full[..]; 9]), Err(ManifestError::TooLong));
+}

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use crate::ita::ItaError;
 use crate::policy::{Advisory, TcbStatus, TcbStatuses};
 use crate::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr, abbreviated};
 
@@ -88,10 +89,23 @@ pub enum Denial {
     CollateralNotYetValid,
     /// Too many certificates are waiting to be verified.
     Overloaded,
+    /// Trust Authority was asked, and its word was not had or not believed.
+    Authority(Box<ItaError>),
+}
+
+impl From<ItaError> for Denial {
+    /// A refusal that is not Trust Authority's own is what it was.
+    fn from(error: ItaError) -> Self {
+        match error {
+            ItaError::Denied(denial) => denial,
+            error => Self::Authority(Box::new(error)),
+        }
+    }
 }
 
 impl Denial {
     /// Every code that [`Denial::code`] can give, in the order of the checks: for metrics and docs.
+    /// Where Trust Authority judges, [`ItaError::CODES`] come to these.
     pub const CODES: [&'static str; 38] = [
         "no_certificate",
         "chain_too_long",
@@ -168,6 +182,7 @@ impl Denial {
             Self::CollateralExpired => "collateral_expired",
             Self::CollateralNotYetValid => "collateral_not_yet_valid",
             Self::Overloaded => "overloaded",
+            Self::Authority(error) => error.code(),
         }
     }
 
@@ -180,6 +195,7 @@ impl Denial {
             | Self::CollateralExpired
             | Self::CollateralNotYetValid
             | Self::Overloaded => Fault::Ours,
+            Self::Authority(error) => error.fault(),
             Self::NoCertificate
             | Self::NoEvidence
             | Self::MalformedCertificate(_)
@@ -341,6 +357,7 @@ impl fmt::Display for Denial {
                 "the collateral for the peer's platform is not valid yet (is the clock right?)",
             ),
             Self::Overloaded => f.write_str("too many certificates are waiting to be verified"),
+            Self::Authority(error) => error.fmt(f),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! every mistake is reported at once, each with its place.
 
 mod attestation;
+mod forward;
 mod identity;
 mod layers;
 mod postgres;
@@ -18,8 +19,9 @@ use attest::agent::{Agent, Places};
 use attest::values::Fingerprint;
 use tracing_subscriber::EnvFilter;
 
-pub use crate::steward::Subject;
+pub use crate::steward::{Subject, Usage};
 pub use attestation::{Attestation, Criteria};
+pub use forward::{ClientIdentity, Forward, Listen, Verifier};
 pub use identity::{Certificate, IdentitySource};
 pub use layers::{Layers, with_flags};
 pub use postgres::Postgres;

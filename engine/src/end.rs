@@ -3,14 +3,17 @@
 
 use std::borrow::Cow;
 use std::io;
+use std::time::Duration;
 
 use attest::Denial;
 use attest::denial::Fault;
 use wire::backend::BackendError;
 use wire::error::{ErrorResponse, SqlState};
 use wire::frontend::FrontendError;
+use wire::local::LocalError;
 use wire::opening::OpeningError;
 
+use crate::forward::TargetError;
 use crate::tls::TlsError;
 
 /// How a connection came to its end.
@@ -87,6 +90,30 @@ pub(crate) enum End {
     /// A bug of ours; only this connection ends.
     #[error("panic")]
     Panic,
+    /// A forwarder's driver sent no PostgreSQL.
+    #[error("{0}")]
+    Local(LocalError),
+    /// A forwarder does not know where its server is.
+    #[error("{0}")]
+    Target(TargetError),
+    /// A forwarder's server cannot be connected to.
+    #[error("cannot connect to {0}: {1}")]
+    ServerUnreachable(String, io::Error),
+    /// It hung up in the middle of the handshake.
+    #[error("the server closed the connection during the TLS handshake")]
+    ServerHungUp,
+    /// The connection to it failed.
+    #[error("connection to the server lost: {0}")]
+    ServerIo(io::Error),
+    /// It did not answer. The text that users know.
+    #[error("upstream TLS handshake timed out after {}ms", .0.as_millis())]
+    HandshakeTimeout(Duration),
+    /// TLS with it failed.
+    #[error("{}", server_tls_text(.0))]
+    ServerTls(TlsError),
+    /// It did not prove itself.
+    #[error("{}", server_denied_text(.0))]
+    ServerDenied(Denial),
 }
 
 /// Every reason code of an [`End`] but those of [`Denial`]: label values, and
@@ -103,6 +130,9 @@ pub(crate) const REASONS: &[&str] = &[
     "tls_unexpected_message", "tls_incompatible", "tls_misbehaved", "tls_alert_received",
     "tls_no_application_protocol", "tls_decrypt", "tls_oversized_record", "tls_certificate",
     "tls_other",
+    // A forwarder's.
+    "direct_tls", "dns_failed", "no_address", "no_manifest", "many_manifests",
+    "server_unreachable", "server_hung_up", "server_io", "handshake_timeout",
     // `wire::opening`.
     "garbage", "not_tls", "early_bytes", "repeated_request", "plaintext_startup",
     "plaintext_cancel", "proxy_not_allowed", "proxy_misplaced", "proxy_malformed",
@@ -158,6 +188,14 @@ impl End {
             End::UpstreamIo(_) => "upstream_io",
             End::Stuck => "peer_stuck",
             End::Panic => "panic",
+            End::Local(error) => error.code(),
+            End::Target(error) => error.code(),
+            End::ServerUnreachable(..) => "server_unreachable",
+            End::ServerHungUp => "server_hung_up",
+            End::ServerIo(_) => "server_io",
+            End::HandshakeTimeout(_) => "handshake_timeout",
+            End::ServerTls(error) => tls_code(error),
+            End::ServerDenied(denial) => denial.code(),
         }
     }
 
@@ -179,12 +217,20 @@ impl End {
             | End::Frontend(_)
             | End::AuthenticationFailed
             | End::LoginTimeout
+            | End::Local(_)
             | End::ClientIo(_)
             | End::Stuck => Blame::Client,
             End::TooManyConnections
             | End::UpstreamUnreachable(_)
             | End::Inject(_)
             | End::UpstreamRefused(_)
+            | End::Target(_)
+            | End::ServerUnreachable(..)
+            | End::ServerHungUp
+            | End::ServerIo(_)
+            | End::HandshakeTimeout(_)
+            | End::ServerTls(_)
+            | End::ServerDenied(_)
             | End::UpstreamIo(_) => Blame::Upstream,
             End::Panic => Blame::Sidecar,
         }
@@ -252,6 +298,20 @@ impl End {
                 "ALPN protocol \"postgresql\" is required".into(),
                 Some("Connect with sslnegotiation=direct."),
             ),
+            End::Local(error) => error.response().map(encoded),
+            End::Target(_)
+            | End::ServerUnreachable(..)
+            | End::ServerHungUp
+            | End::ServerIo(_)
+            | End::HandshakeTimeout(_)
+            | End::ServerTls(_) => {
+                fatal(SqlState::UNABLE_TO_CONNECT, self.to_string().into(), None)
+            }
+            End::ServerDenied(_) => fatal(
+                SqlState::INVALID_AUTHORIZATION,
+                self.to_string().into(),
+                None,
+            ),
             End::ClientClosed
             | End::UpstreamClosed
             | End::Cancelled
@@ -263,6 +323,66 @@ impl End {
             | End::Stuck
             | End::Panic => None,
         }
+    }
+}
+
+impl End {
+    /// What the relay says, where the side in TLS is the server and the plain
+    /// one the driver.
+    pub(crate) fn seen_from_the_other_side(self) -> Self {
+        match self {
+            End::ClientClosed => End::UpstreamClosed,
+            End::UpstreamClosed => End::ClientClosed,
+            End::ClientGone => End::ServerHungUp,
+            End::ClientIo(error) => End::ServerIo(error),
+            End::UpstreamIo(error) => End::ClientIo(error),
+            End::TlsSession(error) => End::ServerTls(error),
+            end => end,
+        }
+    }
+}
+
+impl End {
+    /// [`Self::response`] of [`Self::seen_from_the_other_side`].
+    pub(crate) fn response_to_a_driver(&self) -> Option<Vec<u8>> {
+        let text = match self {
+            End::TlsSession(error) => server_tls_text(error),
+            End::ClientIo(error) => format!("connection to the server lost: {error}").into(),
+            end => return end.response(),
+        };
+        Some(encoded(ErrorResponse::fatal(
+            SqlState::CONNECTION_FAILURE,
+            &text,
+        )))
+    }
+}
+
+/// What went wrong with the server's TLS, in words that say what to do.
+fn server_tls_text(error: &TlsError) -> Cow<'static, str> {
+    use rustls::{AlertDescription, Error};
+    match error {
+        TlsError::Rustls(Error::InvalidMessage(_)) => {
+            "the server does not speak TLS: is the target a TeeSQL sidecar?".into()
+        }
+        TlsError::Rustls(Error::AlertReceived(
+            AlertDescription::CertificateRequired
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnknownCA
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateExpired
+            | AlertDescription::AccessDenied,
+        )) => "the server refused the client certificate".into(),
+        error => format!("TLS with the server failed: {error}").into(),
+    }
+}
+
+/// The texts that users of the public clients know. [contract, section 2]
+fn server_denied_text(denial: &Denial) -> String {
+    match denial {
+        Denial::NoEvidence => "upstream cert has no TDX attestation extension; set \
+             allow_simulator: true for non-TEE targets"
+            .to_owned(),
+        denial => denial.to_string(),
     }
 }
 
@@ -332,6 +452,8 @@ mod tests {
         let mut listed = REASONS.to_vec();
         for source in [
             include_str!("end.rs"),
+            include_str!("forward/directory.rs"),
+            include_str!("../../wire/src/local.rs"),
             include_str!("../../wire/src/error.rs"),
             include_str!("../../wire/src/error/backend.rs"),
         ] {

@@ -1,7 +1,7 @@
-//! The threads: shards, workers, and what they are built from.
+//! The threads: shards and workers, and what the sidecar's are built from.
 
+use std::cell::RefCell;
 use std::io;
-use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -9,17 +9,17 @@ use tokio::sync::mpsc;
 
 use crate::config::Config;
 use crate::driver::{self, Driver};
-use crate::gate::{Gate, Guard};
+use crate::gate::Gate;
 use crate::lane::Lane;
 use crate::live::Live;
 use crate::log::Journal;
 use crate::mailbox::{Sender, mailbox};
 use crate::metrics::{Meters, Metrics};
 use crate::mode::Mode;
-use crate::net;
+use crate::net::{self, Listener};
 use crate::offload::{Tickets, Worker};
-use crate::shard::{Limit, Message, Replies, Shard, Times};
-use crate::sidecar::Service;
+use crate::shard::{Common, Limit, Message, Replies, Service, Shard, Times};
+use crate::sidecar;
 use crate::trust::Trust;
 use crate::upstream::{Injector, Knowledge};
 
@@ -28,30 +28,29 @@ use crate::upstream::{Injector, Knowledge};
 /// (docs/decisions/handshake-lane.md).
 const VERIFY_NICE: i32 = 5;
 
-/// What every shard is built from.
-pub(crate) struct Plan {
-    live: Arc<Live>,
-    metrics: Arc<Metrics>,
-    trust: Option<Arc<Trust>>,
-    knowledge: Arc<Knowledge>,
-    verify: Worker,
-    worker: Worker,
-    limit: Arc<Limit>,
-    driver: Driver,
-    mode: Mode,
-    endpoint: net::Endpoint,
-    plaintext_cancel: bool,
-    require_alpn: bool,
-    proxy_protocol_from: Vec<ipnet::IpNet>,
-    times: Times,
+/// Makes a shard's service, on the shard's own thread, where it stays.
+pub(crate) trait Plan: Send + Sync + 'static {
+    /// What it makes.
+    type Service: Service;
+
+    fn service(self: &Arc<Self>, desk: Desk) -> Self::Service;
 }
 
-/// What shards share with the control thread.
-pub(crate) struct Shared {
-    pub(crate) live: Arc<Live>,
+/// A shard's own things, for its service.
+pub(crate) struct Desk {
+    pub(crate) tickets: Tickets,
+    pub(crate) replies: Replies,
+    pub(crate) meters: Rc<Meters>,
+}
+
+/// What all shards of a process have in common, whatever they serve.
+pub(crate) struct Site {
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) trust: Option<Arc<Trust>>,
-    pub(crate) knowledge: Arc<Knowledge>,
+    pub(crate) driver: Driver,
+    pub(crate) mode: Mode,
+    pub(crate) limit: Arc<Limit>,
+    pub(crate) times: Times,
+    pub(crate) pin: bool,
 }
 
 /// The running shards.
@@ -61,131 +60,147 @@ pub(crate) struct Shards {
     ended: mpsc::UnboundedReceiver<Result<(), String>>,
 }
 
-impl Plan {
+/// The thread for full verifications.
+///
+/// # Errors
+/// The system has no thread left.
+pub(crate) fn verify_thread() -> io::Result<Worker> {
+    Worker::start("verify", VERIFY_NICE)
+}
+
+/// Starts a shard for each listener.
+///
+/// # Errors
+/// The system has no thread or descriptor left.
+pub(crate) fn start<P: Plan>(
+    plan: &Arc<P>,
+    site: &Arc<Site>,
+    listeners: Vec<Listener>,
+) -> io::Result<Shards> {
+    let cores = site.pin.then(core_affinity::get_core_ids).flatten();
+    let cores = cores.unwrap_or_default();
+    let (report, ended) = mpsc::unbounded_channel();
+    let mut mailboxes = Vec::new();
+    for (index, listener) in listeners.into_iter().enumerate() {
+        let core = cores.get(index).copied();
+        let (sender, mailbox) = mailbox()?;
+        mailboxes.push(sender.clone());
+        let (plan, site, report) = (Arc::clone(plan), Arc::clone(site), report.clone());
+        let start = std::thread::Builder::new().name(format!("shard-{index}"));
+        start.spawn(move || {
+            if let Some(core) = core {
+                core_affinity::set_for_current(core);
+            }
+            let main = async {
+                shard(&plan, &site, index, sender)
+                    .run(listener, mailbox)
+                    .await
+            };
+            let run = std::panic::AssertUnwindSafe(|| driver::block_on(site.driver, main));
+            let end = match std::panic::catch_unwind(run) {
+                Ok(Ok(Ok(()))) => Ok(()),
+                Ok(Ok(Err(error)) | Err(error)) => Err(error.to_string()),
+                Err(_) => Err("panic".to_owned()),
+            };
+            // The control thread may be gone already.
+            let _ = report.send(end);
+        })?;
+    }
+    Ok(Shards {
+        running: mailboxes.len(),
+        mailboxes,
+        ended,
+    })
+}
+
+fn shard<P: Plan>(
+    plan: &Arc<P>,
+    site: &Site,
+    index: usize,
+    sender: Sender<Message>,
+) -> Rc<Shard<P::Service>> {
+    let tickets = Tickets::default();
+    let service = plan.service(Desk {
+        tickets: tickets.clone(),
+        replies: Replies(sender),
+        meters: Rc::new(Meters::new(&site.metrics, index)),
+    });
+    let (limit, journal) = (Arc::clone(&site.limit), Journal::new(site.mode));
+    Shard::new(service, tickets, site.times, limit, journal)
+}
+
+/// What the sidecar's shards are built from.
+pub(crate) struct SidecarPlan {
+    live: Arc<Live>,
+    trust: Option<Arc<Trust>>,
+    knowledge: Arc<Knowledge>,
+    verify: Worker,
+    worker: Worker,
+    mode: Mode,
+    endpoint: net::Endpoint,
+    plaintext_cancel: bool,
+    require_alpn: bool,
+    proxy_protocol_from: Vec<ipnet::IpNet>,
+}
+
+/// What they share with the control thread.
+pub(crate) struct Shared {
+    pub(crate) live: Arc<Live>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) trust: Option<Arc<Trust>>,
+    pub(crate) knowledge: Arc<Knowledge>,
+}
+
+impl SidecarPlan {
     /// Starts the worker threads.
     ///
     /// # Errors
     /// The system has no thread left.
-    pub(crate) fn new(config: &Config, driver: Driver, shared: &Shared) -> io::Result<Arc<Self>> {
+    pub(crate) fn new(config: &Config, shared: &Shared) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             live: Arc::clone(&shared.live),
-            metrics: Arc::clone(&shared.metrics),
             trust: shared.trust.clone(),
             knowledge: Arc::clone(&shared.knowledge),
-            verify: Worker::start("verify", VERIFY_NICE)?,
+            verify: verify_thread()?,
             worker: Worker::start("worker", 0)?,
-            limit: Limit::new(config.max_connections),
-            driver,
             mode: config.mode,
             endpoint: config.postgres.clone(),
             plaintext_cancel: config.plaintext_cancel,
             require_alpn: config.require_alpn,
             proxy_protocol_from: config.proxy_protocol_from.clone(),
-            times: Times {
-                login: config.login_timeout,
-                idle: config.idle_timeout,
-                revocation: config.revocation_grace,
-            },
         }))
     }
+}
 
-    /// Starts a shard for each listener; `pin` ties each to a core.
-    ///
-    /// # Errors
-    /// The system has no thread or descriptor left.
-    pub(crate) fn start(
-        self: &Arc<Self>,
-        listeners: Vec<TcpListener>,
-        pin: bool,
-    ) -> io::Result<Shards> {
-        let cores = pin.then(core_affinity::get_core_ids).flatten();
-        let cores = cores.unwrap_or_default();
-        let (report, ended) = mpsc::unbounded_channel();
-        let mut mailboxes = Vec::new();
-        for (index, listener) in listeners.into_iter().enumerate() {
-            let core = cores.get(index).copied();
-            mailboxes.push(self.start_one(index, core, listener, report.clone())?);
-        }
-        Ok(Shards {
-            running: mailboxes.len(),
-            mailboxes,
-            ended,
-        })
-    }
+impl Plan for SidecarPlan {
+    type Service = sidecar::Service;
 
-    fn start_one(
-        self: &Arc<Self>,
-        index: usize,
-        core: Option<core_affinity::CoreId>,
-        listener: TcpListener,
-        report: mpsc::UnboundedSender<Result<(), String>>,
-    ) -> io::Result<Sender<Message>> {
-        let (sender, mailbox) = mailbox()?;
-        let (plan, replies) = (Arc::clone(self), sender.clone());
-        std::thread::Builder::new()
-            .name(format!("shard-{index}"))
-            .spawn(move || {
-                if let Some(core) = core {
-                    core_affinity::set_for_current(core);
-                }
-                let main = async {
-                    let shard = plan.shard(index, replies);
-                    shard.run(listener, mailbox).await
-                };
-                let run = std::panic::AssertUnwindSafe(|| driver::block_on(plan.driver, main));
-                let end = match std::panic::catch_unwind(run) {
-                    Ok(Ok(Ok(()))) => Ok(()),
-                    Ok(Ok(Err(error)) | Err(error)) => Err(error.to_string()),
-                    Err(_) => Err("panic".to_owned()),
-                };
-                // The control thread may be gone already.
-                let _ = report.send(end);
-            })?;
-        Ok(sender)
-    }
-
-    /// A shard's own things; made on its thread, where they stay.
-    fn shard(&self, index: usize, sender: Sender<Message>) -> Rc<Shard> {
-        let meters = Rc::new(Meters::new(&self.metrics, index));
-        let tickets = Tickets::default();
-        let replies = Replies(sender);
+    fn service(self: &Arc<Self>, desk: Desk) -> sidecar::Service {
         let gate = match &self.trust {
             None => Gate::Open,
-            Some(trust) => Gate::Guarded(Box::new(Guard::new(
-                Arc::clone(trust),
-                self.verify.clone(),
-                tickets.clone(),
-                replies.clone(),
-                Rc::clone(&meters),
-            ))),
+            Some(trust) => Gate::guarded(trust, &self.verify, &desk),
         };
-        let service = Service {
+        sidecar::Service {
+            common: Common {
+                lane: Lane::default(),
+                gate,
+                meters: desk.meters,
+            },
             live: Arc::clone(&self.live),
-            lane: Lane::default(),
-            gate,
-            meters,
             injector: Injector {
                 endpoint: self.endpoint.clone(),
                 knowledge: Arc::clone(&self.knowledge),
                 worker: self.worker.clone(),
-                tickets: tickets.clone(),
-                replies,
-                keys: std::cell::RefCell::default(),
+                tickets: desk.tickets,
+                replies: desk.replies,
+                keys: RefCell::default(),
                 random: self.live.read().tls.crypto_provider().secure_random,
             },
             plaintext_cancel: self.plaintext_cancel,
             trust_loopback: self.mode == Mode::Simulator,
             require_alpn: self.require_alpn,
             proxy_protocol_from: self.proxy_protocol_from.clone(),
-        };
-        let journal = Journal::new(self.mode);
-        Shard::new(
-            service,
-            tickets,
-            self.times,
-            Arc::clone(&self.limit),
-            journal,
-        )
+        }
     }
 }
 

@@ -36,6 +36,13 @@ impl IdentityError {
     }
 }
 
+impl From<rustls::Error> for IdentityError {
+    /// rustls' defaults do not go together: a bug.
+    fn from(error: rustls::Error) -> Self {
+        Self::new(&"certificate", "no TLS", &error)
+    }
+}
+
 /// A chain, leaf first, and the leaf's key, which has been found to be its own.
 #[derive(Clone)]
 pub struct Identity {

@@ -17,6 +17,8 @@ mod control;
 pub mod dev;
 pub mod driver;
 mod end;
+mod facts;
+pub mod forward;
 mod gate;
 mod health;
 mod house;

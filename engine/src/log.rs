@@ -2,15 +2,14 @@
 //! each connection's end. Never a secret, SQL or a start-up parameter.
 
 use std::cell::{Cell, RefCell};
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 
 use crate::end::{Blame, End};
+use crate::facts::{Facts, Peer};
 use crate::mode::Mode;
-use crate::sidecar::Facts;
 
 /// Lines about refused clients that a shard writes a second; the rest is
 /// counted. A flood of bad connections must not become a flood of lines.
@@ -132,7 +131,7 @@ impl Journal {
     }
 
     /// A connection so far past the limit that it was not even told.
-    pub(crate) fn dropped_at_the_limit(&self, peer: SocketAddr) {
+    pub(crate) fn dropped_at_the_limit(&self, peer: Peer) {
         if self.may_write() {
             tracing::warn!(%peer, reason = "too_many_connections", "connection dropped");
         }

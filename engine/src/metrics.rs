@@ -35,6 +35,8 @@ pub struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
     process: metrics_process::Collector,
+    /// Label values of `reason` that only this kind of process has.
+    more_reasons: Vec<&'static str>,
 }
 
 /// The recorder could not be set up.
@@ -46,6 +48,20 @@ impl Metrics {
     /// # Errors
     /// Bounds that are no histogram's: a bug.
     pub(crate) fn new() -> Result<Self, MetricsError> {
+        Self::with_reasons(Vec::new())
+    }
+
+    /// For a forwarder, which has more ways to fail.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(crate) fn of_a_forwarder() -> Result<Self, MetricsError> {
+        let authority = attest::ita::ItaError::CODES.iter();
+        let manifest = attest::manifest::ManifestError::CODES.iter();
+        Self::with_reasons(authority.chain(manifest).copied().collect())
+    }
+
+    fn with_reasons(more_reasons: Vec<&'static str>) -> Result<Self, MetricsError> {
         let verification = Matcher::Full("teesql_verification_seconds".to_owned());
         let recorder = PrometheusBuilder::new()
             .set_buckets(&LATENCIES)?
@@ -55,6 +71,7 @@ impl Metrics {
             handle: recorder.handle(),
             recorder,
             process: metrics_process::Collector::default(),
+            more_reasons,
         };
         metrics.describe();
         Ok(metrics)
@@ -88,6 +105,16 @@ impl Metrics {
                 .describe_histogram((*name).into(), unit, (*help).into());
         }
         with_local_recorder(&self.recorder, || self.process.describe());
+    }
+
+    /// All label values of `reason`.
+    fn reasons(&self) -> impl Iterator<Item = &'static str> {
+        let denials = attest::Denial::CODES.iter();
+        REASONS
+            .iter()
+            .chain(denials)
+            .chain(&self.more_reasons)
+            .copied()
     }
 
     pub(crate) fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
@@ -328,7 +355,7 @@ impl Meters {
             metrics.counter("teesql_logins_total", &labels)
         };
         let by_reason = |name, wanted: fn(&str) -> bool| {
-            let reasons = reasons().filter(|reason| wanted(reason));
+            let reasons = metrics.reasons().filter(|reason| wanted(reason));
             reasons
                 .map(|reason| (reason, metrics.counter(name, &[("reason", reason)])))
                 .collect()
@@ -347,7 +374,8 @@ impl Meters {
             handshake: metrics.histogram("teesql_handshake_seconds"),
             login: metrics.histogram("teesql_login_seconds"),
             entered: logins("accepted", "none"),
-            refused: reasons()
+            refused: metrics
+                .reasons()
                 .map(|reason| (reason, logins("refused", reason)))
                 .collect(),
             ended: by_reason("teesql_sessions_ended_total", |_| true),
@@ -416,12 +444,6 @@ fn count(counters: &HashMap<&'static str, Counter>, reason: &str) {
     if let Some(counter) = counters.get(reason) {
         counter.increment(1);
     }
-}
-
-/// All label values of `reason`.
-fn reasons() -> impl Iterator<Item = &'static str> {
-    let denials = attest::Denial::CODES.iter().copied();
-    REASONS.iter().copied().chain(denials)
 }
 
 fn is_upstream(reason: &str) -> bool {

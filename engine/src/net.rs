@@ -4,16 +4,17 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use monoio::io::{
     AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable,
 };
-use monoio::net::{TcpStream, UnixStream};
+use monoio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::buffer::Buffer;
+use crate::facts::Peer;
 
 /// Pending connections a shard's listener holds; the kernel caps it further at
 /// `net.core.somaxconn` (4,096 since Linux 5.4).
@@ -95,6 +96,78 @@ fn listening_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     socket.set_reuse_port(shared)?;
     socket.bind(&address.into())?;
     Ok(socket)
+}
+
+/// Binds a Unix socket, for this user only. A socket file that nobody listens
+/// on any more is replaced.
+///
+/// # Errors
+/// Somebody listens there, or the folder is not ours to write to.
+pub fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
+    use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+    if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        std::fs::remove_file(path)?;
+    }
+    let listener = std::os::unix::net::UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// A listener on its way to its shard.
+pub(crate) enum Listener {
+    Tcp(std::net::TcpListener),
+    Unix(std::os::unix::net::UnixListener),
+}
+
+/// A shard's listener.
+pub(crate) enum Accepting {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listener {
+    pub(crate) fn on_this_thread(self) -> io::Result<Accepting> {
+        // io_uring answers EAGAIN for a non-blocking socket instead of waiting.
+        let nonblocking = monoio::utils::is_legacy();
+        Ok(match self {
+            Listener::Tcp(listener) => {
+                listener.set_nonblocking(nonblocking)?;
+                Accepting::Tcp(TcpListener::from_std(listener)?)
+            }
+            Listener::Unix(listener) => {
+                listener.set_nonblocking(nonblocking)?;
+                Accepting::Unix(UnixListener::from_std(listener)?)
+            }
+        })
+    }
+}
+
+impl Accepting {
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        match self {
+            Accepting::Tcp(listener) => listener.as_raw_fd(),
+            Accepting::Unix(listener) => listener.as_raw_fd(),
+        }
+    }
+
+    /// The next connection.
+    pub(crate) async fn accept(&self) -> io::Result<(Stream, Peer)> {
+        match self {
+            Accepting::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                // It may be gone already, which its first read will tell.
+                let _ = tune(&stream);
+                Ok((Stream::Tcp(stream), Peer::Tcp(peer)))
+            }
+            Accepting::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Stream::Unix(stream), Peer::Local))
+            }
+        }
+    }
 }
 
 /// What every TCP connection gets: no Nagle delay, and keepalive.

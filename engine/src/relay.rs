@@ -20,6 +20,15 @@ use crate::tls::{Endpoint, Session};
 /// one would have held.
 const SHRINK_AFTER: u32 = 8;
 
+/// On which side the driver is, which is told why its session ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Driver {
+    /// The sidecar's clients.
+    InTls,
+    /// The forwarder's.
+    InPlain,
+}
+
 /// Moves bytes until both directions have ended, or one failed. `first` is
 /// plaintext that came from the plain side together with its last login
 /// message.
@@ -27,6 +36,7 @@ pub(crate) async fn relay<E: Endpoint>(
     tls: TlsStream<E>,
     plain: Stream,
     first: Buffer,
+    driver: Driver,
     control: &Control,
 ) -> End {
     let TlsStream {
@@ -43,6 +53,7 @@ pub(crate) async fn relay<E: Endpoint>(
         session: &session,
         control,
         closed: &closed,
+        driver,
         read: tls_read,
         write: plain_write,
     };
@@ -50,6 +61,7 @@ pub(crate) async fn relay<E: Endpoint>(
         session: &session,
         control,
         closed: &closed,
+        driver,
         read: plain_read,
         write: tls_write,
     };
@@ -78,16 +90,45 @@ struct Opening<'a, E> {
     session: &'a RefCell<Session<E>>,
     control: &'a Control,
     closed: &'a Cell<Option<Side>>,
+    driver: Driver,
     read: ReadHalf,
     write: WriteHalf,
 }
 
 impl<E: Endpoint> Opening<'_, E> {
-    async fn run(mut self, mut incoming: Buffer, mut plain: Buffer) -> Result<(), End> {
+    async fn run(mut self, incoming: Buffer, plain: Buffer) -> Result<(), End> {
+        let end = self.pump(incoming, plain).await;
+        if self.driver == Driver::InPlain {
+            self.say_goodbye(end.as_ref().err()).await;
+        }
+        end?;
+        first(self.closed, Side::Tls);
+        // An error here means that Postgres hung up at the same time.
+        let _ = self.write.shutdown().await;
+        Ok(())
+    }
+
+    /// Tells a driver in plaintext why its session ends: by our order, or by an
+    /// error before the server has said a word.
+    async fn say_goodbye(&mut self, error: Option<&End>) {
+        let order = self.control.asked_to_end().map(End::from);
+        let error = error.filter(|_| self.control.bytes().1 == 0);
+        if let Some(text) = order.as_ref().or(error).and_then(End::response_to_a_driver) {
+            let mut words = Buffer::take(Size::Small);
+            if words.extend(&text) {
+                let _ = self.write.write_all(words).await;
+            }
+        }
+    }
+
+    async fn pump(&mut self, mut incoming: Buffer, mut plain: Buffer) -> Result<(), End> {
         let mut sizing = Sizing::default();
         loop {
             if !plain.is_empty() {
-                self.control.count_received(plain.len());
+                match self.driver {
+                    Driver::InTls => self.control.count_received(plain.len()),
+                    Driver::InPlain => self.control.count_sent(plain.len()),
+                }
                 let (result, _) = self.write.write_all(plain).await;
                 if let Err(error) = result {
                     return self.discard(incoming, error).await;
@@ -112,9 +153,6 @@ impl<E: Endpoint> Opening<'_, E> {
                 .open(&mut incoming, &mut plain)
                 .map_err(End::TlsSession)?;
         }
-        first(self.closed, Side::Tls);
-        // An error here means that Postgres hung up at the same time.
-        let _ = self.write.shutdown().await;
         Ok(())
     }
 
@@ -147,6 +185,7 @@ struct Sealing<'a, E> {
     session: &'a RefCell<Session<E>>,
     control: &'a Control,
     closed: &'a Cell<Option<Side>>,
+    driver: Driver,
     read: ReadHalf,
     write: WriteHalf,
 }
@@ -156,7 +195,10 @@ impl<E: Endpoint> Sealing<'_, E> {
         let mut sizing = Sizing::default();
         let cause = loop {
             if !plain.is_empty() {
-                self.control.count_sent(plain.len());
+                match self.driver {
+                    Driver::InTls => self.control.count_sent(plain.len()),
+                    Driver::InPlain => self.control.count_received(plain.len()),
+                }
                 let mut outgoing = Buffer::take(plain.size());
                 self.session
                     .borrow_mut()
@@ -190,6 +232,7 @@ impl<E: Endpoint> Sealing<'_, E> {
         {
             let mut session = self.session.borrow_mut();
             let order = self.control.asked_to_end().map(End::from);
+            let order = order.filter(|_| self.driver == Driver::InTls);
             if let Some(text) = order.and_then(|end| end.response()) {
                 session
                     .seal(&text, &mut outgoing)

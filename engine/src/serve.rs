@@ -18,19 +18,19 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use crate::config::{Config, Errors};
 use crate::driver::{self, Driver};
 use crate::health::Health;
-use crate::house::{Plan, Shards, Shared};
+use crate::house::{self, Shards, Shared, SidecarPlan, Site};
 use crate::identity::{Identity, IdentityError};
 use crate::keeper;
 use crate::live::Live;
 use crate::metrics::{Metrics, MetricsError};
-use crate::net;
+use crate::net::{self, Listener};
 use crate::passwords::{Derived, Missing, Resolved};
 use crate::probe;
 use crate::provision::{self, ProvisionError};
 use crate::report::{Running, Surface};
 use crate::roles::{Gatekeeper, Rotated, Secrets};
-use crate::shard::Message;
-use crate::steward::{Origin, OriginError, Steward};
+use crate::shard::{Limit, Message, Times};
+use crate::steward::{Install, Origin, OriginError, Steward};
 use crate::trust::Trust;
 
 /// After the order to end, connections get their last words out in at most
@@ -218,17 +218,29 @@ impl Sidecar {
             trust,
             knowledge: Arc::default(),
         };
-        let plan = Plan::new(&config, driver, &shared)
+        let plan = SidecarPlan::new(&config, &shared)
             .map_err(system("cannot start the worker threads"))?;
+        let site = Arc::new(Site {
+            metrics: Arc::clone(&shared.metrics),
+            driver,
+            mode: config.mode,
+            limit: Limit::new(config.max_connections),
+            times: Times {
+                login: config.login_timeout,
+                idle: config.idle_timeout,
+                revocation: config.revocation_grace,
+            },
+            pin: config.pin,
+        });
         let first = listeners.first();
         let listen = first.and_then(|listener| listener.local_addr().ok());
         let addresses = Addresses {
             listen: listen.unwrap_or(config.listen),
             admin: admin.as_ref().map(admin::Server::address),
         };
-        let shards = plan
-            .start(listeners, config.pin)
-            .map_err(system("cannot start a shard"))?;
+        let listeners = listeners.into_iter().map(Listener::Tcp).collect();
+        let shards =
+            house::start(&plan, &site, listeners).map_err(system("cannot start a shard"))?;
         announce(addresses, &config, driver);
         surface.runs(Running {
             live: Arc::clone(&shared.live),
@@ -260,8 +272,7 @@ impl Sidecar {
     ) {
         let steward = Steward {
             origin,
-            asks_clients: config.attestation.is_some(),
-            live: Arc::clone(&self.shared.live),
+            install: install(&self.shared.live, config.attestation.is_some()),
             latch: self.health.identity.clone(),
             tally: surface.tally(),
         };
@@ -405,6 +416,14 @@ impl Sidecar {
     }
 }
 
+fn install(live: &Arc<Live>, asks_clients: bool) -> Install {
+    let live = Arc::clone(live);
+    Box::new(move |identity| {
+        live.set_tls(identity.server(asks_clients)?);
+        Ok(())
+    })
+}
+
 async fn until(moment: Option<Instant>) {
     match moment {
         Some(moment) => sleep_until(moment).await,
@@ -434,6 +453,7 @@ fn trust(
         collateral,
         control,
         verification,
+        None,
     )))
 }
 

@@ -4,8 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::rc::Rc;
@@ -15,16 +14,18 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use monoio::net::TcpListener;
 use slab::Slab;
 
 use crate::control::{Control, Order};
 use crate::end::End;
+use crate::facts::{Facts, Peer};
+use crate::gate::Gate;
+use crate::lane::Lane;
 use crate::log::Journal;
 use crate::mailbox::{Mailbox, Sender};
-use crate::net::{Stream, tune};
+use crate::metrics::Meters;
+use crate::net::{Accepting, Listener, Stream};
 use crate::offload::{Done, Tickets};
-use crate::sidecar::{self, Facts, Service};
 
 /// Connections past the limit that are let in as far as being told so (53300,
 /// inside TLS), or to send a CancelRequest. Past these the socket just closes.
@@ -109,9 +110,31 @@ impl Drop for Admission {
     }
 }
 
+/// What a shard serves its connections with.
+pub(crate) trait Service: 'static {
+    /// What the shard itself needs of it.
+    fn common(&self) -> &Common;
+
+    /// Serves one accepted connection to its end.
+    fn serve(
+        &self,
+        stream: Stream,
+        admission: &Admission,
+        control: &Control,
+        facts: &RefCell<Facts>,
+    ) -> impl Future<Output = End>;
+}
+
+/// What every kind of service has.
+pub(crate) struct Common {
+    pub(crate) lane: Lane,
+    pub(crate) gate: Gate,
+    pub(crate) meters: Rc<Meters>,
+}
+
 /// Everything that a shard's tasks share.
-pub(crate) struct Shard {
-    pub(crate) service: Service,
+pub(crate) struct Shard<S> {
+    pub(crate) service: S,
     pub(crate) tickets: Tickets,
     pub(crate) times: Times,
     pub(crate) limit: Arc<Limit>,
@@ -122,9 +145,9 @@ pub(crate) struct Shard {
     emptied: RefCell<Option<Waker>>,
 }
 
-impl Shard {
+impl<S: Service> Shard<S> {
     pub(crate) fn new(
-        service: Service,
+        service: S,
         tickets: Tickets,
         times: Times,
         limit: Arc<Limit>,
@@ -149,15 +172,14 @@ impl Shard {
     /// The listener or the mailbox cannot be used.
     pub(crate) async fn run(
         self: Rc<Self>,
-        listener: std::net::TcpListener,
+        listener: Listener,
         mailbox: Mailbox<Message>,
     ) -> io::Result<()> {
-        listener.set_nonblocking(monoio::utils::is_legacy())?;
-        let listener = TcpListener::from_std(listener)?;
-        self.listener.set(Some(listener.as_raw_fd()));
+        let listener = listener.on_this_thread()?;
+        self.listener.set(Some(listener.raw_fd()));
         let mail = Rc::clone(&self);
         let delivery = monoio::spawn(mailbox.deliver(move |message| mail.take(message)));
-        let usher = monoio::spawn(self.service.lane.clone().usher());
+        let usher = monoio::spawn(self.service.common().lane.clone().usher());
         self.accept_all(&listener).await;
         self.listener.set(None);
         drop(listener);
@@ -202,7 +224,7 @@ impl Shard {
         let mut refused = Vec::new();
         for control in self.controls() {
             let Some(peer) = control.peer() else { continue };
-            match self.service.gate.still_admits(peer.chain()).await {
+            match self.service.common().gate.still_admits(peer.chain()).await {
                 Err(denial) if denial.fault() != attest::denial::Fault::Ours => {
                     refused.push((control, denial));
                 }
@@ -220,14 +242,14 @@ impl Shard {
         }
     }
 
-    async fn accept_all(self: &Rc<Self>, listener: &TcpListener) {
+    async fn accept_all(self: &Rc<Self>, listener: &Accepting) {
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => {
                     if let Some(admission) = self.limit.enter() {
                         monoio::spawn(Rc::clone(self).connection(stream, peer, admission));
                     } else {
-                        self.service.meters.dropped();
+                        self.service.common().meters.dropped();
                         self.journal.dropped_at_the_limit(peer);
                     }
                 }
@@ -241,32 +263,16 @@ impl Shard {
     }
 
     /// One connection from accept to its log line.
-    async fn connection(
-        self: Rc<Self>,
-        stream: monoio::net::TcpStream,
-        peer: SocketAddr,
-        admission: Admission,
-    ) {
-        let meters = &self.service.meters;
+    async fn connection(self: Rc<Self>, stream: Stream, peer: Peer, admission: Admission) {
+        let meters = &self.service.common().meters;
         meters.accepted();
         let facts = RefCell::new(Facts::new(peer));
         let started = facts.borrow().accepted;
         let deadline = started + self.times.login;
         let control = Rc::new(Control::new(deadline, Rc::clone(meters)));
         let key = self.connections.borrow_mut().insert(Rc::clone(&control));
-        let end = match tune(&stream) {
-            Ok(()) => {
-                let story = sidecar::serve(
-                    &self.service,
-                    Stream::Tcp(stream),
-                    &admission,
-                    &control,
-                    &facts,
-                );
-                guarded(watched(story, &control, self.times.idle)).await
-            }
-            Err(error) => End::ClientIo(error),
-        };
+        let story = self.service.serve(stream, &admission, &control, &facts);
+        let end = guarded(watched(story, &control, self.times.idle)).await;
         self.connections.borrow_mut().remove(key);
         drop(admission);
         let facts = facts.into_inner();

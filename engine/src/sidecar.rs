@@ -2,10 +2,8 @@
 //! relay, close. One function a step, in that order.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
-use std::rc::Rc;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use rustls::server::UnbufferedServerConnection;
 use wire::frontend::{AwaitStartup, PasswordStep, StartupStep, negotiate, request_password};
@@ -15,25 +13,22 @@ use wire::startup::{ProtocolVersion, Startup};
 use crate::buffer::{Buffer, Size};
 use crate::control::Control;
 use crate::end::End;
-use crate::gate::{Attested, Gate};
-use crate::lane::Lane;
+use crate::facts::Facts;
+use crate::gate::Attested;
 use crate::live::{Live, Snapshot};
-use crate::metrics::Meters;
 use crate::net::Stream;
-use crate::relay::relay;
+use crate::relay::{Driver, relay};
 use crate::roles::Role;
-use crate::shard::Admission;
+use crate::shard::{self, Admission, Common};
 use crate::stream::{StreamError, TlsStream};
 use crate::tls::Session;
 use crate::upstream::{self, Credential, Injector};
 
 /// What every connection of a shard is served with.
 pub(crate) struct Service {
+    pub(crate) common: Common,
     pub(crate) live: Arc<Live>,
-    pub(crate) lane: Lane,
-    pub(crate) gate: Gate,
     pub(crate) injector: Injector,
-    pub(crate) meters: Rc<Meters>,
     pub(crate) plaintext_cancel: bool,
     /// Simulator mode: whoever comes from this machine is `postgres` unasked.
     pub(crate) trust_loopback: bool,
@@ -41,41 +36,35 @@ pub(crate) struct Service {
     pub(crate) require_alpn: bool,
 }
 
-/// What the log line at the end wants to know.
-#[derive(Debug)]
-pub(crate) struct Facts {
-    pub(crate) accepted: Instant,
-    pub(crate) peer: SocketAddr,
-    /// The client behind a PROXY header.
-    pub(crate) proxied: Option<SocketAddr>,
-    pub(crate) role: Option<Role>,
-    pub(crate) tls: Option<rustls::ProtocolVersion>,
-    /// The login succeeded.
-    pub(crate) entered: bool,
-}
-
-impl Facts {
-    pub(crate) fn new(peer: SocketAddr) -> Self {
-        Self {
-            accepted: Instant::now(),
-            peer,
-            proxied: None,
-            role: None,
-            tls: None,
-            entered: false,
-        }
-    }
-
-    /// Whether the client is on this machine, and not behind a proxy that is.
-    fn is_local(&self) -> bool {
-        self.proxied.is_none() && self.peer.ip().to_canonical().is_loopback()
-    }
-}
-
 type Client = TlsStream<UnbufferedServerConnection>;
 
+impl Service {
+    /// Whether a PROXY header from there is believed.
+    fn believes(&self, peer: IpAddr) -> bool {
+        let peer = peer.to_canonical();
+        let mut networks = self.proxy_protocol_from.iter();
+        networks.any(|network| network.contains(&peer))
+    }
+}
+
+impl shard::Service for Service {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn serve(
+        &self,
+        stream: Stream,
+        admission: &Admission,
+        control: &Control,
+        facts: &RefCell<Facts>,
+    ) -> impl Future<Output = End> {
+        serve(self, stream, admission, control, facts)
+    }
+}
+
 /// Serves one accepted connection to its end.
-pub(crate) async fn serve(
+async fn serve(
     service: &Service,
     mut stream: Stream,
     admission: &Admission,
@@ -115,7 +104,7 @@ pub(crate) async fn serve(
             let _leash = control.hold_upstream(stream.raw_fd());
             control.login_done();
             entered(service, facts);
-            relay(client, stream, first, control).await
+            relay(client, stream, first, Driver::InTls, control).await
         }
         Ok(Entry::Cancel(packet)) => {
             let end = upstream::cancel(&service.injector, packet, control).await;
@@ -130,7 +119,7 @@ fn entered(service: &Service, facts: &RefCell<Facts>) {
     let mut facts = facts.borrow_mut();
     facts.entered = true;
     let took = facts.accepted.elapsed();
-    service.meters.entered(facts.role, took);
+    service.common.meters.entered(facts.role, took);
 }
 
 enum Opened {
@@ -146,13 +135,10 @@ async fn open(
     control: &Control,
     facts: &RefCell<Facts>,
 ) -> Result<Opened, End> {
-    let peer = facts.borrow().peer;
+    let peer = facts.borrow().peer.address();
     let mut openings = Openings::new(Policy {
         plaintext_cancel: service.plaintext_cancel,
-        proxy_protocol: service
-            .proxy_protocol_from
-            .iter()
-            .any(|network| network.contains(&peer.ip().to_canonical())),
+        proxy_protocol: peer.is_some_and(|peer| service.believes(peer.ip())),
     });
     let mut incoming = Buffer::take(Size::Small);
     loop {
@@ -207,7 +193,7 @@ async fn encrypt(
     let connection = UnbufferedServerConnection::new(Arc::clone(&snapshot.tls))
         .map_err(|error| End::TlsHandshake(error.into()))?;
     let mut client = TlsStream::new(stream, Session::new(connection), incoming);
-    if let Err(error) = client.handshake(&service.lane).await {
+    if let Err(error) = client.handshake(&service.common.lane).await {
         return Err(match error {
             StreamError::Eof => control.end_or(End::ClientGone),
             StreamError::Io(error) => control.end_or(End::ClientIo(error)),
@@ -222,14 +208,14 @@ async fn encrypt(
     }
     let mut facts = facts.borrow_mut();
     facts.tls = client.session.common().protocol_version();
-    service.meters.encrypted(facts.accepted.elapsed());
+    service.common.meters.encrypted(facts.accepted.elapsed());
     Ok(client)
 }
 
 /// The gate: no byte of the login, and none of Postgres, before the verdict.
 async fn attest(service: &Service, client: &Client, control: &Control) -> Result<Attested, End> {
     let chain = client.session.common().peer_certificates();
-    let attested = service.gate.admit(chain).await?;
+    let attested = service.common.gate.admit(chain).await?;
     control.set_peer(attested.peer().cloned());
     match control.asked_to_end() {
         // The verdict came too late.

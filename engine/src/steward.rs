@@ -16,7 +16,6 @@ use metrics::Counter;
 use sha2::{Digest, Sha256};
 
 use crate::identity::{Identity, IdentityError};
-use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::trust::unix_now;
 
@@ -60,6 +59,17 @@ pub struct Subject {
     pub alt_names: Vec<String>,
     /// How long it is to be valid.
     pub validity: Duration,
+    /// Which end of a connection it is for.
+    pub usage: Usage,
+}
+
+/// Which end of a connection a certificate is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Usage {
+    /// The sidecar.
+    Server,
+    /// The forwarder.
+    Client,
 }
 
 /// Why there is no new certificate.
@@ -98,8 +108,8 @@ impl Subject {
             subject: self.name.clone(),
             alt_names: self.alt_names.clone(),
             usage_ra_tls: true,
-            usage_server_auth: true,
-            usage_client_auth: false,
+            usage_server_auth: self.usage == Usage::Server,
+            usage_client_auth: self.usage == Usage::Client,
             not_before: Some(now.saturating_sub(BACKDATED)),
             not_after: Some(now.saturating_add(self.validity.as_secs().max(1))),
             with_app_info: false,
@@ -134,11 +144,14 @@ fn retry_after(failures: u32) -> u64 {
         .min(LONGEST_RETRY)
 }
 
+/// What is done with a new certificate.
+pub(crate) type Install = Box<dyn Fn(&Identity) -> Result<(), IdentityError> + Send + Sync>;
+
 /// Who does it.
 pub(crate) struct Steward {
     pub(crate) origin: Origin,
-    pub(crate) asks_clients: bool,
-    pub(crate) live: Arc<Live>,
+    /// Puts a new certificate in force, for new connections.
+    pub(crate) install: Install,
     pub(crate) latch: admin::Latch,
     pub(crate) tally: Tally,
 }
@@ -186,7 +199,7 @@ impl Steward {
     }
 
     fn put_in_force(&self, identity: &Identity) -> Result<(), IdentityError> {
-        self.live.set_tls(identity.server(self.asks_clients)?);
+        (self.install)(identity)?;
         self.in_use(identity);
         self.tally.renewed.increment(1);
         tracing::info!(

@@ -47,6 +47,15 @@ pub(crate) struct Trust {
     control: tokio::runtime::Handle,
     /// Seconds of each full verification.
     verification: Histogram,
+    authority: Option<Authority>,
+}
+
+/// Intel Trust Authority, where it is asked instead of verifying here.
+struct Authority {
+    client: attest::ita::Client,
+    /// Held while a question is under way, so that a crowd with one certificate
+    /// asks once.
+    seen: tokio::sync::Mutex<Option<VerdictCache>>,
 }
 
 /// Whether the quote's platform is of the trusted root, which is asked before
@@ -82,8 +91,14 @@ impl Trust {
         collateral: Handle,
         control: tokio::runtime::Handle,
         verification: Histogram,
+        authority: Option<attest::ita::Client>,
     ) -> Arc<Self> {
+        let authority = authority.map(|client| Authority {
+            client,
+            seen: tokio::sync::Mutex::default(),
+        });
         Arc::new(Self {
+            authority,
             policy: ArcSwap::from_pointee(policy),
             issuer: KmsRoot::from_der(root.der()).ok(),
             verifier: Verifier::new(root),
@@ -161,6 +176,41 @@ impl Trust {
 
     fn check_issuer(&self, evidence: &BoundEvidence, now: u64) -> Result<(), Denial> {
         check_issuer(self.issuer.as_ref(), evidence.quote(), now)
+    }
+
+    /// Whether Trust Authority judges.
+    pub(crate) fn asks_authority(&self) -> bool {
+        self.authority.is_some()
+    }
+
+    /// Has Trust Authority judge, on the control thread, and tells `done`.
+    pub(crate) fn appraise(
+        self: &Arc<Self>,
+        evidence: Arc<BoundEvidence>,
+        done: impl FnOnce(Judgement) + Send + 'static,
+    ) {
+        let trust = Arc::clone(self);
+        self.control.spawn(async move {
+            if let Some(authority) = &trust.authority {
+                done(trust.ask(authority, &evidence).await);
+            }
+        });
+    }
+
+    async fn ask(&self, authority: &Authority, evidence: &BoundEvidence) -> Judgement {
+        let (policy, now) = (self.policy.load_full(), unix_now());
+        let epoch = self.epoch(&policy);
+        let mut seen = authority.seen.lock().await;
+        let seen = seen.get_or_insert_with(|| VerdictCache::new(REMEMBERED, VERDICT_TTL, epoch));
+        if let Some(verdict) = seen.get(epoch, evidence.chain().certificates(), now) {
+            return Judgement::Verdict(epoch, verdict);
+        }
+        let begun = Instant::now();
+        let asked = authority.client.verify(evidence, &policy, now).await;
+        self.verification.record(begun.elapsed());
+        let verdict = asked.map(Arc::new).map_err(Denial::from);
+        seen.insert(epoch, evidence.chain(), &verdict, now);
+        Judgement::Verdict(epoch, verdict)
     }
 
     /// Seconds until the first of what is held expires.

@@ -23,6 +23,8 @@ pub const MAX_REFUSAL_TEXT: usize = 512;
 pub struct SqlState([u8; 5]);
 
 impl SqlState {
+    /// 08001, the client cannot reach the server.
+    pub const UNABLE_TO_CONNECT: Self = Self(*b"08001");
     /// 08004, the server rejected the establishment of the connection.
     pub const CONNECTION_REJECTED: Self = Self(*b"08004");
     /// 08006, connection failure.

@@ -11,6 +11,7 @@
 //! | Module | Speaks with | About |
 //! | --- | --- | --- |
 //! | [`opening`] | the client, in plaintext | the first bytes on the port, up to TLS |
+//! | [`local`] | a client on this machine | its first bytes, where we forward it elsewhere |
 //! | [`startup`] | | StartupMessage and CancelRequest as checked types |
 //! | [`frontend`] | the client, inside TLS | start-up, version negotiation, password |
 //! | [`backend`] | Postgres | the login with a password that the client never sees |
@@ -28,6 +29,7 @@
 pub mod backend;
 pub mod error;
 pub mod frontend;
+pub mod local;
 pub mod message;
 pub mod opening;
 pub mod probe;

@@ -9,7 +9,7 @@ use super::layers::{Layers, Reader};
 use super::{Errors, values};
 use crate::passwords::Passwords;
 use crate::roles::ClusterSecrets;
-use crate::steward::Subject;
+use crate::steward::{Subject, Usage};
 
 pub(super) const SIMULATED: &str = "simulator mode: no client is attested, and whoever is on this \
      machine is postgres without a password";
@@ -41,6 +41,7 @@ impl IdentitySource {
                 name: name?,
                 alt_names: alt_names?,
                 validity: validity?,
+                usage: Usage::Server,
             })),
             (Some(_), None) => reader.missing_twin("tls_cert", "tls_key"),
             (None, Some(_)) => reader.missing_twin("tls_key", "tls_cert"),

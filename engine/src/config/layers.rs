@@ -5,11 +5,12 @@ use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use zeroize::Zeroizing;
 
 use super::settings::{
-    SIMULATOR, SIMULATOR_DEFAULTS, Scope, Setting, all, env_name, find, flag_name,
+    FLAG_ALIASES, FORWARD_DEFAULTS, SIMULATOR, SIMULATOR_DEFAULTS, Scope, Setting, all, env_name,
+    find, flag_name,
 };
 
 /// A secret file is a line, not a disk.
@@ -57,6 +58,14 @@ pub fn with_flags(command: Command, scope: Scope) -> Command {
             let _ = write!(help, " [default: {default}]");
         }
         let flag = Arg::new(&name).long(flag_name(&name)).help(help);
+        let alias = FLAG_ALIASES
+            .iter()
+            .find(|(name, _)| scope == Scope::Forward && *name == setting.name);
+        let flag = flag.visible_aliases(alias.map(|(_, alias)| *alias));
+        let flag = match setting.is_list() {
+            true => flag.action(ArgAction::Append),
+            false => flag,
+        };
         command.arg(match setting.value {
             _ if setting.secret => flag.value_name("FILE"),
             // `--provision` says as much as `--provision true`.
@@ -95,6 +104,29 @@ impl Layers {
         }
         layers.read_environment(&environment, names);
         layers.read_flags(flags);
+        layers
+    }
+
+    /// Settings by name, and nothing else.
+    pub(super) fn of_settings<'a>(
+        scope: Scope,
+        settings: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Self {
+        let mut layers = Self {
+            found: BTreeMap::new(),
+            unreadable: Vec::new(),
+            errors: Vec::new(),
+            warnings: Vec::new(),
+            scope,
+        };
+        for (name, text) in settings {
+            match find(name).filter(|setting| scope.has(setting)) {
+                Some(setting) => layers.put(setting, text.to_owned(), "setting".to_owned()),
+                None => layers
+                    .errors
+                    .push(format!("{name}: there is no such setting")),
+            }
+        }
         layers
     }
 
@@ -147,9 +179,10 @@ impl Layers {
             } else {
                 setting.name.to_owned()
             };
-            let Some(text) = flags.get_one::<String>(&name) else {
+            let Some(texts) = flags.get_many::<String>(&name) else {
                 continue;
             };
+            let text = &texts.map(String::as_str).collect::<Vec<_>>().join(",");
             let place = format!("flag --{}", flag_name(&name));
             if setting.secret {
                 self.put_file(setting, Path::new(text), &place);
@@ -246,11 +279,13 @@ impl Layers {
     /// What holds where nothing is said.
     fn default(&self, setting: &Setting) -> Option<(&'static str, &'static str)> {
         let simulated = self.found.contains_key(SIMULATOR) && self.scope == Scope::Serve;
-        let special = SIMULATOR_DEFAULTS
-            .iter()
-            .find(|(name, _)| simulated && *name == setting.name);
-        match special {
-            Some((_, text)) => Some((text, "default in simulator mode")),
+        let (table, place) = match self.scope {
+            Scope::Serve if simulated => (SIMULATOR_DEFAULTS, "default in simulator mode"),
+            Scope::Forward => (FORWARD_DEFAULTS, "default"),
+            _ => (&[][..], "default"),
+        };
+        match table.iter().find(|(name, _)| *name == setting.name) {
+            Some((_, text)) => Some((text, place)),
             None => setting.default.map(|text| (text, "default")),
         }
     }
@@ -380,6 +415,12 @@ impl<'a> Reader<'a> {
                 None
             }
         }
+    }
+
+    /// Something that is wrong with several settings.
+    pub(super) fn mistake<T>(&mut self, what: &str) -> Option<T> {
+        self.errors.push(what.to_owned());
+        None
     }
 
     /// Of two settings that go together only one is there.

@@ -16,6 +16,13 @@ pub(super) struct Setting {
     pub(super) help: &'static str,
 }
 
+impl Setting {
+    /// Whether it takes several values, separated by commas.
+    pub(super) fn is_list(&self) -> bool {
+        self.value.ends_with(",…")
+    }
+}
+
 const fn plain(
     name: &'static str,
     value: &'static str,
@@ -75,12 +82,19 @@ pub enum Scope {
     Postgres,
     /// Those that say how to reach the guest agent, and what to ask it for.
     Agent,
+    /// All of the forwarder's.
+    Forward,
 }
 
 impl Scope {
     pub(super) fn has(self, setting: &Setting) -> bool {
         match self {
-            Self::Serve => true,
+            Self::Serve => SETTINGS.iter().any(|known| known.name == setting.name),
+            Self::Forward => {
+                setting.criterion
+                    || SHARED.contains(&setting.name)
+                    || FORWARD.iter().any(|known| known.name == setting.name)
+            }
             Self::Criteria => setting.criterion,
             Self::Postgres => POSTGRES.contains(&setting.name),
             Self::Agent => AGENT.contains(&setting.name),
@@ -112,6 +126,46 @@ const AGENT: &[&str] = &[
     "certificate_validity",
 ];
 
+/// What the forwarder has in common with the sidecar, beside the criteria.
+const SHARED: &[&str] = &[
+    "shards",
+    "pin",
+    "driver",
+    "guest_agent",
+    SIMULATOR,
+    "certificate_subject",
+    "certificate_validity",
+    "collateral_dir",
+    "collateral_files",
+    "revocation_grace",
+    "admin_listen",
+    "login_timeout",
+    "idle_timeout",
+    "max_connections",
+    "drain_timeout",
+    "log_format",
+    "log",
+];
+
+/// What is otherwise in a forwarder: it is one of many processes on a machine
+/// that is somebody else's.
+pub(super) const FORWARD_DEFAULTS: &[(&str, &str)] = &[
+    ("shards", "1"),
+    ("pin", "false"),
+    ("admin_listen", "off"),
+    ("certificate_subject", "teesql-forward"),
+    ("max_connections", "1000"),
+    ("login_timeout", "30s"),
+    ("log", "warn"),
+];
+
+/// Other names of flags, for people who know the public clients.
+pub(super) const FLAG_ALIASES: &[(&str, &str)] = &[
+    ("forward_listen", "listen"),
+    ("allowed_mrtd", "mrtd"),
+    ("allow_debug_td", "allow-debug-mode"),
+];
+
 /// Set, it means simulator mode.
 pub(super) const SIMULATOR: &str = "simulator_endpoint";
 
@@ -125,7 +179,7 @@ pub(super) const SIMULATOR_DEFAULTS: &[(&str, &str)] = &[
 ];
 
 pub(super) fn all() -> impl Iterator<Item = &'static Setting> {
-    SETTINGS.iter()
+    SETTINGS.iter().chain(FORWARD)
 }
 
 pub(super) fn find(name: &str) -> Option<&'static Setting> {
@@ -185,6 +239,27 @@ pub(super) const SETTINGS: &[Setting] = &[
     plain("drain_timeout", "TIME", Some("30s"), "How long sessions may go on after SIGTERM before they are told 57P01"),
     plain("log_format", "FORMAT", Some("text"), "text or json"),
     plain("log", "FILTER", Some("info"), "error, warn, info, debug or trace, by module too: info,engine=debug"),
+];
+
+/// The forwarder's own.
+#[rustfmt::skip]
+pub(super) const FORWARD: &[Setting] = &[
+    plain("forward_listen", "ADDRESS", Some("127.0.0.1:0"), "Where drivers connect without TLS: a loopback IP and port (0 picks a free one), or the path of a Unix socket (a folder means .s.PGSQL.5432 in it)"),
+    plain("target", "HOST:PORT", None, "The sidecar to connect to; without it, host and port of DATABASE_URL"),
+    Setting { alias: Some("DATABASE_URL"), ..secret("database_url", "A DSN (postgresql://…), of which host and port are used; the rest is for the command") },
+    plain("cluster", "DOMAIN", None, "Connect to the leader that the manifest at _teesql-leader.DOMAIN names"),
+    plain("manifest_signer", "ADDRESS", None, "Who signs the manifest: 0x and 40 hex characters"),
+    plain("manifest_cluster", "ADDRESS", None, "Which cluster the manifest must be of, where the signer has several"),
+    plain("manifest_max_validity", "TIME", Some("7days"), "How far in the future a manifest may end; off is any"),
+    plain("dns_server", "IP:PORT", Some("system"), "The name server to ask; system is what this machine uses"),
+    plain("verifier", "NAME", Some("dcap"), "Who verifies the server's quote: dcap (here), ita (Intel Trust Authority), none (nobody: only with allow_simulator)"),
+    plain("allow_simulator", "BOOL", Some("false"), "Accept a server without any TDX evidence, for development"),
+    plain("trust_authority", "BASE", Some("us"), "Intel Trust Authority: us, eu or a URL"),
+    Setting { alias: Some("INTEL_TRUST_AUTHORITY_API_KEY"), ..secret("trust_authority_key", "Its API key") },
+    plain("client_cert", "FILE", None, "Certificate chain to show, PEM, leaf first; without it the guest agent gives certificate and key"),
+    plain("client_key", "FILE", None, "Private key of the leaf, PEM"),
+    plain("connect_timeout", "TIME", Some("5s"), "For each dial, and for the TLS handshake"),
+    plain("start_timeout", "TIME", Some("15s"), "For the first certificate from the guest agent"),
 ];
 
 pub(super) fn env_name(name: &str) -> String {

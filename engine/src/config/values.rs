@@ -11,9 +11,11 @@ use attest::chain::KmsRoot;
 use attest::collateral::{Collateral, Source};
 use attest::policy::TcbStatuses;
 use tracing_subscriber::EnvFilter;
+use url::Url;
 use wire::scram::Password;
 use wire::secret::ClusterSecret;
 
+use super::Listen;
 use crate::net::Endpoint;
 
 /// Postgres' own default port names its socket.
@@ -48,6 +50,78 @@ pub(super) fn listen_or_off(text: &str) -> Parsed<Option<SocketAddr>> {
         "off" => Ok(None),
         text => listen(text).map(Some).map_err(|error| error + ", or off"),
     }
+}
+
+/// Where a forwarder listens. Whoever can connect there speaks to the server
+/// with the forwarder's certificate, so it stays on this machine.
+pub(super) fn local_listen(text: &str) -> Parsed<Listen> {
+    match endpoint(text)? {
+        Endpoint::Unix(path) => Ok(Listen::Unix(path)),
+        Endpoint::Tcp(address) if address.ip().is_loopback() => Ok(Listen::Tcp(address)),
+        Endpoint::Tcp(_) => Err("expected a loopback address: what comes here is in clear".into()),
+    }
+}
+
+/// `host:port`, an IPv6 address in brackets.
+pub(super) fn target(text: &str) -> Parsed<(String, u16)> {
+    let wrong = || "expected HOST:PORT, e.g. db.example:5433".to_owned();
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let port = port
+        .parse()
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or_else(wrong)?;
+    let bare = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    let host = bare.unwrap_or(host);
+    match rustls::pki_types::ServerName::try_from(host) {
+        Ok(_) if bare.is_some() || !host.contains(':') => Ok((host.to_owned(), port)),
+        _ => Err(wrong()),
+    }
+}
+
+/// A DNS name.
+pub(super) fn domain(text: &str) -> Parsed<String> {
+    match rustls::pki_types::DnsName::try_from(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err("expected a domain name".to_owned()),
+    }
+}
+
+/// A DSN; never shown, since it may hold a password.
+pub(super) fn database_url(text: &str) -> Parsed<Url> {
+    let wrong = "DATABASE_URL is not a URI: expected postgresql://user@host:5433/database";
+    match Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") => Ok(url),
+        _ => Err(wrong.to_owned()),
+    }
+}
+
+/// Host and port of a DSN; 5433 is the sidecar's port.
+pub(super) fn place_of(url: &Url) -> Parsed<(String, u16)> {
+    let host = url.host_str().filter(|host| !host.is_empty());
+    let host = host.ok_or("DATABASE_URL names no host")?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    Ok((host.to_owned(), url.port().unwrap_or(5433)))
+}
+
+pub(super) fn dns_server(text: &str) -> Parsed<Option<SocketAddr>> {
+    match text {
+        "system" => Ok(None),
+        text => match (text.parse(), text.parse()) {
+            (Ok(address), _) => Ok(Some(address)),
+            (_, Ok(ip)) => Ok(Some(SocketAddr::new(ip, 53))),
+            _ => Err("expected an IP address, with or without a port, or system".to_owned()),
+        },
+    }
+}
+
+/// A parser whose error is shown as it is.
+pub(super) fn from_display<T, E: ToString>(
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> impl Fn(&str) -> Parsed<T> {
+    move |text| parse(text).map_err(|error| error.to_string())
 }
 
 /// The guest agent's place; `None` for the usual ones.

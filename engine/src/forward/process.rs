@@ -1,0 +1,474 @@
+//! A running forwarder: in a process of its own, or inside a Rust service.
+//!
+//! ```no_run
+//! use engine::config::Forward;
+//! use engine::forward::Forwarder;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = Forward::from_settings([("target", "db.example:5433")])?;
+//! let forwarder = Forwarder::start(config)?;
+//! println!("connect to {}", forwarder.dsn());
+//! forwarder.stop()?;
+//! # Ok(())
+//! # }
+//! ```
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use attest::agent::{Agent, AgentError, AgentOptions};
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{NameServerConfig, ResolverConfig};
+use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use rustls::crypto::aws_lc_rs::default_provider;
+use tokio::sync::mpsc as channel;
+use tokio::time::{sleep, timeout};
+
+use super::surface::{Health, Surface};
+use super::{Directory, Line, Verdicts, client_config};
+use crate::config::{ClientIdentity, Forward, Listen, Verifier};
+use crate::driver;
+use crate::house::{self, Shards, Site};
+use crate::identity::{Identity, IdentityError};
+use crate::keeper;
+use crate::metrics::{Metrics, MetricsError};
+use crate::mode::Mode;
+use crate::net::{self, Listener};
+use crate::shard::{Limit, Message, Times};
+use crate::steward::{Install, Origin, OriginError, Steward, Tally};
+use crate::trust::Trust;
+
+/// After the order to end, connections get their last words out in at most
+/// twice 2 s.
+const LAST_GRACE: Duration = Duration::from_secs(6);
+/// Between questions to a guest agent that does not answer at start.
+const PAUSE: Duration = Duration::from_millis(500);
+/// libpq's name for a socket is in a folder and has a port number.
+const SOCKET_PREFIX: &str = ".s.PGSQL.";
+
+/// Why there is no forwarder.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The client certificate cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The guest agent gives no client certificate.
+    #[error("no client certificate: {0}")]
+    Agent(#[from] AgentError),
+    /// The HTTP client for collateral cannot be set up.
+    #[error(transparent)]
+    Collateral(#[from] attest::collateral::FetchError),
+    /// Trust Authority cannot be asked.
+    #[error(transparent)]
+    Authority(#[from] attest::ita::ItaError),
+    /// Names cannot be resolved on this machine.
+    #[error("cannot resolve names: {0}")]
+    Resolver(#[from] NetError),
+    /// The metrics cannot be set up.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// rustls' defaults do not go together: a bug.
+    #[error("no TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// A shard ended that should not have.
+    #[error("a shard ended: {0}")]
+    Shard(String),
+    /// A socket or a thread.
+    #[error("{doing}: {source}")]
+    System {
+        /// What was being done.
+        doing: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
+    let doing = doing.into();
+    move |source| StartError::System { doing, source }
+}
+
+/// A forwarder that accepts connections until it is stopped or dropped.
+pub struct Forwarder {
+    local: Listen,
+    orders: channel::UnboundedSender<()>,
+    thread: Option<JoinHandle<Result<(), StartError>>>,
+}
+
+impl Forwarder {
+    /// Starts its threads, and waits until drivers can connect.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn start(config: Forward) -> Result<Self, StartError> {
+        let (orders, inbox) = channel::unbounded_channel();
+        let (started, start) = mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name("forward".to_owned())
+            .spawn(move || control(config, inbox, &started))
+            .map_err(system("cannot start a thread"))?;
+        match start.recv() {
+            Ok(local) => Ok(Self {
+                local,
+                orders,
+                thread: Some(thread),
+            }),
+            // It has ended, and says why.
+            Err(_) => match thread.join() {
+                Ok(Err(error)) => Err(error),
+                Ok(Ok(())) | Err(_) => Err(StartError::Shard("before it started".to_owned())),
+            },
+        }
+    }
+
+    /// Where drivers connect.
+    #[must_use]
+    pub fn local(&self) -> &Listen {
+        &self.local
+    }
+
+    /// Host and port as libpq's variables have them: for a Unix socket the
+    /// folder that it is in.
+    #[must_use]
+    pub fn host_and_port(&self) -> (String, u16) {
+        match &self.local {
+            Listen::Tcp(address) => (address.ip().to_string(), address.port()),
+            Listen::Unix(path) => {
+                let folder = path.parent().unwrap_or(Path::new("/"));
+                (folder.display().to_string(), socket_port(path))
+            }
+        }
+    }
+
+    /// A DSN without role, database and password: those are the driver's.
+    #[must_use]
+    pub fn dsn(&self) -> String {
+        match (&self.local, self.host_and_port()) {
+            (Listen::Tcp(address), _) => format!("postgresql://{address}/?sslmode=disable"),
+            (Listen::Unix(_), (folder, port)) => {
+                let folder: String =
+                    url::form_urlencoded::byte_serialize(folder.as_bytes()).collect();
+                format!("postgresql:///?host={folder}&port={port}&sslmode=disable")
+            }
+        }
+    }
+
+    /// Accepts no more, lets sessions finish for `drain_timeout`, then ends them.
+    ///
+    /// # Errors
+    /// A shard has failed.
+    pub fn stop(mut self) -> Result<(), StartError> {
+        let _ = self.orders.send(());
+        self.join()
+    }
+
+    /// Whether it still runs; it only ends by itself when a shard fails.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.thread
+            .as_ref()
+            .is_some_and(|thread| !thread.is_finished())
+    }
+
+    fn join(&mut self) -> Result<(), StartError> {
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(ended)) => ended,
+            Some(Err(_)) => Err(StartError::Shard("panic".to_owned())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for Forwarder {
+    /// Without the grace time: two orders.
+    fn drop(&mut self) {
+        let _ = self.orders.send(());
+        let _ = self.orders.send(());
+        let _ = self.join();
+    }
+}
+
+fn socket_port(path: &Path) -> u16 {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let port = name.and_then(|name| name.strip_prefix(SOCKET_PREFIX)?.parse().ok());
+    port.unwrap_or(5432)
+}
+
+/// The forwarder's control thread, from start to end.
+fn control(
+    config: Forward,
+    mut orders: channel::UnboundedReceiver<()>,
+    started: &mpsc::Sender<Listen>,
+) -> Result<(), StartError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(system("cannot start the control thread"))?;
+    runtime.block_on(async {
+        let drain_timeout = config.drain_timeout;
+        let mut running = Running::start(config).await?;
+        // Who waits for it may have given up.
+        let _ = started.send(running.local.clone());
+        running.live(&mut orders, drain_timeout).await
+    })
+}
+
+struct Running {
+    local: Listen,
+    shards: Shards,
+    collateral_changed: channel::UnboundedReceiver<()>,
+    /// Removed at the end.
+    socket: Option<PathBuf>,
+    accepting: admin::Latch,
+    _admin: Option<admin::Server>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(socket) = &self.socket {
+            let _ = std::fs::remove_file(socket);
+        }
+    }
+}
+
+impl Running {
+    async fn start(mut config: Forward) -> Result<Self, StartError> {
+        let (driver, _) =
+            driver::choose(config.driver).map_err(system("io_uring is not available"))?;
+        let (local, listeners) = listen(&config)?;
+        let socket = match &local {
+            Listen::Unix(path) => Some(path.clone()),
+            Listen::Tcp(_) => None,
+        };
+        let metrics = Arc::new(Metrics::of_a_forwarder()?);
+        let health = Health::new();
+        let admin = serve_admin(&config, &metrics, &health)?;
+        let agent = Agent::new(config.guest_agent.clone(), AgentOptions::default())?;
+        let origin = origin(&config.identity, agent);
+        let identity = obtain(&origin, &config).await?;
+        let own = identity.as_ref().map(|own| Arc::clone(own.certified()));
+        let (changed, collateral_changed) = channel::unbounded_channel();
+        let line = Arc::new(Line {
+            directory: directory(&config)?,
+            tls: ArcSwap::new(client_config(own)?),
+            verdicts: verdicts(&mut config, &metrics, changed)?,
+            connect_timeout: config.connect_timeout,
+        });
+        let site = Arc::new(Site {
+            metrics: Arc::clone(&metrics),
+            driver,
+            mode: Mode::Production,
+            limit: Limit::new(config.max_connections),
+            times: Times {
+                login: config.login_timeout,
+                idle: config.idle_timeout,
+                revocation: config.revocation_grace,
+            },
+            pin: config.pin,
+        });
+        let shards =
+            house::start(&line, &site, listeners).map_err(system("cannot start a shard"))?;
+        if let Some(identity) = identity {
+            let steward = Steward {
+                origin,
+                install: install(&line),
+                latch: health.identity.clone(),
+                tally: Tally::new(&metrics),
+            };
+            tokio::spawn(steward.run(identity));
+        } else {
+            health.identity.ready();
+        }
+        health.accepting.ready();
+        Ok(Self {
+            local,
+            shards,
+            collateral_changed,
+            socket,
+            accepting: health.accepting,
+            _admin: admin,
+        })
+    }
+
+    async fn live(
+        &mut self,
+        orders: &mut channel::UnboundedReceiver<()>,
+        drain_timeout: Duration,
+    ) -> Result<(), StartError> {
+        loop {
+            tokio::select! {
+                Some(()) = self.collateral_changed.recv() => {
+                    self.shards.tell(|| Message::Recheck);
+                }
+                _ = orders.recv() => break,
+                reason = self.shards.failure() => return Err(StartError::Shard(reason)),
+            }
+        }
+        self.accepting.not_ready("draining");
+        self.shards.tell(|| Message::Drain);
+        tokio::select! {
+            ended = self.shards.all_ended() => return ended.map_err(StartError::Shard),
+            () = sleep(drain_timeout) => {}
+            // The second order.
+            _ = orders.recv() => {}
+        }
+        self.shards.tell(|| Message::EndAll);
+        match timeout(LAST_GRACE, self.shards.all_ended()).await {
+            Ok(ended) => ended.map_err(StartError::Shard),
+            Err(_) => Err(StartError::Shard(
+                "sessions left after the last grace".into(),
+            )),
+        }
+    }
+}
+
+fn serve_admin(
+    config: &Forward,
+    metrics: &Arc<Metrics>,
+    health: &Health,
+) -> Result<Option<admin::Server>, StartError> {
+    let Some(address) = config.admin_listen else {
+        return Ok(None);
+    };
+    let surface = Arc::new(Surface {
+        metrics: Arc::clone(metrics),
+    });
+    let readiness = health.readiness.clone();
+    let start = |listener| admin::start(listener, readiness, surface, admin::Settings::default());
+    let server = std::net::TcpListener::bind(address).and_then(start);
+    server
+        .map(Some)
+        .map_err(system(format!("cannot serve HTTP on {address}")))
+}
+
+fn listen(config: &Forward) -> Result<(Listen, Vec<Listener>), StartError> {
+    match &config.listen {
+        Listen::Tcp(address) => {
+            let failed = system(format!("cannot listen on {address}"));
+            let listeners = net::bind(*address, config.shards).map_err(failed)?;
+            let bound = listeners.first().and_then(|first| first.local_addr().ok());
+            let listeners = listeners.into_iter().map(Listener::Tcp).collect();
+            Ok((Listen::Tcp(bound.unwrap_or(*address)), listeners))
+        }
+        Listen::Unix(path) => {
+            let failed = || system(format!("cannot listen on {}", path.display()));
+            let first = net::bind_unix(path).map_err(failed())?;
+            // One queue, from which every shard takes.
+            let mut listeners = Vec::new();
+            for _ in 1..config.shards {
+                let copy = first.try_clone().map_err(failed())?;
+                listeners.push(Listener::Unix(copy));
+            }
+            listeners.push(Listener::Unix(first));
+            Ok((Listen::Unix(path.clone()), listeners))
+        }
+    }
+}
+
+fn origin(identity: &ClientIdentity, agent: Agent) -> Origin {
+    match identity.clone() {
+        ClientIdentity::Files { cert, key } => Origin::Files { cert, key },
+        ClientIdentity::Agent(subject) => Origin::Agent { agent, subject },
+    }
+}
+
+/// The first certificate. A server that may be a simulator asks for none, so
+/// none need be had.
+async fn obtain(origin: &Origin, config: &Forward) -> Result<Option<Identity>, StartError> {
+    let asking = async {
+        loop {
+            match origin.obtain().await {
+                Err(OriginError::Agent(error))
+                    if error.is_transient() && !config.allow_simulator =>
+                {
+                    tracing::warn!(%error, "no client certificate yet");
+                    sleep(PAUSE).await;
+                }
+                obtained => return obtained,
+            }
+        }
+    };
+    match timeout(config.start_timeout, asking).await {
+        Ok(Ok(identity)) => Ok(Some(identity)),
+        Ok(Err(OriginError::Agent(error))) if config.allow_simulator => {
+            tracing::info!(%error, "no client certificate is shown");
+            Ok(None)
+        }
+        Ok(Err(OriginError::Agent(error))) => Err(error.into()),
+        Ok(Err(OriginError::Identity(error))) => Err(error.into()),
+        // Once more for the reason.
+        Err(_) => match origin.obtain().await {
+            Ok(identity) => Ok(Some(identity)),
+            Err(OriginError::Agent(error)) => Err(error.into()),
+            Err(OriginError::Identity(error)) => Err(error.into()),
+        },
+    }
+}
+
+fn install(line: &Arc<Line>) -> Install {
+    let line = Arc::clone(line);
+    Box::new(move |identity| {
+        let own = Some(Arc::clone(identity.certified()));
+        line.tls.store(client_config(own)?);
+        Ok(())
+    })
+}
+
+fn directory(config: &Forward) -> Result<Arc<Directory>, StartError> {
+    let resolver = match config.dns_server {
+        None => TokioResolver::builder_tokio()?.build()?,
+        Some(server) => resolver_of(server)?,
+    };
+    let control = tokio::runtime::Handle::current();
+    Ok(Directory::new(config.place.clone(), resolver, control))
+}
+
+/// One name server, by UDP, and by TCP where an answer is cut.
+fn resolver_of(server: SocketAddr) -> Result<TokioResolver, NetError> {
+    let mut name_server = NameServerConfig::udp_and_tcp(server.ip());
+    for connection in &mut name_server.connections {
+        connection.port = server.port();
+    }
+    let config = ResolverConfig::from_parts(None, Vec::new(), vec![name_server]);
+    TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).build()
+}
+
+fn verdicts(
+    config: &mut Forward,
+    metrics: &Metrics,
+    changed: channel::UnboundedSender<()>,
+) -> Result<Verdicts, StartError> {
+    let authority = match std::mem::replace(&mut config.verifier, Verifier::None) {
+        Verifier::None => return Ok(Verdicts::Nobody),
+        Verifier::Dcap => None,
+        Verifier::Ita { base, key } => {
+            // Nothing of Intel's is verified here: no collateral is needed.
+            config.attestation.source = None;
+            let options = attest::ita::Options::default();
+            Some(attest::ita::Client::new(&base, key, options)?)
+        }
+    };
+    let attestation = &mut config.attestation;
+    let random = default_provider().secure_random;
+    let collateral = keeper::start(attestation, random, metrics, changed)?;
+    let trust = Trust::new(
+        attestation.policy.clone(),
+        attestation.root.clone(),
+        collateral,
+        tokio::runtime::Handle::current(),
+        metrics.histogram("teesql_verification_seconds"),
+        authority,
+    );
+    let verify = house::verify_thread().map_err(system("cannot start the verify thread"))?;
+    Ok(Verdicts::Judge {
+        trust,
+        verify,
+        lenient: config.allow_simulator,
+    })
+}

@@ -1,0 +1,226 @@
+//! The first bytes of a client on this machine, where we are its way to a server elsewhere.
+//!
+//! It exists so that a forwarder knows what it has before it opens a connection: a session, a
+//! CancelRequest, or a question for encryption, which is declined, since the way to here does not
+//! leave the machine and the way from here is encrypted anyway. It must never change a byte of what is
+//! passed on.
+
+use crate::error::{ErrorResponse, SqlState};
+use crate::message::Cursor;
+use crate::startup::{
+    CANCEL_LENGTHS, CANCEL_REQUEST, CancelRequest, GSSENC_REQUEST, MAX_STARTUP_PACKET,
+    MIN_STARTUP_PACKET, ProtocolVersion, SSL_REQUEST,
+};
+
+/// Most bytes that [`Local`] ever needs to see at once.
+pub const MAX_LOCAL: usize = MAX_STARTUP_PACKET;
+
+/// TLS record type "handshake". [RFC 8446, section 5.1]
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// An encryption that a client asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encryption {
+    /// SSLRequest.
+    Ssl,
+    /// GSSENCRequest.
+    Gss,
+}
+
+/// The state of a connection of which nothing has been passed on.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Local {
+    ssl: bool,
+    gss: bool,
+}
+
+/// What to do next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum LocalStep<'a> {
+    /// Read more bytes behind the same ones. Nothing was consumed.
+    Read(Local),
+    /// Drop `consumed` bytes, send `N`, then read on.
+    Decline {
+        /// What was asked for.
+        encryption: Encryption,
+        /// Bytes of the request.
+        consumed: usize,
+        /// The state to go on with. There may be bytes left to advance over.
+        next: Local,
+    },
+    /// A session begins. Nothing was consumed: all of it, and what is behind it, is to be passed on.
+    Session,
+    /// Forward this and close. What follows it is of no interest.
+    Cancel(CancelRequest<'a>),
+    /// Send [`LocalError::response`] and close.
+    Refuse(LocalError),
+}
+
+/// Why a client's first bytes are not passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LocalError {
+    /// No start-up packet of any kind.
+    #[error("not a PostgreSQL client")]
+    Garbage,
+    /// A TLS ClientHello (`sslnegotiation=direct`).
+    #[error("the client speaks TLS to a forwarder that takes none")]
+    DirectTls,
+    /// The same encryption was asked for twice.
+    #[error("the client asked for the same encryption twice")]
+    RepeatedRequest,
+}
+
+impl LocalError {
+    /// The reason code: stable, snake case.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Garbage => "garbage",
+            Self::DirectTls => "direct_tls",
+            Self::RepeatedRequest => "repeated_request",
+        }
+    }
+
+    /// What the client is told, if it would understand.
+    #[must_use]
+    pub fn response(self) -> Option<ErrorResponse<'static>> {
+        match self {
+            Self::Garbage | Self::DirectTls => None,
+            Self::RepeatedRequest => Some(ErrorResponse::fatal(
+                SqlState::PROTOCOL_VIOLATION,
+                "encryption was asked for twice",
+            )),
+        }
+    }
+}
+
+impl Local {
+    /// A connection on which nothing was read.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Looks at everything read and not yet consumed.
+    #[must_use]
+    pub fn advance(self, bytes: &[u8]) -> LocalStep<'_> {
+        if bytes.first() == Some(&TLS_HANDSHAKE) {
+            return LocalStep::Refuse(LocalError::DirectTls);
+        }
+        let mut cursor = Cursor::new(bytes);
+        let Some(length) = cursor.u32() else {
+            return LocalStep::Read(self);
+        };
+        let size = usize::try_from(length).unwrap_or(usize::MAX);
+        if !(MIN_STARTUP_PACKET..=MAX_STARTUP_PACKET).contains(&size) {
+            return LocalStep::Refuse(LocalError::Garbage);
+        }
+        let Some(code) = cursor.u32() else {
+            return LocalStep::Read(self);
+        };
+        let packet = bytes.get(..size);
+        match code {
+            SSL_REQUEST if size == MIN_STARTUP_PACKET => self.decline(Encryption::Ssl),
+            GSSENC_REQUEST if size == MIN_STARTUP_PACKET => self.decline(Encryption::Gss),
+            CANCEL_REQUEST if CANCEL_LENGTHS.contains(&size) => packet
+                .and_then(CancelRequest::new)
+                .map_or(LocalStep::Read(self), LocalStep::Cancel),
+            _ if ProtocolVersion::from_u32(code).major == ProtocolVersion::V3_0.major => {
+                match packet {
+                    Some(_) => LocalStep::Session,
+                    None => LocalStep::Read(self),
+                }
+            }
+            _ => LocalStep::Refuse(LocalError::Garbage),
+        }
+    }
+
+    fn decline(mut self, encryption: Encryption) -> LocalStep<'static> {
+        let asked = match encryption {
+            Encryption::Ssl => &mut self.ssl,
+            Encryption::Gss => &mut self.gss,
+        };
+        if std::mem::replace(asked, true) {
+            return LocalStep::Refuse(LocalError::RepeatedRequest);
+        }
+        LocalStep::Decline {
+            encryption,
+            consumed: MIN_STARTUP_PACKET,
+            next: self,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SSL: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+    const GSS: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30];
+    const CANCEL: [u8; 16] = [0, 0, 0, 16, 0x04, 0xd2, 0x16, 0x2e, 0, 0, 0, 1, 9, 9, 9, 9];
+    const STARTUP: [u8; 15] = *b"\0\0\0\x0f\0\x03\0\0user\0\0\0";
+
+    /// What a transcript comes to, cut at each byte.
+    fn outcome(transcript: &[u8]) -> Vec<String> {
+        let ends: Vec<_> = (0..=transcript.len())
+            .map(|cut| {
+                let (mut state, mut seen, mut said) = (Local::new(), 0, Vec::new());
+                for end in [cut, transcript.len()] {
+                    loop {
+                        match state.advance(&transcript[seen..end]) {
+                            LocalStep::Read(next) => {
+                                state = next;
+                                break;
+                            }
+                            LocalStep::Decline {
+                                encryption,
+                                consumed,
+                                next,
+                            } => {
+                                said.push(format!("N to {encryption:?}"));
+                                seen += consumed;
+                                state = next;
+                            }
+                            LocalStep::Session => {
+                                said.push(format!("session at {seen}"));
+                                return said;
+                            }
+                            LocalStep::Cancel(request) => {
+                                said.push(format!("cancel of {}", request.as_bytes().len()));
+                                return said;
+                            }
+                            LocalStep::Refuse(error) => {
+                                said.push(error.code().to_owned());
+                                return said;
+                            }
+                        }
+                    }
+                }
+                said.push("reads on".to_owned());
+                said
+            })
+            .collect();
+        assert!(ends.windows(2).all(|pair| pair[0] == pair[1]), "{ends:?}");
+        ends[0].clone()
+    }
+
+    #[test]
+    fn every_opening_at_every_cut() {
+        let all = |parts: &[&[u8]]| outcome(&parts.concat());
+        assert_eq!(all(&[&STARTUP]), ["session at 0"]);
+        assert_eq!(all(&[&SSL, &STARTUP]), ["N to Ssl", "session at 8"]);
+        assert_eq!(
+            all(&[&GSS, &SSL, &STARTUP, b"Q"]),
+            ["N to Gss", "N to Ssl", "session at 16"]
+        );
+        assert_eq!(all(&[&CANCEL]), ["cancel of 16"]);
+        assert_eq!(all(&[&SSL, &CANCEL]), ["N to Ssl", "cancel of 16"]);
+        assert_eq!(all(&[&SSL, &SSL]), ["N to Ssl", "repeated_request"]);
+        assert_eq!(all(&[&[0x16, 3, 1, 0, 5]]), ["direct_tls"]);
+        assert_eq!(all(&[b"GET / HTTP/1.1\r\n"]), ["garbage"]);
+        assert_eq!(all(&[&[0, 0, 0, 8, 0, 2, 0, 0]]), ["garbage"]);
+        assert_eq!(all(&[&[0, 0, 0x27, 0x11, 0, 3, 0, 0]]), ["garbage"]);
+        assert_eq!(all(&[&[0, 0, 0, 12, 0x04, 0xd2, 0x16, 0x2e]]), ["garbage"]);
+        assert_eq!(all(&[&STARTUP[..14]]), ["reads on"]);
+    }
+}

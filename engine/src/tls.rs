@@ -452,4 +452,62 @@ mod tests {
         assert!(!has_whole_record(&[23, 3, 3, 0, 2, 1]));
         assert!(has_whole_record(&[23, 3, 3, 0, 2, 1, 1]));
     }
+
+    /// For scripts/instructions: each does what its name says 100 times inside
+    /// `measured`, of which valgrind counts the instructions.
+    mod instructions {
+        use super::*;
+
+        #[inline(never)]
+        fn measured(work: impl FnOnce()) {
+            work();
+        }
+
+        fn established() -> (Server, Client) {
+            let (mut server, mut client) = pair(&TLS13);
+            handshake(&mut server, &mut client, 65_000);
+            (server, client)
+        }
+
+        #[test]
+        #[ignore = "for scripts/instructions"]
+        fn tls_open_a_query() {
+            let (mut server, mut client) = established();
+            let queries: Vec<_> = (0..100).map(|_| sealed(&mut client, &[7; 60])).collect();
+            measured(|| {
+                for query in &queries {
+                    let mut incoming = Buffer::take(Size::Small);
+                    let mut plain = Buffer::take(Size::Small);
+                    assert!(incoming.extend(query));
+                    server.open(&mut incoming, &mut plain).unwrap();
+                    assert_eq!(plain.len(), 60);
+                }
+            });
+        }
+
+        #[test]
+        #[ignore = "for scripts/instructions"]
+        fn tls_seal_an_answer() {
+            let (mut server, _client) = established();
+            measured(|| {
+                for _ in 0..100 {
+                    let mut out = Buffer::take(Size::Small);
+                    server.seal(&[7; 90], &mut out).unwrap();
+                }
+            });
+        }
+
+        #[test]
+        #[ignore = "for scripts/instructions"]
+        fn tls_seal_64_kib() {
+            let (mut server, _client) = established();
+            let plain = vec![7; crate::buffer::LARGE];
+            measured(|| {
+                for _ in 0..100 {
+                    let mut out = Buffer::take(Size::Large);
+                    server.seal(&plain, &mut out).unwrap();
+                }
+            });
+        }
+    }
 }

@@ -237,3 +237,43 @@ fn one_flight_per_certificate() {
     assert_eq!(flights.complete(later, &chain(2)), ['f']);
     assert!(flights.is_empty());
 }
+
+/// For scripts/instructions: valgrind counts what is inside `measured`.
+mod instructions {
+    use super::*;
+
+    #[inline(never)]
+    fn measured(work: impl FnOnce()) {
+        work();
+    }
+
+    #[test]
+    #[ignore = "for scripts/instructions"]
+    fn attest_cache_hit() {
+        let world = World::default();
+        let certificate = world.certificate_of("one");
+        let epoch = epoch(&world.policy);
+        let mut cache = VerdictCache::new(8, TTL, epoch);
+        let verdict = admission(&world, &certificate);
+        cache.insert(epoch, &chain(&certificate), &verdict, NOW);
+        let presented = certificate.chain_der();
+        measured(|| {
+            for _ in 0..100 {
+                assert!(cache.get(epoch, &presented, NOW).is_some());
+            }
+        });
+    }
+
+    #[test]
+    #[ignore = "for scripts/instructions"]
+    fn attest_examine() {
+        let world = World::default();
+        let certificate = world.certificate_of("one");
+        let presented = certificate.chain_der();
+        measured(|| {
+            for _ in 0..100 {
+                assert!(attest::examine(&presented, NOW, &world.policy).is_ok());
+            }
+        });
+    }
+}

@@ -12,6 +12,7 @@ mod backend;
 mod drive;
 mod errors;
 mod frontend;
+mod instructions;
 mod negotiation;
 mod opening;
 mod packets;

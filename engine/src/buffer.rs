@@ -13,6 +13,9 @@ use std::cell::RefCell;
 use monoio::buf::{IoBuf, IoBufMut};
 use zeroize::Zeroize;
 
+/// Most bytes that one read takes into a tiny buffer, which is what an idle
+/// session waits with: a query by primary key and its answer have about 100.
+pub(crate) const TINY: usize = 512;
 /// Most bytes that one read takes into a small buffer: what Postgres sends at
 /// a time (`PQ_SEND_BUFFER_SIZE`, src/backend/libpq/pqcomm.c).
 pub(crate) const SMALL: usize = 8 * 1024;
@@ -22,15 +25,18 @@ pub(crate) const LARGE: usize = 64 * 1024;
 /// are sealed: 22 bytes a record (RFC 8446, 5.2) and a KeyUpdate or an alert.
 const SLACK: usize = 512;
 /// Buffers of a size that an idle shard keeps: 1 MiB of large ones.
-const KEEP: [usize; 2] = [64, 16];
+const KEEP: [usize; 3] = [256, 64, 16];
 
 thread_local! {
-    static POOL: RefCell<[Vec<Box<[u8]>>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+    static POOL: RefCell<[Vec<Box<[u8]>>; 3]> =
+        const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
 }
 
 /// How much a buffer holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Size {
+    /// [`TINY`] bytes a read: a short query and its answer, or nothing for now.
+    Tiny,
     /// [`SMALL`] bytes a read: a query and its answer.
     Small,
     /// [`LARGE`] bytes a read: a stream.
@@ -38,8 +44,10 @@ pub(crate) enum Size {
 }
 
 impl Size {
-    const fn bytes(self) -> usize {
+    /// Most bytes that one read takes.
+    pub(crate) const fn bytes(self) -> usize {
         match self {
+            Size::Tiny => TINY,
             Size::Small => SMALL,
             Size::Large => LARGE,
         }
@@ -47,8 +55,25 @@ impl Size {
 
     const fn class(self) -> usize {
         match self {
-            Size::Small => 0,
-            Size::Large => 1,
+            Size::Tiny => 0,
+            Size::Small => 1,
+            Size::Large => 2,
+        }
+    }
+
+    /// The next one up; the largest is its own.
+    pub(crate) const fn larger(self) -> Self {
+        match self {
+            Size::Tiny => Size::Small,
+            Size::Small | Size::Large => Size::Large,
+        }
+    }
+
+    /// The next one down; the smallest is its own.
+    pub(crate) const fn smaller(self) -> Self {
+        match self {
+            Size::Large => Size::Small,
+            Size::Small | Size::Tiny => Size::Tiny,
         }
     }
 }
@@ -144,7 +169,7 @@ impl Buffer {
     }
 
     /// Makes room at the back: moves what is left to the front and, where a
-    /// read would still find less than half a buffer, into a large buffer.
+    /// read would still find less than half a buffer, into a larger one.
     #[must_use]
     pub(crate) fn make_room(mut self) -> Self {
         if self.start > 0 {
@@ -152,17 +177,18 @@ impl Buffer {
             self.end -= self.start;
             self.start = 0;
         }
-        if self.size == Size::Small && self.room() < SMALL / 2 {
+        if self.size != Size::Large && self.room() < self.size.bytes() / 2 {
             return self.grown();
         }
         self
     }
 
-    /// The same bytes in a large buffer.
+    /// The same bytes in a larger buffer.
     #[must_use]
     pub(crate) fn grown(self) -> Self {
-        let mut larger = Self::take(Size::Large);
-        // A small buffer with its slack fits into an empty large one.
+        let mut larger = Self::take(self.size.larger());
+        // A buffer with its slack fits into an empty one of the next size, and
+        // the largest into itself.
         let _ = larger.extend(self.filled());
         larger
     }
@@ -250,6 +276,16 @@ mod tests {
         let buffer = buffer.make_room();
         assert_eq!(buffer.size(), Size::Large);
         assert_eq!(buffer.filled(), &[7; SMALL / 2 + 1]);
+    }
+
+    #[test]
+    fn what_a_tiny_one_holds_fits_all_the_way_up() {
+        let mut buffer = Buffer::take(Size::Tiny);
+        assert!(buffer.extend(&[7; TINY + SLACK]));
+        let buffer = buffer.grown();
+        assert_eq!((buffer.size(), buffer.len()), (Size::Small, TINY + SLACK));
+        let buffer = buffer.grown();
+        assert_eq!((buffer.size(), buffer.len()), (Size::Large, TINY + SLACK));
     }
 
     #[test]

@@ -9,15 +9,15 @@ use std::cell::{Cell, RefCell};
 
 use futures_util::future::try_join;
 
-use crate::buffer::{Buffer, LARGE, SMALL, Size};
+use crate::buffer::{Buffer, Size};
 use crate::control::Control;
 use crate::end::End;
 use crate::net::{ReadHalf, Stream, WriteHalf};
 use crate::stream::TlsStream;
 use crate::tls::{Endpoint, Session};
 
-/// Large buffers are given back after this many reads in a row that a small
-/// one would have held.
+/// A buffer is given back for a smaller one after this many reads in a row that
+/// that would have held.
 const SHRINK_AFTER: u32 = 8;
 
 /// On which side the driver is, which is told why its session ends.
@@ -246,34 +246,93 @@ impl<E: Endpoint> Sealing<'_, E> {
     }
 }
 
-/// Decides between small and large buffers by what the last reads brought.
-#[derive(Default)]
+/// Decides on buffers by what the last reads brought: a session begins with
+/// tiny ones and comes back to them, so that one that idles holds a kilobyte a
+/// direction.
 struct Sizing {
-    streaming: bool,
+    size: Size,
     short_reads: u32,
+}
+
+impl Default for Sizing {
+    fn default() -> Self {
+        Self {
+            size: Size::Tiny,
+            short_reads: 0,
+        }
+    }
 }
 
 impl Sizing {
     fn saw(&mut self, n: usize) {
-        if n >= SMALL {
-            self.streaming = true;
+        if n >= self.size.bytes() {
+            self.size = self.size.larger();
             self.short_reads = 0;
-        } else if self.streaming {
+        } else if n < self.size.smaller().bytes() {
             self.short_reads += 1;
             if self.short_reads >= SHRINK_AFTER {
-                *self = Self::default();
+                self.size = self.size.smaller();
+                self.short_reads = 0;
             }
+        } else {
+            self.short_reads = 0;
         }
     }
 
-    /// The buffer for the next read: this one, or one of the other size.
-    fn fit(&self, buffer: Buffer) -> Buffer {
-        match (self.streaming, buffer.size()) {
-            (true, Size::Small) => buffer.grown(),
-            (false, Size::Large) if buffer.is_empty() => Buffer::take(Size::Small),
-            _ => buffer,
+    /// The buffer for the next read: this one, or one of another size.
+    fn fit(&self, mut buffer: Buffer) -> Buffer {
+        if buffer.is_empty() && buffer.size() != self.size {
+            return Buffer::take(self.size);
         }
+        while buffer.size() < self.size {
+            buffer = buffer.grown();
+        }
+        buffer
     }
 }
 
-const _: () = assert!(SMALL < LARGE);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffer::{SMALL, TINY};
+
+    #[test]
+    fn buffers_grow_with_full_reads_and_shrink_with_short_ones() {
+        let mut sizing = Sizing::default();
+        sizing.saw(100);
+        assert_eq!(sizing.size, Size::Tiny);
+        sizing.saw(TINY);
+        assert_eq!(sizing.size, Size::Small);
+        sizing.saw(SMALL);
+        assert_eq!(sizing.size, Size::Large);
+        for _ in 0..SHRINK_AFTER {
+            assert_eq!(sizing.size, Size::Large);
+            sizing.saw(TINY);
+        }
+        assert_eq!(sizing.size, Size::Small);
+        // What a tiny one would not have held keeps it.
+        for n in [1, 1, 1, TINY, 1, 1, 1, 1, 1, 1, 1] {
+            sizing.saw(n);
+        }
+        assert_eq!(sizing.size, Size::Small);
+        sizing.saw(1);
+        assert_eq!(sizing.size, Size::Tiny);
+    }
+
+    #[test]
+    fn a_buffer_with_bytes_in_it_keeps_them() {
+        let sizing = Sizing {
+            size: Size::Large,
+            short_reads: 0,
+        };
+        let mut buffer = Buffer::take(Size::Tiny);
+        assert!(buffer.extend(b"half a record"));
+        let buffer = sizing.fit(buffer);
+        assert_eq!(buffer.size(), Size::Large);
+        let buffer = Sizing::default().fit(buffer);
+        assert_eq!(
+            (buffer.size(), buffer.filled()),
+            (Size::Large, &b"half a record"[..])
+        );
+    }
+}

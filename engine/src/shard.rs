@@ -6,7 +6,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::RawFd;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -271,8 +271,12 @@ impl<S: Service> Shard<S> {
         let deadline = started + self.times.login;
         let control = Rc::new(Control::new(deadline, Rc::clone(meters)));
         let key = self.connections.borrow_mut().insert(Rc::clone(&control));
-        let story = self.service.serve(stream, &admission, &control, &facts);
-        let end = guarded(watched(story, &control, self.times.idle)).await;
+        let end = {
+            // Boxed or pinned: a future that is handed on by value is there twice.
+            let story = Box::pin(self.service.serve(stream, &admission, &control, &facts));
+            let watched = pin!(watched(story, &control, self.times.idle));
+            guarded(watched).await
+        };
         self.connections.borrow_mut().remove(key);
         drop(admission);
         let facts = facts.into_inner();
@@ -300,11 +304,10 @@ impl<S: Service> Shard<S> {
 /// Runs a story beside its watchdog. The watchdog only wins when the story did
 /// not end although its sockets are shut: the story is dropped then.
 async fn watched(
-    story: impl Future<Output = End>,
+    mut story: Pin<Box<impl Future<Output = End>>>,
     control: &Control,
     idle: Option<Duration>,
 ) -> End {
-    let mut story = pin!(story);
     let mut watchdog = pin!(control.watchdog(idle));
     poll_fn(|cx| {
         // The story first: the watchdog then sees its change of phase.
@@ -320,7 +323,7 @@ async fn watched(
 }
 
 /// A panic ends the connection that it happened in, and no other.
-async fn guarded(story: impl Future<Output = End>) -> End {
+async fn guarded(story: Pin<&mut impl Future<Output = End>>) -> End {
     AssertUnwindSafe(story)
         .catch_unwind()
         .await
@@ -333,8 +336,8 @@ mod tests {
 
     #[test]
     fn a_panic_ends_one_connection_as_such() {
-        let end =
-            guarded(async { std::hint::black_box(None::<End>).expect("a bug") }).now_or_never();
+        let story = pin!(async { std::hint::black_box(None::<End>).expect("a bug") });
+        let end = guarded(story).now_or_never();
         assert!(matches!(end, Some(End::Panic)));
     }
 

@@ -66,27 +66,47 @@ impl shard::Service for Service {
 /// Serves one accepted connection to its end.
 async fn serve(
     service: &Service,
-    mut stream: Stream,
+    stream: Stream,
     admission: &Admission,
     control: &Control,
     facts: &RefCell<Facts>,
 ) -> End {
     let _leash = control.hold_client(stream.raw_fd());
+    // Boxed: what only the way in needs is given back before the relay, which
+    // may idle for days.
+    let arriving = Box::pin(arrive(service, stream, admission, control, facts));
+    let (client, session) = match arriving.await {
+        Ok(arrived) => arrived,
+        Err(end) => return end,
+    };
+    let upstream::LoggedIn { stream, first } = session;
+    let _leash = control.hold_upstream(stream.raw_fd());
+    control.login_done();
+    entered(service, facts);
+    relay(client, stream, first, Driver::InTls, control).await
+}
+
+/// From the first byte to ReadyForQuery; who does not get so far has been told
+/// why.
+async fn arrive(
+    service: &Service,
+    mut stream: Stream,
+    admission: &Admission,
+    control: &Control,
+    facts: &RefCell<Facts>,
+) -> Result<(Client, upstream::LoggedIn), End> {
     let snapshot = service.live.read();
     let incoming = match open(service, &mut stream, control, facts).await {
         Ok(Opened::Tls(incoming)) => incoming,
         Ok(Opened::Cancel(packet)) => {
-            return upstream::cancel(&service.injector, packet, control).await;
+            return Err(upstream::cancel(&service.injector, packet, control).await);
         }
-        Err(end) => return refuse_in_plaintext(&mut stream, end, control).await,
+        Err(end) => return Err(refuse_in_plaintext(&mut stream, end, control).await),
     };
-    let mut client = match encrypt(service, &snapshot, stream, incoming, control, facts).await {
-        Ok(client) => client,
-        Err(end) => return end,
-    };
+    let mut client = encrypt(service, &snapshot, stream, incoming, control, facts).await?;
     let attested = match attest(service, &client, control).await {
         Ok(attested) => attested,
-        Err(end) => return refuse(&mut client, end, control).await,
+        Err(end) => return Err(refuse(&mut client, end, control).await),
     };
     let party = Party {
         service,
@@ -95,23 +115,14 @@ async fn serve(
         control,
         facts,
     };
-    let story = party.log_in(&mut client, &attested);
-    // Boxed: what only the login needs is given back before the relay.
-    let login = Box::pin(story).await;
-    match login {
-        Ok(Entry::Session(session)) => {
-            let upstream::LoggedIn { stream, first } = session;
-            let _leash = control.hold_upstream(stream.raw_fd());
-            control.login_done();
-            entered(service, facts);
-            relay(client, stream, first, Driver::InTls, control).await
-        }
+    match party.log_in(&mut client, &attested).await {
+        Ok(Entry::Session(session)) => Ok((client, session)),
         Ok(Entry::Cancel(packet)) => {
             let end = upstream::cancel(&service.injector, packet, control).await;
             client.close().await;
-            end
+            Err(end)
         }
-        Err(end) => refuse(&mut client, end, control).await,
+        Err(end) => Err(refuse(&mut client, end, control).await),
     }
 }
 

@@ -80,7 +80,9 @@ impl Endpoint for UnbufferedClientConnection {
 
 /// One TLS connection.
 pub(crate) struct Session<E> {
-    endpoint: E,
+    /// Boxed: it is a kilobyte, and the futures that it passes through would
+    /// each have room for it.
+    endpoint: Box<E>,
     /// Records that rustls wants sent: handshake flights, KeyUpdates, alerts.
     pending: Vec<u8>,
     peer_closed: bool,
@@ -90,7 +92,7 @@ pub(crate) struct Session<E> {
 impl<E: Endpoint> Session<E> {
     pub(crate) fn new(endpoint: E) -> Self {
         Self {
-            endpoint,
+            endpoint: Box::new(endpoint),
             pending: Vec::new(),
             peer_closed: false,
             failed: false,

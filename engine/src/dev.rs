@@ -4,36 +4,30 @@
 //! production mode under that root, and one in simulator mode.
 //!
 //! Nothing in it is a shortcut through the product: the sidecars are the ones
-//! that `serve` runs, configured as an operator would.
+//! that `serve` runs, configured as an operator would. It lives until a signal
+//! comes, or as long as a command that it is given; nothing is left behind.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::mpsc;
-use std::thread::JoinHandle;
 
-use attest::agent::TlsKeyRequest;
-use attest::mock::{
-    Agent, AgentListen, AgentOptions, CollateralOptions, Machine, MachineOptions, MockError, Pccs,
-    PccsAnswers, Pki,
-};
-use rustls::crypto::aws_lc_rs::default_provider;
-use zeroize::Zeroizing;
+use attest::mock::MockError;
+use tokio::signal::unix::SignalKind;
 
-use crate::config::{Config, Errors, Layers, Scope, with_flags};
-use crate::serve::{self, Addresses, Outcome};
-use crate::trust::unix_now;
+use crate::answer::{EX_OSERR, EX_USAGE};
+use crate::config::Errors;
+use crate::orders::Signals;
+use crate::serve;
 
+mod child;
+mod cluster;
+mod guide;
 mod postgres;
+mod sidecars;
 
+use cluster::Cluster;
+use guide::Guide;
 use postgres::Postgres;
-
-/// Where the simulator's sidecar listens beside the default 5433.
-const SIMULATOR_LISTEN: &str = "127.0.0.1:5434";
+use sidecars::Sidecars;
 
 /// Why there is no cluster.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +37,14 @@ pub enum DevError {
     System {
         /// What was being done.
         doing: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The command that was to be run.
+    #[error("{}: {source}", program.display())]
+    Command {
+        /// Its name.
+        program: OsString,
         /// What the system said.
         source: io::Error,
     },
@@ -66,233 +68,91 @@ pub enum DevError {
     Random,
 }
 
+impl DevError {
+    /// For the shell; of a command that cannot be run, as env(1) has it.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Command { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
+            Self::Command { .. } => 126,
+            Self::Settings(_) => EX_USAGE,
+            _ => EX_OSERR,
+        }
+    }
+}
+
 fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> DevError {
     let doing = doing.into();
     move |source| DevError::System { doing, source }
 }
 
-/// Runs it until a signal comes. `said` gets what a person wants to know.
+/// Runs it until a signal comes, and tells `said` how to use it; or, with a
+/// `command`, until that ends. Returns the exit code: the command's own, and
+/// 128 and the signal's number where a signal ended it.
 ///
 /// # Errors
 /// [`DevError`]; nothing is left behind then either.
-pub fn run(said: impl Fn(&str)) -> Result<Outcome, DevError> {
-    let folder = tempfile::tempdir().map_err(system("cannot make a folder"))?;
-    let cluster = Cluster::make(folder.path())?;
-    let postgres = Postgres::start(folder.path(), &cluster.superuser_password)?;
-    let production = Sidecar::start(cluster.production(&postgres))?;
-    let simulator = Sidecar::start(cluster.simulator(&postgres))?;
-    // Where one of them has ended already, it says why below.
-    if let (Some(production), Some(simulator)) = (production.addresses(), simulator.addresses()) {
-        said(&cluster.guide(folder.path(), production, simulator));
-    }
-    let outcome = production.join();
-    let other = simulator.join();
-    drop(postgres);
-    other.and(outcome)
-}
-
-/// What stands in for dstack and Intel.
-struct Cluster {
-    agent: Agent,
-    pccs: Pccs,
-    root: String,
-    superuser_password: Zeroizing<String>,
-    read_secret: Zeroizing<String>,
-    readwrite_secret: Zeroizing<String>,
-}
-
-fn random_hex() -> Result<Zeroizing<String>, DevError> {
-    let mut bytes = Zeroizing::new([0_u8; 32]);
-    let random = default_provider().secure_random;
-    random.fill(bytes.as_mut()).map_err(|_| DevError::Random)?;
-    Ok(Zeroizing::new(hex::encode(bytes.as_slice())))
-}
-
-impl Cluster {
-    fn make(folder: &Path) -> Result<Self, DevError> {
-        let mut seed = [0_u8; 32];
-        let random = default_provider().secure_random;
-        random.fill(&mut seed).map_err(|_| DevError::Random)?;
-        let pki = Arc::new(Pki::new(&seed)?);
-        let machine = Machine::new(&pki, &MachineOptions::default())?;
-        let collateral = pki.collateral(&CollateralOptions::at(unix_now()))?;
-        let pccs = Pccs::start(PccsAnswers::none().with(machine.key(), collateral))?;
-        let socket = folder.join("dstack.sock");
-        let options = AgentOptions {
-            seed,
-            app_name: "dev".to_owned(),
-            ..AgentOptions::new(unix_now)
-        };
-        let agent = Agent::start(Arc::clone(&pki), AgentListen::Unix(socket), options)?;
-        write(folder, "tdx-root.pem", pki.root_pem(), 0o644)?;
-        write(folder, "ca.pem", pki.kms_pem(), 0o644)?;
-        let superuser_password = ask(&agent, folder)?;
-        Ok(Self {
-            agent,
-            pccs,
-            root: path(folder, "tdx-root.pem"),
-            superuser_password,
-            read_secret: random_hex()?,
-            readwrite_secret: random_hex()?,
-        })
-    }
-
-    /// What both sidecars are told.
-    fn settings(&self, postgres: &Postgres) -> BTreeMap<&'static str, OsString> {
-        let text = |text: &str| OsString::from(text.to_owned());
-        BTreeMap::from([
-            ("TEESQL_POSTGRES", text(&postgres.address())),
-            ("TEESQL_READ_SECRET", text(&self.read_secret)),
-            ("TEESQL_READWRITE_SECRET", text(&self.readwrite_secret)),
-            ("TEESQL_PROVISION", text("true")),
-            ("TEESQL_CERTIFICATE_ALT_NAMES", text("localhost,127.0.0.1")),
-        ])
-    }
-
-    /// Production mode, under the mock root; `TEESQL_LISTEN` and
-    /// `TEESQL_ADMIN_LISTEN` are obeyed.
-    fn production(&self, postgres: &Postgres) -> BTreeMap<&'static str, OsString> {
-        let mut settings = self.settings(postgres);
-        let or = |name: &str, default: &str| std::env::var_os(name).unwrap_or(default.into());
-        settings.extend([
-            ("TEESQL_LISTEN", or("TEESQL_LISTEN", "127.0.0.1:5433")),
-            (
-                "TEESQL_ADMIN_LISTEN",
-                or("TEESQL_ADMIN_LISTEN", "127.0.0.1:8080"),
-            ),
-            (
-                "TEESQL_GUEST_AGENT",
-                self.agent.endpoint().to_string().into(),
-            ),
-            ("TEESQL_DANGEROUS_TDX_ROOT_CA", self.root.clone().into()),
-            ("TEESQL_PCCS", self.pccs.url().into()),
-        ]);
-        settings
-    }
-
-    fn simulator(&self, postgres: &Postgres) -> BTreeMap<&'static str, OsString> {
-        let mut settings = self.settings(postgres);
-        // Beside the usual port a usual port, beside a free one a free one.
-        let listen = match std::env::var_os("TEESQL_LISTEN") {
-            None => SIMULATOR_LISTEN,
-            Some(_) => "127.0.0.1:0",
-        };
-        settings.extend([
-            ("TEESQL_LISTEN", listen.into()),
-            ("TEESQL_ADMIN_LISTEN", "off".into()),
-            ("TEESQL_SHARDS", "1".into()),
-            (
-                "DSTACK_SIMULATOR_ENDPOINT",
-                self.agent.endpoint().to_string().into(),
-            ),
-        ]);
-        settings
-    }
-
-    fn guide(&self, folder: &Path, production: &Addresses, simulator: &Addresses) -> String {
-        let file = |name| path(folder, name);
-        let (host, port) = (production.listen.ip(), production.listen.port());
-        let admin = production.admin.map_or_else(String::new, |admin| {
-            format!("\nInside:       curl http://{admin}/ready\n              curl http://{admin}/attestation\n")
-        });
-        let base = format!(
-            "host={host} port={port} dbname=postgres sslmode=verify-full sslrootcert={} sslcert={} sslkey={}",
-            file("ca.pem"),
-            file("client.pem"),
-            file("client.key"),
-        );
-        format!(
-            "\nA cluster of its own, under a TDX root of its own; Ctrl-C ends it and removes everything.\n\n\
-             Mode B, attested client, teesql_read:\n\n  \
-             PGPASSWORD={} psql \"{base} user=teesql_read\"\n\n\
-             Mode B, attested client, teesql_readwrite:\n\n  \
-             PGPASSWORD={} psql \"{base} user=teesql_readwrite\"\n\n\
-             Mode D, simulator, this machine only, superuser:\n\n  \
-             psql \"host=localhost port={} user=postgres sslmode=require dbname=postgres\"\n\n\
-             The server:   teesql-sidecar verify {host}:{port} --dangerous-tdx-root-ca {} --pccs {}\n{admin}",
-            *self.read_secret,
-            *self.readwrite_secret,
-            simulator.listen.port(),
-            self.root,
-            self.pccs.url(),
-        )
-    }
-}
-
-/// A client's certificate, and the superuser's password, from the guest agent.
-fn ask(agent: &Agent, folder: &Path) -> Result<Zeroizing<String>, DevError> {
+pub fn run(command: &[OsString], said: impl Fn(&str)) -> Result<u8, DevError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(system("cannot ask the guest agent"))?;
-    let places = attest::agent::Places::only(agent.endpoint());
-    let asked = attest::agent::Agent::new(places, attest::agent::AgentOptions::default())?;
-    let request = TlsKeyRequest {
-        subject: "dev client".to_owned(),
-        usage_ra_tls: true,
-        usage_client_auth: true,
-        ..TlsKeyRequest::default()
+        .map_err(system("cannot start a thread"))?;
+    // Before anything is there that a signal would leave behind.
+    let mut signals = {
+        let _entered = runtime.enter();
+        Signals::new().map_err(system("cannot listen for signals"))?
     };
-    let client = runtime.block_on(asked.tls_key(&request))?;
-    write(folder, "client.pem", &client.chain_pem(), 0o644)?;
-    // libpq refuses a key that others can read.
-    write(folder, "client.key", &client.key_pem(), 0o600)?;
-    Ok(runtime.block_on(asked.key("pg/superuser", ""))?.to_hex())
+    let folder = tempfile::Builder::new().prefix("teesql-dev-").tempdir();
+    let folder = folder.map_err(system("cannot make a folder"))?;
+    let cluster = Cluster::make(folder.path(), command.is_empty())?;
+    let postgres = Postgres::start(folder.path(), &cluster.superuser_password)?;
+    runtime.block_on(live(&cluster, &postgres, &mut signals, command, said))
 }
 
-fn path(folder: &Path, name: &str) -> String {
-    folder.join(name).display().to_string()
+async fn live(
+    cluster: &Cluster,
+    postgres: &Postgres,
+    signals: &mut Signals,
+    command: &[OsString],
+    said: impl Fn(&str),
+) -> Result<u8, DevError> {
+    let mut sidecars = Sidecars::default();
+    let production = sidecars.start(cluster.production(postgres))?;
+    let simulator = sidecars.start(cluster.simulator(postgres))?;
+    let lived = tokio::select! {
+        // Where one of them has ended already, it says why below.
+        started = async { (production.await.ok(), simulator.await.ok()) } => match started {
+            (Some(production), Some(simulator)) => {
+                let guide = Guide::new(cluster, postgres, &production, &simulator);
+                guide.write()?;
+                match command {
+                    [] => {
+                        said(&guide.text());
+                        until_told(&mut sidecars, signals).await
+                    }
+                    [program, arguments @ ..] => {
+                        let command = guide.command(program, arguments);
+                        child::run(command, &mut sidecars, signals).await
+                    }
+                }
+            }
+            _ => Ok(0),
+        },
+        signal = signals.next() => Ok(if command.is_empty() { 0 } else { code(signal) }),
+    };
+    sidecars.end(signals).await.and(lived)
 }
 
-fn write(folder: &Path, name: &str, text: &str, mode: u32) -> Result<(), DevError> {
-    let path = folder.join(name);
-    let written = fs::write(&path, text)
-        .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)));
-    written.map_err(system(format!("cannot write {}", path.display())))
-}
-
-/// A sidecar on a thread of its own.
-struct Sidecar {
-    thread: JoinHandle<Result<Outcome, DevError>>,
-    addresses: Option<Addresses>,
-}
-
-impl Sidecar {
-    /// Waits until it listens, or has failed.
-    fn start(settings: BTreeMap<&'static str, OsString>) -> Result<Self, DevError> {
-        let (started, address) = mpsc::channel();
-        let thread = std::thread::Builder::new()
-            .name("control".to_owned())
-            .spawn(move || {
-                let read = || {
-                    let command = with_flags(clap::Command::new("serve"), Scope::Serve);
-                    let flags = command.get_matches_from(["serve"]);
-                    let (said, names) =
-                        (|name: &str| settings.get(name).cloned(), std::iter::empty());
-                    let layers = Layers::gather(Scope::Serve, &flags, said, names);
-                    Config::from_layers(&layers)
-                };
-                let tell = |addresses: Addresses| {
-                    // Who waits for it may have given up.
-                    let _ = started.send(addresses);
-                };
-                Ok(serve::run_and_tell(read()?, read, tell)?)
-            })
-            .map_err(system("cannot start a thread"))?;
-        Ok(Self {
-            addresses: address.recv().ok(),
-            thread,
-        })
+/// Stopped as it was asked to: that is success.
+async fn until_told(sidecars: &mut Sidecars, signals: &mut Signals) -> Result<u8, DevError> {
+    tokio::select! {
+        ended = sidecars.next_end() => ended.map(|_| 0),
+        _ = signals.next() => Ok(0),
     }
+}
 
-    fn addresses(&self) -> Option<&Addresses> {
-        self.addresses.as_ref()
-    }
-
-    fn join(self) -> Result<Outcome, DevError> {
-        match self.thread.join() {
-            Ok(outcome) => outcome,
-            Err(_) => Err(serve::Error::Shard("panic".to_owned()).into()),
-        }
-    }
+/// What a shell says of a program that this signal ended.
+fn code(signal: SignalKind) -> u8 {
+    let number = u8::try_from(signal.as_raw_value()).unwrap_or(0);
+    128_u8.saturating_add(number)
 }

@@ -59,11 +59,12 @@ pub fn init(format: Format, filter: EnvFilter) -> WorkerGuard {
 }
 
 /// For `dev`, whose reader wants a prompt: the environment's filter, or
-/// warnings and worse.
+/// warnings and worse. Those at start say what `dev` is meant to be.
 #[cfg(feature = "mock")]
 #[must_use]
 pub fn quiet() -> EnvFilter {
-    EnvFilter::try_from_env("TEESQL_LOG").unwrap_or_else(|_| EnvFilter::new("warn"))
+    EnvFilter::try_from_env("TEESQL_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("warn,engine::serve=error"))
 }
 
 /// A shard's pen.

@@ -22,12 +22,13 @@ use crate::roles::Role;
 
 /// Upper bounds in seconds: a login takes about 1 ms, of which the handshake is
 /// half, and 5 s are allowed.
-const LATENCIES: [f64; 13] = [
-    0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 5.0,
+const LATENCIES: [f64; 14] = [
+    0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.0, 5.0,
 ];
-/// Upper bounds in seconds: one verification takes 0.2 to 0.6 ms.
-const VERIFICATIONS: [f64; 8] = [
-    0.000_1, 0.000_2, 0.000_4, 0.000_8, 0.001_6, 0.003_2, 0.01, 0.1,
+/// Upper bounds in seconds: one verification takes 0.2 to 0.6 ms, and the thread
+/// stands back where the machine is busy.
+const VERIFICATIONS: [f64; 9] = [
+    0.000_1, 0.000_2, 0.000_4, 0.000_8, 0.001_6, 0.003_2, 0.01, 0.1, 1.0,
 ];
 
 /// All series of this process.
@@ -128,6 +129,22 @@ impl Metrics {
 
     pub(crate) fn histogram(&self, name: &'static str) -> Histogram {
         self.recorder.register_histogram(&key(name, &[]), &METADATA)
+    }
+
+    /// Makes every series of so many shards and of the control thread, at 0: they
+    /// are there while a guest agent or Postgres is still waited for, too.
+    pub(crate) fn announce(&self, shards: usize) {
+        for shard in 0..shards {
+            drop(Meters::new(self, shard));
+        }
+        for (name, _) in HISTOGRAMS {
+            drop(self.histogram(name));
+        }
+        for outcome in ["ok", "failed"] {
+            let labels = [("outcome", outcome)];
+            drop(self.counter("teesql_collateral_refreshes_total", &labels));
+            drop(self.counter("teesql_identity_renewals_total", &labels));
+        }
     }
 
     /// What holds for as long as the process runs.
@@ -465,7 +482,7 @@ mod tests {
     #[test]
     fn every_series_is_there_from_the_start() {
         let metrics = Metrics::new().unwrap();
-        let _meters = Meters::new(&metrics, 0);
+        metrics.announce(1);
         let text = metrics.render();
         for series in [
             r#"teesql_logins_total{outcome="accepted",reason="none"} 0"#,
@@ -475,6 +492,9 @@ mod tests {
             r#"teesql_verdicts_total{source="cache",outcome="accepted"} 0"#,
             r#"teesql_bytes_total{direction="sent",shard="0"} 0"#,
             r#"teesql_upstream_failures_total{reason="upstream_unreachable"} 0"#,
+            r#"teesql_collateral_refreshes_total{outcome="failed"} 0"#,
+            "teesql_login_seconds_count 0",
+            "teesql_verification_seconds_sum 0",
             "process_resident_memory_bytes ",
         ] {
             assert!(text.contains(series), "{series} is not in\n{text}");

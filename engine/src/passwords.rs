@@ -6,6 +6,8 @@ use wire::scram::Password;
 
 use crate::roles::Role;
 
+pub mod command;
+
 /// What the configuration says of them; `None`: to be derived.
 #[derive(Default)]
 pub struct Passwords {
@@ -71,6 +73,15 @@ impl Derived {
 }
 
 impl Passwords {
+    /// The configured one of `role`.
+    fn of(self, role: Role) -> Option<Password> {
+        match role {
+            Role::Read => self.read,
+            Role::ReadWrite => self.readwrite,
+            Role::Superuser => self.superuser,
+        }
+    }
+
     /// Whether one is missing that the roles cannot do without.
     #[must_use]
     pub fn need_agent(&self) -> bool {

@@ -55,7 +55,10 @@ pub fn execute(flags: &ArgMatches) -> Answer {
 
 /// Writes a file that did not exist. One that could not be written completely is
 /// removed, so that nobody takes it for a secret.
-fn write_new(path: &Path, text: &str) -> io::Result<()> {
+///
+/// # Errors
+/// It exists, or cannot be written.
+pub(crate) fn write_new(path: &Path, text: &str) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)

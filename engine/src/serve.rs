@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attest::agent::{Agent, AgentError, AgentOptions};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
@@ -24,6 +24,7 @@ use crate::keeper;
 use crate::live::Live;
 use crate::metrics::{Metrics, MetricsError};
 use crate::net::{self, Listener};
+use crate::orders::{Orders, Signals, stop};
 use crate::passwords::{Derived, Missing, Resolved};
 use crate::probe;
 use crate::provision::{self, ProvisionError};
@@ -31,6 +32,7 @@ use crate::report::{Running, Surface};
 use crate::roles::{Gatekeeper, Rotated, Secrets};
 use crate::shard::{Limit, Message, Times};
 use crate::steward::{Install, Origin, OriginError, Steward};
+use crate::supervisor;
 use crate::trust::Trust;
 
 /// After the order to end, connections get their last words out in at most
@@ -100,7 +102,7 @@ pub struct Addresses {
     pub admin: Option<SocketAddr>,
 }
 
-/// Runs the sidecar until it is told to stop.
+/// Runs the sidecar until a signal tells it to stop.
 ///
 /// On SIGHUP, `reload` reads the configuration again, and its policy and
 /// secrets are put in force.
@@ -108,55 +110,50 @@ pub struct Addresses {
 /// # Errors
 /// It could not start, or a shard failed.
 pub fn run(config: Config, reload: impl Fn() -> Result<Config, Errors>) -> Result<Outcome, Error> {
-    run_and_tell(config, reload, |_| {})
-}
-
-/// The same, and tells `started` once clients can connect.
-///
-/// # Errors
-/// As [`run`].
-pub fn run_and_tell(
-    config: Config,
-    reload: impl Fn() -> Result<Config, Errors>,
-    started: impl FnOnce(Addresses),
-) -> Result<Outcome, Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(system("cannot start the control thread"))?;
-    runtime.block_on(async {
+    control(async {
         let mut signals = Signals::new().map_err(system("cannot listen for signals"))?;
-        let drain_timeout = config.drain_timeout;
-        let sidecar = tokio::select! {
-            sidecar = Sidecar::start(config) => sidecar?,
-            // Nobody has been let in yet.
-            _ = signals.next() => return Ok(Outcome::Drained),
-        };
-        started(sidecar.addresses);
-        sidecar.live(&mut signals, drain_timeout, &reload).await
+        run_by(config, reload, |_| {}, &mut signals).await
     })
 }
 
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
+/// Runs it as a part of a larger program, which has the signals: `orders` says
+/// what that got. Tells `started` once clients can connect.
+///
+/// # Errors
+/// As [`run`].
+#[cfg(feature = "mock")]
+pub(crate) fn run_under(
+    config: Config,
+    started: impl FnOnce(Addresses),
+    mut orders: mpsc::UnboundedReceiver<SignalKind>,
+) -> Result<Outcome, Error> {
+    let reload = || Err(Errors(vec!["nothing to read again".to_owned()]));
+    control(run_by(config, reload, started, &mut orders))
 }
 
-impl Signals {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
+/// Makes this thread the control thread.
+fn control<T>(main: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(system("cannot start the control thread"))?
+        .block_on(main)
+}
 
-    /// To stop.
-    async fn next(&mut self) -> SignalKind {
-        tokio::select! {
-            _ = self.terminate.recv() => SignalKind::terminate(),
-            _ = self.interrupt.recv() => SignalKind::interrupt(),
-        }
-    }
+async fn run_by(
+    config: Config,
+    reload: impl Fn() -> Result<Config, Errors>,
+    started: impl FnOnce(Addresses),
+    orders: &mut impl Orders,
+) -> Result<Outcome, Error> {
+    let drain_timeout = config.drain_timeout;
+    let sidecar = tokio::select! {
+        sidecar = Sidecar::start(config) => sidecar?,
+        // Nobody has been let in yet.
+        _ = stop(orders) => return Ok(Outcome::Drained),
+    };
+    started(sidecar.addresses);
+    sidecar.live(orders, drain_timeout, &reload).await
 }
 
 /// The running sidecar.
@@ -187,6 +184,7 @@ impl Sidecar {
         let listeners = net::bind(config.listen, config.shards)
             .map_err(system(format!("cannot listen on {}", config.listen)))?;
         let metrics = Arc::new(Metrics::new()?);
+        metrics.announce(config.shards);
         metrics.set_facts(driver, &config);
         let agent = Agent::new(config.guest_agent.clone(), AgentOptions::default())?;
         let health = Health::new();
@@ -296,32 +294,36 @@ impl Sidecar {
 
     async fn live(
         mut self,
-        signals: &mut Signals,
+        orders: &mut impl Orders,
         drain_timeout: Duration,
         reload: &impl Fn() -> Result<Config, Errors>,
     ) -> Result<Outcome, Error> {
-        let hangup = signal(SignalKind::hangup());
-        let mut hangup = hangup.map_err(system("cannot listen for signals"))?;
-        notify_supervisor(&[sd_notify::NotifyState::Ready]);
+        supervisor::tell_ready();
         let signal = loop {
             tokio::select! {
-                _ = hangup.recv() => self.reload(reload()),
                 Some(()) = self.collateral_changed.recv() => self.shards.tell(|| Message::Recheck),
                 () = until(self.settle_at) => self.settle(),
-                signal = signals.next() => break signal,
                 reason = self.shards.failure() => return Err(Error::Shard(reason)),
+                order = orders.next() => {
+                    if order != SignalKind::hangup() {
+                        break order;
+                    }
+                    supervisor::tell_reloading();
+                    self.reload(reload());
+                    supervisor::tell_ready();
+                }
             }
         };
         tracing::info!(signal = signal.as_raw_value(), ?drain_timeout, "draining");
-        notify_supervisor(&[sd_notify::NotifyState::Stopping]);
+        supervisor::tell_stopping();
         self.health.accepting.not_ready("draining");
         self.shards.tell(|| Message::Drain);
-        if let Some(outcome) = self.wait(signals, drain_timeout).await? {
+        if let Some(outcome) = self.wait(orders, drain_timeout).await? {
             return Ok(outcome);
         }
         tracing::info!("grace time over, ending the sessions that are left");
         self.shards.tell(|| Message::EndAll);
-        match self.wait(signals, LAST_GRACE).await? {
+        match self.wait(orders, LAST_GRACE).await? {
             Some(outcome) => Ok(outcome),
             None => Err(Error::Shard("sessions left after the last grace".into())),
         }
@@ -330,12 +332,12 @@ impl Sidecar {
     /// Until every shard has ended, `grace` is over (`None`), or a signal.
     async fn wait(
         &mut self,
-        signals: &mut Signals,
+        orders: &mut impl Orders,
         grace: Duration,
     ) -> Result<Option<Outcome>, Error> {
         let mut ended = pin!(timeout_at(Instant::now() + grace, self.shards.all_ended()));
         tokio::select! {
-            signal = signals.next() => Ok(Some(Outcome::Interrupted(signal.as_raw_value()))),
+            signal = stop(orders) => Ok(Some(Outcome::Interrupted(signal.as_raw_value()))),
             ended = &mut ended => match ended {
                 Ok(Ok(())) => Ok(Some(Outcome::Drained)),
                 Ok(Err(reason)) => Err(Error::Shard(reason)),
@@ -544,13 +546,6 @@ impl Pause {
         tracing::warn!(%error, again_in = ?self.0, "{what}");
         sleep(self.0).await;
         self.0 = LONGEST_PAUSE.min(self.0 * 2);
-    }
-}
-
-/// Tells systemd (`Type=notify`), where it is there to be told.
-fn notify_supervisor(states: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "the service manager cannot be told");
     }
 }
 

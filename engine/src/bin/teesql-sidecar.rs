@@ -1,14 +1,15 @@
 //! The one door to a PostgreSQL inside a confidential VM.
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
 use engine::answer::{EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
 use engine::config::{Config, Errors, IdentitySource, Layers, Scope, with_flags};
 use engine::identity::Identity;
 use engine::serve::{self, Outcome};
-use engine::{ca, provision, secret, verify};
+use engine::{ca, passwords, provision, secret, verify};
 
 // glibc's malloc costs rustls' bulk sends a factor of two in published runs
 // (docs/decisions/allocator.md).
@@ -16,24 +17,22 @@ use engine::{ca, provision, secret, verify};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let app =
-        Command::new("teesql-sidecar")
-            .about("TLS and login in front of a PostgreSQL inside a confidential VM")
-            .version(env!("CARGO_PKG_VERSION"))
-            .subcommand_required(true)
-            .arg_required_else_help(true)
-            .subcommand(settings("serve", "Run the sidecar"))
-            .subcommand(settings(
-                "check",
-                "Check the configuration and show what would be used",
-            ))
-            .subcommand(provision::command::command())
-            .subcommand(ca::command())
-            .subcommand(Command::new("dev").about(
-                "A whole cluster on this machine, without TDX: Postgres, guest agent, sidecars",
-            ))
-            .subcommand(secret::command())
-            .subcommand(verify::command());
+    let app = Command::new("teesql-sidecar")
+        .about("TLS and login in front of a PostgreSQL inside a confidential VM")
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(settings("serve", "Run the sidecar"))
+        .subcommand(settings(
+            "check",
+            "Check the configuration and show what would be used",
+        ))
+        .subcommand(provision::command::command())
+        .subcommand(passwords::command::command())
+        .subcommand(ca::command())
+        .subcommand(dev_command())
+        .subcommand(secret::command())
+        .subcommand(verify::command());
     let matches = match app.try_get_matches() {
         Ok(matches) => matches,
         Err(error) => {
@@ -48,8 +47,11 @@ fn main() -> ExitCode {
         Some(("provision", flags)) => {
             provision::command::execute(flags, &layers(Scope::Postgres, flags)).deliver()
         }
+        Some(("password", flags)) => {
+            passwords::command::execute(flags, &layers(Scope::Postgres, flags)).deliver()
+        }
         Some(("ca", flags)) => ca::execute(&layers(Scope::Agent, flags)).deliver(),
-        Some(("dev", _)) => dev(),
+        Some(("dev", flags)) => dev(flags),
         Some(("secret", flags)) => secret::execute(flags).deliver(),
         Some(("verify", flags)) => {
             verify::execute(flags, &layers(Scope::Criteria, flags)).deliver()
@@ -99,26 +101,35 @@ fn serve(flags: &ArgMatches) -> ExitCode {
     code
 }
 
+fn dev_command() -> Command {
+    Command::new("dev")
+        .about("A whole cluster on this machine, without TDX: Postgres, guest agent, sidecars")
+        .arg(
+            Arg::new("command")
+                .value_name("COMMAND")
+                .num_args(1..)
+                .last(true)
+                .value_parser(clap::value_parser!(OsString))
+                .help("Live as long as this command, which gets PGHOST, PGPASSWORD and all else in its environment; without one, until Ctrl-C"),
+        )
+}
+
 /// A whole cluster on this machine, where this program was built with that.
 #[cfg(feature = "mock")]
-fn dev() -> ExitCode {
+fn dev(flags: &ArgMatches) -> ExitCode {
+    let command = flags.get_many::<OsString>("command");
+    let command: Vec<_> = command.into_iter().flatten().cloned().collect();
     let log = engine::log::init(engine::log::Format::Text, engine::log::quiet());
-    let outcome = engine::dev::run(say);
+    let ended = engine::dev::run(&command, say);
     drop(log);
-    match outcome {
-        Ok(Outcome::Drained) => ExitCode::SUCCESS,
-        Ok(Outcome::Interrupted(signal)) => {
-            ExitCode::from(128_u8.saturating_add(u8::try_from(signal).unwrap_or(0)))
-        }
-        Err(error) => {
-            complain(&format!("error: {error}"));
-            ExitCode::from(EX_OSERR)
-        }
-    }
+    ExitCode::from(ended.unwrap_or_else(|error| {
+        complain(&format!("error: {error}"));
+        error.exit_code()
+    }))
 }
 
 #[cfg(not(feature = "mock"))]
-fn dev() -> ExitCode {
+fn dev(_: &ArgMatches) -> ExitCode {
     complain(
         "error: this program has no TDX of its own to develop with: \
          cargo run -p engine --features mock --bin teesql-sidecar -- dev",

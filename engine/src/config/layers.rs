@@ -329,7 +329,9 @@ fn is_unknown(name: &str) -> bool {
     let Some(rest) = name.strip_prefix("TEESQL_") else {
         return false;
     };
+    // What `dev` tells the commands that it runs is no setting.
     rest != "CONFIG"
+        && !rest.starts_with("DEV_")
         && !all().any(|setting| {
             let known = env_name(setting.name);
             name == known || setting.secret && name.strip_suffix("_FILE") == Some(&known)

@@ -1,0 +1,71 @@
+//! Who tells the process to stop or to reload: the system's signals, or the
+//! program that the sidecar is a part of.
+
+use std::io;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+#[cfg(feature = "mock")]
+use tokio::sync::mpsc;
+
+/// Who says what the process is to do. SIGHUP means to reload, all others to
+/// stop.
+pub(crate) trait Orders {
+    async fn next(&mut self) -> SignalKind;
+}
+
+/// The next order to stop; what comes before that means nothing here.
+pub(crate) async fn stop(orders: &mut impl Orders) -> SignalKind {
+    loop {
+        let order = orders.next().await;
+        if order != SignalKind::hangup() {
+            return order;
+        }
+    }
+}
+
+/// The signals that end or change a daemon.
+pub(crate) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// From here on none of them ends the process by itself.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next that comes.
+    pub(crate) async fn next(&mut self) -> SignalKind {
+        tokio::select! {
+            _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+            _ = self.hangup.recv() => SignalKind::hangup(),
+        }
+    }
+}
+
+impl Orders for Signals {
+    async fn next(&mut self) -> SignalKind {
+        Self::next(self).await
+    }
+}
+
+#[cfg(feature = "mock")]
+impl Orders for mpsc::UnboundedReceiver<SignalKind> {
+    async fn next(&mut self) -> SignalKind {
+        match self.recv().await {
+            Some(order) => order,
+            // Whoever gave orders is gone, and the process is about to be.
+            None => std::future::pending().await,
+        }
+    }
+}

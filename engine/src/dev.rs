@@ -15,17 +15,20 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use attest::agent::TlsKeyRequest;
 use attest::mock::{
     Agent, AgentListen, AgentOptions, CollateralOptions, Machine, MachineOptions, MockError, Pccs,
     PccsAnswers, Pki,
 };
+use nix::sys::signal::{Signal, raise};
 use rustls::crypto::aws_lc_rs::default_provider;
+use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use crate::config::{Config, Errors, Layers, Scope, with_flags};
-use crate::serve::{self, Addresses, Outcome};
+use crate::serve::{self, Addresses, Outcome, Signals};
 use crate::trust::unix_now;
 
 mod postgres;
@@ -34,6 +37,8 @@ use postgres::Postgres;
 
 /// Where the simulator's sidecar listens beside the default 5433.
 const SIMULATOR_LISTEN: &str = "127.0.0.1:5434";
+/// A signal that has come is told at once.
+const A_MOMENT: Duration = Duration::from_millis(10);
 
 /// Why there is no cluster.
 #[derive(Debug, thiserror::Error)]
@@ -76,19 +81,50 @@ fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> DevError {
 /// # Errors
 /// [`DevError`]; nothing is left behind then either.
 pub fn run(said: impl Fn(&str)) -> Result<Outcome, DevError> {
+    let mut interrupts = Interrupts::new()?;
     let folder = tempfile::tempdir().map_err(system("cannot make a folder"))?;
     let cluster = Cluster::make(folder.path())?;
     let postgres = Postgres::start(folder.path(), &cluster.superuser_password)?;
     let production = Sidecar::start(cluster.production(&postgres))?;
     let simulator = Sidecar::start(cluster.simulator(&postgres))?;
-    // Where one of them has ended already, it says why below.
-    if let (Some(production), Some(simulator)) = (production.addresses(), simulator.addresses()) {
-        said(&cluster.guide(folder.path(), production, simulator));
+    match (production.addresses(), simulator.addresses()) {
+        (Some(production), Some(simulator)) if !interrupts.came() => {
+            said(&cluster.guide(folder.path(), production, simulator));
+        }
+        // A signal came before they listened for it, or one of them has ended,
+        // and says why below: the other goes too.
+        _ => drop(raise(Signal::SIGTERM)),
     }
     let outcome = production.join();
     let other = simulator.join();
     drop(postgres);
     other.and(outcome)
+}
+
+/// Signals from before the sidecars listen for them: their default action would
+/// leave Postgres and the folder behind.
+struct Interrupts {
+    runtime: tokio::runtime::Runtime,
+    signals: Signals,
+}
+
+impl Interrupts {
+    fn new() -> Result<Self, DevError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(system("cannot listen for signals"))?;
+        let signals = runtime.block_on(async { Signals::new() });
+        let signals = signals.map_err(system("cannot listen for signals"))?;
+        Ok(Self { runtime, signals })
+    }
+
+    /// Whether one has come.
+    fn came(&mut self) -> bool {
+        let Self { runtime, signals } = self;
+        let next = async { timeout(A_MOMENT, signals.next()).await };
+        runtime.block_on(next).is_ok()
+    }
 }
 
 /// What stands in for dstack and Intel.

@@ -101,11 +101,17 @@ impl Plan {
         let cores = pin.then(core_affinity::get_core_ids).flatten();
         let cores = cores.unwrap_or_default();
         let (report, ended) = mpsc::unbounded_channel();
+        let (made, all_made) = std::sync::mpsc::channel();
         let mut mailboxes = Vec::new();
         for (index, listener) in listeners.into_iter().enumerate() {
             let core = cores.get(index).copied();
-            mailboxes.push(self.start_one(index, core, listener, report.clone())?);
+            let (report, made) = (report.clone(), made.clone());
+            mailboxes.push(self.start_one(index, core, listener, report, made)?);
         }
+        drop(made);
+        // Ends when each shard has made its things or has failed: its series are
+        // there before anybody is told that it runs.
+        let _ = all_made.recv();
         Ok(Shards {
             running: mailboxes.len(),
             mailboxes,
@@ -119,6 +125,7 @@ impl Plan {
         core: Option<core_affinity::CoreId>,
         listener: TcpListener,
         report: mpsc::UnboundedSender<Result<(), String>>,
+        made: std::sync::mpsc::Sender<()>,
     ) -> io::Result<Sender<Message>> {
         let (sender, mailbox) = mailbox()?;
         let (plan, replies) = (Arc::clone(self), sender.clone());
@@ -130,6 +137,7 @@ impl Plan {
                 }
                 let main = async {
                     let shard = plan.shard(index, replies);
+                    drop(made);
                     shard.run(listener, mailbox).await
                 };
                 let run = std::panic::AssertUnwindSafe(|| driver::block_on(plan.driver, main));

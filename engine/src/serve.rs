@@ -137,22 +137,36 @@ pub fn run_and_tell(
     })
 }
 
-struct Signals {
+/// Listened for from the very start: what the default action of each would end
+/// is the process.
+pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// One that comes during the start is obeyed after it.
+    hangup: Signal,
 }
 
 impl Signals {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
     /// To stop.
-    async fn next(&mut self) -> SignalKind {
+    pub(crate) async fn next(&mut self) -> SignalKind {
         tokio::select! {
+            _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+        }
+    }
+
+    /// To stop, or to reload.
+    async fn next_of_all(&mut self) -> SignalKind {
+        tokio::select! {
+            _ = self.hangup.recv() => SignalKind::hangup(),
             _ = self.terminate.recv() => SignalKind::terminate(),
             _ = self.interrupt.recv() => SignalKind::interrupt(),
         }
@@ -184,8 +198,9 @@ impl Sidecar {
         if let Some(error) = refusal {
             tracing::warn!(%error, "io_uring is not available, using epoll");
         }
-        let listeners = net::bind(config.listen, config.shards)
-            .map_err(system(format!("cannot listen on {}", config.listen)))?;
+        // Nobody can connect before there is a certificate to show.
+        let listening = format!("cannot listen on {}", config.listen);
+        let door = net::bind(config.listen, config.shards).map_err(system(listening.as_str()))?;
         let metrics = Arc::new(Metrics::new()?);
         metrics.set_facts(driver, &config);
         let agent = Agent::new(config.guest_agent.clone(), AgentOptions::default())?;
@@ -199,6 +214,8 @@ impl Sidecar {
         let origin = config.origin(agent.clone());
         let identity = obtain(&origin, &health).await?;
         let derived = derive(&config, &agent, &health).await;
+        // What was complained of until here has come.
+        health.identity.ready();
         let passwords = std::mem::take(&mut config.passwords).resolve(derived.as_ref())?;
         if config.provision {
             set_up_roles(&config, &passwords, &health).await?;
@@ -220,12 +237,11 @@ impl Sidecar {
         };
         let plan = Plan::new(&config, driver, &shared)
             .map_err(system("cannot start the worker threads"))?;
-        let first = listeners.first();
-        let listen = first.and_then(|listener| listener.local_addr().ok());
         let addresses = Addresses {
-            listen: listen.unwrap_or(config.listen),
+            listen: door.address(),
             admin: admin.as_ref().map(admin::Server::address),
         };
+        let listeners = door.open().map_err(system(listening))?;
         let shards = plan
             .start(listeners, config.pin)
             .map_err(system("cannot start a shard"))?;
@@ -260,7 +276,8 @@ impl Sidecar {
     ) {
         let steward = Steward {
             origin,
-            asks_clients: config.attestation.is_some(),
+            // The configuration's own has been taken out.
+            asks_clients: self.shared.trust.is_some(),
             live: Arc::clone(&self.shared.live),
             latch: self.health.identity.clone(),
             tally: surface.tally(),
@@ -289,15 +306,15 @@ impl Sidecar {
         drain_timeout: Duration,
         reload: &impl Fn() -> Result<Config, Errors>,
     ) -> Result<Outcome, Error> {
-        let hangup = signal(SignalKind::hangup());
-        let mut hangup = hangup.map_err(system("cannot listen for signals"))?;
         notify_supervisor(&[sd_notify::NotifyState::Ready]);
         let signal = loop {
             tokio::select! {
-                _ = hangup.recv() => self.reload(reload()),
                 Some(()) = self.collateral_changed.recv() => self.shards.tell(|| Message::Recheck),
                 () = until(self.settle_at) => self.settle(),
-                signal = signals.next() => break signal,
+                signal = signals.next_of_all() => match signal {
+                    signal if signal == SignalKind::hangup() => self.reload(reload()),
+                    signal => break signal,
+                },
                 reason = self.shards.failure() => return Err(Error::Shard(reason)),
             }
         };
@@ -345,7 +362,10 @@ impl Sidecar {
                 return;
             }
         };
-        self.rotate(&mut config);
+        if let Err(error) = self.rotate(&mut config) {
+            tracing::error!(%error, "configuration not reloaded");
+            return;
+        }
         let (Some(trust), Some(attestation)) = (&self.shared.trust, config.attestation) else {
             tracing::info!("configuration reloaded");
             return;
@@ -364,16 +384,13 @@ impl Sidecar {
     }
 
     /// New cluster secrets are good at once, those before them for a while.
-    fn rotate(&mut self, config: &mut Config) {
-        self.secret_overlap = config.secret_overlap;
+    ///
+    /// # Errors
+    /// A password is in neither place; nothing has changed then.
+    fn rotate(&mut self, config: &mut Config) -> Result<(), Missing> {
         let passwords = std::mem::take(&mut config.passwords);
-        let passwords = match passwords.resolve(self.derived.as_ref()) {
-            Ok(passwords) => passwords,
-            Err(error) => {
-                tracing::error!(%error, "secrets not reloaded");
-                return;
-            }
-        };
+        let passwords = passwords.resolve(self.derived.as_ref())?;
+        self.secret_overlap = config.secret_overlap;
         let next = Secrets {
             cluster: config.secrets.clone(),
             passwords,
@@ -381,7 +398,7 @@ impl Sidecar {
         let gatekeeper = Arc::clone(&self.shared.live.read().gatekeeper);
         let (gatekeeper, changed) = gatekeeper.rotated(next);
         if changed == Rotated::default() {
-            return;
+            return Ok(());
         }
         self.shared.live.set_gatekeeper(gatekeeper);
         if changed.passwords {
@@ -395,6 +412,7 @@ impl Sidecar {
             );
             self.settle_at = Some(Instant::now() + overlap);
         }
+        Ok(())
     }
 
     fn settle(&mut self) {

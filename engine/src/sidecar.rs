@@ -48,6 +48,8 @@ pub(crate) struct Facts {
     pub(crate) peer: SocketAddr,
     /// The client behind a PROXY header.
     pub(crate) proxied: Option<SocketAddr>,
+    /// There was such a header, even if it named nobody.
+    relayed: bool,
     pub(crate) role: Option<Role>,
     pub(crate) tls: Option<rustls::ProtocolVersion>,
     /// The login succeeded.
@@ -60,6 +62,7 @@ impl Facts {
             accepted: Instant::now(),
             peer,
             proxied: None,
+            relayed: false,
             role: None,
             tls: None,
             entered: false,
@@ -68,7 +71,7 @@ impl Facts {
 
     /// Whether the client is on this machine, and not behind a proxy that is.
     fn is_local(&self) -> bool {
-        self.proxied.is_none() && self.peer.ip().to_canonical().is_loopback()
+        !self.relayed && self.peer.ip().to_canonical().is_loopback()
     }
 }
 
@@ -186,7 +189,8 @@ async fn open(
             } => {
                 openings = next;
                 incoming.consume(consumed);
-                facts.borrow_mut().proxied = source;
+                let mut facts = facts.borrow_mut();
+                (facts.proxied, facts.relayed) = (source, true);
             }
             Step::Tls => return Ok(Opened::Tls(incoming)),
             Step::Cancel(request) => return Ok(Opened::Cancel(request.as_bytes().to_vec())),

@@ -48,6 +48,8 @@ pub(crate) struct Facts {
     pub(crate) peer: Peer,
     /// The client behind a PROXY header.
     pub(crate) proxied: Option<SocketAddr>,
+    /// There was such a header, even if it named nobody.
+    pub(crate) relayed: bool,
     pub(crate) role: Option<Role>,
     pub(crate) tls: Option<rustls::ProtocolVersion>,
     /// The login succeeded; in a forwarder, the server has been let in.
@@ -60,6 +62,7 @@ impl Facts {
             accepted: Instant::now(),
             peer,
             proxied: None,
+            relayed: false,
             role: None,
             tls: None,
             entered: false,
@@ -68,6 +71,6 @@ impl Facts {
 
     /// Whether the client is on this machine, and not behind a proxy that is.
     pub(crate) fn is_local(&self) -> bool {
-        self.proxied.is_none() && self.peer.is_local()
+        !self.relayed && self.peer.is_local()
     }
 }

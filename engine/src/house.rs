@@ -80,21 +80,23 @@ pub(crate) fn start<P: Plan>(
     let cores = site.pin.then(core_affinity::get_core_ids).flatten();
     let cores = cores.unwrap_or_default();
     let (report, ended) = mpsc::unbounded_channel();
+    let (made, all_made) = std::sync::mpsc::channel::<()>();
     let mut mailboxes = Vec::new();
     for (index, listener) in listeners.into_iter().enumerate() {
         let core = cores.get(index).copied();
         let (sender, mailbox) = mailbox()?;
         mailboxes.push(sender.clone());
         let (plan, site, report) = (Arc::clone(plan), Arc::clone(site), report.clone());
+        let made = made.clone();
         let start = std::thread::Builder::new().name(format!("shard-{index}"));
         start.spawn(move || {
             if let Some(core) = core {
                 core_affinity::set_for_current(core);
             }
             let main = async {
-                shard(&plan, &site, index, sender)
-                    .run(listener, mailbox)
-                    .await
+                let shard = shard(&plan, &site, index, sender);
+                drop(made);
+                shard.run(listener, mailbox).await
             };
             let run = std::panic::AssertUnwindSafe(|| driver::block_on(site.driver, main));
             let end = match std::panic::catch_unwind(run) {
@@ -106,6 +108,10 @@ pub(crate) fn start<P: Plan>(
             let _ = report.send(end);
         })?;
     }
+    drop(made);
+    // Ends when each shard has made its things or has failed: its series are
+    // there before anybody is told that it runs.
+    let _ = all_made.recv();
     Ok(Shards {
         running: mailboxes.len(),
         mailboxes,

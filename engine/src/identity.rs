@@ -16,6 +16,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixT
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
 /// A certificate or key that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,39 @@ impl From<rustls::Error> for IdentityError {
     }
 }
 
+/// What was in two PEM files.
+pub(crate) struct Files<'a> {
+    cert: &'a Path,
+    key: &'a Path,
+    cert_pem: Vec<u8>,
+    key_pem: Zeroizing<Vec<u8>>,
+}
+
+impl<'a> Files<'a> {
+    /// # Errors
+    /// One of them cannot be read.
+    pub(crate) fn read(cert: &'a Path, key: &'a Path) -> Result<Self, IdentityError> {
+        let read = |path: &Path| {
+            std::fs::read(path)
+                .map_err(|error| IdentityError::new(&path.display(), "cannot be read", &error))
+        };
+        Ok(Self {
+            cert,
+            key,
+            cert_pem: read(cert)?,
+            key_pem: read(key)?.into(),
+        })
+    }
+
+    /// The same for the same contents, and for no others.
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        hash.update(Sha256::digest(&self.cert_pem));
+        hash.update(self.key_pem.as_slice());
+        hash.finalize().into()
+    }
+}
+
 /// A chain, leaf first, and the leaf's key, which has been found to be its own.
 #[derive(Clone)]
 pub struct Identity {
@@ -59,30 +94,23 @@ impl Identity {
     /// # Errors
     /// A file that cannot be read or parsed, or a key of another certificate.
     pub fn from_files(cert: &Path, key: &Path) -> Result<Self, IdentityError> {
-        let read = |path: &Path| {
-            std::fs::read(path)
-                .map_err(|error| IdentityError::new(&path.display(), "cannot be read", &error))
-        };
-        Self::from_pem((cert, &read(cert)?), (key, &read(key)?))
+        Self::from_pem(&Files::read(cert, key)?)
     }
 
     /// From what was in two PEM files.
     ///
     /// # Errors
     /// As [`Self::from_files`].
-    pub(crate) fn from_pem(
-        (cert, cert_pem): (&Path, &[u8]),
-        (key, key_pem): (&Path, &[u8]),
-    ) -> Result<Self, IdentityError> {
-        let (cert, key) = (cert.display(), key.display());
+    pub(crate) fn from_pem(files: &Files<'_>) -> Result<Self, IdentityError> {
+        let (cert, key) = (files.cert.display(), files.key.display());
         let not_pem = "not a PEM certificate";
-        let chain = CertificateDer::pem_slice_iter(cert_pem)
+        let chain = CertificateDer::pem_slice_iter(&files.cert_pem)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| IdentityError::new(&cert, not_pem, &error))?;
         if chain.is_empty() {
             return Err(IdentityError::new(&cert, not_pem, &"none in it"));
         }
-        let private = PrivateKeyDer::from_pem_slice(key_pem)
+        let private = PrivateKeyDer::from_pem_slice(&files.key_pem)
             .map_err(|error| IdentityError::new(&key, "not a PEM private key", &error))?;
         Self::new(&cert, chain, private)
     }

@@ -61,32 +61,61 @@ impl Endpoint {
     }
 }
 
-/// Binds `count` listeners to one address with `SO_REUSEPORT`; port 0 becomes
+/// An address that is ours, at which nobody is let in yet: until
+/// [`Self::open`], connections are refused there, as is right while nobody could
+/// answer them. In a listener's queue they would hang instead.
+#[derive(Debug)]
+pub struct Door {
+    address: SocketAddr,
+    sockets: Vec<Socket>,
+}
+
+/// Binds `count` sockets to one address with `SO_REUSEPORT`; port 0 becomes
 /// one free port for all of them.
-///
-/// `SO_REUSEPORT` would let a second copy of the process join in silently and
-/// take half of the connections, so a plain bind is tried first.
 ///
 /// # Errors
 /// The address is in use, not local, or not permitted.
-pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::TcpListener>> {
-    drop(listening_socket(address, false)?);
-    let first = listening_socket(address, true)?;
+pub fn bind(address: SocketAddr, count: usize) -> io::Result<Door> {
+    check_alone(address)?;
+    let first = bound_socket(address, true)?;
     let address = first
         .local_addr()?
         .as_socket()
         .ok_or(io::ErrorKind::AddrNotAvailable)?;
-    let mut listeners = vec![first];
+    let mut sockets = vec![first];
     for _ in 1..count {
-        listeners.push(listening_socket(address, true)?);
+        sockets.push(bound_socket(address, true)?);
     }
-    for listener in &listeners {
-        listener.listen(BACKLOG)?;
-    }
-    Ok(listeners.into_iter().map(Into::into).collect())
+    Ok(Door { address, sockets })
 }
 
-fn listening_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+impl Door {
+    /// Where it is.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// From here on, clients can connect.
+    ///
+    /// # Errors
+    /// Another process listens there meanwhile.
+    pub fn open(self) -> io::Result<Vec<std::net::TcpListener>> {
+        check_alone(self.address)?;
+        for socket in &self.sockets {
+            socket.listen(BACKLOG)?;
+        }
+        Ok(self.sockets.into_iter().map(Into::into).collect())
+    }
+}
+
+/// `SO_REUSEPORT` would let a second copy of the process join in silently and
+/// take half of the connections. A plain bind fails where anybody listens.
+fn check_alone(address: SocketAddr) -> io::Result<()> {
+    bound_socket(address, false).map(drop)
+}
+
+fn bound_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -358,21 +387,44 @@ impl WriteHalf {
 mod tests {
     use super::*;
 
+    fn free() -> Door {
+        bind("127.0.0.1:0".parse().unwrap(), 3).unwrap()
+    }
+
     #[test]
     fn listeners_share_one_free_port() {
-        let listeners = bind("127.0.0.1:0".parse().unwrap(), 3).unwrap();
-        let ports: Vec<_> = listeners
+        let door = free();
+        let address = door.address();
+        assert_ne!(address.port(), 0);
+        let listeners = door.open().unwrap();
+        let addresses: Vec<_> = listeners
             .iter()
-            .map(|listener| listener.local_addr().unwrap().port())
+            .map(|listener| listener.local_addr().unwrap())
             .collect();
-        assert_ne!(ports[0], 0);
-        assert_eq!(ports, [ports[0]; 3]);
+        assert_eq!(addresses, [address; 3]);
+    }
+
+    #[test]
+    fn nobody_connects_before_it_is_open() {
+        let door = free();
+        let address = door.address();
+        let error = std::net::TcpStream::connect(address).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        let _listeners = door.open().unwrap();
+        std::net::TcpStream::connect(address).unwrap();
     }
 
     #[test]
     fn a_second_process_cannot_join_the_port_unnoticed() {
-        let listeners = bind("127.0.0.1:0".parse().unwrap(), 2).unwrap();
-        let error = bind(listeners[0].local_addr().unwrap(), 2).unwrap_err();
+        let (first, second) = (free(), free());
+        let address = first.address();
+        // Both are waiting: whoever opens first has it.
+        let rival = bind(address, 2).unwrap();
+        let _listeners = first.open().unwrap();
+        let error = rival.open().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        let error = bind(address, 2).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        second.open().unwrap();
     }
 }

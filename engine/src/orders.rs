@@ -10,17 +10,11 @@ use tokio::sync::mpsc;
 /// Who says what the process is to do. SIGHUP means to reload, all others to
 /// stop.
 pub(crate) trait Orders {
+    /// The next order of any kind.
     async fn next(&mut self) -> SignalKind;
-}
 
-/// The next order to stop; what comes before that means nothing here.
-pub(crate) async fn stop(orders: &mut impl Orders) -> SignalKind {
-    loop {
-        let order = orders.next().await;
-        if order != SignalKind::hangup() {
-            return order;
-        }
-    }
+    /// The next order to stop. One to reload waits until it is asked for.
+    async fn stop(&mut self) -> SignalKind;
 }
 
 /// The signals that end or change a daemon.
@@ -57,6 +51,13 @@ impl Orders for Signals {
     async fn next(&mut self) -> SignalKind {
         Self::next(self).await
     }
+
+    async fn stop(&mut self) -> SignalKind {
+        tokio::select! {
+            _ = self.terminate.recv() => SignalKind::terminate(),
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+        }
+    }
 }
 
 #[cfg(feature = "mock")]
@@ -67,5 +68,10 @@ impl Orders for mpsc::UnboundedReceiver<SignalKind> {
             // Whoever gave orders is gone, and the process is about to be.
             None => std::future::pending().await,
         }
+    }
+
+    /// Nobody who gives these has anything to reload.
+    async fn stop(&mut self) -> SignalKind {
+        self.next().await
     }
 }

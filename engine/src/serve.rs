@@ -24,7 +24,7 @@ use crate::keeper;
 use crate::live::Live;
 use crate::metrics::{Metrics, MetricsError};
 use crate::net::{self, Listener};
-use crate::orders::{Orders, Signals, stop};
+use crate::orders::{Orders, Signals};
 use crate::passwords::{Derived, Missing, Resolved};
 use crate::probe;
 use crate::provision::{self, ProvisionError};
@@ -150,7 +150,7 @@ async fn run_by(
     let sidecar = tokio::select! {
         sidecar = Sidecar::start(config) => sidecar?,
         // Nobody has been let in yet.
-        _ = stop(orders) => return Ok(Outcome::Drained),
+        _ = orders.stop() => return Ok(Outcome::Drained),
     };
     started(sidecar.addresses);
     sidecar.live(orders, drain_timeout, &reload).await
@@ -181,8 +181,9 @@ impl Sidecar {
         if let Some(error) = refusal {
             tracing::warn!(%error, "io_uring is not available, using epoll");
         }
-        let listeners = net::bind(config.listen, config.shards)
-            .map_err(system(format!("cannot listen on {}", config.listen)))?;
+        // Nobody can connect before there is a certificate to show.
+        let listening = format!("cannot listen on {}", config.listen);
+        let door = net::bind(config.listen, config.shards).map_err(system(listening.as_str()))?;
         let metrics = Arc::new(Metrics::new()?);
         metrics.announce(config.shards);
         metrics.set_facts(driver, &config);
@@ -197,6 +198,8 @@ impl Sidecar {
         let origin = config.origin(agent.clone());
         let identity = obtain(&origin, &health).await?;
         let derived = derive(&config, &agent, &health).await;
+        // What was complained of until here has come.
+        health.identity.ready();
         let passwords = std::mem::take(&mut config.passwords).resolve(derived.as_ref())?;
         if config.provision {
             set_up_roles(&config, &passwords, &health).await?;
@@ -230,12 +233,11 @@ impl Sidecar {
             },
             pin: config.pin,
         });
-        let first = listeners.first();
-        let listen = first.and_then(|listener| listener.local_addr().ok());
         let addresses = Addresses {
-            listen: listen.unwrap_or(config.listen),
+            listen: door.address(),
             admin: admin.as_ref().map(admin::Server::address),
         };
+        let listeners = door.open().map_err(system(listening))?;
         let listeners = listeners.into_iter().map(Listener::Tcp).collect();
         let shards =
             house::start(&plan, &site, listeners).map_err(system("cannot start a shard"))?;
@@ -270,7 +272,8 @@ impl Sidecar {
     ) {
         let steward = Steward {
             origin,
-            install: install(&self.shared.live, config.attestation.is_some()),
+            // The configuration's own has been taken out.
+            install: install(&self.shared.live, self.shared.trust.is_some()),
             latch: self.health.identity.clone(),
             tally: surface.tally(),
         };
@@ -337,7 +340,7 @@ impl Sidecar {
     ) -> Result<Option<Outcome>, Error> {
         let mut ended = pin!(timeout_at(Instant::now() + grace, self.shards.all_ended()));
         tokio::select! {
-            signal = stop(orders) => Ok(Some(Outcome::Interrupted(signal.as_raw_value()))),
+            signal = orders.stop() => Ok(Some(Outcome::Interrupted(signal.as_raw_value()))),
             ended = &mut ended => match ended {
                 Ok(Ok(())) => Ok(Some(Outcome::Drained)),
                 Ok(Err(reason)) => Err(Error::Shard(reason)),
@@ -358,7 +361,10 @@ impl Sidecar {
                 return;
             }
         };
-        self.rotate(&mut config);
+        if let Err(error) = self.rotate(&mut config) {
+            tracing::error!(%error, "configuration not reloaded");
+            return;
+        }
         let (Some(trust), Some(attestation)) = (&self.shared.trust, config.attestation) else {
             tracing::info!("configuration reloaded");
             return;
@@ -377,16 +383,13 @@ impl Sidecar {
     }
 
     /// New cluster secrets are good at once, those before them for a while.
-    fn rotate(&mut self, config: &mut Config) {
-        self.secret_overlap = config.secret_overlap;
+    ///
+    /// # Errors
+    /// A password is in neither place; nothing has changed then.
+    fn rotate(&mut self, config: &mut Config) -> Result<(), Missing> {
         let passwords = std::mem::take(&mut config.passwords);
-        let passwords = match passwords.resolve(self.derived.as_ref()) {
-            Ok(passwords) => passwords,
-            Err(error) => {
-                tracing::error!(%error, "secrets not reloaded");
-                return;
-            }
-        };
+        let passwords = passwords.resolve(self.derived.as_ref())?;
+        self.secret_overlap = config.secret_overlap;
         let next = Secrets {
             cluster: config.secrets.clone(),
             passwords,
@@ -394,7 +397,7 @@ impl Sidecar {
         let gatekeeper = Arc::clone(&self.shared.live.read().gatekeeper);
         let (gatekeeper, changed) = gatekeeper.rotated(next);
         if changed == Rotated::default() {
-            return;
+            return Ok(());
         }
         self.shared.live.set_gatekeeper(gatekeeper);
         if changed.passwords {
@@ -408,6 +411,7 @@ impl Sidecar {
             );
             self.settle_at = Some(Instant::now() + overlap);
         }
+        Ok(())
     }
 
     fn settle(&mut self) {

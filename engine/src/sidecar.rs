@@ -183,7 +183,8 @@ async fn open(
             } => {
                 openings = next;
                 incoming.consume(consumed);
-                facts.borrow_mut().proxied = source;
+                let mut facts = facts.borrow_mut();
+                (facts.proxied, facts.relayed) = (source, true);
             }
             Step::Tls => return Ok(Opened::Tls(incoming)),
             Step::Cancel(request) => return Ok(Opened::Cancel(request.as_bytes().to_vec())),

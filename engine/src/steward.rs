@@ -7,22 +7,22 @@
 //! ends, and `/ready` says so before it does.
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use attest::agent::{Agent, AgentError, TlsKeyRequest};
 use metrics::Counter;
-use sha2::{Digest, Sha256};
 
-use crate::identity::{Identity, IdentityError};
+use crate::identity::{Files, Identity, IdentityError};
 use crate::metrics::Metrics;
 use crate::trust::unix_now;
 
 /// PEM files are looked at this often. A few hundred bytes that are in memory.
 const LOOK: Duration = Duration::from_secs(2);
 /// The clock may be set meanwhile: no sleep is longer.
-const LONGEST_SLEEP: u64 = 60;
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// Between failed renewals, in seconds: the first, doubled up to the longest.
 const FIRST_RETRY: u64 = 1;
 const LONGEST_RETRY: u64 = 300;
@@ -130,7 +130,8 @@ impl Plan {
     fn new(obtained: u64, not_after: u64) -> Self {
         let lifetime = not_after.saturating_sub(obtained);
         Self {
-            renew: obtained.saturating_add(lifetime.saturating_mul(2) / 3),
+            // Never at once: an agent whose certificates end at once is not to be flooded.
+            renew: obtained.saturating_add((lifetime.saturating_mul(2) / 3).max(1)),
             red: not_after.saturating_sub(RED.min(lifetime / 10)),
         }
     }
@@ -218,7 +219,7 @@ impl Steward {
             sleep_until(due.min(next_look(plan.red))).await;
             let now = unix_now();
             if now >= due {
-                match self.obtain().await {
+                match self.watched(plan, self.obtain()).await {
                     Ok(new) => {
                         (identity, failures) = (new, 0);
                         plan = Plan::new(unix_now(), identity.not_after());
@@ -243,6 +244,16 @@ impl Steward {
         Ok(identity)
     }
 
+    /// Does `work`, in which an agent may keep us waiting past the moment to be red.
+    async fn watched<T>(&self, plan: Plan, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        tokio::select! {
+            done = &mut work => return done,
+            () = sleep_until(plan.red) => self.check_end(plan, true),
+        }
+        work.await
+    }
+
     /// Not ready when the end is near.
     fn check_end(&self, plan: Plan, failed: bool) {
         if unix_now() >= plan.red {
@@ -254,66 +265,76 @@ impl Steward {
 
     /// Looks at the files, and takes what is new and good in them.
     async fn watch(&self, cert: &Path, key: &Path, mut identity: Identity) {
-        let mut seen = contents(cert, key).map(|contents| digest(&contents)).ok();
         let mut plan = Plan::new(unix_now(), identity.not_after());
+        let (mut seen, mut away) = (None, 0_u32);
         loop {
             tokio::time::sleep(LOOK).await;
             self.check_end(plan, false);
-            // A file that is away for a moment is being replaced.
-            let Ok(contents) = contents(cert, key) else {
-                continue;
+            let files = match Files::read(cert, key) {
+                Ok(files) => files,
+                Err(error) => {
+                    away = away.saturating_add(1);
+                    // The first look may have come in the middle of a replacement.
+                    if away == 2 {
+                        self.not_taken(&error);
+                    }
+                    continue;
+                }
             };
-            let digest = digest(&contents);
-            if seen == Some(digest) {
+            away = 0;
+            let digest = files.digest();
+            if seen.replace(digest) == Some(digest) {
                 continue;
             }
-            seen = Some(digest);
-            let read = Identity::from_pem((cert, &contents.0), (key, &contents.1));
-            let taken = read.and_then(|new| {
-                new.check_dates(unix_now())?;
-                self.put_in_force(&new)?;
-                Ok(new)
-            });
-            match taken {
-                Ok(new) => {
+            match self.take(&files, &identity) {
+                Ok(Some(new)) => {
                     identity = new;
                     plan = Plan::new(unix_now(), identity.not_after());
                 }
-                Err(error) => {
-                    self.tally.failed.increment(1);
-                    tracing::warn!(%error, "the certificate's files have changed, and are not used");
-                }
+                Ok(None) => {}
+                Err(error) => self.not_taken(&error),
             }
         }
     }
-}
 
-type Contents = (Vec<u8>, zeroize::Zeroizing<Vec<u8>>);
+    /// Puts what is in the files in force, unless it is in use already.
+    fn take(
+        &self,
+        files: &Files<'_>,
+        before: &Identity,
+    ) -> Result<Option<Identity>, IdentityError> {
+        let new = Identity::from_pem(files)?;
+        if new.certified().cert == before.certified().cert {
+            return Ok(None);
+        }
+        new.check_dates(unix_now())?;
+        self.put_in_force(&new)?;
+        Ok(Some(new))
+    }
 
-fn contents(cert: &Path, key: &Path) -> std::io::Result<Contents> {
-    Ok((std::fs::read(cert)?, std::fs::read(key)?.into()))
-}
-
-fn digest((cert, key): &Contents) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    hash.update(Sha256::digest(cert));
-    hash.update(key.as_slice());
-    hash.finalize().into()
+    fn not_taken(&self, error: &IdentityError) {
+        self.tally.failed.increment(1);
+        tracing::warn!(%error, "the certificate's files have changed, and are not used");
+    }
 }
 
 /// The moment to look at the certificate's end again.
 fn next_look(red: u64) -> u64 {
     let now = unix_now();
-    if now < red { red } else { now + LONGEST_SLEEP }
+    if now < red {
+        red
+    } else {
+        now + LONGEST_SLEEP.as_secs()
+    }
 }
 
+/// Until that second begins. To the second's beginning and not for so many whole
+/// ones: of a certificate that lives for seconds, that would be a good part.
 async fn sleep_until(due: u64) {
-    loop {
-        let left = due.saturating_sub(unix_now());
-        if left == 0 {
-            return;
-        }
-        tokio::time::sleep(Duration::from_secs(left.min(LONGEST_SLEEP))).await;
+    let due = UNIX_EPOCH + Duration::from_secs(due);
+    // An error says that the moment is past.
+    while let Ok(left) = due.duration_since(SystemTime::now()) {
+        tokio::time::sleep(left.min(LONGEST_SLEEP)).await;
     }
 }
 
@@ -331,7 +352,7 @@ mod tests {
         let short = Plan::new(0, 3);
         assert_eq!((short.renew, short.red), (2, 3));
         let over = Plan::new(10, 5);
-        assert_eq!((over.renew, over.red), (10, 5));
+        assert_eq!((over.renew, over.red), (11, 5));
     }
 
     #[test]

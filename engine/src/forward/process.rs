@@ -351,10 +351,13 @@ fn listen(config: &Forward) -> Result<(Listen, Vec<Listener>), StartError> {
     match &config.listen {
         Listen::Tcp(address) => {
             let failed = system(format!("cannot listen on {address}"));
-            let listeners = net::bind(*address, config.shards).map_err(failed)?;
-            let bound = listeners.first().and_then(|first| first.local_addr().ok());
+            let bound = net::bind(*address, config.shards).and_then(|door| {
+                let address = door.address();
+                Ok((address, door.open()?))
+            });
+            let (bound, listeners) = bound.map_err(failed)?;
             let listeners = listeners.into_iter().map(Listener::Tcp).collect();
-            Ok((Listen::Tcp(bound.unwrap_or(*address)), listeners))
+            Ok((Listen::Tcp(bound), listeners))
         }
         Listen::Unix(path) => {
             let failed = || system(format!("cannot listen on {}", path.display()));

@@ -73,6 +73,11 @@ impl Wire {
         stream
             .set_write_timeout(Some(PATIENCE))
             .expect("a live socket");
+        Self::of(stream)
+    }
+
+    /// A connection that was made otherwise.
+    pub(crate) fn of(stream: TcpStream) -> Self {
         Self {
             stream,
             received: Vec::new(),

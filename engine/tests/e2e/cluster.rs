@@ -383,7 +383,7 @@ fn reachable(server: &Server, folder: &Path, user: Option<&User>) -> Server {
     }
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
     socket.local_addr().expect("a bound socket").port()
 }

@@ -3,7 +3,8 @@
 //!
 //! Environment: `TEESQL_TEST_PG18` (PostgreSQL 18's bin folder), `TEESQL_TEST_PYTHON`
 //! (a python with psycopg 3), `TEESQL_TEST_STRICT` (a trial that would be skipped
-//! fails). `scripts/test` provides the first two. Arguments are those of libtest.
+//! fails), `TEESQL_TEST_LONG` (trials of rotation last a minute). `scripts/test` provides
+//! the first two. Arguments are those of libtest.
 
 #![allow(
     clippy::unwrap_used,
@@ -27,6 +28,7 @@ mod suite;
 mod broken;
 mod bulk;
 mod cancel;
+mod citizen;
 mod gate;
 mod life;
 mod limits;
@@ -58,7 +60,7 @@ use crate::suite::Suite;
 /// Many trials wait for a deadline: more of them than cores may run at once.
 const THREADS: usize = 4;
 
-const GROUPS: [fn(&mut Suite); 21] = [
+const GROUPS: [fn(&mut Suite); 22] = [
     gate::add,
     login::add,
     refusal::add,
@@ -80,6 +82,7 @@ const GROUPS: [fn(&mut Suite); 21] = [
     provision::add,
     secret::add,
     state::add,
+    citizen::add,
 ];
 
 fn main() -> ExitCode {

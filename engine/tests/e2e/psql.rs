@@ -244,7 +244,7 @@ fn own_database(world: &World, prefix: &str) -> String {
     name
 }
 
-fn initialised(world: &World, prefix: &str) -> String {
+pub(crate) fn initialised(world: &World, prefix: &str) -> String {
     let database = own_database(world, prefix);
     let mut init = client(world, &world.sidecar(), "pgbench", WRITER, &database);
     init.args(["-i", "-q", "-s", "1", "--foreign-keys"]);

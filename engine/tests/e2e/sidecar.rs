@@ -167,6 +167,11 @@ impl Sidecar {
         self.address
     }
 
+    /// What `ps` shows of it.
+    pub(crate) fn command_line(&self) -> String {
+        fs::read_to_string(format!("/proc/{}/cmdline", self.pid)).expect("it runs")
+    }
+
     pub(crate) fn port(&self) -> u16 {
         self.address.port()
     }
@@ -189,11 +194,21 @@ impl Sidecar {
 
     /// The first line, old or new, that `wanted` accepts; `what` names it in the failure.
     pub(crate) fn await_line(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.await_line_for(PATIENCE, what, wanted)
+    }
+
+    /// The same with a patience of its own.
+    pub(crate) fn await_line_for(
+        &self,
+        patience: Duration,
+        what: &str,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Value {
         let parsed = |line: &str| {
             let value = serde_json::from_str::<Value>(line).ok()?;
             wanted(&value).then_some(value)
         };
-        self.log.wait_for(PATIENCE, parsed).unwrap_or_else(|| {
+        self.log.wait_for(patience, parsed).unwrap_or_else(|| {
             panic!(
                 "the sidecar never logged {what}; its log:\n{}",
                 self.last_lines()

@@ -25,23 +25,23 @@ use crate::live::Live;
 use crate::metrics::{Metrics, MetricsError};
 use crate::net::{self, Listener};
 use crate::orders::{Orders, Signals};
-use crate::passwords::{Derived, Missing, Resolved};
+use crate::passwords::{Derived, Missing};
 use crate::probe;
-use crate::provision::{self, ProvisionError};
+use crate::provision::ProvisionError;
 use crate::report::{Running, Surface};
 use crate::roles::{Gatekeeper, Rotated, Secrets};
 use crate::shard::{Limit, Message, Times};
-use crate::steward::{Install, Origin, OriginError, Steward};
+use crate::steward::{Install, Origin, Steward};
 use crate::supervisor;
 use crate::trust::Trust;
+
+mod first;
+
+use first::{derive, obtain, set_up_roles};
 
 /// After the order to end, connections get their last words out in at most
 /// twice 2 s; a shard that is still not done then is given up.
 const LAST_GRACE: Duration = Duration::from_secs(6);
-/// Between questions to a guest agent or a Postgres that does not answer at
-/// start: the first, doubled up to the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Histograms are emptied this often where nobody scrapes them.
 const UPKEEP: Duration = Duration::from_secs(15);
 
@@ -483,74 +483,6 @@ fn serve_admin(
     server
         .map(Some)
         .map_err(system(format!("cannot serve HTTP on {address}")))
-}
-
-/// The first certificate. A guest agent that is not there yet is waited for;
-/// files that cannot be used are a mistake.
-async fn obtain(origin: &Origin, health: &Health) -> Result<Identity, Error> {
-    let mut pause = Pause::default();
-    loop {
-        let error = match origin.obtain().await {
-            Ok(identity) => return Ok(identity),
-            Err(OriginError::Identity(error)) => return Err(error.into()),
-            Err(OriginError::Agent(error)) => error,
-        };
-        health.identity.not_ready(error.to_string());
-        pause.complain(&error, "no certificate yet").await;
-    }
-}
-
-/// What the guest agent derives, where it is asked for that.
-async fn derive(config: &Config, agent: &Agent, health: &Health) -> Option<Derived> {
-    if !config.derives_passwords() {
-        return None;
-    }
-    let mut pause = Pause::default();
-    loop {
-        match Derived::ask(agent).await {
-            Ok(derived) => return Some(derived),
-            Err(error) => {
-                health.identity.not_ready(error.to_string());
-                pause.complain(&error, "no passwords yet").await;
-            }
-        }
-    }
-}
-
-async fn set_up_roles(config: &Config, passwords: &Resolved, health: &Health) -> Result<(), Error> {
-    let mut pause = Pause::default();
-    loop {
-        match provision::at_start(&config.postgres, &config.database, passwords).await {
-            Ok(report) => {
-                for repaired in report.repaired {
-                    tracing::info!(repaired, "provisioned");
-                }
-                return Ok(());
-            }
-            Err(error) if error.is_of_startup() => {
-                health.postgres.not_ready(error.to_string());
-                pause.complain(&error, "roles not set up yet").await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// Between attempts at start.
-struct Pause(Duration);
-
-impl Default for Pause {
-    fn default() -> Self {
-        Self(FIRST_PAUSE)
-    }
-}
-
-impl Pause {
-    async fn complain(&mut self, error: &impl std::error::Error, what: &str) {
-        tracing::warn!(%error, again_in = ?self.0, "{what}");
-        sleep(self.0).await;
-        self.0 = LONGEST_PAUSE.min(self.0 * 2);
-    }
 }
 
 fn announce(addresses: Addresses, config: &Config, driver: Driver) {

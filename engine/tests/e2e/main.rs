@@ -27,6 +27,7 @@ mod suite;
 mod broken;
 mod bulk;
 mod cancel;
+mod forward;
 mod gate;
 mod life;
 mod limits;
@@ -58,8 +59,9 @@ use crate::suite::Suite;
 /// Many trials wait for a deadline: more of them than cores may run at once.
 const THREADS: usize = 4;
 
-const GROUPS: [fn(&mut Suite); 21] = [
+const GROUPS: [fn(&mut Suite); 22] = [
     gate::add,
+    forward::add,
     login::add,
     refusal::add,
     negotiation::add,

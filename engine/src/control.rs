@@ -136,6 +136,18 @@ impl Control {
         self.order.get().map_or(otherwise, End::from)
     }
 
+    /// `wait` to its end, or the order that comes first. Only for what is no I/O
+    /// of this connection: it is dropped.
+    pub(crate) async fn unless_ended<T>(&self, wait: impl Future<Output = T>) -> Result<T, End> {
+        let mut wait = pin!(wait);
+        poll_fn(|cx| match self.order.get() {
+            // The watchdog's own task is this one, and is woken by an order.
+            Some(order) => Poll::Ready(Err(order.into())),
+            None => wait.as_mut().poll(cx).map(Ok),
+        })
+        .await
+    }
+
     pub(crate) fn login_done(&self) {
         if self.phase.get() == Phase::Login {
             self.phase.set(Phase::Relay);

@@ -105,6 +105,9 @@ pub(crate) enum End {
     /// The connection to it failed.
     #[error("connection to the server lost: {0}")]
     ServerIo(io::Error),
+    /// All that comes before the first byte took too long.
+    #[error("the server did not prove itself within the login timeout")]
+    ServerTimeout,
     /// It did not answer. The text that users know.
     #[error("upstream TLS handshake timed out after {}ms", .0.as_millis())]
     HandshakeTimeout(Duration),
@@ -132,7 +135,8 @@ pub(crate) const REASONS: &[&str] = &[
     "tls_other",
     // A forwarder's.
     "direct_tls", "dns_failed", "no_address", "no_manifest", "many_manifests",
-    "server_unreachable", "server_hung_up", "server_io", "handshake_timeout",
+    "server_unreachable", "server_hung_up", "server_io", "server_timeout",
+    "handshake_timeout",
     // `wire::opening`.
     "garbage", "not_tls", "early_bytes", "repeated_request", "plaintext_startup",
     "plaintext_cancel", "proxy_not_allowed", "proxy_misplaced", "proxy_malformed",
@@ -193,6 +197,7 @@ impl End {
             End::ServerUnreachable(..) => "server_unreachable",
             End::ServerHungUp => "server_hung_up",
             End::ServerIo(_) => "server_io",
+            End::ServerTimeout => "server_timeout",
             End::HandshakeTimeout(_) => "handshake_timeout",
             End::ServerTls(error) => tls_code(error),
             End::ServerDenied(denial) => denial.code(),
@@ -228,6 +233,7 @@ impl End {
             | End::ServerUnreachable(..)
             | End::ServerHungUp
             | End::ServerIo(_)
+            | End::ServerTimeout
             | End::HandshakeTimeout(_)
             | End::ServerTls(_)
             | End::ServerDenied(_)
@@ -303,6 +309,7 @@ impl End {
             | End::ServerUnreachable(..)
             | End::ServerHungUp
             | End::ServerIo(_)
+            | End::ServerTimeout
             | End::HandshakeTimeout(_)
             | End::ServerTls(_) => {
                 fatal(SqlState::UNABLE_TO_CONNECT, self.to_string().into(), None)
@@ -346,6 +353,13 @@ impl End {
     /// [`Self::response`] of [`Self::seen_from_the_other_side`].
     pub(crate) fn response_to_a_driver(&self) -> Option<Vec<u8>> {
         let text = match self {
+            End::Revoked(_) => {
+                let text = self.to_string().replacen("client", "server", 1);
+                return Some(encoded(ErrorResponse::fatal(
+                    SqlState::ADMIN_SHUTDOWN,
+                    &text,
+                )));
+            }
             End::TlsSession(error) => server_tls_text(error),
             End::ClientIo(error) => format!("connection to the server lost: {error}").into(),
             end => return end.response(),
@@ -370,6 +384,10 @@ fn server_tls_text(error: &TlsError) -> Cow<'static, str> {
             | AlertDescription::UnknownCA
             | AlertDescription::CertificateUnknown
             | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::UnsupportedCertificate
+            // Its signature, or ours with its key.
+            | AlertDescription::DecryptError
             | AlertDescription::AccessDenied,
         )) => "the server refused the client certificate".into(),
         error => format!("TLS with the server failed: {error}").into(),

@@ -54,6 +54,8 @@ pub(crate) struct Facts {
     pub(crate) tls: Option<rustls::ProtocolVersion>,
     /// The login succeeded; in a forwarder, the server has been let in.
     pub(crate) entered: bool,
+    /// The connection's line is in the log already.
+    pub(crate) written: bool,
 }
 
 impl Facts {
@@ -66,6 +68,7 @@ impl Facts {
             role: None,
             tls: None,
             entered: false,
+            written: false,
         }
     }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use rustls::ClientConfig;
 use rustls::client::UnbufferedClientConnection;
-use wire::local::{Encryption, Local, LocalStep};
+use wire::local::{Encryption, Local, LocalError, LocalStep};
 
 use crate::buffer::{Buffer, Size};
 use crate::control::Control;
@@ -73,6 +73,7 @@ impl Plan for Line {
                 lane: Lane::default(),
                 gate: self.verdicts.gate(&desk),
                 meters: Rc::clone(&desk.meters),
+                journal: Rc::clone(&desk.journal),
             },
             tickets: desk.tickets,
             replies: desk.replies,
@@ -99,16 +100,22 @@ impl shard::Service for Service {
         let _leash = control.hold_client(driver.raw_fd());
         let opened = match self.open(&mut driver, control).await {
             Ok(opened) => opened,
-            Err(end) => return refuse(&mut driver, end, control).await,
+            Err(end) => return self.refuse(&mut driver, end, control, facts).await,
         };
         if !admission.is_granted() {
-            return refuse(&mut driver, End::TooManyConnections, control).await;
+            let end = End::TooManyConnections;
+            return self.refuse(&mut driver, end, control, facts).await;
         }
         // Boxed: what only the way to the server needs is given back before
         // the relay.
         let server = match Box::pin(self.reach(control, facts)).await {
             Ok(server) => server,
-            Err(end) => return refuse(&mut driver, end, control).await,
+            // The driver has said all that it was asked.
+            Err(End::LoginTimeout) => {
+                let end = End::ServerTimeout;
+                return self.refuse(&mut driver, end, control, facts).await;
+            }
+            Err(end) => return self.refuse(&mut driver, end, control, facts).await,
         };
         let _leash = control.hold_upstream(server.stream.raw_fd());
         match opened {
@@ -168,7 +175,12 @@ impl Service {
                 LocalStep::Cancel(request) => {
                     return Ok(Opened::Cancel(request.as_bytes().to_vec()));
                 }
-                LocalStep::Refuse(error) => return Err(End::Local(error)),
+                LocalStep::Refuse(error) => {
+                    if error == LocalError::DirectTls {
+                        self.explain(Encryption::Ssl);
+                    }
+                    return Err(End::Local(error));
+                }
             }
         }
     }
@@ -182,30 +194,38 @@ impl Service {
         }
     }
 
-    /// The server, connected, in TLS, and let in.
+    /// The server, connected, in TLS, and let in. One that fails may have moved:
+    /// where it is now is asked, and tried, once.
     async fn reach(&self, control: &Control, facts: &RefCell<Facts>) -> Result<Server, End> {
-        let target = self.look_up(None).await?;
-        let (target, stream) = match self.dial(&target, control).await {
-            Ok(stream) => (target, stream),
-            // It may have moved.
-            Err(end) => {
-                let other = self.look_up(Some(Arc::clone(&target))).await?;
-                if other.is_same_place(&target) {
-                    return Err(end);
-                }
-                let stream = self.dial(&other, control).await?;
-                (other, stream)
+        let target = control.unless_ended(self.look_up(None)).await??;
+        let end = match self.connect(&target, control, facts).await {
+            Ok(server) => return Ok(server),
+            Err(end) => end,
+        };
+        let stale = Some(Arc::clone(&target));
+        match control.unless_ended(self.look_up(stale)).await? {
+            Ok(other) if *other != *target => self.connect(&other, control, facts).await,
+            Ok(_) => Err(end),
+            Err(error) => {
+                tracing::warn!(%error, "where the server is now cannot be told");
+                Err(end)
             }
-        };
-        let leash = control.hold_upstream(stream.raw_fd());
-        let server = self.encrypt(stream, &target, control, facts).await?;
+        }
+    }
+
+    async fn connect(
+        &self,
+        target: &Target,
+        control: &Control,
+        facts: &RefCell<Facts>,
+    ) -> Result<Server, End> {
+        let stream = self.dial(target, control).await?;
+        let _leash = control.hold_upstream(stream.raw_fd());
+        let server = self.encrypt(stream, target, control, facts).await?;
         let chain = server.session.common().peer_certificates();
-        let attested = match self.common.gate.admit(chain).await {
-            Ok(attested) => attested,
-            Err(denial) => return Err(End::ServerDenied(denial)),
-        };
+        let admitted = control.unless_ended(self.common.gate.admit(chain)).await?;
+        let attested = admitted.map_err(End::ServerDenied)?;
         control.set_peer(attested.peer().cloned());
-        drop(leash);
         match control.asked_to_end() {
             // The verdict came too late.
             Some(order) => Err(order.into()),
@@ -277,6 +297,27 @@ impl Service {
         self.common.meters.encrypted(facts.accepted.elapsed());
         Ok(server)
     }
+
+    /// Says why, in the log first, and lets the driver read it.
+    async fn refuse(
+        &self,
+        driver: &mut Stream,
+        end: End,
+        control: &Control,
+        facts: &RefCell<Facts>,
+    ) -> End {
+        control.closing();
+        self.common
+            .journal
+            .ended(&facts.borrow(), control.bytes(), &end);
+        facts.borrow_mut().written = true;
+        if let Some(text) = end.response()
+            && driver.write_all(text).await.is_ok()
+        {
+            driver.linger().await;
+        }
+        end
+    }
 }
 
 /// Runs `work`, and after `time` shuts its socket down, which ends its reads;
@@ -308,15 +349,4 @@ async fn cancel(mut server: Server, packet: &[u8], control: &Control) -> End {
     let _ = server.read_more().await;
     server.close().await;
     control.end_or(End::Cancelled)
-}
-
-/// Says why, and lets the driver read it.
-async fn refuse(driver: &mut Stream, end: End, control: &Control) -> End {
-    control.closing();
-    if let Some(text) = end.response()
-        && driver.write_all(text).await.is_ok()
-    {
-        driver.linger().await;
-    }
-    end
 }

@@ -41,6 +41,7 @@ pub(crate) struct Desk {
     pub(crate) tickets: Tickets,
     pub(crate) replies: Replies,
     pub(crate) meters: Rc<Meters>,
+    pub(crate) journal: Rc<Journal>,
 }
 
 /// What all shards of a process have in common, whatever they serve.
@@ -130,9 +131,9 @@ fn shard<P: Plan>(
         tickets: tickets.clone(),
         replies: Replies(sender),
         meters: Rc::new(Meters::new(&site.metrics, index)),
+        journal: Rc::new(Journal::new(site.mode)),
     });
-    let (limit, journal) = (Arc::clone(&site.limit), Journal::new(site.mode));
-    Shard::new(service, tickets, site.times, limit, journal)
+    Shard::new(service, tickets, site.times, Arc::clone(&site.limit))
 }
 
 /// What the sidecar's shards are built from.
@@ -191,6 +192,7 @@ impl Plan for SidecarPlan {
                 lane: Lane::default(),
                 gate,
                 meters: desk.meters,
+                journal: desk.journal,
             },
             live: Arc::clone(&self.live),
             injector: Injector {

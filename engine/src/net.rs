@@ -145,6 +145,20 @@ pub fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     Ok(listener)
 }
 
+/// The path of a Unix socket.
+pub(crate) fn unix_path(fd: RawFd) -> Option<PathBuf> {
+    use nix::sys::socket::{SockaddrStorage, getsockname};
+    let address = getsockname::<SockaddrStorage>(fd).ok()?;
+    address.as_unix_addr()?.path().map(Path::to_owned)
+}
+
+/// Connects and hangs up, without waiting. Where the queue is full there is
+/// something to accept anyway.
+pub(crate) fn knock(path: &Path) {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None);
+    let _ = socket.and_then(|socket| socket.connect(&SockAddr::unix(path)?));
+}
+
 /// A listener on its way to its shard.
 pub(crate) enum Listener {
     Tcp(std::net::TcpListener),

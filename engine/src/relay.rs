@@ -97,14 +97,22 @@ struct Opening<'a, E> {
 
 impl<E: Endpoint> Opening<'_, E> {
     async fn run(mut self, incoming: Buffer, plain: Buffer) -> Result<(), End> {
-        let end = self.pump(incoming, plain).await;
+        let mut end = self.pump(incoming, plain).await;
         if self.driver == Driver::InPlain {
+            if end.is_ok() && self.closed.get().is_none() && self.control.bytes().1 == 0 {
+                // Not a word to somebody who waits for one.
+                end = Err(End::ClientIo(std::io::ErrorKind::UnexpectedEof.into()));
+            }
             self.say_goodbye(end.as_ref().err()).await;
         }
         end?;
         first(self.closed, Side::Tls);
         // An error here means that Postgres hung up at the same time.
         let _ = self.write.shutdown().await;
+        if self.driver == Driver::InPlain {
+            // An idle driver may not look for hours, and holds nothing by that.
+            self.control.closing();
+        }
         Ok(())
     }
 

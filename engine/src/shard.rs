@@ -6,6 +6,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::RawFd;
 use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use crate::lane::Lane;
 use crate::log::Journal;
 use crate::mailbox::{Mailbox, Sender};
 use crate::metrics::Meters;
-use crate::net::{Accepting, Listener, Stream};
+use crate::net::{self, Accepting, Listener, Stream};
 use crate::offload::{Done, Tickets};
 
 /// Connections past the limit that are let in as far as being told so (53300,
@@ -32,6 +33,8 @@ use crate::offload::{Done, Tickets};
 const TOLD_OF_THE_LIMIT: usize = 64;
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// Another shard may have taken the connection that was meant for this one.
+const KNOCK_AGAIN: Duration = Duration::from_millis(10);
 
 /// What other threads tell a shard.
 pub(crate) enum Message {
@@ -130,6 +133,7 @@ pub(crate) struct Common {
     pub(crate) lane: Lane,
     pub(crate) gate: Gate,
     pub(crate) meters: Rc<Meters>,
+    pub(crate) journal: Rc<Journal>,
 }
 
 /// Everything that a shard's tasks share.
@@ -138,7 +142,6 @@ pub(crate) struct Shard<S> {
     pub(crate) tickets: Tickets,
     pub(crate) times: Times,
     pub(crate) limit: Arc<Limit>,
-    pub(crate) journal: Journal,
     connections: RefCell<Slab<Rc<Control>>>,
     draining: Cell<bool>,
     listener: Cell<Option<RawFd>>,
@@ -146,19 +149,12 @@ pub(crate) struct Shard<S> {
 }
 
 impl<S: Service> Shard<S> {
-    pub(crate) fn new(
-        service: S,
-        tickets: Tickets,
-        times: Times,
-        limit: Arc<Limit>,
-        journal: Journal,
-    ) -> Rc<Self> {
+    pub(crate) fn new(service: S, tickets: Tickets, times: Times, limit: Arc<Limit>) -> Rc<Self> {
         Rc::new(Self {
             service,
             tickets,
             times,
             limit,
-            journal,
             connections: RefCell::default(),
             draining: Cell::new(false),
             listener: Cell::new(None),
@@ -194,9 +190,7 @@ impl<S: Service> Shard<S> {
             Message::Drain => {
                 self.draining.set(true);
                 if let Some(fd) = self.listener.get() {
-                    // Ends the accept that is waiting, which must not be
-                    // cancelled: monoio 0.2.4 would leak the accepted socket.
-                    let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Both);
+                    self.end_accept(fd);
                 }
             }
             Message::EndAll => {
@@ -207,6 +201,26 @@ impl<S: Service> Shard<S> {
             Message::Recheck => drop(monoio::spawn(Rc::clone(self).recheck())),
         }
         true
+    }
+
+    /// Ends the accept that is waiting, which must not be cancelled: monoio 0.2.4
+    /// would leak the accepted socket.
+    fn end_accept(self: &Rc<Self>, fd: RawFd) {
+        match net::unix_path(fd) {
+            None => {
+                let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Both);
+            }
+            Some(path) => drop(monoio::spawn(Rc::clone(self).knock(path))),
+        }
+    }
+
+    /// Linux wakes nobody who waits for a Unix socket that is shut down: a
+    /// connection does. Shards share the socket, and each needs one.
+    async fn knock(self: Rc<Self>, path: PathBuf) {
+        while self.listener.get().is_some() {
+            net::knock(&path);
+            monoio::time::sleep(KNOCK_AGAIN).await;
+        }
     }
 
     fn controls(&self) -> Vec<Rc<Control>> {
@@ -245,12 +259,14 @@ impl<S: Service> Shard<S> {
     async fn accept_all(self: &Rc<Self>, listener: &Accepting) {
         loop {
             match listener.accept().await {
+                Ok(_) if self.draining.get() => return,
                 Ok((stream, peer)) => {
                     if let Some(admission) = self.limit.enter() {
                         monoio::spawn(Rc::clone(self).connection(stream, peer, admission));
                     } else {
                         self.service.common().meters.dropped();
-                        self.journal.dropped_at_the_limit(peer);
+                        let journal = &self.service.common().journal;
+                        journal.dropped_at_the_limit(peer);
                     }
                 }
                 Err(_) if self.draining.get() => return,
@@ -281,7 +297,10 @@ impl<S: Service> Shard<S> {
         drop(admission);
         let facts = facts.into_inner();
         meters.ended(facts.role, facts.entered, &end);
-        self.journal.ended(&facts, control.bytes(), &end);
+        if !facts.written {
+            let journal = &self.service.common().journal;
+            journal.ended(&facts, control.bytes(), &end);
+        }
         if self.connections.borrow().is_empty()
             && let Some(waker) = self.emptied.take()
         {

@@ -55,7 +55,15 @@ struct Authority {
     client: attest::ita::Client,
     /// Held while a question is under way, so that a crowd with one certificate
     /// asks once.
-    seen: tokio::sync::Mutex<Option<VerdictCache>>,
+    asking: tokio::sync::Mutex<Asking>,
+}
+
+#[derive(Default)]
+struct Asking {
+    seen: Option<VerdictCache>,
+    /// When a question ended without an answer, and how: those who waited for it
+    /// have theirs.
+    failed: Option<(Instant, Denial)>,
 }
 
 /// Whether the quote's platform is of the trusted root, which is asked before
@@ -95,7 +103,7 @@ impl Trust {
     ) -> Arc<Self> {
         let authority = authority.map(|client| Authority {
             client,
-            seen: tokio::sync::Mutex::default(),
+            asking: tokio::sync::Mutex::default(),
         });
         Arc::new(Self {
             authority,
@@ -200,16 +208,28 @@ impl Trust {
     async fn ask(&self, authority: &Authority, evidence: &BoundEvidence) -> Judgement {
         let (policy, now) = (self.policy.load_full(), unix_now());
         let epoch = self.epoch(&policy);
-        let mut seen = authority.seen.lock().await;
+        let came = Instant::now();
+        let mut asking = authority.asking.lock().await;
+        let Asking { seen, failed } = &mut *asking;
         let seen = seen.get_or_insert_with(|| VerdictCache::new(REMEMBERED, VERDICT_TTL, epoch));
         if let Some(verdict) = seen.get(epoch, evidence.chain().certificates(), now) {
             return Judgement::Verdict(epoch, verdict);
+        }
+        if let Some((ended, denial)) = failed
+            && came <= *ended
+        {
+            return Judgement::Verdict(epoch, Err(denial.clone()));
         }
         let begun = Instant::now();
         let asked = authority.client.verify(evidence, &policy, now).await;
         self.verification.record(begun.elapsed());
         let verdict = asked.map(Arc::new).map_err(Denial::from);
         seen.insert(epoch, evidence.chain(), &verdict, now);
+        if let Err(denial) = &verdict
+            && denial.fault() == attest::denial::Fault::Ours
+        {
+            *failed = Some((Instant::now(), denial.clone()));
+        }
         Judgement::Verdict(epoch, verdict)
     }
 

@@ -93,7 +93,9 @@ pub(super) fn domain(text: &str) -> Parsed<String> {
 pub(super) fn database_url(text: &str) -> Parsed<Url> {
     let wrong = "DATABASE_URL is not a URI: expected postgresql://user@host:5433/database";
     match Url::parse(text) {
-        Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") => Ok(url),
+        Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") && url.has_authority() => {
+            Ok(url)
+        }
         _ => Err(wrong.to_owned()),
     }
 }
@@ -303,4 +305,50 @@ pub(super) fn collateral_files(text: &str) -> Parsed<Vec<Collateral>> {
                 .map_err(|error| format!("{part}: {error}"))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_a_host_and_a_port() {
+        for (text, host, port) in [
+            ("db.example:5433", "db.example", 5433),
+            ("192.0.2.1:1", "192.0.2.1", 1),
+            ("[2001:db8::1]:65535", "2001:db8::1", 65535),
+        ] {
+            assert_eq!(target(text).unwrap(), (host.to_owned(), port), "{text}");
+        }
+        for text in [
+            "", "db", "db:", "db:0", "db:65536", ":1", "::1:5433", "a b:1", "db:x",
+        ] {
+            assert!(target(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_dsn_names_a_server() {
+        let place = |text| place_of(&database_url(text)?);
+        for (text, host, port) in [
+            ("postgres://u:p@db.example/d", "db.example", 5433),
+            ("postgresql://db.example:6000", "db.example", 6000),
+            ("postgres://[2001:db8::1]:1/d", "2001:db8::1", 1),
+        ] {
+            assert_eq!(place(text).unwrap(), (host.to_owned(), port), "{text}");
+        }
+        assert_eq!(
+            place("postgresql:///d").unwrap_err(),
+            "DATABASE_URL names no host"
+        );
+        for text in [
+            "",
+            "host=db",
+            "postgres:db",
+            "mysql://h/d",
+            "db.example:5433",
+        ] {
+            assert!(database_url(text).is_err(), "{text}");
+        }
+    }
 }

@@ -48,6 +48,8 @@ impl Postgres {
         let mut initdb = command(&programs.join("initdb"), owner.as_ref());
         initdb
             .args(["--username=postgres", "--auth=scram-sha-256", "--no-sync"])
+            // Whatever the locale here is: drivers take SQL_ASCII for bytes.
+            .args(["--encoding=UTF8", "--no-locale"])
             .arg(format!("--pwfile={}", password_file.display()))
             .arg("--pgdata")
             .arg(home.join("data"));

@@ -4,11 +4,14 @@
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
 use url::Url;
 
 use super::Forwarder;
@@ -25,12 +28,28 @@ const PASSED_ON: [(SignalKind, Signal); 6] = [
     (SignalKind::user_defined2(), Signal::SIGUSR2),
 ];
 
+/// libpq's variables that would lead around the forwarder, or ask of it what only
+/// the server in TLS could give. A service file beats `PGHOST`.
+const NOT_INHERITED: [&str; 8] = [
+    "PGHOSTADDR",
+    "PGSERVICE",
+    "PGSSLNEGOTIATION",
+    "PGSSLROOTCERT",
+    "PGCHANNELBINDING",
+    "PGGSSENCMODE",
+    "PGREQUIRESSL",
+    "PGREQUIREPEER",
+];
+
+/// After the command's end, sessions that it has left behind have this long.
+const AFTER: Duration = Duration::from_secs(2);
+
 /// Runs it to its end; its exit code, or 128 and the signal that ended it.
 ///
 /// # Errors
 /// It cannot be started.
 pub fn run(
-    forwarder: &Forwarder,
+    forwarder: &mut Forwarder,
     command: &[String],
     database_url: Option<&Url>,
 ) -> io::Result<u8> {
@@ -42,20 +61,27 @@ pub fn run(
             return Err(io::ErrorKind::InvalidInput.into());
         };
         let (host, port) = forwarder.host_and_port();
+        let url = match database_url {
+            Some(given) => local_url(given, &host, port),
+            None => forwarder.dsn(),
+        };
         // Listened for before there is a child that somebody could mean.
         let mut signals = Signals::new()?;
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        for name in NOT_INHERITED {
+            command.env_remove(name);
+        }
+        let mut child = command
             .args(arguments)
-            .env("DATABASE_URL", local_url(forwarder, database_url))
+            .env("DATABASE_URL", url)
             .env("PGHOST", host)
             .env("PGPORT", port.to_string())
             .env("PGSSLMODE", "disable")
-            .env_remove("PGHOSTADDR")
-            .env_remove("PGSSLNEGOTIATION")
+            .envs(logins(database_url))
             .spawn()?;
-        loop {
+        let status = loop {
             tokio::select! {
-                status = child.wait() => return Ok(code(status?)),
+                status = child.wait() => break status?,
                 signal = signals.next() => {
                     let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
                     if let Some(pid) = pid {
@@ -63,58 +89,87 @@ pub fn run(
                     }
                 }
             }
+        };
+        // What it sent last may be on its way still.
+        forwarder.order();
+        if timeout(AFTER, forwarder.ended()).await.is_err() {
+            forwarder.order();
         }
+        Ok(code(status))
     })
 }
 
-/// Waits for SIGTERM or SIGINT.
+/// Until SIGTERM or SIGINT, which lets sessions finish; a second one ends them.
 ///
 /// # Errors
 /// Signals cannot be listened for.
-pub fn wait_for_a_signal(forwarder: &Forwarder) -> io::Result<()> {
-    /// How often a forwarder that has failed is noticed.
-    const LOOK: std::time::Duration = std::time::Duration::from_secs(1);
+pub fn wait_for_signals(forwarder: &mut Forwarder) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        while forwarder.is_running() {
+        loop {
             tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
-                () = tokio::time::sleep(LOOK) => {}
+                () = forwarder.ended() => return Ok(()),
+                _ = terminate.recv() => forwarder.order(),
+                _ = interrupt.recv() => forwarder.order(),
             }
         }
-        Ok(())
     })
 }
 
 /// The DSN with the forwarder in the place of the server.
-fn local_url(forwarder: &Forwarder, given: Option<&Url>) -> String {
-    let Some(given) = given else {
-        return forwarder.dsn();
-    };
-    let (host, port) = forwarder.host_and_port();
+fn local_url(given: &Url, host: &str, port: u16) -> String {
     let mut url = given.clone();
-    let kept: Vec<(String, String)> = given
-        .query_pairs()
-        .filter(|(name, _)| !NOT_KEPT.contains(&name.as_ref()))
-        .map(|(name, value)| (name.into_owned(), value.into_owned()))
-        .collect();
+    // As they are written: not everybody reads `+` as a space.
+    let kept = given.query().into_iter().flat_map(|query| query.split('&'));
+    let kept = kept.filter(|pair| {
+        let name = pair.split('=').next().unwrap_or_default();
+        !pair.is_empty() && !NOT_KEPT.contains(&name)
+    });
+    let mut query: Vec<String> = kept.map(str::to_owned).collect();
     let is_path = host.starts_with('/');
     // A URL of these schemes always has a place for both.
-    let _ = url.set_host(Some(if is_path { "localhost" } else { &host }));
+    let _ = url.set_host(Some(if is_path { "localhost" } else { host }));
     let _ = url.set_port(Some(port));
-    let mut query = url.query_pairs_mut();
-    query.clear().extend_pairs(kept);
     if is_path {
-        query.append_pair("host", &host);
+        query.push(format!("host={}", in_a_query(host)));
     }
-    query.append_pair("sslmode", "disable");
-    drop(query);
+    query.push("sslmode=disable".to_owned());
+    url.set_query(Some(&query.join("&")));
     url.into()
+}
+
+/// All but what a URI never gives a meaning to. [RFC 3986, 2.3]
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// A path as a value in a DSN.
+pub(super) fn in_a_query(path: &str) -> String {
+    utf8_percent_encode(path, RESERVED).to_string()
+}
+
+/// Role, password and database of the DSN for libpq, which does not read
+/// `DATABASE_URL`, where its own variables do not say otherwise.
+fn logins(given: Option<&Url>) -> impl Iterator<Item = (&'static str, String)> {
+    let text = |text: &str| {
+        let decoded = percent_decode_str(text).decode_utf8().ok()?;
+        (!decoded.is_empty()).then(|| decoded.into_owned())
+    };
+    let all = given.into_iter().flat_map(move |url| {
+        [
+            ("PGUSER", text(url.username())),
+            ("PGPASSWORD", url.password().and_then(text)),
+            ("PGDATABASE", text(url.path().trim_start_matches('/'))),
+        ]
+    });
+    all.filter(|(name, _)| std::env::var_os(name).is_none())
+        .filter_map(|(name, value)| Some((name, value?)))
 }
 
 /// What is about the server and TLS, and the forwarder's business now.
@@ -159,5 +214,53 @@ impl Signals {
             std::task::Poll::Pending
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn local(given: &str, host: &str) -> String {
+        local_url(&given.parse().unwrap(), host, 6543)
+    }
+
+    #[test]
+    fn a_dsn_keeps_what_is_the_drivers() {
+        for (given, wanted) in [
+            (
+                "postgres://u:p%40%3A@db.example:5433/d?sslmode=verify-full&options=-c%20a%3Db+c&application_name=a%26b",
+                "postgres://u:p%40%3A@127.0.0.1:6543/d?options=-c%20a%3Db+c&application_name=a%26b&sslmode=disable",
+            ),
+            (
+                "postgresql:///d?host=/run&port=1&sslcert=x",
+                "postgresql://127.0.0.1:6543/d?sslmode=disable",
+            ),
+            (
+                "postgres://u@[2001:db8::1]/",
+                "postgres://u@127.0.0.1:6543/?sslmode=disable",
+            ),
+        ] {
+            assert_eq!(local(given, "127.0.0.1"), wanted);
+        }
+        assert_eq!(
+            local("postgres://u@db.example/d", "/run/my pg"),
+            "postgres://u@localhost:6543/d?host=%2Frun%2Fmy%20pg&sslmode=disable"
+        );
+    }
+
+    #[test]
+    fn libpq_gets_role_password_and_database() {
+        let url = "postgres://a%40b:p%2F@db.example/my%20db".parse().unwrap();
+        let all: Vec<_> = logins(Some(&url)).map(|(_, value)| value).collect();
+        assert_eq!(all, ["a@b", "p/", "my db"]);
+        let url = "postgres://db.example".parse().unwrap();
+        assert_eq!(logins(Some(&url)).count(), 0);
+    }
+
+    #[test]
+    fn a_signal_is_128_and_its_number() {
+        assert_eq!(code(ExitStatus::from_raw(7 << 8)), 7);
+        assert_eq!(code(ExitStatus::from_raw(9)), 137);
     }
 }

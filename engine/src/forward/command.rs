@@ -61,15 +61,15 @@ pub fn execute(
 
 fn run(config: Forward, asked: &[String]) -> ExitCode {
     let database_url = config.database_url.clone();
-    let forwarder = match Forwarder::start(config) {
+    let mut forwarder = match Forwarder::start(config) {
         Ok(forwarder) => forwarder,
         Err(error) => return Answer::error(exit_code(&error), error.to_string()).deliver(),
     };
     let ended = if asked.is_empty() {
         say(&forwarder.dsn());
-        child::wait_for_a_signal(&forwarder).map(|()| 0)
+        child::wait_for_signals(&mut forwarder).map(|()| 0)
     } else {
-        child::run(&forwarder, asked, database_url.as_ref())
+        child::run(&mut forwarder, asked, database_url.as_ref())
     };
     let stopped = forwarder.stop();
     match (ended, stopped) {
@@ -93,7 +93,9 @@ fn say(dsn: &str) {
 fn exit_code(error: &StartError) -> u8 {
     match error {
         StartError::Identity(_) => EX_USAGE,
-        StartError::Agent(_) | StartError::Authority(_) => EX_UNAVAILABLE,
+        StartError::Agent(_) | StartError::AgentSilent(_) | StartError::Authority(_) => {
+            EX_UNAVAILABLE
+        }
         StartError::Collateral(_)
         | StartError::Resolver(_)
         | StartError::Metrics(_)

@@ -11,15 +11,19 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use attest::manifest::{LeaderState, Manifest, ManifestError, Trust, join_chunks};
 use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::RData;
 use rustls::pki_types::ServerName;
 use tokio::sync::Mutex;
 
 use crate::trust::unix_now;
 
-/// For one question; hickory-resolver itself asks twice in this time.
+/// For one question. hickory-resolver asks again every second or so until
+/// [`ATTEMPT`] is over, then once more.
 const DEADLINE: Duration = Duration::from_secs(5);
+const ATTEMPT: Duration = Duration::from_secs(2);
 /// Answers are kept for their TTL, within these bounds: a TTL of 0 must not
 /// mean a question for each connection, nor a long one a leader of last week.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -52,11 +56,6 @@ impl Target {
     /// `host:port`.
     pub(crate) fn name(&self) -> String {
         format!("{}:{}", self.server.to_str(), self.port)
-    }
-
-    /// Whether a dial would go to the same sockets.
-    pub(crate) fn is_same_place(&self, other: &Self) -> bool {
-        self == other
     }
 }
 
@@ -97,6 +96,35 @@ impl TargetError {
     }
 }
 
+/// Asks `server`, or whom this machine asks.
+///
+/// # Errors
+/// This machine's resolv.conf cannot be read.
+pub(crate) fn resolver(server: Option<SocketAddr>) -> Result<TokioResolver, NetError> {
+    let mut builder = match server {
+        None => TokioResolver::builder_tokio()?,
+        Some(server) => TokioResolver::builder_with_config(
+            ResolverConfig::from_parts(None, Vec::new(), vec![name_server(server)]),
+            TokioRuntimeProvider::default(),
+        ),
+    };
+    let options: &mut ResolverOpts = builder.options_mut();
+    options.timeout = ATTEMPT;
+    // The directory remembers. Who asks again because a server does not answer
+    // must not be told the same.
+    options.cache_size = 0;
+    builder.build()
+}
+
+/// By UDP, and by TCP where an answer is cut.
+fn name_server(server: SocketAddr) -> NameServerConfig {
+    let mut name_server = NameServerConfig::udp_and_tcp(server.ip());
+    for connection in &mut name_server.connections {
+        connection.port = server.port();
+    }
+    name_server
+}
+
 /// The last answer, and the way to the next one.
 pub(crate) struct Directory {
     place: Place,
@@ -104,7 +132,14 @@ pub(crate) struct Directory {
     control: tokio::runtime::Handle,
     current: ArcSwapOption<Answer>,
     /// Held while a question is under way: whoever waits gets its answer.
-    leader: Mutex<LeaderState>,
+    asking: Mutex<Asking>,
+}
+
+#[derive(Default)]
+struct Asking {
+    leader: LeaderState,
+    /// The last question's end, if it brought nothing.
+    failed: Option<(Instant, TargetError)>,
 }
 
 struct Answer {
@@ -123,7 +158,7 @@ impl Directory {
             resolver,
             control,
             current: ArcSwapOption::empty(),
-            leader: Mutex::default(),
+            asking: Mutex::default(),
         })
     }
 
@@ -151,19 +186,22 @@ impl Directory {
         &self,
         stale: Option<Arc<Target>>,
     ) -> Result<Arc<Target>, TargetError> {
-        let mut leader = self.leader.lock().await;
+        let came = Instant::now();
+        let mut asking = self.asking.lock().await;
         if let Some(target) = self.fresh(stale.as_ref()) {
             return Ok(target);
         }
-        let found = self.ask(&mut leader).await;
-        let (target, time) = match (found, self.current.load().as_ref()) {
-            (Ok(found), _) => found,
-            // The server itself may be there although the name server is not.
-            (Err(error @ TargetError::Dns { .. }), Some(last)) if self.still_leads(&leader) => {
-                tracing::warn!(%error, "using the last address");
-                (Arc::clone(&last.target), GRACE)
+        if let Some((ended, error)) = &asking.failed
+            && came <= *ended
+        {
+            return Err(error.clone());
+        }
+        let (target, time) = match self.ask_or_keep(&mut asking.leader).await {
+            Ok(found) => found,
+            Err(error) => {
+                asking.failed = Some((Instant::now(), error.clone()));
+                return Err(error);
             }
-            (Err(error), _) => return Err(error),
         };
         let target = self.known(target);
         self.current.store(Some(Arc::new(Answer {
@@ -171,6 +209,23 @@ impl Directory {
             until: Instant::now() + time.clamp(SHORTEST, LONGEST),
         })));
         Ok(target)
+    }
+
+    /// Asks; where the name server has no answer, what it said last may do.
+    async fn ask_or_keep(
+        &self,
+        leader: &mut LeaderState,
+    ) -> Result<(Arc<Target>, Duration), TargetError> {
+        match (self.ask(leader).await, self.current.load().as_ref()) {
+            // The server itself may be there although the name server is not.
+            (Err(error @ TargetError::Dns { .. }), Some(last))
+                if self.still_leads(leader, &last.target) =>
+            {
+                tracing::warn!(%error, "using the last address");
+                Ok((Arc::clone(&last.target), GRACE))
+            }
+            (answer, _) => answer,
+        }
     }
 
     /// The same allocation where nothing has changed.
@@ -185,12 +240,18 @@ impl Directory {
         }
     }
 
-    fn still_leads(&self, leader: &LeaderState) -> bool {
+    /// Whether the newest leader is there: the next one's manifest may have come,
+    /// and its address not.
+    fn still_leads(&self, leader: &LeaderState, last: &Target) -> bool {
         match &self.place {
             Place::Fixed { .. } => true,
-            Place::Cluster { .. } => leader
-                .leader(unix_now())
-                .is_ok_and(|leader| leader.is_some()),
+            Place::Cluster { .. } => match leader.leader(unix_now()) {
+                Ok(Some(newest)) => {
+                    let place = newest.target();
+                    last.server.to_str() == place.host() && last.port == place.port()
+                }
+                _ => false,
+            },
         }
     }
 
@@ -231,11 +292,10 @@ impl Directory {
                 RData::TXT(txt) => Some(txt),
                 _ => None,
             });
-        let (Some(txt), None) = (records.next(), records.next()) else {
-            return Err(match lookup.answers().is_empty() {
-                true => TargetError::NoManifest(name),
-                false => TargetError::ManyManifests(name),
-            });
+        let txt = match (records.next(), records.next()) {
+            (Some(txt), None) => txt,
+            (Some(_), Some(_)) => return Err(TargetError::ManyManifests(name)),
+            (None, _) => return Err(TargetError::NoManifest(name)),
         };
         let chunks: Vec<&[u8]> = txt.txt_data.iter().map(AsRef::as_ref).collect();
         let unverified = Manifest::parse(&join_chunks(&chunks)?)?;

@@ -14,7 +14,6 @@
 //! ```
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -22,16 +21,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use attest::agent::{Agent, AgentError, AgentOptions};
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{NameServerConfig, ResolverConfig};
 use hickory_resolver::net::NetError;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use rustls::crypto::aws_lc_rs::default_provider;
-use tokio::sync::mpsc as channel;
-use tokio::time::{sleep, timeout};
+use tokio::sync::{mpsc as channel, oneshot};
+use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
 
 use super::surface::{Health, Surface};
-use super::{Directory, Line, Verdicts, client_config};
+use super::{Directory, Line, Verdicts, client_config, directory};
 use crate::config::{ClientIdentity, Forward, Listen, Verifier};
 use crate::driver;
 use crate::house::{self, Shards, Site};
@@ -49,6 +45,8 @@ use crate::trust::Trust;
 const LAST_GRACE: Duration = Duration::from_secs(6);
 /// Between questions to a guest agent that does not answer at start.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Histograms keep their samples until they are told to sum them up.
+const UPKEEP: Duration = Duration::from_secs(5);
 /// libpq's name for a socket is in a folder and has a port number.
 const SOCKET_PREFIX: &str = ".s.PGSQL.";
 
@@ -61,6 +59,9 @@ pub enum StartError {
     /// The guest agent gives no client certificate.
     #[error("no client certificate: {0}")]
     Agent(#[from] AgentError),
+    /// It is there, and does not answer.
+    #[error("no client certificate: the guest agent did not answer within {0:?}")]
+    AgentSilent(Duration),
     /// The HTTP client for collateral cannot be set up.
     #[error(transparent)]
     Collateral(#[from] attest::collateral::FetchError),
@@ -98,6 +99,8 @@ fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
 pub struct Forwarder {
     local: Listen,
     orders: channel::UnboundedSender<()>,
+    /// Its sender is dropped at the end.
+    ended: oneshot::Receiver<()>,
     thread: Option<JoinHandle<Result<(), StartError>>>,
 }
 
@@ -108,15 +111,20 @@ impl Forwarder {
     /// [`StartError`].
     pub fn start(config: Forward) -> Result<Self, StartError> {
         let (orders, inbox) = channel::unbounded_channel();
+        let (alive, ended) = oneshot::channel();
         let (started, start) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("forward".to_owned())
-            .spawn(move || control(config, inbox, &started))
+            .spawn(move || {
+                let _alive: oneshot::Sender<()> = alive;
+                control(config, inbox, &started)
+            })
             .map_err(system("cannot start a thread"))?;
         match start.recv() {
             Ok(local) => Ok(Self {
                 local,
                 orders,
+                ended,
                 thread: Some(thread),
             }),
             // It has ended, and says why.
@@ -152,8 +160,7 @@ impl Forwarder {
         match (&self.local, self.host_and_port()) {
             (Listen::Tcp(address), _) => format!("postgresql://{address}/?sslmode=disable"),
             (Listen::Unix(_), (folder, port)) => {
-                let folder: String =
-                    url::form_urlencoded::byte_serialize(folder.as_bytes()).collect();
+                let folder = super::child::in_a_query(&folder);
                 format!("postgresql:///?host={folder}&port={port}&sslmode=disable")
             }
         }
@@ -168,12 +175,18 @@ impl Forwarder {
         self.join()
     }
 
-    /// Whether it still runs; it only ends by itself when a shard fails.
-    #[must_use]
-    pub fn is_running(&self) -> bool {
-        self.thread
-            .as_ref()
-            .is_some_and(|thread| !thread.is_finished())
+    /// The first time: accept no more, and let sessions finish. The second time:
+    /// end them.
+    pub(super) fn order(&self) {
+        let _ = self.orders.send(());
+    }
+
+    /// Until it has ended, by order or because a shard failed.
+    pub(super) async fn ended(&mut self) {
+        // Nothing is ever sent; one that has been waited for has ended too.
+        if !self.ended.is_terminated() {
+            let _ = (&mut self.ended).await;
+        }
     }
 
     fn join(&mut self) -> Result<(), StartError> {
@@ -223,16 +236,28 @@ struct Running {
     local: Listen,
     shards: Shards,
     collateral_changed: channel::UnboundedReceiver<()>,
-    /// Removed at the end.
-    socket: Option<PathBuf>,
+    metrics: Arc<Metrics>,
     accepting: admin::Latch,
+    _socket: SocketFile,
     _admin: Option<admin::Server>,
 }
 
-impl Drop for Running {
+/// Where a Unix socket is; removed at the end.
+struct SocketFile(Option<PathBuf>);
+
+impl SocketFile {
+    fn of(local: &Listen) -> Self {
+        match local {
+            Listen::Unix(path) => Self(Some(path.clone())),
+            Listen::Tcp(_) => Self(None),
+        }
+    }
+}
+
+impl Drop for SocketFile {
     fn drop(&mut self) {
-        if let Some(socket) = &self.socket {
-            let _ = std::fs::remove_file(socket);
+        if let Some(path) = &self.0 {
+            let _ = std::fs::remove_file(path);
         }
     }
 }
@@ -242,14 +267,16 @@ impl Running {
         let (driver, _) =
             driver::choose(config.driver).map_err(system("io_uring is not available"))?;
         let (local, listeners) = listen(&config)?;
-        let socket = match &local {
-            Listen::Unix(path) => Some(path.clone()),
-            Listen::Tcp(_) => None,
-        };
+        let socket = SocketFile::of(&local);
         let metrics = Arc::new(Metrics::of_a_forwarder()?);
         let health = Health::new();
         let admin = serve_admin(&config, &metrics, &health)?;
-        let agent = Agent::new(config.guest_agent.clone(), AgentOptions::default())?;
+        // Who asks it asks again by itself.
+        let once = AgentOptions {
+            attempts: 1,
+            ..AgentOptions::default()
+        };
+        let agent = Agent::new(config.guest_agent.clone(), once)?;
         let origin = origin(&config.identity, agent);
         let identity = obtain(&origin, &config).await?;
         let own = identity.as_ref().map(|own| Arc::clone(own.certified()));
@@ -290,8 +317,9 @@ impl Running {
             local,
             shards,
             collateral_changed,
-            socket,
+            metrics,
             accepting: health.accepting,
+            _socket: socket,
             _admin: admin,
         })
     }
@@ -301,8 +329,10 @@ impl Running {
         orders: &mut channel::UnboundedReceiver<()>,
         drain_timeout: Duration,
     ) -> Result<(), StartError> {
+        let mut upkeep = interval(UPKEEP);
         loop {
             tokio::select! {
+                _ = upkeep.tick() => self.metrics.upkeep(),
                 Some(()) = self.collateral_changed.recv() => {
                     self.shards.tell(|| Message::Recheck);
                 }
@@ -384,33 +414,25 @@ fn origin(identity: &ClientIdentity, agent: Agent) -> Origin {
 /// The first certificate. A server that may be a simulator asks for none, so
 /// none need be had.
 async fn obtain(origin: &Origin, config: &Forward) -> Result<Option<Identity>, StartError> {
-    let asking = async {
-        loop {
-            match origin.obtain().await {
-                Err(OriginError::Agent(error))
-                    if error.is_transient() && !config.allow_simulator =>
-                {
-                    tracing::warn!(%error, "no client certificate yet");
-                    sleep(PAUSE).await;
-                }
-                obtained => return obtained,
-            }
-        }
-    };
-    match timeout(config.start_timeout, asking).await {
-        Ok(Ok(identity)) => Ok(Some(identity)),
-        Ok(Err(OriginError::Agent(error))) if config.allow_simulator => {
+    let deadline = Instant::now() + config.start_timeout;
+    let mut last = None;
+    loop {
+        let error = match timeout_at(deadline, origin.obtain()).await {
+            Ok(Ok(identity)) => return Ok(Some(identity)),
+            Ok(Err(OriginError::Identity(error))) => return Err(error.into()),
+            Ok(Err(OriginError::Agent(error))) => error,
+            Err(_) => return Err(last.unwrap_or(StartError::AgentSilent(config.start_timeout))),
+        };
+        if config.allow_simulator {
             tracing::info!(%error, "no client certificate is shown");
-            Ok(None)
+            return Ok(None);
         }
-        Ok(Err(OriginError::Agent(error))) => Err(error.into()),
-        Ok(Err(OriginError::Identity(error))) => Err(error.into()),
-        // Once more for the reason.
-        Err(_) => match origin.obtain().await {
-            Ok(identity) => Ok(Some(identity)),
-            Err(OriginError::Agent(error)) => Err(error.into()),
-            Err(OriginError::Identity(error)) => Err(error.into()),
-        },
+        if !error.is_transient() || Instant::now() + PAUSE >= deadline {
+            return Err(error.into());
+        }
+        tracing::warn!(%error, "no client certificate yet");
+        last = Some(error.into());
+        sleep(PAUSE).await;
     }
 }
 
@@ -424,22 +446,9 @@ fn install(line: &Arc<Line>) -> Install {
 }
 
 fn directory(config: &Forward) -> Result<Arc<Directory>, StartError> {
-    let resolver = match config.dns_server {
-        None => TokioResolver::builder_tokio()?.build()?,
-        Some(server) => resolver_of(server)?,
-    };
+    let resolver = directory::resolver(config.dns_server)?;
     let control = tokio::runtime::Handle::current();
     Ok(Directory::new(config.place.clone(), resolver, control))
-}
-
-/// One name server, by UDP, and by TCP where an answer is cut.
-fn resolver_of(server: SocketAddr) -> Result<TokioResolver, NetError> {
-    let mut name_server = NameServerConfig::udp_and_tcp(server.ip());
-    for connection in &mut name_server.connections {
-        connection.port = server.port();
-    }
-    let config = ResolverConfig::from_parts(None, Vec::new(), vec![name_server]);
-    TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).build()
 }
 
 fn verdicts(

@@ -89,6 +89,19 @@ impl Wire {
         self.stream.write_all(bytes).expect("the sidecar reads");
     }
 
+    /// The next bytes, which have to be these.
+    pub(crate) fn expect_prefix(&mut self, wanted: &[u8]) {
+        let mut bytes = vec![0; wanted.len()];
+        self.stream.read_exact(&mut bytes).expect("an answer");
+        assert_eq!(bytes, wanted);
+    }
+
+    pub(crate) fn byte(&mut self) -> u8 {
+        let mut byte = [0];
+        self.stream.read_exact(&mut byte).expect("an answer");
+        byte[0]
+    }
+
     /// Everything up to the end of the stream.
     pub(crate) fn read_to_end(&mut self) -> Vec<u8> {
         let mut all = Vec::new();

@@ -29,6 +29,7 @@ mod broken;
 mod bulk;
 mod cancel;
 mod citizen;
+mod forward;
 mod gate;
 mod life;
 mod limits;
@@ -60,8 +61,9 @@ use crate::suite::Suite;
 /// Many trials wait for a deadline: more of them than cores may run at once.
 const THREADS: usize = 4;
 
-const GROUPS: [fn(&mut Suite); 22] = [
+const GROUPS: [fn(&mut Suite); 23] = [
     gate::add,
+    forward::add,
     login::add,
     refusal::add,
     negotiation::add,

@@ -55,6 +55,7 @@ pub(crate) enum Need {
     IoUring,
     Pg18,
     Psycopg,
+    Knot,
 }
 
 /// The list of trials, and of what this machine cannot play.
@@ -78,6 +79,12 @@ impl Suite {
         if env::var_os("TEESQL_TEST_PYTHON").is_none() {
             let why = "TEESQL_TEST_PYTHON does not name a python with psycopg 3";
             missing.insert(Need::Psycopg, why.to_owned());
+        }
+        let knot = std::process::Command::new("/usr/sbin/knotd")
+            .arg("--version")
+            .output();
+        if !knot.is_ok_and(|output| output.status.success()) {
+            missing.insert(Need::Knot, "no knotd (Debian's knot)".to_owned());
         }
         Self {
             world: World {

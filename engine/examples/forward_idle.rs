@@ -1,0 +1,35 @@
+//! What an idle embedded forwarder costs: resident memory before and after its
+//! start, in KiB: anonymous memory, which is its own, and the program's pages.
+//! Arguments are `name=value` settings; it connects to nobody.
+
+#![allow(clippy::print_stdout, reason = "it prints a measurement")]
+
+use std::error::Error;
+use std::time::Duration;
+
+use engine::config::Forward;
+use engine::forward::Forwarder;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let more = arguments.iter().filter_map(|pair| pair.split_once('='));
+    let settings = [("target", "db.example:5433")].into_iter().chain(more);
+    let settings = Forward::from_settings(settings)?;
+    let before = (resident("RssAnon:")?, resident("RssFile:")?);
+    let forwarder = Forwarder::start(settings)?;
+    std::thread::sleep(Duration::from_secs(2));
+    let after = (resident("RssAnon:")?, resident("RssFile:")?);
+    println!(
+        "anonymous {} -> {}, file {} -> {}",
+        before.0, after.0, before.1, after.1
+    );
+    forwarder.stop()?;
+    Ok(())
+}
+
+fn resident(kind: &str) -> Result<u64, Box<dyn Error>> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(kind));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    Ok(number.ok_or("no such memory")?.parse()?)
+}

@@ -1,0 +1,46 @@
+//! A Rust service with the forwarder inside it, and tokio-postgres.
+//!
+//! ```sh
+//! DATABASE_URL=postgres://teesql_read:$SECRET@db.example:5433/app \
+//!   cargo run -p engine --example forward_tokio_postgres
+//! ```
+//!
+//! Every setting of `teesql-forward` can be given: in a service they come from its
+//! own configuration. Here whatever follows the command is `name=value`.
+
+#![allow(clippy::print_stdout, reason = "an example shows what it found")]
+
+use std::error::Error;
+use std::str::FromStr;
+
+use engine::config::Forward;
+use engine::forward::Forwarder;
+use tokio_postgres::{Config, NoTls};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let url = std::env::var("DATABASE_URL")?;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let more = arguments.iter().filter_map(|pair| pair.split_once('='));
+    let settings = [("database_url", url.as_str())].into_iter().chain(more);
+    let settings = Forward::from_settings(settings)?;
+    // Waits for its first certificate: not on this runtime's thread.
+    let forwarder = tokio::task::spawn_blocking(|| Forwarder::start(settings)).await??;
+
+    // Role, password and database are the DSN's; the server is the forwarder.
+    let given = Config::from_str(&url)?;
+    let (host, port) = forwarder.host_and_port();
+    let mut config = Config::new();
+    config.host(host).port(port);
+    config.user(given.get_user().unwrap_or("teesql_read"));
+    config.password(given.get_password().unwrap_or_default());
+    config.dbname(given.get_dbname().unwrap_or("postgres"));
+    let (client, connection) = config.connect(NoTls).await?;
+    let connection = tokio::spawn(connection);
+    let row = client.query_one("select current_user::text", &[]).await?;
+    println!("connected as {}", row.get::<_, &str>(0));
+    drop(client);
+    connection.await??;
+    tokio::task::spawn_blocking(|| forwarder.stop()).await??;
+    Ok(())
+}

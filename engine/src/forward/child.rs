@@ -1,7 +1,7 @@
 //! `teesql-forward … -- command`: a command that finds the forwarder in its
 //! environment, and whose end is the forwarder's.
 
-use std::io;
+use std::io::{self, IsTerminal as _};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -16,9 +16,7 @@ use url::Url;
 
 use super::Forwarder;
 
-/// What is passed on to the command. SIGINT and SIGQUIT of a terminal reach it
-/// anyway, as one of the same process group; sent by `kill` they do not, and a
-/// second one does no harm.
+/// What is passed on to the command.
 const PASSED_ON: [(SignalKind, Signal); 6] = [
     (SignalKind::terminate(), Signal::SIGTERM),
     (SignalKind::interrupt(), Signal::SIGINT),
@@ -84,7 +82,7 @@ pub fn run(
                 status = child.wait() => break status?,
                 signal = signals.next() => {
                     let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
-                    if let Some(pid) = pid {
+                    if let (Some(pid), false) = (pid, has_had(signal)) {
                         let _ = kill(Pid::from_raw(pid), signal);
                     }
                 }
@@ -97,6 +95,12 @@ pub fn run(
         }
         Ok(code(status))
     })
+}
+
+/// At a terminal the command has had Ctrl-C and Ctrl-\\ itself, being in the same
+/// process group; a second one would cut its tidying up short.
+fn has_had(signal: Signal) -> bool {
+    matches!(signal, Signal::SIGINT | Signal::SIGQUIT) && io::stdin().is_terminal()
 }
 
 /// Until SIGTERM or SIGINT, which lets sessions finish; a second one ends them.

@@ -97,7 +97,7 @@ pub fn run(
     })
 }
 
-/// At a terminal the command has had Ctrl-C and Ctrl-\\ itself, being in the same
+/// At a terminal the command has had Ctrl-C and Ctrl-\ itself, being in the same
 /// process group; a second one would cut its tidying up short.
 fn has_had(signal: Signal) -> bool {
     matches!(signal, Signal::SIGINT | Signal::SIGQUIT) && io::stdin().is_terminal()

@@ -1,0 +1,50 @@
+//! A service with a forwarder inside it, and sqlx.
+//!
+//! ```sh
+//! DATABASE_URL=postgresql://teesql_read:$SECRET@db.example:5433/postgres cargo run
+//! ```
+//!
+//! The server's measurements, the guest agent and everything else are settings of
+//! the forwarder (docs/forwarder.md): pairs of name and value.
+
+use std::error::Error;
+
+use engine::config::Forward;
+use engine::forward::Forwarder;
+use sqlx::ConnectOptions as _;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let url = std::env::var("DATABASE_URL")?;
+    let mut settings = vec![("database_url".to_owned(), url.clone())];
+    // TEESQL_FORWARD_SETTINGS="pccs=phala allowed_mrtd=91a0…"
+    let more = std::env::var("TEESQL_FORWARD_SETTINGS").unwrap_or_default();
+    let pairs = more
+        .split_whitespace()
+        .filter_map(|pair| pair.split_once('='));
+    settings.extend(pairs.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    let pairs = settings
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()));
+    let config = Forward::from_settings(pairs)?;
+    // Waits for its first certificate: not on this runtime's thread.
+    let forwarder = tokio::task::spawn_blocking(|| Forwarder::start(config)).await??;
+
+    let (host, port) = forwarder.host_and_port();
+    let options = PgConnectOptions::from_url(&url.parse()?)?
+        .host(&host)
+        .port(port)
+        .ssl_mode(PgSslMode::Disable);
+    let pool = PgPoolOptions::new()
+        .max_connections(4)
+        .connect_with(options)
+        .await?;
+    let (user,): (String,) = sqlx::query_as("select current_user::text")
+        .fetch_one(&pool)
+        .await?;
+    println!("{user}");
+    pool.close().await;
+    tokio::task::spawn_blocking(|| forwarder.stop()).await??;
+    Ok(())
+}

@@ -30,6 +30,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let text = |name| flags.get_one::<String>(name).map_or("", String::as_str);
     let listen: SocketAddr = text("listen").parse()?;
     let upstream: SocketAddr = text("upstream").parse()?;
+    if !listen.ip().is_loopback() {
+        return Err("nothing here listens but on loopback".into());
+    }
 
     let chain = CertificateDer::pem_file_iter(text("cert"))?.collect::<Result<Vec<_>, _>>()?;
     let mut config = ServerConfig::builder_with_protocol_versions(&[&TLS13])
@@ -83,9 +86,10 @@ async fn serve(
     acceptor: TlsAcceptor,
 ) -> io::Result<()> {
     client.set_nodelay(true)?;
-    let mut opening = [0; 8];
-    client.peek(&mut opening[..1]).await?;
-    if opening[0] != TLS_HANDSHAKE_RECORD {
+    let mut first = [0; 1];
+    client.peek(&mut first).await?;
+    if first != [TLS_HANDSHAKE_RECORD] {
+        let mut opening = [0; 8];
         client.read_exact(&mut opening).await?;
         if opening != SSL_REQUEST {
             return Err(io::ErrorKind::InvalidData.into());

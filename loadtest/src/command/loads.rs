@@ -1,0 +1,317 @@
+//! The single loads: `query`, `connect`, `idle`, `bulk` and `storm`.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use clap::{ArgMatches, Command};
+
+use super::flags::{flag, number, seconds, switch, text, value};
+use super::shared::{cost, distribution, login, target};
+use crate::arithmetic::figure;
+use crate::cpu::Pid;
+use crate::error::{Error, Result, doing};
+use crate::load::{MAX_CONNECTIONS, bulk, connect, idle, query, storm};
+use crate::machine::descriptors;
+use crate::progress::Progress;
+use crate::script::Mode;
+use crate::target::{Login, Target};
+use crate::tdx::Tdx;
+
+/// Most units a second of an open loop.
+const MAX_RATE: f64 = 1e6;
+/// Most units of an open loop in all: all of them may have to wait in memory.
+const MAX_DUE: f64 = 2e7;
+
+pub(super) fn commands() -> [Command; 5] {
+    [
+        shared("query", "Queries in a closed loop, or an open one at a fixed rate")
+            .arg(flag("mode", "MODE", "simple, extended, prepared, pipelined or tpcb [default: prepared]"))
+            .arg(flag("scale", "N", "Scale of pgbench's tables [default: 1]"))
+            .arg(flag("rate", "N", "Units a second: an open loop, latency from the intended start")),
+        shared("connect", "New connections: full handshakes, or with the login behind them")
+            .arg(switch("login", "Log in too, instead of the handshake alone"))
+            .arg(flag("certificates", "KIND", "one, each (of the clients one of its own) or new (one that nobody has seen for every connection) [default: one]"))
+            .arg(flag("count", "N", "How many new ones; it ends when they are used up [default: 2000]")),
+        shared("idle", "Connections that rest, and the memory of the process that holds them")
+            .arg(switch("gradual", "Look at a fifth and a half of them too")),
+        shared("bulk", "COPY out or in, with the content checked at both ends")
+            .arg(flag("way", "WAY", "out or in [default: out]"))
+            .arg(flag("mib", "N", "How much [default: 256]")),
+        shared("storm", "Certificates that nobody has seen, all at once, beside sessions")
+            .arg(flag("strangers", "N", "How many [default: 1000]"))
+            .arg(flag("scale", "N", "Scale of pgbench's tables [default: 1]")),
+    ]
+}
+
+/// A load with the flags that all of them have.
+fn shared(name: &'static str, about: &'static str) -> Command {
+    Command::new(name)
+        .about(about)
+        .arg(flag("to", "IP:PORT", "The other end").required(true))
+        .arg(flag(
+            "opening",
+            "OPENING",
+            "plain, ssl-request, direct or raw [default: ssl-request]",
+        ))
+        .arg(flag("user", "ROLE", "[default: teesql_read]"))
+        .arg(flag("database", "NAME", "[default: postgres]"))
+        .arg(flag(
+            "password-file",
+            "FILE",
+            "The role's password or the cluster's secret [env: PGPASSWORD]",
+        ))
+        .arg(flag(
+            "ca",
+            "FILE",
+            "Certificates that the server is trusted by; needed beyond this machine",
+        ))
+        .arg(flag(
+            "server-name",
+            "NAME",
+            "In the server's certificate [default: localhost]",
+        ))
+        .arg(flag("cert", "FILE", "This client's certificates, PEM"))
+        .arg(flag("key", "FILE", "Their key, PEM"))
+        .arg(switch(
+            "mock-tdx",
+            "A certificate of the mock TDX as this client's; see mock-tdx",
+        ))
+        .arg(flag("clients", "N", "Connections [default: 16]"))
+        .arg(flag("threads", "N", "Threads [default: 1]"))
+        .arg(flag("seconds", "S", "That are measured [default: 5]"))
+        .arg(flag("pid", "PID", "The process whose CPU and memory count"))
+}
+
+pub(super) fn execute(name: &str, flags: &ArgMatches, progress: &Progress) -> Result<String> {
+    let _ = descriptors();
+    let tdx = Tdx::new()?;
+    let load = Load::read(flags, tdx)?;
+    match name {
+        "query" => load.query(flags, progress),
+        "connect" => load.connect(flags, progress),
+        "idle" => load.idle(flags, progress),
+        "bulk" => load.bulk(flags, progress),
+        "storm" => load.storm(flags, progress),
+        _ => Err(Error::Usage(format!("no such command: {name}"))),
+    }
+}
+
+/// What the flags of all loads say.
+struct Load {
+    tdx: Tdx,
+    target: Target,
+    login: Login,
+    clients: usize,
+    threads: usize,
+    seconds: f64,
+    pid: Option<Pid>,
+}
+
+impl Load {
+    fn read(flags: &ArgMatches, tdx: Tdx) -> Result<Self> {
+        Ok(Self {
+            target: target(flags, &tdx)?,
+            login: login(flags)?,
+            clients: number(flags, "clients", 1..=MAX_CONNECTIONS, 16)?,
+            threads: number(flags, "threads", 1..=256, 1)?,
+            seconds: seconds(flags, 5.0)?,
+            pid: value(flags, "pid")?,
+            tdx,
+        })
+    }
+
+    fn query(&self, flags: &ArgMatches, progress: &Progress) -> Result<String> {
+        let rate = value::<f64>(flags, "rate")?;
+        if rate.is_some_and(|rate| !(rate > 0.0 && rate <= MAX_RATE)) {
+            return Err(Error::Usage(format!("--rate: above 0, to {MAX_RATE}")));
+        }
+        if rate.unwrap_or(0.0) * self.seconds > MAX_DUE {
+            return Err(Error::Usage(format!(
+                "--rate times --seconds: at most {MAX_DUE}"
+            )));
+        }
+        let plan = query::Plan {
+            mode: value(flags, "mode")?.unwrap_or(Mode::Prepared),
+            scale: number(flags, "scale", 1..=10_000, 1)?,
+            threads: self.threads,
+            rate,
+            pid: self.pid,
+            ..query::Plan::new(
+                self.target.clone(),
+                self.login.clone(),
+                self.clients,
+                self.seconds,
+            )
+        };
+        let outcome = plan.run(progress)?;
+        let [latencies, ..] = &outcome.latencies;
+        let mut text = format!("{} queries/s", figure(outcome.per_second()));
+        distribution(&mut text, latencies);
+        if rate.is_some() {
+            let _ = write!(
+                text,
+                "\nfrom the intended start; the load itself was late by p50 {} µs, p99 {} µs; \
+                 {} were due and never begun",
+                figure(outcome.lateness.percentile(50.0)),
+                figure(outcome.lateness.percentile(99.0)),
+                outcome.unserved,
+            );
+        }
+        cost(&mut text, &outcome.meter, self.seconds);
+        Ok(text)
+    }
+
+    fn connect(&self, flags: &ArgMatches, progress: &Progress) -> Result<String> {
+        let until = match flags.get_flag("login") {
+            true => connect::Until::Login,
+            false => connect::Until::Handshake,
+        };
+        let count = number(flags, "count", 1..=100_000, 2_000)?;
+        let (pick, wanted) = match text(flags, "certificates").unwrap_or("one") {
+            "one" => (connect::Pick::First, 0),
+            "each" => (connect::Pick::Mine, self.clients),
+            "new" => (connect::Pick::Next, count),
+            other => {
+                return Err(Error::Usage(format!(
+                    "--certificates {other}: one, each or new"
+                )));
+            }
+        };
+        let targets = match wanted {
+            0 => vec![self.target.clone()],
+            wanted => self.strangers(wanted, progress)?,
+        };
+        let (target, login) = (self.target.clone(), self.login.clone());
+        let plan = connect::Plan {
+            targets,
+            pick,
+            threads: self.threads,
+            pid: self.pid,
+            ..connect::Plan::new(target, login, until, self.clients, self.seconds)
+        };
+        let outcome = plan.run(progress)?;
+        let mut text = format!(
+            "{} connections/s, {} failed",
+            figure(outcome.per_second()),
+            outcome.failed
+        );
+        if let Some(reason) = &outcome.reason {
+            let _ = write!(text, ": {reason}");
+        }
+        distribution(&mut text, &outcome.latencies);
+        if let Some(per_core) = outcome.per_core() {
+            let _ = write!(
+                text,
+                "\n{} for each second of the process' CPU",
+                figure(per_core)
+            );
+        }
+        cost(&mut text, &outcome.meter, self.seconds);
+        Ok(text)
+    }
+
+    /// Targets with certificates that nobody has seen, of this run.
+    fn strangers(&self, count: usize, progress: &Progress) -> Result<Vec<Target>> {
+        let mut nonce = [0; 8];
+        getrandom::fill(&mut nonce).map_err(|error| doing("no randomness")(error.into()))?;
+        let run = hex::encode(nonce);
+        let issue = |number: usize| {
+            progress.check()?;
+            progress.now(&format!("issuing certificates: {number}"));
+            let chain = self.tdx.chain(&format!("{run} {number}"))?;
+            self.target.with_identity(&chain)
+        };
+        (0..count).map(issue).collect()
+    }
+
+    fn idle(&self, flags: &ArgMatches, progress: &Progress) -> Result<String> {
+        let pid = self
+            .pid
+            .ok_or_else(|| Error::Usage("--pid is missing".to_owned()))?;
+        let steps = match flags.get_flag("gradual") {
+            true => vec![self.clients / 5, self.clients / 2, self.clients],
+            false => vec![self.clients],
+        };
+        let plan = idle::Plan {
+            target: self.target.clone(),
+            login: self.login.clone(),
+            steps,
+            rest: Duration::from_secs_f64(self.seconds),
+            pid,
+        };
+        let outcome = plan.run(progress)?;
+        let mut text = format!("before: PSS {} KB", figure(outcome.before.pss));
+        for point in outcome.climb.iter().chain([&outcome.rested]) {
+            let _ = write!(
+                text,
+                "\n{} connections: PSS {} KB, RSS {} KB, {} KB each",
+                point.connections,
+                figure(point.pss),
+                figure(point.rss),
+                figure(outcome.per_connection(*point)),
+            );
+        }
+        text.push_str(" (after a rest)");
+        Ok(text)
+    }
+
+    fn bulk(&self, flags: &ArgMatches, progress: &Progress) -> Result<String> {
+        let way = match text(flags, "way").unwrap_or("out") {
+            "out" => bulk::Way::Out,
+            "in" => bulk::Way::In,
+            other => return Err(Error::Usage(format!("--way {other}: out or in"))),
+        };
+        let plan = bulk::Plan {
+            target: self.target.clone(),
+            login: self.login.clone(),
+            way,
+            rows: number(flags, "mib", 1..=65_536, 256)? * 1024,
+            check: true,
+            pid: self.pid,
+        };
+        let outcome = plan.run(progress)?;
+        let mut text = format!(
+            "{} GB/s, content as it has to be",
+            figure(outcome.gb_per_second())
+        );
+        if let Some(cpu) = outcome.cpu_per_gb() {
+            let _ = write!(text, "\n{} s of the process' CPU for each GB", figure(cpu));
+        }
+        cost(&mut text, &outcome.meter, outcome.seconds);
+        Ok(text)
+    }
+
+    fn storm(&self, flags: &ArgMatches, progress: &Progress) -> Result<String> {
+        let count = number(flags, "strangers", 1..=MAX_CONNECTIONS, 1_000)?;
+        let measured = Duration::from_secs_f64(self.seconds);
+        let (target, login) = (self.target.clone(), self.login.clone());
+        let plan = storm::Plan {
+            sessions: query::Plan {
+                scale: number(flags, "scale", 1..=10_000, 1)?,
+                threads: self.threads,
+                pid: self.pid,
+                ..query::Plan::new(target, login.clone(), self.clients, self.seconds)
+            },
+            strangers: self.strangers(count, progress)?,
+            login,
+            quiet: measured,
+            stormy: measured,
+        };
+        let outcome = plan.run(progress)?;
+        let (quiet, stormy) = outcome.p99();
+        let flood = &outcome.flood;
+        let mut text = format!(
+            "sessions' p99: quiet {} µs, stormy {} µs, ratio {}\n{} strangers admitted, {} refused, in {:?}",
+            figure(quiet),
+            figure(stormy),
+            figure(stormy / quiet),
+            flood.admitted,
+            flood.refused,
+            flood.took,
+        );
+        if let Some(reason) = &flood.reason {
+            let _ = write!(text, ": {reason}");
+        }
+        Ok(text)
+    }
+}

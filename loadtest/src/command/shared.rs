@@ -1,0 +1,83 @@
+//! What all loads read from the command line, and say at the end.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use clap::ArgMatches;
+
+use super::flags::{address, path, text, value};
+use crate::arithmetic::figure;
+use crate::error::{Error, Result, doing};
+use crate::latency::Latencies;
+use crate::load::Meter;
+use crate::target::{Chain, Login, Opening, Target};
+use crate::tdx::Tdx;
+
+pub(super) fn target(flags: &ArgMatches, tdx: &Tdx) -> Result<Target> {
+    let to = address(flags, "to")?;
+    let opening = value(flags, "opening")?.unwrap_or(Opening::SslRequest);
+    let identity = match (
+        path(flags, "cert"),
+        path(flags, "key"),
+        flags.get_flag("mock-tdx"),
+    ) {
+        (Some(cert), Some(key), false) => Some(Chain::read(&cert, &key)?),
+        (None, None, true) => Some(tdx.chain("client")?),
+        (None, None, false) => None,
+        _ => {
+            return Err(Error::Usage(
+                "--cert and --key, or --mock-tdx, or neither".to_owned(),
+            ));
+        }
+    };
+    match path(flags, "ca") {
+        None => Target::loopback(to, opening, identity.as_ref()),
+        Some(ca) => {
+            let name = text(flags, "server-name").unwrap_or("localhost");
+            Target::trusted(to, opening, identity.as_ref(), &ca, name)
+        }
+    }
+}
+
+/// Passwords come from a file or the environment: anybody can read a command
+/// line.
+pub(super) fn login(flags: &ArgMatches) -> Result<Login> {
+    let password = match path(flags, "password-file") {
+        Some(file) => {
+            let read = std::fs::read_to_string(&file);
+            read.map_err(doing(file.display().to_string()))?
+        }
+        None => std::env::var("PGPASSWORD").unwrap_or_default(),
+    };
+    let role = text(flags, "user").unwrap_or("teesql_read");
+    let database = text(flags, "database").unwrap_or("postgres");
+    Ok(Login::new(
+        role,
+        database,
+        password.trim_end_matches(['\r', '\n']),
+    ))
+}
+
+pub(super) fn distribution(text: &mut String, latencies: &Latencies) {
+    let _ = write!(text, "\nlatency µs:");
+    for percent in [50.0, 90.0, 99.0, 99.9] {
+        let _ = write!(
+            text,
+            " p{percent} {}",
+            figure(latencies.percentile(percent))
+        );
+    }
+    let _ = write!(text, " max {}", figure(latencies.summary().most));
+}
+
+/// The CPU that it took, and a warning where the load took more.
+pub(super) fn cost(text: &mut String, meter: &Meter, seconds: f64) {
+    let share = |time: Duration| 100.0 * time.as_secs_f64() / seconds.max(1e-9);
+    let _ = write!(text, "\nCPU: load {:.0} % of a core", share(meter.ours));
+    if let Some(theirs) = meter.theirs {
+        let _ = write!(text, ", process {:.0} %", share(theirs));
+        if meter.ours > theirs {
+            text.push_str("; the load cost more CPU than what it measured");
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! What is measured before the real Postgres.
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use super::Run;
+use crate::error::{Error, Result, doing};
+use crate::load::{bulk, connect, query};
+use crate::peers::postgres::SCALE;
+use crate::peers::{Kind, Mode, Peer};
+use crate::reference;
+use crate::report::Sample;
+use crate::target::{Login, Target};
+
+/// Connections that come at a time.
+const NEWCOMERS: usize = 16;
+/// Logins at a time: Postgres forks for each.
+const LOGINS: usize = 8;
+/// Rows of a MiB.
+const ROWS_IN_MIB: u32 = 1024;
+
+/// The arm that is no proxy at all.
+pub(super) const IN_MEMORY: &str = "rustls in memory";
+
+const QUERY: &[(&str, &str)] = &[
+    ("cpu", "CPU µs/query"),
+    ("tps", "queries/s"),
+    ("p50", "p50 µs"),
+    ("p99", "p99 µs"),
+    ("own", "load's CPU µs/query"),
+];
+const BULK: &[(&str, &str)] = &[
+    ("cpu", "CPU s/GB"),
+    ("rate", "GB/s"),
+    ("own", "load's CPU s/GB"),
+];
+const HANDSHAKE: &[(&str, &str)] = &[
+    ("per-core", "per CPU second"),
+    ("rate", "per second"),
+    ("p50", "p50 µs"),
+];
+const LOGIN: &[(&str, &str)] = &[
+    ("rate", "logins/s"),
+    ("p50", "p50 µs"),
+    ("p99", "p99 µs"),
+    ("cpu", "CPU ms/login"),
+];
+
+impl Run<'_> {
+    pub(super) fn queries(&mut self, peers: &[Peer]) -> Result<()> {
+        let (progress, threads, seconds) = (self.progress, self.threads, self.options.seconds);
+        for clients in self.options.clients.clone() {
+            let word = if clients == 1 { "client" } else { "clients" };
+            let title = format!("SELECT, prepared, {clients} {word}");
+            let key = format!("select-{clients}");
+            self.rounds(&key, &title, QUERY, &names(peers), |index, _| {
+                let peer = peers.get(index).ok_or(Error::Stopped)?;
+                let (target, login) = (peer.target.clone(), peer.login.clone());
+                let outcome = query::Plan {
+                    scale: SCALE,
+                    threads,
+                    pid: peer.pid(),
+                    ..query::Plan::new(target, login, clients, seconds)
+                };
+                Ok(sample(&outcome.run(progress)?))
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn bulk(&mut self, peers: &[Peer]) -> Result<()> {
+        let (progress, rows) = (self.progress, self.options.bulk * ROWS_IN_MIB);
+        let ways = [
+            (bulk::Way::Out, "copy-out", "OUT"),
+            (bulk::Way::In, "copy-in", "IN"),
+        ];
+        for (way, key, word) in ways {
+            let title = format!("COPY {word}, {} MiB", self.options.bulk);
+            self.rounds(key, &title, BULK, &names(peers), |index, round| {
+                let peer = peers.get(index).ok_or(Error::Stopped)?;
+                let plan = bulk::Plan {
+                    target: peer.target.clone(),
+                    login: peer.login.clone(),
+                    way,
+                    rows,
+                    // Once for each arm: that is about its bytes, not its speed.
+                    check: round == 0,
+                    pid: peer.pid(),
+                };
+                let outcome = plan.run(progress)?;
+                Ok(figures([
+                    outcome.cpu_per_gb(),
+                    Some(outcome.gb_per_second()),
+                    Some(outcome.own_cpu_per_gb()),
+                ]))
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn connect(&mut self, peers: &[Peer]) -> Result<()> {
+        let upstream = &self.postgres.upstream;
+        let attested = Peer::sidecar(self.house, upstream, Mode::attested())?;
+        self.handshakes(peers, &attested)?;
+        self.logins(&attested)
+    }
+
+    fn handshakes(&mut self, peers: &[Peer], attested: &Peer) -> Result<()> {
+        let haproxy = peers.iter().find(|peer| peer.kind == Kind::HaProxy);
+        let haproxy = haproxy.and_then(|peer| Some((peer.handshake.clone()?, peer.pid())));
+        let mut arms = vec![(IN_MEMORY, None)];
+        arms.extend(haproxy.map(|arm| ("haproxy", Some(arm))));
+        arms.push(("sidecar", Some((attested.target.clone(), attested.pid()))));
+        let names: Vec<_> = arms.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let (house, progress, wanted) = (self.house, self.progress, self.seconds());
+        let (threads, login) = (self.threads, attested.login.clone());
+        let title = "Full mutual TLS 1.3 handshakes, one cached certificate";
+        self.rounds("handshake", title, HANDSHAKE, &names, |index, _| match arms
+            .get(index)
+            .and_then(|(_, arm)| arm.as_ref())
+        {
+            None => {
+                let shake = || reference::handshakes_per_core(&house.tdx, wanted);
+                let rate = on_core(&house.cores.proxy, shake)?;
+                Ok(figures([Some(rate), None, None]))
+            }
+            Some((target, pid)) => {
+                let until = connect::Until::Handshake;
+                let plan = newcomers(target, &login, until, NEWCOMERS, wanted.as_secs_f64());
+                let plan = connect::Plan {
+                    threads,
+                    pid: *pid,
+                    ..plan
+                };
+                let outcome = nobody_refused(plan.run(progress)?)?;
+                let p50 = outcome.latencies.percentile(50.0);
+                Ok(figures([
+                    outcome.per_core(),
+                    Some(outcome.per_second()),
+                    Some(p50),
+                ]))
+            }
+        })
+    }
+
+    fn logins(&mut self, attested: &Peer) -> Result<()> {
+        let house = self.house;
+        let direct = Peer::start(Kind::Direct, house, &self.postgres.upstream)?;
+        let arms = [
+            (direct.target.clone(), house.scram_login(), None),
+            (
+                attested.target.clone(),
+                house.secret_scram_login(),
+                attested.pid(),
+            ),
+        ];
+        let names = ["direct".to_owned(), "sidecar".to_owned()];
+        let (progress, threads, seconds) = (self.progress, self.threads, self.options.seconds);
+        let title = "Logins, SCRAM to Postgres";
+        self.rounds("login", title, LOGIN, &names, |index, _| {
+            let (target, login, pid) = arms.get(index).ok_or(Error::Stopped)?;
+            let plan = newcomers(target, login, connect::Until::Login, LOGINS, seconds);
+            let plan = connect::Plan {
+                threads,
+                pid: *pid,
+                ..plan
+            };
+            let outcome = nobody_refused(plan.run(progress)?)?;
+            Ok(figures([
+                Some(outcome.per_second()),
+                Some(outcome.latencies.percentile(50.0)),
+                Some(outcome.latencies.percentile(99.0)),
+                outcome.per_core().map(|per_core| 1e3 / per_core),
+            ]))
+        })
+    }
+}
+
+fn newcomers(
+    target: &Target,
+    login: &Login,
+    until: connect::Until,
+    clients: usize,
+    seconds: f64,
+) -> connect::Plan {
+    connect::Plan::new(target.clone(), login.clone(), until, clients, seconds)
+}
+
+/// A rate of connections some of which failed is none.
+fn nobody_refused(outcome: connect::Outcome) -> Result<connect::Outcome> {
+    match (outcome.failed, &outcome.reason) {
+        (0, _) => Ok(outcome),
+        (failed, reason) => {
+            let reason = reason.clone().unwrap_or_default();
+            Err(Error::Server(format!(
+                "{failed} connections failed: {reason}"
+            )))
+        }
+    }
+}
+
+/// On a thread of its own that may use this core only.
+fn on_core<T: Send>(core: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let failed = |error: nix::Error| doing("cannot use the proxies' core")(error.into());
+    let mut set = CpuSet::new();
+    set.set(core.parse().unwrap_or(0)).map_err(failed)?;
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            sched_setaffinity(Pid::from_raw(0), &set).map_err(failed)?;
+            work()
+        });
+        let panicked = |_| Err(Error::Server("a thread panicked".to_owned()));
+        thread.join().unwrap_or_else(panicked)
+    })
+}
+
+pub(super) fn names(peers: &[Peer]) -> Vec<String> {
+    peers.iter().map(|peer| peer.kind.to_string()).collect()
+}
+
+pub(super) fn figures<const N: usize>(figures: [Option<f64>; N]) -> Sample {
+    Sample {
+        figures: figures.to_vec(),
+        latency: None,
+    }
+}
+
+/// In the order of [`QUERY`].
+pub(super) fn sample(outcome: &query::Outcome) -> Sample {
+    let [latencies, ..] = &outcome.latencies;
+    Sample {
+        figures: vec![
+            outcome.micros_per_query(),
+            Some(outcome.per_second()),
+            Some(latencies.percentile(50.0)),
+            Some(latencies.percentile(99.0)),
+            Some(outcome.own_micros_per_query()),
+        ],
+        latency: Some(latencies.summary()),
+    }
+}
+
+/// The columns of a sample of queries.
+pub(super) fn query_columns() -> &'static [(&'static str, &'static str)] {
+    QUERY
+}

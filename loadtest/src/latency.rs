@@ -1,0 +1,197 @@
+//! Latencies, and when an open loop means to ask.
+//!
+//! **Coordinated omission.** A closed loop asks again when it was answered. While
+//! the server stands still it asks nothing, and the wait is recorded once instead
+//! of once for everybody who would have come. So an open loop asks at times that
+//! are fixed beforehand ([`Schedule`]), and counts every latency from the time at
+//! which it meant to ask, whether or not a connection was free then.
+
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// Shortest and longest latency that is told apart, in ns.
+const SHORTEST: u64 = 1_000;
+const LONGEST: u64 = 100_000_000_000;
+/// Digits of precision.
+const DIGITS: u8 = 3;
+
+/// Latencies of one load.
+#[derive(Clone, Debug)]
+pub struct Latencies(Histogram<u64>);
+
+impl Latencies {
+    /// Without any.
+    ///
+    /// # Errors
+    /// Never: its bounds are constants.
+    pub fn new() -> Result<Self> {
+        let histogram = Histogram::new_with_bounds(SHORTEST, LONGEST, DIGITS);
+        let wrong = |error| Error::Usage(format!("a histogram: {error}"));
+        histogram.map(Self).map_err(wrong)
+    }
+
+    /// Records one; what is longer than 100 s counts as 100 s.
+    pub fn record(&mut self, latency: Duration) {
+        let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        self.0.saturating_record(nanos);
+    }
+
+    /// Takes in another thread's.
+    pub fn add(&mut self, other: &Self) {
+        // The bounds are the same.
+        let _ = self.0.add(&other.0);
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// The latency below which `percent` of all are, in µs.
+    #[must_use]
+    pub fn percentile(&self, percent: f64) -> f64 {
+        micros(self.0.value_at_percentile(percent))
+    }
+
+    /// What a report shows.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        Summary {
+            count: self.count(),
+            mean: self.0.mean() / 1e3,
+            most: micros(self.0.max()),
+            curve: CURVE
+                .map(|percent| (percent, self.percentile(percent)))
+                .to_vec(),
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "100 s in ns fit")]
+fn micros(nanos: u64) -> f64 {
+    nanos as f64 / 1e3
+}
+
+/// The percentiles of a drawn distribution: closer together towards the end.
+pub const CURVE: [f64; 16] = [
+    0.0, 10.0, 25.0, 50.0, 75.0, 80.0, 85.0, 90.0, 95.0, 97.5, 99.0, 99.5, 99.75, 99.9, 99.95,
+    99.99,
+];
+
+/// A distribution, all in µs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// How many latencies.
+    pub count: u64,
+    /// Their mean.
+    pub mean: f64,
+    /// The longest.
+    pub most: f64,
+    /// Percentile and latency, at each of [`CURVE`].
+    pub curve: Vec<(f64, f64)>,
+}
+
+impl Summary {
+    /// The latency at one of the percentiles of [`CURVE`].
+    #[must_use]
+    pub fn at(&self, percent: f64) -> Option<f64> {
+        let found = self.curve.iter().find(|point| point.0 == percent);
+        found.map(|point| point.1)
+    }
+}
+
+/// When an open loop asks: `rate` times a second from `start` on.
+#[derive(Clone, Copy, Debug)]
+pub struct Schedule {
+    start: Instant,
+    rate: f64,
+}
+
+impl Schedule {
+    /// `rate` times a second, above 0.
+    #[must_use]
+    pub fn new(start: Instant, rate: f64) -> Self {
+        Self { start, rate }
+    }
+
+    /// When the request of this number is meant to start. It does not depend on
+    /// what became of the ones before.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+    pub fn intended(&self, number: u64) -> Instant {
+        self.start + Duration::from_secs_f64(number as f64 / self.rate)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_exact_to_three_digits() {
+        let mut latencies = Latencies::new().unwrap();
+        (1..=1000).for_each(|n| latencies.record(Duration::from_micros(n * 10)));
+        assert_eq!(latencies.count(), 1000);
+        for (percent, micros) in [(50.0, 5_000.0), (99.0, 9_900.0), (99.9, 9_990.0)] {
+            let found = latencies.percentile(percent);
+            assert!((found / micros - 1.0).abs() < 0.002, "{percent}: {found}");
+        }
+    }
+
+    #[test]
+    fn threads_add_up() {
+        let (mut one, mut two) = (Latencies::new().unwrap(), Latencies::new().unwrap());
+        one.record(Duration::from_micros(100));
+        two.record(Duration::from_secs(1000));
+        one.add(&two);
+        assert_eq!(one.count(), 2);
+        // Cut at 100 s.
+        assert!((one.summary().most / 100e6 - 1.0).abs() < 0.002);
+    }
+
+    /// A server that answers in 1 ms and once stands still for 1 s, asked 100
+    /// times a second by one connection. What is counted from the sending knows
+    /// nothing of the requests that could not be sent meanwhile.
+    #[test]
+    fn an_open_loop_sees_what_a_closed_loop_omits() {
+        let start = Instant::now();
+        let schedule = Schedule::new(start, 100.0);
+        let (stop, go) = (
+            start + Duration::from_secs(1),
+            start + Duration::from_secs(2),
+        );
+        let answer = |sent: Instant| match sent >= stop && sent < go {
+            true => go + Duration::from_millis(1),
+            false => sent + Duration::from_millis(1),
+        };
+        let (mut closed, mut open) = (Latencies::new().unwrap(), Latencies::new().unwrap());
+        let mut free = start;
+        for number in 0..500 {
+            let intended = schedule.intended(number);
+            let sent = intended.max(free);
+            free = answer(sent);
+            closed.record(free - sent);
+            open.record(free - intended);
+        }
+        assert!(closed.percentile(99.0) < 1_100.0);
+        // A fifth of the requests fell into the pause, and waited half of it.
+        assert!(open.percentile(50.0) < 1_100.0);
+        let p90 = open.percentile(90.0);
+        assert!((p90 / 500_000.0 - 1.0).abs() < 0.2, "{p90}");
+        assert!((open.percentile(99.9) / 1_000_000.0 - 1.0).abs() < 0.02);
+    }
+
+    #[test]
+    fn intended_starts_do_not_drift() {
+        let start = Instant::now();
+        let schedule = Schedule::new(start, 3.0);
+        assert_eq!(schedule.intended(0), start);
+        let later = schedule.intended(3_000_000) - start;
+        assert!((later.as_secs_f64() - 1e6).abs() < 1e-3);
+    }
+}

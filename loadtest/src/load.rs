@@ -1,0 +1,62 @@
+//! The loads, one file each.
+
+pub mod bulk;
+pub mod connect;
+pub mod idle;
+mod open_loop;
+pub mod query;
+pub mod storm;
+
+use std::time::Duration;
+
+use crate::cpu::{self, Pid};
+use crate::crew::Edge;
+use crate::error::Result;
+
+/// Most connections of one load.
+pub const MAX_CONNECTIONS: usize = 20_000;
+/// Longest time of one load, in seconds.
+pub const MAX_SECONDS: f64 = 3_600.0;
+
+/// CPU between the edges of a window: the measured process', and this one's.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Meter {
+    pid: Option<Pid>,
+    before: (Duration, Duration),
+    /// Of the measured process.
+    pub theirs: Option<Duration>,
+    /// Of this one.
+    pub ours: Duration,
+}
+
+impl Meter {
+    /// For the process `pid`, if there is one beside the load.
+    #[must_use]
+    pub fn new(pid: Option<Pid>) -> Self {
+        Self {
+            pid,
+            ..Self::default()
+        }
+    }
+
+    fn read(&self) -> Result<(Duration, Duration)> {
+        let theirs = self.pid.map_or(Ok(Duration::ZERO), cpu::of)?;
+        Ok((theirs, cpu::own()?))
+    }
+
+    /// Reads the clocks.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn edge(&mut self, edge: Edge) -> Result<()> {
+        let now = self.read()?;
+        match edge {
+            Edge::Start => self.before = now,
+            Edge::End => {
+                self.theirs = self.pid.map(|_| now.0.saturating_sub(self.before.0));
+                self.ours = now.1.saturating_sub(self.before.1);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,258 @@
+//! COPY out and in, with the content checked at both ends.
+//!
+//! Rows are numbered, so a lost, doubled or exchanged one is noticed. Out: this
+//! side compares the CRC-32 of all rows with what they have to be. In: a smaller
+//! first pass is stored, and Postgres compares count and hash sum with what it
+//! makes itself; the timed pass is parsed and dropped, since storing it would
+//! measure Postgres.
+
+use std::time::{Duration, Instant};
+
+use super::Meter;
+use crate::client::Client;
+use crate::cpu::Pid;
+use crate::crew::Edge;
+use crate::error::{Error, Result};
+use crate::message::{COPY_DONE, Seen, query, tagged};
+use crate::progress::Progress;
+use crate::runtime::{Runtime, within};
+use crate::target::{Login, Member, Target};
+
+/// Bytes of a row, line end included.
+pub const ROW: usize = 1024;
+/// Most rows of one pass: 64 GiB.
+pub const MAX_ROWS: u32 = 64 * 1024 * 1024;
+/// Rows in one CopyData: psql's 8 KiB.
+const ROWS_IN_MESSAGE: u32 = 8;
+/// Rows in one write of this side.
+const ROWS_IN_WRITE: u32 = 64;
+/// Bytes of a read of this side.
+const READ: usize = 256 * 1024;
+/// Rows that are stored and checked by Postgres.
+const CHECKED_ROWS: u32 = 32 * 1024;
+/// For both passes.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Makes row `i` in Postgres, without its line end; [`row`] makes the same.
+const ROW_SQL: &str = "lpad(i::text, 8, '0') || repeat('0123456789abcde', 67) || '0123456789'";
+
+/// Appends row `number`, with its line end.
+fn row(number: u32, out: &mut Vec<u8>) {
+    let mut digits = *b"00000000";
+    let mut rest = number;
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + u8::try_from(rest % 10).unwrap_or(0);
+        rest /= 10;
+    }
+    out.extend_from_slice(&digits);
+    for _ in 0..67 {
+        out.extend_from_slice(b"0123456789abcde");
+    }
+    out.extend_from_slice(b"0123456789\n");
+}
+
+/// Which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From Postgres.
+    Out,
+    /// To Postgres.
+    In,
+}
+
+/// How much, from or to whom.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The other end.
+    pub target: Target,
+    /// Who logs in; a temporary table is made for the way in.
+    pub login: Login,
+    /// Which way.
+    pub way: Way,
+    /// Rows of 1,024 bytes.
+    pub rows: u32,
+    /// Check the content at Postgres' end too, before a way in is timed.
+    pub check: bool,
+    /// The process whose CPU counts.
+    pub pid: Option<Pid>,
+}
+
+/// What it came to.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    /// Bytes of rows.
+    pub bytes: f64,
+    /// From the query to its end.
+    pub seconds: f64,
+    /// The CPU that it took.
+    pub meter: Meter,
+}
+
+impl Outcome {
+    /// GB (10⁹ bytes) a second.
+    #[must_use]
+    pub fn gb_per_second(&self) -> f64 {
+        self.bytes / 1e9 / self.seconds
+    }
+
+    /// Seconds of the measured process' CPU for each GB.
+    #[must_use]
+    pub fn cpu_per_gb(&self) -> Option<f64> {
+        Some(self.meter.theirs?.as_secs_f64() / (self.bytes / 1e9))
+    }
+
+    /// Seconds of this process' CPU for each GB.
+    #[must_use]
+    pub fn own_cpu_per_gb(&self) -> f64 {
+        self.meter.ours.as_secs_f64() / (self.bytes / 1e9)
+    }
+}
+
+impl Plan {
+    /// Runs it.
+    ///
+    /// # Errors
+    /// Any failure, and content that is not what it has to be.
+    pub fn run(&self, progress: &Progress) -> Result<Outcome> {
+        if self.rows > MAX_ROWS {
+            return Err(Error::Usage(format!("at most {MAX_ROWS} rows")));
+        }
+        let mut runtime = Runtime::new()?;
+        let member = Member::new(&self.login)?;
+        runtime.block_on(within(PATIENCE, "a COPY", async {
+            let mut client = Client::log_in(&self.target, &member).await?;
+            client.widen(READ);
+            let outcome = match self.way {
+                Way::Out => self.fetch(&mut client).await?,
+                Way::In => self.deliver(&mut client, progress).await?,
+            };
+            client.close().await?;
+            Ok(outcome)
+        }))
+    }
+
+    async fn fetch(&self, client: &mut Client) -> Result<Outcome> {
+        let expected = checksum(self.rows);
+        let rows = format!("SELECT {ROW_SQL} FROM generate_series(1, {}) i", self.rows);
+        let sql = query(&format!("COPY ({rows}) TO STDOUT"));
+        let (mut meter, begun) = (self.start()?, Instant::now());
+        let mut hasher = crc32fast::Hasher::new();
+        client.send(&sql).await?;
+        client
+            .until_ready(1, |seen| {
+                if let Seen::CopyData(bytes) = seen {
+                    hasher.update(bytes);
+                }
+            })
+            .await?;
+        let seconds = begun.elapsed().as_secs_f64();
+        meter.edge(Edge::End)?;
+        match hasher.finalize() == expected {
+            true => Ok(self.outcome(seconds, meter)),
+            false => Err(wrong("COPY OUT: what came is not what was asked for")),
+        }
+    }
+
+    async fn deliver(&self, client: &mut Client, progress: &Progress) -> Result<Outcome> {
+        let table = query("CREATE TEMPORARY TABLE sink (line text)");
+        client.ask(&table, 1).await?;
+        if self.check {
+            let rows = CHECKED_ROWS.min(self.rows);
+            copy_in(client, "COPY sink FROM STDIN", rows, progress).await?;
+            check_stored(client, rows).await?;
+        }
+        let (mut meter, begun) = (self.start()?, Instant::now());
+        let sql = "COPY sink FROM STDIN WHERE false";
+        copy_in(client, sql, self.rows, progress).await?;
+        let seconds = begun.elapsed().as_secs_f64();
+        meter.edge(Edge::End)?;
+        Ok(self.outcome(seconds, meter))
+    }
+
+    fn start(&self) -> Result<Meter> {
+        let mut meter = Meter::new(self.pid);
+        meter.edge(Edge::Start)?;
+        Ok(meter)
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "a row is 1,024 bytes")]
+    fn outcome(&self, seconds: f64, meter: Meter) -> Outcome {
+        Outcome {
+            bytes: f64::from(self.rows) * ROW as f64,
+            seconds,
+            meter,
+        }
+    }
+}
+
+fn wrong(what: &str) -> Error {
+    Error::Server(what.to_owned())
+}
+
+/// CRC-32 of all rows with their line ends.
+fn checksum(rows: u32) -> u32 {
+    let (mut hasher, mut block) = (crc32fast::Hasher::new(), Vec::new());
+    for number in 1..=rows {
+        row(number, &mut block);
+        if number % ROWS_IN_WRITE == 0 || number == rows {
+            hasher.update(&block);
+            block.clear();
+        }
+    }
+    hasher.finalize()
+}
+
+async fn copy_in(client: &mut Client, sql: &str, rows: u32, progress: &Progress) -> Result<()> {
+    client.send(&query(sql)).await?;
+    client.until_copy_in().await?;
+    let (mut bytes, mut next) = (Vec::new(), 1);
+    while next <= rows {
+        progress.check()?;
+        bytes.clear();
+        let last = rows.min(next + ROWS_IN_WRITE - 1);
+        while next <= last {
+            let until = last.min(next + ROWS_IN_MESSAGE - 1);
+            tagged(&mut bytes, b'd', |out| {
+                (next..=until).for_each(|number| row(number, out));
+            });
+            next = until + 1;
+        }
+        client.send(&bytes).await?;
+    }
+    client.ask(&COPY_DONE, 1).await
+}
+
+/// Compares what is stored with what Postgres makes itself.
+async fn check_stored(client: &mut Client, rows: u32) -> Result<()> {
+    let sum = "SELECT count(*) || ' ' || sum(hashtextextended(line, 0)) FROM";
+    let made = format!("(SELECT {ROW_SQL} FROM generate_series(1, {rows}) i) AS made (line)");
+    let stored = client.value(&format!("{sum} sink")).await?;
+    let made = client.value(&format!("{sum} {made}")).await?;
+    match stored == made && stored.starts_with(&format!("{rows} ")) {
+        true => Ok(()),
+        false => Err(wrong("COPY IN: what is stored is not what was sent")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_has_its_number_and_its_size() {
+        let mut bytes = Vec::new();
+        row(1_234_567, &mut bytes);
+        assert_eq!(bytes.len(), ROW);
+        assert!(bytes.starts_with(b"012345670123456789abcde0"));
+        assert!(bytes.ends_with(b"abcde0123456789\n"));
+    }
+
+    #[test]
+    fn exchanged_rows_have_another_checksum() {
+        let (mut right, mut wrong) = (Vec::new(), Vec::new());
+        [1, 2, 3].iter().for_each(|number| row(*number, &mut right));
+        [1, 3, 2].iter().for_each(|number| row(*number, &mut wrong));
+        assert_eq!(crc32fast::hash(&right), checksum(3));
+        assert_ne!(crc32fast::hash(&wrong), checksum(3));
+    }
+}

@@ -1,0 +1,159 @@
+//! What the machine is, and how busy it was.
+
+use std::fs;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde::{Deserialize, Serialize};
+
+/// The machine and the state that it was in.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The processor's own name.
+    pub cpu: String,
+    /// Cores that may be used.
+    pub cores: usize,
+    /// Memory in GB.
+    pub memory_gb: f64,
+    /// Linux' version.
+    pub kernel: String,
+    /// TCP congestion control of the loopback.
+    pub congestion: String,
+    /// Load average of one minute before the first measurement.
+    pub load_before: f64,
+    /// The day, as year-month-day, UTC.
+    pub day: String,
+}
+
+impl Machine {
+    /// This one, now.
+    #[must_use]
+    pub fn here(cores: usize, unix_now: u64) -> Self {
+        let cpu = after("/proc/cpuinfo", "model name");
+        let memory = after("/proc/meminfo", "MemTotal");
+        let kilobytes = memory
+            .split(' ')
+            .next()
+            .and_then(|text| text.parse::<f64>().ok());
+        Self {
+            cpu,
+            cores,
+            memory_gb: (kilobytes.unwrap_or(0.0) / 1e6).round(),
+            kernel: line("/proc/sys/kernel/osrelease"),
+            congestion: line("/proc/sys/net/ipv4/tcp_congestion_control"),
+            load_before: load(),
+            day: day(unix_now),
+        }
+    }
+}
+
+fn line(path: &str) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.trim().to_owned()
+}
+
+/// What follows `name` and a colon in the first line that begins so.
+fn after(path: &str, name: &str) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let found = text.lines().find_map(|line| line.strip_prefix(name));
+    let value = found.and_then(|rest| rest.split_once(':'));
+    value.map_or_else(String::new, |(_, value)| value.trim().to_owned())
+}
+
+fn load() -> f64 {
+    let text = line("/proc/loadavg");
+    let first = text.split(' ').next().and_then(|text| text.parse().ok());
+    first.unwrap_or(0.0)
+}
+
+/// Of days since 1970, by the calendar that repeats every 400 years.
+fn day(unix: u64) -> String {
+    let days = unix / 86_400 + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    // Months from March.
+    let month_from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+/// Processor time of the whole machine so far, in ticks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ticks {
+    all: u64,
+    stolen: u64,
+}
+
+impl Ticks {
+    /// As of now.
+    #[must_use]
+    pub fn now() -> Self {
+        let text = fs::read_to_string("/proc/stat").unwrap_or_default();
+        let line = text.lines().next().unwrap_or_default();
+        let fields: Vec<u64> = line
+            .split_ascii_whitespace()
+            .skip(1)
+            .flat_map(str::parse)
+            .collect();
+        Self {
+            all: fields.iter().take(8).sum(),
+            // user, nice, system, idle, iowait, irq, softirq, steal. [proc(5)]
+            stolen: fields.get(7).copied().unwrap_or(0),
+        }
+    }
+
+    /// The part that the hypervisor gave to others since `before`, 0 to 1.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "ticks of some minutes")]
+    pub fn stolen_since(self, before: Self) -> f64 {
+        let all = self.all.saturating_sub(before.all).max(1);
+        self.stolen.saturating_sub(before.stolen) as f64 / all as f64
+    }
+}
+
+/// Allows this process, and those that it starts, as many descriptors as the
+/// system lets it have; says how many.
+#[must_use]
+pub fn descriptors() -> u64 {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return 0;
+    };
+    // More than the hard limit takes a capability that this may not have.
+    for wanted in [65_536.max(hard), hard] {
+        if setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).is_ok() {
+            return wanted;
+        }
+    }
+    soft
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_are_those_of_the_calendar() {
+        assert_eq!(day(0), "1970-01-01");
+        assert_eq!(day(951_782_400), "2000-02-29");
+        assert_eq!(day(1_795_132_800), "2026-11-20");
+        assert_eq!(day(1_798_675_199), "2026-12-30");
+    }
+
+    #[test]
+    fn this_machine_is_described() {
+        let machine = Machine::here(2, 0);
+        assert!(
+            !machine.kernel.is_empty() && machine.memory_gb > 0.0,
+            "{machine:?}"
+        );
+        let before = Ticks::now();
+        assert!(before.all > 0);
+        assert!((0.0..=1.0).contains(&Ticks::now().stolen_since(before)));
+    }
+}

@@ -1,0 +1,262 @@
+//! Frontend messages, and as much of the backend's as a load has to understand:
+//! where messages end, ReadyForQuery, ErrorResponse and CopyData.
+//! [PostgreSQL 18 documentation, "Message Formats"]
+
+/// SSLRequest.
+pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+/// Terminate.
+pub const TERMINATE: [u8; 5] = [b'X', 0, 0, 0, 4];
+/// CopyDone.
+pub const COPY_DONE: [u8; 5] = [b'c', 0, 0, 0, 4];
+/// Sync.
+pub const SYNC: [u8; 5] = [b'S', 0, 0, 0, 4];
+
+/// Tag and length word.
+const HEADER: usize = 5;
+/// Most bytes kept of an ErrorResponse, to show.
+const ERROR_KEPT: usize = 512;
+
+/// StartupMessage of protocol 3.0.
+#[must_use]
+pub fn startup(role: &str, database: &str) -> Vec<u8> {
+    let mut packet = vec![0, 0, 0, 0, 0, 3, 0, 0];
+    for (name, value) in [("user", role), ("database", database)] {
+        text(&mut packet, name);
+        text(&mut packet, value);
+    }
+    packet.push(0);
+    let length = u32::try_from(packet.len()).unwrap_or(u32::MAX);
+    if let Some(head) = packet.first_chunk_mut() {
+        *head = length.to_be_bytes();
+    }
+    packet
+}
+
+pub(crate) fn text(out: &mut Vec<u8>, text: &str) {
+    out.extend_from_slice(text.as_bytes());
+    out.push(0);
+}
+
+/// Appends a message: its tag, its length, and what `body` appends.
+pub fn tagged(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {
+    out.push(tag);
+    let at = out.len();
+    out.extend_from_slice(&[0; 4]);
+    body(out);
+    let length = u32::try_from(out.len() - at).unwrap_or(u32::MAX);
+    if let Some(word) = out.get_mut(at..at + 4) {
+        word.copy_from_slice(&length.to_be_bytes());
+    }
+}
+
+/// Query.
+#[must_use]
+pub fn query(sql: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    tagged(&mut out, b'Q', |out| text(out, sql));
+    out
+}
+
+/// Appends Parse of `sql`, with one parameter of type int4, as `name`.
+pub fn parse(out: &mut Vec<u8>, name: &str, sql: &str) {
+    const INT4: u32 = 23;
+    tagged(out, b'P', |out| {
+        text(out, name);
+        text(out, sql);
+        out.extend_from_slice(&1_u16.to_be_bytes());
+        out.extend_from_slice(&INT4.to_be_bytes());
+    });
+}
+
+/// Appends Bind of `name` with one parameter in text, Describe of the portal
+/// and Execute: what libpq sends for a prepared statement, without its Sync.
+pub fn execute(out: &mut Vec<u8>, name: &str, parameter: &str) {
+    tagged(out, b'B', |out| {
+        text(out, "");
+        text(out, name);
+        out.extend_from_slice(&[0, 0, 0, 1]);
+        let length = u32::try_from(parameter.len()).unwrap_or(u32::MAX);
+        out.extend_from_slice(&length.to_be_bytes());
+        out.extend_from_slice(parameter.as_bytes());
+        out.extend_from_slice(&[0, 0]);
+    });
+    tagged(out, b'D', |out| text(out, "P"));
+    tagged(out, b'E', |out| out.extend_from_slice(&[0; 5]));
+}
+
+/// What a scanner hands on.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Seen<'a> {
+    /// ReadyForQuery.
+    Ready,
+    /// Part of a CopyData's content, in order.
+    CopyData(&'a [u8]),
+    /// CopyInResponse: rows may be sent.
+    CopyIn,
+    /// Part of a DataRow's content, in order.
+    Row(&'a [u8]),
+}
+
+/// Follows the backend's messages over reads of any size. It never holds a
+/// message: bodies go by, except an ErrorResponse's, of which 512 bytes are kept.
+#[derive(Debug, Default)]
+pub struct Scanner {
+    header: [u8; HEADER],
+    filled: usize,
+    left: usize,
+    error: Vec<u8>,
+}
+
+impl Scanner {
+    /// Takes the next bytes and tells `see` what is in them.
+    ///
+    /// # Errors
+    /// A length word that cannot be, or an ErrorResponse: its severity, code and
+    /// text. The scanner is of no use then.
+    pub fn take(&mut self, mut bytes: &[u8], mut see: impl FnMut(Seen<'_>)) -> Result<(), String> {
+        while !bytes.is_empty() {
+            if self.filled < HEADER {
+                bytes = self.head(bytes)?;
+                if self.filled < HEADER {
+                    return Ok(());
+                }
+            }
+            let (body, rest) = bytes.split_at(self.left.min(bytes.len()));
+            self.left -= body.len();
+            self.body(body, &mut see)?;
+            bytes = rest;
+            if self.left == 0 {
+                self.filled = 0;
+            }
+        }
+        Ok(())
+    }
+
+    fn head<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], String> {
+        let (mine, rest) = bytes.split_at(bytes.len().min(HEADER - self.filled));
+        for (place, byte) in self.header.iter_mut().skip(self.filled).zip(mine) {
+            *place = *byte;
+        }
+        self.filled += mine.len();
+        if self.filled == HEADER {
+            let [_, length @ ..] = self.header;
+            let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+            let body = length.checked_sub(4).filter(|body| *body < (1 << 30));
+            self.left = body.ok_or("a message of impossible length")?;
+        }
+        Ok(rest)
+    }
+
+    fn body(&mut self, body: &[u8], see: &mut impl FnMut(Seen<'_>)) -> Result<(), String> {
+        let [tag, ..] = self.header;
+        match tag {
+            b'd' => see(Seen::CopyData(body)),
+            b'D' => see(Seen::Row(body)),
+            b'Z' if self.left == 0 => see(Seen::Ready),
+            b'G' if self.left == 0 => see(Seen::CopyIn),
+            b'E' => return self.complaint(body),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn complaint(&mut self, body: &[u8]) -> Result<(), String> {
+        let room = ERROR_KEPT.saturating_sub(self.error.len());
+        self.error.extend(body.iter().take(room));
+        match self.left {
+            0 => Err(shown(&self.error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Severity, code and text of an ErrorResponse's fields.
+fn shown(fields: &[u8]) -> String {
+    let fields = fields.split(|byte| *byte == 0);
+    let wanted = fields.filter_map(|field| match field.split_first()? {
+        (b'V' | b'C' | b'M', text) => Some(String::from_utf8_lossy(text).into_owned()),
+        _ => None,
+    });
+    wanted.collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn transcript() -> Vec<u8> {
+        let mut bytes = Vec::new();
+        tagged(&mut bytes, b'T', |out| out.extend_from_slice(&[0; 30]));
+        tagged(&mut bytes, b'D', |out| out.extend_from_slice(b"row"));
+        tagged(&mut bytes, b'd', |out| out.extend_from_slice(b"copied\n"));
+        tagged(&mut bytes, b'2', |_| {});
+        tagged(&mut bytes, b'C', |out| text(out, "SELECT 1"));
+        tagged(&mut bytes, b'Z', |out| out.push(b'I'));
+        tagged(&mut bytes, b'Z', |out| out.push(b'I'));
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn reads_of_any_size_show_the_same(cuts in proptest::collection::vec(1_usize..40, 1..60)) {
+            let bytes = transcript();
+            let (mut ready, mut copied, mut row) = (0, Vec::new(), Vec::new());
+            let mut scanner = Scanner::default();
+            let (mut rest, mut cuts) = (bytes.as_slice(), cuts.iter().cycle());
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at((*cuts.next().unwrap()).min(rest.len()));
+                scanner.take(now, |seen| match seen {
+                    Seen::Ready => ready += 1,
+                    Seen::CopyData(bytes) => copied.extend_from_slice(bytes),
+                    Seen::Row(bytes) => row.extend_from_slice(bytes),
+                    Seen::CopyIn => {}
+                }).unwrap();
+                rest = later;
+            }
+            prop_assert_eq!(ready, 2);
+            prop_assert_eq!(copied, b"copied\n");
+            prop_assert_eq!(row, b"row");
+        }
+    }
+
+    #[test]
+    fn an_error_ends_it_with_its_text() {
+        let mut bytes = Vec::new();
+        tagged(&mut bytes, b'E', |out| {
+            for field in ["SFATAL", "VFATAL", "C57P01", "Mterminating", ""] {
+                text(out, field);
+            }
+        });
+        for cut in 0..bytes.len() {
+            let mut scanner = Scanner::default();
+            let (head, tail) = bytes.split_at(cut);
+            let outcome = scanner
+                .take(head, |_| {})
+                .and_then(|()| scanner.take(tail, |_| {}));
+            assert_eq!(
+                outcome.unwrap_err(),
+                "FATAL: 57P01: terminating",
+                "cut at {cut}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_impossible_length_is_refused() {
+        let take = |bytes: &[u8]| Scanner::default().take(bytes, |_| {});
+        assert!(take(&[b'Z', 0, 0, 0, 3]).is_err());
+        assert!(take(&[b'Z', 0xff, 0xff, 0xff, 0xff]).is_err());
+    }
+
+    #[test]
+    fn a_startup_packet_knows_its_length() {
+        let packet = startup("u", "d");
+        assert_eq!(
+            packet[..4],
+            u32::try_from(packet.len()).unwrap().to_be_bytes()
+        );
+        assert!(packet.ends_with(b"user\0u\0database\0d\0\0"));
+    }
+}

@@ -1,0 +1,171 @@
+//! A Postgres that is none: it takes any login and gives every query the same
+//! row, with the bytes of the real one.
+//!
+//! A real Postgres has a process for each session and cannot hold 5,000 of them
+//! on a machine that is also measured. So what is about many connections, memory
+//! and growth, is measured before this one, and says so.
+
+use std::io;
+use std::net::SocketAddr;
+
+use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
+use monoio::net::{TcpListener, TcpStream};
+
+use super::relay::listener;
+use crate::error::{Result, doing};
+use crate::message::{SSL_REQUEST, tagged, text};
+use crate::runtime::Runtime;
+
+/// Bytes of a read.
+const READ: usize = 4 * 1024;
+/// Largest message that is understood.
+const MAX_MESSAGE: usize = 16 * 1024;
+
+/// Serves until it is ended from outside. Listens on loopback only.
+///
+/// # Errors
+/// It cannot listen, or is told to do so elsewhere.
+pub fn serve(listen: SocketAddr) -> Result<()> {
+    let listener = listener(listen)?;
+    Runtime::new()?.block_on(async move {
+        let listener = TcpListener::from_std(listener).map_err(doing("cannot listen"))?;
+        loop {
+            let (client, _) = listener.accept().await.map_err(doing("cannot accept"))?;
+            monoio::spawn(async move {
+                // A connection's end is its own affair.
+                let _ = session(client).await;
+            });
+        }
+    })
+}
+
+async fn session(mut stream: TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let (mut state, mut input) = (State::Startup, Vec::new());
+    let mut buffer = Vec::with_capacity(READ);
+    loop {
+        let (result, filled) = stream.read(buffer).await;
+        if result? == 0 {
+            return Ok(());
+        }
+        input.extend_from_slice(&filled);
+        buffer = filled;
+        let mut output = Vec::new();
+        while let Some((consumed, next)) = answer(state, &input, &mut output)? {
+            input.drain(..consumed);
+            state = next;
+        }
+        if !output.is_empty() {
+            stream.write_all(output).await.0?;
+        }
+        if state == State::Ended {
+            return Ok(());
+        }
+        if input.is_empty() {
+            input = Vec::new();
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Startup,
+    Session,
+    Ended,
+}
+
+/// Answers one message: its length, and what is expected next. `None` if it is
+/// not complete.
+fn answer(state: State, input: &[u8], output: &mut Vec<u8>) -> io::Result<Option<(usize, State)>> {
+    let untagged = usize::from(state == State::Session);
+    let length = input
+        .get(untagged..untagged + 4)
+        .and_then(|word| word.try_into().ok());
+    let Some(length) = length.filter(|_| state != State::Ended) else {
+        return Ok(None);
+    };
+    let size = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+    if size > MAX_MESSAGE {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    let Some(message) = input.get(..untagged + size) else {
+        return Ok(None);
+    };
+    let next = match (state, message) {
+        (State::Startup, message) if message == SSL_REQUEST => {
+            output.push(b'N');
+            State::Startup
+        }
+        (State::Startup, _) => {
+            greet(output);
+            State::Session
+        }
+        (_, [b'X', ..]) => State::Ended,
+        (_, [tag, ..]) => {
+            reply(*tag, output);
+            State::Session
+        }
+        (_, []) => return Ok(None),
+    };
+    Ok(Some((message.len().max(1), next)))
+}
+
+fn greet(output: &mut Vec<u8>) {
+    tagged(output, b'R', |out| out.extend_from_slice(&[0; 4]));
+    let parameters = [
+        ("server_version", "15.0 (fake)"),
+        ("server_encoding", "UTF8"),
+        ("client_encoding", "UTF8"),
+        ("DateStyle", "ISO, MDY"),
+        ("TimeZone", "Etc/UTC"),
+        ("standard_conforming_strings", "on"),
+        ("application_name", ""),
+    ];
+    for (name, value) in parameters {
+        tagged(output, b'S', |out| {
+            text(out, name);
+            text(out, value);
+        });
+    }
+    tagged(output, b'K', |out| {
+        out.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1])
+    });
+    ready(output);
+}
+
+fn reply(tag: u8, output: &mut Vec<u8>) {
+    match tag {
+        b'Q' => {
+            describe(output);
+            row(output);
+            ready(output);
+        }
+        b'P' => tagged(output, b'1', |_| {}),
+        b'B' => tagged(output, b'2', |_| {}),
+        b'D' => describe(output),
+        b'E' => row(output),
+        b'S' => ready(output),
+        _ => {}
+    }
+}
+
+fn ready(output: &mut Vec<u8>) {
+    tagged(output, b'Z', |out| out.push(b'I'));
+}
+
+/// RowDescription of one int4 column `abalance`.
+fn describe(output: &mut Vec<u8>) {
+    tagged(output, b'T', |out| {
+        out.extend_from_slice(&1_u16.to_be_bytes());
+        text(out, "abalance");
+        out.extend_from_slice(&[0, 0, 0x40, 0, 0, 3, 0, 0, 0, 23, 0, 4]);
+        out.extend_from_slice(&[0xff, 0xff, 0xff, 0xff, 0, 0]);
+    });
+}
+
+fn row(output: &mut Vec<u8>) {
+    tagged(output, b'D', |out| {
+        out.extend_from_slice(&[0, 1, 0, 0, 0, 1, b'0'])
+    });
+    tagged(output, b'C', |out| text(out, "SELECT 1"));
+}

@@ -1,0 +1,88 @@
+//! The plain relay: monoio and two half-relays for each connection, as the
+//! engine has them, without TLS, login or any look at a byte.
+//!
+//! The engine itself has no way in without TLS, on purpose. So what TLS costs it
+//! is told by a program of its own with the same loop: strictly one read and
+//! then the write of what it brought, 8 KiB a read and 64 KiB while a stream
+//! fills them.
+
+use std::io;
+use std::net::SocketAddr;
+
+use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, Splitable};
+use monoio::net::tcp::{TcpOwnedReadHalf, TcpOwnedWriteHalf};
+use monoio::net::{TcpListener, TcpStream};
+
+use crate::error::{Error, Result, doing};
+use crate::runtime::Runtime;
+
+/// Bytes of a read, at rest and while a stream fills them.
+const SMALL: usize = 8 * 1024;
+const LARGE: usize = 64 * 1024;
+/// Back to small ones after so many reads in a row that one would have held.
+const SHRINK_AFTER: u32 = 8;
+
+/// Relays until it is ended from outside. Listens on loopback only.
+///
+/// # Errors
+/// It cannot listen, or is told to do so elsewhere.
+pub fn serve(listen: SocketAddr, upstream: SocketAddr) -> Result<()> {
+    let listener = listener(listen)?;
+    Runtime::new()?.block_on(async move {
+        let listener = TcpListener::from_std(listener).map_err(doing("cannot listen"))?;
+        loop {
+            let (client, _) = listener.accept().await.map_err(doing("cannot accept"))?;
+            monoio::spawn(async move {
+                // A connection's end is its own affair.
+                let _ = relay(client, upstream).await;
+            });
+        }
+    })
+}
+
+/// A listener on loopback.
+pub(super) fn listener(listen: SocketAddr) -> Result<std::net::TcpListener> {
+    const BACKLOG: i32 = 4096;
+    if !listen.ip().is_loopback() {
+        return Err(Error::Usage(format!(
+            "{listen}: nothing here listens but on loopback"
+        )));
+    }
+    let failed = || doing(format!("cannot listen on {listen}"));
+    let domain = socket2::Domain::for_address(listen);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).map_err(failed())?;
+    socket.set_reuse_address(true).map_err(failed())?;
+    socket.bind(&listen.into()).map_err(failed())?;
+    socket.listen(BACKLOG).map_err(failed())?;
+    Ok(socket.into())
+}
+
+async fn relay(client: TcpStream, upstream: SocketAddr) -> io::Result<()> {
+    client.set_nodelay(true)?;
+    let postgres = TcpStream::connect_addr(upstream).await?;
+    postgres.set_nodelay(true)?;
+    let (client_read, client_write) = client.into_split();
+    let (postgres_read, postgres_write) = postgres.into_split();
+    let there = half(client_read, postgres_write);
+    let back = half(postgres_read, client_write);
+    futures_util::future::try_join(there, back).await.map(drop)
+}
+
+async fn half(mut read: TcpOwnedReadHalf, mut write: TcpOwnedWriteHalf) -> io::Result<()> {
+    let (mut buffer, mut small_reads) = (Vec::with_capacity(SMALL), 0);
+    loop {
+        let (result, filled) = read.read(buffer).await;
+        let count = result?;
+        if count == 0 {
+            return write.shutdown().await;
+        }
+        let (result, emptied) = write.write_all(filled).await;
+        result?;
+        small_reads = if count < SMALL { small_reads + 1 } else { 0 };
+        buffer = match emptied.capacity() {
+            SMALL if count == SMALL => Vec::with_capacity(LARGE),
+            LARGE if small_reads == SHRINK_AFTER => Vec::with_capacity(SMALL),
+            _ => emptied,
+        };
+    }
+}

@@ -1,0 +1,161 @@
+//! Ours, as an operator would configure it.
+
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+
+use super::house::House;
+use super::process::{Process, command};
+use super::{Kind, Peer, Upstream};
+use crate::error::{Error, Result};
+use crate::load::MAX_CONNECTIONS;
+use crate::target::{Opening, Target};
+
+/// How it is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Mode {
+    /// epoll instead of io_uring.
+    pub epoll: bool,
+    /// Clients have to be attested.
+    pub attested: bool,
+    /// A shard for each core and no core of its own, instead of one shard on
+    /// the proxies' core.
+    pub spread: bool,
+    /// Dials Postgres' Unix socket.
+    pub unix: bool,
+}
+
+impl Default for Mode {
+    /// io_uring, one shard, TCP, clients without certificates as the peers
+    /// have them.
+    fn default() -> Self {
+        Self {
+            epoll: false,
+            attested: false,
+            spread: false,
+            unix: false,
+        }
+    }
+}
+
+impl Mode {
+    /// The default on epoll.
+    #[must_use]
+    pub fn epoll() -> Self {
+        Self {
+            epoll: true,
+            ..Self::default()
+        }
+    }
+
+    /// The default with attested clients.
+    #[must_use]
+    pub fn attested() -> Self {
+        Self {
+            attested: true,
+            ..Self::default()
+        }
+    }
+}
+
+/// Settings of whoever runs this are not the measured one's.
+pub(super) fn forget_environment(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let ours = text.starts_with("TEESQL_");
+        if ours || text == "DSTACK_SIMULATOR_ENDPOINT" || text == "EXPECTED_MRTD" {
+            command.env_remove(&name);
+        }
+    }
+}
+
+pub(super) fn start(house: &House, upstream: &Upstream, mode: Mode) -> Result<Peer> {
+    let program = house.program("teesql-sidecar")?;
+    let cores = match mode.spread {
+        true => format!("{},{}", house.cores.others, house.cores.proxy),
+        false => house.cores.proxy.clone(),
+    };
+    let mut serve = command(&program, &cores, false);
+    forget_environment(&mut serve);
+    settings(&mut serve, house, upstream, mode)?;
+    // Two of them may run at a time.
+    let log = house.path(&format!("sidecar-{}.log", next()));
+    let mut process = Process::start("teesql-sidecar", serve, log, Signal::SIGTERM)?;
+    let address = process.until(|process| field(&process.said(), "\"address\":\"127.0.0.1:"))?;
+    let address: u16 = address.parse().map_err(|_| strange(&process))?;
+    let driver = field(&process.said(), "\"driver\":\"").ok_or_else(|| strange(&process))?;
+    let identity = match mode.attested {
+        true => Some(house.tdx.chain("client")?),
+        false => None,
+    };
+    let address = ([127, 0, 0, 1], address).into();
+    Ok(Peer {
+        kind: if mode.epoll {
+            Kind::SidecarEpoll
+        } else {
+            Kind::Sidecar
+        },
+        target: Target::loopback(address, Opening::SslRequest, identity.as_ref())?,
+        handshake: None,
+        login: house.secret_login(),
+        version: format!("teesql-sidecar {} ({driver})", env!("CARGO_PKG_VERSION")),
+        process: Some(process),
+    })
+}
+
+fn settings(serve: &mut Command, house: &House, upstream: &Upstream, mode: Mode) -> Result<()> {
+    let postgres = match (&upstream.socket, mode.unix) {
+        (Some(socket), true) => socket.display().to_string(),
+        (None, true) => return Err(Error::Peer("this upstream has no socket".to_owned())),
+        (_, false) => upstream.address.to_string(),
+    };
+    serve
+        .arg("serve")
+        .env("TEESQL_LISTEN", "127.0.0.1:0")
+        .env("TEESQL_ADMIN_LISTEN", "off")
+        .env("TEESQL_POSTGRES", postgres)
+        .env("TEESQL_SHARDS", if mode.spread { "auto" } else { "1" })
+        .env(
+            "TEESQL_DRIVER",
+            if mode.epoll { "epoll" } else { "io_uring" },
+        )
+        .env("TEESQL_TLS_CERT", house.path("cert.pem"))
+        .env("TEESQL_TLS_KEY", house.path("key.pem"))
+        .env("TEESQL_READ_SECRET", &house.read_secret)
+        .env("TEESQL_READWRITE_SECRET", &house.readwrite_secret)
+        .env("TEESQL_PG_PASSWORD_READ", &house.password)
+        .env("TEESQL_PG_PASSWORD_READWRITE", &house.password)
+        .env("TEESQL_MAX_CONNECTIONS", MAX_CONNECTIONS.to_string())
+        .env("TEESQL_LOG_FORMAT", "json")
+        .env("TEESQL_DRAIN_TIMEOUT", "1s");
+    if mode.attested {
+        serve
+            .env("TEESQL_DANGEROUS_TDX_ROOT_CA", house.path("root.pem"))
+            .env("TEESQL_PCCS", house.tdx.pccs());
+    } else {
+        serve
+            .env("TEESQL_REQUIRE_CLIENT_ATTESTATION", "false")
+            .env("TEESQL_ALLOW_UNATTESTED_CLIENTS", "true");
+    }
+    Ok(())
+}
+
+/// What follows `before` in the log, up to the next quote.
+fn field(log: &str, before: &str) -> Option<String> {
+    let (_, rest) = log.split_once(before)?;
+    let (value, _) = rest.split_once('"')?;
+    Some(value.to_owned())
+}
+
+fn strange(process: &Process) -> Error {
+    Error::Peer(format!(
+        "teesql-sidecar logs otherwise than before: {}",
+        process.said()
+    ))
+}
+
+fn next() -> usize {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    COUNT.fetch_add(1, Ordering::Relaxed)
+}

@@ -1,0 +1,106 @@
+//! What a person sees meanwhile, on stderr; and whether they want it to end.
+
+use std::io::{IsTerminal, Write as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::error::{Error, Result, doing};
+
+/// Between two looks at signals and counters while a load runs.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The line that is written over on a terminal, and the lines that stay.
+#[derive(Clone)]
+pub struct Progress {
+    live: bool,
+    spoken: bool,
+    stop: Arc<AtomicBool>,
+    /// Units of work that are done, of the load that runs.
+    pub done: Arc<AtomicU64>,
+}
+
+impl Progress {
+    /// Shows itself if stderr is a terminal, and listens to SIGINT and SIGTERM.
+    ///
+    /// # Errors
+    /// The system has no room for signal handlers.
+    pub fn new() -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM] {
+            signal_hook::flag::register(signal, Arc::clone(&stop))
+                .map_err(doing("cannot listen to signals"))?;
+        }
+        Ok(Self {
+            live: std::io::stderr().is_terminal(),
+            spoken: true,
+            stop,
+            done: Arc::default(),
+        })
+    }
+
+    /// Shows nothing and listens to nothing: for tests and children.
+    #[must_use]
+    pub fn silent() -> Self {
+        Self {
+            live: false,
+            spoken: false,
+            stop: Arc::default(),
+            done: Arc::default(),
+        }
+    }
+
+    /// A line that stays.
+    pub fn line(&self, text: &str) {
+        if self.spoken {
+            let clear = if self.live { "\r\x1b[2K" } else { "" };
+            let _ = writeln!(std::io::stderr(), "{clear}{text}");
+        }
+    }
+
+    /// The line that is written over.
+    pub fn now(&self, text: &str) {
+        if self.live {
+            let mut stderr = std::io::stderr();
+            let _ = write!(stderr, "\r\x1b[2K{text}");
+            let _ = stderr.flush();
+        }
+    }
+
+    /// Whether to go on.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] after a signal.
+    pub fn check(&self) -> Result<()> {
+        match self.stop.load(Ordering::Relaxed) {
+            true => Err(Error::Stopped),
+            false => Ok(()),
+        }
+    }
+
+    /// Sleeps until `then`, showing how fast the load's counter grows.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] after a signal.
+    pub fn sleep_until(&self, then: Instant, what: &str) -> Result<()> {
+        let mut before = (self.done.load(Ordering::Relaxed), Instant::now());
+        while Instant::now() < then {
+            self.check()?;
+            std::thread::sleep(LOOK.min(then.saturating_duration_since(Instant::now())));
+            if self.live {
+                let now = (self.done.load(Ordering::Relaxed), Instant::now());
+                self.now(&format!("{what}: {}", pace(before, now)));
+                before = now;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn pace(before: (u64, Instant), now: (u64, Instant)) -> String {
+    let seconds = (now.1 - before.1).as_secs_f64().max(1e-3);
+    let done = u32::try_from(now.0.saturating_sub(before.0)).unwrap_or(u32::MAX);
+    format!("{}/s", crate::arithmetic::figure(f64::from(done) / seconds))
+}

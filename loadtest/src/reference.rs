@@ -1,0 +1,284 @@
+//! What there is to compare with that needs no network: rustls in memory, and
+//! dcap-qvl by itself.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use attest::cache::{Epoch, VerdictCache};
+use attest::collateral::Collateral;
+use attest::mock::CollateralOptions;
+use attest::{Policy, TrustedRoot, Verifier, examine};
+use dcap_qvl::verify::QuoteVerifier;
+use rustls::crypto::{WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, DistinguishedName, ServerConfig,
+    ServerConnection, SignatureScheme,
+};
+
+use crate::arithmetic::Spread;
+use crate::cpu;
+use crate::error::{Error, Result};
+use crate::target::{Opening, Target, provider};
+use crate::tdx::Tdx;
+
+/// Full mutual TLS 1.3 handshakes in memory, for `wanted` of wall time on this
+/// thread: handshakes for each second of the server's CPU.
+///
+/// The server checks what the sidecar checks during a handshake, that the client
+/// holds its certificate's key, and sends no tickets, as the sidecar does not.
+/// Building a chain is left out, which makes the reference faster and the
+/// comparison harder.
+///
+/// # Errors
+/// rustls'.
+pub fn handshakes_per_core(tdx: &Tdx, wanted: Duration) -> Result<f64> {
+    let (server, client) = (server_config(tdx)?, client_config(tdx)?);
+    let name = ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
+    let (mut count, mut spent) = (0_u32, Duration::ZERO);
+    let end = Instant::now() + wanted;
+    while Instant::now() < end {
+        spent += shake(&server, &client, &name)?;
+        count += 1;
+    }
+    Ok(f64::from(count) / spent.as_secs_f64())
+}
+
+/// One handshake; the CPU time of its server's side.
+fn shake(
+    server: &Arc<ServerConfig>,
+    client: &Arc<ClientConfig>,
+    name: &ServerName<'static>,
+) -> Result<Duration> {
+    let mut client = ClientConnection::new(Arc::clone(client), name.clone())?;
+    let (mut to_server, mut to_client) = (Vec::new(), Vec::new());
+    let begun = cpu::thread();
+    let mut server = ServerConnection::new(Arc::clone(server))?;
+    let mut spent = cpu::thread().saturating_sub(begun);
+    let failed = |_| Error::Server("a handshake in memory failed".to_owned());
+    while client.is_handshaking() || server.is_handshaking() {
+        while client.wants_write() {
+            client.write_tls(&mut to_server).map_err(failed)?;
+        }
+        let begun = cpu::thread();
+        let mut rest = to_server.as_slice();
+        while !rest.is_empty() {
+            server.read_tls(&mut rest).map_err(failed)?;
+            server.process_new_packets()?;
+        }
+        while server.wants_write() {
+            server.write_tls(&mut to_client).map_err(failed)?;
+        }
+        spent += cpu::thread().saturating_sub(begun);
+        let mut rest = to_client.as_slice();
+        while !rest.is_empty() {
+            client.read_tls(&mut rest).map_err(failed)?;
+            client.process_new_packets()?;
+        }
+        to_server.clear();
+        to_client.clear();
+    }
+    Ok(spent)
+}
+
+fn client_config(tdx: &Tdx) -> Result<Arc<ClientConfig>> {
+    let nowhere = ([127, 0, 0, 1], 0).into();
+    let target = Target::loopback(nowhere, Opening::Direct, Some(&tdx.chain("client")?))?;
+    Ok(target.tls)
+}
+
+fn server_config(tdx: &Tdx) -> Result<Arc<ServerConfig>> {
+    let identity = tdx.chain("server")?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(Arc::new(HoldsKey::default()))
+        .with_single_cert(identity.certificates, identity.key)?;
+    config.alpn_protocols = vec![b"postgresql".to_vec()];
+    config.send_tls13_tickets = 0;
+    Ok(Arc::new(config))
+}
+
+/// Takes any certificate whose key the client holds.
+#[derive(Debug)]
+struct HoldsKey(WebPkiSupportedAlgorithms);
+
+impl Default for HoldsKey {
+    fn default() -> Self {
+        Self(aws_lc_rs::default_provider().signature_verification_algorithms)
+    }
+}
+
+impl ClientCertVerifier for HoldsKey {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> std::result::Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> std::result::Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> std::result::Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}
+
+/// What verdicts cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Verdicts {
+    /// A verdict from the cache, in µs.
+    pub cached: f64,
+    /// The first verification of a thread, which remembers nothing yet, with the
+    /// certificate's examination, in µs.
+    pub first: f64,
+    /// The same for a certificate that nobody has seen of a platform that the
+    /// thread knows, in µs: what most of a crowd cost.
+    pub known: f64,
+    /// dcap-qvl for the same quote, in µs.
+    pub bare: f64,
+}
+
+/// For when mock quotes are judged: between their dates.
+const NOW: u64 = 1_800_000_000;
+/// Hits of one sample.
+const HITS: u32 = 10_000;
+/// Samples of hits.
+const SAMPLES: usize = 21;
+
+/// Verifies so many certificates, none of which was seen before, by turns with
+/// bare dcap-qvl.
+///
+/// # Errors
+/// The mock's; a certificate that is refused.
+pub fn verdicts(tdx: &Tdx, certificates: u32) -> Result<Verdicts> {
+    let (pki, _) = tdx.parts();
+    let collateral = pki.parsed_collateral(&CollateralOptions::at(NOW))?;
+    let root = TrustedRoot::dangerous(pki.root_der());
+    let root = root.map_err(|_| Error::Server("the mock root is none".to_owned()))?;
+    let (verifier, bare) = (
+        Verifier::new(root),
+        QuoteVerifier::new(pki.root_der().to_vec()),
+    );
+    let (mut firsts, mut knowns, mut bares) = (Vec::new(), Vec::new(), Vec::new());
+    for number in 0..certificates {
+        let certificate = tdx.issue(&format!("verdict {number}"))?;
+        let quote = certificate.quote().unwrap_or_default();
+        let begun = Instant::now();
+        let verdict = bare.verify(black_box(quote), collateral.as_qvl(), NOW);
+        bares.push(micros(begun.elapsed()));
+        verdict.map_err(|error| Error::Server(format!("dcap-qvl: {error}")))?;
+        let time = || {
+            let begun = Instant::now();
+            verify(&verifier, &collateral, &certificate.chain_der())?;
+            Ok(micros(begun.elapsed()))
+        };
+        firsts.push(on_a_new_thread(time)?);
+        knowns.push(time()?);
+    }
+    // Nothing was known when the first of these began.
+    knowns.drain(..1.min(knowns.len()));
+    Ok(Verdicts {
+        cached: hit(&verifier, &collateral, tdx)?,
+        first: median(firsts),
+        known: median(knowns),
+        bare: median(bares),
+    })
+}
+
+fn on_a_new_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let panicked = |_| Err(Error::Server("a thread panicked".to_owned()));
+        scope.spawn(work).join().unwrap_or_else(panicked)
+    })
+}
+
+fn verify(
+    verifier: &Verifier,
+    collateral: &Collateral,
+    chain: &[&[u8]],
+) -> Result<Arc<attest::AttestedPeer>> {
+    let policy = Policy::default();
+    let refused = |denial| Error::Server(format!("a mock certificate is refused: {denial}"));
+    let evidence = examine(black_box(chain), NOW, &policy).map_err(refused)?;
+    let peer = verifier.verify(&evidence, collateral, &policy, NOW);
+    Ok(Arc::new(peer.map_err(refused)?))
+}
+
+/// One look into the cache, in µs.
+fn hit(verifier: &Verifier, collateral: &Collateral, tdx: &Tdx) -> Result<f64> {
+    let certificate = tdx.issue("client")?;
+    let chain = certificate.chain_der();
+    let peer = verify(verifier, collateral, &chain)?;
+    let epoch = Epoch {
+        policy: Policy::default().epoch(),
+        collateral: 0,
+    };
+    let mut cache = VerdictCache::new(1024, 3600, epoch);
+    cache.insert(epoch, peer.chain(), &Ok(Arc::clone(&peer)), NOW);
+    let mut samples = Vec::new();
+    for _ in 0..SAMPLES {
+        let begun = Instant::now();
+        for _ in 0..HITS {
+            let verdict = black_box(cache.get(epoch, black_box(&chain), NOW));
+            if !matches!(verdict, Some(Ok(_))) {
+                return Err(Error::Server("the cache has forgotten".to_owned()));
+            }
+        }
+        samples.push(micros(begun.elapsed()) / f64::from(HITS));
+    }
+    Ok(median(samples))
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+fn median(values: Vec<f64>) -> f64 {
+    Spread::of(values).map_or(f64::NAN, |spread| spread.median)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handshakes_in_memory_complete() {
+        let tdx = Tdx::new().unwrap();
+        let rate = handshakes_per_core(&tdx, Duration::from_millis(50)).unwrap();
+        assert!(rate > 10.0 && rate.is_finite(), "{rate}");
+    }
+
+    #[test]
+    fn verdicts_are_reached_and_remembered() {
+        let verdicts = verdicts(&Tdx::new().unwrap(), 3).unwrap();
+        assert!(
+            verdicts.cached > 0.0 && verdicts.cached < verdicts.first,
+            "{verdicts:?}"
+        );
+        assert!(verdicts.bare > 0.0 && verdicts.known > 0.0);
+    }
+}

@@ -1,0 +1,329 @@
+//! Pictures as inline SVG. Colours are the page's CSS variables, so that one
+//! picture is readable on light and dark paper.
+
+use std::fmt::Write as _;
+
+use crate::arithmetic::{Spread, figure};
+
+const WIDTH: f64 = 760.0;
+const HEIGHT: f64 = 340.0;
+/// Room at the left for the axis' figures or the bars' names, at the right for
+/// the lines' names or the bars' figures, above and below.
+const LEFT: f64 = 64.0;
+const BAR_LEFT: f64 = 116.0;
+const RIGHT: f64 = 120.0;
+const TOP: f64 = 14.0;
+const BOTTOM: f64 = 42.0;
+const BAR: f64 = 20.0;
+const BAR_GAP: f64 = 10.0;
+/// Least distance between two lines' names.
+const NAME_HEIGHT: f64 = 14.0;
+
+/// The colour of an arm: the same in every picture.
+pub(super) fn class(arm: &str) -> &'static str {
+    match arm {
+        "direct" => "c-direct",
+        "plain-relay" => "c-relay",
+        "twin" => "c-twin",
+        "pgbouncer" => "c-pgbouncer",
+        "stunnel" => "c-stunnel",
+        "haproxy" => "c-haproxy",
+        "sidecar" => "c-sidecar",
+        "sidecar-epoll" => "c-epoll",
+        _ => "c-other",
+    }
+}
+
+/// Text within markup.
+pub(super) fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}
+
+/// One bar for each arm, its range drawn over its end.
+pub(super) fn bars(label: &str, unit: &str, values: &[(String, Spread)]) -> String {
+    let most = values
+        .iter()
+        .map(|(_, spread)| spread.high)
+        .fold(0.0, f64::max);
+    if most <= 0.0 {
+        return String::new();
+    }
+    let rows = u32::try_from(values.len()).unwrap_or(0);
+    let height = TOP + f64::from(rows) * (BAR + BAR_GAP) + 8.0;
+    let scale = (WIDTH - BAR_LEFT - RIGHT) / most;
+    let mut svg = open(height, label);
+    for (row, (arm, spread)) in (0_u32..).zip(values) {
+        let y = TOP + f64::from(row) * (BAR + BAR_GAP);
+        let middle = y + BAR / 2.0;
+        let end = BAR_LEFT + spread.median * scale;
+        let (low, high) = (
+            BAR_LEFT + spread.low * scale,
+            BAR_LEFT + spread.high * scale,
+        );
+        let range = format!("{} to {}", figure(spread.low), figure(spread.high));
+        let (class, arm) = (class(arm), escape(arm));
+        let _ = write!(
+            svg,
+            "<g class=\"{class}\"><title>{arm}: {} {unit} ({range})</title>\
+             <text class=\"name\" x=\"{}\" y=\"{middle:.1}\" text-anchor=\"end\">{arm}</text>\
+             <rect class=\"bar\" x=\"{BAR_LEFT}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{BAR}\" rx=\"2\"/>\
+             <path class=\"range\" d=\"M{low:.1} {middle:.1}H{high:.1}\"/>\
+             <text class=\"value\" x=\"{:.1}\" y=\"{middle:.1}\">{} {unit}</text></g>",
+            figure(spread.median),
+            BAR_LEFT - 8.0,
+            end - BAR_LEFT,
+            high.max(end) + 8.0,
+            figure(spread.median),
+        );
+    }
+    svg.push_str("</svg>");
+    svg
+}
+
+/// A line's name and its points.
+pub(super) type Series = (String, Vec<(f64, f64)>);
+
+/// An axis: how a value is placed, and where it is written.
+pub(super) struct Axis {
+    pub(super) title: &'static str,
+    pub(super) scale: Scale,
+    /// Empty for a choice by the values.
+    pub(super) ticks: Vec<(f64, String)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scale {
+    /// From 0.
+    Linear,
+    /// Powers.
+    Log,
+    /// Percent, by its nines: 90, 99 and 99.9 are equally far apart.
+    Nines,
+}
+
+impl Scale {
+    fn place(self, value: f64) -> f64 {
+        match self {
+            Self::Linear => value,
+            Self::Log => value.max(1e-9).log10(),
+            Self::Nines => -(1.0 - value.min(99.999) / 100.0).log10(),
+        }
+    }
+}
+
+/// One line for each arm.
+pub(super) fn lines(label: &str, x: &Axis, y: &Axis, series: &[Series]) -> String {
+    let points = || series.iter().flat_map(|(_, points)| points);
+    if points().next().is_none() {
+        return String::new();
+    }
+    let across = Span::of(x.scale, points().map(|point| point.0), LEFT, WIDTH - RIGHT);
+    let up = Span::of(y.scale, points().map(|point| point.1), HEIGHT - BOTTOM, TOP);
+    let mut svg = open(HEIGHT, label);
+    grid(&mut svg, x, y, across, up);
+    let mut names: Vec<(f64, &str)> = Vec::new();
+    for (arm, points) in series {
+        let at = |(x, y): &(f64, f64)| (across.pixel(*x), up.pixel(*y));
+        let path = points.iter().map(at).map(|(x, y)| format!("{x:.1} {y:.1}"));
+        let path: Vec<_> = path.collect();
+        let _ = write!(
+            svg,
+            "<g class=\"{}\"><path class=\"line\" d=\"M{}\"/>",
+            class(arm),
+            path.join("L"),
+        );
+        for point in points {
+            let (px, py) = at(point);
+            let _ = write!(
+                svg,
+                "<circle cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"3\"><title>{}: {} at {}</title></circle>",
+                escape(arm),
+                figure(point.1),
+                figure(point.0),
+            );
+        }
+        svg.push_str("</g>");
+        names.extend(points.last().map(|last| (up.pixel(last.1), arm.as_str())));
+    }
+    name_lines(&mut svg, names);
+    svg.push_str("</svg>");
+    svg
+}
+
+/// Names at the lines' ends, moved apart where they would meet.
+fn name_lines(svg: &mut String, mut names: Vec<(f64, &str)>) {
+    names.sort_by(|one, other| one.0.total_cmp(&other.0));
+    let mut below = TOP;
+    let count = u32::try_from(names.len()).unwrap_or(0);
+    for ((y, arm), left) in names.into_iter().zip((1..=count).rev()) {
+        // Those that follow have to have room too.
+        let lowest = HEIGHT - BOTTOM - f64::from(left - 1) * NAME_HEIGHT;
+        let y = y.max(below).min(lowest.max(below));
+        below = y + NAME_HEIGHT;
+        let _ = write!(
+            svg,
+            "<text class=\"name {}\" x=\"{}\" y=\"{y:.1}\">{}</text>",
+            class(arm),
+            WIDTH - RIGHT + 10.0,
+            escape(arm),
+        );
+    }
+}
+
+fn grid(svg: &mut String, x: &Axis, y: &Axis, across: Span, up: Span) {
+    let bottom = HEIGHT - BOTTOM;
+    for (value, text) in ticks(y, up) {
+        let at = up.pixel(value);
+        let _ = write!(
+            svg,
+            "<path class=\"grid\" d=\"M{LEFT} {at:.1}H{}\"/>\
+             <text class=\"tick\" x=\"{}\" y=\"{at:.1}\" text-anchor=\"end\">{text}</text>",
+            WIDTH - RIGHT,
+            LEFT - 8.0,
+        );
+    }
+    for (value, text) in ticks(x, across) {
+        let at = across.pixel(value);
+        let _ = write!(
+            svg,
+            "<text class=\"tick\" x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{text}</text>",
+            bottom + 14.0,
+        );
+    }
+    let _ = write!(
+        svg,
+        "<text class=\"axis\" x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>\
+         <text class=\"axis\" transform=\"translate(12 {:.1}) rotate(-90)\" text-anchor=\"middle\">{}</text>",
+        f64::midpoint(LEFT, WIDTH - RIGHT),
+        HEIGHT - 8.0,
+        x.title,
+        f64::midpoint(TOP, bottom),
+        y.title,
+    );
+}
+
+fn ticks(axis: &Axis, span: Span) -> Vec<(f64, String)> {
+    if !axis.ticks.is_empty() {
+        return axis.ticks.clone();
+    }
+    let values = match axis.scale {
+        Scale::Log => powers(span),
+        Scale::Linear | Scale::Nines => steps(span.most),
+    };
+    values
+        .into_iter()
+        .map(|value| (value, figure(value)))
+        .collect()
+}
+
+/// 1, 2 and 5 times the powers of ten.
+fn powers(span: Span) -> Vec<f64> {
+    let first = span.least.floor();
+    let decades = (0_u32..).map(|step| first + f64::from(step));
+    decades
+        .take_while(|power| *power <= span.most)
+        .flat_map(|power| [1.0, 2.0, 5.0].map(|digit| digit * 10_f64.powf(power)))
+        .filter(|value| (span.least..=span.most).contains(&value.log10()))
+        .collect()
+}
+
+/// About five round ones from 0.
+fn steps(most: f64) -> Vec<f64> {
+    let rough = (most / 5.0).max(1e-9);
+    let power = 10_f64.powf(rough.log10().floor());
+    let digits = [1.0, 2.0, 5.0, 10.0];
+    let digit = digits.into_iter().find(|digit| digit * power >= rough);
+    let step = digit.unwrap_or(10.0) * power;
+    let values = (0_u32..).map(|count| f64::from(count) * step);
+    values.take_while(|value| *value <= most * 1.0001).collect()
+}
+
+/// From placed values to pixels.
+#[derive(Clone, Copy)]
+struct Span {
+    scale: Scale,
+    least: f64,
+    most: f64,
+    from: f64,
+    to: f64,
+}
+
+impl Span {
+    fn of(scale: Scale, values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
+        let bounds = (f64::INFINITY, f64::NEG_INFINITY);
+        let placed = values.map(|value| scale.place(value));
+        let (least, most) = placed.fold(bounds, |(low, high), at| (low.min(at), high.max(at)));
+        let least = if scale == Scale::Log {
+            least - 0.03
+        } else {
+            0.0
+        };
+        let most = if scale == Scale::Linear {
+            most * 1.05
+        } else {
+            most + 0.03
+        };
+        Self {
+            scale,
+            least,
+            most: most.max(least + 1e-6),
+            from,
+            to,
+        }
+    }
+
+    fn pixel(self, value: f64) -> f64 {
+        let part = (self.scale.place(value) - self.least) / (self.most - self.least);
+        self.from + part * (self.to - self.from)
+    }
+}
+
+fn open(height: f64, label: &str) -> String {
+    format!(
+        "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{}\" \
+         xmlns=\"http://www.w3.org/2000/svg\">",
+        escape(label),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_steps_cover_the_values() {
+        assert_eq!(steps(10.0), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
+        assert_eq!(steps(0.0)[0], 0.0);
+        let span = Span::of(Scale::Log, [90.0, 1200.0].into_iter(), 0.0, 1.0);
+        assert_eq!(powers(span), [100.0, 200.0, 500.0, 1000.0]);
+    }
+
+    #[test]
+    fn nines_are_equally_far_apart() {
+        let at = |percent| Scale::Nines.place(percent);
+        assert!((at(99.0) - at(90.0) - 1.0).abs() < 1e-9);
+        assert!((at(99.9) - at(99.0) - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn names_do_not_meet() {
+        let mut svg = String::new();
+        name_lines(
+            &mut svg,
+            vec![(300.0, "twin"), (299.0, "sidecar"), (298.0, "direct")],
+        );
+        let ys: Vec<f64> = svg
+            .split(" y=\"")
+            .skip(1)
+            .map(|rest| rest.split('"').next().unwrap().parse().unwrap())
+            .collect();
+        assert!(
+            ys.windows(2).all(|pair| pair[1] - pair[0] >= NAME_HEIGHT),
+            "{ys:?}"
+        );
+        assert!(ys.iter().all(|y| *y <= HEIGHT - BOTTOM + 0.1), "{ys:?}");
+    }
+}

@@ -1,0 +1,137 @@
+//! The table for a terminal, in Markdown.
+
+use std::fmt::Write as _;
+
+use super::{Bound, Case, Report, Target, Verdict};
+use crate::arithmetic::{Spread, figure};
+
+/// Ratios are given to this arm.
+const TWIN: &str = "twin";
+
+pub(super) fn render(report: &Report) -> String {
+    let mut text = String::new();
+    let machine = &report.machine;
+    let _ = writeln!(
+        text,
+        "{}: {} cores of {}, {} GB, Linux {}, TCP {}, load before {:.1}",
+        machine.day,
+        machine.cores,
+        machine.cpu,
+        machine.memory_gb,
+        machine.kernel,
+        machine.congestion,
+        machine.load_before,
+    );
+    let settings = report.settings.iter();
+    let settings: Vec<_> = settings
+        .map(|(name, value)| format!("{name} {value}"))
+        .collect();
+    let _ = writeln!(text, "{}", settings.join(", "));
+    for arm in report.arms.iter().filter(|arm| !arm.version.is_empty()) {
+        let _ = writeln!(text, "{}: {}", arm.name, arm.version);
+    }
+    for (arm, why) in &report.missing {
+        let _ = writeln!(text, "without {arm}: {why}");
+    }
+    report.cases.iter().for_each(|found| case(found, &mut text));
+    idle(report, &mut text);
+    targets(&report.targets, &mut text);
+    for remark in &report.remarks {
+        let _ = writeln!(text, "\n{remark}");
+    }
+    text
+}
+
+fn case(case: &Case, text: &mut String) {
+    let _ = writeln!(text, "\n### {}\n", case.title);
+    let has_twin = case.arms.iter().any(|samples| samples.arm == TWIN);
+    let heads = case.columns.iter().flat_map(|column| {
+        let ratio = has_twin.then(|| "÷ twin".to_owned());
+        [Some(column.title.clone()), ratio].into_iter().flatten()
+    });
+    let heads: Vec<_> = heads.collect();
+    let _ = writeln!(text, "| | {} |", heads.join(" | "));
+    let _ = writeln!(text, "|---{}|", "|---:".repeat(heads.len()));
+    for samples in &case.arms {
+        let cells = case.columns.iter().flat_map(|column| {
+            let figures = spread(case.spread(&samples.arm, &column.key));
+            let ratio = case.ratio(&samples.arm, TWIN, &column.key);
+            let ratio = ratio.map_or_else(|| "–".to_owned(), |ratio| figure(ratio.median));
+            [Some(figures), has_twin.then_some(ratio)]
+                .into_iter()
+                .flatten()
+        });
+        let cells: Vec<_> = cells.collect();
+        let _ = writeln!(text, "| {} | {} |", samples.arm, cells.join(" | "));
+    }
+}
+
+fn idle(report: &Report, text: &mut String) {
+    if report.idle.is_empty() {
+        return;
+    }
+    let _ = writeln!(
+        text,
+        "\n### Idle connections: KB of the process for each (PSS)\n"
+    );
+    let _ = writeln!(
+        text,
+        "| | connections | KB each | after a rest | process before, KB |"
+    );
+    let _ = writeln!(text, "|---|---:|---:|---:|---:|");
+    for climb in &report.idle {
+        let Some(top) = climb.outcome.climb.last() else {
+            continue;
+        };
+        let each = |point| figure(climb.outcome.per_connection(point));
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} |",
+            climb.arm,
+            top.connections,
+            each(*top),
+            each(climb.outcome.rested),
+            figure(climb.outcome.before.pss),
+        );
+    }
+}
+
+fn targets(targets: &[Target], text: &mut String) {
+    if targets.is_empty() {
+        return;
+    }
+    let _ = writeln!(text, "\n### Targets\n");
+    let _ = writeln!(text, "| What | Target | Measured | Verdict | |");
+    let _ = writeln!(text, "|---|---:|---:|---|---|");
+    for target in targets {
+        let verdict = match target.verdict() {
+            Verdict::Missed => "**missed**",
+            other => other.word(),
+        };
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {verdict} | {} |",
+            target.what,
+            bound(target.bound),
+            spread(target.measured),
+            target.note,
+        );
+    }
+}
+
+pub(super) fn bound(bound: Bound) -> String {
+    match bound {
+        Bound::Most(most) => format!("≤ {}", figure(most)),
+        Bound::Least(least) => format!("≥ {}", figure(least)),
+    }
+}
+
+pub(super) fn spread(spread: Option<Spread>) -> String {
+    match spread {
+        None => "–".to_owned(),
+        Some(Spread { median, low, high }) if low == high => figure(median),
+        Some(Spread { median, low, high }) => {
+            format!("{} [{}–{}]", figure(median), figure(low), figure(high))
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! What is asked of Postgres: messages made in advance.
+
+use std::str::FromStr;
+
+use crate::message::{SYNC, execute, parse, query};
+
+/// How many different messages of a kind are made; they are sent in turn.
+const VARIETY: u32 = 1024;
+/// Rows of pgbench's tables for each unit of scale.
+const ACCOUNTS: u32 = 100_000;
+const TELLERS: u32 = 10;
+
+/// One kind of load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// SELECT of a row in the simple protocol.
+    Simple,
+    /// The same in the extended protocol, parsed each time.
+    Extended,
+    /// The same, parsed once: what most applications do.
+    Prepared,
+    /// As prepared, this many at a time without waiting in between.
+    Pipelined(u16),
+    /// pgbench's default transaction: seven statements, three of them updates.
+    TpcB,
+}
+
+impl FromStr for Mode {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "simple" => Ok(Self::Simple),
+            "extended" => Ok(Self::Extended),
+            "prepared" => Ok(Self::Prepared),
+            "pipelined" => Ok(Self::Pipelined(10)),
+            "tpcb" => Ok(Self::TpcB),
+            _ => Err("expected simple, extended, prepared, pipelined or tpcb"),
+        }
+    }
+}
+
+/// Bytes to send, and how many ReadyForQuery answer them.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// One write.
+    pub bytes: Vec<u8>,
+    /// ReadyForQuery to wait for.
+    pub ready: usize,
+}
+
+/// The messages of one load.
+#[derive(Clone, Debug)]
+pub struct Script {
+    /// Once on each connection, before it begins.
+    pub before: Option<Step>,
+    /// Each is a unit whose latency counts, of one or more steps.
+    pub units: Vec<Vec<Step>>,
+}
+
+impl Script {
+    /// For pgbench's tables of this scale. `seed` makes threads differ.
+    #[must_use]
+    pub fn new(mode: Mode, scale: u32, seed: u64) -> Self {
+        let mut dice = Dice(seed | 1);
+        let accounts = ACCOUNTS * scale.max(1);
+        let mut account = || dice.upto(accounts);
+        let before = matches!(mode, Mode::Prepared | Mode::Pipelined(_)).then(|| {
+            let mut bytes = Vec::new();
+            parse(&mut bytes, "s", SELECT);
+            bytes.extend_from_slice(&SYNC);
+            Step { bytes, ready: 1 }
+        });
+        let units = (0..VARIETY).map(|_| match mode {
+            Mode::Simple => vec![simple(&SELECT.replace("$1", &account().to_string()))],
+            Mode::Extended => vec![extended(account())],
+            Mode::Prepared => vec![prepared(1, &mut account)],
+            Mode::Pipelined(depth) => vec![prepared(depth, &mut account)],
+            Mode::TpcB => tpcb(account(), scale),
+        });
+        Self {
+            before,
+            units: units.collect(),
+        }
+    }
+
+    /// The unit of this number; they go round.
+    #[must_use]
+    pub fn unit(&self, number: usize) -> &[Step] {
+        let index = number.checked_rem(self.units.len()).unwrap_or(0);
+        self.units.get(index).map_or(&[], Vec::as_slice)
+    }
+
+    /// ReadyForQuery that a unit brings: the queries in it.
+    #[must_use]
+    pub fn queries(&self) -> usize {
+        self.unit(0).iter().map(|step| step.ready).sum()
+    }
+}
+
+const SELECT: &str = "SELECT abalance FROM pgbench_accounts WHERE aid = $1";
+
+fn simple(sql: &str) -> Step {
+    Step {
+        bytes: query(sql),
+        ready: 1,
+    }
+}
+
+fn extended(account: u32) -> Step {
+    let mut bytes = Vec::new();
+    parse(&mut bytes, "", SELECT);
+    execute(&mut bytes, "", &account.to_string());
+    bytes.extend_from_slice(&SYNC);
+    Step { bytes, ready: 1 }
+}
+
+/// Each with a Sync of its own, as libpq's pipeline mode has it when errors
+/// are to stay with their query.
+fn prepared(depth: u16, account: &mut impl FnMut() -> u32) -> Step {
+    let mut bytes = Vec::new();
+    for _ in 0..depth {
+        execute(&mut bytes, "s", &account().to_string());
+        bytes.extend_from_slice(&SYNC);
+    }
+    Step {
+        bytes,
+        ready: usize::from(depth),
+    }
+}
+
+/// [pgbench.c, the builtin script `tpcb-like`]
+fn tpcb(account: u32, scale: u32) -> Vec<Step> {
+    let branch = 1 + account % scale.max(1);
+    let teller = 1 + account % (TELLERS * scale.max(1));
+    let delta = i64::from(account % 10_001) - 5_000;
+    [
+        "BEGIN".to_owned(),
+        format!("UPDATE pgbench_accounts SET abalance = abalance + {delta} WHERE aid = {account}"),
+        format!("SELECT abalance FROM pgbench_accounts WHERE aid = {account}"),
+        format!("UPDATE pgbench_tellers SET tbalance = tbalance + {delta} WHERE tid = {teller}"),
+        format!("UPDATE pgbench_branches SET bbalance = bbalance + {delta} WHERE bid = {branch}"),
+        format!(
+            "INSERT INTO pgbench_history (tid, bid, aid, delta, mtime) \
+             VALUES ({teller}, {branch}, {account}, {delta}, CURRENT_TIMESTAMP)"
+        ),
+        "END".to_owned(),
+    ]
+    .iter()
+    .map(|sql| simple(sql))
+    .collect()
+}
+
+/// xorshift64: which rows are read has to differ, and no more.
+struct Dice(u64);
+
+impl Dice {
+    /// 1 to `most`.
+    fn upto(&mut self, most: u32) -> u32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        let drawn = self.0.checked_rem(u64::from(most)).unwrap_or(0);
+        1 + u32::try_from(drawn).unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_within_the_tables_and_differ() {
+        let mut dice = Dice(1);
+        let drawn: Vec<u32> = (0..10_000).map(|_| dice.upto(100)).collect();
+        assert_eq!(
+            (drawn.iter().min(), drawn.iter().max()),
+            (Some(&1), Some(&100))
+        );
+        let script = Script::new(Mode::Prepared, 1, 3);
+        assert_ne!(script.unit(0)[0].bytes, script.unit(1)[0].bytes);
+        assert_eq!(script.unit(0)[0].bytes, script.unit(1024)[0].bytes);
+    }
+
+    #[test]
+    fn a_unit_knows_its_queries() {
+        let queries = |mode| Script::new(mode, 1, 1).queries();
+        assert_eq!(queries(Mode::Prepared), 1);
+        assert_eq!(queries(Mode::Pipelined(10)), 10);
+        assert_eq!(queries(Mode::TpcB), 7);
+    }
+}

@@ -1,0 +1,350 @@
+//! Where a load goes: address, opening, TLS settings, and who logs in.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::rc::Rc;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use wire::frontend::{AwaitStartup, StartupStep};
+use wire::scram::{Keys, Password};
+use wire::startup::Startup;
+
+use crate::error::{Error, Result};
+use crate::message;
+
+/// How a connection begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Opening {
+    /// No TLS.
+    Plain,
+    /// SSLRequest, then TLS.
+    SslRequest,
+    /// TLS at once, with ALPN `postgresql`.
+    Direct,
+    /// TLS at once, without ALPN.
+    Raw,
+}
+
+impl FromStr for Opening {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Self::Err> {
+        match text {
+            "plain" => Ok(Self::Plain),
+            "ssl-request" => Ok(Self::SslRequest),
+            "direct" => Ok(Self::Direct),
+            "raw" => Ok(Self::Raw),
+            _ => Err("expected plain, ssl-request, direct or raw"),
+        }
+    }
+}
+
+impl fmt::Display for Opening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plain => "plain",
+            Self::SslRequest => "ssl-request",
+            Self::Direct => "direct",
+            Self::Raw => "raw",
+        })
+    }
+}
+
+/// The other end of a load.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// How a connection to it begins.
+    pub opening: Opening,
+    /// For every opening but the plain one.
+    pub tls: Arc<ClientConfig>,
+    /// The server's name, for SNI and its certificate.
+    pub name: ServerName<'static>,
+}
+
+impl Target {
+    /// A target on loopback, whose certificate nobody looks at: it is not what
+    /// is measured.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] for an address that is not loopback: a password would go
+    /// to whoever answers.
+    pub fn loopback(
+        address: SocketAddr,
+        opening: Opening,
+        identity: Option<&Chain>,
+    ) -> Result<Self> {
+        if !address.ip().is_loopback() {
+            return Err(Error::Usage(format!(
+                "{address} is not on this machine: name the certificates that it is trusted by"
+            )));
+        }
+        let name = ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
+        Self::with(
+            address,
+            opening,
+            identity,
+            Arc::new(Anybody::default()),
+            name,
+        )
+    }
+
+    /// A target anywhere, whose certificate has to be by one of `roots` for
+    /// `name`.
+    ///
+    /// # Errors
+    /// There are no such roots, or no such name.
+    pub fn trusted(
+        address: SocketAddr,
+        opening: Opening,
+        identity: Option<&Chain>,
+        roots: &Path,
+        name: &str,
+    ) -> Result<Self> {
+        if opening == Opening::Plain {
+            let why = "a plain opening proves no server's name";
+            return Err(Error::Usage(why.to_owned()));
+        }
+        let name = ServerName::try_from(name.to_owned())
+            .map_err(|_| Error::Usage(format!("{name} is no server's name")))?;
+        let mut store = RootCertStore::empty();
+        store.add_parsable_certificates(pem(roots)?);
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider())
+            .build()
+            .map_err(|error| Error::Usage(format!("{}: {error}", roots.display())))?;
+        Self::with(address, opening, identity, verifier, name)
+    }
+
+    fn with(
+        address: SocketAddr,
+        opening: Opening,
+        identity: Option<&Chain>,
+        verifier: Arc<dyn ServerCertVerifier>,
+        name: ServerName<'static>,
+    ) -> Result<Self> {
+        let tls = Arc::new(config(opening, identity, verifier)?);
+        Ok(Self {
+            address,
+            opening,
+            tls,
+            name,
+        })
+    }
+
+    /// The same target for another client certificate, on loopback.
+    ///
+    /// # Errors
+    /// As [`Target::loopback`].
+    pub fn with_identity(&self, identity: &Chain) -> Result<Self> {
+        Self::loopback(self.address, self.opening, Some(identity))
+    }
+}
+
+/// A client's certificates, leaf first, and the leaf's key.
+#[derive(Debug)]
+pub struct Chain {
+    /// The certificates.
+    pub certificates: Vec<CertificateDer<'static>>,
+    /// The key; rustls shows nothing of it.
+    pub key: PrivateKeyDer<'static>,
+}
+
+impl Chain {
+    /// From PEM files.
+    ///
+    /// # Errors
+    /// One of them cannot be read.
+    pub fn read(certificates: &Path, key: &Path) -> Result<Self> {
+        let unreadable = |error| Error::Usage(format!("{}: {error}", key.display()));
+        Ok(Self {
+            certificates: pem(certificates)?,
+            key: PrivateKeyDer::from_pem_file(key).map_err(unreadable)?,
+        })
+    }
+}
+
+fn pem(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let unreadable = |error| Error::Usage(format!("{}: {error}", path.display()));
+    let certificates = CertificateDer::pem_file_iter(path).map_err(unreadable)?;
+    certificates
+        .collect::<std::result::Result<_, _>>()
+        .map_err(unreadable)
+}
+
+/// One cipher suite and one key exchange, which every peer has, so that all of
+/// them do the same work: OpenSSL 3.0 knows nothing of ML-KEM.
+#[must_use]
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![aws_lc_rs::cipher_suite::TLS13_AES_256_GCM_SHA384],
+        kx_groups: vec![aws_lc_rs::kx_group::X25519],
+        ..aws_lc_rs::default_provider()
+    })
+}
+
+/// TLS 1.3, without resumption: every handshake is a full one.
+fn config(
+    opening: Opening,
+    identity: Option<&Chain>,
+    verifier: Arc<dyn ServerCertVerifier>,
+) -> Result<ClientConfig> {
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match identity {
+        None => config.with_no_client_auth(),
+        Some(chain) => {
+            config.with_client_auth_cert(chain.certificates.clone(), chain.key.clone_key())?
+        }
+    };
+    config.resumption = Resumption::disabled();
+    if opening != Opening::Raw {
+        config.alpn_protocols = vec![b"postgresql".to_vec()];
+    }
+    Ok(config)
+}
+
+/// Takes any certificate, and still checks that the server holds its key: that
+/// is part of a handshake's cost.
+#[derive(Debug)]
+struct Anybody(WebPkiSupportedAlgorithms);
+
+impl Default for Anybody {
+    fn default() -> Self {
+        Self(aws_lc_rs::default_provider().signature_verification_algorithms)
+    }
+}
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}
+
+/// Who logs in, and where to. Its Debug shows no password.
+#[derive(Clone, Debug)]
+pub struct Login {
+    /// The role.
+    pub role: String,
+    /// The database.
+    pub database: String,
+    /// The role's password or the cluster's secret; empty is none.
+    pub password: Arc<Password>,
+}
+
+impl Login {
+    /// `password` may be empty where none is asked for.
+    #[must_use]
+    pub fn new(role: &str, database: &str, password: &str) -> Self {
+        Self {
+            role: role.to_owned(),
+            database: database.to_owned(),
+            password: Arc::new(Password::new(password)),
+        }
+    }
+
+    /// The StartupMessage, checked.
+    pub(crate) fn startup(&self) -> Result<Startup> {
+        let packet = message::startup(&self.role, &self.database);
+        match AwaitStartup::new().advance(&packet) {
+            StartupStep::Startup { message, .. } => Ok(message.to_owned()),
+            _ => Err(Error::Usage("role or database cannot be sent".to_owned())),
+        }
+    }
+}
+
+/// SCRAM keys by salt and rounds.
+type KnownKeys = HashMap<(Vec<u8>, u32), Keys>;
+
+/// A thread's logins. SCRAM's key derivation is done once for each salt, so
+/// that a direct login costs no more here than one through a proxy.
+#[derive(Clone)]
+pub struct Member {
+    pub(crate) startup: Rc<Startup>,
+    pub(crate) password: Arc<Password>,
+    pub(crate) keys: Rc<RefCell<KnownKeys>>,
+}
+
+impl Member {
+    /// For this thread.
+    ///
+    /// # Errors
+    /// A role or database with a NUL in it, or without a name.
+    pub fn new(login: &Login) -> Result<Self> {
+        Ok(Self {
+            startup: Rc::new(login.startup()?),
+            password: Arc::clone(&login.password),
+            keys: Rc::default(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_goes_to_this_machine_or_to_a_proven_name() {
+        let far = SocketAddr::from(([192, 0, 2, 1], 5433));
+        assert!(Target::loopback(far, Opening::Raw, None).is_err());
+        let nowhere = Path::new("/nonexistent");
+        assert!(Target::trusted(far, Opening::Plain, None, nowhere, "db").is_err());
+        assert!(Target::trusted(far, Opening::Raw, None, nowhere, "db").is_err());
+    }
+
+    #[test]
+    fn debug_shows_no_password() {
+        let shown = format!("{:?}", Login::new("teesql_read", "postgres", "hunter2"));
+        assert!(
+            shown.contains("teesql_read") && !shown.contains("hunter2"),
+            "{shown}"
+        );
+    }
+
+    #[test]
+    fn a_login_that_cannot_be_sent_is_refused() {
+        assert!(Login::new("", "postgres", "").startup().is_err());
+        assert!(Login::new("a\0b", "postgres", "").startup().is_err());
+    }
+}

@@ -1,0 +1,188 @@
+//! The report: its table as a snapshot, its page well-formed.
+// A test fails by panicking.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing
+)]
+
+use loadtest::arithmetic::Spread;
+use loadtest::latency::Latencies;
+use loadtest::load::idle::{Outcome, Point};
+use loadtest::machine::Machine;
+use loadtest::report::{Arm, Bound, Case, Climb, Column, Report, Sample, Samples, Target, Verdict};
+
+fn columns(names: &[(&str, &str)]) -> Vec<Column> {
+    let column = |(key, title): &(&str, &str)| Column {
+        key: (*key).to_owned(),
+        title: (*title).to_owned(),
+    };
+    names.iter().map(column).collect()
+}
+
+fn sample(cpu: Option<f64>, tps: f64) -> Option<Sample> {
+    let mut latencies = Latencies::new().unwrap();
+    for step in 1..=1000 {
+        latencies.record(std::time::Duration::from_micros(100 + step));
+    }
+    Some(Sample {
+        figures: vec![cpu, Some(tps)],
+        latency: Some(latencies.summary()),
+    })
+}
+
+fn select(clients: u32) -> Case {
+    let arm = |arm: &str, rounds| Samples {
+        arm: arm.to_owned(),
+        rounds,
+    };
+    Case {
+        key: format!("select-{clients}"),
+        title: format!("SELECT, prepared, {clients} clients"),
+        columns: columns(&[("cpu", "CPU µs/query"), ("tps", "queries/s")]),
+        arms: vec![
+            arm(
+                "direct",
+                vec![sample(None, 50_000.0), sample(None, 52_000.0)],
+            ),
+            // Slow in the second round, as ours: the ratio does not see it.
+            arm(
+                "twin",
+                vec![sample(Some(20.0), 25_000.0), sample(Some(40.0), 12_500.0)],
+            ),
+            arm(
+                "sidecar",
+                vec![sample(Some(10.0), 30_000.0), sample(Some(20.0), 15_000.0)],
+            ),
+            arm("haproxy", vec![None, None]),
+        ],
+    }
+}
+
+fn target(what: &str, bound: Bound, measured: Option<f64>) -> Target {
+    Target {
+        what: what.to_owned(),
+        bound,
+        measured: measured.and_then(|value| Spread::of([value])),
+        note: "<b>&\"".to_owned(),
+    }
+}
+
+fn report() -> Report {
+    let point = |connections, pss| Point {
+        connections,
+        pss,
+        rss: pss + 500.0,
+    };
+    let names = ["direct", "twin", "sidecar", "haproxy"];
+    Report {
+        machine: Machine {
+            cpu: "A <processor>".to_owned(),
+            cores: 2,
+            memory_gb: 24.0,
+            kernel: "6.18".to_owned(),
+            congestion: "cubic".to_owned(),
+            load_before: 0.25,
+            day: "2026-11-20".to_owned(),
+        },
+        settings: vec![("rounds".to_owned(), "2".to_owned())],
+        arms: names
+            .map(|name| Arm {
+                name: name.to_owned(),
+                version: format!("{name} 1.0"),
+            })
+            .into(),
+        missing: vec![("stunnel".to_owned(), "stunnel is not installed".to_owned())],
+        cases: vec![select(1), select(16)],
+        idle: vec![Climb {
+            arm: "sidecar".to_owned(),
+            outcome: Outcome {
+                before: point(0, 10_000.0),
+                climb: vec![point(1_000, 18_000.0), point(5_000, 50_000.0)],
+                rested: point(5_000, 45_000.0),
+            },
+        }],
+        targets: vec![
+            target("met", Bound::Most(0.6), Some(0.5)),
+            target("missed", Bound::Least(0.95), Some(0.5)),
+            target("not measured", Bound::Most(8.0), None),
+        ],
+        remarks: vec!["Not quiet.".to_owned()],
+    }
+}
+
+#[test]
+fn the_table_says_what_was_measured() {
+    insta::assert_snapshot!(report().table());
+}
+
+#[test]
+fn a_verdict_goes_by_the_median() {
+    let verdicts: Vec<_> = report().targets.iter().map(Target::verdict).collect();
+    assert_eq!(
+        verdicts,
+        [Verdict::Met, Verdict::Missed, Verdict::NotMeasured]
+    );
+}
+
+#[test]
+fn ratios_come_from_within_the_rounds() {
+    let ratio = select(16).ratio("sidecar", "twin", "cpu").unwrap();
+    assert_eq!((ratio.low, ratio.median, ratio.high), (0.5, 0.5, 0.5));
+    assert_eq!(select(16).ratio("sidecar", "haproxy", "cpu"), None);
+    assert_eq!(select(16).ratio("sidecar", "direct", "cpu"), None);
+}
+
+#[test]
+fn json_comes_back_as_it_went() {
+    let folder = tempfile::tempdir().unwrap();
+    report().write(folder.path()).unwrap();
+    let back = Report::read(&folder.path().join("report.json")).unwrap();
+    assert_eq!(back, report());
+    assert_eq!(
+        std::fs::read_to_string(folder.path().join("report.html")).unwrap(),
+        back.page()
+    );
+}
+
+/// Every tag is closed in its turn, nothing but numbers is drawn, and nothing is
+/// loaded from elsewhere.
+#[test]
+fn the_page_is_well_formed_and_alone() {
+    let page = report().page();
+    assert!(page.matches("<svg").count() >= 6, "pictures are missing");
+    assert!(page.contains("A &lt;processor&gt;") && page.contains("&lt;b&gt;&amp;&quot;"));
+    assert!(
+        !page.contains("NaN") && !page.contains("inf"),
+        "a figure that is none"
+    );
+    for foreign in ["<script", "<link", "src=", "@import", "url("] {
+        assert!(!page.contains(foreign), "{foreign}");
+    }
+    well_formed(&page);
+}
+
+#[test]
+fn an_empty_report_is_a_page_too() {
+    let page = Report::default().page();
+    assert_eq!(page.matches("<svg").count(), 0);
+    well_formed(&page);
+    assert!(!Report::default().table().is_empty());
+}
+
+fn well_formed(page: &str) {
+    const VOID: [&str; 2] = ["meta", "!doctype"];
+    let mut open = Vec::new();
+    for piece in page.split('<').skip(1) {
+        let (tag, _) = piece.split_once('>').expect("a tag ends");
+        assert_eq!(tag.matches('"').count() % 2, 0, "quotes in {tag}");
+        let name = tag.trim_matches('/').split([' ', '/']).next().unwrap();
+        if tag.starts_with('/') {
+            assert_eq!(open.pop(), Some(name), "closed out of turn");
+        } else if !tag.ends_with('/') && !VOID.contains(&name) {
+            open.push(name);
+        }
+    }
+    assert_eq!(open, [""; 0], "left open");
+}

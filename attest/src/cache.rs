@@ -1,7 +1,7 @@
-//! Verdicts that were already reached, and one flight per certificate.
+//! Verdicts that were already reached.
 //!
-//! [`VerdictCache`] is for one shard: no lock, nothing shared. [`Flights`] is for whoever hands work to
-//! the verify thread. Neither has a thread or a clock in it.
+//! [`VerdictCache`] is for one thread: no lock, nothing shared, no clock in it. Where verifications run one
+//! after the other, as on the verify thread, it makes a crowd with one certificate cost one of them.
 //!
 //! **What a verdict is about.** The same chain, byte for byte, under the same policy and collateral.
 //! That is what SHA-256 of the certificate and the policy epoch would mean, without its price: SHA-256
@@ -20,7 +20,7 @@ use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::Arc;
 
-use crate::chain::{Chain, FlightKey};
+use crate::chain::Chain;
 use crate::denial::{Denial, Fault};
 use crate::policy::PolicyEpoch;
 use crate::verify::AttestedPeer;
@@ -253,86 +253,5 @@ impl Slots {
             }
         }
         self.hand
-    }
-}
-
-/// What became of a request to verify.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Joined {
-    /// Nobody is verifying this chain yet: the caller must see to it, and then call
-    /// [`Flights::complete`].
-    First,
-    /// It is being verified; the waiter will be among those that [`Flights::complete`] gives.
-    Waiting,
-    /// There are as many flights or waiters as there may be: the waiter was not added, and is to be
-    /// refused with [`Denial::Overloaded`].
-    Full,
-}
-
-/// One flight per certificate and epoch: who waits for which verification. `W` names a waiter.
-///
-/// A flight that was begun before the policy or collateral changed is another flight than one that is
-/// begun after it: nobody who asks now is answered by an older policy. Whoever has been waiting since
-/// before is; the gate must ask again if the epoch has changed when the answer comes.
-#[derive(Debug)]
-pub struct Flights<W> {
-    waiting: HashMap<(Epoch, FlightKey), Vec<W>>,
-    max_flights: usize,
-    max_waiters: usize,
-    waiters: usize,
-}
-
-impl<W> Flights<W> {
-    /// No flights yet, at most `max_flights` at a time with `max_waiters` waiters together.
-    #[must_use]
-    pub fn new(max_flights: usize, max_waiters: usize) -> Self {
-        Self {
-            waiting: HashMap::new(),
-            max_flights,
-            max_waiters,
-            waiters: 0,
-        }
-    }
-
-    /// Adds a waiter.
-    pub fn join(&mut self, epoch: Epoch, chain: &Chain, waiter: W) -> Joined {
-        let key = (epoch, chain.flight_key());
-        if self.waiters >= self.max_waiters {
-            return Joined::Full;
-        }
-        let flights = self.waiting.len();
-        let joined = match self.waiting.get_mut(&key) {
-            Some(waiting) => {
-                waiting.push(waiter);
-                Joined::Waiting
-            }
-            None if flights < self.max_flights => {
-                self.waiting.insert(key, vec![waiter]);
-                Joined::First
-            }
-            None => return Joined::Full,
-        };
-        self.waiters += 1;
-        joined
-    }
-
-    /// Ends a flight and gives its waiters, in the order in which they came.
-    pub fn complete(&mut self, epoch: Epoch, chain: &Chain) -> Vec<W> {
-        let key = (epoch, chain.flight_key());
-        let waiters = self.waiting.remove(&key).unwrap_or_default();
-        self.waiters -= waiters.len();
-        waiters
-    }
-
-    /// How many flights are under way.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.waiting.len()
-    }
-
-    /// Whether none is under way.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
     }
 }

@@ -29,12 +29,7 @@ pub struct Chain(Arc<Presented>);
 struct Presented {
     certificates: Vec<Box<[u8]>>,
     fingerprint: Fingerprint,
-    key: FlightKey,
 }
-
-/// SHA-256 over the whole chain, each certificate with its length: what flights are keyed by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FlightKey([u8; 32]);
 
 impl Chain {
     /// Copies a presented chain.
@@ -45,16 +40,9 @@ impl Chain {
         Self::check_caps(chain)?;
         let certificates: Vec<Box<[u8]>> = chain.iter().map(|der| der.as_ref().into()).collect();
         let fingerprint = fingerprint(certificates.first().ok_or(Denial::NoCertificate)?);
-        let mut hash = Sha256::new();
-        hash.update(fingerprint.0);
-        for issuer in certificates.iter().skip(1) {
-            hash.update(Sha256::digest(issuer));
-        }
-        let key = FlightKey(hash.finalize().into());
         Ok(Self(Arc::new(Presented {
             certificates,
             fingerprint,
-            key,
         })))
     }
 
@@ -86,12 +74,6 @@ impl Chain {
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         self.0.fingerprint
-    }
-
-    /// What to key a flight by.
-    #[must_use]
-    pub fn flight_key(&self) -> FlightKey {
-        self.0.key
     }
 
     /// Whether it is byte for byte the chain `presented`.

@@ -27,7 +27,7 @@
 //! | [`event_log`] | digests V1 and V2, the replay of RTMR3, the identity it proves |
 //! | [`policy`] | what is allowed |
 //! | [`verify`] | Intel's signatures, TCB status, and all checks in order |
-//! | [`cache`] | verdicts that were already reached, and one flight per certificate |
+//! | [`cache`] | verdicts that were already reached |
 //! | [`denial`] | every way to be refused |
 //! | [`collateral`] | what quotes are judged with, and how it is kept fresh |
 //! | [`agent`] | dstack's guest agent: this TD's own certificate, derived keys and quotes |

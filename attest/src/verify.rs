@@ -14,7 +14,7 @@ use dcap_qvl::verify::QuoteVerifier;
 use dcap_qvl::x509::X509CertBackend;
 use x509_parser::pem::Pem;
 
-use crate::binding::{BoundEvidence, examine};
+use crate::binding::BoundEvidence;
 use crate::chain::{Chain, fingerprint};
 use crate::collateral::{Collateral, CollateralKey, Fmspc};
 use crate::denial::Denial;
@@ -235,22 +235,6 @@ impl Verifier {
                 .earliest_expiration_date
                 .min(collateral.expires_at().saturating_sub(1)),
         })
-    }
-
-    /// Whether a peer that was admitted before would be admitted now, from the same certificates: for
-    /// ending sessions when the policy or the collateral has changed. Does everything again.
-    ///
-    /// # Errors
-    /// Any [`Denial`].
-    pub fn reverify(
-        &self,
-        peer: &AttestedPeer,
-        collateral: &Collateral,
-        policy: &Policy,
-        now: u64,
-    ) -> Result<AttestedPeer, Denial> {
-        let evidence = examine(peer.chain.certificates(), now, policy)?;
-        self.verify(&evidence, collateral, policy, now)
     }
 }
 

@@ -61,30 +61,12 @@ pub(crate) struct Guard {
     replies: Replies,
     cache: RefCell<VerdictCache>,
     meters: Rc<Meters>,
-    /// A forwarder's `allow_simulator`: a peer without any evidence may enter.
     allows_simulators: bool,
 }
 
 impl Gate {
-    pub(crate) fn guarded(trust: &Arc<Trust>, verify: &Worker, desk: &Desk) -> Self {
-        Self::Guarded(Box::new(Guard::new(
-            Arc::clone(trust),
-            verify.clone(),
-            desk.tickets.clone(),
-            desk.replies.clone(),
-            Rc::clone(&desk.meters),
-        )))
-    }
-
-    /// The same, for a forwarder whose server may be a simulator.
-    pub(crate) fn lenient(trust: &Arc<Trust>, verify: &Worker, desk: &Desk) -> Self {
-        match Self::guarded(trust, verify, desk) {
-            Self::Guarded(mut guard) => {
-                guard.allows_simulators = true;
-                Self::Guarded(guard)
-            }
-            open @ Self::Open => open,
-        }
+    pub(crate) fn guarded(guard: Guard) -> Self {
+        Self::Guarded(Box::new(guard))
     }
 
     /// Lets a client in, or says why not.
@@ -117,22 +99,22 @@ impl Gate {
 }
 
 impl Guard {
+    /// `allows_simulators` is a forwarder's: a peer without any evidence may enter.
     pub(crate) fn new(
-        trust: Arc<Trust>,
-        verify: Worker,
-        tickets: Tickets,
-        replies: Replies,
-        meters: Rc<Meters>,
+        trust: &Arc<Trust>,
+        verify: &Worker,
+        desk: &Desk,
+        allows_simulators: bool,
     ) -> Self {
         let epoch = trust.epoch(&trust.policy());
         Self {
-            trust,
-            verify,
-            tickets,
-            replies,
+            trust: Arc::clone(trust),
+            verify: verify.clone(),
+            tickets: desk.tickets.clone(),
+            replies: desk.replies.clone(),
             cache: RefCell::new(VerdictCache::new(REMEMBERED, VERDICT_TTL, epoch)),
-            meters,
-            allows_simulators: false,
+            meters: Rc::clone(&desk.meters),
+            allows_simulators,
         }
     }
 
@@ -216,7 +198,10 @@ mod tests {
 
     use super::*;
     use crate::driver::{Driver, block_on};
+    use crate::log::Journal;
     use crate::mailbox::mailbox;
+    use crate::metrics::Metrics;
+    use crate::mode::Mode;
     use crate::shard::Message;
 
     fn collateral(pki: &Pki, machine: &Machine, runtime: &tokio::runtime::Runtime) -> Handle {
@@ -267,13 +252,13 @@ mod tests {
         block_on(Driver::Epoll, async {
             let (sender, mailbox) = mailbox::<Message>().unwrap();
             let tickets = Tickets::default();
-            let guard = Guard::new(
-                Arc::clone(&trust),
-                verify.clone(),
-                tickets.clone(),
-                Replies(sender),
-                Rc::new(Meters::new(&crate::metrics::Metrics::new().unwrap(), 0)),
-            );
+            let desk = Desk {
+                tickets: tickets.clone(),
+                replies: Replies(sender),
+                meters: Rc::new(Meters::new(&Metrics::new().unwrap(), 0)),
+                journal: Rc::new(Journal::new(Mode::Production)),
+            };
+            let guard = Guard::new(&trust, &verify, &desk, false);
             let mut judging = std::pin::pin!(guard.judge(&chain));
             assert!(judging.as_mut().now_or_never().is_none());
             verify.finish_queue();

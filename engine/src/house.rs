@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::config::Config;
 use crate::driver::{self, Driver};
-use crate::gate::Gate;
+use crate::gate::{Gate, Guard};
 use crate::lane::Lane;
 use crate::live::Live;
 use crate::log::Journal;
@@ -185,7 +185,7 @@ impl Plan for SidecarPlan {
     fn service(self: &Arc<Self>, desk: Desk) -> sidecar::Service {
         let gate = match &self.trust {
             None => Gate::Open,
-            Some(trust) => Gate::guarded(trust, &self.verify, &desk),
+            Some(trust) => Gate::guarded(Guard::new(trust, &self.verify, &desk, false)),
         };
         sidecar::Service {
             common: Common {

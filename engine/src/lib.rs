@@ -35,6 +35,7 @@ mod offload;
 mod orders;
 pub mod passwords;
 mod probe;
+mod proof;
 pub mod provision;
 mod relay;
 mod report;

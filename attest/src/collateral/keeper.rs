@@ -84,19 +84,6 @@ impl Handle {
         self.ask(key)?.await.map_err(|_| Unavailable::Ended)?
     }
 
-    /// The same on a thread that may wait, such as the verify thread.
-    ///
-    /// # Errors
-    /// As [`Handle::want`].
-    ///
-    /// # Panics
-    /// On a thread that runs a tokio runtime: use [`Handle::want`] there.
-    pub fn want_blocking(&self, key: CollateralKey) -> Answer {
-        self.ask(key)?
-            .blocking_recv()
-            .map_err(|_| Unavailable::Ended)?
-    }
-
     /// Hands in collateral from elsewhere, such as a file: it is verified and merged as a fetched one is,
     /// and the keeper's events tell what became of it.
     ///

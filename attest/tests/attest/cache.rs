@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
-use attest::cache::{DENIAL_TTL, Epoch, Flights, Joined, Verdict, VerdictCache};
+use attest::cache::{DENIAL_TTL, Epoch, Verdict, VerdictCache};
 use attest::chain::Chain;
 use attest::mock::{Certificate, Validity};
 use attest::{Denial, Policy};
@@ -200,42 +200,6 @@ fn it_is_bounded_and_what_is_used_stays() {
             .unwrap()
             .is_ok()
     );
-}
-
-#[test]
-fn one_flight_per_certificate() {
-    let chain = |n: u8| Chain::copy(&[[n]]).unwrap();
-    let now = epoch(&Policy::default());
-    let mut flights = Flights::new(2, 4);
-    assert_eq!(flights.join(now, &chain(1), 'a'), Joined::First);
-    assert_eq!(flights.join(now, &chain(1), 'b'), Joined::Waiting);
-    assert_eq!(flights.join(now, &chain(2), 'c'), Joined::First);
-    assert_eq!(
-        flights.join(now, &chain(3), 'd'),
-        Joined::Full,
-        "two flights"
-    );
-    assert_eq!(flights.join(now, &chain(2), 'd'), Joined::Waiting);
-    assert_eq!(
-        flights.join(now, &chain(2), 'e'),
-        Joined::Full,
-        "four waiters"
-    );
-    assert_eq!(flights.len(), 2);
-    assert_eq!(flights.complete(now, &chain(1)), ['a', 'b']);
-    assert!(flights.complete(now, &chain(1)).is_empty());
-    let later = Epoch {
-        collateral: 1,
-        ..now
-    };
-    assert_eq!(
-        flights.join(later, &chain(2), 'f'),
-        Joined::First,
-        "another epoch"
-    );
-    assert_eq!(flights.complete(now, &chain(2)), ['c', 'd']);
-    assert_eq!(flights.complete(later, &chain(2)), ['f']);
-    assert!(flights.is_empty());
 }
 
 /// For scripts/instructions: valgrind counts what is inside `measured`.

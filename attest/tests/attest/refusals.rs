@@ -429,8 +429,8 @@ fn reverification_follows_policy_and_collateral() {
     let (verifier, collateral) = (world.verifier(), world.collateral());
     let peer = world.admit().unwrap();
     let again = |collateral, policy, now| {
-        verifier
-            .reverify(&peer, collateral, policy, now)
+        examine(peer.chain().certificates(), now, policy)
+            .and_then(|evidence| verifier.verify(&evidence, collateral, policy, now))
             .map(|_| ())
             .map_err(|d| d.code())
     };

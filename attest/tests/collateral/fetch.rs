@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use attest::collateral::{
-    CollateralError, CollateralKey, Disk, Event, FetchError, FetchOptions, Fetcher, Handle, Keeper,
-    Part, Schedule, Source, SourceError, Store, Surroundings, Unavailable,
+    Collateral, CollateralError, CollateralKey, Disk, Event, FetchError, FetchOptions, Fetcher,
+    Handle, Keeper, Part, Schedule, Source, SourceError, Store, Surroundings, Unavailable,
 };
 use attest::mock::{
     Behaviour, Certificate, CollateralOptions, Envelope, Evidence, Key, LeafOptions, Machine,
@@ -55,7 +55,7 @@ fn runtime() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-fn fetch(pccs: &Pccs) -> Result<attest::collateral::Collateral, FetchError> {
+fn fetch(pccs: &Pccs) -> Result<Collateral, FetchError> {
     runtime().block_on(fetcher(&pccs.url()).fetch(key()))
 }
 
@@ -304,8 +304,14 @@ impl Kept {
     fn at(&self, now: u64) {
         self.clock.store(now, Ordering::Relaxed);
         self.events.lock().unwrap().clear();
-        let _ = self.handle.want_blocking(key());
+        let _ = want(&self.handle);
     }
+}
+
+/// What is wanted, on a thread of a test's, which may wait.
+fn want(handle: &Handle) -> Result<Arc<Collateral>, Unavailable> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.unwrap().block_on(handle.want(key()))
 }
 
 #[test]
@@ -316,7 +322,7 @@ fn many_who_wait_share_one_flight() {
     let waiters: Vec<_> = (0..200)
         .map(|_| {
             let handle = kept.handle.clone();
-            std::thread::spawn(move || handle.want_blocking(key()).unwrap().key())
+            std::thread::spawn(move || want(&handle).unwrap().key())
         })
         .collect();
     for waiter in waiters {
@@ -331,7 +337,7 @@ fn many_who_wait_share_one_flight() {
 fn a_pccs_that_misbehaves_does_not_disturb_what_is_held() {
     let pccs = honest();
     let kept = keep(Some(fetcher(&pccs.url())), None);
-    kept.handle.want_blocking(key()).unwrap();
+    want(&kept.handle).unwrap();
     let mut now = NOW;
     for behaviour in [
         Behaviour::Down,
@@ -346,7 +352,7 @@ fn a_pccs_that_misbehaves_does_not_disturb_what_is_held() {
         kept.at(now);
         // The flight is under way, and nobody waits for it.
         let started = Instant::now();
-        assert!(kept.handle.want_blocking(key()).is_ok());
+        assert!(want(&kept.handle).is_ok());
         assert!(
             started.elapsed() < Duration::from_millis(500),
             "{behaviour:?}"
@@ -396,33 +402,33 @@ fn without_anything_held_the_error_is_told_to_who_waits() {
         key: key(),
         error: FetchError::Status(500),
     };
-    assert_eq!(kept.handle.want_blocking(key()).unwrap_err(), failed);
+    assert_eq!(want(&kept.handle).unwrap_err(), failed);
     // Within the back-off nothing is asked again.
-    assert_eq!(kept.handle.want_blocking(key()).unwrap_err(), failed);
+    assert_eq!(want(&kept.handle).unwrap_err(), failed);
     assert_eq!(pccs.requests(Resource::PckCrl), 1);
     pccs.behave(Behaviour::Honest);
     kept.clock.store(NOW + 1, Ordering::Relaxed);
-    kept.handle.want_blocking(key()).unwrap();
+    want(&kept.handle).unwrap();
     let offline = keep(None, None);
     let none = Unavailable::Failed {
         key: key(),
         error: FetchError::NoSource,
     };
-    assert_eq!(offline.handle.want_blocking(key()).unwrap_err(), none);
+    assert_eq!(want(&offline.handle).unwrap_err(), none);
 }
 
 #[test]
 fn it_expires_in_the_end_and_says_so() {
     let pccs = honest();
     let kept = keep(Some(fetcher(&pccs.url())), None);
-    let expires_at = kept.handle.want_blocking(key()).unwrap().expires_at();
+    let expires_at = want(&kept.handle).unwrap().expires_at();
     drop(pccs);
     kept.at(expires_at - 3 * DAY);
     kept.told(|event| matches!(event, Event::AboutToExpire { .. }));
-    assert!(kept.handle.want_blocking(key()).is_ok());
+    assert!(want(&kept.handle).is_ok());
     kept.at(expires_at);
     kept.told(|event| matches!(event, Event::Expired { .. }));
-    assert!(kept.handle.want_blocking(key()).is_err());
+    assert!(want(&kept.handle).is_err());
     assert!(kept.handle.snapshot().get(key(), expires_at).is_none());
 }
 
@@ -432,20 +438,20 @@ fn a_restart_finds_it_on_disk() {
     let disk = Disk::new(folder.path().join("collateral"));
     let pccs = honest();
     let kept = keep(Some(fetcher(&pccs.url())), Some(disk.clone()));
-    kept.handle.want_blocking(key()).unwrap();
+    want(&kept.handle).unwrap();
     let until = Instant::now() + Duration::from_secs(10);
     while !disk.path(key()).exists() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(10));
     }
     let restarted = keep(None, Some(disk.clone()));
     assert!(restarted.handle.snapshot().get(key(), NOW).is_some());
-    restarted.handle.want_blocking(key()).unwrap();
+    want(&restarted.handle).unwrap();
     assert_eq!(restarted.events.lock().unwrap().len(), 1);
     // What is broken is told, and fetched anew.
     std::fs::write(disk.path(key()), b"{\"half\":").unwrap();
     let mended = keep(Some(fetcher(&pccs.url())), Some(disk.clone()));
     mended.told(|event| matches!(event, Event::NotLoaded { .. }));
-    mended.handle.want_blocking(key()).unwrap();
+    want(&mended.handle).unwrap();
 }
 
 #[test]
@@ -455,7 +461,7 @@ fn a_disk_that_cannot_be_written_is_told_and_harms_nothing() {
     std::fs::write(&in_the_way, b"a file").unwrap();
     let pccs = honest();
     let kept = keep(Some(fetcher(&pccs.url())), Some(Disk::new(&in_the_way)));
-    kept.handle.want_blocking(key()).unwrap();
+    want(&kept.handle).unwrap();
     kept.told(|event| matches!(event, Event::NotStored { .. }));
     assert!(kept.handle.snapshot().get(key(), NOW).is_some());
 }
@@ -474,7 +480,7 @@ fn handed_in_collateral_is_verified() {
         .offer(pki().parsed_collateral(&options).unwrap())
         .unwrap();
     kept.told(|event| matches!(event, Event::Refreshed { changed: true, .. }));
-    assert!(kept.handle.want_blocking(key()).is_ok());
+    assert!(want(&kept.handle).is_ok());
 }
 
 #[test]

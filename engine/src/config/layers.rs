@@ -79,6 +79,16 @@ pub fn with_flags(command: Command, scope: Scope) -> Command {
 }
 
 impl Layers {
+    fn empty(scope: Scope) -> Self {
+        Self {
+            found: BTreeMap::new(),
+            unreadable: Vec::new(),
+            errors: Vec::new(),
+            warnings: Vec::new(),
+            scope,
+        }
+    }
+
     /// Gathers what the file, the environment and the flags say of the settings
     /// of `scope`. A file with a secret of another scope is not opened.
     #[must_use]
@@ -88,13 +98,7 @@ impl Layers {
         environment: impl Fn(&str) -> Option<OsString>,
         names: impl Iterator<Item = String>,
     ) -> Self {
-        let mut layers = Self {
-            found: BTreeMap::new(),
-            unreadable: Vec::new(),
-            errors: Vec::new(),
-            warnings: Vec::new(),
-            scope,
-        };
+        let mut layers = Self::empty(scope);
         let file = flags
             .get_one::<String>("config")
             .map(PathBuf::from)
@@ -112,13 +116,7 @@ impl Layers {
         scope: Scope,
         settings: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Self {
-        let mut layers = Self {
-            found: BTreeMap::new(),
-            unreadable: Vec::new(),
-            errors: Vec::new(),
-            warnings: Vec::new(),
-            scope,
-        };
+        let mut layers = Self::empty(scope);
         for (name, text) in settings {
             match find(name).filter(|setting| scope.has(setting)) {
                 Some(setting) => layers.put(setting, text.to_owned(), "setting".to_owned()),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::gate::Gate;
+use crate::gate::{Gate, Guard};
 use crate::house::Desk;
 use crate::offload::Worker;
 use crate::trust::Trust;
@@ -28,13 +28,8 @@ impl Verdicts {
             Self::Judge {
                 trust,
                 verify,
-                lenient: false,
-            } => Gate::guarded(trust, verify, desk),
-            Self::Judge {
-                trust,
-                verify,
-                lenient: true,
-            } => Gate::lenient(trust, verify, desk),
+                lenient,
+            } => Gate::guarded(Guard::new(trust, verify, desk, *lenient)),
         }
     }
 }

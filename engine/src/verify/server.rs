@@ -19,13 +19,12 @@ use rustls::{ClientConfig, ClientConnection, SignatureScheme};
 use wire::opening::SSL_REQUEST_PACKET;
 
 use super::report::printable;
+use crate::proof::HoldsItsKey;
 
 mod address;
-mod holds_key;
 mod reach;
 
 pub(super) use address::Address;
-use holds_key::HoldsItsKey;
 use reach::Timed;
 
 /// Of the sidecar's `login_timeout`.

@@ -10,109 +10,150 @@ use crate::report::{Bound, Case, Report, Target};
 const IDLE_LEAST: usize = 5_000;
 
 pub(super) fn all(report: &Report) -> Vec<Target> {
-    let mut targets = Vec::new();
-    let mut add = |what: &str, bound: Bound, measured: Option<Spread>, note: &str| {
-        targets.push(Target {
-            what: what.to_owned(),
-            bound,
-            measured,
-            note: note.to_owned(),
-        });
-    };
-    let over =
-        |key: &str, peer: &str, column: &str| report.case(key)?.ratio("sidecar", peer, column);
-    let (most, least) = (Bound::Most, Bound::Least);
-
-    add(
-        "CPU per query, 16 clients ÷ twin",
-        most(0.60),
-        over("select-16", "twin", "cpu"),
-        "",
-    );
-    add(
-        "CPU per query, 16 clients ÷ PgBouncer",
-        most(0.55),
-        over("select-16", "pgbouncer", "cpu"),
-        "",
-    );
-    for (column, what) in [
-        ("p50", "added latency, 1 client, p50 ÷ twin's"),
-        ("p99", "added latency, 1 client, p99 ÷ twin's"),
-    ] {
-        let measured = report.case("select-1").and_then(|case| added(case, column));
-        add(
-            what,
-            most(0.7),
-            measured,
-            "over direct; rounds in which the twin added nothing are left out",
-        );
-    }
-    for (key, what) in [("copy-out", "COPY OUT"), ("copy-in", "COPY IN")] {
-        add(
-            &format!("{what}: CPU per GB ÷ twin"),
-            most(0.55),
-            over(key, "twin", "cpu"),
-            "",
-        );
-        add(
-            &format!("{what}: throughput ÷ direct"),
-            least(0.95),
-            over(key, "direct", "rate"),
-            "the proxy's core is shared with Postgres and the load unless kept apart",
-        );
-    }
-    add(
-        "mutual handshakes per core ÷ rustls in memory",
-        least(0.75),
-        over("handshake", IN_MEMORY, "per-core"),
-        "cached verdict",
-    );
-    add(
-        "mutual handshakes per core ÷ HAProxy",
-        least(1.5),
-        over("handshake", "haproxy", "per-core"),
-        "HAProxy without its dial; it checks the chain each time, ours has the verdict cached",
-    );
-    add(
-        "logins a second, SCRAM to Postgres, ÷ direct",
-        least(0.95),
-        over("login", "direct", "rate"),
-        "the direct client caches its SCRAM keys too",
-    );
-    add(
-        "verdict from the cache, µs",
-        most(1.0),
-        figures(report, "verdicts", "attest", "cached"),
-        "",
-    );
-    add(
-        "first verification ÷ dcap-qvl",
-        most(1.2),
-        first_verification(report),
-        "of a thread that remembers nothing",
-    );
-    add(
-        "storm: sessions' p99 ÷ quiet",
-        most(2.0),
-        figures(report, "storm", "sidecar", "ratio"),
-        "an upper bound: the strangers' own CPU is in it",
-    );
-    add(
-        "storm: refused who should enter",
-        most(0.0),
-        figures(report, "storm", "sidecar", "refused"),
-        "",
-    );
-    let (idle, note) = idle(report);
-    add("idle TLS connection, KB", most(8.0), idle, &note);
-    let (growth, note) = growth(report);
-    add(
-        "growth: CPU per query ÷ with 16 connections",
-        most(1.15),
-        growth,
-        &note,
-    );
+    let mut targets = queries(report);
+    targets.extend(copies(report));
+    targets.extend(entries(report));
+    targets.extend(verdicts(report));
+    targets.extend(crowds(report));
     targets
+}
+
+fn target(what: &str, bound: Bound, measured: Option<Spread>, note: &str) -> Target {
+    Target {
+        what: what.to_owned(),
+        bound,
+        measured,
+        note: note.to_owned(),
+    }
+}
+
+fn queries(report: &Report) -> Vec<Target> {
+    let cpu = |peer| over(report, "select-16", peer, "cpu");
+    let added = |column| added(report.case("select-1")?, column);
+    let note = "over direct, in units of what the twin adds in the median round";
+    vec![
+        target(
+            "CPU per query, 16 clients ÷ twin",
+            Bound::Most(0.60),
+            cpu("twin"),
+            "",
+        ),
+        target(
+            "CPU per query, 16 clients ÷ PgBouncer",
+            Bound::Most(0.55),
+            cpu("pgbouncer"),
+            "",
+        ),
+        target(
+            "added latency, 1 client, p50 ÷ twin's",
+            Bound::Most(0.7),
+            added("p50"),
+            note,
+        ),
+        target(
+            "added latency, 1 client, p99 ÷ twin's",
+            Bound::Most(0.7),
+            added("p99"),
+            note,
+        ),
+    ]
+}
+
+fn copies(report: &Report) -> Vec<Target> {
+    let both = |(key, what): (&str, &str)| {
+        [
+            target(
+                &format!("{what}: CPU per GB ÷ twin"),
+                Bound::Most(0.55),
+                over(report, key, "twin", "cpu"),
+                "",
+            ),
+            target(
+                &format!("{what}: throughput ÷ direct"),
+                Bound::Least(0.95),
+                over(report, key, "direct", "rate"),
+                "the proxy's core is shared with Postgres and the load unless kept apart",
+            ),
+        ]
+    };
+    let ways = [("copy-out", "COPY OUT"), ("copy-in", "COPY IN")];
+    ways.into_iter().flat_map(both).collect()
+}
+
+/// Handshakes and logins.
+fn entries(report: &Report) -> Vec<Target> {
+    vec![
+        target(
+            "mutual handshakes per core ÷ rustls in memory",
+            Bound::Least(0.75),
+            over(report, "handshake", IN_MEMORY, "per-core"),
+            "cached verdict",
+        ),
+        target(
+            "mutual handshakes per core ÷ HAProxy",
+            Bound::Least(1.5),
+            over(report, "handshake", "haproxy", "per-core"),
+            "HAProxy without its dial; it checks the chain each time, ours has the verdict cached",
+        ),
+        target(
+            "logins a second, SCRAM to Postgres, ÷ direct",
+            Bound::Least(0.95),
+            over(report, "login", "direct", "rate"),
+            "the direct client caches its SCRAM keys too",
+        ),
+    ]
+}
+
+fn verdicts(report: &Report) -> Vec<Target> {
+    vec![
+        target(
+            "verdict from the cache, µs",
+            Bound::Most(1.0),
+            figures(report, "verdicts", "attest", "cached"),
+            "",
+        ),
+        target(
+            "first verification ÷ dcap-qvl",
+            Bound::Most(1.2),
+            first_verification(report),
+            "of a thread that remembers nothing",
+        ),
+        target(
+            "storm: sessions' p99 ÷ quiet",
+            Bound::Most(2.0),
+            figures(report, "storm", "sidecar", "ratio"),
+            "an upper bound: the strangers' own CPU is in it",
+        ),
+        target(
+            "storm: refused who should enter",
+            Bound::Most(0.0),
+            figures(report, "storm", "sidecar", "refused"),
+            "",
+        ),
+    ]
+}
+
+fn crowds(report: &Report) -> Vec<Target> {
+    let (idle, idle_note) = idle(report);
+    let (growth, growth_note) = growth(report);
+    vec![
+        target(
+            "idle TLS connection, KB",
+            Bound::Most(8.0),
+            idle,
+            &idle_note,
+        ),
+        target(
+            "growth: CPU per query ÷ with 16 connections",
+            Bound::Most(1.15),
+            growth,
+            &growth_note,
+        ),
+    ]
+}
+
+fn over(report: &Report, key: &str, peer: &str, column: &str) -> Option<Spread> {
+    report.case(key)?.ratio("sidecar", peer, column)
 }
 
 fn figures(report: &Report, key: &str, arm: &str, column: &str) -> Option<Spread> {
@@ -120,17 +161,22 @@ fn figures(report: &Report, key: &str, arm: &str, column: &str) -> Option<Spread
 }
 
 /// What ours adds to direct's latency, over what the twin adds.
+///
+/// A round's own ratio would mean nothing: in some the twin adds next to nothing,
+/// or less. So all rounds are over the twin's median, and `None` where that is
+/// not above direct.
 fn added(case: &Case, column: &str) -> Option<Spread> {
     let direct = case.figures("direct", column);
-    let (ours, twin) = (
-        case.figures("sidecar", column),
-        case.figures("twin", column),
-    );
-    let rounds = direct.iter().zip(&ours).zip(&twin);
-    Spread::of(rounds.filter_map(|((direct, ours), twin)| {
-        let (direct, ours, twin) = ((*direct)?, (*ours)?, (*twin)?);
-        (twin > direct).then(|| (ours - direct) / (twin - direct))
-    }))
+    let over_direct = |arm: &str| {
+        let figures = case.figures(arm, column).into_iter().zip(&direct);
+        let added = figures.filter_map(|(figure, direct)| Some(figure? - (*direct)?));
+        added.collect::<Vec<_>>()
+    };
+    let twin = Spread::of(over_direct("twin"))?.median;
+    let ours = over_direct("sidecar").into_iter();
+    (twin > 0.0)
+        .then(|| Spread::of(ours.map(|added| added / twin)))
+        .flatten()
 }
 
 fn first_verification(report: &Report) -> Option<Spread> {
@@ -176,4 +222,48 @@ fn growth(report: &Report) -> (Option<Spread>, String) {
     let connections = many.trim_start_matches(&prefix);
     let note = format!("{connections} connections, {ACTIVE} active, fake Postgres");
     (case.ratio(many, &few, "cpu"), note)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{Column, Sample, Samples};
+
+    fn case(direct: &[f64], twin: &[f64], sidecar: &[f64]) -> Case {
+        let sample = |figure: &f64| {
+            Some(Sample {
+                figures: vec![Some(*figure)],
+                latency: None,
+            })
+        };
+        let arms = [("direct", direct), ("twin", twin), ("sidecar", sidecar)];
+        Case {
+            key: "select-1".to_owned(),
+            title: String::new(),
+            columns: vec![Column {
+                key: "p50".to_owned(),
+                title: String::new(),
+            }],
+            arms: arms
+                .into_iter()
+                .map(|(arm, figures)| Samples {
+                    arm: arm.to_owned(),
+                    rounds: figures.iter().map(sample).collect(),
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_round_in_which_the_twin_adds_nothing_counts_too() {
+        let case = case(&[10.0, 10.0, 10.0], &[14.0, 9.0, 14.0], &[12.0, 18.0, 13.0]);
+        let added = added(&case, "p50").unwrap();
+        assert_eq!((added.low, added.median, added.high), (0.5, 0.75, 2.0));
+    }
+
+    #[test]
+    fn a_twin_that_adds_nothing_is_no_measure() {
+        let case = case(&[10.0], &[10.0], &[12.0]);
+        assert_eq!(added(&case, "p50"), None);
+    }
 }

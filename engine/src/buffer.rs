@@ -19,13 +19,13 @@ pub(crate) const TINY: usize = 512;
 /// Most bytes that one read takes into a small buffer: what Postgres sends at
 /// a time (`PQ_SEND_BUFFER_SIZE`, src/backend/libpq/pqcomm.c).
 pub(crate) const SMALL: usize = 8 * 1024;
-/// Most bytes that one read takes into a large buffer: four full TLS records.
-pub(crate) const LARGE: usize = 64 * 1024;
+/// Most bytes that one read takes into a large buffer: eight full TLS records.
+pub(crate) const LARGE: usize = 128 * 1024;
 /// Room past what a read may take, so that the same bytes still fit once they
 /// are sealed: 22 bytes a record (RFC 8446, 5.2) and a KeyUpdate or an alert.
 const SLACK: usize = 512;
 /// Buffers of a size that an idle shard keeps: 1 MiB of large ones.
-const KEEP: [usize; 3] = [256, 64, 16];
+const KEEP: [usize; 3] = [256, 64, 8];
 
 thread_local! {
     static POOL: RefCell<[Vec<Box<[u8]>>; 3]> =

@@ -122,7 +122,7 @@ impl<E: Endpoint> TlsStream<E> {
         let incoming = std::mem::replace(&mut self.incoming, Buffer::none());
         let incoming = incoming.make_room();
         if incoming.room() == 0 {
-            // A handshake message beyond 64 KiB: reading into nothing would
+            // A handshake message beyond a buffer: reading into nothing would
             // look like the end of the stream.
             return Err(StreamError::Tls(TlsError::NoRoom));
         }

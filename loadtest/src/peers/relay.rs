@@ -3,7 +3,7 @@
 //!
 //! The engine itself has no way in without TLS, on purpose. So what TLS costs it
 //! is told by a program of its own with the same loop: strictly one read and
-//! then the write of what it brought, 8 KiB a read and 64 KiB while a stream
+//! then the write of what it brought, 8 KiB a read and 128 KiB while a stream
 //! fills them.
 
 use std::io;
@@ -18,7 +18,7 @@ use crate::runtime::Runtime;
 
 /// Bytes of a read, at rest and while a stream fills them.
 const SMALL: usize = 8 * 1024;
-const LARGE: usize = 64 * 1024;
+const LARGE: usize = 128 * 1024;
 /// Back to small ones after so many reads in a row that one would have held.
 const SHRINK_AFTER: u32 = 8;
 

@@ -1,9 +1,8 @@
 //! I/O buffers that the kernel may hold on to, and the shard's pool of them.
 //!
-//! This is the one file of the project with `unsafe` in it: io_uring reads and
-//! writes memory by address while a future may already be gone, so monoio's
-//! buffer traits are unsafe to implement. Everything else builds on the safe
-//! surface below. The memory is zeroed once, when it is allocated, and stays
+//! io_uring reads and writes memory by address while a future may already be
+//! gone, so monoio's buffer traits are unsafe to implement. Everything but two
+//! lines of `net.rs` builds on the safe surface below. The memory is zeroed once, when it is allocated, and stays
 //! initialised for good; stale bytes of an earlier user are never readable,
 //! since only `start..end` is.
 #![allow(unsafe_code)]
@@ -24,6 +23,8 @@ pub(crate) const LARGE: usize = 128 * 1024;
 /// Room past what a read may take, so that the same bytes still fit once they
 /// are sealed: 22 bytes a record (RFC 8446, 5.2) and a KeyUpdate or an alert.
 const SLACK: usize = 512;
+/// The same for one record.
+const TINY_SLACK: usize = 128;
 /// Buffers of a size that an idle shard keeps: 1 MiB of large ones.
 const KEEP: [usize; 3] = [256, 64, 8];
 
@@ -50,6 +51,14 @@ impl Size {
             Size::Tiny => TINY,
             Size::Small => SMALL,
             Size::Large => LARGE,
+        }
+    }
+
+    /// Bytes of its allocation.
+    const fn storage(self) -> usize {
+        match self {
+            Size::Tiny => TINY + TINY_SLACK,
+            Size::Small | Size::Large => self.bytes() + SLACK,
         }
     }
 
@@ -90,7 +99,7 @@ impl Buffer {
     /// An empty buffer from this shard's pool.
     pub(crate) fn take(size: Size) -> Self {
         let pooled = POOL.with_borrow_mut(|pool| pool.get_mut(size.class()).and_then(Vec::pop));
-        let storage = pooled.unwrap_or_else(|| vec![0; size.bytes() + SLACK].into_boxed_slice());
+        let storage = pooled.unwrap_or_else(|| vec![0; size.storage()].into_boxed_slice());
         Self {
             storage,
             start: 0,
@@ -138,6 +147,12 @@ impl Buffer {
             self.start = 0;
             self.end = 0;
         }
+    }
+
+    /// The free room at the back that a read may use.
+    pub(crate) fn room_mut(&mut self) -> &mut [u8] {
+        let end = self.storage.len().min(self.size.bytes());
+        self.storage.get_mut(self.end..end).unwrap_or_default()
     }
 
     /// The free room at the back, slack included.
@@ -251,6 +266,12 @@ unsafe impl IoBufMut for Buffer {
     }
 }
 
+/// Buffers of a size in this thread's pool.
+#[cfg(test)]
+pub(crate) fn pooled(size: Size) -> usize {
+    POOL.with_borrow(|pool| pool[size.class()].len())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -281,11 +302,12 @@ mod tests {
     #[test]
     fn what_a_tiny_one_holds_fits_all_the_way_up() {
         let mut buffer = Buffer::take(Size::Tiny);
-        assert!(buffer.extend(&[7; TINY + SLACK]));
+        const MOST: usize = TINY + TINY_SLACK;
+        assert!(buffer.extend(&[7; MOST]));
         let buffer = buffer.grown();
-        assert_eq!((buffer.size(), buffer.len()), (Size::Small, TINY + SLACK));
+        assert_eq!((buffer.size(), buffer.len()), (Size::Small, MOST));
         let buffer = buffer.grown();
-        assert_eq!((buffer.size(), buffer.len()), (Size::Large, TINY + SLACK));
+        assert_eq!((buffer.size(), buffer.len()), (Size::Large, MOST));
     }
 
     #[test]

@@ -11,6 +11,8 @@ use monoio::io::{
     AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, OwnedReadHalf, OwnedWriteHalf, Splitable,
 };
 use monoio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::buffer::Buffer;
@@ -367,6 +369,56 @@ impl ReadHalf {
             ReadHalf::Unix(half) => half.read(buffer).await,
         }
     }
+
+    /// Waits until a read would bring something: bytes, the end, or an error. Who
+    /// waits so holds no buffer, and pays half a microsecond for it.
+    pub(crate) async fn readable(&mut self) -> io::Result<()> {
+        // On epoll `relaxed` would believe a readiness that the last read used up.
+        const RELAXED: bool = false;
+        match self {
+            ReadHalf::Tcp(half) => tcp(half).readable(RELAXED).await,
+            ReadHalf::Unix(half) => unix(half).readable(RELAXED).await,
+        }
+    }
+
+    /// Reads what is there into `buffer`'s room; 0 is the end of the stream.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] where nothing is there.
+    pub(crate) fn read_now(&mut self, buffer: &mut Buffer) -> io::Result<usize> {
+        let fd = match self {
+            ReadHalf::Tcp(half) => tcp(half).as_raw_fd(),
+            ReadHalf::Unix(half) => unix(half).as_raw_fd(),
+        };
+        loop {
+            // With io_uring the sockets are blocking ones.
+            match recv(fd, buffer.room_mut(), MsgFlags::MSG_DONTWAIT) {
+                Ok(n) => {
+                    buffer.advance(n);
+                    return Ok(n);
+                }
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// monoio's halves have the stream in them and lend it to nobody, although all
+/// that is wanted of it takes `&self`.
+#[allow(unsafe_code)]
+fn tcp(half: &OwnedReadHalf<TcpStream>) -> &TcpStream {
+    // SAFETY: the cell is alive as long as `half`, this thread is the only one
+    // that has it, and monoio's own methods of a half borrow it in the same way:
+    // none changes the stream, which is a counted descriptor.
+    unsafe { &*half.0.get() }
+}
+
+/// As [`tcp`].
+#[allow(unsafe_code)]
+fn unix(half: &OwnedReadHalf<UnixStream>) -> &UnixStream {
+    // SAFETY: as above.
+    unsafe { &*half.0.get() }
 }
 
 impl WriteHalf {

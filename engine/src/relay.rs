@@ -6,6 +6,7 @@
 //! write is under way.
 
 use std::cell::{Cell, RefCell};
+use std::io;
 
 use futures_util::future::try_join;
 
@@ -54,7 +55,7 @@ pub(crate) async fn relay<E: Endpoint>(
         control,
         closed: &closed,
         driver,
-        read: tls_read,
+        read: Reader::new(tls_read),
         write: plain_write,
     };
     let sealing = Sealing {
@@ -62,7 +63,7 @@ pub(crate) async fn relay<E: Endpoint>(
         control,
         closed: &closed,
         driver,
-        read: plain_read,
+        read: Reader::new(plain_read),
         write: tls_write,
     };
     let outcome = try_join(opening.run(incoming, opened), sealing.run(first)).await;
@@ -91,7 +92,7 @@ struct Opening<'a, E> {
     control: &'a Control,
     closed: &'a Cell<Option<Side>>,
     driver: Driver,
-    read: ReadHalf,
+    read: Reader,
     write: WriteHalf,
 }
 
@@ -101,7 +102,7 @@ impl<E: Endpoint> Opening<'_, E> {
         if self.driver == Driver::InPlain {
             if end.is_ok() && self.closed.get().is_none() && self.control.bytes().1 == 0 {
                 // Not a word to somebody who waits for one.
-                end = Err(End::ClientIo(std::io::ErrorKind::UnexpectedEof.into()));
+                end = Err(End::ClientIo(io::ErrorKind::UnexpectedEof.into()));
             }
             self.say_goodbye(end.as_ref().err()).await;
         }
@@ -130,7 +131,6 @@ impl<E: Endpoint> Opening<'_, E> {
     }
 
     async fn pump(&mut self, mut incoming: Buffer, mut plain: Buffer) -> Result<(), End> {
-        let mut sizing = Sizing::default();
         loop {
             if !plain.is_empty() {
                 match self.driver {
@@ -145,14 +145,13 @@ impl<E: Endpoint> Opening<'_, E> {
             if self.session.borrow().peer_closed() {
                 break;
             }
-            incoming = sizing.fit(incoming.make_room());
-            let (result, filled) = self.read.read(incoming).await;
+            let (result, filled) = self.read.read(incoming.make_room()).await;
             incoming = filled;
             match result {
                 // Without a close_notify, as many clients do it; Postgres'
                 // messages carry their length, so a cut one is noticed.
                 Ok(0) => break,
-                Ok(n) => sizing.saw(n),
+                Ok(_) => {}
                 Err(error) => return Err(End::ClientIo(error)),
             }
             plain = Buffer::take(incoming.size());
@@ -168,7 +167,7 @@ impl<E: Endpoint> Opening<'_, E> {
     /// on its way through the other half. The client's are read and dropped,
     /// since closing over unread bytes would reset the connection and lose
     /// those last words.
-    async fn discard(&mut self, mut incoming: Buffer, error: std::io::Error) -> Result<(), End> {
+    async fn discard(&mut self, mut incoming: Buffer, error: io::Error) -> Result<(), End> {
         let mut bytes = 0;
         loop {
             incoming.consume(usize::MAX);
@@ -194,13 +193,12 @@ struct Sealing<'a, E> {
     control: &'a Control,
     closed: &'a Cell<Option<Side>>,
     driver: Driver,
-    read: ReadHalf,
+    read: Reader,
     write: WriteHalf,
 }
 
 impl<E: Endpoint> Sealing<'_, E> {
     async fn run(mut self, mut plain: Buffer) -> Result<(), End> {
-        let mut sizing = Sizing::default();
         let cause = loop {
             if !plain.is_empty() {
                 match self.driver {
@@ -216,12 +214,11 @@ impl<E: Endpoint> Sealing<'_, E> {
                 let (result, _) = self.write.write_all(outgoing).await;
                 result.map_err(End::ClientIo)?;
             }
-            plain = sizing.fit(plain);
             let (result, filled) = self.read.read(plain).await;
             plain = filled;
             match result {
                 Ok(0) => break None,
-                Ok(n) => sizing.saw(n),
+                Ok(_) => {}
                 Err(error) => break Some(error),
             }
         };
@@ -254,25 +251,62 @@ impl<E: Endpoint> Sealing<'_, E> {
     }
 }
 
-/// Decides on buffers by what the last reads brought: a session begins with
-/// tiny ones and comes back to them, so that one that idles holds a kilobyte a
-/// direction.
-struct Sizing {
+/// Reads, and decides on buffers by what the last reads brought: a session begins
+/// with tiny ones, which it may wait with, and comes back to them. Larger ones
+/// are only held while there is something to read.
+struct Reader {
+    half: ReadHalf,
     size: Size,
     short_reads: u32,
+    /// What the last read brought.
+    last: usize,
 }
 
-impl Default for Sizing {
-    fn default() -> Self {
+impl Reader {
+    fn new(half: ReadHalf) -> Self {
         Self {
+            half,
             size: Size::Tiny,
             short_reads: 0,
+            last: 0,
         }
     }
-}
 
-impl Sizing {
+    /// Reads once, behind what `buffer` holds; 0 is the end of the stream.
+    async fn read(&mut self, buffer: Buffer) -> (io::Result<usize>, Buffer) {
+        let (result, buffer) = if self.size == Size::Tiny {
+            self.half.read(self.fit(buffer)).await
+        } else {
+            self.read_when_readable(buffer).await
+        };
+        if let Ok(n) = result {
+            self.saw(n);
+        }
+        (result, buffer)
+    }
+
+    async fn read_when_readable(&mut self, mut buffer: Buffer) -> (io::Result<usize>, Buffer) {
+        // In a stream the next bytes are mostly there already.
+        let mut wait = self.last < Size::Small.bytes();
+        loop {
+            if wait {
+                if buffer.is_empty() {
+                    buffer = Buffer::none();
+                }
+                if let Err(error) = self.half.readable().await {
+                    return (Err(error), buffer);
+                }
+            }
+            buffer = self.fit(buffer);
+            match self.half.read_now(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait = true,
+                result => return (result, buffer),
+            }
+        }
+    }
+
     fn saw(&mut self, n: usize) {
+        self.last = n;
         if n >= self.size.bytes() {
             self.size = self.size.larger();
             self.short_reads = 0;
@@ -287,9 +321,9 @@ impl Sizing {
         }
     }
 
-    /// The buffer for the next read: this one, or one of another size.
+    /// The buffer for the next read: with what `buffer` holds, and large enough.
     fn fit(&self, mut buffer: Buffer) -> Buffer {
-        if buffer.is_empty() && buffer.size() != self.size {
+        if buffer.is_empty() {
             return Buffer::take(self.size);
         }
         while buffer.size() < self.size {
@@ -301,46 +335,119 @@ impl Sizing {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream as StdUnixStream;
+
+    use futures_util::FutureExt as _;
+    use monoio::io::Splitable as _;
+    use monoio::net::UnixStream;
+
     use super::*;
-    use crate::buffer::{SMALL, TINY};
+    use crate::buffer::{LARGE, SMALL, TINY};
+    use crate::driver::{self, Driver as Interface};
+
+    /// Runs `test` with a reader and its peer, on both drivers.
+    fn on_both(test: impl AsyncFn(Reader, StdUnixStream)) {
+        for interface in [Interface::Epoll, Interface::IoUring] {
+            let ran = driver::block_on(interface, async {
+                let (far, near) = StdUnixStream::pair().unwrap();
+                near.set_nonblocking(monoio::utils::is_legacy()).unwrap();
+                let (read, write) = UnixStream::from_std(near).unwrap().into_split();
+                test(Reader::new(ReadHalf::Unix(read)), far).await;
+                drop(write);
+            });
+            if let Err(error) = ran {
+                println!("skipped {interface}: {error}");
+            }
+        }
+    }
 
     #[test]
     fn buffers_grow_with_full_reads_and_shrink_with_short_ones() {
-        let mut sizing = Sizing::default();
-        sizing.saw(100);
-        assert_eq!(sizing.size, Size::Tiny);
-        sizing.saw(TINY);
-        assert_eq!(sizing.size, Size::Small);
-        sizing.saw(SMALL);
-        assert_eq!(sizing.size, Size::Large);
-        for _ in 0..SHRINK_AFTER {
-            assert_eq!(sizing.size, Size::Large);
-            sizing.saw(TINY);
-        }
-        assert_eq!(sizing.size, Size::Small);
-        // What a tiny one would not have held keeps it.
-        for n in [1, 1, 1, TINY, 1, 1, 1, 1, 1, 1, 1] {
-            sizing.saw(n);
-        }
-        assert_eq!(sizing.size, Size::Small);
-        sizing.saw(1);
-        assert_eq!(sizing.size, Size::Tiny);
+        on_both(async |mut reader, _far| {
+            reader.saw(100);
+            assert_eq!(reader.size, Size::Tiny);
+            reader.saw(TINY);
+            assert_eq!(reader.size, Size::Small);
+            reader.saw(SMALL);
+            assert_eq!(reader.size, Size::Large);
+            for _ in 0..SHRINK_AFTER {
+                assert_eq!(reader.size, Size::Large);
+                reader.saw(TINY);
+            }
+            assert_eq!(reader.size, Size::Small);
+            // What a tiny one would not have held keeps it.
+            for n in [1, 1, 1, TINY, 1, 1, 1, 1, 1, 1, 1] {
+                reader.saw(n);
+            }
+            assert_eq!(reader.size, Size::Small);
+            reader.saw(1);
+            assert_eq!(reader.size, Size::Tiny);
+        });
     }
 
     #[test]
     fn a_buffer_with_bytes_in_it_keeps_them() {
-        let sizing = Sizing {
-            size: Size::Large,
-            short_reads: 0,
-        };
-        let mut buffer = Buffer::take(Size::Tiny);
-        assert!(buffer.extend(b"half a record"));
-        let buffer = sizing.fit(buffer);
-        assert_eq!(buffer.size(), Size::Large);
-        let buffer = Sizing::default().fit(buffer);
-        assert_eq!(
-            (buffer.size(), buffer.filled()),
-            (Size::Large, &b"half a record"[..])
-        );
+        on_both(async |mut reader, _far| {
+            reader.size = Size::Large;
+            let mut buffer = Buffer::take(Size::Tiny);
+            assert!(buffer.extend(b"half a record"));
+            let buffer = reader.fit(buffer);
+            assert_eq!(buffer.size(), Size::Large);
+            reader.size = Size::Tiny;
+            let buffer = reader.fit(buffer);
+            assert_eq!(
+                (buffer.size(), buffer.filled()),
+                (Size::Large, &b"half a record"[..])
+            );
+        });
+    }
+
+    #[test]
+    fn every_size_reads_to_the_end() {
+        on_both(async |mut reader, mut far| {
+            let sent: Vec<u8> = (0..3 * LARGE).map(|i| (i % 251) as u8).collect();
+            let bytes = sent.clone();
+            let writer = std::thread::spawn(move || far.write_all(&bytes).unwrap());
+            let mut received = Vec::new();
+            let mut sizes = Vec::new();
+            let mut buffer = Buffer::none();
+            loop {
+                let (result, filled) = reader.read(buffer).await;
+                let n = result.unwrap();
+                received.extend_from_slice(filled.filled());
+                sizes.push(filled.size());
+                buffer = filled;
+                buffer.consume(usize::MAX);
+                if n == 0 {
+                    break;
+                }
+            }
+            writer.join().unwrap();
+            assert!(received == sent, "{} bytes", received.len());
+            for size in [Size::Tiny, Size::Small, Size::Large] {
+                assert!(sizes.contains(&size), "{size:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn who_waits_for_much_waits_without_a_buffer() {
+        on_both(async |mut reader, mut far| {
+            for (size, last) in [(Size::Small, 0), (Size::Large, LARGE)] {
+                (reader.size, reader.last) = (size, last);
+                let before = crate::buffer::pooled(size);
+                {
+                    let buffer = Buffer::take(size);
+                    let mut read = std::pin::pin!(reader.read(buffer));
+                    assert!(read.as_mut().now_or_never().is_none());
+                    assert!(crate::buffer::pooled(size) >= before.max(1), "{size:?}");
+                    far.write_all(b"at last").unwrap();
+                    let (result, filled) = read.await;
+                    assert_eq!(result.unwrap(), 7);
+                    assert_eq!(filled.filled(), b"at last");
+                }
+            }
+        });
     }
 }

@@ -239,7 +239,9 @@ impl Control {
 
     /// Waits for `time`, or until the phase changes: `true` if the time passed.
     async fn elapsed_in(&self, phase: Phase, time: Duration) -> bool {
-        let mut sleep = pin!(monoio::time::sleep(time));
+        // Boxed: it has 640 bytes, and a session without an idle timeout waits for
+        // days without one.
+        let mut sleep = Box::pin(monoio::time::sleep(time));
         let mut left = pin!(self.leaves(phase));
         poll_fn(|cx| {
             if left.as_mut().poll(cx).is_ready() {

@@ -6,8 +6,11 @@
 //! write is under way.
 
 use std::cell::{Cell, RefCell};
+use std::future::Future;
 use std::io;
+use std::rc::Rc;
 
+use futures_util::FutureExt;
 use futures_util::future::try_join;
 
 use crate::buffer::{Buffer, Size};
@@ -33,44 +36,43 @@ pub(crate) enum Driver {
 /// Moves bytes until both directions have ended, or one failed. `first` is
 /// plaintext that came from the plain side together with its last login
 /// message.
-pub(crate) async fn relay<E: Endpoint>(
+///
+/// No `async fn`: that would have room for its arguments beside the halves that
+/// they go into, for as long as the session lasts.
+pub(crate) fn relay<E: Endpoint>(
     tls: TlsStream<E>,
     plain: Stream,
     first: Buffer,
     driver: Driver,
     control: &Control,
-) -> End {
-    let TlsStream {
-        stream,
-        session,
-        incoming,
-        plain: opened,
-    } = tls;
-    let session = RefCell::new(session);
-    let (tls_read, tls_write) = stream.into_split();
+) -> impl Future<Output = End> {
+    let session = Rc::new(RefCell::new(tls.session));
+    let (tls_read, tls_write) = tls.stream.into_split();
     let (plain_read, plain_write) = plain.into_split();
-    let closed = Cell::new(None);
+    let closed = Rc::new(Cell::new(None));
     let opening = Opening {
-        session: &session,
+        session: Rc::clone(&session),
         control,
-        closed: &closed,
+        closed: Rc::clone(&closed),
         driver,
         read: Reader::new(tls_read),
         write: plain_write,
+        incoming: tls.incoming,
     };
     let sealing = Sealing {
-        session: &session,
+        session,
         control,
-        closed: &closed,
+        closed: Rc::clone(&closed),
         driver,
         read: Reader::new(plain_read),
         write: tls_write,
     };
-    let outcome = try_join(opening.run(incoming, opened), sealing.run(first)).await;
-    control.end_or(match (closed.get(), outcome) {
-        (Some(Side::Plain), _) => End::UpstreamClosed,
-        (Some(Side::Tls), _) | (None, Ok(_)) => End::ClientClosed,
-        (None, Err(end)) => end,
+    try_join(opening.run(tls.plain), sealing.run(first)).map(move |outcome| {
+        control.end_or(match (closed.get(), outcome) {
+            (Some(Side::Plain), _) => End::UpstreamClosed,
+            (Some(Side::Tls), _) | (None, Ok(_)) => End::ClientClosed,
+            (None, Err(end)) => end,
+        })
     })
 }
 
@@ -88,17 +90,19 @@ fn first(closed: &Cell<Option<Side>>, side: Side) {
 
 /// TLS in, plaintext out.
 struct Opening<'a, E> {
-    session: &'a RefCell<Session<E>>,
+    session: Rc<RefCell<Session<E>>>,
     control: &'a Control,
-    closed: &'a Cell<Option<Side>>,
+    closed: Rc<Cell<Option<Side>>>,
     driver: Driver,
     read: Reader,
     write: WriteHalf,
+    /// Ciphertext that has been read and not opened.
+    incoming: Buffer,
 }
 
 impl<E: Endpoint> Opening<'_, E> {
-    async fn run(mut self, incoming: Buffer, plain: Buffer) -> Result<(), End> {
-        let mut end = self.pump(incoming, plain).await;
+    async fn run(mut self, plain: Buffer) -> Result<(), End> {
+        let mut end = self.pump(plain).await;
         if self.driver == Driver::InPlain {
             if end.is_ok() && self.closed.get().is_none() && self.control.bytes().1 == 0 {
                 // Not a word to somebody who waits for one.
@@ -107,7 +111,7 @@ impl<E: Endpoint> Opening<'_, E> {
             self.say_goodbye(end.as_ref().err()).await;
         }
         end?;
-        first(self.closed, Side::Tls);
+        first(&self.closed, Side::Tls);
         // An error here means that Postgres hung up at the same time.
         let _ = self.write.shutdown().await;
         if self.driver == Driver::InPlain {
@@ -130,7 +134,7 @@ impl<E: Endpoint> Opening<'_, E> {
         }
     }
 
-    async fn pump(&mut self, mut incoming: Buffer, mut plain: Buffer) -> Result<(), End> {
+    async fn pump(&mut self, mut plain: Buffer) -> Result<(), End> {
         loop {
             if !plain.is_empty() {
                 match self.driver {
@@ -139,14 +143,15 @@ impl<E: Endpoint> Opening<'_, E> {
                 }
                 let (result, _) = self.write.write_all(plain).await;
                 if let Err(error) = result {
-                    return self.discard(incoming, error).await;
+                    return self.discard(error).await;
                 }
             }
             if self.session.borrow().peer_closed() {
                 break;
             }
+            let incoming = std::mem::replace(&mut self.incoming, Buffer::none());
             let (result, filled) = self.read.read(incoming.make_room()).await;
-            incoming = filled;
+            self.incoming = filled;
             match result {
                 // Without a close_notify, as many clients do it; Postgres'
                 // messages carry their length, so a cut one is noticed.
@@ -154,10 +159,10 @@ impl<E: Endpoint> Opening<'_, E> {
                 Ok(_) => {}
                 Err(error) => return Err(End::ClientIo(error)),
             }
-            plain = Buffer::take(incoming.size());
+            plain = Buffer::take(self.incoming.size());
             self.session
                 .borrow_mut()
-                .open(&mut incoming, &mut plain)
+                .open(&mut self.incoming, &mut plain)
                 .map_err(End::TlsSession)?;
         }
         Ok(())
@@ -167,12 +172,13 @@ impl<E: Endpoint> Opening<'_, E> {
     /// on its way through the other half. The client's are read and dropped,
     /// since closing over unread bytes would reset the connection and lose
     /// those last words.
-    async fn discard(&mut self, mut incoming: Buffer, error: io::Error) -> Result<(), End> {
+    async fn discard(&mut self, error: io::Error) -> Result<(), End> {
         let mut bytes = 0;
         loop {
+            let mut incoming = std::mem::replace(&mut self.incoming, Buffer::none());
             incoming.consume(usize::MAX);
             let (result, back) = self.read.read(incoming).await;
-            incoming = back;
+            self.incoming = back;
             match result {
                 Ok(0) | Err(_) => return Ok(()),
                 Ok(n) => bytes += n,
@@ -189,9 +195,9 @@ const DISCARD_MOST: usize = 16 * 1024 * 1024;
 
 /// Plaintext in, TLS out.
 struct Sealing<'a, E> {
-    session: &'a RefCell<Session<E>>,
+    session: Rc<RefCell<Session<E>>>,
     control: &'a Control,
-    closed: &'a Cell<Option<Side>>,
+    closed: Rc<Cell<Option<Side>>>,
     driver: Driver,
     read: Reader,
     write: WriteHalf,
@@ -224,7 +230,7 @@ impl<E: Endpoint> Sealing<'_, E> {
         };
         drop(plain);
         if cause.is_none() {
-            first(self.closed, Side::Plain);
+            first(&self.closed, Side::Plain);
         }
         self.say_goodbye().await?;
         // What is left to do is to let the client read and close.
@@ -338,7 +344,6 @@ mod tests {
     use std::io::Write as _;
     use std::os::unix::net::UnixStream as StdUnixStream;
 
-    use futures_util::FutureExt as _;
     use monoio::io::Splitable as _;
     use monoio::net::UnixStream;
 

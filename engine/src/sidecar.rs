@@ -11,7 +11,7 @@ use wire::opening::{Openings, Policy, Step};
 use wire::startup::{ProtocolVersion, Startup};
 
 use crate::buffer::{Buffer, Size};
-use crate::control::Control;
+use crate::control::{Control, Leash};
 use crate::end::End;
 use crate::facts::Facts;
 use crate::gate::Attested;
@@ -75,15 +75,28 @@ async fn serve(
     // Boxed: what only the way in needs is given back before the relay, which
     // may idle for days.
     let arriving = Box::pin(arrive(service, stream, admission, control, facts));
-    let (client, session) = match arriving.await {
-        Ok(arrived) => arrived,
+    let (_leash, relayed) = match arriving.await {
+        Ok((client, session)) => {
+            entered(service, facts);
+            begin(client, session, control)
+        }
         Err(end) => return end,
     };
+    relayed.await
+}
+
+/// From the login to the relay. Apart, so that the future of a session has no room
+/// for what goes in here.
+fn begin(
+    client: Client,
+    session: upstream::LoggedIn,
+    control: &Control,
+) -> (Leash<'_>, impl Future<Output = End>) {
     let upstream::LoggedIn { stream, first } = session;
-    let _leash = control.hold_upstream(stream.raw_fd());
+    let leash = control.hold_upstream(stream.raw_fd());
     control.login_done();
-    entered(service, facts);
-    relay(client, stream, first, Driver::InTls, control).await
+    let relayed = relay(client, stream, first, Driver::InTls, control);
+    (leash, relayed)
 }
 
 /// From the first byte to ReadyForQuery; who does not get so far has been told

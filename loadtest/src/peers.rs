@@ -41,11 +41,13 @@ pub enum Kind {
     Sidecar,
     /// Ours on epoll.
     SidecarEpoll,
+    /// Ours on io_uring, with Postgres on its Unix socket.
+    SidecarUnix,
 }
 
 impl Kind {
     /// All of them, in the order of tables and pictures.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Direct,
         Self::Relay,
         Self::Twin,
@@ -54,6 +56,7 @@ impl Kind {
         Self::HaProxy,
         Self::Sidecar,
         Self::SidecarEpoll,
+        Self::SidecarUnix,
     ];
 
     /// For tables, pictures and flags.
@@ -68,6 +71,7 @@ impl Kind {
             Self::HaProxy => "haproxy",
             Self::Sidecar => "sidecar",
             Self::SidecarEpoll => "sidecar-epoll",
+            Self::SidecarUnix => "sidecar-unix",
         }
     }
 
@@ -113,8 +117,8 @@ pub struct Peer {
     pub kind: Kind,
     /// Where it listens, and how.
     pub target: Target,
-    /// Another place that ends after the handshake, where a proxy would else
-    /// dial before the client has asked for anything.
+    /// How to go no further than the handshake, TLS at once: with a proxy that would
+    /// dial before the client has asked for anything, another place.
     pub handshake: Option<Target>,
     /// Who logs in, to read.
     pub login: Login,
@@ -138,6 +142,7 @@ impl Peer {
             Kind::HaProxy => proxies::haproxy(house, upstream),
             Kind::Sidecar => sidecar::start(house, upstream, Mode::default()),
             Kind::SidecarEpoll => sidecar::start(house, upstream, Mode::epoll()),
+            Kind::SidecarUnix => sidecar::start(house, upstream, Mode::unix()),
         }
     }
 

@@ -110,6 +110,7 @@ fn every_kind_of_query_comes_back_from_every_arm() {
         Kind::Twin,
         Kind::Sidecar,
         Kind::SidecarEpoll,
+        Kind::SidecarUnix,
     ] {
         let peer = stage.peer(kind);
         let modes = [

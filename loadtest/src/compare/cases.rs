@@ -107,10 +107,10 @@ impl Run<'_> {
 
     fn handshakes(&mut self, peers: &[Peer], attested: &Peer) -> Result<()> {
         let haproxy = peers.iter().find(|peer| peer.kind == Kind::HaProxy);
-        let haproxy = haproxy.and_then(|peer| Some((peer.handshake.clone()?, peer.pid())));
+        let to = |peer: &Peer| Some((peer.handshake.clone()?, peer.pid()));
         let mut arms = vec![(IN_MEMORY, None)];
-        arms.extend(haproxy.map(|arm| ("haproxy", Some(arm))));
-        arms.push(("sidecar", Some((attested.target.clone(), attested.pid()))));
+        arms.extend(haproxy.map(|peer| ("haproxy", to(peer))));
+        arms.push(("sidecar", to(attested)));
         let names: Vec<_> = arms.iter().map(|(name, _)| (*name).to_owned()).collect();
         let (house, progress, wanted) = (self.house, self.progress, self.seconds());
         let (threads, login) = (self.threads, attested.login.clone());

@@ -55,11 +55,13 @@ impl Run<'_> {
                 self.options.idle, self.house.open_files
             ));
         }
+        // The fake has no Unix socket.
+        let absent = [Kind::Direct, Kind::SidecarUnix];
         let proxies = self
             .options
             .arms
             .iter()
-            .filter(|kind| **kind != Kind::Direct);
+            .filter(|kind| !absent.contains(kind));
         let mut arms: Vec<(String, Option<Kind>)> = proxies
             .map(|kind| (kind.to_string(), Some(*kind)))
             .collect();

@@ -48,6 +48,15 @@ impl Mode {
         }
     }
 
+    /// The default with Postgres on its Unix socket.
+    #[must_use]
+    pub fn unix() -> Self {
+        Self {
+            unix: true,
+            ..Self::default()
+        }
+    }
+
     /// The default with attested clients.
     #[must_use]
     pub fn attested() -> Self {
@@ -90,13 +99,17 @@ pub(super) fn start(house: &House, upstream: &Upstream, mode: Mode) -> Result<Pe
     };
     let address = ([127, 0, 0, 1], address).into();
     Ok(Peer {
-        kind: if mode.epoll {
-            Kind::SidecarEpoll
-        } else {
-            Kind::Sidecar
+        kind: match (mode.epoll, mode.unix) {
+            (true, _) => Kind::SidecarEpoll,
+            (false, true) => Kind::SidecarUnix,
+            (false, false) => Kind::Sidecar,
         },
         target: Target::loopback(address, Opening::SslRequest, identity.as_ref())?,
-        handshake: None,
+        handshake: Some(Target::loopback(
+            address,
+            Opening::Direct,
+            identity.as_ref(),
+        )?),
         login: house.secret_login(),
         version: format!("teesql-sidecar {} ({driver})", env!("CARGO_PKG_VERSION")),
         process: Some(process),

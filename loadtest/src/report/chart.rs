@@ -30,6 +30,7 @@ pub(super) fn class(arm: &str) -> &'static str {
         "haproxy" => "c-haproxy",
         "sidecar" => "c-sidecar",
         "sidecar-epoll" => "c-epoll",
+        "sidecar-unix" => "c-unix",
         _ => "c-other",
     }
 }

@@ -13,7 +13,7 @@ use monoio::io::{
 use monoio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use crate::buffer::Buffer;
 use crate::facts::Peer;
@@ -125,6 +125,8 @@ fn bound_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     )?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
+    // What is accepted inherits it: five system calls less for each connection.
+    tune(&socket)?;
     socket.bind(&address.into())?;
     Ok(socket)
 }
@@ -203,8 +205,6 @@ impl Accepting {
         match self {
             Accepting::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                // It may be gone already, which its first read will tell.
-                let _ = tune(&stream);
                 Ok((Stream::Tcp(stream), Peer::Tcp(peer)))
             }
             Accepting::Unix(listener) => {
@@ -216,16 +216,13 @@ impl Accepting {
 }
 
 /// What every TCP connection gets: no Nagle delay, and keepalive.
-///
-/// # Errors
-/// The socket is gone already.
-pub(crate) fn tune(stream: &TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    stream.set_tcp_keepalive(
-        Some(KEEPALIVE_IDLE),
-        Some(KEEPALIVE_INTERVAL),
-        Some(KEEPALIVE_RETRIES),
-    )
+fn tune(socket: &Socket) -> io::Result<()> {
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_RETRIES);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keepalive)
 }
 
 /// A connected byte stream.
@@ -274,9 +271,8 @@ impl Stream {
         socket.set_nonblocking(monoio::utils::is_legacy())?;
         let stream = match endpoint {
             Endpoint::Tcp(_) => {
-                let stream = TcpStream::from_std(socket.into())?;
-                tune(&stream)?;
-                Stream::Tcp(stream)
+                tune(&socket)?;
+                Stream::Tcp(TcpStream::from_std(socket.into())?)
             }
             Endpoint::Unix(_) => Stream::Unix(UnixStream::from_std(socket.into())?),
         };
@@ -316,12 +312,22 @@ impl Stream {
 
     /// Writes all of `bytes`.
     pub(crate) async fn write_all(&mut self, bytes: Vec<u8>) -> io::Result<()> {
+        self.write(bytes).await.0
+    }
+
+    /// Writes all of `bytes` and wipes them.
+    pub(crate) async fn write_secret(&mut self, bytes: Vec<u8>) -> io::Result<()> {
+        let (result, bytes) = self.write(bytes).await;
+        drop(zeroize::Zeroizing::new(bytes));
+        result
+    }
+
+    async fn write(&mut self, bytes: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
         let (result, bytes) = match self {
             Stream::Tcp(stream) => stream.write_all(bytes).await,
             Stream::Unix(stream) => stream.write_all(bytes).await,
         };
-        drop(zeroize::Zeroizing::new(bytes));
-        result.map(drop)
+        (result.map(drop), bytes)
     }
 
     /// Sends FIN and reads what the peer still has to say, until it closes too
@@ -468,6 +474,31 @@ mod tests {
             .map(|listener| listener.local_addr().unwrap())
             .collect();
         assert_eq!(addresses, [address; 3]);
+    }
+
+    #[test]
+    fn what_is_accepted_is_tuned_like_its_listener() {
+        let door = free();
+        let address = door.address();
+        let listeners = door.open().unwrap();
+        let _client = std::net::TcpStream::connect(address).unwrap();
+        for listener in &listeners {
+            listener.set_nonblocking(true).unwrap();
+        }
+        // On which of them it is, is the kernel's choice.
+        let (accepted, _) = listeners
+            .iter()
+            .find_map(|listener| listener.accept().ok())
+            .unwrap();
+        let accepted = Socket::from(accepted);
+        assert!(accepted.tcp_nodelay().unwrap());
+        assert!(accepted.keepalive().unwrap());
+        assert_eq!(accepted.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+        assert_eq!(
+            accepted.tcp_keepalive_interval().unwrap(),
+            KEEPALIVE_INTERVAL
+        );
+        assert_eq!(accepted.tcp_keepalive_retries().unwrap(), KEEPALIVE_RETRIES);
     }
 
     #[test]

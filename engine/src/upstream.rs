@@ -175,7 +175,10 @@ impl Injector {
         loop {
             if !out.is_empty() {
                 let message = std::mem::take(&mut out);
-                stream.write_all(message).await.map_err(End::UpstreamIo)?;
+                stream
+                    .write_secret(message)
+                    .await
+                    .map_err(End::UpstreamIo)?;
             }
             match backend.advance(answers.filled(), &credential.password, &mut out) {
                 BackendStep::Read { next, consumed } => {
@@ -311,7 +314,7 @@ pub(crate) async fn cancel(injector: &Injector, packet: Vec<u8>, control: &Contr
         Err(end) => return end,
     };
     let _leash = control.hold_upstream(stream.raw_fd());
-    if let Err(error) = stream.write_all(packet).await {
+    if let Err(error) = stream.write_secret(packet).await {
         return control.end_or(End::UpstreamIo(error));
     }
     // Postgres closes when the signal is on its way; clients wait for our

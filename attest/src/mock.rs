@@ -38,12 +38,12 @@
 //! ```
 
 mod agent;
+mod behaviour;
 mod certificate;
 mod collateral;
 mod event;
 mod evidence;
 mod http;
-mod ita_http;
 mod key;
 mod pccs;
 mod pki;
@@ -54,17 +54,18 @@ mod token;
 mod trust_authority;
 
 pub use agent::{Agent, AgentBehaviour, AgentListen, AgentOptions, Now};
+pub use behaviour::Behaviour;
 pub use certificate::{Certificate, LeafOptions};
 pub use collateral::{CollateralOptions, Revoked, Tee};
 pub use event::{DigestVersion, Event, SYSTEM_READY};
 pub use evidence::{Binding, Envelope, Evidence, PayloadForm, Rtmr3};
 pub use key::Key;
-pub use pccs::{Behaviour, Pccs, PccsAnswers, Resource};
+pub use pccs::{Pccs, PccsAnswers, Resource};
 pub use pki::{Pki, PkiOptions, Validity};
 pub use platform::{Machine, MachineOptions};
 pub use quote::{QuoteFormat, TdReport};
 pub use tcb::{ModuleLevel, PlatformLevel, QeLevel};
-pub use trust_authority::{Manner, TrustAuthority, Verdict};
+pub use trust_authority::{TrustAuthority, Verdict};
 
 /// What can go wrong while making mock data: only options that make no sense.
 #[derive(Debug, thiserror::Error)]

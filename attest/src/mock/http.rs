@@ -1,4 +1,4 @@
-//! The small HTTP/1.1 server under the mock's PCCS and guest agent.
+//! The small HTTP/1.1 server under the mock's PCCS, guest agent and Trust Authority.
 //!
 //! Bounded (connections, request size, time); one request a connection, a thread for each. It stops when
 //! dropped, and takes its socket file along. What is answered, and how badly, is the handler's business.
@@ -33,6 +33,8 @@ pub(super) struct Request {
     pub(super) target: String,
     /// Content-Type, lowercase, without parameters.
     pub(super) content_type: Option<String>,
+    /// X-Api-Key.
+    pub(super) api_key: Option<String>,
     pub(super) body: Vec<u8>,
 }
 
@@ -290,6 +292,7 @@ fn parse_head(head: &str) -> Option<(Request, usize)> {
         method: method.to_owned(),
         target: target.to_owned(),
         content_type: content_type.map(|value| value.trim().to_ascii_lowercase()),
+        api_key: header("x-api-key").map(str::to_owned),
         body: Vec::new(),
     };
     Some((request, length))

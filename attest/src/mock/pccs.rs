@@ -7,16 +7,13 @@
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use dcap_qvl::QuoteCollateralV3;
 
 use super::MockError;
-use super::http::{Connection, HUGE, Handler, Request, Server, Stop, head, send_huge};
+use super::behaviour::Behaviour;
+use super::http::{Connection, Handler, Request, Server, Stop, head};
 use crate::collateral::CollateralKey;
-
-/// Longest time that [`Behaviour::Silent`] and [`Behaviour::Trickle`] hold a connection.
-const LONGEST_HOLD: Duration = Duration::from_secs(60);
 
 /// What a PCCS is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,34 +26,6 @@ pub enum Resource {
     PckCrl,
     /// `sgx/certification/v4/rootcacrl`.
     RootCrl,
-}
-
-/// How the PCCS answers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Behaviour {
-    /// As it should.
-    #[default]
-    Honest,
-    /// Closes each connection without an answer.
-    Down,
-    /// Takes the request and says nothing.
-    Silent,
-    /// Sends one byte of the answer every 100 ms.
-    Trickle,
-    /// Sends half of the body and closes.
-    HalfBody,
-    /// Declares and sends 100 MB.
-    Huge,
-    /// Sends 100 MB in chunks, without saying before how much it will be.
-    HugeChunked,
-    /// 200 with a page of HTML.
-    Html,
-    /// This status, without a body.
-    Status(u16),
-    /// The right body without the issuer chain header.
-    NoHeader,
-    /// Sends a redirect to another host.
-    Redirect,
 }
 
 /// What an honest PCCS knows.
@@ -254,51 +223,7 @@ impl Handler for Shared {
             .get(resource as usize)
             .copied()
             .unwrap_or_default();
-        respond(to, stop, behaviour, &answer)
-    }
-}
-
-fn respond(
-    to: &mut dyn Connection,
-    stop: &Stop,
-    behaviour: Behaviour,
-    answer: &Answer,
-) -> io::Result<()> {
-    let body = answer.body.as_slice();
-    let chain = answer.chain_header();
-    match behaviour {
-        Behaviour::Honest => to.write_all(&[&head(200, &chain, body.len()), body].concat()),
-        Behaviour::NoHeader => to.write_all(&[&head(200, "", body.len()), body].concat()),
-        Behaviour::Down => Ok(()),
-        Behaviour::Silent => stop.hold(LONGEST_HOLD, |_| Ok(false)),
-        Behaviour::Trickle => {
-            let bytes = [&head(200, &chain, body.len()), body].concat();
-            let mut bytes = bytes.iter();
-            stop.hold(LONGEST_HOLD, |slice| match slice % 5 {
-                0 => bytes
-                    .next()
-                    .map_or(Ok(true), |byte| to.write_all(&[*byte]).map(|()| false)),
-                _ => Ok(false),
-            })
-        }
-        Behaviour::HalfBody => {
-            let half = body.get(..body.len() / 2).unwrap_or_default();
-            to.write_all(&[&head(200, &chain, body.len()), half].concat())
-        }
-        Behaviour::Huge => {
-            to.write_all(&head(200, &chain, HUGE))?;
-            send_huge(to, b"")
-        }
-        Behaviour::HugeChunked => {
-            to.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")?;
-            send_huge(to, b"10000\r\n")
-        }
-        Behaviour::Html => {
-            let page = b"<!DOCTYPE html><title>captive portal</title>";
-            to.write_all(&[&head(200, &chain, page.len()), &page[..]].concat())
-        }
-        Behaviour::Status(status) => to.write_all(&head(status, "", 0)),
-        Behaviour::Redirect => to.write_all(&head(302, "location: http://127.0.0.1:1/\r\n", 0)),
+        behaviour.answer(to, stop, &answer.chain_header(), &answer.body)
     }
 }
 

@@ -4,17 +4,16 @@
 //! the TCB, and it makes its claims from that very quote. It answers on Intel's paths, wants the API
 //! key, publishes its keys beside that, counts what it was asked, and stops when dropped.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::io;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 
-use super::ita_http::{Request, read_request, respond};
+use super::behaviour::Behaviour;
+use super::http::{Connection, Handler, Request, Server, Stop, head};
 use super::token::Signer;
 use super::{CollateralOptions, MockError, Pki};
 use crate::collateral::Collateral;
@@ -23,34 +22,7 @@ use crate::policy::{Policy, Settings, TcbStatus};
 use crate::quote::TdQuote;
 use crate::verify::{Appraisal, TrustedRoot, Verifier};
 
-/// Most connections at once; more are closed at once.
-const MAX_CONNECTIONS: usize = 64;
-
-/// How the HTTP is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Manner {
-    /// As it should be.
-    #[default]
-    Honest,
-    /// Closes each connection without an answer.
-    Down,
-    /// Takes the request and says nothing.
-    Silent,
-    /// Sends one byte of the answer every 100 ms.
-    Trickle,
-    /// Sends half of the body and closes.
-    HalfBody,
-    /// Declares and sends 100 MB.
-    Huge,
-    /// Sends 100 MB in chunks, without saying before how much it will be.
-    HugeChunked,
-    /// 200 with a page of HTML.
-    Html,
-    /// This status, without a body.
-    Status(u16),
-    /// Sends a redirect to another host.
-    Redirect,
-}
+const JSON: &str = "content-type: application/json\r\n";
 
 /// What is in the token.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -85,17 +57,16 @@ pub enum Verdict {
 }
 
 struct Shared {
-    stop: AtomicBool,
-    connections: AtomicUsize,
     appraisals: AtomicUsize,
     key_fetches: AtomicUsize,
     kid: AtomicUsize,
     now: AtomicU64,
-    manner: Mutex<(Manner, Manner)>,
+    behaviour: Mutex<(Behaviour, Behaviour)>,
     verdict: Mutex<Verdict>,
     judge: Judge,
     signer: Signer,
-    address: SocketAddr,
+    /// Known once it listens.
+    url: OnceLock<String>,
 }
 
 /// Verifies quotes, and accepts whatever is genuine: a relying party's policy comes after it.
@@ -108,7 +79,7 @@ struct Judge {
 /// A Trust Authority that listens on 127.0.0.1 until it is dropped.
 pub struct TrustAuthority {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    server: Server,
 }
 
 impl TrustAuthority {
@@ -120,7 +91,6 @@ impl TrustAuthority {
     /// # Errors
     /// [`MockError::Io`] if there is no port or thread; [`MockError::Key`] without an RSA key.
     pub fn start(pki: &Pki, now: u64) -> Result<Self, MockError> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let root = TrustedRoot::dangerous(pki.root_der());
         let judge = Judge {
             verifier: Verifier::new(root.map_err(|e| MockError::Key(e.to_string()))?),
@@ -131,42 +101,35 @@ impl TrustAuthority {
             }),
         };
         let shared = Arc::new(Shared {
-            stop: AtomicBool::default(),
-            connections: AtomicUsize::default(),
             appraisals: AtomicUsize::default(),
             key_fetches: AtomicUsize::default(),
             kid: AtomicUsize::new(1),
             now: AtomicU64::new(now),
-            manner: Mutex::default(),
+            behaviour: Mutex::default(),
             verdict: Mutex::default(),
             judge,
             signer: Signer::new()?,
-            address: listener.local_addr()?,
+            url: OnceLock::new(),
         });
-        let accepting = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name("mock-ita".to_owned())
-            .spawn(move || accept(&listener, &accepting))?;
-        Ok(Self {
-            shared,
-            thread: Some(thread),
-        })
+        let server = Server::tcp("mock-ita", Arc::clone(&shared))?;
+        let _ = shared.url.set(server.address().to_string());
+        Ok(Self { shared, server })
     }
 
     /// `http://127.0.0.1:<port>`.
     #[must_use]
     pub fn url(&self) -> String {
-        self.shared.url()
+        self.server.address().to_string()
     }
 
-    /// From now on, takes appraisals in this manner.
-    pub fn behave(&self, manner: Manner) {
-        lock(&self.shared.manner).0 = manner;
+    /// From now on, answers requests for appraisals like this.
+    pub fn behave(&self, behaviour: Behaviour) {
+        lock(&self.shared.behaviour).0 = behaviour;
     }
 
-    /// From now on, takes requests for its keys in this manner.
-    pub fn behave_for_keys(&self, manner: Manner) {
-        lock(&self.shared.manner).1 = manner;
+    /// From now on, answers requests for its keys like this.
+    pub fn behave_for_keys(&self, behaviour: Behaviour) {
+        lock(&self.shared.behaviour).1 = behaviour;
     }
 
     /// From now on, says this.
@@ -197,78 +160,40 @@ impl TrustAuthority {
     }
 }
 
-impl Drop for TrustAuthority {
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        // Wakes the accepting thread.
-        let second = Duration::from_secs(1);
-        drop(TcpStream::connect_timeout(&self.shared.address, second));
-        if let Some(thread) = self.thread.take() {
-            // A panic of that thread has been printed, and ends with it.
-            let _ = thread.join();
-        }
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
-    for stream in listener.incoming() {
-        if shared.stop.load(Ordering::Relaxed) {
-            return;
-        }
-        let Ok(stream) = stream else { continue };
-        if shared.connections.fetch_add(1, Ordering::Relaxed) >= MAX_CONNECTIONS {
-            shared.connections.fetch_sub(1, Ordering::Relaxed);
-            continue;
-        }
-        let serving = Arc::clone(shared);
-        let spawned = std::thread::Builder::new()
-            .name("mock-ita-conn".to_owned())
-            .spawn(move || {
-                // What the client does to its connection is its business.
-                let _ = serving.serve(stream);
-                serving.connections.fetch_sub(1, Ordering::Relaxed);
-            });
-        if spawned.is_err() {
-            shared.connections.fetch_sub(1, Ordering::Relaxed);
+impl Handler for Shared {
+    fn answer(&self, request: &Request, to: &mut dyn Connection, stop: &Stop) -> io::Result<()> {
+        let (for_appraisals, for_keys) = *lock(&self.behaviour);
+        let (behaviour, answer) = match (request.method.as_str(), request.target.as_str()) {
+            ("POST", "/appraisal/v2/attest") => {
+                self.appraisals.fetch_add(1, Ordering::Relaxed);
+                (for_appraisals, self.attest(request))
+            }
+            ("GET", "/certs") => {
+                self.key_fetches.fetch_add(1, Ordering::Relaxed);
+                (for_keys, Ok(self.signer.key_set(&self.kid()).to_string()))
+            }
+            _ => (Behaviour::Honest, Err(404)),
+        };
+        match answer {
+            Ok(body) => behaviour.answer(to, stop, JSON, body.as_bytes()),
+            Err(status) if behaviour == Behaviour::Honest => to.write_all(&head(status, "", 0)),
+            Err(_) => behaviour.answer(to, stop, JSON, b""),
         }
     }
 }
 
 impl Shared {
-    fn url(&self) -> String {
-        format!("http://{}", self.address)
-    }
-
-    fn serve(&self, mut stream: TcpStream) -> std::io::Result<()> {
-        let Some(request) = read_request(&mut stream)? else {
-            return Ok(());
-        };
-        let (for_appraisals, for_keys) = *lock(&self.manner);
-        let (manner, answer) = match request.line.as_str() {
-            "POST /appraisal/v2/attest" => {
-                self.appraisals.fetch_add(1, Ordering::Relaxed);
-                (for_appraisals, self.attest(&request))
-            }
-            "GET /certs" => {
-                self.key_fetches.fetch_add(1, Ordering::Relaxed);
-                (for_keys, Ok(self.signer.key_set(&self.kid()).to_string()))
-            }
-            _ => (Manner::Honest, Err(404)),
-        };
-        respond(&mut stream, &self.stop, manner, answer)
-    }
-
     fn kid(&self) -> String {
         format!("key-{}", self.kid.load(Ordering::Relaxed))
     }
 
     /// The answer with a token, or the status of a refusal.
     fn attest(&self, request: &Request) -> Result<String, u16> {
-        if request.header("x-api-key") != Some(TrustAuthority::API_KEY) {
+        if request.api_key.as_deref() != Some(TrustAuthority::API_KEY) {
             return Err(401);
         }
         let question: Value = serde_json::from_slice(&request.body).map_err(|_| 400u16)?;
@@ -290,7 +215,8 @@ impl Shared {
             }),
             judged => judged,
         };
-        let keys = (&*format!("{}/certs", self.url()), &*self.kid());
+        let url = self.url.get().ok_or(500u16)?;
+        let keys = (&*format!("{url}/certs"), &*self.kid());
         let verdict = lock(&self.verdict).clone();
         let appraisal = appraisal.map_err(|_| 400u16)?;
         let token = self.signer.token(&quote, &appraisal, now, keys, &verdict);

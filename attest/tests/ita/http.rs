@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use attest::denial::Fault;
 use attest::ita::{ApiKey, Base, Client, ItaError, Options};
-use attest::mock::{Manner, TrustAuthority};
+use attest::mock::{Behaviour, TrustAuthority};
 
 use crate::{NOW, client, world};
 
@@ -15,23 +15,26 @@ const SHORT: Duration = Duration::from_millis(700);
 fn every_misbehaviour_has_its_error() {
     let world = world();
     for (manner, error) in [
-        (Manner::Down, ItaError::Unreachable),
-        (Manner::Status(401), ItaError::Unauthorized),
-        (Manner::Status(400), ItaError::QuoteRefused),
-        (Manner::Status(403), ItaError::Status(403)),
-        (Manner::Status(429), ItaError::Status(429)),
-        (Manner::Status(500), ItaError::Status(500)),
-        (Manner::Status(204), ItaError::Status(204)),
-        (Manner::Redirect, ItaError::Status(302)),
-        (Manner::Html, ItaError::MalformedAnswer),
-        (Manner::HalfBody, ItaError::BrokenOff),
-        (Manner::Huge, ItaError::TooLarge { limit: 64 << 10 }),
-        (Manner::HugeChunked, ItaError::TooLarge { limit: 64 << 10 }),
+        (Behaviour::Down, ItaError::Unreachable),
+        (Behaviour::Status(401), ItaError::Unauthorized),
+        (Behaviour::Status(400), ItaError::QuoteRefused),
+        (Behaviour::Status(403), ItaError::Status(403)),
+        (Behaviour::Status(429), ItaError::Status(429)),
+        (Behaviour::Status(500), ItaError::Status(500)),
+        (Behaviour::Status(204), ItaError::Status(204)),
+        (Behaviour::Redirect, ItaError::Status(302)),
+        (Behaviour::Html, ItaError::MalformedAnswer),
+        (Behaviour::HalfBody, ItaError::BrokenOff),
+        (Behaviour::Huge, ItaError::TooLarge { limit: 64 << 10 }),
+        (
+            Behaviour::HugeChunked,
+            ItaError::TooLarge { limit: 64 << 10 },
+        ),
     ] {
         world.authority.behave(manner);
         assert_eq!(world.appraise().unwrap_err(), error, "{manner:?}");
     }
-    world.authority.behave(Manner::Honest);
+    world.authority.behave(Behaviour::Honest);
     assert!(world.appraise().is_ok());
 }
 
@@ -39,11 +42,11 @@ fn every_misbehaviour_has_its_error() {
 fn every_wait_ends() {
     let mut world = world();
     world.client = client(&world.authority.url(), TrustAuthority::API_KEY, SHORT);
-    for manner in [Manner::Silent, Manner::Trickle] {
+    for manner in [Behaviour::Silent, Behaviour::Trickle] {
         for keys in [false, true] {
             let (attest, certs) = match keys {
-                true => (Manner::Honest, manner),
-                false => (manner, Manner::Honest),
+                true => (Behaviour::Honest, manner),
+                false => (manner, Behaviour::Honest),
             };
             world.authority.behave(attest);
             world.authority.behave_for_keys(certs);

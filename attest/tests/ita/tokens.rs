@@ -1,7 +1,7 @@
 //! Tokens that must not be believed, one wrong thing at a time.
 
 use attest::ita::ItaError;
-use attest::mock::{Manner, TrustAuthority, Verdict};
+use attest::mock::{Behaviour, TrustAuthority, Verdict};
 use serde_json::{Value, json};
 
 use crate::{LIFETIME, NOW, pki, world};
@@ -173,20 +173,23 @@ fn keys_are_kept_and_fetched_again_for_a_new_one() {
 fn keys_that_cannot_be_fetched() {
     let world = world();
     for (manner, error) in [
-        (Manner::Down, ItaError::Unreachable),
-        (Manner::Status(500), ItaError::Status(500)),
-        (Manner::Redirect, ItaError::Status(302)),
-        (Manner::Html, ItaError::MalformedKeys),
-        (Manner::HalfBody, ItaError::BrokenOff),
-        (Manner::Huge, ItaError::TooLarge { limit: 256 << 10 }),
-        (Manner::HugeChunked, ItaError::TooLarge { limit: 256 << 10 }),
+        (Behaviour::Down, ItaError::Unreachable),
+        (Behaviour::Status(500), ItaError::Status(500)),
+        (Behaviour::Redirect, ItaError::Status(302)),
+        (Behaviour::Html, ItaError::MalformedKeys),
+        (Behaviour::HalfBody, ItaError::BrokenOff),
+        (Behaviour::Huge, ItaError::TooLarge { limit: 256 << 10 }),
+        (
+            Behaviour::HugeChunked,
+            ItaError::TooLarge { limit: 256 << 10 },
+        ),
     ] {
         world.authority.behave_for_keys(manner);
         assert_eq!(world.appraise().unwrap_err(), error, "{manner:?}");
     }
-    world.authority.behave_for_keys(Manner::Honest);
+    world.authority.behave_for_keys(Behaviour::Honest);
     world.appraise().unwrap();
     // What is held goes on without it.
-    world.authority.behave_for_keys(Manner::Down);
+    world.authority.behave_for_keys(Behaviour::Down);
     world.appraise().unwrap();
 }

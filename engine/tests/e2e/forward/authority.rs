@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use attest::mock::{Evidence, Manner, TrustAuthority, Verdict};
+use attest::mock::{Behaviour, Evidence, TrustAuthority, Verdict};
 
 use super::lab::{Lab, now};
 use super::recorder::{self, Recorder};
@@ -111,36 +111,36 @@ fn refused(world: &World) {
             "the attestation token's tdx_mrtd is not the quote's",
         ),
     ];
-    let verdicts = verdicts.map(|(verdict, code, text)| (Manner::Honest, verdict, code, text));
+    let verdicts = verdicts.map(|(verdict, code, text)| (Behaviour::Honest, verdict, code, text));
     let manners = [
         (
-            Manner::Down,
+            Behaviour::Down,
             "ita_unreachable",
             "no connection to Intel Trust Authority",
         ),
         (
-            Manner::Status(401),
+            Behaviour::Status(401),
             "ita_unauthorized",
             "Intel Trust Authority does not accept the API key (HTTP status 401)",
         ),
         (
-            Manner::Status(503),
+            Behaviour::Status(503),
             "ita_status",
             "Intel Trust Authority answered with HTTP status 503",
         ),
         (
-            Manner::Html,
+            Behaviour::Html,
             "ita_malformed_answer",
             "Intel Trust Authority's answer holds no token",
         ),
         (
-            Manner::HalfBody,
+            Behaviour::HalfBody,
             "ita_broken_off",
             "Intel Trust Authority's answer broke off",
         ),
         // Its deadline is 10 s: once is enough.
         (
-            Manner::Silent,
+            Behaviour::Silent,
             "ita_timeout",
             "Intel Trust Authority did not answer in time",
         ),
@@ -157,7 +157,7 @@ fn refused(world: &World) {
         forwarder.await_reason(code);
         server.assert_untold(code, &[READER.0, READER.1]);
     }
-    authority.behave(Manner::Honest);
+    authority.behave(Behaviour::Honest);
     authority.say(Verdict::Honest);
     let mut driver = Wire::connect(forwarder.address());
     driver.send(&message::startup(PROTOCOL_3_0, &[("user", "u")]));
@@ -184,7 +184,7 @@ fn crowd(world: &World) {
     crowd(&Forwarder::start(&settings), b'R');
     assert_eq!(authority.appraisals(), 1);
     // Nor does a crowd wait in a row for an authority that does not answer.
-    authority.behave(Manner::Silent);
+    authority.behave(Behaviour::Silent);
     let begun = std::time::Instant::now();
     crowd(&Forwarder::start(&settings), b'E');
     let took = begun.elapsed();

@@ -42,10 +42,7 @@ pub fn execute(layers: &Layers) -> Answer {
 }
 
 fn of_agent(agent: &Agent, subject: &Subject) -> Answer {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime = match runtime {
+    let runtime = match crate::runtime::of_this_thread() {
         Ok(runtime) => runtime,
         Err(error) => return Answer::error(EX_OSERR, error.to_string()),
     };

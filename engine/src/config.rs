@@ -7,6 +7,7 @@ mod forward;
 mod identity;
 mod layers;
 mod postgres;
+mod process;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -15,9 +16,8 @@ mod values;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use attest::agent::{Agent, Places};
+use attest::agent::Agent;
 use attest::values::Fingerprint;
-use tracing_subscriber::EnvFilter;
 
 pub use crate::steward::{Subject, Usage};
 pub use attestation::{Attestation, Criteria};
@@ -25,16 +25,15 @@ pub use forward::{ClientIdentity, Forward, Listen, Verifier};
 pub use identity::{Certificate, IdentitySource};
 pub use layers::{Layers, with_flags};
 pub use postgres::Postgres;
+pub use process::Process;
 pub use settings::Scope;
 
-use crate::driver::Choice;
-use crate::log::Format;
 use crate::mode::Mode;
 use crate::net::Endpoint;
 use crate::passwords::Passwords;
 use crate::roles::ClusterSecrets;
 use crate::steward::Origin;
-use identity::{read_passwords, read_places};
+use identity::read_passwords;
 use layers::Reader;
 
 /// Everything that `serve` needs.
@@ -43,18 +42,10 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where Postgres listens.
     pub postgres: Endpoint,
-    /// Threads that serve connections.
-    pub shards: usize,
-    /// Whether each shard is tied to a core of its own.
-    pub pin: bool,
-    /// io_uring or epoll.
-    pub driver: Choice,
     /// What is asked of clients, in a word.
     pub mode: Mode,
     /// Where the certificate comes from.
     pub identity: IdentitySource,
-    /// Where the guest agent is looked for.
-    pub guest_agent: Places,
     /// Refuse clients that offer no ALPN protocol.
     pub require_alpn: bool,
     /// What clients present.
@@ -67,31 +58,16 @@ pub struct Config {
     pub database: String,
     /// Whether the roles are set up at start.
     pub provision: bool,
-    /// Where HTTP is served.
-    pub admin_listen: Option<SocketAddr>,
     /// Least time between two quotes for `/attestation`.
     pub attestation_interval: Duration,
     /// What clients have to prove; `None` lets them in unattested.
     pub attestation: Option<Attestation>,
-    /// From a change of policy or collateral to the end of the sessions that it
-    /// refuses.
-    pub revocation_grace: Duration,
     /// Forward a CancelRequest that comes in plaintext.
     pub plaintext_cancel: bool,
     /// Peers whose PROXY protocol header is believed.
     pub proxy_protocol_from: Vec<ipnet::IpNet>,
-    /// For everything before ReadyForQuery.
-    pub login_timeout: Duration,
-    /// For a session without a byte either way; `None` is for ever.
-    pub idle_timeout: Option<Duration>,
-    /// Sessions at a time.
-    pub max_connections: usize,
-    /// How long sessions may go on after SIGTERM.
-    pub drain_timeout: Duration,
-    /// Text or JSON lines.
-    pub log_format: Format,
-    /// What is logged.
-    pub log: EnvFilter,
+    /// Threads, times, limits, the log.
+    pub process: Process,
     /// Things that are allowed and weaken the product, for the log at start.
     pub warnings: Vec<String>,
 }
@@ -163,56 +139,34 @@ impl Config {
         // Each is read before any is unwrapped, so that all are checked.
         let listen = reader.get("listen", values::listen);
         let postgres = reader.get("postgres", values::endpoint);
-        let shards = reader.get("shards", values::shards);
-        let pin = reader.get("pin", values::boolean);
-        let driver = reader.get("driver", values::from_str);
         let identity = IdentitySource::read(reader);
-        let guest_agent = read_places(reader);
         let require_alpn = reader.get("require_alpn", values::boolean);
         let secrets = ClusterSecrets::read(reader);
         let secret_overlap = reader.get("secret_overlap", values::duration_or_off);
         let passwords = read_passwords(reader);
         let database = reader.get("pg_database", values::database);
         let provision = reader.get("provision", values::boolean);
-        let admin_listen = reader.get("admin_listen", values::listen_or_off);
         let attestation_interval = reader.get("attestation_interval", values::duration);
         let attestation = Attestation::read(reader);
-        let revocation_grace = reader.get("revocation_grace", values::duration_or_off);
         let plaintext_cancel = reader.get("plaintext_cancel", values::boolean);
         let proxy_protocol_from = reader.get("proxy_protocol_from", values::networks);
-        let login_timeout = reader.get("login_timeout", values::duration);
-        let idle_timeout = reader.get("idle_timeout", values::duration_or_off);
-        let max_connections = reader.get("max_connections", values::count);
-        let drain_timeout = reader.get("drain_timeout", values::duration);
-        let log_format = reader.get("log_format", values::from_str);
-        let log = reader.get("log", values::log_filter);
+        let process = Process::read(reader);
         Some(Self {
             listen: listen?,
             postgres: postgres?,
-            shards: shards?,
-            pin: pin?,
-            driver: driver?,
             mode: Mode::Production,
             identity: identity?,
-            guest_agent: guest_agent?,
             require_alpn: require_alpn?,
             secrets: secrets?,
             secret_overlap: secret_overlap?.unwrap_or_default(),
             passwords: passwords?,
             database: database?,
             provision: provision?,
-            admin_listen: admin_listen?,
             attestation_interval: attestation_interval?,
             attestation: attestation?,
-            revocation_grace: revocation_grace?.unwrap_or_default(),
             plaintext_cancel: plaintext_cancel?,
             proxy_protocol_from: proxy_protocol_from?,
-            login_timeout: login_timeout?,
-            idle_timeout: idle_timeout?,
-            max_connections: max_connections?,
-            drain_timeout: drain_timeout?,
-            log_format: log_format?,
-            log: log?,
+            process: process?,
             warnings: Vec::new(),
         })
     }

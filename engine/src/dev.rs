@@ -16,7 +16,7 @@ use tokio::signal::unix::SignalKind;
 use crate::answer::{EX_OSERR, EX_USAGE};
 use crate::config::Errors;
 use crate::orders::Signals;
-use crate::serve;
+use crate::{runtime, serve};
 
 mod child;
 mod cluster;
@@ -93,10 +93,7 @@ fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> DevError {
 /// # Errors
 /// [`DevError`]; nothing is left behind then either.
 pub fn run(command: &[OsString], said: impl Fn(&str)) -> Result<u8, DevError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(system("cannot start a thread"))?;
+    let runtime = runtime::of_this_thread().map_err(system("cannot start a thread"))?;
     // Before anything is there that a signal would leave behind.
     let mut signals = {
         let _entered = runtime.enter();

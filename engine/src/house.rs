@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use crate::config::Config;
+use crate::config::{Config, Process};
 use crate::driver::{self, Driver};
 use crate::gate::{Gate, Guard};
 use crate::lane::Lane;
@@ -46,12 +46,34 @@ pub(crate) struct Desk {
 
 /// What all shards of a process have in common, whatever they serve.
 pub(crate) struct Site {
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) driver: Driver,
-    pub(crate) mode: Mode,
-    pub(crate) limit: Arc<Limit>,
-    pub(crate) times: Times,
-    pub(crate) pin: bool,
+    metrics: Arc<Metrics>,
+    driver: Driver,
+    mode: Mode,
+    limit: Arc<Limit>,
+    times: Times,
+    pin: bool,
+}
+
+impl Site {
+    pub(crate) fn new(
+        config: &Process,
+        metrics: &Arc<Metrics>,
+        driver: Driver,
+        mode: Mode,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            metrics: Arc::clone(metrics),
+            driver,
+            mode,
+            limit: Limit::new(config.max_connections),
+            times: Times {
+                login: config.login_timeout,
+                idle: config.idle_timeout,
+                revocation: config.revocation_grace,
+            },
+            pin: config.pin,
+        })
+    }
 }
 
 /// The running shards.

@@ -11,6 +11,7 @@
 pub mod answer;
 mod buffer;
 pub mod ca;
+mod child;
 pub mod config;
 mod control;
 #[cfg(feature = "mock")]
@@ -40,6 +41,7 @@ pub mod provision;
 mod relay;
 mod report;
 pub mod roles;
+mod runtime;
 pub mod secret;
 pub mod serve;
 mod shard;

@@ -30,7 +30,8 @@ use crate::probe;
 use crate::provision::ProvisionError;
 use crate::report::{Running, Surface};
 use crate::roles::{Gatekeeper, Rotated, Secrets};
-use crate::shard::{Limit, Message, Times};
+use crate::runtime;
+use crate::shard::Message;
 use crate::steward::{Install, Origin, Steward};
 use crate::supervisor;
 use crate::trust::Trust;
@@ -133,9 +134,7 @@ pub(crate) fn run_under(
 
 /// Makes this thread the control thread.
 fn control<T>(main: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
+    runtime::of_this_thread()
         .map_err(system("cannot start the control thread"))?
         .block_on(main)
 }
@@ -146,7 +145,7 @@ async fn run_by(
     started: impl FnOnce(Addresses),
     orders: &mut impl Orders,
 ) -> Result<Outcome, Error> {
-    let drain_timeout = config.drain_timeout;
+    let drain_timeout = config.process.drain_timeout;
     let sidecar = tokio::select! {
         sidecar = Sidecar::start(config) => sidecar?,
         // Nobody has been let in yet.
@@ -177,17 +176,18 @@ impl Sidecar {
     /// `:8080` already telling why.
     async fn start(mut config: Config) -> Result<Self, Error> {
         let (driver, refusal) =
-            driver::choose(config.driver).map_err(system("io_uring is not available"))?;
+            driver::choose(config.process.driver).map_err(system("io_uring is not available"))?;
         if let Some(error) = refusal {
             tracing::warn!(%error, "io_uring is not available, using epoll");
         }
         // Nobody can connect before there is a certificate to show.
         let listening = format!("cannot listen on {}", config.listen);
-        let door = net::bind(config.listen, config.shards).map_err(system(listening.as_str()))?;
+        let door =
+            net::bind(config.listen, config.process.shards).map_err(system(listening.as_str()))?;
         let metrics = Arc::new(Metrics::new()?);
-        metrics.announce(config.shards);
+        metrics.announce(config.process.shards);
         metrics.set_facts(driver, &config);
-        let agent = Agent::new(config.guest_agent.clone(), AgentOptions::default())?;
+        let agent = Agent::new(config.process.guest_agent.clone(), AgentOptions::default())?;
         let health = Health::new();
         let surface = Surface::new(&config, &agent, &metrics, &health);
         let admin = serve_admin(&config, &surface, &health)?;
@@ -221,18 +221,7 @@ impl Sidecar {
         };
         let plan = SidecarPlan::new(&config, &shared)
             .map_err(system("cannot start the worker threads"))?;
-        let site = Arc::new(Site {
-            metrics: Arc::clone(&shared.metrics),
-            driver,
-            mode: config.mode,
-            limit: Limit::new(config.max_connections),
-            times: Times {
-                login: config.login_timeout,
-                idle: config.idle_timeout,
-                revocation: config.revocation_grace,
-            },
-            pin: config.pin,
-        });
+        let site = Site::new(&config.process, &shared.metrics, driver, config.mode);
         let addresses = Addresses {
             listen: door.address(),
             admin: admin.as_ref().map(admin::Server::address),
@@ -468,7 +457,7 @@ fn serve_admin(
     surface: &Arc<Surface>,
     health: &Health,
 ) -> Result<Option<admin::Server>, Error> {
-    let Some(address) = config.admin_listen else {
+    let Some(address) = config.process.admin_listen else {
         return Ok(None);
     };
     let settings = admin::Settings {
@@ -490,7 +479,7 @@ fn announce(addresses: Addresses, config: &Config, driver: Driver) {
         address = %addresses.listen,
         admin = addresses.admin.map(tracing::field::display),
         postgres = %config.postgres,
-        shards = config.shards,
+        shards = config.process.shards,
         %driver,
         mode = config.mode.name(),
         version = env!("CARGO_PKG_VERSION"),

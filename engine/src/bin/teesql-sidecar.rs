@@ -74,7 +74,7 @@ fn serve(flags: &ArgMatches) -> ExitCode {
         Ok(config) => config,
         Err(errors) => return usage(&errors),
     };
-    let log = engine::log::init(config.log_format, config.log.clone());
+    let log = engine::log::init(config.process.log_format, config.process.log.clone());
     let reload = || Config::from_layers(&layers(Scope::Serve, flags));
     let code = match serve::run(config, reload) {
         Ok(Outcome::Drained) => {

@@ -4,19 +4,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use attest::agent::Places;
 use attest::ita::{ApiKey, Base};
 use attest::manifest::{Address, Trust};
-use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use super::attestation::Criteria;
-use super::identity::read_places;
 use super::layers::{Layers, Reader};
-use super::{Attestation, Errors, values};
-use crate::driver::Choice;
+use super::{Attestation, Errors, Process, values};
 use crate::forward::Place;
-use crate::log::Format;
 use crate::steward::{Subject, Usage};
 
 /// Everything that a forwarder needs.
@@ -38,34 +33,12 @@ pub struct Forward {
     /// What is shown to the server; `None`: nothing, which goes with
     /// `allow_simulator` only.
     pub identity: ClientIdentity,
-    /// Where the guest agent is looked for.
-    pub guest_agent: Places,
     /// For each dial, and for the TLS handshake.
     pub connect_timeout: Duration,
     /// For the first certificate.
     pub start_timeout: Duration,
-    /// Threads that serve connections.
-    pub shards: usize,
-    /// Whether each is tied to a core.
-    pub pin: bool,
-    /// io_uring or epoll.
-    pub driver: Choice,
-    /// Where HTTP is served.
-    pub admin_listen: Option<SocketAddr>,
-    /// From a change of collateral to the end of the sessions that it refuses.
-    pub revocation_grace: Duration,
-    /// For everything before the first byte goes to the server.
-    pub login_timeout: Duration,
-    /// For a session without a byte either way; `None` is for ever.
-    pub idle_timeout: Option<Duration>,
-    /// Sessions at a time.
-    pub max_connections: usize,
-    /// How long sessions may go on after the order to stop.
-    pub drain_timeout: Duration,
-    /// Text or JSON lines.
-    pub log_format: Format,
-    /// What is logged.
-    pub log: EnvFilter,
+    /// Threads, times, limits, the log.
+    pub process: Process,
     /// Things that are allowed and weaken the product.
     pub warnings: Vec<String>,
 }
@@ -165,20 +138,9 @@ impl Forward {
         let folder = reader.get("collateral_dir", values::folder);
         let collateral = reader.get("collateral_files", values::collateral_files);
         let identity = ClientIdentity::read(reader);
-        let guest_agent = read_places(reader);
         let connect_timeout = reader.get("connect_timeout", values::duration);
         let start_timeout = reader.get("start_timeout", values::duration);
-        let shards = reader.get("shards", values::shards);
-        let pin = reader.get("pin", values::boolean);
-        let driver = reader.get("driver", values::from_str);
-        let admin_listen = reader.get("admin_listen", values::listen_or_off);
-        let revocation_grace = reader.get("revocation_grace", values::duration_or_off);
-        let login_timeout = reader.get("login_timeout", values::duration);
-        let idle_timeout = reader.get("idle_timeout", values::duration_or_off);
-        let max_connections = reader.get("max_connections", values::count);
-        let drain_timeout = reader.get("drain_timeout", values::duration);
-        let log_format = reader.get("log_format", values::from_str);
-        let log = reader.get("log", values::log_filter);
+        let process = Process::read(reader);
         let criteria = criteria?;
         Some(Self {
             listen: listen?,
@@ -195,20 +157,9 @@ impl Forward {
             },
             allow_simulator: allow_simulator?,
             identity: identity?,
-            guest_agent: guest_agent?,
             connect_timeout: connect_timeout?,
             start_timeout: start_timeout?,
-            shards: shards?,
-            pin: pin?,
-            driver: driver?,
-            admin_listen: admin_listen?,
-            revocation_grace: revocation_grace?.unwrap_or_default(),
-            login_timeout: login_timeout?,
-            idle_timeout: idle_timeout?,
-            max_connections: max_connections?,
-            drain_timeout: drain_timeout?,
-            log_format: log_format?,
-            log: log?,
+            process: process?,
             warnings: Vec::new(),
         })
     }

@@ -119,9 +119,9 @@ fn flags_beat_the_environment_which_beats_the_file() {
         .flag("--listen", "127.0.0.1:3");
     let config = start.config();
     assert_eq!(config.listen, "127.0.0.1:3".parse().unwrap());
-    assert_eq!(config.shards, 2);
-    assert_eq!(config.max_connections, 1);
-    assert!(!config.pin);
+    assert_eq!(config.process.shards, 2);
+    assert_eq!(config.process.max_connections, 1);
+    assert!(!config.process.pin);
 }
 
 #[test]
@@ -144,10 +144,10 @@ fn every_mistake_is_told_at_once_with_its_place() {
             "sidecar.toml:4: idle_timeout: expected a text, a whole number or true/false",
             "flag --postgres: postgres = \"db.example:5432\": expected IP:PORT or the path of a \
              Unix socket, e.g. 127.0.0.1:5432",
-            "sidecar.toml:1: driver = \"kqueue\": expected auto, io_uring or epoll",
             "tls_key: not set, although tls_cert is",
             "environment TEESQL_READ_SECRET: read_secret: a cluster secret is 64 hex \
              characters, and this has 9 characters",
+            "sidecar.toml:1: driver = \"kqueue\": expected auto, io_uring or epoll",
             "flag --login-timeout: login_timeout = \"0s\": expected a time above zero, e.g. \
              500ms, 5s or 2m",
         ]
@@ -391,7 +391,7 @@ fn without_files_the_guest_agent_is_asked() {
         panic!("no files are named");
     };
     assert_eq!(subject.alt_names, ["db.example", "10.0.0.7"]);
-    let places: Vec<_> = config.guest_agent.candidates().collect();
+    let places: Vec<_> = config.process.guest_agent.candidates().collect();
     assert_eq!(places.len(), 1);
     start.set("CERTIFICATE_ALT_NAMES", "not a name");
     assert!(start.mistakes()[0].contains("\"not a name\" is neither"));
@@ -414,7 +414,7 @@ fn a_simulator_endpoint_means_simulator_mode() {
     assert_eq!(config.mode, Mode::Simulator);
     assert!(config.attestation.is_none() && config.plaintext_cancel);
     assert!(config.listen.ip().is_loopback());
-    assert!(config.admin_listen.unwrap().ip().is_loopback());
+    assert!(config.process.admin_listen.unwrap().ip().is_loopback());
     assert!(config.secrets.read.is_none());
     assert!(config.warnings[0].starts_with("simulator mode"));
     let described = start.layers().describe();

@@ -1,12 +1,8 @@
 //! A command that `dev` runs beside the cluster, and lives as long as.
 
-use std::io::{self, IsTerminal as _};
-use std::os::unix::process::ExitStatusExt as _;
-use std::process::ExitStatus;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::SignalKind;
 use tokio::time::timeout;
@@ -14,6 +10,7 @@ use tokio::time::timeout;
 use super::sidecars::Sidecars;
 use super::{DevError, system};
 use crate::answer::EX_OSERR;
+use crate::child;
 use crate::orders::Signals;
 
 /// For its end where there is no cluster any more; then it is killed.
@@ -28,52 +25,33 @@ pub(super) async fn run(
     sidecars: &mut Sidecars,
     signals: &mut Signals,
 ) -> Result<u8, DevError> {
-    let mut child = command.spawn().map_err(|source| DevError::Command {
+    let mut running = command.spawn().map_err(|source| DevError::Command {
         program: command.as_std().get_program().to_owned(),
         source,
     })?;
     loop {
         tokio::select! {
-            status = child.wait() => {
-                return status.map(code).map_err(system("cannot wait for the command"));
+            status = running.wait() => {
+                return status.map(child::exit_code).map_err(system("cannot wait for the command"));
             }
             ended = sidecars.next_end() => {
-                end(&mut child).await;
+                end(&mut running).await;
                 return ended.map(|_| EX_OSERR);
             }
-            order = signals.next() => pass_on(order, &child),
+            order = signals.next() => pass_on(order, &running),
         }
     }
 }
 
-/// As a shell says it.
-fn code(status: ExitStatus) -> u8 {
-    let signal = || status.signal().map(|number| 128 + number);
-    let code = status.code().or_else(signal);
-    code.and_then(|code| u8::try_from(code).ok())
-        .unwrap_or(u8::MAX)
-}
-
-/// At a terminal it has had the Ctrl-C itself, being in the same process group.
-fn pass_on(order: SignalKind, child: &Child) {
-    if order == SignalKind::interrupt() && io::stdin().is_terminal() {
-        return;
-    }
+fn pass_on(order: SignalKind, running: &Child) {
     if let Ok(signal) = Signal::try_from(order.as_raw_value()) {
-        send(signal, child);
+        child::pass_on(signal, running);
     }
 }
 
-fn send(signal: Signal, child: &Child) {
-    let id = child.id().and_then(|id| i32::try_from(id).ok());
-    if let Some(id) = id {
-        let _ = kill(Pid::from_raw(id), signal);
-    }
-}
-
-async fn end(child: &mut Child) {
-    send(Signal::SIGTERM, child);
-    if timeout(PATIENCE, child.wait()).await.is_err() {
-        let _ = child.kill().await;
+async fn end(running: &mut Child) {
+    child::send(Signal::SIGTERM, running);
+    if timeout(PATIENCE, running.wait()).await.is_err() {
+        let _ = running.kill().await;
     }
 }

@@ -157,10 +157,8 @@ fn alt_names() -> String {
 
 /// A client's certificate, and the superuser's password, from the guest agent.
 fn ask(agent: &Agent, folder: &Path) -> Result<Zeroizing<String>, DevError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(system("cannot ask the guest agent"))?;
+    let runtime = crate::runtime::of_this_thread();
+    let runtime = runtime.map_err(system("cannot ask the guest agent"))?;
     let places = attest::agent::Places::only(agent.endpoint());
     let asked = attest::agent::Agent::new(places, attest::agent::AgentOptions::default())?;
     let request = TlsKeyRequest {

@@ -1,13 +1,10 @@
 //! `teesql-forward … -- command`: a command that finds the forwarder in its
 //! environment, and whose end is the forwarder's.
 
-use std::io::{self, IsTerminal as _};
-use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
+use std::io;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,6 +12,7 @@ use tokio::time::timeout;
 use url::Url;
 
 use super::Forwarder;
+use crate::{child, runtime};
 
 /// What is passed on to the command.
 const PASSED_ON: [(SignalKind, Signal); 6] = [
@@ -51,10 +49,7 @@ pub fn run(
     command: &[String],
     database_url: Option<&Url>,
 ) -> io::Result<u8> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
+    runtime::of_this_thread()?.block_on(async {
         let [program, arguments @ ..] = command else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
@@ -69,7 +64,7 @@ pub fn run(
         for name in NOT_INHERITED {
             command.env_remove(name);
         }
-        let mut child = command
+        let mut running = command
             .args(arguments)
             .env("DATABASE_URL", url)
             .env("PGHOST", host)
@@ -79,13 +74,8 @@ pub fn run(
             .spawn()?;
         let status = loop {
             tokio::select! {
-                status = child.wait() => break status?,
-                signal = signals.next() => {
-                    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
-                    if let (Some(pid), false) = (pid, has_had(signal)) {
-                        let _ = kill(Pid::from_raw(pid), signal);
-                    }
-                }
+                status = running.wait() => break status?,
+                signal = signals.next() => child::pass_on(signal, &running),
             }
         };
         // What it sent last may be on its way still.
@@ -93,14 +83,8 @@ pub fn run(
         if timeout(AFTER, forwarder.ended()).await.is_err() {
             forwarder.order();
         }
-        Ok(code(status))
+        Ok(child::exit_code(status))
     })
-}
-
-/// At a terminal the command has had Ctrl-C and Ctrl-\ itself, being in the same
-/// process group; a second one would cut its tidying up short.
-fn has_had(signal: Signal) -> bool {
-    matches!(signal, Signal::SIGINT | Signal::SIGQUIT) && io::stdin().is_terminal()
 }
 
 /// Until SIGTERM or SIGINT, which lets sessions finish; a second one ends them.
@@ -108,10 +92,7 @@ fn has_had(signal: Signal) -> bool {
 /// # Errors
 /// Signals cannot be listened for.
 pub fn wait_for_signals(forwarder: &mut Forwarder) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(async {
+    runtime::of_this_thread()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         loop {
@@ -191,15 +172,6 @@ const NOT_KEPT: [&str; 11] = [
     "gssencmode",
 ];
 
-fn code(status: ExitStatus) -> u8 {
-    let code = match (status.code(), status.signal()) {
-        (Some(code), _) => code,
-        (None, Some(signal)) => 128 + signal,
-        (None, None) => 255,
-    };
-    u8::try_from(code).unwrap_or(255)
-}
-
 struct Signals(Vec<(tokio::signal::unix::Signal, Signal)>);
 
 impl Signals {
@@ -260,11 +232,5 @@ mod tests {
         assert_eq!(all, ["a@b", "p/", "my db"]);
         let url = "postgres://db.example".parse().unwrap();
         assert_eq!(logins(Some(&url)).count(), 0);
-    }
-
-    #[test]
-    fn a_signal_is_128_and_its_number() {
-        assert_eq!(code(ExitStatus::from_raw(7 << 8)), 7);
-        assert_eq!(code(ExitStatus::from_raw(9)), 137);
     }
 }

@@ -48,7 +48,7 @@ pub fn execute(
         Ok(config) => config,
         Err(errors) => return Answer::errors(EX_USAGE, &errors.0).deliver(),
     };
-    let log = crate::log::init(config.log_format, config.log.clone());
+    let log = crate::log::init(config.process.log_format, config.process.log.clone());
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }

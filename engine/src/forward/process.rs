@@ -36,7 +36,7 @@ use crate::keeper;
 use crate::metrics::{Metrics, MetricsError};
 use crate::mode::Mode;
 use crate::net::{self, Listener};
-use crate::shard::{Limit, Message, Times};
+use crate::shard::Message;
 use crate::steward::{Install, Origin, OriginError, Steward, Tally};
 use crate::trust::Trust;
 
@@ -219,12 +219,10 @@ fn control(
     mut orders: channel::UnboundedReceiver<()>,
     started: &mpsc::Sender<Listen>,
 ) -> Result<(), StartError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(system("cannot start the control thread"))?;
+    let runtime =
+        crate::runtime::of_this_thread().map_err(system("cannot start the control thread"))?;
     runtime.block_on(async {
-        let drain_timeout = config.drain_timeout;
+        let drain_timeout = config.process.drain_timeout;
         let mut running = Running::start(config).await?;
         // Who waits for it may have given up.
         let _ = started.send(running.local.clone());
@@ -265,7 +263,7 @@ impl Drop for SocketFile {
 impl Running {
     async fn start(mut config: Forward) -> Result<Self, StartError> {
         let (driver, _) =
-            driver::choose(config.driver).map_err(system("io_uring is not available"))?;
+            driver::choose(config.process.driver).map_err(system("io_uring is not available"))?;
         let (local, listeners) = listen(&config)?;
         let socket = SocketFile::of(&local);
         let metrics = Arc::new(Metrics::of_a_forwarder()?);
@@ -276,7 +274,7 @@ impl Running {
             attempts: 1,
             ..AgentOptions::default()
         };
-        let agent = Agent::new(config.guest_agent.clone(), once)?;
+        let agent = Agent::new(config.process.guest_agent.clone(), once)?;
         let origin = origin(&config.identity, agent);
         let identity = obtain(&origin, &config).await?;
         let own = identity.as_ref().map(|own| Arc::clone(own.certified()));
@@ -287,18 +285,7 @@ impl Running {
             verdicts: verdicts(&mut config, &metrics, changed)?,
             connect_timeout: config.connect_timeout,
         });
-        let site = Arc::new(Site {
-            metrics: Arc::clone(&metrics),
-            driver,
-            mode: Mode::Production,
-            limit: Limit::new(config.max_connections),
-            times: Times {
-                login: config.login_timeout,
-                idle: config.idle_timeout,
-                revocation: config.revocation_grace,
-            },
-            pin: config.pin,
-        });
+        let site = Site::new(&config.process, &metrics, driver, Mode::Production);
         let shards =
             house::start(&line, &site, listeners).map_err(system("cannot start a shard"))?;
         if let Some(identity) = identity {
@@ -309,9 +296,8 @@ impl Running {
                 tally: Tally::new(&metrics),
             };
             tokio::spawn(steward.run(identity));
-        } else {
-            health.identity.ready();
         }
+        health.identity.ready();
         health.accepting.ready();
         Ok(Self {
             local,
@@ -363,7 +349,7 @@ fn serve_admin(
     metrics: &Arc<Metrics>,
     health: &Health,
 ) -> Result<Option<admin::Server>, StartError> {
-    let Some(address) = config.admin_listen else {
+    let Some(address) = config.process.admin_listen else {
         return Ok(None);
     };
     let surface = Arc::new(Surface {
@@ -371,17 +357,18 @@ fn serve_admin(
     });
     let readiness = health.readiness.clone();
     let start = |listener| admin::start(listener, readiness, surface, admin::Settings::default());
-    let server = std::net::TcpListener::bind(address).and_then(start);
-    server
-        .map(Some)
-        .map_err(system(format!("cannot serve HTTP on {address}")))
+    let server = std::net::TcpListener::bind(address)
+        .and_then(start)
+        .map_err(system(format!("cannot serve HTTP on {address}")))?;
+    tracing::info!(address = %server.address(), "serving HTTP");
+    Ok(Some(server))
 }
 
 fn listen(config: &Forward) -> Result<(Listen, Vec<Listener>), StartError> {
     match &config.listen {
         Listen::Tcp(address) => {
             let failed = system(format!("cannot listen on {address}"));
-            let bound = net::bind(*address, config.shards).and_then(|door| {
+            let bound = net::bind(*address, config.process.shards).and_then(|door| {
                 let address = door.address();
                 Ok((address, door.open()?))
             });
@@ -394,7 +381,7 @@ fn listen(config: &Forward) -> Result<(Listen, Vec<Listener>), StartError> {
             let first = net::bind_unix(path).map_err(failed())?;
             // One queue, from which every shard takes.
             let mut listeners = Vec::new();
-            for _ in 1..config.shards {
+            for _ in 1..config.process.shards {
                 let copy = first.try_clone().map_err(failed())?;
                 listeners.push(Listener::Unix(copy));
             }

@@ -63,9 +63,7 @@ fn find(passwords: Passwords, role: Role, places: Places) -> Result<Password, An
     if let Some(configured) = passwords.of(role) {
         return Ok(configured);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
+    let runtime = crate::runtime::of_this_thread()
         .map_err(|error| Answer::error(EX_OSERR, error.to_string()))?;
     runtime
         .block_on(derive(role, places))

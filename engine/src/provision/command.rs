@@ -61,8 +61,7 @@ enum Mode {
 }
 
 fn carry_out(postgres: Postgres, mode: Mode) -> Answer {
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = match runtime.enable_all().build() {
+    let runtime = match crate::runtime::of_this_thread() {
         Ok(runtime) => runtime,
         Err(error) => return Answer::error(EX_OSERR, error.to_string()),
     };

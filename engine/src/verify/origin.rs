@@ -83,10 +83,7 @@ impl Origin {
 }
 
 fn fetch(source: &Source, key: CollateralKey) -> Result<Collateral, Lack> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(Lack::Runtime)?;
+    let runtime = crate::runtime::of_this_thread().map_err(Lack::Runtime)?;
     let fetcher = Fetcher::new(source.clone(), &FetchOptions::default())?;
     Ok(runtime.block_on(fetcher.fetch(key))?)
 }

@@ -178,10 +178,6 @@ fn get(address: &str, path: &str) -> String {
 }
 
 fn http_and_secrets(world: &World) {
-    // It does not say which port it got: one that was free just now.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let admin = free.local_addr().expect("bound").to_string();
-    drop(free);
     let lab = Lab::new();
     let sidecar = lab.sidecar(world);
     let url = format!(
@@ -195,8 +191,10 @@ fn http_and_secrets(world: &World) {
         .set("DATABASE_URL", &url)
         .set("INTEL_TRUST_AUTHORITY_API_KEY", "a2V5LW9mLW91cnM=")
         .set("TEESQL_LOG", "trace")
-        .set("TEESQL_ADMIN_LISTEN", &admin);
+        .set("TEESQL_ADMIN_LISTEN", "127.0.0.1:0");
     let forwarder = Forwarder::start(&settings);
+    let line = forwarder.await_line("HTTP", |line| line["message"] == "serving HTTP");
+    let admin = line["address"].as_str().expect("an address").to_owned();
     assert!(get(&admin, "/ready").starts_with("HTTP/1.1 200"));
     assert_eq!(forwarder.ask(READER), "1\n");
     assert!(

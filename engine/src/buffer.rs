@@ -1,7 +1,7 @@
 //! I/O buffers that the kernel may hold on to, and the shard's pool of them.
 //!
 //! io_uring reads and writes memory by address while a future may already be
-//! gone, so monoio's buffer traits are unsafe to implement. Everything but two
+//! gone, so monoio's buffer traits are unsafe to implement. Everything but three
 //! lines of `net.rs` builds on the safe surface below. The memory is zeroed once, when it is allocated, and stays
 //! initialised for good; stale bytes of an earlier user are never readable,
 //! since only `start..end` is.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use crate::balance::Balance;
 use crate::config::{Config, Process};
 use crate::driver::{self, Driver};
 use crate::gate::{Gate, Guard};
@@ -18,7 +19,7 @@ use crate::metrics::{Meters, Metrics};
 use crate::mode::Mode;
 use crate::net::{self, Listener};
 use crate::offload::{Tickets, Worker};
-use crate::shard::{Common, Limit, Message, Replies, Service, Shard, Times};
+use crate::shard::{Common, Limit, Message, Neighbours, Replies, Service, Shard, Times};
 use crate::sidecar;
 use crate::trust::Trust;
 use crate::upstream::{Injector, Knowledge};
@@ -78,7 +79,7 @@ impl Site {
 
 /// The running shards.
 pub(crate) struct Shards {
-    mailboxes: Vec<Sender<Message>>,
+    mailboxes: Arc<[Sender<Message>]>,
     running: usize,
     ended: mpsc::UnboundedReceiver<Result<(), String>>,
 }
@@ -104,11 +105,17 @@ pub(crate) fn start<P: Plan>(
     let cores = cores.unwrap_or_default();
     let (report, ended) = mpsc::unbounded_channel();
     let (made, all_made) = std::sync::mpsc::channel::<()>();
-    let mut mailboxes = Vec::new();
-    for (index, listener) in listeners.into_iter().enumerate() {
+    let ends = listeners.iter().map(|_| mailbox());
+    let ends = ends.collect::<io::Result<Vec<_>>>()?;
+    let mailboxes: Arc<[_]> = ends.iter().map(|(sender, _)| sender.clone()).collect();
+    let balance = Balance::new(listeners.len());
+    for (index, (listener, (sender, inbox))) in listeners.into_iter().zip(ends).enumerate() {
         let core = cores.get(index).copied();
-        let (sender, mailbox) = mailbox()?;
-        mailboxes.push(sender.clone());
+        let neighbours = Neighbours {
+            own: index,
+            balance: Arc::clone(&balance),
+            mailboxes: Arc::clone(&mailboxes),
+        };
         let (plan, site, report) = (Arc::clone(plan), Arc::clone(site), report.clone());
         let made = made.clone();
         let start = std::thread::Builder::new().name(format!("shard-{index}"));
@@ -117,9 +124,9 @@ pub(crate) fn start<P: Plan>(
                 core_affinity::set_for_current(core);
             }
             let main = async {
-                let shard = shard(&plan, &site, index, sender);
+                let shard = shard(&plan, &site, neighbours, sender);
                 drop(made);
-                shard.run(listener, mailbox).await
+                shard.run(listener, inbox).await
             };
             let run = std::panic::AssertUnwindSafe(|| driver::block_on(site.driver, main));
             let end = match std::panic::catch_unwind(run) {
@@ -145,17 +152,23 @@ pub(crate) fn start<P: Plan>(
 fn shard<P: Plan>(
     plan: &Arc<P>,
     site: &Site,
-    index: usize,
+    neighbours: Neighbours,
     sender: Sender<Message>,
 ) -> Rc<Shard<P::Service>> {
     let tickets = Tickets::default();
     let service = plan.service(Desk {
         tickets: tickets.clone(),
         replies: Replies(sender),
-        meters: Rc::new(Meters::new(&site.metrics, index)),
+        meters: Rc::new(Meters::new(&site.metrics, neighbours.own)),
         journal: Rc::new(Journal::new(site.mode)),
     });
-    Shard::new(service, tickets, site.times, Arc::clone(&site.limit))
+    Shard::new(
+        service,
+        tickets,
+        site.times,
+        Arc::clone(&site.limit),
+        neighbours,
+    )
 }
 
 /// What the sidecar's shards are built from.
@@ -236,7 +249,7 @@ impl Plan for SidecarPlan {
 
 impl Shards {
     pub(crate) fn tell(&self, message: impl Fn() -> Message) {
-        for shard in &self.mailboxes {
+        for shard in self.mailboxes.iter() {
             shard.send(message());
         }
     }

@@ -9,6 +9,7 @@
 #![deny(unsafe_code)]
 
 pub mod answer;
+mod balance;
 mod buffer;
 pub mod ca;
 mod child;

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -231,6 +231,21 @@ pub(crate) enum Stream {
     Unix(UnixStream),
 }
 
+/// A [`Stream`] between two threads.
+pub(crate) enum Moving {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+}
+
+impl Moving {
+    pub(crate) fn on_this_thread(self) -> io::Result<Stream> {
+        Ok(match self {
+            Moving::Tcp(stream) => Stream::Tcp(TcpStream::from_std(stream)?),
+            Moving::Unix(stream) => Stream::Unix(UnixStream::from_std(stream)?),
+        })
+    }
+}
+
 /// The reading half of a [`Stream`].
 pub(crate) enum ReadHalf {
     Tcp(OwnedReadHalf<TcpStream>),
@@ -286,6 +301,24 @@ impl Stream {
             }
         }
         Ok(stream)
+    }
+
+    /// The same connection for another thread; this stream is to be dropped.
+    ///
+    /// By a second descriptor: monoio 0.2.4 gives its own away over uninitialised
+    /// memory (`SharedFd::try_unwrap`).
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    #[allow(unsafe_code)]
+    pub(crate) fn moving(&self) -> io::Result<Moving> {
+        // SAFETY: `self` keeps the descriptor open meanwhile.
+        let own = unsafe { BorrowedFd::borrow_raw(self.raw_fd()) };
+        let copy = own.try_clone_to_owned()?;
+        Ok(match self {
+            Stream::Tcp(_) => Moving::Tcp(copy.into()),
+            Stream::Unix(_) => Moving::Unix(copy.into()),
+        })
     }
 
     async fn writable(&self) -> io::Result<()> {

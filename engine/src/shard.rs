@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use slab::Slab;
 
+use crate::balance::{Balance, Place};
 use crate::control::{Control, Order};
 use crate::end::End;
 use crate::facts::{Facts, Peer};
@@ -25,7 +26,7 @@ use crate::lane::Lane;
 use crate::log::Journal;
 use crate::mailbox::{Mailbox, Sender};
 use crate::metrics::Meters;
-use crate::net::{self, Accepting, Listener, Stream};
+use crate::net::{self, Accepting, Listener, Moving, Stream};
 use crate::offload::{Done, Tickets};
 
 /// Connections past the limit that are let in as far as being told so (53300,
@@ -46,6 +47,25 @@ pub(crate) enum Message {
     EndAll,
     /// Policy or collateral has changed: look at every session again.
     Recheck,
+    /// Serve this connection, which another shard has accepted.
+    Adopt(Arrival),
+}
+
+/// An accepted connection on its way to the shard that serves it.
+pub(crate) struct Arrival {
+    stream: Moving,
+    peer: Peer,
+    admission: Admission,
+    place: Place,
+}
+
+/// A shard's view of the others.
+pub(crate) struct Neighbours {
+    /// Its own number.
+    pub(crate) own: usize,
+    pub(crate) balance: Arc<Balance>,
+    /// Every shard's mailbox, by number.
+    pub(crate) mailboxes: Arc<[Sender<Message>]>,
 }
 
 /// The way of a worker's answer back to the shard that asked.
@@ -142,6 +162,7 @@ pub(crate) struct Shard<S> {
     pub(crate) tickets: Tickets,
     pub(crate) times: Times,
     pub(crate) limit: Arc<Limit>,
+    neighbours: Neighbours,
     connections: RefCell<Slab<Rc<Control>>>,
     draining: Cell<bool>,
     listener: Cell<Option<RawFd>>,
@@ -149,12 +170,19 @@ pub(crate) struct Shard<S> {
 }
 
 impl<S: Service> Shard<S> {
-    pub(crate) fn new(service: S, tickets: Tickets, times: Times, limit: Arc<Limit>) -> Rc<Self> {
+    pub(crate) fn new(
+        service: S,
+        tickets: Tickets,
+        times: Times,
+        limit: Arc<Limit>,
+        neighbours: Neighbours,
+    ) -> Rc<Self> {
         Rc::new(Self {
             service,
             tickets,
             times,
             limit,
+            neighbours,
             connections: RefCell::default(),
             draining: Cell::new(false),
             listener: Cell::new(None),
@@ -199,6 +227,7 @@ impl<S: Service> Shard<S> {
                 }
             }
             Message::Recheck => drop(monoio::spawn(Rc::clone(self).recheck())),
+            Message::Adopt(arrival) => self.adopt(arrival),
         }
         true
     }
@@ -262,7 +291,7 @@ impl<S: Service> Shard<S> {
                 Ok(_) if self.draining.get() => return,
                 Ok((stream, peer)) => {
                     if let Some(admission) = self.limit.enter() {
-                        monoio::spawn(Rc::clone(self).connection(stream, peer, admission));
+                        self.seat(stream, peer, admission);
                     } else {
                         self.service.common().meters.dropped();
                         let journal = &self.service.common().journal;
@@ -278,8 +307,56 @@ impl<S: Service> Shard<S> {
         }
     }
 
+    /// Serves a connection here, or hands it to the shard that has fewer.
+    fn seat(self: &Rc<Self>, stream: Stream, peer: Peer, admission: Admission) {
+        let Neighbours {
+            own,
+            balance,
+            mailboxes,
+        } = &self.neighbours;
+        let place = balance.place(*own);
+        if place.shard() != *own
+            && let Some(mailbox) = mailboxes.get(place.shard())
+            // Without a descriptor left it is served here after all.
+            && let Ok(moving) = stream.moving()
+        {
+            mailbox.send(Message::Adopt(Arrival {
+                stream: moving,
+                peer,
+                admission,
+                place,
+            }));
+        } else {
+            monoio::spawn(Rc::clone(self).connection(stream, peer, admission, place));
+        }
+    }
+
+    fn adopt(self: &Rc<Self>, arrival: Arrival) {
+        let Arrival {
+            stream,
+            peer,
+            admission,
+            place,
+        } = arrival;
+        if self.draining.get() {
+            return;
+        }
+        match stream.on_this_thread() {
+            Ok(stream) => {
+                monoio::spawn(Rc::clone(self).connection(stream, peer, admission, place));
+            }
+            Err(error) => tracing::error!(%error, "accept failed"),
+        }
+    }
+
     /// One connection from accept to its log line.
-    async fn connection(self: Rc<Self>, stream: Stream, peer: Peer, admission: Admission) {
+    async fn connection(
+        self: Rc<Self>,
+        stream: Stream,
+        peer: Peer,
+        admission: Admission,
+        place: Place,
+    ) {
         let meters = &self.service.common().meters;
         meters.accepted();
         let facts = RefCell::new(Facts::new(peer));
@@ -294,7 +371,7 @@ impl<S: Service> Shard<S> {
             guarded(watched).await
         };
         self.connections.borrow_mut().remove(key);
-        drop(admission);
+        drop((admission, place));
         let facts = facts.into_inner();
         meters.ended(facts.role, facts.entered, &end);
         if !facts.written {

@@ -14,6 +14,10 @@ pub(super) fn add(suite: &mut Suite) {
         from_the_start,
     );
     suite.add("citizen::known_traffic_is_counted", known_traffic);
+    suite.add(
+        "citizen::few_connections_are_spread",
+        few_connections_are_spread,
+    );
 }
 
 const HISTOGRAMS: [&str; 3] = [
@@ -83,6 +87,39 @@ fn fail(mut client: Client, role: &str, secret: &str, database: &str) {
     client
         .login(role, database, secret)
         .expect_err("it is refused");
+}
+
+/// Whichever shard the kernel gives them to.
+fn few_connections_are_spread(world: &World) {
+    const SHARDS: usize = 3;
+    let town = Town::new();
+    let _agent = town.agent();
+    let settings = town.settings(world);
+    let sidecar = Sidecar::start(&settings.set("TEESQL_SHARDS", &SHARDS.to_string()));
+    let address = admin(&sidecar);
+    http::await_ready(address);
+    let enter = || tls::enter(Some(&town), &sidecar);
+    let mut sessions: Vec<_> = (0..2 * SHARDS).map(|_| enter()).collect();
+    let accepted = |shard| format!("teesql_connections_accepted_total{{shard=\"{shard}\"}}");
+    let spread = Scrape::of(address);
+    for shard in 0..SHARDS {
+        assert_eq!(spread.value(&accepted(shard)), 2.0, "{spread:?}");
+    }
+    for session in &mut sessions {
+        assert_eq!(session.ask("select 1"), "1");
+    }
+    // A place that becomes free is the next one's.
+    let leaving = sessions.swap_remove(1);
+    let peer = leaving.peer_name();
+    leaving.quit();
+    sidecar.await_end(peer);
+    sessions.push(enter());
+    let spread = Scrape::of(address);
+    let all: f64 = (0..SHARDS)
+        .map(|shard| spread.value(&accepted(shard)))
+        .sum();
+    assert_eq!(all, 7.0);
+    assert!((0..SHARDS).all(|shard| spread.value(&accepted(shard)) <= 3.0));
 }
 
 fn known_traffic(world: &World) {

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use attest::AttestedPeer;
 use nix::sys::socket::{Shutdown, shutdown};
 
+use crate::busy_poll::BusyPoll;
 use crate::end::End;
 use crate::metrics::Meters;
 
@@ -69,6 +70,7 @@ pub(crate) struct Control {
     /// Plaintext bytes to the client.
     sent: Cell<u64>,
     meters: Rc<Meters>,
+    busy_poll: Rc<BusyPoll>,
     watchdog: RefCell<Option<Waker>>,
     peer: RefCell<Option<Arc<AttestedPeer>>>,
 }
@@ -84,7 +86,7 @@ impl Drop for Leash<'_> {
 }
 
 impl Control {
-    pub(crate) fn new(deadline: Instant, meters: Rc<Meters>) -> Self {
+    pub(crate) fn new(deadline: Instant, meters: Rc<Meters>, busy_poll: Rc<BusyPoll>) -> Self {
         Self {
             phase: Cell::new(Phase::Login),
             order: Cell::new(None),
@@ -94,6 +96,7 @@ impl Control {
             received: Cell::new(0),
             sent: Cell::new(0),
             meters,
+            busy_poll,
             watchdog: RefCell::new(None),
             peer: RefCell::new(None),
         }
@@ -163,11 +166,13 @@ impl Control {
         self.received
             .set(self.received.get().wrapping_add(n as u64));
         self.meters.received.increment(n as u64);
+        self.busy_poll.saw_traffic();
     }
 
     pub(crate) fn count_sent(&self, n: usize) {
         self.sent.set(self.sent.get().wrapping_add(n as u64));
         self.meters.sent.increment(n as u64);
+        self.busy_poll.saw_traffic();
     }
 
     /// Plaintext bytes from and to the client so far.

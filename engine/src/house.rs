@@ -4,10 +4,12 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use crate::balance::Balance;
+use crate::busy_poll::BusyPoll;
 use crate::config::{Config, Process};
 use crate::driver::{self, Driver};
 use crate::gate::{Gate, Guard};
@@ -53,6 +55,7 @@ pub(crate) struct Site {
     limit: Arc<Limit>,
     times: Times,
     pin: bool,
+    busy_poll: Option<Duration>,
 }
 
 impl Site {
@@ -73,6 +76,7 @@ impl Site {
                 revocation: config.revocation_grace,
             },
             pin: config.pin,
+            busy_poll: config.busy_poll,
         })
     }
 }
@@ -168,6 +172,7 @@ fn shard<P: Plan>(
         site.times,
         Arc::clone(&site.limit),
         neighbours,
+        BusyPoll::new(site.busy_poll),
     )
 }
 

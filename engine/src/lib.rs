@@ -11,6 +11,7 @@
 pub mod answer;
 mod balance;
 mod buffer;
+mod busy_poll;
 pub mod ca;
 mod child;
 pub mod config;

@@ -18,6 +18,7 @@ use futures_util::FutureExt;
 use slab::Slab;
 
 use crate::balance::{Balance, Place};
+use crate::busy_poll::BusyPoll;
 use crate::control::{Control, Order};
 use crate::end::End;
 use crate::facts::{Facts, Peer};
@@ -163,6 +164,7 @@ pub(crate) struct Shard<S> {
     pub(crate) times: Times,
     pub(crate) limit: Arc<Limit>,
     neighbours: Neighbours,
+    busy_poll: Rc<BusyPoll>,
     connections: RefCell<Slab<Rc<Control>>>,
     draining: Cell<bool>,
     listener: Cell<Option<RawFd>>,
@@ -176,6 +178,7 @@ impl<S: Service> Shard<S> {
         times: Times,
         limit: Arc<Limit>,
         neighbours: Neighbours,
+        busy_poll: Rc<BusyPoll>,
     ) -> Rc<Self> {
         Rc::new(Self {
             service,
@@ -183,6 +186,7 @@ impl<S: Service> Shard<S> {
             times,
             limit,
             neighbours,
+            busy_poll,
             connections: RefCell::default(),
             draining: Cell::new(false),
             listener: Cell::new(None),
@@ -204,6 +208,7 @@ impl<S: Service> Shard<S> {
         let mail = Rc::clone(&self);
         let delivery = monoio::spawn(mailbox.deliver(move |message| mail.take(message)));
         let usher = monoio::spawn(self.service.common().lane.clone().usher());
+        self.busy_poll.start();
         self.accept_all(&listener).await;
         self.listener.set(None);
         drop(listener);
@@ -362,7 +367,11 @@ impl<S: Service> Shard<S> {
         let facts = RefCell::new(Facts::new(peer));
         let started = facts.borrow().accepted;
         let deadline = started + self.times.login;
-        let control = Rc::new(Control::new(deadline, Rc::clone(meters)));
+        let control = Rc::new(Control::new(
+            deadline,
+            Rc::clone(meters),
+            Rc::clone(&self.busy_poll),
+        ));
         let key = self.connections.borrow_mut().insert(Rc::clone(&control));
         let end = {
             // Boxed or pinned: a future that is handed on by value is there twice.

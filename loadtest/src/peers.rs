@@ -43,11 +43,13 @@ pub enum Kind {
     SidecarEpoll,
     /// Ours on io_uring, with Postgres on its Unix socket.
     SidecarUnix,
+    /// Ours on io_uring, busy polling.
+    SidecarBusyPoll,
 }
 
 impl Kind {
     /// All of them, in the order of tables and pictures.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Direct,
         Self::Relay,
         Self::Twin,
@@ -57,6 +59,7 @@ impl Kind {
         Self::Sidecar,
         Self::SidecarEpoll,
         Self::SidecarUnix,
+        Self::SidecarBusyPoll,
     ];
 
     /// For tables, pictures and flags.
@@ -72,6 +75,7 @@ impl Kind {
             Self::Sidecar => "sidecar",
             Self::SidecarEpoll => "sidecar-epoll",
             Self::SidecarUnix => "sidecar-unix",
+            Self::SidecarBusyPoll => "sidecar-busy-poll",
         }
     }
 
@@ -143,6 +147,7 @@ impl Peer {
             Kind::Sidecar => sidecar::start(house, upstream, Mode::default()),
             Kind::SidecarEpoll => sidecar::start(house, upstream, Mode::epoll()),
             Kind::SidecarUnix => sidecar::start(house, upstream, Mode::unix()),
+            Kind::SidecarBusyPoll => sidecar::start(house, upstream, Mode::busy_poll()),
         }
     }
 

@@ -20,6 +20,8 @@ pub struct Process {
     pub pin: bool,
     /// io_uring or epoll.
     pub driver: Choice,
+    /// How long a shard looks for more before it sleeps.
+    pub busy_poll: Option<Duration>,
     /// Where the guest agent is looked for.
     pub guest_agent: Places,
     /// Where HTTP is served.
@@ -47,6 +49,7 @@ impl Process {
         let shards = reader.get("shards", values::shards);
         let pin = reader.get("pin", values::boolean);
         let driver = reader.get("driver", values::from_str);
+        let busy_poll = reader.get("busy_poll", values::busy_poll);
         let guest_agent = read_places(reader);
         let admin_listen = reader.get("admin_listen", values::listen_or_off);
         let revocation_grace = reader.get("revocation_grace", values::duration_or_off);
@@ -60,6 +63,7 @@ impl Process {
             shards: shards?,
             pin: pin?,
             driver: driver?,
+            busy_poll: busy_poll?,
             guest_agent: guest_agent?,
             admin_listen: admin_listen?,
             revocation_grace: revocation_grace?.unwrap_or_default(),

@@ -222,6 +222,16 @@ pub(super) fn duration_or_off(text: &str) -> Parsed<Option<Duration>> {
     }
 }
 
+/// Longer than a core takes to wake, it would only burn.
+const LONGEST_BUSY_POLL: Duration = Duration::from_millis(1);
+
+pub(super) fn busy_poll(text: &str) -> Parsed<Option<Duration>> {
+    match duration_or_off(text) {
+        Ok(time) if time.is_none_or(|time| time <= LONGEST_BUSY_POLL) => Ok(time),
+        _ => Err("expected a time up to 1ms, e.g. 50us, or off".to_owned()),
+    }
+}
+
 pub(super) fn networks(text: &str) -> Parsed<Vec<ipnet::IpNet>> {
     text.split(',')
         .map(str::trim)

@@ -55,8 +55,8 @@ impl Run<'_> {
                 self.options.idle, self.house.open_files
             ));
         }
-        // The fake has no Unix socket.
-        let absent = [Kind::Direct, Kind::SidecarUnix];
+        // The fake has no Unix socket, and who rests does not poll.
+        let absent = [Kind::Direct, Kind::SidecarUnix, Kind::SidecarBusyPoll];
         let proxies = self
             .options
             .arms

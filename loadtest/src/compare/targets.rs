@@ -29,7 +29,7 @@ fn target(what: &str, bound: Bound, measured: Option<Spread>, note: &str) -> Tar
 
 fn queries(report: &Report) -> Vec<Target> {
     let cpu = |peer| over(report, "select-16", peer, "cpu");
-    let added = |column| added(report.case("select-1")?, column);
+    let added = |arm, column| added(report.case("select-1")?, arm, column);
     let note = "over direct, in units of what the twin adds in the median round";
     vec![
         target(
@@ -47,14 +47,26 @@ fn queries(report: &Report) -> Vec<Target> {
         target(
             "added latency, 1 client, p50 ÷ twin's",
             Bound::Most(0.7),
-            added("p50"),
+            added("sidecar", "p50"),
             note,
         ),
         target(
             "added latency, 1 client, p99 ÷ twin's",
             Bound::Most(0.7),
-            added("p99"),
+            added("sidecar", "p99"),
             note,
+        ),
+        target(
+            "the same with busy_poll = 50us, p50",
+            Bound::Most(0.7),
+            added("sidecar-busy-poll", "p50"),
+            "below zero: less than direct",
+        ),
+        target(
+            "the same with busy_poll = 50us, p99",
+            Bound::Most(0.7),
+            added("sidecar-busy-poll", "p99"),
+            "",
         ),
     ]
 }
@@ -165,7 +177,7 @@ fn figures(report: &Report, key: &str, arm: &str, column: &str) -> Option<Spread
 /// A round's own ratio would mean nothing: in some the twin adds next to nothing,
 /// or less. So all rounds are over the twin's median, and `None` where that is
 /// not above direct.
-fn added(case: &Case, column: &str) -> Option<Spread> {
+fn added(case: &Case, arm: &str, column: &str) -> Option<Spread> {
     let direct = case.figures("direct", column);
     let over_direct = |arm: &str| {
         let figures = case.figures(arm, column).into_iter().zip(&direct);
@@ -173,7 +185,7 @@ fn added(case: &Case, column: &str) -> Option<Spread> {
         added.collect::<Vec<_>>()
     };
     let twin = Spread::of(over_direct("twin"))?.median;
-    let ours = over_direct("sidecar").into_iter();
+    let ours = over_direct(arm).into_iter();
     (twin > 0.0)
         .then(|| Spread::of(ours.map(|added| added / twin)))
         .flatten()
@@ -257,13 +269,13 @@ mod tests {
     #[test]
     fn a_round_in_which_the_twin_adds_nothing_counts_too() {
         let case = case(&[10.0, 10.0, 10.0], &[14.0, 9.0, 14.0], &[12.0, 18.0, 13.0]);
-        let added = added(&case, "p50").unwrap();
+        let added = added(&case, "sidecar", "p50").unwrap();
         assert_eq!((added.low, added.median, added.high), (0.5, 0.75, 2.0));
     }
 
     #[test]
     fn a_twin_that_adds_nothing_is_no_measure() {
         let case = case(&[10.0], &[10.0], &[12.0]);
-        assert_eq!(added(&case, "p50"), None);
+        assert_eq!(added(&case, "sidecar", "p50"), None);
     }
 }

@@ -23,6 +23,8 @@ pub struct Mode {
     pub spread: bool,
     /// Dials Postgres' Unix socket.
     pub unix: bool,
+    /// Looks for more bytes for 50 µs before it sleeps.
+    pub busy_poll: bool,
 }
 
 impl Default for Mode {
@@ -34,6 +36,7 @@ impl Default for Mode {
             attested: false,
             spread: false,
             unix: false,
+            busy_poll: false,
         }
     }
 }
@@ -53,6 +56,15 @@ impl Mode {
     pub fn unix() -> Self {
         Self {
             unix: true,
+            ..Self::default()
+        }
+    }
+
+    /// The default, busy polling.
+    #[must_use]
+    pub fn busy_poll() -> Self {
+        Self {
+            busy_poll: true,
             ..Self::default()
         }
     }
@@ -99,10 +111,13 @@ pub(super) fn start(house: &House, upstream: &Upstream, mode: Mode) -> Result<Pe
     };
     let address = ([127, 0, 0, 1], address).into();
     Ok(Peer {
-        kind: match (mode.epoll, mode.unix) {
-            (true, _) => Kind::SidecarEpoll,
-            (false, true) => Kind::SidecarUnix,
-            (false, false) => Kind::Sidecar,
+        kind: match mode {
+            Mode { epoll: true, .. } => Kind::SidecarEpoll,
+            Mode { unix: true, .. } => Kind::SidecarUnix,
+            Mode {
+                busy_poll: true, ..
+            } => Kind::SidecarBusyPoll,
+            _ => Kind::Sidecar,
         },
         target: Target::loopback(address, Opening::SslRequest, identity.as_ref())?,
         handshake: Some(Target::loopback(
@@ -128,6 +143,10 @@ fn settings(serve: &mut Command, house: &House, upstream: &Upstream, mode: Mode)
         .env("TEESQL_ADMIN_LISTEN", "off")
         .env("TEESQL_POSTGRES", postgres)
         .env("TEESQL_SHARDS", if mode.spread { "auto" } else { "1" })
+        .env(
+            "TEESQL_BUSY_POLL",
+            if mode.busy_poll { "50us" } else { "off" },
+        )
         .env(
             "TEESQL_DRIVER",
             if mode.epoll { "epoll" } else { "io_uring" },

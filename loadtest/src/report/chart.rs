@@ -31,6 +31,7 @@ pub(super) fn class(arm: &str) -> &'static str {
         "sidecar" => "c-sidecar",
         "sidecar-epoll" => "c-epoll",
         "sidecar-unix" => "c-unix",
+        "sidecar-busy-poll" => "c-busy",
         _ => "c-other",
     }
 }

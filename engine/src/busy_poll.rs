@@ -11,9 +11,9 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-/// The shard sleeps at least this often, if only for a moment: monoio looks at its
-/// timers then, and deadlines must hold on a shard that is never without traffic.
-const WITHOUT_SLEEP: Duration = Duration::from_millis(1);
+/// The longest time without a look at the timers. monoio looks at them only before
+/// the shard sleeps, and deadlines must hold on one that is never without traffic.
+const WITHOUT_TIMERS: Duration = Duration::from_millis(10);
 
 /// A shard's.
 pub(crate) struct BusyPoll {
@@ -61,27 +61,49 @@ impl BusyPoll {
     }
 
     async fn look(&self, time: Duration) {
-        let mut awake_since = Instant::now();
-        let mut last = awake_since;
-        let mut sleeping = true;
+        loop {
+            self.traffic_comes().await;
+            if self.stay_awake(time).await.is_err() {
+                // Not over before the runtime has looked at its timers.
+                monoio::time::sleep(Duration::ZERO).await;
+            }
+        }
+    }
+
+    async fn traffic_comes(&self) {
         poll_fn(|cx| {
             keep(&self.looks, cx);
-            let now = Instant::now();
-            if std::mem::take(&mut sleeping) {
-                awake_since = now;
+            if self.traffic.replace(false) {
+                return Poll::Ready(());
             }
+            self.asleep.set(true);
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Until there has been no traffic for `time`.
+    ///
+    /// # Errors
+    /// The traffic has not paused for [`WITHOUT_TIMERS`].
+    async fn stay_awake(&self, time: Duration) -> Result<(), ()> {
+        let begun = Instant::now();
+        let mut last = begun;
+        poll_fn(|_| {
+            let now = Instant::now();
             if self.traffic.replace(false) {
                 last = now;
             }
-            if now - last < time && now - awake_since < WITHOUT_SLEEP {
-                wake(&self.echoes);
-            } else {
-                sleeping = true;
-                self.asleep.set(true);
+            if now - last >= time {
+                return Poll::Ready(Ok(()));
             }
-            Poll::<()>::Pending
+            if now - begun >= WITHOUT_TIMERS {
+                return Poll::Ready(Err(()));
+            }
+            wake(&self.echoes);
+            Poll::Pending
         })
-        .await;
+        .await
     }
 }
 
@@ -102,6 +124,7 @@ fn wake(place: &RefCell<Option<Waker>>) {
 mod tests {
     use std::io::{Read as _, Write as _};
     use std::os::unix::net::UnixStream as StdUnixStream;
+    use std::thread::JoinHandle;
 
     use monoio::io::{AsyncReadRent as _, AsyncWriteRentExt as _};
     use monoio::net::UnixStream;
@@ -133,29 +156,36 @@ mod tests {
         }
     }
 
+    /// A session that asks again as soon as it is answered.
+    fn session(busy: Rc<BusyPoll>) -> JoinHandle<()> {
+        let (far, near) = StdUnixStream::pair().unwrap();
+        near.set_nonblocking(monoio::utils::is_legacy()).unwrap();
+        let mut near = UnixStream::from_std(near).unwrap();
+        drop(monoio::spawn(async move {
+            loop {
+                busy.saw_traffic();
+                let (sent, byte) = near.write_all(vec![1]).await;
+                let (read, _) = near.read(byte).await;
+                if sent.is_err() || !matches!(read, Ok(1)) {
+                    break;
+                }
+            }
+        }));
+        std::thread::spawn(move || echo(far))
+    }
+
     #[test]
     fn timers_run_out_although_traffic_never_ends() {
-        on_both(async |busy| {
-            let (far, near) = StdUnixStream::pair().unwrap();
-            near.set_nonblocking(monoio::utils::is_legacy()).unwrap();
-            let echo = std::thread::spawn(move || echo(far));
-            let mut near = UnixStream::from_std(near).unwrap();
-            drop(monoio::spawn(async move {
-                loop {
-                    busy.saw_traffic();
-                    let (sent, byte) = near.write_all(vec![1]).await;
-                    let (read, _) = near.read(byte).await;
-                    if sent.is_err() || !matches!(read, Ok(1)) {
-                        break;
-                    }
+        for sessions in [1, 16] {
+            on_both(async |busy| {
+                let peers: Vec<_> = (0..sessions).map(|_| session(Rc::clone(&busy))).collect();
+                for _ in 0..3 {
+                    monoio::time::sleep(Duration::from_millis(20)).await;
                 }
-            }));
-            monoio::time::sleep(Duration::from_millis(50)).await;
-            assert!(
-                !echo.is_finished(),
-                "the timer waited for the traffic's end"
-            );
-        });
+                let all_there = peers.iter().all(|peer| !peer.is_finished());
+                assert!(all_there, "the timer waited for the traffic's end");
+            });
+        }
     }
 
     #[test]

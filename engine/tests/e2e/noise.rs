@@ -86,9 +86,8 @@ fn mutated_client_hellos(world: &World) {
             wire.stream.read_exact(&mut answer).expect("S");
         }
         wire.send(&bytes);
-        wire.stream
-            .shutdown(Shutdown::Write)
-            .expect("a live socket");
+        // On such bytes it may have hung up already.
+        let _ = wire.stream.shutdown(Shutdown::Write);
         wire.read_to_end();
     }
     assert_nothing_panicked(&sidecar);
@@ -144,9 +143,8 @@ fn broken_records(world: &World) {
             }
             let wire = &mut client.tls.sock;
             wire.send(bytes);
-            wire.stream
-                .shutdown(Shutdown::Write)
-                .expect("a live socket");
+            // On such bytes it may have hung up already.
+            let _ = wire.stream.shutdown(Shutdown::Write);
             wire.read_to_end();
             let line = sidecar.await_end(client.peer_name());
             let reason = line["reason"].as_str().expect("a code");

@@ -2,9 +2,9 @@
 //!
 //! io_uring reads and writes memory by address while a future may already be
 //! gone, so monoio's buffer traits are unsafe to implement. Everything but three
-//! lines of `net.rs` builds on the safe surface below. The memory is zeroed once, when it is allocated, and stays
-//! initialised for good; stale bytes of an earlier user are never readable,
-//! since only `start..end` is.
+//! lines of `net.rs` builds on the safe surface below. The memory is zeroed once,
+//! when it is allocated, and stays initialised for good; stale bytes of an earlier
+//! user are never readable, since only `start..end` is.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use attest::AttestedPeer;
 use nix::sys::socket::{Shutdown, shutdown};
 
-use crate::busy_poll::BusyPoll;
 use crate::end::End;
 use crate::metrics::Meters;
+use crate::traffic::Traffic;
 
 /// How long a peer may take to read our last words and close.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -70,7 +70,7 @@ pub(crate) struct Control {
     /// Plaintext bytes to the client.
     sent: Cell<u64>,
     meters: Rc<Meters>,
-    busy_poll: Rc<BusyPoll>,
+    traffic: Traffic,
     watchdog: RefCell<Option<Waker>>,
     peer: RefCell<Option<Arc<AttestedPeer>>>,
 }
@@ -86,7 +86,7 @@ impl Drop for Leash<'_> {
 }
 
 impl Control {
-    pub(crate) fn new(deadline: Instant, meters: Rc<Meters>, busy_poll: Rc<BusyPoll>) -> Self {
+    pub(crate) fn new(deadline: Instant, meters: Rc<Meters>, traffic: Traffic) -> Self {
         Self {
             phase: Cell::new(Phase::Login),
             order: Cell::new(None),
@@ -96,7 +96,7 @@ impl Control {
             received: Cell::new(0),
             sent: Cell::new(0),
             meters,
-            busy_poll,
+            traffic,
             watchdog: RefCell::new(None),
             peer: RefCell::new(None),
         }
@@ -166,13 +166,13 @@ impl Control {
         self.received
             .set(self.received.get().wrapping_add(n as u64));
         self.meters.received.increment(n as u64);
-        self.busy_poll.saw_traffic();
+        self.traffic.seen();
     }
 
     pub(crate) fn count_sent(&self, n: usize) {
         self.sent.set(self.sent.get().wrapping_add(n as u64));
         self.meters.sent.increment(n as u64);
-        self.busy_poll.saw_traffic();
+        self.traffic.seen();
     }
 
     /// Plaintext bytes from and to the client so far.

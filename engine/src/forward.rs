@@ -21,7 +21,6 @@ use crate::control::Control;
 use crate::end::End;
 use crate::facts::Facts;
 use crate::house::{Desk, Plan};
-use crate::lane::Lane;
 use crate::net::{Endpoint, Stream};
 use crate::offload::Tickets;
 use crate::relay::{Driver, relay};
@@ -70,7 +69,7 @@ impl Plan for Line {
     fn service(self: &Arc<Self>, desk: Desk) -> Service {
         Service {
             common: Common {
-                lane: Lane::default(),
+                lane: desk.lane.clone(),
                 gate: self.verdicts.gate(&desk),
                 meters: Rc::clone(&desk.meters),
                 journal: Rc::clone(&desk.journal),

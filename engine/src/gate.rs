@@ -198,6 +198,7 @@ mod tests {
 
     use super::*;
     use crate::driver::{Driver, block_on};
+    use crate::lane::Lane;
     use crate::log::Journal;
     use crate::mailbox::mailbox;
     use crate::metrics::Metrics;
@@ -255,6 +256,7 @@ mod tests {
             let desk = Desk {
                 tickets: tickets.clone(),
                 replies: Replies(sender),
+                lane: Lane::new(std::time::Duration::from_secs(5)),
                 meters: Rc::new(Meters::new(&Metrics::new().unwrap(), 0)),
                 journal: Rc::new(Journal::new(Mode::Production)),
             };

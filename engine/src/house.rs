@@ -43,6 +43,7 @@ pub(crate) trait Plan: Send + Sync + 'static {
 pub(crate) struct Desk {
     pub(crate) tickets: Tickets,
     pub(crate) replies: Replies,
+    pub(crate) lane: Lane,
     pub(crate) meters: Rc<Meters>,
     pub(crate) journal: Rc<Journal>,
 }
@@ -163,6 +164,7 @@ fn shard<P: Plan>(
     let service = plan.service(Desk {
         tickets: tickets.clone(),
         replies: Replies(sender),
+        lane: Lane::new(site.times.login),
         meters: Rc::new(Meters::new(&site.metrics, neighbours.own)),
         journal: Rc::new(Journal::new(site.mode)),
     });
@@ -229,7 +231,7 @@ impl Plan for SidecarPlan {
         };
         sidecar::Service {
             common: Common {
-                lane: Lane::default(),
+                lane: desk.lane,
                 gate,
                 meters: desk.meters,
                 journal: desk.journal,

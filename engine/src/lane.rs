@@ -1,29 +1,57 @@
-//! Handshakes in single file.
+//! Handshakes in single file, and no faster than the sessions can bear.
 //!
 //! A step of a handshake is some hundred microseconds of computation. When a
 //! crowd arrives, hundreds of them are ready in one turn of the loop, and a
 //! running session's query would wait for all of them. In the lane one step at
-//! a time joins the end of the shard's queue, so that everything else that is
-//! ready runs in between.
+//! a time joins the end of the shard's queue; and while sessions move bytes,
+//! there is a pause behind each step that leaves most of the time to them.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
+use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use monoio::time::Sleep;
+
+/// The longest pause is so many times the step before it: a twentieth of a busy shard's
+/// time is for handshakes.
+const PAUSE_MOST: u32 = 19;
+/// For each so many that wait, a pause is as long as one step more. Fewer are no crowd,
+/// and nobody waits for the sessions' sake.
+const CROWD: u32 = 8;
+/// A crowd has taken one step each in this part of a login's deadline, whatever that
+/// leaves to the sessions: a handshake has two.
+const PART_OF_A_LOGIN: u32 = 5;
+/// How long a shard counts as busy after a session has moved bytes. No pause is
+/// longer without a look whether it still is, and monoio's timers have no finer step.
+const WINDOW: Duration = Duration::from_millis(1);
 
 /// A shard's lane.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Lane(Rc<Inner>);
 
-#[derive(Default)]
 struct Inner {
+    /// For one step of everybody who waits.
+    patience: Duration,
     waiting: RefCell<VecDeque<Rc<Place>>>,
+    /// The most that have waited since nobody did.
+    crowd: Cell<u32>,
     /// Woken by the one whose turn it is: from another task, because monoio
     /// 0.2.4 puts a task that wakes itself in front of all others.
     usher: RefCell<Option<Waker>>,
-    /// Somebody has been called and has not come yet.
+    /// Somebody has been called, and that turn is not over.
     called: Cell<bool>,
+    /// A session has moved bytes in this window.
+    traffic: Cell<bool>,
+    /// One did in the last window.
+    busy: Cell<bool>,
+    window_ends: Cell<Instant>,
+    not_before: Cell<Instant>,
+    /// The next step waits for its moment.
+    held: Cell<bool>,
 }
 
 #[derive(Default)]
@@ -36,25 +64,59 @@ struct Place {
 struct Waiting<'a> {
     lane: &'a Lane,
     place: Rc<Place>,
+    came: bool,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if self.place.called.get() {
-            self.lane.0.called.set(false);
-            self.lane.wake_usher();
+        if self.place.called.get() && !self.came {
+            self.lane.turn_ends();
         }
     }
 }
 
+/// A turn; dropping it ends it. It must not be held over a wait.
+pub(crate) struct Turn<'a> {
+    lane: &'a Lane,
+    began: Instant,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        self.lane.hold(now, now - self.began);
+        self.lane.turn_ends();
+    }
+}
+
 impl Lane {
-    /// Waits for this task's turn; the turn lasts until its next await.
-    pub(crate) async fn turn(&self) {
+    /// `login` is how long a login may take.
+    pub(crate) fn new(login: Duration) -> Self {
+        let now = Instant::now();
+        Self(Rc::new(Inner {
+            patience: login / PART_OF_A_LOGIN,
+            waiting: RefCell::default(),
+            crowd: Cell::new(0),
+            usher: RefCell::default(),
+            called: Cell::new(false),
+            traffic: Cell::new(false),
+            busy: Cell::new(false),
+            window_ends: Cell::new(now),
+            not_before: Cell::new(now),
+            held: Cell::new(false),
+        }))
+    }
+
+    /// Waits for this task's turn.
+    pub(crate) async fn turn(&self) -> Turn<'_> {
         let place = Rc::new(Place::default());
         self.0.waiting.borrow_mut().push_back(Rc::clone(&place));
         self.wake_usher();
-        // Dropping it, here or with the connection, calls the next.
-        let waiting = Waiting { lane: self, place };
+        let mut waiting = Waiting {
+            lane: self,
+            place,
+            came: false,
+        };
         poll_fn(|cx| {
             if waiting.place.called.get() {
                 return Poll::Ready(());
@@ -63,35 +125,120 @@ impl Lane {
             Poll::Pending
         })
         .await;
+        waiting.came = true;
+        Turn {
+            lane: self,
+            began: Instant::now(),
+        }
+    }
+
+    /// A session has moved bytes: whoever is inside goes first.
+    #[inline]
+    pub(crate) fn saw_traffic(&self) {
+        self.0.traffic.set(true);
+        if self.0.held.get() {
+            self.wake_usher();
+        }
     }
 
     fn wake_usher(&self) {
-        if let Some(usher) = self.0.usher.take() {
-            usher.wake();
+        if let Some(usher) = self.0.usher.borrow().as_ref() {
+            usher.wake_by_ref();
         }
+    }
+
+    fn turn_ends(&self) {
+        self.0.called.set(false);
+        self.wake_usher();
+    }
+
+    /// Decides when the next step may begin, `step` being what the last one took.
+    fn hold(&self, now: Instant, step: Duration) {
+        let waiting = u32::try_from(self.0.waiting.borrow().len()).unwrap_or(u32::MAX);
+        let crowd = match waiting {
+            0 => 0,
+            _ => waiting.max(self.0.crowd.get()),
+        };
+        self.0.crowd.set(crowd);
+        let pause = pause(crowd, step, self.0.patience);
+        self.0.not_before.set(now + pause);
     }
 
     /// Calls one after the other, for as long as the shard lives.
     pub(crate) async fn usher(self) {
+        let mut tick = None;
         poll_fn(|cx| {
-            *self.0.usher.borrow_mut() = Some(cx.waker().clone());
-            while !self.0.called.get() {
-                let Some(place) = self.0.waiting.borrow_mut().pop_front() else {
+            self.keep(cx);
+            while self.somebody_waits() {
+                if !self.is_time(&mut tick, cx) {
                     break;
-                };
-                // Whose connection has ended while it waited holds no place.
-                if Rc::strong_count(&place) > 1 {
-                    place.called.set(true);
-                    self.0.called.set(true);
-                    if let Some(waker) = place.waker.take() {
-                        waker.wake();
-                    }
                 }
+                self.call_next();
             }
             Poll::<()>::Pending
         })
         .await;
     }
+
+    fn keep(&self, cx: &Context<'_>) {
+        let mut usher = self.0.usher.borrow_mut();
+        if usher.is_none() {
+            *usher = Some(cx.waker().clone());
+        }
+    }
+
+    fn somebody_waits(&self) -> bool {
+        !self.0.called.get() && !self.0.waiting.borrow().is_empty()
+    }
+
+    /// Whether the next step may begin; if not, `cx` is woken by traffic or by `tick`.
+    fn is_time(&self, tick: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> bool {
+        loop {
+            let now = Instant::now();
+            let held = self.is_busy(now) && now < self.0.not_before.get();
+            self.0.held.set(held);
+            if !held {
+                *tick = None;
+                return true;
+            }
+            let timer = tick.get_or_insert_with(|| Box::pin(monoio::time::sleep(WINDOW)));
+            if timer.as_mut().poll(cx).is_pending() {
+                return false;
+            }
+            *tick = None;
+        }
+    }
+
+    /// Whether sessions have moved bytes in the last window.
+    fn is_busy(&self, now: Instant) -> bool {
+        if now >= self.0.window_ends.get() {
+            self.0.busy.set(self.0.traffic.replace(false));
+            self.0.window_ends.set(now + WINDOW);
+        }
+        self.0.busy.get()
+    }
+
+    fn call_next(&self) {
+        let Some(place) = self.0.waiting.borrow_mut().pop_front() else {
+            return;
+        };
+        // Whose connection has ended while it waited holds no place.
+        if Rc::strong_count(&place) > 1 {
+            place.called.set(true);
+            self.0.called.set(true);
+            if let Some(waker) = place.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+}
+
+/// How long the sessions have the shard to themselves behind a step of one of `crowd`
+/// that wait. All of them are to get through one within `patience`.
+fn pause(crowd: u32, step: Duration, patience: Duration) -> Duration {
+    let fair = step * (crowd / CROWD).min(PAUSE_MOST);
+    let in_time = (patience / crowd.max(1)).saturating_sub(step);
+    fair.min(in_time)
 }
 
 #[cfg(test)]
@@ -99,11 +246,72 @@ mod tests {
     use super::*;
     use crate::driver::{Driver, block_on};
 
+    const LOGIN: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn pauses_grow_with_the_crowd_as_far_as_its_patience_goes() {
+        let step = Duration::from_micros(100);
+        let patience = Duration::from_secs(1);
+        let steps = |crowd| pause(crowd, step, patience).as_micros() / step.as_micros();
+        assert_eq!([0, 1, CROWD - 1].map(steps), [0; 3]);
+        assert_eq!([CROWD, 10 * CROWD].map(steps), [1, 10]);
+        assert_eq!([19 * CROWD, 400].map(steps), [19, 19]);
+        // A thousand of them, and a millisecond for each.
+        assert_eq!(steps(1_000), 9);
+        assert_eq!([10_000, 20_000, u32::MAX].map(steps), [0; 3]);
+    }
+
+    const STEPS: u32 = 64;
+    const STEP: Duration = Duration::from_micros(100);
+
+    /// How long a crowd takes for a step each, with or without sessions that move
+    /// bytes meanwhile, and whether the lane thinks at the end that the shard is busy.
+    fn a_crowd(sessions: bool) -> (Duration, bool) {
+        let outcome = Rc::new(Cell::new((Duration::ZERO, false)));
+        let seen = Rc::clone(&outcome);
+        block_on(Driver::Epoll, async move {
+            let lane = Lane::new(LOGIN);
+            drop(monoio::spawn(lane.clone().usher()));
+            // Of a session that ended before.
+            lane.saw_traffic();
+            let step = |lane: Lane| async move {
+                let turn = lane.turn().await;
+                while turn.began.elapsed() < STEP {}
+                if sessions {
+                    lane.saw_traffic();
+                }
+            };
+            let begun = Instant::now();
+            let steps: Vec<_> = (0..STEPS)
+                .map(|_| monoio::spawn(step(lane.clone())))
+                .collect();
+            for step in steps {
+                step.await;
+            }
+            seen.set((begun.elapsed(), lane.0.busy.get()));
+        })
+        .unwrap();
+        outcome.get()
+    }
+
+    #[test]
+    fn beside_sessions_most_of_the_time_is_theirs() {
+        let (took, busy) = a_crowd(true);
+        // Eight parts of nine.
+        assert!(busy && took > STEP * STEPS * 8, "{took:?}");
+    }
+
+    #[test]
+    fn sessions_that_have_ended_hold_nobody_up() {
+        let (_, busy) = a_crowd(false);
+        assert!(!busy);
+    }
+
     #[test]
     fn others_run_between_two_steps_and_nobody_is_left_behind() {
         let order = Rc::new(RefCell::new(Vec::new()));
         let main = async {
-            let lane = Lane::default();
+            let lane = Lane::new(LOGIN);
             drop(monoio::spawn(lane.clone().usher()));
             let steps: Vec<_> = (0..50)
                 .map(|number| {
@@ -112,11 +320,11 @@ mod tests {
                         if number == 7 {
                             // Goes away while it waits.
                             let gone = lane.turn();
-                            let moment = std::time::Duration::from_millis(1);
+                            let moment = Duration::from_millis(1);
                             let _ = monoio::time::timeout(moment, gone).await;
                             return;
                         }
-                        lane.turn().await;
+                        let _turn = lane.turn().await;
                         order.borrow_mut().push(number);
                     })
                 })

@@ -53,6 +53,7 @@ mod stream;
 pub mod superuser;
 mod supervisor;
 mod tls;
+mod traffic;
 mod trust;
 mod upstream;
 pub mod verify;

@@ -29,6 +29,7 @@ use crate::mailbox::{Mailbox, Sender};
 use crate::metrics::Meters;
 use crate::net::{self, Accepting, Listener, Moving, Stream};
 use crate::offload::{Done, Tickets};
+use crate::traffic::Traffic;
 
 /// Connections past the limit that are let in as far as being told so (53300,
 /// inside TLS), or to send a CancelRequest. Past these the socket just closes.
@@ -164,7 +165,7 @@ pub(crate) struct Shard<S> {
     pub(crate) times: Times,
     pub(crate) limit: Arc<Limit>,
     neighbours: Neighbours,
-    busy_poll: Rc<BusyPoll>,
+    traffic: Traffic,
     connections: RefCell<Slab<Rc<Control>>>,
     draining: Cell<bool>,
     listener: Cell<Option<RawFd>>,
@@ -180,13 +181,14 @@ impl<S: Service> Shard<S> {
         neighbours: Neighbours,
         busy_poll: Rc<BusyPoll>,
     ) -> Rc<Self> {
+        let lane = service.common().lane.clone();
         Rc::new(Self {
             service,
             tickets,
             times,
             limit,
             neighbours,
-            busy_poll,
+            traffic: Traffic { busy_poll, lane },
             connections: RefCell::default(),
             draining: Cell::new(false),
             listener: Cell::new(None),
@@ -207,8 +209,8 @@ impl<S: Service> Shard<S> {
         self.listener.set(Some(listener.raw_fd()));
         let mail = Rc::clone(&self);
         let delivery = monoio::spawn(mailbox.deliver(move |message| mail.take(message)));
-        let usher = monoio::spawn(self.service.common().lane.clone().usher());
-        self.busy_poll.start();
+        let usher = monoio::spawn(self.traffic.lane.clone().usher());
+        self.traffic.busy_poll.start();
         self.accept_all(&listener).await;
         self.listener.set(None);
         drop(listener);
@@ -370,7 +372,7 @@ impl<S: Service> Shard<S> {
         let control = Rc::new(Control::new(
             deadline,
             Rc::clone(meters),
-            Rc::clone(&self.busy_poll),
+            self.traffic.clone(),
         ));
         let key = self.connections.borrow_mut().insert(Rc::clone(&control));
         let end = {

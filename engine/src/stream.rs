@@ -58,8 +58,10 @@ impl<E: Endpoint> TlsStream<E> {
     /// The peer hung up, or broke the protocol; it has been sent the alert.
     pub(crate) async fn handshake(&mut self, lane: &Lane) -> Result<(), StreamError> {
         loop {
-            lane.turn().await;
-            self.open().await?;
+            let turn = lane.turn().await;
+            let opened = self.open_records();
+            drop(turn);
+            self.send_pending(opened).await?;
             if !self.session.is_handshaking() {
                 return Ok(());
             }
@@ -137,11 +139,20 @@ impl<E: Endpoint> TlsStream<E> {
 
     /// Opens what has been read, and sends what that calls for.
     async fn open(&mut self) -> Result<(), StreamError> {
+        let opened = self.open_records();
+        self.send_pending(opened).await
+    }
+
+    fn open_records(&mut self) -> Result<(), TlsError> {
         if self.plain.room() < self.incoming.len() {
             let plain = std::mem::replace(&mut self.plain, Buffer::none());
             self.plain = plain.make_room().grown();
         }
-        let opened = self.session.open(&mut self.incoming, &mut self.plain);
+        self.session.open(&mut self.incoming, &mut self.plain)
+    }
+
+    /// What rustls has to say to what was opened; an alert, if it was no good.
+    async fn send_pending(&mut self, opened: Result<(), TlsError>) -> Result<(), StreamError> {
         let pending = self.session.take_pending();
         if !pending.is_empty() {
             let sent = self.stream.write_all(pending).await;

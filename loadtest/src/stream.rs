@@ -34,22 +34,85 @@ pub struct Stream {
     read: usize,
 }
 
+/// A connection to be: what its ClientHello needs has been computed.
+pub struct Call<'a> {
+    target: &'a Target,
+    tls: Option<Box<ClientConnection>>,
+}
+
+/// A connection whose first bytes have been sent.
+pub struct Called {
+    stream: Stream,
+    opening: Opening,
+    tls: Option<Box<ClientConnection>>,
+}
+
+impl<'a> Call<'a> {
+    /// Computes a key share.
+    ///
+    /// # Errors
+    /// TLS'.
+    pub fn new(target: &'a Target) -> Result<Self> {
+        let tls = match target.opening {
+            Opening::Plain => None,
+            Opening::SslRequest | Opening::Direct | Opening::Raw => {
+                let tls = ClientConnection::new(target.tls.clone(), target.name.clone())?;
+                Some(Box::new(tls))
+            }
+        };
+        Ok(Self { target, tls })
+    }
+
+    /// Connects, and sends what the server has to answer first: the SSLRequest or
+    /// the ClientHello.
+    ///
+    /// # Errors
+    /// The system's or TLS'.
+    pub async fn knock(self) -> Result<Called> {
+        let Self { target, mut tls } = self;
+        let mut stream = Stream::connect(target).await?;
+        let opening = target.opening;
+        match (opening, &mut tls) {
+            (Opening::SslRequest, _) => stream.output.extend_from_slice(&SSL_REQUEST),
+            (_, Some(tls)) => seal(tls, &mut stream.output)?,
+            (_, None) => {}
+        }
+        stream.flush().await?;
+        Ok(Called {
+            stream,
+            opening,
+            tls,
+        })
+    }
+}
+
+impl Called {
+    /// Completes the TLS handshake.
+    ///
+    /// # Errors
+    /// The system's or TLS'; [`Error::Server`] if the server does not want TLS.
+    pub async fn enter(self) -> Result<Stream> {
+        let Self {
+            mut stream,
+            opening,
+            tls,
+        } = self;
+        if opening == Opening::SslRequest {
+            stream.hear_of_tls().await?;
+        }
+        stream.tls = tls;
+        stream.shake().await?;
+        Ok(stream)
+    }
+}
+
 impl Stream {
     /// Connects, opens, and completes the TLS handshake.
     ///
     /// # Errors
     /// The system's or TLS'; [`Error::Server`] if the server does not want TLS.
     pub async fn open(target: &Target) -> Result<Self> {
-        let mut stream = Self::connect(target).await?;
-        match target.opening {
-            Opening::Plain => return Ok(stream),
-            Opening::SslRequest => stream.ask_for_tls().await?,
-            Opening::Direct | Opening::Raw => {}
-        }
-        let tls = ClientConnection::new(target.tls.clone(), target.name.clone())?;
-        stream.tls = Some(Box::new(tls));
-        stream.shake().await?;
-        Ok(stream)
+        Call::new(target)?.knock().await?.enter().await
     }
 
     async fn connect(target: &Target) -> Result<Self> {
@@ -67,9 +130,8 @@ impl Stream {
         })
     }
 
-    async fn ask_for_tls(&mut self) -> Result<()> {
-        self.output.extend_from_slice(&SSL_REQUEST);
-        self.flush().await?;
+    /// The answer to an SSLRequest.
+    async fn hear_of_tls(&mut self) -> Result<()> {
         // One byte and no more: what follows is TLS'.
         let (result, answer) = self.socket.read(vec![0; 1]).await;
         match (result.map_err(doing("cannot read"))?, answer.first()) {

@@ -1,0 +1,22 @@
+//! Who wants to know that a session has moved bytes.
+
+use std::rc::Rc;
+
+use crate::busy_poll::BusyPoll;
+use crate::lane::Lane;
+
+/// A shard's.
+#[derive(Clone)]
+pub(crate) struct Traffic {
+    pub(crate) busy_poll: Rc<BusyPoll>,
+    pub(crate) lane: Lane,
+}
+
+impl Traffic {
+    /// Bytes have come, and more may follow at once.
+    #[inline]
+    pub(crate) fn seen(&self) {
+        self.busy_poll.saw_traffic();
+        self.lane.saw_traffic();
+    }
+}

@@ -58,8 +58,8 @@ fn compare_command() -> Command {
             "quick",
             "About 3 minutes instead of 20, with less to say",
         ))
-        .arg(flag("rounds", "N", "Rounds over all arms [default: 3]"))
-        .arg(flag("seconds", "S", "Of each measurement [default: 3]"))
+        .arg(flag("rounds", "N", "Rounds over all arms [default: 7]"))
+        .arg(flag("seconds", "S", "Of each measurement [default: 1.5]"))
         .arg(flag(
             "clients",
             "N,…",

@@ -10,7 +10,7 @@ mod targets;
 
 pub use options::{MAX_ROUNDS, Options, Part};
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::arithmetic::order;
 use crate::error::{Error, Result};
@@ -22,6 +22,11 @@ use crate::progress::Progress;
 use crate::report::{Arm, Case, Column, Report, Sample, Samples};
 use crate::tdx::unix_now;
 
+/// A machine is quiet while others use no more of its processors, 0 to 1.
+const QUIET: f64 = 0.03;
+/// How long to look.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Runs the comparison.
 ///
 /// # Errors
@@ -32,7 +37,8 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report> {
         return Err(Error::Usage(format!("1 to {MAX_ROUNDS} rounds")));
     }
     let cores = Cores::take(options.apart)?;
-    let machine = Machine::here(cores.count, unix_now());
+    let busy = settle(options.settle, progress)?;
+    let machine = Machine::here(cores.count, unix_now(), busy);
     let threads = match options.threads {
         0 => (cores.count / 2).max(1),
         threads => threads,
@@ -59,6 +65,20 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report> {
     let mut report = run.report;
     report.targets = targets::all(&report);
     Ok(report)
+}
+
+/// Waits until nothing else uses the processors; says what part of them others had in
+/// the last second.
+fn settle(most: Duration, progress: &Progress) -> Result<f64> {
+    let patience = Instant::now() + most;
+    loop {
+        let before = Ticks::now();
+        progress.sleep_until(Instant::now() + LOOK, "waiting for a quiet machine")?;
+        let busy = Ticks::now().busy_since(before);
+        if busy <= QUIET || Instant::now() >= patience {
+            return Ok(busy);
+        }
+    }
 }
 
 /// A comparison under way.
@@ -194,10 +214,11 @@ impl Run<'_> {
     fn remarks(&mut self, stolen: f64) {
         let machine = &self.report.machine;
         let mut remarks = Vec::new();
-        if machine.load_before > 0.5 {
-            let load = machine.load_before;
+        if machine.busy_before > QUIET {
             remarks.push(format!(
-                "The machine was not quiet: load {load:.1} before the first measurement. Look at the ranges."
+                "The machine was not quiet: others took {:.0} % of it before the first \
+                 measurement. Look at the ranges.",
+                machine.busy_before * 100.0
             ));
         }
         if stolen > 0.01 {

@@ -18,8 +18,9 @@ pub struct Machine {
     pub kernel: String,
     /// TCP congestion control of the loopback.
     pub congestion: String,
-    /// Load average of one minute before the first measurement.
-    pub load_before: f64,
+    /// What others took of its processors just before the first measurement, 0 to 1.
+    #[serde(default)]
+    pub busy_before: f64,
     /// The day, as year-month-day, UTC.
     pub day: String,
 }
@@ -27,7 +28,7 @@ pub struct Machine {
 impl Machine {
     /// This one, now.
     #[must_use]
-    pub fn here(cores: usize, unix_now: u64) -> Self {
+    pub fn here(cores: usize, unix_now: u64, busy_before: f64) -> Self {
         let cpu = after("/proc/cpuinfo", "model name");
         let memory = after("/proc/meminfo", "MemTotal");
         let kilobytes = memory
@@ -40,7 +41,7 @@ impl Machine {
             memory_gb: (kilobytes.unwrap_or(0.0) / 1e6).round(),
             kernel: line("/proc/sys/kernel/osrelease"),
             congestion: line("/proc/sys/net/ipv4/tcp_congestion_control"),
-            load_before: load(),
+            busy_before,
             day: day(unix_now),
         }
     }
@@ -57,12 +58,6 @@ fn after(path: &str, name: &str) -> String {
     let found = text.lines().find_map(|line| line.strip_prefix(name));
     let value = found.and_then(|rest| rest.split_once(':'));
     value.map_or_else(String::new, |(_, value)| value.trim().to_owned())
-}
-
-fn load() -> f64 {
-    let text = line("/proc/loadavg");
-    let first = text.split(' ').next().and_then(|text| text.parse().ok());
-    first.unwrap_or(0.0)
 }
 
 /// Of days since 1970, by the calendar that repeats every 400 years.
@@ -87,6 +82,7 @@ fn day(unix: u64) -> String {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ticks {
     all: u64,
+    idle: u64,
     stolen: u64,
 }
 
@@ -102,18 +98,29 @@ impl Ticks {
             .flat_map(str::parse)
             .collect();
         Self {
-            all: fields.iter().take(8).sum(),
             // user, nice, system, idle, iowait, irq, softirq, steal. [proc(5)]
+            all: fields.iter().take(8).sum(),
+            idle: fields.iter().skip(3).take(2).sum(),
             stolen: fields.get(7).copied().unwrap_or(0),
         }
     }
 
     /// The part that the hypervisor gave to others since `before`, 0 to 1.
     #[must_use]
-    #[expect(clippy::cast_precision_loss, reason = "ticks of some minutes")]
     pub fn stolen_since(self, before: Self) -> f64 {
+        self.part_since(before, |ticks| ticks.stolen)
+    }
+
+    /// The part in which the processors were not idle since `before`, 0 to 1.
+    #[must_use]
+    pub fn busy_since(self, before: Self) -> f64 {
+        1.0 - self.part_since(before, |ticks| ticks.idle)
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "ticks of some minutes")]
+    fn part_since(self, before: Self, of: impl Fn(&Self) -> u64) -> f64 {
         let all = self.all.saturating_sub(before.all).max(1);
-        self.stolen.saturating_sub(before.stolen) as f64 / all as f64
+        of(&self).saturating_sub(of(&before)) as f64 / all as f64
     }
 }
 
@@ -147,13 +154,31 @@ mod tests {
 
     #[test]
     fn this_machine_is_described() {
-        let machine = Machine::here(2, 0);
+        let machine = Machine::here(2, 0, 0.0);
         assert!(
             !machine.kernel.is_empty() && machine.memory_gb > 0.0,
             "{machine:?}"
         );
         let before = Ticks::now();
         assert!(before.all > 0);
-        assert!((0.0..=1.0).contains(&Ticks::now().stolen_since(before)));
+        let now = Ticks::now();
+        assert!((0.0..=1.0).contains(&now.stolen_since(before)));
+        assert!((0.0..=1.0).contains(&now.busy_since(before)));
+    }
+
+    #[test]
+    fn parts_of_the_time_add_up() {
+        let before = Ticks {
+            all: 1_000,
+            idle: 500,
+            stolen: 10,
+        };
+        let now = Ticks {
+            all: 1_200,
+            idle: 650,
+            stolen: 12,
+        };
+        assert!((now.busy_since(before) - 0.25).abs() < 1e-9);
+        assert!((now.stolen_since(before) - 0.01).abs() < 1e-9);
     }
 }

@@ -305,6 +305,7 @@ fn a_small_comparison_makes_a_report() {
             .filter(|part| *part != Part::Storm)
             .collect(),
         programs: Some(programs()),
+        settle: Duration::ZERO,
         ..Options::quick()
     };
     let report = compare::run(&options, &silent()).unwrap();

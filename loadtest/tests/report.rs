@@ -83,7 +83,7 @@ fn report() -> Report {
             memory_gb: 24.0,
             kernel: "6.18".to_owned(),
             congestion: "cubic".to_owned(),
-            load_before: 0.25,
+            busy_before: 0.25,
             day: "2026-11-20".to_owned(),
         },
         settings: vec![("rounds".to_owned(), "2".to_owned())],

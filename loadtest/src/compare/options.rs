@@ -1,6 +1,7 @@
 //! What to compare, and for how long.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::peers::Kind;
 
@@ -34,6 +35,8 @@ pub struct Options {
     pub apart: bool,
     /// Threads of the load; 0 is one for every two cores.
     pub threads: usize,
+    /// How long to wait for a machine that does nothing else.
+    pub settle: Duration,
     /// Where the programs are; beside this one if not said.
     pub programs: Option<PathBuf>,
 }
@@ -89,10 +92,12 @@ impl Options {
     #[must_use]
     pub fn usual() -> Self {
         Self {
-            rounds: 3,
-            seconds: 3.0,
+            // Many short ones: what disturbs the machine for seconds then disturbs
+            // all arms of a round alike.
+            rounds: 7,
+            seconds: 1.5,
             clients: vec![1, 4, 16, 64],
-            bulk: 512,
+            bulk: 256,
             idle: 5_000,
             growth: 2_000,
             strangers: 1_000,
@@ -101,6 +106,7 @@ impl Options {
             parts: Part::ALL.to_vec(),
             apart: false,
             threads: 0,
+            settle: Duration::from_secs(60),
             programs: None,
         }
     }
@@ -109,10 +115,9 @@ impl Options {
     #[must_use]
     pub fn quick() -> Self {
         Self {
+            rounds: 3,
             seconds: 1.0,
             clients: vec![1, 16],
-            // CPU comes in steps of 10 ms.
-            bulk: 256,
             idle: 1_000,
             growth: 500,
             strangers: 300,

@@ -29,14 +29,14 @@ fn head(report: &Report, body: &mut String) {
     let _ = write!(
         body,
         "<h1>The sidecar beside its peers</h1><p class=\"lead\">{} · {} cores of {} · {} GB · \
-         Linux {} · TCP {} · load before {:.1}</p>",
+         Linux {} · TCP {} · busy before {:.1} %</p>",
         escape(&machine.day),
         machine.cores,
         escape(&machine.cpu),
         machine.memory_gb,
         escape(&machine.kernel),
         escape(&machine.congestion),
-        machine.load_before,
+        machine.busy_before * 100.0,
     );
     body.push_str("<p class=\"small\">");
     for (name, value) in &report.settings {

@@ -13,14 +13,14 @@ pub(super) fn render(report: &Report) -> String {
     let machine = &report.machine;
     let _ = writeln!(
         text,
-        "{}: {} cores of {}, {} GB, Linux {}, TCP {}, load before {:.1}",
+        "{}: {} cores of {}, {} GB, Linux {}, TCP {}, busy before {:.1} %",
         machine.day,
         machine.cores,
         machine.cpu,
         machine.memory_gb,
         machine.kernel,
         machine.congestion,
-        machine.load_before,
+        machine.busy_before * 100.0,
     );
     let settings = report.settings.iter();
     let settings: Vec<_> = settings

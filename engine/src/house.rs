@@ -14,12 +14,13 @@ use crate::config::{Config, Process};
 use crate::driver::{self, Driver};
 use crate::gate::{Gate, Guard};
 use crate::lane::Lane;
+use crate::listen::Listener;
 use crate::live::Live;
 use crate::log::Journal;
 use crate::mailbox::{Sender, mailbox};
 use crate::metrics::{Meters, Metrics};
 use crate::mode::Mode;
-use crate::net::{self, Listener};
+use crate::net::Endpoint;
 use crate::offload::{Tickets, Worker};
 use crate::shard::{Common, Limit, Message, Neighbours, Replies, Service, Shard, Times};
 use crate::sidecar;
@@ -186,7 +187,7 @@ pub(crate) struct SidecarPlan {
     verify: Worker,
     worker: Worker,
     mode: Mode,
-    endpoint: net::Endpoint,
+    endpoint: Endpoint,
     plaintext_cancel: bool,
     require_alpn: bool,
     proxy_protocol_from: Vec<ipnet::IpNet>,

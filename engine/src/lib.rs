@@ -28,6 +28,7 @@ mod house;
 pub mod identity;
 mod keeper;
 mod lane;
+mod listen;
 mod live;
 pub mod log;
 mod mailbox;

@@ -21,9 +21,9 @@ use crate::health::Health;
 use crate::house::{self, Shards, Shared, SidecarPlan, Site};
 use crate::identity::{Identity, IdentityError};
 use crate::keeper;
+use crate::listen::{self, Listener};
 use crate::live::Live;
 use crate::metrics::{Metrics, MetricsError};
-use crate::net::{self, Listener};
 use crate::orders::{Orders, Signals};
 use crate::passwords::{Derived, Missing};
 use crate::probe;
@@ -182,8 +182,8 @@ impl Sidecar {
         }
         // Nobody can connect before there is a certificate to show.
         let listening = format!("cannot listen on {}", config.listen);
-        let door =
-            net::bind(config.listen, config.process.shards).map_err(system(listening.as_str()))?;
+        let door = listen::bind(config.listen, config.process.shards)
+            .map_err(system(listening.as_str()))?;
         let metrics = Arc::new(Metrics::new()?);
         metrics.announce(config.process.shards);
         metrics.set_facts(driver, &config);

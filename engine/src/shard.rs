@@ -24,10 +24,11 @@ use crate::end::End;
 use crate::facts::{Facts, Peer};
 use crate::gate::Gate;
 use crate::lane::Lane;
+use crate::listen::{self, Accepting, Listener};
 use crate::log::Journal;
 use crate::mailbox::{Mailbox, Sender};
 use crate::metrics::Meters;
-use crate::net::{self, Accepting, Listener, Moving, Stream};
+use crate::net::{Moving, Stream};
 use crate::offload::{Done, Tickets};
 use crate::traffic::Traffic;
 
@@ -242,7 +243,7 @@ impl<S: Service> Shard<S> {
     /// Ends the accept that is waiting, which must not be cancelled: monoio 0.2.4
     /// would leak the accepted socket.
     fn end_accept(self: &Rc<Self>, fd: RawFd) {
-        match net::unix_path(fd) {
+        match listen::unix_path(fd) {
             None => {
                 let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Both);
             }
@@ -254,7 +255,7 @@ impl<S: Service> Shard<S> {
     /// connection does. Shards share the socket, and each needs one.
     async fn knock(self: Rc<Self>, path: PathBuf) {
         while self.listener.get().is_some() {
-            net::knock(&path);
+            listen::knock(&path);
             monoio::time::sleep(KNOCK_AGAIN).await;
         }
     }

@@ -33,9 +33,9 @@ use crate::driver;
 use crate::house::{self, Shards, Site};
 use crate::identity::{Identity, IdentityError};
 use crate::keeper;
+use crate::listen::{self, Listener};
 use crate::metrics::{Metrics, MetricsError};
 use crate::mode::Mode;
-use crate::net::{self, Listener};
 use crate::shard::Message;
 use crate::steward::{Install, Origin, OriginError, Steward, Tally};
 use crate::trust::Trust;
@@ -368,7 +368,7 @@ fn listen(config: &Forward) -> Result<(Listen, Vec<Listener>), StartError> {
     match &config.listen {
         Listen::Tcp(address) => {
             let failed = system(format!("cannot listen on {address}"));
-            let bound = net::bind(*address, config.process.shards).and_then(|door| {
+            let bound = listen::bind(*address, config.process.shards).and_then(|door| {
                 let address = door.address();
                 Ok((address, door.open()?))
             });
@@ -378,7 +378,7 @@ fn listen(config: &Forward) -> Result<(Listen, Vec<Listener>), StartError> {
         }
         Listen::Unix(path) => {
             let failed = || system(format!("cannot listen on {}", path.display()));
-            let first = net::bind_unix(path).map_err(failed())?;
+            let first = listen::bind_unix(path).map_err(failed())?;
             // One queue, from which every shard takes.
             let mut listeners = Vec::new();
             for _ in 1..config.process.shards {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use futures_util::future::{Either, join_all, select};
 
 use super::query;
 use crate::client::first_answer;
@@ -26,9 +26,11 @@ use crate::target::{Login, Member, Target};
 /// For each stranger: longer than the sidecar's login deadline, so that its
 /// answer is seen.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// A tenth of the weight of what is measured. With less (19) the crowd, on a machine
-/// without a core to spare, is too slow for the login deadline.
+/// A tenth of the weight of what is measured.
 const NICE: i32 = 10;
+/// So long the crowd stands back. On a machine without a core to spare it would be too
+/// slow for the sidecar's login deadline otherwise.
+const MODESTY: Duration = Duration::from_millis(2_500);
 /// Between two strangers' steps, each of 0.2 ms at most: a thousand of them still come
 /// three times as fast as a sidecar lets them in beside sessions.
 const BREATH: Duration = Duration::from_micros(200);
@@ -133,8 +135,7 @@ fn calls(strangers: &[Target]) -> Result<Vec<Call<'_>>> {
 }
 
 fn come(calls: Vec<Call<'_>>, login: &Login, phase: &AtomicUsize) -> Result<Flood> {
-    // Only of this thread.
-    let _ = rustix::process::setpriority_process(None, NICE);
+    stand_back(NICE);
     phase.store(STORMY, Ordering::Relaxed);
     let flood = rush(calls, login);
     phase.store(AFTER, Ordering::Relaxed);
@@ -158,7 +159,14 @@ fn rush(calls: Vec<Call<'_>>, login: &Login) -> Result<Flood> {
         let called = join_all(knocks).await;
         let asks = called.into_iter().map(|called| ask(called, &member));
         let asks = asks.map(|ask| within(PATIENCE, "a stranger", breathing(ask)));
-        join_all(asks).await
+        let answers = pin!(join_all(asks));
+        match select(answers, pin!(monoio::time::sleep(MODESTY))).await {
+            Either::Left((answers, _)) => answers,
+            Either::Right(((), answers)) => {
+                stand_back(0);
+                answers.await
+            }
+        }
     });
     let mut flood = Flood {
         took: begun.elapsed(),
@@ -176,6 +184,11 @@ fn rush(calls: Vec<Call<'_>>, login: &Login) -> Result<Flood> {
         });
     }
     Ok(flood)
+}
+
+/// Of this thread only. Back to 0 takes a privilege; without it the crowd may be late.
+fn stand_back(nice: i32) {
+    let _ = rustix::process::setpriority_process(None, nice);
 }
 
 /// `steps`, and a breath of the whole thread after each.

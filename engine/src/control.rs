@@ -70,7 +70,7 @@ pub(crate) struct Control {
     /// Plaintext bytes to the client.
     sent: Cell<u64>,
     meters: Rc<Meters>,
-    traffic: Traffic,
+    traffic: Rc<Traffic>,
     watchdog: RefCell<Option<Waker>>,
     peer: RefCell<Option<Arc<AttestedPeer>>>,
 }
@@ -86,7 +86,7 @@ impl Drop for Leash<'_> {
 }
 
 impl Control {
-    pub(crate) fn new(deadline: Instant, meters: Rc<Meters>, traffic: Traffic) -> Self {
+    pub(crate) fn new(deadline: Instant, meters: Rc<Meters>, traffic: Rc<Traffic>) -> Self {
         Self {
             phase: Cell::new(Phase::Login),
             order: Cell::new(None),

@@ -166,7 +166,7 @@ pub(crate) struct Shard<S> {
     pub(crate) times: Times,
     pub(crate) limit: Arc<Limit>,
     neighbours: Neighbours,
-    traffic: Traffic,
+    traffic: Rc<Traffic>,
     connections: RefCell<Slab<Rc<Control>>>,
     draining: Cell<bool>,
     listener: Cell<Option<RawFd>>,
@@ -189,7 +189,7 @@ impl<S: Service> Shard<S> {
             times,
             limit,
             neighbours,
-            traffic: Traffic { busy_poll, lane },
+            traffic: Rc::new(Traffic { busy_poll, lane }),
             connections: RefCell::default(),
             draining: Cell::new(false),
             listener: Cell::new(None),
@@ -373,7 +373,7 @@ impl<S: Service> Shard<S> {
         let control = Rc::new(Control::new(
             deadline,
             Rc::clone(meters),
-            self.traffic.clone(),
+            Rc::clone(&self.traffic),
         ));
         let key = self.connections.borrow_mut().insert(Rc::clone(&control));
         let end = {

@@ -6,7 +6,6 @@ use crate::busy_poll::BusyPoll;
 use crate::lane::Lane;
 
 /// A shard's.
-#[derive(Clone)]
 pub(crate) struct Traffic {
     pub(crate) busy_poll: Rc<BusyPoll>,
     pub(crate) lane: Lane,

@@ -64,12 +64,11 @@ struct Place {
 struct Waiting<'a> {
     lane: &'a Lane,
     place: Rc<Place>,
-    came: bool,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        if self.place.called.get() && !self.came {
+        if self.place.called.get() {
             self.lane.turn_ends();
         }
     }
@@ -112,20 +111,16 @@ impl Lane {
         let place = Rc::new(Place::default());
         self.0.waiting.borrow_mut().push_back(Rc::clone(&place));
         self.wake_usher();
-        let mut waiting = Waiting {
-            lane: self,
-            place,
-            came: false,
-        };
+        let waiting = Waiting { lane: self, place };
         poll_fn(|cx| {
-            if waiting.place.called.get() {
+            // Taken: from here on it is the turn that ends.
+            if waiting.place.called.take() {
                 return Poll::Ready(());
             }
             *waiting.place.waker.borrow_mut() = Some(cx.waker().clone());
             Poll::Pending
         })
         .await;
-        waiting.came = true;
         Turn {
             lane: self,
             began: Instant::now(),

@@ -19,7 +19,6 @@ pub struct Machine {
     /// TCP congestion control of the loopback.
     pub congestion: String,
     /// What others took of its processors just before the first measurement, 0 to 1.
-    #[serde(default)]
     pub busy_before: f64,
     /// The day, as year-month-day, UTC.
     pub day: String,

@@ -139,8 +139,8 @@ fn verdicts(report: &Report) -> Vec<Target> {
         target(
             "storm: refused who should enter",
             Bound::Most(0.0),
-            figures(report, "storm", "sidecar", "refused"),
-            "",
+            worst(report, "storm", "sidecar", "refused"),
+            "in the worst round",
         ),
     ]
 }
@@ -170,6 +170,12 @@ fn over(report: &Report, key: &str, peer: &str, column: &str) -> Option<Spread> 
 
 fn figures(report: &Report, key: &str, arm: &str, column: &str) -> Option<Spread> {
     report.case(key)?.spread(arm, column)
+}
+
+/// The greatest of all rounds, for what must not happen in any.
+fn worst(report: &Report, key: &str, arm: &str, column: &str) -> Option<Spread> {
+    let worst = figures(report, key, arm, column)?.high;
+    Spread::of([worst])
 }
 
 /// What ours adds to direct's latency, over what the twin adds.
@@ -239,7 +245,7 @@ fn growth(report: &Report) -> (Option<Spread>, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Column, Sample, Samples};
+    use crate::report::{Column, Sample, Samples, Verdict};
 
     fn case(direct: &[f64], twin: &[f64], sidecar: &[f64]) -> Case {
         let sample = |figure: &f64| {
@@ -271,6 +277,24 @@ mod tests {
         let case = case(&[10.0, 10.0, 10.0], &[14.0, 9.0, 14.0], &[12.0, 18.0, 13.0]);
         let added = added(&case, "sidecar", "p50").unwrap();
         assert_eq!((added.low, added.median, added.high), (0.5, 0.75, 2.0));
+    }
+
+    #[test]
+    fn one_round_that_refuses_strangers_is_one_too_many() {
+        let verdict = |refused: [f64; 3]| {
+            let mut storm = case(&[], &[], &refused);
+            storm.key = "storm".to_owned();
+            storm.columns[0].key = "refused".to_owned();
+            let report = Report {
+                cases: vec![storm],
+                ..Report::default()
+            };
+            let mut targets = all(&report).into_iter();
+            let target = targets.find(|target| target.what.contains("refused"));
+            target.unwrap().verdict()
+        };
+        assert_eq!(verdict([0.0, 0.0, 0.0]), Verdict::Met);
+        assert_eq!(verdict([0.0, 661.0, 0.0]), Verdict::Missed);
     }
 
     #[test]

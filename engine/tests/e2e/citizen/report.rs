@@ -86,6 +86,8 @@ fn quoted(world: &World) {
     let agent = town.agent();
     let sidecar = Sidecar::start(&prompt(town.settings(world)));
     let address = admin(&sidecar);
+    // Before it is, the report may say that Postgres has not been looked at.
+    http::await_ready(address);
     let json = report(address, "/attestation");
     check(&town, &json, None);
     let state = &json["postgres_state"];

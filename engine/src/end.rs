@@ -426,7 +426,7 @@ fn tls_code(error: &TlsError) -> &'static str {
     match error {
         TlsError::FragmentedPostHandshake => "tls_fragmented_message",
         TlsError::KeysExhausted => "tls_keys_exhausted",
-        TlsError::NoRoom | TlsError::NotOpen => "tls_internal",
+        TlsError::NoRoom | TlsError::NotOpen | TlsError::Cryptography(_) => "tls_internal",
         TlsError::Rustls(error) => match error {
             Error::InvalidMessage(_) => "tls_invalid_message",
             Error::InappropriateMessage { .. } | Error::InappropriateHandshakeMessage { .. } => {

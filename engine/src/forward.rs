@@ -26,7 +26,7 @@ use crate::offload::Tickets;
 use crate::relay::{Driver, relay};
 use crate::shard::{self, Admission, Common, Replies};
 use crate::stream::{StreamError, TlsStream};
-use crate::tls::Session;
+use crate::tls::{Agreed, Session};
 
 pub mod child;
 pub mod command;
@@ -220,9 +220,9 @@ impl Service {
     ) -> Result<Server, End> {
         let stream = self.dial(target, control).await?;
         let _leash = control.hold_upstream(stream.raw_fd());
-        let server = self.encrypt(stream, target, control, facts).await?;
-        let chain = server.session.common().peer_certificates();
-        let admitted = control.unless_ended(self.common.gate.admit(chain)).await?;
+        let (server, agreed) = self.encrypt(stream, target, control, facts).await?;
+        let verdict = self.common.gate.admit(agreed.chain.as_deref());
+        let admitted = control.unless_ended(verdict).await?;
         let attested = admitted.map_err(End::ServerDenied)?;
         control.set_peer(attested.peer().cloned());
         match control.asked_to_end() {
@@ -273,7 +273,7 @@ impl Service {
         target: &Target,
         control: &Control,
         facts: &RefCell<Facts>,
-    ) -> Result<Server, End> {
+    ) -> Result<(Server, Agreed), End> {
         let config = self.line.tls.load_full();
         let connection = UnbufferedClientConnection::new(config, target.server.clone())
             .map_err(|error| End::ServerTls(error.into()))?;
@@ -283,18 +283,18 @@ impl Service {
         let timeout = self.line.connect_timeout;
         let handshake = server.handshake(&self.common.lane);
         let (result, in_time) = hurried(handshake, fd, timeout).await;
-        if let Err(error) = result {
-            return Err(control.end_or(match error {
+        let agreed = result.map_err(|error| {
+            control.end_or(match error {
                 _ if !in_time => End::HandshakeTimeout(timeout),
                 StreamError::Eof => End::ServerHungUp,
                 StreamError::Io(error) => End::ServerIo(error),
                 StreamError::Tls(error) => End::ServerTls(error),
-            }));
-        }
+            })
+        })?;
         let mut facts = facts.borrow_mut();
-        facts.tls = server.session.common().protocol_version();
+        facts.tls = agreed.version;
         self.common.meters.encrypted(facts.accepted.elapsed());
-        Ok(server)
+        Ok((server, agreed))
     }
 
     /// Says why, in the log first, and lets the driver read it.

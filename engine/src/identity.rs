@@ -17,6 +17,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::proof::HoldsItsKey;
+use crate::tls::TakesSecrets;
 
 /// A certificate or key that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -208,6 +209,8 @@ impl Identity {
         // certificates that the gate would look at come from the ticket.
         tls.send_tls13_tickets = 0;
         tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        // Our own record layer goes on with them; nothing is logged.
+        tls.key_log = Arc::new(TakesSecrets);
         Ok(Arc::new(tls))
     }
 }

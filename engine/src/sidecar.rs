@@ -21,7 +21,7 @@ use crate::relay::{Driver, relay};
 use crate::roles::Role;
 use crate::shard::{self, Admission, Common};
 use crate::stream::{StreamError, TlsStream};
-use crate::tls::Session;
+use crate::tls::{Agreed, Session};
 use crate::upstream::{self, Credential, Injector};
 
 /// What every connection of a shard is served with.
@@ -116,8 +116,9 @@ async fn arrive(
         }
         Err(end) => return Err(refuse_in_plaintext(&mut stream, end, control).await),
     };
-    let mut client = encrypt(service, &snapshot, stream, incoming, control, facts).await?;
-    let attested = match attest(service, &client, control).await {
+    let (mut client, agreed) =
+        encrypt(service, &snapshot, stream, incoming, control, facts).await?;
+    let attested = match attest(service, &agreed, control).await {
         Ok(attested) => attested,
         Err(end) => return Err(refuse(&mut client, end, control).await),
     };
@@ -127,6 +128,7 @@ async fn arrive(
         admission,
         control,
         facts,
+        alpn: agreed.alpn,
     };
     match party.log_in(&mut client, &attested).await {
         Ok(Entry::Session(session)) => Ok((client, session)),
@@ -214,33 +216,31 @@ async fn encrypt(
     incoming: Buffer,
     control: &Control,
     facts: &RefCell<Facts>,
-) -> Result<Client, End> {
+) -> Result<(Client, Agreed), End> {
     let connection = UnbufferedServerConnection::new(Arc::clone(&snapshot.tls))
         .map_err(|error| End::TlsHandshake(error.into()))?;
     let mut client = TlsStream::new(stream, Session::new(connection), incoming);
-    if let Err(error) = client.handshake(&service.common.lane).await {
-        return Err(match error {
-            StreamError::Eof => control.end_or(End::ClientGone),
-            StreamError::Io(error) => control.end_or(End::ClientIo(error)),
-            StreamError::Tls(error) => {
-                // The alert has been sent; closing over what the client still
-                // sends would take it away again.
-                control.closing();
-                client.stream.linger().await;
-                End::TlsHandshake(error)
-            }
-        });
-    }
+    let agreed = match client.handshake(&service.common.lane).await {
+        Ok(agreed) => agreed,
+        Err(StreamError::Eof) => return Err(control.end_or(End::ClientGone)),
+        Err(StreamError::Io(error)) => return Err(control.end_or(End::ClientIo(error))),
+        Err(StreamError::Tls(error)) => {
+            // The alert has been sent; closing over what the client still
+            // sends would take it away again.
+            control.closing();
+            client.stream.linger().await;
+            return Err(End::TlsHandshake(error));
+        }
+    };
     let mut facts = facts.borrow_mut();
-    facts.tls = client.session.common().protocol_version();
+    facts.tls = agreed.version;
     service.common.meters.encrypted(facts.accepted.elapsed());
-    Ok(client)
+    Ok((client, agreed))
 }
 
 /// The gate: no byte of the login, and none of Postgres, before the verdict.
-async fn attest(service: &Service, client: &Client, control: &Control) -> Result<Attested, End> {
-    let chain = client.session.common().peer_certificates();
-    let attested = service.common.gate.admit(chain).await?;
+async fn attest(service: &Service, agreed: &Agreed, control: &Control) -> Result<Attested, End> {
+    let attested = service.common.gate.admit(agreed.chain.as_deref()).await?;
     control.set_peer(attested.peer().cloned());
     match control.asked_to_end() {
         // The verdict came too late.
@@ -261,6 +261,8 @@ struct Party<'a> {
     admission: &'a Admission,
     control: &'a Control,
     facts: &'a RefCell<Facts>,
+    /// Whether the client agreed on a protocol by ALPN.
+    alpn: bool,
 }
 
 impl Party<'_> {
@@ -271,7 +273,7 @@ impl Party<'_> {
             FirstMessage::Startup(startup) => startup,
             FirstMessage::Cancel(packet) => return Ok(Entry::Cancel(packet)),
         };
-        if service.require_alpn && client.session.common().alpn_protocol().is_none() {
+        if service.require_alpn && !self.alpn {
             return Err(End::AlpnMissing);
         }
         // Only known names get into the log: others may be a mistyped password.

@@ -8,7 +8,7 @@ use crate::control::Control;
 use crate::end::End;
 use crate::lane::Lane;
 use crate::net::Stream;
-use crate::tls::{Endpoint, Session, TlsError};
+use crate::tls::{Agreed, Endpoint, Session, TlsError};
 
 /// A socket with its session and the bytes between them.
 pub(crate) struct TlsStream<E> {
@@ -56,14 +56,16 @@ impl<E: Endpoint> TlsStream<E> {
     ///
     /// # Errors
     /// The peer hung up, or broke the protocol; it has been sent the alert.
-    pub(crate) async fn handshake(&mut self, lane: &Lane) -> Result<(), StreamError> {
+    pub(crate) async fn handshake(&mut self, lane: &Lane) -> Result<Agreed, StreamError> {
         loop {
             let turn = lane.turn().await;
             let opened = self.open_records();
             drop(turn);
             self.send_pending(opened).await?;
-            if !self.session.is_handshaking() {
-                return Ok(());
+            if let Some(agreed) = self.session.finish() {
+                // What came with the last of it.
+                self.open().await?;
+                return Ok(agreed);
             }
             self.fill().await?;
         }
@@ -151,7 +153,7 @@ impl<E: Endpoint> TlsStream<E> {
         self.session.open(&mut self.incoming, &mut self.plain)
     }
 
-    /// What rustls has to say to what was opened; an alert, if it was no good.
+    /// What has to be said to what was opened; an alert, if it was no good.
     async fn send_pending(&mut self, opened: Result<(), TlsError>) -> Result<(), StreamError> {
         let pending = self.session.take_pending();
         if !pending.is_empty() {

@@ -8,6 +8,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, SignatureScheme};
 
 use crate::proof::HoldsItsKey;
+use crate::tls::TakesSecrets;
 
 /// TLS 1.3 and 1.2, with `own` for a server that asks.
 ///
@@ -28,6 +29,8 @@ pub(crate) fn client_config(
     // rustls verifies nothing on a resumed session, and the gate's certificates
     // would come from the ticket.
     config.resumption = Resumption::disabled();
+    // Our own record layer goes on with them; nothing is logged.
+    config.key_log = Arc::new(TakesSecrets);
     Ok(Arc::new(config))
 }
 

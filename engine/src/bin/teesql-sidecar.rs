@@ -11,8 +11,8 @@ use engine::identity::Identity;
 use engine::serve::{self, Outcome};
 use engine::{ca, passwords, provision, secret, verify};
 
-// glibc's malloc costs rustls' bulk sends a factor of two in published runs
-// (docs/decisions/allocator.md).
+// Measured against glibc's malloc:
+// docs/decisions/allocator.md.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

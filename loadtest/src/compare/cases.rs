@@ -121,7 +121,7 @@ impl Run<'_> {
         {
             None => {
                 let shake = || reference::handshakes_per_core(&house.tdx, wanted);
-                let rate = on_core(&house.cores.proxy, shake)?;
+                let rate = beside(threads, shake, || on_core(&house.cores.proxy, shake))?;
                 Ok(figures([Some(rate), None, None]))
             }
             Some((target, pid)) => {
@@ -199,6 +199,27 @@ fn nobody_refused(outcome: connect::Outcome) -> Result<connect::Outcome> {
     }
 }
 
+/// Does `work` beside as many threads as the other arms' load has: virtual cores may
+/// share a real one, and then each is slower while the other is busy.
+fn beside<T: Send>(
+    threads: usize,
+    load: impl Fn() -> Result<T> + Sync,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<T> {
+    std::thread::scope(|scope| {
+        let loads: Vec<_> = (0..threads).map(|_| scope.spawn(&load)).collect();
+        let done = work();
+        for load in loads {
+            load.join().unwrap_or_else(|_| Err(panicked()))?;
+        }
+        done
+    })
+}
+
+fn panicked() -> Error {
+    Error::Server("a thread panicked".to_owned())
+}
+
 /// On a thread of its own that may use this core only.
 fn on_core<T: Send>(core: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let failed = |error: nix::Error| doing("cannot use the proxies' core")(error.into());
@@ -209,8 +230,7 @@ fn on_core<T: Send>(core: &str, work: impl FnOnce() -> Result<T> + Send) -> Resu
             sched_setaffinity(Pid::from_raw(0), &set).map_err(failed)?;
             work()
         });
-        let panicked = |_| Err(Error::Server("a thread panicked".to_owned()));
-        thread.join().unwrap_or_else(panicked)
+        thread.join().unwrap_or_else(|_| Err(panicked()))
     })
 }
 

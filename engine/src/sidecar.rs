@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
 use wire::frontend::{AwaitStartup, PasswordStep, StartupStep, negotiate, request_password};
 use wire::opening::{Openings, Policy, Step};
@@ -118,7 +119,7 @@ async fn arrive(
     };
     let (mut client, agreed) =
         encrypt(service, &snapshot, stream, incoming, control, facts).await?;
-    let attested = match attest(service, &agreed, control).await {
+    let attested = match attest(service, agreed.chain, control).await {
         Ok(attested) => attested,
         Err(end) => return Err(refuse(&mut client, end, control).await),
     };
@@ -239,8 +240,13 @@ async fn encrypt(
 }
 
 /// The gate: no byte of the login, and none of Postgres, before the verdict.
-async fn attest(service: &Service, agreed: &Agreed, control: &Control) -> Result<Attested, End> {
-    let attested = service.common.gate.admit(agreed.chain.as_deref()).await?;
+/// The certificates are let go of with it: a login may wait long.
+async fn attest(
+    service: &Service,
+    chain: Option<Vec<CertificateDer<'static>>>,
+    control: &Control,
+) -> Result<Attested, End> {
+    let attested = service.common.gate.admit(chain.as_deref()).await?;
     control.set_peer(attested.peer().cloned());
     match control.asked_to_end() {
         // The verdict came too late.

@@ -36,8 +36,9 @@ pub(crate) enum TlsError {
     /// A buffer of ours was too small: a bug, ended like an error of the peer.
     #[error("record does not fit its buffer")]
     NoRoom,
-    /// Data was to be sent before the handshake or after the close.
-    #[error("session not open for sending")]
+    /// Data was to be sent before the handshake or after the close, or anything
+    /// to be done after a failure.
+    #[error("session not open")]
     NotOpen,
     /// The cryptographic library refused lengths that it has to take: a bug.
     #[error("cryptographic library failed")]
@@ -126,24 +127,18 @@ impl<E: Endpoint> Session<E> {
         incoming: &mut Buffer,
         plain: &mut Buffer,
     ) -> Result<(), TlsError> {
-        if self.failed {
-            return Err(TlsError::NotOpen);
-        }
         if self.peer_closed {
             return Ok(());
         }
-        let opened = match &mut self.state {
-            State::Rustls(connection) => connection.open(incoming, plain, &mut self.pending),
+        let peer = self.unless_failed(|state, pending| match state {
+            State::Rustls(connection) => connection.open(incoming, plain, pending),
             State::Records(records) => records.open(incoming, plain).map_err(|refusal| {
-                let alert = refusal.alert.map(|alert| records.fatal(alert));
-                if let Some(Ok(record)) = alert {
-                    self.pending.extend_from_slice(&record);
-                }
+                let alert = refusal.alert.and_then(|alert| records.fatal(alert).ok());
+                pending.extend(alert.iter().flatten());
                 refusal.error
             }),
-        };
-        self.failed = opened.is_err();
-        self.peer_closed = opened? == Peer::Closed;
+        })?;
+        self.peer_closed = peer == Peer::Closed;
         Ok(())
     }
 
@@ -154,15 +149,10 @@ impl<E: Endpoint> Session<E> {
     /// The session is not established, exhausted, or `outgoing` is too small: the
     /// session is over.
     pub(crate) fn seal(&mut self, plain: &[u8], outgoing: &mut Buffer) -> Result<(), TlsError> {
-        if self.failed {
-            return Err(TlsError::NotOpen);
-        }
-        let sealed = match &mut self.state {
-            State::Rustls(connection) => connection.seal(plain, outgoing, &mut self.pending),
+        self.unless_failed(|state, pending| match state {
+            State::Rustls(connection) => connection.seal(plain, outgoing, pending),
             State::Records(records) => records.seal(plain, outgoing),
-        };
-        self.failed = sealed.is_err();
-        sealed
+        })
     }
 
     /// Seals a close_notify at the end of `outgoing`.
@@ -170,15 +160,24 @@ impl<E: Endpoint> Session<E> {
     /// # Errors
     /// As [`Self::seal`].
     pub(crate) fn close(&mut self, outgoing: &mut Buffer) -> Result<(), TlsError> {
+        self.unless_failed(|state, pending| match state {
+            State::Rustls(connection) => connection.close(outgoing, pending),
+            State::Records(records) => records.close(outgoing),
+        })
+    }
+
+    /// A failure is the last of a session: the two sides' numbers and keys may be
+    /// out of step behind it.
+    fn unless_failed<T>(
+        &mut self,
+        step: impl FnOnce(&mut State<E>, &mut Vec<u8>) -> Result<T, TlsError>,
+    ) -> Result<T, TlsError> {
         if self.failed {
             return Err(TlsError::NotOpen);
         }
-        let closed = match &mut self.state {
-            State::Rustls(connection) => connection.close(outgoing, &mut self.pending),
-            State::Records(records) => records.close(outgoing),
-        };
-        self.failed = closed.is_err();
-        closed
+        let result = step(&mut self.state, &mut self.pending);
+        self.failed = result.is_err();
+        result
     }
 }
 

@@ -10,7 +10,7 @@ use rustls::unbuffered::{
 use rustls::{CommonState, Side};
 
 use super::TlsError;
-use super::records::{Peer, Records};
+use super::records::{HEADER, Peer, Records};
 use super::schedule::{self, Secrets, Suite};
 use crate::buffer::Buffer;
 
@@ -55,6 +55,15 @@ impl Endpoint for UnbufferedClientConnection {
     fn common(&self) -> &CommonState {
         self
     }
+}
+
+/// What a call into rustls came to.
+enum Step {
+    /// There may be more to do.
+    Done,
+    PeerClosed,
+    /// There is nothing to do without more input.
+    WantsMore,
 }
 
 /// A rustls connection, and what has to be known beside it.
@@ -109,50 +118,18 @@ impl<E: Endpoint> Connection<E> {
         let mut window = self.widened(0, incoming).unwrap_or_default();
         loop {
             let input = incoming.filled_mut().get_mut(..window).unwrap_or_default();
-            let (status, secrets) = schedule::catch(|| self.endpoint.process(input));
-            self.secrets = secrets.or(self.secrets.take());
-            let UnbufferedStatus { mut discard, state } = status;
-            let more = match state {
-                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-                    while let Some(record) = traffic.next_record() {
-                        let record = record?;
-                        discard += record.discard;
-                        if !plain.extend(record.payload) {
-                            return Err(TlsError::NoRoom);
-                        }
-                    }
-                    true
-                }
-                Ok(ConnectionState::EncodeTlsData(data)) => {
-                    encode(data, pending)?;
-                    // A client's last flight comes when its handshake is done, too.
-                    if E::SIDE == Side::Server && !self.is_handshaking() {
-                        self.secrets = None;
-                    }
-                    true
-                }
-                Ok(ConnectionState::TransmitTlsData(data)) => {
-                    data.done();
-                    true
-                }
-                Ok(ConnectionState::PeerClosed) => {
-                    peer = Peer::Closed;
-                    true
-                }
-                Ok(_) => false,
-                Err(error) => {
-                    self.queue_alert(pending);
-                    return Err(error.into());
-                }
-            };
+            let (discard, step) = self.step(input, plain, pending)?;
             incoming.consume(discard);
             window = window.saturating_sub(discard);
             self.seen = self.seen.saturating_sub(discard);
-            if more {
-                continue;
-            }
-            if !in_traffic && !self.is_handshaking() {
-                return Ok(peer);
+            match step {
+                Step::Done => continue,
+                Step::PeerClosed => {
+                    peer = Peer::Closed;
+                    continue;
+                }
+                Step::WantsMore if !in_traffic && !self.is_handshaking() => return Ok(peer),
+                Step::WantsMore => {}
             }
             match self.widened(window, incoming) {
                 Some(wider) => window = wider,
@@ -163,6 +140,49 @@ impl<E: Endpoint> Connection<E> {
             return Err(TlsError::FragmentedPostHandshake);
         }
         Ok(peer)
+    }
+
+    /// One call into rustls; how many bytes of `input` it is done with.
+    fn step(
+        &mut self,
+        input: &mut [u8],
+        plain: &mut Buffer,
+        pending: &mut Vec<u8>,
+    ) -> Result<(usize, Step), TlsError> {
+        let (status, secrets) = schedule::catch(|| self.endpoint.process(input));
+        self.secrets = secrets.or(self.secrets.take());
+        let UnbufferedStatus { mut discard, state } = status;
+        let step = match state {
+            Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                while let Some(record) = traffic.next_record() {
+                    let record = record?;
+                    discard += record.discard;
+                    if !plain.extend(record.payload) {
+                        return Err(TlsError::NoRoom);
+                    }
+                }
+                Step::Done
+            }
+            Ok(ConnectionState::EncodeTlsData(data)) => {
+                encode(data, pending)?;
+                // A client's last flight comes when its handshake is done, too.
+                if E::SIDE == Side::Server && !self.is_handshaking() {
+                    self.secrets = None;
+                }
+                Step::Done
+            }
+            Ok(ConnectionState::TransmitTlsData(data)) => {
+                data.done();
+                Step::Done
+            }
+            Ok(ConnectionState::PeerClosed) => Step::PeerClosed,
+            Ok(_) => Step::WantsMore,
+            Err(error) => {
+                self.queue_alert(pending);
+                return Err(error.into());
+            }
+        };
+        Ok((discard, step))
     }
 
     /// How much of the input rustls is to see next, after `window` bytes of it:
@@ -270,13 +290,13 @@ fn encode<D>(mut data: EncodeTlsData<'_, D>, pending: &mut Vec<u8>) -> Result<()
     data.encode(room).map(drop).map_err(|_| TlsError::NoRoom)
 }
 
-/// Bytes of the first record where it is whole: a header of 5, its last two the
+/// Bytes of the first record where it is whole: the header's last two are the
 /// length of the rest (RFC 8446, 5.1).
 fn first_record(bytes: &[u8]) -> Option<usize> {
-    let (header, rest) = bytes.split_first_chunk::<5>()?;
+    let (header, rest) = bytes.split_first_chunk::<HEADER>()?;
     let [.., high, low] = *header;
     let length = usize::from(u16::from_be_bytes([high, low]));
-    (rest.len() >= length).then_some(header.len() + length)
+    (rest.len() >= length).then_some(HEADER + length)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::schedule::{Secret, Secrets, Suite};
 use crate::buffer::Buffer;
 
 /// Bytes of a record's header: type, version, length (RFC 8446, 5.1).
-const HEADER: usize = 5;
+pub(super) const HEADER: usize = 5;
 /// Bytes of the tag of each AEAD that TLS 1.3 has.
 const TAG: usize = 16;
 /// Most bytes of data in one record (RFC 8446, 5.1).
@@ -32,8 +32,6 @@ pub(super) struct Records {
     side: Side,
     opening: Direction,
     sealing: Direction,
-    /// Records that one key seals before the next takes over.
-    limit: u64,
     /// The peer has asked for a KeyUpdate, due before our next data.
     owes_key_update: bool,
     /// Records in a row that have brought no data.
@@ -170,7 +168,6 @@ impl Records {
             side,
             opening: Direction::new(theirs, suite)?,
             sealing: Direction::new(own, suite)?,
-            limit: suite.limit(),
             owes_key_update: false,
             barren: 0,
         })
@@ -308,7 +305,7 @@ impl Records {
     pub(super) fn seal(&mut self, data: &[u8], outgoing: &mut Buffer) -> Result<(), TlsError> {
         for piece in data.chunks(MOST_DATA) {
             // The key's last record tells of the next key.
-            if self.owes_key_update || self.sealing.sequence + 1 >= self.limit {
+            if self.owes_key_update || self.sealing.sequence + 1 >= self.suite.limit {
                 self.send_key_update(outgoing)?;
             }
             self.write(ContentType::ApplicationData, piece, outgoing)?;

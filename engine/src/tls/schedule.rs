@@ -16,8 +16,9 @@ use zeroize::Zeroizing;
 pub(super) struct Suite {
     aead: &'static aead::Algorithm,
     hash: &'static hkdf::Algorithm,
-    /// Records that one key may seal (RFC 8446, 5.5, of AES-GCM).
-    limit: u64,
+    /// Records that one key seals before the next takes over (RFC 8446, 5.5, of
+    /// AES-GCM).
+    pub(super) limit: u64,
 }
 
 static AES_128_GCM_SHA256: Suite = Suite {
@@ -45,10 +46,6 @@ impl Suite {
             CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => Some(&CHACHA20_POLY1305_SHA256),
             _ => None,
         }
-    }
-
-    pub(super) fn limit(&self) -> u64 {
-        self.limit
     }
 }
 
@@ -157,6 +154,13 @@ pub(super) mod tests {
     pub(in crate::tls) fn secret(hex: &str) -> Secret {
         Secret::copy(&hex::decode(hex).unwrap())
     }
+
+    /// As [`AES_128_GCM_SHA256`], with keys that seal few records.
+    pub(in crate::tls) static FOUR_RECORDS: Suite = Suite {
+        aead: &aead::AES_128_GCM,
+        hash: &hkdf::HKDF_SHA256,
+        limit: 4,
+    };
 
     #[test]
     fn keys_are_those_of_rfc_8448() {

@@ -1,4 +1,4 @@
-use super::super::schedule::tests::{CLIENT_SECRET, secret};
+use super::super::schedule::tests::{CLIENT_SECRET, FOUR_RECORDS, secret};
 use super::*;
 use crate::buffer::Size;
 use rustls::CipherSuite;
@@ -173,7 +173,7 @@ fn a_record_opens_once_and_in_its_turn() {
 #[test]
 fn the_key_changes_with_its_last_record() {
     let (mut client, mut server) = pair();
-    client.limit = 4;
+    client.suite = &FOUR_RECORDS;
     let mut lengths = Vec::new();
     for i in 0..10_u8 {
         let sealed = data(&mut client, &[i]);
@@ -278,12 +278,13 @@ fn a_padded_record_fits_beside_data() {
 #[test]
 fn the_key_changes_in_the_middle_of_a_stream() {
     let (mut client, mut server) = pair();
-    server.limit = 2;
+    server.suite = &FOUR_RECORDS;
     server.owes_key_update = true;
     let bytes: Vec<u8> = (0..100_000_u32).map(|i| (i % 251) as u8).collect();
     let sealed = data(&mut server, &bytes);
-    let updates = bytes.len().div_ceil(MOST_DATA);
-    let length = bytes.len() + updates * (HEADER + 1 + TAG) + updates * (HEADER + 5 + 1 + TAG);
+    // The one that is owed, and one behind each three records.
+    let (pieces, updates) = (7, 3);
+    let length = bytes.len() + pieces * (HEADER + 1 + TAG) + updates * (HEADER + 5 + 1 + TAG);
     assert_eq!(sealed.len(), length);
     assert!(opened(&mut client, &sealed).unwrap().0 == bytes);
 }

@@ -19,6 +19,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::end::End;
 use crate::metrics::Meters;
+use crate::pause::Pauses;
 use crate::traffic::Traffic;
 
 /// How long a peer may take to read our last words and close.
@@ -160,6 +161,11 @@ impl Control {
     /// From here on there is only [`LAST_WORDS`] of time.
     pub(crate) fn closing(&self) {
         self.phase.set(Phase::Closing);
+    }
+
+    /// The pauses of this session's shard.
+    pub(crate) fn pauses(&self) -> &Rc<Pauses> {
+        &self.traffic.pauses
     }
 
     pub(crate) fn count_received(&self, n: usize) {

@@ -38,6 +38,7 @@ pub mod net;
 mod offload;
 mod orders;
 pub mod passwords;
+mod pause;
 mod probe;
 mod proof;
 pub mod provision;

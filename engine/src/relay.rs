@@ -17,6 +17,7 @@ use crate::buffer::{Buffer, Size};
 use crate::control::Control;
 use crate::end::End;
 use crate::net::{ReadHalf, Stream, WriteHalf};
+use crate::pause::{Pacing, Pauses};
 use crate::stream::TlsStream;
 use crate::tls::{Endpoint, Session};
 
@@ -64,7 +65,7 @@ pub(crate) fn relay<E: Endpoint>(
         control,
         closed: Rc::clone(&closed),
         driver,
-        read: Reader::new(plain_read),
+        read: Reader::pausing(plain_read, control.pauses()),
         write: tls_write,
     };
     try_join(opening.run(tls.plain), sealing.run(first)).map(move |outcome| {
@@ -220,6 +221,7 @@ impl<E: Endpoint> Sealing<'_, E> {
                 let (result, _) = self.write.write_all(outgoing).await;
                 result.map_err(End::ClientIo)?;
             }
+            self.read.asked(self.asked());
             let (result, filled) = self.read.read(plain).await;
             plain = filled;
             match result {
@@ -236,6 +238,15 @@ impl<E: Endpoint> Sealing<'_, E> {
         // What is left to do is to let the client read and close.
         self.control.closing();
         cause.map_or(Ok(()), |error| Err(End::UpstreamIo(error)))
+    }
+
+    /// Bytes of the other direction, which asks for what this one brings.
+    fn asked(&self) -> u64 {
+        let (received, sent) = self.control.bytes();
+        match self.driver {
+            Driver::InTls => received,
+            Driver::InPlain => sent,
+        }
     }
 
     async fn say_goodbye(&mut self) -> Result<(), End> {
@@ -266,6 +277,8 @@ struct Reader {
     short_reads: u32,
     /// What the last read brought.
     last: usize,
+    /// For the side that sends little at a time.
+    pacing: Option<Pacing>,
 }
 
 impl Reader {
@@ -275,6 +288,27 @@ impl Reader {
             size: Size::Tiny,
             short_reads: 0,
             last: 0,
+            pacing: None,
+        }
+    }
+
+    /// One that pauses in a stream of small pieces. Not on a Unix socket, which holds
+    /// too little: a pause stops the sender.
+    fn pausing(half: ReadHalf, pauses: &Rc<Pauses>) -> Self {
+        let pacing = match half {
+            ReadHalf::Tcp(_) => Some(Pacing::new(Rc::clone(pauses))),
+            ReadHalf::Unix(_) => None,
+        };
+        Self {
+            pacing,
+            ..Self::new(half)
+        }
+    }
+
+    /// The other direction has moved so many bytes.
+    fn asked(&mut self, bytes: u64) {
+        if let Some(pacing) = &mut self.pacing {
+            pacing.asked(bytes);
         }
     }
 
@@ -294,12 +328,19 @@ impl Reader {
     async fn read_when_readable(&mut self, mut buffer: Buffer) -> (io::Result<usize>, Buffer) {
         // In a stream the next bytes are mostly there already.
         let mut wait = self.last < Size::Small.bytes();
+        let mut paused = false;
         loop {
             if wait {
                 if buffer.is_empty() {
                     buffer = Buffer::none();
                 }
-                if let Err(error) = self.half.readable().await {
+                if let Some(pacing) = &mut self.pacing {
+                    if paused {
+                        pacing.begin_anew();
+                    }
+                    paused = pacing.pause().await;
+                }
+                if !paused && let Err(error) = self.half.readable().await {
                     return (Err(error), buffer);
                 }
             }
@@ -313,6 +354,9 @@ impl Reader {
 
     fn saw(&mut self, n: usize) {
         self.last = n;
+        if let Some(pacing) = &mut self.pacing {
+            pacing.saw(n);
+        }
         if n >= self.size.bytes() {
             self.size = self.size.larger();
             self.short_reads = 0;
@@ -432,6 +476,29 @@ mod tests {
             assert!(received == sent, "{} bytes", received.len());
             for size in [Size::Tiny, Size::Small, Size::Large] {
                 assert!(sizes.contains(&size), "{size:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_stream_is_over_when_a_pause_brings_nothing() {
+        on_both(async |mut reader, mut far| {
+            for (pacing, goes_on) in [
+                (Pacing::in_a_stream(), true),
+                (Pacing::in_a_stream_without_time(), false),
+            ] {
+                reader.size = Size::Large;
+                reader.last = LARGE;
+                reader.pacing = Some(pacing);
+                {
+                    let mut read = std::pin::pin!(reader.read(Buffer::none()));
+                    // It pauses, or has paused, and waits.
+                    assert!(read.as_mut().now_or_never().is_none());
+                    far.write_all(&[1; SMALL]).unwrap();
+                    assert_eq!(read.await.0.unwrap(), SMALL);
+                }
+                let pacing = reader.pacing.as_ref().unwrap();
+                assert_eq!(pacing.is_in_a_stream(), goes_on);
             }
         });
     }

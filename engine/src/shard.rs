@@ -189,7 +189,11 @@ impl<S: Service> Shard<S> {
             times,
             limit,
             neighbours,
-            traffic: Rc::new(Traffic { busy_poll, lane }),
+            traffic: Rc::new(Traffic {
+                busy_poll,
+                lane,
+                pauses: Rc::default(),
+            }),
             connections: RefCell::default(),
             draining: Cell::new(false),
             listener: Cell::new(None),

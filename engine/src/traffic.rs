@@ -1,14 +1,16 @@
-//! Who wants to know that a session has moved bytes.
+//! What a shard's sessions share for the bytes that they move.
 
 use std::rc::Rc;
 
 use crate::busy_poll::BusyPoll;
 use crate::lane::Lane;
+use crate::pause::Pauses;
 
 /// A shard's.
 pub(crate) struct Traffic {
     pub(crate) busy_poll: Rc<BusyPoll>,
     pub(crate) lane: Lane,
+    pub(crate) pauses: Rc<Pauses>,
 }
 
 impl Traffic {

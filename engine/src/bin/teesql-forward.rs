@@ -5,10 +5,6 @@ use std::process::ExitCode;
 use engine::answer::EX_USAGE;
 use engine::forward::command;
 
-// As in the sidecar (docs/decisions/allocator.md).
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let flags = match command::command().try_get_matches() {
         Ok(flags) => flags,

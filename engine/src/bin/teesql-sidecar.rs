@@ -11,11 +11,6 @@ use engine::identity::Identity;
 use engine::serve::{self, Outcome};
 use engine::{ca, passwords, provision, secret, verify};
 
-// Measured against glibc's malloc:
-// docs/decisions/allocator.md.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let app = Command::new("teesql-sidecar")
         .about("TLS and login in front of a PostgreSQL inside a confidential VM")

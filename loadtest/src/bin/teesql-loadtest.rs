@@ -6,10 +6,6 @@ use std::process::ExitCode;
 
 use loadtest::{Error, command};
 
-// As in the sidecar: rustls allocates for each record.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Wrong flags. [sysexits.h]
 const EX_USAGE: u8 = 64;
 

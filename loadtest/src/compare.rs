@@ -6,11 +6,12 @@
 mod cases;
 mod many;
 mod options;
+mod quiet;
 mod targets;
 
 pub use options::{MAX_ROUNDS, Options, Part};
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::arithmetic::order;
 use crate::error::{Error, Result};
@@ -22,11 +23,6 @@ use crate::progress::Progress;
 use crate::report::{Arm, Case, Column, Report, Sample, Samples};
 use crate::tdx::unix_now;
 
-/// A machine is quiet while others use no more of its processors, 0 to 1.
-const QUIET: f64 = 0.03;
-/// How long to look.
-const LOOK: Duration = Duration::from_secs(1);
-
 /// Runs the comparison.
 ///
 /// # Errors
@@ -37,7 +33,7 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report> {
         return Err(Error::Usage(format!("1 to {MAX_ROUNDS} rounds")));
     }
     let cores = Cores::take(options.apart)?;
-    let busy = settle(options.settle, progress)?;
+    let busy = quiet::settle(options.settle, progress)?;
     let machine = Machine::here(cores.count, unix_now(), busy);
     let threads = match options.threads {
         0 => (cores.count / 2).max(1),
@@ -53,6 +49,7 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report> {
         house: &house,
         postgres: &postgres,
         threads,
+        quiet: quiet::Cores::new(machine.cores),
         report: Report {
             machine,
             ..Report::default()
@@ -67,20 +64,6 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report> {
     Ok(report)
 }
 
-/// Waits until nothing else uses the processors; says what part of them others had in
-/// the last second.
-fn settle(most: Duration, progress: &Progress) -> Result<f64> {
-    let patience = Instant::now() + most;
-    loop {
-        let before = Ticks::now();
-        progress.sleep_until(Instant::now() + LOOK, "waiting for a quiet machine")?;
-        let busy = Ticks::now().busy_since(before);
-        if busy <= QUIET || Instant::now() >= patience {
-            return Ok(busy);
-        }
-    }
-}
-
 /// A comparison under way.
 struct Run<'a> {
     options: &'a Options,
@@ -88,6 +71,7 @@ struct Run<'a> {
     house: &'a House,
     postgres: &'a Postgres,
     threads: usize,
+    quiet: quiet::Cores,
     report: Report,
 }
 
@@ -167,6 +151,7 @@ impl Run<'_> {
             arms: arms.iter().map(samples).collect(),
         };
         for round in 0..self.options.rounds {
+            self.quiet.wait(self.progress)?;
             for index in order(arms.len(), round) {
                 let name = arms.get(index).map_or("", String::as_str);
                 let what = format!("{title}, round {}: {name}", round + 1);
@@ -189,6 +174,7 @@ impl Run<'_> {
 
     fn settings(&mut self, stolen: f64) {
         let options = self.options;
+        let slower = self.quiet.spread();
         let clients: Vec<_> = options.clients.iter().map(usize::to_string).collect();
         let mut put = |name: &str, value: String| {
             self.report.settings.push((name.to_owned(), value));
@@ -208,13 +194,20 @@ impl Run<'_> {
             "stolen by the hypervisor",
             format!("{:.1} %", stolen * 100.0),
         );
+        if let Some(spread) = slower {
+            let range = format!("{:.2} to {:.2}", spread.low, spread.high);
+            put(
+                "work beside other work takes",
+                format!("{:.2} times as long ({range})", spread.median),
+            );
+        }
     }
 
     /// What takes belief away.
     fn remarks(&mut self, stolen: f64) {
         let machine = &self.report.machine;
         let mut remarks = Vec::new();
-        if machine.busy_before > QUIET {
+        if machine.busy_before > quiet::QUIET {
             remarks.push(format!(
                 "The machine was not quiet: others took {:.0} % of it before the first \
                  measurement. Look at the ranges.",
@@ -236,6 +229,7 @@ impl Run<'_> {
         if self.options.rounds < 3 {
             remarks.push("Fewer than three rounds: a median of these says little.".to_owned());
         }
+        remarks.extend(self.quiet.remark());
         remarks.extend(costly_load(&self.report));
         remarks.into_iter().for_each(|text| self.remark(text));
     }

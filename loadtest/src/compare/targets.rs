@@ -29,6 +29,11 @@ fn target(what: &str, bound: Bound, measured: Option<Spread>, note: &str) -> Tar
 
 fn queries(report: &Report) -> Vec<Target> {
     let cpu = |peer| over(report, "select-16", peer, "cpu");
+    let unix = || {
+        report
+            .case("select-16")?
+            .ratio("sidecar-unix", "twin", "cpu")
+    };
     let added = |arm, column| added(report.case("select-1")?, arm, column);
     let note = "over direct, in units of what the twin adds in the median round";
     vec![
@@ -43,6 +48,12 @@ fn queries(report: &Report) -> Vec<Target> {
             Bound::Most(0.55),
             cpu("pgbouncer"),
             "",
+        ),
+        target(
+            "the same with Postgres on its Unix socket ÷ twin",
+            Bound::Most(0.60),
+            unix(),
+            "an operator's choice; the twin dials TCP",
         ),
         target(
             "added latency, 1 client, p50 ÷ twin's",

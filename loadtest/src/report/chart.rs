@@ -9,7 +9,7 @@ const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 340.0;
 /// Room at the left for the axis' figures or the bars' names, at the right for
 /// the lines' names or the bars' figures, above and below.
-const LEFT: f64 = 64.0;
+const LEFT: f64 = 76.0;
 const BAR_LEFT: f64 = 116.0;
 const RIGHT: f64 = 120.0;
 const TOP: f64 = 14.0;

@@ -28,8 +28,8 @@ const STREAM: usize = 256 * 1024;
 const PART: u32 = 16;
 /// What is shorter costs as much as it saves.
 const SHORTEST: Duration = Duration::from_micros(50);
-/// Half a megabyte of what Postgres sends at its fastest: the sockets' buffers hold more.
-const LONGEST: Duration = Duration::from_micros(500);
+/// A megabyte of what Postgres sends at its fastest: the sockets' buffers grow past it.
+const LONGEST: Duration = Duration::from_millis(1);
 
 /// When a session pauses, and for how long.
 pub(crate) struct Pacing {
@@ -316,7 +316,7 @@ mod tests {
             (799, None),
             (800, Some(50)),
             (1600, Some(100)),
-            (9000, Some(500)),
+            (17_000, Some(1000)),
         ] {
             assert_eq!(
                 after(&mut pacing(&stream), Duration::from_micros(lasted)),

@@ -1,9 +1,9 @@
 //! Pauses in a stream: who reads faster than Postgres sends waits a moment, and then
 //! finds much at once.
 //!
-//! Postgres sends a result 8 KiB at a time. A session that takes each of them as it
-//! comes goes to sleep and wakes again for every few, and that costs more than the bytes
-//! do (docs/decisions/streaming.md has the figures).
+//! Postgres sends a result 8 KiB at a time. A session that takes them as they come does
+//! so for every few, with a sleep before or without, and that costs more than the bytes do
+//! (docs/decisions/streaming.md has the figures).
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -69,7 +69,7 @@ impl Pacing {
         }
     }
 
-    /// Waits a moment, where the stream that has just run dry is worth it.
+    /// Waits a moment, where the stream is worth it; `false` where it is not.
     pub(crate) async fn pause(&mut self) -> bool {
         match self.length(Instant::now) {
             Some(length) => {

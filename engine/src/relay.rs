@@ -326,11 +326,13 @@ impl Reader {
     }
 
     async fn read_when_readable(&mut self, mut buffer: Buffer) -> (io::Result<usize>, Buffer) {
-        // In a stream the next bytes are mostly there already.
+        // A read that was not full took all that there was: the moment for a pause. Where
+        // none is due, and much came, more is mostly there by now.
+        let mut taken_all = self.last < self.size.bytes();
         let mut wait = self.last < Size::Small.bytes();
         let mut paused = false;
         loop {
-            if wait {
+            if taken_all {
                 if buffer.is_empty() {
                     buffer = Buffer::none();
                 }
@@ -340,13 +342,18 @@ impl Reader {
                     }
                     paused = pacing.pause().await;
                 }
-                if !paused && let Err(error) = self.half.readable().await {
+                if wait
+                    && !paused
+                    && let Err(error) = self.half.readable().await
+                {
                     return (Err(error), buffer);
                 }
             }
             buffer = self.fit(buffer);
             match self.half.read_now(&mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait = true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    (taken_all, wait) = (true, true);
+                }
                 result => return (result, buffer),
             }
         }
@@ -499,6 +506,26 @@ mod tests {
                 }
                 let pacing = reader.pacing.as_ref().unwrap();
                 assert_eq!(pacing.is_in_a_stream(), goes_on);
+            }
+        });
+    }
+
+    #[test]
+    fn a_stream_pauses_when_it_has_taken_all() {
+        on_both(async |mut reader, mut far| {
+            for (last, pauses) in [(LARGE, false), (LARGE - 1, true)] {
+                reader.size = Size::Large;
+                reader.last = last;
+                reader.pacing = Some(Pacing::in_a_stream());
+                far.write_all(&[1; SMALL]).unwrap();
+                let mut read = std::pin::pin!(reader.read(Buffer::none()));
+                let at_once = read.as_mut().now_or_never();
+                assert_eq!(at_once.is_none(), pauses, "{last}");
+                let (result, _) = match at_once {
+                    Some(done) => done,
+                    None => read.await,
+                };
+                assert_eq!(result.unwrap(), SMALL);
             }
         });
     }

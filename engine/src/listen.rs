@@ -77,7 +77,7 @@ fn bound_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
     // What is accepted inherits it: five system calls less for each connection.
-    tune(&socket)?;
+    tune(&socket, address)?;
     socket.bind(&address.into())?;
     Ok(socket)
 }
@@ -204,6 +204,17 @@ mod tests {
             KEEPALIVE_INTERVAL
         );
         assert_eq!(accepted.tcp_keepalive_retries().unwrap(), KEEPALIVE_RETRIES);
+        assert!(accepted.tcp_congestion().unwrap().starts_with(b"reno"));
+    }
+
+    #[test]
+    fn what_comes_over_a_network_has_the_systems_congestion_control() {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let untouched = socket.tcp_congestion().unwrap();
+        for address in ["0.0.0.0:5433", "192.0.2.1:5433"] {
+            tune(&socket, address.parse().unwrap()).unwrap();
+            assert_eq!(socket.tcp_congestion().unwrap(), untouched, "{address}");
+        }
     }
 
     #[test]

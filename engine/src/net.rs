@@ -59,14 +59,21 @@ impl Endpoint {
     }
 }
 
-/// What every TCP connection gets: no Nagle delay, and keepalive.
-pub(crate) fn tune(socket: &Socket) -> io::Result<()> {
+/// What every TCP connection gets: no Nagle delay, and keepalive. One that stays on this
+/// machine has nothing to congest and nobody to pace for: where the system's congestion
+/// control is BBR, its timers are a fifth of a stream's CPU (docs/decisions/streaming.md).
+pub(crate) fn tune(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_RETRIES);
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&keepalive)
+    socket.set_tcp_keepalive(&keepalive)?;
+    if address.ip().to_canonical().is_loopback() {
+        // Every Linux has it; where it is not allowed it is not needed either.
+        let _ = socket.set_tcp_congestion(b"reno");
+    }
+    Ok(())
 }
 
 /// A connected byte stream.
@@ -129,8 +136,8 @@ impl Stream {
         // io_uring answers EAGAIN for a non-blocking socket instead of waiting.
         socket.set_nonblocking(monoio::utils::is_legacy())?;
         let stream = match endpoint {
-            Endpoint::Tcp(_) => {
-                tune(&socket)?;
+            Endpoint::Tcp(address) => {
+                tune(&socket, *address)?;
                 Stream::Tcp(TcpStream::from_std(socket.into())?)
             }
             Endpoint::Unix(_) => Stream::Unix(UnixStream::from_std(socket.into())?),

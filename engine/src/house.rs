@@ -129,6 +129,8 @@ pub(crate) fn start<P: Plan>(
             if let Some(core) = core {
                 core_affinity::set_for_current(core);
             }
+            // Its first use takes 25 ms, which nobody should find in a handshake.
+            let _ = aws_lc_rs::rand::fill(&mut [0]);
             let main = async {
                 let shard = shard(&plan, &site, neighbours, sender);
                 drop(made);

@@ -118,6 +118,10 @@ impl Stream {
     pub(crate) async fn dial(endpoint: &Endpoint, deadline: Instant) -> io::Result<Self> {
         let address = endpoint.sock_addr()?;
         let socket = Socket::new(address.domain(), Type::STREAM.nonblocking().cloexec(), None)?;
+        if let Endpoint::Tcp(address) = endpoint {
+            // Before the connection is made: BBR's timers outlive a later change.
+            tune(&socket, *address)?;
+        }
         let mut in_progress = None;
         while let Err(error) = socket.connect(&address) {
             match error.raw_os_error() {
@@ -136,10 +140,7 @@ impl Stream {
         // io_uring answers EAGAIN for a non-blocking socket instead of waiting.
         socket.set_nonblocking(monoio::utils::is_legacy())?;
         let stream = match endpoint {
-            Endpoint::Tcp(address) => {
-                tune(&socket, *address)?;
-                Stream::Tcp(TcpStream::from_std(socket.into())?)
-            }
+            Endpoint::Tcp(_) => Stream::Tcp(TcpStream::from_std(socket.into())?),
             Endpoint::Unix(_) => Stream::Unix(UnixStream::from_std(socket.into())?),
         };
         if let Some(socket) = in_progress {

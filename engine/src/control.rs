@@ -168,6 +168,11 @@ impl Control {
         &self.traffic.pauses
     }
 
+    /// Plaintext bytes from the client so far, as they are counted.
+    pub(crate) fn questions(&self) -> &Cell<u64> {
+        &self.received
+    }
+
     pub(crate) fn count_received(&self, n: usize) {
         self.received
             .set(self.received.get().wrapping_add(n as u64));

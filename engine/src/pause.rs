@@ -32,61 +32,60 @@ const SHORTEST: Duration = Duration::from_micros(50);
 const LONGEST: Duration = Duration::from_millis(1);
 
 /// When a session pauses, and for how long.
-pub(crate) struct Pacing {
-    pauses: Rc<Pauses>,
+pub(crate) struct Pacing<'a> {
+    pauses: &'a Rc<Pauses>,
+    /// Bytes that the other direction has moved: a new question begins a new stream.
+    questions: &'a Cell<u64>,
     /// Bytes since the last short read or question.
     streamed: usize,
     /// Since when they are a stream.
     since: Option<Instant>,
-    /// Bytes that the other direction had moved.
+    /// The questions that they answer.
     asked: u64,
 }
 
-impl Pacing {
-    pub(crate) fn new(pauses: Rc<Pauses>) -> Self {
+impl<'a> Pacing<'a> {
+    pub(crate) fn new(pauses: &'a Rc<Pauses>, questions: &'a Cell<u64>) -> Self {
         Self {
             pauses,
+            questions,
             streamed: 0,
             since: None,
-            asked: 0,
-        }
-    }
-
-    /// The other direction has moved `bytes` so far: a new question begins a new stream.
-    pub(crate) fn asked(&mut self, bytes: u64) {
-        if bytes != self.asked {
-            self.asked = bytes;
-            self.begin_anew();
+            asked: questions.get(),
         }
     }
 
     /// A read brought `n` bytes.
     pub(crate) fn saw(&mut self, n: usize) {
-        if n < buffer::SMALL {
+        if n < buffer::SMALL || self.asked != self.questions.get() {
             self.begin_anew();
         } else {
             self.streamed = self.streamed.saturating_add(n);
         }
     }
 
-    /// Waits a moment, where the stream is worth it; `false` where it is not.
+    /// Waits a moment, where the stream is worth it; `false` where it is not, or no
+    /// longer: whoever asks something new is not kept waiting for the answer.
     pub(crate) async fn pause(&mut self) -> bool {
-        match self.length(Instant::now) {
-            Some(length) => {
-                self.pauses.pause(length).await;
-                true
-            }
-            None => false,
-        }
+        let Some(length) = self.length(Instant::now) else {
+            return false;
+        };
+        let asked_again = || self.asked != self.questions.get();
+        self.pauses.pause(length, asked_again).await;
+        !asked_again()
     }
 
     /// The last pause brought nothing: who sends is slower than it seemed.
     pub(crate) fn begin_anew(&mut self) {
+        self.asked = self.questions.get();
         self.streamed = 0;
         self.since = None;
     }
 
     fn length(&mut self, now: impl FnOnce() -> Instant) -> Option<Duration> {
+        if self.asked != self.questions.get() {
+            self.begin_anew();
+        }
         if self.streamed < STREAM {
             return None;
         }
@@ -119,8 +118,9 @@ enum Clock {
 }
 
 impl Pauses {
-    /// Waits for `time`; without a timer, not at all.
-    pub(crate) async fn pause(self: &Rc<Self>, time: Duration) {
+    /// Waits for `time`, or until the session's task is woken and it `is_over`; without a
+    /// timer, not at all.
+    pub(crate) async fn pause(self: &Rc<Self>, time: Duration, is_over: impl Fn() -> bool) {
         let Some(timer) = self.timer() else { return };
         let over = Instant::now() + time;
         let number = self.number.get();
@@ -128,7 +128,7 @@ impl Pauses {
         let place = Place(self, (over, number));
         let mut waits = false;
         poll_fn(|cx| {
-            if Instant::now() >= over || self.is_broken() {
+            if is_over() || Instant::now() >= over || self.is_broken() {
                 return Poll::Ready(());
             }
             let mut waiting = self.waiting.borrow_mut();
@@ -176,6 +176,11 @@ impl Pauses {
         for waker in self.waiting.take().into_values() {
             waker.wake();
         }
+    }
+
+    /// Ends the clock's task, with the shard.
+    pub(crate) fn stop(&self) {
+        self.resting.take();
     }
 
     async fn somebody_waits(&self) {
@@ -254,25 +259,28 @@ impl Timer {
 }
 
 #[cfg(test)]
-impl Pacing {
+impl<'a> Pacing<'a> {
     /// In the midst of a stream that has lasted for a second.
-    pub(crate) fn in_a_stream() -> Self {
+    pub(crate) fn in_a_stream(pauses: &'a Rc<Pauses>, questions: &'a Cell<u64>) -> Self {
         Self {
             streamed: STREAM,
             since: Instant::now().checked_sub(Duration::from_secs(1)),
-            ..Self::new(Rc::default())
+            ..Self::new(pauses, questions)
         }
-    }
-
-    /// The same, with pauses that are over at once.
-    pub(crate) fn in_a_stream_without_time() -> Self {
-        let pacing = Self::in_a_stream();
-        *pacing.pauses.clock.borrow_mut() = Clock::Broken;
-        pacing
     }
 
     pub(crate) fn is_in_a_stream(&self) -> bool {
         self.streamed >= STREAM
+    }
+}
+
+#[cfg(test)]
+impl Pauses {
+    /// Pauses that are over at once.
+    pub(crate) fn without_time() -> Rc<Self> {
+        let pauses = Self::default();
+        *pauses.clock.borrow_mut() = Clock::Broken;
+        Rc::new(pauses)
     }
 }
 
@@ -296,17 +304,23 @@ mod tests {
         }
     }
 
-    /// A stream's pacing, and how long it would pause after `lasted`.
-    fn after(pacing: &mut Pacing, lasted: Duration) -> Option<Duration> {
+    async fn comes(state: impl Fn() -> bool) {
+        let mut looks = 0;
+        while !state() {
+            looks += 1;
+            assert!(looks < 10_000, "it never comes");
+            monoio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// How long a stream of `reads` pauses that has `lasted` so long since it was one.
+    fn pause_of(reads: &[usize], lasted: Duration) -> Option<Duration> {
+        let (pauses, questions) = (Rc::default(), Cell::new(7));
+        let mut pacing = Pacing::new(&pauses, &questions);
+        reads.iter().for_each(|n| pacing.saw(*n));
         let begun = Instant::now();
         assert_eq!(pacing.length(|| begun), None, "a stream begins without");
         pacing.length(|| begun + lasted)
-    }
-
-    fn pacing(reads: &[usize]) -> Pacing {
-        let mut pacing = Pacing::new(Rc::default());
-        reads.iter().for_each(|n| pacing.saw(*n));
-        pacing
     }
 
     #[test]
@@ -319,7 +333,7 @@ mod tests {
             (17_000, Some(1000)),
         ] {
             assert_eq!(
-                after(&mut pacing(&stream), Duration::from_micros(lasted)),
+                pause_of(&stream, Duration::from_micros(lasted)),
                 pause.map(Duration::from_micros),
                 "{lasted}"
             );
@@ -328,33 +342,45 @@ mod tests {
 
     #[test]
     fn only_a_stream_pauses() {
-        let long = Duration::from_secs(1);
         let almost = [buffer::SMALL; STREAM / buffer::SMALL - 1];
         let mut short = almost.to_vec();
         short.extend([buffer::SMALL - 1, buffer::SMALL]);
-        for (reads, paused) in [
+        for (reads, pauses) in [
             (&almost[..], false),
             (&short, false),
             (&[buffer::LARGE, buffer::LARGE], true),
             (&[buffer::LARGE, buffer::LARGE, 1], false),
         ] {
-            assert_eq!(
-                after(&mut pacing(reads), long).is_some(),
-                paused,
-                "{reads:?}"
-            );
+            let pause = pause_of(reads, Duration::from_secs(1));
+            assert_eq!(pause.is_some(), pauses, "{reads:?}");
         }
     }
 
     #[test]
     fn a_question_begins_a_new_stream() {
-        let long = Duration::from_secs(1);
-        let mut pacing = pacing(&[buffer::LARGE, buffer::LARGE]);
-        assert!(after(&mut pacing, long).is_some());
-        pacing.asked(0);
-        assert!(pacing.length(|| Instant::now() + long).is_some());
-        pacing.asked(1);
-        assert_eq!(pacing.length(|| Instant::now() + long), None);
+        let (pauses, questions) = (Rc::default(), Cell::new(0));
+        let mut pacing = Pacing::in_a_stream(&pauses, &questions);
+        assert!(pacing.length(Instant::now).is_some());
+        questions.set(1);
+        assert_eq!(pacing.length(Instant::now), None);
+
+        let mut pacing = Pacing::in_a_stream(&pauses, &questions);
+        questions.set(2);
+        pacing.saw(buffer::LARGE);
+        assert!(!pacing.is_in_a_stream());
+    }
+
+    #[test]
+    fn a_question_ends_the_pause() {
+        on_both(async |pauses| {
+            let questions = Cell::new(0);
+            let mut pacing = Pacing::in_a_stream(&pauses, &questions);
+            let mut pause = pin!(pacing.pause());
+            assert_eq!(pause.as_mut().now_or_never(), None);
+            questions.set(1);
+            // Asked again, as the session's task does when its other half has moved.
+            assert_eq!(pause.as_mut().now_or_never(), Some(false));
+        });
     }
 
     #[test]
@@ -363,20 +389,20 @@ mod tests {
             let (begun, pauses) = (Instant::now(), &pauses);
             join_all([900, 300, 5_000, 300, 600].map(async |micros| {
                 let time = Duration::from_micros(micros);
-                pauses.pause(time).await;
+                pauses.pause(time, || false).await;
                 assert!(begun.elapsed() >= time);
             }))
             .await;
             // And again, after the clock has rested.
-            pauses.pause(SHORTEST).await;
+            pauses.pause(SHORTEST, || false).await;
         });
     }
 
     #[test]
     fn a_short_pause_does_not_wait_for_a_long_one() {
         on_both(async |pauses| {
-            let long = pin!(pauses.pause(Duration::from_secs(3600)));
-            let short = pin!(pauses.pause(SHORTEST));
+            let long = pin!(pauses.pause(Duration::from_secs(3600), || false));
+            let short = pin!(pauses.pause(SHORTEST, || false));
             assert!(matches!(select(long, short).await, Either::Right(_)));
         });
     }
@@ -385,20 +411,32 @@ mod tests {
     fn who_goes_away_in_a_pause_is_not_waited_for() {
         on_both(async |pauses| {
             {
-                let mut gone = pin!(pauses.pause(Duration::from_secs(3600)));
+                let mut gone = pin!(pauses.pause(Duration::from_secs(3600), || false));
                 assert!(gone.as_mut().now_or_never().is_none());
                 assert_eq!(pauses.waiting.borrow().len(), 1);
             }
             assert!(pauses.waiting.borrow().is_empty());
-            pauses.pause(SHORTEST).await;
+            pauses.pause(SHORTEST, || false).await;
         });
     }
 
     #[test]
     fn without_a_timer_nobody_waits() {
+        on_both(async |_| {
+            let pauses = Pauses::without_time();
+            pauses.pause(Duration::from_secs(3600), || false).await;
+        });
+    }
+
+    #[test]
+    fn a_clock_that_rests_ends_with_its_shard() {
         on_both(async |pauses| {
-            *pauses.clock.borrow_mut() = Clock::Broken;
-            pauses.pause(Duration::from_secs(3600)).await;
+            pauses.pause(SHORTEST, || false).await;
+            comes(|| pauses.resting.borrow().is_some()).await;
+            // Ours and the test's beside the task's.
+            assert_eq!(Rc::strong_count(&pauses), 3);
+            pauses.stop();
+            comes(|| Rc::strong_count(&pauses) == 2).await;
         });
     }
 }

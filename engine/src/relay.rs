@@ -17,7 +17,7 @@ use crate::buffer::{Buffer, Size};
 use crate::control::Control;
 use crate::end::End;
 use crate::net::{ReadHalf, Stream, WriteHalf};
-use crate::pause::{Pacing, Pauses};
+use crate::pause::Pacing;
 use crate::stream::TlsStream;
 use crate::tls::{Endpoint, Session};
 
@@ -65,7 +65,11 @@ pub(crate) fn relay<E: Endpoint>(
         control,
         closed: Rc::clone(&closed),
         driver,
-        read: Reader::pausing(plain_read, control.pauses()),
+        read: match driver {
+            // From Postgres. A forwarder's driver sends as much at a time as it can.
+            Driver::InTls => Reader::pausing(plain_read, control),
+            Driver::InPlain => Reader::new(plain_read),
+        },
         write: tls_write,
     };
     try_join(opening.run(tls.plain), sealing.run(first)).map(move |outcome| {
@@ -95,7 +99,7 @@ struct Opening<'a, E> {
     control: &'a Control,
     closed: Rc<Cell<Option<Side>>>,
     driver: Driver,
-    read: Reader,
+    read: Reader<'a>,
     write: WriteHalf,
     /// Ciphertext that has been read and not opened.
     incoming: Buffer,
@@ -200,7 +204,7 @@ struct Sealing<'a, E> {
     control: &'a Control,
     closed: Rc<Cell<Option<Side>>>,
     driver: Driver,
-    read: Reader,
+    read: Reader<'a>,
     write: WriteHalf,
 }
 
@@ -221,7 +225,6 @@ impl<E: Endpoint> Sealing<'_, E> {
                 let (result, _) = self.write.write_all(outgoing).await;
                 result.map_err(End::ClientIo)?;
             }
-            self.read.asked(self.asked());
             let (result, filled) = self.read.read(plain).await;
             plain = filled;
             match result {
@@ -238,15 +241,6 @@ impl<E: Endpoint> Sealing<'_, E> {
         // What is left to do is to let the client read and close.
         self.control.closing();
         cause.map_or(Ok(()), |error| Err(End::UpstreamIo(error)))
-    }
-
-    /// Bytes of the other direction, which asks for what this one brings.
-    fn asked(&self) -> u64 {
-        let (received, sent) = self.control.bytes();
-        match self.driver {
-            Driver::InTls => received,
-            Driver::InPlain => sent,
-        }
     }
 
     async fn say_goodbye(&mut self) -> Result<(), End> {
@@ -271,17 +265,17 @@ impl<E: Endpoint> Sealing<'_, E> {
 /// Reads, and decides on buffers by what the last reads brought: a session begins
 /// with tiny ones, which it may wait with, and comes back to them. Larger ones
 /// are only held while there is something to read.
-struct Reader {
+struct Reader<'a> {
     half: ReadHalf,
     size: Size,
     short_reads: u32,
     /// What the last read brought.
     last: usize,
     /// For the side that sends little at a time.
-    pacing: Option<Pacing>,
+    pacing: Option<Pacing<'a>>,
 }
 
-impl Reader {
+impl<'a> Reader<'a> {
     fn new(half: ReadHalf) -> Self {
         Self {
             half,
@@ -294,21 +288,14 @@ impl Reader {
 
     /// One that pauses in a stream of small pieces. Not on a Unix socket, which holds
     /// too little: a pause stops the sender.
-    fn pausing(half: ReadHalf, pauses: &Rc<Pauses>) -> Self {
+    fn pausing(half: ReadHalf, control: &'a Control) -> Self {
         let pacing = match half {
-            ReadHalf::Tcp(_) => Some(Pacing::new(Rc::clone(pauses))),
+            ReadHalf::Tcp(_) => Some(Pacing::new(control.pauses(), control.questions())),
             ReadHalf::Unix(_) => None,
         };
         Self {
             pacing,
             ..Self::new(half)
-        }
-    }
-
-    /// The other direction has moved so many bytes.
-    fn asked(&mut self, bytes: u64) {
-        if let Some(pacing) = &mut self.pacing {
-            pacing.asked(bytes);
         }
     }
 
@@ -401,9 +388,10 @@ mod tests {
     use super::*;
     use crate::buffer::{LARGE, SMALL, TINY};
     use crate::driver::{self, Driver as Interface};
+    use crate::pause::Pauses;
 
     /// Runs `test` with a reader and its peer, on both drivers.
-    fn on_both(test: impl AsyncFn(Reader, StdUnixStream)) {
+    fn on_both(test: impl AsyncFn(Reader<'static>, StdUnixStream)) {
         for interface in [Interface::Epoll, Interface::IoUring] {
             let ran = driver::block_on(interface, async {
                 let (far, near) = StdUnixStream::pair().unwrap();
@@ -489,14 +477,13 @@ mod tests {
 
     #[test]
     fn a_stream_is_over_when_a_pause_brings_nothing() {
-        on_both(async |mut reader, mut far| {
-            for (pacing, goes_on) in [
-                (Pacing::in_a_stream(), true),
-                (Pacing::in_a_stream_without_time(), false),
-            ] {
+        on_both(async |reader, mut far| {
+            let (questions, timed, untimed) = (Cell::new(0), Rc::default(), Pauses::without_time());
+            let mut reader: Reader<'_> = reader;
+            for (pauses, goes_on) in [(&timed, true), (&untimed, false)] {
                 reader.size = Size::Large;
                 reader.last = LARGE;
-                reader.pacing = Some(pacing);
+                reader.pacing = Some(Pacing::in_a_stream(pauses, &questions));
                 {
                     let mut read = std::pin::pin!(reader.read(Buffer::none()));
                     // It pauses, or has paused, and waits.
@@ -512,15 +499,17 @@ mod tests {
 
     #[test]
     fn a_stream_pauses_when_it_has_taken_all() {
-        on_both(async |mut reader, mut far| {
-            for (last, pauses) in [(LARGE, false), (LARGE - 1, true)] {
+        on_both(async |reader, mut far| {
+            let (questions, pauses) = (Cell::new(0), Rc::default());
+            let mut reader: Reader<'_> = reader;
+            for (last, paused) in [(LARGE, false), (LARGE - 1, true)] {
                 reader.size = Size::Large;
                 reader.last = last;
-                reader.pacing = Some(Pacing::in_a_stream());
+                reader.pacing = Some(Pacing::in_a_stream(&pauses, &questions));
                 far.write_all(&[1; SMALL]).unwrap();
                 let mut read = std::pin::pin!(reader.read(Buffer::none()));
                 let at_once = read.as_mut().now_or_never();
-                assert_eq!(at_once.is_none(), pauses, "{last}");
+                assert_eq!(at_once.is_none(), paused, "{last}");
                 let (result, _) = match at_once {
                     Some(done) => done,
                     None => read.await,

@@ -220,6 +220,7 @@ impl<S: Service> Shard<S> {
         self.listener.set(None);
         drop(listener);
         self.all_ended().await;
+        self.traffic.pauses.stop();
         drop((delivery, usher));
         Ok(())
     }

@@ -49,7 +49,7 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report> {
         house: &house,
         postgres: &postgres,
         threads,
-        quiet: quiet::Cores::new(machine.cores),
+        quiet: quiet::Cores::new(&house.cores),
         report: Report {
             machine,
             ..Report::default()

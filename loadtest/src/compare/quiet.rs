@@ -4,10 +4,14 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
 use crate::arithmetic::Spread;
 use crate::cpu;
 use crate::error::Result;
 use crate::machine::Ticks;
+use crate::peers::house;
 use crate::progress::Progress;
 
 /// A machine is quiet while others use no more of its processors, 0 to 1.
@@ -42,15 +46,19 @@ pub(super) fn settle(most: Duration, progress: &Progress) -> Result<f64> {
 /// Two virtual cores may be two real ones for some minutes and share one for others. What
 /// is measured then is another machine, and no ratio of a run that saw both can be had again.
 pub(super) struct Cores {
-    several: bool,
+    /// The proxies' and another one; `None` where there is only one.
+    pair: Option<[usize; 2]>,
     left: Duration,
     seen: Vec<f64>,
 }
 
 impl Cores {
-    pub(super) fn new(count: usize) -> Self {
+    pub(super) fn new(cores: &house::Cores) -> Self {
+        let proxy = cores.proxy.parse().ok();
+        let others = cores.others.split(',').map(str::parse);
+        let other = others.flatten().find(|core| Some(*core) != proxy);
         Self {
-            several: count > 1,
+            pair: proxy.zip(other).map(<[usize; 2]>::from),
             left: PATIENCE,
             seen: Vec::new(),
         }
@@ -58,8 +66,8 @@ impl Cores {
 
     /// Before a round: waits for real cores while there is patience left.
     pub(super) fn wait(&mut self, progress: &Progress) -> Result<()> {
-        while self.several {
-            let slower = company();
+        while let Some(pair) = self.pair {
+            let slower = company(pair);
             if slower <= REAL || self.left.is_zero() {
                 self.seen.push(slower);
                 return Ok(());
@@ -90,23 +98,39 @@ impl Cores {
     }
 }
 
-/// How many times as long a core takes for the same work while another works too.
-fn company() -> f64 {
-    let alone = fastest();
-    let over = AtomicBool::new(false);
-    let beside = std::thread::scope(|scope| {
+/// How many times as long one core takes for the same work while the other works too.
+fn company([one, other]: [usize; 2]) -> f64 {
+    let (alone, over) = (AtomicBool::new(true), AtomicBool::new(false));
+    std::thread::scope(|scope| {
         scope.spawn(|| {
+            stay_on(other);
             while !over.load(Ordering::Relaxed) {
-                work();
+                match alone.load(Ordering::Relaxed) {
+                    true => std::thread::sleep(Duration::from_millis(1)),
+                    false => drop(work()),
+                }
             }
         });
-        // Until the other one has begun.
-        work();
-        let beside = fastest();
+        let measured = scope.spawn(|| {
+            stay_on(one);
+            let by_itself = fastest();
+            alone.store(false, Ordering::Relaxed);
+            // Until the other one has begun.
+            work();
+            fastest().as_secs_f64() / by_itself.as_secs_f64().max(1e-9)
+        });
+        let ratio = measured.join().unwrap_or(1.0);
         over.store(true, Ordering::Relaxed);
-        beside
-    });
-    beside.as_secs_f64() / alone.as_secs_f64().max(1e-9)
+        ratio
+    })
+}
+
+/// Keeps this thread on a core. Where that is not allowed the scheduler chooses.
+fn stay_on(core: usize) {
+    let mut set = CpuSet::new();
+    if set.set(core).is_ok() {
+        let _ = sched_setaffinity(Pid::from_raw(0), &set);
+    }
 }
 
 fn fastest() -> Duration {
@@ -134,13 +158,17 @@ mod tests {
 
     #[test]
     fn work_takes_as_long_beside_other_work_or_longer() {
-        let slower = company();
+        let slower = company([0, 1]);
         assert!((0.5..20.0).contains(&slower), "{slower}");
     }
 
     #[test]
     fn one_core_has_no_company() {
-        let mut cores = Cores::new(1);
+        let mut cores = Cores::new(&house::Cores {
+            proxy: "3".to_owned(),
+            others: "3".to_owned(),
+            count: 1,
+        });
         cores.wait(&Progress::silent()).unwrap();
         assert_eq!((cores.spread(), cores.remark()), (None, None));
     }
@@ -148,7 +176,7 @@ mod tests {
     #[test]
     fn without_patience_it_says_what_it_saw() {
         let cores = |seen: &[f64]| Cores {
-            several: true,
+            pair: Some([0, 1]),
             left: Duration::ZERO,
             seen: seen.to_vec(),
         };

@@ -201,10 +201,11 @@ impl Pauses {
         for waker in std::mem::replace(&mut *waiting, later).into_values() {
             waker.wake();
         }
-        match waiting.keys().next() {
-            Some((over, _)) => timer.set(*over),
-            None => timer.stop(),
-        }
+        // Where nobody is left, whoever comes next sets it anew.
+        waiting
+            .keys()
+            .next()
+            .map_or(Ok(()), |(over, _)| timer.set(*over))
     }
 }
 
@@ -247,10 +248,6 @@ impl Timer {
         let left = TimeSpec::from_duration(left.max(Duration::from_nanos(1)));
         let once = Expiration::OneShot(left);
         Ok(self.timer.set(once, TimerSetTimeFlags::empty())?)
-    }
-
-    fn stop(&self) -> io::Result<()> {
-        Ok(self.timer.unset()?)
     }
 
     async fn rings(&self) -> io::Result<()> {

@@ -42,6 +42,7 @@ mod pause;
 mod probe;
 mod proof;
 pub mod provision;
+mod reader;
 mod relay;
 mod report;
 pub mod roles;

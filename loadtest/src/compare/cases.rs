@@ -201,7 +201,7 @@ fn nobody_refused(outcome: connect::Outcome) -> Result<connect::Outcome> {
 
 /// Does `work` beside as many threads as the other arms' load has: virtual cores may
 /// share a real one, and then each is slower while the other is busy.
-fn beside<T: Send>(
+pub(super) fn beside<T: Send>(
     threads: usize,
     load: impl Fn() -> Result<T> + Sync,
     work: impl FnOnce() -> Result<T>,
@@ -221,7 +221,7 @@ fn panicked() -> Error {
 }
 
 /// On a thread of its own that may use this core only.
-fn on_core<T: Send>(core: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+pub(super) fn on_core<T: Send>(core: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let failed = |error: nix::Error| doing("cannot use the proxies' core")(error.into());
     let mut set = CpuSet::new();
     set.set(core.parse().unwrap_or(0)).map_err(failed)?;

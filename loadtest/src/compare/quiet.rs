@@ -1,12 +1,9 @@
 //! Whether the machine is fit to be measured on.
 
 use std::hint::black_box;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
-
+use super::cases::{beside, on_core};
 use crate::arithmetic::Spread;
 use crate::cpu;
 use crate::error::Result;
@@ -26,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(90);
 const PAUSE: Duration = Duration::from_secs(3);
 /// Pieces of work, the fastest of which counts: nothing else can make it faster.
 const PIECES: usize = 3;
+/// Pieces of the other core's, which is not to be done before.
+const LONGER: usize = 2 * PIECES + 2;
 /// Turns of a piece: some 20 ms.
 const TURNS: u64 = 10_000_000;
 
@@ -47,18 +46,17 @@ pub(super) fn settle(most: Duration, progress: &Progress) -> Result<f64> {
 /// is measured then is another machine, and no ratio of a run that saw both can be had again.
 pub(super) struct Cores {
     /// The proxies' and another one; `None` where there is only one.
-    pair: Option<[usize; 2]>,
+    pair: Option<[String; 2]>,
     left: Duration,
     seen: Vec<f64>,
 }
 
 impl Cores {
     pub(super) fn new(cores: &house::Cores) -> Self {
-        let proxy = cores.proxy.parse().ok();
-        let others = cores.others.split(',').map(str::parse);
-        let other = others.flatten().find(|core| Some(*core) != proxy);
+        let mut others = cores.others.split(',');
+        let other = others.find(|core| *core != cores.proxy);
         Self {
-            pair: proxy.zip(other).map(<[usize; 2]>::from),
+            pair: other.map(|other| [cores.proxy.clone(), other.to_owned()]),
             left: PATIENCE,
             seen: Vec::new(),
         }
@@ -66,8 +64,8 @@ impl Cores {
 
     /// Before a round: waits for real cores while there is patience left.
     pub(super) fn wait(&mut self, progress: &Progress) -> Result<()> {
-        while let Some(pair) = self.pair {
-            let slower = company(pair);
+        while let Some(pair) = &self.pair {
+            let slower = company(pair)?;
             if slower <= REAL || self.left.is_zero() {
                 self.seen.push(slower);
                 return Ok(());
@@ -99,38 +97,20 @@ impl Cores {
 }
 
 /// How many times as long one core takes for the same work while the other works too.
-fn company([one, other]: [usize; 2]) -> f64 {
-    let (alone, over) = (AtomicBool::new(true), AtomicBool::new(false));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            stay_on(other);
-            while !over.load(Ordering::Relaxed) {
-                match alone.load(Ordering::Relaxed) {
-                    true => std::thread::sleep(Duration::from_millis(1)),
-                    false => drop(work()),
-                }
-            }
-        });
-        let measured = scope.spawn(|| {
-            stay_on(one);
-            let by_itself = fastest();
-            alone.store(false, Ordering::Relaxed);
-            // Until the other one has begun.
-            work();
-            fastest().as_secs_f64() / by_itself.as_secs_f64().max(1e-9)
-        });
-        let ratio = measured.join().unwrap_or(1.0);
-        over.store(true, Ordering::Relaxed);
-        ratio
-    })
-}
-
-/// Keeps this thread on a core. Where that is not allowed the scheduler chooses.
-fn stay_on(core: usize) {
-    let mut set = CpuSet::new();
-    if set.set(core).is_ok() {
-        let _ = sched_setaffinity(Pid::from_raw(0), &set);
-    }
+fn company([one, other]: &[String; 2]) -> Result<f64> {
+    let alone = on_core(one, || Ok(fastest()))?;
+    let beside = beside(
+        1,
+        || on_core(other, || Ok((0..LONGER).map(|_| work()).sum())),
+        || {
+            on_core(one, || {
+                // Until the other one has begun.
+                work();
+                Ok(fastest())
+            })
+        },
+    )?;
+    Ok(beside.as_secs_f64() / alone.as_secs_f64().max(1e-9))
 }
 
 fn fastest() -> Duration {
@@ -158,8 +138,11 @@ mod tests {
 
     #[test]
     fn work_takes_as_long_beside_other_work_or_longer() {
-        let slower = company([0, 1]);
-        assert!((0.5..20.0).contains(&slower), "{slower}");
+        let mut cores = Cores::new(&house::Cores::take(false).unwrap());
+        cores.left = Duration::ZERO;
+        cores.wait(&Progress::silent()).unwrap();
+        assert_eq!(cores.seen.len(), usize::from(cores.pair.is_some()));
+        assert!(cores.seen.iter().all(|slower| (0.5..20.0).contains(slower)));
     }
 
     #[test]
@@ -176,7 +159,7 @@ mod tests {
     #[test]
     fn without_patience_it_says_what_it_saw() {
         let cores = |seen: &[f64]| Cores {
-            pair: Some([0, 1]),
+            pair: None,
             left: Duration::ZERO,
             seen: seen.to_vec(),
         };

@@ -4,7 +4,7 @@
 //! The engine itself has no way in without TLS, on purpose. So what TLS costs it
 //! is told by a program of its own with the same loop: strictly one read and
 //! then the write of what it brought, 8 KiB a read and 128 KiB while a stream
-//! fills them. It has no pauses in streams.
+//! fills them. It has no pauses in streams, and the system's congestion control.
 
 use std::io;
 use std::net::SocketAddr;

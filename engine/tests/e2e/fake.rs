@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::message;
 use crate::process::PATIENCE;
@@ -90,6 +90,29 @@ impl Drop for Fake {
         }
         // Wakes the accepting thread, which then sees that it is over.
         let _ = TcpStream::connect(self.address);
+    }
+}
+
+/// An address at which nobody listens: bound, so that nobody else can.
+pub(crate) struct Nobody {
+    address: SocketAddr,
+    _socket: Socket,
+}
+
+impl Nobody {
+    pub(crate) fn listens() -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        socket.bind(&any.into()).expect("a free port");
+        let address = socket.local_addr().expect("a bound socket").as_socket();
+        Self {
+            address: address.expect("IPv4"),
+            _socket: socket,
+        }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 }
 

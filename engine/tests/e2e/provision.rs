@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::cluster::{Cluster, Plan};
-use crate::fake::Fake;
+use crate::fake::Nobody;
 use crate::process::{PATIENCE, lossy, mortal, run, spawn, succeed, wait};
 use crate::stage::{READ_PASSWORD, READWRITE_PASSWORD, SUPERUSER_PASSWORD};
 use crate::suite::{Suite, World};
@@ -342,7 +342,8 @@ fn refusals(world: &World) {
     both.args(["--check", "--sql"]);
     assert_eq!(said(both).code, Some(64));
 
-    let gone = Fake::start(|_| Ok(())).address().to_string();
+    let nobody = Nobody::listens();
+    let gone = nobody.address().to_string();
     let mut down = cluster.provisioner(OWN);
     down.env("TEESQL_POSTGRES", &gone);
     let error = format!("cannot connect to Postgres at {gone}: Connection refused (os error 111)");

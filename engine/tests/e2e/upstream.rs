@@ -3,7 +3,7 @@
 
 use crate::client::Ending;
 use crate::cluster::Plan;
-use crate::fake::{Fake, read_message, read_startup, welcome};
+use crate::fake::{Fake, Nobody, read_message, read_startup, welcome};
 use crate::message::PgError;
 use crate::sidecar::Sidecar;
 use crate::stage::{READ_SECRET, READWRITE_SECRET, SUPERUSER_PASSWORD};
@@ -51,7 +51,8 @@ pub(crate) fn refusal(
 }
 
 fn down(world: &World) {
-    let gone = Fake::start(|_| Ok(())).address().to_string();
+    let nobody = Nobody::listens();
+    let gone = nobody.address().to_string();
     let no_socket = world.stage.path("no.sock");
     for (upstream, why) in [
         (

@@ -15,6 +15,7 @@ use super::recorder::{self, Recorder};
 use super::run::{Forwarder, Settings};
 use super::through::{READER, Way};
 use crate::client::Wire;
+use crate::fake::Nobody;
 use crate::message::{self, PROTOCOL_3_0};
 use crate::stage::READ_SECRET;
 use crate::suite::{Suite, World};
@@ -176,10 +177,9 @@ fn servers(world: &World) {
     let text = "the server closed the connection during the TLS handshake";
     assert_refused(&forwarder, &closes, "server_hung_up", text);
 
-    let gone = Recorder::plain(recorder::closes);
-    let forwarder = Forwarder::start(&quick(&gone));
-    let text = format!("cannot connect to {}: ", gone.address());
-    drop(gone);
+    let nobody = Nobody::listens();
+    let forwarder = Forwarder::start(&strict(&lab, world, nobody.address()));
+    let text = format!("cannot connect to {}: ", nobody.address());
     let said = forwarder.ask(READER);
     assert!(said.contains(&format!("FATAL:  {text}")), "{said}");
     forwarder.await_reason("server_unreachable");

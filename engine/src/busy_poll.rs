@@ -1,35 +1,63 @@
 //! Busy polling: a shard that has just moved bytes looks for more for a while before
 //! it sleeps, since waking a core costs more than a short query does.
 //!
-//! Off, it is a flag that nobody reads. On, a task keeps the runtime's loop turning,
-//! and every turn asks the kernel for completions. It takes two tasks that wake each
-//! other: monoio 0.2.4 puts one that wakes itself in front of all others.
+//! A task keeps the runtime's loop turning, and every turn asks the kernel for
+//! completions. It takes two tasks that wake each other: monoio 0.2.4 puts one that
+//! wakes itself in front of all others.
+
+mod habit;
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use nix::unistd::{SysconfVar, sysconf};
+
+use habit::{Habit, SOON};
+pub(crate) use habit::{Moved, Way};
+
 /// The longest time without a look at the timers. monoio looks at them only before
 /// the shard sleeps, and deadlines must hold on one that is never without traffic.
 const WITHOUT_TIMERS: Duration = Duration::from_millis(10);
+/// monoio's timers run out up to so much later.
+const TIMER_STEP: Duration = Duration::from_millis(1);
+/// A turn of the loop that took so long was interrupted: others want this core.
+const INTERRUPTED: Duration = Duration::from_millis(1);
+
+/// When a shard looks for more bytes before it sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Polling {
+    /// Never.
+    Off,
+    /// Where the last exchanges say that more comes soon, on a machine that has more
+    /// than one core.
+    Auto,
+    /// For so long after all bytes.
+    Always(Duration),
+}
 
 /// A shard's.
 pub(crate) struct BusyPoll {
-    /// How long after the last bytes.
-    time: Option<Duration>,
-    traffic: Cell<bool>,
+    polling: Polling,
+    habit: RefCell<Habit>,
+    /// How long to look.
+    until: Cell<Option<Instant>>,
     asleep: Cell<bool>,
     looks: RefCell<Option<Waker>>,
     echoes: RefCell<Option<Waker>>,
 }
 
 impl BusyPoll {
-    pub(crate) fn new(time: Option<Duration>) -> Rc<Self> {
+    pub(crate) fn new(polling: Polling) -> Rc<Self> {
         Rc::new(Self {
-            time,
-            traffic: Cell::new(false),
+            polling: match polling {
+                Polling::Auto if machine_has_one_core() => Polling::Off,
+                polling => polling,
+            },
+            habit: RefCell::default(),
+            until: Cell::new(None),
             asleep: Cell::new(false),
             looks: RefCell::default(),
             echoes: RefCell::default(),
@@ -38,18 +66,31 @@ impl BusyPoll {
 
     /// Bytes have come, and more may follow at once.
     #[inline]
-    pub(crate) fn saw_traffic(&self) {
-        self.traffic.set(true);
-        if self.asleep.replace(false) {
+    pub(crate) fn saw_traffic(&self, moved: Moved) {
+        if self.polling != Polling::Off {
+            self.consider(moved, Instant::now());
+        }
+    }
+
+    fn consider(&self, moved: Moved, now: Instant) {
+        let time = match self.polling {
+            Polling::Off => None,
+            Polling::Auto => self.habit.borrow_mut().saw(moved, now).then_some(SOON),
+            Polling::Always(time) => Some(time),
+        };
+        self.until.set(time.map(|time| now + time));
+        if time.is_some() && self.asleep.replace(false) {
             wake(&self.looks);
         }
     }
 
     /// Starts the two tasks, on the shard's runtime, where that is wanted.
     pub(crate) fn start(self: &Rc<Self>) {
-        let Some(time) = self.time else { return };
+        if self.polling == Polling::Off {
+            return;
+        }
         let (looker, echo) = (Rc::clone(self), Rc::clone(self));
-        drop(monoio::spawn(async move { looker.look(time).await }));
+        drop(monoio::spawn(async move { looker.look().await }));
         drop(monoio::spawn(async move {
             poll_fn(|cx| {
                 keep(&echo.echoes, cx);
@@ -60,20 +101,17 @@ impl BusyPoll {
         }));
     }
 
-    async fn look(&self, time: Duration) {
+    async fn look(&self) {
         loop {
-            self.traffic_comes().await;
-            if self.stay_awake(time).await.is_err() {
-                // Not over before the runtime has looked at its timers.
-                monoio::time::sleep(Duration::ZERO).await;
-            }
+            self.something_to_wait_for().await;
+            self.stay_awake().await;
         }
     }
 
-    async fn traffic_comes(&self) {
+    async fn something_to_wait_for(&self) {
         poll_fn(|cx| {
             keep(&self.looks, cx);
-            if self.traffic.replace(false) {
+            if self.until.get().is_some() {
                 return Poll::Ready(());
             }
             self.asleep.set(true);
@@ -82,29 +120,45 @@ impl BusyPoll {
         .await;
     }
 
-    /// Until there has been no traffic for `time`.
-    ///
-    /// # Errors
-    /// The traffic has not paused for [`WITHOUT_TIMERS`].
-    async fn stay_awake(&self, time: Duration) -> Result<(), ()> {
+    /// Until there has been nothing for long enough, or the timers want to be looked at.
+    async fn stay_awake(&self) {
         let begun = Instant::now();
-        let mut last = begun;
-        poll_fn(|_| {
+        let mut turned = begun;
+        let mut timer = None;
+        poll_fn(|cx| {
             let now = Instant::now();
-            if self.traffic.replace(false) {
-                last = now;
+            if self.polling == Polling::Auto && now - turned >= INTERRUPTED {
+                self.habit.borrow_mut().interrupted(now);
+                self.until.set(None);
             }
-            if now - last >= time {
-                return Poll::Ready(Ok(()));
+            turned = now;
+            if self.until.get().is_none_or(|until| now >= until) {
+                self.until.set(None);
+                return Poll::Ready(());
             }
-            if now - begun >= WITHOUT_TIMERS {
-                return Poll::Ready(Err(()));
+            let awake = now - begun;
+            if awake >= WITHOUT_TIMERS / 2 {
+                // Set so early, it has run out by the time that it is waited for: the
+                // runtime looks at its timers and does not sleep.
+                let sleep = || Box::pin(monoio::time::sleep(WITHOUT_TIMERS / 2 - TIMER_STEP));
+                if timer.get_or_insert_with(sleep).as_mut().poll(cx).is_ready() {
+                    return Poll::Ready(());
+                }
+                if awake >= WITHOUT_TIMERS {
+                    return Poll::Pending;
+                }
             }
             wake(&self.echoes);
             Poll::Pending
         })
-        .await
+        .await;
     }
+}
+
+/// Of the machine's, not of those that this thread is tied to: with one, whoever is to
+/// answer waits for the poller.
+fn machine_has_one_core() -> bool {
+    matches!(sysconf(SysconfVar::_NPROCESSORS_ONLN), Ok(Some(..=1)))
 }
 
 fn keep(place: &RefCell<Option<Waker>>, cx: &Context<'_>) {
@@ -132,10 +186,16 @@ mod tests {
     use super::*;
     use crate::driver::{Driver, block_on};
 
+    const QUESTION: Moved = Moved {
+        session: 1,
+        way: Way::ToServer,
+        bytes: 50,
+    };
+
     fn on_both(test: impl AsyncFn(Rc<BusyPoll>)) {
         for driver in [Driver::Epoll, Driver::IoUring] {
             let ran = block_on(driver, async {
-                let busy = BusyPoll::new(Some(Duration::from_millis(20)));
+                let busy = BusyPoll::new(Polling::Always(Duration::from_millis(20)));
                 busy.start();
                 test(busy).await;
             });
@@ -163,7 +223,7 @@ mod tests {
         let mut near = UnixStream::from_std(near).unwrap();
         drop(monoio::spawn(async move {
             loop {
-                busy.saw_traffic();
+                busy.saw_traffic(QUESTION);
                 let (sent, byte) = near.write_all(vec![1]).await;
                 let (read, _) = near.read(byte).await;
                 if sent.is_err() || !matches!(read, Ok(1)) {
@@ -192,7 +252,7 @@ mod tests {
     fn it_sleeps_when_the_traffic_ends_and_wakes_with_it() {
         on_both(async |busy| {
             for _ in 0..3 {
-                busy.saw_traffic();
+                busy.saw_traffic(QUESTION);
                 assert!(!busy.asleep.get());
                 let mut tries = 0;
                 while !busy.asleep.get() {
@@ -205,11 +265,41 @@ mod tests {
     }
 
     #[test]
+    fn auto_looks_where_more_comes_soon_and_then_sleeps() {
+        for driver in [Driver::Epoll, Driver::IoUring] {
+            let ran = block_on(driver, async {
+                let busy = BusyPoll::new(Polling::Always(Duration::from_millis(20)));
+                // As it is on any machine.
+                let mut busy = Rc::into_inner(busy).unwrap();
+                busy.polling = Polling::Auto;
+                let busy = Rc::new(busy);
+                busy.start();
+                for (apart, looks) in [(SOON * 2, false), (SOON / 2, true)] {
+                    monoio::time::sleep(Duration::from_millis(1)).await;
+                    let now = Instant::now();
+                    (0..30).for_each(|n| busy.consider(QUESTION, now + apart * n));
+                    assert_eq!(busy.until.get().is_some(), looks);
+                    assert_eq!(busy.asleep.get(), !looks);
+                }
+                let mut tries = 0;
+                while !busy.asleep.get() {
+                    tries += 1;
+                    assert!(tries < 10_000, "it never sleeps");
+                    monoio::time::sleep(Duration::from_millis(1)).await;
+                }
+            });
+            if let Err(error) = ran {
+                println!("skipped {driver}: {error}");
+            }
+        }
+    }
+
+    #[test]
     fn off_it_does_nothing() {
         on_both(async |_| {
-            let off = BusyPoll::new(None);
+            let off = BusyPoll::new(Polling::Off);
             off.start();
-            off.saw_traffic();
+            off.saw_traffic(QUESTION);
             assert!(off.looks.borrow().is_none());
         });
     }

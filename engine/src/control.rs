@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use attest::AttestedPeer;
 use nix::sys::socket::{Shutdown, shutdown};
 
+use crate::busy_poll::{Moved, Way};
 use crate::end::End;
 use crate::metrics::Meters;
 use crate::pause::Pauses;
@@ -177,13 +178,21 @@ impl Control {
         self.received
             .set(self.received.get().wrapping_add(n as u64));
         self.meters.received.increment(n as u64);
-        self.traffic.seen();
+        self.saw(Way::ToServer, n);
     }
 
     pub(crate) fn count_sent(&self, n: usize) {
         self.sent.set(self.sent.get().wrapping_add(n as u64));
         self.meters.sent.increment(n as u64);
-        self.traffic.seen();
+        self.saw(Way::ToClient, n);
+    }
+
+    fn saw(&self, way: Way, bytes: usize) {
+        self.traffic.seen(Moved {
+            session: std::ptr::from_ref(self).addr(),
+            way,
+            bytes,
+        });
     }
 
     /// Plaintext bytes from and to the client so far.

@@ -4,12 +4,11 @@ use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use crate::balance::Balance;
-use crate::busy_poll::BusyPoll;
+use crate::busy_poll::{BusyPoll, Polling};
 use crate::config::{Config, Process};
 use crate::driver::{self, Driver};
 use crate::gate::{Gate, Guard};
@@ -57,7 +56,7 @@ pub(crate) struct Site {
     limit: Arc<Limit>,
     times: Times,
     pin: bool,
-    busy_poll: Option<Duration>,
+    busy_poll: Polling,
 }
 
 impl Site {

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::busy_poll::BusyPoll;
+use crate::busy_poll::{BusyPoll, Moved};
 use crate::lane::Lane;
 use crate::pause::Pauses;
 
@@ -16,8 +16,8 @@ pub(crate) struct Traffic {
 impl Traffic {
     /// Bytes have come, and more may follow at once.
     #[inline]
-    pub(crate) fn seen(&self) {
-        self.busy_poll.saw_traffic();
+    pub(crate) fn seen(&self, moved: Moved) {
+        self.busy_poll.saw_traffic(moved);
         self.lane.saw_traffic();
     }
 }

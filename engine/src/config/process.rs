@@ -9,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 use super::identity::read_places;
 use super::layers::Reader;
 use super::values;
+use crate::busy_poll::Polling;
 use crate::driver::Choice;
 use crate::log::Format;
 
@@ -20,8 +21,8 @@ pub struct Process {
     pub pin: bool,
     /// io_uring or epoll.
     pub driver: Choice,
-    /// How long a shard looks for more before it sleeps.
-    pub busy_poll: Option<Duration>,
+    /// When a shard looks for more before it sleeps.
+    pub busy_poll: Polling,
     /// Where the guest agent is looked for.
     pub guest_agent: Places,
     /// Where HTTP is served.

@@ -153,6 +153,7 @@ const SHARED: &[&str] = &[
 pub(super) const FORWARD_DEFAULTS: &[(&str, &str)] = &[
     ("shards", "1"),
     ("pin", "false"),
+    ("busy_poll", "off"),
     ("admin_listen", "off"),
     ("certificate_subject", "teesql-forward"),
     ("max_connections", "1000"),
@@ -195,7 +196,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     plain("shards", "N", Some("auto"), "Threads that serve connections; auto is one per core"),
     plain("pin", "BOOL", Some("true"), "Tie each shard to a core of its own"),
     plain("driver", "DRIVER", Some("auto"), "auto, io_uring or epoll"),
-    plain("busy_poll", "TIME", Some("off"), "How long a shard looks for more bytes before it sleeps, e.g. 50us: less latency for few clients, more CPU"),
+    plain("busy_poll", "TIME", Some("auto"), "How long a shard looks for more bytes before it sleeps: less latency for few clients, more CPU; auto is where more comes soon; off, or e.g. 50us"),
     plain("tls_cert", "FILE", None, "Certificate chain, PEM, leaf first; without it the guest agent gives certificate and key"),
     plain("tls_key", "FILE", None, "Private key of the leaf, PEM"),
     plain("guest_agent", "PATH", Some("auto"), "The guest agent's socket or http URL; auto is dstack's usual places"),

@@ -16,6 +16,7 @@ use wire::scram::Password;
 use wire::secret::ClusterSecret;
 
 use super::Listen;
+use crate::busy_poll::Polling;
 use crate::net::Endpoint;
 
 /// Postgres' own default port names its socket.
@@ -225,10 +226,12 @@ pub(super) fn duration_or_off(text: &str) -> Parsed<Option<Duration>> {
 /// Longer than a core takes to wake, it would only burn.
 const LONGEST_BUSY_POLL: Duration = Duration::from_millis(1);
 
-pub(super) fn busy_poll(text: &str) -> Parsed<Option<Duration>> {
-    match duration_or_off(text) {
-        Ok(time) if time.is_none_or(|time| time <= LONGEST_BUSY_POLL) => Ok(time),
-        _ => Err("expected a time up to 1ms, e.g. 50us, or off".to_owned()),
+pub(super) fn busy_poll(text: &str) -> Parsed<Polling> {
+    match (text, duration_or_off(text)) {
+        ("auto", _) => Ok(Polling::Auto),
+        (_, Ok(None)) => Ok(Polling::Off),
+        (_, Ok(Some(time))) if time <= LONGEST_BUSY_POLL => Ok(Polling::Always(time)),
+        _ => Err("expected auto, a time up to 1ms, e.g. 50us, or off".to_owned()),
     }
 }
 

@@ -138,11 +138,23 @@ impl Run<'_> {
         title: &str,
         columns: &[(&str, &str)],
         arms: &[String],
+        measure: impl FnMut(usize, usize) -> Result<Sample>,
+    ) -> Result<()> {
+        self.so_many_rounds(self.options.rounds, key, title, columns, arms, measure)
+    }
+
+    fn so_many_rounds(
+        &mut self,
+        rounds: usize,
+        key: &str,
+        title: &str,
+        columns: &[(&str, &str)],
+        arms: &[String],
         mut measure: impl FnMut(usize, usize) -> Result<Sample>,
     ) -> Result<()> {
         let samples = |arm: &String| Samples {
             arm: arm.clone(),
-            rounds: vec![None; self.options.rounds],
+            rounds: vec![None; rounds],
         };
         let mut case = Case {
             key: key.to_owned(),
@@ -150,7 +162,7 @@ impl Run<'_> {
             columns: columns.iter().map(column).collect(),
             arms: arms.iter().map(samples).collect(),
         };
-        for round in 0..self.options.rounds {
+        for round in 0..rounds {
             self.quiet.wait(self.progress)?;
             for index in order(arms.len(), round) {
                 let name = arms.get(index).map_or("", String::as_str);

@@ -43,8 +43,8 @@ pub enum Kind {
     SidecarEpoll,
     /// Ours on io_uring, with Postgres on its Unix socket.
     SidecarUnix,
-    /// Ours on io_uring, busy polling.
-    SidecarBusyPoll,
+    /// Ours on io_uring, asleep whenever it waits.
+    SidecarNoPoll,
 }
 
 impl Kind {
@@ -59,7 +59,7 @@ impl Kind {
         Self::Sidecar,
         Self::SidecarEpoll,
         Self::SidecarUnix,
-        Self::SidecarBusyPoll,
+        Self::SidecarNoPoll,
     ];
 
     /// For tables, pictures and flags.
@@ -75,7 +75,7 @@ impl Kind {
             Self::Sidecar => "sidecar",
             Self::SidecarEpoll => "sidecar-epoll",
             Self::SidecarUnix => "sidecar-unix",
-            Self::SidecarBusyPoll => "sidecar-busy-poll",
+            Self::SidecarNoPoll => "sidecar-no-poll",
         }
     }
 
@@ -147,7 +147,7 @@ impl Peer {
             Kind::Sidecar => sidecar::start(house, upstream, Mode::default()),
             Kind::SidecarEpoll => sidecar::start(house, upstream, Mode::epoll()),
             Kind::SidecarUnix => sidecar::start(house, upstream, Mode::unix()),
-            Kind::SidecarBusyPoll => sidecar::start(house, upstream, Mode::busy_poll()),
+            Kind::SidecarNoPoll => sidecar::start(house, upstream, Mode::no_poll()),
         }
     }
 

@@ -111,7 +111,7 @@ fn every_kind_of_query_comes_back_from_every_arm() {
         Kind::Sidecar,
         Kind::SidecarEpoll,
         Kind::SidecarUnix,
-        Kind::SidecarBusyPoll,
+        Kind::SidecarNoPoll,
     ] {
         let peer = stage.peer(kind);
         let modes = [

@@ -12,6 +12,9 @@ use crate::reference;
 use crate::report::Sample;
 use crate::target::{Login, Target};
 
+/// One client waits for cores that sleep, more or less deeply from one moment to the next:
+/// a round is so many short ones then.
+const PARTS: usize = 4;
 /// Connections that come at a time.
 const NEWCOMERS: usize = 16;
 /// Logins at a time: Postgres forks for each.
@@ -48,12 +51,17 @@ const LOGIN: &[(&str, &str)] = &[
 
 impl Run<'_> {
     pub(super) fn queries(&mut self, peers: &[Peer]) -> Result<()> {
-        let (progress, threads, seconds) = (self.progress, self.threads, self.options.seconds);
+        let (progress, threads) = (self.progress, self.threads);
         for clients in self.options.clients.clone() {
-            let word = if clients == 1 { "client" } else { "clients" };
+            let (word, parts) = match clients {
+                1 => ("client", PARTS),
+                _ => ("clients", 1),
+            };
+            let rounds = self.options.rounds * parts;
+            let seconds = self.options.seconds / f64::from(u32::try_from(parts).unwrap_or(1));
             let title = format!("SELECT, prepared, {clients} {word}");
             let key = format!("select-{clients}");
-            self.rounds(&key, &title, QUERY, &names(peers), |index, _| {
+            self.so_many_rounds(rounds, &key, &title, QUERY, &names(peers), |index, _| {
                 let peer = peers.get(index).ok_or(Error::Stopped)?;
                 let (target, login) = (peer.target.clone(), peer.login.clone());
                 let outcome = query::Plan {

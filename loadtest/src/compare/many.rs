@@ -20,6 +20,8 @@ use crate::report::Climb;
 pub(super) const ACTIVE: usize = 16;
 /// Sessions beside a storm.
 const SESSIONS: usize = 8;
+/// A p99 is made by few queries: so many storms for each round.
+const STORMS: usize = 2;
 /// How long it is quiet before a storm, and how long the sessions go on.
 const QUIET: Duration = Duration::from_secs(3);
 const STORMY: Duration = Duration::from_secs(5);
@@ -57,7 +59,7 @@ impl Run<'_> {
             ));
         }
         // The fake has no Unix socket, and who rests does not poll.
-        let absent = [Kind::Direct, Kind::SidecarUnix, Kind::SidecarBusyPoll];
+        let absent = [Kind::Direct, Kind::SidecarUnix, Kind::SidecarNoPoll];
         let proxies = self
             .options
             .arms
@@ -141,7 +143,8 @@ impl Run<'_> {
         let (house, progress, threads) = (self.house, self.progress, self.threads);
         let (upstream, count) = (&self.postgres.upstream, self.options.strangers);
         let title = format!("{count} certificates never seen, beside {SESSIONS} sessions");
-        self.rounds(
+        self.so_many_rounds(
+            self.options.rounds * STORMS,
             "storm",
             &title,
             STORM,

@@ -23,8 +23,8 @@ pub struct Mode {
     pub spread: bool,
     /// Dials Postgres' Unix socket.
     pub unix: bool,
-    /// Looks for more bytes for 50 µs before it sleeps.
-    pub busy_poll: bool,
+    /// Sleeps whenever it waits.
+    pub no_poll: bool,
 }
 
 impl Default for Mode {
@@ -36,7 +36,7 @@ impl Default for Mode {
             attested: false,
             spread: false,
             unix: false,
-            busy_poll: false,
+            no_poll: false,
         }
     }
 }
@@ -60,11 +60,11 @@ impl Mode {
         }
     }
 
-    /// The default, busy polling.
+    /// The default without busy polling.
     #[must_use]
-    pub fn busy_poll() -> Self {
+    pub fn no_poll() -> Self {
         Self {
-            busy_poll: true,
+            no_poll: true,
             ..Self::default()
         }
     }
@@ -114,9 +114,7 @@ pub(super) fn start(house: &House, upstream: &Upstream, mode: Mode) -> Result<Pe
         kind: match mode {
             Mode { epoll: true, .. } => Kind::SidecarEpoll,
             Mode { unix: true, .. } => Kind::SidecarUnix,
-            Mode {
-                busy_poll: true, ..
-            } => Kind::SidecarBusyPoll,
+            Mode { no_poll: true, .. } => Kind::SidecarNoPoll,
             _ => Kind::Sidecar,
         },
         target: Target::loopback(address, Opening::SslRequest, identity.as_ref())?,
@@ -145,7 +143,7 @@ fn settings(serve: &mut Command, house: &House, upstream: &Upstream, mode: Mode)
         .env("TEESQL_SHARDS", if mode.spread { "auto" } else { "1" })
         .env(
             "TEESQL_BUSY_POLL",
-            if mode.busy_poll { "50us" } else { "off" },
+            if mode.no_poll { "off" } else { "auto" },
         )
         .env(
             "TEESQL_DRIVER",

@@ -31,7 +31,7 @@ pub(super) fn class(arm: &str) -> &'static str {
         "sidecar" => "c-sidecar",
         "sidecar-epoll" => "c-epoll",
         "sidecar-unix" => "c-unix",
-        "sidecar-busy-poll" => "c-busy",
+        "sidecar-no-poll" => "c-sleeps",
         _ => "c-other",
     }
 }

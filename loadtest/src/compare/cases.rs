@@ -61,8 +61,9 @@ impl Run<'_> {
             let seconds = self.options.seconds / f64::from(u32::try_from(parts).unwrap_or(1));
             let title = format!("SELECT, prepared, {clients} {word}");
             let key = format!("select-{clients}");
-            self.so_many_rounds(rounds, &key, &title, QUERY, &names(peers), |index, _| {
-                let peer = peers.get(index).ok_or(Error::Stopped)?;
+            let arms = arms(peers, clients == 1);
+            self.so_many_rounds(rounds, &key, &title, QUERY, &names(&arms), |index, _| {
+                let peer = arms.get(index).ok_or(Error::Stopped)?;
                 let (target, login) = (peer.target.clone(), peer.login.clone());
                 let outcome = query::Plan {
                     scale: SCALE,
@@ -84,8 +85,9 @@ impl Run<'_> {
         ];
         for (way, key, word) in ways {
             let title = format!("COPY {word}, {} MiB", self.options.bulk);
-            self.rounds(key, &title, BULK, &names(peers), |index, round| {
-                let peer = peers.get(index).ok_or(Error::Stopped)?;
+            let arms = arms(peers, false);
+            self.rounds(key, &title, BULK, &names(&arms), |index, round| {
+                let peer = arms.get(index).ok_or(Error::Stopped)?;
                 let plan = bulk::Plan {
                     target: peer.target.clone(),
                     login: peer.login.clone(),
@@ -242,7 +244,13 @@ pub(super) fn on_core<T: Send>(core: &str, work: impl FnOnce() -> Result<T> + Se
     })
 }
 
-pub(super) fn names(peers: &[Peer]) -> Vec<String> {
+/// Those that differ: a shard polls only for `few` clients, and never in a stream.
+fn arms(peers: &[Peer], few: bool) -> Vec<&Peer> {
+    let differs = |peer: &&Peer| few || peer.kind != Kind::SidecarNoPoll;
+    peers.iter().filter(differs).collect()
+}
+
+fn names(peers: &[&Peer]) -> Vec<String> {
     peers.iter().map(|peer| peer.kind.to_string()).collect()
 }
 

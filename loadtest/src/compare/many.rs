@@ -32,7 +32,6 @@ const REST: Duration = Duration::from_secs(5);
 pub(super) const ATTESTED: &str = "sidecar, attested";
 
 const STORM: &[(&str, &str)] = &[
-    ("ratio", "p99 ÷ quiet"),
     ("quiet", "p99 quiet µs"),
     ("stormy", "p99 stormy µs"),
     ("p999", "p99.9 stormy µs"),
@@ -177,7 +176,6 @@ impl Run<'_> {
                 let whole =
                     |count: usize| Some(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
                 Ok(figures([
-                    Some(stormy / quiet),
                     Some(quiet),
                     Some(stormy),
                     Some(outcome.p999()),

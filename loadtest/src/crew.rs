@@ -64,12 +64,13 @@ pub struct Times {
 }
 
 impl Times {
-    /// `seconds` that count, after a tenth of it, at least 0.2 s, that does not.
+    /// `seconds` that count, after a tenth of it, at least 0.2 s but no more than half of
+    /// it, that does not.
     #[must_use]
     pub fn measuring(seconds: f64) -> Self {
         let measured = Duration::from_secs_f64(seconds);
         Self {
-            warmup: (measured / 10).max(Duration::from_millis(200)),
+            warmup: (measured / 10).max(Duration::from_millis(200).min(measured / 2)),
             measured,
             patience: Duration::from_secs(60),
         }

@@ -14,7 +14,9 @@ use crate::target::{Login, Target};
 
 /// One client waits for cores that sleep, more or less deeply from one moment to the next:
 /// a round is so many short ones then.
-const PARTS: usize = 4;
+const PARTS: usize = 8;
+/// A COPY takes a third of a second: so many rounds of them for each.
+const COPIES: usize = 2;
 /// Connections that come at a time.
 const NEWCOMERS: usize = 16;
 /// Logins at a time: Postgres forks for each.
@@ -86,7 +88,8 @@ impl Run<'_> {
         for (way, key, word) in ways {
             let title = format!("COPY {word}, {} MiB", self.options.bulk);
             let arms = arms(peers, false);
-            self.rounds(key, &title, BULK, &names(&arms), |index, round| {
+            let rounds = self.options.rounds * COPIES;
+            self.so_many_rounds(rounds, key, &title, BULK, &names(&arms), |index, round| {
                 let peer = arms.get(index).ok_or(Error::Stopped)?;
                 let plan = bulk::Plan {
                     target: peer.target.clone(),

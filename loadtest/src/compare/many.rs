@@ -21,7 +21,7 @@ pub(super) const ACTIVE: usize = 16;
 /// Sessions beside a storm.
 const SESSIONS: usize = 8;
 /// A p99 is made by few queries: so many storms for each round.
-const STORMS: usize = 2;
+const STORMS: usize = 3;
 /// How long it is quiet before a storm, and how long the sessions go on.
 const QUIET: Duration = Duration::from_secs(3);
 const STORMY: Duration = Duration::from_secs(5);

@@ -51,11 +51,15 @@ pub(crate) struct BusyPoll {
 
 impl BusyPoll {
     pub(crate) fn new(polling: Polling) -> Rc<Self> {
+        Self::as_told(match polling {
+            Polling::Auto if machine_has_one_core() => Polling::Off,
+            polling => polling,
+        })
+    }
+
+    fn as_told(polling: Polling) -> Rc<Self> {
         Rc::new(Self {
-            polling: match polling {
-                Polling::Auto if machine_has_one_core() => Polling::Off,
-                polling => polling,
-            },
+            polling,
             habit: RefCell::default(),
             until: Cell::new(None),
             asleep: Cell::new(false),
@@ -127,7 +131,8 @@ impl BusyPoll {
         let mut timer = None;
         poll_fn(|cx| {
             let now = Instant::now();
-            if self.polling == Polling::Auto && now - turned >= INTERRUPTED {
+            if self.polling == Polling::Auto && now.saturating_duration_since(turned) >= INTERRUPTED
+            {
                 self.habit.borrow_mut().interrupted(now);
                 self.until.set(None);
             }
@@ -145,6 +150,8 @@ impl BusyPoll {
                     return Poll::Ready(());
                 }
                 if awake >= WITHOUT_TIMERS {
+                    // A wait for it would be no interruption.
+                    turned = now + TIMER_STEP;
                     return Poll::Pending;
                 }
             }
@@ -192,16 +199,27 @@ mod tests {
         bytes: 50,
     };
 
-    fn on_both(test: impl AsyncFn(Rc<BusyPoll>)) {
+    const ALWAYS: Polling = Polling::Always(Duration::from_millis(20));
+
+    fn on_both(polling: Polling, test: impl AsyncFn(Rc<BusyPoll>)) {
         for driver in [Driver::Epoll, Driver::IoUring] {
             let ran = block_on(driver, async {
-                let busy = BusyPoll::new(Polling::Always(Duration::from_millis(20)));
+                let busy = BusyPoll::as_told(polling);
                 busy.start();
                 test(busy).await;
             });
             if let Err(error) = ran {
                 println!("skipped {driver}: {error}");
             }
+        }
+    }
+
+    async fn falls_asleep(busy: &BusyPoll) {
+        let mut tries = 0;
+        while !busy.asleep.get() {
+            tries += 1;
+            assert!(tries < 10_000, "it never sleeps");
+            monoio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
@@ -237,7 +255,7 @@ mod tests {
     #[test]
     fn timers_run_out_although_traffic_never_ends() {
         for sessions in [1, 16] {
-            on_both(async |busy| {
+            on_both(ALWAYS, async |busy| {
                 let peers: Vec<_> = (0..sessions).map(|_| session(Rc::clone(&busy))).collect();
                 for _ in 0..3 {
                     monoio::time::sleep(Duration::from_millis(20)).await;
@@ -250,55 +268,32 @@ mod tests {
 
     #[test]
     fn it_sleeps_when_the_traffic_ends_and_wakes_with_it() {
-        on_both(async |busy| {
+        on_both(ALWAYS, async |busy| {
             for _ in 0..3 {
                 busy.saw_traffic(QUESTION);
                 assert!(!busy.asleep.get());
-                let mut tries = 0;
-                while !busy.asleep.get() {
-                    tries += 1;
-                    assert!(tries < 10_000, "it never sleeps");
-                    monoio::time::sleep(Duration::from_millis(1)).await;
-                }
+                falls_asleep(&busy).await;
             }
         });
     }
 
     #[test]
     fn auto_looks_where_more_comes_soon_and_then_sleeps() {
-        for driver in [Driver::Epoll, Driver::IoUring] {
-            let ran = block_on(driver, async {
-                let busy = BusyPoll::new(Polling::Always(Duration::from_millis(20)));
-                // As it is on any machine.
-                let mut busy = Rc::into_inner(busy).unwrap();
-                busy.polling = Polling::Auto;
-                let busy = Rc::new(busy);
-                busy.start();
-                for (apart, looks) in [(SOON * 2, false), (SOON / 2, true)] {
-                    monoio::time::sleep(Duration::from_millis(1)).await;
-                    let now = Instant::now();
-                    (0..30).for_each(|n| busy.consider(QUESTION, now + apart * n));
-                    assert_eq!(busy.until.get().is_some(), looks);
-                    assert_eq!(busy.asleep.get(), !looks);
-                }
-                let mut tries = 0;
-                while !busy.asleep.get() {
-                    tries += 1;
-                    assert!(tries < 10_000, "it never sleeps");
-                    monoio::time::sleep(Duration::from_millis(1)).await;
-                }
-            });
-            if let Err(error) = ran {
-                println!("skipped {driver}: {error}");
+        on_both(Polling::Auto, async |busy| {
+            for (apart, looks) in [(SOON * 2, false), (SOON / 2, true)] {
+                falls_asleep(&busy).await;
+                let now = Instant::now();
+                (0..30).for_each(|n| busy.consider(QUESTION, now + apart * n));
+                assert_eq!(busy.until.get().is_some(), looks);
+                assert_eq!(busy.asleep.get(), !looks);
             }
-        }
+            falls_asleep(&busy).await;
+        });
     }
 
     #[test]
     fn off_it_does_nothing() {
-        on_both(async |_| {
-            let off = BusyPoll::new(Polling::Off);
-            off.start();
+        on_both(Polling::Off, async |off| {
             off.saw_traffic(QUESTION);
             assert!(off.looks.borrow().is_none());
         });

@@ -26,8 +26,8 @@ use crate::traffic::Traffic;
 /// How long a peer may take to read our last words and close.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// The idle timeout is checked this often per timeout, so that a session ends
-/// between 1 and 1¼ times the configured time after its last byte, and the
-/// data path never reads a clock.
+/// between 1 and 1¼ times the configured time after its last byte, and no
+/// byte sets a timer.
 const IDLE_CHECKS: u32 = 4;
 
 /// What the watchdog watches for.

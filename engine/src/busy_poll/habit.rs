@@ -70,7 +70,9 @@ impl Habit {
     /// Others wanted the core while this shard looked: it stops for a while, and for
     /// longer where that happens again.
     pub(super) fn interrupted(&mut self, now: Instant) {
-        let lately = self.held.is_some_and(|held| now - held < self.hold);
+        let lately = self
+            .held
+            .is_some_and(|held| now.saturating_duration_since(held) < self.hold);
         self.hold = match lately {
             true => (self.hold * 2).min(HOLD_MOST),
             false => HOLD,

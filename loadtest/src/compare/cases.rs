@@ -14,7 +14,7 @@ use crate::target::{Login, Target};
 
 /// One client waits for cores that sleep, more or less deeply from one moment to the next:
 /// a round is so many short ones then.
-const PARTS: usize = 8;
+const PARTS: u8 = 8;
 /// A COPY takes a third of a second: so many rounds of them for each.
 const COPIES: usize = 2;
 /// Connections that come at a time.
@@ -59,8 +59,8 @@ impl Run<'_> {
                 1 => ("client", PARTS),
                 _ => ("clients", 1),
             };
-            let rounds = self.options.rounds * parts;
-            let seconds = self.options.seconds / f64::from(u32::try_from(parts).unwrap_or(1));
+            let rounds = self.options.rounds * usize::from(parts);
+            let seconds = self.options.seconds / f64::from(parts);
             let title = format!("SELECT, prepared, {clients} {word}");
             let key = format!("select-{clients}");
             let arms = arms(peers, clients == 1);

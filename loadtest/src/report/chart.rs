@@ -126,6 +126,8 @@ pub(super) fn lines(label: &str, x: &Axis, y: &Axis, series: &[Series]) -> Strin
     let up = Span::of(y.scale, points().map(|point| point.1), HEIGHT - BOTTOM, TOP);
     let mut svg = open(HEIGHT, label);
     grid(&mut svg, x, y, across, up);
+    let ends = series.iter().filter_map(|(_, points)| points.last());
+    let right = ends.fold(LEFT, |most, end| across.pixel(end.0).max(most));
     let mut names: Vec<(f64, &str)> = Vec::new();
     for (arm, points) in series {
         let at = |(x, y): &(f64, f64)| (across.pixel(*x), up.pixel(*y));
@@ -148,15 +150,33 @@ pub(super) fn lines(label: &str, x: &Axis, y: &Axis, series: &[Series]) -> Strin
             );
         }
         svg.push_str("</g>");
-        names.extend(points.last().map(|last| (up.pixel(last.1), arm.as_str())));
+        let Some(end) = points.last().map(at) else {
+            continue;
+        };
+        if end.0 < right {
+            name(&mut svg, arm, end);
+        } else {
+            names.push((end.1, arm));
+        }
     }
-    name_lines(&mut svg, names);
+    name_lines(&mut svg, names, right);
     svg.push_str("</svg>");
     svg
 }
 
-/// Names at the lines' ends, moved apart where they would meet.
-fn name_lines(svg: &mut String, mut names: Vec<(f64, &str)>) {
+/// A line's name beside its end.
+fn name(svg: &mut String, arm: &str, (x, y): (f64, f64)) {
+    let _ = write!(
+        svg,
+        "<text class=\"name {}\" x=\"{:.1}\" y=\"{y:.1}\">{}</text>",
+        class(arm),
+        x + 10.0,
+        escape(arm),
+    );
+}
+
+/// Names of lines that all end at `right`, moved apart where they would meet.
+fn name_lines(svg: &mut String, mut names: Vec<(f64, &str)>, right: f64) {
     names.sort_by(|one, other| one.0.total_cmp(&other.0));
     let mut below = TOP;
     let count = u32::try_from(names.len()).unwrap_or(0);
@@ -165,13 +185,7 @@ fn name_lines(svg: &mut String, mut names: Vec<(f64, &str)>) {
         let lowest = HEIGHT - BOTTOM - f64::from(left - 1) * NAME_HEIGHT;
         let y = y.max(below).min(lowest.max(below));
         below = y + NAME_HEIGHT;
-        let _ = write!(
-            svg,
-            "<text class=\"name {}\" x=\"{}\" y=\"{y:.1}\">{}</text>",
-            class(arm),
-            WIDTH - RIGHT + 10.0,
-            escape(arm),
-        );
+        name(svg, arm, (right, y));
     }
 }
 
@@ -316,6 +330,7 @@ mod tests {
         name_lines(
             &mut svg,
             vec![(300.0, "twin"), (299.0, "sidecar"), (298.0, "direct")],
+            WIDTH - RIGHT,
         );
         let ys: Vec<f64> = svg
             .split(" y=\"")
@@ -327,5 +342,25 @@ mod tests {
             "{ys:?}"
         );
         assert!(ys.iter().all(|y| *y <= HEIGHT - BOTTOM + 0.1), "{ys:?}");
+    }
+
+    #[test]
+    fn a_short_line_has_its_name_beside_it() {
+        let axis = || Axis {
+            title: "",
+            scale: Scale::Linear,
+            ticks: Vec::new(),
+        };
+        let short = ("short".to_owned(), vec![(1.0, 5.0)]);
+        let long = ("long".to_owned(), vec![(1.0, 5.0), (4.0, 5.0)]);
+        let svg = lines("", &axis(), &axis(), &[short, long]);
+        let x = |arm: &str| -> f64 {
+            let before = svg.split(&format!(">{arm}</text>")).next().unwrap();
+            let x = before.rsplit(" x=\"").next().unwrap();
+            x.split('"').next().unwrap().parse().unwrap()
+        };
+        let across = WIDTH - RIGHT - LEFT;
+        assert!(x("short") < LEFT + across / 3.0, "{svg}");
+        assert!(x("long") > LEFT + across * 0.9, "{svg}");
     }
 }

@@ -31,9 +31,15 @@ pub fn command() -> Command {
         .subcommand(compare_command())
         .subcommand(
             Command::new("report")
-                .about("Makes the page and the table again from report.json")
+                .about("Judges a report.json anew, and makes its page and table again")
                 .arg(flag("from", "FILE", "A report.json").required(true))
                 .arg(flag("out", "DIR", "Where report.html goes").required(true)),
+        )
+        .subcommand(
+            Command::new("agree")
+                .about("How far apart the targets' ratios of two runs are")
+                .arg(flag("first", "FILE", "A report.json").required(true))
+                .arg(flag("second", "FILE", "Another").required(true)),
         )
         .subcommand(
             Command::new("mock-tdx")
@@ -65,7 +71,7 @@ fn compare_command() -> Command {
             "N,…",
             "Connections of the query loads [default: 1,4,16,64]",
         ))
-        .arg(flag("bulk", "MIB", "Of each COPY [default: 512]"))
+        .arg(flag("bulk", "MIB", "Of each COPY [default: 256]"))
         .arg(flag("idle", "N", "Idle connections [default: 5000]"))
         .arg(flag(
             "arms",
@@ -106,6 +112,10 @@ pub fn execute(matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
         Some(("compare", flags)) => compare(flags),
         Some(("report", flags)) => again(flags),
+        Some(("agree", flags)) => {
+            let [first, second] = ["first", "second"].map(|name| judged(flags, name));
+            say(&first?.agreement(&second?))
+        }
         Some(("relay", flags)) => relay::serve(
             flags::address(flags, "listen")?,
             flags::address(flags, "upstream")?,
@@ -128,9 +138,16 @@ fn compare(flags: &ArgMatches) -> Result<()> {
 }
 
 fn again(flags: &ArgMatches) -> Result<()> {
-    let missing = || Error::Usage("--from and --out".to_owned());
-    let report = Report::read(&path(flags, "from").ok_or_else(missing)?)?;
-    deliver(&report, &path(flags, "out").ok_or_else(missing)?)
+    let folder = path(flags, "out").ok_or_else(|| Error::Usage("--out".to_owned()))?;
+    deliver(&judged(flags, "from")?, &folder)
+}
+
+/// The report that a flag names, judged by the targets of today.
+fn judged(flags: &ArgMatches, name: &str) -> Result<Report> {
+    let file = path(flags, name).ok_or_else(|| Error::Usage(format!("--{name}")))?;
+    let mut report = Report::read(&file)?;
+    compare::judge(&mut report);
+    Ok(report)
 }
 
 fn deliver(report: &Report, folder: &Path) -> Result<()> {

@@ -60,8 +60,13 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report> {
     run.settings(stolen);
     run.remarks(stolen);
     let mut report = run.report;
-    report.targets = targets::all(&report);
+    judge(&mut report);
     Ok(report)
+}
+
+/// Judges what was measured by the targets.
+pub fn judge(report: &mut Report) {
+    report.targets = targets::all(report);
 }
 
 /// A comparison under way.

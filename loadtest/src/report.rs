@@ -210,6 +210,12 @@ impl Report {
         table::render(self)
     }
 
+    /// The targets' figures beside those of a second run, in Markdown.
+    #[must_use]
+    pub fn agreement(&self, second: &Self) -> String {
+        table::agreement(self, second)
+    }
+
     /// The page: one file with everything in it.
     #[must_use]
     pub fn page(&self) -> String {

@@ -127,6 +127,26 @@ fn a_verdict_goes_by_the_median() {
 }
 
 #[test]
+fn two_runs_are_compared_target_by_target() {
+    let (first, mut second) = (report(), report());
+    second.targets.remove(2);
+    second.targets[0].measured = Spread::of([0.55]);
+    second.targets[1].measured = Spread::of([0.4]);
+    let text = first.agreement(&second);
+    let apart: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.strip_suffix(" |")?.rsplit_once("| "))
+        .map(|(_, apart)| apart)
+        .collect();
+    assert_eq!(apart, ["Apart", "9.1 %", "20.0 %", "–"], "{text}");
+    assert!(
+        text.ends_with("1 of 2 within 10 % of each other.\n"),
+        "{text}"
+    );
+    assert!(first.agreement(&first).contains("2 of 2"));
+}
+
+#[test]
 fn ratios_come_from_within_the_rounds() {
     let ratio = select(16).ratio("sidecar", "twin", "cpu").unwrap();
     assert_eq!((ratio.low, ratio.median, ratio.high), (0.5, 0.5, 0.5));

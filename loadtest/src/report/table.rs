@@ -7,6 +7,8 @@ use crate::arithmetic::{Spread, figure};
 
 /// Ratios are given to this arm.
 const TWIN: &str = "twin";
+/// What two runs may be apart.
+const NEAR: f64 = 0.1;
 
 pub(super) fn render(report: &Report) -> String {
     let mut text = String::new();
@@ -116,6 +118,46 @@ fn targets(targets: &[Target], text: &mut String) {
             spread(target.measured),
             target.note,
         );
+    }
+}
+
+/// The targets of two runs, and by how much their medians are apart.
+pub(super) fn agreement(first: &Report, second: &Report) -> String {
+    let mut text = String::from("| What | Target | First | Second | Apart |\n");
+    text.push_str("|---|---:|---:|---:|---:|\n");
+    let (mut near, mut measured) = (0, 0);
+    for one in &first.targets {
+        let other = second.targets.iter().find(|other| other.what == one.what);
+        let (mine, theirs) = (one.measured, other.and_then(|other| other.measured));
+        let apart = mine.zip(theirs).map(|(mine, theirs)| {
+            let apart = apart(mine.median, theirs.median);
+            measured += 1;
+            near += u32::from(apart <= NEAR);
+            format!("{:.1} %", apart * 100.0)
+        });
+        let _ = writeln!(
+            text,
+            "| {} | {} | {} | {} | {} |",
+            one.what,
+            bound(one.bound),
+            spread(mine),
+            spread(theirs),
+            apart.as_deref().unwrap_or("–"),
+        );
+    }
+    let _ = writeln!(
+        text,
+        "\n{near} of {measured} within {:.0} % of each other.",
+        NEAR * 100.0
+    );
+    text
+}
+
+/// The distance of two figures, over the greater one.
+fn apart(one: f64, other: f64) -> f64 {
+    match one.abs().max(other.abs()) {
+        0.0 => 0.0,
+        most => (one - other).abs() / most,
     }
 }
 

@@ -155,6 +155,17 @@ fn transactions_write_where_the_role_may_and_fail_where_not() {
     // teesql_read may not: a load that fails says so, and measures nothing.
     let refused = tpcb(direct.login.clone()).run(&silent()).unwrap_err();
     assert!(refused.to_string().contains("42501"), "{refused}");
+    // Where there are no tables it says how they are made.
+    let elsewhere = Login {
+        database: "template1".to_owned(),
+        ..direct.login.clone()
+    };
+    let missing = query::Plan {
+        login: elsewhere,
+        ..plan(&direct, 1)
+    };
+    let missing = missing.run(&silent()).unwrap_err();
+    assert!(missing.to_string().contains("pgbench -i -s"), "{missing}");
 }
 
 #[test]

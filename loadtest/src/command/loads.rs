@@ -24,7 +24,7 @@ const MAX_DUE: f64 = 2e7;
 
 pub(super) fn commands() -> [Command; 5] {
     [
-        shared("query", "Queries in a closed loop, or an open one at a fixed rate")
+        shared("query", "The queries of pgbench in a closed loop, or an open one at a fixed rate")
             .arg(flag("mode", "MODE", "simple, extended, prepared, pipelined or tpcb [default: prepared]"))
             .arg(flag("scale", "N", "Scale of pgbench's tables [default: 1]"))
             .arg(flag("rate", "N", "Units a second: an open loop, latency from the intended start")),

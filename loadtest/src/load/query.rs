@@ -12,7 +12,7 @@ use super::open_loop::{Due, Queue, pace};
 use crate::client::Client;
 use crate::cpu::Pid;
 use crate::crew::{self, Seat, Times, Window, Work};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::latency::{Latencies, Schedule};
 use crate::progress::Progress;
 use crate::script::{Mode, Script};
@@ -22,6 +22,8 @@ use crate::target::{Login, Member, Target};
 const SHOWN_EVERY: u64 = 64;
 /// Messages of a thread's connections begin this far from one another.
 const STRIDE: usize = 61;
+/// [PostgreSQL 15, Appendix A: undefined_table](https://www.postgresql.org/docs/15/errcodes-appendix.html).
+const UNDEFINED_TABLE: &str = "42P01";
 /// A load may be told apart in so many phases.
 pub const PHASES: usize = 3;
 
@@ -83,7 +85,8 @@ impl Plan {
             progress,
         };
         let edge = |edge| meter.edge(edge);
-        let done = crew::run(&work, threads, self.times, progress, edge)?;
+        let done = crew::run(&work, threads, self.times, progress, edge)
+            .map_err(|error| self.explained(error))?;
         let mut all = Tally::new()?;
         done.iter().for_each(|tally| all.add(tally));
         Ok(Outcome {
@@ -94,6 +97,17 @@ impl Plan {
             lateness: all.lateness,
             meter,
         })
+    }
+
+    /// Says what to do where pgbench's tables are missing.
+    fn explained(&self, error: Error) -> Error {
+        match error {
+            Error::Server(text) if text.contains(UNDEFINED_TABLE) => Error::Server(format!(
+                "{text} (`pgbench -i -s {}` in that database makes the tables)",
+                self.scale
+            )),
+            error => error,
+        }
     }
 }
 

@@ -17,7 +17,8 @@ use socket2::{SockAddr, Socket, TcpKeepalive, Type};
 
 use crate::buffer::Buffer;
 
-/// A peer that vanished is noticed after 60 s + 3 × 15 s.
+/// A peer that vanished is noticed after 60 s + 3 × 15 s; with bytes on their way to it,
+/// when the kernel gives up sending them (`tcp_retries2`, some 15 minutes).
 pub(crate) const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 pub(crate) const KEEPALIVE_RETRIES: u32 = 3;

@@ -1,6 +1,8 @@
 //! One thread, one runtime, one listener: a shard owns its connections from
 //! accept to close and shares nothing that is written on the data path.
 
+mod recheck;
+
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
@@ -12,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use slab::Slab;
@@ -169,6 +171,8 @@ pub(crate) struct Shard<S> {
     traffic: Rc<Traffic>,
     connections: RefCell<Slab<Rc<Control>>>,
     draining: Cell<bool>,
+    /// Changes of policy or collateral so far.
+    rechecks: Cell<u64>,
     listener: Cell<Option<RawFd>>,
     emptied: RefCell<Option<Waker>>,
 }
@@ -196,6 +200,7 @@ impl<S: Service> Shard<S> {
             }),
             connections: RefCell::default(),
             draining: Cell::new(false),
+            rechecks: Cell::new(0),
             listener: Cell::new(None),
             emptied: RefCell::new(None),
         })
@@ -271,31 +276,6 @@ impl<S: Service> Shard<S> {
             .iter()
             .map(|(_, control)| Rc::clone(control))
             .collect()
-    }
-
-    /// Ends the sessions of clients that would not be let in any more. What is
-    /// our own fault, such as a PCCS that is down, ends nobody's session.
-    async fn recheck(self: Rc<Self>) {
-        let begun = Instant::now();
-        let mut refused = Vec::new();
-        for control in self.controls() {
-            let Some(peer) = control.peer() else { continue };
-            match self.service.common().gate.still_admits(peer.chain()).await {
-                Err(denial) if denial.fault() != attest::denial::Fault::Ours => {
-                    refused.push((control, denial));
-                }
-                _ => {}
-            }
-        }
-        if refused.is_empty() {
-            return;
-        }
-        let left = self.times.revocation.saturating_sub(begun.elapsed());
-        tracing::warn!(sessions = refused.len(), grace = ?left, "clients lost their admission");
-        monoio::time::sleep(left).await;
-        for (control, denial) in refused {
-            control.end(Order::Denied(denial.code()));
-        }
     }
 
     async fn accept_all(self: &Rc<Self>, listener: &Accepting) {

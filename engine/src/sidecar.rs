@@ -246,7 +246,8 @@ async fn attest(
     chain: Option<Vec<CertificateDer<'static>>>,
     control: &Control,
 ) -> Result<Attested, End> {
-    let attested = service.common.gate.admit(chain.as_deref()).await?;
+    let verdict = service.common.gate.admit(chain.as_deref());
+    let attested = control.unless_ended(verdict).await??;
     control.set_peer(attested.peer().cloned());
     match control.asked_to_end() {
         // The verdict came too late.

@@ -36,6 +36,7 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.add("gate::allow_lists", allow_lists);
     suite.add("gate::another_key_than_the_certificate's", swapped);
     suite.add("gate::policy_change_ends_sessions", policy_change);
+    suite.add("gate::a_policy_mended_in_time_ends_nobody", mended_policy);
     suite.add("gate::tcb_recovery_ends_sessions", recovery);
     suite.add("gate::long_chains", long_chain);
     suite.add("gate::pccs_outage_and_restart", outage);
@@ -79,6 +80,14 @@ impl Lab {
     fn path(&self, name: &str) -> String {
         let path = self.folder.path().join(name);
         path.to_str().expect("UTF-8").to_owned()
+    }
+
+    /// A policy with this byte as the only measurement, and where it is.
+    fn allow_mrtd(&self, byte: &str) -> String {
+        let file = self.path("sidecar.toml");
+        let text = format!("allowed_mrtd = \"{}\"\n", byte.repeat(48));
+        fs::write(&file, text).expect("sidecar.toml");
+        file
     }
 
     /// Production mode under the mock root.
@@ -325,12 +334,7 @@ fn swapped(world: &World) {
 
 fn policy_change(world: &World) {
     let lab = Lab::new();
-    let file = lab.path("sidecar.toml");
-    let allow = |byte: &str| {
-        let text = format!("allowed_mrtd = \"{}\"\n", byte.repeat(48));
-        fs::write(&file, text).expect("sidecar.toml");
-    };
-    allow("11");
+    let file = lab.allow_mrtd("11");
     let settings = lab
         .settings(world)
         .set("TEESQL_CONFIG", &file)
@@ -354,7 +358,7 @@ fn policy_change(world: &World) {
         "the old policy stays in force"
     );
 
-    allow("12");
+    lab.allow_mrtd("12");
     sidecar.signal(Signal::SIGHUP);
     let error = session.expect_refusal();
     assert_eq!(error.code, "57P01", "{error}");
@@ -370,7 +374,7 @@ fn policy_change(world: &World) {
         "client attestation rejected: mrtd_not_allowed"
     );
 
-    allow("11");
+    lab.allow_mrtd("11");
     sidecar.signal(Signal::SIGHUP);
     let reloaded = poll(PATIENCE, || {
         let lines = sidecar.lines().join("\n");
@@ -382,6 +386,35 @@ fn policy_change(world: &World) {
     again
         .login("teesql_read", "via_scram", READ_SECRET)
         .expect("allowed again");
+}
+
+/// Who is refused by a policy that is mended within the grace stays.
+fn mended_policy(world: &World) {
+    let lab = Lab::new();
+    let file = lab.allow_mrtd("11");
+    let settings = lab
+        .settings(world)
+        .set("TEESQL_CONFIG", &file)
+        .set("TEESQL_REVOCATION_GRACE", "3s");
+    let sidecar = Sidecar::start(&settings);
+    let certificate = lab.issue("client", &Evidence::default());
+    let mut session = enter(world, &sidecar, &certificate);
+    session
+        .login("teesql_read", "via_scram", READ_SECRET)
+        .expect("allowed at first");
+
+    lab.allow_mrtd("12");
+    sidecar.signal(Signal::SIGHUP);
+    sidecar.await_line("a refusal", |line| {
+        line["message"] == "clients lost their admission"
+    });
+    lab.allow_mrtd("11");
+    sidecar.signal(Signal::SIGHUP);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(4) {
+        assert_eq!(session.ask("select 1"), "1");
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// Collateral that comes later says that the platform is out of date: who runs
@@ -469,7 +502,8 @@ fn silent_pccs(world: &World) {
     let begun = Instant::now();
     let mut client = enter(world, &sidecar, &certificate);
     let peer = client.peer_name();
-    client.expect_end();
+    let error = client.expect_refusal();
+    assert_eq!(error.code, "57014", "{error}");
     assert!(
         begun.elapsed() < Duration::from_secs(20),
         "it waits for ever"

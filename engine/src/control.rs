@@ -22,6 +22,7 @@ use crate::end::End;
 use crate::metrics::Meters;
 use crate::pause::Pauses;
 use crate::traffic::Traffic;
+use crate::turn::Turns;
 
 /// How long a peer may take to read our last words and close.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -162,6 +163,11 @@ impl Control {
     /// From here on there is only [`LAST_WORDS`] of time.
     pub(crate) fn closing(&self) {
         self.phase.set(Phase::Closing);
+    }
+
+    /// The turns of this session's shard.
+    pub(crate) fn turns(&self) -> &Turns {
+        &self.traffic.turns
     }
 
     /// The pauses of this session's shard.

@@ -24,6 +24,7 @@ use crate::offload::{Tickets, Worker};
 use crate::shard::{Common, Limit, Message, Neighbours, Replies, Service, Shard, Times};
 use crate::sidecar;
 use crate::trust::Trust;
+use crate::turn::Turns;
 use crate::upstream::{Injector, Knowledge};
 
 /// How far the verify thread stands back behind the shards: a third of their
@@ -162,10 +163,11 @@ fn shard<P: Plan>(
     neighbours: Neighbours,
     sender: Sender<Message>,
 ) -> Rc<Shard<P::Service>> {
-    let tickets = Tickets::default();
+    let (tickets, replies) = (Tickets::default(), Replies(sender));
+    let turns = Turns::new(tickets.clone(), replies.clone());
     let service = plan.service(Desk {
         tickets: tickets.clone(),
-        replies: Replies(sender),
+        replies,
         lane: Lane::new(site.times.login),
         meters: Rc::new(Meters::new(&site.metrics, neighbours.own)),
         journal: Rc::new(Journal::new(site.mode)),
@@ -177,6 +179,7 @@ fn shard<P: Plan>(
         Arc::clone(&site.limit),
         neighbours,
         BusyPoll::new(site.busy_poll),
+        turns,
     )
 }
 

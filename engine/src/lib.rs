@@ -58,5 +58,6 @@ mod supervisor;
 mod tls;
 mod traffic;
 mod trust;
+mod turn;
 mod upstream;
 pub mod verify;

@@ -1,11 +1,14 @@
 //! One direction's reads: when to wait, when to pause, and with which buffer.
 
+use std::future::{Future as _, poll_fn};
 use std::io;
+use std::pin::pin;
 
 use crate::buffer::{Buffer, Size};
 use crate::control::Control;
 use crate::net::ReadHalf;
 use crate::pause::Pacing;
+use crate::turn::{Turn, Turns};
 
 /// A buffer is given back for a smaller one after this many reads in a row that
 /// that would have held.
@@ -22,12 +25,15 @@ pub(crate) struct Reader<'a> {
     last: usize,
     /// For the side that sends little at a time.
     pacing: Option<Pacing<'a>>,
+    /// Where nothing else bounds it.
+    turn: Option<Turn<'a>>,
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(half: ReadHalf) -> Self {
+    pub(crate) fn new(half: ReadHalf, turns: &'a Turns) -> Self {
         Self {
             half,
+            turn: Turn::new(turns),
             size: Size::Tiny,
             short_reads: 0,
             last: 0,
@@ -44,21 +50,40 @@ impl<'a> Reader<'a> {
         };
         Self {
             pacing,
-            ..Self::new(half)
+            ..Self::new(half, control.turns())
         }
     }
 
     /// Reads once, behind what `buffer` holds; 0 is the end of the stream.
     pub(crate) async fn read(&mut self, buffer: Buffer) -> (io::Result<usize>, Buffer) {
-        let (result, buffer) = if self.size == Size::Tiny {
-            self.half.read(self.fit(buffer)).await
-        } else {
-            self.read_when_readable(buffer).await
+        if let Some(turn) = &mut self.turn {
+            turn.go_on().await;
+        }
+        let mut waited = false;
+        let (result, buffer) = {
+            let mut reading = pin!(self.read_once(buffer));
+            poll_fn(|cx| {
+                let read = reading.as_mut().poll(cx);
+                waited |= read.is_pending();
+                read
+            })
+            .await
         };
         if let Ok(n) = result {
             self.saw(n);
+            if let Some(turn) = &mut self.turn {
+                turn.saw(n, waited);
+            }
         }
         (result, buffer)
+    }
+
+    async fn read_once(&mut self, buffer: Buffer) -> (io::Result<usize>, Buffer) {
+        if self.size == Size::Tiny {
+            self.half.read(self.fit(buffer)).await
+        } else {
+            self.read_when_readable(buffer).await
+        }
     }
 
     async fn read_when_readable(&mut self, mut buffer: Buffer) -> (io::Result<usize>, Buffer) {
@@ -143,13 +168,14 @@ mod tests {
     use crate::pause::Pauses;
 
     /// Runs `test` with a reader and its peer, on both drivers.
-    fn on_both(test: impl AsyncFn(Reader<'static>, StdUnixStream)) {
+    fn on_both(test: impl AsyncFn(Reader<'_>, StdUnixStream)) {
         for interface in [Interface::Epoll, Interface::IoUring] {
             let ran = driver::block_on(interface, async {
                 let (far, near) = StdUnixStream::pair().unwrap();
                 near.set_nonblocking(monoio::utils::is_legacy()).unwrap();
                 let (read, write) = UnixStream::from_std(near).unwrap().into_split();
-                test(Reader::new(ReadHalf::Unix(read)), far).await;
+                let turns = Turns::of_a_shard();
+                test(Reader::new(ReadHalf::Unix(read), &turns), far).await;
                 drop(write);
             });
             if let Err(error) = ran {

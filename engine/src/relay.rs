@@ -52,7 +52,7 @@ pub(crate) fn relay<E: Endpoint>(
         control,
         closed: Rc::clone(&closed),
         driver,
-        read: Reader::new(tls_read),
+        read: Reader::new(tls_read, control.turns()),
         write: plain_write,
         incoming: tls.incoming,
     };
@@ -64,7 +64,7 @@ pub(crate) fn relay<E: Endpoint>(
         read: match driver {
             // From Postgres. A forwarder's driver sends as much at a time as it can.
             Driver::InTls => Reader::pausing(plain_read, control),
-            Driver::InPlain => Reader::new(plain_read),
+            Driver::InPlain => Reader::new(plain_read, control.turns()),
         },
         write: tls_write,
     };

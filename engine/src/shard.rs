@@ -33,6 +33,7 @@ use crate::metrics::Meters;
 use crate::net::{Moving, Stream};
 use crate::offload::{Done, Tickets};
 use crate::traffic::Traffic;
+use crate::turn::Turns;
 
 /// Connections past the limit that are let in as far as being told so (53300,
 /// inside TLS), or to send a CancelRequest. Past these the socket just closes.
@@ -185,6 +186,7 @@ impl<S: Service> Shard<S> {
         limit: Arc<Limit>,
         neighbours: Neighbours,
         busy_poll: Rc<BusyPoll>,
+        turns: Turns,
     ) -> Rc<Self> {
         let lane = service.common().lane.clone();
         Rc::new(Self {
@@ -197,6 +199,7 @@ impl<S: Service> Shard<S> {
                 busy_poll,
                 lane,
                 pauses: Rc::default(),
+                turns,
             }),
             connections: RefCell::default(),
             draining: Cell::new(false),

@@ -5,12 +5,14 @@ use std::rc::Rc;
 use crate::busy_poll::{BusyPoll, Moved};
 use crate::lane::Lane;
 use crate::pause::Pauses;
+use crate::turn::Turns;
 
 /// A shard's.
 pub(crate) struct Traffic {
     pub(crate) busy_poll: Rc<BusyPoll>,
     pub(crate) lane: Lane,
     pub(crate) pauses: Rc<Pauses>,
+    pub(crate) turns: Turns,
 }
 
 impl Traffic {

@@ -9,8 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use zeroize::Zeroizing;
 
 use super::settings::{
-    FLAG_ALIASES, FORWARD_DEFAULTS, SIMULATOR, SIMULATOR_DEFAULTS, Scope, Setting, all, env_name,
-    find, flag_name,
+    FLAG_ALIASES, SIMULATOR, SIMULATOR_DEFAULTS, Scope, Setting, all, env_name, find, flag_name,
 };
 
 /// A secret file is a line, not a disk.
@@ -54,7 +53,7 @@ pub fn with_flags(command: Command, scope: Scope) -> Command {
             help.push_str("[_FILE]");
         }
         help.push(']');
-        if let Some(default) = setting.default.filter(|default| !default.is_empty()) {
+        if let Some(default) = scope.default(setting).filter(|text| !text.is_empty()) {
             let _ = write!(help, " [default: {default}]");
         }
         let flag = Arg::new(&name).long(flag_name(&name)).help(help);
@@ -276,16 +275,15 @@ impl Layers {
 
     /// What holds where nothing is said.
     fn default(&self, setting: &Setting) -> Option<(&'static str, &'static str)> {
-        let simulated = self.found.contains_key(SIMULATOR) && self.scope == Scope::Serve;
-        let (table, place) = match self.scope {
-            Scope::Serve if simulated => (SIMULATOR_DEFAULTS, "default in simulator mode"),
-            Scope::Forward => (FORWARD_DEFAULTS, "default"),
-            _ => (&[][..], "default"),
-        };
-        match table.iter().find(|(name, _)| *name == setting.name) {
-            Some((_, text)) => Some((text, place)),
-            None => setting.default.map(|text| (text, "default")),
+        if self.found.contains_key(SIMULATOR)
+            && self.scope == Scope::Serve
+            && let Some((_, text)) = SIMULATOR_DEFAULTS
+                .iter()
+                .find(|(name, _)| *name == setting.name)
+        {
+            return Some((text, "default in simulator mode"));
         }
+        Some((self.scope.default(setting)?, "default"))
     }
 
     /// What would be used, a line a setting, secrets redacted.

@@ -104,6 +104,14 @@ impl Scope {
     pub(super) fn settings(self) -> impl Iterator<Item = &'static Setting> {
         all().filter(move |setting| self.has(setting))
     }
+
+    /// What a setting is where nobody says anything.
+    pub(super) fn default(self, setting: &Setting) -> Option<&'static str> {
+        let forwards = FORWARD_DEFAULTS
+            .iter()
+            .find(|(name, _)| self == Self::Forward && *name == setting.name);
+        forwards.map_or(setting.default, |(_, default)| Some(default))
+    }
 }
 
 const POSTGRES: &[&str] = &[
@@ -150,7 +158,7 @@ const SHARED: &[&str] = &[
 
 /// What is otherwise in a forwarder: it is one of many processes on a machine
 /// that is somebody else's.
-pub(super) const FORWARD_DEFAULTS: &[(&str, &str)] = &[
+const FORWARD_DEFAULTS: &[(&str, &str)] = &[
     ("shards", "1"),
     ("pin", "false"),
     ("busy_poll", "off"),

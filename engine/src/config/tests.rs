@@ -205,6 +205,39 @@ fn secrets_have_no_flag() {
 }
 
 #[test]
+fn the_help_has_the_defaults_that_hold() {
+    let help = |scope| {
+        let mut command = with_flags(clap::Command::new("any"), scope);
+        let flags = command.clone().get_matches_from(["any"]);
+        let layers = Layers::gather(scope, &flags, |_| None, std::iter::empty());
+        (command.render_long_help().to_string(), layers.describe())
+    };
+    for (scope, subject) in [
+        (Scope::Serve, "teesql-sidecar"),
+        (Scope::Forward, "teesql-forward"),
+    ] {
+        let (help, description) = help(scope);
+        assert!(help.contains(&format!("[default: {subject}]")), "{help}");
+        let defaults = description
+            .lines()
+            .filter_map(|line| line.strip_suffix("  # default")?.split_once(" = "))
+            .filter(|(_, text)| !text.is_empty() && !text.starts_with('['));
+        let mut count = 0;
+        for (name, text) in defaults {
+            let variable = format!("[env: TEESQL_{}]", name.to_uppercase());
+            let own = help.split(&variable).nth(1).unwrap_or_default();
+            let own = own.split("[env: ").next().unwrap_or_default();
+            assert!(
+                own.contains(&format!("[default: {text}]")),
+                "{name} = {text}"
+            );
+            count += 1;
+        }
+        assert!(count > 20, "{description}");
+    }
+}
+
+#[test]
 fn a_description_shows_places_and_no_secret() {
     let text = Start::minimal().layers().describe();
     assert!(text.contains("read_secret = [redacted]  # environment TEESQL_READ_SECRET\n"));

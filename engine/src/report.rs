@@ -201,7 +201,9 @@ impl Facts {
                     postgres: json!({
                         "wal_lsn": null,
                         "controldata_hash": null,
+                        "controldata_source": null,
                         "pg_version": null,
+                        "in_recovery": null,
                         "error": error,
                     }),
                 };

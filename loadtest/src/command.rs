@@ -33,7 +33,7 @@ pub fn command() -> Command {
             Command::new("report")
                 .about("Judges a report.json anew, and makes its page and table again")
                 .arg(flag("from", "FILE", "A report.json").required(true))
-                .arg(flag("out", "DIR", "Where report.html goes").required(true)),
+                .arg(flag("out", "DIR", "Where report.html and report.json go").required(true)),
         )
         .subcommand(
             Command::new("agree")
@@ -62,7 +62,7 @@ fn compare_command() -> Command {
         .about("Measures all arms in turns, and writes the report")
         .arg(switch(
             "quick",
-            "About 3 minutes instead of 20, with less to say",
+            "About 3 minutes instead of 18, with less to say",
         ))
         .arg(flag("rounds", "N", "Rounds over all arms [default: 7]"))
         .arg(flag("seconds", "S", "Of each measurement [default: 1.5]"))

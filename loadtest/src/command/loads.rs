@@ -76,10 +76,10 @@ fn shared(name: &'static str, about: &'static str) -> Command {
             "mock-tdx",
             "A certificate of the mock TDX as this client's; see mock-tdx",
         ))
-        .arg(flag("clients", "N", "Connections [default: 16]"))
+        .arg(flag("clients", "N", "Connections; bulk has one [default: 16]"))
         .arg(flag("threads", "N", "Threads [default: 1]"))
-        .arg(flag("seconds", "S", "That are measured [default: 5]"))
-        .arg(flag("pid", "PID", "The process whose CPU and memory count"))
+        .arg(flag("seconds", "S", "That are measured: of idle the rest, of storm the quiet and the storm each; not of bulk [default: 5]"))
+        .arg(flag("pid", "PID", "The process whose CPU and memory count; idle needs it"))
 }
 
 pub(super) fn execute(name: &str, flags: &ArgMatches, progress: &Progress) -> Result<String> {

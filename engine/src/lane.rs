@@ -28,6 +28,10 @@ const PART_OF_A_LOGIN: u32 = 4;
 /// How long a shard counts as busy after a session has moved bytes. No pause is
 /// longer without a look whether it still is, and monoio's timers have no finer step.
 const WINDOW: Duration = Duration::from_millis(1);
+/// monoio 0.2.4 looks at timers when no task is ready, and a lane with somebody in it may
+/// always have one. So long it may be without; the alarm that tells is set for half of it,
+/// so that nobody sleeps for it.
+const WITHOUT_TIMERS: Duration = Duration::from_millis(10);
 
 /// A shard's lane.
 #[derive(Clone)]
@@ -161,11 +165,11 @@ impl Lane {
 
     /// Calls one after the other, for as long as the shard lives.
     pub(crate) async fn usher(self) {
-        let mut tick = None;
+        let (mut tick, mut alarm) = (None, None);
         poll_fn(|cx| {
             self.keep(cx);
             while self.somebody_waits() {
-                if !self.is_time(&mut tick, cx) {
+                if !self.is_time(&mut tick, cx) || timers_are_due(&mut alarm, cx) {
                     break;
                 }
                 self.call_next();
@@ -226,6 +230,23 @@ impl Lane {
             }
         }
     }
+}
+
+/// When it was set, and what rings when the timers are looked at.
+type Alarm = Option<(Instant, Pin<Box<Sleep>>)>;
+
+/// Whether the lane has to rest until the timers have been looked at, which wakes `cx`.
+fn timers_are_due(alarm: &mut Alarm, cx: &mut Context<'_>) -> bool {
+    let now = Instant::now();
+    let (since, sleep) = alarm.get_or_insert_with(|| {
+        let sleep = monoio::time::sleep(WITHOUT_TIMERS / 2);
+        (now, Box::pin(sleep))
+    });
+    if sleep.as_mut().poll(cx).is_ready() {
+        *alarm = None;
+        return false;
+    }
+    now.saturating_duration_since(*since) >= WITHOUT_TIMERS
 }
 
 /// How long the sessions have the shard to themselves behind a step of one of `crowd`
@@ -344,6 +365,42 @@ mod tests {
     fn sessions_that_have_ended_hold_nobody_up() {
         let (_, busy) = a_crowd(false);
         assert!(!busy);
+    }
+
+    #[test]
+    fn timers_ring_while_a_crowd_never_ends() {
+        for driver in [Driver::Epoll, Driver::IoUring] {
+            let late = Rc::new(Cell::new(None));
+            let seen = Rc::clone(&late);
+            let ran = block_on(driver, async move {
+                let lane = Lane::new(LOGIN);
+                drop(monoio::spawn(lane.clone().usher()));
+                let begun = Instant::now();
+                let rang = Rc::clone(&seen);
+                drop(monoio::spawn(async move {
+                    monoio::time::sleep(2 * WITHOUT_TIMERS).await;
+                    rang.set(Some(begun.elapsed()));
+                }));
+                let client = |lane: Lane, rang: Rc<Cell<Option<Duration>>>| async move {
+                    while rang.get().is_none() && begun.elapsed() < Duration::from_secs(2) {
+                        let turn = lane.turn().await;
+                        while turn.began.elapsed() < STEP {}
+                    }
+                };
+                let crowd = (0..STEPS).map(|_| monoio::spawn(client(lane.clone(), seen.clone())));
+                for one in crowd.collect::<Vec<_>>() {
+                    one.await;
+                }
+            });
+            match ran {
+                Ok(()) => assert!(
+                    late.get() < Some(Duration::from_secs(1)),
+                    "{driver}: {late:?}"
+                ),
+                Err(error) => println!("skipped {driver}: {error}"),
+            }
+            assert!(late.get().is_some() || driver == Driver::IoUring);
+        }
     }
 
     #[test]

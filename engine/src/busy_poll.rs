@@ -18,9 +18,9 @@ use nix::unistd::{SysconfVar, sysconf};
 use habit::{Habit, SOON};
 pub(crate) use habit::{Moved, Way};
 
-/// The longest time without a look at the timers. monoio looks at them only before
-/// the shard sleeps, and deadlines must hold on one that is never without traffic.
-const WITHOUT_TIMERS: Duration = Duration::from_millis(10);
+/// The longest time without a look at the timers. monoio 0.2.4 looks at them only when no
+/// task is ready, and deadlines must hold on a shard that always has one.
+pub(crate) const WITHOUT_TIMERS: Duration = Duration::from_millis(10);
 /// monoio's timers run out up to so much later.
 const TIMER_STEP: Duration = Duration::from_millis(1);
 /// A turn of the loop that took so long was interrupted: others want this core.

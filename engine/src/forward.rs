@@ -225,11 +225,7 @@ impl Service {
         let admitted = control.unless_ended(verdict).await?;
         let attested = admitted.map_err(End::ServerDenied)?;
         control.set_peer(attested.peer().cloned());
-        match control.asked_to_end() {
-            // The verdict came too late.
-            Some(order) => Err(order.into()),
-            None => Ok(server),
-        }
+        Ok(server)
     }
 
     /// Where the server is; another answer than `stale` where there is one.

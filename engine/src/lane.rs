@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use monoio::time::Sleep;
 
+use crate::busy_poll::WITHOUT_TIMERS;
+
 /// The longest pause is so many times the step before it: a twentieth of a busy shard's
 /// time is for handshakes.
 const PAUSE_MOST: u32 = 19;
@@ -28,10 +30,6 @@ const PART_OF_A_LOGIN: u32 = 4;
 /// How long a shard counts as busy after a session has moved bytes. No pause is
 /// longer without a look whether it still is, and monoio's timers have no finer step.
 const WINDOW: Duration = Duration::from_millis(1);
-/// monoio 0.2.4 looks at timers when no task is ready, and a lane with somebody in it may
-/// always have one. So long it may be without; the alarm that tells is set for half of it,
-/// so that nobody sleeps for it.
-const WITHOUT_TIMERS: Duration = Duration::from_millis(10);
 
 /// A shard's lane.
 #[derive(Clone)]
@@ -235,7 +233,8 @@ impl Lane {
 /// When it was set, and what rings when the timers are looked at.
 type Alarm = Option<(Instant, Pin<Box<Sleep>>)>;
 
-/// Whether the lane has to rest until the timers have been looked at, which wakes `cx`.
+/// Whether the lane, which may always have a task ready, has to rest until the timers have
+/// been looked at. That wakes `cx`, and by an alarm that has run out by then: nobody sleeps.
 fn timers_are_due(alarm: &mut Alarm, cx: &mut Context<'_>) -> bool {
     let now = Instant::now();
     let (since, sleep) = alarm.get_or_insert_with(|| {
@@ -393,13 +392,13 @@ mod tests {
                 }
             });
             match ran {
-                Ok(()) => assert!(
-                    late.get() < Some(Duration::from_secs(1)),
-                    "{driver}: {late:?}"
-                ),
+                Ok(()) => {
+                    let late: Option<Duration> = late.get();
+                    let in_time = late.is_some_and(|late| late < Duration::from_secs(1));
+                    assert!(in_time, "{driver}: {late:?}");
+                }
                 Err(error) => println!("skipped {driver}: {error}"),
             }
-            assert!(late.get().is_some() || driver == Driver::IoUring);
         }
     }
 

@@ -67,10 +67,8 @@ impl<S: Service> Shard<S> {
             "clients lost their admission"
         );
         monoio::time::sleep(grace).await;
-        for (count, (control, denial)) in (1_usize..).zip(refused) {
-            if count.is_multiple_of(AT_ONCE) {
-                monoio::time::sleep(NEXT).await;
-            }
+        for (count, (control, denial)) in (1..).zip(refused) {
+            give_way_after(count).await;
             let gate = &self.service.common().gate;
             let admitted = control
                 .peer()
@@ -82,15 +80,19 @@ impl<S: Service> Shard<S> {
     }
 }
 
+async fn give_way_after(count: usize) {
+    if count.is_multiple_of(AT_ONCE) {
+        monoio::time::sleep(NEXT).await;
+    }
+}
+
 async fn judge<T>(
     sessions: Vec<T>,
     still_admits: impl AsyncFn(&T) -> Result<(), Denial>,
 ) -> Found<T> {
     let (mut refused, mut undecided) = (Vec::new(), Vec::new());
-    for (count, session) in (1_usize..).zip(sessions) {
-        if count.is_multiple_of(AT_ONCE) {
-            monoio::time::sleep(NEXT).await;
-        }
+    for (count, session) in (1..).zip(sessions) {
+        give_way_after(count).await;
         match still_admits(&session).await {
             Err(Denial::Overloaded) => undecided.push(session),
             Err(denial) if denial.fault() != Fault::Ours => refused.push((session, denial)),

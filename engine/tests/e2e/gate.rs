@@ -28,6 +28,8 @@ use crate::stage::READ_SECRET;
 use crate::suite::{Suite, World};
 
 const READER: (&str, &str) = ("teesql_read", READ_SECRET);
+/// In the lab's folder.
+const CONFIG: &str = "sidecar.toml";
 const SEED: [u8; 32] = [0x5e; 32];
 
 pub(crate) fn add(suite: &mut Suite) {
@@ -82,12 +84,30 @@ impl Lab {
         path.to_str().expect("UTF-8").to_owned()
     }
 
-    /// A policy with this byte as the only measurement, and where it is.
-    fn allow_mrtd(&self, byte: &str) -> String {
-        let file = self.path("sidecar.toml");
+    /// A policy with this byte as the only measurement.
+    fn allow_mrtd(&self, byte: &str) {
         let text = format!("allowed_mrtd = \"{}\"\n", byte.repeat(48));
-        fs::write(&file, text).expect("sidecar.toml");
-        file
+        fs::write(self.path(CONFIG), text).expect("sidecar.toml");
+    }
+
+    /// A sidecar whose policy lets `certificate` in, and its session.
+    fn allowed_at_first(
+        &self,
+        world: &World,
+        grace: &str,
+        certificate: &Certificate,
+    ) -> (Sidecar, Client) {
+        self.allow_mrtd("11");
+        let settings = self
+            .settings(world)
+            .set("TEESQL_CONFIG", &self.path(CONFIG))
+            .set("TEESQL_REVOCATION_GRACE", grace);
+        let sidecar = Sidecar::start(&settings);
+        let mut session = enter(world, &sidecar, certificate);
+        session
+            .login("teesql_read", "via_scram", READ_SECRET)
+            .expect("allowed at first");
+        (sidecar, session)
     }
 
     /// Production mode under the mock root.
@@ -334,20 +354,11 @@ fn swapped(world: &World) {
 
 fn policy_change(world: &World) {
     let lab = Lab::new();
-    let file = lab.allow_mrtd("11");
-    let settings = lab
-        .settings(world)
-        .set("TEESQL_CONFIG", &file)
-        .set("TEESQL_REVOCATION_GRACE", "1s");
-    let sidecar = Sidecar::start(&settings);
     let certificate = lab.issue("client", &Evidence::default());
-    let mut session = enter(world, &sidecar, &certificate);
-    session
-        .login("teesql_read", "via_scram", READ_SECRET)
-        .expect("allowed at first");
+    let (sidecar, mut session) = lab.allowed_at_first(world, "1s", &certificate);
     let peer = session.peer_name();
 
-    fs::write(&file, "allowed_mrtd = \"nonsense\"\n").expect("sidecar.toml");
+    fs::write(lab.path(CONFIG), "allowed_mrtd = \"nonsense\"\n").expect("sidecar.toml");
     sidecar.signal(Signal::SIGHUP);
     sidecar.await_line("a mistake", |line| {
         line["message"] == "configuration not reloaded"
@@ -391,17 +402,8 @@ fn policy_change(world: &World) {
 /// Who is refused by a policy that is mended within the grace stays.
 fn mended_policy(world: &World) {
     let lab = Lab::new();
-    let file = lab.allow_mrtd("11");
-    let settings = lab
-        .settings(world)
-        .set("TEESQL_CONFIG", &file)
-        .set("TEESQL_REVOCATION_GRACE", "3s");
-    let sidecar = Sidecar::start(&settings);
     let certificate = lab.issue("client", &Evidence::default());
-    let mut session = enter(world, &sidecar, &certificate);
-    session
-        .login("teesql_read", "via_scram", READ_SECRET)
-        .expect("allowed at first");
+    let (sidecar, mut session) = lab.allowed_at_first(world, "3s", &certificate);
 
     lab.allow_mrtd("12");
     sidecar.signal(Signal::SIGHUP);

@@ -7,8 +7,8 @@
 use std::error::Error;
 use std::time::Duration;
 
+use engine::Forwarder;
 use engine::config::Forward;
-use engine::forward::Forwarder;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -13,8 +13,8 @@
 use std::error::Error;
 use std::str::FromStr;
 
+use engine::Forwarder;
 use engine::config::Forward;
-use engine::forward::Forwarder;
 use tokio_postgres::{Config, NoTls};
 
 #[tokio::main(flavor = "current_thread")]

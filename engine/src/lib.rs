@@ -1,63 +1,38 @@
-//! The engine of TeeSQL's sidecar: TLS in, a PostgreSQL login injected, bytes
-//! moved, on one shard per core.
+//! The engine of TeeSQL's sidecar and forwarder: TLS in, a PostgreSQL login injected,
+//! bytes relayed, on one shard per core.
 //!
-//! A connection's way through the house is told top to bottom in `sidecar.rs`:
-//! opening bytes, TLS, login, Postgres, relay, close. The modules below it each
-//! do one of these steps; [`serve`] builds the house and takes it down again.
-//! What must never happen here: a lock, a blocking call or long computation on
-//! a shard; a read or write that is dropped half-way.
+//! The folders are layers. A file imports from lower layers and from its own only;
+//! `tests/layers` holds this.
+//!
+//! | Layer | Folders | What they hold |
+//! | --- | --- | --- |
+//! | 8 | [`cli`] | commands that run once |
+//! | 7 | [`app`] | a process from its configuration to its exit |
+//! | 6 | [`proxy`] | one connection from its first byte to its last |
+//! | 5 | `shard`, `tasks` | one thread and its connections; background work of the control thread |
+//! | 4 | `session`, `attestation` | an established connection; whether a peer is admitted |
+//! | 3 | [`telemetry`] | metrics, the log, reason codes |
+//! | 2 | [`config`] | settings, from flags, environment and TOML |
+//! | 1 | [`tls`], `sched`, [`postgres`] | TLS, scheduling within a shard, the superuser's client |
+//! | 0 | [`io`], [`auth`] | sockets, buffers, threads; roles, secrets, passwords |
+//!
+//! A shard must never take a lock that another thread holds for long, block, or compute
+//! for more than about 100 µs; and no read or write may be dropped half-way.
 #![deny(unsafe_code)]
 
-pub mod answer;
-mod balance;
-mod buffer;
-mod busy_poll;
-pub mod ca;
-mod child;
+pub mod app;
+mod attestation;
+pub mod auth;
+pub mod cli;
 pub mod config;
-mod control;
-#[cfg(feature = "mock")]
-pub mod dev;
-pub mod driver;
-mod end;
-mod facts;
-pub mod forward;
-mod gate;
-mod health;
-mod house;
-pub mod identity;
-mod keeper;
-mod lane;
-mod listen;
-mod live;
-pub mod log;
-mod mailbox;
-pub mod metrics;
-pub mod mode;
-pub mod net;
-mod offload;
-mod orders;
-pub mod passwords;
-mod pause;
-mod probe;
-mod proof;
-pub mod provision;
-mod reader;
-mod relay;
-mod report;
-pub mod roles;
-mod runtime;
-pub mod secret;
-pub mod serve;
+pub mod io;
+pub mod postgres;
+pub mod proxy;
+mod sched;
+mod session;
 mod shard;
-mod sidecar;
-mod steward;
-mod stream;
-pub mod superuser;
-mod supervisor;
-mod tls;
-mod traffic;
-mod trust;
-mod turn;
-mod upstream;
-pub mod verify;
+mod tasks;
+pub mod telemetry;
+pub mod tls;
+
+pub use app::forwarder::{Forwarder, StartError};

@@ -2,11 +2,11 @@
 
 use std::process::ExitCode;
 
-use engine::answer::EX_USAGE;
-use engine::forward::command;
+use engine::cli::forward;
+use engine::cli::output::EX_USAGE;
 
 fn main() -> ExitCode {
-    let flags = match command::command().try_get_matches() {
+    let flags = match forward::command().try_get_matches() {
         Ok(flags) => flags,
         Err(error) => {
             let _ = error.print();
@@ -14,5 +14,5 @@ fn main() -> ExitCode {
         }
     };
     let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    command::execute(&flags, |name| std::env::var_os(name), names)
+    forward::execute(&flags, |name| std::env::var_os(name), names)
 }

@@ -5,11 +5,11 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Arg, ArgMatches, Command};
-use engine::answer::{EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
+use engine::app::sidecar::{self, Outcome};
+use engine::cli::output::{EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
+use engine::cli::{ca, password, provision, secret, verify};
 use engine::config::{Config, Errors, IdentitySource, Layers, Scope, with_flags};
-use engine::identity::Identity;
-use engine::serve::{self, Outcome};
-use engine::{ca, passwords, provision, secret, verify};
+use engine::tls::certificate::Identity;
 
 fn main() -> ExitCode {
     let app = Command::new("teesql-sidecar")
@@ -22,8 +22,8 @@ fn main() -> ExitCode {
             "check",
             "Check the configuration and show what would be used",
         ))
-        .subcommand(provision::command::command())
-        .subcommand(passwords::command::command())
+        .subcommand(provision::command())
+        .subcommand(password::command())
         .subcommand(ca::command())
         .subcommand(dev_command())
         .subcommand(secret::command())
@@ -40,10 +40,10 @@ fn main() -> ExitCode {
         Some(("serve", flags)) => serve(flags),
         Some(("check", flags)) => check(flags),
         Some(("provision", flags)) => {
-            provision::command::execute(flags, &layers(Scope::Postgres, flags)).deliver()
+            provision::execute(flags, &layers(Scope::Postgres, flags)).deliver()
         }
         Some(("password", flags)) => {
-            passwords::command::execute(flags, &layers(Scope::Postgres, flags)).deliver()
+            password::execute(flags, &layers(Scope::Postgres, flags)).deliver()
         }
         Some(("ca", flags)) => ca::execute(&layers(Scope::Agent, flags)).deliver(),
         Some(("dev", flags)) => dev(flags),
@@ -69,9 +69,9 @@ fn serve(flags: &ArgMatches) -> ExitCode {
         Ok(config) => config,
         Err(errors) => return usage(&errors),
     };
-    let log = engine::log::init(config.process.log_format, config.process.log.clone());
+    let log = engine::telemetry::log::init(config.process.log_format, config.process.log.clone());
     let reload = || Config::from_layers(&layers(Scope::Serve, flags));
-    let code = match serve::run(config, reload) {
+    let code = match sidecar::run(config, reload) {
         Ok(Outcome::Drained) => {
             tracing::info!("stopped");
             ExitCode::SUCCESS
@@ -83,12 +83,12 @@ fn serve(flags: &ArgMatches) -> ExitCode {
         Err(error) => {
             tracing::error!(%error, "cannot go on");
             ExitCode::from(match error {
-                serve::Error::Identity(_) | serve::Error::Password(_) => EX_USAGE,
-                serve::Error::Agent(_) | serve::Error::Provision(_) => EX_UNAVAILABLE,
-                serve::Error::System { .. }
-                | serve::Error::Metrics(_)
-                | serve::Error::Collateral(_)
-                | serve::Error::Shard(_) => EX_OSERR,
+                sidecar::Error::Identity(_) | sidecar::Error::Password(_) => EX_USAGE,
+                sidecar::Error::Agent(_) | sidecar::Error::Provision(_) => EX_UNAVAILABLE,
+                sidecar::Error::System { .. }
+                | sidecar::Error::Metrics(_)
+                | sidecar::Error::Collateral(_)
+                | sidecar::Error::Shard(_) => EX_OSERR,
             })
         }
     };
@@ -114,8 +114,11 @@ fn dev_command() -> Command {
 fn dev(flags: &ArgMatches) -> ExitCode {
     let command = flags.get_many::<OsString>("command");
     let command: Vec<_> = command.into_iter().flatten().cloned().collect();
-    let log = engine::log::init(engine::log::Format::Text, engine::log::quiet());
-    let ended = engine::dev::run(&command, say);
+    let log = engine::telemetry::log::init(
+        engine::telemetry::log::Format::Text,
+        engine::telemetry::log::quiet(),
+    );
+    let ended = engine::cli::dev::run(&command, say);
     drop(log);
     ExitCode::from(ended.unwrap_or_else(|error| {
         complain(&format!("error: {error}"));

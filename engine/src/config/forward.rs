@@ -11,8 +11,8 @@ use url::Url;
 use super::attestation::Criteria;
 use super::layers::{Layers, Reader};
 use super::{Attestation, Errors, Process, values};
-use crate::forward::Place;
-use crate::steward::{Subject, Usage};
+use crate::tasks::certificate_renewal::{Subject, Usage};
+use crate::tasks::discovery::Place;
 
 /// Everything that a forwarder needs.
 pub struct Forward {

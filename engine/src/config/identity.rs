@@ -7,9 +7,9 @@ use attest::agent::{Endpoint, Places};
 
 use super::layers::{Layers, Reader};
 use super::{Errors, values};
-use crate::passwords::Passwords;
-use crate::roles::ClusterSecrets;
-use crate::steward::{Subject, Usage};
+use crate::auth::cluster_secrets::ClusterSecrets;
+use crate::auth::postgres_passwords::Passwords;
+use crate::tasks::certificate_renewal::{Subject, Usage};
 
 pub(super) const SIMULATED: &str = "simulator mode: no client is attested, and whoever is on this \
      machine is postgres without a password";

@@ -7,8 +7,8 @@ use attest::agent::Places;
 use super::identity::{read_passwords, read_places};
 use super::layers::{Layers, Reader};
 use super::{Errors, values};
-use crate::net::Endpoint;
-use crate::passwords::Passwords;
+use crate::auth::postgres_passwords::Passwords;
+use crate::io::stream::Endpoint;
 
 /// Postgres, and who logs in to it with what.
 pub struct Postgres {

@@ -9,9 +9,9 @@ use tracing_subscriber::EnvFilter;
 use super::identity::read_places;
 use super::layers::Reader;
 use super::values;
-use crate::busy_poll::Polling;
-use crate::driver::Choice;
-use crate::log::Format;
+use crate::io::driver::Choice;
+use crate::sched::busy_poll::Polling;
+use crate::telemetry::log::Format;
 
 /// What a process of the engine needs, whatever it serves.
 pub struct Process {

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::io::Write as _;
 
 use super::settings::SETTINGS;
-use crate::mode::Mode;
+use crate::config::mode::Mode;
 
 use super::{Config, Criteria, IdentitySource, Layers, Postgres, Scope, with_flags};
 

@@ -16,8 +16,8 @@ use wire::scram::Password;
 use wire::secret::ClusterSecret;
 
 use super::Listen;
-use crate::busy_poll::Polling;
-use crate::net::Endpoint;
+use crate::io::stream::Endpoint;
+use crate::sched::busy_poll::Polling;
 
 /// Postgres' own default port names its socket.
 const SOCKET_FILE: &str = ".s.PGSQL.5432";

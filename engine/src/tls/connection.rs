@@ -9,10 +9,10 @@ use rustls::unbuffered::{
 };
 use rustls::{CommonState, Side};
 
-use super::TlsError;
 use super::records::{HEADER, Peer, Records};
 use super::schedule::{self, Secrets, Suite};
-use crate::buffer::Buffer;
+use super::session::TlsError;
+use crate::io::buffer::Buffer;
 
 /// The two rustls connections that a session can drive.
 pub(crate) trait Endpoint {

@@ -8,9 +8,9 @@ use rustls::{
     AlertDescription, ContentType, Error, HandshakeType, InvalidMessage, PeerMisbehaved, Side,
 };
 
-use super::TlsError;
 use super::schedule::{Secret, Secrets, Suite};
-use crate::buffer::Buffer;
+use super::session::TlsError;
+use crate::io::buffer::Buffer;
 
 /// Bytes of a record's header: type, version, length (RFC 8446, 5.1).
 pub(super) const HEADER: usize = 5;

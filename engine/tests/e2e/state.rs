@@ -3,10 +3,10 @@
 use std::future::Future;
 use std::path::Path;
 
-use engine::net::Endpoint;
-use engine::superuser::Superuser;
-use engine::superuser::controldata::Source;
-use engine::superuser::state::PostgresState;
+use engine::io::stream::Endpoint;
+use engine::postgres::superuser::Superuser;
+use engine::postgres::superuser::controldata::Source;
+use engine::postgres::superuser::state::PostgresState;
 use tokio::time::timeout;
 use wire::scram::Password;
 

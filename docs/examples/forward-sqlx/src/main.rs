@@ -10,7 +10,7 @@
 use std::error::Error;
 
 use engine::config::Forward;
-use engine::forward::Forwarder;
+use engine::Forwarder;
 use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 

@@ -1,6 +1,6 @@
 use super::super::schedule::tests::{CLIENT_SECRET, FOUR_RECORDS, secret};
 use super::*;
-use crate::buffer::Size;
+use crate::io::buffer::Size;
 use rustls::CipherSuite;
 
 fn suite(of: CipherSuite) -> &'static Suite {

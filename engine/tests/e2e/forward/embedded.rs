@@ -1,7 +1,7 @@
 //! The forwarder inside a Rust service: two at once, no signals, nothing left.
 
+use engine::Forwarder;
 use engine::config::Forward;
-use engine::forward::Forwarder;
 use tokio_postgres::{Config, NoTls};
 
 use super::lab::Lab;

@@ -1,0 +1,8 @@
+//! Layer 7: a process from its configuration to its exit.
+
+pub mod forwarder;
+pub(crate) mod readiness;
+pub(crate) mod runtime;
+pub mod sidecar;
+pub(crate) mod signals;
+pub(crate) mod systemd;

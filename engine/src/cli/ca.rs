@@ -1,0 +1,79 @@
+//! `teesql-sidecar ca`: the certificate that clients with `sslmode=verify-full`
+//! need, in PEM.
+
+use std::path::Path;
+
+use attest::agent::{Agent, AgentError, AgentOptions};
+use clap::Command;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use crate::attestation::verifier::unix_now;
+use crate::cli::output::{Answer, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
+use crate::config::{Certificate, IdentitySource, Layers, Scope, with_flags};
+use crate::tasks::certificate_renewal::Subject;
+
+/// The subcommand `ca`.
+#[must_use]
+pub fn command() -> Command {
+    let command = Command::new("ca").about(
+        "Print the CA of the sidecar's certificate, PEM: sslrootcert for clients with verify-full",
+    );
+    with_flags(command, Scope::Agent)
+}
+
+/// Carries `ca` out.
+#[must_use]
+pub fn execute(layers: &Layers) -> Answer {
+    let certificate = match Certificate::from_layers(layers) {
+        Ok(certificate) => certificate,
+        Err(errors) => return Answer::errors(EX_USAGE, &errors.0),
+    };
+    match certificate.identity {
+        IdentitySource::Files { cert, .. } => of_file(&cert),
+        IdentitySource::Agent(subject) => {
+            let agent = match Agent::new(certificate.guest_agent, AgentOptions::default()) {
+                Ok(agent) => agent,
+                Err(error) => return Answer::error(EX_UNAVAILABLE, error.to_string()),
+            };
+            of_agent(&agent, &subject)
+        }
+    }
+}
+
+fn of_agent(agent: &Agent, subject: &Subject) -> Answer {
+    let runtime = match crate::app::runtime::of_this_thread() {
+        Ok(runtime) => runtime,
+        Err(error) => return Answer::error(EX_OSERR, error.to_string()),
+    };
+    match runtime.block_on(ask(agent, subject)) {
+        Ok(chain) => last(&chain),
+        Err(error) => Answer::error(EX_UNAVAILABLE, error.to_string()),
+    }
+}
+
+/// A certificate like the sidecar's, without evidence: that would cost a quote.
+async fn ask(agent: &Agent, subject: &Subject) -> Result<Vec<Vec<u8>>, AgentError> {
+    let request = attest::agent::TlsKeyRequest {
+        usage_ra_tls: false,
+        ..subject.request(unix_now())
+    };
+    Ok(agent.tls_key(&request).await?.chain_der().to_vec())
+}
+
+fn of_file(cert: &Path) -> Answer {
+    let chain = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect);
+    let chain: Vec<CertificateDer<'_>> = match chain {
+        Ok(chain) => chain,
+        Err(error) => return Answer::error(EX_USAGE, format!("{}: {error}", cert.display())),
+    };
+    last(&chain)
+}
+
+/// What is last in the chain has issued all before it.
+fn last(chain: &[impl AsRef<[u8]>]) -> Answer {
+    match chain.last() {
+        Some(ca) => Answer::text(attest::agent::certificate_pem(ca.as_ref())),
+        None => Answer::error(EX_USAGE, "no certificate in the chain".to_owned()),
+    }
+}

@@ -1,0 +1,237 @@
+//! `teesql-forward … -- command`: a command that finds the forwarder in its
+//! environment, and whose end is the forwarder's.
+
+use std::io;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
+use url::Url;
+
+use crate::app::forwarder::Forwarder;
+use crate::app::runtime;
+use crate::cli::subprocess;
+
+/// What is passed on to the command.
+const PASSED_ON: [(SignalKind, Signal); 6] = [
+    (SignalKind::terminate(), Signal::SIGTERM),
+    (SignalKind::interrupt(), Signal::SIGINT),
+    (SignalKind::hangup(), Signal::SIGHUP),
+    (SignalKind::quit(), Signal::SIGQUIT),
+    (SignalKind::user_defined1(), Signal::SIGUSR1),
+    (SignalKind::user_defined2(), Signal::SIGUSR2),
+];
+
+/// libpq's variables that would lead around the forwarder, or ask of it what only
+/// the server in TLS could give. A service file beats `PGHOST`.
+const NOT_INHERITED: [&str; 8] = [
+    "PGHOSTADDR",
+    "PGSERVICE",
+    "PGSSLNEGOTIATION",
+    "PGSSLROOTCERT",
+    "PGCHANNELBINDING",
+    "PGGSSENCMODE",
+    "PGREQUIRESSL",
+    "PGREQUIREPEER",
+];
+
+/// After the command's end, sessions that it has left behind have this long.
+const AFTER: Duration = Duration::from_secs(2);
+
+/// Runs it to its end; its exit code, or 128 and the signal that ended it.
+///
+/// # Errors
+/// It cannot be started.
+pub(crate) fn run(
+    forwarder: &mut Forwarder,
+    command: &[String],
+    database_url: Option<&Url>,
+) -> io::Result<u8> {
+    runtime::of_this_thread()?.block_on(async {
+        let [program, arguments @ ..] = command else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let (host, port) = forwarder.host_and_port();
+        let url = match database_url {
+            Some(given) => local_url(given, &host, port),
+            None => forwarder.dsn(),
+        };
+        // Listened for before there is a child that somebody could mean.
+        let mut signals = Signals::new()?;
+        let mut command = Command::new(program);
+        for name in NOT_INHERITED {
+            command.env_remove(name);
+        }
+        let mut running = command
+            .args(arguments)
+            .env("DATABASE_URL", url)
+            .env("PGHOST", host)
+            .env("PGPORT", port.to_string())
+            .env("PGSSLMODE", "disable")
+            .envs(logins(database_url))
+            .spawn()?;
+        let status = loop {
+            tokio::select! {
+                status = running.wait() => break status?,
+                signal = signals.next() => subprocess::pass_on(signal, &running),
+            }
+        };
+        // What it sent last may be on its way still.
+        forwarder.order();
+        if timeout(AFTER, forwarder.ended()).await.is_err() {
+            forwarder.order();
+        }
+        Ok(subprocess::exit_code(status))
+    })
+}
+
+/// Until SIGTERM or SIGINT, which lets sessions finish; a second one ends them.
+///
+/// # Errors
+/// Signals cannot be listened for.
+pub(crate) fn wait_for_signals(forwarder: &mut Forwarder) -> io::Result<()> {
+    runtime::of_this_thread()?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        loop {
+            tokio::select! {
+                () = forwarder.ended() => return Ok(()),
+                _ = terminate.recv() => forwarder.order(),
+                _ = interrupt.recv() => forwarder.order(),
+            }
+        }
+    })
+}
+
+/// The DSN with the forwarder in the place of the server.
+fn local_url(given: &Url, host: &str, port: u16) -> String {
+    let mut url = given.clone();
+    // As they are written: not everybody reads `+` as a space.
+    let kept = given.query().into_iter().flat_map(|query| query.split('&'));
+    let kept = kept.filter(|pair| {
+        let name = pair.split('=').next().unwrap_or_default();
+        !pair.is_empty() && !NOT_KEPT.contains(&name)
+    });
+    let mut query: Vec<String> = kept.map(str::to_owned).collect();
+    let is_path = host.starts_with('/');
+    // A URL of these schemes always has a place for both.
+    let _ = url.set_host(Some(if is_path { "localhost" } else { host }));
+    let _ = url.set_port(Some(port));
+    if is_path {
+        query.push(format!("host={}", in_a_query(host)));
+    }
+    query.push("sslmode=disable".to_owned());
+    url.set_query(Some(&query.join("&")));
+    url.into()
+}
+
+/// All but what a URI never gives a meaning to. [RFC 3986, 2.3]
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// A path as a value in a DSN.
+pub(crate) fn in_a_query(path: &str) -> String {
+    utf8_percent_encode(path, RESERVED).to_string()
+}
+
+/// Role, password and database of the DSN for libpq, which does not read
+/// `DATABASE_URL`, where its own variables do not say otherwise.
+fn logins(given: Option<&Url>) -> impl Iterator<Item = (&'static str, String)> {
+    let text = |text: &str| {
+        let decoded = percent_decode_str(text).decode_utf8().ok()?;
+        (!decoded.is_empty()).then(|| decoded.into_owned())
+    };
+    let all = given.into_iter().flat_map(move |url| {
+        [
+            ("PGUSER", text(url.username())),
+            ("PGPASSWORD", url.password().and_then(text)),
+            ("PGDATABASE", text(url.path().trim_start_matches('/'))),
+        ]
+    });
+    all.filter(|(name, _)| std::env::var_os(name).is_none())
+        .filter_map(|(name, value)| Some((name, value?)))
+}
+
+/// What is about the server and TLS, and the forwarder's business now.
+const NOT_KEPT: [&str; 11] = [
+    "host",
+    "hostaddr",
+    "port",
+    "ssl",
+    "sslmode",
+    "sslcert",
+    "sslkey",
+    "sslrootcert",
+    "sslnegotiation",
+    "channel_binding",
+    "gssencmode",
+];
+
+struct Signals(Vec<(tokio::signal::unix::Signal, Signal)>);
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let all = PASSED_ON.map(|(kind, which)| Ok((signal(kind)?, which)));
+        all.into_iter().collect::<io::Result<_>>().map(Self)
+    }
+
+    async fn next(&mut self) -> Signal {
+        std::future::poll_fn(|cx| {
+            for (signal, which) in &mut self.0 {
+                if signal.poll_recv(cx).is_ready() {
+                    return std::task::Poll::Ready(*which);
+                }
+            }
+            std::task::Poll::Pending
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn local(given: &str, host: &str) -> String {
+        local_url(&given.parse().unwrap(), host, 6543)
+    }
+
+    #[test]
+    fn a_dsn_keeps_what_is_the_drivers() {
+        for (given, wanted) in [
+            (
+                "postgres://u:p%40%3A@db.example:5433/d?sslmode=verify-full&options=-c%20a%3Db+c&application_name=a%26b",
+                "postgres://u:p%40%3A@127.0.0.1:6543/d?options=-c%20a%3Db+c&application_name=a%26b&sslmode=disable",
+            ),
+            (
+                "postgresql:///d?host=/run&port=1&sslcert=x",
+                "postgresql://127.0.0.1:6543/d?sslmode=disable",
+            ),
+            (
+                "postgres://u@[2001:db8::1]/",
+                "postgres://u@127.0.0.1:6543/?sslmode=disable",
+            ),
+        ] {
+            assert_eq!(local(given, "127.0.0.1"), wanted);
+        }
+        assert_eq!(
+            local("postgres://u@db.example/d", "/run/my pg"),
+            "postgres://u@localhost:6543/d?host=%2Frun%2Fmy%20pg&sslmode=disable"
+        );
+    }
+
+    #[test]
+    fn libpq_gets_role_password_and_database() {
+        let url = "postgres://a%40b:p%2F@db.example/my%20db".parse().unwrap();
+        let all: Vec<_> = logins(Some(&url)).map(|(_, value)| value).collect();
+        assert_eq!(all, ["a@b", "p/", "my db"]);
+        let url = "postgres://db.example".parse().unwrap();
+        assert_eq!(logins(Some(&url)).count(), 0);
+    }
+}

@@ -1,0 +1,160 @@
+//! `teesql-forward manifest sign | verify`: the leader manifest, for operators
+//! and tests.
+
+use std::path::Path;
+
+use attest::manifest::{
+    Address, Draft, LeaderInstance, LeaderUrl, MAX_LEN, Manifest, SigningKey, Trust,
+};
+use clap::{Arg, ArgMatches, Command};
+use zeroize::Zeroizing;
+
+use crate::attestation::verifier::unix_now;
+use crate::cli::output::{Answer, EX_NOINPUT, EX_OSERR, EX_USAGE};
+
+/// The manifest is refused.
+const REFUSED: u8 = 1;
+/// Most bytes of a string in a TXT record. [RFC 1035, 3.3]
+const MAX_CHUNK: usize = 255;
+
+/// The subcommand `manifest`.
+#[must_use]
+pub fn command() -> Command {
+    let needed = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name)
+            .long(name)
+            .value_name(value)
+            .required(true)
+            .help(help)
+    };
+    let at = Arg::new("at")
+        .long("at")
+        .value_name("SECONDS")
+        .value_parser(clap::value_parser!(u64))
+        .help("As of this unix time [default: now]");
+    Command::new("manifest")
+        .about("Sign or verify a leader manifest")
+        .subcommand_required(true)
+        .subcommand(
+            Command::new("sign")
+                .about("Print the text of a TXT record at _teesql-leader.<domain>")
+                .args([
+                    needed("key", "FILE", "The signing key: 64 hex digits"),
+                    needed("cluster", "ADDRESS", "The cluster: 0x and 40 hex digits"),
+                    needed("leader-instance", "HEX", "The instance that leads"),
+                    needed("leader-url", "URL", "Where it is reached"),
+                    needed("epoch", "N", "Grows with each change of leader")
+                        .value_parser(clap::value_parser!(u64)),
+                    needed("valid-until", "SECONDS", "Unix time at which it ends")
+                        .value_parser(clap::value_parser!(u64)),
+                    Arg::new("chunks")
+                        .long("chunks")
+                        .action(clap::ArgAction::SetTrue)
+                        .help("In quoted strings of at most 255 bytes, as zone files have it"),
+                ]),
+        )
+        .subcommand(
+            Command::new("verify")
+                .about("Check a manifest, given as text or - for standard input")
+                .arg(Arg::new("text").value_name("TEXT").required(true))
+                .arg(needed("signer", "ADDRESS", "Who has to have signed it"))
+                .arg(at),
+        )
+}
+
+/// Carries `manifest` out.
+#[must_use]
+pub fn execute(flags: &ArgMatches) -> Answer {
+    let done = match flags.subcommand() {
+        Some(("sign", flags)) => sign(flags),
+        Some(("verify", flags)) => verify(flags),
+        _ => Err(Answer::error(EX_USAGE, "sign or verify".to_owned())),
+    };
+    done.unwrap_or_else(|answer| answer)
+}
+
+fn parsed<T: std::str::FromStr<Err: ToString>>(
+    flags: &ArgMatches,
+    name: &str,
+) -> Result<T, Answer> {
+    let text = flags.get_one::<String>(name).map_or("", String::as_str);
+    text.parse().map_err(|error: T::Err| {
+        Answer::error(EX_USAGE, format!("--{name}: {}", error.to_string()))
+    })
+}
+
+fn number(flags: &ArgMatches, name: &str) -> u64 {
+    flags.get_one(name).copied().unwrap_or_default()
+}
+
+fn sign(flags: &ArgMatches) -> Result<Answer, Answer> {
+    let file = flags.get_one::<String>("key").map_or("", String::as_str);
+    let no_key =
+        |error: &dyn std::fmt::Display| Answer::error(EX_NOINPUT, format!("{file}: {error}"));
+    let text = std::fs::read_to_string(Path::new(file)).map(Zeroizing::new);
+    let key = SigningKey::from_hex(&text.map_err(|error| no_key(&error))?);
+    let key = key.map_err(|error| no_key(&error))?;
+    let draft = Draft {
+        cluster: parsed::<Address>(flags, "cluster")?,
+        leader_instance: parsed::<LeaderInstance>(flags, "leader-instance")?,
+        leader_url: parsed::<LeaderUrl>(flags, "leader-url")?,
+        epoch: number(flags, "epoch"),
+        valid_until: number(flags, "valid-until"),
+    };
+    let signed = draft.sign(&key);
+    let signed = signed.map_err(|error| Answer::error(EX_OSERR, error.to_string()))?;
+    let text = match flags.get_flag("chunks") {
+        false => signed,
+        true => in_chunks(&signed),
+    };
+    Ok(Answer::text(text + "\n"))
+}
+
+/// As a zone file has it; the text has neither quotes nor backslashes in it.
+fn in_chunks(text: &str) -> String {
+    let mut rest = text;
+    let mut chunks = Vec::new();
+    while !rest.is_empty() {
+        let (chunk, behind) = rest.split_at_checked(MAX_CHUNK).unwrap_or((rest, ""));
+        chunks.push(format!("\"{chunk}\""));
+        rest = behind;
+    }
+    chunks.join(" ")
+}
+
+fn verify(flags: &ArgMatches) -> Result<Answer, Answer> {
+    let signer = parsed::<Address>(flags, "signer")?;
+    let now = flags.get_one("at").copied().unwrap_or_else(unix_now);
+    let text = match flags.get_one::<String>("text").map_or("", String::as_str) {
+        "-" => standard_input().map_err(|error| Answer::error(EX_NOINPUT, error.to_string()))?,
+        text => text.to_owned(),
+    };
+    let refused = |error: attest::manifest::ManifestError| {
+        Answer::error(REFUSED, format!("{error} ({})", error.code()))
+    };
+    let unverified = Manifest::parse(text.trim_ascii()).map_err(refused)?;
+    // By hand any date is looked at: the forwarder's limit is its own setting.
+    let trust = Trust {
+        max_validity: None,
+        ..Trust::of(signer)
+    };
+    let manifest = unverified.verify(&trust, now).map_err(refused)?;
+    Ok(Answer::text(format!(
+        "cluster = {}\nleader_instance = {}\nleader_url = {}\ntarget = {}:{}\nepoch = {}\nvalid_until = {}\n",
+        manifest.cluster(),
+        manifest.leader_instance(),
+        manifest.leader_url().as_str(),
+        manifest.target().host(),
+        manifest.target().port(),
+        manifest.epoch(),
+        manifest.valid_until(),
+    )))
+}
+
+fn standard_input() -> std::io::Result<String> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    let most = u64::try_from(MAX_LEN).unwrap_or(u64::MAX).saturating_add(2);
+    std::io::stdin().take(most).read_to_string(&mut text)?;
+    Ok(text)
+}

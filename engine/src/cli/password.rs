@@ -1,0 +1,133 @@
+//! `teesql-sidecar password`: one of Postgres' passwords, for whoever sets a
+//! Postgres up before there is a sidecar.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use attest::agent::{Agent, AgentError, AgentOptions, Places};
+use clap::{Arg, ArgMatches, Command};
+use wire::scram::Password;
+use zeroize::Zeroizing;
+
+use crate::auth::cluster_secrets::Role;
+use crate::auth::postgres_passwords::{Passwords, password, path};
+use crate::cli::output::{Answer, EX_CANTCREAT, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
+use crate::cli::secret::write_new;
+use crate::config::{Layers, Postgres, Scope, with_flags};
+
+/// The subcommand `password`.
+#[must_use]
+pub fn command() -> Command {
+    let command = Command::new("password")
+        .about("Print Postgres' password of a role: the configured one, or the guest agent's");
+    with_flags(command, Scope::Postgres)
+        .arg(
+            Arg::new("role")
+                .value_name("ROLE")
+                .required(true)
+                .value_parser(Role::ALL.map(Role::name)),
+        )
+        .arg(
+            Arg::new("file")
+                .long("file")
+                .value_name("PATH")
+                .value_parser(clap::value_parser!(PathBuf))
+                .help("Write it to this file instead, which only its owner may read; an older one is replaced"),
+        )
+}
+
+/// Carries `password` out.
+#[must_use]
+pub fn execute(flags: &ArgMatches, layers: &Layers) -> Answer {
+    let Postgres {
+        passwords,
+        guest_agent,
+        warnings,
+        ..
+    } = match Postgres::from_layers(layers) {
+        Ok(postgres) => postgres,
+        Err(errors) => return Answer::errors(EX_USAGE, &errors.0),
+    };
+    let role = flags.get_one::<String>("role");
+    let Some(role) = role.and_then(|name| Role::from_name(name)) else {
+        return Answer::error(EX_USAGE, "no such role".to_owned());
+    };
+    let answer = match find(passwords, role, guest_agent) {
+        Ok(password) => deliver(&password, flags.get_one("file")),
+        Err(answer) => answer,
+    };
+    answer.with_warnings(&warnings)
+}
+
+fn find(passwords: Passwords, role: Role, places: Places) -> Result<Password, Answer> {
+    if let Some(configured) = passwords.of(role) {
+        return Ok(configured);
+    }
+    let runtime = crate::app::runtime::of_this_thread()
+        .map_err(|error| Answer::error(EX_OSERR, error.to_string()))?;
+    runtime
+        .block_on(derive(role, places))
+        .map_err(|error| Answer::error(EX_UNAVAILABLE, error.to_string()))
+}
+
+async fn derive(role: Role, places: Places) -> Result<Password, AgentError> {
+    let agent = Agent::new(places, AgentOptions::default())?;
+    Ok(password(&agent.key(path(role), "").await?))
+}
+
+fn deliver(password: &Password, file: Option<&PathBuf>) -> Answer {
+    let Ok(text) = std::str::from_utf8(password.as_bytes()) else {
+        return Answer::error(EX_USAGE, "the password is no text".to_owned());
+    };
+    let line = Zeroizing::new(format!("{text}\n"));
+    let Some(path) = file else {
+        return Answer::text(line);
+    };
+    match replace(path, &line) {
+        Ok(()) => Answer::text(Zeroizing::default()),
+        Err(error) => Answer::error(EX_CANTCREAT, format!("{}: {error}", path.display())),
+    }
+}
+
+/// Whoever reads the file meanwhile finds the old one or the new one.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    // One that was interrupted has left it.
+    let _ = std::fs::remove_file(&beside);
+    write_new(&beside, text).and_then(|()| std::fs::rename(&beside, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_its_owners_and_replaced_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("password");
+        std::fs::write(folder.path().join("password.new"), "left behind").unwrap();
+        for text in ["one\n", "two\n"] {
+            replace(&path, text).unwrap();
+            let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+            assert_eq!(mode & 0o7777, 0o600);
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_configured_password_needs_no_guest_agent() {
+        let configured = || Passwords {
+            superuser: Some(Password::new("hunter2")),
+            ..Passwords::default()
+        };
+        let nowhere = || Places::only("unix:/nonexistent/agent.sock".parse().unwrap());
+        let found = find(configured(), Role::Superuser, nowhere());
+        assert_eq!(found.ok().unwrap().as_bytes(), b"hunter2");
+        assert!(find(configured(), Role::Read, nowhere()).is_err());
+    }
+}

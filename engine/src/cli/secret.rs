@@ -1,0 +1,108 @@
+//! Random bytes, and the cluster secrets made of them.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use clap::{Arg, ArgMatches, Command};
+use wire::secret::ClusterSecret;
+use zeroize::Zeroizing;
+
+use crate::cli::output::{Answer, EX_CANTCREAT, EX_OSERR};
+
+/// Fresh bytes from the operating system.
+///
+/// # Errors
+/// It has none to give.
+pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(io::Error::from)?;
+    Ok(bytes)
+}
+
+/// The subcommand `secret`.
+#[must_use]
+pub fn command() -> Command {
+    Command::new("secret")
+        .about("Make a cluster secret: 32 random bytes, printed as 64 hex characters")
+        .arg(
+            Arg::new("file")
+                .long("file")
+                .value_name("PATH")
+                .value_parser(clap::value_parser!(std::path::PathBuf))
+                .help("Write it to this new file instead, which only its owner may read"),
+        )
+}
+
+/// Carries `secret` out.
+#[must_use]
+pub fn execute(flags: &ArgMatches) -> Answer {
+    let bytes = match random() {
+        Ok(bytes) => bytes,
+        Err(error) => return Answer::error(EX_OSERR, format!("no random bytes: {error}")),
+    };
+    let mut line = ClusterSecret::from_bytes(bytes).to_text();
+    line.push('\n');
+    let Some(path) = flags.get_one::<std::path::PathBuf>("file") else {
+        return Answer::text(line);
+    };
+    match write_new(path, &line) {
+        Ok(()) => Answer::text(Zeroizing::default()),
+        Err(error) => Answer::error(EX_CANTCREAT, format!("{}: {error}", path.display())),
+    }
+}
+
+/// Writes a file that did not exist. One that could not be written completely is
+/// removed, so that nobody takes it for a secret.
+///
+/// # Errors
+/// It exists, or cannot be written.
+pub(crate) fn write_new(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    let written = file
+        .write_all(text.as_bytes())
+        .and_then(|()| file.sync_all());
+    if written.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_new_and_its_owners() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        write_new(&path, "one\n").unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        let error = write_new(&path, "two\n").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\n");
+    }
+
+    #[test]
+    fn no_link_is_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (link, target) = (folder.path().join("link"), folder.path().join("target"));
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        let error = write_new(&link, "one\n").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert!(!target.exists());
+    }
+
+    #[test]
+    fn random_bytes_differ() {
+        assert_ne!(random::<32>().unwrap(), random::<32>().unwrap());
+    }
+}

@@ -1,0 +1,324 @@
+//! The Postgres behind the sidecar: what it speaks, the dial, and the login
+//! with a password that the client never sees.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use tokio::sync::Notify;
+use wire::backend::{AwaitKeys, AwaitReady, Backend, BackendError, BackendStep, ReadyStep};
+use wire::scram::{self, Password};
+use wire::startup::{ProtocolVersion, Startup};
+
+use crate::io::buffer::{Buffer, Size};
+use crate::io::offload::{Tickets, Worker};
+use crate::io::stream::{Endpoint, Stream};
+use crate::session::control::Control;
+use crate::session::tls_stream::TlsStream;
+use crate::shard::Replies;
+use crate::telemetry::close_reason::End;
+use crate::tls::session;
+
+/// How long a client may wait for the first news of what Postgres speaks.
+const FIRST_NEWS: Duration = Duration::from_secs(1);
+const FIRST_NEWS_CHECK: Duration = Duration::from_millis(10);
+/// SCRAM keys kept per shard. A role's verifier has one salt until its
+/// password is changed, so three are in use at a time.
+const KEYS_KEPT: usize = 16;
+
+/// What is known about Postgres, shared by all threads.
+#[derive(Debug, Default)]
+pub(crate) struct Knowledge {
+    /// [`ProtocolVersion::to_u32`]; 0 while nothing is known.
+    newest: AtomicU32,
+    /// `server_version` as the first login after the last probe saw it.
+    server_version: ArcSwapOption<String>,
+    /// Rung when it may have changed.
+    pub(crate) stale: Notify,
+}
+
+impl Knowledge {
+    pub(crate) fn learned(&self, newest: ProtocolVersion) {
+        self.newest.store(newest.to_u32(), Ordering::Release);
+        self.server_version.store(None);
+    }
+
+    pub(crate) fn newest(&self) -> Option<ProtocolVersion> {
+        match self.newest.load(Ordering::Acquire) {
+            0 => None,
+            known => Some(ProtocolVersion::from_u32(known)),
+        }
+    }
+
+    /// What to negotiate from. Waits a little where the very first probe is
+    /// still under way, and is careful where it has failed: every Postgres
+    /// speaks 3.0.
+    pub(crate) async fn newest_or_oldest(&self) -> ProtocolVersion {
+        let give_up = Instant::now() + FIRST_NEWS;
+        loop {
+            if let Some(newest) = self.newest() {
+                return newest;
+            }
+            if Instant::now() >= give_up {
+                return ProtocolVersion::V3_0;
+            }
+            monoio::time::sleep(FIRST_NEWS_CHECK).await;
+        }
+    }
+
+    fn saw_version(&self, version: Option<String>) {
+        let Some(version) = version else { return };
+        let known = self.server_version.load();
+        match known.as_deref() {
+            Some(known) if *known == version => {}
+            None => self.server_version.store(Some(Arc::new(version))),
+            // Another Postgres answers than the one that was asked.
+            Some(_) => self.stale.notify_one(),
+        }
+    }
+}
+
+/// A role's password for Postgres.
+#[derive(Debug)]
+pub(crate) struct Credential {
+    pub(crate) password: Password,
+    /// Tells this password from every other one of the process.
+    pub(crate) id: u64,
+}
+
+impl Credential {
+    pub(crate) fn new(password: Password) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self { password, id }
+    }
+}
+
+/// Everything a login into Postgres needs from its shard.
+pub(crate) struct Injector {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) knowledge: Arc<Knowledge>,
+    pub(crate) worker: Worker,
+    pub(crate) tickets: Tickets,
+    pub(crate) replies: Replies,
+    pub(crate) keys: RefCell<Vec<CachedKeys>>,
+    pub(crate) random: &'static dyn rustls::crypto::SecureRandom,
+}
+
+pub(crate) struct CachedKeys {
+    credential: u64,
+    salt: Vec<u8>,
+    iterations: u32,
+    keys: Arc<scram::Keys>,
+}
+
+/// A session that is ready for queries.
+pub(crate) struct LoggedIn {
+    pub(crate) stream: Stream,
+    /// Bytes that came behind ReadyForQuery.
+    pub(crate) first: Buffer,
+}
+
+impl Injector {
+    /// Dials Postgres within the login deadline.
+    pub(crate) async fn dial(&self, control: &Control) -> Result<Stream, End> {
+        let dialled = Stream::dial(&self.endpoint, control.login_deadline()).await;
+        dialled.map_err(|error| {
+            self.knowledge.stale.notify_one();
+            control.end_or(End::UpstreamUnreachable(error))
+        })
+    }
+
+    /// Logs in as the client asked, but with the role's own password, and
+    /// passes Postgres' answers on, from AuthenticationOk to ReadyForQuery.
+    pub(crate) async fn inject<E: session::Endpoint>(
+        &self,
+        mut stream: Stream,
+        client: &mut TlsStream<E>,
+        startup: &Startup,
+        version: ProtocolVersion,
+        credential: &Arc<Credential>,
+        control: &Control,
+    ) -> Result<LoggedIn, End> {
+        let mut answers = Buffer::take(Size::Small);
+        let ready = self
+            .authenticate(&mut stream, &mut answers, startup, version, credential)
+            .await
+            .map_err(|error| {
+                self.knowledge.stale.notify_one();
+                control.end_or(error)
+            })?;
+        let version = pass_on(&mut stream, &mut answers, ready, client, control).await?;
+        self.knowledge.saw_version(version);
+        Ok(LoggedIn {
+            stream,
+            first: answers,
+        })
+    }
+
+    async fn authenticate(
+        &self,
+        stream: &mut Stream,
+        answers: &mut Buffer,
+        startup: &Startup,
+        version: ProtocolVersion,
+        credential: &Arc<Credential>,
+    ) -> Result<AwaitReady, End> {
+        let mut nonce = [0_u8; 18];
+        self.random
+            .fill(&mut nonce)
+            .map_err(|_| BackendError::NoRandomness)?;
+        let mut out = Vec::new();
+        let mut backend = Backend::start(startup, version, nonce, &mut out);
+        loop {
+            if !out.is_empty() {
+                let message = std::mem::take(&mut out);
+                stream
+                    .write_secret(message)
+                    .await
+                    .map_err(End::UpstreamIo)?;
+            }
+            match backend.advance(answers.filled(), &credential.password, &mut out) {
+                BackendStep::Read { next, consumed } => {
+                    answers.consume(consumed);
+                    backend = next;
+                    if out.is_empty() {
+                        read_answer(stream, answers).await?;
+                    }
+                }
+                BackendStep::DeriveKeys {
+                    salt,
+                    iterations,
+                    consumed,
+                    next,
+                } => {
+                    answers.consume(consumed);
+                    backend = self
+                        .prove(next, credential, salt, iterations, &mut out)
+                        .await?;
+                }
+                BackendStep::Authenticated { consumed, next } => {
+                    answers.consume(consumed);
+                    return Ok(next);
+                }
+                BackendStep::Refuse(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Answers SCRAM's challenge with keys from the cache, or derived on the
+    /// worker: 4,096 rounds of HMAC are about a millisecond.
+    async fn prove(
+        &self,
+        next: AwaitKeys,
+        credential: &Arc<Credential>,
+        salt: Vec<u8>,
+        iterations: u32,
+        out: &mut Vec<u8>,
+    ) -> Result<Backend, End> {
+        let cached = self
+            .keys
+            .borrow()
+            .iter()
+            .find(|kept| {
+                kept.credential == credential.id
+                    && kept.iterations == iterations
+                    && kept.salt == salt
+            })
+            .map(|kept| Arc::clone(&kept.keys));
+        if let Some(keys) = cached {
+            return Ok(next.resume(&keys, out));
+        }
+        let (password, asked) = (Arc::clone(credential), salt.clone());
+        let keys = self
+            .tickets
+            .offload(&self.worker, self.replies.one(), move || {
+                Arc::new(scram::Keys::derive(&password.password, &asked, iterations))
+            })
+            .await
+            .map_err(|_| BackendError::Overloaded)?;
+        let backend = next.resume(&keys, out);
+        let mut kept = self.keys.borrow_mut();
+        if kept.len() >= KEYS_KEPT {
+            kept.remove(0);
+        }
+        kept.push(CachedKeys {
+            credential: credential.id,
+            salt,
+            iterations,
+            keys,
+        });
+        Ok(backend)
+    }
+}
+
+/// Hands Postgres' own messages to the client until it is ready for queries.
+/// Returns its `server_version`, where it named one.
+async fn pass_on<E: session::Endpoint>(
+    stream: &mut Stream,
+    answers: &mut Buffer,
+    mut ready: AwaitReady,
+    client: &mut TlsStream<E>,
+    control: &Control,
+) -> Result<Option<String>, End> {
+    loop {
+        let (whole, outcome) = match ready.advance(answers.filled()) {
+            ReadyStep::Pass { whole, next } => (whole, Ok(next)),
+            ReadyStep::Ready {
+                whole,
+                server_version,
+            } => (whole, Err(Ok(server_version))),
+            ReadyStep::Failed { whole, sqlstate } => {
+                (whole, Err(Err(End::UpstreamRefused(sqlstate))))
+            }
+            ReadyStep::Refuse(error) => (0, Err(Err(error.into()))),
+        };
+        if let Some(message) = answers.filled().get(..whole)
+            && whole > 0
+        {
+            control.count_sent(whole);
+            client
+                .send(message)
+                .await
+                .map_err(|error| error.into_end(control))?;
+            answers.consume(whole);
+        }
+        match outcome {
+            Ok(next) => ready = next,
+            Err(outcome) => return outcome,
+        }
+        read_answer(stream, answers)
+            .await
+            .map_err(|error| control.end_or(error))?;
+    }
+}
+
+async fn read_answer(stream: &mut Stream, answers: &mut Buffer) -> Result<(), End> {
+    let buffer = std::mem::replace(answers, Buffer::none());
+    let (result, filled) = stream.read(buffer.make_room()).await;
+    *answers = filled;
+    match result {
+        Ok(0) => Err(BackendError::EarlyEof.into()),
+        Ok(_) => Ok(()),
+        Err(error) => Err(End::UpstreamIo(error)),
+    }
+}
+
+/// Hands a CancelRequest to Postgres. Any core may do it: the key in it is
+/// Postgres' own, so there is nothing to look up.
+pub(crate) async fn cancel(injector: &Injector, packet: Vec<u8>, control: &Control) -> End {
+    let mut stream = match injector.dial(control).await {
+        Ok(stream) => stream,
+        Err(end) => return end,
+    };
+    let _leash = control.hold_upstream(stream.raw_fd());
+    if let Err(error) = stream.write_secret(packet).await {
+        return control.end_or(End::UpstreamIo(error));
+    }
+    // Postgres closes when the signal is on its way; clients wait for our
+    // close, to be sure that the cancel does not hit their next query.
+    let _ = stream.read(Buffer::take(Size::Small)).await;
+    control.end_or(End::Cancelled)
+}

@@ -1,0 +1,319 @@
+//! One direction's reads: when to wait, when to pause, and with which buffer.
+
+use std::future::{Future as _, poll_fn};
+use std::io;
+use std::pin::pin;
+
+use crate::io::buffer::{Buffer, Size};
+use crate::io::stream::ReadHalf;
+use crate::sched::read_delay::Pacing;
+use crate::sched::yield_budget::{Turn, Turns};
+use crate::session::control::Control;
+
+/// A buffer is given back for a smaller one after this many reads in a row that
+/// that would have held.
+const SHRINK_AFTER: u32 = 8;
+
+/// Reads, and decides on buffers by what the last reads brought: a session begins
+/// with tiny ones, which it may wait with, and comes back to them. Larger ones
+/// are only held while there is something to read.
+pub(crate) struct Reader<'a> {
+    half: ReadHalf,
+    size: Size,
+    short_reads: u32,
+    /// What the last read brought.
+    last: usize,
+    /// For the side that sends little at a time.
+    pacing: Option<Pacing<'a>>,
+    /// Where nothing else bounds it.
+    turn: Option<Turn<'a>>,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(half: ReadHalf, turns: &'a Turns) -> Self {
+        Self {
+            half,
+            turn: Turn::new(turns),
+            size: Size::Tiny,
+            short_reads: 0,
+            last: 0,
+            pacing: None,
+        }
+    }
+
+    /// One that pauses in a stream of small pieces. Not on a Unix socket, which holds
+    /// too little: a pause stops the sender.
+    pub(crate) fn pausing(half: ReadHalf, control: &'a Control) -> Self {
+        let pacing = match half {
+            ReadHalf::Tcp(_) => Some(Pacing::new(control.pauses(), control.questions())),
+            ReadHalf::Unix(_) => None,
+        };
+        Self {
+            pacing,
+            ..Self::new(half, control.turns())
+        }
+    }
+
+    /// Reads once, behind what `buffer` holds; 0 is the end of the stream.
+    pub(crate) async fn read(&mut self, buffer: Buffer) -> (io::Result<usize>, Buffer) {
+        if let Some(turn) = &mut self.turn {
+            turn.go_on().await;
+        }
+        let mut waited = false;
+        let (result, buffer) = {
+            let mut reading = pin!(self.read_once(buffer));
+            poll_fn(|cx| {
+                let read = reading.as_mut().poll(cx);
+                waited |= read.is_pending();
+                read
+            })
+            .await
+        };
+        if let Ok(n) = result {
+            self.saw(n);
+            if let Some(turn) = &mut self.turn {
+                turn.saw(n, waited);
+            }
+        }
+        (result, buffer)
+    }
+
+    async fn read_once(&mut self, buffer: Buffer) -> (io::Result<usize>, Buffer) {
+        if self.size == Size::Tiny {
+            self.half.read(self.fit(buffer)).await
+        } else {
+            self.read_when_readable(buffer).await
+        }
+    }
+
+    async fn read_when_readable(&mut self, mut buffer: Buffer) -> (io::Result<usize>, Buffer) {
+        // A read that was not full took all that there was: the moment for a pause. Where
+        // none is due, and much came, more is mostly there by now.
+        let mut taken_all = self.last < self.size.bytes();
+        let mut wait = self.last < Size::Small.bytes();
+        let mut paused = false;
+        loop {
+            if taken_all {
+                if buffer.is_empty() {
+                    buffer = Buffer::none();
+                }
+                if let Some(pacing) = &mut self.pacing {
+                    if paused {
+                        pacing.begin_anew();
+                    }
+                    paused = pacing.pause().await;
+                }
+                if wait
+                    && !paused
+                    && let Err(error) = self.half.readable().await
+                {
+                    return (Err(error), buffer);
+                }
+            }
+            buffer = self.fit(buffer);
+            match self.half.read_now(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    (taken_all, wait) = (true, true);
+                }
+                result => return (result, buffer),
+            }
+        }
+    }
+
+    fn saw(&mut self, n: usize) {
+        self.last = n;
+        if let Some(pacing) = &mut self.pacing {
+            pacing.saw(n);
+        }
+        if n >= self.size.bytes() {
+            self.size = self.size.larger();
+            self.short_reads = 0;
+        } else if n < self.size.smaller().bytes() {
+            self.short_reads += 1;
+            if self.short_reads >= SHRINK_AFTER {
+                self.size = self.size.smaller();
+                self.short_reads = 0;
+            }
+        } else {
+            self.short_reads = 0;
+        }
+    }
+
+    /// The buffer for the next read: with what `buffer` holds, and large enough.
+    fn fit(&self, mut buffer: Buffer) -> Buffer {
+        if buffer.is_empty() {
+            return Buffer::take(self.size);
+        }
+        while buffer.size() < self.size {
+            buffer = buffer.grown();
+        }
+        buffer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream as StdUnixStream;
+    use std::rc::Rc;
+
+    use futures_util::FutureExt as _;
+    use monoio::io::Splitable as _;
+    use monoio::net::UnixStream;
+
+    use super::*;
+    use crate::io::buffer::{LARGE, SMALL, TINY};
+    use crate::io::driver::{self, Driver as Interface};
+    use crate::sched::read_delay::Pauses;
+
+    /// Runs `test` with a reader and its peer, on both drivers.
+    fn on_both(test: impl AsyncFn(Reader<'_>, StdUnixStream)) {
+        for interface in [Interface::Epoll, Interface::IoUring] {
+            let ran = driver::block_on(interface, async {
+                let (far, near) = StdUnixStream::pair().unwrap();
+                near.set_nonblocking(monoio::utils::is_legacy()).unwrap();
+                let (read, write) = UnixStream::from_std(near).unwrap().into_split();
+                let turns = Turns::of_a_shard();
+                test(Reader::new(ReadHalf::Unix(read), &turns), far).await;
+                drop(write);
+            });
+            if let Err(error) = ran {
+                println!("skipped {interface}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn buffers_grow_with_full_reads_and_shrink_with_short_ones() {
+        on_both(async |mut reader, _far| {
+            reader.saw(100);
+            assert_eq!(reader.size, Size::Tiny);
+            reader.saw(TINY);
+            assert_eq!(reader.size, Size::Small);
+            reader.saw(SMALL);
+            assert_eq!(reader.size, Size::Large);
+            for _ in 0..SHRINK_AFTER {
+                assert_eq!(reader.size, Size::Large);
+                reader.saw(TINY);
+            }
+            assert_eq!(reader.size, Size::Small);
+            // What a tiny one would not have held keeps it.
+            for n in [1, 1, 1, TINY, 1, 1, 1, 1, 1, 1, 1] {
+                reader.saw(n);
+            }
+            assert_eq!(reader.size, Size::Small);
+            reader.saw(1);
+            assert_eq!(reader.size, Size::Tiny);
+        });
+    }
+
+    #[test]
+    fn a_buffer_with_bytes_in_it_keeps_them() {
+        on_both(async |mut reader, _far| {
+            reader.size = Size::Large;
+            let mut buffer = Buffer::take(Size::Tiny);
+            assert!(buffer.extend(b"half a record"));
+            let buffer = reader.fit(buffer);
+            assert_eq!(buffer.size(), Size::Large);
+            reader.size = Size::Tiny;
+            let buffer = reader.fit(buffer);
+            assert_eq!(
+                (buffer.size(), buffer.filled()),
+                (Size::Large, &b"half a record"[..])
+            );
+        });
+    }
+
+    #[test]
+    fn every_size_reads_to_the_end() {
+        on_both(async |mut reader, mut far| {
+            let sent: Vec<u8> = (0..3 * LARGE).map(|i| (i % 251) as u8).collect();
+            let bytes = sent.clone();
+            let writer = std::thread::spawn(move || far.write_all(&bytes).unwrap());
+            let mut received = Vec::new();
+            let mut sizes = Vec::new();
+            let mut buffer = Buffer::none();
+            loop {
+                let (result, filled) = reader.read(buffer).await;
+                let n = result.unwrap();
+                received.extend_from_slice(filled.filled());
+                sizes.push(filled.size());
+                buffer = filled;
+                buffer.consume(usize::MAX);
+                if n == 0 {
+                    break;
+                }
+            }
+            writer.join().unwrap();
+            assert!(received == sent, "{} bytes", received.len());
+            for size in [Size::Tiny, Size::Small, Size::Large] {
+                assert!(sizes.contains(&size), "{size:?}");
+            }
+        });
+    }
+
+    #[test]
+    fn a_stream_is_over_when_a_pause_brings_nothing() {
+        on_both(async |reader, mut far| {
+            let (questions, timed, untimed) = (Cell::new(0), Rc::default(), Pauses::without_time());
+            let mut reader: Reader<'_> = reader;
+            for (pauses, goes_on) in [(&timed, true), (&untimed, false)] {
+                reader.size = Size::Large;
+                reader.last = LARGE;
+                reader.pacing = Some(Pacing::in_a_stream(pauses, &questions));
+                {
+                    let mut read = std::pin::pin!(reader.read(Buffer::none()));
+                    // It pauses, or has paused, and waits.
+                    assert!(read.as_mut().now_or_never().is_none());
+                    far.write_all(&[1; SMALL]).unwrap();
+                    assert_eq!(read.await.0.unwrap(), SMALL);
+                }
+                let pacing = reader.pacing.as_ref().unwrap();
+                assert_eq!(pacing.is_in_a_stream(), goes_on);
+            }
+        });
+    }
+
+    #[test]
+    fn a_stream_pauses_when_it_has_taken_all() {
+        on_both(async |reader, mut far| {
+            let (questions, pauses) = (Cell::new(0), Rc::default());
+            let mut reader: Reader<'_> = reader;
+            for (last, paused) in [(LARGE, false), (LARGE - 1, true)] {
+                reader.size = Size::Large;
+                reader.last = last;
+                reader.pacing = Some(Pacing::in_a_stream(&pauses, &questions));
+                far.write_all(&[1; SMALL]).unwrap();
+                let mut read = std::pin::pin!(reader.read(Buffer::none()));
+                let at_once = read.as_mut().now_or_never();
+                assert_eq!(at_once.is_none(), paused, "{last}");
+                let (result, _) = match at_once {
+                    Some(done) => done,
+                    None => read.await,
+                };
+                assert_eq!(result.unwrap(), SMALL);
+            }
+        });
+    }
+
+    #[test]
+    fn who_waits_for_much_waits_without_a_buffer() {
+        on_both(async |mut reader, mut far| {
+            for (size, last) in [(Size::Small, 0), (Size::Large, LARGE)] {
+                (reader.size, reader.last) = (size, last);
+                let before = crate::io::buffer::pooled(size);
+                {
+                    let buffer = Buffer::take(size);
+                    let mut read = std::pin::pin!(reader.read(buffer));
+                    assert!(read.as_mut().now_or_never().is_none());
+                    assert!(crate::io::buffer::pooled(size) >= before.max(1), "{size:?}");
+                    far.write_all(b"at last").unwrap();
+                    let (result, filled) = read.await;
+                    assert_eq!(result.unwrap(), 7);
+                    assert_eq!(filled.filled(), b"at last");
+                }
+            }
+        });
+    }
+}

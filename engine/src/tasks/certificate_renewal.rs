@@ -1,0 +1,365 @@
+//! Keeps the sidecar's certificate good: from the guest agent, renewed ahead of
+//! its end, or from PEM files, read again when they change.
+//!
+//! Runs on the control thread. A new certificate is for new connections, at
+//! once; sessions keep theirs. What cannot be used is refused, and the one
+//! before it stays: a renewal that fails costs nobody anything until that one
+//! ends, and `/ready` says so before it does.
+
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use attest::agent::{Agent, AgentError, TlsKeyRequest};
+use metrics::Counter;
+
+use crate::attestation::verifier::unix_now;
+use crate::telemetry::metrics::Metrics;
+use crate::tls::certificate::{Files, Identity, IdentityError};
+
+/// PEM files are looked at this often. A few hundred bytes that are in memory.
+const LOOK: Duration = Duration::from_secs(2);
+/// The clock may be set meanwhile: no sleep is longer.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// Between failed renewals, in seconds: the first, doubled up to the longest.
+const FIRST_RETRY: u64 = 1;
+const LONGEST_RETRY: u64 = 300;
+/// Not ready when less than this is left, or a tenth of the lifetime.
+const RED: u64 = 3_600;
+/// Two machines' clocks differ: valid from a little before now.
+const BACKDATED: u64 = 300;
+
+/// Where the certificate comes from.
+#[derive(Clone)]
+pub(crate) enum Origin {
+    /// PEM files.
+    Files {
+        /// The chain, leaf first.
+        cert: PathBuf,
+        /// The leaf's key.
+        key: PathBuf,
+    },
+    /// The guest agent.
+    Agent {
+        /// Who is asked.
+        agent: Agent,
+        /// For whom.
+        subject: Subject,
+    },
+}
+
+/// What the guest agent is asked to certify.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// The common name.
+    pub name: String,
+    /// DNS names and IP addresses that clients may verify.
+    pub alt_names: Vec<String>,
+    /// How long it is to be valid.
+    pub validity: Duration,
+    /// Which end of a connection it is for.
+    pub usage: Usage,
+}
+
+/// Which end of a connection a certificate is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Usage {
+    /// The sidecar.
+    Server,
+    /// The forwarder.
+    Client,
+}
+
+/// Why there is no new certificate.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OriginError {
+    /// The guest agent gives none.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// It cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+impl Origin {
+    /// A certificate that is good at this moment.
+    ///
+    /// # Errors
+    /// [`OriginError`].
+    pub(crate) async fn obtain(&self) -> Result<Identity, OriginError> {
+        let identity = match self {
+            Self::Files { cert, key } => Identity::from_files(cert, key)?,
+            Self::Agent { agent, subject } => {
+                let answer = agent.tls_key(&subject.request(unix_now())).await?;
+                Identity::from_agent(&answer)?
+            }
+        };
+        identity.check_dates(unix_now())?;
+        Ok(identity)
+    }
+}
+
+impl Subject {
+    /// As it is asked for at `now`, in unix seconds.
+    pub(crate) fn request(&self, now: u64) -> TlsKeyRequest {
+        TlsKeyRequest {
+            subject: self.name.clone(),
+            alt_names: self.alt_names.clone(),
+            usage_ra_tls: true,
+            usage_server_auth: self.usage == Usage::Server,
+            usage_client_auth: self.usage == Usage::Client,
+            not_before: Some(now.saturating_sub(BACKDATED)),
+            not_after: Some(now.saturating_add(self.validity.as_secs().max(1))),
+            with_app_info: false,
+        }
+    }
+}
+
+/// When to do what about a certificate. Unix seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Plan {
+    /// Two thirds of its time have passed.
+    renew: u64,
+    /// So little is left that nobody should be sent here.
+    red: u64,
+}
+
+impl Plan {
+    fn new(obtained: u64, not_after: u64) -> Self {
+        let lifetime = not_after.saturating_sub(obtained);
+        Self {
+            // Never at once: an agent whose certificates end at once is not to be flooded.
+            renew: obtained.saturating_add((lifetime.saturating_mul(2) / 3).max(1)),
+            red: not_after.saturating_sub(RED.min(lifetime / 10)),
+        }
+    }
+}
+
+/// The wait after so many failures in a row.
+fn retry_after(failures: u32) -> u64 {
+    let doubled = 1_u64.checked_shl(failures.saturating_sub(1));
+    FIRST_RETRY
+        .saturating_mul(doubled.unwrap_or(u64::MAX))
+        .min(LONGEST_RETRY)
+}
+
+/// What is done with a new certificate.
+pub(crate) type Install = Box<dyn Fn(&Identity) -> Result<(), IdentityError> + Send + Sync>;
+
+/// Who does it.
+pub(crate) struct Steward {
+    pub(crate) origin: Origin,
+    /// Puts a new certificate in force, for new connections.
+    pub(crate) install: Install,
+    pub(crate) latch: admin::Latch,
+    pub(crate) tally: Tally,
+}
+
+/// What `/metrics` says of it.
+#[derive(Clone)]
+pub(crate) struct Tally {
+    renewed: Counter,
+    failed: Counter,
+    not_after: Arc<AtomicU64>,
+}
+
+impl Tally {
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        let counter =
+            |outcome| metrics.counter("teesql_identity_renewals_total", &[("outcome", outcome)]);
+        Self {
+            renewed: counter("ok"),
+            failed: counter("failed"),
+            not_after: Arc::default(),
+        }
+    }
+
+    /// The end of the certificate in use, in unix seconds; 0 before the first.
+    pub(crate) fn not_after(&self) -> u64 {
+        self.not_after.load(Ordering::Relaxed)
+    }
+}
+
+impl Steward {
+    /// Keeps it good for ever, beginning with `identity`, which is in use.
+    pub(crate) async fn run(self, identity: Identity) {
+        self.in_use(&identity);
+        match &self.origin {
+            Origin::Files { cert, key } => self.watch(cert, key, identity).await,
+            Origin::Agent { .. } => self.renew(identity).await,
+        }
+    }
+
+    fn in_use(&self, identity: &Identity) {
+        self.tally
+            .not_after
+            .store(identity.not_after(), Ordering::Relaxed);
+        self.latch.ready();
+    }
+
+    fn put_in_force(&self, identity: &Identity) -> Result<(), IdentityError> {
+        (self.install)(identity)?;
+        self.in_use(identity);
+        self.tally.renewed.increment(1);
+        tracing::info!(
+            fingerprint = %identity.fingerprint(),
+            not_after = identity.not_after(),
+            "new certificate in use"
+        );
+        Ok(())
+    }
+
+    async fn renew(&self, mut identity: Identity) {
+        let mut failures = 0;
+        let mut plan = Plan::new(unix_now(), identity.not_after());
+        let mut due = plan.renew;
+        loop {
+            sleep_until(due.min(next_look(plan.red))).await;
+            let now = unix_now();
+            if now >= due {
+                match self.watched(plan, self.obtain()).await {
+                    Ok(new) => {
+                        (identity, failures) = (new, 0);
+                        plan = Plan::new(unix_now(), identity.not_after());
+                        due = plan.renew;
+                    }
+                    Err(error) => {
+                        failures += 1;
+                        due = now + retry_after(failures);
+                        self.tally.failed.increment(1);
+                        let left = identity.not_after().saturating_sub(now);
+                        tracing::warn!(%error, seconds_left = left, "certificate not renewed");
+                    }
+                }
+            }
+            self.check_end(plan, failures > 0);
+        }
+    }
+
+    async fn obtain(&self) -> Result<Identity, OriginError> {
+        let identity = self.origin.obtain().await?;
+        self.put_in_force(&identity)?;
+        Ok(identity)
+    }
+
+    /// Does `work`, in which an agent may keep us waiting past the moment to be red.
+    async fn watched<T>(&self, plan: Plan, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        tokio::select! {
+            done = &mut work => return done,
+            () = sleep_until(plan.red) => self.check_end(plan, true),
+        }
+        work.await
+    }
+
+    /// Not ready when the end is near.
+    fn check_end(&self, plan: Plan, failed: bool) {
+        if unix_now() >= plan.red {
+            let why = if failed { "; its renewal fails" } else { "" };
+            self.latch
+                .not_ready(format!("the certificate is about to expire{why}"));
+        }
+    }
+
+    /// Looks at the files, and takes what is new and good in them.
+    async fn watch(&self, cert: &Path, key: &Path, mut identity: Identity) {
+        let mut plan = Plan::new(unix_now(), identity.not_after());
+        let (mut seen, mut away) = (None, 0_u32);
+        loop {
+            tokio::time::sleep(LOOK).await;
+            self.check_end(plan, false);
+            let files = match Files::read(cert, key) {
+                Ok(files) => files,
+                Err(error) => {
+                    away = away.saturating_add(1);
+                    // The first look may have come in the middle of a replacement.
+                    if away == 2 {
+                        self.not_taken(&error);
+                    }
+                    continue;
+                }
+            };
+            away = 0;
+            let digest = files.digest();
+            if seen.replace(digest) == Some(digest) {
+                continue;
+            }
+            match self.take(&files, &identity) {
+                Ok(Some(new)) => {
+                    identity = new;
+                    plan = Plan::new(unix_now(), identity.not_after());
+                }
+                Ok(None) => {}
+                Err(error) => self.not_taken(&error),
+            }
+        }
+    }
+
+    /// Puts what is in the files in force, unless it is in use already.
+    fn take(
+        &self,
+        files: &Files<'_>,
+        before: &Identity,
+    ) -> Result<Option<Identity>, IdentityError> {
+        let new = Identity::from_pem(files)?;
+        if new.certified().cert == before.certified().cert {
+            return Ok(None);
+        }
+        new.check_dates(unix_now())?;
+        self.put_in_force(&new)?;
+        Ok(Some(new))
+    }
+
+    fn not_taken(&self, error: &IdentityError) {
+        self.tally.failed.increment(1);
+        tracing::warn!(%error, "the certificate's files have changed, and are not used");
+    }
+}
+
+/// The moment to look at the certificate's end again.
+fn next_look(red: u64) -> u64 {
+    let now = unix_now();
+    if now < red {
+        red
+    } else {
+        now + LONGEST_SLEEP.as_secs()
+    }
+}
+
+/// Until that second begins. To the second's beginning and not for so many whole
+/// ones: of a certificate that lives for seconds, that would be a good part.
+async fn sleep_until(due: u64) {
+    let due = UNIX_EPOCH + Duration::from_secs(due);
+    // An error says that the moment is past.
+    while let Ok(left) = due.duration_since(SystemTime::now()) {
+        tokio::time::sleep(left.min(LONGEST_SLEEP)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_renewed_after_two_thirds_and_red_before_the_end() {
+        let day = Plan::new(1_000, 1_000 + 86_400);
+        assert_eq!(day.renew, 1_000 + 57_600);
+        assert_eq!(day.red, 1_000 + 86_400 - 3_600);
+        let minutes = Plan::new(0, 600);
+        assert_eq!((minutes.renew, minutes.red), (400, 540));
+        let short = Plan::new(0, 3);
+        assert_eq!((short.renew, short.red), (2, 3));
+        let over = Plan::new(10, 5);
+        assert_eq!((over.renew, over.red), (11, 5));
+    }
+
+    #[test]
+    fn failures_are_retried_ever_more_slowly() {
+        let waits: Vec<_> = (1..=12).map(retry_after).collect();
+        assert_eq!(waits[..5], [1, 2, 4, 8, 16]);
+        assert_eq!(waits[9..], [300, 300, 300]);
+        assert_eq!(retry_after(u32::MAX), 300);
+    }
+}

@@ -1,0 +1,89 @@
+//! Learns what the Postgres behind speaks, before a client asks.
+//!
+//! The answer to a client's StartupMessage has to say which protocol version
+//! it gets before the password is asked for, and Postgres is only dialled when
+//! the password was right: so it has to be known beforehand.
+
+use std::io;
+use std::time::Duration;
+
+use admin::Latch;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use wire::probe::{ProbeStep, probe_answer, probe_request};
+use wire::startup::ProtocolVersion;
+
+use crate::io::stream::Endpoint;
+use crate::proxy::upstream::Knowledge;
+
+/// For one try.
+const DEADLINE: Duration = Duration::from_secs(2);
+/// Between tries while Postgres does not answer: the first, and the most.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Least time between two probes, however often something looks stale.
+const BETWEEN_PROBES: Duration = Duration::from_secs(1);
+/// Between two probes where nothing looks stale: how late `/ready` learns that
+/// Postgres is gone while nobody logs in.
+const NOW_AND_THEN: Duration = Duration::from_secs(4);
+
+/// Probes now, now and then, and whenever [`Knowledge::stale`] is rung, for
+/// ever. Tells `latch` whether Postgres answers.
+pub(crate) async fn keep_learning(endpoint: &Endpoint, knowledge: &Knowledge, latch: &Latch) {
+    loop {
+        learn(endpoint, knowledge, latch).await;
+        tokio::time::sleep(BETWEEN_PROBES).await;
+        // Passed or rung, it is time.
+        let _ = tokio::time::timeout(NOW_AND_THEN, knowledge.stale.notified()).await;
+    }
+}
+
+async fn learn(endpoint: &Endpoint, knowledge: &Knowledge, latch: &Latch) {
+    let mut pause = FIRST_PAUSE;
+    let mut complained = false;
+    loop {
+        let probed = tokio::time::timeout(DEADLINE, probe(endpoint)).await;
+        match probed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+            Ok(newest) => {
+                if knowledge.newest() != Some(newest) {
+                    tracing::info!(%newest, "learned what Postgres speaks");
+                }
+                knowledge.learned(newest);
+                latch.ready();
+                return;
+            }
+            Err(error) if !complained => {
+                latch.not_ready(format!("Postgres does not answer: {error}"));
+                tracing::warn!(%error, postgres = %endpoint, "Postgres does not answer");
+                complained = true;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(pause).await;
+        pause = LONGEST_PAUSE.min(pause * 2);
+    }
+}
+
+async fn probe(endpoint: &Endpoint) -> io::Result<ProtocolVersion> {
+    match endpoint {
+        Endpoint::Tcp(address) => ask(tokio::net::TcpStream::connect(address).await?).await,
+        Endpoint::Unix(path) => ask(tokio::net::UnixStream::connect(path).await?).await,
+    }
+}
+
+async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<ProtocolVersion> {
+    let mut request = Vec::new();
+    // Postgres answers the version before it looks at the role.
+    probe_request("teesql_read", &mut request);
+    stream.write_all(&request).await?;
+    let mut answer = Vec::new();
+    loop {
+        if stream.read_buf(&mut answer).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        match probe_answer(&answer) {
+            ProbeStep::Read => {}
+            ProbeStep::Speaks(newest) => return Ok(newest),
+            ProbeStep::Refuse(error) => return Err(io::Error::other(error.to_string())),
+        }
+    }
+}

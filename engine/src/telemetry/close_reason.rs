@@ -1,0 +1,518 @@
+//! Why a connection ended: one closed list, from which the log's reason code
+//! and level and the client's error text are derived.
+
+use std::borrow::Cow;
+use std::io;
+use std::time::Duration;
+
+use attest::Denial;
+use attest::denial::Fault;
+use wire::backend::BackendError;
+use wire::error::{ErrorResponse, SqlState};
+use wire::frontend::FrontendError;
+use wire::local::LocalError;
+use wire::opening::OpeningError;
+
+use crate::tasks::discovery::TargetError;
+use crate::tls::session::TlsError;
+
+/// How a connection came to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum End {
+    /// The client closed a running session.
+    #[error("client closed the session")]
+    ClientClosed,
+    /// Postgres closed a running session.
+    #[error("Postgres closed the session")]
+    UpstreamClosed,
+    /// A CancelRequest was handed to Postgres, which answers by closing.
+    #[error("cancel request forwarded")]
+    Cancelled,
+    /// The client went away before it was logged in.
+    #[error("client hung up during the login")]
+    ClientGone,
+    /// The plaintext bytes before TLS were refused.
+    #[error("{0}")]
+    Opening(#[from] OpeningError),
+    /// TLS could not be agreed on.
+    #[error("TLS handshake failed: {0}")]
+    TlsHandshake(TlsError),
+    /// The setting asks for ALPN `postgresql` and the client offered none.
+    #[error("client offered no ALPN protocol")]
+    AlpnMissing,
+    /// The TLS session broke after its handshake.
+    #[error("TLS session failed: {0}")]
+    TlsSession(TlsError),
+    /// The gate refused the client.
+    #[error("client attestation rejected: {0}")]
+    Denied(#[from] Denial),
+    /// The gate would refuse the client now: policy or collateral has changed.
+    /// The reason code.
+    #[error("client attestation no longer accepted: {0}")]
+    Revoked(&'static str),
+    /// The client's login messages were refused.
+    #[error("{0}")]
+    Frontend(#[from] FrontendError),
+    /// Wrong secret, wrong role, unknown role: nobody can tell which.
+    #[error("password authentication failed")]
+    AuthenticationFailed,
+    /// The connection limit is reached.
+    #[error("connection limit reached")]
+    TooManyConnections,
+    /// Postgres could not be connected to.
+    #[error("cannot connect to Postgres: {0}")]
+    UpstreamUnreachable(io::Error),
+    /// The login injected into Postgres failed.
+    #[error("pg_auth_inject failed: {0}")]
+    Inject(#[from] BackendError),
+    /// Postgres accepted the password and then refused the session; its own
+    /// ErrorResponse has reached the client.
+    #[error("Postgres refused the session: SQLSTATE {0}")]
+    UpstreamRefused(SqlState),
+    /// The login deadline passed.
+    #[error("login not completed in time")]
+    LoginTimeout,
+    /// The idle timeout passed.
+    #[error("session idle for too long")]
+    IdleTimeout,
+    /// The sidecar is going down and its grace time is over.
+    #[error("sidecar is shutting down")]
+    Shutdown,
+    /// A socket failed.
+    #[error("connection to the client failed: {0}")]
+    ClientIo(io::Error),
+    /// A socket failed.
+    #[error("connection to Postgres failed: {0}")]
+    UpstreamIo(io::Error),
+    /// A peer that was told to go did not read, and was cut off.
+    #[error("peer did not take the last bytes in time")]
+    Stuck,
+    /// A bug of ours; only this connection ends.
+    #[error("panic")]
+    Panic,
+    /// A forwarder's driver sent no PostgreSQL.
+    #[error("{0}")]
+    Local(LocalError),
+    /// A forwarder does not know where its server is.
+    #[error("{0}")]
+    Target(TargetError),
+    /// A forwarder's server cannot be connected to.
+    #[error("cannot connect to {0}: {1}")]
+    ServerUnreachable(String, io::Error),
+    /// It hung up in the middle of the handshake.
+    #[error("the server closed the connection during the TLS handshake")]
+    ServerHungUp,
+    /// The connection to it failed.
+    #[error("connection to the server lost: {0}")]
+    ServerIo(io::Error),
+    /// All that comes before the first byte took too long.
+    #[error("the server did not prove itself within the login timeout")]
+    ServerTimeout,
+    /// It did not answer. The text that users know.
+    #[error("upstream TLS handshake timed out after {}ms", .0.as_millis())]
+    HandshakeTimeout(Duration),
+    /// TLS with it failed.
+    #[error("{}", server_tls_text(.0))]
+    ServerTls(TlsError),
+    /// It did not prove itself.
+    #[error("{}", server_denied_text(.0))]
+    ServerDenied(Denial),
+}
+
+/// Every reason code of an [`End`] but those of [`Denial`]: label values, and
+/// the entries of docs/reasons.md.
+#[rustfmt::skip]
+pub(crate) const REASONS: &[&str] = &[
+    // Ends.
+    "client_closed", "upstream_closed", "cancel_forwarded", "client_gone", "alpn_missing",
+    "authentication_failed", "too_many_connections", "upstream_unreachable",
+    "upstream_refused_session", "login_timeout", "idle_timeout", "shutdown", "client_io",
+    "upstream_io", "peer_stuck", "panic", "attestation_revoked",
+    // TLS.
+    "tls_fragmented_message", "tls_keys_exhausted", "tls_internal", "tls_invalid_message",
+    "tls_unexpected_message", "tls_incompatible", "tls_misbehaved", "tls_alert_received",
+    "tls_no_application_protocol", "tls_decrypt", "tls_oversized_record", "tls_certificate",
+    "tls_other",
+    // A forwarder's.
+    "direct_tls", "dns_failed", "no_address", "no_manifest", "many_manifests",
+    "server_unreachable", "server_hung_up", "server_io", "server_timeout",
+    "handshake_timeout",
+    // `wire::opening`.
+    "garbage", "not_tls", "early_bytes", "repeated_request", "plaintext_startup",
+    "plaintext_cancel", "proxy_not_allowed", "proxy_misplaced", "proxy_malformed",
+    "proxy_too_long",
+    // `wire::frontend`.
+    "invalid_startup_length", "encryption_request_in_tls", "unsupported_protocol",
+    "malformed_startup", "missing_user", "repeated_user", "user_not_utf8", "malformed_cancel",
+    "unexpected_message", "password_too_long", "malformed_password",
+    // `wire::backend`.
+    "postgres_early_eof", "no_randomness", "overloaded", "postgres_refused",
+    "postgres_negotiated_down", "postgres_auth_method", "postgres_password_missing",
+    "postgres_unexpected_message", "postgres_message_too_long", "postgres_malformed",
+    "postgres_too_many_notices", "postgres_scram_iterations", "postgres_scram_nonce",
+    "postgres_scram_signature", "postgres_scram_no_proof",
+];
+
+/// Whose doing an end was; decides how loud the log is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blame {
+    /// Nobody's: business as usual.
+    Nobody,
+    /// The client's, which an operator need not act on.
+    Client,
+    /// Postgres' or the machine's, which an operator may want to act on.
+    Upstream,
+    /// Ours.
+    Sidecar,
+}
+
+impl End {
+    /// The reason code for logs and metric labels.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            End::ClientClosed => "client_closed",
+            End::UpstreamClosed => "upstream_closed",
+            End::Cancelled => "cancel_forwarded",
+            End::ClientGone => "client_gone",
+            End::Opening(error) => error.code(),
+            End::TlsHandshake(error) | End::TlsSession(error) => tls_code(error),
+            End::AlpnMissing => "alpn_missing",
+            End::Denied(denial) => denial.code(),
+            End::Revoked(code) => code,
+            End::Frontend(error) => error.code(),
+            End::AuthenticationFailed => "authentication_failed",
+            End::TooManyConnections => "too_many_connections",
+            End::UpstreamUnreachable(_) => "upstream_unreachable",
+            End::Inject(error) => error.code(),
+            End::UpstreamRefused(_) => "upstream_refused_session",
+            End::LoginTimeout => "login_timeout",
+            End::IdleTimeout => "idle_timeout",
+            End::Shutdown => "shutdown",
+            End::ClientIo(_) => "client_io",
+            End::UpstreamIo(_) => "upstream_io",
+            End::Stuck => "peer_stuck",
+            End::Panic => "panic",
+            End::Local(error) => error.code(),
+            End::Target(error) => error.code(),
+            End::ServerUnreachable(..) => "server_unreachable",
+            End::ServerHungUp => "server_hung_up",
+            End::ServerIo(_) => "server_io",
+            End::ServerTimeout => "server_timeout",
+            End::HandshakeTimeout(_) => "handshake_timeout",
+            End::ServerTls(error) => tls_code(error),
+            End::ServerDenied(denial) => denial.code(),
+        }
+    }
+
+    pub(crate) fn blame(&self) -> Blame {
+        match self {
+            End::ClientClosed
+            | End::UpstreamClosed
+            | End::Cancelled
+            | End::IdleTimeout
+            | End::Shutdown => Blame::Nobody,
+            End::Denied(denial) if denial.fault() == Fault::Ours => Blame::Upstream,
+            End::Revoked(_) => Blame::Upstream,
+            End::Denied(_)
+            | End::ClientGone
+            | End::Opening(_)
+            | End::TlsHandshake(_)
+            | End::AlpnMissing
+            | End::TlsSession(_)
+            | End::Frontend(_)
+            | End::AuthenticationFailed
+            | End::LoginTimeout
+            | End::Local(_)
+            | End::ClientIo(_)
+            | End::Stuck => Blame::Client,
+            End::TooManyConnections
+            | End::UpstreamUnreachable(_)
+            | End::Inject(_)
+            | End::UpstreamRefused(_)
+            | End::Target(_)
+            | End::ServerUnreachable(..)
+            | End::ServerHungUp
+            | End::ServerIo(_)
+            | End::ServerTimeout
+            | End::HandshakeTimeout(_)
+            | End::ServerTls(_)
+            | End::ServerDenied(_)
+            | End::UpstreamIo(_) => Blame::Upstream,
+            End::Panic => Blame::Sidecar,
+        }
+    }
+
+    /// What the client is told, where the protocol has a place for it. The
+    /// texts are an allow-list: nothing of Postgres' or the machine's that is
+    /// not meant for a client gets into them.
+    pub(crate) fn response(&self) -> Option<Vec<u8>> {
+        let fatal = |sqlstate, message: Cow<'_, str>, hint| {
+            let mut out = Vec::with_capacity(128);
+            ErrorResponse::fatal(sqlstate, &message)
+                .with_hint(hint)
+                .encode(&mut out);
+            Some(out)
+        };
+        match self {
+            End::Opening(error) => error.response().map(encoded),
+            End::Frontend(error) => error.response().map(encoded),
+            // The code only: what the client measured is in the log.
+            End::Denied(denial) => fatal(
+                SqlState::INVALID_AUTHORIZATION,
+                format!("client attestation rejected: {}", denial.code()).into(),
+                None,
+            ),
+            End::Revoked(_) => fatal(SqlState::ADMIN_SHUTDOWN, self.to_string().into(), None),
+            End::AuthenticationFailed => Some(encoded(wire::error::AUTHENTICATION_FAILED)),
+            End::TooManyConnections => fatal(
+                SqlState::TOO_MANY_CONNECTIONS,
+                "sorry, too many clients already".into(),
+                None,
+            ),
+            End::UpstreamUnreachable(error) => fatal(
+                SqlState::CANNOT_CONNECT_NOW,
+                format!(
+                    "pg_auth_inject failed: cannot connect to Postgres: {}",
+                    io_text(error)
+                )
+                .into(),
+                None,
+            ),
+            End::Inject(error) => fatal(error.response_sqlstate(), self.to_string().into(), None),
+            End::UpstreamIo(_) => fatal(
+                SqlState::CONNECTION_FAILURE,
+                "pg_auth_inject failed: connection to Postgres lost".into(),
+                None,
+            ),
+            End::LoginTimeout => fatal(
+                SqlState::QUERY_CANCELED,
+                "canceling authentication due to timeout".into(),
+                None,
+            ),
+            End::IdleTimeout => fatal(
+                SqlState::IDLE_SESSION_TIMEOUT,
+                "terminating connection due to idle-session timeout".into(),
+                None,
+            ),
+            End::Shutdown => fatal(
+                SqlState::ADMIN_SHUTDOWN,
+                "terminating connection due to administrator command".into(),
+                None,
+            ),
+            End::AlpnMissing => fatal(
+                SqlState::PROTOCOL_VIOLATION,
+                "ALPN protocol \"postgresql\" is required".into(),
+                Some("Connect with sslnegotiation=direct."),
+            ),
+            End::Local(error) => error.response().map(encoded),
+            End::Target(_)
+            | End::ServerUnreachable(..)
+            | End::ServerHungUp
+            | End::ServerIo(_)
+            | End::ServerTimeout
+            | End::HandshakeTimeout(_)
+            | End::ServerTls(_) => {
+                fatal(SqlState::UNABLE_TO_CONNECT, self.to_string().into(), None)
+            }
+            End::ServerDenied(_) => fatal(
+                SqlState::INVALID_AUTHORIZATION,
+                self.to_string().into(),
+                None,
+            ),
+            End::ClientClosed
+            | End::UpstreamClosed
+            | End::Cancelled
+            | End::ClientGone
+            | End::TlsHandshake(_)
+            | End::TlsSession(_)
+            | End::UpstreamRefused(_)
+            | End::ClientIo(_)
+            | End::Stuck
+            | End::Panic => None,
+        }
+    }
+}
+
+impl End {
+    /// What the relay says, where the side in TLS is the server and the plain
+    /// one the driver.
+    pub(crate) fn seen_from_the_other_side(self) -> Self {
+        match self {
+            End::ClientClosed => End::UpstreamClosed,
+            End::UpstreamClosed => End::ClientClosed,
+            End::ClientGone => End::ServerHungUp,
+            End::ClientIo(error) => End::ServerIo(error),
+            End::UpstreamIo(error) => End::ClientIo(error),
+            End::TlsSession(error) => End::ServerTls(error),
+            end => end,
+        }
+    }
+}
+
+impl End {
+    /// [`Self::response`] of [`Self::seen_from_the_other_side`].
+    pub(crate) fn response_to_a_driver(&self) -> Option<Vec<u8>> {
+        let text = match self {
+            End::Revoked(_) => {
+                let text = self.to_string().replacen("client", "server", 1);
+                return Some(encoded(ErrorResponse::fatal(
+                    SqlState::ADMIN_SHUTDOWN,
+                    &text,
+                )));
+            }
+            End::TlsSession(error) => server_tls_text(error),
+            End::ClientIo(error) => format!("connection to the server lost: {error}").into(),
+            end => return end.response(),
+        };
+        Some(encoded(ErrorResponse::fatal(
+            SqlState::CONNECTION_FAILURE,
+            &text,
+        )))
+    }
+}
+
+/// What went wrong with the server's TLS, in words that say what to do.
+fn server_tls_text(error: &TlsError) -> Cow<'static, str> {
+    use rustls::{AlertDescription, Error};
+    match error {
+        TlsError::Rustls(Error::InvalidMessage(_)) => {
+            "the server does not speak TLS: is the target a TeeSQL sidecar?".into()
+        }
+        TlsError::Rustls(Error::AlertReceived(
+            AlertDescription::CertificateRequired
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnknownCA
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::UnsupportedCertificate
+            // Its signature, or ours with its key.
+            | AlertDescription::DecryptError
+            | AlertDescription::AccessDenied,
+        )) => "the server refused the client certificate".into(),
+        error => format!("TLS with the server failed: {error}").into(),
+    }
+}
+
+/// The texts that users of the public clients know. [contract, section 2]
+fn server_denied_text(denial: &Denial) -> String {
+    match denial {
+        Denial::NoEvidence => "upstream cert has no TDX attestation extension; set \
+             allow_simulator: true for non-TEE targets"
+            .to_owned(),
+        denial => denial.to_string(),
+    }
+}
+
+fn encoded(response: ErrorResponse<'_>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(128);
+    response.encode(&mut out);
+    out
+}
+
+/// Fixed words for the kinds that happen, without the operating system's own.
+fn io_text(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused",
+        io::ErrorKind::NotFound => "no such socket",
+        io::ErrorKind::PermissionDenied => "permission denied",
+        io::ErrorKind::TimedOut => "timed out",
+        _ => "connection failed",
+    }
+}
+
+fn tls_code(error: &TlsError) -> &'static str {
+    use rustls::Error;
+    match error {
+        TlsError::FragmentedPostHandshake => "tls_fragmented_message",
+        TlsError::KeysExhausted => "tls_keys_exhausted",
+        TlsError::NoRoom | TlsError::NotOpen | TlsError::Cryptography(_) => "tls_internal",
+        TlsError::Rustls(error) => match error {
+            Error::InvalidMessage(_) => "tls_invalid_message",
+            Error::InappropriateMessage { .. } | Error::InappropriateHandshakeMessage { .. } => {
+                "tls_unexpected_message"
+            }
+            Error::PeerIncompatible(_) => "tls_incompatible",
+            Error::PeerMisbehaved(_) => "tls_misbehaved",
+            Error::AlertReceived(_) => "tls_alert_received",
+            Error::NoApplicationProtocol => "tls_no_application_protocol",
+            Error::DecryptError => "tls_decrypt",
+            Error::PeerSentOversizedRecord => "tls_oversized_record",
+            Error::NoCertificatesPresented | Error::InvalidCertificate(_) => "tls_certificate",
+            _ => "tls_other",
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The codes in `=> "code"` arms of the sources that define them.
+    fn codes(source: &str) -> impl Iterator<Item = &str> {
+        let shipped = source.split("#[cfg(test)]").next().unwrap();
+        shipped
+            .split("=> ")
+            .skip(1)
+            .filter_map(|rest| {
+                let text = rest.trim_start_matches(|c: char| c == '{' || c.is_whitespace());
+                text.strip_prefix('"')?.split('"').next()
+            })
+            .filter(|text| {
+                let is_word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+                text.bytes().all(is_word)
+            })
+    }
+
+    #[test]
+    fn every_reason_code_is_listed_and_documented() {
+        let page = include_str!("../../../docs/reasons.md");
+        let mut listed = REASONS.to_vec();
+        for source in [
+            include_str!("close_reason.rs"),
+            include_str!("../tasks/discovery.rs"),
+            include_str!("../../../wire/src/local.rs"),
+            include_str!("../../../wire/src/error.rs"),
+            include_str!("../../../wire/src/error/backend.rs"),
+        ] {
+            for code in codes(source).filter(|code| *code != "crypt" && *code != "unknown") {
+                assert!(REASONS.contains(&code), "{code} is not listed");
+                listed.retain(|listed| *listed != code);
+            }
+        }
+        assert_eq!(listed, ["attestation_revoked"], "no end has these");
+        for code in REASONS {
+            assert!(page.contains(&format!("`{code}`")), "{code}");
+        }
+    }
+
+    #[test]
+    fn every_denial_is_documented() {
+        let page = include_str!("../../../docs/attestation.md");
+        for code in Denial::CODES {
+            assert!(page.contains(&format!("`{code}`")), "{code}");
+        }
+    }
+
+    #[test]
+    fn the_texts_that_users_know() {
+        let text = |end: End| String::from_utf8(end.response().unwrap()).unwrap();
+        assert!(
+            text(End::AuthenticationFailed)
+                .contains("C28P01\0Mauthentication_failed: password authentication failed\0")
+        );
+        assert!(
+            text(End::Inject(BackendError::EarlyEof))
+                .contains("Mpg_auth_inject failed: early eof\0")
+        );
+        assert!(text(End::Shutdown).contains("C57P01\0"));
+        assert!(
+            text(End::UpstreamUnreachable(
+                io::ErrorKind::ConnectionRefused.into()
+            ))
+            .contains(
+                "C57P03\0Mpg_auth_inject failed: cannot connect to Postgres: connection refused\0"
+            )
+        );
+    }
+}

@@ -1,0 +1,79 @@
+//! What the log line at a connection's end wants to know.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use crate::auth::cluster_secrets::Role;
+
+/// Who connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peer {
+    Tcp(SocketAddr),
+    /// By a Unix socket.
+    Local,
+}
+
+impl Peer {
+    /// Whether it is on this machine.
+    fn is_local(self) -> bool {
+        match self {
+            Peer::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Peer::Local => true,
+        }
+    }
+
+    /// Its address, where it has one.
+    pub(crate) fn address(self) -> Option<SocketAddr> {
+        match self {
+            Peer::Tcp(address) => Some(address),
+            Peer::Local => None,
+        }
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Tcp(address) => address.fmt(f),
+            Peer::Local => f.write_str("local"),
+        }
+    }
+}
+
+/// Gathered on the way.
+#[derive(Debug)]
+pub(crate) struct Facts {
+    pub(crate) accepted: Instant,
+    pub(crate) peer: Peer,
+    /// The client behind a PROXY header.
+    pub(crate) proxied: Option<SocketAddr>,
+    /// There was such a header, even if it named nobody.
+    pub(crate) relayed: bool,
+    pub(crate) role: Option<Role>,
+    pub(crate) tls: Option<rustls::ProtocolVersion>,
+    /// The login succeeded; in a forwarder, the server has been let in.
+    pub(crate) entered: bool,
+    /// The connection's line is in the log already.
+    pub(crate) written: bool,
+}
+
+impl Facts {
+    pub(crate) fn new(peer: Peer) -> Self {
+        Self {
+            accepted: Instant::now(),
+            peer,
+            proxied: None,
+            relayed: false,
+            role: None,
+            tls: None,
+            entered: false,
+            written: false,
+        }
+    }
+
+    /// Whether the client is on this machine, and not behind a proxy that is.
+    pub(crate) fn is_local(&self) -> bool {
+        !self.relayed && self.peer.is_local()
+    }
+}

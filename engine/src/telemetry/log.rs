@@ -1,0 +1,159 @@
+//! What is written where: start-up and faults line by line, and one line for
+//! each connection's end. Never a secret, SQL or a start-up parameter.
+
+use std::cell::{Cell, RefCell};
+use std::time::{Duration, Instant};
+
+use tracing_appender::non_blocking::WorkerGuard;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::mode::Mode;
+use crate::telemetry::close_reason::{Blame, End};
+use crate::telemetry::connection_info::{Facts, Peer};
+
+/// Lines about refused clients that a shard writes a second; the rest is
+/// counted. A flood of bad connections must not become a flood of lines.
+const REFUSALS_A_SECOND: u32 = 50;
+
+/// The `log_format` setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl std::str::FromStr for Format {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "text" => Ok(Format::Text),
+            "json" => Ok(Format::Json),
+            _ => Err("expected text or json"),
+        }
+    }
+}
+
+/// Sends the log to stderr through a thread of its own: a shard must not wait
+/// for a terminal or a full pipe. Lines are lost rather than waited for.
+/// The guard writes what is left when it is dropped.
+pub fn init(format: Format, filter: EnvFilter) -> WorkerGuard {
+    let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
+    let builder = tracing_subscriber::fmt()
+        .with_writer(writer)
+        .with_env_filter(filter)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false);
+    match format {
+        Format::Text => builder.init(),
+        Format::Json => builder.json().flatten_event(true).init(),
+    }
+    std::panic::set_hook(Box::new(|panic| {
+        // The place only: a panic's text may hold what a peer sent.
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(place, "panic");
+    }));
+    guard
+}
+
+/// For `dev`, whose reader wants a prompt: the environment's filter, or
+/// warnings and worse. Those at start say what `dev` is meant to be.
+#[cfg(feature = "mock")]
+#[must_use]
+pub fn quiet() -> EnvFilter {
+    EnvFilter::try_from_env("TEESQL_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("warn,engine::serve=error"))
+}
+
+/// A shard's pen.
+#[derive(Default)]
+pub(crate) struct Journal {
+    /// Named in every line where it is not production.
+    mode: Option<&'static str>,
+    second: RefCell<Option<Instant>>,
+    written: Cell<u32>,
+    suppressed: Cell<u64>,
+}
+
+impl Journal {
+    pub(crate) fn new(mode: Mode) -> Self {
+        Self {
+            mode: (mode != Mode::Production).then(|| mode.name()),
+            ..Self::default()
+        }
+    }
+
+    /// The one line about a connection.
+    pub(crate) fn ended(&self, facts: &Facts, (received, sent): (u64, u64), end: &End) {
+        if end.blame() == Blame::Client && !self.may_write() {
+            return;
+        }
+        let (peer, mode) = (facts.peer, self.mode);
+        let client = facts.proxied.map(tracing::field::display);
+        let role = facts.role.map(crate::auth::cluster_secrets::Role::name);
+        let tls = facts.tls.and_then(|version| version.as_str());
+        let reason = end.code();
+        let duration = facts.accepted.elapsed().as_millis();
+        let duration_ms = u64::try_from(duration).unwrap_or(u64::MAX);
+        macro_rules! line {
+            ($level:ident, $message:literal, $detail:expr) => {
+                tracing::$level!(
+                    %peer,
+                    client,
+                    role,
+                    tls,
+                    mode,
+                    duration_ms,
+                    received,
+                    sent,
+                    reason,
+                    detail = $detail,
+                    $message
+                )
+            };
+        }
+        let detail = Some(tracing::field::display(end));
+        match (end, end.blame()) {
+            (End::TlsHandshake(_), _) => line!(warn, "TLS handshake failed", detail),
+            (End::Inject(_), _) => line!(warn, "connection refused", detail),
+            (_, Blame::Sidecar) => line!(error, "connection lost", detail),
+            (_, Blame::Upstream) => line!(warn, "connection refused", detail),
+            (_, Blame::Client) => line!(info, "connection refused", detail),
+            (_, Blame::Nobody) => {
+                line!(
+                    info,
+                    "connection ended",
+                    None::<tracing::field::DisplayValue<&End>>
+                );
+            }
+        }
+    }
+
+    /// A connection so far past the limit that it was not even told.
+    pub(crate) fn dropped_at_the_limit(&self, peer: Peer) {
+        if self.may_write() {
+            tracing::warn!(%peer, reason = "too_many_connections", "connection dropped");
+        }
+    }
+
+    fn may_write(&self) -> bool {
+        let mut second = self.second.borrow_mut();
+        let now = Instant::now();
+        if second.is_none_or(|begun| now.duration_since(begun) >= Duration::from_secs(1)) {
+            *second = Some(now);
+            self.written.set(0);
+            let suppressed = self.suppressed.replace(0);
+            if suppressed > 0 {
+                tracing::warn!(suppressed, "refusals not logged one by one");
+            }
+        }
+        if self.written.get() >= REFUSALS_A_SECOND {
+            self.suppressed.set(self.suppressed.get() + 1);
+            return false;
+        }
+        self.written.set(self.written.get() + 1);
+        true
+    }
+}

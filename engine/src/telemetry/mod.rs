@@ -1,0 +1,6 @@
+//! Layer 3: metrics, the log, and the closed list of reasons why a connection closed.
+
+pub(crate) mod close_reason;
+pub(crate) mod connection_info;
+pub mod log;
+pub mod metrics;

@@ -1,0 +1,11 @@
+//! Layer 1: TLS between buffers, certificates, and rustls' configuration.
+//!
+//! It must never decide whether a peer is trusted: that is the attestation gate's task.
+
+pub mod certificate;
+pub(crate) mod client_config;
+mod connection;
+pub(crate) mod peer_verifier;
+mod records;
+mod schedule;
+pub(crate) mod session;

@@ -31,18 +31,20 @@ use crate::proxy::outbound::Line;
 use crate::tasks::discovery::{self, Directory};
 use crate::tls::client_config::client_config;
 pub(crate) mod admin_source;
+pub(crate) mod dsn;
 
-use crate::attestation::verifier::Trust;
+use crate::attestation::verifier::{self, Trust};
 use crate::config::mode::Mode;
 use crate::config::{ClientIdentity, Forward, Listen, Verifier};
 use crate::io::driver;
 use crate::io::listener::{self, Listener};
 use crate::shard::Message;
 use crate::shard::pool::{self, Shards, Site};
-use crate::tasks::certificate_renewal::{Install, Origin, OriginError, Steward, Tally};
+use crate::tasks::certificate_renewal::{Install, Steward, Tally};
 use crate::tasks::collateral_refresh;
 use crate::telemetry::metrics::{Metrics, MetricsError};
 use crate::tls::certificate::{Identity, IdentityError};
+use crate::tls::certificate_source::{Origin, OriginError};
 use admin_source::{Health, Surface};
 
 /// After the order to end, connections get their last words out in at most
@@ -165,7 +167,7 @@ impl Forwarder {
         match (&self.local, self.host_and_port()) {
             (Listen::Tcp(address), _) => format!("postgresql://{address}/?sslmode=disable"),
             (Listen::Unix(_), (folder, port)) => {
-                let folder = crate::cli::forward::child::in_a_query(&folder);
+                let folder = dsn::encode_query_value(&folder);
                 format!("postgresql:///?host={folder}&port={port}&sslmode=disable")
             }
         }
@@ -469,7 +471,7 @@ fn verdicts(
         metrics.histogram("teesql_verification_seconds"),
         authority,
     );
-    let verify = pool::verify_thread().map_err(system("cannot start the verify thread"))?;
+    let verify = verifier::verify_thread().map_err(system("cannot start the verify thread"))?;
     Ok(Verdicts::Judge {
         trust,
         verify,

@@ -29,16 +29,19 @@ use crate::io::listener::{self, Listener};
 use crate::postgres::provision::ProvisionError;
 use crate::shard::Message;
 use crate::shard::live_config::Live;
-use crate::shard::pool::{self, Shards, Shared, SidecarPlan, Site};
-use crate::tasks::certificate_renewal::{Install, Origin, Steward};
+use crate::shard::pool::{self, Shards, Site};
+use crate::tasks::certificate_renewal::{Install, Steward};
 use crate::tasks::collateral_refresh;
 use crate::tasks::upstream_probe;
 use crate::telemetry::metrics::{Metrics, MetricsError};
 use crate::tls::certificate::{Identity, IdentityError};
+use crate::tls::certificate_source::Origin;
 
 pub(crate) mod admin_source;
+mod service;
 mod startup;
 
+use service::{Shared, SidecarPlan};
 use startup::{derive, obtain, set_up_roles};
 
 /// After the order to end, connections get their last words out in at most

@@ -1,11 +1,12 @@
 //! Who says whether a server may see a byte.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::attestation::gate::{Gate, Guard};
 use crate::attestation::verifier::Trust;
-use crate::io::offload::Worker;
-use crate::shard::pool::Desk;
+use crate::io::offload::{OffloadThread, PendingJobs};
+use crate::telemetry::metrics::Meters;
 
 /// The `verifier` setting, ready for use.
 pub(crate) enum Verdicts {
@@ -14,7 +15,7 @@ pub(crate) enum Verdicts {
     /// `dcap` and `ita`.
     Judge {
         trust: Arc<Trust>,
-        verify: Worker,
+        verify: OffloadThread,
         /// `allow_simulator`.
         lenient: bool,
     },
@@ -22,14 +23,14 @@ pub(crate) enum Verdicts {
 
 impl Verdicts {
     /// A shard's gate.
-    pub(crate) fn gate(&self, desk: &Desk) -> Gate {
+    pub(crate) fn gate(&self, jobs: &PendingJobs, meters: &Rc<Meters>) -> Gate {
         match self {
             Self::Nobody => Gate::Open,
             Self::Judge {
                 trust,
                 verify,
                 lenient,
-            } => Gate::guarded(Guard::new(trust, verify, desk, *lenient)),
+            } => Gate::guarded(Guard::new(trust, verify, jobs, meters, *lenient)),
         }
     }
 }

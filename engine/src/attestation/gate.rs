@@ -15,10 +15,9 @@ use attest::chain::Chain;
 use attest::{AttestedPeer, BoundEvidence, Denial, examine};
 use rustls::pki_types::CertificateDer;
 
-use crate::attestation::verifier::{Judgement, Trust, VERDICT_TTL, unix_now};
-use crate::io::offload::{Tickets, Worker};
-use crate::shard::Replies;
-use crate::shard::pool::Desk;
+use crate::attestation::verifier::{Judgement, Trust, VERDICT_TTL};
+use crate::io::clock::unix_now;
+use crate::io::offload::{OffloadThread, PendingJobs};
 use crate::telemetry::metrics::{Meters, Source};
 
 /// Admissions that a shard remembers.
@@ -56,9 +55,8 @@ pub(crate) enum Gate {
 
 pub(crate) struct Guard {
     trust: Arc<Trust>,
-    verify: Worker,
-    tickets: Tickets,
-    replies: Replies,
+    verify: OffloadThread,
+    jobs: PendingJobs,
     cache: RefCell<VerdictCache>,
     meters: Rc<Meters>,
     allows_simulators: bool,
@@ -102,18 +100,18 @@ impl Guard {
     /// `allows_simulators` is a forwarder's: a peer without any evidence may enter.
     pub(crate) fn new(
         trust: &Arc<Trust>,
-        verify: &Worker,
-        desk: &Desk,
+        verify: &OffloadThread,
+        jobs: &PendingJobs,
+        meters: &Rc<Meters>,
         allows_simulators: bool,
     ) -> Self {
         let epoch = trust.epoch(&trust.policy());
         Self {
             trust: Arc::clone(trust),
             verify: verify.clone(),
-            tickets: desk.tickets.clone(),
-            replies: desk.replies.clone(),
+            jobs: jobs.clone(),
             cache: RefCell::new(VerdictCache::new(REMEMBERED, VERDICT_TTL, epoch)),
-            meters: Rc::clone(&desk.meters),
+            meters: Rc::clone(meters),
             allows_simulators,
         }
     }
@@ -145,13 +143,9 @@ impl Guard {
                     return self.counted(Source::Verification, verdict);
                 }
                 Judgement::Needs(key) => {
-                    let (trust, reply) = (&self.trust, self.replies.one());
                     let there = self
-                        .tickets
-                        .ask(reply, |answer| {
-                            trust.fetch(key, answer);
-                            Ok(())
-                        })
+                        .jobs
+                        .request(|done| self.trust.fetch(key, done))
                         .await
                         .map_err(|_| Denial::Overloaded)?;
                     if !there {
@@ -171,16 +165,11 @@ impl Guard {
     async fn ask(&self, evidence: Arc<BoundEvidence>) -> Result<Judgement, Denial> {
         let trust = Arc::clone(&self.trust);
         if trust.asks_authority() {
-            let asked = self.tickets.ask(self.replies.one(), |answer| {
-                trust.appraise(evidence, answer);
-                Ok(())
-            });
+            let asked = self.jobs.request(|done| trust.appraise(evidence, done));
             return asked.await.map_err(|_| Denial::Overloaded);
         }
-        self.tickets
-            .offload(&self.verify, self.replies.one(), move || {
-                trust.judge(&evidence)
-            })
+        self.jobs
+            .offload(&self.verify, move || trust.judge(&evidence))
             .await
             .map_err(|_| Denial::Overloaded)
     }
@@ -197,12 +186,9 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::config::mode::Mode;
     use crate::io::driver::{Driver, block_on};
     use crate::io::mailbox::mailbox;
-    use crate::sched::handshake_queue::Lane;
-    use crate::shard::Message;
-    use crate::telemetry::log::Journal;
+    use crate::io::offload::JobResult;
     use crate::telemetry::metrics::Metrics;
 
     fn collateral(pki: &Pki, machine: &Machine, runtime: &tokio::runtime::Runtime) -> Handle {
@@ -249,18 +235,12 @@ mod tests {
             metrics::Histogram::noop(),
             None,
         );
-        let verify = Worker::start("verify", 0).unwrap();
+        let verify = OffloadThread::start("verify", 0).unwrap();
         block_on(Driver::Epoll, async {
-            let (sender, mailbox) = mailbox::<Message>().unwrap();
-            let tickets = Tickets::default();
-            let desk = Desk {
-                tickets: tickets.clone(),
-                replies: Replies(sender),
-                lane: Lane::new(std::time::Duration::from_secs(5)),
-                meters: Rc::new(Meters::new(&Metrics::new().unwrap(), 0)),
-                journal: Rc::new(Journal::new(Mode::Production)),
-            };
-            let guard = Guard::new(&trust, &verify, &desk, false);
+            let (sender, mailbox) = mailbox::<JobResult>().unwrap();
+            let jobs = PendingJobs::new(Arc::new(move |result| sender.send(result)));
+            let meters = Rc::new(Meters::new(&Metrics::new().unwrap(), 0));
+            let guard = Guard::new(&trust, &verify, &jobs, &meters, false);
             let mut judging = std::pin::pin!(guard.judge(&chain));
             assert!(judging.as_mut().now_or_never().is_none());
             verify.finish_queue();
@@ -270,10 +250,8 @@ mod tests {
             };
             assert!(trust.set_policy(Policy::new(strict)));
             // Only now does the shard read its mail.
-            monoio::spawn(mailbox.deliver(move |message| {
-                if let Message::Done(done) = message {
-                    tickets.answer(done);
-                }
+            monoio::spawn(mailbox.deliver(move |result| {
+                jobs.complete(result);
                 true
             }));
             let verdict = judging.await;

@@ -5,9 +5,11 @@
 //! shard: one verification is about half a millisecond, and fetching collateral
 //! takes as long as a network does.
 
+use crate::io::clock::unix_now;
+use crate::io::offload::OffloadThread;
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use attest::cache::{Epoch, Verdict, VerdictCache};
@@ -31,11 +33,17 @@ thread_local! {
     static SEEN: RefCell<Option<VerdictCache>> = const { RefCell::new(None) };
 }
 
-/// Unix seconds. A clock before 1970 is 0, which no certificate allows.
-pub(crate) fn unix_now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs())
+/// How far the verify thread stands back behind the shards: a third of their
+/// weight, so that a crowd of strangers waits rather than those who are inside
+/// (docs/decisions/handshake-lane.md).
+const VERIFY_NICE: i32 = 5;
+
+/// The thread for full verifications.
+///
+/// # Errors
+/// The system has no thread left.
+pub(crate) fn verify_thread() -> std::io::Result<OffloadThread> {
+    OffloadThread::start("verify", VERIFY_NICE)
 }
 
 /// The policy in force, and what it is applied with.

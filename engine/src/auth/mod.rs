@@ -3,4 +3,7 @@
 //! It must never import another layer, log a secret or compare one in variable time.
 
 pub mod cluster_secrets;
+pub(crate) mod credential;
 pub mod postgres_passwords;
+pub(crate) mod random;
+pub(crate) mod role;

@@ -4,7 +4,7 @@
 use attest::agent::{Agent, AgentError, AgentOptions, DerivedKey, Places};
 use wire::scram::Password;
 
-use crate::auth::cluster_secrets::Role;
+use crate::auth::role::Role;
 
 /// What the configuration says of them; `None`: to be derived.
 #[derive(Default)]

@@ -115,7 +115,7 @@ fn dev(flags: &ArgMatches) -> ExitCode {
     let command = flags.get_many::<OsString>("command");
     let command: Vec<_> = command.into_iter().flatten().cloned().collect();
     let log = engine::telemetry::log::init(
-        engine::telemetry::log::Format::Text,
+        engine::config::log_format::LogFormat::Text,
         engine::telemetry::log::quiet(),
     );
     let ended = engine::cli::dev::run(&command, say);

@@ -8,10 +8,10 @@ use clap::Command;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use crate::attestation::verifier::unix_now;
 use crate::cli::output::{Answer, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
 use crate::config::{Certificate, IdentitySource, Layers, Scope, with_flags};
-use crate::tasks::certificate_renewal::Subject;
+use crate::io::clock::unix_now;
+use crate::tls::certificate_source::Subject;
 
 /// The subcommand `ca`.
 #[must_use]

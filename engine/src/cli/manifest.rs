@@ -9,8 +9,8 @@ use attest::manifest::{
 use clap::{Arg, ArgMatches, Command};
 use zeroize::Zeroizing;
 
-use crate::attestation::verifier::unix_now;
 use crate::cli::output::{Answer, EX_NOINPUT, EX_OSERR, EX_USAGE};
+use crate::io::clock::unix_now;
 
 /// The manifest is refused.
 const REFUSED: u8 = 1;

@@ -9,8 +9,8 @@ use clap::{Arg, ArgMatches, Command};
 use wire::scram::Password;
 use zeroize::Zeroizing;
 
-use crate::auth::cluster_secrets::Role;
 use crate::auth::postgres_passwords::{Passwords, password, path};
+use crate::auth::role::Role;
 use crate::cli::output::{Answer, EX_CANTCREAT, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
 use crate::cli::secret::write_new;
 use crate::config::{Layers, Postgres, Scope, with_flags};

@@ -9,17 +9,8 @@ use clap::{Arg, ArgMatches, Command};
 use wire::secret::ClusterSecret;
 use zeroize::Zeroizing;
 
+use crate::auth::random::random;
 use crate::cli::output::{Answer, EX_CANTCREAT, EX_OSERR};
-
-/// Fresh bytes from the operating system.
-///
-/// # Errors
-/// It has none to give.
-pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(io::Error::from)?;
-    Ok(bytes)
-}
 
 /// The subcommand `secret`.
 #[must_use]

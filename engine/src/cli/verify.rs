@@ -74,9 +74,7 @@ fn judge(flags: &ArgMatches, layers: &Layers) -> Result<(Report, Format), Mistak
         criteria.policy,
         criteria.root,
         Origin::new(options.collateral, criteria.source)?,
-        options
-            .at
-            .unwrap_or_else(crate::attestation::verifier::unix_now),
+        options.at.unwrap_or_else(crate::io::clock::unix_now),
     );
     let input = Input::find(&options.name, options.kind)?;
     let subject = input.name().to_owned();

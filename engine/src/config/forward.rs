@@ -11,15 +11,15 @@ use url::Url;
 use super::attestation::Criteria;
 use super::layers::{Layers, Reader};
 use super::{Attestation, Errors, Process, values};
-use crate::tasks::certificate_renewal::{Subject, Usage};
-use crate::tasks::discovery::Place;
+use crate::io::target::TargetSpec;
+use crate::tls::certificate_source::{Subject, Usage};
 
 /// Everything that a forwarder needs.
 pub struct Forward {
     /// Where drivers connect.
     pub listen: Listen,
     /// Where the server is.
-    pub(crate) place: Place,
+    pub(crate) place: TargetSpec,
     /// Who is asked where names are; `None` is what this machine uses.
     pub dns_server: Option<SocketAddr>,
     /// The DSN, for the command.
@@ -166,7 +166,7 @@ impl Forward {
 }
 
 /// A cluster's leader, the target, or the DSN's server: one of them.
-fn read_place(reader: &mut Reader<'_>, url: Option<&Url>) -> Option<Place> {
+fn read_place(reader: &mut Reader<'_>, url: Option<&Url>) -> Option<TargetSpec> {
     let target = reader.optional("target", values::target);
     let cluster = reader.optional("cluster", values::domain);
     let signer = reader.optional("manifest_signer", values::from_str::<Address>);
@@ -174,7 +174,7 @@ fn read_place(reader: &mut Reader<'_>, url: Option<&Url>) -> Option<Place> {
     let max_validity = reader.get("manifest_max_validity", values::duration_or_off);
     match (target?, cluster?, signer?) {
         (Some(_), Some(_), _) => reader.mistake("target and cluster are both set"),
-        (None, Some(domain), Some(signer)) => Some(Place::Cluster {
+        (None, Some(domain), Some(signer)) => Some(TargetSpec::Cluster {
             domain,
             trust: Trust {
                 signer,
@@ -183,9 +183,9 @@ fn read_place(reader: &mut Reader<'_>, url: Option<&Url>) -> Option<Place> {
             },
         }),
         (None, Some(_), None) => reader.missing_twin("cluster", "manifest_signer"),
-        (Some((host, port)), None, _) => Some(Place::Fixed { host, port }),
+        (Some((host, port)), None, _) => Some(TargetSpec::Fixed { host, port }),
         (None, None, _) => match url.map(values::place_of) {
-            Some(Ok((host, port))) => Some(Place::Fixed { host, port }),
+            Some(Ok((host, port))) => Some(TargetSpec::Fixed { host, port }),
             Some(Err(error)) => reader.mistake(&error),
             None => reader.mistake("no server: use --target, DATABASE_URL or --cluster"),
         },

@@ -9,7 +9,7 @@ use super::layers::{Layers, Reader};
 use super::{Errors, values};
 use crate::auth::cluster_secrets::ClusterSecrets;
 use crate::auth::postgres_passwords::Passwords;
-use crate::tasks::certificate_renewal::{Subject, Usage};
+use crate::tls::certificate_source::{Subject, Usage};
 
 pub(super) const SIMULATED: &str = "simulator mode: no client is attested, and whoever is on this \
      machine is postgres without a password";

@@ -6,6 +6,7 @@ mod attestation;
 mod forward;
 mod identity;
 mod layers;
+pub mod log_format;
 pub mod mode;
 mod postgres;
 mod process;
@@ -20,7 +21,7 @@ use std::time::Duration;
 use attest::agent::Agent;
 use attest::values::Fingerprint;
 
-pub use crate::tasks::certificate_renewal::{Subject, Usage};
+pub use crate::tls::certificate_source::{Subject, Usage};
 pub use attestation::{Attestation, Criteria};
 pub use forward::{ClientIdentity, Forward, Listen, Verifier};
 pub use identity::{Certificate, IdentitySource};
@@ -33,7 +34,7 @@ use crate::auth::cluster_secrets::ClusterSecrets;
 use crate::auth::postgres_passwords::Passwords;
 use crate::config::mode::Mode;
 use crate::io::stream::Endpoint;
-use crate::tasks::certificate_renewal::Origin;
+use crate::tls::certificate_source::Origin;
 use identity::read_passwords;
 use layers::Reader;
 

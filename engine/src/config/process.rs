@@ -9,9 +9,9 @@ use tracing_subscriber::EnvFilter;
 use super::identity::read_places;
 use super::layers::Reader;
 use super::values;
+use crate::config::log_format::LogFormat;
 use crate::io::driver::Choice;
 use crate::sched::busy_poll::Polling;
-use crate::telemetry::log::Format;
 
 /// What a process of the engine needs, whatever it serves.
 pub struct Process {
@@ -39,7 +39,7 @@ pub struct Process {
     /// How long sessions may go on after the order to stop.
     pub drain_timeout: Duration,
     /// Text or JSON lines.
-    pub log_format: Format,
+    pub log_format: LogFormat,
     /// What is logged.
     pub log: EnvFilter,
 }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use monoio::net::{TcpListener, UnixListener};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
+use crate::io::peer::Peer;
 use crate::io::stream::{Stream, tune};
-use crate::telemetry::connection_info::Peer;
 
 /// Pending connections a shard's listener holds; the kernel caps it further at
 /// `net.core.somaxconn` (4,096 since Linux 5.4).

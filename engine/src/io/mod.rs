@@ -3,8 +3,11 @@
 //! It must never import another layer.
 
 pub(crate) mod buffer;
+pub(crate) mod clock;
 pub mod driver;
 pub(crate) mod listener;
 pub(crate) mod mailbox;
 pub(crate) mod offload;
+pub(crate) mod peer;
 pub mod stream;
+pub(crate) mod target;

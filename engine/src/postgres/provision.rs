@@ -21,8 +21,8 @@ use tokio_postgres::{Client, IsolationLevel, Transaction};
 use wire::scram::verifier::SALT_LEN;
 use wire::scram::{Password, Verifier};
 
-use crate::auth::cluster_secrets::Role;
 use crate::auth::postgres_passwords::Resolved;
+use crate::auth::role::Role;
 use crate::io::stream::Endpoint;
 use crate::postgres::superuser::{Error, Superuser};
 use desired::Aim;
@@ -92,8 +92,8 @@ impl Wanted {
     pub fn new(database: String, read: Password, readwrite: Password) -> std::io::Result<Self> {
         Ok(Self {
             database,
-            read: (read, crate::cli::secret::random()?),
-            readwrite: (readwrite, crate::cli::secret::random()?),
+            read: (read, crate::auth::random::random()?),
+            readwrite: (readwrite, crate::auth::random::random()?),
         })
     }
 

@@ -21,7 +21,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls};
 use wire::scram::Password;
 
-use crate::auth::cluster_secrets::Role;
+use crate::auth::role::Role;
 use crate::io::stream::Endpoint;
 
 /// For everything from the dial to ReadyForQuery: Postgres is on this machine.

@@ -12,10 +12,11 @@ use wire::opening::{Openings, Policy, Step};
 use wire::startup::{ProtocolVersion, Startup};
 
 use crate::attestation::gate::Attested;
-use crate::auth::cluster_secrets::Role;
+use crate::auth::credential::Credential;
+use crate::auth::role::Role;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::Stream;
-use crate::proxy::upstream::{self, Credential, Injector};
+use crate::proxy::upstream::{self, Injector};
 use crate::session::control::{Control, Leash};
 use crate::session::relay::{Driver, relay};
 use crate::session::tls_stream::{StreamError, TlsStream};

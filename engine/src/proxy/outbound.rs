@@ -17,24 +17,24 @@ use rustls::client::UnbufferedClientConnection;
 use wire::local::{Encryption, Local, LocalError, LocalStep};
 
 use crate::io::buffer::{Buffer, Size};
-use crate::io::offload::Tickets;
+use crate::io::offload::PendingJobs;
 use crate::io::stream::{Endpoint, Stream};
 use crate::session::control::Control;
 use crate::session::relay::{Driver, relay};
 use crate::session::tls_stream::{StreamError, TlsStream};
-use crate::shard::pool::{Desk, Plan};
-use crate::shard::{self, Admission, Common, Replies};
+use crate::shard::context::{Desk, Plan};
+use crate::shard::{self, Admission, Common};
 use crate::telemetry::close_reason::End;
 use crate::telemetry::connection_info::Facts;
 use crate::tls::session::{Agreed, Session};
 
 use crate::attestation::forwarder_gate::Verdicts;
-use crate::tasks::discovery::{Directory, Target, TargetError};
+use crate::io::target::{Target, TargetError};
+use crate::tasks::discovery::Directory;
 /// What every connection of a shard is served with.
 pub(crate) struct Service {
     common: Common,
-    tickets: Tickets,
-    replies: Replies,
+    jobs: PendingJobs,
     line: Arc<Line>,
     /// A driver that asks for SSL is explained once.
     explained: Cell<bool>,
@@ -57,12 +57,11 @@ impl Plan for Line {
         Service {
             common: Common {
                 lane: desk.lane.clone(),
-                gate: self.verdicts.gate(&desk),
+                gate: self.verdicts.gate(&desk.jobs, &desk.meters),
                 meters: Rc::clone(&desk.meters),
                 journal: Rc::clone(&desk.journal),
             },
-            tickets: desk.tickets,
-            replies: desk.replies,
+            jobs: desk.jobs,
             line: Arc::clone(self),
             explained: Cell::new(false),
         }
@@ -221,10 +220,7 @@ impl Service {
             return Ok(target);
         }
         let directory = &self.line.directory;
-        let asked = self.tickets.ask(self.replies.one(), |answer| {
-            directory.look_up(stale, answer);
-            Ok(())
-        });
+        let asked = self.jobs.request(|done| directory.look_up(stale, done));
         match asked.await {
             Ok(found) => found.map_err(End::Target),
             Err(_) => Err(End::Target(TargetError::Overloaded)),

@@ -3,106 +3,31 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
-use tokio::sync::Notify;
 use wire::backend::{AwaitKeys, AwaitReady, Backend, BackendError, BackendStep, ReadyStep};
-use wire::scram::{self, Password};
+use wire::scram::{self};
 use wire::startup::{ProtocolVersion, Startup};
 
+use crate::auth::credential::Credential;
 use crate::io::buffer::{Buffer, Size};
-use crate::io::offload::{Tickets, Worker};
+use crate::io::offload::{OffloadThread, PendingJobs};
 use crate::io::stream::{Endpoint, Stream};
 use crate::session::control::Control;
 use crate::session::tls_stream::TlsStream;
-use crate::shard::Replies;
+use crate::tasks::upstream_version::Knowledge;
 use crate::telemetry::close_reason::End;
 use crate::tls::session;
 
-/// How long a client may wait for the first news of what Postgres speaks.
-const FIRST_NEWS: Duration = Duration::from_secs(1);
-const FIRST_NEWS_CHECK: Duration = Duration::from_millis(10);
 /// SCRAM keys kept per shard. A role's verifier has one salt until its
 /// password is changed, so three are in use at a time.
 const KEYS_KEPT: usize = 16;
-
-/// What is known about Postgres, shared by all threads.
-#[derive(Debug, Default)]
-pub(crate) struct Knowledge {
-    /// [`ProtocolVersion::to_u32`]; 0 while nothing is known.
-    newest: AtomicU32,
-    /// `server_version` as the first login after the last probe saw it.
-    server_version: ArcSwapOption<String>,
-    /// Rung when it may have changed.
-    pub(crate) stale: Notify,
-}
-
-impl Knowledge {
-    pub(crate) fn learned(&self, newest: ProtocolVersion) {
-        self.newest.store(newest.to_u32(), Ordering::Release);
-        self.server_version.store(None);
-    }
-
-    pub(crate) fn newest(&self) -> Option<ProtocolVersion> {
-        match self.newest.load(Ordering::Acquire) {
-            0 => None,
-            known => Some(ProtocolVersion::from_u32(known)),
-        }
-    }
-
-    /// What to negotiate from. Waits a little where the very first probe is
-    /// still under way, and is careful where it has failed: every Postgres
-    /// speaks 3.0.
-    pub(crate) async fn newest_or_oldest(&self) -> ProtocolVersion {
-        let give_up = Instant::now() + FIRST_NEWS;
-        loop {
-            if let Some(newest) = self.newest() {
-                return newest;
-            }
-            if Instant::now() >= give_up {
-                return ProtocolVersion::V3_0;
-            }
-            monoio::time::sleep(FIRST_NEWS_CHECK).await;
-        }
-    }
-
-    fn saw_version(&self, version: Option<String>) {
-        let Some(version) = version else { return };
-        let known = self.server_version.load();
-        match known.as_deref() {
-            Some(known) if *known == version => {}
-            None => self.server_version.store(Some(Arc::new(version))),
-            // Another Postgres answers than the one that was asked.
-            Some(_) => self.stale.notify_one(),
-        }
-    }
-}
-
-/// A role's password for Postgres.
-#[derive(Debug)]
-pub(crate) struct Credential {
-    pub(crate) password: Password,
-    /// Tells this password from every other one of the process.
-    pub(crate) id: u64,
-}
-
-impl Credential {
-    pub(crate) fn new(password: Password) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self { password, id }
-    }
-}
 
 /// Everything a login into Postgres needs from its shard.
 pub(crate) struct Injector {
     pub(crate) endpoint: Endpoint,
     pub(crate) knowledge: Arc<Knowledge>,
-    pub(crate) worker: Worker,
-    pub(crate) tickets: Tickets,
-    pub(crate) replies: Replies,
+    pub(crate) worker: OffloadThread,
+    pub(crate) jobs: PendingJobs,
     pub(crate) keys: RefCell<Vec<CachedKeys>>,
     pub(crate) random: &'static dyn rustls::crypto::SecureRandom,
 }
@@ -233,8 +158,8 @@ impl Injector {
         }
         let (password, asked) = (Arc::clone(credential), salt.clone());
         let keys = self
-            .tickets
-            .offload(&self.worker, self.replies.one(), move || {
+            .jobs
+            .offload(&self.worker, move || {
                 Arc::new(scram::Keys::derive(&password.password, &asked, iterations))
             })
             .await

@@ -4,8 +4,7 @@
 //! shard, timers and mailbox included, for as long as that lasts. On io_uring each write
 //! waits for its completion.
 
-use crate::io::offload::Tickets;
-use crate::shard::Replies;
+use crate::io::offload::PendingJobs;
 
 /// What a session may move before the others of its shard have their turn, in bytes: some
 /// 100 µs of sealing or opening.
@@ -15,24 +14,19 @@ const CALLS: usize = 16 * 1024;
 
 /// A shard's.
 pub(crate) struct Turns {
-    tickets: Tickets,
-    replies: Replies,
+    jobs: PendingJobs,
 }
 
 impl Turns {
-    pub(crate) fn new(tickets: Tickets, replies: Replies) -> Self {
-        Self { tickets, replies }
+    pub(crate) fn new(jobs: PendingJobs) -> Self {
+        Self { jobs }
     }
 
     /// Lets everything else that is ready go first, and the timers be looked at. By way of
     /// the shard's own mailbox: monoio 0.2.4 puts a task that wakes itself in front of all
     /// others, and looks at sockets and timers when none is ready.
     async fn give_way(&self) {
-        let asked = self.tickets.ask(self.replies.one(), |answer| {
-            answer(());
-            Ok(())
-        });
-        let _ = asked.await;
+        let _ = self.jobs.request(|done| done(())).await;
     }
 }
 
@@ -68,16 +62,7 @@ impl<'a> Turn<'a> {
 impl Turns {
     /// With the mailbox of a shard, in a task of its own.
     pub(crate) fn of_a_shard() -> Self {
-        let (sender, mailbox) = crate::io::mailbox::mailbox().unwrap();
-        let tickets = Tickets::default();
-        let answers = tickets.clone();
-        drop(monoio::spawn(mailbox.deliver(move |message| {
-            if let crate::shard::Message::Done(done) = message {
-                answers.answer(done);
-            }
-            true
-        })));
-        Self::new(tickets, Replies(sender))
+        Self::new(PendingJobs::with_mailbox())
     }
 }
 

@@ -2,6 +2,7 @@
 //! accept to close and shares nothing that is written on the data path.
 
 mod balancer;
+pub(crate) mod context;
 pub(crate) mod live_config;
 pub(crate) mod pool;
 mod revalidation;
@@ -25,7 +26,8 @@ use slab::Slab;
 use crate::attestation::gate::Gate;
 use crate::io::listener::{self, Accepting, Listener};
 use crate::io::mailbox::{Mailbox, Sender};
-use crate::io::offload::{Done, Tickets};
+use crate::io::offload::{JobResult, PendingJobs};
+use crate::io::peer::Peer;
 use crate::io::stream::{Moving, Stream};
 use crate::sched::busy_poll::BusyPoll;
 use crate::sched::handshake_queue::Lane;
@@ -34,7 +36,7 @@ use crate::session::activity::Traffic;
 use crate::session::control::{Control, Order};
 use crate::shard::balancer::{Balance, Place};
 use crate::telemetry::close_reason::End;
-use crate::telemetry::connection_info::{Facts, Peer};
+use crate::telemetry::connection_info::Facts;
 use crate::telemetry::log::Journal;
 use crate::telemetry::metrics::Meters;
 
@@ -48,8 +50,8 @@ const KNOCK_AGAIN: Duration = Duration::from_millis(10);
 
 /// What other threads tell a shard.
 pub(crate) enum Message {
-    /// A worker's answer.
-    Done(Done),
+    /// An offloaded job has completed.
+    JobDone(JobResult),
     /// Accept no more; return when the last connection has ended.
     Drain,
     /// The grace time is over.
@@ -75,18 +77,6 @@ pub(crate) struct Neighbours {
     pub(crate) balance: Arc<Balance>,
     /// Every shard's mailbox, by number.
     pub(crate) mailboxes: Arc<[Sender<Message>]>,
-}
-
-/// The way of a worker's answer back to the shard that asked.
-#[derive(Clone)]
-pub(crate) struct Replies(pub(crate) Sender<Message>);
-
-impl Replies {
-    /// For one answer.
-    pub(crate) fn one(&self) -> impl FnOnce(Done) + Send + 'static {
-        let sender = self.0.clone();
-        move |done| sender.send(Message::Done(done))
-    }
 }
 
 /// How long each part of a connection may take.
@@ -168,7 +158,7 @@ pub(crate) struct Common {
 /// Everything that a shard's tasks share.
 pub(crate) struct Shard<S> {
     pub(crate) service: S,
-    pub(crate) tickets: Tickets,
+    pub(crate) jobs: PendingJobs,
     pub(crate) times: Times,
     pub(crate) limit: Arc<Limit>,
     neighbours: Neighbours,
@@ -184,7 +174,7 @@ pub(crate) struct Shard<S> {
 impl<S: Service> Shard<S> {
     pub(crate) fn new(
         service: S,
-        tickets: Tickets,
+        jobs: PendingJobs,
         times: Times,
         limit: Arc<Limit>,
         neighbours: Neighbours,
@@ -194,7 +184,7 @@ impl<S: Service> Shard<S> {
         let lane = service.common().lane.clone();
         Rc::new(Self {
             service,
-            tickets,
+            jobs,
             times,
             limit,
             neighbours,
@@ -238,7 +228,7 @@ impl<S: Service> Shard<S> {
 
     fn take(self: &Rc<Self>, message: Message) -> bool {
         match message {
-            Message::Done(done) => self.tickets.answer(done),
+            Message::JobDone(result) => self.jobs.complete(result),
             Message::Drain => {
                 self.draining.set(true);
                 if let Some(fd) = self.listener.get() {

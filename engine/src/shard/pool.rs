@@ -1,53 +1,26 @@
 //! The threads: shards and workers, and what the sidecar's are built from.
 
-use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use crate::attestation::gate::{Gate, Guard};
-use crate::attestation::verifier::Trust;
+use crate::config::Process;
 use crate::config::mode::Mode;
-use crate::config::{Config, Process};
 use crate::io::driver::{self, Driver};
 use crate::io::listener::Listener;
 use crate::io::mailbox::{Sender, mailbox};
-use crate::io::offload::{Tickets, Worker};
-use crate::io::stream::Endpoint;
-use crate::proxy::inbound;
-use crate::proxy::upstream::{Injector, Knowledge};
+use crate::io::offload::PendingJobs;
+use crate::shard::context::{Desk, Plan};
+
 use crate::sched::busy_poll::{BusyPoll, Polling};
 use crate::sched::handshake_queue::Lane;
 use crate::sched::yield_budget::Turns;
 use crate::shard::balancer::Balance;
-use crate::shard::live_config::Live;
-use crate::shard::{Common, Limit, Message, Neighbours, Replies, Service, Shard, Times};
+use crate::shard::{Limit, Message, Neighbours, Shard, Times};
 use crate::telemetry::log::Journal;
 use crate::telemetry::metrics::{Meters, Metrics};
-
-/// How far the verify thread stands back behind the shards: a third of their
-/// weight, so that a crowd of strangers waits rather than those who are inside
-/// (docs/decisions/handshake-lane.md).
-const VERIFY_NICE: i32 = 5;
-
-/// Makes a shard's service, on the shard's own thread, where it stays.
-pub(crate) trait Plan: Send + Sync + 'static {
-    /// What it makes.
-    type Service: Service;
-
-    fn service(self: &Arc<Self>, desk: Desk) -> Self::Service;
-}
-
-/// A shard's own things, for its service.
-pub(crate) struct Desk {
-    pub(crate) tickets: Tickets,
-    pub(crate) replies: Replies,
-    pub(crate) lane: Lane,
-    pub(crate) meters: Rc<Meters>,
-    pub(crate) journal: Rc<Journal>,
-}
 
 /// What all shards of a process have in common, whatever they serve.
 pub(crate) struct Site {
@@ -88,14 +61,6 @@ pub(crate) struct Shards {
     mailboxes: Arc<[Sender<Message>]>,
     running: usize,
     ended: mpsc::UnboundedReceiver<Result<(), String>>,
-}
-
-/// The thread for full verifications.
-///
-/// # Errors
-/// The system has no thread left.
-pub(crate) fn verify_thread() -> io::Result<Worker> {
-    Worker::start("verify", VERIFY_NICE)
 }
 
 /// Starts a shard for each listener.
@@ -163,100 +128,25 @@ fn shard<P: Plan>(
     neighbours: Neighbours,
     sender: Sender<Message>,
 ) -> Rc<Shard<P::Service>> {
-    let (tickets, replies) = (Tickets::default(), Replies(sender));
-    let turns = Turns::new(tickets.clone(), replies.clone());
+    let jobs = PendingJobs::new(Arc::new(move |result| {
+        sender.send(Message::JobDone(result))
+    }));
+    let turns = Turns::new(jobs.clone());
     let service = plan.service(Desk {
-        tickets: tickets.clone(),
-        replies,
+        jobs: jobs.clone(),
         lane: Lane::new(site.times.login),
         meters: Rc::new(Meters::new(&site.metrics, neighbours.own)),
         journal: Rc::new(Journal::new(site.mode)),
     });
     Shard::new(
         service,
-        tickets,
+        jobs,
         site.times,
         Arc::clone(&site.limit),
         neighbours,
         BusyPoll::new(site.busy_poll),
         turns,
     )
-}
-
-/// What the sidecar's shards are built from.
-pub(crate) struct SidecarPlan {
-    live: Arc<Live>,
-    trust: Option<Arc<Trust>>,
-    knowledge: Arc<Knowledge>,
-    verify: Worker,
-    worker: Worker,
-    mode: Mode,
-    endpoint: Endpoint,
-    plaintext_cancel: bool,
-    require_alpn: bool,
-    proxy_protocol_from: Vec<ipnet::IpNet>,
-}
-
-/// What they share with the control thread.
-pub(crate) struct Shared {
-    pub(crate) live: Arc<Live>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) trust: Option<Arc<Trust>>,
-    pub(crate) knowledge: Arc<Knowledge>,
-}
-
-impl SidecarPlan {
-    /// Starts the worker threads.
-    ///
-    /// # Errors
-    /// The system has no thread left.
-    pub(crate) fn new(config: &Config, shared: &Shared) -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self {
-            live: Arc::clone(&shared.live),
-            trust: shared.trust.clone(),
-            knowledge: Arc::clone(&shared.knowledge),
-            verify: verify_thread()?,
-            worker: Worker::start("worker", 0)?,
-            mode: config.mode,
-            endpoint: config.postgres.clone(),
-            plaintext_cancel: config.plaintext_cancel,
-            require_alpn: config.require_alpn,
-            proxy_protocol_from: config.proxy_protocol_from.clone(),
-        }))
-    }
-}
-
-impl Plan for SidecarPlan {
-    type Service = inbound::Service;
-
-    fn service(self: &Arc<Self>, desk: Desk) -> inbound::Service {
-        let gate = match &self.trust {
-            None => Gate::Open,
-            Some(trust) => Gate::guarded(Guard::new(trust, &self.verify, &desk, false)),
-        };
-        inbound::Service {
-            common: Common {
-                lane: desk.lane,
-                gate,
-                meters: desk.meters,
-                journal: desk.journal,
-            },
-            live: Arc::clone(&self.live),
-            injector: Injector {
-                endpoint: self.endpoint.clone(),
-                knowledge: Arc::clone(&self.knowledge),
-                worker: self.worker.clone(),
-                tickets: desk.tickets,
-                replies: desk.replies,
-                keys: RefCell::default(),
-                random: self.live.read().tls.crypto_provider().secure_random,
-            },
-            plaintext_cancel: self.plaintext_cancel,
-            trust_loopback: self.mode == Mode::Simulator,
-            require_alpn: self.require_alpn,
-            proxy_protocol_from: self.proxy_protocol_from.clone(),
-        }
-    }
 }
 
 impl Shards {

@@ -6,18 +6,18 @@
 //! before it stays: a renewal that fails costs nobody anything until that one
 //! ends, and `/ready` says so before it does.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use attest::agent::{Agent, AgentError, TlsKeyRequest};
 use metrics::Counter;
 
-use crate::attestation::verifier::unix_now;
+use crate::io::clock::unix_now;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::certificate::{Files, Identity, IdentityError};
+use crate::tls::certificate_source::{Origin, OriginError};
 
 /// PEM files are looked at this often. A few hundred bytes that are in memory.
 const LOOK: Duration = Duration::from_secs(2);
@@ -28,94 +28,6 @@ const FIRST_RETRY: u64 = 1;
 const LONGEST_RETRY: u64 = 300;
 /// Not ready when less than this is left, or a tenth of the lifetime.
 const RED: u64 = 3_600;
-/// Two machines' clocks differ: valid from a little before now.
-const BACKDATED: u64 = 300;
-
-/// Where the certificate comes from.
-#[derive(Clone)]
-pub(crate) enum Origin {
-    /// PEM files.
-    Files {
-        /// The chain, leaf first.
-        cert: PathBuf,
-        /// The leaf's key.
-        key: PathBuf,
-    },
-    /// The guest agent.
-    Agent {
-        /// Who is asked.
-        agent: Agent,
-        /// For whom.
-        subject: Subject,
-    },
-}
-
-/// What the guest agent is asked to certify.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Subject {
-    /// The common name.
-    pub name: String,
-    /// DNS names and IP addresses that clients may verify.
-    pub alt_names: Vec<String>,
-    /// How long it is to be valid.
-    pub validity: Duration,
-    /// Which end of a connection it is for.
-    pub usage: Usage,
-}
-
-/// Which end of a connection a certificate is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Usage {
-    /// The sidecar.
-    Server,
-    /// The forwarder.
-    Client,
-}
-
-/// Why there is no new certificate.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum OriginError {
-    /// The guest agent gives none.
-    #[error(transparent)]
-    Agent(#[from] AgentError),
-    /// It cannot be used.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-}
-
-impl Origin {
-    /// A certificate that is good at this moment.
-    ///
-    /// # Errors
-    /// [`OriginError`].
-    pub(crate) async fn obtain(&self) -> Result<Identity, OriginError> {
-        let identity = match self {
-            Self::Files { cert, key } => Identity::from_files(cert, key)?,
-            Self::Agent { agent, subject } => {
-                let answer = agent.tls_key(&subject.request(unix_now())).await?;
-                Identity::from_agent(&answer)?
-            }
-        };
-        identity.check_dates(unix_now())?;
-        Ok(identity)
-    }
-}
-
-impl Subject {
-    /// As it is asked for at `now`, in unix seconds.
-    pub(crate) fn request(&self, now: u64) -> TlsKeyRequest {
-        TlsKeyRequest {
-            subject: self.name.clone(),
-            alt_names: self.alt_names.clone(),
-            usage_ra_tls: true,
-            usage_server_auth: self.usage == Usage::Server,
-            usage_client_auth: self.usage == Usage::Client,
-            not_before: Some(now.saturating_sub(BACKDATED)),
-            not_after: Some(now.saturating_add(self.validity.as_secs().max(1))),
-            with_app_info: false,
-        }
-    }
-}
 
 /// When to do what about a certificate. Unix seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,8 +12,9 @@ use attest::evidence::UnboundEvidence;
 use rustls::crypto::SecureRandom;
 use tokio::sync::mpsc;
 
-use crate::attestation::verifier::{Trust, unix_now};
+use crate::attestation::verifier::Trust;
 use crate::config::Attestation;
+use crate::io::clock::unix_now;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::certificate::Identity;
 

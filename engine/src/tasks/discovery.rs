@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use attest::manifest::{LeaderState, Manifest, ManifestError, Trust, join_chunks};
+use attest::manifest::{LeaderState, Manifest, Trust, join_chunks};
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;
@@ -18,7 +18,8 @@ use hickory_resolver::proto::rr::RData;
 use rustls::pki_types::ServerName;
 use tokio::sync::Mutex;
 
-use crate::attestation::verifier::unix_now;
+use crate::io::clock::unix_now;
+use crate::io::target::{Target, TargetError, TargetSpec};
 
 /// For one question. hickory-resolver asks again every second or so until
 /// [`ATTEMPT`] is over, then once more.
@@ -33,68 +34,6 @@ const LONGEST: Duration = Duration::from_secs(300);
 const GRACE: Duration = Duration::from_secs(5);
 /// Addresses of one name that are tried.
 const MOST_ADDRESSES: usize = 8;
-
-/// What is looked up.
-#[derive(Clone, Debug)]
-pub(crate) enum Place {
-    /// One server.
-    Fixed { host: String, port: u16 },
-    /// The leader that the manifest at `_teesql-leader.<domain>` names.
-    Cluster { domain: String, trust: Trust },
-}
-
-/// A server to connect to.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Target {
-    /// For SNI and for people.
-    pub(crate) server: ServerName<'static>,
-    pub(crate) port: u16,
-    pub(crate) addresses: Vec<SocketAddr>,
-}
-
-impl Target {
-    /// `host:port`.
-    pub(crate) fn name(&self) -> String {
-        format!("{}:{}", self.server.to_str(), self.port)
-    }
-}
-
-/// Why it is not known where the server is.
-#[derive(Clone, Debug, thiserror::Error)]
-pub(crate) enum TargetError {
-    /// The name server does not answer, or not with what was asked for.
-    #[error("cannot resolve {name}: {why}")]
-    Dns { name: String, why: String },
-    /// There is no such name, or nothing under it.
-    #[error("{0} has no address")]
-    NoAddress(String),
-    /// There is no manifest.
-    #[error("no leader manifest: {0} has no TXT record")]
-    NoManifest(String),
-    /// Which of them counts is anybody's guess.
-    #[error("{0} has more than one TXT record")]
-    ManyManifests(String),
-    /// The manifest is refused.
-    #[error("{0}")]
-    Manifest(#[from] ManifestError),
-    /// The shard waits for too many answers already.
-    #[error("too many connections wait for the server's address")]
-    Overloaded,
-}
-
-impl TargetError {
-    /// The reason code: stable, snake case.
-    pub(crate) fn code(&self) -> &'static str {
-        match self {
-            Self::Dns { .. } => "dns_failed",
-            Self::NoAddress(_) => "no_address",
-            Self::NoManifest(_) => "no_manifest",
-            Self::ManyManifests(_) => "many_manifests",
-            Self::Manifest(error) => error.code(),
-            Self::Overloaded => "overloaded",
-        }
-    }
-}
 
 /// Asks `server`, or whom this machine asks.
 ///
@@ -127,7 +66,7 @@ fn name_server(server: SocketAddr) -> NameServerConfig {
 
 /// The last answer, and the way to the next one.
 pub(crate) struct Directory {
-    place: Place,
+    place: TargetSpec,
     resolver: TokioResolver,
     control: tokio::runtime::Handle,
     current: ArcSwapOption<Answer>,
@@ -149,7 +88,7 @@ struct Answer {
 
 impl Directory {
     pub(crate) fn new(
-        place: Place,
+        place: TargetSpec,
         resolver: TokioResolver,
         control: tokio::runtime::Handle,
     ) -> Arc<Self> {
@@ -244,8 +183,8 @@ impl Directory {
     /// and its address not.
     fn still_leads(&self, leader: &LeaderState, last: &Target) -> bool {
         match &self.place {
-            Place::Fixed { .. } => true,
-            Place::Cluster { .. } => match leader.leader(unix_now()) {
+            TargetSpec::Fixed { .. } => true,
+            TargetSpec::Cluster { .. } => match leader.leader(unix_now()) {
                 Ok(Some(newest)) => {
                     let place = newest.target();
                     last.server.to_str() == place.host() && last.port == place.port()
@@ -257,8 +196,8 @@ impl Directory {
 
     async fn ask(&self, leader: &mut LeaderState) -> Result<(Arc<Target>, Duration), TargetError> {
         match &self.place {
-            Place::Fixed { host, port } => self.addresses(host, *port).await,
-            Place::Cluster { domain, trust } => {
+            TargetSpec::Fixed { host, port } => self.addresses(host, *port).await,
+            TargetSpec::Cluster { domain, trust } => {
                 let (manifest, fresh) = self.manifest(domain, trust).await?;
                 leader.accept(manifest)?;
                 let now = unix_now();

@@ -13,7 +13,7 @@ use wire::probe::{ProbeStep, probe_answer, probe_request};
 use wire::startup::ProtocolVersion;
 
 use crate::io::stream::Endpoint;
-use crate::proxy::upstream::Knowledge;
+use crate::tasks::upstream_version::Knowledge;
 
 /// For one try.
 const DEADLINE: Duration = Duration::from_secs(2);

@@ -13,7 +13,7 @@ use wire::frontend::FrontendError;
 use wire::local::LocalError;
 use wire::opening::OpeningError;
 
-use crate::tasks::discovery::TargetError;
+use crate::io::target::TargetError;
 use crate::tls::session::TlsError;
 
 /// How a connection came to its end.
@@ -470,7 +470,7 @@ mod tests {
         let mut listed = REASONS.to_vec();
         for source in [
             include_str!("close_reason.rs"),
-            include_str!("../tasks/discovery.rs"),
+            include_str!("../io/target.rs"),
             include_str!("../../../wire/src/local.rs"),
             include_str!("../../../wire/src/error.rs"),
             include_str!("../../../wire/src/error/backend.rs"),

@@ -1,45 +1,10 @@
 //! What the log line at a connection's end wants to know.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use crate::auth::cluster_secrets::Role;
-
-/// Who connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Peer {
-    Tcp(SocketAddr),
-    /// By a Unix socket.
-    Local,
-}
-
-impl Peer {
-    /// Whether it is on this machine.
-    fn is_local(self) -> bool {
-        match self {
-            Peer::Tcp(address) => address.ip().to_canonical().is_loopback(),
-            Peer::Local => true,
-        }
-    }
-
-    /// Its address, where it has one.
-    pub(crate) fn address(self) -> Option<SocketAddr> {
-        match self {
-            Peer::Tcp(address) => Some(address),
-            Peer::Local => None,
-        }
-    }
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Peer::Tcp(address) => address.fmt(f),
-            Peer::Local => f.write_str("local"),
-        }
-    }
-}
+use crate::auth::role::Role;
+use crate::io::peer::Peer;
 
 /// Gathered on the way.
 #[derive(Debug)]

@@ -7,39 +7,20 @@ use std::time::{Duration, Instant};
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 
+use crate::config::log_format::LogFormat;
 use crate::config::mode::Mode;
+use crate::io::peer::Peer;
 use crate::telemetry::close_reason::{Blame, End};
-use crate::telemetry::connection_info::{Facts, Peer};
+use crate::telemetry::connection_info::Facts;
 
 /// Lines about refused clients that a shard writes a second; the rest is
 /// counted. A flood of bad connections must not become a flood of lines.
 const REFUSALS_A_SECOND: u32 = 50;
 
-/// The `log_format` setting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
-}
-
-impl std::str::FromStr for Format {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "text" => Ok(Format::Text),
-            "json" => Ok(Format::Json),
-            _ => Err("expected text or json"),
-        }
-    }
-}
-
 /// Sends the log to stderr through a thread of its own: a shard must not wait
 /// for a terminal or a full pipe. Lines are lost rather than waited for.
 /// The guard writes what is left when it is dropped.
-pub fn init(format: Format, filter: EnvFilter) -> WorkerGuard {
+pub fn init(format: LogFormat, filter: EnvFilter) -> WorkerGuard {
     let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
     let builder = tracing_subscriber::fmt()
         .with_writer(writer)
@@ -47,8 +28,8 @@ pub fn init(format: Format, filter: EnvFilter) -> WorkerGuard {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false);
     match format {
-        Format::Text => builder.init(),
-        Format::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     std::panic::set_hook(Box::new(|panic| {
         // The place only: a panic's text may hold what a peer sent.
@@ -92,7 +73,7 @@ impl Journal {
         }
         let (peer, mode) = (facts.peer, self.mode);
         let client = facts.proxied.map(tracing::field::display);
-        let role = facts.role.map(crate::auth::cluster_secrets::Role::name);
+        let role = facts.role.map(crate::auth::role::Role::name);
         let tls = facts.tls.and_then(|version| version.as_str());
         let reason = end.code();
         let duration = facts.accepted.elapsed().as_millis();

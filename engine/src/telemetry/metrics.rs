@@ -14,7 +14,7 @@ use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
-use crate::auth::cluster_secrets::Role;
+use crate::auth::role::Role;
 use crate::config::Config;
 use crate::config::mode::Mode;
 use crate::io::driver::Driver;

@@ -3,6 +3,7 @@
 //! It must never decide whether a peer is trusted: that is the attestation gate's task.
 
 pub mod certificate;
+pub mod certificate_source;
 pub(crate) mod client_config;
 mod connection;
 pub(crate) mod peer_verifier;

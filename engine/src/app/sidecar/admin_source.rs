@@ -11,9 +11,10 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::app::readiness::Health;
-use crate::attestation::verifier::{Trust, unix_now};
+use crate::attestation::verifier::Trust;
 use crate::config::Config;
 use crate::config::mode::Mode;
+use crate::io::clock::unix_now;
 use crate::io::stream::Endpoint;
 use crate::postgres::superuser::Superuser;
 use crate::postgres::superuser::state::{PostgresState, Unreadable};

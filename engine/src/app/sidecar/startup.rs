@@ -12,8 +12,8 @@ use crate::app::readiness::Health;
 use crate::auth::postgres_passwords::{Derived, Resolved};
 use crate::config::Config;
 use crate::postgres::provision;
-use crate::tasks::certificate_renewal::{Origin, OriginError};
 use crate::tls::certificate::Identity;
+use crate::tls::certificate_source::{Origin, OriginError};
 
 /// Between questions to a guest agent or a Postgres that does not answer at
 /// start: the first, doubled up to the longest.

@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use super::postgres::Postgres;
 use super::{DevError, system};
-use crate::attestation::verifier::unix_now;
+use crate::io::clock::unix_now;
 
 /// Where the sidecars listen beside each other, unless told otherwise.
 const LISTEN: &str = "127.0.0.1:5433";

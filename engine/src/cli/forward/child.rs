@@ -5,13 +5,14 @@ use std::io;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::percent_decode_str;
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 use url::Url;
 
 use crate::app::forwarder::Forwarder;
+use crate::app::forwarder::dsn::encode_query_value;
 use crate::app::runtime;
 use crate::cli::subprocess;
 
@@ -121,23 +122,11 @@ fn local_url(given: &Url, host: &str, port: u16) -> String {
     let _ = url.set_host(Some(if is_path { "localhost" } else { host }));
     let _ = url.set_port(Some(port));
     if is_path {
-        query.push(format!("host={}", in_a_query(host)));
+        query.push(format!("host={}", encode_query_value(host)));
     }
     query.push("sslmode=disable".to_owned());
     url.set_query(Some(&query.join("&")));
     url.into()
-}
-
-/// All but what a URI never gives a meaning to. [RFC 3986, 2.3]
-const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
-
-/// A path as a value in a DSN.
-pub(crate) fn in_a_query(path: &str) -> String {
-    utf8_percent_encode(path, RESERVED).to_string()
 }
 
 /// Role, password and database of the DSN for libpq, which does not read

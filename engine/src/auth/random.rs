@@ -1,0 +1,13 @@
+//! Random bytes from the operating system.
+
+use std::io;
+
+/// Fresh bytes from the operating system.
+///
+/// # Errors
+/// It has none to give.
+pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(io::Error::from)?;
+    Ok(bytes)
+}

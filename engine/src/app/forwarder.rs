@@ -26,26 +26,26 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use tokio::sync::{mpsc as channel, oneshot};
 use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
 
-use crate::attestation::forwarder_gate::Verdicts;
-use crate::proxy::outbound::Line;
-use crate::tasks::discovery::{self, Directory};
+use crate::attestation::forwarder_gate::ServerGate;
+use crate::proxy::outbound::ForwarderState;
+use crate::tasks::discovery::{self, TargetResolver};
 use crate::tls::client_config::client_config;
 pub(crate) mod admin_source;
 pub(crate) mod dsn;
 
-use crate::attestation::verifier::{self, Trust};
+use crate::attestation::verifier::{self, QuoteVerifier};
 use crate::config::mode::Mode;
 use crate::config::{ClientIdentity, Forward, Listen, Verifier};
 use crate::io::driver;
 use crate::io::listener::{self, Listener};
 use crate::shard::Message;
-use crate::shard::pool::{self, Shards, Site};
-use crate::tasks::certificate_renewal::{Install, Steward, Tally};
+use crate::shard::pool::{self, ShardConfig, ShardPool};
+use crate::tasks::certificate_renewal::{CertificateRenewer, InstallFn, RenewalMetrics};
 use crate::tasks::collateral_refresh;
 use crate::telemetry::metrics::{Metrics, MetricsError};
 use crate::tls::certificate::{Identity, IdentityError};
-use crate::tls::certificate_source::{Origin, OriginError};
-use admin_source::{Health, Surface};
+use crate::tls::certificate_source::{CertificateSource, CertificateSourceError};
+use admin_source::{AdminSource, Health};
 
 /// After the order to end, connections get their last words out in at most
 /// twice 2 s.
@@ -239,7 +239,7 @@ fn control(
 
 struct Running {
     local: Listen,
-    shards: Shards,
+    shards: ShardPool,
     collateral_changed: channel::UnboundedReceiver<()>,
     metrics: Arc<Metrics>,
     accepting: admin::Latch,
@@ -273,7 +273,7 @@ impl Running {
             driver::choose(config.process.driver).map_err(system("io_uring is not available"))?;
         let (local, listeners) = listen(&config)?;
         let socket = SocketFile::of(&local);
-        let metrics = Arc::new(Metrics::of_a_forwarder()?);
+        let metrics = Arc::new(Metrics::for_forwarder()?);
         let health = Health::new();
         let admin = serve_admin(&config, &metrics, &health)?;
         // Who asks it asks again by itself.
@@ -282,27 +282,27 @@ impl Running {
             ..AgentOptions::default()
         };
         let agent = Agent::new(config.process.guest_agent.clone(), once)?;
-        let origin = origin(&config.identity, agent);
-        let identity = obtain(&origin, &config).await?;
+        let certificate_source = certificate_source(&config.identity, agent);
+        let identity = obtain(&certificate_source, &config).await?;
         let own = identity.as_ref().map(|own| Arc::clone(own.certified()));
         let (changed, collateral_changed) = channel::unbounded_channel();
-        let line = Arc::new(Line {
-            directory: directory(&config)?,
+        let state = Arc::new(ForwarderState {
+            resolver: resolver(&config)?,
             tls: ArcSwap::new(client_config(own)?),
-            verdicts: verdicts(&mut config, &metrics, changed)?,
+            server_gate: server_gate(&mut config, &metrics, changed)?,
             connect_timeout: config.connect_timeout,
         });
-        let site = Site::new(&config.process, &metrics, driver, Mode::Production);
-        let shards =
-            pool::start(&line, &site, listeners).map_err(system("cannot start a shard"))?;
+        let shard_config = ShardConfig::new(&config.process, &metrics, driver, Mode::Production);
+        let shards = pool::spawn(&state, &shard_config, listeners)
+            .map_err(system("cannot start a shard"))?;
         if let Some(identity) = identity {
-            let steward = Steward {
-                origin,
-                install: install(&line),
+            let renewer = CertificateRenewer {
+                certificate_source,
+                install: install(&state),
                 latch: health.identity.clone(),
-                tally: Tally::new(&metrics),
+                renewal_metrics: RenewalMetrics::new(&metrics),
             };
-            tokio::spawn(steward.run(identity));
+            tokio::spawn(renewer.run(identity));
         }
         health.identity.ready();
         health.accepting.ready();
@@ -327,21 +327,21 @@ impl Running {
             tokio::select! {
                 _ = upkeep.tick() => self.metrics.upkeep(),
                 Some(()) = self.collateral_changed.recv() => {
-                    self.shards.tell(|| Message::Recheck);
+                    self.shards.broadcast(|| Message::Revalidate);
                 }
                 _ = orders.recv() => break,
                 reason = self.shards.failure() => return Err(StartError::Shard(reason)),
             }
         }
         self.accepting.not_ready("draining");
-        self.shards.tell(|| Message::Drain);
+        self.shards.broadcast(|| Message::Drain);
         tokio::select! {
             ended = self.shards.all_ended() => return ended.map_err(StartError::Shard),
             () = sleep(drain_timeout) => {}
             // The second order.
             _ = orders.recv() => {}
         }
-        self.shards.tell(|| Message::EndAll);
+        self.shards.broadcast(|| Message::TerminateAll);
         match timeout(LAST_GRACE, self.shards.all_ended()).await {
             Ok(ended) => ended.map_err(StartError::Shard),
             Err(_) => Err(StartError::Shard(
@@ -359,11 +359,18 @@ fn serve_admin(
     let Some(address) = config.process.admin_listen else {
         return Ok(None);
     };
-    let surface = Arc::new(Surface {
+    let admin_source = Arc::new(AdminSource {
         metrics: Arc::clone(metrics),
     });
     let readiness = health.readiness.clone();
-    let start = |listener| admin::start(listener, readiness, surface, admin::Settings::default());
+    let start = |listener| {
+        admin::start(
+            listener,
+            readiness,
+            admin_source,
+            admin::Settings::default(),
+        )
+    };
     let server = std::net::TcpListener::bind(address)
         .and_then(start)
         .map_err(system(format!("cannot serve HTTP on {address}")))?;
@@ -398,23 +405,26 @@ fn listen(config: &Forward) -> Result<(Listen, Vec<Listener>), StartError> {
     }
 }
 
-fn origin(identity: &ClientIdentity, agent: Agent) -> Origin {
+fn certificate_source(identity: &ClientIdentity, agent: Agent) -> CertificateSource {
     match identity.clone() {
-        ClientIdentity::Files { cert, key } => Origin::Files { cert, key },
-        ClientIdentity::Agent(subject) => Origin::Agent { agent, subject },
+        ClientIdentity::Files { cert, key } => CertificateSource::Files { cert, key },
+        ClientIdentity::Agent(subject) => CertificateSource::Agent { agent, subject },
     }
 }
 
 /// The first certificate. A server that may be a simulator asks for none, so
 /// none need be had.
-async fn obtain(origin: &Origin, config: &Forward) -> Result<Option<Identity>, StartError> {
+async fn obtain(
+    certificate_source: &CertificateSource,
+    config: &Forward,
+) -> Result<Option<Identity>, StartError> {
     let deadline = Instant::now() + config.start_timeout;
     let mut last = None;
     loop {
-        let error = match timeout_at(deadline, origin.obtain()).await {
+        let error = match timeout_at(deadline, certificate_source.obtain()).await {
             Ok(Ok(identity)) => return Ok(Some(identity)),
-            Ok(Err(OriginError::Identity(error))) => return Err(error.into()),
-            Ok(Err(OriginError::Agent(error))) => error,
+            Ok(Err(CertificateSourceError::Identity(error))) => return Err(error.into()),
+            Ok(Err(CertificateSourceError::Agent(error))) => error,
             Err(_) => return Err(last.unwrap_or(StartError::AgentSilent(config.start_timeout))),
         };
         if config.allow_simulator {
@@ -430,28 +440,28 @@ async fn obtain(origin: &Origin, config: &Forward) -> Result<Option<Identity>, S
     }
 }
 
-fn install(line: &Arc<Line>) -> Install {
-    let line = Arc::clone(line);
+fn install(state: &Arc<ForwarderState>) -> InstallFn {
+    let state = Arc::clone(state);
     Box::new(move |identity| {
         let own = Some(Arc::clone(identity.certified()));
-        line.tls.store(client_config(own)?);
+        state.tls.store(client_config(own)?);
         Ok(())
     })
 }
 
-fn directory(config: &Forward) -> Result<Arc<Directory>, StartError> {
+fn resolver(config: &Forward) -> Result<Arc<TargetResolver>, StartError> {
     let resolver = discovery::resolver(config.dns_server)?;
     let control = tokio::runtime::Handle::current();
-    Ok(Directory::new(config.place.clone(), resolver, control))
+    Ok(TargetResolver::new(config.place.clone(), resolver, control))
 }
 
-fn verdicts(
+fn server_gate(
     config: &mut Forward,
     metrics: &Metrics,
     changed: channel::UnboundedSender<()>,
-) -> Result<Verdicts, StartError> {
+) -> Result<ServerGate, StartError> {
     let authority = match std::mem::replace(&mut config.verifier, Verifier::None) {
-        Verifier::None => return Ok(Verdicts::Nobody),
+        Verifier::None => return Ok(ServerGate::AllowAny),
         Verifier::Dcap => None,
         Verifier::Ita { base, key } => {
             // Nothing of Intel's is verified here: no collateral is needed.
@@ -463,7 +473,7 @@ fn verdicts(
     let attestation = &mut config.attestation;
     let random = default_provider().secure_random;
     let collateral = collateral_refresh::start(attestation, random, metrics, changed)?;
-    let trust = Trust::new(
+    let quote_verifier = QuoteVerifier::new(
         attestation.policy.clone(),
         attestation.root.clone(),
         collateral,
@@ -472,9 +482,9 @@ fn verdicts(
         authority,
     );
     let verify = verifier::verify_thread().map_err(system("cannot start the verify thread"))?;
-    Ok(Verdicts::Judge {
-        trust,
+    Ok(ServerGate::Verify {
+        quote_verifier,
         verify,
-        lenient: config.allow_simulator,
+        allow_simulator: config.allow_simulator,
     })
 }

@@ -17,31 +17,31 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::app::readiness::Health;
 use crate::app::runtime;
-use crate::app::sidecar::admin_source::{Running, Surface};
-use crate::app::signals::{Orders, Signals};
+use crate::app::sidecar::admin_source::{AdminSource, Running};
+use crate::app::signals::{ProcessSignals, SignalSource};
 use crate::app::systemd;
-use crate::attestation::verifier::Trust;
-use crate::auth::cluster_secrets::{Gatekeeper, Rotated, Secrets};
-use crate::auth::postgres_passwords::{Derived, Missing};
+use crate::attestation::verifier::QuoteVerifier;
+use crate::auth::cluster_secrets::{AuthSecrets, Authenticator, Rotation};
+use crate::auth::postgres_passwords::{DerivedPasswords, MissingPassword};
 use crate::config::{Config, Errors};
-use crate::io::driver::{self, Driver};
+use crate::io::driver::{self, IoDriver};
 use crate::io::listener::{self, Listener};
 use crate::postgres::provision::ProvisionError;
 use crate::shard::Message;
-use crate::shard::live_config::Live;
-use crate::shard::pool::{self, Shards, Site};
-use crate::tasks::certificate_renewal::{Install, Steward};
+use crate::shard::live_config::LiveConfig;
+use crate::shard::pool::{self, ShardConfig, ShardPool};
+use crate::tasks::certificate_renewal::{CertificateRenewer, InstallFn};
 use crate::tasks::collateral_refresh;
 use crate::tasks::upstream_probe;
 use crate::telemetry::metrics::{Metrics, MetricsError};
 use crate::tls::certificate::{Identity, IdentityError};
-use crate::tls::certificate_source::Origin;
+use crate::tls::certificate_source::CertificateSource;
 
 pub(crate) mod admin_source;
 mod service;
 mod startup;
 
-use service::{Shared, SidecarPlan};
+use service::{InboundHandlerFactory, SharedState};
 use startup::{derive, obtain, set_up_roles};
 
 /// After the order to end, connections get their last words out in at most
@@ -58,7 +58,7 @@ pub enum Error {
     Identity(#[from] IdentityError),
     /// A role has no password.
     #[error(transparent)]
-    Password(#[from] Missing),
+    Password(#[from] MissingPassword),
     /// The guest agent can never be asked, or refuses.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -116,7 +116,7 @@ pub struct Addresses {
 /// It could not start, or a shard failed.
 pub fn run(config: Config, reload: impl Fn() -> Result<Config, Errors>) -> Result<Outcome, Error> {
     control(async {
-        let mut signals = Signals::new().map_err(system("cannot listen for signals"))?;
+        let mut signals = ProcessSignals::new().map_err(system("cannot listen for signals"))?;
         run_by(config, reload, |_| {}, &mut signals).await
     })
 }
@@ -147,7 +147,7 @@ async fn run_by(
     config: Config,
     reload: impl Fn() -> Result<Config, Errors>,
     started: impl FnOnce(Addresses),
-    orders: &mut impl Orders,
+    orders: &mut impl SignalSource,
 ) -> Result<Outcome, Error> {
     let drain_timeout = config.process.drain_timeout;
     let sidecar = tokio::select! {
@@ -162,14 +162,14 @@ async fn run_by(
 /// The running sidecar.
 struct Sidecar {
     addresses: Addresses,
-    shards: Shards,
-    shared: Shared,
+    shards: ShardPool,
+    shared: SharedState,
     health: Health,
-    derived: Option<Derived>,
+    derived: Option<DerivedPasswords>,
     collateral_changed: mpsc::UnboundedReceiver<()>,
     secret_overlap: Duration,
     /// When the cluster secrets before the present ones stop being good.
-    settle_at: Option<Instant>,
+    previous_secrets_expire: Option<Instant>,
     /// Ends with it.
     _admin: Option<admin::Server>,
 }
@@ -189,18 +189,18 @@ impl Sidecar {
         let door = listener::bind(config.listen, config.process.shards)
             .map_err(system(listening.as_str()))?;
         let metrics = Arc::new(Metrics::new()?);
-        metrics.announce(config.process.shards);
-        metrics.set_facts(driver, &config);
+        metrics.register_all(config.process.shards);
+        metrics.set_info(driver, &config);
         let agent = Agent::new(config.process.guest_agent.clone(), AgentOptions::default())?;
         let health = Health::new();
-        let surface = Surface::new(&config, &agent, &metrics, &health);
-        let admin = serve_admin(&config, &surface, &health)?;
+        let admin_source = AdminSource::new(&config, &agent, &metrics, &health);
+        let admin = serve_admin(&config, &admin_source, &health)?;
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
 
-        let origin = config.origin(agent.clone());
-        let identity = obtain(&origin, &health).await?;
+        let certificate_source = config.certificate_source(agent.clone());
+        let identity = obtain(&certificate_source, &health).await?;
         let derived = derive(&config, &agent, &health).await;
         // What was complained of until here has come.
         health.identity.ready();
@@ -209,35 +209,35 @@ impl Sidecar {
             set_up_roles(&config, &passwords, &health).await?;
         }
         let asks_clients = config.attestation.is_some();
-        let gatekeeper = Gatekeeper::new(Secrets {
+        let authenticator = Authenticator::new(AuthSecrets {
             cluster: config.secrets.clone(),
             passwords,
         });
-        let live = Live::new(identity.server(asks_clients)?, gatekeeper);
+        let live = LiveConfig::new(identity.server(asks_clients)?, authenticator);
 
         let (changed, collateral_changed) = mpsc::unbounded_channel();
-        let trust = trust(&mut config, &live, &metrics, &health, changed)?;
-        let shared = Shared {
+        let quote_verifier = quote_verifier(&mut config, &live, &metrics, &health, changed)?;
+        let shared = SharedState {
             live,
             metrics,
-            trust,
-            knowledge: Arc::default(),
+            quote_verifier,
+            upstream_version: Arc::default(),
         };
-        let plan = SidecarPlan::new(&config, &shared)
+        let factory = InboundHandlerFactory::new(&config, &shared)
             .map_err(system("cannot start the worker threads"))?;
-        let site = Site::new(&config.process, &shared.metrics, driver, config.mode);
+        let shard_config = ShardConfig::new(&config.process, &shared.metrics, driver, config.mode);
         let addresses = Addresses {
             listen: door.address(),
             admin: admin.as_ref().map(admin::Server::address),
         };
         let listeners = door.open().map_err(system(listening))?;
         let listeners = listeners.into_iter().map(Listener::Tcp).collect();
-        let shards =
-            pool::start(&plan, &site, listeners).map_err(system("cannot start a shard"))?;
+        let shards = pool::spawn(&factory, &shard_config, listeners)
+            .map_err(system("cannot start a shard"))?;
         announce(addresses, &config, driver);
-        surface.runs(Running {
+        admin_source.set_running(Running {
             live: Arc::clone(&shared.live),
-            trust: shared.trust.clone(),
+            quote_verifier: shared.quote_verifier.clone(),
         });
         let sidecar = Self {
             addresses,
@@ -247,10 +247,10 @@ impl Sidecar {
             derived,
             collateral_changed,
             secret_overlap: config.secret_overlap,
-            settle_at: None,
+            previous_secrets_expire: None,
             _admin: admin,
         };
-        sidecar.spawn_keepers(&config, origin, identity, &surface);
+        sidecar.spawn_keepers(&config, certificate_source, identity, &admin_source);
         sidecar.health.accepting.ready();
         Ok(sidecar)
     }
@@ -259,27 +259,29 @@ impl Sidecar {
     fn spawn_keepers(
         &self,
         config: &Config,
-        origin: Origin,
+        certificate_source: CertificateSource,
         identity: Identity,
-        surface: &Surface,
+        admin_source: &AdminSource,
     ) {
-        let steward = Steward {
-            origin,
+        let renewer = CertificateRenewer {
+            certificate_source,
             // The configuration's own has been taken out.
-            install: install(&self.shared.live, self.shared.trust.is_some()),
+            install: install(&self.shared.live, self.shared.quote_verifier.is_some()),
             latch: self.health.identity.clone(),
-            tally: surface.tally(),
+            renewal_metrics: admin_source.renewal_metrics(),
         };
-        if let Some(trust) = &self.shared.trust {
-            let (trust, own) = (Arc::clone(trust), identity.clone());
+        if let Some(quote_verifier) = &self.shared.quote_verifier {
+            let (quote_verifier, own) = (Arc::clone(quote_verifier), identity.clone());
             let latch = self.health.collateral.clone();
-            tokio::spawn(async move { collateral_refresh::keep_own(&trust, &own, &latch).await });
+            tokio::spawn(async move {
+                collateral_refresh::refresh_own_platform(&quote_verifier, &own, &latch).await
+            });
         }
-        tokio::spawn(steward.run(identity));
+        tokio::spawn(renewer.run(identity));
         let (endpoint, latch) = (config.postgres.clone(), self.health.postgres.clone());
-        let knowledge = Arc::clone(&self.shared.knowledge);
+        let upstream_version = Arc::clone(&self.shared.upstream_version);
         tokio::spawn(
-            async move { upstream_probe::keep_learning(&endpoint, &knowledge, &latch).await },
+            async move { upstream_probe::run(&endpoint, &upstream_version, &latch).await },
         );
         let metrics = Arc::clone(&self.shared.metrics);
         tokio::spawn(async move {
@@ -292,15 +294,15 @@ impl Sidecar {
 
     async fn live(
         mut self,
-        orders: &mut impl Orders,
+        orders: &mut impl SignalSource,
         drain_timeout: Duration,
         reload: &impl Fn() -> Result<Config, Errors>,
     ) -> Result<Outcome, Error> {
         systemd::tell_ready();
         let signal = loop {
             tokio::select! {
-                Some(()) = self.collateral_changed.recv() => self.shards.tell(|| Message::Recheck),
-                () = until(self.settle_at) => self.settle(),
+                Some(()) = self.collateral_changed.recv() => self.shards.broadcast(|| Message::Revalidate),
+                () = until(self.previous_secrets_expire) => self.drop_previous_secrets(),
                 reason = self.shards.failure() => return Err(Error::Shard(reason)),
                 order = orders.next() => {
                     if order != SignalKind::hangup() {
@@ -315,12 +317,12 @@ impl Sidecar {
         tracing::info!(signal = signal.as_raw_value(), ?drain_timeout, "draining");
         systemd::tell_stopping();
         self.health.accepting.not_ready("draining");
-        self.shards.tell(|| Message::Drain);
+        self.shards.broadcast(|| Message::Drain);
         if let Some(outcome) = self.wait(orders, drain_timeout).await? {
             return Ok(outcome);
         }
         tracing::info!("grace time over, ending the sessions that are left");
-        self.shards.tell(|| Message::EndAll);
+        self.shards.broadcast(|| Message::TerminateAll);
         match self.wait(orders, LAST_GRACE).await? {
             Some(outcome) => Ok(outcome),
             None => Err(Error::Shard("sessions left after the last grace".into())),
@@ -330,7 +332,7 @@ impl Sidecar {
     /// Until every shard has ended, `grace` is over (`None`), or a signal.
     async fn wait(
         &mut self,
-        orders: &mut impl Orders,
+        orders: &mut impl SignalSource,
         grace: Duration,
     ) -> Result<Option<Outcome>, Error> {
         let mut ended = pin!(timeout_at(Instant::now() + grace, self.shards.all_ended()));
@@ -360,13 +362,15 @@ impl Sidecar {
             tracing::error!(%error, "configuration not reloaded");
             return;
         }
-        let (Some(trust), Some(attestation)) = (&self.shared.trust, config.attestation) else {
+        let (Some(quote_verifier), Some(attestation)) =
+            (&self.shared.quote_verifier, config.attestation)
+        else {
             tracing::info!("configuration reloaded");
             return;
         };
         let epoch = attestation.policy.epoch();
         let warnings = attestation.warnings();
-        if !trust.set_policy(attestation.policy) {
+        if !quote_verifier.set_policy(attestation.policy) {
             tracing::info!(policy = %epoch, "configuration reloaded, same policy");
             return;
         }
@@ -374,27 +378,27 @@ impl Sidecar {
         for warning in warnings {
             tracing::warn!("{warning}");
         }
-        self.shards.tell(|| Message::Recheck);
+        self.shards.broadcast(|| Message::Revalidate);
     }
 
     /// New cluster secrets are good at once, those before them for a while.
     ///
     /// # Errors
     /// A password is in neither place; nothing has changed then.
-    fn rotate(&mut self, config: &mut Config) -> Result<(), Missing> {
+    fn rotate(&mut self, config: &mut Config) -> Result<(), MissingPassword> {
         let passwords = std::mem::take(&mut config.passwords);
         let passwords = passwords.resolve(self.derived.as_ref())?;
         self.secret_overlap = config.secret_overlap;
-        let next = Secrets {
+        let next = AuthSecrets {
             cluster: config.secrets.clone(),
             passwords,
         };
-        let gatekeeper = Arc::clone(&self.shared.live.read().gatekeeper);
-        let (gatekeeper, changed) = gatekeeper.rotated(next);
-        if changed == Rotated::default() {
+        let authenticator = Arc::clone(&self.shared.live.read().authenticator);
+        let (authenticator, changed) = authenticator.rotated(next);
+        if changed == Rotation::default() {
             return Ok(());
         }
-        self.shared.live.set_gatekeeper(gatekeeper);
+        self.shared.live.set_authenticator(authenticator);
         if changed.passwords {
             tracing::info!("new passwords for Postgres in use");
         }
@@ -404,20 +408,22 @@ impl Sidecar {
                 ?overlap,
                 "new cluster secrets in use, the old ones still good"
             );
-            self.settle_at = Some(Instant::now() + overlap);
+            self.previous_secrets_expire = Some(Instant::now() + overlap);
         }
         Ok(())
     }
 
-    fn settle(&mut self) {
-        self.settle_at = None;
-        let gatekeeper = Arc::clone(&self.shared.live.read().gatekeeper);
-        self.shared.live.set_gatekeeper(gatekeeper.settled());
+    fn drop_previous_secrets(&mut self) {
+        self.previous_secrets_expire = None;
+        let authenticator = Arc::clone(&self.shared.live.read().authenticator);
+        self.shared
+            .live
+            .set_authenticator(authenticator.without_previous());
         tracing::info!("the old cluster secrets are no longer good");
     }
 }
 
-fn install(live: &Arc<Live>, asks_clients: bool) -> Install {
+fn install(live: &Arc<LiveConfig>, asks_clients: bool) -> InstallFn {
     let live = Arc::clone(live);
     Box::new(move |identity| {
         live.set_tls(identity.server(asks_clients)?);
@@ -433,13 +439,13 @@ async fn until(moment: Option<Instant>) {
 }
 
 /// What clients are judged with. The keeper runs on this thread from here on.
-fn trust(
+fn quote_verifier(
     config: &mut Config,
-    live: &Live,
+    live: &LiveConfig,
     metrics: &Metrics,
     health: &Health,
     changed: mpsc::UnboundedSender<()>,
-) -> Result<Option<Arc<Trust>>, Error> {
+) -> Result<Option<Arc<QuoteVerifier>>, Error> {
     let Some(mut attestation) = config.attestation.take() else {
         health.collateral.ready();
         return Ok(None);
@@ -448,7 +454,7 @@ fn trust(
     let collateral = collateral_refresh::start(&mut attestation, random, metrics, changed)?;
     let control = tokio::runtime::Handle::current();
     let verification = metrics.histogram("teesql_verification_seconds");
-    Ok(Some(Trust::new(
+    Ok(Some(QuoteVerifier::new(
         attestation.policy,
         attestation.root,
         collateral,
@@ -460,7 +466,7 @@ fn trust(
 
 fn serve_admin(
     config: &Config,
-    surface: &Arc<Surface>,
+    admin_source: &Arc<AdminSource>,
     health: &Health,
 ) -> Result<Option<admin::Server>, Error> {
     let Some(address) = config.process.admin_listen else {
@@ -472,7 +478,7 @@ fn serve_admin(
     };
     let start = |listener| {
         let readiness = health.readiness.clone();
-        admin::start(listener, readiness, Arc::clone(surface), settings)
+        admin::start(listener, readiness, Arc::clone(admin_source), settings)
     };
     let server = std::net::TcpListener::bind(address).and_then(start);
     server
@@ -480,7 +486,7 @@ fn serve_admin(
         .map_err(system(format!("cannot serve HTTP on {address}")))
 }
 
-fn announce(addresses: Addresses, config: &Config, driver: Driver) {
+fn announce(addresses: Addresses, config: &Config, driver: IoDriver) {
     tracing::info!(
         address = %addresses.listen,
         admin = addresses.admin.map(tracing::field::display),

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 /// Who says what the process is to do. SIGHUP means to reload, all others to
 /// stop.
-pub(crate) trait Orders {
+pub(crate) trait SignalSource {
     /// The next order of any kind.
     async fn next(&mut self) -> SignalKind;
 
@@ -18,13 +18,13 @@ pub(crate) trait Orders {
 }
 
 /// The signals that end or change a daemon.
-pub(crate) struct Signals {
+pub(crate) struct ProcessSignals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
 }
 
-impl Signals {
+impl ProcessSignals {
     /// From here on none of them ends the process by itself.
     ///
     /// # Errors
@@ -47,7 +47,7 @@ impl Signals {
     }
 }
 
-impl Orders for Signals {
+impl SignalSource for ProcessSignals {
     async fn next(&mut self) -> SignalKind {
         Self::next(self).await
     }
@@ -61,7 +61,7 @@ impl Orders for Signals {
 }
 
 #[cfg(feature = "mock")]
-impl Orders for mpsc::UnboundedReceiver<SignalKind> {
+impl SignalSource for mpsc::UnboundedReceiver<SignalKind> {
     async fn next(&mut self) -> SignalKind {
         match self.recv().await {
             Some(order) => order,

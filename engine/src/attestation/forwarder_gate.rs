@@ -3,34 +3,40 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::attestation::gate::{Gate, Guard};
-use crate::attestation::verifier::Trust;
+use crate::attestation::gate::{AttestingGate, Gate};
+use crate::attestation::verifier::QuoteVerifier;
 use crate::io::offload::{OffloadThread, PendingJobs};
-use crate::telemetry::metrics::Meters;
+use crate::telemetry::metrics::ShardMetrics;
 
 /// The `verifier` setting, ready for use.
-pub(crate) enum Verdicts {
+pub(crate) enum ServerGate {
     /// `none`: any server, which only goes with `allow_simulator`.
-    Nobody,
+    AllowAny,
     /// `dcap` and `ita`.
-    Judge {
-        trust: Arc<Trust>,
+    Verify {
+        quote_verifier: Arc<QuoteVerifier>,
         verify: OffloadThread,
         /// `allow_simulator`.
-        lenient: bool,
+        allow_simulator: bool,
     },
 }
 
-impl Verdicts {
+impl ServerGate {
     /// A shard's gate.
-    pub(crate) fn gate(&self, jobs: &PendingJobs, meters: &Rc<Meters>) -> Gate {
+    pub(crate) fn gate(&self, jobs: &PendingJobs, shard_metrics: &Rc<ShardMetrics>) -> Gate {
         match self {
-            Self::Nobody => Gate::Open,
-            Self::Judge {
-                trust,
+            Self::AllowAny => Gate::Open,
+            Self::Verify {
+                quote_verifier,
                 verify,
-                lenient,
-            } => Gate::guarded(Guard::new(trust, verify, jobs, meters, *lenient)),
+                allow_simulator,
+            } => Gate::attesting(AttestingGate::new(
+                quote_verifier,
+                verify,
+                jobs,
+                shard_metrics,
+                *allow_simulator,
+            )),
         }
     }
 }

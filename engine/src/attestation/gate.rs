@@ -15,10 +15,10 @@ use attest::chain::Chain;
 use attest::{AttestedPeer, BoundEvidence, Denial, examine};
 use rustls::pki_types::CertificateDer;
 
-use crate::attestation::verifier::{Judgement, Trust, VERDICT_TTL};
+use crate::attestation::verifier::{QuoteVerifier, VERDICT_TTL, Verification};
 use crate::io::clock::unix_now;
 use crate::io::offload::{OffloadThread, PendingJobs};
-use crate::telemetry::metrics::{Meters, Source};
+use crate::telemetry::metrics::{ShardMetrics, VerdictSource};
 
 /// Admissions that a shard remembers.
 const REMEMBERED: usize = 4096;
@@ -28,9 +28,9 @@ const TRIES: u32 = 4;
 
 /// What a client has shown of itself. Only the gate makes one, and the login
 /// asks for one.
-pub(crate) struct Attested(Shown);
+pub(crate) struct Attested(PeerState);
 
-enum Shown {
+enum PeerState {
     Peer(Arc<AttestedPeer>),
     /// Clients are let in unattested, which was asked for twice.
     Nothing,
@@ -39,8 +39,8 @@ enum Shown {
 impl Attested {
     pub(crate) fn peer(&self) -> Option<&Arc<AttestedPeer>> {
         match &self.0 {
-            Shown::Peer(peer) => Some(peer),
-            Shown::Nothing => None,
+            PeerState::Peer(peer) => Some(peer),
+            PeerState::Nothing => None,
         }
     }
 }
@@ -50,21 +50,21 @@ pub(crate) enum Gate {
     /// `allow_unattested_clients`.
     Open,
     /// Every client has to prove itself.
-    Guarded(Box<Guard>),
+    Attesting(Box<AttestingGate>),
 }
 
-pub(crate) struct Guard {
-    trust: Arc<Trust>,
+pub(crate) struct AttestingGate {
+    quote_verifier: Arc<QuoteVerifier>,
     verify: OffloadThread,
     jobs: PendingJobs,
     cache: RefCell<VerdictCache>,
-    meters: Rc<Meters>,
+    shard_metrics: Rc<ShardMetrics>,
     allows_simulators: bool,
 }
 
 impl Gate {
-    pub(crate) fn guarded(guard: Guard) -> Self {
-        Self::Guarded(Box::new(guard))
+    pub(crate) fn attesting(gate: AttestingGate) -> Self {
+        Self::Attesting(Box::new(gate))
     }
 
     /// Lets a client in, or says why not.
@@ -73,13 +73,13 @@ impl Gate {
         chain: Option<&[CertificateDer<'_>]>,
     ) -> Result<Attested, Denial> {
         match self {
-            Gate::Open => Ok(Attested(Shown::Nothing)),
-            Gate::Guarded(guard) => {
+            Gate::Open => Ok(Attested(PeerState::Nothing)),
+            Gate::Attesting(gate) => {
                 let chain = chain.unwrap_or_default();
-                match guard.judge(chain).await {
-                    Ok(peer) => Ok(Attested(Shown::Peer(peer))),
-                    Err(Denial::NoEvidence) if guard.allows_simulators => {
-                        Ok(Attested(Shown::Nothing))
+                match gate.verify(chain).await {
+                    Ok(peer) => Ok(Attested(PeerState::Peer(peer))),
+                    Err(Denial::NoEvidence) if gate.allows_simulators => {
+                        Ok(Attested(PeerState::Nothing))
                     }
                     Err(denial) => Err(denial),
                 }
@@ -91,61 +91,61 @@ impl Gate {
     pub(crate) async fn still_admits(&self, chain: &Chain) -> Result<(), Denial> {
         match self {
             Gate::Open => Ok(()),
-            Gate::Guarded(guard) => guard.judge(chain.certificates()).await.map(drop),
+            Gate::Attesting(gate) => gate.verify(chain.certificates()).await.map(drop),
         }
     }
 }
 
-impl Guard {
+impl AttestingGate {
     /// `allows_simulators` is a forwarder's: a peer without any evidence may enter.
     pub(crate) fn new(
-        trust: &Arc<Trust>,
+        quote_verifier: &Arc<QuoteVerifier>,
         verify: &OffloadThread,
         jobs: &PendingJobs,
-        meters: &Rc<Meters>,
+        shard_metrics: &Rc<ShardMetrics>,
         allows_simulators: bool,
     ) -> Self {
-        let epoch = trust.epoch(&trust.policy());
+        let epoch = quote_verifier.epoch(&quote_verifier.policy());
         Self {
-            trust: Arc::clone(trust),
+            quote_verifier: Arc::clone(quote_verifier),
             verify: verify.clone(),
             jobs: jobs.clone(),
             cache: RefCell::new(VerdictCache::new(REMEMBERED, VERDICT_TTL, epoch)),
-            meters: Rc::clone(meters),
+            shard_metrics: Rc::clone(shard_metrics),
             allows_simulators,
         }
     }
 
-    async fn judge(&self, chain: &[impl AsRef<[u8]>]) -> Verdict {
+    async fn verify(&self, chain: &[impl AsRef<[u8]>]) -> Verdict {
         let now = unix_now();
         let mut evidence = {
-            let policy = self.trust.policy();
-            let epoch = self.trust.epoch(&policy);
+            let policy = self.quote_verifier.policy();
+            let epoch = self.quote_verifier.epoch(&policy);
             if let Some(verdict) = self.cache.borrow_mut().get(epoch, chain, now) {
-                return self.counted(Source::Cache, verdict);
+                return self.counted(VerdictSource::Cache, verdict);
             }
             match examine(chain, now, &policy) {
                 Ok(evidence) => Arc::new(evidence),
-                Err(denial) => return self.counted(Source::Examination, Err(denial)),
+                Err(denial) => return self.counted(VerdictSource::Examination, Err(denial)),
             }
         };
         for _ in 0..TRIES {
             match self.ask(Arc::clone(&evidence)).await? {
-                Judgement::Verdict(epoch, verdict) => {
-                    if epoch != self.trust.epoch(&self.trust.policy()) {
+                Verification::Verdict(epoch, verdict) => {
+                    if epoch != self.quote_verifier.epoch(&self.quote_verifier.policy()) {
                         // It changed meanwhile, and the sessions may have been
                         // looked at already: this one is judged anew.
-                        evidence = Arc::new(examine(chain, now, &self.trust.policy())?);
+                        evidence = Arc::new(examine(chain, now, &self.quote_verifier.policy())?);
                         continue;
                     }
                     let mut cache = self.cache.borrow_mut();
                     cache.insert(epoch, evidence.chain(), &verdict, now);
-                    return self.counted(Source::Verification, verdict);
+                    return self.counted(VerdictSource::Verification, verdict);
                 }
-                Judgement::Needs(key) => {
+                Verification::MissingCollateral(key) => {
                     let there = self
                         .jobs
-                        .request(|done| self.trust.fetch(key, done))
+                        .request(|done| self.quote_verifier.fetch(key, done))
                         .await
                         .map_err(|_| Denial::Overloaded)?;
                     if !there {
@@ -157,19 +157,21 @@ impl Guard {
         Err(Denial::CollateralUnavailable)
     }
 
-    fn counted(&self, source: Source, verdict: Verdict) -> Verdict {
-        self.meters.verdicts.count(source, verdict.is_ok());
+    fn counted(&self, source: VerdictSource, verdict: Verdict) -> Verdict {
+        self.shard_metrics.verdicts.count(source, verdict.is_ok());
         verdict
     }
 
-    async fn ask(&self, evidence: Arc<BoundEvidence>) -> Result<Judgement, Denial> {
-        let trust = Arc::clone(&self.trust);
-        if trust.asks_authority() {
-            let asked = self.jobs.request(|done| trust.appraise(evidence, done));
+    async fn ask(&self, evidence: Arc<BoundEvidence>) -> Result<Verification, Denial> {
+        let quote_verifier = Arc::clone(&self.quote_verifier);
+        if quote_verifier.asks_authority() {
+            let asked = self
+                .jobs
+                .request(|done| quote_verifier.appraise(evidence, done));
             return asked.await.map_err(|_| Denial::Overloaded);
         }
         self.jobs
-            .offload(&self.verify, move || trust.judge(&evidence))
+            .offload(&self.verify, move || quote_verifier.verify(&evidence))
             .await
             .map_err(|_| Denial::Overloaded)
     }
@@ -186,7 +188,7 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::io::driver::{Driver, block_on};
+    use crate::io::driver::{IoDriver, block_on};
     use crate::io::mailbox::mailbox;
     use crate::io::offload::JobResult;
     use crate::telemetry::metrics::Metrics;
@@ -227,7 +229,7 @@ mod tests {
             .unwrap();
         let root = TrustedRoot::dangerous(pki.root_der()).unwrap();
         let control = runtime.handle().clone();
-        let trust = Trust::new(
+        let quote_verifier = QuoteVerifier::new(
             Policy::default(),
             root,
             collateral(&pki, &machine, &runtime),
@@ -236,25 +238,25 @@ mod tests {
             None,
         );
         let verify = OffloadThread::start("verify", 0).unwrap();
-        block_on(Driver::Epoll, async {
+        block_on(IoDriver::Epoll, async {
             let (sender, mailbox) = mailbox::<JobResult>().unwrap();
             let jobs = PendingJobs::new(Arc::new(move |result| sender.send(result)));
-            let meters = Rc::new(Meters::new(&Metrics::new().unwrap(), 0));
-            let guard = Guard::new(&trust, &verify, &jobs, &meters, false);
-            let mut judging = std::pin::pin!(guard.judge(&chain));
-            assert!(judging.as_mut().now_or_never().is_none());
+            let shard_metrics = Rc::new(ShardMetrics::new(&Metrics::new().unwrap(), 0));
+            let gate = AttestingGate::new(&quote_verifier, &verify, &jobs, &shard_metrics, false);
+            let mut verifying = std::pin::pin!(gate.verify(&chain));
+            assert!(verifying.as_mut().now_or_never().is_none());
             verify.finish_queue();
             let strict = Settings {
                 mrtd: vec![attest::values::Mrtd([0x12; 48])],
                 ..Settings::default()
             };
-            assert!(trust.set_policy(Policy::new(strict)));
+            assert!(quote_verifier.set_policy(Policy::new(strict)));
             // Only now does the shard read its mail.
             monoio::spawn(mailbox.deliver(move |result| {
                 jobs.complete(result);
                 true
             }));
-            let verdict = judging.await;
+            let verdict = verifying.await;
             assert_eq!(verdict.unwrap_err().code(), "mrtd_not_allowed");
         })
         .unwrap();

@@ -35,7 +35,7 @@ thread_local! {
 
 /// How far the verify thread stands back behind the shards: a third of their
 /// weight, so that a crowd of strangers waits rather than those who are inside
-/// (docs/decisions/handshake-lane.md).
+/// (docs/decisions/handshake-handshake_queue.md).
 const VERIFY_NICE: i32 = 5;
 
 /// The thread for full verifications.
@@ -47,7 +47,7 @@ pub(crate) fn verify_thread() -> std::io::Result<OffloadThread> {
 }
 
 /// The policy in force, and what it is applied with.
-pub(crate) struct Trust {
+pub(crate) struct QuoteVerifier {
     policy: ArcSwap<Policy>,
     verifier: Verifier,
     issuer: Option<KmsRoot>,
@@ -93,14 +93,14 @@ pub(crate) fn check_issuer(
 }
 
 /// What the verify thread says.
-pub(crate) enum Judgement {
+pub(crate) enum Verification {
     /// In which epoch, and how.
     Verdict(Epoch, Verdict),
     /// Ask again when this has been fetched.
-    Needs(CollateralKey),
+    MissingCollateral(CollateralKey),
 }
 
-impl Trust {
+impl QuoteVerifier {
     pub(crate) fn new(
         policy: Policy,
         root: TrustedRoot,
@@ -143,7 +143,7 @@ impl Trust {
     }
 
     /// The full verification. For the verify thread: about 0.6 ms.
-    pub(crate) fn judge(&self, evidence: &BoundEvidence) -> Judgement {
+    pub(crate) fn verify(&self, evidence: &BoundEvidence) -> Verification {
         let (policy, now) = (self.policy.load_full(), unix_now());
         let snapshot = self.collateral.snapshot();
         let epoch = Epoch {
@@ -155,16 +155,16 @@ impl Trust {
                 .get(epoch, evidence.chain().certificates(), now)
         });
         if let Some(verdict) = known {
-            return Judgement::Verdict(epoch, verdict);
+            return Verification::Verdict(epoch, verdict);
         }
         let verdict = match evidence.collateral_key() {
             Err(denial) => Err(denial),
             Ok(key) => match snapshot.get(key, now) {
-                Some(collateral) => self.verify(evidence, collateral, &policy, now),
+                Some(collateral) => self.verify_with_collateral(evidence, collateral, &policy, now),
                 // Only for platforms of the trusted root: anybody can invent
                 // others and have them asked for.
                 None => match self.check_issuer(evidence, now) {
-                    Ok(()) => return Judgement::Needs(key),
+                    Ok(()) => return Verification::MissingCollateral(key),
                     Err(denial) => Err(denial),
                 },
             },
@@ -174,10 +174,10 @@ impl Trust {
                 seen.insert(epoch, evidence.chain(), &verdict, now);
             }
         });
-        Judgement::Verdict(epoch, verdict)
+        Verification::Verdict(epoch, verdict)
     }
 
-    fn verify(
+    fn verify_with_collateral(
         &self,
         evidence: &BoundEvidence,
         collateral: &Collateral,
@@ -203,17 +203,17 @@ impl Trust {
     pub(crate) fn appraise(
         self: &Arc<Self>,
         evidence: Arc<BoundEvidence>,
-        done: impl FnOnce(Judgement) + Send + 'static,
+        done: impl FnOnce(Verification) + Send + 'static,
     ) {
-        let trust = Arc::clone(self);
+        let quote_verifier = Arc::clone(self);
         self.control.spawn(async move {
-            if let Some(authority) = &trust.authority {
-                done(trust.ask(authority, &evidence).await);
+            if let Some(authority) = &quote_verifier.authority {
+                done(quote_verifier.ask(authority, &evidence).await);
             }
         });
     }
 
-    async fn ask(&self, authority: &Authority, evidence: &BoundEvidence) -> Judgement {
+    async fn ask(&self, authority: &Authority, evidence: &BoundEvidence) -> Verification {
         let (policy, now) = (self.policy.load_full(), unix_now());
         let epoch = self.epoch(&policy);
         let came = Instant::now();
@@ -221,12 +221,12 @@ impl Trust {
         let Asking { seen, failed } = &mut *asking;
         let seen = seen.get_or_insert_with(|| VerdictCache::new(REMEMBERED, VERDICT_TTL, epoch));
         if let Some(verdict) = seen.get(epoch, evidence.chain().certificates(), now) {
-            return Judgement::Verdict(epoch, verdict);
+            return Verification::Verdict(epoch, verdict);
         }
         if let Some((ended, denial)) = failed
             && came <= *ended
         {
-            return Judgement::Verdict(epoch, Err(denial.clone()));
+            return Verification::Verdict(epoch, Err(denial.clone()));
         }
         let begun = Instant::now();
         let asked = authority.client.verify(evidence, &policy, now).await;
@@ -238,7 +238,7 @@ impl Trust {
         {
             *failed = Some((Instant::now(), denial.clone()));
         }
-        Judgement::Verdict(epoch, verdict)
+        Verification::Verdict(epoch, verdict)
     }
 
     /// Seconds until the first of what is held expires.

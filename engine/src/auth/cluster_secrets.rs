@@ -7,7 +7,7 @@ use wire::scram::Password;
 use wire::secret::ClusterSecret;
 
 use crate::auth::credential::Credential;
-use crate::auth::postgres_passwords::Resolved;
+use crate::auth::postgres_passwords::ResolvedPasswords;
 use crate::auth::role::Role;
 
 /// The cluster secrets. Without one its role is closed, which only simulator
@@ -21,42 +21,42 @@ pub struct ClusterSecrets {
 }
 
 /// What clients present, and the passwords that Postgres gets.
-pub(crate) struct Secrets {
+pub(crate) struct AuthSecrets {
     pub(crate) cluster: ClusterSecrets,
-    pub(crate) passwords: Resolved,
+    pub(crate) passwords: ResolvedPasswords,
 }
 
-/// [`Secrets`], ready for use by the shards.
-pub(crate) struct Gatekeeper {
-    read: Accepted,
-    readwrite: Accepted,
+/// [`AuthSecrets`], ready for use by the shards.
+pub(crate) struct Authenticator {
+    read: SecretSlot,
+    readwrite: SecretSlot,
     pg_read: Arc<Credential>,
     pg_readwrite: Arc<Credential>,
-    superuser: Superuser,
+    superuser: SuperuserSlot,
 }
 
 /// A cluster secret, and the one before it while that is still good.
 #[derive(Clone)]
-struct Accepted {
+struct SecretSlot {
     current: Option<ClusterSecret>,
     previous: Option<ClusterSecret>,
 }
 
-struct Superuser {
+struct SuperuserSlot {
     credential: Arc<Credential>,
     open: Choice,
 }
 
-/// What a [`Gatekeeper::rotated`] changed.
+/// What a [`Authenticator::rotated`] changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Rotated {
+pub(crate) struct Rotation {
     /// A cluster secret: the one before it is still good.
     pub(crate) secrets: bool,
     /// A password for Postgres.
     pub(crate) passwords: bool,
 }
 
-impl Accepted {
+impl SecretSlot {
     fn matches(&self, presented: &[u8]) -> Choice {
         let secrets = self.current.iter().chain(&self.previous);
         secrets.fold(Choice::from(0), |found, secret| {
@@ -77,7 +77,7 @@ impl Accepted {
         (Self { current, previous }, true)
     }
 
-    fn settled(&self) -> Self {
+    fn without_previous(&self) -> Self {
         Self {
             current: self.current.clone(),
             previous: None,
@@ -85,9 +85,9 @@ impl Accepted {
     }
 }
 
-impl Gatekeeper {
-    pub(crate) fn new(secrets: Secrets) -> Self {
-        let accepted = |current| Accepted {
+impl Authenticator {
+    pub(crate) fn new(secrets: AuthSecrets) -> Self {
+        let accepted = |current| SecretSlot {
             current,
             previous: None,
         };
@@ -96,40 +96,40 @@ impl Gatekeeper {
             readwrite: accepted(secrets.cluster.readwrite),
             pg_read: Arc::new(Credential::new(secrets.passwords.read)),
             pg_readwrite: Arc::new(Credential::new(secrets.passwords.readwrite)),
-            superuser: Superuser::new(secrets.passwords.superuser),
+            superuser: SuperuserSlot::new(secrets.passwords.superuser),
         }
     }
 
     /// The same with new secrets, the ones before them being good still.
-    pub(crate) fn rotated(&self, next: Secrets) -> (Self, Rotated) {
-        let Secrets { cluster, passwords } = next;
+    pub(crate) fn rotated(&self, next: AuthSecrets) -> (Self, Rotation) {
+        let AuthSecrets { cluster, passwords } = next;
         let (read, new_read) = self.read.rotated(cluster.read);
         let (readwrite, new_readwrite) = self.readwrite.rotated(cluster.readwrite);
         let (pg_read, new_pg_read) = renewed(&self.pg_read, passwords.read);
         let (pg_readwrite, new_pg_readwrite) = renewed(&self.pg_readwrite, passwords.readwrite);
         let (superuser, new_superuser) = self.superuser.renewed(passwords.superuser);
-        let changed = Rotated {
+        let changed = Rotation {
             secrets: new_read | new_readwrite,
             passwords: new_pg_read | new_pg_readwrite | new_superuser,
         };
-        let gatekeeper = Self {
+        let authenticator = Self {
             read,
             readwrite,
             pg_read,
             pg_readwrite,
             superuser,
         };
-        (gatekeeper, changed)
+        (authenticator, changed)
     }
 
     /// The same without the secrets that came before.
-    pub(crate) fn settled(&self) -> Self {
+    pub(crate) fn without_previous(&self) -> Self {
         Self {
-            read: self.read.settled(),
-            readwrite: self.readwrite.settled(),
+            read: self.read.without_previous(),
+            readwrite: self.readwrite.without_previous(),
             pg_read: Arc::clone(&self.pg_read),
             pg_readwrite: Arc::clone(&self.pg_readwrite),
-            superuser: Superuser {
+            superuser: SuperuserSlot {
                 credential: Arc::clone(&self.superuser.credential),
                 open: self.superuser.open,
             },
@@ -156,7 +156,7 @@ impl Gatekeeper {
 
     /// The superuser's credential without being asked for a password: for
     /// simulator mode and loopback peers only.
-    pub(crate) fn superuser_unasked(&self) -> Option<&Arc<Credential>> {
+    pub(crate) fn trusted_local_superuser(&self) -> Option<&Arc<Credential>> {
         bool::from(self.superuser.open).then_some(&self.superuser.credential)
     }
 }
@@ -170,7 +170,7 @@ fn renewed(before: &Arc<Credential>, next: Password) -> (Arc<Credential>, bool) 
     }
 }
 
-impl Superuser {
+impl SuperuserSlot {
     fn new(password: Option<Password>) -> Self {
         let open = Choice::from(u8::from(password.is_some()));
         let password = password.unwrap_or_else(|| Password::new(""));
@@ -196,23 +196,23 @@ mod tests {
     const READ: &str = "1111111111111111111111111111111111111111111111111111111111111111";
     const READWRITE: &str = "abababababababababababababababababababababababababababababababab";
 
-    fn gatekeeper(superuser: Option<&str>) -> Gatekeeper {
+    fn authenticator(superuser: Option<&str>) -> Authenticator {
         let mut secrets = secrets(READ, "a");
         secrets.passwords.superuser = superuser.map(Password::new);
-        Gatekeeper::new(secrets)
+        Authenticator::new(secrets)
     }
 
     #[test]
     fn each_secret_opens_its_roles_and_no_other() {
-        let gatekeeper = gatekeeper(Some("root password"));
+        let authenticator = authenticator(Some("root password"));
         let opened = |role, presented: &str| {
-            let admitted = gatekeeper.admit(Role::from_name(role), presented.as_bytes());
+            let admitted = authenticator.admit(Role::from_name(role), presented.as_bytes());
             admitted.map(|credential| {
                 let is = |other: &Arc<Credential>| Arc::ptr_eq(credential, other);
                 let all = [
-                    &gatekeeper.pg_read,
-                    &gatekeeper.pg_readwrite,
-                    &gatekeeper.superuser.credential,
+                    &authenticator.pg_read,
+                    &authenticator.pg_readwrite,
+                    &authenticator.superuser.credential,
                 ];
                 all.into_iter().position(is).unwrap()
             })
@@ -235,13 +235,13 @@ mod tests {
         );
     }
 
-    fn secrets(read: &str, pg_read: &str) -> Secrets {
-        Secrets {
+    fn secrets(read: &str, pg_read: &str) -> AuthSecrets {
+        AuthSecrets {
             cluster: ClusterSecrets {
                 read: Some(read.parse().unwrap()),
                 readwrite: Some(READWRITE.parse().unwrap()),
             },
-            passwords: Resolved {
+            passwords: ResolvedPasswords {
                 read: Password::new(pg_read),
                 readwrite: Password::new("b"),
                 superuser: None,
@@ -252,30 +252,30 @@ mod tests {
     #[test]
     fn after_a_rotation_both_secrets_open_until_it_is_settled() {
         let other = "2222222222222222222222222222222222222222222222222222222222222222";
-        let before = Gatekeeper::new(secrets(READ, "a"));
+        let before = Authenticator::new(secrets(READ, "a"));
         let (both, changed) = before.rotated(secrets(other, "a"));
         assert_eq!(
             changed,
-            Rotated {
+            Rotation {
                 secrets: true,
                 passwords: false
             }
         );
-        let opens = |gatekeeper: &Gatekeeper, secret: &str| {
-            let admitted = gatekeeper.admit(Some(Role::Read), secret.as_bytes());
+        let opens = |authenticator: &Authenticator, secret: &str| {
+            let admitted = authenticator.admit(Some(Role::Read), secret.as_bytes());
             admitted.is_some()
         };
         assert!(opens(&both, READ) && opens(&both, other) && opens(&both, READWRITE));
         let (again, changed) = both.rotated(secrets(other, "a"));
-        assert_eq!(changed, Rotated::default(), "the same again is no change");
+        assert_eq!(changed, Rotation::default(), "the same again is no change");
         assert!(opens(&again, READ), "and takes nothing away");
-        let after = again.settled();
+        let after = again.without_previous();
         assert!(!opens(&after, READ) && opens(&after, other) && opens(&after, READWRITE));
     }
 
     #[test]
     fn a_password_that_stays_keeps_its_derived_keys() {
-        let before = Gatekeeper::new(secrets(READ, "a"));
+        let before = Authenticator::new(secrets(READ, "a"));
         let (after, changed) = before.rotated(secrets(READ, "c"));
         assert!(changed.passwords && !changed.secrets);
         assert!(Arc::ptr_eq(&before.pg_readwrite, &after.pg_readwrite));
@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn without_a_superuser_password_an_empty_one_opens_nothing() {
-        let gatekeeper = gatekeeper(None);
-        assert!(gatekeeper.admit(Some(Role::Superuser), b"").is_none());
+        let authenticator = authenticator(None);
+        assert!(authenticator.admit(Some(Role::Superuser), b"").is_none());
     }
 }

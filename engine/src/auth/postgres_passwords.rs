@@ -8,7 +8,7 @@ use crate::auth::role::Role;
 
 /// What the configuration says of them; `None`: to be derived.
 #[derive(Default)]
-pub struct Passwords {
+pub struct PostgresPasswords {
     /// Of `teesql_read`.
     pub read: Option<Password>,
     /// Of `teesql_readwrite`.
@@ -18,7 +18,7 @@ pub struct Passwords {
 }
 
 /// What the guest agent has derived, for as long as the process runs.
-pub(crate) struct Derived {
+pub(crate) struct DerivedPasswords {
     read: DerivedKey,
     readwrite: DerivedKey,
     superuser: DerivedKey,
@@ -26,7 +26,7 @@ pub(crate) struct Derived {
 
 /// All three, as they are used.
 #[derive(Clone)]
-pub(crate) struct Resolved {
+pub(crate) struct ResolvedPasswords {
     pub(crate) read: Password,
     pub(crate) readwrite: Password,
     pub(crate) superuser: Option<Password>,
@@ -35,7 +35,7 @@ pub(crate) struct Resolved {
 /// A role of the two has a password in neither place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the password of {0} is not set, and nothing was derived at start")]
-pub struct Missing(&'static str);
+pub struct MissingPassword(&'static str);
 
 /// There are no passwords.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +43,7 @@ pub(crate) enum PasswordError {
     #[error(transparent)]
     Agent(#[from] AgentError),
     #[error(transparent)]
-    Missing(#[from] Missing),
+    MissingPassword(#[from] MissingPassword),
 }
 
 /// The path of a role's key at the guest agent. [contract, sections 1 and 4]
@@ -55,7 +55,7 @@ pub(crate) fn path(role: Role) -> &'static str {
     }
 }
 
-impl Derived {
+impl DerivedPasswords {
     /// Asks the guest agent for each key.
     ///
     /// # Errors
@@ -70,7 +70,7 @@ impl Derived {
     }
 }
 
-impl Passwords {
+impl PostgresPasswords {
     /// The configured one of `role`.
     pub(crate) fn of(self, role: Role) -> Option<Password> {
         match role {
@@ -90,15 +90,18 @@ impl Passwords {
     ///
     /// # Errors
     /// The password of one of the roles is in neither.
-    pub(crate) fn resolve(self, derived: Option<&Derived>) -> Result<Resolved, Missing> {
-        let or = |configured: Option<Password>, key: fn(&Derived) -> &DerivedKey| {
+    pub(crate) fn resolve(
+        self,
+        derived: Option<&DerivedPasswords>,
+    ) -> Result<ResolvedPasswords, MissingPassword> {
+        let or = |configured: Option<Password>, key: fn(&DerivedPasswords) -> &DerivedKey| {
             configured.or_else(|| derived.map(|derived| password(key(derived))))
         };
         let read = or(self.read, |derived| &derived.read);
         let readwrite = or(self.readwrite, |derived| &derived.readwrite);
-        Ok(Resolved {
-            read: read.ok_or(Missing(Role::Read.name()))?,
-            readwrite: readwrite.ok_or(Missing(Role::ReadWrite.name()))?,
+        Ok(ResolvedPasswords {
+            read: read.ok_or(MissingPassword(Role::Read.name()))?,
+            readwrite: readwrite.ok_or(MissingPassword(Role::ReadWrite.name()))?,
             superuser: or(self.superuser, |derived| &derived.superuser),
         })
     }
@@ -108,12 +111,12 @@ impl Passwords {
     ///
     /// # Errors
     /// It does not give it.
-    pub(crate) async fn complete(self, places: Places) -> Result<Resolved, PasswordError> {
+    pub(crate) async fn complete(self, places: Places) -> Result<ResolvedPasswords, PasswordError> {
         if !self.need_agent() {
             return Ok(self.resolve(None)?);
         }
         let agent = Agent::new(places, AgentOptions::default())?;
-        let derived = Derived::ask(&agent).await?;
+        let derived = DerivedPasswords::ask(&agent).await?;
         Ok(self.resolve(Some(&derived))?)
     }
 }

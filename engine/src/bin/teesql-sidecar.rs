@@ -40,17 +40,15 @@ fn main() -> ExitCode {
         Some(("serve", flags)) => serve(flags),
         Some(("check", flags)) => check(flags),
         Some(("provision", flags)) => {
-            provision::execute(flags, &layers(Scope::Postgres, flags)).deliver()
+            provision::execute(flags, &layers(Scope::Postgres, flags)).print()
         }
         Some(("password", flags)) => {
-            password::execute(flags, &layers(Scope::Postgres, flags)).deliver()
+            password::execute(flags, &layers(Scope::Postgres, flags)).print()
         }
-        Some(("ca", flags)) => ca::execute(&layers(Scope::Agent, flags)).deliver(),
+        Some(("ca", flags)) => ca::execute(&layers(Scope::Agent, flags)).print(),
         Some(("dev", flags)) => dev(flags),
-        Some(("secret", flags)) => secret::execute(flags).deliver(),
-        Some(("verify", flags)) => {
-            verify::execute(flags, &layers(Scope::Criteria, flags)).deliver()
-        }
+        Some(("secret", flags)) => secret::execute(flags).print(),
+        Some(("verify", flags)) => verify::execute(flags, &layers(Scope::Criteria, flags)).print(),
         _ => ExitCode::from(EX_USAGE),
     }
 }

@@ -8,10 +8,10 @@ use clap::Command;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use crate::cli::output::{Answer, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
+use crate::cli::output::{CommandOutput, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
 use crate::config::{Certificate, IdentitySource, Layers, Scope, with_flags};
 use crate::io::clock::unix_now;
-use crate::tls::certificate_source::Subject;
+use crate::tls::certificate_source::CertificateRequest;
 
 /// The subcommand `ca`.
 #[must_use]
@@ -24,36 +24,36 @@ pub fn command() -> Command {
 
 /// Carries `ca` out.
 #[must_use]
-pub fn execute(layers: &Layers) -> Answer {
+pub fn execute(layers: &Layers) -> CommandOutput {
     let certificate = match Certificate::from_layers(layers) {
         Ok(certificate) => certificate,
-        Err(errors) => return Answer::errors(EX_USAGE, &errors.0),
+        Err(errors) => return CommandOutput::errors(EX_USAGE, &errors.0),
     };
     match certificate.identity {
         IdentitySource::Files { cert, .. } => of_file(&cert),
         IdentitySource::Agent(subject) => {
             let agent = match Agent::new(certificate.guest_agent, AgentOptions::default()) {
                 Ok(agent) => agent,
-                Err(error) => return Answer::error(EX_UNAVAILABLE, error.to_string()),
+                Err(error) => return CommandOutput::error(EX_UNAVAILABLE, error.to_string()),
             };
             of_agent(&agent, &subject)
         }
     }
 }
 
-fn of_agent(agent: &Agent, subject: &Subject) -> Answer {
+fn of_agent(agent: &Agent, subject: &CertificateRequest) -> CommandOutput {
     let runtime = match crate::app::runtime::of_this_thread() {
         Ok(runtime) => runtime,
-        Err(error) => return Answer::error(EX_OSERR, error.to_string()),
+        Err(error) => return CommandOutput::error(EX_OSERR, error.to_string()),
     };
     match runtime.block_on(ask(agent, subject)) {
         Ok(chain) => last(&chain),
-        Err(error) => Answer::error(EX_UNAVAILABLE, error.to_string()),
+        Err(error) => CommandOutput::error(EX_UNAVAILABLE, error.to_string()),
     }
 }
 
 /// A certificate like the sidecar's, without evidence: that would cost a quote.
-async fn ask(agent: &Agent, subject: &Subject) -> Result<Vec<Vec<u8>>, AgentError> {
+async fn ask(agent: &Agent, subject: &CertificateRequest) -> Result<Vec<Vec<u8>>, AgentError> {
     let request = attest::agent::TlsKeyRequest {
         usage_ra_tls: false,
         ..subject.request(unix_now())
@@ -61,19 +61,21 @@ async fn ask(agent: &Agent, subject: &Subject) -> Result<Vec<Vec<u8>>, AgentErro
     Ok(agent.tls_key(&request).await?.chain_der().to_vec())
 }
 
-fn of_file(cert: &Path) -> Answer {
+fn of_file(cert: &Path) -> CommandOutput {
     let chain = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect);
     let chain: Vec<CertificateDer<'_>> = match chain {
         Ok(chain) => chain,
-        Err(error) => return Answer::error(EX_USAGE, format!("{}: {error}", cert.display())),
+        Err(error) => {
+            return CommandOutput::error(EX_USAGE, format!("{}: {error}", cert.display()));
+        }
     };
     last(&chain)
 }
 
 /// What is last in the chain has issued all before it.
-fn last(chain: &[impl AsRef<[u8]>]) -> Answer {
+fn last(chain: &[impl AsRef<[u8]>]) -> CommandOutput {
     match chain.last() {
-        Some(ca) => Answer::text(attest::agent::certificate_pem(ca.as_ref())),
-        None => Answer::error(EX_USAGE, "no certificate in the chain".to_owned()),
+        Some(ca) => CommandOutput::text(attest::agent::certificate_pem(ca.as_ref())),
+        None => CommandOutput::error(EX_USAGE, "no certificate in the chain".to_owned()),
     }
 }

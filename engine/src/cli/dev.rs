@@ -15,7 +15,7 @@ use tokio::signal::unix::SignalKind;
 
 use crate::app::runtime;
 use crate::app::sidecar;
-use crate::app::signals::Signals;
+use crate::app::signals::ProcessSignals;
 use crate::cli::output::{EX_OSERR, EX_USAGE};
 use crate::config::Errors;
 
@@ -98,7 +98,7 @@ pub fn run(command: &[OsString], said: impl Fn(&str)) -> Result<u8, DevError> {
     // Before anything is there that a signal would leave behind.
     let mut signals = {
         let _entered = runtime.enter();
-        Signals::new().map_err(system("cannot listen for signals"))?
+        ProcessSignals::new().map_err(system("cannot listen for signals"))?
     };
     let folder = tempfile::Builder::new().prefix("teesql-dev-").tempdir();
     let folder = folder.map_err(system("cannot make a folder"))?;
@@ -110,7 +110,7 @@ pub fn run(command: &[OsString], said: impl Fn(&str)) -> Result<u8, DevError> {
 async fn live(
     cluster: &Cluster,
     postgres: &Postgres,
-    signals: &mut Signals,
+    signals: &mut ProcessSignals,
     command: &[OsString],
     said: impl Fn(&str),
 ) -> Result<u8, DevError> {
@@ -142,7 +142,7 @@ async fn live(
 }
 
 /// Stopped as it was asked to: that is success.
-async fn until_told(sidecars: &mut Sidecars, signals: &mut Signals) -> Result<u8, DevError> {
+async fn until_told(sidecars: &mut Sidecars, signals: &mut ProcessSignals) -> Result<u8, DevError> {
     tokio::select! {
         ended = sidecars.next_end() => ended.map(|_| 0),
         _ = signals.next() => Ok(0),

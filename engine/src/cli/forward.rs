@@ -8,7 +8,7 @@ use clap::{Arg, ArgMatches, Command};
 pub(crate) mod child;
 
 use crate::app::forwarder::{Forwarder, StartError};
-use crate::cli::output::{Answer, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
+use crate::cli::output::{CommandOutput, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
 use crate::config::{Forward, Layers, Scope, with_flags};
 
 /// A command that cannot be found or run, as shells say it.
@@ -42,12 +42,12 @@ pub fn execute(
     names: impl Iterator<Item = String>,
 ) -> ExitCode {
     if let Some(("manifest", flags)) = flags.subcommand() {
-        return crate::cli::manifest::execute(flags).deliver();
+        return crate::cli::manifest::execute(flags).print();
     }
     let layers = Layers::gather(Scope::Forward, flags, environment, names);
     let config = match Forward::from_layers(&layers) {
         Ok(config) => config,
-        Err(errors) => return Answer::errors(EX_USAGE, &errors.0).deliver(),
+        Err(errors) => return CommandOutput::errors(EX_USAGE, &errors.0).print(),
     };
     let log = crate::telemetry::log::init(config.process.log_format, config.process.log.clone());
     for warning in &config.warnings {
@@ -64,7 +64,7 @@ fn run(config: Forward, asked: &[String]) -> ExitCode {
     let database_url = config.database_url.clone();
     let mut forwarder = match Forwarder::start(config) {
         Ok(forwarder) => forwarder,
-        Err(error) => return Answer::error(exit_code(&error), error.to_string()).deliver(),
+        Err(error) => return CommandOutput::error(exit_code(&error), error.to_string()).print(),
     };
     let ended = if asked.is_empty() {
         say(&forwarder.dsn());
@@ -75,12 +75,14 @@ fn run(config: Forward, asked: &[String]) -> ExitCode {
     let stopped = forwarder.stop();
     match (ended, stopped) {
         (Ok(code), Ok(())) => ExitCode::from(code),
-        (Err(error), _) if asked.is_empty() => Answer::error(EX_OSERR, error.to_string()).deliver(),
+        (Err(error), _) if asked.is_empty() => {
+            CommandOutput::error(EX_OSERR, error.to_string()).print()
+        }
         (Err(error), _) => {
             let what = asked.first().map_or("", String::as_str);
-            Answer::error(CANNOT_RUN, format!("{what}: {error}")).deliver()
+            CommandOutput::error(CANNOT_RUN, format!("{what}: {error}")).print()
         }
-        (_, Err(error)) => Answer::error(EX_OSERR, error.to_string()).deliver(),
+        (_, Err(error)) => CommandOutput::error(EX_OSERR, error.to_string()).print(),
     }
 }
 

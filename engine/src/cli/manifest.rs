@@ -9,7 +9,7 @@ use attest::manifest::{
 use clap::{Arg, ArgMatches, Command};
 use zeroize::Zeroizing;
 
-use crate::cli::output::{Answer, EX_NOINPUT, EX_OSERR, EX_USAGE};
+use crate::cli::output::{CommandOutput, EX_NOINPUT, EX_OSERR, EX_USAGE};
 use crate::io::clock::unix_now;
 
 /// The manifest is refused.
@@ -64,11 +64,11 @@ pub fn command() -> Command {
 
 /// Carries `manifest` out.
 #[must_use]
-pub fn execute(flags: &ArgMatches) -> Answer {
+pub fn execute(flags: &ArgMatches) -> CommandOutput {
     let done = match flags.subcommand() {
         Some(("sign", flags)) => sign(flags),
         Some(("verify", flags)) => verify(flags),
-        _ => Err(Answer::error(EX_USAGE, "sign or verify".to_owned())),
+        _ => Err(CommandOutput::error(EX_USAGE, "sign or verify".to_owned())),
     };
     done.unwrap_or_else(|answer| answer)
 }
@@ -76,10 +76,10 @@ pub fn execute(flags: &ArgMatches) -> Answer {
 fn parsed<T: std::str::FromStr<Err: ToString>>(
     flags: &ArgMatches,
     name: &str,
-) -> Result<T, Answer> {
+) -> Result<T, CommandOutput> {
     let text = flags.get_one::<String>(name).map_or("", String::as_str);
     text.parse().map_err(|error: T::Err| {
-        Answer::error(EX_USAGE, format!("--{name}: {}", error.to_string()))
+        CommandOutput::error(EX_USAGE, format!("--{name}: {}", error.to_string()))
     })
 }
 
@@ -87,10 +87,11 @@ fn number(flags: &ArgMatches, name: &str) -> u64 {
     flags.get_one(name).copied().unwrap_or_default()
 }
 
-fn sign(flags: &ArgMatches) -> Result<Answer, Answer> {
+fn sign(flags: &ArgMatches) -> Result<CommandOutput, CommandOutput> {
     let file = flags.get_one::<String>("key").map_or("", String::as_str);
-    let no_key =
-        |error: &dyn std::fmt::Display| Answer::error(EX_NOINPUT, format!("{file}: {error}"));
+    let no_key = |error: &dyn std::fmt::Display| {
+        CommandOutput::error(EX_NOINPUT, format!("{file}: {error}"))
+    };
     let text = std::fs::read_to_string(Path::new(file)).map(Zeroizing::new);
     let key = SigningKey::from_hex(&text.map_err(|error| no_key(&error))?);
     let key = key.map_err(|error| no_key(&error))?;
@@ -102,12 +103,12 @@ fn sign(flags: &ArgMatches) -> Result<Answer, Answer> {
         valid_until: number(flags, "valid-until"),
     };
     let signed = draft.sign(&key);
-    let signed = signed.map_err(|error| Answer::error(EX_OSERR, error.to_string()))?;
+    let signed = signed.map_err(|error| CommandOutput::error(EX_OSERR, error.to_string()))?;
     let text = match flags.get_flag("chunks") {
         false => signed,
         true => in_chunks(&signed),
     };
-    Ok(Answer::text(text + "\n"))
+    Ok(CommandOutput::text(text + "\n"))
 }
 
 /// As a zone file has it; the text has neither quotes nor backslashes in it.
@@ -122,15 +123,17 @@ fn in_chunks(text: &str) -> String {
     chunks.join(" ")
 }
 
-fn verify(flags: &ArgMatches) -> Result<Answer, Answer> {
+fn verify(flags: &ArgMatches) -> Result<CommandOutput, CommandOutput> {
     let signer = parsed::<Address>(flags, "signer")?;
     let now = flags.get_one("at").copied().unwrap_or_else(unix_now);
     let text = match flags.get_one::<String>("text").map_or("", String::as_str) {
-        "-" => standard_input().map_err(|error| Answer::error(EX_NOINPUT, error.to_string()))?,
+        "-" => {
+            standard_input().map_err(|error| CommandOutput::error(EX_NOINPUT, error.to_string()))?
+        }
         text => text.to_owned(),
     };
     let refused = |error: attest::manifest::ManifestError| {
-        Answer::error(REFUSED, format!("{error} ({})", error.code()))
+        CommandOutput::error(REFUSED, format!("{error} ({})", error.code()))
     };
     let unverified = Manifest::parse(text.trim_ascii()).map_err(refused)?;
     // By hand any date is looked at: the forwarder's limit is its own setting.
@@ -139,7 +142,7 @@ fn verify(flags: &ArgMatches) -> Result<Answer, Answer> {
         ..Trust::of(signer)
     };
     let manifest = unverified.verify(&trust, now).map_err(refused)?;
-    Ok(Answer::text(format!(
+    Ok(CommandOutput::text(format!(
         "cluster = {}\nleader_instance = {}\nleader_url = {}\ntarget = {}:{}\nepoch = {}\nvalid_until = {}\n",
         manifest.cluster(),
         manifest.leader_instance(),

@@ -21,13 +21,13 @@ pub const EX_IOERR: u8 = 74;
 pub const EX_NOPERM: u8 = 77;
 
 /// Text for standard output, errors, and an exit code.
-pub struct Answer {
+pub struct CommandOutput {
     out: Zeroizing<String>,
     complaints: Vec<String>,
     code: u8,
 }
 
-impl Answer {
+impl CommandOutput {
     /// Success; `text` goes out as it is.
     #[must_use]
     pub fn text(text: impl Into<Zeroizing<String>>) -> Self {
@@ -70,7 +70,7 @@ impl Answer {
 
     /// Says it. A secret that did not get out completely is a failure.
     #[must_use]
-    pub fn deliver(self) -> ExitCode {
+    pub fn print(self) -> ExitCode {
         for complaint in &self.complaints {
             let _ = writeln!(io::stderr(), "{complaint}");
         }

@@ -9,9 +9,9 @@ use clap::{Arg, ArgMatches, Command};
 use wire::scram::Password;
 use zeroize::Zeroizing;
 
-use crate::auth::postgres_passwords::{Passwords, password, path};
+use crate::auth::postgres_passwords::{PostgresPasswords, password, path};
 use crate::auth::role::Role;
-use crate::cli::output::{Answer, EX_CANTCREAT, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
+use crate::cli::output::{CommandOutput, EX_CANTCREAT, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
 use crate::cli::secret::write_new;
 use crate::config::{Layers, Postgres, Scope, with_flags};
 
@@ -38,7 +38,7 @@ pub fn command() -> Command {
 
 /// Carries `password` out.
 #[must_use]
-pub fn execute(flags: &ArgMatches, layers: &Layers) -> Answer {
+pub fn execute(flags: &ArgMatches, layers: &Layers) -> CommandOutput {
     let Postgres {
         passwords,
         guest_agent,
@@ -46,28 +46,32 @@ pub fn execute(flags: &ArgMatches, layers: &Layers) -> Answer {
         ..
     } = match Postgres::from_layers(layers) {
         Ok(postgres) => postgres,
-        Err(errors) => return Answer::errors(EX_USAGE, &errors.0),
+        Err(errors) => return CommandOutput::errors(EX_USAGE, &errors.0),
     };
     let role = flags.get_one::<String>("role");
     let Some(role) = role.and_then(|name| Role::from_name(name)) else {
-        return Answer::error(EX_USAGE, "no such role".to_owned());
+        return CommandOutput::error(EX_USAGE, "no such role".to_owned());
     };
     let answer = match find(passwords, role, guest_agent) {
-        Ok(password) => deliver(&password, flags.get_one("file")),
+        Ok(password) => write_password(&password, flags.get_one("file")),
         Err(answer) => answer,
     };
     answer.with_warnings(&warnings)
 }
 
-fn find(passwords: Passwords, role: Role, places: Places) -> Result<Password, Answer> {
+fn find(
+    passwords: PostgresPasswords,
+    role: Role,
+    places: Places,
+) -> Result<Password, CommandOutput> {
     if let Some(configured) = passwords.of(role) {
         return Ok(configured);
     }
     let runtime = crate::app::runtime::of_this_thread()
-        .map_err(|error| Answer::error(EX_OSERR, error.to_string()))?;
+        .map_err(|error| CommandOutput::error(EX_OSERR, error.to_string()))?;
     runtime
         .block_on(derive(role, places))
-        .map_err(|error| Answer::error(EX_UNAVAILABLE, error.to_string()))
+        .map_err(|error| CommandOutput::error(EX_UNAVAILABLE, error.to_string()))
 }
 
 async fn derive(role: Role, places: Places) -> Result<Password, AgentError> {
@@ -75,17 +79,17 @@ async fn derive(role: Role, places: Places) -> Result<Password, AgentError> {
     Ok(password(&agent.key(path(role), "").await?))
 }
 
-fn deliver(password: &Password, file: Option<&PathBuf>) -> Answer {
+fn write_password(password: &Password, file: Option<&PathBuf>) -> CommandOutput {
     let Ok(text) = std::str::from_utf8(password.as_bytes()) else {
-        return Answer::error(EX_USAGE, "the password is no text".to_owned());
+        return CommandOutput::error(EX_USAGE, "the password is no text".to_owned());
     };
     let line = Zeroizing::new(format!("{text}\n"));
     let Some(path) = file else {
-        return Answer::text(line);
+        return CommandOutput::text(line);
     };
     match replace(path, &line) {
-        Ok(()) => Answer::text(Zeroizing::default()),
-        Err(error) => Answer::error(EX_CANTCREAT, format!("{}: {error}", path.display())),
+        Ok(()) => CommandOutput::text(Zeroizing::default()),
+        Err(error) => CommandOutput::error(EX_CANTCREAT, format!("{}: {error}", path.display())),
     }
 }
 
@@ -121,9 +125,9 @@ mod tests {
 
     #[test]
     fn a_configured_password_needs_no_guest_agent() {
-        let configured = || Passwords {
+        let configured = || PostgresPasswords {
             superuser: Some(Password::new("hunter2")),
-            ..Passwords::default()
+            ..PostgresPasswords::default()
         };
         let nowhere = || Places::only("unix:/nonexistent/agent.sock".parse().unwrap());
         let found = find(configured(), Role::Superuser, nowhere());

@@ -3,8 +3,8 @@
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use tokio_postgres::error::SqlState;
 
-use crate::auth::postgres_passwords::Resolved;
-use crate::cli::output::{Answer, EX_NOPERM, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
+use crate::auth::postgres_passwords::ResolvedPasswords;
+use crate::cli::output::{CommandOutput, EX_NOPERM, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
 use crate::config::{Layers, Postgres, Scope, with_flags};
 use crate::postgres::provision::{self, ProvisionError, Wanted};
 use crate::postgres::superuser::{Error, Superuser};
@@ -38,10 +38,10 @@ pub fn command() -> Command {
 
 /// Carries `provision` out.
 #[must_use]
-pub fn execute(flags: &ArgMatches, layers: &Layers) -> Answer {
+pub fn execute(flags: &ArgMatches, layers: &Layers) -> CommandOutput {
     let postgres = match Postgres::from_layers(layers) {
         Ok(postgres) => postgres,
-        Err(errors) => return Answer::errors(EX_USAGE, &errors.0),
+        Err(errors) => return CommandOutput::errors(EX_USAGE, &errors.0),
     };
     let warnings = postgres.warnings.clone();
     let mode = if flags.get_flag("sql") {
@@ -60,10 +60,10 @@ enum Mode {
     Sql,
 }
 
-fn carry_out(postgres: Postgres, mode: Mode) -> Answer {
+fn carry_out(postgres: Postgres, mode: Mode) -> CommandOutput {
     let runtime = match crate::app::runtime::of_this_thread() {
         Ok(runtime) => runtime,
-        Err(error) => return Answer::error(EX_OSERR, error.to_string()),
+        Err(error) => return CommandOutput::error(EX_OSERR, error.to_string()),
     };
     let Postgres {
         endpoint,
@@ -75,19 +75,19 @@ fn carry_out(postgres: Postgres, mode: Mode) -> Answer {
     let asked = runtime.block_on(passwords.complete(guest_agent));
     let passwords = match asked {
         Ok(passwords) => passwords,
-        Err(error) => return Answer::error(EX_UNAVAILABLE, error.to_string()),
+        Err(error) => return CommandOutput::error(EX_UNAVAILABLE, error.to_string()),
     };
-    let Resolved {
+    let ResolvedPasswords {
         read,
         readwrite,
         superuser,
     } = passwords;
     let wanted = match Wanted::new(database.clone(), read, readwrite) {
         Ok(wanted) => wanted,
-        Err(error) => return Answer::error(EX_OSERR, format!("no random bytes: {error}")),
+        Err(error) => return CommandOutput::error(EX_OSERR, format!("no random bytes: {error}")),
     };
     let check = match mode {
-        Mode::Sql => return Answer::text(wanted.script()),
+        Mode::Sql => return CommandOutput::text(wanted.script()),
         Mode::Check => true,
         Mode::Run => false,
     };
@@ -104,9 +104,9 @@ fn carry_out(postgres: Postgres, mode: Mode) -> Answer {
         done
     });
     match done {
-        Ok((text, true)) if check => Answer::text(text).with_code(DIFFERS),
-        Ok((text, _)) => Answer::text(text),
-        Err(error) => Answer::error(exit_code(&error), error.to_string()),
+        Ok((text, true)) if check => CommandOutput::text(text).with_code(DIFFERS),
+        Ok((text, _)) => CommandOutput::text(text),
+        Err(error) => CommandOutput::error(exit_code(&error), error.to_string()),
     }
 }
 

@@ -10,7 +10,7 @@ use wire::secret::ClusterSecret;
 use zeroize::Zeroizing;
 
 use crate::auth::random::random;
-use crate::cli::output::{Answer, EX_CANTCREAT, EX_OSERR};
+use crate::cli::output::{CommandOutput, EX_CANTCREAT, EX_OSERR};
 
 /// The subcommand `secret`.
 #[must_use]
@@ -28,19 +28,19 @@ pub fn command() -> Command {
 
 /// Carries `secret` out.
 #[must_use]
-pub fn execute(flags: &ArgMatches) -> Answer {
+pub fn execute(flags: &ArgMatches) -> CommandOutput {
     let bytes = match random() {
         Ok(bytes) => bytes,
-        Err(error) => return Answer::error(EX_OSERR, format!("no random bytes: {error}")),
+        Err(error) => return CommandOutput::error(EX_OSERR, format!("no random bytes: {error}")),
     };
     let mut line = ClusterSecret::from_bytes(bytes).to_text();
     line.push('\n');
     let Some(path) = flags.get_one::<std::path::PathBuf>("file") else {
-        return Answer::text(line);
+        return CommandOutput::text(line);
     };
     match write_new(path, &line) {
-        Ok(()) => Answer::text(Zeroizing::default()),
-        Err(error) => Answer::error(EX_CANTCREAT, format!("{}: {error}", path.display())),
+        Ok(()) => CommandOutput::text(Zeroizing::default()),
+        Err(error) => CommandOutput::error(EX_CANTCREAT, format!("{}: {error}", path.display())),
     }
 }
 

@@ -28,7 +28,7 @@ use verifier::Origin;
 
 pub use command::command;
 
-use crate::cli::output::{Answer, EX_NOINPUT, EX_USAGE};
+use crate::cli::output::{CommandOutput, EX_NOINPUT, EX_USAGE};
 
 /// Why there is no report.
 struct Mistake {
@@ -54,16 +54,16 @@ impl Mistake {
 /// [`Scope::Criteria`](crate::config::Scope::Criteria). The exit codes are in
 /// docs/verify.md.
 #[must_use]
-pub fn execute(flags: &ArgMatches, layers: &Layers) -> Answer {
+pub fn execute(flags: &ArgMatches, layers: &Layers) -> CommandOutput {
     match judge(flags, layers) {
         Ok((report, format)) => {
             let text = match format {
                 Format::Text => text::render(&report),
                 Format::Json => json::render(&report),
             };
-            Answer::text(text).with_code(report.verdict.exit_code())
+            CommandOutput::text(text).with_code(report.verdict.exit_code())
         }
-        Err(Mistake { code, errors }) => Answer::errors(code, &errors),
+        Err(Mistake { code, errors }) => CommandOutput::errors(code, &errors),
     }
 }
 

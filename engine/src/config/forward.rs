@@ -12,7 +12,7 @@ use super::attestation::Criteria;
 use super::layers::{Layers, Reader};
 use super::{Attestation, Errors, Process, values};
 use crate::io::target::TargetSpec;
-use crate::tls::certificate_source::{Subject, Usage};
+use crate::tls::certificate_source::{CertificateRequest, CertificateUsage};
 
 /// Everything that a forwarder needs.
 pub struct Forward {
@@ -78,7 +78,7 @@ pub enum ClientIdentity {
         key: PathBuf,
     },
     /// The guest agent's.
-    Agent(Subject),
+    Agent(CertificateRequest),
 }
 
 impl Forward {
@@ -218,11 +218,11 @@ impl ClientIdentity {
         let validity = reader.get("certificate_validity", values::duration);
         match (cert?, key?) {
             (Some(cert), Some(key)) => Some(Self::Files { cert, key }),
-            (None, None) => Some(Self::Agent(Subject {
+            (None, None) => Some(Self::Agent(CertificateRequest {
                 name: name?,
                 alt_names: Vec::new(),
                 validity: validity?,
-                usage: Usage::Client,
+                usage: CertificateUsage::Client,
             })),
             (Some(_), None) => reader.missing_twin("client_cert", "client_key"),
             (None, Some(_)) => reader.missing_twin("client_key", "client_cert"),

@@ -8,8 +8,8 @@ use attest::agent::{Endpoint, Places};
 use super::layers::{Layers, Reader};
 use super::{Errors, values};
 use crate::auth::cluster_secrets::ClusterSecrets;
-use crate::auth::postgres_passwords::Passwords;
-use crate::tls::certificate_source::{Subject, Usage};
+use crate::auth::postgres_passwords::PostgresPasswords;
+use crate::tls::certificate_source::{CertificateRequest, CertificateUsage};
 
 pub(super) const SIMULATED: &str = "simulator mode: no client is attested, and whoever is on this \
      machine is postgres without a password";
@@ -25,7 +25,7 @@ pub enum IdentitySource {
         key: PathBuf,
     },
     /// The guest agent.
-    Agent(Subject),
+    Agent(CertificateRequest),
 }
 
 impl IdentitySource {
@@ -37,11 +37,11 @@ impl IdentitySource {
         let validity = reader.get("certificate_validity", values::duration);
         match (cert?, key?) {
             (Some(cert), Some(key)) => Some(Self::Files { cert, key }),
-            (None, None) => Some(Self::Agent(Subject {
+            (None, None) => Some(Self::Agent(CertificateRequest {
                 name: name?,
                 alt_names: alt_names?,
                 validity: validity?,
-                usage: Usage::Server,
+                usage: CertificateUsage::Server,
             })),
             (Some(_), None) => reader.missing_twin("tls_cert", "tls_key"),
             (None, Some(_)) => reader.missing_twin("tls_key", "tls_cert"),
@@ -85,11 +85,11 @@ pub(super) fn read_places(reader: &mut Reader<'_>) -> Option<Places> {
     Some(endpoint.map_or_else(Places::standard, Places::only))
 }
 
-pub(super) fn read_passwords(reader: &mut Reader<'_>) -> Option<Passwords> {
+pub(super) fn read_passwords(reader: &mut Reader<'_>) -> Option<PostgresPasswords> {
     let read = reader.optional("pg_password_read", values::password);
     let readwrite = reader.optional("pg_password_readwrite", values::password);
     let superuser = reader.optional("pg_password_superuser", values::password);
-    Some(Passwords {
+    Some(PostgresPasswords {
         read: read?,
         readwrite: readwrite?,
         superuser: superuser?,

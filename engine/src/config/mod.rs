@@ -21,7 +21,7 @@ use std::time::Duration;
 use attest::agent::Agent;
 use attest::values::Fingerprint;
 
-pub use crate::tls::certificate_source::{Subject, Usage};
+pub use crate::tls::certificate_source::{CertificateRequest, CertificateUsage};
 pub use attestation::{Attestation, Criteria};
 pub use forward::{ClientIdentity, Forward, Listen, Verifier};
 pub use identity::{Certificate, IdentitySource};
@@ -31,10 +31,10 @@ pub use process::Process;
 pub use settings::Scope;
 
 use crate::auth::cluster_secrets::ClusterSecrets;
-use crate::auth::postgres_passwords::Passwords;
+use crate::auth::postgres_passwords::PostgresPasswords;
 use crate::config::mode::Mode;
-use crate::io::stream::Endpoint;
-use crate::tls::certificate_source::Origin;
+use crate::io::stream::PgAddress;
+use crate::tls::certificate_source::CertificateSource;
 use identity::read_passwords;
 use layers::Reader;
 
@@ -43,7 +43,7 @@ pub struct Config {
     /// Where clients connect.
     pub listen: SocketAddr,
     /// Where Postgres listens.
-    pub postgres: Endpoint,
+    pub postgres: PgAddress,
     /// What is asked of clients, in a word.
     pub mode: Mode,
     /// Where the certificate comes from.
@@ -55,7 +55,7 @@ pub struct Config {
     /// How long the cluster secrets before a change stay good.
     pub secret_overlap: Duration,
     /// What Postgres gets; taken out when it is used.
-    pub passwords: Passwords,
+    pub passwords: PostgresPasswords,
     /// The database that the superuser logs in to.
     pub database: String,
     /// Whether the roles are set up at start.
@@ -116,10 +116,10 @@ impl Config {
     }
 
     /// Where the certificate comes from, ready to be asked.
-    pub(crate) fn origin(&self, agent: Agent) -> Origin {
+    pub(crate) fn certificate_source(&self, agent: Agent) -> CertificateSource {
         match self.identity.clone() {
-            IdentitySource::Files { cert, key } => Origin::Files { cert, key },
-            IdentitySource::Agent(subject) => Origin::Agent { agent, subject },
+            IdentitySource::Files { cert, key } => CertificateSource::Files { cert, key },
+            IdentitySource::Agent(subject) => CertificateSource::Agent { agent, subject },
         }
     }
 

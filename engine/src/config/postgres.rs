@@ -7,17 +7,17 @@ use attest::agent::Places;
 use super::identity::{read_passwords, read_places};
 use super::layers::{Layers, Reader};
 use super::{Errors, values};
-use crate::auth::postgres_passwords::Passwords;
-use crate::io::stream::Endpoint;
+use crate::auth::postgres_passwords::PostgresPasswords;
+use crate::io::stream::PgAddress;
 
 /// Postgres, and who logs in to it with what.
 pub struct Postgres {
     /// Where it listens.
-    pub endpoint: Endpoint,
+    pub endpoint: PgAddress,
     /// The database that the roles get their privileges in.
     pub database: String,
     /// All three passwords, as far as they are configured.
-    pub passwords: Passwords,
+    pub passwords: PostgresPasswords,
     /// Who derives the others.
     pub guest_agent: Places,
     /// Names in the environment that mean nothing.

@@ -10,7 +10,7 @@ use super::identity::read_places;
 use super::layers::Reader;
 use super::values;
 use crate::config::log_format::LogFormat;
-use crate::io::driver::Choice;
+use crate::io::driver::DriverChoice;
 use crate::sched::busy_poll::Polling;
 
 /// What a process of the engine needs, whatever it serves.
@@ -20,7 +20,7 @@ pub struct Process {
     /// Whether each shard is tied to a core of its own.
     pub pin: bool,
     /// io_uring or epoll.
-    pub driver: Choice,
+    pub driver: DriverChoice,
     /// When a shard looks for more before it sleeps.
     pub busy_poll: Polling,
     /// Where the guest agent is looked for.

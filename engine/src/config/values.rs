@@ -16,7 +16,7 @@ use wire::scram::Password;
 use wire::secret::ClusterSecret;
 
 use super::Listen;
-use crate::io::stream::Endpoint;
+use crate::io::stream::PgAddress;
 use crate::sched::busy_poll::Polling;
 
 /// Postgres' own default port names its socket.
@@ -57,9 +57,9 @@ pub(super) fn listen_or_off(text: &str) -> Parsed<Option<SocketAddr>> {
 /// with the forwarder's certificate, so it stays on this machine.
 pub(super) fn local_listen(text: &str) -> Parsed<Listen> {
     match endpoint(text)? {
-        Endpoint::Unix(path) => Ok(Listen::Unix(path)),
-        Endpoint::Tcp(address) if address.ip().is_loopback() => Ok(Listen::Tcp(address)),
-        Endpoint::Tcp(_) => Err("expected a loopback address: what comes here is in clear".into()),
+        PgAddress::Unix(path) => Ok(Listen::Unix(path)),
+        PgAddress::Tcp(address) if address.ip().is_loopback() => Ok(Listen::Tcp(address)),
+        PgAddress::Tcp(_) => Err("expected a loopback address: what comes here is in clear".into()),
     }
 }
 
@@ -157,16 +157,16 @@ pub(super) fn names(text: &str) -> Parsed<Vec<String>> {
         .collect()
 }
 
-pub(super) fn endpoint(text: &str) -> Parsed<Endpoint> {
+pub(super) fn endpoint(text: &str) -> Parsed<PgAddress> {
     let endpoint = if text.starts_with('/') {
         let path = PathBuf::from(text);
-        Endpoint::Unix(if path.is_dir() {
+        PgAddress::Unix(if path.is_dir() {
             path.join(SOCKET_FILE)
         } else {
             path
         })
     } else {
-        Endpoint::Tcp(listen(text).map_err(|_| {
+        PgAddress::Tcp(listen(text).map_err(|_| {
             "expected IP:PORT or the path of a Unix socket, e.g. 127.0.0.1:5432".to_owned()
         })?)
     };

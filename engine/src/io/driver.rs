@@ -15,7 +15,7 @@ const RING_ENTRIES: u32 = 1024;
 
 /// The `driver` setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
+pub enum DriverChoice {
     /// io_uring where it works, else epoll.
     Auto,
     /// io_uring, or no start.
@@ -26,30 +26,30 @@ pub enum Choice {
 
 /// The driver in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Driver {
+pub enum IoDriver {
     /// Completion I/O.
     IoUring,
     /// Readiness I/O.
     Epoll,
 }
 
-impl std::fmt::Display for Driver {
+impl std::fmt::Display for IoDriver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Driver::IoUring => "io_uring",
-            Driver::Epoll => "epoll",
+            IoDriver::IoUring => "io_uring",
+            IoDriver::Epoll => "epoll",
         })
     }
 }
 
-impl std::str::FromStr for Choice {
+impl std::str::FromStr for DriverChoice {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
-            "auto" => Ok(Choice::Auto),
-            "io_uring" => Ok(Choice::IoUring),
-            "epoll" => Ok(Choice::Epoll),
+            "auto" => Ok(DriverChoice::Auto),
+            "io_uring" => Ok(DriverChoice::IoUring),
+            "epoll" => Ok(DriverChoice::Epoll),
             _ => Err("expected auto, io_uring or epoll"),
         }
     }
@@ -59,13 +59,13 @@ impl std::str::FromStr for Choice {
 ///
 /// # Errors
 /// io_uring was asked for and the kernel refuses it.
-pub fn choose(choice: Choice) -> io::Result<(Driver, Option<io::Error>)> {
+pub fn choose(choice: DriverChoice) -> io::Result<(IoDriver, Option<io::Error>)> {
     match choice {
-        Choice::Epoll => Ok((Driver::Epoll, None)),
-        Choice::IoUring => ring().map(|_| (Driver::IoUring, None)),
-        Choice::Auto => Ok(match ring() {
-            Ok(_) => (Driver::IoUring, None),
-            Err(error) => (Driver::Epoll, Some(error)),
+        DriverChoice::Epoll => Ok((IoDriver::Epoll, None)),
+        DriverChoice::IoUring => ring().map(|_| (IoDriver::IoUring, None)),
+        DriverChoice::Auto => Ok(match ring() {
+            Ok(_) => (IoDriver::IoUring, None),
+            Err(error) => (IoDriver::Epoll, Some(error)),
         }),
     }
 }
@@ -100,10 +100,10 @@ fn build(flags: io_uring::Builder) -> io::Result<Runtime<TimeDriver<IoUringDrive
 ///
 /// # Errors
 /// The runtime cannot be made.
-pub(crate) fn block_on<F: Future>(driver: Driver, main: F) -> io::Result<F::Output> {
+pub(crate) fn block_on<F: Future>(driver: IoDriver, main: F) -> io::Result<F::Output> {
     match driver {
-        Driver::IoUring => Ok(ring()?.block_on(main)),
-        Driver::Epoll => Ok(RuntimeBuilder::<LegacyDriver>::new()
+        IoDriver::IoUring => Ok(ring()?.block_on(main)),
+        IoDriver::Epoll => Ok(RuntimeBuilder::<LegacyDriver>::new()
             .enable_timer()
             .build()?
             .block_on(main)),
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn completions_arrive_although_the_shard_never_sleeps() {
-        for driver in [Driver::Epoll, Driver::IoUring] {
+        for driver in [IoDriver::Epoll, IoDriver::IoUring] {
             match block_on(driver, read_without_sleep()) {
                 Ok(read) => assert!(read, "{driver}"),
                 Err(error) => println!("skipped {driver}: {error}"),
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn a_setting_is_one_of_three_words() {
-        assert_eq!("io_uring".parse(), Ok(Choice::IoUring));
-        assert!("iouring".parse::<Choice>().is_err());
+        assert_eq!("io_uring".parse(), Ok(DriverChoice::IoUring));
+        assert!("iouring".parse::<DriverChoice>().is_err());
     }
 }

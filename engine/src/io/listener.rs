@@ -19,7 +19,7 @@ const BACKLOG: i32 = 4096;
 /// [`Self::open`], connections are refused there, as is right while nobody could
 /// answer them. In a listener's queue they would hang instead.
 #[derive(Debug)]
-pub(crate) struct Door {
+pub(crate) struct BoundListener {
     address: SocketAddr,
     sockets: Vec<Socket>,
 }
@@ -29,7 +29,7 @@ pub(crate) struct Door {
 ///
 /// # Errors
 /// The address is in use, not local, or not permitted.
-pub(crate) fn bind(address: SocketAddr, count: usize) -> io::Result<Door> {
+pub(crate) fn bind(address: SocketAddr, count: usize) -> io::Result<BoundListener> {
     check_alone(address)?;
     let first = bound_socket(address, true)?;
     let address = first
@@ -40,10 +40,10 @@ pub(crate) fn bind(address: SocketAddr, count: usize) -> io::Result<Door> {
     for _ in 1..count {
         sockets.push(bound_socket(address, true)?);
     }
-    Ok(Door { address, sockets })
+    Ok(BoundListener { address, sockets })
 }
 
-impl Door {
+impl BoundListener {
     /// Where it is.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
@@ -109,7 +109,7 @@ pub(crate) fn unix_path(fd: RawFd) -> Option<PathBuf> {
 
 /// Connects and hangs up, without waiting. Where the queue is full there is
 /// something to accept anyway.
-pub(crate) fn knock(path: &Path) {
+pub(crate) fn wake_accept(path: &Path) {
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None);
     let _ = socket.and_then(|socket| socket.connect(&SockAddr::unix(path)?));
 }
@@ -121,44 +121,44 @@ pub(crate) enum Listener {
 }
 
 /// A shard's listener.
-pub(crate) enum Accepting {
+pub(crate) enum ActiveListener {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
 impl Listener {
-    pub(crate) fn on_this_thread(self) -> io::Result<Accepting> {
+    pub(crate) fn on_this_thread(self) -> io::Result<ActiveListener> {
         // io_uring answers EAGAIN for a non-blocking socket instead of waiting.
         let nonblocking = monoio::utils::is_legacy();
         Ok(match self {
             Listener::Tcp(listener) => {
                 listener.set_nonblocking(nonblocking)?;
-                Accepting::Tcp(TcpListener::from_std(listener)?)
+                ActiveListener::Tcp(TcpListener::from_std(listener)?)
             }
             Listener::Unix(listener) => {
                 listener.set_nonblocking(nonblocking)?;
-                Accepting::Unix(UnixListener::from_std(listener)?)
+                ActiveListener::Unix(UnixListener::from_std(listener)?)
             }
         })
     }
 }
 
-impl Accepting {
+impl ActiveListener {
     pub(crate) fn raw_fd(&self) -> RawFd {
         match self {
-            Accepting::Tcp(listener) => listener.as_raw_fd(),
-            Accepting::Unix(listener) => listener.as_raw_fd(),
+            ActiveListener::Tcp(listener) => listener.as_raw_fd(),
+            ActiveListener::Unix(listener) => listener.as_raw_fd(),
         }
     }
 
     /// The next connection.
     pub(crate) async fn accept(&self) -> io::Result<(Stream, Peer)> {
         match self {
-            Accepting::Tcp(listener) => {
+            ActiveListener::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
                 Ok((Stream::Tcp(stream), Peer::Tcp(peer)))
             }
-            Accepting::Unix(listener) => {
+            ActiveListener::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
                 Ok((Stream::Unix(stream), Peer::Local))
             }
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
     use crate::io::stream::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_RETRIES};
 
-    fn free() -> Door {
+    fn free() -> BoundListener {
         bind("127.0.0.1:0".parse().unwrap(), 3).unwrap()
     }
 

@@ -17,17 +17,17 @@ use monoio::net::UnixStream;
 /// The sending end: cheap to clone, never blocks.
 pub(crate) struct Sender<T> {
     queue: mpsc::Sender<T>,
-    bell: Arc<Bell>,
+    bell: Arc<WakeSocket>,
 }
 
 /// The shard's end.
 pub(crate) struct Mailbox<T> {
     queue: mpsc::Receiver<T>,
-    ringing: Arc<Bell>,
+    ringing: Arc<WakeSocket>,
     listener: StdUnixStream,
 }
 
-struct Bell {
+struct WakeSocket {
     rung: AtomicBool,
     socket: StdUnixStream,
 }
@@ -49,7 +49,7 @@ pub(crate) fn mailbox<T>() -> io::Result<(Sender<T>, Mailbox<T>)> {
     let (queue, receiver) = mpsc::channel();
     let (socket, listener) = StdUnixStream::pair()?;
     socket.set_nonblocking(true)?;
-    let bell = Arc::new(Bell {
+    let bell = Arc::new(WakeSocket {
         rung: AtomicBool::new(false),
         socket,
     });
@@ -106,11 +106,11 @@ impl<T> Mailbox<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::driver::{Driver, block_on};
+    use crate::io::driver::{IoDriver, block_on};
 
     #[test]
     fn messages_from_other_threads_arrive_all_and_in_order() {
-        for driver in [Driver::Epoll, Driver::IoUring] {
+        for driver in [IoDriver::Epoll, IoDriver::IoUring] {
             let (sender, mailbox) = mailbox().unwrap();
             let other = std::thread::spawn(move || {
                 for number in 0..10_000 {

@@ -1,4 +1,4 @@
-//! Layer 0: sockets, buffers and threads, without knowledge of TLS or PostgreSQL.
+//! Layer 0: sockets, buffers and threads, without upstream_version of TLS or PostgreSQL.
 //!
 //! It must never import another layer.
 

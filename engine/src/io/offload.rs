@@ -254,7 +254,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::io::driver::{Driver, block_on};
+    use crate::io::driver::{IoDriver, block_on};
 
     /// Runs `test` on a runtime that delivers the results of an offload thread.
     fn on_a_shard<F: Future<Output = ()>>(test: impl FnOnce(PendingJobs, OffloadThread) -> F) {
@@ -262,7 +262,7 @@ mod tests {
         let main = async {
             test(PendingJobs::with_mailbox(), thread).await;
         };
-        block_on(Driver::Epoll, main).unwrap();
+        block_on(IoDriver::Epoll, main).unwrap();
     }
 
     #[test]

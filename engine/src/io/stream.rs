@@ -27,35 +27,35 @@ pub(crate) const KEEPALIVE_RETRIES: u32 = 3;
 const UNIX_QUEUE_FULL_RETRY: Duration = Duration::from_millis(5);
 
 /// Bytes of a refused peer that are read and dropped at the most.
-const LINGER_MOST: usize = 1024 * 1024;
+const MAX_LINGER_BYTES: usize = 1024 * 1024;
 
 /// Where Postgres listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Endpoint {
+pub enum PgAddress {
     /// An IP address and a port.
     Tcp(SocketAddr),
     /// The path of a Unix socket, e.g. `/run/postgresql/.s.PGSQL.5432`.
     Unix(PathBuf),
 }
 
-impl std::fmt::Display for Endpoint {
+impl std::fmt::Display for PgAddress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Endpoint::Tcp(address) => address.fmt(f),
-            Endpoint::Unix(path) => path.display().fmt(f),
+            PgAddress::Tcp(address) => address.fmt(f),
+            PgAddress::Unix(path) => path.display().fmt(f),
         }
     }
 }
 
-impl Endpoint {
+impl PgAddress {
     /// The socket address to connect to.
     ///
     /// # Errors
     /// A Unix path past 107 bytes (`sun_path`).
     pub fn sock_addr(&self) -> io::Result<SockAddr> {
         match self {
-            Endpoint::Tcp(address) => Ok(SockAddr::from(*address)),
-            Endpoint::Unix(path) => SockAddr::unix(path),
+            PgAddress::Tcp(address) => Ok(SockAddr::from(*address)),
+            PgAddress::Unix(path) => SockAddr::unix(path),
         }
     }
 }
@@ -84,16 +84,16 @@ pub(crate) enum Stream {
 }
 
 /// A [`Stream`] between two threads.
-pub(crate) enum Moving {
+pub(crate) enum DetachedStream {
     Tcp(std::net::TcpStream),
     Unix(std::os::unix::net::UnixStream),
 }
 
-impl Moving {
+impl DetachedStream {
     pub(crate) fn on_this_thread(self) -> io::Result<Stream> {
         Ok(match self {
-            Moving::Tcp(stream) => Stream::Tcp(TcpStream::from_std(stream)?),
-            Moving::Unix(stream) => Stream::Unix(UnixStream::from_std(stream)?),
+            DetachedStream::Tcp(stream) => Stream::Tcp(TcpStream::from_std(stream)?),
+            DetachedStream::Unix(stream) => Stream::Unix(UnixStream::from_std(stream)?),
         })
     }
 }
@@ -116,10 +116,10 @@ impl Stream {
     /// The connect itself is a non-blocking call of our own: on loopback it is
     /// done when the call returns, and cancelling monoio 0.2.4's connect
     /// operation leaks its descriptor.
-    pub(crate) async fn dial(endpoint: &Endpoint, deadline: Instant) -> io::Result<Self> {
+    pub(crate) async fn dial(endpoint: &PgAddress, deadline: Instant) -> io::Result<Self> {
         let address = endpoint.sock_addr()?;
         let socket = Socket::new(address.domain(), Type::STREAM.nonblocking().cloexec(), None)?;
-        if let Endpoint::Tcp(address) = endpoint {
+        if let PgAddress::Tcp(address) = endpoint {
             // Before the connection is made: BBR's timers outlive a later change.
             tune(&socket, *address)?;
         }
@@ -141,8 +141,8 @@ impl Stream {
         // io_uring answers EAGAIN for a non-blocking socket instead of waiting.
         socket.set_nonblocking(monoio::utils::is_legacy())?;
         let stream = match endpoint {
-            Endpoint::Tcp(_) => Stream::Tcp(TcpStream::from_std(socket.into())?),
-            Endpoint::Unix(_) => Stream::Unix(UnixStream::from_std(socket.into())?),
+            PgAddress::Tcp(_) => Stream::Tcp(TcpStream::from_std(socket.into())?),
+            PgAddress::Unix(_) => Stream::Unix(UnixStream::from_std(socket.into())?),
         };
         if let Some(socket) = in_progress {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -164,13 +164,13 @@ impl Stream {
     /// # Errors
     /// No descriptors are left.
     #[allow(unsafe_code)]
-    pub(crate) fn moving(&self) -> io::Result<Moving> {
+    pub(crate) fn detach(&self) -> io::Result<DetachedStream> {
         // SAFETY: `self` keeps the descriptor open meanwhile.
         let own = unsafe { BorrowedFd::borrow_raw(self.raw_fd()) };
         let copy = own.try_clone_to_owned()?;
         Ok(match self {
-            Stream::Tcp(_) => Moving::Tcp(copy.into()),
-            Stream::Unix(_) => Moving::Unix(copy.into()),
+            Stream::Tcp(_) => DetachedStream::Tcp(copy.into()),
+            Stream::Unix(_) => DetachedStream::Unix(copy.into()),
         })
     }
 
@@ -225,7 +225,7 @@ impl Stream {
             Stream::Unix(stream) => stream.shutdown().await,
         };
         let mut buffer = Buffer::take(crate::io::buffer::Size::Small);
-        let mut left = LINGER_MOST;
+        let mut left = MAX_LINGER_BYTES;
         loop {
             buffer.consume(usize::MAX);
             let (result, back) = self.read(buffer).await;

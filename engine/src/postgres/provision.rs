@@ -21,9 +21,9 @@ use tokio_postgres::{Client, IsolationLevel, Transaction};
 use wire::scram::verifier::SALT_LEN;
 use wire::scram::{Password, Verifier};
 
-use crate::auth::postgres_passwords::Resolved;
+use crate::auth::postgres_passwords::ResolvedPasswords;
 use crate::auth::role::Role;
-use crate::io::stream::Endpoint;
+use crate::io::stream::PgAddress;
 use crate::postgres::superuser::{Error, Superuser};
 use desired::Aim;
 use state::State;
@@ -225,11 +225,11 @@ pub async fn run(client: &mut Client, wanted: &Wanted) -> Result<Report, Provisi
 /// # Errors
 /// As [`run`].
 pub(crate) async fn at_start(
-    endpoint: &Endpoint,
+    endpoint: &PgAddress,
     database: &str,
-    passwords: &Resolved,
+    passwords: &ResolvedPasswords,
 ) -> Result<Report, ProvisionError> {
-    let Resolved {
+    let ResolvedPasswords {
         read, readwrite, ..
     } = passwords.clone();
     let wanted = Wanted::new(database.to_owned(), read, readwrite)?;

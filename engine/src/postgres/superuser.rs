@@ -22,7 +22,7 @@ use tokio_postgres::{Client, Config, NoTls};
 use wire::scram::Password;
 
 use crate::auth::role::Role;
-use crate::io::stream::Endpoint;
+use crate::io::stream::PgAddress;
 
 /// For everything from the dial to ReadyForQuery: Postgres is on this machine.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -41,7 +41,7 @@ pub enum Error {
     #[error("cannot connect to Postgres at {endpoint}: {source}")]
     Unreachable {
         /// Where it should listen.
-        endpoint: Endpoint,
+        endpoint: PgAddress,
         /// What the system says.
         source: io::Error,
     },
@@ -108,15 +108,15 @@ impl Superuser {
     /// # Errors
     /// Postgres cannot be reached or refuses us, or it all takes more than 2 s.
     pub async fn connect(
-        endpoint: &Endpoint,
+        endpoint: &PgAddress,
         password: Option<&Password>,
         database: &str,
     ) -> Result<Self, Error> {
         let config = config(password, database);
         let connecting = async {
             match endpoint {
-                Endpoint::Tcp(address) => log_in(&config, TcpStream::connect(address).await).await,
-                Endpoint::Unix(path) => log_in(&config, UnixStream::connect(path).await).await,
+                PgAddress::Tcp(address) => log_in(&config, TcpStream::connect(address).await).await,
+                PgAddress::Unix(path) => log_in(&config, UnixStream::connect(path).await).await,
             }
         };
         match timeout(CONNECT, connecting).await {

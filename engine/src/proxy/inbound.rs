@@ -16,23 +16,23 @@ use crate::auth::credential::Credential;
 use crate::auth::role::Role;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::Stream;
-use crate::proxy::upstream::{self, Injector};
-use crate::session::control::{Control, Leash};
-use crate::session::relay::{Driver, relay};
+use crate::proxy::upstream::{self, UpstreamLogin};
+use crate::session::control::{ConnectionControl, FdGuard};
+use crate::session::relay::{ClientSide, relay};
 use crate::session::tls_stream::{StreamError, TlsStream};
-use crate::shard::live_config::{Live, Snapshot};
-use crate::shard::{self, Admission, Common};
-use crate::telemetry::close_reason::End;
-use crate::telemetry::connection_info::Facts;
+use crate::shard::live_config::{LiveConfig, Snapshot};
+use crate::shard::{self, ConnectionPermit, HandlerContext};
+use crate::telemetry::close_reason::CloseReason;
+use crate::telemetry::connection_info::ConnectionInfo;
 use crate::tls::session::{Agreed, Session};
 
 /// What every connection of a shard is served with.
-pub(crate) struct Service {
-    pub(crate) common: Common,
-    pub(crate) live: Arc<Live>,
-    pub(crate) injector: Injector,
+pub(crate) struct InboundHandler {
+    pub(crate) context: HandlerContext,
+    pub(crate) live: Arc<LiveConfig>,
+    pub(crate) upstream_login: UpstreamLogin,
     pub(crate) plaintext_cancel: bool,
-    /// Simulator mode: whoever comes from this machine is `postgres` unasked.
+    /// Simulator mode: whoever comes from this machine is `postgres` accept_unauthenticated.
     pub(crate) trust_loopback: bool,
     pub(crate) proxy_protocol_from: Vec<ipnet::IpNet>,
     pub(crate) require_alpn: bool,
@@ -40,7 +40,7 @@ pub(crate) struct Service {
 
 type Client = TlsStream<UnbufferedServerConnection>;
 
-impl Service {
+impl InboundHandler {
     /// Whether a PROXY header from there is believed.
     fn believes(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
@@ -49,37 +49,37 @@ impl Service {
     }
 }
 
-impl shard::Service for Service {
-    fn common(&self) -> &Common {
-        &self.common
+impl shard::ConnectionHandler for InboundHandler {
+    fn context(&self) -> &HandlerContext {
+        &self.context
     }
 
     fn serve(
         &self,
         stream: Stream,
-        admission: &Admission,
-        control: &Control,
-        facts: &RefCell<Facts>,
-    ) -> impl Future<Output = End> {
-        serve(self, stream, admission, control, facts)
+        permit: &ConnectionPermit,
+        control: &ConnectionControl,
+        info: &RefCell<ConnectionInfo>,
+    ) -> impl Future<Output = CloseReason> {
+        serve(self, stream, permit, control, info)
     }
 }
 
 /// Serves one accepted connection to its end.
 async fn serve(
-    service: &Service,
+    handler: &InboundHandler,
     stream: Stream,
-    admission: &Admission,
-    control: &Control,
-    facts: &RefCell<Facts>,
-) -> End {
-    let _leash = control.hold_client(stream.raw_fd());
+    permit: &ConnectionPermit,
+    control: &ConnectionControl,
+    info: &RefCell<ConnectionInfo>,
+) -> CloseReason {
+    let _fd_guard = control.register_client_fd(stream.raw_fd());
     // Boxed: what only the way in needs is given back before the relay, which
     // may idle for days.
-    let arriving = Box::pin(arrive(service, stream, admission, control, facts));
-    let (_leash, relayed) = match arriving.await {
+    let arriving = Box::pin(establish(handler, stream, permit, control, info));
+    let (_fd_guard, relayed) = match arriving.await {
         Ok((client, session)) => {
-            entered(service, facts);
+            entered(handler, info);
             begin(client, session, control)
         }
         Err(end) => return end,
@@ -92,50 +92,49 @@ async fn serve(
 fn begin(
     client: Client,
     session: upstream::LoggedIn,
-    control: &Control,
-) -> (Leash<'_>, impl Future<Output = End>) {
+    control: &ConnectionControl,
+) -> (FdGuard<'_>, impl Future<Output = CloseReason>) {
     let upstream::LoggedIn { stream, first } = session;
-    let leash = control.hold_upstream(stream.raw_fd());
+    let leash = control.register_upstream_fd(stream.raw_fd());
     control.login_done();
-    let relayed = relay(client, stream, first, Driver::InTls, control);
+    let relayed = relay(client, stream, first, ClientSide::Tls, control);
     (leash, relayed)
 }
 
 /// From the first byte to ReadyForQuery; who does not get so far has been told
 /// why.
-async fn arrive(
-    service: &Service,
+async fn establish(
+    handler: &InboundHandler,
     mut stream: Stream,
-    admission: &Admission,
-    control: &Control,
-    facts: &RefCell<Facts>,
-) -> Result<(Client, upstream::LoggedIn), End> {
-    let snapshot = service.live.read();
-    let incoming = match open(service, &mut stream, control, facts).await {
+    permit: &ConnectionPermit,
+    control: &ConnectionControl,
+    info: &RefCell<ConnectionInfo>,
+) -> Result<(Client, upstream::LoggedIn), CloseReason> {
+    let snapshot = handler.live.read();
+    let incoming = match open(handler, &mut stream, control, info).await {
         Ok(Opened::Tls(incoming)) => incoming,
         Ok(Opened::Cancel(packet)) => {
-            return Err(upstream::cancel(&service.injector, packet, control).await);
+            return Err(upstream::cancel(&handler.upstream_login, packet, control).await);
         }
         Err(end) => return Err(refuse_in_plaintext(&mut stream, end, control).await),
     };
-    let (mut client, agreed) =
-        encrypt(service, &snapshot, stream, incoming, control, facts).await?;
-    let attested = match attest(service, agreed.chain, control).await {
+    let (mut client, agreed) = encrypt(handler, &snapshot, stream, incoming, control, info).await?;
+    let attested = match attest(handler, agreed.chain, control).await {
         Ok(attested) => attested,
         Err(end) => return Err(refuse(&mut client, end, control).await),
     };
-    let party = Party {
-        service,
+    let login = LoginContext {
+        handler,
         snapshot: &snapshot,
-        admission,
+        permit,
         control,
-        facts,
+        info,
         alpn: agreed.alpn,
     };
-    match party.log_in(&mut client, &attested).await {
+    match login.log_in(&mut client, &attested).await {
         Ok(Entry::Session(session)) => Ok((client, session)),
         Ok(Entry::Cancel(packet)) => {
-            let end = upstream::cancel(&service.injector, packet, control).await;
+            let end = upstream::cancel(&handler.upstream_login, packet, control).await;
             client.close().await;
             Err(end)
         }
@@ -143,11 +142,11 @@ async fn arrive(
     }
 }
 
-fn entered(service: &Service, facts: &RefCell<Facts>) {
-    let mut facts = facts.borrow_mut();
-    facts.entered = true;
-    let took = facts.accepted.elapsed();
-    service.common.meters.entered(facts.role, took);
+fn entered(handler: &InboundHandler, info: &RefCell<ConnectionInfo>) {
+    let mut info = info.borrow_mut();
+    info.entered = true;
+    let took = info.accepted.elapsed();
+    handler.context.shard_metrics.entered(info.role, took);
 }
 
 enum Opened {
@@ -158,15 +157,15 @@ enum Opened {
 
 /// The plaintext bytes before TLS.
 async fn open(
-    service: &Service,
+    handler: &InboundHandler,
     stream: &mut Stream,
-    control: &Control,
-    facts: &RefCell<Facts>,
-) -> Result<Opened, End> {
-    let peer = facts.borrow().peer.address();
+    control: &ConnectionControl,
+    info: &RefCell<ConnectionInfo>,
+) -> Result<Opened, CloseReason> {
+    let peer = info.borrow().peer.address();
     let mut openings = Openings::new(Policy {
-        plaintext_cancel: service.plaintext_cancel,
-        proxy_protocol: peer.is_some_and(|peer| service.believes(peer.ip())),
+        plaintext_cancel: handler.plaintext_cancel,
+        proxy_protocol: peer.is_some_and(|peer| handler.believes(peer.ip())),
     });
     let mut incoming = Buffer::take(Size::Small);
     loop {
@@ -176,9 +175,9 @@ async fn open(
                 let (result, filled) = stream.read(incoming.make_room()).await;
                 incoming = filled;
                 match result {
-                    Ok(0) => return Err(control.end_or(End::ClientGone)),
+                    Ok(0) => return Err(control.or_terminated(CloseReason::ClientGone)),
                     Ok(_) => {}
-                    Err(error) => return Err(control.end_or(End::ClientIo(error))),
+                    Err(error) => return Err(control.or_terminated(CloseReason::ClientIo(error))),
                 }
             }
             Step::Answer {
@@ -191,7 +190,7 @@ async fn open(
                 stream
                     .write_all(vec![byte])
                     .await
-                    .map_err(|error| control.end_or(End::ClientIo(error)))?;
+                    .map_err(|error| control.or_terminated(CloseReason::ClientIo(error)))?;
             }
             Step::Proxied {
                 source,
@@ -200,8 +199,8 @@ async fn open(
             } => {
                 openings = next;
                 incoming.consume(consumed);
-                let mut facts = facts.borrow_mut();
-                (facts.proxied, facts.relayed) = (source, true);
+                let mut info = info.borrow_mut();
+                (info.proxied, info.relayed) = (source, true);
             }
             Step::Tls => return Ok(Opened::Tls(incoming)),
             Step::Cancel(request) => return Ok(Opened::Cancel(request.as_bytes().to_vec())),
@@ -212,43 +211,48 @@ async fn open(
 
 /// The TLS handshake.
 async fn encrypt(
-    service: &Service,
+    handler: &InboundHandler,
     snapshot: &Snapshot,
     stream: Stream,
     incoming: Buffer,
-    control: &Control,
-    facts: &RefCell<Facts>,
-) -> Result<(Client, Agreed), End> {
+    control: &ConnectionControl,
+    info: &RefCell<ConnectionInfo>,
+) -> Result<(Client, Agreed), CloseReason> {
     let connection = UnbufferedServerConnection::new(Arc::clone(&snapshot.tls))
-        .map_err(|error| End::TlsHandshake(error.into()))?;
+        .map_err(|error| CloseReason::TlsHandshake(error.into()))?;
     let mut client = TlsStream::new(stream, Session::new(connection), incoming);
-    let agreed = match client.handshake(&service.common.lane).await {
+    let agreed = match client.handshake(&handler.context.handshake_queue).await {
         Ok(agreed) => agreed,
-        Err(StreamError::Eof) => return Err(control.end_or(End::ClientGone)),
-        Err(StreamError::Io(error)) => return Err(control.end_or(End::ClientIo(error))),
+        Err(StreamError::Eof) => return Err(control.or_terminated(CloseReason::ClientGone)),
+        Err(StreamError::Io(error)) => {
+            return Err(control.or_terminated(CloseReason::ClientIo(error)));
+        }
         Err(StreamError::Tls(error)) => {
             // The alert has been sent; closing over what the client still
             // sends would take it away again.
             control.closing();
             client.stream.linger().await;
-            return Err(End::TlsHandshake(error));
+            return Err(CloseReason::TlsHandshake(error));
         }
     };
-    let mut facts = facts.borrow_mut();
-    facts.tls = agreed.version;
-    service.common.meters.encrypted(facts.accepted.elapsed());
+    let mut info = info.borrow_mut();
+    info.tls = agreed.version;
+    handler
+        .context
+        .shard_metrics
+        .handshake_done(info.accepted.elapsed());
     Ok((client, agreed))
 }
 
 /// The gate: no byte of the login, and none of Postgres, before the verdict.
 /// The certificates are let go of with it: a login may wait long.
 async fn attest(
-    service: &Service,
+    handler: &InboundHandler,
     chain: Option<Vec<CertificateDer<'static>>>,
-    control: &Control,
-) -> Result<Attested, End> {
-    let verdict = service.common.gate.admit(chain.as_deref());
-    let attested = control.unless_ended(verdict).await??;
+    control: &ConnectionControl,
+) -> Result<Attested, CloseReason> {
+    let verdict = handler.context.gate.admit(chain.as_deref());
+    let attested = control.race_terminated(verdict).await??;
     control.set_peer(attested.peer().cloned());
     Ok(attested)
 }
@@ -259,67 +263,78 @@ enum Entry {
 }
 
 /// What the steps of the login have in common.
-struct Party<'a> {
-    service: &'a Service,
+struct LoginContext<'a> {
+    handler: &'a InboundHandler,
     snapshot: &'a Snapshot,
-    admission: &'a Admission,
-    control: &'a Control,
-    facts: &'a RefCell<Facts>,
+    permit: &'a ConnectionPermit,
+    control: &'a ConnectionControl,
+    info: &'a RefCell<ConnectionInfo>,
     /// Whether the client agreed on a protocol by ALPN.
     alpn: bool,
 }
 
-impl Party<'_> {
+impl LoginContext<'_> {
     /// From the first message inside TLS to ReadyForQuery.
-    async fn log_in(&self, client: &mut Client, _: &Attested) -> Result<Entry, End> {
-        let (service, control) = (self.service, self.control);
+    async fn log_in(&self, client: &mut Client, _: &Attested) -> Result<Entry, CloseReason> {
+        let (handler, control) = (self.handler, self.control);
         let startup = match read_startup(client, control).await? {
             FirstMessage::Startup(startup) => startup,
             FirstMessage::Cancel(packet) => return Ok(Entry::Cancel(packet)),
         };
-        if service.require_alpn && !self.alpn {
-            return Err(End::AlpnMissing);
+        if handler.require_alpn && !self.alpn {
+            return Err(CloseReason::AlpnMissing);
         }
         // Only known names get into the log: others may be a mistyped password.
         let role = Role::from_name(startup.role());
-        self.facts.borrow_mut().role = role;
-        if !self.admission.is_granted() {
-            return Err(End::TooManyConnections);
+        self.info.borrow_mut().role = role;
+        if !self.permit.is_granted() {
+            return Err(CloseReason::TooManyConnections);
         }
-        let (credential, version) = match self.unasked(role) {
-            Some(credential) => (credential, self.welcome(client, &startup).await?),
+        let (credential, version) = match self.accept_unauthenticated(role) {
+            Some(credential) => (
+                credential,
+                self.trust_local_superuser(client, &startup).await?,
+            ),
             None => self.check_password(client, &startup, role).await?,
         };
-        let stream = service.injector.dial(control).await?;
-        let leash = control.hold_upstream(stream.raw_fd());
-        let session = service
-            .injector
-            .inject(stream, client, &startup, version, &credential, control)
+        let stream = handler.upstream_login.dial(control).await?;
+        let leash = control.register_upstream_fd(stream.raw_fd());
+        let session = handler
+            .upstream_login
+            .login(stream, client, &startup, version, &credential, control)
             .await?;
         drop(leash);
         Ok(Entry::Session(session))
     }
 
     /// In simulator mode, what a client of this machine need not be asked for.
-    fn unasked(&self, role: Option<Role>) -> Option<Arc<Credential>> {
-        let local = self.service.trust_loopback && self.facts.borrow().is_local();
-        let unasked = local && role == Some(Role::Superuser);
-        let credential = self.snapshot.gatekeeper.superuser_unasked();
-        unasked.then_some(credential).flatten().cloned()
+    fn accept_unauthenticated(&self, role: Option<Role>) -> Option<Arc<Credential>> {
+        let local = self.handler.trust_loopback && self.info.borrow().is_local();
+        let accept_unauthenticated = local && role == Some(Role::Superuser);
+        let credential = self.snapshot.authenticator.trusted_local_superuser();
+        accept_unauthenticated
+            .then_some(credential)
+            .flatten()
+            .cloned()
     }
 
     /// Negotiates the version, and asks for nothing.
-    async fn welcome(
+    async fn trust_local_superuser(
         &self,
         client: &mut Client,
         startup: &Startup,
-    ) -> Result<ProtocolVersion, End> {
-        let newest = self.service.injector.knowledge.newest_or_oldest().await;
+    ) -> Result<ProtocolVersion, CloseReason> {
+        let newest = self
+            .handler
+            .upstream_login
+            .upstream_version
+            .newest_or_oldest()
+            .await;
         let mut message = Vec::new();
         let version = negotiate(startup, newest, &mut message);
         if !message.is_empty() {
             let sent = client.send(&message).await;
-            sent.map_err(|error| error.into_end(self.control))?;
+            sent.map_err(|error| error.into_close_reason(self.control))?;
         }
         Ok(version)
     }
@@ -330,26 +345,31 @@ impl Party<'_> {
         client: &mut Client,
         startup: &Startup,
         role: Option<Role>,
-    ) -> Result<(Arc<Credential>, ProtocolVersion), End> {
+    ) -> Result<(Arc<Credential>, ProtocolVersion), CloseReason> {
         let control = self.control;
-        let newest = self.service.injector.knowledge.newest_or_oldest().await;
+        let newest = self
+            .handler
+            .upstream_login
+            .upstream_version
+            .newest_or_oldest()
+            .await;
         let mut question = Vec::new();
         let (mut await_password, version) = request_password(startup, newest, &mut question);
         client
             .send(&question)
             .await
-            .map_err(|error| error.into_end(control))?;
+            .map_err(|error| error.into_close_reason(control))?;
         loop {
             match await_password.advance(client.plain.filled()) {
                 PasswordStep::Read(next) => await_password = next,
                 PasswordStep::Password { password, consumed } => {
-                    let admitted = self.snapshot.gatekeeper.admit(role, password).cloned();
+                    let admitted = self.snapshot.authenticator.admit(role, password).cloned();
                     client.plain.consume(consumed);
                     client.plain.wipe_used();
                     client.incoming.wipe_used();
                     return match admitted {
                         Some(credential) => Ok((credential, version)),
-                        None => Err(End::AuthenticationFailed),
+                        None => Err(CloseReason::AuthenticationFailed),
                     };
                 }
                 PasswordStep::Refuse(error) => return Err(error.into()),
@@ -364,7 +384,10 @@ enum FirstMessage {
     Cancel(Vec<u8>),
 }
 
-async fn read_startup(client: &mut Client, control: &Control) -> Result<FirstMessage, End> {
+async fn read_startup(
+    client: &mut Client,
+    control: &ConnectionControl,
+) -> Result<FirstMessage, CloseReason> {
     let mut await_startup = AwaitStartup::new();
     loop {
         match await_startup.advance(client.plain.filled()) {
@@ -383,15 +406,15 @@ async fn read_startup(client: &mut Client, control: &Control) -> Result<FirstMes
     }
 }
 
-async fn read_more(client: &mut Client, control: &Control) -> Result<(), End> {
+async fn read_more(client: &mut Client, control: &ConnectionControl) -> Result<(), CloseReason> {
     client
         .read_more()
         .await
-        .map_err(|error| error.into_end(control))
+        .map_err(|error| error.into_close_reason(control))
 }
 
 /// Says why inside TLS, and lets the client read it.
-async fn refuse(client: &mut Client, end: End, control: &Control) -> End {
+async fn refuse(client: &mut Client, end: CloseReason, control: &ConnectionControl) -> CloseReason {
     control.closing();
     if let Some(text) = end.response()
         && client.send(&text).await.is_err()
@@ -404,7 +427,11 @@ async fn refuse(client: &mut Client, end: End, control: &Control) -> End {
 }
 
 /// Says why in plaintext, and lets the client read it.
-async fn refuse_in_plaintext(stream: &mut Stream, end: End, control: &Control) -> End {
+async fn refuse_in_plaintext(
+    stream: &mut Stream,
+    end: CloseReason,
+    control: &ConnectionControl,
+) -> CloseReason {
     control.closing();
     if let Some(text) = end.response()
         && stream.write_all(text).await.is_ok()

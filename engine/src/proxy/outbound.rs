@@ -18,51 +18,51 @@ use wire::local::{Encryption, Local, LocalError, LocalStep};
 
 use crate::io::buffer::{Buffer, Size};
 use crate::io::offload::PendingJobs;
-use crate::io::stream::{Endpoint, Stream};
-use crate::session::control::Control;
-use crate::session::relay::{Driver, relay};
+use crate::io::stream::{PgAddress, Stream};
+use crate::session::control::ConnectionControl;
+use crate::session::relay::{ClientSide, relay};
 use crate::session::tls_stream::{StreamError, TlsStream};
-use crate::shard::context::{Desk, Plan};
-use crate::shard::{self, Admission, Common};
-use crate::telemetry::close_reason::End;
-use crate::telemetry::connection_info::Facts;
+use crate::shard::context::{HandlerFactory, ShardContext};
+use crate::shard::{self, ConnectionPermit, HandlerContext};
+use crate::telemetry::close_reason::CloseReason;
+use crate::telemetry::connection_info::ConnectionInfo;
 use crate::tls::session::{Agreed, Session};
 
-use crate::attestation::forwarder_gate::Verdicts;
+use crate::attestation::forwarder_gate::ServerGate;
 use crate::io::target::{Target, TargetError};
-use crate::tasks::discovery::Directory;
+use crate::tasks::discovery::TargetResolver;
 /// What every connection of a shard is served with.
-pub(crate) struct Service {
-    common: Common,
+pub(crate) struct OutboundHandler {
+    context: HandlerContext,
     jobs: PendingJobs,
-    line: Arc<Line>,
+    state: Arc<ForwarderState>,
     /// A driver that asks for SSL is explained once.
     explained: Cell<bool>,
 }
 
 /// What all shards of a forwarder share.
-pub(crate) struct Line {
-    pub(crate) directory: Arc<Directory>,
+pub(crate) struct ForwarderState {
+    pub(crate) resolver: Arc<TargetResolver>,
     /// With the client's own certificate, which is renewed while it runs.
     pub(crate) tls: ArcSwap<ClientConfig>,
-    pub(crate) verdicts: Verdicts,
+    pub(crate) server_gate: ServerGate,
     /// For the TLS handshake with the server, and for each dial.
     pub(crate) connect_timeout: Duration,
 }
 
-impl Plan for Line {
-    type Service = Service;
+impl HandlerFactory for ForwarderState {
+    type Handler = OutboundHandler;
 
-    fn service(self: &Arc<Self>, desk: Desk) -> Service {
-        Service {
-            common: Common {
-                lane: desk.lane.clone(),
-                gate: self.verdicts.gate(&desk.jobs, &desk.meters),
-                meters: Rc::clone(&desk.meters),
-                journal: Rc::clone(&desk.journal),
+    fn handler(self: &Arc<Self>, context: ShardContext) -> OutboundHandler {
+        OutboundHandler {
+            context: HandlerContext {
+                handshake_queue: context.handshake_queue.clone(),
+                gate: self.server_gate.gate(&context.jobs, &context.shard_metrics),
+                shard_metrics: Rc::clone(&context.shard_metrics),
+                access_log: Rc::clone(&context.access_log),
             },
-            jobs: desk.jobs,
-            line: Arc::clone(self),
+            jobs: context.jobs,
+            state: Arc::clone(self),
             explained: Cell::new(false),
         }
     }
@@ -70,45 +70,45 @@ impl Plan for Line {
 
 type Server = TlsStream<UnbufferedClientConnection>;
 
-impl shard::Service for Service {
-    fn common(&self) -> &Common {
-        &self.common
+impl shard::ConnectionHandler for OutboundHandler {
+    fn context(&self) -> &HandlerContext {
+        &self.context
     }
 
     async fn serve(
         &self,
         mut driver: Stream,
-        admission: &Admission,
-        control: &Control,
-        facts: &RefCell<Facts>,
-    ) -> End {
-        let _leash = control.hold_client(driver.raw_fd());
+        permit: &ConnectionPermit,
+        control: &ConnectionControl,
+        info: &RefCell<ConnectionInfo>,
+    ) -> CloseReason {
+        let _fd_guard = control.register_client_fd(driver.raw_fd());
         let opened = match self.open(&mut driver, control).await {
             Ok(opened) => opened,
-            Err(end) => return self.refuse(&mut driver, end, control, facts).await,
+            Err(end) => return self.refuse(&mut driver, end, control, info).await,
         };
-        if !admission.is_granted() {
-            let end = End::TooManyConnections;
-            return self.refuse(&mut driver, end, control, facts).await;
+        if !permit.is_granted() {
+            let end = CloseReason::TooManyConnections;
+            return self.refuse(&mut driver, end, control, info).await;
         }
         // Boxed: what only the way to the server needs is given back before
         // the relay.
-        let server = match Box::pin(self.reach(control, facts)).await {
+        let server = match Box::pin(self.connect_target(control, info)).await {
             Ok(server) => server,
             // The driver has said all that it was asked.
-            Err(End::LoginTimeout) => {
-                let end = End::ServerTimeout;
-                return self.refuse(&mut driver, end, control, facts).await;
+            Err(CloseReason::LoginTimeout) => {
+                let end = CloseReason::ServerTimeout;
+                return self.refuse(&mut driver, end, control, info).await;
             }
-            Err(end) => return self.refuse(&mut driver, end, control, facts).await,
+            Err(end) => return self.refuse(&mut driver, end, control, info).await,
         };
-        let _leash = control.hold_upstream(server.stream.raw_fd());
+        let _fd_guard = control.register_upstream_fd(server.stream.raw_fd());
         match opened {
             Opened::Session(first) => {
                 control.login_done();
-                self.entered(facts);
-                let end = relay(server, driver, first, Driver::InPlain, control).await;
-                end.seen_from_the_other_side()
+                self.entered(info);
+                let end = relay(server, driver, first, ClientSide::Plain, control).await;
+                end.swap_sides()
             }
             Opened::Cancel(packet) => cancel(server, &packet, control).await,
         }
@@ -121,16 +121,20 @@ enum Opened {
     Cancel(Vec<u8>),
 }
 
-impl Service {
-    fn entered(&self, facts: &RefCell<Facts>) {
-        let mut facts = facts.borrow_mut();
-        facts.entered = true;
-        let took = facts.accepted.elapsed();
-        self.common.meters.entered(facts.role, took);
+impl OutboundHandler {
+    fn entered(&self, info: &RefCell<ConnectionInfo>) {
+        let mut info = info.borrow_mut();
+        info.entered = true;
+        let took = info.accepted.elapsed();
+        self.context.shard_metrics.entered(info.role, took);
     }
 
     /// The driver's first bytes.
-    async fn open(&self, driver: &mut Stream, control: &Control) -> Result<Opened, End> {
+    async fn open(
+        &self,
+        driver: &mut Stream,
+        control: &ConnectionControl,
+    ) -> Result<Opened, CloseReason> {
         let mut local = Local::new();
         let mut incoming = Buffer::take(Size::Small);
         loop {
@@ -140,9 +144,11 @@ impl Service {
                     let (result, filled) = driver.read(incoming.make_room()).await;
                     incoming = filled;
                     match result {
-                        Ok(0) => return Err(control.end_or(End::ClientGone)),
+                        Ok(0) => return Err(control.or_terminated(CloseReason::ClientGone)),
                         Ok(_) => {}
-                        Err(error) => return Err(control.end_or(End::ClientIo(error))),
+                        Err(error) => {
+                            return Err(control.or_terminated(CloseReason::ClientIo(error)));
+                        }
                     }
                 }
                 LocalStep::Decline {
@@ -154,7 +160,7 @@ impl Service {
                     incoming.consume(consumed);
                     self.explain(encryption);
                     let sent = driver.write_all(vec![b'N']).await;
-                    sent.map_err(|error| control.end_or(End::ClientIo(error)))?;
+                    sent.map_err(|error| control.or_terminated(CloseReason::ClientIo(error)))?;
                 }
                 LocalStep::Session => return Ok(Opened::Session(incoming)),
                 LocalStep::Cancel(request) => {
@@ -164,7 +170,7 @@ impl Service {
                     if error == LocalError::DirectTls {
                         self.explain(Encryption::Ssl);
                     }
-                    return Err(End::Local(error));
+                    return Err(CloseReason::Local(error));
                 }
             }
         }
@@ -181,15 +187,19 @@ impl Service {
 
     /// The server, connected, in TLS, and let in. One that fails may have moved:
     /// where it is now is asked, and tried, once.
-    async fn reach(&self, control: &Control, facts: &RefCell<Facts>) -> Result<Server, End> {
-        let target = control.unless_ended(self.look_up(None)).await??;
-        let end = match self.connect(&target, control, facts).await {
+    async fn connect_target(
+        &self,
+        control: &ConnectionControl,
+        info: &RefCell<ConnectionInfo>,
+    ) -> Result<Server, CloseReason> {
+        let target = control.race_terminated(self.lookup(None)).await??;
+        let end = match self.connect(&target, control, info).await {
             Ok(server) => return Ok(server),
             Err(end) => end,
         };
         let stale = Some(Arc::clone(&target));
-        match control.unless_ended(self.look_up(stale)).await? {
-            Ok(other) if *other != *target => self.connect(&other, control, facts).await,
+        match control.race_terminated(self.lookup(stale)).await? {
+            Ok(other) if *other != *target => self.connect(&other, control, info).await,
             Ok(_) => Err(end),
             Err(error) => {
                 tracing::warn!(%error, "where the server is now cannot be told");
@@ -201,47 +211,51 @@ impl Service {
     async fn connect(
         &self,
         target: &Target,
-        control: &Control,
-        facts: &RefCell<Facts>,
-    ) -> Result<Server, End> {
+        control: &ConnectionControl,
+        info: &RefCell<ConnectionInfo>,
+    ) -> Result<Server, CloseReason> {
         let stream = self.dial(target, control).await?;
-        let _leash = control.hold_upstream(stream.raw_fd());
-        let (server, agreed) = self.encrypt(stream, target, control, facts).await?;
-        let verdict = self.common.gate.admit(agreed.chain.as_deref());
-        let admitted = control.unless_ended(verdict).await?;
-        let attested = admitted.map_err(End::ServerDenied)?;
+        let _fd_guard = control.register_upstream_fd(stream.raw_fd());
+        let (server, agreed) = self.encrypt(stream, target, control, info).await?;
+        let verdict = self.context.gate.admit(agreed.chain.as_deref());
+        let admitted = control.race_terminated(verdict).await?;
+        let attested = admitted.map_err(CloseReason::ServerDenied)?;
         control.set_peer(attested.peer().cloned());
         Ok(server)
     }
 
     /// Where the server is; another answer than `stale` where there is one.
-    async fn look_up(&self, stale: Option<Arc<Target>>) -> Result<Arc<Target>, End> {
-        if let Some(target) = self.line.directory.fresh(stale.as_ref()) {
+    async fn lookup(&self, stale: Option<Arc<Target>>) -> Result<Arc<Target>, CloseReason> {
+        if let Some(target) = self.state.resolver.fresh(stale.as_ref()) {
             return Ok(target);
         }
-        let directory = &self.line.directory;
-        let asked = self.jobs.request(|done| directory.look_up(stale, done));
+        let resolver = &self.state.resolver;
+        let asked = self.jobs.request(|done| resolver.lookup(stale, done));
         match asked.await {
-            Ok(found) => found.map_err(End::Target),
-            Err(_) => Err(End::Target(TargetError::Overloaded)),
+            Ok(found) => found.map_err(CloseReason::Target),
+            Err(_) => Err(CloseReason::Target(TargetError::Overloaded)),
         }
     }
 
     /// The first of its addresses that answers.
-    async fn dial(&self, target: &Target, control: &Control) -> Result<Stream, End> {
+    async fn dial(
+        &self,
+        target: &Target,
+        control: &ConnectionControl,
+    ) -> Result<Stream, CloseReason> {
         let mut last = std::io::ErrorKind::AddrNotAvailable.into();
         for address in &target.addresses {
-            let deadline = Instant::now() + self.line.connect_timeout;
+            let deadline = Instant::now() + self.state.connect_timeout;
             let deadline = deadline.min(control.login_deadline());
-            match Stream::dial(&Endpoint::Tcp(*address), deadline).await {
+            match Stream::dial(&PgAddress::Tcp(*address), deadline).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => last = error,
             }
-            if let Some(order) = control.asked_to_end() {
+            if let Some(order) = control.terminate_reason() {
                 return Err(order.into());
             }
         }
-        Err(End::ServerUnreachable(target.name(), last))
+        Err(CloseReason::ServerUnreachable(target.name(), last))
     }
 
     /// The TLS handshake. A raw ClientHello, with the server's name and without
@@ -250,29 +264,31 @@ impl Service {
         &self,
         stream: Stream,
         target: &Target,
-        control: &Control,
-        facts: &RefCell<Facts>,
-    ) -> Result<(Server, Agreed), End> {
-        let config = self.line.tls.load_full();
+        control: &ConnectionControl,
+        info: &RefCell<ConnectionInfo>,
+    ) -> Result<(Server, Agreed), CloseReason> {
+        let config = self.state.tls.load_full();
         let connection = UnbufferedClientConnection::new(config, target.server.clone())
-            .map_err(|error| End::ServerTls(error.into()))?;
+            .map_err(|error| CloseReason::ServerTls(error.into()))?;
         let fd = stream.raw_fd();
         let mut server =
             TlsStream::new(stream, Session::new(connection), Buffer::take(Size::Small));
-        let timeout = self.line.connect_timeout;
-        let handshake = server.handshake(&self.common.lane);
-        let (result, in_time) = hurried(handshake, fd, timeout).await;
+        let timeout = self.state.connect_timeout;
+        let handshake = server.handshake(&self.context.handshake_queue);
+        let (result, in_time) = within_connect_timeout(handshake, fd, timeout).await;
         let agreed = result.map_err(|error| {
-            control.end_or(match error {
-                _ if !in_time => End::HandshakeTimeout(timeout),
-                StreamError::Eof => End::ServerHungUp,
-                StreamError::Io(error) => End::ServerIo(error),
-                StreamError::Tls(error) => End::ServerTls(error),
+            control.or_terminated(match error {
+                _ if !in_time => CloseReason::HandshakeTimeout(timeout),
+                StreamError::Eof => CloseReason::ServerHungUp,
+                StreamError::Io(error) => CloseReason::ServerIo(error),
+                StreamError::Tls(error) => CloseReason::ServerTls(error),
             })
         })?;
-        let mut facts = facts.borrow_mut();
-        facts.tls = agreed.version;
-        self.common.meters.encrypted(facts.accepted.elapsed());
+        let mut info = info.borrow_mut();
+        info.tls = agreed.version;
+        self.context
+            .shard_metrics
+            .handshake_done(info.accepted.elapsed());
         Ok((server, agreed))
     }
 
@@ -280,15 +296,15 @@ impl Service {
     async fn refuse(
         &self,
         driver: &mut Stream,
-        end: End,
-        control: &Control,
-        facts: &RefCell<Facts>,
-    ) -> End {
+        end: CloseReason,
+        control: &ConnectionControl,
+        info: &RefCell<ConnectionInfo>,
+    ) -> CloseReason {
         control.closing();
-        self.common
-            .journal
-            .ended(&facts.borrow(), control.bytes(), &end);
-        facts.borrow_mut().written = true;
+        self.context
+            .access_log
+            .ended(&info.borrow(), control.bytes(), &end);
+        info.borrow_mut().written = true;
         if let Some(text) = end.response()
             && driver.write_all(text).await.is_ok()
         {
@@ -300,7 +316,11 @@ impl Service {
 
 /// Runs `work`, and after `time` shuts its socket down, which ends its reads;
 /// `false` if that was necessary. Nothing is dropped half-way.
-async fn hurried<T>(work: impl Future<Output = T>, fd: RawFd, time: Duration) -> (T, bool) {
+async fn within_connect_timeout<T>(
+    work: impl Future<Output = T>,
+    fd: RawFd,
+    time: Duration,
+) -> (T, bool) {
     let mut work = pin!(work);
     let mut timer = pin!(monoio::time::sleep(time));
     let mut in_time = true;
@@ -319,12 +339,12 @@ async fn hurried<T>(work: impl Future<Output = T>, fd: RawFd, time: Duration) ->
 }
 
 /// Hands a CancelRequest to the server, and waits until it has been dealt with.
-async fn cancel(mut server: Server, packet: &[u8], control: &Control) -> End {
+async fn cancel(mut server: Server, packet: &[u8], control: &ConnectionControl) -> CloseReason {
     if let Err(error) = server.send(packet).await {
-        return error.into_end(control).seen_from_the_other_side();
+        return error.into_close_reason(control).swap_sides();
     }
     // The server closes when it is done; clients wait for that.
     let _ = server.read_more().await;
     server.close().await;
-    control.end_or(End::Cancelled)
+    control.or_terminated(CloseReason::Cancelled)
 }

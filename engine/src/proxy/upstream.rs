@@ -11,11 +11,11 @@ use wire::startup::{ProtocolVersion, Startup};
 use crate::auth::credential::Credential;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::offload::{OffloadThread, PendingJobs};
-use crate::io::stream::{Endpoint, Stream};
-use crate::session::control::Control;
+use crate::io::stream::{PgAddress, Stream};
+use crate::session::control::ConnectionControl;
 use crate::session::tls_stream::TlsStream;
-use crate::tasks::upstream_version::Knowledge;
-use crate::telemetry::close_reason::End;
+use crate::tasks::upstream_version::UpstreamVersion;
+use crate::telemetry::close_reason::CloseReason;
 use crate::tls::session;
 
 /// SCRAM keys kept per shard. A role's verifier has one salt until its
@@ -23,9 +23,9 @@ use crate::tls::session;
 const KEYS_KEPT: usize = 16;
 
 /// Everything a login into Postgres needs from its shard.
-pub(crate) struct Injector {
-    pub(crate) endpoint: Endpoint,
-    pub(crate) knowledge: Arc<Knowledge>,
+pub(crate) struct UpstreamLogin {
+    pub(crate) endpoint: PgAddress,
+    pub(crate) upstream_version: Arc<UpstreamVersion>,
     pub(crate) worker: OffloadThread,
     pub(crate) jobs: PendingJobs,
     pub(crate) keys: RefCell<Vec<CachedKeys>>,
@@ -46,37 +46,38 @@ pub(crate) struct LoggedIn {
     pub(crate) first: Buffer,
 }
 
-impl Injector {
+impl UpstreamLogin {
     /// Dials Postgres within the login deadline.
-    pub(crate) async fn dial(&self, control: &Control) -> Result<Stream, End> {
+    pub(crate) async fn dial(&self, control: &ConnectionControl) -> Result<Stream, CloseReason> {
         let dialled = Stream::dial(&self.endpoint, control.login_deadline()).await;
         dialled.map_err(|error| {
-            self.knowledge.stale.notify_one();
-            control.end_or(End::UpstreamUnreachable(error))
+            self.upstream_version.stale.notify_one();
+            control.or_terminated(CloseReason::UpstreamUnreachable(error))
         })
     }
 
     /// Logs in as the client asked, but with the role's own password, and
     /// passes Postgres' answers on, from AuthenticationOk to ReadyForQuery.
-    pub(crate) async fn inject<E: session::Endpoint>(
+    pub(crate) async fn login<E: session::TlsSide>(
         &self,
         mut stream: Stream,
         client: &mut TlsStream<E>,
         startup: &Startup,
         version: ProtocolVersion,
         credential: &Arc<Credential>,
-        control: &Control,
-    ) -> Result<LoggedIn, End> {
+        control: &ConnectionControl,
+    ) -> Result<LoggedIn, CloseReason> {
         let mut answers = Buffer::take(Size::Small);
         let ready = self
             .authenticate(&mut stream, &mut answers, startup, version, credential)
             .await
             .map_err(|error| {
-                self.knowledge.stale.notify_one();
-                control.end_or(error)
+                self.upstream_version.stale.notify_one();
+                control.or_terminated(error)
             })?;
-        let version = pass_on(&mut stream, &mut answers, ready, client, control).await?;
-        self.knowledge.saw_version(version);
+        let version =
+            forward_until_ready(&mut stream, &mut answers, ready, client, control).await?;
+        self.upstream_version.saw_version(version);
         Ok(LoggedIn {
             stream,
             first: answers,
@@ -90,7 +91,7 @@ impl Injector {
         startup: &Startup,
         version: ProtocolVersion,
         credential: &Arc<Credential>,
-    ) -> Result<AwaitReady, End> {
+    ) -> Result<AwaitReady, CloseReason> {
         let mut nonce = [0_u8; 18];
         self.random
             .fill(&mut nonce)
@@ -103,7 +104,7 @@ impl Injector {
                 stream
                     .write_secret(message)
                     .await
-                    .map_err(End::UpstreamIo)?;
+                    .map_err(CloseReason::UpstreamIo)?;
             }
             match backend.advance(answers.filled(), &credential.password, &mut out) {
                 BackendStep::Read { next, consumed } => {
@@ -142,7 +143,7 @@ impl Injector {
         salt: Vec<u8>,
         iterations: u32,
         out: &mut Vec<u8>,
-    ) -> Result<Backend, End> {
+    ) -> Result<Backend, CloseReason> {
         let cached = self
             .keys
             .borrow()
@@ -181,13 +182,13 @@ impl Injector {
 
 /// Hands Postgres' own messages to the client until it is ready for queries.
 /// Returns its `server_version`, where it named one.
-async fn pass_on<E: session::Endpoint>(
+async fn forward_until_ready<E: session::TlsSide>(
     stream: &mut Stream,
     answers: &mut Buffer,
     mut ready: AwaitReady,
     client: &mut TlsStream<E>,
-    control: &Control,
-) -> Result<Option<String>, End> {
+    control: &ConnectionControl,
+) -> Result<Option<String>, CloseReason> {
     loop {
         let (whole, outcome) = match ready.advance(answers.filled()) {
             ReadyStep::Pass { whole, next } => (whole, Ok(next)),
@@ -196,7 +197,7 @@ async fn pass_on<E: session::Endpoint>(
                 server_version,
             } => (whole, Err(Ok(server_version))),
             ReadyStep::Failed { whole, sqlstate } => {
-                (whole, Err(Err(End::UpstreamRefused(sqlstate))))
+                (whole, Err(Err(CloseReason::UpstreamRefused(sqlstate))))
             }
             ReadyStep::Refuse(error) => (0, Err(Err(error.into()))),
         };
@@ -207,7 +208,7 @@ async fn pass_on<E: session::Endpoint>(
             client
                 .send(message)
                 .await
-                .map_err(|error| error.into_end(control))?;
+                .map_err(|error| error.into_close_reason(control))?;
             answers.consume(whole);
         }
         match outcome {
@@ -216,34 +217,38 @@ async fn pass_on<E: session::Endpoint>(
         }
         read_answer(stream, answers)
             .await
-            .map_err(|error| control.end_or(error))?;
+            .map_err(|error| control.or_terminated(error))?;
     }
 }
 
-async fn read_answer(stream: &mut Stream, answers: &mut Buffer) -> Result<(), End> {
+async fn read_answer(stream: &mut Stream, answers: &mut Buffer) -> Result<(), CloseReason> {
     let buffer = std::mem::replace(answers, Buffer::none());
     let (result, filled) = stream.read(buffer.make_room()).await;
     *answers = filled;
     match result {
         Ok(0) => Err(BackendError::EarlyEof.into()),
         Ok(_) => Ok(()),
-        Err(error) => Err(End::UpstreamIo(error)),
+        Err(error) => Err(CloseReason::UpstreamIo(error)),
     }
 }
 
 /// Hands a CancelRequest to Postgres. Any core may do it: the key in it is
 /// Postgres' own, so there is nothing to look up.
-pub(crate) async fn cancel(injector: &Injector, packet: Vec<u8>, control: &Control) -> End {
-    let mut stream = match injector.dial(control).await {
+pub(crate) async fn cancel(
+    upstream_login: &UpstreamLogin,
+    packet: Vec<u8>,
+    control: &ConnectionControl,
+) -> CloseReason {
+    let mut stream = match upstream_login.dial(control).await {
         Ok(stream) => stream,
         Err(end) => return end,
     };
-    let _leash = control.hold_upstream(stream.raw_fd());
+    let _fd_guard = control.register_upstream_fd(stream.raw_fd());
     if let Err(error) = stream.write_secret(packet).await {
-        return control.end_or(End::UpstreamIo(error));
+        return control.or_terminated(CloseReason::UpstreamIo(error));
     }
     // Postgres closes when the signal is on its way; clients wait for our
     // close, to be sure that the cancel does not hit their next query.
     let _ = stream.read(Buffer::take(Size::Small)).await;
-    control.end_or(End::Cancelled)
+    control.or_terminated(CloseReason::Cancelled)
 }

@@ -191,7 +191,7 @@ mod tests {
     use monoio::net::UnixStream;
 
     use super::*;
-    use crate::io::driver::{Driver, block_on};
+    use crate::io::driver::{IoDriver, block_on};
 
     const QUESTION: Moved = Moved {
         session: 1,
@@ -202,7 +202,7 @@ mod tests {
     const ALWAYS: Polling = Polling::Always(Duration::from_millis(20));
 
     fn on_both(polling: Polling, test: impl AsyncFn(Rc<BusyPoll>)) {
-        for driver in [Driver::Epoll, Driver::IoUring] {
+        for driver in [IoDriver::Epoll, IoDriver::IoUring] {
             let ran = block_on(driver, async {
                 let busy = BusyPoll::as_told(polling);
                 busy.start();

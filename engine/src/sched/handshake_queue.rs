@@ -2,7 +2,7 @@
 //!
 //! A step of a handshake is some hundred microseconds of computation. When a
 //! crowd arrives, hundreds of them are ready in one turn of the loop, and a
-//! running session's query would wait for all of them. In the lane one step at
+//! running session's query would wait for all of them. In the handshake_queue one step at
 //! a time joins the end of the shard's queue; and while sessions move bytes,
 //! there is a pause behind each step that leaves most of the time to them.
 
@@ -31,9 +31,9 @@ const PART_OF_A_LOGIN: u32 = 4;
 /// longer without a look whether it still is, and monoio's timers have no finer step.
 const WINDOW: Duration = Duration::from_millis(1);
 
-/// A shard's lane.
+/// A shard's handshake_queue.
 #[derive(Clone)]
-pub(crate) struct Lane(Rc<Inner>);
+pub(crate) struct HandshakeQueue(Rc<Inner>);
 
 struct Inner {
     /// For one step of everybody who waits.
@@ -62,35 +62,35 @@ struct Place {
     waker: RefCell<Option<Waker>>,
 }
 
-/// Keeps the lane moving when the one that was called is gone.
+/// Keeps the handshake_queue moving when the one that was called is gone.
 struct Waiting<'a> {
-    lane: &'a Lane,
+    handshake_queue: &'a HandshakeQueue,
     place: Rc<Place>,
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         if self.place.called.get() {
-            self.lane.turn_ends();
+            self.handshake_queue.turn_ends();
         }
     }
 }
 
 /// A turn; dropping it ends it. It must not be held over a wait.
 pub(crate) struct Turn<'a> {
-    lane: &'a Lane,
+    handshake_queue: &'a HandshakeQueue,
     began: Instant,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let now = Instant::now();
-        self.lane.hold(now, now - self.began);
-        self.lane.turn_ends();
+        self.handshake_queue.hold(now, now - self.began);
+        self.handshake_queue.turn_ends();
     }
 }
 
-impl Lane {
+impl HandshakeQueue {
     /// `login` is how long a login may take.
     pub(crate) fn new(login: Duration) -> Self {
         let now = Instant::now();
@@ -113,7 +113,10 @@ impl Lane {
         let place = Rc::new(Place::default());
         self.0.waiting.borrow_mut().push_back(Rc::clone(&place));
         self.wake_usher();
-        let waiting = Waiting { lane: self, place };
+        let waiting = Waiting {
+            handshake_queue: self,
+            place,
+        };
         poll_fn(|cx| {
             // Taken: from here on it is the turn that ends.
             if waiting.place.called.take() {
@@ -124,7 +127,7 @@ impl Lane {
         })
         .await;
         Turn {
-            lane: self,
+            handshake_queue: self,
             began: Instant::now(),
         }
     }
@@ -233,7 +236,7 @@ impl Lane {
 /// When it was set, and what rings when the timers are looked at.
 type Alarm = Option<(Instant, Pin<Box<Sleep>>)>;
 
-/// Whether the lane, which may always have a task ready, has to rest until the timers have
+/// Whether the handshake_queue, which may always have a task ready, has to rest until the timers have
 /// been looked at. That wakes `cx`, and by an alarm that has run out by then: nobody sleeps.
 fn timers_are_due(alarm: &mut Alarm, cx: &mut Context<'_>) -> bool {
     let now = Instant::now();
@@ -261,7 +264,7 @@ mod tests {
     use monoio::io::{AsyncReadRent as _, AsyncWriteRentExt as _};
 
     use super::*;
-    use crate::io::driver::{Driver, block_on};
+    use crate::io::driver::{IoDriver, block_on};
 
     const LOGIN: Duration = Duration::from_secs(5);
 
@@ -280,34 +283,34 @@ mod tests {
 
     #[test]
     fn a_crowd_counts_until_the_last_of_it_is_through() {
-        let (lane, step) = (Lane::new(LOGIN), Duration::from_micros(100));
+        let (handshake_queue, step) = (HandshakeQueue::new(LOGIN), Duration::from_micros(100));
         let now = Instant::now();
         let mut pauses = Vec::new();
         for waiting in [10 * CROWD, CROWD, 1, 0, 1] {
             let places = (0..waiting).map(|_| Rc::default());
-            *lane.0.waiting.borrow_mut() = places.collect();
-            lane.hold(now, step);
-            pauses.push((lane.0.not_before.get() - now).as_micros());
+            *handshake_queue.0.waiting.borrow_mut() = places.collect();
+            handshake_queue.hold(now, step);
+            pauses.push((handshake_queue.0.not_before.get() - now).as_micros());
         }
         assert_eq!(pauses, [1_000, 1_000, 1_000, 0, 0]);
     }
 
     #[test]
     fn a_shard_is_busy_for_a_window_after_the_last_bytes() {
-        let (lane, begun) = (Lane::new(LOGIN), Instant::now());
-        assert!(!lane.is_busy(begun));
-        lane.saw_traffic();
-        assert!(!lane.is_busy(begun), "it looks once in a window");
-        assert!(lane.is_busy(begun + WINDOW));
-        assert!(lane.is_busy(begun + 3 * WINDOW / 2));
-        assert!(!lane.is_busy(begun + 2 * WINDOW));
+        let (handshake_queue, begun) = (HandshakeQueue::new(LOGIN), Instant::now());
+        assert!(!handshake_queue.is_busy(begun));
+        handshake_queue.saw_traffic();
+        assert!(!handshake_queue.is_busy(begun), "it looks once in a window");
+        assert!(handshake_queue.is_busy(begun + WINDOW));
+        assert!(handshake_queue.is_busy(begun + 3 * WINDOW / 2));
+        assert!(!handshake_queue.is_busy(begun + 2 * WINDOW));
     }
 
     const STEPS: u32 = 64;
     const STEP: Duration = Duration::from_micros(100);
 
     /// A session that asks again as soon as it is answered, both ends of it.
-    async fn session(lane: Lane) {
+    async fn session(handshake_queue: HandshakeQueue) {
         let (mut here, mut there) = monoio::net::UnixStream::pair().unwrap();
         drop(monoio::spawn(async move {
             let mut byte = vec![0; 1];
@@ -319,35 +322,35 @@ mod tests {
         loop {
             byte = here.write_all(byte).await.1;
             byte = here.read(byte).await.1;
-            lane.saw_traffic();
+            handshake_queue.saw_traffic();
         }
     }
 
-    /// How long a crowd takes for a step each, and whether the lane thinks at the end
+    /// How long a crowd takes for a step each, and whether the handshake_queue thinks at the end
     /// that the shard is busy.
     fn a_crowd(beside_a_session: bool) -> (Duration, bool) {
         let outcome = Rc::new(Cell::new((Duration::ZERO, false)));
         let seen = Rc::clone(&outcome);
-        block_on(Driver::Epoll, async move {
-            let lane = Lane::new(LOGIN);
-            drop(monoio::spawn(lane.clone().usher()));
+        block_on(IoDriver::Epoll, async move {
+            let handshake_queue = HandshakeQueue::new(LOGIN);
+            drop(monoio::spawn(handshake_queue.clone().usher()));
             // Of a session that ended before.
-            lane.saw_traffic();
+            handshake_queue.saw_traffic();
             if beside_a_session {
-                drop(monoio::spawn(session(lane.clone())));
+                drop(monoio::spawn(session(handshake_queue.clone())));
             }
-            let step = |lane: Lane| async move {
-                let turn = lane.turn().await;
+            let step = |handshake_queue: HandshakeQueue| async move {
+                let turn = handshake_queue.turn().await;
                 while turn.began.elapsed() < STEP {}
             };
             let begun = Instant::now();
             let steps: Vec<_> = (0..STEPS)
-                .map(|_| monoio::spawn(step(lane.clone())))
+                .map(|_| monoio::spawn(step(handshake_queue.clone())))
                 .collect();
             for step in steps {
                 step.await;
             }
-            seen.set((begun.elapsed(), lane.0.busy.get()));
+            seen.set((begun.elapsed(), handshake_queue.0.busy.get()));
         })
         .unwrap();
         outcome.get()
@@ -368,25 +371,26 @@ mod tests {
 
     #[test]
     fn timers_ring_while_a_crowd_never_ends() {
-        for driver in [Driver::Epoll, Driver::IoUring] {
+        for driver in [IoDriver::Epoll, IoDriver::IoUring] {
             let late = Rc::new(Cell::new(None));
             let seen = Rc::clone(&late);
             let ran = block_on(driver, async move {
-                let lane = Lane::new(LOGIN);
-                drop(monoio::spawn(lane.clone().usher()));
+                let handshake_queue = HandshakeQueue::new(LOGIN);
+                drop(monoio::spawn(handshake_queue.clone().usher()));
                 let begun = Instant::now();
                 let rang = Rc::clone(&seen);
                 drop(monoio::spawn(async move {
                     monoio::time::sleep(2 * WITHOUT_TIMERS).await;
                     rang.set(Some(begun.elapsed()));
                 }));
-                let client = |lane: Lane, rang: Rc<Cell<Option<Duration>>>| async move {
+                let client = |handshake_queue: HandshakeQueue, rang: Rc<Cell<Option<Duration>>>| async move {
                     while rang.get().is_none() && begun.elapsed() < Duration::from_secs(2) {
-                        let turn = lane.turn().await;
+                        let turn = handshake_queue.turn().await;
                         while turn.began.elapsed() < STEP {}
                     }
                 };
-                let crowd = (0..STEPS).map(|_| monoio::spawn(client(lane.clone(), seen.clone())));
+                let crowd = (0..STEPS)
+                    .map(|_| monoio::spawn(client(handshake_queue.clone(), seen.clone())));
                 for one in crowd.collect::<Vec<_>>() {
                     one.await;
                 }
@@ -406,20 +410,20 @@ mod tests {
     fn others_run_between_two_steps_and_nobody_is_left_behind() {
         let order = Rc::new(RefCell::new(Vec::new()));
         let main = async {
-            let lane = Lane::new(LOGIN);
-            drop(monoio::spawn(lane.clone().usher()));
+            let handshake_queue = HandshakeQueue::new(LOGIN);
+            drop(monoio::spawn(handshake_queue.clone().usher()));
             let steps: Vec<_> = (0..50)
                 .map(|number| {
-                    let (lane, order) = (lane.clone(), Rc::clone(&order));
+                    let (handshake_queue, order) = (handshake_queue.clone(), Rc::clone(&order));
                     monoio::spawn(async move {
                         if number == 7 {
                             // Goes away while it waits.
-                            let gone = lane.turn();
+                            let gone = handshake_queue.turn();
                             let moment = Duration::from_millis(1);
                             let _ = monoio::time::timeout(moment, gone).await;
                             return;
                         }
-                        let _turn = lane.turn().await;
+                        let _turn = handshake_queue.turn().await;
                         order.borrow_mut().push(number);
                     })
                 })
@@ -428,7 +432,7 @@ mod tests {
                 step.await;
             }
         };
-        block_on(Driver::Epoll, main).unwrap();
+        block_on(IoDriver::Epoll, main).unwrap();
         let expected: Vec<_> = (0..50).filter(|number| *number != 7).collect();
         assert_eq!(*order.borrow(), expected);
     }

@@ -289,10 +289,10 @@ mod tests {
     use futures_util::future::{Either, join_all, select};
 
     use super::*;
-    use crate::io::driver::{Driver, block_on};
+    use crate::io::driver::{IoDriver, block_on};
 
     fn on_both(test: impl AsyncFn(Rc<Pauses>)) {
-        for driver in [Driver::Epoll, Driver::IoUring] {
+        for driver in [IoDriver::Epoll, IoDriver::IoUring] {
             let pauses = Rc::<Pauses>::default();
             match block_on(driver, test(Rc::clone(&pauses))) {
                 Ok(()) => assert!(pauses.waiting.borrow().is_empty(), "{driver}"),

@@ -74,10 +74,10 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
-    use crate::io::driver::{Driver, block_on};
+    use crate::io::driver::{IoDriver, block_on};
 
     fn on_epoll(test: impl AsyncFn(&Turns)) {
-        block_on(Driver::Epoll, async {
+        block_on(IoDriver::Epoll, async {
             test(&Turns::of_a_shard()).await;
         })
         .unwrap();

@@ -3,23 +3,23 @@
 use std::rc::Rc;
 
 use crate::sched::busy_poll::{BusyPoll, Moved};
-use crate::sched::handshake_queue::Lane;
+use crate::sched::handshake_queue::HandshakeQueue;
 use crate::sched::read_delay::Pauses;
 use crate::sched::yield_budget::Turns;
 
 /// A shard's.
-pub(crate) struct Traffic {
+pub(crate) struct ShardActivity {
     pub(crate) busy_poll: Rc<BusyPoll>,
-    pub(crate) lane: Lane,
+    pub(crate) handshake_queue: HandshakeQueue,
     pub(crate) pauses: Rc<Pauses>,
     pub(crate) turns: Turns,
 }
 
-impl Traffic {
+impl ShardActivity {
     /// Bytes have come, and more may follow at once.
     #[inline]
     pub(crate) fn seen(&self, moved: Moved) {
         self.busy_poll.saw_traffic(moved);
-        self.lane.saw_traffic();
+        self.handshake_queue.saw_traffic();
     }
 }

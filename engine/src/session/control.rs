@@ -3,7 +3,7 @@
 //! Completion I/O must not be dropped half-way, so nothing here cancels a read
 //! or a write. To end a connection the watchdog shuts its sockets down
 //! (`shutdown(2)`): the read that is waiting returns 0, the write that is
-//! waiting fails, and the story finds out why in [`Control::asked_to_end`].
+//! waiting fails, and the story finds out why in [`ConnectionControl::terminate_reason`].
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -20,12 +20,12 @@ use nix::sys::socket::{Shutdown, shutdown};
 use crate::sched::busy_poll::{Moved, Way};
 use crate::sched::read_delay::Pauses;
 use crate::sched::yield_budget::Turns;
-use crate::session::activity::Traffic;
-use crate::telemetry::close_reason::End;
-use crate::telemetry::metrics::Meters;
+use crate::session::activity::ShardActivity;
+use crate::telemetry::close_reason::CloseReason;
+use crate::telemetry::metrics::ShardMetrics;
 
 /// How long a peer may take to read our last words and close.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const CLOSE_GRACE: Duration = Duration::from_secs(2);
 /// The idle timeout is checked this often per timeout, so that a session ends
 /// between 1 and 1¼ times the configured time after its last byte, and no
 /// byte sets a timer.
@@ -42,7 +42,7 @@ enum Phase {
 
 /// Reasons that come from outside of the story.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
+pub(crate) enum TerminateReason {
     LoginTimeout,
     IdleTimeout,
     Shutdown,
@@ -50,21 +50,21 @@ pub(crate) enum Order {
     Denied(&'static str),
 }
 
-impl From<Order> for End {
-    fn from(order: Order) -> Self {
+impl From<TerminateReason> for CloseReason {
+    fn from(order: TerminateReason) -> Self {
         match order {
-            Order::LoginTimeout => End::LoginTimeout,
-            Order::IdleTimeout => End::IdleTimeout,
-            Order::Shutdown => End::Shutdown,
-            Order::Denied(code) => End::Revoked(code),
+            TerminateReason::LoginTimeout => CloseReason::LoginTimeout,
+            TerminateReason::IdleTimeout => CloseReason::IdleTimeout,
+            TerminateReason::Shutdown => CloseReason::Shutdown,
+            TerminateReason::Denied(code) => CloseReason::Revoked(code),
         }
     }
 }
 
 /// Shared between a connection's story, its watchdog and its shard.
-pub(crate) struct Control {
+pub(crate) struct ConnectionControl {
     phase: Cell<Phase>,
-    order: Cell<Option<Order>>,
+    order: Cell<Option<TerminateReason>>,
     deadline: Instant,
     client: Cell<Option<RawFd>>,
     upstream: Cell<Option<RawFd>>,
@@ -72,24 +72,28 @@ pub(crate) struct Control {
     received: Cell<u64>,
     /// Plaintext bytes to the client.
     sent: Cell<u64>,
-    meters: Rc<Meters>,
-    traffic: Rc<Traffic>,
+    shard_metrics: Rc<ShardMetrics>,
+    traffic: Rc<ShardActivity>,
     watchdog: RefCell<Option<Waker>>,
     peer: RefCell<Option<Arc<AttestedPeer>>>,
 }
 
 /// Keeps a socket within the watchdog's reach; lets go when dropped, which has
 /// to be before the socket is closed and its number used again.
-pub(crate) struct Leash<'a>(&'a Cell<Option<RawFd>>);
+pub(crate) struct FdGuard<'a>(&'a Cell<Option<RawFd>>);
 
-impl Drop for Leash<'_> {
+impl Drop for FdGuard<'_> {
     fn drop(&mut self) {
         self.0.set(None);
     }
 }
 
-impl Control {
-    pub(crate) fn new(deadline: Instant, meters: Rc<Meters>, traffic: Rc<Traffic>) -> Self {
+impl ConnectionControl {
+    pub(crate) fn new(
+        deadline: Instant,
+        shard_metrics: Rc<ShardMetrics>,
+        traffic: Rc<ShardActivity>,
+    ) -> Self {
         Self {
             phase: Cell::new(Phase::Login),
             order: Cell::new(None),
@@ -98,7 +102,7 @@ impl Control {
             upstream: Cell::new(None),
             received: Cell::new(0),
             sent: Cell::new(0),
-            meters,
+            shard_metrics,
             traffic,
             watchdog: RefCell::new(None),
             peer: RefCell::new(None),
@@ -119,32 +123,35 @@ impl Control {
         self.deadline
     }
 
-    pub(crate) fn hold_client(&self, fd: RawFd) -> Leash<'_> {
+    pub(crate) fn register_client_fd(&self, fd: RawFd) -> FdGuard<'_> {
         self.client.set(Some(fd));
-        Leash(&self.client)
+        FdGuard(&self.client)
     }
 
-    pub(crate) fn hold_upstream(&self, fd: RawFd) -> Leash<'_> {
+    pub(crate) fn register_upstream_fd(&self, fd: RawFd) -> FdGuard<'_> {
         self.upstream.set(Some(fd));
         if self.order.get().is_some() {
             self.cut(&self.upstream, Shutdown::Both);
         }
-        Leash(&self.upstream)
+        FdGuard(&self.upstream)
     }
 
     /// The reason, once the watchdog or the shard wants this connection ended.
-    pub(crate) fn asked_to_end(&self) -> Option<Order> {
+    pub(crate) fn terminate_reason(&self) -> Option<TerminateReason> {
         self.order.get()
     }
 
     /// What a failed or ended read means: the order where there is one.
-    pub(crate) fn end_or(&self, otherwise: End) -> End {
-        self.order.get().map_or(otherwise, End::from)
+    pub(crate) fn or_terminated(&self, otherwise: CloseReason) -> CloseReason {
+        self.order.get().map_or(otherwise, CloseReason::from)
     }
 
     /// `wait` to its end, or the order that comes first. Only for what is no I/O
     /// of this connection: it is dropped.
-    pub(crate) async fn unless_ended<T>(&self, wait: impl Future<Output = T>) -> Result<T, End> {
+    pub(crate) async fn race_terminated<T>(
+        &self,
+        wait: impl Future<Output = T>,
+    ) -> Result<T, CloseReason> {
         let mut wait = pin!(wait);
         poll_fn(|cx| match self.order.get() {
             // The watchdog's own task is this one, and is woken by an order.
@@ -160,7 +167,7 @@ impl Control {
         }
     }
 
-    /// From here on there is only [`LAST_WORDS`] of time.
+    /// From here on there is only [`CLOSE_GRACE`] of time.
     pub(crate) fn closing(&self) {
         self.phase.set(Phase::Closing);
     }
@@ -183,13 +190,13 @@ impl Control {
     pub(crate) fn count_received(&self, n: usize) {
         self.received
             .set(self.received.get().wrapping_add(n as u64));
-        self.meters.received.increment(n as u64);
+        self.shard_metrics.received.increment(n as u64);
         self.saw(Way::ToServer, n);
     }
 
     pub(crate) fn count_sent(&self, n: usize) {
         self.sent.set(self.sent.get().wrapping_add(n as u64));
-        self.meters.sent.increment(n as u64);
+        self.shard_metrics.sent.increment(n as u64);
         self.saw(Way::ToClient, n);
     }
 
@@ -207,7 +214,7 @@ impl Control {
     }
 
     /// Asks the connection to end; the first order stands.
-    pub(crate) fn end(&self, order: Order) {
+    pub(crate) fn end(&self, order: TerminateReason) {
         if self.phase.get() == Phase::Closing || self.order.get().is_some() {
             return;
         }
@@ -230,7 +237,7 @@ impl Control {
 
     /// Enforces the deadlines. Returns when there is nothing left to wait for
     /// and the story has to be dropped.
-    pub(crate) async fn watchdog(&self, idle_timeout: Option<Duration>) -> Option<Order> {
+    pub(crate) async fn watchdog(&self, idle_timeout: Option<Duration>) -> Option<TerminateReason> {
         if self
             .elapsed_in(
                 Phase::Login,
@@ -238,7 +245,7 @@ impl Control {
             )
             .await
         {
-            self.end(Order::LoginTimeout);
+            self.end(TerminateReason::LoginTimeout);
         }
         while self.phase.get() == Phase::Relay {
             let Some(timeout) = idle_timeout else {
@@ -247,10 +254,10 @@ impl Control {
             };
             self.await_idle(timeout).await;
         }
-        let _ = self.elapsed_in(Phase::Closing, LAST_WORDS).await;
+        let _ = self.elapsed_in(Phase::Closing, CLOSE_GRACE).await;
         self.cut(&self.client, Shutdown::Both);
         self.cut(&self.upstream, Shutdown::Both);
-        let _ = self.elapsed_in(Phase::Closing, LAST_WORDS).await;
+        let _ = self.elapsed_in(Phase::Closing, CLOSE_GRACE).await;
         self.order.get()
     }
 
@@ -265,7 +272,7 @@ impl Control {
             quiet = if now == last { quiet + 1 } else { 0 };
             last = now;
         }
-        self.end(Order::IdleTimeout);
+        self.end(TerminateReason::IdleTimeout);
     }
 
     /// Waits for `time`, or until the phase changes: `true` if the time passed.

@@ -8,7 +8,7 @@ use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::ReadHalf;
 use crate::sched::read_delay::Pacing;
 use crate::sched::yield_budget::{Turn, Turns};
-use crate::session::control::Control;
+use crate::session::control::ConnectionControl;
 
 /// A buffer is given back for a smaller one after this many reads in a row that
 /// that would have held.
@@ -43,7 +43,7 @@ impl<'a> Reader<'a> {
 
     /// One that pauses in a stream of small pieces. Not on a Unix socket, which holds
     /// too little: a pause stops the sender.
-    pub(crate) fn pausing(half: ReadHalf, control: &'a Control) -> Self {
+    pub(crate) fn pausing(half: ReadHalf, control: &'a ConnectionControl) -> Self {
         let pacing = match half {
             ReadHalf::Tcp(_) => Some(Pacing::new(control.pauses(), control.questions())),
             ReadHalf::Unix(_) => None,
@@ -164,12 +164,12 @@ mod tests {
 
     use super::*;
     use crate::io::buffer::{LARGE, SMALL, TINY};
-    use crate::io::driver::{self, Driver as Interface};
+    use crate::io::driver::{self, IoDriver};
     use crate::sched::read_delay::Pauses;
 
     /// Runs `test` with a reader and its peer, on both drivers.
     fn on_both(test: impl AsyncFn(Reader<'_>, StdUnixStream)) {
-        for interface in [Interface::Epoll, Interface::IoUring] {
+        for interface in [IoDriver::Epoll, IoDriver::IoUring] {
             let ran = driver::block_on(interface, async {
                 let (far, near) = StdUnixStream::pair().unwrap();
                 near.set_nonblocking(monoio::utils::is_legacy()).unwrap();

@@ -15,19 +15,19 @@ use futures_util::future::try_join;
 
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::{Stream, WriteHalf};
-use crate::session::control::Control;
+use crate::session::control::ConnectionControl;
 use crate::session::reader::Reader;
 use crate::session::tls_stream::TlsStream;
-use crate::telemetry::close_reason::End;
-use crate::tls::session::{Endpoint, Session};
+use crate::telemetry::close_reason::CloseReason;
+use crate::tls::session::{Session, TlsSide};
 
 /// On which side the driver is, which is told why its session ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Driver {
+pub(crate) enum ClientSide {
     /// The sidecar's clients.
-    InTls,
+    Tls,
     /// The forwarder's.
-    InPlain,
+    Plain,
 }
 
 /// Moves bytes until both directions have ended, or one failed. `first` is
@@ -36,13 +36,13 @@ pub(crate) enum Driver {
 ///
 /// No `async fn`: that would have room for its arguments beside the halves that
 /// they go into, for as long as the session lasts.
-pub(crate) fn relay<E: Endpoint>(
+pub(crate) fn relay<E: TlsSide>(
     tls: TlsStream<E>,
     plain: Stream,
     first: Buffer,
-    driver: Driver,
-    control: &Control,
-) -> impl Future<Output = End> {
+    client_side: ClientSide,
+    control: &ConnectionControl,
+) -> impl Future<Output = CloseReason> {
     let session = Rc::new(RefCell::new(tls.session));
     let (tls_read, tls_write) = tls.stream.into_split();
     let (plain_read, plain_write) = plain.into_split();
@@ -51,7 +51,7 @@ pub(crate) fn relay<E: Endpoint>(
         session: Rc::clone(&session),
         control,
         closed: Rc::clone(&closed),
-        driver,
+        client_side,
         read: Reader::new(tls_read, control.turns()),
         write: plain_write,
         incoming: tls.incoming,
@@ -60,18 +60,18 @@ pub(crate) fn relay<E: Endpoint>(
         session,
         control,
         closed: Rc::clone(&closed),
-        driver,
-        read: match driver {
+        client_side,
+        read: match client_side {
             // From Postgres. A forwarder's driver sends as much at a time as it can.
-            Driver::InTls => Reader::pausing(plain_read, control),
-            Driver::InPlain => Reader::new(plain_read, control.turns()),
+            ClientSide::Tls => Reader::pausing(plain_read, control),
+            ClientSide::Plain => Reader::new(plain_read, control.turns()),
         },
         write: tls_write,
     };
     try_join(opening.run(tls.plain), sealing.run(first)).map(move |outcome| {
-        control.end_or(match (closed.get(), outcome) {
-            (Some(Side::Plain), _) => End::UpstreamClosed,
-            (Some(Side::Tls), _) | (None, Ok(_)) => End::ClientClosed,
+        control.or_terminated(match (closed.get(), outcome) {
+            (Some(Side::Plain), _) => CloseReason::UpstreamClosed,
+            (Some(Side::Tls), _) | (None, Ok(_)) => CloseReason::ClientClosed,
             (None, Err(end)) => end,
         })
     })
@@ -92,22 +92,22 @@ fn first(closed: &Cell<Option<Side>>, side: Side) {
 /// TLS in, plaintext out.
 struct Opening<'a, E> {
     session: Rc<RefCell<Session<E>>>,
-    control: &'a Control,
+    control: &'a ConnectionControl,
     closed: Rc<Cell<Option<Side>>>,
-    driver: Driver,
+    client_side: ClientSide,
     read: Reader<'a>,
     write: WriteHalf,
     /// Ciphertext that has been read and not opened.
     incoming: Buffer,
 }
 
-impl<E: Endpoint> Opening<'_, E> {
-    async fn run(mut self, plain: Buffer) -> Result<(), End> {
+impl<E: TlsSide> Opening<'_, E> {
+    async fn run(mut self, plain: Buffer) -> Result<(), CloseReason> {
         let mut end = self.pump(plain).await;
-        if self.driver == Driver::InPlain {
+        if self.client_side == ClientSide::Plain {
             if end.is_ok() && self.closed.get().is_none() && self.control.bytes().1 == 0 {
                 // Not a word to somebody who waits for one.
-                end = Err(End::ClientIo(io::ErrorKind::UnexpectedEof.into()));
+                end = Err(CloseReason::ClientIo(io::ErrorKind::UnexpectedEof.into()));
             }
             self.say_goodbye(end.as_ref().err()).await;
         }
@@ -115,7 +115,7 @@ impl<E: Endpoint> Opening<'_, E> {
         first(&self.closed, Side::Tls);
         // An error here means that Postgres hung up at the same time.
         let _ = self.write.shutdown().await;
-        if self.driver == Driver::InPlain {
+        if self.client_side == ClientSide::Plain {
             // An idle driver may not look for hours, and holds nothing by that.
             self.control.closing();
         }
@@ -124,10 +124,14 @@ impl<E: Endpoint> Opening<'_, E> {
 
     /// Tells a driver in plaintext why its session ends: by our order, or by an
     /// error before the server has said a word.
-    async fn say_goodbye(&mut self, error: Option<&End>) {
-        let order = self.control.asked_to_end().map(End::from);
+    async fn say_goodbye(&mut self, error: Option<&CloseReason>) {
+        let order = self.control.terminate_reason().map(CloseReason::from);
         let error = error.filter(|_| self.control.bytes().1 == 0);
-        if let Some(text) = order.as_ref().or(error).and_then(End::response_to_a_driver) {
+        if let Some(text) = order
+            .as_ref()
+            .or(error)
+            .and_then(CloseReason::driver_response)
+        {
             let mut words = Buffer::take(Size::Small);
             if words.extend(&text) {
                 let _ = self.write.write_all(words).await;
@@ -135,12 +139,12 @@ impl<E: Endpoint> Opening<'_, E> {
         }
     }
 
-    async fn pump(&mut self, mut plain: Buffer) -> Result<(), End> {
+    async fn pump(&mut self, mut plain: Buffer) -> Result<(), CloseReason> {
         loop {
             if !plain.is_empty() {
-                match self.driver {
-                    Driver::InTls => self.control.count_received(plain.len()),
-                    Driver::InPlain => self.control.count_sent(plain.len()),
+                match self.client_side {
+                    ClientSide::Tls => self.control.count_received(plain.len()),
+                    ClientSide::Plain => self.control.count_sent(plain.len()),
                 }
                 let (result, _) = self.write.write_all(plain).await;
                 if let Err(error) = result {
@@ -158,13 +162,13 @@ impl<E: Endpoint> Opening<'_, E> {
                 // messages carry their length, so a cut one is noticed.
                 Ok(0) => break,
                 Ok(_) => {}
-                Err(error) => return Err(End::ClientIo(error)),
+                Err(error) => return Err(CloseReason::ClientIo(error)),
             }
             plain = Buffer::take(self.incoming.size());
             self.session
                 .borrow_mut()
                 .open(&mut self.incoming, &mut plain)
-                .map_err(End::TlsSession)?;
+                .map_err(CloseReason::TlsSession)?;
         }
         Ok(())
     }
@@ -173,7 +177,7 @@ impl<E: Endpoint> Opening<'_, E> {
     /// on its way through the other half. The client's are read and dropped,
     /// since closing over unread bytes would reset the connection and lose
     /// those last words.
-    async fn discard(&mut self, error: io::Error) -> Result<(), End> {
+    async fn discard(&mut self, error: io::Error) -> Result<(), CloseReason> {
         let mut bytes = 0;
         loop {
             let mut incoming = std::mem::replace(&mut self.incoming, Buffer::none());
@@ -185,7 +189,7 @@ impl<E: Endpoint> Opening<'_, E> {
                 Ok(n) => bytes += n,
             }
             if bytes > DISCARD_MOST {
-                return Err(End::UpstreamIo(error));
+                return Err(CloseReason::UpstreamIo(error));
             }
         }
     }
@@ -197,29 +201,29 @@ const DISCARD_MOST: usize = 16 * 1024 * 1024;
 /// Plaintext in, TLS out.
 struct Sealing<'a, E> {
     session: Rc<RefCell<Session<E>>>,
-    control: &'a Control,
+    control: &'a ConnectionControl,
     closed: Rc<Cell<Option<Side>>>,
-    driver: Driver,
+    client_side: ClientSide,
     read: Reader<'a>,
     write: WriteHalf,
 }
 
-impl<E: Endpoint> Sealing<'_, E> {
-    async fn run(mut self, mut plain: Buffer) -> Result<(), End> {
+impl<E: TlsSide> Sealing<'_, E> {
+    async fn run(mut self, mut plain: Buffer) -> Result<(), CloseReason> {
         let cause = loop {
             if !plain.is_empty() {
-                match self.driver {
-                    Driver::InTls => self.control.count_sent(plain.len()),
-                    Driver::InPlain => self.control.count_received(plain.len()),
+                match self.client_side {
+                    ClientSide::Tls => self.control.count_sent(plain.len()),
+                    ClientSide::Plain => self.control.count_received(plain.len()),
                 }
                 let mut outgoing = Buffer::take(plain.size());
                 self.session
                     .borrow_mut()
                     .seal(plain.filled(), &mut outgoing)
-                    .map_err(End::TlsSession)?;
+                    .map_err(CloseReason::TlsSession)?;
                 plain.consume(usize::MAX);
                 let (result, _) = self.write.write_all(outgoing).await;
-                result.map_err(End::ClientIo)?;
+                result.map_err(CloseReason::ClientIo)?;
             }
             let (result, filled) = self.read.read(plain).await;
             plain = filled;
@@ -236,24 +240,26 @@ impl<E: Endpoint> Sealing<'_, E> {
         self.say_goodbye().await?;
         // What is left to do is to let the client read and close.
         self.control.closing();
-        cause.map_or(Ok(()), |error| Err(End::UpstreamIo(error)))
+        cause.map_or(Ok(()), |error| Err(CloseReason::UpstreamIo(error)))
     }
 
-    async fn say_goodbye(&mut self) -> Result<(), End> {
+    async fn say_goodbye(&mut self) -> Result<(), CloseReason> {
         let mut outgoing = Buffer::take(Size::Small);
         {
             let mut session = self.session.borrow_mut();
-            let order = self.control.asked_to_end().map(End::from);
-            let order = order.filter(|_| self.driver == Driver::InTls);
+            let order = self.control.terminate_reason().map(CloseReason::from);
+            let order = order.filter(|_| self.client_side == ClientSide::Tls);
             if let Some(text) = order.and_then(|end| end.response()) {
                 session
                     .seal(&text, &mut outgoing)
-                    .map_err(End::TlsSession)?;
+                    .map_err(CloseReason::TlsSession)?;
             }
-            session.close(&mut outgoing).map_err(End::TlsSession)?;
+            session
+                .close(&mut outgoing)
+                .map_err(CloseReason::TlsSession)?;
         }
         let (result, _) = self.write.write_all(outgoing).await;
-        result.map_err(End::ClientIo)?;
-        self.write.shutdown().await.map_err(End::ClientIo)
+        result.map_err(CloseReason::ClientIo)?;
+        self.write.shutdown().await.map_err(CloseReason::ClientIo)
     }
 }

@@ -5,10 +5,10 @@ use std::io;
 
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::Stream;
-use crate::sched::handshake_queue::Lane;
-use crate::session::control::Control;
-use crate::telemetry::close_reason::End;
-use crate::tls::session::{Agreed, Endpoint, Session, TlsError};
+use crate::sched::handshake_queue::HandshakeQueue;
+use crate::session::control::ConnectionControl;
+use crate::telemetry::close_reason::CloseReason;
+use crate::tls::session::{Agreed, Session, TlsError, TlsSide};
 
 /// A socket with its session and the bytes between them.
 pub(crate) struct TlsStream<E> {
@@ -32,16 +32,16 @@ pub(crate) enum StreamError {
 impl StreamError {
     /// What it means on a client's stream after the handshake: the watchdog's
     /// order where there is one.
-    pub(crate) fn into_end(self, control: &Control) -> End {
-        control.end_or(match self {
-            StreamError::Eof => End::ClientGone,
-            StreamError::Io(error) => End::ClientIo(error),
-            StreamError::Tls(error) => End::TlsSession(error),
+    pub(crate) fn into_close_reason(self, control: &ConnectionControl) -> CloseReason {
+        control.or_terminated(match self {
+            StreamError::Eof => CloseReason::ClientGone,
+            StreamError::Io(error) => CloseReason::ClientIo(error),
+            StreamError::Tls(error) => CloseReason::TlsSession(error),
         })
     }
 }
 
-impl<E: Endpoint> TlsStream<E> {
+impl<E: TlsSide> TlsStream<E> {
     /// `incoming` may hold the first bytes of the peer's first record.
     pub(crate) fn new(stream: Stream, session: Session<E>, incoming: Buffer) -> Self {
         Self {
@@ -52,13 +52,16 @@ impl<E: Endpoint> TlsStream<E> {
         }
     }
 
-    /// Runs the handshake to its end, each step in the shard's lane.
+    /// Runs the handshake to its end, each step in the shard's handshake_queue.
     ///
     /// # Errors
     /// The peer hung up, or broke the protocol; it has been sent the alert.
-    pub(crate) async fn handshake(&mut self, lane: &Lane) -> Result<Agreed, StreamError> {
+    pub(crate) async fn handshake(
+        &mut self,
+        handshake_queue: &HandshakeQueue,
+    ) -> Result<Agreed, StreamError> {
         loop {
-            let turn = lane.turn().await;
+            let turn = handshake_queue.turn().await;
             let opened = self.open_records();
             drop(turn);
             self.send_pending(opened).await?;

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A shard hands over only while it is ahead by more than this part of what it has.
-const TOLERATED: usize = 8;
+const MAX_IMBALANCE: usize = 8;
 
 /// How many connections each shard has. Touched at accept and at close only.
-pub(crate) struct Balance {
+pub(crate) struct Balancer {
     shards: Vec<Count>,
 }
 
@@ -22,13 +22,13 @@ pub(crate) struct Balance {
 #[derive(Default)]
 struct Count(AtomicUsize);
 
-/// A connection's place on a shard, given back when dropped.
-pub(crate) struct Place {
-    balance: Arc<Balance>,
+/// A connection's assignment on a shard, given back when dropped.
+pub(crate) struct ShardAssignment {
+    balancer: Arc<Balancer>,
     shard: usize,
 }
 
-impl Balance {
+impl Balancer {
     pub(crate) fn new(shards: usize) -> Arc<Self> {
         Arc::new(Self {
             shards: std::iter::repeat_with(Count::default)
@@ -37,8 +37,8 @@ impl Balance {
         })
     }
 
-    /// Takes a place for a connection that `own` has accepted.
-    pub(crate) fn place(self: &Arc<Self>, own: usize) -> Place {
+    /// Takes a assignment for a connection that `own` has accepted.
+    pub(crate) fn assign(self: &Arc<Self>, own: usize) -> ShardAssignment {
         let counts = self
             .shards
             .iter()
@@ -48,13 +48,13 @@ impl Balance {
         let mine = self
             .count(own)
             .map_or(0, |count| count.load(Ordering::Relaxed));
-        let is_even = mine.saturating_sub(least) <= mine / TOLERATED;
+        let is_even = mine.saturating_sub(least) <= mine / MAX_IMBALANCE;
         let shard = if is_even { own } else { fewest };
         if let Some(count) = self.count(shard) {
             count.fetch_add(1, Ordering::Relaxed);
         }
-        Place {
-            balance: Arc::clone(self),
+        ShardAssignment {
+            balancer: Arc::clone(self),
             shard,
         }
     }
@@ -64,16 +64,16 @@ impl Balance {
     }
 }
 
-impl Place {
+impl ShardAssignment {
     /// The shard's number.
     pub(crate) fn shard(&self) -> usize {
         self.shard
     }
 }
 
-impl Drop for Place {
+impl Drop for ShardAssignment {
     fn drop(&mut self) {
-        if let Some(count) = self.balance.count(self.shard) {
+        if let Some(count) = self.balancer.count(self.shard) {
             count.fetch_sub(1, Ordering::Relaxed);
         }
     }
@@ -85,32 +85,40 @@ mod tests {
 
     #[test]
     fn few_connections_are_spread_whoever_accepts_them() {
-        let balance = Balance::new(4);
-        let places: Vec<_> = (0..8).map(|_| balance.place(2)).collect();
+        let balancer = Balancer::new(4);
+        let places: Vec<_> = (0..8).map(|_| balancer.assign(2)).collect();
         for shard in 0..4 {
-            let here = places.iter().filter(|place| place.shard() == shard).count();
+            let here = places
+                .iter()
+                .filter(|assignment| assignment.shard() == shard)
+                .count();
             assert_eq!(here, 2, "shard {shard}");
         }
     }
 
     #[test]
     fn many_stay_where_they_are_while_it_is_as_good_as_even() {
-        let balance = Balance::new(2);
-        let mut places: Vec<_> = (0..100).map(|n| balance.place(n % 2)).collect();
-        let kept = (0..6).map(|_| balance.place(0));
+        let balancer = Balancer::new(2);
+        let mut places: Vec<_> = (0..100).map(|n| balancer.assign(n % 2)).collect();
+        let kept = (0..6).map(|_| balancer.assign(0));
         places.extend(kept);
-        assert!(places.iter().skip(100).all(|place| place.shard() == 0));
-        assert_eq!(balance.place(0).shard(), 0);
-        places.extend((0..2).map(|_| balance.place(0)));
-        assert_eq!(balance.place(0).shard(), 1);
+        assert!(
+            places
+                .iter()
+                .skip(100)
+                .all(|assignment| assignment.shard() == 0)
+        );
+        assert_eq!(balancer.assign(0).shard(), 0);
+        places.extend((0..2).map(|_| balancer.assign(0)));
+        assert_eq!(balancer.assign(0).shard(), 1);
     }
 
     #[test]
     fn a_place_is_given_back() {
-        let balance = Balance::new(2);
-        let first = balance.place(0);
-        assert_eq!(balance.place(0).shard(), 1);
+        let balancer = Balancer::new(2);
+        let first = balancer.assign(0);
+        assert_eq!(balancer.assign(0).shard(), 1);
         drop(first);
-        assert_eq!(balance.place(0).shard(), 0);
+        assert_eq!(balancer.assign(0).shard(), 0);
     }
 }

@@ -4,23 +4,23 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::io::offload::PendingJobs;
-use crate::sched::handshake_queue::Lane;
-use crate::shard::Service;
-use crate::telemetry::log::Journal;
-use crate::telemetry::metrics::Meters;
+use crate::sched::handshake_queue::HandshakeQueue;
+use crate::shard::ConnectionHandler;
+use crate::telemetry::log::AccessLog;
+use crate::telemetry::metrics::ShardMetrics;
 
 /// Makes a shard's service, on the shard's own thread, where it stays.
-pub(crate) trait Plan: Send + Sync + 'static {
+pub(crate) trait HandlerFactory: Send + Sync + 'static {
     /// What it makes.
-    type Service: Service;
+    type Handler: ConnectionHandler;
 
-    fn service(self: &Arc<Self>, desk: Desk) -> Self::Service;
+    fn handler(self: &Arc<Self>, context: ShardContext) -> Self::Handler;
 }
 
 /// A shard's own things, for its service.
-pub(crate) struct Desk {
+pub(crate) struct ShardContext {
     pub(crate) jobs: PendingJobs,
-    pub(crate) lane: Lane,
-    pub(crate) meters: Rc<Meters>,
-    pub(crate) journal: Rc<Journal>,
+    pub(crate) handshake_queue: HandshakeQueue,
+    pub(crate) shard_metrics: Rc<ShardMetrics>,
+    pub(crate) access_log: Rc<AccessLog>,
 }

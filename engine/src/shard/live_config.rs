@@ -6,22 +6,22 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 
-use crate::auth::cluster_secrets::Gatekeeper;
+use crate::auth::cluster_secrets::Authenticator;
 
 /// As it is at one moment. A session keeps what it began with.
 #[derive(Clone)]
 pub(crate) struct Snapshot {
     pub(crate) tls: Arc<ServerConfig>,
-    pub(crate) gatekeeper: Arc<Gatekeeper>,
+    pub(crate) authenticator: Arc<Authenticator>,
 }
 
 /// Written by the control thread alone.
-pub(crate) struct Live(ArcSwap<Snapshot>);
+pub(crate) struct LiveConfig(ArcSwap<Snapshot>);
 
-impl Live {
-    pub(crate) fn new(tls: Arc<ServerConfig>, gatekeeper: Gatekeeper) -> Arc<Self> {
-        let gatekeeper = Arc::new(gatekeeper);
-        Arc::new(Self(ArcSwap::from_pointee(Snapshot { tls, gatekeeper })))
+impl LiveConfig {
+    pub(crate) fn new(tls: Arc<ServerConfig>, authenticator: Authenticator) -> Arc<Self> {
+        let authenticator = Arc::new(authenticator);
+        Arc::new(Self(ArcSwap::from_pointee(Snapshot { tls, authenticator })))
     }
 
     pub(crate) fn read(&self) -> Arc<Snapshot> {
@@ -33,9 +33,12 @@ impl Live {
         self.0.store(Arc::new(Snapshot { tls, ..now }));
     }
 
-    pub(crate) fn set_gatekeeper(&self, gatekeeper: Gatekeeper) {
+    pub(crate) fn set_authenticator(&self, authenticator: Authenticator) {
         let now = Snapshot::clone(&self.read());
-        let gatekeeper = Arc::new(gatekeeper);
-        self.0.store(Arc::new(Snapshot { gatekeeper, ..now }));
+        let authenticator = Arc::new(authenticator);
+        self.0.store(Arc::new(Snapshot {
+            authenticator,
+            ..now
+        }));
     }
 }

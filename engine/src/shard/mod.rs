@@ -24,29 +24,29 @@ use futures_util::FutureExt;
 use slab::Slab;
 
 use crate::attestation::gate::Gate;
-use crate::io::listener::{self, Accepting, Listener};
+use crate::io::listener::{self, ActiveListener, Listener};
 use crate::io::mailbox::{Mailbox, Sender};
 use crate::io::offload::{JobResult, PendingJobs};
 use crate::io::peer::Peer;
-use crate::io::stream::{Moving, Stream};
+use crate::io::stream::{DetachedStream, Stream};
 use crate::sched::busy_poll::BusyPoll;
-use crate::sched::handshake_queue::Lane;
+use crate::sched::handshake_queue::HandshakeQueue;
 use crate::sched::yield_budget::Turns;
-use crate::session::activity::Traffic;
-use crate::session::control::{Control, Order};
-use crate::shard::balancer::{Balance, Place};
-use crate::telemetry::close_reason::End;
-use crate::telemetry::connection_info::Facts;
-use crate::telemetry::log::Journal;
-use crate::telemetry::metrics::Meters;
+use crate::session::activity::ShardActivity;
+use crate::session::control::{ConnectionControl, TerminateReason};
+use crate::shard::balancer::{Balancer, ShardAssignment};
+use crate::telemetry::close_reason::CloseReason;
+use crate::telemetry::connection_info::ConnectionInfo;
+use crate::telemetry::log::AccessLog;
+use crate::telemetry::metrics::ShardMetrics;
 
 /// Connections past the limit that are let in as far as being told so (53300,
 /// inside TLS), or to send a CancelRequest. Past these the socket just closes.
-const TOLD_OF_THE_LIMIT: usize = 64;
+const REJECT_HEADROOM: usize = 64;
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// Another shard may have taken the connection that was meant for this one.
-const KNOCK_AGAIN: Duration = Duration::from_millis(10);
+const WAKE_ACCEPT_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What other threads tell a shard.
 pub(crate) enum Message {
@@ -55,33 +55,33 @@ pub(crate) enum Message {
     /// Accept no more; return when the last connection has ended.
     Drain,
     /// The grace time is over.
-    EndAll,
+    TerminateAll,
     /// Policy or collateral has changed: look at every session again.
-    Recheck,
+    Revalidate,
     /// Serve this connection, which another shard has accepted.
-    Adopt(Arrival),
+    HandOff(HandedOff),
 }
 
 /// An accepted connection on its way to the shard that serves it.
-pub(crate) struct Arrival {
-    stream: Moving,
+pub(crate) struct HandedOff {
+    stream: DetachedStream,
     peer: Peer,
-    admission: Admission,
-    place: Place,
+    permit: ConnectionPermit,
+    assignment: ShardAssignment,
 }
 
 /// A shard's view of the others.
-pub(crate) struct Neighbours {
+pub(crate) struct SiblingShards {
     /// Its own number.
     pub(crate) own: usize,
-    pub(crate) balance: Arc<Balance>,
+    pub(crate) balancer: Arc<Balancer>,
     /// Every shard's mailbox, by number.
     pub(crate) mailboxes: Arc<[Sender<Message>]>,
 }
 
 /// How long each part of a connection may take.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Times {
+pub(crate) struct Timeouts {
     pub(crate) login: Duration,
     pub(crate) idle: Option<Duration>,
     /// From a change of policy or collateral to the end of the sessions that
@@ -90,18 +90,18 @@ pub(crate) struct Times {
 }
 
 /// The process-wide connection limit. Touched at accept and at close only.
-pub(crate) struct Limit {
+pub(crate) struct ConnectionLimit {
     most: usize,
     live: AtomicUsize,
 }
 
-/// A connection's place under the limit, given back when dropped.
-pub(crate) struct Admission {
-    limit: Arc<Limit>,
+/// A connection's assignment under the limit, given back when dropped.
+pub(crate) struct ConnectionPermit {
+    limit: Arc<ConnectionLimit>,
     granted: bool,
 }
 
-impl Limit {
+impl ConnectionLimit {
     pub(crate) fn new(most: usize) -> Arc<Self> {
         Arc::new(Self {
             most,
@@ -109,94 +109,94 @@ impl Limit {
         })
     }
 
-    fn enter(self: &Arc<Self>) -> Option<Admission> {
+    fn enter(self: &Arc<Self>) -> Option<ConnectionPermit> {
         let others = self.live.fetch_add(1, Ordering::Relaxed);
-        let admission = Admission {
+        let permit = ConnectionPermit {
             limit: Arc::clone(self),
             granted: others < self.most,
         };
-        (others < self.most.saturating_add(TOLD_OF_THE_LIMIT)).then_some(admission)
+        (others < self.most.saturating_add(REJECT_HEADROOM)).then_some(permit)
     }
 }
 
-impl Admission {
+impl ConnectionPermit {
     /// Whether this connection may become a session.
     pub(crate) fn is_granted(&self) -> bool {
         self.granted
     }
 }
 
-impl Drop for Admission {
+impl Drop for ConnectionPermit {
     fn drop(&mut self) {
         self.limit.live.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// What a shard serves its connections with.
-pub(crate) trait Service: 'static {
+pub(crate) trait ConnectionHandler: 'static {
     /// What the shard itself needs of it.
-    fn common(&self) -> &Common;
+    fn context(&self) -> &HandlerContext;
 
     /// Serves one accepted connection to its end.
     fn serve(
         &self,
         stream: Stream,
-        admission: &Admission,
-        control: &Control,
-        facts: &RefCell<Facts>,
-    ) -> impl Future<Output = End>;
+        permit: &ConnectionPermit,
+        control: &ConnectionControl,
+        info: &RefCell<ConnectionInfo>,
+    ) -> impl Future<Output = CloseReason>;
 }
 
 /// What every kind of service has.
-pub(crate) struct Common {
-    pub(crate) lane: Lane,
+pub(crate) struct HandlerContext {
+    pub(crate) handshake_queue: HandshakeQueue,
     pub(crate) gate: Gate,
-    pub(crate) meters: Rc<Meters>,
-    pub(crate) journal: Rc<Journal>,
+    pub(crate) shard_metrics: Rc<ShardMetrics>,
+    pub(crate) access_log: Rc<AccessLog>,
 }
 
 /// Everything that a shard's tasks share.
 pub(crate) struct Shard<S> {
-    pub(crate) service: S,
+    pub(crate) handler: S,
     pub(crate) jobs: PendingJobs,
-    pub(crate) times: Times,
-    pub(crate) limit: Arc<Limit>,
-    neighbours: Neighbours,
-    traffic: Rc<Traffic>,
-    connections: RefCell<Slab<Rc<Control>>>,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) limit: Arc<ConnectionLimit>,
+    siblings: SiblingShards,
+    traffic: Rc<ShardActivity>,
+    connections: RefCell<Slab<Rc<ConnectionControl>>>,
     draining: Cell<bool>,
     /// Changes of policy or collateral so far.
-    rechecks: Cell<u64>,
+    revalidations: Cell<u64>,
     listener: Cell<Option<RawFd>>,
     emptied: RefCell<Option<Waker>>,
 }
 
-impl<S: Service> Shard<S> {
+impl<S: ConnectionHandler> Shard<S> {
     pub(crate) fn new(
-        service: S,
+        handler: S,
         jobs: PendingJobs,
-        times: Times,
-        limit: Arc<Limit>,
-        neighbours: Neighbours,
+        timeouts: Timeouts,
+        limit: Arc<ConnectionLimit>,
+        siblings: SiblingShards,
         busy_poll: Rc<BusyPoll>,
         turns: Turns,
     ) -> Rc<Self> {
-        let lane = service.common().lane.clone();
+        let handshake_queue = handler.context().handshake_queue.clone();
         Rc::new(Self {
-            service,
+            handler,
             jobs,
-            times,
+            timeouts,
             limit,
-            neighbours,
-            traffic: Rc::new(Traffic {
+            siblings,
+            traffic: Rc::new(ShardActivity {
                 busy_poll,
-                lane,
+                handshake_queue,
                 pauses: Rc::default(),
                 turns,
             }),
             connections: RefCell::default(),
             draining: Cell::new(false),
-            rechecks: Cell::new(0),
+            revalidations: Cell::new(0),
             listener: Cell::new(None),
             emptied: RefCell::new(None),
         })
@@ -215,7 +215,7 @@ impl<S: Service> Shard<S> {
         self.listener.set(Some(listener.raw_fd()));
         let mail = Rc::clone(&self);
         let delivery = monoio::spawn(mailbox.deliver(move |message| mail.take(message)));
-        let usher = monoio::spawn(self.traffic.lane.clone().usher());
+        let usher = monoio::spawn(self.traffic.handshake_queue.clone().usher());
         self.traffic.busy_poll.start();
         self.accept_all(&listener).await;
         self.listener.set(None);
@@ -235,13 +235,13 @@ impl<S: Service> Shard<S> {
                     self.end_accept(fd);
                 }
             }
-            Message::EndAll => {
+            Message::TerminateAll => {
                 for control in self.controls() {
-                    control.end(Order::Shutdown);
+                    control.end(TerminateReason::Shutdown);
                 }
             }
-            Message::Recheck => drop(monoio::spawn(Rc::clone(self).recheck())),
-            Message::Adopt(arrival) => self.adopt(arrival),
+            Message::Revalidate => drop(monoio::spawn(Rc::clone(self).revalidate())),
+            Message::HandOff(handed_off) => self.accept_handoff(handed_off),
         }
         true
     }
@@ -253,20 +253,20 @@ impl<S: Service> Shard<S> {
             None => {
                 let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Both);
             }
-            Some(path) => drop(monoio::spawn(Rc::clone(self).knock(path))),
+            Some(path) => drop(monoio::spawn(Rc::clone(self).wake_accept(path))),
         }
     }
 
     /// Linux wakes nobody who waits for a Unix socket that is shut down: a
-    /// connection does. Shards share the socket, and each needs one.
-    async fn knock(self: Rc<Self>, path: PathBuf) {
+    /// connection does. ShardPool share the socket, and each needs one.
+    async fn wake_accept(self: Rc<Self>, path: PathBuf) {
         while self.listener.get().is_some() {
-            listener::knock(&path);
-            monoio::time::sleep(KNOCK_AGAIN).await;
+            listener::wake_accept(&path);
+            monoio::time::sleep(WAKE_ACCEPT_INTERVAL).await;
         }
     }
 
-    fn controls(&self) -> Vec<Rc<Control>> {
+    fn controls(&self) -> Vec<Rc<ConnectionControl>> {
         let connections = self.connections.borrow();
         connections
             .iter()
@@ -274,17 +274,17 @@ impl<S: Service> Shard<S> {
             .collect()
     }
 
-    async fn accept_all(self: &Rc<Self>, listener: &Accepting) {
+    async fn accept_all(self: &Rc<Self>, listener: &ActiveListener) {
         loop {
             match listener.accept().await {
                 Ok(_) if self.draining.get() => return,
                 Ok((stream, peer)) => {
-                    if let Some(admission) = self.limit.enter() {
-                        self.seat(stream, peer, admission);
+                    if let Some(permit) = self.limit.enter() {
+                        self.dispatch(stream, peer, permit);
                     } else {
-                        self.service.common().meters.dropped();
-                        let journal = &self.service.common().journal;
-                        journal.dropped_at_the_limit(peer);
+                        self.handler.context().shard_metrics.dropped();
+                        let access_log = &self.handler.context().access_log;
+                        access_log.dropped_over_limit(peer);
                     }
                 }
                 Err(_) if self.draining.get() => return,
@@ -297,42 +297,42 @@ impl<S: Service> Shard<S> {
     }
 
     /// Serves a connection here, or hands it to the shard that has fewer.
-    fn seat(self: &Rc<Self>, stream: Stream, peer: Peer, admission: Admission) {
-        let Neighbours {
+    fn dispatch(self: &Rc<Self>, stream: Stream, peer: Peer, permit: ConnectionPermit) {
+        let SiblingShards {
             own,
-            balance,
+            balancer,
             mailboxes,
-        } = &self.neighbours;
-        let place = balance.place(*own);
-        if place.shard() != *own
-            && let Some(mailbox) = mailboxes.get(place.shard())
+        } = &self.siblings;
+        let assignment = balancer.assign(*own);
+        if assignment.shard() != *own
+            && let Some(mailbox) = mailboxes.get(assignment.shard())
             // Without a descriptor left it is served here after all.
-            && let Ok(moving) = stream.moving()
+            && let Ok(moving) = stream.detach()
         {
-            mailbox.send(Message::Adopt(Arrival {
+            mailbox.send(Message::HandOff(HandedOff {
                 stream: moving,
                 peer,
-                admission,
-                place,
+                permit,
+                assignment,
             }));
         } else {
-            monoio::spawn(Rc::clone(self).connection(stream, peer, admission, place));
+            monoio::spawn(Rc::clone(self).connection(stream, peer, permit, assignment));
         }
     }
 
-    fn adopt(self: &Rc<Self>, arrival: Arrival) {
-        let Arrival {
+    fn accept_handoff(self: &Rc<Self>, handed_off: HandedOff) {
+        let HandedOff {
             stream,
             peer,
-            admission,
-            place,
-        } = arrival;
+            permit,
+            assignment,
+        } = handed_off;
         if self.draining.get() {
             return;
         }
         match stream.on_this_thread() {
             Ok(stream) => {
-                monoio::spawn(Rc::clone(self).connection(stream, peer, admission, place));
+                monoio::spawn(Rc::clone(self).connection(stream, peer, permit, assignment));
             }
             Err(error) => tracing::error!(%error, "accept failed"),
         }
@@ -343,33 +343,33 @@ impl<S: Service> Shard<S> {
         self: Rc<Self>,
         stream: Stream,
         peer: Peer,
-        admission: Admission,
-        place: Place,
+        permit: ConnectionPermit,
+        assignment: ShardAssignment,
     ) {
-        let meters = &self.service.common().meters;
-        meters.accepted();
-        let facts = RefCell::new(Facts::new(peer));
-        let started = facts.borrow().accepted;
-        let deadline = started + self.times.login;
-        let control = Rc::new(Control::new(
+        let shard_metrics = &self.handler.context().shard_metrics;
+        shard_metrics.accepted();
+        let info = RefCell::new(ConnectionInfo::new(peer));
+        let started = info.borrow().accepted;
+        let deadline = started + self.timeouts.login;
+        let control = Rc::new(ConnectionControl::new(
             deadline,
-            Rc::clone(meters),
+            Rc::clone(shard_metrics),
             Rc::clone(&self.traffic),
         ));
         let key = self.connections.borrow_mut().insert(Rc::clone(&control));
         let end = {
             // Boxed or pinned: a future that is handed on by value is there twice.
-            let story = Box::pin(self.service.serve(stream, &admission, &control, &facts));
-            let watched = pin!(watched(story, &control, self.times.idle));
-            guarded(watched).await
+            let handler = Box::pin(self.handler.serve(stream, &permit, &control, &info));
+            let with_watchdog = pin!(with_watchdog(handler, &control, self.timeouts.idle));
+            catch_panic(with_watchdog).await
         };
         self.connections.borrow_mut().remove(key);
-        drop((admission, place));
-        let facts = facts.into_inner();
-        meters.ended(facts.role, facts.entered, &end);
-        if !facts.written {
-            let journal = &self.service.common().journal;
-            journal.ended(&facts, control.bytes(), &end);
+        drop((permit, assignment));
+        let info = info.into_inner();
+        shard_metrics.ended(info.role, info.entered, &end);
+        if !info.written {
+            let access_log = &self.handler.context().access_log;
+            access_log.ended(&info, control.bytes(), &end);
         }
         if self.connections.borrow().is_empty()
             && let Some(waker) = self.emptied.take()
@@ -390,33 +390,33 @@ impl<S: Service> Shard<S> {
     }
 }
 
-/// Runs a story beside its watchdog. The watchdog only wins when the story did
-/// not end although its sockets are shut: the story is dropped then.
-async fn watched(
-    mut story: Pin<Box<impl Future<Output = End>>>,
-    control: &Control,
+/// Runs a handler beside its watchdog. The watchdog only wins when the handler did
+/// not end although its sockets are shut: the handler is dropped then.
+async fn with_watchdog(
+    mut handler: Pin<Box<impl Future<Output = CloseReason>>>,
+    control: &ConnectionControl,
     idle: Option<Duration>,
-) -> End {
+) -> CloseReason {
     let mut watchdog = pin!(control.watchdog(idle));
     poll_fn(|cx| {
-        // The story first: the watchdog then sees its change of phase.
-        if let Poll::Ready(end) = story.as_mut().poll(cx) {
+        // The handler first: the watchdog then sees its change of phase.
+        if let Poll::Ready(end) = handler.as_mut().poll(cx) {
             return Poll::Ready(end);
         }
         watchdog
             .as_mut()
             .poll(cx)
-            .map(|order| order.map_or(End::Stuck, End::from))
+            .map(|order| order.map_or(CloseReason::Stuck, CloseReason::from))
     })
     .await
 }
 
 /// A panic ends the connection that it happened in, and no other.
-async fn guarded(story: Pin<&mut impl Future<Output = End>>) -> End {
-    AssertUnwindSafe(story)
+async fn catch_panic(handler: Pin<&mut impl Future<Output = CloseReason>>) -> CloseReason {
+    AssertUnwindSafe(handler)
         .catch_unwind()
         .await
-        .unwrap_or(End::Panic)
+        .unwrap_or(CloseReason::Panic)
 }
 
 #[cfg(test)]
@@ -425,22 +425,22 @@ mod tests {
 
     #[test]
     fn a_panic_ends_one_connection_as_such() {
-        let story = pin!(async { std::hint::black_box(None::<End>).expect("a bug") });
-        let end = guarded(story).now_or_never();
-        assert!(matches!(end, Some(End::Panic)));
+        let handler = pin!(async { std::hint::black_box(None::<CloseReason>).expect("a bug") });
+        let end = catch_panic(handler).now_or_never();
+        assert!(matches!(end, Some(CloseReason::Panic)));
     }
 
     #[test]
     fn the_limit_tells_some_and_drops_the_rest() {
-        let limit = Limit::new(2);
+        let limit = ConnectionLimit::new(2);
         let mut inside: Vec<_> = (0..2).map(|_| limit.enter().unwrap()).collect();
-        assert!(inside.iter().all(Admission::is_granted));
-        let told: Vec<_> = (0..TOLD_OF_THE_LIMIT)
+        assert!(inside.iter().all(ConnectionPermit::is_granted));
+        let told: Vec<_> = (0..REJECT_HEADROOM)
             .map(|_| limit.enter().unwrap())
             .collect();
-        assert!(!told.iter().any(Admission::is_granted));
+        assert!(!told.iter().any(ConnectionPermit::is_granted));
         assert!(limit.enter().is_none());
-        assert_eq!(limit.live.load(Ordering::Relaxed), 2 + TOLD_OF_THE_LIMIT);
+        assert_eq!(limit.live.load(Ordering::Relaxed), 2 + REJECT_HEADROOM);
         drop(told);
         inside.pop();
         assert!(limit.enter().unwrap().is_granted());

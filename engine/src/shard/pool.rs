@@ -8,44 +8,44 @@ use tokio::sync::mpsc;
 
 use crate::config::Process;
 use crate::config::mode::Mode;
-use crate::io::driver::{self, Driver};
+use crate::io::driver::{self, IoDriver};
 use crate::io::listener::Listener;
 use crate::io::mailbox::{Sender, mailbox};
 use crate::io::offload::PendingJobs;
-use crate::shard::context::{Desk, Plan};
+use crate::shard::context::{HandlerFactory, ShardContext};
 
 use crate::sched::busy_poll::{BusyPoll, Polling};
-use crate::sched::handshake_queue::Lane;
+use crate::sched::handshake_queue::HandshakeQueue;
 use crate::sched::yield_budget::Turns;
-use crate::shard::balancer::Balance;
-use crate::shard::{Limit, Message, Neighbours, Shard, Times};
-use crate::telemetry::log::Journal;
-use crate::telemetry::metrics::{Meters, Metrics};
+use crate::shard::balancer::Balancer;
+use crate::shard::{ConnectionLimit, Message, Shard, SiblingShards, Timeouts};
+use crate::telemetry::log::AccessLog;
+use crate::telemetry::metrics::{Metrics, ShardMetrics};
 
-/// What all shards of a process have in common, whatever they serve.
-pub(crate) struct Site {
+/// What all shards of a process have in context, whatever they serve.
+pub(crate) struct ShardConfig {
     metrics: Arc<Metrics>,
-    driver: Driver,
+    driver: IoDriver,
     mode: Mode,
-    limit: Arc<Limit>,
-    times: Times,
+    limit: Arc<ConnectionLimit>,
+    timeouts: Timeouts,
     pin: bool,
     busy_poll: Polling,
 }
 
-impl Site {
+impl ShardConfig {
     pub(crate) fn new(
         config: &Process,
         metrics: &Arc<Metrics>,
-        driver: Driver,
+        driver: IoDriver,
         mode: Mode,
     ) -> Arc<Self> {
         Arc::new(Self {
             metrics: Arc::clone(metrics),
             driver,
             mode,
-            limit: Limit::new(config.max_connections),
-            times: Times {
+            limit: ConnectionLimit::new(config.max_connections),
+            timeouts: Timeouts {
                 login: config.login_timeout,
                 idle: config.idle_timeout,
                 revocation: config.revocation_grace,
@@ -57,7 +57,7 @@ impl Site {
 }
 
 /// The running shards.
-pub(crate) struct Shards {
+pub(crate) struct ShardPool {
     mailboxes: Arc<[Sender<Message>]>,
     running: usize,
     ended: mpsc::UnboundedReceiver<Result<(), String>>,
@@ -67,27 +67,31 @@ pub(crate) struct Shards {
 ///
 /// # Errors
 /// The system has no thread or descriptor left.
-pub(crate) fn start<P: Plan>(
-    plan: &Arc<P>,
-    site: &Arc<Site>,
+pub(crate) fn spawn<P: HandlerFactory>(
+    factory: &Arc<P>,
+    shard_config: &Arc<ShardConfig>,
     listeners: Vec<Listener>,
-) -> io::Result<Shards> {
-    let cores = site.pin.then(core_affinity::get_core_ids).flatten();
+) -> io::Result<ShardPool> {
+    let cores = shard_config.pin.then(core_affinity::get_core_ids).flatten();
     let cores = cores.unwrap_or_default();
     let (report, ended) = mpsc::unbounded_channel();
     let (made, all_made) = std::sync::mpsc::channel::<()>();
     let ends = listeners.iter().map(|_| mailbox());
     let ends = ends.collect::<io::Result<Vec<_>>>()?;
     let mailboxes: Arc<[_]> = ends.iter().map(|(sender, _)| sender.clone()).collect();
-    let balance = Balance::new(listeners.len());
+    let balancer = Balancer::new(listeners.len());
     for (index, (listener, (sender, inbox))) in listeners.into_iter().zip(ends).enumerate() {
         let core = cores.get(index).copied();
-        let neighbours = Neighbours {
+        let siblings = SiblingShards {
             own: index,
-            balance: Arc::clone(&balance),
+            balancer: Arc::clone(&balancer),
             mailboxes: Arc::clone(&mailboxes),
         };
-        let (plan, site, report) = (Arc::clone(plan), Arc::clone(site), report.clone());
+        let (factory, shard_config, report) = (
+            Arc::clone(factory),
+            Arc::clone(shard_config),
+            report.clone(),
+        );
         let made = made.clone();
         let start = std::thread::Builder::new().name(format!("shard-{index}"));
         start.spawn(move || {
@@ -97,11 +101,11 @@ pub(crate) fn start<P: Plan>(
             // Its first use takes 25 ms, which nobody should find in a handshake.
             let _ = aws_lc_rs::rand::fill(&mut [0]);
             let main = async {
-                let shard = shard(&plan, &site, neighbours, sender);
+                let shard = build_shard(&factory, &shard_config, siblings, sender);
                 drop(made);
                 shard.run(listener, inbox).await
             };
-            let run = std::panic::AssertUnwindSafe(|| driver::block_on(site.driver, main));
+            let run = std::panic::AssertUnwindSafe(|| driver::block_on(shard_config.driver, main));
             let end = match std::panic::catch_unwind(run) {
                 Ok(Ok(Ok(()))) => Ok(()),
                 Ok(Ok(Err(error)) | Err(error)) => Err(error.to_string()),
@@ -115,42 +119,42 @@ pub(crate) fn start<P: Plan>(
     // Ends when each shard has made its things or has failed: its series are
     // there before anybody is told that it runs.
     let _ = all_made.recv();
-    Ok(Shards {
+    Ok(ShardPool {
         running: mailboxes.len(),
         mailboxes,
         ended,
     })
 }
 
-fn shard<P: Plan>(
-    plan: &Arc<P>,
-    site: &Site,
-    neighbours: Neighbours,
+fn build_shard<P: HandlerFactory>(
+    factory: &Arc<P>,
+    shard_config: &ShardConfig,
+    siblings: SiblingShards,
     sender: Sender<Message>,
-) -> Rc<Shard<P::Service>> {
+) -> Rc<Shard<P::Handler>> {
     let jobs = PendingJobs::new(Arc::new(move |result| {
         sender.send(Message::JobDone(result))
     }));
     let turns = Turns::new(jobs.clone());
-    let service = plan.service(Desk {
+    let service = factory.handler(ShardContext {
         jobs: jobs.clone(),
-        lane: Lane::new(site.times.login),
-        meters: Rc::new(Meters::new(&site.metrics, neighbours.own)),
-        journal: Rc::new(Journal::new(site.mode)),
+        handshake_queue: HandshakeQueue::new(shard_config.timeouts.login),
+        shard_metrics: Rc::new(ShardMetrics::new(&shard_config.metrics, siblings.own)),
+        access_log: Rc::new(AccessLog::new(shard_config.mode)),
     });
     Shard::new(
         service,
         jobs,
-        site.times,
-        Arc::clone(&site.limit),
-        neighbours,
-        BusyPoll::new(site.busy_poll),
+        shard_config.timeouts,
+        Arc::clone(&shard_config.limit),
+        siblings,
+        BusyPoll::new(shard_config.busy_poll),
         turns,
     )
 }
 
-impl Shards {
-    pub(crate) fn tell(&self, message: impl Fn() -> Message) {
+impl ShardPool {
+    pub(crate) fn broadcast(&self, message: impl Fn() -> Message) {
         for shard in self.mailboxes.iter() {
             shard.send(message());
         }

@@ -7,8 +7,8 @@ use attest::Denial;
 use attest::denial::Fault;
 use futures_util::FutureExt as _;
 
-use super::{Service, Shard};
-use crate::session::control::{Control, Order};
+use super::{ConnectionHandler, Shard};
+use crate::session::control::{ConnectionControl, TerminateReason};
 
 /// Sessions that are judged in one turn of the loop, and how long the others then have:
 /// an answer from the cache waits for nothing.
@@ -25,32 +25,32 @@ struct Found<T> {
     undecided: Vec<T>,
 }
 
-impl<S: Service> Shard<S> {
+impl<S: ConnectionHandler> Shard<S> {
     /// Ends the sessions of clients that would not be let in any more. What is our own
     /// fault, such as a PCCS that is down, ends nobody's session.
-    pub(super) async fn recheck(self: Rc<Self>) {
+    pub(super) async fn revalidate(self: Rc<Self>) {
         let begun = Instant::now();
-        let number = self.rechecks.get().wrapping_add(1);
-        self.rechecks.set(number);
+        let number = self.revalidations.get().wrapping_add(1);
+        self.revalidations.set(number);
         let mut sessions = self.controls();
         loop {
-            let found = judge(sessions, async |control: &Rc<Control>| {
+            let found = judge(sessions, async |control: &Rc<ConnectionControl>| {
                 // Of a session that has ended, nobody else has it.
                 match control.peer().filter(|_| Rc::strong_count(control) > 1) {
-                    Some(peer) => self.service.common().gate.still_admits(peer.chain()).await,
+                    Some(peer) => self.handler.context().gate.still_admits(peer.chain()).await,
                     None => Ok(()),
                 }
             })
             .await;
             if !found.refused.is_empty() {
-                let left = self.times.revocation.saturating_sub(begun.elapsed());
+                let left = self.timeouts.revocation.saturating_sub(begun.elapsed());
                 drop(monoio::spawn(Rc::clone(&self).revoke(found.refused, left)));
             }
             if found.undecided.is_empty() {
                 return;
             }
             monoio::time::sleep(AGAIN).await;
-            if self.rechecks.get() != number {
+            if self.revalidations.get() != number {
                 // A newer one looks at all of them.
                 return;
             }
@@ -60,7 +60,11 @@ impl<S: Service> Shard<S> {
 
     /// Ends sessions after `grace`, but for those that a newer policy or collateral has
     /// let in again: their verdict is remembered, and nothing is waited for.
-    async fn revoke(self: Rc<Self>, refused: Vec<(Rc<Control>, Denial)>, grace: Duration) {
+    async fn revoke(
+        self: Rc<Self>,
+        refused: Vec<(Rc<ConnectionControl>, Denial)>,
+        grace: Duration,
+    ) {
         tracing::warn!(
             sessions = refused.len(),
             ?grace,
@@ -69,12 +73,12 @@ impl<S: Service> Shard<S> {
         monoio::time::sleep(grace).await;
         for (count, (control, denial)) in (1..).zip(refused) {
             give_way_after(count).await;
-            let gate = &self.service.common().gate;
+            let gate = &self.handler.context().gate;
             let admitted = control
                 .peer()
                 .and_then(|peer| gate.still_admits(peer.chain()).now_or_never());
             if !matches!(admitted, Some(Ok(()))) {
-                control.end(Order::Denied(denial.code()));
+                control.end(TerminateReason::Denied(denial.code()));
             }
         }
     }
@@ -105,11 +109,11 @@ async fn judge<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::driver::{Driver, block_on};
+    use crate::io::driver::{IoDriver, block_on};
 
     #[test]
     fn who_is_not_judged_for_want_of_room_is_not_forgotten() {
-        block_on(Driver::Epoll, async {
+        block_on(IoDriver::Epoll, async {
             let found = judge((0..100).collect(), async |session: &u32| {
                 match session % 4 {
                     0 => Err(Denial::Overloaded),
@@ -128,7 +132,7 @@ mod tests {
 
     #[test]
     fn others_have_their_turn_while_many_are_judged() {
-        block_on(Driver::Epoll, async {
+        block_on(IoDriver::Epoll, async {
             let many = (0..2 * AT_ONCE).collect();
             let judging = judge(many, async |_: &usize| Ok(()));
             assert!(judging.now_or_never().is_none());

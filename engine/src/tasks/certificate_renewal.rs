@@ -16,35 +16,35 @@ use metrics::Counter;
 
 use crate::io::clock::unix_now;
 use crate::telemetry::metrics::Metrics;
-use crate::tls::certificate::{Files, Identity, IdentityError};
-use crate::tls::certificate_source::{Origin, OriginError};
+use crate::tls::certificate::{Identity, IdentityError, PemFiles};
+use crate::tls::certificate_source::{CertificateSource, CertificateSourceError};
 
 /// PEM files are looked at this often. A few hundred bytes that are in memory.
-const LOOK: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// The clock may be set meanwhile: no sleep is longer.
-const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+const MAX_SLEEP: Duration = Duration::from_secs(60);
 /// Between failed renewals, in seconds: the first, doubled up to the longest.
 const FIRST_RETRY: u64 = 1;
 const LONGEST_RETRY: u64 = 300;
 /// Not ready when less than this is left, or a tenth of the lifetime.
-const RED: u64 = 3_600;
+const NOT_READY_MARGIN: u64 = 3_600;
 
 /// When to do what about a certificate. Unix seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Plan {
+struct RenewalSchedule {
     /// Two thirds of its time have passed.
     renew: u64,
     /// So little is left that nobody should be sent here.
-    red: u64,
+    not_ready: u64,
 }
 
-impl Plan {
+impl RenewalSchedule {
     fn new(obtained: u64, not_after: u64) -> Self {
         let lifetime = not_after.saturating_sub(obtained);
         Self {
             // Never at once: an agent whose certificates end at once is not to be flooded.
             renew: obtained.saturating_add((lifetime.saturating_mul(2) / 3).max(1)),
-            red: not_after.saturating_sub(RED.min(lifetime / 10)),
+            not_ready: not_after.saturating_sub(NOT_READY_MARGIN.min(lifetime / 10)),
         }
     }
 }
@@ -58,26 +58,26 @@ fn retry_after(failures: u32) -> u64 {
 }
 
 /// What is done with a new certificate.
-pub(crate) type Install = Box<dyn Fn(&Identity) -> Result<(), IdentityError> + Send + Sync>;
+pub(crate) type InstallFn = Box<dyn Fn(&Identity) -> Result<(), IdentityError> + Send + Sync>;
 
 /// Who does it.
-pub(crate) struct Steward {
-    pub(crate) origin: Origin,
+pub(crate) struct CertificateRenewer {
+    pub(crate) certificate_source: CertificateSource,
     /// Puts a new certificate in force, for new connections.
-    pub(crate) install: Install,
+    pub(crate) install: InstallFn,
     pub(crate) latch: admin::Latch,
-    pub(crate) tally: Tally,
+    pub(crate) renewal_metrics: RenewalMetrics,
 }
 
 /// What `/metrics` says of it.
 #[derive(Clone)]
-pub(crate) struct Tally {
+pub(crate) struct RenewalMetrics {
     renewed: Counter,
     failed: Counter,
     not_after: Arc<AtomicU64>,
 }
 
-impl Tally {
+impl RenewalMetrics {
     pub(crate) fn new(metrics: &Metrics) -> Self {
         let counter =
             |outcome| metrics.counter("teesql_identity_renewals_total", &[("outcome", outcome)]);
@@ -94,27 +94,27 @@ impl Tally {
     }
 }
 
-impl Steward {
+impl CertificateRenewer {
     /// Keeps it good for ever, beginning with `identity`, which is in use.
     pub(crate) async fn run(self, identity: Identity) {
         self.in_use(&identity);
-        match &self.origin {
-            Origin::Files { cert, key } => self.watch(cert, key, identity).await,
-            Origin::Agent { .. } => self.renew(identity).await,
+        match &self.certificate_source {
+            CertificateSource::Files { cert, key } => self.watch(cert, key, identity).await,
+            CertificateSource::Agent { .. } => self.renew(identity).await,
         }
     }
 
     fn in_use(&self, identity: &Identity) {
-        self.tally
+        self.renewal_metrics
             .not_after
             .store(identity.not_after(), Ordering::Relaxed);
         self.latch.ready();
     }
 
-    fn put_in_force(&self, identity: &Identity) -> Result<(), IdentityError> {
+    fn activate(&self, identity: &Identity) -> Result<(), IdentityError> {
         (self.install)(identity)?;
         self.in_use(identity);
-        self.tally.renewed.increment(1);
+        self.renewal_metrics.renewed.increment(1);
         tracing::info!(
             fingerprint = %identity.fingerprint(),
             not_after = identity.not_after(),
@@ -125,50 +125,50 @@ impl Steward {
 
     async fn renew(&self, mut identity: Identity) {
         let mut failures = 0;
-        let mut plan = Plan::new(unix_now(), identity.not_after());
-        let mut due = plan.renew;
+        let mut schedule = RenewalSchedule::new(unix_now(), identity.not_after());
+        let mut due = schedule.renew;
         loop {
-            sleep_until(due.min(next_look(plan.red))).await;
+            sleep_until(due.min(next_look(schedule.not_ready))).await;
             let now = unix_now();
             if now >= due {
-                match self.watched(plan, self.obtain()).await {
+                match self.watched(schedule, self.obtain()).await {
                     Ok(new) => {
                         (identity, failures) = (new, 0);
-                        plan = Plan::new(unix_now(), identity.not_after());
-                        due = plan.renew;
+                        schedule = RenewalSchedule::new(unix_now(), identity.not_after());
+                        due = schedule.renew;
                     }
                     Err(error) => {
                         failures += 1;
                         due = now + retry_after(failures);
-                        self.tally.failed.increment(1);
+                        self.renewal_metrics.failed.increment(1);
                         let left = identity.not_after().saturating_sub(now);
                         tracing::warn!(%error, seconds_left = left, "certificate not renewed");
                     }
                 }
             }
-            self.check_end(plan, failures > 0);
+            self.check_end(schedule, failures > 0);
         }
     }
 
-    async fn obtain(&self) -> Result<Identity, OriginError> {
-        let identity = self.origin.obtain().await?;
-        self.put_in_force(&identity)?;
+    async fn obtain(&self) -> Result<Identity, CertificateSourceError> {
+        let identity = self.certificate_source.obtain().await?;
+        self.activate(&identity)?;
         Ok(identity)
     }
 
-    /// Does `work`, in which an agent may keep us waiting past the moment to be red.
-    async fn watched<T>(&self, plan: Plan, work: impl Future<Output = T>) -> T {
+    /// Does `work`, in which an agent may keep us waiting past the moment to be not_ready.
+    async fn watched<T>(&self, schedule: RenewalSchedule, work: impl Future<Output = T>) -> T {
         let mut work = pin!(work);
         tokio::select! {
             done = &mut work => return done,
-            () = sleep_until(plan.red) => self.check_end(plan, true),
+            () = sleep_until(schedule.not_ready) => self.check_end(schedule, true),
         }
         work.await
     }
 
     /// Not ready when the end is near.
-    fn check_end(&self, plan: Plan, failed: bool) {
-        if unix_now() >= plan.red {
+    fn check_end(&self, schedule: RenewalSchedule, failed: bool) {
+        if unix_now() >= schedule.not_ready {
             let why = if failed { "; its renewal fails" } else { "" };
             self.latch
                 .not_ready(format!("the certificate is about to expire{why}"));
@@ -177,12 +177,12 @@ impl Steward {
 
     /// Looks at the files, and takes what is new and good in them.
     async fn watch(&self, cert: &Path, key: &Path, mut identity: Identity) {
-        let mut plan = Plan::new(unix_now(), identity.not_after());
+        let mut schedule = RenewalSchedule::new(unix_now(), identity.not_after());
         let (mut seen, mut away) = (None, 0_u32);
         loop {
-            tokio::time::sleep(LOOK).await;
-            self.check_end(plan, false);
-            let files = match Files::read(cert, key) {
+            tokio::time::sleep(POLL_INTERVAL).await;
+            self.check_end(schedule, false);
+            let files = match PemFiles::read(cert, key) {
                 Ok(files) => files,
                 Err(error) => {
                     away = away.saturating_add(1);
@@ -201,7 +201,7 @@ impl Steward {
             match self.take(&files, &identity) {
                 Ok(Some(new)) => {
                     identity = new;
-                    plan = Plan::new(unix_now(), identity.not_after());
+                    schedule = RenewalSchedule::new(unix_now(), identity.not_after());
                 }
                 Ok(None) => {}
                 Err(error) => self.not_taken(&error),
@@ -212,7 +212,7 @@ impl Steward {
     /// Puts what is in the files in force, unless it is in use already.
     fn take(
         &self,
-        files: &Files<'_>,
+        files: &PemFiles<'_>,
         before: &Identity,
     ) -> Result<Option<Identity>, IdentityError> {
         let new = Identity::from_pem(files)?;
@@ -220,23 +220,23 @@ impl Steward {
             return Ok(None);
         }
         new.check_dates(unix_now())?;
-        self.put_in_force(&new)?;
+        self.activate(&new)?;
         Ok(Some(new))
     }
 
     fn not_taken(&self, error: &IdentityError) {
-        self.tally.failed.increment(1);
+        self.renewal_metrics.failed.increment(1);
         tracing::warn!(%error, "the certificate's files have changed, and are not used");
     }
 }
 
 /// The moment to look at the certificate's end again.
-fn next_look(red: u64) -> u64 {
+fn next_look(not_ready: u64) -> u64 {
     let now = unix_now();
-    if now < red {
-        red
+    if now < not_ready {
+        not_ready
     } else {
-        now + LONGEST_SLEEP.as_secs()
+        now + MAX_SLEEP.as_secs()
     }
 }
 
@@ -246,7 +246,7 @@ async fn sleep_until(due: u64) {
     let due = UNIX_EPOCH + Duration::from_secs(due);
     // An error says that the moment is past.
     while let Ok(left) = due.duration_since(SystemTime::now()) {
-        tokio::time::sleep(left.min(LONGEST_SLEEP)).await;
+        tokio::time::sleep(left.min(MAX_SLEEP)).await;
     }
 }
 
@@ -256,15 +256,15 @@ mod tests {
 
     #[test]
     fn it_is_renewed_after_two_thirds_and_red_before_the_end() {
-        let day = Plan::new(1_000, 1_000 + 86_400);
+        let day = RenewalSchedule::new(1_000, 1_000 + 86_400);
         assert_eq!(day.renew, 1_000 + 57_600);
-        assert_eq!(day.red, 1_000 + 86_400 - 3_600);
-        let minutes = Plan::new(0, 600);
-        assert_eq!((minutes.renew, minutes.red), (400, 540));
-        let short = Plan::new(0, 3);
-        assert_eq!((short.renew, short.red), (2, 3));
-        let over = Plan::new(10, 5);
-        assert_eq!((over.renew, over.red), (11, 5));
+        assert_eq!(day.not_ready, 1_000 + 86_400 - 3_600);
+        let minutes = RenewalSchedule::new(0, 600);
+        assert_eq!((minutes.renew, minutes.not_ready), (400, 540));
+        let short = RenewalSchedule::new(0, 3);
+        assert_eq!((short.renew, short.not_ready), (2, 3));
+        let over = RenewalSchedule::new(10, 5);
+        assert_eq!((over.renew, over.not_ready), (11, 5));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use attest::evidence::UnboundEvidence;
 use rustls::crypto::SecureRandom;
 use tokio::sync::mpsc;
 
-use crate::attestation::verifier::Trust;
+use crate::attestation::verifier::QuoteVerifier;
 use crate::config::Attestation;
 use crate::io::clock::unix_now;
 use crate::telemetry::metrics::Metrics;
@@ -78,14 +78,18 @@ pub(crate) fn start(
 
 /// Keeps the collateral of this machine's own platform, whose peers are the
 /// likeliest clients, and tells `latch` whether all that is held is fresh.
-pub(crate) async fn keep_own(trust: &Trust, own: &Identity, latch: &Latch) {
+pub(crate) async fn refresh_own_platform(
+    quote_verifier: &QuoteVerifier,
+    own: &Identity,
+    latch: &Latch,
+) {
     let key = own_key(own);
     loop {
         let asked = match key {
-            Some(key) => trust.collateral().want(key).await.map(drop),
+            Some(key) => quote_verifier.collateral().want(key).await.map(drop),
             None => Ok(()),
         };
-        let expired = trust.collateral_left(unix_now()) == Some(0);
+        let expired = quote_verifier.collateral_left(unix_now()) == Some(0);
         match asked {
             Ok(()) if !expired => latch.ready(),
             Ok(()) => latch.not_ready("collateral has expired, and its renewal fails"),

@@ -49,7 +49,7 @@ pub(crate) fn resolver(server: Option<SocketAddr>) -> Result<TokioResolver, NetE
     };
     let options: &mut ResolverOpts = builder.options_mut();
     options.timeout = ATTEMPT;
-    // The directory remembers. Who asks again because a server does not answer
+    // The resolver remembers. Who asks again because a server does not answer
     // must not be told the same.
     options.cache_size = 0;
     builder.build()
@@ -65,7 +65,7 @@ fn name_server(server: SocketAddr) -> NameServerConfig {
 }
 
 /// The last answer, and the way to the next one.
-pub(crate) struct Directory {
+pub(crate) struct TargetResolver {
     place: TargetSpec,
     resolver: TokioResolver,
     control: tokio::runtime::Handle,
@@ -86,7 +86,7 @@ struct Answer {
     until: Instant,
 }
 
-impl Directory {
+impl TargetResolver {
     pub(crate) fn new(
         place: TargetSpec,
         resolver: TokioResolver,
@@ -110,14 +110,14 @@ impl Directory {
     }
 
     /// Looks it up on the control thread, and tells `done`.
-    pub(crate) fn look_up(
+    pub(crate) fn lookup(
         self: &Arc<Self>,
         stale: Option<Arc<Target>>,
         done: impl FnOnce(Result<Arc<Target>, TargetError>) + Send + 'static,
     ) {
-        let directory = Arc::clone(self);
+        let resolver = Arc::clone(self);
         self.control
-            .spawn(async move { done(directory.find(stale).await) });
+            .spawn(async move { done(resolver.find(stale).await) });
     }
 
     /// The answer of the question that is under way, or of one more.

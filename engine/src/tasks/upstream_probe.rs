@@ -12,8 +12,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use wire::probe::{ProbeStep, probe_answer, probe_request};
 use wire::startup::ProtocolVersion;
 
-use crate::io::stream::Endpoint;
-use crate::tasks::upstream_version::Knowledge;
+use crate::io::stream::PgAddress;
+use crate::tasks::upstream_version::UpstreamVersion;
 
 /// For one try.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -26,28 +26,28 @@ const BETWEEN_PROBES: Duration = Duration::from_secs(1);
 /// Postgres is gone while nobody logs in.
 const NOW_AND_THEN: Duration = Duration::from_secs(4);
 
-/// Probes now, now and then, and whenever [`Knowledge::stale`] is rung, for
+/// Probes now, now and then, and whenever [`UpstreamVersion::stale`] is rung, for
 /// ever. Tells `latch` whether Postgres answers.
-pub(crate) async fn keep_learning(endpoint: &Endpoint, knowledge: &Knowledge, latch: &Latch) {
+pub(crate) async fn run(endpoint: &PgAddress, upstream_version: &UpstreamVersion, latch: &Latch) {
     loop {
-        learn(endpoint, knowledge, latch).await;
+        learn(endpoint, upstream_version, latch).await;
         tokio::time::sleep(BETWEEN_PROBES).await;
         // Passed or rung, it is time.
-        let _ = tokio::time::timeout(NOW_AND_THEN, knowledge.stale.notified()).await;
+        let _ = tokio::time::timeout(NOW_AND_THEN, upstream_version.stale.notified()).await;
     }
 }
 
-async fn learn(endpoint: &Endpoint, knowledge: &Knowledge, latch: &Latch) {
+async fn learn(endpoint: &PgAddress, upstream_version: &UpstreamVersion, latch: &Latch) {
     let mut pause = FIRST_PAUSE;
     let mut complained = false;
     loop {
         let probed = tokio::time::timeout(DEADLINE, probe(endpoint)).await;
         match probed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(newest) => {
-                if knowledge.newest() != Some(newest) {
+                if upstream_version.newest() != Some(newest) {
                     tracing::info!(%newest, "learned what Postgres speaks");
                 }
-                knowledge.learned(newest);
+                upstream_version.learned(newest);
                 latch.ready();
                 return;
             }
@@ -63,10 +63,10 @@ async fn learn(endpoint: &Endpoint, knowledge: &Knowledge, latch: &Latch) {
     }
 }
 
-async fn probe(endpoint: &Endpoint) -> io::Result<ProtocolVersion> {
+async fn probe(endpoint: &PgAddress) -> io::Result<ProtocolVersion> {
     match endpoint {
-        Endpoint::Tcp(address) => ask(tokio::net::TcpStream::connect(address).await?).await,
-        Endpoint::Unix(path) => ask(tokio::net::UnixStream::connect(path).await?).await,
+        PgAddress::Tcp(address) => ask(tokio::net::TcpStream::connect(address).await?).await,
+        PgAddress::Unix(path) => ask(tokio::net::UnixStream::connect(path).await?).await,
     }
 }
 

@@ -14,7 +14,7 @@ const FIRST_NEWS_CHECK: Duration = Duration::from_millis(10);
 
 /// What is known about Postgres, shared by all threads.
 #[derive(Debug, Default)]
-pub(crate) struct Knowledge {
+pub(crate) struct UpstreamVersion {
     /// [`ProtocolVersion::to_u32`]; 0 while nothing is known.
     newest: AtomicU32,
     /// `server_version` as the first login after the last probe saw it.
@@ -23,7 +23,7 @@ pub(crate) struct Knowledge {
     pub(crate) stale: Notify,
 }
 
-impl Knowledge {
+impl UpstreamVersion {
     pub(crate) fn learned(&self, newest: ProtocolVersion) {
         self.newest.store(newest.to_u32(), Ordering::Release);
         self.server_version.store(None);

@@ -18,7 +18,7 @@ use crate::tls::session::TlsError;
 
 /// How a connection came to its end.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum End {
+pub(crate) enum CloseReason {
     /// The client closed a running session.
     #[error("client closed the session")]
     ClientClosed,
@@ -119,7 +119,7 @@ pub(crate) enum End {
     ServerDenied(Denial),
 }
 
-/// Every reason code of an [`End`] but those of [`Denial`]: label values, and
+/// Every reason code of an [`CloseReason`] but those of [`Denial`]: label values, and
 /// the entries of docs/reasons.md.
 #[rustfmt::skip]
 pub(crate) const REASONS: &[&str] = &[
@@ -155,9 +155,9 @@ pub(crate) const REASONS: &[&str] = &[
 
 /// Whose doing an end was; decides how loud the log is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Blame {
+pub(crate) enum ErrorOrigin {
     /// Nobody's: business as usual.
-    Nobody,
+    None,
     /// The client's, which an operator need not act on.
     Client,
     /// Postgres' or the machine's, which an operator may want to act on.
@@ -166,79 +166,79 @@ pub(crate) enum Blame {
     Sidecar,
 }
 
-impl End {
+impl CloseReason {
     /// The reason code for logs and metric labels.
     pub(crate) fn code(&self) -> &'static str {
         match self {
-            End::ClientClosed => "client_closed",
-            End::UpstreamClosed => "upstream_closed",
-            End::Cancelled => "cancel_forwarded",
-            End::ClientGone => "client_gone",
-            End::Opening(error) => error.code(),
-            End::TlsHandshake(error) | End::TlsSession(error) => tls_code(error),
-            End::AlpnMissing => "alpn_missing",
-            End::Denied(denial) => denial.code(),
-            End::Revoked(code) => code,
-            End::Frontend(error) => error.code(),
-            End::AuthenticationFailed => "authentication_failed",
-            End::TooManyConnections => "too_many_connections",
-            End::UpstreamUnreachable(_) => "upstream_unreachable",
-            End::Inject(error) => error.code(),
-            End::UpstreamRefused(_) => "upstream_refused_session",
-            End::LoginTimeout => "login_timeout",
-            End::IdleTimeout => "idle_timeout",
-            End::Shutdown => "shutdown",
-            End::ClientIo(_) => "client_io",
-            End::UpstreamIo(_) => "upstream_io",
-            End::Stuck => "peer_stuck",
-            End::Panic => "panic",
-            End::Local(error) => error.code(),
-            End::Target(error) => error.code(),
-            End::ServerUnreachable(..) => "server_unreachable",
-            End::ServerHungUp => "server_hung_up",
-            End::ServerIo(_) => "server_io",
-            End::ServerTimeout => "server_timeout",
-            End::HandshakeTimeout(_) => "handshake_timeout",
-            End::ServerTls(error) => tls_code(error),
-            End::ServerDenied(denial) => denial.code(),
+            CloseReason::ClientClosed => "client_closed",
+            CloseReason::UpstreamClosed => "upstream_closed",
+            CloseReason::Cancelled => "cancel_forwarded",
+            CloseReason::ClientGone => "client_gone",
+            CloseReason::Opening(error) => error.code(),
+            CloseReason::TlsHandshake(error) | CloseReason::TlsSession(error) => tls_code(error),
+            CloseReason::AlpnMissing => "alpn_missing",
+            CloseReason::Denied(denial) => denial.code(),
+            CloseReason::Revoked(code) => code,
+            CloseReason::Frontend(error) => error.code(),
+            CloseReason::AuthenticationFailed => "authentication_failed",
+            CloseReason::TooManyConnections => "too_many_connections",
+            CloseReason::UpstreamUnreachable(_) => "upstream_unreachable",
+            CloseReason::Inject(error) => error.code(),
+            CloseReason::UpstreamRefused(_) => "upstream_refused_session",
+            CloseReason::LoginTimeout => "login_timeout",
+            CloseReason::IdleTimeout => "idle_timeout",
+            CloseReason::Shutdown => "shutdown",
+            CloseReason::ClientIo(_) => "client_io",
+            CloseReason::UpstreamIo(_) => "upstream_io",
+            CloseReason::Stuck => "peer_stuck",
+            CloseReason::Panic => "panic",
+            CloseReason::Local(error) => error.code(),
+            CloseReason::Target(error) => error.code(),
+            CloseReason::ServerUnreachable(..) => "server_unreachable",
+            CloseReason::ServerHungUp => "server_hung_up",
+            CloseReason::ServerIo(_) => "server_io",
+            CloseReason::ServerTimeout => "server_timeout",
+            CloseReason::HandshakeTimeout(_) => "handshake_timeout",
+            CloseReason::ServerTls(error) => tls_code(error),
+            CloseReason::ServerDenied(denial) => denial.code(),
         }
     }
 
-    pub(crate) fn blame(&self) -> Blame {
+    pub(crate) fn origin(&self) -> ErrorOrigin {
         match self {
-            End::ClientClosed
-            | End::UpstreamClosed
-            | End::Cancelled
-            | End::IdleTimeout
-            | End::Shutdown => Blame::Nobody,
-            End::Denied(denial) if denial.fault() == Fault::Ours => Blame::Upstream,
-            End::Revoked(_) => Blame::Upstream,
-            End::Denied(_)
-            | End::ClientGone
-            | End::Opening(_)
-            | End::TlsHandshake(_)
-            | End::AlpnMissing
-            | End::TlsSession(_)
-            | End::Frontend(_)
-            | End::AuthenticationFailed
-            | End::LoginTimeout
-            | End::Local(_)
-            | End::ClientIo(_)
-            | End::Stuck => Blame::Client,
-            End::TooManyConnections
-            | End::UpstreamUnreachable(_)
-            | End::Inject(_)
-            | End::UpstreamRefused(_)
-            | End::Target(_)
-            | End::ServerUnreachable(..)
-            | End::ServerHungUp
-            | End::ServerIo(_)
-            | End::ServerTimeout
-            | End::HandshakeTimeout(_)
-            | End::ServerTls(_)
-            | End::ServerDenied(_)
-            | End::UpstreamIo(_) => Blame::Upstream,
-            End::Panic => Blame::Sidecar,
+            CloseReason::ClientClosed
+            | CloseReason::UpstreamClosed
+            | CloseReason::Cancelled
+            | CloseReason::IdleTimeout
+            | CloseReason::Shutdown => ErrorOrigin::None,
+            CloseReason::Denied(denial) if denial.fault() == Fault::Ours => ErrorOrigin::Upstream,
+            CloseReason::Revoked(_) => ErrorOrigin::Upstream,
+            CloseReason::Denied(_)
+            | CloseReason::ClientGone
+            | CloseReason::Opening(_)
+            | CloseReason::TlsHandshake(_)
+            | CloseReason::AlpnMissing
+            | CloseReason::TlsSession(_)
+            | CloseReason::Frontend(_)
+            | CloseReason::AuthenticationFailed
+            | CloseReason::LoginTimeout
+            | CloseReason::Local(_)
+            | CloseReason::ClientIo(_)
+            | CloseReason::Stuck => ErrorOrigin::Client,
+            CloseReason::TooManyConnections
+            | CloseReason::UpstreamUnreachable(_)
+            | CloseReason::Inject(_)
+            | CloseReason::UpstreamRefused(_)
+            | CloseReason::Target(_)
+            | CloseReason::ServerUnreachable(..)
+            | CloseReason::ServerHungUp
+            | CloseReason::ServerIo(_)
+            | CloseReason::ServerTimeout
+            | CloseReason::HandshakeTimeout(_)
+            | CloseReason::ServerTls(_)
+            | CloseReason::ServerDenied(_)
+            | CloseReason::UpstreamIo(_) => ErrorOrigin::Upstream,
+            CloseReason::Panic => ErrorOrigin::Sidecar,
         }
     }
 
@@ -254,22 +254,24 @@ impl End {
             Some(out)
         };
         match self {
-            End::Opening(error) => error.response().map(encoded),
-            End::Frontend(error) => error.response().map(encoded),
+            CloseReason::Opening(error) => error.response().map(encoded),
+            CloseReason::Frontend(error) => error.response().map(encoded),
             // The code only: what the client measured is in the log.
-            End::Denied(denial) => fatal(
+            CloseReason::Denied(denial) => fatal(
                 SqlState::INVALID_AUTHORIZATION,
                 format!("client attestation rejected: {}", denial.code()).into(),
                 None,
             ),
-            End::Revoked(_) => fatal(SqlState::ADMIN_SHUTDOWN, self.to_string().into(), None),
-            End::AuthenticationFailed => Some(encoded(wire::error::AUTHENTICATION_FAILED)),
-            End::TooManyConnections => fatal(
+            CloseReason::Revoked(_) => {
+                fatal(SqlState::ADMIN_SHUTDOWN, self.to_string().into(), None)
+            }
+            CloseReason::AuthenticationFailed => Some(encoded(wire::error::AUTHENTICATION_FAILED)),
+            CloseReason::TooManyConnections => fatal(
                 SqlState::TOO_MANY_CONNECTIONS,
                 "sorry, too many clients already".into(),
                 None,
             ),
-            End::UpstreamUnreachable(error) => fatal(
+            CloseReason::UpstreamUnreachable(error) => fatal(
                 SqlState::CANNOT_CONNECT_NOW,
                 format!(
                     "pg_auth_inject failed: cannot connect to Postgres: {}",
@@ -278,90 +280,94 @@ impl End {
                 .into(),
                 None,
             ),
-            End::Inject(error) => fatal(error.response_sqlstate(), self.to_string().into(), None),
-            End::UpstreamIo(_) => fatal(
+            CloseReason::Inject(error) => {
+                fatal(error.response_sqlstate(), self.to_string().into(), None)
+            }
+            CloseReason::UpstreamIo(_) => fatal(
                 SqlState::CONNECTION_FAILURE,
                 "pg_auth_inject failed: connection to Postgres lost".into(),
                 None,
             ),
-            End::LoginTimeout => fatal(
+            CloseReason::LoginTimeout => fatal(
                 SqlState::QUERY_CANCELED,
                 "canceling authentication due to timeout".into(),
                 None,
             ),
-            End::IdleTimeout => fatal(
+            CloseReason::IdleTimeout => fatal(
                 SqlState::IDLE_SESSION_TIMEOUT,
                 "terminating connection due to idle-session timeout".into(),
                 None,
             ),
-            End::Shutdown => fatal(
+            CloseReason::Shutdown => fatal(
                 SqlState::ADMIN_SHUTDOWN,
                 "terminating connection due to administrator command".into(),
                 None,
             ),
-            End::AlpnMissing => fatal(
+            CloseReason::AlpnMissing => fatal(
                 SqlState::PROTOCOL_VIOLATION,
                 "ALPN protocol \"postgresql\" is required".into(),
                 Some("Connect with sslnegotiation=direct."),
             ),
-            End::Local(error) => error.response().map(encoded),
-            End::Target(_)
-            | End::ServerUnreachable(..)
-            | End::ServerHungUp
-            | End::ServerIo(_)
-            | End::ServerTimeout
-            | End::HandshakeTimeout(_)
-            | End::ServerTls(_) => {
+            CloseReason::Local(error) => error.response().map(encoded),
+            CloseReason::Target(_)
+            | CloseReason::ServerUnreachable(..)
+            | CloseReason::ServerHungUp
+            | CloseReason::ServerIo(_)
+            | CloseReason::ServerTimeout
+            | CloseReason::HandshakeTimeout(_)
+            | CloseReason::ServerTls(_) => {
                 fatal(SqlState::UNABLE_TO_CONNECT, self.to_string().into(), None)
             }
-            End::ServerDenied(_) => fatal(
+            CloseReason::ServerDenied(_) => fatal(
                 SqlState::INVALID_AUTHORIZATION,
                 self.to_string().into(),
                 None,
             ),
-            End::ClientClosed
-            | End::UpstreamClosed
-            | End::Cancelled
-            | End::ClientGone
-            | End::TlsHandshake(_)
-            | End::TlsSession(_)
-            | End::UpstreamRefused(_)
-            | End::ClientIo(_)
-            | End::Stuck
-            | End::Panic => None,
+            CloseReason::ClientClosed
+            | CloseReason::UpstreamClosed
+            | CloseReason::Cancelled
+            | CloseReason::ClientGone
+            | CloseReason::TlsHandshake(_)
+            | CloseReason::TlsSession(_)
+            | CloseReason::UpstreamRefused(_)
+            | CloseReason::ClientIo(_)
+            | CloseReason::Stuck
+            | CloseReason::Panic => None,
         }
     }
 }
 
-impl End {
+impl CloseReason {
     /// What the relay says, where the side in TLS is the server and the plain
     /// one the driver.
-    pub(crate) fn seen_from_the_other_side(self) -> Self {
+    pub(crate) fn swap_sides(self) -> Self {
         match self {
-            End::ClientClosed => End::UpstreamClosed,
-            End::UpstreamClosed => End::ClientClosed,
-            End::ClientGone => End::ServerHungUp,
-            End::ClientIo(error) => End::ServerIo(error),
-            End::UpstreamIo(error) => End::ClientIo(error),
-            End::TlsSession(error) => End::ServerTls(error),
+            CloseReason::ClientClosed => CloseReason::UpstreamClosed,
+            CloseReason::UpstreamClosed => CloseReason::ClientClosed,
+            CloseReason::ClientGone => CloseReason::ServerHungUp,
+            CloseReason::ClientIo(error) => CloseReason::ServerIo(error),
+            CloseReason::UpstreamIo(error) => CloseReason::ClientIo(error),
+            CloseReason::TlsSession(error) => CloseReason::ServerTls(error),
             end => end,
         }
     }
 }
 
-impl End {
-    /// [`Self::response`] of [`Self::seen_from_the_other_side`].
-    pub(crate) fn response_to_a_driver(&self) -> Option<Vec<u8>> {
+impl CloseReason {
+    /// [`Self::response`] of [`Self::swap_sides`].
+    pub(crate) fn driver_response(&self) -> Option<Vec<u8>> {
         let text = match self {
-            End::Revoked(_) => {
+            CloseReason::Revoked(_) => {
                 let text = self.to_string().replacen("client", "server", 1);
                 return Some(encoded(ErrorResponse::fatal(
                     SqlState::ADMIN_SHUTDOWN,
                     &text,
                 )));
             }
-            End::TlsSession(error) => server_tls_text(error),
-            End::ClientIo(error) => format!("connection to the server lost: {error}").into(),
+            CloseReason::TlsSession(error) => server_tls_text(error),
+            CloseReason::ClientIo(error) => {
+                format!("connection to the server lost: {error}").into()
+            }
             end => return end.response(),
         };
         Some(encoded(ErrorResponse::fatal(
@@ -496,18 +502,18 @@ mod tests {
 
     #[test]
     fn the_texts_that_users_know() {
-        let text = |end: End| String::from_utf8(end.response().unwrap()).unwrap();
+        let text = |end: CloseReason| String::from_utf8(end.response().unwrap()).unwrap();
         assert!(
-            text(End::AuthenticationFailed)
+            text(CloseReason::AuthenticationFailed)
                 .contains("C28P01\0Mauthentication_failed: password authentication failed\0")
         );
         assert!(
-            text(End::Inject(BackendError::EarlyEof))
+            text(CloseReason::Inject(BackendError::EarlyEof))
                 .contains("Mpg_auth_inject failed: early eof\0")
         );
-        assert!(text(End::Shutdown).contains("C57P01\0"));
+        assert!(text(CloseReason::Shutdown).contains("C57P01\0"));
         assert!(
-            text(End::UpstreamUnreachable(
+            text(CloseReason::UpstreamUnreachable(
                 io::ErrorKind::ConnectionRefused.into()
             ))
             .contains(

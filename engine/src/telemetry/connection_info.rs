@@ -8,7 +8,7 @@ use crate::io::peer::Peer;
 
 /// Gathered on the way.
 #[derive(Debug)]
-pub(crate) struct Facts {
+pub(crate) struct ConnectionInfo {
     pub(crate) accepted: Instant,
     pub(crate) peer: Peer,
     /// The client behind a PROXY header.
@@ -23,7 +23,7 @@ pub(crate) struct Facts {
     pub(crate) written: bool,
 }
 
-impl Facts {
+impl ConnectionInfo {
     pub(crate) fn new(peer: Peer) -> Self {
         Self {
             accepted: Instant::now(),

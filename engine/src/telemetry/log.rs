@@ -10,8 +10,8 @@ use tracing_subscriber::EnvFilter;
 use crate::config::log_format::LogFormat;
 use crate::config::mode::Mode;
 use crate::io::peer::Peer;
-use crate::telemetry::close_reason::{Blame, End};
-use crate::telemetry::connection_info::Facts;
+use crate::telemetry::close_reason::{CloseReason, ErrorOrigin};
+use crate::telemetry::connection_info::ConnectionInfo;
 
 /// Lines about refused clients that a shard writes a second; the rest is
 /// counted. A flood of bad connections must not become a flood of lines.
@@ -50,7 +50,7 @@ pub fn quiet() -> EnvFilter {
 
 /// A shard's pen.
 #[derive(Default)]
-pub(crate) struct Journal {
+pub(crate) struct AccessLog {
     /// Named in every line where it is not production.
     mode: Option<&'static str>,
     second: RefCell<Option<Instant>>,
@@ -58,7 +58,7 @@ pub(crate) struct Journal {
     suppressed: Cell<u64>,
 }
 
-impl Journal {
+impl AccessLog {
     pub(crate) fn new(mode: Mode) -> Self {
         Self {
             mode: (mode != Mode::Production).then(|| mode.name()),
@@ -67,16 +67,21 @@ impl Journal {
     }
 
     /// The one line about a connection.
-    pub(crate) fn ended(&self, facts: &Facts, (received, sent): (u64, u64), end: &End) {
-        if end.blame() == Blame::Client && !self.may_write() {
+    pub(crate) fn ended(
+        &self,
+        info: &ConnectionInfo,
+        (received, sent): (u64, u64),
+        end: &CloseReason,
+    ) {
+        if end.origin() == ErrorOrigin::Client && !self.may_write() {
             return;
         }
-        let (peer, mode) = (facts.peer, self.mode);
-        let client = facts.proxied.map(tracing::field::display);
-        let role = facts.role.map(crate::auth::role::Role::name);
-        let tls = facts.tls.and_then(|version| version.as_str());
+        let (peer, mode) = (info.peer, self.mode);
+        let client = info.proxied.map(tracing::field::display);
+        let role = info.role.map(crate::auth::role::Role::name);
+        let tls = info.tls.and_then(|version| version.as_str());
         let reason = end.code();
-        let duration = facts.accepted.elapsed().as_millis();
+        let duration = info.accepted.elapsed().as_millis();
         let duration_ms = u64::try_from(duration).unwrap_or(u64::MAX);
         macro_rules! line {
             ($level:ident, $message:literal, $detail:expr) => {
@@ -96,24 +101,24 @@ impl Journal {
             };
         }
         let detail = Some(tracing::field::display(end));
-        match (end, end.blame()) {
-            (End::TlsHandshake(_), _) => line!(warn, "TLS handshake failed", detail),
-            (End::Inject(_), _) => line!(warn, "connection refused", detail),
-            (_, Blame::Sidecar) => line!(error, "connection lost", detail),
-            (_, Blame::Upstream) => line!(warn, "connection refused", detail),
-            (_, Blame::Client) => line!(info, "connection refused", detail),
-            (_, Blame::Nobody) => {
+        match (end, end.origin()) {
+            (CloseReason::TlsHandshake(_), _) => line!(warn, "TLS handshake failed", detail),
+            (CloseReason::Inject(_), _) => line!(warn, "connection refused", detail),
+            (_, ErrorOrigin::Sidecar) => line!(error, "connection lost", detail),
+            (_, ErrorOrigin::Upstream) => line!(warn, "connection refused", detail),
+            (_, ErrorOrigin::Client) => line!(info, "connection refused", detail),
+            (_, ErrorOrigin::None) => {
                 line!(
                     info,
                     "connection ended",
-                    None::<tracing::field::DisplayValue<&End>>
+                    None::<tracing::field::DisplayValue<&CloseReason>>
                 );
             }
         }
     }
 
     /// A connection so far past the limit that it was not even told.
-    pub(crate) fn dropped_at_the_limit(&self, peer: Peer) {
+    pub(crate) fn dropped_over_limit(&self, peer: Peer) {
         if self.may_write() {
             tracing::warn!(%peer, reason = "too_many_connections", "connection dropped");
         }

@@ -17,8 +17,8 @@ use metrics_exporter_prometheus::{
 use crate::auth::role::Role;
 use crate::config::Config;
 use crate::config::mode::Mode;
-use crate::io::driver::Driver;
-use crate::telemetry::close_reason::{Blame, End, REASONS};
+use crate::io::driver::IoDriver;
+use crate::telemetry::close_reason::{CloseReason, ErrorOrigin, REASONS};
 
 /// Upper bounds in seconds: a login takes about 1 ms, of which the handshake is
 /// half, and 5 s are allowed.
@@ -56,7 +56,7 @@ impl Metrics {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub(crate) fn of_a_forwarder() -> Result<Self, MetricsError> {
+    pub(crate) fn for_forwarder() -> Result<Self, MetricsError> {
         let authority = attest::ita::ItaError::CODES.iter();
         let manifest = attest::manifest::ManifestError::CODES.iter();
         Self::with_reasons(authority.chain(manifest).copied().collect())
@@ -133,9 +133,9 @@ impl Metrics {
 
     /// Makes every series of so many shards and of the control thread, at 0: they
     /// are there while a guest agent or Postgres is still waited for, too.
-    pub(crate) fn announce(&self, shards: usize) {
+    pub(crate) fn register_all(&self, shards: usize) {
         for shard in 0..shards {
-            drop(Meters::new(self, shard));
+            drop(ShardMetrics::new(self, shard));
         }
         for (name, _) in HISTOGRAMS {
             drop(self.histogram(name));
@@ -148,10 +148,10 @@ impl Metrics {
     }
 
     /// What holds for as long as the process runs.
-    pub(crate) fn set_facts(&self, driver: Driver, config: &Config) {
+    pub(crate) fn set_info(&self, driver: IoDriver, config: &Config) {
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         self.gauge("teesql_build_info", &version).set(1.0);
-        for known in [Driver::IoUring, Driver::Epoll] {
+        for known in [IoDriver::IoUring, IoDriver::Epoll] {
             let name = known.to_string();
             let used = self.gauge("teesql_driver_info", &[("driver", &name)]);
             used.set(f64::from(u8::from(known == driver)));
@@ -210,7 +210,7 @@ const COUNTERS: &[Described] = &[
     (
         "teesql_verdicts_total",
         None,
-        "Verdicts on client certificates, by outcome and source",
+        "VerdictCounters on client certificates, by outcome and source",
     ),
     (
         "teesql_bytes_total",
@@ -299,7 +299,7 @@ const HISTOGRAMS: &[(&str, &str)] = &[
 
 /// Where a verdict came from.
 #[derive(Clone, Copy)]
-pub(crate) enum Source {
+pub(crate) enum VerdictSource {
     /// The shard's own cache.
     Cache,
     /// The cheap part, which refused.
@@ -308,7 +308,7 @@ pub(crate) enum Source {
     Verification,
 }
 
-impl Source {
+impl VerdictSource {
     const ALL: [Self; 3] = [Self::Cache, Self::Examination, Self::Verification];
 
     fn name(self) -> &'static str {
@@ -320,13 +320,13 @@ impl Source {
     }
 }
 
-/// Verdicts by source: accepted, refused.
+/// VerdictCounters by source: accepted, refused.
 #[derive(Clone)]
-pub(crate) struct Verdicts([[Counter; 2]; 3]);
+pub(crate) struct VerdictCounters([[Counter; 2]; 3]);
 
-impl Verdicts {
+impl VerdictCounters {
     fn new(metrics: &Metrics) -> Self {
-        Self(Source::ALL.map(|source| {
+        Self(VerdictSource::ALL.map(|source| {
             ["accepted", "refused"].map(|outcome| {
                 let labels = [("source", source.name()), ("outcome", outcome)];
                 metrics.counter("teesql_verdicts_total", &labels)
@@ -334,19 +334,19 @@ impl Verdicts {
         }))
     }
 
-    pub(crate) fn count(&self, source: Source, accepted: bool) {
+    pub(crate) fn count(&self, source: VerdictSource, accepted: bool) {
         let [cache, examination, verification] = &self.0;
         let [yes, no] = match source {
-            Source::Cache => cache,
-            Source::Examination => examination,
-            Source::Verification => verification,
+            VerdictSource::Cache => cache,
+            VerdictSource::Examination => examination,
+            VerdictSource::Verification => verification,
         };
         if accepted { yes } else { no }.increment(1);
     }
 }
 
 /// A shard's handles.
-pub(crate) struct Meters {
+pub(crate) struct ShardMetrics {
     accepted: Counter,
     dropped: Counter,
     logging_in: Gauge,
@@ -361,10 +361,10 @@ pub(crate) struct Meters {
     panics: Counter,
     pub(crate) received: Counter,
     pub(crate) sent: Counter,
-    pub(crate) verdicts: Verdicts,
+    pub(crate) verdicts: VerdictCounters,
 }
 
-impl Meters {
+impl ShardMetrics {
     pub(crate) fn new(metrics: &Metrics, shard: usize) -> Self {
         let shard = shard.to_string();
         let logins = |outcome, reason| {
@@ -401,7 +401,7 @@ impl Meters {
             panics: metrics.counter("teesql_panics_total", &[]),
             received: bytes("received"),
             sent: bytes("sent"),
-            verdicts: Verdicts::new(metrics),
+            verdicts: VerdictCounters::new(metrics),
         }
     }
 
@@ -414,7 +414,7 @@ impl Meters {
         self.dropped.increment(1);
     }
 
-    pub(crate) fn encrypted(&self, since_accept: Duration) {
+    pub(crate) fn handshake_done(&self, since_accept: Duration) {
         self.handshake.record(since_accept);
     }
 
@@ -429,7 +429,7 @@ impl Meters {
     }
 
     /// A connection ended, as a session or before it was one.
-    pub(crate) fn ended(&self, role: Option<Role>, was_session: bool, end: &End) {
+    pub(crate) fn ended(&self, role: Option<Role>, was_session: bool, end: &CloseReason) {
         let reason = metric_reason(end);
         if was_session {
             if let Some(gauge) = self.session(role) {
@@ -439,14 +439,14 @@ impl Meters {
         } else {
             self.logging_in.decrement(1.0);
             match end {
-                End::Cancelled => self.cancels.increment(1),
+                CloseReason::Cancelled => self.cancels.increment(1),
                 _ => count(&self.refused, reason),
             }
-            if end.blame() == Blame::Upstream {
+            if end.origin() == ErrorOrigin::Upstream {
                 count(&self.upstream, reason);
             }
         }
-        if matches!(end, End::Panic) {
+        if matches!(end, CloseReason::Panic) {
             self.panics.increment(1);
         }
     }
@@ -468,9 +468,9 @@ fn is_upstream(reason: &str) -> bool {
 }
 
 /// A session's end by a new policy is one reason, whatever the denial.
-fn metric_reason(end: &End) -> &'static str {
+fn metric_reason(end: &CloseReason) -> &'static str {
     match end {
-        End::Revoked(_) => "attestation_revoked",
+        CloseReason::Revoked(_) => "attestation_revoked",
         end => end.code(),
     }
 }
@@ -482,7 +482,7 @@ mod tests {
     #[test]
     fn every_series_is_there_from_the_start() {
         let metrics = Metrics::new().unwrap();
-        metrics.announce(1);
+        metrics.register_all(1);
         let text = metrics.render();
         for series in [
             r#"teesql_logins_total{outcome="accepted",reason="none"} 0"#,
@@ -504,13 +504,13 @@ mod tests {
     #[test]
     fn a_connection_leaves_the_gauges_as_they_were() {
         let metrics = Metrics::new().unwrap();
-        let meters = Meters::new(&metrics, 0);
+        let shard_metrics = ShardMetrics::new(&metrics, 0);
         let role = Some(Role::ReadWrite);
         let gauge = r#"teesql_connections{state="session",role="teesql_readwrite"}"#;
-        meters.accepted();
-        meters.entered(role, Duration::from_millis(1));
+        shard_metrics.accepted();
+        shard_metrics.entered(role, Duration::from_millis(1));
         assert!(metrics.render().contains(&format!("{gauge} 1")));
-        meters.ended(role, true, &End::ClientClosed);
+        shard_metrics.ended(role, true, &CloseReason::ClientClosed);
         let text = metrics.render();
         assert!(text.contains(&format!("{gauge} 0")));
         assert!(text.contains(r#"teesql_connections{state="login",role="none"} 0"#));

@@ -16,8 +16,8 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use crate::tls::peer_verifier::HoldsItsKey;
-use crate::tls::schedule::TakesSecrets;
+use crate::tls::peer_verifier::PossessionVerifier;
+use crate::tls::schedule::SecretCapture;
 
 /// A certificate or key that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -46,14 +46,14 @@ impl From<rustls::Error> for IdentityError {
 }
 
 /// What was in two PEM files.
-pub(crate) struct Files<'a> {
+pub(crate) struct PemFiles<'a> {
     cert: &'a Path,
     key: &'a Path,
     cert_pem: Vec<u8>,
     key_pem: Zeroizing<Vec<u8>>,
 }
 
-impl<'a> Files<'a> {
+impl<'a> PemFiles<'a> {
     /// # Errors
     /// One of them cannot be read.
     pub(crate) fn read(cert: &'a Path, key: &'a Path) -> Result<Self, IdentityError> {
@@ -94,14 +94,14 @@ impl Identity {
     /// # Errors
     /// A file that cannot be read or parsed, or a key of another certificate.
     pub fn from_files(cert: &Path, key: &Path) -> Result<Self, IdentityError> {
-        Self::from_pem(&Files::read(cert, key)?)
+        Self::from_pem(&PemFiles::read(cert, key)?)
     }
 
     /// From what was in two PEM files.
     ///
     /// # Errors
     /// As [`Self::from_files`].
-    pub(crate) fn from_pem(files: &Files<'_>) -> Result<Self, IdentityError> {
+    pub(crate) fn from_pem(files: &PemFiles<'_>) -> Result<Self, IdentityError> {
         let (cert, key) = (files.cert.display(), files.key.display());
         let not_pem = "not a PEM certificate";
         let chain = CertificateDer::pem_slice_iter(&files.cert_pem)
@@ -197,7 +197,7 @@ impl Identity {
             .with_safe_default_protocol_versions()
             .map_err(|error| IdentityError::new(&self.place, "no TLS", &error))?;
         let builder = if ask_client {
-            builder.with_client_cert_verifier(Arc::new(HoldsItsKey(provider)))
+            builder.with_client_cert_verifier(Arc::new(PossessionVerifier(provider)))
         } else {
             builder.with_no_client_auth()
         };
@@ -210,7 +210,7 @@ impl Identity {
         tls.send_tls13_tickets = 0;
         tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         // Our own record layer goes on with them; nothing is logged.
-        tls.key_log = Arc::new(TakesSecrets);
+        tls.key_log = Arc::new(SecretCapture);
         Ok(Arc::new(tls))
     }
 }

@@ -13,7 +13,7 @@ const BACKDATED: u64 = 300;
 
 /// Where the certificate comes from.
 #[derive(Clone)]
-pub(crate) enum Origin {
+pub(crate) enum CertificateSource {
     /// PEM files.
     Files {
         /// The chain, leaf first.
@@ -26,13 +26,13 @@ pub(crate) enum Origin {
         /// Who is asked.
         agent: Agent,
         /// For whom.
-        subject: Subject,
+        subject: CertificateRequest,
     },
 }
 
 /// What the guest agent is asked to certify.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Subject {
+pub struct CertificateRequest {
     /// The common name.
     pub name: String,
     /// DNS names and IP addresses that clients may verify.
@@ -40,12 +40,12 @@ pub struct Subject {
     /// How long it is to be valid.
     pub validity: Duration,
     /// Which end of a connection it is for.
-    pub usage: Usage,
+    pub usage: CertificateUsage,
 }
 
 /// Which end of a connection a certificate is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Usage {
+pub enum CertificateUsage {
     /// The sidecar.
     Server,
     /// The forwarder.
@@ -54,7 +54,7 @@ pub enum Usage {
 
 /// Why there is no new certificate.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum OriginError {
+pub(crate) enum CertificateSourceError {
     /// The guest agent gives none.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -63,12 +63,12 @@ pub(crate) enum OriginError {
     Identity(#[from] IdentityError),
 }
 
-impl Origin {
+impl CertificateSource {
     /// A certificate that is good at this moment.
     ///
     /// # Errors
-    /// [`OriginError`].
-    pub(crate) async fn obtain(&self) -> Result<Identity, OriginError> {
+    /// [`CertificateSourceError`].
+    pub(crate) async fn obtain(&self) -> Result<Identity, CertificateSourceError> {
         let identity = match self {
             Self::Files { cert, key } => Identity::from_files(cert, key)?,
             Self::Agent { agent, subject } => {
@@ -81,15 +81,15 @@ impl Origin {
     }
 }
 
-impl Subject {
+impl CertificateRequest {
     /// As it is asked for at `now`, in unix seconds.
     pub(crate) fn request(&self, now: u64) -> TlsKeyRequest {
         TlsKeyRequest {
             subject: self.name.clone(),
             alt_names: self.alt_names.clone(),
             usage_ra_tls: true,
-            usage_server_auth: self.usage == Usage::Server,
-            usage_client_auth: self.usage == Usage::Client,
+            usage_server_auth: self.usage == CertificateUsage::Server,
+            usage_client_auth: self.usage == CertificateUsage::Client,
             not_before: Some(now.saturating_sub(BACKDATED)),
             not_after: Some(now.saturating_add(self.validity.as_secs().max(1))),
             with_app_info: false,

@@ -7,8 +7,8 @@ use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, SignatureScheme};
 
-use crate::tls::peer_verifier::HoldsItsKey;
-use crate::tls::schedule::TakesSecrets;
+use crate::tls::peer_verifier::PossessionVerifier;
+use crate::tls::schedule::SecretCapture;
 
 /// TLS 1.3 and 1.2, with `own` for a server that asks.
 ///
@@ -21,7 +21,7 @@ pub(crate) fn client_config(
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(HoldsItsKey(provider)));
+        .with_custom_certificate_verifier(Arc::new(PossessionVerifier(provider)));
     let mut config = match own {
         Some(own) => builder.with_client_cert_resolver(Arc::new(Shows(own))),
         None => builder.with_no_client_auth(),
@@ -30,7 +30,7 @@ pub(crate) fn client_config(
     // would come from the ticket.
     config.resumption = Resumption::disabled();
     // Our own record layer goes on with them; nothing is logged.
-    config.key_log = Arc::new(TakesSecrets);
+    config.key_log = Arc::new(SecretCapture);
     Ok(Arc::new(config))
 }
 

@@ -15,7 +15,7 @@ use super::session::TlsError;
 use crate::io::buffer::Buffer;
 
 /// The two rustls connections that a session can drive.
-pub(crate) trait Endpoint {
+pub(crate) trait TlsSide {
     type Data;
     const SIDE: Side;
     fn process<'c, 'i>(
@@ -25,7 +25,7 @@ pub(crate) trait Endpoint {
     fn common(&self) -> &CommonState;
 }
 
-impl Endpoint for UnbufferedServerConnection {
+impl TlsSide for UnbufferedServerConnection {
     type Data = rustls::server::ServerConnectionData;
     const SIDE: Side = Side::Server;
 
@@ -41,7 +41,7 @@ impl Endpoint for UnbufferedServerConnection {
     }
 }
 
-impl Endpoint for UnbufferedClientConnection {
+impl TlsSide for UnbufferedClientConnection {
     type Data = rustls::client::ClientConnectionData;
     const SIDE: Side = Side::Client;
 
@@ -76,7 +76,7 @@ pub(super) struct Connection<E> {
     seen: usize,
 }
 
-impl<E: Endpoint> Connection<E> {
+impl<E: TlsSide> Connection<E> {
     pub(super) fn new(endpoint: E) -> Self {
         Self {
             endpoint,

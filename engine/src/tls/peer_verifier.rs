@@ -16,9 +16,9 @@ type Valid = Result<HandshakeSignatureValid, rustls::Error>;
 
 /// Takes any certificate whose key the peer proves to hold, and a client without.
 #[derive(Debug)]
-pub(crate) struct HoldsItsKey(pub(crate) Arc<CryptoProvider>);
+pub(crate) struct PossessionVerifier(pub(crate) Arc<CryptoProvider>);
 
-impl HoldsItsKey {
+impl PossessionVerifier {
     fn tls12(
         &self,
         message: &[u8],
@@ -42,7 +42,7 @@ impl HoldsItsKey {
     }
 }
 
-impl ClientCertVerifier for HoldsItsKey {
+impl ClientCertVerifier for PossessionVerifier {
     fn client_auth_mandatory(&self) -> bool {
         false
     }
@@ -83,7 +83,7 @@ impl ClientCertVerifier for HoldsItsKey {
     }
 }
 
-impl ServerCertVerifier for HoldsItsKey {
+impl ServerCertVerifier for PossessionVerifier {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,

@@ -115,9 +115,9 @@ thread_local! {
 /// What rustls takes for a key log, for configurations whose sessions are to seal
 /// and open their own records. Nothing is logged.
 #[derive(Debug)]
-pub(crate) struct TakesSecrets;
+pub(crate) struct SecretCapture;
 
-impl KeyLog for TakesSecrets {
+impl KeyLog for SecretCapture {
     fn log(&self, label: &str, _client_random: &[u8], secret: &[u8]) {
         CAUGHT.with_borrow_mut(|[client, server]| match label {
             CLIENT => *client = Some(Secret::copy(secret)),
@@ -176,14 +176,14 @@ pub(super) mod tests {
 
     #[test]
     fn only_both_secrets_of_one_call_are_caught() {
-        let caught = catch(|| TakesSecrets.log(CLIENT, &[], &[1; 32])).1;
+        let caught = catch(|| SecretCapture.log(CLIENT, &[], &[1; 32])).1;
         assert!(caught.is_none());
-        let caught = catch(|| TakesSecrets.log(SERVER, &[], &[2; 32])).1;
+        let caught = catch(|| SecretCapture.log(SERVER, &[], &[2; 32])).1;
         assert!(caught.is_none(), "the client's was of another call");
         let caught = catch(|| {
-            TakesSecrets.log(CLIENT, &[], &[1; 32]);
-            TakesSecrets.log(SERVER, &[], &[2; 48]);
-            TakesSecrets.log("EXPORTER_SECRET", &[], &[3; 32]);
+            SecretCapture.log(CLIENT, &[], &[1; 32]);
+            SecretCapture.log(SERVER, &[], &[2; 48]);
+            SecretCapture.log("EXPORTER_SECRET", &[], &[3; 32]);
         });
         let caught = caught.1.unwrap();
         assert_eq!(caught.client.0[..], [1; 32]);

@@ -11,7 +11,7 @@ use rustls::pki_types::CertificateDer;
 
 use crate::io::buffer::Buffer;
 use crate::tls::connection::Connection;
-pub(crate) use crate::tls::connection::Endpoint;
+pub(crate) use crate::tls::connection::TlsSide;
 use crate::tls::records::{Peer, Records};
 
 /// Why a session cannot go on.
@@ -64,11 +64,11 @@ pub(crate) struct Session<E> {
 enum State<E> {
     /// The handshake, and traffic of TLS 1.2.
     Rustls(Box<Connection<E>>),
-    /// Traffic of TLS 1.3.
+    /// ShardActivity of TLS 1.3.
     Records(Box<Records>),
 }
 
-impl<E: Endpoint> Session<E> {
+impl<E: TlsSide> Session<E> {
     pub(crate) fn new(endpoint: E) -> Self {
         Self {
             state: State::Rustls(Box::new(Connection::new(endpoint))),

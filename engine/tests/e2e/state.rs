@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::path::Path;
 
-use engine::io::stream::Endpoint;
+use engine::io::stream::PgAddress;
 use engine::postgres::superuser::Superuser;
 use engine::postgres::superuser::controldata::Source;
 use engine::postgres::superuser::state::PostgresState;
@@ -36,7 +36,7 @@ fn play<T>(work: impl Future<Output = T>) -> T {
 }
 
 async fn session(cluster: &Cluster) -> Superuser {
-    let endpoint = Endpoint::Tcp(cluster.address());
+    let endpoint = PgAddress::Tcp(cluster.address());
     let password = Password::new(SUPERUSER_PASSWORD);
     let session = Superuser::connect(&endpoint, Some(&password), "postgres").await;
     session.unwrap_or_else(|error| panic!("{error}"))

@@ -1,4 +1,4 @@
-//! What a forwarder's HTTP surface is told: its health and its metrics. It has
+//! What a forwarder's HTTP admin_source is told: its health and its metrics. It has
 //! no report of its own: what it proves, it proves to servers.
 
 use std::sync::Arc;
@@ -27,12 +27,12 @@ impl Health {
     }
 }
 
-/// The source of the surface.
-pub(super) struct Surface {
+/// The source of the admin_source.
+pub(super) struct AdminSource {
     pub(super) metrics: Arc<Metrics>,
 }
 
-impl admin::Source for Surface {
+impl admin::Source for AdminSource {
     fn mode(&self) -> &'static str {
         "forward"
     }

@@ -11,44 +11,44 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::app::readiness::Health;
-use crate::attestation::verifier::Trust;
+use crate::attestation::verifier::QuoteVerifier;
 use crate::config::Config;
 use crate::config::mode::Mode;
 use crate::io::clock::unix_now;
-use crate::io::stream::Endpoint;
+use crate::io::stream::PgAddress;
 use crate::postgres::superuser::Superuser;
 use crate::postgres::superuser::state::{PostgresState, Unreadable};
-use crate::shard::live_config::Live;
-use crate::tasks::certificate_renewal::Tally;
+use crate::shard::live_config::LiveConfig;
+use crate::tasks::certificate_renewal::RenewalMetrics;
 use crate::telemetry::metrics::Metrics;
 
-/// The source of the admin surface.
-pub(crate) struct Surface {
+/// The source of the admin admin_source.
+pub(crate) struct AdminSource {
     mode: Mode,
     dangerous_root: Option<Fingerprint>,
     agent: Agent,
-    postgres: Endpoint,
+    postgres: PgAddress,
     database: String,
     metrics: Arc<Metrics>,
     readiness: admin::Readiness,
-    tally: Tally,
+    renewal_metrics: RenewalMetrics,
     /// Once there is a certificate and connections are accepted.
     running: OnceLock<Running>,
 }
 
 /// What is there only then.
 pub(crate) struct Running {
-    pub(crate) live: Arc<Live>,
-    pub(crate) trust: Option<Arc<Trust>>,
+    pub(crate) live: Arc<LiveConfig>,
+    pub(crate) quote_verifier: Option<Arc<QuoteVerifier>>,
 }
 
-impl admin::Source for Surface {
+impl admin::Source for AdminSource {
     fn mode(&self) -> &'static str {
         self.mode.name()
     }
 
     fn metrics(&self, own: &Stats) -> String {
-        self.read_off(own);
+        self.sample_gauges(own);
         self.metrics.render()
     }
 
@@ -60,7 +60,7 @@ impl admin::Source for Surface {
     }
 }
 
-impl Surface {
+impl AdminSource {
     pub(crate) fn new(
         config: &Config,
         agent: &Agent,
@@ -73,19 +73,19 @@ impl Surface {
             agent: agent.clone(),
             postgres: config.postgres.clone(),
             database: config.database.clone(),
-            tally: Tally::new(metrics),
+            renewal_metrics: RenewalMetrics::new(metrics),
             metrics: Arc::clone(metrics),
             readiness: health.readiness.clone(),
             running: OnceLock::new(),
         })
     }
 
-    pub(crate) fn tally(&self) -> Tally {
-        self.tally.clone()
+    pub(crate) fn renewal_metrics(&self) -> RenewalMetrics {
+        self.renewal_metrics.clone()
     }
 
     /// From here on there is more to report. Once.
-    pub(crate) fn runs(&self, running: Running) {
+    pub(crate) fn set_running(&self, running: Running) {
         // The second time would be a bug without consequence.
         let _ = self.running.set(running);
     }
@@ -93,7 +93,7 @@ impl Surface {
     async fn report(&self, nonce: Option<Nonce>) -> Result<Value, Unavailable> {
         let failed = |error: AgentError| Unavailable::new(error.to_string());
         let info = self.agent.info().await.map_err(failed)?;
-        let facts = Facts::of(self.postgres_state().await, unix_now());
+        let facts = ReportFields::of(self.postgres_state().await, unix_now());
         let data = facts.report_data(nonce.as_ref());
         let quote = self.agent.quote(&data).await.map_err(failed)?;
         Ok(self.document(&info, &facts, &quote, nonce.as_ref()))
@@ -103,7 +103,7 @@ impl Surface {
     async fn postgres_state(&self) -> Result<PostgresState, String> {
         let running = self.running.get().ok_or("not started yet")?;
         let snapshot = running.live.read();
-        let password = snapshot.gatekeeper.superuser_unasked();
+        let password = snapshot.authenticator.trusted_local_superuser();
         let password = password.map(|credential| &credential.password);
         let superuser = Superuser::connect(&self.postgres, password, &self.database)
             .await
@@ -113,7 +113,13 @@ impl Surface {
         Ok(state)
     }
 
-    fn document(&self, info: &Info, facts: &Facts, quote: &Quote, nonce: Option<&Nonce>) -> Value {
+    fn document(
+        &self,
+        info: &Info,
+        facts: &ReportFields,
+        quote: &Quote,
+        nonce: Option<&Nonce>,
+    ) -> Value {
         let report = quote.quote.report();
         let [rtmr0, rtmr1, rtmr2, rtmr3] = report.rtmrs();
         json!({
@@ -143,9 +149,9 @@ impl Surface {
     }
 
     /// What is not counted but is as it is now.
-    fn read_off(&self, own: &Stats) {
+    fn sample_gauges(&self, own: &Stats) {
         let left = |until: u64| until as f64 - unix_now() as f64;
-        let certificate = match self.tally.not_after() {
+        let certificate = match self.renewal_metrics.not_after() {
             0 => f64::NAN,
             until => left(until),
         };
@@ -169,24 +175,25 @@ impl Surface {
     }
 
     fn collateral(&self) -> f64 {
-        let trust = self
+        let quote_verifier = self
             .running
             .get()
-            .and_then(|running| running.trust.as_ref());
-        let left = trust.and_then(|trust| trust.collateral_left(unix_now()));
+            .and_then(|running| running.quote_verifier.as_ref());
+        let left =
+            quote_verifier.and_then(|quote_verifier| quote_verifier.collateral_left(unix_now()));
         left.map_or(f64::NAN, |left| left as f64)
     }
 }
 
 /// What the quote is over, in the words of the document.
-struct Facts {
+struct ReportFields {
     wal_lsn: String,
     controldata_hash: String,
     timestamp: String,
     postgres: Value,
 }
 
-impl Facts {
+impl ReportFields {
     /// A value that could not be read is null in the document, and the empty
     /// text in the report data.
     fn of(state: Result<PostgresState, String>, now: u64) -> Self {

@@ -4,52 +4,52 @@ use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
 
-use crate::attestation::gate::{Gate, Guard};
-use crate::attestation::verifier::{Trust, verify_thread};
+use crate::attestation::gate::{AttestingGate, Gate};
+use crate::attestation::verifier::{QuoteVerifier, verify_thread};
 use crate::config::Config;
 use crate::config::mode::Mode;
 use crate::io::offload::OffloadThread;
-use crate::io::stream::Endpoint;
+use crate::io::stream::PgAddress;
 use crate::proxy::inbound;
-use crate::proxy::upstream::Injector;
-use crate::shard::Common;
-use crate::shard::context::{Desk, Plan};
-use crate::shard::live_config::Live;
-use crate::tasks::upstream_version::Knowledge;
+use crate::proxy::upstream::UpstreamLogin;
+use crate::shard::HandlerContext;
+use crate::shard::context::{HandlerFactory, ShardContext};
+use crate::shard::live_config::LiveConfig;
+use crate::tasks::upstream_version::UpstreamVersion;
 use crate::telemetry::metrics::Metrics;
 
 /// What the sidecar's shards are built from.
-pub(crate) struct SidecarPlan {
-    live: Arc<Live>,
-    trust: Option<Arc<Trust>>,
-    knowledge: Arc<Knowledge>,
+pub(crate) struct InboundHandlerFactory {
+    live: Arc<LiveConfig>,
+    quote_verifier: Option<Arc<QuoteVerifier>>,
+    upstream_version: Arc<UpstreamVersion>,
     verify: OffloadThread,
     worker: OffloadThread,
     mode: Mode,
-    endpoint: Endpoint,
+    endpoint: PgAddress,
     plaintext_cancel: bool,
     require_alpn: bool,
     proxy_protocol_from: Vec<ipnet::IpNet>,
 }
 
 /// What they share with the control thread.
-pub(crate) struct Shared {
-    pub(crate) live: Arc<Live>,
+pub(crate) struct SharedState {
+    pub(crate) live: Arc<LiveConfig>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) trust: Option<Arc<Trust>>,
-    pub(crate) knowledge: Arc<Knowledge>,
+    pub(crate) quote_verifier: Option<Arc<QuoteVerifier>>,
+    pub(crate) upstream_version: Arc<UpstreamVersion>,
 }
 
-impl SidecarPlan {
+impl InboundHandlerFactory {
     /// Starts the worker threads.
     ///
     /// # Errors
     /// The system has no thread left.
-    pub(crate) fn new(config: &Config, shared: &Shared) -> io::Result<Arc<Self>> {
+    pub(crate) fn new(config: &Config, shared: &SharedState) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             live: Arc::clone(&shared.live),
-            trust: shared.trust.clone(),
-            knowledge: Arc::clone(&shared.knowledge),
+            quote_verifier: shared.quote_verifier.clone(),
+            upstream_version: Arc::clone(&shared.upstream_version),
             verify: verify_thread()?,
             worker: OffloadThread::start("worker", 0)?,
             mode: config.mode,
@@ -61,33 +61,33 @@ impl SidecarPlan {
     }
 }
 
-impl Plan for SidecarPlan {
-    type Service = inbound::Service;
+impl HandlerFactory for InboundHandlerFactory {
+    type Handler = inbound::InboundHandler;
 
-    fn service(self: &Arc<Self>, desk: Desk) -> inbound::Service {
-        let gate = match &self.trust {
+    fn handler(self: &Arc<Self>, context: ShardContext) -> inbound::InboundHandler {
+        let gate = match &self.quote_verifier {
             None => Gate::Open,
-            Some(trust) => Gate::guarded(Guard::new(
-                trust,
+            Some(quote_verifier) => Gate::attesting(AttestingGate::new(
+                quote_verifier,
                 &self.verify,
-                &desk.jobs,
-                &desk.meters,
+                &context.jobs,
+                &context.shard_metrics,
                 false,
             )),
         };
-        inbound::Service {
-            common: Common {
-                lane: desk.lane,
+        inbound::InboundHandler {
+            context: HandlerContext {
+                handshake_queue: context.handshake_queue,
                 gate,
-                meters: desk.meters,
-                journal: desk.journal,
+                shard_metrics: context.shard_metrics,
+                access_log: context.access_log,
             },
             live: Arc::clone(&self.live),
-            injector: Injector {
+            upstream_login: UpstreamLogin {
                 endpoint: self.endpoint.clone(),
-                knowledge: Arc::clone(&self.knowledge),
+                upstream_version: Arc::clone(&self.upstream_version),
                 worker: self.worker.clone(),
-                jobs: desk.jobs,
+                jobs: context.jobs,
                 keys: RefCell::default(),
                 random: self.live.read().tls.crypto_provider().secure_random,
             },

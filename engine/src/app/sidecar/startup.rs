@@ -9,11 +9,11 @@ use tokio::time::sleep;
 
 use super::Error;
 use crate::app::readiness::Health;
-use crate::auth::postgres_passwords::{Derived, Resolved};
+use crate::auth::postgres_passwords::{DerivedPasswords, ResolvedPasswords};
 use crate::config::Config;
 use crate::postgres::provision;
 use crate::tls::certificate::Identity;
-use crate::tls::certificate_source::{Origin, OriginError};
+use crate::tls::certificate_source::{CertificateSource, CertificateSourceError};
 
 /// Between questions to a guest agent or a Postgres that does not answer at
 /// start: the first, doubled up to the longest.
@@ -22,13 +22,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// The first certificate. A guest agent that is not there yet is waited for;
 /// files that cannot be used are a mistake.
-pub(super) async fn obtain(origin: &Origin, health: &Health) -> Result<Identity, Error> {
+pub(super) async fn obtain(
+    certificate_source: &CertificateSource,
+    health: &Health,
+) -> Result<Identity, Error> {
     let mut pause = Pause::default();
     loop {
-        let error = match origin.obtain().await {
+        let error = match certificate_source.obtain().await {
             Ok(identity) => return Ok(identity),
-            Err(OriginError::Identity(error)) => return Err(error.into()),
-            Err(OriginError::Agent(error)) => error,
+            Err(CertificateSourceError::Identity(error)) => return Err(error.into()),
+            Err(CertificateSourceError::Agent(error)) => error,
         };
         health.identity.not_ready(error.to_string());
         pause.complain(&error, "no certificate yet").await;
@@ -36,13 +39,17 @@ pub(super) async fn obtain(origin: &Origin, health: &Health) -> Result<Identity,
 }
 
 /// What the guest agent derives, where it is asked for that.
-pub(super) async fn derive(config: &Config, agent: &Agent, health: &Health) -> Option<Derived> {
+pub(super) async fn derive(
+    config: &Config,
+    agent: &Agent,
+    health: &Health,
+) -> Option<DerivedPasswords> {
     if !config.derives_passwords() {
         return None;
     }
     let mut pause = Pause::default();
     loop {
-        match Derived::ask(agent).await {
+        match DerivedPasswords::ask(agent).await {
             Ok(derived) => return Some(derived),
             Err(error) => {
                 health.identity.not_ready(error.to_string());
@@ -55,7 +62,7 @@ pub(super) async fn derive(config: &Config, agent: &Agent, health: &Health) -> O
 /// Brings up the two roles, once Postgres takes changes.
 pub(super) async fn set_up_roles(
     config: &Config,
-    passwords: &Resolved,
+    passwords: &ResolvedPasswords,
     health: &Health,
 ) -> Result<(), Error> {
     let mut pause = Pause::default();

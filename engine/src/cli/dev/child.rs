@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::sidecars::Sidecars;
 use super::{DevError, system};
-use crate::app::signals::Signals;
+use crate::app::signals::ProcessSignals;
 use crate::cli::output::EX_OSERR;
 use crate::cli::subprocess;
 
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) async fn run(
     mut command: Command,
     sidecars: &mut Sidecars,
-    signals: &mut Signals,
+    signals: &mut ProcessSignals,
 ) -> Result<u8, DevError> {
     let mut running = command.spawn().map_err(|source| DevError::Command {
         program: command.as_std().get_program().to_owned(),

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{DevError, system};
 use crate::app::sidecar::{self, Addresses, Outcome};
-use crate::app::signals::Signals;
+use crate::app::signals::ProcessSignals;
 use crate::config::{Config, Layers, Scope, with_flags};
 
 type End = Result<Outcome, DevError>;
@@ -76,7 +76,7 @@ impl Sidecars {
     }
 
     /// Lets them end in order, or at once where another signal asks for that.
-    pub(super) async fn end(mut self, signals: &mut Signals) -> End {
+    pub(super) async fn end(mut self, signals: &mut ProcessSignals) -> End {
         self.tell(SignalKind::terminate());
         let mut outcome = Ok(Outcome::Drained);
         while self.running > 0 {

@@ -19,7 +19,7 @@ use rustls::{ClientConfig, ClientConnection, SignatureScheme};
 use wire::opening::SSL_REQUEST_PACKET;
 
 use super::report::printable;
-use crate::tls::peer_verifier::HoldsItsKey;
+use crate::tls::peer_verifier::PossessionVerifier;
 
 mod address;
 mod probe;
@@ -215,7 +215,7 @@ fn config(asked: Arc<Asked>) -> Result<ClientConfig, rustls::Error> {
         .with_safe_default_protocol_versions()?;
     let mut config = builder
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(HoldsItsKey(provider)))
+        .with_custom_certificate_verifier(Arc::new(PossessionVerifier(provider)))
         .with_client_cert_resolver(asked);
     config.resumption = rustls::client::Resumption::disabled();
     Ok(config)

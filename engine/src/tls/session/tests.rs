@@ -11,7 +11,7 @@ use rustls::{CipherSuite, ClientConfig, RootCertStore, ServerConfig, SupportedPr
 
 use super::*;
 use crate::io::buffer::Size;
-use crate::tls::schedule::TakesSecrets;
+use crate::tls::schedule::SecretCapture;
 
 type Server = Session<UnbufferedServerConnection>;
 type Client = Session<UnbufferedClientConnection>;
@@ -59,10 +59,10 @@ impl Plan {
             .with_no_client_auth();
         if self.server_is_ours {
             server.send_tls13_tickets = 0;
-            server.key_log = Arc::new(TakesSecrets);
+            server.key_log = Arc::new(SecretCapture);
         }
         if self.client_is_ours {
-            client.key_log = Arc::new(TakesSecrets);
+            client.key_log = Arc::new(SecretCapture);
         }
         (Arc::new(server), Arc::new(client))
     }
@@ -90,7 +90,7 @@ impl Plan {
 }
 
 /// Feeds `bytes` to `to` in pieces of `piece` bytes; what it opens.
-fn feed<E: Endpoint>(to: &mut Session<E>, bytes: &[u8], piece: usize) -> Result<Vec<u8>, TlsError> {
+fn feed<E: TlsSide>(to: &mut Session<E>, bytes: &[u8], piece: usize) -> Result<Vec<u8>, TlsError> {
     let mut incoming = Buffer::take(Size::Large);
     let mut opened = Vec::new();
     for chunk in bytes.chunks(piece) {
@@ -125,7 +125,7 @@ fn handshake(server: &mut Server, client: &mut Client, piece: usize) {
     }
 }
 
-fn sealed<E: Endpoint>(from: &mut Session<E>, plain: &[u8]) -> Vec<u8> {
+fn sealed<E: TlsSide>(from: &mut Session<E>, plain: &[u8]) -> Vec<u8> {
     let mut out = Buffer::take(Size::Large);
     from.seal(plain, &mut out).unwrap();
     out.filled().to_vec()

@@ -35,4 +35,5 @@ mod tasks;
 pub mod telemetry;
 pub mod tls;
 
-pub use app::forwarder::{Forwarder, StartError};
+pub use app::error::StartError;
+pub use app::forwarder::Forwarder;

@@ -1,8 +1,8 @@
-//! A running forwarder: in a process of its own, or inside a Rust service.
+//! A running forwarder, as a process or inside another Rust program.
 //!
 //! ```no_run
+//! use engine::Forwarder;
 //! use engine::config::Forward;
-//! use engine::forward::Forwarder;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let config = Forward::from_settings([("target", "db.example:5433")])?;
@@ -13,128 +13,75 @@
 //! # }
 //! ```
 
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
-use std::time::Duration;
-
-use arc_swap::ArcSwap;
-use attest::agent::{Agent, AgentError, AgentOptions};
-use hickory_resolver::net::NetError;
-use rustls::crypto::aws_lc_rs::default_provider;
-use tokio::sync::{mpsc as channel, oneshot};
-use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
-
-use crate::attestation::forwarder_gate::ServerGate;
-use crate::proxy::outbound::ForwarderState;
-use crate::tasks::discovery::{self, TargetResolver};
-use crate::tls::client_config::client_config;
 pub(crate) mod admin_source;
 pub(crate) mod dsn;
 
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use arc_swap::ArcSwap;
+use attest::agent::{Agent, AgentOptions};
+use rustls::crypto::aws_lc_rs::default_provider;
+use tokio::signal::unix::SignalKind;
+use tokio::sync::{mpsc as channel, oneshot};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::app::error::{StartError, system};
+use crate::app::lifecycle::{self, Lifecycle, Process, SecondStop, start_backoff};
+use crate::attestation::forwarder_gate::ServerGate;
 use crate::attestation::verifier::{self, QuoteVerifier};
 use crate::config::mode::Mode;
 use crate::config::{ClientIdentity, Forward, Listen, Verifier};
-use crate::io::driver;
 use crate::io::listener::{self, Listener};
-use crate::shard::Message;
-use crate::shard::pool::{self, ShardConfig, ShardPool};
+use crate::proxy::outbound::ForwarderState;
+use crate::shard::pool::{self, ShardConfig};
 use crate::tasks::certificate_renewal::{CertificateRenewer, InstallFn, RenewalMetrics};
 use crate::tasks::collateral_refresh;
-use crate::telemetry::metrics::{Metrics, MetricsError};
-use crate::tls::certificate::{Identity, IdentityError};
+use crate::tasks::discovery::{self, TargetResolver};
+use crate::telemetry::metrics::Metrics;
+use crate::tls::certificate::Identity;
 use crate::tls::certificate_source::{CertificateSource, CertificateSourceError};
+use crate::tls::client_config::client_config;
 use admin_source::{AdminSource, Health};
 
-/// After the order to end, connections get their last words out in at most
-/// twice 2 s.
-const LAST_GRACE: Duration = Duration::from_secs(6);
-/// Between questions to a guest agent that does not answer at start.
-const PAUSE: Duration = Duration::from_millis(500);
-/// Histograms keep their samples until they are told to sum them up.
-const UPKEEP: Duration = Duration::from_secs(5);
-/// libpq's name for a socket is in a folder and has a port number.
+/// libpq's name for a Unix socket is this prefix and the port number, in a directory.
 const SOCKET_PREFIX: &str = ".s.PGSQL.";
-
-/// Why there is no forwarder.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The client certificate cannot be used.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// The guest agent gives no client certificate.
-    #[error("no client certificate: {0}")]
-    Agent(#[from] AgentError),
-    /// It is there, and does not answer.
-    #[error("no client certificate: the guest agent did not answer within {0:?}")]
-    AgentSilent(Duration),
-    /// The HTTP client for collateral cannot be set up.
-    #[error(transparent)]
-    Collateral(#[from] attest::collateral::FetchError),
-    /// Trust Authority cannot be asked.
-    #[error(transparent)]
-    Authority(#[from] attest::ita::ItaError),
-    /// Names cannot be resolved on this machine.
-    #[error("cannot resolve names: {0}")]
-    Resolver(#[from] NetError),
-    /// The metrics cannot be set up.
-    #[error(transparent)]
-    Metrics(#[from] MetricsError),
-    /// rustls' defaults do not go together: a bug.
-    #[error("no TLS: {0}")]
-    Tls(#[from] rustls::Error),
-    /// A shard ended that should not have.
-    #[error("a shard ended: {0}")]
-    Shard(String),
-    /// A socket or a thread.
-    #[error("{doing}: {source}")]
-    System {
-        /// What was being done.
-        doing: String,
-        /// What the system said.
-        source: io::Error,
-    },
-}
-
-fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
-    let doing = doing.into();
-    move |source| StartError::System { doing, source }
-}
 
 /// A forwarder that accepts connections until it is stopped or dropped.
 pub struct Forwarder {
     local: Listen,
-    orders: channel::UnboundedSender<()>,
-    /// Its sender is dropped at the end.
+    /// Each message is a stop request.
+    stop_requests: channel::UnboundedSender<SignalKind>,
+    /// Closed when the control thread ends.
     ended: oneshot::Receiver<()>,
-    thread: Option<JoinHandle<Result<(), StartError>>>,
+    control_thread: Option<JoinHandle<Result<(), StartError>>>,
 }
 
 impl Forwarder {
-    /// Starts its threads, and waits until drivers can connect.
+    /// Starts the threads, and waits until drivers can connect.
     ///
     /// # Errors
     /// [`StartError`].
     pub fn start(config: Forward) -> Result<Self, StartError> {
-        let (orders, inbox) = channel::unbounded_channel();
+        let (stop_requests, requests) = channel::unbounded_channel();
         let (alive, ended) = oneshot::channel();
         let (started, start) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("forward".to_owned())
             .spawn(move || {
                 let _alive: oneshot::Sender<()> = alive;
-                control(config, inbox, &started)
+                run_control_thread(config, requests, &started)
             })
             .map_err(system("cannot start a thread"))?;
         match start.recv() {
             Ok(local) => Ok(Self {
                 local,
-                orders,
+                stop_requests,
                 ended,
-                thread: Some(thread),
+                control_thread: Some(thread),
             }),
-            // It has ended, and says why.
+            // The thread has ended, with an error.
             Err(_) => match thread.join() {
                 Ok(Err(error)) => Err(error),
                 Ok(Ok(())) | Err(_) => Err(StartError::Shard("before it started".to_owned())),
@@ -142,14 +89,14 @@ impl Forwarder {
         }
     }
 
-    /// Where drivers connect.
+    /// The address that drivers connect to.
     #[must_use]
     pub fn local(&self) -> &Listen {
         &self.local
     }
 
-    /// Host and port as libpq's variables have them: for a Unix socket the
-    /// folder that it is in.
+    /// Host and port in the form of `PGHOST` and `PGPORT`: for a Unix socket, the host is
+    /// the directory of the socket.
     #[must_use]
     pub fn host_and_port(&self) -> (String, u16) {
         match &self.local {
@@ -161,7 +108,7 @@ impl Forwarder {
         }
     }
 
-    /// A DSN without role, database and password: those are the driver's.
+    /// A DSN without role, database and password, which the driver adds.
     #[must_use]
     pub fn dsn(&self) -> String {
         match (&self.local, self.host_and_port()) {
@@ -173,31 +120,31 @@ impl Forwarder {
         }
     }
 
-    /// Accepts no more, lets sessions finish for `drain_timeout`, then ends them.
+    /// Stops accepting, lets sessions finish for `drain_timeout`, then terminates them.
     ///
     /// # Errors
     /// A shard has failed.
     pub fn stop(mut self) -> Result<(), StartError> {
-        let _ = self.orders.send(());
+        self.request_stop();
         self.join()
     }
 
-    /// The first time: accept no more, and let sessions finish. The second time:
-    /// end them.
-    pub(crate) fn order(&self) {
-        let _ = self.orders.send(());
+    /// Requests a stop. The first request starts the drain; the second one terminates the
+    /// sessions.
+    pub(crate) fn request_stop(&self) {
+        let _ = self.stop_requests.send(SignalKind::terminate());
     }
 
-    /// Until it has ended, by order or because a shard failed.
+    /// Waits until the forwarder has ended, after a stop request or because a shard failed.
     pub(crate) async fn ended(&mut self) {
-        // Nothing is ever sent; one that has been waited for has ended too.
+        // No message is ever sent. A receiver that has completed must not be polled again.
         if !self.ended.is_terminated() {
             let _ = (&mut self.ended).await;
         }
     }
 
     fn join(&mut self) -> Result<(), StartError> {
-        match self.thread.take().map(JoinHandle::join) {
+        match self.control_thread.take().map(JoinHandle::join) {
             Some(Ok(ended)) => ended,
             Some(Err(_)) => Err(StartError::Shard("panic".to_owned())),
             None => Ok(()),
@@ -206,10 +153,10 @@ impl Forwarder {
 }
 
 impl Drop for Forwarder {
-    /// Without the grace time: two orders.
+    /// Terminates the sessions without a drain.
     fn drop(&mut self) {
-        let _ = self.orders.send(());
-        let _ = self.orders.send(());
+        self.request_stop();
+        self.request_stop();
         let _ = self.join();
     }
 }
@@ -220,34 +167,43 @@ fn socket_port(path: &Path) -> u16 {
     port.unwrap_or(5432)
 }
 
-/// The forwarder's control thread, from start to end.
-fn control(
+/// The control thread, from start to end.
+fn run_control_thread(
     config: Forward,
-    mut orders: channel::UnboundedReceiver<()>,
+    mut stop_requests: channel::UnboundedReceiver<SignalKind>,
     started: &mpsc::Sender<Listen>,
 ) -> Result<(), StartError> {
-    let runtime =
-        crate::app::runtime::of_this_thread().map_err(system("cannot start the control thread"))?;
-    runtime.block_on(async {
-        let drain_timeout = config.process.drain_timeout;
-        let mut running = Running::start(config).await?;
-        // Who waits for it may have given up.
+    lifecycle::run_control_thread(async {
+        let (mut running, mut lifecycle) = start(config).await?;
+        // `Forwarder::start` may have given up.
         let _ = started.send(running.local.clone());
-        running.live(&mut orders, drain_timeout).await
+        lifecycle.run(&mut running, &mut stop_requests).await?;
+        Ok(())
     })
 }
 
+/// The state of a running forwarder that the control thread owns.
 struct Running {
     local: Listen,
-    shards: ShardPool,
-    collateral_changed: channel::UnboundedReceiver<()>,
-    metrics: Arc<Metrics>,
-    accepting: admin::Latch,
     _socket: SocketFile,
+    /// Stops serving HTTP when dropped.
     _admin: Option<admin::Server>,
 }
 
-/// Where a Unix socket is; removed at the end.
+impl Process for Running {
+    const SECOND_STOP: SecondStop = SecondStop::Terminate;
+    const NOTIFY_SYSTEMD: bool = false;
+
+    fn reload(&mut self) -> bool {
+        false
+    }
+
+    async fn timed_work(&mut self) {
+        std::future::pending().await
+    }
+}
+
+/// The path of a Unix socket, which is removed when this is dropped.
 struct SocketFile(Option<PathBuf>);
 
 impl SocketFile {
@@ -267,88 +223,56 @@ impl Drop for SocketFile {
     }
 }
 
-impl Running {
-    async fn start(mut config: Forward) -> Result<Self, StartError> {
-        let (driver, _) =
-            driver::choose(config.process.driver).map_err(system("io_uring is not available"))?;
-        let (local, listeners) = listen(&config)?;
-        let socket = SocketFile::of(&local);
-        let metrics = Arc::new(Metrics::for_forwarder()?);
-        let health = Health::new();
-        let admin = serve_admin(&config, &metrics, &health)?;
-        // Who asks it asks again by itself.
-        let once = AgentOptions {
-            attempts: 1,
-            ..AgentOptions::default()
+async fn start(mut config: Forward) -> Result<(Running, Lifecycle), StartError> {
+    let driver = lifecycle::choose_driver(config.process.driver)?;
+    let (local, listeners) = listen(&config)?;
+    let socket = SocketFile::of(&local);
+    let metrics = Arc::new(Metrics::for_forwarder()?);
+    let health = Health::new();
+    let admin = serve_admin(&config, &metrics, &health)?;
+    // Requests are retried by `fetch_certificate` and by the renewal.
+    let once = AgentOptions {
+        attempts: 1,
+        ..AgentOptions::default()
+    };
+    let agent = Agent::new(config.process.guest_agent.clone(), once)?;
+    let certificate_source = certificate_source(&config.identity, agent);
+    let identity = fetch_certificate(&certificate_source, &config).await?;
+    let own = identity.as_ref().map(|own| Arc::clone(own.certified()));
+    let (changed, collateral_changed) = channel::unbounded_channel();
+    let state = Arc::new(ForwarderState {
+        resolver: resolver(&config)?,
+        tls: ArcSwap::new(client_config(own)?),
+        server_gate: server_gate(&mut config, &metrics, changed)?,
+        connect_timeout: config.connect_timeout,
+    });
+    let shard_config = ShardConfig::new(&config.process, &metrics, driver, Mode::Production);
+    let shards =
+        pool::spawn(&state, &shard_config, listeners).map_err(system("cannot start a shard"))?;
+    if let Some(identity) = identity {
+        let renewer = CertificateRenewer {
+            certificate_source,
+            install: install_certificate(&state),
+            latch: health.identity.clone(),
+            renewal_metrics: RenewalMetrics::new(&metrics),
         };
-        let agent = Agent::new(config.process.guest_agent.clone(), once)?;
-        let certificate_source = certificate_source(&config.identity, agent);
-        let identity = obtain(&certificate_source, &config).await?;
-        let own = identity.as_ref().map(|own| Arc::clone(own.certified()));
-        let (changed, collateral_changed) = channel::unbounded_channel();
-        let state = Arc::new(ForwarderState {
-            resolver: resolver(&config)?,
-            tls: ArcSwap::new(client_config(own)?),
-            server_gate: server_gate(&mut config, &metrics, changed)?,
-            connect_timeout: config.connect_timeout,
-        });
-        let shard_config = ShardConfig::new(&config.process, &metrics, driver, Mode::Production);
-        let shards = pool::spawn(&state, &shard_config, listeners)
-            .map_err(system("cannot start a shard"))?;
-        if let Some(identity) = identity {
-            let renewer = CertificateRenewer {
-                certificate_source,
-                install: install(&state),
-                latch: health.identity.clone(),
-                renewal_metrics: RenewalMetrics::new(&metrics),
-            };
-            tokio::spawn(renewer.run(identity));
-        }
-        health.identity.ready();
-        health.accepting.ready();
-        Ok(Self {
-            local,
-            shards,
-            collateral_changed,
-            metrics,
-            accepting: health.accepting,
-            _socket: socket,
-            _admin: admin,
-        })
+        tokio::spawn(renewer.run(identity));
     }
-
-    async fn live(
-        &mut self,
-        orders: &mut channel::UnboundedReceiver<()>,
-        drain_timeout: Duration,
-    ) -> Result<(), StartError> {
-        let mut upkeep = interval(UPKEEP);
-        loop {
-            tokio::select! {
-                _ = upkeep.tick() => self.metrics.upkeep(),
-                Some(()) = self.collateral_changed.recv() => {
-                    self.shards.broadcast(|| Message::Revalidate);
-                }
-                _ = orders.recv() => break,
-                reason = self.shards.failure() => return Err(StartError::Shard(reason)),
-            }
-        }
-        self.accepting.not_ready("draining");
-        self.shards.broadcast(|| Message::Drain);
-        tokio::select! {
-            ended = self.shards.all_ended() => return ended.map_err(StartError::Shard),
-            () = sleep(drain_timeout) => {}
-            // The second order.
-            _ = orders.recv() => {}
-        }
-        self.shards.broadcast(|| Message::TerminateAll);
-        match timeout(LAST_GRACE, self.shards.all_ended()).await {
-            Ok(ended) => ended.map_err(StartError::Shard),
-            Err(_) => Err(StartError::Shard(
-                "sessions left after the last grace".into(),
-            )),
-        }
-    }
+    lifecycle::spawn_metrics_upkeep(&metrics);
+    health.identity.ready();
+    health.accepting.ready();
+    let lifecycle = Lifecycle {
+        shards,
+        collateral_changed,
+        accepting: health.accepting,
+        drain_timeout: config.process.drain_timeout,
+    };
+    let running = Running {
+        local,
+        _socket: socket,
+        _admin: admin,
+    };
+    Ok((running, lifecycle))
 }
 
 fn serve_admin(
@@ -356,35 +280,26 @@ fn serve_admin(
     metrics: &Arc<Metrics>,
     health: &Health,
 ) -> Result<Option<admin::Server>, StartError> {
-    let Some(address) = config.process.admin_listen else {
-        return Ok(None);
-    };
-    let admin_source = Arc::new(AdminSource {
+    let source = Arc::new(AdminSource {
         metrics: Arc::clone(metrics),
     });
-    let readiness = health.readiness.clone();
-    let start = |listener| {
-        admin::start(
-            listener,
-            readiness,
-            admin_source,
-            admin::Settings::default(),
-        )
-    };
-    let server = std::net::TcpListener::bind(address)
-        .and_then(start)
-        .map_err(system(format!("cannot serve HTTP on {address}")))?;
-    tracing::info!(address = %server.address(), "serving HTTP");
-    Ok(Some(server))
+    let server = lifecycle::serve_admin(config.process.admin_listen, |listener| {
+        let settings = admin::Settings::default();
+        admin::start(listener, health.readiness.clone(), source, settings)
+    })?;
+    if let Some(server) = &server {
+        tracing::info!(address = %server.address(), "serving HTTP");
+    }
+    Ok(server)
 }
 
 fn listen(config: &Forward) -> Result<(Listen, Vec<Listener>), StartError> {
     match &config.listen {
         Listen::Tcp(address) => {
             let failed = system(format!("cannot listen on {address}"));
-            let bound = listener::bind(*address, config.process.shards).and_then(|door| {
-                let address = door.address();
-                Ok((address, door.open()?))
+            let bound = listener::bind(*address, config.process.shards).and_then(|listener| {
+                let address = listener.address();
+                Ok((address, listener.open()?))
             });
             let (bound, listeners) = bound.map_err(failed)?;
             let listeners = listeners.into_iter().map(Listener::Tcp).collect();
@@ -412,35 +327,41 @@ fn certificate_source(identity: &ClientIdentity, agent: Agent) -> CertificateSou
     }
 }
 
-/// The first certificate. A server that may be a simulator asks for none, so
-/// none need be had.
-async fn obtain(
-    certificate_source: &CertificateSource,
+/// Gets the first client certificate, within `start_timeout`. With `allow_simulator` the
+/// forwarder also starts without one: a simulator does not ask for it.
+///
+/// # Errors
+/// The guest agent refuses or does not answer in time, or PEM files cannot be used.
+async fn fetch_certificate(
+    source: &CertificateSource,
     config: &Forward,
 ) -> Result<Option<Identity>, StartError> {
     let deadline = Instant::now() + config.start_timeout;
+    let mut backoff = start_backoff();
     let mut last = None;
     loop {
-        let error = match timeout_at(deadline, certificate_source.obtain()).await {
+        let error = match timeout_at(deadline, source.obtain()).await {
             Ok(Ok(identity)) => return Ok(Some(identity)),
             Ok(Err(CertificateSourceError::Identity(error))) => return Err(error.into()),
             Ok(Err(CertificateSourceError::Agent(error))) => error,
             Err(_) => return Err(last.unwrap_or(StartError::AgentSilent(config.start_timeout))),
         };
         if config.allow_simulator {
-            tracing::info!(%error, "no client certificate is shown");
+            tracing::info!(%error, "no client certificate: none will be presented");
             return Ok(None);
         }
-        if !error.is_transient() || Instant::now() + PAUSE >= deadline {
-            return Err(error.into());
+        let retry_in = backoff.next_delay();
+        if !error.is_transient() || Instant::now() + retry_in >= deadline {
+            return Err(StartError::ClientCertificate(error));
         }
-        tracing::warn!(%error, "no client certificate yet");
-        last = Some(error.into());
-        sleep(PAUSE).await;
+        tracing::warn!(%error, ?retry_in, "no client certificate from the guest agent yet");
+        last = Some(StartError::ClientCertificate(error));
+        sleep(retry_in).await;
     }
 }
 
-fn install(state: &Arc<ForwarderState>) -> InstallFn {
+/// Makes new connections use a new certificate.
+fn install_certificate(state: &Arc<ForwarderState>) -> InstallFn {
     let state = Arc::clone(state);
     Box::new(move |identity| {
         let own = Some(Arc::clone(identity.certified()));

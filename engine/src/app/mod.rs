@@ -1,6 +1,8 @@
 //! Layer 7: a process from its configuration to its exit.
 
+pub mod error;
 pub mod forwarder;
+pub mod lifecycle;
 pub(crate) mod readiness;
 pub(crate) mod runtime;
 pub mod sidecar;

@@ -1,391 +1,390 @@
-//! The process, from its configuration to its end: identity, passwords,
-//! shards, signals, drain.
+//! The sidecar process: from its configuration to running shards, and its reload.
 //!
-//! The control thread is this one, with a small runtime of its own for
-//! everything that is slow; no connection is ever served on it.
+//! The control thread runs everything that may wait: start-up, renewal of the certificate
+//! and of collateral, SIGHUP, the drain (see [`lifecycle`]). No connection is served on it.
 
-use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attest::agent::{Agent, AgentError, AgentOptions};
+use attest::agent::{Agent, AgentOptions};
 use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
+use crate::app::error::{StartError, system};
+use crate::app::lifecycle::{self, Lifecycle, Outcome, Process, SecondStop};
 use crate::app::readiness::Health;
-use crate::app::runtime;
 use crate::app::sidecar::admin_source::{AdminSource, Running};
 use crate::app::signals::{ProcessSignals, SignalSource};
-use crate::app::systemd;
 use crate::attestation::verifier::QuoteVerifier;
 use crate::auth::cluster_secrets::{AuthSecrets, Authenticator, Rotation};
 use crate::auth::postgres_passwords::{DerivedPasswords, MissingPassword};
 use crate::config::{Config, Errors};
-use crate::io::driver::{self, IoDriver};
-use crate::io::listener::{self, Listener};
-use crate::postgres::provision::ProvisionError;
-use crate::shard::Message;
+use crate::io::driver::IoDriver;
+use crate::io::listener::{self, BoundListener, Listener};
 use crate::shard::live_config::LiveConfig;
 use crate::shard::pool::{self, ShardConfig, ShardPool};
 use crate::tasks::certificate_renewal::{CertificateRenewer, InstallFn};
-use crate::tasks::collateral_refresh;
-use crate::tasks::upstream_probe;
-use crate::telemetry::metrics::{Metrics, MetricsError};
-use crate::tls::certificate::{Identity, IdentityError};
+use crate::tasks::{collateral_refresh, upstream_probe};
+use crate::telemetry::metrics::Metrics;
+use crate::tls::certificate::Identity;
 use crate::tls::certificate_source::CertificateSource;
+use service::{InboundHandlerFactory, SharedState};
 
 pub(crate) mod admin_source;
 mod service;
 mod startup;
 
-use service::{InboundHandlerFactory, SharedState};
-use startup::{derive, obtain, set_up_roles};
-
-/// After the order to end, connections get their last words out in at most
-/// twice 2 s; a shard that is still not done then is given up.
-const LAST_GRACE: Duration = Duration::from_secs(6);
-/// Histograms are emptied this often where nobody scrapes them.
-const UPKEEP: Duration = Duration::from_secs(15);
-
-/// Why the sidecar does not run.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The certificate or key cannot be used: a mistake in the configuration.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// A role has no password.
-    #[error(transparent)]
-    Password(#[from] MissingPassword),
-    /// The guest agent can never be asked, or refuses.
-    #[error(transparent)]
-    Agent(#[from] AgentError),
-    /// The roles cannot be set up.
-    #[error("cannot provision: {0}")]
-    Provision(#[from] ProvisionError),
-    /// The HTTP client for collateral cannot be set up.
-    #[error(transparent)]
-    Collateral(#[from] attest::collateral::FetchError),
-    /// The metrics cannot be set up.
-    #[error(transparent)]
-    Metrics(#[from] MetricsError),
-    /// Nothing to do with the configuration as such.
-    #[error("{doing}: {source}")]
-    System {
-        /// What was being done.
-        doing: String,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A shard ended that should not have.
-    #[error("a shard ended: {0}")]
-    Shard(String),
-}
-
-/// How it ended when it ran.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Every session has ended, in time or told so.
-    Drained,
-    /// A second signal came; its number.
-    Interrupted(i32),
-}
-
-fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
-    let doing = doing.into();
-    move |source| Error::System { doing, source }
-}
-
-/// Where it can be reached.
+/// The addresses of a running sidecar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
-    /// By clients.
+    /// For PostgreSQL clients.
     pub listen: SocketAddr,
-    /// By HTTP, unless that is off.
+    /// For HTTP, unless that is off.
     pub admin: Option<SocketAddr>,
 }
 
-/// Runs the sidecar until a signal tells it to stop.
+/// Runs the sidecar until a signal stops it.
 ///
-/// On SIGHUP, `reload` reads the configuration again, and its policy and
-/// secrets are put in force.
+/// On SIGHUP, `reload` reads the configuration again; its policy, cluster secrets and
+/// passwords take effect.
 ///
 /// # Errors
 /// It could not start, or a shard failed.
-pub fn run(config: Config, reload: impl Fn() -> Result<Config, Errors>) -> Result<Outcome, Error> {
-    control(async {
-        let mut signals = ProcessSignals::new().map_err(system("cannot listen for signals"))?;
-        run_by(config, reload, |_| {}, &mut signals).await
+pub fn run(
+    config: Config,
+    reload: impl Fn() -> Result<Config, Errors>,
+) -> Result<Outcome, StartError> {
+    lifecycle::run_control_thread(async {
+        let mut signals = ProcessSignals::new().map_err(system("cannot handle signals"))?;
+        run_with(config, reload, |_| {}, &mut signals).await
     })
 }
 
-/// Runs it as a part of a larger program, which has the signals: `orders` says
-/// what that got. Tells `started` once clients can connect.
+/// Runs a sidecar as a part of a larger program, which handles the signals and passes them
+/// on in `signals`. Calls `started` as soon as clients can connect.
 ///
 /// # Errors
 /// As [`run`].
 #[cfg(feature = "mock")]
-pub(crate) fn run_under(
+pub(crate) fn run_embedded(
     config: Config,
     started: impl FnOnce(Addresses),
-    mut orders: mpsc::UnboundedReceiver<SignalKind>,
-) -> Result<Outcome, Error> {
-    let reload = || Err(Errors(vec!["nothing to read again".to_owned()]));
-    control(run_by(config, reload, started, &mut orders))
+    mut signals: mpsc::UnboundedReceiver<SignalKind>,
+) -> Result<Outcome, StartError> {
+    let reload = || Err(Errors(vec!["an embedded sidecar cannot reload".to_owned()]));
+    lifecycle::run_control_thread(run_with(config, reload, started, &mut signals))
 }
 
-/// Makes this thread the control thread.
-fn control<T>(main: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    runtime::of_this_thread()
-        .map_err(system("cannot start the control thread"))?
-        .block_on(main)
-}
-
-async fn run_by(
+async fn run_with<R: Fn() -> Result<Config, Errors>>(
     config: Config,
-    reload: impl Fn() -> Result<Config, Errors>,
+    read_config: R,
     started: impl FnOnce(Addresses),
-    orders: &mut impl SignalSource,
-) -> Result<Outcome, Error> {
-    let drain_timeout = config.process.drain_timeout;
-    let sidecar = tokio::select! {
-        sidecar = Sidecar::start(config) => sidecar?,
-        // Nobody has been let in yet.
-        _ = orders.stop() => return Ok(Outcome::Drained),
+    signals: &mut impl SignalSource,
+) -> Result<Outcome, StartError> {
+    let (mut sidecar, mut lifecycle) = tokio::select! {
+        running = start(config, read_config) => running?,
+        // No connection has been accepted yet.
+        _ = signals.next_stop() => return Ok(Outcome::Drained),
     };
     started(sidecar.addresses);
-    sidecar.live(orders, drain_timeout, &reload).await
+    lifecycle.run(&mut sidecar, signals).await
 }
 
-/// The running sidecar.
-struct Sidecar {
+/// The state of a running sidecar that the control thread owns.
+struct Sidecar<R> {
     addresses: Addresses,
-    shards: ShardPool,
     shared: SharedState,
-    health: Health,
     derived: Option<DerivedPasswords>,
-    collateral_changed: mpsc::UnboundedReceiver<()>,
     secret_overlap: Duration,
-    /// When the cluster secrets before the present ones stop being good.
+    /// When the previous cluster secrets stop being accepted.
     previous_secrets_expire: Option<Instant>,
-    /// Ends with it.
+    read_config: R,
+    /// Stops serving HTTP when dropped.
     _admin: Option<admin::Server>,
 }
 
-impl Sidecar {
-    /// Everything in the order in which one thing needs the other. What may
-    /// take long, an agent or a Postgres that is not up yet, is waited for with
-    /// `:8080` already telling why.
-    async fn start(mut config: Config) -> Result<Self, Error> {
-        let (driver, refusal) =
-            driver::choose(config.process.driver).map_err(system("io_uring is not available"))?;
-        if let Some(error) = refusal {
-            tracing::warn!(%error, "io_uring is not available, using epoll");
-        }
-        // Nobody can connect before there is a certificate to show.
-        let listening = format!("cannot listen on {}", config.listen);
-        let door = listener::bind(config.listen, config.process.shards)
-            .map_err(system(listening.as_str()))?;
-        let metrics = Arc::new(Metrics::new()?);
-        metrics.register_all(config.process.shards);
-        metrics.set_info(driver, &config);
-        let agent = Agent::new(config.process.guest_agent.clone(), AgentOptions::default())?;
-        let health = Health::new();
-        let admin_source = AdminSource::new(&config, &agent, &metrics, &health);
-        let admin = serve_admin(&config, &admin_source, &health)?;
-        for warning in &config.warnings {
-            tracing::warn!("{warning}");
-        }
+/// What exists before the first thing that may have to be waited for.
+struct Base {
+    driver: IoDriver,
+    listener: BoundListener,
+    metrics: Arc<Metrics>,
+    agent: Agent,
+    health: Health,
+    admin_source: Arc<AdminSource>,
+    admin: Option<admin::Server>,
+}
 
-        let certificate_source = config.certificate_source(agent.clone());
-        let identity = obtain(&certificate_source, &health).await?;
-        let derived = derive(&config, &agent, &health).await;
-        // What was complained of until here has come.
-        health.identity.ready();
-        let passwords = std::mem::take(&mut config.passwords).resolve(derived.as_ref())?;
-        if config.provision {
-            set_up_roles(&config, &passwords, &health).await?;
-        }
-        let asks_clients = config.attestation.is_some();
-        let authenticator = Authenticator::new(AuthSecrets {
-            cluster: config.secrets.clone(),
-            passwords,
-        });
-        let live = LiveConfig::new(identity.server(asks_clients)?, authenticator);
+/// The certificate, and where the next one comes from.
+struct Certificate {
+    source: CertificateSource,
+    identity: Identity,
+}
 
-        let (changed, collateral_changed) = mpsc::unbounded_channel();
-        let quote_verifier = quote_verifier(&mut config, &live, &metrics, &health, changed)?;
-        let shared = SharedState {
-            live,
-            metrics,
-            quote_verifier,
-            upstream_version: Arc::default(),
-        };
-        let factory = InboundHandlerFactory::new(&config, &shared)
-            .map_err(system("cannot start the worker threads"))?;
-        let shard_config = ShardConfig::new(&config.process, &shared.metrics, driver, config.mode);
-        let addresses = Addresses {
-            listen: door.address(),
-            admin: admin.as_ref().map(admin::Server::address),
-        };
-        let listeners = door.open().map_err(system(listening))?;
-        let listeners = listeners.into_iter().map(Listener::Tcp).collect();
-        let shards = pool::spawn(&factory, &shard_config, listeners)
-            .map_err(system("cannot start a shard"))?;
-        announce(addresses, &config, driver);
-        admin_source.set_running(Running {
-            live: Arc::clone(&shared.live),
-            quote_verifier: shared.quote_verifier.clone(),
-        });
-        let sidecar = Self {
-            addresses,
-            shards,
-            shared,
-            health,
-            derived,
-            collateral_changed,
-            secret_overlap: config.secret_overlap,
-            previous_secrets_expire: None,
-            _admin: admin,
-        };
-        sidecar.spawn_keepers(&config, certificate_source, identity, &admin_source);
-        sidecar.health.accepting.ready();
-        Ok(sidecar)
+/// Starts in the order of the dependencies. The guest agent and Postgres may come up later:
+/// `/ready` then reports what is missing. The listeners open last, so that no client queues
+/// for a sidecar that cannot serve it yet.
+async fn start<R>(
+    mut config: Config,
+    read_config: R,
+) -> Result<(Sidecar<R>, Lifecycle), StartError> {
+    let base = bind(&config)?;
+    let certificate = fetch_certificate(&config, &base).await?;
+    let (derived, authenticator) = set_up_authentication(&mut config, &base).await?;
+    let ask_clients = config.attestation.is_some();
+    let live = LiveConfig::new(certificate.identity.server(ask_clients)?, authenticator);
+    let (changed, collateral_changed) = mpsc::unbounded_channel();
+    let quote_verifier = start_verifier(&mut config, &live, &base, changed)?;
+    let shared = SharedState {
+        live,
+        metrics: Arc::clone(&base.metrics),
+        quote_verifier,
+        upstream_version: Arc::default(),
+    };
+    let (addresses, shards) =
+        spawn_shards(&config, &shared, base.listener, base.driver, &base.admin)?;
+    base.admin_source.set_running(Running {
+        live: Arc::clone(&shared.live),
+        quote_verifier: shared.quote_verifier.clone(),
+    });
+    spawn_background_tasks(
+        &config,
+        &shared,
+        certificate,
+        &base.health,
+        &base.admin_source,
+    );
+    base.health.accepting.ready();
+    let lifecycle = Lifecycle {
+        shards,
+        collateral_changed,
+        accepting: base.health.accepting,
+        drain_timeout: config.process.drain_timeout,
+    };
+    let sidecar = Sidecar {
+        addresses,
+        shared,
+        derived,
+        secret_overlap: config.secret_overlap,
+        previous_secrets_expire: None,
+        read_config,
+        _admin: base.admin,
+    };
+    Ok((sidecar, lifecycle))
+}
+
+/// Binds the addresses and serves HTTP. Clients cannot connect yet.
+fn bind(config: &Config) -> Result<Base, StartError> {
+    let driver = lifecycle::choose_driver(config.process.driver)?;
+    let listener = listener::bind(config.listen, config.process.shards)
+        .map_err(system(format!("cannot listen on {}", config.listen)))?;
+    let metrics = Arc::new(Metrics::new()?);
+    metrics.register_all(config.process.shards);
+    metrics.set_info(driver, config);
+    let agent = Agent::new(config.process.guest_agent.clone(), AgentOptions::default())?;
+    let health = Health::new();
+    let admin_source = AdminSource::new(config, &agent, &metrics, &health);
+    let settings = admin::Settings {
+        attestation_interval: config.attestation_interval,
+        ..admin::Settings::default()
+    };
+    let admin = lifecycle::serve_admin(config.process.admin_listen, |listener| {
+        let readiness = health.readiness.clone();
+        admin::start(listener, readiness, Arc::clone(&admin_source), settings)
+    })?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
     }
+    Ok(Base {
+        driver,
+        listener,
+        metrics,
+        agent,
+        health,
+        admin_source,
+        admin,
+    })
+}
 
-    /// What goes on beside the shards for as long as the process lives.
-    fn spawn_keepers(
-        &self,
-        config: &Config,
-        certificate_source: CertificateSource,
-        identity: Identity,
-        admin_source: &AdminSource,
-    ) {
-        let renewer = CertificateRenewer {
-            certificate_source,
-            // The configuration's own has been taken out.
-            install: install(&self.shared.live, self.shared.quote_verifier.is_some()),
-            latch: self.health.identity.clone(),
-            renewal_metrics: admin_source.renewal_metrics(),
-        };
-        if let Some(quote_verifier) = &self.shared.quote_verifier {
-            let (quote_verifier, own) = (Arc::clone(quote_verifier), identity.clone());
-            let latch = self.health.collateral.clone();
-            tokio::spawn(async move {
-                collateral_refresh::refresh_own_platform(&quote_verifier, &own, &latch).await
-            });
-        }
-        tokio::spawn(renewer.run(identity));
-        let (endpoint, latch) = (config.postgres.clone(), self.health.postgres.clone());
-        let upstream_version = Arc::clone(&self.shared.upstream_version);
-        tokio::spawn(
-            async move { upstream_probe::run(&endpoint, &upstream_version, &latch).await },
-        );
-        let metrics = Arc::clone(&self.shared.metrics);
+async fn fetch_certificate(config: &Config, base: &Base) -> Result<Certificate, StartError> {
+    let source = config.certificate_source(base.agent.clone());
+    let identity = startup::fetch_certificate(&source, &base.health).await?;
+    Ok(Certificate { source, identity })
+}
+
+/// Gets the passwords for Postgres, and sets up its roles where that is asked for.
+async fn set_up_authentication(
+    config: &mut Config,
+    base: &Base,
+) -> Result<(Option<DerivedPasswords>, Authenticator), StartError> {
+    let derived = startup::derive_passwords(config, &base.agent, &base.health).await;
+    // Both things that the guest agent may have failed to give are there.
+    base.health.identity.ready();
+    let passwords = std::mem::take(&mut config.passwords).resolve(derived.as_ref())?;
+    if config.provision {
+        startup::set_up_roles(config, &passwords, &base.health).await?;
+    }
+    let authenticator = Authenticator::new(AuthSecrets {
+        cluster: config.secrets.clone(),
+        passwords,
+    });
+    Ok((derived, authenticator))
+}
+
+/// Starts the refresh of collateral on this thread; `None` where clients are not attested.
+fn start_verifier(
+    config: &mut Config,
+    live: &LiveConfig,
+    base: &Base,
+    changed: mpsc::UnboundedSender<()>,
+) -> Result<Option<Arc<QuoteVerifier>>, StartError> {
+    let Some(mut attestation) = config.attestation.take() else {
+        base.health.collateral.ready();
+        return Ok(None);
+    };
+    let random = live.read().tls.crypto_provider().secure_random;
+    let collateral = collateral_refresh::start(&mut attestation, random, &base.metrics, changed)?;
+    Ok(Some(QuoteVerifier::new(
+        attestation.policy,
+        attestation.root,
+        collateral,
+        tokio::runtime::Handle::current(),
+        base.metrics.histogram("teesql_verification_seconds"),
+        None,
+    )))
+}
+
+/// Opens the listeners and starts a shard for each.
+fn spawn_shards(
+    config: &Config,
+    shared: &SharedState,
+    listener: BoundListener,
+    driver: IoDriver,
+    admin: &Option<admin::Server>,
+) -> Result<(Addresses, ShardPool), StartError> {
+    let factory = InboundHandlerFactory::new(config, shared)
+        .map_err(system("cannot start the offload threads"))?;
+    let shard_config = ShardConfig::new(&config.process, &shared.metrics, driver, config.mode);
+    let addresses = Addresses {
+        listen: listener.address(),
+        admin: admin.as_ref().map(admin::Server::address),
+    };
+    let listeners = listener
+        .open()
+        .map_err(system(format!("cannot listen on {}", config.listen)))?;
+    let listeners = listeners.into_iter().map(Listener::Tcp).collect();
+    let shards =
+        pool::spawn(&factory, &shard_config, listeners).map_err(system("cannot start a shard"))?;
+    tracing::info!(
+        address = %addresses.listen,
+        admin = addresses.admin.map(tracing::field::display),
+        postgres = %config.postgres,
+        shards = config.process.shards,
+        %driver,
+        mode = config.mode.name(),
+        version = env!("CARGO_PKG_VERSION"),
+        "listening"
+    );
+    Ok((addresses, shards))
+}
+
+/// The tasks of the control thread that run for as long as the process lives.
+fn spawn_background_tasks(
+    config: &Config,
+    shared: &SharedState,
+    certificate: Certificate,
+    health: &Health,
+    admin_source: &AdminSource,
+) {
+    let Certificate { source, identity } = certificate;
+    if let Some(verifier) = &shared.quote_verifier {
+        let (verifier, own) = (Arc::clone(verifier), identity.clone());
+        let latch = health.collateral.clone();
         tokio::spawn(async move {
-            loop {
-                sleep(UPKEEP).await;
-                metrics.upkeep();
-            }
+            collateral_refresh::refresh_own_platform(&verifier, &own, &latch).await;
         });
     }
+    let renewer = CertificateRenewer {
+        certificate_source: source,
+        install: install_certificate(&shared.live, shared.quote_verifier.is_some()),
+        latch: health.identity.clone(),
+        renewal_metrics: admin_source.renewal_metrics(),
+    };
+    tokio::spawn(renewer.run(identity));
+    let (postgres, latch) = (config.postgres.clone(), health.postgres.clone());
+    let version = Arc::clone(&shared.upstream_version);
+    tokio::spawn(async move { upstream_probe::run(&postgres, &version, &latch).await });
+    lifecycle::spawn_metrics_upkeep(&shared.metrics);
+}
 
-    async fn live(
-        mut self,
-        orders: &mut impl SignalSource,
-        drain_timeout: Duration,
-        reload: &impl Fn() -> Result<Config, Errors>,
-    ) -> Result<Outcome, Error> {
-        systemd::tell_ready();
-        let signal = loop {
-            tokio::select! {
-                Some(()) = self.collateral_changed.recv() => self.shards.broadcast(|| Message::Revalidate),
-                () = until(self.previous_secrets_expire) => self.drop_previous_secrets(),
-                reason = self.shards.failure() => return Err(Error::Shard(reason)),
-                order = orders.next() => {
-                    if order != SignalKind::hangup() {
-                        break order;
-                    }
-                    systemd::tell_reloading();
-                    self.reload(reload());
-                    systemd::tell_ready();
-                }
-            }
-        };
-        tracing::info!(signal = signal.as_raw_value(), ?drain_timeout, "draining");
-        systemd::tell_stopping();
-        self.health.accepting.not_ready("draining");
-        self.shards.broadcast(|| Message::Drain);
-        if let Some(outcome) = self.wait(orders, drain_timeout).await? {
-            return Ok(outcome);
-        }
-        tracing::info!("grace time over, ending the sessions that are left");
-        self.shards.broadcast(|| Message::TerminateAll);
-        match self.wait(orders, LAST_GRACE).await? {
-            Some(outcome) => Ok(outcome),
-            None => Err(Error::Shard("sessions left after the last grace".into())),
-        }
-    }
+/// Makes new connections use a new certificate.
+fn install_certificate(live: &Arc<LiveConfig>, ask_clients: bool) -> InstallFn {
+    let live = Arc::clone(live);
+    Box::new(move |identity| {
+        live.set_tls(identity.server(ask_clients)?);
+        Ok(())
+    })
+}
 
-    /// Until every shard has ended, `grace` is over (`None`), or a signal.
-    async fn wait(
-        &mut self,
-        orders: &mut impl SignalSource,
-        grace: Duration,
-    ) -> Result<Option<Outcome>, Error> {
-        let mut ended = pin!(timeout_at(Instant::now() + grace, self.shards.all_ended()));
-        tokio::select! {
-            signal = orders.stop() => Ok(Some(Outcome::Interrupted(signal.as_raw_value()))),
-            ended = &mut ended => match ended {
-                Ok(Ok(())) => Ok(Some(Outcome::Drained)),
-                Ok(Err(reason)) => Err(Error::Shard(reason)),
-                Err(_) => Ok(None),
-            },
-        }
-    }
+impl<R: Fn() -> Result<Config, Errors>> Process for Sidecar<R> {
+    const SECOND_STOP: SecondStop = SecondStop::Exit;
+    const NOTIFY_SYSTEMD: bool = true;
 
-    /// Puts a new policy and new secrets in force. Everything else needs a
-    /// restart.
-    fn reload(&mut self, config: Result<Config, Errors>) {
-        let mut config = match config {
+    /// Applies policy, cluster secrets and passwords. Every other setting needs a restart.
+    fn reload(&mut self) -> bool {
+        let mut config = match (self.read_config)() {
             Ok(config) => config,
             Err(errors) => {
                 for error in &errors.0 {
                     tracing::error!(error, "configuration not reloaded");
                 }
-                return;
+                return false;
             }
         };
-        if let Err(error) = self.rotate(&mut config) {
+        if let Err(error) = self.rotate_secrets(&mut config) {
             tracing::error!(%error, "configuration not reloaded");
-            return;
+            return false;
         }
-        let (Some(quote_verifier), Some(attestation)) =
-            (&self.shared.quote_verifier, config.attestation)
+        let (Some(verifier), Some(attestation)) = (&self.shared.quote_verifier, config.attestation)
         else {
             tracing::info!("configuration reloaded");
-            return;
+            return false;
         };
         let epoch = attestation.policy.epoch();
         let warnings = attestation.warnings();
-        if !quote_verifier.set_policy(attestation.policy) {
+        if !verifier.set_policy(attestation.policy) {
             tracing::info!(policy = %epoch, "configuration reloaded, same policy");
-            return;
+            return false;
         }
         tracing::info!(policy = %epoch, "configuration reloaded, new policy");
         for warning in warnings {
             tracing::warn!("{warning}");
         }
-        self.shards.broadcast(|| Message::Revalidate);
+        true
     }
 
-    /// New cluster secrets are good at once, those before them for a while.
+    /// Expires the previous cluster secrets.
+    async fn timed_work(&mut self) {
+        match self.previous_secrets_expire {
+            Some(moment) => sleep_until(moment).await,
+            None => std::future::pending().await,
+        }
+        self.previous_secrets_expire = None;
+        let authenticator = Arc::clone(&self.shared.live.read().authenticator);
+        self.shared
+            .live
+            .set_authenticator(authenticator.without_previous());
+        tracing::info!("the previous cluster secrets are no longer accepted");
+    }
+}
+
+impl<R> Sidecar<R> {
+    /// Accepts the new cluster secrets from now on, and the previous ones for the overlap.
     ///
     /// # Errors
-    /// A password is in neither place; nothing has changed then.
-    fn rotate(&mut self, config: &mut Config) -> Result<(), MissingPassword> {
+    /// A role has no password. Nothing has changed then.
+    fn rotate_secrets(&mut self, config: &mut Config) -> Result<(), MissingPassword> {
         let passwords = std::mem::take(&mut config.passwords);
         let passwords = passwords.resolve(self.derived.as_ref())?;
         self.secret_overlap = config.secret_overlap;
@@ -406,95 +405,10 @@ impl Sidecar {
             let overlap = self.secret_overlap;
             tracing::info!(
                 ?overlap,
-                "new cluster secrets in use, the old ones still good"
+                "new cluster secrets in use, the previous ones are accepted until the overlap ends"
             );
             self.previous_secrets_expire = Some(Instant::now() + overlap);
         }
         Ok(())
     }
-
-    fn drop_previous_secrets(&mut self) {
-        self.previous_secrets_expire = None;
-        let authenticator = Arc::clone(&self.shared.live.read().authenticator);
-        self.shared
-            .live
-            .set_authenticator(authenticator.without_previous());
-        tracing::info!("the old cluster secrets are no longer good");
-    }
-}
-
-fn install(live: &Arc<LiveConfig>, asks_clients: bool) -> InstallFn {
-    let live = Arc::clone(live);
-    Box::new(move |identity| {
-        live.set_tls(identity.server(asks_clients)?);
-        Ok(())
-    })
-}
-
-async fn until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => sleep_until(moment).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// What clients are judged with. The keeper runs on this thread from here on.
-fn quote_verifier(
-    config: &mut Config,
-    live: &LiveConfig,
-    metrics: &Metrics,
-    health: &Health,
-    changed: mpsc::UnboundedSender<()>,
-) -> Result<Option<Arc<QuoteVerifier>>, Error> {
-    let Some(mut attestation) = config.attestation.take() else {
-        health.collateral.ready();
-        return Ok(None);
-    };
-    let random = live.read().tls.crypto_provider().secure_random;
-    let collateral = collateral_refresh::start(&mut attestation, random, metrics, changed)?;
-    let control = tokio::runtime::Handle::current();
-    let verification = metrics.histogram("teesql_verification_seconds");
-    Ok(Some(QuoteVerifier::new(
-        attestation.policy,
-        attestation.root,
-        collateral,
-        control,
-        verification,
-        None,
-    )))
-}
-
-fn serve_admin(
-    config: &Config,
-    admin_source: &Arc<AdminSource>,
-    health: &Health,
-) -> Result<Option<admin::Server>, Error> {
-    let Some(address) = config.process.admin_listen else {
-        return Ok(None);
-    };
-    let settings = admin::Settings {
-        attestation_interval: config.attestation_interval,
-        ..admin::Settings::default()
-    };
-    let start = |listener| {
-        let readiness = health.readiness.clone();
-        admin::start(listener, readiness, Arc::clone(admin_source), settings)
-    };
-    let server = std::net::TcpListener::bind(address).and_then(start);
-    server
-        .map(Some)
-        .map_err(system(format!("cannot serve HTTP on {address}")))
-}
-
-fn announce(addresses: Addresses, config: &Config, driver: IoDriver) {
-    tracing::info!(
-        address = %addresses.listen,
-        admin = addresses.admin.map(tracing::field::display),
-        postgres = %config.postgres,
-        shards = config.process.shards,
-        %driver,
-        mode = config.mode.name(),
-        version = env!("CARGO_PKG_VERSION"),
-        "listening"
-    );
 }

@@ -1,23 +1,20 @@
-//! Who tells the process to stop or to reload: the system's signals, or the
-//! program that the sidecar is a part of.
+//! Requests to stop or to reload: Unix signals, or the program that embeds the process.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-#[cfg(feature = "mock")]
 use tokio::sync::mpsc;
 
-/// Who says what the process is to do. SIGHUP means to reload, all others to
-/// stop.
+/// A source of requests. SIGHUP requests a reload, every other signal a stop.
 pub(crate) trait SignalSource {
-    /// The next order of any kind.
+    /// The next request of either kind.
     async fn next(&mut self) -> SignalKind;
 
-    /// The next order to stop. One to reload waits until it is asked for.
-    async fn stop(&mut self) -> SignalKind;
+    /// The next stop request. A reload request stays pending until [`Self::next`].
+    async fn next_stop(&mut self) -> SignalKind;
 }
 
-/// The signals that end or change a daemon.
+/// SIGTERM, SIGINT and SIGHUP of this process.
 pub(crate) struct ProcessSignals {
     terminate: Signal,
     interrupt: Signal,
@@ -25,10 +22,10 @@ pub(crate) struct ProcessSignals {
 }
 
 impl ProcessSignals {
-    /// From here on none of them ends the process by itself.
+    /// Replaces the default action of the three signals, which is to end the process.
     ///
     /// # Errors
-    /// The system refuses.
+    /// The signal handlers cannot be installed.
     pub(crate) fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -37,7 +34,7 @@ impl ProcessSignals {
         })
     }
 
-    /// The next that comes.
+    /// The next signal.
     pub(crate) async fn next(&mut self) -> SignalKind {
         tokio::select! {
             _ = self.terminate.recv() => SignalKind::terminate(),
@@ -52,7 +49,7 @@ impl SignalSource for ProcessSignals {
         Self::next(self).await
     }
 
-    async fn stop(&mut self) -> SignalKind {
+    async fn next_stop(&mut self) -> SignalKind {
         tokio::select! {
             _ = self.terminate.recv() => SignalKind::terminate(),
             _ = self.interrupt.recv() => SignalKind::interrupt(),
@@ -60,18 +57,17 @@ impl SignalSource for ProcessSignals {
     }
 }
 
-#[cfg(feature = "mock")]
+/// The requests of an embedding program. It never requests a reload.
 impl SignalSource for mpsc::UnboundedReceiver<SignalKind> {
     async fn next(&mut self) -> SignalKind {
         match self.recv().await {
-            Some(order) => order,
-            // Whoever gave orders is gone, and the process is about to be.
+            Some(signal) => signal,
+            // The sender is gone: no request will come.
             None => std::future::pending().await,
         }
     }
 
-    /// Nobody who gives these has anything to reload.
-    async fn stop(&mut self) -> SignalKind {
+    async fn next_stop(&mut self) -> SignalKind {
         self.next().await
     }
 }

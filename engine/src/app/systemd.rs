@@ -1,29 +1,30 @@
-//! Tells systemd (`Type=notify` or `notify-reload`), where it is there to be
-//! told, what the process is doing. [sd_notify(3)]
+//! Notifies systemd of the state of the process (`Type=notify` or `notify-reload`).
+//!
+//! Without `NOTIFY_SOCKET` in the environment it does nothing. [sd_notify(3)]
 
 use sd_notify::NotifyState;
 
-/// Clients can connect; also the end of a reload, whatever came of it.
-pub(crate) fn tell_ready() {
-    tell(&[NotifyState::Ready]);
+/// Clients can connect. Also sent at the end of a reload, whether it succeeded or not.
+pub(crate) fn notify_ready() {
+    notify(&[NotifyState::Ready]);
 }
 
-/// The configuration is being read again. Without the time, `notify-reload`
-/// would not know this answer from that to an earlier SIGHUP.
-pub(crate) fn tell_reloading() {
+/// The configuration is being read again. `notify-reload` needs the time, to tell this
+/// notification from that of an earlier SIGHUP.
+pub(crate) fn notify_reloading() {
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(error) => tracing::warn!(%error, "no monotonic clock"),
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
+        Err(error) => tracing::warn!(%error, "cannot read the monotonic clock for systemd"),
     }
 }
 
-/// Sessions are let go.
-pub(crate) fn tell_stopping() {
-    tell(&[NotifyState::Stopping]);
+/// The process drains its sessions.
+pub(crate) fn notify_stopping() {
+    notify(&[NotifyState::Stopping]);
 }
 
-fn tell(states: &[NotifyState<'_>]) {
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "the service manager cannot be told");
+        tracing::warn!(%error, "cannot notify systemd");
     }
 }

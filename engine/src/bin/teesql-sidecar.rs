@@ -5,8 +5,9 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Arg, ArgMatches, Command};
-use engine::app::sidecar::{self, Outcome};
-use engine::cli::output::{EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
+use engine::app::lifecycle::Outcome;
+use engine::app::sidecar;
+use engine::cli::output::{EX_USAGE, start_error_code};
 use engine::cli::{ca, password, provision, secret, verify};
 use engine::config::{Config, Errors, IdentitySource, Layers, Scope, with_flags};
 use engine::tls::certificate::Identity;
@@ -79,15 +80,8 @@ fn serve(flags: &ArgMatches) -> ExitCode {
             ExitCode::from(128_u8.saturating_add(u8::try_from(signal).unwrap_or(0)))
         }
         Err(error) => {
-            tracing::error!(%error, "cannot go on");
-            ExitCode::from(match error {
-                sidecar::Error::Identity(_) | sidecar::Error::Password(_) => EX_USAGE,
-                sidecar::Error::Agent(_) | sidecar::Error::Provision(_) => EX_UNAVAILABLE,
-                sidecar::Error::System { .. }
-                | sidecar::Error::Metrics(_)
-                | sidecar::Error::Collateral(_)
-                | sidecar::Error::Shard(_) => EX_OSERR,
-            })
+            tracing::error!(%error, "the sidecar stopped");
+            ExitCode::from(start_error_code(&error))
         }
     };
     drop(log);

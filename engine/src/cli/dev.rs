@@ -13,8 +13,8 @@ use std::io;
 use attest::mock::MockError;
 use tokio::signal::unix::SignalKind;
 
+use crate::app::error::StartError;
 use crate::app::runtime;
-use crate::app::sidecar;
 use crate::app::signals::ProcessSignals;
 use crate::cli::output::{EX_OSERR, EX_USAGE};
 use crate::config::Errors;
@@ -63,7 +63,7 @@ pub enum DevError {
     Settings(#[from] Errors),
     /// A sidecar does not run.
     #[error(transparent)]
-    Serve(#[from] sidecar::Error),
+    Serve(#[from] StartError),
     /// The system has no randomness.
     #[error("no randomness")]
     Random,

@@ -7,8 +7,8 @@ use clap::{Arg, ArgMatches, Command};
 
 pub(crate) mod child;
 
-use crate::app::forwarder::{Forwarder, StartError};
-use crate::cli::output::{CommandOutput, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
+use crate::app::forwarder::Forwarder;
+use crate::cli::output::{CommandOutput, EX_OSERR, EX_USAGE, start_error_code};
 use crate::config::{Forward, Layers, Scope, with_flags};
 
 /// A command that cannot be found or run, as shells say it.
@@ -64,7 +64,9 @@ fn run(config: Forward, asked: &[String]) -> ExitCode {
     let database_url = config.database_url.clone();
     let mut forwarder = match Forwarder::start(config) {
         Ok(forwarder) => forwarder,
-        Err(error) => return CommandOutput::error(exit_code(&error), error.to_string()).print(),
+        Err(error) => {
+            return CommandOutput::error(start_error_code(&error), error.to_string()).print();
+        }
     };
     let ended = if asked.is_empty() {
         say(&forwarder.dsn());
@@ -91,19 +93,4 @@ fn say(dsn: &str) {
     use std::io::Write as _;
     let mut out = std::io::stdout();
     let _ = writeln!(out, "{dsn}").and_then(|()| out.flush());
-}
-
-fn exit_code(error: &StartError) -> u8 {
-    match error {
-        StartError::Identity(_) => EX_USAGE,
-        StartError::Agent(_) | StartError::AgentSilent(_) | StartError::Authority(_) => {
-            EX_UNAVAILABLE
-        }
-        StartError::Collateral(_)
-        | StartError::Resolver(_)
-        | StartError::Metrics(_)
-        | StartError::Tls(_)
-        | StartError::Shard(_)
-        | StartError::System { .. } => EX_OSERR,
-    }
 }

@@ -1,5 +1,6 @@
 //! What a command that runs once says, and its exit code.
 
+use crate::app::error::{ErrorKind, StartError};
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
@@ -19,6 +20,16 @@ pub const EX_CANTCREAT: u8 = 73;
 pub const EX_IOERR: u8 = 74;
 /// sysexits.h: somebody refuses us.
 pub const EX_NOPERM: u8 = 77;
+
+/// The exit code for a process that could not start or go on.
+#[must_use]
+pub fn start_error_code(error: &StartError) -> u8 {
+    match error.kind() {
+        ErrorKind::Configuration => EX_USAGE,
+        ErrorKind::Unavailable => EX_UNAVAILABLE,
+        ErrorKind::System => EX_OSERR,
+    }
+}
 
 /// Text for standard output, errors, and an exit code.
 pub struct CommandOutput {

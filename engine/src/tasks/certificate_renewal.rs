@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics::Counter;
 
+use crate::io::backoff::Backoff;
 use crate::io::clock::unix_now;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::certificate::{Identity, IdentityError, PemFiles};
@@ -23,9 +24,8 @@ use crate::tls::certificate_source::{CertificateSource, CertificateSourceError};
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// The clock may be set meanwhile: no sleep is longer.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
-/// Between failed renewals, in seconds: the first, doubled up to the longest.
-const FIRST_RETRY: u64 = 1;
-const LONGEST_RETRY: u64 = 300;
+/// Delays between failed renewals.
+const RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
 /// Not ready when less than this is left, or a tenth of the lifetime.
 const NOT_READY_MARGIN: u64 = 3_600;
 
@@ -47,14 +47,6 @@ impl RenewalSchedule {
             not_ready: not_after.saturating_sub(NOT_READY_MARGIN.min(lifetime / 10)),
         }
     }
-}
-
-/// The wait after so many failures in a row.
-fn retry_after(failures: u32) -> u64 {
-    let doubled = 1_u64.checked_shl(failures.saturating_sub(1));
-    FIRST_RETRY
-        .saturating_mul(doubled.unwrap_or(u64::MAX))
-        .min(LONGEST_RETRY)
 }
 
 /// What is done with a new certificate.
@@ -124,7 +116,8 @@ impl CertificateRenewer {
     }
 
     async fn renew(&self, mut identity: Identity) {
-        let mut failures = 0;
+        let mut retry = RETRY;
+        let mut failed = false;
         let mut schedule = RenewalSchedule::new(unix_now(), identity.not_after());
         let mut due = schedule.renew;
         loop {
@@ -133,20 +126,21 @@ impl CertificateRenewer {
             if now >= due {
                 match self.watched(schedule, self.obtain()).await {
                     Ok(new) => {
-                        (identity, failures) = (new, 0);
+                        (identity, failed) = (new, false);
+                        retry.reset();
                         schedule = RenewalSchedule::new(unix_now(), identity.not_after());
                         due = schedule.renew;
                     }
                     Err(error) => {
-                        failures += 1;
-                        due = now + retry_after(failures);
+                        failed = true;
+                        due = now + retry.next_delay().as_secs();
                         self.renewal_metrics.failed.increment(1);
                         let left = identity.not_after().saturating_sub(now);
                         tracing::warn!(%error, seconds_left = left, "certificate not renewed");
                     }
                 }
             }
-            self.check_end(schedule, failures > 0);
+            self.check_end(schedule, failed);
         }
     }
 
@@ -265,13 +259,5 @@ mod tests {
         assert_eq!((short.renew, short.not_ready), (2, 3));
         let over = RenewalSchedule::new(10, 5);
         assert_eq!((over.renew, over.not_ready), (11, 5));
-    }
-
-    #[test]
-    fn failures_are_retried_ever_more_slowly() {
-        let waits: Vec<_> = (1..=12).map(retry_after).collect();
-        assert_eq!(waits[..5], [1, 2, 4, 8, 16]);
-        assert_eq!(waits[9..], [300, 300, 300]);
-        assert_eq!(retry_after(u32::MAX), 300);
     }
 }

@@ -12,14 +12,14 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use wire::probe::{ProbeStep, probe_answer, probe_request};
 use wire::startup::ProtocolVersion;
 
+use crate::io::backoff::Backoff;
 use crate::io::stream::PgAddress;
 use crate::tasks::upstream_version::UpstreamVersion;
 
 /// For one try.
 const DEADLINE: Duration = Duration::from_secs(2);
-/// Between tries while Postgres does not answer: the first, and the most.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Delays between attempts while Postgres does not answer.
+const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
 /// Least time between two probes, however often something looks stale.
 const BETWEEN_PROBES: Duration = Duration::from_secs(1);
 /// Between two probes where nothing looks stale: how late `/ready` learns that
@@ -38,7 +38,7 @@ pub(crate) async fn run(endpoint: &PgAddress, upstream_version: &UpstreamVersion
 }
 
 async fn learn(endpoint: &PgAddress, upstream_version: &UpstreamVersion, latch: &Latch) {
-    let mut pause = FIRST_PAUSE;
+    let mut backoff = RETRY;
     let mut complained = false;
     loop {
         let probed = tokio::time::timeout(DEADLINE, probe(endpoint)).await;
@@ -58,8 +58,7 @@ async fn learn(endpoint: &PgAddress, upstream_version: &UpstreamVersion, latch: 
             }
             Err(_) => {}
         }
-        tokio::time::sleep(pause).await;
-        pause = LONGEST_PAUSE.min(pause * 2);
+        tokio::time::sleep(backoff.next_delay()).await;
     }
 }
 

@@ -9,7 +9,9 @@ use tokio::signal::unix::SignalKind;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{DevError, system};
-use crate::app::sidecar::{self, Addresses, Outcome};
+use crate::app::error::StartError;
+use crate::app::lifecycle::Outcome;
+use crate::app::sidecar::{self, Addresses};
 use crate::app::signals::ProcessSignals;
 use crate::config::{Config, Layers, Scope, with_flags};
 
@@ -49,12 +51,12 @@ impl Sidecars {
             // Who waits for it may have given up.
             let _ = started.send(addresses);
         };
-        let run = move || Ok(sidecar::run_under(configure(&settings)?, tell, orders)?);
+        let run = move || Ok(sidecar::run_embedded(configure(&settings)?, tell, orders)?);
         std::thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || {
                 let ended = catch_unwind(AssertUnwindSafe(run));
-                let panicked = |_| Err(sidecar::Error::Shard("panic".to_owned()).into());
+                let panicked = |_| Err(StartError::Shard("panic".to_owned()).into());
                 let _ = report.send(ended.unwrap_or_else(panicked));
             })
             .map_err(system("cannot start a thread"))?;

@@ -81,9 +81,9 @@ pub(crate) fn run(
             }
         };
         // What it sent last may be on its way still.
-        forwarder.order();
+        forwarder.request_stop();
         if timeout(AFTER, forwarder.ended()).await.is_err() {
-            forwarder.order();
+            forwarder.request_stop();
         }
         Ok(subprocess::exit_code(status))
     })
@@ -100,8 +100,8 @@ pub(crate) fn wait_for_signals(forwarder: &mut Forwarder) -> io::Result<()> {
         loop {
             tokio::select! {
                 () = forwarder.ended() => return Ok(()),
-                _ = terminate.recv() => forwarder.order(),
-                _ = interrupt.recv() => forwarder.order(),
+                _ = terminate.recv() => forwarder.request_stop(),
+                _ = interrupt.recv() => forwarder.request_stop(),
             }
         }
     })

@@ -69,7 +69,8 @@ fn rotated(world: &World) {
     sidecar.signal(Signal::SIGHUP);
     let rotated = Instant::now();
     sidecar.await_line("the change", |line| {
-        line["message"] == "new cluster secrets in use, the old ones still good"
+        line["message"]
+            == "new cluster secrets in use, the previous ones are accepted until the overlap ends"
     });
     let new = run_apart(bench(NEXT_SECRET));
     for said in [old.join(), new.join()] {
@@ -77,7 +78,7 @@ fn rotated(world: &World) {
         assert!(said.contains("number of failed transactions: 0"), "{said}");
     }
     sidecar.await_line_for(overlap + PATIENCE, "the end of the overlap", |line| {
-        line["message"] == "the old cluster secrets are no longer good"
+        line["message"] == "the previous cluster secrets are no longer accepted"
     });
     assert!(rotated.elapsed() >= overlap - Duration::from_secs(1));
     assert_eq!(login(&town, &sidecar, READ_SECRET), refused);

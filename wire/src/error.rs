@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use crate::message::{write_c_str, write_tagged};
-use crate::startup::ProtocolVersion;
+use crate::version::ProtocolVersion;
 
 /// Most bytes of one text field in an ErrorResponse that this crate writes: room for Postgres's own
 /// refusal ([`MAX_REFUSAL_TEXT`]) with a prefix.

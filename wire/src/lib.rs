@@ -36,3 +36,4 @@ pub mod probe;
 pub mod scram;
 pub mod secret;
 pub mod startup;
+mod version;

@@ -8,6 +8,7 @@ use std::fmt;
 
 use crate::error::FrontendError;
 use crate::message::Cursor;
+pub use crate::version::ProtocolVersion;
 
 /// Most bytes of a start-up packet, its length word included.
 /// [PostgreSQL `pqcomm.h`, MAX_STARTUP_PACKET_LENGTH, which leaves the length word out: a packet of
@@ -41,46 +42,6 @@ pub(crate) const GSSENC_REQUEST: u32 = 0x04d2_1630;
 /// Names that start so are protocol options, not parameters.
 /// [PostgreSQL 18, protocol message formats, StartupMessage]
 const PROTOCOL_OPTION_PREFIX: &[u8] = b"_pq_.";
-
-/// A version of the frontend/backend protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ProtocolVersion {
-    /// Incompatible when different. Always 3 since PostgreSQL 7.4.
-    pub major: u16,
-    /// 0 up to PostgreSQL 17, 2 since PostgreSQL 18. 1 was skipped.
-    pub minor: u16,
-}
-
-impl ProtocolVersion {
-    /// What every PostgreSQL since 7.4 speaks.
-    pub const V3_0: Self = Self { major: 3, minor: 0 };
-    /// What PostgreSQL 18 speaks: cancel keys of up to 256 bytes.
-    pub const V3_2: Self = Self { major: 3, minor: 2 };
-
-    /// From the word on the wire: the major number in the high half, the minor in the low.
-    #[must_use]
-    pub const fn from_u32(word: u32) -> Self {
-        let [a, b, c, d] = word.to_be_bytes();
-        Self {
-            major: u16::from_be_bytes([a, b]),
-            minor: u16::from_be_bytes([c, d]),
-        }
-    }
-
-    /// The word on the wire.
-    #[must_use]
-    pub const fn to_u32(self) -> u32 {
-        let [a, b] = self.major.to_be_bytes();
-        let [c, d] = self.minor.to_be_bytes();
-        u32::from_be_bytes([a, b, c, d])
-    }
-}
-
-impl fmt::Display for ProtocolVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
 
 /// A CancelRequest of plausible size. Whether its key is right only Postgres knows.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -10,22 +10,22 @@
 
 #![forbid(unsafe_code)]
 
-mod answer;
-mod desk;
-mod endpoint;
+mod connection_slots;
 mod nonce;
+mod quote_limiter;
 mod readiness;
 mod reports;
-mod seats;
+mod response;
+mod route;
+mod router;
 mod server;
 mod settings;
 mod source;
 mod stats;
-mod surface;
 
-pub use endpoint::Endpoint;
 pub use nonce::{Nonce, NonceError};
 pub use readiness::{Latch, Readiness};
+pub use route::Endpoint;
 pub use server::{Server, start};
 pub use settings::Settings;
 pub use source::{Reporting, Source, Unavailable};

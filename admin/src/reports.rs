@@ -7,8 +7,8 @@ use hyper::body::Bytes;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
-use crate::desk::{Decision, Desk};
 use crate::nonce::Nonce;
+use crate::quote_limiter::{Decision, Desk};
 use crate::settings::Settings;
 use crate::source::Source;
 use crate::stats::Stats;

@@ -22,13 +22,13 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
-use crate::endpoint::Endpoint;
+use crate::connection_slots::{Guest, Overdue, Seat, Seats};
 use crate::readiness::Readiness;
-use crate::seats::{Guest, Overdue, Seat, Seats};
+use crate::route::Endpoint;
+use crate::router::Surface;
 use crate::settings::Settings;
 use crate::source::Source;
 use crate::stats::Stats;
-use crate::surface::Surface;
 
 /// Most bytes of a request's head. What operators and scrapers send has below 1 KiB; this is the least
 /// that hyper can be told.

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use hyper::StatusCode;
 
-use crate::endpoint::Endpoint;
+use crate::route::Endpoint;
 
 /// The first digit of an answer's status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

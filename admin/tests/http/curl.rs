@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::stage::{Conduct, Stage};
+use crate::harness::{Conduct, Stage};
 
 /// What `curl -sS <arguments> <base><path>` prints; `None` where there is no curl.
 fn curl(stage: &Stage, arguments: &[&str], path: &str) -> Option<String> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use admin::Settings;
 
 use crate::client::get;
-use crate::stage::{Conduct, Stage};
+use crate::harness::{Conduct, Stage};
 
 const CLIENTS: usize = 8;
 const EACH: usize = 50;

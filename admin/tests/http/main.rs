@@ -10,9 +10,9 @@
 
 mod client;
 mod curl;
-mod endpoints;
 mod flood;
-mod life;
-mod shapes;
-mod slow;
-mod stage;
+mod harness;
+mod lifecycle;
+mod malformed_requests;
+mod routes;
+mod slow_clients;

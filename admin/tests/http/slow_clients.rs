@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use admin::Settings;
 
 use crate::client::{PATIENCE, connect, exchange, get, read_to_end};
-use crate::stage::{Conduct, Stage, wait_until};
+use crate::harness::{Conduct, Stage, wait_until};
 
 /// More than twice the seats that there are.
 const LORISES: usize = 150;

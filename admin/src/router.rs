@@ -10,11 +10,11 @@ use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode, Version};
 use serde::Serialize;
 
-use crate::answer::Answer;
-use crate::endpoint::Endpoint;
 use crate::nonce::Nonce;
 use crate::readiness::{Check, Readiness, all_ready};
 use crate::reports::{Outcome, Reports};
+use crate::response::Answer;
+use crate::route::Endpoint;
 use crate::settings::Settings;
 use crate::source::Source;
 use crate::stats::Stats;

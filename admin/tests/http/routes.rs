@@ -7,7 +7,7 @@ use admin::{Class, Endpoint, Settings};
 use serde_json::json;
 
 use crate::client::{connect, get, request};
-use crate::stage::{Conduct, Stage};
+use crate::harness::{Conduct, Stage};
 
 #[test]
 fn health_and_index_are_text() {

@@ -6,7 +6,7 @@
 use std::io::{Read, Write};
 
 use crate::client::{Answer, connect, exchange, get, read_to_end, request};
-use crate::stage::{Conduct, Stage};
+use crate::harness::{Conduct, Stage};
 
 const SMUGGLED: &str = "GET /attestation HTTP/1.1\r\nHost: sidecar\r\n\r\n";
 

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 
 use crate::client::{connect, get, read_to_end};
-use crate::stage::{Conduct, Stage};
+use crate::harness::{Conduct, Stage};
 
 /// Clients of every kind: silent, half-way through a request, waiting for a quote.
 fn clients(stage: &Stage) -> Vec<TcpStream> {

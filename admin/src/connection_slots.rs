@@ -11,146 +11,151 @@ use crate::settings::Settings;
 
 /// Whose turn it is on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Turn {
+enum ConnectionPhase {
     /// The client sends its request.
-    Asking,
+    ReadingRequest,
     /// The answer is being made.
-    Answering,
+    Processing,
     /// The client takes the answer.
-    Taking,
+    WritingResponse,
 }
 
 /// Why a connection has to end before it is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Overdue {
+pub(crate) enum EvictReason {
     /// A newer one needs its place.
-    Displaced,
+    NewerConnection,
     /// A deadline has passed.
-    TooSlow,
+    Timeout,
 }
 
 /// Deadlines of one connection.
 #[derive(Clone, Copy, Debug)]
-struct Times {
+struct Timeouts {
     write: Duration,
-    life: Duration,
+    lifetime: Duration,
 }
 
-/// All the seats.
-pub(crate) struct Seats {
-    most: usize,
-    times: Times,
-    taken: Mutex<Taken>,
+/// All the slots.
+pub(crate) struct ConnectionSlots {
+    max: usize,
+    timeouts: Timeouts,
+    occupied: Mutex<Occupied>,
 }
 
 #[derive(Default)]
-struct Taken {
-    next: u64,
+struct Occupied {
+    next_id: u64,
     /// By age.
-    seats: BTreeMap<u64, Arc<Seat>>,
+    slots: BTreeMap<u64, Arc<Slot>>,
 }
 
 /// One connection's place.
-pub(crate) struct Seat {
-    turn: watch::Sender<Turn>,
-    displaced: Notify,
-    times: Times,
+pub(crate) struct Slot {
+    phase: watch::Sender<ConnectionPhase>,
+    evicted: Notify,
+    timeouts: Timeouts,
 }
 
 /// Gives the place up when it is dropped.
-pub(crate) struct Guest {
-    seats: Arc<Seats>,
-    number: u64,
-    seat: Arc<Seat>,
+pub(crate) struct SlotGuard {
+    slots: Arc<ConnectionSlots>,
+    id: u64,
+    slot: Arc<Slot>,
 }
 
-impl Seats {
+impl ConnectionSlots {
     pub(crate) fn new(settings: &Settings) -> Arc<Self> {
         Arc::new(Self {
-            most: settings.connections,
-            times: Times {
+            max: settings.max_connections,
+            timeouts: Timeouts {
                 write: settings.write_timeout,
-                life: settings.connection_life,
+                lifetime: settings.connection_lifetime,
             },
-            taken: Mutex::default(),
+            occupied: Mutex::default(),
         })
     }
 
     /// A place, if need be that of the oldest connection that waits for its client. `None` when all
     /// wait for us: their number is bounded elsewhere, and their end is near.
-    pub(crate) fn take(self: &Arc<Self>) -> Option<Guest> {
-        let mut taken = self.taken();
-        if taken.seats.len() >= self.most {
-            taken.displace()?;
+    pub(crate) fn acquire(self: &Arc<Self>) -> Option<SlotGuard> {
+        let mut occupied = self.occupied();
+        if occupied.slots.len() >= self.max {
+            occupied.evict_oldest()?;
         }
-        let (number, seat) = (taken.next, Arc::new(Seat::new(self.times)));
-        taken.next = taken.next.wrapping_add(1);
-        taken.seats.insert(number, Arc::clone(&seat));
-        Some(Guest {
-            seats: Arc::clone(self),
-            number,
-            seat,
+        let (id, slot) = (occupied.next_id, Arc::new(Slot::new(self.timeouts)));
+        occupied.next_id = occupied.next_id.wrapping_add(1);
+        occupied.slots.insert(id, Arc::clone(&slot));
+        Some(SlotGuard {
+            slots: Arc::clone(self),
+            id,
+            slot,
         })
     }
 
-    fn taken(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn occupied(&self) -> MutexGuard<'_, Occupied> {
+        self.occupied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Taken {
-    fn displace(&mut self) -> Option<()> {
-        let mut by_age = self.seats.iter();
-        let (&oldest, _) = by_age.find(|(_, seat)| *seat.turn.borrow() != Turn::Answering)?;
-        self.seats.remove(&oldest)?.displaced.notify_one();
+impl Occupied {
+    fn evict_oldest(&mut self) -> Option<()> {
+        let mut by_age = self.slots.iter();
+        let (&oldest, _) =
+            by_age.find(|(_, slot)| *slot.phase.borrow() != ConnectionPhase::Processing)?;
+        self.slots.remove(&oldest)?.evicted.notify_one();
         Some(())
     }
 }
 
-impl Seat {
-    fn new(times: Times) -> Self {
+impl Slot {
+    fn new(timeouts: Timeouts) -> Self {
         Self {
-            turn: watch::Sender::new(Turn::Asking),
-            displaced: Notify::new(),
-            times,
+            phase: watch::Sender::new(ConnectionPhase::ReadingRequest),
+            evicted: Notify::new(),
+            timeouts,
         }
     }
 
     /// The request is complete.
-    pub(crate) fn asked(&self) {
-        self.turn.send_replace(Turn::Answering);
+    pub(crate) fn request_received(&self) {
+        self.phase.send_replace(ConnectionPhase::Processing);
     }
 
     /// The answer is complete, and goes out.
-    pub(crate) fn answered(&self) {
-        self.turn.send_replace(Turn::Taking);
+    pub(crate) fn response_ready(&self) {
+        self.phase.send_replace(ConnectionPhase::WritingResponse);
     }
 
     /// Returns when the connection has to end.
-    pub(crate) async fn overdue(&self) -> Overdue {
-        let reading = async {
-            let mut turn = self.turn.subscribe();
-            if turn.wait_for(|turn| *turn == Turn::Taking).await.is_ok() {
-                sleep(self.times.write).await;
+    pub(crate) async fn wait_for_eviction(&self) -> EvictReason {
+        let write_timeout = async {
+            let mut phase = self.phase.subscribe();
+            if phase
+                .wait_for(|phase| *phase == ConnectionPhase::WritingResponse)
+                .await
+                .is_ok()
+            {
+                sleep(self.timeouts.write).await;
             }
         };
         tokio::select! {
-            () = self.displaced.notified() => Overdue::Displaced,
-            () = reading => Overdue::TooSlow,
-            () = sleep(self.times.life) => Overdue::TooSlow,
+            () = self.evicted.notified() => EvictReason::NewerConnection,
+            () = write_timeout => EvictReason::Timeout,
+            () = sleep(self.timeouts.lifetime) => EvictReason::Timeout,
         }
     }
 }
 
-impl Guest {
-    pub(crate) fn seat(&self) -> &Arc<Seat> {
-        &self.seat
+impl SlotGuard {
+    pub(crate) fn slot(&self) -> &Arc<Slot> {
+        &self.slot
     }
 }
 
-impl Drop for Guest {
+impl Drop for SlotGuard {
     fn drop(&mut self) {
-        self.seats.taken().seats.remove(&self.number);
+        self.slots.occupied().slots.remove(&self.id);
     }
 }
 
@@ -160,47 +165,56 @@ mod tests {
 
     use super::*;
 
-    fn seats(connections: usize) -> Arc<Seats> {
-        Seats::new(&Settings {
-            connections,
+    fn slots(max_connections: usize) -> Arc<ConnectionSlots> {
+        ConnectionSlots::new(&Settings {
+            max_connections,
             ..Settings::default()
         })
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_oldest_that_waits_for_its_client_goes_first() {
-        let seats = seats(3);
-        let waits: Vec<_> = (0..3).map(|_| seats.take().unwrap()).collect();
-        waits[0].seat().asked();
-        let newcomer = seats.take().unwrap();
-        assert_eq!(waits[1].seat().overdue().await, Overdue::Displaced);
-        waits[2].seat().asked();
-        newcomer.seat().asked();
-        assert!(seats.take().is_none());
-        newcomer.seat().answered();
-        assert!(seats.take().is_some());
-        assert_eq!(newcomer.seat().overdue().await, Overdue::Displaced);
+    async fn evicts_the_oldest_connection_that_waits_for_its_client() {
+        let slots = slots(3);
+        let held: Vec<_> = (0..3).map(|_| slots.acquire().unwrap()).collect();
+        held[0].slot().request_received();
+        let newcomer = slots.acquire().unwrap();
+        assert_eq!(
+            held[1].slot().wait_for_eviction().await,
+            EvictReason::NewerConnection
+        );
+        held[2].slot().request_received();
+        newcomer.slot().request_received();
+        assert!(slots.acquire().is_none());
+        newcomer.slot().response_ready();
+        assert!(slots.acquire().is_some());
+        assert_eq!(
+            newcomer.slot().wait_for_eviction().await,
+            EvictReason::NewerConnection
+        );
     }
 
     #[tokio::test(start_paused = true)]
-    async fn places_are_given_back() {
-        let seats = seats(1);
+    async fn dropped_guards_release_their_slots() {
+        let slots = slots(1);
         for _ in 0..10 {
-            seats.take().unwrap().seat().asked();
+            slots.acquire().unwrap().slot().request_received();
         }
-        assert!(seats.taken().seats.is_empty());
+        assert!(slots.occupied().slots.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_takes_too_long_is_told_to_go() {
-        let seats = seats(2);
-        let (idle, reading) = (seats.take().unwrap(), seats.take().unwrap());
+    async fn slow_connections_are_evicted_at_their_timeout() {
+        let slots = slots(2);
+        let (idle, reading) = (slots.acquire().unwrap(), slots.acquire().unwrap());
         let start = Instant::now();
-        reading.seat().answered();
-        assert_eq!(reading.seat().overdue().await, Overdue::TooSlow);
+        reading.slot().response_ready();
+        assert_eq!(
+            reading.slot().wait_for_eviction().await,
+            EvictReason::Timeout
+        );
         assert_eq!(start.elapsed(), Duration::from_secs(10));
-        let overdue = timeout(Duration::from_secs(100), idle.seat().overdue());
-        assert_eq!(overdue.await, Ok(Overdue::TooSlow));
+        let reason = timeout(Duration::from_secs(100), idle.slot().wait_for_eviction());
+        assert_eq!(reason.await, Ok(EvictReason::Timeout));
         assert_eq!(start.elapsed(), Duration::from_secs(70));
     }
 }

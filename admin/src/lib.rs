@@ -25,8 +25,8 @@ mod stats;
 
 pub use nonce::{Nonce, NonceError};
 pub use readiness::{Latch, Readiness};
-pub use route::Endpoint;
+pub use route::Route;
 pub use server::{Server, start};
 pub use settings::Settings;
-pub use source::{Reporting, Source, Unavailable};
-pub use stats::{Class, Stats};
+pub use source::{ReportFuture, Source, Unavailable};
+pub use stats::{Stats, StatusClass};

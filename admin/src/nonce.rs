@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn one_nonce_of_either_case_is_read() {
+    fn parses_one_nonce_in_either_case() {
         assert_eq!(Nonce::from_query(None), Ok(None));
         assert_eq!(query("nonce=00"), Ok(Some(vec![0])));
         assert_eq!(query("nonce=aBfF"), Ok(Some(vec![0xab, 0xff])));
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_refused_for_its_reason() {
+    fn rejects_other_queries_with_the_matching_error() {
         let refused = [
             ("nonce=", NonceError::Empty),
             ("nonce=abc", NonceError::Odd),

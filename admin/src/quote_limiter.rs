@@ -13,21 +13,21 @@ use crate::nonce::Nonce;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// This report is young enough.
-    Held(Bytes),
+    Cached(Bytes),
     /// What it asks for is being made: wait for it.
     Join,
-    /// Have it made, and say [`Desk::ended`] whatever becomes of it.
-    Begin,
+    /// Have it made, and say [`QuoteLimiter::finish`] whatever becomes of it.
+    Start,
     /// Come back after this time at the earliest.
-    Later(Duration),
+    RetryAfter(Duration),
 }
 
 enum State {
-    Free,
-    Busy {
+    Idle,
+    InFlight {
         nonce: Option<Nonce>,
     },
-    Resting {
+    CoolingDown {
         since: Instant,
         /// What was made last, unless it was for a nonce or failed.
         report: Option<Bytes>,
@@ -35,57 +35,62 @@ enum State {
 }
 
 /// The one place where quotes are given out.
-pub(crate) struct Desk {
+pub(crate) struct QuoteLimiter {
     interval: Duration,
     state: State,
 }
 
-impl Desk {
+impl QuoteLimiter {
     /// Free, with this time between the end of one quote and the start of the next.
     pub(crate) fn new(interval: Duration) -> Self {
         Self {
             interval,
-            state: State::Free,
+            state: State::Idle,
         }
     }
 
     /// Somebody asks.
-    pub(crate) fn ask(&mut self, nonce: Option<&Nonce>, now: Instant) -> Decision {
-        match (&self.state, self.rest(now)) {
-            (State::Busy { nonce: made_for }, _) if made_for.as_ref() == nonce => Decision::Join,
+    pub(crate) fn request(&mut self, nonce: Option<&Nonce>, now: Instant) -> Decision {
+        match (&self.state, self.remaining_cooldown(now)) {
+            (
+                State::InFlight {
+                    nonce: in_flight_nonce,
+                },
+                _,
+            ) if in_flight_nonce.as_ref() == nonce => Decision::Join,
             // When it will end is not known: not before now.
-            (State::Busy { .. }, _) => Decision::Later(self.interval),
-            (State::Resting { report, .. }, Some(left)) => match (nonce, report) {
-                (None, Some(report)) => Decision::Held(report.clone()),
-                _ => Decision::Later(left),
+            (State::InFlight { .. }, _) => Decision::RetryAfter(self.interval),
+            (State::CoolingDown { report, .. }, Some(remaining)) => match (nonce, report) {
+                (None, Some(report)) => Decision::Cached(report.clone()),
+                _ => Decision::RetryAfter(remaining),
             },
-            (State::Free | State::Resting { .. }, _) => {
-                self.state = State::Busy {
+            (State::Idle | State::CoolingDown { .. }, _) => {
+                self.state = State::InFlight {
                     nonce: nonce.cloned(),
                 };
-                Decision::Begin
+                Decision::Start
             }
         }
     }
 
     /// The quote has been made (`report`) or has failed. Either way the interval begins.
-    pub(crate) fn ended(&mut self, report: Option<Bytes>, now: Instant) {
-        let shared = matches!(self.state, State::Busy { nonce: None });
-        self.state = State::Resting {
+    pub(crate) fn finish(&mut self, report: Option<Bytes>, now: Instant) {
+        let shared = matches!(self.state, State::InFlight { nonce: None });
+        self.state = State::CoolingDown {
             since: now,
             report: report.filter(|_| shared),
         };
     }
 
     /// What is left of the interval.
-    fn rest(&self, now: Instant) -> Option<Duration> {
-        let State::Resting { since, .. } = self.state else {
+    fn remaining_cooldown(&self, now: Instant) -> Option<Duration> {
+        let State::CoolingDown { since, .. } = self.state else {
             return None;
         };
-        let left = self
+        let remaining = self
             .interval
             .saturating_sub(now.saturating_duration_since(since));
-        (!left.is_zero()).then_some(left)
+        (!remaining.is_zero()).then_some(remaining)
     }
 }
 
@@ -107,95 +112,113 @@ mod tests {
         Some(Bytes::from_static(b"{}"))
     }
 
-    /// A desk whose flight for `made_for` has just ended.
-    fn rested(made_for: Option<&Nonce>, made: Option<Bytes>) -> (Desk, Instant) {
-        let (mut desk, start) = (Desk::new(INTERVAL), Instant::now());
-        assert_eq!(desk.ask(made_for, start), Decision::Begin);
+    /// A limiter whose flight for `in_flight_nonce` has just ended.
+    fn cooling_down(
+        in_flight_nonce: Option<&Nonce>,
+        made: Option<Bytes>,
+    ) -> (QuoteLimiter, Instant) {
+        let (mut limiter, start) = (QuoteLimiter::new(INTERVAL), Instant::now());
+        assert_eq!(limiter.request(in_flight_nonce, start), Decision::Start);
         let end = start + ms(40);
-        desk.ended(made, end);
-        (desk, end)
+        limiter.finish(made, end);
+        (limiter, end)
     }
 
     #[test]
-    fn a_flight_is_joined_by_those_who_ask_for_the_same() {
+    fn equal_requests_join_the_flight_and_others_are_limited() {
         let now = Instant::now();
-        for (flying, other) in [(None, Some(nonce(1))), (Some(nonce(1)), None)] {
-            let mut desk = Desk::new(INTERVAL);
-            assert_eq!(desk.ask(flying.as_ref(), now), Decision::Begin);
-            assert_eq!(desk.ask(flying.as_ref(), now), Decision::Join);
-            assert_eq!(desk.ask(other.as_ref(), now), Decision::Later(INTERVAL));
+        for (in_flight, other) in [(None, Some(nonce(1))), (Some(nonce(1)), None)] {
+            let mut limiter = QuoteLimiter::new(INTERVAL);
+            assert_eq!(limiter.request(in_flight.as_ref(), now), Decision::Start);
+            assert_eq!(limiter.request(in_flight.as_ref(), now), Decision::Join);
+            assert_eq!(
+                limiter.request(other.as_ref(), now),
+                Decision::RetryAfter(INTERVAL)
+            );
             let another = nonce(2);
-            assert_eq!(desk.ask(Some(&another), now), Decision::Later(INTERVAL));
+            assert_eq!(
+                limiter.request(Some(&another), now),
+                Decision::RetryAfter(INTERVAL)
+            );
         }
     }
 
     #[test]
-    fn a_report_without_nonce_is_shared_while_it_is_young() {
-        let (mut desk, end) = rested(None, report());
-        let held = Decision::Held(Bytes::from_static(b"{}"));
-        assert_eq!(desk.ask(None, end), held);
-        assert_eq!(desk.ask(None, end + ms(999)), held);
-        assert_eq!(desk.ask(None, end + ms(1_000)), Decision::Begin);
+    fn a_report_without_nonce_is_cached_for_the_interval() {
+        let (mut limiter, end) = cooling_down(None, report());
+        let cached = Decision::Cached(Bytes::from_static(b"{}"));
+        assert_eq!(limiter.request(None, end), cached);
+        assert_eq!(limiter.request(None, end + ms(999)), cached);
+        assert_eq!(limiter.request(None, end + ms(1_000)), Decision::Start);
     }
 
     #[test]
-    fn a_report_for_a_nonce_is_nobody_elses() {
-        let (mut desk, end) = rested(Some(&nonce(1)), report());
+    fn a_report_for_a_nonce_is_never_cached() {
+        let (mut limiter, end) = cooling_down(Some(&nonce(1)), report());
         for asked in [None, Some(nonce(2)), Some(nonce(1))] {
-            let decision = desk.ask(asked.as_ref(), end + ms(400));
-            assert_eq!(decision, Decision::Later(ms(600)));
+            let decision = limiter.request(asked.as_ref(), end + ms(400));
+            assert_eq!(decision, Decision::RetryAfter(ms(600)));
         }
-        assert_eq!(desk.ask(Some(&nonce(1)), end + INTERVAL), Decision::Begin);
+        assert_eq!(
+            limiter.request(Some(&nonce(1)), end + INTERVAL),
+            Decision::Start
+        );
     }
 
     #[test]
-    fn a_failure_uses_the_interval_up() {
-        let (mut desk, end) = rested(None, None);
-        let decision = desk.ask(None, end + ms(1));
-        assert_eq!(decision, Decision::Later(ms(999)));
-        assert_eq!(desk.ask(None, end + INTERVAL), Decision::Begin);
+    fn a_failure_starts_the_interval() {
+        let (mut limiter, end) = cooling_down(None, None);
+        let decision = limiter.request(None, end + ms(1));
+        assert_eq!(decision, Decision::RetryAfter(ms(999)));
+        assert_eq!(limiter.request(None, end + INTERVAL), Decision::Start);
     }
 
     #[test]
-    fn a_flight_that_hangs_keeps_its_place() {
-        let (mut desk, start) = (Desk::new(INTERVAL), Instant::now());
-        assert_eq!(desk.ask(None, start), Decision::Begin);
+    fn a_hanging_flight_blocks_other_quotes() {
+        let (mut limiter, start) = (QuoteLimiter::new(INTERVAL), Instant::now());
+        assert_eq!(limiter.request(None, start), Decision::Start);
         for seconds in [1, 5, 14] {
             let now = start + Duration::from_secs(seconds);
-            assert_eq!(desk.ask(None, now), Decision::Join);
-            assert_eq!(desk.ask(Some(&nonce(1)), now), Decision::Later(INTERVAL));
+            assert_eq!(limiter.request(None, now), Decision::Join);
+            assert_eq!(
+                limiter.request(Some(&nonce(1)), now),
+                Decision::RetryAfter(INTERVAL)
+            );
         }
     }
 
     #[test]
-    fn a_crowd_of_nonces_gets_one_quote_an_interval() {
-        let (mut desk, start) = (Desk::new(INTERVAL), Instant::now());
-        let (mut begun, mut ends) = (Vec::new(), None);
+    fn many_nonces_get_one_quote_per_interval() {
+        let (mut limiter, start) = (QuoteLimiter::new(INTERVAL), Instant::now());
+        let (mut starts, mut ends_at) = (Vec::new(), None);
         // 200 requests a second for 10 s; a quote takes 40 ms.
         for tick in 0..2_000_u64 {
             let now = start + ms(5 * tick);
-            if ends.is_some_and(|end| now >= end) {
-                desk.ended(report(), now);
-                ends = None;
+            if ends_at.is_some_and(|end| now >= end) {
+                limiter.finish(report(), now);
+                ends_at = None;
             }
             let asked = nonce(u8::try_from(tick % 251).unwrap());
-            if desk.ask(Some(&asked), now) == Decision::Begin {
-                begun.push(now);
-                ends = Some(now + ms(40));
+            if limiter.request(Some(&asked), now) == Decision::Start {
+                starts.push(now);
+                ends_at = Some(now + ms(40));
             }
         }
-        assert_eq!(begun.len(), 10);
-        assert!(begun.windows(2).all(|pair| pair[1] - pair[0] == ms(1_040)));
+        assert_eq!(starts.len(), 10);
+        assert!(starts.windows(2).all(|pair| pair[1] - pair[0] == ms(1_040)));
     }
 
     #[test]
-    fn a_clock_that_steps_back_and_an_endless_interval_do_no_harm() {
-        let (mut desk, end) = rested(None, None);
-        let decision = desk.ask(None, end - ms(30));
-        assert_eq!(decision, Decision::Later(INTERVAL));
-        let mut desk = Desk::new(Duration::MAX);
-        assert_eq!(desk.ask(None, end), Decision::Begin);
-        desk.ended(None, end);
-        assert_eq!(desk.ask(None, end), Decision::Later(Duration::MAX));
+    fn handles_a_clock_step_backwards_and_an_infinite_interval() {
+        let (mut limiter, end) = cooling_down(None, None);
+        let decision = limiter.request(None, end - ms(30));
+        assert_eq!(decision, Decision::RetryAfter(INTERVAL));
+        let mut limiter = QuoteLimiter::new(Duration::MAX);
+        assert_eq!(limiter.request(None, end), Decision::Start);
+        limiter.finish(None, end);
+        assert_eq!(
+            limiter.request(None, end),
+            Decision::RetryAfter(Duration::MAX)
+        );
     }
 }

@@ -68,12 +68,12 @@ pub(crate) fn all_ready(checks: &[Check]) -> bool {
 
 impl Latch {
     /// From now on it is ready.
-    pub fn ready(&self) {
+    pub fn set_ready(&self) {
         *lock(&self.reason) = None;
     }
 
     /// From now on it is not, for this `reason`, which anybody may read.
-    pub fn not_ready(&self, reason: impl Into<String>) {
+    pub fn set_not_ready(&self, reason: impl Into<String>) {
         *lock(&self.reason) = Some(reason.into());
     }
 
@@ -97,19 +97,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ready_is_when_all_latches_are() {
+    fn ready_when_all_latches_are_ready() {
         let readiness = Readiness::new();
         assert!(!readiness.is_ready());
         let identity = readiness.latch("identity", "no certificate yet");
         let postgres = readiness.clone().latch("postgres", "not asked yet");
-        identity.ready();
+        identity.set_ready();
         assert!(!readiness.is_ready());
         let elsewhere = postgres.clone();
-        std::thread::spawn(move || elsewhere.ready())
+        std::thread::spawn(move || elsewhere.set_ready())
             .join()
             .unwrap();
         assert!(readiness.is_ready());
-        postgres.not_ready("refused");
+        postgres.set_not_ready("refused");
         drop(postgres);
         assert!(!readiness.is_ready());
         let check = |name, reason: Option<&str>| Check {

@@ -1,4 +1,4 @@
-//! Has quotes made as the [`Desk`] decides, and hands each report to all who wait for it.
+//! Has quotes made as the [`QuoteLimiter`] decides, and hands each report to all who wait for it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,15 +8,15 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::nonce::Nonce;
-use crate::quote_limiter::{Decision, Desk};
+use crate::quote_limiter::{Decision, QuoteLimiter};
 use crate::settings::Settings;
 use crate::source::Source;
 use crate::stats::Stats;
 
 /// Most requests that wait for one report. Half of the connections there are, so that a guest agent that
 /// hangs does not take those of `/health`.
-fn most_waiting(settings: &Settings) -> usize {
-    settings.connections / 2
+fn max_waiters(settings: &Settings) -> usize {
+    settings.max_connections / 2
 }
 
 /// What becomes of a request for a report.
@@ -27,38 +27,38 @@ pub(crate) enum Outcome {
     /// The source says why not.
     Unavailable(String),
     /// Not within the deadline.
-    Late,
+    TimedOut,
     /// The source panicked, or the server stops.
-    Broken,
+    Internal,
     /// Come back after this time.
-    Later(Duration),
+    RetryAfter(Duration),
 }
 
-type Landing = watch::Receiver<Option<Outcome>>;
+type Flight = watch::Receiver<Option<Outcome>>;
 
-struct Board {
-    desk: Desk,
+struct Shared {
+    limiter: QuoteLimiter,
     /// Of the last flight that began.
-    landing: Option<Landing>,
+    flight: Option<Flight>,
 }
 
 /// All reports come from here.
 pub(crate) struct Reports {
     source: Arc<dyn Source>,
     stats: Arc<Stats>,
-    board: Mutex<Board>,
+    shared: Mutex<Shared>,
     interval: Duration,
-    deadline: Duration,
-    waiting: Semaphore,
+    timeout: Duration,
+    waiter_permits: Semaphore,
 }
 
-enum Ticket {
+enum Pending {
     /// Somebody's answer already.
     Done(Outcome),
     /// Another's flight.
-    Shared(Landing),
+    Joined(Flight),
     /// This request's own.
-    Own(Landing),
+    Started(Flight),
 }
 
 impl Reports {
@@ -66,93 +66,97 @@ impl Reports {
         Self {
             source,
             stats,
-            board: Mutex::new(Board {
-                desk: Desk::new(settings.attestation_interval),
-                landing: None,
+            shared: Mutex::new(Shared {
+                limiter: QuoteLimiter::new(settings.attestation_interval),
+                flight: None,
             }),
             interval: settings.attestation_interval,
-            deadline: settings.attestation_deadline,
-            waiting: Semaphore::new(most_waiting(settings)),
+            timeout: settings.attestation_timeout,
+            waiter_permits: Semaphore::new(max_waiters(settings)),
         }
     }
 
     /// A report for `nonce`, or why there is none. Who drops this future leaves the flight alone.
     pub(crate) async fn report(self: &Arc<Self>, nonce: Option<Nonce>) -> Outcome {
-        let (outcome, shared) = match self.ask(nonce) {
-            Ticket::Done(outcome) => (outcome, true),
-            Ticket::Shared(landing) => (self.wait(landing).await, true),
-            Ticket::Own(landing) => (self.wait(landing).await, false),
+        let (outcome, shared) = match self.begin(nonce) {
+            Pending::Done(outcome) => (outcome, true),
+            Pending::Joined(flight) => (self.wait(flight).await, true),
+            Pending::Started(flight) => (self.wait(flight).await, false),
         };
         match &outcome {
-            Outcome::Report(_) if shared => self.stats.reports_shared.add(),
-            Outcome::Later(_) => self.stats.reports_limited.add(),
+            Outcome::Report(_) if shared => self.stats.reports_shared.increment(),
+            Outcome::RetryAfter(_) => self.stats.reports_limited.increment(),
             _ => {}
         }
         outcome
     }
 
-    fn ask(self: &Arc<Self>, nonce: Option<Nonce>) -> Ticket {
-        let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+    fn begin(self: &Arc<Self>, nonce: Option<Nonce>) -> Pending {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         match (
-            board.desk.ask(nonce.as_ref(), Instant::now()),
-            &board.landing,
+            shared.limiter.request(nonce.as_ref(), Instant::now()),
+            &shared.flight,
         ) {
-            (Decision::Held(report), _) => Ticket::Done(Outcome::Report(report)),
-            (Decision::Later(wait), _) => Ticket::Done(Outcome::Later(wait)),
-            (Decision::Join, Some(landing)) => Ticket::Shared(landing.clone()),
+            (Decision::Cached(report), _) => Pending::Done(Outcome::Report(report)),
+            (Decision::RetryAfter(wait), _) => Pending::Done(Outcome::RetryAfter(wait)),
+            (Decision::Join, Some(flight)) => Pending::Joined(flight.clone()),
             // Nobody flies without a landing.
-            (Decision::Join, None) => Ticket::Done(Outcome::Broken),
-            (Decision::Begin, _) => {
-                let (sender, landing) = watch::channel(None);
-                board.landing = Some(landing.clone());
-                tokio::spawn(Arc::clone(self).fly(nonce, sender));
-                Ticket::Own(landing)
+            (Decision::Join, None) => Pending::Done(Outcome::Internal),
+            (Decision::Start, _) => {
+                let (sender, flight) = watch::channel(None);
+                shared.flight = Some(flight.clone());
+                tokio::spawn(Arc::clone(self).run_flight(nonce, sender));
+                Pending::Started(flight)
             }
         }
     }
 
-    async fn wait(&self, mut landing: Landing) -> Outcome {
-        let Ok(_place) = self.waiting.try_acquire() else {
-            return Outcome::Later(self.interval);
+    async fn wait(&self, mut flight: Flight) -> Outcome {
+        let Ok(_permit) = self.waiter_permits.try_acquire() else {
+            return Outcome::RetryAfter(self.interval);
         };
         // The sender is only gone without a word when the runtime stops.
-        match landing.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone().unwrap_or(Outcome::Broken),
-            Err(_) => Outcome::Broken,
+        match flight.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().unwrap_or(Outcome::Internal),
+            Err(_) => Outcome::Internal,
         }
     }
 
     /// One quote, from the decision to the end of it.
-    async fn fly(self: Arc<Self>, nonce: Option<Nonce>, landed: watch::Sender<Option<Outcome>>) {
-        let outcome = self.make(nonce).await;
+    async fn run_flight(
+        self: Arc<Self>,
+        nonce: Option<Nonce>,
+        sender: watch::Sender<Option<Outcome>>,
+    ) {
+        let outcome = self.make_report(nonce).await;
         let report = match &outcome {
             Outcome::Report(report) => Some(report.clone()),
             _ => None,
         };
         match report {
-            Some(_) => self.stats.reports_made.add(),
-            None => self.stats.reports_failed.add(),
+            Some(_) => self.stats.reports_made.increment(),
+            None => self.stats.reports_failed.increment(),
         }
-        let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
-        board.desk.ended(report, Instant::now());
-        drop(board);
-        landed.send_replace(Some(outcome));
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.limiter.finish(report, Instant::now());
+        drop(shared);
+        sender.send_replace(Some(outcome));
     }
 
     /// On a task of its own, which keeps a panic there.
-    async fn make(&self, nonce: Option<Nonce>) -> Outcome {
+    async fn make_report(&self, nonce: Option<Nonce>) -> Outcome {
         let source = Arc::clone(&self.source);
-        let mut making = tokio::spawn(async move { source.attestation(nonce).await });
-        match timeout(self.deadline, &mut making).await {
+        let mut task = tokio::spawn(async move { source.attestation(nonce).await });
+        match timeout(self.timeout, &mut task).await {
             Ok(Ok(Ok(report))) => Outcome::Report(report.into()),
             Ok(Ok(Err(unavailable))) => Outcome::Unavailable(unavailable.reason),
             Ok(Err(_)) => {
                 tracing::error!("the source of /attestation panicked");
-                Outcome::Broken
+                Outcome::Internal
             }
             Err(_) => {
-                making.abort();
-                Outcome::Late
+                task.abort();
+                Outcome::TimedOut
             }
         }
     }
@@ -165,23 +169,23 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
-    use crate::source::{Reporting, Unavailable};
+    use crate::source::{ReportFuture, Unavailable};
 
     /// What a quote does; each takes 40 ms of virtual time.
     #[derive(Clone, Copy, PartialEq, Eq)]
-    enum Conduct {
+    enum SourceBehavior {
         Good,
         Failing,
         Hanging,
         Panicking,
     }
 
-    struct Guest {
-        conduct: Conduct,
-        begun: AtomicU64,
+    struct TestSource {
+        behavior: SourceBehavior,
+        started: AtomicU64,
     }
 
-    impl Source for Guest {
+    impl Source for TestSource {
         fn mode(&self) -> &'static str {
             "test"
         }
@@ -190,28 +194,28 @@ mod tests {
             String::new()
         }
 
-        fn attestation(self: Arc<Self>, _: Option<Nonce>) -> Reporting {
-            let number = self.begun.fetch_add(1, Ordering::Relaxed);
+        fn attestation(self: Arc<Self>, _: Option<Nonce>) -> ReportFuture {
+            let number = self.started.fetch_add(1, Ordering::Relaxed);
             Box::pin(async move {
                 sleep(Duration::from_millis(40)).await;
-                match self.conduct {
-                    Conduct::Good => Ok(number.to_string()),
-                    Conduct::Failing => Err(Unavailable::new("no agent")),
-                    Conduct::Hanging => std::future::pending().await,
-                    Conduct::Panicking => panic!("on purpose"),
+                match self.behavior {
+                    SourceBehavior::Good => Ok(number.to_string()),
+                    SourceBehavior::Failing => Err(Unavailable::new("no agent")),
+                    SourceBehavior::Hanging => std::future::pending().await,
+                    SourceBehavior::Panicking => panic!("on purpose"),
                 }
             })
         }
     }
 
-    fn reports(conduct: Conduct) -> (Arc<Guest>, Arc<Reports>) {
-        let guest = Arc::new(Guest {
-            conduct,
-            begun: AtomicU64::new(0),
+    fn reports(behavior: SourceBehavior) -> (Arc<TestSource>, Arc<Reports>) {
+        let source = Arc::new(TestSource {
+            behavior,
+            started: AtomicU64::new(0),
         });
-        let source: Arc<dyn Source> = Arc::clone(&guest) as _;
-        let reports = Reports::new(source, Arc::default(), &Settings::default());
-        (guest, Arc::new(reports))
+        let dyn_source: Arc<dyn Source> = Arc::clone(&source) as _;
+        let reports = Reports::new(dyn_source, Arc::default(), &Settings::default());
+        (source, Arc::new(reports))
     }
 
     fn report(text: &'static str) -> Outcome {
@@ -219,63 +223,66 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn concurrent_requests_share_one_flight_and_later_ones_its_report() {
-        let (guest, reports) = reports(Conduct::Good);
+    async fn concurrent_requests_share_a_flight_and_later_ones_its_report() {
+        let (source, reports) = reports(SourceBehavior::Good);
         let (first, second) = tokio::join!(reports.report(None), reports.report(None));
         assert_eq!((first, second), (report("0"), report("0")));
         sleep(Duration::from_millis(990)).await;
         assert_eq!(reports.report(None).await, report("0"));
         sleep(Duration::from_millis(20)).await;
         assert_eq!(reports.report(None).await, report("1"));
-        assert_eq!(guest.begun.load(Ordering::Relaxed), 2);
+        assert_eq!(source.started.load(Ordering::Relaxed), 2);
         let stats = &reports.stats;
         assert_eq!((stats.reports_made(), stats.reports_shared()), (2, 2));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_leaves_does_not_cancel_the_flight() {
-        let (guest, reports) = reports(Conduct::Good);
-        let impatient = timeout(Duration::from_millis(5), reports.report(None)).await;
-        assert!(impatient.is_err());
+    async fn a_dropped_request_does_not_cancel_the_flight() {
+        let (source, reports) = reports(SourceBehavior::Good);
+        let abandoned = timeout(Duration::from_millis(5), reports.report(None)).await;
+        assert!(abandoned.is_err());
         assert_eq!(reports.report(None).await, report("0"));
-        assert_eq!(guest.begun.load(Ordering::Relaxed), 1);
+        assert_eq!(source.started.load(Ordering::Relaxed), 1);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_quote_that_hangs_is_given_up_at_the_deadline_and_counts() {
-        let (guest, reports) = reports(Conduct::Hanging);
+    async fn a_hanging_quote_times_out_and_starts_the_interval() {
+        let (source, reports) = reports(SourceBehavior::Hanging);
         let start = Instant::now();
         let (one, two) = tokio::join!(reports.report(None), reports.report(None));
-        assert_eq!((one, two), (Outcome::Late, Outcome::Late));
+        assert_eq!((one, two), (Outcome::TimedOut, Outcome::TimedOut));
         assert_eq!(start.elapsed().as_secs(), 15);
-        assert!(matches!(reports.report(None).await, Outcome::Later(_)));
+        assert!(matches!(reports.report(None).await, Outcome::RetryAfter(_)));
         // The future that hung has been dropped: nothing but this test and `reports` holds the guest.
         tokio::task::yield_now().await;
-        assert_eq!(Arc::strong_count(&guest), 2);
+        assert_eq!(Arc::strong_count(&source), 2);
         sleep(Duration::from_secs(1)).await;
-        assert_eq!(reports.report(None).await, Outcome::Late);
-        assert_eq!(guest.begun.load(Ordering::Relaxed), 2);
+        assert_eq!(reports.report(None).await, Outcome::TimedOut);
+        assert_eq!(source.started.load(Ordering::Relaxed), 2);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn failures_and_panics_use_the_interval_up() {
-        for (conduct, outcome) in [
-            (Conduct::Failing, Outcome::Unavailable("no agent".into())),
-            (Conduct::Panicking, Outcome::Broken),
+    async fn failures_and_panics_start_the_interval() {
+        for (behavior, outcome) in [
+            (
+                SourceBehavior::Failing,
+                Outcome::Unavailable("no agent".into()),
+            ),
+            (SourceBehavior::Panicking, Outcome::Internal),
         ] {
-            let (guest, reports) = reports(conduct);
+            let (source, reports) = reports(behavior);
             assert_eq!(reports.report(None).await, outcome);
-            assert!(matches!(reports.report(None).await, Outcome::Later(_)));
+            assert!(matches!(reports.report(None).await, Outcome::RetryAfter(_)));
             sleep(Duration::from_secs(1)).await;
             assert_eq!(reports.report(None).await, outcome);
-            assert_eq!(guest.begun.load(Ordering::Relaxed), 2);
+            assert_eq!(source.started.load(Ordering::Relaxed), 2);
             assert_eq!(reports.stats.reports_failed(), 2);
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_more_wait_than_half_the_connections() {
-        let (_, reports) = reports(Conduct::Good);
+    async fn waiters_are_capped_at_half_the_connections() {
+        let (_, reports) = reports(SourceBehavior::Good);
         let mut asking = tokio::task::JoinSet::new();
         for _ in 0..50 {
             let reports = Arc::clone(&reports);
@@ -284,7 +291,7 @@ mod tests {
         let outcomes = asking.join_all().await;
         let made = outcomes.iter().filter(|got| **got == report("0"));
         assert_eq!(made.count(), 32);
-        let later = Outcome::Later(Duration::from_secs(1));
+        let later = Outcome::RetryAfter(Duration::from_secs(1));
         assert_eq!(outcomes.iter().filter(|got| **got == later).count(), 18);
     }
 }

@@ -3,40 +3,41 @@
 use std::time::Duration;
 
 use http_body_util::Full;
+use hyper::StatusCode;
 use hyper::body::Bytes;
 use hyper::header::{
     ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
     X_CONTENT_TYPE_OPTIONS,
 };
-use hyper::{Response, StatusCode};
 use serde::Serialize;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 /// Prometheus' text format.
-const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+const PROMETHEUS_TEXT: HeaderValue =
+    HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 /// A status, a body, and what goes with it.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     status: StatusCode,
     content_type: HeaderValue,
     body: Bytes,
-    further: Option<(HeaderName, HeaderValue)>,
+    extra_header: Option<(HeaderName, HeaderValue)>,
 }
 
 #[derive(Serialize)]
-struct Fault<'a> {
+struct ErrorBody<'a> {
     error: &'a str,
 }
 
-impl Answer {
+impl Response {
     fn new(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -> Self {
         Self {
             status,
             content_type,
             body: body.into(),
-            further: None,
+            extra_header: None,
         }
     }
 
@@ -45,11 +46,11 @@ impl Answer {
     }
 
     pub(crate) fn metrics(body: String) -> Self {
-        Self::new(StatusCode::OK, METRICS, body)
+        Self::new(StatusCode::OK, PROMETHEUS_TEXT, body)
     }
 
     /// What is JSON already.
-    pub(crate) fn report(body: Bytes) -> Self {
+    pub(crate) fn json_bytes(body: Bytes) -> Self {
         Self::new(StatusCode::OK, JSON, body)
     }
 
@@ -62,28 +63,28 @@ impl Answer {
     }
 
     /// `{"error": why}`; `why` never quotes the request.
-    pub(crate) fn error(status: StatusCode, why: &str) -> Self {
-        Self::json(status, &Fault { error: why })
+    pub(crate) fn error(status: StatusCode, message: &str) -> Self {
+        Self::json(status, &ErrorBody { error: message })
     }
 
     /// 429: come back after `wait`.
-    pub(crate) fn later(wait: Duration) -> Self {
-        let why =
+    pub(crate) fn too_many_requests(retry_after: Duration) -> Self {
+        let message =
             "quotes are made one after another, and this one would be too soon: try again later";
-        let answer = Self::error(StatusCode::TOO_MANY_REQUESTS, why);
-        answer.with(RETRY_AFTER, whole_seconds(wait).into())
+        let response = Self::error(StatusCode::TOO_MANY_REQUESTS, message);
+        response.with_header(RETRY_AFTER, retry_after_seconds(retry_after).into())
     }
 
     pub(crate) fn method_not_allowed() -> Self {
-        let answer = Self::error(
+        let response = Self::error(
             StatusCode::METHOD_NOT_ALLOWED,
             "only GET and HEAD are understood",
         );
-        answer.with(ALLOW, HeaderValue::from_static("GET, HEAD"))
+        response.with_header(ALLOW, HeaderValue::from_static("GET, HEAD"))
     }
 
-    fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.further = Some((name, value));
+    fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.extra_header = Some((name, value));
         self
     }
 
@@ -92,22 +93,22 @@ impl Answer {
     }
 
     /// None of it may be kept on the way: each answer is about this moment.
-    pub(crate) fn into_response(self) -> Response<Full<Bytes>> {
-        let mut response = Response::new(Full::new(self.body));
+    pub(crate) fn into_http(self) -> hyper::Response<Full<Bytes>> {
+        let mut response = hyper::Response::new(Full::new(self.body));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, self.content_type);
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        headers.extend(self.further);
+        headers.extend(self.extra_header);
         response
     }
 }
 
 /// Rounded up, and at least 1: `Retry-After: 0` would be an invitation.
-fn whole_seconds(wait: Duration) -> u64 {
-    let part = u64::from(wait.subsec_nanos() > 0);
-    wait.as_secs().saturating_add(part).max(1)
+fn retry_after_seconds(retry_after: Duration) -> u64 {
+    let fraction = u64::from(retry_after.subsec_nanos() > 0);
+    retry_after.as_secs().saturating_add(fraction).max(1)
 }
 
 #[cfg(test)]
@@ -115,11 +116,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_are_rounded_up() {
+    fn retry_after_is_rounded_up_to_seconds() {
         for (milliseconds, seconds) in [(0, 1), (1, 1), (1_000, 1), (1_001, 2), (59_999, 60)] {
-            let wait = Duration::from_millis(milliseconds);
-            assert_eq!(whole_seconds(wait), seconds, "{milliseconds} ms");
+            let retry_after = Duration::from_millis(milliseconds);
+            assert_eq!(
+                retry_after_seconds(retry_after),
+                seconds,
+                "{milliseconds} ms"
+            );
         }
-        assert_eq!(whole_seconds(Duration::MAX), u64::MAX);
+        assert_eq!(retry_after_seconds(Duration::MAX), u64::MAX);
     }
 }

@@ -2,7 +2,7 @@
 
 /// A path, or everything that is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Endpoint {
+pub enum Route {
     /// `/`: the list of the others.
     Index,
     /// `/health`: the thread is alive.
@@ -17,7 +17,7 @@ pub enum Endpoint {
     Other,
 }
 
-impl Endpoint {
+impl Route {
     /// All of them.
     pub const ALL: [Self; 6] = [
         Self::Index,
@@ -28,7 +28,7 @@ impl Endpoint {
         Self::Other,
     ];
 
-    pub(crate) fn at(path: &str) -> Self {
+    pub(crate) fn from_path(path: &str) -> Self {
         match path {
             "/" => Self::Index,
             "/health" => Self::Health,

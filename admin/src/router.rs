@@ -7,14 +7,14 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use hyper::http::request::Parts;
-use hyper::{Method, Response, StatusCode, Version};
+use hyper::{Method, StatusCode, Version};
 use serde::Serialize;
 
 use crate::nonce::Nonce;
 use crate::readiness::{Check, Readiness, all_ready};
 use crate::reports::{Outcome, Reports};
-use crate::response::Answer;
-use crate::route::Endpoint;
+use crate::response::Response;
+use crate::route::Route;
 use crate::settings::Settings;
 use crate::source::Source;
 use crate::stats::Stats;
@@ -27,7 +27,7 @@ const INDEX: &str = "\
 ";
 
 /// What answers requests; one for all connections.
-pub(crate) struct Surface {
+pub(crate) struct Router {
     readiness: Readiness,
     source: Arc<dyn Source>,
     reports: Arc<Reports>,
@@ -36,13 +36,13 @@ pub(crate) struct Surface {
 
 /// The body of `/ready`.
 #[derive(Serialize)]
-struct Verdict {
+struct ReadyBody {
     ready: bool,
     mode: &'static str,
     checks: Vec<Check>,
 }
 
-impl Surface {
+impl Router {
     pub(crate) fn new(
         readiness: Readiness,
         source: Arc<dyn Source>,
@@ -58,28 +58,28 @@ impl Surface {
         }
     }
 
-    pub(crate) async fn respond(&self, head: &Parts) -> Response<Full<Bytes>> {
-        let endpoint = Endpoint::at(head.uri.path());
-        let answer = match refusal(endpoint, head) {
-            Some(refusal) => refusal,
-            None => self.answer(endpoint, head.uri.query()).await,
+    pub(crate) async fn handle(&self, head: &Parts) -> hyper::Response<Full<Bytes>> {
+        let route = Route::from_path(head.uri.path());
+        let response = match reject(route, head) {
+            Some(rejection) => rejection,
+            None => self.dispatch(route, head.uri.query()).await,
         };
-        self.stats.answered(endpoint, answer.status());
-        answer.into_response()
+        self.stats.record_response(route, response.status());
+        response.into_http()
     }
 
-    async fn answer(&self, endpoint: Endpoint, query: Option<&str>) -> Answer {
-        match endpoint {
-            Endpoint::Index => Answer::text(INDEX),
-            Endpoint::Health => Answer::text("ok\n"),
-            Endpoint::Ready => guarded(|| self.ready()),
-            Endpoint::Metrics => guarded(|| Answer::metrics(self.source.metrics(&self.stats))),
-            Endpoint::Attestation => self.attestation(query).await,
-            Endpoint::Other => not_found(),
+    async fn dispatch(&self, route: Route, query: Option<&str>) -> Response {
+        match route {
+            Route::Index => Response::text(INDEX),
+            Route::Health => Response::text("ok\n"),
+            Route::Ready => catch_panic(|| self.ready()),
+            Route::Metrics => catch_panic(|| Response::metrics(self.source.metrics(&self.stats))),
+            Route::Attestation => self.attestation(query).await,
+            Route::Other => not_found(),
         }
     }
 
-    fn ready(&self) -> Answer {
+    fn ready(&self) -> Response {
         let checks = self.readiness.checks();
         let ready = all_ready(&checks);
         let mode = self.source.mode();
@@ -87,9 +87,9 @@ impl Surface {
             true => StatusCode::OK,
             false => StatusCode::SERVICE_UNAVAILABLE,
         };
-        Answer::json(
+        Response::json(
             status,
-            &Verdict {
+            &ReadyBody {
                 ready,
                 mode,
                 checks,
@@ -97,63 +97,65 @@ impl Surface {
         )
     }
 
-    async fn attestation(&self, query: Option<&str>) -> Answer {
+    async fn attestation(&self, query: Option<&str>) -> Response {
         let nonce = match Nonce::from_query(query) {
             Ok(nonce) => nonce,
-            Err(error) => return Answer::error(StatusCode::BAD_REQUEST, &error.to_string()),
+            Err(error) => return Response::error(StatusCode::BAD_REQUEST, &error.to_string()),
         };
         match self.reports.report(nonce).await {
-            Outcome::Report(report) => Answer::report(report),
-            Outcome::Later(wait) => Answer::later(wait),
-            Outcome::Unavailable(why) => Answer::error(StatusCode::SERVICE_UNAVAILABLE, &why),
-            Outcome::Late => {
-                Answer::error(StatusCode::GATEWAY_TIMEOUT, "no quote was made in time")
+            Outcome::Report(report) => Response::json_bytes(report),
+            Outcome::RetryAfter(delay) => Response::too_many_requests(delay),
+            Outcome::Unavailable(message) => {
+                Response::error(StatusCode::SERVICE_UNAVAILABLE, &message)
             }
-            Outcome::Broken => internal_error(),
+            Outcome::TimedOut => {
+                Response::error(StatusCode::GATEWAY_TIMEOUT, "no quote was made in time")
+            }
+            Outcome::Internal => internal_error(),
         }
     }
 }
 
 /// Why a request gets no answer of its endpoint.
-fn refusal(endpoint: Endpoint, head: &Parts) -> Option<Answer> {
-    if endpoint == Endpoint::Other {
+fn reject(route: Route, head: &Parts) -> Option<Response> {
+    if route == Route::Other {
         return Some(not_found());
     }
     if head.method != Method::GET && head.method != Method::HEAD {
-        return Some(Answer::method_not_allowed());
+        return Some(Response::method_not_allowed());
     }
-    if announces_body(head) {
-        let why = "no endpoint takes a body";
-        return Some(Answer::error(StatusCode::PAYLOAD_TOO_LARGE, why));
+    if declares_body(head) {
+        let message = "no endpoint takes a body";
+        return Some(Response::error(StatusCode::PAYLOAD_TOO_LARGE, message));
     }
     // RFC 9112, section 3.2.
     let hosts = head.headers.get_all(HOST).iter().count();
     if hosts > 1 || (hosts == 0 && head.version == Version::HTTP_11) {
-        let why = "one Host header is needed";
-        return Some(Answer::error(StatusCode::BAD_REQUEST, why));
+        let message = "one Host header is needed";
+        return Some(Response::error(StatusCode::BAD_REQUEST, message));
     }
     None
 }
 
-fn announces_body(head: &Parts) -> bool {
+fn declares_body(head: &Parts) -> bool {
     let length = head.headers.get(CONTENT_LENGTH);
     head.headers.contains_key(TRANSFER_ENCODING) || length.is_some_and(|length| length != "0")
 }
 
-fn not_found() -> Answer {
-    Answer::error(
+fn not_found() -> Response {
+    Response::error(
         StatusCode::NOT_FOUND,
         "there is nothing here; GET / lists what there is",
     )
 }
 
-fn internal_error() -> Answer {
-    Answer::error(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
+fn internal_error() -> Response {
+    Response::error(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
 }
 
 /// A source that panics spoils one answer.
-fn guarded(answer: impl FnOnce() -> Answer) -> Answer {
-    catch_unwind(AssertUnwindSafe(answer)).unwrap_or_else(|_| {
+fn catch_panic(response: impl FnOnce() -> Response) -> Response {
+    catch_unwind(AssertUnwindSafe(response)).unwrap_or_else(|_| {
         tracing::error!("the source of an admin endpoint panicked");
         internal_error()
     })

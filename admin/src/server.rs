@@ -22,26 +22,26 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
-use crate::connection_slots::{Guest, Overdue, Seat, Seats};
+use crate::connection_slots::{ConnectionSlots, EvictReason, Slot, SlotGuard};
 use crate::readiness::Readiness;
-use crate::route::Endpoint;
-use crate::router::Surface;
+use crate::route::Route;
+use crate::router::Router;
 use crate::settings::Settings;
 use crate::source::Source;
 use crate::stats::Stats;
 
 /// Most bytes of a request's head. What operators and scrapers send has below 1 KiB; this is the least
 /// that hyper can be told.
-const MAX_HEAD: usize = 8 << 10;
+const MAX_HEAD_BYTES: usize = 8 << 10;
 /// Most headers of a request: browsers behind two proxies send about 30.
 const MAX_HEADERS: usize = 64;
 /// A socket that is closed with bytes unread is reset, and the reset can overtake the answer. So what a
 /// client still sends is read for this long, ...
-const LINGER: Duration = Duration::from_secs(1);
+const LINGERING_TIME: Duration = Duration::from_secs(1);
 /// ... and up to this many bytes, more than anybody sends here by mistake.
-const LINGER_BYTES: usize = 256 << 10;
+const LINGERING_BYTES: usize = 256 << 10;
 /// From a failed accept, most often for want of descriptors, to the next.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 /// How long stopping waits for the thread. It needs a millisecond, unless the source blocks it.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -72,17 +72,17 @@ pub fn start(
         .enable_all()
         .build()?;
     let listener = {
-        let _inside = runtime.enter();
+        let _guard = runtime.enter();
         tokio::net::TcpListener::from_std(listener)?
     };
     let stats = Arc::new(Stats::default());
-    let house = House::new(readiness, source, Arc::clone(&stats), &settings);
+    let state = ServerState::new(readiness, source, Arc::clone(&stats), &settings);
     let (stop, stopped) = oneshot::channel();
     let (alive, ended) = mpsc::channel();
     let thread = thread::Builder::new()
         .name("admin".to_owned())
         .spawn(move || {
-            live(runtime, house, &listener, stopped);
+            run(runtime, state, &listener, stopped);
             drop(alive);
         })?;
     Ok(Server {
@@ -111,16 +111,16 @@ impl Server {
     /// the source blocks it, and it ends with the process.
     #[must_use]
     pub fn stop(mut self) -> bool {
-        self.end()
+        self.shut_down()
     }
 
-    fn end(&mut self) -> bool {
+    fn shut_down(&mut self) -> bool {
         if let Some(stop) = self.stop.take() {
             // A thread that has ended before needs no order.
             let _ = stop.send(());
         }
-        let waited = self.ended.recv_timeout(STOP_TIMEOUT);
-        let ended = waited == Err(RecvTimeoutError::Disconnected);
+        let received = self.ended.recv_timeout(STOP_TIMEOUT);
+        let ended = received == Err(RecvTimeoutError::Disconnected);
         match self.thread.take() {
             Some(thread) if ended => thread.join().is_ok(),
             _ => ended,
@@ -131,15 +131,15 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if self.thread.is_some() {
-            self.end();
+            self.shut_down();
         }
     }
 }
 
 /// The thread.
-fn live(
+fn run(
     runtime: Runtime,
-    house: House,
+    state: ServerState,
     listener: &tokio::net::TcpListener,
     stopped: oneshot::Receiver<()>,
 ) {
@@ -147,7 +147,7 @@ fn live(
         tokio::select! {
             // An error is a server that is gone: the same.
             _ = stopped => {}
-            () = house.accept(listener) => {}
+            () = state.accept_loop(listener) => {}
         }
     });
     // Without waiting for what the source may have on blocking threads.
@@ -155,14 +155,14 @@ fn live(
 }
 
 /// What all connections share.
-struct House {
+struct ServerState {
     http: http1::Builder,
-    seats: Arc<Seats>,
-    surface: Arc<Surface>,
+    slots: Arc<ConnectionSlots>,
+    router: Arc<Router>,
     stats: Arc<Stats>,
 }
 
-impl House {
+impl ServerState {
     fn new(
         readiness: Readiness,
         source: Arc<dyn Source>,
@@ -172,22 +172,22 @@ impl House {
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
             .header_read_timeout(settings.header_timeout)
-            .max_buf_size(MAX_HEAD)
+            .max_buf_size(MAX_HEAD_BYTES)
             .max_headers(MAX_HEADERS)
             // One answer, then the end. Where two parties could disagree on where a request ends,
             // there is no second request.
             .keep_alive(false);
-        let surface = Surface::new(readiness, source, Arc::clone(&stats), settings);
+        let router = Router::new(readiness, source, Arc::clone(&stats), settings);
         Self {
             http,
-            seats: Seats::new(settings),
-            surface: Arc::new(surface),
+            slots: ConnectionSlots::new(settings),
+            router: Arc::new(router),
             stats,
         }
     }
 
     /// Until it is dropped.
-    async fn accept(&self, listener: &tokio::net::TcpListener) {
+    async fn accept_loop(&self, listener: &tokio::net::TcpListener) {
         let mut failing = false;
         loop {
             match listener.accept().await {
@@ -200,17 +200,17 @@ impl House {
                         tracing::warn!(%error, "the admin server cannot accept connections");
                     }
                     failing = true;
-                    sleep(ACCEPT_PAUSE).await;
+                    sleep(ACCEPT_BACKOFF).await;
                 }
             }
         }
     }
 
     async fn admit(&self, stream: TcpStream) {
-        self.stats.connections.add();
-        match self.seats.take() {
-            Some(guest) => drop(tokio::spawn(self.serve(stream, guest))),
-            None => self.stats.displaced.add(),
+        self.stats.connections.increment();
+        match self.slots.acquire() {
+            Some(guard) => drop(tokio::spawn(self.serve(stream, guard))),
+            None => self.stats.evicted.increment(),
         }
         // Before the next one comes, all that have something to do get a turn: who was displaced
         // goes, and a request that has arrived is read instead of displaced by a crowd.
@@ -218,16 +218,16 @@ impl House {
     }
 
     /// The whole life of one connection.
-    fn serve(&self, stream: TcpStream, guest: Guest) -> impl Future<Output = ()> + use<> {
-        let (surface, stats) = (Arc::clone(&self.surface), Arc::clone(&self.stats));
+    fn serve(&self, stream: TcpStream, guard: SlotGuard) -> impl Future<Output = ()> + use<> {
+        let (router, stats) = (Arc::clone(&self.router), Arc::clone(&self.stats));
         let http = self.http.clone();
         async move {
-            let seat = Arc::clone(guest.seat());
+            let slot = Arc::clone(guard.slot());
             tokio::select! {
-                () = exchange(&http, stream, &seat, surface, &stats) => {}
-                overdue = seat.overdue() => match overdue {
-                    Overdue::Displaced => stats.displaced.add(),
-                    Overdue::TooSlow => stats.too_slow.add(),
+                () = serve_request(&http, stream, &slot, router, &stats) => {}
+                reason = slot.wait_for_eviction() => match reason {
+                    EvictReason::NewerConnection => stats.evicted.increment(),
+                    EvictReason::Timeout => stats.timed_out.increment(),
                 },
             }
         }
@@ -235,54 +235,60 @@ impl House {
 }
 
 /// One request and its answer.
-async fn exchange(
+async fn serve_request(
     http: &http1::Builder,
     stream: TcpStream,
-    seat: &Arc<Seat>,
-    surface: Arc<Surface>,
+    slot: &Arc<Slot>,
+    router: Arc<Router>,
     stats: &Stats,
 ) {
-    let service = service_fn(|request| answer(request, Arc::clone(seat), Arc::clone(&surface)));
+    let service =
+        service_fn(|request| handle_request(request, Arc::clone(slot), Arc::clone(&router)));
     let mut connection = http.serve_connection(TokioIo::new(stream), service);
     match poll_fn(|cx| connection.poll_without_shutdown(cx)).await {
         Ok(()) => {}
         // hyper has said so to the client.
         Err(error) if error.is_parse() => {
-            stats.answered(Endpoint::Other, StatusCode::BAD_REQUEST);
+            stats.record_response(Route::Other, StatusCode::BAD_REQUEST);
         }
-        Err(error) if error.is_timeout() => return stats.too_slow.add(),
+        Err(error) if error.is_timeout() => return stats.timed_out.increment(),
         // The client has gone.
         Err(_) => return,
     }
-    linger(connection.into_parts().io.into_inner()).await;
+    lingering_close(connection.into_parts().io.into_inner()).await;
 }
 
-type Answering = Pin<Box<dyn Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send>>;
+type ResponseFuture =
+    Pin<Box<dyn Future<Output = Result<Response<Full<Bytes>>, Infallible>> + Send>>;
 
-fn answer(request: Request<Incoming>, seat: Arc<Seat>, surface: Arc<Surface>) -> Answering {
+fn handle_request(
+    request: Request<Incoming>,
+    slot: Arc<Slot>,
+    router: Arc<Router>,
+) -> ResponseFuture {
     Box::pin(async move {
-        seat.asked();
+        slot.request_received();
         // The body, if there is one, is never looked at.
         let (head, _) = request.into_parts();
-        let response = surface.respond(&head).await;
-        seat.answered();
+        let response = router.handle(&head).await;
+        slot.response_ready();
         Ok(response)
     })
 }
 
 /// Sends FIN, and reads what still comes.
-async fn linger(mut stream: TcpStream) {
+async fn lingering_close(mut stream: TcpStream) {
     let drained = async {
         stream.shutdown().await?;
-        let (mut left, mut scrap) = (LINGER_BYTES, [0; 4 << 10]);
-        while left > 0 {
-            match stream.read(&mut scrap).await? {
+        let (mut remaining, mut scratch) = (LINGERING_BYTES, [0; 4 << 10]);
+        while remaining > 0 {
+            match stream.read(&mut scratch).await? {
                 0 => break,
-                read => left = left.saturating_sub(read),
+                read => remaining = remaining.saturating_sub(read),
             }
         }
         io::Result::Ok(())
     };
     // Whatever comes of it, the answer has been sent.
-    let _ = timeout(LINGER, drained).await;
+    let _ = timeout(LINGERING_TIME, drained).await;
 }

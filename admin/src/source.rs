@@ -7,7 +7,7 @@ use crate::nonce::Nonce;
 use crate::stats::Stats;
 
 /// A report in the making: the JSON document that `/attestation` answers with.
-pub type Reporting = Pin<Box<dyn Future<Output = Result<String, Unavailable>> + Send>>;
+pub type ReportFuture = Pin<Box<dyn Future<Output = Result<String, Unavailable>> + Send>>;
 
 /// Where the answers come from.
 ///
@@ -23,9 +23,9 @@ pub trait Source: Send + Sync + 'static {
     /// Has one quote made, for `nonce` if there is one.
     ///
     /// One at a time, and no sooner than [`attestation_interval`](crate::Settings) after the last has
-    /// ended. The future is dropped when [`attestation_deadline`](crate::Settings) passes, and only
+    /// ended. The future is dropped when [`attestation_timeout`](crate::Settings) passes, and only
     /// then: not when those who asked have left.
-    fn attestation(self: Arc<Self>, nonce: Option<Nonce>) -> Reporting;
+    fn attestation(self: Arc<Self>, nonce: Option<Nonce>) -> ReportFuture;
 }
 
 /// There is no report now.

@@ -4,11 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use hyper::StatusCode;
 
-use crate::route::Endpoint;
+use crate::route::Route;
 
 /// The first digit of an answer's status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Class {
+pub enum StatusClass {
     /// 2xx.
     Success,
     /// 4xx: the client's fault, or asked too often.
@@ -17,7 +17,7 @@ pub enum Class {
     ServerError,
 }
 
-impl Class {
+impl StatusClass {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Success, Self::ClientError, Self::ServerError];
 
@@ -42,10 +42,10 @@ impl Class {
 
 /// A number that only rises.
 #[derive(Debug, Default)]
-pub(crate) struct Count(AtomicU64);
+pub(crate) struct Counter(AtomicU64);
 
-impl Count {
-    pub(crate) fn add(&self) {
+impl Counter {
+    pub(crate) fn increment(&self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -55,18 +55,18 @@ impl Count {
 }
 
 #[derive(Debug, Default)]
-struct Answers {
-    success: Count,
-    client_error: Count,
-    server_error: Count,
+struct ResponseCounts {
+    success: Counter,
+    client_error: Counter,
+    server_error: Counter,
 }
 
-impl Answers {
-    fn count(&self, class: Class) -> &Count {
+impl ResponseCounts {
+    fn counter(&self, class: StatusClass) -> &Counter {
         match class {
-            Class::Success => &self.success,
-            Class::ClientError => &self.client_error,
-            Class::ServerError => &self.server_error,
+            StatusClass::Success => &self.success,
+            StatusClass::ClientError => &self.client_error,
+            StatusClass::ServerError => &self.server_error,
         }
     }
 }
@@ -74,41 +74,43 @@ impl Answers {
 /// The counts. Read them from any thread.
 #[derive(Debug, Default)]
 pub struct Stats {
-    index: Answers,
-    health: Answers,
-    ready: Answers,
-    attestation: Answers,
-    metrics: Answers,
-    other: Answers,
-    pub(crate) reports_made: Count,
-    pub(crate) reports_failed: Count,
-    pub(crate) reports_shared: Count,
-    pub(crate) reports_limited: Count,
-    pub(crate) connections: Count,
-    pub(crate) displaced: Count,
-    pub(crate) too_slow: Count,
+    index: ResponseCounts,
+    health: ResponseCounts,
+    ready: ResponseCounts,
+    attestation: ResponseCounts,
+    metrics: ResponseCounts,
+    other: ResponseCounts,
+    pub(crate) reports_made: Counter,
+    pub(crate) reports_failed: Counter,
+    pub(crate) reports_shared: Counter,
+    pub(crate) reports_limited: Counter,
+    pub(crate) connections: Counter,
+    pub(crate) evicted: Counter,
+    pub(crate) timed_out: Counter,
 }
 
 impl Stats {
-    fn answers(&self, endpoint: Endpoint) -> &Answers {
-        match endpoint {
-            Endpoint::Index => &self.index,
-            Endpoint::Health => &self.health,
-            Endpoint::Ready => &self.ready,
-            Endpoint::Attestation => &self.attestation,
-            Endpoint::Metrics => &self.metrics,
-            Endpoint::Other => &self.other,
+    fn route_counts(&self, route: Route) -> &ResponseCounts {
+        match route {
+            Route::Index => &self.index,
+            Route::Health => &self.health,
+            Route::Ready => &self.ready,
+            Route::Attestation => &self.attestation,
+            Route::Metrics => &self.metrics,
+            Route::Other => &self.other,
         }
     }
 
-    pub(crate) fn answered(&self, endpoint: Endpoint, status: StatusCode) {
-        self.answers(endpoint).count(Class::of(status)).add();
+    pub(crate) fn record_response(&self, route: Route, status: StatusCode) {
+        self.route_counts(route)
+            .counter(StatusClass::of(status))
+            .increment();
     }
 
-    /// Requests to `endpoint` that were answered with a status of `class`.
+    /// Requests to `route` that were answered with a status of `class`.
     #[must_use]
-    pub fn requests(&self, endpoint: Endpoint, class: Class) -> u64 {
-        self.answers(endpoint).count(class).get()
+    pub fn requests(&self, route: Route, class: StatusClass) -> u64 {
+        self.route_counts(route).counter(class).get()
     }
 
     /// Quotes that the source made.
@@ -143,13 +145,13 @@ impl Stats {
 
     /// Connections that were closed to make room for newer ones.
     #[must_use]
-    pub fn displaced(&self) -> u64 {
-        self.displaced.get()
+    pub fn evicted(&self) -> u64 {
+        self.evicted.get()
     }
 
     /// Connections that were closed because a deadline of theirs had passed.
     #[must_use]
-    pub fn too_slow(&self) -> u64 {
-        self.too_slow.get()
+    pub fn timed_out(&self) -> u64 {
+        self.timed_out.get()
     }
 }

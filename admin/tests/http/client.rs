@@ -5,17 +5,17 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// Longest wait for anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// An answer, taken apart.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub(crate) status: u16,
     head: String,
     pub(crate) body: String,
 }
 
-impl Answer {
+impl Response {
     pub(crate) fn parse(text: &str) -> Self {
         let (head, body) = text
             .split_once("\r\n\r\n")
@@ -52,9 +52,9 @@ impl Answer {
 }
 
 pub(crate) fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    let stream = TcpStream::connect_timeout(&address, TIMEOUT).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.set_write_timeout(Some(TIMEOUT)).unwrap();
     stream
 }
 
@@ -79,11 +79,11 @@ pub(crate) fn exchange(address: SocketAddr, bytes: &[u8]) -> String {
     String::from_utf8(read_to_end(&stream)).unwrap()
 }
 
-pub(crate) fn request(address: SocketAddr, bytes: &str) -> Answer {
-    Answer::parse(&exchange(address, bytes.as_bytes()))
+pub(crate) fn request(address: SocketAddr, bytes: &str) -> Response {
+    Response::parse(&exchange(address, bytes.as_bytes()))
 }
 
-pub(crate) fn get(address: SocketAddr, target: &str) -> Answer {
+pub(crate) fn get(address: SocketAddr, target: &str) -> Response {
     request(
         address,
         &format!("GET {target} HTTP/1.1\r\nHost: sidecar\r\n\r\n"),

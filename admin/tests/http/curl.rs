@@ -2,11 +2,11 @@
 
 use std::process::Command;
 
-use crate::harness::{Conduct, Stage};
+use crate::harness::{Harness, SourceBehavior};
 
 /// What `curl -sS <arguments> <base><path>` prints; `None` where there is no curl.
-fn curl(stage: &Stage, arguments: &[&str], path: &str) -> Option<String> {
-    let url = format!("http://{}{path}", stage.address());
+fn curl(harness: &Harness, arguments: &[&str], path: &str) -> Option<String> {
+    let url = format!("http://{}{path}", harness.address());
     let output = Command::new("curl")
         .args(["-sS", "--max-time", "20", "--noproxy", "*"])
         .args(arguments)
@@ -27,35 +27,35 @@ fn curl(stage: &Stage, arguments: &[&str], path: &str) -> Option<String> {
 const STATUS: [&str; 4] = ["-o", "/dev/null", "-w", "%{http_code}"];
 
 #[test]
-fn curl_gets_what_it_asks_for() {
-    let stage = Stage::new(Conduct::Good);
-    let Some(health) = curl(&stage, &[], "/health") else {
+fn curl_reads_every_endpoint() {
+    let harness = Harness::new(SourceBehavior::Good);
+    let Some(health) = curl(&harness, &[], "/health") else {
         return;
     };
     assert_eq!(health, "ok\n");
-    assert_eq!(curl(&stage, &STATUS, "/ready").unwrap(), "503");
-    stage.latch.ready();
-    assert_eq!(curl(&stage, &STATUS, "/ready").unwrap(), "200");
-    let head = curl(&stage, &["-I"], "/metrics").unwrap();
+    assert_eq!(curl(&harness, &STATUS, "/ready").unwrap(), "503");
+    harness.latch.set_ready();
+    assert_eq!(curl(&harness, &STATUS, "/ready").unwrap(), "200");
+    let head = curl(&harness, &["-I"], "/metrics").unwrap();
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
-    let report = curl(&stage, &[], "/attestation?nonce=00ff").unwrap();
+    let report = curl(&harness, &[], "/attestation?nonce=00ff").unwrap();
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
     assert_eq!(report, serde_json::json!({"nonce": "00ff", "number": 0}));
-    assert_eq!(curl(&stage, &STATUS, "/nothing").unwrap(), "404");
+    assert_eq!(curl(&harness, &STATUS, "/nothing").unwrap(), "404");
 }
 
 #[test]
-fn curl_reads_why_its_body_is_refused() {
-    let stage = Stage::new(Conduct::Good);
+fn curl_receives_the_error_for_a_rejected_body() {
+    let harness = Harness::new(SourceBehavior::Good);
     let body = "x".repeat(100_000);
-    let Some(answer) = curl(&stage, &["-X", "GET", "-d", &body], "/attestation") else {
+    let Some(response) = curl(&harness, &["-X", "GET", "-d", &body], "/attestation") else {
         return;
     };
-    assert_eq!(answer, r#"{"error":"no endpoint takes a body"}"#);
+    assert_eq!(response, r#"{"error":"no endpoint takes a body"}"#);
     let post = [&STATUS[..], &["-d", &body]].concat();
-    assert_eq!(curl(&stage, &post, "/attestation").unwrap(), "405");
+    assert_eq!(curl(&harness, &post, "/attestation").unwrap(), "405");
     // curl offers to upgrade, and is answered in HTTP/1.1.
     let upgrade = [&STATUS[..], &["--http2"]].concat();
-    assert_eq!(curl(&stage, &upgrade, "/health").unwrap(), "200");
-    assert_eq!(stage.actor.calls(), 0);
+    assert_eq!(curl(&harness, &upgrade, "/health").unwrap(), "200");
+    assert_eq!(harness.source.calls(), 0);
 }

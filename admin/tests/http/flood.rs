@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 use admin::Settings;
 
 use crate::client::get;
-use crate::harness::{Conduct, Stage};
+use crate::harness::{Harness, SourceBehavior};
 
 const CLIENTS: usize = 8;
-const EACH: usize = 50;
+const REQUESTS_PER_CLIENT: usize = 50;
 /// Eight clients at this pace are 200 requests a second.
-const PACE: Duration = Duration::from_millis(40);
-const INTERVAL: Duration = Duration::from_millis(400);
+const REQUEST_INTERVAL: Duration = Duration::from_millis(40);
+const QUOTE_INTERVAL: Duration = Duration::from_millis(400);
 
-/// Statuses of [`CLIENTS`] × [`EACH`] requests, 200 and 429, for targets made from a running number.
+/// Statuses of [`CLIENTS`] × [`REQUESTS_PER_CLIENT`] requests, 200 and 429, for targets made from a running number.
 fn flood(address: SocketAddr, target: impl Fn(usize) -> String + Sync) -> (usize, usize) {
     let (number, served, limited) = (
         AtomicUsize::new(0),
@@ -23,15 +23,15 @@ fn flood(address: SocketAddr, target: impl Fn(usize) -> String + Sync) -> (usize
         AtomicUsize::new(0),
     );
     let client = || {
-        let begun = Instant::now();
-        for turn in 0..EACH {
-            let due = PACE * u32::try_from(turn).unwrap();
-            std::thread::sleep(due.saturating_sub(begun.elapsed()));
-            let answer = get(address, &target(number.fetch_add(1, Ordering::Relaxed)));
-            match answer.status {
+        let start = Instant::now();
+        for round in 0..REQUESTS_PER_CLIENT {
+            let due = REQUEST_INTERVAL * u32::try_from(round).unwrap();
+            std::thread::sleep(due.saturating_sub(start.elapsed()));
+            let response = get(address, &target(number.fetch_add(1, Ordering::Relaxed)));
+            match response.status {
                 200 => served.fetch_add(1, Ordering::Relaxed),
                 429 => limited.fetch_add(1, Ordering::Relaxed),
-                _ => panic!("{answer:?}"),
+                _ => panic!("{response:?}"),
             };
         }
     };
@@ -44,13 +44,13 @@ fn flood(address: SocketAddr, target: impl Fn(usize) -> String + Sync) -> (usize
 }
 
 /// Between the end of a quote and the start of the next there was the interval, each time.
-fn check_budget(stage: &Stage, begun: Instant) {
-    let quotes = stage.actor.quotes.lock().unwrap();
+fn check_quote_rate(harness: &Harness, start: Instant) {
+    let quotes = harness.source.quotes.lock().unwrap();
     for pair in quotes.windows(2) {
         let pause = pair[1].0 - pair[0].1.unwrap();
-        assert!(pause >= INTERVAL, "{pause:?}");
+        assert!(pause >= QUOTE_INTERVAL, "{pause:?}");
     }
-    let budget = begun.elapsed().as_millis() / INTERVAL.as_millis() + 1;
+    let budget = start.elapsed().as_millis() / QUOTE_INTERVAL.as_millis() + 1;
     assert!(
         u128::try_from(quotes.len()).unwrap() <= budget,
         "{} > {budget}",
@@ -59,29 +59,29 @@ fn check_budget(stage: &Stage, begun: Instant) {
     assert!(quotes.len() >= 2, "nobody was served");
 }
 
-fn stage() -> Stage {
+fn harness() -> Harness {
     let settings = Settings {
-        attestation_interval: INTERVAL,
+        attestation_interval: QUOTE_INTERVAL,
         ..Settings::default()
     };
-    Stage::with(Conduct::Good, settings)
+    Harness::with(SourceBehavior::Good, settings)
 }
 
 #[test]
-fn a_flood_without_nonces_shares_its_reports() {
-    let (stage, begun) = (stage(), Instant::now());
-    let (served, limited) = flood(stage.address(), |_| "/attestation".to_owned());
-    assert_eq!((served, limited), (CLIENTS * EACH, 0));
-    check_budget(&stage, begun);
+fn a_flood_without_nonces_shares_reports() {
+    let (harness, start) = (harness(), Instant::now());
+    let (served, limited) = flood(harness.address(), |_| "/attestation".to_owned());
+    assert_eq!((served, limited), (CLIENTS * REQUESTS_PER_CLIENT, 0));
+    check_quote_rate(&harness, start);
 }
 
 #[test]
-fn a_flood_of_nonces_is_told_to_come_back() {
-    let (stage, begun) = (stage(), Instant::now());
-    let (served, limited) = flood(stage.address(), |n| format!("/attestation?nonce={n:08x}"));
-    assert_eq!(served + limited, CLIENTS * EACH);
-    assert_eq!(served, stage.actor.calls());
-    check_budget(&stage, begun);
-    let stats = stage.server.stats();
+fn a_flood_of_nonces_is_rate_limited() {
+    let (harness, start) = (harness(), Instant::now());
+    let (served, limited) = flood(harness.address(), |n| format!("/attestation?nonce={n:08x}"));
+    assert_eq!(served + limited, CLIENTS * REQUESTS_PER_CLIENT);
+    assert_eq!(served, harness.source.calls());
+    check_quote_rate(&harness, start);
+    let stats = harness.server.stats();
     assert_eq!(stats.reports_limited(), u64::try_from(limited).unwrap());
 }

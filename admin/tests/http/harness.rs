@@ -1,22 +1,22 @@
-//! A server with a source whose conduct a test chooses.
+//! A server with a source whose behavior a test chooses.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use admin::{Latch, Nonce, Readiness, Reporting, Server, Settings, Source, Stats, Unavailable};
+use admin::{Latch, Nonce, Readiness, ReportFuture, Server, Settings, Source, Stats, Unavailable};
 
-use crate::client::PATIENCE;
+use crate::client::TIMEOUT;
 
 /// What a quote takes on TDX hardware.
-pub(crate) const QUOTE: Duration = Duration::from_millis(39);
+pub(crate) const QUOTE_DURATION: Duration = Duration::from_millis(39);
 
 /// How the source behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Conduct {
-    /// A report after [`QUOTE`].
+pub(crate) enum SourceBehavior {
+    /// A report after [`QUOTE_DURATION`].
     Good,
-    /// An error after [`QUOTE`].
+    /// An error after [`QUOTE_DURATION`].
     Failing,
     /// Nothing, ever.
     Hanging,
@@ -26,15 +26,15 @@ pub(crate) enum Conduct {
     Verbose,
 }
 
-pub(crate) struct Actor {
-    conduct: Conduct,
+pub(crate) struct TestSource {
+    behavior: SourceBehavior,
     /// Beginning and end of each quote.
     pub(crate) quotes: Mutex<Vec<(Instant, Option<Instant>)>>,
 }
 
-impl Actor {
-    fn act(&self) {
-        assert!(self.conduct != Conduct::Panicking, "on purpose");
+impl TestSource {
+    fn maybe_panic(&self) {
+        assert!(self.behavior != SourceBehavior::Panicking, "on purpose");
     }
 
     pub(crate) fn calls(&self) -> usize {
@@ -42,35 +42,35 @@ impl Actor {
     }
 }
 
-impl Source for Actor {
+impl Source for TestSource {
     fn mode(&self) -> &'static str {
-        self.act();
+        self.maybe_panic();
         "simulator"
     }
 
     fn metrics(&self, own: &Stats) -> String {
-        self.act();
+        self.maybe_panic();
         let thread = std::thread::current().name().map(str::to_owned);
-        let padding = match self.conduct {
-            Conduct::Verbose => "x".repeat(32 << 20),
+        let padding = match self.behavior {
+            SourceBehavior::Verbose => "x".repeat(32 << 20),
             _ => String::new(),
         };
         let connections = own.connections();
         format!("connections {connections}\n# thread {thread:?}\n{padding}")
     }
 
-    fn attestation(self: Arc<Self>, nonce: Option<Nonce>) -> Reporting {
+    fn attestation(self: Arc<Self>, nonce: Option<Nonce>) -> ReportFuture {
         let number = self.calls();
         self.quotes.lock().unwrap().push((Instant::now(), None));
-        self.act();
+        self.maybe_panic();
         Box::pin(async move {
-            tokio::time::sleep(QUOTE).await;
-            if self.conduct == Conduct::Hanging {
+            tokio::time::sleep(QUOTE_DURATION).await;
+            if self.behavior == SourceBehavior::Hanging {
                 std::future::pending::<()>().await;
             }
             self.quotes.lock().unwrap()[number].1 = Some(Instant::now());
-            match self.conduct {
-                Conduct::Failing => Err(Unavailable::new("the guest agent is gone")),
+            match self.behavior {
+                SourceBehavior::Failing => Err(Unavailable::new("the guest agent is gone")),
                 _ => Ok(report(nonce.as_ref(), number)),
             }
         })
@@ -83,24 +83,24 @@ fn report(nonce: Option<&Nonce>, number: usize) -> String {
 }
 
 /// Looks every 5 ms, and not for ever.
-pub(crate) fn wait_until(mut holds: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < PATIENCE, "it never came");
+pub(crate) fn wait_until(mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < TIMEOUT, "it never came");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-pub(crate) struct Stage {
+pub(crate) struct Harness {
     pub(crate) server: Server,
-    pub(crate) actor: Arc<Actor>,
+    pub(crate) source: Arc<TestSource>,
     pub(crate) latch: Latch,
 }
 
-impl Stage {
+impl Harness {
     /// The default limits, but one quote an hour: nothing depends on how fast a test is.
-    pub(crate) fn new(conduct: Conduct) -> Self {
-        Self::with(conduct, Self::settings())
+    pub(crate) fn new(behavior: SourceBehavior) -> Self {
+        Self::with(behavior, Self::settings())
     }
 
     pub(crate) fn settings() -> Settings {
@@ -110,25 +110,25 @@ impl Stage {
         }
     }
 
-    pub(crate) fn with(conduct: Conduct, settings: Settings) -> Self {
-        let actor = Arc::new(Actor {
-            conduct,
+    pub(crate) fn with(behavior: SourceBehavior, settings: Settings) -> Self {
+        let source = Arc::new(TestSource {
+            behavior,
             quotes: Mutex::default(),
         });
         let readiness = Readiness::new();
         let latch = readiness.latch("identity", "no certificate yet");
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = admin::start(listener, readiness, Arc::clone(&actor), settings).unwrap();
+        let server = admin::start(listener, readiness, Arc::clone(&source), settings).unwrap();
         Self {
             server,
-            actor,
+            source,
             latch,
         }
     }
 
-    /// Returns when the first quote has begun.
+    /// Returns when the first quote has start.
     pub(crate) fn wait_for_quote(&self) {
-        wait_until(|| self.actor.calls() > 0);
+        wait_until(|| self.source.calls() > 0);
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

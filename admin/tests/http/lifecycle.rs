@@ -5,28 +5,28 @@ use std::net::TcpStream;
 use std::sync::Arc;
 
 use crate::client::{connect, get, read_to_end};
-use crate::harness::{Conduct, Stage};
+use crate::harness::{Harness, SourceBehavior};
 
 /// Clients of every kind: silent, half-way through a request, waiting for a quote.
-fn clients(stage: &Stage) -> Vec<TcpStream> {
-    let said: [&[u8]; 3] = [b"", b"GET /hea", b"GET /attestation HTTP/1.0\r\n\r\n"];
-    let clients = said.map(|bytes| {
-        let mut stream = connect(stage.address());
+fn clients(harness: &Harness) -> Vec<TcpStream> {
+    let sent: [&[u8]; 3] = [b"", b"GET /hea", b"GET /attestation HTTP/1.0\r\n\r\n"];
+    let clients = sent.map(|bytes| {
+        let mut stream = connect(harness.address());
         stream.write_all(bytes).unwrap();
         stream
     });
-    stage.wait_for_quote();
+    harness.wait_for_quote();
     clients.into()
 }
 
 #[test]
-fn stopping_ends_the_thread_and_every_connection() {
-    let stage = Stage::new(Conduct::Hanging);
-    let (clients, address) = (clients(&stage), stage.address());
+fn stop_ends_the_thread_and_every_connection() {
+    let harness = Harness::new(SourceBehavior::Hanging);
+    let (clients, address) = (clients(&harness), harness.address());
     assert_eq!(get(address, "/health").status, 200);
-    assert!(stage.server.stop());
+    assert!(harness.server.stop());
     // The thread, its tasks and the quote that hung have let go of the source.
-    assert_eq!(Arc::strong_count(&stage.actor), 1);
+    assert_eq!(Arc::strong_count(&harness.source), 1);
     for client in clients {
         assert_eq!(read_to_end(&client), b"");
     }
@@ -35,11 +35,11 @@ fn stopping_ends_the_thread_and_every_connection() {
 }
 
 #[test]
-fn dropping_is_stopping() {
-    let stage = Stage::new(Conduct::Hanging);
-    let (clients, address) = (clients(&stage), stage.address());
-    drop(stage.server);
-    assert_eq!(Arc::strong_count(&stage.actor), 1);
+fn drop_stops_the_server() {
+    let harness = Harness::new(SourceBehavior::Hanging);
+    let (clients, address) = (clients(&harness), harness.address());
+    drop(harness.server);
+    assert_eq!(Arc::strong_count(&harness.source), 1);
     drop(clients);
     assert!(TcpStream::connect(address).is_err());
 }

@@ -5,31 +5,31 @@
 
 use std::io::{Read, Write};
 
-use crate::client::{Answer, connect, exchange, get, read_to_end, request};
-use crate::harness::{Conduct, Stage};
+use crate::client::{Response, connect, exchange, get, read_to_end, request};
+use crate::harness::{Harness, SourceBehavior};
 
 const SMUGGLED: &str = "GET /attestation HTTP/1.1\r\nHost: sidecar\r\n\r\n";
 
 /// The one answer to `bytes` with [`SMUGGLED`] behind them; 0 where there is none.
-fn status(stage: &Stage, bytes: &str) -> u16 {
-    let text = exchange(stage.address(), format!("{bytes}{SMUGGLED}").as_bytes());
+fn status(harness: &Harness, bytes: &str) -> u16 {
+    let text = exchange(harness.address(), format!("{bytes}{SMUGGLED}").as_bytes());
     let answers = text.matches("HTTP/1.").count();
     assert!(answers <= 1, "{bytes:?}: {text}");
-    assert_eq!(stage.actor.calls(), 0, "{bytes:?}");
+    assert_eq!(harness.source.calls(), 0, "{bytes:?}");
     text.get(9..12).map_or(0, |status| status.parse().unwrap())
 }
 
-fn all(shapes: &[(&str, u16)]) {
-    let stage = Stage::new(Conduct::Good);
+fn check_all(shapes: &[(&str, u16)]) {
+    let harness = Harness::new(SourceBehavior::Good);
     for (bytes, expected) in shapes {
-        assert_eq!(status(&stage, bytes), *expected, "{bytes:?}");
+        assert_eq!(status(&harness, bytes), *expected, "{bytes:?}");
     }
-    assert_eq!(get(stage.address(), "/health").status, 200);
+    assert_eq!(get(harness.address(), "/health").status, 200);
 }
 
 #[test]
-fn announced_bodies_are_refused() {
-    all(&[
+fn declared_bodies_are_rejected() {
+    check_all(&[
         (
             "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
             413,
@@ -66,7 +66,7 @@ fn announced_bodies_are_refused() {
             "POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
             405,
         ),
-        // No body, and said so.
+        // No body, and sent so.
         (
             "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
             200,
@@ -75,8 +75,8 @@ fn announced_bodies_are_refused() {
 }
 
 #[test]
-fn lengths_that_contradict_each_other_are_refused() {
-    all(&[
+fn contradictory_lengths_are_rejected() {
+    check_all(&[
         (
             "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             413,
@@ -133,8 +133,8 @@ fn lengths_that_contradict_each_other_are_refused() {
 }
 
 #[test]
-fn lines_of_the_wrong_shape_hide_nothing() {
-    all(&[
+fn malformed_lines_smuggle_no_request() {
+    check_all(&[
         // obs-fold.
         ("GET /health HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n", 400),
         ("GET /health HTTP/1.1\r\n Host: a\r\n\r\n", 400),
@@ -151,8 +151,8 @@ fn lines_of_the_wrong_shape_hide_nothing() {
 }
 
 #[test]
-fn other_protocols_are_not_spoken() {
-    all(&[
+fn other_protocols_are_rejected() {
+    check_all(&[
         ("GET /health\r\n", 400),
         ("GET /health HTTP/0.9\r\n\r\n", 400),
         ("GET /health HTTP/1.2\r\nHost: a\r\n\r\n", 400),
@@ -170,7 +170,7 @@ fn other_protocols_are_not_spoken() {
 
 #[test]
 fn targets_and_hosts() {
-    all(&[
+    check_all(&[
         // RFC 9112, section 3.2.2: a server must take the absolute form. Nothing is forwarded.
         (
             "GET http://elsewhere/health HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -186,8 +186,8 @@ fn targets_and_hosts() {
 }
 
 #[test]
-fn pipelined_requests_and_keep_alive_get_one_answer() {
-    all(&[
+fn pipelined_and_keep_alive_requests_get_one_response() {
+    check_all(&[
         ("GET /health HTTP/1.1\r\nHost: a\r\n\r\n", 200),
         (
             "GET /health HTTP/1.1\r\nHost: a\r\nConnection: keep-alive\r\n\r\n",
@@ -201,51 +201,51 @@ fn pipelined_requests_and_keep_alive_get_one_answer() {
 }
 
 #[test]
-fn heads_beyond_the_caps_are_refused() {
-    let stage = Stage::new(Conduct::Good);
+fn oversized_request_heads_are_rejected() {
+    let harness = Harness::new(SourceBehavior::Good);
     let head = |headers: &str| format!("GET /health HTTP/1.1\r\nHost: a\r\n{headers}\r\n");
     let sized = |bytes: usize| head(&format!("X: {}\r\n", "x".repeat(bytes)));
-    assert_eq!(request(stage.address(), &sized(7_000)).status, 200);
-    assert_eq!(request(stage.address(), &sized(9_000)).status, 431);
-    assert_eq!(request(stage.address(), &sized(200_000)).status, 431);
+    assert_eq!(request(harness.address(), &sized(7_000)).status, 200);
+    assert_eq!(request(harness.address(), &sized(9_000)).status, 431);
+    assert_eq!(request(harness.address(), &sized(200_000)).status, 431);
     let endless = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(9_000));
-    assert_eq!(request(stage.address(), &endless).status, 431);
+    assert_eq!(request(harness.address(), &endless).status, 431);
     assert_eq!(
-        request(stage.address(), &head(&"A: b\r\n".repeat(63))).status,
+        request(harness.address(), &head(&"A: b\r\n".repeat(63))).status,
         200
     );
     assert_eq!(
-        request(stage.address(), &head(&"A: b\r\n".repeat(64))).status,
+        request(harness.address(), &head(&"A: b\r\n".repeat(64))).status,
         431
     );
 }
 
 #[test]
-fn a_large_body_does_not_keep_its_sender_from_reading_the_answer() {
-    let stage = Stage::new(Conduct::Good);
-    let mut stream = connect(stage.address());
+fn a_client_that_sends_a_large_body_still_receives_the_response() {
+    let harness = Harness::new(SourceBehavior::Good);
+    let mut stream = connect(harness.address());
     let head = "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n\r\n";
     let request = format!("{head}{}", "x".repeat(200_000));
     stream.write_all(request.as_bytes()).unwrap();
     // Not even a reset, which other systems than this one let overtake the answer.
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
-    let answer = Answer::parse(&text);
+    let response = Response::parse(&text);
     assert_eq!(
-        (answer.status, answer.error().as_str()),
+        (response.status, response.error().as_str()),
         (413, "no endpoint takes a body")
     );
-    assert_eq!(answer.header("connection"), Some("close"));
+    assert_eq!(response.header("connection"), Some("close"));
 }
 
 #[test]
-fn bytes_that_come_one_by_one_are_the_same_request() {
-    let stage = Stage::new(Conduct::Good);
-    let mut stream = connect(stage.address());
+fn a_request_sent_byte_by_byte_is_parsed() {
+    let harness = Harness::new(SourceBehavior::Good);
+    let mut stream = connect(harness.address());
     stream.set_nodelay(true).unwrap();
     for byte in b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n" {
         stream.write_all(&[*byte]).unwrap();
     }
     let text = String::from_utf8(read_to_end(&stream)).unwrap();
-    assert_eq!(Answer::parse(&text).status, 200);
+    assert_eq!(Response::parse(&text).status, 200);
 }

@@ -8,20 +8,20 @@ use std::time::{Duration, Instant};
 
 use admin::Settings;
 
-use crate::client::{PATIENCE, connect, exchange, get, read_to_end};
-use crate::harness::{Conduct, Stage, wait_until};
+use crate::client::{TIMEOUT, connect, exchange, get, read_to_end};
+use crate::harness::{Harness, SourceBehavior, wait_until};
 
 /// More than twice the seats that there are.
-const LORISES: usize = 150;
+const SLOW_CLIENTS: usize = 150;
 
-/// Keeps [`LORISES`] connections open, sends a byte on each now and then, and replaces what is closed.
-fn crawl(address: SocketAddr, stop: &AtomicBool) {
+/// Keeps [`SLOW_CLIENTS`] connections open, sends a byte on each now and then, and replaces what is closed.
+fn run_slow_clients(address: SocketAddr, stop: &AtomicBool) {
     let begin = || {
         let mut stream = connect(address);
         let _ = stream.write_all(b"GET /health HTTP/1.1\r\nX: ");
         stream
     };
-    let mut streams: Vec<TcpStream> = (0..LORISES).map(|_| begin()).collect();
+    let mut streams: Vec<TcpStream> = (0..SLOW_CLIENTS).map(|_| begin()).collect();
     while !stop.load(Ordering::Relaxed) {
         for stream in &mut streams {
             if stream.write_all(b"x").is_err() {
@@ -37,100 +37,100 @@ fn is_served(address: SocketAddr, path: &str) -> bool {
 }
 
 #[test]
-fn slow_requests_do_not_keep_others_out() {
-    let stage = Stage::new(Conduct::Good);
-    let (address, stop) = (stage.address(), AtomicBool::new(false));
-    let stats = Arc::clone(stage.server.stats());
+fn slow_requests_do_not_block_new_clients() {
+    let harness = Harness::new(SourceBehavior::Good);
+    let (address, stop) = (harness.address(), AtomicBool::new(false));
+    let stats = Arc::clone(harness.server.stats());
     std::thread::scope(|scope| {
-        scope.spawn(|| crawl(address, &stop));
-        wait_until(|| stats.displaced() > 0);
+        scope.spawn(|| run_slow_clients(address, &stop));
+        wait_until(|| stats.evicted() > 0);
         // Who is held up between connecting and asking may be displaced as well, and asks again.
         let answered = |path| (0..20).any(|_| is_served(address, path));
-        let all = (0..50).all(|_| answered("/health"));
+        let all_served = (0..50).all(|_| answered("/health"));
         let report = answered("/attestation");
         stop.store(true, Ordering::Relaxed);
-        assert!(all && report);
+        assert!(all_served && report);
     });
 }
 
 #[test]
-fn a_request_that_never_ends_is_cut_off() {
+fn an_endless_request_times_out() {
     let settings = Settings {
         header_timeout: Duration::from_millis(300),
         ..Settings::default()
     };
-    let stage = Stage::with(Conduct::Good, settings);
-    let begun = Instant::now();
-    let (silent, mut dribbling) = (connect(stage.address()), connect(stage.address()));
+    let harness = Harness::with(SourceBehavior::Good, settings);
+    let start = Instant::now();
+    let (silent, mut dribbling) = (connect(harness.address()), connect(harness.address()));
     dribbling
         .write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n")
         .unwrap();
     // Bytes do not prolong it.
     while dribbling.write_all(b"X: y\r\n").is_ok() {
-        assert!(begun.elapsed() < PATIENCE);
+        assert!(start.elapsed() < TIMEOUT);
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert!(begun.elapsed() >= Duration::from_millis(300));
+    assert!(start.elapsed() >= Duration::from_millis(300));
     assert_eq!(read_to_end(&silent), b"");
-    wait_until(|| stage.server.stats().too_slow() == 2);
+    wait_until(|| harness.server.stats().timed_out() == 2);
 }
 
 #[test]
-fn who_does_not_read_its_answer_is_cut_off() {
+fn a_client_that_does_not_read_times_out() {
     let settings = Settings {
         write_timeout: Duration::from_millis(300),
         ..Settings::default()
     };
-    let stage = Stage::with(Conduct::Verbose, settings);
-    let mut stream = connect(stage.address());
+    let harness = Harness::with(SourceBehavior::Verbose, settings);
+    let mut stream = connect(harness.address());
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
-    let begun = Instant::now();
-    while stage.server.stats().too_slow() == 0 {
-        assert_eq!(get(stage.address(), "/health").status, 200);
-        assert!(begun.elapsed() < PATIENCE);
+    let start = Instant::now();
+    while harness.server.stats().timed_out() == 0 {
+        assert_eq!(get(harness.address(), "/health").status, 200);
+        assert!(start.elapsed() < TIMEOUT);
     }
     assert!(read_to_end(&stream).len() < 32 << 20);
 }
 
 #[test]
-fn a_large_answer_is_given_to_who_reads_it() {
-    let stage = Stage::new(Conduct::Verbose);
-    let answer = exchange(stage.address(), b"GET /metrics HTTP/1.0\r\n\r\n");
-    assert!(answer.len() > 32 << 20);
-    assert_eq!(stage.server.stats().too_slow(), 0);
+fn a_large_response_is_sent_completely() {
+    let harness = Harness::new(SourceBehavior::Verbose);
+    let response = exchange(harness.address(), b"GET /metrics HTTP/1.0\r\n\r\n");
+    assert!(response.len() > 32 << 20);
+    assert_eq!(harness.server.stats().timed_out(), 0);
 }
 
 #[test]
-fn nothing_lives_longer_than_a_connection_may() {
+fn connections_end_at_their_maximum_lifetime() {
     let settings = Settings {
-        connection_life: Duration::from_millis(300),
+        connection_lifetime: Duration::from_millis(300),
         ..Settings::default()
     };
-    let stage = Stage::with(Conduct::Hanging, settings);
-    let begun = Instant::now();
+    let harness = Harness::with(SourceBehavior::Hanging, settings);
+    let start = Instant::now();
     assert_eq!(
-        exchange(stage.address(), b"GET /attestation HTTP/1.0\r\n\r\n"),
+        exchange(harness.address(), b"GET /attestation HTTP/1.0\r\n\r\n"),
         ""
     );
-    assert!(begun.elapsed() < PATIENCE);
-    assert_eq!(stage.server.stats().too_slow(), 1);
+    assert!(start.elapsed() < TIMEOUT);
+    assert_eq!(harness.server.stats().timed_out(), 1);
 }
 
 #[test]
-fn those_who_wait_for_a_quote_leave_seats_for_others() {
-    let stage = Stage::new(Conduct::Hanging);
+fn waiters_for_a_quote_leave_slots_for_other_clients() {
+    let harness = Harness::new(SourceBehavior::Hanging);
     let ask = |_| {
-        let mut stream = connect(stage.address());
+        let mut stream = connect(harness.address());
         stream
             .write_all(b"GET /attestation HTTP/1.0\r\n\r\n")
             .unwrap();
         stream
     };
     let waiting: Vec<TcpStream> = (0..100).map(ask).collect();
-    wait_until(|| stage.server.stats().reports_limited() == 68);
+    wait_until(|| harness.server.stats().reports_limited() == 68);
     for _ in 0..10 {
-        assert_eq!(get(stage.address(), "/health").status, 200);
+        assert_eq!(get(harness.address(), "/health").status, 200);
     }
-    assert_eq!(stage.actor.calls(), 1);
+    assert_eq!(harness.source.calls(), 1);
     drop(waiting);
 }

@@ -91,9 +91,9 @@ pub(crate) async fn refresh_own_platform(
         };
         let expired = quote_verifier.collateral_left(unix_now()) == Some(0);
         match asked {
-            Ok(()) if !expired => latch.ready(),
-            Ok(()) => latch.not_ready("collateral has expired, and its renewal fails"),
-            Err(error) => latch.not_ready(error.to_string()),
+            Ok(()) if !expired => latch.set_ready(),
+            Ok(()) => latch.set_not_ready("collateral has expired, and its renewal fails"),
+            Err(error) => latch.set_not_ready(error.to_string()),
         }
         tokio::time::sleep(LOOK).await;
     }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use admin::{Latch, Nonce, Readiness, Reporting, Stats, Unavailable};
+use admin::{Latch, Nonce, Readiness, ReportFuture, Stats, Unavailable};
 
 use crate::telemetry::metrics::Metrics;
 
@@ -41,7 +41,7 @@ impl admin::Source for AdminSource {
         self.metrics.render()
     }
 
-    fn attestation(self: Arc<Self>, _: Option<Nonce>) -> Reporting {
+    fn attestation(self: Arc<Self>, _: Option<Nonce>) -> ReportFuture {
         Box::pin(async { Err(Unavailable::new("a forwarder has no report of its own")) })
     }
 }

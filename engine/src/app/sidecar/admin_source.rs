@@ -4,7 +4,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
-use admin::{Nonce, Reporting, Stats, Unavailable};
+use admin::{Nonce, ReportFuture, Stats, Unavailable};
 use attest::agent::{Agent, AgentError, Info, Quote};
 use attest::values::Fingerprint;
 use serde_json::{Value, json};
@@ -52,7 +52,7 @@ impl admin::Source for AdminSource {
         self.metrics.render()
     }
 
-    fn attestation(self: Arc<Self>, nonce: Option<Nonce>) -> Reporting {
+    fn attestation(self: Arc<Self>, nonce: Option<Nonce>) -> ReportFuture {
         Box::pin(async move {
             let report = self.report(nonce).await?;
             Ok(report.to_string())

@@ -11,11 +11,11 @@
 //! | Module | Speaks with | About |
 //! | --- | --- | --- |
 //! | [`opening`] | the client, in plaintext | the first bytes on the port, up to TLS |
-//! | [`local`] | a client on this machine | its first bytes, where we forward it elsewhere |
+//! | [`local_opening`] | a client on this machine | its first bytes, where we forward it elsewhere |
 //! | [`startup`] | | StartupMessage and CancelRequest as checked types |
 //! | [`frontend`] | the client, inside TLS | start-up, version negotiation, password |
 //! | [`backend`] | Postgres | the login with a password that the client never sees |
-//! | [`probe`] | Postgres | which protocol versions it speaks |
+//! | [`version_probe`] | Postgres | which protocol versions it speaks |
 //! | [`scram`] | | the client half of SCRAM-SHA-256 |
 //! | [`secret`] | | secrets, and their comparison in constant time |
 //! | [`message`] | | framing, both ways |
@@ -29,11 +29,11 @@
 pub mod backend;
 pub mod error;
 pub mod frontend;
-pub mod local;
+pub mod local_opening;
 pub mod message;
 pub mod opening;
-pub mod probe;
 pub mod scram;
 pub mod secret;
 pub mod startup;
 mod version;
+pub mod version_probe;

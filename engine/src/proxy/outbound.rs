@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use rustls::ClientConfig;
 use rustls::client::UnbufferedClientConnection;
-use wire::local::{Encryption, Local, LocalError, LocalStep};
+use wire::local_opening::{Encryption, Local, LocalError, LocalStep};
 
 use crate::io::buffer::{Buffer, Size};
 use crate::io::offload::PendingJobs;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use admin::Latch;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use wire::probe::{ProbeStep, probe_answer, probe_request};
+use wire::version_probe::{ProbeStep, probe_answer, probe_request};
 use wire::startup::ProtocolVersion;
 
 use crate::io::backoff::Backoff;

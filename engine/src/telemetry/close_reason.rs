@@ -10,7 +10,7 @@ use attest::denial::Fault;
 use wire::backend::BackendError;
 use wire::error::{ErrorResponse, SqlState};
 use wire::frontend::FrontendError;
-use wire::local::LocalError;
+use wire::local_opening::LocalError;
 use wire::opening::OpeningError;
 
 use crate::io::target::TargetError;

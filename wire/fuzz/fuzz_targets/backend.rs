@@ -6,18 +6,18 @@
 
 // Shared with the tests; no target uses all of it.
 #[allow(dead_code)]
-#[path = "../../tests/protocol/drive.rs"]
-mod drive;
+#[path = "../../tests/protocol/harness.rs"]
+mod harness;
 
 use libfuzzer_sys::fuzz_target;
-use wire::probe::{ProbeStep, probe_answer};
+use wire::version_probe::{ProbeStep, probe_answer};
 
 fuzz_target!(|data: &[u8]| {
     let Some((size, bytes)) = data.split_first() else {
         return;
     };
-    let end = drive::check_log_in("me", bytes, usize::from(*size));
-    if let drive::End::Ready { passed, rest, .. } = end {
+    let end = harness::check_log_in("me", bytes, usize::from(*size));
+    if let harness::End::Ready { passed, rest, .. } = end {
         assert!(bytes.ends_with(&[passed, rest].concat()));
     }
     let part = probe_answer(&bytes[..bytes.len().min(usize::from(*size))]);

@@ -5,18 +5,18 @@
 
 // Shared with the tests; no target uses all of it.
 #[allow(dead_code)]
-#[path = "../../tests/protocol/drive.rs"]
-mod drive;
+#[path = "../../tests/protocol/harness.rs"]
+mod harness;
 
 use libfuzzer_sys::fuzz_target;
 use wire::startup::ProtocolVersion;
 
 fuzz_target!(|data: &[u8]| {
-    if let Some((startup, consumed)) = drive::check_startup(data) {
-        drive::check_forwarded(&startup);
-        drive::ask(&startup, ProtocolVersion::V3_0);
-        drive::check_password(&startup, &data[consumed..]);
+    if let Some((startup, consumed)) = harness::check_startup(data) {
+        harness::check_forwarded(&startup);
+        harness::ask(&startup, ProtocolVersion::V3_0);
+        harness::check_password(&startup, &data[consumed..]);
     }
     // Otherwise a password would hardly ever be reached.
-    drive::check_password(&drive::startup("me"), data);
+    harness::check_password(&harness::startup("me"), data);
 });

@@ -5,8 +5,8 @@
 
 // Shared with the tests; no target uses all of it.
 #[allow(dead_code)]
-#[path = "../../tests/protocol/drive.rs"]
-mod drive;
+#[path = "../../tests/protocol/harness.rs"]
+mod harness;
 
 use libfuzzer_sys::fuzz_target;
 use wire::opening::Policy;
@@ -19,5 +19,5 @@ fuzz_target!(|data: &[u8]| {
         plaintext_cancel: switches & 1 != 0,
         proxy_protocol: switches & 2 != 0,
     };
-    drive::check_openings(policy, bytes);
+    harness::check_openings(policy, bytes);
 });

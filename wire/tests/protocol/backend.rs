@@ -7,7 +7,7 @@ use wire::scram::{Keys, MAX_ITERATIONS};
 use wire::secret::Password;
 use wire::startup::ProtocolVersion;
 
-use crate::drive::{End, NONCE, PASSWORD, check_log_in, log_in, startup};
+use crate::harness::{End, NONCE, PASSWORD, check_log_in, log_in, startup};
 use crate::packets::{
     CLEARTEXT, MD5, SCRAM, SCRAM_18, SCRAM_WRONG, ScramServer, TRUST, authentication, base64,
     claimed, error, message, recorded,

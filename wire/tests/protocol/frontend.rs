@@ -8,7 +8,7 @@ use wire::frontend::{
 use wire::message::Frame;
 use wire::startup::{MAX_STARTUP_PACKET, ProtocolVersion};
 
-use crate::drive::{ask, check_forwarded, check_password, check_startup, startup};
+use crate::harness::{ask, check_forwarded, check_password, check_startup, startup};
 use crate::packets::{GSSENC_REQUEST, SSL_REQUEST, cancel, claimed, message, packet};
 
 const V3_0: u32 = 0x0003_0000;

@@ -9,17 +9,17 @@
 )]
 
 mod backend;
-mod drive;
 mod errors;
 mod frontend;
+mod harness;
 mod instructions;
 mod negotiation;
 mod opening;
 mod packets;
-mod probe;
 mod properties;
 mod ready;
 mod secret;
+mod version_probe;
 
 /// A transition table as text: a row for each input, a column for each stage.
 fn table<'a>(head: Vec<String>, rows: impl Iterator<Item = (&'a str, Vec<String>)>) -> String {

@@ -2,7 +2,7 @@
 
 use wire::startup::ProtocolVersion;
 
-use crate::drive::{ask, check_forwarded, check_startup, startup_packet};
+use crate::harness::{ask, check_forwarded, check_startup, startup_packet};
 use crate::packets::recorded;
 
 const V: fn(u16) -> ProtocolVersion = |minor| ProtocolVersion { major: 3, minor };

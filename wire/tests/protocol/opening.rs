@@ -4,7 +4,7 @@ use wire::opening::{
     MAX_OPENING, MAX_PROXY_V1, MAX_PROXY_V2, OpeningError, Openings, Policy, Step,
 };
 
-use crate::drive::{check_openings, openings};
+use crate::harness::{check_openings, openings};
 use crate::packets::{
     CLIENT_HELLO, GSSENC_REQUEST, IPV4, PROXY_V1, SSL_REQUEST, cancel, packet, proxy_v2,
 };

@@ -5,12 +5,12 @@ use proptest::prelude::*;
 use wire::error::{BackendError, ErrorResponse, SqlState};
 use wire::message::{Frame, FrameError, HEADER_LEN};
 use wire::opening::Policy;
-use wire::probe::{ProbeStep, probe_answer};
 use wire::scram::Keys;
 use wire::secret::{ClusterSecret, Password};
 use wire::startup::ProtocolVersion;
+use wire::version_probe::{ProbeStep, probe_answer};
 
-use crate::drive::{
+use crate::harness::{
     End, check_forwarded, check_log_in, check_openings, check_password, check_startup, startup,
     startup_packet,
 };

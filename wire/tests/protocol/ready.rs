@@ -7,7 +7,7 @@ use wire::backend::{
 use wire::secret::Password;
 use wire::startup::ProtocolVersion;
 
-use crate::drive::{End, NONCE, check_log_in, log_in, startup};
+use crate::harness::{End, NONCE, check_log_in, log_in, startup};
 use crate::packets::{authentication, claimed, error, message};
 
 fn ok() -> Vec<u8> {

@@ -1,10 +1,10 @@
 //! Learning what a Postgres speaks.
 
 use wire::backend::BackendError;
-use wire::probe::{ProbeStep, probe_answer, probe_request};
 use wire::startup::ProtocolVersion;
+use wire::version_probe::{ProbeStep, probe_answer, probe_request};
 
-use crate::drive::check_startup;
+use crate::harness::check_startup;
 use crate::packets::{authentication, claimed, error, message, recorded};
 
 /// First answers to the probe, recorded. Authentication follows in the same read.

@@ -12,9 +12,9 @@ use sha2::Digest;
 use zeroize::Zeroizing;
 
 pub use crate::error::BackendError;
-use crate::error::{MAX_REFUSAL_TEXT, SqlState, cut};
+use crate::error::{MAX_REFUSAL_TEXT, SqlState, truncate};
 use crate::message::{Cursor, Frame, FrameError, write_c_str, write_tagged, write_untagged};
-use crate::scram::{self, Challenge, FirstSent, Hashing, Keys, ProofSent};
+use crate::scram::{self, Challenge, FirstSent, HashParams, Keys, ProofSent};
 use crate::secret::Password;
 use crate::startup::{ProtocolVersion, Startup};
 
@@ -49,14 +49,14 @@ mod code {
 const AUTHENTICATION_OK: [u8; 4] = code::OK.to_be_bytes();
 
 /// A login that is under way. Holds no password.
-pub struct Backend {
+pub struct BackendLogin {
     role: String,
     notices: u8,
-    stage: Stage,
+    state: State,
 }
 
 #[derive(PartialEq, Eq)]
-enum Stage {
+enum State {
     /// The StartupMessage was sent.
     Started {
         nonce: [u8; scram::RAW_NONCE_LEN],
@@ -67,9 +67,9 @@ enum Stage {
     ScramVerified,
 }
 
-impl Stage {
+impl State {
     /// Whether AuthenticationOk may come here.
-    fn may_end(&self) -> bool {
+    fn may_authenticate(&self) -> bool {
         match self {
             Self::Started { .. } | Self::PasswordSent | Self::ScramVerified => true,
             Self::ScramFirstSent(_) | Self::ScramProofSent(_) => false,
@@ -87,10 +87,10 @@ impl Stage {
     }
 }
 
-/// Shows the stage only.
-impl fmt::Debug for Backend {
+/// Shows the state only.
+impl fmt::Debug for BackendLogin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Backend({})", self.stage.name())
+        write!(f, "BackendLogin({})", self.state.name())
     }
 }
 
@@ -103,7 +103,7 @@ pub enum BackendStep {
         /// Bytes dealt with.
         consumed: usize,
         /// The state to go on with.
-        next: Backend,
+        next: BackendLogin,
     },
     /// Drop `consumed` bytes, derive [`Keys`] from the password, then [`AwaitKeys::resume`].
     DeriveKeys {
@@ -128,7 +128,7 @@ pub enum BackendStep {
     Refuse(BackendError),
 }
 
-impl Backend {
+impl BackendLogin {
     /// Begins a login: appends the StartupMessage to `out`.
     ///
     /// `version` is what was negotiated with the client. The parameters go as the client sent them and
@@ -152,7 +152,7 @@ impl Backend {
         Self {
             role: startup.role().to_owned(),
             notices: 0,
-            stage: Stage::Started { nonce },
+            state: State::Started { nonce },
         }
     }
 
@@ -174,16 +174,16 @@ impl Backend {
                 }
                 Err(error) => return BackendStep::Refuse(error),
             };
-            let after = consumed.saturating_add(frame.whole_len());
+            let after = consumed.saturating_add(frame.wire_len());
             if frame.tag() != b'R' {
-                if let Err(error) = self.aside(frame.tag(), frame.body()) {
+                if let Err(error) = self.other_message(frame.tag(), frame.body()) {
                     return BackendStep::Refuse(error);
                 }
                 consumed = after;
                 continue;
             }
-            if frame.body() == AUTHENTICATION_OK && self.stage.may_end() {
-                match refused_at_once(bytes.get(after..).unwrap_or_default()) {
+            if frame.body() == AUTHENTICATION_OK && self.state.may_authenticate() {
+                match refused_after_ok(bytes.get(after..).unwrap_or_default()) {
                     Ok(Some(())) => {}
                     Ok(None) => {
                         return BackendStep::Read {
@@ -194,18 +194,18 @@ impl Backend {
                     Err(error) => return BackendStep::Refuse(error),
                 }
             }
-            match authentication(self.stage, &self.role, frame.body(), password, out) {
-                Ok(Next::Stage(stage)) => self.stage = stage,
-                Ok(Next::Authenticated) => {
+            match authentication(self.state, &self.role, frame.body(), password, out) {
+                Ok(Transition::State(state)) => self.state = state,
+                Ok(Transition::Authenticated) => {
                     return BackendStep::Authenticated {
                         consumed,
                         next: AwaitReady::new(),
                     };
                 }
-                Ok(Next::DeriveKeys(hashing, challenge)) => {
+                Ok(Transition::DeriveKeys(params, challenge)) => {
                     return BackendStep::DeriveKeys {
-                        salt: hashing.salt,
-                        iterations: hashing.iterations,
+                        salt: params.salt,
+                        iterations: params.iterations,
                         consumed: after,
                         next: AwaitKeys {
                             role: self.role,
@@ -221,9 +221,9 @@ impl Backend {
     }
 
     /// A message that is not about authentication.
-    fn aside(&mut self, tag: u8, body: &[u8]) -> Result<(), BackendError> {
+    fn other_message(&mut self, tag: u8, body: &[u8]) -> Result<(), BackendError> {
         match tag {
-            b'E' => Err(refusal(body)),
+            b'E' => Err(parse_error_response(body)),
             b'v' => Err(BackendError::NegotiatedDown),
             b'N' if self.notices == MAX_NOTICES => Err(BackendError::TooManyNotices),
             b'N' => {
@@ -236,9 +236,9 @@ impl Backend {
 }
 
 /// What one message leads to.
-enum Next {
-    Stage(Stage),
-    DeriveKeys(Hashing, Challenge),
+enum Transition {
+    State(State),
+    DeriveKeys(HashParams, Challenge),
     Authenticated,
 }
 
@@ -246,75 +246,75 @@ const OUT_OF_ORDER: BackendError = BackendError::Malformed("Authentication out o
 
 /// One Authentication message.
 fn authentication(
-    stage: Stage,
+    state: State,
     role: &str,
     body: &[u8],
     password: &Password,
     out: &mut Vec<u8>,
-) -> Result<Next, BackendError> {
+) -> Result<Transition, BackendError> {
     let mut cursor = Cursor::new(body);
     let code = cursor
         .u32()
         .ok_or(BackendError::Malformed("Authentication without a code"))?;
     let data = cursor.rest();
-    match (stage, code) {
-        (Stage::Started { .. } | Stage::PasswordSent | Stage::ScramVerified, code::OK) => {
-            empty(data)?;
-            Ok(Next::Authenticated)
+    match (state, code) {
+        (State::Started { .. } | State::PasswordSent | State::ScramVerified, code::OK) => {
+            expect_empty(data)?;
+            Ok(Transition::Authenticated)
         }
-        (Stage::ScramFirstSent(_) | Stage::ScramProofSent(_), code::OK) => {
+        (State::ScramFirstSent(_) | State::ScramProofSent(_), code::OK) => {
             Err(BackendError::AuthOkWithoutServerProof)
         }
-        (Stage::Started { nonce }, code) => {
-            method(code, data, nonce, role, password, out).map(Next::Stage)
+        (State::Started { nonce }, code) => {
+            start_method(code, data, nonce, role, password, out).map(Transition::State)
         }
-        (Stage::ScramFirstSent(first), code::SASL_CONTINUE) => {
-            let (hashing, challenge) = first.challenge(data)?;
-            Ok(Next::DeriveKeys(hashing, challenge))
+        (State::ScramFirstSent(first), code::SASL_CONTINUE) => {
+            let (params, challenge) = first.challenge(data)?;
+            Ok(Transition::DeriveKeys(params, challenge))
         }
-        (Stage::ScramProofSent(proof), code::SASL_FINAL) => {
+        (State::ScramProofSent(proof), code::SASL_FINAL) => {
             proof.verify(data)?;
-            Ok(Next::Stage(Stage::ScramVerified))
+            Ok(Transition::State(State::ScramVerified))
         }
         (
-            Stage::PasswordSent
-            | Stage::ScramFirstSent(_)
-            | Stage::ScramProofSent(_)
-            | Stage::ScramVerified,
+            State::PasswordSent
+            | State::ScramFirstSent(_)
+            | State::ScramProofSent(_)
+            | State::ScramVerified,
             _,
         ) => Err(OUT_OF_ORDER),
     }
 }
 
 /// The first Authentication message, unless it was AuthenticationOk: the choice of a method.
-fn method(
+fn start_method(
     code: u32,
     data: &[u8],
     nonce: [u8; scram::RAW_NONCE_LEN],
     role: &str,
     password: &Password,
     out: &mut Vec<u8>,
-) -> Result<Stage, BackendError> {
+) -> Result<State, BackendError> {
     match code {
         code::CLEARTEXT_PASSWORD => {
-            empty(data)?;
-            write_password(out, known(password)?.as_bytes());
-            Ok(Stage::PasswordSent)
+            expect_empty(data)?;
+            write_password(out, non_empty(password)?.as_bytes());
+            Ok(State::PasswordSent)
         }
         code::MD5_PASSWORD => {
             let salt = data
                 .try_into()
                 .map_err(|_| BackendError::Malformed("md5 salt"))?;
-            let hash = md5_password(role.as_bytes(), known(password)?, salt);
+            let hash = md5_password(role.as_bytes(), non_empty(password)?, salt);
             write_password(out, hash.as_bytes());
-            Ok(Stage::PasswordSent)
+            Ok(State::PasswordSent)
         }
         code::SASL => {
-            offers_scram(data)?;
-            known(password)?;
+            expect_scram_offer(data)?;
+            non_empty(password)?;
             let first = FirstSent::new(nonce);
             write_client_first(out, &first);
-            Ok(Stage::ScramFirstSent(first))
+            Ok(State::ScramFirstSent(first))
         }
         code::SASL_CONTINUE | code::SASL_FINAL => Err(OUT_OF_ORDER),
         code => Err(BackendError::UnsupportedAuthMethod { code }),
@@ -338,13 +338,13 @@ impl fmt::Debug for AwaitKeys {
 impl AwaitKeys {
     /// Goes on with `keys`, derived from the password with the salt and count of
     /// [`BackendStep::DeriveKeys`]. Appends SCRAM's client-final-message to `out`.
-    pub fn resume(self, keys: &Keys, out: &mut Vec<u8>) -> Backend {
+    pub fn resume(self, keys: &Keys, out: &mut Vec<u8>) -> BackendLogin {
         let (message, proof) = self.challenge.answer(keys);
         write_tagged(out, b'p', |out| out.extend_from_slice(message.as_bytes()));
-        Backend {
+        BackendLogin {
             role: self.role,
             notices: self.notices,
-            stage: Stage::ScramProofSent(proof),
+            state: State::ScramProofSent(proof),
         }
     }
 }
@@ -353,12 +353,12 @@ impl AwaitKeys {
 /// `trust` it says so even to a role that does not exist, and refuses it in the next message. That is
 /// a refusal of the login, and not for the client to see as one of its own. `None` if more bytes are
 /// needed.
-fn refused_at_once(bytes: &[u8]) -> Result<Option<()>, BackendError> {
+fn refused_after_ok(bytes: &[u8]) -> Result<Option<()>, BackendError> {
     match bytes.first() {
         None => Ok(None),
-        Some(b'E') => match read(bytes, MAX_LOGIN_MESSAGE)? {
+        Some(b'E') => match read_frame(bytes, MAX_LOGIN_MESSAGE)? {
             None => Ok(None),
-            Some(frame) => match refusal(frame.body()) {
+            Some(frame) => match parse_error_response(frame.body()) {
                 error @ BackendError::Refused { sqlstate, .. } if sqlstate.is_authorization() => {
                     Err(error)
                 }
@@ -373,13 +373,13 @@ fn refused_at_once(bytes: &[u8]) -> Result<Option<()>, BackendError> {
 pub(crate) fn login_frame(bytes: &[u8]) -> Result<Option<Frame<'_>>, BackendError> {
     match bytes.first() {
         None => Ok(None),
-        Some(b'R' | b'v') => read(bytes, MAX_AUTHENTICATION),
-        Some(b'E' | b'N') => read(bytes, MAX_LOGIN_MESSAGE),
+        Some(b'R' | b'v') => read_frame(bytes, MAX_AUTHENTICATION),
+        Some(b'E' | b'N') => read_frame(bytes, MAX_LOGIN_MESSAGE),
         Some(tag) => Err(BackendError::UnexpectedMessage { tag: *tag }),
     }
 }
 
-fn read(bytes: &[u8], cap: usize) -> Result<Option<Frame<'_>>, BackendError> {
+fn read_frame(bytes: &[u8], cap: usize) -> Result<Option<Frame<'_>>, BackendError> {
     Frame::read(bytes, cap).map_err(|error| match error {
         FrameError::TooLong { tag, length } => BackendError::MessageTooLong { tag, length },
         FrameError::TooShort { .. } => BackendError::Malformed("length below 4"),
@@ -387,7 +387,7 @@ fn read(bytes: &[u8], cap: usize) -> Result<Option<Frame<'_>>, BackendError> {
 }
 
 /// What an ErrorResponse says.
-pub(crate) fn refusal(body: &[u8]) -> BackendError {
+pub(crate) fn parse_error_response(body: &[u8]) -> BackendError {
     const MALFORMED: BackendError = BackendError::Malformed("ErrorResponse");
     let mut cursor = Cursor::new(body);
     let (mut sqlstate, mut message) = (None, None);
@@ -398,7 +398,7 @@ pub(crate) fn refusal(body: &[u8]) -> BackendError {
             (Some(field), _) => match (field, cursor.c_str()) {
                 (_, None) => return MALFORMED,
                 (b'C', Some(text)) => sqlstate = SqlState::new(text),
-                (b'M', Some(text)) => message = Some(clean(text, MAX_REFUSAL_TEXT)),
+                (b'M', Some(text)) => message = Some(sanitize(text, MAX_REFUSAL_TEXT)),
                 (_, Some(_)) => {}
             },
         }
@@ -410,17 +410,17 @@ pub(crate) fn refusal(body: &[u8]) -> BackendError {
 }
 
 /// Text of the server that may go into one line of a log: cut, and without control characters.
-fn clean(text: &[u8], cap: usize) -> String {
+fn sanitize(text: &[u8], cap: usize) -> String {
     // Cut before decoding, so that the work is bounded too.
     let text = String::from_utf8_lossy(text.get(..cap).unwrap_or(text));
     let text: String = text
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
-    cut(&text, cap).to_owned()
+    truncate(&text, cap).to_owned()
 }
 
-fn empty(data: &[u8]) -> Result<(), BackendError> {
+fn expect_empty(data: &[u8]) -> Result<(), BackendError> {
     if data.is_empty() {
         Ok(())
     } else {
@@ -431,7 +431,7 @@ fn empty(data: &[u8]) -> Result<(), BackendError> {
 }
 
 /// Postgres takes no empty password, so an empty one in the configuration is none. As libpq has it.
-fn known(password: &Password) -> Result<&Password, BackendError> {
+fn non_empty(password: &Password) -> Result<&Password, BackendError> {
     if password.as_bytes().is_empty() {
         return Err(BackendError::PasswordMissing);
     }
@@ -439,7 +439,7 @@ fn known(password: &Password) -> Result<&Password, BackendError> {
 }
 
 /// Whether SCRAM-SHA-256 is in a list of mechanisms. Never its -PLUS form: there is no TLS to bind to.
-fn offers_scram(list: &[u8]) -> Result<(), BackendError> {
+fn expect_scram_offer(list: &[u8]) -> Result<(), BackendError> {
     let mut cursor = Cursor::new(list);
     let mut offered = false;
     loop {

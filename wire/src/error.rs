@@ -114,7 +114,7 @@ impl<'a> ErrorResponse<'a> {
     }
 
     /// One with a text that was put together.
-    pub(crate) fn composed(sqlstate: SqlState, message: String) -> Self {
+    pub(crate) fn from_string(sqlstate: SqlState, message: String) -> Self {
         Self {
             sqlstate,
             message: Cow::Owned(message),
@@ -147,7 +147,7 @@ impl<'a> ErrorResponse<'a> {
 
 fn write_field(out: &mut Vec<u8>, code: u8, text: &str) {
     out.push(code);
-    let text = cut(text, MAX_ERROR_TEXT);
+    let text = truncate(text, MAX_ERROR_TEXT);
     if text.contains('\0') {
         write_c_str(out, text.replace('\0', "?").as_bytes());
     } else {
@@ -156,7 +156,7 @@ fn write_field(out: &mut Vec<u8>, code: u8, text: &str) {
 }
 
 /// The longest start of `text` that is at most `cap` bytes and ends between two characters.
-pub(crate) fn cut(text: &str, cap: usize) -> &str {
+pub(crate) fn truncate(text: &str, cap: usize) -> &str {
     let mut end = cap.min(text.len());
     while !text.is_char_boundary(end) {
         end = end.saturating_sub(1);
@@ -321,7 +321,7 @@ impl FrontendError {
         match self {
             Self::InvalidStartupLength { .. } => violation("invalid length of startup packet"),
             Self::EncryptionRequestInTls => violation("received a request for encryption in TLS"),
-            Self::UnsupportedProtocol(version) => Some(ErrorResponse::composed(
+            Self::UnsupportedProtocol(version) => Some(ErrorResponse::from_string(
                 SqlState::FEATURE_NOT_SUPPORTED,
                 format!(
                     "unsupported frontend protocol {version}: server supports {} to {}",
@@ -339,7 +339,7 @@ impl FrontendError {
             Self::RepeatedUser => violation("more than one user name specified in startup packet"),
             Self::UserNotUtf8 => violation("user name specified in startup packet is not UTF-8"),
             Self::MalformedCancel => None,
-            Self::UnexpectedMessage { tag } => Some(ErrorResponse::composed(
+            Self::UnexpectedMessage { tag } => Some(ErrorResponse::from_string(
                 SqlState::PROTOCOL_VIOLATION,
                 format!("expected password response, got message type {tag}"),
             )),

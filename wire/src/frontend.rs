@@ -189,7 +189,7 @@ impl AwaitPassword {
         match frame.body().split_last() {
             Some((0, password)) if !password.contains(&0) => PasswordStep::Password {
                 password,
-                consumed: frame.whole_len(),
+                consumed: frame.wire_len(),
             },
             _ => PasswordStep::Refuse(FrontendError::MalformedPassword),
         }

@@ -12,15 +12,15 @@ use crate::startup::{
     MIN_STARTUP_PACKET, ProtocolVersion, SSL_REQUEST,
 };
 
-/// Most bytes that [`Local`] ever needs to see at once.
-pub const MAX_LOCAL: usize = MAX_STARTUP_PACKET;
+/// Most bytes that [`LocalOpening`] ever needs to see at once.
+pub const MAX_LOCAL_OPENING: usize = MAX_STARTUP_PACKET;
 
 /// TLS record type "handshake". [RFC 8446, section 5.1]
 const TLS_HANDSHAKE: u8 = 0x16;
 
 /// An encryption that a client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Encryption {
+pub enum EncryptionRequest {
     /// SSLRequest.
     Ssl,
     /// GSSENCRequest.
@@ -29,36 +29,36 @@ pub enum Encryption {
 
 /// The state of a connection of which nothing has been passed on.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Local {
+pub struct LocalOpening {
     ssl: bool,
     gss: bool,
 }
 
 /// What to do next.
 #[derive(Debug, PartialEq, Eq)]
-pub enum LocalStep<'a> {
+pub enum LocalOpeningStep<'a> {
     /// Read more bytes behind the same ones. Nothing was consumed.
-    Read(Local),
+    Read(LocalOpening),
     /// Drop `consumed` bytes, send `N`, then read on.
     Decline {
         /// What was asked for.
-        encryption: Encryption,
+        request: EncryptionRequest,
         /// Bytes of the request.
         consumed: usize,
         /// The state to go on with. There may be bytes left to advance over.
-        next: Local,
+        next: LocalOpening,
     },
     /// A session begins. Nothing was consumed: all of it, and what is behind it, is to be passed on.
     Session,
     /// Forward this and close. What follows it is of no interest.
     Cancel(CancelRequest<'a>),
-    /// Send [`LocalError::response`] and close.
-    Refuse(LocalError),
+    /// Send [`LocalOpeningError::response`] and close.
+    Refuse(LocalOpeningError),
 }
 
 /// Why a client's first bytes are not passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum LocalError {
+pub enum LocalOpeningError {
     /// No start-up packet of any kind.
     #[error("not a PostgreSQL client")]
     Garbage,
@@ -70,7 +70,7 @@ pub enum LocalError {
     RepeatedRequest,
 }
 
-impl LocalError {
+impl LocalOpeningError {
     /// The reason code: stable, snake case.
     #[must_use]
     pub fn code(self) -> &'static str {
@@ -94,7 +94,7 @@ impl LocalError {
     }
 }
 
-impl Local {
+impl LocalOpening {
     /// A connection on which nothing was read.
     #[must_use]
     pub fn new() -> Self {
@@ -103,48 +103,48 @@ impl Local {
 
     /// Looks at everything read and not yet consumed.
     #[must_use]
-    pub fn advance(self, bytes: &[u8]) -> LocalStep<'_> {
+    pub fn advance(self, bytes: &[u8]) -> LocalOpeningStep<'_> {
         if bytes.first() == Some(&TLS_HANDSHAKE) {
-            return LocalStep::Refuse(LocalError::DirectTls);
+            return LocalOpeningStep::Refuse(LocalOpeningError::DirectTls);
         }
         let mut cursor = Cursor::new(bytes);
         let Some(length) = cursor.u32() else {
-            return LocalStep::Read(self);
+            return LocalOpeningStep::Read(self);
         };
         let size = usize::try_from(length).unwrap_or(usize::MAX);
         if !(MIN_STARTUP_PACKET..=MAX_STARTUP_PACKET).contains(&size) {
-            return LocalStep::Refuse(LocalError::Garbage);
+            return LocalOpeningStep::Refuse(LocalOpeningError::Garbage);
         }
         let Some(code) = cursor.u32() else {
-            return LocalStep::Read(self);
+            return LocalOpeningStep::Read(self);
         };
         let packet = bytes.get(..size);
         match code {
-            SSL_REQUEST if size == MIN_STARTUP_PACKET => self.decline(Encryption::Ssl),
-            GSSENC_REQUEST if size == MIN_STARTUP_PACKET => self.decline(Encryption::Gss),
+            SSL_REQUEST if size == MIN_STARTUP_PACKET => self.decline(EncryptionRequest::Ssl),
+            GSSENC_REQUEST if size == MIN_STARTUP_PACKET => self.decline(EncryptionRequest::Gss),
             CANCEL_REQUEST if CANCEL_LENGTHS.contains(&size) => packet
                 .and_then(CancelRequest::new)
-                .map_or(LocalStep::Read(self), LocalStep::Cancel),
+                .map_or(LocalOpeningStep::Read(self), LocalOpeningStep::Cancel),
             _ if ProtocolVersion::from_u32(code).major == ProtocolVersion::V3_0.major => {
                 match packet {
-                    Some(_) => LocalStep::Session,
-                    None => LocalStep::Read(self),
+                    Some(_) => LocalOpeningStep::Session,
+                    None => LocalOpeningStep::Read(self),
                 }
             }
-            _ => LocalStep::Refuse(LocalError::Garbage),
+            _ => LocalOpeningStep::Refuse(LocalOpeningError::Garbage),
         }
     }
 
-    fn decline(mut self, encryption: Encryption) -> LocalStep<'static> {
-        let asked = match encryption {
-            Encryption::Ssl => &mut self.ssl,
-            Encryption::Gss => &mut self.gss,
+    fn decline(mut self, request: EncryptionRequest) -> LocalOpeningStep<'static> {
+        let seen = match request {
+            EncryptionRequest::Ssl => &mut self.ssl,
+            EncryptionRequest::Gss => &mut self.gss,
         };
-        if std::mem::replace(asked, true) {
-            return LocalStep::Refuse(LocalError::RepeatedRequest);
+        if std::mem::replace(seen, true) {
+            return LocalOpeningStep::Refuse(LocalOpeningError::RepeatedRequest);
         }
-        LocalStep::Decline {
-            encryption,
+        LocalOpeningStep::Decline {
+            request,
             consumed: MIN_STARTUP_PACKET,
             next: self,
         }
@@ -161,43 +161,43 @@ mod tests {
     const STARTUP: [u8; 15] = *b"\0\0\0\x0f\0\x03\0\0user\0\0\0";
 
     /// What a transcript comes to, cut at each byte.
-    fn outcome(transcript: &[u8]) -> Vec<String> {
+    fn steps_at_every_split(transcript: &[u8]) -> Vec<String> {
         let ends: Vec<_> = (0..=transcript.len())
             .map(|cut| {
-                let (mut state, mut seen, mut said) = (Local::new(), 0, Vec::new());
+                let (mut state, mut seen, mut steps) = (LocalOpening::new(), 0, Vec::new());
                 for end in [cut, transcript.len()] {
                     loop {
                         match state.advance(&transcript[seen..end]) {
-                            LocalStep::Read(next) => {
+                            LocalOpeningStep::Read(next) => {
                                 state = next;
                                 break;
                             }
-                            LocalStep::Decline {
-                                encryption,
+                            LocalOpeningStep::Decline {
+                                request,
                                 consumed,
                                 next,
                             } => {
-                                said.push(format!("N to {encryption:?}"));
+                                steps.push(format!("N to {request:?}"));
                                 seen += consumed;
                                 state = next;
                             }
-                            LocalStep::Session => {
-                                said.push(format!("session at {seen}"));
-                                return said;
+                            LocalOpeningStep::Session => {
+                                steps.push(format!("session at {seen}"));
+                                return steps;
                             }
-                            LocalStep::Cancel(request) => {
-                                said.push(format!("cancel of {}", request.as_bytes().len()));
-                                return said;
+                            LocalOpeningStep::Cancel(request) => {
+                                steps.push(format!("cancel of {}", request.as_bytes().len()));
+                                return steps;
                             }
-                            LocalStep::Refuse(error) => {
-                                said.push(error.code().to_owned());
-                                return said;
+                            LocalOpeningStep::Refuse(error) => {
+                                steps.push(error.code().to_owned());
+                                return steps;
                             }
                         }
                     }
                 }
-                said.push("reads on".to_owned());
-                said
+                steps.push("reads on".to_owned());
+                steps
             })
             .collect();
         assert!(ends.windows(2).all(|pair| pair[0] == pair[1]), "{ends:?}");
@@ -205,8 +205,8 @@ mod tests {
     }
 
     #[test]
-    fn every_opening_at_every_cut() {
-        let all = |parts: &[&[u8]]| outcome(&parts.concat());
+    fn every_opening_split_at_every_byte() {
+        let all = |parts: &[&[u8]]| steps_at_every_split(&parts.concat());
         assert_eq!(all(&[&STARTUP]), ["session at 0"]);
         assert_eq!(all(&[&SSL, &STARTUP]), ["N to Ssl", "session at 8"]);
         assert_eq!(

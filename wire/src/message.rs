@@ -76,7 +76,7 @@ impl<'a> Frame<'a> {
 
     /// Bytes of the whole message on the wire: tag, length word and body.
     #[must_use]
-    pub fn whole_len(&self) -> usize {
+    pub fn wire_len(&self) -> usize {
         HEADER_LEN.saturating_add(self.body.len())
     }
 }

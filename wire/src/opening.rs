@@ -24,11 +24,11 @@ pub const MAX_PROXY_V1: usize = 107;
 /// header has to fit into one segment [RFC 9293, section 3.7.1: 536].
 pub const MAX_PROXY_V2: usize = 536;
 
-/// Most bytes that [`Openings`] ever needs to see at once: the longest opening.
+/// Most bytes that [`Opening`] ever needs to see at once: the longest opening.
 pub const MAX_OPENING: usize = MAX_PROXY_V2;
 
 /// Fixed part of a PROXY v2 header.
-const PROXY_V2_HEAD: usize = 16;
+const PROXY_V2_HEADER_LEN: usize = 16;
 
 const PROXY_V1_SIGNATURE: &[u8] = b"PROXY ";
 const PROXY_V2_SIGNATURE: &[u8] = v2::PROTOCOL_PREFIX;
@@ -39,13 +39,13 @@ const TLS_HANDSHAKE: u8 = 0x16;
 const TLS_MAJOR: u8 = 0x03;
 
 /// Length word and request code: all that tells start-up packets apart.
-const PACKET_HEAD: usize = 8;
+const PACKET_HEADER_LEN: usize = 8;
 /// What a client sends to be asked for TLS.
-pub const SSL_REQUEST_PACKET: [u8; PACKET_HEAD] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
+pub const SSL_REQUEST_PACKET: [u8; PACKET_HEADER_LEN] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 /// What this listener allows from this peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Policy {
+pub struct OpeningPolicy {
     /// Take a CancelRequest without TLS.
     pub plaintext_cancel: bool,
     /// Take a PROXY header, if one comes.
@@ -54,7 +54,7 @@ pub struct Policy {
 
 /// Where a connection is between its first byte and TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+enum State {
     First,
     Proxied,
     GssRefused,
@@ -63,24 +63,24 @@ enum Stage {
 
 /// The state of a connection that is not yet in TLS.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Openings {
-    policy: Policy,
-    stage: Stage,
+pub struct Opening {
+    policy: OpeningPolicy,
+    state: State,
 }
 
 /// What to do next.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Step<'a> {
+pub enum OpeningStep<'a> {
     /// Read more bytes behind the same ones. Nothing was consumed.
-    Read(Openings),
+    Read(Opening),
     /// Drop `consumed` bytes, send `byte` (`S` or `N`) in plaintext, then read on.
-    Answer {
+    Reply {
         /// The one byte to send.
         byte: u8,
         /// Bytes dealt with: all that were given.
         consumed: usize,
         /// The state to go on with.
-        next: Openings,
+        next: Opening,
     },
     /// Drop `consumed` bytes: a PROXY header.
     Proxied {
@@ -89,7 +89,7 @@ pub enum Step<'a> {
         /// Bytes of the header.
         consumed: usize,
         /// The state to go on with. There may be bytes left to advance over.
-        next: Openings,
+        next: Opening,
     },
     /// A TLS record begins at the first byte. Nothing was consumed.
     Tls,
@@ -101,7 +101,7 @@ pub enum Step<'a> {
 
 /// The start-up packets that may stand here.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Packet {
+enum PacketKind {
     Ssl,
     Gss,
     Cancel,
@@ -109,204 +109,204 @@ enum Packet {
 }
 
 struct Pattern {
-    packet: Packet,
+    kind: PacketKind,
     lengths: RangeInclusive<usize>,
     code: &'static [u8],
 }
 
 const PATTERNS: [Pattern; 4] = [
     Pattern {
-        packet: Packet::Ssl,
-        lengths: PACKET_HEAD..=PACKET_HEAD,
+        kind: PacketKind::Ssl,
+        lengths: PACKET_HEADER_LEN..=PACKET_HEADER_LEN,
         code: &SSL_REQUEST.to_be_bytes(),
     },
     Pattern {
-        packet: Packet::Gss,
-        lengths: PACKET_HEAD..=PACKET_HEAD,
+        kind: PacketKind::Gss,
+        lengths: PACKET_HEADER_LEN..=PACKET_HEADER_LEN,
         code: &GSSENC_REQUEST.to_be_bytes(),
     },
     Pattern {
-        packet: Packet::Cancel,
+        kind: PacketKind::Cancel,
         lengths: CANCEL_LENGTHS,
         code: &CANCEL_REQUEST.to_be_bytes(),
     },
     Pattern {
-        packet: Packet::Startup,
+        kind: PacketKind::Startup,
         lengths: MIN_STARTUP_PACKET..=MAX_STARTUP_PACKET,
         code: &[0, 3],
     },
 ];
 
-impl Openings {
+impl Opening {
     /// A connection of which nothing was read.
     #[must_use]
-    pub fn new(policy: Policy) -> Self {
+    pub fn new(policy: OpeningPolicy) -> Self {
         Self {
             policy,
-            stage: Stage::First,
+            state: State::First,
         }
     }
 
     /// Looks at everything read and not yet consumed. Never needs more than [`MAX_OPENING`] bytes.
     #[must_use]
-    pub fn advance(self, bytes: &[u8]) -> Step<'_> {
+    pub fn advance(self, bytes: &[u8]) -> OpeningStep<'_> {
         let Some(first) = bytes.first() else {
-            return Step::Read(self);
+            return OpeningStep::Read(self);
         };
-        match (self.stage, *first) {
-            (Stage::TlsAgreed, _) => self.after_agreement(bytes),
-            (_, TLS_HANDSHAKE) => self.tls(bytes, OpeningError::Garbage),
-            (_, 0) => self.packet(bytes),
+        match (self.state, *first) {
+            (State::TlsAgreed, _) => self.after_tls_agreed(bytes),
+            (_, TLS_HANDSHAKE) => self.expect_tls(bytes, OpeningError::Garbage),
+            (_, 0) => self.startup_packet(bytes),
             (_, b'P') => self.proxy_v1(bytes),
             (_, b'\r') => self.proxy_v2(bytes),
-            _ => Step::Refuse(OpeningError::Garbage),
+            _ => OpeningStep::Refuse(OpeningError::Garbage),
         }
     }
 
-    fn at(self, stage: Stage) -> Self {
-        Self { stage, ..self }
+    fn with_state(self, state: State) -> Self {
+        Self { state, ..self }
     }
 
-    fn tls(self, bytes: &[u8], otherwise: OpeningError) -> Step<'_> {
+    fn expect_tls(self, bytes: &[u8], mismatch: OpeningError) -> OpeningStep<'_> {
         match bytes.get(1) {
-            None => Step::Read(self),
-            Some(&TLS_MAJOR) => Step::Tls,
-            Some(_) => Step::Refuse(otherwise),
+            None => OpeningStep::Read(self),
+            Some(&TLS_MAJOR) => OpeningStep::Tls,
+            Some(_) => OpeningStep::Refuse(mismatch),
         }
     }
 
-    fn after_agreement(self, bytes: &[u8]) -> Step<'_> {
+    fn after_tls_agreed(self, bytes: &[u8]) -> OpeningStep<'_> {
         if bytes.first() == Some(&TLS_HANDSHAKE) {
-            return self.tls(bytes, OpeningError::NotTls);
+            return self.expect_tls(bytes, OpeningError::NotTls);
         }
         match match_prefix(bytes, &SSL_REQUEST_PACKET) {
-            Prefix::Whole => Step::Refuse(OpeningError::RepeatedRequest),
-            Prefix::SoFar => Step::Read(self),
-            Prefix::Differs => Step::Refuse(OpeningError::NotTls),
+            PrefixMatch::Full => OpeningStep::Refuse(OpeningError::RepeatedRequest),
+            PrefixMatch::Partial => OpeningStep::Read(self),
+            PrefixMatch::Mismatch => OpeningStep::Refuse(OpeningError::NotTls),
         }
     }
 
-    fn packet(self, bytes: &[u8]) -> Step<'_> {
-        let head = bytes.get(..PACKET_HEAD).unwrap_or(bytes);
-        let Some(pattern) = PATTERNS.iter().find(|pattern| pattern.may_be(head)) else {
-            return Step::Refuse(OpeningError::Garbage);
+    fn startup_packet(self, bytes: &[u8]) -> OpeningStep<'_> {
+        let header = bytes.get(..PACKET_HEADER_LEN).unwrap_or(bytes);
+        let Some(pattern) = PATTERNS.iter().find(|pattern| pattern.could_match(header)) else {
+            return OpeningStep::Refuse(OpeningError::Garbage);
         };
-        if head.len() < PACKET_HEAD {
-            return Step::Read(self);
+        if header.len() < PACKET_HEADER_LEN {
+            return OpeningStep::Read(self);
         }
-        match pattern.packet {
-            Packet::Ssl => self.answer(b'S', bytes),
-            Packet::Gss if self.stage == Stage::GssRefused => {
-                Step::Refuse(OpeningError::RepeatedRequest)
+        match pattern.kind {
+            PacketKind::Ssl => self.reply(b'S', bytes),
+            PacketKind::Gss if self.state == State::GssRefused => {
+                OpeningStep::Refuse(OpeningError::RepeatedRequest)
             }
-            Packet::Gss => self.answer(b'N', bytes),
-            Packet::Cancel if self.policy.plaintext_cancel => self.cancel(bytes),
-            Packet::Cancel => Step::Refuse(OpeningError::PlaintextCancel),
-            Packet::Startup => Step::Refuse(OpeningError::PlaintextStartup),
+            PacketKind::Gss => self.reply(b'N', bytes),
+            PacketKind::Cancel if self.policy.plaintext_cancel => self.cancel(bytes),
+            PacketKind::Cancel => OpeningStep::Refuse(OpeningError::PlaintextCancel),
+            PacketKind::Startup => OpeningStep::Refuse(OpeningError::PlaintextStartup),
         }
     }
 
-    fn answer(self, byte: u8, bytes: &[u8]) -> Step<'_> {
+    fn reply(self, byte: u8, bytes: &[u8]) -> OpeningStep<'_> {
         // A man in the middle could have put them there, and TLS would then vouch for them.
-        if bytes.len() > PACKET_HEAD {
-            return Step::Refuse(OpeningError::EarlyBytes);
+        if bytes.len() > PACKET_HEADER_LEN {
+            return OpeningStep::Refuse(OpeningError::EarlyBytes);
         }
-        let stage = match byte {
-            b'S' => Stage::TlsAgreed,
-            _ => Stage::GssRefused,
+        let state = match byte {
+            b'S' => State::TlsAgreed,
+            _ => State::GssRefused,
         };
-        Step::Answer {
+        OpeningStep::Reply {
             byte,
             consumed: bytes.len(),
-            next: self.at(stage),
+            next: self.with_state(state),
         }
     }
 
-    fn cancel(self, bytes: &[u8]) -> Step<'_> {
+    fn cancel(self, bytes: &[u8]) -> OpeningStep<'_> {
         let length = Cursor::new(bytes).u32().unwrap_or_default();
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         match bytes.get(..length) {
-            None => Step::Read(self),
+            None => OpeningStep::Read(self),
             Some(packet) => match CancelRequest::new(packet) {
-                Some(request) => Step::Cancel(request),
-                None => Step::Refuse(OpeningError::Garbage),
+                Some(request) => OpeningStep::Cancel(request),
+                None => OpeningStep::Refuse(OpeningError::Garbage),
             },
         }
     }
 
-    fn proxied(self, header: &[u8], source: Option<SocketAddr>) -> Step<'static> {
-        Step::Proxied {
+    fn proxied(self, header: &[u8], source: Option<SocketAddr>) -> OpeningStep<'static> {
+        OpeningStep::Proxied {
             source,
             consumed: header.len(),
-            next: self.at(Stage::Proxied),
+            next: self.with_state(State::Proxied),
         }
     }
 
     /// Whether a PROXY header may stand here.
-    fn check_proxy(&self) -> Result<(), OpeningError> {
-        match self.stage {
-            Stage::First if self.policy.proxy_protocol => Ok(()),
-            Stage::First => Err(OpeningError::ProxyNotAllowed),
-            Stage::Proxied | Stage::GssRefused | Stage::TlsAgreed => {
+    fn check_proxy_allowed(&self) -> Result<(), OpeningError> {
+        match self.state {
+            State::First if self.policy.proxy_protocol => Ok(()),
+            State::First => Err(OpeningError::ProxyNotAllowed),
+            State::Proxied | State::GssRefused | State::TlsAgreed => {
                 Err(OpeningError::ProxyMisplaced)
             }
         }
     }
 
-    fn proxy_v1(self, bytes: &[u8]) -> Step<'_> {
+    fn proxy_v1(self, bytes: &[u8]) -> OpeningStep<'_> {
         match match_prefix(bytes, PROXY_V1_SIGNATURE) {
-            Prefix::Differs => return Step::Refuse(OpeningError::Garbage),
-            Prefix::SoFar => return Step::Read(self),
-            Prefix::Whole => {}
+            PrefixMatch::Mismatch => return OpeningStep::Refuse(OpeningError::Garbage),
+            PrefixMatch::Partial => return OpeningStep::Read(self),
+            PrefixMatch::Full => {}
         }
-        if let Err(error) = self.check_proxy() {
-            return Step::Refuse(error);
+        if let Err(error) = self.check_proxy_allowed() {
+            return OpeningStep::Refuse(error);
         }
         let header = match v1_line(bytes) {
             Ok(Some(header)) => header,
-            Ok(None) => return Step::Read(self),
-            Err(error) => return Step::Refuse(error),
+            Ok(None) => return OpeningStep::Read(self),
+            Err(error) => return OpeningStep::Refuse(error),
         };
         match v1::Header::try_from(header) {
             Ok(parsed) => self.proxied(header, v1_source(&parsed.addresses)),
-            Err(_) => Step::Refuse(OpeningError::ProxyMalformed),
+            Err(_) => OpeningStep::Refuse(OpeningError::ProxyMalformed),
         }
     }
 
-    fn proxy_v2(self, bytes: &[u8]) -> Step<'_> {
+    fn proxy_v2(self, bytes: &[u8]) -> OpeningStep<'_> {
         match match_prefix(bytes, PROXY_V2_SIGNATURE) {
-            Prefix::Differs => return Step::Refuse(OpeningError::Garbage),
-            Prefix::SoFar => return Step::Read(self),
-            Prefix::Whole => {}
+            PrefixMatch::Mismatch => return OpeningStep::Refuse(OpeningError::Garbage),
+            PrefixMatch::Partial => return OpeningStep::Read(self),
+            PrefixMatch::Full => {}
         }
-        if let Err(error) = self.check_proxy() {
-            return Step::Refuse(error);
+        if let Err(error) = self.check_proxy_allowed() {
+            return OpeningStep::Refuse(error);
         }
         // The length is the last of the fixed part's 16 bytes.
-        if let Some([high, low]) = bytes.get(PROXY_V2_HEAD - 2..PROXY_V2_HEAD) {
+        if let Some([high, low]) = bytes.get(PROXY_V2_HEADER_LEN - 2..PROXY_V2_HEADER_LEN) {
             let length = usize::from(u16::from_be_bytes([*high, *low]));
-            if PROXY_V2_HEAD + length > MAX_PROXY_V2 {
-                return Step::Refuse(OpeningError::ProxyTooLong);
+            if PROXY_V2_HEADER_LEN + length > MAX_PROXY_V2 {
+                return OpeningStep::Refuse(OpeningError::ProxyTooLong);
             }
         }
         match v2::Header::try_from(bytes) {
             Ok(parsed) if parsed.protocol == v2::Protocol::Datagram => {
-                Step::Refuse(OpeningError::ProxyMalformed)
+                OpeningStep::Refuse(OpeningError::ProxyMalformed)
             }
             Ok(parsed) => {
                 let source = v2_source(&parsed);
                 self.proxied(parsed.as_bytes(), source)
             }
-            Err(error) if error.is_incomplete() => Step::Read(self),
-            Err(_) => Step::Refuse(OpeningError::ProxyMalformed),
+            Err(error) if error.is_incomplete() => OpeningStep::Read(self),
+            Err(_) => OpeningStep::Refuse(OpeningError::ProxyMalformed),
         }
     }
 }
 
 impl Pattern {
     /// Whether some packet of this kind starts with `head`, which is at most 8 bytes.
-    fn may_be(&self, head: &[u8]) -> bool {
-        let (length, code) = head.split_at_checked(4).unwrap_or((head, &[]));
+    fn could_match(&self, header: &[u8]) -> bool {
+        let (length, code) = header.split_at_checked(4).unwrap_or((header, &[]));
         // The lengths that the bytes read so far leave possible.
         let (mut low, mut high) = ([0x00; 4], [0xff; 4]);
         for ((low, high), byte) in low.iter_mut().zip(&mut high).zip(length) {
@@ -316,26 +316,26 @@ impl Pattern {
         let high = usize::try_from(u32::from_be_bytes(high)).unwrap_or(usize::MAX);
         low <= *self.lengths.end()
             && high >= *self.lengths.start()
-            && match_prefix(code, self.code) != Prefix::Differs
+            && match_prefix(code, self.code) != PrefixMatch::Mismatch
     }
 }
 
 #[derive(PartialEq, Eq)]
-enum Prefix {
+enum PrefixMatch {
     /// The bytes begin with all of the pattern.
-    Whole,
+    Full,
     /// The pattern begins with all of the bytes.
-    SoFar,
-    Differs,
+    Partial,
+    Mismatch,
 }
 
-fn match_prefix(bytes: &[u8], pattern: &[u8]) -> Prefix {
+fn match_prefix(bytes: &[u8], pattern: &[u8]) -> PrefixMatch {
     if bytes.starts_with(pattern) {
-        Prefix::Whole
+        PrefixMatch::Full
     } else if pattern.starts_with(bytes) {
-        Prefix::SoFar
+        PrefixMatch::Partial
     } else {
-        Prefix::Differs
+        PrefixMatch::Mismatch
     }
 }
 
@@ -346,10 +346,10 @@ fn v1_line(bytes: &[u8]) -> Result<Option<&[u8]>, OpeningError> {
     let end = window.iter().position(|byte| !(b' '..=b'~').contains(byte));
     let (text, ending) = window.split_at(end.unwrap_or(window.len()));
     match match_prefix(ending, b"\r\n") {
-        Prefix::Whole => Ok(bytes.get(..text.len() + 2)),
-        Prefix::SoFar if window.len() == MAX_PROXY_V1 => Err(OpeningError::ProxyTooLong),
-        Prefix::SoFar => Ok(None),
-        Prefix::Differs => Err(OpeningError::ProxyMalformed),
+        PrefixMatch::Full => Ok(bytes.get(..text.len() + 2)),
+        PrefixMatch::Partial if window.len() == MAX_PROXY_V1 => Err(OpeningError::ProxyTooLong),
+        PrefixMatch::Partial => Ok(None),
+        PrefixMatch::Mismatch => Err(OpeningError::ProxyMalformed),
     }
 }
 

@@ -51,7 +51,7 @@ impl Keys {
     /// SASLprep prohibits is taken as it is. [PostgreSQL `fe-auth-scram.c`, `saslprep.c`]
     #[must_use]
     pub fn derive(password: &Password, salt: &[u8], iterations: u32) -> Self {
-        let prepared = prepare(password.as_bytes());
+        let prepared = saslprep(password.as_bytes());
         let mut salted = Zeroizing::new([0; KEY_LEN]);
         pbkdf2::pbkdf2_hmac::<Sha256>(&prepared, salt, iterations.max(1), salted.as_mut());
         let client_key = hmac(&salted, b"Client Key");
@@ -70,7 +70,7 @@ impl fmt::Debug for Keys {
     }
 }
 
-fn prepare(password: &[u8]) -> Zeroizing<Vec<u8>> {
+fn saslprep(password: &[u8]) -> Zeroizing<Vec<u8>> {
     let prepared = std::str::from_utf8(password)
         .ok()
         .and_then(|text| stringprep::saslprep(text).ok())
@@ -95,20 +95,20 @@ fn hmac(key: &[u8; KEY_LEN], message: &[u8]) -> [u8; KEY_LEN] {
 /// client-first was sent; server-first is awaited.
 #[derive(PartialEq, Eq)]
 pub(crate) struct FirstSent {
-    bare: String,
+    client_first_bare: String,
     nonce: String,
 }
 
 /// server-first was read; the keys are awaited.
 #[derive(PartialEq, Eq)]
 pub(crate) struct Challenge {
-    bare: String,
+    client_first_bare: String,
     server_first: String,
     nonce: String,
 }
 
 /// What server-first asks the password to be hashed with.
-pub(crate) struct Hashing {
+pub(crate) struct HashParams {
     pub(crate) salt: Vec<u8>,
     pub(crate) iterations: u32,
 }
@@ -122,24 +122,27 @@ pub(crate) struct ProofSent {
 impl FirstSent {
     /// The user name stays empty, as with libpq: Postgres takes the one of the StartupMessage.
     pub(crate) fn new(nonce: [u8; RAW_NONCE_LEN]) -> Self {
-        Self::with("", BASE64_STANDARD.encode(nonce))
+        Self::with_user("", BASE64_STANDARD.encode(nonce))
     }
 
-    fn with(user: &str, nonce: String) -> Self {
-        let bare = format!("n={user},r={nonce}");
-        Self { bare, nonce }
+    fn with_user(user: &str, nonce: String) -> Self {
+        let client_first_bare = format!("n={user},r={nonce}");
+        Self {
+            client_first_bare,
+            nonce,
+        }
     }
 
     /// client-first-message.
     pub(crate) fn message(&self) -> String {
-        format!("{GS2_HEADER}{}", self.bare)
+        format!("{GS2_HEADER}{}", self.client_first_bare)
     }
 
     /// Reads server-first-message.
     pub(crate) fn challenge(
         self,
         server_first: &[u8],
-    ) -> Result<(Hashing, Challenge), BackendError> {
+    ) -> Result<(HashParams, Challenge), BackendError> {
         const MALFORMED: BackendError = BackendError::Malformed("SCRAM server-first-message");
         let text = std::str::from_utf8(server_first).map_err(|_| MALFORMED)?;
         // A mandatory extension ("m=") would stand first, and fails here as RFC 5802 demands.
@@ -157,16 +160,16 @@ impl FirstSent {
         if salt.is_empty() {
             return Err(MALFORMED);
         }
-        let hashing = Hashing {
+        let params = HashParams {
             salt,
             iterations: parse_iterations(iterations)?,
         };
         let challenge = Challenge {
-            bare: self.bare,
+            client_first_bare: self.client_first_bare,
             nonce: nonce.to_owned(),
             server_first: text.to_owned(),
         };
-        Ok((hashing, challenge))
+        Ok((params, challenge))
     }
 }
 
@@ -192,7 +195,10 @@ impl Challenge {
     /// client-final-message, and what the server has to answer.
     pub(crate) fn answer(self, keys: &Keys) -> (String, ProofSent) {
         let without_proof = format!("c={GS2_HEADER_BASE64},r={}", self.nonce);
-        let auth_message = format!("{},{},{without_proof}", self.bare, self.server_first);
+        let auth_message = format!(
+            "{},{},{without_proof}",
+            self.client_first_bare, self.server_first
+        );
         let mut proof = hmac(&keys.stored_key, auth_message.as_bytes());
         for (byte, key) in proof.iter_mut().zip(&keys.client_key) {
             *byte ^= key;
@@ -227,16 +233,16 @@ mod tests {
         "r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096";
 
     fn rfc_exchange() -> (String, ProofSent) {
-        let first = FirstSent::with("user", "rOprNGfwEbeRWgbNEkqO".to_owned());
+        let first = FirstSent::with_user("user", "rOprNGfwEbeRWgbNEkqO".to_owned());
         assert_eq!(first.message(), "n,,n=user,r=rOprNGfwEbeRWgbNEkqO");
-        let (hashing, challenge) = first.challenge(SERVER_FIRST.as_bytes()).unwrap();
-        assert_eq!((hashing.salt.len(), hashing.iterations), (16, 4_096));
+        let (params, challenge) = first.challenge(SERVER_FIRST.as_bytes()).unwrap();
+        assert_eq!((params.salt.len(), params.iterations), (16, 4_096));
         let password = Password::new("pencil");
-        challenge.answer(&Keys::derive(&password, &hashing.salt, hashing.iterations))
+        challenge.answer(&Keys::derive(&password, &params.salt, params.iterations))
     }
 
     #[test]
-    fn the_exchange_of_rfc_7677() {
+    fn reproduces_the_exchange_of_rfc_7677() {
         let (client_final, proof) = rfc_exchange();
         assert_eq!(
             client_final,
@@ -248,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn any_other_server_signature_is_refused() {
+    fn wrong_server_signatures_are_refused() {
         for wrong in [
             "v=7rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=",
             "v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95A==",
@@ -266,8 +272,8 @@ mod tests {
     }
 
     #[test]
-    fn passwords_are_prepared_as_postgres_does() {
-        let prepared = |text: &str| prepare(text.as_bytes()).to_vec();
+    fn saslprep_matches_postgres() {
+        let prepared = |text: &str| saslprep(text.as_bytes()).to_vec();
         // RFC 4013, section 3.
         assert_eq!(prepared("I\u{ad}X"), b"IX");
         assert_eq!(prepared("user"), b"user");
@@ -278,6 +284,6 @@ mod tests {
         assert_eq!(prepared("\u{7}"), b"\x07");
         assert_eq!(prepared("\u{627}1"), "\u{627}1".as_bytes());
         assert_eq!(prepared("\u{ad}"), "\u{ad}".as_bytes());
-        assert_eq!(prepare(b"\xff").to_vec(), b"\xff");
+        assert_eq!(saslprep(b"\xff").to_vec(), b"\xff");
     }
 }

@@ -185,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_written_as_it_is_read() {
+    fn to_text_round_trip() {
         let mut bytes = [0xa0; CLUSTER_SECRET_LEN];
         bytes[31] = 0x0f;
         let text = ClusterSecret::from_bytes(bytes).to_text();

@@ -25,14 +25,14 @@ pub const MIN_CANCEL_KEY: usize = 4;
 pub const MAX_CANCEL_KEY: usize = 256;
 
 /// Bytes of a CancelRequest before its key: length word, request code, process id.
-const CANCEL_HEAD: usize = 12;
+const CANCEL_HEADER_LEN: usize = 12;
 
 /// Fewest and most bytes of a whole CancelRequest.
 pub(crate) const CANCEL_LENGTHS: std::ops::RangeInclusive<usize> =
-    CANCEL_HEAD + MIN_CANCEL_KEY..=MAX_CANCEL_PACKET;
+    CANCEL_HEADER_LEN + MIN_CANCEL_KEY..=MAX_CANCEL_PACKET;
 
 /// Most bytes of a whole CancelRequest.
-pub const MAX_CANCEL_PACKET: usize = CANCEL_HEAD + MAX_CANCEL_KEY;
+pub const MAX_CANCEL_PACKET: usize = CANCEL_HEADER_LEN + MAX_CANCEL_KEY;
 
 /// Request codes in the place of the version. [PostgreSQL `pqcomm.h`]
 pub(crate) const CANCEL_REQUEST: u32 = 0x04d2_162e;

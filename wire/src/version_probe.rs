@@ -4,7 +4,7 @@
 //! dialled only after the password was right. It must never log in: the connection is closed after the
 //! first answer.
 
-use crate::backend::{login_frame, refusal};
+use crate::backend::{login_frame, parse_error_response};
 use crate::error::{BackendError, SqlState};
 use crate::message::{Cursor, write_c_str, write_untagged};
 use crate::startup::ProtocolVersion;
@@ -22,14 +22,14 @@ pub enum ProbeStep {
     /// Read more bytes behind the same ones.
     Read,
     /// The newest version that both Postgres and this crate speak. Close the connection.
-    Speaks(ProtocolVersion),
+    Supports(ProtocolVersion),
     /// Nothing was learnt. Close the connection.
     Refuse(BackendError),
 }
 
 /// Appends a StartupMessage that asks for protocol 3.9999, so that Postgres names its newest version
 /// before it looks at anything else. `role` need not exist; a NUL in it ends it.
-pub fn probe_request(role: &str, out: &mut Vec<u8>) {
+pub fn write_probe_request(role: &str, out: &mut Vec<u8>) {
     let role = role.split('\0').next().unwrap_or_default();
     write_untagged(out, |out| {
         out.extend_from_slice(&GREASE.to_u32().to_be_bytes());
@@ -45,20 +45,20 @@ pub fn probe_request(role: &str, out: &mut Vec<u8>) {
 /// for authentication at once, or refuses the version as a feature that it has not, knows nothing of
 /// negotiation, so it speaks 3.0.
 #[must_use]
-pub fn probe_answer(bytes: &[u8]) -> ProbeStep {
+pub fn parse_probe_response(bytes: &[u8]) -> ProbeStep {
     let frame = match login_frame(bytes) {
         Ok(Some(frame)) => frame,
         Ok(None) => return ProbeStep::Read,
         Err(error) => return ProbeStep::Refuse(error),
     };
     match frame.tag() {
-        b'v' => negotiated(frame.body()),
-        b'R' => ProbeStep::Speaks(ProtocolVersion::V3_0),
-        b'E' => match refusal(frame.body()) {
+        b'v' => parse_negotiate_version(frame.body()),
+        b'R' => ProbeStep::Supports(ProtocolVersion::V3_0),
+        b'E' => match parse_error_response(frame.body()) {
             BackendError::Refused { sqlstate, .. }
                 if sqlstate == SqlState::FEATURE_NOT_SUPPORTED =>
             {
-                ProbeStep::Speaks(ProtocolVersion::V3_0)
+                ProbeStep::Supports(ProtocolVersion::V3_0)
             }
             error => ProbeStep::Refuse(error),
         },
@@ -68,7 +68,7 @@ pub fn probe_answer(bytes: &[u8]) -> ProbeStep {
 
 /// The same versions that libpq takes: the whole word, 3.x, and not 3.1, which never existed.
 /// [libpq 18 `fe-protocol3.c`, pqGetNegotiateProtocolVersion3]
-fn negotiated(body: &[u8]) -> ProbeStep {
+fn parse_negotiate_version(body: &[u8]) -> ProbeStep {
     const MALFORMED: ProbeStep =
         ProbeStep::Refuse(BackendError::Malformed("NegotiateProtocolVersion"));
     let mut cursor = Cursor::new(body);
@@ -78,8 +78,8 @@ fn negotiated(body: &[u8]) -> ProbeStep {
     };
     let version = ProtocolVersion::from_u32(word);
     match (version.major, version.minor) {
-        (3, 0) => ProbeStep::Speaks(ProtocolVersion::V3_0),
-        (3, 2..) => ProbeStep::Speaks(ProtocolVersion::V3_2),
+        (3, 0) => ProbeStep::Supports(ProtocolVersion::V3_0),
+        (3, 2..) => ProbeStep::Supports(ProtocolVersion::V3_2),
         _ => MALFORMED,
     }
 }

@@ -10,16 +10,16 @@
 mod harness;
 
 use libfuzzer_sys::fuzz_target;
-use wire::version_probe::{ProbeStep, probe_answer};
+use wire::version_probe::{ProbeStep, parse_probe_response};
 
 fuzz_target!(|data: &[u8]| {
     let Some((size, bytes)) = data.split_first() else {
         return;
     };
-    let end = harness::check_log_in("me", bytes, usize::from(*size));
-    if let harness::End::Ready { passed, rest, .. } = end {
-        assert!(bytes.ends_with(&[passed, rest].concat()));
+    let end = harness::check_login("me", bytes, usize::from(*size));
+    if let harness::LoginOutcome::Ready { forwarded, rest, .. } = end {
+        assert!(bytes.ends_with(&[forwarded, rest].concat()));
     }
-    let part = probe_answer(&bytes[..bytes.len().min(usize::from(*size))]);
-    assert!(part == ProbeStep::Read || part == probe_answer(bytes));
+    let part = parse_probe_response(&bytes[..bytes.len().min(usize::from(*size))]);
+    assert!(part == ProbeStep::Read || part == parse_probe_response(bytes));
 });

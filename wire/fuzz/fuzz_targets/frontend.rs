@@ -14,7 +14,7 @@ use wire::startup::ProtocolVersion;
 fuzz_target!(|data: &[u8]| {
     if let Some((startup, consumed)) = harness::check_startup(data) {
         harness::check_forwarded(&startup);
-        harness::ask(&startup, ProtocolVersion::V3_0);
+        harness::request_client_password(&startup, ProtocolVersion::V3_0);
         harness::check_password(&startup, &data[consumed..]);
     }
     // Otherwise a password would hardly ever be reached.

@@ -9,15 +9,15 @@
 mod harness;
 
 use libfuzzer_sys::fuzz_target;
-use wire::opening::Policy;
+use wire::opening::OpeningPolicy;
 
 fuzz_target!(|data: &[u8]| {
     let Some((switches, bytes)) = data.split_first() else {
         return;
     };
-    let policy = Policy {
+    let policy = OpeningPolicy {
         plaintext_cancel: switches & 1 != 0,
         proxy_protocol: switches & 2 != 0,
     };
-    harness::check_openings(policy, bytes);
+    harness::check_opening(policy, bytes);
 });

@@ -3,7 +3,8 @@
 //! It must never change, drop or reorder a byte of what it lets through.
 
 use super::{
-    MAX_AUTHENTICATION, MAX_LOGIN_MESSAGE, MAX_SERVER_VERSION, clean, code, read, refusal,
+    MAX_AUTHENTICATION, MAX_LOGIN_MESSAGE, MAX_SERVER_VERSION, code, parse_error_response,
+    read_frame, sanitize,
 };
 use crate::error::{BackendError, SqlState};
 use crate::message::{Cursor, Frame};
@@ -16,29 +17,29 @@ pub struct AwaitReady {
     server_version: Option<String>,
 }
 
-/// What to do next. `whole` bytes from the start are complete messages for the client, unchanged.
+/// What to do next. `forward_len` bytes from the start are complete messages for the client, unchanged.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ReadyStep {
-    /// Hand on and drop `whole` bytes (it may be 0), then read more. A buffer of
+    /// Hand on and drop `forward_len` bytes (it may be 0), then read more. A buffer of
     /// [`MAX_LOGIN_MESSAGE`] + 1 bytes is enough.
-    Pass {
+    Forward {
         /// Bytes to hand on.
-        whole: usize,
+        forward_len: usize,
         /// The state to go on with.
         next: AwaitReady,
     },
-    /// Hand on and drop `whole` bytes, the last of them ReadyForQuery. The session has begun, and what
+    /// Hand on and drop `forward_len` bytes, the last of them ReadyForQuery. The session has begun, and what
     /// lies behind is its.
     Ready {
         /// Bytes to hand on.
-        whole: usize,
+        forward_len: usize,
         /// ParameterStatus `server_version`, if it came: at most [`MAX_SERVER_VERSION`] bytes.
         server_version: Option<String>,
     },
-    /// Hand on `whole` bytes, the last of them Postgres's ErrorResponse, then close.
+    /// Hand on `forward_len` bytes, the last of them Postgres's ErrorResponse, then close.
     Failed {
         /// Bytes to hand on.
-        whole: usize,
+        forward_len: usize,
         /// What the client is told by it. Its text may name start-up parameters, so it is not here.
         sqlstate: SqlState,
     },
@@ -57,24 +58,34 @@ impl AwaitReady {
     /// Looks at everything read from Postgres and not yet handed on.
     #[must_use]
     pub fn advance(mut self, bytes: &[u8]) -> ReadyStep {
-        let mut whole: usize = 0;
+        let mut forward_len: usize = 0;
         loop {
-            let rest = bytes.get(whole..).unwrap_or_default();
+            let rest = bytes.get(forward_len..).unwrap_or_default();
             let frame = match self.frame(rest) {
                 Ok(Some(frame)) => frame,
-                Ok(None) => return ReadyStep::Pass { whole, next: self },
+                Ok(None) => {
+                    return ReadyStep::Forward {
+                        forward_len,
+                        next: self,
+                    };
+                }
                 Err(error) => return ReadyStep::Refuse(error),
             };
-            whole = whole.saturating_add(frame.whole_len());
-            match self.watch(frame) {
-                Ok(Watched::GoOn) => {}
-                Ok(Watched::Ready) => {
+            forward_len = forward_len.saturating_add(frame.wire_len());
+            match self.inspect(frame) {
+                Ok(Progress::Continue) => {}
+                Ok(Progress::Ready) => {
                     return ReadyStep::Ready {
-                        whole,
+                        forward_len,
                         server_version: self.server_version,
                     };
                 }
-                Ok(Watched::Failed(sqlstate)) => return ReadyStep::Failed { whole, sqlstate },
+                Ok(Progress::Failed(sqlstate)) => {
+                    return ReadyStep::Failed {
+                        forward_len,
+                        sqlstate,
+                    };
+                }
                 Err(error) => return ReadyStep::Refuse(error),
             }
         }
@@ -85,43 +96,43 @@ impl AwaitReady {
             return Ok(None);
         };
         match (self.authenticated, *tag) {
-            (false, b'R') => read(bytes, MAX_AUTHENTICATION),
-            (true, b'S' | b'K' | b'N' | b'E' | b'Z') => read(bytes, MAX_LOGIN_MESSAGE),
+            (false, b'R') => read_frame(bytes, MAX_AUTHENTICATION),
+            (true, b'S' | b'K' | b'N' | b'E' | b'Z') => read_frame(bytes, MAX_LOGIN_MESSAGE),
             (_, tag) => Err(BackendError::UnexpectedMessage { tag }),
         }
     }
 
-    fn watch(&mut self, frame: Frame<'_>) -> Result<Watched, BackendError> {
+    fn inspect(&mut self, frame: Frame<'_>) -> Result<Progress, BackendError> {
         let body = frame.body();
         match frame.tag() {
             b'R' if body == code::OK.to_be_bytes() => {
                 self.authenticated = true;
-                Ok(Watched::GoOn)
+                Ok(Progress::Continue)
             }
             b'R' => Err(BackendError::Malformed("AuthenticationOk")),
             b'S' => {
                 if let Some(version) = server_version(body)? {
                     self.server_version = Some(version);
                 }
-                Ok(Watched::GoOn)
+                Ok(Progress::Continue)
             }
             b'K' => match body.len().checked_sub(4) {
-                Some(MIN_CANCEL_KEY..=MAX_CANCEL_KEY) => Ok(Watched::GoOn),
+                Some(MIN_CANCEL_KEY..=MAX_CANCEL_KEY) => Ok(Progress::Continue),
                 _ => Err(BackendError::Malformed("BackendKeyData")),
             },
-            b'E' => match refusal(body) {
-                BackendError::Refused { sqlstate, .. } => Ok(Watched::Failed(sqlstate)),
+            b'E' => match parse_error_response(body) {
+                BackendError::Refused { sqlstate, .. } => Ok(Progress::Failed(sqlstate)),
                 error => Err(error),
             },
-            b'Z' if matches!(body, [b'I' | b'T' | b'E']) => Ok(Watched::Ready),
+            b'Z' if matches!(body, [b'I' | b'T' | b'E']) => Ok(Progress::Ready),
             b'Z' => Err(BackendError::Malformed("ReadyForQuery")),
-            _ => Ok(Watched::GoOn),
+            _ => Ok(Progress::Continue),
         }
     }
 }
 
-enum Watched {
-    GoOn,
+enum Progress {
+    Continue,
     Ready,
     Failed(SqlState),
 }
@@ -133,5 +144,5 @@ fn server_version(body: &[u8]) -> Result<Option<String>, BackendError> {
     else {
         return Err(BackendError::Malformed("ParameterStatus"));
     };
-    Ok((name == b"server_version").then(|| clean(value, MAX_SERVER_VERSION)))
+    Ok((name == b"server_version").then(|| sanitize(value, MAX_SERVER_VERSION)))
 }

@@ -30,7 +30,7 @@ pub enum BackendError {
     #[error("the server no longer speaks the protocol version that it spoke")]
     NegotiatedDown,
     /// An authentication method other than trust, cleartext, md5 and SCRAM-SHA-256.
-    #[error("the server asks for an authentication method that is not supported ({})", method(*.code))]
+    #[error("the server asks for an authentication method that is not supported ({})", method_name(*.code))]
     UnsupportedAuthMethod {
         /// The code in the Authentication message; 10 is SASL without SCRAM-SHA-256.
         code: u32,
@@ -129,7 +129,7 @@ impl BackendError {
     /// What the client is told: `pg_auth_inject failed: <why>`.
     #[must_use]
     pub fn response(&self) -> ErrorResponse<'static> {
-        ErrorResponse::composed(
+        ErrorResponse::from_string(
             self.response_sqlstate(),
             format!("pg_auth_inject failed: {self}"),
         )
@@ -137,7 +137,7 @@ impl BackendError {
 }
 
 /// Names for the codes. [PostgreSQL 18, protocol message formats, Authentication…]
-fn method(code: u32) -> &'static str {
+fn method_name(code: u32) -> &'static str {
     match code {
         1 | 2 => "Kerberos",
         4 => "crypt",

@@ -66,7 +66,7 @@ impl Verifier {
     ///
     /// The keys are compared in constant time.
     #[must_use]
-    pub fn is_of(&self, password: &Password) -> bool {
+    pub fn matches(&self, password: &Password) -> bool {
         if !(ITERATIONS..=MAX_ITERATIONS).contains(&self.iterations) {
             return false;
         }
@@ -106,48 +106,48 @@ mod tests {
     const PENCIL: &str = "SCRAM-SHA-256$4096:GqwHQLLZDXbtd4FjOGZNwA==$ViVOk/GgR1tEWo8ZTk10WpfkQzUjQex7qFnC1IeV7ts=:kHnuuckEVAW70J9tXoYp1G2EPLM7OFIZIES9u7mfap8=";
 
     #[test]
-    fn a_verifier_of_postgres_is_recognized_and_written_back() {
+    fn a_postgres_verifier_matches_and_round_trips() {
         let verifier = Verifier::parse(PENCIL).unwrap();
-        assert!(verifier.is_of(&Password::new("pencil")));
-        assert!(!verifier.is_of(&Password::new("Pencil")));
-        assert!(!verifier.is_of(&Password::new("")));
+        assert!(verifier.matches(&Password::new("pencil")));
+        assert!(!verifier.matches(&Password::new("Pencil")));
+        assert!(!verifier.matches(&Password::new("")));
         assert_eq!(*verifier.to_text(), PENCIL);
     }
 
     #[test]
-    fn another_implementation_makes_verifiers_that_are_recognized() {
+    fn verifiers_of_another_implementation_match() {
         for password in ["pencil", "I\u{ad}X", "\u{7}", "lies\u{a0}mich \u{2168}"] {
             let theirs = postgres_protocol::password::scram_sha_256(password.as_bytes());
             let verifier = Verifier::parse(&theirs).unwrap();
-            assert!(verifier.is_of(&Password::new(password)));
+            assert!(verifier.matches(&Password::new(password)));
             assert_eq!(*verifier.to_text(), theirs);
         }
     }
 
     #[test]
-    fn one_wrong_key_is_enough_to_differ() {
+    fn one_wrong_key_is_a_mismatch() {
         let password = Password::new("pencil");
         let good = Verifier::new(&password, &[7; SALT_LEN]);
-        assert!(good.is_of(&password));
+        assert!(good.matches(&password));
         let mut stored = good.clone();
         stored.stored_key[31] ^= 1;
         let mut server = good.clone();
         server.server_key[0] ^= 1;
-        assert!(!stored.is_of(&password) && !server.is_of(&password));
+        assert!(!stored.matches(&password) && !server.matches(&password));
     }
 
     #[test]
-    fn too_few_rounds_are_not_good_enough() {
+    fn too_few_iterations_are_a_mismatch() {
         let password = Password::new("pencil");
         let weak = Verifier::derive(&password, &[7; SALT_LEN], ITERATIONS - 1);
-        assert!(!weak.is_of(&password));
+        assert!(!weak.matches(&password));
         let strong = Verifier::derive(&password, &[7; SALT_LEN], ITERATIONS + 1);
         let strong = Verifier::parse(&strong.to_text()).unwrap();
-        assert!(strong.is_of(&password));
+        assert!(strong.matches(&password));
     }
 
     #[test]
-    fn anything_else_is_no_verifier() {
+    fn other_texts_are_not_verifiers() {
         let key = BASE64_STANDARD.encode([1; KEY_LEN]);
         for text in [
             String::new(),

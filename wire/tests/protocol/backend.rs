@@ -1,13 +1,13 @@
 //! The login to Postgres, up to AuthenticationOk.
 
 use postgres_protocol::authentication::md5_hash;
-use wire::backend::{Backend, BackendError, BackendStep, MAX_LOGIN_MESSAGE, MAX_NOTICES};
+use wire::backend::{BackendError, BackendLogin, BackendStep, MAX_LOGIN_MESSAGE, MAX_NOTICES};
 use wire::error::SqlState;
 use wire::scram::{Keys, MAX_ITERATIONS};
 use wire::secret::Password;
 use wire::startup::ProtocolVersion;
 
-use crate::harness::{End, NONCE, PASSWORD, check_log_in, log_in, startup};
+use crate::harness::{LoginOutcome, NONCE, PASSWORD, check_login, run_login, startup};
 use crate::packets::{
     CLEARTEXT, MD5, SCRAM, SCRAM_18, SCRAM_WRONG, ScramServer, TRUST, authentication, base64,
     claimed, error, message, recorded,
@@ -22,10 +22,10 @@ fn server() -> ScramServer {
 }
 
 /// A login that has heard `heard`, and what it sent because of it.
-fn after(heard: &[&[u8]]) -> (Backend, Vec<u8>) {
+fn login_after(received: &[&[u8]]) -> (BackendLogin, Vec<u8>) {
     let (mut out, password) = (Vec::new(), Password::new(PASSWORD));
-    let mut state = Backend::start(&startup(ROLE), ProtocolVersion::V3_0, NONCE, &mut out);
-    for bytes in heard {
+    let mut state = BackendLogin::start(&startup(ROLE), ProtocolVersion::V3_0, NONCE, &mut out);
+    for bytes in received {
         out.clear();
         state = match state.advance(bytes, &password, &mut out) {
             BackendStep::Read { consumed, next } => {
@@ -44,7 +44,7 @@ fn after(heard: &[&[u8]]) -> (Backend, Vec<u8>) {
     (state, out)
 }
 
-fn stages() -> Vec<(&'static str, Vec<Vec<u8>>)> {
+fn states() -> Vec<(&'static str, Vec<Vec<u8>>)> {
     let (offer, server) = (authentication(10, OFFER), server());
     let first = authentication(11, server.first.as_bytes());
     let last = authentication(12, server.last.as_bytes());
@@ -216,9 +216,11 @@ fn describe(step: &BackendStep, out: &[u8]) -> String {
     };
     match step {
         BackendStep::Read { next, .. } => {
-            let stage = format!("{next:?}");
-            let stage = stage.trim_start_matches("Backend(").trim_end_matches(')');
-            format!("-> {stage}{sent}")
+            let state = format!("{next:?}");
+            let state = state
+                .trim_start_matches("BackendLogin(")
+                .trim_end_matches(')');
+            format!("-> {state}{sent}")
         }
         BackendStep::DeriveKeys { .. } => format!("DeriveKeys{sent}"),
         BackendStep::Authenticated { .. } => format!("Authenticated{sent}"),
@@ -228,33 +230,33 @@ fn describe(step: &BackendStep, out: &[u8]) -> String {
 
 #[test]
 fn transition_table() {
-    let stages = stages();
-    let head = stages.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let states = states();
+    let head = states.iter().map(|(name, _)| (*name).to_owned()).collect();
     let rows = inputs().into_iter().map(|(input, bytes)| {
         let step = |history: &[Vec<u8>]| {
             let history: Vec<&[u8]> = history.iter().map(Vec::as_slice).collect();
-            let (state, _) = after(&history);
+            let (state, _) = login_after(&history);
             let mut out = Vec::new();
             let step = state.advance(&bytes, &Password::new(PASSWORD), &mut out);
             describe(&step, &out)
         };
         (
             input,
-            stages.iter().map(|(_, history)| step(history)).collect(),
+            states.iter().map(|(_, history)| step(history)).collect(),
         )
     });
     insta::assert_snapshot!(table(head, rows));
 }
 
 #[test]
-fn every_input_cut_at_every_byte_in_every_stage() {
-    for (_, history) in stages() {
+fn every_input_split_at_every_byte_in_every_state() {
+    for (_, history) in states() {
         for (_, bytes) in inputs() {
             let conversation = [history.concat(), bytes].concat();
-            let whole = check_log_in(ROLE, &conversation, 1);
+            let whole = check_login(ROLE, &conversation, 1);
             for cut in 0..=conversation.len() {
                 let (one, two) = conversation.split_at(cut);
-                assert_eq!(log_in(ROLE, [one, two]), whole);
+                assert_eq!(run_login(ROLE, [one, two]), whole);
             }
         }
     }
@@ -264,22 +266,22 @@ fn every_input_cut_at_every_byte_in_every_stage() {
 /// call themselves.
 fn replay(role: &str, recording: &str) -> (Vec<u8>, String) {
     let bytes = recorded(recording);
-    let whole = check_log_in(role, &bytes, 1);
+    let whole = check_login(role, &bytes, 1);
     for cut in 0..=bytes.len() {
         let (one, two) = bytes.split_at(cut);
-        assert_eq!(log_in(role, [one, two]), whole, "cut at {cut}");
+        assert_eq!(run_login(role, [one, two]), whole, "cut at {cut}");
     }
     let mut start = Vec::new();
-    let _ = Backend::start(&startup(role), ProtocolVersion::V3_0, NONCE, &mut start);
+    let _ = BackendLogin::start(&startup(role), ProtocolVersion::V3_0, NONCE, &mut start);
     match whole {
-        End::Ready {
+        LoginOutcome::Ready {
             sent,
-            passed,
+            forwarded,
             rest,
             server_version,
         } => {
-            assert!(passed.starts_with(&authentication(0, b"")));
-            assert!(bytes.ends_with(&passed) && rest.is_empty());
+            assert!(forwarded.starts_with(&authentication(0, b"")));
+            assert!(bytes.ends_with(&forwarded) && rest.is_empty());
             assert!(sent.starts_with(&start));
             (sent[start.len()..].to_vec(), server_version.unwrap())
         }
@@ -288,7 +290,7 @@ fn replay(role: &str, recording: &str) -> (Vec<u8>, String) {
 }
 
 #[test]
-fn recorded_logins() {
+fn replays_recorded_logins() {
     let debian = "15.18 (Debian 15.18-0+deb12u1)".to_owned();
     assert_eq!(replay("trusty", TRUST), (vec![], debian.clone()));
     assert_eq!(
@@ -308,9 +310,9 @@ fn recorded_logins() {
 }
 
 #[test]
-fn a_recorded_wrong_password() {
-    let whole = check_log_in("scrammer", &recorded(SCRAM_WRONG), 1);
-    let End::Refused(error) = whole else {
+fn replays_a_recorded_login_with_a_wrong_password() {
+    let whole = check_login("scrammer", &recorded(SCRAM_WRONG), 1);
+    let LoginOutcome::Refused(error) = whole else {
         panic!("{whole:?}");
     };
     assert_eq!(
@@ -322,24 +324,24 @@ fn a_recorded_wrong_password() {
 }
 
 #[test]
-fn scram_against_an_independent_server() {
+fn scram_agrees_with_an_independent_server() {
     let server = server();
     let (offer, first) = (
         authentication(10, OFFER),
         authentication(11, server.first.as_bytes()),
     );
-    let (_, sent) = after(&[&offer, &first]);
+    let (_, sent) = login_after(&[&offer, &first]);
     assert_eq!(sent, message(b'p', server.expected.as_bytes()));
     assert!(matches!(
-        check_log_in(ROLE, &server.conversation(), 7),
-        End::Ready { server_version: Some(version), .. } if version == "18.4"
+        check_login(ROLE, &server.conversation(), 7),
+        LoginOutcome::Ready { server_version: Some(version), .. } if version == "18.4"
     ));
 }
 
 #[test]
-fn an_untrustworthy_server_is_refused() {
-    let refused = |bytes: &[u8]| match check_log_in(ROLE, bytes, 3) {
-        End::Refused(error) => error,
+fn servers_that_break_scram_are_refused() {
+    let refused = |bytes: &[u8]| match check_login(ROLE, bytes, 3) {
+        LoginOutcome::Refused(error) => error,
         other => panic!("{other:?}"),
     };
     let (offer, server) = (authentication(10, OFFER), server());
@@ -373,9 +375,9 @@ fn an_untrustworthy_server_is_refused() {
 }
 
 #[test]
-fn an_empty_password_is_none() {
+fn an_empty_password_is_a_missing_password() {
     for (asks, bytes) in inputs() {
-        let (state, _) = after(&[]);
+        let (state, _) = login_after(&[]);
         let mut out = Vec::new();
         let step = state.advance(&bytes, &Password::new(""), &mut out);
         assert!(out.is_empty());
@@ -392,25 +394,25 @@ fn an_empty_password_is_none() {
 }
 
 #[test]
-fn notices_are_dropped_up_to_a_number() {
+fn notices_are_dropped_up_to_the_cap() {
     let notice = message(b'N', b"SWARNING\0C01000\0Mmind\0\0");
     let some = [notice.repeat(usize::from(MAX_NOTICES)), recorded(TRUST)].concat();
     assert!(matches!(
-        check_log_in("trusty", &some, 5),
-        End::Ready { .. }
+        check_login("trusty", &some, 5),
+        LoginOutcome::Ready { .. }
     ));
     let many = notice.repeat(usize::from(MAX_NOTICES) + 1);
     assert_eq!(
-        check_log_in("trusty", &many, 5),
-        End::Refused(BackendError::TooManyNotices)
+        check_login("trusty", &many, 5),
+        LoginOutcome::Refused(BackendError::TooManyNotices)
     );
 }
 
 #[test]
-fn a_refusal_is_cut_and_cleaned() {
+fn the_text_of_a_refusal_is_truncated_and_sanitized() {
     let text = format!("line\nbell\x07 \u{1b}[31m{}", "é".repeat(1_000));
-    let End::Refused(BackendError::Refused { sqlstate, message }) =
-        check_log_in(ROLE, &error("57P03", &text), 100)
+    let LoginOutcome::Refused(BackendError::Refused { sqlstate, message }) =
+        check_login(ROLE, &error("57P03", &text), 100)
     else {
         panic!("not refused");
     };
@@ -420,23 +422,23 @@ fn a_refusal_is_cut_and_cleaned() {
     assert_eq!(error.response_sqlstate(), SqlState::CANNOT_CONNECT_NOW);
 
     let longest = "x".repeat(MAX_LOGIN_MESSAGE - 40);
-    let end = check_log_in(ROLE, &crate::packets::error("57P03", &longest), 1_000);
+    let end = check_login(ROLE, &crate::packets::error("57P03", &longest), 1_000);
     assert!(
-        matches!(end, End::Refused(BackendError::Refused { .. })),
+        matches!(end, LoginOutcome::Refused(BackendError::Refused { .. })),
         "{end:?}"
     );
 }
 
 #[test]
-fn nothing_of_a_login_is_printed() {
+fn debug_output_of_a_login_holds_no_secret() {
     let server = server();
     let (offer, first) = (
         authentication(10, OFFER),
         authentication(11, server.first.as_bytes()),
     );
-    let (state, _) = after(&[&offer, &first]);
-    assert_eq!(format!("{state:?}"), "Backend(ScramProofSent)");
-    let (state, _) = after(&[&offer]);
+    let (state, _) = login_after(&[&offer, &first]);
+    assert_eq!(format!("{state:?}"), "BackendLogin(ScramProofSent)");
+    let (state, _) = login_after(&[&offer]);
     let mut out = Vec::new();
     let step = state.advance(&first, &Password::new(PASSWORD), &mut out);
     let BackendStep::DeriveKeys { next, .. } = step else {

@@ -74,8 +74,8 @@ fn backend() -> Vec<BackendError> {
 }
 
 #[test]
-fn codes_and_answers() {
-    let answer = |response: Option<ErrorResponse<'static>>| match response {
+fn codes_and_responses() {
+    let describe = |response: Option<ErrorResponse<'static>>| match response {
         None => "nothing".to_owned(),
         Some(response) => {
             let hint = response.hint.map(|hint| format!(" ({hint})"));
@@ -89,24 +89,24 @@ fn codes_and_answers() {
     };
     let mut table = String::new();
     for error in OPENING {
-        let told = answer(error.response());
-        table += &format!("{:<27} | {error} | {told}\n", error.code());
+        let response = describe(error.response());
+        table += &format!("{:<27} | {error} | {response}\n", error.code());
     }
     table += "\n";
     for error in FRONTEND {
-        let told = answer(error.response());
-        table += &format!("{:<27} | {error} | {told}\n", error.code());
+        let response = describe(error.response());
+        table += &format!("{:<27} | {error} | {response}\n", error.code());
     }
     table += "\n";
     for error in backend() {
-        let told = answer(Some(error.response()));
-        table += &format!("{:<27} | {error} | {told}\n", error.code());
+        let response = describe(Some(error.response()));
+        table += &format!("{:<27} | {error} | {response}\n", error.code());
     }
     insta::assert_snapshot!(table);
 }
 
 #[test]
-fn a_code_names_one_error() {
+fn codes_are_unique() {
     let mut codes = BTreeSet::new();
     let mut new = |code: &'static str| {
         assert!(
@@ -141,7 +141,7 @@ fn fields(response: &ErrorResponse<'_>) -> Vec<(char, String)> {
 }
 
 #[test]
-fn encodes_what_others_can_read() {
+fn another_implementation_decodes_our_error_responses() {
     let field = |code: char, text: &str| (code, text.to_owned());
     assert_eq!(
         fields(&AUTHENTICATION_FAILED),
@@ -161,7 +161,7 @@ fn encodes_what_others_can_read() {
 }
 
 #[test]
-fn texts_are_cut_and_hold_no_nul() {
+fn texts_are_truncated_and_hold_no_nul() {
     let text = format!("a\0b{}", "é".repeat(MAX_ERROR_TEXT));
     let response = ErrorResponse::fatal(SqlState::INTERNAL_ERROR, &text).with_hint(Some("\0"));
     let fields = fields(&response);
@@ -171,7 +171,7 @@ fn texts_are_cut_and_hold_no_nul() {
 }
 
 #[test]
-fn sqlstates() {
+fn sqlstate_parsing_and_formatting() {
     assert_eq!(SqlState::new(b"28P01"), Some(SqlState::INVALID_PASSWORD));
     assert_eq!(
         format!("{0} {0:?}", SqlState::PROTOCOL_VIOLATION),

@@ -8,7 +8,9 @@ use wire::frontend::{
 use wire::message::Frame;
 use wire::startup::{MAX_STARTUP_PACKET, ProtocolVersion};
 
-use crate::harness::{ask, check_forwarded, check_password, check_startup, startup};
+use crate::harness::{
+    check_forwarded, check_password, check_startup, request_client_password, startup,
+};
 use crate::packets::{GSSENC_REQUEST, SSL_REQUEST, cancel, claimed, message, packet};
 
 const V3_0: u32 = 0x0003_0000;
@@ -73,15 +75,15 @@ fn first_packets() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-fn told(error: FrontendError) -> String {
+fn describe_refusal(error: FrontendError) -> String {
     match error.response() {
         Some(response) => format!(
-            "Refuse {}, tell {} {:?}",
+            "Refuse {}, respond {} {:?}",
             error.code(),
             response.sqlstate,
             response.message
         ),
-        None => format!("Refuse {}, tell nothing", error.code()),
+        None => format!("Refuse {}, no response", error.code()),
     }
 }
 
@@ -98,7 +100,7 @@ fn startup_table() {
                 message.parameters().count(),
             ),
             StartupStep::Cancel(request) => format!("{request:?}"),
-            StartupStep::Refuse(error) => told(error),
+            StartupStep::Refuse(error) => describe_refusal(error),
         };
         table += &format!("{input:<26} | {outcome}\n");
     }
@@ -106,7 +108,7 @@ fn startup_table() {
 }
 
 #[test]
-fn every_first_packet_cut_at_every_byte() {
+fn every_first_packet_split_at_every_byte() {
     for (_, bytes) in first_packets() {
         if let Some((startup, _)) = check_startup(&bytes) {
             check_forwarded(&startup);
@@ -115,7 +117,7 @@ fn every_first_packet_cut_at_every_byte() {
 }
 
 #[test]
-fn a_first_packet_is_refused_as_soon_as_its_head_is_there() {
+fn a_first_packet_is_refused_as_soon_as_its_header_is_complete() {
     let error = |bytes: &[u8]| match AwaitStartup::new().advance(bytes) {
         StartupStep::Refuse(error) => error,
         other => panic!("{other:?}"),
@@ -142,7 +144,7 @@ fn a_first_packet_is_refused_as_soon_as_its_head_is_there() {
 }
 
 #[test]
-fn a_startup_message_is_kept_exactly() {
+fn a_startup_message_keeps_its_parameters() {
     let bytes = packet(V3_0, b"database\0d\0user\0me\0b\0\xff\0a\0\0b\0last\0\0");
     let StartupStep::Startup { message, consumed } = AwaitStartup::new().advance(&bytes) else {
         panic!("no start-up");
@@ -170,7 +172,7 @@ fn a_startup_message_is_kept_exactly() {
 }
 
 #[test]
-fn a_startup_message_of_another_implementation() {
+fn parses_packets_of_another_implementation() {
     let mut bytes = BytesMut::new();
     let parameters = [
         ("user", "me"),
@@ -192,7 +194,7 @@ fn a_startup_message_of_another_implementation() {
 }
 
 #[test]
-fn nothing_that_a_client_says_is_printed_but_its_role() {
+fn debug_output_shows_only_the_role_of_a_client() {
     let bytes = packet(V3_0, b"user\0me\0database\0hidden\0options\0hidden\0\0");
     let StartupStep::Startup { message, .. } = AwaitStartup::new().advance(&bytes) else {
         panic!("no start-up");
@@ -202,7 +204,7 @@ fn nothing_that_a_client_says_is_printed_but_its_role() {
         assert!(!printed.contains("hidden"), "{printed}");
     }
 
-    let bytes = message_of_password(b"hidden");
+    let bytes = password_message(b"hidden");
     let frame = Frame::read(&bytes, 100).unwrap().unwrap();
     assert_eq!(format!("{frame:?}"), "Frame { tag: 'p', body_len: 7 }");
 
@@ -210,16 +212,16 @@ fn nothing_that_a_client_says_is_printed_but_its_role() {
     let printed = format!("{:?}", AwaitStartup::new().advance(&bytes));
     assert_eq!(printed, "Cancel(CancelRequest(18 bytes))");
 
-    let bytes = message_of_password(b"hidden");
+    let bytes = password_message(b"hidden");
     let printed = format!("{:?}", await_password().advance(&bytes));
     assert_eq!(printed, "Password(redacted)");
 }
 
 fn await_password() -> wire::frontend::AwaitPassword {
-    ask(&startup("me"), ProtocolVersion::V3_0).1
+    request_client_password(&startup("me"), ProtocolVersion::V3_0).1
 }
 
-fn message_of_password(password: &[u8]) -> Vec<u8> {
+fn password_message(password: &[u8]) -> Vec<u8> {
     let mut bytes = BytesMut::new();
     oracle::password_message(password, &mut bytes).unwrap();
     bytes.to_vec()
@@ -229,16 +231,16 @@ fn passwords() -> Vec<(&'static str, Vec<u8>)> {
     let longest = vec![b'x'; MAX_PASSWORD_MESSAGE - 5];
     vec![
         ("nothing", vec![]),
-        ("password", message_of_password(b"secret")),
-        ("empty password", message_of_password(b"")),
+        ("password", password_message(b"secret")),
+        ("empty password", password_message(b"")),
         (
             "bytes behind it",
-            [&message_of_password(b"secret")[..], b"Q"].concat(),
+            [&password_message(b"secret")[..], b"Q"].concat(),
         ),
-        ("longest", message_of_password(&longest)),
+        ("longest", password_message(&longest)),
         (
             "1 byte longer",
-            message_of_password(&[&longest[..], b"x"].concat()),
+            password_message(&[&longest[..], b"x"].concat()),
         ),
         ("no NUL", message(b'p', b"secret")),
         ("two NULs", message(b'p', b"secret\0\0")),
@@ -269,7 +271,7 @@ fn password_table() {
             PasswordStep::Password { password, consumed } => {
                 format!("Password of {}, {consumed} bytes", password.len())
             }
-            PasswordStep::Refuse(error) => told(error),
+            PasswordStep::Refuse(error) => describe_refusal(error),
         };
         table += &format!("{input:<20} | {outcome}\n");
     }
@@ -277,15 +279,15 @@ fn password_table() {
 }
 
 #[test]
-fn every_password_cut_at_every_byte() {
+fn every_password_split_at_every_byte() {
     for (_, bytes) in passwords() {
         check_password(&startup("me"), &bytes);
     }
 }
 
 #[test]
-fn a_password_comes_out_as_it_went_in() {
-    let bytes = message_of_password("pässword \u{1f511}".as_bytes());
+fn a_password_is_returned_unchanged() {
+    let bytes = password_message("pässword \u{1f511}".as_bytes());
     match await_password().advance(&bytes) {
         PasswordStep::Password { password, consumed } => {
             assert_eq!(password, "pässword \u{1f511}".as_bytes());
@@ -296,14 +298,14 @@ fn a_password_comes_out_as_it_went_in() {
 }
 
 #[test]
-fn a_gigabyte_is_refused_after_five_bytes() {
+fn an_oversized_password_is_refused_after_five_bytes() {
     let refused = await_password().advance(b"p\x40\0\0\0");
     let error = FrontendError::PasswordTooLong { length: 1 << 30 };
     assert!(refused == PasswordStep::Refuse(error));
 }
 
 #[test]
-fn the_longest_startup_packet_is_taken() {
+fn the_longest_startup_packet_is_accepted() {
     let (name, bytes) = first_packets().remove(8);
     assert_eq!((name, bytes.len() <= MAX_STARTUP_PACKET), ("longest", true));
     assert!(bytes.len() > MAX_STARTUP_PACKET - 8);

@@ -1,11 +1,13 @@
 //! Runs the machines over bytes in every way in which a network could cut them, and checks what must
 //! hold for any bytes at all. Shared with the fuzz targets, so it uses nothing but `wire`.
 
-use wire::backend::{AwaitReady, Backend, BackendError, BackendStep, MAX_LOGIN_MESSAGE, ReadyStep};
+use wire::backend::{
+    AwaitReady, BackendError, BackendLogin, BackendStep, MAX_LOGIN_MESSAGE, ReadyStep,
+};
 use wire::frontend::{
     AwaitPassword, AwaitStartup, MAX_PASSWORD_MESSAGE, PasswordStep, StartupStep, request_password,
 };
-use wire::opening::{MAX_OPENING, OpeningError, Openings, Policy, Step};
+use wire::opening::{MAX_OPENING, Opening, OpeningError, OpeningPolicy, OpeningStep};
 use wire::scram::Keys;
 use wire::secret::Password;
 use wire::startup::{MAX_STARTUP_PACKET, ProtocolVersion, Startup};
@@ -15,15 +17,15 @@ pub(crate) const NONCE: [u8; 18] = *b"eighteen byte nonc";
 pub(crate) const PASSWORD: &str = "pencil";
 
 /// More rounds than the tests' own servers ask for would only make fuzzing slow.
-const MOST_ROUNDS: u32 = 4_096;
+const MAX_ROUNDS: u32 = 4_096;
 
 // ---- opening
 
 /// A machine that has been through `history`: each item is what one step consumed.
-pub(crate) fn openings(policy: Policy, history: &[Vec<u8>]) -> Openings {
-    history.iter().fold(Openings::new(policy), |state, chunk| {
+pub(crate) fn opening_after(policy: OpeningPolicy, history: &[Vec<u8>]) -> Opening {
+    history.iter().fold(Opening::new(policy), |state, chunk| {
         match state.advance(chunk) {
-            Step::Answer { next, .. } | Step::Proxied { next, .. } => next,
+            OpeningStep::Reply { next, .. } | OpeningStep::Proxied { next, .. } => next,
             other => panic!("no step that goes on: {other:?}"),
         }
     })
@@ -32,29 +34,29 @@ pub(crate) fn openings(policy: Policy, history: &[Vec<u8>]) -> Openings {
 /// Checks every cut of `bytes`, and goes on where a client would wait for an answer.
 ///
 /// Returns the steps taken, the last one included.
-pub(crate) fn check_openings(policy: Policy, bytes: &[u8]) -> Vec<String> {
-    let (mut history, mut trail) = (Vec::new(), Vec::new());
+pub(crate) fn check_opening(policy: OpeningPolicy, bytes: &[u8]) -> Vec<String> {
+    let (mut history, mut steps) = (Vec::new(), Vec::new());
     let mut rest = bytes;
     loop {
-        check_opening_cuts(policy, &history, rest);
-        let consumed = match openings(policy, &history).advance(rest) {
-            Step::Answer { consumed, byte, .. } => {
-                trail.push(format!("Answer {:?}", char::from(byte)));
+        check_opening_prefixes(policy, &history, rest);
+        let consumed = match opening_after(policy, &history).advance(rest) {
+            OpeningStep::Reply { consumed, byte, .. } => {
+                steps.push(format!("Reply {:?}", char::from(byte)));
                 consumed
             }
-            Step::Proxied {
+            OpeningStep::Proxied {
                 consumed, source, ..
             } => {
-                trail.push(format!("Proxied {source:?}"));
+                steps.push(format!("Proxied {source:?}"));
                 consumed
             }
-            Step::Refuse(OpeningError::EarlyBytes) => {
-                trail.push("EarlyBytes".to_owned());
+            OpeningStep::Refuse(OpeningError::EarlyBytes) => {
+                steps.push("EarlyBytes".to_owned());
                 8
             }
             last => {
-                trail.push(format!("{last:?}"));
-                return trail;
+                steps.push(format!("{last:?}"));
+                return steps;
             }
         };
         assert!(0 < consumed && consumed <= rest.len());
@@ -64,19 +66,19 @@ pub(crate) fn check_openings(policy: Policy, bytes: &[u8]) -> Vec<String> {
 }
 
 /// What is decided on a part is what is decided on the whole, and it is decided in time.
-fn check_opening_cuts(policy: Policy, history: &[Vec<u8>], bytes: &[u8]) {
-    let whole = openings(policy, history).advance(bytes);
+fn check_opening_prefixes(policy: OpeningPolicy, history: &[Vec<u8>], bytes: &[u8]) {
+    let whole = opening_after(policy, history).advance(bytes);
     for cut in 0..=bytes.len().min(MAX_OPENING) {
-        match openings(policy, history).advance(&bytes[..cut]) {
-            Step::Read(same) => {
-                assert_eq!(same, openings(policy, history));
+        match opening_after(policy, history).advance(&bytes[..cut]) {
+            OpeningStep::Read(same) => {
+                assert_eq!(same, opening_after(policy, history));
                 assert!(cut < MAX_OPENING, "undecided after {cut} bytes");
             }
             // The one decision that more bytes change: they had no right to be there.
-            Step::Answer { consumed, .. } => {
+            OpeningStep::Reply { consumed, .. } => {
                 assert_eq!((consumed, cut), (8, 8));
                 if bytes.len() > cut {
-                    assert_eq!(whole, Step::Refuse(OpeningError::EarlyBytes));
+                    assert_eq!(whole, OpeningStep::Refuse(OpeningError::EarlyBytes));
                 }
             }
             decided => assert_eq!(decided, whole, "cut at {cut} of {}", bytes.len()),
@@ -112,7 +114,7 @@ pub(crate) fn check_startup(bytes: &[u8]) -> Option<(Startup, usize)> {
 }
 
 /// What a client is asked, its password machine, and the version that was agreed on.
-pub(crate) fn ask(
+pub(crate) fn request_client_password(
     startup: &Startup,
     newest: ProtocolVersion,
 ) -> (Vec<u8>, AwaitPassword, ProtocolVersion) {
@@ -124,7 +126,7 @@ pub(crate) fn ask(
 
 /// Checks every cut of a password message.
 pub(crate) fn check_password(startup: &Startup, bytes: &[u8]) {
-    let state = || ask(startup, ProtocolVersion::V3_2).1;
+    let state = || request_client_password(startup, ProtocolVersion::V3_2).1;
     let whole = state().advance(bytes);
     for cut in 0..=bytes.len().min(MAX_PASSWORD_MESSAGE + 1) {
         match state().advance(&bytes[..cut]) {
@@ -142,7 +144,7 @@ pub(crate) fn check_password(startup: &Startup, bytes: &[u8]) {
 /// What Postgres is sent says what the client said, without its protocol options.
 pub(crate) fn check_forwarded(startup: &Startup) {
     let mut out = Vec::new();
-    let _ = Backend::start(startup, ProtocolVersion::V3_0, NONCE, &mut out);
+    let _ = BackendLogin::start(startup, ProtocolVersion::V3_0, NONCE, &mut out);
     let (forwarded, consumed) = check_startup(&out).expect("what we send we can read");
     assert_eq!(consumed, out.len());
     assert_eq!(forwarded.version(), ProtocolVersion::V3_0);
@@ -156,20 +158,20 @@ pub(crate) fn check_forwarded(startup: &Startup) {
 
 /// How a login ended.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum LoginOutcome {
     /// All bytes were read, and the login is not over.
-    Reading,
+    Incomplete,
     Refused(BackendError),
     /// `passed` went to the client, `rest` is the session's.
     Ready {
         sent: Vec<u8>,
-        passed: Vec<u8>,
+        forwarded: Vec<u8>,
         rest: Vec<u8>,
         server_version: Option<String>,
     },
     Failed {
         sent: Vec<u8>,
-        passed: Vec<u8>,
+        forwarded: Vec<u8>,
         sqlstate: String,
     },
 }
@@ -197,10 +199,10 @@ pub(crate) fn startup_packet(version: ProtocolVersion, parameters: &[(&str, &str
 }
 
 /// Feeds a login what Postgres says, cut into `parts`.
-pub(crate) fn log_in<'a>(role: &str, parts: impl IntoIterator<Item = &'a [u8]>) -> End {
+pub(crate) fn run_login<'a>(role: &str, parts: impl IntoIterator<Item = &'a [u8]>) -> LoginOutcome {
     let mut sent = Vec::new();
     let mut parts = parts.into_iter();
-    let mut login = Backend::start(&startup(role), ProtocolVersion::V3_0, NONCE, &mut sent);
+    let mut login = BackendLogin::start(&startup(role), ProtocolVersion::V3_0, NONCE, &mut sent);
     let password = Password::new(PASSWORD);
     let mut buffer = Vec::new();
     loop {
@@ -210,7 +212,7 @@ pub(crate) fn log_in<'a>(role: &str, parts: impl IntoIterator<Item = &'a [u8]>) 
                 assert!(buffer.len() <= MAX_LOGIN_MESSAGE, "undecided");
                 login = next;
                 let Some(part) = parts.next() else {
-                    return End::Reading;
+                    return LoginOutcome::Incomplete;
                 };
                 buffer.extend_from_slice(part);
             }
@@ -221,65 +223,68 @@ pub(crate) fn log_in<'a>(role: &str, parts: impl IntoIterator<Item = &'a [u8]>) 
                 next,
             } => {
                 buffer.drain(..consumed);
-                let keys = Keys::derive(&password, &salt, iterations.min(MOST_ROUNDS));
+                let keys = Keys::derive(&password, &salt, iterations.min(MAX_ROUNDS));
                 login = next.resume(&keys, &mut sent);
             }
             BackendStep::Authenticated { consumed, next } => {
                 buffer.drain(..consumed);
-                return pass_on(next, buffer, parts, sent);
+                return forward_until_ready(next, buffer, parts, sent);
             }
-            BackendStep::Refuse(error) => return End::Refused(error),
+            BackendStep::Refuse(error) => return LoginOutcome::Refused(error),
         }
     }
 }
 
-fn pass_on<'a>(
+fn forward_until_ready<'a>(
     mut state: AwaitReady,
     mut buffer: Vec<u8>,
     mut parts: impl Iterator<Item = &'a [u8]>,
     sent: Vec<u8>,
-) -> End {
-    let mut passed = Vec::new();
+) -> LoginOutcome {
+    let mut forwarded = Vec::new();
     loop {
         match state.advance(&buffer) {
-            ReadyStep::Pass { whole, next } => {
-                passed.extend(buffer.drain(..whole));
+            ReadyStep::Forward { forward_len, next } => {
+                forwarded.extend(buffer.drain(..forward_len));
                 assert!(buffer.len() <= MAX_LOGIN_MESSAGE, "undecided");
                 state = next;
                 let Some(part) = parts.next() else {
-                    return End::Reading;
+                    return LoginOutcome::Incomplete;
                 };
                 buffer.extend_from_slice(part);
             }
             ReadyStep::Ready {
-                whole,
+                forward_len,
                 server_version,
             } => {
-                passed.extend(buffer.drain(..whole));
+                forwarded.extend(buffer.drain(..forward_len));
                 buffer.extend(parts.flatten());
-                return End::Ready {
+                return LoginOutcome::Ready {
                     sent,
-                    passed,
+                    forwarded,
                     rest: buffer,
                     server_version,
                 };
             }
-            ReadyStep::Failed { whole, sqlstate } => {
-                passed.extend(buffer.drain(..whole));
-                return End::Failed {
+            ReadyStep::Failed {
+                forward_len,
+                sqlstate,
+            } => {
+                forwarded.extend(buffer.drain(..forward_len));
+                return LoginOutcome::Failed {
                     sent,
-                    passed,
+                    forwarded,
                     sqlstate: sqlstate.to_string(),
                 };
             }
-            ReadyStep::Refuse(error) => return End::Refused(error),
+            ReadyStep::Refuse(error) => return LoginOutcome::Refused(error),
         }
     }
 }
 
 /// What a server says leads to one end, however it is cut.
-pub(crate) fn check_log_in(role: &str, bytes: &[u8], chunk: usize) -> End {
-    let whole = log_in(role, [bytes]);
-    assert_eq!(whole, log_in(role, bytes.chunks(chunk.max(1))));
+pub(crate) fn check_login(role: &str, bytes: &[u8], chunk: usize) -> LoginOutcome {
+    let whole = run_login(role, [bytes]);
+    assert_eq!(whole, run_login(role, bytes.chunks(chunk.max(1))));
     whole
 }

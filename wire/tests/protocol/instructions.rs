@@ -1,16 +1,16 @@
 //! For scripts/instructions: each does what its name says 100 times inside `measured`, of which
 //! valgrind counts the instructions.
 
-use wire::backend::{Backend, BackendStep};
+use wire::backend::{BackendLogin, BackendStep};
 use wire::frontend::{AwaitStartup, PasswordStep, StartupStep, request_password};
-use wire::opening::{Openings, Policy, Step};
+use wire::opening::{Opening, OpeningPolicy, OpeningStep};
 use wire::scram::{Keys, Password};
 use wire::secret::ClusterSecret;
 use wire::startup::{ProtocolVersion, Startup};
 
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 const SECRET: &str = "5ead0000a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c";
-const POLICY: Policy = Policy {
+const POLICY: OpeningPolicy = OpeningPolicy {
     plaintext_cancel: false,
     proxy_protocol: false,
 };
@@ -48,10 +48,10 @@ fn wire_client_login() {
     let secret: ClusterSecret = SECRET.parse().unwrap();
     measured(|| {
         for _ in 0..100 {
-            let Step::Answer { next, .. } = Openings::new(POLICY).advance(&SSL_REQUEST) else {
+            let OpeningStep::Reply { next, .. } = Opening::new(POLICY).advance(&SSL_REQUEST) else {
                 panic!("it is answered");
             };
-            assert!(matches!(next.advance(&[0x16, 3, 1]), Step::Tls));
+            assert!(matches!(next.advance(&[0x16, 3, 1]), OpeningStep::Tls));
             let StartupStep::Startup { message, .. } = AwaitStartup::new().advance(&packet) else {
                 panic!("a whole packet");
             };
@@ -77,7 +77,7 @@ fn wire_scram_login() {
         for _ in 0..100 {
             let mut out = Vec::new();
             let nonce = *b"eighteen byte nonc";
-            let backend = Backend::start(&startup, ProtocolVersion::V3_0, nonce, &mut out);
+            let backend = BackendLogin::start(&startup, ProtocolVersion::V3_0, nonce, &mut out);
             let BackendStep::Read { next, .. } = backend.advance(&sasl, &password, &mut out) else {
                 panic!("a mechanism");
             };

@@ -2,7 +2,7 @@
 
 use wire::startup::ProtocolVersion;
 
-use crate::harness::{ask, check_forwarded, check_startup, startup_packet};
+use crate::harness::{check_forwarded, check_startup, request_client_password, startup_packet};
 use crate::packets::recorded;
 
 const V: fn(u16) -> ProtocolVersion = |minor| ProtocolVersion { major: 3, minor };
@@ -37,13 +37,13 @@ const RECORDED: [(u16, &[&str], &str, &str); 6] = [
 ];
 
 #[test]
-fn negotiates_byte_for_byte_as_postgres_does() {
+fn negotiates_byte_for_byte_like_postgres() {
     for (minor, options, pg15, pg18) in RECORDED {
         let mut parameters = vec![("user", "me")];
         parameters.extend(options.iter().map(|name| (*name, "x")));
         let (startup, _) = check_startup(&startup_packet(V(minor), &parameters)).unwrap();
         for (newest, negotiation) in [(V(0), pg15), (V(2), pg18)] {
-            let (asked, _, version) = ask(&startup, newest);
+            let (asked, _, version) = request_client_password(&startup, newest);
             assert_eq!(version, V(minor).min(newest));
             let expected = [recorded(negotiation), recorded(QUESTION)].concat();
             assert_eq!(asked, expected, "3.{minor} {options:?} on {newest}");
@@ -53,7 +53,7 @@ fn negotiates_byte_for_byte_as_postgres_does() {
 }
 
 #[test]
-fn protocol_options_are_not_forwarded_and_the_rest_keeps_its_order() {
+fn protocol_options_are_not_forwarded_and_parameters_keep_their_order() {
     let parameters = [
         ("_pq_.test_protocol_negotiation", ""),
         ("user", "me"),
@@ -64,13 +64,13 @@ fn protocol_options_are_not_forwarded_and_the_rest_keeps_its_order() {
     ];
     let (startup, _) = check_startup(&startup_packet(V(9999), &parameters)).unwrap();
     let mut out = Vec::new();
-    let _ = wire::backend::Backend::start(&startup, V(2), [0; 18], &mut out);
+    let _ = wire::backend::BackendLogin::start(&startup, V(2), [0; 18], &mut out);
     let expected = [("user", "me"), ("b", "2"), ("_pq", "kept"), ("a", "1")];
     assert_eq!(out, startup_packet(V(2), &expected));
 }
 
 #[test]
-fn versions() {
+fn version_conversions() {
     assert_eq!(
         ProtocolVersion::from_u32(0x0003_0002),
         ProtocolVersion::V3_2

@@ -1,20 +1,20 @@
 //! The plaintext bytes before TLS.
 
 use wire::opening::{
-    MAX_OPENING, MAX_PROXY_V1, MAX_PROXY_V2, OpeningError, Openings, Policy, Step,
+    MAX_OPENING, MAX_PROXY_V1, MAX_PROXY_V2, Opening, OpeningError, OpeningPolicy, OpeningStep,
 };
 
-use crate::harness::{check_openings, openings};
+use crate::harness::{check_opening, opening_after};
 use crate::packets::{
     CLIENT_HELLO, GSSENC_REQUEST, IPV4, PROXY_V1, SSL_REQUEST, cancel, packet, proxy_v2,
 };
 use crate::table;
 
-const STRICT: Policy = Policy {
+const STRICT: OpeningPolicy = OpeningPolicy {
     plaintext_cancel: false,
     proxy_protocol: false,
 };
-const LENIENT: Policy = Policy {
+const LENIENT: OpeningPolicy = OpeningPolicy {
     plaintext_cancel: true,
     proxy_protocol: true,
 };
@@ -59,7 +59,7 @@ fn inputs() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 /// The stages, each by what leads to it.
-fn stages() -> Vec<(&'static str, Policy, Vec<Vec<u8>>)> {
+fn states() -> Vec<(&'static str, OpeningPolicy, Vec<Vec<u8>>)> {
     let (ssl, gss) = (SSL_REQUEST.to_vec(), GSSENC_REQUEST.to_vec());
     vec![
         ("First, strict", STRICT, vec![]),
@@ -71,34 +71,34 @@ fn stages() -> Vec<(&'static str, Policy, Vec<Vec<u8>>)> {
     ]
 }
 
-fn describe(step: &Step<'_>) -> String {
-    let stage = |next: &Openings| {
+fn describe(step: &OpeningStep<'_>) -> String {
+    let state = |next: &Opening| {
         let text = format!("{next:?}");
-        text.split("stage: ").nth(1).unwrap().replace(" }", "")
+        text.split("state: ").nth(1).unwrap().replace(" }", "")
     };
     match step {
-        Step::Read(_) => "Read".to_owned(),
-        Step::Answer { byte, next, .. } => {
-            format!("Answer {:?} -> {}", char::from(*byte), stage(next))
+        OpeningStep::Read(_) => "Read".to_owned(),
+        OpeningStep::Reply { byte, next, .. } => {
+            format!("Reply {:?} -> {}", char::from(*byte), state(next))
         }
-        Step::Proxied { source, next, .. } => {
+        OpeningStep::Proxied { source, next, .. } => {
             let source = source.map(|source| source.to_string());
-            format!("{} -> {}", source.unwrap_or_default(), stage(next))
+            format!("{} -> {}", source.unwrap_or_default(), state(next))
         }
-        Step::Tls => "Tls".to_owned(),
-        Step::Cancel(request) => format!("{request:?}"),
-        Step::Refuse(error) => error.code().to_owned(),
+        OpeningStep::Tls => "Tls".to_owned(),
+        OpeningStep::Cancel(request) => format!("{request:?}"),
+        OpeningStep::Refuse(error) => error.code().to_owned(),
     }
 }
 
 #[test]
 fn transition_table() {
-    let stages = stages();
-    let head = stages.iter().map(|(name, ..)| (*name).to_owned()).collect();
+    let states = states();
+    let head = states.iter().map(|(name, ..)| (*name).to_owned()).collect();
     let rows = inputs().into_iter().map(|(input, bytes)| {
         let step =
-            |policy, history: &[Vec<u8>]| describe(&openings(policy, history).advance(&bytes));
-        let cells = stages
+            |policy, history: &[Vec<u8>]| describe(&opening_after(policy, history).advance(&bytes));
+        let cells = states
             .iter()
             .map(|(_, policy, history)| step(*policy, history));
         (input, cells.collect())
@@ -107,19 +107,19 @@ fn transition_table() {
 }
 
 #[test]
-fn every_input_cut_at_every_byte_in_every_stage() {
-    for (_, policy, history) in stages() {
+fn every_input_split_at_every_byte_in_every_state() {
+    for (_, policy, history) in states() {
         for (_, bytes) in inputs() {
             let conversation = [history.concat(), bytes].concat();
-            check_openings(policy, &conversation);
+            check_opening(policy, &conversation);
         }
     }
 }
 
 #[test]
-fn one_byte_is_enough_to_refuse_what_can_be_no_opening() {
+fn an_impossible_first_byte_is_refused_immediately() {
     let read: Vec<u8> = (0..=255)
-        .filter(|byte| matches!(Openings::new(STRICT).advance(&[*byte]), Step::Read(_)))
+        .filter(|byte| matches!(Opening::new(STRICT).advance(&[*byte]), OpeningStep::Read(_)))
         .collect();
     assert_eq!(read, [0x00, b'\r', 0x16, b'P']);
 }
@@ -128,64 +128,64 @@ fn one_byte_is_enough_to_refuse_what_can_be_no_opening() {
 fn whole_conversations() {
     let proxied = "Proxied Some(192.0.2.7:50000)".to_owned();
     let (n, s, tls) = (
-        "Answer 'N'".to_owned(),
-        "Answer 'S'".to_owned(),
+        "Reply 'N'".to_owned(),
+        "Reply 'S'".to_owned(),
         "Tls".to_owned(),
     );
     let early = "EarlyBytes".to_owned();
 
-    assert_eq!(check_openings(STRICT, CLIENT_HELLO).concat(), tls);
-    let steps = check_openings(LENIENT, &[PROXY_V1, CLIENT_HELLO].concat());
+    assert_eq!(check_opening(STRICT, CLIENT_HELLO).concat(), tls);
+    let steps = check_opening(LENIENT, &[PROXY_V1, CLIENT_HELLO].concat());
     assert_eq!(steps, [proxied.clone(), tls.clone()]);
-    let steps = check_openings(LENIENT, &[PROXY_V1, SSL_REQUEST].concat());
+    let steps = check_opening(LENIENT, &[PROXY_V1, SSL_REQUEST].concat());
     let waiting = format!(
         "{:?}",
-        Step::Read(openings(LENIENT, &[SSL_REQUEST.to_vec()]))
+        OpeningStep::Read(opening_after(LENIENT, &[SSL_REQUEST.to_vec()]))
     );
     assert_eq!(steps, [proxied, s.clone(), waiting]);
 
     // In one read it is an attack; in three it is what libpq does.
     let libpq = [GSSENC_REQUEST, SSL_REQUEST, CLIENT_HELLO].concat();
     assert_eq!(
-        check_openings(STRICT, &libpq),
+        check_opening(STRICT, &libpq),
         [early.clone(), early, tls.clone()]
     );
-    let state = openings(STRICT, &[]);
-    let Step::Answer { byte, next, .. } = state.advance(GSSENC_REQUEST) else {
+    let state = opening_after(STRICT, &[]);
+    let OpeningStep::Reply { byte, next, .. } = state.advance(GSSENC_REQUEST) else {
         panic!("no answer");
     };
-    assert_eq!(format!("Answer {:?}", char::from(byte)), n);
-    let Step::Answer { byte, next, .. } = next.advance(SSL_REQUEST) else {
+    assert_eq!(format!("Reply {:?}", char::from(byte)), n);
+    let OpeningStep::Reply { byte, next, .. } = next.advance(SSL_REQUEST) else {
         panic!("no answer");
     };
-    assert_eq!(format!("Answer {:?}", char::from(byte)), s);
-    assert_eq!(next.advance(CLIENT_HELLO), Step::Tls);
+    assert_eq!(format!("Reply {:?}", char::from(byte)), s);
+    assert_eq!(next.advance(CLIENT_HELLO), OpeningStep::Tls);
 }
 
 #[test]
-fn a_plaintext_cancel_is_handed_on_whole_and_alone() {
+fn a_plaintext_cancel_is_returned_without_trailing_bytes() {
     let packet = cancel(b"key!");
     let bytes = [&packet[..], b"more"].concat();
-    match Openings::new(LENIENT).advance(&bytes) {
-        Step::Cancel(request) => assert_eq!(request.as_bytes(), packet),
+    match Opening::new(LENIENT).advance(&bytes) {
+        OpeningStep::Cancel(request) => assert_eq!(request.as_bytes(), packet),
         other => panic!("{other:?}"),
     }
     assert_eq!(
-        Openings::new(STRICT).advance(&packet[..8]),
-        Step::Refuse(OpeningError::PlaintextCancel)
+        Opening::new(STRICT).advance(&packet[..8]),
+        OpeningStep::Refuse(OpeningError::PlaintextCancel)
     );
 }
 
 fn proxy(bytes: &[u8]) -> Result<Option<String>, OpeningError> {
-    check_openings(LENIENT, bytes);
-    match Openings::new(LENIENT).advance(bytes) {
-        Step::Proxied {
+    check_opening(LENIENT, bytes);
+    match Opening::new(LENIENT).advance(bytes) {
+        OpeningStep::Proxied {
             source, consumed, ..
         } => {
             assert_eq!(consumed, bytes.len());
             Ok(source.map(|source| source.to_string()))
         }
-        Step::Refuse(error) => Err(error),
+        OpeningStep::Refuse(error) => Err(error),
         other => panic!("{other:?}"),
     }
 }
@@ -278,9 +278,9 @@ fn proxy_v2_headers() {
 }
 
 #[test]
-fn never_undecided_after_the_longest_opening() {
+fn the_longest_opening_fits_the_documented_buffer() {
     let longest = proxy_v2(0x21, 0x11, &[0; MAX_PROXY_V2 - 16]);
     assert_eq!(longest.len(), MAX_OPENING);
-    let almost = Openings::new(LENIENT).advance(&longest[..MAX_OPENING - 1]);
-    assert!(matches!(almost, Step::Read(_)));
+    let almost = Opening::new(LENIENT).advance(&longest[..MAX_OPENING - 1]);
+    assert!(matches!(almost, OpeningStep::Read(_)));
 }

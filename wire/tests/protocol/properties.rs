@@ -4,15 +4,15 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use wire::error::{BackendError, ErrorResponse, SqlState};
 use wire::message::{Frame, FrameError, HEADER_LEN};
-use wire::opening::Policy;
+use wire::opening::OpeningPolicy;
 use wire::scram::Keys;
 use wire::secret::{ClusterSecret, Password};
 use wire::startup::ProtocolVersion;
-use wire::version_probe::{ProbeStep, probe_answer};
+use wire::version_probe::{ProbeStep, parse_probe_response};
 
 use crate::harness::{
-    End, check_forwarded, check_log_in, check_openings, check_password, check_startup, startup,
-    startup_packet,
+    LoginOutcome, check_forwarded, check_login, check_opening, check_password, check_startup,
+    startup, startup_packet,
 };
 use crate::packets::{
     CLIENT_HELLO, GSSENC_REQUEST, IPV4, PROXY_V1, SSL_REQUEST, ScramServer, authentication, cancel,
@@ -83,16 +83,16 @@ fn backend_pieces() -> Vec<Vec<u8>> {
 
 proptest! {
     #[test]
-    fn openings_hold_for_any_bytes(
+    fn opening_invariants_hold_for_any_bytes(
         bytes in prop_oneof![vec(any::<u8>(), 0..64), pieces(opening_pieces())],
         plaintext_cancel: bool,
         proxy_protocol: bool,
     ) {
-        check_openings(Policy { plaintext_cancel, proxy_protocol }, &bytes);
+        check_opening(OpeningPolicy { plaintext_cancel, proxy_protocol }, &bytes);
     }
 
     #[test]
-    fn first_packets_hold_for_any_bytes(
+    fn startup_invariants_hold_for_any_bytes(
         bytes in prop_oneof![vec(any::<u8>(), 0..64), pieces(frontend_pieces())],
     ) {
         if let Some((startup, consumed)) = check_startup(&bytes) {
@@ -102,7 +102,7 @@ proptest! {
     }
 
     #[test]
-    fn passwords_hold_for_any_bytes(mut bytes in vec(any::<u8>(), 0..64), likely: bool) {
+    fn password_invariants_hold_for_any_bytes(mut bytes in vec(any::<u8>(), 0..64), likely: bool) {
         if likely && bytes.len() > 5 {
             let length = u8::try_from(bytes.len() - 1).unwrap();
             bytes[..5].copy_from_slice(&[b'p', 0, 0, 0, length]);
@@ -111,26 +111,26 @@ proptest! {
     }
 
     #[test]
-    fn logins_hold_for_any_bytes(
+    fn login_invariants_hold_for_any_bytes(
         bytes in prop_oneof![vec(any::<u8>(), 0..64), pieces(backend_pieces())],
         chunk in 1..64_usize,
     ) {
-        check_log_in("me", &bytes, chunk);
+        check_login("me", &bytes, chunk);
     }
 
     #[test]
-    fn probes_hold_for_any_bytes(
+    fn probe_invariants_hold_for_any_bytes(
         bytes in prop_oneof![vec(any::<u8>(), 0..64), pieces(backend_pieces())],
     ) {
-        let whole = probe_answer(&bytes);
+        let whole = parse_probe_response(&bytes);
         for cut in 0..bytes.len() {
-            let part = probe_answer(&bytes[..cut]);
+            let part = parse_probe_response(&bytes[..cut]);
             prop_assert!(part == ProbeStep::Read || part == whole);
         }
     }
 
     #[test]
-    fn a_startup_message_is_read_as_it_was_written(
+    fn startup_message_round_trip(
         minor: u16,
         role in "[^\0]{1,40}",
         others in vec(("[^\0]{1,20}", "[^\0]{0,20}"), 0..10),
@@ -150,7 +150,7 @@ proptest! {
     }
 
     #[test]
-    fn an_error_response_is_read_as_it_was_written(
+    fn error_response_round_trip(
         text in "[^\0\\p{Cc}]{0,100}",
         code in "[0-9A-Z]{5}",
     ) {
@@ -158,11 +158,11 @@ proptest! {
         let mut bytes = Vec::new();
         ErrorResponse::fatal(sqlstate, &text).encode(&mut bytes);
         let refused = BackendError::Refused { sqlstate, message: text };
-        prop_assert_eq!(check_log_in("me", &bytes, 9), End::Refused(refused));
+        prop_assert_eq!(check_login("me", &bytes, 9), LoginOutcome::Refused(refused));
     }
 
     #[test]
-    fn a_frame_is_read_as_it_was_written(
+    fn frame_round_trip(
         tag: u8,
         body in vec(any::<u8>(), 0..100),
         more in vec(any::<u8>(), 0..9),
@@ -170,14 +170,14 @@ proptest! {
         let bytes = [message(tag, &body), more].concat();
         let frame = Frame::read(&bytes, body.len() + 4).unwrap().unwrap();
         prop_assert_eq!((frame.tag(), frame.body()), (tag, &body[..]));
-        prop_assert_eq!(frame.whole_len(), HEADER_LEN + body.len());
+        prop_assert_eq!(frame.wire_len(), HEADER_LEN + body.len());
         let length = u32::try_from(body.len() + 4).unwrap();
         let too_long = Err(FrameError::TooLong { tag, length });
         prop_assert_eq!(Frame::read(&bytes, body.len() + 3), too_long);
     }
 
     #[test]
-    fn a_frame_of_any_length_is_bounded(tag: u8, length: u32, cap in 4..40_000_usize) {
+    fn frame_length_is_capped(tag: u8, length: u32, cap in 4..40_000_usize) {
         let bytes = claimed(tag, length, b"");
         match Frame::read(&bytes, cap) {
             Ok(None) => prop_assert!(length > 4 && length as usize <= cap),
@@ -188,7 +188,7 @@ proptest! {
     }
 
     #[test]
-    fn any_secret_matches_itself_only(
+    fn a_secret_matches_only_itself(
         secret: [u8; 32],
         other: [u8; 32],
         text in vec(any::<u8>(), 0..70),
@@ -201,7 +201,7 @@ proptest! {
     }
 
     #[test]
-    fn any_password_and_salt_give_keys(
+    fn keys_derive_from_any_password_and_salt(
         password in vec(any::<u8>(), 0..40),
         salt in vec(any::<u8>(), 0..40),
     ) {

@@ -1,13 +1,13 @@
 //! From AuthenticationOk to ReadyForQuery.
 
 use wire::backend::{
-    AwaitReady, Backend, BackendError, BackendStep, MAX_LOGIN_MESSAGE, MAX_SERVER_VERSION,
+    AwaitReady, BackendError, BackendLogin, BackendStep, MAX_LOGIN_MESSAGE, MAX_SERVER_VERSION,
     ReadyStep,
 };
 use wire::secret::Password;
 use wire::startup::ProtocolVersion;
 
-use crate::harness::{End, NONCE, check_log_in, log_in, startup};
+use crate::harness::{LoginOutcome, NONCE, check_login, run_login, startup};
 use crate::packets::{authentication, claimed, error, message};
 
 fn ok() -> Vec<u8> {
@@ -17,7 +17,7 @@ fn ok() -> Vec<u8> {
 /// The machine as the login hands it out.
 fn await_ready() -> AwaitReady {
     let mut out = Vec::new();
-    let state = Backend::start(&startup("me"), ProtocolVersion::V3_0, NONCE, &mut out);
+    let state = BackendLogin::start(&startup("me"), ProtocolVersion::V3_0, NONCE, &mut out);
     let bytes = [ok(), vec![b'S']].concat();
     match state.advance(&bytes, &Password::new(""), &mut out) {
         BackendStep::Authenticated { consumed: 0, next } => next,
@@ -69,16 +69,21 @@ fn inputs() -> Vec<(&'static str, Vec<u8>)> {
 #[test]
 fn transition_table() {
     let mut table = String::new();
-    for (stage, history) in [("before Ok", vec![]), ("after Ok", ok())] {
+    for (state, history) in [("before Ok", vec![]), ("after Ok", ok())] {
         for (input, bytes) in inputs() {
             let bytes = [&history[..], &bytes].concat();
             let outcome = match await_ready().advance(&bytes) {
-                ReadyStep::Pass { whole, .. } => format!("Pass {whole}"),
-                ReadyStep::Ready { whole, .. } => format!("Ready {whole} of {}", bytes.len()),
-                ReadyStep::Failed { whole, sqlstate } => format!("Failed {whole}, {sqlstate}"),
+                ReadyStep::Forward { forward_len, .. } => format!("Forward {forward_len}"),
+                ReadyStep::Ready { forward_len, .. } => {
+                    format!("Ready {forward_len} of {}", bytes.len())
+                }
+                ReadyStep::Failed {
+                    forward_len,
+                    sqlstate,
+                } => format!("Failed {forward_len}, {sqlstate}"),
                 ReadyStep::Refuse(error) => format!("Refuse {}: {error}", error.code()),
             };
-            table += &format!("{stage:<9} | {input:<28} | {outcome}\n");
+            table += &format!("{state:<9} | {input:<28} | {outcome}\n");
         }
         table += "\n";
     }
@@ -86,22 +91,22 @@ fn transition_table() {
 }
 
 #[test]
-fn every_input_cut_at_every_byte() {
+fn every_input_split_at_every_byte() {
     for (_, bytes) in inputs()
         .into_iter()
         .filter(|(_, bytes)| bytes.len() < 1_000)
     {
         let conversation = [ok(), message(b'S', b"a\0b\0"), bytes].concat();
-        let whole = check_log_in("me", &conversation, 1);
+        let whole = check_login("me", &conversation, 1);
         for cut in 0..=conversation.len() {
             let (one, two) = conversation.split_at(cut);
-            assert_eq!(log_in("me", [one, two]), whole);
+            assert_eq!(run_login("me", [one, two]), whole);
         }
     }
 }
 
 #[test]
-fn what_goes_to_the_client_is_what_came() {
+fn messages_are_forwarded_unchanged() {
     let to_client = [
         ok(),
         message(b'N', b"SNOTICE\0\0"),
@@ -112,14 +117,14 @@ fn what_goes_to_the_client_is_what_came() {
     .concat();
     let bytes = [&to_client[..], b"the session's"].concat();
     for chunk in 1..bytes.len() {
-        match check_log_in("me", &bytes, chunk) {
-            End::Ready {
-                passed,
+        match check_login("me", &bytes, chunk) {
+            LoginOutcome::Ready {
+                forwarded,
                 rest,
                 server_version,
                 ..
             } => {
-                assert_eq!(passed, to_client);
+                assert_eq!(forwarded, to_client);
                 assert_eq!(rest, b"the session's");
                 assert_eq!(server_version.as_deref(), Some("18.4"));
             }
@@ -129,19 +134,21 @@ fn what_goes_to_the_client_is_what_came() {
 }
 
 #[test]
-fn an_error_after_authentication_reaches_the_client_whole() {
+fn an_error_after_authentication_is_forwarded_completely() {
     let to_client = [ok(), error("53300", "too many connections for role")].concat();
     let bytes = [&to_client[..], b"and more"].concat();
-    match check_log_in("me", &bytes, 4) {
-        End::Failed {
-            passed, sqlstate, ..
-        } => assert_eq!((passed, sqlstate.as_str()), (to_client, "53300")),
+    match check_login("me", &bytes, 4) {
+        LoginOutcome::Failed {
+            forwarded,
+            sqlstate,
+            ..
+        } => assert_eq!((forwarded, sqlstate.as_str()), (to_client, "53300")),
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn authentication_ok_is_first_and_only_once() {
+fn authentication_ok_is_accepted_only_once_and_first() {
     let twice = [ok(), ok()].concat();
     assert_eq!(
         await_ready().advance(&twice),
@@ -154,7 +161,7 @@ fn authentication_ok_is_first_and_only_once() {
 }
 
 #[test]
-fn a_server_version_is_cut_and_cleaned() {
+fn the_server_version_is_truncated_and_sanitized() {
     let status = |version: &str| message(b'S', format!("server_version\0{version}\0").as_bytes());
     let version = |text: &str| {
         let bytes = [ok(), status(text), message(b'Z', b"I")].concat();

@@ -44,7 +44,7 @@ fn a_wrong_length_never_matches_zeros() {
 }
 
 #[test]
-fn what_is_no_cluster_secret_says_why_and_never_what() {
+fn parse_errors_of_a_cluster_secret_never_quote_the_text() {
     let error = |text: &str| text.parse::<ClusterSecret>().unwrap_err();
     assert_eq!(error(""), ClusterSecretError::Length { characters: 0 });
     assert_eq!(
@@ -65,7 +65,7 @@ fn what_is_no_cluster_secret_says_why_and_never_what() {
 }
 
 #[test]
-fn a_password_matches_itself_only() {
+fn a_password_matches_only_itself() {
     let password = Password::new("correct horse");
     assert!(bool::from(password.matches(b"correct horse")));
     for wrong in [
@@ -80,7 +80,7 @@ fn a_password_matches_itself_only() {
 }
 
 #[test]
-fn secrets_are_not_printed() {
+fn debug_output_holds_no_secret() {
     let secret: ClusterSecret = TEXT.parse().unwrap();
     assert_eq!(format!("{secret:?}"), "ClusterSecret(redacted)");
     assert_eq!(

@@ -2,7 +2,7 @@
 
 use wire::backend::BackendError;
 use wire::startup::ProtocolVersion;
-use wire::version_probe::{ProbeStep, probe_answer, probe_request};
+use wire::version_probe::{ProbeStep, parse_probe_response, write_probe_request};
 
 use crate::harness::check_startup;
 use crate::packets::{authentication, claimed, error, message, recorded};
@@ -17,19 +17,19 @@ fn negotiate(version: u32, options: u32, rest: &[u8]) -> Vec<u8> {
 }
 
 /// The answer, after checking that every cut of it is the same or not yet one.
-fn answer(bytes: &[u8]) -> ProbeStep {
-    let whole = probe_answer(bytes);
+fn response(bytes: &[u8]) -> ProbeStep {
+    let whole = parse_probe_response(bytes);
     for cut in 0..bytes.len() {
-        let part = probe_answer(&bytes[..cut]);
+        let part = parse_probe_response(&bytes[..cut]);
         assert!(part == ProbeStep::Read || part == whole, "cut at {cut}");
     }
     whole
 }
 
 #[test]
-fn asks_for_a_version_that_no_server_speaks() {
+fn requests_a_version_that_no_server_supports() {
     let mut out = Vec::new();
-    probe_request("nobody\0options\0-c x", &mut out);
+    write_probe_request("nobody\0options\0-c x", &mut out);
     let (startup, consumed) = check_startup(&out).unwrap();
     assert_eq!(consumed, out.len());
     assert_eq!(startup.version().to_string(), "3.9999");
@@ -37,36 +37,36 @@ fn asks_for_a_version_that_no_server_speaks() {
 }
 
 #[test]
-fn recorded_answers() {
+fn parses_recorded_responses() {
     assert_eq!(
-        answer(&recorded(PG15)),
-        ProbeStep::Speaks(ProtocolVersion::V3_0)
+        response(&recorded(PG15)),
+        ProbeStep::Supports(ProtocolVersion::V3_0)
     );
     assert_eq!(
-        answer(&recorded(PG18)),
-        ProbeStep::Speaks(ProtocolVersion::V3_2)
+        response(&recorded(PG18)),
+        ProbeStep::Supports(ProtocolVersion::V3_2)
     );
 }
 
 #[test]
-fn no_more_is_believed_than_is_known_here() {
-    let v3_2 = ProbeStep::Speaks(ProtocolVersion::V3_2);
-    assert_eq!(answer(&negotiate(0x0003_0003, 0, b"")), v3_2);
-    assert_eq!(answer(&negotiate(0x0003_270f, 0, b"")), v3_2);
+fn newer_versions_are_capped_at_3_2() {
+    let v3_2 = ProbeStep::Supports(ProtocolVersion::V3_2);
+    assert_eq!(response(&negotiate(0x0003_0003, 0, b"")), v3_2);
+    assert_eq!(response(&negotiate(0x0003_270f, 0, b"")), v3_2);
 }
 
 #[test]
-fn a_server_that_does_not_negotiate_speaks_3_0() {
-    let v3_0 = ProbeStep::Speaks(ProtocolVersion::V3_0);
-    assert_eq!(answer(&authentication(10, b"SCRAM-SHA-256\0\0")), v3_0);
+fn a_server_without_negotiation_supports_3_0() {
+    let v3_0 = ProbeStep::Supports(ProtocolVersion::V3_0);
+    assert_eq!(response(&authentication(10, b"SCRAM-SHA-256\0\0")), v3_0);
     assert_eq!(
-        answer(&error("0A000", "unsupported frontend protocol 3.9999")),
+        response(&error("0A000", "unsupported frontend protocol 3.9999")),
         v3_0
     );
 }
 
 #[test]
-fn other_answers_teach_nothing() {
+fn other_responses_are_refused() {
     let malformed = ProbeStep::Refuse(BackendError::Malformed("NegotiateProtocolVersion"));
     for bytes in [
         // libpq refuses these three as well: 3.1 never existed, and the word is the whole version.
@@ -78,19 +78,19 @@ fn other_answers_teach_nothing() {
         negotiate(0x0003_0000, 0, b"x"),
         message(b'v', b"\0\x03\0\0"),
     ] {
-        assert_eq!(answer(&bytes), malformed);
+        assert_eq!(response(&bytes), malformed);
     }
-    let refused = answer(&error("57P03", "the database system is starting up"));
+    let refused = response(&error("57P03", "the database system is starting up"));
     assert!(matches!(
         refused,
         ProbeStep::Refuse(BackendError::Refused { .. })
     ));
     let unexpected = |tag| ProbeStep::Refuse(BackendError::UnexpectedMessage { tag });
-    assert_eq!(answer(&message(b'N', b"\0")), unexpected(b'N'));
-    assert_eq!(answer(b"HTTP/1.1 400"), unexpected(b'H'));
+    assert_eq!(response(&message(b'N', b"\0")), unexpected(b'N'));
+    assert_eq!(response(b"HTTP/1.1 400"), unexpected(b'H'));
     let (tag, length) = (b'v', u32::MAX);
     assert_eq!(
-        answer(&claimed(b'v', u32::MAX, b"")),
+        response(&claimed(b'v', u32::MAX, b"")),
         ProbeStep::Refuse(BackendError::MessageTooLong { tag, length })
     );
 }

@@ -1,7 +1,7 @@
 //! A PostgreSQL client that is as cheap as one can be: messages made in
 //! advance, one write for each, and no look at what comes back but for its end.
 
-use wire::backend::{AwaitReady, Backend, BackendStep, ReadyStep};
+use wire::backend::{AwaitReady, BackendLogin, BackendStep, ReadyStep};
 use wire::scram::{Keys, RAW_NONCE_LEN};
 use wire::startup::ProtocolVersion;
 
@@ -128,7 +128,7 @@ async fn authenticate(stream: &mut Stream, member: &Member) -> Result<()> {
     let mut nonce = [0; RAW_NONCE_LEN];
     getrandom::fill(&mut nonce).map_err(|error| doing("no randomness")(error.into()))?;
     let (mut out, mut read) = (Vec::new(), Vec::new());
-    let mut backend = Backend::start(&member.startup, ProtocolVersion::V3_0, nonce, &mut out);
+    let mut backend = BackendLogin::start(&member.startup, ProtocolVersion::V3_0, nonce, &mut out);
     loop {
         if !out.is_empty() {
             stream.send(&out).await?;
@@ -147,12 +147,17 @@ async fn authenticate(stream: &mut Stream, member: &Member) -> Result<()> {
 }
 
 enum Step {
-    GoOn(Backend),
-    Read(Backend),
+    GoOn(BackendLogin),
+    Read(BackendLogin),
     Watch(AwaitReady),
 }
 
-fn step(backend: Backend, member: &Member, read: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<Step> {
+fn step(
+    backend: BackendLogin,
+    member: &Member,
+    read: &mut Vec<u8>,
+    out: &mut Vec<u8>,
+) -> Result<Step> {
     match backend.advance(read, &member.password, out) {
         BackendStep::Read { consumed, next } => {
             read.drain(..consumed);
@@ -182,8 +187,8 @@ fn step(backend: Backend, member: &Member, read: &mut Vec<u8>, out: &mut Vec<u8>
 async fn watch(stream: &mut Stream, mut state: AwaitReady, mut read: Vec<u8>) -> Result<()> {
     loop {
         match state.advance(&read) {
-            ReadyStep::Pass { whole, next } => {
-                read.drain(..whole);
+            ReadyStep::Forward { forward_len, next } => {
+                read.drain(..forward_len);
                 state = next;
                 more(stream, &mut read).await?;
             }
@@ -212,7 +217,7 @@ async fn more(stream: &mut Stream, read: &mut Vec<u8>) -> Result<()> {
 /// Whatever can go wrong; a closed connection too.
 pub async fn first_answer(stream: &mut Stream, member: &Member) -> Result<u8> {
     let (mut out, nonce) = (Vec::new(), [0; RAW_NONCE_LEN]);
-    let _login = Backend::start(&member.startup, ProtocolVersion::V3_0, nonce, &mut out);
+    let _login = BackendLogin::start(&member.startup, ProtocolVersion::V3_0, nonce, &mut out);
     stream.send(&out).await?;
     let answer = stream.receive().await?;
     answer.first().copied().ok_or_else(closed)

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use admin::Latch;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use wire::version_probe::{ProbeStep, probe_answer, probe_request};
 use wire::startup::ProtocolVersion;
+use wire::version_probe::{ProbeStep, parse_probe_response, write_probe_request};
 
 use crate::io::backoff::Backoff;
 use crate::io::stream::PgAddress;
@@ -72,16 +72,16 @@ async fn probe(endpoint: &PgAddress) -> io::Result<ProtocolVersion> {
 async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<ProtocolVersion> {
     let mut request = Vec::new();
     // Postgres answers the version before it looks at the role.
-    probe_request("teesql_read", &mut request);
+    write_probe_request("teesql_read", &mut request);
     stream.write_all(&request).await?;
     let mut answer = Vec::new();
     loop {
         if stream.read_buf(&mut answer).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        match probe_answer(&answer) {
+        match parse_probe_response(&answer) {
             ProbeStep::Read => {}
-            ProbeStep::Speaks(newest) => return Ok(newest),
+            ProbeStep::Supports(newest) => return Ok(newest),
             ProbeStep::Refuse(error) => return Err(io::Error::other(error.to_string())),
         }
     }

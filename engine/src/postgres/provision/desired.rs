@@ -183,7 +183,7 @@ fn password(role: &RoleState, wanted: &Wanted, login: Login) -> Option<&'static 
     };
     match Verifier::parse(stored) {
         None => Some("has a password that is not kept as SCRAM-SHA-256"),
-        Some(verifier) if verifier.is_of(wanted.password(login)) => None,
+        Some(verifier) if verifier.matches(wanted.password(login)) => None,
         Some(_) => Some("has another password"),
     }
 }

@@ -1,4 +1,8 @@
-//! How many connections there are, and which one goes for one more.
+//! A bounded set of connection slots with eviction: when all are taken, a new connection evicts the
+//! oldest one that waits for its client.
+//!
+//! Refusing the newest connection instead would let a few slow clients (slowloris) block the
+//! server. A connection whose response is being made is never evicted.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,34 +13,34 @@ use tokio::time::sleep;
 
 use crate::settings::Settings;
 
-/// Whose turn it is on a connection.
+/// What a connection is waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ConnectionPhase {
-    /// The client sends its request.
+    /// The client to send its request.
     ReadingRequest,
-    /// The answer is being made.
+    /// The server to produce the response.
     Processing,
-    /// The client takes the answer.
+    /// The client to read the response.
     WritingResponse,
 }
 
-/// Why a connection has to end before it is done.
+/// Why a connection is closed before it is complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EvictReason {
-    /// A newer one needs its place.
+    /// A newer connection needs its slot.
     NewerConnection,
-    /// A deadline has passed.
+    /// A timeout has expired.
     Timeout,
 }
 
-/// Deadlines of one connection.
+/// Timeouts of one connection.
 #[derive(Clone, Copy, Debug)]
 struct Timeouts {
     write: Duration,
     lifetime: Duration,
 }
 
-/// All the slots.
+/// The set of slots.
 pub(crate) struct ConnectionSlots {
     max: usize,
     timeouts: Timeouts,
@@ -46,18 +50,18 @@ pub(crate) struct ConnectionSlots {
 #[derive(Default)]
 struct Occupied {
     next_id: u64,
-    /// By age.
+    /// Ordered by age: ids are assigned in ascending order.
     slots: BTreeMap<u64, Arc<Slot>>,
 }
 
-/// One connection's place.
+/// The slot of one connection.
 pub(crate) struct Slot {
     phase: watch::Sender<ConnectionPhase>,
     evicted: Notify,
     timeouts: Timeouts,
 }
 
-/// Gives the place up when it is dropped.
+/// Releases its slot when dropped.
 pub(crate) struct SlotGuard {
     slots: Arc<ConnectionSlots>,
     id: u64,
@@ -76,8 +80,10 @@ impl ConnectionSlots {
         })
     }
 
-    /// A place, if need be that of the oldest connection that waits for its client. `None` when all
-    /// wait for us: their number is bounded elsewhere, and their end is near.
+    /// Acquires a slot, if necessary by evicting the oldest connection that waits for its client.
+    ///
+    /// Returns `None` when every connection waits for the server. The cap on waiters for a report
+    /// and its timeout keep that rare and short.
     pub(crate) fn acquire(self: &Arc<Self>) -> Option<SlotGuard> {
         let mut occupied = self.occupied();
         if occupied.slots.len() >= self.max {
@@ -117,17 +123,17 @@ impl Slot {
         }
     }
 
-    /// The request is complete.
+    /// Records that the request is complete.
     pub(crate) fn request_received(&self) {
         self.phase.send_replace(ConnectionPhase::Processing);
     }
 
-    /// The answer is complete, and goes out.
+    /// Records that the response is complete and is being sent.
     pub(crate) fn response_ready(&self) {
         self.phase.send_replace(ConnectionPhase::WritingResponse);
     }
 
-    /// Returns when the connection has to end.
+    /// Resolves when the connection must be closed: on eviction or at a timeout.
     pub(crate) async fn wait_for_eviction(&self) -> EvictReason {
         let write_timeout = async {
             let mut phase = self.phase.subscribe();
@@ -205,11 +211,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn slow_connections_are_evicted_at_their_timeout() {
         let slots = slots(2);
-        let (idle, reading) = (slots.acquire().unwrap(), slots.acquire().unwrap());
+        let (idle, slow_reader) = (slots.acquire().unwrap(), slots.acquire().unwrap());
         let start = Instant::now();
-        reading.slot().response_ready();
+        slow_reader.slot().response_ready();
         assert_eq!(
-            reading.slot().wait_for_eviction().await,
+            slow_reader.slot().wait_for_eviction().await,
             EvictReason::Timeout
         );
         assert_eq!(start.elapsed(), Duration::from_secs(10));

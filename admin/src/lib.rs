@@ -1,11 +1,11 @@
-//! The sidecar's HTTP surface: `/health`, `/ready`, `/attestation` and `/metrics`.
+//! The HTTP server for operators: `/health`, `/ready`, `/attestation` and `/metrics`.
 //!
-//! Whoever reaches the port may ask, so everything here is bounded: bytes, waits, connections, and
-//! above all quotes, of which the machine makes about 25 a second and needs some for itself. A
-//! connection gets one answer and is closed, so that nothing that hides behind a request is ever
-//! answered.
+//! The port is unauthenticated, so everything here is bounded: bytes, waits, connections, and above
+//! all quotes. The machine makes about 25 quotes per second and needs some of them for itself. Each
+//! connection gets one response and is closed, so that a request smuggled in after the first one is
+//! never answered.
 //!
-//! This crate knows nothing of the product's other parts. They set [`Latch`]es, and answer as a
+//! This crate must not depend on the product's other crates. They set [`Latch`]es and implement
 //! [`Source`].
 
 #![forbid(unsafe_code)]

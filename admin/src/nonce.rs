@@ -1,45 +1,48 @@
-//! The number that a verifier chooses, so that a report can only have been made after it asked.
+//! The nonce of a verifier: a report that contains it cannot have been made before the request.
+//!
+//! Parsing is strict: a query that is not exactly one `nonce=<hex>` is rejected, so that a verifier
+//! never receives a report for another nonce than the one it meant.
 
 use std::fmt;
 
-/// Most bytes of a nonce: as many as the hash has that it goes into.
+/// Maximum length of a nonce in bytes: the size of the SHA-256 hash that it goes into.
 const MAX_BYTES: usize = 32;
-/// The one parameter that `/attestation` knows.
+/// The only query parameter of `/attestation`.
 const PARAMETER: &str = "nonce";
 
-/// Between 1 and 32 bytes.
+/// A nonce of 1 to 32 bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Nonce(Vec<u8>);
 
-/// Why a query is not understood. Never quotes it.
+/// Why a query is rejected. Never quotes the query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NonceError {
-    /// No digits.
+    /// The value is empty.
     #[error("nonce is empty: give 2 to 64 hex digits")]
     Empty,
     /// More than 64 digits.
     #[error("nonce has more than 64 hex digits")]
     TooLong,
-    /// Half a byte is left over.
+    /// An odd number of digits.
     #[error("nonce has an odd number of hex digits")]
     Odd,
-    /// Anything but 0-9, a-f, A-F.
+    /// A character other than 0-9, a-f, A-F.
     #[error("nonce is not hex")]
     NotHex,
-    /// Another parameter, or something that is none.
+    /// Another parameter, or text that is not `name=value`.
     #[error("the only parameter is nonce=<hex>")]
     UnknownParameter,
-    /// Two of them: which one counts is anybody's guess.
+    /// More than one nonce: it would be ambiguous which one counts.
     #[error("nonce is given more than once")]
     Repeated,
 }
 
 impl Nonce {
-    /// Reads 2 to 64 hex digits of either case.
+    /// Parses 2 to 64 hex digits of either case.
     ///
     /// # Errors
-    /// [`NonceError`].
+    /// [`NonceError`] for any other text.
     pub fn from_hex(digits: &str) -> Result<Self, NonceError> {
         match digits.len() {
             0 => Err(NonceError::Empty),
@@ -51,8 +54,8 @@ impl Nonce {
         }
     }
 
-    /// What the query of a request to `/attestation` says. Nothing is percent-decoded: hex digits never
-    /// need it.
+    /// Parses the query of a request to `/attestation`. Nothing is percent-decoded: hex digits
+    /// never need it.
     pub(crate) fn from_query(query: Option<&str>) -> Result<Option<Self>, NonceError> {
         let Some(query) = query else { return Ok(None) };
         let mut found = None;
@@ -66,7 +69,7 @@ impl Nonce {
         Ok(found)
     }
 
-    /// Its bytes.
+    /// The bytes of the nonce.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -74,7 +77,7 @@ impl Nonce {
 }
 
 impl fmt::Display for Nonce {
-    /// Lowercase hex.
+    /// Writes lowercase hex.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex::encode(&self.0))
     }

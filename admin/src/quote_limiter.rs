@@ -1,6 +1,9 @@
-//! Who gets a quote, and when: one at a time, and never two within the interval.
+//! Single flight plus rate limit for quotes: one at a time, and a minimum interval between two.
 //!
-//! Bytes and the time in, a decision out; [`crate::reports`] does what it says.
+//! A quote takes about 39 ms on TDX hardware and the machine makes them one after another, so
+//! unlimited requests would starve the renewal of the sidecar's own certificate. This is a sans-I/O
+//! state machine with the time as an argument; `reports` carries out its decisions. It must never
+//! permit two quotes within the interval, whatever the requests and their outcomes are.
 
 use std::time::Duration;
 
@@ -9,16 +12,16 @@ use tokio::time::Instant;
 
 use crate::nonce::Nonce;
 
-/// The decision on one request.
+/// What to do with one request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// This report is young enough.
+    /// Respond with this report, which is younger than the interval.
     Cached(Bytes),
-    /// What it asks for is being made: wait for it.
+    /// Wait for the quote in flight, which answers this request too.
     Join,
-    /// Have it made, and say [`QuoteLimiter::finish`] whatever becomes of it.
+    /// Make a quote, and call [`QuoteLimiter::finish`] whether it succeeds or fails.
     Start,
-    /// Come back after this time at the earliest.
+    /// Reject the request; a retry makes sense after this time at the earliest.
     RetryAfter(Duration),
 }
 
@@ -29,19 +32,20 @@ enum State {
     },
     CoolingDown {
         since: Instant,
-        /// What was made last, unless it was for a nonce or failed.
+        /// The last report, unless it was made for a nonce or failed.
         report: Option<Bytes>,
     },
 }
 
-/// The one place where quotes are given out.
+/// Decides when a quote may be made.
 pub(crate) struct QuoteLimiter {
     interval: Duration,
     state: State,
 }
 
 impl QuoteLimiter {
-    /// Free, with this time between the end of one quote and the start of the next.
+    /// Creates an idle limiter. `interval` is the minimum time between the end of one quote and the
+    /// start of the next.
     pub(crate) fn new(interval: Duration) -> Self {
         Self {
             interval,
@@ -49,7 +53,7 @@ impl QuoteLimiter {
         }
     }
 
-    /// Somebody asks.
+    /// Decides on a request for a report, made for `nonce` if there is one.
     pub(crate) fn request(&mut self, nonce: Option<&Nonce>, now: Instant) -> Decision {
         match (&self.state, self.remaining_cooldown(now)) {
             (
@@ -58,7 +62,7 @@ impl QuoteLimiter {
                 },
                 _,
             ) if in_flight_nonce.as_ref() == nonce => Decision::Join,
-            // When it will end is not known: not before now.
+            // When the flight will end is unknown, but the interval begins no earlier than now.
             (State::InFlight { .. }, _) => Decision::RetryAfter(self.interval),
             (State::CoolingDown { report, .. }, Some(remaining)) => match (nonce, report) {
                 (None, Some(report)) => Decision::Cached(report.clone()),
@@ -73,7 +77,8 @@ impl QuoteLimiter {
         }
     }
 
-    /// The quote has been made (`report`) or has failed. Either way the interval begins.
+    /// Records the end of the flight, successful (`report`) or failed. Either way the interval
+    /// begins.
     pub(crate) fn finish(&mut self, report: Option<Bytes>, now: Instant) {
         let shared = matches!(self.state, State::InFlight { nonce: None });
         self.state = State::CoolingDown {
@@ -82,7 +87,7 @@ impl QuoteLimiter {
         };
     }
 
-    /// What is left of the interval.
+    /// The rest of the interval; `None` once it is over.
     fn remaining_cooldown(&self, now: Instant) -> Option<Duration> {
         let State::CoolingDown { since, .. } = self.state else {
             return None;
@@ -112,7 +117,7 @@ mod tests {
         Some(Bytes::from_static(b"{}"))
     }
 
-    /// A limiter whose flight for `in_flight_nonce` has just ended.
+    /// A limiter whose flight for this nonce has just ended.
     fn cooling_down(
         in_flight_nonce: Option<&Nonce>,
         made: Option<Bytes>,
@@ -155,8 +160,8 @@ mod tests {
     #[test]
     fn a_report_for_a_nonce_is_never_cached() {
         let (mut limiter, end) = cooling_down(Some(&nonce(1)), report());
-        for asked in [None, Some(nonce(2)), Some(nonce(1))] {
-            let decision = limiter.request(asked.as_ref(), end + ms(400));
+        for requested in [None, Some(nonce(2)), Some(nonce(1))] {
+            let decision = limiter.request(requested.as_ref(), end + ms(400));
             assert_eq!(decision, Decision::RetryAfter(ms(600)));
         }
         assert_eq!(
@@ -191,15 +196,15 @@ mod tests {
     fn many_nonces_get_one_quote_per_interval() {
         let (mut limiter, start) = (QuoteLimiter::new(INTERVAL), Instant::now());
         let (mut starts, mut ends_at) = (Vec::new(), None);
-        // 200 requests a second for 10 s; a quote takes 40 ms.
+        // 200 requests per second for 10 s; a quote takes 40 ms.
         for tick in 0..2_000_u64 {
             let now = start + ms(5 * tick);
             if ends_at.is_some_and(|end| now >= end) {
                 limiter.finish(report(), now);
                 ends_at = None;
             }
-            let asked = nonce(u8::try_from(tick % 251).unwrap());
-            if limiter.request(Some(&asked), now) == Decision::Start {
+            let requested = nonce(u8::try_from(tick % 251).unwrap());
+            if limiter.request(Some(&requested), now) == Decision::Start {
                 starts.push(now);
                 ends_at = Some(now + ms(40));
             }

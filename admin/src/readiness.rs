@@ -1,25 +1,29 @@
-//! Who has to be ready before clients may be sent here.
+//! Readiness as a set of named conditions ("latches"): `/ready` succeeds once all of them hold.
+//!
+//! Each component of the process owns one latch and explains why it is not ready, so that `/ready`
+//! can tell an operator what is missing.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 
-/// The latches, all of which have to be ready. Cheap to clone.
+/// The set of latches, ready when every latch is. Cheap to clone.
 ///
-/// Without any latch it is not ready: nobody has said so.
+/// An empty set is not ready.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness(Arc<Mutex<Vec<Latch>>>);
 
-/// One condition. Cheap to clone, and set from any thread; never from a shard's data path, since it
-/// locks. Dropping it leaves it as it was.
+/// One readiness condition. Cheap to clone, and settable from any thread. Must not be set from a
+/// shard's data path, because setting it takes a lock. Dropping a handle leaves the condition as it
+/// was.
 #[derive(Clone, Debug)]
 pub struct Latch {
     name: &'static str,
-    /// Why it is not ready; `None` when it is.
+    /// Why the condition does not hold; `None` when it does.
     reason: Arc<Mutex<Option<String>>>,
 }
 
-/// A latch as `/ready` shows it.
+/// A latch in the response of `/ready`.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Check {
     pub(crate) name: &'static str,
@@ -28,13 +32,13 @@ pub(crate) struct Check {
 }
 
 impl Readiness {
-    /// No latches, and so not ready.
+    /// Creates an empty set, which is not ready.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A further condition, not ready for this `reason`, which anybody may read.
+    /// Adds a latch that is not ready for `reason`. `/ready` publishes the reason.
     pub fn latch(&self, name: &'static str, reason: impl Into<String>) -> Latch {
         let latch = Latch {
             name,
@@ -44,13 +48,13 @@ impl Readiness {
         latch
     }
 
-    /// Whether there are latches, and all are ready.
+    /// Whether there is at least one latch and all latches are ready.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         all_ready(&self.checks())
     }
 
-    /// Each latch with whether it is ready.
+    /// The name of each latch and whether it is ready.
     #[must_use]
     pub fn states(&self) -> Vec<(&'static str, bool)> {
         let checks = self.checks().into_iter();
@@ -67,12 +71,12 @@ pub(crate) fn all_ready(checks: &[Check]) -> bool {
 }
 
 impl Latch {
-    /// From now on it is ready.
+    /// Marks the condition as ready.
     pub fn set_ready(&self) {
         *lock(&self.reason) = None;
     }
 
-    /// From now on it is not, for this `reason`, which anybody may read.
+    /// Marks the condition as not ready. `/ready` publishes the reason.
     pub fn set_not_ready(&self, reason: impl Into<String>) {
         *lock(&self.reason) = Some(reason.into());
     }
@@ -87,7 +91,7 @@ impl Latch {
     }
 }
 
-/// No code that holds one of these locks can leave its content half-changed.
+/// Ignores poisoning: no code that holds one of these locks can leave its content half-changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -101,7 +105,7 @@ mod tests {
         let readiness = Readiness::new();
         assert!(!readiness.is_ready());
         let identity = readiness.latch("identity", "no certificate yet");
-        let postgres = readiness.clone().latch("postgres", "not asked yet");
+        let postgres = readiness.clone().latch("postgres", "not probed yet");
         identity.set_ready();
         assert!(!readiness.is_ready());
         let elsewhere = postgres.clone();

@@ -1,4 +1,8 @@
-//! Has quotes made as the [`QuoteLimiter`] decides, and hands each report to all who wait for it.
+//! Makes reports as the [`QuoteLimiter`] decides, and gives each report to every request that waits
+//! for it (single flight).
+//!
+//! A flight is one call of [`Source::attestation`]. It runs on its own task, so that a client that
+//! disconnects never cancels it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,24 +17,24 @@ use crate::settings::Settings;
 use crate::source::Source;
 use crate::stats::Stats;
 
-/// Most requests that wait for one report. Half of the connections there are, so that a guest agent that
-/// hangs does not take those of `/health`.
+/// Maximum number of requests that wait for one report: half of the connections, so that a guest
+/// agent that hangs does not use up those of `/health`.
 fn max_waiters(settings: &Settings) -> usize {
     settings.max_connections / 2
 }
 
-/// What becomes of a request for a report.
+/// The result of a request for a report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// JSON.
+    /// The report, as JSON.
     Report(Bytes),
-    /// The source says why not.
+    /// The source returned an error, with this reason.
     Unavailable(String),
-    /// Not within the deadline.
+    /// The source did not finish within the timeout.
     TimedOut,
-    /// The source panicked, or the server stops.
+    /// The source panicked, or the server is stopping.
     Internal,
-    /// Come back after this time.
+    /// Rate-limited: retry after this time.
     RetryAfter(Duration),
 }
 
@@ -38,11 +42,11 @@ type Flight = watch::Receiver<Option<Outcome>>;
 
 struct Shared {
     limiter: QuoteLimiter,
-    /// Of the last flight that began.
+    /// The last flight that was started.
     flight: Option<Flight>,
 }
 
-/// All reports come from here.
+/// Makes all reports, and shares and limits them.
 pub(crate) struct Reports {
     source: Arc<dyn Source>,
     stats: Arc<Stats>,
@@ -53,11 +57,11 @@ pub(crate) struct Reports {
 }
 
 enum Pending {
-    /// Somebody's answer already.
+    /// Decided without a flight: a cached report, or a rejection.
     Done(Outcome),
-    /// Another's flight.
+    /// Waits for a flight that another request started.
     Joined(Flight),
-    /// This request's own.
+    /// Started a flight.
     Started(Flight),
 }
 
@@ -76,7 +80,8 @@ impl Reports {
         }
     }
 
-    /// A report for `nonce`, or why there is none. Who drops this future leaves the flight alone.
+    /// Returns a report for `nonce`, or why there is none. Dropping this future does not cancel the
+    /// flight.
     pub(crate) async fn report(self: &Arc<Self>, nonce: Option<Nonce>) -> Outcome {
         let (outcome, shared) = match self.begin(nonce) {
             Pending::Done(outcome) => (outcome, true),
@@ -100,7 +105,7 @@ impl Reports {
             (Decision::Cached(report), _) => Pending::Done(Outcome::Report(report)),
             (Decision::RetryAfter(wait), _) => Pending::Done(Outcome::RetryAfter(wait)),
             (Decision::Join, Some(flight)) => Pending::Joined(flight.clone()),
-            // Nobody flies without a landing.
+            // Unreachable: a flight is stored before the limiter returns Join.
             (Decision::Join, None) => Pending::Done(Outcome::Internal),
             (Decision::Start, _) => {
                 let (sender, flight) = watch::channel(None);
@@ -115,14 +120,14 @@ impl Reports {
         let Ok(_permit) = self.waiter_permits.try_acquire() else {
             return Outcome::RetryAfter(self.interval);
         };
-        // The sender is only gone without a word when the runtime stops.
+        // The sender is dropped without a value only when the runtime stops.
         match flight.wait_for(Option::is_some).await {
             Ok(outcome) => outcome.clone().unwrap_or(Outcome::Internal),
             Err(_) => Outcome::Internal,
         }
     }
 
-    /// One quote, from the decision to the end of it.
+    /// Makes one report, records its end and wakes the requests that wait for it.
     async fn run_flight(
         self: Arc<Self>,
         nonce: Option<Nonce>,
@@ -143,7 +148,7 @@ impl Reports {
         sender.send_replace(Some(outcome));
     }
 
-    /// On a task of its own, which keeps a panic there.
+    /// Calls the source on a separate task, which contains its panics.
     async fn make_report(&self, nonce: Option<Nonce>) -> Outcome {
         let source = Arc::clone(&self.source);
         let mut task = tokio::spawn(async move { source.attestation(nonce).await });
@@ -151,7 +156,7 @@ impl Reports {
             Ok(Ok(Ok(report))) => Outcome::Report(report.into()),
             Ok(Ok(Err(unavailable))) => Outcome::Unavailable(unavailable.reason),
             Ok(Err(_)) => {
-                tracing::error!("the source of /attestation panicked");
+                tracing::error!("panic while making the report for /attestation");
                 Outcome::Internal
             }
             Err(_) => {
@@ -171,7 +176,7 @@ mod tests {
     use super::*;
     use crate::source::{ReportFuture, Unavailable};
 
-    /// What a quote does; each takes 40 ms of virtual time.
+    /// The outcome of every quote. Each takes 40 ms of virtual time, except those that hang.
     #[derive(Clone, Copy, PartialEq, Eq)]
     enum SourceBehavior {
         Good,
@@ -253,7 +258,7 @@ mod tests {
         assert_eq!((one, two), (Outcome::TimedOut, Outcome::TimedOut));
         assert_eq!(start.elapsed().as_secs(), 15);
         assert!(matches!(reports.report(None).await, Outcome::RetryAfter(_)));
-        // The future that hung has been dropped: nothing but this test and `reports` holds the guest.
+        // The hanging future has been dropped: only this test and `reports` hold the source.
         tokio::task::yield_now().await;
         assert_eq!(Arc::strong_count(&source), 2);
         sleep(Duration::from_secs(1)).await;
@@ -283,12 +288,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn waiters_are_capped_at_half_the_connections() {
         let (_, reports) = reports(SourceBehavior::Good);
-        let mut asking = tokio::task::JoinSet::new();
+        let mut requests = tokio::task::JoinSet::new();
         for _ in 0..50 {
             let reports = Arc::clone(&reports);
-            asking.spawn(async move { reports.report(None).await });
+            requests.spawn(async move { reports.report(None).await });
         }
-        let outcomes = asking.join_all().await;
+        let outcomes = requests.join_all().await;
         let made = outcomes.iter().filter(|got| **got == report("0"));
         assert_eq!(made.count(), 32);
         let later = Outcome::RetryAfter(Duration::from_secs(1));

@@ -1,4 +1,4 @@
-//! Answers, before they are bytes.
+//! HTTP responses before hyper serializes them.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use serde::Serialize;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
-/// Prometheus' text format.
+/// Prometheus text exposition format.
 const PROMETHEUS_TEXT: HeaderValue =
     HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
-/// A status, a body, and what goes with it.
+/// A status, a body, its content type and at most one more header.
 #[derive(Debug)]
 pub(crate) struct Response {
     status: StatusCode,
@@ -49,7 +49,7 @@ impl Response {
         Self::new(StatusCode::OK, PROMETHEUS_TEXT, body)
     }
 
-    /// What is JSON already.
+    /// 200 with a body that is already JSON.
     pub(crate) fn json_bytes(body: Bytes) -> Self {
         Self::new(StatusCode::OK, JSON, body)
     }
@@ -57,20 +57,19 @@ impl Response {
     pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Self {
         match serde_json::to_vec(body) {
             Ok(body) => Self::new(status, JSON, body),
-            // No type that is used here has anything that JSON has not.
+            // Unreachable: every type serialized here is representable as JSON.
             Err(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, JSON, "{}"),
         }
     }
 
-    /// `{"error": why}`; `why` never quotes the request.
+    /// `{"error": message}`. `message` must never quote the request.
     pub(crate) fn error(status: StatusCode, message: &str) -> Self {
         Self::json(status, &ErrorBody { error: message })
     }
 
-    /// 429: come back after `wait`.
+    /// 429 with a `Retry-After` header.
     pub(crate) fn too_many_requests(retry_after: Duration) -> Self {
-        let message =
-            "quotes are made one after another, and this one would be too soon: try again later";
+        let message = "too many requests for a quote: retry after the time in Retry-After";
         let response = Self::error(StatusCode::TOO_MANY_REQUESTS, message);
         response.with_header(RETRY_AFTER, retry_after_seconds(retry_after).into())
     }
@@ -78,7 +77,7 @@ impl Response {
     pub(crate) fn method_not_allowed() -> Self {
         let response = Self::error(
             StatusCode::METHOD_NOT_ALLOWED,
-            "only GET and HEAD are understood",
+            "only GET and HEAD are allowed",
         );
         response.with_header(ALLOW, HeaderValue::from_static("GET, HEAD"))
     }
@@ -92,7 +91,8 @@ impl Response {
         self.status
     }
 
-    /// None of it may be kept on the way: each answer is about this moment.
+    /// Adds the headers that every response has. No response may be cached: each describes the
+    /// current state.
     pub(crate) fn into_http(self) -> hyper::Response<Full<Bytes>> {
         let mut response = hyper::Response::new(Full::new(self.body));
         *response.status_mut() = self.status;
@@ -105,7 +105,7 @@ impl Response {
     }
 }
 
-/// Rounded up, and at least 1: `Retry-After: 0` would be an invitation.
+/// Rounds up to whole seconds, at least 1: `Retry-After: 0` would ask for an immediate retry.
 fn retry_after_seconds(retry_after: Duration) -> u64 {
     let fraction = u64::from(retry_after.subsec_nanos() > 0);
     retry_after.as_secs().saturating_add(fraction).max(1)

@@ -1,24 +1,24 @@
-//! What can be asked for.
+//! The paths that the server knows.
 
-/// A path, or everything that is none.
+/// A known path, or [`Other`](Self::Other).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Route {
-    /// `/`: the list of the others.
+    /// `/`: a list of the endpoints.
     Index,
-    /// `/health`: the thread is alive.
+    /// `/health`: liveness of the admin thread.
     Health,
-    /// `/ready`: clients may be sent here.
+    /// `/ready`: whether clients may be routed here.
     Ready,
-    /// `/attestation`: a quote.
+    /// `/attestation`: a report with a TDX quote.
     Attestation,
-    /// `/metrics`: for Prometheus.
+    /// `/metrics`: Prometheus metrics.
     Metrics,
-    /// Another path, or no request at all.
+    /// Any other path, or bytes that are not an HTTP request.
     Other,
 }
 
 impl Route {
-    /// All of them.
+    /// All routes.
     pub const ALL: [Self; 6] = [
         Self::Index,
         Self::Health,
@@ -39,7 +39,7 @@ impl Route {
         }
     }
 
-    /// A word from a closed list, for a metric label.
+    /// The value of a metric label, from a closed list.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

@@ -1,4 +1,6 @@
-//! From a request's head to its answer.
+//! Dispatches a request's head to its endpoint and returns the response.
+//!
+//! It must never read a request body, and never quote the request in a response.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,13 +22,13 @@ use crate::source::Source;
 use crate::stats::Stats;
 
 const INDEX: &str = "\
-/health       the process is alive
-/ready        clients may be sent here
-/attestation  a TDX quote over the state of Postgres; ?nonce=<hex> makes it a fresh one
-/metrics      for Prometheus
+/health       liveness of the process
+/ready        whether clients may be routed here
+/attestation  TDX quote over the state of Postgres; with ?nonce=<hex> a fresh one
+/metrics      Prometheus metrics
 ";
 
-/// What answers requests; one for all connections.
+/// The request handler, shared by all connections.
 pub(crate) struct Router {
     readiness: Readiness,
     source: Arc<dyn Source>,
@@ -109,14 +111,14 @@ impl Router {
                 Response::error(StatusCode::SERVICE_UNAVAILABLE, &message)
             }
             Outcome::TimedOut => {
-                Response::error(StatusCode::GATEWAY_TIMEOUT, "no quote was made in time")
+                Response::error(StatusCode::GATEWAY_TIMEOUT, "timed out waiting for a quote")
             }
             Outcome::Internal => internal_error(),
         }
     }
 }
 
-/// Why a request gets no answer of its endpoint.
+/// The error response for a request that no endpoint handles; `None` if the request is acceptable.
 fn reject(route: Route, head: &Parts) -> Option<Response> {
     if route == Route::Other {
         return Some(not_found());
@@ -125,13 +127,13 @@ fn reject(route: Route, head: &Parts) -> Option<Response> {
         return Some(Response::method_not_allowed());
     }
     if declares_body(head) {
-        let message = "no endpoint takes a body";
+        let message = "request bodies are not accepted";
         return Some(Response::error(StatusCode::PAYLOAD_TOO_LARGE, message));
     }
     // RFC 9112, section 3.2.
     let hosts = head.headers.get_all(HOST).iter().count();
     if hosts > 1 || (hosts == 0 && head.version == Version::HTTP_11) {
-        let message = "one Host header is needed";
+        let message = "exactly one Host header is required";
         return Some(Response::error(StatusCode::BAD_REQUEST, message));
     }
     None
@@ -145,7 +147,7 @@ fn declares_body(head: &Parts) -> bool {
 fn not_found() -> Response {
     Response::error(
         StatusCode::NOT_FOUND,
-        "there is nothing here; GET / lists what there is",
+        "not found: GET / lists the endpoints",
     )
 }
 
@@ -153,10 +155,10 @@ fn internal_error() -> Response {
     Response::error(StatusCode::INTERNAL_SERVER_ERROR, "internal error")
 }
 
-/// A source that panics spoils one answer.
+/// Turns a panic of the source into a 500, so that it fails one response only.
 fn catch_panic(response: impl FnOnce() -> Response) -> Response {
     catch_unwind(AssertUnwindSafe(response)).unwrap_or_else(|_| {
-        tracing::error!("the source of an admin endpoint panicked");
+        tracing::error!("panic in an admin endpoint, responding with 500");
         internal_error()
     })
 }

@@ -1,4 +1,7 @@
-//! The thread, the listener and the connections.
+//! The admin thread, its listener and its connections.
+//!
+//! A connection is served exactly one response, then closed with a lingering close. Nothing here
+//! may block the process: a source that blocks only keeps its own thread.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -30,36 +33,37 @@ use crate::settings::Settings;
 use crate::source::Source;
 use crate::stats::Stats;
 
-/// Most bytes of a request's head. What operators and scrapers send has below 1 KiB; this is the least
-/// that hyper can be told.
+/// Maximum size of a request head in bytes. Operators and scrapers send less than 1 KiB; this is
+/// the smallest value that hyper accepts.
 const MAX_HEAD_BYTES: usize = 8 << 10;
-/// Most headers of a request: browsers behind two proxies send about 30.
+/// Maximum number of request headers: browsers behind two proxies send about 30.
 const MAX_HEADERS: usize = 64;
-/// A socket that is closed with bytes unread is reset, and the reset can overtake the answer. So what a
-/// client still sends is read for this long, ...
+/// Duration of the lingering close: a socket that is closed with unread bytes is reset, and the
+/// reset can overtake the response. So the server reads and discards for this long, ...
 const LINGERING_TIME: Duration = Duration::from_secs(1);
-/// ... and up to this many bytes, more than anybody sends here by mistake.
+/// ... and up to this many bytes, more than a client sends here by mistake.
 const LINGERING_BYTES: usize = 256 << 10;
-/// From a failed accept, most often for want of descriptors, to the next.
+/// Pause after a failed accept, which usually means that the process is out of file descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
-/// How long stopping waits for the thread. It needs a millisecond, unless the source blocks it.
+/// How long stopping waits for the thread. The thread needs a millisecond unless the source blocks
+/// it.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The running server. Stops when dropped.
+/// Handle to the running server, which stops when the handle is dropped.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
     stats: Arc<Stats>,
     stop: Option<oneshot::Sender<()>>,
-    /// Disconnected when the thread has nothing left to do.
+    /// Disconnects when the thread has finished.
     ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Serves `listener` on a thread of its own, named `admin`, with a runtime of its own.
+/// Serves `listener` on a dedicated thread named `admin`, with its own single-threaded runtime.
 ///
 /// # Errors
-/// The listener cannot be used, or the system has no thread or descriptor left.
+/// If the listener cannot be used, or the system is out of threads or file descriptors.
 pub fn start(
     listener: TcpListener,
     readiness: Readiness,
@@ -95,20 +99,22 @@ pub fn start(
 }
 
 impl Server {
-    /// Where it listens.
+    /// The address that the server listens on.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What it has counted.
+    /// The server's counters.
     #[must_use]
     pub fn stats(&self) -> &Arc<Stats> {
         &self.stats
     }
 
-    /// Closes the listener and every connection. True when the thread has ended within 2 s; false when
-    /// the source blocks it, and it ends with the process.
+    /// Closes the listener and every connection.
+    ///
+    /// Returns true if the thread ended within 2 s. False means that the source blocks the thread,
+    /// which then ends with the process.
     #[must_use]
     pub fn stop(mut self) -> bool {
         self.shut_down()
@@ -116,7 +122,7 @@ impl Server {
 
     fn shut_down(&mut self) -> bool {
         if let Some(stop) = self.stop.take() {
-            // A thread that has ended before needs no order.
+            // Fails if the thread has already ended.
             let _ = stop.send(());
         }
         let received = self.ended.recv_timeout(STOP_TIMEOUT);
@@ -136,7 +142,7 @@ impl Drop for Server {
     }
 }
 
-/// The thread.
+/// The body of the admin thread.
 fn run(
     runtime: Runtime,
     state: ServerState,
@@ -145,16 +151,16 @@ fn run(
 ) {
     runtime.block_on(async {
         tokio::select! {
-            // An error is a server that is gone: the same.
+            // An error means that the handle was dropped, which stops the server too.
             _ = stopped => {}
             () = state.accept_loop(listener) => {}
         }
     });
-    // Without waiting for what the source may have on blocking threads.
+    // Does not wait for what the source may run on blocking threads.
     runtime.shutdown_background();
 }
 
-/// What all connections share.
+/// State shared by all connections.
 struct ServerState {
     http: http1::Builder,
     slots: Arc<ConnectionSlots>,
@@ -174,8 +180,7 @@ impl ServerState {
             .header_read_timeout(settings.header_timeout)
             .max_buf_size(MAX_HEAD_BYTES)
             .max_headers(MAX_HEADERS)
-            // One answer, then the end. Where two parties could disagree on where a request ends,
-            // there is no second request.
+            // One response per connection: without a second request, no request smuggling.
             .keep_alive(false);
         let router = Router::new(readiness, source, Arc::clone(&stats), settings);
         Self {
@@ -186,7 +191,7 @@ impl ServerState {
         }
     }
 
-    /// Until it is dropped.
+    /// Accepts connections until the future is dropped.
     async fn accept_loop(&self, listener: &tokio::net::TcpListener) {
         let mut failing = false;
         loop {
@@ -197,7 +202,7 @@ impl ServerState {
                 }
                 Err(error) => {
                     if !failing {
-                        tracing::warn!(%error, "the admin server cannot accept connections");
+                        tracing::warn!(%error, "admin server: accept failed, retrying");
                     }
                     failing = true;
                     sleep(ACCEPT_BACKOFF).await;
@@ -212,12 +217,12 @@ impl ServerState {
             Some(guard) => drop(tokio::spawn(self.serve(stream, guard))),
             None => self.stats.evicted.increment(),
         }
-        // Before the next one comes, all that have something to do get a turn: who was displaced
-        // goes, and a request that has arrived is read instead of displaced by a crowd.
+        // Let the other tasks run before the next accept: an evicted connection closes, and a
+        // request that has already arrived is read before its connection can be evicted.
         tokio::task::yield_now().await;
     }
 
-    /// The whole life of one connection.
+    /// Serves one connection until it is complete or evicted.
     fn serve(&self, stream: TcpStream, guard: SlotGuard) -> impl Future<Output = ()> + use<> {
         let (router, stats) = (Arc::clone(&self.router), Arc::clone(&self.stats));
         let http = self.http.clone();
@@ -234,7 +239,7 @@ impl ServerState {
     }
 }
 
-/// One request and its answer.
+/// Reads one request and sends its response.
 async fn serve_request(
     http: &http1::Builder,
     stream: TcpStream,
@@ -247,12 +252,12 @@ async fn serve_request(
     let mut connection = http.serve_connection(TokioIo::new(stream), service);
     match poll_fn(|cx| connection.poll_without_shutdown(cx)).await {
         Ok(()) => {}
-        // hyper has said so to the client.
+        // hyper has already sent a 400.
         Err(error) if error.is_parse() => {
             stats.record_response(Route::Other, StatusCode::BAD_REQUEST);
         }
         Err(error) if error.is_timeout() => return stats.timed_out.increment(),
-        // The client has gone.
+        // The client has disconnected.
         Err(_) => return,
     }
     lingering_close(connection.into_parts().io.into_inner()).await;
@@ -268,7 +273,7 @@ fn handle_request(
 ) -> ResponseFuture {
     Box::pin(async move {
         slot.request_received();
-        // The body, if there is one, is never looked at.
+        // A request body is never read.
         let (head, _) = request.into_parts();
         let response = router.handle(&head).await;
         slot.response_ready();
@@ -276,7 +281,7 @@ fn handle_request(
     })
 }
 
-/// Sends FIN, and reads what still comes.
+/// Lingering close: sends FIN, then discards what the client still sends.
 async fn lingering_close(mut stream: TcpStream) {
     let drained = async {
         stream.shutdown().await?;
@@ -289,6 +294,6 @@ async fn lingering_close(mut stream: TcpStream) {
         }
         io::Result::Ok(())
     };
-    // Whatever comes of it, the answer has been sent.
+    // The response has been sent, so errors no longer matter.
     let _ = timeout(LINGERING_TIME, drained).await;
 }

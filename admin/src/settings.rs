@@ -1,38 +1,38 @@
-//! How much the surface gives to whoever asks.
+//! Limits of the admin server. The port is unauthenticated, so each resource has a cap.
 
 use std::time::Duration;
 
-/// One quote a second takes about 4 % of what the machine can make, at 39 ms each.
+/// One quote per second is about 4 % of the machine's capacity, at 39 ms each.
 const ATTESTATION_INTERVAL: Duration = Duration::from_secs(1);
-/// A quote takes 39 ms, and may have to wait for others; 15 s is a guest agent that hangs.
+/// A quote takes 39 ms and may be queued after others; after 15 s the guest agent hangs.
 const ATTESTATION_TIMEOUT: Duration = Duration::from_secs(15);
-/// A request is one packet. Five seconds let two lost ones be sent again.
+/// A request is one packet. Five seconds allow for two retransmissions.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// The largest answers have some 100 KB: 10 KB/s is slower than any link that an operator works with.
+/// The largest responses have about 100 KB: 10 KB/s is slower than any link that an operator uses.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// More than all the other waits together; the last resort.
+/// More than all other timeouts together; the last resort.
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(60);
-/// Probes, scrapers and people, several times over; at 8 KiB each, half a megabyte.
+/// Several times what probes, scrapers and people need; half a megabyte at 8 KiB each.
 const MAX_CONNECTIONS: usize = 64;
 
-/// Limits that are worth setting. Those that are not are constants where they hold.
+/// The configurable limits. The others are constants next to the code that enforces them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// From the end of one quote to the start of the next, whoever asks; 1 s. A report made without a
-    /// nonce is shared for as long. Zero leaves only single flight, and nothing to those who need quotes
-    /// too.
+    /// Minimum time from the end of one quote to the start of the next, over all clients; 1 s. A
+    /// report made without a nonce is cached for as long. Zero disables the rate limit and leaves
+    /// only single flight: requests can then use all of the machine's quotes.
     pub attestation_interval: Duration,
-    /// Longest wait for one quote; 15 s.
+    /// Maximum time for one quote; 15 s.
     pub attestation_timeout: Duration,
-    /// From the connection to the end of the request's headers; 5 s.
+    /// Maximum time from the accept to the end of the request's headers; 5 s.
     pub header_timeout: Duration,
-    /// From the answer to its last byte sent; 10 s.
+    /// Maximum time to send a response; 10 s.
     pub write_timeout: Duration,
-    /// From the connection to its end, whatever it does; 60 s.
+    /// Maximum lifetime of a connection; 60 s.
     pub connection_lifetime: Duration,
-    /// Most connections at once; 64. One more makes the oldest go that is still sending its request or
-    /// still reading its answer: who is slow on purpose then only displaces others like it. Refusing
-    /// the newcomer would let 64 slow ones shut the door.
+    /// Maximum number of concurrent connections; 64. One more evicts the oldest connection that is
+    /// still sending its request or reading its response, so that deliberately slow clients only
+    /// evict each other. Refusing the newest connection would let 64 slow clients block the server.
     pub max_connections: usize,
 }
 

@@ -1,4 +1,4 @@
-//! What the surface asks the rest of the product.
+//! The interface through which the server obtains metrics and reports from the rest of the process.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -6,38 +6,38 @@ use std::sync::Arc;
 use crate::nonce::Nonce;
 use crate::stats::Stats;
 
-/// A report in the making: the JSON document that `/attestation` answers with.
+/// The pending report: resolves to the JSON document that `/attestation` responds with.
 pub type ReportFuture = Pin<Box<dyn Future<Output = Result<String, Unavailable>> + Send>>;
 
-/// Where the answers come from.
+/// The data behind the endpoints.
 ///
-/// All of it is called on the `admin` thread, and whatever blocks there keeps `/health` from being
-/// answered: what is slow belongs into the future, and what blocks onto a thread of its own.
+/// All methods are called on the `admin` thread. A method that blocks delays `/health`: do slow
+/// work in the future, and blocking work on a separate thread.
 pub trait Source: Send + Sync + 'static {
-    /// How the sidecar runs, for example `production` or `simulator`; shown by `/ready`.
+    /// The mode of the process, for example `production` or `simulator`; shown by `/ready`.
     fn mode(&self) -> &'static str;
 
-    /// All metrics in Prometheus' text format. `own` is what this surface has counted itself.
+    /// Renders all metrics in the Prometheus text format. `own` are the counters of this server.
     fn metrics(&self, own: &Stats) -> String;
 
-    /// Has one quote made, for `nonce` if there is one.
+    /// Makes one quote, for `nonce` if there is one.
     ///
-    /// One at a time, and no sooner than [`attestation_interval`](crate::Settings) after the last has
-    /// ended. The future is dropped when [`attestation_timeout`](crate::Settings) passes, and only
-    /// then: not when those who asked have left.
+    /// Called for one quote at a time, and no sooner than [`attestation_interval`](crate::Settings)
+    /// after the last one ended. The future is dropped only when
+    /// [`attestation_timeout`](crate::Settings) passes, not when the clients disconnect.
     fn attestation(self: Arc<Self>, nonce: Option<Nonce>) -> ReportFuture;
 }
 
-/// There is no report now.
+/// No report can be made at the moment.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct Unavailable {
-    /// Why, for whoever asked: anybody may read it.
+    /// The reason, which the response publishes.
     pub reason: String,
 }
 
 impl Unavailable {
-    /// For this reason.
+    /// Creates the error with this reason.
     #[must_use]
     pub fn new(reason: impl Into<String>) -> Self {
         Self {

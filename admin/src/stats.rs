@@ -1,4 +1,4 @@
-//! What the surface counts. All counts begin at 0 with the server, and only rise.
+//! The server's counters. All are monotonic and start at 0 with the server.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -6,19 +6,19 @@ use hyper::StatusCode;
 
 use crate::route::Route;
 
-/// The first digit of an answer's status.
+/// The class of a response's status code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StatusClass {
     /// 2xx.
     Success,
-    /// 4xx: the client's fault, or asked too often.
+    /// 4xx: the client's fault, or rate-limited.
     ClientError,
-    /// 5xx: ours.
+    /// 5xx: the server's fault.
     ServerError,
 }
 
 impl StatusClass {
-    /// All of them.
+    /// All classes.
     pub const ALL: [Self; 3] = [Self::Success, Self::ClientError, Self::ServerError];
 
     fn of(status: StatusCode) -> Self {
@@ -29,7 +29,7 @@ impl StatusClass {
         }
     }
 
-    /// A word from a closed list, for a metric label.
+    /// The value of a metric label, from a closed list.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -40,7 +40,7 @@ impl StatusClass {
     }
 }
 
-/// A number that only rises.
+/// A monotonic counter.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 
@@ -71,7 +71,7 @@ impl ResponseCounts {
     }
 }
 
-/// The counts. Read them from any thread.
+/// The counters, readable from any thread.
 #[derive(Debug, Default)]
 pub struct Stats {
     index: ResponseCounts,
@@ -107,49 +107,49 @@ impl Stats {
             .increment();
     }
 
-    /// Requests to `route` that were answered with a status of `class`.
+    /// Number of requests to `route` that got a status of `class`.
     #[must_use]
     pub fn requests(&self, route: Route, class: StatusClass) -> u64 {
         self.route_counts(route).counter(class).get()
     }
 
-    /// Quotes that the source made.
+    /// Number of quotes that the source made.
     #[must_use]
     pub fn reports_made(&self) -> u64 {
         self.reports_made.get()
     }
 
-    /// Quotes that the source could not make, or not in time.
+    /// Number of quotes that the source failed to make, or did not make in time.
     #[must_use]
     pub fn reports_failed(&self) -> u64 {
         self.reports_failed.get()
     }
 
-    /// Requests that were answered with a report that another had asked for.
+    /// Number of requests that got a report made for another request.
     #[must_use]
     pub fn reports_shared(&self) -> u64 {
         self.reports_shared.get()
     }
 
-    /// Requests for a report that were told to come back later.
+    /// Number of requests for a report that were rate-limited.
     #[must_use]
     pub fn reports_limited(&self) -> u64 {
         self.reports_limited.get()
     }
 
-    /// Connections that were accepted.
+    /// Number of accepted connections.
     #[must_use]
     pub fn connections(&self) -> u64 {
         self.connections.get()
     }
 
-    /// Connections that were closed to make room for newer ones.
+    /// Number of connections closed because all slots were taken.
     #[must_use]
     pub fn evicted(&self) -> u64 {
         self.evicted.get()
     }
 
-    /// Connections that were closed because a deadline of theirs had passed.
+    /// Number of connections closed by a timeout.
     #[must_use]
     pub fn timed_out(&self) -> u64 {
         self.timed_out.get()

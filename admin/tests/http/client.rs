@@ -1,13 +1,13 @@
-//! A client that sends whatever bytes it is given.
+//! A raw HTTP client that sends arbitrary bytes.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Longest wait for anything.
+/// Maximum time for any wait in these tests.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// An answer, taken apart.
+/// A parsed response.
 #[derive(Debug)]
 pub(crate) struct Response {
     pub(crate) status: u16,
@@ -58,7 +58,7 @@ pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// All that comes until the server closes. A reset counts as closed: what came before is what counts.
+/// Reads until the server closes. A reset counts as a close: only the bytes before it matter.
 pub(crate) fn read_to_end(mut stream: &TcpStream) -> Vec<u8> {
     let (mut all, mut chunk) = (Vec::new(), [0; 64 << 10]);
     loop {
@@ -74,7 +74,7 @@ pub(crate) fn read_to_end(mut stream: &TcpStream) -> Vec<u8> {
 /// Sends `bytes` in one piece and reads until the server closes.
 pub(crate) fn exchange(address: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = connect(address);
-    // Whoever is closed early may still have been answered.
+    // The write may fail although the server has already responded and closed.
     let _ = stream.write_all(bytes);
     String::from_utf8(read_to_end(&stream)).unwrap()
 }

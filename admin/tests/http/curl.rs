@@ -1,10 +1,10 @@
-//! The client that operators use.
+//! The server as seen by curl.
 
 use std::process::Command;
 
 use crate::harness::{Harness, SourceBehavior};
 
-/// What `curl -sS <arguments> <base><path>` prints; `None` where there is no curl.
+/// The output of `curl -sS <arguments> <base><path>`; `None` where curl is not installed.
 fn curl(harness: &Harness, arguments: &[&str], path: &str) -> Option<String> {
     let url = format!("http://{}{path}", harness.address());
     let output = Command::new("curl")
@@ -18,7 +18,7 @@ fn curl(harness: &Harness, arguments: &[&str], path: &str) -> Option<String> {
             Some(String::from_utf8(output.stdout).unwrap())
         }
         Err(error) => {
-            println!("skipped: curl cannot be run: {error}");
+            println!("skipped: cannot run curl: {error}");
             None
         }
     }
@@ -51,10 +51,10 @@ fn curl_receives_the_error_for_a_rejected_body() {
     let Some(response) = curl(&harness, &["-X", "GET", "-d", &body], "/attestation") else {
         return;
     };
-    assert_eq!(response, r#"{"error":"no endpoint takes a body"}"#);
+    assert_eq!(response, r#"{"error":"request bodies are not accepted"}"#);
     let post = [&STATUS[..], &["-d", &body]].concat();
     assert_eq!(curl(&harness, &post, "/attestation").unwrap(), "405");
-    // curl offers to upgrade, and is answered in HTTP/1.1.
+    // curl offers an upgrade to HTTP/2, and the server responds in HTTP/1.1.
     let upgrade = [&STATUS[..], &["--http2"]].concat();
     assert_eq!(curl(&harness, &upgrade, "/health").unwrap(), "200");
     assert_eq!(harness.source.calls(), 0);

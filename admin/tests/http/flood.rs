@@ -1,4 +1,4 @@
-//! A crowd at `/attestation`.
+//! Rate limiting of `/attestation` under load.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,11 +11,12 @@ use crate::harness::{Harness, SourceBehavior};
 
 const CLIENTS: usize = 8;
 const REQUESTS_PER_CLIENT: usize = 50;
-/// Eight clients at this pace are 200 requests a second.
+/// Eight clients at this interval send 200 requests per second.
 const REQUEST_INTERVAL: Duration = Duration::from_millis(40);
 const QUOTE_INTERVAL: Duration = Duration::from_millis(400);
 
-/// Statuses of [`CLIENTS`] × [`REQUESTS_PER_CLIENT`] requests, 200 and 429, for targets made from a running number.
+/// Sends [`CLIENTS`] × [`REQUESTS_PER_CLIENT`] requests and counts the statuses 200 and 429.
+/// `target` makes the request target from a running number.
 fn flood(address: SocketAddr, target: impl Fn(usize) -> String + Sync) -> (usize, usize) {
     let (number, served, limited) = (
         AtomicUsize::new(0),
@@ -43,7 +44,7 @@ fn flood(address: SocketAddr, target: impl Fn(usize) -> String + Sync) -> (usize
     (served.into_inner(), limited.into_inner())
 }
 
-/// Between the end of a quote and the start of the next there was the interval, each time.
+/// Checks that the interval was kept between the end of each quote and the start of the next.
 fn check_quote_rate(harness: &Harness, start: Instant) {
     let quotes = harness.source.quotes.lock().unwrap();
     for pair in quotes.windows(2) {
@@ -56,7 +57,7 @@ fn check_quote_rate(harness: &Harness, start: Instant) {
         "{} > {budget}",
         quotes.len()
     );
-    assert!(quotes.len() >= 2, "nobody was served");
+    assert!(quotes.len() >= 2, "fewer than two quotes");
 }
 
 fn harness() -> Harness {

@@ -1,4 +1,4 @@
-//! A server with a source whose behavior a test chooses.
+//! Test harness: a server with a source whose behavior the test chooses.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
@@ -8,7 +8,7 @@ use admin::{Latch, Nonce, Readiness, ReportFuture, Server, Settings, Source, Sta
 
 use crate::client::TIMEOUT;
 
-/// What a quote takes on TDX hardware.
+/// Duration of a quote on TDX hardware.
 pub(crate) const QUOTE_DURATION: Duration = Duration::from_millis(39);
 
 /// How the source behaves.
@@ -18,9 +18,9 @@ pub(crate) enum SourceBehavior {
     Good,
     /// An error after [`QUOTE_DURATION`].
     Failing,
-    /// Nothing, ever.
+    /// A report that never completes.
     Hanging,
-    /// A panic in everything that it is asked.
+    /// A panic in every method.
     Panicking,
     /// Metrics of 32 MiB.
     Verbose,
@@ -28,7 +28,7 @@ pub(crate) enum SourceBehavior {
 
 pub(crate) struct TestSource {
     behavior: SourceBehavior,
-    /// Beginning and end of each quote.
+    /// Start and end of each quote.
     pub(crate) quotes: Mutex<Vec<(Instant, Option<Instant>)>>,
 }
 
@@ -70,7 +70,7 @@ impl Source for TestSource {
             }
             self.quotes.lock().unwrap()[number].1 = Some(Instant::now());
             match self.behavior {
-                SourceBehavior::Failing => Err(Unavailable::new("the guest agent is gone")),
+                SourceBehavior::Failing => Err(Unavailable::new("the guest agent is unreachable")),
                 _ => Ok(report(nonce.as_ref(), number)),
             }
         })
@@ -82,11 +82,14 @@ fn report(nonce: Option<&Nonce>, number: usize) -> String {
     serde_json::json!({ "number": number, "nonce": nonce }).to_string()
 }
 
-/// Looks every 5 ms, and not for ever.
+/// Polls `condition` every 5 ms, at most for [`TIMEOUT`].
 pub(crate) fn wait_until(mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < TIMEOUT, "it never came");
+        assert!(
+            start.elapsed() < TIMEOUT,
+            "timed out waiting for the condition"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -98,7 +101,8 @@ pub(crate) struct Harness {
 }
 
 impl Harness {
-    /// The default limits, but one quote an hour: nothing depends on how fast a test is.
+    /// Starts a server with the default limits but one quote per hour, so that no test depends on
+    /// its own speed.
     pub(crate) fn new(behavior: SourceBehavior) -> Self {
         Self::with(behavior, Self::settings())
     }
@@ -126,7 +130,7 @@ impl Harness {
         }
     }
 
-    /// Returns when the first quote has start.
+    /// Returns when the first quote has started.
     pub(crate) fn wait_for_quote(&self) {
         wait_until(|| self.source.calls() > 0);
     }

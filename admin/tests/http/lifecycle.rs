@@ -1,4 +1,4 @@
-//! The end of the server.
+//! Shutdown of the server.
 
 use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::client::{connect, get, read_to_end};
 use crate::harness::{Harness, SourceBehavior};
 
-/// Clients of every kind: silent, half-way through a request, waiting for a quote.
+/// Clients in every phase: silent, half-way through a request, waiting for a quote.
 fn clients(harness: &Harness) -> Vec<TcpStream> {
     let sent: [&[u8]; 3] = [b"", b"GET /hea", b"GET /attestation HTTP/1.0\r\n\r\n"];
     let clients = sent.map(|bytes| {
@@ -25,7 +25,7 @@ fn stop_ends_the_thread_and_every_connection() {
     let (clients, address) = (clients(&harness), harness.address());
     assert_eq!(get(address, "/health").status, 200);
     assert!(harness.server.stop());
-    // The thread, its tasks and the quote that hung have let go of the source.
+    // The thread, its tasks and the hanging quote have dropped the source.
     assert_eq!(Arc::strong_count(&harness.source), 1);
     for client in clients {
         assert_eq!(read_to_end(&client), b"");

@@ -1,6 +1,6 @@
-//! The surface over real sockets, asked by clients of every kind.
+//! Tests of the server over real sockets, with well-behaved, slow and hostile clients.
 
-// These files are nothing but tests.
+// These files contain only tests.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

@@ -1,7 +1,7 @@
-//! Requests of every wrong shape: one answer at most, and the end of the connection.
+//! Malformed requests get at most one response, and then the connection is closed.
 //!
-//! What is smuggled is always a request to `/attestation`, so that it would show: in a second answer,
-//! and in a quote.
+//! Each test appends a request to `/attestation`. If it were smuggled through, it would show as a
+//! second response and as a quote.
 
 use std::io::{Read, Write};
 
@@ -10,7 +10,7 @@ use crate::harness::{Harness, SourceBehavior};
 
 const SMUGGLED: &str = "GET /attestation HTTP/1.1\r\nHost: sidecar\r\n\r\n";
 
-/// The one answer to `bytes` with [`SMUGGLED`] behind them; 0 where there is none.
+/// The status of the only response to `bytes` followed by [`SMUGGLED`]; 0 if there is none.
 fn status(harness: &Harness, bytes: &str) -> u16 {
     let text = exchange(harness.address(), format!("{bytes}{SMUGGLED}").as_bytes());
     let answers = text.matches("HTTP/1.").count();
@@ -66,7 +66,7 @@ fn declared_bodies_are_rejected() {
             "POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello",
             405,
         ),
-        // No body, and sent so.
+        // Declares an empty body.
         (
             "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
             200,
@@ -138,10 +138,11 @@ fn malformed_lines_smuggle_no_request() {
         // obs-fold.
         ("GET /health HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n", 400),
         ("GET /health HTTP/1.1\r\n Host: a\r\n\r\n", 400),
-        // Bare LF ends a line, as RFC 9112, section 2.2, allows: what is behind stays unanswered.
+        // Bare LF ends a line, as RFC 9112, section 2.2, allows: the request after it gets no
+        // response.
         ("GET /health HTTP/1.1\nHost: a\n\n", 200),
         ("GET /health HTTP/1.1\r\nHost: a\r\nX: b\n\n", 200),
-        // Bare CR ends none.
+        // Bare CR does not end a line.
         ("GET /health HTTP/1.1\r\nHost: a\r\nX: b\rY: c\r\n\r\n", 400),
         ("GET /health HTTP/1.1\r\nHost: a\r\nX\r\n\r\n", 400),
         ("GET /health HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n", 400),
@@ -159,7 +160,7 @@ fn other_protocols_are_rejected() {
         ("GET /health HTTP/2.0\r\nHost: a\r\n\r\n", 400),
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", 0),
         ("\x16\x03\x01\x02\0\x01\0\x01\u{7f}\x03\x03", 400),
-        // An upgrade is not taken.
+        // The upgrade is ignored.
         (
             "GET /health HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n",
             200,
@@ -171,7 +172,7 @@ fn other_protocols_are_rejected() {
 #[test]
 fn targets_and_hosts() {
     check_all(&[
-        // RFC 9112, section 3.2.2: a server must take the absolute form. Nothing is forwarded.
+        // RFC 9112, section 3.2.2: a server must accept the absolute form. Nothing is forwarded.
         (
             "GET http://elsewhere/health HTTP/1.1\r\nHost: a\r\n\r\n",
             200,
@@ -227,13 +228,13 @@ fn a_client_that_sends_a_large_body_still_receives_the_response() {
     let head = "GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n\r\n";
     let request = format!("{head}{}", "x".repeat(200_000));
     stream.write_all(request.as_bytes()).unwrap();
-    // Not even a reset, which other systems than this one let overtake the answer.
+    // No reset either: on some systems it would overtake the response.
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     let response = Response::parse(&text);
     assert_eq!(
         (response.status, response.error().as_str()),
-        (413, "no endpoint takes a body")
+        (413, "request bodies are not accepted")
     );
     assert_eq!(response.header("connection"), Some("close"));
 }

@@ -1,4 +1,4 @@
-//! What each endpoint says.
+//! The responses of each endpoint.
 
 use std::io::Write;
 use std::time::Duration;
@@ -43,10 +43,13 @@ fn ready_reports_the_latches() {
     let expected = json!({ "ready": true, "mode": "simulator", "checks": [check] });
     assert_eq!((ready.status, ready.json()), (200, expected));
 
-    harness.latch.set_not_ready("the certificate ends");
+    harness.latch.set_not_ready("the certificate expires");
     let ready = get(harness.address(), "/ready");
     assert_eq!(ready.status, 503);
-    assert_eq!(ready.json()["checks"][0]["reason"], "the certificate ends");
+    assert_eq!(
+        ready.json()["checks"][0]["reason"],
+        "the certificate expires"
+    );
     assert_eq!(get(harness.address(), "/health").status, 200);
 }
 
@@ -69,7 +72,7 @@ fn head_returns_the_headers_of_get() {
         let got = get(harness.address(), target);
         assert_eq!((head.status, head.body.as_str()), (got.status, ""));
         let length = head.header("content-length").unwrap();
-        // The count of connections in it has risen meanwhile, but not to two digits.
+        // The connection count in the body has risen in between, but not to two digits.
         assert_eq!(length, got.body.len().to_string());
     }
 }
@@ -159,7 +162,7 @@ fn a_failed_quote_returns_its_reason_and_starts_the_interval() {
     let failed = get(harness.address(), "/attestation");
     assert_eq!(
         (failed.status, failed.error().as_str()),
-        (503, "the guest agent is gone")
+        (503, "the guest agent is unreachable")
     );
     assert_eq!(get(harness.address(), "/attestation").status, 429);
     assert_eq!(harness.source.calls(), 1);
@@ -186,7 +189,7 @@ fn a_hanging_source_times_out_while_other_endpoints_respond() {
     let late = waiter.join().unwrap();
     assert_eq!(
         (late.status, late.error().as_str()),
-        (504, "no quote was made in time")
+        (504, "timed out waiting for a quote")
     );
     assert_eq!(harness.source.calls(), 1);
 }
@@ -194,12 +197,12 @@ fn a_hanging_source_times_out_while_other_endpoints_respond() {
 #[test]
 fn a_client_disconnect_does_not_cancel_the_quote() {
     let harness = Harness::new(SourceBehavior::Good);
-    let mut leaver = connect(harness.address());
-    leaver
+    let mut client = connect(harness.address());
+    client
         .write_all(b"GET /attestation HTTP/1.0\r\n\r\n")
         .unwrap();
     harness.wait_for_quote();
-    drop(leaver);
+    drop(client);
     let report = get(harness.address(), "/attestation");
     assert_eq!(
         (report.status, report.json()["number"].as_u64()),

@@ -1,4 +1,4 @@
-//! Clients that take their time, and those that come beside them.
+//! Slow clients, and the other clients that connect at the same time.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -11,10 +11,11 @@ use admin::Settings;
 use crate::client::{TIMEOUT, connect, exchange, get, read_to_end};
 use crate::harness::{Harness, SourceBehavior, wait_until};
 
-/// More than twice the seats that there are.
+/// More than twice the number of connection slots.
 const SLOW_CLIENTS: usize = 150;
 
-/// Keeps [`SLOW_CLIENTS`] connections open, sends a byte on each now and then, and replaces what is closed.
+/// A slowloris attack: keeps [`SLOW_CLIENTS`] connections open, sends a byte on each every 50 ms,
+/// and replaces those that are closed.
 fn run_slow_clients(address: SocketAddr, stop: &AtomicBool) {
     let begin = || {
         let mut stream = connect(address);
@@ -44,7 +45,7 @@ fn slow_requests_do_not_block_new_clients() {
     std::thread::scope(|scope| {
         scope.spawn(|| run_slow_clients(address, &stop));
         wait_until(|| stats.evicted() > 0);
-        // Who is held up between connecting and asking may be displaced as well, and asks again.
+        // A client that is delayed between connect and request may be evicted as well, and retries.
         let answered = |path| (0..20).any(|_| is_served(address, path));
         let all_served = (0..50).all(|_| answered("/health"));
         let report = answered("/attestation");
@@ -65,7 +66,7 @@ fn an_endless_request_times_out() {
     dribbling
         .write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n")
         .unwrap();
-    // Bytes do not prolong it.
+    // More bytes do not extend the timeout.
     while dribbling.write_all(b"X: y\r\n").is_ok() {
         assert!(start.elapsed() < TIMEOUT);
         std::thread::sleep(Duration::from_millis(20));
@@ -119,14 +120,14 @@ fn connections_end_at_their_maximum_lifetime() {
 #[test]
 fn waiters_for_a_quote_leave_slots_for_other_clients() {
     let harness = Harness::new(SourceBehavior::Hanging);
-    let ask = |_| {
+    let request = |_| {
         let mut stream = connect(harness.address());
         stream
             .write_all(b"GET /attestation HTTP/1.0\r\n\r\n")
             .unwrap();
         stream
     };
-    let waiting: Vec<TcpStream> = (0..100).map(ask).collect();
+    let waiting: Vec<TcpStream> = (0..100).map(request).collect();
     wait_until(|| harness.server.stats().reports_limited() == 68);
     for _ in 0..10 {
         assert_eq!(get(harness.address(), "/health").status, 200);

@@ -1,7 +1,7 @@
 //! The admin thread, its listener and its connections.
 //!
-//! A connection is served exactly one response, then closed with a lingering close. Nothing here
-//! may block the process: a source that blocks only keeps its own thread.
+//! Each connection gets one response and a lingering close. The server must never block the rest of
+//! the process: a source that blocks affects the admin thread only.
 
 use std::convert::Infallible;
 use std::future::poll_fn;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// One quote per second is about 4 % of the machine's capacity, at 39 ms each.
 const ATTESTATION_INTERVAL: Duration = Duration::from_secs(1);
-/// A quote takes 39 ms and may be queued after others; after 15 s the guest agent hangs.
+/// A quote takes 39 ms and may be queued after others; a guest agent that needs 15 s has hung.
 const ATTESTATION_TIMEOUT: Duration = Duration::from_secs(15);
 /// A request is one packet. Five seconds allow for two retransmissions.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);

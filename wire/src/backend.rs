@@ -1,9 +1,11 @@
-//! The login to Postgres, where we are the client and know the password that our client does not.
+//! The login to Postgres as a sans-I/O state machine: we are the client, with a password that our
+//! own client does not know.
 //!
-//! It exists to inject that password and nothing else: up to AuthenticationOk it talks, from there it
-//! only watches whole messages go by until Postgres is ready. It must never let a byte of the
-//! authentication exchange reach the client, never pass on AuthenticationOk from a server that began
-//! SCRAM and did not finish it, and never change a message that it passes on.
+//! It exists to inject that password. Up to AuthenticationOk it takes part in the exchange; after
+//! that it only inspects complete messages that are forwarded, until Postgres is ready. It must
+//! never let a byte of the authentication exchange reach the client, never forward AuthenticationOk
+//! from a server that began SCRAM and did not finish it, and never change a message that it
+//! forwards.
 
 use std::fmt;
 
@@ -29,14 +31,15 @@ pub const MAX_AUTHENTICATION: usize = 2_000;
 /// [libpq `fe-connect.c`, MAX_ERRLEN, and `fe-protocol3.c`, pqParseInput3: 30,000]
 pub const MAX_LOGIN_MESSAGE: usize = 30_000;
 
-/// Most notices taken and dropped before AuthenticationOk. Postgres sends none there; extensions may
-/// send one or two.
+/// Maximum number of notices that are dropped before AuthenticationOk. Postgres itself sends none
+/// there; extensions may send one or two.
 pub const MAX_NOTICES: u8 = 16;
 
-/// Most bytes kept of `server_version`. Distributors' additions make it up to about 50.
+/// Maximum length of `server_version` in bytes; the rest is cut off. With the additions of
+/// distributors it has up to about 50.
 pub const MAX_SERVER_VERSION: usize = 128;
 
-/// Codes in an Authentication message. [PostgreSQL 18, protocol message formats]
+/// Codes of Authentication messages. [PostgreSQL 18, protocol message formats]
 mod code {
     pub(super) const OK: u32 = 0;
     pub(super) const CLEARTEXT_PASSWORD: u32 = 3;
@@ -48,7 +51,7 @@ mod code {
 
 const AUTHENTICATION_OK: [u8; 4] = code::OK.to_be_bytes();
 
-/// A login that is under way. Holds no password.
+/// A login in progress. Holds no password.
 pub struct BackendLogin {
     role: String,
     notices: u8,
@@ -57,7 +60,7 @@ pub struct BackendLogin {
 
 #[derive(PartialEq, Eq)]
 enum State {
-    /// The StartupMessage was sent.
+    /// The StartupMessage has been sent.
     Started {
         nonce: [u8; scram::RAW_NONCE_LEN],
     },
@@ -68,7 +71,7 @@ enum State {
 }
 
 impl State {
-    /// Whether AuthenticationOk may come here.
+    /// Whether AuthenticationOk is legal in this state.
     fn may_authenticate(&self) -> bool {
         match self {
             Self::Started { .. } | Self::PasswordSent | Self::ScramVerified => true,
@@ -94,34 +97,35 @@ impl fmt::Debug for BackendLogin {
     }
 }
 
-/// What to do next. Whatever the step, what was appended to `out` is to be sent first, unless it is
-/// [`Refuse`](Self::Refuse).
+/// What to do next. Before any step except [`Refuse`](Self::Refuse), send what was appended to
+/// `out`.
 #[derive(Debug)]
 pub enum BackendStep {
-    /// Drop `consumed` bytes, then read more. A buffer of [`MAX_LOGIN_MESSAGE`] + 1 bytes is enough.
+    /// Drop `consumed` bytes, then read more. A buffer of [`MAX_LOGIN_MESSAGE`] + 1 bytes is
+    /// enough.
     Read {
-        /// Bytes dealt with.
+        /// Number of bytes processed.
         consumed: usize,
-        /// The state to go on with.
+        /// The next state.
         next: BackendLogin,
     },
     /// Drop `consumed` bytes, derive [`Keys`] from the password, then [`AwaitKeys::resume`].
     DeriveKeys {
-        /// For [`Keys::derive`]. Not empty.
+        /// The salt for [`Keys::derive`]. Not empty.
         salt: Vec<u8>,
-        /// For [`Keys::derive`]: 1 to [`MAX_ITERATIONS`](scram::MAX_ITERATIONS).
+        /// The count for [`Keys::derive`]: 1 to [`MAX_ITERATIONS`](scram::MAX_ITERATIONS).
         iterations: u32,
-        /// Bytes dealt with.
+        /// Number of bytes processed.
         consumed: usize,
-        /// The state to go on with.
+        /// The next state.
         next: AwaitKeys,
     },
-    /// Drop `consumed` bytes. AuthenticationOk is next: it and all behind it are for the client. The
-    /// first byte behind it is there too.
+    /// Drop `consumed` bytes. AuthenticationOk is next; it and everything after it is for the
+    /// client. At least one byte after it has been read too.
     Authenticated {
-        /// Bytes dealt with.
+        /// Number of bytes processed.
         consumed: usize,
-        /// The state to go on with.
+        /// The next state.
         next: AwaitReady,
     },
     /// Close, and send the client [`BackendError::response`].
@@ -129,11 +133,11 @@ pub enum BackendStep {
 }
 
 impl BackendLogin {
-    /// Begins a login: appends the StartupMessage to `out`.
+    /// Starts a login: appends the StartupMessage to `out`.
     ///
-    /// `version` is what was negotiated with the client. The parameters go as the client sent them and
-    /// in the same order, without the `_pq_.` options. `nonce` is fresh randomness, used if Postgres
-    /// asks for SCRAM.
+    /// `version` is the version that was negotiated with the client. The parameters are sent as the
+    /// client sent them and in the same order, without the `_pq_.` options. `nonce` must be fresh
+    /// randomness; it is used if Postgres requests SCRAM.
     #[must_use]
     pub fn start(
         startup: &Startup,
@@ -156,9 +160,10 @@ impl BackendLogin {
         }
     }
 
-    /// Looks at everything read from Postgres and not yet consumed, and appends answers to `out`.
+    /// Processes all bytes read from Postgres and not yet consumed, and appends replies to `out`.
     ///
-    /// `password` is the one to inject. An empty one is none: Postgres would not take it.
+    /// `password` is the password to inject. An empty one counts as missing, because Postgres
+    /// accepts no empty password.
     #[must_use]
     pub fn advance(mut self, bytes: &[u8], password: &Password, out: &mut Vec<u8>) -> BackendStep {
         let mut consumed: usize = 0;
@@ -220,7 +225,7 @@ impl BackendLogin {
         }
     }
 
-    /// A message that is not about authentication.
+    /// Handles a message other than Authentication.
     fn other_message(&mut self, tag: u8, body: &[u8]) -> Result<(), BackendError> {
         match tag {
             b'E' => Err(parse_error_response(body)),
@@ -235,7 +240,7 @@ impl BackendLogin {
     }
 }
 
-/// What one message leads to.
+/// The effect of one Authentication message.
 enum Transition {
     State(State),
     DeriveKeys(HashParams, Challenge),
@@ -244,7 +249,7 @@ enum Transition {
 
 const OUT_OF_ORDER: BackendError = BackendError::Malformed("Authentication out of order");
 
-/// One Authentication message.
+/// Handles one Authentication message.
 fn authentication(
     state: State,
     role: &str,
@@ -286,7 +291,7 @@ fn authentication(
     }
 }
 
-/// The first Authentication message, unless it was AuthenticationOk: the choice of a method.
+/// Handles the first Authentication message other than AuthenticationOk, which selects the method.
 fn start_method(
     code: u32,
     data: &[u8],
@@ -321,7 +326,7 @@ fn start_method(
     }
 }
 
-/// A login that waits for SCRAM keys.
+/// A login that waits for the SCRAM keys.
 pub struct AwaitKeys {
     role: String,
     notices: u8,
@@ -336,10 +341,10 @@ impl fmt::Debug for AwaitKeys {
 }
 
 impl AwaitKeys {
-    /// Goes on with `keys`, derived from the password with the salt and count of
+    /// Continues with `keys`, derived from the password with the salt and iteration count of
     /// [`BackendStep::DeriveKeys`]. Appends SCRAM's client-final-message to `out`.
     pub fn resume(self, keys: &Keys, out: &mut Vec<u8>) -> BackendLogin {
-        let (message, proof) = self.challenge.answer(keys);
+        let (message, proof) = self.challenge.client_final(keys);
         write_tagged(out, b'p', |out| out.extend_from_slice(message.as_bytes()));
         BackendLogin {
             role: self.role,
@@ -349,10 +354,12 @@ impl AwaitKeys {
     }
 }
 
-/// Looks behind AuthenticationOk, which Postgres always sends together with what follows it: under
-/// `trust` it says so even to a role that does not exist, and refuses it in the next message. That is
-/// a refusal of the login, and not for the client to see as one of its own. `None` if more bytes are
+/// Checks the message after AuthenticationOk for a refusal of the login; `None` if more bytes are
 /// needed.
+///
+/// Under the method `trust`, Postgres sends AuthenticationOk even to a role that does not exist,
+/// and refuses it in the next message, which it always sends together with AuthenticationOk. That
+/// is a failure of the injected login and must not reach the client as a failure of its own.
 fn refused_after_ok(bytes: &[u8]) -> Result<Option<()>, BackendError> {
     match bytes.first() {
         None => Ok(None),
@@ -369,7 +376,7 @@ fn refused_after_ok(bytes: &[u8]) -> Result<Option<()>, BackendError> {
     }
 }
 
-/// The message at the start of `bytes`, if it is one that may come before AuthenticationOk.
+/// Reads the message at the start of `bytes`, if it is legal before AuthenticationOk.
 pub(crate) fn login_frame(bytes: &[u8]) -> Result<Option<Frame<'_>>, BackendError> {
     match bytes.first() {
         None => Ok(None),
@@ -386,7 +393,7 @@ fn read_frame(bytes: &[u8], cap: usize) -> Result<Option<Frame<'_>>, BackendErro
     })
 }
 
-/// What an ErrorResponse says.
+/// Parses an ErrorResponse into [`BackendError::Refused`], or [`BackendError::Malformed`].
 pub(crate) fn parse_error_response(body: &[u8]) -> BackendError {
     const MALFORMED: BackendError = BackendError::Malformed("ErrorResponse");
     let mut cursor = Cursor::new(body);
@@ -409,9 +416,10 @@ pub(crate) fn parse_error_response(body: &[u8]) -> BackendError {
     }
 }
 
-/// Text of the server that may go into one line of a log: cut, and without control characters.
+/// Prepares a text of the server for one line of a log: truncates it to `cap` bytes and replaces
+/// control characters.
 fn sanitize(text: &[u8], cap: usize) -> String {
-    // Cut before decoding, so that the work is bounded too.
+    // Truncate before decoding, to bound the work too.
     let text = String::from_utf8_lossy(text.get(..cap).unwrap_or(text));
     let text: String = text
         .chars()
@@ -425,12 +433,12 @@ fn expect_empty(data: &[u8]) -> Result<(), BackendError> {
         Ok(())
     } else {
         Err(BackendError::Malformed(
-            "bytes behind an Authentication code",
+            "trailing bytes in an Authentication message",
         ))
     }
 }
 
-/// Postgres takes no empty password, so an empty one in the configuration is none. As libpq has it.
+/// Treats an empty password as missing, like libpq: Postgres accepts no empty password.
 fn non_empty(password: &Password) -> Result<&Password, BackendError> {
     if password.as_bytes().is_empty() {
         return Err(BackendError::PasswordMissing);
@@ -438,7 +446,8 @@ fn non_empty(password: &Password) -> Result<&Password, BackendError> {
     Ok(password)
 }
 
-/// Whether SCRAM-SHA-256 is in a list of mechanisms. Never its -PLUS form: there is no TLS to bind to.
+/// Checks that a list of mechanisms offers SCRAM-SHA-256. The -PLUS variant is never used: there is
+/// no TLS channel to bind to.
 fn expect_scram_offer(list: &[u8]) -> Result<(), BackendError> {
     let mut cursor = Cursor::new(list);
     let mut offered = false;

@@ -1,8 +1,9 @@
-//! Every way to fail, and what the client is told about it.
+//! All errors of the crate, and the ErrorResponse that a client gets for each.
 //!
 //! It exists so that the log's reason code, the metric's label and the client's text are total
-//! functions of one value, each a single `match` without a wildcard. It must never hold a secret, a
-//! password or a start-up parameter; peer text only from Postgres, cut and cleaned.
+//! functions of one value, each a single `match` without a wildcard. An error must never hold a
+//! secret, a password or a start-up parameter. The only text of a peer in it is Postgres's own,
+//! truncated and without control characters.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,15 +11,15 @@ use std::fmt;
 use crate::message::{write_c_str, write_tagged};
 use crate::version::ProtocolVersion;
 
-/// Most bytes of one text field in an ErrorResponse that this crate writes: room for Postgres's own
-/// refusal ([`MAX_REFUSAL_TEXT`]) with a prefix.
+/// Maximum length in bytes of one text field in an ErrorResponse of this crate: enough for
+/// Postgres's own text ([`MAX_REFUSAL_TEXT`]) with a prefix.
 pub const MAX_ERROR_TEXT: usize = 1_024;
 
-/// Most bytes kept of the text with which Postgres refused a login. Its longest login texts are
-/// below 300 bytes; the rest is for translations.
+/// Maximum length in bytes that is kept of the text with which Postgres refused a login. Its
+/// longest login texts are below 300 bytes; the rest is headroom for translations.
 pub const MAX_REFUSAL_TEXT: usize = 512;
 
-/// A five-character error code. [PostgreSQL 18 documentation, appendix A]
+/// An SQLSTATE: a five-character error code. [PostgreSQL 18 documentation, appendix A]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SqlState([u8; 5]);
 
@@ -39,7 +40,7 @@ impl SqlState {
     pub const INVALID_PASSWORD: Self = Self(*b"28P01");
     /// 53300, too many connections.
     pub const TOO_MANY_CONNECTIONS: Self = Self(*b"53300");
-    /// 57014, query canceled: what Postgres says when authentication takes too long.
+    /// 57014, query canceled: what Postgres sends when authentication times out.
     pub const QUERY_CANCELED: Self = Self(*b"57014");
     /// 57P01, admin shutdown.
     pub const ADMIN_SHUTDOWN: Self = Self(*b"57P01");
@@ -50,7 +51,7 @@ impl SqlState {
     /// XX000, internal error.
     pub const INTERNAL_ERROR: Self = Self(*b"XX000");
 
-    /// `None` unless `code` is five digits or upper-case letters.
+    /// Parses five digits or upper-case letters; `None` for anything else.
     #[must_use]
     pub fn new(code: &[u8]) -> Option<Self> {
         let code: [u8; 5] = code.try_into().ok()?;
@@ -62,11 +63,11 @@ impl SqlState {
     /// The five characters.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        // Always ASCII, see `new`.
+        // Always ASCII: `new` checks it.
         std::str::from_utf8(&self.0).unwrap_or("XX000")
     }
 
-    /// Whether it is of class 28, invalid authorization specification.
+    /// Whether the code is of class 28, invalid authorization specification.
     #[must_use]
     pub fn is_authorization(&self) -> bool {
         self.0.starts_with(b"28")
@@ -85,7 +86,7 @@ impl fmt::Debug for SqlState {
     }
 }
 
-/// An ErrorResponse of severity FATAL: the last thing a client is told.
+/// An ErrorResponse of severity FATAL: the last message on a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ErrorResponse<'a> {
     /// Field `C`.
@@ -96,14 +97,14 @@ pub struct ErrorResponse<'a> {
     pub hint: Option<&'a str>,
 }
 
-/// The one answer to a wrong secret, a wrong role and an unknown role: always the same bytes.
+/// The response to a wrong secret, a wrong role and an unknown role: always the same bytes.
 pub const AUTHENTICATION_FAILED: ErrorResponse<'static> = ErrorResponse::fatal(
     SqlState::INVALID_PASSWORD,
     "authentication_failed: password authentication failed",
 );
 
 impl<'a> ErrorResponse<'a> {
-    /// One with the given text and no hint.
+    /// Creates a response with this text and no hint.
     #[must_use]
     pub const fn fatal(sqlstate: SqlState, message: &'a str) -> Self {
         Self {
@@ -113,7 +114,7 @@ impl<'a> ErrorResponse<'a> {
         }
     }
 
-    /// One with a text that was put together.
+    /// Creates a response with an owned text and no hint.
     pub(crate) fn from_string(sqlstate: SqlState, message: String) -> Self {
         Self {
             sqlstate,
@@ -155,7 +156,7 @@ fn write_field(out: &mut Vec<u8>, code: u8, text: &str) {
     }
 }
 
-/// The longest start of `text` that is at most `cap` bytes and ends between two characters.
+/// The longest prefix of `text` that has at most `cap` bytes and ends at a character boundary.
 pub(crate) fn truncate(text: &str, cap: usize) -> &str {
     let mut end = cap.min(text.len());
     while !text.is_char_boundary(end) {
@@ -164,37 +165,37 @@ pub(crate) fn truncate(text: &str, cap: usize) -> &str {
     text.get(..end).unwrap_or_default()
 }
 
-/// What is wrong with the first bytes on the port. The client is to blame.
+/// An error in the first bytes on the port. The client is at fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpeningError {
-    /// Bytes that begin no known opening.
-    #[error("the first bytes are no known opening")]
+    /// Bytes that no known opening starts with.
+    #[error("unrecognized first bytes")]
     Garbage,
-    /// TLS was agreed on, and something else followed.
-    #[error("something other than TLS followed the agreement on TLS")]
+    /// Something other than TLS after SSLRequest was accepted.
+    #[error("expected a TLS ClientHello after SSLRequest")]
     NotTls,
-    /// Bytes behind a request for encryption, before its answer: CVE-2021-23214.
-    #[error("bytes arrived between a request for encryption and its answer")]
+    /// Bytes between a request for encryption and the reply to it: CVE-2021-23214.
+    #[error("received unencrypted bytes after a request for encryption, before the reply to it")]
     EarlyBytes,
-    /// SSLRequest or GSSENCRequest a second time.
+    /// A second SSLRequest or GSSENCRequest.
     #[error("the same encryption was requested twice")]
     RepeatedRequest,
     /// A StartupMessage without TLS.
-    #[error("a StartupMessage arrived in plaintext")]
+    #[error("received a StartupMessage without TLS")]
     PlaintextStartup,
     /// A CancelRequest without TLS, where the policy does not allow it.
-    #[error("a CancelRequest arrived in plaintext")]
+    #[error("received a CancelRequest without TLS")]
     PlaintextCancel,
-    /// A PROXY header from a peer that may not send one.
-    #[error("a PROXY header arrived from a peer that may not send one")]
+    /// A PROXY header from a peer that is not allowed to send one.
+    #[error("received a PROXY header from a peer that is not allowed to send one")]
     ProxyNotAllowed,
-    /// A PROXY header that is not the very first thing on the connection.
-    #[error("a PROXY header arrived after the beginning")]
+    /// A PROXY header that is not at the start of the connection.
+    #[error("received a PROXY header after other bytes")]
     ProxyMisplaced,
-    /// A PROXY header that breaks its specification.
+    /// A PROXY header that violates its specification.
     #[error("the PROXY header is malformed")]
     ProxyMalformed,
-    /// A PROXY header above its cap.
+    /// A PROXY header longer than its cap.
     #[error("the PROXY header is too long")]
     ProxyTooLong,
 }
@@ -217,7 +218,7 @@ impl OpeningError {
         }
     }
 
-    /// What the client is told in plaintext; `None` where the protocol has no place for it.
+    /// The plaintext response to the client; `None` where the protocol allows none.
     #[must_use]
     pub fn response(&self) -> Option<ErrorResponse<'static>> {
         match self {
@@ -247,11 +248,11 @@ impl OpeningError {
     }
 }
 
-/// What is wrong with a client's start-up or password, inside TLS. The client is to blame.
+/// An error in a client's start-up or password message, inside TLS. The client is at fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrontendError {
-    /// A start-up packet below 8 or above 10,000 bytes.
-    #[error("the start-up packet claims a length of {length} bytes")]
+    /// A start-up packet shorter than 8 or longer than 10,000 bytes.
+    #[error("invalid length of the start-up packet: {length} bytes")]
     InvalidStartupLength {
         /// The length word, in bytes.
         length: u32,
@@ -262,7 +263,7 @@ pub enum FrontendError {
     /// A major version other than 3.
     #[error("protocol {0} is not supported")]
     UnsupportedProtocol(ProtocolVersion),
-    /// A list of parameters that does not end, or does not end where the packet does.
+    /// A parameter list without terminator, or with bytes after it.
     #[error("the start-up packet is malformed")]
     MalformedStartup,
     /// No `user`, or an empty one.
@@ -275,21 +276,21 @@ pub enum FrontendError {
     #[error("the user name is not UTF-8")]
     UserNotUtf8,
     /// A CancelRequest whose key is shorter than 4 or longer than 256 bytes.
-    #[error("the CancelRequest has an impossible length")]
+    #[error("invalid length of the CancelRequest")]
     MalformedCancel,
-    /// Another message where the password was awaited.
-    #[error("message {tag:#04x} arrived in place of the password")]
+    /// A message other than the expected password.
+    #[error("received message {tag:#04x} instead of the password")]
     UnexpectedMessage {
         /// The message's tag.
         tag: u8,
     },
-    /// A password message above its cap.
-    #[error("the password message claims a length of {length} bytes")]
+    /// A password message longer than its cap.
+    #[error("the password message of {length} bytes is too long")]
     PasswordTooLong {
         /// The length word, in bytes.
         length: u32,
     },
-    /// A password message that does not end with its only NUL.
+    /// A password message in which the only NUL is not the last byte.
     #[error("the password message is malformed")]
     MalformedPassword,
 }
@@ -313,8 +314,8 @@ impl FrontendError {
         }
     }
 
-    /// What the client is told; `None` for a cancel, which has no answer. Postgres's own words where
-    /// it has some. [PostgreSQL `backend_startup.c`, `auth.c`]
+    /// The response to the client; `None` for a CancelRequest, which has no response. The texts are
+    /// Postgres's own where it has one. [PostgreSQL `backend_startup.c`, `auth.c`]
     #[must_use]
     pub fn response(&self) -> Option<ErrorResponse<'static>> {
         let violation = |text| Some(ErrorResponse::fatal(SqlState::PROTOCOL_VIOLATION, text));

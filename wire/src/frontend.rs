@@ -1,8 +1,9 @@
-//! The client's side inside TLS, where we are the server: start-up, negotiation, password.
+//! The client's start-up inside TLS as sans-I/O state machines, where we are the server: start-up
+//! message, version negotiation, password.
 //!
-//! It exists so that a client is fully understood before Postgres is dialled. It must never say
-//! anything that depends on whether a role exists or a secret is right: that is the caller's
-//! comparison, and its one answer is [`AUTHENTICATION_FAILED`](crate::error::AUTHENTICATION_FAILED).
+//! It exists so that a client's start-up is complete before the connection to Postgres is opened.
+//! No output may depend on whether a role exists or a secret is right: the caller compares, and its
+//! only response to a mismatch is [`AUTHENTICATION_FAILED`](crate::error::AUTHENTICATION_FAILED).
 
 use std::fmt;
 
@@ -13,44 +14,44 @@ use crate::startup::{
     MIN_STARTUP_PACKET, ProtocolVersion, SSL_REQUEST, Startup, StartupMessage,
 };
 
-/// Most bytes of a password message, its tag left out. Secrets here are 64 characters; 1,000 is what
-/// PostgreSQL up to 13 took. [PostgreSQL 13 `auth.c`, recv_password_packet]
+/// Maximum length of a password message in bytes, without its tag. Secrets here have 64 characters;
+/// PostgreSQL up to 13 accepted 1,000 bytes. [PostgreSQL 13 `auth.c`, recv_password_packet]
 pub const MAX_PASSWORD_MESSAGE: usize = 1_024;
 
 /// Authentication code of AuthenticationCleartextPassword.
 const CLEARTEXT_PASSWORD: u32 = 3;
 
-/// Waits for the first packet inside TLS.
+/// The state before the first packet inside TLS.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct AwaitStartup(());
 
-/// What to do next about the first packet.
+/// What to do next with the first packet.
 #[derive(Debug, PartialEq, Eq)]
 pub enum StartupStep<'a> {
-    /// Read more bytes behind the same ones. Nothing was consumed. Never needs more than
+    /// Read more bytes and append them. Nothing was consumed. Never needs more than
     /// [`MAX_STARTUP_PACKET`] bytes.
     Read(AwaitStartup),
-    /// A session begins.
+    /// A StartupMessage: a session begins.
     Startup {
-        /// The checked packet.
+        /// The validated packet.
         message: StartupMessage<'a>,
-        /// Bytes of the packet.
+        /// Length of the packet in bytes.
         consumed: usize,
     },
-    /// Forward this and close. What follows it is of no interest.
+    /// Forward this request and close. Ignore any bytes after it.
     Cancel(CancelRequest<'a>),
     /// Send [`FrontendError::response`], if there is one, and close.
     Refuse(FrontendError),
 }
 
 impl AwaitStartup {
-    /// A connection that is in TLS and on which nothing was read.
+    /// Creates the state of a connection on which nothing was read since the TLS handshake.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Looks at everything read and not yet consumed.
+    /// Processes all bytes read and not yet consumed.
     #[must_use]
     pub fn advance(self, bytes: &[u8]) -> StartupStep<'_> {
         match first_packet(bytes) {
@@ -92,8 +93,8 @@ fn first_packet(bytes: &[u8]) -> Result<Option<StartupStep<'_>>, FrontendError> 
     }
 }
 
-/// Asks for the password, after [`negotiate`]: appends AuthenticationCleartextPassword to `out`.
-/// Returns the version to go on with.
+/// Requests the password: calls [`negotiate`], then appends AuthenticationCleartextPassword to
+/// `out`. Returns the negotiated version.
 pub fn request_password(
     startup: &Startup,
     newest: ProtocolVersion,
@@ -106,15 +107,15 @@ pub fn request_password(
     (AwaitPassword(()), version)
 }
 
-/// Negotiates the protocol version where that is needed.
+/// Negotiates the protocol version where necessary.
 ///
-/// `newest` is the newest version that the Postgres behind speaks. Appends NegotiateProtocolVersion to
-/// `out` if the client asked for a newer one or for a `_pq_.` option (none is known here). Returns the
-/// version to go on with, the older of the two.
+/// `newest` is the newest version that the upstream Postgres supports. Appends
+/// NegotiateProtocolVersion to `out` if the client requested a newer one or a `_pq_.` option (none
+/// is supported here). Returns the negotiated version, the older of the two.
 ///
-/// As PostgreSQL 18 does it: the message holds the whole version word, not the minor number alone as
-/// its documentation says, and it is the version that will be spoken, not the newest that could be;
-/// 3.1, which never existed, is taken as asked for by a server that speaks 3.2.
+/// This follows PostgreSQL 18: the message holds the whole version word, not the minor number alone
+/// as the documentation says, and it is the version that will be used, not the newest that is
+/// supported. A server that supports 3.2 accepts a request for 3.1, which never existed, as it is.
 /// [PostgreSQL 18 `backend_startup.c`, ProcessStartupPacket, SendNegotiateProtocolVersion]
 pub fn negotiate(startup: &Startup, newest: ProtocolVersion, out: &mut Vec<u8>) -> ProtocolVersion {
     let version = startup.version().min(newest);
@@ -122,7 +123,7 @@ pub fn negotiate(startup: &Startup, newest: ProtocolVersion, out: &mut Vec<u8>) 
     if startup.version() > newest || options > 0 {
         write_tagged(out, b'v', |out| {
             out.extend_from_slice(&version.to_u32().to_be_bytes());
-            // At most 10,000 / 7 of them fit into a start-up packet.
+            // At most 10,000 / 7 options fit into a start-up packet.
             let options = u32::try_from(options).unwrap_or(u32::MAX);
             out.extend_from_slice(&options.to_be_bytes());
             startup
@@ -133,28 +134,28 @@ pub fn negotiate(startup: &Startup, newest: ProtocolVersion, out: &mut Vec<u8>) 
     version
 }
 
-/// Waits for the PasswordMessage. Made by [`request_password`] only.
+/// The state before the PasswordMessage. Created only by [`request_password`].
 #[derive(Debug, PartialEq, Eq)]
 pub struct AwaitPassword(());
 
-/// What to do next about the password.
+/// What to do next with the password message.
 #[derive(PartialEq, Eq)]
 pub enum PasswordStep<'a> {
-    /// Read more bytes behind the same ones. Nothing was consumed. Never needs more than
+    /// Read more bytes and append them. Nothing was consumed. Never needs more than
     /// [`MAX_PASSWORD_MESSAGE`] + 1 bytes.
     Read(AwaitPassword),
-    /// The client's password. It lies in the caller's buffer, which is the caller's to wipe.
+    /// The client's password. It borrows from the caller's buffer, which the caller must wipe.
     Password {
-        /// Without its NUL, and without any other. May be empty.
+        /// The password without its terminator. Contains no NUL; may be empty.
         password: &'a [u8],
-        /// Bytes of the message.
+        /// Length of the message in bytes.
         consumed: usize,
     },
     /// Send [`FrontendError::response`], if there is one, and close.
     Refuse(FrontendError),
 }
 
-/// Shows nothing of a password.
+/// Redacts the password.
 impl fmt::Debug for PasswordStep<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -166,7 +167,7 @@ impl fmt::Debug for PasswordStep<'_> {
 }
 
 impl AwaitPassword {
-    /// Looks at everything read and not yet consumed.
+    /// Processes all bytes read and not yet consumed.
     #[must_use]
     pub fn advance(self, bytes: &[u8]) -> PasswordStep<'_> {
         match bytes.first() {

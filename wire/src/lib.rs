@@ -1,28 +1,30 @@
-//! The PostgreSQL start-up and login protocol as pure state machines: bytes in, bytes and steps out.
+//! The PostgreSQL start-up and login protocol as sans-I/O state machines: bytes in, bytes and steps
+//! out.
 //!
-//! The crate exists so that everything an unauthenticated peer can say is read by code that can be
-//! tested and fuzzed in memory. It must never open a socket, read a clock, draw randomness, log or
-//! be async: time-outs belong to the caller, a nonce is an argument, and an error is a value.
+//! The crate exists so that all input of unauthenticated peers is parsed by code that can be tested
+//! and fuzzed in memory. It must never open a socket, read a clock, draw randomness, log or be
+//! async: timeouts belong to the caller, a nonce is an argument, and an error is a value.
 //!
-//! Reading is zero-copy: a step borrows from the bytes that were passed in. A state is consumed by
-//! value and comes back inside the step, so that after a refusal nothing usable is left. "Read more"
-//! steps never keep bytes: the caller passes the same bytes again, with more behind them.
+//! Parsing is zero-copy: a step borrows from the bytes that were passed in. A state is consumed by
+//! value and returned inside the step, so that nothing usable is left after an error. "Read more"
+//! steps keep no bytes: the caller passes the same bytes again, with more appended.
 //!
-//! | Module | Speaks with | About |
+//! | Module | Peer | Contents |
 //! | --- | --- | --- |
 //! | [`opening`] | the client, in plaintext | the first bytes on the port, up to TLS |
-//! | [`local_opening`] | a client on this machine | its first bytes, where we forward it elsewhere |
-//! | [`startup`] | | StartupMessage and CancelRequest as checked types |
+//! | [`local_opening`] | a client on this machine | its first bytes at a forwarder |
+//! | [`startup`] | | StartupMessage and CancelRequest as validated types |
 //! | [`frontend`] | the client, inside TLS | start-up, version negotiation, password |
 //! | [`backend`] | Postgres | the login with a password that the client never sees |
-//! | [`version_probe`] | Postgres | which protocol versions it speaks |
-//! | [`scram`] | | the client half of SCRAM-SHA-256 |
-//! | [`secret`] | | secrets, and their comparison in constant time |
-//! | [`message`] | | framing, both ways |
-//! | [`error`] | | every way to fail, and what the client is told |
+//! | [`version_probe`] | Postgres | the newest protocol version that it supports |
+//! | [`scram`] | | the client side of SCRAM-SHA-256 |
+//! | [`secret`] | | secrets and their constant-time comparison |
+//! | [`message`] | | framing in both directions |
+//! | [`error`] | | all errors, and the ErrorResponse for each |
 //!
 //! Protocol facts are from the PostgreSQL 18 documentation, chapter "Frontend/Backend Protocol",
-//! and from the sources of PostgreSQL's server and libpq where the documentation is silent.
+//! and from the sources of PostgreSQL's server and libpq where the documentation does not cover
+//! them.
 
 #![forbid(unsafe_code)]
 

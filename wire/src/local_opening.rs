@@ -1,9 +1,9 @@
-//! The first bytes of a client on this machine, where we are its way to a server elsewhere.
+//! The first bytes of a client on this machine, as a sans-I/O state machine of the forwarder.
 //!
-//! It exists so that a forwarder knows what it has before it opens a connection: a session, a
-//! CancelRequest, or a question for encryption, which is declined, since the way to here does not
-//! leave the machine and the way from here is encrypted anyway. It must never change a byte of what is
-//! passed on.
+//! It exists so that the forwarder recognizes a session, a CancelRequest or a request for
+//! encryption before it opens a connection. Requests for encryption are declined: the client's
+//! connection does not leave the machine, and the forwarder's own connection is encrypted anyway.
+//! It must never change a byte that is forwarded.
 
 use crate::error::{ErrorResponse, SqlState};
 use crate::message::Cursor;
@@ -12,13 +12,13 @@ use crate::startup::{
     MIN_STARTUP_PACKET, ProtocolVersion, SSL_REQUEST,
 };
 
-/// Most bytes that [`LocalOpening`] ever needs to see at once.
+/// Maximum number of bytes that [`LocalOpening`] needs at a time.
 pub const MAX_LOCAL_OPENING: usize = MAX_STARTUP_PACKET;
 
 /// TLS record type "handshake". [RFC 8446, section 5.1]
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// An encryption that a client asks for.
+/// The encryption that a client requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EncryptionRequest {
     /// SSLRequest.
@@ -27,7 +27,7 @@ pub enum EncryptionRequest {
     Gss,
 }
 
-/// The state of a connection of which nothing has been passed on.
+/// The state of a connection from which nothing has been forwarded.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct LocalOpening {
     ssl: bool,
@@ -37,41 +37,41 @@ pub struct LocalOpening {
 /// What to do next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum LocalOpeningStep<'a> {
-    /// Read more bytes behind the same ones. Nothing was consumed.
+    /// Read more bytes and append them. Nothing was consumed.
     Read(LocalOpening),
-    /// Drop `consumed` bytes, send `N`, then read on.
+    /// Drop `consumed` bytes, send `N`, then continue.
     Decline {
-        /// What was asked for.
+        /// The declined request.
         request: EncryptionRequest,
-        /// Bytes of the request.
+        /// Length of the request in bytes.
         consumed: usize,
-        /// The state to go on with. There may be bytes left to advance over.
+        /// The next state. Call it with the remaining bytes before reading more.
         next: LocalOpening,
     },
-    /// A session begins. Nothing was consumed: all of it, and what is behind it, is to be passed on.
+    /// A StartupMessage: a session begins. Nothing was consumed: forward it and all bytes after it.
     Session,
-    /// Forward this and close. What follows it is of no interest.
+    /// Forward this request and close. Ignore any bytes after it.
     Cancel(CancelRequest<'a>),
-    /// Send [`LocalOpeningError::response`] and close.
+    /// Send [`LocalOpeningError::response`], if there is one, and close.
     Refuse(LocalOpeningError),
 }
 
-/// Why a client's first bytes are not passed on.
+/// Why a client's first bytes are not forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LocalOpeningError {
-    /// No start-up packet of any kind.
+    /// Bytes that are not a start-up packet.
     #[error("not a PostgreSQL client")]
     Garbage,
     /// A TLS ClientHello (`sslnegotiation=direct`).
-    #[error("the client speaks TLS to a forwarder that takes none")]
+    #[error("received a TLS ClientHello: the forwarder accepts plaintext connections only")]
     DirectTls,
-    /// The same encryption was asked for twice.
-    #[error("the client asked for the same encryption twice")]
+    /// The same encryption was requested twice.
+    #[error("the client requested the same encryption twice")]
     RepeatedRequest,
 }
 
 impl LocalOpeningError {
-    /// The reason code: stable, snake case.
+    /// The reason code for log and metric: stable, in snake case.
     #[must_use]
     pub fn code(self) -> &'static str {
         match self {
@@ -81,27 +81,27 @@ impl LocalOpeningError {
         }
     }
 
-    /// What the client is told, if it would understand.
+    /// The response to the client; `None` if it would not be understood.
     #[must_use]
     pub fn response(self) -> Option<ErrorResponse<'static>> {
         match self {
             Self::Garbage | Self::DirectTls => None,
             Self::RepeatedRequest => Some(ErrorResponse::fatal(
                 SqlState::PROTOCOL_VIOLATION,
-                "encryption was asked for twice",
+                "received a second request for encryption",
             )),
         }
     }
 }
 
 impl LocalOpening {
-    /// A connection on which nothing was read.
+    /// Creates the state of a connection on which nothing was read.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Looks at everything read and not yet consumed.
+    /// Processes all bytes read and not yet consumed.
     #[must_use]
     pub fn advance(self, bytes: &[u8]) -> LocalOpeningStep<'_> {
         if bytes.first() == Some(&TLS_HANDSHAKE) {
@@ -160,12 +160,12 @@ mod tests {
     const CANCEL: [u8; 16] = [0, 0, 0, 16, 0x04, 0xd2, 0x16, 0x2e, 0, 0, 0, 1, 9, 9, 9, 9];
     const STARTUP: [u8; 15] = *b"\0\0\0\x0f\0\x03\0\0user\0\0\0";
 
-    /// What a transcript comes to, cut at each byte.
+    /// The steps for a transcript, which must be the same for a split at any byte.
     fn steps_at_every_split(transcript: &[u8]) -> Vec<String> {
         let ends: Vec<_> = (0..=transcript.len())
-            .map(|cut| {
+            .map(|split| {
                 let (mut state, mut seen, mut steps) = (LocalOpening::new(), 0, Vec::new());
-                for end in [cut, transcript.len()] {
+                for end in [split, transcript.len()] {
                     loop {
                         match state.advance(&transcript[seen..end]) {
                             LocalOpeningStep::Read(next) => {
@@ -196,7 +196,7 @@ mod tests {
                         }
                     }
                 }
-                steps.push("reads on".to_owned());
+                steps.push("needs more".to_owned());
                 steps
             })
             .collect();
@@ -221,6 +221,6 @@ mod tests {
         assert_eq!(all(&[&[0, 0, 0, 8, 0, 2, 0, 0]]), ["garbage"]);
         assert_eq!(all(&[&[0, 0, 0x27, 0x11, 0, 3, 0, 0]]), ["garbage"]);
         assert_eq!(all(&[&[0, 0, 0, 12, 0x04, 0xd2, 0x16, 0x2e]]), ["garbage"]);
-        assert_eq!(all(&[&STARTUP[..14]]), ["reads on"]);
+        assert_eq!(all(&[&STARTUP[..14]]), ["needs more"]);
     }
 }

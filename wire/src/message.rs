@@ -1,14 +1,14 @@
-//! Message framing: one place that turns bytes into (tag, body) and back.
+//! Message framing: parses bytes into (tag, body) and writes messages.
 //!
-//! It exists so that no other module does length arithmetic on peer data. It must never look into a
-//! body, and never hand one out before it is complete and within the cap that the caller names.
+//! It exists so that no other module does length arithmetic on peer data. It must never interpret a
+//! body, and never return one that is incomplete or longer than the caller's cap.
 
 use std::fmt;
 
-/// Bytes before a message's body: the tag and the length word.
+/// Length of a message header in bytes: the tag and the length word.
 pub const HEADER_LEN: usize = 5;
 
-/// Bytes of the length word, which counts itself but not the tag.
+/// Size of the length word in bytes. The length word counts itself but not the tag.
 const LENGTH_WORD: usize = 4;
 
 /// A complete message with a tag, borrowed from the input.
@@ -18,18 +18,18 @@ pub struct Frame<'a> {
     body: &'a [u8],
 }
 
-/// A length word that no legal message has. Known as soon as its four bytes are there.
+/// An invalid length word. Reported as soon as its four bytes have been read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    /// The length word is below 4, so it does not even count itself.
-    #[error("message {tag:#04x} has the impossible length {length}")]
+    /// The length word is below 4, although it counts itself.
+    #[error("message {tag:#04x} has the invalid length {length}")]
     TooShort {
         /// The message's tag.
         tag: u8,
         /// The length word, in bytes.
         length: u32,
     },
-    /// The length word is above the cap of this place in the protocol.
+    /// The length word is above the cap for this state of the protocol.
     #[error("message {tag:#04x} of {length} bytes is too long")]
     TooLong {
         /// The message's tag.
@@ -42,11 +42,11 @@ pub enum FrameError {
 impl<'a> Frame<'a> {
     /// Reads the message at the start of `bytes`; `None` until it is complete.
     ///
-    /// `cap` is the largest length word allowed, in bytes: the word itself and the body, without the
-    /// tag.
+    /// `cap` is the largest allowed length word in bytes. It counts the word itself and the body,
+    /// but not the tag.
     ///
     /// # Errors
-    /// [`FrameError`] as soon as the first five bytes show an impossible length.
+    /// [`FrameError`] as soon as the first five bytes hold an invalid length.
     pub fn read(bytes: &'a [u8], cap: usize) -> Result<Option<Self>, FrameError> {
         let mut cursor = Cursor::new(bytes);
         let (Some(tag), Some(length)) = (cursor.u8(), cursor.u32()) else {
@@ -68,13 +68,13 @@ impl<'a> Frame<'a> {
         self.tag
     }
 
-    /// What follows the length word.
+    /// The bytes after the length word.
     #[must_use]
     pub fn body(&self) -> &'a [u8] {
         self.body
     }
 
-    /// Bytes of the whole message on the wire: tag, length word and body.
+    /// Length of the whole message on the wire in bytes: tag, length word and body.
     #[must_use]
     pub fn wire_len(&self) -> usize {
         HEADER_LEN.saturating_add(self.body.len())
@@ -91,7 +91,7 @@ impl fmt::Debug for Frame<'_> {
     }
 }
 
-/// A reading position that can only move forward and never past the end.
+/// A bounds-checked reader: it moves forward only, and never past the end.
 pub(crate) struct Cursor<'a>(&'a [u8]);
 
 impl<'a> Cursor<'a> {
@@ -117,7 +117,7 @@ impl<'a> Cursor<'a> {
         Some(taken)
     }
 
-    /// A string up to its NUL, which is skipped. `None` if there is no NUL.
+    /// Reads a string up to its NUL, and skips the NUL. `None` if there is no NUL.
     pub(crate) fn c_str(&mut self) -> Option<&'a [u8]> {
         let len = self.0.iter().position(|byte| *byte == 0)?;
         let text = self.take(len)?;
@@ -134,25 +134,25 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Appends a message: its tag, its length word, and what `body` writes.
+/// Appends a message: its tag, its length word and the bytes that `body` writes.
 pub(crate) fn write_tagged(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {
     out.push(tag);
     write_untagged(out, body);
 }
 
-/// Appends a start-up packet: a length word, and what `body` writes.
+/// Appends a start-up packet: a length word and the bytes that `body` writes.
 pub(crate) fn write_untagged(out: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend_from_slice(&[0; LENGTH_WORD]);
     body(out);
-    // Everything written here is bounded by the caps on what was read: far below 2^32.
+    // Never saturates: all output is bounded by the caps on input, far below 2^32.
     let length = u32::try_from(out.len().saturating_sub(start)).unwrap_or(u32::MAX);
     for (slot, byte) in out.iter_mut().skip(start).zip(length.to_be_bytes()) {
         *slot = byte;
     }
 }
 
-/// Appends a string and its NUL. The caller vouches that `text` holds no NUL.
+/// Appends a string and its NUL. `text` must not contain a NUL.
 pub(crate) fn write_c_str(out: &mut Vec<u8>, text: &[u8]) {
     out.extend_from_slice(text);
     out.push(0);

@@ -1,8 +1,8 @@
-//! The plaintext bytes on the port, up to the first byte of TLS.
+//! The plaintext bytes on the port up to the first byte of TLS, as a sans-I/O state machine.
 //!
-//! It exists because everything here comes from anybody on the network and decides whether a
-//! connection is encrypted at all. It must never let a plaintext byte through to what reads inside
-//! TLS (CVE-2021-23214), and never wait for a byte more than it takes to decide.
+//! These bytes come from unauthenticated peers and decide whether a connection is encrypted at all.
+//! A plaintext byte must never reach the code that reads inside TLS (CVE-2021-23214), and the
+//! machine must never wait for more bytes than it needs for a decision.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -16,43 +16,45 @@ use crate::startup::{
     MIN_STARTUP_PACKET, SSL_REQUEST,
 };
 
-/// Most bytes of a PROXY v1 header, CRLF included. [HAProxy `proxy-protocol.txt`, section 2.1]
+/// Maximum length of a PROXY v1 header in bytes, including CRLF. [HAProxy `proxy-protocol.txt`,
+/// section 2.1]
 pub const MAX_PROXY_V1: usize = 107;
 
-/// Most bytes of a PROXY v2 header. A receiver has to take 16 + 216 [HAProxy `proxy-protocol.txt`,
-/// section 2.2]; the rest is for TLVs, up to the segment size that every TCP peer accepts, as the
-/// header has to fit into one segment [RFC 9293, section 3.7.1: 536].
+/// Maximum length of a PROXY v2 header in bytes. A receiver must accept 16 + 216 [HAProxy
+/// `proxy-protocol.txt`, section 2.2]. The rest is for TLVs, up to the segment size that every TCP
+/// peer accepts, because the header must fit into one segment [RFC 9293, section 3.7.1: 536].
 pub const MAX_PROXY_V2: usize = 536;
 
-/// Most bytes that [`Opening`] ever needs to see at once: the longest opening.
+/// Maximum number of bytes that [`Opening`] needs at a time: the longest opening.
 pub const MAX_OPENING: usize = MAX_PROXY_V2;
 
-/// Fixed part of a PROXY v2 header.
+/// Length of the fixed part of a PROXY v2 header in bytes.
 const PROXY_V2_HEADER_LEN: usize = 16;
 
 const PROXY_V1_SIGNATURE: &[u8] = b"PROXY ";
 const PROXY_V2_SIGNATURE: &[u8] = v2::PROTOCOL_PREFIX;
 
-/// TLS record type "handshake", and the major version that every TLS record has.
+/// TLS record type "handshake", and the major version of every TLS record.
 /// [RFC 8446, section 5.1]
 const TLS_HANDSHAKE: u8 = 0x16;
 const TLS_MAJOR: u8 = 0x03;
 
-/// Length word and request code: all that tells start-up packets apart.
+/// Length of a start-up packet's header in bytes: length word and request code, which identify the
+/// kind of the packet.
 const PACKET_HEADER_LEN: usize = 8;
-/// What a client sends to be asked for TLS.
+/// The SSLRequest packet, with which a client requests TLS.
 pub const SSL_REQUEST_PACKET: [u8; PACKET_HEADER_LEN] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
-/// What this listener allows from this peer.
+/// What the listener allows from a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpeningPolicy {
-    /// Take a CancelRequest without TLS.
+    /// Accept a CancelRequest without TLS.
     pub plaintext_cancel: bool,
-    /// Take a PROXY header, if one comes.
+    /// Accept a PROXY header.
     pub proxy_protocol: bool,
 }
 
-/// Where a connection is between its first byte and TLS.
+/// The progress of a connection between its first byte and TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     First,
@@ -61,7 +63,7 @@ enum State {
     TlsAgreed,
 }
 
-/// The state of a connection that is not yet in TLS.
+/// The state of a connection before TLS.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Opening {
     policy: OpeningPolicy,
@@ -71,35 +73,36 @@ pub struct Opening {
 /// What to do next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum OpeningStep<'a> {
-    /// Read more bytes behind the same ones. Nothing was consumed.
+    /// Read more bytes and append them. Nothing was consumed.
     Read(Opening),
-    /// Drop `consumed` bytes, send `byte` (`S` or `N`) in plaintext, then read on.
+    /// Drop `consumed` bytes, send `byte` (`S` or `N`) in plaintext, then read more.
     Reply {
         /// The one byte to send.
         byte: u8,
-        /// Bytes dealt with: all that were given.
+        /// Number of bytes processed: all that were passed in.
         consumed: usize,
-        /// The state to go on with.
+        /// The next state.
         next: Opening,
     },
-    /// Drop `consumed` bytes: a PROXY header.
+    /// Drop `consumed` bytes, a PROXY header, then continue.
     Proxied {
-        /// The client's address; `None` if the proxy speaks for itself or does not know.
+        /// The client's address; `None` if the connection is the proxy's own or the address is
+        /// unknown.
         source: Option<SocketAddr>,
-        /// Bytes of the header.
+        /// Length of the header in bytes.
         consumed: usize,
-        /// The state to go on with. There may be bytes left to advance over.
+        /// The next state. Call it with the remaining bytes before reading more.
         next: Opening,
     },
     /// A TLS record begins at the first byte. Nothing was consumed.
     Tls,
-    /// Forward this and close. What follows it is of no interest.
+    /// Forward this request and close. Ignore any bytes after it.
     Cancel(CancelRequest<'a>),
     /// Send [`OpeningError::response`], if there is one, and close.
     Refuse(OpeningError),
 }
 
-/// The start-up packets that may stand here.
+/// The start-up packets that are recognized before TLS.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum PacketKind {
     Ssl,
@@ -138,7 +141,7 @@ const PATTERNS: [Pattern; 4] = [
 ];
 
 impl Opening {
-    /// A connection of which nothing was read.
+    /// Creates the state of a connection on which nothing was read.
     #[must_use]
     pub fn new(policy: OpeningPolicy) -> Self {
         Self {
@@ -147,7 +150,7 @@ impl Opening {
         }
     }
 
-    /// Looks at everything read and not yet consumed. Never needs more than [`MAX_OPENING`] bytes.
+    /// Processes all bytes read and not yet consumed. Never needs more than [`MAX_OPENING`] bytes.
     #[must_use]
     pub fn advance(self, bytes: &[u8]) -> OpeningStep<'_> {
         let Some(first) = bytes.first() else {
@@ -207,7 +210,8 @@ impl Opening {
     }
 
     fn reply(self, byte: u8, bytes: &[u8]) -> OpeningStep<'_> {
-        // A man in the middle could have put them there, and TLS would then vouch for them.
+        // A man in the middle could have injected them, and they would then be read as if they had
+        // been protected by TLS.
         if bytes.len() > PACKET_HEADER_LEN {
             return OpeningStep::Refuse(OpeningError::EarlyBytes);
         }
@@ -242,7 +246,7 @@ impl Opening {
         }
     }
 
-    /// Whether a PROXY header may stand here.
+    /// Checks that a PROXY header is allowed in this state.
     fn check_proxy_allowed(&self) -> Result<(), OpeningError> {
         match self.state {
             State::First if self.policy.proxy_protocol => Ok(()),
@@ -304,10 +308,10 @@ impl Opening {
 }
 
 impl Pattern {
-    /// Whether some packet of this kind starts with `head`, which is at most 8 bytes.
+    /// Whether a packet of this kind can start with `header`, which has at most 8 bytes.
     fn could_match(&self, header: &[u8]) -> bool {
         let (length, code) = header.split_at_checked(4).unwrap_or((header, &[]));
-        // The lengths that the bytes read so far leave possible.
+        // The range of lengths that is possible after the bytes read so far.
         let (mut low, mut high) = ([0x00; 4], [0xff; 4]);
         for ((low, high), byte) in low.iter_mut().zip(&mut high).zip(length) {
             (*low, *high) = (*byte, *byte);
@@ -322,9 +326,9 @@ impl Pattern {
 
 #[derive(PartialEq, Eq)]
 enum PrefixMatch {
-    /// The bytes begin with all of the pattern.
+    /// The bytes start with the whole pattern.
     Full,
-    /// The pattern begins with all of the bytes.
+    /// The bytes are a proper prefix of the pattern.
     Partial,
     Mismatch,
 }
@@ -339,10 +343,10 @@ fn match_prefix(bytes: &[u8], pattern: &[u8]) -> PrefixMatch {
     }
 }
 
-/// The line up to and including its CRLF; `None` until it is complete.
+/// Returns the line including its CRLF; `None` until it is complete.
 fn v1_line(bytes: &[u8]) -> Result<Option<&[u8]>, OpeningError> {
     let window = bytes.get(..MAX_PROXY_V1).unwrap_or(bytes);
-    // Found here and not by `ppp`, which looks for the end in whatever else was read.
+    // `ppp` would search for the end of the line in all bytes read, beyond the cap.
     let end = window.iter().position(|byte| !(b' '..=b'~').contains(byte));
     let (text, ending) = window.split_at(end.unwrap_or(window.len()));
     match match_prefix(ending, b"\r\n") {

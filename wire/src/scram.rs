@@ -1,8 +1,9 @@
-//! The client half of SCRAM-SHA-256 without channel binding. [RFC 5802, RFC 7677]
+//! The client side of SCRAM-SHA-256 without channel binding. [RFC 5802, RFC 7677]
 //!
-//! It exists apart from [`backend`](crate::backend) so that the arithmetic can be tested against the
-//! RFC's own exchange, and so that the caller can derive keys elsewhere and keep them. It must never
-//! take a server as authenticated before its signature was checked, and never draw a nonce itself.
+//! It is separate from the login to Postgres so that the computation can be tested against the
+//! RFC's own exchange, and so that the caller can derive keys on another thread and cache them. It
+//! must never treat a server as authenticated before its signature was verified, and never draw a
+//! nonce itself.
 
 use std::fmt;
 
@@ -18,25 +19,26 @@ pub use verifier::Verifier;
 
 pub mod verifier;
 
-/// The only mechanism spoken.
+/// The only supported mechanism.
 pub(crate) const MECHANISM: &[u8] = b"SCRAM-SHA-256";
 
-/// Most PBKDF2 rounds that a server may ask for: what OWASP's password storage cheat sheet asks of
-/// PBKDF2-HMAC-SHA256, and 150 times PostgreSQL's default of 4,096. At 0.1 µs a round (measured, with
-/// SHA extensions: 4,096 rounds in 0.4 ms) that is 60 ms of CPU, which fits into the login deadline.
+/// Maximum number of PBKDF2 iterations that a server may request: the recommendation of OWASP's
+/// password storage cheat sheet for PBKDF2-HMAC-SHA256, and 150 times PostgreSQL's default of
+/// 4,096. At 0.1 µs per iteration (measured with SHA extensions: 4,096 iterations in 0.4 ms) that
+/// is 60 ms of CPU time, which fits into the login deadline.
 pub const MAX_ITERATIONS: u32 = 600_000;
 
-/// Bytes of randomness in a client nonce: libpq's SCRAM_RAW_NONCE_LEN.
+/// Length of the random part of a client nonce in bytes: libpq's SCRAM_RAW_NONCE_LEN.
 pub const RAW_NONCE_LEN: usize = 18;
 
 /// The GS2 header "n,,": no channel binding, no authorization identity.
 const GS2_HEADER: &str = "n,,";
-/// Its Base64 form, as client-final repeats it.
+/// The GS2 header in Base64, as client-final-message repeats it.
 const GS2_HEADER_BASE64: &str = "biws";
 
 const KEY_LEN: usize = 32;
 
-/// Everything that SCRAM needs of a password, for one salt and one iteration count.
+/// The SCRAM keys derived from a password with one salt and one iteration count.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Keys {
     client_key: [u8; KEY_LEN],
@@ -45,10 +47,12 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Derives the keys: `iterations` rounds of PBKDF2-HMAC-SHA256, about 0.1 µs of CPU each.
+    /// Derives the keys with `iterations` iterations of PBKDF2-HMAC-SHA256, about 0.1 µs of CPU
+    /// time each.
     ///
-    /// The password is prepared by SASLprep; like Postgres, one that is not UTF-8 or holds what
-    /// SASLprep prohibits is taken as it is. [PostgreSQL `fe-auth-scram.c`, `saslprep.c`]
+    /// The password is prepared with SASLprep. As in Postgres, a password that is not UTF-8 or
+    /// contains prohibited characters is used as it is. [PostgreSQL `fe-auth-scram.c`,
+    /// `saslprep.c`]
     #[must_use]
     pub fn derive(password: &Password, salt: &[u8], iterations: u32) -> Self {
         let prepared = saslprep(password.as_bytes());
@@ -63,7 +67,7 @@ impl Keys {
     }
 }
 
-/// Shows nothing of the keys.
+/// Redacts the keys.
 impl fmt::Debug for Keys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Keys(redacted)")
@@ -82,7 +86,8 @@ fn saslprep(password: &[u8]) -> Zeroizing<Vec<u8>> {
 }
 
 fn hmac(key: &[u8; KEY_LEN], message: &[u8]) -> [u8; KEY_LEN] {
-    // HMAC pads a short key with zeros to its block: done here, the constructor cannot fail.
+    // HMAC pads a short key with zeros to the block size. With a padded key the constructor is
+    // infallible.
     let mut block = Zeroizing::new([0; 64]);
     for (slot, byte) in block.iter_mut().zip(key) {
         *slot = *byte;
@@ -92,14 +97,14 @@ fn hmac(key: &[u8; KEY_LEN], message: &[u8]) -> [u8; KEY_LEN] {
     mac.finalize().into_bytes().into()
 }
 
-/// client-first was sent; server-first is awaited.
+/// The state after client-first-message was sent.
 #[derive(PartialEq, Eq)]
 pub(crate) struct FirstSent {
     client_first_bare: String,
     nonce: String,
 }
 
-/// server-first was read; the keys are awaited.
+/// The state after server-first-message was read, before the keys are derived.
 #[derive(PartialEq, Eq)]
 pub(crate) struct Challenge {
     client_first_bare: String,
@@ -107,20 +112,21 @@ pub(crate) struct Challenge {
     nonce: String,
 }
 
-/// What server-first asks the password to be hashed with.
+/// The parameters of the key derivation, from server-first-message.
 pub(crate) struct HashParams {
     pub(crate) salt: Vec<u8>,
     pub(crate) iterations: u32,
 }
 
-/// client-final was sent; the server's own proof is awaited.
+/// The state after client-final-message was sent, before the server has proved itself.
 #[derive(PartialEq, Eq)]
 pub(crate) struct ProofSent {
     server_signature: [u8; KEY_LEN],
 }
 
 impl FirstSent {
-    /// The user name stays empty, as with libpq: Postgres takes the one of the StartupMessage.
+    /// Starts the exchange. The user name is empty, as in libpq: Postgres uses the one of the
+    /// StartupMessage.
     pub(crate) fn new(nonce: [u8; RAW_NONCE_LEN]) -> Self {
         Self::with_user("", BASE64_STANDARD.encode(nonce))
     }
@@ -133,20 +139,20 @@ impl FirstSent {
         }
     }
 
-    /// client-first-message.
+    /// Returns client-first-message.
     pub(crate) fn message(&self) -> String {
         format!("{GS2_HEADER}{}", self.client_first_bare)
     }
 
-    /// Reads server-first-message.
+    /// Parses server-first-message.
     pub(crate) fn challenge(
         self,
         server_first: &[u8],
     ) -> Result<(HashParams, Challenge), BackendError> {
         const MALFORMED: BackendError = BackendError::Malformed("SCRAM server-first-message");
         let text = std::str::from_utf8(server_first).map_err(|_| MALFORMED)?;
-        // A mandatory extension ("m=") would stand first, and fails here as RFC 5802 demands.
-        // Optional ones may stand last.
+        // A mandatory extension ("m=") comes first and fails here, as RFC 5802 requires. Optional
+        // extensions come last and are ignored.
         let mut attributes = text.split(',');
         let nonce = attribute(attributes.next(), "r=").ok_or(MALFORMED)?;
         let salt = attribute(attributes.next(), "s=").ok_or(MALFORMED)?;
@@ -177,13 +183,13 @@ fn attribute<'a>(part: Option<&'a str>, name: &str) -> Option<&'a str> {
     part.and_then(|part| part.strip_prefix(name))
 }
 
-/// A positive number without sign or leading zero. [RFC 5802, section 7: posit-number]
+/// Parses a positive number without sign or leading zero. [RFC 5802, section 7: posit-number]
 fn parse_iterations(text: &str) -> Result<u32, BackendError> {
     const MALFORMED: BackendError = BackendError::Malformed("SCRAM iteration count");
     if !text.bytes().all(|b| b.is_ascii_digit()) || text.is_empty() || text.starts_with('0') {
         return Err(MALFORMED);
     }
-    // All digits: what does not fit into 32 bits is too many.
+    // Only digits are left, so a parse error is an overflow: too many.
     let iterations = text.parse().unwrap_or(u32::MAX);
     if iterations > MAX_ITERATIONS {
         return Err(BackendError::ScramIterationsTooMany { iterations });
@@ -192,8 +198,8 @@ fn parse_iterations(text: &str) -> Result<u32, BackendError> {
 }
 
 impl Challenge {
-    /// client-final-message, and what the server has to answer.
-    pub(crate) fn answer(self, keys: &Keys) -> (String, ProofSent) {
+    /// Returns client-final-message, and the state that knows the expected server signature.
+    pub(crate) fn client_final(self, keys: &Keys) -> (String, ProofSent) {
         let without_proof = format!("c={GS2_HEADER_BASE64},r={}", self.nonce);
         let auth_message = format!(
             "{},{},{without_proof}",
@@ -210,7 +216,7 @@ impl Challenge {
 }
 
 impl ProofSent {
-    /// Reads server-final-message: the server knows the keys, or it is not our server.
+    /// Verifies server-final-message, with which the server proves that it knows the keys.
     pub(crate) fn verify(self, server_final: &[u8]) -> Result<(), BackendError> {
         const MALFORMED: BackendError = BackendError::Malformed("SCRAM server-final-message");
         let text = std::str::from_utf8(server_final).map_err(|_| MALFORMED)?;
@@ -238,7 +244,7 @@ mod tests {
         let (params, challenge) = first.challenge(SERVER_FIRST.as_bytes()).unwrap();
         assert_eq!((params.salt.len(), params.iterations), (16, 4_096));
         let password = Password::new("pencil");
-        challenge.answer(&Keys::derive(&password, &params.salt, params.iterations))
+        challenge.client_final(&Keys::derive(&password, &params.salt, params.iterations))
     }
 
     #[test]
@@ -280,7 +286,7 @@ mod tests {
         assert_eq!(prepared("USER"), b"USER");
         assert_eq!(prepared("\u{aa}"), b"a");
         assert_eq!(prepared("\u{2168}"), b"IX");
-        // Prohibited, wrong in direction, empty after mapping, not UTF-8: as they are.
+        // Prohibited, bidirectional violation, empty after mapping, not UTF-8: unchanged.
         assert_eq!(prepared("\u{7}"), b"\x07");
         assert_eq!(prepared("\u{627}1"), "\u{627}1".as_bytes());
         assert_eq!(prepared("\u{ad}"), "\u{ad}".as_bytes());

@@ -1,7 +1,7 @@
-//! Secrets, and their comparison in constant time.
+//! Secret types with constant-time comparison.
 //!
-//! It exists so that no other module holds a secret as a plain string or compares one with `==`. It
-//! must never print a secret, and never let the time of a comparison depend on the secret's bytes.
+//! They exist so that no other module holds a secret as a plain string or compares one with `==`. A
+//! secret must never be printed, and the time of a comparison must never depend on its bytes.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,26 +10,26 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-/// Bytes of a cluster secret.
+/// Length of a cluster secret in bytes.
 pub const CLUSTER_SECRET_LEN: usize = 32;
 
 /// A cluster secret: 32 bytes, written as 64 hex characters.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct ClusterSecret([u8; CLUSTER_SECRET_LEN]);
 
-/// Text that is not a cluster secret. Never shows the text.
+/// Why a text is not a cluster secret. Never contains the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ClusterSecretError {
-    /// Another number of characters than 64.
-    #[error("a cluster secret is 64 hex characters, and this has {characters} characters")]
+    /// A number of characters other than 64.
+    #[error("a cluster secret has 64 hex characters, not {characters}")]
     Length {
-        /// Characters found.
+        /// The number of characters.
         characters: usize,
     },
-    /// A character that is no hex digit.
-    #[error("a cluster secret is 64 hex characters, and character {position} is no hex digit")]
+    /// A character that is not a hex digit.
+    #[error("a cluster secret has 64 hex characters, but character {position} is not a hex digit")]
     NotHex {
-        /// Where the first such character stands, counted from 1.
+        /// The position of the first such character, counted from 1.
         position: usize,
     },
 }
@@ -40,7 +40,7 @@ impl FromStr for ClusterSecret {
     /// Parses 64 hex characters of either case.
     ///
     /// # Errors
-    /// [`ClusterSecretError`], which does not hold the text.
+    /// [`ClusterSecretError`], which never contains the text.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let characters = text.chars().count();
         if characters != 2 * CLUSTER_SECRET_LEN {
@@ -55,13 +55,13 @@ impl FromStr for ClusterSecret {
 }
 
 impl ClusterSecret {
-    /// A new secret, of random bytes that the caller drew.
+    /// Creates a secret from random bytes that the caller drew.
     #[must_use]
     pub fn from_bytes(bytes: [u8; CLUSTER_SECRET_LEN]) -> Self {
         Self(bytes)
     }
 
-    /// Its 64 hex characters, in lower case, for the one who hands it out.
+    /// The secret as 64 lower-case hex characters, for the code that distributes it.
     #[must_use]
     pub fn to_text(&self) -> Zeroizing<String> {
         let mut text = Zeroizing::new(String::with_capacity(2 * CLUSTER_SECRET_LEN));
@@ -73,8 +73,8 @@ impl ClusterSecret {
 
     /// Whether `presented`, the text that the client sent as its password, is this secret.
     ///
-    /// 64 hex characters of either case. Takes the same time whatever the secret is; text of a wrong
-    /// length or with other characters costs the same work and is never equal.
+    /// Accepts 64 hex characters of either case. The time does not depend on the secret; a text
+    /// with a wrong length or other characters costs the same work and never matches.
     #[must_use]
     pub fn matches(&self, presented: &[u8]) -> Choice {
         let (mut bytes, valid) = decode_hex(presented);
@@ -90,14 +90,14 @@ impl ConstantTimeEq for ClusterSecret {
     }
 }
 
-/// Shows nothing of the secret.
+/// Redacts the secret.
 impl fmt::Debug for ClusterSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ClusterSecret(redacted)")
     }
 }
 
-/// Decodes 64 hex characters, without a branch or a table look-up on any of them.
+/// Decodes 64 hex characters without a branch or table look-up that depends on them.
 fn decode_hex(text: &[u8]) -> ([u8; CLUSTER_SECRET_LEN], Choice) {
     let mut bytes = [0; CLUSTER_SECRET_LEN];
     let mut valid = Choice::from(u8::from(text.len() == 2 * CLUSTER_SECRET_LEN));
@@ -114,7 +114,7 @@ fn decode_hex(text: &[u8]) -> ([u8; CLUSTER_SECRET_LEN], Choice) {
 
 fn hex_digit(character: u8) -> (u8, Choice) {
     let number = character.wrapping_sub(b'0');
-    // Bit 5 is all that tells ASCII letters of the two cases apart.
+    // ASCII letters of the two cases differ in bit 5 only.
     let letter = (character | 0x20).wrapping_sub(b'a');
     let is_number = below(number, 10);
     let is_letter = below(letter, 6);
@@ -122,7 +122,7 @@ fn hex_digit(character: u8) -> (u8, Choice) {
     (value, is_number | is_letter)
 }
 
-/// Whether `value < limit`, from the borrow of a subtraction.
+/// Whether `value < limit`, computed from the borrow of a subtraction.
 fn below(value: u8, limit: u8) -> Choice {
     let borrow = u16::from(value).wrapping_sub(u16::from(limit)) >> 15;
     Choice::from(u8::from(borrow == 1))
@@ -132,16 +132,16 @@ fn mask(choice: Choice) -> u8 {
     choice.unwrap_u8().wrapping_neg()
 }
 
-/// A Postgres password. Any bytes; one that holds a NUL is refused by Postgres itself.
+/// A Postgres password of any bytes. Postgres itself refuses one that contains a NUL.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Password {
     bytes: Vec<u8>,
-    // Kept so that a comparison hashes what was presented and nothing else.
+    // Cached so that a comparison hashes only the presented password.
     digest: [u8; 32],
 }
 
 impl Password {
-    /// Takes the password over.
+    /// Takes ownership of a password.
     #[must_use]
     pub fn new(password: impl Into<Vec<u8>>) -> Self {
         let bytes = password.into();
@@ -151,7 +151,7 @@ impl Password {
 
     /// Whether `presented` is this password.
     ///
-    /// Digests are compared, so that neither time nor work shows the password's bytes or length.
+    /// Compares digests, so that the time reveals neither the bytes nor the length of the password.
     #[must_use]
     pub fn matches(&self, presented: &[u8]) -> Choice {
         let mut digest: [u8; 32] = Sha256::digest(presented).into();
@@ -160,7 +160,7 @@ impl Password {
         equal
     }
 
-    /// The password itself, for the one who logs in with it.
+    /// The password itself, for the login.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
@@ -173,7 +173,7 @@ impl ConstantTimeEq for Password {
     }
 }
 
-/// Shows nothing of the password, not even its length.
+/// Redacts the password, including its length.
 impl fmt::Debug for Password {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Password(redacted)")

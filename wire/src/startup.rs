@@ -1,8 +1,9 @@
-//! StartupMessage and CancelRequest as checked types.
+//! StartupMessage and CancelRequest as validated types.
 //!
-//! It exists so that past this file only packets whose layout was checked once travel, borrowed while
-//! they lie in the read buffer and owned while the password is awaited. It must never print a
-//! start-up parameter or a cancel key, and never change what is passed on to Postgres.
+//! They exist so that the rest of the program handles only packets whose layout was checked once:
+//! borrowed from the read buffer, or owned while the client's password is awaited. A start-up
+//! parameter or a cancel key must never be printed, and what is forwarded to Postgres must never be
+//! changed.
 
 use std::fmt;
 
@@ -10,66 +11,68 @@ use crate::error::FrontendError;
 use crate::message::Cursor;
 pub use crate::version::ProtocolVersion;
 
-/// Most bytes of a start-up packet, its length word included.
-/// [PostgreSQL `pqcomm.h`, MAX_STARTUP_PACKET_LENGTH, which leaves the length word out: a packet of
-/// 10,001 to 10,004 bytes that Postgres itself would still take is refused here.]
+/// Maximum length of a start-up packet in bytes, including its length word.
+/// [PostgreSQL `pqcomm.h`, MAX_STARTUP_PACKET_LENGTH, which excludes the length word: a packet of
+/// 10,001 to 10,004 bytes is refused here although Postgres would accept it.]
 pub const MAX_STARTUP_PACKET: usize = 10_000;
 
-/// Fewest bytes of a start-up packet: length word and version.
+/// Minimum length of a start-up packet in bytes: length word and version.
 pub const MIN_STARTUP_PACKET: usize = 8;
 
-/// Fewest bytes of a cancel key. [PostgreSQL 18, protocol message formats, CancelRequest]
+/// Minimum length of a cancel key in bytes. [PostgreSQL 18, protocol message formats,
+/// CancelRequest]
 pub const MIN_CANCEL_KEY: usize = 4;
 
-/// Most bytes of a cancel key. [PostgreSQL 18, protocol message formats, CancelRequest]
+/// Maximum length of a cancel key in bytes. [PostgreSQL 18, protocol message formats,
+/// CancelRequest]
 pub const MAX_CANCEL_KEY: usize = 256;
 
-/// Bytes of a CancelRequest before its key: length word, request code, process id.
+/// Length of a CancelRequest before its key in bytes: length word, request code, process id.
 const CANCEL_HEADER_LEN: usize = 12;
 
-/// Fewest and most bytes of a whole CancelRequest.
+/// Minimum and maximum length of a whole CancelRequest in bytes.
 pub(crate) const CANCEL_LENGTHS: std::ops::RangeInclusive<usize> =
     CANCEL_HEADER_LEN + MIN_CANCEL_KEY..=MAX_CANCEL_PACKET;
 
-/// Most bytes of a whole CancelRequest.
+/// Maximum length of a whole CancelRequest in bytes.
 pub const MAX_CANCEL_PACKET: usize = CANCEL_HEADER_LEN + MAX_CANCEL_KEY;
 
-/// Request codes in the place of the version. [PostgreSQL `pqcomm.h`]
+/// Request codes, in place of the version. [PostgreSQL `pqcomm.h`]
 pub(crate) const CANCEL_REQUEST: u32 = 0x04d2_162e;
 pub(crate) const SSL_REQUEST: u32 = 0x04d2_162f;
 pub(crate) const GSSENC_REQUEST: u32 = 0x04d2_1630;
 
-/// Names that start so are protocol options, not parameters.
+/// The prefix of protocol options, which are not parameters.
 /// [PostgreSQL 18, protocol message formats, StartupMessage]
 const PROTOCOL_OPTION_PREFIX: &[u8] = b"_pq_.";
 
-/// A CancelRequest of plausible size. Whether its key is right only Postgres knows.
+/// A CancelRequest of a legal size. Only Postgres knows whether its key is right.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct CancelRequest<'a>(&'a [u8]);
 
 impl<'a> CancelRequest<'a> {
-    /// `packet` is exactly the packet; `None` if its size is not one that a CancelRequest has.
+    /// Wraps exactly one packet; `None` if its size is not legal for a CancelRequest.
     pub(crate) fn new(packet: &'a [u8]) -> Option<Self> {
         CANCEL_LENGTHS
             .contains(&packet.len())
             .then_some(Self(packet))
     }
 
-    /// The whole packet, to be forwarded as it is: 16 to 268 bytes.
+    /// The whole packet of 16 to 268 bytes, to be forwarded unchanged.
     #[must_use]
     pub fn as_bytes(&self) -> &'a [u8] {
         self.0
     }
 }
 
-/// Shows the size only: whoever knows the key can cancel.
+/// Shows the size only: the key allows anyone to cancel queries.
 impl fmt::Debug for CancelRequest<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "CancelRequest({} bytes)", self.0.len())
     }
 }
 
-/// A StartupMessage whose layout was checked, borrowed from the input.
+/// A StartupMessage with a valid layout, borrowed from the input.
 #[derive(PartialEq, Eq)]
 pub struct StartupMessage<'a> {
     version: ProtocolVersion,
@@ -78,7 +81,8 @@ pub struct StartupMessage<'a> {
 }
 
 impl<'a> StartupMessage<'a> {
-    /// `packet` is exactly the packet, length word included; its version was looked at already.
+    /// Parses exactly one packet, including its length word. The caller has already checked its
+    /// version.
     pub(crate) fn parse(packet: &'a [u8]) -> Result<Self, FrontendError> {
         let mut cursor = Cursor::new(packet);
         let (Some(_length), Some(version)) = (cursor.u32(), cursor.u32()) else {
@@ -92,7 +96,7 @@ impl<'a> StartupMessage<'a> {
                 break;
             }
             let value = cursor.c_str().ok_or(FrontendError::MalformedStartup)?;
-            // Postgres would take the last one: whoever reads another one checks the wrong role.
+            // Postgres uses the last one. Checking any other one would check the wrong role.
             if name == b"user" && user.replace(value).is_some() {
                 return Err(FrontendError::RepeatedUser);
             }
@@ -109,19 +113,19 @@ impl<'a> StartupMessage<'a> {
         })
     }
 
-    /// The version that the client asked for. The major number is 3, the minor any.
+    /// The version that the client requested. The major number is 3; the minor can be any.
     #[must_use]
     pub fn version(&self) -> ProtocolVersion {
         self.version
     }
 
-    /// The role that the client asked for: never empty, no NUL, at most the packet's size.
+    /// The role that the client requested: not empty, without NUL, at most as long as the packet.
     #[must_use]
     pub fn user(&self) -> &'a str {
         self.user
     }
 
-    /// The value that Postgres would use for `name`: the last one given.
+    /// The value that Postgres would use for `name`: the last one in the packet.
     #[must_use]
     pub fn parameter(&self, name: &str) -> Option<&'a [u8]> {
         self.parameters()
@@ -129,13 +133,13 @@ impl<'a> StartupMessage<'a> {
             .last()
     }
 
-    /// Every (name, value) in the order sent, protocol options included. Neither has a NUL.
+    /// All (name, value) pairs in the order sent, including protocol options. They contain no NUL.
     #[must_use]
     pub fn parameters(&self) -> Parameters<'a> {
         Parameters(Cursor::new(self.list))
     }
 
-    /// Copies what has to be kept while the password is awaited.
+    /// Copies the message, to keep it while the client's password is awaited.
     #[must_use]
     pub fn to_owned(&self) -> Startup {
         Startup {
@@ -156,7 +160,7 @@ impl fmt::Debug for StartupMessage<'_> {
     }
 }
 
-/// The owned form of a [`StartupMessage`], kept while the password is awaited.
+/// The owned form of a [`StartupMessage`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct Startup {
     version: ProtocolVersion,
@@ -165,31 +169,31 @@ pub struct Startup {
 }
 
 impl Startup {
-    /// The version that the client asked for.
+    /// The version that the client requested.
     #[must_use]
     pub fn version(&self) -> ProtocolVersion {
         self.version
     }
 
-    /// The role that the client asked for.
+    /// The role that the client requested.
     #[must_use]
     pub fn role(&self) -> &str {
         &self.role
     }
 
-    /// Every (name, value) as sent and in the order sent, protocol options included.
+    /// All (name, value) pairs in the order sent, including protocol options.
     #[must_use]
     pub fn parameters(&self) -> Parameters<'_> {
         Parameters(Cursor::new(&self.list))
     }
 
-    /// The names of the `_pq_.` options. None is known to this crate.
+    /// The names of the `_pq_.` options. This crate supports none.
     pub(crate) fn protocol_options(&self) -> impl Iterator<Item = &[u8]> {
         self.parameters()
             .filter_map(|(name, _)| is_protocol_option(name).then_some(name))
     }
 
-    /// What Postgres is told: everything but the `_pq_.` options, which were negotiated away.
+    /// The parameters for Postgres: all except the `_pq_.` options, which the negotiation rejected.
     pub(crate) fn forwarded_parameters(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.parameters()
             .filter(|(name, _)| !is_protocol_option(name))

@@ -1,4 +1,4 @@
-//! The version of the frontend/backend protocol that a client asks for and a server supports.
+//! Versions of the frontend/backend protocol.
 //!
 //! It is a separate module because both `error` and `startup` need it.
 
@@ -7,19 +7,19 @@ use std::fmt;
 /// A version of the frontend/backend protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProtocolVersion {
-    /// Incompatible when different. Always 3 since PostgreSQL 7.4.
+    /// The major version: different ones are incompatible. Always 3 since PostgreSQL 7.4.
     pub major: u16,
-    /// 0 up to PostgreSQL 17, 2 since PostgreSQL 18. 1 was skipped.
+    /// The minor version: 0 up to PostgreSQL 17, 2 since PostgreSQL 18. 1 was skipped.
     pub minor: u16,
 }
 
 impl ProtocolVersion {
-    /// What every PostgreSQL since 7.4 speaks.
+    /// Version 3.0, supported by every PostgreSQL since 7.4.
     pub const V3_0: Self = Self { major: 3, minor: 0 };
-    /// What PostgreSQL 18 speaks: cancel keys of up to 256 bytes.
+    /// Version 3.2, new in PostgreSQL 18: cancel keys of up to 256 bytes.
     pub const V3_2: Self = Self { major: 3, minor: 2 };
 
-    /// From the word on the wire: the major number in the high half, the minor in the low.
+    /// Decodes the version word: the major number is in the high half, the minor in the low.
     #[must_use]
     pub const fn from_u32(word: u32) -> Self {
         let [a, b, c, d] = word.to_be_bytes();
@@ -29,7 +29,7 @@ impl ProtocolVersion {
         }
     }
 
-    /// The word on the wire.
+    /// Encodes the version word.
     #[must_use]
     pub const fn to_u32(self) -> u32 {
         let [a, b] = self.major.to_be_bytes();

@@ -1,34 +1,35 @@
-//! Which protocol versions the Postgres behind speaks.
+//! A probe for the newest protocol version that the upstream Postgres supports.
 //!
-//! It exists because the client has to be told before the password is asked for, and Postgres is
-//! dialled only after the password was right. It must never log in: the connection is closed after the
-//! first answer.
+//! It exists because the version is negotiated with the client before the password is requested,
+//! while the connection to Postgres is opened only after the password was right. It must never log
+//! in: the connection is closed after the first response.
 
 use crate::backend::{login_frame, parse_error_response};
 use crate::error::{BackendError, SqlState};
 use crate::message::{Cursor, write_c_str, write_untagged};
 use crate::startup::ProtocolVersion;
 
-/// A version that PostgreSQL will never have, and its betas send for the same purpose.
+/// A version that PostgreSQL will never have. Its betas send it for the same purpose.
 /// [PostgreSQL 19 `pqcomm.h`, PG_PROTOCOL_GREASE]
 const GREASE: ProtocolVersion = ProtocolVersion {
     major: 3,
     minor: 9999,
 };
 
-/// What the first answer says.
+/// The result of parsing the first response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProbeStep {
-    /// Read more bytes behind the same ones.
+    /// Read more bytes and append them.
     Read,
-    /// The newest version that both Postgres and this crate speak. Close the connection.
+    /// The newest version that both Postgres and this crate support. Close the connection.
     Supports(ProtocolVersion),
-    /// Nothing was learnt. Close the connection.
+    /// The version is unknown. Close the connection.
     Refuse(BackendError),
 }
 
-/// Appends a StartupMessage that asks for protocol 3.9999, so that Postgres names its newest version
-/// before it looks at anything else. `role` need not exist; a NUL in it ends it.
+/// Appends a StartupMessage that requests protocol 3.9999, so that Postgres responds with its
+/// newest version before it checks anything else. `role` need not exist; it is cut at its first
+/// NUL.
 pub fn write_probe_request(role: &str, out: &mut Vec<u8>) {
     let role = role.split('\0').next().unwrap_or_default();
     write_untagged(out, |out| {
@@ -39,11 +40,11 @@ pub fn write_probe_request(role: &str, out: &mut Vec<u8>) {
     });
 }
 
-/// Looks at everything that Postgres answered.
+/// Parses all bytes that Postgres sent.
 ///
-/// NegotiateProtocolVersion names a version, of which this crate uses at most 3.2. A server that asks
-/// for authentication at once, or refuses the version as a feature that it has not, knows nothing of
-/// negotiation, so it speaks 3.0.
+/// NegotiateProtocolVersion holds a version, which is capped at 3.2 here. A server that requests
+/// authentication without negotiating, or refuses the version with `feature_not_supported`,
+/// predates negotiation and supports 3.0 only.
 #[must_use]
 pub fn parse_probe_response(bytes: &[u8]) -> ProbeStep {
     let frame = match login_frame(bytes) {
@@ -66,13 +67,13 @@ pub fn parse_probe_response(bytes: &[u8]) -> ProbeStep {
     }
 }
 
-/// The same versions that libpq takes: the whole word, 3.x, and not 3.1, which never existed.
+/// Accepts the same versions as libpq: the whole version word, 3.x except 3.1, which never existed.
 /// [libpq 18 `fe-protocol3.c`, pqGetNegotiateProtocolVersion3]
 fn parse_negotiate_version(body: &[u8]) -> ProbeStep {
     const MALFORMED: ProbeStep =
         ProbeStep::Refuse(BackendError::Malformed("NegotiateProtocolVersion"));
     let mut cursor = Cursor::new(body);
-    // No option was asked for, so none can be unknown.
+    // No option was requested, so none can be rejected.
     let (Some(word), Some(0), true) = (cursor.u32(), cursor.u32(), cursor.is_empty()) else {
         return MALFORMED;
     };

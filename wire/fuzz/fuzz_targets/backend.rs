@@ -1,10 +1,10 @@
-//! What Postgres says, from the first message to ReadyForQuery: a size in the first byte, into pieces of
-//! which the rest is cut.
+//! The login to Postgres, from the first message to ReadyForQuery. The first byte of the input is
+//! the size of the pieces into which the rest is split.
 //!
-//! The pieces lead to the same end as the whole, and what reaches the client is what Postgres sent.
+//! The outcome does not depend on the split, and the client receives exactly what Postgres sent.
 #![no_main]
 
-// Shared with the tests; no target uses all of it.
+// Shared with the tests; no target uses the whole harness.
 #[allow(dead_code)]
 #[path = "../../tests/protocol/harness.rs"]
 mod harness;

@@ -1,9 +1,9 @@
-//! What a client sends inside TLS: a start-up packet, then a password message.
+//! A client's bytes inside TLS: a start-up packet, then a password message.
 //!
-//! Any cut is decided as the whole is; what is read is forwarded and written as it was.
+//! The decision does not depend on how the input is split, and parameters are forwarded unchanged.
 #![no_main]
 
-// Shared with the tests; no target uses all of it.
+// Shared with the tests; no target uses the whole harness.
 #[allow(dead_code)]
 #[path = "../../tests/protocol/harness.rs"]
 mod harness;
@@ -17,6 +17,6 @@ fuzz_target!(|data: &[u8]| {
         harness::request_client_password(&startup, ProtocolVersion::V3_0);
         harness::check_password(&startup, &data[consumed..]);
     }
-    // Otherwise a password would hardly ever be reached.
+    // The fuzzer would rarely reach the password otherwise.
     harness::check_password(&harness::startup("me"), data);
 });

@@ -1,9 +1,11 @@
-//! The plaintext bytes before TLS: a policy in the first byte, then what the client sends.
+//! The plaintext bytes before TLS. The first byte of the input is the policy, the rest is sent by
+//! the client.
 //!
-//! Any cut is decided as the whole is, in time, and only ever once.
+//! The decision does not depend on how the input is split, and is made within the documented buffer
+//! size.
 #![no_main]
 
-// Shared with the tests; no target uses all of it.
+// Shared with the tests; no target uses the whole harness.
 #[allow(dead_code)]
 #[path = "../../tests/protocol/harness.rs"]
 mod harness;

@@ -1,6 +1,6 @@
-//! From AuthenticationOk to ReadyForQuery: a file of its own for its length.
+//! The part of the login from AuthenticationOk to ReadyForQuery.
 //!
-//! It must never change, drop or reorder a byte of what it lets through.
+//! It must never change, drop or reorder a byte of what it forwards.
 
 use super::{
     MAX_AUTHENTICATION, MAX_LOGIN_MESSAGE, MAX_SERVER_VERSION, code, parse_error_response,
@@ -10,37 +10,40 @@ use crate::error::{BackendError, SqlState};
 use crate::message::{Cursor, Frame};
 use crate::startup::{MAX_CANCEL_KEY, MIN_CANCEL_KEY};
 
-/// Watches what Postgres tells the client between AuthenticationOk and ReadyForQuery.
+/// Inspects the messages that Postgres sends to the client between AuthenticationOk and
+/// ReadyForQuery.
 #[derive(Debug, PartialEq, Eq)]
 pub struct AwaitReady {
     authenticated: bool,
     server_version: Option<String>,
 }
 
-/// What to do next. `forward_len` bytes from the start are complete messages for the client, unchanged.
+/// What to do next. The first `forward_len` bytes are complete messages for the client, to be
+/// forwarded unchanged.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ReadyStep {
-    /// Hand on and drop `forward_len` bytes (it may be 0), then read more. A buffer of
+    /// Forward and drop `forward_len` bytes (possibly 0), then read more. A buffer of
     /// [`MAX_LOGIN_MESSAGE`] + 1 bytes is enough.
     Forward {
-        /// Bytes to hand on.
+        /// Number of bytes to forward.
         forward_len: usize,
-        /// The state to go on with.
+        /// The next state.
         next: AwaitReady,
     },
-    /// Hand on and drop `forward_len` bytes, the last of them ReadyForQuery. The session has begun, and what
-    /// lies behind is its.
+    /// Forward and drop `forward_len` bytes, which end with ReadyForQuery. The session has begun;
+    /// the remaining bytes belong to it.
     Ready {
-        /// Bytes to hand on.
+        /// Number of bytes to forward.
         forward_len: usize,
-        /// ParameterStatus `server_version`, if it came: at most [`MAX_SERVER_VERSION`] bytes.
+        /// The value of ParameterStatus `server_version`, if received: at most
+        /// [`MAX_SERVER_VERSION`] bytes.
         server_version: Option<String>,
     },
-    /// Hand on `forward_len` bytes, the last of them Postgres's ErrorResponse, then close.
+    /// Forward `forward_len` bytes, which end with Postgres's ErrorResponse, then close.
     Failed {
-        /// Bytes to hand on.
+        /// Number of bytes to forward.
         forward_len: usize,
-        /// What the client is told by it. Its text may name start-up parameters, so it is not here.
+        /// The SQLSTATE in it. Its text is left out because it may contain start-up parameters.
         sqlstate: SqlState,
     },
     /// Close, and send the client [`BackendError::response`].
@@ -55,7 +58,7 @@ impl AwaitReady {
         }
     }
 
-    /// Looks at everything read from Postgres and not yet handed on.
+    /// Processes all bytes read from Postgres and not yet forwarded.
     #[must_use]
     pub fn advance(mut self, bytes: &[u8]) -> ReadyStep {
         let mut forward_len: usize = 0;
@@ -137,7 +140,7 @@ enum Progress {
     Failed(SqlState),
 }
 
-/// The value in a ParameterStatus, if it is that of `server_version`.
+/// The value of a ParameterStatus, if its name is `server_version`.
 fn server_version(body: &[u8]) -> Result<Option<String>, BackendError> {
     let mut cursor = Cursor::new(body);
     let (Some(name), Some(value), true) = (cursor.c_str(), cursor.c_str(), cursor.is_empty())

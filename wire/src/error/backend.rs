@@ -1,33 +1,35 @@
-//! The ways in which the injected login to Postgres fails: a file of its own for its length.
+//! Errors of the injected login to Postgres.
 //!
-//! It must never hold the injected password or what was derived from it.
+//! They must never hold the injected password or anything derived from it.
 
 use super::{ErrorResponse, SqlState};
 
-/// Why the login to Postgres failed. Postgres, or whoever set it up, is to blame: the client's own
+/// Why the login to Postgres failed. Postgres or its configuration is at fault: the client's own
 /// secret was right. `Display` is the `<why>` of `pg_auth_inject failed: <why>`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BackendError {
-    /// Postgres hung up before it was ready. Made by the caller, who sees the connection.
+    /// Postgres closed the connection before it was ready. Created by the caller, which owns the
+    /// connection.
     #[error("early eof")]
     EarlyEof,
-    /// The system gave no randomness for a nonce. Made by the caller, who draws it.
-    #[error("no randomness for a nonce")]
+    /// The system provided no randomness for a nonce. Created by the caller, which draws the nonce.
+    #[error("the system provided no randomness for a nonce")]
     NoRandomness,
-    /// More SCRAM keys are waiting to be derived than the caller takes. Made by the caller.
-    #[error("too many logins at once")]
+    /// The caller's queue of SCRAM key derivations is full. Created by the caller.
+    #[error("too many concurrent logins")]
     Overloaded,
     /// An ErrorResponse before AuthenticationOk.
     #[error("{message} (SQLSTATE {sqlstate})")]
     Refused {
         /// Postgres's own code.
         sqlstate: SqlState,
-        /// Postgres's own text: at most [`MAX_REFUSAL_TEXT`](super::MAX_REFUSAL_TEXT) bytes, without
-        /// control characters. It may name role and database.
+        /// Postgres's own text: at most [`MAX_REFUSAL_TEXT`](super::MAX_REFUSAL_TEXT) bytes,
+        /// without control characters. It may contain role and database.
         message: String,
     },
-    /// NegotiateProtocolVersion, although no more was asked for than this Postgres was known to speak.
-    #[error("the server no longer speaks the protocol version that it spoke")]
+    /// NegotiateProtocolVersion, although the requested version was one that this Postgres
+    /// supported when it was last probed.
+    #[error("the server no longer supports the protocol version that it supported before")]
     NegotiatedDown,
     /// An authentication method other than trust, cleartext, md5 and SCRAM-SHA-256.
     #[error("the server asks for an authentication method that is not supported ({})", method_name(*.code))]
@@ -35,16 +37,16 @@ pub enum BackendError {
         /// The code in the Authentication message; 10 is SASL without SCRAM-SHA-256.
         code: u32,
     },
-    /// Postgres asks for a password, and none is configured for the role.
-    #[error("the server asks for a password, and none is configured for this role")]
+    /// Postgres requests a password, but none is configured for the role.
+    #[error("the server requests a password, but none is configured for this role")]
     PasswordMissing,
-    /// A message that has no place in a login.
+    /// A message that is not legal during a login.
     #[error("unexpected message {tag:#04x} from the server")]
     UnexpectedMessage {
         /// The message's tag.
         tag: u8,
     },
-    /// A message above its cap.
+    /// A message longer than its cap.
     #[error("message {tag:#04x} of {length} bytes from the server is too long")]
     MessageTooLong {
         /// The message's tag.
@@ -52,10 +54,10 @@ pub enum BackendError {
         /// The length word, in bytes.
         length: u32,
     },
-    /// A message that breaks its format, or stands in the wrong place.
+    /// A message that violates its format or arrives out of order.
     #[error("malformed message from the server: {0}")]
     Malformed(&'static str),
-    /// More notices than a login has reason for.
+    /// More notices than the cap on those before AuthenticationOk.
     #[error("too many notices from the server")]
     TooManyNotices,
     /// A SCRAM iteration count above the cap.
@@ -67,10 +69,12 @@ pub enum BackendError {
     /// The server's SCRAM nonce does not continue the client's.
     #[error("the server's SCRAM nonce does not continue ours")]
     ScramNonceMismatch,
-    /// The server does not know the password's keys: something else answers on Postgres's address.
+    /// The server does not know the keys of the password: Postgres's address belongs to another
+    /// server.
     #[error("the server's SCRAM signature is wrong: it does not know the password")]
     ScramServerSignatureMismatch,
-    /// AuthenticationOk in the middle of SCRAM, before the server proved anything.
+    /// AuthenticationOk in the middle of SCRAM, before the server proved that it knows the
+    /// password.
     #[error("the server ended SCRAM without proving that it knows the password")]
     AuthOkWithoutServerProof,
 }
@@ -100,8 +104,8 @@ impl BackendError {
 
     /// The SQLSTATE for the client.
     ///
-    /// Postgres's own where it refused, so that 53300 and 57P03 reach the drivers that retry on them;
-    /// but never class 28: the client's own secret was right, and 28P01 would tell it otherwise.
+    /// This is Postgres's own code where it refused, so that 53300 and 57P03 reach the drivers that
+    /// retry on them; but never one of class 28, which would wrongly blame the client's own secret.
     #[must_use]
     pub fn response_sqlstate(&self) -> SqlState {
         match self {
@@ -126,7 +130,7 @@ impl BackendError {
         }
     }
 
-    /// What the client is told: `pg_auth_inject failed: <why>`.
+    /// The response to the client: `pg_auth_inject failed: <why>`.
     #[must_use]
     pub fn response(&self) -> ErrorResponse<'static> {
         ErrorResponse::from_string(
@@ -136,7 +140,7 @@ impl BackendError {
     }
 }
 
-/// Names for the codes. [PostgreSQL 18, protocol message formats, Authentication…]
+/// The name of an authentication method. [PostgreSQL 18, protocol message formats, Authentication…]
 fn method_name(code: u32) -> &'static str {
     match code {
         1 | 2 => "Kerberos",

@@ -1,8 +1,10 @@
-//! What Postgres keeps of a password: `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.
+//! SCRAM verifiers, the form in which Postgres stores a password:
+//! `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.
 //! [PostgreSQL documentation, `pg_authid`; RFC 5803]
 //!
-//! Setting a role's password as a verifier keeps the password itself out of the statement, and so out of
-//! every log and view that shows statements. The salt is an argument: this module draws no randomness.
+//! Setting a role's password as a verifier keeps the password itself out of the statement, and so
+//! out of every log and view that shows statements. The salt is an argument: this module draws no
+//! randomness.
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use subtle::ConstantTimeEq;
@@ -10,16 +12,18 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::{KEY_LEN, Keys, MAX_ITERATIONS, Password};
 
-/// Bytes of a verifier's salt: PostgreSQL's SCRAM_DEFAULT_SALT_LEN.
+/// Length of the salt of a new verifier in bytes: PostgreSQL's SCRAM_DEFAULT_SALT_LEN.
 pub const SALT_LEN: usize = 16;
 
-/// PBKDF2 rounds of a new verifier, and the fewest that an old one may have: PostgreSQL's own default,
-/// and RFC 7677's least. The passwords here are random, so that more rounds would only cost logins.
+/// Number of PBKDF2 iterations of a new verifier, and the minimum for an existing one: PostgreSQL's
+/// default and the minimum of RFC 7677. The passwords here are random, so more iterations would
+/// only slow down logins.
 pub const ITERATIONS: u32 = 4_096;
 
 const PREFIX: &str = "SCRAM-SHA-256$";
 
-/// A password's verifier. Whoever reads it can try passwords against it, and pose as the server.
+/// The verifier of a password. Secret: it allows offline guessing of the password, and
+/// impersonation of the server.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 pub struct Verifier {
     iterations: u32,
@@ -29,7 +33,7 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// Derives `password`'s verifier, with [`ITERATIONS`] rounds: about 0.4 ms of CPU.
+    /// Derives the verifier of `password` with [`ITERATIONS`] iterations: about 0.4 ms of CPU time.
     #[must_use]
     pub fn new(password: &Password, salt: &[u8; SALT_LEN]) -> Self {
         Self::derive(password, salt, ITERATIONS)
@@ -45,8 +49,8 @@ impl Verifier {
         }
     }
 
-    /// Reads `pg_authid.rolpassword`. `None` is anything else, an MD5 hash for one, or more rounds than
-    /// [`MAX_ITERATIONS`], with which our own logins would fail.
+    /// Parses `pg_authid.rolpassword`. Returns `None` for anything else, such as an MD5 hash, and
+    /// for more iterations than [`MAX_ITERATIONS`], with which our own logins would fail.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (hashing, keys) = text.strip_prefix(PREFIX)?.split_once('$')?;
@@ -62,7 +66,8 @@ impl Verifier {
         })
     }
 
-    /// Whether it is `password`'s, with no fewer than [`ITERATIONS`] rounds: at most 60 ms of CPU.
+    /// Whether this is a verifier of `password` with at least [`ITERATIONS`] iterations. Takes at
+    /// most 60 ms of CPU time.
     ///
     /// The keys are compared in constant time.
     #[must_use]
@@ -75,7 +80,8 @@ impl Verifier {
         (stored & self.server_key.ct_eq(&other.server_key)).into()
     }
 
-    /// The text that Postgres takes in the place of a password. It holds letters, digits and `-$:+/=` only.
+    /// The text that Postgres accepts in place of a password. It consists of letters, digits and
+    /// `-$:+/=`.
     #[must_use]
     pub fn to_text(&self) -> Zeroizing<String> {
         let [salt, stored, server] = [&*self.salt, &self.stored_key, &self.server_key]
@@ -87,7 +93,7 @@ impl Verifier {
     }
 }
 
-/// Shows nothing of the verifier.
+/// Redacts the verifier.
 impl std::fmt::Debug for Verifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Verifier(redacted)")
@@ -102,7 +108,7 @@ fn parse_key(text: &str) -> Option<[u8; KEY_LEN]> {
 mod tests {
     use super::*;
 
-    /// Made by PostgreSQL 15 of the password `pencil`.
+    /// The verifier of the password `pencil`, made by PostgreSQL 15.
     const PENCIL: &str = "SCRAM-SHA-256$4096:GqwHQLLZDXbtd4FjOGZNwA==$ViVOk/GgR1tEWo8ZTk10WpfkQzUjQex7qFnC1IeV7ts=:kHnuuckEVAW70J9tXoYp1G2EPLM7OFIZIES9u7mfap8=";
 
     #[test]

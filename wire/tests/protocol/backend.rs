@@ -21,7 +21,7 @@ fn server() -> ScramServer {
     ScramServer::new(b"salt of sixteen.", 16)
 }
 
-/// A login that has heard `heard`, and what it sent because of it.
+/// The login after `received`, and what it sent in reply to the last part.
 fn login_after(received: &[&[u8]]) -> (BackendLogin, Vec<u8>) {
     let (mut out, password) = (Vec::new(), Password::new(PASSWORD));
     let mut state = BackendLogin::start(&startup(ROLE), ProtocolVersion::V3_0, NONCE, &mut out);
@@ -65,7 +65,7 @@ fn inputs() -> Vec<(&'static str, Vec<u8>)> {
         ("nothing", vec![]),
         ("AuthenticationOk", authentication(0, b"")),
         (
-            "AuthenticationOk, more behind",
+            "AuthenticationOk, next message",
             [authentication(0, b""), vec![b'S']].concat(),
         ),
         (
@@ -198,14 +198,14 @@ fn inputs() -> Vec<(&'static str, Vec<u8>)> {
         ("ParameterStatus", message(b'S', b"a\0b\0")),
         ("BackendKeyData", message(b'K', &[0; 8])),
         ("ReadyForQuery", message(b'Z', b"I")),
-        ("SSL's answer S alone", b"S".to_vec()),
+        ("SSLRequest reply", b"S".to_vec()),
         ("HTTP", b"HTTP/1.1 400 Bad Request\r\n".to_vec()),
         ("length 3", claimed(b'R', 3, b"")),
         ("Authentication of 2,001", claimed(b'R', 2_001, b"")),
         ("Authentication of 2^31", claimed(b'R', 1 << 31, b"")),
         ("ErrorResponse of 2^32-1", claimed(b'E', u32::MAX, b"")),
         ("ErrorResponse of 30,001", claimed(b'E', 30_001, b"")),
-        ("half an ErrorResponse", claimed(b'E', 30_000, b"SFATAL\0")),
+        ("partial ErrorResponse", claimed(b'E', 30_000, b"SFATAL\0")),
     ]
 }
 
@@ -254,22 +254,22 @@ fn every_input_split_at_every_byte_in_every_state() {
         for (_, bytes) in inputs() {
             let conversation = [history.concat(), bytes].concat();
             let whole = check_login(ROLE, &conversation, 1);
-            for cut in 0..=conversation.len() {
-                let (one, two) = conversation.split_at(cut);
+            for split in 0..=conversation.len() {
+                let (one, two) = conversation.split_at(split);
                 assert_eq!(run_login(ROLE, [one, two]), whole);
             }
         }
     }
 }
 
-/// Real servers, cut at every byte: what was sent to them, without the StartupMessage, and what they
-/// call themselves.
+/// Replays a recorded login, split at every byte. Returns what was sent after the StartupMessage,
+/// and the server's version.
 fn replay(role: &str, recording: &str) -> (Vec<u8>, String) {
     let bytes = recorded(recording);
     let whole = check_login(role, &bytes, 1);
-    for cut in 0..=bytes.len() {
-        let (one, two) = bytes.split_at(cut);
-        assert_eq!(run_login(role, [one, two]), whole, "cut at {cut}");
+    for split in 0..=bytes.len() {
+        let (one, two) = bytes.split_at(split);
+        assert_eq!(run_login(role, [one, two]), whole, "split at {split}");
     }
     let mut start = Vec::new();
     let _ = BackendLogin::start(&startup(role), ProtocolVersion::V3_0, NONCE, &mut start);
@@ -319,7 +319,7 @@ fn replays_a_recorded_login_with_a_wrong_password() {
         error.to_string(),
         "password authentication failed for user \"scrammer\" (SQLSTATE 28P01)"
     );
-    // The client's own secret was right: not its error class.
+    // Not of class 28: the client's own secret was right.
     assert_eq!(error.response_sqlstate(), SqlState::CONNECTION_REJECTED);
 }
 
@@ -358,7 +358,7 @@ fn servers_that_break_scram_are_refused() {
     let forged = [&offer[..], &first, &authentication(12, &last), &ok].concat();
     assert_eq!(refused(&forged), BackendError::ScramServerSignatureMismatch);
 
-    // A second method after the first was answered could fish for the password.
+    // With a second method after the first, a server could extract the password.
     let downgrade = [&offer[..], &authentication(3, b"")].concat();
     let out_of_order = BackendError::Malformed("Authentication out of order");
     assert_eq!(refused(&downgrade), out_of_order);
@@ -376,20 +376,20 @@ fn servers_that_break_scram_are_refused() {
 
 #[test]
 fn an_empty_password_is_a_missing_password() {
-    for (asks, bytes) in inputs() {
+    for (input, bytes) in inputs() {
         let (state, _) = login_after(&[]);
         let mut out = Vec::new();
         let step = state.advance(&bytes, &Password::new(""), &mut out);
         assert!(out.is_empty());
-        let asked = [
+        let requests_password = [
             "CleartextPassword",
             "MD5Password",
             "SASL",
             "SASL, -PLUS too",
         ]
-        .contains(&asks);
+        .contains(&input);
         let missing = matches!(step, BackendStep::Refuse(BackendError::PasswordMissing));
-        assert_eq!(asked, missing, "{asks}: {step:?}");
+        assert_eq!(requests_password, missing, "{input}: {step:?}");
     }
 }
 
@@ -422,10 +422,10 @@ fn the_text_of_a_refusal_is_truncated_and_sanitized() {
     assert_eq!(error.response_sqlstate(), SqlState::CANNOT_CONNECT_NOW);
 
     let longest = "x".repeat(MAX_LOGIN_MESSAGE - 40);
-    let end = check_login(ROLE, &crate::packets::error("57P03", &longest), 1_000);
+    let outcome = check_login(ROLE, &crate::packets::error("57P03", &longest), 1_000);
     assert!(
-        matches!(end, LoginOutcome::Refused(BackendError::Refused { .. })),
-        "{end:?}"
+        matches!(outcome, LoginOutcome::Refused(BackendError::Refused { .. })),
+        "{outcome:?}"
     );
 }
 

@@ -1,4 +1,4 @@
-//! What each error is called and what a client is told about it.
+//! The code, text and response of each error.
 
 use std::collections::BTreeSet;
 
@@ -76,7 +76,7 @@ fn backend() -> Vec<BackendError> {
 #[test]
 fn codes_and_responses() {
     let describe = |response: Option<ErrorResponse<'static>>| match response {
-        None => "nothing".to_owned(),
+        None => "no response".to_owned(),
         Some(response) => {
             let hint = response.hint.map(|hint| format!(" ({hint})"));
             format!(
@@ -117,13 +117,13 @@ fn codes_are_unique() {
     };
     assert!(OPENING.iter().all(|error| new(error.code())));
     assert!(FRONTEND.iter().all(|error| new(error.code())));
-    // Among the examples are three refusals and nine methods.
+    // The examples contain three refusals and nine methods, each group with one code.
     let distinct = backend().iter().filter(|error| new(error.code())).count();
     assert_eq!(distinct, backend().len() - 2 - 8);
     assert_eq!(BackendError::EarlyEof.to_string(), "early eof");
 }
 
-/// The fields, as another implementation reads them.
+/// The fields, as parsed by another implementation.
 fn fields(response: &ErrorResponse<'_>) -> Vec<(char, String)> {
     let mut out = Vec::new();
     response.encode(&mut out);

@@ -1,4 +1,4 @@
-//! The client's side inside TLS.
+//! The client's start-up inside TLS.
 
 use bytes::BytesMut;
 use postgres_protocol::message::frontend as oracle;
@@ -147,13 +147,13 @@ fn a_first_packet_is_refused_as_soon_as_its_header_is_complete() {
 fn a_startup_message_keeps_its_parameters() {
     let bytes = packet(V3_0, b"database\0d\0user\0me\0b\0\xff\0a\0\0b\0last\0\0");
     let StartupStep::Startup { message, consumed } = AwaitStartup::new().advance(&bytes) else {
-        panic!("no start-up");
+        panic!("not a StartupMessage");
     };
     assert_eq!(consumed, bytes.len());
     assert_eq!(message.user(), "me");
     assert_eq!(message.parameter("database"), Some(&b"d"[..]));
     assert_eq!(message.parameter("a"), Some(&b""[..]));
-    // Postgres takes the last.
+    // Postgres uses the last one.
     assert_eq!(message.parameter("b"), Some(&b"last"[..]));
     assert_eq!(message.parameter("c"), None);
     let pairs: Vec<_> = message
@@ -197,7 +197,7 @@ fn parses_packets_of_another_implementation() {
 fn debug_output_shows_only_the_role_of_a_client() {
     let bytes = packet(V3_0, b"user\0me\0database\0hidden\0options\0hidden\0\0");
     let StartupStep::Startup { message, .. } = AwaitStartup::new().advance(&bytes) else {
-        panic!("no start-up");
+        panic!("not a StartupMessage");
     };
     for printed in [format!("{message:?}"), format!("{:?}", message.to_owned())] {
         assert!(printed.contains("\"me\""), "{printed}");
@@ -234,7 +234,7 @@ fn passwords() -> Vec<(&'static str, Vec<u8>)> {
         ("password", password_message(b"secret")),
         ("empty password", password_message(b"")),
         (
-            "bytes behind it",
+            "trailing bytes",
             [&password_message(b"secret")[..], b"Q"].concat(),
         ),
         ("longest", password_message(&longest)),

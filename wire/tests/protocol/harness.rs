@@ -1,5 +1,6 @@
-//! Runs the machines over bytes in every way in which a network could cut them, and checks what must
-//! hold for any bytes at all. Shared with the fuzz targets, so it uses nothing but `wire`.
+//! Test harness: runs the state machines over bytes with every split that a network could produce,
+//! and checks the invariants that hold for any input. Shared with the fuzz targets, so it depends
+//! on `wire` only.
 
 use wire::backend::{
     AwaitReady, BackendError, BackendLogin, BackendStep, MAX_LOGIN_MESSAGE, ReadyStep,
@@ -12,28 +13,28 @@ use wire::scram::Keys;
 use wire::secret::Password;
 use wire::startup::{MAX_STARTUP_PACKET, ProtocolVersion, Startup};
 
-/// The nonce, role and password with which the recorded and the made-up logins go.
+/// The nonce and password of the recorded and the synthetic logins.
 pub(crate) const NONCE: [u8; 18] = *b"eighteen byte nonc";
 pub(crate) const PASSWORD: &str = "pencil";
 
-/// More rounds than the tests' own servers ask for would only make fuzzing slow.
+/// Cap on SCRAM iterations: more than the tests' own servers request would only slow down fuzzing.
 const MAX_ROUNDS: u32 = 4_096;
 
 // ---- opening
 
-/// A machine that has been through `history`: each item is what one step consumed.
+/// The state after `history`, of which each item was consumed by one step.
 pub(crate) fn opening_after(policy: OpeningPolicy, history: &[Vec<u8>]) -> Opening {
     history.iter().fold(Opening::new(policy), |state, chunk| {
         match state.advance(chunk) {
             OpeningStep::Reply { next, .. } | OpeningStep::Proxied { next, .. } => next,
-            other => panic!("no step that goes on: {other:?}"),
+            other => panic!("not an intermediate step: {other:?}"),
         }
     })
 }
 
-/// Checks every cut of `bytes`, and goes on where a client would wait for an answer.
+/// Checks every split of `bytes`, and continues where a client would wait for a reply.
 ///
-/// Returns the steps taken, the last one included.
+/// Returns all steps, including the last one.
 pub(crate) fn check_opening(policy: OpeningPolicy, bytes: &[u8]) -> Vec<String> {
     let (mut history, mut steps) = (Vec::new(), Vec::new());
     let mut rest = bytes;
@@ -65,36 +66,37 @@ pub(crate) fn check_opening(policy: OpeningPolicy, bytes: &[u8]) -> Vec<String> 
     }
 }
 
-/// What is decided on a part is what is decided on the whole, and it is decided in time.
+/// Checks that the decision on each prefix equals the decision on all bytes, and is made within the
+/// documented buffer size.
 fn check_opening_prefixes(policy: OpeningPolicy, history: &[Vec<u8>], bytes: &[u8]) {
     let whole = opening_after(policy, history).advance(bytes);
-    for cut in 0..=bytes.len().min(MAX_OPENING) {
-        match opening_after(policy, history).advance(&bytes[..cut]) {
+    for split in 0..=bytes.len().min(MAX_OPENING) {
+        match opening_after(policy, history).advance(&bytes[..split]) {
             OpeningStep::Read(same) => {
                 assert_eq!(same, opening_after(policy, history));
-                assert!(cut < MAX_OPENING, "undecided after {cut} bytes");
+                assert!(split < MAX_OPENING, "undecided after {split} bytes");
             }
-            // The one decision that more bytes change: they had no right to be there.
+            // The only decision that more bytes change, because they are illegal there.
             OpeningStep::Reply { consumed, .. } => {
-                assert_eq!((consumed, cut), (8, 8));
-                if bytes.len() > cut {
+                assert_eq!((consumed, split), (8, 8));
+                if bytes.len() > split {
                     assert_eq!(whole, OpeningStep::Refuse(OpeningError::EarlyBytes));
                 }
             }
-            decided => assert_eq!(decided, whole, "cut at {cut} of {}", bytes.len()),
+            decided => assert_eq!(decided, whole, "split at {split} of {}", bytes.len()),
         }
     }
 }
 
 // ---- frontend
 
-/// Checks every cut of a first packet; the owned form, if it is a StartupMessage, and its length.
+/// Checks every split of a first packet. Returns the owned form and the length of a StartupMessage.
 pub(crate) fn check_startup(bytes: &[u8]) -> Option<(Startup, usize)> {
     let whole = AwaitStartup::new().advance(bytes);
-    for cut in 0..=bytes.len().min(MAX_STARTUP_PACKET) {
-        match AwaitStartup::new().advance(&bytes[..cut]) {
-            StartupStep::Read(_) => assert!(cut < MAX_STARTUP_PACKET),
-            decided => assert_eq!(decided, whole, "cut at {cut} of {}", bytes.len()),
+    for split in 0..=bytes.len().min(MAX_STARTUP_PACKET) {
+        match AwaitStartup::new().advance(&bytes[..split]) {
+            StartupStep::Read(_) => assert!(split < MAX_STARTUP_PACKET),
+            decided => assert_eq!(decided, whole, "split at {split} of {}", bytes.len()),
         }
     }
     match whole {
@@ -113,7 +115,7 @@ pub(crate) fn check_startup(bytes: &[u8]) -> Option<(Startup, usize)> {
     }
 }
 
-/// What a client is asked, its password machine, and the version that was agreed on.
+/// The request for the password, the state after it, and the negotiated version.
 pub(crate) fn request_client_password(
     startup: &Startup,
     newest: ProtocolVersion,
@@ -124,14 +126,14 @@ pub(crate) fn request_client_password(
     (out, next, version)
 }
 
-/// Checks every cut of a password message.
+/// Checks every split of a password message.
 pub(crate) fn check_password(startup: &Startup, bytes: &[u8]) {
     let state = || request_client_password(startup, ProtocolVersion::V3_2).1;
     let whole = state().advance(bytes);
-    for cut in 0..=bytes.len().min(MAX_PASSWORD_MESSAGE + 1) {
-        match state().advance(&bytes[..cut]) {
-            PasswordStep::Read(_) => assert!(cut <= MAX_PASSWORD_MESSAGE),
-            decided => assert!(decided == whole, "cut at {cut}"),
+    for split in 0..=bytes.len().min(MAX_PASSWORD_MESSAGE + 1) {
+        match state().advance(&bytes[..split]) {
+            PasswordStep::Read(_) => assert!(split <= MAX_PASSWORD_MESSAGE),
+            decided => assert!(decided == whole, "split at {split}"),
         }
     }
     if let PasswordStep::Password { password, consumed } = whole {
@@ -141,11 +143,11 @@ pub(crate) fn check_password(startup: &Startup, bytes: &[u8]) {
     }
 }
 
-/// What Postgres is sent says what the client said, without its protocol options.
+/// Checks that the StartupMessage for Postgres equals the client's without its protocol options.
 pub(crate) fn check_forwarded(startup: &Startup) {
     let mut out = Vec::new();
     let _ = BackendLogin::start(startup, ProtocolVersion::V3_0, NONCE, &mut out);
-    let (forwarded, consumed) = check_startup(&out).expect("what we send we can read");
+    let (forwarded, consumed) = check_startup(&out).expect("our own StartupMessage is valid");
     assert_eq!(consumed, out.len());
     assert_eq!(forwarded.version(), ProtocolVersion::V3_0);
     let kept = startup
@@ -156,13 +158,13 @@ pub(crate) fn check_forwarded(startup: &Startup) {
 
 // ---- backend
 
-/// How a login ended.
+/// The outcome of a login.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum LoginOutcome {
-    /// All bytes were read, and the login is not over.
+    /// All bytes were read, and the login is not complete.
     Incomplete,
     Refused(BackendError),
-    /// `passed` went to the client, `rest` is the session's.
+    /// `forwarded` went to the client; `rest` belongs to the session.
     Ready {
         sent: Vec<u8>,
         forwarded: Vec<u8>,
@@ -176,7 +178,7 @@ pub(crate) enum LoginOutcome {
     },
 }
 
-/// A StartupMessage of `role`, as a client sends it.
+/// A client's StartupMessage for `role`.
 pub(crate) fn startup(role: &str) -> Startup {
     let parameters = [
         ("user", role),
@@ -198,7 +200,7 @@ pub(crate) fn startup_packet(version: ProtocolVersion, parameters: &[(&str, &str
     [&length.to_be_bytes()[..], &body].concat()
 }
 
-/// Feeds a login what Postgres says, cut into `parts`.
+/// Runs a login against the bytes of a server, split into `parts`.
 pub(crate) fn run_login<'a>(role: &str, parts: impl IntoIterator<Item = &'a [u8]>) -> LoginOutcome {
     let mut sent = Vec::new();
     let mut parts = parts.into_iter();
@@ -209,7 +211,10 @@ pub(crate) fn run_login<'a>(role: &str, parts: impl IntoIterator<Item = &'a [u8]
         match login.advance(&buffer, &password, &mut sent) {
             BackendStep::Read { consumed, next } => {
                 buffer.drain(..consumed);
-                assert!(buffer.len() <= MAX_LOGIN_MESSAGE, "undecided");
+                assert!(
+                    buffer.len() <= MAX_LOGIN_MESSAGE,
+                    "no decision within the buffer"
+                );
                 login = next;
                 let Some(part) = parts.next() else {
                     return LoginOutcome::Incomplete;
@@ -246,7 +251,10 @@ fn forward_until_ready<'a>(
         match state.advance(&buffer) {
             ReadyStep::Forward { forward_len, next } => {
                 forwarded.extend(buffer.drain(..forward_len));
-                assert!(buffer.len() <= MAX_LOGIN_MESSAGE, "undecided");
+                assert!(
+                    buffer.len() <= MAX_LOGIN_MESSAGE,
+                    "no decision within the buffer"
+                );
                 state = next;
                 let Some(part) = parts.next() else {
                     return LoginOutcome::Incomplete;
@@ -282,7 +290,7 @@ fn forward_until_ready<'a>(
     }
 }
 
-/// What a server says leads to one end, however it is cut.
+/// Checks that the outcome does not depend on how the server's bytes are split.
 pub(crate) fn check_login(role: &str, bytes: &[u8], chunk: usize) -> LoginOutcome {
     let whole = run_login(role, [bytes]);
     assert_eq!(whole, run_login(role, bytes.chunks(chunk.max(1))));

@@ -1,5 +1,5 @@
-//! For scripts/instructions: each does what its name says 100 times inside `measured`, of which
-//! valgrind counts the instructions.
+//! Benchmarks for scripts/instructions: each runs an operation 100 times inside `measured`, and
+//! valgrind counts the instructions there.
 
 use wire::backend::{BackendLogin, BackendStep};
 use wire::frontend::{AwaitStartup, PasswordStep, StartupStep, request_password};
@@ -49,24 +49,24 @@ fn wire_client_login() {
     measured(|| {
         for _ in 0..100 {
             let OpeningStep::Reply { next, .. } = Opening::new(POLICY).advance(&SSL_REQUEST) else {
-                panic!("it is answered");
+                panic!("no reply");
             };
             assert!(matches!(next.advance(&[0x16, 3, 1]), OpeningStep::Tls));
             let StartupStep::Startup { message, .. } = AwaitStartup::new().advance(&packet) else {
-                panic!("a whole packet");
+                panic!("not a StartupMessage");
             };
-            let mut question = Vec::new();
+            let mut request = Vec::new();
             let (await_password, _) =
-                request_password(&message.to_owned(), ProtocolVersion::V3_2, &mut question);
+                request_password(&message.to_owned(), ProtocolVersion::V3_2, &mut request);
             let PasswordStep::Password { password, .. } = await_password.advance(&password) else {
-                panic!("a whole message");
+                panic!("not a password");
             };
             assert!(bool::from(secret.matches(password)));
         }
     });
 }
 
-/// The injected login by SCRAM with keys that are remembered.
+/// The injected SCRAM login with cached keys.
 #[test]
 #[ignore = "for scripts/instructions"]
 fn wire_scram_login() {
@@ -79,7 +79,7 @@ fn wire_scram_login() {
             let nonce = *b"eighteen byte nonc";
             let backend = BackendLogin::start(&startup, ProtocolVersion::V3_0, nonce, &mut out);
             let BackendStep::Read { next, .. } = backend.advance(&sasl, &password, &mut out) else {
-                panic!("a mechanism");
+                panic!("SCRAM was not started");
             };
             let first = String::from_utf8_lossy(&out).into_owned();
             let own = first.rsplit("r=").next().unwrap();
@@ -88,7 +88,7 @@ fn wire_scram_login() {
             let challenge = message(b'R', challenge.as_bytes());
             match next.advance(&challenge, &password, &mut out) {
                 BackendStep::DeriveKeys { next, .. } => drop(next.resume(&keys, &mut out)),
-                _ => panic!("a challenge"),
+                _ => panic!("no keys requested"),
             }
         }
     });

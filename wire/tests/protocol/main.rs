@@ -1,6 +1,6 @@
-//! Tests of the whole crate from outside, in one binary: transcripts, transition tables, properties.
+//! Integration tests of the crate in one binary: transcripts, transition tables, properties.
 
-// `.clippy.toml` lets test functions panic, but not the helpers beside them.
+// `.clippy.toml` allows panics in test functions, but not in their helpers.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -21,7 +21,7 @@ mod ready;
 mod secret;
 mod version_probe;
 
-/// A transition table as text: a row for each input, a column for each stage.
+/// Formats a transition table: a row for each input, a column for each state.
 fn table<'a>(head: Vec<String>, rows: impl Iterator<Item = (&'a str, Vec<String>)>) -> String {
     let mut lines = vec![(String::new(), head)];
     lines.extend(rows.map(|(input, cells)| (input.to_owned(), cells)));

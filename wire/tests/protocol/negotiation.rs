@@ -1,4 +1,4 @@
-//! NegotiateProtocolVersion, compared with what real servers answered.
+//! NegotiateProtocolVersion, compared with recorded responses of real servers.
 
 use wire::startup::ProtocolVersion;
 
@@ -8,10 +8,10 @@ use crate::packets::recorded;
 const V: fn(u16) -> ProtocolVersion = |minor| ProtocolVersion { major: 3, minor };
 
 /// AuthenticationCleartextPassword.
-const QUESTION: &str = "520000000800000003";
+const PASSWORD_REQUEST: &str = "520000000800000003";
 
-/// Minor version and options asked for, and the NegotiateProtocolVersion with which PostgreSQL 15.18
-/// (which speaks 3.0) and 18.4 (3.2) answered: recorded from both.
+/// Requested minor version and options, and the recorded NegotiateProtocolVersion of PostgreSQL
+/// 15.18 (which supports 3.0) and 18.4 (3.2).
 const RECORDED: [(u16, &[&str], &str, &str); 6] = [
     (0, &[], "", ""),
     (1, &[], "760000000c0003000000000000", ""),
@@ -43,10 +43,10 @@ fn negotiates_byte_for_byte_like_postgres() {
         parameters.extend(options.iter().map(|name| (*name, "x")));
         let (startup, _) = check_startup(&startup_packet(V(minor), &parameters)).unwrap();
         for (newest, negotiation) in [(V(0), pg15), (V(2), pg18)] {
-            let (asked, _, version) = request_client_password(&startup, newest);
+            let (response, _, version) = request_client_password(&startup, newest);
             assert_eq!(version, V(minor).min(newest));
-            let expected = [recorded(negotiation), recorded(QUESTION)].concat();
-            assert_eq!(asked, expected, "3.{minor} {options:?} on {newest}");
+            let expected = [recorded(negotiation), recorded(PASSWORD_REQUEST)].concat();
+            assert_eq!(response, expected, "3.{minor} {options:?} on {newest}");
         }
         check_forwarded(&startup);
     }

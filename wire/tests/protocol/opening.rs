@@ -58,7 +58,7 @@ fn inputs() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// The stages, each by what leads to it.
+/// The states, each with the history that leads to it.
 fn states() -> Vec<(&'static str, OpeningPolicy, Vec<Vec<u8>>)> {
     let (ssl, gss) = (SSL_REQUEST.to_vec(), GSSENC_REQUEST.to_vec());
     vec![
@@ -144,7 +144,7 @@ fn whole_conversations() {
     );
     assert_eq!(steps, [proxied, s.clone(), waiting]);
 
-    // In one read it is an attack; in three it is what libpq does.
+    // In one read this is an attack; in three reads it is what libpq sends.
     let libpq = [GSSENC_REQUEST, SSL_REQUEST, CLIENT_HELLO].concat();
     assert_eq!(
         check_opening(STRICT, &libpq),
@@ -152,11 +152,11 @@ fn whole_conversations() {
     );
     let state = opening_after(STRICT, &[]);
     let OpeningStep::Reply { byte, next, .. } = state.advance(GSSENC_REQUEST) else {
-        panic!("no answer");
+        panic!("no reply");
     };
     assert_eq!(format!("Reply {:?}", char::from(byte)), n);
     let OpeningStep::Reply { byte, next, .. } = next.advance(SSL_REQUEST) else {
-        panic!("no answer");
+        panic!("no reply");
     };
     assert_eq!(format!("Reply {:?}", char::from(byte)), s);
     assert_eq!(next.advance(CLIENT_HELLO), OpeningStep::Tls);
@@ -258,7 +258,7 @@ fn proxy_v2_headers() {
     assert_eq!(padded(room), some("192.0.2.7:50000"));
     assert_eq!(padded(room + 1), Err(OpeningError::ProxyTooLong));
     assert_eq!(padded(65_535), Err(OpeningError::ProxyTooLong));
-    // Known to be too long from its head alone.
+    // The header alone shows that it is too long.
     let head = &proxy_v2(0x21, 0x11, &[0; 65_535])[..16];
     assert_eq!(proxy(head), Err(OpeningError::ProxyTooLong));
 

@@ -1,4 +1,4 @@
-//! Bytes to feed: packets put together by hand, and conversations recorded from real servers.
+//! Test input: hand-made packets, and conversations recorded from real servers.
 
 use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
@@ -10,20 +10,20 @@ pub(crate) const GSSENC_REQUEST: &[u8] = b"\x00\x00\x00\x08\x04\xd2\x16\x30";
 pub(crate) const CLIENT_HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
 pub(crate) const PROXY_V1: &[u8] = b"PROXY TCP4 192.0.2.7 198.51.100.1 50000 5433\r\n";
 
-/// What PostgreSQL 15.18 said to role `trusty`, by method trust.
+/// A login of role `trusty` to PostgreSQL 15.18, method trust.
 pub(crate) const TRUST: &str = include_str!("recorded/pg15-trust.hex");
-/// What PostgreSQL 15.18 said to role `clear`, by method password.
+/// A login of role `clear` to PostgreSQL 15.18, method password.
 pub(crate) const CLEARTEXT: &str = include_str!("recorded/pg15-cleartext.hex");
-/// What PostgreSQL 15.18 said to role `md5er`, by method md5.
+/// A login of role `md5er` to PostgreSQL 15.18, method md5.
 pub(crate) const MD5: &str = include_str!("recorded/pg15-md5.hex");
-/// What PostgreSQL 15.18 said to role `scrammer`, by method scram-sha-256.
+/// A login of role `scrammer` to PostgreSQL 15.18, method scram-sha-256.
 pub(crate) const SCRAM: &str = include_str!("recorded/pg15-scram.hex");
-/// What PostgreSQL 15.18 said to role `scrammer` when its password was another one.
+/// A login of role `scrammer` to PostgreSQL 15.18 with a wrong password.
 pub(crate) const SCRAM_WRONG: &str = include_str!("recorded/pg15-scram-wrong.hex");
-/// What PostgreSQL 18.4 said to role `scrammer` on protocol 3.2, by method scram-sha-256.
+/// A login of role `scrammer` to PostgreSQL 18.4 on protocol 3.2, method scram-sha-256.
 pub(crate) const SCRAM_18: &str = include_str!("recorded/pg18-scram-3.2.hex");
 
-/// The bytes of a recording: hex, white space ignored.
+/// Decodes a recording: hex with ignored white space.
 pub(crate) fn recorded(hex: &str) -> Vec<u8> {
     let digits: Vec<u8> = hex.bytes().filter(u8::is_ascii_hexdigit).collect();
     digits
@@ -37,7 +37,7 @@ pub(crate) fn message(tag: u8, body: &[u8]) -> Vec<u8> {
     claimed(tag, u32::try_from(body.len() + 4).unwrap(), body)
 }
 
-/// A message that claims a length of its own.
+/// A message with an arbitrary length word.
 pub(crate) fn claimed(tag: u8, length: u32, body: &[u8]) -> Vec<u8> {
     [&[tag], &length.to_be_bytes()[..], body].concat()
 }
@@ -47,7 +47,7 @@ pub(crate) fn authentication(code: u32, data: &[u8]) -> Vec<u8> {
     message(b'R', &[&code.to_be_bytes()[..], data].concat())
 }
 
-/// A start-up packet: code in the version's place, then `rest`.
+/// A start-up packet: length, version or request code, `rest`.
 pub(crate) fn packet(code: u32, rest: &[u8]) -> Vec<u8> {
     let length = u32::try_from(rest.len() + 8).unwrap();
     [&length.to_be_bytes()[..], &code.to_be_bytes(), rest].concat()
@@ -62,7 +62,7 @@ pub(crate) fn error(sqlstate: &str, text: &str) -> Vec<u8> {
     message(b'E', body.as_bytes())
 }
 
-/// A PROXY v2 header with this version and command, this family and protocol, and this payload.
+/// A PROXY v2 header. `command` holds version and command, `family` holds family and protocol.
 pub(crate) fn proxy_v2(command: u8, family: u8, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(payload.len()).unwrap();
     [
@@ -77,12 +77,12 @@ pub(crate) fn proxy_v2(command: u8, family: u8, payload: &[u8]) -> Vec<u8> {
 /// 192.0.2.7:50000 to 198.51.100.1:5433.
 pub(crate) const IPV4: &[u8] = &[192, 0, 2, 7, 198, 51, 100, 1, 0xc3, 0x50, 0x15, 0x39];
 
-/// A SCRAM server, written apart from the crate's client. Knows the password `pencil`.
+/// A SCRAM server that shares no code with the crate's client. Its password is `pencil`.
 pub(crate) struct ScramServer {
     pub(crate) first: String,
-    /// server-final-message, if the client answers as it should.
+    /// The server-final-message for a correct client.
     pub(crate) last: String,
-    /// client-final-message that proves the password.
+    /// The client-final-message that proves the password.
     pub(crate) expected: String,
 }
 
@@ -111,7 +111,7 @@ impl ScramServer {
         }
     }
 
-    /// Everything that it says, up to where the session begins.
+    /// All messages of the server up to the start of the session.
     pub(crate) fn conversation(&self) -> Vec<u8> {
         [
             authentication(10, b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0"),

@@ -1,4 +1,4 @@
-//! What holds for any bytes, and for any cut of them.
+//! Property tests: invariants for any bytes and any split of them.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -19,19 +19,20 @@ use crate::packets::{
     claimed, error, message, packet, proxy_v2,
 };
 
-/// Bytes that get further than random ones: pieces of the protocol in any order, some damaged.
+/// Input that gets further than random bytes: protocol messages in any order, some of them
+/// corrupted.
 fn pieces(pieces: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let piece = proptest::sample::select(pieces);
-    let damaged = (piece, any::<prop::sample::Index>(), any::<u8>(), 0..10_u8).prop_map(
-        |(mut piece, place, byte, dice)| {
-            if dice == 0 && !piece.is_empty() {
-                let place = place.index(piece.len());
-                piece[place] = byte;
+    let corrupted = (piece, any::<prop::sample::Index>(), any::<u8>(), 0..10_u8).prop_map(
+        |(mut piece, position, byte, chance)| {
+            if chance == 0 && !piece.is_empty() {
+                let position = position.index(piece.len());
+                piece[position] = byte;
             }
             piece
         },
     );
-    vec(damaged, 0..8).prop_map(|pieces| pieces.concat())
+    vec(corrupted, 0..8).prop_map(|pieces| pieces.concat())
 }
 
 fn opening_pieces() -> Vec<Vec<u8>> {
@@ -123,8 +124,8 @@ proptest! {
         bytes in prop_oneof![vec(any::<u8>(), 0..64), pieces(backend_pieces())],
     ) {
         let whole = parse_probe_response(&bytes);
-        for cut in 0..bytes.len() {
-            let part = parse_probe_response(&bytes[..cut]);
+        for split in 0..bytes.len() {
+            let part = parse_probe_response(&bytes[..split]);
             prop_assert!(part == ProbeStep::Read || part == whole);
         }
     }

@@ -1,4 +1,4 @@
-//! From AuthenticationOk to ReadyForQuery.
+//! The login from AuthenticationOk to ReadyForQuery.
 
 use wire::backend::{
     AwaitReady, BackendError, BackendLogin, BackendStep, MAX_LOGIN_MESSAGE, MAX_SERVER_VERSION,
@@ -14,7 +14,7 @@ fn ok() -> Vec<u8> {
     authentication(0, b"")
 }
 
-/// The machine as the login hands it out.
+/// The state that the login returns after AuthenticationOk.
 fn await_ready() -> AwaitReady {
     let mut out = Vec::new();
     let state = BackendLogin::start(&startup("me"), ProtocolVersion::V3_0, NONCE, &mut out);
@@ -49,7 +49,7 @@ fn inputs() -> Vec<(&'static str, Vec<u8>)> {
         ("ReadyForQuery, unknown state", message(b'Z', b"x")),
         ("ReadyForQuery, empty", message(b'Z', b"")),
         (
-            "ReadyForQuery, bytes behind",
+            "ReadyForQuery, trailing bytes",
             [message(b'Z', b"I"), b"D".to_vec()].concat(),
         ),
         ("DataRow", message(b'D', b"\0\0")),
@@ -98,8 +98,8 @@ fn every_input_split_at_every_byte() {
     {
         let conversation = [ok(), message(b'S', b"a\0b\0"), bytes].concat();
         let whole = check_login("me", &conversation, 1);
-        for cut in 0..=conversation.len() {
-            let (one, two) = conversation.split_at(cut);
+        for split in 0..=conversation.len() {
+            let (one, two) = conversation.split_at(split);
             assert_eq!(run_login("me", [one, two]), whole);
         }
     }

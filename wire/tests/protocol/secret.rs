@@ -1,4 +1,4 @@
-//! Secrets and their comparison.
+//! Secrets and their constant-time comparison.
 
 use wire::secret::{ClusterSecret, ClusterSecretError, Password};
 
@@ -22,13 +22,13 @@ fn a_cluster_secret_matches_nothing_else() {
     assert!(!matches(&TEXT[1..]));
     assert!(!matches(format!("{TEXT}0")));
     assert!(!matches(format!("{TEXT}{TEXT}")));
-    // Every other byte in every place, the neighbours of the digits and letters among them.
+    // Every other byte at every position, including the bytes adjacent to digits and letters.
     let right = TEXT.as_bytes();
-    for place in 0..right.len() {
+    for position in 0..right.len() {
         for byte in 0..=255_u8 {
             let mut wrong = right.to_vec();
-            wrong[place] = byte;
-            assert_eq!(matches(&wrong), byte.eq_ignore_ascii_case(&right[place]));
+            wrong[position] = byte;
+            assert_eq!(matches(&wrong), byte.eq_ignore_ascii_case(&right[position]));
         }
     }
 }
@@ -60,7 +60,7 @@ fn parse_errors_of_a_cluster_secret_never_quote_the_text() {
     );
     assert_eq!(
         error(&wrong).to_string(),
-        "a cluster secret is 64 hex characters, and character 52 is no hex digit"
+        "a cluster secret has 64 hex characters, but character 52 is not a hex digit"
     );
 }
 

@@ -1,4 +1,4 @@
-//! Learning what a Postgres speaks.
+//! The probe for the protocol version of Postgres.
 
 use wire::backend::BackendError;
 use wire::startup::ProtocolVersion;
@@ -7,7 +7,7 @@ use wire::version_probe::{ProbeStep, parse_probe_response, write_probe_request};
 use crate::harness::check_startup;
 use crate::packets::{authentication, claimed, error, message, recorded};
 
-/// First answers to the probe, recorded. Authentication follows in the same read.
+/// Recorded first responses to the probe. Authentication follows in the same read.
 const PG15: &str = "760000000c000300000000000052000000170000000a534352414d2d5348412d3235360000";
 const PG18: &str = "760000000c000300020000000052000000170000000a534352414d2d5348412d3235360000";
 
@@ -16,12 +16,12 @@ fn negotiate(version: u32, options: u32, rest: &[u8]) -> Vec<u8> {
     message(b'v', &body)
 }
 
-/// The answer, after checking that every cut of it is the same or not yet one.
+/// Parses a response, and checks that each prefix gives the same result or asks for more bytes.
 fn response(bytes: &[u8]) -> ProbeStep {
     let whole = parse_probe_response(bytes);
-    for cut in 0..bytes.len() {
-        let part = parse_probe_response(&bytes[..cut]);
-        assert!(part == ProbeStep::Read || part == whole, "cut at {cut}");
+    for split in 0..bytes.len() {
+        let part = parse_probe_response(&bytes[..split]);
+        assert!(part == ProbeStep::Read || part == whole, "split at {split}");
     }
     whole
 }

@@ -259,8 +259,8 @@ async fn start(mut config: Forward) -> Result<(Running, Lifecycle), StartError> 
         tokio::spawn(renewer.run(identity));
     }
     lifecycle::spawn_metrics_upkeep(&metrics);
-    health.identity.ready();
-    health.accepting.ready();
+    health.identity.set_ready();
+    health.accepting.set_ready();
     let lifecycle = Lifecycle {
         shards,
         collateral_changed,

@@ -109,7 +109,7 @@ impl Lifecycle {
             "draining: no new connections are accepted"
         );
         notify::<P>(systemd::notify_stopping);
-        self.accepting.not_ready("draining");
+        self.accepting.set_not_ready("draining");
         self.shards.broadcast(|| Message::Drain);
         match self.wait(signals, drain_timeout).await? {
             Wait::Ended => return Ok(Outcome::Drained),

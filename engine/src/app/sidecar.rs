@@ -155,7 +155,7 @@ async fn start<R>(
         &base.health,
         &base.admin_source,
     );
-    base.health.accepting.ready();
+    base.health.accepting.set_ready();
     let lifecycle = Lifecycle {
         shards,
         collateral_changed,
@@ -220,7 +220,7 @@ async fn set_up_authentication(
 ) -> Result<(Option<DerivedPasswords>, Authenticator), StartError> {
     let derived = startup::derive_passwords(config, &base.agent, &base.health).await;
     // Both things that the guest agent may have failed to give are there.
-    base.health.identity.ready();
+    base.health.identity.set_ready();
     let passwords = std::mem::take(&mut config.passwords).resolve(derived.as_ref())?;
     if config.provision {
         startup::set_up_roles(config, &passwords, &base.health).await?;
@@ -240,7 +240,7 @@ fn start_verifier(
     changed: mpsc::UnboundedSender<()>,
 ) -> Result<Option<Arc<QuoteVerifier>>, StartError> {
     let Some(mut attestation) = config.attestation.take() else {
-        base.health.collateral.ready();
+        base.health.collateral.set_ready();
         return Ok(None);
     };
     let random = live.read().tls.crypto_provider().secure_random;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
 use wire::frontend::{AwaitStartup, PasswordStep, StartupStep, negotiate, request_password};
-use wire::opening::{Openings, Policy, Step};
+use wire::opening::{Opening, OpeningPolicy, OpeningStep};
 use wire::startup::{ProtocolVersion, Startup};
 
 use crate::attestation::gate::Attested;
@@ -163,14 +163,14 @@ async fn open(
     info: &RefCell<ConnectionInfo>,
 ) -> Result<Opened, CloseReason> {
     let peer = info.borrow().peer.address();
-    let mut openings = Openings::new(Policy {
+    let mut openings = Opening::new(OpeningPolicy {
         plaintext_cancel: handler.plaintext_cancel,
         proxy_protocol: peer.is_some_and(|peer| handler.believes(peer.ip())),
     });
     let mut incoming = Buffer::take(Size::Small);
     loop {
         match openings.advance(incoming.filled()) {
-            Step::Read(next) => {
+            OpeningStep::Read(next) => {
                 openings = next;
                 let (result, filled) = stream.read(incoming.make_room()).await;
                 incoming = filled;
@@ -180,7 +180,7 @@ async fn open(
                     Err(error) => return Err(control.or_terminated(CloseReason::ClientIo(error))),
                 }
             }
-            Step::Answer {
+            OpeningStep::Reply {
                 byte,
                 consumed,
                 next,
@@ -192,7 +192,7 @@ async fn open(
                     .await
                     .map_err(|error| control.or_terminated(CloseReason::ClientIo(error)))?;
             }
-            Step::Proxied {
+            OpeningStep::Proxied {
                 source,
                 consumed,
                 next,
@@ -202,9 +202,9 @@ async fn open(
                 let mut info = info.borrow_mut();
                 (info.proxied, info.relayed) = (source, true);
             }
-            Step::Tls => return Ok(Opened::Tls(incoming)),
-            Step::Cancel(request) => return Ok(Opened::Cancel(request.as_bytes().to_vec())),
-            Step::Refuse(error) => return Err(error.into()),
+            OpeningStep::Tls => return Ok(Opened::Tls(incoming)),
+            OpeningStep::Cancel(request) => return Ok(Opened::Cancel(request.as_bytes().to_vec())),
+            OpeningStep::Refuse(error) => return Err(error.into()),
         }
     }
 }

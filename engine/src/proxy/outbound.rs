@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use rustls::ClientConfig;
 use rustls::client::UnbufferedClientConnection;
-use wire::local_opening::{Encryption, Local, LocalError, LocalStep};
+use wire::local_opening::{EncryptionRequest, LocalOpening, LocalOpeningError, LocalOpeningStep};
 
 use crate::io::buffer::{Buffer, Size};
 use crate::io::offload::PendingJobs;
@@ -135,11 +135,11 @@ impl OutboundHandler {
         driver: &mut Stream,
         control: &ConnectionControl,
     ) -> Result<Opened, CloseReason> {
-        let mut local = Local::new();
+        let mut local = LocalOpening::new();
         let mut incoming = Buffer::take(Size::Small);
         loop {
             match local.advance(incoming.filled()) {
-                LocalStep::Read(next) => {
+                LocalOpeningStep::Read(next) => {
                     local = next;
                     let (result, filled) = driver.read(incoming.make_room()).await;
                     incoming = filled;
@@ -151,8 +151,8 @@ impl OutboundHandler {
                         }
                     }
                 }
-                LocalStep::Decline {
-                    encryption,
+                LocalOpeningStep::Decline {
+                    request: encryption,
                     consumed,
                     next,
                 } => {
@@ -162,13 +162,13 @@ impl OutboundHandler {
                     let sent = driver.write_all(vec![b'N']).await;
                     sent.map_err(|error| control.or_terminated(CloseReason::ClientIo(error)))?;
                 }
-                LocalStep::Session => return Ok(Opened::Session(incoming)),
-                LocalStep::Cancel(request) => {
+                LocalOpeningStep::Session => return Ok(Opened::Session(incoming)),
+                LocalOpeningStep::Cancel(request) => {
                     return Ok(Opened::Cancel(request.as_bytes().to_vec()));
                 }
-                LocalStep::Refuse(error) => {
-                    if error == LocalError::DirectTls {
-                        self.explain(Encryption::Ssl);
+                LocalOpeningStep::Refuse(error) => {
+                    if error == LocalOpeningError::DirectTls {
+                        self.explain(EncryptionRequest::Ssl);
                     }
                     return Err(CloseReason::Local(error));
                 }
@@ -176,8 +176,8 @@ impl OutboundHandler {
         }
     }
 
-    fn explain(&self, encryption: Encryption) {
-        if encryption == Encryption::Ssl && !self.explained.replace(true) {
+    fn explain(&self, encryption: EncryptionRequest) {
+        if encryption == EncryptionRequest::Ssl && !self.explained.replace(true) {
             tracing::warn!(
                 "a client asks for SSL: set sslmode=disable in it. What it sends here stays on \
                  this machine, and from here on everything is encrypted"

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use wire::backend::{AwaitKeys, AwaitReady, Backend, BackendError, BackendStep, ReadyStep};
+use wire::backend::{AwaitKeys, AwaitReady, BackendError, BackendLogin, BackendStep, ReadyStep};
 use wire::scram::{self};
 use wire::startup::{ProtocolVersion, Startup};
 
@@ -97,7 +97,7 @@ impl UpstreamLogin {
             .fill(&mut nonce)
             .map_err(|_| BackendError::NoRandomness)?;
         let mut out = Vec::new();
-        let mut backend = Backend::start(startup, version, nonce, &mut out);
+        let mut backend = BackendLogin::start(startup, version, nonce, &mut out);
         loop {
             if !out.is_empty() {
                 let message = std::mem::take(&mut out);
@@ -143,7 +143,7 @@ impl UpstreamLogin {
         salt: Vec<u8>,
         iterations: u32,
         out: &mut Vec<u8>,
-    ) -> Result<Backend, CloseReason> {
+    ) -> Result<BackendLogin, CloseReason> {
         let cached = self
             .keys
             .borrow()
@@ -190,26 +190,30 @@ async fn forward_until_ready<E: session::TlsSide>(
     control: &ConnectionControl,
 ) -> Result<Option<String>, CloseReason> {
     loop {
-        let (whole, outcome) = match ready.advance(answers.filled()) {
-            ReadyStep::Pass { whole, next } => (whole, Ok(next)),
+        let (forward_len, outcome) = match ready.advance(answers.filled()) {
+            ReadyStep::Forward { forward_len, next } => (forward_len, Ok(next)),
             ReadyStep::Ready {
-                whole,
+                forward_len,
                 server_version,
-            } => (whole, Err(Ok(server_version))),
-            ReadyStep::Failed { whole, sqlstate } => {
-                (whole, Err(Err(CloseReason::UpstreamRefused(sqlstate))))
-            }
+            } => (forward_len, Err(Ok(server_version))),
+            ReadyStep::Failed {
+                forward_len,
+                sqlstate,
+            } => (
+                forward_len,
+                Err(Err(CloseReason::UpstreamRefused(sqlstate))),
+            ),
             ReadyStep::Refuse(error) => (0, Err(Err(error.into()))),
         };
-        if let Some(message) = answers.filled().get(..whole)
-            && whole > 0
+        if let Some(message) = answers.filled().get(..forward_len)
+            && forward_len > 0
         {
-            control.count_sent(whole);
+            control.count_sent(forward_len);
             client
                 .send(message)
                 .await
                 .map_err(|error| error.into_close_reason(control))?;
-            answers.consume(whole);
+            answers.consume(forward_len);
         }
         match outcome {
             Ok(next) => ready = next,

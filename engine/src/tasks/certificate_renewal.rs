@@ -100,7 +100,7 @@ impl CertificateRenewer {
         self.renewal_metrics
             .not_after
             .store(identity.not_after(), Ordering::Relaxed);
-        self.latch.ready();
+        self.latch.set_ready();
     }
 
     fn activate(&self, identity: &Identity) -> Result<(), IdentityError> {
@@ -165,7 +165,7 @@ impl CertificateRenewer {
         if unix_now() >= schedule.not_ready {
             let why = if failed { "; its renewal fails" } else { "" };
             self.latch
-                .not_ready(format!("the certificate is about to expire{why}"));
+                .set_not_ready(format!("the certificate is about to expire{why}"));
         }
     }
 

@@ -48,11 +48,11 @@ async fn learn(endpoint: &PgAddress, upstream_version: &UpstreamVersion, latch: 
                     tracing::info!(%newest, "learned what Postgres speaks");
                 }
                 upstream_version.learned(newest);
-                latch.ready();
+                latch.set_ready();
                 return;
             }
             Err(error) if !complained => {
-                latch.not_ready(format!("Postgres does not answer: {error}"));
+                latch.set_not_ready(format!("Postgres does not answer: {error}"));
                 tracing::warn!(%error, postgres = %endpoint, "Postgres does not answer");
                 complained = true;
             }

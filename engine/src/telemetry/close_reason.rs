@@ -10,7 +10,7 @@ use attest::denial::Fault;
 use wire::backend::BackendError;
 use wire::error::{ErrorResponse, SqlState};
 use wire::frontend::FrontendError;
-use wire::local_opening::LocalError;
+use wire::local_opening::LocalOpeningError;
 use wire::opening::OpeningError;
 
 use crate::io::target::TargetError;
@@ -92,7 +92,7 @@ pub(crate) enum CloseReason {
     Panic,
     /// A forwarder's driver sent no PostgreSQL.
     #[error("{0}")]
-    Local(LocalError),
+    Local(LocalOpeningError),
     /// A forwarder does not know where its server is.
     #[error("{0}")]
     Target(TargetError),
@@ -477,7 +477,7 @@ mod tests {
         for source in [
             include_str!("close_reason.rs"),
             include_str!("../io/target.rs"),
-            include_str!("../../../wire/src/local.rs"),
+            include_str!("../../../wire/src/local_opening.rs"),
             include_str!("../../../wire/src/error.rs"),
             include_str!("../../../wire/src/error/backend.rs"),
         ] {

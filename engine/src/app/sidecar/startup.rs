@@ -31,7 +31,7 @@ pub(super) async fn fetch_certificate(
             Err(CertificateSourceError::Identity(error)) => return Err(error.into()),
             Err(CertificateSourceError::Agent(error)) => error,
         };
-        health.identity.not_ready(error.to_string());
+        health.identity.set_not_ready(error.to_string());
         warn_and_wait(
             &mut backoff,
             &error,
@@ -55,7 +55,7 @@ pub(super) async fn derive_passwords(
         match DerivedPasswords::ask(agent).await {
             Ok(derived) => return Some(derived),
             Err(error) => {
-                health.identity.not_ready(error.to_string());
+                health.identity.set_not_ready(error.to_string());
                 warn_and_wait(
                     &mut backoff,
                     &error,
@@ -86,7 +86,7 @@ pub(super) async fn set_up_roles(
                 return Ok(());
             }
             Err(error) if error.is_of_startup() => {
-                health.postgres.not_ready(error.to_string());
+                health.postgres.set_not_ready(error.to_string());
                 warn_and_wait(&mut backoff, &error, "roles not set up yet").await;
             }
             Err(error) => return Err(error.into()),

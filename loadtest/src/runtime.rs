@@ -21,7 +21,7 @@ pub enum Runtime {
 
 impl Runtime {
     /// A new runtime for this thread, with the engine's ring flags where the
-    /// kernel has them (docs/decisions/ring-flags.md).
+    /// kernel has them (docs/adr/0005-io-uring-ring-flags.md).
     ///
     /// # Errors
     /// Neither io_uring nor epoll can be had: out of descriptors or memory.

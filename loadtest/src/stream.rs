@@ -3,7 +3,7 @@
 //! TLS is rustls' buffered connection with reads and writes of our own, and not
 //! monoio-rustls 0.4: that one sends each full record in two pieces, so that a
 //! COPY IN would measure how a proxy reads torn records, and it keeps 32 KiB for
-//! each of 20,000 idle connections (docs/decisions/load-client.md).
+//! each of 20,000 idle connections (docs/adr/0009-load-generator-tls-client.md).
 
 use std::io::{self, BufRead, Write as _};
 

@@ -35,7 +35,7 @@ thread_local! {
 
 /// How far the verify thread stands back behind the shards: a third of their
 /// weight, so that a crowd of strangers waits rather than those who are inside
-/// (docs/decisions/handshake-handshake_queue.md).
+/// (docs/adr/0006-paced-handshake-queue.md).
 const VERIFY_NICE: i32 = 5;
 
 /// The thread for full verifications.

@@ -52,7 +52,7 @@ impl Mistake {
 
 /// Carries `verify` out. `layers` are of
 /// [`Scope::Criteria`](crate::config::Scope::Criteria). The exit codes are in
-/// docs/verify.md.
+/// docs/reference/cli.md.
 #[must_use]
 pub fn execute(flags: &ArgMatches, layers: &Layers) -> CommandOutput {
     match judge(flags, layers) {

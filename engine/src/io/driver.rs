@@ -77,7 +77,7 @@ pub fn choose(choice: DriverChoice) -> io::Result<(IoDriver, Option<io::Error>)>
 /// only this thread submits: together 10 % of a small query's CPU. What must
 /// not be set is DEFER_TASKRUN: completions would then wait until the shard
 /// sleeps, and monoio's loop does not while it has work
-/// (docs/decisions/ring-flags.md).
+/// (docs/adr/0005-io-uring-ring-flags.md).
 fn ring() -> io::Result<Runtime<TimeDriver<IoUringDriver>>> {
     let mut flags = io_uring::IoUring::builder();
     flags.setup_coop_taskrun().setup_single_issuer();

@@ -62,7 +62,7 @@ impl PgAddress {
 
 /// What every TCP connection gets: no Nagle delay, and keepalive. One that stays on this
 /// machine has nothing to congest and nobody to pace for: where the system's congestion
-/// control is BBR, its timers are a fifth of a stream's CPU (docs/decisions/streaming.md).
+/// control is BBR, its timers are a fifth of a stream's CPU (docs/adr/0012-read-coalescing-for-streams.md).
 pub(crate) fn tune(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE)

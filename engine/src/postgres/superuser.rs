@@ -3,7 +3,7 @@
 //!
 //! It exists so that the sidecar can set up the two roles
 //! ([`provision`](crate::postgres::provision)) and report the state of the database
-//! (`state`). The client is tokio-postgres (docs/decisions/superuser-client.md).
+//! (`state`). The client is tokio-postgres (docs/adr/0007-tokio-postgres-for-the-superuser.md).
 //! It must never run on a shard, and never put a password into a statement.
 
 pub mod controldata;

@@ -3,7 +3,7 @@
 //!
 //! Postgres sends a result 8 KiB at a time. A session that takes them as they come does
 //! so for every few, with a sleep before or without, and that costs more than the bytes do
-//! (docs/decisions/streaming.md has the figures).
+//! (docs/adr/0012-read-coalescing-for-streams.md has the figures).
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -120,7 +120,7 @@ pub(crate) enum CloseReason {
 }
 
 /// Every reason code of an [`CloseReason`] but those of [`Denial`]: label values, and
-/// the entries of docs/reasons.md.
+/// the entries of docs/reference/reason-codes.md.
 #[rustfmt::skip]
 pub(crate) const REASONS: &[&str] = &[
     // Ends.
@@ -472,7 +472,7 @@ mod tests {
 
     #[test]
     fn every_reason_code_is_listed_and_documented() {
-        let page = include_str!("../../../docs/reasons.md");
+        let page = include_str!("../../../docs/reference/reason-codes.md");
         let mut listed = REASONS.to_vec();
         for source in [
             include_str!("close_reason.rs"),
@@ -494,7 +494,7 @@ mod tests {
 
     #[test]
     fn every_denial_is_documented() {
-        let page = include_str!("../../../docs/attestation.md");
+        let page = include_str!("../../../docs/reference/reason-codes.md");
         for code in Denial::CODES {
             assert!(page.contains(&format!("`{code}`")), "{code}");
         }

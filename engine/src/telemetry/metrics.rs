@@ -4,7 +4,7 @@
 //! A shard has handles of its own. What is counted for every read and write has
 //! the shard as a label, so that no two cores write the same cache line; what
 //! is counted once a connection has not, or each series would be there once a
-//! core. docs/metrics.md describes each name, and a test compares the two.
+//! core. docs/reference/metrics.md describes each name, and a test compares the two.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -520,7 +520,7 @@ mod tests {
 
     #[test]
     fn every_name_is_documented() {
-        let page = include_str!("../../../docs/metrics.md");
+        let page = include_str!("../../../docs/reference/metrics.md");
         let described = COUNTERS.iter().chain(GAUGES).map(|(name, _, _)| *name);
         let names = described.chain(HISTOGRAMS.iter().map(|(name, _)| *name));
         for name in names {

@@ -4,7 +4,7 @@
 //! rustls makes the handshake ([`connection`]). After it a session of TLS 1.3 goes
 //! on with a record layer of ours ([`records`]), and rustls is let go of, with the
 //! peer's certificates and all that only the handshake needed
-//! (docs/decisions/record-layer.md).
+//! (docs/adr/0013-own-tls-record-layer.md).
 
 use rustls::ProtocolVersion;
 use rustls::pki_types::CertificateDer;

@@ -1,4 +1,4 @@
-//! The report for programs: one object, described in docs/verify.md.
+//! The report for programs: one object, described in docs/reference/verify-report.md.
 
 use serde_json::{Map, Value, json};
 

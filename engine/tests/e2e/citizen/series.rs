@@ -76,7 +76,7 @@ fn from_the_start(world: &World) {
 }
 
 fn check_documented(scrape: &Scrape) {
-    let page = include_str!("../../../../docs/metrics.md");
+    let page = include_str!("../../../../docs/reference/metrics.md");
     let own = scrape.families().filter(|name| name.starts_with("teesql_"));
     for family in own {
         assert!(page.contains(&format!("`{family}`")), "{family}");

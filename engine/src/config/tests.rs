@@ -145,8 +145,8 @@ fn every_mistake_is_told_at_once_with_its_place() {
             "flag --postgres: postgres = \"db.example:5432\": expected IP:PORT or the path of a \
              Unix socket, e.g. 127.0.0.1:5432",
             "tls_key: not set, although tls_cert is",
-            "environment TEESQL_READ_SECRET: read_secret: a cluster secret is 64 hex \
-             characters, and this has 9 characters",
+            "environment TEESQL_READ_SECRET: read_secret: a cluster secret has 64 hex \
+             characters, not 9",
             "sidecar.toml:1: driver = \"kqueue\": expected auto, io_uring or epoll",
             "flag --login-timeout: login_timeout = \"0s\": expected a time above zero, e.g. \
              500ms, 5s or 2m",

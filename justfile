@@ -4,7 +4,7 @@
 default:
     @just --list
 
-# Start a whole cluster on this machine, without TDX, and walk through it
+# Start a whole cluster on this machine, without TDX, and tour it
 demo *args:
     scripts/demo {{args}}
 

@@ -3,176 +3,54 @@
 
 pub mod fake;
 pub mod house;
+mod kind;
 pub mod postgres;
 pub mod process;
 mod proxies;
 pub mod relay;
 mod sidecar;
 
-use std::fmt;
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::str::FromStr;
-
+pub use kind::{Kind, Peer, Upstream};
 pub use sidecar::Mode;
 
-use crate::cpu::Pid;
 use crate::error::Result;
-use crate::target::{Login, Opening, Target};
+use crate::target::{Opening, Target};
 use house::House;
-use process::Process;
 
-/// The arms of a comparison.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// No proxy, no TLS: the floor.
-    Direct,
-    /// A relay on monoio like ours, without TLS and login: what TLS costs us.
-    Relay,
-    /// tokio and tokio-rustls, as everybody would write it.
-    Twin,
-    /// Debian's PgBouncer, session pooling.
-    PgBouncer,
-    /// Debian's stunnel.
-    Stunnel,
-    /// Debian's HAProxy, direct TLS.
-    HaProxy,
-    /// Ours on io_uring.
-    Sidecar,
-    /// Ours on epoll.
-    SidecarEpoll,
-    /// Ours on io_uring, with Postgres on its Unix socket.
-    SidecarUnix,
-    /// Ours on io_uring, asleep whenever it waits.
-    SidecarNoPoll,
-}
-
-impl Kind {
-    /// All of them, in the order of tables and pictures.
-    pub const ALL: [Self; 10] = [
-        Self::Direct,
-        Self::Relay,
-        Self::Twin,
-        Self::PgBouncer,
-        Self::Stunnel,
-        Self::HaProxy,
-        Self::Sidecar,
-        Self::SidecarEpoll,
-        Self::SidecarUnix,
-        Self::SidecarNoPoll,
-    ];
-
-    /// For tables, pictures and flags.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Relay => "plain-relay",
-            Self::Twin => "twin",
-            Self::PgBouncer => "pgbouncer",
-            Self::Stunnel => "stunnel",
-            Self::HaProxy => "haproxy",
-            Self::Sidecar => "sidecar",
-            Self::SidecarEpoll => "sidecar-epoll",
-            Self::SidecarUnix => "sidecar-unix",
-            Self::SidecarNoPoll => "sidecar-no-poll",
-        }
-    }
-
-    /// How clients open connections to it.
-    #[must_use]
-    pub fn opening(self) -> Opening {
-        match self {
-            Self::Direct | Self::Relay => Opening::Plain,
-            // It knows nothing of SSLRequest.
-            Self::HaProxy => Opening::Direct,
-            _ => Opening::SslRequest,
-        }
+/// Starts an arm before `upstream`, pinned to the proxies' core.
+///
+/// # Errors
+/// Its program is missing or does not start: its own words.
+pub fn start(kind: Kind, house: &House, upstream: &Upstream) -> Result<Peer> {
+    match kind {
+        Kind::Direct => direct(house, upstream),
+        Kind::Relay => proxies::relay(house, upstream),
+        Kind::Twin => proxies::twin(house, upstream),
+        Kind::PgBouncer => proxies::pgbouncer(house, upstream),
+        Kind::Stunnel => proxies::stunnel(house, upstream),
+        Kind::HaProxy => proxies::haproxy(house, upstream),
+        Kind::Sidecar => sidecar::start(house, upstream, Mode::default()),
+        Kind::SidecarEpoll => sidecar::start(house, upstream, Mode::epoll()),
+        Kind::SidecarUnix => sidecar::start(house, upstream, Mode::unix()),
+        Kind::SidecarNoPoll => sidecar::start(house, upstream, Mode::no_poll()),
     }
 }
 
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
+/// Starts ours in another mode.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_sidecar(house: &House, upstream: &Upstream, mode: Mode) -> Result<Peer> {
+    sidecar::start(house, upstream, mode)
 }
 
-impl FromStr for Kind {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let found = Self::ALL.into_iter().find(|kind| kind.name() == text);
-        found.ok_or_else(|| format!("no such arm: {text}"))
-    }
-}
-
-/// What a proxy stands before.
-#[derive(Clone, Debug)]
-pub struct Upstream {
-    /// On loopback.
-    pub address: SocketAddr,
-    /// Its Unix socket, for those who can.
-    pub socket: Option<PathBuf>,
-}
-
-/// A running arm. Its Drop ends its process.
-pub struct Peer {
-    /// Which.
-    pub kind: Kind,
-    /// Where it listens, and how.
-    pub target: Target,
-    /// How to go no further than the handshake, TLS at once: with a proxy that would
-    /// dial before the client has asked for anything, another place.
-    pub handshake: Option<Target>,
-    /// Who logs in, to read.
-    pub login: Login,
-    /// Its version, for the report.
-    pub version: String,
-    process: Option<Process>,
-}
-
-impl Peer {
-    /// Starts an arm before `upstream`, pinned to the proxies' core.
-    ///
-    /// # Errors
-    /// Its program is missing or does not start: its own words.
-    pub fn start(kind: Kind, house: &House, upstream: &Upstream) -> Result<Self> {
-        match kind {
-            Kind::Direct => Self::direct(house, upstream),
-            Kind::Relay => proxies::relay(house, upstream),
-            Kind::Twin => proxies::twin(house, upstream),
-            Kind::PgBouncer => proxies::pgbouncer(house, upstream),
-            Kind::Stunnel => proxies::stunnel(house, upstream),
-            Kind::HaProxy => proxies::haproxy(house, upstream),
-            Kind::Sidecar => sidecar::start(house, upstream, Mode::default()),
-            Kind::SidecarEpoll => sidecar::start(house, upstream, Mode::epoll()),
-            Kind::SidecarUnix => sidecar::start(house, upstream, Mode::unix()),
-            Kind::SidecarNoPoll => sidecar::start(house, upstream, Mode::no_poll()),
-        }
-    }
-
-    /// Starts ours in another mode.
-    ///
-    /// # Errors
-    /// As [`Peer::start`].
-    pub fn sidecar(house: &House, upstream: &Upstream, mode: Mode) -> Result<Self> {
-        sidecar::start(house, upstream, mode)
-    }
-
-    fn direct(house: &House, upstream: &Upstream) -> Result<Self> {
-        Ok(Self {
-            kind: Kind::Direct,
-            target: Target::loopback(upstream.address, Opening::Plain, None)?,
-            handshake: None,
-            login: house.plain_login(),
-            version: String::new(),
-            process: None,
-        })
-    }
-
-    /// Its process, unless it is direct.
-    #[must_use]
-    pub fn pid(&self) -> Option<Pid> {
-        self.process.as_ref().map(Process::pid)
-    }
+fn direct(house: &House, upstream: &Upstream) -> Result<Peer> {
+    Ok(Peer {
+        kind: Kind::Direct,
+        target: Target::loopback(upstream.address, Opening::Plain, None)?,
+        handshake: None,
+        login: house.plain_login(),
+        version: String::new(),
+        process: None,
+    })
 }

@@ -20,7 +20,7 @@ use loadtest::compare::{self, Options, Part};
 use loadtest::load::{bulk, connect, idle, query, storm};
 use loadtest::peers::house::{Cores, House};
 use loadtest::peers::postgres::{Postgres, SCALE};
-use loadtest::peers::{Kind, Mode as SidecarMode, Peer};
+use loadtest::peers::{self, Kind, Mode as SidecarMode, Peer};
 use loadtest::progress::Progress;
 use loadtest::report::Report;
 use loadtest::script::Mode;
@@ -76,11 +76,11 @@ impl Stage {
     }
 
     fn peer(&self, kind: Kind) -> Peer {
-        Peer::start(kind, &self.house, &self.postgres.upstream).unwrap()
+        peers::start(kind, &self.house, &self.postgres.upstream).unwrap()
     }
 
     fn attested(&self) -> Peer {
-        Peer::sidecar(
+        peers::start_sidecar(
             &self.house,
             &self.postgres.upstream,
             SidecarMode::attested(),

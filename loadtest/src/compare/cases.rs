@@ -1,13 +1,11 @@
 //! What is measured before the real Postgres.
 
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
-
-use super::Run;
-use crate::error::{Error, Result, doing};
+use super::run::Run;
+use super::threads::{beside, on_core};
+use crate::error::{Error, Result};
 use crate::load::{bulk, connect, query};
 use crate::peers::postgres::SCALE;
-use crate::peers::{Kind, Mode, Peer};
+use crate::peers::{self, Kind, Mode, Peer};
 use crate::reference;
 use crate::report::Sample;
 use crate::target::{Login, Target};
@@ -113,7 +111,7 @@ impl Run<'_> {
 
     pub(super) fn connect(&mut self, peers: &[Peer]) -> Result<()> {
         let upstream = &self.postgres.upstream;
-        let attested = Peer::sidecar(self.house, upstream, Mode::attested())?;
+        let attested = peers::start_sidecar(self.house, upstream, Mode::attested())?;
         self.handshakes(peers, &attested)?;
         self.logins(&attested)
     }
@@ -158,7 +156,7 @@ impl Run<'_> {
 
     fn logins(&mut self, attested: &Peer) -> Result<()> {
         let house = self.house;
-        let direct = Peer::start(Kind::Direct, house, &self.postgres.upstream)?;
+        let direct = peers::start(Kind::Direct, house, &self.postgres.upstream)?;
         let arms = [
             (direct.target.clone(), house.scram_login(), None),
             (
@@ -210,41 +208,6 @@ fn nobody_refused(outcome: connect::Outcome) -> Result<connect::Outcome> {
             )))
         }
     }
-}
-
-/// Does `work` beside as many threads as the other arms' load has: virtual cores may
-/// share a real one, and then each is slower while the other is busy.
-pub(super) fn beside<T: Send>(
-    threads: usize,
-    load: impl Fn() -> Result<T> + Sync,
-    work: impl FnOnce() -> Result<T>,
-) -> Result<T> {
-    std::thread::scope(|scope| {
-        let loads: Vec<_> = (0..threads).map(|_| scope.spawn(&load)).collect();
-        let done = work();
-        for load in loads {
-            load.join().unwrap_or_else(|_| Err(panicked()))?;
-        }
-        done
-    })
-}
-
-fn panicked() -> Error {
-    Error::Server("a thread panicked".to_owned())
-}
-
-/// On a thread of its own that may use this core only.
-pub(super) fn on_core<T: Send>(core: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let failed = |error: nix::Error| doing("cannot use the proxies' core")(error.into());
-    let mut set = CpuSet::new();
-    set.set(core.parse().unwrap_or(0)).map_err(failed)?;
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            sched_setaffinity(Pid::from_raw(0), &set).map_err(failed)?;
-            work()
-        });
-        thread.join().unwrap_or_else(|_| Err(panicked()))
-    })
 }
 
 /// Those that differ: a shard polls only for `few` clients, and never in a stream.

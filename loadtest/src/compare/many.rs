@@ -4,15 +4,15 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::Run;
 use super::cases::{figures, query_columns, sample};
+use super::run::Run;
 use crate::arithmetic::figure;
 use crate::error::{Error, Result};
 use crate::load::{idle, query, storm};
 use crate::peers::house::House;
 use crate::peers::postgres::SCALE;
 use crate::peers::process::{Process, command, free_address};
-use crate::peers::{Kind, Mode, Peer, Upstream};
+use crate::peers::{self, Kind, Mode, Peer, Upstream};
 use crate::reference;
 use crate::report::Climb;
 
@@ -70,8 +70,8 @@ impl Run<'_> {
         arms.push((ATTESTED.to_owned(), None));
         for (arm, kind) in arms {
             let started = match kind {
-                Some(kind) => Peer::start(kind, self.house, &upstream),
-                None => Peer::sidecar(self.house, &upstream, Mode::attested()),
+                Some(kind) => peers::start(kind, self.house, &upstream),
+                None => peers::start_sidecar(self.house, &upstream, Mode::attested()),
             };
             self.progress.now(&format!("idle: {arm}"));
             match started.and_then(|peer| self.climb(&peer, wanted)) {
@@ -109,7 +109,7 @@ impl Run<'_> {
         let wanted = [Kind::Twin, Kind::Sidecar].into_iter();
         let wanted = wanted.filter(|kind| self.options.arms.contains(kind));
         let peers = wanted
-            .map(|kind| Peer::start(kind, self.house, &upstream))
+            .map(|kind| peers::start(kind, self.house, &upstream))
             .collect::<Result<Vec<_>>>()?;
         let arms: Vec<(&Peer, usize)> = peers
             .iter()
@@ -150,7 +150,7 @@ impl Run<'_> {
             &["sidecar".to_owned()],
             |_, round| {
                 // A new one each time: the last one has seen the strangers.
-                let peer = Peer::sidecar(house, upstream, mode)?;
+                let peer = peers::start_sidecar(house, upstream, mode)?;
                 let (target, login) = (peer.target.clone(), peer.login.clone());
                 let stranger = |number| {
                     let chain = house.tdx.chain(&format!("stranger {round} {number}"))?;

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use super::cases::{beside, on_core};
+use super::threads::{beside, on_core};
 use crate::arithmetic::Spread;
 use crate::cpu;
 use crate::error::Result;

@@ -13,6 +13,8 @@ use crate::machine::descriptors;
 use crate::target::Login;
 use crate::tdx::Tdx;
 
+/// The database in which Postgres asks for SCRAM.
+pub const SCRAM_DATABASE: &str = "scram";
 /// Descriptors of a process that are not connections.
 const OTHER_FILES: u64 = 200;
 
@@ -161,21 +163,13 @@ impl House {
     /// Direct, to a database where Postgres asks for SCRAM.
     #[must_use]
     pub fn scram_login(&self) -> Login {
-        Login::new(
-            "teesql_read",
-            super::postgres::SCRAM_DATABASE,
-            &self.password,
-        )
+        Login::new("teesql_read", SCRAM_DATABASE, &self.password)
     }
 
     /// Through ours, to the same.
     #[must_use]
     pub fn secret_scram_login(&self) -> Login {
-        Login::new(
-            "teesql_read",
-            super::postgres::SCRAM_DATABASE,
-            &self.read_secret,
-        )
+        Login::new("teesql_read", SCRAM_DATABASE, &self.read_secret)
     }
 }
 

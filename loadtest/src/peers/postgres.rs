@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::Upstream;
 use super::house::House;
+use super::kind::Upstream;
 use super::process::{Process, command, free_address, version};
 use crate::client::Client;
 use crate::error::{Error, Result, doing};
@@ -19,8 +19,6 @@ use crate::target::{Login, Member, Opening, Target};
 
 /// Scale of pgbench's tables.
 pub const SCALE: u32 = 5;
-/// The database in which Postgres asks for SCRAM.
-pub const SCRAM_DATABASE: &str = "scram";
 /// Sessions that it takes: what is more goes to the fake one.
 const MAX_CONNECTIONS: usize = 300;
 

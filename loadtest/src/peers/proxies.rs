@@ -10,8 +10,8 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 
 use super::house::House;
+use super::kind::{Kind, Peer, Upstream};
 use super::process::{Process, command, find, free_address, version};
-use super::{Kind, Peer, Upstream};
 use crate::error::{Result, doing};
 use crate::target::Target;
 

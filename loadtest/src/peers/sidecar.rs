@@ -5,8 +5,8 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 
 use super::house::House;
+use super::kind::{Kind, Peer, Upstream};
 use super::process::{Process, command};
-use super::{Kind, Peer, Upstream};
 use crate::error::{Error, Result};
 use crate::load::MAX_CONNECTIONS;
 use crate::target::{Opening, Target};

@@ -1,0 +1,245 @@
+//! A comparison under way: its parts, its rounds, and what it adds to the report.
+
+use std::time::Duration;
+
+use super::options::{Options, Part};
+use super::quiet;
+use crate::arithmetic::order;
+use crate::error::{Error, Result};
+use crate::peers::house::House;
+use crate::peers::postgres::Postgres;
+use crate::peers::{self, Kind, Peer};
+use crate::progress::Progress;
+use crate::report::{Arm, Case, Column, Report, Sample, Samples};
+
+/// A comparison under way.
+pub(super) struct Run<'a> {
+    pub(super) options: &'a Options,
+    pub(super) progress: &'a Progress,
+    pub(super) house: &'a House,
+    pub(super) postgres: &'a Postgres,
+    pub(super) threads: usize,
+    pub(super) quiet: quiet::Cores,
+    pub(super) report: Report,
+}
+
+impl Run<'_> {
+    /// A part that fails is missing, and does not take the others with it.
+    pub(super) fn part(
+        &mut self,
+        part: Part,
+        run: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        if !self.options.parts.contains(&part) {
+            return Ok(());
+        }
+        match run(self) {
+            Err(Error::Stopped) => Err(Error::Stopped),
+            Err(error) => {
+                self.remark(format!("{}: {error}", part.name()));
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Starts the arms before the real Postgres. Ours has to run.
+    pub(super) fn start(&mut self) -> Result<Vec<Peer>> {
+        let mut peers = Vec::new();
+        for kind in &self.options.arms {
+            match peers::start(*kind, self.house, &self.postgres.upstream) {
+                Ok(peer) => {
+                    self.report.arms.push(Arm {
+                        name: kind.to_string(),
+                        version: peer.version.clone(),
+                    });
+                    peers.push(peer);
+                }
+                Err(error) if *kind == Kind::Sidecar => return Err(error),
+                Err(error) => {
+                    self.progress.line(&format!("without {kind}: {error}"));
+                    let missing = (kind.to_string(), error.to_string());
+                    self.report.missing.push(missing);
+                }
+            }
+        }
+        Ok(peers)
+    }
+
+    pub(super) fn remark(&mut self, text: String) {
+        self.progress.line(&text);
+        self.report.remarks.push(text);
+    }
+
+    /// Measures the named arms in turns, round by round.
+    pub(super) fn rounds(
+        &mut self,
+        key: &str,
+        title: &str,
+        columns: &[(&str, &str)],
+        arms: &[String],
+        measure: impl FnMut(usize, usize) -> Result<Sample>,
+    ) -> Result<()> {
+        self.so_many_rounds(self.options.rounds, key, title, columns, arms, measure)
+    }
+
+    pub(super) fn so_many_rounds(
+        &mut self,
+        rounds: usize,
+        key: &str,
+        title: &str,
+        columns: &[(&str, &str)],
+        arms: &[String],
+        mut measure: impl FnMut(usize, usize) -> Result<Sample>,
+    ) -> Result<()> {
+        let samples = |arm: &String| Samples {
+            arm: arm.clone(),
+            rounds: vec![None; rounds],
+        };
+        let mut case = Case {
+            key: key.to_owned(),
+            title: title.to_owned(),
+            columns: columns.iter().map(column).collect(),
+            arms: arms.iter().map(samples).collect(),
+        };
+        for round in 0..rounds {
+            self.quiet.wait(self.progress)?;
+            for index in order(arms.len(), round) {
+                let name = arms.get(index).map_or("", String::as_str);
+                let what = format!("{title}, round {}: {name}", round + 1);
+                self.progress.now(&what);
+                match measure(index, round) {
+                    Ok(sample) => {
+                        self.progress
+                            .line(&format!("{what}: {}", shown(&case, &sample)));
+                        put(&mut case, index, round, sample);
+                    }
+                    Err(Error::Stopped) => return Err(Error::Stopped),
+                    Err(error) => self.remark(format!("{what}: {error}")),
+                }
+                self.progress.check()?;
+            }
+        }
+        self.report.cases.push(case);
+        Ok(())
+    }
+
+    pub(super) fn settings(&mut self, stolen: f64) {
+        let options = self.options;
+        let slower = self.quiet.spread();
+        let clients: Vec<_> = options.clients.iter().map(usize::to_string).collect();
+        let mut put = |name: &str, value: String| {
+            self.report.settings.push((name.to_owned(), value));
+        };
+        put("rounds", options.rounds.to_string());
+        put("seconds", options.seconds.to_string());
+        put("connections", clients.join(" "));
+        put("COPY", format!("{} MiB", options.bulk));
+        put("proxies on core", self.house.cores.proxy.clone());
+        put(
+            "Postgres and load on cores",
+            self.house.cores.others.clone(),
+        );
+        put("load threads", self.threads.to_string());
+        put("Postgres", self.postgres.version.clone());
+        put(
+            "stolen by the hypervisor",
+            format!("{:.1} %", stolen * 100.0),
+        );
+        if let Some(spread) = slower {
+            let range = format!("{:.2} to {:.2}", spread.low, spread.high);
+            put(
+                "work beside other work takes",
+                format!("{:.2} times as long ({range})", spread.median),
+            );
+        }
+    }
+
+    /// What takes belief away.
+    pub(super) fn remarks(&mut self, stolen: f64) {
+        let machine = &self.report.machine;
+        let mut remarks = Vec::new();
+        if machine.busy_before > quiet::QUIET {
+            remarks.push(format!(
+                "The machine was not quiet: others took {:.0} % of it before the first \
+                 measurement. Look at the ranges.",
+                machine.busy_before * 100.0
+            ));
+        }
+        if stolen > 0.01 {
+            remarks.push(format!(
+                "The hypervisor gave {:.1} % of the processors' time to others.",
+                stolen * 100.0
+            ));
+        }
+        if machine.cores < 4 {
+            remarks.push(format!(
+                "{} cores: Postgres, load and proxy take each other's.",
+                machine.cores
+            ));
+        }
+        if self.options.rounds < 3 {
+            remarks.push("Fewer than three rounds: a median of these says little.".to_owned());
+        }
+        remarks.extend(self.quiet.remark());
+        remarks.extend(costly_load(&self.report));
+        remarks.into_iter().for_each(|text| self.remark(text));
+    }
+
+    pub(super) fn seconds(&self) -> Duration {
+        Duration::from_secs_f64(self.options.seconds)
+    }
+}
+
+/// Where the load cost more CPU than what it measured.
+fn costly_load(report: &Report) -> Option<String> {
+    let mut places = Vec::new();
+    for case in &report.cases {
+        for samples in &case.arms {
+            let of = |column| {
+                case.spread(&samples.arm, column)
+                    .map(|spread| spread.median)
+            };
+            if let (Some(own), Some(theirs)) = (of("own"), of("cpu"))
+                && own > theirs
+            {
+                places.push(format!(
+                    "{} of {} ({:.1} ×)",
+                    case.title,
+                    samples.arm,
+                    own / theirs
+                ));
+            }
+        }
+    }
+    (!places.is_empty()).then(|| {
+        format!(
+            "The load cost more CPU than the proxy that it measured in: {}.",
+            places.join("; ")
+        )
+    })
+}
+
+fn column((key, title): &(&str, &str)) -> Column {
+    Column {
+        key: (*key).to_owned(),
+        title: (*title).to_owned(),
+    }
+}
+
+fn put(case: &mut Case, arm: usize, round: usize, sample: Sample) {
+    let samples = case.arms.get_mut(arm);
+    if let Some(place) = samples.and_then(|samples| samples.rounds.get_mut(round)) {
+        *place = Some(sample);
+    }
+}
+
+/// One line of a sample.
+fn shown(case: &Case, sample: &Sample) -> String {
+    let figures = case.columns.iter().zip(&sample.figures);
+    let words = figures.filter_map(|(column, figure)| {
+        let figure = crate::arithmetic::figure((*figure)?);
+        Some(format!("{} {figure}", column.title))
+    });
+    words.collect::<Vec<_>>().join(", ")
+}

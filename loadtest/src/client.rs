@@ -5,10 +5,10 @@ use wire::backend::{AwaitReady, BackendLogin, BackendStep, ReadyStep};
 use wire::scram::{Keys, RAW_NONCE_LEN};
 use wire::startup::ProtocolVersion;
 
+use crate::endpoint::{Member, Target};
 use crate::error::{Error, Result, doing};
 use crate::message::{Scanner, Seen, TERMINATE, query};
 use crate::stream::{Stream, closed};
-use crate::target::{Member, Target};
 
 /// A session.
 pub struct Client {

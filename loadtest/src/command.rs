@@ -1,8 +1,8 @@
 //! The command line of `teesql-loadtest`.
 
+mod common;
 mod flags;
 mod loads;
-mod shared;
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use clap::{ArgMatches, Command};
 use crate::compare::{self, Options, Part};
 use crate::error::{Error, Result, doing};
 use crate::load::MAX_CONNECTIONS;
-use crate::peers::{Kind, fake, relay};
+use crate::mock_tdx::Tdx;
+use crate::peers::{Kind, fake_postgres, relay};
 use crate::progress::Progress;
 use crate::report::Report;
-use crate::tdx::Tdx;
 use flags::{flag, list, number, path, switch};
 
 /// All subcommands.
@@ -95,7 +95,7 @@ fn compare_command() -> Command {
         .arg(flag(
             "programs",
             "DIR",
-            "Where teesql-sidecar and tokio-twin are [default: here]",
+            "Where teesql-sidecar and tokio-baseline are [default: here]",
         ))
         .arg(flag(
             "out",
@@ -123,7 +123,7 @@ pub fn execute(matches: &ArgMatches) -> Result<()> {
         Some(("mock-tdx", flags)) => {
             vouch(&path(flags, "out").unwrap_or_default(), &Progress::new()?)
         }
-        Some(("fake-postgres", flags)) => fake::serve(flags::address(flags, "listen")?),
+        Some(("fake-postgres", flags)) => fake_postgres::serve(flags::address(flags, "listen")?),
         Some((name, flags)) => say(&loads::execute(name, flags, &Progress::new()?)?),
         None => Err(Error::Usage("no command".to_owned())),
     }

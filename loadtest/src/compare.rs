@@ -4,10 +4,10 @@
 //! connections runs before a fake one ([`crate::peers::fake`]), and says so.
 
 mod cases;
-mod many;
 mod options;
-mod quiet;
+mod preflight;
 mod run;
+mod scalability;
 mod targets;
 mod threads;
 
@@ -15,11 +15,11 @@ pub use options::{MAX_ROUNDS, Options, Part};
 
 use crate::error::{Error, Result};
 use crate::machine::{Machine, Ticks};
-use crate::peers::house::{Cores, House};
+use crate::mock_tdx::unix_now;
 use crate::peers::postgres::Postgres;
+use crate::peers::workspace::{Cores, House};
 use crate::progress::Progress;
 use crate::report::Report;
-use crate::tdx::unix_now;
 use run::Run;
 
 /// Runs the comparison.
@@ -32,7 +32,7 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report> {
         return Err(Error::Usage(format!("1 to {MAX_ROUNDS} rounds")));
     }
     let cores = Cores::take(options.apart)?;
-    let busy = quiet::settle(options.settle, progress)?;
+    let busy = preflight::settle(options.settle, progress)?;
     let machine = Machine::here(cores.count, unix_now(), busy);
     let threads = match options.threads {
         0 => (cores.count / 2).max(1),
@@ -48,7 +48,7 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report> {
         house: &house,
         postgres: &postgres,
         threads,
-        quiet: quiet::Cores::new(&house.cores),
+        quiet: preflight::Cores::new(&house.cores),
         report: Report {
             machine,
             ..Report::default()

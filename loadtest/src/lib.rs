@@ -20,25 +20,25 @@
 //! | [`report`] | the table, the JSON and the page with its pictures |
 #![forbid(unsafe_code)]
 
-pub mod arithmetic;
 pub mod client;
 pub mod command;
 pub mod compare;
-pub mod cpu;
-pub mod crew;
+pub mod endpoint;
 pub mod error;
+pub mod in_memory;
 pub mod latency;
 pub mod load;
 pub mod machine;
 pub mod message;
+pub mod mock_tdx;
 pub mod peers;
+pub mod process_usage;
 pub mod progress;
-pub mod reference;
 pub mod report;
 pub mod runtime;
 pub mod script;
+pub mod stats;
 pub mod stream;
-pub mod target;
-pub mod tdx;
+pub mod worker_group;
 
 pub use error::{Error, Result};

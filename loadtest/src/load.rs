@@ -2,16 +2,16 @@
 
 pub mod bulk;
 pub mod connect;
+pub mod connection_storm;
 pub mod idle;
 mod open_loop;
 pub mod query;
-pub mod storm;
 
 use std::time::Duration;
 
-use crate::cpu::{self, Pid};
-use crate::crew::Edge;
 use crate::error::Result;
+use crate::process_usage::{self, Pid};
+use crate::worker_group::Edge;
 
 /// Most connections of one load.
 pub const MAX_CONNECTIONS: usize = 20_000;
@@ -40,8 +40,8 @@ impl Meter {
     }
 
     fn read(&self) -> Result<(Duration, Duration)> {
-        let theirs = self.pid.map_or(Ok(Duration::ZERO), cpu::of)?;
-        Ok((theirs, cpu::own()?))
+        let theirs = self.pid.map_or(Ok(Duration::ZERO), process_usage::of)?;
+        Ok((theirs, process_usage::own()?))
     }
 
     /// Reads the clocks.

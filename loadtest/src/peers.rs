@@ -1,21 +1,21 @@
 //! The proxies that are measured, and the servers behind them, each a process
 //! of its own that ends with this one.
 
-pub mod fake;
-pub mod house;
+pub mod fake_postgres;
 mod kind;
 pub mod postgres;
 pub mod process;
 mod proxies;
 pub mod relay;
 mod sidecar;
+pub mod workspace;
 
 pub use kind::{Kind, Peer, Upstream};
 pub use sidecar::Mode;
 
+use crate::endpoint::{Opening, Target};
 use crate::error::Result;
-use crate::target::{Opening, Target};
-use house::House;
+use workspace::House;
 
 /// Starts an arm before `upstream`, pinned to the proxies' core.
 ///

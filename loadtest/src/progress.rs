@@ -102,5 +102,5 @@ impl Progress {
 fn pace(before: (u64, Instant), now: (u64, Instant)) -> String {
     let seconds = (now.1 - before.1).as_secs_f64().max(1e-3);
     let done = u32::try_from(now.0.saturating_sub(before.0)).unwrap_or(u32::MAX);
-    format!("{}/s", crate::arithmetic::figure(f64::from(done) / seconds))
+    format!("{}/s", crate::stats::figure(f64::from(done) / seconds))
 }

@@ -11,11 +11,11 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::arithmetic::{Spread, ratios};
 use crate::error::{Error, Result, doing};
 use crate::latency::Summary;
 use crate::load::idle;
 use crate::machine::Machine;
+use crate::stats::{Spread, ratios};
 
 /// All of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -11,9 +11,9 @@ use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt};
 use monoio::net::TcpStream;
 use rustls::ClientConnection;
 
+use crate::endpoint::{Opening, Target};
 use crate::error::{Error, Result, doing};
 use crate::message::SSL_REQUEST;
-use crate::target::{Opening, Target};
 
 /// Bytes of a read, until [`Stream::widen`] asks for more.
 const READ: usize = 16 * 1024;

@@ -17,14 +17,14 @@ use std::time::Duration;
 
 use loadtest::Result;
 use loadtest::compare::{self, Options, Part};
-use loadtest::load::{bulk, connect, idle, query, storm};
-use loadtest::peers::house::{Cores, House};
+use loadtest::endpoint::{Login, Opening, Target};
+use loadtest::load::{bulk, connect, connection_storm, idle, query};
 use loadtest::peers::postgres::{Postgres, SCALE};
+use loadtest::peers::workspace::{Cores, House};
 use loadtest::peers::{self, Kind, Mode as SidecarMode, Peer};
 use loadtest::progress::Progress;
 use loadtest::report::Report;
 use loadtest::script::Mode;
-use loadtest::target::{Login, Opening, Target};
 
 const SECONDS: f64 = 0.3;
 /// For new connections, of which each may take its time on a busy machine.
@@ -256,7 +256,7 @@ fn a_crowd_of_strangers_is_let_in() {
         let chain = stage.house.tdx.chain(&format!("stranger {number}"))?;
         peer.target.with_identity(&chain)
     };
-    let plan = storm::Plan {
+    let plan = connection_storm::Plan {
         sessions: plan(&peer, 2),
         strangers: (0..50).map(stranger).collect::<Result<_>>().unwrap(),
         login: peer.login.clone(),
@@ -269,7 +269,7 @@ fn a_crowd_of_strangers_is_let_in() {
     assert!(quiet > 0.0 && stormy > 0.0, "{quiet} {stormy}");
     // Without a certificate they are strangers indeed.
     let bare = Target::loopback(peer.target.address, Opening::Raw, None).unwrap();
-    let flood = storm::flood(&[bare.clone(), bare], &peer.login).unwrap();
+    let flood = connection_storm::flood(&[bare.clone(), bare], &peer.login).unwrap();
     assert_eq!((flood.admitted, flood.refused), (0, 2));
 }
 

@@ -7,11 +7,11 @@
     clippy::indexing_slicing
 )]
 
-use loadtest::arithmetic::Spread;
 use loadtest::latency::Latencies;
 use loadtest::load::idle::{Outcome, Point};
 use loadtest::machine::Machine;
 use loadtest::report::{Arm, Bound, Case, Climb, Column, Report, Sample, Samples, Target, Verdict};
+use loadtest::stats::Spread;
 
 fn columns(names: &[(&str, &str)]) -> Vec<Column> {
     let column = |(key, title): &(&str, &str)| Column {

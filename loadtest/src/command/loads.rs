@@ -5,17 +5,17 @@ use std::time::Duration;
 
 use clap::{ArgMatches, Command};
 
+use super::common::{cost, distribution, login, target};
 use super::flags::{flag, number, seconds, switch, text, value};
-use super::shared::{cost, distribution, login, target};
-use crate::arithmetic::figure;
-use crate::cpu::Pid;
+use crate::endpoint::{Login, Target};
 use crate::error::{Error, Result, doing};
-use crate::load::{MAX_CONNECTIONS, bulk, connect, idle, query, storm};
+use crate::load::{MAX_CONNECTIONS, bulk, connect, connection_storm, idle, query};
 use crate::machine::descriptors;
+use crate::mock_tdx::Tdx;
+use crate::process_usage::Pid;
 use crate::progress::Progress;
 use crate::script::Mode;
-use crate::target::{Login, Target};
-use crate::tdx::Tdx;
+use crate::stats::figure;
 
 /// Most units a second of an open loop.
 const MAX_RATE: f64 = 1e6;
@@ -285,7 +285,7 @@ impl Load {
         let count = number(flags, "strangers", 1..=MAX_CONNECTIONS, 1_000)?;
         let measured = Duration::from_secs_f64(self.seconds);
         let (target, login) = (self.target.clone(), self.login.clone());
-        let plan = storm::Plan {
+        let plan = connection_storm::Plan {
             sessions: query::Plan {
                 scale: number(flags, "scale", 1..=10_000, 1)?,
                 threads: self.threads,

@@ -2,13 +2,13 @@
 
 use super::run::Run;
 use super::threads::{beside, on_core};
+use crate::endpoint::{Login, Target};
 use crate::error::{Error, Result};
+use crate::in_memory;
 use crate::load::{bulk, connect, query};
 use crate::peers::postgres::SCALE;
 use crate::peers::{self, Kind, Mode, Peer};
-use crate::reference;
 use crate::report::Sample;
-use crate::target::{Login, Target};
 
 /// One client waits for cores that sleep, more or less deeply from one moment to the next:
 /// a round is so many short ones then.
@@ -131,7 +131,7 @@ impl Run<'_> {
             .and_then(|(_, arm)| arm.as_ref())
         {
             None => {
-                let shake = || reference::handshakes_per_core(&house.tdx, wanted);
+                let shake = || in_memory::handshakes_per_core(&house.tdx, wanted);
                 let rate = beside(threads, shake, || on_core(&house.cores.proxy, shake))?;
                 Ok(figures([Some(rate), None, None]))
             }

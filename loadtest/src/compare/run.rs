@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use super::options::{Options, Part};
-use super::quiet;
-use crate::arithmetic::order;
+use super::preflight;
 use crate::error::{Error, Result};
-use crate::peers::house::House;
 use crate::peers::postgres::Postgres;
+use crate::peers::workspace::House;
 use crate::peers::{self, Kind, Peer};
 use crate::progress::Progress;
 use crate::report::{Arm, Case, Column, Report, Sample, Samples};
+use crate::stats::order;
 
 /// A comparison under way.
 pub(super) struct Run<'a> {
@@ -19,7 +19,7 @@ pub(super) struct Run<'a> {
     pub(super) house: &'a House,
     pub(super) postgres: &'a Postgres,
     pub(super) threads: usize,
-    pub(super) quiet: quiet::Cores,
+    pub(super) quiet: preflight::Cores,
     pub(super) report: Report,
 }
 
@@ -159,7 +159,7 @@ impl Run<'_> {
     pub(super) fn remarks(&mut self, stolen: f64) {
         let machine = &self.report.machine;
         let mut remarks = Vec::new();
-        if machine.busy_before > quiet::QUIET {
+        if machine.busy_before > preflight::QUIET {
             remarks.push(format!(
                 "The machine was not quiet: others took {:.0} % of it before the first \
                  measurement. Look at the ranges.",
@@ -238,7 +238,7 @@ fn put(case: &mut Case, arm: usize, round: usize, sample: Sample) {
 fn shown(case: &Case, sample: &Sample) -> String {
     let figures = case.columns.iter().zip(&sample.figures);
     let words = figures.filter_map(|(column, figure)| {
-        let figure = crate::arithmetic::figure((*figure)?);
+        let figure = crate::stats::figure((*figure)?);
         Some(format!("{} {figure}", column.title))
     });
     words.collect::<Vec<_>>().join(", ")

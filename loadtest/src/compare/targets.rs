@@ -1,10 +1,10 @@
 //! The targets, and what the measurements say of each.
 
 use super::cases::IN_MEMORY;
-use super::many::{ACTIVE, ATTESTED, growth_arm};
-use crate::arithmetic::{Spread, ratios};
+use super::scalability::{ACTIVE, ATTESTED, growth_arm};
 use crate::peers::Kind;
 use crate::report::{Bound, Report, Target};
+use crate::stats::{Spread, ratios};
 
 /// How much of the latency that the twin adds ours may add.
 const SHARE: f64 = 0.7;

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use super::Meter;
 use crate::client::Client;
-use crate::cpu::Pid;
-use crate::crew::Edge;
+use crate::endpoint::{Login, Member, Target};
 use crate::error::{Error, Result};
 use crate::message::{COPY_DONE, Seen, query, tagged};
+use crate::process_usage::Pid;
 use crate::progress::Progress;
 use crate::runtime::{Runtime, within};
-use crate::target::{Login, Member, Target};
+use crate::worker_group::Edge;
 
 /// Bytes of a row, line end included.
 pub const ROW: usize = 1024;

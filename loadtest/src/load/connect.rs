@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use super::Meter;
 use crate::client::Client;
-use crate::cpu::Pid;
-use crate::crew::{self, Seat, Times, Window, Work};
+use crate::endpoint::{Login, Member, Target};
 use crate::error::Result;
 use crate::latency::Latencies;
+use crate::process_usage::Pid;
 use crate::progress::Progress;
 use crate::runtime::within;
 use crate::stream::Stream;
-use crate::target::{Login, Member, Target};
+use crate::worker_group::{self, Seat, Times, Window, Work};
 
 /// For one connection.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -90,7 +90,7 @@ impl Plan {
             used: AtomicUsize::new(0),
         };
         let edge = |edge| meter.edge(edge);
-        let done = crew::run(&work, threads, self.times, progress, edge)?;
+        let done = worker_group::run(&work, threads, self.times, progress, edge)?;
         let mut all = Tally::new()?;
         done.into_iter().for_each(|tally| all.add(tally));
         Ok(Outcome {

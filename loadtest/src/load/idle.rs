@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use super::MAX_CONNECTIONS;
 use crate::client::Client;
-use crate::cpu::{self, Pid};
+use crate::endpoint::{Login, Member, Target};
 use crate::error::{Error, Result};
 use crate::message::query;
+use crate::process_usage::{self, Pid};
 use crate::progress::Progress;
 use crate::runtime::{Runtime, within};
-use crate::target::{Login, Member, Target};
 
 /// Logins under way at a time: what comes at once is another load's business.
 const ABREAST: usize = 32;
@@ -112,7 +112,7 @@ impl Plan {
 
     async fn look(&self, connections: usize) -> Result<Point> {
         monoio::time::sleep(SETTLE).await;
-        let memory = cpu::memory(self.pid)?;
+        let memory = process_usage::memory(self.pid)?;
         let kilobytes = |bytes: u64| f64::from(u32::try_from(bytes / 1024).unwrap_or(u32::MAX));
         Ok(Point {
             connections,

@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use monoio::io::AsyncReadRent;
 use monoio::net::UnixStream;
 
-use crate::crew::{Seat, Window};
 use crate::error::{Result, doing};
 use crate::latency::Schedule;
+use crate::worker_group::{Seat, Window};
 
 /// A request that is due.
 pub(super) struct Due {

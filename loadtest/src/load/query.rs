@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use super::Meter;
 use super::open_loop::{Due, Queue, pace};
 use crate::client::Client;
-use crate::cpu::Pid;
-use crate::crew::{self, Seat, Times, Window, Work};
+use crate::endpoint::{Login, Member, Target};
 use crate::error::{Error, Result};
 use crate::latency::{Latencies, Schedule};
+use crate::process_usage::Pid;
 use crate::progress::Progress;
 use crate::script::{Mode, Script};
-use crate::target::{Login, Member, Target};
+use crate::worker_group::{self, Seat, Times, Window, Work};
 
 /// Units between two additions to the shared counter that a person watches.
 const SHOWN_EVERY: u64 = 64;
@@ -85,7 +85,7 @@ impl Plan {
             progress,
         };
         let edge = |edge| meter.edge(edge);
-        let done = crew::run(&work, threads, self.times, progress, edge)
+        let done = worker_group::run(&work, threads, self.times, progress, edge)
             .map_err(|error| self.explained(error))?;
         let mut all = Tally::new()?;
         done.iter().for_each(|tally| all.add(tally));

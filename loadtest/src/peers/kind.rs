@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::process::Process;
-use crate::cpu::Pid;
-use crate::target::{Login, Opening, Target};
+use crate::endpoint::{Login, Opening, Target};
+use crate::process_usage::Pid;
 
 /// The arms of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

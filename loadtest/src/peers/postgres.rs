@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::house::House;
 use super::kind::Upstream;
 use super::process::{Process, command, free_address, version};
+use super::workspace::House;
 use crate::client::Client;
+use crate::endpoint::{Login, Member, Opening, Target};
 use crate::error::{Error, Result, doing};
 use crate::message::query;
 use crate::runtime::{Runtime, within};
-use crate::target::{Login, Member, Opening, Target};
 
 /// Scale of pgbench's tables.
 pub const SCALE: u32 = 5;

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid as NixPid;
 
-use crate::cpu::Pid;
 use crate::error::{Error, Result, doing};
+use crate::process_usage::Pid;
 
 /// For a first sign of life, and for an orderly end.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -9,11 +9,11 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use super::house::House;
 use super::kind::{Kind, Peer, Upstream};
 use super::process::{Process, command, find, free_address, version};
+use super::workspace::House;
+use crate::endpoint::Target;
 use crate::error::{Result, doing};
-use crate::target::Target;
 
 /// Starts it and waits until it listens.
 fn run(
@@ -65,7 +65,7 @@ pub(super) fn relay(house: &House, upstream: &Upstream) -> Result<Peer> {
 
 pub(super) fn twin(house: &House, upstream: &Upstream) -> Result<Peer> {
     let address = free_address()?;
-    let mut twin = command(&house.program("tokio-twin")?, &house.cores.proxy, false);
+    let mut twin = command(&house.program("tokio-baseline")?, &house.cores.proxy, false);
     twin.args(["--listen", &address.to_string(), "--workers", "1"]);
     twin.args(["--upstream", &upstream.address.to_string()]);
     twin.arg("--cert").arg(house.path("cert.pem"));

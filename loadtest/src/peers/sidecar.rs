@@ -4,12 +4,12 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use super::house::House;
 use super::kind::{Kind, Peer, Upstream};
 use super::process::{Process, command};
+use super::workspace::House;
+use crate::endpoint::{Opening, Target};
 use crate::error::{Error, Result};
 use crate::load::MAX_CONNECTIONS;
-use crate::target::{Opening, Target};
 
 /// How it is run.
 #[derive(Clone, Copy, Debug)]

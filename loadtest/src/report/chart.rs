@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use crate::arithmetic::{Spread, figure};
+use crate::stats::{Spread, figure};
 
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 340.0;

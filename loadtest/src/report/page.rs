@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use super::chart::{Axis, Scale, Series, bars, escape, lines};
 use super::table::{bound, spread};
 use super::{Case, Report};
-use crate::arithmetic::Spread;
 use crate::latency::CURVE;
+use crate::stats::Spread;
 
 const STYLE: &str = include_str!("style.css");
 

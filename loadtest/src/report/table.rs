@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Bound, Case, Report, Target, Verdict};
-use crate::arithmetic::{Spread, figure};
+use crate::stats::{Spread, figure};
 
 /// Ratios are given to this arm.
 const TWIN: &str = "twin";

@@ -9,8 +9,8 @@ use attest::mock::{
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use crate::endpoint::Chain;
 use crate::error::{Error, Result, doing};
-use crate::target::Chain;
 
 /// Everything follows from it: the keys are worth nothing outside a load.
 const SEED: [u8; 32] = [0x57; 32];

@@ -6,15 +6,15 @@ use nix::sys::signal::Signal;
 
 use super::cases::{figures, query_columns, sample};
 use super::run::Run;
-use crate::arithmetic::figure;
 use crate::error::{Error, Result};
-use crate::load::{idle, query, storm};
-use crate::peers::house::House;
+use crate::in_memory;
+use crate::load::{connection_storm, idle, query};
 use crate::peers::postgres::SCALE;
 use crate::peers::process::{Process, command, free_address};
+use crate::peers::workspace::House;
 use crate::peers::{self, Kind, Mode, Peer, Upstream};
-use crate::reference;
 use crate::report::Climb;
+use crate::stats::figure;
 
 /// Connections that ask, for growth.
 pub(super) const ACTIVE: usize = 16;
@@ -156,7 +156,7 @@ impl Run<'_> {
                     let chain = house.tdx.chain(&format!("stranger {round} {number}"))?;
                     peer.target.with_identity(&chain)
                 };
-                let plan = storm::Plan {
+                let plan = connection_storm::Plan {
                     strangers: (0..count).map(stranger).collect::<Result<_>>()?,
                     sessions: query::Plan {
                         scale: SCALE,
@@ -196,7 +196,7 @@ impl Run<'_> {
             VERDICTS,
             &["attest".to_owned()],
             |_, _| {
-                let verdicts = reference::verdicts(&house.tdx, certificates)?;
+                let verdicts = in_memory::verdicts(&house.tdx, certificates)?;
                 Ok(figures([
                     Some(verdicts.cached),
                     Some(verdicts.first),

@@ -7,11 +7,11 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::{Pid, User};
 use tempfile::TempDir;
 
+use crate::endpoint::Login;
 use crate::error::{Error, Result, doing};
 use crate::load::MAX_CONNECTIONS;
 use crate::machine::descriptors;
-use crate::target::Login;
-use crate::tdx::Tdx;
+use crate::mock_tdx::Tdx;
 
 /// The database in which Postgres asks for SCRAM.
 pub const SCRAM_DATABASE: &str = "scram";
@@ -69,7 +69,7 @@ pub struct House {
     pub open_files: u64,
     /// The mock TDX that certificates are of.
     pub tdx: Tdx,
-    /// Where `teesql-sidecar`, `tokio-twin` and this program are.
+    /// Where `teesql-sidecar`, `tokio-baseline` and this program are.
     pub programs: PathBuf,
     /// Opens `teesql_read`.
     pub(crate) read_secret: String,

@@ -4,12 +4,12 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use super::threads::{beside, on_core};
-use crate::arithmetic::Spread;
-use crate::cpu;
 use crate::error::Result;
 use crate::machine::Ticks;
-use crate::peers::house;
+use crate::peers::workspace;
+use crate::process_usage;
 use crate::progress::Progress;
+use crate::stats::Spread;
 
 /// A machine is quiet while others use no more of its processors, 0 to 1.
 pub(super) const QUIET: f64 = 0.03;
@@ -52,7 +52,7 @@ pub(super) struct Cores {
 }
 
 impl Cores {
-    pub(super) fn new(cores: &house::Cores) -> Self {
+    pub(super) fn new(cores: &workspace::Cores) -> Self {
         let mut others = cores.others.split(',');
         let other = others.find(|core| *core != cores.proxy);
         Self {
@@ -121,7 +121,7 @@ fn fastest() -> Duration {
 /// The CPU time of a piece of work that keeps all of a core busy: sums that do not wait
 /// for each other.
 fn work() -> Duration {
-    let begun = cpu::thread();
+    let begun = process_usage::thread();
     let mut sums = [1_u64, 2, 3, 4, 5, 6, 7, 8];
     for turn in 0..TURNS {
         for sum in &mut sums {
@@ -129,7 +129,7 @@ fn work() -> Duration {
         }
         sums = black_box(sums);
     }
-    cpu::thread().saturating_sub(begun)
+    process_usage::thread().saturating_sub(begun)
 }
 
 #[cfg(test)]
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn work_takes_as_long_beside_other_work_or_longer() {
-        let mut cores = Cores::new(&house::Cores::take(false).unwrap());
+        let mut cores = Cores::new(&workspace::Cores::take(false).unwrap());
         cores.left = Duration::ZERO;
         cores.wait(&Progress::silent()).unwrap();
         assert_eq!(cores.seen.len(), usize::from(cores.pair.is_some()));
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn one_core_has_no_company() {
-        let mut cores = Cores::new(&house::Cores {
+        let mut cores = Cores::new(&workspace::Cores {
             proxy: "3".to_owned(),
             others: "3".to_owned(),
             count: 1,

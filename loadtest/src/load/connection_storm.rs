@@ -17,11 +17,11 @@ use futures_util::future::{Either, join_all, select};
 
 use super::query;
 use crate::client::first_answer;
+use crate::endpoint::{Login, Member, Target};
 use crate::error::{Error, Result, doing};
 use crate::progress::Progress;
 use crate::runtime::{Runtime, within};
 use crate::stream::{Call, Called};
-use crate::target::{Login, Member, Target};
 
 /// For each stranger: longer than the sidecar's login deadline, so that its
 /// answer is seen.

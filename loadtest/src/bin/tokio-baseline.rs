@@ -23,7 +23,7 @@ const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let flag = |name| Arg::new(name).long(name).required(true);
-    let flags = Command::new("tokio-twin")
+    let flags = Command::new("tokio-baseline")
         .args(["listen", "upstream", "cert", "key"].map(flag))
         .arg(Arg::new("workers").long("workers").default_value("1"))
         .get_matches();

@@ -6,12 +6,12 @@ use std::time::Duration;
 use clap::ArgMatches;
 
 use super::flags::{address, path, text, value};
-use crate::arithmetic::figure;
+use crate::endpoint::{Chain, Login, Opening, Target};
 use crate::error::{Error, Result, doing};
 use crate::latency::Latencies;
 use crate::load::Meter;
-use crate::target::{Chain, Login, Opening, Target};
-use crate::tdx::Tdx;
+use crate::mock_tdx::Tdx;
+use crate::stats::figure;
 
 pub(super) fn target(flags: &ArgMatches, tdx: &Tdx) -> Result<Target> {
     let to = address(flags, "to")?;

@@ -18,11 +18,11 @@ use rustls::{
     ServerConnection, SignatureScheme,
 };
 
-use crate::arithmetic::Spread;
-use crate::cpu;
+use crate::endpoint::{Opening, Target, provider};
 use crate::error::{Error, Result};
-use crate::target::{Opening, Target, provider};
-use crate::tdx::Tdx;
+use crate::mock_tdx::Tdx;
+use crate::process_usage;
+use crate::stats::Spread;
 
 /// Full mutual TLS 1.3 handshakes in memory, for `wanted` of wall time on this
 /// thread: handshakes for each second of the server's CPU.
@@ -54,15 +54,15 @@ fn shake(
 ) -> Result<Duration> {
     let mut client = ClientConnection::new(Arc::clone(client), name.clone())?;
     let (mut to_server, mut to_client) = (Vec::new(), Vec::new());
-    let begun = cpu::thread();
+    let begun = process_usage::thread();
     let mut server = ServerConnection::new(Arc::clone(server))?;
-    let mut spent = cpu::thread().saturating_sub(begun);
+    let mut spent = process_usage::thread().saturating_sub(begun);
     let failed = |_| Error::Server("a handshake in memory failed".to_owned());
     while client.is_handshaking() || server.is_handshaking() {
         while client.wants_write() {
             client.write_tls(&mut to_server).map_err(failed)?;
         }
-        let begun = cpu::thread();
+        let begun = process_usage::thread();
         let mut rest = to_server.as_slice();
         while !rest.is_empty() {
             server.read_tls(&mut rest).map_err(failed)?;
@@ -71,7 +71,7 @@ fn shake(
         while server.wants_write() {
             server.write_tls(&mut to_client).map_err(failed)?;
         }
-        spent += cpu::thread().saturating_sub(begun);
+        spent += process_usage::thread().saturating_sub(begun);
         let mut rest = to_client.as_slice();
         while !rest.is_empty() {
             client.read_tls(&mut rest).map_err(failed)?;

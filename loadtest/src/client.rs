@@ -1,13 +1,13 @@
 //! A PostgreSQL client that is as cheap as one can be: messages made in
 //! advance, one write for each, and no look at what comes back but for its end.
 
-use wire::backend::{AwaitReady, BackendLogin, BackendStep, ReadyStep};
+use wire::backend::{AwaitReady, Backend, BackendStep, ReadyStep};
 use wire::scram::{Keys, RAW_NONCE_LEN};
 use wire::startup::ProtocolVersion;
 
-use crate::endpoint::{Member, Target};
-use crate::error::{Error, Result, doing};
-use crate::message::{Scanner, Seen, TERMINATE, query};
+use crate::endpoint::{Endpoint, PreparedLogin};
+use crate::error::{Error, Result, io_context};
+use crate::message::{Event, Scanner, TERMINATE, query};
 use crate::stream::{Stream, closed};
 
 /// A session.
@@ -21,9 +21,9 @@ impl Client {
     ///
     /// # Errors
     /// Whatever can go wrong on the way.
-    pub async fn log_in(target: &Target, member: &Member) -> Result<Self> {
-        let mut stream = Stream::open(target).await?;
-        authenticate(&mut stream, member).await?;
+    pub async fn log_in(endpoint: &Endpoint, prepared: &PreparedLogin) -> Result<Self> {
+        let mut stream = Stream::open(endpoint).await?;
+        authenticate(&mut stream, prepared).await?;
         let scanner = Scanner::default();
         Ok(Self { stream, scanner })
     }
@@ -32,25 +32,25 @@ impl Client {
     ///
     /// # Errors
     /// Whatever can go wrong; the server's ErrorResponse too.
-    pub async fn ask(&mut self, bytes: &[u8], ready: usize) -> Result<()> {
+    pub async fn request(&mut self, bytes: &[u8], ready: usize) -> Result<()> {
         self.stream.send(bytes).await?;
-        self.until_ready(ready, |_| {}).await
+        self.wait_ready(ready, |_| {}).await
     }
 
-    /// Waits for as many ReadyForQuery as `ready` says, and shows the rest to
-    /// `see`.
+    /// Waits for as many ReadyForQuery as `ready` says, and shows the release_buffers to
+    /// `on_event`.
     ///
     /// # Errors
-    /// As [`Client::ask`].
-    pub async fn until_ready(
+    /// As [`Client::request`].
+    pub async fn wait_ready(
         &mut self,
         mut ready: usize,
-        mut see: impl FnMut(Seen<'_>),
+        mut on_event: impl FnMut(Event<'_>),
     ) -> Result<()> {
         while ready > 0 {
-            self.next(|seen| match seen {
-                Seen::Ready => ready = ready.saturating_sub(1),
-                other => see(other),
+            self.next(|event| match event {
+                Event::Ready => ready = ready.saturating_sub(1),
+                other => on_event(other),
             })
             .await?;
         }
@@ -60,32 +60,32 @@ impl Client {
     /// Waits for CopyInResponse.
     ///
     /// # Errors
-    /// As [`Client::ask`].
-    pub async fn until_copy_in(&mut self) -> Result<()> {
-        let mut begun = false;
-        while !begun {
-            self.next(|seen| begun |= seen == Seen::CopyIn).await?;
+    /// As [`Client::request`].
+    pub async fn wait_copy_in(&mut self) -> Result<()> {
+        let mut started = false;
+        while !started {
+            self.next(|event| started |= event == Event::CopyIn).await?;
         }
         Ok(())
     }
 
-    async fn next(&mut self, see: impl FnMut(Seen<'_>)) -> Result<()> {
+    async fn next(&mut self, on_event: impl FnMut(Event<'_>)) -> Result<()> {
         let bytes = self.stream.receive().await?;
         if bytes.is_empty() {
             return Err(closed());
         }
-        self.scanner.take(bytes, see).map_err(Error::Server)
+        self.scanner.feed(bytes, on_event).map_err(Error::Server)
     }
 
     /// The only column of the only row that a query gives, as text.
     ///
     /// # Errors
-    /// As [`Client::ask`].
-    pub async fn value(&mut self, sql: &str) -> Result<String> {
+    /// As [`Client::request`].
+    pub async fn query_value(&mut self, sql: &str) -> Result<String> {
         self.send(&query(sql)).await?;
         let mut row = Vec::new();
-        self.until_ready(1, |seen| {
-            if let Seen::Row(bytes) = seen {
+        self.wait_ready(1, |event| {
+            if let Event::Row(bytes) = event {
                 row.extend_from_slice(bytes);
             }
         })
@@ -103,14 +103,14 @@ impl Client {
         self.stream.send(bytes).await
     }
 
-    /// See [`Stream::widen`].
-    pub fn widen(&mut self, bytes: usize) {
-        self.stream.widen(bytes);
+    /// See [`Stream::set_read_size`].
+    pub fn set_read_size(&mut self, bytes: usize) {
+        self.stream.set_read_size(bytes);
     }
 
-    /// See [`Stream::rest`].
-    pub fn rest(&mut self) {
-        self.stream.rest();
+    /// See [`Stream::release_buffers`].
+    pub fn release_buffers(&mut self) {
+        self.stream.release_buffers();
     }
 
     /// Terminate, and the end of the connection.
@@ -124,41 +124,41 @@ impl Client {
 }
 
 /// From the StartupMessage to ReadyForQuery.
-async fn authenticate(stream: &mut Stream, member: &Member) -> Result<()> {
+async fn authenticate(stream: &mut Stream, prepared: &PreparedLogin) -> Result<()> {
     let mut nonce = [0; RAW_NONCE_LEN];
-    getrandom::fill(&mut nonce).map_err(|error| doing("no randomness")(error.into()))?;
+    getrandom::fill(&mut nonce).map_err(|error| io_context("no randomness")(error.into()))?;
     let (mut out, mut read) = (Vec::new(), Vec::new());
-    let mut backend = BackendLogin::start(&member.startup, ProtocolVersion::V3_0, nonce, &mut out);
+    let mut backend = Backend::start(&prepared.startup, ProtocolVersion::V3_0, nonce, &mut out);
     loop {
         if !out.is_empty() {
             stream.send(&out).await?;
             out.clear();
         }
-        backend = match step(backend, member, &mut read, &mut out)? {
-            Step::GoOn(next) => next,
+        backend = match step(backend, prepared, &mut read, &mut out)? {
+            Step::Continue(next) => next,
             Step::Read(next) if out.is_empty() => {
-                more(stream, &mut read).await?;
+                read_more(stream, &mut read).await?;
                 next
             }
             Step::Read(next) => next,
-            Step::Watch(next) => return watch(stream, next, read).await,
+            Step::AwaitReady_(next) => return await_ready(stream, next, read).await,
         };
     }
 }
 
 enum Step {
-    GoOn(BackendLogin),
-    Read(BackendLogin),
-    Watch(AwaitReady),
+    Continue(Backend),
+    Read(Backend),
+    AwaitReady_(AwaitReady),
 }
 
 fn step(
-    backend: BackendLogin,
-    member: &Member,
+    backend: Backend,
+    prepared: &PreparedLogin,
     read: &mut Vec<u8>,
     out: &mut Vec<u8>,
 ) -> Result<Step> {
-    match backend.advance(read, &member.password, out) {
+    match backend.advance(read, &prepared.password, out) {
         BackendStep::Read { consumed, next } => {
             read.drain(..consumed);
             Ok(Step::Read(next))
@@ -170,27 +170,27 @@ fn step(
             next,
         } => {
             read.drain(..consumed);
-            let mut known = member.keys.borrow_mut();
+            let mut known = prepared.keys.borrow_mut();
             let derive =
-                |(salt, rounds): &(Vec<u8>, u32)| Keys::derive(&member.password, salt, *rounds);
+                |(salt, rounds): &(Vec<u8>, u32)| Keys::derive(&prepared.password, salt, *rounds);
             let keys = known.entry((salt, iterations)).or_insert_with_key(derive);
-            Ok(Step::GoOn(next.resume(keys, out)))
+            Ok(Step::Continue(next.resume(keys, out)))
         }
         BackendStep::Authenticated { consumed, next } => {
             read.drain(..consumed);
-            Ok(Step::Watch(next))
+            Ok(Step::AwaitReady_(next))
         }
         BackendStep::Refuse(error) => Err(error.into()),
     }
 }
 
-async fn watch(stream: &mut Stream, mut state: AwaitReady, mut read: Vec<u8>) -> Result<()> {
+async fn await_ready(stream: &mut Stream, mut state: AwaitReady, mut read: Vec<u8>) -> Result<()> {
     loop {
         match state.advance(&read) {
-            ReadyStep::Forward { forward_len, next } => {
-                read.drain(..forward_len);
+            ReadyStep::Pass { whole, next } => {
+                read.drain(..whole);
                 state = next;
-                more(stream, &mut read).await?;
+                read_more(stream, &mut read).await?;
             }
             ReadyStep::Ready { .. } => return Ok(()),
             ReadyStep::Failed { sqlstate, .. } => {
@@ -201,7 +201,7 @@ async fn watch(stream: &mut Stream, mut state: AwaitReady, mut read: Vec<u8>) ->
     }
 }
 
-async fn more(stream: &mut Stream, read: &mut Vec<u8>) -> Result<()> {
+async fn read_more(stream: &mut Stream, read: &mut Vec<u8>) -> Result<()> {
     let bytes = stream.receive().await?;
     if bytes.is_empty() {
         return Err(closed());
@@ -215,9 +215,9 @@ async fn more(stream: &mut Stream, read: &mut Vec<u8>) -> Result<()> {
 ///
 /// # Errors
 /// Whatever can go wrong; a closed connection too.
-pub async fn first_answer(stream: &mut Stream, member: &Member) -> Result<u8> {
+pub async fn first_response(stream: &mut Stream, prepared: &PreparedLogin) -> Result<u8> {
     let (mut out, nonce) = (Vec::new(), [0; RAW_NONCE_LEN]);
-    let _login = BackendLogin::start(&member.startup, ProtocolVersion::V3_0, nonce, &mut out);
+    let _login = Backend::start(&prepared.startup, ProtocolVersion::V3_0, nonce, &mut out);
     stream.send(&out).await?;
     let answer = stream.receive().await?;
     answer.first().copied().ok_or_else(closed)

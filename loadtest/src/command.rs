@@ -11,10 +11,10 @@ use std::time::Duration;
 use clap::{ArgMatches, Command};
 
 use crate::compare::{self, Options, Part};
-use crate::error::{Error, Result, doing};
+use crate::error::{Error, Result, io_context};
 use crate::load::MAX_CONNECTIONS;
-use crate::mock_tdx::Tdx;
-use crate::peers::{Kind, fake_postgres, relay};
+use crate::mock_tdx::MockTdx;
+use crate::peers::{PeerKind, fake_postgres, relay};
 use crate::progress::Progress;
 use crate::report::Report;
 use flags::{flag, list, number, path, switch};
@@ -111,20 +111,20 @@ fn compare_command() -> Command {
 pub fn execute(matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
         Some(("compare", flags)) => compare(flags),
-        Some(("report", flags)) => again(flags),
+        Some(("report", flags)) => rerender(flags),
         Some(("agree", flags)) => {
-            let [first, second] = ["first", "second"].map(|name| judged(flags, name));
-            say(&first?.agreement(&second?))
+            let [first, second] = ["first", "second"].map(|name| read_report(flags, name));
+            print(&first?.agreement(&second?))
         }
         Some(("relay", flags)) => relay::serve(
             flags::address(flags, "listen")?,
             flags::address(flags, "upstream")?,
         ),
         Some(("mock-tdx", flags)) => {
-            vouch(&path(flags, "out").unwrap_or_default(), &Progress::new()?)
+            serve_mock_pccs(&path(flags, "out").unwrap_or_default(), &Progress::new()?)
         }
         Some(("fake-postgres", flags)) => fake_postgres::serve(flags::address(flags, "listen")?),
-        Some((name, flags)) => say(&loads::execute(name, flags, &Progress::new()?)?),
+        Some((name, flags)) => print(&loads::execute(name, flags, &Progress::new()?)?),
         None => Err(Error::Usage("no command".to_owned())),
     }
 }
@@ -134,34 +134,34 @@ fn compare(flags: &ArgMatches) -> Result<()> {
     let progress = Progress::new()?;
     let report = compare::run(&options, &progress)?;
     let folder = path(flags, "out").unwrap_or_else(|| PathBuf::from("target/bench"));
-    deliver(&report, &folder)
+    write_report(&report, &folder)
 }
 
-fn again(flags: &ArgMatches) -> Result<()> {
+fn rerender(flags: &ArgMatches) -> Result<()> {
     let folder = path(flags, "out").ok_or_else(|| Error::Usage("--out".to_owned()))?;
-    deliver(&judged(flags, "from")?, &folder)
+    write_report(&read_report(flags, "from")?, &folder)
 }
 
-/// The report that a flag names, judged by the targets of today.
-fn judged(flags: &ArgMatches, name: &str) -> Result<Report> {
+/// The report that a flag names, read_report by the targets of today.
+fn read_report(flags: &ArgMatches, name: &str) -> Result<Report> {
     let file = path(flags, name).ok_or_else(|| Error::Usage(format!("--{name}")))?;
     let mut report = Report::read(&file)?;
-    compare::judge(&mut report);
+    compare::evaluate_targets(&mut report);
     Ok(report)
 }
 
-fn deliver(report: &Report, folder: &Path) -> Result<()> {
+fn write_report(report: &Report, folder: &Path) -> Result<()> {
     report.write(folder)?;
-    say(&report.table())?;
-    say(&format!("\n{}", folder.join("report.html").display()))
+    print(&report.table())?;
+    print(&format!("\n{}", folder.join("report.html").display()))
 }
 
 fn options(flags: &ArgMatches) -> Result<Options> {
-    let usual = match flags.get_flag("quick") {
+    let defaults = match flags.get_flag("quick") {
         true => Options::quick(),
-        false => Options::usual(),
+        false => Options::standard(),
     };
-    let clients = list(flags, "clients")?.unwrap_or_else(|| usual.clients.clone());
+    let clients = list(flags, "clients")?.unwrap_or_else(|| defaults.clients.clone());
     if clients
         .iter()
         .any(|clients| !(1..=MAX_CONNECTIONS).contains(clients))
@@ -171,28 +171,28 @@ fn options(flags: &ArgMatches) -> Result<Options> {
         )));
     }
     Ok(Options {
-        rounds: number(flags, "rounds", 1..=compare::MAX_ROUNDS, usual.rounds)?,
-        seconds: flags::seconds(flags, usual.seconds)?,
-        bulk: number(flags, "bulk", 1..=65_536, usual.bulk)?,
-        idle: number(flags, "idle", 10..=MAX_CONNECTIONS, usual.idle)?,
+        rounds: number(flags, "rounds", 1..=compare::MAX_ROUNDS, defaults.rounds)?,
+        seconds: flags::seconds(flags, defaults.seconds)?,
+        bulk: number(flags, "bulk", 1..=65_536, defaults.bulk)?,
+        idle: number(flags, "idle", 10..=MAX_CONNECTIONS, defaults.idle)?,
         arms: arms(flags)?,
         parts: parts(flags)?,
         apart: flags.get_flag("apart"),
-        threads: number(flags, "threads", 0..=256, usual.threads)?,
+        threads: number(flags, "threads", 0..=256, defaults.threads)?,
         programs: path(flags, "programs"),
         clients,
-        ..usual
+        ..defaults
     })
 }
 
 /// Those that are named and ours, in the order of pictures.
-fn arms(flags: &ArgMatches) -> Result<Vec<Kind>> {
-    let named = list::<Kind>(flags, "arms")?;
-    let wanted = |kind: &Kind| match &named {
+fn arms(flags: &ArgMatches) -> Result<Vec<PeerKind>> {
+    let named = list::<PeerKind>(flags, "arms")?;
+    let wanted = |kind: &PeerKind| match &named {
         None => true,
-        Some(named) => *kind == Kind::Sidecar || named.contains(kind),
+        Some(named) => *kind == PeerKind::Sidecar || named.contains(kind),
     };
-    Ok(Kind::ALL.into_iter().filter(wanted).collect())
+    Ok(PeerKind::ALL.into_iter().filter(wanted).collect())
 }
 
 fn parts(flags: &ArgMatches) -> Result<Vec<Part>> {
@@ -208,23 +208,23 @@ fn parts(flags: &ArgMatches) -> Result<Vec<Part>> {
 
 /// Vouches for the mock TDX until it is stopped, and says how a sidecar is told of
 /// it.
-fn vouch(folder: &Path, progress: &Progress) -> Result<()> {
-    let tdx = Tdx::new()?;
-    std::fs::create_dir_all(folder).map_err(doing(folder.display().to_string()))?;
+fn serve_mock_pccs(folder: &Path, progress: &Progress) -> Result<()> {
+    let tdx = MockTdx::new()?;
+    std::fs::create_dir_all(folder).map_err(io_context(folder.display().to_string()))?;
     tdx.write(folder)?;
     let shown = folder.display();
-    say(&format!(
+    print(&format!(
         "TEESQL_DANGEROUS_TDX_ROOT_CA={shown}/root.pem TEESQL_PCCS={} \
          TEESQL_TLS_CERT={shown}/cert.pem TEESQL_TLS_KEY={shown}/key.pem",
-        tdx.pccs()
+        tdx.pccs_url()
     ))?;
     loop {
-        progress.check()?;
+        progress.check_signal()?;
         std::thread::sleep(Duration::from_millis(200));
     }
 }
 
-fn say(text: &str) -> Result<()> {
+fn print(text: &str) -> Result<()> {
     let written = writeln!(std::io::stdout(), "{text}");
-    written.map_err(doing("cannot write"))
+    written.map_err(io_context("cannot write"))
 }

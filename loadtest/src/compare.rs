@@ -14,10 +14,10 @@ mod threads;
 pub use options::{MAX_ROUNDS, Options, Part};
 
 use crate::error::{Error, Result};
-use crate::machine::{Machine, Ticks};
+use crate::machine::{CpuTicks, Machine};
 use crate::mock_tdx::unix_now;
 use crate::peers::postgres::Postgres;
-use crate::peers::workspace::{Cores, House};
+use crate::peers::workspace::{Cores, Workspace};
 use crate::progress::Progress;
 use crate::report::Report;
 use run::Run;
@@ -31,51 +31,51 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report> {
     if options.rounds == 0 || options.rounds > MAX_ROUNDS {
         return Err(Error::Usage(format!("1 to {MAX_ROUNDS} rounds")));
     }
-    let cores = Cores::take(options.apart)?;
-    let busy = preflight::settle(options.settle, progress)?;
-    let machine = Machine::here(cores.count, unix_now(), busy);
+    let cores = Cores::assign(options.apart)?;
+    let busy = preflight::wait_until_idle(options.max_settle, progress)?;
+    let machine = Machine::current(cores.count, unix_now(), busy);
     let threads = match options.threads {
         0 => (cores.count / 2).max(1),
         threads => threads,
     };
-    progress.line("starting Postgres");
-    let house = House::new(cores, options.programs.as_deref())?;
-    let postgres = Postgres::start(&house)?;
-    let before = Ticks::now();
+    progress.log("starting Postgres");
+    let workspace = Workspace::new(cores, options.programs.as_deref())?;
+    let postgres = Postgres::start(&workspace)?;
+    let before = CpuTicks::now();
     let mut run = Run {
         options,
         progress,
-        house: &house,
+        workspace: &workspace,
         postgres: &postgres,
         threads,
-        quiet: preflight::Cores::new(&house.cores),
+        core_check: preflight::CoreCheck::new(&workspace.cores),
         report: Report {
             machine,
             ..Report::default()
         },
     };
-    all(&mut run)?;
-    let stolen = Ticks::now().stolen_since(before);
-    run.settings(stolen);
-    run.remarks(stolen);
+    run_parts(&mut run)?;
+    let stolen = CpuTicks::now().stolen_since(before);
+    run.record_settings(stolen);
+    run.record_remarks(stolen);
     let mut report = run.report;
-    judge(&mut report);
+    evaluate_targets(&mut report);
     Ok(report)
 }
 
 /// Judges what was measured by the targets.
-pub fn judge(report: &mut Report) {
+pub fn evaluate_targets(report: &mut Report) {
     report.targets = targets::all(report);
 }
 
-fn all(run: &mut Run<'_>) -> Result<()> {
-    let peers = run.start()?;
-    run.part(Part::Queries, |run| run.queries(&peers))?;
-    run.part(Part::Bulk, |run| run.bulk(&peers))?;
-    run.part(Part::Connect, |run| run.connect(&peers))?;
+fn run_parts(run: &mut Run<'_>) -> Result<()> {
+    let peers = run.start_peers()?;
+    run.run_part(Part::Queries, |run| run.queries(&peers))?;
+    run.run_part(Part::Bulk, |run| run.bulk(&peers))?;
+    run.run_part(Part::Connect, |run| run.connect(&peers))?;
     drop(peers);
-    run.part(Part::Idle, Run::idle)?;
-    run.part(Part::Growth, Run::growth)?;
-    run.part(Part::Storm, Run::storm)?;
-    run.part(Part::Verdicts, Run::verdicts)
+    run.run_part(Part::Idle, Run::idle)?;
+    run.run_part(Part::Growth, Run::growth)?;
+    run.run_part(Part::Storm, Run::storm)?;
+    run.run_part(Part::Verdicts, Run::verdicts)
 }

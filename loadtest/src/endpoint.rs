@@ -62,7 +62,7 @@ impl fmt::Display for Opening {
 
 /// The other end of a load.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub struct Endpoint {
     /// Where it listens.
     pub address: SocketAddr,
     /// How a connection to it begins.
@@ -73,8 +73,8 @@ pub struct Target {
     pub name: ServerName<'static>,
 }
 
-impl Target {
-    /// A target on loopback, whose certificate nobody looks at: it is not what
+impl Endpoint {
+    /// A endpoint on loopback, whose certificate nobody looks at: it is not what
     /// is measured.
     ///
     /// # Errors
@@ -83,7 +83,7 @@ impl Target {
     pub fn loopback(
         address: SocketAddr,
         opening: Opening,
-        identity: Option<&Chain>,
+        identity: Option<&Identity>,
     ) -> Result<Self> {
         if !address.ip().is_loopback() {
             return Err(Error::Usage(format!(
@@ -95,12 +95,12 @@ impl Target {
             address,
             opening,
             identity,
-            Arc::new(Anybody::default()),
+            Arc::new(PossessionVerifier::default()),
             name,
         )
     }
 
-    /// A target anywhere, whose certificate has to be by one of `roots` for
+    /// A endpoint anywhere, whose certificate has to be by one of `roots` for
     /// `name`.
     ///
     /// # Errors
@@ -108,7 +108,7 @@ impl Target {
     pub fn trusted(
         address: SocketAddr,
         opening: Opening,
-        identity: Option<&Chain>,
+        identity: Option<&Identity>,
         roots: &Path,
         name: &str,
     ) -> Result<Self> {
@@ -129,7 +129,7 @@ impl Target {
     fn with(
         address: SocketAddr,
         opening: Opening,
-        identity: Option<&Chain>,
+        identity: Option<&Identity>,
         verifier: Arc<dyn ServerCertVerifier>,
         name: ServerName<'static>,
     ) -> Result<Self> {
@@ -142,25 +142,25 @@ impl Target {
         })
     }
 
-    /// The same target for another client certificate, on loopback.
+    /// The same endpoint for another client certificate, on loopback.
     ///
     /// # Errors
-    /// As [`Target::loopback`].
-    pub fn with_identity(&self, identity: &Chain) -> Result<Self> {
+    /// As [`Endpoint::loopback`].
+    pub fn with_identity(&self, identity: &Identity) -> Result<Self> {
         Self::loopback(self.address, self.opening, Some(identity))
     }
 }
 
 /// A client's certificates, leaf first, and the leaf's key.
 #[derive(Debug)]
-pub struct Chain {
+pub struct Identity {
     /// The certificates.
     pub certificates: Vec<CertificateDer<'static>>,
     /// The key; rustls shows nothing of it.
     pub key: PrivateKeyDer<'static>,
 }
 
-impl Chain {
+impl Identity {
     /// From PEM files.
     ///
     /// # Errors
@@ -196,7 +196,7 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// TLS 1.3, without resumption: every handshake is a full one.
 fn config(
     opening: Opening,
-    identity: Option<&Chain>,
+    identity: Option<&Identity>,
     verifier: Arc<dyn ServerCertVerifier>,
 ) -> Result<ClientConfig> {
     let config = ClientConfig::builder_with_provider(provider())
@@ -219,15 +219,15 @@ fn config(
 /// Takes any certificate, and still checks that the server holds its key: that
 /// is part of a handshake's cost.
 #[derive(Debug)]
-struct Anybody(WebPkiSupportedAlgorithms);
+struct PossessionVerifier(WebPkiSupportedAlgorithms);
 
-impl Default for Anybody {
+impl Default for PossessionVerifier {
     fn default() -> Self {
         Self(aws_lc_rs::default_provider().signature_verification_algorithms)
     }
 }
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for PossessionVerifier {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -300,13 +300,13 @@ type KnownKeys = HashMap<(Vec<u8>, u32), Keys>;
 /// A thread's logins. SCRAM's key derivation is done once for each salt, so
 /// that a direct login costs no more here than one through a proxy.
 #[derive(Clone)]
-pub struct Member {
+pub struct PreparedLogin {
     pub(crate) startup: Rc<Startup>,
     pub(crate) password: Arc<Password>,
     pub(crate) keys: Rc<RefCell<KnownKeys>>,
 }
 
-impl Member {
+impl PreparedLogin {
     /// For this thread.
     ///
     /// # Errors
@@ -325,16 +325,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_password_goes_to_this_machine_or_to_a_proven_name() {
+    fn an_endpoint_is_on_loopback_or_has_a_verified_name() {
         let far = SocketAddr::from(([192, 0, 2, 1], 5433));
-        assert!(Target::loopback(far, Opening::Raw, None).is_err());
+        assert!(Endpoint::loopback(far, Opening::Raw, None).is_err());
         let nowhere = Path::new("/nonexistent");
-        assert!(Target::trusted(far, Opening::Plain, None, nowhere, "db").is_err());
-        assert!(Target::trusted(far, Opening::Raw, None, nowhere, "db").is_err());
+        assert!(Endpoint::trusted(far, Opening::Plain, None, nowhere, "db").is_err());
+        assert!(Endpoint::trusted(far, Opening::Raw, None, nowhere, "db").is_err());
     }
 
     #[test]
-    fn debug_shows_no_password() {
+    fn debug_output_contains_no_password() {
         let shown = format!("{:?}", Login::new("teesql_read", "postgres", "hunter2"));
         assert!(
             shown.contains("teesql_read") && !shown.contains("hunter2"),
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_login_that_cannot_be_sent_is_refused() {
+    fn an_invalid_role_name_is_rejected() {
         assert!(Login::new("", "postgres", "").startup().is_err());
         assert!(Login::new("a\0b", "postgres", "").startup().is_err());
     }

@@ -9,10 +9,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file, a process or a socket.
-    #[error("{doing}: {source}")]
-    System {
+    #[error("{context}: {source}")]
+    Io {
         /// What was being done.
-        doing: String,
+        context: String,
         /// What the system said.
         source: io::Error,
     },
@@ -36,14 +36,14 @@ pub enum Error {
     Peer(String),
     /// It took longer than it may.
     #[error("{0}: not done in time")]
-    Late(&'static str),
+    Timeout(&'static str),
     /// A signal asked for the end.
     #[error("stopped by a signal")]
     Stopped,
 }
 
 /// For `map_err`: what was being done when the system refused.
-pub fn doing(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
-    let doing = what.into();
-    move |source| Error::System { doing, source }
+pub fn io_context(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    let context = what.into();
+    move |source| Error::Io { context, source }
 }

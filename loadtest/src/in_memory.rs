@@ -18,9 +18,9 @@ use rustls::{
     ServerConnection, SignatureScheme,
 };
 
-use crate::endpoint::{Opening, Target, provider};
+use crate::endpoint::{Endpoint, Opening, provider};
 use crate::error::{Error, Result};
-use crate::mock_tdx::Tdx;
+use crate::mock_tdx::MockTdx;
 use crate::process_usage;
 use crate::stats::Spread;
 
@@ -34,35 +34,35 @@ use crate::stats::Spread;
 ///
 /// # Errors
 /// rustls'.
-pub fn handshakes_per_core(tdx: &Tdx, wanted: Duration) -> Result<f64> {
+pub fn handshakes_per_core(tdx: &MockTdx, wanted: Duration) -> Result<f64> {
     let (server, client) = (server_config(tdx)?, client_config(tdx)?);
     let name = ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
     let (mut count, mut spent) = (0_u32, Duration::ZERO);
     let end = Instant::now() + wanted;
     while Instant::now() < end {
-        spent += shake(&server, &client, &name)?;
+        spent += handshake(&server, &client, &name)?;
         count += 1;
     }
     Ok(f64::from(count) / spent.as_secs_f64())
 }
 
 /// One handshake; the CPU time of its server's side.
-fn shake(
+fn handshake(
     server: &Arc<ServerConfig>,
     client: &Arc<ClientConfig>,
     name: &ServerName<'static>,
 ) -> Result<Duration> {
     let mut client = ClientConnection::new(Arc::clone(client), name.clone())?;
     let (mut to_server, mut to_client) = (Vec::new(), Vec::new());
-    let begun = process_usage::thread();
+    let started = process_usage::thread_cpu();
     let mut server = ServerConnection::new(Arc::clone(server))?;
-    let mut spent = process_usage::thread().saturating_sub(begun);
+    let mut spent = process_usage::thread_cpu().saturating_sub(started);
     let failed = |_| Error::Server("a handshake in memory failed".to_owned());
     while client.is_handshaking() || server.is_handshaking() {
         while client.wants_write() {
             client.write_tls(&mut to_server).map_err(failed)?;
         }
-        let begun = process_usage::thread();
+        let started = process_usage::thread_cpu();
         let mut rest = to_server.as_slice();
         while !rest.is_empty() {
             server.read_tls(&mut rest).map_err(failed)?;
@@ -71,7 +71,7 @@ fn shake(
         while server.wants_write() {
             server.write_tls(&mut to_client).map_err(failed)?;
         }
-        spent += process_usage::thread().saturating_sub(begun);
+        spent += process_usage::thread_cpu().saturating_sub(started);
         let mut rest = to_client.as_slice();
         while !rest.is_empty() {
             client.read_tls(&mut rest).map_err(failed)?;
@@ -83,17 +83,17 @@ fn shake(
     Ok(spent)
 }
 
-fn client_config(tdx: &Tdx) -> Result<Arc<ClientConfig>> {
+fn client_config(tdx: &MockTdx) -> Result<Arc<ClientConfig>> {
     let nowhere = ([127, 0, 0, 1], 0).into();
-    let target = Target::loopback(nowhere, Opening::Direct, Some(&tdx.chain("client")?))?;
-    Ok(target.tls)
+    let endpoint = Endpoint::loopback(nowhere, Opening::Direct, Some(&tdx.identity("client")?))?;
+    Ok(endpoint.tls)
 }
 
-fn server_config(tdx: &Tdx) -> Result<Arc<ServerConfig>> {
-    let identity = tdx.chain("server")?;
+fn server_config(tdx: &MockTdx) -> Result<Arc<ServerConfig>> {
+    let identity = tdx.identity("server")?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Arc::new(HoldsKey::default()))
+        .with_client_cert_verifier(Arc::new(PossessionVerifier::default()))
         .with_single_cert(identity.certificates, identity.key)?;
     config.alpn_protocols = vec![b"postgresql".to_vec()];
     config.send_tls13_tickets = 0;
@@ -102,15 +102,15 @@ fn server_config(tdx: &Tdx) -> Result<Arc<ServerConfig>> {
 
 /// Takes any certificate whose key the client holds.
 #[derive(Debug)]
-struct HoldsKey(WebPkiSupportedAlgorithms);
+struct PossessionVerifier(WebPkiSupportedAlgorithms);
 
-impl Default for HoldsKey {
+impl Default for PossessionVerifier {
     fn default() -> Self {
         Self(aws_lc_rs::default_provider().signature_verification_algorithms)
     }
 }
 
-impl ClientCertVerifier for HoldsKey {
+impl ClientCertVerifier for PossessionVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -149,17 +149,17 @@ impl ClientCertVerifier for HoldsKey {
 
 /// What verdicts cost.
 #[derive(Clone, Copy, Debug)]
-pub struct Verdicts {
+pub struct VerdictCosts {
     /// A verdict from the cache, in µs.
     pub cached: f64,
     /// The first verification of a thread, which remembers nothing yet, with the
     /// certificate's examination, in µs.
-    pub first: f64,
+    pub cold: f64,
     /// The same for a certificate that nobody has seen of a platform that the
     /// thread knows, in µs: what most of a crowd cost.
-    pub known: f64,
+    pub known_platform: f64,
     /// dcap-qvl for the same quote, in µs.
-    pub bare: f64,
+    pub dcap_qvl: f64,
 }
 
 /// For when mock quotes are judged: between their dates.
@@ -174,7 +174,7 @@ const SAMPLES: usize = 21;
 ///
 /// # Errors
 /// The mock's; a certificate that is refused.
-pub fn verdicts(tdx: &Tdx, certificates: u32) -> Result<Verdicts> {
+pub fn verdict_costs(tdx: &MockTdx, certificates: u32) -> Result<VerdictCosts> {
     let (pki, _) = tdx.parts();
     let collateral = pki.parsed_collateral(&CollateralOptions::at(NOW))?;
     let root = TrustedRoot::dangerous(pki.root_der());
@@ -183,33 +183,34 @@ pub fn verdicts(tdx: &Tdx, certificates: u32) -> Result<Verdicts> {
         Verifier::new(root),
         QuoteVerifier::new(pki.root_der().to_vec()),
     );
-    let (mut firsts, mut knowns, mut bares) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut cold_times, mut known_times, mut dcap_qvl_times) =
+        (Vec::new(), Vec::new(), Vec::new());
     for number in 0..certificates {
         let certificate = tdx.issue(&format!("verdict {number}"))?;
         let quote = certificate.quote().unwrap_or_default();
-        let begun = Instant::now();
+        let started = Instant::now();
         let verdict = bare.verify(black_box(quote), collateral.as_qvl(), NOW);
-        bares.push(micros(begun.elapsed()));
+        dcap_qvl_times.push(micros(started.elapsed()));
         verdict.map_err(|error| Error::Server(format!("dcap-qvl: {error}")))?;
         let time = || {
-            let begun = Instant::now();
+            let started = Instant::now();
             verify(&verifier, &collateral, &certificate.chain_der())?;
-            Ok(micros(begun.elapsed()))
+            Ok(micros(started.elapsed()))
         };
-        firsts.push(on_a_new_thread(time)?);
-        knowns.push(time()?);
+        cold_times.push(on_new_thread(time)?);
+        known_times.push(time()?);
     }
     // Nothing was known when the first of these began.
-    knowns.drain(..1.min(knowns.len()));
-    Ok(Verdicts {
-        cached: hit(&verifier, &collateral, tdx)?,
-        first: median(firsts),
-        known: median(knowns),
-        bare: median(bares),
+    known_times.drain(..1.min(known_times.len()));
+    Ok(VerdictCosts {
+        cached: cached_verdict(&verifier, &collateral, tdx)?,
+        cold: median(cold_times),
+        known_platform: median(known_times),
+        dcap_qvl: median(dcap_qvl_times),
     })
 }
 
-fn on_a_new_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+fn on_new_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let panicked = |_| Err(Error::Server("a thread panicked".to_owned()));
         scope.spawn(work).join().unwrap_or_else(panicked)
@@ -229,7 +230,7 @@ fn verify(
 }
 
 /// One look into the cache, in µs.
-fn hit(verifier: &Verifier, collateral: &Collateral, tdx: &Tdx) -> Result<f64> {
+fn cached_verdict(verifier: &Verifier, collateral: &Collateral, tdx: &MockTdx) -> Result<f64> {
     let certificate = tdx.issue("client")?;
     let chain = certificate.chain_der();
     let peer = verify(verifier, collateral, &chain)?;
@@ -241,14 +242,14 @@ fn hit(verifier: &Verifier, collateral: &Collateral, tdx: &Tdx) -> Result<f64> {
     cache.insert(epoch, peer.chain(), &Ok(Arc::clone(&peer)), NOW);
     let mut samples = Vec::new();
     for _ in 0..SAMPLES {
-        let begun = Instant::now();
+        let started = Instant::now();
         for _ in 0..HITS {
             let verdict = black_box(cache.get(epoch, black_box(&chain), NOW));
             if !matches!(verdict, Some(Ok(_))) {
                 return Err(Error::Server("the cache has forgotten".to_owned()));
             }
         }
-        samples.push(micros(begun.elapsed()) / f64::from(HITS));
+        samples.push(micros(started.elapsed()) / f64::from(HITS));
     }
     Ok(median(samples))
 }
@@ -267,18 +268,18 @@ mod tests {
 
     #[test]
     fn handshakes_in_memory_complete() {
-        let tdx = Tdx::new().unwrap();
+        let tdx = MockTdx::new().unwrap();
         let rate = handshakes_per_core(&tdx, Duration::from_millis(50)).unwrap();
         assert!(rate > 10.0 && rate.is_finite(), "{rate}");
     }
 
     #[test]
-    fn verdicts_are_reached_and_remembered() {
-        let verdicts = verdicts(&Tdx::new().unwrap(), 3).unwrap();
+    fn verdicts_are_computed_and_cached() {
+        let verdicts = verdict_costs(&MockTdx::new().unwrap(), 3).unwrap();
         assert!(
-            verdicts.cached > 0.0 && verdicts.cached < verdicts.first,
+            verdicts.cached > 0.0 && verdicts.cached < verdicts.cold,
             "{verdicts:?}"
         );
-        assert!(verdicts.bare > 0.0 && verdicts.known > 0.0);
+        assert!(verdicts.dcap_qvl > 0.0 && verdicts.known_platform > 0.0);
     }
 }

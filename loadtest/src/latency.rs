@@ -1,4 +1,4 @@
-//! Latencies, and when an open loop means to ask.
+//! LatencyHistogram, and when an open loop means to ask.
 //!
 //! **Coordinated omission.** A closed loop asks again when it was answered. While
 //! the server stands still it asks nothing, and the wait is recorded once instead
@@ -19,11 +19,11 @@ const LONGEST: u64 = 100_000_000_000;
 /// Digits of precision.
 const DIGITS: u8 = 3;
 
-/// Latencies of one load.
+/// LatencyHistogram of one load.
 #[derive(Clone, Debug)]
-pub struct Latencies(Histogram<u64>);
+pub struct LatencyHistogram(Histogram<u64>);
 
-impl Latencies {
+impl LatencyHistogram {
     /// Without any.
     ///
     /// # Errors
@@ -64,7 +64,7 @@ impl Latencies {
         Summary {
             count: self.count(),
             mean: self.0.mean() / 1e3,
-            most: micros(self.0.max()),
+            max: micros(self.0.max()),
             curve: CURVE
                 .map(|percent| (percent, self.percentile(percent)))
                 .to_vec(),
@@ -91,7 +91,8 @@ pub struct Summary {
     /// Their mean.
     pub mean: f64,
     /// The longest.
-    pub most: f64,
+    #[serde(alias = "most")]
+    pub max: f64,
     /// Percentile and latency, at each of [`CURVE`].
     pub curve: Vec<(f64, f64)>,
 }
@@ -133,8 +134,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_exact_to_three_digits() {
-        let mut latencies = Latencies::new().unwrap();
+    fn percentiles_are_accurate_to_three_digits() {
+        let mut latencies = LatencyHistogram::new().unwrap();
         (1..=1000).for_each(|n| latencies.record(Duration::from_micros(n * 10)));
         assert_eq!(latencies.count(), 1000);
         for (percent, micros) in [(50.0, 5_000.0), (99.0, 9_900.0), (99.9, 9_990.0)] {
@@ -144,21 +145,24 @@ mod tests {
     }
 
     #[test]
-    fn threads_add_up() {
-        let (mut one, mut two) = (Latencies::new().unwrap(), Latencies::new().unwrap());
+    fn histograms_of_threads_add_up() {
+        let (mut one, mut two) = (
+            LatencyHistogram::new().unwrap(),
+            LatencyHistogram::new().unwrap(),
+        );
         one.record(Duration::from_micros(100));
         two.record(Duration::from_secs(1000));
         one.add(&two);
         assert_eq!(one.count(), 2);
         // Cut at 100 s.
-        assert!((one.summary().most / 100e6 - 1.0).abs() < 0.002);
+        assert!((one.summary().max / 100e6 - 1.0).abs() < 0.002);
     }
 
     /// A server that answers in 1 ms and once stands still for 1 s, asked 100
     /// times a second by one connection. What is counted from the sending knows
     /// nothing of the requests that could not be sent meanwhile.
     #[test]
-    fn an_open_loop_sees_what_a_closed_loop_omits() {
+    fn open_loop_latencies_include_the_wait_that_a_closed_loop_omits() {
         let start = Instant::now();
         let schedule = Schedule::new(start, 100.0);
         let (stop, go) = (
@@ -169,7 +173,10 @@ mod tests {
             true => go + Duration::from_millis(1),
             false => sent + Duration::from_millis(1),
         };
-        let (mut closed, mut open) = (Latencies::new().unwrap(), Latencies::new().unwrap());
+        let (mut closed, mut open) = (
+            LatencyHistogram::new().unwrap(),
+            LatencyHistogram::new().unwrap(),
+        );
         let mut free = start;
         for number in 0..500 {
             let intended = schedule.intended(number);

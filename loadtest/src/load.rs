@@ -24,9 +24,9 @@ pub struct Meter {
     pid: Option<Pid>,
     before: (Duration, Duration),
     /// Of the measured process.
-    pub theirs: Option<Duration>,
+    pub process_cpu: Option<Duration>,
     /// Of this one.
-    pub ours: Duration,
+    pub load_cpu: Duration,
 }
 
 impl Meter {
@@ -40,8 +40,8 @@ impl Meter {
     }
 
     fn read(&self) -> Result<(Duration, Duration)> {
-        let theirs = self.pid.map_or(Ok(Duration::ZERO), process_usage::of)?;
-        Ok((theirs, process_usage::own()?))
+        let process_cpu = self.pid.map_or(Ok(Duration::ZERO), process_usage::cpu_of)?;
+        Ok((process_cpu, process_usage::own_cpu()?))
     }
 
     /// Reads the clocks.
@@ -53,8 +53,8 @@ impl Meter {
         match edge {
             Edge::Start => self.before = now,
             Edge::End => {
-                self.theirs = self.pid.map(|_| now.0.saturating_sub(self.before.0));
-                self.ours = now.1.saturating_sub(self.before.1);
+                self.process_cpu = self.pid.map(|_| now.0.saturating_sub(self.before.0));
+                self.load_cpu = now.1.saturating_sub(self.before.1);
             }
         }
         Ok(())

@@ -27,9 +27,9 @@ pub struct Machine {
 impl Machine {
     /// This one, now.
     #[must_use]
-    pub fn here(cores: usize, unix_now: u64, busy_before: f64) -> Self {
-        let cpu = after("/proc/cpuinfo", "model name");
-        let memory = after("/proc/meminfo", "MemTotal");
+    pub fn current(cores: usize, unix_now: u64, busy_before: f64) -> Self {
+        let cpu = read_field("/proc/cpuinfo", "model name");
+        let memory = read_field("/proc/meminfo", "MemTotal");
         let kilobytes = memory
             .split(' ')
             .next()
@@ -38,21 +38,21 @@ impl Machine {
             cpu,
             cores,
             memory_gb: (kilobytes.unwrap_or(0.0) / 1e6).round(),
-            kernel: line("/proc/sys/kernel/osrelease"),
-            congestion: line("/proc/sys/net/ipv4/tcp_congestion_control"),
+            kernel: read_line("/proc/sys/kernel/osrelease"),
+            congestion: read_line("/proc/sys/net/ipv4/tcp_congestion_control"),
             busy_before,
-            day: day(unix_now),
+            day: civil_date(unix_now),
         }
     }
 }
 
-fn line(path: &str) -> String {
+fn read_line(path: &str) -> String {
     let text = fs::read_to_string(path).unwrap_or_default();
     text.trim().to_owned()
 }
 
 /// What follows `name` and a colon in the first line that begins so.
-fn after(path: &str, name: &str) -> String {
+fn read_field(path: &str, name: &str) -> String {
     let text = fs::read_to_string(path).unwrap_or_default();
     let found = text.lines().find_map(|line| line.strip_prefix(name));
     let value = found.and_then(|rest| rest.split_once(':'));
@@ -60,7 +60,7 @@ fn after(path: &str, name: &str) -> String {
 }
 
 /// Of days since 1970, by the calendar that repeats every 400 years.
-fn day(unix: u64) -> String {
+fn civil_date(unix: u64) -> String {
     let days = unix / 86_400 + 719_468;
     let (era, of_era) = (days / 146_097, days % 146_097);
     let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
@@ -79,13 +79,13 @@ fn day(unix: u64) -> String {
 
 /// Processor time of the whole machine so far, in ticks.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Ticks {
+pub struct CpuTicks {
     all: u64,
     idle: u64,
     stolen: u64,
 }
 
-impl Ticks {
+impl CpuTicks {
     /// As of now.
     #[must_use]
     pub fn now() -> Self {
@@ -107,26 +107,26 @@ impl Ticks {
     /// The part that the hypervisor gave to others since `before`, 0 to 1.
     #[must_use]
     pub fn stolen_since(self, before: Self) -> f64 {
-        self.part_since(before, |ticks| ticks.stolen)
+        self.share_since(before, |ticks| ticks.stolen)
     }
 
     /// The part in which the processors were not idle since `before`, 0 to 1.
     #[must_use]
     pub fn busy_since(self, before: Self) -> f64 {
-        1.0 - self.part_since(before, |ticks| ticks.idle)
+        1.0 - self.share_since(before, |ticks| ticks.idle)
     }
 
     #[expect(clippy::cast_precision_loss, reason = "ticks of some minutes")]
-    fn part_since(self, before: Self, of: impl Fn(&Self) -> u64) -> f64 {
+    fn share_since(self, before: Self, of: impl Fn(&Self) -> u64) -> f64 {
         let all = self.all.saturating_sub(before.all).max(1);
         of(&self).saturating_sub(of(&before)) as f64 / all as f64
     }
 }
 
-/// Allows this process, and those that it starts, as many descriptors as the
+/// Allows this process, and those that it starts, as many raise_descriptor_limit as the
 /// system lets it have; says how many.
 #[must_use]
-pub fn descriptors() -> u64 {
+pub fn raise_descriptor_limit() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return 0;
     };
@@ -144,35 +144,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn days_are_those_of_the_calendar() {
-        assert_eq!(day(0), "1970-01-01");
-        assert_eq!(day(951_782_400), "2000-02-29");
-        assert_eq!(day(1_795_132_800), "2026-11-20");
-        assert_eq!(day(1_798_675_199), "2026-12-30");
+    fn civil_dates_match_the_calendar() {
+        assert_eq!(civil_date(0), "1970-01-01");
+        assert_eq!(civil_date(951_782_400), "2000-02-29");
+        assert_eq!(civil_date(1_795_132_800), "2026-11-20");
+        assert_eq!(civil_date(1_798_675_199), "2026-12-30");
     }
 
     #[test]
-    fn this_machine_is_described() {
-        let machine = Machine::here(2, 0, 0.0);
+    fn the_current_machine_is_described() {
+        let machine = Machine::current(2, 0, 0.0);
         assert!(
             !machine.kernel.is_empty() && machine.memory_gb > 0.0,
             "{machine:?}"
         );
-        let before = Ticks::now();
+        let before = CpuTicks::now();
         assert!(before.all > 0);
-        let now = Ticks::now();
+        let now = CpuTicks::now();
         assert!((0.0..=1.0).contains(&now.stolen_since(before)));
         assert!((0.0..=1.0).contains(&now.busy_since(before)));
     }
 
     #[test]
-    fn parts_of_the_time_add_up() {
-        let before = Ticks {
+    fn cpu_shares_are_computed_from_tick_differences() {
+        let before = CpuTicks {
             all: 1_000,
             idle: 500,
             stolen: 10,
         };
-        let now = Ticks {
+        let now = CpuTicks {
             all: 1_200,
             idle: 650,
             stolen: 12,

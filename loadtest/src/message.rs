@@ -86,7 +86,7 @@ pub fn execute(out: &mut Vec<u8>, name: &str, parameter: &str) {
 
 /// What a scanner hands on.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Seen<'a> {
+pub enum Event<'a> {
     /// ReadyForQuery.
     Ready,
     /// Part of a CopyData's content, in order.
@@ -108,22 +108,26 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// Takes the next bytes and tells `see` what is in them.
+    /// Takes the next bytes and tells `on_event` what is in them.
     ///
     /// # Errors
     /// A length word that cannot be, or an ErrorResponse: its severity, code and
     /// text. The scanner is of no use then.
-    pub fn take(&mut self, mut bytes: &[u8], mut see: impl FnMut(Seen<'_>)) -> Result<(), String> {
+    pub fn feed(
+        &mut self,
+        mut bytes: &[u8],
+        mut on_event: impl FnMut(Event<'_>),
+    ) -> Result<(), String> {
         while !bytes.is_empty() {
             if self.filled < HEADER {
-                bytes = self.head(bytes)?;
+                bytes = self.header_bytes(bytes)?;
                 if self.filled < HEADER {
                     return Ok(());
                 }
             }
             let (body, rest) = bytes.split_at(self.left.min(bytes.len()));
             self.left -= body.len();
-            self.body(body, &mut see)?;
+            self.body_bytes(body, &mut on_event)?;
             bytes = rest;
             if self.left == 0 {
                 self.filled = 0;
@@ -132,10 +136,10 @@ impl Scanner {
         Ok(())
     }
 
-    fn head<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], String> {
+    fn header_bytes<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], String> {
         let (mine, rest) = bytes.split_at(bytes.len().min(HEADER - self.filled));
-        for (place, byte) in self.header.iter_mut().skip(self.filled).zip(mine) {
-            *place = *byte;
+        for (slot, byte) in self.header.iter_mut().skip(self.filled).zip(mine) {
+            *slot = *byte;
         }
         self.filled += mine.len();
         if self.filled == HEADER {
@@ -147,31 +151,35 @@ impl Scanner {
         Ok(rest)
     }
 
-    fn body(&mut self, body: &[u8], see: &mut impl FnMut(Seen<'_>)) -> Result<(), String> {
+    fn body_bytes(
+        &mut self,
+        body: &[u8],
+        on_event: &mut impl FnMut(Event<'_>),
+    ) -> Result<(), String> {
         let [tag, ..] = self.header;
         match tag {
-            b'd' => see(Seen::CopyData(body)),
-            b'D' => see(Seen::Row(body)),
-            b'Z' if self.left == 0 => see(Seen::Ready),
-            b'G' if self.left == 0 => see(Seen::CopyIn),
-            b'E' => return self.complaint(body),
+            b'd' => on_event(Event::CopyData(body)),
+            b'D' => on_event(Event::Row(body)),
+            b'Z' if self.left == 0 => on_event(Event::Ready),
+            b'G' if self.left == 0 => on_event(Event::CopyIn),
+            b'E' => return self.error_response(body),
             _ => {}
         }
         Ok(())
     }
 
-    fn complaint(&mut self, body: &[u8]) -> Result<(), String> {
+    fn error_response(&mut self, body: &[u8]) -> Result<(), String> {
         let room = ERROR_KEPT.saturating_sub(self.error.len());
         self.error.extend(body.iter().take(room));
         match self.left {
-            0 => Err(shown(&self.error)),
+            0 => Err(error_summary(&self.error)),
             _ => Ok(()),
         }
     }
 }
 
 /// Severity, code and text of an ErrorResponse's fields.
-fn shown(fields: &[u8]) -> String {
+fn error_summary(fields: &[u8]) -> String {
     let fields = fields.split(|byte| *byte == 0);
     let wanted = fields.filter_map(|field| match field.split_first()? {
         (b'V' | b'C' | b'M', text) => Some(String::from_utf8_lossy(text).into_owned()),
@@ -200,18 +208,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn reads_of_any_size_show_the_same(cuts in proptest::collection::vec(1_usize..40, 1..60)) {
+        fn scanner_output_does_not_depend_on_read_sizes(cuts in proptest::collection::vec(1_usize..40, 1..60)) {
             let bytes = transcript();
             let (mut ready, mut copied, mut row) = (0, Vec::new(), Vec::new());
             let mut scanner = Scanner::default();
             let (mut rest, mut cuts) = (bytes.as_slice(), cuts.iter().cycle());
             while !rest.is_empty() {
                 let (now, later) = rest.split_at((*cuts.next().unwrap()).min(rest.len()));
-                scanner.take(now, |seen| match seen {
-                    Seen::Ready => ready += 1,
-                    Seen::CopyData(bytes) => copied.extend_from_slice(bytes),
-                    Seen::Row(bytes) => row.extend_from_slice(bytes),
-                    Seen::CopyIn => {}
+                scanner.feed(now, |event| match event {
+                    Event::Ready => ready += 1,
+                    Event::CopyData(bytes) => copied.extend_from_slice(bytes),
+                    Event::Row(bytes) => row.extend_from_slice(bytes),
+                    Event::CopyIn => {}
                 }).unwrap();
                 rest = later;
             }
@@ -222,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_ends_it_with_its_text() {
+    fn an_error_response_is_returned_with_its_text() {
         let mut bytes = Vec::new();
         tagged(&mut bytes, b'E', |out| {
             for field in ["SFATAL", "VFATAL", "C57P01", "Mterminating", ""] {
@@ -233,8 +241,8 @@ mod tests {
             let mut scanner = Scanner::default();
             let (head, tail) = bytes.split_at(cut);
             let outcome = scanner
-                .take(head, |_| {})
-                .and_then(|()| scanner.take(tail, |_| {}));
+                .feed(head, |_| {})
+                .and_then(|()| scanner.feed(tail, |_| {}));
             assert_eq!(
                 outcome.unwrap_err(),
                 "FATAL: 57P01: terminating",
@@ -244,14 +252,14 @@ mod tests {
     }
 
     #[test]
-    fn an_impossible_length_is_refused() {
-        let take = |bytes: &[u8]| Scanner::default().take(bytes, |_| {});
+    fn an_impossible_message_length_is_rejected() {
+        let take = |bytes: &[u8]| Scanner::default().feed(bytes, |_| {});
         assert!(take(&[b'Z', 0, 0, 0, 3]).is_err());
         assert!(take(&[b'Z', 0xff, 0xff, 0xff, 0xff]).is_err());
     }
 
     #[test]
-    fn a_startup_packet_knows_its_length() {
+    fn a_startup_packet_contains_its_length() {
         let packet = startup("u", "d");
         assert_eq!(
             packet[..4],

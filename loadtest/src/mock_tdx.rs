@@ -9,20 +9,20 @@ use attest::mock::{
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::endpoint::Chain;
-use crate::error::{Error, Result, doing};
+use crate::endpoint::Identity;
+use crate::error::{Error, Result, io_context};
 
 /// Everything follows from it: the keys are worth nothing outside a load.
 const SEED: [u8; 32] = [0x57; 32];
 
 /// A mock Intel, one machine, and a KMS. Its Drop ends the PCCS.
-pub struct Tdx {
+pub struct MockTdx {
     pki: Pki,
     machine: Machine,
     pccs: Pccs,
 }
 
-impl Tdx {
+impl MockTdx {
     /// With collateral that holds now.
     ///
     /// # Errors
@@ -55,11 +55,11 @@ impl Tdx {
     ///
     /// # Errors
     /// It cannot be made.
-    pub fn chain(&self, name: &str) -> Result<Chain> {
+    pub fn identity(&self, name: &str) -> Result<Identity> {
         let certificate = self.issue(name)?;
         let key = PrivateKeyDer::try_from(certificate.key().to_pkcs8_der()?);
         let owned = |der: &[u8]| CertificateDer::from(der.to_vec());
-        Ok(Chain {
+        Ok(Identity {
             certificates: certificate.chain_der().map(owned).into(),
             key: key.map_err(|why| Error::Usage(why.to_owned()))?,
         })
@@ -73,7 +73,7 @@ impl Tdx {
 
     /// Where the PCCS listens.
     #[must_use]
-    pub fn pccs(&self) -> String {
+    pub fn pccs_url(&self) -> String {
         self.pccs.url()
     }
 
@@ -87,7 +87,7 @@ impl Tdx {
         let (chain, key) = (server.chain_pem(), server.key().to_pkcs8_pem()?);
         let put = |name: &str, text: &str| {
             let path = folder.join(name);
-            std::fs::write(&path, text).map_err(doing(path.display().to_string()))
+            std::fs::write(&path, text).map_err(io_context(path.display().to_string()))
         };
         put("cert.pem", &chain)?;
         put("key.pem", &key)?;

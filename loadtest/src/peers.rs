@@ -10,29 +10,29 @@ pub mod relay;
 mod sidecar;
 pub mod workspace;
 
-pub use kind::{Kind, Peer, Upstream};
-pub use sidecar::Mode;
+pub use kind::{Peer, PeerKind, Upstream};
+pub use sidecar::SidecarMode;
 
-use crate::endpoint::{Opening, Target};
+use crate::endpoint::{Endpoint, Opening};
 use crate::error::Result;
-use workspace::House;
+use workspace::Workspace;
 
 /// Starts an arm before `upstream`, pinned to the proxies' core.
 ///
 /// # Errors
 /// Its program is missing or does not start: its own words.
-pub fn start(kind: Kind, house: &House, upstream: &Upstream) -> Result<Peer> {
+pub fn start(kind: PeerKind, workspace: &Workspace, upstream: &Upstream) -> Result<Peer> {
     match kind {
-        Kind::Direct => direct(house, upstream),
-        Kind::Relay => proxies::relay(house, upstream),
-        Kind::Twin => proxies::twin(house, upstream),
-        Kind::PgBouncer => proxies::pgbouncer(house, upstream),
-        Kind::Stunnel => proxies::stunnel(house, upstream),
-        Kind::HaProxy => proxies::haproxy(house, upstream),
-        Kind::Sidecar => sidecar::start(house, upstream, Mode::default()),
-        Kind::SidecarEpoll => sidecar::start(house, upstream, Mode::epoll()),
-        Kind::SidecarUnix => sidecar::start(house, upstream, Mode::unix()),
-        Kind::SidecarNoPoll => sidecar::start(house, upstream, Mode::no_poll()),
+        PeerKind::Direct => direct(workspace, upstream),
+        PeerKind::PlainRelay => proxies::relay(workspace, upstream),
+        PeerKind::TokioBaseline => proxies::tokio_baseline(workspace, upstream),
+        PeerKind::PgBouncer => proxies::pgbouncer(workspace, upstream),
+        PeerKind::Stunnel => proxies::stunnel(workspace, upstream),
+        PeerKind::HaProxy => proxies::haproxy(workspace, upstream),
+        PeerKind::Sidecar => sidecar::start(workspace, upstream, SidecarMode::default()),
+        PeerKind::SidecarEpoll => sidecar::start(workspace, upstream, SidecarMode::epoll()),
+        PeerKind::SidecarUnix => sidecar::start(workspace, upstream, SidecarMode::unix()),
+        PeerKind::SidecarNoPoll => sidecar::start(workspace, upstream, SidecarMode::no_poll()),
     }
 }
 
@@ -40,16 +40,20 @@ pub fn start(kind: Kind, house: &House, upstream: &Upstream) -> Result<Peer> {
 ///
 /// # Errors
 /// As [`start`].
-pub fn start_sidecar(house: &House, upstream: &Upstream, mode: Mode) -> Result<Peer> {
-    sidecar::start(house, upstream, mode)
+pub fn start_sidecar(
+    workspace: &Workspace,
+    upstream: &Upstream,
+    mode: SidecarMode,
+) -> Result<Peer> {
+    sidecar::start(workspace, upstream, mode)
 }
 
-fn direct(house: &House, upstream: &Upstream) -> Result<Peer> {
+fn direct(workspace: &Workspace, upstream: &Upstream) -> Result<Peer> {
     Ok(Peer {
-        kind: Kind::Direct,
-        target: Target::loopback(upstream.address, Opening::Plain, None)?,
+        kind: PeerKind::Direct,
+        endpoint: Endpoint::loopback(upstream.address, Opening::Plain, None)?,
         handshake: None,
-        login: house.plain_login(),
+        login: workspace.plain_login(),
         version: String::new(),
         process: None,
     })

@@ -7,7 +7,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 
-use crate::error::{Result, doing};
+use crate::error::{Result, io_context};
 
 /// Whose CPU and memory is asked for.
 pub type Pid = u32;
@@ -17,8 +17,8 @@ pub type Pid = u32;
 ///
 /// # Errors
 /// It is gone.
-pub fn of(pid: Pid) -> Result<Duration> {
-    let gone = |error: nix::Error| doing(format!("process {pid}"))(error.into());
+pub fn cpu_of(pid: Pid) -> Result<Duration> {
+    let gone = |error: nix::Error| io_context(format!("process {pid}"))(error.into());
     let id = i32::try_from(pid).map_err(|_| gone(nix::Error::ESRCH))?;
     let clock = clock_getcpuclockid(nix::unistd::Pid::from_raw(id)).map_err(gone)?;
     clock_gettime(clock).map(Duration::from).map_err(gone)
@@ -28,9 +28,9 @@ pub fn of(pid: Pid) -> Result<Duration> {
 ///
 /// # Errors
 /// Never, on Linux.
-pub fn own() -> Result<Duration> {
+pub fn own_cpu() -> Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_SELF);
-    let usage = usage.map_err(|error| doing("getrusage")(error.into()))?;
+    let usage = usage.map_err(|error| io_context("getrusage")(error.into()))?;
     Ok(duration(usage.user_time()) + duration(usage.system_time()))
 }
 
@@ -44,7 +44,7 @@ fn duration(time: TimeVal) -> Duration {
 
 /// CPU time of this thread so far, in ns steps.
 #[must_use]
-pub fn thread() -> Duration {
+pub fn thread_cpu() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
@@ -63,7 +63,7 @@ pub struct Memory {
 /// It is gone, or another user's.
 pub fn memory(pid: Pid) -> Result<Memory> {
     let path = format!("/proc/{pid}/smaps_rollup");
-    let text = fs::read_to_string(&path).map_err(doing(path))?;
+    let text = fs::read_to_string(&path).map_err(io_context(path))?;
     Ok(Memory {
         rss: kilobytes(&text, "Rss:"),
         pss: kilobytes(&text, "Pss:"),
@@ -81,17 +81,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process_uses_cpu_and_memory() {
-        let before = thread();
+    fn cpu_and_memory_of_this_process_are_read() {
+        let before = thread_cpu();
         let mut sum = 0_u64;
-        while thread() - before < Duration::from_millis(50) {
+        while thread_cpu() - before < Duration::from_millis(50) {
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
-        assert!(own().unwrap() >= Duration::from_millis(40));
+        assert!(own_cpu().unwrap() >= Duration::from_millis(40));
         let ticks = fs::read_to_string("/proc/self/stat").unwrap();
         let fields = ticks.split_ascii_whitespace().skip(13).take(2);
         let ticks: u64 = fields.map(|field| field.parse::<u64>().unwrap()).sum();
-        let clock = of(std::process::id()).unwrap();
+        let clock = cpu_of(std::process::id()).unwrap();
         assert!(clock >= Duration::from_millis(ticks * 10), "{clock:?}");
         assert!(clock >= Duration::from_millis(40));
         let memory = memory(std::process::id()).unwrap();
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_not_there_is_an_error() {
-        assert!(of(u32::MAX).is_err());
+    fn cpu_time_of_a_missing_process_is_an_error() {
+        assert!(cpu_of(u32::MAX).is_err());
     }
 }

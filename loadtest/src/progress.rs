@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use crate::error::{Error, Result, doing};
+use crate::error::{Error, Result, io_context};
 
 /// Between two looks at signals and counters while a load runs.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The line that is written over on a terminal, and the lines that stay.
 #[derive(Clone)]
 pub struct Progress {
-    live: bool,
-    spoken: bool,
+    terminal: bool,
+    enabled: bool,
     stop: Arc<AtomicBool>,
     /// Units of work that are done, of the load that runs.
     pub done: Arc<AtomicU64>,
@@ -31,11 +31,11 @@ impl Progress {
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
             signal_hook::flag::register(signal, Arc::clone(&stop))
-                .map_err(doing("cannot listen to signals"))?;
+                .map_err(io_context("cannot listen to signals"))?;
         }
         Ok(Self {
-            live: std::io::stderr().is_terminal(),
-            spoken: true,
+            terminal: std::io::stderr().is_terminal(),
+            enabled: true,
             stop,
             done: Arc::default(),
         })
@@ -45,24 +45,24 @@ impl Progress {
     #[must_use]
     pub fn silent() -> Self {
         Self {
-            live: false,
-            spoken: false,
+            terminal: false,
+            enabled: false,
             stop: Arc::default(),
             done: Arc::default(),
         }
     }
 
     /// A line that stays.
-    pub fn line(&self, text: &str) {
-        if self.spoken {
-            let clear = if self.live { "\r\x1b[2K" } else { "" };
+    pub fn log(&self, text: &str) {
+        if self.enabled {
+            let clear = if self.terminal { "\r\x1b[2K" } else { "" };
             let _ = writeln!(std::io::stderr(), "{clear}{text}");
         }
     }
 
     /// The line that is written over.
-    pub fn now(&self, text: &str) {
-        if self.live {
+    pub fn status(&self, text: &str) {
+        if self.terminal {
             let mut stderr = std::io::stderr();
             let _ = write!(stderr, "\r\x1b[2K{text}");
             let _ = stderr.flush();
@@ -73,7 +73,7 @@ impl Progress {
     ///
     /// # Errors
     /// [`Error::Stopped`] after a signal.
-    pub fn check(&self) -> Result<()> {
+    pub fn check_signal(&self) -> Result<()> {
         match self.stop.load(Ordering::Relaxed) {
             true => Err(Error::Stopped),
             false => Ok(()),
@@ -87,11 +87,11 @@ impl Progress {
     pub fn sleep_until(&self, then: Instant, what: &str) -> Result<()> {
         let mut before = (self.done.load(Ordering::Relaxed), Instant::now());
         while Instant::now() < then {
-            self.check()?;
-            std::thread::sleep(LOOK.min(then.saturating_duration_since(Instant::now())));
-            if self.live {
+            self.check_signal()?;
+            std::thread::sleep(POLL_INTERVAL.min(then.saturating_duration_since(Instant::now())));
+            if self.terminal {
                 let now = (self.done.load(Ordering::Relaxed), Instant::now());
-                self.now(&format!("{what}: {}", pace(before, now)));
+                self.status(&format!("{what}: {}", format_rate(before, now)));
                 before = now;
             }
         }
@@ -99,8 +99,11 @@ impl Progress {
     }
 }
 
-fn pace(before: (u64, Instant), now: (u64, Instant)) -> String {
+fn format_rate(before: (u64, Instant), now: (u64, Instant)) -> String {
     let seconds = (now.1 - before.1).as_secs_f64().max(1e-3);
     let done = u32::try_from(now.0.saturating_sub(before.0)).unwrap_or(u32::MAX);
-    format!("{}/s", crate::stats::figure(f64::from(done) / seconds))
+    format!(
+        "{}/s",
+        crate::stats::format_figure(f64::from(done) / seconds)
+    )
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result, doing};
+use crate::error::{Error, Result, io_context};
 use crate::latency::Summary;
 use crate::load::idle;
 use crate::machine::Machine;
@@ -31,7 +31,7 @@ pub struct Report {
     /// What was measured in turns.
     pub cases: Vec<Case>,
     /// Memory by connections.
-    pub idle: Vec<Climb>,
+    pub idle: Vec<IdleMemory>,
     /// The targets, with their verdicts.
     pub targets: Vec<Target>,
     /// What a reader has to know before believing any of it.
@@ -60,7 +60,7 @@ pub struct Case {
     pub arms: Vec<Samples>,
 }
 
-/// A figure's name and unit.
+/// A format_figure's name and unit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Column {
     /// For machines.
@@ -90,7 +90,7 @@ pub struct Sample {
 
 /// An arm's memory by connections.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Climb {
+pub struct IdleMemory {
     /// Whose.
     pub arm: String,
     /// The climb.
@@ -114,15 +114,17 @@ pub struct Target {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Bound {
     /// No more than.
-    Most(f64),
+    #[serde(alias = "Most")]
+    AtMost(f64),
     /// No less than.
-    Least(f64),
+    #[serde(alias = "Least")]
+    AtLeast(f64),
 }
 
 /// Whether a target is met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The median is within the bound.
+    /// The median is with_timeout the bound.
     Met,
     /// It is not.
     Missed,
@@ -135,8 +137,8 @@ impl Target {
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         let met = self.measured.map(|spread| match self.bound {
-            Bound::Most(most) => spread.median <= most,
-            Bound::Least(least) => spread.median >= least,
+            Bound::AtMost(most) => spread.median <= most,
+            Bound::AtLeast(least) => spread.median >= least,
         });
         match met {
             Some(true) => Verdict::Met,
@@ -167,10 +169,10 @@ impl Case {
         let (Some(index), Some(samples)) = (index, samples) else {
             return Vec::new();
         };
-        let figure = |sample: &Sample| sample.figures.get(index).copied().flatten();
+        let format_figure = |sample: &Sample| sample.figures.get(index).copied().flatten();
         let rounds = samples.rounds.iter();
         rounds
-            .map(|sample| sample.as_ref().and_then(figure))
+            .map(|sample| sample.as_ref().and_then(format_figure))
             .collect()
     }
 
@@ -180,7 +182,7 @@ impl Case {
         Spread::of(self.figures(arm, column).into_iter().flatten())
     }
 
-    /// `arm` over `peer`, within each round.
+    /// `arm` over `peer`, with_timeout each round.
     #[must_use]
     pub fn ratio(&self, arm: &str, peer: &str, column: &str) -> Option<Spread> {
         let (mine, theirs) = (self.figures(arm, column), self.figures(peer, column));
@@ -228,7 +230,7 @@ impl Report {
     /// It cannot be read, or is of another version.
     pub fn read(path: &Path) -> Result<Self> {
         let shown = || path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(doing(shown()))?;
+        let text = std::fs::read_to_string(path).map_err(io_context(shown()))?;
         let wrong = |error| Error::Usage(format!("{}: {error}", shown()));
         serde_json::from_str(&text).map_err(wrong)
     }
@@ -238,7 +240,7 @@ impl Report {
     /// # Errors
     /// The system's.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let failed = || doing(folder.display().to_string());
+        let failed = || io_context(folder.display().to_string());
         std::fs::create_dir_all(folder).map_err(failed())?;
         let json = serde_json::to_string_pretty(self);
         let json = json.map_err(|error| Error::Usage(format!("report.json: {error}")))?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver};
 
-use crate::error::{Error, Result, doing};
+use crate::error::{Error, Result, io_context};
 
 /// Submission queue entries of a ring.
 const RING_ENTRIES: u32 = 1024;
@@ -24,7 +24,7 @@ impl Runtime {
     /// kernel has them (docs/adr/0005-io-uring-ring-flags.md).
     ///
     /// # Errors
-    /// Neither io_uring nor epoll can be had: out of descriptors or memory.
+    /// Neither io_uring nor epoll can be had: out of raise_descriptor_limit or memory.
     pub fn new() -> Result<Self> {
         let mut flags = io_uring::IoUring::builder();
         flags.setup_coop_taskrun().setup_single_issuer();
@@ -35,7 +35,7 @@ impl Runtime {
             .enable_timer()
             .build()
             .map(Self::Epoll)
-            .map_err(doing("cannot make a runtime"))
+            .map_err(io_context("cannot make a runtime"))
     }
 
     /// Runs `future` to its end on this thread.
@@ -70,12 +70,12 @@ fn ring(flags: io_uring::Builder) -> std::io::Result<monoio::Runtime<TimeDriver<
 /// nothing goes on after it: a load that was late has failed.
 ///
 /// # Errors
-/// [`Error::Late`] with `what`, or the future's own.
-pub async fn within<T>(
+/// [`Error::Timeout`] with `what`, or the future's own.
+pub async fn with_timeout<T>(
     limit: Duration,
     what: &'static str,
     future: impl Future<Output = Result<T>>,
 ) -> Result<T> {
     let outcome = monoio::time::timeout(limit, future).await;
-    outcome.unwrap_or(Err(Error::Late(what)))
+    outcome.unwrap_or(Err(Error::Timeout(what)))
 }

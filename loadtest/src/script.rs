@@ -5,14 +5,14 @@ use std::str::FromStr;
 use crate::message::{SYNC, execute, parse, query};
 
 /// How many different messages of a kind are made; they are sent in turn.
-const VARIETY: u32 = 1024;
-/// Rows of pgbench's tables for each unit of scale.
+const VARIANTS: u32 = 1024;
+/// Rows of pgbench's tables for each transaction of scale.
 const ACCOUNTS: u32 = 100_000;
 const TELLERS: u32 = 10;
 
 /// One kind of load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub enum QueryMode {
     /// SELECT of a row in the simple protocol.
     Simple,
     /// The same in the extended protocol, parsed each time.
@@ -25,7 +25,7 @@ pub enum Mode {
     TpcB,
 }
 
-impl FromStr for Mode {
+impl FromStr for QueryMode {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -52,49 +52,49 @@ pub struct Step {
 /// The messages of one load.
 #[derive(Clone, Debug)]
 pub struct Script {
-    /// Once on each connection, before it begins.
-    pub before: Option<Step>,
-    /// Each is a unit whose latency counts, of one or more steps.
-    pub units: Vec<Vec<Step>>,
+    /// Once on each connection, setup it begins.
+    pub setup: Option<Step>,
+    /// Each is a transaction whose latency counts, of one or more steps.
+    pub transactions: Vec<Vec<Step>>,
 }
 
 impl Script {
     /// For pgbench's tables of this scale. `seed` makes threads differ.
     #[must_use]
-    pub fn new(mode: Mode, scale: u32, seed: u64) -> Self {
-        let mut dice = Dice(seed | 1);
+    pub fn new(mode: QueryMode, scale: u32, seed: u64) -> Self {
+        let mut rng = Rng(seed | 1);
         let accounts = ACCOUNTS * scale.max(1);
-        let mut account = || dice.upto(accounts);
-        let before = matches!(mode, Mode::Prepared | Mode::Pipelined(_)).then(|| {
+        let mut account = || rng.draw(accounts);
+        let setup = matches!(mode, QueryMode::Prepared | QueryMode::Pipelined(_)).then(|| {
             let mut bytes = Vec::new();
             parse(&mut bytes, "s", SELECT);
             bytes.extend_from_slice(&SYNC);
             Step { bytes, ready: 1 }
         });
-        let units = (0..VARIETY).map(|_| match mode {
-            Mode::Simple => vec![simple(&SELECT.replace("$1", &account().to_string()))],
-            Mode::Extended => vec![extended(account())],
-            Mode::Prepared => vec![prepared(1, &mut account)],
-            Mode::Pipelined(depth) => vec![prepared(depth, &mut account)],
-            Mode::TpcB => tpcb(account(), scale),
+        let transactions = (0..VARIANTS).map(|_| match mode {
+            QueryMode::Simple => vec![simple(&SELECT.replace("$1", &account().to_string()))],
+            QueryMode::Extended => vec![extended(account())],
+            QueryMode::Prepared => vec![prepared(1, &mut account)],
+            QueryMode::Pipelined(depth) => vec![prepared(depth, &mut account)],
+            QueryMode::TpcB => tpcb(account(), scale),
         });
         Self {
-            before,
-            units: units.collect(),
+            setup,
+            transactions: transactions.collect(),
         }
     }
 
-    /// The unit of this number; they go round.
+    /// The transaction of this number; they go round.
     #[must_use]
-    pub fn unit(&self, number: usize) -> &[Step] {
-        let index = number.checked_rem(self.units.len()).unwrap_or(0);
-        self.units.get(index).map_or(&[], Vec::as_slice)
+    pub fn transaction(&self, number: usize) -> &[Step] {
+        let index = number.checked_rem(self.transactions.len()).unwrap_or(0);
+        self.transactions.get(index).map_or(&[], Vec::as_slice)
     }
 
-    /// ReadyForQuery that a unit brings: the queries in it.
+    /// ReadyForQuery that a transaction brings: the queries in it.
     #[must_use]
     pub fn queries(&self) -> usize {
-        self.unit(0).iter().map(|step| step.ready).sum()
+        self.transaction(0).iter().map(|step| step.ready).sum()
     }
 }
 
@@ -152,11 +152,11 @@ fn tpcb(account: u32, scale: u32) -> Vec<Step> {
 }
 
 /// xorshift64: which rows are read has to differ, and no more.
-struct Dice(u64);
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     /// 1 to `most`.
-    fn upto(&mut self, most: u32) -> u32 {
+    fn draw(&mut self, most: u32) -> u32 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -170,23 +170,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_within_the_tables_and_differ() {
-        let mut dice = Dice(1);
-        let drawn: Vec<u32> = (0..10_000).map(|_| dice.upto(100)).collect();
+    fn drawn_rows_are_within_the_table_and_differ() {
+        let mut rng = Rng(1);
+        let drawn: Vec<u32> = (0..10_000).map(|_| rng.draw(100)).collect();
         assert_eq!(
             (drawn.iter().min(), drawn.iter().max()),
             (Some(&1), Some(&100))
         );
-        let script = Script::new(Mode::Prepared, 1, 3);
-        assert_ne!(script.unit(0)[0].bytes, script.unit(1)[0].bytes);
-        assert_eq!(script.unit(0)[0].bytes, script.unit(1024)[0].bytes);
+        let script = Script::new(QueryMode::Prepared, 1, 3);
+        assert_ne!(
+            script.transaction(0)[0].bytes,
+            script.transaction(1)[0].bytes
+        );
+        assert_eq!(
+            script.transaction(0)[0].bytes,
+            script.transaction(1024)[0].bytes
+        );
     }
 
     #[test]
-    fn a_unit_knows_its_queries() {
+    fn queries_of_a_transaction_are_counted() {
         let queries = |mode| Script::new(mode, 1, 1).queries();
-        assert_eq!(queries(Mode::Prepared), 1);
-        assert_eq!(queries(Mode::Pipelined(10)), 10);
-        assert_eq!(queries(Mode::TpcB), 7);
+        assert_eq!(queries(QueryMode::Prepared), 1);
+        assert_eq!(queries(QueryMode::Pipelined(10)), 10);
+        assert_eq!(queries(QueryMode::TpcB), 7);
     }
 }

@@ -1,6 +1,6 @@
 //! Medians, ranges and ratios.
 //!
-//! A ratio is always taken within one round and the median over the rounds
+//! A ratio is always taken with_timeout one round and the median over the rounds
 //! afterwards: what disturbs a machine for a minute then disturbs both of its
 //! sides.
 
@@ -52,7 +52,7 @@ pub fn ratios(numerators: &[Option<f64>], denominators: &[Option<f64>]) -> Vec<f
 /// every other round goes backwards, so that nobody always follows the same
 /// neighbour.
 #[must_use]
-pub fn order(arms: usize, round: usize) -> Vec<usize> {
+pub fn arm_order(arms: usize, round: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..arms).collect();
     if arms > 0 {
         order.rotate_left(round % arms);
@@ -65,7 +65,7 @@ pub fn order(arms: usize, round: usize) -> Vec<usize> {
 
 /// Three digits that matter, and thousands set apart.
 #[must_use]
-pub fn figure(value: f64) -> String {
+pub fn format_figure(value: f64) -> String {
     let digits = match value.abs() {
         size if size >= 1000.0 => return thousands(value),
         size if size >= 100.0 => 0,
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_median_is_in_the_middle_and_knows_its_range() {
+    fn spread_has_the_median_and_the_range() {
         let spread = Spread::of([3.0, 1.0, 10.0]).unwrap();
         assert_eq!((spread.low, spread.median, spread.high), (1.0, 3.0, 10.0));
         assert_eq!(Spread::of([4.0, 1.0]).unwrap().median, 2.5);
@@ -113,20 +113,20 @@ mod tests {
     }
 
     #[test]
-    fn every_arm_begins_once_and_rounds_go_both_ways() {
-        assert_eq!(order(3, 0), [0, 1, 2]);
-        assert_eq!(order(3, 1), [0, 2, 1]);
-        assert_eq!(order(3, 2), [2, 0, 1]);
-        assert_eq!(order(0, 5), [0; 0]);
+    fn arm_order_rotates_and_alternates_direction() {
+        assert_eq!(arm_order(3, 0), [0, 1, 2]);
+        assert_eq!(arm_order(3, 1), [0, 2, 1]);
+        assert_eq!(arm_order(3, 2), [2, 0, 1]);
+        assert_eq!(arm_order(0, 5), [0; 0]);
     }
 
     #[test]
-    fn figures_show_three_digits() {
-        assert_eq!(figure(1_234_567.8), "1,234,568");
-        assert_eq!(figure(123.4), "123");
-        assert_eq!(figure(12.34), "12.3");
-        assert_eq!(figure(0.5), "0.50");
-        assert_eq!(figure(0.0123), "0.0123");
-        assert_eq!(figure(-4321.0), "-4,321");
+    fn format_figure_keeps_three_significant_digits() {
+        assert_eq!(format_figure(1_234_567.8), "1,234,568");
+        assert_eq!(format_figure(123.4), "123");
+        assert_eq!(format_figure(12.34), "12.3");
+        assert_eq!(format_figure(0.5), "0.50");
+        assert_eq!(format_figure(0.0123), "0.0123");
+        assert_eq!(format_figure(-4321.0), "-4,321");
     }
 }

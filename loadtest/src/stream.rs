@@ -11,15 +11,15 @@ use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt};
 use monoio::net::TcpStream;
 use rustls::ClientConnection;
 
-use crate::endpoint::{Opening, Target};
-use crate::error::{Error, Result, doing};
+use crate::endpoint::{Endpoint, Opening};
+use crate::error::{Error, Result, io_context};
 use crate::message::SSL_REQUEST;
 
-/// Bytes of a read, until [`Stream::widen`] asks for more.
+/// Bytes of a read, until [`Stream::set_read_size`] asks for more.
 const READ: usize = 16 * 1024;
 /// Most plaintext that rustls takes at once: its buffer's limit is 64 KiB, and
 /// what does not fit fails.
-const PIECE: usize = 48 * 1024;
+const MAX_PLAINTEXT: usize = 48 * 1024;
 
 /// One connection.
 pub struct Stream {
@@ -35,32 +35,32 @@ pub struct Stream {
 }
 
 /// A connection to be: what its ClientHello needs has been computed.
-pub struct Call<'a> {
-    target: &'a Target,
+pub struct PreparedConnection<'a> {
+    endpoint: &'a Endpoint,
     tls: Option<Box<ClientConnection>>,
 }
 
 /// A connection whose first bytes have been sent.
-pub struct Called {
+pub struct PendingHandshake {
     stream: Stream,
     opening: Opening,
     tls: Option<Box<ClientConnection>>,
 }
 
-impl<'a> Call<'a> {
+impl<'a> PreparedConnection<'a> {
     /// Computes a key share.
     ///
     /// # Errors
     /// TLS'.
-    pub fn new(target: &'a Target) -> Result<Self> {
-        let tls = match target.opening {
+    pub fn new(endpoint: &'a Endpoint) -> Result<Self> {
+        let tls = match endpoint.opening {
             Opening::Plain => None,
             Opening::SslRequest | Opening::Direct | Opening::Raw => {
-                let tls = ClientConnection::new(target.tls.clone(), target.name.clone())?;
+                let tls = ClientConnection::new(endpoint.tls.clone(), endpoint.name.clone())?;
                 Some(Box::new(tls))
             }
         };
-        Ok(Self { target, tls })
+        Ok(Self { endpoint, tls })
     }
 
     /// Connects, and sends what the server has to answer first: the SSLRequest or
@@ -68,17 +68,17 @@ impl<'a> Call<'a> {
     ///
     /// # Errors
     /// The system's or TLS'.
-    pub async fn knock(self) -> Result<Called> {
-        let Self { target, mut tls } = self;
-        let mut stream = Stream::connect(target).await?;
-        let opening = target.opening;
+    pub async fn start_handshake(self) -> Result<PendingHandshake> {
+        let Self { endpoint, mut tls } = self;
+        let mut stream = Stream::connect(endpoint).await?;
+        let opening = endpoint.opening;
         match (opening, &mut tls) {
             (Opening::SslRequest, _) => stream.output.extend_from_slice(&SSL_REQUEST),
-            (_, Some(tls)) => seal(tls, &mut stream.output)?,
+            (_, Some(tls)) => write_records(tls, &mut stream.output)?,
             (_, None) => {}
         }
         stream.flush().await?;
-        Ok(Called {
+        Ok(PendingHandshake {
             stream,
             opening,
             tls,
@@ -86,22 +86,22 @@ impl<'a> Call<'a> {
     }
 }
 
-impl Called {
+impl PendingHandshake {
     /// Completes the TLS handshake.
     ///
     /// # Errors
     /// The system's or TLS'; [`Error::Server`] if the server does not want TLS.
-    pub async fn enter(self) -> Result<Stream> {
+    pub async fn finish_handshake(self) -> Result<Stream> {
         let Self {
             mut stream,
             opening,
             tls,
         } = self;
         if opening == Opening::SslRequest {
-            stream.hear_of_tls().await?;
+            stream.read_ssl_response().await?;
         }
         stream.tls = tls;
-        stream.shake().await?;
+        stream.complete_handshake().await?;
         Ok(stream)
     }
 }
@@ -111,13 +111,17 @@ impl Stream {
     ///
     /// # Errors
     /// The system's or TLS'; [`Error::Server`] if the server does not want TLS.
-    pub async fn open(target: &Target) -> Result<Self> {
-        Call::new(target)?.knock().await?.enter().await
+    pub async fn open(endpoint: &Endpoint) -> Result<Self> {
+        PreparedConnection::new(endpoint)?
+            .start_handshake()
+            .await?
+            .finish_handshake()
+            .await
     }
 
-    async fn connect(target: &Target) -> Result<Self> {
-        let failed = || doing(format!("cannot connect to {}", target.address));
-        let socket = TcpStream::connect_addr(target.address).await;
+    async fn connect(endpoint: &Endpoint) -> Result<Self> {
+        let failed = || io_context(format!("cannot connect to {}", endpoint.address));
+        let socket = TcpStream::connect_addr(endpoint.address).await;
         let socket = socket.map_err(failed())?;
         socket.set_nodelay(true).map_err(failed())?;
         Ok(Self {
@@ -131,19 +135,19 @@ impl Stream {
     }
 
     /// The answer to an SSLRequest.
-    async fn hear_of_tls(&mut self) -> Result<()> {
+    async fn read_ssl_response(&mut self) -> Result<()> {
         // One byte and no more: what follows is TLS'.
         let (result, answer) = self.socket.read(vec![0; 1]).await;
-        match (result.map_err(doing("cannot read"))?, answer.first()) {
+        match (result.map_err(io_context("cannot read"))?, answer.first()) {
             (1, Some(b'S')) => Ok(()),
             (0, _) => Err(closed()),
             _ => Err(Error::Server("the server does not want TLS".to_owned())),
         }
     }
 
-    async fn shake(&mut self) -> Result<()> {
+    async fn complete_handshake(&mut self) -> Result<()> {
         while let Some(tls) = &mut self.tls {
-            seal(tls, &mut self.output)?;
+            write_records(tls, &mut self.output)?;
             let shaking = tls.is_handshaking();
             self.flush().await?;
             if !shaking {
@@ -166,9 +170,9 @@ impl Stream {
             self.output.extend_from_slice(bytes);
             return self.flush().await;
         };
-        for piece in bytes.chunks(PIECE) {
-            tls.writer().write_all(piece).map_err(doing("TLS"))?;
-            seal(tls, &mut self.output)?;
+        for piece in bytes.chunks(MAX_PLAINTEXT) {
+            tls.writer().write_all(piece).map_err(io_context("TLS"))?;
+            write_records(tls, &mut self.output)?;
         }
         self.flush().await
     }
@@ -181,7 +185,7 @@ impl Stream {
         let (result, mut output) = self.socket.write_all(output).await;
         output.clear();
         self.output = output;
-        result.map(|_| ()).map_err(doing("cannot write"))
+        result.map(|_| ()).map_err(io_context("cannot write"))
     }
 
     /// Waits for plaintext and shows it: no bytes mean that the server closed.
@@ -216,7 +220,7 @@ impl Stream {
         self.input = input;
         match result {
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(0),
-            result => result.map_err(doing("cannot read")),
+            result => result.map_err(io_context("cannot read")),
         }
     }
 
@@ -225,22 +229,23 @@ impl Stream {
         let Some(tls) = &mut self.tls else {
             return Ok(());
         };
-        let mut rest = self.input.as_slice();
-        while !rest.is_empty() {
-            tls.read_tls(&mut rest).map_err(doing("TLS"))?;
+        let mut release_buffers = self.input.as_slice();
+        while !release_buffers.is_empty() {
+            tls.read_tls(&mut release_buffers)
+                .map_err(io_context("TLS"))?;
             tls.process_new_packets()?;
-            drain(tls, &mut self.plain)?;
+            read_plaintext(tls, &mut self.plain)?;
         }
         Ok(())
     }
 
     /// Reads more at a time: for streams of bulk data.
-    pub fn widen(&mut self, bytes: usize) {
+    pub fn set_read_size(&mut self, bytes: usize) {
         self.read = bytes;
     }
 
-    /// Gives its buffers back: for connections that rest.
-    pub fn rest(&mut self) {
+    /// Gives its buffers back: for connections that release_buffers.
+    pub fn release_buffers(&mut self) {
         self.input = Vec::new();
         self.plain = Vec::new();
         self.output = Vec::new();
@@ -254,7 +259,7 @@ impl Stream {
     pub async fn close(mut self) -> Result<()> {
         if let Some(tls) = &mut self.tls {
             tls.send_close_notify();
-            seal(tls, &mut self.output)?;
+            write_records(tls, &mut self.output)?;
         }
         // The server may have closed first.
         if self.flush().await.is_err() {
@@ -267,14 +272,14 @@ impl Stream {
 }
 
 /// Appends all records that are to be sent.
-fn seal(tls: &mut ClientConnection, output: &mut Vec<u8>) -> Result<()> {
+fn write_records(tls: &mut ClientConnection, output: &mut Vec<u8>) -> Result<()> {
     while tls.wants_write() {
-        tls.write_tls(output).map_err(doing("TLS"))?;
+        tls.write_tls(output).map_err(io_context("TLS"))?;
     }
     Ok(())
 }
 
-fn drain(tls: &mut ClientConnection, plain: &mut Vec<u8>) -> Result<()> {
+fn read_plaintext(tls: &mut ClientConnection, plain: &mut Vec<u8>) -> Result<()> {
     loop {
         let mut reader = tls.reader();
         match reader.fill_buf() {
@@ -287,7 +292,7 @@ fn drain(tls: &mut ClientConnection, plain: &mut Vec<u8>) -> Result<()> {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             // An end without close_notify; the socket says so too.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
-            Err(error) => return Err(doing("TLS")(error)),
+            Err(error) => return Err(io_context("TLS")(error)),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Threads with a runtime each, that prepare, begin together, and are measured
+//! Threads with a runtime each, that prepare, warmup_start together, and are measured
 //! in one window.
 //!
 //! Nothing that is not part of the load falls into the window: connections are
@@ -10,34 +10,34 @@ use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::runtime::{Runtime, within};
+use crate::runtime::{Runtime, with_timeout};
 
 /// Between the last thread's readiness and the first request.
-const BREATH: Duration = Duration::from_millis(20);
+const START_DELAY: Duration = Duration::from_millis(20);
 
 /// One thread's place among all.
 #[derive(Clone, Copy, Debug)]
-pub struct Seat {
+pub struct Worker {
     /// From 0.
-    pub thread: usize,
+    pub index: usize,
     /// How many there are.
-    pub threads: usize,
+    pub count: usize,
 }
 
-impl Seat {
+impl Worker {
     /// This thread's share of `all`; the shares add up.
     #[must_use]
     pub fn share(self, all: usize) -> usize {
-        let more = usize::from(self.thread < all % self.threads.max(1));
-        all / self.threads.max(1) + more
+        let more = usize::from(self.index < all % self.count.max(1));
+        all / self.count.max(1) + more
     }
 }
 
 /// When to work, and which part of it counts.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
-    /// Work begins, and does not count yet.
-    pub begin: Instant,
+    /// Workload begins, and does not count yet.
+    pub warmup_start: Instant,
     /// From here on it counts.
     pub start: Instant,
     /// From here on it does not, and ends.
@@ -54,16 +54,16 @@ impl Window {
 
 /// How long a load takes.
 #[derive(Clone, Copy, Debug)]
-pub struct Times {
+pub struct Timing {
     /// Before what counts.
     pub warmup: Duration,
     /// What counts.
     pub measured: Duration,
     /// For preparing, and for the end after the window.
-    pub patience: Duration,
+    pub timeout: Duration,
 }
 
-impl Times {
+impl Timing {
     /// `seconds` that count, after a tenth of it, at least 0.2 s but no more than half of
     /// it, that does not.
     #[must_use]
@@ -72,25 +72,25 @@ impl Times {
         Self {
             warmup: (measured / 10).max(Duration::from_millis(200).min(measured / 2)),
             measured,
-            patience: Duration::from_secs(60),
+            timeout: Duration::from_secs(60),
         }
     }
 }
 
 /// What threads do.
-pub trait Work: Sync {
+pub trait Workload: Sync {
     /// What one thread has prepared: connections that are logged in.
     type Ready;
     /// What one thread has measured.
     type Done: Send;
 
     /// Makes ready, before the window.
-    fn prepare(&self, seat: Seat) -> impl Future<Output = Result<Self::Ready>>;
+    fn prepare(&self, worker: Worker) -> impl Future<Output = Result<Self::Ready>>;
 
     /// Works until the window ends.
     fn work(
         &self,
-        seat: Seat,
+        worker: Worker,
         ready: Self::Ready,
         window: Window,
     ) -> impl Future<Output = Result<Self::Done>>;
@@ -110,63 +110,69 @@ pub enum Edge {
 ///
 /// # Errors
 /// The first failure of any thread, of `edge`, or a signal.
-pub fn run<W: Work>(
+pub fn run<W: Workload>(
     work: &W,
     threads: usize,
-    times: Times,
+    timing: Timing,
     progress: &Progress,
     mut edge: impl FnMut(Edge) -> Result<()>,
 ) -> Result<Vec<W::Done>> {
     progress.done.store(0, std::sync::atomic::Ordering::Relaxed);
     std::thread::scope(|scope| {
-        let (tell, told) = channel();
-        let mut members = Vec::new();
+        let (ready_tx, ready_rx) = channel();
+        let mut workers = Vec::new();
         for thread in 0..threads {
-            let (go, wait) = channel();
-            let (seat, tell) = (Seat { thread, threads }, tell.clone());
-            members.push((
-                go,
-                scope.spawn(move || member(work, seat, times, &tell, &wait)),
+            let (start_tx, start_rx) = channel();
+            let (worker, ready_tx) = (
+                Worker {
+                    index: thread,
+                    count: threads,
+                },
+                ready_tx.clone(),
+            );
+            workers.push((
+                start_tx,
+                scope.spawn(move || run_worker(work, worker, timing, &ready_tx, &start_rx)),
             ));
         }
-        drop(tell);
+        drop(ready_tx);
         // A thread that failed says why when it is joined.
-        let ready = told.iter().take(threads).all(|ready| ready);
-        let window = window(times);
-        let handles: Vec<_> = members
+        let ready = ready_rx.iter().take(threads).all(|ready| ready);
+        let window = window(timing);
+        let handles: Vec<_> = workers
             .into_iter()
-            .map(|(go, handle)| {
+            .map(|(start_tx, handle)| {
                 if ready {
-                    let _ = go.send(window);
+                    let _ = start_tx.send(window);
                 }
                 handle
             })
             .collect();
         let watched = match ready {
-            true => watch(window, progress, &mut edge),
+            true => watch_window(window, progress, &mut edge),
             false => Ok(()),
         };
         let joined = handles.into_iter().map(|handle| {
             let panicked = |_| Err(Error::Server("a load thread panicked".to_owned()));
             handle.join().unwrap_or_else(panicked)
         });
-        let done = gather(joined)?;
+        let done = collect_results(joined)?;
         watched.map(|()| done)
     })
 }
 
-fn window(times: Times) -> Window {
-    let begin = Instant::now() + BREATH;
-    let start = begin + times.warmup;
+fn window(timing: Timing) -> Window {
+    let warmup_start = Instant::now() + START_DELAY;
+    let start = warmup_start + timing.warmup;
     Window {
-        begin,
+        warmup_start,
         start,
-        end: start + times.measured,
+        end: start + timing.measured,
     }
 }
 
 /// All of them, or the reason: who was stopped because of another is not it.
-fn gather<T>(outcomes: impl Iterator<Item = Result<T>>) -> Result<Vec<T>> {
+fn collect_results<T>(outcomes: impl Iterator<Item = Result<T>>) -> Result<Vec<T>> {
     let (mut done, mut reason) = (Vec::new(), None);
     for outcome in outcomes {
         match (outcome, &reason) {
@@ -178,7 +184,7 @@ fn gather<T>(outcomes: impl Iterator<Item = Result<T>>) -> Result<Vec<T>> {
     reason.map_or(Ok(done), Err)
 }
 
-fn watch(
+fn watch_window(
     window: Window,
     progress: &Progress,
     edge: &mut impl FnMut(Edge) -> Result<()>,
@@ -189,28 +195,32 @@ fn watch(
     edge(Edge::End)
 }
 
-fn member<W: Work>(
+fn run_worker<W: Workload>(
     work: &W,
-    seat: Seat,
-    times: Times,
-    tell: &Sender<bool>,
-    wait: &Receiver<Window>,
+    worker: Worker,
+    timing: Timing,
+    ready_tx: &Sender<bool>,
+    start_rx: &Receiver<Window>,
 ) -> Result<W::Done> {
     let prepared = Runtime::new().and_then(|mut runtime| {
-        let prepare = within(times.patience, "connecting", work.prepare(seat));
+        let prepare = with_timeout(timing.timeout, "connecting", work.prepare(worker));
         let ready = runtime.block_on(prepare)?;
         Ok((runtime, ready))
     });
     // Whoever listens is there as long as this thread.
-    let _ = tell.send(prepared.is_ok());
+    let _ = ready_tx.send(prepared.is_ok());
     let (mut runtime, ready) = prepared?;
-    let Ok(window) = wait.recv() else {
+    let Ok(window) = start_rx.recv() else {
         // Its connections are closed where they were made.
         runtime.block_on(async { drop(ready) });
         return Err(Error::Stopped);
     };
-    let limit = window.end.saturating_duration_since(Instant::now()) + times.patience;
-    runtime.block_on(within(limit, "the load", work.work(seat, ready, window)))
+    let limit = window.end.saturating_duration_since(Instant::now()) + timing.timeout;
+    runtime.block_on(with_timeout(
+        limit,
+        "the load",
+        work.work(worker, ready, window),
+    ))
 }
 
 #[cfg(test)]
@@ -218,46 +228,52 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_add_up() {
+    fn worker_shares_add_up_to_the_total() {
         for (all, threads) in [(0, 3), (1, 3), (10, 3), (64, 2), (5, 8)] {
-            let shares = (0..threads).map(|thread| Seat { thread, threads }.share(all));
+            let shares = (0..threads).map(|thread| {
+                Worker {
+                    index: thread,
+                    count: threads,
+                }
+                .share(all)
+            });
             assert_eq!(shares.sum::<usize>(), all, "{all} on {threads}");
         }
     }
 
-    struct Fails(usize);
+    struct FailingWorkload(usize);
 
-    impl Work for Fails {
+    impl Workload for FailingWorkload {
         type Ready = ();
         type Done = usize;
 
-        async fn prepare(&self, seat: Seat) -> Result<()> {
-            match seat.thread == self.0 {
+        async fn prepare(&self, worker: Worker) -> Result<()> {
+            match worker.index == self.0 {
                 true => Err(Error::Server("no".to_owned())),
                 false => Ok(()),
             }
         }
 
-        async fn work(&self, seat: Seat, (): (), window: Window) -> Result<usize> {
+        async fn work(&self, worker: Worker, (): (), window: Window) -> Result<usize> {
             let rest = window.end.saturating_duration_since(Instant::now());
             monoio::time::sleep(rest).await;
-            Ok(seat.thread)
+            Ok(worker.index)
         }
     }
 
-    fn times() -> Times {
-        Times {
+    fn timing() -> Timing {
+        Timing {
             warmup: Duration::from_millis(1),
             measured: Duration::from_millis(20),
-            patience: Duration::from_secs(20),
+            timeout: Duration::from_secs(20),
         }
     }
 
     #[test]
-    fn edges_come_in_order_and_all_threads_answer() {
+    fn window_edges_are_in_order_and_every_worker_returns() {
         let mut edges = Vec::new();
         let silent = Progress::silent();
-        let done = run(&Fails(9), 2, times(), &silent, |edge| {
+        let done = run(&FailingWorkload(9), 2, timing(), &silent, |edge| {
             edges.push(edge);
             Ok(())
         });
@@ -266,8 +282,14 @@ mod tests {
     }
 
     #[test]
-    fn one_failure_is_everybodys_and_keeps_its_reason() {
-        let outcome = run(&Fails(1), 3, times(), &Progress::silent(), |_| Ok(()));
+    fn a_failed_worker_stops_the_others_and_its_error_is_returned() {
+        let outcome = run(
+            &FailingWorkload(1),
+            3,
+            timing(),
+            &Progress::silent(),
+            |_| Ok(()),
+        );
         assert_eq!(outcome.unwrap_err().to_string(), "no");
     }
 }

@@ -17,14 +17,14 @@ use std::time::Duration;
 
 use loadtest::Result;
 use loadtest::compare::{self, Options, Part};
-use loadtest::endpoint::{Login, Opening, Target};
+use loadtest::endpoint::{Endpoint, Login, Opening};
 use loadtest::load::{bulk, connect, connection_storm, idle, query};
 use loadtest::peers::postgres::{Postgres, SCALE};
-use loadtest::peers::workspace::{Cores, House};
-use loadtest::peers::{self, Kind, Mode as SidecarMode, Peer};
+use loadtest::peers::workspace::{Cores, Workspace};
+use loadtest::peers::{self, Peer, PeerKind, SidecarMode};
 use loadtest::progress::Progress;
 use loadtest::report::Report;
-use loadtest::script::Mode;
+use loadtest::script::QueryMode;
 
 const SECONDS: f64 = 0.3;
 /// For new connections, of which each may take its time on a busy machine.
@@ -54,34 +54,34 @@ fn programs() -> PathBuf {
 }
 
 /// A Postgres, and what stands before it.
-struct Stage {
+struct Fixture {
     postgres: Postgres,
-    house: House,
+    workspace: Workspace,
     _one: std::sync::MutexGuard<'static, ()>,
 }
 
-impl Stage {
+impl Fixture {
     fn new() -> Self {
         let one = ONE
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        let cores = Cores::take(false).unwrap();
-        let house = House::new(cores, Some(&programs())).unwrap();
-        let postgres = Postgres::start(&house).unwrap();
+        let cores = Cores::assign(false).unwrap();
+        let workspace = Workspace::new(cores, Some(&programs())).unwrap();
+        let postgres = Postgres::start(&workspace).unwrap();
         Self {
             postgres,
-            house,
+            workspace,
             _one: one,
         }
     }
 
-    fn peer(&self, kind: Kind) -> Peer {
-        peers::start(kind, &self.house, &self.postgres.upstream).unwrap()
+    fn peer(&self, kind: PeerKind) -> Peer {
+        peers::start(kind, &self.workspace, &self.postgres.upstream).unwrap()
     }
 
     fn attested(&self) -> Peer {
         peers::start_sidecar(
-            &self.house,
+            &self.workspace,
             &self.postgres.upstream,
             SidecarMode::attested(),
         )
@@ -89,11 +89,11 @@ impl Stage {
     }
 }
 
-fn plan(peer: &Peer, clients: usize) -> query::Plan {
-    query::Plan {
+fn query_load(peer: &Peer, clients: usize) -> query::QueryLoad {
+    query::QueryLoad {
         scale: SCALE,
         pid: peer.pid(),
-        ..query::Plan::new(peer.target.clone(), peer.login.clone(), clients, SECONDS)
+        ..query::QueryLoad::new(peer.endpoint.clone(), peer.login.clone(), clients, SECONDS)
     }
 }
 
@@ -102,53 +102,56 @@ fn silent() -> Progress {
 }
 
 #[test]
-fn every_kind_of_query_comes_back_from_every_arm() {
-    let stage = Stage::new();
+fn all_query_modes_work_with_all_arms() {
+    let fixture = Fixture::new();
     for kind in [
-        Kind::Direct,
-        Kind::Relay,
-        Kind::Twin,
-        Kind::Sidecar,
-        Kind::SidecarEpoll,
-        Kind::SidecarUnix,
-        Kind::SidecarNoPoll,
+        PeerKind::Direct,
+        PeerKind::PlainRelay,
+        PeerKind::TokioBaseline,
+        PeerKind::Sidecar,
+        PeerKind::SidecarEpoll,
+        PeerKind::SidecarUnix,
+        PeerKind::SidecarNoPoll,
     ] {
-        let peer = stage.peer(kind);
+        let peer = fixture.peer(kind);
         let modes = [
-            Mode::Simple,
-            Mode::Extended,
-            Mode::Prepared,
-            Mode::Pipelined(10),
+            QueryMode::Simple,
+            QueryMode::Extended,
+            QueryMode::Prepared,
+            QueryMode::Pipelined(10),
         ];
         for mode in modes {
-            let plan = query::Plan {
+            let load = query::QueryLoad {
                 mode,
                 threads: 2,
-                ..plan(&peer, 4)
+                ..query_load(&peer, 4)
             };
-            let outcome = plan.run(&silent()).unwrap();
+            let outcome = load.run(&silent()).unwrap();
             assert!(outcome.queries > 0, "{kind} {mode:?}: {}", outcome.queries);
             let units = outcome.latencies[0].count();
-            let depth = if matches!(mode, Mode::Pipelined(_)) {
+            let depth = if matches!(mode, QueryMode::Pipelined(_)) {
                 10
             } else {
                 1
             };
             assert_eq!(outcome.queries, units * depth, "{kind} {mode:?}");
-            assert_eq!(outcome.micros_per_query().is_some(), kind != Kind::Direct);
+            assert_eq!(
+                outcome.micros_per_query().is_some(),
+                kind != PeerKind::Direct
+            );
         }
     }
 }
 
 #[test]
-fn transactions_write_where_the_role_may_and_fail_where_not() {
-    let stage = Stage::new();
-    let direct = stage.peer(Kind::Direct);
+fn tpcb_needs_write_privileges_and_the_pgbench_tables() {
+    let fixture = Fixture::new();
+    let direct = fixture.peer(PeerKind::Direct);
     let writer = Login::new("teesql_readwrite", "postgres", "");
-    let tpcb = |login| query::Plan {
-        mode: Mode::TpcB,
+    let tpcb = |login| query::QueryLoad {
+        mode: QueryMode::TpcB,
         login,
-        ..plan(&direct, 2)
+        ..query_load(&direct, 2)
     };
     let outcome = tpcb(writer).run(&silent()).unwrap();
     assert_eq!(outcome.queries, outcome.latencies[0].count() * 7);
@@ -160,33 +163,33 @@ fn transactions_write_where_the_role_may_and_fail_where_not() {
         database: "template1".to_owned(),
         ..direct.login.clone()
     };
-    let missing = query::Plan {
+    let missing = query::QueryLoad {
         login: elsewhere,
-        ..plan(&direct, 1)
+        ..query_load(&direct, 1)
     };
     let missing = missing.run(&silent()).unwrap_err();
     assert!(missing.to_string().contains("pgbench -i -s"), "{missing}");
 }
 
 #[test]
-fn an_open_loop_keeps_its_rate_and_tells_its_own_lateness() {
-    let stage = Stage::new();
-    let direct = stage.peer(Kind::Direct);
-    let outcome = query::Plan {
+fn an_open_loop_keeps_its_rate_and_records_its_lateness() {
+    let fixture = Fixture::new();
+    let direct = fixture.peer(PeerKind::Direct);
+    let outcome = query::QueryLoad {
         rate: Some(500.0),
-        ..plan(&direct, 4)
+        ..query_load(&direct, 4)
     }
     .run(&silent())
     .unwrap();
     // 150 fall due in the window and 100 before it. Of the former none is lost but
-    // the four that may be under way at its end; of the latter some may be late.
+    // the four that may be under direction at its end; of the latter some may be late.
     let due = outcome.queries + outcome.unserved;
     assert!((146..=250).contains(&due), "{due}");
     assert!(outcome.lateness.count() > 0);
     // More than one connection can do: what is left over is counted, and waited.
-    let flooded = query::Plan {
+    let flooded = query::QueryLoad {
         rate: Some(200_000.0),
-        ..plan(&direct, 1)
+        ..query_load(&direct, 1)
     };
     let flooded = flooded.run(&silent()).unwrap();
     assert!(flooded.unserved > 1_000, "{}", flooded.unserved);
@@ -194,37 +197,37 @@ fn an_open_loop_keeps_its_rate_and_tells_its_own_lateness() {
 }
 
 #[test]
-fn bulk_data_is_the_same_at_both_ends() {
-    let stage = Stage::new();
-    for kind in [Kind::Direct, Kind::Twin, Kind::Sidecar] {
-        let peer = stage.peer(kind);
-        for way in [bulk::Way::Out, bulk::Way::In] {
-            let plan = bulk::Plan {
-                target: peer.target.clone(),
+fn copied_rows_are_identical_at_both_ends() {
+    let fixture = Fixture::new();
+    for kind in [PeerKind::Direct, PeerKind::TokioBaseline, PeerKind::Sidecar] {
+        let peer = fixture.peer(kind);
+        for direction in [bulk::Direction::Out, bulk::Direction::In] {
+            let load = bulk::CopyLoad {
+                endpoint: peer.endpoint.clone(),
                 login: peer.login.clone(),
-                way,
+                direction,
                 // Not a whole number of messages or writes.
                 rows: 5_003,
                 check: true,
                 pid: peer.pid(),
             };
-            let outcome = plan.run(&silent()).unwrap();
-            assert_eq!(outcome.bytes, 5_003.0 * 1_024.0, "{kind} {way:?}");
+            let outcome = load.run(&silent()).unwrap();
+            assert_eq!(outcome.bytes, 5_003.0 * 1_024.0, "{kind} {direction:?}");
         }
     }
 }
 
 #[test]
-fn newcomers_come_in_by_every_opening_with_every_certificate() {
-    let stage = Stage::new();
-    let peer = stage.attested();
-    let client = stage.house.tdx.chain("client").unwrap();
+fn new_connections_work_with_every_opening() {
+    let fixture = Fixture::new();
+    let peer = fixture.attested();
+    let client = fixture.workspace.tdx.identity("client").unwrap();
     for opening in [Opening::SslRequest, Opening::Direct, Opening::Raw] {
-        let target = Target::loopback(peer.target.address, opening, Some(&client)).unwrap();
+        let endpoint = Endpoint::loopback(peer.endpoint.address, opening, Some(&client)).unwrap();
         for until in [connect::Until::Handshake, connect::Until::Login] {
-            let login = stage.house.secret_scram_login();
-            let plan = connect::Plan::new(target.clone(), login, until, 2, LONGER);
-            let outcome = plan.run(&silent()).unwrap();
+            let login = fixture.workspace.secret_scram_login();
+            let load = connect::ConnectLoad::new(endpoint.clone(), login, until, 2, LONGER);
+            let outcome = load.run(&silent()).unwrap();
             assert_eq!(
                 outcome.failed, 0,
                 "{opening} {until:?}: {:?}",
@@ -234,70 +237,76 @@ fn newcomers_come_in_by_every_opening_with_every_certificate() {
         }
     }
     // Direct to Postgres, whose SCRAM this side speaks too.
-    let direct = stage.peer(Kind::Direct);
-    let (target, login) = (direct.target.clone(), stage.house.scram_login());
-    let plan = connect::Plan::new(target, login, connect::Until::Login, 2, LONGER);
-    let outcome = plan.run(&silent()).unwrap();
+    let direct = fixture.peer(PeerKind::Direct);
+    let (endpoint, login) = (direct.endpoint.clone(), fixture.workspace.scram_login());
+    let load = connect::ConnectLoad::new(endpoint, login, connect::Until::Login, 2, LONGER);
+    let outcome = load.run(&silent()).unwrap();
     assert_eq!(outcome.failed, 0, "{:?}", outcome.reason);
     // A wrong secret is a failure that is counted, and told without it.
     let wrong = Login::new("teesql_read", "postgres", &"ab".repeat(32));
     let until = connect::Until::Login;
-    let plan = connect::Plan::new(peer.target.clone(), wrong, until, 1, LONGER);
-    let outcome = plan.run(&silent()).unwrap();
+    let load = connect::ConnectLoad::new(peer.endpoint.clone(), wrong, until, 1, LONGER);
+    let outcome = load.run(&silent()).unwrap();
     assert!(outcome.connections == 0 && outcome.failed > 0);
     assert!(!outcome.reason.unwrap().contains("abab"));
 }
 
 #[test]
-fn a_crowd_of_strangers_is_let_in() {
-    let stage = Stage::new();
-    let peer = stage.attested();
-    let stranger = |number| {
-        let chain = stage.house.tdx.chain(&format!("stranger {number}"))?;
-        peer.target.with_identity(&chain)
+fn a_storm_of_unknown_clients_is_admitted() {
+    let fixture = Fixture::new();
+    let peer = fixture.attested();
+    let unknown_client = |number| {
+        let chain = fixture
+            .workspace
+            .tdx
+            .identity(&format!("stranger {number}"))?;
+        peer.endpoint.with_identity(&chain)
     };
-    let plan = connection_storm::Plan {
-        sessions: plan(&peer, 2),
-        strangers: (0..50).map(stranger).collect::<Result<_>>().unwrap(),
+    let load = connection_storm::ConnectionStorm {
+        sessions: query_load(&peer, 2),
+        unknown_clients: (0..50).map(unknown_client).collect::<Result<_>>().unwrap(),
         login: peer.login.clone(),
-        quiet: Duration::from_millis(300),
-        stormy: Duration::from_millis(700),
+        before: Duration::from_millis(300),
+        during: Duration::from_millis(700),
     };
-    let outcome = plan.run(&silent()).unwrap();
-    assert_eq!((outcome.flood.admitted, outcome.flood.refused), (50, 0));
-    let (quiet, stormy) = outcome.p99();
-    assert!(quiet > 0.0 && stormy > 0.0, "{quiet} {stormy}");
+    let outcome = load.run(&silent()).unwrap();
+    assert_eq!(
+        (outcome.admission.admitted, outcome.admission.refused),
+        (50, 0)
+    );
+    let (before, during) = outcome.p99();
+    assert!(before > 0.0 && during > 0.0, "{before} {during}");
     // Without a certificate they are strangers indeed.
-    let bare = Target::loopback(peer.target.address, Opening::Raw, None).unwrap();
-    let flood = connection_storm::flood(&[bare.clone(), bare], &peer.login).unwrap();
-    assert_eq!((flood.admitted, flood.refused), (0, 2));
+    let bare = Endpoint::loopback(peer.endpoint.address, Opening::Raw, None).unwrap();
+    let admission = connection_storm::connect_all(&[bare.clone(), bare], &peer.login).unwrap();
+    assert_eq!((admission.admitted, admission.refused), (0, 2));
 }
 
 #[test]
-fn idle_connections_are_held_and_counted() {
-    let stage = Stage::new();
-    let peer = stage.peer(Kind::Sidecar);
-    let plan = idle::Plan {
-        target: peer.target.clone(),
+fn idle_connections_stay_open_and_are_counted() {
+    let fixture = Fixture::new();
+    let peer = fixture.peer(PeerKind::Sidecar);
+    let load = idle::IdleLoad {
+        endpoint: peer.endpoint.clone(),
         login: peer.login.clone(),
         steps: vec![10, 40],
-        rest: Duration::from_millis(100),
+        idle_time: Duration::from_millis(100),
         pid: peer.pid().unwrap(),
     };
-    let outcome = plan.run(&silent()).unwrap();
+    let outcome = load.run(&silent()).unwrap();
     let counts: Vec<_> = outcome
-        .climb
+        .steps
         .iter()
         .map(|point| point.connections)
         .collect();
     assert_eq!(counts, [10, 40]);
-    assert_eq!(outcome.rested.connections, 40);
-    assert!(outcome.before.pss > 1_000.0 && outcome.rested.pss >= outcome.before.pss);
+    assert_eq!(outcome.after_idle.connections, 40);
+    assert!(outcome.before.pss > 1_000.0 && outcome.after_idle.pss >= outcome.before.pss);
 }
 
 /// The whole comparison, as small as it can be.
 #[test]
-fn a_small_comparison_makes_a_report() {
+fn a_small_comparison_writes_a_report() {
     let one = ONE
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -309,14 +318,14 @@ fn a_small_comparison_makes_a_report() {
         idle: 50,
         growth: 64,
         certificates: 3,
-        arms: vec![Kind::Direct, Kind::Twin, Kind::Sidecar],
+        arms: vec![PeerKind::Direct, PeerKind::TokioBaseline, PeerKind::Sidecar],
         // The storm has a test of its own, and times that are not to be had shorter.
         parts: Part::ALL
             .into_iter()
             .filter(|part| *part != Part::Storm)
             .collect(),
         programs: Some(programs()),
-        settle: Duration::ZERO,
+        max_settle: Duration::ZERO,
         ..Options::quick()
     };
     let report = compare::run(&options, &silent()).unwrap();

@@ -7,10 +7,12 @@
     clippy::indexing_slicing
 )]
 
-use loadtest::latency::Latencies;
-use loadtest::load::idle::{Outcome, Point};
+use loadtest::latency::LatencyHistogram;
+use loadtest::load::idle::{MemorySample, Outcome};
 use loadtest::machine::Machine;
-use loadtest::report::{Arm, Bound, Case, Climb, Column, Report, Sample, Samples, Target, Verdict};
+use loadtest::report::{
+    Arm, Bound, Case, Column, IdleMemory, Report, Sample, Samples, Target, Verdict,
+};
 use loadtest::stats::Spread;
 
 fn columns(names: &[(&str, &str)]) -> Vec<Column> {
@@ -22,7 +24,7 @@ fn columns(names: &[(&str, &str)]) -> Vec<Column> {
 }
 
 fn sample(cpu: Option<f64>, tps: f64) -> Option<Sample> {
-    let mut latencies = Latencies::new().unwrap();
+    let mut latencies = LatencyHistogram::new().unwrap();
     for step in 1..=1000 {
         latencies.record(std::time::Duration::from_micros(100 + step));
     }
@@ -70,7 +72,7 @@ fn target(what: &str, bound: Bound, measured: Option<f64>) -> Target {
 }
 
 fn report() -> Report {
-    let point = |connections, pss| Point {
+    let point = |connections, pss| MemorySample {
         connections,
         pss,
         rss: pss + 500.0,
@@ -95,30 +97,30 @@ fn report() -> Report {
             .into(),
         missing: vec![("stunnel".to_owned(), "stunnel is not installed".to_owned())],
         cases: vec![select(1), select(16)],
-        idle: vec![Climb {
+        idle: vec![IdleMemory {
             arm: "sidecar".to_owned(),
             outcome: Outcome {
                 before: point(0, 10_000.0),
-                climb: vec![point(1_000, 18_000.0), point(5_000, 50_000.0)],
-                rested: point(5_000, 45_000.0),
+                steps: vec![point(1_000, 18_000.0), point(5_000, 50_000.0)],
+                after_idle: point(5_000, 45_000.0),
             },
         }],
         targets: vec![
-            target("met", Bound::Most(0.6), Some(0.5)),
-            target("missed", Bound::Least(0.95), Some(0.5)),
-            target("not measured", Bound::Most(8.0), None),
+            target("met", Bound::AtMost(0.6), Some(0.5)),
+            target("missed", Bound::AtLeast(0.95), Some(0.5)),
+            target("not measured", Bound::AtMost(8.0), None),
         ],
         remarks: vec!["Not quiet.".to_owned()],
     }
 }
 
 #[test]
-fn the_table_says_what_was_measured() {
+fn table_snapshot() {
     insta::assert_snapshot!(report().table());
 }
 
 #[test]
-fn a_verdict_goes_by_the_median() {
+fn the_median_decides_the_verdict() {
     let verdicts: Vec<_> = report().targets.iter().map(Target::verdict).collect();
     assert_eq!(
         verdicts,
@@ -127,7 +129,7 @@ fn a_verdict_goes_by_the_median() {
 }
 
 #[test]
-fn two_runs_are_compared_target_by_target() {
+fn agreement_compares_two_runs_by_target() {
     let (first, mut second) = (report(), report());
     second.targets.remove(2);
     second.targets[0].measured = Spread::of([0.55]);
@@ -147,7 +149,7 @@ fn two_runs_are_compared_target_by_target() {
 }
 
 #[test]
-fn ratios_come_from_within_the_rounds() {
+fn case_ratios_are_taken_within_a_round() {
     let ratio = select(16).ratio("sidecar", "twin", "cpu").unwrap();
     assert_eq!((ratio.low, ratio.median, ratio.high), (0.5, 0.5, 0.5));
     assert_eq!(select(16).ratio("sidecar", "haproxy", "cpu"), None);
@@ -155,7 +157,7 @@ fn ratios_come_from_within_the_rounds() {
 }
 
 #[test]
-fn json_comes_back_as_it_went() {
+fn json_round_trip() {
     let folder = tempfile::tempdir().unwrap();
     report().write(folder.path()).unwrap();
     let back = Report::read(&folder.path().join("report.json")).unwrap();
@@ -169,7 +171,7 @@ fn json_comes_back_as_it_went() {
 /// Every tag is closed in its turn, nothing but numbers is drawn, and nothing is
 /// loaded from elsewhere.
 #[test]
-fn the_page_is_well_formed_and_alone() {
+fn the_page_is_well_formed_and_self_contained() {
     let page = report().page();
     assert!(page.matches("<svg").count() >= 6, "pictures are missing");
     assert!(page.contains("A &lt;processor&gt;") && page.contains("&lt;b&gt;&amp;&quot;"));
@@ -184,7 +186,7 @@ fn the_page_is_well_formed_and_alone() {
 }
 
 #[test]
-fn an_empty_report_is_a_page_too() {
+fn an_empty_report_renders() {
     let page = Report::default().page();
     assert_eq!(page.matches("<svg").count(), 0);
     well_formed(&page);

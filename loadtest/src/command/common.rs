@@ -6,14 +6,14 @@ use std::time::Duration;
 use clap::ArgMatches;
 
 use super::flags::{address, path, text, value};
-use crate::endpoint::{Chain, Login, Opening, Target};
-use crate::error::{Error, Result, doing};
-use crate::latency::Latencies;
+use crate::endpoint::{Endpoint, Identity, Login, Opening};
+use crate::error::{Error, Result, io_context};
+use crate::latency::LatencyHistogram;
 use crate::load::Meter;
-use crate::mock_tdx::Tdx;
-use crate::stats::figure;
+use crate::mock_tdx::MockTdx;
+use crate::stats::format_figure;
 
-pub(super) fn target(flags: &ArgMatches, tdx: &Tdx) -> Result<Target> {
+pub(super) fn endpoint(flags: &ArgMatches, tdx: &MockTdx) -> Result<Endpoint> {
     let to = address(flags, "to")?;
     let opening = value(flags, "opening")?.unwrap_or(Opening::SslRequest);
     let identity = match (
@@ -21,8 +21,8 @@ pub(super) fn target(flags: &ArgMatches, tdx: &Tdx) -> Result<Target> {
         path(flags, "key"),
         flags.get_flag("mock-tdx"),
     ) {
-        (Some(cert), Some(key), false) => Some(Chain::read(&cert, &key)?),
-        (None, None, true) => Some(tdx.chain("client")?),
+        (Some(cert), Some(key), false) => Some(Identity::read(&cert, &key)?),
+        (None, None, true) => Some(tdx.identity("client")?),
         (None, None, false) => None,
         _ => {
             return Err(Error::Usage(
@@ -31,10 +31,10 @@ pub(super) fn target(flags: &ArgMatches, tdx: &Tdx) -> Result<Target> {
         }
     };
     match path(flags, "ca") {
-        None => Target::loopback(to, opening, identity.as_ref()),
+        None => Endpoint::loopback(to, opening, identity.as_ref()),
         Some(ca) => {
             let name = text(flags, "server-name").unwrap_or("localhost");
-            Target::trusted(to, opening, identity.as_ref(), &ca, name)
+            Endpoint::trusted(to, opening, identity.as_ref(), &ca, name)
         }
     }
 }
@@ -45,7 +45,7 @@ pub(super) fn login(flags: &ArgMatches) -> Result<Login> {
     let password = match path(flags, "password-file") {
         Some(file) => {
             let read = std::fs::read_to_string(&file);
-            read.map_err(doing(file.display().to_string()))?
+            read.map_err(io_context(file.display().to_string()))?
         }
         None => std::env::var("PGPASSWORD").unwrap_or_default(),
     };
@@ -58,25 +58,25 @@ pub(super) fn login(flags: &ArgMatches) -> Result<Login> {
     ))
 }
 
-pub(super) fn distribution(text: &mut String, latencies: &Latencies) {
+pub(super) fn distribution(text: &mut String, latencies: &LatencyHistogram) {
     let _ = write!(text, "\nlatency µs:");
     for percent in [50.0, 90.0, 99.0, 99.9] {
         let _ = write!(
             text,
             " p{percent} {}",
-            figure(latencies.percentile(percent))
+            format_figure(latencies.percentile(percent))
         );
     }
-    let _ = write!(text, " max {}", figure(latencies.summary().most));
+    let _ = write!(text, " max {}", format_figure(latencies.summary().max));
 }
 
 /// The CPU that it took, and a warning where the load took more.
 pub(super) fn cost(text: &mut String, meter: &Meter, seconds: f64) {
     let share = |time: Duration| 100.0 * time.as_secs_f64() / seconds.max(1e-9);
-    let _ = write!(text, "\nCPU: load {:.0} % of a core", share(meter.ours));
-    if let Some(theirs) = meter.theirs {
+    let _ = write!(text, "\nCPU: load {:.0} % of a core", share(meter.load_cpu));
+    if let Some(theirs) = meter.process_cpu {
         let _ = write!(text, ", process {:.0} %", share(theirs));
-        if meter.ours > theirs {
+        if meter.load_cpu > theirs {
             text.push_str("; the load cost more CPU than what it measured");
         }
     }

@@ -42,7 +42,7 @@ where
     text(flags, name).map(parse).transpose()
 }
 
-/// A flag's value within a range.
+/// A flag's value with_timeout a range.
 pub(super) fn number<T>(
     flags: &ArgMatches,
     name: &str,

@@ -5,17 +5,17 @@ use std::time::Duration;
 
 use clap::{ArgMatches, Command};
 
-use super::common::{cost, distribution, login, target};
+use super::common::{cost, distribution, endpoint, login};
 use super::flags::{flag, number, seconds, switch, text, value};
-use crate::endpoint::{Login, Target};
-use crate::error::{Error, Result, doing};
+use crate::endpoint::{Endpoint, Login};
+use crate::error::{Error, Result, io_context};
 use crate::load::{MAX_CONNECTIONS, bulk, connect, connection_storm, idle, query};
-use crate::machine::descriptors;
-use crate::mock_tdx::Tdx;
+use crate::machine::raise_descriptor_limit;
+use crate::mock_tdx::MockTdx;
 use crate::process_usage::Pid;
 use crate::progress::Progress;
-use crate::script::Mode;
-use crate::stats::figure;
+use crate::script::QueryMode;
+use crate::stats::format_figure;
 
 /// Most units a second of an open loop.
 const MAX_RATE: f64 = 1e6;
@@ -83,8 +83,8 @@ fn shared(name: &'static str, about: &'static str) -> Command {
 }
 
 pub(super) fn execute(name: &str, flags: &ArgMatches, progress: &Progress) -> Result<String> {
-    let _ = descriptors();
-    let tdx = Tdx::new()?;
+    let _ = raise_descriptor_limit();
+    let tdx = MockTdx::new()?;
     let load = Load::read(flags, tdx)?;
     match name {
         "query" => load.query(flags, progress),
@@ -98,8 +98,8 @@ pub(super) fn execute(name: &str, flags: &ArgMatches, progress: &Progress) -> Re
 
 /// What the flags of all loads say.
 struct Load {
-    tdx: Tdx,
-    target: Target,
+    tdx: MockTdx,
+    endpoint: Endpoint,
     login: Login,
     clients: usize,
     threads: usize,
@@ -108,9 +108,9 @@ struct Load {
 }
 
 impl Load {
-    fn read(flags: &ArgMatches, tdx: Tdx) -> Result<Self> {
+    fn read(flags: &ArgMatches, tdx: MockTdx) -> Result<Self> {
         Ok(Self {
-            target: target(flags, &tdx)?,
+            endpoint: endpoint(flags, &tdx)?,
             login: login(flags)?,
             clients: number(flags, "clients", 1..=MAX_CONNECTIONS, 16)?,
             threads: number(flags, "threads", 1..=256, 1)?,
@@ -130,30 +130,30 @@ impl Load {
                 "--rate times --seconds: at most {MAX_DUE}"
             )));
         }
-        let plan = query::Plan {
-            mode: value(flags, "mode")?.unwrap_or(Mode::Prepared),
+        let load = query::QueryLoad {
+            mode: value(flags, "mode")?.unwrap_or(QueryMode::Prepared),
             scale: number(flags, "scale", 1..=10_000, 1)?,
             threads: self.threads,
             rate,
             pid: self.pid,
-            ..query::Plan::new(
-                self.target.clone(),
+            ..query::QueryLoad::new(
+                self.endpoint.clone(),
                 self.login.clone(),
                 self.clients,
                 self.seconds,
             )
         };
-        let outcome = plan.run(progress)?;
+        let outcome = load.run(progress)?;
         let [latencies, ..] = &outcome.latencies;
-        let mut text = format!("{} queries/s", figure(outcome.per_second()));
+        let mut text = format!("{} queries/s", format_figure(outcome.per_second()));
         distribution(&mut text, latencies);
         if rate.is_some() {
             let _ = write!(
                 text,
                 "\nfrom the intended start; the load itself was late by p50 {} µs, p99 {} µs; \
                  {} were due and never begun",
-                figure(outcome.lateness.percentile(50.0)),
-                figure(outcome.lateness.percentile(99.0)),
+                format_figure(outcome.lateness.percentile(50.0)),
+                format_figure(outcome.lateness.percentile(99.0)),
                 outcome.unserved,
             );
         }
@@ -167,32 +167,32 @@ impl Load {
             false => connect::Until::Handshake,
         };
         let count = number(flags, "count", 1..=100_000, 2_000)?;
-        let (pick, wanted) = match text(flags, "certificates").unwrap_or("one") {
-            "one" => (connect::Pick::First, 0),
-            "each" => (connect::Pick::Mine, self.clients),
-            "new" => (connect::Pick::Next, count),
+        let (certificate_use, wanted) = match text(flags, "certificates").unwrap_or("one") {
+            "one" => (connect::CertificateUse::Shared, 0),
+            "each" => (connect::CertificateUse::PerClient, self.clients),
+            "new" => (connect::CertificateUse::PerConnection, count),
             other => {
                 return Err(Error::Usage(format!(
                     "--certificates {other}: one, each or new"
                 )));
             }
         };
-        let targets = match wanted {
-            0 => vec![self.target.clone()],
-            wanted => self.strangers(wanted, progress)?,
+        let endpoints = match wanted {
+            0 => vec![self.endpoint.clone()],
+            wanted => self.unknown_clients(wanted, progress)?,
         };
-        let (target, login) = (self.target.clone(), self.login.clone());
-        let plan = connect::Plan {
-            targets,
-            pick,
+        let (endpoint, login) = (self.endpoint.clone(), self.login.clone());
+        let load = connect::ConnectLoad {
+            endpoints,
+            certificate_use,
             threads: self.threads,
             pid: self.pid,
-            ..connect::Plan::new(target, login, until, self.clients, self.seconds)
+            ..connect::ConnectLoad::new(endpoint, login, until, self.clients, self.seconds)
         };
-        let outcome = plan.run(progress)?;
+        let outcome = load.run(progress)?;
         let mut text = format!(
             "{} connections/s, {} failed",
-            figure(outcome.per_second()),
+            format_figure(outcome.per_second()),
             outcome.failed
         );
         if let Some(reason) = &outcome.reason {
@@ -203,7 +203,7 @@ impl Load {
             let _ = write!(
                 text,
                 "\n{} for each second of the process' CPU",
-                figure(per_core)
+                format_figure(per_core)
             );
         }
         cost(&mut text, &outcome.meter, self.seconds);
@@ -211,15 +211,15 @@ impl Load {
     }
 
     /// Targets with certificates that nobody has seen, of this run.
-    fn strangers(&self, count: usize, progress: &Progress) -> Result<Vec<Target>> {
+    fn unknown_clients(&self, count: usize, progress: &Progress) -> Result<Vec<Endpoint>> {
         let mut nonce = [0; 8];
-        getrandom::fill(&mut nonce).map_err(|error| doing("no randomness")(error.into()))?;
+        getrandom::fill(&mut nonce).map_err(|error| io_context("no randomness")(error.into()))?;
         let run = hex::encode(nonce);
         let issue = |number: usize| {
-            progress.check()?;
-            progress.now(&format!("issuing certificates: {number}"));
-            let chain = self.tdx.chain(&format!("{run} {number}"))?;
-            self.target.with_identity(&chain)
+            progress.check_signal()?;
+            progress.status(&format!("issuing certificates: {number}"));
+            let chain = self.tdx.identity(&format!("{run} {number}"))?;
+            self.endpoint.with_identity(&chain)
         };
         (0..count).map(issue).collect()
     }
@@ -232,23 +232,23 @@ impl Load {
             true => vec![self.clients / 5, self.clients / 2, self.clients],
             false => vec![self.clients],
         };
-        let plan = idle::Plan {
-            target: self.target.clone(),
+        let load = idle::IdleLoad {
+            endpoint: self.endpoint.clone(),
             login: self.login.clone(),
             steps,
-            rest: Duration::from_secs_f64(self.seconds),
+            idle_time: Duration::from_secs_f64(self.seconds),
             pid,
         };
-        let outcome = plan.run(progress)?;
-        let mut text = format!("before: PSS {} KB", figure(outcome.before.pss));
-        for point in outcome.climb.iter().chain([&outcome.rested]) {
+        let outcome = load.run(progress)?;
+        let mut text = format!("before: PSS {} KB", format_figure(outcome.before.pss));
+        for point in outcome.steps.iter().chain([&outcome.after_idle]) {
             let _ = write!(
                 text,
                 "\n{} connections: PSS {} KB, RSS {} KB, {} KB each",
                 point.connections,
-                figure(point.pss),
-                figure(point.rss),
-                figure(outcome.per_connection(*point)),
+                format_figure(point.pss),
+                format_figure(point.rss),
+                format_figure(outcome.per_connection(*point)),
             );
         }
         text.push_str(" (after a rest)");
@@ -256,26 +256,30 @@ impl Load {
     }
 
     fn bulk(&self, flags: &ArgMatches, progress: &Progress) -> Result<String> {
-        let way = match text(flags, "way").unwrap_or("out") {
-            "out" => bulk::Way::Out,
-            "in" => bulk::Way::In,
+        let direction = match text(flags, "way").unwrap_or("out") {
+            "out" => bulk::Direction::Out,
+            "in" => bulk::Direction::In,
             other => return Err(Error::Usage(format!("--way {other}: out or in"))),
         };
-        let plan = bulk::Plan {
-            target: self.target.clone(),
+        let load = bulk::CopyLoad {
+            endpoint: self.endpoint.clone(),
             login: self.login.clone(),
-            way,
+            direction,
             rows: number(flags, "mib", 1..=65_536, 256)? * 1024,
             check: true,
             pid: self.pid,
         };
-        let outcome = plan.run(progress)?;
+        let outcome = load.run(progress)?;
         let mut text = format!(
             "{} GB/s, content as it has to be",
-            figure(outcome.gb_per_second())
+            format_figure(outcome.gb_per_second())
         );
         if let Some(cpu) = outcome.cpu_per_gb() {
-            let _ = write!(text, "\n{} s of the process' CPU for each GB", figure(cpu));
+            let _ = write!(
+                text,
+                "\n{} s of the process' CPU for each GB",
+                format_figure(cpu)
+            );
         }
         cost(&mut text, &outcome.meter, outcome.seconds);
         Ok(text)
@@ -284,32 +288,32 @@ impl Load {
     fn storm(&self, flags: &ArgMatches, progress: &Progress) -> Result<String> {
         let count = number(flags, "strangers", 1..=MAX_CONNECTIONS, 1_000)?;
         let measured = Duration::from_secs_f64(self.seconds);
-        let (target, login) = (self.target.clone(), self.login.clone());
-        let plan = connection_storm::Plan {
-            sessions: query::Plan {
+        let (endpoint, login) = (self.endpoint.clone(), self.login.clone());
+        let load = connection_storm::ConnectionStorm {
+            sessions: query::QueryLoad {
                 scale: number(flags, "scale", 1..=10_000, 1)?,
                 threads: self.threads,
                 pid: self.pid,
-                ..query::Plan::new(target, login.clone(), self.clients, self.seconds)
+                ..query::QueryLoad::new(endpoint, login.clone(), self.clients, self.seconds)
             },
-            strangers: self.strangers(count, progress)?,
+            unknown_clients: self.unknown_clients(count, progress)?,
             login,
-            quiet: measured,
-            stormy: measured,
+            before: measured,
+            during: measured,
         };
-        let outcome = plan.run(progress)?;
-        let (quiet, stormy) = outcome.p99();
-        let flood = &outcome.flood;
+        let outcome = load.run(progress)?;
+        let (before, during) = outcome.p99();
+        let admission = &outcome.admission;
         let mut text = format!(
             "sessions' p99: quiet {} µs, stormy {} µs, ratio {}\n{} strangers admitted, {} refused, in {:?}",
-            figure(quiet),
-            figure(stormy),
-            figure(stormy / quiet),
-            flood.admitted,
-            flood.refused,
-            flood.took,
+            format_figure(before),
+            format_figure(during),
+            format_figure(during / before),
+            admission.admitted,
+            admission.refused,
+            admission.took,
         );
-        if let Some(reason) = &flood.reason {
+        if let Some(reason) = &admission.reason {
             let _ = write!(text, ": {reason}");
         }
         Ok(text)

@@ -1,24 +1,24 @@
 //! What is measured before the real Postgres.
 
 use super::run::Run;
-use super::threads::{beside, on_core};
-use crate::endpoint::{Login, Target};
+use super::threads::{on_core, with_background_load};
+use crate::endpoint::{Endpoint, Login};
 use crate::error::{Error, Result};
 use crate::in_memory;
 use crate::load::{bulk, connect, query};
 use crate::peers::postgres::SCALE;
-use crate::peers::{self, Kind, Mode, Peer};
+use crate::peers::{self, Peer, PeerKind, SidecarMode};
 use crate::report::Sample;
 
 /// One client waits for cores that sleep, more or less deeply from one moment to the next:
 /// a round is so many short ones then.
-const PARTS: u8 = 8;
+const SINGLE_CLIENT_SPLIT: u8 = 8;
 /// A COPY takes a third of a second: so many rounds of them for each.
-const COPIES: usize = 2;
+const COPY_ROUNDS: usize = 2;
 /// Connections that come at a time.
-const NEWCOMERS: usize = 16;
+const HANDSHAKE_CLIENTS: usize = 16;
 /// Logins at a time: Postgres forks for each.
-const LOGINS: usize = 8;
+const LOGIN_CLIENTS: usize = 8;
 /// Rows of a MiB.
 const ROWS_IN_MIB: u32 = 1024;
 
@@ -54,7 +54,7 @@ impl Run<'_> {
         let (progress, threads) = (self.progress, self.threads);
         for clients in self.options.clients.clone() {
             let (word, parts) = match clients {
-                1 => ("client", PARTS),
+                1 => ("client", SINGLE_CLIENT_SPLIT),
                 _ => ("clients", 1),
             };
             let rounds = self.options.rounds * usize::from(parts);
@@ -62,16 +62,16 @@ impl Run<'_> {
             let title = format!("SELECT, prepared, {clients} {word}");
             let key = format!("select-{clients}");
             let arms = arms(peers, clients == 1);
-            self.so_many_rounds(rounds, &key, &title, QUERY, &names(&arms), |index, _| {
+            self.measure_rounds(rounds, &key, &title, QUERY, &names(&arms), |index, _| {
                 let peer = arms.get(index).ok_or(Error::Stopped)?;
-                let (target, login) = (peer.target.clone(), peer.login.clone());
-                let outcome = query::Plan {
+                let (endpoint, login) = (peer.endpoint.clone(), peer.login.clone());
+                let outcome = query::QueryLoad {
                     scale: SCALE,
                     threads,
                     pid: peer.pid(),
-                    ..query::Plan::new(target, login, clients, seconds)
+                    ..query::QueryLoad::new(endpoint, login, clients, seconds)
                 };
-                Ok(sample(&outcome.run(progress)?))
+                Ok(query_sample(&outcome.run(progress)?))
             })?;
         }
         Ok(())
@@ -80,29 +80,29 @@ impl Run<'_> {
     pub(super) fn bulk(&mut self, peers: &[Peer]) -> Result<()> {
         let (progress, rows) = (self.progress, self.options.bulk * ROWS_IN_MIB);
         let ways = [
-            (bulk::Way::Out, "copy-out", "OUT"),
-            (bulk::Way::In, "copy-in", "IN"),
+            (bulk::Direction::Out, "copy-out", "OUT"),
+            (bulk::Direction::In, "copy-in", "IN"),
         ];
-        for (way, key, word) in ways {
+        for (direction, key, word) in ways {
             let title = format!("COPY {word}, {} MiB", self.options.bulk);
             let arms = arms(peers, false);
-            let rounds = self.options.rounds * COPIES;
-            self.so_many_rounds(rounds, key, &title, BULK, &names(&arms), |index, round| {
+            let rounds = self.options.rounds * COPY_ROUNDS;
+            self.measure_rounds(rounds, key, &title, BULK, &names(&arms), |index, round| {
                 let peer = arms.get(index).ok_or(Error::Stopped)?;
-                let plan = bulk::Plan {
-                    target: peer.target.clone(),
+                let load = bulk::CopyLoad {
+                    endpoint: peer.endpoint.clone(),
                     login: peer.login.clone(),
-                    way,
+                    direction,
                     rows,
                     // Once for each arm: that is about its bytes, not its speed.
                     check: round == 0,
                     pid: peer.pid(),
                 };
-                let outcome = plan.run(progress)?;
-                Ok(figures([
+                let outcome = load.run(progress)?;
+                Ok(sample_of([
                     outcome.cpu_per_gb(),
                     Some(outcome.gb_per_second()),
-                    Some(outcome.own_cpu_per_gb()),
+                    Some(outcome.load_cpu_per_gb()),
                 ]))
             })?;
         }
@@ -111,41 +111,49 @@ impl Run<'_> {
 
     pub(super) fn connect(&mut self, peers: &[Peer]) -> Result<()> {
         let upstream = &self.postgres.upstream;
-        let attested = peers::start_sidecar(self.house, upstream, Mode::attested())?;
+        let attested = peers::start_sidecar(self.workspace, upstream, SidecarMode::attested())?;
         self.handshakes(peers, &attested)?;
         self.logins(&attested)
     }
 
     fn handshakes(&mut self, peers: &[Peer], attested: &Peer) -> Result<()> {
-        let haproxy = peers.iter().find(|peer| peer.kind == Kind::HaProxy);
+        let haproxy = peers.iter().find(|peer| peer.kind == PeerKind::HaProxy);
         let to = |peer: &Peer| Some((peer.handshake.clone()?, peer.pid()));
         let mut arms = vec![(IN_MEMORY, None)];
         arms.extend(haproxy.map(|peer| ("haproxy", to(peer))));
         arms.push(("sidecar", to(attested)));
         let names: Vec<_> = arms.iter().map(|(name, _)| (*name).to_owned()).collect();
-        let (house, progress, wanted) = (self.house, self.progress, self.seconds());
+        let (workspace, progress, wanted) = (self.workspace, self.progress, self.seconds());
         let (threads, login) = (self.threads, attested.login.clone());
         let title = "Full mutual TLS 1.3 handshakes, one cached certificate";
-        self.rounds("handshake", title, HANDSHAKE, &names, |index, _| match arms
+        self.measure("handshake", title, HANDSHAKE, &names, |index, _| match arms
             .get(index)
             .and_then(|(_, arm)| arm.as_ref())
         {
             None => {
-                let shake = || in_memory::handshakes_per_core(&house.tdx, wanted);
-                let rate = beside(threads, shake, || on_core(&house.cores.proxy, shake))?;
-                Ok(figures([Some(rate), None, None]))
+                let handshake = || in_memory::handshakes_per_core(&workspace.tdx, wanted);
+                let rate = with_background_load(threads, handshake, || {
+                    on_core(&workspace.cores.proxy, handshake)
+                })?;
+                Ok(sample_of([Some(rate), None, None]))
             }
-            Some((target, pid)) => {
+            Some((endpoint, pid)) => {
                 let until = connect::Until::Handshake;
-                let plan = newcomers(target, &login, until, NEWCOMERS, wanted.as_secs_f64());
-                let plan = connect::Plan {
+                let load = connect_load(
+                    endpoint,
+                    &login,
+                    until,
+                    HANDSHAKE_CLIENTS,
+                    wanted.as_secs_f64(),
+                );
+                let load = connect::ConnectLoad {
                     threads,
                     pid: *pid,
-                    ..plan
+                    ..load
                 };
-                let outcome = nobody_refused(plan.run(progress)?)?;
+                let outcome = require_all_connected(load.run(progress)?)?;
                 let p50 = outcome.latencies.percentile(50.0);
-                Ok(figures([
+                Ok(sample_of([
                     outcome.per_core(),
                     Some(outcome.per_second()),
                     Some(p50),
@@ -155,29 +163,35 @@ impl Run<'_> {
     }
 
     fn logins(&mut self, attested: &Peer) -> Result<()> {
-        let house = self.house;
-        let direct = peers::start(Kind::Direct, house, &self.postgres.upstream)?;
+        let workspace = self.workspace;
+        let direct = peers::start(PeerKind::Direct, workspace, &self.postgres.upstream)?;
         let arms = [
-            (direct.target.clone(), house.scram_login(), None),
+            (direct.endpoint.clone(), workspace.scram_login(), None),
             (
-                attested.target.clone(),
-                house.secret_scram_login(),
+                attested.endpoint.clone(),
+                workspace.secret_scram_login(),
                 attested.pid(),
             ),
         ];
         let names = ["direct".to_owned(), "sidecar".to_owned()];
         let (progress, threads, seconds) = (self.progress, self.threads, self.options.seconds);
         let title = "Logins, SCRAM to Postgres";
-        self.rounds("login", title, LOGIN, &names, |index, _| {
-            let (target, login, pid) = arms.get(index).ok_or(Error::Stopped)?;
-            let plan = newcomers(target, login, connect::Until::Login, LOGINS, seconds);
-            let plan = connect::Plan {
+        self.measure("login", title, LOGIN, &names, |index, _| {
+            let (endpoint, login, pid) = arms.get(index).ok_or(Error::Stopped)?;
+            let load = connect_load(
+                endpoint,
+                login,
+                connect::Until::Login,
+                LOGIN_CLIENTS,
+                seconds,
+            );
+            let load = connect::ConnectLoad {
                 threads,
                 pid: *pid,
-                ..plan
+                ..load
             };
-            let outcome = nobody_refused(plan.run(progress)?)?;
-            Ok(figures([
+            let outcome = require_all_connected(load.run(progress)?)?;
+            Ok(sample_of([
                 Some(outcome.per_second()),
                 Some(outcome.latencies.percentile(50.0)),
                 Some(outcome.latencies.percentile(99.0)),
@@ -187,18 +201,18 @@ impl Run<'_> {
     }
 }
 
-fn newcomers(
-    target: &Target,
+fn connect_load(
+    endpoint: &Endpoint,
     login: &Login,
     until: connect::Until,
     clients: usize,
     seconds: f64,
-) -> connect::Plan {
-    connect::Plan::new(target.clone(), login.clone(), until, clients, seconds)
+) -> connect::ConnectLoad {
+    connect::ConnectLoad::new(endpoint.clone(), login.clone(), until, clients, seconds)
 }
 
 /// A rate of connections some of which failed is none.
-fn nobody_refused(outcome: connect::Outcome) -> Result<connect::Outcome> {
+fn require_all_connected(outcome: connect::Outcome) -> Result<connect::Outcome> {
     match (outcome.failed, &outcome.reason) {
         (0, _) => Ok(outcome),
         (failed, reason) => {
@@ -212,7 +226,7 @@ fn nobody_refused(outcome: connect::Outcome) -> Result<connect::Outcome> {
 
 /// Those that differ: a shard polls only for `few` clients, and never in a stream.
 fn arms(peers: &[Peer], few: bool) -> Vec<&Peer> {
-    let differs = |peer: &&Peer| few || peer.kind != Kind::SidecarNoPoll;
+    let differs = |peer: &&Peer| few || peer.kind != PeerKind::SidecarNoPoll;
     peers.iter().filter(differs).collect()
 }
 
@@ -220,7 +234,7 @@ fn names(peers: &[&Peer]) -> Vec<String> {
     peers.iter().map(|peer| peer.kind.to_string()).collect()
 }
 
-pub(super) fn figures<const N: usize>(figures: [Option<f64>; N]) -> Sample {
+pub(super) fn sample_of<const N: usize>(figures: [Option<f64>; N]) -> Sample {
     Sample {
         figures: figures.to_vec(),
         latency: None,
@@ -228,7 +242,7 @@ pub(super) fn figures<const N: usize>(figures: [Option<f64>; N]) -> Sample {
 }
 
 /// In the order of [`QUERY`].
-pub(super) fn sample(outcome: &query::Outcome) -> Sample {
+pub(super) fn query_sample(outcome: &query::Outcome) -> Sample {
     let [latencies, ..] = &outcome.latencies;
     Sample {
         figures: vec![
@@ -236,7 +250,7 @@ pub(super) fn sample(outcome: &query::Outcome) -> Sample {
             Some(outcome.per_second()),
             Some(latencies.percentile(50.0)),
             Some(latencies.percentile(99.0)),
-            Some(outcome.own_micros_per_query()),
+            Some(outcome.load_micros_per_query()),
         ],
         latency: Some(latencies.summary()),
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::peers::Kind;
+use crate::peers::PeerKind;
 
 /// Most rounds.
 pub const MAX_ROUNDS: usize = 100;
@@ -24,11 +24,11 @@ pub struct Options {
     /// Connections of which 16 are active, for growth.
     pub growth: usize,
     /// Strangers of a storm.
-    pub strangers: usize,
+    pub unknown_clients: usize,
     /// Certificates that are verified by themselves.
     pub certificates: u32,
     /// Which arms.
-    pub arms: Vec<Kind>,
+    pub arms: Vec<PeerKind>,
     /// Which parts.
     pub parts: Vec<Part>,
     /// Postgres and the load keep off the proxies' core.
@@ -36,7 +36,7 @@ pub struct Options {
     /// Threads of the load; 0 is one for every two cores.
     pub threads: usize,
     /// How long to wait for a machine that does nothing else.
-    pub settle: Duration,
+    pub max_settle: Duration,
     /// Where the programs are; beside this one if not said.
     pub programs: Option<PathBuf>,
 }
@@ -90,7 +90,7 @@ impl Part {
 impl Options {
     /// What is done in under 20 minutes.
     #[must_use]
-    pub fn usual() -> Self {
+    pub fn standard() -> Self {
         Self {
             // Many short ones: what disturbs the machine for seconds then disturbs
             // all arms of a round alike.
@@ -100,13 +100,13 @@ impl Options {
             bulk: 256,
             idle: 5_000,
             growth: 2_000,
-            strangers: 1_000,
+            unknown_clients: 1_000,
             certificates: 300,
-            arms: Kind::ALL.to_vec(),
+            arms: PeerKind::ALL.to_vec(),
             parts: Part::ALL.to_vec(),
             apart: false,
             threads: 0,
-            settle: Duration::from_secs(60),
+            max_settle: Duration::from_secs(60),
             programs: None,
         }
     }
@@ -120,9 +120,9 @@ impl Options {
             clients: vec![1, 16],
             idle: 1_000,
             growth: 500,
-            strangers: 300,
+            unknown_clients: 300,
             certificates: 50,
-            ..Self::usual()
+            ..Self::standard()
         }
     }
 }

@@ -6,26 +6,26 @@ use super::options::{Options, Part};
 use super::preflight;
 use crate::error::{Error, Result};
 use crate::peers::postgres::Postgres;
-use crate::peers::workspace::House;
-use crate::peers::{self, Kind, Peer};
+use crate::peers::workspace::Workspace;
+use crate::peers::{self, Peer, PeerKind};
 use crate::progress::Progress;
 use crate::report::{Arm, Case, Column, Report, Sample, Samples};
-use crate::stats::order;
+use crate::stats::arm_order;
 
 /// A comparison under way.
 pub(super) struct Run<'a> {
     pub(super) options: &'a Options,
     pub(super) progress: &'a Progress,
-    pub(super) house: &'a House,
+    pub(super) workspace: &'a Workspace,
     pub(super) postgres: &'a Postgres,
     pub(super) threads: usize,
-    pub(super) quiet: preflight::Cores,
+    pub(super) core_check: preflight::CoreCheck,
     pub(super) report: Report,
 }
 
 impl Run<'_> {
     /// A part that fails is missing, and does not take the others with it.
-    pub(super) fn part(
+    pub(super) fn run_part(
         &mut self,
         part: Part,
         run: impl FnOnce(&mut Self) -> Result<()>,
@@ -44,10 +44,10 @@ impl Run<'_> {
     }
 
     /// Starts the arms before the real Postgres. Ours has to run.
-    pub(super) fn start(&mut self) -> Result<Vec<Peer>> {
+    pub(super) fn start_peers(&mut self) -> Result<Vec<Peer>> {
         let mut peers = Vec::new();
         for kind in &self.options.arms {
-            match peers::start(*kind, self.house, &self.postgres.upstream) {
+            match peers::start(*kind, self.workspace, &self.postgres.upstream) {
                 Ok(peer) => {
                     self.report.arms.push(Arm {
                         name: kind.to_string(),
@@ -55,9 +55,9 @@ impl Run<'_> {
                     });
                     peers.push(peer);
                 }
-                Err(error) if *kind == Kind::Sidecar => return Err(error),
+                Err(error) if *kind == PeerKind::Sidecar => return Err(error),
                 Err(error) => {
-                    self.progress.line(&format!("without {kind}: {error}"));
+                    self.progress.log(&format!("without {kind}: {error}"));
                     let missing = (kind.to_string(), error.to_string());
                     self.report.missing.push(missing);
                 }
@@ -67,12 +67,12 @@ impl Run<'_> {
     }
 
     pub(super) fn remark(&mut self, text: String) {
-        self.progress.line(&text);
+        self.progress.log(&text);
         self.report.remarks.push(text);
     }
 
     /// Measures the named arms in turns, round by round.
-    pub(super) fn rounds(
+    pub(super) fn measure(
         &mut self,
         key: &str,
         title: &str,
@@ -80,10 +80,10 @@ impl Run<'_> {
         arms: &[String],
         measure: impl FnMut(usize, usize) -> Result<Sample>,
     ) -> Result<()> {
-        self.so_many_rounds(self.options.rounds, key, title, columns, arms, measure)
+        self.measure_rounds(self.options.rounds, key, title, columns, arms, measure)
     }
 
-    pub(super) fn so_many_rounds(
+    pub(super) fn measure_rounds(
         &mut self,
         rounds: usize,
         key: &str,
@@ -103,30 +103,30 @@ impl Run<'_> {
             arms: arms.iter().map(samples).collect(),
         };
         for round in 0..rounds {
-            self.quiet.wait(self.progress)?;
-            for index in order(arms.len(), round) {
+            self.core_check.wait(self.progress)?;
+            for index in arm_order(arms.len(), round) {
                 let name = arms.get(index).map_or("", String::as_str);
                 let what = format!("{title}, round {}: {name}", round + 1);
-                self.progress.now(&what);
+                self.progress.status(&what);
                 match measure(index, round) {
                     Ok(sample) => {
                         self.progress
-                            .line(&format!("{what}: {}", shown(&case, &sample)));
-                        put(&mut case, index, round, sample);
+                            .log(&format!("{what}: {}", describe_sample(&case, &sample)));
+                        store_sample(&mut case, index, round, sample);
                     }
                     Err(Error::Stopped) => return Err(Error::Stopped),
                     Err(error) => self.remark(format!("{what}: {error}")),
                 }
-                self.progress.check()?;
+                self.progress.check_signal()?;
             }
         }
         self.report.cases.push(case);
         Ok(())
     }
 
-    pub(super) fn settings(&mut self, stolen: f64) {
+    pub(super) fn record_settings(&mut self, stolen: f64) {
         let options = self.options;
-        let slower = self.quiet.spread();
+        let slowdown = self.core_check.spread();
         let clients: Vec<_> = options.clients.iter().map(usize::to_string).collect();
         let mut put = |name: &str, value: String| {
             self.report.settings.push((name.to_owned(), value));
@@ -135,10 +135,10 @@ impl Run<'_> {
         put("seconds", options.seconds.to_string());
         put("connections", clients.join(" "));
         put("COPY", format!("{} MiB", options.bulk));
-        put("proxies on core", self.house.cores.proxy.clone());
+        put("proxies on core", self.workspace.cores.proxy.clone());
         put(
             "Postgres and load on cores",
-            self.house.cores.others.clone(),
+            self.workspace.cores.others.clone(),
         );
         put("load threads", self.threads.to_string());
         put("Postgres", self.postgres.version.clone());
@@ -146,7 +146,7 @@ impl Run<'_> {
             "stolen by the hypervisor",
             format!("{:.1} %", stolen * 100.0),
         );
-        if let Some(spread) = slower {
+        if let Some(spread) = slowdown {
             let range = format!("{:.2} to {:.2}", spread.low, spread.high);
             put(
                 "work beside other work takes",
@@ -156,10 +156,10 @@ impl Run<'_> {
     }
 
     /// What takes belief away.
-    pub(super) fn remarks(&mut self, stolen: f64) {
+    pub(super) fn record_remarks(&mut self, stolen: f64) {
         let machine = &self.report.machine;
         let mut remarks = Vec::new();
-        if machine.busy_before > preflight::QUIET {
+        if machine.busy_before > preflight::IDLE_THRESHOLD {
             remarks.push(format!(
                 "The machine was not quiet: others took {:.0} % of it before the first \
                  measurement. Look at the ranges.",
@@ -181,8 +181,8 @@ impl Run<'_> {
         if self.options.rounds < 3 {
             remarks.push("Fewer than three rounds: a median of these says little.".to_owned());
         }
-        remarks.extend(self.quiet.remark());
-        remarks.extend(costly_load(&self.report));
+        remarks.extend(self.core_check.remark());
+        remarks.extend(load_costlier_than_peer(&self.report));
         remarks.into_iter().for_each(|text| self.remark(text));
     }
 
@@ -192,7 +192,7 @@ impl Run<'_> {
 }
 
 /// Where the load cost more CPU than what it measured.
-fn costly_load(report: &Report) -> Option<String> {
+fn load_costlier_than_peer(report: &Report) -> Option<String> {
     let mut places = Vec::new();
     for case in &report.cases {
         for samples in &case.arms {
@@ -227,7 +227,7 @@ fn column((key, title): &(&str, &str)) -> Column {
     }
 }
 
-fn put(case: &mut Case, arm: usize, round: usize, sample: Sample) {
+fn store_sample(case: &mut Case, arm: usize, round: usize, sample: Sample) {
     let samples = case.arms.get_mut(arm);
     if let Some(place) = samples.and_then(|samples| samples.rounds.get_mut(round)) {
         *place = Some(sample);
@@ -235,11 +235,11 @@ fn put(case: &mut Case, arm: usize, round: usize, sample: Sample) {
 }
 
 /// One line of a sample.
-fn shown(case: &Case, sample: &Sample) -> String {
+fn describe_sample(case: &Case, sample: &Sample) -> String {
     let figures = case.columns.iter().zip(&sample.figures);
-    let words = figures.filter_map(|(column, figure)| {
-        let figure = crate::stats::figure((*figure)?);
-        Some(format!("{} {figure}", column.title))
+    let words = figures.filter_map(|(column, format_figure)| {
+        let format_figure = crate::stats::format_figure((*format_figure)?);
+        Some(format!("{} {format_figure}", column.title))
     });
     words.collect::<Vec<_>>().join(", ")
 }

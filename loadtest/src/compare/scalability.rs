@@ -4,29 +4,29 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::cases::{figures, query_columns, sample};
+use super::cases::{query_columns, query_sample, sample_of};
 use super::run::Run;
 use crate::error::{Error, Result};
 use crate::in_memory;
 use crate::load::{connection_storm, idle, query};
 use crate::peers::postgres::SCALE;
 use crate::peers::process::{Process, command, free_address};
-use crate::peers::workspace::House;
-use crate::peers::{self, Kind, Mode, Peer, Upstream};
-use crate::report::Climb;
-use crate::stats::figure;
+use crate::peers::workspace::Workspace;
+use crate::peers::{self, Peer, PeerKind, SidecarMode, Upstream};
+use crate::report::IdleMemory;
+use crate::stats::format_figure;
 
 /// Connections that ask, for growth.
 pub(super) const ACTIVE: usize = 16;
 /// Sessions beside a storm.
 const SESSIONS: usize = 8;
 /// A p99 is made by few queries: so many storms for each round.
-const STORMS: usize = 3;
+const STORMS_PER_ROUND: usize = 3;
 /// How long it is quiet before a storm, and how long the sessions go on.
-const QUIET: Duration = Duration::from_secs(3);
-const STORMY: Duration = Duration::from_secs(5);
+const BEFORE: Duration = Duration::from_secs(3);
+const DURING: Duration = Duration::from_secs(5);
 /// How long idle connections rest before the last look.
-const REST: Duration = Duration::from_secs(5);
+const IDLE_TIME: Duration = Duration::from_secs(5);
 
 /// The arm whose clients are attested, as they are in production.
 pub(super) const ATTESTED: &str = "sidecar, attested";
@@ -48,38 +48,42 @@ const VERDICTS: &[(&str, &str)] = &[
 
 impl Run<'_> {
     pub(super) fn idle(&mut self) -> Result<()> {
-        let (_fake, upstream) = fake(self.house)?;
-        let wanted = self.options.idle.min(self.house.most_connections());
+        let (_fake, upstream) = start_fake_postgres(self.workspace)?;
+        let wanted = self.options.idle.min(self.workspace.max_connections());
         if wanted < self.options.idle {
             self.remark(format!(
                 "Idle: {wanted} connections instead of {}: {} descriptors is all that this \
                  system allows a process.",
-                self.options.idle, self.house.open_files
+                self.options.idle, self.workspace.max_descriptors
             ));
         }
         // The fake has no Unix socket, and who rests does not poll.
-        let absent = [Kind::Direct, Kind::SidecarUnix, Kind::SidecarNoPoll];
+        let absent = [
+            PeerKind::Direct,
+            PeerKind::SidecarUnix,
+            PeerKind::SidecarNoPoll,
+        ];
         let proxies = self
             .options
             .arms
             .iter()
             .filter(|kind| !absent.contains(kind));
-        let mut arms: Vec<(String, Option<Kind>)> = proxies
+        let mut arms: Vec<(String, Option<PeerKind>)> = proxies
             .map(|kind| (kind.to_string(), Some(*kind)))
             .collect();
         arms.push((ATTESTED.to_owned(), None));
         for (arm, kind) in arms {
             let started = match kind {
-                Some(kind) => peers::start(kind, self.house, &upstream),
-                None => peers::start_sidecar(self.house, &upstream, Mode::attested()),
+                Some(kind) => peers::start(kind, self.workspace, &upstream),
+                None => peers::start_sidecar(self.workspace, &upstream, SidecarMode::attested()),
             };
-            self.progress.now(&format!("idle: {arm}"));
-            match started.and_then(|peer| self.climb(&peer, wanted)) {
+            self.progress.status(&format!("idle: {arm}"));
+            match started.and_then(|peer| self.measure_idle(&peer, wanted)) {
                 Ok(outcome) => {
-                    let each = figure(outcome.per_connection(outcome.rested));
+                    let each = format_figure(outcome.per_connection(outcome.after_idle));
                     self.progress
-                        .line(&format!("{wanted} idle, {arm}: {each} KB each"));
-                    self.report.idle.push(Climb { arm, outcome });
+                        .log(&format!("{wanted} idle, {arm}: {each} KB each"));
+                    self.report.idle.push(IdleMemory { arm, outcome });
                 }
                 Err(Error::Stopped) => return Err(Error::Stopped),
                 Err(error) => self.remark(format!("idle, {arm}: {error}")),
@@ -88,28 +92,28 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn climb(&self, peer: &Peer, wanted: usize) -> Result<idle::Outcome> {
-        let plan = idle::Plan {
-            target: peer.target.clone(),
+    fn measure_idle(&self, peer: &Peer, wanted: usize) -> Result<idle::Outcome> {
+        let load = idle::IdleLoad {
+            endpoint: peer.endpoint.clone(),
             login: peer.login.clone(),
             steps: vec![wanted / 5, wanted / 2, wanted],
-            rest: REST,
+            idle_time: IDLE_TIME,
             pid: peer.pid().ok_or(Error::Stopped)?,
         };
-        plan.run(self.progress)
+        load.run(self.progress)
     }
 
     pub(super) fn growth(&mut self) -> Result<()> {
-        let (_fake, upstream) = fake(self.house)?;
+        let (_fake, upstream) = start_fake_postgres(self.workspace)?;
         let many = self
             .options
             .growth
-            .min(self.house.most_connections())
+            .min(self.workspace.max_connections())
             .max(ACTIVE);
-        let wanted = [Kind::Twin, Kind::Sidecar].into_iter();
+        let wanted = [PeerKind::TokioBaseline, PeerKind::Sidecar].into_iter();
         let wanted = wanted.filter(|kind| self.options.arms.contains(kind));
         let peers = wanted
-            .map(|kind| peers::start(kind, self.house, &upstream))
+            .map(|kind| peers::start(kind, self.workspace, &upstream))
             .collect::<Result<Vec<_>>>()?;
         let arms: Vec<(&Peer, usize)> = peers
             .iter()
@@ -121,87 +125,89 @@ impl Run<'_> {
             .collect();
         let (progress, threads, seconds) = (self.progress, self.threads, self.options.seconds);
         let title = format!("SELECT, {ACTIVE} active of so many connections, fake Postgres");
-        self.rounds("growth", &title, query_columns(), &names, |index, _| {
+        self.measure("growth", &title, query_columns(), &names, |index, _| {
             let (peer, all) = arms.get(index).ok_or(Error::Stopped)?;
-            let (target, login) = (peer.target.clone(), peer.login.clone());
-            let plan = query::Plan {
-                resting: all - ACTIVE,
+            let (endpoint, login) = (peer.endpoint.clone(), peer.login.clone());
+            let load = query::QueryLoad {
+                idle: all - ACTIVE,
                 threads,
                 pid: peer.pid(),
-                ..query::Plan::new(target, login, ACTIVE, seconds)
+                ..query::QueryLoad::new(endpoint, login, ACTIVE, seconds)
             };
-            Ok(sample(&plan.run(progress)?))
+            Ok(query_sample(&load.run(progress)?))
         })
     }
 
     pub(super) fn storm(&mut self) -> Result<()> {
-        let mode = Mode {
-            spread: true,
-            ..Mode::attested()
+        let mode = SidecarMode {
+            all_cores: true,
+            ..SidecarMode::attested()
         };
-        let (house, progress, threads) = (self.house, self.progress, self.threads);
-        let (upstream, count) = (&self.postgres.upstream, self.options.strangers);
+        let (workspace, progress, threads) = (self.workspace, self.progress, self.threads);
+        let (upstream, count) = (&self.postgres.upstream, self.options.unknown_clients);
         let title = format!("{count} certificates never seen, beside {SESSIONS} sessions");
-        self.so_many_rounds(
-            self.options.rounds * STORMS,
+        self.measure_rounds(
+            self.options.rounds * STORMS_PER_ROUND,
             "storm",
             &title,
             STORM,
             &["sidecar".to_owned()],
             |_, round| {
                 // A new one each time: the last one has seen the strangers.
-                let peer = peers::start_sidecar(house, upstream, mode)?;
-                let (target, login) = (peer.target.clone(), peer.login.clone());
-                let stranger = |number| {
-                    let chain = house.tdx.chain(&format!("stranger {round} {number}"))?;
-                    peer.target.with_identity(&chain)
+                let peer = peers::start_sidecar(workspace, upstream, mode)?;
+                let (endpoint, login) = (peer.endpoint.clone(), peer.login.clone());
+                let unknown_client = |number| {
+                    let chain = workspace
+                        .tdx
+                        .identity(&format!("stranger {round} {number}"))?;
+                    peer.endpoint.with_identity(&chain)
                 };
-                let plan = connection_storm::Plan {
-                    strangers: (0..count).map(stranger).collect::<Result<_>>()?,
-                    sessions: query::Plan {
+                let load = connection_storm::ConnectionStorm {
+                    unknown_clients: (0..count).map(unknown_client).collect::<Result<_>>()?,
+                    sessions: query::QueryLoad {
                         scale: SCALE,
                         threads,
                         pid: peer.pid(),
-                        ..query::Plan::new(target, login.clone(), SESSIONS, 1.0)
+                        ..query::QueryLoad::new(endpoint, login.clone(), SESSIONS, 1.0)
                     },
                     login,
-                    quiet: QUIET,
-                    stormy: STORMY,
+                    before: BEFORE,
+                    during: DURING,
                 };
-                let outcome = plan.run(progress)?;
-                if let Some(reason) = &outcome.flood.reason {
-                    progress.line(&format!("a stranger was refused: {reason}"));
+                let outcome = load.run(progress)?;
+                if let Some(reason) = &outcome.admission.reason {
+                    progress.log(&format!("a stranger was refused: {reason}"));
                 }
-                let (quiet, stormy) = outcome.p99();
+                let (before, during) = outcome.p99();
                 let whole =
                     |count: usize| Some(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
-                Ok(figures([
-                    Some(quiet),
-                    Some(stormy),
+                Ok(sample_of([
+                    Some(before),
+                    Some(during),
                     Some(outcome.p999()),
-                    whole(outcome.flood.admitted),
-                    whole(outcome.flood.refused),
-                    Some(outcome.flood.took.as_secs_f64()),
+                    whole(outcome.admission.admitted),
+                    whole(outcome.admission.refused),
+                    Some(outcome.admission.took.as_secs_f64()),
                 ]))
             },
         )
     }
 
     pub(super) fn verdicts(&mut self) -> Result<()> {
-        let (house, certificates) = (self.house, self.options.certificates);
+        let (workspace, certificates) = (self.workspace, self.options.certificates);
         let title = "Verdicts, without a network";
-        self.rounds(
+        self.measure(
             "verdicts",
             title,
             VERDICTS,
             &["attest".to_owned()],
             |_, _| {
-                let verdicts = in_memory::verdicts(&house.tdx, certificates)?;
-                Ok(figures([
+                let verdicts = in_memory::verdict_costs(&workspace.tdx, certificates)?;
+                Ok(sample_of([
                     Some(verdicts.cached),
-                    Some(verdicts.first),
-                    Some(verdicts.known),
-                    Some(verdicts.bare),
+                    Some(verdicts.cold),
+                    Some(verdicts.known_platform),
+                    Some(verdicts.dcap_qvl),
                 ]))
             },
         )
@@ -209,19 +215,19 @@ impl Run<'_> {
 }
 
 /// The arm of a proxy with so many connections.
-pub(super) fn growth_arm(kind: Kind, connections: usize) -> String {
+pub(super) fn growth_arm(kind: PeerKind, connections: usize) -> String {
     format!("{kind}, {connections}")
 }
 
 /// A fake Postgres in a process of its own.
-fn fake(house: &House) -> Result<(Process, Upstream)> {
+fn start_fake_postgres(workspace: &Workspace) -> Result<(Process, Upstream)> {
     let address = free_address()?;
-    let program = house.program("teesql-loadtest")?;
-    let mut fake = command(&program, &house.cores.others, false);
+    let program = workspace.program("teesql-loadtest")?;
+    let mut fake = command(&program, &workspace.cores.others, false);
     fake.args(["fake-postgres", "--listen", &address.to_string()]);
-    let log = house.path(&format!("fake-{}.log", address.port()));
+    let log = workspace.path(&format!("fake-{}.log", address.port()));
     let mut process = Process::start("fake-postgres", fake, log, Signal::SIGTERM)?;
-    process.until_listening(address)?;
+    process.wait_listening(address)?;
     let socket = None;
     Ok((process, Upstream { address, socket }))
 }

@@ -2,21 +2,21 @@
 
 use super::cases::IN_MEMORY;
 use super::scalability::{ACTIVE, ATTESTED, growth_arm};
-use crate::peers::Kind;
+use crate::peers::PeerKind;
 use crate::report::{Bound, Report, Target};
 use crate::stats::{Spread, ratios};
 
 /// How much of the latency that the twin adds ours may add.
-const SHARE: f64 = 0.7;
+const MAX_ADDED_SHARE: f64 = 0.7;
 /// Fewer idle connections than these say nothing of the target.
-const IDLE_LEAST: usize = 5_000;
+const MIN_IDLE_CONNECTIONS: usize = 5_000;
 
 pub(super) fn all(report: &Report) -> Vec<Target> {
     let mut targets = queries(report);
     targets.extend(copies(report));
-    targets.extend(entries(report));
+    targets.extend(handshakes_and_logins(report));
     targets.extend(verdicts(report));
-    targets.extend(crowds(report));
+    targets.extend(scalability(report));
     targets
 }
 
@@ -30,7 +30,7 @@ fn target(what: &str, bound: Bound, measured: Option<Spread>, note: &str) -> Tar
 }
 
 fn queries(report: &Report) -> Vec<Target> {
-    let cpu = |peer| over(report, "select-16", peer, "cpu");
+    let cpu = |peer| ratio_to(report, "select-16", peer, "cpu");
     let unix = || {
         report
             .case("select-16")?
@@ -41,31 +41,31 @@ fn queries(report: &Report) -> Vec<Target> {
     vec![
         target(
             "CPU per query, 16 clients ÷ twin",
-            Bound::Most(0.60),
+            Bound::AtMost(0.60),
             cpu("twin"),
             "",
         ),
         target(
             "CPU per query, 16 clients ÷ PgBouncer",
-            Bound::Most(0.55),
+            Bound::AtMost(0.55),
             cpu("pgbouncer"),
             "",
         ),
         target(
             "the same with Postgres on its Unix socket ÷ twin",
-            Bound::Most(0.60),
+            Bound::AtMost(0.60),
             unix(),
             "an operator's choice; the twin dials TCP",
         ),
         target(
             "latency, 1 client, p50 ÷ the most it may be",
-            Bound::Most(1.0),
+            Bound::AtMost(1.0),
             p50,
             &p50_note,
         ),
         target(
             "latency, 1 client, p99 ÷ the most it may be",
-            Bound::Most(1.0),
+            Bound::AtMost(1.0),
             p99,
             &p99_note,
         ),
@@ -77,14 +77,14 @@ fn copies(report: &Report) -> Vec<Target> {
         [
             target(
                 &format!("{what}: CPU per GB ÷ twin"),
-                Bound::Most(0.55),
-                over(report, key, "twin", "cpu"),
+                Bound::AtMost(0.55),
+                ratio_to(report, key, "twin", "cpu"),
                 "",
             ),
             target(
                 &format!("{what}: throughput ÷ direct"),
-                Bound::Least(0.95),
-                over(report, key, "direct", "rate"),
+                Bound::AtLeast(0.95),
+                ratio_to(report, key, "direct", "rate"),
                 "the proxy's core is shared with Postgres and the load unless kept apart",
             ),
         ]
@@ -94,24 +94,24 @@ fn copies(report: &Report) -> Vec<Target> {
 }
 
 /// Handshakes and logins.
-fn entries(report: &Report) -> Vec<Target> {
+fn handshakes_and_logins(report: &Report) -> Vec<Target> {
     vec![
         target(
             "mutual handshakes per core ÷ rustls in memory",
-            Bound::Least(0.75),
-            over(report, "handshake", IN_MEMORY, "per-core"),
+            Bound::AtLeast(0.75),
+            ratio_to(report, "handshake", IN_MEMORY, "per-core"),
             "cached verdict",
         ),
         target(
             "mutual handshakes per core ÷ HAProxy",
-            Bound::Least(1.5),
-            over(report, "handshake", "haproxy", "per-core"),
+            Bound::AtLeast(1.5),
+            ratio_to(report, "handshake", "haproxy", "per-core"),
             "HAProxy without its dial; it checks the chain each time, ours has the verdict cached",
         ),
         target(
             "logins a second, SCRAM to Postgres, ÷ direct",
-            Bound::Least(0.95),
-            over(report, "login", "direct", "rate"),
+            Bound::AtLeast(0.95),
+            ratio_to(report, "login", "direct", "rate"),
             "the direct client caches its SCRAM keys too",
         ),
     ]
@@ -121,51 +121,51 @@ fn verdicts(report: &Report) -> Vec<Target> {
     vec![
         target(
             "verdict from the cache, µs",
-            Bound::Most(1.0),
+            Bound::AtMost(1.0),
             figures(report, "verdicts", "attest", "cached"),
             "",
         ),
         target(
             "first verification ÷ dcap-qvl",
-            Bound::Most(1.2),
+            Bound::AtMost(1.2),
             first_verification(report),
             "of a thread that remembers nothing",
         ),
         target(
             "storm: sessions' p99 ÷ quiet",
-            Bound::Most(2.0),
-            stormy(report),
+            Bound::AtMost(2.0),
+            storm_p99(report),
             "over the median quiet; an upper bound: the strangers' own CPU is in it",
         ),
         target(
             "storm: refused who should enter",
-            Bound::Most(0.0),
+            Bound::AtMost(0.0),
             worst(report, "storm", "sidecar", "refused"),
             "in the worst round",
         ),
     ]
 }
 
-fn crowds(report: &Report) -> Vec<Target> {
+fn scalability(report: &Report) -> Vec<Target> {
     let (idle, idle_note) = idle(report);
     let (growth, growth_note) = growth(report);
     vec![
         target(
             "idle TLS connection, KB",
-            Bound::Most(8.0),
+            Bound::AtMost(8.0),
             idle,
             &idle_note,
         ),
         target(
             "growth: CPU per query ÷ with 16 connections",
-            Bound::Most(1.15),
+            Bound::AtMost(1.15),
             growth,
             &growth_note,
         ),
     ]
 }
 
-fn over(report: &Report, key: &str, peer: &str, column: &str) -> Option<Spread> {
+fn ratio_to(report: &Report, key: &str, peer: &str, column: &str) -> Option<Spread> {
     report.case(key)?.ratio("sidecar", peer, column)
 }
 
@@ -179,8 +179,8 @@ fn worst(report: &Report, key: &str, arm: &str, column: &str) -> Option<Spread> 
     Spread::of([worst])
 }
 
-/// One client's latency over the most that the target lets it be: direct's and
-/// [`SHARE`] of what the twin adds.
+/// One client's latency ratio_to the most that the target lets it be: direct's and
+/// [`MAX_ADDED_SHARE`] of what the twin adds.
 ///
 /// The quotient of what ours adds and what the twin adds has the same bound, but is
 /// one of small differences: two runs whose latencies are the same to 2 % had -0.59
@@ -193,7 +193,7 @@ fn latency(report: &Report, column: &str) -> (Option<Spread>, String) {
     let (direct, twin, ours) = (figures("direct"), figures("twin"), figures("sidecar"));
     let bounds = direct.iter().zip(&twin).map(|(direct, twin)| {
         let (direct, twin) = ((*direct)?, (*twin)?);
-        Some(direct + SHARE * (twin - direct))
+        Some(direct + MAX_ADDED_SHARE * (twin - direct))
     });
     let bounds: Vec<_> = bounds.collect();
     let measured = Spread::of(ratios(&ours, &bounds));
@@ -211,18 +211,18 @@ fn latency(report: &Report, column: &str) -> (Option<Spread>, String) {
 /// By how much `figures` are above `direct`, in the median round.
 fn added(figures: &[Option<f64>], direct: &[Option<f64>]) -> Option<f64> {
     let pairs = figures.iter().zip(direct);
-    let added = pairs.filter_map(|(figure, direct)| Some((*figure)? - (*direct)?));
+    let added = pairs.filter_map(|(format_figure, direct)| Some((*format_figure)? - (*direct)?));
     Some(Spread::of(added)?.median)
 }
 
-/// The sessions' p99 while strangers came, over the one in the quiet.
+/// The sessions' p99 while strangers came, ratio_to the one in the quiet.
 ///
 /// The two are some seconds apart, so that a round's own ratio has the noise of both. All
-/// rounds are over the quiet's median.
-fn stormy(report: &Report) -> Option<Spread> {
+/// rounds are ratio_to the quiet's median.
+fn storm_p99(report: &Report) -> Option<Spread> {
     let quiet = figures(report, "storm", "sidecar", "quiet")?.median;
-    let stormy = report.case("storm")?.figures("sidecar", "stormy");
-    Spread::of(stormy.into_iter().flatten().map(|p99| p99 / quiet))
+    let storm_p99 = report.case("storm")?.figures("sidecar", "stormy");
+    Spread::of(storm_p99.into_iter().flatten().map(|p99| p99 / quiet))
 }
 
 fn first_verification(report: &Report) -> Option<Spread> {
@@ -236,18 +236,25 @@ fn first_verification(report: &Report) -> Option<Spread> {
 
 /// Of attested clients, as they are in production.
 fn idle(report: &Report) -> (Option<Spread>, String) {
-    let Some(climb) = report.idle.iter().find(|climb| climb.arm == ATTESTED) else {
+    let Some(idle_memory) = report
+        .idle
+        .iter()
+        .find(|idle_memory| idle_memory.arm == ATTESTED)
+    else {
         return (None, String::new());
     };
-    let (outcome, rested) = (&climb.outcome, climb.outcome.rested);
-    if rested.connections < IDLE_LEAST {
-        let note = format!("only {} connections: too few to judge", rested.connections);
+    let (outcome, after_idle) = (&idle_memory.outcome, idle_memory.outcome.after_idle);
+    if after_idle.connections < MIN_IDLE_CONNECTIONS {
+        let note = format!(
+            "only {} connections: too few to judge",
+            after_idle.connections
+        );
         return (None, note);
     }
-    let each = outcome.per_connection(rested);
+    let each = outcome.per_connection(after_idle);
     let note = format!(
         "{} attested connections, after a rest, PSS",
-        rested.connections
+        after_idle.connections
     );
     (Spread::of([each]), note)
 }
@@ -256,8 +263,8 @@ fn growth(report: &Report) -> (Option<Spread>, String) {
     let Some(case) = report.case("growth") else {
         return (None, String::new());
     };
-    let few = growth_arm(Kind::Sidecar, ACTIVE);
-    let prefix = format!("{}, ", Kind::Sidecar);
+    let few = growth_arm(PeerKind::Sidecar, ACTIVE);
+    let prefix = format!("{}, ", PeerKind::Sidecar);
     let arms = case.arms.iter().map(|samples| &samples.arm);
     let many = arms
         .filter(|arm| arm.starts_with(&prefix))
@@ -276,9 +283,9 @@ mod tests {
     use crate::report::{Case, Column, Sample, Samples, Verdict};
 
     fn case(direct: &[f64], twin: &[f64], sidecar: &[f64]) -> Case {
-        let sample = |figure: &f64| {
+        let sample = |format_figure: &f64| {
             Some(Sample {
-                figures: vec![Some(*figure)],
+                figures: vec![Some(*format_figure)],
                 latency: None,
             })
         };
@@ -301,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn latency_is_over_what_it_may_be() {
+    fn latency_is_divided_by_its_bound() {
         let judge = |direct: &[f64], twin: &[f64], ours: &[f64]| {
             let report = Report {
                 cases: vec![case(direct, twin, ours)],
@@ -326,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn one_round_that_refuses_strangers_is_one_too_many() {
+    fn a_refusal_in_one_round_misses_the_target() {
         let verdict = |refused: [f64; 3]| {
             let mut storm = case(&[], &[], &refused);
             storm.key = "storm".to_owned();
@@ -344,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn storms_are_over_the_quiet_of_all_rounds() {
+    fn storm_p99_is_divided_by_the_median_p99_before() {
         let mut storm = case(&[], &[], &[]);
         storm.key = "storm".to_owned();
         storm.columns = ["quiet", "stormy"]
@@ -353,9 +360,9 @@ mod tests {
                 title: String::new(),
             })
             .to_vec();
-        let round = |quiet, stormy| {
+        let round = |quiet, storm_p99| {
             Some(Sample {
-                figures: vec![Some(quiet), Some(stormy)],
+                figures: vec![Some(quiet), Some(storm_p99)],
                 latency: None,
             })
         };
@@ -364,7 +371,7 @@ mod tests {
             cases: vec![storm],
             ..Report::default()
         };
-        let ratio = stormy(&report).unwrap();
+        let ratio = storm_p99(&report).unwrap();
         assert_eq!((ratio.low, ratio.median, ratio.high), (0.5, 1.5, 2.0));
     }
 }

@@ -1,13 +1,13 @@
-//! Work on threads of its own, on one core and beside other threads.
+//! Workload on threads of its own, on one core and with_background_load other threads.
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
-use crate::error::{Error, Result, doing};
+use crate::error::{Error, Result, io_context};
 
-/// Does `work` beside as many threads as the other arms' load has: virtual cores may
+/// Does `work` with_background_load as many threads as the other arms' load has: virtual cores may
 /// share a real one, and then each is slower while the other is busy.
-pub(super) fn beside<T: Send>(
+pub(super) fn with_background_load<T: Send>(
     threads: usize,
     load: impl Fn() -> Result<T> + Sync,
     work: impl FnOnce() -> Result<T>,
@@ -28,7 +28,7 @@ fn panicked() -> Error {
 
 /// On a thread of its own that may use this core only.
 pub(super) fn on_core<T: Send>(core: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let failed = |error: nix::Error| doing("cannot use the proxies' core")(error.into());
+    let failed = |error: nix::Error| io_context("cannot use the proxies' core")(error.into());
     let mut set = CpuSet::new();
     set.set(core.parse().unwrap_or(0)).map_err(failed)?;
     std::thread::scope(|scope| {

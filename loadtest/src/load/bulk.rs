@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use super::Meter;
 use crate::client::Client;
-use crate::endpoint::{Login, Member, Target};
+use crate::endpoint::{Endpoint, Login, PreparedLogin};
 use crate::error::{Error, Result};
-use crate::message::{COPY_DONE, Seen, query, tagged};
+use crate::message::{COPY_DONE, Event, query, tagged};
 use crate::process_usage::Pid;
 use crate::progress::Progress;
-use crate::runtime::{Runtime, within};
+use crate::runtime::{Runtime, with_timeout};
 use crate::worker_group::Edge;
 
 /// Bytes of a row, line end included.
@@ -31,7 +31,7 @@ const READ: usize = 256 * 1024;
 /// Rows that are stored and checked by Postgres.
 const CHECKED_ROWS: u32 = 32 * 1024;
 /// For both passes.
-const PATIENCE: Duration = Duration::from_secs(600);
+const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Makes row `i` in Postgres, without its line end; [`row`] makes the same.
 const ROW_SQL: &str = "lpad(i::text, 8, '0') || repeat('0123456789abcde', 67) || '0123456789'";
@@ -51,9 +51,9 @@ fn row(number: u32, out: &mut Vec<u8>) {
     out.extend_from_slice(b"0123456789\n");
 }
 
-/// Which way.
+/// Which direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Direction {
     /// From Postgres.
     Out,
     /// To Postgres.
@@ -62,16 +62,16 @@ pub enum Way {
 
 /// How much, from or to whom.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct CopyLoad {
     /// The other end.
-    pub target: Target,
-    /// Who logs in; a temporary table is made for the way in.
+    pub endpoint: Endpoint,
+    /// Who logs in; a temporary table is made for the direction in.
     pub login: Login,
-    /// Which way.
-    pub way: Way,
+    /// Which direction.
+    pub direction: Direction,
     /// Rows of 1,024 bytes.
     pub rows: u32,
-    /// Check the content at Postgres' end too, before a way in is timed.
+    /// Check the content at Postgres' end too, before a direction in is timed.
     pub check: bool,
     /// The process whose CPU counts.
     pub pid: Option<Pid>,
@@ -98,17 +98,17 @@ impl Outcome {
     /// Seconds of the measured process' CPU for each GB.
     #[must_use]
     pub fn cpu_per_gb(&self) -> Option<f64> {
-        Some(self.meter.theirs?.as_secs_f64() / (self.bytes / 1e9))
+        Some(self.meter.process_cpu?.as_secs_f64() / (self.bytes / 1e9))
     }
 
     /// Seconds of this process' CPU for each GB.
     #[must_use]
-    pub fn own_cpu_per_gb(&self) -> f64 {
-        self.meter.ours.as_secs_f64() / (self.bytes / 1e9)
+    pub fn load_cpu_per_gb(&self) -> f64 {
+        self.meter.load_cpu.as_secs_f64() / (self.bytes / 1e9)
     }
 }
 
-impl Plan {
+impl CopyLoad {
     /// Runs it.
     ///
     /// # Errors
@@ -118,34 +118,34 @@ impl Plan {
             return Err(Error::Usage(format!("at most {MAX_ROWS} rows")));
         }
         let mut runtime = Runtime::new()?;
-        let member = Member::new(&self.login)?;
-        runtime.block_on(within(PATIENCE, "a COPY", async {
-            let mut client = Client::log_in(&self.target, &member).await?;
-            client.widen(READ);
-            let outcome = match self.way {
-                Way::Out => self.fetch(&mut client).await?,
-                Way::In => self.deliver(&mut client, progress).await?,
+        let prepared = PreparedLogin::new(&self.login)?;
+        runtime.block_on(with_timeout(TIMEOUT, "a COPY", async {
+            let mut client = Client::log_in(&self.endpoint, &prepared).await?;
+            client.set_read_size(READ);
+            let outcome = match self.direction {
+                Direction::Out => self.copy_out_timed(&mut client).await?,
+                Direction::In => self.copy_in_timed(&mut client, progress).await?,
             };
             client.close().await?;
             Ok(outcome)
         }))
     }
 
-    async fn fetch(&self, client: &mut Client) -> Result<Outcome> {
+    async fn copy_out_timed(&self, client: &mut Client) -> Result<Outcome> {
         let expected = checksum(self.rows);
         let rows = format!("SELECT {ROW_SQL} FROM generate_series(1, {}) i", self.rows);
         let sql = query(&format!("COPY ({rows}) TO STDOUT"));
-        let (mut meter, begun) = (self.start()?, Instant::now());
+        let (mut meter, started) = (self.start()?, Instant::now());
         let mut hasher = crc32fast::Hasher::new();
         client.send(&sql).await?;
         client
-            .until_ready(1, |seen| {
-                if let Seen::CopyData(bytes) = seen {
+            .wait_ready(1, |event| {
+                if let Event::CopyData(bytes) = event {
                     hasher.update(bytes);
                 }
             })
             .await?;
-        let seconds = begun.elapsed().as_secs_f64();
+        let seconds = started.elapsed().as_secs_f64();
         meter.edge(Edge::End)?;
         match hasher.finalize() == expected {
             true => Ok(self.outcome(seconds, meter)),
@@ -153,18 +153,18 @@ impl Plan {
         }
     }
 
-    async fn deliver(&self, client: &mut Client, progress: &Progress) -> Result<Outcome> {
+    async fn copy_in_timed(&self, client: &mut Client, progress: &Progress) -> Result<Outcome> {
         let table = query("CREATE TEMPORARY TABLE sink (line text)");
-        client.ask(&table, 1).await?;
+        client.request(&table, 1).await?;
         if self.check {
             let rows = CHECKED_ROWS.min(self.rows);
             copy_in(client, "COPY sink FROM STDIN", rows, progress).await?;
             check_stored(client, rows).await?;
         }
-        let (mut meter, begun) = (self.start()?, Instant::now());
+        let (mut meter, started) = (self.start()?, Instant::now());
         let sql = "COPY sink FROM STDIN WHERE false";
         copy_in(client, sql, self.rows, progress).await?;
-        let seconds = begun.elapsed().as_secs_f64();
+        let seconds = started.elapsed().as_secs_f64();
         meter.edge(Edge::End)?;
         Ok(self.outcome(seconds, meter))
     }
@@ -204,10 +204,10 @@ fn checksum(rows: u32) -> u32 {
 
 async fn copy_in(client: &mut Client, sql: &str, rows: u32, progress: &Progress) -> Result<()> {
     client.send(&query(sql)).await?;
-    client.until_copy_in().await?;
+    client.wait_copy_in().await?;
     let (mut bytes, mut next) = (Vec::new(), 1);
     while next <= rows {
-        progress.check()?;
+        progress.check_signal()?;
         bytes.clear();
         let last = rows.min(next + ROWS_IN_WRITE - 1);
         while next <= last {
@@ -219,15 +219,15 @@ async fn copy_in(client: &mut Client, sql: &str, rows: u32, progress: &Progress)
         }
         client.send(&bytes).await?;
     }
-    client.ask(&COPY_DONE, 1).await
+    client.request(&COPY_DONE, 1).await
 }
 
 /// Compares what is stored with what Postgres makes itself.
 async fn check_stored(client: &mut Client, rows: u32) -> Result<()> {
     let sum = "SELECT count(*) || ' ' || sum(hashtextextended(line, 0)) FROM";
     let made = format!("(SELECT {ROW_SQL} FROM generate_series(1, {rows}) i) AS made (line)");
-    let stored = client.value(&format!("{sum} sink")).await?;
-    let made = client.value(&format!("{sum} {made}")).await?;
+    let stored = client.query_value(&format!("{sum} sink")).await?;
+    let made = client.query_value(&format!("{sum} {made}")).await?;
     match stored == made && stored.starts_with(&format!("{rows} ")) {
         true => Ok(()),
         false => Err(wrong("COPY IN: what is stored is not what was sent")),
@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_has_its_number_and_its_size() {
+    fn a_row_contains_its_number_and_has_the_fixed_size() {
         let mut bytes = Vec::new();
         row(1_234_567, &mut bytes);
         assert_eq!(bytes.len(), ROW);
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn exchanged_rows_have_another_checksum() {
+    fn swapped_rows_change_the_checksum() {
         let (mut right, mut wrong) = (Vec::new(), Vec::new());
         [1, 2, 3].iter().for_each(|number| row(*number, &mut right));
         [1, 3, 2].iter().for_each(|number| row(*number, &mut wrong));

@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 
 use super::Meter;
 use crate::client::Client;
-use crate::endpoint::{Login, Member, Target};
+use crate::endpoint::{Endpoint, Login, PreparedLogin};
 use crate::error::Result;
-use crate::latency::Latencies;
+use crate::latency::LatencyHistogram;
 use crate::process_usage::Pid;
 use crate::progress::Progress;
-use crate::runtime::within;
+use crate::runtime::with_timeout;
 use crate::stream::Stream;
-use crate::worker_group::{self, Seat, Times, Window, Work};
+use crate::worker_group::{self, Timing, Window, Worker, Workload};
 
 /// For one connection.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How far each connection goes before it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,25 +28,25 @@ pub enum Until {
     Login,
 }
 
-/// Which of the targets, and so which certificate, a connection takes.
+/// Which of the endpoints, and so which certificate, a connection takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pick {
+pub enum CertificateUse {
     /// All take the first one: its verdict is cached after the first time.
-    First,
+    Shared,
     /// Each client has one of its own: fresh once, cached from then on.
-    Mine,
+    PerClient,
     /// Every connection takes another one, that nobody has seen. It ends when
     /// they are used up.
-    Next,
+    PerConnection,
 }
 
 /// What to connect to.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct ConnectLoad {
     /// One or more, that differ by certificate.
-    pub targets: Vec<Target>,
+    pub endpoints: Vec<Endpoint>,
     /// Which of them.
-    pub pick: Pick,
+    pub certificate_use: CertificateUse,
     /// Who logs in.
     pub login: Login,
     /// How far.
@@ -56,23 +56,29 @@ pub struct Plan {
     /// Threads of the load.
     pub threads: usize,
     /// For how long.
-    pub times: Times,
+    pub timing: Timing,
     /// The process whose CPU counts.
     pub pid: Option<Pid>,
 }
 
-impl Plan {
-    /// Connects to one target over and over.
+impl ConnectLoad {
+    /// ConnectWorkload to one endpoint over and over.
     #[must_use]
-    pub fn new(target: Target, login: Login, until: Until, clients: usize, seconds: f64) -> Self {
+    pub fn new(
+        endpoint: Endpoint,
+        login: Login,
+        until: Until,
+        clients: usize,
+        seconds: f64,
+    ) -> Self {
         Self {
-            targets: vec![target],
-            pick: Pick::First,
+            endpoints: vec![endpoint],
+            certificate_use: CertificateUse::Shared,
             login,
             until,
             clients,
             threads: 1,
-            times: Times::measuring(seconds),
+            timing: Timing::measuring(seconds),
             pid: None,
         }
     }
@@ -84,15 +90,15 @@ impl Plan {
     pub fn run(&self, progress: &Progress) -> Result<Outcome> {
         let mut meter = Meter::new(self.pid);
         let threads = self.threads.clamp(1, self.clients.max(1));
-        let work = Connects {
-            plan: self,
+        let work = ConnectWorkload {
+            load: self,
             progress,
             used: AtomicUsize::new(0),
         };
         let edge = |edge| meter.edge(edge);
-        let done = worker_group::run(&work, threads, self.times, progress, edge)?;
-        let mut all = Tally::new()?;
-        done.into_iter().for_each(|tally| all.add(tally));
+        let done = worker_group::run(&work, threads, self.timing, progress, edge)?;
+        let mut all = Counters::new()?;
+        done.into_iter().for_each(|counters| all.add(counters));
         Ok(Outcome {
             connections: all.latencies.count(),
             failed: all.failed,
@@ -103,11 +109,13 @@ impl Plan {
         })
     }
 
-    fn target(&self, client: usize, used: &AtomicUsize) -> Option<&Target> {
-        match self.pick {
-            Pick::First => self.targets.first(),
-            Pick::Mine => self.targets.get(client % self.targets.len().max(1)),
-            Pick::Next => self.targets.get(used.fetch_add(1, Ordering::Relaxed)),
+    fn endpoint(&self, client: usize, used: &AtomicUsize) -> Option<&Endpoint> {
+        match self.certificate_use {
+            CertificateUse::Shared => self.endpoints.first(),
+            CertificateUse::PerClient => self.endpoints.get(client % self.endpoints.len().max(1)),
+            CertificateUse::PerConnection => {
+                self.endpoints.get(used.fetch_add(1, Ordering::Relaxed))
+            }
         }
     }
 }
@@ -115,7 +123,7 @@ impl Plan {
 /// What came of it.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// That came as far as they were to, within the window.
+    /// That came as far as they were to, with_timeout the window.
     pub connections: u64,
     /// That did not, at any time.
     pub failed: u64,
@@ -124,7 +132,7 @@ pub struct Outcome {
     /// From the window's start to the end of the last connection in it.
     pub seconds: f64,
     /// From connecting to where the connection was to come.
-    pub latencies: Latencies,
+    pub latencies: LatencyHistogram,
     /// The CPU that it took.
     pub meter: Meter,
 }
@@ -141,22 +149,22 @@ impl Outcome {
     /// would carry that did nothing else.
     #[must_use]
     pub fn per_core(&self) -> Option<f64> {
-        let seconds = self.meter.theirs?.as_secs_f64();
+        let seconds = self.meter.process_cpu?.as_secs_f64();
         (seconds > 0.0).then(|| self.connections as f64 / seconds)
     }
 }
 
-struct Tally {
-    latencies: Latencies,
+struct Counters {
+    latencies: LatencyHistogram,
     failed: u64,
     reason: Option<String>,
     last: Duration,
 }
 
-impl Tally {
+impl Counters {
     fn new() -> Result<Self> {
         Ok(Self {
-            latencies: Latencies::new()?,
+            latencies: LatencyHistogram::new()?,
             failed: 0,
             reason: None,
             last: Duration::ZERO,
@@ -176,66 +184,77 @@ impl Tally {
     }
 }
 
-struct Connects<'a> {
-    plan: &'a Plan,
+struct ConnectWorkload<'a> {
+    load: &'a ConnectLoad,
     progress: &'a Progress,
     used: AtomicUsize,
 }
 
-impl Work for Connects<'_> {
-    type Ready = Member;
-    type Done = Tally;
+impl Workload for ConnectWorkload<'_> {
+    type Ready = PreparedLogin;
+    type Done = Counters;
 
-    async fn prepare(&self, _: Seat) -> Result<Member> {
-        Member::new(&self.plan.login)
+    async fn prepare(&self, _: Worker) -> Result<PreparedLogin> {
+        PreparedLogin::new(&self.load.login)
     }
 
-    async fn work(&self, seat: Seat, member: Member, window: Window) -> Result<Tally> {
-        let tally = RefCell::new(Tally::new()?);
-        let before = (0..seat.thread).map(|thread| Seat { thread, ..seat });
-        let first: usize = before.map(|seat| seat.share(self.plan.clients)).sum();
-        let clients = (0..seat.share(self.plan.clients))
-            .map(|client| self.client(first + client, &member, window, &tally));
+    async fn work(
+        &self,
+        worker: Worker,
+        prepared: PreparedLogin,
+        window: Window,
+    ) -> Result<Counters> {
+        let counters = RefCell::new(Counters::new()?);
+        let before = (0..worker.index).map(|index| Worker { index, ..worker });
+        let first: usize = before.map(|worker| worker.share(self.load.clients)).sum();
+        let clients = (0..worker.share(self.load.clients))
+            .map(|client| self.client(first + client, &prepared, window, &counters));
         futures_util::future::join_all(clients).await;
-        Ok(tally.into_inner())
+        Ok(counters.into_inner())
     }
 }
 
-impl Connects<'_> {
-    async fn client(&self, number: usize, member: &Member, window: Window, tally: &RefCell<Tally>) {
+impl ConnectWorkload<'_> {
+    async fn client(
+        &self,
+        number: usize,
+        prepared: &PreparedLogin,
+        window: Window,
+        counters: &RefCell<Counters>,
+    ) {
         while Instant::now() < window.end {
-            let Some(target) = self.plan.target(number, &self.used) else {
+            let Some(endpoint) = self.load.endpoint(number, &self.used) else {
                 return;
             };
-            let one = within(PATIENCE, "a connection", self.one(target, member)).await;
-            let (now, mut tally) = (Instant::now(), tally.borrow_mut());
+            let one = with_timeout(TIMEOUT, "a connection", self.one(endpoint, prepared)).await;
+            let (now, mut counters) = (Instant::now(), counters.borrow_mut());
             match one {
                 Ok(latency) if window.counts(now) => {
-                    tally.record(latency, now.saturating_duration_since(window.start));
+                    counters.record(latency, now.saturating_duration_since(window.start));
                     self.progress.done.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    tally.failed += 1;
-                    tally.reason.get_or_insert_with(|| error.to_string());
+                    counters.failed += 1;
+                    counters.reason.get_or_insert_with(|| error.to_string());
                 }
             }
         }
     }
 
     /// How long it took to come as far as it was to; its end is not in that.
-    async fn one(&self, target: &Target, member: &Member) -> Result<Duration> {
-        let begun = Instant::now();
-        match self.plan.until {
+    async fn one(&self, endpoint: &Endpoint, prepared: &PreparedLogin) -> Result<Duration> {
+        let started = Instant::now();
+        match self.load.until {
             Until::Handshake => {
-                let stream = Stream::open(target).await?;
-                let latency = begun.elapsed();
+                let stream = Stream::open(endpoint).await?;
+                let latency = started.elapsed();
                 stream.close().await?;
                 Ok(latency)
             }
             Until::Login => {
-                let client = Client::log_in(target, member).await?;
-                let latency = begun.elapsed();
+                let client = Client::log_in(endpoint, prepared).await?;
+                let latency = started.elapsed();
                 client.close().await?;
                 Ok(latency)
             }

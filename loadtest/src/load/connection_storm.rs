@@ -1,9 +1,9 @@
-//! A crowd of strangers beside running sessions: what does it cost those who
+//! A storm of unknown_clients beside running sessions: what does it cost those who
 //! are inside, and does everybody enter who should?
 //!
-//! The strangers' own handshakes need CPU too, and on a small machine they take
+//! The unknown_clients' own handshakes need CPU too, and on a small machine they take
 //! it from what is measured, where in production they are other machines. So all
-//! first flights are made beforehand and sent at once; from there on the crowd's
+//! first flights are made beforehand and sent at once; from there on the storm's
 //! thread stands back (nice 10), and rests after each step, so that it never keeps
 //! a core for long. What is left of it makes the ratio an upper bound.
 
@@ -16,57 +16,57 @@ use std::time::{Duration, Instant};
 use futures_util::future::{Either, join_all, select};
 
 use super::query;
-use crate::client::first_answer;
-use crate::endpoint::{Login, Member, Target};
-use crate::error::{Error, Result, doing};
+use crate::client::first_response;
+use crate::endpoint::{Endpoint, Login, PreparedLogin};
+use crate::error::{Error, Result, io_context};
 use crate::progress::Progress;
-use crate::runtime::{Runtime, within};
-use crate::stream::{Call, Called};
+use crate::runtime::{Runtime, with_timeout};
+use crate::stream::{PendingHandshake, PreparedConnection};
 
 /// For each stranger: longer than the sidecar's login deadline, so that its
 /// answer is seen.
-const PATIENCE: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(15);
 /// A tenth of the weight of what is measured.
 const NICE: i32 = 10;
-/// So long the crowd stands back. On a machine without a core to spare it would be too
+/// So long the storm stands back. On a machine without a core to spare it would be too
 /// slow for the sidecar's login deadline otherwise.
-const MODESTY: Duration = Duration::from_millis(2_500);
-/// Between two strangers' steps, each of 0.2 ms at most: a thousand of them still come
+const LOW_PRIORITY_TIME: Duration = Duration::from_millis(2_500);
+/// Between two unknown_clients' steps, each of 0.2 ms at most: a thousand of them still run_storm
 /// three times as fast as a sidecar lets them in beside sessions.
-const BREATH: Duration = Duration::from_micros(200);
+const STEP_PAUSE: Duration = Duration::from_micros(200);
 /// What took less was no step.
-const EFFORTLESS: Duration = Duration::from_micros(50);
+const MIN_STEP: Duration = Duration::from_micros(50);
 
 /// The phases of a load beside a storm.
-const QUIET: usize = 0;
-const STORMY: usize = 1;
+const BEFORE: usize = 0;
+const DURING: usize = 1;
 const AFTER: usize = 2;
 
 /// Running sessions, and who comes.
-pub struct Plan {
+pub struct ConnectionStorm {
     /// The sessions; how long they run is set by the two times below.
-    pub sessions: query::Plan,
+    pub sessions: query::QueryLoad,
     /// One for each stranger, with a certificate that nobody has seen.
-    pub strangers: Vec<Target>,
-    /// As whom they ask to be let in.
+    pub unknown_clients: Vec<Endpoint>,
+    /// As whom they request_login to be let in.
     pub login: Login,
-    /// How long it is quiet first.
-    pub quiet: Duration,
-    /// How long the sessions go on from the strangers' arrival.
-    pub stormy: Duration,
+    /// How long it is before first.
+    pub before: Duration,
+    /// How long the sessions go on from the unknown_clients' arrival.
+    pub during: Duration,
 }
 
-/// What the sessions and the strangers saw.
+/// What the sessions and the unknown_clients saw.
 pub struct Outcome {
     /// The sessions'.
     pub sessions: query::Outcome,
-    /// The strangers'.
-    pub flood: Flood,
+    /// The unknown_clients'.
+    pub admission: AdmissionCounts,
 }
 
-/// What the strangers saw.
+/// What the unknown_clients saw.
 #[derive(Clone, Debug, Default)]
-pub struct Flood {
+pub struct AdmissionCounts {
     /// Were asked for a password, which is what an admitted stranger sees.
     pub admitted: usize,
     /// Were not.
@@ -78,18 +78,18 @@ pub struct Flood {
 }
 
 impl Outcome {
-    /// The sessions' p99 in the quiet and while the strangers came, in µs.
+    /// The sessions' p99 in the before and while the unknown_clients came, in µs.
     #[must_use]
     pub fn p99(&self) -> (f64, f64) {
-        (self.percentile(QUIET, 99.0), self.percentile(STORMY, 99.0))
+        (self.percentile(BEFORE, 99.0), self.percentile(DURING, 99.0))
     }
 
     /// What one in a thousand of the sessions' queries took at least while the
-    /// strangers came, in µs: a stall of the whole server, in which a closed loop asks
+    /// unknown_clients came, in µs: a stall of the whole server, in which a closed loop requests
     /// nothing, shows here rather than in the p99.
     #[must_use]
     pub fn p999(&self) -> f64 {
-        self.percentile(STORMY, 99.9)
+        self.percentile(DURING, 99.9)
     }
 
     fn percentile(&self, phase: usize, percent: f64) -> f64 {
@@ -98,114 +98,130 @@ impl Outcome {
     }
 }
 
-impl Plan {
+impl ConnectionStorm {
     /// Runs it.
     ///
     /// # Errors
     /// A session's failure. A stranger that is refused is counted.
     pub fn run(self, progress: &Progress) -> Result<Outcome> {
         let mut sessions = self.sessions;
-        sessions.times.measured = self.quiet + self.stormy;
+        sessions.timing.measured = self.before + self.during;
         let phase = Arc::clone(&sessions.phase);
         let login = self.login;
-        let calls = calls(&self.strangers)?;
-        phase.store(QUIET, Ordering::Relaxed);
-        let quiet = sessions.times.warmup + self.quiet;
+        let connections = prepare_all(&self.unknown_clients)?;
+        phase.store(BEFORE, Ordering::Relaxed);
+        let before = sessions.timing.warmup + self.before;
         std::thread::scope(|scope| {
-            let crowd = std::thread::Builder::new()
+            let storm = std::thread::Builder::new()
                 .name("crowd".to_owned())
                 .spawn_scoped(scope, move || {
-                    std::thread::sleep(quiet);
-                    come(calls, &login, &phase)
+                    std::thread::sleep(before);
+                    run_storm(connections, &login, &phase)
                 })
-                .map_err(doing("cannot start a thread"))?;
+                .map_err(io_context("cannot start a thread"))?;
             let sessions = sessions.run(progress);
             let panicked = |_| Err(Error::Server("the crowd's thread panicked".to_owned()));
-            let flood = crowd.join().unwrap_or_else(panicked);
+            let admission = storm.join().unwrap_or_else(panicked);
             Ok(Outcome {
                 sessions: sessions?,
-                flood: flood?,
+                admission: admission?,
             })
         })
     }
 }
 
-fn calls(strangers: &[Target]) -> Result<Vec<Call<'_>>> {
-    strangers.iter().map(Call::new).collect()
+fn prepare_all(unknown_clients: &[Endpoint]) -> Result<Vec<PreparedConnection<'_>>> {
+    unknown_clients
+        .iter()
+        .map(PreparedConnection::new)
+        .collect()
 }
 
-fn come(calls: Vec<Call<'_>>, login: &Login, phase: &AtomicUsize) -> Result<Flood> {
-    stand_back(NICE);
-    phase.store(STORMY, Ordering::Relaxed);
-    let flood = rush(calls, login);
+fn run_storm(
+    connections: Vec<PreparedConnection<'_>>,
+    login: &Login,
+    phase: &AtomicUsize,
+) -> Result<AdmissionCounts> {
+    set_nice(NICE);
+    phase.store(DURING, Ordering::Relaxed);
+    let admission = connect_prepared(connections, login);
     phase.store(AFTER, Ordering::Relaxed);
-    flood
+    admission
 }
 
 /// All of them at once, up to the password request, and away.
 ///
 /// # Errors
 /// The system's. A stranger that is refused is counted.
-pub fn flood(strangers: &[Target], login: &Login) -> Result<Flood> {
-    rush(calls(strangers)?, login)
+pub fn connect_all(unknown_clients: &[Endpoint], login: &Login) -> Result<AdmissionCounts> {
+    connect_prepared(prepare_all(unknown_clients)?, login)
 }
 
-fn rush(calls: Vec<Call<'_>>, login: &Login) -> Result<Flood> {
-    let member = Member::new(login)?;
-    let begun = Instant::now();
+fn connect_prepared(
+    connections: Vec<PreparedConnection<'_>>,
+    login: &Login,
+) -> Result<AdmissionCounts> {
+    let prepared = PreparedLogin::new(login)?;
+    let started = Instant::now();
     let answers = Runtime::new()?.block_on(async {
-        let knocks = calls.into_iter().map(|call| call.knock());
-        let knocks = knocks.map(|knock| within(PATIENCE, "a stranger", knock));
-        let called = join_all(knocks).await;
-        let asks = called.into_iter().map(|called| ask(called, &member));
-        let asks = asks.map(|ask| within(PATIENCE, "a stranger", breathing(ask)));
-        let answers = pin!(join_all(asks));
-        match select(answers, pin!(monoio::time::sleep(MODESTY))).await {
+        let handshakes = connections
+            .into_iter()
+            .map(|connection| connection.start_handshake());
+        let handshakes =
+            handshakes.map(|start_handshake| with_timeout(TIMEOUT, "a stranger", start_handshake));
+        let pending = join_all(handshakes).await;
+        let requests = pending
+            .into_iter()
+            .map(|pending| request_login(pending, &prepared));
+        let requests = requests
+            .map(|request| with_timeout(TIMEOUT, "a stranger", pausing_after_steps(request)));
+        let answers = pin!(join_all(requests));
+        match select(answers, pin!(monoio::time::sleep(LOW_PRIORITY_TIME))).await {
             Either::Left((answers, _)) => answers,
             Either::Right(((), answers)) => {
-                stand_back(0);
+                set_nice(0);
                 answers.await
             }
         }
     });
-    let mut flood = Flood {
-        took: begun.elapsed(),
-        ..Flood::default()
+    let mut admission = AdmissionCounts {
+        took: started.elapsed(),
+        ..AdmissionCounts::default()
     };
     for answer in answers {
         if matches!(answer, Ok(b'R')) {
-            flood.admitted += 1;
+            admission.admitted += 1;
             continue;
         }
-        flood.refused += 1;
-        flood.reason.get_or_insert_with(|| match answer {
+        admission.refused += 1;
+        admission.reason.get_or_insert_with(|| match answer {
             Ok(tag) => format!("answered with {:?}", char::from(tag)),
             Err(error) => error.to_string(),
         });
     }
-    Ok(flood)
+    Ok(admission)
 }
 
-/// Of this thread only. Back to 0 takes a privilege; without it the crowd may be late.
-fn stand_back(nice: i32) {
+/// Of this thread only. Back to 0 takes a privilege; without it the storm may be late.
+fn set_nice(nice: i32) {
     let _ = rustix::process::setpriority_process(None, nice);
 }
 
 /// `steps`, and a breath of the whole thread after each.
-async fn breathing<T>(steps: impl Future<Output = T>) -> T {
+async fn pausing_after_steps<T>(steps: impl Future<Output = T>) -> T {
     let mut steps = pin!(steps);
     poll_fn(|cx| {
-        let begun = Instant::now();
+        let started = Instant::now();
         let polled = steps.as_mut().poll(cx);
-        if begun.elapsed() > EFFORTLESS {
-            std::thread::sleep(BREATH);
+        if started.elapsed() > MIN_STEP {
+            std::thread::sleep(STEP_PAUSE);
         }
         polled
     })
     .await
 }
 
-async fn ask(called: Result<Called>, member: &Member) -> Result<u8> {
-    let mut stream = called?.enter().await?;
-    first_answer(&mut stream, member).await
+async fn request_login(pending: Result<PendingHandshake>, prepared: &PreparedLogin) -> Result<u8> {
+    let mut stream = pending?.finish_handshake().await?;
+    first_response(&mut stream, prepared).await
 }

@@ -1,6 +1,6 @@
 //! Requests that fall due at times that were fixed beforehand.
 //!
-//! monoio's timers tick once a millisecond, ten times a query's latency. So the
+//! monoio's timers run_timer once a millisecond, ten times a query's latency. So the
 //! clock of each load thread is a thread of its own that sleeps by the kernel's
 //! high-resolution timer and sends a byte for each request that falls due.
 
@@ -16,31 +16,31 @@ use std::time::{Duration, Instant};
 use monoio::io::AsyncReadRent;
 use monoio::net::UnixStream;
 
-use crate::error::{Result, doing};
+use crate::error::{Result, io_context};
 use crate::latency::Schedule;
-use crate::worker_group::{Seat, Window};
+use crate::worker_group::{Window, Worker};
 
 /// A request that is due.
-pub(super) struct Due {
+pub(super) struct DueRequest {
     /// When it is meant to begin.
     pub(super) intended: Instant,
     /// A connection was free and waiting when it fell due.
-    pub(super) waited_for: bool,
+    pub(super) connection_free: bool,
 }
 
-/// The requests of one thread that are due and not begun.
-pub(super) struct Queue {
-    state: RefCell<State>,
+/// The requests of one thread that are due and not started.
+pub(super) struct DueQueue {
+    state: RefCell<QueueState>,
 }
 
 #[derive(Default)]
-struct State {
-    due: VecDeque<Due>,
+struct QueueState {
+    due: VecDeque<DueRequest>,
     waiting: VecDeque<Waker>,
     closed: bool,
 }
 
-impl Queue {
+impl DueQueue {
     pub(super) fn new() -> Rc<Self> {
         Rc::new(Self {
             state: RefCell::default(),
@@ -50,10 +50,10 @@ impl Queue {
     fn push(&self, intended: Instant) {
         let mut state = self.state.borrow_mut();
         let waker = state.waiting.pop_front();
-        let waited_for = waker.is_some();
-        state.due.push_back(Due {
+        let connection_free = waker.is_some();
+        state.due.push_back(DueRequest {
             intended,
-            waited_for,
+            connection_free,
         });
         drop(state);
         if let Some(waker) = waker {
@@ -71,7 +71,7 @@ impl Queue {
 
     /// The oldest that is due, `None` after the last one. Whoever is woken and
     /// finds it taken waits again.
-    pub(super) async fn next(&self) -> Option<Due> {
+    pub(super) async fn next(&self) -> Option<DueRequest> {
         poll_fn(|context| {
             let mut state = self.state.borrow_mut();
             if state.closed {
@@ -87,38 +87,43 @@ impl Queue {
     }
 
     /// What nobody began.
-    pub(super) fn left(&self) -> Vec<Instant> {
+    pub(super) fn drain_unstarted(&self) -> Vec<Instant> {
         let mut state = self.state.borrow_mut();
         state.due.drain(..).map(|due| due.intended).collect()
     }
 }
 
-/// Fills `queue` with this seat's part of the schedule until the window ends.
-pub(super) fn pace(seat: Seat, schedule: Schedule, window: Window, queue: Rc<Queue>) -> Result<()> {
-    let failed = || doing("cannot start a clock");
-    let (near, far) = StdUnixStream::pair().map_err(failed())?;
+/// Fills `queue` with this worker's part of the schedule until the window ends.
+pub(super) fn start_pacer(
+    worker: Worker,
+    schedule: Schedule,
+    window: Window,
+    queue: Rc<DueQueue>,
+) -> Result<()> {
+    let failed = || io_context("cannot start a clock");
+    let (receiver, sender) = StdUnixStream::pair().map_err(failed())?;
     let readiness = monoio::utils::is_legacy();
-    near.set_nonblocking(readiness).map_err(failed())?;
-    let near = UnixStream::from_std(near).map_err(failed())?;
-    let first = u64::try_from(seat.thread).unwrap_or(0);
+    receiver.set_nonblocking(readiness).map_err(failed())?;
+    let receiver = UnixStream::from_std(receiver).map_err(failed())?;
+    let first = u64::try_from(worker.index).unwrap_or(0);
     let times = (first..)
-        .step_by(seat.threads.max(1))
+        .step_by(worker.count.max(1))
         .map(move |number| schedule.intended(number))
         .take_while(move |intended| *intended < window.end);
-    let ticks = times.clone();
+    let timer_times = times.clone();
     std::thread::Builder::new()
         .name("clock".to_owned())
-        .spawn(move || tick(ticks, far, window.end))
+        .spawn(move || run_timer(timer_times, sender, window.end))
         .map_err(failed())?;
-    monoio::spawn(follow(near, times, queue));
+    monoio::spawn(enqueue_due(receiver, times, queue));
     Ok(())
 }
 
 /// Sends a byte for each time as it passes, and hangs up at the end.
-fn tick(times: impl Iterator<Item = Instant>, mut far: StdUnixStream, end: Instant) {
+fn run_timer(times: impl Iterator<Item = Instant>, mut sender: StdUnixStream, end: Instant) {
     for intended in times {
         sleep_until(intended);
-        if far.write_all(&[0]).is_err() {
+        if sender.write_all(&[0]).is_err() {
             return;
         }
     }
@@ -132,10 +137,14 @@ fn sleep_until(then: Instant) {
     }
 }
 
-async fn follow(mut near: UnixStream, mut times: impl Iterator<Item = Instant>, queue: Rc<Queue>) {
+async fn enqueue_due(
+    mut receiver: UnixStream,
+    mut times: impl Iterator<Item = Instant>,
+    queue: Rc<DueQueue>,
+) {
     let mut buffer = vec![0; 4096];
     loop {
-        let (result, back) = near.read(buffer).await;
+        let (result, back) = receiver.read(buffer).await;
         buffer = back;
         match result {
             Ok(bytes) if bytes > 0 => times.by_ref().take(bytes).for_each(|due| queue.push(due)),

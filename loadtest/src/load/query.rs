@@ -1,4 +1,4 @@
-//! Queries on connections that are logged in: closed loop, or open loop at a
+//! QueryWorkload on connections that are logged in: closed loop, or open loop at a
 //! fixed rate.
 
 use std::cell::RefCell;
@@ -8,15 +8,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::Meter;
-use super::open_loop::{Due, Queue, pace};
+use super::open_loop::{DueQueue, DueRequest, start_pacer};
 use crate::client::Client;
-use crate::endpoint::{Login, Member, Target};
+use crate::endpoint::{Endpoint, Login, PreparedLogin};
 use crate::error::{Error, Result};
-use crate::latency::{Latencies, Schedule};
+use crate::latency::{LatencyHistogram, Schedule};
 use crate::process_usage::Pid;
 use crate::progress::Progress;
-use crate::script::{Mode, Script};
-use crate::worker_group::{self, Seat, Times, Window, Work};
+use crate::script::{QueryMode, Script};
+use crate::worker_group::{self, Timing, Window, Worker, Workload};
 
 /// Units between two additions to the shared counter that a person watches.
 const SHOWN_EVERY: u64 = 64;
@@ -29,23 +29,23 @@ pub const PHASES: usize = 3;
 
 /// What to ask, how often, of whom.
 #[derive(Clone, Debug)]
-pub struct Plan {
+pub struct QueryLoad {
     /// The other end.
-    pub target: Target,
+    pub endpoint: Endpoint,
     /// Who logs in.
     pub login: Login,
     /// What is asked.
-    pub mode: Mode,
+    pub mode: QueryMode,
     /// Scale of pgbench's tables.
     pub scale: u32,
     /// Connections that ask.
     pub clients: usize,
     /// Connections beside them that are logged in and rest.
-    pub resting: usize,
+    pub idle: usize,
     /// Threads of the load.
     pub threads: usize,
     /// For how long.
-    pub times: Times,
+    pub timing: Timing,
     /// Units a second over all connections: an open loop. Without: a closed one.
     pub rate: Option<f64>,
     /// Whoever holds it may say which phase a latency belongs to, 0 to 2.
@@ -54,19 +54,19 @@ pub struct Plan {
     pub pid: Option<Pid>,
 }
 
-impl Plan {
+impl QueryLoad {
     /// Prepared SELECTs in a closed loop on so many connections.
     #[must_use]
-    pub fn new(target: Target, login: Login, clients: usize, seconds: f64) -> Self {
+    pub fn new(endpoint: Endpoint, login: Login, clients: usize, seconds: f64) -> Self {
         Self {
-            target,
+            endpoint,
             login,
-            mode: Mode::Prepared,
+            mode: QueryMode::Prepared,
             scale: 1,
             clients,
-            resting: 0,
+            idle: 0,
             threads: 1,
-            times: Times::measuring(seconds),
+            timing: Timing::measuring(seconds),
             rate: None,
             phase: Arc::default(),
             pid: None,
@@ -80,19 +80,19 @@ impl Plan {
     pub fn run(&self, progress: &Progress) -> Result<Outcome> {
         let mut meter = Meter::new(self.pid);
         let threads = self.threads.clamp(1, self.clients.max(1));
-        let work = Queries {
-            plan: self,
+        let work = QueryWorkload {
+            load: self,
             progress,
         };
         let edge = |edge| meter.edge(edge);
-        let done = worker_group::run(&work, threads, self.times, progress, edge)
+        let done = worker_group::run(&work, threads, self.timing, progress, edge)
             .map_err(|error| self.explained(error))?;
-        let mut all = Tally::new()?;
-        done.iter().for_each(|tally| all.add(tally));
+        let mut all = Counters::new()?;
+        done.iter().for_each(|counters| all.add(counters));
         Ok(Outcome {
             queries: all.queries,
             unserved: all.unserved,
-            seconds: self.times.measured.as_secs_f64(),
+            seconds: self.timing.measured.as_secs_f64(),
             latencies: all.latencies,
             lateness: all.lateness,
             meter,
@@ -114,24 +114,24 @@ impl Plan {
 /// What a load of queries came to.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Queries whose unit ended within the window.
+    /// QueryWorkload whose unit ended with_timeout the window.
     pub queries: u64,
-    /// Units of an open loop that were due and not begun when the window ended.
+    /// Units of an open loop that were due and not started when the window ended.
     pub unserved: u64,
     /// The window's length.
     pub seconds: f64,
     /// A unit's latency, by phase: in an open loop from the intended start.
-    pub latencies: [Latencies; PHASES],
+    pub latencies: [LatencyHistogram; PHASES],
     /// How late this instrument itself sent an open loop's unit for which a
     /// connection was free.
-    pub lateness: Latencies,
+    pub lateness: LatencyHistogram,
     /// The CPU that it took.
     pub meter: Meter,
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 impl Outcome {
-    /// Queries a second.
+    /// QueryWorkload a second.
     #[must_use]
     pub fn per_second(&self) -> f64 {
         self.queries as f64 / self.seconds
@@ -140,32 +140,36 @@ impl Outcome {
     /// µs of the measured process for each query.
     #[must_use]
     pub fn micros_per_query(&self) -> Option<f64> {
-        let micros = self.meter.theirs?.as_secs_f64() * 1e6;
+        let micros = self.meter.process_cpu?.as_secs_f64() * 1e6;
         (self.queries > 0).then(|| micros / self.queries as f64)
     }
 
     /// µs of this process for each query.
     #[must_use]
-    pub fn own_micros_per_query(&self) -> f64 {
-        self.meter.ours.as_secs_f64() * 1e6 / self.queries.max(1) as f64
+    pub fn load_micros_per_query(&self) -> f64 {
+        self.meter.load_cpu.as_secs_f64() * 1e6 / self.queries.max(1) as f64
     }
 }
 
 /// One thread's count.
-struct Tally {
+struct Counters {
     queries: u64,
     unserved: u64,
-    latencies: [Latencies; PHASES],
-    lateness: Latencies,
+    latencies: [LatencyHistogram; PHASES],
+    lateness: LatencyHistogram,
 }
 
-impl Tally {
+impl Counters {
     fn new() -> Result<Self> {
         Ok(Self {
             queries: 0,
             unserved: 0,
-            latencies: [Latencies::new()?, Latencies::new()?, Latencies::new()?],
-            lateness: Latencies::new()?,
+            latencies: [
+                LatencyHistogram::new()?,
+                LatencyHistogram::new()?,
+                LatencyHistogram::new()?,
+            ],
+            lateness: LatencyHistogram::new()?,
         })
     }
 
@@ -185,126 +189,130 @@ impl Tally {
     }
 }
 
-struct Queries<'a> {
-    plan: &'a Plan,
+struct QueryWorkload<'a> {
+    load: &'a QueryLoad,
     progress: &'a Progress,
 }
 
 struct Connections {
     script: Rc<Script>,
-    asking: Vec<Client>,
-    resting: Vec<Client>,
+    active: Vec<Client>,
+    idle: Vec<Client>,
 }
 
-impl Work for Queries<'_> {
+impl Workload for QueryWorkload<'_> {
     type Ready = Connections;
-    type Done = Tally;
+    type Done = Counters;
 
-    async fn prepare(&self, seat: Seat) -> Result<Connections> {
-        let plan = self.plan;
-        let member = Member::new(&plan.login)?;
-        let turn = u32::try_from(seat.thread).unwrap_or(0);
+    async fn prepare(&self, worker: Worker) -> Result<Connections> {
+        let load = self.load;
+        let prepared = PreparedLogin::new(&load.login)?;
+        let turn = u32::try_from(worker.index).unwrap_or(0);
         let seed = 0x9e37_79b9_7f4a_7c15_u64.rotate_left(turn);
-        let script = Rc::new(Script::new(plan.mode, plan.scale, seed));
-        let mut resting = Vec::new();
-        for _ in 0..seat.share(plan.resting) {
-            let mut client = Client::log_in(&plan.target, &member).await?;
-            client.rest();
-            resting.push(client);
+        let script = Rc::new(Script::new(load.mode, load.scale, seed));
+        let mut idle = Vec::new();
+        for _ in 0..worker.share(load.idle) {
+            let mut client = Client::log_in(&load.endpoint, &prepared).await?;
+            client.release_buffers();
+            idle.push(client);
         }
-        let mut asking = Vec::new();
-        for _ in 0..seat.share(plan.clients) {
-            let mut client = Client::log_in(&plan.target, &member).await?;
-            if let Some(before) = &script.before {
-                client.ask(&before.bytes, before.ready).await?;
+        let mut active = Vec::new();
+        for _ in 0..worker.share(load.clients) {
+            let mut client = Client::log_in(&load.endpoint, &prepared).await?;
+            if let Some(before) = &script.setup {
+                client.request(&before.bytes, before.ready).await?;
             }
-            asking.push(client);
+            active.push(client);
         }
         Ok(Connections {
             script,
-            asking,
-            resting,
+            active,
+            idle,
         })
     }
 
-    async fn work(&self, seat: Seat, ready: Connections, window: Window) -> Result<Tally> {
-        let queue = Queue::new();
-        let source = match self.plan.rate {
+    async fn work(&self, worker: Worker, ready: Connections, window: Window) -> Result<Counters> {
+        let queue = DueQueue::new();
+        let loop_kind = match self.load.rate {
             Some(rate) => {
-                let schedule = Schedule::new(window.begin, rate);
-                pace(seat, schedule, window, Rc::clone(&queue))?;
-                Source::Queue(Rc::clone(&queue))
+                let schedule = Schedule::new(window.warmup_start, rate);
+                start_pacer(worker, schedule, window, Rc::clone(&queue))?;
+                LoopKind::Open(Rc::clone(&queue))
             }
-            None => Source::AtOnce,
+            None => LoopKind::Closed,
         };
-        let tally = Rc::new(RefCell::new(Tally::new()?));
+        let counters = Rc::new(RefCell::new(Counters::new()?));
         let mut tasks = Vec::new();
-        for (index, client) in ready.asking.into_iter().enumerate() {
-            let asker = Asker {
+        for (index, client) in ready.active.into_iter().enumerate() {
+            let task = QueryTask {
                 client,
                 next: index * STRIDE,
                 script: Rc::clone(&ready.script),
-                source: source.clone(),
-                tally: Rc::clone(&tally),
-                phase: Arc::clone(&self.plan.phase),
+                loop_kind: loop_kind.clone(),
+                counters: Rc::clone(&counters),
+                phase: Arc::clone(&self.load.phase),
                 progress: self.progress.clone(),
             };
-            tasks.push(monoio::spawn(asker.run(window)));
+            tasks.push(monoio::spawn(task.run(window)));
         }
         let mut outcome = Ok(());
         for task in tasks {
             outcome = outcome.and(task.await);
         }
-        drop(ready.resting);
+        drop(ready.idle);
         outcome?;
-        let mut tally = tally.replace(Tally::new()?);
+        let mut counters = counters.replace(Counters::new()?);
         // What was due waited at least so long: leaving it out would be the
         // omission that an open loop is there to avoid.
-        for due in queue.left().into_iter().filter(|due| *due < window.end) {
-            tally.unserved += 1;
-            tally.record(self.plan.phase.load(Ordering::Relaxed), window.end - due);
+        for due in queue
+            .drain_unstarted()
+            .into_iter()
+            .filter(|due| *due < window.end)
+        {
+            counters.unserved += 1;
+            counters.record(self.load.phase.load(Ordering::Relaxed), window.end - due);
         }
-        Ok(tally)
+        Ok(counters)
     }
 }
 
 #[derive(Clone)]
-enum Source {
-    AtOnce,
-    Queue(Rc<Queue>),
+enum LoopKind {
+    Closed,
+    Open(Rc<DueQueue>),
 }
 
 /// One connection that asks.
-struct Asker {
+struct QueryTask {
     client: Client,
     next: usize,
     script: Rc<Script>,
-    source: Source,
-    tally: Rc<RefCell<Tally>>,
+    loop_kind: LoopKind,
+    counters: Rc<RefCell<Counters>>,
     phase: Arc<AtomicUsize>,
     progress: Progress,
 }
 
-impl Asker {
+impl QueryTask {
     async fn run(mut self, window: Window) -> Result<()> {
         let queries = u64::try_from(self.script.queries()).unwrap_or(0);
-        if let Some(rest) = window.begin.checked_duration_since(Instant::now()) {
+        if let Some(rest) = window.warmup_start.checked_duration_since(Instant::now()) {
             monoio::time::sleep(rest).await;
         }
         let mut done = 0_u64;
-        while let Some((begun, late)) = self.turn(window).await {
-            self.unit().await?;
+        while let Some((started, late)) = self.next_start(window).await {
+            self.transaction().await?;
             let ended = Instant::now();
             done += 1;
             if done.is_multiple_of(SHOWN_EVERY) {
                 self.progress.done.fetch_add(SHOWN_EVERY, Ordering::Relaxed);
             }
             if window.counts(ended) {
-                let mut tally = self.tally.borrow_mut();
-                tally.queries += queries;
-                tally.record(self.phase.load(Ordering::Relaxed), ended - begun);
+                let mut counters = self.counters.borrow_mut();
+                counters.queries += queries;
+                counters.record(self.phase.load(Ordering::Relaxed), ended - started);
                 if let Some(late) = late {
-                    tally.lateness.record(late);
+                    counters.lateness.record(late);
                 }
             }
         }
@@ -315,25 +323,25 @@ impl Asker {
 
     /// When the next unit is meant to begin, which is now or was a moment ago;
     /// and how late that is if only this instrument is to blame.
-    async fn turn(&self, window: Window) -> Option<(Instant, Option<Duration>)> {
-        let begun = match &self.source {
-            Source::AtOnce => (Instant::now(), None),
-            Source::Queue(queue) => {
-                let Due {
+    async fn next_start(&self, window: Window) -> Option<(Instant, Option<Duration>)> {
+        let started = match &self.loop_kind {
+            LoopKind::Closed => (Instant::now(), None),
+            LoopKind::Open(queue) => {
+                let DueRequest {
                     intended,
-                    waited_for,
+                    connection_free,
                 } = queue.next().await?;
                 let late = Instant::now().saturating_duration_since(intended);
-                (intended, waited_for.then_some(late))
+                (intended, connection_free.then_some(late))
             }
         };
-        (Instant::now() < window.end).then_some(begun)
+        (Instant::now() < window.end).then_some(started)
     }
 
-    async fn unit(&mut self) -> Result<()> {
+    async fn transaction(&mut self) -> Result<()> {
         let script = Rc::clone(&self.script);
-        for step in script.unit(self.next) {
-            self.client.ask(&step.bytes, step.ready).await?;
+        for step in script.transaction(self.next) {
+            self.client.request(&step.bytes, step.ready).await?;
         }
         self.next = self.next.wrapping_add(1);
         Ok(())

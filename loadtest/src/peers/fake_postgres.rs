@@ -12,7 +12,7 @@ use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
 use monoio::net::{TcpListener, TcpStream};
 
 use super::relay::listener;
-use crate::error::{Result, doing};
+use crate::error::{Result, io_context};
 use crate::message::{SSL_REQUEST, tagged, text};
 use crate::runtime::Runtime;
 
@@ -28,9 +28,12 @@ const MAX_MESSAGE: usize = 16 * 1024;
 pub fn serve(listen: SocketAddr) -> Result<()> {
     let listener = listener(listen)?;
     Runtime::new()?.block_on(async move {
-        let listener = TcpListener::from_std(listener).map_err(doing("cannot listen"))?;
+        let listener = TcpListener::from_std(listener).map_err(io_context("cannot listen"))?;
         loop {
-            let (client, _) = listener.accept().await.map_err(doing("cannot accept"))?;
+            let (client, _) = listener
+                .accept()
+                .await
+                .map_err(io_context("cannot accept"))?;
             monoio::spawn(async move {
                 // A connection's end is its own affair.
                 let _ = session(client).await;
@@ -51,7 +54,7 @@ async fn session(mut stream: TcpStream) -> io::Result<()> {
         input.extend_from_slice(&filled);
         buffer = filled;
         let mut output = Vec::new();
-        while let Some((consumed, next)) = answer(state, &input, &mut output)? {
+        while let Some((consumed, next)) = handle_message(state, &input, &mut output)? {
             input.drain(..consumed);
             state = next;
         }
@@ -76,7 +79,11 @@ enum State {
 
 /// Answers one message: its length, and what is expected next. `None` if it is
 /// not complete.
-fn answer(state: State, input: &[u8], output: &mut Vec<u8>) -> io::Result<Option<(usize, State)>> {
+fn handle_message(
+    state: State,
+    input: &[u8],
+    output: &mut Vec<u8>,
+) -> io::Result<Option<(usize, State)>> {
     let untagged = usize::from(state == State::Session);
     let length = input
         .get(untagged..untagged + 4)
@@ -97,12 +104,12 @@ fn answer(state: State, input: &[u8], output: &mut Vec<u8>) -> io::Result<Option
             State::Startup
         }
         (State::Startup, _) => {
-            greet(output);
+            login_response(output);
             State::Session
         }
         (_, [b'X', ..]) => State::Ended,
         (_, [tag, ..]) => {
-            reply(*tag, output);
+            respond(*tag, output);
             State::Session
         }
         (_, []) => return Ok(None),
@@ -110,7 +117,7 @@ fn answer(state: State, input: &[u8], output: &mut Vec<u8>) -> io::Result<Option
     Ok(Some((message.len().max(1), next)))
 }
 
-fn greet(output: &mut Vec<u8>) {
+fn login_response(output: &mut Vec<u8>) {
     tagged(output, b'R', |out| out.extend_from_slice(&[0; 4]));
     let parameters = [
         ("server_version", "15.0 (fake)"),
@@ -133,7 +140,7 @@ fn greet(output: &mut Vec<u8>) {
     ready(output);
 }
 
-fn reply(tag: u8, output: &mut Vec<u8>) {
+fn respond(tag: u8, output: &mut Vec<u8>) {
     match tag {
         b'Q' => {
             describe(output);

@@ -6,18 +6,18 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::process::Process;
-use crate::endpoint::{Login, Opening, Target};
+use crate::endpoint::{Endpoint, Login, Opening};
 use crate::process_usage::Pid;
 
 /// The arms of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
+pub enum PeerKind {
     /// No proxy, no TLS: the floor.
     Direct,
     /// A relay on monoio like ours, without TLS and login: what TLS costs us.
-    Relay,
+    PlainRelay,
     /// tokio and tokio-rustls, as everybody would write it.
-    Twin,
+    TokioBaseline,
     /// Debian's PgBouncer, session pooling.
     PgBouncer,
     /// Debian's stunnel.
@@ -34,12 +34,12 @@ pub enum Kind {
     SidecarNoPoll,
 }
 
-impl Kind {
+impl PeerKind {
     /// All of them, in the order of tables and pictures.
     pub const ALL: [Self; 10] = [
         Self::Direct,
-        Self::Relay,
-        Self::Twin,
+        Self::PlainRelay,
+        Self::TokioBaseline,
         Self::PgBouncer,
         Self::Stunnel,
         Self::HaProxy,
@@ -54,8 +54,8 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
-            Self::Relay => "plain-relay",
-            Self::Twin => "twin",
+            Self::PlainRelay => "plain-relay",
+            Self::TokioBaseline => "twin",
             Self::PgBouncer => "pgbouncer",
             Self::Stunnel => "stunnel",
             Self::HaProxy => "haproxy",
@@ -70,7 +70,7 @@ impl Kind {
     #[must_use]
     pub fn opening(self) -> Opening {
         match self {
-            Self::Direct | Self::Relay => Opening::Plain,
+            Self::Direct | Self::PlainRelay => Opening::Plain,
             // It knows nothing of SSLRequest.
             Self::HaProxy => Opening::Direct,
             _ => Opening::SslRequest,
@@ -78,13 +78,13 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for PeerKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-impl FromStr for Kind {
+impl FromStr for PeerKind {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -105,12 +105,12 @@ pub struct Upstream {
 /// A running arm. Its Drop ends its process.
 pub struct Peer {
     /// Which.
-    pub kind: Kind,
+    pub kind: PeerKind,
     /// Where it listens, and how.
-    pub target: Target,
+    pub endpoint: Endpoint,
     /// How to go no further than the handshake, TLS at once: with a proxy that would
     /// dial before the client has asked for anything, another place.
-    pub handshake: Option<Target>,
+    pub handshake: Option<Endpoint>,
     /// Who logs in, to read.
     pub login: Login,
     /// Its version, for the report.

@@ -10,12 +10,12 @@ use nix::sys::signal::Signal;
 
 use super::kind::Upstream;
 use super::process::{Process, command, free_address, version};
-use super::workspace::House;
+use super::workspace::Workspace;
 use crate::client::Client;
-use crate::endpoint::{Login, Member, Opening, Target};
-use crate::error::{Error, Result, doing};
+use crate::endpoint::{Endpoint, Login, Opening, PreparedLogin};
+use crate::error::{Error, Result, io_context};
 use crate::message::query;
-use crate::runtime::{Runtime, within};
+use crate::runtime::{Runtime, with_timeout};
 
 /// Scale of pgbench's tables.
 pub const SCALE: u32 = 5;
@@ -48,29 +48,33 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Makes a cluster in the house's folder, starts it, fills it, and lets the
+    /// Makes a cluster in the workspace's folder, starts it, fills it, and lets the
     /// sidecar's `provision` set the roles up.
     ///
     /// # Errors
     /// Postgres' or the sidecar's own words.
-    pub fn start(house: &House) -> Result<Self> {
-        let bin = programs()?;
-        let data = house.path("data");
-        make(house, &bin, &data)?;
+    pub fn start(workspace: &Workspace) -> Result<Self> {
+        let bin = bin_directory()?;
+        let data = workspace.path("data");
+        init_cluster(workspace, &bin, &data)?;
         let address = free_address()?;
-        let mut server = command(&bin.join("postgres"), &house.cores.others, true);
-        server.arg("-D").arg(&data).arg("-k").arg(house.folder());
+        let mut server = command(&bin.join("postgres"), &workspace.cores.others, true);
+        server
+            .arg("-D")
+            .arg(&data)
+            .arg("-k")
+            .arg(workspace.folder());
         server.args(["-p", &address.port().to_string()]);
         server.args(["-c", &format!("max_connections={MAX_CONNECTIONS}")]);
         server.args(SETTINGS.iter().flat_map(|setting| ["-c", setting]));
-        let log = house.path("postgres.log");
+        let log = workspace.path("postgres.log");
         let mut process = Process::start("postgres", server, log, Signal::SIGINT)?;
-        process.until(|_| sql(address, &["SELECT 1"]).ok())?;
-        fill(house, &bin, address)?;
+        process.wait_for(|_| sql(address, &["SELECT 1"]).ok())?;
+        load_data(workspace, &bin, address)?;
         Ok(Self {
             upstream: Upstream {
                 address,
-                socket: Some(house.path(&format!(".s.PGSQL.{}", address.port()))),
+                socket: Some(workspace.path(&format!(".s.PGSQL.{}", address.port()))),
             },
             version: version(&bin.join("postgres"), "--version"),
             _process: process,
@@ -78,8 +82,8 @@ impl Postgres {
     }
 }
 
-fn make(house: &House, bin: &Path, data: &Path) -> Result<()> {
-    let mut initdb = command(&bin.join("initdb"), &house.cores.others, true);
+fn init_cluster(workspace: &Workspace, bin: &Path, data: &Path) -> Result<()> {
+    let mut initdb = command(&bin.join("initdb"), &workspace.cores.others, true);
     initdb.args([
         "-U",
         "postgres",
@@ -90,15 +94,15 @@ fn make(house: &House, bin: &Path, data: &Path) -> Result<()> {
         "--no-locale",
         "--no-sync",
     ]);
-    succeed(
+    run_to_success(
         "initdb",
-        initdb.arg("-D").arg(data).current_dir(house.folder()),
+        initdb.arg("-D").arg(data).current_dir(workspace.folder()),
     )?;
-    fs::write(data.join("pg_hba.conf"), HBA).map_err(doing("pg_hba.conf"))
+    fs::write(data.join("pg_hba.conf"), HBA).map_err(io_context("pg_hba.conf"))
 }
 
-fn fill(house: &House, bin: &Path, address: SocketAddr) -> Result<()> {
-    let mut pgbench = command(&bin.join("pgbench"), &house.cores.others, false);
+fn load_data(workspace: &Workspace, bin: &Path, address: SocketAddr) -> Result<()> {
+    let mut pgbench = command(&bin.join("pgbench"), &workspace.cores.others, false);
     pgbench.args(["-i", "-q", "-h", "127.0.0.1", "-U", "postgres", "-s"]);
     pgbench.args([
         &SCALE.to_string(),
@@ -106,27 +110,27 @@ fn fill(house: &House, bin: &Path, address: SocketAddr) -> Result<()> {
         &address.port().to_string(),
         "postgres",
     ]);
-    succeed("pgbench", &mut pgbench)?;
+    run_to_success("pgbench", &mut pgbench)?;
     let mut provision = command(
-        &house.program("teesql-sidecar")?,
-        &house.cores.others,
+        &workspace.program("teesql-sidecar")?,
+        &workspace.cores.others,
         false,
     );
-    super::sidecar::forget_environment(&mut provision);
+    super::sidecar::clear_environment(&mut provision);
     provision
         .arg("provision")
         .env("TEESQL_POSTGRES", address.to_string())
-        .env("TEESQL_PG_PASSWORD_READ", &house.password)
-        .env("TEESQL_PG_PASSWORD_READWRITE", &house.password);
-    succeed("teesql-sidecar provision", &mut provision)?;
+        .env("TEESQL_PG_PASSWORD_READ", &workspace.password)
+        .env("TEESQL_PG_PASSWORD_READWRITE", &workspace.password);
+    run_to_success("teesql-sidecar provision", &mut provision)?;
     let rest = ["CREATE DATABASE scram", "VACUUM ANALYZE", "CHECKPOINT"];
     sql(address, &rest)
 }
 
-fn succeed(name: &str, command: &mut Command) -> Result<Output> {
+fn run_to_success(name: &str, command: &mut Command) -> Result<Output> {
     let output = command
         .output()
-        .map_err(doing(format!("cannot run {name}")))?;
+        .map_err(io_context(format!("cannot run {name}")))?;
     match output.status.success() {
         true => Ok(output),
         false => {
@@ -138,20 +142,20 @@ fn succeed(name: &str, command: &mut Command) -> Result<Output> {
 
 /// As the superuser, one after the other.
 fn sql(address: SocketAddr, statements: &[&str]) -> Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(60);
-    let target = Target::loopback(address, Opening::Plain, None)?;
-    let member = Member::new(&Login::new("postgres", "postgres", ""))?;
-    Runtime::new()?.block_on(within(PATIENCE, "a statement", async {
-        let mut client = Client::log_in(&target, &member).await?;
+    const TIMEOUT: Duration = Duration::from_secs(60);
+    let endpoint = Endpoint::loopback(address, Opening::Plain, None)?;
+    let prepared = PreparedLogin::new(&Login::new("postgres", "postgres", ""))?;
+    Runtime::new()?.block_on(with_timeout(TIMEOUT, "a statement", async {
+        let mut client = Client::log_in(&endpoint, &prepared).await?;
         for statement in statements {
-            client.ask(&query(statement), 1).await?;
+            client.request(&query(statement), 1).await?;
         }
         client.close().await
     }))
 }
 
 /// The newest of Debian's.
-fn programs() -> Result<PathBuf> {
+fn bin_directory() -> Result<PathBuf> {
     let folders = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let newest = folders
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())

@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid as NixPid;
 
-use crate::error::{Error, Result, doing};
+use crate::error::{Error, Result, io_context};
 use crate::process_usage::Pid;
 
 /// For a first sign of life, and for an orderly end.
-const PATIENCE: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(20);
+const TIMEOUT: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// What is shown of a log where a process ended.
 const LOG_TAIL: u64 = 2_000;
 
@@ -24,17 +24,17 @@ pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
-    end: Signal,
+    stop_signal: Signal,
 }
 
 /// The command line that runs `program` on `cores`, as Debian's user `postgres`
-/// where this is run as root and `demoted` says so, and ends it with this
+/// where this is run as root and `as_postgres` says so, and ends it with this
 /// process whatever happens.
 #[must_use]
-pub fn command(program: &Path, cores: &str, demoted: bool) -> Command {
+pub fn command(program: &Path, cores: &str, as_postgres: bool) -> Command {
     let mut command = Command::new("taskset");
     command.args(["-c", cores, "setpriv", "--pdeathsig", "KILL"]);
-    if demoted && nix::unistd::geteuid().is_root() {
+    if as_postgres && nix::unistd::geteuid().is_root() {
         command.args([
             "--reuid",
             "postgres",
@@ -57,8 +57,13 @@ impl Process {
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(name: &str, mut command: Command, log: PathBuf, end: Signal) -> Result<Self> {
-        let failed = || doing(format!("cannot start {name}"));
+    pub fn start(
+        name: &str,
+        mut command: Command,
+        log: PathBuf,
+        stop_signal: Signal,
+    ) -> Result<Self> {
+        let failed = || io_context(format!("cannot start {name}"));
         let out = File::create(&log).map_err(failed())?;
         let errors = out.try_clone().map_err(failed())?;
         let child = command
@@ -70,7 +75,7 @@ impl Process {
             name: name.to_owned(),
             child,
             log,
-            end,
+            stop_signal,
         })
     }
 
@@ -80,23 +85,23 @@ impl Process {
         self.child.id()
     }
 
-    /// Waits until `look` finds something.
+    /// Waits until `probe` finds something.
     ///
     /// # Errors
     /// The process has ended, or there was nothing for 30 s: with its last words.
-    pub fn until<T>(&mut self, mut look: impl FnMut(&Self) -> Option<T>) -> Result<T> {
-        let give_up = Instant::now() + PATIENCE;
+    pub fn wait_for<T>(&mut self, mut probe: impl FnMut(&Self) -> Option<T>) -> Result<T> {
+        let deadline = Instant::now() + TIMEOUT;
         loop {
-            if let Some(found) = look(self) {
+            if let Some(found) = probe(self) {
                 return Ok(found);
             }
             let ended = !matches!(self.child.try_wait(), Ok(None));
-            if ended || Instant::now() > give_up {
+            if ended || Instant::now() > deadline {
                 let what = if ended { "ended" } else { "does not answer" };
-                let said = tail(&self.log);
-                return Err(Error::Peer(format!("{} {what}: {said}", self.name)));
+                let log_tail = tail(&self.log);
+                return Err(Error::Peer(format!("{} {what}: {log_tail}", self.name)));
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -104,17 +109,17 @@ impl Process {
     ///
     /// # Errors
     /// As [`Process::until`].
-    pub fn until_listening(&mut self, address: SocketAddr) -> Result<()> {
-        self.until(|_| {
-            TcpStream::connect_timeout(&address, LOOK)
+    pub fn wait_listening(&mut self, address: SocketAddr) -> Result<()> {
+        self.wait_for(|_| {
+            TcpStream::connect_timeout(&address, POLL_INTERVAL)
                 .is_ok()
                 .then_some(())
         })
     }
 
-    /// All that it said.
+    /// All that it log_tail.
     #[must_use]
-    pub fn said(&self) -> String {
+    pub fn log_text(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 }
@@ -122,14 +127,14 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         if let Ok(pid) = i32::try_from(self.child.id()) {
-            let _ = kill(NixPid::from_raw(pid), self.end);
+            let _ = kill(NixPid::from_raw(pid), self.stop_signal);
         }
-        let give_up = Instant::now() + PATIENCE;
-        while Instant::now() < give_up {
+        let deadline = Instant::now() + TIMEOUT;
+        while Instant::now() < deadline {
             if !matches!(self.child.try_wait(), Ok(None)) {
                 return;
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -156,7 +161,7 @@ fn tail(log: &Path) -> String {
 pub fn free_address() -> Result<SocketAddr> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .and_then(|listener| listener.local_addr())
-        .map_err(doing("no free port"))
+        .map_err(io_context("no free port"))
 }
 
 /// A program by name, in `PATH` or where Debian keeps daemons.

@@ -1,4 +1,4 @@
-//! The others: the relay and the twin of our own, and Debian's.
+//! The others: the relay and the tokio_baseline of our own, and Debian's.
 //!
 //! Each is configured to do what ours does and no more: one thread, TLS 1.3,
 //! the same certificate, no log of single connections.
@@ -9,80 +9,84 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use super::kind::{Kind, Peer, Upstream};
+use super::kind::{Peer, PeerKind, Upstream};
 use super::process::{Process, command, find, free_address, version};
-use super::workspace::House;
-use crate::endpoint::Target;
-use crate::error::{Result, doing};
+use super::workspace::Workspace;
+use crate::endpoint::Endpoint;
+use crate::error::{Result, io_context};
 
 /// Starts it and waits until it listens.
-fn run(
-    kind: Kind,
-    house: &House,
+fn start_proxy(
+    kind: PeerKind,
+    workspace: &Workspace,
     command: Command,
     address: SocketAddr,
     version: String,
 ) -> Result<Peer> {
-    let log = house.path(&format!("{kind}-{}.log", address.port()));
+    let log = workspace.path(&format!("{kind}-{}.log", address.port()));
     let end = match kind {
         // PgBouncer waits for its clients on SIGTERM in newer versions.
-        Kind::PgBouncer => Signal::SIGINT,
+        PeerKind::PgBouncer => Signal::SIGINT,
         _ => Signal::SIGTERM,
     };
     let mut process = Process::start(kind.name(), command, log, end)?;
-    process.until_listening(address)?;
+    process.wait_listening(address)?;
     Ok(Peer {
         kind,
-        target: Target::loopback(address, kind.opening(), None)?,
+        endpoint: Endpoint::loopback(address, kind.opening(), None)?,
         handshake: None,
-        login: house.plain_login(),
+        login: workspace.plain_login(),
         version,
         process: Some(process),
     })
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).map_err(doing(path.display().to_string()))
+    std::fs::write(path, text).map_err(io_context(path.display().to_string()))
 }
 
-pub(super) fn relay(house: &House, upstream: &Upstream) -> Result<Peer> {
+pub(super) fn relay(workspace: &Workspace, upstream: &Upstream) -> Result<Peer> {
     let address = free_address()?;
     let mut relay = command(
-        &house.program("teesql-loadtest")?,
-        &house.cores.proxy,
+        &workspace.program("teesql-loadtest")?,
+        &workspace.cores.proxy,
         false,
     );
     relay.args(["relay", "--listen", &address.to_string()]);
     relay.args(["--upstream", &upstream.address.to_string()]);
-    run(
-        Kind::Relay,
-        house,
+    start_proxy(
+        PeerKind::PlainRelay,
+        workspace,
         relay,
         address,
         "monoio, io_uring, no TLS".to_owned(),
     )
 }
 
-pub(super) fn twin(house: &House, upstream: &Upstream) -> Result<Peer> {
+pub(super) fn tokio_baseline(workspace: &Workspace, upstream: &Upstream) -> Result<Peer> {
     let address = free_address()?;
-    let mut twin = command(&house.program("tokio-baseline")?, &house.cores.proxy, false);
-    twin.args(["--listen", &address.to_string(), "--workers", "1"]);
-    twin.args(["--upstream", &upstream.address.to_string()]);
-    twin.arg("--cert").arg(house.path("cert.pem"));
-    twin.arg("--key").arg(house.path("key.pem"));
-    run(
-        Kind::Twin,
-        house,
-        twin,
+    let mut tokio_baseline = command(
+        &workspace.program("tokio-baseline")?,
+        &workspace.cores.proxy,
+        false,
+    );
+    tokio_baseline.args(["--listen", &address.to_string(), "--workers", "1"]);
+    tokio_baseline.args(["--upstream", &upstream.address.to_string()]);
+    tokio_baseline.arg("--cert").arg(workspace.path("cert.pem"));
+    tokio_baseline.arg("--key").arg(workspace.path("key.pem"));
+    start_proxy(
+        PeerKind::TokioBaseline,
+        workspace,
+        tokio_baseline,
         address,
         "tokio, tokio-rustls".to_owned(),
     )
 }
 
-pub(super) fn pgbouncer(house: &House, upstream: &Upstream) -> Result<Peer> {
+pub(super) fn pgbouncer(workspace: &Workspace, upstream: &Upstream) -> Result<Peer> {
     let (program, address) = (find("pgbouncer")?, free_address()?);
-    let settings = house.path(&format!("pgbouncer-{}.ini", address.port()));
-    let users = house.path("pgbouncer-users.txt");
+    let settings = workspace.path(&format!("pgbouncer-{}.ini", address.port()));
+    let users = workspace.path("pgbouncer-users.txt");
     write(&users, "\"teesql_read\" \"\"\n")?;
     write(
         &settings,
@@ -95,30 +99,30 @@ pub(super) fn pgbouncer(house: &House, upstream: &Upstream) -> Result<Peer> {
              client_tls_cert_file = {cert}\nclient_tls_key_file = {key}\n\
              log_connections = 0\nlog_disconnections = 0\n",
             upstream = upstream.address.port(),
-            most = house.most_connections(),
+            most = workspace.max_connections(),
             port = address.port(),
             users = users.display(),
-            cert = house.path("cert.pem").display(),
-            key = house.path("key.pem").display(),
+            cert = workspace.path("cert.pem").display(),
+            key = workspace.path("key.pem").display(),
         ),
     )?;
-    let mut pgbouncer = command(&program, &house.cores.proxy, true);
+    let mut pgbouncer = command(&program, &workspace.cores.proxy, true);
     pgbouncer.arg(&settings);
-    run(
-        Kind::PgBouncer,
-        house,
+    start_proxy(
+        PeerKind::PgBouncer,
+        workspace,
         pgbouncer,
         address,
         version(&program, "--version"),
     )
 }
 
-pub(super) fn stunnel(house: &House, upstream: &Upstream) -> Result<Peer> {
+pub(super) fn stunnel(workspace: &Workspace, upstream: &Upstream) -> Result<Peer> {
     let (program, address) = (
         find("stunnel4").or_else(|_| find("stunnel"))?,
         free_address()?,
     );
-    let settings = house.path(&format!("stunnel-{}.conf", address.port()));
+    let settings = workspace.path(&format!("stunnel-{}.conf", address.port()));
     write(
         &settings,
         &format!(
@@ -127,15 +131,15 @@ pub(super) fn stunnel(house: &House, upstream: &Upstream) -> Result<Peer> {
              sslVersionMin = TLSv1.3\nlibwrap = no\nTIMEOUTidle = 3600\n\
              cert = {cert}\nkey = {key}\n",
             upstream = upstream.address,
-            cert = house.path("cert.pem").display(),
-            key = house.path("key.pem").display(),
+            cert = workspace.path("cert.pem").display(),
+            key = workspace.path("key.pem").display(),
         ),
     )?;
-    let mut stunnel = command(&program, &house.cores.proxy, false);
+    let mut stunnel = command(&program, &workspace.cores.proxy, false);
     stunnel.arg(&settings);
-    run(
-        Kind::Stunnel,
-        house,
+    start_proxy(
+        PeerKind::Stunnel,
+        workspace,
         stunnel,
         address,
         version(&program, "-version"),
@@ -145,10 +149,10 @@ pub(super) fn stunnel(house: &House, upstream: &Upstream) -> Result<Peer> {
 /// With a second listener that ends every connection once its handshake is
 /// complete: HAProxy dials its server before the client has said anything, and
 /// a handshake's price has to be without that.
-pub(super) fn haproxy(house: &House, upstream: &Upstream) -> Result<Peer> {
+pub(super) fn haproxy(workspace: &Workspace, upstream: &Upstream) -> Result<Peer> {
     let (program, address, handshake) = (find("haproxy")?, free_address()?, free_address()?);
-    let settings = house.path(&format!("haproxy-{}.cfg", address.port()));
-    let both = house.path("both.pem").display().to_string();
+    let settings = workspace.path(&format!("haproxy-{}.cfg", address.port()));
+    let both = workspace.path("both.pem").display().to_string();
     write(
         &settings,
         &format!(
@@ -159,18 +163,18 @@ pub(super) fn haproxy(house: &House, upstream: &Upstream) -> Result<Peer> {
              frontend handshakes\n  bind {handshake} ssl crt {both} ca-file {ca} verify required \
              alpn postgresql ssl-min-ver TLSv1.3\n  tcp-request session reject\n",
             upstream = upstream.address,
-            most = house.most_connections(),
-            ca = house.path("kms.pem").display(),
+            most = workspace.max_connections(),
+            ca = workspace.path("kms.pem").display(),
         ),
     )?;
-    let mut haproxy = command(&program, &house.cores.proxy, false);
+    let mut haproxy = command(&program, &workspace.cores.proxy, false);
     haproxy.arg("-db").arg("-f").arg(&settings);
     let version = version(&program, "-v");
-    let mut peer = run(Kind::HaProxy, house, haproxy, address, version)?;
-    let client = house.tdx.chain("client")?;
-    peer.handshake = Some(Target::loopback(
+    let mut peer = start_proxy(PeerKind::HaProxy, workspace, haproxy, address, version)?;
+    let client = workspace.tdx.identity("client")?;
+    peer.handshake = Some(Endpoint::loopback(
         handshake,
-        Kind::HaProxy.opening(),
+        PeerKind::HaProxy.opening(),
         Some(&client),
     )?);
     Ok(peer)

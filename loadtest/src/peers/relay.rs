@@ -13,7 +13,7 @@ use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt, Splitable};
 use monoio::net::tcp::{TcpOwnedReadHalf, TcpOwnedWriteHalf};
 use monoio::net::{TcpListener, TcpStream};
 
-use crate::error::{Error, Result, doing};
+use crate::error::{Error, Result, io_context};
 use crate::runtime::Runtime;
 
 /// Bytes of a read, at rest and while a stream fills them.
@@ -29,9 +29,12 @@ const SHRINK_AFTER: u32 = 8;
 pub fn serve(listen: SocketAddr, upstream: SocketAddr) -> Result<()> {
     let listener = listener(listen)?;
     Runtime::new()?.block_on(async move {
-        let listener = TcpListener::from_std(listener).map_err(doing("cannot listen"))?;
+        let listener = TcpListener::from_std(listener).map_err(io_context("cannot listen"))?;
         loop {
-            let (client, _) = listener.accept().await.map_err(doing("cannot accept"))?;
+            let (client, _) = listener
+                .accept()
+                .await
+                .map_err(io_context("cannot accept"))?;
             monoio::spawn(async move {
                 // A connection's end is its own affair.
                 let _ = relay(client, upstream).await;
@@ -48,7 +51,7 @@ pub(super) fn listener(listen: SocketAddr) -> Result<std::net::TcpListener> {
             "{listen}: nothing here listens but on loopback"
         )));
     }
-    let failed = || doing(format!("cannot listen on {listen}"));
+    let failed = || io_context(format!("cannot listen on {listen}"));
     let domain = socket2::Domain::for_address(listen);
     let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).map_err(failed())?;
     socket.set_reuse_address(true).map_err(failed())?;
@@ -63,12 +66,12 @@ async fn relay(client: TcpStream, upstream: SocketAddr) -> io::Result<()> {
     postgres.set_nodelay(true)?;
     let (client_read, client_write) = client.into_split();
     let (postgres_read, postgres_write) = postgres.into_split();
-    let there = half(client_read, postgres_write);
-    let back = half(postgres_read, client_write);
+    let there = copy_one_way(client_read, postgres_write);
+    let back = copy_one_way(postgres_read, client_write);
     futures_util::future::try_join(there, back).await.map(drop)
 }
 
-async fn half(mut read: TcpOwnedReadHalf, mut write: TcpOwnedWriteHalf) -> io::Result<()> {
+async fn copy_one_way(mut read: TcpOwnedReadHalf, mut write: TcpOwnedWriteHalf) -> io::Result<()> {
     let (mut buffer, mut small_reads) = (Vec::with_capacity(SMALL), 0);
     loop {
         let (result, filled) = read.read(buffer).await;

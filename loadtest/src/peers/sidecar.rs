@@ -4,44 +4,44 @@ use std::process::Command;
 
 use nix::sys::signal::Signal;
 
-use super::kind::{Kind, Peer, Upstream};
+use super::kind::{Peer, PeerKind, Upstream};
 use super::process::{Process, command};
-use super::workspace::House;
-use crate::endpoint::{Opening, Target};
+use super::workspace::Workspace;
+use crate::endpoint::{Endpoint, Opening};
 use crate::error::{Error, Result};
 use crate::load::MAX_CONNECTIONS;
 
 /// How it is run.
 #[derive(Clone, Copy, Debug)]
-pub struct Mode {
+pub struct SidecarMode {
     /// epoll instead of io_uring.
     pub epoll: bool,
     /// Clients have to be attested.
     pub attested: bool,
     /// A shard for each core and no core of its own, instead of one shard on
     /// the proxies' core.
-    pub spread: bool,
+    pub all_cores: bool,
     /// Dials Postgres' Unix socket.
     pub unix: bool,
     /// Sleeps whenever it waits.
     pub no_poll: bool,
 }
 
-impl Default for Mode {
+impl Default for SidecarMode {
     /// io_uring, one shard, TCP, clients without certificates as the peers
     /// have them.
     fn default() -> Self {
         Self {
             epoll: false,
             attested: false,
-            spread: false,
+            all_cores: false,
             unix: false,
             no_poll: false,
         }
     }
 }
 
-impl Mode {
+impl SidecarMode {
     /// The default on epoll.
     #[must_use]
     pub fn epoll() -> Self {
@@ -80,7 +80,7 @@ impl Mode {
 }
 
 /// Settings of whoever runs this are not the measured one's.
-pub(super) fn forget_environment(command: &mut Command) {
+pub(super) fn clear_environment(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         let ours = text.starts_with("TEESQL_");
@@ -90,46 +90,53 @@ pub(super) fn forget_environment(command: &mut Command) {
     }
 }
 
-pub(super) fn start(house: &House, upstream: &Upstream, mode: Mode) -> Result<Peer> {
-    let program = house.program("teesql-sidecar")?;
-    let cores = match mode.spread {
-        true => format!("{},{}", house.cores.others, house.cores.proxy),
-        false => house.cores.proxy.clone(),
+pub(super) fn start(workspace: &Workspace, upstream: &Upstream, mode: SidecarMode) -> Result<Peer> {
+    let program = workspace.program("teesql-sidecar")?;
+    let cores = match mode.all_cores {
+        true => format!("{},{}", workspace.cores.others, workspace.cores.proxy),
+        false => workspace.cores.proxy.clone(),
     };
     let mut serve = command(&program, &cores, false);
-    forget_environment(&mut serve);
-    settings(&mut serve, house, upstream, mode)?;
+    clear_environment(&mut serve);
+    configure(&mut serve, workspace, upstream, mode)?;
     // Two of them may run at a time.
-    let log = house.path(&format!("sidecar-{}.log", next()));
+    let log = workspace.path(&format!("sidecar-{}.log", next_number()));
     let mut process = Process::start("teesql-sidecar", serve, log, Signal::SIGTERM)?;
-    let address = process.until(|process| field(&process.said(), "\"address\":\"127.0.0.1:"))?;
-    let address: u16 = address.parse().map_err(|_| strange(&process))?;
-    let driver = field(&process.said(), "\"driver\":\"").ok_or_else(|| strange(&process))?;
+    let address =
+        process.wait_for(|process| field(&process.log_text(), "\"address\":\"127.0.0.1:"))?;
+    let address: u16 = address.parse().map_err(|_| unexpected_log(&process))?;
+    let driver =
+        field(&process.log_text(), "\"driver\":\"").ok_or_else(|| unexpected_log(&process))?;
     let identity = match mode.attested {
-        true => Some(house.tdx.chain("client")?),
+        true => Some(workspace.tdx.identity("client")?),
         false => None,
     };
     let address = ([127, 0, 0, 1], address).into();
     Ok(Peer {
         kind: match mode {
-            Mode { epoll: true, .. } => Kind::SidecarEpoll,
-            Mode { unix: true, .. } => Kind::SidecarUnix,
-            Mode { no_poll: true, .. } => Kind::SidecarNoPoll,
-            _ => Kind::Sidecar,
+            SidecarMode { epoll: true, .. } => PeerKind::SidecarEpoll,
+            SidecarMode { unix: true, .. } => PeerKind::SidecarUnix,
+            SidecarMode { no_poll: true, .. } => PeerKind::SidecarNoPoll,
+            _ => PeerKind::Sidecar,
         },
-        target: Target::loopback(address, Opening::SslRequest, identity.as_ref())?,
-        handshake: Some(Target::loopback(
+        endpoint: Endpoint::loopback(address, Opening::SslRequest, identity.as_ref())?,
+        handshake: Some(Endpoint::loopback(
             address,
             Opening::Direct,
             identity.as_ref(),
         )?),
-        login: house.secret_login(),
+        login: workspace.secret_login(),
         version: format!("teesql-sidecar {} ({driver})", env!("CARGO_PKG_VERSION")),
         process: Some(process),
     })
 }
 
-fn settings(serve: &mut Command, house: &House, upstream: &Upstream, mode: Mode) -> Result<()> {
+fn configure(
+    serve: &mut Command,
+    workspace: &Workspace,
+    upstream: &Upstream,
+    mode: SidecarMode,
+) -> Result<()> {
     let postgres = match (&upstream.socket, mode.unix) {
         (Some(socket), true) => socket.display().to_string(),
         (None, true) => return Err(Error::Peer("this upstream has no socket".to_owned())),
@@ -140,7 +147,7 @@ fn settings(serve: &mut Command, house: &House, upstream: &Upstream, mode: Mode)
         .env("TEESQL_LISTEN", "127.0.0.1:0")
         .env("TEESQL_ADMIN_LISTEN", "off")
         .env("TEESQL_POSTGRES", postgres)
-        .env("TEESQL_SHARDS", if mode.spread { "auto" } else { "1" })
+        .env("TEESQL_SHARDS", if mode.all_cores { "auto" } else { "1" })
         .env(
             "TEESQL_BUSY_POLL",
             if mode.no_poll { "off" } else { "auto" },
@@ -149,19 +156,19 @@ fn settings(serve: &mut Command, house: &House, upstream: &Upstream, mode: Mode)
             "TEESQL_DRIVER",
             if mode.epoll { "epoll" } else { "io_uring" },
         )
-        .env("TEESQL_TLS_CERT", house.path("cert.pem"))
-        .env("TEESQL_TLS_KEY", house.path("key.pem"))
-        .env("TEESQL_READ_SECRET", &house.read_secret)
-        .env("TEESQL_READWRITE_SECRET", &house.readwrite_secret)
-        .env("TEESQL_PG_PASSWORD_READ", &house.password)
-        .env("TEESQL_PG_PASSWORD_READWRITE", &house.password)
+        .env("TEESQL_TLS_CERT", workspace.path("cert.pem"))
+        .env("TEESQL_TLS_KEY", workspace.path("key.pem"))
+        .env("TEESQL_READ_SECRET", &workspace.read_secret)
+        .env("TEESQL_READWRITE_SECRET", &workspace.readwrite_secret)
+        .env("TEESQL_PG_PASSWORD_READ", &workspace.password)
+        .env("TEESQL_PG_PASSWORD_READWRITE", &workspace.password)
         .env("TEESQL_MAX_CONNECTIONS", MAX_CONNECTIONS.to_string())
         .env("TEESQL_LOG_FORMAT", "json")
         .env("TEESQL_DRAIN_TIMEOUT", "1s");
     if mode.attested {
         serve
-            .env("TEESQL_DANGEROUS_TDX_ROOT_CA", house.path("root.pem"))
-            .env("TEESQL_PCCS", house.tdx.pccs());
+            .env("TEESQL_DANGEROUS_TDX_ROOT_CA", workspace.path("root.pem"))
+            .env("TEESQL_PCCS", workspace.tdx.pccs_url());
     } else {
         serve
             .env("TEESQL_REQUIRE_CLIENT_ATTESTATION", "false")
@@ -177,14 +184,14 @@ fn field(log: &str, before: &str) -> Option<String> {
     Some(value.to_owned())
 }
 
-fn strange(process: &Process) -> Error {
+fn unexpected_log(process: &Process) -> Error {
     Error::Peer(format!(
         "teesql-sidecar logs otherwise than before: {}",
-        process.said()
+        process.log_text()
     ))
 }
 
-fn next() -> usize {
+fn next_number() -> usize {
     use std::sync::atomic::{AtomicUsize, Ordering};
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     COUNT.fetch_add(1, Ordering::Relaxed)

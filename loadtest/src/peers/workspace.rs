@@ -8,10 +8,10 @@ use nix::unistd::{Pid, User};
 use tempfile::TempDir;
 
 use crate::endpoint::Login;
-use crate::error::{Error, Result, doing};
+use crate::error::{Error, Result, io_context};
 use crate::load::MAX_CONNECTIONS;
-use crate::machine::descriptors;
-use crate::mock_tdx::Tdx;
+use crate::machine::raise_descriptor_limit;
+use crate::mock_tdx::MockTdx;
 
 /// The database in which Postgres asks for SCRAM.
 pub const SCRAM_DATABASE: &str = "scram";
@@ -36,8 +36,8 @@ impl Cores {
     ///
     /// # Errors
     /// The system does not say, or not let it.
-    pub fn take(apart: bool) -> Result<Self> {
-        let failed = |error: nix::Error| doing("cannot see or set cores")(error.into());
+    pub fn assign(apart: bool) -> Result<Self> {
+        let failed = |error: nix::Error| io_context("cannot see or set cores")(error.into());
         let mine = sched_getaffinity(Pid::from_raw(0)).map_err(failed)?;
         let all: Vec<usize> = (0..CpuSet::count())
             .filter(|core| mine.is_set(*core).unwrap_or(false))
@@ -62,13 +62,13 @@ impl Cores {
 }
 
 /// What all processes of a comparison share. Its Drop removes the folder.
-pub struct House {
+pub struct Workspace {
     /// Cores.
     pub cores: Cores,
     /// Descriptors that each process may have.
-    pub open_files: u64,
+    pub max_descriptors: u64,
     /// The mock TDX that certificates are of.
-    pub tdx: Tdx,
+    pub tdx: MockTdx,
     /// Where `teesql-sidecar`, `tokio-baseline` and this program are.
     pub programs: PathBuf,
     /// Opens `teesql_read`.
@@ -80,14 +80,14 @@ pub struct House {
     folder: TempDir,
 }
 
-impl House {
+impl Workspace {
     /// A new folder with certificates in it. `programs` is where the programs
     /// are: the folder of this one, if not said.
     ///
     /// # Errors
     /// The system's.
     pub fn new(cores: Cores, programs: Option<&Path>) -> Result<Self> {
-        let failed = || doing("cannot make a folder");
+        let failed = || io_context("cannot make a folder");
         let folder = tempfile::Builder::new()
             .prefix("teesql-loadtest-")
             .tempdir();
@@ -99,15 +99,15 @@ impl House {
             let (uid, gid) = (user.uid.as_raw(), user.gid.as_raw());
             chown(folder.path(), Some(uid), Some(gid)).map_err(failed())?;
         }
-        let tdx = Tdx::new()?;
+        let tdx = MockTdx::new()?;
         tdx.write(folder.path())?;
         Ok(Self {
             cores,
-            open_files: descriptors(),
+            max_descriptors: raise_descriptor_limit(),
             tdx,
             programs: match programs {
                 Some(folder) => folder.to_owned(),
-                None => own_folder()?,
+                None => own_directory()?,
             },
             read_secret: random_hex()?,
             readwrite_secret: random_hex()?,
@@ -116,10 +116,10 @@ impl House {
         })
     }
 
-    /// Connections that a proxy can hold: it needs two descriptors for each.
+    /// Connections that a proxy can hold: it needs two raise_descriptor_limit for each.
     #[must_use]
-    pub fn most_connections(&self) -> usize {
-        let room = self.open_files.saturating_sub(OTHER_FILES) / 2;
+    pub fn max_connections(&self) -> usize {
+        let room = self.max_descriptors.saturating_sub(OTHER_FILES) / 2;
         MAX_CONNECTIONS.min(usize::try_from(room).unwrap_or(MAX_CONNECTIONS))
     }
 
@@ -186,13 +186,13 @@ pub(crate) fn postgres_user() -> Result<Option<User>> {
     }
 }
 
-fn own_folder() -> Result<PathBuf> {
-    let own = std::env::current_exe().map_err(doing("where am I"))?;
+fn own_directory() -> Result<PathBuf> {
+    let own = std::env::current_exe().map_err(io_context("where am I"))?;
     Ok(own.parent().map(Path::to_owned).unwrap_or_default())
 }
 
 fn random_hex() -> Result<String> {
     let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(|error| doing("no randomness")(error.into()))?;
+    getrandom::fill(&mut bytes).map_err(|error| io_context("no randomness")(error.into()))?;
     Ok(hex::encode(bytes))
 }

@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use crate::stats::{Spread, figure};
+use crate::stats::{Spread, format_figure};
 
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 340.0;
@@ -36,7 +36,7 @@ pub(super) fn class(arm: &str) -> &'static str {
     }
 }
 
-/// Text within markup.
+/// Text with_timeout markup.
 pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
@@ -65,7 +65,11 @@ pub(super) fn bars(label: &str, unit: &str, values: &[(String, Spread)]) -> Stri
             BAR_LEFT + spread.low * scale,
             BAR_LEFT + spread.high * scale,
         );
-        let range = format!("{} to {}", figure(spread.low), figure(spread.high));
+        let range = format!(
+            "{} to {}",
+            format_figure(spread.low),
+            format_figure(spread.high)
+        );
         let (class, arm) = (class(arm), escape(arm));
         let _ = write!(
             svg,
@@ -74,11 +78,11 @@ pub(super) fn bars(label: &str, unit: &str, values: &[(String, Spread)]) -> Stri
              <rect class=\"bar\" x=\"{BAR_LEFT}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{BAR}\" rx=\"2\"/>\
              <path class=\"range\" d=\"M{low:.1} {middle:.1}H{high:.1}\"/>\
              <text class=\"value\" x=\"{:.1}\" y=\"{middle:.1}\">{} {unit}</text></g>",
-            figure(spread.median),
+            format_figure(spread.median),
             BAR_LEFT - 8.0,
             end - BAR_LEFT,
             high.max(end) + 8.0,
-            figure(spread.median),
+            format_figure(spread.median),
         );
     }
     svg.push_str("</svg>");
@@ -145,8 +149,8 @@ pub(super) fn lines(label: &str, x: &Axis, y: &Axis, series: &[Series]) -> Strin
                 svg,
                 "<circle cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"3\"><title>{}: {} at {}</title></circle>",
                 escape(arm),
-                figure(point.1),
-                figure(point.0),
+                format_figure(point.1),
+                format_figure(point.0),
             );
         }
         svg.push_str("</g>");
@@ -231,7 +235,7 @@ fn ticks(axis: &Axis, span: Span) -> Vec<(f64, String)> {
     };
     values
         .into_iter()
-        .map(|value| (value, figure(value)))
+        .map(|value| (value, format_figure(value)))
         .collect()
 }
 
@@ -310,7 +314,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn round_steps_cover_the_values() {
+    fn ticks_are_round_and_cover_the_values() {
         assert_eq!(steps(10.0), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
         assert_eq!(steps(0.0)[0], 0.0);
         let span = Span::of(Scale::Log, [90.0, 1200.0].into_iter(), 0.0, 1.0);
@@ -318,14 +322,14 @@ mod tests {
     }
 
     #[test]
-    fn nines_are_equally_far_apart() {
+    fn nines_scale_is_logarithmic_in_the_remainder() {
         let at = |percent| Scale::Nines.place(percent);
         assert!((at(99.0) - at(90.0) - 1.0).abs() < 1e-9);
         assert!((at(99.9) - at(99.0) - 1.0).abs() < 1e-9);
     }
 
     #[test]
-    fn names_do_not_meet() {
+    fn line_labels_do_not_overlap() {
         let mut svg = String::new();
         name_lines(
             &mut svg,
@@ -345,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_line_has_its_name_beside_it() {
+    fn a_short_line_is_labelled_at_its_end() {
         let axis = || Axis {
             title: "",
             scale: Scale::Linear,

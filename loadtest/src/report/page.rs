@@ -224,9 +224,9 @@ fn distribution(report: &Report, key: &str) -> String {
 }
 
 fn memory(report: &Report) -> String {
-    let megabytes = |climb: &super::Climb| -> Series {
+    let megabytes = |climb: &super::IdleMemory| -> Series {
         let before = climb.outcome.before.pss;
-        let points = climb.outcome.climb.iter().map(|point| {
+        let points = climb.outcome.steps.iter().map(|point| {
             let connections = u32::try_from(point.connections).unwrap_or(0);
             (
                 f64::from(connections),
@@ -247,7 +247,7 @@ fn memory(report: &Report) -> String {
     )
 }
 
-/// Every figure, for who wants to look closer.
+/// Every format_figure, for who wants to look closer.
 fn figures(report: &Report, body: &mut String) {
     body.push_str("<h2>All figures</h2>");
     for case in &report.cases {

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Bound, Case, Report, Target, Verdict};
-use crate::stats::{Spread, figure};
+use crate::stats::{Spread, format_figure};
 
 /// Ratios are given to this arm.
 const TWIN: &str = "twin";
@@ -58,7 +58,7 @@ fn case(case: &Case, text: &mut String) {
         let cells = case.columns.iter().flat_map(|column| {
             let figures = spread(case.spread(&samples.arm, &column.key));
             let ratio = case.ratio(&samples.arm, TWIN, &column.key);
-            let ratio = ratio.map_or_else(|| "–".to_owned(), |ratio| figure(ratio.median));
+            let ratio = ratio.map_or_else(|| "–".to_owned(), |ratio| format_figure(ratio.median));
             [Some(figures), has_twin.then_some(ratio)]
                 .into_iter()
                 .flatten()
@@ -82,18 +82,18 @@ fn idle(report: &Report, text: &mut String) {
     );
     let _ = writeln!(text, "|---|---:|---:|---:|---:|");
     for climb in &report.idle {
-        let Some(top) = climb.outcome.climb.last() else {
+        let Some(top) = climb.outcome.steps.last() else {
             continue;
         };
-        let each = |point| figure(climb.outcome.per_connection(point));
+        let each = |point| format_figure(climb.outcome.per_connection(point));
         let _ = writeln!(
             text,
             "| {} | {} | {} | {} | {} |",
             climb.arm,
             top.connections,
             each(*top),
-            each(climb.outcome.rested),
-            figure(climb.outcome.before.pss),
+            each(climb.outcome.after_idle),
+            format_figure(climb.outcome.before.pss),
         );
     }
 }
@@ -163,17 +163,22 @@ fn apart(one: f64, other: f64) -> f64 {
 
 pub(super) fn bound(bound: Bound) -> String {
     match bound {
-        Bound::Most(most) => format!("≤ {}", figure(most)),
-        Bound::Least(least) => format!("≥ {}", figure(least)),
+        Bound::AtMost(most) => format!("≤ {}", format_figure(most)),
+        Bound::AtLeast(least) => format!("≥ {}", format_figure(least)),
     }
 }
 
 pub(super) fn spread(spread: Option<Spread>) -> String {
     match spread {
         None => "–".to_owned(),
-        Some(Spread { median, low, high }) if low == high => figure(median),
+        Some(Spread { median, low, high }) if low == high => format_figure(median),
         Some(Spread { median, low, high }) => {
-            format!("{} [{}–{}]", figure(median), figure(low), figure(high))
+            format!(
+                "{} [{}–{}]",
+                format_figure(median),
+                format_figure(low),
+                format_figure(high)
+            )
         }
     }
 }

@@ -10,7 +10,7 @@ pub mod relay;
 mod sidecar;
 pub mod workspace;
 
-pub use kind::{Peer, PeerKind, Upstream};
+pub use kind::{Peer, PeerKind, Upstream, current_name};
 pub use sidecar::SidecarMode;
 
 use crate::endpoint::{Endpoint, Opening};

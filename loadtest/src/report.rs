@@ -15,6 +15,7 @@ use crate::error::{Error, Result, io_context};
 use crate::latency::Summary;
 use crate::load::idle;
 use crate::machine::Machine;
+use crate::peers::current_name;
 use crate::stats::{Spread, ratios};
 
 /// All of a run.
@@ -232,7 +233,23 @@ impl Report {
         let shown = || path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(io_context(shown()))?;
         let wrong = |error| Error::Usage(format!("{}: {error}", shown()));
-        serde_json::from_str(&text).map_err(wrong)
+        let mut report: Self = serde_json::from_str(&text).map_err(wrong)?;
+        report.rename_arms();
+        Ok(report)
+    }
+
+    /// Replaces names of arms that earlier versions recorded.
+    fn rename_arms(&mut self) {
+        let listed = self.arms.iter_mut().map(|arm| &mut arm.name);
+        let missing = self.missing.iter_mut().map(|(arm, _)| arm);
+        let samples = self.cases.iter_mut().flat_map(|case| &mut case.arms);
+        let measured = samples.map(|samples| &mut samples.arm);
+        let idle = self.idle.iter_mut().map(|memory| &mut memory.arm);
+        for arm in listed.chain(missing).chain(measured).chain(idle) {
+            // The growth case appends the number of connections: `sidecar, 16`.
+            let (kind, rest) = arm.split_at(arm.find(',').unwrap_or(arm.len()));
+            *arm = format!("{}{rest}", current_name(kind));
+        }
     }
 
     /// Writes `report.html` and `report.json` into `folder`.

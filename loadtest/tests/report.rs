@@ -50,7 +50,7 @@ fn select(clients: u32) -> Case {
             ),
             // Slow in the second round, as ours: the ratio does not see it.
             arm(
-                "twin",
+                "tokio-baseline",
                 vec![sample(Some(20.0), 25_000.0), sample(Some(40.0), 12_500.0)],
             ),
             arm(
@@ -77,7 +77,7 @@ fn report() -> Report {
         pss,
         rss: pss + 500.0,
     };
-    let names = ["direct", "twin", "sidecar", "haproxy"];
+    let names = ["direct", "tokio-baseline", "sidecar", "haproxy"];
     Report {
         machine: Machine {
             cpu: "A <processor>".to_owned(),
@@ -150,7 +150,9 @@ fn agreement_compares_two_runs_by_target() {
 
 #[test]
 fn case_ratios_are_taken_within_a_round() {
-    let ratio = select(16).ratio("sidecar", "twin", "cpu").unwrap();
+    let ratio = select(16)
+        .ratio("sidecar", "tokio-baseline", "cpu")
+        .unwrap();
     assert_eq!((ratio.low, ratio.median, ratio.high), (0.5, 0.5, 0.5));
     assert_eq!(select(16).ratio("sidecar", "haproxy", "cpu"), None);
     assert_eq!(select(16).ratio("sidecar", "direct", "cpu"), None);
@@ -166,6 +168,27 @@ fn json_round_trip() {
         std::fs::read_to_string(folder.path().join("report.html")).unwrap(),
         back.page()
     );
+}
+
+#[test]
+fn a_report_with_earlier_names_is_read() {
+    let json = serde_json::to_string(&report()).unwrap();
+    let renamed = [
+        ("\"tokio-baseline\"", "\"twin\""),
+        ("\"AtMost\"", "\"Most\""),
+        ("\"AtLeast\"", "\"Least\""),
+        ("\"steps\"", "\"climb\""),
+        ("\"after_idle\"", "\"rested\""),
+        ("\"max\"", "\"most\""),
+    ];
+    let earlier = renamed.iter().fold(json, |json, (now, earlier)| {
+        assert!(json.contains(now), "{now}");
+        json.replace(now, earlier)
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("report.json");
+    std::fs::write(&file, earlier.replace("twin 1.0", "tokio-baseline 1.0")).unwrap();
+    assert_eq!(Report::read(&file).unwrap(), report());
 }
 
 /// Every tag is closed in its turn, nothing but numbers is drawn, and nothing is

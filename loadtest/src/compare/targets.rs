@@ -34,15 +34,15 @@ fn queries(report: &Report) -> Vec<Target> {
     let unix = || {
         report
             .case("select-16")?
-            .ratio("sidecar-unix", "twin", "cpu")
+            .ratio("sidecar-unix", "tokio-baseline", "cpu")
     };
     let (p50, p50_note) = latency(report, "p50");
     let (p99, p99_note) = latency(report, "p99");
     vec![
         target(
-            "CPU per query, 16 clients ÷ twin",
+            "CPU per query, 16 clients ÷ tokio baseline",
             Bound::AtMost(0.60),
-            cpu("twin"),
+            cpu("tokio-baseline"),
             "",
         ),
         target(
@@ -52,7 +52,7 @@ fn queries(report: &Report) -> Vec<Target> {
             "",
         ),
         target(
-            "the same with Postgres on its Unix socket ÷ twin",
+            "the same with Postgres on its Unix socket ÷ tokio baseline",
             Bound::AtMost(0.60),
             unix(),
             "an operator's choice; the twin dials TCP",
@@ -76,9 +76,9 @@ fn copies(report: &Report) -> Vec<Target> {
     let both = |(key, what): (&str, &str)| {
         [
             target(
-                &format!("{what}: CPU per GB ÷ twin"),
+                &format!("{what}: CPU per GB ÷ tokio baseline"),
                 Bound::AtMost(0.55),
-                ratio_to(report, key, "twin", "cpu"),
+                ratio_to(report, key, "tokio-baseline", "cpu"),
                 "",
             ),
             target(
@@ -190,7 +190,11 @@ fn latency(report: &Report, column: &str) -> (Option<Spread>, String) {
         return (None, String::new());
     };
     let figures = |arm| case.figures(arm, column);
-    let (direct, twin, ours) = (figures("direct"), figures("twin"), figures("sidecar"));
+    let (direct, twin, ours) = (
+        figures("direct"),
+        figures("tokio-baseline"),
+        figures("sidecar"),
+    );
     let bounds = direct.iter().zip(&twin).map(|(direct, twin)| {
         let (direct, twin) = ((*direct)?, (*twin)?);
         Some(direct + MAX_ADDED_SHARE * (twin - direct))
@@ -289,7 +293,11 @@ mod tests {
                 latency: None,
             })
         };
-        let arms = [("direct", direct), ("twin", twin), ("sidecar", sidecar)];
+        let arms = [
+            ("direct", direct),
+            ("tokio-baseline", twin),
+            ("sidecar", sidecar),
+        ];
         Case {
             key: "select-1".to_owned(),
             title: String::new(),

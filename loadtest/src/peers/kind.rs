@@ -55,7 +55,7 @@ impl PeerKind {
         match self {
             Self::Direct => "direct",
             Self::PlainRelay => "plain-relay",
-            Self::TokioBaseline => "twin",
+            Self::TokioBaseline => "tokio-baseline",
             Self::PgBouncer => "pgbouncer",
             Self::Stunnel => "stunnel",
             Self::HaProxy => "haproxy",
@@ -88,8 +88,18 @@ impl FromStr for PeerKind {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let found = Self::ALL.into_iter().find(|kind| kind.name() == text);
+        let name = current_name(text);
+        let found = Self::ALL.into_iter().find(|kind| kind.name() == name);
         found.ok_or_else(|| format!("no such arm: {text}"))
+    }
+}
+
+/// The present name of an arm. Reports recorded earlier call the tokio baseline "twin".
+#[must_use]
+pub fn current_name(name: &str) -> &str {
+    match name {
+        "twin" => PeerKind::TokioBaseline.name(),
+        name => name,
     }
 }
 

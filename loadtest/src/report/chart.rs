@@ -24,7 +24,7 @@ pub(super) fn class(arm: &str) -> &'static str {
     match arm {
         "direct" => "c-direct",
         "plain-relay" => "c-relay",
-        "twin" => "c-twin",
+        "tokio-baseline" => "c-tokio",
         "pgbouncer" => "c-pgbouncer",
         "stunnel" => "c-stunnel",
         "haproxy" => "c-haproxy",
@@ -333,7 +333,11 @@ mod tests {
         let mut svg = String::new();
         name_lines(
             &mut svg,
-            vec![(300.0, "twin"), (299.0, "sidecar"), (298.0, "direct")],
+            vec![
+                (300.0, "tokio-baseline"),
+                (299.0, "sidecar"),
+                (298.0, "direct"),
+            ],
             WIDTH - RIGHT,
         );
         let ys: Vec<f64> = svg

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use super::{Bound, Case, Report, Target, Verdict};
 use crate::stats::{Spread, format_figure};
 
-/// Ratios are given to this arm.
-const TWIN: &str = "twin";
+/// Ratios are relative to this arm.
+const BASELINE: &str = "tokio-baseline";
 /// What two runs may be apart.
 const NEAR: f64 = 0.1;
 
@@ -46,9 +46,9 @@ pub(super) fn render(report: &Report) -> String {
 
 fn case(case: &Case, text: &mut String) {
     let _ = writeln!(text, "\n### {}\n", case.title);
-    let has_twin = case.arms.iter().any(|samples| samples.arm == TWIN);
+    let has_baseline = case.arms.iter().any(|samples| samples.arm == BASELINE);
     let heads = case.columns.iter().flat_map(|column| {
-        let ratio = has_twin.then(|| "÷ twin".to_owned());
+        let ratio = has_baseline.then(|| "÷ tokio baseline".to_owned());
         [Some(column.title.clone()), ratio].into_iter().flatten()
     });
     let heads: Vec<_> = heads.collect();
@@ -57,9 +57,9 @@ fn case(case: &Case, text: &mut String) {
     for samples in &case.arms {
         let cells = case.columns.iter().flat_map(|column| {
             let figures = spread(case.spread(&samples.arm, &column.key));
-            let ratio = case.ratio(&samples.arm, TWIN, &column.key);
+            let ratio = case.ratio(&samples.arm, BASELINE, &column.key);
             let ratio = ratio.map_or_else(|| "–".to_owned(), |ratio| format_figure(ratio.median));
-            [Some(figures), has_twin.then_some(ratio)]
+            [Some(figures), has_baseline.then_some(ratio)]
                 .into_iter()
                 .flatten()
         });

@@ -1,5 +1,5 @@
-//! A PostgreSQL client that is as cheap as one can be: messages made in
-//! advance, one write for each, and no look at what comes back but for its end.
+//! A minimal PostgreSQL client with little CPU cost: it sends pre-built messages, one write each,
+//! and scans the responses only for their end.
 
 use wire::backend::{AwaitReady, Backend, BackendStep, ReadyStep};
 use wire::scram::{Keys, RAW_NONCE_LEN};
@@ -10,7 +10,7 @@ use crate::error::{Error, Result, io_context};
 use crate::message::{Event, Scanner, TERMINATE, query};
 use crate::stream::{Stream, closed};
 
-/// A session.
+/// A logged-in session.
 pub struct Client {
     stream: Stream,
     scanner: Scanner,
@@ -20,7 +20,7 @@ impl Client {
     /// Connects and logs in, up to ReadyForQuery.
     ///
     /// # Errors
-    /// Whatever can go wrong on the way.
+    /// Connection, TLS and login errors.
     pub async fn log_in(endpoint: &Endpoint, prepared: &PreparedLogin) -> Result<Self> {
         let mut stream = Stream::open(endpoint).await?;
         authenticate(&mut stream, prepared).await?;
@@ -28,17 +28,16 @@ impl Client {
         Ok(Self { stream, scanner })
     }
 
-    /// Sends `bytes` and waits for as many ReadyForQuery as `ready` says.
+    /// Sends `bytes` and waits for `ready` ReadyForQuery messages.
     ///
     /// # Errors
-    /// Whatever can go wrong; the server's ErrorResponse too.
+    /// Connection and TLS errors, and an ErrorResponse.
     pub async fn request(&mut self, bytes: &[u8], ready: usize) -> Result<()> {
         self.stream.send(bytes).await?;
         self.wait_ready(ready, |_| {}).await
     }
 
-    /// Waits for as many ReadyForQuery as `ready` says, and shows the release_buffers to
-    /// `on_event`.
+    /// Waits for `ready` ReadyForQuery messages, and passes all other events to `on_event`.
     ///
     /// # Errors
     /// As [`Client::request`].
@@ -77,7 +76,7 @@ impl Client {
         self.scanner.feed(bytes, on_event).map_err(Error::Server)
     }
 
-    /// The only column of the only row that a query gives, as text.
+    /// Runs a query and returns its first column of its only row, as text.
     ///
     /// # Errors
     /// As [`Client::request`].
@@ -90,7 +89,7 @@ impl Client {
             }
         })
         .await?;
-        // Two bytes for the number of columns, four for the first one's length.
+        // Two bytes for the number of columns, four for the length of the first one.
         let value = row.get(6..).unwrap_or_default();
         Ok(String::from_utf8_lossy(value).into_owned())
     }
@@ -98,7 +97,7 @@ impl Client {
     /// Sends `bytes`.
     ///
     /// # Errors
-    /// The system's or TLS'.
+    /// Connection and TLS errors.
     pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
         self.stream.send(bytes).await
     }
@@ -113,20 +112,21 @@ impl Client {
         self.stream.release_buffers();
     }
 
-    /// Terminate, and the end of the connection.
+    /// Sends Terminate and closes the connection.
     ///
     /// # Errors
-    /// The system's or TLS'.
+    /// Connection and TLS errors.
     pub async fn close(mut self) -> Result<()> {
         self.stream.send(&TERMINATE).await?;
         self.stream.close().await
     }
 }
 
-/// From the StartupMessage to ReadyForQuery.
+/// Runs the login, from StartupMessage to ReadyForQuery.
 async fn authenticate(stream: &mut Stream, prepared: &PreparedLogin) -> Result<()> {
     let mut nonce = [0; RAW_NONCE_LEN];
-    getrandom::fill(&mut nonce).map_err(|error| io_context("no randomness")(error.into()))?;
+    getrandom::fill(&mut nonce)
+        .map_err(|error| io_context("cannot read random bytes")(error.into()))?;
     let (mut out, mut read) = (Vec::new(), Vec::new());
     let mut backend = Backend::start(&prepared.startup, ProtocolVersion::V3_0, nonce, &mut out);
     loop {
@@ -210,11 +210,11 @@ async fn read_more(stream: &mut Stream, read: &mut Vec<u8>) -> Result<()> {
     Ok(())
 }
 
-/// The first message's tag after a StartupMessage: `R` means that whoever
-/// answers has looked at the client's certificate and let it in.
+/// Sends the StartupMessage and returns the tag of the first response. `R` means that the server
+/// has accepted the client's certificate.
 ///
 /// # Errors
-/// Whatever can go wrong; a closed connection too.
+/// Connection and TLS errors, including a closed connection.
 pub async fn first_response(stream: &mut Stream, prepared: &PreparedLogin) -> Result<u8> {
     let (mut out, nonce) = (Vec::new(), [0; RAW_NONCE_LEN]);
     let _login = Backend::start(&prepared.startup, ProtocolVersion::V3_0, nonce, &mut out);

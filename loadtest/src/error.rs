@@ -1,48 +1,48 @@
-//! Why a measurement did not come about.
+//! The crate's error type: why a measurement failed.
 
 use std::io;
 
-/// What every function here may fail with.
+/// The result of every fallible function of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a measurement did not come about. Never holds a password.
+/// Why a measurement failed. Must never contain a password.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file, a process or a socket.
+    /// An operation on a file, a process or a socket failed.
     #[error("{context}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         context: String,
-        /// What the system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// TLS went wrong on this side or the other.
+    /// A TLS error, local or reported by the other side in an alert.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
-    /// The server refused the login.
+    /// The server rejected the login.
     #[error("login: {0}")]
     Login(#[from] wire::error::BackendError),
-    /// The server answered a query with an error, or closed.
+    /// The server answered a query with an ErrorResponse, or closed the connection.
     #[error("{0}")]
     Server(String),
-    /// The mock TDX cannot be made.
+    /// The mock TDX platform could not be created.
     #[error(transparent)]
     Mock(#[from] attest::mock::MockError),
-    /// A setting that makes no sense, or is not allowed.
+    /// A flag or option is invalid.
     #[error("{0}")]
     Usage(String),
-    /// A peer, or the Postgres behind it, does not run.
+    /// A measured proxy or its Postgres is missing, failed to start, or exited.
     #[error("{0}")]
     Peer(String),
-    /// It took longer than it may.
-    #[error("{0}: not done in time")]
+    /// A time limit was exceeded.
+    #[error("{0}: timed out")]
     Timeout(&'static str),
-    /// A signal asked for the end.
+    /// SIGINT or SIGTERM was received.
     #[error("stopped by a signal")]
     Stopped,
 }
 
-/// For `map_err`: what was being done when the system refused.
+/// Returns a closure for `map_err` that adds the failed operation to an I/O error.
 pub fn io_context(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     let context = what.into();
     move |source| Error::Io { context, source }

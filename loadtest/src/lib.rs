@@ -1,23 +1,22 @@
-//! The instrument: load, peers side by side, and the report.
+//! Load generator and benchmark harness: loads, the proxies to compare with, and the report.
 //!
-//! It exists so that every claim about speed is a ratio against a peer, taken in
-//! the same run, by somebody who would rather see it fail. It must never be
-//! needed to run the product, listen anywhere but on loopback, or make load
-//! without an end: every command has a cap on connections and on time.
+//! Every claim about speed is a ratio to a peer that was measured in the same run. This crate must
+//! never be needed to run the product, must never listen on anything but loopback, and must never
+//! generate load without a limit: every command caps the connections and the time.
 //!
-//! | Module | Is |
+//! | Module | Content |
 //! | --- | --- |
-//! | [`target`] | where a load goes: address, opening, TLS settings, login |
-//! | [`stream`], [`client`] | one connection: plain or TLS, the login, messages |
-//! | [`message`], [`script`] | messages made in advance, and what is asked of Postgres |
-//! | [`crew`] | threads with a monoio runtime each, and the window that is measured |
-//! | [`load`] | the loads: queries, logins and handshakes, idle, bulk, storm |
-//! | [`latency`], [`arithmetic`] | histograms, schedules, medians and ratios |
-//! | [`cpu`], [`machine`] | what the operating system says |
-//! | [`tdx`], [`mod@reference`] | certificates with mock quotes; rustls and `attest` without a network |
-//! | [`peers`] | the proxies beside ours, and the Postgres behind them |
-//! | [`compare`] | all of it in turns |
-//! | [`report`] | the table, the JSON and the page with its pictures |
+//! | [`endpoint`] | the server under load: address, opening, TLS settings, login |
+//! | [`stream`], [`client`] | one connection, plain or TLS; the PostgreSQL session on it |
+//! | [`message`], [`script`] | protocol messages; pre-built queries |
+//! | [`worker_group`] | worker threads, each with a monoio runtime; the measurement window |
+//! | [`load`] | the loads: queries, connects, idle connections, COPY, connection storm |
+//! | [`latency`], [`stats`] | latency histograms, open-loop schedule; medians and ratios |
+//! | [`process_usage`], [`machine`] | CPU and memory as the operating system reports them |
+//! | [`mock_tdx`], [`in_memory`] | certificates with mock quotes; rustls and `attest` without a network |
+//! | [`peers`] | the proxies that are compared, and the Postgres servers they forward to |
+//! | [`compare`] | the whole comparison, all arms in turn |
+//! | [`report`] | the results as table, JSON and HTML page with charts |
 #![forbid(unsafe_code)]
 
 pub mod client;

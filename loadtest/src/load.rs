@@ -1,4 +1,4 @@
-//! The loads, one file each.
+//! The loads, one module each, and the CPU meter that they share.
 
 pub mod bulk;
 pub mod connect;
@@ -13,24 +13,24 @@ use crate::error::Result;
 use crate::process_usage::{self, Pid};
 use crate::worker_group::Edge;
 
-/// Most connections of one load.
+/// Maximum connections of one load.
 pub const MAX_CONNECTIONS: usize = 20_000;
-/// Longest time of one load, in seconds.
+/// Maximum duration of one load, in seconds.
 pub const MAX_SECONDS: f64 = 3_600.0;
 
-/// CPU between the edges of a window: the measured process', and this one's.
+/// CPU time within the measurement window, of the measured process and of the load itself.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Meter {
     pid: Option<Pid>,
     before: (Duration, Duration),
-    /// Of the measured process.
+    /// CPU time of the measured process; `None` without one.
     pub process_cpu: Option<Duration>,
-    /// Of this one.
+    /// CPU time of this process, i.e. of the load.
     pub load_cpu: Duration,
 }
 
 impl Meter {
-    /// For the process `pid`, if there is one beside the load.
+    /// Creates a meter for the process `pid`, if there is one.
     #[must_use]
     pub fn new(pid: Option<Pid>) -> Self {
         Self {
@@ -44,10 +44,10 @@ impl Meter {
         Ok((process_cpu, process_usage::own_cpu()?))
     }
 
-    /// Reads the clocks.
+    /// Reads the CPU clocks at an edge of the window.
     ///
     /// # Errors
-    /// The process is gone.
+    /// The measured process has exited.
     pub fn edge(&mut self, edge: Edge) -> Result<()> {
         let now = self.read()?;
         match edge {

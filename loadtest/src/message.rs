@@ -1,5 +1,5 @@
-//! Frontend messages, and as much of the backend's as a load has to understand:
-//! where messages end, ReadyForQuery, ErrorResponse and CopyData.
+//! Builds frontend messages, and scans the backend's byte stream for the few messages that a load
+//! has to recognize: ReadyForQuery, ErrorResponse, CopyInResponse, CopyData and DataRow.
 //! [PostgreSQL 18 documentation, "Message Formats"]
 
 /// SSLRequest.
@@ -11,12 +11,12 @@ pub const COPY_DONE: [u8; 5] = [b'c', 0, 0, 0, 4];
 /// Sync.
 pub const SYNC: [u8; 5] = [b'S', 0, 0, 0, 4];
 
-/// Tag and length word.
+/// Length of a message's tag and length word.
 const HEADER: usize = 5;
-/// Most bytes kept of an ErrorResponse, to show.
+/// Maximum bytes of an ErrorResponse that are kept for display.
 const ERROR_KEPT: usize = 512;
 
-/// StartupMessage of protocol 3.0.
+/// Builds a StartupMessage of protocol 3.0.
 #[must_use]
 pub fn startup(role: &str, database: &str) -> Vec<u8> {
     let mut packet = vec![0, 0, 0, 0, 0, 3, 0, 0];
@@ -37,7 +37,7 @@ pub(crate) fn text(out: &mut Vec<u8>, text: &str) {
     out.push(0);
 }
 
-/// Appends a message: its tag, its length, and what `body` appends.
+/// Appends a message: its tag, its length, and the body that `body` appends.
 pub fn tagged(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {
     out.push(tag);
     let at = out.len();
@@ -49,7 +49,7 @@ pub fn tagged(out: &mut Vec<u8>, tag: u8, body: impl FnOnce(&mut Vec<u8>)) {
     }
 }
 
-/// Query.
+/// Builds a Query message.
 #[must_use]
 pub fn query(sql: &str) -> Vec<u8> {
     let mut out = Vec::new();
@@ -57,7 +57,7 @@ pub fn query(sql: &str) -> Vec<u8> {
     out
 }
 
-/// Appends Parse of `sql`, with one parameter of type int4, as `name`.
+/// Appends Parse of `sql`, with one parameter of type int4, as statement `name`.
 pub fn parse(out: &mut Vec<u8>, name: &str, sql: &str) {
     const INT4: u32 = 23;
     tagged(out, b'P', |out| {
@@ -68,8 +68,8 @@ pub fn parse(out: &mut Vec<u8>, name: &str, sql: &str) {
     });
 }
 
-/// Appends Bind of `name` with one parameter in text, Describe of the portal
-/// and Execute: what libpq sends for a prepared statement, without its Sync.
+/// Appends Bind of statement `name` with one parameter in text format, Describe of the portal, and
+/// Execute: what libpq sends for a prepared statement, except Sync.
 pub fn execute(out: &mut Vec<u8>, name: &str, parameter: &str) {
     tagged(out, b'B', |out| {
         text(out, "");
@@ -84,21 +84,21 @@ pub fn execute(out: &mut Vec<u8>, name: &str, parameter: &str) {
     tagged(out, b'E', |out| out.extend_from_slice(&[0; 5]));
 }
 
-/// What a scanner hands on.
+/// What [`Scanner::feed`] reports.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// ReadyForQuery.
+    /// A ReadyForQuery message.
     Ready,
-    /// Part of a CopyData's content, in order.
+    /// Part of a CopyData message's content, in order.
     CopyData(&'a [u8]),
-    /// CopyInResponse: rows may be sent.
+    /// A CopyInResponse message: rows may be sent.
     CopyIn,
-    /// Part of a DataRow's content, in order.
+    /// Part of a DataRow message's content, in order.
     Row(&'a [u8]),
 }
 
-/// Follows the backend's messages over reads of any size. It never holds a
-/// message: bodies go by, except an ErrorResponse's, of which 512 bytes are kept.
+/// Incremental scanner over the backend's messages, for reads of any size. It never buffers a
+/// message, except up to 512 bytes of an ErrorResponse.
 #[derive(Debug, Default)]
 pub struct Scanner {
     header: [u8; HEADER],
@@ -108,11 +108,11 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// Takes the next bytes and tells `on_event` what is in them.
+    /// Scans the next bytes and calls `on_event` for each event in them.
     ///
     /// # Errors
-    /// A length word that cannot be, or an ErrorResponse: its severity, code and
-    /// text. The scanner is of no use then.
+    /// An invalid length word, or an ErrorResponse with its severity, code and text. The scanner
+    /// must not be used afterwards.
     pub fn feed(
         &mut self,
         mut bytes: &[u8],
@@ -146,7 +146,7 @@ impl Scanner {
             let [_, length @ ..] = self.header;
             let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
             let body = length.checked_sub(4).filter(|body| *body < (1 << 30));
-            self.left = body.ok_or("a message of impossible length")?;
+            self.left = body.ok_or("a message has an invalid length")?;
         }
         Ok(rest)
     }
@@ -178,7 +178,7 @@ impl Scanner {
     }
 }
 
-/// Severity, code and text of an ErrorResponse's fields.
+/// Severity, code and text from the fields of an ErrorResponse.
 fn error_summary(fields: &[u8]) -> String {
     let fields = fields.split(|byte| *byte == 0);
     let wanted = fields.filter_map(|field| match field.split_first()? {

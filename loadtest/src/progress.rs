@@ -1,4 +1,4 @@
-//! What a person sees meanwhile, on stderr; and whether they want it to end.
+//! Progress display on stderr, and the stop flag that SIGINT and SIGTERM set.
 
 use std::io::{IsTerminal, Write as _};
 use std::sync::Arc;
@@ -9,29 +9,29 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::error::{Error, Result, io_context};
 
-/// Between two looks at signals and counters while a load runs.
+/// Interval at which signals and counters are polled while a load runs.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The line that is written over on a terminal, and the lines that stay.
+/// Writes a status line that is overwritten on a terminal, and log lines that stay.
 #[derive(Clone)]
 pub struct Progress {
     terminal: bool,
     enabled: bool,
     stop: Arc<AtomicBool>,
-    /// Units of work that are done, of the load that runs.
+    /// Operations that the running load has completed.
     pub done: Arc<AtomicU64>,
 }
 
 impl Progress {
-    /// Shows itself if stderr is a terminal, and listens to SIGINT and SIGTERM.
+    /// Shows progress if stderr is a terminal, and handles SIGINT and SIGTERM.
     ///
     /// # Errors
-    /// The system has no room for signal handlers.
+    /// The signal handlers cannot be installed.
     pub fn new() -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
             signal_hook::flag::register(signal, Arc::clone(&stop))
-                .map_err(io_context("cannot listen to signals"))?;
+                .map_err(io_context("cannot install signal handlers"))?;
         }
         Ok(Self {
             terminal: std::io::stderr().is_terminal(),
@@ -41,7 +41,7 @@ impl Progress {
         })
     }
 
-    /// Shows nothing and listens to nothing: for tests and children.
+    /// Shows nothing and handles no signals: for tests.
     #[must_use]
     pub fn silent() -> Self {
         Self {
@@ -52,7 +52,7 @@ impl Progress {
         }
     }
 
-    /// A line that stays.
+    /// Writes a line that stays.
     pub fn log(&self, text: &str) {
         if self.enabled {
             let clear = if self.terminal { "\r\x1b[2K" } else { "" };
@@ -60,7 +60,7 @@ impl Progress {
         }
     }
 
-    /// The line that is written over.
+    /// Overwrites the status line, if stderr is a terminal.
     pub fn status(&self, text: &str) {
         if self.terminal {
             let mut stderr = std::io::stderr();
@@ -69,7 +69,7 @@ impl Progress {
         }
     }
 
-    /// Whether to go on.
+    /// Checks whether a signal was received.
     ///
     /// # Errors
     /// [`Error::Stopped`] after a signal.
@@ -80,7 +80,7 @@ impl Progress {
         }
     }
 
-    /// Sleeps until `then`, showing how fast the load's counter grows.
+    /// Sleeps until `then`, showing the rate of completed operations.
     ///
     /// # Errors
     /// [`Error::Stopped`] after a signal.

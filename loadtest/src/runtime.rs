@@ -1,4 +1,4 @@
-//! A thread's monoio runtime: io_uring, or epoll where the kernel refuses it.
+//! A monoio runtime for one thread: io_uring, or epoll where the kernel refuses io_uring.
 
 use std::future::Future;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use monoio::{IoUringDriver, LegacyDriver};
 
 use crate::error::{Error, Result, io_context};
 
-/// Submission queue entries of a ring.
+/// Submission queue entries of the ring.
 const RING_ENTRIES: u32 = 1024;
 
-/// One thread's runtime. It may be entered many times.
+/// The runtime of one thread. `block_on` may be called repeatedly.
 pub enum Runtime {
     /// Completion I/O.
     Ring(monoio::Runtime<TimeDriver<IoUringDriver>>),
@@ -20,11 +20,11 @@ pub enum Runtime {
 }
 
 impl Runtime {
-    /// A new runtime for this thread, with the engine's ring flags where the
-    /// kernel has them (docs/adr/0005-io-uring-ring-flags.md).
+    /// Creates a runtime for this thread, with the same ring flags as the engine where the kernel
+    /// supports them (docs/decisions/ring-flags.md).
     ///
     /// # Errors
-    /// Neither io_uring nor epoll can be had: out of raise_descriptor_limit or memory.
+    /// Neither io_uring nor epoll can be created: out of descriptors or memory.
     pub fn new() -> Result<Self> {
         let mut flags = io_uring::IoUring::builder();
         flags.setup_coop_taskrun().setup_single_issuer();
@@ -35,10 +35,10 @@ impl Runtime {
             .enable_timer()
             .build()
             .map(Self::Epoll)
-            .map_err(io_context("cannot make a runtime"))
+            .map_err(io_context("cannot create a runtime"))
     }
 
-    /// Runs `future` to its end on this thread.
+    /// Runs `future` to completion on this thread.
     pub fn block_on<F: Future>(&mut self, future: F) -> F::Output {
         match self {
             Self::Ring(runtime) => runtime.block_on(future),
@@ -46,7 +46,7 @@ impl Runtime {
         }
     }
 
-    /// For the report.
+    /// The name of the I/O driver, for the report.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -64,13 +64,13 @@ fn ring(flags: io_uring::Builder) -> std::io::Result<monoio::Runtime<TimeDriver<
         .build()
 }
 
-/// `future`, for at most `limit`.
+/// Runs `future` for at most `limit`.
 ///
-/// On time-out the future is dropped with its I/O half done, which is why
-/// nothing goes on after it: a load that was late has failed.
+/// On a timeout the future is dropped with I/O in flight, so the connection must not be used
+/// afterwards: a load that times out has failed.
 ///
 /// # Errors
-/// [`Error::Timeout`] with `what`, or the future's own.
+/// [`Error::Timeout`] with `what`, or the future's own error.
 pub async fn with_timeout<T>(
     limit: Duration,
     what: &'static str,

@@ -1,27 +1,27 @@
-//! What is asked of Postgres: messages made in advance.
+//! Pre-built queries of a load, as pgbench has them.
 
 use std::str::FromStr;
 
 use crate::message::{SYNC, execute, parse, query};
 
-/// How many different messages of a kind are made; they are sent in turn.
+/// Number of different transactions that are built. They are sent in rotation.
 const VARIANTS: u32 = 1024;
-/// Rows of pgbench's tables for each transaction of scale.
+/// Rows of pgbench's tables for each unit of the scale factor.
 const ACCOUNTS: u32 = 100_000;
 const TELLERS: u32 = 10;
 
-/// One kind of load.
+/// The kind of queries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueryMode {
-    /// SELECT of a row in the simple protocol.
+    /// SELECT of one row in the simple query protocol.
     Simple,
-    /// The same in the extended protocol, parsed each time.
+    /// The same SELECT in the extended query protocol, parsed for each execution.
     Extended,
-    /// The same, parsed once: what most applications do.
+    /// The same SELECT as a prepared statement, as most applications use it.
     Prepared,
-    /// As prepared, this many at a time without waiting in between.
+    /// As [`QueryMode::Prepared`], pipelined with this depth.
     Pipelined(u16),
-    /// pgbench's default transaction: seven statements, three of them updates.
+    /// pgbench's default transaction (TPC-B-like): seven statements, three of them updates.
     TpcB,
 }
 
@@ -40,26 +40,26 @@ impl FromStr for QueryMode {
     }
 }
 
-/// Bytes to send, and how many ReadyForQuery answer them.
+/// Bytes to send, and the number of ReadyForQuery messages that complete them.
 #[derive(Clone, Debug)]
 pub struct Step {
-    /// One write.
+    /// Sent in one write.
     pub bytes: Vec<u8>,
-    /// ReadyForQuery to wait for.
+    /// ReadyForQuery messages to wait for.
     pub ready: usize,
 }
 
 /// The messages of one load.
 #[derive(Clone, Debug)]
 pub struct Script {
-    /// Once on each connection, setup it begins.
+    /// Sent once on each connection, before the load starts.
     pub setup: Option<Step>,
-    /// Each is a transaction whose latency counts, of one or more steps.
+    /// Transactions, each of one or more steps. Latency is measured per transaction.
     pub transactions: Vec<Vec<Step>>,
 }
 
 impl Script {
-    /// For pgbench's tables of this scale. `seed` makes threads differ.
+    /// Builds the messages for pgbench's tables of this scale factor. `seed` makes threads differ.
     #[must_use]
     pub fn new(mode: QueryMode, scale: u32, seed: u64) -> Self {
         let mut rng = Rng(seed | 1);
@@ -84,14 +84,14 @@ impl Script {
         }
     }
 
-    /// The transaction of this number; they go round.
+    /// Returns the transaction for this number, in rotation.
     #[must_use]
     pub fn transaction(&self, number: usize) -> &[Step] {
         let index = number.checked_rem(self.transactions.len()).unwrap_or(0);
         self.transactions.get(index).map_or(&[], Vec::as_slice)
     }
 
-    /// ReadyForQuery that a transaction brings: the queries in it.
+    /// Number of queries in a transaction, each of which yields one ReadyForQuery.
     #[must_use]
     pub fn queries(&self) -> usize {
         self.transaction(0).iter().map(|step| step.ready).sum()
@@ -115,8 +115,8 @@ fn extended(account: u32) -> Step {
     Step { bytes, ready: 1 }
 }
 
-/// Each with a Sync of its own, as libpq's pipeline mode has it when errors
-/// are to stay with their query.
+/// Each query has its own Sync, as in libpq's pipeline mode when an error must not affect other
+/// queries.
 fn prepared(depth: u16, account: &mut impl FnMut() -> u32) -> Step {
     let mut bytes = Vec::new();
     for _ in 0..depth {
@@ -129,7 +129,7 @@ fn prepared(depth: u16, account: &mut impl FnMut() -> u32) -> Step {
     }
 }
 
-/// [pgbench.c, the builtin script `tpcb-like`]
+/// [pgbench.c, built-in script `tpcb-like`]
 fn tpcb(account: u32, scale: u32) -> Vec<Step> {
     let branch = 1 + account % scale.max(1);
     let teller = 1 + account % (TELLERS * scale.max(1));
@@ -151,11 +151,11 @@ fn tpcb(account: u32, scale: u32) -> Vec<Step> {
     .collect()
 }
 
-/// xorshift64: which rows are read has to differ, and no more.
+/// xorshift64 random number generator. The rows only have to differ.
 struct Rng(u64);
 
 impl Rng {
-    /// 1 to `most`.
+    /// Returns a number from 1 to `most`.
     fn draw(&mut self, most: u32) -> u32 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

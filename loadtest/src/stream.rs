@@ -1,9 +1,9 @@
 //! One connection, plain or TLS, over monoio's sockets.
 //!
-//! TLS is rustls' buffered connection with reads and writes of our own, and not
-//! monoio-rustls 0.4: that one sends each full record in two pieces, so that a
-//! COPY IN would measure how a proxy reads torn records, and it keeps 32 KiB for
-//! each of 20,000 idle connections (docs/adr/0009-load-generator-tls-client.md).
+//! TLS is rustls' buffered connection with our own reads and writes instead of monoio-rustls 0.4.
+//! That crate sends each full record in two pieces, so that a COPY IN would measure how a proxy
+//! reads split records, and it keeps 32 KiB for each of 20,000 idle connections
+//! (docs/decisions/load-client.md).
 
 use std::io::{self, BufRead, Write as _};
 
@@ -15,32 +15,32 @@ use crate::endpoint::{Endpoint, Opening};
 use crate::error::{Error, Result, io_context};
 use crate::message::SSL_REQUEST;
 
-/// Bytes of a read, until [`Stream::set_read_size`] asks for more.
+/// Default bytes of one read, see [`Stream::set_read_size`].
 const READ: usize = 16 * 1024;
-/// Most plaintext that rustls takes at once: its buffer's limit is 64 KiB, and
-/// what does not fit fails.
+/// Maximum plaintext passed to rustls in one write. rustls buffers at most 64 KiB, and a larger
+/// write fails.
 const MAX_PLAINTEXT: usize = 48 * 1024;
 
 /// One connection.
 pub struct Stream {
     socket: TcpStream,
     tls: Option<Box<ClientConnection>>,
-    /// From the socket. Empty while nothing is read.
+    /// Bytes read from the socket. Empty while no read is in progress.
     input: Vec<u8>,
-    /// Decrypted.
+    /// Decrypted bytes.
     plain: Vec<u8>,
-    /// To the socket.
+    /// Bytes to write to the socket.
     output: Vec<u8>,
     read: usize,
 }
 
-/// A connection to be: what its ClientHello needs has been computed.
+/// A connection that is not open yet. The key share of its ClientHello is already computed.
 pub struct PreparedConnection<'a> {
     endpoint: &'a Endpoint,
     tls: Option<Box<ClientConnection>>,
 }
 
-/// A connection whose first bytes have been sent.
+/// A connection whose first flight has been sent.
 pub struct PendingHandshake {
     stream: Stream,
     opening: Opening,
@@ -48,10 +48,10 @@ pub struct PendingHandshake {
 }
 
 impl<'a> PreparedConnection<'a> {
-    /// Computes a key share.
+    /// Computes the key share.
     ///
     /// # Errors
-    /// TLS'.
+    /// TLS errors.
     pub fn new(endpoint: &'a Endpoint) -> Result<Self> {
         let tls = match endpoint.opening {
             Opening::Plain => None,
@@ -63,11 +63,10 @@ impl<'a> PreparedConnection<'a> {
         Ok(Self { endpoint, tls })
     }
 
-    /// Connects, and sends what the server has to answer first: the SSLRequest or
-    /// the ClientHello.
+    /// Connects and sends the first flight: SSLRequest or ClientHello.
     ///
     /// # Errors
-    /// The system's or TLS'.
+    /// Connection and TLS errors.
     pub async fn start_handshake(self) -> Result<PendingHandshake> {
         let Self { endpoint, mut tls } = self;
         let mut stream = Stream::connect(endpoint).await?;
@@ -90,7 +89,7 @@ impl PendingHandshake {
     /// Completes the TLS handshake.
     ///
     /// # Errors
-    /// The system's or TLS'; [`Error::Server`] if the server does not want TLS.
+    /// Connection and TLS errors; [`Error::Server`] if the server refuses TLS.
     pub async fn finish_handshake(self) -> Result<Stream> {
         let Self {
             mut stream,
@@ -107,10 +106,10 @@ impl PendingHandshake {
 }
 
 impl Stream {
-    /// Connects, opens, and completes the TLS handshake.
+    /// Connects and completes the TLS handshake.
     ///
     /// # Errors
-    /// The system's or TLS'; [`Error::Server`] if the server does not want TLS.
+    /// Connection and TLS errors; [`Error::Server`] if the server refuses TLS.
     pub async fn open(endpoint: &Endpoint) -> Result<Self> {
         PreparedConnection::new(endpoint)?
             .start_handshake()
@@ -134,14 +133,14 @@ impl Stream {
         })
     }
 
-    /// The answer to an SSLRequest.
+    /// Reads the response to an SSLRequest.
     async fn read_ssl_response(&mut self) -> Result<()> {
-        // One byte and no more: what follows is TLS'.
+        // Exactly one byte: what follows belongs to the TLS handshake.
         let (result, answer) = self.socket.read(vec![0; 1]).await;
         match (result.map_err(io_context("cannot read"))?, answer.first()) {
             (1, Some(b'S')) => Ok(()),
             (0, _) => Err(closed()),
-            _ => Err(Error::Server("the server does not want TLS".to_owned())),
+            _ => Err(Error::Server("the server refuses TLS".to_owned())),
         }
     }
 
@@ -161,10 +160,10 @@ impl Stream {
         Ok(())
     }
 
-    /// Sends all of it.
+    /// Sends all of `bytes`.
     ///
     /// # Errors
-    /// The system's or TLS'.
+    /// Connection and TLS errors.
     pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
         let Some(tls) = &mut self.tls else {
             self.output.extend_from_slice(bytes);
@@ -188,12 +187,13 @@ impl Stream {
         result.map(|_| ()).map_err(io_context("cannot write"))
     }
 
-    /// Waits for plaintext and shows it: no bytes mean that the server closed.
+    /// Waits for plaintext and returns it. An empty slice means that the server closed the
+    /// connection.
     ///
     /// # Errors
-    /// The system's or TLS'.
+    /// Connection and TLS errors.
     pub async fn receive(&mut self) -> Result<&[u8]> {
-        // A Postgres never speaks first, so the handshake leaves nothing in it.
+        // Postgres never sends first, so no plaintext is left over from the handshake.
         self.plain.clear();
         loop {
             if self.fill().await? == 0 {
@@ -203,15 +203,15 @@ impl Stream {
                 return Ok(&self.input);
             }
             self.decrypt()?;
-            // Tickets bring none.
+            // Session tickets carry no plaintext.
             if !self.plain.is_empty() {
                 return Ok(&self.plain);
             }
         }
     }
 
-    /// Reads once. A reset is an end too: who hangs up with data on the way
-    /// causes one.
+    /// Reads once. A connection reset counts as end of stream: it occurs when the server closes
+    /// while data is in flight.
     async fn fill(&mut self) -> Result<usize> {
         let mut input = std::mem::take(&mut self.input);
         input.clear();
@@ -224,7 +224,7 @@ impl Stream {
         }
     }
 
-    /// Decrypts all that was read, behind what is in `plain`.
+    /// Decrypts all bytes that were read, and appends the plaintext to `plain`.
     fn decrypt(&mut self) -> Result<()> {
         let Some(tls) = &mut self.tls else {
             return Ok(());
@@ -239,29 +239,29 @@ impl Stream {
         Ok(())
     }
 
-    /// Reads more at a time: for streams of bulk data.
+    /// Sets the size of following reads, for bulk data.
     pub fn set_read_size(&mut self, bytes: usize) {
         self.read = bytes;
     }
 
-    /// Gives its buffers back: for connections that release_buffers.
+    /// Frees the buffers, for connections that become idle.
     pub fn release_buffers(&mut self) {
         self.input = Vec::new();
         self.plain = Vec::new();
         self.output = Vec::new();
     }
 
-    /// Says goodbye, in TLS if that is spoken, and reads until the server has
-    /// closed too.
+    /// Closes the connection, with close_notify if it uses TLS, and reads until the server has
+    /// closed it too.
     ///
     /// # Errors
-    /// The system's or TLS'.
+    /// Connection and TLS errors.
     pub async fn close(mut self) -> Result<()> {
         if let Some(tls) = &mut self.tls {
             tls.send_close_notify();
             write_records(tls, &mut self.output)?;
         }
-        // The server may have closed first.
+        // The server may already have closed.
         if self.flush().await.is_err() {
             return Ok(());
         }
@@ -271,7 +271,7 @@ impl Stream {
     }
 }
 
-/// Appends all records that are to be sent.
+/// Appends all pending TLS records to `output`.
 fn write_records(tls: &mut ClientConnection, output: &mut Vec<u8>) -> Result<()> {
     while tls.wants_write() {
         tls.write_tls(output).map_err(io_context("TLS"))?;
@@ -290,14 +290,14 @@ fn read_plaintext(tls: &mut ClientConnection, plain: &mut Vec<u8>) -> Result<()>
                 reader.consume(length);
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            // An end without close_notify; the socket says so too.
+            // End of stream without close_notify. The socket reports the end as well.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Err(error) => return Err(io_context("TLS")(error)),
         }
     }
 }
 
-/// The server ended the connection.
+/// The error for a connection that the server closed.
 pub(crate) fn closed() -> Error {
     Error::Server("the server closed the connection".to_owned())
 }

@@ -1,8 +1,8 @@
-//! Threads with a runtime each, that prepare, warmup_start together, and are measured
-//! in one window.
+//! A fixed group of worker threads, each with its own runtime, measured in one common window.
 //!
-//! Nothing that is not part of the load falls into the window: connections are
-//! made before it and closed after it, and what costs CPU is read at its edges.
+//! Workers prepare, wait at a barrier until all are ready, and start together. Only the load itself
+//! may fall into the window: connections are opened before it and closed after it, and CPU clocks
+//! are read at its edges.
 
 use std::future::Future;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -12,20 +12,20 @@ use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::runtime::{Runtime, with_timeout};
 
-/// Between the last thread's readiness and the first request.
+/// Delay between the last worker's readiness and the first request.
 const START_DELAY: Duration = Duration::from_millis(20);
 
-/// One thread's place among all.
+/// The index of a worker within its group.
 #[derive(Clone, Copy, Debug)]
 pub struct Worker {
-    /// From 0.
+    /// Starts at 0.
     pub index: usize,
-    /// How many there are.
+    /// Number of workers in the group.
     pub count: usize,
 }
 
 impl Worker {
-    /// This thread's share of `all`; the shares add up.
+    /// Returns this worker's share of `all`. The shares of all workers add up to `all`.
     #[must_use]
     pub fn share(self, all: usize) -> usize {
         let more = usize::from(self.index < all % self.count.max(1));
@@ -33,39 +33,39 @@ impl Worker {
     }
 }
 
-/// When to work, and which part of it counts.
+/// The time to work, and the part of it that is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
-    /// Workload begins, and does not count yet.
+    /// Work starts. Not measured yet.
     pub warmup_start: Instant,
-    /// From here on it counts.
+    /// The measurement starts.
     pub start: Instant,
-    /// From here on it does not, and ends.
+    /// The measurement and the work end.
     pub end: Instant,
 }
 
 impl Window {
-    /// Whether what ended at `instant` counts.
+    /// Returns whether work that finished at `instant` is measured.
     #[must_use]
     pub fn counts(&self, instant: Instant) -> bool {
         (self.start..self.end).contains(&instant)
     }
 }
 
-/// How long a load takes.
+/// Durations of a load.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// Before what counts.
+    /// Work before the measurement starts.
     pub warmup: Duration,
-    /// What counts.
+    /// Length of the measurement.
     pub measured: Duration,
-    /// For preparing, and for the end after the window.
+    /// Limit for the preparation, and for finishing after the window.
     pub timeout: Duration,
 }
 
 impl Timing {
-    /// `seconds` that count, after a tenth of it, at least 0.2 s but no more than half of
-    /// it, that does not.
+    /// Measures for `seconds`, after a warm-up of a tenth of that: at least 0.2 s, but at most half
+    /// of `seconds`.
     #[must_use]
     pub fn measuring(seconds: f64) -> Self {
         let measured = Duration::from_secs_f64(seconds);
@@ -77,14 +77,14 @@ impl Timing {
     }
 }
 
-/// What threads do.
+/// What each worker of a group does.
 pub trait Workload: Sync {
-    /// What one thread has prepared: connections that are logged in.
+    /// What one worker has prepared, e.g. connections that are logged in.
     type Ready;
-    /// What one thread has measured.
+    /// What one worker has measured.
     type Done: Send;
 
-    /// Makes ready, before the window.
+    /// Prepares one worker, before the window.
     fn prepare(&self, worker: Worker) -> impl Future<Output = Result<Self::Ready>>;
 
     /// Works until the window ends.
@@ -96,20 +96,20 @@ pub trait Workload: Sync {
     ) -> impl Future<Output = Result<Self::Done>>;
 }
 
-/// An edge of the window.
+/// An edge of the measurement window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Edge {
-    /// It begins to count.
+    /// The measurement starts.
     Start,
-    /// It ends.
+    /// The measurement ends.
     End,
 }
 
-/// Runs `work` on so many threads. `edge` is called at the window's edges, on
-/// the calling thread.
+/// Runs `work` on `threads` workers. Calls `edge` at both edges of the window, on the calling
+/// thread.
 ///
 /// # Errors
-/// The first failure of any thread, of `edge`, or a signal.
+/// The first failure of any worker or of `edge`, or [`Error::Stopped`] after a signal.
 pub fn run<W: Workload>(
     work: &W,
     threads: usize,
@@ -136,7 +136,7 @@ pub fn run<W: Workload>(
             ));
         }
         drop(ready_tx);
-        // A thread that failed says why when it is joined.
+        // A failed worker returns its error when it is joined.
         let ready = ready_rx.iter().take(threads).all(|ready| ready);
         let window = window(timing);
         let handles: Vec<_> = workers
@@ -153,7 +153,7 @@ pub fn run<W: Workload>(
             false => Ok(()),
         };
         let joined = handles.into_iter().map(|handle| {
-            let panicked = |_| Err(Error::Server("a load thread panicked".to_owned()));
+            let panicked = |_| Err(Error::Server("a worker thread panicked".to_owned()));
             handle.join().unwrap_or_else(panicked)
         });
         let done = collect_results(joined)?;
@@ -171,7 +171,8 @@ fn window(timing: Timing) -> Window {
     }
 }
 
-/// All of them, or the reason: who was stopped because of another is not it.
+/// Returns all results, or the error that caused the failure: workers that were only stopped
+/// because another one failed return [`Error::Stopped`], which is replaced by the cause.
 fn collect_results<T>(outcomes: impl Iterator<Item = Result<T>>) -> Result<Vec<T>> {
     let (mut done, mut reason) = (Vec::new(), None);
     for outcome in outcomes {
@@ -207,18 +208,18 @@ fn run_worker<W: Workload>(
         let ready = runtime.block_on(prepare)?;
         Ok((runtime, ready))
     });
-    // Whoever listens is there as long as this thread.
+    // The receiver lives until all workers have returned.
     let _ = ready_tx.send(prepared.is_ok());
     let (mut runtime, ready) = prepared?;
     let Ok(window) = start_rx.recv() else {
-        // Its connections are closed where they were made.
+        // Connections must be dropped on the runtime that created them.
         runtime.block_on(async { drop(ready) });
         return Err(Error::Stopped);
     };
     let limit = window.end.saturating_duration_since(Instant::now()) + timing.timeout;
     runtime.block_on(with_timeout(
         limit,
-        "the load",
+        "the load after the window",
         work.work(worker, ready, window),
     ))
 }

@@ -1,10 +1,9 @@
-//! COPY out and in, with the content checked at both ends.
+//! COPY OUT and COPY IN, with the content verified at both ends.
 //!
-//! Rows are numbered, so a lost, doubled or exchanged one is noticed. Out: this
-//! side compares the CRC-32 of all rows with what they have to be. In: a smaller
-//! first pass is stored, and Postgres compares count and hash sum with what it
-//! makes itself; the timed pass is parsed and dropped, since storing it would
-//! measure Postgres.
+//! Rows are numbered, so that a lost, duplicated or reordered row is detected. COPY OUT: the load
+//! compares the CRC-32 of all rows with the expected one. COPY IN: a smaller first pass is stored,
+//! and Postgres compares row count and hash sum with rows that it generates itself. The timed pass
+//! is parsed and discarded, since storing it would measure Postgres.
 
 use std::time::{Duration, Instant};
 
@@ -18,25 +17,25 @@ use crate::progress::Progress;
 use crate::runtime::{Runtime, with_timeout};
 use crate::worker_group::Edge;
 
-/// Bytes of a row, line end included.
+/// Bytes of a row, including the newline.
 pub const ROW: usize = 1024;
-/// Most rows of one pass: 64 GiB.
+/// Maximum rows of one pass: 64 GiB.
 pub const MAX_ROWS: u32 = 64 * 1024 * 1024;
-/// Rows in one CopyData: psql's 8 KiB.
+/// Rows in one CopyData message: 8 KiB, as psql sends.
 const ROWS_IN_MESSAGE: u32 = 8;
-/// Rows in one write of this side.
+/// Rows in one write.
 const ROWS_IN_WRITE: u32 = 64;
-/// Bytes of a read of this side.
+/// Bytes of one read.
 const READ: usize = 256 * 1024;
-/// Rows that are stored and checked by Postgres.
+/// Rows that are stored and verified by Postgres.
 const CHECKED_ROWS: u32 = 32 * 1024;
-/// For both passes.
+/// Time limit for both passes.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Makes row `i` in Postgres, without its line end; [`row`] makes the same.
+/// SQL expression for row `i`, without the newline. Must match [`row`].
 const ROW_SQL: &str = "lpad(i::text, 8, '0') || repeat('0123456789abcde', 67) || '0123456789'";
 
-/// Appends row `number`, with its line end.
+/// Appends row `number`, with the newline.
 fn row(number: u32, out: &mut Vec<u8>) {
     let mut digits = *b"00000000";
     let mut rest = number;
@@ -51,7 +50,7 @@ fn row(number: u32, out: &mut Vec<u8>) {
     out.extend_from_slice(b"0123456789\n");
 }
 
-/// Which direction.
+/// Direction of the COPY.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// From Postgres.
@@ -60,48 +59,48 @@ pub enum Direction {
     In,
 }
 
-/// How much, from or to whom.
+/// How much to copy, and in which direction.
 #[derive(Clone, Debug)]
 pub struct CopyLoad {
-    /// The other end.
+    /// The server to copy from or to.
     pub endpoint: Endpoint,
-    /// Who logs in; a temporary table is made for the direction in.
+    /// The role that logs in. COPY IN creates a temporary table.
     pub login: Login,
-    /// Which direction.
+    /// Direction of the COPY.
     pub direction: Direction,
     /// Rows of 1,024 bytes.
     pub rows: u32,
-    /// Check the content at Postgres' end too, before a direction in is timed.
+    /// COPY IN: let Postgres verify a first pass before the timed one.
     pub check: bool,
-    /// The process whose CPU counts.
+    /// The process whose CPU time is measured.
     pub pid: Option<Pid>,
 }
 
-/// What it came to.
+/// Results of a COPY.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
-    /// Bytes of rows.
+    /// Bytes of all rows.
     pub bytes: f64,
-    /// From the query to its end.
+    /// From sending the COPY statement to its completion.
     pub seconds: f64,
-    /// The CPU that it took.
+    /// CPU time used.
     pub meter: Meter,
 }
 
 impl Outcome {
-    /// GB (10⁹ bytes) a second.
+    /// GB (10⁹ bytes) per second.
     #[must_use]
     pub fn gb_per_second(&self) -> f64 {
         self.bytes / 1e9 / self.seconds
     }
 
-    /// Seconds of the measured process' CPU for each GB.
+    /// CPU time of the measured process in seconds, for each GB.
     #[must_use]
     pub fn cpu_per_gb(&self) -> Option<f64> {
         Some(self.meter.process_cpu?.as_secs_f64() / (self.bytes / 1e9))
     }
 
-    /// Seconds of this process' CPU for each GB.
+    /// CPU time of the load in seconds, for each GB.
     #[must_use]
     pub fn load_cpu_per_gb(&self) -> f64 {
         self.meter.load_cpu.as_secs_f64() / (self.bytes / 1e9)
@@ -109,17 +108,17 @@ impl Outcome {
 }
 
 impl CopyLoad {
-    /// Runs it.
+    /// Runs the COPY.
     ///
     /// # Errors
-    /// Any failure, and content that is not what it has to be.
+    /// Any failure, including content that differs from the expected one.
     pub fn run(&self, progress: &Progress) -> Result<Outcome> {
         if self.rows > MAX_ROWS {
-            return Err(Error::Usage(format!("at most {MAX_ROWS} rows")));
+            return Err(Error::Usage(format!("COPY load: at most {MAX_ROWS} rows")));
         }
         let mut runtime = Runtime::new()?;
         let prepared = PreparedLogin::new(&self.login)?;
-        runtime.block_on(with_timeout(TIMEOUT, "a COPY", async {
+        runtime.block_on(with_timeout(TIMEOUT, "COPY", async {
             let mut client = Client::log_in(&self.endpoint, &prepared).await?;
             client.set_read_size(READ);
             let outcome = match self.direction {
@@ -149,7 +148,9 @@ impl CopyLoad {
         meter.edge(Edge::End)?;
         match hasher.finalize() == expected {
             true => Ok(self.outcome(seconds, meter)),
-            false => Err(wrong("COPY OUT: what came is not what was asked for")),
+            false => Err(wrong(
+                "COPY OUT: the received rows differ from the expected ones",
+            )),
         }
     }
 
@@ -189,7 +190,7 @@ fn wrong(what: &str) -> Error {
     Error::Server(what.to_owned())
 }
 
-/// CRC-32 of all rows with their line ends.
+/// CRC-32 of rows 1 to `rows`, with their newlines.
 fn checksum(rows: u32) -> u32 {
     let (mut hasher, mut block) = (crc32fast::Hasher::new(), Vec::new());
     for number in 1..=rows {
@@ -222,7 +223,7 @@ async fn copy_in(client: &mut Client, sql: &str, rows: u32, progress: &Progress)
     client.request(&COPY_DONE, 1).await
 }
 
-/// Compares what is stored with what Postgres makes itself.
+/// Compares the stored rows with rows that Postgres generates itself.
 async fn check_stored(client: &mut Client, rows: u32) -> Result<()> {
     let sum = "SELECT count(*) || ' ' || sum(hashtextextended(line, 0)) FROM";
     let made = format!("(SELECT {ROW_SQL} FROM generate_series(1, {rows}) i) AS made (line)");
@@ -230,7 +231,7 @@ async fn check_stored(client: &mut Client, rows: u32) -> Result<()> {
     let made = client.query_value(&format!("{sum} {made}")).await?;
     match stored == made && stored.starts_with(&format!("{rows} ")) {
         true => Ok(()),
-        false => Err(wrong("COPY IN: what is stored is not what was sent")),
+        false => Err(wrong("COPY IN: the stored rows differ from the sent ones")),
     }
 }
 

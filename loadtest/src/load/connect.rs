@@ -1,5 +1,4 @@
-//! New connections, as many as there can be: handshakes alone, or with the
-//! login behind them.
+//! New connections at the maximum rate, in a closed loop: handshakes alone, or with the login.
 
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,53 +15,53 @@ use crate::runtime::with_timeout;
 use crate::stream::Stream;
 use crate::worker_group::{self, Timing, Window, Worker, Workload};
 
-/// For one connection.
+/// Time limit for one connection.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How far each connection goes before it ends.
+/// How far each connection proceeds before it is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
-    /// The handshake is complete on both sides: both have said goodbye.
+    /// The TLS handshake is complete and both sides have sent close_notify.
     Handshake,
-    /// ReadyForQuery.
+    /// The login is complete: ReadyForQuery was received.
     Login,
 }
 
-/// Which of the endpoints, and so which certificate, a connection takes.
+/// Which endpoint, and so which client certificate, a connection uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CertificateUse {
-    /// All take the first one: its verdict is cached after the first time.
+    /// All connections use the first one. Its verdict is cached after the first connection.
     Shared,
-    /// Each client has one of its own: fresh once, cached from then on.
+    /// Each client has its own. Its verdict is cached after the client's first connection.
     PerClient,
-    /// Every connection takes another one, that nobody has seen. It ends when
-    /// they are used up.
+    /// Each connection uses one that the server has not seen before. The load ends when all are
+    /// used.
     PerConnection,
 }
 
-/// What to connect to.
+/// What to connect to, and how.
 #[derive(Clone, Debug)]
 pub struct ConnectLoad {
-    /// One or more, that differ by certificate.
+    /// One or more endpoints that differ only in the client certificate.
     pub endpoints: Vec<Endpoint>,
-    /// Which of them.
+    /// Which of them a connection uses.
     pub certificate_use: CertificateUse,
-    /// Who logs in.
+    /// The role that logs in.
     pub login: Login,
-    /// How far.
+    /// How far each connection proceeds.
     pub until: Until,
-    /// Connections at a time.
+    /// Concurrent connections.
     pub clients: usize,
     /// Threads of the load.
     pub threads: usize,
-    /// For how long.
+    /// Durations.
     pub timing: Timing,
-    /// The process whose CPU counts.
+    /// The process whose CPU time is measured.
     pub pid: Option<Pid>,
 }
 
 impl ConnectLoad {
-    /// ConnectWorkload to one endpoint over and over.
+    /// Connects to one endpoint repeatedly.
     #[must_use]
     pub fn new(
         endpoint: Endpoint,
@@ -83,10 +82,10 @@ impl ConnectLoad {
         }
     }
 
-    /// Runs it.
+    /// Runs the load.
     ///
     /// # Errors
-    /// The system's. A connection that fails is counted, and is none.
+    /// System errors only. A failed connection is counted in [`Outcome::failed`].
     pub fn run(&self, progress: &Progress) -> Result<Outcome> {
         let mut meter = Meter::new(self.pid);
         let threads = self.threads.clamp(1, self.clients.max(1));
@@ -120,33 +119,33 @@ impl ConnectLoad {
     }
 }
 
-/// What came of it.
+/// Results of a connect load.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// That came as far as they were to, with_timeout the window.
+    /// Connections that completed within the window.
     pub connections: u64,
-    /// That did not, at any time.
+    /// Connections that failed, at any time.
     pub failed: u64,
-    /// Why the first of those did not.
+    /// The error of the first failed connection.
     pub reason: Option<String>,
-    /// From the window's start to the end of the last connection in it.
+    /// From the start of the window to the end of the last connection in it.
     pub seconds: f64,
-    /// From connecting to where the connection was to come.
+    /// Time from connecting to completion.
     pub latencies: LatencyHistogram,
-    /// The CPU that it took.
+    /// CPU time used.
     pub meter: Meter,
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 impl Outcome {
-    /// Connections a second.
+    /// Completed connections per second.
     #[must_use]
     pub fn per_second(&self) -> f64 {
         self.connections as f64 / self.seconds.max(1e-9)
     }
 
-    /// Connections for each second of the measured process' CPU: what one core
-    /// would carry that did nothing else.
+    /// Completed connections per second of the measured process' CPU time: the rate that one fully
+    /// used core would sustain.
     #[must_use]
     pub fn per_core(&self) -> Option<f64> {
         let seconds = self.meter.process_cpu?.as_secs_f64();
@@ -242,7 +241,7 @@ impl ConnectWorkload<'_> {
         }
     }
 
-    /// How long it took to come as far as it was to; its end is not in that.
+    /// Opens one connection and closes it. The returned time does not include closing.
     async fn one(&self, endpoint: &Endpoint, prepared: &PreparedLogin) -> Result<Duration> {
         let started = Instant::now();
         match self.load.until {

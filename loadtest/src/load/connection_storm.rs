@@ -1,11 +1,13 @@
-//! A storm of unknown_clients beside running sessions: what does it cost those who
-//! are inside, and does everybody enter who should?
+//! Connection storm: a burst of clients with unknown certificates, during running sessions.
 //!
-//! The unknown_clients' own handshakes need CPU too, and on a small machine they take
-//! it from what is measured, where in production they are other machines. So all
-//! first flights are made beforehand and sent at once; from there on the storm's
-//! thread stands back (nice 10), and rests after each step, so that it never keeps
-//! a core for long. What is left of it makes the ratio an upper bound.
+//! It measures how much the burst slows the sessions down, and whether every valid client is
+//! admitted.
+//!
+//! The clients' handshakes need CPU too. In production they run on other machines; on a small test
+//! machine they take CPU from the sessions. Therefore all first flights are computed in advance and
+//! sent at the same time. After that the storm's thread runs at nice 10 and sleeps after each step,
+//! so that it never occupies a core for long. The remaining CPU use makes the measured ratio an
+//! upper bound.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -23,70 +25,69 @@ use crate::progress::Progress;
 use crate::runtime::{Runtime, with_timeout};
 use crate::stream::{PendingHandshake, PreparedConnection};
 
-/// For each stranger: longer than the sidecar's login deadline, so that its
-/// answer is seen.
+/// Time limit for each unknown client. Longer than the sidecar's login deadline, so that the
+/// sidecar's response is seen.
 const TIMEOUT: Duration = Duration::from_secs(15);
-/// A tenth of the weight of what is measured.
+/// Nice value of the storm's thread: about a tenth of the sessions' CPU weight.
 const NICE: i32 = 10;
-/// So long the storm stands back. On a machine without a core to spare it would be too
-/// slow for the sidecar's login deadline otherwise.
+/// How long the storm's thread keeps that nice value. On a machine without a spare core it would
+/// otherwise miss the sidecar's login deadline.
 const LOW_PRIORITY_TIME: Duration = Duration::from_millis(2_500);
-/// Between two unknown_clients' steps, each of 0.2 ms at most: a thousand of them still run_storm
-/// three times as fast as a sidecar lets them in beside sessions.
+/// Sleep after each step of an unknown client, which takes at most 0.2 ms. A thousand clients still
+/// connect three times as fast as a sidecar admits them while sessions run.
 const STEP_PAUSE: Duration = Duration::from_micros(200);
-/// What took less was no step.
+/// A poll shorter than this was not a step and is not followed by a sleep.
 const MIN_STEP: Duration = Duration::from_micros(50);
 
-/// The phases of a load beside a storm.
+/// Phases of the sessions' load.
 const BEFORE: usize = 0;
 const DURING: usize = 1;
 const AFTER: usize = 2;
 
-/// Running sessions, and who comes.
+/// The sessions and the burst of unknown clients.
 pub struct ConnectionStorm {
-    /// The sessions; how long they run is set by the two times below.
+    /// The sessions. Their measured time is set from `before` and `during`.
     pub sessions: query::QueryLoad,
-    /// One for each stranger, with a certificate that nobody has seen.
+    /// One endpoint for each unknown client, with a certificate that the server has not seen.
     pub unknown_clients: Vec<Endpoint>,
-    /// As whom they request_login to be let in.
+    /// The role that the unknown clients log in as.
     pub login: Login,
-    /// How long it is before first.
+    /// Time before the storm.
     pub before: Duration,
-    /// How long the sessions go on from the unknown_clients' arrival.
+    /// How long the sessions continue after the storm has started.
     pub during: Duration,
 }
 
-/// What the sessions and the unknown_clients saw.
+/// Results of a connection storm.
 pub struct Outcome {
-    /// The sessions'.
+    /// Results of the sessions.
     pub sessions: query::Outcome,
-    /// The unknown_clients'.
+    /// Results of the unknown clients.
     pub admission: AdmissionCounts,
 }
 
-/// What the unknown_clients saw.
+/// How many unknown clients were admitted.
 #[derive(Clone, Debug, Default)]
 pub struct AdmissionCounts {
-    /// Were asked for a password, which is what an admitted stranger sees.
+    /// Clients that received a password request: the server has accepted their certificate.
     pub admitted: usize,
-    /// Were not.
+    /// Clients that did not.
     pub refused: usize,
-    /// Why the first of those was not.
+    /// The error of the first refused client.
     pub reason: Option<String>,
-    /// From the first one's coming to the last one's answer.
+    /// From the first connect to the last response.
     pub took: Duration,
 }
 
 impl Outcome {
-    /// The sessions' p99 in the before and while the unknown_clients came, in µs.
+    /// The sessions' p99 before and during the storm, in µs.
     #[must_use]
     pub fn p99(&self) -> (f64, f64) {
         (self.percentile(BEFORE, 99.0), self.percentile(DURING, 99.0))
     }
 
-    /// What one in a thousand of the sessions' queries took at least while the
-    /// unknown_clients came, in µs: a stall of the whole server, in which a closed loop requests
-    /// nothing, shows here rather than in the p99.
+    /// The sessions' p99.9 during the storm, in µs. A stall of the whole server shows here rather
+    /// than in the p99, because a closed loop sends nothing during the stall.
     #[must_use]
     pub fn p999(&self) -> f64 {
         self.percentile(DURING, 99.9)
@@ -99,10 +100,10 @@ impl Outcome {
 }
 
 impl ConnectionStorm {
-    /// Runs it.
+    /// Runs the sessions and the storm.
     ///
     /// # Errors
-    /// A session's failure. A stranger that is refused is counted.
+    /// The failure of any session. A refused client is counted.
     pub fn run(self, progress: &Progress) -> Result<Outcome> {
         let mut sessions = self.sessions;
         sessions.timing.measured = self.before + self.during;
@@ -113,14 +114,14 @@ impl ConnectionStorm {
         let before = sessions.timing.warmup + self.before;
         std::thread::scope(|scope| {
             let storm = std::thread::Builder::new()
-                .name("crowd".to_owned())
+                .name("storm".to_owned())
                 .spawn_scoped(scope, move || {
                     std::thread::sleep(before);
                     run_storm(connections, &login, &phase)
                 })
-                .map_err(io_context("cannot start a thread"))?;
+                .map_err(io_context("cannot start the storm's thread"))?;
             let sessions = sessions.run(progress);
-            let panicked = |_| Err(Error::Server("the crowd's thread panicked".to_owned()));
+            let panicked = |_| Err(Error::Server("the storm's thread panicked".to_owned()));
             let admission = storm.join().unwrap_or_else(panicked);
             Ok(Outcome {
                 sessions: sessions?,
@@ -149,10 +150,10 @@ fn run_storm(
     admission
 }
 
-/// All of them at once, up to the password request, and away.
+/// Connects all clients at the same time, up to the password request, and closes them.
 ///
 /// # Errors
-/// The system's. A stranger that is refused is counted.
+/// System errors only. A refused client is counted.
 pub fn connect_all(unknown_clients: &[Endpoint], login: &Login) -> Result<AdmissionCounts> {
     connect_prepared(prepare_all(unknown_clients)?, login)
 }
@@ -168,13 +169,14 @@ fn connect_prepared(
             .into_iter()
             .map(|connection| connection.start_handshake());
         let handshakes =
-            handshakes.map(|start_handshake| with_timeout(TIMEOUT, "a stranger", start_handshake));
+            handshakes.map(|handshake| with_timeout(TIMEOUT, "an unknown client", handshake));
         let pending = join_all(handshakes).await;
         let requests = pending
             .into_iter()
             .map(|pending| request_login(pending, &prepared));
-        let requests = requests
-            .map(|request| with_timeout(TIMEOUT, "a stranger", pausing_after_steps(request)));
+        let requests = requests.map(|request| {
+            with_timeout(TIMEOUT, "an unknown client", pausing_after_steps(request))
+        });
         let answers = pin!(join_all(requests));
         match select(answers, pin!(monoio::time::sleep(LOW_PRIORITY_TIME))).await {
             Either::Left((answers, _)) => answers,
@@ -195,19 +197,20 @@ fn connect_prepared(
         }
         admission.refused += 1;
         admission.reason.get_or_insert_with(|| match answer {
-            Ok(tag) => format!("answered with {:?}", char::from(tag)),
+            Ok(tag) => format!("the server responded with {:?}", char::from(tag)),
             Err(error) => error.to_string(),
         });
     }
     Ok(admission)
 }
 
-/// Of this thread only. Back to 0 takes a privilege; without it the storm may be late.
+/// Sets the nice value of this thread. Lowering it back to 0 needs a privilege (CAP_SYS_NICE);
+/// without that the storm may run into its time limit.
 fn set_nice(nice: i32) {
     let _ = rustix::process::setpriority_process(None, nice);
 }
 
-/// `steps`, and a breath of the whole thread after each.
+/// Polls `steps`, and lets the whole thread sleep after each poll that did work.
 async fn pausing_after_steps<T>(steps: impl Future<Output = T>) -> T {
     let mut steps = pin!(steps);
     poll_fn(|cx| {

@@ -1,4 +1,4 @@
-//! Connections that are logged in and idle_time, and the memory that they cost.
+//! Idle connections, logged in, and the memory that the measured process uses for them.
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::Ordering;
@@ -15,32 +15,32 @@ use crate::process_usage::{self, Pid};
 use crate::progress::Progress;
 use crate::runtime::{Runtime, with_timeout};
 
-/// Logins under way at a time: what comes at once is another load's business.
+/// Concurrent logins. Surges of new connections are the subject of other loads.
 const CONCURRENT_LOGINS: usize = 32;
-/// For open_idle step of the steps.
+/// Time limit for one step.
 const TIMEOUT: Duration = Duration::from_secs(120);
-/// Between the last login and the sample_memory at the memory.
+/// Delay between the last login and the memory sample.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// How many connections, and whose memory.
+/// The number of idle connections and the process to measure.
 #[derive(Clone, Debug)]
 pub struct IdleLoad {
-    /// The other end.
+    /// The server to connect to.
     pub endpoint: Endpoint,
-    /// Who logs in.
+    /// The role that logs in.
     pub login: Login,
-    /// Connections at which memory is looked at, rising.
+    /// Numbers of connections at which memory is sampled, ascending.
     pub steps: Vec<usize>,
-    /// How long all of them idle_time before the last sample_memory.
+    /// How long all connections stay idle before the last sample.
     pub idle_time: Duration,
-    /// The process whose memory counts.
+    /// The process whose memory is sampled.
     pub pid: Pid,
 }
 
-/// Memory of the process with so many connections.
+/// Memory of the process at one number of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemorySample {
-    /// Connections that are logged in.
+    /// Open connections, all logged in.
     pub connections: usize,
     /// Proportional set size, in KB.
     pub pss: f64,
@@ -48,21 +48,21 @@ pub struct MemorySample {
     pub rss: f64,
 }
 
-/// The steps.
+/// Memory samples of one run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Without connections, after open_idle that warmed it up.
+    /// Without connections, after a first one that warmed the process up.
     pub before: MemorySample,
     /// At each step.
     #[serde(alias = "climb")]
     pub steps: Vec<MemorySample>,
-    /// At the last step, after the idle_time.
+    /// At the last step, after the idle time.
     #[serde(alias = "rested")]
     pub after_idle: MemorySample,
 }
 
 impl Outcome {
-    /// KB for each connection at `point`, over what there was before.
+    /// KB for each connection in `sample`, above the memory before.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "20,000 at most")]
     pub fn per_connection(&self, point: MemorySample) -> f64 {
@@ -71,14 +71,14 @@ impl Outcome {
 }
 
 impl IdleLoad {
-    /// Runs it.
+    /// Opens the connections step by step and samples the memory.
     ///
     /// # Errors
-    /// Any connection's failure, and more than 20,000 of them.
+    /// The failure of any connection, or more than 20,000 of them.
     pub fn run(&self, progress: &Progress) -> Result<Outcome> {
         if self.steps.iter().any(|step| *step > MAX_CONNECTIONS) {
             return Err(Error::Usage(format!(
-                "at most {MAX_CONNECTIONS} connections"
+                "idle load: at most {MAX_CONNECTIONS} connections"
             )));
         }
         let mut runtime = Runtime::new()?;
@@ -127,13 +127,13 @@ impl IdleLoad {
         let end = Instant::now() + self.idle_time;
         while Instant::now() < end {
             progress.check_signal()?;
-            progress.status("resting");
+            progress.status("connections are idle");
             monoio::time::sleep(Duration::from_millis(200)).await;
         }
         Ok(())
     }
 
-    /// Logs in until so many are open.
+    /// Logs in until `wanted` connections are open.
     async fn open(
         &self,
         prepared: &PreparedLogin,
@@ -149,7 +149,7 @@ impl IdleLoad {
                 open.borrow_mut().push(client);
                 let count = progress.done.fetch_add(1, Ordering::Relaxed) + 1;
                 if count.is_multiple_of(100) {
-                    progress.status(&format!("{count} connections"));
+                    progress.status(&format!("{count} idle connections"));
                 }
             }
             Ok(())
@@ -161,8 +161,8 @@ impl IdleLoad {
     }
 }
 
-/// One that has asked once: a proxy that puts its work off until the first
-/// query has done it then.
+/// Opens a connection and runs one query on it: a proxy that defers work until the first query has
+/// then done it.
 async fn open_idle(endpoint: &Endpoint, prepared: &PreparedLogin) -> Result<Client> {
     let mut client = Client::log_in(endpoint, prepared).await?;
     client.request(&query("SELECT 1"), 1).await?;

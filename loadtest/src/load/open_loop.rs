@@ -1,8 +1,8 @@
-//! Requests that fall due at times that were fixed beforehand.
+//! Open-loop pacing: requests fall due at times that are fixed in advance.
 //!
-//! monoio's timers run_timer once a millisecond, ten times a query's latency. So the
-//! clock of each load thread is a thread of its own that sleeps by the kernel's
-//! high-resolution timer and sends a byte for each request that falls due.
+//! monoio's timers have a resolution of one millisecond, ten times a query's latency. Each worker
+//! therefore has a pacer thread, which sleeps on the kernel's high-resolution timer and sends one
+//! byte through a socket pair for each request that falls due.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -22,13 +22,13 @@ use crate::worker_group::{Window, Worker};
 
 /// A request that is due.
 pub(super) struct DueRequest {
-    /// When it is meant to begin.
+    /// The intended start.
     pub(super) intended: Instant,
-    /// A connection was free and waiting when it fell due.
+    /// A connection was idle and waiting when the request fell due.
     pub(super) connection_free: bool,
 }
 
-/// The requests of one thread that are due and not started.
+/// FIFO queue of one worker's requests that are due and not started.
 pub(super) struct DueQueue {
     state: RefCell<QueueState>,
 }
@@ -69,8 +69,8 @@ impl DueQueue {
         waiting.into_iter().for_each(Waker::wake);
     }
 
-    /// The oldest that is due, `None` after the last one. Whoever is woken and
-    /// finds it taken waits again.
+    /// Takes the oldest due request, or returns `None` once the queue is closed. A task that was
+    /// woken and finds the request already taken waits again.
     pub(super) async fn next(&self) -> Option<DueRequest> {
         poll_fn(|context| {
             let mut state = self.state.borrow_mut();
@@ -86,21 +86,21 @@ impl DueQueue {
         .await
     }
 
-    /// What nobody began.
+    /// Removes all requests that were not started, and returns their intended starts.
     pub(super) fn drain_unstarted(&self) -> Vec<Instant> {
         let mut state = self.state.borrow_mut();
         state.due.drain(..).map(|due| due.intended).collect()
     }
 }
 
-/// Fills `queue` with this worker's part of the schedule until the window ends.
+/// Starts filling `queue` with this worker's share of the schedule, until the window ends.
 pub(super) fn start_pacer(
     worker: Worker,
     schedule: Schedule,
     window: Window,
     queue: Rc<DueQueue>,
 ) -> Result<()> {
-    let failed = || io_context("cannot start a clock");
+    let failed = || io_context("cannot start a pacer");
     let (receiver, sender) = StdUnixStream::pair().map_err(failed())?;
     let readiness = monoio::utils::is_legacy();
     receiver.set_nonblocking(readiness).map_err(failed())?;
@@ -112,14 +112,14 @@ pub(super) fn start_pacer(
         .take_while(move |intended| *intended < window.end);
     let timer_times = times.clone();
     std::thread::Builder::new()
-        .name("clock".to_owned())
+        .name("pacer".to_owned())
         .spawn(move || run_timer(timer_times, sender, window.end))
         .map_err(failed())?;
     monoio::spawn(enqueue_due(receiver, times, queue));
     Ok(())
 }
 
-/// Sends a byte for each time as it passes, and hangs up at the end.
+/// Sends a byte at each of `times`, and closes the socket at `end`.
 fn run_timer(times: impl Iterator<Item = Instant>, mut sender: StdUnixStream, end: Instant) {
     for intended in times {
         sleep_until(intended);
@@ -150,7 +150,8 @@ async fn enqueue_due(
             Ok(bytes) if bytes > 0 => times.by_ref().take(bytes).for_each(|due| queue.push(due)),
             _ => break,
         }
-    } // Where the clock itself was late: these were due all the same.
+    }
+    // Requests that a delayed pacer did not announce were due all the same.
     times.for_each(|due| queue.push(due));
     queue.close();
 }

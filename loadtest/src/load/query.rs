@@ -1,5 +1,4 @@
-//! QueryWorkload on connections that are logged in: closed loop, or open loop at a
-//! fixed rate.
+//! Queries on connections that are logged in: a closed loop, or an open loop at a fixed rate.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -18,44 +17,44 @@ use crate::progress::Progress;
 use crate::script::{QueryMode, Script};
 use crate::worker_group::{self, Timing, Window, Worker, Workload};
 
-/// Units between two additions to the shared counter that a person watches.
+/// Transactions between two updates of the shared progress counter.
 const SHOWN_EVERY: u64 = 64;
-/// Messages of a thread's connections begin this far from one another.
+/// Distance between the first transactions of two connections in the thread's script.
 const STRIDE: usize = 61;
 /// [PostgreSQL 15, Appendix A: undefined_table](https://www.postgresql.org/docs/15/errcodes-appendix.html).
 const UNDEFINED_TABLE: &str = "42P01";
-/// A load may be told apart in so many phases.
+/// Maximum phases by which the latencies of a load are recorded separately.
 pub const PHASES: usize = 3;
 
-/// What to ask, how often, of whom.
+/// What to query, how often, and from which server.
 #[derive(Clone, Debug)]
 pub struct QueryLoad {
-    /// The other end.
+    /// The server to query.
     pub endpoint: Endpoint,
-    /// Who logs in.
+    /// The role that logs in.
     pub login: Login,
-    /// What is asked.
+    /// The queries.
     pub mode: QueryMode,
-    /// Scale of pgbench's tables.
+    /// Scale factor of pgbench's tables.
     pub scale: u32,
-    /// Connections that ask.
+    /// Connections that send queries.
     pub clients: usize,
-    /// Connections beside them that are logged in and rest.
+    /// Additional connections that are logged in and idle.
     pub idle: usize,
     /// Threads of the load.
     pub threads: usize,
-    /// For how long.
+    /// Durations.
     pub timing: Timing,
-    /// Units a second over all connections: an open loop. Without: a closed one.
+    /// Transactions per second over all connections, as an open loop. `None` is a closed loop.
     pub rate: Option<f64>,
-    /// Whoever holds it may say which phase a latency belongs to, 0 to 2.
+    /// The current phase, 0 to 2: latencies are recorded under it.
     pub phase: Arc<AtomicUsize>,
-    /// The process whose CPU counts.
+    /// The process whose CPU time is measured.
     pub pid: Option<Pid>,
 }
 
 impl QueryLoad {
-    /// Prepared SELECTs in a closed loop on so many connections.
+    /// Prepared SELECTs in a closed loop on `clients` connections.
     #[must_use]
     pub fn new(endpoint: Endpoint, login: Login, clients: usize, seconds: f64) -> Self {
         Self {
@@ -73,10 +72,10 @@ impl QueryLoad {
         }
     }
 
-    /// Runs it.
+    /// Runs the load.
     ///
     /// # Errors
-    /// Any connection's failure: a load that loses queries has measured nothing.
+    /// The failure of any connection: a load that lost queries has no valid result.
     pub fn run(&self, progress: &Progress) -> Result<Outcome> {
         let mut meter = Meter::new(self.pid);
         let threads = self.threads.clamp(1, self.clients.max(1));
@@ -99,11 +98,11 @@ impl QueryLoad {
         })
     }
 
-    /// Says what to do where pgbench's tables are missing.
+    /// Adds a hint to the error if pgbench's tables are missing.
     fn explained(&self, error: Error) -> Error {
         match error {
             Error::Server(text) if text.contains(UNDEFINED_TABLE) => Error::Server(format!(
-                "{text} (`pgbench -i -s {}` in that database makes the tables)",
+                "{text} (create the tables with `pgbench -i -s {}`)",
                 self.scale
             )),
             error => error,
@@ -111,47 +110,47 @@ impl QueryLoad {
     }
 }
 
-/// What a load of queries came to.
+/// Results of a query load.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// QueryWorkload whose unit ended with_timeout the window.
+    /// Queries of the transactions that completed within the window.
     pub queries: u64,
-    /// Units of an open loop that were due and not started when the window ended.
+    /// Open loop: transactions that were due, but not started when the window ended.
     pub unserved: u64,
-    /// The window's length.
+    /// Length of the window.
     pub seconds: f64,
-    /// A unit's latency, by phase: in an open loop from the intended start.
+    /// Latency of a transaction, by phase. In an open loop it counts from the intended start.
     pub latencies: [LatencyHistogram; PHASES],
-    /// How late this instrument itself sent an open loop's unit for which a
-    /// connection was free.
+    /// Open loop: delay of the load generator itself, i.e. of transactions for which a connection
+    /// was free.
     pub lateness: LatencyHistogram,
-    /// The CPU that it took.
+    /// CPU time used.
     pub meter: Meter,
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
 impl Outcome {
-    /// QueryWorkload a second.
+    /// Queries per second.
     #[must_use]
     pub fn per_second(&self) -> f64 {
         self.queries as f64 / self.seconds
     }
 
-    /// µs of the measured process for each query.
+    /// CPU time of the measured process for each query, in µs.
     #[must_use]
     pub fn micros_per_query(&self) -> Option<f64> {
         let micros = self.meter.process_cpu?.as_secs_f64() * 1e6;
         (self.queries > 0).then(|| micros / self.queries as f64)
     }
 
-    /// µs of this process for each query.
+    /// CPU time of the load for each query, in µs.
     #[must_use]
     pub fn load_micros_per_query(&self) -> f64 {
         self.meter.load_cpu.as_secs_f64() * 1e6 / self.queries.max(1) as f64
     }
 }
 
-/// One thread's count.
+/// Counters of one worker.
 struct Counters {
     queries: u64,
     unserved: u64,
@@ -262,8 +261,8 @@ impl Workload for QueryWorkload<'_> {
         drop(ready.idle);
         outcome?;
         let mut counters = counters.replace(Counters::new()?);
-        // What was due waited at least so long: leaving it out would be the
-        // omission that an open loop is there to avoid.
+        // A transaction that was never started waited at least this long. Leaving it out would be
+        // coordinated omission.
         for due in queue
             .drain_unstarted()
             .into_iter()
@@ -282,7 +281,7 @@ enum LoopKind {
     Open(Rc<DueQueue>),
 }
 
-/// One connection that asks.
+/// Sends the queries of one connection.
 struct QueryTask {
     client: Client,
     next: usize,
@@ -316,13 +315,13 @@ impl QueryTask {
                 }
             }
         }
-        // Nothing is measured any more.
+        // The measurement is over: an error no longer matters.
         let _ = self.client.close().await;
         Ok(())
     }
 
-    /// When the next unit is meant to begin, which is now or was a moment ago;
-    /// and how late that is if only this instrument is to blame.
+    /// Waits for the next transaction. Returns its intended start, and the delay caused by the load
+    /// generator, if a connection was free when the transaction fell due. `None` after the window.
     async fn next_start(&self, window: Window) -> Option<(Instant, Option<Duration>)> {
         let started = match &self.loop_kind {
             LoopKind::Closed => (Instant::now(), None),

@@ -19,11 +19,11 @@ use crate::progress::Progress;
 use crate::report::Report;
 use flags::{flag, list, number, path, switch};
 
-/// All subcommands.
+/// Builds the command line with all subcommands.
 #[must_use]
 pub fn command() -> Command {
     Command::new("teesql-loadtest")
-        .about("Load for PostgreSQL behind TLS, and the sidecar measured beside its peers")
+        .about("Load generator for PostgreSQL behind TLS, and benchmark of the sidecar against other proxies")
         .version(env!("CARGO_PKG_VERSION"))
         .subcommand_required(true)
         .arg_required_else_help(true)
@@ -31,26 +31,26 @@ pub fn command() -> Command {
         .subcommand(compare_command())
         .subcommand(
             Command::new("report")
-                .about("Judges a report.json anew, and makes its page and table again")
-                .arg(flag("from", "FILE", "A report.json").required(true))
-                .arg(flag("out", "DIR", "Where report.html and report.json go").required(true)),
+                .about("Evaluate the targets of a report.json again, and write its page and table")
+                .arg(flag("from", "FILE", "The report.json to read").required(true))
+                .arg(flag("out", "DIR", "Directory for report.html and report.json").required(true)),
         )
         .subcommand(
             Command::new("agree")
-                .about("How far apart the targets' ratios of two runs are")
-                .arg(flag("first", "FILE", "A report.json").required(true))
-                .arg(flag("second", "FILE", "Another").required(true)),
+                .about("Compare the measured targets of two runs")
+                .arg(flag("first", "FILE", "report.json of the first run").required(true))
+                .arg(flag("second", "FILE", "report.json of the second run").required(true)),
         )
         .subcommand(
             Command::new("mock-tdx")
-                .about("A PCCS for certificates of the mock TDX, until it is stopped")
-                .arg(flag("out", "DIR", "For root, CA and a server's certificate").required(true)),
+                .about("Run a PCCS for the mock TDX until stopped, and print the sidecar's settings for it")
+                .arg(flag("out", "DIR", "Directory for the roots and a server certificate (PEM)").required(true)),
         )
         .subcommand(internal("relay").arg(flag("upstream", "HOST:PORT", "").required(true)))
         .subcommand(internal("fake-postgres"))
 }
 
-/// What a comparison starts as a process of its own.
+/// Subcommands that a comparison starts as separate processes.
 fn internal(name: &'static str) -> Command {
     Command::new(name)
         .hide(true)
@@ -59,55 +59,71 @@ fn internal(name: &'static str) -> Command {
 
 fn compare_command() -> Command {
     Command::new("compare")
-        .about("Measures all arms in turns, and writes the report")
+        .about("Measure all arms in turn, and write the report")
         .arg(switch(
             "quick",
-            "About 3 minutes instead of 18, with less to say",
+            "Fewer rounds and parts of the load: about 3 minutes instead of 18",
         ))
-        .arg(flag("rounds", "N", "Rounds over all arms [default: 7]"))
-        .arg(flag("seconds", "S", "Of each measurement [default: 1.5]"))
+        .arg(flag(
+            "rounds",
+            "N",
+            "Rounds over all arms [default: 7; 3 with --quick]",
+        ))
+        .arg(flag(
+            "seconds",
+            "S",
+            "Length of each measurement, in seconds [default: 1.5; 1 with --quick]",
+        ))
         .arg(flag(
             "clients",
             "N,…",
-            "Connections of the query loads [default: 1,4,16,64]",
+            "Connections of the query loads [default: 1,4,16,64; 1,16 with --quick]",
         ))
-        .arg(flag("bulk", "MIB", "Of each COPY [default: 256]"))
-        .arg(flag("idle", "N", "Idle connections [default: 5000]"))
+        .arg(flag(
+            "bulk",
+            "MIB",
+            "Size of each COPY, in MiB [default: 256]",
+        ))
+        .arg(flag(
+            "idle",
+            "N",
+            "Idle connections [default: 5000; 1000 with --quick]",
+        ))
         .arg(flag(
             "arms",
             "ARM,…",
-            "Which arms; ours is always among them",
+            "Arms to measure, by name; sidecar is always included [default: all]",
         ))
         .arg(flag(
             "parts",
             "PART,…",
-            "queries, bulk, connect, idle, growth, storm, verdicts",
+            "Parts to run: queries, bulk, connect, idle, growth, storm, verdicts [default: all]",
         ))
         .arg(switch(
             "apart",
-            "Postgres and the load keep off the proxies' core",
+            "Do not run Postgres and the load on the proxies' core",
         ))
         .arg(flag(
             "threads",
             "N",
-            "Threads of the load [default: one for every two cores]",
+            "Threads of the load; 0 is one for every two cores [default: 0]",
         ))
         .arg(flag(
             "programs",
             "DIR",
-            "Where teesql-sidecar and tokio-baseline are [default: here]",
+            "Directory of teesql-sidecar and tokio-baseline [default: that of this program]",
         ))
         .arg(flag(
             "out",
             "DIR",
-            "For report.html and report.json [default: target/bench]",
+            "Directory for report.html and report.json [default: target/bench]",
         ))
 }
 
-/// Does what the command line says, and prints its answer.
+/// Runs the given subcommand and prints its result.
 ///
 /// # Errors
-/// Anything; nothing is left running.
+/// Any error. All started processes are stopped before it is returned.
 pub fn execute(matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
         Some(("compare", flags)) => compare(flags),
@@ -142,7 +158,7 @@ fn rerender(flags: &ArgMatches) -> Result<()> {
     write_report(&read_report(flags, "from")?, &folder)
 }
 
-/// The report that a flag names, read_report by the targets of today.
+/// Reads the report that flag `name` names, and evaluates the current targets on it.
 fn read_report(flags: &ArgMatches, name: &str) -> Result<Report> {
     let file = path(flags, name).ok_or_else(|| Error::Usage(format!("--{name}")))?;
     let mut report = Report::read(&file)?;
@@ -185,7 +201,7 @@ fn options(flags: &ArgMatches) -> Result<Options> {
     })
 }
 
-/// Those that are named and ours, in the order of pictures.
+/// The named arms and the sidecar, in the order of the charts.
 fn arms(flags: &ArgMatches) -> Result<Vec<PeerKind>> {
     let named = list::<PeerKind>(flags, "arms")?;
     let wanted = |kind: &PeerKind| match &named {
@@ -206,8 +222,7 @@ fn parts(flags: &ArgMatches) -> Result<Vec<Part>> {
     named.iter().map(part).collect()
 }
 
-/// Vouches for the mock TDX until it is stopped, and says how a sidecar is told of
-/// it.
+/// Runs the mock PCCS until a signal arrives, and prints the settings that a sidecar needs for it.
 fn serve_mock_pccs(folder: &Path, progress: &Progress) -> Result<()> {
     let tdx = MockTdx::new()?;
     std::fs::create_dir_all(folder).map_err(io_context(folder.display().to_string()))?;
@@ -226,5 +241,5 @@ fn serve_mock_pccs(folder: &Path, progress: &Progress) -> Result<()> {
 
 fn print(text: &str) -> Result<()> {
     let written = writeln!(std::io::stdout(), "{text}");
-    written.map_err(io_context("cannot write"))
+    written.map_err(io_context("cannot write to stdout"))
 }

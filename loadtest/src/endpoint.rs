@@ -1,4 +1,4 @@
-//! Where a load goes: address, opening, TLS settings, and who logs in.
+//! The server under load: address, opening, TLS settings, and the login to use.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -22,16 +22,16 @@ use wire::startup::Startup;
 use crate::error::{Error, Result};
 use crate::message;
 
-/// How a connection begins.
+/// How a connection is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Opening {
     /// No TLS.
     Plain,
     /// SSLRequest, then TLS.
     SslRequest,
-    /// TLS at once, with ALPN `postgresql`.
+    /// TLS immediately (direct TLS of PostgreSQL 17), with ALPN `postgresql`.
     Direct,
-    /// TLS at once, without ALPN.
+    /// TLS immediately, without ALPN.
     Raw,
 }
 
@@ -60,26 +60,26 @@ impl fmt::Display for Opening {
     }
 }
 
-/// The other end of a load.
+/// The server under load.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    /// Where it listens.
+    /// Address to connect to.
     pub address: SocketAddr,
-    /// How a connection to it begins.
+    /// How a connection is opened.
     pub opening: Opening,
-    /// For every opening but the plain one.
+    /// TLS settings. Unused if the opening is [`Opening::Plain`].
     pub tls: Arc<ClientConfig>,
-    /// The server's name, for SNI and its certificate.
+    /// The server's name, for SNI and certificate verification.
     pub name: ServerName<'static>,
 }
 
 impl Endpoint {
-    /// A endpoint on loopback, whose certificate nobody looks at: it is not what
-    /// is measured.
+    /// An endpoint on loopback, whose certificate is not verified, because verification is not part
+    /// of what is measured.
     ///
     /// # Errors
-    /// [`Error::Usage`] for an address that is not loopback: a password would go
-    /// to whoever answers.
+    /// [`Error::Usage`] if the address is not loopback: the password would be sent to an unverified
+    /// server.
     pub fn loopback(
         address: SocketAddr,
         opening: Opening,
@@ -87,7 +87,7 @@ impl Endpoint {
     ) -> Result<Self> {
         if !address.ip().is_loopback() {
             return Err(Error::Usage(format!(
-                "{address} is not on this machine: name the certificates that it is trusted by"
+                "{address} is not on loopback: name the CA certificates of the server (--ca)"
             )));
         }
         let name = ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
@@ -100,11 +100,10 @@ impl Endpoint {
         )
     }
 
-    /// A endpoint anywhere, whose certificate has to be by one of `roots` for
-    /// `name`.
+    /// An endpoint anywhere, whose certificate must be issued by one of `roots` for `name`.
     ///
     /// # Errors
-    /// There are no such roots, or no such name.
+    /// The file has no usable roots, the name is invalid, or the opening is [`Opening::Plain`].
     pub fn trusted(
         address: SocketAddr,
         opening: Opening,
@@ -113,11 +112,11 @@ impl Endpoint {
         name: &str,
     ) -> Result<Self> {
         if opening == Opening::Plain {
-            let why = "a plain opening proves no server's name";
+            let why = "opening `plain` does not authenticate the server: use TLS with --ca";
             return Err(Error::Usage(why.to_owned()));
         }
         let name = ServerName::try_from(name.to_owned())
-            .map_err(|_| Error::Usage(format!("{name} is no server's name")))?;
+            .map_err(|_| Error::Usage(format!("{name} is not a valid server name")))?;
         let mut store = RootCertStore::empty();
         store.add_parsable_certificates(pem(roots)?);
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider())
@@ -142,7 +141,7 @@ impl Endpoint {
         })
     }
 
-    /// The same endpoint for another client certificate, on loopback.
+    /// The same endpoint with another client certificate. Loopback only.
     ///
     /// # Errors
     /// As [`Endpoint::loopback`].
@@ -151,20 +150,20 @@ impl Endpoint {
     }
 }
 
-/// A client's certificates, leaf first, and the leaf's key.
+/// A client's certificate chain, leaf first, and the leaf's private key.
 #[derive(Debug)]
 pub struct Identity {
     /// The certificates.
     pub certificates: Vec<CertificateDer<'static>>,
-    /// The key; rustls shows nothing of it.
+    /// The private key. Its Debug output contains no key material.
     pub key: PrivateKeyDer<'static>,
 }
 
 impl Identity {
-    /// From PEM files.
+    /// Reads the chain and the key from PEM files.
     ///
     /// # Errors
-    /// One of them cannot be read.
+    /// A file cannot be read or parsed.
     pub fn read(certificates: &Path, key: &Path) -> Result<Self> {
         let unreadable = |error| Error::Usage(format!("{}: {error}", key.display()));
         Ok(Self {
@@ -182,8 +181,8 @@ fn pem(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
         .map_err(unreadable)
 }
 
-/// One cipher suite and one key exchange, which every peer has, so that all of
-/// them do the same work: OpenSSL 3.0 knows nothing of ML-KEM.
+/// TLS settings that all peers support, one cipher suite and one key exchange, so that all of them
+/// do the same work. OpenSSL 3.0 has no ML-KEM.
 #[must_use]
 pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider {
@@ -193,7 +192,7 @@ pub fn provider() -> Arc<CryptoProvider> {
     })
 }
 
-/// TLS 1.3, without resumption: every handshake is a full one.
+/// TLS 1.3 without resumption: every handshake is a full one.
 fn config(
     opening: Opening,
     identity: Option<&Identity>,
@@ -216,8 +215,8 @@ fn config(
     Ok(config)
 }
 
-/// Takes any certificate, and still checks that the server holds its key: that
-/// is part of a handshake's cost.
+/// Accepts any certificate, but verifies that the server holds its private key, which is part of a
+/// handshake's cost.
 #[derive(Debug)]
 struct PossessionVerifier(WebPkiSupportedAlgorithms);
 
@@ -262,19 +261,19 @@ impl ServerCertVerifier for PossessionVerifier {
     }
 }
 
-/// Who logs in, and where to. Its Debug shows no password.
+/// The role and database to log in with. The Debug output contains no password.
 #[derive(Clone, Debug)]
 pub struct Login {
     /// The role.
     pub role: String,
     /// The database.
     pub database: String,
-    /// The role's password or the cluster's secret; empty is none.
+    /// The role's password or the cluster's secret. May be empty.
     pub password: Arc<Password>,
 }
 
 impl Login {
-    /// `password` may be empty where none is asked for.
+    /// `password` may be empty if the server requests none.
     #[must_use]
     pub fn new(role: &str, database: &str, password: &str) -> Self {
         Self {
@@ -284,21 +283,23 @@ impl Login {
         }
     }
 
-    /// The StartupMessage, checked.
+    /// Builds the StartupMessage and validates it.
     pub(crate) fn startup(&self) -> Result<Startup> {
         let packet = message::startup(&self.role, &self.database);
         match AwaitStartup::new().advance(&packet) {
             StartupStep::Startup { message, .. } => Ok(message.to_owned()),
-            _ => Err(Error::Usage("role or database cannot be sent".to_owned())),
+            _ => Err(Error::Usage(
+                "the role or database name is invalid".to_owned(),
+            )),
         }
     }
 }
 
-/// SCRAM keys by salt and rounds.
+/// SCRAM keys by salt and iteration count.
 type KnownKeys = HashMap<(Vec<u8>, u32), Keys>;
 
-/// A thread's logins. SCRAM's key derivation is done once for each salt, so
-/// that a direct login costs no more here than one through a proxy.
+/// A login with the state that a thread reuses. SCRAM keys are derived once for each salt, so that
+/// a direct login costs the load no more than one through a proxy.
 #[derive(Clone)]
 pub struct PreparedLogin {
     pub(crate) startup: Rc<Startup>,
@@ -307,10 +308,10 @@ pub struct PreparedLogin {
 }
 
 impl PreparedLogin {
-    /// For this thread.
+    /// Prepares the login for this thread.
     ///
     /// # Errors
-    /// A role or database with a NUL in it, or without a name.
+    /// The role or database name is empty or contains a NUL.
     pub fn new(login: &Login) -> Result<Self> {
         Ok(Self {
             startup: Rc::new(login.startup()?),

@@ -1,5 +1,5 @@
-//! What there is to compare with that needs no network: rustls in memory, and
-//! dcap-qvl by itself.
+//! In-memory reference measurements, without a network: rustls handshakes, and verification by
+//! dcap-qvl and `attest`.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -24,16 +24,15 @@ use crate::mock_tdx::MockTdx;
 use crate::process_usage;
 use crate::stats::Spread;
 
-/// Full mutual TLS 1.3 handshakes in memory, for `wanted` of wall time on this
-/// thread: handshakes for each second of the server's CPU.
+/// Runs full mutual TLS 1.3 handshakes in memory, for `wanted` of wall time on this thread. Returns
+/// the handshakes per second of the server's CPU time.
 ///
-/// The server checks what the sidecar checks during a handshake, that the client
-/// holds its certificate's key, and sends no tickets, as the sidecar does not.
-/// Building a chain is left out, which makes the reference faster and the
-/// comparison harder.
+/// The server verifies what the sidecar verifies during a handshake, i.e. that the client holds its
+/// certificate's key, and like the sidecar it sends no tickets. Building the certificate chain is
+/// left out, which makes this reference faster and the comparison stricter.
 ///
 /// # Errors
-/// rustls'.
+/// TLS errors.
 pub fn handshakes_per_core(tdx: &MockTdx, wanted: Duration) -> Result<f64> {
     let (server, client) = (server_config(tdx)?, client_config(tdx)?);
     let name = ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
@@ -46,7 +45,7 @@ pub fn handshakes_per_core(tdx: &MockTdx, wanted: Duration) -> Result<f64> {
     Ok(f64::from(count) / spent.as_secs_f64())
 }
 
-/// One handshake; the CPU time of its server's side.
+/// Runs one handshake. Returns the CPU time of the server's side.
 fn handshake(
     server: &Arc<ServerConfig>,
     client: &Arc<ClientConfig>,
@@ -57,7 +56,7 @@ fn handshake(
     let started = process_usage::thread_cpu();
     let mut server = ServerConnection::new(Arc::clone(server))?;
     let mut spent = process_usage::thread_cpu().saturating_sub(started);
-    let failed = |_| Error::Server("a handshake in memory failed".to_owned());
+    let failed = |_| Error::Server("an in-memory handshake failed".to_owned());
     while client.is_handshaking() || server.is_handshaking() {
         while client.wants_write() {
             client.write_tls(&mut to_server).map_err(failed)?;
@@ -100,7 +99,7 @@ fn server_config(tdx: &MockTdx) -> Result<Arc<ServerConfig>> {
     Ok(Arc::new(config))
 }
 
-/// Takes any certificate whose key the client holds.
+/// Accepts any certificate whose private key the client holds.
 #[derive(Debug)]
 struct PossessionVerifier(WebPkiSupportedAlgorithms);
 
@@ -147,38 +146,37 @@ impl ClientCertVerifier for PossessionVerifier {
     }
 }
 
-/// What verdicts cost.
+/// CPU cost of a verdict, in µs.
 #[derive(Clone, Copy, Debug)]
 pub struct VerdictCosts {
-    /// A verdict from the cache, in µs.
+    /// A hit in the verdict cache.
     pub cached: f64,
-    /// The first verification of a thread, which remembers nothing yet, with the
-    /// certificate's examination, in µs.
+    /// The first verification on a thread, without any cached signatures, including the examination
+    /// of the certificate.
     pub cold: f64,
-    /// The same for a certificate that nobody has seen of a platform that the
-    /// thread knows, in µs: what most of a crowd cost.
+    /// The same for an unknown certificate of a platform that the thread has verified before: the
+    /// usual case in a connection storm.
     pub known_platform: f64,
-    /// dcap-qvl for the same quote, in µs.
+    /// dcap-qvl alone, for the same quote.
     pub dcap_qvl: f64,
 }
 
-/// For when mock quotes are judged: between their dates.
+/// Time of verification, within the validity of the mock quotes.
 const NOW: u64 = 1_800_000_000;
-/// Hits of one sample.
+/// Cache hits per sample.
 const HITS: u32 = 10_000;
-/// Samples of hits.
+/// Samples of cache hits.
 const SAMPLES: usize = 21;
 
-/// Verifies so many certificates, none of which was seen before, by turns with
-/// bare dcap-qvl.
+/// Verifies `certificates` unknown certificates, alternating with dcap-qvl alone.
 ///
 /// # Errors
-/// The mock's; a certificate that is refused.
+/// Errors of the mock platform, or a rejected certificate.
 pub fn verdict_costs(tdx: &MockTdx, certificates: u32) -> Result<VerdictCosts> {
     let (pki, _) = tdx.parts();
     let collateral = pki.parsed_collateral(&CollateralOptions::at(NOW))?;
     let root = TrustedRoot::dangerous(pki.root_der());
-    let root = root.map_err(|_| Error::Server("the mock root is none".to_owned()))?;
+    let root = root.map_err(|_| Error::Server("the mock root is invalid".to_owned()))?;
     let (verifier, bare) = (
         Verifier::new(root),
         QuoteVerifier::new(pki.root_der().to_vec()),
@@ -200,7 +198,7 @@ pub fn verdict_costs(tdx: &MockTdx, certificates: u32) -> Result<VerdictCosts> {
         cold_times.push(on_new_thread(time)?);
         known_times.push(time()?);
     }
-    // Nothing was known when the first of these began.
+    // The first one was verified before the thread knew the platform.
     known_times.drain(..1.min(known_times.len()));
     Ok(VerdictCosts {
         cached: cached_verdict(&verifier, &collateral, tdx)?,
@@ -223,13 +221,13 @@ fn verify(
     chain: &[&[u8]],
 ) -> Result<Arc<attest::AttestedPeer>> {
     let policy = Policy::default();
-    let refused = |denial| Error::Server(format!("a mock certificate is refused: {denial}"));
+    let refused = |denial| Error::Server(format!("a mock certificate was rejected: {denial}"));
     let evidence = examine(black_box(chain), NOW, &policy).map_err(refused)?;
     let peer = verifier.verify(&evidence, collateral, &policy, NOW);
     Ok(Arc::new(peer.map_err(refused)?))
 }
 
-/// One look into the cache, in µs.
+/// Time of one cache hit, in µs.
 fn cached_verdict(verifier: &Verifier, collateral: &Collateral, tdx: &MockTdx) -> Result<f64> {
     let certificate = tdx.issue("client")?;
     let chain = certificate.chain_der();
@@ -246,7 +244,7 @@ fn cached_verdict(verifier: &Verifier, collateral: &Collateral, tdx: &MockTdx) -
         for _ in 0..HITS {
             let verdict = black_box(cache.get(epoch, black_box(&chain), NOW));
             if !matches!(verdict, Some(Ok(_))) {
-                return Err(Error::Server("the cache has forgotten".to_owned()));
+                return Err(Error::Server("the verdict cache has no entry".to_owned()));
             }
         }
         samples.push(micros(started.elapsed()) / f64::from(HITS));

@@ -1,10 +1,10 @@
-//! LatencyHistogram, and when an open loop means to ask.
+//! Latency histograms, and the fixed schedule of an open loop.
 //!
-//! **Coordinated omission.** A closed loop asks again when it was answered. While
-//! the server stands still it asks nothing, and the wait is recorded once instead
-//! of once for everybody who would have come. So an open loop asks at times that
-//! are fixed beforehand ([`Schedule`]), and counts every latency from the time at
-//! which it meant to ask, whether or not a connection was free then.
+//! **Coordinated omission.** A closed loop sends the next request when the last one was answered.
+//! While the server stalls it sends nothing, and the stall is recorded once instead of once for
+//! each request that would have been sent. An open loop therefore sends at times that are fixed in
+//! advance ([`Schedule`]), and measures every latency from the intended start, whether or not a
+//! connection was free at that time.
 
 use std::time::{Duration, Instant};
 
@@ -13,52 +13,52 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// Shortest and longest latency that is told apart, in ns.
+/// Range of the histogram, in ns.
 const SHORTEST: u64 = 1_000;
 const LONGEST: u64 = 100_000_000_000;
-/// Digits of precision.
+/// Significant digits.
 const DIGITS: u8 = 3;
 
-/// LatencyHistogram of one load.
+/// Histogram of the latencies of one load, from 1 µs to 100 s.
 #[derive(Clone, Debug)]
 pub struct LatencyHistogram(Histogram<u64>);
 
 impl LatencyHistogram {
-    /// Without any.
+    /// Creates an empty histogram.
     ///
     /// # Errors
-    /// Never: its bounds are constants.
+    /// Never: the bounds are constants.
     pub fn new() -> Result<Self> {
         let histogram = Histogram::new_with_bounds(SHORTEST, LONGEST, DIGITS);
         let wrong = |error| Error::Usage(format!("a histogram: {error}"));
         histogram.map(Self).map_err(wrong)
     }
 
-    /// Records one; what is longer than 100 s counts as 100 s.
+    /// Records one latency. Latencies above 100 s are recorded as 100 s.
     pub fn record(&mut self, latency: Duration) {
         let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
         self.0.saturating_record(nanos);
     }
 
-    /// Takes in another thread's.
+    /// Adds the histogram of another thread.
     pub fn add(&mut self, other: &Self) {
-        // The bounds are the same.
+        // Cannot fail: the bounds are equal.
         let _ = self.0.add(&other.0);
     }
 
-    /// How many.
+    /// Number of recorded latencies.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.0.len()
     }
 
-    /// The latency below which `percent` of all are, in µs.
+    /// The latency at percentile `percent`, in µs.
     #[must_use]
     pub fn percentile(&self, percent: f64) -> f64 {
         micros(self.0.value_at_percentile(percent))
     }
 
-    /// What a report shows.
+    /// Summarizes the histogram for the report.
     #[must_use]
     pub fn summary(&self) -> Summary {
         Summary {
@@ -77,28 +77,28 @@ fn micros(nanos: u64) -> f64 {
     nanos as f64 / 1e3
 }
 
-/// The percentiles of a drawn distribution: closer together towards the end.
+/// The percentiles of a plotted distribution, denser towards the tail.
 pub const CURVE: [f64; 16] = [
     0.0, 10.0, 25.0, 50.0, 75.0, 80.0, 85.0, 90.0, 95.0, 97.5, 99.0, 99.5, 99.75, 99.9, 99.95,
     99.99,
 ];
 
-/// A distribution, all in µs.
+/// Summary of a distribution. Latencies are in µs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// How many latencies.
+    /// Number of latencies.
     pub count: u64,
-    /// Their mean.
+    /// Mean.
     pub mean: f64,
-    /// The longest.
+    /// Maximum.
     #[serde(alias = "most")]
     pub max: f64,
-    /// Percentile and latency, at each of [`CURVE`].
+    /// Percentile and latency, for each percentile of [`CURVE`].
     pub curve: Vec<(f64, f64)>,
 }
 
 impl Summary {
-    /// The latency at one of the percentiles of [`CURVE`].
+    /// The latency at `percent`, which must be one of [`CURVE`].
     #[must_use]
     pub fn at(&self, percent: f64) -> Option<f64> {
         let found = self.curve.iter().find(|point| point.0 == percent);
@@ -106,7 +106,7 @@ impl Summary {
     }
 }
 
-/// When an open loop asks: `rate` times a second from `start` on.
+/// Intended starts of an open loop: `rate` per second from `start` on.
 #[derive(Clone, Copy, Debug)]
 pub struct Schedule {
     start: Instant,
@@ -114,14 +114,13 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// `rate` times a second, above 0.
+    /// `rate` is per second and must be above 0.
     #[must_use]
     pub fn new(start: Instant, rate: f64) -> Self {
         Self { start, rate }
     }
 
-    /// When the request of this number is meant to start. It does not depend on
-    /// what became of the ones before.
+    /// The intended start of request `number`. It does not depend on earlier requests.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
     pub fn intended(&self, number: u64) -> Instant {
@@ -154,13 +153,13 @@ mod tests {
         two.record(Duration::from_secs(1000));
         one.add(&two);
         assert_eq!(one.count(), 2);
-        // Cut at 100 s.
+        // Saturates at 100 s.
         assert!((one.summary().max / 100e6 - 1.0).abs() < 0.002);
     }
 
-    /// A server that answers in 1 ms and once stands still for 1 s, asked 100
-    /// times a second by one connection. What is counted from the sending knows
-    /// nothing of the requests that could not be sent meanwhile.
+    /// A server that responds in 1 ms and stalls once for 1 s, queried 100 times per second over
+    /// one connection. Latencies measured from the actual send omit the requests that could not be
+    /// sent.
     #[test]
     fn open_loop_latencies_include_the_wait_that_a_closed_loop_omits() {
         let start = Instant::now();
@@ -186,7 +185,7 @@ mod tests {
             open.record(free - intended);
         }
         assert!(closed.percentile(99.0) < 1_100.0);
-        // A fifth of the requests fell into the pause, and waited half of it.
+        // A fifth of the requests fell into the stall, and waited for half of it on average.
         assert!(open.percentile(50.0) < 1_100.0);
         let p90 = open.percentile(90.0);
         assert!((p90 / 500_000.0 - 1.0).abs() < 0.2, "{p90}");

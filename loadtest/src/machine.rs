@@ -1,31 +1,31 @@
-//! What the machine is, and how busy it was.
+//! Description of the machine, and how busy it is.
 
 use std::fs;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
-/// The machine and the state that it was in.
+/// The machine and its state at the start of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
-    /// The processor's own name.
+    /// Model name of the processor.
     pub cpu: String,
-    /// Cores that may be used.
+    /// Number of usable cores.
     pub cores: usize,
     /// Memory in GB.
     pub memory_gb: f64,
-    /// Linux' version.
+    /// Version of the Linux kernel.
     pub kernel: String,
-    /// TCP congestion control of the loopback.
+    /// TCP congestion control algorithm.
     pub congestion: String,
-    /// What others took of its processors just before the first measurement, 0 to 1.
+    /// CPU share of other processes just before the first measurement, 0 to 1.
     pub busy_before: f64,
-    /// The day, as year-month-day, UTC.
+    /// Date (UTC), as year-month-day.
     pub day: String,
 }
 
 impl Machine {
-    /// This one, now.
+    /// Describes the current machine.
     #[must_use]
     pub fn current(cores: usize, unix_now: u64, busy_before: f64) -> Self {
         let cpu = read_field("/proc/cpuinfo", "model name");
@@ -51,7 +51,7 @@ fn read_line(path: &str) -> String {
     text.trim().to_owned()
 }
 
-/// What follows `name` and a colon in the first line that begins so.
+/// The value after `name` and a colon in the first line that starts with `name`.
 fn read_field(path: &str, name: &str) -> String {
     let text = fs::read_to_string(path).unwrap_or_default();
     let found = text.lines().find_map(|line| line.strip_prefix(name));
@@ -59,13 +59,14 @@ fn read_field(path: &str, name: &str) -> String {
     value.map_or_else(String::new, |(_, value)| value.trim().to_owned())
 }
 
-/// Of days since 1970, by the calendar that repeats every 400 years.
+/// Converts a UNIX time to a date, with the algorithm `civil_from_days`: days are counted from
+/// March of year 0, within eras of 400 years.
 fn civil_date(unix: u64) -> String {
     let days = unix / 86_400 + 719_468;
     let (era, of_era) = (days / 146_097, days % 146_097);
     let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
     let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    // Months from March.
+    // 0 is March.
     let month_from_march = (5 * of_year + 2) / 153;
     let day = of_year - (153 * month_from_march + 2) / 5 + 1;
     let month = if month_from_march < 10 {
@@ -77,7 +78,7 @@ fn civil_date(unix: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}")
 }
 
-/// Processor time of the whole machine so far, in ticks.
+/// CPU ticks of the whole machine since boot.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuTicks {
     all: u64,
@@ -86,7 +87,7 @@ pub struct CpuTicks {
 }
 
 impl CpuTicks {
-    /// As of now.
+    /// Reads the counters from `/proc/stat`.
     #[must_use]
     pub fn now() -> Self {
         let text = fs::read_to_string("/proc/stat").unwrap_or_default();
@@ -104,13 +105,13 @@ impl CpuTicks {
         }
     }
 
-    /// The part that the hypervisor gave to others since `before`, 0 to 1.
+    /// CPU share that the hypervisor gave to other guests (steal) since `before`, 0 to 1.
     #[must_use]
     pub fn stolen_since(self, before: Self) -> f64 {
         self.share_since(before, |ticks| ticks.stolen)
     }
 
-    /// The part in which the processors were not idle since `before`, 0 to 1.
+    /// CPU share that was not idle since `before`, 0 to 1.
     #[must_use]
     pub fn busy_since(self, before: Self) -> f64 {
         1.0 - self.share_since(before, |ticks| ticks.idle)
@@ -123,14 +124,14 @@ impl CpuTicks {
     }
 }
 
-/// Allows this process, and those that it starts, as many raise_descriptor_limit as the
-/// system lets it have; says how many.
+/// Raises the descriptor limit of this process, which child processes inherit, as far as the system
+/// allows. Returns the new limit.
 #[must_use]
 pub fn raise_descriptor_limit() -> u64 {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return 0;
     };
-    // More than the hard limit takes a capability that this may not have.
+    // Raising the hard limit needs a capability (CAP_SYS_RESOURCE).
     for wanted in [65_536.max(hard), hard] {
         if setrlimit(Resource::RLIMIT_NOFILE, wanted, wanted).is_ok() {
             return wanted;

@@ -1,4 +1,5 @@
-//! Certificates with quotes of a mock TDX, and the PCCS that vouches for it.
+//! A mock TDX platform that issues certificates with quotes, and the PCCS that serves its
+//! collateral.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,10 +13,10 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use crate::endpoint::Identity;
 use crate::error::{Error, Result, io_context};
 
-/// Everything follows from it: the keys are worth nothing outside a load.
+/// Seed of all keys. The keys must not be trusted anywhere outside a load.
 const SEED: [u8; 32] = [0x57; 32];
 
-/// A mock Intel, one machine, and a KMS. Its Drop ends the PCCS.
+/// A mock Intel PKI, one mock TDX machine, and a KMS. Dropping it stops the PCCS.
 pub struct MockTdx {
     pki: Pki,
     machine: Machine,
@@ -23,10 +24,10 @@ pub struct MockTdx {
 }
 
 impl MockTdx {
-    /// With collateral that holds now.
+    /// Creates the platform, with collateral that is valid now.
     ///
     /// # Errors
-    /// It cannot be made, or the PCCS cannot listen.
+    /// The platform cannot be created, or the PCCS cannot listen.
     pub fn new() -> Result<Self> {
         let pki = Pki::new(&SEED)?;
         let machine = Machine::new(&pki, &MachineOptions::default())?;
@@ -35,10 +36,10 @@ impl MockTdx {
         Ok(Self { pki, machine, pccs })
     }
 
-    /// A certificate as dstack's guest agent hands out, another for each name.
+    /// Issues a certificate as dstack's guest agent does. Each name gets its own.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// The certificate cannot be issued.
     pub fn issue(&self, name: &str) -> Result<Certificate> {
         let key = Key::derive(&SEED, name)?;
         let (evidence, leaf) = (Evidence::default(), LeafOptions::default());
@@ -51,10 +52,10 @@ impl MockTdx {
         )?)
     }
 
-    /// The same as a TLS client presents it.
+    /// Issues a certificate as a TLS client presents it.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// The certificate cannot be issued.
     pub fn identity(&self, name: &str) -> Result<Identity> {
         let certificate = self.issue(name)?;
         let key = PrivateKeyDer::try_from(certificate.key().to_pkcs8_der()?);
@@ -65,20 +66,20 @@ impl MockTdx {
         })
     }
 
-    /// The mock Intel's PKI, and the machine.
+    /// The mock Intel PKI and the mock machine.
     #[must_use]
     pub fn parts(&self) -> (&Pki, &Machine) {
         (&self.pki, &self.machine)
     }
 
-    /// Where the PCCS listens.
+    /// URL of the PCCS.
     #[must_use]
     pub fn pccs_url(&self) -> String {
         self.pccs.url()
     }
 
-    /// Writes a server's `cert.pem` and `key.pem`, both in `both.pem`, the root
-    /// of quotes `root.pem` and the CA of certificates `kms.pem` into `folder`.
+    /// Writes PEM files into `folder`: `cert.pem` and `key.pem` for a server, `both.pem` with both
+    /// of them, `root.pem` with the root of quotes, and `kms.pem` with the CA of the certificates.
     ///
     /// # Errors
     /// A file cannot be written.
@@ -97,7 +98,7 @@ impl MockTdx {
     }
 }
 
-/// Seconds since 1970.
+/// The current UNIX time, in seconds.
 #[must_use]
 pub fn unix_now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);

@@ -1,5 +1,5 @@
-//! The proxies that are measured, and the servers behind them, each a process
-//! of its own that ends with this one.
+//! The arms of a comparison: proxies and the Postgres servers they forward to. Each runs in its own
+//! process, which ends with this one.
 
 pub mod fake_postgres;
 mod kind;
@@ -17,10 +17,10 @@ use crate::endpoint::{Endpoint, Opening};
 use crate::error::Result;
 use workspace::Workspace;
 
-/// Starts an arm before `upstream`, pinned to the proxies' core.
+/// Starts an arm in front of `upstream`, pinned to the core for proxies.
 ///
 /// # Errors
-/// Its program is missing or does not start: its own words.
+/// The program is missing, or does not start. The error has the end of its log.
 pub fn start(kind: PeerKind, workspace: &Workspace, upstream: &Upstream) -> Result<Peer> {
     match kind {
         PeerKind::Direct => direct(workspace, upstream),
@@ -36,7 +36,7 @@ pub fn start(kind: PeerKind, workspace: &Workspace, upstream: &Upstream) -> Resu
     }
 }
 
-/// Starts ours in another mode.
+/// Starts the sidecar in a given mode.
 ///
 /// # Errors
 /// As [`start`].

@@ -1,4 +1,4 @@
-//! What the operating system says a process used.
+//! CPU time and memory of a process, as the operating system reports them.
 
 use std::fs;
 use std::time::Duration;
@@ -9,14 +9,14 @@ use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
 
 use crate::error::{Result, io_context};
 
-/// Whose CPU and memory is asked for.
+/// Process ID of the measured process.
 pub type Pid = u32;
 
-/// User and system time of a process so far, all threads: the same that
-/// `/proc/<pid>/stat` has in steps of 10 ms, in ns. [clock_getcpuclockid(3)]
+/// User and system CPU time of all threads of a process. The same as in `/proc/<pid>/stat`, but in
+/// ns instead of steps of 10 ms. [clock_getcpuclockid(3)]
 ///
 /// # Errors
-/// It is gone.
+/// The process does not exist.
 pub fn cpu_of(pid: Pid) -> Result<Duration> {
     let gone = |error: nix::Error| io_context(format!("process {pid}"))(error.into());
     let id = i32::try_from(pid).map_err(|_| gone(nix::Error::ESRCH))?;
@@ -24,7 +24,7 @@ pub fn cpu_of(pid: Pid) -> Result<Duration> {
     clock_gettime(clock).map(Duration::from).map_err(gone)
 }
 
-/// User and system time of this process so far: what the load costs.
+/// User and system CPU time of this process, i.e. the cost of the load.
 ///
 /// # Errors
 /// Never, on Linux.
@@ -42,7 +42,7 @@ fn duration(time: TimeVal) -> Duration {
     Duration::from_micros(u64::try_from(micros).unwrap_or(0))
 }
 
-/// CPU time of this thread so far, in ns steps.
+/// CPU time of this thread, with a resolution of ns.
 #[must_use]
 pub fn thread_cpu() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
@@ -51,16 +51,16 @@ pub fn thread_cpu() -> Duration {
 /// Memory of a process, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Resident pages, shared ones in full.
+    /// Resident set size: shared pages count in full.
     pub rss: u64,
-    /// Resident pages, shared ones in part.
+    /// Proportional set size: shared pages count in proportion.
     pub pss: u64,
 }
 
-/// What a process holds now.
+/// Reads the memory of a process.
 ///
 /// # Errors
-/// It is gone, or another user's.
+/// The process does not exist or belongs to another user.
 pub fn memory(pid: Pid) -> Result<Memory> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = fs::read_to_string(&path).map_err(io_context(path))?;

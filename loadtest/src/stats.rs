@@ -1,24 +1,23 @@
 //! Medians, ranges and ratios.
 //!
-//! A ratio is always taken with_timeout one round and the median over the rounds
-//! afterwards: what disturbs a machine for a minute then disturbs both of its
-//! sides.
+//! A ratio is always taken within one round, and the median over the rounds afterwards: a
+//! disturbance that lasts a minute then affects both sides of the ratio.
 
 use serde::{Deserialize, Serialize};
 
 /// A median with its range.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
-    /// The middle value, or the mean of the two in the middle.
+    /// Median; the mean of the middle two for an even number of values.
     pub median: f64,
-    /// The least.
+    /// Minimum.
     pub low: f64,
-    /// The greatest.
+    /// Maximum.
     pub high: f64,
 }
 
 impl Spread {
-    /// Over the values that are numbers; `None` where there are none.
+    /// Computes the spread of the finite values. `None` if there are none.
     #[must_use]
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values
@@ -37,8 +36,8 @@ impl Spread {
     }
 }
 
-/// `numerators` over `denominators`, round by round. A round without one of the
-/// two has none.
+/// Divides `numerators` by `denominators`, round by round. Rounds that lack one of the two are
+/// skipped.
 #[must_use]
 pub fn ratios(numerators: &[Option<f64>], denominators: &[Option<f64>]) -> Vec<f64> {
     let pairs = numerators.iter().zip(denominators);
@@ -48,9 +47,8 @@ pub fn ratios(numerators: &[Option<f64>], denominators: &[Option<f64>]) -> Vec<f
         .collect()
 }
 
-/// The order of the arms in a round: each round begins with the next one, and
-/// every other round goes backwards, so that nobody always follows the same
-/// neighbour.
+/// The order of the arms in a round. The first arm rotates, and every second round runs backwards,
+/// so that an arm does not always follow the same one.
 #[must_use]
 pub fn arm_order(arms: usize, round: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..arms).collect();
@@ -63,7 +61,7 @@ pub fn arm_order(arms: usize, round: usize) -> Vec<usize> {
     order
 }
 
-/// Three digits that matter, and thousands set apart.
+/// Formats with three significant digits and thousands separators.
 #[must_use]
 pub fn format_figure(value: f64) -> String {
     let digits = match value.abs() {
@@ -106,7 +104,7 @@ mod tests {
 
     #[test]
     fn ratios_are_taken_within_a_round() {
-        // Both slow down in the second round; one is missing in the third.
+        // Both are slower in the second round; one is missing in the third.
         let ours = [Some(1.0), Some(10.0), None, Some(3.0)];
         let theirs = [Some(2.0), Some(20.0), Some(1.0), Some(0.0)];
         assert_eq!(ratios(&ours, &theirs), [0.5, 0.5]);

@@ -1,4 +1,5 @@
-//! Load for PostgreSQL behind TLS, and the sidecar measured beside its peers.
+//! Load generator for PostgreSQL behind TLS, and the benchmark of the sidecar against other
+//! proxies.
 #![forbid(unsafe_code)]
 
 use std::io::Write as _;
@@ -6,7 +7,7 @@ use std::process::ExitCode;
 
 use loadtest::{Error, command};
 
-/// Wrong flags. [sysexits.h]
+/// Exit code for invalid flags. [sysexits.h]
 const EX_USAGE: u8 = 64;
 
 fn main() -> ExitCode {

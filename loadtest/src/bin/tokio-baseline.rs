@@ -1,6 +1,6 @@
-//! The peer of our benchmarks: TLS termination in front of Postgres as everybody
-//! would write it with tokio and tokio-rustls. It knows nothing of logins: the
-//! client's password goes to Postgres.
+//! The tokio baseline of the comparison: TLS termination in front of Postgres with tokio,
+//! tokio-rustls and `copy_bidirectional`, the straightforward implementation. It does not take part
+//! in the login: the client's password goes to Postgres.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let listen: SocketAddr = text("listen").parse()?;
     let upstream: SocketAddr = text("upstream").parse()?;
     if !listen.ip().is_loopback() {
-        return Err("nothing here listens but on loopback".into());
+        return Err("only loopback addresses are allowed".into());
     }
 
     let chain = CertificateDer::pem_file_iter(text("cert"))?.collect::<Result<Vec<_>, _>>()?;
@@ -48,12 +48,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         })
         .collect();
     for worker in workers {
-        worker.join().map_err(|_| "a worker panicked")??;
+        worker.join().map_err(|_| "a worker thread panicked")??;
     }
     Ok(())
 }
 
-/// One core's share: a runtime and a listener of its own.
+/// Runs one worker, with its own runtime and listener.
 fn work(listen: SocketAddr, upstream: SocketAddr, acceptor: TlsAcceptor) -> io::Result<()> {
     let socket = Socket::new(
         Domain::for_address(listen),
@@ -73,7 +73,7 @@ fn work(listen: SocketAddr, upstream: SocketAddr, acceptor: TlsAcceptor) -> io::
             let (client, _) = listener.accept().await?;
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
-                // A connection's end is its own affair.
+                // A failed connection must not affect the others.
                 let _ = serve(client, upstream, acceptor).await;
             });
         }

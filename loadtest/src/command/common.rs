@@ -1,4 +1,4 @@
-//! What all loads read from the command line, and say at the end.
+//! Flags that all loads share, and the parts of their output that they share.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub(super) fn endpoint(flags: &ArgMatches, tdx: &MockTdx) -> Result<Endpoint> {
         (None, None, false) => None,
         _ => {
             return Err(Error::Usage(
-                "--cert and --key, or --mock-tdx, or neither".to_owned(),
+                "use either --cert and --key, or --mock-tdx, or none of them".to_owned(),
             ));
         }
     };
@@ -39,8 +39,7 @@ pub(super) fn endpoint(flags: &ArgMatches, tdx: &MockTdx) -> Result<Endpoint> {
     }
 }
 
-/// Passwords come from a file or the environment: anybody can read a command
-/// line.
+/// Reads the password from a file or the environment: command lines are visible to other users.
 pub(super) fn login(flags: &ArgMatches) -> Result<Login> {
     let password = match path(flags, "password-file") {
         Some(file) => {
@@ -70,14 +69,14 @@ pub(super) fn distribution(text: &mut String, latencies: &LatencyHistogram) {
     let _ = write!(text, " max {}", format_figure(latencies.summary().max));
 }
 
-/// The CPU that it took, and a warning where the load took more.
+/// Appends the CPU time used, with a warning if the load used more than the measured process.
 pub(super) fn cost(text: &mut String, meter: &Meter, seconds: f64) {
     let share = |time: Duration| 100.0 * time.as_secs_f64() / seconds.max(1e-9);
     let _ = write!(text, "\nCPU: load {:.0} % of a core", share(meter.load_cpu));
     if let Some(theirs) = meter.process_cpu {
         let _ = write!(text, ", process {:.0} %", share(theirs));
         if meter.load_cpu > theirs {
-            text.push_str("; the load cost more CPU than what it measured");
+            text.push_str("; warning: the load used more CPU than the measured process");
         }
     }
 }

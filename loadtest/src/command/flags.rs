@@ -1,4 +1,4 @@
-//! Reading flags.
+//! Definition and parsing of flags.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -30,7 +30,7 @@ pub(super) fn path(flags: &ArgMatches, name: &str) -> Option<PathBuf> {
     text(flags, name).map(PathBuf::from)
 }
 
-/// A flag's value, if it is there.
+/// The value of a flag, or `None` if the flag is absent.
 pub(super) fn value<T>(flags: &ArgMatches, name: &str) -> Result<Option<T>>
 where
     T: FromStr<Err: Display>,
@@ -42,7 +42,7 @@ where
     text(flags, name).map(parse).transpose()
 }
 
-/// A flag's value with_timeout a range.
+/// The value of a flag, which must be within `range`.
 pub(super) fn number<T>(
     flags: &ArgMatches,
     name: &str,
@@ -58,7 +58,7 @@ where
         false => {
             let (least, most) = range.into_inner();
             Err(Error::Usage(format!(
-                "--{name} {number}: {least} to {most}"
+                "--{name} {number}: must be {least} to {most}"
             )))
         }
     }
@@ -68,7 +68,7 @@ pub(super) fn seconds(flags: &ArgMatches, usual: f64) -> Result<f64> {
     number(flags, "seconds", 0.1..=MAX_SECONDS, usual)
 }
 
-/// A flag's values, between commas.
+/// The values of a flag, separated by commas.
 pub(super) fn list<T>(flags: &ArgMatches, name: &str) -> Result<Option<Vec<T>>>
 where
     T: FromStr<Err: Display>,

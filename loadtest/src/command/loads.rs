@@ -1,4 +1,4 @@
-//! The single loads: `query`, `connect`, `idle`, `bulk` and `storm`.
+//! The subcommands for single loads: `query`, `connect`, `idle`, `bulk` and `storm`.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -17,69 +17,69 @@ use crate::progress::Progress;
 use crate::script::QueryMode;
 use crate::stats::format_figure;
 
-/// Most units a second of an open loop.
+/// Maximum transactions per second of an open loop.
 const MAX_RATE: f64 = 1e6;
-/// Most units of an open loop in all: all of them may have to wait in memory.
+/// Maximum transactions of an open loop: all of them may have to be queued in memory.
 const MAX_DUE: f64 = 2e7;
 
 pub(super) fn commands() -> [Command; 5] {
     [
-        shared("query", "The queries of pgbench in a closed loop, or an open one at a fixed rate")
-            .arg(flag("mode", "MODE", "simple, extended, prepared, pipelined or tpcb [default: prepared]"))
-            .arg(flag("scale", "N", "Scale of pgbench's tables [default: 1]"))
-            .arg(flag("rate", "N", "Units a second: an open loop, latency from the intended start")),
-        shared("connect", "New connections: full handshakes, or with the login behind them")
-            .arg(switch("login", "Log in too, instead of the handshake alone"))
-            .arg(flag("certificates", "KIND", "one, each (of the clients one of its own) or new (one that nobody has seen for every connection) [default: one]"))
-            .arg(flag("count", "N", "How many new ones; it ends when they are used up [default: 2000]")),
-        shared("idle", "Connections that rest, and the memory of the process that holds them")
-            .arg(switch("gradual", "Look at a fifth and a half of them too")),
-        shared("bulk", "COPY out or in, with the content checked at both ends")
-            .arg(flag("way", "WAY", "out or in [default: out]"))
-            .arg(flag("mib", "N", "How much [default: 256]")),
-        shared("storm", "Certificates that nobody has seen, all at once, beside sessions")
-            .arg(flag("strangers", "N", "How many [default: 1000]"))
-            .arg(flag("scale", "N", "Scale of pgbench's tables [default: 1]")),
+        shared("query", "pgbench's queries, in a closed loop or, with --rate, in an open loop")
+            .arg(flag("mode", "MODE", "Queries: simple, extended, prepared, pipelined (10 at a time) or tpcb [default: prepared]"))
+            .arg(flag("scale", "N", "Scale factor of pgbench's tables [default: 1]"))
+            .arg(flag("rate", "N", "Transactions per second, as an open loop: latency counts from the intended start [default: closed loop]")),
+        shared("connect", "New connections in a closed loop: full TLS handshakes, optionally with login")
+            .arg(switch("login", "Log in as well, instead of the handshake only"))
+            .arg(flag("certificates", "KIND", "Client certificates: one (shared), each (one per client) or new (an unknown one per connection) [default: one]"))
+            .arg(flag("count", "N", "Number of certificates for --certificates new; the load ends when all are used [default: 2000]")),
+        shared("idle", "Idle connections, and the memory of the process that holds them")
+            .arg(switch("gradual", "Sample the memory at 20 % and 50 % of the connections too")),
+        shared("bulk", "COPY out or in, with the content verified at both ends")
+            .arg(flag("way", "DIRECTION", "out (from Postgres) or in (to Postgres) [default: out]"))
+            .arg(flag("mib", "N", "Size of the COPY, in MiB [default: 256]")),
+        shared("storm", "A burst of clients with unknown certificates, during running sessions")
+            .arg(flag("strangers", "N", "Number of unknown clients [default: 1000]"))
+            .arg(flag("scale", "N", "Scale factor of pgbench's tables [default: 1]")),
     ]
 }
 
-/// A load with the flags that all of them have.
+/// A load's subcommand, with the flags that all loads share.
 fn shared(name: &'static str, about: &'static str) -> Command {
     Command::new(name)
         .about(about)
-        .arg(flag("to", "IP:PORT", "The other end").required(true))
+        .arg(flag("to", "IP:PORT", "Address of the server").required(true))
         .arg(flag(
             "opening",
             "OPENING",
-            "plain, ssl-request, direct or raw [default: ssl-request]",
+            "How to open connections: plain, ssl-request, direct (TLS with ALPN) or raw (TLS without) [default: ssl-request]",
         ))
-        .arg(flag("user", "ROLE", "[default: teesql_read]"))
-        .arg(flag("database", "NAME", "[default: postgres]"))
+        .arg(flag("user", "ROLE", "Role to log in as [default: teesql_read]"))
+        .arg(flag("database", "NAME", "Database to connect to [default: postgres]"))
         .arg(flag(
             "password-file",
             "FILE",
-            "The role's password or the cluster's secret [env: PGPASSWORD]",
+            "File with the role's password or the cluster's secret [default: the environment variable PGPASSWORD]",
         ))
         .arg(flag(
             "ca",
             "FILE",
-            "Certificates that the server is trusted by; needed beyond this machine",
+            "CA certificates of the server, PEM; required unless the server is on loopback",
         ))
         .arg(flag(
             "server-name",
             "NAME",
-            "In the server's certificate [default: localhost]",
+            "Name in the server's certificate, with --ca [default: localhost]",
         ))
-        .arg(flag("cert", "FILE", "This client's certificates, PEM"))
-        .arg(flag("key", "FILE", "Their key, PEM"))
+        .arg(flag("cert", "FILE", "Client certificate chain, PEM; needs --key"))
+        .arg(flag("key", "FILE", "Private key of the client certificate, PEM; needs --cert"))
         .arg(switch(
             "mock-tdx",
-            "A certificate of the mock TDX as this client's; see mock-tdx",
+            "Use a client certificate of the mock TDX, see the subcommand mock-tdx",
         ))
-        .arg(flag("clients", "N", "Connections; bulk has one [default: 16]"))
-        .arg(flag("threads", "N", "Threads [default: 1]"))
-        .arg(flag("seconds", "S", "That are measured: of idle the rest, of storm the quiet and the storm each; not of bulk [default: 5]"))
-        .arg(flag("pid", "PID", "The process whose CPU and memory count; idle needs it"))
+        .arg(flag("clients", "N", "Connections; bulk always uses one [default: 16]"))
+        .arg(flag("threads", "N", "Threads of the load [default: 1]"))
+        .arg(flag("seconds", "S", "Measured time in seconds; for idle the idle time, for storm the time before it and the time during it; ignored by bulk [default: 5]"))
+        .arg(flag("pid", "PID", "Process whose CPU time and memory are measured; required by idle"))
 }
 
 pub(super) fn execute(name: &str, flags: &ArgMatches, progress: &Progress) -> Result<String> {
@@ -96,7 +96,7 @@ pub(super) fn execute(name: &str, flags: &ArgMatches, progress: &Progress) -> Re
     }
 }
 
-/// What the flags of all loads say.
+/// The values of the shared flags.
 struct Load {
     tdx: MockTdx,
     endpoint: Endpoint,
@@ -123,11 +123,13 @@ impl Load {
     fn query(&self, flags: &ArgMatches, progress: &Progress) -> Result<String> {
         let rate = value::<f64>(flags, "rate")?;
         if rate.is_some_and(|rate| !(rate > 0.0 && rate <= MAX_RATE)) {
-            return Err(Error::Usage(format!("--rate: above 0, to {MAX_RATE}")));
+            return Err(Error::Usage(format!(
+                "--rate: must be above 0 and at most {MAX_RATE}"
+            )));
         }
         if rate.unwrap_or(0.0) * self.seconds > MAX_DUE {
             return Err(Error::Usage(format!(
-                "--rate times --seconds: at most {MAX_DUE}"
+                "--rate times --seconds: must be at most {MAX_DUE}"
             )));
         }
         let load = query::QueryLoad {
@@ -150,8 +152,8 @@ impl Load {
         if rate.is_some() {
             let _ = write!(
                 text,
-                "\nfrom the intended start; the load itself was late by p50 {} µs, p99 {} µs; \
-                 {} were due and never begun",
+                "\nlatency counts from the intended start; delay of the load itself: p50 {} µs, p99 {} µs; \
+                 {} transactions were due but not started",
                 format_figure(outcome.lateness.percentile(50.0)),
                 format_figure(outcome.lateness.percentile(99.0)),
                 outcome.unserved,
@@ -173,7 +175,7 @@ impl Load {
             "new" => (connect::CertificateUse::PerConnection, count),
             other => {
                 return Err(Error::Usage(format!(
-                    "--certificates {other}: one, each or new"
+                    "--certificates {other}: must be one, each or new"
                 )));
             }
         };
@@ -202,7 +204,7 @@ impl Load {
         if let Some(per_core) = outcome.per_core() {
             let _ = write!(
                 text,
-                "\n{} for each second of the process' CPU",
+                "\n{} per second of the process' CPU time",
                 format_figure(per_core)
             );
         }
@@ -210,10 +212,11 @@ impl Load {
         Ok(text)
     }
 
-    /// Targets with certificates that nobody has seen, of this run.
+    /// Endpoints with client certificates that are new in this run.
     fn unknown_clients(&self, count: usize, progress: &Progress) -> Result<Vec<Endpoint>> {
         let mut nonce = [0; 8];
-        getrandom::fill(&mut nonce).map_err(|error| io_context("no randomness")(error.into()))?;
+        getrandom::fill(&mut nonce)
+            .map_err(|error| io_context("cannot read random bytes")(error.into()))?;
         let run = hex::encode(nonce);
         let issue = |number: usize| {
             progress.check_signal()?;
@@ -251,7 +254,7 @@ impl Load {
                 format_figure(outcome.per_connection(*point)),
             );
         }
-        text.push_str(" (after a rest)");
+        text.push_str(" (after the idle time)");
         Ok(text)
     }
 
@@ -259,7 +262,7 @@ impl Load {
         let direction = match text(flags, "way").unwrap_or("out") {
             "out" => bulk::Direction::Out,
             "in" => bulk::Direction::In,
-            other => return Err(Error::Usage(format!("--way {other}: out or in"))),
+            other => return Err(Error::Usage(format!("--way {other}: must be out or in"))),
         };
         let load = bulk::CopyLoad {
             endpoint: self.endpoint.clone(),
@@ -271,13 +274,13 @@ impl Load {
         };
         let outcome = load.run(progress)?;
         let mut text = format!(
-            "{} GB/s, content as it has to be",
+            "{} GB/s, content verified",
             format_figure(outcome.gb_per_second())
         );
         if let Some(cpu) = outcome.cpu_per_gb() {
             let _ = write!(
                 text,
-                "\n{} s of the process' CPU for each GB",
+                "\n{} s of the process' CPU time per GB",
                 format_figure(cpu)
             );
         }
@@ -305,7 +308,7 @@ impl Load {
         let (before, during) = outcome.p99();
         let admission = &outcome.admission;
         let mut text = format!(
-            "sessions' p99: quiet {} µs, stormy {} µs, ratio {}\n{} strangers admitted, {} refused, in {:?}",
+            "p99 of the sessions: before {} µs, during the storm {} µs, ratio {}\n{} clients admitted, {} refused, in {:?}",
             format_figure(before),
             format_figure(during),
             format_figure(during / before),

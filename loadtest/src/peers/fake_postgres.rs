@@ -1,9 +1,9 @@
-//! A Postgres that is none: it takes any login and gives every query the same
-//! row, with the bytes of the real one.
+//! A fake Postgres server: it accepts any login and responds to every query with the same row, with
+//! the bytes that a real server sends.
 //!
-//! A real Postgres has a process for each session and cannot hold 5,000 of them
-//! on a machine that is also measured. So what is about many connections, memory
-//! and growth, is measured before this one, and says so.
+//! A real Postgres has one process for each session and cannot hold 5,000 of them on a machine that
+//! is also being measured. Loads about many connections, their memory and their growth therefore
+//! run against this server, and the report says so.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,15 +16,15 @@ use crate::error::{Result, io_context};
 use crate::message::{SSL_REQUEST, tagged, text};
 use crate::runtime::Runtime;
 
-/// Bytes of a read.
+/// Bytes of one read.
 const READ: usize = 4 * 1024;
-/// Largest message that is understood.
+/// Maximum length of a message.
 const MAX_MESSAGE: usize = 16 * 1024;
 
-/// Serves until it is ended from outside. Listens on loopback only.
+/// Serves until the process is stopped. Listens on loopback only.
 ///
 /// # Errors
-/// It cannot listen, or is told to do so elsewhere.
+/// The address is not loopback or cannot be listened on.
 pub fn serve(listen: SocketAddr) -> Result<()> {
     let listener = listener(listen)?;
     Runtime::new()?.block_on(async move {
@@ -35,7 +35,7 @@ pub fn serve(listen: SocketAddr) -> Result<()> {
                 .await
                 .map_err(io_context("cannot accept"))?;
             monoio::spawn(async move {
-                // A connection's end is its own affair.
+                // A failed connection must not affect the others.
                 let _ = session(client).await;
             });
         }
@@ -77,8 +77,8 @@ enum State {
     Ended,
 }
 
-/// Answers one message: its length, and what is expected next. `None` if it is
-/// not complete.
+/// Handles the first message of `input` and returns its length and the next state. `None` if the
+/// message is incomplete.
 fn handle_message(
     state: State,
     input: &[u8],

@@ -1,4 +1,4 @@
-//! The arms of a comparison, and what describes one that runs.
+//! The kinds of arms, and the description of a running one.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -9,14 +9,15 @@ use super::process::Process;
 use crate::endpoint::{Endpoint, Login, Opening};
 use crate::process_usage::Pid;
 
-/// The arms of a comparison.
+/// The kind of an arm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PeerKind {
-    /// No proxy, no TLS: the floor.
+    /// No proxy and no TLS: the lower bound.
     Direct,
-    /// A relay on monoio like ours, without TLS and login: what TLS costs us.
+    /// A relay on monoio like the sidecar's, without TLS and login. Shows what TLS costs the
+    /// sidecar.
     PlainRelay,
-    /// tokio and tokio-rustls, as everybody would write it.
+    /// The tokio baseline: TLS termination with tokio and tokio-rustls.
     TokioBaseline,
     /// Debian's PgBouncer, session pooling.
     PgBouncer,
@@ -24,18 +25,18 @@ pub enum PeerKind {
     Stunnel,
     /// Debian's HAProxy, direct TLS.
     HaProxy,
-    /// Ours on io_uring.
+    /// The sidecar on io_uring.
     Sidecar,
-    /// Ours on epoll.
+    /// The sidecar on epoll.
     SidecarEpoll,
-    /// Ours on io_uring, with Postgres on its Unix socket.
+    /// The sidecar on io_uring, with Postgres on its Unix socket.
     SidecarUnix,
-    /// Ours on io_uring, asleep whenever it waits.
+    /// The sidecar on io_uring, without busy polling.
     SidecarNoPoll,
 }
 
 impl PeerKind {
-    /// All of them, in the order of tables and pictures.
+    /// All kinds, in the order of tables and charts.
     pub const ALL: [Self; 10] = [
         Self::Direct,
         Self::PlainRelay,
@@ -49,7 +50,7 @@ impl PeerKind {
         Self::SidecarNoPoll,
     ];
 
-    /// For tables, pictures and flags.
+    /// Name in tables, charts and flags.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -66,12 +67,12 @@ impl PeerKind {
         }
     }
 
-    /// How clients open connections to it.
+    /// How clients open connections to this arm.
     #[must_use]
     pub fn opening(self) -> Opening {
         match self {
             Self::Direct | Self::PlainRelay => Opening::Plain,
-            // It knows nothing of SSLRequest.
+            // HAProxy does not support SSLRequest.
             Self::HaProxy => Opening::Direct,
             _ => Opening::SslRequest,
         }
@@ -94,7 +95,7 @@ impl FromStr for PeerKind {
     }
 }
 
-/// The present name of an arm. Reports recorded earlier call the tokio baseline "twin".
+/// The current name of an arm. Earlier reports call the tokio baseline "twin".
 #[must_use]
 pub fn current_name(name: &str) -> &str {
     match name {
@@ -103,33 +104,33 @@ pub fn current_name(name: &str) -> &str {
     }
 }
 
-/// What a proxy stands before.
+/// The Postgres that an arm forwards to.
 #[derive(Clone, Debug)]
 pub struct Upstream {
-    /// On loopback.
+    /// TCP address, on loopback.
     pub address: SocketAddr,
-    /// Its Unix socket, for those who can.
+    /// Unix socket, for arms that can use it.
     pub socket: Option<PathBuf>,
 }
 
-/// A running arm. Its Drop ends its process.
+/// A running arm. Dropping it stops its process.
 pub struct Peer {
-    /// Which.
+    /// The kind of arm.
     pub kind: PeerKind,
-    /// Where it listens, and how.
+    /// Where and how clients connect.
     pub endpoint: Endpoint,
-    /// How to go no further than the handshake, TLS at once: with a proxy that would
-    /// dial before the client has asked for anything, another place.
+    /// Endpoint for handshakes without a login, with direct TLS. Differs from `endpoint` for a
+    /// proxy that dials Postgres before the client has sent anything.
     pub handshake: Option<Endpoint>,
-    /// Who logs in, to read.
+    /// Login for reading.
     pub login: Login,
-    /// Its version, for the report.
+    /// Version of the program, for the report.
     pub version: String,
     pub(super) process: Option<Process>,
 }
 
 impl Peer {
-    /// Its process, unless it is direct.
+    /// Process ID; `None` for [`PeerKind::Direct`].
     #[must_use]
     pub fn pid(&self) -> Option<Pid> {
         self.process.as_ref().map(Process::pid)

@@ -1,4 +1,4 @@
-//! A throw-away Postgres with pgbench's tables and the two roles.
+//! A temporary Postgres server with pgbench's tables and the sidecar's two roles.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -17,9 +17,9 @@ use crate::error::{Error, Result, io_context};
 use crate::message::query;
 use crate::runtime::{Runtime, with_timeout};
 
-/// Scale of pgbench's tables.
+/// Scale factor of pgbench's tables.
 pub const SCALE: u32 = 5;
-/// Sessions that it takes: what is more goes to the fake one.
+/// Maximum sessions. Loads with more connections use the fake Postgres.
 const MAX_CONNECTIONS: usize = 300;
 
 const HBA: &str = "\
@@ -38,21 +38,21 @@ const SETTINGS: [&str; 7] = [
     "log_min_messages=warning",
 ];
 
-/// The running server. Its Drop ends it.
+/// The running server. Dropping it stops the server.
 pub struct Postgres {
-    /// For proxies and direct clients.
+    /// Where proxies and direct clients connect.
     pub upstream: Upstream,
-    /// Its version.
+    /// Version of Postgres.
     pub version: String,
     _process: Process,
 }
 
 impl Postgres {
-    /// Makes a cluster in the workspace's folder, starts it, fills it, and lets the
-    /// sidecar's `provision` set the roles up.
+    /// Creates a cluster in the workspace, starts it, loads pgbench's tables, and runs the
+    /// sidecar's `provision` to create the roles.
     ///
     /// # Errors
-    /// Postgres' or the sidecar's own words.
+    /// A program failed. The error has its output.
     pub fn start(workspace: &Workspace) -> Result<Self> {
         let bin = bin_directory()?;
         let data = workspace.path("data");
@@ -140,12 +140,12 @@ fn run_to_success(name: &str, command: &mut Command) -> Result<Output> {
     }
 }
 
-/// As the superuser, one after the other.
+/// Runs the statements as superuser, in order.
 fn sql(address: SocketAddr, statements: &[&str]) -> Result<()> {
     const TIMEOUT: Duration = Duration::from_secs(60);
     let endpoint = Endpoint::loopback(address, Opening::Plain, None)?;
     let prepared = PreparedLogin::new(&Login::new("postgres", "postgres", ""))?;
-    Runtime::new()?.block_on(with_timeout(TIMEOUT, "a statement", async {
+    Runtime::new()?.block_on(with_timeout(TIMEOUT, "an SQL statement", async {
         let mut client = Client::log_in(&endpoint, &prepared).await?;
         for statement in statements {
             client.request(&query(statement), 1).await?;
@@ -154,7 +154,7 @@ fn sql(address: SocketAddr, statements: &[&str]) -> Result<()> {
     }))
 }
 
-/// The newest of Debian's.
+/// The programs of the newest Postgres that Debian has installed.
 fn bin_directory() -> Result<PathBuf> {
     let folders = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let newest = folders
@@ -162,5 +162,7 @@ fn bin_directory() -> Result<PathBuf> {
         .map(|major| PathBuf::from(format!("/usr/lib/postgresql/{major}/bin")))
         .filter(|bin| bin.join("initdb").is_file())
         .max();
-    newest.ok_or_else(|| Error::Peer("no initdb: install Debian's package postgresql".to_owned()))
+    newest.ok_or_else(|| {
+        Error::Peer("initdb not found: install Debian's package postgresql".to_owned())
+    })
 }

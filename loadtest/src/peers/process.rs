@@ -13,10 +13,10 @@ use nix::unistd::Pid as NixPid;
 use crate::error::{Error, Result, io_context};
 use crate::process_usage::Pid;
 
-/// For a first sign of life, and for an orderly end.
+/// Time limit for the start, and for an orderly shutdown.
 const TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// What is shown of a log where a process ended.
+/// Bytes of the log that an error message quotes.
 const LOG_TAIL: u64 = 2_000;
 
 /// A running process.
@@ -27,9 +27,8 @@ pub struct Process {
     stop_signal: Signal,
 }
 
-/// The command line that runs `program` on `cores`, as Debian's user `postgres`
-/// where this is run as root and `as_postgres` says so, and ends it with this
-/// process whatever happens.
+/// Builds the command line that runs `program` on `cores` and kills it when this process dies. With
+/// `as_postgres` it runs as Debian's user `postgres`, if this process runs as root.
 #[must_use]
 pub fn command(program: &Path, cores: &str, as_postgres: bool) -> Command {
     let mut command = Command::new("taskset");
@@ -52,11 +51,10 @@ pub fn command(program: &Path, cores: &str, as_postgres: bool) -> Command {
 }
 
 impl Process {
-    /// Starts it; all that it says goes to `log`. `end` is the signal for an
-    /// orderly end.
+    /// Starts the process. Its output goes to `log`; `stop_signal` requests an orderly shutdown.
     ///
     /// # Errors
-    /// It cannot be started.
+    /// The process cannot be started.
     pub fn start(
         name: &str,
         mut command: Command,
@@ -79,16 +77,16 @@ impl Process {
         })
     }
 
-    /// Its number: `taskset` and `setpriv` have become it.
+    /// Process ID. `taskset` and `setpriv` exec the program, so it is the program's own.
     #[must_use]
     pub fn pid(&self) -> Pid {
         self.child.id()
     }
 
-    /// Waits until `probe` finds something.
+    /// Waits until `probe` returns a value.
     ///
     /// # Errors
-    /// The process has ended, or there was nothing for 30 s: with its last words.
+    /// The process has exited, or there was no value within 30 s. The error has the end of the log.
     pub fn wait_for<T>(&mut self, mut probe: impl FnMut(&Self) -> Option<T>) -> Result<T> {
         let deadline = Instant::now() + TIMEOUT;
         loop {
@@ -97,7 +95,7 @@ impl Process {
             }
             let ended = !matches!(self.child.try_wait(), Ok(None));
             if ended || Instant::now() > deadline {
-                let what = if ended { "ended" } else { "does not answer" };
+                let what = if ended { "exited" } else { "does not respond" };
                 let log_tail = tail(&self.log);
                 return Err(Error::Peer(format!("{} {what}: {log_tail}", self.name)));
             }
@@ -105,10 +103,10 @@ impl Process {
         }
     }
 
-    /// Waits until somebody listens there.
+    /// Waits until `address` accepts connections.
     ///
     /// # Errors
-    /// As [`Process::until`].
+    /// As [`Process::wait_for`].
     pub fn wait_listening(&mut self, address: SocketAddr) -> Result<()> {
         self.wait_for(|_| {
             TcpStream::connect_timeout(&address, POLL_INTERVAL)
@@ -117,7 +115,7 @@ impl Process {
         })
     }
 
-    /// All that it log_tail.
+    /// The whole log.
     #[must_use]
     pub fn log_text(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
@@ -153,21 +151,21 @@ fn tail(log: &Path) -> String {
     read().unwrap_or_else(|error| error.to_string())
 }
 
-/// A port of loopback that was free a moment ago: for programs that cannot take
-/// port 0. If it is not free any more they say so.
+/// A loopback address that was free just now, for programs that cannot listen on port 0. If another
+/// process takes it in the meantime, the program fails to start.
 ///
 /// # Errors
-/// There is none.
+/// There is no free port.
 pub fn free_address() -> Result<SocketAddr> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .and_then(|listener| listener.local_addr())
         .map_err(io_context("no free port"))
 }
 
-/// A program by name, in `PATH` or where Debian keeps daemons.
+/// Finds a program by name, in `PATH` or in Debian's directories for daemons.
 ///
 /// # Errors
-/// There is none.
+/// The program is not installed.
 pub fn find(name: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/bin".into()]);
@@ -177,8 +175,7 @@ pub fn find(name: &str) -> Result<PathBuf> {
         .ok_or_else(|| Error::Peer(format!("{name} is not installed")))
 }
 
-/// What `program` prints when asked for its version: the first line that has a
-/// digit, or nothing.
+/// The version that `program` prints: the first line with a digit, or an empty string.
 #[must_use]
 pub fn version(program: &Path, flag: &str) -> String {
     let output = Command::new(program).arg(flag).output();

@@ -1,7 +1,7 @@
-//! The others: the relay and the tokio_baseline of our own, and Debian's.
+//! All other proxies: the plain relay and the tokio baseline of this crate, and Debian's packages.
 //!
-//! Each is configured to do what ours does and no more: one thread, TLS 1.3,
-//! the same certificate, no log of single connections.
+//! Each is configured to do what the sidecar does and no more: one thread, TLS 1.3, the same
+//! certificate, no logging of connections.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,7 +15,7 @@ use super::workspace::Workspace;
 use crate::endpoint::Endpoint;
 use crate::error::{Result, io_context};
 
-/// Starts it and waits until it listens.
+/// Starts a proxy and waits until it listens.
 fn start_proxy(
     kind: PeerKind,
     workspace: &Workspace,
@@ -25,7 +25,7 @@ fn start_proxy(
 ) -> Result<Peer> {
     let log = workspace.path(&format!("{kind}-{}.log", address.port()));
     let end = match kind {
-        // PgBouncer waits for its clients on SIGTERM in newer versions.
+        // Newer versions of PgBouncer wait for their clients on SIGTERM.
         PeerKind::PgBouncer => Signal::SIGINT,
         _ => Signal::SIGTERM,
     };
@@ -146,9 +146,9 @@ pub(super) fn stunnel(workspace: &Workspace, upstream: &Upstream) -> Result<Peer
     )
 }
 
-/// With a second listener that ends every connection once its handshake is
-/// complete: HAProxy dials its server before the client has said anything, and
-/// a handshake's price has to be without that.
+/// Starts HAProxy with a second listener that closes every connection after its handshake. HAProxy
+/// connects to its server before the client has sent anything, and the measured cost of a handshake
+/// must not include that.
 pub(super) fn haproxy(workspace: &Workspace, upstream: &Upstream) -> Result<Peer> {
     let (program, address, handshake) = (find("haproxy")?, free_address()?, free_address()?);
     let settings = workspace.path(&format!("haproxy-{}.cfg", address.port()));

@@ -1,10 +1,10 @@
-//! The plain relay: monoio and two half-relays for each connection, as the
-//! engine has them, without TLS, login or any look at a byte.
+//! The plain relay: monoio and two copy loops for each connection, as in the engine, without TLS,
+//! login or inspection of the bytes.
 //!
-//! The engine itself has no way in without TLS, on purpose. So what TLS costs it
-//! is told by a program of its own with the same loop: strictly one read and
-//! then the write of what it brought, 8 KiB a read and 128 KiB while a stream
-//! fills them. It has no pauses in streams, and the system's congestion control.
+//! The engine deliberately has no listener without TLS. The cost of TLS is therefore measured
+//! against this separate program with the same loop: one read, then the write of what was read, 8
+//! KiB per read and 128 KiB while a stream fills them. It has no read delays in streams, and uses
+//! the system's congestion control.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,16 +16,16 @@ use monoio::net::{TcpListener, TcpStream};
 use crate::error::{Error, Result, io_context};
 use crate::runtime::Runtime;
 
-/// Bytes of a read, at rest and while a stream fills them.
+/// Bytes of one read: while idle, and while a stream fills the reads.
 const SMALL: usize = 8 * 1024;
 const LARGE: usize = 128 * 1024;
-/// Back to small ones after so many reads in a row that one would have held.
+/// Number of consecutive short reads after which the buffer shrinks again.
 const SHRINK_AFTER: u32 = 8;
 
-/// Relays until it is ended from outside. Listens on loopback only.
+/// Relays until the process is stopped. Listens on loopback only.
 ///
 /// # Errors
-/// It cannot listen, or is told to do so elsewhere.
+/// The address is not loopback or cannot be listened on.
 pub fn serve(listen: SocketAddr, upstream: SocketAddr) -> Result<()> {
     let listener = listener(listen)?;
     Runtime::new()?.block_on(async move {
@@ -36,19 +36,19 @@ pub fn serve(listen: SocketAddr, upstream: SocketAddr) -> Result<()> {
                 .await
                 .map_err(io_context("cannot accept"))?;
             monoio::spawn(async move {
-                // A connection's end is its own affair.
+                // A failed connection must not affect the others.
                 let _ = relay(client, upstream).await;
             });
         }
     })
 }
 
-/// A listener on loopback.
+/// Creates a listener on loopback.
 pub(super) fn listener(listen: SocketAddr) -> Result<std::net::TcpListener> {
     const BACKLOG: i32 = 4096;
     if !listen.ip().is_loopback() {
         return Err(Error::Usage(format!(
-            "{listen}: nothing here listens but on loopback"
+            "{listen}: only loopback addresses are allowed"
         )));
     }
     let failed = || io_context(format!("cannot listen on {listen}"));

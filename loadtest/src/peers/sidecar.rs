@@ -1,4 +1,4 @@
-//! Ours, as an operator would configure it.
+//! The sidecar, configured as an operator would.
 
 use std::process::Command;
 
@@ -11,25 +11,23 @@ use crate::endpoint::{Endpoint, Opening};
 use crate::error::{Error, Result};
 use crate::load::MAX_CONNECTIONS;
 
-/// How it is run.
+/// Configuration of the sidecar.
 #[derive(Clone, Copy, Debug)]
 pub struct SidecarMode {
-    /// epoll instead of io_uring.
+    /// Use epoll instead of io_uring.
     pub epoll: bool,
-    /// Clients have to be attested.
+    /// Require attested clients.
     pub attested: bool,
-    /// A shard for each core and no core of its own, instead of one shard on
-    /// the proxies' core.
+    /// One shard on each core, instead of one shard on the proxies' core.
     pub all_cores: bool,
-    /// Dials Postgres' Unix socket.
+    /// Connect to Postgres' Unix socket.
     pub unix: bool,
-    /// Sleeps whenever it waits.
+    /// Disable busy polling.
     pub no_poll: bool,
 }
 
 impl Default for SidecarMode {
-    /// io_uring, one shard, TCP, clients without certificates as the peers
-    /// have them.
+    /// io_uring, one shard, TCP, and clients without certificates, as with the other proxies.
     fn default() -> Self {
         Self {
             epoll: false,
@@ -42,7 +40,7 @@ impl Default for SidecarMode {
 }
 
 impl SidecarMode {
-    /// The default on epoll.
+    /// The default, on epoll.
     #[must_use]
     pub fn epoll() -> Self {
         Self {
@@ -51,7 +49,7 @@ impl SidecarMode {
         }
     }
 
-    /// The default with Postgres on its Unix socket.
+    /// The default, with Postgres on its Unix socket.
     #[must_use]
     pub fn unix() -> Self {
         Self {
@@ -60,7 +58,7 @@ impl SidecarMode {
         }
     }
 
-    /// The default without busy polling.
+    /// The default, without busy polling.
     #[must_use]
     pub fn no_poll() -> Self {
         Self {
@@ -69,7 +67,7 @@ impl SidecarMode {
         }
     }
 
-    /// The default with attested clients.
+    /// The default, with attested clients.
     #[must_use]
     pub fn attested() -> Self {
         Self {
@@ -79,7 +77,8 @@ impl SidecarMode {
     }
 }
 
-/// Settings of whoever runs this are not the measured one's.
+/// Removes the sidecar's settings from the environment: those of this process must not affect the
+/// measured one.
 pub(super) fn clear_environment(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
@@ -99,7 +98,7 @@ pub(super) fn start(workspace: &Workspace, upstream: &Upstream, mode: SidecarMod
     let mut serve = command(&program, &cores, false);
     clear_environment(&mut serve);
     configure(&mut serve, workspace, upstream, mode)?;
-    // Two of them may run at a time.
+    // Two sidecars may run at the same time.
     let log = workspace.path(&format!("sidecar-{}.log", next_number()));
     let mut process = Process::start("teesql-sidecar", serve, log, Signal::SIGTERM)?;
     let address =
@@ -139,7 +138,9 @@ fn configure(
 ) -> Result<()> {
     let postgres = match (&upstream.socket, mode.unix) {
         (Some(socket), true) => socket.display().to_string(),
-        (None, true) => return Err(Error::Peer("this upstream has no socket".to_owned())),
+        (None, true) => {
+            return Err(Error::Peer("the upstream has no Unix socket".to_owned()));
+        }
         (_, false) => upstream.address.to_string(),
     };
     serve
@@ -177,7 +178,7 @@ fn configure(
     Ok(())
 }
 
-/// What follows `before` in the log, up to the next quote.
+/// The text between `before` and the next quote in the log.
 fn field(log: &str, before: &str) -> Option<String> {
     let (_, rest) = log.split_once(before)?;
     let (value, _) = rest.split_once('"')?;
@@ -186,7 +187,7 @@ fn field(log: &str, before: &str) -> Option<String> {
 
 fn unexpected_log(process: &Process) -> Error {
     Error::Peer(format!(
-        "teesql-sidecar logs otherwise than before: {}",
+        "teesql-sidecar's log has no address or driver: {}",
         process.log_text()
     ))
 }

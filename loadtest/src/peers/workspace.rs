@@ -1,4 +1,4 @@
-//! The folder, the cores and the secrets that a comparison's processes share.
+//! The directory, the cores and the secrets that all processes of a comparison share.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -13,31 +13,31 @@ use crate::load::MAX_CONNECTIONS;
 use crate::machine::raise_descriptor_limit;
 use crate::mock_tdx::MockTdx;
 
-/// The database in which Postgres asks for SCRAM.
+/// The database in which Postgres requires SCRAM.
 pub const SCRAM_DATABASE: &str = "scram";
-/// Descriptors of a process that are not connections.
+/// Descriptors of a proxy that are not connections.
 const OTHER_FILES: u64 = 200;
 
-/// Who may use which cores.
+/// Assignment of cores, as lists for `taskset`.
 #[derive(Clone, Debug)]
 pub struct Cores {
-    /// The proxies': the last one.
+    /// Core of the proxies: the last usable one.
     pub proxy: String,
-    /// Postgres' and the load's.
+    /// Cores of Postgres and the load.
     pub others: String,
-    /// How many there are in all.
+    /// Number of usable cores.
     pub count: usize,
 }
 
 impl Cores {
-    /// Those that this process may use. Postgres and the load keep off the
-    /// proxies' core if `apart` says so and there is more than one; this process
-    /// does from now on.
+    /// Assigns the usable cores, and pins this process to its share. With `apart`, and more than
+    /// one core, Postgres and the load do not use the proxies' core.
     ///
     /// # Errors
-    /// The system does not say, or not let it.
+    /// The affinity cannot be read or set.
     pub fn assign(apart: bool) -> Result<Self> {
-        let failed = |error: nix::Error| io_context("cannot see or set cores")(error.into());
+        let failed =
+            |error: nix::Error| io_context("cannot read or set CPU affinity")(error.into());
         let mine = sched_getaffinity(Pid::from_raw(0)).map_err(failed)?;
         let all: Vec<usize> = (0..CpuSet::count())
             .filter(|core| mine.is_set(*core).unwrap_or(false))
@@ -61,38 +61,38 @@ impl Cores {
     }
 }
 
-/// What all processes of a comparison share. Its Drop removes the folder.
+/// State shared by all processes of a comparison. Dropping it removes the directory.
 pub struct Workspace {
-    /// Cores.
+    /// Assignment of cores.
     pub cores: Cores,
-    /// Descriptors that each process may have.
+    /// Descriptor limit of each process.
     pub max_descriptors: u64,
-    /// The mock TDX that certificates are of.
+    /// The mock TDX platform that issues all certificates.
     pub tdx: MockTdx,
-    /// Where `teesql-sidecar`, `tokio-baseline` and this program are.
+    /// Directory of `teesql-sidecar`, `tokio-baseline` and `teesql-loadtest`.
     pub programs: PathBuf,
-    /// Opens `teesql_read`.
+    /// Cluster secret of `teesql_read`.
     pub(crate) read_secret: String,
-    /// Opens `teesql_readwrite`.
+    /// Cluster secret of `teesql_readwrite`.
     pub(crate) readwrite_secret: String,
-    /// Postgres' password of both roles.
+    /// Postgres password of both roles.
     pub(crate) password: String,
     folder: TempDir,
 }
 
 impl Workspace {
-    /// A new folder with certificates in it. `programs` is where the programs
-    /// are: the folder of this one, if not said.
+    /// Creates the directory and writes the certificates into it. `programs` is the directory of
+    /// the programs, by default that of the running one.
     ///
     /// # Errors
-    /// The system's.
+    /// System errors.
     pub fn new(cores: Cores, programs: Option<&Path>) -> Result<Self> {
-        let failed = || io_context("cannot make a folder");
+        let failed = || io_context("cannot create a temporary directory");
         let folder = tempfile::Builder::new()
             .prefix("teesql-loadtest-")
             .tempdir();
         let folder = folder.map_err(failed())?;
-        // Postgres and PgBouncer, which are not run as root, live in it too.
+        // Postgres and PgBouncer, which do not run as root, use it too.
         let open = std::fs::Permissions::from_mode(0o755);
         std::fs::set_permissions(folder.path(), open).map_err(failed())?;
         if let Some(user) = postgres_user()? {
@@ -116,64 +116,67 @@ impl Workspace {
         })
     }
 
-    /// Connections that a proxy can hold: it needs two raise_descriptor_limit for each.
+    /// Maximum connections of a proxy, which needs two descriptors for each.
     #[must_use]
     pub fn max_connections(&self) -> usize {
         let room = self.max_descriptors.saturating_sub(OTHER_FILES) / 2;
         MAX_CONNECTIONS.min(usize::try_from(room).unwrap_or(MAX_CONNECTIONS))
     }
 
-    /// A file in the folder.
+    /// Path of a file in the directory.
     #[must_use]
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// The folder.
+    /// The directory.
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// One of this project's programs.
+    /// Path of one of this project's programs.
     ///
     /// # Errors
-    /// It was not built.
+    /// The program has not been built.
     pub fn program(&self, name: &str) -> Result<PathBuf> {
         let path = self.programs.join(name);
         match path.is_file() {
             true => Ok(path),
-            false => Err(Error::Peer(format!("{} was not built", path.display()))),
+            false => Err(Error::Peer(format!(
+                "{} not found: build it first",
+                path.display()
+            ))),
         }
     }
 
-    /// Where Postgres asks for no password: direct, and through proxies that
-    /// leave the login to it.
+    /// Login where Postgres requests no password: direct, and through proxies that do not log in
+    /// themselves.
     #[must_use]
     pub fn plain_login(&self) -> Login {
         Login::new("teesql_read", "postgres", "")
     }
 
-    /// Through ours, to read.
+    /// Login for reading through the sidecar.
     #[must_use]
     pub fn secret_login(&self) -> Login {
         Login::new("teesql_read", "postgres", &self.read_secret)
     }
 
-    /// Direct, to a database where Postgres asks for SCRAM.
+    /// Direct login to the database in which Postgres requires SCRAM.
     #[must_use]
     pub fn scram_login(&self) -> Login {
         Login::new("teesql_read", SCRAM_DATABASE, &self.password)
     }
 
-    /// Through ours, to the same.
+    /// Login to the same database through the sidecar.
     #[must_use]
     pub fn secret_scram_login(&self) -> Login {
         Login::new("teesql_read", SCRAM_DATABASE, &self.read_secret)
     }
 }
 
-/// Debian's user for Postgres, where this runs as root.
+/// Debian's user `postgres`, if this process runs as root.
 pub(crate) fn postgres_user() -> Result<Option<User>> {
     if !nix::unistd::geteuid().is_root() {
         return Ok(None);
@@ -181,18 +184,19 @@ pub(crate) fn postgres_user() -> Result<Option<User>> {
     match User::from_name("postgres") {
         Ok(Some(user)) => Ok(Some(user)),
         _ => Err(Error::Peer(
-            "run as root, it needs a user named postgres".to_owned(),
+            "running as root needs a system user named postgres".to_owned(),
         )),
     }
 }
 
 fn own_directory() -> Result<PathBuf> {
-    let own = std::env::current_exe().map_err(io_context("where am I"))?;
+    let own = std::env::current_exe().map_err(io_context("cannot find this program's path"))?;
     Ok(own.parent().map(Path::to_owned).unwrap_or_default())
 }
 
 fn random_hex() -> Result<String> {
     let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(|error| io_context("no randomness")(error.into()))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|error| io_context("cannot read random bytes")(error.into()))?;
     Ok(hex::encode(bytes))
 }

@@ -1,7 +1,7 @@
-//! The whole comparison: all arms before the same Postgres, in turns.
+//! The whole comparison: all arms in turn, in front of the same Postgres.
 //!
-//! What is about speed runs before a real Postgres. What is about thousands of
-//! connections runs before a fake one ([`crate::peers::fake`]), and says so.
+//! Speed is measured in front of a real Postgres. Loads with thousands of connections run in front
+//! of a fake one ([`crate::peers::fake_postgres`]), and the report says so.
 
 mod cases;
 mod options;
@@ -25,11 +25,11 @@ use run::Run;
 /// Runs the comparison.
 ///
 /// # Errors
-/// Postgres or the sidecar do not run, or a signal. Any other arm that fails is
+/// Postgres or the sidecar fail, or [`Error::Stopped`] after a signal. Any other arm that fails is
 /// left out, and the report says why.
 pub fn run(options: &Options, progress: &Progress) -> Result<Report> {
     if options.rounds == 0 || options.rounds > MAX_ROUNDS {
-        return Err(Error::Usage(format!("1 to {MAX_ROUNDS} rounds")));
+        return Err(Error::Usage(format!("rounds: must be 1 to {MAX_ROUNDS}")));
     }
     let cores = Cores::assign(options.apart)?;
     let busy = preflight::wait_until_idle(options.max_settle, progress)?;
@@ -63,7 +63,7 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report> {
     Ok(report)
 }
 
-/// Judges what was measured by the targets.
+/// Evaluates the targets on the measurements of a report.
 pub fn evaluate_targets(report: &mut Report) {
     report.targets = targets::all(report);
 }

@@ -1,7 +1,6 @@
-//! What was measured, as data; and from it the table, the JSON and the page.
+//! The measurements as data, and their output: Markdown table, JSON and HTML page.
 //!
-//! Every single measurement is in it, so that anybody can take other ratios than
-//! these.
+//! The data contains every single measurement, so that a reader can compute other ratios.
 
 mod chart;
 mod page;
@@ -18,123 +17,123 @@ use crate::machine::Machine;
 use crate::peers::current_name;
 use crate::stats::{Spread, ratios};
 
-/// All of a run.
+/// The results of a whole run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// Where it ran.
+    /// The machine it ran on.
     pub machine: Machine,
-    /// How: one line each, name and value.
+    /// Settings of the run, as name and value.
     pub settings: Vec<(String, String)>,
     /// The arms that ran, in order.
     pub arms: Vec<Arm>,
-    /// The arms that did not, and why.
+    /// The arms that did not run, with the reason.
     pub missing: Vec<(String, String)>,
-    /// What was measured in turns.
+    /// Cases that were measured for all arms in turn.
     pub cases: Vec<Case>,
-    /// Memory by connections.
+    /// Memory of idle connections.
     pub idle: Vec<IdleMemory>,
-    /// The targets, with their verdicts.
+    /// The targets, with what was measured.
     pub targets: Vec<Target>,
-    /// What a reader has to know before believing any of it.
+    /// Remarks on the reliability of the results.
     pub remarks: Vec<String>,
 }
 
-/// An arm.
+/// An arm that ran.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Arm {
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Its version.
+    /// Version of its program.
     pub version: String,
 }
 
-/// One thing that was measured of several arms, round by round.
+/// One case that was measured for several arms, round by round.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Case {
-    /// For machines.
+    /// Identifier.
     pub key: String,
-    /// For people.
+    /// Title for display.
     pub title: String,
-    /// What the figures of a sample are, in their order.
+    /// Columns of each sample, in order.
     pub columns: Vec<Column>,
-    /// By arm, in order.
+    /// Samples by arm, in order.
     pub arms: Vec<Samples>,
 }
 
-/// A format_figure's name and unit.
+/// A column of a sample.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Column {
-    /// For machines.
+    /// Identifier.
     pub key: String,
-    /// For people, with its unit.
+    /// Title for display, with the unit.
     pub title: String,
 }
 
-/// An arm's measurements.
+/// The samples of one arm.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Samples {
-    /// Whose.
+    /// Name of the arm.
     pub arm: String,
-    /// By round; `None` where it failed.
+    /// By round. `None` where the measurement failed.
     pub rounds: Vec<Option<Sample>>,
 }
 
 /// One measurement.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// In the order of the case's columns; `None` where there is none, as CPU of
-    /// a proxy that is not there.
+    /// In the order of the case's columns. `None` where a column does not apply, e.g. the proxy's
+    /// CPU in the direct arm.
     pub figures: Vec<Option<f64>>,
-    /// The distribution, where latencies were taken.
+    /// Latency distribution, if latencies were measured.
     pub latency: Option<Summary>,
 }
 
-/// An arm's memory by connections.
+/// The memory of an arm by number of idle connections.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct IdleMemory {
-    /// Whose.
+    /// Name of the arm.
     pub arm: String,
-    /// The climb.
+    /// The memory samples.
     pub outcome: idle::Outcome,
 }
 
-/// A target and what became of it.
+/// A performance target and its result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Target {
-    /// What is asked.
+    /// The measured quantity.
     pub what: String,
     /// The bound.
     pub bound: Bound,
-    /// What was measured, over the rounds.
+    /// The measured value over the rounds.
     pub measured: Option<Spread>,
-    /// What has to be known about it.
+    /// Explanation for the reader.
     pub note: String,
 }
 
-/// The bound of a target.
+/// Bound of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Bound {
-    /// No more than.
+    /// At most this value.
     #[serde(alias = "Most")]
     AtMost(f64),
-    /// No less than.
+    /// At least this value.
     #[serde(alias = "Least")]
     AtLeast(f64),
 }
 
-/// Whether a target is met.
+/// Result of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The median is with_timeout the bound.
+    /// The median is within the bound.
     Met,
-    /// It is not.
+    /// The median is outside the bound.
     Missed,
-    /// There is nothing to judge.
+    /// There is no measurement.
     NotMeasured,
 }
 
 impl Target {
-    /// Whether it is met, by the median.
+    /// Compares the median with the bound.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         let met = self.measured.map(|spread| match self.bound {
@@ -150,7 +149,7 @@ impl Target {
 }
 
 impl Verdict {
-    /// For people.
+    /// Text for display.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -162,7 +161,7 @@ impl Verdict {
 }
 
 impl Case {
-    /// An arm's figures of one column, by round.
+    /// Values of one column of an arm, by round.
     #[must_use]
     pub fn figures(&self, arm: &str, column: &str) -> Vec<Option<f64>> {
         let index = self.columns.iter().position(|known| known.key == column);
@@ -170,27 +169,27 @@ impl Case {
         let (Some(index), Some(samples)) = (index, samples) else {
             return Vec::new();
         };
-        let format_figure = |sample: &Sample| sample.figures.get(index).copied().flatten();
+        let value = |sample: &Sample| sample.figures.get(index).copied().flatten();
         let rounds = samples.rounds.iter();
         rounds
-            .map(|sample| sample.as_ref().and_then(format_figure))
+            .map(|sample| sample.as_ref().and_then(value))
             .collect()
     }
 
-    /// Median and range of an arm's figures.
+    /// Median and range of one column of an arm.
     #[must_use]
     pub fn spread(&self, arm: &str, column: &str) -> Option<Spread> {
         Spread::of(self.figures(arm, column).into_iter().flatten())
     }
 
-    /// `arm` over `peer`, with_timeout each round.
+    /// Ratio of `arm` to `peer`, taken within each round.
     #[must_use]
     pub fn ratio(&self, arm: &str, peer: &str, column: &str) -> Option<Spread> {
         let (mine, theirs) = (self.figures(arm, column), self.figures(peer, column));
         Spread::of(ratios(&mine, &theirs))
     }
 
-    /// The distributions of an arm, by round.
+    /// Latency distributions of an arm, for all rounds that have one.
     pub(crate) fn latencies(&self, arm: &str) -> impl Iterator<Item = &Summary> {
         let samples = self.arms.iter().filter(move |samples| samples.arm == arm);
         let rounds = samples.flat_map(|samples| &samples.rounds);
@@ -201,34 +200,34 @@ impl Case {
 }
 
 impl Report {
-    /// A case by its key.
+    /// Returns the case with this identifier.
     #[must_use]
     pub fn case(&self, key: &str) -> Option<&Case> {
         self.cases.iter().find(|case| case.key == key)
     }
 
-    /// The table for a terminal, in Markdown.
+    /// Renders the tables for a terminal, in Markdown.
     #[must_use]
     pub fn table(&self) -> String {
         table::render(self)
     }
 
-    /// The targets' figures beside those of a second run, in Markdown.
+    /// Renders the targets of this and a second run side by side, in Markdown.
     #[must_use]
     pub fn agreement(&self, second: &Self) -> String {
         table::agreement(self, second)
     }
 
-    /// The page: one file with everything in it.
+    /// Renders the self-contained HTML page.
     #[must_use]
     pub fn page(&self) -> String {
         page::render(self)
     }
 
-    /// From `report.json`.
+    /// Reads a `report.json`.
     ///
     /// # Errors
-    /// It cannot be read, or is of another version.
+    /// The file cannot be read, or has an incompatible format.
     pub fn read(path: &Path) -> Result<Self> {
         let shown = || path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(io_context(shown()))?;
@@ -238,7 +237,7 @@ impl Report {
         Ok(report)
     }
 
-    /// Replaces names of arms that earlier versions recorded.
+    /// Replaces the names that earlier versions gave to arms.
     fn rename_arms(&mut self) {
         let listed = self.arms.iter_mut().map(|arm| &mut arm.name);
         let missing = self.missing.iter_mut().map(|(arm, _)| arm);
@@ -255,7 +254,7 @@ impl Report {
     /// Writes `report.html` and `report.json` into `folder`.
     ///
     /// # Errors
-    /// The system's.
+    /// The directory or a file cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let failed = || io_context(folder.display().to_string());
         std::fs::create_dir_all(folder).map_err(failed())?;

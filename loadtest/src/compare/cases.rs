@@ -1,4 +1,4 @@
-//! What is measured before the real Postgres.
+//! Measurements in front of the real Postgres: queries, COPY, handshakes and logins.
 
 use super::run::Run;
 use super::threads::{on_core, with_background_load};
@@ -10,19 +10,19 @@ use crate::peers::postgres::SCALE;
 use crate::peers::{self, Peer, PeerKind, SidecarMode};
 use crate::report::Sample;
 
-/// One client waits for cores that sleep, more or less deeply from one moment to the next:
-/// a round is so many short ones then.
+/// A measurement of one client is split into this many short ones. Its latency depends on how
+/// deeply the cores sleep, which changes from one moment to the next.
 const SINGLE_CLIENT_SPLIT: u8 = 8;
-/// A COPY takes a third of a second: so many rounds of them for each.
+/// Measurements of COPY for each round. One takes a third of a second.
 const COPY_ROUNDS: usize = 2;
-/// Connections that come at a time.
+/// Concurrent connections of the handshake load.
 const HANDSHAKE_CLIENTS: usize = 16;
-/// Logins at a time: Postgres forks for each.
+/// Concurrent logins. Postgres forks for each.
 const LOGIN_CLIENTS: usize = 8;
-/// Rows of a MiB.
+/// Rows for each MiB.
 const ROWS_IN_MIB: u32 = 1024;
 
-/// The arm that is no proxy at all.
+/// The reference arm without a network, see [`in_memory`].
 pub(super) const IN_MEMORY: &str = "rustls in memory";
 
 const QUERY: &[(&str, &str)] = &[
@@ -30,12 +30,12 @@ const QUERY: &[(&str, &str)] = &[
     ("tps", "queries/s"),
     ("p50", "p50 µs"),
     ("p99", "p99 µs"),
-    ("own", "load's CPU µs/query"),
+    ("own", "load CPU µs/query"),
 ];
 const BULK: &[(&str, &str)] = &[
     ("cpu", "CPU s/GB"),
     ("rate", "GB/s"),
-    ("own", "load's CPU s/GB"),
+    ("own", "load CPU s/GB"),
 ];
 const HANDSHAKE: &[(&str, &str)] = &[
     ("per-core", "per CPU second"),
@@ -94,7 +94,7 @@ impl Run<'_> {
                     login: peer.login.clone(),
                     direction,
                     rows,
-                    // Once for each arm: that is about its bytes, not its speed.
+                    // Once for each arm: it verifies the bytes, not the speed.
                     check: round == 0,
                     pid: peer.pid(),
                 };
@@ -211,7 +211,7 @@ fn connect_load(
     connect::ConnectLoad::new(endpoint.clone(), login.clone(), until, clients, seconds)
 }
 
-/// A rate of connections some of which failed is none.
+/// Fails if any connection failed: the measured rate would be invalid.
 fn require_all_connected(outcome: connect::Outcome) -> Result<connect::Outcome> {
     match (outcome.failed, &outcome.reason) {
         (0, _) => Ok(outcome),
@@ -224,7 +224,7 @@ fn require_all_connected(outcome: connect::Outcome) -> Result<connect::Outcome> 
     }
 }
 
-/// Those that differ: a shard polls only for `few` clients, and never in a stream.
+/// The arms that differ: a shard polls only for a `few` clients, and never in a stream.
 fn arms(peers: &[Peer], few: bool) -> Vec<&Peer> {
     let differs = |peer: &&Peer| few || peer.kind != PeerKind::SidecarNoPoll;
     peers.iter().filter(differs).collect()
@@ -241,7 +241,7 @@ pub(super) fn sample_of<const N: usize>(figures: [Option<f64>; N]) -> Sample {
     }
 }
 
-/// In the order of [`QUERY`].
+/// The values are in the order of [`QUERY`].
 pub(super) fn query_sample(outcome: &query::Outcome) -> Sample {
     let [latencies, ..] = &outcome.latencies;
     Sample {
@@ -256,7 +256,7 @@ pub(super) fn query_sample(outcome: &query::Outcome) -> Sample {
     }
 }
 
-/// The columns of a sample of queries.
+/// The columns of [`query_sample`].
 pub(super) fn query_columns() -> &'static [(&'static str, &'static str)] {
     QUERY
 }

@@ -1,11 +1,11 @@
-//! What to compare, and for how long.
+//! Options of a comparison.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::peers::PeerKind;
 
-/// Most rounds.
+/// Maximum rounds.
 pub const MAX_ROUNDS: usize = 100;
 
 /// What to compare, and for how long.
@@ -13,55 +13,55 @@ pub const MAX_ROUNDS: usize = 100;
 pub struct Options {
     /// Rounds over all arms.
     pub rounds: usize,
-    /// Seconds of each measurement.
+    /// Length of each measurement, in seconds.
     pub seconds: f64,
     /// Connections of the query loads.
     pub clients: Vec<usize>,
-    /// MiB of each COPY.
+    /// Size of each COPY, in MiB.
     pub bulk: u32,
     /// Idle connections.
     pub idle: usize,
-    /// Connections of which 16 are active, for growth.
+    /// Connections of the growth case. 16 of them are active.
     pub growth: usize,
-    /// Strangers of a storm.
+    /// Unknown clients of a connection storm.
     pub unknown_clients: usize,
-    /// Certificates that are verified by themselves.
+    /// Certificates for the verification measurements.
     pub certificates: u32,
-    /// Which arms.
+    /// The arms to measure.
     pub arms: Vec<PeerKind>,
-    /// Which parts.
+    /// The parts to run.
     pub parts: Vec<Part>,
-    /// Postgres and the load keep off the proxies' core.
+    /// Do not run Postgres and the load on the proxies' core.
     pub apart: bool,
     /// Threads of the load; 0 is one for every two cores.
     pub threads: usize,
-    /// How long to wait for a machine that does nothing else.
+    /// Maximum time to wait for an idle machine.
     pub max_settle: Duration,
-    /// Where the programs are; beside this one if not said.
+    /// Directory of the programs; by default that of the running one.
     pub programs: Option<PathBuf>,
 }
 
 /// A part of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// SELECT by connections.
+    /// SELECT at several numbers of connections.
     Queries,
     /// COPY out and in.
     Bulk,
     /// Handshakes and logins.
     Connect,
-    /// Memory by connections.
+    /// Memory of idle connections.
     Idle,
-    /// CPU per query beside many idle connections.
+    /// CPU per query with many idle connections.
     Growth,
-    /// Strangers beside sessions.
+    /// A connection storm during sessions.
     Storm,
-    /// Verdicts without a network.
+    /// Cost of verdicts, in memory.
     Verdicts,
 }
 
 impl Part {
-    /// All of them.
+    /// All parts, in the order in which they run.
     pub const ALL: [Self; 7] = [
         Self::Queries,
         Self::Bulk,
@@ -72,7 +72,7 @@ impl Part {
         Self::Verdicts,
     ];
 
-    /// For flags.
+    /// Name for flags.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -88,12 +88,12 @@ impl Part {
 }
 
 impl Options {
-    /// What is done in under 20 minutes.
+    /// The standard comparison, which takes less than 20 minutes.
     #[must_use]
     pub fn standard() -> Self {
         Self {
-            // Many short ones: what disturbs the machine for seconds then disturbs
-            // all arms of a round alike.
+            // Many short rounds: a disturbance that lasts some seconds then affects all arms of a
+            // round alike.
             rounds: 7,
             seconds: 1.5,
             clients: vec![1, 4, 16, 64],
@@ -111,7 +111,7 @@ impl Options {
         }
     }
 
-    /// What is done in about 3 minutes, with less to say.
+    /// A shorter comparison of about 3 minutes, with less precision.
     #[must_use]
     pub fn quick() -> Self {
         Self {

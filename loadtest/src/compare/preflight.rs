@@ -1,4 +1,4 @@
-//! Whether the machine is fit to be measured on.
+//! Checks before a measurement: is the machine idle, and do its virtual cores share a physical one?
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -11,30 +11,30 @@ use crate::process_usage;
 use crate::progress::Progress;
 use crate::stats::Spread;
 
-/// A machine is quiet while others use no more of its processors, 0 to 1.
+/// A machine is idle while other processes use at most this share of its CPU time, 0 to 1.
 pub(super) const IDLE_THRESHOLD: f64 = 0.03;
-/// How long to look.
+/// Time over which the CPU share is sampled.
 const SAMPLE_TIME: Duration = Duration::from_secs(1);
-/// Workload takes so many times as long on cores that are real ones, at the most.
+/// Maximum slowdown of work on one core, while another one works, on separate physical cores.
 const MAX_SLOWDOWN: f64 = 1.15;
-/// How long a comparison waits for real cores, all rounds together.
+/// Total time that a comparison waits for separate physical cores.
 const TIMEOUT: Duration = Duration::from_secs(90);
-/// Between two looks meanwhile.
+/// Interval between two checks while waiting.
 const RETRY_INTERVAL: Duration = Duration::from_secs(3);
-/// Pieces of work, the fastest_piece of which counts: nothing else can make it faster.
+/// Repetitions of the work. The fastest one counts, because disturbances can only slow it down.
 const PIECES: usize = 3;
-/// Pieces of the other core's, which is not to be done before.
+/// Repetitions on the other core, which must not finish earlier.
 const BACKGROUND_PIECES: usize = 2 * PIECES + 2;
-/// Turns of a piece: some 20 ms.
+/// Iterations of one piece of work: about 20 ms.
 const ITERATIONS: u64 = 10_000_000;
 
-/// Waits until nothing else uses the processors; says what part of them others had in
-/// the last second.
+/// Waits until the machine is idle, for at most `most`. Returns the CPU share that other processes
+/// used in the last second.
 pub(super) fn wait_until_idle(most: Duration, progress: &Progress) -> Result<f64> {
     let deadline = Instant::now() + most;
     loop {
         let before = CpuTicks::now();
-        progress.sleep_until(Instant::now() + SAMPLE_TIME, "waiting for a quiet machine")?;
+        progress.sleep_until(Instant::now() + SAMPLE_TIME, "waiting for an idle machine")?;
         let busy = CpuTicks::now().busy_since(before);
         if busy <= IDLE_THRESHOLD || Instant::now() >= deadline {
             return Ok(busy);
@@ -42,10 +42,11 @@ pub(super) fn wait_until_idle(most: Duration, progress: &Progress) -> Result<f64
     }
 }
 
-/// Two virtual cores may be two real ones for some minutes and share one for others. What
-/// is measured then is another machine, and no ratio of a run that saw both can be had again.
+/// Two virtual cores may run on two physical cores for some minutes, and share one (SMT) for
+/// others. Measurements in the two states are of two different machines: ratios of a run that saw
+/// both cannot be reproduced.
 pub(super) struct CoreCheck {
-    /// The proxies' and another one; `None` where there is only one.
+    /// The proxies' core and another one. `None` on a single core.
     pair: Option<[String; 2]>,
     wait_left: Duration,
     slowdowns: Vec<f64>,
@@ -62,7 +63,7 @@ impl CoreCheck {
         }
     }
 
-    /// Before a round: waits for real cores while there is deadline wait_left.
+    /// Waits before a round until the cores are separate, or until the total wait is exhausted.
     pub(super) fn wait(&mut self, progress: &Progress) -> Result<()> {
         while let Some(pair) = &self.pair {
             let slowdown = measure_slowdown(pair)?;
@@ -72,18 +73,18 @@ impl CoreCheck {
             }
             let pause = RETRY_INTERVAL.min(self.wait_left);
             self.wait_left = self.wait_left.saturating_sub(pause);
-            let what = "waiting while two virtual cores share a real one";
+            let what = "waiting: two virtual cores share a physical one";
             progress.sleep_until(Instant::now() + pause, what)?;
         }
         Ok(())
     }
 
-    /// How many times as long work took with_background_load other work, over the rounds.
+    /// Slowdown of work on one core while another one works, over all rounds.
     pub(super) fn spread(&self) -> Option<Spread> {
         Spread::of(self.slowdowns.iter().copied())
     }
 
-    /// What takes belief away.
+    /// A remark for the report, if cores were shared in any round.
     pub(super) fn remark(&self) -> Option<String> {
         let shared = self
             .slowdowns
@@ -92,15 +93,15 @@ impl CoreCheck {
             .count();
         (shared > 0).then(|| {
             format!(
-                "Before {shared} of {} rounds the processors were not real ones: work on \
-                 one took longer beside work on another. Look at the ranges.",
+                "Before {shared} of {} rounds two virtual cores shared a physical one: work on one \
+                 core slowed down while the other worked. Check the ranges.",
                 self.slowdowns.len()
             )
         })
     }
 }
 
-/// How many times as long one core takes for the same work while the other works too.
+/// Measures by which factor one core slows down while the other works too.
 fn measure_slowdown([one, other]: &[String; 2]) -> Result<f64> {
     let alone = on_core(one, || Ok(fastest_piece()))?;
     let with_background_load = with_background_load(
@@ -112,7 +113,7 @@ fn measure_slowdown([one, other]: &[String; 2]) -> Result<f64> {
         },
         || {
             on_core(one, || {
-                // Until the other one has started.
+                // Wait until the other core has started.
                 work_piece();
                 Ok(fastest_piece())
             })
@@ -126,8 +127,8 @@ fn fastest_piece() -> Duration {
     pieces.min().unwrap_or_default()
 }
 
-/// The CPU time of a piece of work that keeps all of a core busy: sums that do not wait
-/// for each other.
+/// Runs a piece of work that fully occupies a core, with independent sums, and returns its CPU
+/// time.
 fn work_piece() -> Duration {
     let started = process_usage::thread_cpu();
     let mut sums = [1_u64, 2, 3, 4, 5, 6, 7, 8];

@@ -1,4 +1,4 @@
-//! A comparison under way: its parts, its rounds, and what it adds to the report.
+//! A running comparison: its parts, its rounds, and what it adds to the report.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::progress::Progress;
 use crate::report::{Arm, Case, Column, Report, Sample, Samples};
 use crate::stats::arm_order;
 
-/// A comparison under way.
+/// State of a running comparison.
 pub(super) struct Run<'a> {
     pub(super) options: &'a Options,
     pub(super) progress: &'a Progress,
@@ -24,7 +24,7 @@ pub(super) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// A part that fails is missing, and does not take the others with it.
+    /// Runs one part. If it fails, the report has a remark instead, and the other parts still run.
     pub(super) fn run_part(
         &mut self,
         part: Part,
@@ -43,7 +43,7 @@ impl Run<'_> {
         }
     }
 
-    /// Starts the arms before the real Postgres. Ours has to run.
+    /// Starts the arms in front of the real Postgres. The sidecar must start.
     pub(super) fn start_peers(&mut self) -> Result<Vec<Peer>> {
         let mut peers = Vec::new();
         for kind in &self.options.arms {
@@ -57,7 +57,7 @@ impl Run<'_> {
                 }
                 Err(error) if *kind == PeerKind::Sidecar => return Err(error),
                 Err(error) => {
-                    self.progress.log(&format!("without {kind}: {error}"));
+                    self.progress.log(&format!("{kind} is left out: {error}"));
                     let missing = (kind.to_string(), error.to_string());
                     self.report.missing.push(missing);
                 }
@@ -71,7 +71,7 @@ impl Run<'_> {
         self.report.remarks.push(text);
     }
 
-    /// Measures the named arms in turns, round by round.
+    /// Measures the named arms in turn, for the configured number of rounds.
     pub(super) fn measure(
         &mut self,
         key: &str,
@@ -143,43 +143,43 @@ impl Run<'_> {
         put("load threads", self.threads.to_string());
         put("Postgres", self.postgres.version.clone());
         put(
-            "stolen by the hypervisor",
+            "CPU time stolen by the hypervisor",
             format!("{:.1} %", stolen * 100.0),
         );
         if let Some(spread) = slowdown {
             let range = format!("{:.2} to {:.2}", spread.low, spread.high);
             put(
-                "work beside other work takes",
-                format!("{:.2} times as long ({range})", spread.median),
+                "slowdown of a core by work on another one",
+                format!("{:.2} ({range})", spread.median),
             );
         }
     }
 
-    /// What takes belief away.
+    /// Adds remarks on everything that makes the results less reliable.
     pub(super) fn record_remarks(&mut self, stolen: f64) {
         let machine = &self.report.machine;
         let mut remarks = Vec::new();
         if machine.busy_before > preflight::IDLE_THRESHOLD {
             remarks.push(format!(
-                "The machine was not quiet: others took {:.0} % of it before the first \
-                 measurement. Look at the ranges.",
+                "The machine was not idle: other processes used {:.0} % of its CPU time before the \
+                 first measurement. Check the ranges.",
                 machine.busy_before * 100.0
             ));
         }
         if stolen > 0.01 {
             remarks.push(format!(
-                "The hypervisor gave {:.1} % of the processors' time to others.",
+                "The hypervisor gave {:.1} % of the CPU time to other guests.",
                 stolen * 100.0
             ));
         }
         if machine.cores < 4 {
             remarks.push(format!(
-                "{} cores: Postgres, load and proxy take each other's.",
+                "Only {} cores: Postgres, the load and the proxy compete for them.",
                 machine.cores
             ));
         }
         if self.options.rounds < 3 {
-            remarks.push("Fewer than three rounds: a median of these says little.".to_owned());
+            remarks.push("Fewer than three rounds: the medians are not reliable.".to_owned());
         }
         remarks.extend(self.core_check.remark());
         remarks.extend(load_costlier_than_peer(&self.report));
@@ -191,7 +191,7 @@ impl Run<'_> {
     }
 }
 
-/// Where the load cost more CPU than what it measured.
+/// A remark that lists where the load used more CPU than the measured process.
 fn load_costlier_than_peer(report: &Report) -> Option<String> {
     let mut places = Vec::new();
     for case in &report.cases {
@@ -214,7 +214,7 @@ fn load_costlier_than_peer(report: &Report) -> Option<String> {
     }
     (!places.is_empty()).then(|| {
         format!(
-            "The load cost more CPU than the proxy that it measured in: {}.",
+            "The load used more CPU than the measured proxy in: {}.",
             places.join("; ")
         )
     })
@@ -234,12 +234,12 @@ fn store_sample(case: &mut Case, arm: usize, round: usize, sample: Sample) {
     }
 }
 
-/// One line of a sample.
+/// Formats a sample on one line.
 fn describe_sample(case: &Case, sample: &Sample) -> String {
     let figures = case.columns.iter().zip(&sample.figures);
-    let words = figures.filter_map(|(column, format_figure)| {
-        let format_figure = crate::stats::format_figure((*format_figure)?);
-        Some(format!("{} {format_figure}", column.title))
+    let words = figures.filter_map(|(column, value)| {
+        let value = crate::stats::format_figure((*value)?);
+        Some(format!("{} {value}", column.title))
     });
     words.collect::<Vec<_>>().join(", ")
 }

@@ -1,4 +1,4 @@
-//! What is about many connections, and about strangers.
+//! Measurements with many connections: idle memory, growth, connection storms; and verdicts.
 
 use std::time::Duration;
 
@@ -16,32 +16,32 @@ use crate::peers::{self, Peer, PeerKind, SidecarMode, Upstream};
 use crate::report::IdleMemory;
 use crate::stats::format_figure;
 
-/// Connections that ask, for growth.
+/// Active connections of the growth case.
 pub(super) const ACTIVE: usize = 16;
-/// Sessions beside a storm.
+/// Sessions during a connection storm.
 const SESSIONS: usize = 8;
-/// A p99 is made by few queries: so many storms for each round.
+/// Storms for each round. Few queries determine a p99, so one is not enough.
 const STORMS_PER_ROUND: usize = 3;
-/// How long it is quiet before a storm, and how long the sessions go on.
+/// Time before a storm, and time that the sessions continue after its start.
 const BEFORE: Duration = Duration::from_secs(3);
 const DURING: Duration = Duration::from_secs(5);
-/// How long idle connections rest before the last look.
+/// How long connections stay idle before the last memory sample.
 const IDLE_TIME: Duration = Duration::from_secs(5);
 
-/// The arm whose clients are attested, as they are in production.
+/// The arm whose clients are attested, as in production.
 pub(super) const ATTESTED: &str = "sidecar, attested";
 
 const STORM: &[(&str, &str)] = &[
-    ("quiet", "p99 quiet µs"),
-    ("stormy", "p99 stormy µs"),
-    ("p999", "p99.9 stormy µs"),
+    ("quiet", "p99 before µs"),
+    ("stormy", "p99 during µs"),
+    ("p999", "p99.9 during µs"),
     ("admitted", "admitted"),
     ("refused", "refused"),
     ("took", "took s"),
 ];
 const VERDICTS: &[(&str, &str)] = &[
     ("cached", "cached µs"),
-    ("first", "first of a thread µs"),
+    ("first", "first on a thread µs"),
     ("known", "known platform µs"),
     ("bare", "dcap-qvl µs"),
 ];
@@ -52,12 +52,12 @@ impl Run<'_> {
         let wanted = self.options.idle.min(self.workspace.max_connections());
         if wanted < self.options.idle {
             self.remark(format!(
-                "Idle: {wanted} connections instead of {}: {} descriptors is all that this \
-                 system allows a process.",
+                "Idle connections: {wanted} instead of {}, because the system limits a process to \
+                 {} descriptors.",
                 self.options.idle, self.workspace.max_descriptors
             ));
         }
-        // The fake has no Unix socket, and who rests does not poll.
+        // The fake Postgres has no Unix socket, and idle connections do not poll.
         let absent = [
             PeerKind::Direct,
             PeerKind::SidecarUnix,
@@ -82,11 +82,11 @@ impl Run<'_> {
                 Ok(outcome) => {
                     let each = format_figure(outcome.per_connection(outcome.after_idle));
                     self.progress
-                        .log(&format!("{wanted} idle, {arm}: {each} KB each"));
+                        .log(&format!("{wanted} idle connections, {arm}: {each} KB each"));
                     self.report.idle.push(IdleMemory { arm, outcome });
                 }
                 Err(Error::Stopped) => return Err(Error::Stopped),
-                Err(error) => self.remark(format!("idle, {arm}: {error}")),
+                Err(error) => self.remark(format!("idle connections, {arm}: {error}")),
             }
         }
         Ok(())
@@ -124,7 +124,7 @@ impl Run<'_> {
             .map(|(peer, all)| growth_arm(peer.kind, *all))
             .collect();
         let (progress, threads, seconds) = (self.progress, self.threads, self.options.seconds);
-        let title = format!("SELECT, {ACTIVE} active of so many connections, fake Postgres");
+        let title = format!("SELECT, {ACTIVE} active connections among many, fake Postgres");
         self.measure("growth", &title, query_columns(), &names, |index, _| {
             let (peer, all) = arms.get(index).ok_or(Error::Stopped)?;
             let (endpoint, login) = (peer.endpoint.clone(), peer.login.clone());
@@ -145,7 +145,7 @@ impl Run<'_> {
         };
         let (workspace, progress, threads) = (self.workspace, self.progress, self.threads);
         let (upstream, count) = (&self.postgres.upstream, self.options.unknown_clients);
-        let title = format!("{count} certificates never seen, beside {SESSIONS} sessions");
+        let title = format!("{count} unknown clients connect during {SESSIONS} sessions");
         self.measure_rounds(
             self.options.rounds * STORMS_PER_ROUND,
             "storm",
@@ -153,13 +153,13 @@ impl Run<'_> {
             STORM,
             &["sidecar".to_owned()],
             |_, round| {
-                // A new one each time: the last one has seen the strangers.
+                // A new sidecar for each storm: the previous one knows the certificates.
                 let peer = peers::start_sidecar(workspace, upstream, mode)?;
                 let (endpoint, login) = (peer.endpoint.clone(), peer.login.clone());
                 let unknown_client = |number| {
                     let chain = workspace
                         .tdx
-                        .identity(&format!("stranger {round} {number}"))?;
+                        .identity(&format!("unknown client {round} {number}"))?;
                     peer.endpoint.with_identity(&chain)
                 };
                 let load = connection_storm::ConnectionStorm {
@@ -176,7 +176,7 @@ impl Run<'_> {
                 };
                 let outcome = load.run(progress)?;
                 if let Some(reason) = &outcome.admission.reason {
-                    progress.log(&format!("a stranger was refused: {reason}"));
+                    progress.log(&format!("an unknown client was refused: {reason}"));
                 }
                 let (before, during) = outcome.p99();
                 let whole =
@@ -195,7 +195,7 @@ impl Run<'_> {
 
     pub(super) fn verdicts(&mut self) -> Result<()> {
         let (workspace, certificates) = (self.workspace, self.options.certificates);
-        let title = "Verdicts, without a network";
+        let title = "Cost of verdicts, in memory";
         self.measure(
             "verdicts",
             title,
@@ -214,12 +214,12 @@ impl Run<'_> {
     }
 }
 
-/// The arm of a proxy with so many connections.
+/// The arm for a proxy with this number of connections.
 pub(super) fn growth_arm(kind: PeerKind, connections: usize) -> String {
     format!("{kind}, {connections}")
 }
 
-/// A fake Postgres in a process of its own.
+/// Starts the fake Postgres as a separate process.
 fn start_fake_postgres(workspace: &Workspace) -> Result<(Process, Upstream)> {
     let address = free_address()?;
     let program = workspace.program("teesql-loadtest")?;

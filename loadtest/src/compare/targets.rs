@@ -1,4 +1,4 @@
-//! The targets, and what the measurements say of each.
+//! The performance targets, and their evaluation on a report.
 
 use super::cases::IN_MEMORY;
 use super::scalability::{ACTIVE, ATTESTED, growth_arm};
@@ -6,9 +6,9 @@ use crate::peers::PeerKind;
 use crate::report::{Bound, Report, Target};
 use crate::stats::{Spread, ratios};
 
-/// How much of the latency that the twin adds ours may add.
+/// Maximum share of the latency added by the tokio baseline that the sidecar may add.
 const MAX_ADDED_SHARE: f64 = 0.7;
-/// Fewer idle connections than these say nothing of the target.
+/// Minimum number of idle connections for evaluating the memory target.
 const MIN_IDLE_CONNECTIONS: usize = 5_000;
 
 pub(super) fn all(report: &Report) -> Vec<Target> {
@@ -52,19 +52,19 @@ fn queries(report: &Report) -> Vec<Target> {
             "",
         ),
         target(
-            "the same with Postgres on its Unix socket ÷ tokio baseline",
+            "CPU per query, 16 clients, Postgres on its Unix socket ÷ tokio baseline",
             Bound::AtMost(0.60),
             unix(),
-            "an operator's choice; the twin dials TCP",
+            "only the sidecar uses the Unix socket; the tokio baseline uses TCP",
         ),
         target(
-            "latency, 1 client, p50 ÷ the most it may be",
+            "latency, 1 client, p50 ÷ its bound",
             Bound::AtMost(1.0),
             p50,
             &p50_note,
         ),
         target(
-            "latency, 1 client, p99 ÷ the most it may be",
+            "latency, 1 client, p99 ÷ its bound",
             Bound::AtMost(1.0),
             p99,
             &p99_note,
@@ -85,15 +85,15 @@ fn copies(report: &Report) -> Vec<Target> {
                 &format!("{what}: throughput ÷ direct"),
                 Bound::AtLeast(0.95),
                 ratio_to(report, key, "direct", "rate"),
-                "the proxy's core is shared with Postgres and the load unless kept apart",
+                "the proxy shares its core with Postgres and the load, except with --apart",
             ),
         ]
     };
-    let ways = [("copy-out", "COPY OUT"), ("copy-in", "COPY IN")];
-    ways.into_iter().flat_map(both).collect()
+    let directions = [("copy-out", "COPY OUT"), ("copy-in", "COPY IN")];
+    directions.into_iter().flat_map(both).collect()
 }
 
-/// Handshakes and logins.
+/// Targets for handshakes and logins.
 fn handshakes_and_logins(report: &Report) -> Vec<Target> {
     vec![
         target(
@@ -106,13 +106,13 @@ fn handshakes_and_logins(report: &Report) -> Vec<Target> {
             "mutual handshakes per core ÷ HAProxy",
             Bound::AtLeast(1.5),
             ratio_to(report, "handshake", "haproxy", "per-core"),
-            "HAProxy without its dial; it checks the chain each time, ours has the verdict cached",
+            "HAProxy without its connection to Postgres; it verifies the chain each time, the sidecar has the verdict cached",
         ),
         target(
-            "logins a second, SCRAM to Postgres, ÷ direct",
+            "logins per second, SCRAM to Postgres, ÷ direct",
             Bound::AtLeast(0.95),
             ratio_to(report, "login", "direct", "rate"),
-            "the direct client caches its SCRAM keys too",
+            "the direct client caches its SCRAM keys as well",
         ),
     ]
 }
@@ -129,16 +129,16 @@ fn verdicts(report: &Report) -> Vec<Target> {
             "first verification ÷ dcap-qvl",
             Bound::AtMost(1.2),
             first_verification(report),
-            "of a thread that remembers nothing",
+            "on a thread without cached signatures",
         ),
         target(
-            "storm: sessions' p99 ÷ quiet",
+            "storm: p99 of the sessions ÷ p99 before",
             Bound::AtMost(2.0),
             storm_p99(report),
-            "over the median quiet; an upper bound: the strangers' own CPU is in it",
+            "relative to the median before all storms; an upper bound, since it includes the clients' own CPU use",
         ),
         target(
-            "storm: refused who should enter",
+            "storm: valid clients refused",
             Bound::AtMost(0.0),
             worst(report, "storm", "sidecar", "refused"),
             "in the worst round",
@@ -173,56 +173,56 @@ fn figures(report: &Report, key: &str, arm: &str, column: &str) -> Option<Spread
     report.case(key)?.spread(arm, column)
 }
 
-/// The greatest of all rounds, for what must not happen in any.
+/// The maximum over all rounds, for what must not happen in any of them.
 fn worst(report: &Report, key: &str, arm: &str, column: &str) -> Option<Spread> {
     let worst = figures(report, key, arm, column)?.high;
     Spread::of([worst])
 }
 
-/// One client's latency ratio_to the most that the target lets it be: direct's and
-/// [`MAX_ADDED_SHARE`] of what the twin adds.
+/// The latency of one client, divided by its bound: direct's latency and [`MAX_ADDED_SHARE`] of
+/// what the tokio baseline adds to it.
 ///
-/// The quotient of what ours adds and what the twin adds has the same bound, but is
-/// one of small differences: two runs whose latencies are the same to 2 % had -0.59
-/// and -0.48 of it. The note has it.
+/// The quotient of the two added latencies would have the same bound, but is one of small
+/// differences: two runs whose latencies agreed to 2 % had quotients of -0.59 and -0.48. It is
+/// given in the note.
 fn latency(report: &Report, column: &str) -> (Option<Spread>, String) {
     let Some(case) = report.case("select-1") else {
         return (None, String::new());
     };
     let figures = |arm| case.figures(arm, column);
-    let (direct, twin, ours) = (
+    let (direct, baseline, ours) = (
         figures("direct"),
         figures("tokio-baseline"),
         figures("sidecar"),
     );
-    let bounds = direct.iter().zip(&twin).map(|(direct, twin)| {
-        let (direct, twin) = ((*direct)?, (*twin)?);
-        Some(direct + MAX_ADDED_SHARE * (twin - direct))
+    let bounds = direct.iter().zip(&baseline).map(|(direct, baseline)| {
+        let (direct, baseline) = ((*direct)?, (*baseline)?);
+        Some(direct + MAX_ADDED_SHARE * (baseline - direct))
     });
     let bounds: Vec<_> = bounds.collect();
     let measured = Spread::of(ratios(&ours, &bounds));
     let note = added(&ours, &direct)
-        .zip(added(&twin, &direct))
-        .filter(|(_, twin)| *twin > 0.0)
-        .map(|(ours, twin)| {
-            let share = ours / twin;
+        .zip(added(&baseline, &direct))
+        .filter(|(_, baseline)| *baseline > 0.0)
+        .map(|(ours, baseline)| {
+            let share = ours / baseline;
             let faster = if share < 0.0 { ": faster than direct" } else { "" };
-            format!("the bound is direct and 0.7 of what the twin adds; ours adds {share:.2} of it{faster}")
+            format!("bound: direct plus 0.7 of what the tokio baseline adds; the sidecar adds {share:.2} of that{faster}")
         });
     (measured, note.unwrap_or_default())
 }
 
-/// By how much `figures` are above `direct`, in the median round.
+/// The median over the rounds of `figures` minus `direct`.
 fn added(figures: &[Option<f64>], direct: &[Option<f64>]) -> Option<f64> {
     let pairs = figures.iter().zip(direct);
-    let added = pairs.filter_map(|(format_figure, direct)| Some((*format_figure)? - (*direct)?));
+    let added = pairs.filter_map(|(value, direct)| Some((*value)? - (*direct)?));
     Some(Spread::of(added)?.median)
 }
 
-/// The sessions' p99 while strangers came, ratio_to the one in the quiet.
+/// The sessions' p99 during storms, divided by their p99 before.
 ///
-/// The two are some seconds apart, so that a round's own ratio has the noise of both. All
-/// rounds are ratio_to the quiet's median.
+/// The two are some seconds apart, so that a ratio within one round would have the noise of both.
+/// All rounds are therefore divided by the median before.
 fn storm_p99(report: &Report) -> Option<Spread> {
     let quiet = figures(report, "storm", "sidecar", "quiet")?.median;
     let storm_p99 = report.case("storm")?.figures("sidecar", "stormy");
@@ -238,7 +238,7 @@ fn first_verification(report: &Report) -> Option<Spread> {
     Spread::of(ratios(&first, &bare))
 }
 
-/// Of attested clients, as they are in production.
+/// Memory of idle attested connections, the case of production.
 fn idle(report: &Report) -> (Option<Spread>, String) {
     let Some(idle_memory) = report
         .idle
@@ -250,14 +250,14 @@ fn idle(report: &Report) -> (Option<Spread>, String) {
     let (outcome, after_idle) = (&idle_memory.outcome, idle_memory.outcome.after_idle);
     if after_idle.connections < MIN_IDLE_CONNECTIONS {
         let note = format!(
-            "only {} connections: too few to judge",
+            "only {} connections: too few to evaluate",
             after_idle.connections
         );
         return (None, note);
     }
     let each = outcome.per_connection(after_idle);
     let note = format!(
-        "{} attested connections, after a rest, PSS",
+        "{} attested connections, after the idle time, PSS",
         after_idle.connections
     );
     (Spread::of([each]), note)
@@ -286,16 +286,16 @@ mod tests {
     use super::*;
     use crate::report::{Case, Column, Sample, Samples, Verdict};
 
-    fn case(direct: &[f64], twin: &[f64], sidecar: &[f64]) -> Case {
-        let sample = |format_figure: &f64| {
+    fn case(direct: &[f64], baseline: &[f64], sidecar: &[f64]) -> Case {
+        let sample = |value: &f64| {
             Some(Sample {
-                figures: vec![Some(*format_figure)],
+                figures: vec![Some(*value)],
                 latency: None,
             })
         };
         let arms = [
             ("direct", direct),
-            ("tokio-baseline", twin),
+            ("tokio-baseline", baseline),
             ("sidecar", sidecar),
         ];
         Case {
@@ -317,15 +317,15 @@ mod tests {
 
     #[test]
     fn latency_is_divided_by_its_bound() {
-        let judge = |direct: &[f64], twin: &[f64], ours: &[f64]| {
+        let judge = |direct: &[f64], baseline: &[f64], ours: &[f64]| {
             let report = Report {
-                cases: vec![case(direct, twin, ours)],
+                cases: vec![case(direct, baseline, ours)],
                 ..Report::default()
             };
             let (measured, note) = latency(&report, "p50");
             (measured.unwrap(), note)
         };
-        // It adds 7 where the twin adds 10, 20 and nothing.
+        // It adds 7 where the baseline adds 10, 20 and nothing.
         let (measured, note) = judge(&[10.0; 3], &[20.0, 30.0, 10.0], &[17.0; 3]);
         let near = |one: f64, other: f64| (one - other).abs() < 1e-9;
         assert!(near(measured.median, 1.0), "{measured:?}");
@@ -336,7 +336,7 @@ mod tests {
         let (measured, note) = judge(&[10.0], &[20.0], &[5.0]);
         assert!(near(measured.median, 5.0 / 17.0), "{measured:?}");
         assert!(note.ends_with("-0.50 of it: faster than direct"), "{note}");
-        // A twin that adds nothing is no measure of a share.
+        // A baseline that adds nothing is no measure of a share.
         assert_eq!(judge(&[10.0], &[10.0], &[12.0]).1, "");
     }
 

@@ -1,12 +1,12 @@
-//! Workload on threads of its own, on one core and with_background_load other threads.
+//! Helpers to run work on a pinned thread and alongside background load.
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::error::{Error, Result, io_context};
 
-/// Does `work` with_background_load as many threads as the other arms' load has: virtual cores may
-/// share a real one, and then each is slower while the other is busy.
+/// Runs `work` while as many threads as the other arms' load has run `load`. Virtual cores may
+/// share a physical one, and then each is slower while the other one is busy.
 pub(super) fn with_background_load<T: Send>(
     threads: usize,
     load: impl Fn() -> Result<T> + Sync,
@@ -23,12 +23,12 @@ pub(super) fn with_background_load<T: Send>(
 }
 
 fn panicked() -> Error {
-    Error::Server("a thread panicked".to_owned())
+    Error::Server("a worker thread panicked".to_owned())
 }
 
-/// On a thread of its own that may use this core only.
+/// Runs `work` on a new thread that is pinned to `core`.
 pub(super) fn on_core<T: Send>(core: &str, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let failed = |error: nix::Error| io_context("cannot use the proxies' core")(error.into());
+    let failed = |error: nix::Error| io_context("cannot set CPU affinity")(error.into());
     let mut set = CpuSet::new();
     set.set(core.parse().unwrap_or(0)).map_err(failed)?;
     std::thread::scope(|scope| {

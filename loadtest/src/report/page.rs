@@ -1,4 +1,4 @@
-//! The page: one HTML file with its style and its pictures in it, and no script.
+//! Renders the HTML page: one file that includes its style and charts, without scripts.
 
 use std::fmt::Write as _;
 
@@ -14,12 +14,12 @@ pub(super) fn render(report: &Report) -> String {
     let mut body = String::new();
     head(report, &mut body);
     targets(report, &mut body);
-    pictures(report, &mut body);
-    figures(report, &mut body);
+    charts(report, &mut body);
+    data_tables(report, &mut body);
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-         <title>TeeSQL: measured beside its peers</title><style>{STYLE}</style></head>\
+         <title>TeeSQL benchmark</title><style>{STYLE}</style></head>\
          <body><main>{body}</main></body></html>\n"
     )
 }
@@ -28,8 +28,8 @@ fn head(report: &Report, body: &mut String) {
     let machine = &report.machine;
     let _ = write!(
         body,
-        "<h1>The sidecar beside its peers</h1><p class=\"lead\">{} · {} cores of {} · {} GB · \
-         Linux {} · TCP {} · busy before {:.1} %</p>",
+        "<h1>The sidecar compared with other proxies</h1><p class=\"lead\">{} · {} cores of {} · {} GB · \
+         Linux {} · TCP {} · {:.1} % CPU used by others before the run</p>",
         escape(&machine.day),
         machine.cores,
         escape(&machine.cpu),
@@ -48,7 +48,7 @@ fn head(report: &Report, body: &mut String) {
     for (arm, why) in &report.missing {
         let _ = write!(
             body,
-            "<p class=\"remark\">Without {}: {}</p>",
+            "<p class=\"remark\">{} is left out: {}</p>",
             escape(arm),
             escape(why)
         );
@@ -63,8 +63,8 @@ fn targets(report: &Report, body: &mut String) {
         return;
     }
     body.push_str(
-        "<h2>Targets</h2><p>Ratios are taken within each round; the median of the rounds is \
-         judged, its range is in brackets.</p><div class=\"wide\"><table><thead><tr><th>What</th>\
+        "<h2>Targets</h2><p>Ratios are taken within each round. The verdict depends on the median of \
+         all rounds; the range is in brackets.</p><div class=\"wide\"><table><thead><tr><th>What</th>\
          <th>Target</th><th>Measured</th><th>Verdict</th><th></th></tr></thead><tbody>",
     );
     for target in &report.targets {
@@ -83,59 +83,59 @@ fn targets(report: &Report, body: &mut String) {
     body.push_str("</tbody></table></div>");
 }
 
-fn pictures(report: &Report, body: &mut String) {
-    picture(
+fn charts(report: &Report, body: &mut String) {
+    figure(
         body,
         "CPU per query, 16 clients",
-        "Prepared SELECT. User and system time of the proxy's process; less is better. Thin lines show the range over the rounds.",
+        "Prepared SELECT. User and system CPU time of the proxy's process; lower is better. Thin lines show the range over the rounds.",
         &bar(report, "select-16", "cpu", "µs"),
     );
-    picture(
+    figure(
         body,
         "CPU per query by connections",
-        "µs of the proxy's process for each query; less is better.",
+        "CPU time of the proxy's process per query, in µs; lower is better.",
         &by_connections(report, "cpu", "µs per query"),
     );
-    picture(
+    figure(
         body,
         "Throughput by connections",
-        "Queries a second in a closed loop, the proxy on one core.",
+        "Queries per second in a closed loop, with the proxy on one core; higher is better.",
         &by_connections(report, "tps", "queries per second"),
     );
     for (key, title) in [
         ("select-1", "Latency, 1 client"),
         ("select-16", "Latency, 16 clients"),
     ] {
-        picture(
+        figure(
             body,
             title,
-            "Each percentile's median over the rounds, in µs, on a logarithmic scale; to the right are the slowest queries.",
+            "Latency in µs at each percentile, median over the rounds, on a logarithmic scale. The slowest queries are on the right.",
             &distribution(report, key),
         );
     }
-    picture(
+    figure(
         body,
         "Memory by connections",
-        "What idle connections add to the process (PSS), each after one query. Postgres is a fake one here: a real one has a process for each.",
+        "Memory (PSS) that idle connections add to the process, each after one query. Measured with a fake Postgres, because a real one has a process for each connection.",
         &memory(report),
     );
     for (key, title) in [("copy-out", "Bulk, COPY OUT"), ("copy-in", "Bulk, COPY IN")] {
-        picture(
+        figure(
             body,
             title,
-            "CPU seconds of the proxy for each GB; less is better.",
+            "CPU time of the proxy in seconds per GB; lower is better.",
             &bar(report, key, "cpu", "s/GB"),
         );
     }
-    picture(
+    figure(
         body,
         "Full mutual TLS handshakes",
-        "For each second of the server's CPU, TLS 1.3, P-256, X25519, verdict cached; more is better.",
+        "Handshakes per second of the server's CPU time: TLS 1.3, P-256, X25519, verdict cached; higher is better.",
         &bar(report, "handshake", "per-core", "/s"),
     );
 }
 
-fn picture(body: &mut String, title: &str, caption: &str, svg: &str) {
+fn figure(body: &mut String, title: &str, caption: &str, svg: &str) {
     if !svg.is_empty() {
         let _ = write!(
             body,
@@ -155,7 +155,7 @@ fn bar(report: &Report, key: &str, column: &str, unit: &str) -> String {
     bars(&case.title, unit, &values)
 }
 
-/// The cases `select-<n>`, by n.
+/// The cases `select-<n>`, ordered by n.
 fn by_connections(report: &Report, column: &str, unit: &'static str) -> String {
     let numbered = |case: &Case| case.key.strip_prefix("select-")?.parse::<u32>().ok();
     let mut cases: Vec<(f64, &Case)> = report
@@ -209,7 +209,7 @@ fn distribution(report: &Report, key: &str) -> String {
     };
     let ticks = [50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 99.99];
     let x = Axis {
-        title: "percent of the queries",
+        title: "percentile",
         scale: Scale::Nines,
         ticks: ticks
             .map(|percent| (percent, format!("{percent}")))
@@ -224,9 +224,9 @@ fn distribution(report: &Report, key: &str) -> String {
 }
 
 fn memory(report: &Report) -> String {
-    let megabytes = |climb: &super::IdleMemory| -> Series {
-        let before = climb.outcome.before.pss;
-        let points = climb.outcome.steps.iter().map(|point| {
+    let megabytes = |memory: &super::IdleMemory| -> Series {
+        let before = memory.outcome.before.pss;
+        let points = memory.outcome.steps.iter().map(|point| {
             let connections = u32::try_from(point.connections).unwrap_or(0);
             (
                 f64::from(connections),
@@ -234,7 +234,7 @@ fn memory(report: &Report) -> String {
             )
         });
         (
-            climb.arm.clone(),
+            memory.arm.clone(),
             [(0.0, 0.0)].into_iter().chain(points).collect(),
         )
     };
@@ -247,9 +247,9 @@ fn memory(report: &Report) -> String {
     )
 }
 
-/// Every format_figure, for who wants to look closer.
-fn figures(report: &Report, body: &mut String) {
-    body.push_str("<h2>All figures</h2>");
+/// Tables with all measurements.
+fn data_tables(report: &Report, body: &mut String) {
+    body.push_str("<h2>All measurements</h2>");
     for case in &report.cases {
         let _ = write!(
             body,

@@ -1,4 +1,4 @@
-//! The table for a terminal, in Markdown.
+//! Renders the tables for a terminal, in Markdown.
 
 use std::fmt::Write as _;
 
@@ -7,15 +7,15 @@ use crate::stats::{Spread, format_figure};
 
 /// Ratios are relative to this arm.
 const BASELINE: &str = "tokio-baseline";
-/// What two runs may be apart.
-const NEAR: f64 = 0.1;
+/// Two runs agree on a target if their medians differ by at most this share.
+const MAX_DIFFERENCE: f64 = 0.1;
 
 pub(super) fn render(report: &Report) -> String {
     let mut text = String::new();
     let machine = &report.machine;
     let _ = writeln!(
         text,
-        "{}: {} cores of {}, {} GB, Linux {}, TCP {}, busy before {:.1} %",
+        "{}: {} cores of {}, {} GB, Linux {}, TCP {}, {:.1} % CPU used by others before the run",
         machine.day,
         machine.cores,
         machine.cpu,
@@ -33,7 +33,7 @@ pub(super) fn render(report: &Report) -> String {
         let _ = writeln!(text, "{}: {}", arm.name, arm.version);
     }
     for (arm, why) in &report.missing {
-        let _ = writeln!(text, "without {arm}: {why}");
+        let _ = writeln!(text, "{arm} is left out: {why}");
     }
     report.cases.iter().for_each(|found| case(found, &mut text));
     idle(report, &mut text);
@@ -74,26 +74,26 @@ fn idle(report: &Report, text: &mut String) {
     }
     let _ = writeln!(
         text,
-        "\n### Idle connections: KB of the process for each (PSS)\n"
+        "\n### Idle connections: memory of the process for each (PSS)\n"
     );
     let _ = writeln!(
         text,
-        "| | connections | KB each | after a rest | process before, KB |"
+        "| | connections | KB each | after the idle time | process before, KB |"
     );
     let _ = writeln!(text, "|---|---:|---:|---:|---:|");
-    for climb in &report.idle {
-        let Some(top) = climb.outcome.steps.last() else {
+    for memory in &report.idle {
+        let Some(top) = memory.outcome.steps.last() else {
             continue;
         };
-        let each = |point| format_figure(climb.outcome.per_connection(point));
+        let each = |point| format_figure(memory.outcome.per_connection(point));
         let _ = writeln!(
             text,
             "| {} | {} | {} | {} | {} |",
-            climb.arm,
+            memory.arm,
             top.connections,
             each(*top),
-            each(climb.outcome.after_idle),
-            format_figure(climb.outcome.before.pss),
+            each(memory.outcome.after_idle),
+            format_figure(memory.outcome.before.pss),
         );
     }
 }
@@ -121,19 +121,19 @@ fn targets(targets: &[Target], text: &mut String) {
     }
 }
 
-/// The targets of two runs, and by how much their medians are apart.
+/// Compares the targets of two runs, with the difference of their medians.
 pub(super) fn agreement(first: &Report, second: &Report) -> String {
-    let mut text = String::from("| What | Target | First | Second | Apart |\n");
+    let mut text = String::from("| What | Target | First | Second | Difference |\n");
     text.push_str("|---|---:|---:|---:|---:|\n");
-    let (mut near, mut measured) = (0, 0);
+    let (mut agreeing, mut measured) = (0, 0);
     for one in &first.targets {
         let other = second.targets.iter().find(|other| other.what == one.what);
         let (mine, theirs) = (one.measured, other.and_then(|other| other.measured));
-        let apart = mine.zip(theirs).map(|(mine, theirs)| {
-            let apart = apart(mine.median, theirs.median);
+        let difference = mine.zip(theirs).map(|(mine, theirs)| {
+            let difference = difference(mine.median, theirs.median);
             measured += 1;
-            near += u32::from(apart <= NEAR);
-            format!("{:.1} %", apart * 100.0)
+            agreeing += u32::from(difference <= MAX_DIFFERENCE);
+            format!("{:.1} %", difference * 100.0)
         });
         let _ = writeln!(
             text,
@@ -142,19 +142,19 @@ pub(super) fn agreement(first: &Report, second: &Report) -> String {
             bound(one.bound),
             spread(mine),
             spread(theirs),
-            apart.as_deref().unwrap_or("–"),
+            difference.as_deref().unwrap_or("–"),
         );
     }
     let _ = writeln!(
         text,
-        "\n{near} of {measured} within {:.0} % of each other.",
-        NEAR * 100.0
+        "\n{agreeing} of {measured} targets agree within {:.0} %.",
+        MAX_DIFFERENCE * 100.0
     );
     text
 }
 
-/// The distance of two figures, over the greater one.
-fn apart(one: f64, other: f64) -> f64 {
+/// The difference of two values, relative to the larger one.
+fn difference(one: f64, other: f64) -> f64 {
     match one.abs().max(other.abs()) {
         0.0 => 0.0,
         most => (one - other).abs() / most,

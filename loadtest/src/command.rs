@@ -243,3 +243,39 @@ fn print(text: &str) -> Result<()> {
     let written = writeln!(std::io::stdout(), "{text}");
     written.map_err(io_context("cannot write to stdout"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(flags: &[&str]) -> Result<Options> {
+        let line = ["teesql-loadtest", "compare"].iter().chain(flags);
+        let matches = command().try_get_matches_from(line).unwrap();
+        options(matches.subcommand().unwrap().1)
+    }
+
+    #[test]
+    fn flags_override_the_defaults_of_quick() {
+        let options = parse(&["--quick", "--rounds", "5", "--parts", "bulk,idle"]).unwrap();
+        assert_eq!((options.rounds, options.idle), (5, 1_000));
+        assert_eq!(options.parts, [Part::Bulk, Part::Idle]);
+        assert!(parse(&["--rounds", "101"]).is_err());
+        assert!(parse(&["--clients", "1,0"]).is_err());
+        assert!(parse(&["--parts", "all"]).is_err());
+    }
+
+    #[test]
+    fn the_sidecar_is_always_measured() {
+        let arms = |names| parse(&["--arms", names]).unwrap().arms;
+        assert_eq!(arms("direct"), [PeerKind::Direct, PeerKind::Sidecar]);
+        let expected = [PeerKind::TokioBaseline, PeerKind::Sidecar];
+        assert_eq!(arms("tokio-baseline"), expected);
+        // The earlier name.
+        assert_eq!(arms("twin"), expected);
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+}

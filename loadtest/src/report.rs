@@ -264,3 +264,28 @@ impl Report {
         std::fs::write(folder.join("report.html"), self.page()).map_err(failed())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_median_equal_to_the_bound_meets_the_target() {
+        let verdict = |bound, measured: &[f64]| {
+            let target = Target {
+                what: String::new(),
+                bound,
+                measured: Spread::of(measured.iter().copied()),
+                note: String::new(),
+            };
+            target.verdict()
+        };
+        assert_eq!(verdict(Bound::AtMost(0.5), &[0.5]), Verdict::Met);
+        assert_eq!(verdict(Bound::AtMost(0.5), &[0.6]), Verdict::Missed);
+        assert_eq!(verdict(Bound::AtLeast(0.5), &[0.5]), Verdict::Met);
+        assert_eq!(verdict(Bound::AtLeast(0.5), &[0.4]), Verdict::Missed);
+        // The range does not matter.
+        assert_eq!(verdict(Bound::AtMost(0.5), &[0.1, 0.5, 9.0]), Verdict::Met);
+        assert_eq!(verdict(Bound::AtMost(0.5), &[]), Verdict::NotMeasured);
+    }
+}

@@ -1,7 +1,7 @@
-//! The loads before a real Postgres, direct and through the twin and the
-//! sidecar: short, and about being right, not about being fast.
+//! Short runs of all loads against a real Postgres: direct, through the tokio baseline, and through
+//! the sidecar. They test correctness, not speed.
 //!
-//! Needs a Postgres, which the machine then has to have: nothing is skipped.
+//! They need an installed Postgres. Without one they fail; nothing is skipped.
 // A test fails by panicking.
 #![allow(
     missing_docs,
@@ -27,13 +27,13 @@ use loadtest::report::Report;
 use loadtest::script::QueryMode;
 
 const SECONDS: f64 = 0.3;
-/// For new connections, of which each may take its time on a busy machine.
+/// For loads of new connections, which may be slow on a busy machine.
 const LONGER: f64 = 1.0;
-/// One at a time: each has a Postgres of its own.
+/// Serializes the tests, since each starts its own Postgres.
 static ONE: Mutex<()> = Mutex::new(());
 
-/// Where cargo put this test's programs. The sidecar is another package's, and
-/// built here if it is not there yet.
+/// The directory of this test's programs. The sidecar belongs to another package, and is built if
+/// it is missing.
 fn programs() -> PathBuf {
     let folder = Path::new(env!("CARGO_BIN_EXE_teesql-loadtest"))
         .parent()
@@ -48,12 +48,12 @@ fn programs() -> PathBuf {
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .status()
             .unwrap();
-        assert!(built.success(), "the sidecar does not build");
+        assert!(built.success(), "teesql-sidecar does not build");
     }
     folder.to_owned()
 }
 
-/// A Postgres, and what stands before it.
+/// A running Postgres, and the workspace to start arms in front of it.
 struct Fixture {
     postgres: Postgres,
     workspace: Workspace,
@@ -155,10 +155,10 @@ fn tpcb_needs_write_privileges_and_the_pgbench_tables() {
     };
     let outcome = tpcb(writer).run(&silent()).unwrap();
     assert_eq!(outcome.queries, outcome.latencies[0].count() * 7);
-    // teesql_read may not: a load that fails says so, and measures nothing.
+    // teesql_read must not write: the load reports the error and has no result.
     let refused = tpcb(direct.login.clone()).run(&silent()).unwrap_err();
     assert!(refused.to_string().contains("42501"), "{refused}");
-    // Where there are no tables it says how they are made.
+    // If the tables are missing, the error says how to create them.
     let elsewhere = Login {
         database: "template1".to_owned(),
         ..direct.login.clone()
@@ -181,12 +181,14 @@ fn an_open_loop_keeps_its_rate_and_records_its_lateness() {
     }
     .run(&silent())
     .unwrap();
-    // 150 fall due in the window and 100 before it. Of the former none is lost but
-    // the four that may be under direction at its end; of the latter some may be late.
+    // 150 transactions fall due in the window, and 100 before it. None of the 150 is lost, except
+    // for up to four that are in progress at the end. Some of the 100 may complete within the
+    // window.
     let due = outcome.queries + outcome.unserved;
     assert!((146..=250).contains(&due), "{due}");
     assert!(outcome.lateness.count() > 0);
-    // More than one connection can do: what is left over is counted, and waited.
+    // A rate that one connection cannot sustain: unstarted transactions are counted, with their
+    // wait.
     let flooded = query::QueryLoad {
         rate: Some(200_000.0),
         ..query_load(&direct, 1)
@@ -206,7 +208,7 @@ fn copied_rows_are_identical_at_both_ends() {
                 endpoint: peer.endpoint.clone(),
                 login: peer.login.clone(),
                 direction,
-                // Not a whole number of messages or writes.
+                // Not a multiple of the rows of a message or a write.
                 rows: 5_003,
                 check: true,
                 pid: peer.pid(),
@@ -236,13 +238,13 @@ fn new_connections_work_with_every_opening() {
             assert!(outcome.connections > 0, "{opening} {until:?}");
         }
     }
-    // Direct to Postgres, whose SCRAM this side speaks too.
+    // Direct to Postgres, with SCRAM by the load's own client.
     let direct = fixture.peer(PeerKind::Direct);
     let (endpoint, login) = (direct.endpoint.clone(), fixture.workspace.scram_login());
     let load = connect::ConnectLoad::new(endpoint, login, connect::Until::Login, 2, LONGER);
     let outcome = load.run(&silent()).unwrap();
     assert_eq!(outcome.failed, 0, "{:?}", outcome.reason);
-    // A wrong secret is a failure that is counted, and told without it.
+    // A wrong secret is counted as a failure, and the error does not contain the secret.
     let wrong = Login::new("teesql_read", "postgres", &"ab".repeat(32));
     let until = connect::Until::Login;
     let load = connect::ConnectLoad::new(peer.endpoint.clone(), wrong, until, 1, LONGER);
@@ -259,7 +261,7 @@ fn a_storm_of_unknown_clients_is_admitted() {
         let chain = fixture
             .workspace
             .tdx
-            .identity(&format!("stranger {number}"))?;
+            .identity(&format!("unknown client {number}"))?;
         peer.endpoint.with_identity(&chain)
     };
     let load = connection_storm::ConnectionStorm {
@@ -276,7 +278,7 @@ fn a_storm_of_unknown_clients_is_admitted() {
     );
     let (before, during) = outcome.p99();
     assert!(before > 0.0 && during > 0.0, "{before} {during}");
-    // Without a certificate they are strangers indeed.
+    // Clients without a certificate are refused.
     let bare = Endpoint::loopback(peer.endpoint.address, Opening::Raw, None).unwrap();
     let admission = connection_storm::connect_all(&[bare.clone(), bare], &peer.login).unwrap();
     assert_eq!((admission.admitted, admission.refused), (0, 2));
@@ -304,7 +306,7 @@ fn idle_connections_stay_open_and_are_counted() {
     assert!(outcome.before.pss > 1_000.0 && outcome.after_idle.pss >= outcome.before.pss);
 }
 
-/// The whole comparison, as small as it can be.
+/// The whole comparison with minimal options.
 #[test]
 fn a_small_comparison_writes_a_report() {
     let one = ONE
@@ -319,7 +321,7 @@ fn a_small_comparison_writes_a_report() {
         growth: 64,
         certificates: 3,
         arms: vec![PeerKind::Direct, PeerKind::TokioBaseline, PeerKind::Sidecar],
-        // The storm has a test of its own, and times that are not to be had shorter.
+        // The storm has its own test, and its times cannot be shortened.
         parts: Part::ALL
             .into_iter()
             .filter(|part| *part != Part::Storm)

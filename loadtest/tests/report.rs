@@ -1,4 +1,4 @@
-//! The report: its table as a snapshot, its page well-formed.
+//! The report's table as a snapshot, and the well-formedness of its page.
 // A test fails by panicking.
 #![allow(
     missing_docs,
@@ -48,7 +48,7 @@ fn select(clients: u32) -> Case {
                 "direct",
                 vec![sample(None, 50_000.0), sample(None, 52_000.0)],
             ),
-            // Slow in the second round, as ours: the ratio does not see it.
+            // Slower in the second round, like the sidecar: the ratio is not affected.
             arm(
                 "tokio-baseline",
                 vec![sample(Some(20.0), 25_000.0), sample(Some(40.0), 12_500.0)],
@@ -110,7 +110,7 @@ fn report() -> Report {
             target("missed", Bound::AtLeast(0.95), Some(0.5)),
             target("not measured", Bound::AtMost(8.0), None),
         ],
-        remarks: vec!["Not quiet.".to_owned()],
+        remarks: vec!["The machine was not idle.".to_owned()],
     }
 }
 
@@ -135,14 +135,18 @@ fn agreement_compares_two_runs_by_target() {
     second.targets[0].measured = Spread::of([0.55]);
     second.targets[1].measured = Spread::of([0.4]);
     let text = first.agreement(&second);
-    let apart: Vec<_> = text
+    let differences: Vec<_> = text
         .lines()
         .filter_map(|line| line.strip_suffix(" |")?.rsplit_once("| "))
-        .map(|(_, apart)| apart)
+        .map(|(_, differences)| differences)
         .collect();
-    assert_eq!(apart, ["Apart", "9.1 %", "20.0 %", "–"], "{text}");
+    assert_eq!(
+        differences,
+        ["Difference", "9.1 %", "20.0 %", "–"],
+        "{text}"
+    );
     assert!(
-        text.ends_with("1 of 2 within 10 % of each other.\n"),
+        text.ends_with("1 of 2 targets agree within 10 %.\n"),
         "{text}"
     );
     assert!(first.agreement(&first).contains("2 of 2"));
@@ -191,16 +195,15 @@ fn a_report_with_earlier_names_is_read() {
     assert_eq!(Report::read(&file).unwrap(), report());
 }
 
-/// Every tag is closed in its turn, nothing but numbers is drawn, and nothing is
-/// loaded from elsewhere.
+/// All tags are closed in order, all drawn values are finite, and nothing is loaded from elsewhere.
 #[test]
 fn the_page_is_well_formed_and_self_contained() {
     let page = report().page();
-    assert!(page.matches("<svg").count() >= 6, "pictures are missing");
+    assert!(page.matches("<svg").count() >= 6, "charts are missing");
     assert!(page.contains("A &lt;processor&gt;") && page.contains("&lt;b&gt;&amp;&quot;"));
     assert!(
         !page.contains("NaN") && !page.contains("inf"),
-        "a figure that is none"
+        "a value is not finite"
     );
     for foreign in ["<script", "<link", "src=", "@import", "url("] {
         assert!(!page.contains(foreign), "{foreign}");
@@ -224,10 +227,10 @@ fn well_formed(page: &str) {
         assert_eq!(tag.matches('"').count() % 2, 0, "quotes in {tag}");
         let name = tag.trim_matches('/').split([' ', '/']).next().unwrap();
         if tag.starts_with('/') {
-            assert_eq!(open.pop(), Some(name), "closed out of turn");
+            assert_eq!(open.pop(), Some(name), "closed in the wrong order");
         } else if !tag.ends_with('/') && !VOID.contains(&name) {
             open.push(name);
         }
     }
-    assert_eq!(open, [""; 0], "left open");
+    assert_eq!(open, [""; 0], "not closed");
 }

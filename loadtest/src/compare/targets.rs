@@ -317,7 +317,7 @@ mod tests {
 
     #[test]
     fn latency_is_divided_by_its_bound() {
-        let judge = |direct: &[f64], baseline: &[f64], ours: &[f64]| {
+        let evaluate = |direct: &[f64], baseline: &[f64], ours: &[f64]| {
             let report = Report {
                 cases: vec![case(direct, baseline, ours)],
                 ..Report::default()
@@ -325,19 +325,22 @@ mod tests {
             let (measured, note) = latency(&report, "p50");
             (measured.unwrap(), note)
         };
-        // It adds 7 where the baseline adds 10, 20 and nothing.
-        let (measured, note) = judge(&[10.0; 3], &[20.0, 30.0, 10.0], &[17.0; 3]);
+        // The sidecar adds 7; the baseline adds 10, 20 and 0.
+        let (measured, note) = evaluate(&[10.0; 3], &[20.0, 30.0, 10.0], &[17.0; 3]);
         let near = |one: f64, other: f64| (one - other).abs() < 1e-9;
         assert!(near(measured.median, 1.0), "{measured:?}");
         assert!(near(measured.low, 17.0 / 24.0), "{measured:?}");
         assert!(near(measured.high, 1.7), "{measured:?}");
-        assert!(note.ends_with("adds 0.70 of it"), "{note}");
+        assert!(note.ends_with("adds 0.70 of that"), "{note}");
 
-        let (measured, note) = judge(&[10.0], &[20.0], &[5.0]);
+        let (measured, note) = evaluate(&[10.0], &[20.0], &[5.0]);
         assert!(near(measured.median, 5.0 / 17.0), "{measured:?}");
-        assert!(note.ends_with("-0.50 of it: faster than direct"), "{note}");
-        // A baseline that adds nothing is no measure of a share.
-        assert_eq!(judge(&[10.0], &[10.0], &[12.0]).1, "");
+        assert!(
+            note.ends_with("-0.50 of that: faster than direct"),
+            "{note}"
+        );
+        // There is no share of an addition of 0.
+        assert_eq!(evaluate(&[10.0], &[10.0], &[12.0]).1, "");
     }
 
     #[test]

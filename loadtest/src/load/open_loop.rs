@@ -105,11 +105,7 @@ pub(super) fn start_pacer(
     let readiness = monoio::utils::is_legacy();
     receiver.set_nonblocking(readiness).map_err(failed())?;
     let receiver = UnixStream::from_std(receiver).map_err(failed())?;
-    let first = u64::try_from(worker.index).unwrap_or(0);
-    let times = (first..)
-        .step_by(worker.count.max(1))
-        .map(move |number| schedule.intended(number))
-        .take_while(move |intended| *intended < window.end);
+    let times = intended_starts(worker, schedule, window.end);
     let timer_times = times.clone();
     std::thread::Builder::new()
         .name("pacer".to_owned())
@@ -117,6 +113,19 @@ pub(super) fn start_pacer(
         .map_err(failed())?;
     monoio::spawn(enqueue_due(receiver, times, queue));
     Ok(())
+}
+
+/// A worker's share of the schedule: every `worker.count`-th request, before `end`.
+fn intended_starts(
+    worker: Worker,
+    schedule: Schedule,
+    end: Instant,
+) -> impl Iterator<Item = Instant> + Clone + Send + 'static {
+    let first = u64::try_from(worker.index).unwrap_or(0);
+    (first..)
+        .step_by(worker.count.max(1))
+        .map(move |number| schedule.intended(number))
+        .take_while(move |intended| *intended < end)
 }
 
 /// Sends a byte at each of `times`, and closes the socket at `end`.
@@ -154,4 +163,48 @@ async fn enqueue_due(
     // Requests that a delayed pacer did not announce were due all the same.
     times.for_each(|due| queue.push(due));
     queue.close();
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn workers_share_the_schedule_without_gaps() {
+        let start = Instant::now();
+        let schedule = Schedule::new(start, 1_000.0);
+        let end = start + Duration::from_millis(10);
+        let mut starts: Vec<Instant> = (0..3)
+            .flat_map(|index| intended_starts(Worker { index, count: 3 }, schedule, end))
+            .collect();
+        starts.sort();
+        let expected: Vec<_> = (0..10).map(|number| schedule.intended(number)).collect();
+        assert_eq!(starts, expected);
+    }
+
+    #[test]
+    fn due_requests_are_taken_in_order_until_the_queue_is_closed() {
+        let (queue, start) = (DueQueue::new(), Instant::now());
+        let times = [1, 2, 3].map(|millis| start + Duration::from_millis(millis));
+        times.iter().for_each(|time| queue.push(*time));
+        for expected in &times[..2] {
+            let due = queue.next().now_or_never().flatten().unwrap();
+            assert_eq!(due.intended, *expected);
+            assert!(!due.connection_free);
+        }
+        queue.close();
+        assert!(queue.next().now_or_never().unwrap().is_none());
+        assert_eq!(queue.drain_unstarted(), times[2..]);
+    }
+
+    #[test]
+    fn a_waiting_connection_is_recorded_as_free() {
+        let queue = DueQueue::new();
+        let mut next = Box::pin(queue.next());
+        assert!(next.as_mut().now_or_never().is_none());
+        queue.push(Instant::now());
+        assert!(next.now_or_never().flatten().unwrap().connection_free);
+    }
 }

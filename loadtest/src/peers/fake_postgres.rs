@@ -176,3 +176,44 @@ fn row(output: &mut Vec<u8>) {
     });
     tagged(output, b'C', |out| text(out, "SELECT 1"));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{TERMINATE, query, startup};
+
+    /// Feeds `input` in two pieces. Returns the output and the last state.
+    fn converse(input: &[u8], cut: usize) -> (Vec<u8>, State) {
+        let (mut state, mut output, mut pending) = (State::Startup, Vec::new(), Vec::new());
+        let (head, tail) = input.split_at(cut);
+        for piece in [head, tail] {
+            pending.extend_from_slice(piece);
+            while let Some((consumed, next)) = handle_message(state, &pending, &mut output).unwrap()
+            {
+                pending.drain(..consumed);
+                state = next;
+            }
+        }
+        (output, state)
+    }
+
+    #[test]
+    fn responses_do_not_depend_on_read_sizes() {
+        let mut input = SSL_REQUEST.to_vec();
+        input.extend(startup("role", "database"));
+        input.extend(query("SELECT 1"));
+        input.extend(TERMINATE);
+        let whole = converse(&input, input.len());
+        assert!(whole.0.starts_with(b"NR"));
+        assert_eq!(whole.1, State::Ended);
+        for cut in 0..input.len() {
+            assert_eq!(converse(&input, cut), whole, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn an_oversized_message_is_rejected() {
+        let outcome = handle_message(State::Session, b"Q\xff\xff\xff\xff", &mut Vec::new());
+        assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+}

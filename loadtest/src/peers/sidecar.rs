@@ -197,3 +197,17 @@ fn next_number() -> usize {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     COUNT.fetch_add(1, Ordering::Relaxed)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_read_from_the_json_log() {
+        let log = r#"{"message":"listening","address":"127.0.0.1:5433","driver":"epoll"}"#;
+        let field = |before| field(log, before);
+        assert_eq!(field("\"address\":\"127.0.0.1:").as_deref(), Some("5433"));
+        assert_eq!(field("\"driver\":\"").as_deref(), Some("epoll"));
+        assert_eq!(field("\"shards\":\""), None);
+    }
+}

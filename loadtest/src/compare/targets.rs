@@ -224,9 +224,9 @@ fn added(figures: &[Option<f64>], direct: &[Option<f64>]) -> Option<f64> {
 /// The two are some seconds apart, so that a ratio within one round would have the noise of both.
 /// All rounds are therefore divided by the median before.
 fn storm_p99(report: &Report) -> Option<Spread> {
-    let quiet = figures(report, "storm", "sidecar", "quiet")?.median;
-    let storm_p99 = report.case("storm")?.figures("sidecar", "stormy");
-    Spread::of(storm_p99.into_iter().flatten().map(|p99| p99 / quiet))
+    let before = figures(report, "storm", "sidecar", "quiet")?.median;
+    let during = report.case("storm")?.figures("sidecar", "stormy");
+    Spread::of(during.into_iter().flatten().map(|p99| p99 / before))
 }
 
 fn first_verification(report: &Report) -> Option<Spread> {
@@ -371,9 +371,9 @@ mod tests {
                 title: String::new(),
             })
             .to_vec();
-        let round = |quiet, storm_p99| {
+        let round = |before, during| {
             Some(Sample {
-                figures: vec![Some(quiet), Some(storm_p99)],
+                figures: vec![Some(before), Some(during)],
                 latency: None,
             })
         };

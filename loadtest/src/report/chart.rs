@@ -1,5 +1,8 @@
-//! Pictures as inline SVG. Colours are the page's CSS variables, so that one
-//! picture is readable on light and dark paper.
+//! Charts as inline SVG. Colours are CSS variables of the page, so that a chart is readable with
+//! the light and the dark colour scheme.
+//!
+//! Horizontal bars with a range, and lines over linear, logarithmic and percentile axes, with the
+//! name of each line at its end and the values as tooltips.
 
 use std::fmt::Write as _;
 
@@ -7,8 +10,7 @@ use crate::stats::{Spread, format_figure};
 
 const WIDTH: f64 = 760.0;
 const HEIGHT: f64 = 340.0;
-/// Room at the left for the axis' figures or the bars' names, at the right for
-/// the lines' names or the bars' figures, above and below.
+/// Margins: left for axis labels or labels of bars, right for labels of lines or values of bars.
 const LEFT: f64 = 76.0;
 const BAR_LEFT: f64 = 116.0;
 const RIGHT: f64 = 120.0;
@@ -16,10 +18,10 @@ const TOP: f64 = 14.0;
 const BOTTOM: f64 = 42.0;
 const BAR: f64 = 20.0;
 const BAR_GAP: f64 = 10.0;
-/// Least distance between two lines' names.
-const NAME_HEIGHT: f64 = 14.0;
+/// Minimum distance between the labels of two lines.
+const LABEL_HEIGHT: f64 = 14.0;
 
-/// The colour of an arm: the same in every picture.
+/// The CSS class of an arm, which sets its colour in all charts.
 pub(super) fn class(arm: &str) -> &'static str {
     match arm {
         "direct" => "c-direct",
@@ -31,12 +33,12 @@ pub(super) fn class(arm: &str) -> &'static str {
         "sidecar" => "c-sidecar",
         "sidecar-epoll" => "c-epoll",
         "sidecar-unix" => "c-unix",
-        "sidecar-no-poll" => "c-sleeps",
+        "sidecar-no-poll" => "c-no-poll",
         _ => "c-other",
     }
 }
 
-/// Text with_timeout markup.
+/// Escapes text for HTML and SVG.
 pub(super) fn escape(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
@@ -44,7 +46,7 @@ pub(super) fn escape(text: &str) -> String {
         .replace('"', "&quot;")
 }
 
-/// One bar for each arm, its range drawn over its end.
+/// Draws one horizontal bar for each arm, with a line for the range.
 pub(super) fn bars(label: &str, unit: &str, values: &[(String, Spread)]) -> String {
     let most = values
         .iter()
@@ -56,7 +58,7 @@ pub(super) fn bars(label: &str, unit: &str, values: &[(String, Spread)]) -> Stri
     let rows = u32::try_from(values.len()).unwrap_or(0);
     let height = TOP + f64::from(rows) * (BAR + BAR_GAP) + 8.0;
     let scale = (WIDTH - BAR_LEFT - RIGHT) / most;
-    let mut svg = open(height, label);
+    let mut svg = open_svg(height, label);
     for (row, (arm, spread)) in (0_u32..).zip(values) {
         let y = TOP + f64::from(row) * (BAR + BAR_GAP);
         let middle = y + BAR / 2.0;
@@ -89,29 +91,29 @@ pub(super) fn bars(label: &str, unit: &str, values: &[(String, Spread)]) -> Stri
     svg
 }
 
-/// A line's name and its points.
+/// The name of a line and its points.
 pub(super) type Series = (String, Vec<(f64, f64)>);
 
-/// An axis: how a value is placed, and where it is written.
+/// An axis: its title, its scale and its ticks.
 pub(super) struct Axis {
     pub(super) title: &'static str,
     pub(super) scale: Scale,
-    /// Empty for a choice by the values.
+    /// If empty, ticks are chosen for the drawn values.
     pub(super) ticks: Vec<(f64, String)>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scale {
-    /// From 0.
+    /// Linear, from 0.
     Linear,
-    /// Powers.
+    /// Logarithmic.
     Log,
-    /// Percent, by its nines: 90, 99 and 99.9 are equally far apart.
+    /// Percentiles by the number of nines: 90, 99 and 99.9 are equally far apart.
     Nines,
 }
 
 impl Scale {
-    fn place(self, value: f64) -> f64 {
+    fn position(self, value: f64) -> f64 {
         match self {
             Self::Linear => value,
             Self::Log => value.max(1e-9).log10(),
@@ -120,21 +122,21 @@ impl Scale {
     }
 }
 
-/// One line for each arm.
+/// Draws one line for each arm.
 pub(super) fn lines(label: &str, x: &Axis, y: &Axis, series: &[Series]) -> String {
     let points = || series.iter().flat_map(|(_, points)| points);
     if points().next().is_none() {
         return String::new();
     }
-    let across = Span::of(x.scale, points().map(|point| point.0), LEFT, WIDTH - RIGHT);
-    let up = Span::of(y.scale, points().map(|point| point.1), HEIGHT - BOTTOM, TOP);
-    let mut svg = open(HEIGHT, label);
-    grid(&mut svg, x, y, across, up);
+    let x_span = Span::of(x.scale, points().map(|point| point.0), LEFT, WIDTH - RIGHT);
+    let y_span = Span::of(y.scale, points().map(|point| point.1), HEIGHT - BOTTOM, TOP);
+    let mut svg = open_svg(HEIGHT, label);
+    grid(&mut svg, x, y, x_span, y_span);
     let ends = series.iter().filter_map(|(_, points)| points.last());
-    let right = ends.fold(LEFT, |most, end| across.pixel(end.0).max(most));
-    let mut names: Vec<(f64, &str)> = Vec::new();
+    let right = ends.fold(LEFT, |most, end| x_span.pixel(end.0).max(most));
+    let mut labels: Vec<(f64, &str)> = Vec::new();
     for (arm, points) in series {
-        let at = |(x, y): &(f64, f64)| (across.pixel(*x), up.pixel(*y));
+        let at = |(x, y): &(f64, f64)| (x_span.pixel(*x), y_span.pixel(*y));
         let path = points.iter().map(at).map(|(x, y)| format!("{x:.1} {y:.1}"));
         let path: Vec<_> = path.collect();
         let _ = write!(
@@ -158,18 +160,18 @@ pub(super) fn lines(label: &str, x: &Axis, y: &Axis, series: &[Series]) -> Strin
             continue;
         };
         if end.0 < right {
-            name(&mut svg, arm, end);
+            label_line(&mut svg, arm, end);
         } else {
-            names.push((end.1, arm));
+            labels.push((end.1, arm));
         }
     }
-    name_lines(&mut svg, names, right);
+    label_lines(&mut svg, labels, right);
     svg.push_str("</svg>");
     svg
 }
 
-/// A line's name beside its end.
-fn name(svg: &mut String, arm: &str, (x, y): (f64, f64)) {
+/// Writes the name of a line next to its end.
+fn label_line(svg: &mut String, arm: &str, (x, y): (f64, f64)) {
     let _ = write!(
         svg,
         "<text class=\"name {}\" x=\"{:.1}\" y=\"{y:.1}\">{}</text>",
@@ -179,24 +181,24 @@ fn name(svg: &mut String, arm: &str, (x, y): (f64, f64)) {
     );
 }
 
-/// Names of lines that all end at `right`, moved apart where they would meet.
-fn name_lines(svg: &mut String, mut names: Vec<(f64, &str)>, right: f64) {
-    names.sort_by(|one, other| one.0.total_cmp(&other.0));
+/// Writes the labels of lines that all end at `right`, and moves overlapping labels apart.
+fn label_lines(svg: &mut String, mut labels: Vec<(f64, &str)>, right: f64) {
+    labels.sort_by(|one, other| one.0.total_cmp(&other.0));
     let mut below = TOP;
-    let count = u32::try_from(names.len()).unwrap_or(0);
-    for ((y, arm), left) in names.into_iter().zip((1..=count).rev()) {
-        // Those that follow have to have room too.
-        let lowest = HEIGHT - BOTTOM - f64::from(left - 1) * NAME_HEIGHT;
+    let count = u32::try_from(labels.len()).unwrap_or(0);
+    for ((y, arm), left) in labels.into_iter().zip((1..=count).rev()) {
+        // Leave room for the labels that follow.
+        let lowest = HEIGHT - BOTTOM - f64::from(left - 1) * LABEL_HEIGHT;
         let y = y.max(below).min(lowest.max(below));
-        below = y + NAME_HEIGHT;
-        name(svg, arm, (right, y));
+        below = y + LABEL_HEIGHT;
+        label_line(svg, arm, (right, y));
     }
 }
 
-fn grid(svg: &mut String, x: &Axis, y: &Axis, across: Span, up: Span) {
+fn grid(svg: &mut String, x: &Axis, y: &Axis, x_span: Span, y_span: Span) {
     let bottom = HEIGHT - BOTTOM;
-    for (value, text) in ticks(y, up) {
-        let at = up.pixel(value);
+    for (value, text) in ticks(y, y_span) {
+        let at = y_span.pixel(value);
         let _ = write!(
             svg,
             "<path class=\"grid\" d=\"M{LEFT} {at:.1}H{}\"/>\
@@ -205,8 +207,8 @@ fn grid(svg: &mut String, x: &Axis, y: &Axis, across: Span, up: Span) {
             LEFT - 8.0,
         );
     }
-    for (value, text) in ticks(x, across) {
-        let at = across.pixel(value);
+    for (value, text) in ticks(x, x_span) {
+        let at = x_span.pixel(value);
         let _ = write!(
             svg,
             "<text class=\"tick\" x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{text}</text>",
@@ -230,8 +232,8 @@ fn ticks(axis: &Axis, span: Span) -> Vec<(f64, String)> {
         return axis.ticks.clone();
     }
     let values = match axis.scale {
-        Scale::Log => powers(span),
-        Scale::Linear | Scale::Nines => steps(span.most),
+        Scale::Log => log_ticks(span),
+        Scale::Linear | Scale::Nines => linear_ticks(span.most),
     };
     values
         .into_iter()
@@ -240,7 +242,7 @@ fn ticks(axis: &Axis, span: Span) -> Vec<(f64, String)> {
 }
 
 /// 1, 2 and 5 times the powers of ten.
-fn powers(span: Span) -> Vec<f64> {
+fn log_ticks(span: Span) -> Vec<f64> {
     let first = span.least.floor();
     let decades = (0_u32..).map(|step| first + f64::from(step));
     decades
@@ -250,8 +252,8 @@ fn powers(span: Span) -> Vec<f64> {
         .collect()
 }
 
-/// About five round ones from 0.
-fn steps(most: f64) -> Vec<f64> {
+/// About five round values, from 0.
+fn linear_ticks(most: f64) -> Vec<f64> {
     let rough = (most / 5.0).max(1e-9);
     let power = 10_f64.powf(rough.log10().floor());
     let digits = [1.0, 2.0, 5.0, 10.0];
@@ -261,7 +263,7 @@ fn steps(most: f64) -> Vec<f64> {
     values.take_while(|value| *value <= most * 1.0001).collect()
 }
 
-/// From placed values to pixels.
+/// Maps scaled values to pixels.
 #[derive(Clone, Copy)]
 struct Span {
     scale: Scale,
@@ -274,8 +276,8 @@ struct Span {
 impl Span {
     fn of(scale: Scale, values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
         let bounds = (f64::INFINITY, f64::NEG_INFINITY);
-        let placed = values.map(|value| scale.place(value));
-        let (least, most) = placed.fold(bounds, |(low, high), at| (low.min(at), high.max(at)));
+        let positions = values.map(|value| scale.position(value));
+        let (least, most) = positions.fold(bounds, |(low, high), at| (low.min(at), high.max(at)));
         let least = if scale == Scale::Log {
             least - 0.03
         } else {
@@ -296,12 +298,12 @@ impl Span {
     }
 
     fn pixel(self, value: f64) -> f64 {
-        let part = (self.scale.place(value) - self.least) / (self.most - self.least);
+        let part = (self.scale.position(value) - self.least) / (self.most - self.least);
         self.from + part * (self.to - self.from)
     }
 }
 
-fn open(height: f64, label: &str) -> String {
+fn open_svg(height: f64, label: &str) -> String {
     format!(
         "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{}\" \
          xmlns=\"http://www.w3.org/2000/svg\">",
@@ -315,15 +317,15 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_cover_the_values() {
-        assert_eq!(steps(10.0), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
-        assert_eq!(steps(0.0)[0], 0.0);
+        assert_eq!(linear_ticks(10.0), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]);
+        assert_eq!(linear_ticks(0.0)[0], 0.0);
         let span = Span::of(Scale::Log, [90.0, 1200.0].into_iter(), 0.0, 1.0);
-        assert_eq!(powers(span), [100.0, 200.0, 500.0, 1000.0]);
+        assert_eq!(log_ticks(span), [100.0, 200.0, 500.0, 1000.0]);
     }
 
     #[test]
     fn nines_scale_is_logarithmic_in_the_remainder() {
-        let at = |percent| Scale::Nines.place(percent);
+        let at = |percent| Scale::Nines.position(percent);
         assert!((at(99.0) - at(90.0) - 1.0).abs() < 1e-9);
         assert!((at(99.9) - at(99.0) - 1.0).abs() < 1e-9);
     }
@@ -331,7 +333,7 @@ mod tests {
     #[test]
     fn line_labels_do_not_overlap() {
         let mut svg = String::new();
-        name_lines(
+        label_lines(
             &mut svg,
             vec![
                 (300.0, "tokio-baseline"),
@@ -346,7 +348,7 @@ mod tests {
             .map(|rest| rest.split('"').next().unwrap().parse().unwrap())
             .collect();
         assert!(
-            ys.windows(2).all(|pair| pair[1] - pair[0] >= NAME_HEIGHT),
+            ys.windows(2).all(|pair| pair[1] - pair[0] >= LABEL_HEIGHT),
             "{ys:?}"
         );
         assert!(ys.iter().all(|y| *y <= HEIGHT - BOTTOM + 0.1), "{ys:?}");
@@ -367,8 +369,8 @@ mod tests {
             let x = before.rsplit(" x=\"").next().unwrap();
             x.split('"').next().unwrap().parse().unwrap()
         };
-        let across = WIDTH - RIGHT - LEFT;
-        assert!(x("short") < LEFT + across / 3.0, "{svg}");
-        assert!(x("long") > LEFT + across * 0.9, "{svg}");
+        let x_span = WIDTH - RIGHT - LEFT;
+        assert!(x("short") < LEFT + x_span / 3.0, "{svg}");
+        assert!(x("long") > LEFT + x_span * 0.9, "{svg}");
     }
 }

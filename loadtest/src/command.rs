@@ -62,7 +62,7 @@ fn compare_command() -> Command {
         .about("Measure all arms in turn, and write the report")
         .arg(switch(
             "quick",
-            "Fewer rounds and parts of the load: about 3 minutes instead of 18",
+            "Fewer and shorter measurements: about 3 minutes instead of 18",
         ))
         .arg(flag(
             "rounds",

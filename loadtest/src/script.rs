@@ -155,12 +155,12 @@ fn tpcb(account: u32, scale: u32) -> Vec<Step> {
 struct Rng(u64);
 
 impl Rng {
-    /// Returns a number from 1 to `most`.
-    fn draw(&mut self, most: u32) -> u32 {
+    /// Returns a number from 1 to `max`.
+    fn draw(&mut self, max: u32) -> u32 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        let drawn = self.0.checked_rem(u64::from(most)).unwrap_or(0);
+        let drawn = self.0.checked_rem(u64::from(max)).unwrap_or(0);
         1 + u32::try_from(drawn).unwrap_or(0)
     }
 }

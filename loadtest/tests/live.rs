@@ -258,11 +258,11 @@ fn a_storm_of_unknown_clients_is_admitted() {
     let fixture = Fixture::new();
     let peer = fixture.attested();
     let unknown_client = |number| {
-        let chain = fixture
+        let identity = fixture
             .workspace
             .tdx
             .identity(&format!("unknown client {number}"))?;
-        peer.endpoint.with_identity(&chain)
+        peer.endpoint.with_identity(&identity)
     };
     let load = connection_storm::ConnectionStorm {
         sessions: query_load(&peer, 2),

@@ -56,9 +56,9 @@ where
     match range.contains(&number) {
         true => Ok(number),
         false => {
-            let (least, most) = range.into_inner();
+            let (min, max) = range.into_inner();
             Err(Error::Usage(format!(
-                "--{name} {number}: must be {least} to {most}"
+                "--{name} {number}: must be {min} to {max}"
             )))
         }
     }

@@ -221,8 +221,8 @@ impl Load {
         let issue = |number: usize| {
             progress.check_signal()?;
             progress.status(&format!("issuing certificates: {number}"));
-            let chain = self.tdx.identity(&format!("{run} {number}"))?;
-            self.endpoint.with_identity(&chain)
+            let identity = self.tdx.identity(&format!("{run} {number}"))?;
+            self.endpoint.with_identity(&identity)
         };
         (0..count).map(issue).collect()
     }

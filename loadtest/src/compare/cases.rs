@@ -65,13 +65,13 @@ impl Run<'_> {
             self.measure_rounds(rounds, &key, &title, QUERY, &names(&arms), |index, _| {
                 let peer = arms.get(index).ok_or(Error::Stopped)?;
                 let (endpoint, login) = (peer.endpoint.clone(), peer.login.clone());
-                let outcome = query::QueryLoad {
+                let load = query::QueryLoad {
                     scale: SCALE,
                     threads,
                     pid: peer.pid(),
                     ..query::QueryLoad::new(endpoint, login, clients, seconds)
                 };
-                Ok(query_sample(&outcome.run(progress)?))
+                Ok(query_sample(&load.run(progress)?))
             })?;
         }
         Ok(())
@@ -79,11 +79,11 @@ impl Run<'_> {
 
     pub(super) fn bulk(&mut self, peers: &[Peer]) -> Result<()> {
         let (progress, rows) = (self.progress, self.options.bulk * ROWS_IN_MIB);
-        let ways = [
+        let directions = [
             (bulk::Direction::Out, "copy-out", "OUT"),
             (bulk::Direction::In, "copy-in", "IN"),
         ];
-        for (direction, key, word) in ways {
+        for (direction, key, word) in directions {
             let title = format!("COPY {word}, {} MiB", self.options.bulk);
             let arms = arms(peers, false);
             let rounds = self.options.rounds * COPY_ROUNDS;

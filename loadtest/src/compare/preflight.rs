@@ -18,7 +18,7 @@ const SAMPLE_TIME: Duration = Duration::from_secs(1);
 /// Maximum slowdown of work on one core, while another one works, on separate physical cores.
 const MAX_SLOWDOWN: f64 = 1.15;
 /// Total time that a comparison waits for separate physical cores.
-const TIMEOUT: Duration = Duration::from_secs(90);
+const MAX_TOTAL_WAIT: Duration = Duration::from_secs(90);
 /// Interval between two checks while waiting.
 const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 /// Repetitions of the work. The fastest one counts, because disturbances can only slow it down.
@@ -28,10 +28,10 @@ const BACKGROUND_PIECES: usize = 2 * PIECES + 2;
 /// Iterations of one piece of work: about 20 ms.
 const ITERATIONS: u64 = 10_000_000;
 
-/// Waits until the machine is idle, for at most `most`. Returns the CPU share that other processes
-/// used in the last second.
-pub(super) fn wait_until_idle(most: Duration, progress: &Progress) -> Result<f64> {
-    let deadline = Instant::now() + most;
+/// Waits until the machine is idle, for at most `max_wait`. Returns the CPU share that other
+/// processes used in the last second.
+pub(super) fn wait_until_idle(max_wait: Duration, progress: &Progress) -> Result<f64> {
+    let deadline = Instant::now() + max_wait;
     loop {
         let before = CpuTicks::now();
         progress.sleep_until(Instant::now() + SAMPLE_TIME, "waiting for an idle machine")?;
@@ -58,7 +58,7 @@ impl CoreCheck {
         let other = others.find(|core| *core != cores.proxy);
         Self {
             pair: other.map(|other| [cores.proxy.clone(), other.to_owned()]),
-            wait_left: TIMEOUT,
+            wait_left: MAX_TOTAL_WAIT,
             slowdowns: Vec::new(),
         }
     }
@@ -104,7 +104,7 @@ impl CoreCheck {
 /// Measures by which factor one core slows down while the other works too.
 fn measure_slowdown([one, other]: &[String; 2]) -> Result<f64> {
     let alone = on_core(one, || Ok(fastest_piece()))?;
-    let with_background_load = with_background_load(
+    let loaded = with_background_load(
         1,
         || {
             on_core(other, || {
@@ -119,7 +119,7 @@ fn measure_slowdown([one, other]: &[String; 2]) -> Result<f64> {
             })
         },
     )?;
-    Ok(with_background_load.as_secs_f64() / alone.as_secs_f64().max(1e-9))
+    Ok(loaded.as_secs_f64() / alone.as_secs_f64().max(1e-9))
 }
 
 fn fastest_piece() -> Duration {
@@ -132,9 +132,9 @@ fn fastest_piece() -> Duration {
 fn work_piece() -> Duration {
     let started = process_usage::thread_cpu();
     let mut sums = [1_u64, 2, 3, 4, 5, 6, 7, 8];
-    for turn in 0..ITERATIONS {
+    for iteration in 0..ITERATIONS {
         for sum in &mut sums {
-            *sum = sum.wrapping_add(turn) ^ turn;
+            *sum = sum.wrapping_add(iteration) ^ iteration;
         }
         sums = black_box(sums);
     }

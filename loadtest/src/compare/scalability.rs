@@ -157,10 +157,10 @@ impl Run<'_> {
                 let peer = peers::start_sidecar(workspace, upstream, mode)?;
                 let (endpoint, login) = (peer.endpoint.clone(), peer.login.clone());
                 let unknown_client = |number| {
-                    let chain = workspace
+                    let identity = workspace
                         .tdx
                         .identity(&format!("unknown client {round} {number}"))?;
-                    peer.endpoint.with_identity(&chain)
+                    peer.endpoint.with_identity(&identity)
                 };
                 let load = connection_storm::ConnectionStorm {
                     unknown_clients: (0..count).map(unknown_client).collect::<Result<_>>()?,

@@ -148,7 +148,7 @@ impl CopyLoad {
         meter.edge(Edge::End)?;
         match hasher.finalize() == expected {
             true => Ok(self.outcome(seconds, meter)),
-            false => Err(wrong(
+            false => Err(mismatch(
                 "COPY OUT: the received rows differ from the expected ones",
             )),
         }
@@ -186,7 +186,7 @@ impl CopyLoad {
     }
 }
 
-fn wrong(what: &str) -> Error {
+fn mismatch(what: &str) -> Error {
     Error::Server(what.to_owned())
 }
 
@@ -231,7 +231,9 @@ async fn check_stored(client: &mut Client, rows: u32) -> Result<()> {
     let made = client.query_value(&format!("{sum} {made}")).await?;
     match stored == made && stored.starts_with(&format!("{rows} ")) {
         true => Ok(()),
-        false => Err(wrong("COPY IN: the stored rows differ from the sent ones")),
+        false => Err(mismatch(
+            "COPY IN: the stored rows differ from the sent ones",
+        )),
     }
 }
 

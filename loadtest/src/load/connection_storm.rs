@@ -164,7 +164,7 @@ fn connect_prepared(
 ) -> Result<AdmissionCounts> {
     let prepared = PreparedLogin::new(login)?;
     let started = Instant::now();
-    let answers = Runtime::new()?.block_on(async {
+    let responses = Runtime::new()?.block_on(async {
         let handshakes = connections
             .into_iter()
             .map(|connection| connection.start_handshake());
@@ -177,12 +177,12 @@ fn connect_prepared(
         let requests = requests.map(|request| {
             with_timeout(TIMEOUT, "an unknown client", pausing_after_steps(request))
         });
-        let answers = pin!(join_all(requests));
-        match select(answers, pin!(monoio::time::sleep(LOW_PRIORITY_TIME))).await {
-            Either::Left((answers, _)) => answers,
-            Either::Right(((), answers)) => {
+        let responses = pin!(join_all(requests));
+        match select(responses, pin!(monoio::time::sleep(LOW_PRIORITY_TIME))).await {
+            Either::Left((responses, _)) => responses,
+            Either::Right(((), responses)) => {
                 set_nice(0);
-                answers.await
+                responses.await
             }
         }
     });
@@ -190,13 +190,13 @@ fn connect_prepared(
         took: started.elapsed(),
         ..AdmissionCounts::default()
     };
-    for answer in answers {
-        if matches!(answer, Ok(b'R')) {
+    for response in responses {
+        if matches!(response, Ok(b'R')) {
             admission.admitted += 1;
             continue;
         }
         admission.refused += 1;
-        admission.reason.get_or_insert_with(|| match answer {
+        admission.reason.get_or_insert_with(|| match response {
             Ok(tag) => format!("the server responded with {:?}", char::from(tag)),
             Err(error) => error.to_string(),
         });

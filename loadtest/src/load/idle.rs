@@ -65,8 +65,8 @@ impl Outcome {
     /// KB for each connection in `sample`, above the memory before.
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "20,000 at most")]
-    pub fn per_connection(&self, point: MemorySample) -> f64 {
-        (point.pss - self.before.pss) / point.connections.max(1) as f64
+    pub fn per_connection(&self, sample: MemorySample) -> f64 {
+        (sample.pss - self.before.pss) / sample.connections.max(1) as f64
     }
 }
 

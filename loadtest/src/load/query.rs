@@ -18,7 +18,7 @@ use crate::script::{QueryMode, Script};
 use crate::worker_group::{self, Timing, Window, Worker, Workload};
 
 /// Transactions between two updates of the shared progress counter.
-const SHOWN_EVERY: u64 = 64;
+const PROGRESS_INTERVAL: u64 = 64;
 /// Distance between the first transactions of two connections in the thread's script.
 const STRIDE: usize = 61;
 /// [PostgreSQL 15, Appendix A: undefined_table](https://www.postgresql.org/docs/15/errcodes-appendix.html).
@@ -85,7 +85,7 @@ impl QueryLoad {
         };
         let edge = |edge| meter.edge(edge);
         let done = worker_group::run(&work, threads, self.timing, progress, edge)
-            .map_err(|error| self.explained(error))?;
+            .map_err(|error| self.add_hint(error))?;
         let mut all = Counters::new()?;
         done.iter().for_each(|counters| all.add(counters));
         Ok(Outcome {
@@ -99,7 +99,7 @@ impl QueryLoad {
     }
 
     /// Adds a hint to the error if pgbench's tables are missing.
-    fn explained(&self, error: Error) -> Error {
+    fn add_hint(&self, error: Error) -> Error {
         match error {
             Error::Server(text) if text.contains(UNDEFINED_TABLE) => Error::Server(format!(
                 "{text} (create the tables with `pgbench -i -s {}`)",
@@ -206,8 +206,8 @@ impl Workload for QueryWorkload<'_> {
     async fn prepare(&self, worker: Worker) -> Result<Connections> {
         let load = self.load;
         let prepared = PreparedLogin::new(&load.login)?;
-        let turn = u32::try_from(worker.index).unwrap_or(0);
-        let seed = 0x9e37_79b9_7f4a_7c15_u64.rotate_left(turn);
+        let rotation = u32::try_from(worker.index).unwrap_or(0);
+        let seed = 0x9e37_79b9_7f4a_7c15_u64.rotate_left(rotation);
         let script = Rc::new(Script::new(load.mode, load.scale, seed));
         let mut idle = Vec::new();
         for _ in 0..worker.share(load.idle) {
@@ -218,8 +218,8 @@ impl Workload for QueryWorkload<'_> {
         let mut active = Vec::new();
         for _ in 0..worker.share(load.clients) {
             let mut client = Client::log_in(&load.endpoint, &prepared).await?;
-            if let Some(before) = &script.setup {
-                client.request(&before.bytes, before.ready).await?;
+            if let Some(setup) = &script.setup {
+                client.request(&setup.bytes, setup.ready).await?;
             }
             active.push(client);
         }
@@ -303,8 +303,10 @@ impl QueryTask {
             self.transaction().await?;
             let ended = Instant::now();
             done += 1;
-            if done.is_multiple_of(SHOWN_EVERY) {
-                self.progress.done.fetch_add(SHOWN_EVERY, Ordering::Relaxed);
+            if done.is_multiple_of(PROGRESS_INTERVAL) {
+                self.progress
+                    .done
+                    .fetch_add(PROGRESS_INTERVAL, Ordering::Relaxed);
             }
             if window.counts(ended) {
                 let mut counters = self.counters.borrow_mut();

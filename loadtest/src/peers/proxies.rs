@@ -94,12 +94,12 @@ pub(super) fn pgbouncer(workspace: &Workspace, upstream: &Upstream) -> Result<Pe
             "[databases]\npostgres = host=127.0.0.1 port={upstream}\n\
              [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\n\
              auth_type = trust\nauth_file = {users}\npool_mode = session\n\
-             default_pool_size = {most}\nmax_client_conn = {most}\n\
+             default_pool_size = {max}\nmax_client_conn = {max}\n\
              client_tls_sslmode = require\nclient_tls_protocols = tlsv1.3\n\
              client_tls_cert_file = {cert}\nclient_tls_key_file = {key}\n\
              log_connections = 0\nlog_disconnections = 0\n",
             upstream = upstream.address.port(),
-            most = workspace.max_connections(),
+            max = workspace.max_connections(),
             port = address.port(),
             users = users.display(),
             cert = workspace.path("cert.pem").display(),
@@ -156,14 +156,14 @@ pub(super) fn haproxy(workspace: &Workspace, upstream: &Upstream) -> Result<Peer
     write(
         &settings,
         &format!(
-            "global\n  nbthread 1\n  maxconn {most}\n\
+            "global\n  nbthread 1\n  maxconn {max}\n\
              defaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n\
              listen postgres\n  bind {address} ssl crt {both} alpn postgresql ssl-min-ver TLSv1.3\n  \
              server postgres {upstream}\n\
              frontend handshakes\n  bind {handshake} ssl crt {both} ca-file {ca} verify required \
              alpn postgresql ssl-min-ver TLSv1.3\n  tcp-request session reject\n",
             upstream = upstream.address,
-            most = workspace.max_connections(),
+            max = workspace.max_connections(),
             ca = workspace.path("kms.pem").display(),
         ),
     )?;

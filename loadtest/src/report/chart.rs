@@ -48,16 +48,16 @@ pub(super) fn escape(text: &str) -> String {
 
 /// Draws one horizontal bar for each arm, with a line for the range.
 pub(super) fn bars(label: &str, unit: &str, values: &[(String, Spread)]) -> String {
-    let most = values
+    let max = values
         .iter()
         .map(|(_, spread)| spread.high)
         .fold(0.0, f64::max);
-    if most <= 0.0 {
+    if max <= 0.0 {
         return String::new();
     }
     let rows = u32::try_from(values.len()).unwrap_or(0);
     let height = TOP + f64::from(rows) * (BAR + BAR_GAP) + 8.0;
-    let scale = (WIDTH - BAR_LEFT - RIGHT) / most;
+    let scale = (WIDTH - BAR_LEFT - RIGHT) / max;
     let mut svg = open_svg(height, label);
     for (row, (arm, spread)) in (0_u32..).zip(values) {
         let y = TOP + f64::from(row) * (BAR + BAR_GAP);
@@ -133,7 +133,7 @@ pub(super) fn lines(label: &str, x: &Axis, y: &Axis, series: &[Series]) -> Strin
     let mut svg = open_svg(HEIGHT, label);
     grid(&mut svg, x, y, x_span, y_span);
     let ends = series.iter().filter_map(|(_, points)| points.last());
-    let right = ends.fold(LEFT, |most, end| x_span.pixel(end.0).max(most));
+    let right = ends.fold(LEFT, |max, end| x_span.pixel(end.0).max(max));
     let mut labels: Vec<(f64, &str)> = Vec::new();
     for (arm, points) in series {
         let at = |(x, y): &(f64, f64)| (x_span.pixel(*x), y_span.pixel(*y));
@@ -233,7 +233,7 @@ fn ticks(axis: &Axis, span: Span) -> Vec<(f64, String)> {
     }
     let values = match axis.scale {
         Scale::Log => log_ticks(span),
-        Scale::Linear | Scale::Nines => linear_ticks(span.most),
+        Scale::Linear | Scale::Nines => linear_ticks(span.max),
     };
     values
         .into_iter()
@@ -243,32 +243,32 @@ fn ticks(axis: &Axis, span: Span) -> Vec<(f64, String)> {
 
 /// 1, 2 and 5 times the powers of ten.
 fn log_ticks(span: Span) -> Vec<f64> {
-    let first = span.least.floor();
+    let first = span.min.floor();
     let decades = (0_u32..).map(|step| first + f64::from(step));
     decades
-        .take_while(|power| *power <= span.most)
+        .take_while(|power| *power <= span.max)
         .flat_map(|power| [1.0, 2.0, 5.0].map(|digit| digit * 10_f64.powf(power)))
-        .filter(|value| (span.least..=span.most).contains(&value.log10()))
+        .filter(|value| (span.min..=span.max).contains(&value.log10()))
         .collect()
 }
 
 /// About five round values, from 0.
-fn linear_ticks(most: f64) -> Vec<f64> {
-    let rough = (most / 5.0).max(1e-9);
+fn linear_ticks(max: f64) -> Vec<f64> {
+    let rough = (max / 5.0).max(1e-9);
     let power = 10_f64.powf(rough.log10().floor());
     let digits = [1.0, 2.0, 5.0, 10.0];
     let digit = digits.into_iter().find(|digit| digit * power >= rough);
     let step = digit.unwrap_or(10.0) * power;
     let values = (0_u32..).map(|count| f64::from(count) * step);
-    values.take_while(|value| *value <= most * 1.0001).collect()
+    values.take_while(|value| *value <= max * 1.0001).collect()
 }
 
 /// Maps scaled values to pixels.
 #[derive(Clone, Copy)]
 struct Span {
     scale: Scale,
-    least: f64,
-    most: f64,
+    min: f64,
+    max: f64,
     from: f64,
     to: f64,
 }
@@ -277,28 +277,24 @@ impl Span {
     fn of(scale: Scale, values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
         let bounds = (f64::INFINITY, f64::NEG_INFINITY);
         let positions = values.map(|value| scale.position(value));
-        let (least, most) = positions.fold(bounds, |(low, high), at| (low.min(at), high.max(at)));
-        let least = if scale == Scale::Log {
-            least - 0.03
+        let (min, max) = positions.fold(bounds, |(low, high), at| (low.min(at), high.max(at)));
+        let min = if scale == Scale::Log { min - 0.03 } else { 0.0 };
+        let max = if scale == Scale::Linear {
+            max * 1.05
         } else {
-            0.0
-        };
-        let most = if scale == Scale::Linear {
-            most * 1.05
-        } else {
-            most + 0.03
+            max + 0.03
         };
         Self {
             scale,
-            least,
-            most: most.max(least + 1e-6),
+            min,
+            max: max.max(min + 1e-6),
             from,
             to,
         }
     }
 
     fn pixel(self, value: f64) -> f64 {
-        let part = (self.scale.position(value) - self.least) / (self.most - self.least);
+        let part = (self.scale.position(value) - self.min) / (self.max - self.min);
         self.from + part * (self.to - self.from)
     }
 }

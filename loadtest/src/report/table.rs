@@ -157,14 +157,14 @@ pub(super) fn agreement(first: &Report, second: &Report) -> String {
 fn difference(one: f64, other: f64) -> f64 {
     match one.abs().max(other.abs()) {
         0.0 => 0.0,
-        most => (one - other).abs() / most,
+        max => (one - other).abs() / max,
     }
 }
 
 pub(super) fn bound(bound: Bound) -> String {
     match bound {
-        Bound::AtMost(most) => format!("≤ {}", format_figure(most)),
-        Bound::AtLeast(least) => format!("≥ {}", format_figure(least)),
+        Bound::AtMost(max) => format!("≤ {}", format_figure(max)),
+        Bound::AtLeast(min) => format!("≥ {}", format_figure(min)),
     }
 }
 

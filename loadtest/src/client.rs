@@ -1,7 +1,7 @@
 //! A minimal PostgreSQL client with little CPU cost: it sends pre-built messages, one write each,
 //! and scans the responses only for their end.
 
-use wire::backend::{AwaitReady, Backend, BackendStep, ReadyStep};
+use wire::backend::{AwaitReady, BackendLogin, BackendStep, ReadyStep};
 use wire::scram::{Keys, RAW_NONCE_LEN};
 use wire::startup::ProtocolVersion;
 
@@ -128,7 +128,8 @@ async fn authenticate(stream: &mut Stream, prepared: &PreparedLogin) -> Result<(
     getrandom::fill(&mut nonce)
         .map_err(|error| io_context("cannot read random bytes")(error.into()))?;
     let (mut out, mut read) = (Vec::new(), Vec::new());
-    let mut backend = Backend::start(&prepared.startup, ProtocolVersion::V3_0, nonce, &mut out);
+    let mut backend =
+        BackendLogin::start(&prepared.startup, ProtocolVersion::V3_0, nonce, &mut out);
     loop {
         if !out.is_empty() {
             stream.send(&out).await?;
@@ -147,13 +148,13 @@ async fn authenticate(stream: &mut Stream, prepared: &PreparedLogin) -> Result<(
 }
 
 enum Step {
-    Continue(Backend),
-    Read(Backend),
+    Continue(BackendLogin),
+    Read(BackendLogin),
     AwaitReady_(AwaitReady),
 }
 
 fn step(
-    backend: Backend,
+    backend: BackendLogin,
     prepared: &PreparedLogin,
     read: &mut Vec<u8>,
     out: &mut Vec<u8>,
@@ -187,8 +188,8 @@ fn step(
 async fn await_ready(stream: &mut Stream, mut state: AwaitReady, mut read: Vec<u8>) -> Result<()> {
     loop {
         match state.advance(&read) {
-            ReadyStep::Pass { whole, next } => {
-                read.drain(..whole);
+            ReadyStep::Forward { forward_len, next } => {
+                read.drain(..forward_len);
                 state = next;
                 read_more(stream, &mut read).await?;
             }
@@ -217,7 +218,7 @@ async fn read_more(stream: &mut Stream, read: &mut Vec<u8>) -> Result<()> {
 /// Connection and TLS errors, including a closed connection.
 pub async fn first_response(stream: &mut Stream, prepared: &PreparedLogin) -> Result<u8> {
     let (mut out, nonce) = (Vec::new(), [0; RAW_NONCE_LEN]);
-    let _login = Backend::start(&prepared.startup, ProtocolVersion::V3_0, nonce, &mut out);
+    let _login = BackendLogin::start(&prepared.startup, ProtocolVersion::V3_0, nonce, &mut out);
     stream.send(&out).await?;
     let answer = stream.receive().await?;
     answer.first().copied().ok_or_else(closed)

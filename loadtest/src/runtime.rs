@@ -21,7 +21,7 @@ pub enum Runtime {
 
 impl Runtime {
     /// Creates a runtime for this thread, with the same ring flags as the engine where the kernel
-    /// supports them (docs/decisions/ring-flags.md).
+    /// supports them (docs/adr/0005-io-uring-ring-flags.md).
     ///
     /// # Errors
     /// Neither io_uring nor epoll can be created: out of descriptors or memory.

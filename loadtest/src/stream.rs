@@ -3,7 +3,7 @@
 //! TLS is rustls' buffered connection with our own reads and writes instead of monoio-rustls 0.4.
 //! That crate sends each full record in two pieces, so that a COPY IN would measure how a proxy
 //! reads split records, and it keeps 32 KiB for each of 20,000 idle connections
-//! (docs/decisions/load-client.md).
+//! (docs/adr/0009-load-generator-tls-client.md).
 
 use std::io::{self, BufRead, Write as _};
 

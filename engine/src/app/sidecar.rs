@@ -28,6 +28,7 @@ use crate::shard::pool::{self, ShardConfig, ShardPool};
 use crate::tasks::certificate_renewal::{CertificateRenewer, InstallFn};
 use crate::tasks::{collateral_refresh, upstream_probe};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::shard_metrics;
 use crate::tls::certificate::Identity;
 use crate::tls::certificate_source::CertificateSource;
 use service::{InboundHandlerFactory, SharedState};
@@ -180,7 +181,7 @@ fn bind(config: &Config) -> Result<Base, StartError> {
     let listener = listener::bind(config.listen, config.process.shards)
         .map_err(system(format!("cannot listen on {}", config.listen)))?;
     let metrics = Arc::new(Metrics::new()?);
-    metrics.register_all(config.process.shards);
+    shard_metrics::register_all(&metrics, config.process.shards);
     metrics.set_info(driver, config);
     let agent = Agent::new(config.process.guest_agent.clone(), AgentOptions::default())?;
     let health = Health::new();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::attestation::gate::{AttestingGate, Gate};
 use crate::attestation::verifier::QuoteVerifier;
 use crate::io::offload::{OffloadThread, PendingJobs};
-use crate::telemetry::metrics::ShardMetrics;
+use crate::telemetry::shard_metrics::ShardMetrics;
 
 /// The `verifier` setting, ready for use.
 pub(crate) enum ServerGate {

@@ -18,7 +18,7 @@ use rustls::pki_types::CertificateDer;
 use crate::attestation::verifier::{QuoteVerifier, VERDICT_TTL, Verification};
 use crate::io::clock::unix_now;
 use crate::io::offload::{OffloadThread, PendingJobs};
-use crate::telemetry::metrics::{ShardMetrics, VerdictSource};
+use crate::telemetry::shard_metrics::{ShardMetrics, VerdictSource};
 
 /// Admissions that a shard remembers.
 const REMEMBERED: usize = 4096;

@@ -22,7 +22,7 @@ use crate::sched::read_delay::Pauses;
 use crate::sched::yield_budget::Turns;
 use crate::session::activity::ShardActivity;
 use crate::telemetry::close_reason::CloseReason;
-use crate::telemetry::metrics::ShardMetrics;
+use crate::telemetry::shard_metrics::ShardMetrics;
 
 /// How long a peer may take to read our last words and close.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);

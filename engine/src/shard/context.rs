@@ -6,8 +6,8 @@ use std::sync::Arc;
 use crate::io::offload::PendingJobs;
 use crate::sched::handshake_queue::HandshakeQueue;
 use crate::shard::ConnectionHandler;
-use crate::telemetry::log::AccessLog;
-use crate::telemetry::metrics::ShardMetrics;
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::shard_metrics::ShardMetrics;
 
 /// Makes a shard's service, on the shard's own thread, where it stays.
 pub(crate) trait HandlerFactory: Send + Sync + 'static {

@@ -35,10 +35,10 @@ use crate::sched::yield_budget::Turns;
 use crate::session::activity::ShardActivity;
 use crate::session::control::{ConnectionControl, TerminateReason};
 use crate::shard::balancer::{Balancer, ShardAssignment};
+use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
-use crate::telemetry::log::AccessLog;
-use crate::telemetry::metrics::ShardMetrics;
+use crate::telemetry::shard_metrics::ShardMetrics;
 
 /// Connections past the limit that are let in as far as being told so (53300,
 /// inside TLS), or to send a CancelRequest. Past these the socket just closes.

@@ -19,8 +19,9 @@ use crate::sched::handshake_queue::HandshakeQueue;
 use crate::sched::yield_budget::Turns;
 use crate::shard::balancer::Balancer;
 use crate::shard::{ConnectionLimit, Message, Shard, SiblingShards, Timeouts};
-use crate::telemetry::log::AccessLog;
-use crate::telemetry::metrics::{Metrics, ShardMetrics};
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::shard_metrics::ShardMetrics;
 
 /// What all shards of a process have in context, whatever they serve.
 pub(crate) struct ShardConfig {

@@ -1,6 +1,9 @@
 //! Layer 3: metrics, the log, and the closed list of reasons why a connection closed.
 
+pub(crate) mod access_log;
+mod client_error;
 pub(crate) mod close_reason;
 pub(crate) mod connection_info;
 pub mod log;
 pub mod metrics;
+pub(crate) mod shard_metrics;

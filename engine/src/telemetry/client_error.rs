@@ -1,0 +1,172 @@
+//! The ErrorResponse for a client, or for a forwarder's driver.
+
+use std::borrow::Cow;
+use std::io;
+
+use wire::error::{ErrorResponse, SqlState};
+
+use crate::telemetry::close_reason::{CloseReason, server_tls_text};
+
+impl CloseReason {
+    /// What the client is told, where the protocol has a place for it. The
+    /// texts are an allow-list: nothing of Postgres' or the machine's that is
+    /// not meant for a client gets into them.
+    pub(crate) fn response(&self) -> Option<Vec<u8>> {
+        let fatal = |sqlstate, message: Cow<'_, str>, hint| {
+            let mut out = Vec::with_capacity(128);
+            ErrorResponse::fatal(sqlstate, &message)
+                .with_hint(hint)
+                .encode(&mut out);
+            Some(out)
+        };
+        match self {
+            CloseReason::Opening(error) => error.response().map(encoded),
+            CloseReason::Frontend(error) => error.response().map(encoded),
+            // The code only: what the client measured is in the log.
+            CloseReason::Denied(denial) => fatal(
+                SqlState::INVALID_AUTHORIZATION,
+                format!("client attestation rejected: {}", denial.code()).into(),
+                None,
+            ),
+            CloseReason::Revoked(_) => {
+                fatal(SqlState::ADMIN_SHUTDOWN, self.to_string().into(), None)
+            }
+            CloseReason::AuthenticationFailed => Some(encoded(wire::error::AUTHENTICATION_FAILED)),
+            CloseReason::TooManyConnections => fatal(
+                SqlState::TOO_MANY_CONNECTIONS,
+                "sorry, too many clients already".into(),
+                None,
+            ),
+            CloseReason::UpstreamUnreachable(error) => fatal(
+                SqlState::CANNOT_CONNECT_NOW,
+                format!(
+                    "pg_auth_inject failed: cannot connect to Postgres: {}",
+                    io_text(error)
+                )
+                .into(),
+                None,
+            ),
+            CloseReason::Inject(error) => {
+                fatal(error.response_sqlstate(), self.to_string().into(), None)
+            }
+            CloseReason::UpstreamIo(_) => fatal(
+                SqlState::CONNECTION_FAILURE,
+                "pg_auth_inject failed: connection to Postgres lost".into(),
+                None,
+            ),
+            CloseReason::LoginTimeout => fatal(
+                SqlState::QUERY_CANCELED,
+                "canceling authentication due to timeout".into(),
+                None,
+            ),
+            CloseReason::IdleTimeout => fatal(
+                SqlState::IDLE_SESSION_TIMEOUT,
+                "terminating connection due to idle-session timeout".into(),
+                None,
+            ),
+            CloseReason::Shutdown => fatal(
+                SqlState::ADMIN_SHUTDOWN,
+                "terminating connection due to administrator command".into(),
+                None,
+            ),
+            CloseReason::AlpnMissing => fatal(
+                SqlState::PROTOCOL_VIOLATION,
+                "ALPN protocol \"postgresql\" is required".into(),
+                Some("Connect with sslnegotiation=direct."),
+            ),
+            CloseReason::Local(error) => error.response().map(encoded),
+            CloseReason::Target(_)
+            | CloseReason::ServerUnreachable(..)
+            | CloseReason::ServerHungUp
+            | CloseReason::ServerIo(_)
+            | CloseReason::ServerTimeout
+            | CloseReason::HandshakeTimeout(_)
+            | CloseReason::ServerTls(_) => {
+                fatal(SqlState::UNABLE_TO_CONNECT, self.to_string().into(), None)
+            }
+            CloseReason::ServerDenied(_) => fatal(
+                SqlState::INVALID_AUTHORIZATION,
+                self.to_string().into(),
+                None,
+            ),
+            CloseReason::ClientClosed
+            | CloseReason::UpstreamClosed
+            | CloseReason::Cancelled
+            | CloseReason::ClientGone
+            | CloseReason::TlsHandshake(_)
+            | CloseReason::TlsSession(_)
+            | CloseReason::UpstreamRefused(_)
+            | CloseReason::ClientIo(_)
+            | CloseReason::Stuck
+            | CloseReason::Panic => None,
+        }
+    }
+
+    /// [`Self::response`] of [`Self::swap_sides`].
+    pub(crate) fn driver_response(&self) -> Option<Vec<u8>> {
+        let text = match self {
+            CloseReason::Revoked(_) => {
+                let text = self.to_string().replacen("client", "server", 1);
+                return Some(encoded(ErrorResponse::fatal(
+                    SqlState::ADMIN_SHUTDOWN,
+                    &text,
+                )));
+            }
+            CloseReason::TlsSession(error) => server_tls_text(error),
+            CloseReason::ClientIo(error) => {
+                format!("connection to the server lost: {error}").into()
+            }
+            end => return end.response(),
+        };
+        Some(encoded(ErrorResponse::fatal(
+            SqlState::CONNECTION_FAILURE,
+            &text,
+        )))
+    }
+}
+
+fn encoded(response: ErrorResponse<'_>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(128);
+    response.encode(&mut out);
+    out
+}
+
+/// Fixed words for the kinds that happen, without the operating system's own.
+fn io_text(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused",
+        io::ErrorKind::NotFound => "no such socket",
+        io::ErrorKind::PermissionDenied => "permission denied",
+        io::ErrorKind::TimedOut => "timed out",
+        _ => "connection failed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wire::backend::BackendError;
+
+    use super::*;
+
+    #[test]
+    fn the_texts_that_users_know() {
+        let text = |end: CloseReason| String::from_utf8(end.response().unwrap()).unwrap();
+        assert!(
+            text(CloseReason::AuthenticationFailed)
+                .contains("C28P01\0Mauthentication_failed: password authentication failed\0")
+        );
+        assert!(
+            text(CloseReason::Inject(BackendError::EarlyEof))
+                .contains("Mpg_auth_inject failed: early eof\0")
+        );
+        assert!(text(CloseReason::Shutdown).contains("C57P01\0"));
+        assert!(
+            text(CloseReason::UpstreamUnreachable(
+                io::ErrorKind::ConnectionRefused.into()
+            ))
+            .contains(
+                "C57P03\0Mpg_auth_inject failed: cannot connect to Postgres: connection refused\0"
+            )
+        );
+    }
+}

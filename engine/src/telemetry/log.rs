@@ -28,11 +28,11 @@ pub fn init(format: LogFormat, filter: EnvFilter) -> WorkerGuard {
     guard
 }
 
-/// For `dev`, whose reader wants a prompt: the environment's filter, or
-/// warnings and worse. Those at start say what `dev` is meant to be.
+/// The filter of `dev`: that of the environment, or else warnings and errors, without the
+/// sidecar's warnings at start, which are about settings that `dev` uses on purpose.
 #[cfg(feature = "mock")]
 #[must_use]
 pub fn quiet() -> EnvFilter {
     EnvFilter::try_from_env("TEESQL_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("warn,engine::serve=error"))
+        .unwrap_or_else(|_| EnvFilter::new("warn,engine::app::sidecar=error"))
 }

@@ -144,7 +144,7 @@ async fn establish(
 
 fn entered(handler: &InboundHandler, info: &RefCell<ConnectionInfo>) {
     let mut info = info.borrow_mut();
-    info.entered = true;
+    info.is_session = true;
     let took = info.accepted.elapsed();
     handler.context.shard_metrics.entered(info.role, took);
 }
@@ -200,7 +200,7 @@ async fn open(
                 openings = next;
                 incoming.consume(consumed);
                 let mut info = info.borrow_mut();
-                (info.proxied, info.relayed) = (source, true);
+                (info.proxied_client, info.via_proxy) = (source, true);
             }
             OpeningStep::Tls => return Ok(Opened::Tls(incoming)),
             OpeningStep::Cancel(request) => return Ok(Opened::Cancel(request.as_bytes().to_vec())),

@@ -124,7 +124,7 @@ enum Opened {
 impl OutboundHandler {
     fn entered(&self, info: &RefCell<ConnectionInfo>) {
         let mut info = info.borrow_mut();
-        info.entered = true;
+        info.is_session = true;
         let took = info.accepted.elapsed();
         self.context.shard_metrics.entered(info.role, took);
     }
@@ -304,7 +304,7 @@ impl OutboundHandler {
         self.context
             .access_log
             .ended(&info.borrow(), control.bytes(), &end);
-        info.borrow_mut().written = true;
+        info.borrow_mut().logged = true;
         if let Some(text) = end.response()
             && driver.write_all(text).await.is_ok()
         {

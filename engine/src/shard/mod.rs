@@ -366,8 +366,8 @@ impl<S: ConnectionHandler> Shard<S> {
         self.connections.borrow_mut().remove(key);
         drop((permit, assignment));
         let info = info.into_inner();
-        shard_metrics.ended(info.role, info.entered, &end);
-        if !info.written {
+        shard_metrics.ended(info.role, info.is_session, &end);
+        if !info.logged {
             let access_log = &self.handler.context().access_log;
             access_log.ended(&info, control.bytes(), &end);
         }

@@ -1,23 +1,27 @@
-//! One log line for each connection.
+//! The access log: one line for each connection, written when it closes.
+//!
+//! Lines about errors of clients are rate-limited with a fixed one-second window per shard: a
+//! flood of bad connections must not become a flood of log lines. A line must never contain
+//! a secret, SQL or a startup parameter.
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
+use crate::auth::role::Role;
 use crate::config::mode::Mode;
 use crate::io::peer::Peer;
 use crate::telemetry::close_reason::{CloseReason, ErrorOrigin};
 use crate::telemetry::connection_info::ConnectionInfo;
 
-/// Lines about refused clients that a shard writes a second; the rest is
-/// counted. A flood of bad connections must not become a flood of lines.
-const REFUSALS_A_SECOND: u32 = 50;
+/// Lines per second about errors of clients. The others are only counted.
+const CLIENT_ERRORS_PER_SECOND: u32 = 50;
 
-/// A shard's pen.
+/// The access log of one shard.
 #[derive(Default)]
 pub(crate) struct AccessLog {
-    /// Named in every line where it is not production.
+    /// A field of every line, except in production mode.
     mode: Option<&'static str>,
-    second: RefCell<Option<Instant>>,
+    window_start: RefCell<Option<Instant>>,
     written: Cell<u32>,
     suppressed: Cell<u64>,
 }
@@ -30,25 +34,29 @@ impl AccessLog {
         }
     }
 
-    /// The one line about a connection.
+    /// Writes the line of a connection that has closed. `received` and `sent` are plaintext
+    /// bytes from and to the client.
     pub(crate) fn ended(
         &self,
         info: &ConnectionInfo,
         (received, sent): (u64, u64),
-        end: &CloseReason,
+        close_reason: &CloseReason,
     ) {
-        if end.origin() == ErrorOrigin::Client && !self.may_write() {
+        let origin = close_reason.origin();
+        if origin == ErrorOrigin::Client && !self.may_write() {
             return;
         }
         let (peer, mode) = (info.peer, self.mode);
-        let client = info.proxied.map(tracing::field::display);
-        let role = info.role.map(crate::auth::role::Role::name);
+        let client = info.proxied_client.map(tracing::field::display);
+        let role = info.role.map(Role::name);
         let tls = info.tls.and_then(|version| version.as_str());
-        let reason = end.code();
+        let reason = close_reason.code();
         let duration = info.accepted.elapsed().as_millis();
         let duration_ms = u64::try_from(duration).unwrap_or(u64::MAX);
+        let message = message(info, close_reason);
+        let detail = (origin != ErrorOrigin::None).then(|| tracing::field::display(close_reason));
         macro_rules! line {
-            ($level:ident, $message:literal, $detail:expr) => {
+            ($level:ident) => {
                 tracing::$level!(
                     %peer,
                     client,
@@ -59,51 +67,90 @@ impl AccessLog {
                     received,
                     sent,
                     reason,
-                    detail = $detail,
-                    $message
+                    detail,
+                    "{message}"
                 )
             };
         }
-        let detail = Some(tracing::field::display(end));
-        match (end, end.origin()) {
-            (CloseReason::TlsHandshake(_), _) => line!(warn, "TLS handshake failed", detail),
-            (CloseReason::Inject(_), _) => line!(warn, "connection refused", detail),
-            (_, ErrorOrigin::Sidecar) => line!(error, "connection lost", detail),
-            (_, ErrorOrigin::Upstream) => line!(warn, "connection refused", detail),
-            (_, ErrorOrigin::Client) => line!(info, "connection refused", detail),
-            (_, ErrorOrigin::None) => {
-                line!(
-                    info,
-                    "connection ended",
-                    None::<tracing::field::DisplayValue<&CloseReason>>
-                );
-            }
+        match (close_reason, origin) {
+            (_, ErrorOrigin::Sidecar) => line!(error),
+            (CloseReason::TlsHandshake(_), _) | (_, ErrorOrigin::Upstream) => line!(warn),
+            (_, ErrorOrigin::Client | ErrorOrigin::None) => line!(info),
         }
     }
 
-    /// A connection so far past the limit that it was not even told.
+    /// Writes the line of a connection that was closed immediately, too far above the limit
+    /// to receive an error.
     pub(crate) fn dropped_over_limit(&self, peer: Peer) {
         if self.may_write() {
             tracing::warn!(%peer, reason = "too_many_connections", "connection dropped");
         }
     }
 
+    /// Takes one line from the budget of this second.
     fn may_write(&self) -> bool {
-        let mut second = self.second.borrow_mut();
+        let mut window_start = self.window_start.borrow_mut();
         let now = Instant::now();
-        if second.is_none_or(|begun| now.duration_since(begun) >= Duration::from_secs(1)) {
-            *second = Some(now);
+        if window_start.is_none_or(|start| now.duration_since(start) >= Duration::from_secs(1)) {
+            *window_start = Some(now);
             self.written.set(0);
             let suppressed = self.suppressed.replace(0);
             if suppressed > 0 {
-                tracing::warn!(suppressed, "refusals not logged one by one");
+                tracing::warn!(suppressed, "log lines about client errors suppressed");
             }
         }
-        if self.written.get() >= REFUSALS_A_SECOND {
+        if self.written.get() >= CLIENT_ERRORS_PER_SECOND {
             self.suppressed.set(self.suppressed.get() + 1);
             return false;
         }
         self.written.set(self.written.get() + 1);
         true
+    }
+}
+
+fn message(info: &ConnectionInfo, close_reason: &CloseReason) -> &'static str {
+    match (close_reason, close_reason.origin()) {
+        (_, ErrorOrigin::None) => "connection ended",
+        (_, ErrorOrigin::Sidecar) => "connection ended by an internal error",
+        _ if info.is_session => "session ended with an error",
+        (CloseReason::TlsHandshake(_), _) => "TLS handshake failed",
+        (CloseReason::ClientGone | CloseReason::ClientIo(_), _) => {
+            "connection lost before the login"
+        }
+        _ => "connection refused",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn only_a_connection_that_was_no_session_is_refused() {
+        let mut info = ConnectionInfo::new(Peer::Local);
+        let broken = || CloseReason::UpstreamIo(io::ErrorKind::BrokenPipe.into());
+        let unsafe_keys = || CloseReason::TlsSession(crate::tls::session::TlsError::KeysExhausted);
+        assert_eq!(message(&info, &broken()), "connection refused");
+        assert_eq!(
+            message(&info, &CloseReason::LoginTimeout),
+            "connection refused"
+        );
+        let lost = "connection lost before the login";
+        assert_eq!(message(&info, &CloseReason::ClientGone), lost);
+        info.is_session = true;
+        for reason in [
+            broken(),
+            unsafe_keys(),
+            CloseReason::Revoked("debug_td"),
+            CloseReason::Stuck,
+        ] {
+            assert_eq!(message(&info, &reason), "session ended with an error");
+        }
+        assert_eq!(
+            message(&info, &CloseReason::ClientClosed),
+            "connection ended"
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! What the log line at a connection's end wants to know.
+//! Facts about one connection, collected while it is served, for its line in the access log.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -6,21 +6,22 @@ use std::time::Instant;
 use crate::auth::role::Role;
 use crate::io::peer::Peer;
 
-/// Gathered on the way.
+/// The facts known so far.
 #[derive(Debug)]
 pub(crate) struct ConnectionInfo {
     pub(crate) accepted: Instant,
     pub(crate) peer: Peer,
-    /// The client behind a PROXY header.
-    pub(crate) proxied: Option<SocketAddr>,
-    /// There was such a header, even if it named nobody.
-    pub(crate) relayed: bool,
+    /// The client's address according to a PROXY header.
+    pub(crate) proxied_client: Option<SocketAddr>,
+    /// Whether there was a PROXY header, with or without an address.
+    pub(crate) via_proxy: bool,
     pub(crate) role: Option<Role>,
     pub(crate) tls: Option<rustls::ProtocolVersion>,
-    /// The login succeeded; in a forwarder, the server has been let in.
-    pub(crate) entered: bool,
-    /// The connection's line is in the log already.
-    pub(crate) written: bool,
+    /// Whether the connection became a session: the login succeeded, or in a forwarder, the
+    /// server was verified.
+    pub(crate) is_session: bool,
+    /// Whether the connection's line has been written already.
+    pub(crate) logged: bool,
 }
 
 impl ConnectionInfo {
@@ -28,17 +29,17 @@ impl ConnectionInfo {
         Self {
             accepted: Instant::now(),
             peer,
-            proxied: None,
-            relayed: false,
+            proxied_client: None,
+            via_proxy: false,
             role: None,
             tls: None,
-            entered: false,
-            written: false,
+            is_session: false,
+            logged: false,
         }
     }
 
-    /// Whether the client is on this machine, and not behind a proxy that is.
+    /// Whether the client is on this machine. A client that comes through a proxy never is.
     pub(crate) fn is_local(&self) -> bool {
-        !self.relayed && self.peer.is_local()
+        !self.via_proxy && self.peer.is_local()
     }
 }

@@ -1,14 +1,15 @@
-//! What is written where: start-up and faults line by line, and one line for
-//! each connection's end. Never a secret, SQL or a start-up parameter.
+//! Sets up the log of the process: text or JSON lines on stderr.
+//!
+//! A line must never contain a secret, SQL or a startup parameter.
 
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::log_format::LogFormat;
 
-/// Sends the log to stderr through a thread of its own: a shard must not wait
-/// for a terminal or a full pipe. Lines are lost rather than waited for.
-/// The guard writes what is left when it is dropped.
+/// Sends the log to stderr through a dedicated thread, because a shard must not wait for a
+/// terminal or a full pipe. If that thread cannot keep up, lines are lost. The guard writes
+/// the remaining lines when it is dropped.
 pub fn init(format: LogFormat, filter: EnvFilter) -> WorkerGuard {
     let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
     let builder = tracing_subscriber::fmt()
@@ -21,7 +22,7 @@ pub fn init(format: LogFormat, filter: EnvFilter) -> WorkerGuard {
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     std::panic::set_hook(Box::new(|panic| {
-        // The place only: a panic's text may hold what a peer sent.
+        // Without the panic's message, which may contain data that a peer sent.
         let place = panic.location().map(ToString::to_string);
         tracing::error!(place, "panic");
     }));

@@ -1,11 +1,11 @@
 //! Cancelling a running query: inside TLS always, in plaintext where allowed.
 
-use crate::client::{Client, Ending, Greeting, Opening, Wire};
-use crate::cluster::Server;
-use crate::message::{self, PROTOCOL_3_0, PROTOCOL_3_2, query};
-use crate::sidecar::Sidecar;
-use crate::stage::{READ_SECRET, Verifier};
-use crate::suite::{Suite, World};
+use crate::harness::client::{Client, Ending, Greeting, Opening, Wire};
+use crate::harness::cluster::Server;
+use crate::harness::message::{self, PROTOCOL_3_0, PROTOCOL_3_2, query};
+use crate::harness::sidecar::Sidecar;
+use crate::harness::suite::{Suite, World};
+use crate::harness::{READ_SECRET, Verifier};
 
 pub(crate) fn add(suite: &mut Suite) {
     for server in suite.stage().servers() {

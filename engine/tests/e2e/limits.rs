@@ -3,11 +3,11 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::client::{Client, Wire};
-use crate::message::{PROTOCOL_3_0, PgError, startup};
-use crate::sidecar::Sidecar;
-use crate::stage::READ_SECRET;
-use crate::suite::{Suite, World};
+use crate::harness::READ_SECRET;
+use crate::harness::client::{Client, Wire};
+use crate::harness::message::{PROTOCOL_3_0, PgError, startup};
+use crate::harness::sidecar::Sidecar;
+use crate::harness::suite::{Suite, World};
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.add("limits::connections", connections);
@@ -136,11 +136,13 @@ fn nothing_is_left_open(world: &World) {
                 client
                     .query("set client_connection_check_interval = 100")
                     .expect("set");
-                client.send(&crate::message::query("select pg_sleep(60)"));
+                client.send(&crate::harness::message::query("select pg_sleep(60)"));
                 client.hang_up();
             }
             3 => {
-                client.send(&crate::message::query("select repeat('x', 100000000)"));
+                client.send(&crate::harness::message::query(
+                    "select repeat('x', 100000000)",
+                ));
                 client.hang_up();
             }
             4 => drop(Wire::connect(sidecar.address())),
@@ -190,7 +192,7 @@ fn proxy_header_believed(world: &World) {
     }
     // In pieces, and before SSLRequest.
     let mut wire = Wire::connect(sidecar.address());
-    for byte in [V2, &crate::message::SSL_REQUEST].concat() {
+    for byte in [V2, &crate::harness::message::SSL_REQUEST].concat() {
         wire.send(&[byte]);
     }
     let mut answer = [0];

@@ -1,13 +1,13 @@
 //! Who gets in: role × secret × Postgres' authentication × opening × protocol.
 
-use crate::client::{Client, Opening};
-use crate::cluster::Server;
-use crate::message::{PROTOCOL_3_0, PROTOCOL_3_2, PgError};
-use crate::stage::{
+use crate::harness::client::{Client, Opening};
+use crate::harness::cluster::Server;
+use crate::harness::message::{PROTOCOL_3_0, PROTOCOL_3_2, PgError};
+use crate::harness::suite::{Need, Suite, World};
+use crate::harness::{
     READ_PASSWORD, READ_SECRET, READWRITE_PASSWORD, READWRITE_SECRET, SUPERUSER_PASSWORD, Verifier,
     WRONG_SECRET,
 };
-use crate::suite::{Need, Suite, World};
 
 /// Role, what it presents, and whether that opens it.
 const CASES: &[(&str, &str, bool)] = &[
@@ -248,8 +248,8 @@ fn startup_parameters(world: &World) {
 }
 
 fn gssenc_request_first(world: &World) {
-    use crate::client::Wire;
-    use crate::message::{GSSENC_REQUEST, SSL_REQUEST};
+    use crate::harness::client::Wire;
+    use crate::harness::message::{GSSENC_REQUEST, SSL_REQUEST};
     use std::io::Read;
 
     let mut wire = Wire::connect(world.sidecar().address());

@@ -15,76 +15,67 @@
     reason = "a test fails by panicking, and says why"
 )]
 
-mod certs;
-mod client;
-mod cluster;
-mod fake;
-mod message;
-mod process;
-mod sidecar;
-mod stage;
-mod suite;
-
-mod broken;
-mod bulk;
+mod attestation_gate;
+mod bulk_transfer;
 mod cancel;
-mod citizen;
-mod forward;
-mod gate;
-mod life;
+mod cvm_integration;
+mod forwarder;
+mod harness;
+mod invalid_openings;
+mod libpq_clients;
+mod lifecycle;
 mod limits;
+mod log_secrecy;
 mod login;
-mod negotiation;
-mod noise;
-mod openings;
+mod login_refusal;
+mod malformed_input;
+mod postgres_state;
+mod protocol_negotiation;
 mod provision;
-mod psql;
 mod psycopg;
-mod refusal;
-mod secrecy;
-mod secret;
-mod slow;
-mod startup;
-mod state;
-mod tokio_client;
+mod secret_command;
+mod slow_peers;
+mod startup_packets;
+mod tokio_postgres_driver;
 mod upstream;
+mod upstream_protocol_errors;
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::Arguments;
 
-use crate::sidecar::Driver;
-use crate::stage::Stage;
-use crate::suite::Suite;
+use crate::harness::Stage;
+use crate::harness::sidecar::Driver;
+use crate::harness::suite::Suite;
 
 /// Many trials wait for a deadline: more of them than cores may run at once.
 const THREADS: usize = 4;
 
 const GROUPS: [fn(&mut Suite); 23] = [
-    gate::add,
-    forward::add,
+    attestation_gate::add,
+    forwarder::add,
     login::add,
-    refusal::add,
-    negotiation::add,
-    openings::add,
-    noise::add,
-    slow::add,
-    startup::add,
+    login_refusal::add,
+    protocol_negotiation::add,
+    invalid_openings::add,
+    malformed_input::add,
+    slow_peers::add,
+    startup_packets::add,
     upstream::add,
-    broken::add,
+    upstream_protocol_errors::add,
     limits::add,
     cancel::add,
-    life::add,
-    secrecy::add,
-    psql::add,
-    tokio_client::add,
+    lifecycle::add,
+    log_secrecy::add,
+    libpq_clients::add,
+    tokio_postgres_driver::add,
     psycopg::add,
-    bulk::add,
+    bulk_transfer::add,
     provision::add,
-    secret::add,
-    state::add,
-    citizen::add,
+    secret_command::add,
+    postgres_state::add,
+    cvm_integration::add,
 ];
 
 fn main() -> ExitCode {

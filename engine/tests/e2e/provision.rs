@@ -1,25 +1,25 @@
 //! `teesql-sidecar provision`: what it makes of a Postgres, and what it tells.
 
 mod drift;
-mod matrix;
-mod script;
-mod unseen;
+mod password_secrecy;
+mod privileges;
+mod sql_script;
 
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::cluster::{Cluster, Plan};
-use crate::fake::Nobody;
-use crate::process::{PATIENCE, lossy, mortal, run, spawn, succeed, wait};
-use crate::stage::{READ_PASSWORD, READWRITE_PASSWORD, SUPERUSER_PASSWORD};
-use crate::suite::{Suite, World};
+use crate::harness::cluster::{Cluster, Plan};
+use crate::harness::fake_server::Nobody;
+use crate::harness::process::{PATIENCE, lossy, mortal, run, spawn, succeed, wait};
+use crate::harness::suite::{Suite, World};
+use crate::harness::{READ_PASSWORD, READWRITE_PASSWORD, SUPERUSER_PASSWORD};
 
 pub(crate) fn add(suite: &mut Suite) {
     if !suite.plays_the_rest() {
         return;
     }
-    suite.add("provision::role_matrix", matrix::role_matrix);
+    suite.add("provision::role_matrix", privileges::role_matrix);
     suite.add(
         "provision::check_on_a_fresh_cluster",
         drift::check_on_a_fresh_cluster,
@@ -28,15 +28,15 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.add("provision::drift_is_named_and_repaired", drift::drift);
     suite.add(
         "provision::routines_closed_on_purpose_stay_closed",
-        matrix::closed_routines,
+        privileges::closed_routines,
     );
     suite.add(
         "provision::no_password_is_seen",
-        unseen::no_password_is_seen,
+        password_secrecy::no_password_is_seen,
     );
     suite.add(
         "provision::script_does_the_same",
-        script::script_does_the_same,
+        sql_script::script_does_the_same,
     );
     suite.add("provision::all_at_once", all_at_once);
     suite.add("provision::role_in_use", role_in_use);
@@ -107,7 +107,11 @@ fn assert_all_well(cluster: &Cluster) {
 }
 
 /// A cluster without the roles, with a database of our own.
-fn fresh(world: &World, server: &crate::cluster::Server, settings: &[&'static str]) -> Cluster {
+fn fresh(
+    world: &World,
+    server: &crate::harness::cluster::Server,
+    settings: &[&'static str],
+) -> Cluster {
     let plan = Plan {
         settings: settings.to_vec(),
         ..Plan::default()

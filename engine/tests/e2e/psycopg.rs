@@ -4,10 +4,10 @@
 use std::env;
 use std::path::Path;
 
-use crate::process::{PATIENCE, succeed};
-use crate::psql::client;
-use crate::stage::{READ_SECRET, READWRITE_SECRET, Verifier};
-use crate::suite::{Need, Suite};
+use crate::harness::process::{PATIENCE, succeed};
+use crate::harness::suite::{Need, Suite};
+use crate::harness::{READ_SECRET, READWRITE_SECRET, Verifier};
+use crate::libpq_clients::client;
 
 const SCRIPT: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),

@@ -1,13 +1,13 @@
 //! A Postgres that is down, full, or not set up: the client reads why, and the
 //! sidecar serves the next one.
 
-use crate::client::Ending;
-use crate::cluster::Plan;
-use crate::fake::{Fake, Nobody, read_message, read_startup, welcome};
-use crate::message::PgError;
-use crate::sidecar::Sidecar;
-use crate::stage::{READ_SECRET, READWRITE_SECRET, SUPERUSER_PASSWORD};
-use crate::suite::{Suite, World};
+use crate::harness::client::Ending;
+use crate::harness::cluster::Plan;
+use crate::harness::fake_server::{Fake, Nobody, read_message, read_startup, welcome};
+use crate::harness::message::PgError;
+use crate::harness::sidecar::Sidecar;
+use crate::harness::suite::{Suite, World};
+use crate::harness::{READ_SECRET, READWRITE_SECRET, SUPERUSER_PASSWORD};
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.add("upstream::down", down);
@@ -104,7 +104,9 @@ fn full(world: &World) {
     for session in &mut sessions {
         assert_eq!(session.ask("select 1"), "1");
     }
-    sessions.drain(..).for_each(crate::client::Client::quit);
+    sessions
+        .drain(..)
+        .for_each(crate::harness::client::Client::quit);
     cluster.await_answer(
         "select count(*) from pg_stat_activity where usename = 'teesql_read'",
         "0",
@@ -222,7 +224,9 @@ fn no_hba_entry(world: &World) {
 
 fn unix_socket(world: &World) {
     for server in world.stage.servers() {
-        let cluster = world.stage.cluster(&server, crate::stage::Verifier::Scram);
+        let cluster = world
+            .stage
+            .cluster(&server, crate::harness::Verifier::Scram);
         let socket = cluster.socket();
         let sidecar = Sidecar::start(&world.settings_for(socket.to_str().expect("UTF-8")));
         for (role, secret) in [
@@ -240,13 +244,16 @@ fn unix_socket(world: &World) {
             let bulk = client.query("select repeat('y', 10000) from generate_series(1, 1000)");
             assert_eq!(bulk.expect("rows").len(), 1000);
             let mut canceller = world.client(sidecar.address());
-            client.send(&crate::message::query("select pg_sleep(3600)"));
+            client.send(&crate::harness::message::query("select pg_sleep(3600)"));
             let asleep = format!(
                 "select wait_event from pg_stat_activity where pid = {}",
                 greeting.pid
             );
             cluster.await_answer(&asleep, "PgSleep");
-            canceller.send(&crate::message::cancel(greeting.pid, &greeting.key));
+            canceller.send(&crate::harness::message::cancel(
+                greeting.pid,
+                &greeting.key,
+            ));
             assert_eq!(canceller.expect_end(), Ending::Closed);
             client.expect(b'T');
             assert_eq!(client.expect(b'E').error().code, "57014");
@@ -266,7 +273,7 @@ fn hangs_up_in_the_session(world: &World) {
     client
         .login("teesql_read", "d", READ_SECRET)
         .expect("the login succeeds");
-    client.send(&crate::message::query("select 1"));
+    client.send(&crate::harness::message::query("select 1"));
     assert_eq!(client.expect_end(), Ending::Closed);
     let line = sidecar.await_end(client.peer_name());
     assert_eq!(line["reason"], "upstream_closed", "{line}");

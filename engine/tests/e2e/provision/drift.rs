@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{OLD, OWN, READ, READWRITE, assert_all_well, check, fresh, may, repair, set};
-use crate::suite::World;
+use crate::harness::suite::World;
 
 const ALL_OF_IT: [&str; 24] = [
     "teesql_read: the role does not exist",

@@ -1,0 +1,182 @@
+//! Simulator mode: Mode D's psql line, and how far it goes.
+
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::process::Command;
+
+use super::{Town, admin, teesql};
+use crate::harness::client::{Client, Wire};
+use crate::harness::message::{PROTOCOL_3_0, startup};
+use crate::harness::process::{PATIENCE, lossy, mortal, run, succeed};
+use crate::harness::sidecar::{Settings, Sidecar};
+use crate::harness::suite::{Suite, World};
+use crate::harness::{READ_SECRET, SUPERUSER_PASSWORD};
+use crate::harness::{http, unverified_tls as tls};
+
+pub(super) fn add(suite: &mut Suite) {
+    suite.add("citizen::mode_d_works_literally", mode_d);
+    suite.add(
+        "citizen::simulator_trusts_this_machine_alone",
+        this_machine_alone,
+    );
+    if suite.plays_the_rest() {
+        suite.add("citizen::simulator_defaults", defaults);
+    }
+}
+
+/// As a developer has it: nothing is said of attestation.
+fn settings(town: &Town, world: &World) -> Settings {
+    town.settings(world)
+        .without("TEESQL_REQUIRE_CLIENT_ATTESTATION")
+        .without("TEESQL_GUEST_AGENT")
+        .without("TEESQL_PCCS")
+        .without("TEESQL_DANGEROUS_TDX_ROOT_CA")
+        .set("DSTACK_SIMULATOR_ENDPOINT", &town.path("dstack.sock"))
+}
+
+/// Never asks a person for a password.
+fn psql(line: &str) -> Command {
+    let mut psql = mortal("psql".as_ref(), "KILL", None);
+    psql.args(["-X", "-q", "-A", "-t", "-w", "-c", "select current_user"]);
+    psql.arg(line).env_remove("PGPASSWORD");
+    psql
+}
+
+fn mode_d(world: &World) {
+    let town = Town::new();
+    let _agent = town.agent();
+    let sidecar = Sidecar::start(&settings(&town, world));
+    let address = admin(&sidecar);
+    let port = sidecar.port();
+    let line = format!("host=localhost port={port} user=postgres sslmode=require dbname=postgres");
+    assert_eq!(succeed(psql(&line), PATIENCE), "postgres\n");
+    let reader = format!("host=localhost port={port} user=teesql_read dbname=via_scram");
+    let said = lossy(&run(psql(&reader), PATIENCE).stderr);
+    assert!(said.contains("no password supplied"), "{said}");
+    let mut psql = psql(&reader);
+    psql.env("PGPASSWORD", READ_SECRET);
+    assert_eq!(succeed(psql, PATIENCE), "teesql_read\n");
+
+    let line = sidecar.await_line("the start", |line| line["message"] == "listening");
+    assert_eq!(line["mode"], "simulator");
+    sidecar.await_line("a warning", |line| {
+        let message = line["message"].as_str().unwrap_or_default();
+        line["level"] == "WARN" && message.starts_with("simulator mode: ")
+    });
+    for role in ["postgres", "teesql_read"] {
+        let line = sidecar.await_line(role, |line| {
+            line["role"] == role && line.get("reason").is_some()
+        });
+        assert_eq!(line["mode"], "simulator", "{line}");
+    }
+    http::await_ready(address);
+    for target in ["/ready", "/attestation"] {
+        let json = http::get(address, target).json();
+        assert_eq!(json["mode"], "simulator", "{json}");
+    }
+}
+
+/// Who the superuser's session is of, after no question or the one for a password.
+fn log_in(mut client: Client, password: Option<&str>) -> String {
+    match password {
+        None => {
+            let start = [("user", "postgres"), ("database", "postgres")];
+            client.send(&startup(PROTOCOL_3_0, &start));
+            client.await_ready(Default::default()).expect("unasked");
+        }
+        Some(password) => {
+            let asked = client.login("postgres", "postgres", password);
+            asked.expect("with the password");
+        }
+    }
+    client.ask("select current_user")
+}
+
+fn v2(rest: &[u8]) -> Vec<u8> {
+    [b"\r\n\r\n\0\r\nQUIT\n", rest].concat()
+}
+
+/// Who speaks for others is not local, whatever is claimed.
+fn this_machine_alone(world: &World) {
+    let town = Town::new();
+    let _agent = town.agent();
+    let settings = settings(&town, world).set("TEESQL_PROXY_PROTOCOL_FROM", "127.0.0.0/8");
+    let sidecar = Sidecar::start(&settings);
+    assert_eq!(log_in(tls::connect(None, &sidecar), None), "postgres");
+    let loopback = [127, 0, 0, 1, 127, 0, 0, 1, 0x9c, 0x40, 0x15, 0x39];
+    for header in [
+        b"PROXY TCP4 203.0.113.9 127.0.0.1 40000 5433\r\n".to_vec(),
+        b"PROXY TCP4 127.0.0.1 127.0.0.1 40000 5433\r\n".to_vec(),
+        b"PROXY TCP6 ::1 ::1 40000 5433\r\n".to_vec(),
+        b"PROXY UNKNOWN\r\n".to_vec(),
+        v2(&[0x20, 0x00, 0, 0]),
+        v2(&[0x21, 0x00, 0, 0]),
+        v2(&[&[0x21, 0x11, 0, 12], &loopback[..]].concat()),
+    ] {
+        let mut wire = Wire::connect(sidecar.address());
+        wire.send(&header);
+        let client = Client::handshake(tls::config(None), wire).expect("TLS");
+        let user = log_in(client, Some(SUPERUSER_PASSWORD));
+        assert_eq!(user, "postgres", "{header:?}");
+    }
+    drop(sidecar);
+    if let Some(own) = address_of_our_own() {
+        from_elsewhere(&settings.set("TEESQL_LISTEN", "0.0.0.0:0"), own);
+    }
+}
+
+/// A peer with an address that is not loopback.
+fn from_elsewhere(settings: &Settings, own: IpAddr) {
+    let sidecar = Sidecar::launch(settings);
+    let line = sidecar.await_line("listening", |line| line["message"] == "listening");
+    let address = line["address"].as_str().expect("text");
+    let address: SocketAddr = address.parse().expect("an address");
+    let stream = TcpStream::connect((own, address.port())).expect("it accepts");
+    for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
+        set(&stream, Some(PATIENCE)).expect("a live socket");
+    }
+    let client = Client::handshake(tls::config(None), Wire::of(stream)).expect("TLS");
+    let user = log_in(client, Some(SUPERUSER_PASSWORD));
+    assert_eq!(user, "postgres");
+}
+
+/// Of this machine but not loopback, where there is one. Sends nothing.
+fn address_of_our_own() -> Option<IpAddr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    (!address.is_loopback()).then_some(address)
+}
+
+fn defaults(_: &World) {
+    // All that has no default outside simulator mode.
+    let secret = "11".repeat(32);
+    let secrets = [
+        ("TEESQL_READ_SECRET", secret.as_str()),
+        ("TEESQL_READWRITE_SECRET", secret.as_str()),
+    ];
+    let check = |environment: &[(&str, &str)]| {
+        let output = run(teesql(&["check"], environment), PATIENCE);
+        let said = lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{said}");
+        (said, lossy(&output.stderr))
+    };
+    let (out, err) = check(&[("DSTACK_SIMULATOR_ENDPOINT", "http://127.0.0.1:8090")]);
+    for line in [
+        "listen = 127.0.0.1:5433  # default in simulator mode",
+        "admin_listen = 127.0.0.1:8080  # default in simulator mode",
+        "require_client_attestation = false  # default in simulator mode",
+        "plaintext_cancel = true  # default in simulator mode",
+    ] {
+        assert!(out.lines().any(|found| found == line), "{line}: {out}");
+    }
+    assert!(err.contains("warning: simulator mode: "), "{err}");
+    let (out, err) = check(&secrets);
+    for line in [
+        "listen = 0.0.0.0:5433  # default",
+        "require_client_attestation = true  # default",
+    ] {
+        assert!(out.lines().any(|found| found == line), "{line}: {out}");
+    }
+    assert!(!err.contains("simulator"), "{err}");
+    assert!(!out.contains(&secret), "{out}");
+}

@@ -1,0 +1,244 @@
+//! `teesql-forward … -- command`.
+
+use std::fs;
+use std::process::{Output, Stdio};
+
+use nix::sys::signal::Signal;
+
+use super::drivers::READER;
+use crate::harness::forwarder::Settings;
+use crate::harness::process::{PATIENCE, lossy, poll, run, signal, spawn, wait};
+use crate::harness::suite::{Suite, World};
+use crate::harness::tdx_fixture::Lab;
+
+pub(crate) fn add(suite: &mut Suite) {
+    suite.add("forward::command::exit_codes", exit_codes);
+    suite.add("forward::command::environment", environment);
+    suite.add("forward::command::signals", signals);
+    suite.add("forward::command::psql", psql);
+    suite.add("forward::command::mistakes", mistakes);
+}
+
+fn quiet(lab: &Lab, world: &World) -> Settings {
+    lab.settings_to(world, "db.example:5433")
+        .set("TEESQL_LOG", "warn")
+}
+
+fn sh(settings: &Settings, script: &str) -> Output {
+    run(settings.command(&["--", "sh", "-c", script]), PATIENCE)
+}
+
+fn exit_codes(world: &World) {
+    let lab = Lab::new();
+    let socket = lab.path("sock");
+    fs::create_dir(&socket).expect("a folder");
+    let settings = quiet(&lab, world).set("TEESQL_FORWARD_LISTEN", &socket);
+    for (script, code) in [
+        ("exit 0", 0),
+        ("exit 7", 7),
+        ("test -S \"$PGHOST/.s.PGSQL.5432\"", 0),
+        ("kill -TERM $$", 143),
+        ("kill -KILL $$", 137),
+    ] {
+        let output = sh(&settings, script);
+        assert_eq!(output.status.code(), Some(code), "{script}: {output:?}");
+        let left = fs::read_dir(&socket).expect("a folder").count();
+        assert_eq!(left, 0, "{script}: the socket is left");
+    }
+    let none = run(settings.command(&["--", "/nobody/has/this"]), PATIENCE);
+    assert_eq!(none.status.code(), Some(127));
+    let said = lossy(&none.stderr);
+    assert!(
+        said.contains("/nobody/has/this: No such file or directory"),
+        "{said}"
+    );
+    // A start that fails leaves no socket either.
+    let agent = settings
+        .without("TEESQL_CLIENT_CERT")
+        .without("TEESQL_CLIENT_KEY")
+        .set("TEESQL_GUEST_AGENT", &lab.path("nobody.sock"))
+        .set("TEESQL_START_TIMEOUT", "200ms");
+    assert_eq!(sh(&agent, "exit 0").status.code(), Some(69));
+    assert_eq!(fs::read_dir(&socket).expect("a folder").count(), 0);
+}
+
+const ASKED: [&str; 7] = [
+    "DATABASE_URL",
+    "PGHOST",
+    "PGPORT",
+    "PGSSLMODE",
+    "PGUSER",
+    "PGPASSWORD",
+    "PGDATABASE",
+];
+
+/// What the command finds, with the port as `PORT`.
+fn found(settings: &Settings) -> Vec<String> {
+    let output = sh(settings, "env");
+    let text = lossy(&output.stdout);
+    let value = |name: &str| {
+        let line = text
+            .lines()
+            .find_map(|l| l.strip_prefix(name)?.strip_prefix('='));
+        line.unwrap_or("-").to_owned()
+    };
+    let port = value("PGPORT");
+    ASKED
+        .map(|name| value(name).replace(&port, "PORT"))
+        .to_vec()
+}
+
+fn environment(world: &World) {
+    let lab = Lab::new();
+    let settings = quiet(&lab, world);
+    let plain = "postgresql://127.0.0.1:PORT/?sslmode=disable";
+    assert_eq!(
+        found(&settings),
+        [plain, "127.0.0.1", "PORT", "disable", "-", "-", "-"]
+    );
+    // Role, password and database stay, whatever is in them; TLS is our business.
+    let url = "postgres://a%40b:p%2Fw%3A%23%20%25@db.example:5433/my%20db?application_name=x%26y&sslmode=verify-full&sslrootcert=/ca.pem&channel_binding=require";
+    let given = settings
+        .clone()
+        .without("TEESQL_TARGET")
+        .set("DATABASE_URL", url)
+        .set("PGSERVICE", "elsewhere")
+        .set("PGHOSTADDR", "192.0.2.1");
+    let local = "postgres://a%40b:p%2Fw%3A%23%20%25@127.0.0.1:PORT/my%20db?application_name=x%26y&sslmode=disable";
+    assert_eq!(
+        found(&given),
+        [
+            local,
+            "127.0.0.1",
+            "PORT",
+            "disable",
+            "a@b",
+            "p/w:# %",
+            "my db"
+        ]
+    );
+    let around = sh(&given, "env | grep -E '^(PGSERVICE|PGHOSTADDR)='");
+    assert_eq!(around.status.code(), Some(1), "{around:?}");
+    // The user's own variables win over the DSN's.
+    assert_eq!(found(&given.clone().set("PGUSER", "me"))[4], "me");
+    let folder = lab.path("s");
+    fs::create_dir(&folder).expect("a folder");
+    let local = format!("{folder}/.s.PGSQL.6543");
+    let unix = found(&given.set("TEESQL_FORWARD_LISTEN", &local));
+    assert!(unix[0].starts_with("postgres://a%40b:"), "{unix:?}");
+    assert!(unix[0].contains("@localhost:PORT/my%20db?"), "{unix:?}");
+    let host = folder.replace('/', "%2F");
+    assert!(
+        unix[0].contains(&format!("&host={host}&sslmode=disable")),
+        "{unix:?}"
+    );
+    assert_eq!(unix[1], folder);
+}
+
+fn signals(world: &World) {
+    let lab = Lab::new();
+    for (which, name) in [
+        (Signal::SIGTERM, "TERM"),
+        (Signal::SIGINT, "INT"),
+        (Signal::SIGHUP, "HUP"),
+        (Signal::SIGUSR1, "USR1"),
+    ] {
+        let ready = lab.path(name);
+        let script = format!("trap 'exit 9' {name}; touch {ready}; while :; do sleep 0.05; done");
+        let mut command = quiet(&lab, world).command(&["--", "sh", "-c", &script]);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = spawn(command).expect("it starts");
+        let is_ready = || fs::exists(&ready).unwrap_or(false).then_some(());
+        poll(PATIENCE, is_ready).expect("the command runs");
+        signal(&child, which);
+        let status = wait(&mut child, PATIENCE).expect("it ends");
+        assert_eq!(status.code(), Some(9), "{name}");
+    }
+}
+
+/// The issue's own example, with nothing but a DSN.
+fn psql(world: &World) {
+    let lab = Lab::new();
+    let sidecar = lab.sidecar(world);
+    let url = format!(
+        "postgresql://{}:{}@{}/via_scram?sslmode=require",
+        READER.0,
+        READER.1,
+        sidecar.address()
+    );
+    let settings = lab.settings(world).set("DATABASE_URL", &url);
+    let ask = [
+        "--",
+        "psql",
+        "-XAtc",
+        "select current_user, current_database()",
+    ];
+    let output = run(settings.command(&ask), PATIENCE * 2);
+    assert_eq!(
+        lossy(&output.stdout),
+        "teesql_read|via_scram\n",
+        "{output:?}"
+    );
+    assert_eq!(output.status.code(), Some(0));
+    // Whoever outlives the command has lost the forwarder.
+    let pid = lab.path("left");
+    let script =
+        format!("psql -Xc 'select pg_sleep(3600)' >/dev/null 2>&1 & echo $! >{pid}; sleep 0.3");
+    let output = run(settings.command(&["--", "sh", "-c", &script]), PATIENCE);
+    assert_eq!(output.status.code(), Some(0));
+    let left = fs::read_to_string(&pid).expect("a pid");
+    let gone = || (!fs::exists(format!("/proc/{}", left.trim())).unwrap_or(true)).then_some(());
+    poll(PATIENCE, gone).expect("psql has lost its server");
+}
+
+fn mistakes(world: &World) {
+    let lab = Lab::new();
+    let base = lab.settings(world);
+    let not_a_uri = "DATABASE_URL is not a URI: expected postgresql://user@host:5433/database";
+    let target = "expected HOST:PORT, e.g. db.example:5433";
+    for (name, value, text) in [
+        (
+            "DATABASE_URL",
+            "host=db.example password=hunter2",
+            not_a_uri,
+        ),
+        ("DATABASE_URL", "postgres:hunter2", not_a_uri),
+        ("DATABASE_URL", "mysql://u:hunter2@h/d", not_a_uri),
+        (
+            "DATABASE_URL",
+            "postgres:///hunter2",
+            "DATABASE_URL names no host",
+        ),
+        ("TEESQL_TARGET", "db.example", target),
+        ("TEESQL_TARGET", "db.example:0", target),
+        ("TEESQL_TARGET", "::1:5433", target),
+        ("TEESQL_TARGET", "[db.example]:x", target),
+        ("TEESQL_TARGET", "", ""),
+        (
+            "TEESQL_FORWARD_LISTEN",
+            "0.0.0.0:5432",
+            "expected a loopback address",
+        ),
+        ("TEESQL_VERIFIER", "perhaps", "expected dcap, ita or none"),
+        (
+            "TEESQL_VERIFIER",
+            "ita",
+            "Intel Trust Authority API key required. Pass { apiKey } option",
+        ),
+        ("TEESQL_CLUSTER", "c.example", "manifest_signer"),
+    ] {
+        let settings = base.clone().set(name, value);
+        let output = run(settings.command(&[]), PATIENCE);
+        let said = lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{name}={value}: {said}");
+        assert!(said.contains(text), "{name}={value}: {said}");
+        assert!(!said.contains("hunter2"), "a secret: {said}");
+        assert_eq!(lossy(&output.stdout), "");
+    }
+    let output = run(base.command(&[]), PATIENCE);
+    let said = lossy(&output.stderr);
+    assert!(
+        said.contains("no server: use --target, DATABASE_URL or --cluster"),
+        "{said}"
+    );
+}

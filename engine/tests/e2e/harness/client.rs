@@ -1,0 +1,426 @@
+//! A client that can misbehave at every step: blocking, one byte at a time if need be.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use socket2::{Domain, Socket, Type};
+
+use crate::harness::Stage;
+use crate::harness::message::{self, Message, PgError, SSL_REQUEST};
+use crate::harness::process::PATIENCE;
+
+/// The three ways into TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Opening {
+    SslRequest,
+    /// TLS at once, with ALPN `postgresql`.
+    Direct,
+    /// TLS at once, without ALPN, as a forwarder does it.
+    Raw,
+}
+
+impl Opening {
+    pub(crate) const ALL: [Self; 3] = [Self::SslRequest, Self::Direct, Self::Raw];
+
+    pub(crate) fn alpn(self) -> Option<&'static [u8]> {
+        match self {
+            Self::Direct => Some(b"postgresql"),
+            Self::SslRequest | Self::Raw => None,
+        }
+    }
+}
+
+impl fmt::Display for Opening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SslRequest => "ssl_request",
+            Self::Direct => "direct_tls",
+            Self::Raw => "raw_tls",
+        })
+    }
+}
+
+/// How the other side ended the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// In order; on TLS with its own goodbye (close_notify).
+    Closed,
+    /// The TCP stream ended, or was reset, without one.
+    Cut,
+}
+
+/// A TCP stream that remembers all that arrived on it.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    pub(crate) stream: TcpStream,
+    pub(crate) received: Vec<u8>,
+    /// How many bytes the kernel took.
+    pub(crate) sent: usize,
+}
+
+impl Wire {
+    pub(crate) fn connect(address: SocketAddr) -> Self {
+        let stream = connect_from(fresh_source(), address).expect("the sidecar accepts");
+        stream.set_nodelay(true).expect("a live socket");
+        stream
+            .set_read_timeout(Some(PATIENCE))
+            .expect("a live socket");
+        stream
+            .set_write_timeout(Some(PATIENCE))
+            .expect("a live socket");
+        Self::of(stream)
+    }
+
+    /// A connection that was made otherwise.
+    pub(crate) fn of(stream: TcpStream) -> Self {
+        Self {
+            stream,
+            received: Vec::new(),
+            sent: 0,
+        }
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).expect("the sidecar reads");
+    }
+
+    /// The next bytes, which have to be these.
+    pub(crate) fn expect_prefix(&mut self, wanted: &[u8]) {
+        let mut bytes = vec![0; wanted.len()];
+        self.stream.read_exact(&mut bytes).expect("an answer");
+        assert_eq!(bytes, wanted);
+    }
+
+    pub(crate) fn byte(&mut self) -> u8 {
+        let mut byte = [0];
+        self.stream.read_exact(&mut byte).expect("an answer");
+        byte[0]
+    }
+
+    /// Everything up to the end of the stream.
+    pub(crate) fn read_to_end(&mut self) -> Vec<u8> {
+        let mut all = Vec::new();
+        match self.stream.read_to_end(&mut all) {
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {}
+            Err(e) => panic!("the sidecar does not close: {e}; it sent {all:02x?}"),
+        }
+        self.answer_the_end();
+        all
+    }
+
+    /// Closes in turn: the sidecar lingers for a client that may still be reading.
+    fn answer_the_end(&self) {
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    /// One message in plaintext, then the end of the stream.
+    pub(crate) fn last_message(&mut self) -> Message {
+        let all = self.read_to_end();
+        assert!(all.len() >= 5, "no message before the end: {all:02x?}");
+        let length = message::be32(&all[1..]) as usize;
+        assert_eq!(
+            all.len(),
+            length + 1,
+            "one message and nothing else: {all:02x?}"
+        );
+        Message {
+            tag: all[0],
+            body: all[5..].to_vec(),
+        }
+    }
+
+    pub(crate) fn peer_name(&self) -> SocketAddr {
+        self.stream.local_addr().expect("a live socket")
+    }
+}
+
+/// A loopback address of its own for every connection, so that the sidecar's log
+/// names each of them by a peer that no other one had.
+fn fresh_source() -> SocketAddr {
+    static NEXT: AtomicU32 = AtomicU32::new(0x7f01_0001);
+    let address = NEXT.fetch_add(1, Ordering::Relaxed);
+    assert!(address < 0x7fff_ffff, "all of 127.0.0.0/8 is used up");
+    SocketAddr::from((address.to_be_bytes(), 0))
+}
+
+fn connect_from(source: SocketAddr, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&source.into())?;
+    socket.connect(&address.into())?;
+    Ok(socket.into())
+}
+
+impl Read for Wire {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.stream.read(buffer)?;
+        // Enough for any login; a bulk transfer need not be remembered.
+        if self.received.len() < 64 * 1024 {
+            self.received.extend(&buffer[..n]);
+        }
+        Ok(n)
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = self.stream.write(bytes)?;
+        self.sent += taken;
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+/// A client inside TLS.
+pub(crate) struct Client {
+    pub(crate) tls: StreamOwned<ClientConnection, Wire>,
+}
+
+/// What a finished login told.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Greeting {
+    pub(crate) negotiation: Option<(u32, Vec<String>)>,
+    pub(crate) pid: u32,
+    pub(crate) key: Vec<u8>,
+    pub(crate) parameters: Vec<(String, String)>,
+}
+
+impl Client {
+    /// Opens the connection and finishes the TLS handshake.
+    pub(crate) fn open(stage: &Stage, address: SocketAddr, opening: Opening) -> Self {
+        let config = stage.certificates.client(opening.alpn());
+        Self::open_with(config, address, opening).expect("the TLS handshake succeeds")
+    }
+
+    pub(crate) fn open_with(
+        config: ClientConfig,
+        address: SocketAddr,
+        opening: Opening,
+    ) -> io::Result<Self> {
+        let mut wire = Wire::connect(address);
+        if opening == Opening::SslRequest {
+            wire.send(&SSL_REQUEST);
+            let mut answer = [0];
+            wire.stream.read_exact(&mut answer)?;
+            assert_eq!(&answer, b"S", "the answer to SSLRequest");
+        }
+        Self::handshake(config, wire)
+    }
+
+    /// TLS over an open connection.
+    pub(crate) fn handshake(config: ClientConfig, wire: Wire) -> io::Result<Self> {
+        let name = ServerName::try_from("localhost").expect("a good name");
+        let connection = ClientConnection::new(Arc::new(config), name).expect("good settings");
+        let mut tls = StreamOwned::new(connection, wire);
+        while tls.conn.is_handshaking() {
+            tls.conn.complete_io(&mut tls.sock)?;
+        }
+        Ok(Self { tls })
+    }
+
+    pub(crate) fn handshake_kind(&self) -> Option<rustls::HandshakeKind> {
+        self.tls.conn.handshake_kind()
+    }
+
+    /// The address that the sidecar logs for us.
+    pub(crate) fn peer_name(&self) -> SocketAddr {
+        self.tls.sock.peer_name()
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.try_send(bytes).expect("the sidecar reads");
+    }
+
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.tls.write_all(bytes)?;
+        self.tls.flush()
+    }
+
+    /// One message; `Err` when the connection ended at a message's border.
+    pub(crate) fn read(&mut self) -> Result<Message, Ending> {
+        let mut head = [0; 5];
+        match self.tls.read(&mut head[..1]) {
+            Ok(0) => {
+                self.tls.sock.answer_the_end();
+                return Err(Ending::Closed);
+            }
+            Ok(_) => {}
+            Err(e) if is_cut(&e) => return Err(Ending::Cut),
+            Err(e) => panic!("the sidecar neither answers nor closes: {e}"),
+        }
+        self.tls.read_exact(&mut head[1..]).expect("a whole header");
+        let mut body = vec![0; message::be32(&head[1..]) as usize - 4];
+        self.tls.read_exact(&mut body).expect("a whole message");
+        Ok(Message { tag: head[0], body })
+    }
+
+    /// One message of the given kind.
+    pub(crate) fn expect(&mut self, tag: u8) -> Message {
+        match self.read() {
+            Ok(message) if message.tag == tag => message,
+            Ok(message) if message.tag == b'E' => {
+                panic!("not {:?}: {}", tag as char, message.error())
+            }
+            other => panic!("not {:?}: {other:?}", tag as char),
+        }
+    }
+
+    /// An ErrorResponse, and an orderly end after it.
+    pub(crate) fn expect_refusal(&mut self) -> PgError {
+        let error = self.expect(b'E').error();
+        assert_eq!(error.severity, "FATAL", "{error}");
+        assert_eq!(self.read(), Err(Ending::Closed), "the end after {error}");
+        error
+    }
+
+    /// Nothing more comes.
+    pub(crate) fn expect_end(&mut self) -> Ending {
+        match self.read() {
+            Err(ending) => ending,
+            Ok(message) => panic!("not the end: {message:?}"),
+        }
+    }
+
+    /// Sends a StartupMessage for `user` and `database` and waits for the
+    /// password request; `Err` is the sidecar's refusal.
+    pub(crate) fn start(&mut self, user: &str, database: &str) -> Greeting {
+        self.start_with(
+            message::PROTOCOL_3_0,
+            &[("user", user), ("database", database)],
+        )
+    }
+
+    pub(crate) fn start_with(&mut self, version: u32, parameters: &[(&str, &str)]) -> Greeting {
+        self.send(&message::startup(version, parameters));
+        let mut greeting = Greeting::default();
+        let mut next = self.read().expect("an answer to the StartupMessage");
+        if next.tag == b'v' {
+            greeting.negotiation = Some(next.negotiation());
+            next = self.read().expect("a password request");
+        }
+        assert_eq!(next.authentication(), 3, "AuthenticationCleartextPassword");
+        greeting
+    }
+
+    /// Sends the secret and reads up to ReadyForQuery.
+    pub(crate) fn give(&mut self, secret: &str, greeting: Greeting) -> Result<Greeting, PgError> {
+        self.send(&message::password(secret));
+        self.await_ready(greeting)
+    }
+
+    /// AuthenticationOk up to ReadyForQuery, or the error and the end.
+    pub(crate) fn await_ready(&mut self, mut greeting: Greeting) -> Result<Greeting, PgError> {
+        let first = self.read().expect("an answer to the password");
+        if first.tag == b'E' {
+            let error = first.error();
+            assert_eq!(self.read(), Err(Ending::Closed), "the end after {error}");
+            return Err(error);
+        }
+        assert_eq!(first.authentication(), 0, "AuthenticationOk");
+        loop {
+            let next = self.read().expect("messages up to ReadyForQuery");
+            match next.tag {
+                b'S' => greeting.parameters.push(pair(&next.body)),
+                b'K' => {
+                    greeting.pid = message::be32(&next.body);
+                    greeting.key = next.body[4..].to_vec();
+                }
+                b'N' => {}
+                b'E' => {
+                    let error = next.error();
+                    assert_eq!(self.read(), Err(Ending::Closed), "the end after {error}");
+                    return Err(error);
+                }
+                b'Z' => {
+                    assert_eq!(next.body, b"I", "idle");
+                    return Ok(greeting);
+                }
+                _ => panic!("not part of a login: {next:?}"),
+            }
+        }
+    }
+
+    /// The whole login.
+    pub(crate) fn login(
+        &mut self,
+        user: &str,
+        database: &str,
+        secret: &str,
+    ) -> Result<Greeting, PgError> {
+        let greeting = self.start(user, database);
+        self.give(secret, greeting)
+    }
+
+    /// A simple query's rows.
+    pub(crate) fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, PgError> {
+        self.send(&message::query(sql));
+        let mut rows = Vec::new();
+        let mut error = None;
+        loop {
+            let next = self.read().expect("messages up to ReadyForQuery");
+            match next.tag {
+                b'D' => rows.push(next.columns()),
+                b'E' => error = Some(next.error()),
+                b'Z' => return error.map_or(Ok(rows), Err),
+                _ => {}
+            }
+        }
+    }
+
+    /// The only column of the only row.
+    pub(crate) fn ask(&mut self, sql: &str) -> String {
+        let rows = self.query(sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
+        match &rows[..] {
+            [row] => row[0].clone().expect("not NULL"),
+            other => panic!("{sql}: not one row: {other:?}"),
+        }
+    }
+
+    /// Terminate, and the end.
+    pub(crate) fn quit(mut self) {
+        self.send(&message::tagged(b'X', &[]));
+        assert_eq!(self.expect_end(), Ending::Closed, "the end after Terminate");
+    }
+
+    /// Hangs up without a word, so that the other side sees a bare end of stream.
+    pub(crate) fn hang_up(self) {
+        let _ = self.tls.sock.stream.shutdown(Shutdown::Both);
+    }
+
+    /// Content type and length of each TLS record received: what an onlooker sees.
+    pub(crate) fn records_received(&self) -> Vec<(u8, usize)> {
+        let mut rest = &self.tls.sock.received[..];
+        let mut records = Vec::new();
+        while rest.len() >= 5 {
+            let length = usize::from(u16::from_be_bytes([rest[3], rest[4]]));
+            records.push((rest[0], length));
+            rest = rest.get(5 + length..).unwrap_or_default();
+        }
+        records
+    }
+}
+
+fn pair(body: &[u8]) -> (String, String) {
+    let mut texts = body
+        .split(|&byte| byte == 0)
+        .map(|t| String::from_utf8_lossy(t).into_owned());
+    (
+        texts.next().unwrap_or_default(),
+        texts.next().unwrap_or_default(),
+    )
+}
+
+fn is_cut(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+    )
+}

@@ -1,0 +1,157 @@
+//! Stand-ins for Postgres on loopback: one that follows a script, and one that
+//! passes bytes to the real one and keeps count.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use socket2::{Domain, SockRef, Socket, Type};
+
+use crate::harness::message;
+use crate::harness::process::PATIENCE;
+
+/// Listens on a free port and runs a script on each connection, until dropped.
+#[derive(Debug)]
+pub(crate) struct Fake {
+    address: SocketAddr,
+    over: Arc<AtomicBool>,
+    open: Arc<Mutex<Vec<TcpStream>>>,
+    accepted: Arc<AtomicUsize>,
+}
+
+impl Fake {
+    pub(crate) fn start(
+        script: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        // Accepted sockets inherit it: a fake that does not read is full soon.
+        let room = SockRef::from(&listener).set_recv_buffer_size(64 * 1024);
+        room.expect("a live socket");
+        let fake = Self {
+            address: listener.local_addr().expect("a bound socket"),
+            over: Arc::default(),
+            open: Arc::default(),
+            accepted: Arc::default(),
+        };
+        let (over, open, accepted) = (fake.over.clone(), fake.open.clone(), fake.accepted.clone());
+        let script = Arc::new(script);
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                if over.load(Ordering::SeqCst) {
+                    break;
+                }
+                let _ = stream.set_read_timeout(Some(PATIENCE * 2));
+                accepted.fetch_add(1, Ordering::SeqCst);
+                if let Ok(again) = stream.try_clone() {
+                    open.lock().expect("no panic while locked").push(again);
+                }
+                let script = script.clone();
+                thread::spawn(move || {
+                    let last = stream.try_clone();
+                    let _ = script(stream);
+                    if let Ok(last) = last {
+                        let _ = last.shutdown(Shutdown::Both);
+                    }
+                });
+            }
+        });
+        fake
+    }
+
+    /// A real Postgres at `upstream`, with the connections counted.
+    pub(crate) fn counting(upstream: SocketAddr) -> Self {
+        Self::start(move |client| {
+            let server = TcpStream::connect(upstream)?;
+            let (from, to) = (server.try_clone()?, client.try_clone()?);
+            let back = thread::spawn(move || pass(from, to));
+            pass(client, server);
+            let _ = back.join();
+            Ok(())
+        })
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Connections so far.
+    pub(crate) fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        for stream in self.open.lock().expect("no panic while locked").drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+        // Wakes the accepting thread, which then sees that it is over.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+/// An address at which nobody listens: bound, so that nobody else can.
+pub(crate) struct Nobody {
+    address: SocketAddr,
+    _socket: Socket,
+}
+
+impl Nobody {
+    pub(crate) fn listens() -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        socket.bind(&any.into()).expect("a free port");
+        let address = socket.local_addr().expect("a bound socket").as_socket();
+        Self {
+            address: address.expect("IPv4"),
+            _socket: socket,
+        }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream) {
+    let _ = io::copy(&mut from, &mut to);
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+/// Reads one packet of the start-up phase: its body without the length.
+pub(crate) fn read_startup(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let mut body = vec![0; message::be32(&length) as usize - 4];
+    stream.read_exact(&mut body)?;
+    Ok(body)
+}
+
+/// Reads one tagged message and returns its body.
+pub(crate) fn read_message(stream: &mut TcpStream) -> io::Result<(u8, Vec<u8>)> {
+    let mut tag = [0];
+    stream.read_exact(&mut tag)?;
+    Ok((tag[0], read_startup(stream)?))
+}
+
+/// Stays until the other side closes.
+pub(crate) fn stay(stream: &mut TcpStream) -> io::Result<()> {
+    io::copy(stream, &mut io::sink()).map(drop)
+}
+
+/// An ErrorResponse as Postgres writes it.
+pub(crate) fn error_response(code: &str, text: &str) -> Vec<u8> {
+    let body = format!("SFATAL\0VFATAL\0C{code}\0M{text}\0\0");
+    message::tagged(b'E', body.as_bytes())
+}
+
+/// AuthenticationOk, one parameter, a key, ReadyForQuery.
+pub(crate) fn welcome(stream: &mut TcpStream) -> io::Result<()> {
+    stream.write_all(&message::tagged(b'R', &0_u32.to_be_bytes()))?;
+    stream.write_all(&message::tagged(b'S', b"server_version\x0015.0\0"))?;
+    stream.write_all(&message::tagged(b'K', &[0, 0, 0, 9, 1, 2, 3, 4]))?;
+    stream.write_all(&message::tagged(b'Z', b"I"))
+}

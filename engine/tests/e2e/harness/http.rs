@@ -1,0 +1,87 @@
+//! As much of an HTTP client as the trials need: one question, one answer.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use serde_json::Value;
+
+use crate::harness::process::{PATIENCE, poll};
+
+/// An answer.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
+    }
+
+    /// A header's value, whatever the case of its name.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let mut lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        lines.find_map(|(found, value)| found.eq_ignore_ascii_case(name).then_some(value))
+    }
+}
+
+/// GET, to the end of the connection.
+pub(crate) fn get(address: SocketAddr, target: &str) -> Answer {
+    let mut stream = TcpStream::connect(address).expect("the admin port accepts");
+    for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
+        set(&stream, Some(PATIENCE)).expect("a live socket");
+    }
+    let request = format!("GET {target} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("it reads");
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).expect("a whole answer");
+    let text = String::from_utf8(bytes).expect("UTF-8");
+    let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    Answer {
+        status: status.unwrap_or_else(|| panic!("no status: {head}")),
+        head: head.to_owned(),
+        body: body.to_owned(),
+    }
+}
+
+/// `/ready`: the reason of each check that is not ready.
+pub(crate) fn unready(address: SocketAddr) -> Vec<(String, String)> {
+    let answer = get(address, "/ready");
+    let json = answer.json();
+    let checks = json["checks"].as_array().expect("checks");
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let reasons: Vec<_> = checks
+        .iter()
+        .filter(|check| check["ready"] != true)
+        .map(|check| (text(&check["name"]), text(&check["reason"])))
+        .collect();
+    let status = if reasons.is_empty() { 200 } else { 503 };
+    assert_eq!(answer.status, status, "{json}");
+    assert_eq!(json["ready"], reasons.is_empty(), "{json}");
+    assert_eq!(checks.len(), 4, "{json}");
+    reasons
+}
+
+/// Waits until all is well.
+pub(crate) fn await_ready(address: SocketAddr) {
+    let mut last = Vec::new();
+    poll(PATIENCE, || {
+        last = unready(address);
+        last.is_empty().then_some(())
+    })
+    .unwrap_or_else(|| panic!("never ready: {last:?}"));
+}
+
+/// Waits until `check` is not ready for a reason that has `words` in it.
+pub(crate) fn await_unready(address: SocketAddr, check: &str, words: &str) -> String {
+    let mut last = Vec::new();
+    poll(PATIENCE, || {
+        last = unready(address);
+        let found = last.iter().find(|(name, _)| name == check)?;
+        found.1.contains(words).then(|| found.1.clone())
+    })
+    .unwrap_or_else(|| panic!("{check} is never red for {words:?}: {last:?}"))
+}

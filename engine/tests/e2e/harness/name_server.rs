@@ -1,0 +1,133 @@
+//! A real name server on loopback: Debian's knot, with a zone of the trial's own.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::harness::process::{PATIENCE, lossy, mortal, poll, signal, spawn};
+
+/// The zone, and one beside it whose file does not exist: SERVFAIL.
+const ZONE: &str = "teesql.test";
+const BROKEN: &str = "broken.test";
+
+pub(crate) struct NameServer {
+    child: Child,
+    address: SocketAddr,
+    folder: tempfile::TempDir,
+    serial: AtomicU32,
+}
+
+impl NameServer {
+    /// With these lines behind the zone's SOA and NS.
+    pub(crate) fn start(records: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let address = free_port();
+        let path = folder.path().display();
+        let config = format!(
+            "server:\n    rundir: \"{path}\"\n    listen: 127.0.0.1@{port}\n    udp-workers: 1\n    \
+             tcp-workers: 1\n    background-workers: 1\n    udp-max-payload: 1232\nlog:\n  - target: stderr\n    \
+             any: info\ndatabase:\n    storage: \"{path}\"\n    journal-db-max-size: 1M\n    \
+             timer-db-max-size: 1M\n    kasp-db-max-size: 5M\ntemplate:\n  - id: default\n    \
+             storage: \"{path}\"\n    zonefile-sync: -1\n    zonefile-load: whole\n    \
+             journal-content: none\nzone:\n  - domain: {ZONE}\n    file: zone\n  - domain: {BROKEN}\n    \
+             file: missing\n",
+            port = address.port()
+        );
+        fs::write(folder.path().join("knot.conf"), config).expect("knot.conf");
+        write_zone(folder.path(), 1, records);
+        let mut knotd = mortal(Path::new("knotd"), "KILL", None);
+        let log = fs::File::create(folder.path().join("log")).expect("a log");
+        knotd.arg("-c").arg(folder.path().join("knot.conf"));
+        knotd.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        knotd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let server = Self {
+            child: spawn(knotd).expect("knotd starts"),
+            address,
+            folder,
+            serial: AtomicU32::new(1),
+        };
+        server.await_serial(1);
+        server
+    }
+
+    pub(crate) fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Replaces the zone's records, and waits until they are served.
+    pub(crate) fn publish(&self, records: &str) {
+        let serial = self.serial.fetch_add(1, Ordering::SeqCst) + 1;
+        write_zone(self.folder.path(), serial, records);
+        signal(&self.child, Signal::SIGHUP);
+        self.await_serial(serial);
+    }
+
+    /// Answers no more, without the system's "nobody listens".
+    pub(crate) fn freeze(&self) {
+        signal(&self.child, Signal::SIGSTOP);
+    }
+
+    pub(crate) fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    fn await_serial(&self, wanted: u32) {
+        let served = poll(PATIENCE, || (self.serial() == Some(wanted)).then_some(()));
+        served.unwrap_or_else(|| {
+            let log = fs::read(self.folder.path().join("log")).unwrap_or_default();
+            panic!("the name server does not serve {wanted}: {}", lossy(&log));
+        });
+    }
+
+    /// The SOA's, by a question of our own: the last five numbers of the answer.
+    fn serial(&self) -> Option<u32> {
+        let socket = UdpSocket::bind("127.0.0.1:0").ok()?;
+        socket
+            .set_read_timeout(Some(Duration::from_millis(200)))
+            .ok()?;
+        let mut question = vec![0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in ZONE.split('.') {
+            question.push(u8::try_from(label.len()).ok()?);
+            question.extend(label.as_bytes());
+        }
+        question.extend([0, 0, 6, 0, 1]);
+        socket.send_to(&question, self.address).ok()?;
+        let mut answer = [0; 512];
+        let n = socket.recv(&mut answer).ok()?;
+        let (answered, start) = (answer[7] == 1, n.checked_sub(20)?);
+        answered.then(|| crate::harness::message::be32(&answer[start..]))
+    }
+}
+
+impl Drop for NameServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn write_zone(folder: &Path, serial: u32, records: &str) {
+    let mut zone = format!(
+        "$ORIGIN {ZONE}.\n$TTL 1\n@ SOA ns hostmaster {serial} 60 60 3600 1\n@ NS ns\nns A 127.0.0.1\n"
+    );
+    writeln!(zone, "{records}").expect("a text");
+    let (new, zone_file) = (folder.join("new"), folder.join("zone"));
+    fs::write(&new, zone).expect("the zone");
+    fs::rename(&new, &zone_file).expect("the zone");
+}
+
+/// Free for UDP and TCP.
+fn free_port() -> SocketAddr {
+    poll(PATIENCE, || {
+        let tcp = TcpListener::bind("127.0.0.1:0").ok()?;
+        let address = tcp.local_addr().ok()?;
+        UdpSocket::bind(address).ok().map(|_| address)
+    })
+    .expect("a free port")
+}

@@ -1,0 +1,133 @@
+//! Prometheus' text format, read as strictly as Prometheus reads it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use crate::harness::http::get;
+use crate::harness::process::{PATIENCE, poll};
+
+/// All samples of one scrape: the series as it is written, and its value.
+#[derive(Debug)]
+pub(crate) struct Scrape {
+    samples: BTreeMap<String, f64>,
+    types: BTreeMap<String, String>,
+}
+
+impl Scrape {
+    pub(crate) fn of(address: SocketAddr) -> Self {
+        let answer = get(address, "/metrics");
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let kind = answer.header("content-type").unwrap_or_default();
+        assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
+        Self::parse(&answer.body)
+    }
+
+    pub(crate) fn parse(text: &str) -> Self {
+        let (mut samples, mut types) = (BTreeMap::new(), BTreeMap::new());
+        let mut helped = BTreeSet::new();
+        for line in text.lines().filter(|line| !line.is_empty()) {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').expect("a type");
+                let before = types.insert(name.to_owned(), kind.to_owned());
+                assert_eq!(before, None, "two types: {line}");
+            } else if let Some(rest) = line.strip_prefix("# HELP ") {
+                let (name, words) = rest.split_once(' ').expect("a help text");
+                assert!(
+                    !words.is_empty() && helped.insert(name.to_owned()),
+                    "{line}"
+                );
+            } else {
+                let (series, value) = line.rsplit_once(' ').expect("a sample");
+                let value = number(value).unwrap_or_else(|| panic!("no number: {line}"));
+                check_series(series);
+                let before = samples.insert(series.to_owned(), value);
+                assert!(before.is_none(), "twice: {line}");
+            }
+        }
+        let scrape = Self { samples, types };
+        scrape.check_types(&helped);
+        scrape
+    }
+
+    /// Every sample belongs to a family with type and help, whose name says its type.
+    fn check_types(&self, helped: &BTreeSet<String>) {
+        for series in self.samples.keys() {
+            let name = series.split('{').next().expect("a name");
+            let endings = ["_bucket", "_sum", "_count"];
+            let base = endings.iter().find_map(|ending| {
+                let base = name.strip_suffix(ending)?;
+                (self.kind(base) == "histogram").then_some(base)
+            });
+            let family = base.unwrap_or(name);
+            assert!(helped.contains(family), "no help: {family}");
+            let total = family.ends_with("_total");
+            assert_eq!(self.kind(family) == "counter", total, "{family}");
+        }
+    }
+
+    fn kind(&self, family: &str) -> &str {
+        self.types.get(family).map_or("", String::as_str)
+    }
+
+    /// The value of a series, written as `/metrics` does.
+    pub(crate) fn value(&self, series: &str) -> f64 {
+        let value = self.samples.get(series);
+        *value.unwrap_or_else(|| panic!("{series} is not in {:#?}", self.samples))
+    }
+
+    /// All series of a family with this in their labels, added up.
+    pub(crate) fn sum(&self, family: &str, labels: &str) -> f64 {
+        let all = self.samples.iter();
+        let found = all.filter(|(series, _)| {
+            let own = series.split('{').next() == Some(family);
+            own && series.contains(labels)
+        });
+        let values: Vec<f64> = found.map(|(_, value)| *value).collect();
+        assert!(!values.is_empty(), "no series {family} with {labels}");
+        values.iter().sum()
+    }
+
+    pub(crate) fn series(&self) -> impl Iterator<Item = &String> {
+        self.samples.keys()
+    }
+
+    pub(crate) fn families(&self) -> impl Iterator<Item = &String> {
+        self.types.keys()
+    }
+}
+
+/// Waits until a scrape is as wanted.
+pub(crate) fn await_scrape(address: SocketAddr, wanted: impl Fn(&Scrape) -> bool) -> Scrape {
+    let mut last = None;
+    poll(PATIENCE, || {
+        let scrape = last.insert(Scrape::of(address));
+        wanted(scrape).then_some(())
+    })
+    .unwrap_or_else(|| panic!("never as wanted: {last:#?}"));
+    last.expect("a scrape")
+}
+
+/// As Go's `ParseFloat` and the format's own three words have it.
+fn number(text: &str) -> Option<f64> {
+    match text {
+        "NaN" => Some(f64::NAN),
+        "+Inf" => Some(f64::INFINITY),
+        "-Inf" => Some(f64::NEG_INFINITY),
+        digits => digits.parse().ok().filter(|value: &f64| value.is_finite()),
+    }
+}
+
+/// `name{label="value",…}`.
+fn check_series(series: &str) {
+    let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+    let is_name = |text: &str| {
+        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    assert!(is_name(name), "{series}");
+    let labels = labels.strip_suffix('}').expect("a closing brace");
+    for label in labels.split(',').filter(|label| !label.is_empty()) {
+        let (name, value) = label.split_once('=').expect("a label");
+        let value = value.strip_prefix('"').and_then(|v| v.strip_suffix('"'));
+        assert!(is_name(name) && value.is_some(), "{series}");
+    }
+}

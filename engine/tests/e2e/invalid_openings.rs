@@ -1,0 +1,437 @@
+//! Bad first bytes: each is answered as the protocol allows, logged with its
+//! reason, and harms nobody else.
+
+use std::io::Read;
+use std::net::Shutdown;
+
+use rustls::AlertDescription;
+
+use crate::harness::READ_SECRET;
+use crate::harness::client::{Client, Opening, Wire};
+use crate::harness::message::{self, GSSENC_REQUEST, PROTOCOL_3_0, PgError, SSL_REQUEST, startup};
+use crate::harness::sidecar::Sidecar;
+use crate::harness::suite::{Suite, World};
+
+pub(crate) fn add(suite: &mut Suite) {
+    suite.add("openings::plaintext", plaintext);
+    suite.add("openings::after_an_answer", after_an_answer);
+    suite.add("openings::bad_tls", bad_tls);
+    suite.add("openings::truncated_then_eof", truncated);
+    suite.add("openings::alpn", alpn);
+    suite.add("openings::required_alpn", required_alpn);
+}
+
+/// What is sent, what is answered, and the reason in the log.
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) answer: Answer,
+    pub(crate) reason: &'static str,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum Answer {
+    /// SQLSTATE and text of a FATAL ErrorResponse, then the end.
+    Fatal(&'static str, &'static str),
+    /// The end without a byte.
+    Nothing,
+}
+
+use Answer::{Fatal, Nothing};
+
+pub(crate) fn case(
+    name: &'static str,
+    bytes: impl Into<Vec<u8>>,
+    answer: Answer,
+    reason: &'static str,
+) -> Case {
+    Case {
+        name,
+        bytes: bytes.into(),
+        answer,
+        reason,
+    }
+}
+
+/// A session that is open all the time: whatever happens must not disturb it.
+pub(crate) struct Bystander(Client);
+
+impl Bystander {
+    pub(crate) fn new(world: &World, sidecar: &Sidecar) -> Self {
+        let mut client = world.client(sidecar.address());
+        client
+            .login("teesql_read", "via_scram", READ_SECRET)
+            .expect("the login succeeds");
+        Self(client)
+    }
+
+    pub(crate) fn is_well(&mut self) {
+        assert_eq!(self.0.ask("select 'well'"), "well");
+    }
+}
+
+pub(crate) fn reason(sidecar: &Sidecar, wire: &Wire) -> String {
+    let line = sidecar.await_end(wire.peer_name());
+    line["reason"].as_str().expect("a code").to_owned()
+}
+
+pub(crate) fn fatal(code: &str, text: &str) -> PgError {
+    PgError {
+        severity: "FATAL".to_owned(),
+        code: code.to_owned(),
+        message: text.to_owned(),
+    }
+}
+
+const EARLY: Answer = Fatal(
+    "08P01",
+    "received unencrypted data after a request for encryption",
+);
+const TLS_REQUIRED: Answer = Fatal(
+    "28000",
+    "TLS is required: this server takes no plaintext connections",
+);
+
+fn plaintext(world: &World) {
+    let sidecar = Sidecar::start(&world.settings());
+    let mut bystander = Bystander::new(world, &sidecar);
+    let user: &[(&str, &str)] = &[("user", "teesql_read")];
+    let with_ssl = |tail: &[u8]| [&SSL_REQUEST[..], tail].concat();
+    for case in [
+        case(
+            "startup",
+            startup(PROTOCOL_3_0, user),
+            TLS_REQUIRED,
+            "plaintext_startup",
+        ),
+        case(
+            "startup 3.9999",
+            startup(0x0003_270f, user),
+            TLS_REQUIRED,
+            "plaintext_startup",
+        ),
+        case("early byte", with_ssl(b"x"), EARLY, "early_bytes"),
+        case(
+            "early ClientHello",
+            with_ssl(&[0x16, 3, 1, 2, 0, 1, 0, 1]),
+            EARLY,
+            "early_bytes",
+        ),
+        case(
+            "early startup",
+            with_ssl(&startup(PROTOCOL_3_0, user)),
+            EARLY,
+            "early_bytes",
+        ),
+        case(
+            "SSLRequest twice at once",
+            with_ssl(&SSL_REQUEST),
+            EARLY,
+            "early_bytes",
+        ),
+        case(
+            "early byte after GSSENCRequest",
+            [&GSSENC_REQUEST[..], b"x"].concat(),
+            EARLY,
+            "early_bytes",
+        ),
+        case(
+            "cancel",
+            message::cancel(4711, &[1, 2, 3, 4]),
+            Nothing,
+            "plaintext_cancel",
+        ),
+        case(
+            "HTTP",
+            *b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            Nothing,
+            "garbage",
+        ),
+        case("SSH", *b"SSH-2.0-OpenSSH_9.2\r\n", Nothing, "garbage"),
+        case("noise", [0xff; 64], Nothing, "garbage"),
+        case("zeros", [0; 64], Nothing, "garbage"),
+        case(
+            "protocol 2.0",
+            startup(0x0002_0000, user),
+            Nothing,
+            "garbage",
+        ),
+        case(
+            "length 10,001",
+            [0, 0, 0x27, 0x11, 0, 3, 0, 0],
+            Nothing,
+            "garbage",
+        ),
+        case(
+            "length 2 GB",
+            [0x7f, 0xff, 0xff, 0xff, 0, 3, 0, 0],
+            Nothing,
+            "garbage",
+        ),
+        case("length 7", [0, 0, 0, 7, 0, 3, 0], Nothing, "garbage"),
+        case("almost TLS", [0x16, 0x02, 0, 0, 5], Nothing, "garbage"),
+        case(
+            "PROXY v1",
+            *b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n",
+            Nothing,
+            "proxy_not_allowed",
+        ),
+        case(
+            "PROXY v2",
+            *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
+            Nothing,
+            "proxy_not_allowed",
+        ),
+    ] {
+        let mut wire = Wire::connect(sidecar.address());
+        wire.send(&case.bytes);
+        match case.answer {
+            Fatal(code, text) => {
+                assert_eq!(
+                    wire.last_message().error(),
+                    fatal(code, text),
+                    "{}",
+                    case.name
+                );
+            }
+            Nothing => assert_eq!(wire.read_to_end(), b"", "{}", case.name),
+        }
+        assert_eq!(reason(&sidecar, &wire), case.reason, "{}", case.name);
+        bystander.is_well();
+    }
+}
+
+/// What is wrong after `S` or `N` was answered.
+fn after_an_answer(world: &World) {
+    let sidecar = Sidecar::start(&world.settings());
+    let mut bystander = Bystander::new(world, &sidecar);
+    let twice = Fatal("08P01", "received a second request for encryption");
+    let user: &[(&str, &str)] = &[("user", "teesql_read")];
+    for (request, byte, case) in [
+        (
+            SSL_REQUEST,
+            b'S',
+            case("SSLRequest again", SSL_REQUEST, twice, "repeated_request"),
+        ),
+        (
+            SSL_REQUEST,
+            b'S',
+            case("startup", startup(PROTOCOL_3_0, user), Nothing, "not_tls"),
+        ),
+        (
+            SSL_REQUEST,
+            b'S',
+            case("GSSENCRequest", GSSENC_REQUEST, Nothing, "not_tls"),
+        ),
+        (
+            SSL_REQUEST,
+            b'S',
+            case("noise", [0xff; 64], Nothing, "not_tls"),
+        ),
+        (
+            GSSENC_REQUEST,
+            b'N',
+            case(
+                "GSSENCRequest again",
+                GSSENC_REQUEST,
+                twice,
+                "repeated_request",
+            ),
+        ),
+        (
+            GSSENC_REQUEST,
+            b'N',
+            case(
+                "startup",
+                startup(PROTOCOL_3_0, user),
+                TLS_REQUIRED,
+                "plaintext_startup",
+            ),
+        ),
+        (
+            GSSENC_REQUEST,
+            b'N',
+            case("noise", [0xff; 64], Nothing, "garbage"),
+        ),
+    ] {
+        let mut wire = Wire::connect(sidecar.address());
+        wire.send(&request);
+        let mut answer = [0];
+        wire.stream.read_exact(&mut answer).expect("one byte");
+        assert_eq!(answer, [byte], "{}", case.name);
+        wire.send(&case.bytes);
+        match case.answer {
+            Fatal(code, text) => {
+                assert_eq!(
+                    wire.last_message().error(),
+                    fatal(code, text),
+                    "{}",
+                    case.name
+                );
+            }
+            Nothing => assert_eq!(wire.read_to_end(), b"", "{}", case.name),
+        }
+        assert_eq!(reason(&sidecar, &wire), case.reason, "{}", case.name);
+        bystander.is_well();
+    }
+}
+
+/// A TLS that is none: the line that operators know, and an alert where there is one.
+fn bad_tls(world: &World) {
+    let sidecar = Sidecar::start(&world.settings());
+    let mut bystander = Bystander::new(world, &sidecar);
+    let record = |kind: u8, body: &[u8]| {
+        let length = u16::try_from(body.len()).expect("a record's length");
+        [&[kind, 3, 1][..], &length.to_be_bytes(), body].concat()
+    };
+    let hello = |kind: u8| [&[kind, 0, 0, 60][..], &[3; 60]].concat();
+    let half = record(0x16, &[1, 0, 0, 60, 3, 3, 3, 3]);
+    let old = [
+        &[1, 0, 0, 41, 3, 1][..],
+        &[7; 32],
+        &[0, 0, 2, 0, 0x2f, 1, 0],
+    ]
+    .concat();
+    for (what, bytes, alerted) in [
+        ("a ServerHello", record(0x16, &hello(2)), true),
+        ("a broken ClientHello", record(0x16, &hello(1)), true),
+        (
+            "a record of 32 KiB",
+            [&[0x16, 3, 1, 0x7f, 0xff][..], &[0; 64]].concat(),
+            true,
+        ),
+        ("a message of 15 MB", record(0x16, &[0xee; 64]), false),
+        ("a message of 64 KiB", record(0x16, &[1; 64]), false),
+        (
+            "another record within a message",
+            [half.clone(), record(0x17, &[0; 40])].concat(),
+            false,
+        ),
+        (
+            "a message continued badly",
+            [half.clone(), record(0x16, &[0xff; 56])].concat(),
+            true,
+        ),
+        (
+            "an alert first, then noise",
+            [half, record(0x15, &[2, 40])].concat(),
+            false,
+        ),
+        ("TLS 1.0", record(0x16, &old), true),
+    ] {
+        let mut wire = Wire::connect(sidecar.address());
+        wire.send(&bytes);
+        let answer = wire.read_to_end();
+        if alerted {
+            assert_eq!(answer.first(), Some(&0x15), "{what}: {answer:02x?}");
+        }
+        let line = sidecar.await_end(wire.peer_name());
+        assert_eq!(line["message"], "TLS handshake failed", "{what}: {line}");
+        assert_eq!(line["level"], "WARN", "{what}: {line}");
+        let reason = line["reason"].as_str().expect("a code");
+        assert!(reason.starts_with("tls_"), "{what}: {line}");
+        bystander.is_well();
+    }
+    let panicked = sidecar.lines().iter().any(|line| line.contains("panic"));
+    assert!(!panicked, "a panic is in the log");
+}
+
+/// Half an opening, half a ClientHello, half a start-up packet, then the end.
+fn truncated(world: &World) {
+    let sidecar = Sidecar::start(&world.settings());
+    let mut bystander = Bystander::new(world, &sidecar);
+    let quiet = sidecar.sockets();
+    let clean = |bytes: &[u8], answer: &[u8]| {
+        let mut wire = Wire::connect(sidecar.address());
+        wire.send(bytes);
+        wire.stream
+            .shutdown(Shutdown::Write)
+            .expect("a live socket");
+        assert_eq!(wire.read_to_end(), answer, "{bytes:02x?}");
+        assert_eq!(reason(&sidecar, &wire), "client_gone", "{bytes:02x?}");
+    };
+    clean(b"", b"");
+    for length in 1..SSL_REQUEST.len() {
+        clean(&SSL_REQUEST[..length], b"");
+    }
+    clean(&SSL_REQUEST, b"S");
+    clean(&GSSENC_REQUEST, b"N");
+    clean(&[0x16], b"");
+    clean(&[0x16, 3, 1, 2, 0, 1, 0], b"");
+
+    let whole = startup(PROTOCOL_3_0, &[("user", "teesql_read")]);
+    for length in [0, 3, 7, 8, whole.len() - 1] {
+        let mut client = world.client(sidecar.address());
+        client.send(&whole[..length]);
+        let wire = &client.tls.sock;
+        wire.stream
+            .shutdown(Shutdown::Write)
+            .expect("a live socket");
+        assert_eq!(
+            reason(&sidecar, wire),
+            "client_gone",
+            "{length} bytes of a startup"
+        );
+    }
+    let password = message::password(READ_SECRET);
+    for length in [0, 1, 5, password.len() - 1] {
+        let mut client = world.client(sidecar.address());
+        client.start("teesql_read", "via_scram");
+        client.send(&password[..length]);
+        let peer = client.peer_name();
+        client.hang_up();
+        let line = sidecar.await_end(peer);
+        assert_eq!(
+            line["reason"], "client_gone",
+            "{length} bytes of a password: {line}"
+        );
+    }
+    bystander.is_well();
+    sidecar.await_sockets(quiet);
+}
+
+fn alpn(world: &World) {
+    let sidecar = world.sidecar();
+    for opening in [Opening::Direct, Opening::SslRequest] {
+        let config = world.stage.certificates.client(Some(b"h2"));
+        let error = Client::open_with(config, sidecar.address(), opening).err();
+        let alert = error.and_then(|e| e.into_inner()?.downcast::<rustls::Error>().ok());
+        let expected = rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol);
+        assert_eq!(alert.as_deref(), Some(&expected), "{opening}");
+    }
+    // libpq 17 offers it after SSLRequest too.
+    let config = world.stage.certificates.client(Some(b"postgresql"));
+    let client = Client::open_with(config, sidecar.address(), Opening::SslRequest);
+    let mut client = client.expect("the TLS handshake succeeds");
+    assert_eq!(client.tls.conn.alpn_protocol(), Some(&b"postgresql"[..]));
+    client
+        .login("teesql_read", "via_scram", READ_SECRET)
+        .expect("the login succeeds");
+    client.quit();
+}
+
+fn required_alpn(world: &World) {
+    let sidecar = Sidecar::start(&world.settings().set("TEESQL_REQUIRE_ALPN", "true"));
+    for opening in Opening::ALL {
+        let mut client = Client::open(&world.stage, sidecar.address(), opening);
+        if opening == Opening::Direct {
+            client
+                .login("teesql_read", "via_scram", READ_SECRET)
+                .expect("the login succeeds");
+            client.quit();
+            continue;
+        }
+        client.send(&startup(PROTOCOL_3_0, &[("user", "teesql_read")]));
+        let refusal = client.expect_refusal();
+        assert_eq!(
+            refusal,
+            fatal("08P01", "ALPN protocol \"postgresql\" is required"),
+            "{opening}"
+        );
+        assert_eq!(
+            reason(&sidecar, &client.tls.sock),
+            "alpn_missing",
+            "{opening}"
+        );
+    }
+}

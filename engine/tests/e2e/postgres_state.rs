@@ -1,0 +1,163 @@
+//! The state of the database, as its superuser sees it.
+
+use std::future::Future;
+use std::path::Path;
+
+use engine::io::stream::PgAddress;
+use engine::postgres::superuser::Superuser;
+use engine::postgres::superuser::controldata::Source;
+use engine::postgres::superuser::state::PostgresState;
+use tokio::time::timeout;
+use wire::scram::Password;
+
+use crate::harness::cluster::{Cluster, Plan};
+use crate::harness::process::{PATIENCE, succeed};
+use crate::harness::suite::{Suite, World};
+use crate::harness::{SUPERUSER_PASSWORD, Verifier};
+
+pub(crate) fn add(suite: &mut Suite) {
+    if !suite.plays_the_rest() {
+        return;
+    }
+    suite.add("state::of_the_program", of_the_program);
+    suite.add("state::of_the_functions", of_the_functions);
+    suite.add("state::of_a_standby", of_a_standby);
+    suite.add("state::never_fails_as_a_whole", never_fails);
+}
+
+fn play<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime
+        .block_on(async { timeout(PATIENCE, work).await })
+        .expect("in time")
+}
+
+async fn session(cluster: &Cluster) -> Superuser {
+    let endpoint = PgAddress::Tcp(cluster.address());
+    let password = Password::new(SUPERUSER_PASSWORD);
+    let session = Superuser::connect(&endpoint, Some(&password), "postgres").await;
+    session.unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn state(cluster: &Cluster, program: Option<&Path>) -> PostgresState {
+    play(async {
+        let session = session(cluster).await;
+        let state = session.state(program).await;
+        session.close().await;
+        state
+    })
+}
+
+/// What `pg_controldata` prints, hashed by another program.
+fn of_the_program(world: &World) {
+    let server = &world.stage.installed;
+    let cluster = world.stage.private_cluster(server, &Plan::default());
+    let state = state(&cluster, None);
+    let controldata = state.controldata.expect("control data");
+    assert!(
+        matches!(controldata.source, Source::Program),
+        "{:?}",
+        controldata.source
+    );
+    let mut program = std::process::Command::new("sh");
+    program
+        .args(["-c", "LC_ALL=C TZ=UTC \"$1\" -D \"$2\" | sha256sum", "sh"])
+        .arg(server.bin.join("pg_controldata"))
+        .arg(cluster.ask("SHOW data_directory"));
+    let hash = succeed(program, PATIENCE);
+    assert_eq!(
+        hash.split_whitespace().next(),
+        Some(controldata.hash.as_str())
+    );
+    assert_eq!(state.in_recovery.ok(), Some(false));
+    assert_eq!(
+        state.pg_version.ok(),
+        Some(cluster.ask("SHOW server_version"))
+    );
+    let lsn = state.wal_lsn.expect("an LSN");
+    assert_eq!(
+        cluster.ask(&format!("SELECT '{lsn}'::pg_lsn <= pg_current_wal_lsn()")),
+        "t"
+    );
+    assert_ne!(lsn, "0/0");
+}
+
+/// Where the program is missing, of another version, or the directory another cluster's.
+fn of_the_functions(world: &World) {
+    for server in world.stage.servers() {
+        let cluster = world.stage.cluster(&server, Verifier::Scram);
+        let controldata = state(cluster, Some(Path::new("/bin/true"))).controldata;
+        let controldata = controldata.expect("control data");
+        let Source::Functions { why } = &controldata.source else {
+            panic!("/bin/true prints nothing");
+        };
+        assert_eq!(why.to_string(), "/bin/true: it prints no system identifier");
+        let text = String::from_utf8(controldata.text).expect("UTF-8");
+        let identifier = cluster.ask("SELECT system_identifier FROM pg_control_system()");
+        assert!(text.contains(&format!(
+            "\npg_control_system.system_identifier={identifier}\n"
+        )));
+        assert!(
+            text.starts_with("pg_control_checkpoint.checkpoint_lsn="),
+            "{text}"
+        );
+        assert!(
+            text.contains("\npg_control_init.max_data_alignment="),
+            "{text}"
+        );
+        assert!(
+            text.contains("\npg_control_recovery.min_recovery_end_lsn="),
+            "{text}"
+        );
+        assert_eq!(controldata.hash.len(), 64);
+    }
+    if let Ok(eighteen) = &world.stage.eighteen {
+        let cluster = world.stage.cluster(eighteen, Verifier::Scram);
+        let other = world.stage.installed.bin.join("pg_controldata");
+        let controldata = state(cluster, Some(&other))
+            .controldata
+            .expect("control data");
+        let Source::Functions { why } = controldata.source else {
+            panic!("the program of another version was believed");
+        };
+        assert!(
+            why.to_string()
+                .contains("it does not understand the control file"),
+            "{why}"
+        );
+    }
+}
+
+fn of_a_standby(world: &World) {
+    for server in world.stage.servers() {
+        let plan = Plan {
+            settings: vec!["wal_level=replica"],
+            ..Plan::default()
+        };
+        let cluster = world.stage.private_cluster(&server, &plan);
+        cluster.stand_by();
+        let state = state(&cluster, None);
+        assert_eq!(state.in_recovery.ok(), Some(true));
+        let replayed = "SELECT coalesce(pg_last_wal_replay_lsn(), pg_last_wal_receive_lsn())";
+        assert_eq!(state.wal_lsn.ok(), Some(cluster.ask(replayed)));
+        assert!(state.controldata.is_ok());
+    }
+}
+
+fn never_fails(world: &World) {
+    let cluster = world
+        .stage
+        .private_cluster(&world.stage.installed, &Plan::default());
+    let state = play(async {
+        let session = session(&cluster).await;
+        cluster.stop(nix::sys::signal::Signal::SIGQUIT);
+        session.state(None).await
+    });
+    let wal_lsn = state.wal_lsn.expect_err("Postgres is gone").to_string();
+    assert!(!wal_lsn.is_empty());
+    assert!(state.pg_version.is_err() && state.in_recovery.is_err());
+    assert!(state.controldata.is_err());
+}

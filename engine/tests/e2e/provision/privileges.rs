@@ -1,0 +1,154 @@
+//! Who may do what afterwards: libpq logs in as each role and tries.
+
+use super::{OLD, OWN, READ, READWRITE, as_role, assert_all_well, fresh, may, may_not, repair};
+use crate::harness::cluster::Cluster;
+use crate::harness::suite::World;
+
+pub(super) fn role_matrix(world: &World) {
+    for server in world.stage.servers() {
+        let cluster = fresh(world, &server, &[]);
+        cluster.sql(OWN, OLD);
+        assert!(!repair(&cluster).is_empty());
+        assert_all_well(&cluster);
+        matrix_of_the_old(&cluster);
+        matrix_of_the_new(&cluster);
+        assert_all_well(&cluster);
+    }
+}
+
+fn matrix_of_the_old(cluster: &Cluster) {
+    for table in ["old", "old_view", "old_materialized"] {
+        may(
+            cluster,
+            READ,
+            &format!("SELECT words FROM {table}"),
+            "before",
+        );
+    }
+    for table in ["old_part", "old_parted", "\"Odd \"\"name\""] {
+        may(
+            cluster,
+            READ,
+            &format!("SELECT count(*) >= 0 FROM {table}"),
+            "t",
+        );
+        may(
+            cluster,
+            READWRITE,
+            &format!("INSERT INTO {table} VALUES (1) RETURNING id"),
+            "1",
+        );
+    }
+    may(cluster, READ, "SELECT last_value FROM old_id_seq", "1");
+    may(cluster, READ, "SELECT old_function()", "1");
+    may(cluster, READWRITE, "SELECT old_function()", "1");
+    for sql in [
+        "INSERT INTO old (words) VALUES ('x')",
+        "UPDATE old SET words = 'x'",
+        "DELETE FROM old",
+        "TRUNCATE old",
+        "SELECT nextval('old_id_seq')",
+        "CREATE TABLE mine (id int)",
+        "CREATE SCHEMA mine",
+        "SELECT * FROM private.hidden",
+        "SELECT rolpassword FROM pg_authid",
+        "SELECT pg_read_file('/etc/hostname')",
+    ] {
+        may_not(cluster, READ, sql);
+    }
+    may(
+        cluster,
+        READWRITE,
+        "INSERT INTO old (words) VALUES ('x') RETURNING id",
+        "2",
+    );
+    may(
+        cluster,
+        READWRITE,
+        "UPDATE old SET words = 'y' WHERE id = 2 RETURNING words",
+        "y",
+    );
+    may(
+        cluster,
+        READWRITE,
+        "DELETE FROM old WHERE id = 2 RETURNING id",
+        "2",
+    );
+    for sql in [
+        "CREATE ROLE mine",
+        "CREATE DATABASE mine",
+        "CREATE SCHEMA mine",
+        "SELECT * FROM private.hidden",
+        "SELECT rolpassword FROM pg_authid",
+        "SET ROLE postgres",
+    ] {
+        may_not(cluster, READWRITE, sql);
+    }
+}
+
+fn matrix_of_the_new(cluster: &Cluster) {
+    let new = |name: &str| {
+        format!(
+            "CREATE TABLE {name} (id serial, words text);
+             INSERT INTO {name} (words) VALUES ('new');
+             CREATE VIEW {name}_view AS SELECT * FROM {name};
+             CREATE FUNCTION {name}_function() RETURNS int LANGUAGE sql AS 'SELECT 2'"
+        )
+    };
+    as_role(cluster, READWRITE, &new("theirs")).expect("may create");
+    cluster.sql(OWN, &new("ours"));
+    for name in ["theirs", "ours"] {
+        may(cluster, READ, &format!("SELECT words FROM {name}"), "new");
+        may(
+            cluster,
+            READ,
+            &format!("SELECT words FROM {name}_view"),
+            "new",
+        );
+        may(
+            cluster,
+            READ,
+            &format!("SELECT last_value FROM {name}_id_seq"),
+            "1",
+        );
+        may(cluster, READ, &format!("SELECT {name}_function()"), "2");
+        may_not(
+            cluster,
+            READ,
+            &format!("INSERT INTO {name} (words) VALUES ('x')"),
+        );
+        may_not(cluster, READ, &format!("SELECT nextval('{name}_id_seq')"));
+        let insert = format!("INSERT INTO {name} (words) VALUES ('x') RETURNING id");
+        may(cluster, READWRITE, &insert, "2");
+    }
+    may(cluster, READWRITE, "DROP TABLE theirs CASCADE", "");
+}
+
+/// Whose owner took EXECUTE from everybody, it is not for the two roles either, if it can do
+/// more than they.
+pub(super) fn closed_routines(world: &World) {
+    let cluster = fresh(world, &world.stage.installed, &[]);
+    cluster.sql(
+        OWN,
+        "CREATE FUNCTION powerful() RETURNS text LANGUAGE sql SECURITY DEFINER
+           AS 'SELECT current_user::text';
+         CREATE FUNCTION native(text) RETURNS int LANGUAGE internal AS 'textlen';
+         REVOKE EXECUTE ON FUNCTION powerful(), native(text) FROM PUBLIC;
+         CREATE FUNCTION open_to_all() RETURNS text LANGUAGE sql SECURITY DEFINER
+           AS 'SELECT current_user::text';",
+    );
+    repair(&cluster);
+    for role in [READ, READWRITE] {
+        may_not(&cluster, role, "SELECT powerful()");
+        may_not(&cluster, role, "SELECT native('x')");
+        may(&cluster, role, "SELECT open_to_all()", "postgres");
+    }
+    // And nothing opens what is closed right after it was made.
+    cluster.sql(
+        OWN,
+        "CREATE FUNCTION later() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1';
+         REVOKE EXECUTE ON FUNCTION later() FROM PUBLIC",
+    );
+    may_not(&cluster, READ, "SELECT later()");
+    assert_all_well(&cluster);
+}

@@ -1,0 +1,312 @@
+//! Peers that take their time: deadlines end what comes before a session, and
+//! back-pressure holds what comes after it.
+
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::harness::client::{Client, Ending, Wire};
+use crate::harness::fake_server::{Fake, read_message, read_startup, stay, welcome};
+use crate::harness::message::{self, PROTOCOL_3_0, PgError, SSL_REQUEST, query, startup, tagged};
+use crate::harness::process::PATIENCE;
+use crate::harness::sidecar::Sidecar;
+use crate::harness::suite::{Suite, World};
+use crate::harness::{READ_SECRET, READWRITE_SECRET};
+
+const DEADLINE: Duration = Duration::from_secs(2);
+
+pub(crate) fn add(suite: &mut Suite) {
+    suite.add("slow::silent_client", silent_client);
+    suite.add("slow::one_byte_at_a_time", one_byte_at_a_time);
+    suite.add("slow::silent_postgres", silent_postgres);
+    suite.add("slow::client_that_never_reads", client_that_never_reads);
+    suite.add(
+        "slow::client_that_never_reads_its_refusal",
+        never_reads_its_refusal,
+    );
+    suite.add("slow::postgres_that_never_reads", postgres_that_never_reads);
+    suite.add("slow::fragments", fragments);
+}
+
+fn impatient(world: &World, upstream: &str) -> Sidecar {
+    Sidecar::start(
+        &world
+            .settings_for(upstream)
+            .set("TEESQL_LOGIN_TIMEOUT", "2s"),
+    )
+}
+
+fn too_late() -> PgError {
+    PgError {
+        severity: "FATAL".to_owned(),
+        code: "57014".to_owned(),
+        message: "canceling authentication due to timeout".to_owned(),
+    }
+}
+
+/// Not before the deadline, and not long after it.
+fn assert_on_time(since: Instant, what: &str) {
+    let took = since.elapsed();
+    assert!(
+        took >= DEADLINE - Duration::from_millis(50),
+        "{what}: already after {took:?}"
+    );
+    assert!(
+        took < DEADLINE + Duration::from_secs(8),
+        "{what}: only after {took:?}"
+    );
+}
+
+fn assert_reason(sidecar: &Sidecar, wire: &Wire, reason: &str, what: &str) {
+    let line = sidecar.await_end(wire.peer_name());
+    assert_eq!(line["reason"], reason, "{what}: {line}");
+}
+
+fn silent_client(world: &World) {
+    let sidecar = impatient(world, &world.cluster().address().to_string());
+    let quiet = sidecar.sockets_at_rest();
+    let begun = Instant::now();
+    let mut plain: Vec<(&str, Wire)> = [
+        ("says nothing", &b""[..]),
+        ("three bytes of SSLRequest", &SSL_REQUEST[..3]),
+        ("half a ClientHello", &[0x16, 3, 1, 2, 0, 1, 0, 1]),
+    ]
+    .map(|(what, bytes)| {
+        let mut wire = Wire::connect(sidecar.address());
+        wire.send(bytes);
+        (what, wire)
+    })
+    .into();
+    let mut agreed = Wire::connect(sidecar.address());
+    agreed.send(&SSL_REQUEST);
+    let mut byte = [0];
+    agreed.stream.read_exact(&mut byte).expect("S");
+    plain.push(("silent after S", agreed));
+
+    let mut secure = vec![("silent inside TLS", world.client(sidecar.address()))];
+    let mut half = world.client(sidecar.address());
+    half.send(&startup(PROTOCOL_3_0, &[("user", "teesql_read")])[..9]);
+    secure.push(("half a startup", half));
+    let mut asked = world.client(sidecar.address());
+    asked.start("teesql_read", "via_scram");
+    secure.push(("no password", asked));
+    let mut half = world.client(sidecar.address());
+    half.start("teesql_read", "via_scram");
+    half.send(&message::password(READ_SECRET)[..20]);
+    secure.push(("half a password", half));
+
+    for (what, mut wire) in plain {
+        wire.read_to_end();
+        assert_on_time(begun, what);
+        assert_reason(&sidecar, &wire, "login_timeout", what);
+    }
+    for (what, mut client) in secure {
+        assert_eq!(client.expect_refusal(), too_late(), "{what}");
+        assert_on_time(begun, what);
+        assert_reason(&sidecar, &client.tls.sock, "login_timeout", what);
+    }
+    sidecar.await_sockets(quiet);
+}
+
+/// Every byte is progress, and progress does not move the deadline.
+fn one_byte_at_a_time(world: &World) {
+    let sidecar = impatient(world, &world.cluster().address().to_string());
+    let begun = Instant::now();
+    let mut client = world.client(sidecar.address());
+    let packet = startup(
+        PROTOCOL_3_0,
+        &[("user", "teesql_read"), ("options", &"x".repeat(100))],
+    );
+    for byte in packet {
+        if client.try_send(&[byte]).is_err() || begun.elapsed() > PATIENCE {
+            break;
+        }
+        // What is tested is a slow client: this is its pace, not a wait for something.
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert_on_time(begun, "one byte at a time");
+    match client.read() {
+        Ok(told) => assert_eq!(told.error(), too_late()),
+        // Our last bytes met a closed socket: the reset may overtake the text.
+        Err(ending) => assert_eq!(ending, Ending::Cut),
+    }
+    assert_reason(
+        &sidecar,
+        &client.tls.sock,
+        "login_timeout",
+        "one byte at a time",
+    );
+}
+
+fn silent_postgres(world: &World) {
+    type Script = fn(&mut TcpStream) -> io::Result<()>;
+    let scripts: [(&str, Script); 3] = [
+        ("never answers", |_| Ok(())),
+        ("stops after asking for the password", |stream| {
+            read_startup(stream)?;
+            stream.write_all(&tagged(b'R', &3_u32.to_be_bytes()))
+        }),
+        ("sends half a message", |stream| {
+            read_startup(stream)?;
+            stream.write_all(&[b'R', 0, 0, 0, 8, 0])
+        }),
+    ];
+    for (what, script) in scripts {
+        let postgres = Fake::start(move |mut stream| {
+            script(&mut stream)?;
+            stay(&mut stream)
+        });
+        let sidecar = impatient(world, &postgres.address().to_string());
+        let quiet = sidecar.sockets_at_rest();
+        let begun = Instant::now();
+        let mut client = world.client(sidecar.address());
+        let outcome = client.login("teesql_read", "via_scram", READ_SECRET);
+        assert_eq!(outcome.err(), Some(too_late()), "{what}");
+        assert_on_time(begun, what);
+        assert_reason(&sidecar, &client.tls.sock, "login_timeout", what);
+        drop(client);
+        sidecar.await_sockets(quiet);
+    }
+}
+
+/// It may hold up its own session, and cost no more than its buffers.
+fn client_that_never_reads(world: &World) {
+    let sidecar = Sidecar::start(&world.settings());
+    let mut greedy = world.client(sidecar.address());
+    let greeting = greedy
+        .login("teesql_read", "via_scram", READ_SECRET)
+        .expect("the login succeeds");
+    let memory = sidecar.memory();
+    greedy.send(&query(
+        "select repeat('x', 1000) from generate_series(1, 1000000)",
+    ));
+    let stuck = format!(
+        "select wait_event from pg_stat_activity where pid = {}",
+        greeting.pid
+    );
+    world.cluster().await_answer(&stuck, "ClientWrite");
+
+    let mut other = world.client(sidecar.address());
+    other
+        .login("teesql_read", "via_scram", READ_SECRET)
+        .expect("the login succeeds");
+    let rows = other
+        .query("select g from generate_series(1, 1000) g")
+        .expect("rows");
+    assert_eq!(rows.len(), 1000);
+    let grown = sidecar.memory().saturating_sub(memory);
+    assert!(
+        grown < 8 * 1024,
+        "{grown} KiB more for a client that does not read"
+    );
+
+    greedy.hang_up();
+    let left = format!(
+        "select count(*) from pg_stat_activity where pid = {}",
+        greeting.pid
+    );
+    world.cluster().await_answer(&left, "0");
+}
+
+/// A client that is told to go and does not read must not keep its place.
+fn never_reads_its_refusal(world: &World) {
+    let sidecar = impatient(world, &world.cluster().address().to_string());
+    let quiet = sidecar.sockets_at_rest();
+    let clients: Vec<Client> = (0..20)
+        .map(|_| {
+            let mut client = world.client(sidecar.address());
+            client.start("teesql_read", "via_scram");
+            client.send(&message::password("wrong"));
+            client
+        })
+        .collect();
+    for client in &clients {
+        assert_reason(
+            &sidecar,
+            &client.tls.sock,
+            "authentication_failed",
+            "a refusal",
+        );
+    }
+    sidecar.await_sockets(quiet);
+    drop(clients);
+}
+
+/// The other direction: what the client sends must not pile up either.
+fn postgres_that_never_reads(world: &World) {
+    let postgres = Fake::start(|mut stream| {
+        read_startup(&mut stream)?;
+        stream.write_all(&tagged(b'R', &3_u32.to_be_bytes()))?;
+        read_message(&mut stream)?;
+        welcome(&mut stream)?;
+        // Its socket is shut when the trial is over; nobody waits for this thread.
+        thread::park_timeout(PATIENCE * 4);
+        Ok(())
+    });
+    let sidecar = Sidecar::start(&world.settings_for(&postgres.address().to_string()));
+    let mut client = world.client(sidecar.address());
+    client
+        .login("teesql_readwrite", "d", READWRITE_SECRET)
+        .expect("the login succeeds");
+    let memory = sidecar.memory();
+    let socket = &client.tls.sock.stream;
+    socket.set_nonblocking(true).expect("a live socket");
+    let chunk = tagged(b'd', &[0; 16_379]);
+    let pushed_until = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < pushed_until {
+        let before = client.tls.sock.sent;
+        let _ = client.tls.write(&chunk);
+        if client.tls.sock.sent == before {
+            // Full for the moment; the kernel's own buffers still take drops.
+            thread::sleep(Duration::from_millis(5));
+        }
+        let sent = client.tls.sock.sent;
+        assert!(
+            sent < 64 << 20,
+            "{sent} bytes went to a Postgres that reads none"
+        );
+    }
+    let grown = sidecar.memory().saturating_sub(memory);
+    assert!(
+        grown < 8 * 1024,
+        "{grown} KiB more for a Postgres that does not read"
+    );
+}
+
+/// A whole login and a query in TCP segments of one byte each: slow, but right.
+fn fragments(world: &World) {
+    let sidecar = world.sidecar();
+    let mut wire = Wire::connect(sidecar.address());
+    for byte in SSL_REQUEST {
+        wire.send(&[byte]);
+    }
+    let mut answer = [0];
+    wire.stream.read_exact(&mut answer).expect("S");
+    let config = world.stage.certificates.client(None);
+    let mut client = Client::handshake(config, wire).expect("the TLS handshake succeeds");
+    let send = |client: &mut Client, bytes: &[u8]| {
+        for byte in bytes {
+            // One byte in one TLS record in one segment.
+            client.send(&[*byte]);
+        }
+    };
+    send(
+        &mut client,
+        &startup(
+            PROTOCOL_3_0,
+            &[("user", "teesql_read"), ("database", "via_scram")],
+        ),
+    );
+    assert_eq!(client.expect(b'R').authentication(), 3);
+    send(&mut client, &message::password(READ_SECRET));
+    client
+        .await_ready(Default::default())
+        .expect("the login succeeds");
+    send(&mut client, &query("select 42"));
+    client.expect(b'T');
+    assert_eq!(client.expect(b'D').columns(), [Some("42".to_owned())]);
+    client.expect(b'C');
+    client.expect(b'Z');
+    client.quit();
+}

@@ -1,0 +1,286 @@
+//! Something that is no Postgres, or a hostile one, answers where Postgres should.
+
+use std::io::{self, Write};
+use std::net::TcpStream;
+use std::thread;
+
+use crate::harness::READWRITE_SECRET;
+use crate::harness::fake_server::{Fake, error_response, read_message, read_startup, welcome};
+use crate::harness::message::{be32, tagged};
+use crate::harness::sidecar::Sidecar;
+use crate::harness::suite::{Suite, World};
+use crate::upstream::{failed, refusal};
+
+pub(crate) fn add(suite: &mut Suite) {
+    for (name, case) in BROKEN {
+        suite.add(&format!("broken::{name}"), move |world| broken(world, case));
+    }
+}
+
+type Script = fn(&mut TcpStream) -> io::Result<()>;
+
+/// A fake Postgres' script, the SQLSTATE and text for the client, the reason.
+type Broken = (Script, &'static str, &'static str, &'static str);
+
+fn ask(stream: &mut TcpStream, code: u32, rest: &[u8]) -> io::Result<()> {
+    stream.write_all(&tagged(b'R', &[&code.to_be_bytes()[..], rest].concat()))
+}
+
+/// Starts SCRAM and answers the client's first message with `answer`, in which
+/// `{nonce}` stands for the client's own.
+fn scram(stream: &mut TcpStream, answer: &str) -> io::Result<()> {
+    ask(stream, 10, b"SCRAM-SHA-256\0\0")?;
+    let (_, first) = read_message(stream)?;
+    let first = String::from_utf8_lossy(&first).into_owned();
+    let nonce = first.split("r=").nth(1).unwrap_or_default();
+    ask(stream, 11, answer.replace("{nonce}", nonce).as_bytes())
+}
+
+const BROKEN: [(&str, Broken); 18] = [
+    (
+        "hangs_up_at_once",
+        (|_| Ok(()), "08006", "early eof", "postgres_early_eof"),
+    ),
+    (
+        "hangs_up_before_asking",
+        (
+            |s| read_startup(s).map(drop),
+            "08006",
+            "early eof",
+            "postgres_early_eof",
+        ),
+    ),
+    (
+        "hangs_up_after_the_password",
+        (
+            |s| {
+                read_startup(s)?;
+                ask(s, 3, &[])?;
+                read_message(s).map(drop)
+            },
+            "08006",
+            "early eof",
+            "postgres_early_eof",
+        ),
+    ),
+    (
+        "hangs_up_in_a_message",
+        (
+            |s| {
+                read_startup(s)?;
+                s.write_all(&[b'R', 0, 0])
+            },
+            "08006",
+            "early eof",
+            "postgres_early_eof",
+        ),
+    ),
+    (
+        "talks_http",
+        (
+            |s| {
+                read_startup(s)?;
+                s.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            },
+            "08006",
+            "unexpected message 0x48 from the server",
+            "postgres_unexpected_message",
+        ),
+    ),
+    (
+        "ready_before_ok",
+        (
+            |s| {
+                read_startup(s)?;
+                s.write_all(&tagged(b'Z', b"I"))
+            },
+            "08006",
+            "unexpected message 0x5a from the server",
+            "postgres_unexpected_message",
+        ),
+    ),
+    (
+        "huge_message",
+        (
+            |s| {
+                read_startup(s)?;
+                s.write_all(&[b'R', 0x7f, 0xff, 0xff, 0xff])
+            },
+            "08006",
+            "message 0x52 of 2147483647 bytes from the server is too long",
+            "postgres_message_too_long",
+        ),
+    ),
+    (
+        "length_0",
+        (
+            |s| {
+                read_startup(s)?;
+                s.write_all(&[b'R', 0, 0, 0, 0])
+            },
+            "08006",
+            "malformed message from the server: length below 4",
+            "postgres_malformed",
+        ),
+    ),
+    (
+        "kerberos",
+        (
+            |s| {
+                read_startup(s)?;
+                ask(s, 7, &[])
+            },
+            "08006",
+            "the server asks for an authentication method that is not supported (GSSAPI)",
+            "postgres_auth_method",
+        ),
+    ),
+    (
+        "sasl_without_scram",
+        (
+            |s| {
+                read_startup(s)?;
+                ask(s, 10, b"OAUTHBEARER\0SCRAM-SHA-256-PLUS\0\0")
+            },
+            "08006",
+            "the server asks for an authentication method that is not supported (SASL without SCRAM-SHA-256)",
+            "postgres_auth_method",
+        ),
+    ),
+    (
+        "password_asked_twice",
+        (
+            |s| {
+                read_startup(s)?;
+                ask(s, 3, &[])?;
+                read_message(s)?;
+                ask(s, 3, &[])
+            },
+            "08006",
+            "malformed message from the server: Authentication out of order",
+            "postgres_malformed",
+        ),
+    ),
+    (
+        "md5_with_a_short_salt",
+        (
+            |s| {
+                read_startup(s)?;
+                ask(s, 5, &[1, 2])
+            },
+            "08006",
+            "malformed message from the server: md5 salt",
+            "postgres_malformed",
+        ),
+    ),
+    (
+        "scram_of_2_billion_rounds",
+        (
+            |s| {
+                read_startup(s)?;
+                scram(s, "r={nonce}x,s=c2FsdHNhbHRzYWx0,i=2147483647")?;
+                read_message(s).map(drop)
+            },
+            "08006",
+            "the server asks for 2147483647 SCRAM iterations, which is too many",
+            "postgres_scram_iterations",
+        ),
+    ),
+    (
+        "scram_with_another_nonce",
+        (
+            |s| {
+                read_startup(s)?;
+                scram(s, "r=abcdef,s=c2FsdHNhbHRzYWx0,i=4096")?;
+                read_message(s).map(drop)
+            },
+            "08006",
+            "the server's SCRAM nonce does not continue ours",
+            "postgres_scram_nonce",
+        ),
+    ),
+    (
+        "scram_with_a_wrong_signature",
+        (
+            |s| {
+                read_startup(s)?;
+                scram(s, "r={nonce}x,s=c2FsdHNhbHRzYWx0,i=4096")?;
+                read_message(s)?;
+                ask(s, 12, b"v=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")
+            },
+            "08006",
+            "the server's SCRAM signature is wrong: it does not know the password",
+            "postgres_scram_signature",
+        ),
+    ),
+    (
+        "scram_cut_short_by_ok",
+        (
+            |s| {
+                read_startup(s)?;
+                scram(s, "r={nonce}x,s=c2FsdHNhbHRzYWx0,i=4096")?;
+                read_message(s)?;
+                welcome(s)
+            },
+            "08006",
+            "the server ended SCRAM without proving that it knows the password",
+            "postgres_scram_no_proof",
+        ),
+    ),
+    (
+        "endless_notices",
+        (
+            |s| {
+                read_startup(s)?;
+                let notice = tagged(b'N', b"SNOTICE\0VNOTICE\0C00000\0Mhm\0\0");
+                for _ in 0..100_000 {
+                    s.write_all(&notice)?;
+                }
+                Ok(())
+            },
+            "08006",
+            "too many notices from the server",
+            "postgres_too_many_notices",
+        ),
+    ),
+    (
+        "starting_up",
+        (
+            |s| {
+                read_startup(s)?;
+                s.write_all(&error_response(
+                    "57P03",
+                    "the database system is starting up\r\n\x07",
+                ))
+            },
+            "57P03",
+            "the database system is starting up    (SQLSTATE 57P03)",
+            "postgres_refused",
+        ),
+    ),
+];
+
+/// The version that the sidecar asks with when it only wants to know what
+/// Postgres speaks: its questions are answered well, its logins are not.
+const GREASE: u32 = 0x0003_270f;
+
+fn broken(world: &World, (script, code, why, reason): Broken) {
+    let postgres = Fake::start(move |mut stream| {
+        let mut head = [0; 8];
+        while stream.peek(&mut head)? < head.len() {
+            thread::yield_now();
+        }
+        if be32(&head[4..]) == GREASE {
+            read_startup(&mut stream)?;
+            let body = [0x0003_0000_u32.to_be_bytes(), [0; 4]].concat();
+            return stream.write_all(&tagged(b'v', &body));
+        }
+        script(&mut stream)
+    });
+    let sidecar = Sidecar::start(&world.settings_for(&postgres.address().to_string()));
+    for _ in 0..2 {
+        let (error, logged) = refusal(world, &sidecar, "teesql_readwrite", READWRITE_SECRET, "d");
+        assert_eq!(error, failed(code, why));
+        assert_eq!(logged, reason);
+    }
+}

@@ -21,14 +21,14 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, SignatureScheme};
 
 use crate::harness::READ_SECRET;
-use crate::harness::client::{Client, Opening};
-use crate::harness::process::{PATIENCE, lossy, poll, run, succeed};
+use crate::harness::client::{Client, TlsNegotiation};
+use crate::harness::process::{TIMEOUT, lossy, poll_until, run, run_successfully};
 use crate::harness::sidecar::{Settings, Sidecar};
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 use crate::libpq_clients::client;
 
 const READER: (&str, &str) = ("teesql_read", READ_SECRET);
-/// In the lab's folder.
+/// In the tdx's folder.
 const CONFIG: &str = "sidecar.toml";
 const SEED: [u8; 32] = [0x5e; 32];
 
@@ -48,7 +48,7 @@ pub(crate) fn add(suite: &mut Suite) {
 }
 
 /// A mock TDX with its PCCS and a folder for certificates.
-struct Lab {
+struct TdxFixture {
     pki: Pki,
     machine: Machine,
     pccs: Pccs,
@@ -61,7 +61,7 @@ fn now() -> u64 {
     since.expect("after 1970").as_secs()
 }
 
-impl Lab {
+impl TdxFixture {
     fn new() -> Self {
         let pki = Pki::new(&SEED).expect("a PKI");
         let machine = Machine::new(&pki, &MachineOptions::default()).expect("a machine");
@@ -93,17 +93,17 @@ impl Lab {
     /// A sidecar whose policy lets `certificate` in, and its session.
     fn allowed_at_first(
         &self,
-        world: &World,
+        fixture: &Fixture,
         grace: &str,
         certificate: &Certificate,
     ) -> (Sidecar, Client) {
         self.allow_mrtd("11");
         let settings = self
-            .settings(world)
+            .settings(fixture)
             .set("TEESQL_CONFIG", &self.path(CONFIG))
             .set("TEESQL_REVOCATION_GRACE", grace);
         let sidecar = Sidecar::start(&settings);
-        let mut session = enter(world, &sidecar, certificate);
+        let mut session = enter(fixture, &sidecar, certificate);
         session
             .login("teesql_read", "via_scram", READ_SECRET)
             .expect("allowed at first");
@@ -111,8 +111,8 @@ impl Lab {
     }
 
     /// Production mode under the mock root.
-    fn settings(&self, world: &World) -> Settings {
-        world
+    fn settings(&self, fixture: &Fixture) -> Settings {
+        fixture
             .settings()
             .set("TEESQL_REQUIRE_CLIENT_ATTESTATION", "true")
             .without("TEESQL_ALLOW_UNATTESTED_CLIENTS")
@@ -130,22 +130,27 @@ impl Lab {
     }
 
     /// psql's answer to `select 1` with this certificate.
-    fn psql(&self, world: &World, sidecar: &Sidecar, certificate: Option<&Certificate>) -> String {
-        let mut psql = self.psql_command(world, sidecar, certificate);
+    fn psql(
+        &self,
+        fixture: &Fixture,
+        sidecar: &Sidecar,
+        certificate: Option<&Certificate>,
+    ) -> String {
+        let mut psql = self.psql_command(fixture, sidecar, certificate);
         psql.args(["-X", "-A", "-t", "-c", "select 1"]);
-        let output = run(psql, PATIENCE);
+        let output = run(psql, TIMEOUT);
         lossy(&output.stdout) + &lossy(&output.stderr)
     }
 
     fn psql_command(
         &self,
-        world: &World,
+        fixture: &Fixture,
         sidecar: &Sidecar,
         certificate: Option<&Certificate>,
     ) -> Command {
-        let mut psql = client(world, sidecar, "psql", READER, "via_scram");
+        let mut psql = client(fixture, sidecar, "psql", READER, "via_scram");
         if let Some(certificate) = certificate {
-            let (cert, key) = self.files(&world.stage.fresh("leaf"), certificate);
+            let (cert, key) = self.files(&fixture.harness.unique_name("leaf"), certificate);
             psql.env("PGSSLCERT", cert).env("PGSSLKEY", key);
         }
         psql
@@ -169,10 +174,10 @@ fn rejected(code: &str) -> String {
     format!("FATAL:  client attestation rejected: {code}\n")
 }
 
-fn every_envelope(world: &World) {
-    let lab = Lab::new();
-    let sidecar = Sidecar::start(&lab.settings(world));
-    sidecar.await_line("a warning about the root", |line| {
+fn every_envelope(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let sidecar = Sidecar::start(&tdx.settings(fixture));
+    sidecar.await_log("a warning about the root", |line| {
         let message = line["message"].as_str().unwrap_or_default();
         line["level"] == "WARN" && message.contains("another root than Intel's")
     });
@@ -181,19 +186,19 @@ fn every_envelope(world: &World) {
             envelope,
             ..Evidence::default()
         };
-        let certificate = lab.issue(&format!("{envelope:?}"), &evidence);
-        let said = lab.psql(world, &sidecar, Some(&certificate));
+        let certificate = tdx.issue(&format!("{envelope:?}"), &evidence);
+        let said = tdx.psql(fixture, &sidecar, Some(&certificate));
         assert_eq!(said, IN, "{envelope:?}");
     }
     assert_eq!(
-        lab.pccs.requests(attest::mock::Resource::TcbInfo),
+        tdx.pccs.requests(attest::mock::Resource::TcbInfo),
         1,
         "one flight for all of them"
     );
 }
 
 /// Certificates that must not enter, each with its code.
-fn bad_certificates(lab: &Lab) -> Vec<(&'static str, Option<Certificate>)> {
+fn bad_certificates(tdx: &TdxFixture) -> Vec<(&'static str, Option<Certificate>)> {
     let good = Evidence::default;
     let report = |change: fn(&mut attest::mock::TdReport)| {
         let mut evidence = good();
@@ -206,7 +211,7 @@ fn bad_certificates(lab: &Lab) -> Vec<(&'static str, Option<Certificate>)> {
             validity,
             ..LeafOptions::default()
         };
-        Some(lab.issue_with("dated", &good(), &leaf))
+        Some(tdx.issue_with("dated", &good(), &leaf))
     };
     let victim = Key::derive(&SEED, "victim").expect("a key");
     let replayed = Evidence {
@@ -228,54 +233,54 @@ fn bad_certificates(lab: &Lab) -> Vec<(&'static str, Option<Certificate>)> {
     let forger = Pki::new(&[0xf0; 32]).expect("another PKI");
     let forged = Machine::new(&forger, &MachineOptions::default()).expect("a machine");
     let old = MachineOptions::at(PlatformLevel::OutOfDate);
-    let old = Machine::new(&lab.pki, &old).expect("an old machine");
+    let old = Machine::new(&tdx.pki, &old).expect("an old machine");
     let on = |machine: &Machine, name| {
         let key = Key::derive(&SEED, name).expect("a key");
         let leaf = LeafOptions::default();
-        Certificate::issue(&lab.pki, machine, &key, &good(), &leaf).expect("a leaf")
+        Certificate::issue(&tdx.pki, machine, &key, &good(), &leaf).expect("a leaf")
     };
     let (day, year) = (86_400, 365 * 86_400);
     vec![
         ("no_certificate", None),
-        ("no_evidence", Some(lab.issue("plain", &plain))),
+        ("no_evidence", Some(tdx.issue("plain", &plain))),
         (
             "malformed_evidence",
-            Some(lab.issue_with("garbage", &good(), &garbage)),
+            Some(tdx.issue_with("garbage", &good(), &garbage)),
         ),
         (
             "not_tdx",
-            Some(lab.issue("sgx", &report(|r| r.format = QuoteFormat::SgxV3))),
+            Some(tdx.issue("sgx", &report(|r| r.format = QuoteFormat::SgxV3))),
         ),
-        ("unbound_key", Some(lab.issue("replayer", &replayed))),
+        ("unbound_key", Some(tdx.issue("replayer", &replayed))),
         ("bad_signature", Some(on(&forged, "forged"))),
         ("tcb_out_of_date", Some(on(&old, "old"))),
         (
             "debug_td",
-            Some(lab.issue("debug", &report(|r| r.debug = true))),
+            Some(tdx.issue("debug", &report(|r| r.debug = true))),
         ),
-        ("event_log_mismatch", Some(lab.issue("unproven", &unproven))),
+        ("event_log_mismatch", Some(tdx.issue("unproven", &unproven))),
         ("expired", dated(now() - year, now() - 2 * day)),
         ("not_yet_valid", dated(now() + 2 * day, now() + year)),
     ]
 }
 
-fn refusals(world: &World) {
-    let lab = Lab::new();
-    let sidecar = Sidecar::start(&lab.settings(world));
-    for (code, certificate) in bad_certificates(&lab) {
-        let said = lab.psql(world, &sidecar, certificate.as_ref());
+fn refusals(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let sidecar = Sidecar::start(&tdx.settings(fixture));
+    for (code, certificate) in bad_certificates(&tdx) {
+        let said = tdx.psql(fixture, &sidecar, certificate.as_ref());
         assert!(said.contains(&rejected(code)), "{code}: {said}");
-        sidecar.await_line(code, |line| line["reason"] == code);
+        sidecar.await_log(code, |line| line["reason"] == code);
     }
     // None of them harmed those who may enter.
-    let good = lab.issue("good", &Evidence::default());
-    assert_eq!(lab.psql(world, &sidecar, Some(&good)), IN);
+    let good = tdx.issue("good", &Evidence::default());
+    assert_eq!(tdx.psql(fixture, &sidecar, Some(&good)), IN);
 }
 
-fn allow_lists(world: &World) {
-    let lab = Lab::new();
-    let settings = lab
-        .settings(world)
+fn allow_lists(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let settings = tdx
+        .settings(fixture)
         .set("EXPECTED_MRTD", &"11".repeat(48))
         .set("TEESQL_ALLOWED_APP_ID", &"a1".repeat(20));
     let sidecar = Sidecar::start(&settings);
@@ -285,16 +290,16 @@ fn allow_lists(world: &World) {
         after_ready: vec![impostor.clone()],
         ..Evidence::default()
     };
-    let noisy = lab.issue("noisy", &noisy);
-    assert_eq!(lab.psql(world, &sidecar, Some(&noisy)), IN);
+    let noisy = tdx.issue("noisy", &noisy);
+    assert_eq!(tdx.psql(fixture, &sidecar, Some(&noisy)), IN);
     let mut other_app = Evidence {
         app_id: vec![0xbb; 20],
         ..Evidence::default()
     };
-    let said = lab.psql(world, &sidecar, Some(&lab.issue("app", &other_app)));
+    let said = tdx.psql(fixture, &sidecar, Some(&tdx.issue("app", &other_app)));
     assert!(said.contains(&rejected("app_not_allowed")), "{said}");
     other_app.report.mrtd = [0x12; 48];
-    let said = lab.psql(world, &sidecar, Some(&lab.issue("mrtd", &other_app)));
+    let said = tdx.psql(fixture, &sidecar, Some(&tdx.issue("mrtd", &other_app)));
     assert!(said.contains(&rejected("mrtd_not_allowed")), "{said}");
 }
 
@@ -312,55 +317,55 @@ impl ResolvesClientCert for Presents {
     }
 }
 
-fn presenting(world: &World, certificate: &Certificate, key: &Key) -> ClientConfig {
-    presenting_chain(world, &certificate.chain_der(), key)
+fn presenting(fixture: &Fixture, certificate: &Certificate, key: &Key) -> ClientConfig {
+    presenting_chain(fixture, &certificate.chain_der(), key)
 }
 
-fn presenting_chain(world: &World, chain: &[&[u8]], key: &Key) -> ClientConfig {
+fn presenting_chain(fixture: &Fixture, chain: &[&[u8]], key: &Key) -> ClientConfig {
     let der = key.to_pkcs8_der().expect("a key");
     let der = PrivateKeyDer::try_from(der).expect("PKCS#8");
     let chain = chain.iter().map(|der| CertificateDer::from(der.to_vec()));
     let chain = chain.collect();
     let signing = any_supported_type(&der).expect("P-256");
-    let mut config = world.stage.certificates.client(None);
+    let mut config = fixture.harness.certificates.client(None);
     config.client_auth_cert_resolver =
         Arc::new(Presents(Arc::new(CertifiedKey::new(chain, signing))));
     config
 }
 
-fn enter(world: &World, sidecar: &Sidecar, certificate: &Certificate) -> Client {
-    let config = presenting(world, certificate, certificate.key());
-    Client::open_with(config, sidecar.address(), Opening::Raw).expect("TLS")
+fn enter(fixture: &Fixture, sidecar: &Sidecar, certificate: &Certificate) -> Client {
+    let config = presenting(fixture, certificate, certificate.key());
+    Client::open_with(config, sidecar.address(), TlsNegotiation::Raw).expect("TLS")
 }
 
 /// A captured certificate is of no use without its key.
-fn swapped(world: &World) {
-    let lab = Lab::new();
-    let sidecar = Sidecar::start(&lab.settings(world));
-    let certificate = lab.issue("owner", &Evidence::default());
+fn swapped(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let sidecar = Sidecar::start(&tdx.settings(fixture));
+    let certificate = tdx.issue("owner", &Evidence::default());
     let thief = Key::derive(&SEED, "thief").expect("a key");
-    let config = presenting(world, &certificate, &thief);
+    let config = presenting(fixture, &certificate, &thief);
     // With TLS 1.3 the client learns of it when it reads.
-    let opened = Client::open_with(config, sidecar.address(), Opening::Raw);
-    sidecar.await_line("the proof fails", |line| {
+    let opened = Client::open_with(config, sidecar.address(), TlsNegotiation::Raw);
+    sidecar.await_log("the proof fails", |line| {
         line["message"] == "TLS handshake failed" && line["reason"] == "tls_certificate"
     });
     drop(opened);
-    let mut owner = enter(world, &sidecar, &certificate);
+    let mut owner = enter(fixture, &sidecar, &certificate);
     owner
         .login("teesql_read", "via_scram", READ_SECRET)
         .expect("its owner enters");
 }
 
-fn policy_change(world: &World) {
-    let lab = Lab::new();
-    let certificate = lab.issue("client", &Evidence::default());
-    let (sidecar, mut session) = lab.allowed_at_first(world, "1s", &certificate);
-    let peer = session.peer_name();
+fn policy_change(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let certificate = tdx.issue("client", &Evidence::default());
+    let (sidecar, mut session) = tdx.allowed_at_first(fixture, "1s", &certificate);
+    let peer = session.local_address();
 
-    fs::write(lab.path(CONFIG), "allowed_mrtd = \"nonsense\"\n").expect("sidecar.toml");
+    fs::write(tdx.path(CONFIG), "allowed_mrtd = \"nonsense\"\n").expect("sidecar.toml");
     sidecar.signal(Signal::SIGHUP);
-    sidecar.await_line("a mistake", |line| {
+    sidecar.await_log("a mistake", |line| {
         line["message"] == "configuration not reloaded"
     });
     assert_eq!(
@@ -369,48 +374,51 @@ fn policy_change(world: &World) {
         "the old policy stays in force"
     );
 
-    lab.allow_mrtd("12");
+    tdx.allow_mrtd("12");
     sidecar.signal(Signal::SIGHUP);
-    let error = session.expect_refusal();
+    let error = session.expect_fatal();
     assert_eq!(error.code, "57P01", "{error}");
     assert_eq!(
         error.message,
         "client attestation no longer accepted: mrtd_not_allowed"
     );
-    assert_eq!(sidecar.await_end(peer)["reason"], "mrtd_not_allowed");
-    let mut again = enter(world, &sidecar, &certificate);
-    let error = again.expect_refusal();
+    assert_eq!(
+        sidecar.await_connection_end(peer)["reason"],
+        "mrtd_not_allowed"
+    );
+    let mut again = enter(fixture, &sidecar, &certificate);
+    let error = again.expect_fatal();
     assert_eq!(
         error.message,
         "client attestation rejected: mrtd_not_allowed"
     );
 
-    lab.allow_mrtd("11");
+    tdx.allow_mrtd("11");
     sidecar.signal(Signal::SIGHUP);
-    let reloaded = poll(PATIENCE, || {
-        let lines = sidecar.lines().join("\n");
+    let reloaded = poll_until(TIMEOUT, || {
+        let lines = sidecar.log_lines().join("\n");
         let count = lines.matches("configuration reloaded, new policy").count();
         (count == 2).then_some(())
     });
     reloaded.expect("two new policies");
-    let mut again = enter(world, &sidecar, &certificate);
+    let mut again = enter(fixture, &sidecar, &certificate);
     again
         .login("teesql_read", "via_scram", READ_SECRET)
         .expect("allowed again");
 }
 
 /// Who is refused by a policy that is mended within the grace stays.
-fn mended_policy(world: &World) {
-    let lab = Lab::new();
-    let certificate = lab.issue("client", &Evidence::default());
-    let (sidecar, mut session) = lab.allowed_at_first(world, "3s", &certificate);
+fn mended_policy(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let certificate = tdx.issue("client", &Evidence::default());
+    let (sidecar, mut session) = tdx.allowed_at_first(fixture, "3s", &certificate);
 
-    lab.allow_mrtd("12");
+    tdx.allow_mrtd("12");
     sidecar.signal(Signal::SIGHUP);
-    sidecar.await_line("a refusal", |line| {
+    sidecar.await_log("a refusal", |line| {
         line["message"] == "clients lost their admission"
     });
-    lab.allow_mrtd("11");
+    tdx.allow_mrtd("11");
     sidecar.signal(Signal::SIGHUP);
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_secs(4) {
@@ -421,29 +429,29 @@ fn mended_policy(world: &World) {
 
 /// Collateral that comes later says that the platform is out of date: who runs
 /// on it has to go.
-fn recovery(world: &World) {
-    let lab = Lab::new();
+fn recovery(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
     // So near its end that the sidecar asks for newer within ten seconds.
     let mut options = CollateralOptions::at(now());
     options.tcb_info.until = now() + 40;
     let answer = |options: &CollateralOptions| {
-        let collateral = lab.pki.collateral(options).expect("collateral");
-        PccsAnswers::none().with(lab.machine.key(), collateral)
+        let collateral = tdx.pki.collateral(options).expect("collateral");
+        PccsAnswers::none().with(tdx.machine.key(), collateral)
     };
-    lab.pccs.replace(answer(&options));
-    let settings = lab.settings(world).set("TEESQL_REVOCATION_GRACE", "off");
+    tdx.pccs.replace(answer(&options));
+    let settings = tdx.settings(fixture).set("TEESQL_REVOCATION_GRACE", "off");
     let sidecar = Sidecar::start(&settings);
-    let certificate = lab.issue("client", &Evidence::default());
-    let mut session = enter(world, &sidecar, &certificate);
+    let certificate = tdx.issue("client", &Evidence::default());
+    let mut session = enter(fixture, &sidecar, &certificate);
     session
         .login("teesql_read", "via_scram", READ_SECRET)
         .expect("up to date at first");
-    lab.pccs.replace(answer(&CollateralOptions {
+    tdx.pccs.replace(answer(&CollateralOptions {
         evaluation_number: options.evaluation_number + 1,
         recovery: true,
         ..CollateralOptions::at(now())
     }));
-    let error = session.expect_refusal();
+    let error = session.expect_fatal();
     assert_eq!(error.code, "57P01", "{error}");
     assert_eq!(
         error.message,
@@ -451,94 +459,98 @@ fn recovery(world: &World) {
     );
 }
 
-fn long_chain(world: &World) {
-    let lab = Lab::new();
-    let sidecar = Sidecar::start(&lab.settings(world));
-    let certificate = lab.issue("client", &Evidence::default());
+fn long_chain(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let sidecar = Sidecar::start(&tdx.settings(fixture));
+    let certificate = tdx.issue("client", &Evidence::default());
     let [leaf, ca] = certificate.chain_der();
     let mut chain = vec![ca; 50];
     chain.insert(0, leaf);
-    let config = presenting_chain(world, &chain, certificate.key());
-    let mut client = Client::open_with(config, sidecar.address(), Opening::Raw).expect("TLS");
-    let error = client.expect_refusal();
+    let config = presenting_chain(fixture, &chain, certificate.key());
+    let mut client =
+        Client::open_with(config, sidecar.address(), TlsNegotiation::Raw).expect("TLS");
+    let error = client.expect_fatal();
     assert_eq!(error.message, "client attestation rejected: chain_too_long");
 }
 
 /// A PCCS that is down stops nobody whose collateral is held, and a restart
 /// finds it on disk.
-fn outage(world: &World) {
-    let lab = Lab::new();
-    let kept = lab.path("collateral");
+fn outage(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let kept = tdx.path("collateral");
     fs::create_dir(&kept).expect("a folder");
-    let settings = lab.settings(world).set("TEESQL_COLLATERAL_DIR", &kept);
+    let settings = tdx.settings(fixture).set("TEESQL_COLLATERAL_DIR", &kept);
     let first = Sidecar::start(&settings);
-    let certificate = lab.issue("first", &Evidence::default());
-    assert_eq!(lab.psql(world, &first, Some(&certificate)), IN);
+    let certificate = tdx.issue("first", &Evidence::default());
+    assert_eq!(tdx.psql(fixture, &first, Some(&certificate)), IN);
 
-    lab.pccs.behave(Behaviour::Down);
-    let stranger = lab.issue("stranger", &Evidence::default());
-    assert_eq!(lab.psql(world, &first, Some(&stranger)), IN);
+    tdx.pccs.behave(Behaviour::Down);
+    let stranger = tdx.issue("stranger", &Evidence::default());
+    assert_eq!(tdx.psql(fixture, &first, Some(&stranger)), IN);
     let other_family = MachineOptions {
         fmspc: attest::collateral::Fmspc([7; 6]),
         ..MachineOptions::default()
     };
-    let other = Machine::new(&lab.pki, &other_family).expect("a machine");
+    let other = Machine::new(&tdx.pki, &other_family).expect("a machine");
     let key = Key::derive(&SEED, "family").expect("a key");
     let leaf = LeafOptions::default();
     let evidence = Evidence::default();
-    let other = Certificate::issue(&lab.pki, &other, &key, &evidence, &leaf).expect("a leaf");
-    let said = lab.psql(world, &first, Some(&other));
+    let other = Certificate::issue(&tdx.pki, &other, &key, &evidence, &leaf).expect("a leaf");
+    let said = tdx.psql(fixture, &first, Some(&other));
     assert!(said.contains(&rejected("collateral_unavailable")), "{said}");
     drop(first);
 
     let second = Sidecar::start(&settings);
-    assert_eq!(lab.psql(world, &second, Some(&stranger)), IN);
+    assert_eq!(tdx.psql(fixture, &second, Some(&stranger)), IN);
 }
 
-fn silent_pccs(world: &World) {
-    let lab = Lab::new();
-    lab.pccs.behave(Behaviour::Silent);
-    let settings = lab.settings(world).set("TEESQL_LOGIN_TIMEOUT", "2s");
+fn silent_pccs(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    tdx.pccs.behave(Behaviour::Silent);
+    let settings = tdx.settings(fixture).set("TEESQL_LOGIN_TIMEOUT", "2s");
     let sidecar = Sidecar::start(&settings);
-    let certificate = lab.issue("client", &Evidence::default());
+    let certificate = tdx.issue("client", &Evidence::default());
     let begun = Instant::now();
-    let mut client = enter(world, &sidecar, &certificate);
-    let peer = client.peer_name();
-    let error = client.expect_refusal();
+    let mut client = enter(fixture, &sidecar, &certificate);
+    let peer = client.local_address();
+    let error = client.expect_fatal();
     assert_eq!(error.code, "57014", "{error}");
     assert!(
         begun.elapsed() < Duration::from_secs(20),
         "it waits for ever"
     );
-    assert_eq!(sidecar.await_end(peer)["reason"], "login_timeout");
+    assert_eq!(
+        sidecar.await_connection_end(peer)["reason"],
+        "login_timeout"
+    );
 }
 
-fn resumption(world: &World) {
-    let lab = Lab::new();
-    let file = lab.path("sidecar.toml");
+fn resumption(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let file = tdx.path("sidecar.toml");
     fs::write(&file, "").expect("sidecar.toml");
-    let settings = lab.settings(world).set("TEESQL_CONFIG", &file);
+    let settings = tdx.settings(fixture).set("TEESQL_CONFIG", &file);
     let sidecar = Sidecar::start(&settings);
-    let certificate = lab.issue("client", &Evidence::default());
-    let mut config = presenting(world, &certificate, certificate.key());
+    let certificate = tdx.issue("client", &Evidence::default());
+    let mut config = presenting(fixture, &certificate, certificate.key());
     config.resumption = Resumption::in_memory_sessions(16);
     for _ in 0..3 {
-        let opened = Client::open_with(config.clone(), sidecar.address(), Opening::Raw);
+        let opened = Client::open_with(config.clone(), sidecar.address(), TlsNegotiation::Raw);
         let mut client = opened.expect("TLS");
         client
             .login("teesql_read", "via_scram", READ_SECRET)
             .expect("the login succeeds");
         assert_eq!(client.handshake_kind(), Some(rustls::HandshakeKind::Full));
-        client.quit();
+        client.terminate();
     }
     // Nor does what the client remembers help against a new policy.
     fs::write(&file, format!("allowed_mrtd = \"{}\"\n", "12".repeat(48))).expect("sidecar.toml");
     sidecar.signal(Signal::SIGHUP);
-    sidecar.await_line("the new policy", |line| {
+    sidecar.await_log("the new policy", |line| {
         line["message"] == "configuration reloaded, new policy"
     });
-    let opened = Client::open_with(config, sidecar.address(), Opening::Raw);
-    let error = opened.expect("TLS").expect_refusal();
+    let opened = Client::open_with(config, sidecar.address(), TlsNegotiation::Raw);
+    let error = opened.expect("TLS").expect_fatal();
     assert_eq!(
         error.message,
         "client attestation rejected: mrtd_not_allowed"
@@ -547,24 +559,24 @@ fn resumption(world: &World) {
 
 /// Certificates that nobody has seen before, all at once: each is verified,
 /// and nobody who may enter is refused.
-fn crowd(world: &World) {
-    let lab = Lab::new();
-    let sidecar = Sidecar::start(&lab.settings(world));
+fn crowd(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let sidecar = Sidecar::start(&tdx.settings(fixture));
     let certificates: Vec<_> = (0..100)
-        .map(|i| lab.issue(&format!("stranger {i}"), &Evidence::default()))
+        .map(|i| tdx.issue(&format!("stranger {i}"), &Evidence::default()))
         .collect();
     std::thread::scope(|scope| {
         for certificate in &certificates {
             scope.spawn(|| {
-                let mut client = enter(world, &sidecar, certificate);
+                let mut client = enter(fixture, &sidecar, certificate);
                 client
                     .login("teesql_read", "via_scram", READ_SECRET)
                     .expect("nobody is refused");
             });
         }
     });
-    let psql = lab.psql_command(world, &sidecar, certificates.first());
+    let psql = tdx.psql_command(fixture, &sidecar, certificates.first());
     let mut again = psql;
     again.args(["-X", "-A", "-t", "-c", "select 1"]);
-    assert_eq!(succeed(again, PATIENCE), IN);
+    assert_eq!(run_successfully(again, TIMEOUT), IN);
 }

@@ -5,13 +5,13 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use crate::harness::message::query;
-use crate::harness::process::{spawn, succeed, wait};
-use crate::harness::suite::{Suite, World};
+use crate::harness::process::{run_successfully, spawn, wait};
+use crate::harness::suite::{Fixture, Suite};
 use crate::harness::{READ_SECRET, READWRITE_SECRET};
 use crate::libpq_clients::client;
 
 /// How long a gigabyte may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(240);
+const TIMEOUT: Duration = Duration::from_secs(240);
 
 /// 1 GiB in rows of 1,920 characters and a newline, below the size from which
 /// Postgres would compress them. Each row has a pattern of its own: a piece that
@@ -27,9 +27,13 @@ static ROWS_SUM: OnceLock<String> = OnceLock::new();
 static ROW_SUM: OnceLock<String> = OnceLock::new();
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add("bulk::copy_1_gb_out", |world| out(world, ROWS, &ROWS_SUM));
+    suite.add("bulk::copy_1_gb_out", |fixture| {
+        out(fixture, ROWS, &ROWS_SUM)
+    });
     suite.add("bulk::copy_1_gb_in", copy_in);
-    suite.add("bulk::row_of_200_mb_out", |world| out(world, ROW, &ROW_SUM));
+    suite.add("bulk::row_of_200_mb_out", |fixture| {
+        out(fixture, ROW, &ROW_SUM)
+    });
     suite.add("bulk::row_of_200_mb_in", row_in);
 }
 
@@ -40,52 +44,52 @@ fn to_md5sum(what: &str) -> [String; 2] {
     ]
 }
 
-fn direct(world: &World, what: &str, sum: &'static OnceLock<String>) -> &'static str {
+fn direct(fixture: &Fixture, what: &str, sum: &'static OnceLock<String>) -> &'static str {
     sum.get_or_init(|| {
-        let mut psql = world.cluster().psql("via_scram");
+        let mut psql = fixture.cluster().psql("via_scram");
         psql.args(to_md5sum(what));
-        succeed(psql, PATIENCE)
+        run_successfully(psql, TIMEOUT)
     })
 }
 
-fn out(world: &World, what: &str, sum: &'static OnceLock<String>) {
+fn out(fixture: &Fixture, what: &str, sum: &'static OnceLock<String>) {
     let reader = ("teesql_read", READ_SECRET);
-    let mut psql = client(world, &world.sidecar(), "psql", reader, "via_scram");
+    let mut psql = client(fixture, &fixture.sidecar(), "psql", reader, "via_scram");
     psql.args(["-X", "-q"]).args(to_md5sum(what));
-    assert_eq!(succeed(psql, PATIENCE), direct(world, what, sum));
+    assert_eq!(run_successfully(psql, TIMEOUT), direct(fixture, what, sum));
 }
 
-fn copy_in(world: &World) {
-    let table = world.stage.fresh("bulk");
+fn copy_in(fixture: &Fixture) {
+    let table = fixture.harness.unique_name("bulk");
     let writer = ("teesql_readwrite", READWRITE_SECRET);
-    let mut source = world.cluster().psql("via_scram");
+    let mut source = fixture.cluster().psql("via_scram");
     source
         .args(["-c", &format!("copy ({ROWS}) to stdout")])
         .stdout(Stdio::piped());
     let mut source = spawn(source).expect("psql starts");
-    let mut sink = client(world, &world.sidecar(), "psql", writer, "via_scram");
+    let mut sink = client(fixture, &fixture.sidecar(), "psql", writer, "via_scram");
     sink.args(["-X", "-q", "-v", "ON_ERROR_STOP=1"]);
     sink.args(["-c", &format!("create unlogged table {table} (row text)")]);
     sink.args(["-c", &format!("copy {table} from stdin")]);
     sink.stdin(source.stdout.take().expect("a pipe"));
-    succeed(sink, PATIENCE);
-    assert!(wait(&mut source, PATIENCE).expect("it ends").success());
+    run_successfully(sink, TIMEOUT);
+    assert!(wait(&mut source, TIMEOUT).expect("it ends").success());
 
-    let mut back = world.cluster().psql("via_scram");
+    let mut back = fixture.cluster().psql("via_scram");
     back.args(["-c", "set synchronize_seqscans = off"]);
     back.args(to_md5sum(&format!("select row from {table}")));
-    let stored = succeed(back, PATIENCE);
-    world
+    let stored = run_successfully(back, TIMEOUT);
+    fixture
         .cluster()
         .sql("via_scram", &format!("drop table {table}"));
-    assert_eq!(stored, direct(world, ROWS, &ROWS_SUM));
+    assert_eq!(stored, direct(fixture, ROWS, &ROWS_SUM));
 }
 
 /// One message of 200 MB from the client, and its checksum by Postgres.
-fn row_in(world: &World) {
+fn row_in(fixture: &Fixture) {
     const PIECE: &str = "0123456789abcdefghijklmnopqrstuv";
     const TIMES: usize = 6_553_600;
-    let mut client = world.client(world.sidecar().address());
+    let mut client = fixture.client(fixture.sidecar().address());
     client
         .login("teesql_readwrite", "via_scram", READWRITE_SECRET)
         .expect("the login succeeds");
@@ -96,5 +100,5 @@ fn row_in(world: &World) {
     assert_eq!(client.expect(b'D').columns(), [Some("t".to_owned())]);
     client.expect(b'C');
     client.expect(b'Z');
-    client.quit();
+    client.terminate();
 }

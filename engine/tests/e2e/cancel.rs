@@ -1,18 +1,18 @@
 //! Cancelling a running query: inside TLS always, in plaintext where allowed.
 
-use crate::harness::client::{Client, Ending, Greeting, Opening, Wire};
+use crate::harness::client::{Client, CloseKind, StartupResponse, TcpClient, TlsNegotiation};
 use crate::harness::cluster::Server;
 use crate::harness::message::{self, PROTOCOL_3_0, PROTOCOL_3_2, query};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Suite, World};
-use crate::harness::{READ_SECRET, Verifier};
+use crate::harness::suite::{Fixture, Suite};
+use crate::harness::{PasswordEncryption, READ_SECRET};
 
 pub(crate) fn add(suite: &mut Suite) {
-    for server in suite.stage().servers() {
-        for opening in Opening::ALL {
+    for server in suite.harness().servers() {
+        for opening in TlsNegotiation::ALL {
             let name = format!("cancel::{}::{opening}", server.label());
             let server = server.clone();
-            suite.add(&name, move |world| inside_tls(world, &server, opening));
+            suite.add(&name, move |fixture| inside_tls(fixture, &server, opening));
         }
     }
     suite.add("cancel::plaintext_refused", plaintext_refused);
@@ -23,36 +23,36 @@ pub(crate) fn add(suite: &mut Suite) {
 /// A session that sleeps for ever, as Postgres itself says.
 struct Sleeper {
     client: Client,
-    greeting: Greeting,
+    response: StartupResponse,
 }
 
 impl Sleeper {
-    fn start(world: &World, server: &Server, sidecar: &Sidecar, version: u32) -> Self {
-        let mut client = world.client(sidecar.address());
+    fn start(fixture: &Fixture, server: &Server, sidecar: &Sidecar, version: u32) -> Self {
+        let mut client = fixture.client(sidecar.address());
         let parameters = [("user", "teesql_read"), ("database", "via_scram")];
-        let greeting = client.start_with(version, &parameters);
-        let greeting = client
-            .give(READ_SECRET, greeting)
+        let response = client.start_with(version, &parameters);
+        let response = client
+            .authenticate(READ_SECRET, response)
             .expect("the login succeeds");
         client.send(&query("select pg_sleep(3600)"));
-        let asleep = Self { client, greeting };
-        asleep.await_asleep(world, server);
+        let asleep = Self { client, response };
+        asleep.await_asleep(fixture, server);
         asleep
     }
 
-    fn await_asleep(&self, world: &World, server: &Server) {
+    fn await_asleep(&self, fixture: &Fixture, server: &Server) {
         let sql = format!(
             "select wait_event from pg_stat_activity where pid = {}",
-            self.greeting.pid
+            self.response.pid
         );
-        world
-            .stage
-            .cluster(server, Verifier::Scram)
-            .await_answer(&sql, "PgSleep");
+        fixture
+            .harness
+            .cluster(server, PasswordEncryption::Scram)
+            .await_result(&sql, "PgSleep");
     }
 
     fn request(&self) -> Vec<u8> {
-        message::cancel(self.greeting.pid, &self.greeting.key)
+        message::cancel(self.response.pid, &self.response.key)
     }
 
     fn expect_cancelled(&mut self) {
@@ -65,76 +65,76 @@ impl Sleeper {
     }
 }
 
-fn inside_tls(world: &World, server: &Server, opening: Opening) {
-    let sidecar = world.sidecar_for(server, Verifier::Scram);
+fn inside_tls(fixture: &Fixture, server: &Server, opening: TlsNegotiation) {
+    let sidecar = fixture.sidecar_for(server, PasswordEncryption::Scram);
     for version in [PROTOCOL_3_0, PROTOCOL_3_2] {
         // Several, so that other shards than the session's own forward some.
         for _ in 0..4 {
-            let mut sleeper = Sleeper::start(world, server, &sidecar, version);
-            let mut canceller = Client::open(&world.stage, sidecar.address(), opening);
+            let mut sleeper = Sleeper::start(fixture, server, &sidecar, version);
+            let mut canceller = Client::open(&fixture.harness, sidecar.address(), opening);
             canceller.send(&sleeper.request());
-            assert_eq!(canceller.expect_end(), Ending::Closed);
+            assert_eq!(canceller.expect_close(), CloseKind::Clean);
             sleeper.expect_cancelled();
         }
     }
 }
 
-fn plaintext_refused(world: &World) {
-    let server = &world.stage.installed;
-    let sidecar = Sidecar::start(&world.settings());
-    let mut sleeper = Sleeper::start(world, server, &sidecar, PROTOCOL_3_0);
-    let mut wire = Wire::connect(sidecar.address());
-    wire.send(&sleeper.request());
-    assert_eq!(wire.read_to_end(), b"");
-    let line = sidecar.await_end(wire.peer_name());
+fn plaintext_refused(fixture: &Fixture) {
+    let server = &fixture.harness.installed;
+    let sidecar = Sidecar::start(&fixture.settings());
+    let mut sleeper = Sleeper::start(fixture, server, &sidecar, PROTOCOL_3_0);
+    let mut tcp = TcpClient::connect(sidecar.address());
+    tcp.send(&sleeper.request());
+    assert_eq!(tcp.read_to_end(), b"");
+    let line = sidecar.await_connection_end(tcp.local_address());
     assert_eq!(line["reason"], "plaintext_cancel", "{line}");
-    sleeper.await_asleep(world, server);
+    sleeper.await_asleep(fixture, server);
 
-    let mut canceller = Client::open(&world.stage, sidecar.address(), Opening::Raw);
+    let mut canceller = Client::open(&fixture.harness, sidecar.address(), TlsNegotiation::Raw);
     canceller.send(&sleeper.request());
-    assert_eq!(canceller.expect_end(), Ending::Closed);
-    let line = sidecar.await_end(canceller.peer_name());
+    assert_eq!(canceller.expect_close(), CloseKind::Clean);
+    let line = sidecar.await_connection_end(canceller.local_address());
     assert_eq!(line["reason"], "cancel_forwarded", "{line}");
     sleeper.expect_cancelled();
 }
 
-fn plaintext_allowed(world: &World) {
-    for server in world.stage.servers() {
-        let upstream = world
-            .stage
-            .cluster(&server, Verifier::Scram)
+fn plaintext_allowed(fixture: &Fixture) {
+    for server in fixture.harness.servers() {
+        let upstream = fixture
+            .harness
+            .cluster(&server, PasswordEncryption::Scram)
             .address()
             .to_string();
-        let settings = world
+        let settings = fixture
             .settings_for(&upstream)
             .set("TEESQL_PLAINTEXT_CANCEL", "true");
         let sidecar = Sidecar::start(&settings);
         for version in [PROTOCOL_3_0, PROTOCOL_3_2] {
-            let mut sleeper = Sleeper::start(world, &server, &sidecar, version);
+            let mut sleeper = Sleeper::start(fixture, &server, &sidecar, version);
             // Byte by byte: the packet need not arrive in one piece.
-            let mut wire = Wire::connect(sidecar.address());
+            let mut tcp = TcpClient::connect(sidecar.address());
             for byte in sleeper.request() {
-                wire.send(&[byte]);
+                tcp.send(&[byte]);
             }
-            assert_eq!(wire.read_to_end(), b"");
+            assert_eq!(tcp.read_to_end(), b"");
             sleeper.expect_cancelled();
         }
     }
 }
 
-fn wrong_key(world: &World) {
-    let server = &world.stage.installed;
-    let sidecar = world.sidecar();
-    let mut sleeper = Sleeper::start(world, server, &sidecar, PROTOCOL_3_0);
-    let mut key = sleeper.greeting.key.clone();
+fn wrong_key(fixture: &Fixture) {
+    let server = &fixture.harness.installed;
+    let sidecar = fixture.sidecar();
+    let mut sleeper = Sleeper::start(fixture, server, &sidecar, PROTOCOL_3_0);
+    let mut key = sleeper.response.key.clone();
     key[3] ^= 1;
-    let mut canceller = world.client(sidecar.address());
-    canceller.send(&message::cancel(sleeper.greeting.pid, &key));
-    assert_eq!(canceller.expect_end(), Ending::Closed);
+    let mut canceller = fixture.client(sidecar.address());
+    canceller.send(&message::cancel(sleeper.response.pid, &key));
+    assert_eq!(canceller.expect_close(), CloseKind::Clean);
     // Postgres has seen it by now, as it has closed.
-    sleeper.await_asleep(world, server);
-    let mut canceller = world.client(sidecar.address());
+    sleeper.await_asleep(fixture, server);
+    let mut canceller = fixture.client(sidecar.address());
     canceller.send(&sleeper.request());
-    assert_eq!(canceller.expect_end(), Ending::Closed);
+    assert_eq!(canceller.expect_close(), CloseKind::Clean);
     sleeper.expect_cancelled();
 }

@@ -31,9 +31,9 @@ use attest::mock::{
     Machine, MachineOptions, Pccs, PccsAnswers, Pki,
 };
 
-use crate::harness::process::mortal;
+use crate::harness::process::pdeathsig_command;
 use crate::harness::sidecar::{Settings, Sidecar};
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 
 const SEED: [u8; 32] = [0xc1; 32];
 
@@ -75,13 +75,13 @@ fn duration(usual: Duration) -> Duration {
 
 /// What stands around a sidecar: an "Intel", a PCCS, a folder with certificates,
 /// and a guest agent when it has been started.
-pub(crate) struct Town {
+pub(crate) struct TdxFixture {
     pki: Arc<Pki>,
     pccs: Pccs,
     folder: tempfile::TempDir,
 }
 
-impl Town {
+impl TdxFixture {
     fn new() -> Self {
         let pki = Arc::new(Pki::new(&SEED).expect("a PKI"));
         let machine = Machine::new(&pki, &MachineOptions::default()).expect("a machine");
@@ -90,11 +90,11 @@ impl Town {
         let answers = PccsAnswers::none().with(machine.key(), collateral);
         let pccs = Pccs::start(answers).expect("a PCCS on loopback");
         let folder = tempfile::tempdir().expect("a folder");
-        let town = Self { pki, pccs, folder };
-        fs::write(town.file("root.pem"), town.pki.root_pem()).expect("root.pem");
-        fs::write(town.file("ca.pem"), town.pki.kms_pem()).expect("ca.pem");
-        town.write_client(&machine);
-        town
+        let tdx = Self { pki, pccs, folder };
+        fs::write(tdx.file("root.pem"), tdx.pki.root_pem()).expect("root.pem");
+        fs::write(tdx.file("ca.pem"), tdx.pki.kms_pem()).expect("ca.pem");
+        tdx.write_client(&machine);
+        tdx
     }
 
     fn write_client(&self, machine: &Machine) {
@@ -135,8 +135,8 @@ impl Town {
 
     /// Production mode under the mock root, the certificate from the agent at the
     /// socket; Postgres' passwords are those of the shared cluster.
-    fn settings(&self, world: &World) -> Settings {
-        self.with_agent(world.settings())
+    fn settings(&self, fixture: &Fixture) -> Settings {
+        self.with_agent(fixture.settings())
     }
 
     fn with_agent(&self, settings: Settings) -> Settings {
@@ -154,7 +154,7 @@ impl Town {
 
     /// `program` as an attested client that verifies the server's name by the CA.
     fn client(&self, sidecar: &Sidecar, program: &str, (role, secret): (&str, &str)) -> Command {
-        let mut command = mortal(Path::new(program), "KILL", None);
+        let mut command = pdeathsig_command(Path::new(program), "KILL", None);
         command
             .env("PGHOST", "localhost")
             .env("PGHOSTADDR", "127.0.0.1")
@@ -180,7 +180,7 @@ impl Town {
 
 /// Where a sidecar says that its HTTP surface is.
 fn admin(sidecar: &Sidecar) -> SocketAddr {
-    let line = sidecar.await_line("listening", |line| line["message"] == "listening");
+    let line = sidecar.await_log("listening", |line| line["message"] == "listening");
     let address = line["admin"].as_str().expect("an admin address");
     address.parse().expect("an address")
 }
@@ -197,7 +197,7 @@ fn derived(agent: &Agent, path: &str) -> String {
 
 /// Our own binary with nothing but this in its environment.
 fn teesql(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
-    let mut command = mortal(
+    let mut command = pdeathsig_command(
         Path::new(env!("CARGO_BIN_EXE_teesql-sidecar")),
         "KILL",
         None,

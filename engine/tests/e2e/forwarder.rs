@@ -18,7 +18,7 @@ pub(crate) fn add(suite: &mut Suite) {
     drivers::add(suite);
     server_attestation::add(suite);
     lifecycle::add(suite);
-    if suite.plays_the_rest() {
+    if suite.is_last_driver() {
         child_command::add(suite);
         client_certificate::add(suite);
         trust_authority::add(suite);

@@ -29,9 +29,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use tempfile::TempDir;
 
 use crate::harness::certificates::Certificates;
-use crate::harness::cluster::{Cluster, Plan, Server};
+use crate::harness::cluster::{Cluster, ClusterOptions, Server};
 use crate::harness::process::spawn;
-use crate::harness::sidecar::{Driver, Settings, Sidecar};
+use crate::harness::sidecar::{IoDriver, Settings, Sidecar};
 
 pub(crate) const READ_SECRET: &str =
     "5ead0000a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c";
@@ -56,10 +56,10 @@ pub(crate) const SECRETS: [&str; 6] = [
     SUPERUSER_PASSWORD,
 ];
 
-/// Which of a version's two shared clusters: Postgres keeps one verifier per role,
+/// Which of a version's two shared clusters: Postgres keeps one encryption per role,
 /// either MD5 or SCRAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Verifier {
+pub(crate) enum PasswordEncryption {
     Scram,
     Md5,
 }
@@ -67,29 +67,29 @@ pub(crate) enum Verifier {
 #[derive(Debug)]
 struct Shared {
     server: Server,
-    verifier: Verifier,
+    encryption: PasswordEncryption,
     cluster: OnceLock<Cluster>,
 }
 
 #[derive(Debug)]
-pub(crate) struct Stage {
+pub(crate) struct Harness {
     /// Clusters and sidecars end before the folder goes: fields drop in this order.
-    sidecars: Mutex<HashMap<(Driver, u32, Verifier), Arc<Sidecar>>>,
+    sidecars: Mutex<HashMap<(IoDriver, u32, PasswordEncryption), Arc<Sidecar>>>,
     shared: Vec<Shared>,
     pub(crate) certificates: Certificates,
     numbers: AtomicUsize,
     /// The Debian server, with all of its client programs.
     pub(crate) installed: Server,
     /// PostgreSQL 18's, or why it is not there.
-    pub(crate) eighteen: Result<Server, String>,
+    pub(crate) postgres18: Result<Server, String>,
     folder: TempDir,
     broom: Child,
 }
 
-impl Stage {
+impl Harness {
     pub(crate) fn new() -> Result<Self, String> {
         let installed = Server::installed()?;
-        let eighteen = match env::var_os("TEESQL_TEST_PG18") {
+        let postgres18 = match env::var_os("TEESQL_TEST_PG18") {
             Some(bin) => Server::in_folder(Path::new(&bin)),
             None => Err("TEESQL_TEST_PG18 does not name PostgreSQL 18's bin folder".to_owned()),
         };
@@ -99,15 +99,15 @@ impl Stage {
             .tempdir()
             .map_err(|e| format!("no temporary folder: {e}"))?;
         let mut shared = Vec::new();
-        for server in [Some(&installed), eighteen.as_ref().ok()]
+        for server in [Some(&installed), postgres18.as_ref().ok()]
             .into_iter()
             .flatten()
         {
-            for verifier in [Verifier::Scram, Verifier::Md5] {
+            for encryption in [PasswordEncryption::Scram, PasswordEncryption::Md5] {
                 let server = server.clone();
                 shared.push(Shared {
                     server,
-                    verifier,
+                    encryption,
                     cluster: OnceLock::new(),
                 });
             }
@@ -118,7 +118,7 @@ impl Stage {
             certificates: Certificates::create(folder.path()),
             numbers: AtomicUsize::new(0),
             installed,
-            eighteen,
+            postgres18,
             broom: broom(folder.path()).map_err(|e| format!("no sh: {e}"))?,
             folder,
         })
@@ -127,61 +127,61 @@ impl Stage {
     /// The versions to test with.
     pub(crate) fn servers(&self) -> Vec<Server> {
         let mut servers = vec![self.installed.clone()];
-        servers.extend(self.eighteen.clone());
+        servers.extend(self.postgres18.clone());
         servers
     }
 
     /// A name that nobody in this run has used, for folders, databases and markers.
-    pub(crate) fn fresh(&self, prefix: &str) -> String {
+    pub(crate) fn unique_name(&self, prefix: &str) -> String {
         format!("{prefix}_{}", self.numbers.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The cluster that all trials share, started by whoever asks first.
-    pub(crate) fn cluster(&self, server: &Server, verifier: Verifier) -> &Cluster {
+    pub(crate) fn cluster(&self, server: &Server, encryption: PasswordEncryption) -> &Cluster {
         let mut all = self.shared.iter();
         let shared = all
-            .find(|s| s.server.major == server.major && s.verifier == verifier)
+            .find(|s| s.server.major == server.major && s.encryption == encryption)
             .expect("only servers of `servers()` are asked for");
         shared.cluster.get_or_init(|| {
-            let plan = match verifier {
-                Verifier::Scram => Plan {
+            let options = match encryption {
+                PasswordEncryption::Scram => ClusterOptions {
                     databases: vec!["via_trust", "via_password", "via_scram"],
-                    ..Plan::default()
+                    ..ClusterOptions::default()
                 },
-                Verifier::Md5 => Plan {
+                PasswordEncryption::Md5 => ClusterOptions {
                     settings: vec!["password_encryption=md5"],
                     databases: vec!["via_md5"],
-                    ..Plan::default()
+                    ..ClusterOptions::default()
                 },
             };
-            let name = format!("{}-{verifier:?}", server.label());
-            Cluster::create(server, self.folder.path().join(name), &plan)
+            let name = format!("{}-{encryption:?}", server.label());
+            Cluster::create(server, self.folder.path().join(name), &options)
         })
     }
 
     /// A cluster of a trial's own.
-    pub(crate) fn private_cluster(&self, server: &Server, plan: &Plan) -> Cluster {
-        Cluster::create(server, self.path("own"), plan)
+    pub(crate) fn private_cluster(&self, server: &Server, options: &ClusterOptions) -> Cluster {
+        Cluster::create(server, self.unique_path("cluster"), options)
     }
 
     /// A path that does not exist yet.
-    pub(crate) fn path(&self, prefix: &str) -> PathBuf {
-        self.folder.path().join(self.fresh(prefix))
+    pub(crate) fn unique_path(&self, prefix: &str) -> PathBuf {
+        self.folder.path().join(self.unique_name(prefix))
     }
 
     /// The sidecar that all trials share, in front of the shared cluster.
     pub(crate) fn sidecar(
         &self,
-        driver: Driver,
+        driver: IoDriver,
         server: &Server,
-        verifier: Verifier,
+        encryption: PasswordEncryption,
     ) -> Arc<Sidecar> {
-        let cluster = self.cluster(server, verifier);
+        let cluster = self.cluster(server, encryption);
         let mut sidecars = self
             .sidecars
             .lock()
             .unwrap_or_else(|poison| poison.into_inner());
-        let key = (driver, server.major, verifier);
+        let key = (driver, server.major, encryption);
         let start = || {
             let upstream = cluster.address().to_string();
             Arc::new(Sidecar::start(&Settings::new(
@@ -196,7 +196,7 @@ impl Stage {
     }
 }
 
-impl Drop for Stage {
+impl Drop for Harness {
     fn drop(&mut self) {
         self.sidecars
             .lock()

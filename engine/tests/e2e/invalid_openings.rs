@@ -7,10 +7,10 @@ use std::net::Shutdown;
 use rustls::AlertDescription;
 
 use crate::harness::READ_SECRET;
-use crate::harness::client::{Client, Opening, Wire};
+use crate::harness::client::{Client, TcpClient, TlsNegotiation};
 use crate::harness::message::{self, GSSENC_REQUEST, PROTOCOL_3_0, PgError, SSL_REQUEST, startup};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.add("openings::plaintext", plaintext);
@@ -57,8 +57,8 @@ pub(crate) fn case(
 pub(crate) struct Bystander(Client);
 
 impl Bystander {
-    pub(crate) fn new(world: &World, sidecar: &Sidecar) -> Self {
-        let mut client = world.client(sidecar.address());
+    pub(crate) fn new(fixture: &Fixture, sidecar: &Sidecar) -> Self {
+        let mut client = fixture.client(sidecar.address());
         client
             .login("teesql_read", "via_scram", READ_SECRET)
             .expect("the login succeeds");
@@ -70,8 +70,8 @@ impl Bystander {
     }
 }
 
-pub(crate) fn reason(sidecar: &Sidecar, wire: &Wire) -> String {
-    let line = sidecar.await_end(wire.peer_name());
+pub(crate) fn reason(sidecar: &Sidecar, tcp: &TcpClient) -> String {
+    let line = sidecar.await_connection_end(tcp.local_address());
     line["reason"].as_str().expect("a code").to_owned()
 }
 
@@ -92,9 +92,9 @@ const TLS_REQUIRED: Answer = Fatal(
     "TLS is required: this server takes no plaintext connections",
 );
 
-fn plaintext(world: &World) {
-    let sidecar = Sidecar::start(&world.settings());
-    let mut bystander = Bystander::new(world, &sidecar);
+fn plaintext(fixture: &Fixture) {
+    let sidecar = Sidecar::start(&fixture.settings());
+    let mut bystander = Bystander::new(fixture, &sidecar);
     let user: &[(&str, &str)] = &[("user", "teesql_read")];
     let with_ssl = |tail: &[u8]| [&SSL_REQUEST[..], tail].concat();
     for case in [
@@ -183,28 +183,28 @@ fn plaintext(world: &World) {
             "proxy_not_allowed",
         ),
     ] {
-        let mut wire = Wire::connect(sidecar.address());
-        wire.send(&case.bytes);
+        let mut tcp = TcpClient::connect(sidecar.address());
+        tcp.send(&case.bytes);
         match case.answer {
             Fatal(code, text) => {
                 assert_eq!(
-                    wire.last_message().error(),
+                    tcp.read_final_message().error(),
                     fatal(code, text),
                     "{}",
                     case.name
                 );
             }
-            Nothing => assert_eq!(wire.read_to_end(), b"", "{}", case.name),
+            Nothing => assert_eq!(tcp.read_to_end(), b"", "{}", case.name),
         }
-        assert_eq!(reason(&sidecar, &wire), case.reason, "{}", case.name);
+        assert_eq!(reason(&sidecar, &tcp), case.reason, "{}", case.name);
         bystander.is_well();
     }
 }
 
 /// What is wrong after `S` or `N` was answered.
-fn after_an_answer(world: &World) {
-    let sidecar = Sidecar::start(&world.settings());
-    let mut bystander = Bystander::new(world, &sidecar);
+fn after_an_answer(fixture: &Fixture) {
+    let sidecar = Sidecar::start(&fixture.settings());
+    let mut bystander = Bystander::new(fixture, &sidecar);
     let twice = Fatal("08P01", "received a second request for encryption");
     let user: &[(&str, &str)] = &[("user", "teesql_read")];
     for (request, byte, case) in [
@@ -254,32 +254,32 @@ fn after_an_answer(world: &World) {
             case("noise", [0xff; 64], Nothing, "garbage"),
         ),
     ] {
-        let mut wire = Wire::connect(sidecar.address());
-        wire.send(&request);
+        let mut tcp = TcpClient::connect(sidecar.address());
+        tcp.send(&request);
         let mut answer = [0];
-        wire.stream.read_exact(&mut answer).expect("one byte");
+        tcp.stream.read_exact(&mut answer).expect("one byte");
         assert_eq!(answer, [byte], "{}", case.name);
-        wire.send(&case.bytes);
+        tcp.send(&case.bytes);
         match case.answer {
             Fatal(code, text) => {
                 assert_eq!(
-                    wire.last_message().error(),
+                    tcp.read_final_message().error(),
                     fatal(code, text),
                     "{}",
                     case.name
                 );
             }
-            Nothing => assert_eq!(wire.read_to_end(), b"", "{}", case.name),
+            Nothing => assert_eq!(tcp.read_to_end(), b"", "{}", case.name),
         }
-        assert_eq!(reason(&sidecar, &wire), case.reason, "{}", case.name);
+        assert_eq!(reason(&sidecar, &tcp), case.reason, "{}", case.name);
         bystander.is_well();
     }
 }
 
 /// A TLS that is none: the line that operators know, and an alert where there is one.
-fn bad_tls(world: &World) {
-    let sidecar = Sidecar::start(&world.settings());
-    let mut bystander = Bystander::new(world, &sidecar);
+fn bad_tls(fixture: &Fixture) {
+    let sidecar = Sidecar::start(&fixture.settings());
+    let mut bystander = Bystander::new(fixture, &sidecar);
     let record = |kind: u8, body: &[u8]| {
         let length = u16::try_from(body.len()).expect("a record's length");
         [&[kind, 3, 1][..], &length.to_be_bytes(), body].concat()
@@ -319,36 +319,37 @@ fn bad_tls(world: &World) {
         ),
         ("TLS 1.0", record(0x16, &old), true),
     ] {
-        let mut wire = Wire::connect(sidecar.address());
-        wire.send(&bytes);
-        let answer = wire.read_to_end();
+        let mut tcp = TcpClient::connect(sidecar.address());
+        tcp.send(&bytes);
+        let answer = tcp.read_to_end();
         if alerted {
             assert_eq!(answer.first(), Some(&0x15), "{what}: {answer:02x?}");
         }
-        let line = sidecar.await_end(wire.peer_name());
+        let line = sidecar.await_connection_end(tcp.local_address());
         assert_eq!(line["message"], "TLS handshake failed", "{what}: {line}");
         assert_eq!(line["level"], "WARN", "{what}: {line}");
         let reason = line["reason"].as_str().expect("a code");
         assert!(reason.starts_with("tls_"), "{what}: {line}");
         bystander.is_well();
     }
-    let panicked = sidecar.lines().iter().any(|line| line.contains("panic"));
+    let panicked = sidecar
+        .log_lines()
+        .iter()
+        .any(|line| line.contains("panic"));
     assert!(!panicked, "a panic is in the log");
 }
 
 /// Half an opening, half a ClientHello, half a start-up packet, then the end.
-fn truncated(world: &World) {
-    let sidecar = Sidecar::start(&world.settings());
-    let mut bystander = Bystander::new(world, &sidecar);
+fn truncated(fixture: &Fixture) {
+    let sidecar = Sidecar::start(&fixture.settings());
+    let mut bystander = Bystander::new(fixture, &sidecar);
     let quiet = sidecar.sockets();
     let clean = |bytes: &[u8], answer: &[u8]| {
-        let mut wire = Wire::connect(sidecar.address());
-        wire.send(bytes);
-        wire.stream
-            .shutdown(Shutdown::Write)
-            .expect("a live socket");
-        assert_eq!(wire.read_to_end(), answer, "{bytes:02x?}");
-        assert_eq!(reason(&sidecar, &wire), "client_gone", "{bytes:02x?}");
+        let mut tcp = TcpClient::connect(sidecar.address());
+        tcp.send(bytes);
+        tcp.stream.shutdown(Shutdown::Write).expect("a live socket");
+        assert_eq!(tcp.read_to_end(), answer, "{bytes:02x?}");
+        assert_eq!(reason(&sidecar, &tcp), "client_gone", "{bytes:02x?}");
     };
     clean(b"", b"");
     for length in 1..SSL_REQUEST.len() {
@@ -361,26 +362,24 @@ fn truncated(world: &World) {
 
     let whole = startup(PROTOCOL_3_0, &[("user", "teesql_read")]);
     for length in [0, 3, 7, 8, whole.len() - 1] {
-        let mut client = world.client(sidecar.address());
+        let mut client = fixture.client(sidecar.address());
         client.send(&whole[..length]);
-        let wire = &client.tls.sock;
-        wire.stream
-            .shutdown(Shutdown::Write)
-            .expect("a live socket");
+        let tcp = &client.tls.sock;
+        tcp.stream.shutdown(Shutdown::Write).expect("a live socket");
         assert_eq!(
-            reason(&sidecar, wire),
+            reason(&sidecar, tcp),
             "client_gone",
             "{length} bytes of a startup"
         );
     }
     let password = message::password(READ_SECRET);
     for length in [0, 1, 5, password.len() - 1] {
-        let mut client = world.client(sidecar.address());
+        let mut client = fixture.client(sidecar.address());
         client.start("teesql_read", "via_scram");
         client.send(&password[..length]);
-        let peer = client.peer_name();
-        client.hang_up();
-        let line = sidecar.await_end(peer);
+        let peer = client.local_address();
+        client.disconnect();
+        let line = sidecar.await_connection_end(peer);
         assert_eq!(
             line["reason"], "client_gone",
             "{length} bytes of a password: {line}"
@@ -390,39 +389,39 @@ fn truncated(world: &World) {
     sidecar.await_sockets(quiet);
 }
 
-fn alpn(world: &World) {
-    let sidecar = world.sidecar();
-    for opening in [Opening::Direct, Opening::SslRequest] {
-        let config = world.stage.certificates.client(Some(b"h2"));
+fn alpn(fixture: &Fixture) {
+    let sidecar = fixture.sidecar();
+    for opening in [TlsNegotiation::Direct, TlsNegotiation::SslRequest] {
+        let config = fixture.harness.certificates.client(Some(b"h2"));
         let error = Client::open_with(config, sidecar.address(), opening).err();
         let alert = error.and_then(|e| e.into_inner()?.downcast::<rustls::Error>().ok());
         let expected = rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol);
         assert_eq!(alert.as_deref(), Some(&expected), "{opening}");
     }
     // libpq 17 offers it after SSLRequest too.
-    let config = world.stage.certificates.client(Some(b"postgresql"));
-    let client = Client::open_with(config, sidecar.address(), Opening::SslRequest);
+    let config = fixture.harness.certificates.client(Some(b"postgresql"));
+    let client = Client::open_with(config, sidecar.address(), TlsNegotiation::SslRequest);
     let mut client = client.expect("the TLS handshake succeeds");
     assert_eq!(client.tls.conn.alpn_protocol(), Some(&b"postgresql"[..]));
     client
         .login("teesql_read", "via_scram", READ_SECRET)
         .expect("the login succeeds");
-    client.quit();
+    client.terminate();
 }
 
-fn required_alpn(world: &World) {
-    let sidecar = Sidecar::start(&world.settings().set("TEESQL_REQUIRE_ALPN", "true"));
-    for opening in Opening::ALL {
-        let mut client = Client::open(&world.stage, sidecar.address(), opening);
-        if opening == Opening::Direct {
+fn required_alpn(fixture: &Fixture) {
+    let sidecar = Sidecar::start(&fixture.settings().set("TEESQL_REQUIRE_ALPN", "true"));
+    for opening in TlsNegotiation::ALL {
+        let mut client = Client::open(&fixture.harness, sidecar.address(), opening);
+        if opening == TlsNegotiation::Direct {
             client
                 .login("teesql_read", "via_scram", READ_SECRET)
                 .expect("the login succeeds");
-            client.quit();
+            client.terminate();
             continue;
         }
         client.send(&startup(PROTOCOL_3_0, &[("user", "teesql_read")]));
-        let refusal = client.expect_refusal();
+        let refusal = client.expect_fatal();
         assert_eq!(
             refusal,
             fatal("08P01", "ALPN protocol \"postgresql\" is required"),

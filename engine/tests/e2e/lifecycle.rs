@@ -7,11 +7,11 @@ use nix::sys::signal::Signal;
 
 use crate::harness::READ_SECRET;
 use crate::harness::client::Client;
-use crate::harness::cluster::Plan;
+use crate::harness::cluster::ClusterOptions;
 use crate::harness::message::query;
-use crate::harness::process::{PATIENCE, poll};
+use crate::harness::process::{TIMEOUT, poll_until};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.add("life::driver_is_logged", driver_is_logged);
@@ -21,8 +21,8 @@ pub(crate) fn add(suite: &mut Suite) {
     );
     suite.add("life::drain_ends_after_its_grace", drain_ends);
     for (name, second) in [("sigterm", Signal::SIGTERM), ("sigint", Signal::SIGINT)] {
-        suite.add(&format!("life::second_{name}_is_now"), move |world| {
-            second_signal(world, second)
+        suite.add(&format!("life::second_{name}_is_now"), move |fixture| {
+            second_signal(fixture, second)
         });
     }
     suite.add("life::sigterm_with_nobody_there", nobody_there);
@@ -37,18 +37,18 @@ pub(crate) fn add(suite: &mut Suite) {
     );
 }
 
-fn enter(world: &World, sidecar: &Sidecar) -> Client {
-    let mut client = world.client(sidecar.address());
+fn enter(fixture: &Fixture, sidecar: &Sidecar) -> Client {
+    let mut client = fixture.client(sidecar.address());
     client
         .login("teesql_read", "via_scram", READ_SECRET)
         .expect("the login succeeds");
     client
 }
 
-fn driver_is_logged(world: &World) {
-    let sidecar = world.sidecar();
-    let driver = world.driver.to_string();
-    sidecar.await_line("the driver in use", |line| {
+fn driver_is_logged(fixture: &Fixture) {
+    let sidecar = fixture.sidecar();
+    let driver = fixture.driver.to_string();
+    sidecar.await_log("the driver in use", |line| {
         line["driver"] == driver.as_str()
     });
     let warning = |line: &serde_json::Value| {
@@ -57,21 +57,21 @@ fn driver_is_logged(world: &World) {
                 .as_str()
                 .is_some_and(|m| m.contains("attest"))
     };
-    sidecar.await_line("a warning about unattested clients", warning);
+    sidecar.await_log("a warning about unattested clients", warning);
 }
 
 /// The port takes nobody any more.
 fn await_closed_door(sidecar: &Sidecar) {
-    let closed = poll(PATIENCE, || {
+    let closed = poll_until(TIMEOUT, || {
         TcpStream::connect(sidecar.address()).is_err().then_some(())
     });
     assert!(closed.is_some(), "still accepting while it drains");
 }
 
-fn drain_lets_sessions_finish(world: &World) {
-    let sidecar = Sidecar::start(&world.settings().set("TEESQL_DRAIN_TIMEOUT", "60s"));
-    let mut working = enter(world, &sidecar);
-    let mut idle = enter(world, &sidecar);
+fn drain_lets_sessions_finish(fixture: &Fixture) {
+    let sidecar = Sidecar::start(&fixture.settings().set("TEESQL_DRAIN_TIMEOUT", "60s"));
+    let mut working = enter(fixture, &sidecar);
+    let mut idle = enter(fixture, &sidecar);
     working.send(&query("select pg_sleep(1), 'done'"));
     sidecar.signal(Signal::SIGTERM);
     await_closed_door(&sidecar);
@@ -80,21 +80,21 @@ fn drain_lets_sessions_finish(world: &World) {
     working.expect(b'C');
     working.expect(b'Z');
     assert_eq!(idle.ask("select 'may still ask'"), "may still ask");
-    idle.quit();
+    idle.terminate();
     assert!(sidecar.is_running(), "it ended before its last session");
-    working.quit();
+    working.terminate();
     assert_eq!(sidecar.await_exit().code(), Some(0));
 }
 
-fn drain_ends(world: &World) {
-    let sidecar = Sidecar::start(&world.settings().set("TEESQL_DRAIN_TIMEOUT", "1s"));
-    let mut idle = enter(world, &sidecar);
-    let mut working = enter(world, &sidecar);
+fn drain_ends(fixture: &Fixture) {
+    let sidecar = Sidecar::start(&fixture.settings().set("TEESQL_DRAIN_TIMEOUT", "1s"));
+    let mut idle = enter(fixture, &sidecar);
+    let mut working = enter(fixture, &sidecar);
     working.send(&query("select pg_sleep(3600)"));
     let begun = Instant::now();
     sidecar.signal(Signal::SIGTERM);
     for client in [&mut idle, &mut working] {
-        let error = client.expect_refusal();
+        let error = client.expect_fatal();
         assert_eq!(error.code, "57P01", "{error}");
         assert_eq!(
             error.message,
@@ -108,19 +108,19 @@ fn drain_ends(world: &World) {
     }
     let status = sidecar.await_exit();
     assert_eq!(status.code(), Some(0), "{status}");
-    let line = sidecar.await_end(idle.peer_name());
+    let line = sidecar.await_connection_end(idle.local_address());
     assert_eq!(line["reason"], "shutdown", "{line}");
 }
 
-fn second_signal(world: &World, second: Signal) {
-    let sidecar = Sidecar::start(&world.settings().set("TEESQL_DRAIN_TIMEOUT", "600s"));
-    let mut session = enter(world, &sidecar);
+fn second_signal(fixture: &Fixture, second: Signal) {
+    let sidecar = Sidecar::start(&fixture.settings().set("TEESQL_DRAIN_TIMEOUT", "600s"));
+    let mut session = enter(fixture, &sidecar);
     sidecar.signal(Signal::SIGTERM);
     await_closed_door(&sidecar);
     assert_eq!(session.ask("select 1"), "1");
     let begun = Instant::now();
     sidecar.signal(second);
-    session.expect_end();
+    session.expect_close();
     let status = sidecar.await_exit();
     assert_eq!(status.code(), Some(128 + second as i32), "{status}");
     assert!(
@@ -130,71 +130,71 @@ fn second_signal(world: &World, second: Signal) {
     );
 }
 
-fn nobody_there(world: &World) {
+fn nobody_there(fixture: &Fixture) {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let sidecar = Sidecar::start(&world.settings().set("TEESQL_DRAIN_TIMEOUT", "600s"));
-        enter(world, &sidecar).quit();
+        let sidecar = Sidecar::start(&fixture.settings().set("TEESQL_DRAIN_TIMEOUT", "600s"));
+        enter(fixture, &sidecar).terminate();
         sidecar.signal(signal);
         let status = sidecar.await_exit();
         assert_eq!(status.code(), Some(0), "{signal}: {status}");
     }
 }
 
-fn postgres_is_restarted(world: &World) {
-    for server in world.stage.servers() {
-        let plan = Plan {
+fn postgres_is_restarted(fixture: &Fixture) {
+    for server in fixture.harness.servers() {
+        let options = ClusterOptions {
             databases: vec!["via_scram"],
-            ..Plan::default()
+            ..ClusterOptions::default()
         };
-        let cluster = world.stage.private_cluster(&server, &plan);
-        let sidecar = Sidecar::start(&world.settings_for(&cluster.address().to_string()));
-        let mut session = enter(world, &sidecar);
+        let cluster = fixture.harness.private_cluster(&server, &options);
+        let sidecar = Sidecar::start(&fixture.settings_for(&cluster.address().to_string()));
+        let mut session = enter(fixture, &sidecar);
         let quiet = sidecar.sockets_at_rest();
 
         cluster.stop(Signal::SIGINT);
-        let error = session.expect_refusal();
+        let error = session.expect_fatal();
         assert_eq!(error.code, "57P01", "{error}");
-        let mut client = world.client(sidecar.address());
+        let mut client = fixture.client(sidecar.address());
         let error = client
             .login("teesql_read", "via_scram", READ_SECRET)
             .expect_err("it is down");
         assert_eq!(error.code, "57P03", "{error}");
 
         cluster.start();
-        let mut session = enter(world, &sidecar);
+        let mut session = enter(fixture, &sidecar);
         assert_eq!(session.ask("select 'back'"), "back");
         // A crash says nothing: the client sees the end all the same.
         cluster.stop(Signal::SIGKILL);
         while session.read().is_ok() {}
         cluster.start();
-        let mut session = enter(world, &sidecar);
+        let mut session = enter(fixture, &sidecar);
         assert_eq!(session.ask("select 'back again'"), "back again");
         drop(client);
         sidecar.await_sockets(quiet);
     }
 }
 
-fn unattested_twice(world: &World) {
-    let settings = world.settings();
-    let sidecar = Sidecar::launch(&settings.without("TEESQL_ALLOW_UNATTESTED_CLIENTS"));
+fn unattested_twice(fixture: &Fixture) {
+    let settings = fixture.settings();
+    let sidecar = Sidecar::spawn(&settings.without("TEESQL_ALLOW_UNATTESTED_CLIENTS"));
     let status = sidecar.await_exit();
     assert_eq!(status.code(), Some(64), "{status}");
-    let said = sidecar.lines().join("\n");
+    let said = sidecar.log_lines().join("\n");
     assert!(said.contains("confirm with"), "{said}");
 }
 
-fn configuration_mistakes(world: &World) {
-    let settings = world
+fn configuration_mistakes(fixture: &Fixture) {
+    let settings = fixture
         .settings()
         .set("TEESQL_LISTEN", "nowhere")
         .set("TEESQL_READ_SECRET", "5ead5ead")
         .set("TEESQL_SHARDS", "many")
         .set("TEESQL_DRIVER", "kqueue")
         .without("TEESQL_READWRITE_SECRET");
-    let sidecar = Sidecar::launch(&settings);
+    let sidecar = Sidecar::spawn(&settings);
     let status = sidecar.await_exit();
     assert_eq!(status.code(), Some(64), "{status}");
-    let said = sidecar.lines().join("\n");
+    let said = sidecar.log_lines().join("\n");
     for name in [
         "TEESQL_LISTEN",
         "TEESQL_READ_SECRET",

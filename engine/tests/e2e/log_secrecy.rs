@@ -2,12 +2,12 @@
 
 use nix::sys::signal::Signal;
 
-use crate::harness::client::{Client, Opening};
+use crate::harness::client::{Client, TlsNegotiation};
 use crate::harness::message::{self, PROTOCOL_3_2, query, tagged};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 use crate::harness::{
-    READ_SECRET, READWRITE_SECRET, SECRETS, SUPERUSER_PASSWORD, Verifier, WRONG_SECRET,
+    PasswordEncryption, READ_SECRET, READWRITE_SECRET, SECRETS, SUPERUSER_PASSWORD, WRONG_SECRET,
 };
 
 /// Markers in places where a careless log would pick them up.
@@ -17,27 +17,31 @@ const ROLE: &str = "role_marker_48151623";
 const BODY: &str = "body_marker_48151623";
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add("secrecy::nothing_secret_in_the_log", |world| {
-        nothing_secret(world, "json")
+    suite.add("secrecy::nothing_secret_in_the_log", |fixture| {
+        nothing_secret(fixture, "json")
     });
-    suite.add("secrecy::nothing_secret_in_the_text_log", |world| {
-        nothing_secret(world, "text")
+    suite.add("secrecy::nothing_secret_in_the_text_log", |fixture| {
+        nothing_secret(fixture, "text")
     });
 }
 
-fn nothing_secret(world: &World, format: &str) {
-    for server in world.stage.servers() {
-        for (database, verifier) in [
-            ("via_trust", Verifier::Scram),
-            ("via_password", Verifier::Scram),
-            ("via_md5", Verifier::Md5),
-            ("via_scram", Verifier::Scram),
+fn nothing_secret(fixture: &Fixture, format: &str) {
+    for server in fixture.harness.servers() {
+        for (database, encryption) in [
+            ("via_trust", PasswordEncryption::Scram),
+            ("via_password", PasswordEncryption::Scram),
+            ("via_md5", PasswordEncryption::Md5),
+            ("via_scram", PasswordEncryption::Scram),
         ] {
-            let upstream = world.stage.cluster(&server, verifier).address().to_string();
-            let settings = world.settings_for(&upstream).set("TEESQL_LOG", "trace");
+            let upstream = fixture
+                .harness
+                .cluster(&server, encryption)
+                .address()
+                .to_string();
+            let settings = fixture.settings_for(&upstream).set("TEESQL_LOG", "trace");
             // A text log says its address in words: what it says when is the other trial's.
-            let sidecar = Sidecar::start_logging(&settings, format);
-            play(world, &sidecar, database);
+            let sidecar = Sidecar::start_with_log_format(&settings, format);
+            play(fixture, &sidecar, database);
             sidecar.signal(Signal::SIGTERM);
             sidecar.await_exit();
             inspect(&sidecar);
@@ -46,7 +50,7 @@ fn nothing_secret(world: &World, format: &str) {
 }
 
 /// Logins of all kinds, queries, refusals and broken messages, all of them marked.
-fn play(world: &World, sidecar: &Sidecar, database: &str) {
+fn play(fixture: &Fixture, sidecar: &Sidecar, database: &str) {
     for (role, secret) in [
         ("teesql_read", READ_SECRET),
         ("teesql_read", READWRITE_SECRET),
@@ -58,40 +62,40 @@ fn play(world: &World, sidecar: &Sidecar, database: &str) {
         // Role and secret swapped by mistake.
         (READ_SECRET, "teesql_read"),
     ] {
-        let mut client = Client::open(&world.stage, sidecar.address(), Opening::Raw);
+        let mut client = Client::open(&fixture.harness, sidecar.address(), TlsNegotiation::Raw);
         let parameters = [
             ("user", role),
             ("database", database),
             ("application_name", PARAMETER),
             ("_pq_.x", PARAMETER),
         ];
-        let greeting = client.start_with(PROTOCOL_3_2, &parameters);
-        if client.give(secret, greeting).is_ok() {
+        let response = client.start_with(PROTOCOL_3_2, &parameters);
+        if client.authenticate(secret, response).is_ok() {
             client.query(&format!("select '{SQL}'")).expect("a row");
             client
                 .query(&format!("select {SQL}"))
                 .expect_err("no such column");
-            client.quit();
+            client.terminate();
         }
     }
-    let mut client = world.client(sidecar.address());
+    let mut client = fixture.client(sidecar.address());
     client.start("teesql_read", database);
     client.send(&query(BODY));
-    client.expect_refusal();
-    let mut client = world.client(sidecar.address());
+    client.expect_fatal();
+    let mut client = fixture.client(sidecar.address());
     client.start("teesql_read", database);
     client.send(&tagged(
         b'p',
         [READ_SECRET, "\0", BODY, "\0"].concat().as_bytes(),
     ));
-    client.expect_refusal();
-    let mut client = world.client(sidecar.address());
+    client.expect_fatal();
+    let mut client = fixture.client(sidecar.address());
     client.send(&message::untagged(BODY.as_bytes()));
-    client.expect_refusal();
+    client.expect_fatal();
 }
 
 fn inspect(sidecar: &Sidecar) {
-    let lines = sidecar.lines();
+    let lines = sidecar.log_lines();
     assert!(
         lines.len() > 10,
         "a log at trace level has more lines than {}",

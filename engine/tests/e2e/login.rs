@@ -1,12 +1,12 @@
 //! Who gets in: role × secret × Postgres' authentication × opening × protocol.
 
-use crate::harness::client::{Client, Opening};
+use crate::harness::client::{Client, TlsNegotiation};
 use crate::harness::cluster::Server;
 use crate::harness::message::{PROTOCOL_3_0, PROTOCOL_3_2, PgError};
-use crate::harness::suite::{Need, Suite, World};
+use crate::harness::suite::{Fixture, Requirement, Suite};
 use crate::harness::{
-    READ_PASSWORD, READ_SECRET, READWRITE_PASSWORD, READWRITE_SECRET, SUPERUSER_PASSWORD, Verifier,
-    WRONG_SECRET,
+    PasswordEncryption, READ_PASSWORD, READ_SECRET, READWRITE_PASSWORD, READWRITE_SECRET,
+    SUPERUSER_PASSWORD, WRONG_SECRET,
 };
 
 /// Role, what it presents, and whether that opens it.
@@ -31,30 +31,30 @@ const CASES: &[(&str, &str, bool)] = &[
     ("teesql_read ", READ_SECRET, false),
 ];
 
-const METHODS: [(&str, Verifier); 4] = [
-    ("trust", Verifier::Scram),
-    ("password", Verifier::Scram),
-    ("md5", Verifier::Md5),
-    ("scram", Verifier::Scram),
+const METHODS: [(&str, PasswordEncryption); 4] = [
+    ("trust", PasswordEncryption::Scram),
+    ("password", PasswordEncryption::Scram),
+    ("md5", PasswordEncryption::Md5),
+    ("scram", PasswordEncryption::Scram),
 ];
 
 pub(crate) fn add(suite: &mut Suite) {
-    for server in suite.stage().servers() {
-        for (method, verifier) in METHODS {
-            for opening in Opening::ALL {
+    for server in suite.harness().servers() {
+        for (method, encryption) in METHODS {
+            for opening in TlsNegotiation::ALL {
                 for (version, protocol) in [(PROTOCOL_3_0, "3.0"), (PROTOCOL_3_2, "3.2")] {
                     let label = server.label();
                     let name = format!("login::{label}::{method}::{opening}::protocol_{protocol}");
                     let server = server.clone();
-                    suite.add(&name, move |world| {
-                        matrix(world, &server, method, verifier, opening, version);
+                    suite.add(&name, move |fixture| {
+                        matrix(fixture, &server, method, encryption, opening, version);
                     });
                 }
             }
         }
     }
-    if suite.stage().eighteen.is_err() {
-        suite.add_with(&[Need::Pg18], "login::pg18", |_| {
+    if suite.harness().postgres18.is_err() {
+        suite.add_requiring(&[Requirement::Pg18], "login::pg18", |_| {
             unreachable!("it is missing")
         });
     }
@@ -77,38 +77,38 @@ pub(crate) fn refused() -> PgError {
 }
 
 fn matrix(
-    world: &World,
+    fixture: &Fixture,
     server: &Server,
     method: &str,
-    verifier: Verifier,
-    opening: Opening,
+    encryption: PasswordEncryption,
+    opening: TlsNegotiation,
     version: u32,
 ) {
-    let sidecar = world.sidecar_for(server, verifier);
+    let sidecar = fixture.sidecar_for(server, encryption);
     let database = format!("via_{method}");
     for &(role, secret, opens) in CASES {
         let case = format!("{role:?} with {:.8}…", secret);
-        let mut client = Client::open(&world.stage, sidecar.address(), opening);
-        let greeting = client.start_with(version, &[("user", role), ("database", &database)]);
+        let mut client = Client::open(&fixture.harness, sidecar.address(), opening);
+        let response = client.start_with(version, &[("user", role), ("database", &database)]);
         let negotiated = version.min(server.protocol());
         let expected = (negotiated != version).then(|| (negotiated, Vec::new()));
-        assert_eq!(greeting.negotiation, expected, "{case}");
+        assert_eq!(response.negotiation, expected, "{case}");
 
-        let outcome = client.give(secret, greeting);
+        let outcome = client.authenticate(secret, response);
         if !opens {
             assert_eq!(outcome.err(), Some(refused()), "{case}");
             continue;
         }
-        let greeting = outcome.unwrap_or_else(|e| panic!("{case}: {e}"));
+        let response = outcome.unwrap_or_else(|e| panic!("{case}: {e}"));
         let key_length = if negotiated >= PROTOCOL_3_2 { 32 } else { 4 };
-        assert_eq!(greeting.key.len(), key_length, "{case}");
+        assert_eq!(response.key.len(), key_length, "{case}");
         let who = "select concat_ws(' ', session_user, current_database(), pg_backend_pid())";
         assert_eq!(
             client.ask(who),
-            format!("{role} {database} {}", greeting.pid),
+            format!("{role} {database} {}", response.pid),
             "{case}"
         );
-        let version = greeting
+        let version = response
             .parameters
             .iter()
             .find(|(name, _)| name == "server_version");
@@ -117,14 +117,14 @@ fn matrix(
             version.starts_with(&server.major.to_string()),
             "{case}: {version}"
         );
-        client.quit();
+        client.terminate();
     }
 }
 
-fn privileges(world: &World) {
-    let address = world.sidecar().address();
+fn privileges(fixture: &Fixture) {
+    let address = fixture.sidecar().address();
     let session = |role, secret| {
-        let mut client = world.client(address);
+        let mut client = fixture.client(address);
         client
             .login(role, "via_scram", secret)
             .expect("the login succeeds");
@@ -133,8 +133,8 @@ fn privileges(world: &World) {
     let mut reader = session("teesql_read", READWRITE_SECRET);
     let mut writer = session("teesql_readwrite", READWRITE_SECRET);
     let mut operator = session("postgres", SUPERUSER_PASSWORD);
-    let ours = world.stage.fresh("of_writer");
-    let theirs = world.stage.fresh("of_operator");
+    let ours = fixture.harness.unique_name("of_writer");
+    let theirs = fixture.harness.unique_name("of_operator");
 
     let denied = |client: &mut Client, sql: &str| {
         assert_eq!(client.query(sql).expect_err(sql).code, "42501", "{sql}");
@@ -174,11 +174,11 @@ fn privileges(world: &World) {
         .expect("a superuser may");
 }
 
-fn tls_versions_and_groups(world: &World) {
+fn tls_versions_and_groups(fixture: &Fixture) {
     use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
     use rustls::version::{TLS12, TLS13};
 
-    let address = world.sidecar().address();
+    let address = fixture.sidecar().address();
     for (version, group) in [
         (&TLS13, kx_group::X25519MLKEM768),
         (&TLS13, kx_group::X25519),
@@ -186,12 +186,13 @@ fn tls_versions_and_groups(world: &World) {
     ] {
         let mut provider = default_provider();
         provider.kx_groups = vec![group];
-        for opening in Opening::ALL {
+        for opening in TlsNegotiation::ALL {
             let alpn = opening.alpn();
-            let config = world
-                .stage
-                .certificates
-                .client_with(provider.clone(), &[version], alpn);
+            let config =
+                fixture
+                    .harness
+                    .certificates
+                    .client_with(provider.clone(), &[version], alpn);
             let mut client = Client::open_with(config, address, opening)
                 .unwrap_or_else(|e| panic!("{version:?} {group:?} {opening}: {e}"));
             let negotiated = client.tls.conn.alpn_protocol();
@@ -207,14 +208,14 @@ fn tls_versions_and_groups(world: &World) {
                 .map(|g| g.name());
             assert_eq!(used, Some(group.name()));
             assert_eq!(client.ask("select 1"), "1");
-            client.quit();
+            client.terminate();
         }
     }
 }
 
-fn startup_parameters(world: &World) {
-    let mut client = world.client(world.sidecar().address());
-    let greeting = client.start_with(
+fn startup_parameters(fixture: &Fixture) {
+    let mut client = fixture.client(fixture.sidecar().address());
+    let response = client.start_with(
         PROTOCOL_3_0,
         &[
             ("application_name", "grüße"),
@@ -225,11 +226,11 @@ fn startup_parameters(world: &World) {
             ("DateStyle", "German"),
         ],
     );
-    let greeting = client
-        .give(READ_SECRET, greeting)
+    let response = client
+        .authenticate(READ_SECRET, response)
         .expect("the login succeeds");
     let told = |name: &str| {
-        let found = greeting.parameters.iter().find(|(known, _)| known == name);
+        let found = response.parameters.iter().find(|(known, _)| known == name);
         found.map(|(_, value)| value.as_str())
     };
     assert_eq!(told("client_encoding"), Some("LATIN1"));
@@ -247,22 +248,22 @@ fn startup_parameters(world: &World) {
     assert!(values[2].starts_with("gr"), "{values:?}");
 }
 
-fn gssenc_request_first(world: &World) {
-    use crate::harness::client::Wire;
+fn gssenc_request_first(fixture: &Fixture) {
+    use crate::harness::client::TcpClient;
     use crate::harness::message::{GSSENC_REQUEST, SSL_REQUEST};
     use std::io::Read;
 
-    let mut wire = Wire::connect(world.sidecar().address());
+    let mut tcp = TcpClient::connect(fixture.sidecar().address());
     for (request, answer) in [(GSSENC_REQUEST, b"N"), (SSL_REQUEST, b"S")] {
-        wire.send(&request);
+        tcp.send(&request);
         let mut byte = [0];
-        wire.stream.read_exact(&mut byte).expect("one byte");
+        tcp.stream.read_exact(&mut byte).expect("one byte");
         assert_eq!(&byte, answer);
     }
-    let config = world.stage.certificates.client(None);
-    let mut client = Client::handshake(config, wire).expect("the TLS handshake succeeds");
+    let config = fixture.harness.certificates.client(None);
+    let mut client = Client::handshake(config, tcp).expect("the TLS handshake succeeds");
     client
         .login("teesql_readwrite", "via_scram", READWRITE_SECRET)
         .expect("the login succeeds");
-    client.quit();
+    client.terminate();
 }

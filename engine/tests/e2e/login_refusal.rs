@@ -1,14 +1,14 @@
 //! A wrong secret, a wrong role and an unknown role cannot be told apart: not by
-//! the bytes, not by their sizes on the wire, not by the time, and Postgres is
+//! the bytes, not by their sizes on the tcp, not by the time, and Postgres is
 //! not even dialled.
 
 use std::time::{Duration, Instant};
 
-use crate::harness::client::{Client, Ending, Opening};
-use crate::harness::fake_server::Fake;
+use crate::harness::client::{Client, CloseKind, TlsNegotiation};
+use crate::harness::fake_server::FakeServer;
 use crate::harness::message::{PROTOCOL_3_0, password};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 use crate::harness::{READ_SECRET, READWRITE_SECRET, SUPERUSER_PASSWORD, WRONG_SECRET};
 use crate::login::refused;
 
@@ -34,23 +34,23 @@ pub(crate) fn add(suite: &mut Suite) {
     );
 }
 
-fn same_bytes_and_no_postgres(world: &World) {
-    let postgres = Fake::counting(world.cluster().address());
-    let sidecar = Sidecar::start(&world.settings_for(&postgres.address().to_string()));
+fn same_bytes_and_no_postgres(fixture: &Fixture) {
+    let postgres = FakeServer::proxy_to(fixture.cluster().address());
+    let sidecar = Sidecar::start(&fixture.settings_for(&postgres.address().to_string()));
     // One good login: by then, whatever the sidecar asks Postgres at its start is asked.
-    let mut client = world.client(sidecar.address());
+    let mut client = fixture.client(sidecar.address());
     client
         .login("teesql_read", "via_scram", READ_SECRET)
         .expect("the login succeeds");
-    client.quit();
+    client.terminate();
     let before = postgres.accepted();
-    let log_before = world.cluster().log().len();
+    let log_before = fixture.cluster().log().len();
 
-    let marker = world.stage.fresh("marker");
-    for opening in Opening::ALL {
+    let marker = fixture.harness.unique_name("marker");
+    for opening in TlsNegotiation::ALL {
         let mut seen = Vec::new();
         for (role, secret) in KINDS {
-            let mut client = Client::open(&world.stage, sidecar.address(), opening);
+            let mut client = Client::open(&fixture.harness, sidecar.address(), opening);
             let parameters = [
                 ("user", role),
                 ("database", "via_scram"),
@@ -60,7 +60,7 @@ fn same_bytes_and_no_postgres(world: &World) {
             client.send(&password(secret));
             let answer = client.read().expect("a refusal");
             assert_eq!(answer.error(), refused(), "{role}");
-            assert_eq!(client.expect_end(), Ending::Closed, "{role}");
+            assert_eq!(client.expect_close(), CloseKind::Clean, "{role}");
             // Behind the handshake, whose signature differs in length by itself.
             let records = client.records_received();
             let visible = records[records.len() - 3..].to_vec();
@@ -79,13 +79,13 @@ fn same_bytes_and_no_postgres(world: &World) {
         before,
         "Postgres was dialled for a refused client"
     );
-    let log = world.cluster().log();
+    let log = fixture.cluster().log();
     assert!(
         !log[log_before..].contains(&marker),
         "Postgres heard of a refused client"
     );
 
-    let mut client = world.client(sidecar.address());
+    let mut client = fixture.client(sidecar.address());
     client
         .login("teesql_read", "via_scram", READ_SECRET)
         .expect("the login succeeds");
@@ -98,13 +98,13 @@ fn same_bytes_and_no_postgres(world: &World) {
 
 /// Coarse, as the machine is shared: it finds a lookup, a dial or a delay that
 /// only one kind of refusal has, not a comparison that stops early.
-fn same_time(world: &World) {
+fn same_time(fixture: &Fixture) {
     const ROUNDS: usize = 40;
-    let sidecar = Sidecar::start(&world.settings());
+    let sidecar = Sidecar::start(&fixture.settings());
     let mut times = vec![Vec::new(); KINDS.len()];
     for _ in 0..ROUNDS {
         for ((role, secret), times) in KINDS.iter().zip(&mut times) {
-            let mut client = world.client(sidecar.address());
+            let mut client = fixture.client(sidecar.address());
             client.start(role, "via_scram");
             let packet = password(secret);
             let asked = Instant::now();
@@ -128,11 +128,11 @@ fn same_time(world: &World) {
     );
 }
 
-fn without_superuser_password(world: &World) {
-    let settings = world.settings().without("TEESQL_PG_PASSWORD_SUPERUSER");
+fn without_superuser_password(fixture: &Fixture) {
+    let settings = fixture.settings().without("TEESQL_PG_PASSWORD_SUPERUSER");
     let sidecar = Sidecar::start(&settings);
     for secret in ["", SUPERUSER_PASSWORD, READWRITE_SECRET] {
-        let mut client = world.client(sidecar.address());
+        let mut client = fixture.client(sidecar.address());
         let error = client.login("postgres", "via_trust", secret).err();
         assert_eq!(error, Some(refused()), "{secret:?}");
     }

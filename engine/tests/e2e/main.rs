@@ -45,8 +45,8 @@ use std::sync::Arc;
 
 use libtest_mimic::Arguments;
 
-use crate::harness::Stage;
-use crate::harness::sidecar::Driver;
+use crate::harness::Harness;
+use crate::harness::sidecar::IoDriver;
 use crate::harness::suite::Suite;
 
 /// Many trials wait for a deadline: more of them than cores may run at once.
@@ -81,15 +81,15 @@ const GROUPS: [fn(&mut Suite); 23] = [
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(THREADS);
-    let stage = match Stage::new() {
-        Ok(stage) => Arc::new(stage),
+    let harness = match Harness::new() {
+        Ok(harness) => Arc::new(harness),
         Err(why) => {
             eprintln!("the tests cannot start: {why}; scripts/setup installs what they need");
             return ExitCode::FAILURE;
         }
     };
-    let mut suite = Suite::new(stage.clone());
-    for driver in [Driver::IoUring, Driver::Epoll] {
+    let mut suite = Suite::new(harness.clone());
+    for driver in [IoDriver::IoUring, IoDriver::Epoll] {
         suite.set_driver(driver);
         for add in GROUPS {
             add(&mut suite);
@@ -99,7 +99,7 @@ fn main() -> ExitCode {
     let conclusion = libtest_mimic::run(&arguments, std::mem::take(&mut suite.trials));
     suite.print_skipped();
     drop(suite);
-    drop(stage);
+    drop(harness);
     if conclusion.has_failed() {
         ExitCode::FAILURE
     } else {

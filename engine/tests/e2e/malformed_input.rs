@@ -9,10 +9,10 @@ use rustls::ClientConnection;
 use rustls::pki_types::ServerName;
 
 use crate::harness::READ_SECRET;
-use crate::harness::client::Wire;
+use crate::harness::client::TcpClient;
 use crate::harness::message::{PROTOCOL_3_0, SSL_REQUEST, query, startup};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.add("noise::mutated_client_hellos", mutated_client_hellos);
@@ -33,7 +33,7 @@ impl Dice {
 
 fn assert_nothing_panicked(sidecar: &Sidecar) {
     let panics: Vec<String> = sidecar
-        .lines()
+        .log_lines()
         .into_iter()
         .filter(|line| line.contains("panic"))
         .collect();
@@ -41,8 +41,8 @@ fn assert_nothing_panicked(sidecar: &Sidecar) {
     assert!(panics.is_empty(), "{} panics: {first:?}", panics.len());
 }
 
-fn client_hello(world: &World) -> Vec<u8> {
-    let config = Arc::new(world.stage.certificates.client(Some(b"postgresql")));
+fn client_hello(fixture: &Fixture) -> Vec<u8> {
+    let config = Arc::new(fixture.harness.certificates.client(Some(b"postgresql")));
     let name = ServerName::try_from("localhost").expect("a good name");
     let mut connection = ClientConnection::new(config, name).expect("good settings");
     let mut bytes = Vec::new();
@@ -52,11 +52,11 @@ fn client_hello(world: &World) -> Vec<u8> {
     bytes
 }
 
-fn mutated_client_hellos(world: &World) {
-    let sidecar = Sidecar::start(&world.settings());
+fn mutated_client_hellos(fixture: &Fixture) {
+    let sidecar = Sidecar::start(&fixture.settings());
     let mut dice = Dice(0x5eed_1234);
     for round in 0..400 {
-        let mut bytes = client_hello(world);
+        let mut bytes = client_hello(fixture);
         for _ in 0..1 + dice.roll(4) {
             // Half of the time among the lengths and versions at the front.
             let reach = if dice.roll(2) == 0 { 50 } else { bytes.len() };
@@ -79,27 +79,27 @@ fn mutated_client_hellos(world: &World) {
         if dice.roll(4) == 0 {
             bytes.truncate(1 + dice.roll(bytes.len()));
         }
-        let mut wire = Wire::connect(sidecar.address());
+        let mut tcp = TcpClient::connect(sidecar.address());
         if round % 2 == 0 {
-            wire.send(&SSL_REQUEST);
+            tcp.send(&SSL_REQUEST);
             let mut answer = [0];
-            wire.stream.read_exact(&mut answer).expect("S");
+            tcp.stream.read_exact(&mut answer).expect("S");
         }
-        wire.send(&bytes);
+        tcp.send(&bytes);
         // On such bytes it may have hung up already.
-        let _ = wire.stream.shutdown(Shutdown::Write);
-        wire.read_to_end();
+        let _ = tcp.stream.shutdown(Shutdown::Write);
+        tcp.read_to_end();
     }
     assert_nothing_panicked(&sidecar);
-    let mut client = world.client(sidecar.address());
+    let mut client = fixture.client(sidecar.address());
     client
         .login("teesql_read", "via_scram", READ_SECRET)
         .expect("the login succeeds");
 }
 
 /// Records that no key of the session made, sent past our own TLS.
-fn broken_records(world: &World) {
-    let sidecar = Sidecar::start(&world.settings());
+fn broken_records(fixture: &Fixture) {
+    let sidecar = Sidecar::start(&fixture.settings());
     let record = |kind: u8, body: &[u8]| {
         let length = u16::try_from(body.len()).expect("a short record");
         [&[kind, 3, 3][..], &length.to_be_bytes(), body].concat()
@@ -110,7 +110,7 @@ fn broken_records(world: &World) {
         ("too short to be sealed", record(0x17, &[0; 10])),
         ("as long as it can be", record(0x17, &[1; 16_640])),
         ("longer than it can be", record(0x17, &[1; 16_641])),
-        ("a ClientHello again", client_hello(world)),
+        ("a ClientHello again", client_hello(fixture)),
         (
             "a handshake message",
             record(0x16, &[20, 0, 0, 4, 1, 2, 3, 4]),
@@ -132,21 +132,21 @@ fn broken_records(world: &World) {
     for (what, bytes) in &shapes {
         // In place of the startup, of the password, and of a query.
         for progress in 0..3 {
-            let mut client = world.client(sidecar.address());
+            let mut client = fixture.client(sidecar.address());
             if progress > 0 {
-                let greeting = client.start("teesql_read", "via_scram");
+                let response = client.start("teesql_read", "via_scram");
                 if progress > 1 {
                     client
-                        .give(READ_SECRET, greeting)
+                        .authenticate(READ_SECRET, response)
                         .expect("the login succeeds");
                 }
             }
-            let wire = &mut client.tls.sock;
-            wire.send(bytes);
+            let tcp = &mut client.tls.sock;
+            tcp.send(bytes);
             // On such bytes it may have hung up already.
-            let _ = wire.stream.shutdown(Shutdown::Write);
-            wire.read_to_end();
-            let line = sidecar.await_end(client.peer_name());
+            let _ = tcp.stream.shutdown(Shutdown::Write);
+            tcp.read_to_end();
+            let line = sidecar.await_connection_end(client.local_address());
             let reason = line["reason"].as_str().expect("a code");
             let known = reason.starts_with("tls_") || reason.starts_with("client_");
             assert!(known, "{what}, {progress}: {line}");

@@ -10,13 +10,13 @@ use engine::postgres::superuser::state::PostgresState;
 use tokio::time::timeout;
 use wire::scram::Password;
 
-use crate::harness::cluster::{Cluster, Plan};
-use crate::harness::process::{PATIENCE, succeed};
-use crate::harness::suite::{Suite, World};
-use crate::harness::{SUPERUSER_PASSWORD, Verifier};
+use crate::harness::cluster::{Cluster, ClusterOptions};
+use crate::harness::process::{TIMEOUT, run_successfully};
+use crate::harness::suite::{Fixture, Suite};
+use crate::harness::{PasswordEncryption, SUPERUSER_PASSWORD};
 
 pub(crate) fn add(suite: &mut Suite) {
-    if !suite.plays_the_rest() {
+    if !suite.is_last_driver() {
         return;
     }
     suite.add("state::of_the_program", of_the_program);
@@ -31,7 +31,7 @@ fn play<T>(work: impl Future<Output = T>) -> T {
         .build()
         .expect("a runtime");
     runtime
-        .block_on(async { timeout(PATIENCE, work).await })
+        .block_on(async { timeout(TIMEOUT, work).await })
         .expect("in time")
 }
 
@@ -52,9 +52,11 @@ fn state(cluster: &Cluster, program: Option<&Path>) -> PostgresState {
 }
 
 /// What `pg_controldata` prints, hashed by another program.
-fn of_the_program(world: &World) {
-    let server = &world.stage.installed;
-    let cluster = world.stage.private_cluster(server, &Plan::default());
+fn of_the_program(fixture: &Fixture) {
+    let server = &fixture.harness.installed;
+    let cluster = fixture
+        .harness
+        .private_cluster(server, &ClusterOptions::default());
     let state = state(&cluster, None);
     let controldata = state.controldata.expect("control data");
     assert!(
@@ -66,8 +68,8 @@ fn of_the_program(world: &World) {
     program
         .args(["-c", "LC_ALL=C TZ=UTC \"$1\" -D \"$2\" | sha256sum", "sh"])
         .arg(server.bin.join("pg_controldata"))
-        .arg(cluster.ask("SHOW data_directory"));
-    let hash = succeed(program, PATIENCE);
+        .arg(cluster.admin_sql("SHOW data_directory"));
+    let hash = run_successfully(program, TIMEOUT);
     assert_eq!(
         hash.split_whitespace().next(),
         Some(controldata.hash.as_str())
@@ -75,20 +77,20 @@ fn of_the_program(world: &World) {
     assert_eq!(state.in_recovery.ok(), Some(false));
     assert_eq!(
         state.pg_version.ok(),
-        Some(cluster.ask("SHOW server_version"))
+        Some(cluster.admin_sql("SHOW server_version"))
     );
     let lsn = state.wal_lsn.expect("an LSN");
     assert_eq!(
-        cluster.ask(&format!("SELECT '{lsn}'::pg_lsn <= pg_current_wal_lsn()")),
+        cluster.admin_sql(&format!("SELECT '{lsn}'::pg_lsn <= pg_current_wal_lsn()")),
         "t"
     );
     assert_ne!(lsn, "0/0");
 }
 
 /// Where the program is missing, of another version, or the directory another cluster's.
-fn of_the_functions(world: &World) {
-    for server in world.stage.servers() {
-        let cluster = world.stage.cluster(&server, Verifier::Scram);
+fn of_the_functions(fixture: &Fixture) {
+    for server in fixture.harness.servers() {
+        let cluster = fixture.harness.cluster(&server, PasswordEncryption::Scram);
         let controldata = state(cluster, Some(Path::new("/bin/true"))).controldata;
         let controldata = controldata.expect("control data");
         let Source::Functions { why } = &controldata.source else {
@@ -96,7 +98,7 @@ fn of_the_functions(world: &World) {
         };
         assert_eq!(why.to_string(), "/bin/true: it prints no system identifier");
         let text = String::from_utf8(controldata.text).expect("UTF-8");
-        let identifier = cluster.ask("SELECT system_identifier FROM pg_control_system()");
+        let identifier = cluster.admin_sql("SELECT system_identifier FROM pg_control_system()");
         assert!(text.contains(&format!(
             "\npg_control_system.system_identifier={identifier}\n"
         )));
@@ -114,9 +116,11 @@ fn of_the_functions(world: &World) {
         );
         assert_eq!(controldata.hash.len(), 64);
     }
-    if let Ok(eighteen) = &world.stage.eighteen {
-        let cluster = world.stage.cluster(eighteen, Verifier::Scram);
-        let other = world.stage.installed.bin.join("pg_controldata");
+    if let Ok(postgres18) = &fixture.harness.postgres18 {
+        let cluster = fixture
+            .harness
+            .cluster(postgres18, PasswordEncryption::Scram);
+        let other = fixture.harness.installed.bin.join("pg_controldata");
         let controldata = state(cluster, Some(&other))
             .controldata
             .expect("control data");
@@ -131,26 +135,26 @@ fn of_the_functions(world: &World) {
     }
 }
 
-fn of_a_standby(world: &World) {
-    for server in world.stage.servers() {
-        let plan = Plan {
+fn of_a_standby(fixture: &Fixture) {
+    for server in fixture.harness.servers() {
+        let options = ClusterOptions {
             settings: vec!["wal_level=replica"],
-            ..Plan::default()
+            ..ClusterOptions::default()
         };
-        let cluster = world.stage.private_cluster(&server, &plan);
-        cluster.stand_by();
+        let cluster = fixture.harness.private_cluster(&server, &options);
+        cluster.restart_as_standby();
         let state = state(&cluster, None);
         assert_eq!(state.in_recovery.ok(), Some(true));
         let replayed = "SELECT coalesce(pg_last_wal_replay_lsn(), pg_last_wal_receive_lsn())";
-        assert_eq!(state.wal_lsn.ok(), Some(cluster.ask(replayed)));
+        assert_eq!(state.wal_lsn.ok(), Some(cluster.admin_sql(replayed)));
         assert!(state.controldata.is_ok());
     }
 }
 
-fn never_fails(world: &World) {
-    let cluster = world
-        .stage
-        .private_cluster(&world.stage.installed, &Plan::default());
+fn never_fails(fixture: &Fixture) {
+    let cluster = fixture
+        .harness
+        .private_cluster(&fixture.harness.installed, &ClusterOptions::default());
     let state = play(async {
         let session = session(&cluster).await;
         cluster.stop(nix::sys::signal::Signal::SIGQUIT);

@@ -9,14 +9,16 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::harness::cluster::{Cluster, Plan};
-use crate::harness::fake_server::Nobody;
-use crate::harness::process::{PATIENCE, lossy, mortal, run, spawn, succeed, wait};
-use crate::harness::suite::{Suite, World};
+use crate::harness::cluster::{Cluster, ClusterOptions};
+use crate::harness::fake_server::ClosedPort;
+use crate::harness::process::{
+    TIMEOUT, lossy, pdeathsig_command, run, run_successfully, spawn, wait,
+};
+use crate::harness::suite::{Fixture, Suite};
 use crate::harness::{READ_PASSWORD, READWRITE_PASSWORD, SUPERUSER_PASSWORD};
 
 pub(crate) fn add(suite: &mut Suite) {
-    if !suite.plays_the_rest() {
+    if !suite.is_last_driver() {
         return;
     }
     suite.add("provision::role_matrix", privileges::role_matrix);
@@ -49,23 +51,23 @@ const OWN: &str = "teesql";
 
 /// What a command said, and its exit code.
 #[derive(Debug, PartialEq, Eq)]
-struct Said {
+struct Output {
     code: Option<i32>,
     out: String,
     err: String,
 }
 
-fn said(command: Command) -> Said {
-    let output = run(command, PATIENCE);
-    Said {
+fn said(command: Command) -> Output {
+    let output = run(command, TIMEOUT);
+    Output {
         code: output.status.code(),
         out: lossy(&output.stdout),
         err: lossy(&output.stderr),
     }
 }
 
-fn provision(cluster: &Cluster, arguments: &[&str]) -> Said {
-    let mut command = cluster.provisioner(OWN);
+fn provision(cluster: &Cluster, arguments: &[&str]) -> Output {
+    let mut command = cluster.provision_command(OWN);
     command.args(arguments);
     said(command)
 }
@@ -83,7 +85,7 @@ fn check(cluster: &Cluster) -> BTreeSet<String> {
     found
 }
 
-fn lines(said: Said, code: i32, prefix: &str) -> BTreeSet<String> {
+fn lines(said: Output, code: i32, prefix: &str) -> BTreeSet<String> {
     assert_eq!((said.code, said.err.as_str()), (Some(code), ""), "{said:?}");
     let line = |line: &str| line.strip_prefix(prefix).map(str::to_owned);
     let lines = said
@@ -98,7 +100,7 @@ fn set<const N: usize>(lines: [&str; N]) -> BTreeSet<String> {
 }
 
 fn assert_all_well(cluster: &Cluster) {
-    let well = Said {
+    let well = Output {
         code: Some(0),
         out: "all is as it has to be\n".to_owned(),
         err: String::new(),
@@ -108,16 +110,16 @@ fn assert_all_well(cluster: &Cluster) {
 
 /// A cluster without the roles, with a database of our own.
 fn fresh(
-    world: &World,
+    fixture: &Fixture,
     server: &crate::harness::cluster::Server,
     settings: &[&'static str],
 ) -> Cluster {
-    let plan = Plan {
+    let options = ClusterOptions {
         settings: settings.to_vec(),
-        ..Plan::default()
+        ..ClusterOptions::default()
     };
-    let cluster = world.stage.private_cluster(server, &plan);
-    cluster.ask(&format!("CREATE DATABASE {OWN}"));
+    let cluster = fixture.harness.private_cluster(server, &options);
+    cluster.admin_sql(&format!("CREATE DATABASE {OWN}"));
     cluster
 }
 
@@ -127,7 +129,7 @@ fn as_role(cluster: &Cluster, role: &str, sql: &str) -> Result<String, String> {
         "teesql_read" => READ_PASSWORD,
         _ => READWRITE_PASSWORD,
     };
-    let mut psql = mortal(Path::new("psql"), "KILL", None);
+    let mut psql = pdeathsig_command(Path::new("psql"), "KILL", None);
     psql.args([
         "-X",
         "-q",
@@ -191,7 +193,7 @@ SELECT what, item FROM acl ORDER BY what COLLATE \"C\", item::text COLLATE \"C\"
 
 fn verifiers(cluster: &Cluster) -> String {
     let sql = "SELECT rolname, rolpassword FROM pg_authid WHERE rolname LIKE 'teesql%' ORDER BY 1";
-    cluster.ask(sql)
+    cluster.admin_sql(sql)
 }
 
 const READ: &str = "teesql_read";
@@ -210,9 +212,9 @@ CREATE TABLE \"Odd \"\"name\" (id int);
 CREATE SCHEMA private;
 CREATE TABLE private.hidden (id int)";
 
-fn twice_changes_nothing(world: &World) {
-    for server in world.stage.servers() {
-        let cluster = fresh(world, &server, &[]);
+fn twice_changes_nothing(fixture: &Fixture) {
+    for server in fixture.harness.servers() {
+        let cluster = fresh(fixture, &server, &[]);
         cluster.sql(OWN, OLD);
         repair(&cluster);
         let before = (picture(&cluster), verifiers(&cluster));
@@ -221,7 +223,7 @@ fn twice_changes_nothing(world: &World) {
             "{}",
             before.1
         );
-        let again = Said {
+        let again = Output {
             code: Some(0),
             out: "nothing to do\n".to_owned(),
             err: String::new(),
@@ -229,7 +231,7 @@ fn twice_changes_nothing(world: &World) {
         assert_eq!(provision(&cluster, &[]), again);
         assert_eq!((picture(&cluster), verifiers(&cluster)), before);
         // A verifier that Postgres made itself, of the same password, is as good.
-        cluster.ask("ALTER ROLE teesql_readwrite PASSWORD 'schreib-nur-zu-4711'");
+        cluster.admin_sql("ALTER ROLE teesql_readwrite PASSWORD 'schreib-nur-zu-4711'");
         assert_eq!(provision(&cluster, &[]), again);
         let after = verifiers(&cluster);
         assert_eq!(after.lines().next(), before.1.lines().next());
@@ -237,11 +239,11 @@ fn twice_changes_nothing(world: &World) {
     }
 }
 
-fn all_at_once(world: &World) {
-    let cluster = fresh(world, &world.stage.installed, &[]);
-    cluster.ask("CREATE DATABASE second");
+fn all_at_once(fixture: &Fixture) {
+    let cluster = fresh(fixture, &fixture.harness.installed, &[]);
+    cluster.admin_sql("CREATE DATABASE second");
     let start = |database: &str| {
-        let mut command = cluster.provisioner(database);
+        let mut command = cluster.provision_command(database);
         command.stdout(Stdio::null());
         spawn(command).expect("setpriv starts")
     };
@@ -249,19 +251,19 @@ fn all_at_once(world: &World) {
         .map(start)
         .into();
     for child in &mut children {
-        let status = wait(child, PATIENCE).expect("it ends");
+        let status = wait(child, TIMEOUT).expect("it ends");
         assert!(status.success(), "{status}");
     }
     assert_all_well(&cluster);
-    let mut check = cluster.provisioner("second");
+    let mut check = cluster.provision_command("second");
     check.arg("--check");
     assert_eq!(said(check).code, Some(0));
 }
 
-fn role_in_use(world: &World) {
-    let cluster = fresh(world, &world.stage.installed, &[]);
+fn role_in_use(fixture: &Fixture) {
+    let cluster = fresh(fixture, &fixture.harness.installed, &[]);
     repair(&cluster);
-    let mut psql = mortal(Path::new("psql"), "KILL", None);
+    let mut psql = pdeathsig_command(Path::new("psql"), "KILL", None);
     psql.args([
         "-X",
         "-c",
@@ -280,23 +282,23 @@ fn role_in_use(world: &World) {
     let mut session = spawn(psql).expect("psql starts");
     let count = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'teesql_read' \
          AND query LIKE 'SELECT pg_sleep%'";
-    cluster.await_answer(count, "1");
-    cluster.ask("ALTER ROLE teesql_read PASSWORD 'other' CREATEDB");
+    cluster.await_result(count, "1");
+    cluster.admin_sql("ALTER ROLE teesql_read PASSWORD 'other' CREATEDB");
     let expected = set([
         "teesql_read: has CREATEDB",
         "teesql_read: has another password",
     ]);
     assert_eq!(repair(&cluster), expected);
-    assert_eq!(cluster.ask(count), "1");
+    assert_eq!(cluster.admin_sql(count), "1");
     let _ = session.kill();
     let _ = session.wait();
 }
 
-fn refusals(world: &World) {
-    let cluster = fresh(world, &world.stage.installed, &[]);
+fn refusals(fixture: &Fixture) {
+    let cluster = fresh(fixture, &fixture.harness.installed, &[]);
     let address = cluster.address().to_string();
     let over_tcp = |password: Option<&str>| {
-        let mut command = cluster.provisioner(OWN);
+        let mut command = cluster.provision_command(OWN);
         command.env("TEESQL_POSTGRES", &address);
         if let Some(password) = password {
             command.env("TEESQL_PG_PASSWORD_SUPERUSER", password);
@@ -326,12 +328,12 @@ fn refusals(world: &World) {
     assert_eq!(said(over_tcp(Some(SUPERUSER_PASSWORD))).code, Some(0));
 
     expect(
-        cluster.provisioner("nowhere"),
+        cluster.provision_command("nowhere"),
         64,
         "Postgres: database \"nowhere\" does not exist (SQLSTATE 3D000)",
     );
     // What is not set is asked of the guest agent, and here is none.
-    let mut nothing = cluster.provisioner(OWN);
+    let mut nothing = cluster.provision_command(OWN);
     nothing
         .env_remove("TEESQL_PG_PASSWORD_READ")
         .env("TEESQL_GUEST_AGENT", "/nonexistent/dstack.sock");
@@ -342,42 +344,42 @@ fn refusals(world: &World) {
         "{}",
         asked.err
     );
-    let mut both = cluster.provisioner(OWN);
+    let mut both = cluster.provision_command(OWN);
     both.args(["--check", "--sql"]);
     assert_eq!(said(both).code, Some(64));
 
-    let nobody = Nobody::listens();
+    let nobody = ClosedPort::reserve();
     let gone = nobody.address().to_string();
-    let mut down = cluster.provisioner(OWN);
+    let mut down = cluster.provision_command(OWN);
     down.env("TEESQL_POSTGRES", &gone);
     let error = format!("cannot connect to Postgres at {gone}: Connection refused (os error 111)");
     expect(down, 69, &error);
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let mut hangs = cluster.provisioner(OWN);
+    let mut hangs = cluster.provision_command(OWN);
     hangs.env(
         "TEESQL_POSTGRES",
         silent.local_addr().expect("bound").to_string(),
     );
     expect(hangs, 69, "Postgres does not answer within 2s");
 
-    cluster.ask("CREATE ROLE boss SUPERUSER LOGIN");
+    cluster.admin_sql("CREATE ROLE boss SUPERUSER LOGIN");
     let mut boss = cluster.psql(OWN);
     let sql = "ALTER ROLE postgres RENAME TO former; CREATE ROLE postgres LOGIN";
     boss.args(["-U", "boss", "-c", sql]);
-    succeed(boss, PATIENCE);
+    run_successfully(boss, TIMEOUT);
     expect(
-        cluster.provisioner(OWN),
+        cluster.provision_command(OWN),
         77,
         "the role postgres is no superuser of this Postgres",
     );
 }
 
-fn in_recovery(world: &World) {
-    for server in world.stage.servers() {
-        let cluster = fresh(world, &server, &["wal_level=replica", "hot_standby=on"]);
+fn in_recovery(fixture: &Fixture) {
+    for server in fixture.harness.servers() {
+        let cluster = fresh(fixture, &server, &["wal_level=replica", "hot_standby=on"]);
         repair(&cluster);
-        cluster.ask("ALTER ROLE teesql_read CREATEDB");
-        cluster.stand_by();
+        cluster.admin_sql("ALTER ROLE teesql_read CREATEDB");
+        cluster.restart_as_standby();
         let refused = provision(&cluster, &[]);
         assert_eq!(
             (refused.code, refused.err.as_str()),
@@ -391,8 +393,8 @@ fn in_recovery(world: &World) {
 }
 
 /// An event trigger that takes back what is granted: told so, and nothing is changed.
-fn what_is_undone(world: &World) {
-    let cluster = fresh(world, &world.stage.installed, &[]);
+fn what_is_undone(fixture: &Fixture) {
+    let cluster = fresh(fixture, &fixture.harness.installed, &[]);
     cluster.sql(OWN, OLD);
     repair(&cluster);
     cluster.sql(

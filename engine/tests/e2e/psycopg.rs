@@ -4,9 +4,9 @@
 use std::env;
 use std::path::Path;
 
-use crate::harness::process::{PATIENCE, succeed};
-use crate::harness::suite::{Need, Suite};
-use crate::harness::{READ_SECRET, READWRITE_SECRET, Verifier};
+use crate::harness::process::{TIMEOUT, run_successfully};
+use crate::harness::suite::{Requirement, Suite};
+use crate::harness::{PasswordEncryption, READ_SECRET, READWRITE_SECRET};
 use crate::libpq_clients::client;
 
 const SCRIPT: &str = concat!(
@@ -15,18 +15,18 @@ const SCRIPT: &str = concat!(
 );
 
 pub(crate) fn add(suite: &mut Suite) {
-    for server in suite.stage().servers() {
+    for server in suite.harness().servers() {
         let name = format!("psycopg::{}", server.label());
-        suite.add_with(&[Need::Psycopg], &name, move |world| {
+        suite.add_requiring(&[Requirement::Psycopg], &name, move |fixture| {
             let protocol = if server.protocol() > 0x0003_0000 {
                 "3.2"
             } else {
                 "3.0"
             };
             let python = env::var("TEESQL_TEST_PYTHON").expect("the trial needs it");
-            let sidecar = world.sidecar_for(&server, Verifier::Scram);
+            let sidecar = fixture.sidecar_for(&server, PasswordEncryption::Scram);
             let who = ("teesql_readwrite", READWRITE_SECRET);
-            let mut script = client(world, &sidecar, &python, who, "via_scram");
+            let mut script = client(fixture, &sidecar, &python, who, "via_scram");
             script
                 .args([
                     "-B",
@@ -34,11 +34,11 @@ pub(crate) fn add(suite: &mut Suite) {
                     "dev",
                     SCRIPT,
                     protocol,
-                    &world.stage.fresh("psycopg"),
+                    &fixture.harness.unique_name("psycopg"),
                 ])
                 .env("TEESQL_TEST_READ_SECRET", READ_SECRET);
             assert!(Path::new(SCRIPT).exists(), "{SCRIPT} is missing");
-            let said = succeed(script, PATIENCE * 6);
+            let said = run_successfully(script, TIMEOUT * 6);
             assert!(said.trim_end().ends_with("all checks passed"), "{said}");
         });
     }

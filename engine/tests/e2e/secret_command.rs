@@ -2,33 +2,33 @@
 
 use std::path::Path;
 
-use crate::harness::process::{PATIENCE, lossy, mortal, run, succeed};
-use crate::harness::suite::{Suite, World};
+use crate::harness::process::{TIMEOUT, lossy, pdeathsig_command, run, run_successfully};
+use crate::harness::suite::{Fixture, Suite};
 
 pub(crate) fn add(suite: &mut Suite) {
-    if suite.plays_the_rest() {
+    if suite.is_last_driver() {
         suite.add("secret::printed_and_written", secrets);
     }
 }
 
-fn secrets(world: &World) {
+fn secrets(fixture: &Fixture) {
     let sidecar = || {
         let binary = Path::new(env!("CARGO_BIN_EXE_teesql-sidecar"));
-        let mut command = mortal(binary, "KILL", None);
+        let mut command = pdeathsig_command(binary, "KILL", None);
         command.arg("secret");
         command
     };
-    let one = succeed(sidecar(), PATIENCE);
+    let one = run_successfully(sidecar(), TIMEOUT);
     let is_digit = |c: char| matches!(c, '0'..='9' | 'a'..='f');
     let digits = one.strip_suffix('\n').expect("a line");
     assert!(digits.len() == 64 && digits.chars().all(is_digit), "{one}");
-    assert_ne!(succeed(sidecar(), PATIENCE), one);
+    assert_ne!(run_successfully(sidecar(), TIMEOUT), one);
 
-    let path = world.stage.path("secret");
+    let path = fixture.harness.unique_path("secret");
     let write = || {
         let mut command = sidecar();
         command.arg("--file").arg(&path);
-        run(command, PATIENCE)
+        run(command, TIMEOUT)
     };
     let written = write();
     assert_eq!(written.status.code(), Some(0), "{}", lossy(&written.stderr));

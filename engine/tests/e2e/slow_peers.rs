@@ -6,12 +6,12 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::client::{Client, Ending, Wire};
-use crate::harness::fake_server::{Fake, read_message, read_startup, stay, welcome};
+use crate::harness::client::{Client, CloseKind, TcpClient};
+use crate::harness::fake_server::{FakeServer, accept_login, read_message, read_startup, stay};
 use crate::harness::message::{self, PROTOCOL_3_0, PgError, SSL_REQUEST, query, startup, tagged};
-use crate::harness::process::PATIENCE;
+use crate::harness::process::TIMEOUT;
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 use crate::harness::{READ_SECRET, READWRITE_SECRET};
 
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -29,9 +29,9 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.add("slow::fragments", fragments);
 }
 
-fn impatient(world: &World, upstream: &str) -> Sidecar {
+fn impatient(fixture: &Fixture, upstream: &str) -> Sidecar {
     Sidecar::start(
-        &world
+        &fixture
             .settings_for(upstream)
             .set("TEESQL_LOGIN_TIMEOUT", "2s"),
     )
@@ -58,51 +58,51 @@ fn assert_on_time(since: Instant, what: &str) {
     );
 }
 
-fn assert_reason(sidecar: &Sidecar, wire: &Wire, reason: &str, what: &str) {
-    let line = sidecar.await_end(wire.peer_name());
+fn assert_reason(sidecar: &Sidecar, tcp: &TcpClient, reason: &str, what: &str) {
+    let line = sidecar.await_connection_end(tcp.local_address());
     assert_eq!(line["reason"], reason, "{what}: {line}");
 }
 
-fn silent_client(world: &World) {
-    let sidecar = impatient(world, &world.cluster().address().to_string());
+fn silent_client(fixture: &Fixture) {
+    let sidecar = impatient(fixture, &fixture.cluster().address().to_string());
     let quiet = sidecar.sockets_at_rest();
     let begun = Instant::now();
-    let mut plain: Vec<(&str, Wire)> = [
+    let mut plain: Vec<(&str, TcpClient)> = [
         ("says nothing", &b""[..]),
         ("three bytes of SSLRequest", &SSL_REQUEST[..3]),
         ("half a ClientHello", &[0x16, 3, 1, 2, 0, 1, 0, 1]),
     ]
     .map(|(what, bytes)| {
-        let mut wire = Wire::connect(sidecar.address());
-        wire.send(bytes);
-        (what, wire)
+        let mut tcp = TcpClient::connect(sidecar.address());
+        tcp.send(bytes);
+        (what, tcp)
     })
     .into();
-    let mut agreed = Wire::connect(sidecar.address());
+    let mut agreed = TcpClient::connect(sidecar.address());
     agreed.send(&SSL_REQUEST);
     let mut byte = [0];
     agreed.stream.read_exact(&mut byte).expect("S");
     plain.push(("silent after S", agreed));
 
-    let mut secure = vec![("silent inside TLS", world.client(sidecar.address()))];
-    let mut half = world.client(sidecar.address());
+    let mut secure = vec![("silent inside TLS", fixture.client(sidecar.address()))];
+    let mut half = fixture.client(sidecar.address());
     half.send(&startup(PROTOCOL_3_0, &[("user", "teesql_read")])[..9]);
     secure.push(("half a startup", half));
-    let mut asked = world.client(sidecar.address());
+    let mut asked = fixture.client(sidecar.address());
     asked.start("teesql_read", "via_scram");
     secure.push(("no password", asked));
-    let mut half = world.client(sidecar.address());
+    let mut half = fixture.client(sidecar.address());
     half.start("teesql_read", "via_scram");
     half.send(&message::password(READ_SECRET)[..20]);
     secure.push(("half a password", half));
 
-    for (what, mut wire) in plain {
-        wire.read_to_end();
+    for (what, mut tcp) in plain {
+        tcp.read_to_end();
         assert_on_time(begun, what);
-        assert_reason(&sidecar, &wire, "login_timeout", what);
+        assert_reason(&sidecar, &tcp, "login_timeout", what);
     }
     for (what, mut client) in secure {
-        assert_eq!(client.expect_refusal(), too_late(), "{what}");
+        assert_eq!(client.expect_fatal(), too_late(), "{what}");
         assert_on_time(begun, what);
         assert_reason(&sidecar, &client.tls.sock, "login_timeout", what);
     }
@@ -110,16 +110,16 @@ fn silent_client(world: &World) {
 }
 
 /// Every byte is progress, and progress does not move the deadline.
-fn one_byte_at_a_time(world: &World) {
-    let sidecar = impatient(world, &world.cluster().address().to_string());
+fn one_byte_at_a_time(fixture: &Fixture) {
+    let sidecar = impatient(fixture, &fixture.cluster().address().to_string());
     let begun = Instant::now();
-    let mut client = world.client(sidecar.address());
+    let mut client = fixture.client(sidecar.address());
     let packet = startup(
         PROTOCOL_3_0,
         &[("user", "teesql_read"), ("options", &"x".repeat(100))],
     );
     for byte in packet {
-        if client.try_send(&[byte]).is_err() || begun.elapsed() > PATIENCE {
+        if client.try_send(&[byte]).is_err() || begun.elapsed() > TIMEOUT {
             break;
         }
         // What is tested is a slow client: this is its pace, not a wait for something.
@@ -129,7 +129,7 @@ fn one_byte_at_a_time(world: &World) {
     match client.read() {
         Ok(told) => assert_eq!(told.error(), too_late()),
         // Our last bytes met a closed socket: the reset may overtake the text.
-        Err(ending) => assert_eq!(ending, Ending::Cut),
+        Err(ending) => assert_eq!(ending, CloseKind::Abrupt),
     }
     assert_reason(
         &sidecar,
@@ -139,7 +139,7 @@ fn one_byte_at_a_time(world: &World) {
     );
 }
 
-fn silent_postgres(world: &World) {
+fn silent_postgres(fixture: &Fixture) {
     type Script = fn(&mut TcpStream) -> io::Result<()>;
     let scripts: [(&str, Script); 3] = [
         ("never answers", |_| Ok(())),
@@ -153,14 +153,14 @@ fn silent_postgres(world: &World) {
         }),
     ];
     for (what, script) in scripts {
-        let postgres = Fake::start(move |mut stream| {
+        let postgres = FakeServer::start(move |mut stream| {
             script(&mut stream)?;
             stay(&mut stream)
         });
-        let sidecar = impatient(world, &postgres.address().to_string());
+        let sidecar = impatient(fixture, &postgres.address().to_string());
         let quiet = sidecar.sockets_at_rest();
         let begun = Instant::now();
-        let mut client = world.client(sidecar.address());
+        let mut client = fixture.client(sidecar.address());
         let outcome = client.login("teesql_read", "via_scram", READ_SECRET);
         assert_eq!(outcome.err(), Some(too_late()), "{what}");
         assert_on_time(begun, what);
@@ -171,23 +171,23 @@ fn silent_postgres(world: &World) {
 }
 
 /// It may hold up its own session, and cost no more than its buffers.
-fn client_that_never_reads(world: &World) {
-    let sidecar = Sidecar::start(&world.settings());
-    let mut greedy = world.client(sidecar.address());
-    let greeting = greedy
+fn client_that_never_reads(fixture: &Fixture) {
+    let sidecar = Sidecar::start(&fixture.settings());
+    let mut greedy = fixture.client(sidecar.address());
+    let response = greedy
         .login("teesql_read", "via_scram", READ_SECRET)
         .expect("the login succeeds");
-    let memory = sidecar.memory();
+    let memory = sidecar.resident_kib();
     greedy.send(&query(
         "select repeat('x', 1000) from generate_series(1, 1000000)",
     ));
     let stuck = format!(
         "select wait_event from pg_stat_activity where pid = {}",
-        greeting.pid
+        response.pid
     );
-    world.cluster().await_answer(&stuck, "ClientWrite");
+    fixture.cluster().await_result(&stuck, "ClientWrite");
 
-    let mut other = world.client(sidecar.address());
+    let mut other = fixture.client(sidecar.address());
     other
         .login("teesql_read", "via_scram", READ_SECRET)
         .expect("the login succeeds");
@@ -195,27 +195,27 @@ fn client_that_never_reads(world: &World) {
         .query("select g from generate_series(1, 1000) g")
         .expect("rows");
     assert_eq!(rows.len(), 1000);
-    let grown = sidecar.memory().saturating_sub(memory);
+    let grown = sidecar.resident_kib().saturating_sub(memory);
     assert!(
         grown < 8 * 1024,
         "{grown} KiB more for a client that does not read"
     );
 
-    greedy.hang_up();
+    greedy.disconnect();
     let left = format!(
         "select count(*) from pg_stat_activity where pid = {}",
-        greeting.pid
+        response.pid
     );
-    world.cluster().await_answer(&left, "0");
+    fixture.cluster().await_result(&left, "0");
 }
 
 /// A client that is told to go and does not read must not keep its place.
-fn never_reads_its_refusal(world: &World) {
-    let sidecar = impatient(world, &world.cluster().address().to_string());
+fn never_reads_its_refusal(fixture: &Fixture) {
+    let sidecar = impatient(fixture, &fixture.cluster().address().to_string());
     let quiet = sidecar.sockets_at_rest();
     let clients: Vec<Client> = (0..20)
         .map(|_| {
-            let mut client = world.client(sidecar.address());
+            let mut client = fixture.client(sidecar.address());
             client.start("teesql_read", "via_scram");
             client.send(&message::password("wrong"));
             client
@@ -234,22 +234,22 @@ fn never_reads_its_refusal(world: &World) {
 }
 
 /// The other direction: what the client sends must not pile up either.
-fn postgres_that_never_reads(world: &World) {
-    let postgres = Fake::start(|mut stream| {
+fn postgres_that_never_reads(fixture: &Fixture) {
+    let postgres = FakeServer::start(|mut stream| {
         read_startup(&mut stream)?;
         stream.write_all(&tagged(b'R', &3_u32.to_be_bytes()))?;
         read_message(&mut stream)?;
-        welcome(&mut stream)?;
+        accept_login(&mut stream)?;
         // Its socket is shut when the trial is over; nobody waits for this thread.
-        thread::park_timeout(PATIENCE * 4);
+        thread::park_timeout(TIMEOUT * 4);
         Ok(())
     });
-    let sidecar = Sidecar::start(&world.settings_for(&postgres.address().to_string()));
-    let mut client = world.client(sidecar.address());
+    let sidecar = Sidecar::start(&fixture.settings_for(&postgres.address().to_string()));
+    let mut client = fixture.client(sidecar.address());
     client
         .login("teesql_readwrite", "d", READWRITE_SECRET)
         .expect("the login succeeds");
-    let memory = sidecar.memory();
+    let memory = sidecar.resident_kib();
     let socket = &client.tls.sock.stream;
     socket.set_nonblocking(true).expect("a live socket");
     let chunk = tagged(b'd', &[0; 16_379]);
@@ -267,7 +267,7 @@ fn postgres_that_never_reads(world: &World) {
             "{sent} bytes went to a Postgres that reads none"
         );
     }
-    let grown = sidecar.memory().saturating_sub(memory);
+    let grown = sidecar.resident_kib().saturating_sub(memory);
     assert!(
         grown < 8 * 1024,
         "{grown} KiB more for a Postgres that does not read"
@@ -275,16 +275,16 @@ fn postgres_that_never_reads(world: &World) {
 }
 
 /// A whole login and a query in TCP segments of one byte each: slow, but right.
-fn fragments(world: &World) {
-    let sidecar = world.sidecar();
-    let mut wire = Wire::connect(sidecar.address());
+fn fragments(fixture: &Fixture) {
+    let sidecar = fixture.sidecar();
+    let mut tcp = TcpClient::connect(sidecar.address());
     for byte in SSL_REQUEST {
-        wire.send(&[byte]);
+        tcp.send(&[byte]);
     }
     let mut answer = [0];
-    wire.stream.read_exact(&mut answer).expect("S");
-    let config = world.stage.certificates.client(None);
-    let mut client = Client::handshake(config, wire).expect("the TLS handshake succeeds");
+    tcp.stream.read_exact(&mut answer).expect("S");
+    let config = fixture.harness.certificates.client(None);
+    let mut client = Client::handshake(config, tcp).expect("the TLS handshake succeeds");
     let send = |client: &mut Client, bytes: &[u8]| {
         for byte in bytes {
             // One byte in one TLS record in one segment.
@@ -308,5 +308,5 @@ fn fragments(world: &World) {
     assert_eq!(client.expect(b'D').columns(), [Some("42".to_owned())]);
     client.expect(b'C');
     client.expect(b'Z');
-    client.quit();
+    client.terminate();
 }

@@ -1,26 +1,26 @@
 //! Bad start-up packets and bad passwords, inside TLS.
 
 use crate::harness::READ_SECRET;
-use crate::harness::client::{Client, Ending, Opening};
+use crate::harness::client::{Client, CloseKind, TlsNegotiation};
 use crate::harness::message::{
     self, CANCEL_CODE, GSSENC_REQUEST, PROTOCOL_3_0, SSL_REQUEST, startup, tagged, untagged,
 };
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 use crate::invalid_openings::Answer::{Fatal, Nothing};
 use crate::invalid_openings::{Bystander, Case, case, fatal, reason};
 
 pub(crate) fn add(suite: &mut Suite) {
-    for opening in Opening::ALL {
+    for opening in TlsNegotiation::ALL {
         let name = format!("startup::packets::{opening}");
-        suite.add(&name, move |world| startups(world, opening));
+        suite.add(&name, move |fixture| startups(fixture, opening));
     }
     suite.add("startup::passwords", passwords);
 }
 
-fn startups(world: &World, opening: Opening) {
-    let sidecar = Sidecar::start(&world.settings());
-    let mut bystander = Bystander::new(world, &sidecar);
+fn startups(fixture: &Fixture, opening: TlsNegotiation) {
+    let sidecar = Sidecar::start(&fixture.settings());
+    let mut bystander = Bystander::new(fixture, &sidecar);
     let raw = |tail: &[u8]| untagged(&[&PROTOCOL_3_0.to_be_bytes()[..], tail].concat());
     let header = |length: u32| [length.to_be_bytes(), PROTOCOL_3_0.to_be_bytes()].concat();
     let length = Fatal("08P01", "invalid length of startup packet");
@@ -166,7 +166,7 @@ fn startups(world: &World, opening: Opening) {
             "invalid_startup_length",
         ),
     ] {
-        let mut client = Client::open(&world.stage, sidecar.address(), opening);
+        let mut client = Client::open(&fixture.harness, sidecar.address(), opening);
         client.send(&case.bytes);
         expect_answer(&mut client, &case);
         assert_eq!(
@@ -179,9 +179,9 @@ fn startups(world: &World, opening: Opening) {
     }
 }
 
-fn passwords(world: &World) {
-    let sidecar = Sidecar::start(&world.settings());
-    let mut bystander = Bystander::new(world, &sidecar);
+fn passwords(fixture: &Fixture) {
+    let sidecar = Sidecar::start(&fixture.settings());
+    let mut bystander = Bystander::new(fixture, &sidecar);
     let size = Fatal("08P01", "invalid password packet size");
     let header = |length: u32| [&b"p"[..], &length.to_be_bytes()].concat();
     let with_nul = [READ_SECRET.as_bytes(), b"\0\0"].concat();
@@ -239,7 +239,7 @@ fn passwords(world: &World) {
             "malformed_password",
         ),
     ] {
-        let mut client = world.client(sidecar.address());
+        let mut client = fixture.client(sidecar.address());
         client.start("teesql_read", "via_scram");
         // The sidecar may refuse, and close, before it was sent all of it.
         let _ = client.try_send(&case.bytes);
@@ -259,8 +259,8 @@ fn expect_answer(client: &mut Client, case: &Case) {
         Fatal(code, text) => {
             let refusal = client.read().map(|message| message.error());
             assert_eq!(refusal, Ok(fatal(code, text)), "{}", case.name);
-            assert_eq!(client.expect_end(), Ending::Closed, "{}", case.name);
+            assert_eq!(client.expect_close(), CloseKind::Clean, "{}", case.name);
         }
-        Nothing => assert_eq!(client.expect_end(), Ending::Closed, "{}", case.name),
+        Nothing => assert_eq!(client.expect_close(), CloseKind::Clean, "{}", case.name),
     }
 }

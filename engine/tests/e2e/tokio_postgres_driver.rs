@@ -17,9 +17,9 @@ use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream}
 use tokio_postgres::{AsyncMessage, Client, Config, Error, Socket};
 use tokio_rustls::TlsConnector;
 
-use crate::harness::process::PATIENCE;
+use crate::harness::process::TIMEOUT;
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 use crate::harness::{READ_SECRET, READWRITE_SECRET, WRONG_SECRET};
 
 pub(crate) fn add(suite: &mut Suite) {
@@ -27,20 +27,22 @@ pub(crate) fn add(suite: &mut Suite) {
         ("ssl_request", SslNegotiation::Postgres),
         ("direct_tls", SslNegotiation::Direct),
     ] {
-        let play = move |world: &World| play(session(world, negotiation));
+        let play = move |fixture: &Fixture| play(session(fixture, negotiation));
         suite.add(&format!("tokio_postgres::session::{name}"), play);
     }
-    suite.add("tokio_postgres::pipeline", |world| play(pipeline(world)));
-    suite.add("tokio_postgres::copy", |world| play(copy(world)));
-    suite.add("tokio_postgres::notifications", |world| {
-        play(notifications(world))
+    suite.add("tokio_postgres::pipeline", |fixture| {
+        play(pipeline(fixture))
     });
-    suite.add("tokio_postgres::cancel", |world| play(cancel(world)));
-    suite.add("tokio_postgres::large_values", |world| {
-        play(large_values(world))
+    suite.add("tokio_postgres::copy", |fixture| play(copy(fixture)));
+    suite.add("tokio_postgres::notifications", |fixture| {
+        play(notifications(fixture))
     });
-    suite.add("tokio_postgres::many_connections", |world| {
-        play(many_connections(world))
+    suite.add("tokio_postgres::cancel", |fixture| play(cancel(fixture)));
+    suite.add("tokio_postgres::large_values", |fixture| {
+        play(large_values(fixture))
+    });
+    suite.add("tokio_postgres::many_connections", |fixture| {
+        play(many_connections(fixture))
     });
 }
 
@@ -49,7 +51,7 @@ fn play(trial: impl Future<Output = Result<(), Error>>) {
         .enable_all()
         .build()
         .expect("a runtime");
-    let outcome = runtime.block_on(async { timeout(PATIENCE * 4, trial).await });
+    let outcome = runtime.block_on(async { timeout(TIMEOUT * 4, trial).await });
     let outcome = outcome.expect("in time");
     outcome.unwrap_or_else(|e| panic!("{e}: {:?}", e.as_db_error()));
 }
@@ -115,9 +117,9 @@ impl AsyncWrite for Stream {
     }
 }
 
-fn tls(world: &World) -> Tls {
+fn tls(fixture: &Fixture) -> Tls {
     Tls(TlsConnector::from(Arc::new(
-        world.stage.certificates.client(Some(b"postgresql")),
+        fixture.harness.certificates.client(Some(b"postgresql")),
     )))
 }
 
@@ -133,24 +135,24 @@ fn config(sidecar: &Sidecar, role: &str, secret: &str) -> Config {
     config
 }
 
-async fn connect(world: &World, config: &Config) -> Result<Client, Error> {
-    let (client, connection) = config.connect(tls(world)).await?;
+async fn connect(fixture: &Fixture, config: &Config) -> Result<Client, Error> {
+    let (client, connection) = config.connect(tls(fixture)).await?;
     tokio::spawn(connection);
     Ok(client)
 }
 
-async fn writer(world: &World) -> Result<Client, Error> {
+async fn writer(fixture: &Fixture) -> Result<Client, Error> {
     connect(
-        world,
-        &config(&world.sidecar(), "teesql_readwrite", READWRITE_SECRET),
+        fixture,
+        &config(&fixture.sidecar(), "teesql_readwrite", READWRITE_SECRET),
     )
     .await
 }
 
-async fn session(world: &World, negotiation: SslNegotiation) -> Result<(), Error> {
-    let sidecar = world.sidecar();
+async fn session(fixture: &Fixture, negotiation: SslNegotiation) -> Result<(), Error> {
+    let sidecar = fixture.sidecar();
     let mut refused = config(&sidecar, "teesql_read", WRONG_SECRET);
-    let error = connect(world, refused.ssl_negotiation(negotiation))
+    let error = connect(fixture, refused.ssl_negotiation(negotiation))
         .await
         .err();
     let error = error.expect("it is refused");
@@ -163,8 +165,8 @@ async fn session(world: &World, negotiation: SslNegotiation) -> Result<(), Error
 
     let mut good = config(&sidecar, "teesql_readwrite", READWRITE_SECRET);
     good.ssl_negotiation(negotiation);
-    let mut client = connect(world, &good).await?;
-    let table = world.stage.fresh("accounts");
+    let mut client = connect(fixture, &good).await?;
+    let table = fixture.harness.unique_name("accounts");
     client
         .batch_execute(&format!(
             "create table {table} (id int primary key, note text)"
@@ -209,8 +211,8 @@ async fn session(world: &World, negotiation: SslNegotiation) -> Result<(), Error
 }
 
 /// A thousand queries on the way before the first answer is read.
-async fn pipeline(world: &World) -> Result<(), Error> {
-    let client = writer(world).await?;
+async fn pipeline(fixture: &Fixture) -> Result<(), Error> {
+    let client = writer(fixture).await?;
     let double = client
         .prepare("select $1::int * 2, repeat('x', 300)")
         .await?;
@@ -223,9 +225,9 @@ async fn pipeline(world: &World) -> Result<(), Error> {
     Ok(())
 }
 
-async fn copy(world: &World) -> Result<(), Error> {
-    let client = writer(world).await?;
-    let table = world.stage.fresh("copied");
+async fn copy(fixture: &Fixture) -> Result<(), Error> {
+    let client = writer(fixture).await?;
+    let table = fixture.harness.unique_name("copied");
     client
         .batch_execute(&format!("create table {table} (n int, t text)"))
         .await?;
@@ -266,10 +268,10 @@ async fn copy(world: &World) -> Result<(), Error> {
     client.batch_execute(&format!("drop table {table}")).await
 }
 
-async fn notifications(world: &World) -> Result<(), Error> {
-    let channel = world.stage.fresh("news");
-    let settings = config(&world.sidecar(), "teesql_read", READ_SECRET);
-    let (listener, mut connection) = settings.connect(tls(world)).await?;
+async fn notifications(fixture: &Fixture) -> Result<(), Error> {
+    let channel = fixture.harness.unique_name("news");
+    let settings = config(&fixture.sidecar(), "teesql_read", READ_SECRET);
+    let (listener, mut connection) = settings.connect(tls(fixture)).await?;
     let (news, mut inbox) = mpsc::unbounded_channel();
     tokio::spawn(std::future::poll_fn(move |cx| {
         while let Some(message) = std::task::ready!(connection.poll_message(cx)) {
@@ -280,7 +282,7 @@ async fn notifications(world: &World) -> Result<(), Error> {
         Poll::Ready(())
     }));
     listener.batch_execute(&format!("listen {channel}")).await?;
-    let notifier = writer(world).await?;
+    let notifier = writer(fixture).await?;
     for n in 0..100 {
         notifier
             .execute("select pg_notify($1, $2)", &[&channel, &format!("{n}")])
@@ -293,20 +295,20 @@ async fn notifications(world: &World) -> Result<(), Error> {
     Ok(())
 }
 
-async fn cancel(world: &World) -> Result<(), Error> {
-    let client = writer(world).await?;
-    let marker = world.stage.fresh("sleep");
+async fn cancel(fixture: &Fixture) -> Result<(), Error> {
+    let client = writer(fixture).await?;
+    let marker = fixture.harness.unique_name("sleep");
     let token = client.cancel_token();
     let sql = format!("select pg_sleep(3600) as {marker}");
     let canceller = async {
         let asleep =
             "select count(*) from pg_stat_activity where query = $1 and wait_event = 'PgSleep'";
         // Its own sessions are all that a role may look at.
-        let other = writer(world).await?;
+        let other = writer(fixture).await?;
         while other.query_one(asleep, &[&sql]).await?.get::<_, i64>(0) == 0 {
             tokio::task::yield_now().await;
         }
-        token.cancel_query(tls(world)).await
+        token.cancel_query(tls(fixture)).await
     };
     let (slept, cancelled) = tokio::join!(client.batch_execute(&sql), canceller);
     cancelled?;
@@ -320,8 +322,8 @@ async fn cancel(world: &World) -> Result<(), Error> {
     Ok(())
 }
 
-async fn large_values(world: &World) -> Result<(), Error> {
-    let client = writer(world).await?;
+async fn large_values(fixture: &Fixture) -> Result<(), Error> {
+    let client = writer(fixture).await?;
     for length in [
         0, 1, 16_383, 16_384, 16_385, 65_535, 65_536, 1_000_003, 50_000_000,
     ] {
@@ -338,12 +340,12 @@ async fn large_values(world: &World) -> Result<(), Error> {
 }
 
 /// Many at once, each with work, opened and closed again and again.
-async fn many_connections(world: &World) -> Result<(), Error> {
-    let settings = config(&world.sidecar(), "teesql_read", READ_SECRET);
+async fn many_connections(fixture: &Fixture) -> Result<(), Error> {
+    let settings = config(&fixture.sidecar(), "teesql_read", READ_SECRET);
     let settings = &settings;
     for _ in 0..3 {
         let sessions = (0..40_i32).map(|n| async move {
-            let client = connect(world, settings).await?;
+            let client = connect(fixture, settings).await?;
             let row = client.query_one("select $1::int + 1", &[&n]).await?;
             assert_eq!(row.get::<_, i32>(0), n + 1);
             Ok::<_, Error>(())

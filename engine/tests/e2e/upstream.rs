@@ -1,12 +1,14 @@
 //! A Postgres that is down, full, or not set up: the client reads why, and the
 //! sidecar serves the next one.
 
-use crate::harness::client::Ending;
-use crate::harness::cluster::Plan;
-use crate::harness::fake_server::{Fake, Nobody, read_message, read_startup, welcome};
+use crate::harness::client::CloseKind;
+use crate::harness::cluster::ClusterOptions;
+use crate::harness::fake_server::{
+    ClosedPort, FakeServer, accept_login, read_message, read_startup,
+};
 use crate::harness::message::PgError;
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 use crate::harness::{READ_SECRET, READWRITE_SECRET, SUPERUSER_PASSWORD};
 
 pub(crate) fn add(suite: &mut Suite) {
@@ -35,25 +37,25 @@ pub(crate) fn failed(code: &str, why: &str) -> PgError {
 
 /// Tries to log in: the refusal, and the reason in the log.
 pub(crate) fn refusal(
-    world: &World,
+    fixture: &Fixture,
     sidecar: &Sidecar,
     role: &str,
     secret: &str,
     database: &str,
 ) -> (PgError, String) {
-    let mut client = world.client(sidecar.address());
+    let mut client = fixture.client(sidecar.address());
     let error = client
         .login(role, database, secret)
         .expect_err("the login must fail");
-    let line = sidecar.await_end(client.peer_name());
+    let line = sidecar.await_connection_end(client.local_address());
     assert_eq!(line["level"], "WARN", "{line}");
     (error, line["reason"].as_str().expect("a code").to_owned())
 }
 
-fn down(world: &World) {
-    let nobody = Nobody::listens();
+fn down(fixture: &Fixture) {
+    let nobody = ClosedPort::reserve();
     let gone = nobody.address().to_string();
-    let no_socket = world.stage.path("no.sock");
+    let no_socket = fixture.harness.unique_path("no.sock");
     for (upstream, why) in [
         (
             gone.as_str(),
@@ -64,29 +66,31 @@ fn down(world: &World) {
             "cannot connect to Postgres: no such socket",
         ),
     ] {
-        let sidecar = Sidecar::start(&world.settings_for(upstream));
-        let (error, reason) = refusal(world, &sidecar, "teesql_read", READ_SECRET, "d");
+        let sidecar = Sidecar::start(&fixture.settings_for(upstream));
+        let (error, reason) = refusal(fixture, &sidecar, "teesql_read", READ_SECRET, "d");
         assert_eq!(error, failed("57P03", why));
         assert_eq!(reason, "upstream_unreachable");
         // Who may not enter learns nothing of the outage.
-        let mut client = world.client(sidecar.address());
+        let mut client = fixture.client(sidecar.address());
         let error = client.login("teesql_read", "d", "wrong").err();
         assert_eq!(error, Some(crate::login::refused()));
     }
 }
 
 /// All connections taken: what Postgres says before it asks for a password.
-fn full(world: &World) {
-    let plan = Plan {
+fn full(fixture: &Fixture) {
+    let options = ClusterOptions {
         settings: vec!["max_connections=4", "superuser_reserved_connections=0"],
         databases: vec!["app"],
-        ..Plan::default()
+        ..ClusterOptions::default()
     };
-    let cluster = world.stage.private_cluster(&world.stage.installed, &plan);
-    let sidecar = Sidecar::start(&world.settings_for(&cluster.address().to_string()));
+    let cluster = fixture
+        .harness
+        .private_cluster(&fixture.harness.installed, &options);
+    let sidecar = Sidecar::start(&fixture.settings_for(&cluster.address().to_string()));
     let mut sessions = Vec::new();
     let error = loop {
-        let mut client = world.client(sidecar.address());
+        let mut client = fixture.client(sidecar.address());
         match client.login("teesql_read", "app", READ_SECRET) {
             Ok(_) => sessions.push(client),
             Err(error) => break error,
@@ -106,25 +110,25 @@ fn full(world: &World) {
     }
     sessions
         .drain(..)
-        .for_each(crate::harness::client::Client::quit);
-    cluster.await_answer(
+        .for_each(crate::harness::client::Client::terminate);
+    cluster.await_result(
         "select count(*) from pg_stat_activity where usename = 'teesql_read'",
         "0",
     );
-    let mut client = world.client(sidecar.address());
+    let mut client = fixture.client(sidecar.address());
     client
         .login("teesql_read", "app", READ_SECRET)
         .expect("there is room again");
 }
 
 /// Refused after the password was right: Postgres' own words reach the client.
-fn database_full(world: &World) {
-    let database = world.stage.fresh("full");
-    let cluster = world.cluster();
-    cluster.ask(&format!("create database {database} connection limit 0"));
+fn database_full(fixture: &Fixture) {
+    let database = fixture.harness.unique_name("full");
+    let cluster = fixture.cluster();
+    cluster.admin_sql(&format!("create database {database} connection limit 0"));
     let (error, reason) = refusal(
-        world,
-        &world.sidecar(),
+        fixture,
+        &fixture.sidecar(),
         "teesql_read",
         READ_SECRET,
         &database,
@@ -135,13 +139,13 @@ fn database_full(world: &World) {
         format!("too many connections for database \"{database}\"")
     );
     assert_eq!(reason, "upstream_refused_session");
-    cluster.ask(&format!("drop database {database}"));
+    cluster.admin_sql(&format!("drop database {database}"));
 }
 
-fn unknown_database(world: &World) {
+fn unknown_database(fixture: &Fixture) {
     let (error, reason) = refusal(
-        world,
-        &world.sidecar(),
+        fixture,
+        &fixture.sidecar(),
         "teesql_read",
         READ_SECRET,
         "nowhere",
@@ -151,20 +155,22 @@ fn unknown_database(world: &World) {
     assert_eq!(reason, "upstream_refused_session");
 }
 
-fn roles_not_provisioned(world: &World) {
-    let plan = Plan {
+fn roles_not_provisioned(fixture: &Fixture) {
+    let options = ClusterOptions {
         hba: Some(
             "host via_trust all 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n",
         ),
-        ..Plan::default()
+        ..ClusterOptions::default()
     };
-    let cluster = world.stage.private_cluster(&world.stage.installed, &plan);
-    let sidecar = Sidecar::start(&world.settings_for(&cluster.address().to_string()));
+    let cluster = fixture
+        .harness
+        .private_cluster(&fixture.harness.installed, &options);
+    let sidecar = Sidecar::start(&fixture.settings_for(&cluster.address().to_string()));
     for (role, secret) in [
         ("teesql_read", READ_SECRET),
         ("teesql_readwrite", READWRITE_SECRET),
     ] {
-        let (error, reason) = refusal(world, &sidecar, role, secret, "via_trust");
+        let (error, reason) = refusal(fixture, &sidecar, role, secret, "via_trust");
         assert_eq!(
             error,
             failed(
@@ -174,47 +180,49 @@ fn roles_not_provisioned(world: &World) {
         );
         assert_eq!(reason, "postgres_refused");
         // Where Postgres asks for a password, it does not tell who exists.
-        let (error, _) = refusal(world, &sidecar, role, secret, "via_scram");
+        let (error, _) = refusal(fixture, &sidecar, role, secret, "via_scram");
         let why = format!("password authentication failed for user \"{role}\" (SQLSTATE 28P01)");
         assert_eq!(error, failed("08004", &why));
     }
-    let mut operator = world.client(sidecar.address());
+    let mut operator = fixture.client(sidecar.address());
     operator
         .login("postgres", "postgres", SUPERUSER_PASSWORD)
         .expect("the operator is there");
     // Provisioned now, the sidecar needs no restart.
     cluster.create_database("app");
-    let mut client = world.client(sidecar.address());
+    let mut client = fixture.client(sidecar.address());
     client
         .login("teesql_read", "app", READ_SECRET)
         .expect("the login succeeds");
 }
 
-fn wrong_injected_password(world: &World) {
-    let settings = world
+fn wrong_injected_password(fixture: &Fixture) {
+    let settings = fixture
         .settings()
         .set("TEESQL_PG_PASSWORD_READ", "not the one");
     let sidecar = Sidecar::start(&settings);
     for database in ["via_password", "via_scram"] {
-        let (error, reason) = refusal(world, &sidecar, "teesql_read", READ_SECRET, database);
+        let (error, reason) = refusal(fixture, &sidecar, "teesql_read", READ_SECRET, database);
         let why = "password authentication failed for user \"teesql_read\" (SQLSTATE 28P01)";
         assert_eq!(error, failed("08004", why), "{database}");
         assert_eq!(reason, "postgres_refused");
     }
-    let mut client = world.client(sidecar.address());
+    let mut client = fixture.client(sidecar.address());
     client
         .login("teesql_readwrite", "via_scram", READWRITE_SECRET)
         .expect("another role enters");
 }
 
-fn no_hba_entry(world: &World) {
-    let plan = Plan {
+fn no_hba_entry(fixture: &Fixture) {
+    let options = ClusterOptions {
         hba: Some("host postgres all 127.0.0.1/32 trust\n"),
-        ..Plan::default()
+        ..ClusterOptions::default()
     };
-    let cluster = world.stage.private_cluster(&world.stage.installed, &plan);
-    let sidecar = Sidecar::start(&world.settings_for(&cluster.address().to_string()));
-    let (error, _) = refusal(world, &sidecar, "teesql_read", READ_SECRET, "app");
+    let cluster = fixture
+        .harness
+        .private_cluster(&fixture.harness.installed, &options);
+    let sidecar = Sidecar::start(&fixture.settings_for(&cluster.address().to_string()));
+    let (error, _) = refusal(fixture, &sidecar, "teesql_read", READ_SECRET, "app");
     assert_eq!(error.code, "08004", "{error}");
     let start =
         "pg_auth_inject failed: no pg_hba.conf entry for host \"127.0.0.1\", user \"teesql_read\"";
@@ -222,20 +230,20 @@ fn no_hba_entry(world: &World) {
     assert!(error.message.ends_with("(SQLSTATE 28000)"), "{error}");
 }
 
-fn unix_socket(world: &World) {
-    for server in world.stage.servers() {
-        let cluster = world
-            .stage
-            .cluster(&server, crate::harness::Verifier::Scram);
+fn unix_socket(fixture: &Fixture) {
+    for server in fixture.harness.servers() {
+        let cluster = fixture
+            .harness
+            .cluster(&server, crate::harness::PasswordEncryption::Scram);
         let socket = cluster.socket();
-        let sidecar = Sidecar::start(&world.settings_for(socket.to_str().expect("UTF-8")));
+        let sidecar = Sidecar::start(&fixture.settings_for(socket.to_str().expect("UTF-8")));
         for (role, secret) in [
             ("teesql_read", READ_SECRET),
             ("teesql_readwrite", READWRITE_SECRET),
             ("postgres", SUPERUSER_PASSWORD),
         ] {
-            let mut client = world.client(sidecar.address());
-            let greeting = client
+            let mut client = fixture.client(sidecar.address());
+            let response = client
                 .login(role, "via_scram", secret)
                 .expect("the login succeeds");
             // NULL on a Unix socket.
@@ -243,18 +251,18 @@ fn unix_socket(world: &World) {
             assert_eq!(client.ask(how), "socket", "{role}");
             let bulk = client.query("select repeat('y', 10000) from generate_series(1, 1000)");
             assert_eq!(bulk.expect("rows").len(), 1000);
-            let mut canceller = world.client(sidecar.address());
+            let mut canceller = fixture.client(sidecar.address());
             client.send(&crate::harness::message::query("select pg_sleep(3600)"));
             let asleep = format!(
                 "select wait_event from pg_stat_activity where pid = {}",
-                greeting.pid
+                response.pid
             );
-            cluster.await_answer(&asleep, "PgSleep");
+            cluster.await_result(&asleep, "PgSleep");
             canceller.send(&crate::harness::message::cancel(
-                greeting.pid,
-                &greeting.key,
+                response.pid,
+                &response.key,
             ));
-            assert_eq!(canceller.expect_end(), Ending::Closed);
+            assert_eq!(canceller.expect_close(), CloseKind::Clean);
             client.expect(b'T');
             assert_eq!(client.expect(b'E').error().code, "57014");
         }
@@ -262,34 +270,34 @@ fn unix_socket(world: &World) {
 }
 
 /// Gone between two messages of a session: the client sees the end, no more.
-fn hangs_up_in_the_session(world: &World) {
-    let postgres = Fake::start(|mut stream| {
+fn hangs_up_in_the_session(fixture: &Fixture) {
+    let postgres = FakeServer::start(|mut stream| {
         read_startup(&mut stream)?;
-        welcome(&mut stream)?;
+        accept_login(&mut stream)?;
         read_message(&mut stream).map(drop)
     });
-    let sidecar = Sidecar::start(&world.settings_for(&postgres.address().to_string()));
-    let mut client = world.client(sidecar.address());
+    let sidecar = Sidecar::start(&fixture.settings_for(&postgres.address().to_string()));
+    let mut client = fixture.client(sidecar.address());
     client
         .login("teesql_read", "d", READ_SECRET)
         .expect("the login succeeds");
     client.send(&crate::harness::message::query("select 1"));
-    assert_eq!(client.expect_end(), Ending::Closed);
-    let line = sidecar.await_end(client.peer_name());
+    assert_eq!(client.expect_close(), CloseKind::Clean);
+    let line = sidecar.await_connection_end(client.local_address());
     assert_eq!(line["reason"], "upstream_closed", "{line}");
 }
 
 /// The last words of a backend that is terminated, and everything before them.
-fn fatal_arrives_whole(world: &World) {
-    let mut client = world.client(world.sidecar().address());
-    let greeting = client
+fn fatal_arrives_whole(fixture: &Fixture) {
+    let mut client = fixture.client(fixture.sidecar().address());
+    let response = client
         .login("teesql_read", "via_scram", READ_SECRET)
         .expect("the login succeeds");
     assert_eq!(client.ask("select 1"), "1");
-    world
+    fixture
         .cluster()
-        .ask(&format!("select pg_terminate_backend({})", greeting.pid));
-    let error = client.expect_refusal();
+        .admin_sql(&format!("select pg_terminate_backend({})", response.pid));
+    let error = client.expect_fatal();
     assert_eq!(error.code, "57P01", "{error}");
     assert_eq!(
         error.message,

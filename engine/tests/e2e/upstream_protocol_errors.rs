@@ -5,15 +5,19 @@ use std::net::TcpStream;
 use std::thread;
 
 use crate::harness::READWRITE_SECRET;
-use crate::harness::fake_server::{Fake, error_response, read_message, read_startup, welcome};
+use crate::harness::fake_server::{
+    FakeServer, accept_login, error_response, read_message, read_startup,
+};
 use crate::harness::message::{be32, tagged};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 use crate::upstream::{failed, refusal};
 
 pub(crate) fn add(suite: &mut Suite) {
     for (name, case) in BROKEN {
-        suite.add(&format!("broken::{name}"), move |world| broken(world, case));
+        suite.add(&format!("broken::{name}"), move |fixture| {
+            broken(fixture, case)
+        });
     }
 }
 
@@ -220,7 +224,7 @@ const BROKEN: [(&str, Broken); 18] = [
                 read_startup(s)?;
                 scram(s, "r={nonce}x,s=c2FsdHNhbHRzYWx0,i=4096")?;
                 read_message(s)?;
-                welcome(s)
+                accept_login(s)
             },
             "08006",
             "the server ended SCRAM without proving that it knows the password",
@@ -264,8 +268,8 @@ const BROKEN: [(&str, Broken); 18] = [
 /// Postgres speaks: its questions are answered well, its logins are not.
 const GREASE: u32 = 0x0003_270f;
 
-fn broken(world: &World, (script, code, why, reason): Broken) {
-    let postgres = Fake::start(move |mut stream| {
+fn broken(fixture: &Fixture, (script, code, why, reason): Broken) {
+    let postgres = FakeServer::start(move |mut stream| {
         let mut head = [0; 8];
         while stream.peek(&mut head)? < head.len() {
             thread::yield_now();
@@ -277,9 +281,9 @@ fn broken(world: &World, (script, code, why, reason): Broken) {
         }
         script(&mut stream)
     });
-    let sidecar = Sidecar::start(&world.settings_for(&postgres.address().to_string()));
+    let sidecar = Sidecar::start(&fixture.settings_for(&postgres.address().to_string()));
     for _ in 0..2 {
-        let (error, logged) = refusal(world, &sidecar, "teesql_readwrite", READWRITE_SECRET, "d");
+        let (error, logged) = refusal(fixture, &sidecar, "teesql_readwrite", READWRITE_SECRET, "d");
         assert_eq!(error, failed(code, why));
         assert_eq!(logged, reason);
     }

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use attest::mock::{Agent, AgentListen, AgentOptions};
 
-use super::{Method, SEED, Town, admin, now};
-use crate::harness::process::PATIENCE;
+use super::{Method, SEED, TdxFixture, admin, now};
+use crate::harness::process::TIMEOUT;
 use crate::harness::scrape::Scrape;
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 use crate::harness::{http, unverified_tls as tls};
 
 pub(super) fn add(suite: &mut Suite) {
@@ -33,20 +33,20 @@ struct Tally {
     later: AtomicUsize,
 }
 
-fn flood(world: &World) {
-    let town = Town::new();
+fn flood(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
     let options = AgentOptions {
         seed: SEED,
         quote_time: Duration::from_millis(39),
         ..AgentOptions::new(now)
     };
-    let listen = AgentListen::Unix(town.socket());
-    let agent = Agent::start(Arc::clone(&town.pki), listen, options).expect("an agent");
-    let settings = town.settings(world);
+    let listen = AgentListen::Unix(tdx.socket());
+    let agent = Agent::start(Arc::clone(&tdx.pki), listen, options).expect("an agent");
+    let settings = tdx.settings(fixture);
     let sidecar = Sidecar::start(&settings.set("TEESQL_CERTIFICATE_VALIDITY", "3s"));
     let address = admin(&sidecar);
     http::await_ready(address);
-    let mut session = tls::enter(Some(&town), &sidecar);
+    let mut session = tls::enter(Some(&tdx), &sidecar);
     let before = agent.requests(Method::GetTlsKey);
     let (tally, begun) = (Tally::default(), Instant::now());
     thread::scope(|scope| {
@@ -76,7 +76,7 @@ fn flood(world: &World) {
         assert_eq!(scrape.value(&series), count as f64, "{outcome}");
     }
     assert_eq!(session.ask("select 'unharmed'"), "unharmed");
-    tls::enter(Some(&town), &sidecar).quit();
+    tls::enter(Some(&tdx), &sidecar).terminate();
 }
 
 /// This one's part of the flood: every other request with a nonce of its own.
@@ -106,12 +106,12 @@ fn ask_on(address: SocketAddr, asker: u32, begun: Instant, tally: &Tally) {
     }
 }
 
-fn loris(world: &World) {
-    let town = Town::new();
-    let _agent = town.agent();
-    let sidecar = Sidecar::start(&town.settings(world));
+fn loris(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let _agent = tdx.agent();
+    let sidecar = Sidecar::start(&tdx.settings(fixture));
     let address = admin(&sidecar);
-    let mut session = tls::enter(Some(&town), &sidecar);
+    let mut session = tls::enter(Some(&tdx), &sidecar);
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let over = &over;
@@ -120,7 +120,7 @@ fn loris(world: &World) {
         }
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(2) {
-            tls::enter(Some(&town), &sidecar).quit();
+            tls::enter(Some(&tdx), &sidecar).terminate();
             assert_eq!(session.ask("select 'unharmed'"), "unharmed");
             // The oldest of the slow ones makes room.
             assert_eq!(http::get(address, "/health").status, 200);
@@ -136,7 +136,7 @@ fn dawdle(address: SocketAddr, over: &AtomicBool) {
     let request = format!("GET /attestation HTTP/1.1\r\nHost: {address}\r\nX: ");
     let begun = Instant::now();
     let mut slow: Vec<(TcpStream, usize)> = Vec::new();
-    while !over.load(Ordering::Relaxed) && begun.elapsed() < PATIENCE {
+    while !over.load(Ordering::Relaxed) && begun.elapsed() < TIMEOUT {
         slow.retain_mut(|(stream, sent)| {
             let byte = request.as_bytes().get(*sent).copied().unwrap_or(b'x');
             *sent += 1;

@@ -6,11 +6,11 @@ use attest::certificate::Leaf;
 use attest::evidence::UnboundEvidence;
 use attest::mock::AgentListen;
 
-use super::{Method, Town, teesql};
+use super::{Method, TdxFixture, teesql};
 use crate::harness::READ_SECRET;
-use crate::harness::process::{PATIENCE, lossy, run, succeed};
+use crate::harness::process::{TIMEOUT, lossy, run, run_successfully};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 use crate::harness::unverified_tls as tls;
 
 const READER: (&str, &str) = ("teesql_read", READ_SECRET);
@@ -18,29 +18,29 @@ const READER: (&str, &str) = ("teesql_read", READ_SECRET);
 pub(super) fn add(suite: &mut Suite) {
     for (name, over_http) in [("socket", false), ("http", true)] {
         let name = format!("citizen::verify_full_with_an_agent_by_{name}");
-        suite.add(&name, move |world| verify_full(world, over_http));
+        suite.add(&name, move |fixture| verify_full(fixture, over_http));
     }
     suite.add("citizen::verify_says_accepted", verify_by_hand);
 }
 
 /// Mode B: the CA that `ca` prints, and the names that were asked for.
-fn verify_full(world: &World, over_http: bool) {
-    let town = Town::new();
-    let agent = town.agent_at(match over_http {
+fn verify_full(fixture: &Fixture, over_http: bool) {
+    let tdx = TdxFixture::new();
+    let agent = tdx.agent_at(match over_http {
         true => AgentListen::Tcp,
-        false => AgentListen::Unix(town.socket()),
+        false => AgentListen::Unix(tdx.socket()),
     });
     let place = agent.endpoint().to_string();
     let names = "db.example,localhost,127.0.0.1";
-    let settings = town
-        .settings(world)
+    let settings = tdx
+        .settings(fixture)
         .set("TEESQL_GUEST_AGENT", &place)
         .set("TEESQL_CERTIFICATE_SUBJECT", "db one")
         .set("TEESQL_CERTIFICATE_ALT_NAMES", names);
     let sidecar = Sidecar::start(&settings);
-    let ca = succeed(teesql(&["ca", "--guest-agent", &place], &[]), PATIENCE);
+    let ca = run_successfully(teesql(&["ca", "--guest-agent", &place], &[]), TIMEOUT);
     assert_eq!(ca.matches("BEGIN CERTIFICATE").count(), 1, "{ca}");
-    fs::write(town.file("printed.pem"), &ca).expect("a file");
+    fs::write(tdx.file("printed.pem"), &ca).expect("a file");
 
     let (enters, refused) = ("teesql_read\n", "does not match host name");
     for (name, wanted) in [
@@ -49,10 +49,10 @@ fn verify_full(world: &World, over_http: bool) {
         ("db.example", enters),
         ("other.example", refused),
     ] {
-        let mut psql = town.psql(&sidecar, READER, "select current_user");
+        let mut psql = tdx.psql(&sidecar, READER, "select current_user");
         psql.env("PGHOST", name);
-        psql.env("PGSSLROOTCERT", town.file("printed.pem"));
-        let output = run(psql, PATIENCE);
+        psql.env("PGSSLROOTCERT", tdx.file("printed.pem"));
+        let output = run(psql, TIMEOUT);
         let said = lossy(&output.stdout) + &lossy(&output.stderr);
         assert!(said.contains(wanted), "{name}: {said}");
     }
@@ -75,20 +75,20 @@ fn check_shown(sidecar: &Sidecar) {
 
 /// `teesql-sidecar verify` takes the sidecar for what it is, and Intel's root for
 /// nobody's quote here.
-fn verify_by_hand(world: &World) {
-    let town = Town::new();
-    let _agent = town.agent();
-    let sidecar = Sidecar::start(&town.settings(world));
+fn verify_by_hand(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let _agent = tdx.agent();
+    let sidecar = Sidecar::start(&tdx.settings(fixture));
     let target = format!("localhost:{}", sidecar.port());
-    let (root, pccs) = (town.path("root.pem"), town.pccs.url());
+    let (root, pccs) = (tdx.path("root.pem"), tdx.pccs.url());
     let intel = ["verify", &target, "--pccs", &pccs];
     let mock = [&intel[..], &["--dangerous-tdx-root-ca", &root]].concat();
-    let output = run(teesql(&mock, &[]), PATIENCE);
+    let output = run(teesql(&mock, &[]), TIMEOUT);
     let said = lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{said}");
     assert_eq!(said.lines().last(), Some("ACCEPTED"), "{said}");
 
-    let output = run(teesql(&intel, &[]), PATIENCE);
+    let output = run(teesql(&intel, &[]), TIMEOUT);
     let said = lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{said}");
     let last = said.lines().last().unwrap_or_default();

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use attest::mock::AgentBehaviour;
 
-use super::{Method, Town, admin};
+use super::{Method, TdxFixture, admin};
 use crate::harness::scrape::await_scrape;
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 use crate::harness::{http, unverified_tls as tls};
 
 pub(super) fn add(suite: &mut Suite) {
@@ -41,34 +41,34 @@ fn behaviours() -> [(AgentBehaviour, Option<&'static str>); 7] {
     ]
 }
 
-fn fails_and_recovers(world: &World) {
+fn fails_and_recovers(fixture: &Fixture) {
     thread::scope(|scope| {
         for (behaviour, words) in behaviours() {
-            scope.spawn(move || fails(world, behaviour, words));
+            scope.spawn(move || fails(fixture, behaviour, words));
         }
     });
 }
 
-fn short_lived(world: &World, town: &Town) -> Sidecar {
-    let settings = town
-        .settings(world)
+fn short_lived(fixture: &Fixture, tdx: &TdxFixture) -> Sidecar {
+    let settings = tdx
+        .settings(fixture)
         .set("TEESQL_SHARDS", "1")
         .set("TEESQL_CERTIFICATE_VALIDITY", "4s");
     Sidecar::start(&settings)
 }
 
-fn fails(world: &World, behaviour: AgentBehaviour, words: Option<&str>) {
-    let town = Town::new();
-    let agent = town.agent();
-    let sidecar = short_lived(world, &town);
+fn fails(fixture: &Fixture, behaviour: AgentBehaviour, words: Option<&str>) {
+    let tdx = TdxFixture::new();
+    let agent = tdx.agent();
+    let sidecar = short_lived(fixture, &tdx);
     let address = admin(&sidecar);
-    let mut session = tls::enter(Some(&town), &sidecar);
+    let mut session = tls::enter(Some(&tdx), &sidecar);
     http::await_ready(address);
 
     agent.behave_for(Method::GetTlsKey, behaviour.clone());
     let asked = agent.requests(Method::GetTlsKey);
     if let Some(words) = words {
-        sidecar.await_line(words, |line| {
+        sidecar.await_log(words, |line| {
             let error = line["error"].as_str().unwrap_or_default();
             let message = line["message"] == "certificate not renewed";
             message && line["level"] == "WARN" && error.contains(words)
@@ -80,25 +80,25 @@ fn fails(world: &World, behaviour: AgentBehaviour, words: Option<&str>) {
     assert!(agent.requests(Method::GetTlsKey) > asked, "{behaviour:?}");
     // Whoever asks no dates gets in still.
     let before = tls::shown(sidecar.address());
-    tls::enter(Some(&town), &sidecar).quit();
+    tls::enter(Some(&tdx), &sidecar).terminate();
     assert_eq!(session.ask("select 'unharmed'"), "unharmed");
 
     agent.behave_for(Method::GetTlsKey, AgentBehaviour::Normal);
     http::await_ready(address);
     assert_ne!(tls::shown(sidecar.address()), before, "{behaviour:?}");
-    tls::enter(Some(&town), &sidecar).quit();
+    tls::enter(Some(&tdx), &sidecar).terminate();
     assert_eq!(session.ask("select 'unharmed'"), "unharmed");
 }
 
-fn removed(world: &World) {
-    let town = Town::new();
-    let agent = town.agent();
-    let sidecar = short_lived(world, &town);
+fn removed(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let agent = tdx.agent();
+    let sidecar = short_lived(fixture, &tdx);
     let address = admin(&sidecar);
-    let mut session = tls::enter(Some(&town), &sidecar);
+    let mut session = tls::enter(Some(&tdx), &sidecar);
     drop(agent);
-    let path = town.path("dstack.sock");
-    sidecar.await_line("the path", |line| {
+    let path = tdx.path("dstack.sock");
+    sidecar.await_log("the path", |line| {
         let error = line["error"].as_str().unwrap_or_default();
         line["message"] == "certificate not renewed" && error.contains(&path)
     });
@@ -106,8 +106,8 @@ fn removed(world: &World) {
     let report = http::get(address, "/attestation");
     assert_eq!(report.status, 503, "{}", report.body);
     assert!(report.body.contains(&path), "{}", report.body);
-    tls::enter(Some(&town), &sidecar).quit();
-    let _agent = town.agent();
+    tls::enter(Some(&tdx), &sidecar).terminate();
+    let _agent = tdx.agent();
     http::await_ready(address);
     assert_eq!(session.ask("select 'unharmed'"), "unharmed");
 }

@@ -11,12 +11,12 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::{Method, Town, admin, now};
-use crate::harness::cluster::{Cluster, Plan};
+use super::{Method, TdxFixture, admin, now};
+use crate::harness::cluster::{Cluster, ClusterOptions};
 use crate::harness::http::{Answer, get};
-use crate::harness::process::{PATIENCE, poll};
+use crate::harness::process::{TIMEOUT, poll_until};
 use crate::harness::sidecar::{Settings, Sidecar};
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 use crate::harness::{http, unverified_tls as tls};
 
 pub(super) fn add(suite: &mut Suite) {
@@ -28,7 +28,7 @@ pub(super) fn add(suite: &mut Suite) {
 /// A report, as soon as there may be one.
 fn report(address: SocketAddr, target: &str) -> Value {
     let mut last: Option<Answer> = None;
-    poll(PATIENCE, || {
+    poll_until(TIMEOUT, || {
         let answer = last.insert(get(address, target));
         (answer.status != 429).then_some(())
     });
@@ -42,11 +42,11 @@ fn text(value: &Value) -> &str {
 }
 
 /// Everything that a verifier can find out about a report.
-pub(super) fn check(town: &Town, json: &Value, nonce: Option<&[u8]>) {
+pub(super) fn check(tdx: &TdxFixture, json: &Value, nonce: Option<&[u8]>) {
     let bytes = hex::decode(text(&json["quote"])).expect("hex");
     let quote = TdQuote::parse(&bytes).expect("a quote");
-    let root = TrustedRoot::dangerous(town.pki.root_pem().as_bytes()).expect("a root");
-    let collateral = town.pki.parsed_collateral(&CollateralOptions::at(now()));
+    let root = TrustedRoot::dangerous(tdx.pki.root_pem().as_bytes()).expect("a root");
+    let collateral = tdx.pki.parsed_collateral(&CollateralOptions::at(now()));
     let collateral = collateral.expect("collateral");
     Verifier::new(root)
         .appraise(&quote, &collateral, &Policy::default(), now())
@@ -82,26 +82,26 @@ fn prompt(settings: Settings) -> Settings {
     settings.set("TEESQL_ATTESTATION_INTERVAL", "10ms")
 }
 
-fn quoted(world: &World) {
-    let town = Town::new();
-    let agent = town.agent();
-    let sidecar = Sidecar::start(&prompt(town.settings(world)));
+fn quoted(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let agent = tdx.agent();
+    let sidecar = Sidecar::start(&prompt(tdx.settings(fixture)));
     let address = admin(&sidecar);
     // Before it is, the report may say that Postgres has not been looked at.
     http::await_ready(address);
     let json = report(address, "/attestation");
-    check(&town, &json, None);
+    check(&tdx, &json, None);
     let state = &json["postgres_state"];
     assert_eq!(state["error"], Value::Null, "{json}");
     assert_eq!(state["in_recovery"], false, "{json}");
     let source = text(&state["controldata_source"]);
     assert!(["pg_controldata", "functions"].contains(&source), "{json}");
     assert_eq!(text(&state["controldata_hash"]).len(), 64, "{json}");
-    let version = world.cluster().ask("show server_version");
+    let version = fixture.cluster().admin_sql("show server_version");
     assert_eq!(text(&state["pg_version"]), version);
     let lsn = text(&state["wal_lsn"]);
     let passed = format!("select '{lsn}'::pg_lsn <= pg_current_wal_lsn()");
-    assert_eq!(world.cluster().ask(&passed), "t");
+    assert_eq!(fixture.cluster().admin_sql(&passed), "t");
     assert_eq!(json["mode"], "production");
     assert_eq!(text(&json["dangerous_tdx_root"]).len(), 64, "{json}");
     assert_eq!(text(&json["app_id"]).len(), 40, "{json}");
@@ -110,7 +110,7 @@ fn quoted(world: &World) {
 
     for nonce in [&[7_u8][..], &[0xab; 32]] {
         let target = format!("/attestation?nonce={}", hex::encode(nonce));
-        check(&town, &report(address, &target), Some(nonce));
+        check(&tdx, &report(address, &target), Some(nonce));
     }
     let long = format!("nonce={}", "00".repeat(33));
     for wrong in [
@@ -127,35 +127,37 @@ fn quoted(world: &World) {
     assert_eq!(agent.requests(Method::GetQuote), 3);
 }
 
-fn private(world: &World) -> Cluster {
-    let plan = Plan {
+fn private(fixture: &Fixture) -> Cluster {
+    let options = ClusterOptions {
         databases: vec!["via_scram"],
         settings: vec!["wal_level=replica"],
-        ..Plan::default()
+        ..ClusterOptions::default()
     };
-    world.stage.private_cluster(&world.stage.installed, &plan)
+    fixture
+        .harness
+        .private_cluster(&fixture.harness.installed, &options)
 }
 
 /// Down, and back in recovery.
-fn states(world: &World) {
-    let town = Town::new();
-    let _agent = town.agent();
-    let cluster = private(world);
-    let settings = town.with_agent(world.settings_for(&cluster.address().to_string()));
+fn states(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let _agent = tdx.agent();
+    let cluster = private(fixture);
+    let settings = tdx.with_agent(fixture.settings_for(&cluster.address().to_string()));
     let sidecar = Sidecar::start(&prompt(settings));
     let address = admin(&sidecar);
     http::await_ready(address);
 
     cluster.stop(Signal::SIGINT);
     let json = report(address, "/attestation?nonce=0102");
-    check(&town, &json, Some(&[1, 2]));
+    check(&tdx, &json, Some(&[1, 2]));
     let state = &json["postgres_state"];
     assert!(text(&state["error"]).contains("refused"), "{json}");
     assert!(state["controldata_hash"].is_null(), "{json}");
 
-    cluster.stand_by();
+    cluster.restart_as_standby();
     let json = report(address, "/attestation");
-    check(&town, &json, None);
+    check(&tdx, &json, None);
     let state = &json["postgres_state"];
     assert_eq!(state["in_recovery"], true, "{json}");
     assert!(state["error"].is_null(), "{json}");
@@ -163,36 +165,36 @@ fn states(world: &World) {
 }
 
 /// The other reasons are with the trials of an agent that is away.
-fn reasons(world: &World) {
-    let town = Town::new();
-    let _agent = town.agent();
-    town.pccs.behave(Behaviour::Down);
-    let cluster = private(world);
-    let settings = town
-        .with_agent(world.settings_for(&cluster.address().to_string()))
+fn reasons(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let _agent = tdx.agent();
+    tdx.pccs.behave(Behaviour::Down);
+    let cluster = private(fixture);
+    let settings = tdx
+        .with_agent(fixture.settings_for(&cluster.address().to_string()))
         .set("TEESQL_DRAIN_TIMEOUT", "60s");
     let sidecar = Sidecar::start(&settings);
     let address = admin(&sidecar);
     http::await_unready(address, "collateral", "F07EE5010000-platform");
     thread::sleep(Duration::from_secs(4));
-    let lines = sidecar.lines();
+    let lines = sidecar.log_lines();
     let complaints = lines.iter().filter(|line| line.contains("not refreshed"));
     let complaints = complaints.count();
     assert!((1..=4).contains(&complaints), "{complaints} lines in 4 s");
-    town.pccs.behave(Behaviour::Honest);
+    tdx.pccs.behave(Behaviour::Honest);
     http::await_ready(address);
 
-    let mut session = tls::enter(Some(&town), &sidecar);
+    let mut session = tls::enter(Some(&tdx), &sidecar);
     cluster.stop(Signal::SIGINT);
-    session.expect_refusal();
+    session.expect_fatal();
     http::await_unready(address, "postgres", "Postgres does not answer: ");
     cluster.start();
     http::await_ready(address);
 
-    let session = tls::enter(Some(&town), &sidecar);
+    let session = tls::enter(Some(&tdx), &sidecar);
     sidecar.signal(Signal::SIGTERM);
     http::await_unready(address, "accepting", "draining");
     assert_eq!(get(address, "/health").status, 200, "to the very end");
-    session.quit();
+    session.terminate();
     assert_eq!(sidecar.await_exit().code(), Some(0));
 }

@@ -6,14 +6,14 @@ use std::path::Path;
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 
 use super::admin;
-use crate::harness::process::{PATIENCE, poll};
+use crate::harness::process::{TIMEOUT, poll_until};
 use crate::harness::scrape::Scrape;
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 use crate::harness::{http, unverified_tls as tls};
 
 pub(super) fn add(suite: &mut Suite) {
-    if suite.plays_the_rest() {
+    if suite.is_last_driver() {
         suite.add("citizen::pem_files_are_watched", watched);
     }
 }
@@ -44,7 +44,7 @@ fn put(path: &Path, text: &str) {
     fs::rename(&beside, path).expect("a rename");
 }
 
-fn watched(world: &World) {
+fn watched(fixture: &Fixture) {
     let folder = tempfile::tempdir().expect("a folder");
     let (cert, key) = (folder.path().join("tls.pem"), folder.path().join("tls.key"));
     let put_both = |with: &Pair| {
@@ -53,7 +53,7 @@ fn watched(world: &World) {
     };
     let (first, second, third) = (pair(2099), pair(2099), pair(2099));
     put_both(&first);
-    let settings = world
+    let settings = fixture
         .settings()
         .set("TEESQL_TLS_CERT", cert.to_str().expect("UTF-8"))
         .set("TEESQL_TLS_KEY", key.to_str().expect("UTF-8"))
@@ -63,10 +63,10 @@ fn watched(world: &World) {
     let shows = |wanted: &Pair| tls::shown(sidecar.address())[0].as_ref() == wanted.der;
     assert!(shows(&first));
     let mut session = tls::enter(None, &sidecar);
-    let await_shown = |wanted: &Pair| poll(PATIENCE, || shows(wanted).then_some(()));
+    let await_shown = |wanted: &Pair| poll_until(TIMEOUT, || shows(wanted).then_some(()));
     // What cannot be used is said once, and what was in use stays.
     let refused = |words: &str| {
-        sidecar.await_line(words, |line| {
+        sidecar.await_log(words, |line| {
             let error = line["error"].as_str().unwrap_or_default();
             line["message"] == "the certificate's files have changed, and are not used"
                 && error.contains(words)

@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Town, admin, duration, long};
+use super::{TdxFixture, admin, duration, long};
 use crate::harness::READ_SECRET;
-use crate::harness::process::{PATIENCE, succeed};
+use crate::harness::process::{TIMEOUT, run_successfully};
 use crate::harness::scrape::Scrape;
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 use crate::harness::{http, unverified_tls as tls};
 use crate::libpq_clients::initialised;
 
@@ -20,16 +20,16 @@ pub(super) fn add(suite: &mut Suite) {
     );
 }
 
-fn under_pgbench(world: &World) {
+fn under_pgbench(fixture: &Fixture) {
     let lasts = duration(Duration::from_secs(8));
-    let town = Town::new();
-    let _agent = town.agent();
-    let database = initialised(world, "rotated");
+    let tdx = TdxFixture::new();
+    let _agent = tdx.agent();
+    let database = initialised(fixture, "rotated");
     // Renewed after two thirds, in whole seconds: after one.
-    let settings = town.settings(world);
+    let settings = tdx.settings(fixture);
     let sidecar = Sidecar::start(&settings.set("TEESQL_CERTIFICATE_VALIDITY", "2s"));
     let address = admin(&sidecar);
-    let mut bench = town.client(&sidecar, "pgbench", ("teesql_read", READ_SECRET));
+    let mut bench = tdx.client(&sidecar, "pgbench", ("teesql_read", READ_SECRET));
     let seconds = lasts.as_secs().to_string();
     bench.args(["-n", "-S", "-C", "-c", "4", "-j", "2", "-T", &seconds]);
     bench.env("PGDATABASE", &database);
@@ -39,11 +39,11 @@ fn under_pgbench(world: &World) {
         bench.env("PGSSLMODE", "require");
         bench.env_remove("PGSSLROOTCERT");
     }
-    sidecar.await_line("a renewal", |line| {
+    sidecar.await_log("a renewal", |line| {
         line["message"] == "new certificate in use"
     });
-    let mut session = tls::enter(Some(&town), &sidecar);
-    let bench = thread::spawn(move || succeed(bench, lasts + PATIENCE));
+    let mut session = tls::enter(Some(&tdx), &sidecar);
+    let bench = thread::spawn(move || run_successfully(bench, lasts + TIMEOUT));
     let (begun, mut leaves) = (Instant::now(), BTreeSet::new());
     while !bench.is_finished() {
         leaves.insert(tls::shown(sidecar.address())[0].to_vec());
@@ -64,9 +64,9 @@ fn under_pgbench(world: &World) {
     let failed = scrape.value("teesql_identity_renewals_total{outcome=\"failed\"}");
     assert_eq!(failed, 0.0);
     http::await_ready(address);
-    session.quit();
-    world.cluster().drop_database(&database);
+    session.terminate();
+    fixture.cluster().drop_database(&database);
     if long() {
-        eprintln!("{}: {} certificates\n{said}", world.driver, leaves.len());
+        eprintln!("{}: {} certificates\n{said}", fixture.driver, leaves.len());
     }
 }

@@ -2,18 +2,18 @@
 
 use nix::sys::signal::Signal;
 
-use super::{Method, Town, admin, derived};
-use crate::harness::cluster::{Plan, Server};
+use super::{Method, TdxFixture, admin, derived};
+use crate::harness::cluster::{ClusterOptions, Server};
 use crate::harness::http;
-use crate::harness::process::{PATIENCE, lossy, run, succeed};
+use crate::harness::process::{TIMEOUT, lossy, run, run_successfully};
 use crate::harness::sidecar::{Settings, Sidecar};
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 use crate::harness::{READ_SECRET, READWRITE_SECRET, WRONG_SECRET};
 
 pub(super) fn add(suite: &mut Suite) {
-    for server in suite.stage().servers() {
+    for server in suite.harness().servers() {
         let name = format!("citizen::derived_passwords::{}", server.label());
-        suite.add(&name, move |world| derived_passwords(world, &server));
+        suite.add(&name, move |fixture| derived_passwords(fixture, &server));
     }
     suite.add("citizen::superuser_refused", superuser_refused);
 }
@@ -28,21 +28,21 @@ fn without_passwords(settings: Settings) -> Settings {
 }
 
 /// A Postgres that knows nothing but its superuser's password becomes a cluster.
-fn derived_passwords(world: &World, server: &Server) {
-    let town = Town::new();
-    let agent = town.agent();
-    let plan = Plan {
+fn derived_passwords(fixture: &Fixture, server: &Server) {
+    let tdx = TdxFixture::new();
+    let agent = tdx.agent();
+    let options = ClusterOptions {
         hba: Some("host all all 127.0.0.1/32 scram-sha-256\n"),
-        ..Plan::default()
+        ..ClusterOptions::default()
     };
-    let cluster = world.stage.private_cluster(server, &plan);
+    let cluster = fixture.harness.private_cluster(server, &options);
     let [superuser, reader, writer] = PATHS.map(|path| derived(&agent, path));
-    cluster.ask(&format!("ALTER ROLE postgres PASSWORD '{superuser}'"));
+    cluster.admin_sql(&format!("ALTER ROLE postgres PASSWORD '{superuser}'"));
     // That statement of ours is in the log where it fails only.
     let asked = agent.requests(Method::GetKey);
     let upstream = cluster.address().to_string();
-    let settings = town
-        .with_agent(world.settings_for(&upstream))
+    let settings = tdx
+        .with_agent(fixture.settings_for(&upstream))
         .set("TEESQL_PROVISION", "true")
         .set("TEESQL_LOG", "trace");
     let sidecar = Sidecar::start(&without_passwords(settings));
@@ -54,9 +54,9 @@ fn derived_passwords(world: &World, server: &Server) {
         ("teesql_readwrite", READWRITE_SECRET),
         ("postgres", superuser.as_str()),
     ] {
-        let mut psql = town.psql(&sidecar, (role, secret), "select current_user");
+        let mut psql = tdx.psql(&sidecar, (role, secret), "select current_user");
         psql.env("PGDATABASE", "postgres");
-        assert_eq!(succeed(psql, PATIENCE).trim(), role);
+        assert_eq!(run_successfully(psql, TIMEOUT).trim(), role);
     }
     for (role, secret) in [
         ("postgres", WRONG_SECRET),
@@ -65,17 +65,17 @@ fn derived_passwords(world: &World, server: &Server) {
         ("teesql_read", reader.as_str()),
         ("teesql_readwrite", writer.as_str()),
     ] {
-        let mut psql = town.psql(&sidecar, (role, secret), "select 1");
+        let mut psql = tdx.psql(&sidecar, (role, secret), "select 1");
         psql.env("PGDATABASE", "postgres");
-        let said = lossy(&run(psql, PATIENCE).stderr);
+        let said = lossy(&run(psql, TIMEOUT).stderr);
         assert!(said.contains("password authentication failed"), "{said}");
     }
     // The second time there is nothing to do.
     let kept = "select rolpassword from pg_authid where rolname like 'teesql%' order by 1";
-    let before = cluster.ask(kept);
+    let before = cluster.admin_sql(kept);
     assert!(before.starts_with("SCRAM-SHA-256$"), "{before}");
-    starts_with_nothing_to_do(&town, world, &upstream);
-    assert_eq!(cluster.ask(kept), before);
+    starts_with_nothing_to_do(&tdx, fixture, &upstream);
+    assert_eq!(cluster.admin_sql(kept), before);
 
     let seen = everything_seen(&sidecar) + &cluster.log();
     let secrets = [&superuser, &reader, &writer].map(String::as_str);
@@ -93,31 +93,31 @@ fn everything_seen(sidecar: &Sidecar) -> String {
     assert!(command_line.contains("serve"), "{command_line}");
     sidecar.signal(Signal::SIGTERM);
     sidecar.await_exit();
-    let lines = sidecar.lines();
+    let lines = sidecar.log_lines();
     assert!(lines.len() > 10, "a log at trace level: {lines:?}");
     shown.concat() + &command_line + &lines.join("\n")
 }
 
-fn starts_with_nothing_to_do(town: &Town, world: &World, upstream: &str) {
-    let settings = town
-        .with_agent(world.settings_for(upstream))
+fn starts_with_nothing_to_do(tdx: &TdxFixture, fixture: &Fixture, upstream: &str) {
+    let settings = tdx
+        .with_agent(fixture.settings_for(upstream))
         .set("TEESQL_PROVISION", "true");
     let second = Sidecar::start(&without_passwords(settings));
-    let said = second.lines().join("\n");
+    let said = second.log_lines().join("\n");
     assert!(!said.contains("\"provisioned\""), "{said}");
 }
 
 /// A superuser's password that Postgres does not take: the report says so, and
 /// nobody's session notices.
-fn superuser_refused(world: &World) {
-    let town = Town::new();
-    let _agent = town.agent();
-    let settings = town
-        .settings(world)
+fn superuser_refused(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let _agent = tdx.agent();
+    let settings = tdx
+        .settings(fixture)
         .set("TEESQL_PG_PASSWORD_SUPERUSER", "not-the-superuser-s");
     let sidecar = Sidecar::start(&settings);
     let address = admin(&sidecar);
-    let mut session = crate::harness::unverified_tls::enter(Some(&town), &sidecar);
+    let mut session = crate::harness::unverified_tls::enter(Some(&tdx), &sidecar);
     let report = http::get(address, "/attestation");
     assert_eq!(report.status, 200, "{}", report.body);
     let json = report.json();
@@ -125,10 +125,10 @@ fn superuser_refused(world: &World) {
     let error = state["error"].as_str().unwrap_or_default();
     assert!(error.contains("28P01"), "{json}");
     assert!(state["wal_lsn"].is_null(), "{json}");
-    super::attestation_report::check(&town, &json, None);
+    super::attestation_report::check(&tdx, &json, None);
     assert!(!report.body.contains("not-the-superuser"), "{json}");
     http::await_ready(address);
     assert_eq!(session.ask("select 'unharmed'"), "unharmed");
-    let psql = town.psql(&sidecar, ("teesql_read", READ_SECRET), "select 'new'");
-    assert_eq!(succeed(psql, PATIENCE), "new\n");
+    let psql = tdx.psql(&sidecar, ("teesql_read", READ_SECRET), "select 'new'");
+    assert_eq!(run_successfully(psql, TIMEOUT), "new\n");
 }

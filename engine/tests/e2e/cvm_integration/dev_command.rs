@@ -7,7 +7,7 @@ pub(super) fn add(_: &mut Suite) {}
 
 #[cfg(feature = "mock")]
 pub(super) fn add(suite: &mut Suite) {
-    if suite.plays_the_rest() {
+    if suite.is_last_driver() {
         suite.add("citizen::dev_does_what_it_says", trial::does_what_it_says);
         suite.add("citizen::dev_ends_early_and_whole", trial::ends_early);
     }
@@ -28,8 +28,10 @@ mod trial {
     use nix::unistd::Pid;
 
     use crate::cvm_integration::teesql;
-    use crate::harness::process::{PATIENCE, mortal, poll, signal, spawn, succeed, wait};
-    use crate::harness::suite::World;
+    use crate::harness::process::{
+        TIMEOUT, pdeathsig_command, poll_until, run_successfully, signal, spawn, wait,
+    };
+    use crate::harness::suite::Fixture;
 
     struct Dev {
         child: Child,
@@ -104,16 +106,16 @@ mod trial {
     }
 
     fn shell(line: &str) -> Command {
-        let mut shell = mortal("sh".as_ref(), "KILL", None);
+        let mut shell = pdeathsig_command("sh".as_ref(), "KILL", None);
         shell.args(["-c", line]);
         shell
     }
 
-    pub(super) fn does_what_it_says(world: &World) {
+    pub(super) fn does_what_it_says(fixture: &Fixture) {
         for how in [Signal::SIGTERM, Signal::SIGINT] {
-            let folder = world.stage.path("dev");
+            let folder = fixture.harness.unique_path("dev");
             let mut dev = start(&folder);
-            let guide = poll(PATIENCE * 2, || {
+            let guide = poll_until(TIMEOUT * 2, || {
                 let said = dev.said.lock().expect("no panic");
                 said.contains("/attestation\n").then(|| said.clone())
             });
@@ -122,7 +124,7 @@ mod trial {
             assert!(!processes(&folder).is_empty());
             follow(&guide);
             signal(&dev.child, how);
-            let status = wait(&mut dev.child, PATIENCE).expect("it ends");
+            let status = wait(&mut dev.child, TIMEOUT).expect("it ends");
             assert_eq!(status.code(), Some(0), "{how}");
             assert_nothing_left(&folder);
         }
@@ -140,13 +142,13 @@ mod trial {
                 source = typed;
             } else if typed == "psql" || typed.contains("psql -U") || typed.contains("psql \"") {
                 let ask = format!("{source}\n{typed} {ASK}");
-                users.push(succeed(shell(&ask), PATIENCE).trim().to_owned());
+                users.push(run_successfully(shell(&ask), TIMEOUT).trim().to_owned());
             } else if let Some((_, verify)) = typed.split_once("teesql-sidecar verify ") {
                 let ask = format!("{source}\n{sidecar} verify {verify}");
-                assert!(succeed(shell(&ask), PATIENCE).ends_with("ACCEPTED\n"));
+                assert!(run_successfully(shell(&ask), TIMEOUT).ends_with("ACCEPTED\n"));
                 verdicts += 1;
             } else if let Some(at) = typed.find("curl ") {
-                let said = succeed(shell(&typed[at..]), PATIENCE);
+                let said = run_successfully(shell(&typed[at..]), TIMEOUT);
                 assert!(said.contains("\"production\""), "{said}");
                 pages += 1;
             }
@@ -163,19 +165,19 @@ mod trial {
     }
 
     /// While Postgres is being made, and while the sidecars start.
-    pub(super) fn ends_early(world: &World) {
+    pub(super) fn ends_early(fixture: &Fixture) {
         let moments: [fn(&Path) -> bool; 2] = [
             |folder| fs::read_dir(folder).is_ok_and(|below| below.count() > 0),
             |folder| postgres(folder).is_some(),
         ];
         for come in moments {
             for how in [Signal::SIGINT, Signal::SIGTERM] {
-                let folder = world.stage.path("dev");
+                let folder = fixture.harness.unique_path("dev");
                 let mut dev = start(&folder);
-                poll(PATIENCE, || come(&folder).then_some(())).expect("it has begun");
+                poll_until(TIMEOUT, || come(&folder).then_some(())).expect("it has begun");
                 thread::sleep(Duration::from_millis(20));
                 signal(&dev.child, how);
-                let status = wait(&mut dev.child, PATIENCE * 2).expect("it ends");
+                let status = wait(&mut dev.child, TIMEOUT * 2).expect("it ends");
                 assert!(status.code().is_some(), "{how}: {status}");
                 assert_nothing_left(&folder);
             }

@@ -1,11 +1,11 @@
 //! `/metrics` after traffic that is known.
 
-use super::{Town, admin};
+use super::{TdxFixture, admin};
 use crate::harness::client::Client;
 use crate::harness::message;
 use crate::harness::scrape::{Scrape, await_scrape};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 use crate::harness::{READ_SECRET, READWRITE_SECRET, WRONG_SECRET};
 use crate::harness::{http, unverified_tls as tls};
 
@@ -27,12 +27,12 @@ const HISTOGRAMS: [&str; 3] = [
     "teesql_verification_seconds",
 ];
 
-fn from_the_start(world: &World) {
-    let town = Town::new();
+fn from_the_start(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
     // No certificate from an agent, and no client yet: no collateral is held.
-    let certificates = &world.stage.certificates;
-    let settings = town
-        .settings(world)
+    let certificates = &fixture.harness.certificates;
+    let settings = tdx
+        .settings(fixture)
         .set(
             "TEESQL_TLS_CERT",
             certificates.chain.to_str().expect("UTF-8"),
@@ -50,7 +50,7 @@ fn from_the_start(world: &World) {
     let collateral = "teesql_collateral_expires_in_seconds";
     assert!(first.value(collateral).is_nan());
     assert!(first.value("teesql_certificate_expires_in_seconds") > 0.0);
-    let driver = format!("teesql_driver_info{{driver=\"{}\"}}", world.driver);
+    let driver = format!("teesql_driver_info{{driver=\"{}\"}}", fixture.driver);
     for (series, value) in [
         (driver.as_str(), 1.0),
         ("teesql_mode_info{mode=\"production\"}", 1.0),
@@ -64,7 +64,7 @@ fn from_the_start(world: &World) {
         assert_eq!(first.value(series), value, "{series}");
     }
     check_documented(&first);
-    tls::enter(Some(&town), &sidecar).quit();
+    tls::enter(Some(&tdx), &sidecar).terminate();
     let then = await_scrape(address, |scrape| {
         scrape.sum("teesql_sessions_ended_total", "") == 1.0
     });
@@ -91,15 +91,15 @@ fn fail(mut client: Client, role: &str, secret: &str, database: &str) {
 }
 
 /// Whichever shard the kernel gives them to.
-fn few_connections_are_spread(world: &World) {
+fn few_connections_are_spread(fixture: &Fixture) {
     const SHARDS: usize = 3;
-    let town = Town::new();
-    let _agent = town.agent();
-    let settings = town.settings(world);
+    let tdx = TdxFixture::new();
+    let _agent = tdx.agent();
+    let settings = tdx.settings(fixture);
     let sidecar = Sidecar::start(&settings.set("TEESQL_SHARDS", &SHARDS.to_string()));
     let address = admin(&sidecar);
     http::await_ready(address);
-    let enter = || tls::enter(Some(&town), &sidecar);
+    let enter = || tls::enter(Some(&tdx), &sidecar);
     let mut sessions: Vec<_> = (0..2 * SHARDS).map(|_| enter()).collect();
     let accepted = |shard| format!("teesql_connections_accepted_total{{shard=\"{shard}\"}}");
     let spread = Scrape::of(address);
@@ -111,9 +111,9 @@ fn few_connections_are_spread(world: &World) {
     }
     // A place that becomes free is the next one's.
     let leaving = sessions.swap_remove(1);
-    let peer = leaving.peer_name();
-    leaving.quit();
-    sidecar.await_end(peer);
+    let peer = leaving.local_address();
+    leaving.terminate();
+    sidecar.await_connection_end(peer);
     sessions.push(enter());
     let spread = Scrape::of(address);
     let all: f64 = (0..SHARDS)
@@ -123,14 +123,14 @@ fn few_connections_are_spread(world: &World) {
     assert!((0..SHARDS).all(|shard| spread.value(&accepted(shard)) <= 3.0));
 }
 
-fn known_traffic(world: &World) {
-    let town = Town::new();
-    let _agent = town.agent();
-    let sidecar = Sidecar::start(&town.settings(world).set("TEESQL_SHARDS", "1"));
+fn known_traffic(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let _agent = tdx.agent();
+    let sidecar = Sidecar::start(&tdx.settings(fixture).set("TEESQL_SHARDS", "1"));
     let address = admin(&sidecar);
     http::await_ready(address);
-    let open = || tls::connect(Some(&town), &sidecar);
-    let enter = || tls::enter(Some(&town), &sidecar);
+    let open = || tls::connect(Some(&tdx), &sidecar);
+    let enter = || tls::enter(Some(&tdx), &sidecar);
 
     let mut readers = [enter(), enter()];
     let mut writer = open();
@@ -156,14 +156,14 @@ fn known_traffic(world: &World) {
     fail(open(), "teesql_read", WRONG_SECRET, "via_scram");
     fail(open(), "teesql_readwrite", READ_SECRET, "via_scram");
     fail(open(), "teesql_read", READ_SECRET, "no_such_database");
-    tls::connect(None, &sidecar).expect_refusal();
+    tls::connect(None, &sidecar).expect_fatal();
     let mut canceller = open();
     canceller.send(&message::cancel(1, &[1, 2, 3, 4]));
-    canceller.expect_end();
+    canceller.expect_close();
     for client in readers {
-        client.quit();
+        client.terminate();
     }
-    writer.quit();
+    writer.terminate();
     // One line of the book is written after the other.
     let after = await_scrape(address, |scrape| {
         scrape.sum("teesql_connections", "") == 0.0

@@ -3,12 +3,12 @@
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 
-use super::{Town, admin, teesql};
-use crate::harness::client::{Client, Wire};
+use super::{TdxFixture, admin, teesql};
+use crate::harness::client::{Client, TcpClient};
 use crate::harness::message::{PROTOCOL_3_0, startup};
-use crate::harness::process::{PATIENCE, lossy, mortal, run, succeed};
+use crate::harness::process::{TIMEOUT, lossy, pdeathsig_command, run, run_successfully};
 use crate::harness::sidecar::{Settings, Sidecar};
-use crate::harness::suite::{Suite, World};
+use crate::harness::suite::{Fixture, Suite};
 use crate::harness::{READ_SECRET, SUPERUSER_PASSWORD};
 use crate::harness::{http, unverified_tls as tls};
 
@@ -18,52 +18,52 @@ pub(super) fn add(suite: &mut Suite) {
         "citizen::simulator_trusts_this_machine_alone",
         this_machine_alone,
     );
-    if suite.plays_the_rest() {
+    if suite.is_last_driver() {
         suite.add("citizen::simulator_defaults", defaults);
     }
 }
 
 /// As a developer has it: nothing is said of attestation.
-fn settings(town: &Town, world: &World) -> Settings {
-    town.settings(world)
+fn settings(tdx: &TdxFixture, fixture: &Fixture) -> Settings {
+    tdx.settings(fixture)
         .without("TEESQL_REQUIRE_CLIENT_ATTESTATION")
         .without("TEESQL_GUEST_AGENT")
         .without("TEESQL_PCCS")
         .without("TEESQL_DANGEROUS_TDX_ROOT_CA")
-        .set("DSTACK_SIMULATOR_ENDPOINT", &town.path("dstack.sock"))
+        .set("DSTACK_SIMULATOR_ENDPOINT", &tdx.path("dstack.sock"))
 }
 
 /// Never asks a person for a password.
 fn psql(line: &str) -> Command {
-    let mut psql = mortal("psql".as_ref(), "KILL", None);
+    let mut psql = pdeathsig_command("psql".as_ref(), "KILL", None);
     psql.args(["-X", "-q", "-A", "-t", "-w", "-c", "select current_user"]);
     psql.arg(line).env_remove("PGPASSWORD");
     psql
 }
 
-fn mode_d(world: &World) {
-    let town = Town::new();
-    let _agent = town.agent();
-    let sidecar = Sidecar::start(&settings(&town, world));
+fn mode_d(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let _agent = tdx.agent();
+    let sidecar = Sidecar::start(&settings(&tdx, fixture));
     let address = admin(&sidecar);
     let port = sidecar.port();
     let line = format!("host=localhost port={port} user=postgres sslmode=require dbname=postgres");
-    assert_eq!(succeed(psql(&line), PATIENCE), "postgres\n");
+    assert_eq!(run_successfully(psql(&line), TIMEOUT), "postgres\n");
     let reader = format!("host=localhost port={port} user=teesql_read dbname=via_scram");
-    let said = lossy(&run(psql(&reader), PATIENCE).stderr);
+    let said = lossy(&run(psql(&reader), TIMEOUT).stderr);
     assert!(said.contains("no password supplied"), "{said}");
     let mut psql = psql(&reader);
     psql.env("PGPASSWORD", READ_SECRET);
-    assert_eq!(succeed(psql, PATIENCE), "teesql_read\n");
+    assert_eq!(run_successfully(psql, TIMEOUT), "teesql_read\n");
 
-    let line = sidecar.await_line("the start", |line| line["message"] == "listening");
+    let line = sidecar.await_log("the start", |line| line["message"] == "listening");
     assert_eq!(line["mode"], "simulator");
-    sidecar.await_line("a warning", |line| {
+    sidecar.await_log("a warning", |line| {
         let message = line["message"].as_str().unwrap_or_default();
         line["level"] == "WARN" && message.starts_with("simulator mode: ")
     });
     for role in ["postgres", "teesql_read"] {
-        let line = sidecar.await_line(role, |line| {
+        let line = sidecar.await_log(role, |line| {
             line["role"] == role && line.get("reason").is_some()
         });
         assert_eq!(line["mode"], "simulator", "{line}");
@@ -96,10 +96,10 @@ fn v2(rest: &[u8]) -> Vec<u8> {
 }
 
 /// Who speaks for others is not local, whatever is claimed.
-fn this_machine_alone(world: &World) {
-    let town = Town::new();
-    let _agent = town.agent();
-    let settings = settings(&town, world).set("TEESQL_PROXY_PROTOCOL_FROM", "127.0.0.0/8");
+fn this_machine_alone(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let _agent = tdx.agent();
+    let settings = settings(&tdx, fixture).set("TEESQL_PROXY_PROTOCOL_FROM", "127.0.0.0/8");
     let sidecar = Sidecar::start(&settings);
     assert_eq!(log_in(tls::connect(None, &sidecar), None), "postgres");
     let loopback = [127, 0, 0, 1, 127, 0, 0, 1, 0x9c, 0x40, 0x15, 0x39];
@@ -112,9 +112,9 @@ fn this_machine_alone(world: &World) {
         v2(&[0x21, 0x00, 0, 0]),
         v2(&[&[0x21, 0x11, 0, 12], &loopback[..]].concat()),
     ] {
-        let mut wire = Wire::connect(sidecar.address());
-        wire.send(&header);
-        let client = Client::handshake(tls::config(None), wire).expect("TLS");
+        let mut tcp = TcpClient::connect(sidecar.address());
+        tcp.send(&header);
+        let client = Client::handshake(tls::config(None), tcp).expect("TLS");
         let user = log_in(client, Some(SUPERUSER_PASSWORD));
         assert_eq!(user, "postgres", "{header:?}");
     }
@@ -126,15 +126,15 @@ fn this_machine_alone(world: &World) {
 
 /// A peer with an address that is not loopback.
 fn from_elsewhere(settings: &Settings, own: IpAddr) {
-    let sidecar = Sidecar::launch(settings);
-    let line = sidecar.await_line("listening", |line| line["message"] == "listening");
+    let sidecar = Sidecar::spawn(settings);
+    let line = sidecar.await_log("listening", |line| line["message"] == "listening");
     let address = line["address"].as_str().expect("text");
     let address: SocketAddr = address.parse().expect("an address");
     let stream = TcpStream::connect((own, address.port())).expect("it accepts");
     for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
-        set(&stream, Some(PATIENCE)).expect("a live socket");
+        set(&stream, Some(TIMEOUT)).expect("a live socket");
     }
-    let client = Client::handshake(tls::config(None), Wire::of(stream)).expect("TLS");
+    let client = Client::handshake(tls::config(None), TcpClient::from_stream(stream)).expect("TLS");
     let user = log_in(client, Some(SUPERUSER_PASSWORD));
     assert_eq!(user, "postgres");
 }
@@ -147,7 +147,7 @@ fn address_of_our_own() -> Option<IpAddr> {
     (!address.is_loopback()).then_some(address)
 }
 
-fn defaults(_: &World) {
+fn defaults(_: &Fixture) {
     // All that has no default outside simulator mode.
     let secret = "11".repeat(32);
     let secrets = [
@@ -155,7 +155,7 @@ fn defaults(_: &World) {
         ("TEESQL_READWRITE_SECRET", secret.as_str()),
     ];
     let check = |environment: &[(&str, &str)]| {
-        let output = run(teesql(&["check"], environment), PATIENCE);
+        let output = run(teesql(&["check"], environment), TIMEOUT);
         let said = lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(0), "{said}");
         (said, lossy(&output.stderr))

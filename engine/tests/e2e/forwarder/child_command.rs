@@ -7,9 +7,9 @@ use nix::sys::signal::Signal;
 
 use super::drivers::READER;
 use crate::harness::forwarder::Settings;
-use crate::harness::process::{PATIENCE, lossy, poll, run, signal, spawn, wait};
-use crate::harness::suite::{Suite, World};
-use crate::harness::tdx_fixture::Lab;
+use crate::harness::process::{TIMEOUT, lossy, poll_until, run, signal, spawn, wait};
+use crate::harness::suite::{Fixture, Suite};
+use crate::harness::tdx_fixture::TdxFixture;
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.add("forward::command::exit_codes", exit_codes);
@@ -19,20 +19,20 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.add("forward::command::mistakes", mistakes);
 }
 
-fn quiet(lab: &Lab, world: &World) -> Settings {
-    lab.settings_to(world, "db.example:5433")
+fn quiet(tdx: &TdxFixture, fixture: &Fixture) -> Settings {
+    tdx.settings_to(fixture, "db.example:5433")
         .set("TEESQL_LOG", "warn")
 }
 
 fn sh(settings: &Settings, script: &str) -> Output {
-    run(settings.command(&["--", "sh", "-c", script]), PATIENCE)
+    run(settings.command(&["--", "sh", "-c", script]), TIMEOUT)
 }
 
-fn exit_codes(world: &World) {
-    let lab = Lab::new();
-    let socket = lab.path("sock");
+fn exit_codes(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let socket = tdx.path("sock");
     fs::create_dir(&socket).expect("a folder");
-    let settings = quiet(&lab, world).set("TEESQL_FORWARD_LISTEN", &socket);
+    let settings = quiet(&tdx, fixture).set("TEESQL_FORWARD_LISTEN", &socket);
     for (script, code) in [
         ("exit 0", 0),
         ("exit 7", 7),
@@ -45,7 +45,7 @@ fn exit_codes(world: &World) {
         let left = fs::read_dir(&socket).expect("a folder").count();
         assert_eq!(left, 0, "{script}: the socket is left");
     }
-    let none = run(settings.command(&["--", "/nobody/has/this"]), PATIENCE);
+    let none = run(settings.command(&["--", "/nobody/has/this"]), TIMEOUT);
     assert_eq!(none.status.code(), Some(127));
     let said = lossy(&none.stderr);
     assert!(
@@ -56,7 +56,7 @@ fn exit_codes(world: &World) {
     let agent = settings
         .without("TEESQL_CLIENT_CERT")
         .without("TEESQL_CLIENT_KEY")
-        .set("TEESQL_GUEST_AGENT", &lab.path("nobody.sock"))
+        .set("TEESQL_GUEST_AGENT", &tdx.path("nobody.sock"))
         .set("TEESQL_START_TIMEOUT", "200ms");
     assert_eq!(sh(&agent, "exit 0").status.code(), Some(69));
     assert_eq!(fs::read_dir(&socket).expect("a folder").count(), 0);
@@ -88,9 +88,9 @@ fn found(settings: &Settings) -> Vec<String> {
         .to_vec()
 }
 
-fn environment(world: &World) {
-    let lab = Lab::new();
-    let settings = quiet(&lab, world);
+fn environment(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let settings = quiet(&tdx, fixture);
     let plain = "postgresql://127.0.0.1:PORT/?sslmode=disable";
     assert_eq!(
         found(&settings),
@@ -121,7 +121,7 @@ fn environment(world: &World) {
     assert_eq!(around.status.code(), Some(1), "{around:?}");
     // The user's own variables win over the DSN's.
     assert_eq!(found(&given.clone().set("PGUSER", "me"))[4], "me");
-    let folder = lab.path("s");
+    let folder = tdx.path("s");
     fs::create_dir(&folder).expect("a folder");
     let local = format!("{folder}/.s.PGSQL.6543");
     let unix = found(&given.set("TEESQL_FORWARD_LISTEN", &local));
@@ -135,45 +135,45 @@ fn environment(world: &World) {
     assert_eq!(unix[1], folder);
 }
 
-fn signals(world: &World) {
-    let lab = Lab::new();
+fn signals(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
     for (which, name) in [
         (Signal::SIGTERM, "TERM"),
         (Signal::SIGINT, "INT"),
         (Signal::SIGHUP, "HUP"),
         (Signal::SIGUSR1, "USR1"),
     ] {
-        let ready = lab.path(name);
+        let ready = tdx.path(name);
         let script = format!("trap 'exit 9' {name}; touch {ready}; while :; do sleep 0.05; done");
-        let mut command = quiet(&lab, world).command(&["--", "sh", "-c", &script]);
+        let mut command = quiet(&tdx, fixture).command(&["--", "sh", "-c", &script]);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = spawn(command).expect("it starts");
         let is_ready = || fs::exists(&ready).unwrap_or(false).then_some(());
-        poll(PATIENCE, is_ready).expect("the command runs");
+        poll_until(TIMEOUT, is_ready).expect("the command runs");
         signal(&child, which);
-        let status = wait(&mut child, PATIENCE).expect("it ends");
+        let status = wait(&mut child, TIMEOUT).expect("it ends");
         assert_eq!(status.code(), Some(9), "{name}");
     }
 }
 
 /// The issue's own example, with nothing but a DSN.
-fn psql(world: &World) {
-    let lab = Lab::new();
-    let sidecar = lab.sidecar(world);
+fn psql(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let sidecar = tdx.sidecar(fixture);
     let url = format!(
         "postgresql://{}:{}@{}/via_scram?sslmode=require",
         READER.0,
         READER.1,
         sidecar.address()
     );
-    let settings = lab.settings(world).set("DATABASE_URL", &url);
+    let settings = tdx.settings(fixture).set("DATABASE_URL", &url);
     let ask = [
         "--",
         "psql",
         "-XAtc",
         "select current_user, current_database()",
     ];
-    let output = run(settings.command(&ask), PATIENCE * 2);
+    let output = run(settings.command(&ask), TIMEOUT * 2);
     assert_eq!(
         lossy(&output.stdout),
         "teesql_read|via_scram\n",
@@ -181,19 +181,19 @@ fn psql(world: &World) {
     );
     assert_eq!(output.status.code(), Some(0));
     // Whoever outlives the command has lost the forwarder.
-    let pid = lab.path("left");
+    let pid = tdx.path("left");
     let script =
         format!("psql -Xc 'select pg_sleep(3600)' >/dev/null 2>&1 & echo $! >{pid}; sleep 0.3");
-    let output = run(settings.command(&["--", "sh", "-c", &script]), PATIENCE);
+    let output = run(settings.command(&["--", "sh", "-c", &script]), TIMEOUT);
     assert_eq!(output.status.code(), Some(0));
     let left = fs::read_to_string(&pid).expect("a pid");
     let gone = || (!fs::exists(format!("/proc/{}", left.trim())).unwrap_or(true)).then_some(());
-    poll(PATIENCE, gone).expect("psql has lost its server");
+    poll_until(TIMEOUT, gone).expect("psql has lost its server");
 }
 
-fn mistakes(world: &World) {
-    let lab = Lab::new();
-    let base = lab.settings(world);
+fn mistakes(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let base = tdx.settings(fixture);
     let not_a_uri = "DATABASE_URL is not a URI: expected postgresql://user@host:5433/database";
     let target = "expected HOST:PORT, e.g. db.example:5433";
     for (name, value, text) in [
@@ -228,14 +228,14 @@ fn mistakes(world: &World) {
         ("TEESQL_CLUSTER", "c.example", "manifest_signer"),
     ] {
         let settings = base.clone().set(name, value);
-        let output = run(settings.command(&[]), PATIENCE);
+        let output = run(settings.command(&[]), TIMEOUT);
         let said = lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(64), "{name}={value}: {said}");
         assert!(said.contains(text), "{name}={value}: {said}");
         assert!(!said.contains("hunter2"), "a secret: {said}");
         assert_eq!(lossy(&output.stdout), "");
     }
-    let output = run(base.command(&[]), PATIENCE);
+    let output = run(base.command(&[]), TIMEOUT);
     let said = lossy(&output.stderr);
     assert!(
         said.contains("no server: use --target, DATABASE_URL or --cluster"),

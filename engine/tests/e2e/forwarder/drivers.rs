@@ -1,4 +1,4 @@
-//! Driver, forwarder, sidecar, Postgres: what drivers do, end to end.
+//! IoDriver, forwarder, sidecar, Postgres: what drivers do, end to end.
 
 use std::fs;
 use std::process::Stdio;
@@ -11,52 +11,52 @@ use nix::unistd::Pid;
 use tokio_postgres::{Config, Error, NoTls};
 
 use crate::harness::forwarder::Forwarder;
-use crate::harness::process::{PATIENCE, lossy, spawn, wait};
-use crate::harness::suite::{Need, Suite, World};
-use crate::harness::tdx_fixture::{Lab, told};
+use crate::harness::process::{TIMEOUT, lossy, spawn, wait};
+use crate::harness::suite::{Fixture, Requirement, Suite};
+use crate::harness::tdx_fixture::{TdxFixture, told};
 use crate::harness::{READ_SECRET, READWRITE_SECRET, WRONG_SECRET};
 
 pub(crate) const READER: (&str, &str) = ("teesql_read", READ_SECRET);
 pub(crate) const WRITER: (&str, &str) = ("teesql_readwrite", READWRITE_SECRET);
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add("forward::psql_and_pgbench", |world| {
-        psql_and_pgbench(world, None);
+    suite.add("forward::psql_and_pgbench", |fixture| {
+        psql_and_pgbench(fixture, None);
     });
     suite.add("forward::over_a_unix_socket", over_a_unix_socket);
     suite.add("forward::copy_and_large_results", copy);
     suite.add("forward::cancel", cancel);
     suite.add("forward::tokio_postgres", tokio);
-    suite.add_with(&[Need::Psycopg], "forward::psycopg", psycopg);
+    suite.add_requiring(&[Requirement::Psycopg], "forward::psycopg", psycopg);
 }
 
 /// A forwarder to a sidecar of its own.
 pub(crate) struct Way {
     pub(crate) forwarder: Forwarder,
     pub(crate) sidecar: crate::harness::sidecar::Sidecar,
-    pub(crate) lab: Lab,
+    pub(crate) tdx: TdxFixture,
 }
 
 impl Way {
-    pub(crate) fn open(world: &World, more: &[(&'static str, &str)]) -> Self {
-        let lab = Lab::new();
-        let sidecar = lab.sidecar(world);
-        let mut settings = lab.settings_to(world, sidecar.address());
+    pub(crate) fn open(fixture: &Fixture, more: &[(&'static str, &str)]) -> Self {
+        let tdx = TdxFixture::new();
+        let sidecar = tdx.sidecar(fixture);
+        let mut settings = tdx.settings_to(fixture, sidecar.address());
         for (name, value) in more {
             settings = settings.set(name, value);
         }
         Self {
             forwarder: Forwarder::start(&settings),
             sidecar,
-            lab,
+            tdx,
         }
     }
 }
 
-fn psql_and_pgbench(world: &World, listen: Option<&str>) {
+fn psql_and_pgbench(fixture: &Fixture, listen: Option<&str>) {
     let listen = listen.map(|listen| ("TEESQL_FORWARD_LISTEN", listen));
     let more: Vec<_> = [("TEESQL_SHARDS", "2")].into_iter().chain(listen).collect();
-    let way = Way::open(world, &more);
+    let way = Way::open(fixture, &more);
     let rest = way.forwarder.sockets_at_rest();
     assert_eq!(way.forwarder.ask(READER), "1\n");
     // The sidecar's own refusal passes through.
@@ -65,8 +65,8 @@ fn psql_and_pgbench(world: &World, listen: Option<&str>) {
         said.contains("FATAL:  authentication_failed: password authentication failed"),
         "{said}"
     );
-    let database = world.stage.fresh("forwarded");
-    world.cluster().create_database(&database);
+    let database = fixture.harness.unique_name("forwarded");
+    fixture.cluster().create_database(&database);
     let bench = |who, arguments: &str| {
         let mut bench = way.forwarder.client("pgbench", who);
         bench
@@ -84,22 +84,22 @@ fn psql_and_pgbench(world: &World, listen: Option<&str>) {
     assert!(said.contains("actually processed: 100/100"), "{said}");
     let said = bench(READER, "-n -S -C -c 4 -t 10");
     assert!(said.contains("actually processed: 40/40"), "{said}");
-    world.cluster().drop_database(&database);
+    fixture.cluster().drop_database(&database);
     // Nothing of all those connections is left.
     way.forwarder.await_sockets(rest);
 }
 
-fn over_a_unix_socket(world: &World) {
+fn over_a_unix_socket(fixture: &Fixture) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().to_str().expect("UTF-8");
-    psql_and_pgbench(world, Some(path));
+    psql_and_pgbench(fixture, Some(path));
     assert!(!folder.path().join("missing").exists());
 }
 
-fn copy(world: &World) {
+fn copy(fixture: &Fixture) {
     const ROWS: &str = "select repeat(md5(n::text), 32) from generate_series(1, 10000) n";
-    let way = Way::open(world, &[]);
-    let direct = world
+    let way = Way::open(fixture, &[]);
+    let direct = fixture
         .cluster()
         .sql("via_scram", &format!("copy ({ROWS}) to stdout"))
         + "\n";
@@ -112,9 +112,9 @@ fn copy(world: &World) {
     };
     let out = psql(READER, &["-c", &format!("copy ({ROWS}) to stdout")]);
     assert!(out == direct, "COPY out came back changed");
-    let file = way.lab.path("rows");
+    let file = way.tdx.path("rows");
     fs::write(&file, &direct).expect("a file");
-    let table = world.stage.fresh("copied");
+    let table = fixture.harness.unique_name("copied");
     let create = format!("create table {table} (row text)");
     psql(
         WRITER,
@@ -133,10 +133,10 @@ fn copy(world: &World) {
 
 /// psql 15 cancels by a second connection: in plaintext to the forwarder, in TLS
 /// to the sidecar.
-fn cancel(world: &World) {
-    let way = Way::open(world, &[("TEESQL_SHARDS", "2")]);
+fn cancel(fixture: &Fixture) {
+    let way = Way::open(fixture, &[("TEESQL_SHARDS", "2")]);
     let rest = way.forwarder.sockets_at_rest();
-    let marker = world.stage.fresh("cancelled");
+    let marker = fixture.harness.unique_name("cancelled");
     let mut psql = way.forwarder.client("psql", READER);
     psql.args(["-X", "-c", &format!("select pg_sleep(3600) as {marker}")]);
     psql.stdout(Stdio::null()).stderr(Stdio::piped());
@@ -144,10 +144,10 @@ fn cancel(world: &World) {
     let asleep = format!(
         "select wait_event from pg_stat_activity where query like '%as {marker}' and usename = 'teesql_read'"
     );
-    world.cluster().await_answer(&asleep, "PgSleep");
+    fixture.cluster().await_result(&asleep, "PgSleep");
     let pid = Pid::from_raw(i32::try_from(psql.id()).expect("a pid"));
     kill(pid, Signal::SIGINT).expect("psql runs");
-    let status = wait(&mut psql, PATIENCE).expect("psql ends");
+    let status = wait(&mut psql, TIMEOUT).expect("psql ends");
     let said = lossy(&psql.wait_with_output().expect("psql ended").stderr);
     assert_eq!(status.code(), Some(1), "{said}");
     assert!(
@@ -158,14 +158,14 @@ fn cancel(world: &World) {
     way.forwarder.await_sockets(rest);
 }
 
-fn tokio(world: &World) {
-    let way = Way::open(world, &[("TEESQL_SHARDS", "2")]);
+fn tokio(fixture: &Fixture) {
+    let way = Way::open(fixture, &[("TEESQL_SHARDS", "2")]);
     let rest = way.forwarder.sockets_at_rest();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime");
-    let trial = async { tokio::time::timeout(PATIENCE * 4, session(&way.forwarder)).await };
+    let trial = async { tokio::time::timeout(TIMEOUT * 4, session(&way.forwarder)).await };
     let outcome = runtime.block_on(trial).expect("in time");
     outcome.unwrap_or_else(|e| panic!("{e}: {:?}", e.as_db_error()));
     drop(runtime);
@@ -263,8 +263,8 @@ with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as c:
 print("done")
 "#;
 
-fn psycopg(world: &World) {
-    let way = Way::open(world, &[]);
+fn psycopg(fixture: &Fixture) {
+    let way = Way::open(fixture, &[]);
     let python = std::env::var("TEESQL_TEST_PYTHON").expect("the trial needs it");
     let mut script = way.forwarder.client(&python, WRITER);
     let (host, port) = way.forwarder.place();

@@ -5,21 +5,21 @@ use engine::config::Forward;
 use tokio_postgres::{Config, NoTls};
 
 use super::drivers::READER;
-use crate::harness::process::PATIENCE;
-use crate::harness::suite::{Suite, World};
-use crate::harness::tdx_fixture::Lab;
+use crate::harness::process::TIMEOUT;
+use crate::harness::suite::{Fixture, Suite};
+use crate::harness::tdx_fixture::TdxFixture;
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.add("forward::embedded", embedded);
 }
 
-fn embedded(world: &World) {
-    let lab = Lab::new();
-    let sidecar = lab.sidecar(world);
+fn embedded(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let sidecar = tdx.sidecar(fixture);
     let target = sidecar.address().to_string();
-    let pem = lab.settings(world);
+    let pem = tdx.settings(fixture);
     let (cert, key) = (pem.get("TEESQL_CLIENT_CERT"), pem.get("TEESQL_CLIENT_KEY"));
-    let (root, pccs, socket) = (lab.path("root.pem"), lab.pccs.url(), lab.path("s.sock"));
+    let (root, pccs, socket) = (tdx.path("root.pem"), tdx.pccs.url(), tdx.path("s.sock"));
     let usual = [
         ("target", target.as_str()),
         ("client_cert", &cert),
@@ -73,7 +73,7 @@ fn ask(host: &str, port: u16) -> String {
         let row = client.query_one("select current_user::text", &[]).await?;
         Ok::<_, tokio_postgres::Error>(row.get(0))
     };
-    let outcome = runtime.block_on(async { tokio::time::timeout(PATIENCE, asked).await });
+    let outcome = runtime.block_on(async { tokio::time::timeout(TIMEOUT, asked).await });
     outcome
         .expect("in time")
         .unwrap_or_else(|e| panic!("{e:?}"))

@@ -4,16 +4,20 @@ use attest::manifest::{Draft, SigningKey};
 
 use super::drivers::READER;
 use super::lifecycle::Session;
-use crate::harness::fake_server::Fake;
+use crate::harness::fake_server::FakeServer;
 use crate::harness::forwarder::{Forwarder, Settings};
 use crate::harness::name_server::NameServer;
-use crate::harness::process::{PATIENCE, lossy, poll, run};
-use crate::harness::suite::{Need, Suite, World};
-use crate::harness::tdx_fixture::{Lab, now};
+use crate::harness::process::{TIMEOUT, lossy, poll_until, run};
+use crate::harness::suite::{Fixture, Requirement, Suite};
+use crate::harness::tdx_fixture::{TdxFixture, now};
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add_with(&[Need::Knot], "forward::leader::changes", changes);
-    suite.add_with(&[Need::Knot], "forward::leader::refused_manifests", refused);
+    suite.add_requiring(&[Requirement::Knot], "forward::leader::changes", changes);
+    suite.add_requiring(
+        &[Requirement::Knot],
+        "forward::leader::refused_manifests",
+        refused,
+    );
     suite.add("forward::leader::sign_and_verify", sign_and_verify);
 }
 
@@ -53,23 +57,23 @@ fn signed(draft: &Draft) -> String {
     record(&draft.sign(&key(KEY)).expect("a signature"))
 }
 
-fn settings(lab: &Lab, world: &World, dns: &NameServer) -> Settings {
-    lab.settings(world)
+fn settings(tdx: &TdxFixture, fixture: &Fixture, dns: &NameServer) -> Settings {
+    tdx.settings(fixture)
         .set("TEESQL_CLUSTER", "teesql.test")
         .set("TEESQL_MANIFEST_SIGNER", &key(KEY).address().to_string())
         .set("TEESQL_DNS_SERVER", &dns.address())
 }
 
-fn changes(world: &World) {
-    let lab = Lab::new();
-    let sidecar = lab.sidecar(world);
+fn changes(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let sidecar = tdx.sidecar(fixture);
     let (first, second) = (
-        Fake::counting(sidecar.address()),
-        Fake::counting(sidecar.address()),
+        FakeServer::proxy_to(sidecar.address()),
+        FakeServer::proxy_to(sidecar.address()),
     );
     let (a, b) = (first.address().port(), second.address().port());
     let dns = NameServer::start(&signed(&draft(a, 1)));
-    let forwarder = Forwarder::start(&settings(&lab, world, &dns));
+    let forwarder = Forwarder::start(&settings(&tdx, fixture, &dns));
     let mut old = Session::open(&forwarder);
     assert_eq!((first.accepted(), second.accepted()), (1, 0));
 
@@ -81,7 +85,7 @@ fn changes(world: &World) {
     };
     assert!(signed(&next).len() > 2 * 255);
     dns.publish(&signed(&next));
-    poll(PATIENCE, || {
+    poll_until(TIMEOUT, || {
         assert_eq!(forwarder.ask(READER), "1\n");
         (second.accepted() > 0).then_some(())
     })
@@ -91,7 +95,7 @@ fn changes(world: &World) {
     // DNS goes back: nobody follows. The old epoch's text is for the driver.
     dns.publish(&signed(&draft(a, 1)));
     let before = first.accepted();
-    let said = poll(PATIENCE, || {
+    let said = poll_until(TIMEOUT, || {
         let said = forwarder.ask(READER);
         said.contains("FATAL").then_some(said)
     });
@@ -110,13 +114,13 @@ fn changes(world: &World) {
     assert_eq!(old.0.read_to_end(), b"");
 
     // A TTL of five minutes, and a leader that fails once.
-    let third = Fake::counting(sidecar.address());
+    let third = FakeServer::proxy_to(sidecar.address());
     dns.publish(
         &signed(&next)
             .replace(" TXT ", " 300 TXT ")
             .replace("leader A", "leader 300 A"),
     );
-    let fresh = Forwarder::start(&settings(&lab, world, &dns));
+    let fresh = Forwarder::start(&settings(&tdx, fixture, &dns));
     assert_eq!(fresh.ask(READER), "1\n");
     dns.publish(&signed(&draft(third.address().port(), 3)));
     drop(second);
@@ -124,8 +128,8 @@ fn changes(world: &World) {
     assert_eq!(third.accepted(), 1);
 }
 
-fn refused(world: &World) {
-    let lab = Lab::new();
+fn refused(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
     let good = draft(5433, 7);
     let text = |draft: &Draft| draft.sign(&key(KEY)).expect("a signature");
     let wrong = record(&good.sign(&key(OTHER_KEY)).expect("a signature"));
@@ -193,7 +197,7 @@ fn refused(world: &World) {
         ),
     ] {
         dns.publish(&records);
-        let forwarder = Forwarder::start(&settings(&lab, world, &dns));
+        let forwarder = Forwarder::start(&settings(&tdx, fixture, &dns));
         let said = forwarder.ask(READER);
         assert!(said.contains(&format!("FATAL:  {text}")), "{code}: {said}");
         forwarder.await_reason(code);
@@ -201,12 +205,12 @@ fn refused(world: &World) {
 }
 
 /// What operators type, and what the forwarder then follows.
-fn sign_and_verify(_: &World) {
+fn sign_and_verify(_: &Fixture) {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("key");
     std::fs::write(&file, KEY).expect("a key");
     let file = file.to_str().expect("UTF-8").to_owned();
-    let bare = Settings::new(crate::harness::sidecar::Driver::Epoll);
+    let bare = Settings::new(crate::harness::sidecar::IoDriver::Epoll);
     let until = (now() + 600).to_string();
     let url =
         "https://ea23198e3419ebbb240571a29d0112d9bcbe69c0-5433.dstack-base-prod9.phala.network";
@@ -226,24 +230,24 @@ fn sign_and_verify(_: &World) {
         "--valid-until",
         &until,
     ];
-    let output = run(bare.command(&sign), PATIENCE);
+    let output = run(bare.command(&sign), TIMEOUT);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let text = lossy(&output.stdout);
     let signer = key(KEY).address().to_string();
     let verify = ["manifest", "verify", text.trim(), "--signer", &signer];
-    let said = lossy(&run(bare.command(&verify), PATIENCE).stdout);
+    let said = lossy(&run(bare.command(&verify), TIMEOUT).stdout);
     assert!(
         said.contains("\nepoch = 42\n") && said.contains("network:443\n"),
         "{said}"
     );
     let late = [&verify[..], &["--at", "9999999999"]].concat();
-    let output = run(bare.command(&late), PATIENCE);
+    let output = run(bare.command(&late), TIMEOUT);
     assert_eq!(output.status.code(), Some(1));
     assert!(lossy(&output.stderr).contains("manifest expired (manifest_expired)"));
     let other = key(OTHER_KEY).address().to_string();
     let output = run(
         bare.command(&["manifest", "verify", text.trim(), "--signer", &other]),
-        PATIENCE,
+        TIMEOUT,
     );
     assert_eq!(output.status.code(), Some(1));
     assert!(!format!("{output:?}").contains(KEY), "the key is shown");

@@ -9,34 +9,34 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::drivers::{READER, Way};
-use crate::harness::client::Wire;
+use crate::harness::client::TcpClient;
 use crate::harness::forwarder::Forwarder;
 use crate::harness::message::{self, PROTOCOL_3_0, SSL_REQUEST};
-use crate::harness::process::{PATIENCE, lossy, poll, run};
-use crate::harness::suite::{Suite, World};
-use crate::harness::tdx_fixture::Lab;
+use crate::harness::process::{TIMEOUT, lossy, poll_until, run};
+use crate::harness::suite::{Fixture, Suite};
+use crate::harness::tdx_fixture::TdxFixture;
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.add("forward::sslmode", sslmode);
     suite.add("forward::drain", drain);
     suite.add("forward::idle_and_limit", idle_and_limit);
     suite.add("forward::the_server_goes_first", server_goes_first);
-    if suite.plays_the_rest() {
+    if suite.is_last_driver() {
         suite.add("forward::http_and_secrets", http_and_secrets);
     }
 }
 
 /// A session by hand, logged in, that can be asked.
-pub(crate) struct Session(pub(crate) Wire);
+pub(crate) struct Session(pub(crate) TcpClient);
 
 impl Session {
     pub(crate) fn open(forwarder: &Forwarder) -> Self {
-        let mut wire = Wire::connect(forwarder.address());
+        let mut tcp = TcpClient::connect(forwarder.address());
         let who = [("user", READER.0), ("database", "via_scram")];
-        wire.send(&message::startup(PROTOCOL_3_0, &who));
-        wire.expect_prefix(&message::tagged(b'R', &3_u32.to_be_bytes()));
-        wire.send(&message::password(READER.1));
-        let mut session = Self(wire);
+        tcp.send(&message::startup(PROTOCOL_3_0, &who));
+        tcp.expect_prefix(&message::tagged(b'R', &3_u32.to_be_bytes()));
+        tcp.send(&message::password(READER.1));
+        let mut session = Self(tcp);
         session.until_ready();
         session
     }
@@ -45,7 +45,7 @@ impl Session {
     fn until_ready(&mut self) -> Vec<u8> {
         let mut all = Vec::new();
         while !all.ends_with(&[b'Z', 0, 0, 0, 5, b'I']) {
-            all.push(self.0.byte());
+            all.push(self.0.read_byte());
         }
         all
     }
@@ -57,12 +57,12 @@ impl Session {
     }
 }
 
-fn sslmode(world: &World) {
-    let way = Way::open(world, &[]);
-    let mut wire = Wire::connect(way.forwarder.address());
-    wire.send(&SSL_REQUEST);
-    wire.expect_prefix(b"N");
-    drop(wire);
+fn sslmode(fixture: &Fixture) {
+    let way = Way::open(fixture, &[]);
+    let mut tcp = TcpClient::connect(way.forwarder.address());
+    tcp.send(&SSL_REQUEST);
+    tcp.expect_prefix(b"N");
+    drop(tcp);
     for (mode, text) in [
         (
             "require",
@@ -73,21 +73,21 @@ fn sslmode(world: &World) {
     ] {
         let mut psql = way.forwarder.client("psql", READER);
         psql.env("PGSSLMODE", mode).args(["-XAtc", "select 1"]);
-        let output = run(psql, PATIENCE);
+        let output = run(psql, TIMEOUT);
         let said = lossy(&output.stdout) + &lossy(&output.stderr);
         assert!(said.contains(text), "{mode}: {said}");
     }
-    let lines = way.forwarder.lines();
+    let lines = way.forwarder.log_lines();
     let hints = lines.iter().filter(|line| line.contains("sslmode=disable"));
     assert_eq!(hints.count(), 1, "{lines:?}");
     // Nothing that is no PostgreSQL gets further.
-    let mut wire = Wire::connect(way.forwarder.address());
-    wire.send(b"GET / HTTP/1.1\r\n\r\n");
-    assert_eq!(wire.read_to_end(), b"");
+    let mut tcp = TcpClient::connect(way.forwarder.address());
+    tcp.send(b"GET / HTTP/1.1\r\n\r\n");
+    assert_eq!(tcp.read_to_end(), b"");
     way.forwarder.await_reason("garbage");
-    let mut wire = Wire::connect(way.forwarder.address());
-    wire.send(&[0x16, 3, 1, 0, 5, 1, 0, 0, 1, 0]);
-    assert_eq!(wire.read_to_end(), b"");
+    let mut tcp = TcpClient::connect(way.forwarder.address());
+    tcp.send(&[0x16, 3, 1, 0, 5, 1, 0, 0, 1, 0]);
+    assert_eq!(tcp.read_to_end(), b"");
     way.forwarder.await_reason("direct_tls");
 }
 
@@ -95,11 +95,11 @@ fn sslmode(world: &World) {
 fn await_refusal(forwarder: &Forwarder) {
     let address = forwarder.address();
     let refused = || TcpStream::connect(address).is_err().then_some(());
-    poll(PATIENCE, refused).expect("it accepts no more");
+    poll_until(TIMEOUT, refused).expect("it accepts no more");
 }
 
-fn drain(world: &World) {
-    let mut way = Way::open(world, &[("TEESQL_DRAIN_TIMEOUT", "700ms")]);
+fn drain(fixture: &Fixture) {
+    let mut way = Way::open(fixture, &[("TEESQL_DRAIN_TIMEOUT", "700ms")]);
     let mut stays = Session::open(&way.forwarder);
     let mut leaves = Session::open(&way.forwarder);
     way.forwarder.signal(Signal::SIGTERM);
@@ -107,29 +107,29 @@ fn drain(world: &World) {
     leaves.ask();
     leaves.0.send(&message::tagged(b'X', b""));
     assert_eq!(leaves.0.read_to_end(), b"");
-    let error = stays.0.last_message().error();
+    let error = stays.0.read_final_message().error();
     assert_eq!(error.code, "57P01", "{error}");
     assert!(way.forwarder.await_exit().success());
 
     // A second signal does not wait.
-    let mut way = Way::open(world, &[("TEESQL_DRAIN_TIMEOUT", "1h")]);
+    let mut way = Way::open(fixture, &[("TEESQL_DRAIN_TIMEOUT", "1h")]);
     let mut stays = Session::open(&way.forwarder);
     way.forwarder.signal(Signal::SIGINT);
     // Two that come at once are one.
     await_refusal(&way.forwarder);
     stays.ask();
     way.forwarder.signal(Signal::SIGINT);
-    let error = stays.0.last_message().error();
+    let error = stays.0.read_final_message().error();
     assert_eq!(error.code, "57P01", "{error}");
     assert!(way.forwarder.await_exit().success());
 }
 
-fn idle_and_limit(world: &World) {
+fn idle_and_limit(fixture: &Fixture) {
     let limits = [
         ("TEESQL_IDLE_TIMEOUT", "600ms"),
         ("TEESQL_MAX_CONNECTIONS", "1"),
     ];
-    let way = Way::open(world, &limits);
+    let way = Way::open(fixture, &limits);
     let mut session = Session::open(&way.forwarder);
     let said = way.forwarder.ask(READER);
     assert!(
@@ -137,16 +137,16 @@ fn idle_and_limit(world: &World) {
         "{said}"
     );
     way.forwarder.await_reason("too_many_connections");
-    let error = session.0.last_message().error();
+    let error = session.0.read_final_message().error();
     assert_eq!(error.code, "57P05", "{error}");
     let free = || (way.forwarder.ask(READER) == "1\n").then_some(());
-    poll(PATIENCE, free).expect("the place is free again");
+    poll_until(TIMEOUT, free).expect("the place is free again");
 }
 
 /// A driver that does not look (a pool's) holds no socket of a server's that is
 /// gone; and an early end of the server's is no silence.
-fn server_goes_first(world: &World) {
-    let way = Way::open(world, &[]);
+fn server_goes_first(fixture: &Fixture) {
+    let way = Way::open(fixture, &[]);
     let rest = way.forwarder.sockets_at_rest();
     let mut session = Session::open(&way.forwarder);
     session.ask();
@@ -154,12 +154,12 @@ fn server_goes_first(world: &World) {
     way.forwarder.await_sockets(rest);
     assert_eq!(session.0.read_to_end(), b"");
 
-    let lab = Lab::new();
+    let tdx = TdxFixture::new();
     let config = crate::harness::recording_server::config(
-        &lab.issue("s", &attest::mock::Evidence::default()),
+        &tdx.issue("s", &attest::mock::Evidence::default()),
     );
     let server = crate::harness::recording_server::Recorder::tls_that_closes(config);
-    let forwarder = Forwarder::start(&lab.settings_to(world, server.address()));
+    let forwarder = Forwarder::start(&tdx.settings_to(fixture, server.address()));
     let said = forwarder.ask(READER);
     assert!(
         said.contains("FATAL:  connection to the server lost: "),
@@ -171,7 +171,7 @@ fn server_goes_first(world: &World) {
 fn get(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).expect("HTTP");
     stream
-        .set_read_timeout(Some(PATIENCE))
+        .set_read_timeout(Some(TIMEOUT))
         .expect("a live socket");
     write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").expect("a request");
     let mut answer = String::new();
@@ -179,23 +179,23 @@ fn get(address: &str, path: &str) -> String {
     answer
 }
 
-fn http_and_secrets(world: &World) {
-    let lab = Lab::new();
-    let sidecar = lab.sidecar(world);
+fn http_and_secrets(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let sidecar = tdx.sidecar(fixture);
     let url = format!(
         "postgres://{}:{}@{}/via_scram",
         READER.0,
         READER.1,
         sidecar.address()
     );
-    let settings = lab
-        .settings(world)
+    let settings = tdx
+        .settings(fixture)
         .set("DATABASE_URL", &url)
         .set("INTEL_TRUST_AUTHORITY_API_KEY", "a2V5LW9mLW91cnM=")
         .set("TEESQL_LOG", "trace")
         .set("TEESQL_ADMIN_LISTEN", "127.0.0.1:0");
     let forwarder = Forwarder::start(&settings);
-    let line = forwarder.await_line("HTTP", |line| line["message"] == "serving HTTP");
+    let line = forwarder.await_log("HTTP", |line| line["message"] == "serving HTTP");
     let admin = line["address"].as_str().expect("an address").to_owned();
     assert!(get(&admin, "/ready").starts_with("HTTP/1.1 200"));
     assert_eq!(forwarder.ask(READER), "1\n");
@@ -217,7 +217,7 @@ fn http_and_secrets(world: &World) {
     }
     assert!(body.contains("\nteesql_"), "{body}");
     std::thread::sleep(Duration::from_millis(100));
-    let seen = forwarder.lines().join("\n")
+    let seen = forwarder.log_lines().join("\n")
         + &lossy(&fs::read(format!("/proc/{}/cmdline", forwarder.pid())).expect("it runs"))
         + &forwarder.dsn
         + body;

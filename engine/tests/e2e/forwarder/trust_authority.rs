@@ -5,12 +5,12 @@ use std::sync::Arc;
 use attest::mock::{Behaviour, Evidence, TrustAuthority, Verdict};
 
 use super::drivers::READER;
-use crate::harness::client::Wire;
+use crate::harness::client::TcpClient;
 use crate::harness::forwarder::{Forwarder, Settings};
 use crate::harness::message::{self, PROTOCOL_3_0};
 use crate::harness::recording_server::{self as recorder, Recorder};
-use crate::harness::suite::{Suite, World};
-use crate::harness::tdx_fixture::{Lab, now};
+use crate::harness::suite::{Fixture, Suite};
+use crate::harness::tdx_fixture::{TdxFixture, now};
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.add("forward::ita::happy", happy);
@@ -19,12 +19,12 @@ pub(crate) fn add(suite: &mut Suite) {
 }
 
 fn settings(
-    lab: &Lab,
-    world: &World,
+    tdx: &TdxFixture,
+    fixture: &Fixture,
     authority: &TrustAuthority,
     target: impl ToString,
 ) -> Settings {
-    lab.settings_to(world, target)
+    tdx.settings_to(fixture, target)
         .set("TEESQL_VERIFIER", "ita")
         .set("TEESQL_TRUST_AUTHORITY", &authority.url())
         .set("INTEL_TRUST_AUTHORITY_API_KEY", TrustAuthority::API_KEY)
@@ -33,13 +33,13 @@ fn settings(
         .without("TEESQL_DANGEROUS_TDX_ROOT_CA")
 }
 
-fn happy(world: &World) {
-    let lab = Lab::new();
-    let authority = TrustAuthority::start(&lab.pki, now()).expect("an authority");
-    let sidecar = lab.sidecar(world);
+fn happy(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let authority = TrustAuthority::start(&tdx.pki, now()).expect("an authority");
+    let sidecar = tdx.sidecar(fixture);
     for verdict in [Verdict::Honest, Verdict::Nested, Verdict::Rs256] {
         authority.say(verdict);
-        let forwarder = Forwarder::start(&settings(&lab, world, &authority, sidecar.address()));
+        let forwarder = Forwarder::start(&settings(&tdx, fixture, &authority, sidecar.address()));
         let before = authority.appraisals();
         assert_eq!(forwarder.ask(READER), "1\n");
         assert_eq!(forwarder.ask(READER), "1\n");
@@ -53,9 +53,9 @@ fn happy(world: &World) {
 
 /// Each way to fail, with its text and its code; then the same forwarder lets
 /// the honest answer pass, since none of it was the server's fault.
-fn refused(world: &World) {
-    let lab = Lab::new();
-    let authority = TrustAuthority::start(&lab.pki, now()).expect("an authority");
+fn refused(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let authority = TrustAuthority::start(&tdx.pki, now()).expect("an authority");
     let elsewhere = Verdict::KeysElsewhere("https://keys.example/certs".to_owned());
     let debug = Verdict::Claim("tdx_is_debuggable", true.into());
     let mrtd = Verdict::Claim("tdx_mrtd", "22".repeat(48).into());
@@ -146,9 +146,9 @@ fn refused(world: &World) {
         ),
     ];
     let manners = manners.map(|(manner, code, text)| (manner, Verdict::Honest, code, text));
-    let config = recorder::config(&lab.issue("server", &Evidence::default()));
+    let config = recorder::config(&tdx.issue("server", &Evidence::default()));
     let server = Recorder::tls(move |_| Arc::clone(&config));
-    let forwarder = Forwarder::start(&settings(&lab, world, &authority, server.address()));
+    let forwarder = Forwarder::start(&settings(&tdx, fixture, &authority, server.address()));
     for (manner, verdict, code, text) in verdicts.into_iter().chain(manners) {
         authority.behave(manner);
         authority.say(verdict);
@@ -159,22 +159,22 @@ fn refused(world: &World) {
     }
     authority.behave(Behaviour::Honest);
     authority.say(Verdict::Honest);
-    let mut driver = Wire::connect(forwarder.address());
+    let mut driver = TcpClient::connect(forwarder.address());
     driver.send(&message::startup(PROTOCOL_3_0, &[("user", "u")]));
     driver.expect_prefix(b"R");
 }
 
-fn crowd(world: &World) {
-    let lab = Lab::new();
-    let authority = TrustAuthority::start(&lab.pki, now()).expect("an authority");
-    let config = recorder::config(&lab.issue("server", &Evidence::default()));
+fn crowd(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let authority = TrustAuthority::start(&tdx.pki, now()).expect("an authority");
+    let config = recorder::config(&tdx.issue("server", &Evidence::default()));
     let server = Recorder::tls(move |_| Arc::clone(&config));
-    let settings = settings(&lab, world, &authority, server.address()).set("TEESQL_SHARDS", "2");
+    let settings = settings(&tdx, fixture, &authority, server.address()).set("TEESQL_SHARDS", "2");
     let crowd = |forwarder: &Forwarder, tag: u8| {
         std::thread::scope(|scope| {
             for _ in 0..24 {
                 scope.spawn(|| {
-                    let mut driver = Wire::connect(forwarder.address());
+                    let mut driver = TcpClient::connect(forwarder.address());
                     driver.send(&message::startup(PROTOCOL_3_0, &[("user", "u")]));
                     driver.expect_prefix(&[tag]);
                 });

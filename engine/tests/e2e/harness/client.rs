@@ -10,13 +10,13 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use socket2::{Domain, Socket, Type};
 
-use crate::harness::Stage;
+use crate::harness::Harness;
 use crate::harness::message::{self, Message, PgError, SSL_REQUEST};
-use crate::harness::process::PATIENCE;
+use crate::harness::process::TIMEOUT;
 
 /// The three ways into TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Opening {
+pub(crate) enum TlsNegotiation {
     SslRequest,
     /// TLS at once, with ALPN `postgresql`.
     Direct,
@@ -24,7 +24,7 @@ pub(crate) enum Opening {
     Raw,
 }
 
-impl Opening {
+impl TlsNegotiation {
     pub(crate) const ALL: [Self; 3] = [Self::SslRequest, Self::Direct, Self::Raw];
 
     pub(crate) fn alpn(self) -> Option<&'static [u8]> {
@@ -35,7 +35,7 @@ impl Opening {
     }
 }
 
-impl fmt::Display for Opening {
+impl fmt::Display for TlsNegotiation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::SslRequest => "ssl_request",
@@ -47,37 +47,37 @@ impl fmt::Display for Opening {
 
 /// How the other side ended the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ending {
+pub(crate) enum CloseKind {
     /// In order; on TLS with its own goodbye (close_notify).
-    Closed,
+    Clean,
     /// The TCP stream ended, or was reset, without one.
-    Cut,
+    Abrupt,
 }
 
 /// A TCP stream that remembers all that arrived on it.
 #[derive(Debug)]
-pub(crate) struct Wire {
+pub(crate) struct TcpClient {
     pub(crate) stream: TcpStream,
     pub(crate) received: Vec<u8>,
     /// How many bytes the kernel took.
     pub(crate) sent: usize,
 }
 
-impl Wire {
+impl TcpClient {
     pub(crate) fn connect(address: SocketAddr) -> Self {
         let stream = connect_from(fresh_source(), address).expect("the sidecar accepts");
         stream.set_nodelay(true).expect("a live socket");
         stream
-            .set_read_timeout(Some(PATIENCE))
+            .set_read_timeout(Some(TIMEOUT))
             .expect("a live socket");
         stream
-            .set_write_timeout(Some(PATIENCE))
+            .set_write_timeout(Some(TIMEOUT))
             .expect("a live socket");
-        Self::of(stream)
+        Self::from_stream(stream)
     }
 
     /// A connection that was made otherwise.
-    pub(crate) fn of(stream: TcpStream) -> Self {
+    pub(crate) fn from_stream(stream: TcpStream) -> Self {
         Self {
             stream,
             received: Vec::new(),
@@ -96,7 +96,7 @@ impl Wire {
         assert_eq!(bytes, wanted);
     }
 
-    pub(crate) fn byte(&mut self) -> u8 {
+    pub(crate) fn read_byte(&mut self) -> u8 {
         let mut byte = [0];
         self.stream.read_exact(&mut byte).expect("an answer");
         byte[0]
@@ -110,17 +110,17 @@ impl Wire {
             Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {}
             Err(e) => panic!("the sidecar does not close: {e}; it sent {all:02x?}"),
         }
-        self.answer_the_end();
+        self.close_write();
         all
     }
 
     /// Closes in turn: the sidecar lingers for a client that may still be reading.
-    fn answer_the_end(&self) {
+    fn close_write(&self) {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
     /// One message in plaintext, then the end of the stream.
-    pub(crate) fn last_message(&mut self) -> Message {
+    pub(crate) fn read_final_message(&mut self) -> Message {
         let all = self.read_to_end();
         assert!(all.len() >= 5, "no message before the end: {all:02x?}");
         let length = message::be32(&all[1..]) as usize;
@@ -135,7 +135,7 @@ impl Wire {
         }
     }
 
-    pub(crate) fn peer_name(&self) -> SocketAddr {
+    pub(crate) fn local_address(&self) -> SocketAddr {
         self.stream.local_addr().expect("a live socket")
     }
 }
@@ -156,7 +156,7 @@ fn connect_from(source: SocketAddr, address: SocketAddr) -> io::Result<TcpStream
     Ok(socket.into())
 }
 
-impl Read for Wire {
+impl Read for TcpClient {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.stream.read(buffer)?;
         // Enough for any login; a bulk transfer need not be remembered.
@@ -167,7 +167,7 @@ impl Read for Wire {
     }
 }
 
-impl Write for Wire {
+impl Write for TcpClient {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let taken = self.stream.write(bytes)?;
         self.sent += taken;
@@ -181,12 +181,12 @@ impl Write for Wire {
 
 /// A client inside TLS.
 pub(crate) struct Client {
-    pub(crate) tls: StreamOwned<ClientConnection, Wire>,
+    pub(crate) tls: StreamOwned<ClientConnection, TcpClient>,
 }
 
 /// What a finished login told.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Greeting {
+pub(crate) struct StartupResponse {
     pub(crate) negotiation: Option<(u32, Vec<String>)>,
     pub(crate) pid: u32,
     pub(crate) key: Vec<u8>,
@@ -195,31 +195,31 @@ pub(crate) struct Greeting {
 
 impl Client {
     /// Opens the connection and finishes the TLS handshake.
-    pub(crate) fn open(stage: &Stage, address: SocketAddr, opening: Opening) -> Self {
-        let config = stage.certificates.client(opening.alpn());
+    pub(crate) fn open(harness: &Harness, address: SocketAddr, opening: TlsNegotiation) -> Self {
+        let config = harness.certificates.client(opening.alpn());
         Self::open_with(config, address, opening).expect("the TLS handshake succeeds")
     }
 
     pub(crate) fn open_with(
         config: ClientConfig,
         address: SocketAddr,
-        opening: Opening,
+        opening: TlsNegotiation,
     ) -> io::Result<Self> {
-        let mut wire = Wire::connect(address);
-        if opening == Opening::SslRequest {
-            wire.send(&SSL_REQUEST);
+        let mut tcp = TcpClient::connect(address);
+        if opening == TlsNegotiation::SslRequest {
+            tcp.send(&SSL_REQUEST);
             let mut answer = [0];
-            wire.stream.read_exact(&mut answer)?;
+            tcp.stream.read_exact(&mut answer)?;
             assert_eq!(&answer, b"S", "the answer to SSLRequest");
         }
-        Self::handshake(config, wire)
+        Self::handshake(config, tcp)
     }
 
     /// TLS over an open connection.
-    pub(crate) fn handshake(config: ClientConfig, wire: Wire) -> io::Result<Self> {
+    pub(crate) fn handshake(config: ClientConfig, tcp: TcpClient) -> io::Result<Self> {
         let name = ServerName::try_from("localhost").expect("a good name");
         let connection = ClientConnection::new(Arc::new(config), name).expect("good settings");
-        let mut tls = StreamOwned::new(connection, wire);
+        let mut tls = StreamOwned::new(connection, tcp);
         while tls.conn.is_handshaking() {
             tls.conn.complete_io(&mut tls.sock)?;
         }
@@ -231,8 +231,8 @@ impl Client {
     }
 
     /// The address that the sidecar logs for us.
-    pub(crate) fn peer_name(&self) -> SocketAddr {
-        self.tls.sock.peer_name()
+    pub(crate) fn local_address(&self) -> SocketAddr {
+        self.tls.sock.local_address()
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) {
@@ -245,15 +245,15 @@ impl Client {
     }
 
     /// One message; `Err` when the connection ended at a message's border.
-    pub(crate) fn read(&mut self) -> Result<Message, Ending> {
+    pub(crate) fn read(&mut self) -> Result<Message, CloseKind> {
         let mut head = [0; 5];
         match self.tls.read(&mut head[..1]) {
             Ok(0) => {
-                self.tls.sock.answer_the_end();
-                return Err(Ending::Closed);
+                self.tls.sock.close_write();
+                return Err(CloseKind::Clean);
             }
             Ok(_) => {}
-            Err(e) if is_cut(&e) => return Err(Ending::Cut),
+            Err(e) if is_abrupt_close(&e) => return Err(CloseKind::Abrupt),
             Err(e) => panic!("the sidecar neither answers nor closes: {e}"),
         }
         self.tls.read_exact(&mut head[1..]).expect("a whole header");
@@ -274,15 +274,15 @@ impl Client {
     }
 
     /// An ErrorResponse, and an orderly end after it.
-    pub(crate) fn expect_refusal(&mut self) -> PgError {
+    pub(crate) fn expect_fatal(&mut self) -> PgError {
         let error = self.expect(b'E').error();
         assert_eq!(error.severity, "FATAL", "{error}");
-        assert_eq!(self.read(), Err(Ending::Closed), "the end after {error}");
+        assert_eq!(self.read(), Err(CloseKind::Clean), "the end after {error}");
         error
     }
 
     /// Nothing more comes.
-    pub(crate) fn expect_end(&mut self) -> Ending {
+    pub(crate) fn expect_close(&mut self) -> CloseKind {
         match self.read() {
             Err(ending) => ending,
             Ok(message) => panic!("not the end: {message:?}"),
@@ -291,57 +291,68 @@ impl Client {
 
     /// Sends a StartupMessage for `user` and `database` and waits for the
     /// password request; `Err` is the sidecar's refusal.
-    pub(crate) fn start(&mut self, user: &str, database: &str) -> Greeting {
+    pub(crate) fn start(&mut self, user: &str, database: &str) -> StartupResponse {
         self.start_with(
             message::PROTOCOL_3_0,
             &[("user", user), ("database", database)],
         )
     }
 
-    pub(crate) fn start_with(&mut self, version: u32, parameters: &[(&str, &str)]) -> Greeting {
+    pub(crate) fn start_with(
+        &mut self,
+        version: u32,
+        parameters: &[(&str, &str)],
+    ) -> StartupResponse {
         self.send(&message::startup(version, parameters));
-        let mut greeting = Greeting::default();
+        let mut response = StartupResponse::default();
         let mut next = self.read().expect("an answer to the StartupMessage");
         if next.tag == b'v' {
-            greeting.negotiation = Some(next.negotiation());
+            response.negotiation = Some(next.negotiation());
             next = self.read().expect("a password request");
         }
         assert_eq!(next.authentication(), 3, "AuthenticationCleartextPassword");
-        greeting
+        response
     }
 
     /// Sends the secret and reads up to ReadyForQuery.
-    pub(crate) fn give(&mut self, secret: &str, greeting: Greeting) -> Result<Greeting, PgError> {
+    pub(crate) fn authenticate(
+        &mut self,
+        secret: &str,
+        response: StartupResponse,
+    ) -> Result<StartupResponse, PgError> {
         self.send(&message::password(secret));
-        self.await_ready(greeting)
+        self.await_ready(response)
     }
 
     /// AuthenticationOk up to ReadyForQuery, or the error and the end.
-    pub(crate) fn await_ready(&mut self, mut greeting: Greeting) -> Result<Greeting, PgError> {
+    pub(crate) fn await_ready(
+        &mut self,
+        mut response: StartupResponse,
+    ) -> Result<StartupResponse, PgError> {
         let first = self.read().expect("an answer to the password");
         if first.tag == b'E' {
             let error = first.error();
-            assert_eq!(self.read(), Err(Ending::Closed), "the end after {error}");
+            assert_eq!(self.read(), Err(CloseKind::Clean), "the end after {error}");
             return Err(error);
         }
         assert_eq!(first.authentication(), 0, "AuthenticationOk");
         loop {
             let next = self.read().expect("messages up to ReadyForQuery");
             match next.tag {
-                b'S' => greeting.parameters.push(pair(&next.body)),
+                b'S' => response.parameters.push(pair(&next.body)),
                 b'K' => {
-                    greeting.pid = message::be32(&next.body);
-                    greeting.key = next.body[4..].to_vec();
+                    response.pid = message::be32(&next.body);
+                    response.key = next.body[4..].to_vec();
                 }
                 b'N' => {}
                 b'E' => {
                     let error = next.error();
-                    assert_eq!(self.read(), Err(Ending::Closed), "the end after {error}");
+                    assert_eq!(self.read(), Err(CloseKind::Clean), "the end after {error}");
                     return Err(error);
                 }
                 b'Z' => {
                     assert_eq!(next.body, b"I", "idle");
-                    return Ok(greeting);
+                    return Ok(response);
                 }
                 _ => panic!("not part of a login: {next:?}"),
             }
@@ -354,9 +365,9 @@ impl Client {
         user: &str,
         database: &str,
         secret: &str,
-    ) -> Result<Greeting, PgError> {
-        let greeting = self.start(user, database);
-        self.give(secret, greeting)
+    ) -> Result<StartupResponse, PgError> {
+        let response = self.start(user, database);
+        self.authenticate(secret, response)
     }
 
     /// A simple query's rows.
@@ -385,13 +396,17 @@ impl Client {
     }
 
     /// Terminate, and the end.
-    pub(crate) fn quit(mut self) {
+    pub(crate) fn terminate(mut self) {
         self.send(&message::tagged(b'X', &[]));
-        assert_eq!(self.expect_end(), Ending::Closed, "the end after Terminate");
+        assert_eq!(
+            self.expect_close(),
+            CloseKind::Clean,
+            "the end after Terminate"
+        );
     }
 
     /// Hangs up without a word, so that the other side sees a bare end of stream.
-    pub(crate) fn hang_up(self) {
+    pub(crate) fn disconnect(self) {
         let _ = self.tls.sock.stream.shutdown(Shutdown::Both);
     }
 
@@ -418,7 +433,7 @@ fn pair(body: &[u8]) -> (String, String) {
     )
 }
 
-fn is_cut(error: &io::Error) -> bool {
+fn is_abrupt_close(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe

@@ -12,7 +12,8 @@ use nix::sys::signal::Signal;
 use nix::unistd::User;
 
 use crate::harness::process::{
-    PATIENCE, lossy, mortal, poll, postgres_user, run, signal, spawn, succeed, wait,
+    TIMEOUT, lossy, pdeathsig_command, poll_until, postgres_user, run, run_successfully, signal,
+    spawn, wait,
 };
 use crate::harness::{READ_PASSWORD, READWRITE_PASSWORD, SUPERUSER_PASSWORD};
 
@@ -88,7 +89,7 @@ impl Server {
 
 /// How a cluster differs from the usual one.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Plan {
+pub(crate) struct ClusterOptions {
     /// Added to the server's command line, after the usual settings.
     pub(crate) settings: Vec<&'static str>,
     /// Replaces the usual `pg_hba.conf` for TCP.
@@ -109,7 +110,7 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     /// Creates the cluster in `folder`, which must not exist, and starts it.
-    pub(crate) fn create(server: &Server, folder: PathBuf, plan: &Plan) -> Self {
+    pub(crate) fn create(server: &Server, folder: PathBuf, options: &ClusterOptions) -> Self {
         let owner = postgres_user();
         fs::create_dir(&folder).expect("a fresh folder");
         if let Some(user) = &owner {
@@ -117,7 +118,7 @@ impl Cluster {
         }
         let server = reachable(server, &folder, owner.as_ref());
         let data = folder.join("data");
-        let mut initdb = mortal(&server.bin.join("initdb"), "KILL", owner.as_ref());
+        let mut initdb = pdeathsig_command(&server.bin.join("initdb"), "KILL", owner.as_ref());
         initdb.args([
             "-U",
             "postgres",
@@ -129,18 +130,18 @@ impl Cluster {
             "--no-sync",
         ]);
         initdb.arg("-D").arg(&data).current_dir(&folder);
-        succeed(initdb, PATIENCE);
+        run_successfully(initdb, TIMEOUT);
         fs::write(
             data.join("pg_hba.conf"),
-            plan.hba.map_or_else(|| HBA.to_owned(), with_door),
+            options.hba.map_or_else(|| HBA.to_owned(), with_door),
         )
         .expect("pg_hba.conf");
 
         let cluster = Self {
             server,
             folder,
-            port: free_port(),
-            settings: plan.settings.clone(),
+            port: unused_port(),
+            settings: options.settings.clone(),
             owner,
             postmaster: Mutex::new(None),
         };
@@ -150,7 +151,7 @@ impl Cluster {
             "postgres",
             &format!("ALTER ROLE postgres PASSWORD '{SUPERUSER_PASSWORD}'"),
         );
-        for database in &plan.databases {
+        for database in &options.databases {
             cluster.create_database(database);
         }
         cluster
@@ -184,15 +185,15 @@ impl Cluster {
     }
 
     pub(crate) fn provision(&self, database: &str) {
-        succeed(self.provisioner(database), PATIENCE);
+        run_successfully(self.provision_command(database), TIMEOUT);
         if self.settings.contains(&"password_encryption=md5") {
-            self.keep_md5_passwords(database);
+            self.set_md5_passwords(database);
         }
     }
 
     /// `teesql-sidecar provision` at the back door, with nothing else in its environment.
-    pub(crate) fn provisioner(&self, database: &str) -> Command {
-        let mut provision = mortal(
+    pub(crate) fn provision_command(&self, database: &str) -> Command {
+        let mut provision = pdeathsig_command(
             Path::new(env!("CARGO_BIN_EXE_teesql-sidecar")),
             "KILL",
             None,
@@ -209,7 +210,7 @@ impl Cluster {
     }
 
     /// Passwords as Postgres kept them once; provisioning itself keeps SCRAM verifiers only.
-    fn keep_md5_passwords(&self, database: &str) {
+    fn set_md5_passwords(&self, database: &str) {
         for (role, password) in [
             ("teesql_read", READ_PASSWORD),
             ("teesql_readwrite", READWRITE_PASSWORD),
@@ -226,19 +227,19 @@ impl Cluster {
     pub(crate) fn sql(&self, database: &str, sql: &str) -> String {
         let mut psql = self.psql(database);
         psql.args(["-c", sql]);
-        succeed(psql, PATIENCE * 4).trim_end().to_owned()
+        run_successfully(psql, TIMEOUT * 4).trim_end().to_owned()
     }
 
     /// The same in the back door's own database.
-    pub(crate) fn ask(&self, sql: &str) -> String {
+    pub(crate) fn admin_sql(&self, sql: &str) -> String {
         self.sql(OPERATOR_DATABASE, sql)
     }
 
     /// Waits until `sql` in the back door's database answers `wanted`.
-    pub(crate) fn await_answer(&self, sql: &str, wanted: &str) {
+    pub(crate) fn await_result(&self, sql: &str, wanted: &str) {
         let mut last = String::new();
-        poll(PATIENCE, || {
-            last = self.ask(sql);
+        poll_until(TIMEOUT, || {
+            last = self.admin_sql(sql);
             (last == wanted).then_some(())
         })
         .unwrap_or_else(|| panic!("{sql}: still {last:?}, not {wanted:?}"));
@@ -246,7 +247,7 @@ impl Cluster {
 
     /// A `psql` at the back door, superuser, quiet and unaligned.
     pub(crate) fn psql(&self, database: &str) -> Command {
-        let mut psql = mortal(Path::new("psql"), "KILL", None);
+        let mut psql = pdeathsig_command(Path::new("psql"), "KILL", None);
         psql.args([
             "-X",
             "-q",
@@ -272,7 +273,7 @@ impl Cluster {
     /// Starts the server. One that was killed leaves children that hold its shared
     /// memory for a moment: until they are gone, the next one refuses to start.
     pub(crate) fn start(&self) {
-        poll(PATIENCE, || self.try_to_start())
+        poll_until(TIMEOUT, || self.try_to_start())
             .unwrap_or_else(|| panic!("Postgres does not start\n{}", self.log()));
     }
 
@@ -283,7 +284,7 @@ impl Cluster {
             .open(self.folder.join("log"));
         let log = log.expect("the server's log");
         // SIGQUIT is Postgres's immediate shutdown: it takes its children along.
-        let mut postgres = mortal(
+        let mut postgres = pdeathsig_command(
             &self.server.bin.join("postgres"),
             "QUIT",
             self.owner.as_ref(),
@@ -315,7 +316,7 @@ impl Cluster {
         }
         let mut child = spawn(postgres).expect("setpriv starts");
         let pid_file = self.folder.join("data/postmaster.pid");
-        poll(PATIENCE, || {
+        poll_until(TIMEOUT, || {
             if let Ok(Some(_)) = child.try_wait() {
                 return Some(false);
             }
@@ -327,7 +328,7 @@ impl Cluster {
     }
 
     /// Restarts it as a standby that has no primary.
-    pub(crate) fn stand_by(&self) {
+    pub(crate) fn restart_as_standby(&self) {
         self.stop(Signal::SIGINT);
         let signal = self.folder.join("data/standby.signal");
         fs::write(&signal, "").expect("standby.signal");
@@ -346,7 +347,7 @@ impl Cluster {
             .take();
         if let Some(mut child) = child {
             signal(&child, how);
-            if wait(&mut child, PATIENCE).is_none() {
+            if wait(&mut child, TIMEOUT).is_none() {
                 let _ = child.kill();
                 let _ = child.wait();
             }
@@ -368,22 +369,22 @@ fn with_door(hba: &str) -> String {
 /// The server's programs where its user can run them: copied into the cluster's
 /// folder if they lie behind a private one, as under /root.
 fn reachable(server: &Server, folder: &Path, user: Option<&User>) -> Server {
-    let mut probe = mortal(&server.bin.join("postgres"), "KILL", user);
+    let mut probe = pdeathsig_command(&server.bin.join("postgres"), "KILL", user);
     probe.arg("--version");
-    if run(probe, PATIENCE).status.success() {
+    if run(probe, TIMEOUT).status.success() {
         return server.clone();
     }
     let home = server.bin.parent().expect("bin has a parent");
     let mut copy = Command::new("cp");
     copy.arg("-a").arg(home).arg(folder.join("home"));
-    succeed(copy, Duration::from_secs(60));
+    run_successfully(copy, Duration::from_secs(60));
     Server {
         bin: folder.join("home/bin"),
         major: server.major,
     }
 }
 
-pub(crate) fn free_port() -> u16 {
+pub(crate) fn unused_port() -> u16 {
     let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
     socket.local_addr().expect("a bound socket").port()
 }

@@ -10,18 +10,18 @@ use std::thread;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::harness::message;
-use crate::harness::process::PATIENCE;
+use crate::harness::process::TIMEOUT;
 
 /// Listens on a free port and runs a script on each connection, until dropped.
 #[derive(Debug)]
-pub(crate) struct Fake {
+pub(crate) struct FakeServer {
     address: SocketAddr,
     over: Arc<AtomicBool>,
     open: Arc<Mutex<Vec<TcpStream>>>,
     accepted: Arc<AtomicUsize>,
 }
 
-impl Fake {
+impl FakeServer {
     pub(crate) fn start(
         script: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
@@ -42,7 +42,7 @@ impl Fake {
                 if over.load(Ordering::SeqCst) {
                     break;
                 }
-                let _ = stream.set_read_timeout(Some(PATIENCE * 2));
+                let _ = stream.set_read_timeout(Some(TIMEOUT * 2));
                 accepted.fetch_add(1, Ordering::SeqCst);
                 if let Ok(again) = stream.try_clone() {
                     open.lock().expect("no panic while locked").push(again);
@@ -61,7 +61,7 @@ impl Fake {
     }
 
     /// A real Postgres at `upstream`, with the connections counted.
-    pub(crate) fn counting(upstream: SocketAddr) -> Self {
+    pub(crate) fn proxy_to(upstream: SocketAddr) -> Self {
         Self::start(move |client| {
             let server = TcpStream::connect(upstream)?;
             let (from, to) = (server.try_clone()?, client.try_clone()?);
@@ -82,7 +82,7 @@ impl Fake {
     }
 }
 
-impl Drop for Fake {
+impl Drop for FakeServer {
     fn drop(&mut self) {
         self.over.store(true, Ordering::SeqCst);
         for stream in self.open.lock().expect("no panic while locked").drain(..) {
@@ -94,13 +94,13 @@ impl Drop for Fake {
 }
 
 /// An address at which nobody listens: bound, so that nobody else can.
-pub(crate) struct Nobody {
+pub(crate) struct ClosedPort {
     address: SocketAddr,
     _socket: Socket,
 }
 
-impl Nobody {
-    pub(crate) fn listens() -> Self {
+impl ClosedPort {
+    pub(crate) fn reserve() -> Self {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         socket.bind(&any.into()).expect("a free port");
@@ -149,7 +149,7 @@ pub(crate) fn error_response(code: &str, text: &str) -> Vec<u8> {
 }
 
 /// AuthenticationOk, one parameter, a key, ReadyForQuery.
-pub(crate) fn welcome(stream: &mut TcpStream) -> io::Result<()> {
+pub(crate) fn accept_login(stream: &mut TcpStream) -> io::Result<()> {
     stream.write_all(&message::tagged(b'R', &0_u32.to_be_bytes()))?;
     stream.write_all(&message::tagged(b'S', b"server_version\x0015.0\0"))?;
     stream.write_all(&message::tagged(b'K', &[0, 0, 0, 9, 1, 2, 3, 4]))?;

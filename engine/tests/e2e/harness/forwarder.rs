@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::harness::process::{PATIENCE, lossy, mortal, poll, signal, spawn, wait};
-use crate::harness::sidecar::Driver;
+use crate::harness::process::{TIMEOUT, lossy, pdeathsig_command, poll_until, signal, spawn, wait};
+use crate::harness::sidecar::IoDriver;
 
 /// The environment of one forwarder.
 #[derive(Debug, Clone)]
@@ -23,7 +23,7 @@ pub(crate) struct Settings(BTreeMap<&'static str, OsString>);
 
 impl Settings {
     /// Where it goes is for the caller to say.
-    pub(crate) fn new(driver: Driver) -> Self {
+    pub(crate) fn new(driver: IoDriver) -> Self {
         let settings = [
             ("TEESQL_DRIVER", driver.to_string()),
             ("TEESQL_LOG_FORMAT", "json".to_owned()),
@@ -57,7 +57,7 @@ impl Settings {
 
     /// As a command, with nothing else in its environment.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = mortal(
+        let mut command = pdeathsig_command(
             Path::new(env!("CARGO_BIN_EXE_teesql-forward")),
             "KILL",
             None,
@@ -90,7 +90,10 @@ impl Forwarder {
         let forwarder = |dsn| Self { child, lines, dsn };
         if stdout.read_line(&mut dsn).expect("text") == 0 {
             let forwarder = forwarder(String::new());
-            panic!("no forwarder; it said:\n{}", forwarder.lines().join("\n"));
+            panic!(
+                "no forwarder; it said:\n{}",
+                forwarder.log_lines().join("\n")
+            );
         }
         forwarder(dsn.trim_end().to_owned())
     }
@@ -115,7 +118,7 @@ impl Forwarder {
     /// `program` with a connection to it in libpq's environment.
     pub(crate) fn client(&self, program: &str, (role, secret): (&str, &str)) -> Command {
         let (host, port) = self.place();
-        let mut command = mortal(Path::new(program), "KILL", None);
+        let mut command = pdeathsig_command(Path::new(program), "KILL", None);
         command
             .env("PGHOST", host)
             .env("PGPORT", port.to_string())
@@ -131,29 +134,33 @@ impl Forwarder {
     pub(crate) fn ask(&self, who: (&str, &str)) -> String {
         let mut psql = self.client("psql", who);
         psql.args(["-X", "-A", "-t", "-c", "select 1"]);
-        let output = crate::harness::process::run(psql, PATIENCE * 2);
+        let output = crate::harness::process::run(psql, TIMEOUT * 2);
         lossy(&output.stdout) + &lossy(&output.stderr)
     }
 
-    pub(crate) fn lines(&self) -> Vec<String> {
+    pub(crate) fn log_lines(&self) -> Vec<String> {
         self.lines.lock().expect("no panic while locked").clone()
     }
 
     /// The first line, old or new, that `wanted` accepts.
-    pub(crate) fn await_line(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        let found = poll(PATIENCE, || {
-            let lines = self.lines();
+    pub(crate) fn await_log(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let found = poll_until(TIMEOUT, || {
+            let lines = self.log_lines();
             let mut values = lines
                 .iter()
                 .filter_map(|line| serde_json::from_str(line).ok());
             values.find(|value| wanted(value))
         });
-        found
-            .unwrap_or_else(|| panic!("never logged {what}; its log:\n{}", self.lines().join("\n")))
+        found.unwrap_or_else(|| {
+            panic!(
+                "never logged {what}; its log:\n{}",
+                self.log_lines().join("\n")
+            )
+        })
     }
 
     pub(crate) fn await_reason(&self, code: &str) -> Value {
-        self.await_line(code, |line| line["reason"] == code)
+        self.await_log(code, |line| line["reason"] == code)
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -165,7 +172,7 @@ impl Forwarder {
     }
 
     pub(crate) fn await_exit(&mut self) -> ExitStatus {
-        wait(&mut self.child, PATIENCE).expect("it ends")
+        wait(&mut self.child, TIMEOUT).expect("it ends")
     }
 
     fn sockets(&self) -> usize {
@@ -181,7 +188,7 @@ impl Forwarder {
     /// How many sockets are open once nothing changes any more.
     pub(crate) fn sockets_at_rest(&self) -> usize {
         let mut last = (self.sockets(), Instant::now());
-        let rest = poll(PATIENCE, || {
+        let rest = poll_until(TIMEOUT, || {
             let now = self.sockets();
             if now != last.0 {
                 last = (now, Instant::now());
@@ -192,7 +199,7 @@ impl Forwarder {
     }
 
     pub(crate) fn await_sockets(&self, wanted: usize) {
-        let rest = poll(PATIENCE, || (self.sockets() <= wanted).then_some(()));
+        let rest = poll_until(TIMEOUT, || (self.sockets() <= wanted).then_some(()));
         rest.unwrap_or_else(|| panic!("still {} sockets, not {wanted}", self.sockets()));
     }
 }
@@ -202,7 +209,10 @@ impl Drop for Forwarder {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if thread::panicking() {
-            eprintln!("--- the forwarder's lines ---\n{}", self.lines().join("\n"));
+            eprintln!(
+                "--- the forwarder's lines ---\n{}",
+                self.log_lines().join("\n")
+            );
         }
     }
 }

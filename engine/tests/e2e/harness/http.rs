@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use serde_json::Value;
 
-use crate::harness::process::{PATIENCE, poll};
+use crate::harness::process::{TIMEOUT, poll_until};
 
 /// An answer.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ impl Answer {
 pub(crate) fn get(address: SocketAddr, target: &str) -> Answer {
     let mut stream = TcpStream::connect(address).expect("the admin port accepts");
     for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
-        set(&stream, Some(PATIENCE)).expect("a live socket");
+        set(&stream, Some(TIMEOUT)).expect("a live socket");
     }
     let request = format!("GET {target} HTTP/1.1\r\nHost: {address}\r\n\r\n");
     stream.write_all(request.as_bytes()).expect("it reads");
@@ -68,7 +68,7 @@ pub(crate) fn unready(address: SocketAddr) -> Vec<(String, String)> {
 /// Waits until all is well.
 pub(crate) fn await_ready(address: SocketAddr) {
     let mut last = Vec::new();
-    poll(PATIENCE, || {
+    poll_until(TIMEOUT, || {
         last = unready(address);
         last.is_empty().then_some(())
     })
@@ -78,7 +78,7 @@ pub(crate) fn await_ready(address: SocketAddr) {
 /// Waits until `check` is not ready for a reason that has `words` in it.
 pub(crate) fn await_unready(address: SocketAddr, check: &str, words: &str) -> String {
     let mut last = Vec::new();
-    poll(PATIENCE, || {
+    poll_until(TIMEOUT, || {
         last = unready(address);
         let found = last.iter().find(|(name, _)| name == check)?;
         found.1.contains(words).then(|| found.1.clone())

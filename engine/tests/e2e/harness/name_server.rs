@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::harness::process::{PATIENCE, lossy, mortal, poll, signal, spawn};
+use crate::harness::process::{TIMEOUT, lossy, pdeathsig_command, poll_until, signal, spawn};
 
 /// The zone, and one beside it whose file does not exist: SERVFAIL.
 const ZONE: &str = "teesql.test";
@@ -27,7 +27,7 @@ impl NameServer {
     /// With these lines behind the zone's SOA and NS.
     pub(crate) fn start(records: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let address = free_port();
+        let address = unused_port();
         let path = folder.path().display();
         let config = format!(
             "server:\n    rundir: \"{path}\"\n    listen: 127.0.0.1@{port}\n    udp-workers: 1\n    \
@@ -41,7 +41,7 @@ impl NameServer {
         );
         fs::write(folder.path().join("knot.conf"), config).expect("knot.conf");
         write_zone(folder.path(), 1, records);
-        let mut knotd = mortal(Path::new("knotd"), "KILL", None);
+        let mut knotd = pdeathsig_command(Path::new("knotd"), "KILL", None);
         let log = fs::File::create(folder.path().join("log")).expect("a log");
         knotd.arg("-c").arg(folder.path().join("knot.conf"));
         knotd.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
@@ -79,7 +79,7 @@ impl NameServer {
     }
 
     fn await_serial(&self, wanted: u32) {
-        let served = poll(PATIENCE, || (self.serial() == Some(wanted)).then_some(()));
+        let served = poll_until(TIMEOUT, || (self.serial() == Some(wanted)).then_some(()));
         served.unwrap_or_else(|| {
             let log = fs::read(self.folder.path().join("log")).unwrap_or_default();
             panic!("the name server does not serve {wanted}: {}", lossy(&log));
@@ -123,8 +123,8 @@ fn write_zone(folder: &Path, serial: u32, records: &str) {
 }
 
 /// Free for UDP and TCP.
-fn free_port() -> SocketAddr {
-    poll(PATIENCE, || {
+fn unused_port() -> SocketAddr {
+    poll_until(TIMEOUT, || {
         let tcp = TcpListener::bind("127.0.0.1:0").ok()?;
         let address = tcp.local_addr().ok()?;
         UdpSocket::bind(address).ok().map(|_| address)

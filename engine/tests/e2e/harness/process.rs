@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid, User};
 
 /// How long anything that should happen at once may take on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
 type Order = (Command, mpsc::Sender<io::Result<Child>>);
 
@@ -38,7 +38,7 @@ pub(crate) fn spawn(command: Command) -> io::Result<Child> {
 }
 
 /// A command for `program` that the kernel ends with `death` when the tests die.
-pub(crate) fn mortal(program: &Path, death: &str, user: Option<&User>) -> Command {
+pub(crate) fn pdeathsig_command(program: &Path, death: &str, user: Option<&User>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", death]);
     if let Some(user) = user {
@@ -65,34 +65,34 @@ pub(crate) fn signal(child: &Child, signal: Signal) {
 }
 
 /// Waits for the end of `child`; `None` when it did not end in time.
-pub(crate) fn wait(child: &mut Child, patience: Duration) -> Option<std::process::ExitStatus> {
-    poll(patience, || {
+pub(crate) fn wait(child: &mut Child, timeout: Duration) -> Option<std::process::ExitStatus> {
+    poll_until(timeout, || {
         child.try_wait().expect("our own child can be waited for")
     })
 }
 
 /// Asks until there is an answer, for events that nothing announces.
-pub(crate) fn poll<T>(patience: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+pub(crate) fn poll_until<T>(timeout: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let started = Instant::now();
     loop {
         if let Some(answer) = ask() {
             return Some(answer);
         }
-        if started.elapsed() > patience {
+        if started.elapsed() > timeout {
             return None;
         }
         thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Runs `command` to its end, or kills it after `patience`.
-pub(crate) fn run(mut command: Command, patience: Duration) -> Output {
+/// Runs `command` to its end, or kills it after `timeout`.
+pub(crate) fn run(mut command: Command, timeout: Duration) -> Output {
     let shown = shown(&command);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = spawn(command).unwrap_or_else(|e| panic!("{shown}: {e}"));
     let stdout = drain(child.stdout.take());
     let stderr = drain(child.stderr.take());
-    let status = wait(&mut child, patience);
+    let status = wait(&mut child, timeout);
     if status.is_none() {
         let _ = child.kill();
         let _ = child.wait();
@@ -106,16 +106,16 @@ pub(crate) fn run(mut command: Command, patience: Duration) -> Output {
             stderr,
         },
         None => panic!(
-            "still running after {patience:?}: {shown}\n{}",
+            "still running after {timeout:?}: {shown}\n{}",
             lossy(&stderr)
         ),
     }
 }
 
 /// Runs `command`, insists on success, and returns what it printed.
-pub(crate) fn succeed(command: Command, patience: Duration) -> String {
+pub(crate) fn run_successfully(command: Command, timeout: Duration) -> String {
     let shown = shown(&command);
-    let output = run(command, patience);
+    let output = run(command, timeout);
     assert!(
         output.status.success(),
         "{}: {shown}\n{}{}",

@@ -12,9 +12,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
-use crate::harness::fake_server::Fake;
+use crate::harness::fake_server::FakeServer;
 use crate::harness::message;
-use crate::harness::process::{PATIENCE, poll};
+use crate::harness::process::{TIMEOUT, poll_until};
 
 /// What it has seen.
 #[derive(Debug, Default)]
@@ -28,7 +28,7 @@ struct Seen {
 
 pub(crate) struct Recorder {
     seen: Arc<Seen>,
-    fake: Fake,
+    fake: FakeServer,
 }
 
 /// With one certificate, for clients with any or none.
@@ -148,7 +148,7 @@ impl Recorder {
     ) -> Self {
         let seen = Arc::new(Seen::default());
         let (writing, count) = (Arc::clone(&seen), AtomicUsize::new(0));
-        let fake = Fake::start(move |stream| {
+        let fake = FakeServer::start(move |stream| {
             let outcome = script(stream, &writing, count.fetch_add(1, Ordering::SeqCst));
             writing.ended.fetch_add(1, Ordering::SeqCst);
             outcome
@@ -169,7 +169,7 @@ impl Recorder {
         self.seen.plain.lock().expect("no panic").clone()
     }
 
-    /// All bytes as they came on the wire.
+    /// All bytes as they came on the tcp.
     pub(crate) fn outside(&self) -> Vec<u8> {
         self.seen.raw.lock().expect("no panic").clone()
     }
@@ -186,14 +186,14 @@ impl Recorder {
             let ended = self.seen.ended.load(Ordering::SeqCst);
             (ended == self.fake.accepted()).then_some(())
         };
-        poll(PATIENCE, over).expect("its connections end");
+        poll_until(TIMEOUT, over).expect("its connections end");
         assert_eq!(self.inside(), b"", "{what}: bytes inside TLS");
         let outside = self.outside();
         for secret in secrets {
             let found = outside
                 .windows(secret.len())
                 .any(|window| window == secret.as_bytes());
-            assert!(!found, "{what}: {secret} on the wire");
+            assert!(!found, "{what}: {secret} on the tcp");
         }
         if let Some(first) = outside.first() {
             assert_eq!(*first, 0x16, "{what}: not a TLS ClientHello first");
@@ -213,9 +213,9 @@ fn serve(mut tls: StreamOwned<ServerConnection, Tapped>, seen: &Arc<Seen>) -> io
             return Ok(());
         }
         seen.plain.lock().expect("no panic").extend(&first[..n]);
-        let mut welcome = message::tagged(b'R', &0_u32.to_be_bytes());
-        welcome.extend(message::tagged(b'Z', b"I"));
-        tls.write_all(&welcome)?;
+        let mut accept_login = message::tagged(b'R', &0_u32.to_be_bytes());
+        accept_login.extend(message::tagged(b'Z', b"I"));
+        tls.write_all(&accept_login)?;
     }
 }
 

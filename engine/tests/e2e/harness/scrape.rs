@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use crate::harness::http::get;
-use crate::harness::process::{PATIENCE, poll};
+use crate::harness::process::{TIMEOUT, poll_until};
 
 /// All samples of one scrape: the series as it is written, and its value.
 #[derive(Debug)]
@@ -99,7 +99,7 @@ impl Scrape {
 /// Waits until a scrape is as wanted.
 pub(crate) fn await_scrape(address: SocketAddr, wanted: impl Fn(&Scrape) -> bool) -> Scrape {
     let mut last = None;
-    poll(PATIENCE, || {
+    poll_until(TIMEOUT, || {
         let scrape = last.insert(Scrape::of(address));
         wanted(scrape).then_some(())
     })

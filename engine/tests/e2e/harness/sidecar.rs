@@ -15,18 +15,18 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::harness::certificates::Certificates;
-use crate::harness::process::{PATIENCE, mortal, poll, signal, spawn, wait};
+use crate::harness::process::{TIMEOUT, pdeathsig_command, poll_until, signal, spawn, wait};
 use crate::harness::{
     READ_PASSWORD, READ_SECRET, READWRITE_PASSWORD, READWRITE_SECRET, SUPERUSER_PASSWORD,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Driver {
+pub(crate) enum IoDriver {
     IoUring,
     Epoll,
 }
 
-impl fmt::Display for Driver {
+impl fmt::Display for IoDriver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::IoUring => "io_uring",
@@ -41,7 +41,7 @@ pub(crate) struct Settings(BTreeMap<&'static str, OsString>);
 
 impl Settings {
     /// All that is needed to serve `upstream`: `host:port` or a socket's path.
-    pub(crate) fn new(driver: Driver, upstream: &str, certificates: &Certificates) -> Self {
+    pub(crate) fn new(driver: IoDriver, upstream: &str, certificates: &Certificates) -> Self {
         let mut settings = Self(BTreeMap::new());
         for (name, value) in [
             ("TEESQL_LISTEN", "127.0.0.1:0"),
@@ -104,8 +104,8 @@ pub(crate) struct Sidecar {
 impl Sidecar {
     /// Starts it and waits until it listens.
     pub(crate) fn start(settings: &Settings) -> Self {
-        let mut sidecar = Self::launch(settings);
-        let line = sidecar.await_line("listening", |line| line["message"] == "listening");
+        let mut sidecar = Self::spawn(settings);
+        let line = sidecar.await_log("listening", |line| line["message"] == "listening");
         let address = line["address"]
             .as_str()
             .unwrap_or_else(|| panic!("no address: {line}"));
@@ -118,12 +118,12 @@ impl Sidecar {
     }
 
     /// Starts it with a log of the given format, `json` or `text`.
-    pub(crate) fn start_logging(settings: &Settings, format: &str) -> Self {
+    pub(crate) fn start_with_log_format(settings: &Settings, format: &str) -> Self {
         if format == "json" {
             return Self::start(settings);
         }
-        let mut sidecar = Self::launch(&settings.clone().set("TEESQL_LOG_FORMAT", format));
-        let address = sidecar.log.wait_for(PATIENCE, |line| {
+        let mut sidecar = Self::spawn(&settings.clone().set("TEESQL_LOG_FORMAT", format));
+        let address = sidecar.log.wait_for(TIMEOUT, |line| {
             let (_, behind) = line.split_once("listening")?.1.split_once("127.0.0.1:")?;
             let digits = behind.split(|c: char| !c.is_ascii_digit()).next()?;
             digits.parse().ok()
@@ -134,8 +134,8 @@ impl Sidecar {
     }
 
     /// Starts it without waiting for anything: for those that must not come up.
-    pub(crate) fn launch(settings: &Settings) -> Self {
-        let mut command = mortal(
+    pub(crate) fn spawn(settings: &Settings) -> Self {
+        let mut command = pdeathsig_command(
             Path::new(env!("CARGO_BIN_EXE_teesql-sidecar")),
             "KILL",
             None,
@@ -177,7 +177,7 @@ impl Sidecar {
     }
 
     /// All lines of its log so far, as printed.
-    pub(crate) fn lines(&self) -> Vec<String> {
+    pub(crate) fn log_lines(&self) -> Vec<String> {
         self.log
             .lines
             .lock()
@@ -188,19 +188,19 @@ impl Sidecar {
 
     /// The end of its log, for the report of a failure.
     fn last_lines(&self) -> String {
-        let lines = self.lines();
+        let lines = self.log_lines();
         lines[lines.len().saturating_sub(50)..].join("\n")
     }
 
     /// The first line, old or new, that `wanted` accepts; `what` names it in the failure.
-    pub(crate) fn await_line(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        self.await_line_for(PATIENCE, what, wanted)
+    pub(crate) fn await_log(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.await_log_for(TIMEOUT, what, wanted)
     }
 
-    /// The same with a patience of its own.
-    pub(crate) fn await_line_for(
+    /// The same with a timeout of its own.
+    pub(crate) fn await_log_for(
         &self,
-        patience: Duration,
+        timeout: Duration,
         what: &str,
         wanted: impl Fn(&Value) -> bool,
     ) -> Value {
@@ -208,7 +208,7 @@ impl Sidecar {
             let value = serde_json::from_str::<Value>(line).ok()?;
             wanted(&value).then_some(value)
         };
-        self.log.wait_for(patience, parsed).unwrap_or_else(|| {
+        self.log.wait_for(timeout, parsed).unwrap_or_else(|| {
             panic!(
                 "the sidecar never logged {what}; its log:\n{}",
                 self.last_lines()
@@ -217,9 +217,9 @@ impl Sidecar {
     }
 
     /// The line at the end of the connection from `peer`.
-    pub(crate) fn await_end(&self, peer: SocketAddr) -> Value {
+    pub(crate) fn await_connection_end(&self, peer: SocketAddr) -> Value {
         let peer = peer.to_string();
-        self.await_line(&format!("the end of {peer}"), |line| {
+        self.await_log(&format!("the end of {peer}"), |line| {
             line["peer"] == peer.as_str() && line.get("reason").is_some()
         })
     }
@@ -232,10 +232,10 @@ impl Sidecar {
     pub(crate) fn await_exit(&self) -> ExitStatus {
         let status = {
             let mut child = self.child.lock().expect("no panic while locked");
-            wait(&mut child, PATIENCE)
+            wait(&mut child, TIMEOUT)
         };
         // No line is the one looked for: this returns at the log's end.
-        self.log.wait_for(PATIENCE, |_| None::<()>);
+        self.log.wait_for(TIMEOUT, |_| None::<()>);
         status.unwrap_or_else(|| panic!("still running; its log:\n{}", self.last_lines()))
     }
 
@@ -259,7 +259,7 @@ impl Sidecar {
     }
 
     /// Its resident memory in KiB.
-    pub(crate) fn memory(&self) -> u64 {
+    pub(crate) fn resident_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("it runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
@@ -281,7 +281,7 @@ impl Sidecar {
     /// under way, and nothing that was closed just now is still being closed.
     pub(crate) fn sockets_at_rest(&self) -> usize {
         let mut last = (self.sockets(), Instant::now());
-        poll(PATIENCE, || {
+        poll_until(TIMEOUT, || {
             let now = self.sockets();
             if now != last.0 {
                 last = (now, Instant::now());
@@ -294,7 +294,7 @@ impl Sidecar {
     /// Waits until it has no more than `wanted` sockets open, as at rest.
     pub(crate) fn await_sockets(&self, wanted: usize) {
         let mut last = 0;
-        poll(PATIENCE, || {
+        poll_until(TIMEOUT, || {
             last = self.sockets();
             (last <= wanted).then_some(())
         })
@@ -334,8 +334,8 @@ impl Log {
     }
 
     /// The first answer that `look` has for a line, old or new.
-    fn wait_for<T>(&self, patience: Duration, look: impl Fn(&str) -> Option<T>) -> Option<T> {
-        let deadline = Instant::now() + patience;
+    fn wait_for<T>(&self, timeout: Duration, look: impl Fn(&str) -> Option<T>) -> Option<T> {
+        let deadline = Instant::now() + timeout;
         let mut seen = 0;
         let mut lines = self.lines.lock().expect("no panic while locked");
         loop {

@@ -10,13 +10,13 @@ use attest::mock::{
 };
 
 use crate::harness::forwarder::Settings;
-use crate::harness::process::succeed;
+use crate::harness::process::run_successfully;
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::World;
+use crate::harness::suite::Fixture;
 
 pub(crate) const SEED: [u8; 32] = [0xf0; 32];
 
-pub(crate) struct Lab {
+pub(crate) struct TdxFixture {
     pub(crate) pki: Arc<Pki>,
     pub(crate) machine: Machine,
     pub(crate) pccs: Pccs,
@@ -29,21 +29,21 @@ pub(crate) fn now() -> u64 {
     since.expect("after 1970").as_secs()
 }
 
-impl Lab {
+impl TdxFixture {
     pub(crate) fn new() -> Self {
         let pki = Arc::new(Pki::new(&SEED).expect("a PKI"));
         let machine = Machine::new(&pki, &MachineOptions::default()).expect("a machine");
         let collateral = pki.collateral(&CollateralOptions::at(now()));
         let answers = PccsAnswers::none().with(machine.key(), collateral.expect("collateral"));
-        let lab = Self {
+        let tdx = Self {
             pccs: Pccs::start(answers).expect("a PCCS on loopback"),
             pki,
             machine,
             folder: tempfile::tempdir().expect("a folder"),
         };
-        fs::write(lab.path("root.pem"), lab.pki.root_pem()).expect("root.pem");
-        fs::write(lab.path("kms.pem"), lab.pki.kms_pem()).expect("kms.pem");
-        lab
+        fs::write(tdx.path("root.pem"), tdx.pki.root_pem()).expect("root.pem");
+        fs::write(tdx.path("kms.pem"), tdx.pki.kms_pem()).expect("kms.pem");
+        tdx
     }
 
     pub(crate) fn path(&self, name: &str) -> String {
@@ -77,13 +77,13 @@ impl Lab {
     }
 
     /// A sidecar in production mode under the mock root, with evidence of its own.
-    pub(crate) fn sidecar(&self, world: &World) -> Sidecar {
-        Sidecar::start(&self.sidecar_settings(world))
+    pub(crate) fn sidecar(&self, fixture: &Fixture) -> Sidecar {
+        Sidecar::start(&self.sidecar_settings(fixture))
     }
 
-    pub(crate) fn sidecar_settings(&self, world: &World) -> crate::harness::sidecar::Settings {
+    pub(crate) fn sidecar_settings(&self, fixture: &Fixture) -> crate::harness::sidecar::Settings {
         let (cert, key) = self.files("sidecar", &self.issue("sidecar", &Evidence::default()));
-        world
+        fixture
             .settings()
             .set("TEESQL_TLS_CERT", &cert)
             .set("TEESQL_TLS_KEY", &key)
@@ -94,22 +94,22 @@ impl Lab {
     }
 
     /// A forwarder with a certificate that sidecars accept, to nowhere yet.
-    pub(crate) fn settings(&self, world: &World) -> Settings {
+    pub(crate) fn settings(&self, fixture: &Fixture) -> Settings {
         let (cert, key) = self.files("client", &self.issue("client", &Evidence::default()));
-        Settings::new(world.driver)
+        Settings::new(fixture.driver)
             .set("TEESQL_CLIENT_CERT", &cert)
             .set("TEESQL_CLIENT_KEY", &key)
             .set("TEESQL_DANGEROUS_TDX_ROOT_CA", &self.path("root.pem"))
             .set("TEESQL_PCCS", &self.pccs.url())
     }
 
-    pub(crate) fn settings_to(&self, world: &World, target: impl ToString) -> Settings {
-        self.settings(world)
+    pub(crate) fn settings_to(&self, fixture: &Fixture, target: impl ToString) -> Settings {
+        self.settings(fixture)
             .set("TEESQL_TARGET", &target.to_string())
     }
 }
 
-/// `succeed`, with time for a busy machine.
+/// `run_successfully`, with time for a busy machine.
 pub(crate) fn told(command: std::process::Command) -> String {
-    succeed(command, crate::harness::process::PATIENCE * 4)
+    run_successfully(command, crate::harness::process::TIMEOUT * 4)
 }

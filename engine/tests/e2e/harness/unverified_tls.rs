@@ -11,12 +11,12 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 
-use crate::cvm_integration::Town;
+use crate::cvm_integration::TdxFixture;
 use crate::harness::READ_SECRET;
-use crate::harness::client::{Client, Opening};
+use crate::harness::client::{Client, TlsNegotiation};
 use crate::harness::sidecar::Sidecar;
 
-/// Whoever holds its certificate's key is welcome.
+/// Whoever holds its certificate's key is accept_login.
 #[derive(Debug)]
 struct Anybody(Arc<CryptoProvider>);
 
@@ -57,8 +57,8 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-/// With the town's client certificate, or with none.
-pub(crate) fn config(client: Option<&Town>) -> ClientConfig {
+/// With the tdx's client certificate, or with none.
+pub(crate) fn config(client: Option<&TdxFixture>) -> ClientConfig {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
@@ -67,10 +67,10 @@ pub(crate) fn config(client: Option<&Town>) -> ClientConfig {
         .with_custom_certificate_verifier(Arc::new(Anybody(provider)));
     let mut config = match client {
         None => builder.with_no_client_auth(),
-        Some(town) => {
-            let pem = fs::read(town.file("client.pem")).expect("client.pem");
+        Some(tdx) => {
+            let pem = fs::read(tdx.file("client.pem")).expect("client.pem");
             let chain = CertificateDer::pem_slice_iter(&pem).map(|der| der.expect("PEM"));
-            let key = PrivateKeyDer::from_pem_file(town.file("client.key")).expect("a key");
+            let key = PrivateKeyDer::from_pem_file(tdx.file("client.key")).expect("a key");
             let with = builder.with_client_auth_cert(chain.collect(), key);
             with.expect("a key that rustls signs with")
         }
@@ -80,24 +80,24 @@ pub(crate) fn config(client: Option<&Town>) -> ClientConfig {
 }
 
 /// A session of `teesql_read`'s.
-pub(crate) fn enter(town: Option<&Town>, sidecar: &Sidecar) -> Client {
-    let mut client = connect(town, sidecar);
+pub(crate) fn enter(tdx: Option<&TdxFixture>, sidecar: &Sidecar) -> Client {
+    let mut client = connect(tdx, sidecar);
     client
         .login("teesql_read", "via_scram", READ_SECRET)
         .expect("the login succeeds");
     client
 }
 
-pub(crate) fn connect(town: Option<&Town>, sidecar: &Sidecar) -> Client {
-    let opened = Client::open_with(config(town), sidecar.address(), Opening::Raw);
+pub(crate) fn connect(tdx: Option<&TdxFixture>, sidecar: &Sidecar) -> Client {
+    let opened = Client::open_with(config(tdx), sidecar.address(), TlsNegotiation::Raw);
     opened.expect("the TLS handshake succeeds")
 }
 
 /// The chain that new connections are shown, leaf first, in DER.
 pub(crate) fn shown(address: SocketAddr) -> Vec<CertificateDer<'static>> {
-    let client = Client::open_with(config(None), address, Opening::Raw).expect("TLS");
+    let client = Client::open_with(config(None), address, TlsNegotiation::Raw).expect("TLS");
     let chain = client.tls.conn.peer_certificates().expect("a chain");
     let chain = chain.iter().map(|der| der.clone().into_owned()).collect();
-    client.hang_up();
+    client.disconnect();
     chain
 }

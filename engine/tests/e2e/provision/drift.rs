@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{OLD, OWN, READ, READWRITE, assert_all_well, check, fresh, may, repair, set};
-use crate::harness::suite::World;
+use crate::harness::suite::Fixture;
 
 const ALL_OF_IT: [&str; 24] = [
     "teesql_read: the role does not exist",
@@ -32,9 +32,9 @@ const ALL_OF_IT: [&str; 24] = [
     "teesql_readwrite: lacks SELECT on public.a, public.b",
 ];
 
-pub(super) fn check_on_a_fresh_cluster(world: &World) {
-    for server in world.stage.servers() {
-        let cluster = fresh(world, &server, &[]);
+pub(super) fn check_on_a_fresh_cluster(fixture: &Fixture) {
+    for server in fixture.harness.servers() {
+        let cluster = fresh(fixture, &server, &[]);
         // As in a cluster that was upgraded from PostgreSQL 14 or older.
         cluster.sql(OWN, "GRANT CREATE ON SCHEMA public TO PUBLIC");
         cluster.sql(OWN, "CREATE TABLE a (); CREATE TABLE b ()");
@@ -150,9 +150,9 @@ const DRIFTS: [(&str, &[&str]); 20] = [
     ),
 ];
 
-pub(super) fn drift(world: &World) {
-    for server in world.stage.servers() {
-        let cluster = fresh(world, &server, &[]);
+pub(super) fn drift(fixture: &Fixture) {
+    for server in fixture.harness.servers() {
+        let cluster = fresh(fixture, &server, &[]);
         cluster.sql(OWN, OLD);
         repair(&cluster);
         for (sql, expected) in DRIFTS {

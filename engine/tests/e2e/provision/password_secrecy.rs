@@ -4,8 +4,8 @@ use std::process::{Command, Stdio};
 
 use super::{OWN, fresh, repair, verifiers};
 use crate::harness::cluster::Cluster;
-use crate::harness::process::{PATIENCE, poll, spawn, wait};
-use crate::harness::suite::World;
+use crate::harness::process::{TIMEOUT, poll_until, spawn, wait};
+use crate::harness::suite::Fixture;
 use crate::harness::{READ_PASSWORD, READWRITE_PASSWORD};
 
 /// Holds provisioning up before its first change until it has been seen in the list of
@@ -32,7 +32,7 @@ DO $$ BEGIN
   END LOOP;
 END $$;";
 
-pub(super) fn no_password_is_seen(world: &World) {
+pub(super) fn no_password_is_seen(fixture: &Fixture) {
     let everything = [
         "log_statement=all",
         "log_min_duration_statement=0",
@@ -42,9 +42,9 @@ pub(super) fn no_password_is_seen(world: &World) {
         "shared_preload_libraries=pg_stat_statements",
         "pg_stat_statements.track=all",
     ];
-    let cluster = fresh(world, &world.stage.installed, &everything);
+    let cluster = fresh(fixture, &fixture.harness.installed, &everything);
     cluster.sql(OWN, "CREATE EXTENSION pg_stat_statements");
-    let mut watcher = spawn(watch_by_file(world, &cluster)).expect("psql starts");
+    let mut watcher = spawn(watch_by_file(fixture, &cluster)).expect("psql starts");
     cluster_awaits(
         &cluster,
         "SELECT count(*) FROM pg_locks WHERE granted \
@@ -53,11 +53,11 @@ pub(super) fn no_password_is_seen(world: &World) {
     );
     repair(&cluster);
     cluster.sql(OWN, "INSERT INTO done DEFAULT VALUES");
-    let watched = wait(&mut watcher, PATIENCE).expect("the watcher ends");
+    let watched = wait(&mut watcher, TIMEOUT).expect("the watcher ends");
     assert!(watched.success(), "{watched}");
-    cluster.ask("ALTER ROLE teesql_read PASSWORD 'control-93'");
+    cluster.admin_sql("ALTER ROLE teesql_read PASSWORD 'control-93'");
     repair(&cluster);
-    cluster.ask("SELECT 'marker-4815'");
+    cluster.admin_sql("SELECT 'marker-4815'");
 
     let log = cluster.log();
     let seen = cluster.sql(OWN, "SELECT DISTINCT query FROM seen");
@@ -83,8 +83,8 @@ pub(super) fn no_password_is_seen(world: &World) {
 }
 
 /// The statements one by one, not as one transaction.
-fn watch_by_file(world: &World, cluster: &Cluster) -> Command {
-    let file = world.stage.path("watch.sql");
+fn watch_by_file(fixture: &Fixture, cluster: &Cluster) -> Command {
+    let file = fixture.harness.unique_path("watch.sql");
     std::fs::write(&file, WATCH).expect("a script");
     let mut psql = cluster.psql(OWN);
     psql.arg("-f").arg(file).stdout(Stdio::null());
@@ -93,7 +93,7 @@ fn watch_by_file(world: &World, cluster: &Cluster) -> Command {
 
 fn cluster_awaits(cluster: &Cluster, sql: &str, wanted: &str) {
     let mut last = String::new();
-    poll(PATIENCE, || {
+    poll_until(TIMEOUT, || {
         last = cluster.sql(OWN, sql);
         (last == wanted).then_some(())
     })

@@ -2,11 +2,11 @@
 
 use super::{OLD, OWN, READ, READWRITE, as_role, assert_all_well, fresh, may, may_not, repair};
 use crate::harness::cluster::Cluster;
-use crate::harness::suite::World;
+use crate::harness::suite::Fixture;
 
-pub(super) fn role_matrix(world: &World) {
-    for server in world.stage.servers() {
-        let cluster = fresh(world, &server, &[]);
+pub(super) fn role_matrix(fixture: &Fixture) {
+    for server in fixture.harness.servers() {
+        let cluster = fresh(fixture, &server, &[]);
         cluster.sql(OWN, OLD);
         assert!(!repair(&cluster).is_empty());
         assert_all_well(&cluster);
@@ -126,8 +126,8 @@ fn matrix_of_the_new(cluster: &Cluster) {
 
 /// Whose owner took EXECUTE from everybody, it is not for the two roles either, if it can do
 /// more than they.
-pub(super) fn closed_routines(world: &World) {
-    let cluster = fresh(world, &world.stage.installed, &[]);
+pub(super) fn closed_routines(fixture: &Fixture) {
+    let cluster = fresh(fixture, &fixture.harness.installed, &[]);
     cluster.sql(
         OWN,
         "CREATE FUNCTION powerful() RETURNS text LANGUAGE sql SECURITY DEFINER

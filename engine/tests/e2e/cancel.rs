@@ -1,26 +1,29 @@
-//! Cancelling a running query: inside TLS always, in plaintext where allowed.
+//! Cancel requests: inside TLS always, in plaintext where the setting allows them.
 
 use crate::harness::client::{Client, CloseKind, StartupResponse, TcpClient, TlsNegotiation};
 use crate::harness::cluster::Server;
+use crate::harness::fixture::Fixture;
 use crate::harness::message::{self, PROTOCOL_3_0, PROTOCOL_3_2, query};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::suite::Suite;
 use crate::harness::{PasswordEncryption, READ_SECRET};
 
 pub(crate) fn add(suite: &mut Suite) {
     for server in suite.harness().servers() {
-        for opening in TlsNegotiation::ALL {
-            let name = format!("cancel::{}::{opening}", server.label());
+        for negotiation in TlsNegotiation::ALL {
+            let name = format!("cancel::{}::{negotiation}", server.label());
             let server = server.clone();
-            suite.add(&name, move |fixture| inside_tls(fixture, &server, opening));
+            suite.add(&name, move |fixture| {
+                inside_tls(fixture, &server, negotiation)
+            });
         }
     }
-    suite.add("cancel::plaintext_refused", plaintext_refused);
-    suite.add("cancel::plaintext_allowed", plaintext_allowed);
-    suite.add("cancel::a_wrong_key_cancels_nothing", wrong_key);
+    suite.add("cancel::refuses_plaintext_by_default", plaintext_refused);
+    suite.add("cancel::accepts_plaintext_if_allowed", plaintext_allowed);
+    suite.add("cancel::wrong_key_cancels_nothing", wrong_key);
 }
 
-/// A session that sleeps for ever, as Postgres itself says.
+/// A session whose query sleeps for an hour.
 struct Sleeper {
     client: Client,
     response: StartupResponse,
@@ -35,12 +38,12 @@ impl Sleeper {
             .authenticate(READ_SECRET, response)
             .expect("the login succeeds");
         client.send(&query("select pg_sleep(3600)"));
-        let asleep = Self { client, response };
-        asleep.await_asleep(fixture, server);
-        asleep
+        let sleeper = Self { client, response };
+        sleeper.await_sleep(fixture, server);
+        sleeper
     }
 
-    fn await_asleep(&self, fixture: &Fixture, server: &Server) {
+    fn await_sleep(&self, fixture: &Fixture, server: &Server) {
         let sql = format!(
             "select wait_event from pg_stat_activity where pid = {}",
             self.response.pid
@@ -61,17 +64,17 @@ impl Sleeper {
         assert_eq!(error.code, "57014", "{error}");
         assert_eq!(error.message, "canceling statement due to user request");
         self.client.expect(b'Z');
-        assert_eq!(self.client.ask("select 'still here'"), "still here");
+        assert_eq!(self.client.query_value("select 'still here'"), "still here");
     }
 }
 
-fn inside_tls(fixture: &Fixture, server: &Server, opening: TlsNegotiation) {
+fn inside_tls(fixture: &Fixture, server: &Server, negotiation: TlsNegotiation) {
     let sidecar = fixture.sidecar_for(server, PasswordEncryption::Scram);
     for version in [PROTOCOL_3_0, PROTOCOL_3_2] {
-        // Several, so that other shards than the session's own forward some.
+        // Repeated, so that a shard other than the session's forwards some of the requests.
         for _ in 0..4 {
             let mut sleeper = Sleeper::start(fixture, server, &sidecar, version);
-            let mut canceller = Client::open(&fixture.harness, sidecar.address(), opening);
+            let mut canceller = Client::connect(&fixture.harness, sidecar.address(), negotiation);
             canceller.send(&sleeper.request());
             assert_eq!(canceller.expect_close(), CloseKind::Clean);
             sleeper.expect_cancelled();
@@ -88,9 +91,9 @@ fn plaintext_refused(fixture: &Fixture) {
     assert_eq!(tcp.read_to_end(), b"");
     let line = sidecar.await_connection_end(tcp.local_address());
     assert_eq!(line["reason"], "plaintext_cancel", "{line}");
-    sleeper.await_asleep(fixture, server);
+    sleeper.await_sleep(fixture, server);
 
-    let mut canceller = Client::open(&fixture.harness, sidecar.address(), TlsNegotiation::Raw);
+    let mut canceller = Client::connect(&fixture.harness, sidecar.address(), TlsNegotiation::Raw);
     canceller.send(&sleeper.request());
     assert_eq!(canceller.expect_close(), CloseKind::Clean);
     let line = sidecar.await_connection_end(canceller.local_address());
@@ -111,7 +114,7 @@ fn plaintext_allowed(fixture: &Fixture) {
         let sidecar = Sidecar::start(&settings);
         for version in [PROTOCOL_3_0, PROTOCOL_3_2] {
             let mut sleeper = Sleeper::start(fixture, &server, &sidecar, version);
-            // Byte by byte: the packet need not arrive in one piece.
+            // Byte by byte: the packet may arrive in several segments.
             let mut tcp = TcpClient::connect(sidecar.address());
             for byte in sleeper.request() {
                 tcp.send(&[byte]);
@@ -131,8 +134,8 @@ fn wrong_key(fixture: &Fixture) {
     let mut canceller = fixture.client(sidecar.address());
     canceller.send(&message::cancel(sleeper.response.pid, &key));
     assert_eq!(canceller.expect_close(), CloseKind::Clean);
-    // Postgres has seen it by now, as it has closed.
-    sleeper.await_asleep(fixture, server);
+    // The connection was closed, so that Postgres has processed the request.
+    sleeper.await_sleep(fixture, server);
     let mut canceller = fixture.client(sidecar.address());
     canceller.send(&sleeper.request());
     assert_eq!(canceller.expect_close(), CloseKind::Clean);

@@ -1,7 +1,7 @@
-//! The sidecar as a citizen of its CVM: certificate, passwords and quotes from a
-//! guest agent, the HTTP surface, simulator mode, `dev`.
+//! The sidecar inside its CVM: certificate, passwords and quotes from a guest agent, the HTTP server,
+//! simulator mode, and `dev`.
 //!
-//! `TEESQL_TEST_LONG=1` makes the trials of rotation last a minute each.
+//! With `TEESQL_TEST_LONG=1`, the rotation tests last a minute each.
 
 mod admin_overload;
 mod agent_certificate;
@@ -17,25 +17,13 @@ mod postgres_restart;
 mod secret_rotation;
 mod simulator_mode;
 
-use std::fs;
-use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use attest::agent::{Method, Places};
-use attest::mock::{
-    Agent, AgentListen, AgentOptions, Certificate, CollateralOptions, Evidence, Key, LeafOptions,
-    Machine, MachineOptions, Pccs, PccsAnswers, Pki,
-};
+use attest::agent::Places;
+use attest::mock::Agent;
 
-use crate::harness::process::pdeathsig_command;
-use crate::harness::sidecar::{Settings, Sidecar};
-use crate::harness::suite::{Fixture, Suite};
-
-const SEED: [u8; 32] = [0xc1; 32];
+use crate::harness::process::{TIMEOUT, block_on};
+use crate::harness::suite::Suite;
 
 pub(crate) fn add(suite: &mut Suite) {
     delayed_dependencies::add(suite);
@@ -53,159 +41,25 @@ pub(crate) fn add(suite: &mut Suite) {
     simulator_mode::add(suite);
 }
 
-/// Unix seconds: the sidecar's clock is the real one.
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.expect("after 1970").as_secs()
-}
-
-/// Whether there is time for the long versions.
+/// Whether to run the long versions of the tests.
 fn long() -> bool {
     std::env::var_os("TEESQL_TEST_LONG").is_some()
 }
 
-/// This long in the suite, and a minute where there is time for it.
-fn duration(usual: Duration) -> Duration {
+/// How long a test puts load on the sidecar: `default`, or a minute in the long version.
+fn load_duration(default: Duration) -> Duration {
     if long() {
         Duration::from_secs(60)
     } else {
-        usual
+        default
     }
 }
 
-/// What stands around a sidecar: an "Intel", a PCCS, a folder with certificates,
-/// and a guest agent when it has been started.
-pub(crate) struct TdxFixture {
-    pki: Arc<Pki>,
-    pccs: Pccs,
-    folder: tempfile::TempDir,
-}
-
-impl TdxFixture {
-    fn new() -> Self {
-        let pki = Arc::new(Pki::new(&SEED).expect("a PKI"));
-        let machine = Machine::new(&pki, &MachineOptions::default()).expect("a machine");
-        let options = CollateralOptions::at(now());
-        let collateral = pki.collateral(&options).expect("collateral");
-        let answers = PccsAnswers::none().with(machine.key(), collateral);
-        let pccs = Pccs::start(answers).expect("a PCCS on loopback");
-        let folder = tempfile::tempdir().expect("a folder");
-        let tdx = Self { pki, pccs, folder };
-        fs::write(tdx.file("root.pem"), tdx.pki.root_pem()).expect("root.pem");
-        fs::write(tdx.file("ca.pem"), tdx.pki.kms_pem()).expect("ca.pem");
-        tdx.write_client(&machine);
-        tdx
-    }
-
-    fn write_client(&self, machine: &Machine) {
-        let key = Key::derive(&SEED, "client").expect("a key");
-        let (evidence, leaf) = (Evidence::default(), LeafOptions::default());
-        let client = Certificate::issue(&self.pki, machine, &key, &evidence, &leaf);
-        let client = client.expect("a leaf");
-        fs::write(self.file("client.pem"), client.chain_pem()).expect("client.pem");
-        let path = self.file("client.key");
-        fs::write(&path, key.to_pkcs8_pem().expect("a key")).expect("client.key");
-        // libpq refuses a key that others can read.
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("permissions");
-    }
-
-    pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.file(name).to_str().expect("UTF-8").to_owned()
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.file("dstack.sock")
-    }
-
-    fn agent(&self) -> Agent {
-        self.agent_at(AgentListen::Unix(self.socket()))
-    }
-
-    fn agent_at(&self, listen: AgentListen) -> Agent {
-        let options = AgentOptions {
-            seed: SEED,
-            ..AgentOptions::new(now)
-        };
-        Agent::start(Arc::clone(&self.pki), listen, options).expect("a guest agent")
-    }
-
-    /// Production mode under the mock root, the certificate from the agent at the
-    /// socket; Postgres' passwords are those of the shared cluster.
-    fn settings(&self, fixture: &Fixture) -> Settings {
-        self.with_agent(fixture.settings())
-    }
-
-    fn with_agent(&self, settings: Settings) -> Settings {
-        settings
-            .without("TEESQL_TLS_CERT")
-            .without("TEESQL_TLS_KEY")
-            .without("TEESQL_ALLOW_UNATTESTED_CLIENTS")
-            .set("TEESQL_REQUIRE_CLIENT_ATTESTATION", "true")
-            .set("TEESQL_DANGEROUS_TDX_ROOT_CA", &self.path("root.pem"))
-            .set("TEESQL_PCCS", &self.pccs.url())
-            .set("TEESQL_GUEST_AGENT", &self.path("dstack.sock"))
-            .set("TEESQL_CERTIFICATE_ALT_NAMES", "localhost,127.0.0.1")
-            .set("TEESQL_ADMIN_LISTEN", "127.0.0.1:0")
-    }
-
-    /// `program` as an attested client that verifies the server's name by the CA.
-    fn client(&self, sidecar: &Sidecar, program: &str, (role, secret): (&str, &str)) -> Command {
-        let mut command = pdeathsig_command(Path::new(program), "KILL", None);
-        command
-            .env("PGHOST", "localhost")
-            .env("PGHOSTADDR", "127.0.0.1")
-            .env("PGPORT", sidecar.port().to_string())
-            .env("PGUSER", role)
-            .env("PGPASSWORD", secret)
-            .env("PGDATABASE", "via_scram")
-            .env("PGSSLMODE", "verify-full")
-            .env("PGSSLROOTCERT", self.file("ca.pem"))
-            .env("PGSSLCERT", self.file("client.pem"))
-            .env("PGSSLKEY", self.file("client.key"))
-            .env("PGCONNECT_TIMEOUT", "30")
-            .env("PGGSSENCMODE", "disable");
-        command
-    }
-
-    fn psql(&self, sidecar: &Sidecar, who: (&str, &str), sql: &str) -> Command {
-        let mut psql = self.client(sidecar, "psql", who);
-        psql.args(["-X", "-q", "-A", "-t", "-c", sql]);
-        psql
-    }
-}
-
-/// Where a sidecar says that its HTTP surface is.
-fn admin(sidecar: &Sidecar) -> SocketAddr {
-    let line = sidecar.await_log("listening", |line| line["message"] == "listening");
-    let address = line["admin"].as_str().expect("an admin address");
-    address.parse().expect("an address")
-}
-
-/// The key that an agent derives, as the password that it is used as.
-fn derived(agent: &Agent, path: &str) -> String {
-    let places = Places::only(agent.endpoint());
-    let asked = attest::agent::Agent::new(places, attest::agent::AgentOptions::default());
-    let asked = asked.expect("a client");
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let key = runtime.block_on(asked.key(path, "")).expect("a key");
+/// The key that the agent derives for `path`, in the form in which it is used as a password.
+fn derived_key(agent: &Agent, path: &str) -> String {
+    let addresses = Places::only(agent.endpoint());
+    let options = attest::agent::AgentOptions::default();
+    let client = attest::agent::Agent::new(addresses, options).expect("a client");
+    let key = block_on(TIMEOUT, client.key(path, "")).expect("a key");
     key.to_hex().to_string()
-}
-
-/// Our own binary with nothing but this in its environment.
-fn teesql(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
-    let mut command = pdeathsig_command(
-        Path::new(env!("CARGO_BIN_EXE_teesql-sidecar")),
-        "KILL",
-        None,
-    );
-    command
-        .args(arguments)
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-        .envs(environment.iter().copied());
-    command
 }

@@ -1,6 +1,6 @@
-//! `teesql-forward`: plain PostgreSQL in, mutual RA-TLS out, and not a byte to a
-//! server that did not prove itself. Certificates of the mock TDX on both sides,
-//! a sidecar in production mode, and a real Postgres behind it.
+//! `teesql-forward`: plaintext PostgreSQL in, mutual RA-TLS out, and no byte of the driver to a server
+//! that has not been attested. Both sides have certificates of the mock TDX; the server is a sidecar in
+//! production mode in front of a real Postgres.
 
 mod child_command;
 mod client_certificate;
@@ -18,7 +18,7 @@ pub(crate) fn add(suite: &mut Suite) {
     drivers::add(suite);
     server_attestation::add(suite);
     lifecycle::add(suite);
-    if suite.is_last_driver() {
+    if suite.adds_driver_independent() {
         child_command::add(suite);
         client_certificate::add(suite);
         trust_authority::add(suite);

@@ -1,17 +1,22 @@
-//! What all trials share: the folder, the certificates, the Postgres clusters
-//! and one sidecar for each pair of driver and cluster.
+//! What all tests share: programs under test, servers and clients to test them with, and the one
+//! [`Harness`] of a run, which owns the temporary folder, the certificates, the Postgres clusters
+//! and one sidecar for each pair of I/O driver and cluster.
 
 pub(crate) mod certificates;
 pub(crate) mod client;
 pub(crate) mod cluster;
+pub(crate) mod daemon;
 pub(crate) mod fake_server;
+pub(crate) mod fixture;
 pub(crate) mod forwarder;
 pub(crate) mod http;
+pub(crate) mod libpq;
 pub(crate) mod message;
 pub(crate) mod name_server;
 pub(crate) mod process;
 pub(crate) mod recording_server;
 pub(crate) mod scrape;
+pub(crate) mod settings;
 pub(crate) mod sidecar;
 pub(crate) mod suite;
 pub(crate) mod tdx_fixture;
@@ -31,22 +36,23 @@ use tempfile::TempDir;
 use crate::harness::certificates::Certificates;
 use crate::harness::cluster::{Cluster, ClusterOptions, Server};
 use crate::harness::process::spawn;
-use crate::harness::sidecar::{IoDriver, Settings, Sidecar};
+use crate::harness::settings::{IoDriver, Settings};
+use crate::harness::sidecar::Sidecar;
 
 pub(crate) const READ_SECRET: &str =
     "5ead0000a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c";
 pub(crate) const READWRITE_SECRET: &str =
     "3717e000c0ffee11c0ffee22c0ffee33c0ffee44c0ffee55c0ffee66c0ffee77";
-/// No secret of anybody.
+/// A well-formed secret that no role has.
 pub(crate) const WRONG_SECRET: &str =
     "bad00000bad11111bad22222bad33333bad44444bad55555bad66666bad77777";
 /// SASLprep turns the no-break space into a space and the Roman numeral into `IX`:
-/// a login by SCRAM that does not prepare its password fails.
+/// a SCRAM login that does not prepare its password fails.
 pub(crate) const READ_PASSWORD: &str = "lies\u{a0}mich, K\u{f6}nig \u{2168} '\"\\ $$";
 pub(crate) const READWRITE_PASSWORD: &str = "schreib-nur-zu-4711";
 pub(crate) const SUPERUSER_PASSWORD: &str = "operator-gKq2Zt8wLr";
 
-/// Everything that must never be seen in a log.
+/// Everything that must never appear in a log.
 pub(crate) const SECRETS: [&str; 6] = [
     READ_SECRET,
     READWRITE_SECRET,
@@ -56,8 +62,15 @@ pub(crate) const SECRETS: [&str; 6] = [
     SUPERUSER_PASSWORD,
 ];
 
-/// Which of a version's two shared clusters: Postgres keeps one encryption per role,
-/// either MD5 or SCRAM.
+/// A role, and what a client presents to log in as that role.
+pub(crate) type Credentials<'a> = (&'a str, &'a str);
+
+pub(crate) const READER: Credentials<'static> = ("teesql_read", READ_SECRET);
+pub(crate) const WRITER: Credentials<'static> = ("teesql_readwrite", READWRITE_SECRET);
+pub(crate) const SUPERUSER: Credentials<'static> = ("postgres", SUPERUSER_PASSWORD);
+
+/// How a shared cluster stores its passwords. Postgres stores one verifier per role, either MD5 or
+/// SCRAM, so that each server version has two shared clusters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum PasswordEncryption {
     Scram,
@@ -65,7 +78,7 @@ pub(crate) enum PasswordEncryption {
 }
 
 #[derive(Debug)]
-struct Shared {
+struct SharedCluster {
     server: Server,
     encryption: PasswordEncryption,
     cluster: OnceLock<Cluster>,
@@ -73,17 +86,17 @@ struct Shared {
 
 #[derive(Debug)]
 pub(crate) struct Harness {
-    /// Clusters and sidecars end before the folder goes: fields drop in this order.
+    /// Fields drop in this order: sidecars and clusters stop before the folder is removed.
     sidecars: Mutex<HashMap<(IoDriver, u32, PasswordEncryption), Arc<Sidecar>>>,
-    shared: Vec<Shared>,
+    clusters: Vec<SharedCluster>,
     pub(crate) certificates: Certificates,
-    numbers: AtomicUsize,
+    next_number: AtomicUsize,
     /// The Debian server, with all of its client programs.
     pub(crate) installed: Server,
-    /// PostgreSQL 18's, or why it is not there.
+    /// PostgreSQL 18, or why it is not available.
     pub(crate) postgres18: Result<Server, String>,
     folder: TempDir,
-    broom: Child,
+    cleaner: Child,
 }
 
 impl Harness {
@@ -97,16 +110,15 @@ impl Harness {
             .prefix("teesql-e2e-")
             .permissions(Permissions::from_mode(0o755))
             .tempdir()
-            .map_err(|e| format!("no temporary folder: {e}"))?;
-        let mut shared = Vec::new();
+            .map_err(|e| format!("cannot create a temporary folder: {e}"))?;
+        let mut clusters = Vec::new();
         for server in [Some(&installed), postgres18.as_ref().ok()]
             .into_iter()
             .flatten()
         {
             for encryption in [PasswordEncryption::Scram, PasswordEncryption::Md5] {
-                let server = server.clone();
-                shared.push(Shared {
-                    server,
+                clusters.push(SharedCluster {
+                    server: server.clone(),
                     encryption,
                     cluster: OnceLock::new(),
                 });
@@ -114,34 +126,43 @@ impl Harness {
         }
         Ok(Self {
             sidecars: Mutex::default(),
-            shared,
+            clusters,
             certificates: Certificates::create(folder.path()),
-            numbers: AtomicUsize::new(0),
+            next_number: AtomicUsize::new(0),
             installed,
             postgres18,
-            broom: broom(folder.path()).map_err(|e| format!("no sh: {e}"))?,
+            cleaner: spawn_cleaner(folder.path()).map_err(|e| format!("cannot start sh: {e}"))?,
             folder,
         })
     }
 
-    /// The versions to test with.
+    /// The server versions to test with.
     pub(crate) fn servers(&self) -> Vec<Server> {
         let mut servers = vec![self.installed.clone()];
         servers.extend(self.postgres18.clone());
         servers
     }
 
-    /// A name that nobody in this run has used, for folders, databases and markers.
+    /// A name that is used once in this run, for folders, databases and markers.
     pub(crate) fn unique_name(&self, prefix: &str) -> String {
-        format!("{prefix}_{}", self.numbers.fetch_add(1, Ordering::Relaxed))
+        format!(
+            "{prefix}_{}",
+            self.next_number.fetch_add(1, Ordering::Relaxed)
+        )
     }
 
-    /// The cluster that all trials share, started by whoever asks first.
+    /// A path that does not exist yet.
+    pub(crate) fn unique_path(&self, prefix: &str) -> PathBuf {
+        self.folder.path().join(self.unique_name(prefix))
+    }
+
+    /// The cluster that all tests share. The first call starts it.
     pub(crate) fn cluster(&self, server: &Server, encryption: PasswordEncryption) -> &Cluster {
-        let mut all = self.shared.iter();
-        let shared = all
+        let shared = self
+            .clusters
+            .iter()
             .find(|s| s.server.major == server.major && s.encryption == encryption)
-            .expect("only servers of `servers()` are asked for");
+            .expect("the server is one of `servers()`");
         shared.cluster.get_or_init(|| {
             let options = match encryption {
                 PasswordEncryption::Scram => ClusterOptions {
@@ -159,17 +180,12 @@ impl Harness {
         })
     }
 
-    /// A cluster of a trial's own.
+    /// A new cluster for one test.
     pub(crate) fn private_cluster(&self, server: &Server, options: &ClusterOptions) -> Cluster {
         Cluster::create(server, self.unique_path("cluster"), options)
     }
 
-    /// A path that does not exist yet.
-    pub(crate) fn unique_path(&self, prefix: &str) -> PathBuf {
-        self.folder.path().join(self.unique_name(prefix))
-    }
-
-    /// The sidecar that all trials share, in front of the shared cluster.
+    /// The sidecar that all tests share, in front of the shared cluster.
     pub(crate) fn sidecar(
         &self,
         driver: IoDriver,
@@ -182,15 +198,11 @@ impl Harness {
             .lock()
             .unwrap_or_else(|poison| poison.into_inner());
         let key = (driver, server.major, encryption);
-        let start = || {
+        let sidecar = sidecars.entry(key).or_insert_with(|| {
             let upstream = cluster.address().to_string();
-            Arc::new(Sidecar::start(&Settings::new(
-                driver,
-                &upstream,
-                &self.certificates,
-            )))
-        };
-        let sidecar = sidecars.entry(key).or_insert_with(start);
+            let settings = Settings::for_sidecar(driver, &upstream, &self.certificates);
+            Arc::new(Sidecar::start(&settings))
+        });
         sidecar.assert_running();
         sidecar.clone()
     }
@@ -202,19 +214,19 @@ impl Drop for Harness {
             .lock()
             .unwrap_or_else(|poison| poison.into_inner())
             .clear();
-        for shared in &mut self.shared {
+        for shared in &mut self.clusters {
             drop(shared.cluster.take());
         }
-        drop(self.broom.stdin.take());
-        let _ = self.broom.wait();
+        drop(self.cleaner.stdin.take());
+        let _ = self.cleaner.wait();
     }
 }
 
-/// Removes the folder once our end of its standard input closes: it does so even
-/// when the tests are killed. The servers write for a moment longer, so it repeats.
-fn broom(folder: &Path) -> std::io::Result<Child> {
-    let mut sweep = Command::new("setsid");
-    sweep
+/// Starts a process that removes `folder` when our end of its standard input closes, which happens
+/// even if the tests are killed. It retries because the servers write for a moment longer.
+fn spawn_cleaner(folder: &Path) -> std::io::Result<Child> {
+    let mut cleaner = Command::new("setsid");
+    cleaner
         .args(["sh", "-c"])
         .arg(r#"cat; for i in 1 2 3 4 5; do rm -rf "$1" && break; sleep 1; done"#)
         .arg("sh")
@@ -222,5 +234,5 @@ fn broom(folder: &Path) -> std::io::Result<Child> {
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    spawn(sweep)
+    spawn(cleaner)
 }

@@ -1,5 +1,5 @@
-//! Bad first bytes: each is answered as the protocol allows, logged with its
-//! reason, and harms nobody else.
+//! Invalid first bytes of a connection. Each is answered as the protocol allows and logged with its
+//! reason, and other sessions continue.
 
 use std::io::Read;
 use std::net::Shutdown;
@@ -8,20 +8,24 @@ use rustls::AlertDescription;
 
 use crate::harness::READ_SECRET;
 use crate::harness::client::{Client, TcpClient, TlsNegotiation};
+use crate::harness::fixture::Fixture;
 use crate::harness::message::{self, GSSENC_REQUEST, PROTOCOL_3_0, PgError, SSL_REQUEST, startup};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::suite::Suite;
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add("openings::plaintext", plaintext);
-    suite.add("openings::after_an_answer", after_an_answer);
-    suite.add("openings::bad_tls", bad_tls);
-    suite.add("openings::truncated_then_eof", truncated);
-    suite.add("openings::alpn", alpn);
-    suite.add("openings::required_alpn", required_alpn);
+    suite.add("invalid_openings::plaintext", plaintext);
+    suite.add("invalid_openings::after_negotiation", after_negotiation);
+    suite.add("invalid_openings::invalid_tls", invalid_tls);
+    suite.add("invalid_openings::truncated_then_eof", truncated);
+    suite.add("invalid_openings::refuses_other_alpn", alpn);
+    suite.add(
+        "invalid_openings::requires_alpn_if_configured",
+        required_alpn,
+    );
 }
 
-/// What is sent, what is answered, and the reason in the log.
+/// What the client sends, what the sidecar answers, and the reason code in the log.
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) bytes: Vec<u8>,
@@ -31,9 +35,9 @@ pub(crate) struct Case {
 
 #[derive(Clone, Copy)]
 pub(crate) enum Answer {
-    /// SQLSTATE and text of a FATAL ErrorResponse, then the end.
+    /// A FATAL ErrorResponse with this SQLSTATE and text, then the end.
     Fatal(&'static str, &'static str),
-    /// The end without a byte.
+    /// The end without any byte.
     Nothing,
 }
 
@@ -53,20 +57,17 @@ pub(crate) fn case(
     }
 }
 
-/// A session that is open all the time: whatever happens must not disturb it.
+/// A session that stays open during the test and must not be affected.
 pub(crate) struct Bystander(Client);
 
 impl Bystander {
     pub(crate) fn new(fixture: &Fixture, sidecar: &Sidecar) -> Self {
-        let mut client = fixture.client(sidecar.address());
-        client
-            .login("teesql_read", "via_scram", READ_SECRET)
-            .expect("the login succeeds");
+        let client = fixture.session(sidecar);
         Self(client)
     }
 
-    pub(crate) fn is_well(&mut self) {
-        assert_eq!(self.0.ask("select 'well'"), "well");
+    pub(crate) fn assert_unaffected(&mut self) {
+        assert_eq!(self.0.query_value("select 'unaffected'"), "unaffected");
     }
 }
 
@@ -91,6 +92,22 @@ const TLS_REQUIRED: Answer = Fatal(
     "28000",
     "TLS is required: this server takes no plaintext connections",
 );
+
+/// Checks the answer in plaintext and the reason in the log.
+fn expect_answer(sidecar: &Sidecar, tcp: &mut TcpClient, case: &Case) {
+    let name = case.name;
+    match case.answer {
+        Fatal(code, text) => {
+            assert_eq!(
+                tcp.read_final_message().error(),
+                fatal(code, text),
+                "{name}"
+            );
+        }
+        Nothing => assert_eq!(tcp.read_to_end(), b"", "{name}"),
+    }
+    assert_eq!(reason(sidecar, tcp), case.reason, "{name}");
+}
 
 fn plaintext(fixture: &Fixture) {
     let sidecar = Sidecar::start(&fixture.settings());
@@ -124,7 +141,7 @@ fn plaintext(fixture: &Fixture) {
             "early_bytes",
         ),
         case(
-            "SSLRequest twice at once",
+            "two SSLRequests in one segment",
             with_ssl(&SSL_REQUEST),
             EARLY,
             "early_bytes",
@@ -169,7 +186,12 @@ fn plaintext(fixture: &Fixture) {
             "garbage",
         ),
         case("length 7", [0, 0, 0, 7, 0, 3, 0], Nothing, "garbage"),
-        case("almost TLS", [0x16, 0x02, 0, 0, 5], Nothing, "garbage"),
+        case(
+            "invalid TLS version",
+            [0x16, 0x02, 0, 0, 5],
+            Nothing,
+            "garbage",
+        ),
         case(
             "PROXY v1",
             *b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n",
@@ -185,24 +207,13 @@ fn plaintext(fixture: &Fixture) {
     ] {
         let mut tcp = TcpClient::connect(sidecar.address());
         tcp.send(&case.bytes);
-        match case.answer {
-            Fatal(code, text) => {
-                assert_eq!(
-                    tcp.read_final_message().error(),
-                    fatal(code, text),
-                    "{}",
-                    case.name
-                );
-            }
-            Nothing => assert_eq!(tcp.read_to_end(), b"", "{}", case.name),
-        }
-        assert_eq!(reason(&sidecar, &tcp), case.reason, "{}", case.name);
-        bystander.is_well();
+        expect_answer(&sidecar, &mut tcp, &case);
+        bystander.assert_unaffected();
     }
 }
 
-/// What is wrong after `S` or `N` was answered.
-fn after_an_answer(fixture: &Fixture) {
+/// Invalid bytes after the sidecar has answered `S` or `N`.
+fn after_negotiation(fixture: &Fixture) {
     let sidecar = Sidecar::start(&fixture.settings());
     let mut bystander = Bystander::new(fixture, &sidecar);
     let twice = Fatal("08P01", "received a second request for encryption");
@@ -260,33 +271,22 @@ fn after_an_answer(fixture: &Fixture) {
         tcp.stream.read_exact(&mut answer).expect("one byte");
         assert_eq!(answer, [byte], "{}", case.name);
         tcp.send(&case.bytes);
-        match case.answer {
-            Fatal(code, text) => {
-                assert_eq!(
-                    tcp.read_final_message().error(),
-                    fatal(code, text),
-                    "{}",
-                    case.name
-                );
-            }
-            Nothing => assert_eq!(tcp.read_to_end(), b"", "{}", case.name),
-        }
-        assert_eq!(reason(&sidecar, &tcp), case.reason, "{}", case.name);
-        bystander.is_well();
+        expect_answer(&sidecar, &mut tcp, &case);
+        bystander.assert_unaffected();
     }
 }
 
-/// A TLS that is none: the line that operators know, and an alert where there is one.
-fn bad_tls(fixture: &Fixture) {
+/// Invalid TLS: the sidecar logs a failed handshake, and sends an alert where TLS has one.
+fn invalid_tls(fixture: &Fixture) {
     let sidecar = Sidecar::start(&fixture.settings());
     let mut bystander = Bystander::new(fixture, &sidecar);
     let record = |kind: u8, body: &[u8]| {
-        let length = u16::try_from(body.len()).expect("a record's length");
+        let length = u16::try_from(body.len()).expect("a short record");
         [&[kind, 3, 1][..], &length.to_be_bytes(), body].concat()
     };
     let hello = |kind: u8| [&[kind, 0, 0, 60][..], &[3; 60]].concat();
     let half = record(0x16, &[1, 0, 0, 60, 3, 3, 3, 3]);
-    let old = [
+    let tls10 = [
         &[1, 0, 0, 41, 3, 1][..],
         &[7; 32],
         &[0, 0, 2, 0, 0x2f, 1, 0],
@@ -308,16 +308,16 @@ fn bad_tls(fixture: &Fixture) {
             false,
         ),
         (
-            "a message continued badly",
+            "a message with an invalid continuation",
             [half.clone(), record(0x16, &[0xff; 56])].concat(),
             true,
         ),
         (
-            "an alert first, then noise",
+            "an alert within a message",
             [half, record(0x15, &[2, 40])].concat(),
             false,
         ),
-        ("TLS 1.0", record(0x16, &old), true),
+        ("TLS 1.0", record(0x16, &tls10), true),
     ] {
         let mut tcp = TcpClient::connect(sidecar.address());
         tcp.send(&bytes);
@@ -330,35 +330,35 @@ fn bad_tls(fixture: &Fixture) {
         assert_eq!(line["level"], "WARN", "{what}: {line}");
         let reason = line["reason"].as_str().expect("a code");
         assert!(reason.starts_with("tls_"), "{what}: {line}");
-        bystander.is_well();
+        bystander.assert_unaffected();
     }
     let panicked = sidecar
         .log_lines()
         .iter()
         .any(|line| line.contains("panic"));
-    assert!(!panicked, "a panic is in the log");
+    assert!(!panicked, "the log contains a panic");
 }
 
-/// Half an opening, half a ClientHello, half a start-up packet, then the end.
+/// Part of an SSLRequest, a ClientHello, a start-up packet or a password, then the end.
 fn truncated(fixture: &Fixture) {
     let sidecar = Sidecar::start(&fixture.settings());
     let mut bystander = Bystander::new(fixture, &sidecar);
-    let quiet = sidecar.sockets();
-    let clean = |bytes: &[u8], answer: &[u8]| {
+    let sockets = sidecar.sockets();
+    let expect_client_gone = |bytes: &[u8], answer: &[u8]| {
         let mut tcp = TcpClient::connect(sidecar.address());
         tcp.send(bytes);
         tcp.stream.shutdown(Shutdown::Write).expect("a live socket");
         assert_eq!(tcp.read_to_end(), answer, "{bytes:02x?}");
         assert_eq!(reason(&sidecar, &tcp), "client_gone", "{bytes:02x?}");
     };
-    clean(b"", b"");
+    expect_client_gone(b"", b"");
     for length in 1..SSL_REQUEST.len() {
-        clean(&SSL_REQUEST[..length], b"");
+        expect_client_gone(&SSL_REQUEST[..length], b"");
     }
-    clean(&SSL_REQUEST, b"S");
-    clean(&GSSENC_REQUEST, b"N");
-    clean(&[0x16], b"");
-    clean(&[0x16, 3, 1, 2, 0, 1, 0], b"");
+    expect_client_gone(&SSL_REQUEST, b"S");
+    expect_client_gone(&GSSENC_REQUEST, b"N");
+    expect_client_gone(&[0x16], b"");
+    expect_client_gone(&[0x16, 3, 1, 2, 0, 1, 0], b"");
 
     let whole = startup(PROTOCOL_3_0, &[("user", "teesql_read")]);
     for length in [0, 3, 7, 8, whole.len() - 1] {
@@ -385,38 +385,34 @@ fn truncated(fixture: &Fixture) {
             "{length} bytes of a password: {line}"
         );
     }
-    bystander.is_well();
-    sidecar.await_sockets(quiet);
+    bystander.assert_unaffected();
+    sidecar.await_sockets(sockets);
 }
 
 fn alpn(fixture: &Fixture) {
     let sidecar = fixture.sidecar();
-    for opening in [TlsNegotiation::Direct, TlsNegotiation::SslRequest] {
+    for negotiation in [TlsNegotiation::Direct, TlsNegotiation::SslRequest] {
         let config = fixture.harness.certificates.client(Some(b"h2"));
-        let error = Client::open_with(config, sidecar.address(), opening).err();
+        let error = Client::connect_with(config, sidecar.address(), negotiation).err();
         let alert = error.and_then(|e| e.into_inner()?.downcast::<rustls::Error>().ok());
         let expected = rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol);
-        assert_eq!(alert.as_deref(), Some(&expected), "{opening}");
+        assert_eq!(alert.as_deref(), Some(&expected), "{negotiation}");
     }
-    // libpq 17 offers it after SSLRequest too.
+    // libpq 17 offers ALPN after SSLRequest too.
     let config = fixture.harness.certificates.client(Some(b"postgresql"));
-    let client = Client::open_with(config, sidecar.address(), TlsNegotiation::SslRequest);
+    let client = Client::connect_with(config, sidecar.address(), TlsNegotiation::SslRequest);
     let mut client = client.expect("the TLS handshake succeeds");
     assert_eq!(client.tls.conn.alpn_protocol(), Some(&b"postgresql"[..]));
-    client
-        .login("teesql_read", "via_scram", READ_SECRET)
-        .expect("the login succeeds");
+    client.login_reader();
     client.terminate();
 }
 
 fn required_alpn(fixture: &Fixture) {
     let sidecar = Sidecar::start(&fixture.settings().set("TEESQL_REQUIRE_ALPN", "true"));
-    for opening in TlsNegotiation::ALL {
-        let mut client = Client::open(&fixture.harness, sidecar.address(), opening);
-        if opening == TlsNegotiation::Direct {
-            client
-                .login("teesql_read", "via_scram", READ_SECRET)
-                .expect("the login succeeds");
+    for negotiation in TlsNegotiation::ALL {
+        let mut client = Client::connect(&fixture.harness, sidecar.address(), negotiation);
+        if negotiation == TlsNegotiation::Direct {
+            client.login_reader();
             client.terminate();
             continue;
         }
@@ -425,12 +421,12 @@ fn required_alpn(fixture: &Fixture) {
         assert_eq!(
             refusal,
             fatal("08P01", "ALPN protocol \"postgresql\" is required"),
-            "{opening}"
+            "{negotiation}"
         );
         assert_eq!(
             reason(&sidecar, &client.tls.sock),
             "alpn_missing",
-            "{opening}"
+            "{negotiation}"
         );
     }
 }

@@ -1,88 +1,77 @@
-//! Debian's own clients: psql, pgbench, pg_dump and pg_restore.
+//! Debian's libpq clients: psql, pgbench, pg_dump and pg_restore.
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
-use crate::harness::process::{
-    TIMEOUT, lossy, pdeathsig_command, run, run_successfully, spawn, wait,
-};
+use crate::harness::Credentials;
+use crate::harness::READER;
+use crate::harness::SUPERUSER;
+use crate::harness::WRITER;
+use crate::harness::fixture::Fixture;
+use crate::harness::libpq;
+use crate::harness::libpq::PSQL_BARE;
+use crate::harness::process::poll_until;
+use crate::harness::process::{TIMEOUT, lossy, run, run_successfully, spawn};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Suite};
-use crate::harness::{
-    PasswordEncryption, READ_SECRET, READWRITE_SECRET, SUPERUSER_PASSWORD, WRONG_SECRET,
-};
+use crate::harness::suite::Suite;
+use crate::harness::{PasswordEncryption, READ_SECRET, WRONG_SECRET};
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add("psql::every_role", every_role);
-    suite.add("psql::verify_full_and_plaintext", verify_full_and_plaintext);
+    suite.add("psql::connects_as_every_role", every_role);
+    suite.add(
+        "psql::verifies_the_server_and_refuses_plaintext",
+        verify_full_and_plaintext,
+    );
     suite.add("psql::large_objects", large_objects);
     suite.add("psql::listen_notify", listen_notify);
     suite.add("psql::copy_and_errors", copy_and_errors);
-    suite.add("psql::ctrl_c_in_plaintext", ctrl_c);
-    suite.add("pgbench::every_protocol", pgbench);
-    suite.add("pg_dump::restored_copy_is_equal", dump_and_restore);
+    suite.add("psql::ctrl_c_cancels_in_plaintext", ctrl_c);
+    suite.add("pgbench::every_query_protocol", pgbench);
+    suite.add("pg_dump::dump_and_restore", dump_and_restore);
 }
 
-/// `program` with a connection to the sidecar in its environment.
+/// `program` with a connection to the sidecar in libpq's environment.
 pub(crate) fn client(
     fixture: &Fixture,
     sidecar: &Sidecar,
     program: &str,
-    (role, secret): (&str, &str),
+    credentials: Credentials<'_>,
     database: &str,
 ) -> Command {
-    let mut command = pdeathsig_command(Path::new(program), "KILL", None);
-    command
-        .env("PGHOST", "localhost")
-        .env("PGHOSTADDR", "127.0.0.1")
-        .env("PGPORT", sidecar.port().to_string())
-        .env("PGUSER", role)
-        .env("PGPASSWORD", secret)
-        .env("PGDATABASE", database)
-        .env("PGSSLMODE", "verify-full")
-        .env("PGSSLROOTCERT", &fixture.harness.certificates.ca)
-        .env("PGGSSENCMODE", "disable");
-    command
+    let ca = &fixture.harness.certificates.ca;
+    libpq::verify_full_command(program, sidecar.port(), credentials, database, ca)
 }
 
-const READER: (&str, &str) = ("teesql_read", READ_SECRET);
-const WRITER: (&str, &str) = ("teesql_readwrite", READWRITE_SECRET);
-const OPERATOR: (&str, &str) = ("postgres", SUPERUSER_PASSWORD);
-
 /// A psql that stops at the first error and prints bare values.
-fn psql(fixture: &Fixture, who: (&str, &str), database: &str) -> Command {
-    let mut psql = client(fixture, &fixture.sidecar(), "psql", who, database);
-    psql.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]);
+fn psql(fixture: &Fixture, credentials: Credentials<'_>, database: &str) -> Command {
+    let mut psql = client(fixture, &fixture.sidecar(), "psql", credentials, database);
+    psql.args(PSQL_BARE);
     psql
 }
 
 fn every_role(fixture: &Fixture) {
     for server in fixture.harness.servers() {
         let sidecar = fixture.sidecar_for(&server, PasswordEncryption::Scram);
-        for who in [READER, WRITER, OPERATOR, (READER.0, WRITER.1)] {
-            let mut psql = client(fixture, &sidecar, "psql", who, "via_scram");
+        for credentials in [READER, WRITER, SUPERUSER, (READER.0, WRITER.1)] {
+            let mut psql = client(fixture, &sidecar, "psql", credentials, "via_scram");
             psql.args(["-X", "-A", "-t", "-c", "select current_user"]);
-            assert_eq!(run_successfully(psql, TIMEOUT).trim(), who.0);
+            assert_eq!(run_successfully(psql, TIMEOUT).trim(), credentials.0);
         }
         for (role, secret) in [
             (READER.0, WRONG_SECRET),
             (WRITER.0, READ_SECRET),
             ("somebody", WRITER.1),
-            (OPERATOR.0, READ_SECRET),
+            (SUPERUSER.0, READ_SECRET),
         ] {
             let mut psql = client(fixture, &sidecar, "psql", (role, secret), "via_scram");
             psql.args(["-X", "-c", "select 1"]);
             let output = run(psql, TIMEOUT);
-            let said = lossy(&output.stderr);
-            assert_eq!(output.status.code(), Some(2), "{role}: {said}");
+            let text = lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{role}: {text}");
             let text = "FATAL:  authentication_failed: password authentication failed";
-            assert_eq!(said.lines().count(), 1, "{role}: {said}");
-            assert!(said.trim_end().ends_with(text), "{role}: {said}");
+            assert_eq!(text.lines().count(), 1, "{role}: {text}");
+            assert!(text.trim_end().ends_with(text), "{role}: {text}");
         }
     }
 }
@@ -90,10 +79,10 @@ fn every_role(fixture: &Fixture) {
 fn verify_full_and_plaintext(fixture: &Fixture) {
     let mut encrypted = psql(fixture, READER, "via_scram");
     encrypted.args(["-c", "\\conninfo"]);
-    let said = run_successfully(encrypted, TIMEOUT);
-    assert!(said.contains("TLSv1.3"), "{said}");
+    let text = run_successfully(encrypted, TIMEOUT);
+    assert!(text.contains("TLSv1.3"), "{text}");
 
-    // libpq asks for GSS encryption first where it can; that must not disturb.
+    // libpq requests GSS encryption first where it can.
     for mode in ["prefer", "disable"] {
         let mut gss = psql(fixture, READER, "via_scram");
         gss.env("PGGSSENCMODE", mode).args(["-c", "select 1"]);
@@ -102,23 +91,25 @@ fn verify_full_and_plaintext(fixture: &Fixture) {
     let mut plain = psql(fixture, READER, "via_scram");
     plain.env("PGSSLMODE", "disable").args(["-c", "select 1"]);
     let output = run(plain, TIMEOUT);
-    let said = lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{said}");
+    let text = lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{text}");
     assert!(
-        said.contains("FATAL:  TLS is required: this server takes no plaintext"),
-        "{said}"
+        text.contains("FATAL:  TLS is required: this server takes no plaintext"),
+        "{text}"
     );
     assert!(
-        said.contains("HINT:  Connect with sslmode=require or stronger."),
-        "{said}"
+        text.contains("HINT:  Connect with sslmode=require or stronger."),
+        "{text}"
     );
 
-    let mut stranger = psql(fixture, READER, "via_scram");
-    stranger.env("PGHOST", "elsewhere").args(["-c", "select 1"]);
-    let said = lossy(&run(stranger, TIMEOUT).stderr);
+    let mut wrong_name = psql(fixture, READER, "via_scram");
+    wrong_name
+        .env("PGHOST", "elsewhere")
+        .args(["-c", "select 1"]);
+    let text = lossy(&run(wrong_name, TIMEOUT).stderr);
     assert!(
-        said.contains("does not match host name \"elsewhere\""),
-        "{said}"
+        text.contains("does not match host name \"elsewhere\""),
+        "{text}"
     );
 }
 
@@ -136,8 +127,8 @@ fn large_objects(fixture: &Fixture) {
         "-c",
         "\\echo :LASTOID",
     ]);
-    let said = run_successfully(import, TIMEOUT * 2);
-    let oid = said.split_whitespace().last().expect("an OID").to_owned();
+    let text = run_successfully(import, TIMEOUT * 2);
+    let oid = text.split_whitespace().last().expect("an OID").to_owned();
     let mut export = psql(fixture, WRITER, "via_scram");
     export.args([
         "-c",
@@ -164,22 +155,22 @@ fn listen_notify(fixture: &Fixture) {
     let pid = "select pg_backend_pid() \\gset\n\\o /dev/null\n";
     write!(input, "{pid}listen {channel};\nselect pg_sleep(0);\n").expect("psql reads");
     let listens = "select count(*) from pg_stat_activity where state = 'idle' and query = 'select pg_sleep(0);' and usename = 'teesql_read'";
-    // Its last statement is done: it listens.
-    let heard = crate::harness::process::poll_until(TIMEOUT, || {
+    // Once its last statement is done, it listens.
+    let listening = poll_until(TIMEOUT, || {
         (fixture.cluster().admin_sql(listens) != "0").then_some(())
     });
-    heard.expect("psql comes to its last statement");
+    listening.expect("psql reaches its last statement");
     let mut notifier = psql(fixture, WRITER, "via_scram");
     notifier.args(["-c", &format!("notify {channel}, 'hello through TLS'")]);
     run_successfully(notifier, TIMEOUT);
     writeln!(input, "\\o\nselect 1;").expect("psql reads");
     drop(input);
     let output = listener.wait_with_output().expect("psql ends");
-    let said = lossy(&output.stdout);
+    let text = lossy(&output.stdout);
     let wanted = format!(
         "Asynchronous notification \"{channel}\" with payload \"hello through TLS\" received"
     );
-    assert!(said.contains(&wanted), "{said}{}", lossy(&output.stderr));
+    assert!(text.contains(&wanted), "{text}{}", lossy(&output.stderr));
 }
 
 fn copy_and_errors(fixture: &Fixture) {
@@ -198,58 +189,37 @@ fn copy_and_errors(fixture: &Fixture) {
     ]);
     assert!(
         run_successfully(read, TIMEOUT) == rows,
-        "COPY brought back something else"
+        "COPY returned different data"
     );
-    let mut broken = psql(fixture, WRITER, "via_scram");
     let bad = format!("printf '1\\tgood\\nbad\\tbad\\n' | psql -X -c 'copy {table} from stdin'");
-    broken.arg("-c").arg("select 1");
     let mut shell = client(fixture, &fixture.sidecar(), "sh", WRITER, "via_scram");
     shell.args(["-c", &bad]);
-    let said = lossy(&run(shell, TIMEOUT).stderr);
+    let text = lossy(&run(shell, TIMEOUT).stderr);
     assert!(
-        said.contains("invalid input syntax for type integer: \"bad\""),
-        "{said}"
+        text.contains("invalid input syntax for type integer: \"bad\""),
+        "{text}"
     );
 }
 
-/// Ctrl-C in psql 15 is a CancelRequest in plaintext: refused by default, so that
-/// the query runs on, and obeyed where the setting allows it.
+/// Ctrl-C in psql 15 sends a CancelRequest in plaintext, which `plaintext_cancel` allows.
 fn ctrl_c(fixture: &Fixture) {
     let settings = fixture.settings().set("TEESQL_PLAINTEXT_CANCEL", "true");
     let sidecar = Sidecar::start(&settings);
+    let psql = client(fixture, &sidecar, "psql", READER, "via_scram");
     let marker = fixture.harness.unique_name("ctrl_c");
-    let mut psql = client(fixture, &sidecar, "psql", READER, "via_scram");
-    psql.args(["-X", "-c", &format!("select pg_sleep(3600) as {marker}")]);
-    psql.stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut psql = spawn(psql).expect("psql starts");
-    let asleep = format!(
-        "select wait_event from pg_stat_activity where query like '%as {marker}' and usename = 'teesql_read'"
-    );
-    fixture.cluster().await_result(&asleep, "PgSleep");
-    kill(
-        Pid::from_raw(i32::try_from(psql.id()).expect("a pid")),
-        Signal::SIGINT,
-    )
-    .expect("psql runs");
-    let status = wait(&mut psql, TIMEOUT).expect("psql ends");
-    let output = psql.wait_with_output().expect("psql ended");
-    let said = lossy(&output.stderr);
-    assert_eq!(status.code(), Some(1), "{said}");
-    assert!(
-        said.contains("ERROR:  canceling statement due to user request"),
-        "{said}"
-    );
+    libpq::assert_ctrl_c_cancels(fixture.cluster(), psql, &marker);
 }
 
-/// A database of the trial's own on the shared cluster.
-fn own_database(fixture: &Fixture, prefix: &str) -> String {
+/// Creates a database for one test on the shared cluster.
+fn new_database(fixture: &Fixture, prefix: &str) -> String {
     let name = fixture.harness.unique_name(prefix);
     fixture.cluster().create_database(&name);
     name
 }
 
-pub(crate) fn initialised(fixture: &Fixture, prefix: &str) -> String {
-    let database = own_database(fixture, prefix);
+/// Creates a database with the tables of pgbench.
+pub(crate) fn pgbench_database(fixture: &Fixture, prefix: &str) -> String {
+    let database = new_database(fixture, prefix);
     let mut init = client(fixture, &fixture.sidecar(), "pgbench", WRITER, &database);
     init.args(["-i", "-q", "-s", "1", "--foreign-keys"]);
     run_successfully(init, TIMEOUT * 4);
@@ -257,28 +227,28 @@ pub(crate) fn initialised(fixture: &Fixture, prefix: &str) -> String {
 }
 
 fn pgbench(fixture: &Fixture) {
-    let database = initialised(fixture, "bench");
+    let database = pgbench_database(fixture, "bench");
     for mode in ["simple", "extended", "prepared"] {
         let mut reads = client(fixture, &fixture.sidecar(), "pgbench", READER, &database);
         reads.args(["-n", "-S", "-M", mode, "-c", "8", "-j", "2", "-t", "150"]);
-        let said = run_successfully(reads, TIMEOUT * 4);
+        let text = run_successfully(reads, TIMEOUT * 4);
         assert!(
-            said.contains("number of transactions actually processed: 1200/1200"),
-            "{said}"
+            text.contains("number of transactions actually processed: 1200/1200"),
+            "{text}"
         );
-        assert!(said.contains("number of failed transactions: 0"), "{said}");
+        assert!(text.contains("number of failed transactions: 0"), "{text}");
     }
     let mut writes = client(fixture, &fixture.sidecar(), "pgbench", WRITER, &database);
     writes.args(["-n", "-M", "prepared", "-c", "4", "-t", "50"]);
-    let said = run_successfully(writes, TIMEOUT * 4);
+    let text = run_successfully(writes, TIMEOUT * 4);
     assert!(
-        said.contains("number of transactions actually processed: 200/200"),
-        "{said}"
+        text.contains("number of transactions actually processed: 200/200"),
+        "{text}"
     );
     let sums = "select (select sum(delta) from pgbench_history) = (select sum(abalance) from pgbench_accounts), count(*) from pgbench_history";
     assert_eq!(fixture.cluster().sql(&database, sums), "t|200");
 
-    // A pipeline of many queries in one go.
+    // A pipeline of 100 queries.
     let script = fixture.harness.unique_path("pipeline");
     let lines = "select 1;\nselect repeat('p', 500);\n".repeat(50);
     fs::write(&script, format!("\\startpipeline\n{lines}\\endpipeline\n")).expect("a file");
@@ -286,19 +256,19 @@ fn pgbench(fixture: &Fixture) {
     piped
         .args(["-n", "-M", "extended", "-c", "4", "-t", "25", "-f"])
         .arg(&script);
-    let said = run_successfully(piped, TIMEOUT * 4);
+    let text = run_successfully(piped, TIMEOUT * 4);
     assert!(
-        said.contains("number of transactions actually processed: 100/100"),
-        "{said}"
+        text.contains("number of transactions actually processed: 100/100"),
+        "{text}"
     );
 
-    // Through the door for every transaction.
-    let mut doors = client(fixture, &fixture.sidecar(), "pgbench", READER, &database);
-    doors.args(["-n", "-S", "-C", "-c", "4", "-t", "20"]);
-    let said = run_successfully(doors, TIMEOUT * 4);
+    // A new connection for every transaction.
+    let mut reconnecting = client(fixture, &fixture.sidecar(), "pgbench", READER, &database);
+    reconnecting.args(["-n", "-S", "-C", "-c", "4", "-t", "20"]);
+    let text = run_successfully(reconnecting, TIMEOUT * 4);
     assert!(
-        said.contains("number of transactions actually processed: 80/80"),
-        "{said}"
+        text.contains("number of transactions actually processed: 80/80"),
+        "{text}"
     );
     fixture.cluster().drop_database(&database);
 }
@@ -310,10 +280,10 @@ union all select md5(string_agg(t::text, chr(10) order by bid)) from pgbench_bra
 union all select count(*)::text from pg_constraint where conrelid::regclass::text like 'pgbench%'";
 
 fn dump_and_restore(fixture: &Fixture) {
-    let source = initialised(fixture, "dumped");
-    let target = own_database(fixture, "restored");
+    let source = pgbench_database(fixture, "dumped");
+    let target = new_database(fixture, "restored");
     let file = fixture.harness.unique_path("dump");
-    // Reading is enough for a dump, writing for what it restores.
+    // Read access suffices for pg_dump, and write access for pg_restore.
     let mut dump = client(fixture, &fixture.sidecar(), "pg_dump", READER, &source);
     dump.args(["-Fc", "--no-privileges", "-f"]).arg(&file);
     run_successfully(dump, TIMEOUT * 4);

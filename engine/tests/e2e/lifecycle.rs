@@ -1,4 +1,4 @@
-//! Start, drain and end of the sidecar, and a Postgres that is restarted under it.
+//! Start, drain and exit of the sidecar, and restarts of Postgres during sessions.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -6,46 +6,45 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::harness::READ_SECRET;
-use crate::harness::client::Client;
 use crate::harness::cluster::ClusterOptions;
+use crate::harness::fixture::Fixture;
 use crate::harness::message::query;
 use crate::harness::process::{TIMEOUT, poll_until};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::suite::Suite;
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add("life::driver_is_logged", driver_is_logged);
+    suite.add("lifecycle::logs_the_driver", logs_the_driver);
     suite.add(
-        "life::drain_lets_sessions_finish",
+        "lifecycle::drain_lets_sessions_finish",
         drain_lets_sessions_finish,
     );
-    suite.add("life::drain_ends_after_its_grace", drain_ends);
+    suite.add("lifecycle::drain_ends_after_its_timeout", drain_timeout);
     for (name, second) in [("sigterm", Signal::SIGTERM), ("sigint", Signal::SIGINT)] {
-        suite.add(&format!("life::second_{name}_is_now"), move |fixture| {
-            second_signal(fixture, second)
-        });
+        suite.add(
+            &format!("lifecycle::second_signal_{name}_ends_drain"),
+            move |fixture| second_signal(fixture, second),
+        );
     }
-    suite.add("life::sigterm_with_nobody_there", nobody_there);
-    suite.add("life::postgres_is_restarted", postgres_is_restarted);
     suite.add(
-        "life::unattested_clients_are_asked_for_twice",
-        unattested_twice,
+        "lifecycle::sigterm_without_sessions",
+        sigterm_without_sessions,
     );
     suite.add(
-        "life::configuration_mistakes_exit_64",
-        configuration_mistakes,
+        "lifecycle::survives_postgres_restarts",
+        survives_postgres_restarts,
+    );
+    suite.add(
+        "lifecycle::unattested_clients_need_two_settings",
+        unattested_clients_need_two_settings,
+    );
+    suite.add(
+        "lifecycle::invalid_configuration_exits_64",
+        invalid_configuration,
     );
 }
 
-fn enter(fixture: &Fixture, sidecar: &Sidecar) -> Client {
-    let mut client = fixture.client(sidecar.address());
-    client
-        .login("teesql_read", "via_scram", READ_SECRET)
-        .expect("the login succeeds");
-    client
-}
-
-fn driver_is_logged(fixture: &Fixture) {
+fn logs_the_driver(fixture: &Fixture) {
     let sidecar = fixture.sidecar();
     let driver = fixture.driver.to_string();
     sidecar.await_log("the driver in use", |line| {
@@ -60,38 +59,44 @@ fn driver_is_logged(fixture: &Fixture) {
     sidecar.await_log("a warning about unattested clients", warning);
 }
 
-/// The port takes nobody any more.
-fn await_closed_door(sidecar: &Sidecar) {
+/// Waits until the port refuses connections.
+fn await_refused_connection(sidecar: &Sidecar) {
     let closed = poll_until(TIMEOUT, || {
         TcpStream::connect(sidecar.address()).is_err().then_some(())
     });
-    assert!(closed.is_some(), "still accepting while it drains");
+    assert!(
+        closed.is_some(),
+        "it still accepts connections while it drains"
+    );
 }
 
 fn drain_lets_sessions_finish(fixture: &Fixture) {
     let sidecar = Sidecar::start(&fixture.settings().set("TEESQL_DRAIN_TIMEOUT", "60s"));
-    let mut working = enter(fixture, &sidecar);
-    let mut idle = enter(fixture, &sidecar);
+    let mut working = fixture.session(&sidecar);
+    let mut idle = fixture.session(&sidecar);
     working.send(&query("select pg_sleep(1), 'done'"));
     sidecar.signal(Signal::SIGTERM);
-    await_closed_door(&sidecar);
+    await_refused_connection(&sidecar);
     working.expect(b'T');
     assert_eq!(working.expect(b'D').columns()[1].as_deref(), Some("done"));
     working.expect(b'C');
     working.expect(b'Z');
-    assert_eq!(idle.ask("select 'may still ask'"), "may still ask");
+    assert_eq!(idle.query_value("select 'still served'"), "still served");
     idle.terminate();
-    assert!(sidecar.is_running(), "it ended before its last session");
+    assert!(
+        sidecar.is_running(),
+        "it exited before its last session ended"
+    );
     working.terminate();
     assert_eq!(sidecar.await_exit().code(), Some(0));
 }
 
-fn drain_ends(fixture: &Fixture) {
+fn drain_timeout(fixture: &Fixture) {
     let sidecar = Sidecar::start(&fixture.settings().set("TEESQL_DRAIN_TIMEOUT", "1s"));
-    let mut idle = enter(fixture, &sidecar);
-    let mut working = enter(fixture, &sidecar);
+    let mut idle = fixture.session(&sidecar);
+    let mut working = fixture.session(&sidecar);
     working.send(&query("select pg_sleep(3600)"));
-    let begun = Instant::now();
+    let start = Instant::now();
     sidecar.signal(Signal::SIGTERM);
     for client in [&mut idle, &mut working] {
         let error = client.expect_fatal();
@@ -100,7 +105,7 @@ fn drain_ends(fixture: &Fixture) {
             error.message,
             "terminating connection due to administrator command"
         );
-        let after = begun.elapsed();
+        let after = start.elapsed();
         assert!(
             after >= Duration::from_millis(950),
             "already after {after:?}"
@@ -114,33 +119,33 @@ fn drain_ends(fixture: &Fixture) {
 
 fn second_signal(fixture: &Fixture, second: Signal) {
     let sidecar = Sidecar::start(&fixture.settings().set("TEESQL_DRAIN_TIMEOUT", "600s"));
-    let mut session = enter(fixture, &sidecar);
+    let mut session = fixture.session(&sidecar);
     sidecar.signal(Signal::SIGTERM);
-    await_closed_door(&sidecar);
-    assert_eq!(session.ask("select 1"), "1");
-    let begun = Instant::now();
+    await_refused_connection(&sidecar);
+    assert_eq!(session.query_value("select 1"), "1");
+    let start = Instant::now();
     sidecar.signal(second);
     session.expect_close();
     let status = sidecar.await_exit();
     assert_eq!(status.code(), Some(128 + second as i32), "{status}");
     assert!(
-        begun.elapsed() < Duration::from_secs(10),
+        start.elapsed() < Duration::from_secs(10),
         "only after {:?}",
-        begun.elapsed()
+        start.elapsed()
     );
 }
 
-fn nobody_there(fixture: &Fixture) {
+fn sigterm_without_sessions(fixture: &Fixture) {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let sidecar = Sidecar::start(&fixture.settings().set("TEESQL_DRAIN_TIMEOUT", "600s"));
-        enter(fixture, &sidecar).terminate();
+        fixture.session(&sidecar).terminate();
         sidecar.signal(signal);
         let status = sidecar.await_exit();
         assert_eq!(status.code(), Some(0), "{signal}: {status}");
     }
 }
 
-fn postgres_is_restarted(fixture: &Fixture) {
+fn survives_postgres_restarts(fixture: &Fixture) {
     for server in fixture.harness.servers() {
         let options = ClusterOptions {
             databases: vec!["via_scram"],
@@ -148,8 +153,8 @@ fn postgres_is_restarted(fixture: &Fixture) {
         };
         let cluster = fixture.harness.private_cluster(&server, &options);
         let sidecar = Sidecar::start(&fixture.settings_for(&cluster.address().to_string()));
-        let mut session = enter(fixture, &sidecar);
-        let quiet = sidecar.sockets_at_rest();
+        let mut session = fixture.session(&sidecar);
+        let sockets = sidecar.settled_sockets();
 
         cluster.stop(Signal::SIGINT);
         let error = session.expect_fatal();
@@ -157,33 +162,33 @@ fn postgres_is_restarted(fixture: &Fixture) {
         let mut client = fixture.client(sidecar.address());
         let error = client
             .login("teesql_read", "via_scram", READ_SECRET)
-            .expect_err("it is down");
+            .expect_err("Postgres is down");
         assert_eq!(error.code, "57P03", "{error}");
 
         cluster.start();
-        let mut session = enter(fixture, &sidecar);
-        assert_eq!(session.ask("select 'back'"), "back");
-        // A crash says nothing: the client sees the end all the same.
+        let mut session = fixture.session(&sidecar);
+        assert_eq!(session.query_value("select 'back'"), "back");
+        // A crash sends no message, but the client sees the end.
         cluster.stop(Signal::SIGKILL);
         while session.read().is_ok() {}
         cluster.start();
-        let mut session = enter(fixture, &sidecar);
-        assert_eq!(session.ask("select 'back again'"), "back again");
+        let mut session = fixture.session(&sidecar);
+        assert_eq!(session.query_value("select 'back again'"), "back again");
         drop(client);
-        sidecar.await_sockets(quiet);
+        sidecar.await_sockets(sockets);
     }
 }
 
-fn unattested_twice(fixture: &Fixture) {
+fn unattested_clients_need_two_settings(fixture: &Fixture) {
     let settings = fixture.settings();
     let sidecar = Sidecar::spawn(&settings.without("TEESQL_ALLOW_UNATTESTED_CLIENTS"));
     let status = sidecar.await_exit();
     assert_eq!(status.code(), Some(64), "{status}");
-    let said = sidecar.log_lines().join("\n");
-    assert!(said.contains("confirm with"), "{said}");
+    let log = sidecar.log_lines().join("\n");
+    assert!(log.contains("confirm with"), "{log}");
 }
 
-fn configuration_mistakes(fixture: &Fixture) {
+fn invalid_configuration(fixture: &Fixture) {
     let settings = fixture
         .settings()
         .set("TEESQL_LISTEN", "nowhere")
@@ -194,7 +199,7 @@ fn configuration_mistakes(fixture: &Fixture) {
     let sidecar = Sidecar::spawn(&settings);
     let status = sidecar.await_exit();
     assert_eq!(status.code(), Some(64), "{status}");
-    let said = sidecar.log_lines().join("\n");
+    let log = sidecar.log_lines().join("\n");
     for name in [
         "TEESQL_LISTEN",
         "TEESQL_READ_SECRET",
@@ -202,10 +207,10 @@ fn configuration_mistakes(fixture: &Fixture) {
         "TEESQL_DRIVER",
         "TEESQL_READWRITE_SECRET",
     ] {
-        assert!(said.contains(name), "{name} is not complained of: {said}");
+        assert!(log.contains(name), "no complaint about {name}: {log}");
     }
     assert!(
-        !said.contains("5ead5ead"),
-        "a mistyped secret was printed: {said}"
+        !log.contains("5ead5ead"),
+        "a mistyped secret was printed: {log}"
     );
 }

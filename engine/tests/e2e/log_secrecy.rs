@@ -1,31 +1,32 @@
-//! With everything logged that can be logged, nothing secret is.
+//! The log contains no secret, even at trace level.
 
 use nix::sys::signal::Signal;
 
 use crate::harness::client::{Client, TlsNegotiation};
+use crate::harness::fixture::Fixture;
 use crate::harness::message::{self, PROTOCOL_3_2, query, tagged};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::suite::Suite;
 use crate::harness::{
     PasswordEncryption, READ_SECRET, READWRITE_SECRET, SECRETS, SUPERUSER_PASSWORD, WRONG_SECRET,
 };
 
-/// Markers in places where a careless log would pick them up.
+/// Markers in places that a careless log statement would print.
 const SQL: &str = "sql_marker_48151623";
 const PARAMETER: &str = "parameter_marker_48151623";
 const ROLE: &str = "role_marker_48151623";
 const BODY: &str = "body_marker_48151623";
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add("secrecy::nothing_secret_in_the_log", |fixture| {
-        nothing_secret(fixture, "json")
+    suite.add("log_secrecy::json_log_has_no_secrets", |fixture| {
+        log_has_no_secrets(fixture, "json")
     });
-    suite.add("secrecy::nothing_secret_in_the_text_log", |fixture| {
-        nothing_secret(fixture, "text")
+    suite.add("log_secrecy::text_log_has_no_secrets", |fixture| {
+        log_has_no_secrets(fixture, "text")
     });
 }
 
-fn nothing_secret(fixture: &Fixture, format: &str) {
+fn log_has_no_secrets(fixture: &Fixture, format: &str) {
     for server in fixture.harness.servers() {
         for (database, encryption) in [
             ("via_trust", PasswordEncryption::Scram),
@@ -39,18 +40,17 @@ fn nothing_secret(fixture: &Fixture, format: &str) {
                 .address()
                 .to_string();
             let settings = fixture.settings_for(&upstream).set("TEESQL_LOG", "trace");
-            // A text log says its address in words: what it says when is the other trial's.
             let sidecar = Sidecar::start_with_log_format(&settings, format);
-            play(fixture, &sidecar, database);
+            send_marked_traffic(fixture, &sidecar, database);
             sidecar.signal(Signal::SIGTERM);
             sidecar.await_exit();
-            inspect(&sidecar);
+            assert_no_secrets(&sidecar);
         }
     }
 }
 
-/// Logins of all kinds, queries, refusals and broken messages, all of them marked.
-fn play(fixture: &Fixture, sidecar: &Sidecar, database: &str) {
+/// Logins, queries, refusals and malformed messages, all with markers.
+fn send_marked_traffic(fixture: &Fixture, sidecar: &Sidecar, database: &str) {
     for (role, secret) in [
         ("teesql_read", READ_SECRET),
         ("teesql_read", READWRITE_SECRET),
@@ -59,10 +59,10 @@ fn play(fixture: &Fixture, sidecar: &Sidecar, database: &str) {
         ("teesql_read", WRONG_SECRET),
         ("postgres", READ_SECRET),
         (ROLE, READWRITE_SECRET),
-        // Role and secret swapped by mistake.
+        // Role and secret swapped.
         (READ_SECRET, "teesql_read"),
     ] {
-        let mut client = Client::open(&fixture.harness, sidecar.address(), TlsNegotiation::Raw);
+        let mut client = Client::connect(&fixture.harness, sidecar.address(), TlsNegotiation::Raw);
         let parameters = [
             ("user", role),
             ("database", database),
@@ -94,11 +94,11 @@ fn play(fixture: &Fixture, sidecar: &Sidecar, database: &str) {
     client.expect_fatal();
 }
 
-fn inspect(sidecar: &Sidecar) {
+fn assert_no_secrets(sidecar: &Sidecar) {
     let lines = sidecar.log_lines();
     assert!(
         lines.len() > 10,
-        "a log at trace level has more lines than {}",
+        "a log at trace level has more than {} lines",
         lines.len()
     );
     let hex = |text: &str| {
@@ -112,21 +112,21 @@ fn inspect(sidecar: &Sidecar) {
     };
     let markers = SECRETS.into_iter().chain([SQL, PARAMETER, ROLE, BODY]);
     for marker in markers {
-        // As text, escaped, in upper case, as hex of its bytes, and as Debug of a byte slice;
-        // a part of it is too much as well.
+        // As text, escaped, in upper case, as hex, and as Debug of a byte slice. A part of a secret
+        // must not appear either.
         let part: String = marker.chars().take(10).collect();
-        for shape in [
+        for form in [
             part.clone(),
             part.to_uppercase(),
             hex(&part),
             list(&part),
             format!("{part:?}"),
         ] {
-            let shape = shape.trim_matches('"');
+            let form = form.trim_matches('"');
             for line in &lines {
                 assert!(
-                    !line.contains(shape),
-                    "{marker:?} shows as {shape:?} in: {line}"
+                    !line.contains(form),
+                    "{marker:?} appears as {form:?} in: {line}"
                 );
             }
         }

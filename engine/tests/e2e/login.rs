@@ -1,15 +1,16 @@
-//! Who gets in: role × secret × Postgres' authentication × opening × protocol.
+//! Logins: role × secret × Postgres' authentication method × TLS negotiation × protocol version.
 
 use crate::harness::client::{Client, TlsNegotiation};
 use crate::harness::cluster::Server;
+use crate::harness::fixture::Fixture;
 use crate::harness::message::{PROTOCOL_3_0, PROTOCOL_3_2, PgError};
-use crate::harness::suite::{Fixture, Requirement, Suite};
+use crate::harness::suite::{Requirement, Suite};
 use crate::harness::{
     PasswordEncryption, READ_PASSWORD, READ_SECRET, READWRITE_PASSWORD, READWRITE_SECRET,
     SUPERUSER_PASSWORD, WRONG_SECRET,
 };
 
-/// Role, what it presents, and whether that opens it.
+/// Role, presented secret, and whether the login succeeds.
 const CASES: &[(&str, &str, bool)] = &[
     ("teesql_read", READ_SECRET, true),
     ("teesql_read", READWRITE_SECRET, true),
@@ -25,8 +26,8 @@ const CASES: &[(&str, &str, bool)] = &[
     ("postgres", READWRITE_SECRET, false),
     ("postgres", READ_SECRET, false),
     ("postgres", WRONG_SECRET, false),
-    ("nobody_at_all", READWRITE_SECRET, false),
-    ("nobody_at_all", WRONG_SECRET, false),
+    ("unknown_role", READWRITE_SECRET, false),
+    ("unknown_role", WRONG_SECRET, false),
     ("TEESQL_READ", READ_SECRET, false),
     ("teesql_read ", READ_SECRET, false),
 ];
@@ -41,13 +42,14 @@ const METHODS: [(&str, PasswordEncryption); 4] = [
 pub(crate) fn add(suite: &mut Suite) {
     for server in suite.harness().servers() {
         for (method, encryption) in METHODS {
-            for opening in TlsNegotiation::ALL {
+            for negotiation in TlsNegotiation::ALL {
                 for (version, protocol) in [(PROTOCOL_3_0, "3.0"), (PROTOCOL_3_2, "3.2")] {
                     let label = server.label();
-                    let name = format!("login::{label}::{method}::{opening}::protocol_{protocol}");
+                    let name =
+                        format!("login::{label}::{method}::{negotiation}::protocol_{protocol}");
                     let server = server.clone();
                     suite.add(&name, move |fixture| {
-                        matrix(fixture, &server, method, encryption, opening, version);
+                        matrix(fixture, &server, method, encryption, negotiation, version);
                     });
                 }
             }
@@ -55,7 +57,7 @@ pub(crate) fn add(suite: &mut Suite) {
     }
     if suite.harness().postgres18.is_err() {
         suite.add_requiring(&[Requirement::Pg18], "login::pg18", |_| {
-            unreachable!("it is missing")
+            unreachable!("PostgreSQL 18 is missing")
         });
     }
     suite.add("login::privileges", privileges);
@@ -64,10 +66,10 @@ pub(crate) fn add(suite: &mut Suite) {
         "login::startup_parameters_reach_postgres",
         startup_parameters,
     );
-    suite.add("login::gssenc_request_first", gssenc_request_first);
+    suite.add("login::accepts_gssenc_request_first", gssenc_request_first);
 }
 
-/// What everybody reads who may not enter, whatever the reason.
+/// The refusal of a login, which is the same for every reason.
 pub(crate) fn refused() -> PgError {
     PgError {
         severity: "FATAL".to_owned(),
@@ -81,30 +83,30 @@ fn matrix(
     server: &Server,
     method: &str,
     encryption: PasswordEncryption,
-    opening: TlsNegotiation,
+    negotiation: TlsNegotiation,
     version: u32,
 ) {
     let sidecar = fixture.sidecar_for(server, encryption);
     let database = format!("via_{method}");
-    for &(role, secret, opens) in CASES {
+    for &(role, secret, succeeds) in CASES {
         let case = format!("{role:?} with {:.8}…", secret);
-        let mut client = Client::open(&fixture.harness, sidecar.address(), opening);
+        let mut client = Client::connect(&fixture.harness, sidecar.address(), negotiation);
         let response = client.start_with(version, &[("user", role), ("database", &database)]);
         let negotiated = version.min(server.protocol());
         let expected = (negotiated != version).then(|| (negotiated, Vec::new()));
         assert_eq!(response.negotiation, expected, "{case}");
 
         let outcome = client.authenticate(secret, response);
-        if !opens {
+        if !succeeds {
             assert_eq!(outcome.err(), Some(refused()), "{case}");
             continue;
         }
         let response = outcome.unwrap_or_else(|e| panic!("{case}: {e}"));
         let key_length = if negotiated >= PROTOCOL_3_2 { 32 } else { 4 };
         assert_eq!(response.key.len(), key_length, "{case}");
-        let who = "select concat_ws(' ', session_user, current_database(), pg_backend_pid())";
+        let identity = "select concat_ws(' ', session_user, current_database(), pg_backend_pid())";
         assert_eq!(
-            client.ask(who),
+            client.query_value(identity),
             format!("{role} {database} {}", response.pid),
             "{case}"
         );
@@ -132,9 +134,9 @@ fn privileges(fixture: &Fixture) {
     };
     let mut reader = session("teesql_read", READWRITE_SECRET);
     let mut writer = session("teesql_readwrite", READWRITE_SECRET);
-    let mut operator = session("postgres", SUPERUSER_PASSWORD);
+    let mut superuser = session("postgres", SUPERUSER_PASSWORD);
     let ours = fixture.harness.unique_name("of_writer");
-    let theirs = fixture.harness.unique_name("of_operator");
+    let theirs = fixture.harness.unique_name("of_superuser");
 
     let denied = |client: &mut Client, sql: &str| {
         assert_eq!(client.query(sql).expect_err(sql).code, "42501", "{sql}");
@@ -143,10 +145,10 @@ fn privileges(fixture: &Fixture) {
         &mut reader,
         &format!("create table {ours} (a serial, b int)"),
     );
-    for (client, table) in [(&mut writer, &ours), (&mut operator, &theirs)] {
+    for (client, table) in [(&mut writer, &ours), (&mut superuser, &theirs)] {
         client
             .query(&format!("create table {table} (a serial, b int)"))
-            .expect("may create");
+            .expect("the role may create tables");
     }
     for table in [&ours, &theirs] {
         for (sql, rows) in [
@@ -158,7 +160,7 @@ fn privileges(fixture: &Fixture) {
             let found = writer.query(&sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
             assert_eq!(found.len(), rows, "{sql}");
         }
-        assert_eq!(reader.ask(&format!("select b from {table}")), "3");
+        assert_eq!(reader.query_value(&format!("select b from {table}")), "3");
         denied(&mut reader, &format!("insert into {table} (b) values (9)"));
         denied(&mut reader, &format!("update {table} set b = 9"));
         denied(&mut reader, &format!("delete from {table}"));
@@ -166,12 +168,12 @@ fn privileges(fixture: &Fixture) {
         denied(&mut reader, &format!("drop table {table}"));
     }
     denied(&mut writer, &format!("drop table {theirs}"));
-    denied(&mut writer, "create role somebody");
+    denied(&mut writer, "create role another");
     denied(&mut writer, "set role postgres");
     denied(&mut reader, "set role teesql_readwrite");
-    operator
+    superuser
         .query(&format!("drop table {ours}, {theirs}"))
-        .expect("a superuser may");
+        .expect("a superuser may drop tables");
 }
 
 fn tls_versions_and_groups(fixture: &Fixture) {
@@ -186,20 +188,18 @@ fn tls_versions_and_groups(fixture: &Fixture) {
     ] {
         let mut provider = default_provider();
         provider.kx_groups = vec![group];
-        for opening in TlsNegotiation::ALL {
-            let alpn = opening.alpn();
+        for negotiation in TlsNegotiation::ALL {
+            let alpn = negotiation.alpn();
             let config =
                 fixture
                     .harness
                     .certificates
                     .client_with(provider.clone(), &[version], alpn);
-            let mut client = Client::open_with(config, address, opening)
-                .unwrap_or_else(|e| panic!("{version:?} {group:?} {opening}: {e}"));
+            let mut client = Client::connect_with(config, address, negotiation)
+                .unwrap_or_else(|e| panic!("{version:?} {group:?} {negotiation}: {e}"));
             let negotiated = client.tls.conn.alpn_protocol();
-            assert_eq!(negotiated, alpn, "{opening}");
-            client
-                .login("teesql_read", "via_scram", READ_SECRET)
-                .expect("the login succeeds");
+            assert_eq!(negotiated, alpn, "{negotiation}");
+            client.login_reader();
             assert_eq!(client.tls.conn.protocol_version(), Some(version.version));
             let used = client
                 .tls
@@ -207,7 +207,7 @@ fn tls_versions_and_groups(fixture: &Fixture) {
                 .negotiated_key_exchange_group()
                 .map(|g| g.name());
             assert_eq!(used, Some(group.name()));
-            assert_eq!(client.ask("select 1"), "1");
+            assert_eq!(client.query_value("select 1"), "1");
             client.terminate();
         }
     }
@@ -229,17 +229,17 @@ fn startup_parameters(fixture: &Fixture) {
     let response = client
         .authenticate(READ_SECRET, response)
         .expect("the login succeeds");
-    let told = |name: &str| {
+    let parameter = |name: &str| {
         let found = response.parameters.iter().find(|(known, _)| known == name);
         found.map(|(_, value)| value.as_str())
     };
-    assert_eq!(told("client_encoding"), Some("LATIN1"));
-    assert_eq!(told("DateStyle"), Some("German, DMY"));
+    assert_eq!(parameter("client_encoding"), Some("LATIN1"));
+    assert_eq!(parameter("DateStyle"), Some("German, DMY"));
     let names = "statement_timeout our.label application_name";
     let values: Vec<String> = names
         .split(' ')
         .map(|name| {
-            client.ask(&format!(
+            client.query_value(&format!(
                 "select encode(current_setting('{name}')::bytea, 'escape')"
             ))
         })

@@ -1,18 +1,19 @@
-//! A wrong secret, a wrong role and an unknown role cannot be told apart: not by
-//! the bytes, not by their sizes on the tcp, not by the time, and Postgres is
-//! not even dialled.
+//! Refused logins are indistinguishable: a wrong secret, a wrong role and an unknown role give the
+//! same bytes, the same sizes on the wire and the same timing, and the sidecar does not connect to
+//! Postgres.
 
 use std::time::{Duration, Instant};
 
 use crate::harness::client::{Client, CloseKind, TlsNegotiation};
 use crate::harness::fake_server::FakeServer;
+use crate::harness::fixture::Fixture;
 use crate::harness::message::{PROTOCOL_3_0, password};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::suite::Suite;
 use crate::harness::{READ_SECRET, READWRITE_SECRET, SUPERUSER_PASSWORD, WRONG_SECRET};
 use crate::login::refused;
 
-/// Refusals that differ only in why.
+/// Logins that are refused for different reasons.
 const KINDS: [(&str, &str); 6] = [
     ("teesql_read", WRONG_SECRET),
     ("teesql_readwrite", WRONG_SECRET),
@@ -24,33 +25,30 @@ const KINDS: [(&str, &str); 6] = [
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.add(
-        "refusal::same_bytes_and_no_postgres",
-        same_bytes_and_no_postgres,
+        "login_refusal::same_bytes_without_postgres",
+        same_bytes_without_postgres,
     );
-    suite.add("refusal::same_time", same_time);
+    suite.add("login_refusal::same_timing", same_timing);
     suite.add(
-        "refusal::without_a_superuser_password",
+        "login_refusal::superuser_without_password",
         without_superuser_password,
     );
 }
 
-fn same_bytes_and_no_postgres(fixture: &Fixture) {
+fn same_bytes_without_postgres(fixture: &Fixture) {
     let postgres = FakeServer::proxy_to(fixture.cluster().address());
     let sidecar = Sidecar::start(&fixture.settings_for(&postgres.address().to_string()));
-    // One good login: by then, whatever the sidecar asks Postgres at its start is asked.
-    let mut client = fixture.client(sidecar.address());
-    client
-        .login("teesql_read", "via_scram", READ_SECRET)
-        .expect("the login succeeds");
+    // After one successful login, the sidecar has made its own connections of the start.
+    let client = fixture.session(&sidecar);
     client.terminate();
     let before = postgres.accepted();
     let log_before = fixture.cluster().log().len();
 
     let marker = fixture.harness.unique_name("marker");
-    for opening in TlsNegotiation::ALL {
+    for negotiation in TlsNegotiation::ALL {
         let mut seen = Vec::new();
         for (role, secret) in KINDS {
-            let mut client = Client::open(&fixture.harness, sidecar.address(), opening);
+            let mut client = Client::connect(&fixture.harness, sidecar.address(), negotiation);
             let parameters = [
                 ("user", role),
                 ("database", "via_scram"),
@@ -61,7 +59,7 @@ fn same_bytes_and_no_postgres(fixture: &Fixture) {
             let answer = client.read().expect("a refusal");
             assert_eq!(answer.error(), refused(), "{role}");
             assert_eq!(client.expect_close(), CloseKind::Clean, "{role}");
-            // Behind the handshake, whose signature differs in length by itself.
+            // Only the records after the handshake: the length of its signature varies.
             let records = client.records_received();
             let visible = records[records.len() - 3..].to_vec();
             seen.push((role, answer, visible));
@@ -70,35 +68,32 @@ fn same_bytes_and_no_postgres(fixture: &Fixture) {
             assert_eq!(
                 (answer, visible),
                 (&seen[0].1, &seen[0].2),
-                "{opening} {role}"
+                "{negotiation} {role}"
             );
         }
     }
     assert_eq!(
         postgres.accepted(),
         before,
-        "Postgres was dialled for a refused client"
+        "the sidecar connected to Postgres for a refused client"
     );
     let log = fixture.cluster().log();
     assert!(
         !log[log_before..].contains(&marker),
-        "Postgres heard of a refused client"
+        "Postgres logged something of a refused client"
     );
 
-    let mut client = fixture.client(sidecar.address());
-    client
-        .login("teesql_read", "via_scram", READ_SECRET)
-        .expect("the login succeeds");
+    let _session = fixture.session(&sidecar);
     assert_eq!(
         postgres.accepted(),
         before + 1,
-        "one login is one connection"
+        "one login makes one connection"
     );
 }
 
-/// Coarse, as the machine is shared: it finds a lookup, a dial or a delay that
-/// only one kind of refusal has, not a comparison that stops early.
-fn same_time(fixture: &Fixture) {
+/// Coarse, because the machine is shared: it detects a lookup, a connection attempt or a delay that
+/// only one kind of refusal has, but not a comparison that stops early.
+fn same_timing(fixture: &Fixture) {
     const ROUNDS: usize = 40;
     let sidecar = Sidecar::start(&fixture.settings());
     let mut times = vec![Vec::new(); KINDS.len()];
@@ -120,8 +115,8 @@ fn same_time(fixture: &Fixture) {
             times[ROUNDS / 2]
         })
         .collect();
-    let (least, most) = (medians.iter().min(), medians.iter().max());
-    let spread = *most.expect("some") - *least.expect("some");
+    let (shortest, longest) = (medians.iter().min(), medians.iter().max());
+    let spread = *longest.expect("six") - *shortest.expect("six");
     assert!(
         spread < Duration::from_millis(2),
         "medians differ by {spread:?}: {medians:?}"

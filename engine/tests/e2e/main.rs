@@ -1,10 +1,10 @@
-//! The sidecar from outside: its own binary between real clients and a real
-//! Postgres, everything on loopback, all of it with each I/O driver.
+//! End-to-end tests: the sidecar's and the forwarder's binaries between real clients and a real
+//! Postgres on loopback, with each I/O driver.
 //!
-//! Environment: `TEESQL_TEST_PG18` (PostgreSQL 18's bin folder), `TEESQL_TEST_PYTHON`
-//! (a python with psycopg 3), `TEESQL_TEST_STRICT` (a trial that would be skipped
-//! fails), `TEESQL_TEST_LONG` (trials of rotation last a minute). `scripts/test` provides
-//! the first two. Arguments are those of libtest.
+//! Environment variables: `TEESQL_TEST_PG18` (PostgreSQL 18's bin folder), `TEESQL_TEST_PYTHON` (a
+//! python with psycopg 3), `TEESQL_TEST_STRICT` (a trial that would be skipped fails),
+//! `TEESQL_TEST_LONG` (rotation tests last a minute). `scripts/test` sets the first two. Arguments
+//! are those of libtest.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,7 +12,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::print_stderr,
-    reason = "a test fails by panicking, and says why"
+    reason = "a test fails by panicking with a message"
 )]
 
 mod attestation_gate;
@@ -32,6 +32,7 @@ mod malformed_input;
 mod postgres_state;
 mod protocol_negotiation;
 mod provision;
+mod proxy_protocol;
 mod psycopg;
 mod secret_command;
 mod slow_peers;
@@ -46,13 +47,14 @@ use std::sync::Arc;
 use libtest_mimic::Arguments;
 
 use crate::harness::Harness;
-use crate::harness::sidecar::IoDriver;
+use crate::harness::settings::IoDriver;
 use crate::harness::suite::Suite;
 
-/// Many trials wait for a deadline: more of them than cores may run at once.
+/// Trials that run at the same time. More than the cores of a small machine, because many trials
+/// wait for a deadline.
 const THREADS: usize = 4;
 
-const GROUPS: [fn(&mut Suite); 23] = [
+const GROUPS: [fn(&mut Suite); 24] = [
     attestation_gate::add,
     forwarder::add,
     login::add,
@@ -65,6 +67,7 @@ const GROUPS: [fn(&mut Suite); 23] = [
     upstream::add,
     upstream_protocol_errors::add,
     limits::add,
+    proxy_protocol::add,
     cancel::add,
     lifecycle::add,
     log_secrecy::add,
@@ -83,8 +86,8 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(THREADS);
     let harness = match Harness::new() {
         Ok(harness) => Arc::new(harness),
-        Err(why) => {
-            eprintln!("the tests cannot start: {why}; scripts/setup installs what they need");
+        Err(error) => {
+            eprintln!("the tests cannot start: {error}; scripts/setup installs what they need");
             return ExitCode::FAILURE;
         }
     };

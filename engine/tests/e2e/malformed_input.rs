@@ -1,5 +1,5 @@
-//! Bytes that are almost TLS, before, in and after the handshake: whatever they
-//! are, the connection ends with a reason, and nothing panics.
+//! Malformed TLS before, during and after the handshake: the connection ends with a reason code, and
+//! nothing panics.
 
 use std::io::Read;
 use std::net::Shutdown;
@@ -10,24 +10,28 @@ use rustls::pki_types::ServerName;
 
 use crate::harness::READ_SECRET;
 use crate::harness::client::TcpClient;
+use crate::harness::fixture::Fixture;
 use crate::harness::message::{PROTOCOL_3_0, SSL_REQUEST, query, startup};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::suite::Suite;
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add("noise::mutated_client_hellos", mutated_client_hellos);
-    suite.add("noise::broken_records", broken_records);
+    suite.add(
+        "malformed_input::mutated_client_hellos",
+        mutated_client_hellos,
+    );
+    suite.add("malformed_input::forged_records", forged_records);
 }
 
-/// xorshift: the same numbers in every run.
-struct Dice(u32);
+/// An xorshift generator with a fixed seed: the same numbers in every run.
+struct XorShift(u32);
 
-impl Dice {
-    fn roll(&mut self, sides: usize) -> usize {
+impl XorShift {
+    fn below(&mut self, limit: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 17;
         self.0 ^= self.0 << 5;
-        self.0 as usize % sides
+        self.0 as usize % limit
     }
 }
 
@@ -47,37 +51,43 @@ fn client_hello(fixture: &Fixture) -> Vec<u8> {
     let mut connection = ClientConnection::new(config, name).expect("good settings");
     let mut bytes = Vec::new();
     while connection.wants_write() {
-        connection.write_tls(&mut bytes).expect("a Vec takes all");
+        connection
+            .write_tls(&mut bytes)
+            .expect("a Vec accepts everything");
     }
     bytes
 }
 
 fn mutated_client_hellos(fixture: &Fixture) {
     let sidecar = Sidecar::start(&fixture.settings());
-    let mut dice = Dice(0x5eed_1234);
+    let mut random = XorShift(0x5eed_1234);
     for round in 0..400 {
         let mut bytes = client_hello(fixture);
-        for _ in 0..1 + dice.roll(4) {
-            // Half of the time among the lengths and versions at the front.
-            let reach = if dice.roll(2) == 0 { 50 } else { bytes.len() };
-            let place = dice.roll(reach.min(bytes.len()));
-            bytes[place] ^= 1 << dice.roll(8);
+        for _ in 0..1 + random.below(4) {
+            // Half of the changes are in the lengths and versions at the front.
+            let reach = if random.below(2) == 0 {
+                50
+            } else {
+                bytes.len()
+            };
+            let position = random.below(reach.min(bytes.len()));
+            bytes[position] ^= 1 << random.below(8);
         }
-        // The first byte decides whether it is TLS at all: that is tested elsewhere.
+        // The first byte decides whether it is TLS, which invalid_openings tests.
         bytes[0] = 0x16;
-        if dice.roll(3) == 0 {
-            // In two records, the second perhaps of another kind.
-            let cut = 6 + dice.roll(bytes.len() - 6);
+        if random.below(3) == 0 {
+            // Split into two records, the second possibly of another type.
+            let cut = 6 + random.below(bytes.len() - 6);
             let rest = bytes.split_off(cut);
             let length = u16::try_from(cut - 5).expect("a short record");
             bytes[3..5].copy_from_slice(&length.to_be_bytes());
             let length = u16::try_from(rest.len()).expect("a short record");
-            bytes.extend([[0x16, 0x14, 0x15, 0x17][dice.roll(4)], 3, 3]);
+            bytes.extend([[0x16, 0x14, 0x15, 0x17][random.below(4)], 3, 3]);
             bytes.extend(length.to_be_bytes());
             bytes.extend(rest);
         }
-        if dice.roll(4) == 0 {
-            bytes.truncate(1 + dice.roll(bytes.len()));
+        if random.below(4) == 0 {
+            bytes.truncate(1 + random.below(bytes.len()));
         }
         let mut tcp = TcpClient::connect(sidecar.address());
         if round % 2 == 0 {
@@ -86,19 +96,16 @@ fn mutated_client_hellos(fixture: &Fixture) {
             tcp.stream.read_exact(&mut answer).expect("S");
         }
         tcp.send(&bytes);
-        // On such bytes it may have hung up already.
+        // The sidecar may have closed the connection already.
         let _ = tcp.stream.shutdown(Shutdown::Write);
         tcp.read_to_end();
     }
     assert_nothing_panicked(&sidecar);
-    let mut client = fixture.client(sidecar.address());
-    client
-        .login("teesql_read", "via_scram", READ_SECRET)
-        .expect("the login succeeds");
+    fixture.session(&sidecar).terminate();
 }
 
-/// Records that no key of the session made, sent past our own TLS.
-fn broken_records(fixture: &Fixture) {
+/// Records that bypass our own TLS and are not encrypted with a key of the session.
+fn forged_records(fixture: &Fixture) {
     let sidecar = Sidecar::start(&fixture.settings());
     let record = |kind: u8, body: &[u8]| {
         let length = u16::try_from(body.len()).expect("a short record");
@@ -107,9 +114,9 @@ fn broken_records(fixture: &Fixture) {
     let shapes = [
         ("forged data", record(0x17, &[0x5a; 100])),
         ("empty data", record(0x17, &[])),
-        ("too short to be sealed", record(0x17, &[0; 10])),
-        ("as long as it can be", record(0x17, &[1; 16_640])),
-        ("longer than it can be", record(0x17, &[1; 16_641])),
+        ("too short for encrypted data", record(0x17, &[0; 10])),
+        ("of the maximum length", record(0x17, &[1; 16_640])),
+        ("above the maximum length", record(0x17, &[1; 16_641])),
         ("a ClientHello again", client_hello(fixture)),
         (
             "a handshake message",
@@ -121,7 +128,7 @@ fn broken_records(fixture: &Fixture) {
             "ChangeCipherSpec",
             [record(0x14, &[1]), record(0x14, &[1])].concat(),
         ),
-        ("an unknown kind", record(0x42, b"hello")),
+        ("an unknown type", record(0x42, b"hello")),
         ("plain PostgreSQL", query("select 1")),
         (
             "a plain startup",
@@ -130,7 +137,7 @@ fn broken_records(fixture: &Fixture) {
         ("zeros", vec![0; 1000]),
     ];
     for (what, bytes) in &shapes {
-        // In place of the startup, of the password, and of a query.
+        // Instead of the StartupMessage, of the password, and of a query.
         for progress in 0..3 {
             let mut client = fixture.client(sidecar.address());
             if progress > 0 {
@@ -143,7 +150,7 @@ fn broken_records(fixture: &Fixture) {
             }
             let tcp = &mut client.tls.sock;
             tcp.send(bytes);
-            // On such bytes it may have hung up already.
+            // The sidecar may have closed the connection already.
             let _ = tcp.stream.shutdown(Shutdown::Write);
             tcp.read_to_end();
             let line = sidecar.await_connection_end(client.local_address());

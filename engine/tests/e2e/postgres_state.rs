@@ -1,38 +1,37 @@
-//! The state of the database, as its superuser sees it.
+//! The state of the database as the superuser client reads it.
 
-use std::future::Future;
 use std::path::Path;
 
 use engine::io::stream::PgAddress;
 use engine::postgres::superuser::Superuser;
 use engine::postgres::superuser::controldata::Source;
 use engine::postgres::superuser::state::PostgresState;
-use tokio::time::timeout;
 use wire::scram::Password;
 
 use crate::harness::cluster::{Cluster, ClusterOptions};
+use crate::harness::fixture::Fixture;
+use crate::harness::process::block_on;
 use crate::harness::process::{TIMEOUT, run_successfully};
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::suite::Suite;
 use crate::harness::{PasswordEncryption, SUPERUSER_PASSWORD};
 
 pub(crate) fn add(suite: &mut Suite) {
-    if !suite.is_last_driver() {
+    if !suite.adds_driver_independent() {
         return;
     }
-    suite.add("state::of_the_program", of_the_program);
-    suite.add("state::of_the_functions", of_the_functions);
-    suite.add("state::of_a_standby", of_a_standby);
-    suite.add("state::never_fails_as_a_whole", never_fails);
-}
-
-fn play<T>(work: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime
-        .block_on(async { timeout(TIMEOUT, work).await })
-        .expect("in time")
+    suite.add(
+        "postgres_state::control_data_from_program",
+        control_data_from_program,
+    );
+    suite.add(
+        "postgres_state::control_data_from_functions",
+        control_data_from_functions,
+    );
+    suite.add("postgres_state::standby", standby);
+    suite.add(
+        "postgres_state::stopped_server_gives_errors_per_field",
+        stopped_server,
+    );
 }
 
 async fn session(cluster: &Cluster) -> Superuser {
@@ -43,7 +42,7 @@ async fn session(cluster: &Cluster) -> Superuser {
 }
 
 fn state(cluster: &Cluster, program: Option<&Path>) -> PostgresState {
-    play(async {
+    block_on(TIMEOUT, async {
         let session = session(cluster).await;
         let state = session.state(program).await;
         session.close().await;
@@ -51,8 +50,8 @@ fn state(cluster: &Cluster, program: Option<&Path>) -> PostgresState {
     })
 }
 
-/// What `pg_controldata` prints, hashed by another program.
-fn of_the_program(fixture: &Fixture) {
+/// The control data is the output of `pg_controldata`; `sha256sum` gives the same hash.
+fn control_data_from_program(fixture: &Fixture) {
     let server = &fixture.harness.installed;
     let cluster = fixture
         .harness
@@ -87,8 +86,8 @@ fn of_the_program(fixture: &Fixture) {
     assert_ne!(lsn, "0/0");
 }
 
-/// Where the program is missing, of another version, or the directory another cluster's.
-fn of_the_functions(fixture: &Fixture) {
+/// The control data comes from SQL functions if the program fails or has another version.
+fn control_data_from_functions(fixture: &Fixture) {
     for server in fixture.harness.servers() {
         let cluster = fixture.harness.cluster(&server, PasswordEncryption::Scram);
         let controldata = state(cluster, Some(Path::new("/bin/true"))).controldata;
@@ -125,7 +124,7 @@ fn of_the_functions(fixture: &Fixture) {
             .controldata
             .expect("control data");
         let Source::Functions { why } = controldata.source else {
-            panic!("the program of another version was believed");
+            panic!("the output of another version was accepted");
         };
         assert!(
             why.to_string()
@@ -135,7 +134,7 @@ fn of_the_functions(fixture: &Fixture) {
     }
 }
 
-fn of_a_standby(fixture: &Fixture) {
+fn standby(fixture: &Fixture) {
     for server in fixture.harness.servers() {
         let options = ClusterOptions {
             settings: vec!["wal_level=replica"],
@@ -151,16 +150,16 @@ fn of_a_standby(fixture: &Fixture) {
     }
 }
 
-fn never_fails(fixture: &Fixture) {
+fn stopped_server(fixture: &Fixture) {
     let cluster = fixture
         .harness
         .private_cluster(&fixture.harness.installed, &ClusterOptions::default());
-    let state = play(async {
+    let state = block_on(TIMEOUT, async {
         let session = session(&cluster).await;
         cluster.stop(nix::sys::signal::Signal::SIGQUIT);
         session.state(None).await
     });
-    let wal_lsn = state.wal_lsn.expect_err("Postgres is gone").to_string();
+    let wal_lsn = state.wal_lsn.expect_err("Postgres has stopped").to_string();
     assert!(!wal_lsn.is_empty());
     assert!(state.pg_version.is_err() && state.in_recovery.is_err());
     assert!(state.controldata.is_err());

@@ -1,5 +1,5 @@
-//! Protocol versions and options: the client is told before it is asked for its
-//! password, and told what this very Postgres speaks.
+//! Protocol versions and options: the sidecar negotiates the newest version of its Postgres before it
+//! requests the password.
 
 use std::fs;
 use std::io::Write;
@@ -11,31 +11,33 @@ use std::sync::{Arc, Mutex};
 use crate::harness::client::{Client, TlsNegotiation};
 use crate::harness::cluster::Server;
 use crate::harness::fake_server::{FakeServer, accept_login, read_message, read_startup};
+use crate::harness::fixture::Fixture;
 use crate::harness::message::{PROTOCOL_3_0, PROTOCOL_3_2, be32, startup, tagged};
 use crate::harness::process::{TIMEOUT, poll_until};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Requirement, Suite};
+use crate::harness::suite::{Requirement, Suite};
 use crate::harness::{PasswordEncryption, READ_SECRET};
 
-/// What PostgreSQL 19's betas send on purpose.
+/// The version that the betas of PostgreSQL 19 send to test negotiation.
 const GREASE: u32 = 0x0003_270f;
 
 pub(crate) fn add(suite: &mut Suite) {
     for server in suite.harness().servers() {
         let label = server.label();
-        suite.add(&format!("negotiation::{label}"), move |fixture| {
-            versions(fixture, &server)
-        });
+        suite.add(
+            &format!("protocol_negotiation::versions::{label}"),
+            move |fixture| versions(fixture, &server),
+        );
     }
-    suite.add("negotiation::as_postgres_itself", as_postgres_itself);
+    suite.add("protocol_negotiation::equals_postgres", equals_postgres);
     suite.add(
-        "negotiation::options_are_not_forwarded",
-        options_are_not_forwarded,
+        "protocol_negotiation::does_not_forward_options",
+        does_not_forward_options,
     );
     suite.add_requiring(
         &[Requirement::Pg18],
-        "negotiation::postgres_is_upgraded",
-        postgres_is_upgraded,
+        "protocol_negotiation::follows_postgres_upgrade",
+        follows_postgres_upgrade,
     );
 }
 
@@ -62,10 +64,10 @@ fn versions(fixture: &Fixture, server: &Server) {
         parameters.push(("database", "via_scram"));
         let response = client.start_with(version, &parameters);
         let names: Vec<String> = options.iter().map(|(name, _)| (*name).to_owned()).collect();
-        let told = version > newest || !names.is_empty();
+        let negotiated = version > newest || !names.is_empty();
         assert_eq!(
             response.negotiation,
-            told.then(|| (version.min(newest), names)),
+            negotiated.then(|| (version.min(newest), names)),
             "{case}"
         );
         let response = client
@@ -77,14 +79,13 @@ fn versions(fixture: &Fixture, server: &Server) {
             4
         };
         assert_eq!(response.key.len(), key, "{case}");
-        assert_eq!(client.ask("select 1"), "1", "{case}");
+        assert_eq!(client.query_value("select 1"), "1", "{case}");
         client.terminate();
     }
 }
 
-/// The sidecar's NegotiateProtocolVersion is, byte for byte, the one of the
-/// Postgres behind it.
-fn as_postgres_itself(fixture: &Fixture) {
+/// The sidecar's NegotiateProtocolVersion is byte for byte that of its Postgres.
+fn equals_postgres(fixture: &Fixture) {
     let options = [
         ("user", "teesql_read"),
         ("database", "via_scram"),
@@ -102,15 +103,15 @@ fn as_postgres_itself(fixture: &Fixture) {
             assert_eq!(tag, b'v', "{} {version:#x}", server.label());
             let mut client = fixture.client(sidecar.address());
             client.send(&packet);
-            let told = client.expect(b'v').body;
-            assert_eq!(told, body, "{} {version:#x}", server.label());
+            let negotiated = client.expect(b'v').body;
+            assert_eq!(negotiated, body, "{} {version:#x}", server.label());
         }
     }
 }
 
-fn options_are_not_forwarded(fixture: &Fixture) {
-    let seen: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
-    let record = seen.clone();
+fn does_not_forward_options(fixture: &Fixture) {
+    let packets: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+    let record = packets.clone();
     let postgres = FakeServer::start(move |mut stream| {
         let packet = read_startup(&mut stream)?;
         if be32(&packet) == GREASE {
@@ -132,7 +133,7 @@ fn options_are_not_forwarded(fixture: &Fixture) {
     client
         .authenticate(READ_SECRET, response)
         .expect("the login succeeds");
-    let packets = seen.lock().expect("no panic while locked").clone();
+    let packets = packets.lock().expect("no panic while locked").clone();
     let expected = [
         &PROTOCOL_3_0.to_be_bytes()[..],
         b"user\0teesql_read\0x\0y\0database\0d\0\0",
@@ -144,41 +145,42 @@ fn negotiate(version: u32) -> Vec<u8> {
     tagged(b'v', &[version.to_be_bytes(), 0_u32.to_be_bytes()].concat())
 }
 
-/// A Postgres that speaks 3.0 is replaced by one that speaks 3.2, on the same
-/// socket, and back: after a failed login at most, the sidecar knows.
-fn postgres_is_upgraded(fixture: &Fixture) {
+/// A Postgres with protocol 3.0 is replaced by one with 3.2 on the same socket, and back. The sidecar
+/// notices after one failed login at most.
+fn follows_postgres_upgrade(fixture: &Fixture) {
     let new = fixture
         .harness
         .postgres18
         .as_ref()
-        .expect("the trial needs it");
+        .expect("the test requires it");
     let path = fixture.harness.unique_path("moving.sock");
     let sidecar = {
         link(fixture, &fixture.harness.installed, &path);
         Sidecar::start(&fixture.settings_for(path.to_str().expect("UTF-8")))
     };
-    let negotiated = |server: &Server| {
+    let await_version = |server: &Server| {
         let newest = server.protocol();
         let expected = (newest < PROTOCOL_3_2).then(|| (newest, Vec::new()));
-        let learnt = poll_until(TIMEOUT, || {
-            let mut client = Client::open(&fixture.harness, sidecar.address(), TlsNegotiation::Raw);
+        let noticed = poll_until(TIMEOUT, || {
+            let mut client =
+                Client::connect(&fixture.harness, sidecar.address(), TlsNegotiation::Raw);
             let parameters = [("user", "teesql_read"), ("database", "via_scram")];
             let response = client.start_with(PROTOCOL_3_2, &parameters);
-            let told = response.negotiation.clone();
-            let entered = client.authenticate(READ_SECRET, response);
-            (entered.is_ok() && told == expected).then_some(())
+            let negotiated = response.negotiation.clone();
+            let login = client.authenticate(READ_SECRET, response);
+            (login.is_ok() && negotiated == expected).then_some(())
         });
         assert!(
-            learnt.is_some(),
-            "the sidecar does not learn that it is {}",
+            noticed.is_some(),
+            "the sidecar does not notice that Postgres is {}",
             server.label()
         );
     };
-    negotiated(&fixture.harness.installed);
+    await_version(&fixture.harness.installed);
     link(fixture, new, &path);
-    negotiated(new);
+    await_version(new);
     link(fixture, &fixture.harness.installed, &path);
-    negotiated(&fixture.harness.installed);
+    await_version(&fixture.harness.installed);
 }
 
 fn link(fixture: &Fixture, server: &Server, path: &Path) {
@@ -187,5 +189,5 @@ fn link(fixture: &Fixture, server: &Server, path: &Path) {
         .harness
         .cluster(server, PasswordEncryption::Scram)
         .socket();
-    symlink(socket, path).expect("a fresh link");
+    symlink(socket, path).expect("a new link");
 }

@@ -1,4 +1,4 @@
-//! `teesql-sidecar provision`: what it makes of a Postgres, and what it tells.
+//! `teesql-sidecar provision`: the changes it makes in Postgres, and what it prints.
 
 mod drift;
 mod password_secrecy;
@@ -6,50 +6,61 @@ mod privileges;
 mod sql_script;
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::harness::Credentials;
 use crate::harness::cluster::{Cluster, ClusterOptions};
 use crate::harness::fake_server::ClosedPort;
-use crate::harness::process::{
-    TIMEOUT, lossy, pdeathsig_command, run, run_successfully, spawn, wait,
-};
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::fixture::Fixture;
+use crate::harness::libpq;
+use crate::harness::libpq::PSQL_BARE;
+use crate::harness::process::{TIMEOUT, lossy, run, run_successfully, spawn, wait};
+use crate::harness::suite::Suite;
 use crate::harness::{READ_PASSWORD, READWRITE_PASSWORD, SUPERUSER_PASSWORD};
 
 pub(crate) fn add(suite: &mut Suite) {
-    if !suite.is_last_driver() {
+    if !suite.adds_driver_independent() {
         return;
     }
-    suite.add("provision::role_matrix", privileges::role_matrix);
+    suite.add(
+        "provision::privileges_of_the_roles",
+        privileges::privileges_of_the_roles,
+    );
     suite.add(
         "provision::check_on_a_fresh_cluster",
         drift::check_on_a_fresh_cluster,
     );
-    suite.add("provision::twice_changes_nothing", twice_changes_nothing);
-    suite.add("provision::drift_is_named_and_repaired", drift::drift);
     suite.add(
-        "provision::routines_closed_on_purpose_stay_closed",
-        privileges::closed_routines,
+        "provision::second_run_changes_nothing",
+        second_run_changes_nothing,
     );
     suite.add(
-        "provision::no_password_is_seen",
-        password_secrecy::no_password_is_seen,
+        "provision::reports_and_repairs_drift",
+        drift::reports_and_repairs_drift,
     );
     suite.add(
-        "provision::script_does_the_same",
-        sql_script::script_does_the_same,
+        "provision::restricted_routines_stay_restricted",
+        privileges::restricted_routines,
     );
-    suite.add("provision::all_at_once", all_at_once);
-    suite.add("provision::role_in_use", role_in_use);
-    suite.add("provision::refusals", refusals);
-    suite.add("provision::what_is_undone_is_told", what_is_undone);
-    suite.add("provision::in_recovery", in_recovery);
+    suite.add(
+        "provision::password_is_never_visible",
+        password_secrecy::password_is_never_visible,
+    );
+    suite.add(
+        "provision::sql_script_is_equivalent",
+        sql_script::sql_script_is_equivalent,
+    );
+    suite.add("provision::concurrent_runs", concurrent_runs);
+    suite.add("provision::keeps_open_sessions", keeps_open_sessions);
+    suite.add("provision::reports_failures", reports_failures);
+    suite.add("provision::change_reverted_by_trigger", reverted_by_trigger);
+    suite.add("provision::refuses_standby", refuses_standby);
 }
 
-const OWN: &str = "teesql";
+/// The database that is provisioned.
+const DATABASE: &str = "teesql";
 
-/// What a command said, and its exit code.
+/// The exit code and the output of a command.
 #[derive(Debug, PartialEq, Eq)]
 struct Output {
     code: Option<i32>,
@@ -57,7 +68,7 @@ struct Output {
     err: String,
 }
 
-fn said(command: Command) -> Output {
+fn run_command(command: Command) -> Output {
     let output = run(command, TIMEOUT);
     Output {
         code: output.status.code(),
@@ -67,28 +78,32 @@ fn said(command: Command) -> Output {
 }
 
 fn provision(cluster: &Cluster, arguments: &[&str]) -> Output {
-    let mut command = cluster.provision_command(OWN);
+    let mut command = cluster.provision_command(DATABASE);
     command.args(arguments);
-    said(command)
+    run_command(command)
 }
 
-/// Runs it, insists on success, and gives what was repaired.
+/// Runs `provision`, checks that it succeeds, and returns what it repaired.
 fn repair(cluster: &Cluster) -> BTreeSet<String> {
     lines(provision(cluster, &[]), 0, "repaired: ")
 }
 
-/// What `--check` finds; it may change nothing.
+/// Runs `provision --check`, checks that it changes nothing, and returns the differences.
 fn check(cluster: &Cluster) -> BTreeSet<String> {
-    let before = picture(cluster);
+    let before = state(cluster);
     let found = lines(provision(cluster, &["--check"]), 1, "differs: ");
-    assert_eq!(picture(cluster), before);
+    assert_eq!(state(cluster), before);
     found
 }
 
-fn lines(said: Output, code: i32, prefix: &str) -> BTreeSet<String> {
-    assert_eq!((said.code, said.err.as_str()), (Some(code), ""), "{said:?}");
+fn lines(output: Output, code: i32, prefix: &str) -> BTreeSet<String> {
+    assert_eq!(
+        (output.code, output.err.as_str()),
+        (Some(code), ""),
+        "{output:?}"
+    );
     let line = |line: &str| line.strip_prefix(prefix).map(str::to_owned);
-    let lines = said
+    let lines = output
         .out
         .lines()
         .map(|text| line(text).unwrap_or_else(|| panic!("{text}")));
@@ -99,17 +114,17 @@ fn set<const N: usize>(lines: [&str; N]) -> BTreeSet<String> {
     lines.map(str::to_owned).into()
 }
 
-fn assert_all_well(cluster: &Cluster) {
-    let well = Output {
+fn assert_no_differences(cluster: &Cluster) {
+    let unchanged = Output {
         code: Some(0),
         out: "all is as it has to be\n".to_owned(),
         err: String::new(),
     };
-    assert_eq!(provision(cluster, &["--check"]), well);
+    assert_eq!(provision(cluster, &["--check"]), unchanged);
 }
 
-/// A cluster without the roles, with a database of our own.
-fn fresh(
+/// A cluster without the roles, with an empty database.
+fn unprovisioned_cluster(
     fixture: &Fixture,
     server: &crate::harness::cluster::Server,
     settings: &[&'static str],
@@ -119,41 +134,30 @@ fn fresh(
         ..ClusterOptions::default()
     };
     let cluster = fixture.harness.private_cluster(server, &options);
-    cluster.admin_sql(&format!("CREATE DATABASE {OWN}"));
+    cluster.admin_sql(&format!("CREATE DATABASE {DATABASE}"));
     cluster
 }
 
-/// Runs `sql` as `role`, logged in over TCP with its password, by libpq.
+/// A psql that connects over TCP.
+fn tcp_psql(cluster: &Cluster, credentials: Credentials<'_>) -> Command {
+    let port = cluster.address().port();
+    let mut psql = libpq::command("psql", "127.0.0.1", port, credentials, DATABASE);
+    psql.env("PGCLIENTENCODING", "UTF8");
+    psql
+}
+
+/// Runs `sql` in psql as `role`, which logs in over TCP with its password.
 fn as_role(cluster: &Cluster, role: &str, sql: &str) -> Result<String, String> {
     let password = match role {
         "teesql_read" => READ_PASSWORD,
         _ => READWRITE_PASSWORD,
     };
-    let mut psql = pdeathsig_command(Path::new("psql"), "KILL", None);
-    psql.args([
-        "-X",
-        "-q",
-        "-A",
-        "-t",
-        "-w",
-        "-v",
-        "ON_ERROR_STOP=1",
-        "-c",
-        sql,
-    ])
-    .args([
-        "-h",
-        "127.0.0.1",
-        "-p",
-        &cluster.address().port().to_string(),
-    ])
-    .args(["-U", role, "-d", OWN])
-    .env("PGPASSWORD", password)
-    .env("PGCLIENTENCODING", "UTF8");
-    let said = said(psql);
-    match said.code {
-        Some(0) => Ok(said.out.trim_end().to_owned()),
-        _ => Err(said.err),
+    let mut psql = tcp_psql(cluster, (role, password));
+    psql.args(PSQL_BARE).args(["-w", "-c", sql]);
+    let output = run_command(psql);
+    match output.code {
+        Some(0) => Ok(output.out.trim_end().to_owned()),
+        _ => Err(output.err),
     }
 }
 
@@ -173,8 +177,8 @@ fn may_not(cluster: &Cluster, role: &str, sql: &str) {
     );
 }
 
-/// All that provisioning may touch, in one text; without verifiers, whose salts differ.
-fn picture(cluster: &Cluster) -> String {
+/// Everything that provisioning may change, as text, without the password verifiers, whose salts differ.
+fn state(cluster: &Cluster) -> String {
     let sql = "\
 SELECT to_jsonb(r) - 'oid' - 'rolpassword' FROM pg_roles r WHERE rolname LIKE 'teesql%' ORDER BY rolname;
 SELECT roleid::regrole, member::regrole FROM pg_auth_members ORDER BY 1, 2;
@@ -188,7 +192,7 @@ WITH acl(what, item) AS (
                    unnest(defaclacl) FROM pg_default_acl
 )
 SELECT what, item FROM acl ORDER BY what COLLATE \"C\", item::text COLLATE \"C\"";
-    cluster.sql(OWN, sql)
+    cluster.sql(DATABASE, sql)
 }
 
 fn verifiers(cluster: &Cluster) -> String {
@@ -199,7 +203,7 @@ fn verifiers(cluster: &Cluster) -> String {
 const READ: &str = "teesql_read";
 const READWRITE: &str = "teesql_readwrite";
 
-/// What is there before, of each kind.
+/// Objects of each kind that exist before provisioning.
 const OLD: &str = "\
 CREATE TABLE old (id serial PRIMARY KEY, words text) ;
 INSERT INTO old (words) VALUES ('before');
@@ -212,73 +216,60 @@ CREATE TABLE \"Odd \"\"name\" (id int);
 CREATE SCHEMA private;
 CREATE TABLE private.hidden (id int)";
 
-fn twice_changes_nothing(fixture: &Fixture) {
+fn second_run_changes_nothing(fixture: &Fixture) {
     for server in fixture.harness.servers() {
-        let cluster = fresh(fixture, &server, &[]);
-        cluster.sql(OWN, OLD);
+        let cluster = unprovisioned_cluster(fixture, &server, &[]);
+        cluster.sql(DATABASE, OLD);
         repair(&cluster);
-        let before = (picture(&cluster), verifiers(&cluster));
+        let before = (state(&cluster), verifiers(&cluster));
         assert!(
             before.1.contains("teesql_read|SCRAM-SHA-256$4096:"),
             "{}",
             before.1
         );
-        let again = Output {
+        let unchanged = Output {
             code: Some(0),
             out: "nothing to do\n".to_owned(),
             err: String::new(),
         };
-        assert_eq!(provision(&cluster, &[]), again);
-        assert_eq!((picture(&cluster), verifiers(&cluster)), before);
-        // A verifier that Postgres made itself, of the same password, is as good.
+        assert_eq!(provision(&cluster, &[]), unchanged);
+        assert_eq!((state(&cluster), verifiers(&cluster)), before);
+        // A verifier of the same password that Postgres computed is accepted.
         cluster.admin_sql("ALTER ROLE teesql_readwrite PASSWORD 'schreib-nur-zu-4711'");
-        assert_eq!(provision(&cluster, &[]), again);
+        assert_eq!(provision(&cluster, &[]), unchanged);
         let after = verifiers(&cluster);
         assert_eq!(after.lines().next(), before.1.lines().next());
         assert_ne!(after, before.1);
     }
 }
 
-fn all_at_once(fixture: &Fixture) {
-    let cluster = fresh(fixture, &fixture.harness.installed, &[]);
+fn concurrent_runs(fixture: &Fixture) {
+    let cluster = unprovisioned_cluster(fixture, &fixture.harness.installed, &[]);
     cluster.admin_sql("CREATE DATABASE second");
     let start = |database: &str| {
         let mut command = cluster.provision_command(database);
         command.stdout(Stdio::null());
         spawn(command).expect("setpriv starts")
     };
-    let mut children: Vec<_> = [OWN, "second", OWN, "second", OWN, "second"]
+    let mut children: Vec<_> = [DATABASE, "second", DATABASE, "second", DATABASE, "second"]
         .map(start)
         .into();
     for child in &mut children {
-        let status = wait(child, TIMEOUT).expect("it ends");
+        let status = wait(child, TIMEOUT).expect("provision exits");
         assert!(status.success(), "{status}");
     }
-    assert_all_well(&cluster);
+    assert_no_differences(&cluster);
     let mut check = cluster.provision_command("second");
     check.arg("--check");
-    assert_eq!(said(check).code, Some(0));
+    assert_eq!(run_command(check).code, Some(0));
 }
 
-fn role_in_use(fixture: &Fixture) {
-    let cluster = fresh(fixture, &fixture.harness.installed, &[]);
+fn keeps_open_sessions(fixture: &Fixture) {
+    let cluster = unprovisioned_cluster(fixture, &fixture.harness.installed, &[]);
     repair(&cluster);
-    let mut psql = pdeathsig_command(Path::new("psql"), "KILL", None);
-    psql.args([
-        "-X",
-        "-c",
-        "SELECT pg_sleep(600)",
-        "-h",
-        "127.0.0.1",
-        "-U",
-        READ,
-        "-d",
-        OWN,
-    ])
-    .args(["-p", &cluster.address().port().to_string()])
-    .env("PGPASSWORD", READ_PASSWORD)
-    .env("PGCLIENTENCODING", "UTF8")
-    .stdout(Stdio::null());
+    let mut psql = tcp_psql(&cluster, (READ, READ_PASSWORD));
+    psql.args(["-X", "-c", "SELECT pg_sleep(600)"])
+        .stdout(Stdio::null());
     let mut session = spawn(psql).expect("psql starts");
     let count = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'teesql_read' \
          AND query LIKE 'SELECT pg_sleep%'";
@@ -294,89 +285,109 @@ fn role_in_use(fixture: &Fixture) {
     let _ = session.wait();
 }
 
-fn refusals(fixture: &Fixture) {
-    let cluster = fresh(fixture, &fixture.harness.installed, &[]);
+fn expect_failure(command: Command, code: i32, error: &str) {
+    let output = run_command(command);
+    let text = format!("error: {error}\n");
+    assert_eq!(
+        (output.code, output.err),
+        (Some(code), text),
+        "{}",
+        output.out
+    );
+}
+
+fn reports_failures(fixture: &Fixture) {
+    let cluster = unprovisioned_cluster(fixture, &fixture.harness.installed, &[]);
+    reports_failed_logins(&cluster);
+    reports_invalid_settings(&cluster);
+    reports_failed_connections(&cluster);
+    reports_role_that_is_no_superuser(&cluster);
+}
+
+fn reports_failed_logins(cluster: &Cluster) {
     let address = cluster.address().to_string();
     let over_tcp = |password: Option<&str>| {
-        let mut command = cluster.provision_command(OWN);
+        let mut command = cluster.provision_command(DATABASE);
         command.env("TEESQL_POSTGRES", &address);
         if let Some(password) = password {
             command.env("TEESQL_PG_PASSWORD_SUPERUSER", password);
         }
         command
     };
-    let expect = |command: Command, code: i32, error: &str| {
-        let refused = said(command);
-        let text = format!("error: {error}\n");
-        assert_eq!(
-            (refused.code, refused.err),
-            (Some(code), text),
-            "{}",
-            refused.out
-        );
-    };
-    expect(
+    expect_failure(
         over_tcp(Some("wrong")),
         77,
         "Postgres: password authentication failed for user \"postgres\" (SQLSTATE 28P01)",
     );
-    expect(
+    expect_failure(
         over_tcp(None),
         77,
         "cannot log in to Postgres as postgres: invalid configuration: password missing",
     );
-    assert_eq!(said(over_tcp(Some(SUPERUSER_PASSWORD))).code, Some(0));
+    assert_eq!(
+        run_command(over_tcp(Some(SUPERUSER_PASSWORD))).code,
+        Some(0)
+    );
+}
 
-    expect(
+fn reports_invalid_settings(cluster: &Cluster) {
+    expect_failure(
         cluster.provision_command("nowhere"),
         64,
         "Postgres: database \"nowhere\" does not exist (SQLSTATE 3D000)",
     );
-    // What is not set is asked of the guest agent, and here is none.
-    let mut nothing = cluster.provision_command(OWN);
+    // A password that is not set comes from the guest agent, which does not run here.
+    let mut nothing = cluster.provision_command(DATABASE);
     nothing
         .env_remove("TEESQL_PG_PASSWORD_READ")
         .env("TEESQL_GUEST_AGENT", "/nonexistent/dstack.sock");
-    let asked = said(nothing);
+    let asked = run_command(nothing);
     assert_eq!(asked.code, Some(69));
     assert!(
         asked.err.contains("/nonexistent/dstack.sock"),
         "{}",
         asked.err
     );
-    let mut both = cluster.provision_command(OWN);
+    let mut both = cluster.provision_command(DATABASE);
     both.args(["--check", "--sql"]);
-    assert_eq!(said(both).code, Some(64));
+    assert_eq!(run_command(both).code, Some(64));
+}
 
-    let nobody = ClosedPort::reserve();
-    let gone = nobody.address().to_string();
-    let mut down = cluster.provision_command(OWN);
-    down.env("TEESQL_POSTGRES", &gone);
-    let error = format!("cannot connect to Postgres at {gone}: Connection refused (os error 111)");
-    expect(down, 69, &error);
+fn reports_failed_connections(cluster: &Cluster) {
+    let closed = ClosedPort::reserve();
+    let refused_address = closed.address().to_string();
+    let mut down = cluster.provision_command(DATABASE);
+    down.env("TEESQL_POSTGRES", &refused_address);
+    let error = format!(
+        "cannot connect to Postgres at {refused_address}: Connection refused (os error 111)"
+    );
+    expect_failure(down, 69, &error);
     let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let mut hangs = cluster.provision_command(OWN);
+    let mut hangs = cluster.provision_command(DATABASE);
     hangs.env(
         "TEESQL_POSTGRES",
         silent.local_addr().expect("bound").to_string(),
     );
-    expect(hangs, 69, "Postgres does not answer within 2s");
+    expect_failure(hangs, 69, "Postgres does not answer within 2s");
+}
 
+fn reports_role_that_is_no_superuser(cluster: &Cluster) {
     cluster.admin_sql("CREATE ROLE boss SUPERUSER LOGIN");
-    let mut boss = cluster.psql(OWN);
+    let mut boss = cluster.psql(DATABASE);
     let sql = "ALTER ROLE postgres RENAME TO former; CREATE ROLE postgres LOGIN";
     boss.args(["-U", "boss", "-c", sql]);
     run_successfully(boss, TIMEOUT);
-    expect(
-        cluster.provision_command(OWN),
+    expect_failure(
+        cluster.provision_command(DATABASE),
         77,
         "the role postgres is no superuser of this Postgres",
     );
 }
 
-fn in_recovery(fixture: &Fixture) {
+fn refuses_standby(fixture: &Fixture) {
     for server in fixture.harness.servers() {
-        let cluster = fresh(fixture, &server, &["wal_level=replica", "hot_standby=on"]);
+        let cluster =
+            unprovisioned_cluster(fixture, &server, &["wal_level=replica", "hot_standby=on"]);
         repair(&cluster);
         cluster.admin_sql("ALTER ROLE teesql_read CREATEDB");
         cluster.restart_as_standby();
@@ -392,13 +403,13 @@ fn in_recovery(fixture: &Fixture) {
     }
 }
 
-/// An event trigger that takes back what is granted: told so, and nothing is changed.
-fn what_is_undone(fixture: &Fixture) {
-    let cluster = fresh(fixture, &fixture.harness.installed, &[]);
-    cluster.sql(OWN, OLD);
+/// An event trigger revokes what is granted: provisioning fails and changes nothing.
+fn reverted_by_trigger(fixture: &Fixture) {
+    let cluster = unprovisioned_cluster(fixture, &fixture.harness.installed, &[]);
+    cluster.sql(DATABASE, OLD);
     repair(&cluster);
     cluster.sql(
-        OWN,
+        DATABASE,
         "CREATE FUNCTION private.undo() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN
            IF current_setting('undo.busy', true) IS DISTINCT FROM 'yes' THEN
              PERFORM set_config('undo.busy', 'yes', true);
@@ -410,7 +421,7 @@ fn what_is_undone(fixture: &Fixture) {
          CREATE EVENT TRIGGER undo ON ddl_command_end WHEN TAG IN ('GRANT')
            EXECUTE FUNCTION private.undo()",
     );
-    let before = picture(&cluster);
+    let before = state(&cluster);
     let refused = provision(&cluster, &[]);
     assert_eq!(
         (refused.code, refused.err.as_str()),
@@ -420,5 +431,5 @@ fn what_is_undone(fixture: &Fixture) {
              teesql_read: lacks SELECT on public.old\n"
         )
     );
-    assert_eq!(picture(&cluster), before);
+    assert_eq!(state(&cluster), before);
 }

@@ -1,12 +1,12 @@
-//! psycopg 3 with the libpq that its wheel brings (18): direct TLS, protocol
-//! 3.2 and encrypted cancel, as Debian's own libpq does not have them yet.
+//! psycopg 3 with the libpq 18 of its wheel: direct TLS, protocol 3.2 and encrypted cancel, which
+//! Debian's libpq does not support yet.
 
 use std::env;
 use std::path::Path;
 
 use crate::harness::process::{TIMEOUT, run_successfully};
 use crate::harness::suite::{Requirement, Suite};
-use crate::harness::{PasswordEncryption, READ_SECRET, READWRITE_SECRET};
+use crate::harness::{PasswordEncryption, READ_SECRET, WRITER};
 use crate::libpq_clients::client;
 
 const SCRIPT: &str = concat!(
@@ -23,10 +23,9 @@ pub(crate) fn add(suite: &mut Suite) {
             } else {
                 "3.0"
             };
-            let python = env::var("TEESQL_TEST_PYTHON").expect("the trial needs it");
+            let python = env::var("TEESQL_TEST_PYTHON").expect("the test requires it");
             let sidecar = fixture.sidecar_for(&server, PasswordEncryption::Scram);
-            let who = ("teesql_readwrite", READWRITE_SECRET);
-            let mut script = client(fixture, &sidecar, &python, who, "via_scram");
+            let mut script = client(fixture, &sidecar, &python, WRITER, "via_scram");
             script
                 .args([
                     "-B",
@@ -38,8 +37,8 @@ pub(crate) fn add(suite: &mut Suite) {
                 ])
                 .env("TEESQL_TEST_READ_SECRET", READ_SECRET);
             assert!(Path::new(SCRIPT).exists(), "{SCRIPT} is missing");
-            let said = run_successfully(script, TIMEOUT * 6);
-            assert!(said.trim_end().ends_with("all checks passed"), "{said}");
+            let output = run_successfully(script, TIMEOUT * 6);
+            assert!(output.trim_end().ends_with("all checks passed"), "{output}");
         });
     }
 }

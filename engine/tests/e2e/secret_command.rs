@@ -1,32 +1,35 @@
 //! `teesql-sidecar secret`.
 
-use std::path::Path;
-
-use crate::harness::process::{TIMEOUT, lossy, pdeathsig_command, run, run_successfully};
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::fixture::Fixture;
+use crate::harness::process::{TIMEOUT, lossy, run, run_successfully};
+use crate::harness::settings::sidecar_command;
+use crate::harness::suite::Suite;
 
 pub(crate) fn add(suite: &mut Suite) {
-    if suite.is_last_driver() {
-        suite.add("secret::printed_and_written", secrets);
+    if suite.adds_driver_independent() {
+        suite.add(
+            "secret_command::prints_or_writes_a_secret",
+            prints_or_writes,
+        );
     }
 }
 
-fn secrets(fixture: &Fixture) {
-    let sidecar = || {
-        let binary = Path::new(env!("CARGO_BIN_EXE_teesql-sidecar"));
-        let mut command = pdeathsig_command(binary, "KILL", None);
-        command.arg("secret");
-        command
-    };
-    let one = run_successfully(sidecar(), TIMEOUT);
+fn prints_or_writes(fixture: &Fixture) {
+    let secret = run_successfully(sidecar_command(&["secret"], &[]), TIMEOUT);
     let is_digit = |c: char| matches!(c, '0'..='9' | 'a'..='f');
-    let digits = one.strip_suffix('\n').expect("a line");
-    assert!(digits.len() == 64 && digits.chars().all(is_digit), "{one}");
-    assert_ne!(run_successfully(sidecar(), TIMEOUT), one);
+    let digits = secret.strip_suffix('\n').expect("a line");
+    assert!(
+        digits.len() == 64 && digits.chars().all(is_digit),
+        "{secret}"
+    );
+    assert_ne!(
+        run_successfully(sidecar_command(&["secret"], &[]), TIMEOUT),
+        secret
+    );
 
     let path = fixture.harness.unique_path("secret");
     let write = || {
-        let mut command = sidecar();
+        let mut command = sidecar_command(&["secret"], &[]);
         command.arg("--file").arg(&path);
         run(command, TIMEOUT)
     };

@@ -1,5 +1,4 @@
-//! Peers that take their time: deadlines end what comes before a session, and
-//! back-pressure holds what comes after it.
+//! Slow peers: a deadline ends a login, and back-pressure limits the memory of a session.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -7,29 +6,41 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::harness::client::{Client, CloseKind, TcpClient};
-use crate::harness::fake_server::{FakeServer, accept_login, read_message, read_startup, stay};
+use crate::harness::fake_server::{
+    FakeServer, accept_login, read_message, read_startup, read_until_close,
+};
+use crate::harness::fixture::Fixture;
 use crate::harness::message::{self, PROTOCOL_3_0, PgError, SSL_REQUEST, query, startup, tagged};
 use crate::harness::process::TIMEOUT;
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::suite::Suite;
 use crate::harness::{READ_SECRET, READWRITE_SECRET};
 
 const DEADLINE: Duration = Duration::from_secs(2);
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add("slow::silent_client", silent_client);
-    suite.add("slow::one_byte_at_a_time", one_byte_at_a_time);
-    suite.add("slow::silent_postgres", silent_postgres);
-    suite.add("slow::client_that_never_reads", client_that_never_reads);
+    suite.add("slow_peers::silent_client", silent_client);
     suite.add(
-        "slow::client_that_never_reads_its_refusal",
-        never_reads_its_refusal,
+        "slow_peers::client_that_sends_one_byte_at_a_time",
+        one_byte_at_a_time,
     );
-    suite.add("slow::postgres_that_never_reads", postgres_that_never_reads);
-    suite.add("slow::fragments", fragments);
+    suite.add("slow_peers::silent_postgres", silent_postgres);
+    suite.add(
+        "slow_peers::client_that_never_reads",
+        client_that_never_reads,
+    );
+    suite.add(
+        "slow_peers::client_that_never_reads_its_refusal",
+        client_that_never_reads_its_refusal,
+    );
+    suite.add(
+        "slow_peers::postgres_that_never_reads",
+        postgres_that_never_reads,
+    );
+    suite.add("slow_peers::one_byte_segments", one_byte_segments);
 }
 
-fn impatient(fixture: &Fixture, upstream: &str) -> Sidecar {
+fn sidecar_with_short_deadline(fixture: &Fixture, upstream: &str) -> Sidecar {
     Sidecar::start(
         &fixture
             .settings_for(upstream)
@@ -37,7 +48,7 @@ fn impatient(fixture: &Fixture, upstream: &str) -> Sidecar {
     )
 }
 
-fn too_late() -> PgError {
+fn timeout_error() -> PgError {
     PgError {
         severity: "FATAL".to_owned(),
         code: "57014".to_owned(),
@@ -45,7 +56,7 @@ fn too_late() -> PgError {
     }
 }
 
-/// Not before the deadline, and not long after it.
+/// Checks that now is after the deadline, and not long after it.
 fn assert_on_time(since: Instant, what: &str) {
     let took = since.elapsed();
     assert!(
@@ -64,9 +75,9 @@ fn assert_reason(sidecar: &Sidecar, tcp: &TcpClient, reason: &str, what: &str) {
 }
 
 fn silent_client(fixture: &Fixture) {
-    let sidecar = impatient(fixture, &fixture.cluster().address().to_string());
-    let quiet = sidecar.sockets_at_rest();
-    let begun = Instant::now();
+    let sidecar = sidecar_with_short_deadline(fixture, &fixture.cluster().address().to_string());
+    let sockets = sidecar.settled_sockets();
+    let start = Instant::now();
     let mut plain: Vec<(&str, TcpClient)> = [
         ("says nothing", &b""[..]),
         ("three bytes of SSLRequest", &SSL_REQUEST[..3]),
@@ -78,57 +89,62 @@ fn silent_client(fixture: &Fixture) {
         (what, tcp)
     })
     .into();
-    let mut agreed = TcpClient::connect(sidecar.address());
-    agreed.send(&SSL_REQUEST);
+    let mut negotiated = TcpClient::connect(sidecar.address());
+    negotiated.send(&SSL_REQUEST);
     let mut byte = [0];
-    agreed.stream.read_exact(&mut byte).expect("S");
-    plain.push(("silent after S", agreed));
+    negotiated.stream.read_exact(&mut byte).expect("S");
+    plain.push(("silent after S", negotiated));
 
-    let mut secure = vec![("silent inside TLS", fixture.client(sidecar.address()))];
-    let mut half = fixture.client(sidecar.address());
-    half.send(&startup(PROTOCOL_3_0, &[("user", "teesql_read")])[..9]);
-    secure.push(("half a startup", half));
-    let mut asked = fixture.client(sidecar.address());
-    asked.start("teesql_read", "via_scram");
-    secure.push(("no password", asked));
-    let mut half = fixture.client(sidecar.address());
-    half.start("teesql_read", "via_scram");
-    half.send(&message::password(READ_SECRET)[..20]);
-    secure.push(("half a password", half));
-
+    let secure = silent_clients_inside_tls(fixture, &sidecar);
     for (what, mut tcp) in plain {
         tcp.read_to_end();
-        assert_on_time(begun, what);
+        assert_on_time(start, what);
         assert_reason(&sidecar, &tcp, "login_timeout", what);
     }
     for (what, mut client) in secure {
-        assert_eq!(client.expect_fatal(), too_late(), "{what}");
-        assert_on_time(begun, what);
+        assert_eq!(client.expect_fatal(), timeout_error(), "{what}");
+        assert_on_time(start, what);
         assert_reason(&sidecar, &client.tls.sock, "login_timeout", what);
     }
-    sidecar.await_sockets(quiet);
+    sidecar.await_sockets(sockets);
 }
 
-/// Every byte is progress, and progress does not move the deadline.
+/// Clients that stop at each step of the login.
+fn silent_clients_inside_tls(fixture: &Fixture, sidecar: &Sidecar) -> Vec<(&'static str, Client)> {
+    let mut clients = vec![("silent inside TLS", fixture.client(sidecar.address()))];
+    let mut half = fixture.client(sidecar.address());
+    half.send(&startup(PROTOCOL_3_0, &[("user", "teesql_read")])[..9]);
+    clients.push(("half a startup", half));
+    let mut asked = fixture.client(sidecar.address());
+    asked.start("teesql_read", "via_scram");
+    clients.push(("no password", asked));
+    let mut half = fixture.client(sidecar.address());
+    half.start("teesql_read", "via_scram");
+    half.send(&message::password(READ_SECRET)[..20]);
+    clients.push(("half a password", half));
+    clients
+}
+
+/// Progress does not extend the deadline.
 fn one_byte_at_a_time(fixture: &Fixture) {
-    let sidecar = impatient(fixture, &fixture.cluster().address().to_string());
-    let begun = Instant::now();
+    let sidecar = sidecar_with_short_deadline(fixture, &fixture.cluster().address().to_string());
+    let start = Instant::now();
     let mut client = fixture.client(sidecar.address());
     let packet = startup(
         PROTOCOL_3_0,
         &[("user", "teesql_read"), ("options", &"x".repeat(100))],
     );
     for byte in packet {
-        if client.try_send(&[byte]).is_err() || begun.elapsed() > TIMEOUT {
+        if client.try_send(&[byte]).is_err() || start.elapsed() > TIMEOUT {
             break;
         }
-        // What is tested is a slow client: this is its pace, not a wait for something.
+        // The pace of the slow client.
         thread::sleep(Duration::from_millis(100));
     }
-    assert_on_time(begun, "one byte at a time");
+    assert_on_time(start, "one byte at a time");
     match client.read() {
-        Ok(told) => assert_eq!(told.error(), too_late()),
-        // Our last bytes met a closed socket: the reset may overtake the text.
+        Ok(message) => assert_eq!(message.error(), timeout_error()),
+        // Our last bytes reached a closed socket: the reset may overtake the error.
         Err(ending) => assert_eq!(ending, CloseKind::Abrupt),
     }
     assert_reason(
@@ -155,28 +171,26 @@ fn silent_postgres(fixture: &Fixture) {
     for (what, script) in scripts {
         let postgres = FakeServer::start(move |mut stream| {
             script(&mut stream)?;
-            stay(&mut stream)
+            read_until_close(&mut stream)
         });
-        let sidecar = impatient(fixture, &postgres.address().to_string());
-        let quiet = sidecar.sockets_at_rest();
-        let begun = Instant::now();
+        let sidecar = sidecar_with_short_deadline(fixture, &postgres.address().to_string());
+        let sockets = sidecar.settled_sockets();
+        let start = Instant::now();
         let mut client = fixture.client(sidecar.address());
         let outcome = client.login("teesql_read", "via_scram", READ_SECRET);
-        assert_eq!(outcome.err(), Some(too_late()), "{what}");
-        assert_on_time(begun, what);
+        assert_eq!(outcome.err(), Some(timeout_error()), "{what}");
+        assert_on_time(start, what);
         assert_reason(&sidecar, &client.tls.sock, "login_timeout", what);
         drop(client);
-        sidecar.await_sockets(quiet);
+        sidecar.await_sockets(sockets);
     }
 }
 
-/// It may hold up its own session, and cost no more than its buffers.
+/// The client may block its own session, and uses no more memory than its buffers.
 fn client_that_never_reads(fixture: &Fixture) {
     let sidecar = Sidecar::start(&fixture.settings());
     let mut greedy = fixture.client(sidecar.address());
-    let response = greedy
-        .login("teesql_read", "via_scram", READ_SECRET)
-        .expect("the login succeeds");
+    let response = greedy.login_reader();
     let memory = sidecar.resident_kib();
     greedy.send(&query(
         "select repeat('x', 1000) from generate_series(1, 1000000)",
@@ -187,10 +201,7 @@ fn client_that_never_reads(fixture: &Fixture) {
     );
     fixture.cluster().await_result(&stuck, "ClientWrite");
 
-    let mut other = fixture.client(sidecar.address());
-    other
-        .login("teesql_read", "via_scram", READ_SECRET)
-        .expect("the login succeeds");
+    let mut other = fixture.session(&sidecar);
     let rows = other
         .query("select g from generate_series(1, 1000) g")
         .expect("rows");
@@ -209,10 +220,10 @@ fn client_that_never_reads(fixture: &Fixture) {
     fixture.cluster().await_result(&left, "0");
 }
 
-/// A client that is told to go and does not read must not keep its place.
-fn never_reads_its_refusal(fixture: &Fixture) {
-    let sidecar = impatient(fixture, &fixture.cluster().address().to_string());
-    let quiet = sidecar.sockets_at_rest();
+/// A refused client that does not read must not keep its connection open.
+fn client_that_never_reads_its_refusal(fixture: &Fixture) {
+    let sidecar = sidecar_with_short_deadline(fixture, &fixture.cluster().address().to_string());
+    let sockets = sidecar.settled_sockets();
     let clients: Vec<Client> = (0..20)
         .map(|_| {
             let mut client = fixture.client(sidecar.address());
@@ -229,18 +240,18 @@ fn never_reads_its_refusal(fixture: &Fixture) {
             "a refusal",
         );
     }
-    sidecar.await_sockets(quiet);
+    sidecar.await_sockets(sockets);
     drop(clients);
 }
 
-/// The other direction: what the client sends must not pile up either.
+/// In the other direction, data from the client must not accumulate either.
 fn postgres_that_never_reads(fixture: &Fixture) {
     let postgres = FakeServer::start(|mut stream| {
         read_startup(&mut stream)?;
         stream.write_all(&tagged(b'R', &3_u32.to_be_bytes()))?;
         read_message(&mut stream)?;
         accept_login(&mut stream)?;
-        // Its socket is shut when the trial is over; nobody waits for this thread.
+        // The socket is shut down at the end of the test, which does not wait for this thread.
         thread::park_timeout(TIMEOUT * 4);
         Ok(())
     });
@@ -253,18 +264,18 @@ fn postgres_that_never_reads(fixture: &Fixture) {
     let socket = &client.tls.sock.stream;
     socket.set_nonblocking(true).expect("a live socket");
     let chunk = tagged(b'd', &[0; 16_379]);
-    let pushed_until = Instant::now() + Duration::from_secs(3);
-    while Instant::now() < pushed_until {
+    let deadline = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < deadline {
         let before = client.tls.sock.sent;
         let _ = client.tls.write(&chunk);
         if client.tls.sock.sent == before {
-            // Full for the moment; the kernel's own buffers still take drops.
+            // The buffers are full for the moment.
             thread::sleep(Duration::from_millis(5));
         }
         let sent = client.tls.sock.sent;
         assert!(
             sent < 64 << 20,
-            "{sent} bytes went to a Postgres that reads none"
+            "{sent} bytes accepted for a Postgres that reads none"
         );
     }
     let grown = sidecar.resident_kib().saturating_sub(memory);
@@ -274,8 +285,8 @@ fn postgres_that_never_reads(fixture: &Fixture) {
     );
 }
 
-/// A whole login and a query in TCP segments of one byte each: slow, but right.
-fn fragments(fixture: &Fixture) {
+/// A whole login and a query in TCP segments of one byte each.
+fn one_byte_segments(fixture: &Fixture) {
     let sidecar = fixture.sidecar();
     let mut tcp = TcpClient::connect(sidecar.address());
     for byte in SSL_REQUEST {
@@ -287,7 +298,7 @@ fn fragments(fixture: &Fixture) {
     let mut client = Client::handshake(config, tcp).expect("the TLS handshake succeeds");
     let send = |client: &mut Client, bytes: &[u8]| {
         for byte in bytes {
-            // One byte in one TLS record in one segment.
+            // One byte per TLS record and TCP segment.
             client.send(&[*byte]);
         }
     };

@@ -1,85 +1,99 @@
-//! Bad start-up packets and bad passwords, inside TLS.
+//! Invalid start-up packets and password messages inside TLS.
 
 use crate::harness::READ_SECRET;
 use crate::harness::client::{Client, CloseKind, TlsNegotiation};
+use crate::harness::fixture::Fixture;
 use crate::harness::message::{
     self, CANCEL_CODE, GSSENC_REQUEST, PROTOCOL_3_0, SSL_REQUEST, startup, tagged, untagged,
 };
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Suite};
-use crate::invalid_openings::Answer::{Fatal, Nothing};
+use crate::harness::suite::Suite;
+use crate::invalid_openings::Answer::{self, Fatal, Nothing};
 use crate::invalid_openings::{Bystander, Case, case, fatal, reason};
 
 pub(crate) fn add(suite: &mut Suite) {
-    for opening in TlsNegotiation::ALL {
-        let name = format!("startup::packets::{opening}");
-        suite.add(&name, move |fixture| startups(fixture, opening));
+    for negotiation in TlsNegotiation::ALL {
+        let name = format!("startup_packets::invalid_packets::{negotiation}");
+        suite.add(&name, move |fixture| invalid_packets(fixture, negotiation));
     }
-    suite.add("startup::passwords", passwords);
+    suite.add("startup_packets::invalid_passwords", invalid_passwords);
 }
 
-fn startups(fixture: &Fixture, opening: TlsNegotiation) {
-    let sidecar = Sidecar::start(&fixture.settings());
-    let mut bystander = Bystander::new(fixture, &sidecar);
-    let raw = |tail: &[u8]| untagged(&[&PROTOCOL_3_0.to_be_bytes()[..], tail].concat());
+const INVALID_LENGTH: Answer = Fatal("08P01", "invalid length of startup packet");
+const INVALID_LAYOUT: Answer = Fatal(
+    "08P01",
+    "invalid startup packet layout: expected terminator as last byte",
+);
+const NO_USER: Answer = Fatal(
+    "28000",
+    "no PostgreSQL user name specified in startup packet",
+);
+const REPEATED_USER: Answer = Fatal(
+    "08P01",
+    "more than one user name specified in startup packet",
+);
+const USER_NOT_UTF8: Answer = Fatal(
+    "08P01",
+    "user name specified in startup packet is not UTF-8",
+);
+const REQUEST_IN_TLS: Answer = Fatal("08P01", "received a request for encryption in TLS");
+
+fn invalid_lengths() -> Vec<Case> {
     let header = |length: u32| [length.to_be_bytes(), PROTOCOL_3_0.to_be_bytes()].concat();
-    let length = Fatal("08P01", "invalid length of startup packet");
-    let layout = Fatal(
-        "08P01",
-        "invalid startup packet layout: expected terminator as last byte",
-    );
-    let no_user = Fatal(
-        "28000",
-        "no PostgreSQL user name specified in startup packet",
-    );
-    let twice = Fatal(
-        "08P01",
-        "more than one user name specified in startup packet",
-    );
-    let latin1 = Fatal(
-        "08P01",
-        "user name specified in startup packet is not UTF-8",
-    );
-    let in_tls = Fatal("08P01", "received a request for encryption in TLS");
-    let version = |text| Fatal("0A000", text);
     let long = "x".repeat(9_995);
-    for case in [
-        case("length 0", header(0), length, "invalid_startup_length"),
-        case("length 7", header(7), length, "invalid_startup_length"),
+    vec![
+        case(
+            "length 0",
+            header(0),
+            INVALID_LENGTH,
+            "invalid_startup_length",
+        ),
+        case(
+            "length 7",
+            header(7),
+            INVALID_LENGTH,
+            "invalid_startup_length",
+        ),
         case(
             "length 10,001",
             header(10_001),
-            length,
+            INVALID_LENGTH,
             "invalid_startup_length",
         ),
         case(
             "length 4 GB",
             header(u32::MAX),
-            length,
+            INVALID_LENGTH,
             "invalid_startup_length",
         ),
         case(
             "10,006 real bytes",
             startup(PROTOCOL_3_0, &[("user", &long)]),
-            length,
+            INVALID_LENGTH,
             "invalid_startup_length",
         ),
+    ]
+}
+
+fn invalid_parameters() -> Vec<Case> {
+    let raw = |tail: &[u8]| untagged(&[&PROTOCOL_3_0.to_be_bytes()[..], tail].concat());
+    vec![
         case(
             "no parameters",
             startup(PROTOCOL_3_0, &[]),
-            no_user,
+            NO_USER,
             "missing_user",
         ),
         case(
             "no user",
             startup(PROTOCOL_3_0, &[("database", "via_scram")]),
-            no_user,
+            NO_USER,
             "missing_user",
         ),
         case(
             "empty user",
             startup(PROTOCOL_3_0, &[("user", "")]),
-            no_user,
+            NO_USER,
             "missing_user",
         ),
         case(
@@ -88,35 +102,46 @@ fn startups(fixture: &Fixture, opening: TlsNegotiation) {
                 PROTOCOL_3_0,
                 &[("user", "teesql_read"), ("user", "postgres")],
             ),
-            twice,
+            REPEATED_USER,
             "repeated_user",
         ),
         case(
             "user in Latin 1",
             raw(b"user\0fran\xe7ois\0\0"),
-            latin1,
+            USER_NOT_UTF8,
             "user_not_utf8",
         ),
         case(
             "NUL inside the user",
             raw(b"user\0teesql\0_read\0\0"),
-            layout,
+            INVALID_LAYOUT,
             "malformed_startup",
         ),
         case(
             "no terminator",
             raw(b"user\0teesql_read\0"),
-            layout,
+            INVALID_LAYOUT,
             "malformed_startup",
         ),
-        case("no value", raw(b"user\0"), layout, "malformed_startup"),
         case(
-            "bytes behind the terminator",
-            raw(b"user\0teesql_read\0\0database\0x\0"),
-            layout,
+            "no value",
+            raw(b"user\0"),
+            INVALID_LAYOUT,
             "malformed_startup",
         ),
-        case("nothing at all", raw(b""), layout, "malformed_startup"),
+        case(
+            "bytes after the terminator",
+            raw(b"user\0teesql_read\0\0database\0x\0"),
+            INVALID_LAYOUT,
+            "malformed_startup",
+        ),
+        case("empty body", raw(b""), INVALID_LAYOUT, "malformed_startup"),
+    ]
+}
+
+fn invalid_requests() -> Vec<Case> {
+    let version = |text| Fatal("0A000", text);
+    vec![
         case(
             "protocol 2.0",
             startup(0x0002_0000, &[]),
@@ -132,13 +157,13 @@ fn startups(fixture: &Fixture, opening: TlsNegotiation) {
         case(
             "SSLRequest in TLS",
             SSL_REQUEST,
-            in_tls,
+            REQUEST_IN_TLS,
             "encryption_request_in_tls",
         ),
         case(
             "GSSENCRequest in TLS",
             GSSENC_REQUEST,
-            in_tls,
+            REQUEST_IN_TLS,
             "encryption_request_in_tls",
         ),
         case(
@@ -154,7 +179,7 @@ fn startups(fixture: &Fixture, opening: TlsNegotiation) {
             "malformed_cancel",
         ),
         case(
-            "cancel without anything",
+            "cancel without process id and key",
             untagged(&CANCEL_CODE.to_be_bytes()),
             Nothing,
             "malformed_cancel",
@@ -162,11 +187,21 @@ fn startups(fixture: &Fixture, opening: TlsNegotiation) {
         case(
             "HTTP in TLS",
             *b"GET / HTTP/1.1\r\n\r\n",
-            length,
+            INVALID_LENGTH,
             "invalid_startup_length",
         ),
-    ] {
-        let mut client = Client::open(&fixture.harness, sidecar.address(), opening);
+    ]
+}
+
+fn invalid_packets(fixture: &Fixture, negotiation: TlsNegotiation) {
+    let sidecar = Sidecar::start(&fixture.settings());
+    let mut bystander = Bystander::new(fixture, &sidecar);
+    let cases = invalid_lengths()
+        .into_iter()
+        .chain(invalid_parameters())
+        .chain(invalid_requests());
+    for case in cases {
+        let mut client = Client::connect(&fixture.harness, sidecar.address(), negotiation);
         client.send(&case.bytes);
         expect_answer(&mut client, &case);
         assert_eq!(
@@ -175,17 +210,17 @@ fn startups(fixture: &Fixture, opening: TlsNegotiation) {
             "{}",
             case.name
         );
-        bystander.is_well();
+        bystander.assert_unaffected();
     }
 }
 
-fn passwords(fixture: &Fixture) {
+fn invalid_passwords(fixture: &Fixture) {
     let sidecar = Sidecar::start(&fixture.settings());
     let mut bystander = Bystander::new(fixture, &sidecar);
     let size = Fatal("08P01", "invalid password packet size");
     let header = |length: u32| [&b"p"[..], &length.to_be_bytes()].concat();
     let with_nul = [READ_SECRET.as_bytes(), b"\0\0"].concat();
-    let behind = [READ_SECRET.as_bytes(), b"\0behind\0"].concat();
+    let trailing = [READ_SECRET.as_bytes(), b"\0trailing\0"].concat();
     for case in [
         case(
             "a query",
@@ -200,7 +235,7 @@ fn passwords(fixture: &Fixture) {
             "unexpected_message",
         ),
         case(
-            "a startup again",
+            "a second startup",
             startup(PROTOCOL_3_0, &[("user", "x")]),
             Fatal("08P01", "expected password response, got message type 0"),
             "unexpected_message",
@@ -233,15 +268,15 @@ fn passwords(fixture: &Fixture) {
             "malformed_password",
         ),
         case(
-            "bytes behind the terminator",
-            tagged(b'p', &behind),
+            "bytes after the terminator",
+            tagged(b'p', &trailing),
             size,
             "malformed_password",
         ),
     ] {
         let mut client = fixture.client(sidecar.address());
         client.start("teesql_read", "via_scram");
-        // The sidecar may refuse, and close, before it was sent all of it.
+        // The sidecar may refuse and close before it has received everything.
         let _ = client.try_send(&case.bytes);
         expect_answer(&mut client, &case);
         assert_eq!(
@@ -250,7 +285,7 @@ fn passwords(fixture: &Fixture) {
             "{}",
             case.name
         );
-        bystander.is_well();
+        bystander.assert_unaffected();
     }
 }
 

@@ -1,4 +1,4 @@
-//! tokio-postgres over tokio-rustls: a driver that this project did not write.
+//! tokio-postgres over tokio-rustls: an independent driver.
 
 use std::future::Future;
 use std::io::{self, Cursor};
@@ -11,15 +11,16 @@ use futures_util::{SinkExt, TryStreamExt, stream};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 use tokio_postgres::config::{SslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_postgres::{AsyncMessage, Client, Config, Error, Socket};
 use tokio_rustls::TlsConnector;
 
+use crate::harness::fixture::Fixture;
 use crate::harness::process::TIMEOUT;
+use crate::harness::process::block_on;
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::suite::Suite;
 use crate::harness::{READ_SECRET, READWRITE_SECRET, WRONG_SECRET};
 
 pub(crate) fn add(suite: &mut Suite) {
@@ -27,36 +28,37 @@ pub(crate) fn add(suite: &mut Suite) {
         ("ssl_request", SslNegotiation::Postgres),
         ("direct_tls", SslNegotiation::Direct),
     ] {
-        let play = move |fixture: &Fixture| play(session(fixture, negotiation));
-        suite.add(&format!("tokio_postgres::session::{name}"), play);
+        let test = move |fixture: &Fixture| run_test(session(fixture, negotiation));
+        suite.add(&format!("tokio_postgres_driver::session::{name}"), test);
     }
-    suite.add("tokio_postgres::pipeline", |fixture| {
-        play(pipeline(fixture))
+    suite.add("tokio_postgres_driver::pipeline", |fixture| {
+        run_test(pipeline(fixture))
     });
-    suite.add("tokio_postgres::copy", |fixture| play(copy(fixture)));
-    suite.add("tokio_postgres::notifications", |fixture| {
-        play(notifications(fixture))
+    suite.add(
+        "tokio_postgres_driver::copy_in_both_directions",
+        |fixture| run_test(copy(fixture)),
+    );
+    suite.add("tokio_postgres_driver::notifications", |fixture| {
+        run_test(notifications(fixture))
     });
-    suite.add("tokio_postgres::cancel", |fixture| play(cancel(fixture)));
-    suite.add("tokio_postgres::large_values", |fixture| {
-        play(large_values(fixture))
+    suite.add("tokio_postgres_driver::cancel", |fixture| {
+        run_test(cancel(fixture))
     });
-    suite.add("tokio_postgres::many_connections", |fixture| {
-        play(many_connections(fixture))
+    suite.add("tokio_postgres_driver::large_values", |fixture| {
+        run_test(large_values(fixture))
+    });
+    suite.add("tokio_postgres_driver::many_connections", |fixture| {
+        run_test(many_connections(fixture))
     });
 }
 
-fn play(trial: impl Future<Output = Result<(), Error>>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    let outcome = runtime.block_on(async { timeout(TIMEOUT * 4, trial).await });
-    let outcome = outcome.expect("in time");
+/// Runs a test with a timeout for a busy machine.
+fn run_test(test: impl Future<Output = Result<(), Error>>) {
+    let outcome = block_on(TIMEOUT * 4, test);
     outcome.unwrap_or_else(|e| panic!("{e}: {:?}", e.as_db_error()));
 }
 
-/// tokio-postgres leaves TLS to its user.
+/// tokio-postgres leaves TLS to its caller.
 #[derive(Clone)]
 struct Tls(TlsConnector);
 
@@ -155,7 +157,7 @@ async fn session(fixture: &Fixture, negotiation: SslNegotiation) -> Result<(), E
     let error = connect(fixture, refused.ssl_negotiation(negotiation))
         .await
         .err();
-    let error = error.expect("it is refused");
+    let error = error.expect("the login is refused");
     let error = error.as_db_error().expect("by an ErrorResponse");
     assert_eq!(error.code().code(), "28P01");
     assert_eq!(
@@ -192,7 +194,7 @@ async fn session(fixture: &Fixture, negotiation: SslNegotiation) -> Result<(), E
         .map(|code| code.code().to_owned());
     assert_eq!(code.as_deref(), Some("23505"));
 
-    // A portal, read in parts.
+    // A portal that is read in parts.
     let transaction = client.transaction().await?;
     let portal = transaction
         .bind(&format!("select id from {table} order by id"), &[])
@@ -210,7 +212,7 @@ async fn session(fixture: &Fixture, negotiation: SslNegotiation) -> Result<(), E
     client.batch_execute(&format!("drop table {table}")).await
 }
 
-/// A thousand queries on the way before the first answer is read.
+/// A thousand queries before the first result is read.
 async fn pipeline(fixture: &Fixture) -> Result<(), Error> {
     let client = writer(fixture).await?;
     let double = client
@@ -234,13 +236,13 @@ async fn copy(fixture: &Fixture) -> Result<(), Error> {
     let sink = client.copy_in(&format!("copy {table} from stdin")).await?;
     let lines: Vec<String> = (0..200_000).map(|n| format!("{n}\tline {n}\n")).collect();
     let text = lines.concat();
-    let pieces = text
+    let chunks = text
         .as_bytes()
         .chunks(10_007)
-        .map(|piece| Ok(Cursor::new(piece.to_vec())));
-    let mut pieces = stream::iter(pieces);
+        .map(|chunk| Ok(Cursor::new(chunk.to_vec())));
+    let mut chunks = stream::iter(chunks);
     let mut sink = pin!(sink);
-    sink.send_all(&mut pieces).await?;
+    sink.send_all(&mut chunks).await?;
     assert_eq!(sink.finish().await?, 200_000);
     let back = client
         .copy_out(&format!(
@@ -250,10 +252,10 @@ async fn copy(fixture: &Fixture) -> Result<(), Error> {
     let back: Vec<_> = back.try_collect().await?;
     assert!(
         back.concat() == text.as_bytes(),
-        "COPY brought back something else"
+        "COPY returned different data"
     );
 
-    // A COPY that the client gives up leaves the session usable.
+    // The session remains usable after the client aborts a COPY.
     let mut half = Box::pin(
         client
             .copy_in::<_, &[u8]>(&format!("copy {table} from stdin"))
@@ -269,14 +271,14 @@ async fn copy(fixture: &Fixture) -> Result<(), Error> {
 }
 
 async fn notifications(fixture: &Fixture) -> Result<(), Error> {
-    let channel = fixture.harness.unique_name("news");
+    let channel = fixture.harness.unique_name("channel");
     let settings = config(&fixture.sidecar(), "teesql_read", READ_SECRET);
     let (listener, mut connection) = settings.connect(tls(fixture)).await?;
-    let (news, mut inbox) = mpsc::unbounded_channel();
+    let (sender, mut inbox) = mpsc::unbounded_channel();
     tokio::spawn(std::future::poll_fn(move |cx| {
         while let Some(message) = std::task::ready!(connection.poll_message(cx)) {
             if let Ok(AsyncMessage::Notification(note)) = message {
-                let _ = news.send((note.channel().to_owned(), note.payload().to_owned()));
+                let _ = sender.send((note.channel().to_owned(), note.payload().to_owned()));
             }
         }
         Poll::Ready(())
@@ -288,7 +290,7 @@ async fn notifications(fixture: &Fixture) -> Result<(), Error> {
             .execute("select pg_notify($1, $2)", &[&channel, &format!("{n}")])
             .await?;
     }
-    // Nobody asks for them: they come by themselves to an idle session.
+    // Notifications arrive in an idle session without a query.
     for n in 0..100 {
         assert_eq!(inbox.recv().await, Some((channel.clone(), n.to_string())));
     }
@@ -303,7 +305,7 @@ async fn cancel(fixture: &Fixture) -> Result<(), Error> {
     let canceller = async {
         let asleep =
             "select count(*) from pg_stat_activity where query = $1 and wait_event = 'PgSleep'";
-        // Its own sessions are all that a role may look at.
+        // A role sees the queries of its own sessions only.
         let other = writer(fixture).await?;
         while other.query_one(asleep, &[&sql]).await?.get::<_, i64>(0) == 0 {
             tokio::task::yield_now().await;
@@ -313,7 +315,7 @@ async fn cancel(fixture: &Fixture) -> Result<(), Error> {
     let (slept, cancelled) = tokio::join!(client.batch_execute(&sql), canceller);
     cancelled?;
     let code = slept
-        .expect_err("it is cancelled")
+        .expect_err("the query is cancelled")
         .code()
         .map(|code| code.code().to_owned());
     assert_eq!(code.as_deref(), Some("57014"));
@@ -333,13 +335,13 @@ async fn large_values(fixture: &Fixture) -> Result<(), Error> {
             .await?;
         assert!(
             row.get::<_, &[u8]>(0) == sent,
-            "{length} bytes came back changed"
+            "{length} bytes have changed"
         );
     }
     Ok(())
 }
 
-/// Many at once, each with work, opened and closed again and again.
+/// Many concurrent connections, opened and closed repeatedly, each with a query.
 async fn many_connections(fixture: &Fixture) -> Result<(), Error> {
     let settings = config(&fixture.sidecar(), "teesql_read", READ_SECRET);
     let settings = &settings;

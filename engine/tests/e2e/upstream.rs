@@ -1,15 +1,20 @@
-//! A Postgres that is down, full, or not set up: the client reads why, and the
-//! sidecar serves the next one.
+//! A Postgres that is down, full, or not provisioned: the client reads text, and the sidecar serves
+//! other clients.
 
+use crate::harness::PasswordEncryption;
+use crate::harness::client::Client;
 use crate::harness::client::CloseKind;
 use crate::harness::cluster::ClusterOptions;
 use crate::harness::fake_server::{
     ClosedPort, FakeServer, accept_login, read_message, read_startup,
 };
+use crate::harness::fixture::Fixture;
+use crate::harness::message;
 use crate::harness::message::PgError;
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::suite::Suite;
 use crate::harness::{READ_SECRET, READWRITE_SECRET, SUPERUSER_PASSWORD};
+use crate::login::refused;
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.add("upstream::down", down);
@@ -20,22 +25,19 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.add("upstream::wrong_injected_password", wrong_injected_password);
     suite.add("upstream::no_hba_entry", no_hba_entry);
     suite.add("upstream::unix_socket", unix_socket);
-    suite.add("upstream::hangs_up_in_the_session", hangs_up_in_the_session);
-    suite.add(
-        "upstream::fatal_and_close_arrive_whole",
-        fatal_arrives_whole,
-    );
+    suite.add("upstream::closes_during_session", closes_during_session);
+    suite.add("upstream::terminated_backend", terminated_backend);
 }
 
-pub(crate) fn failed(code: &str, why: &str) -> PgError {
+pub(crate) fn failed(code: &str, text: &str) -> PgError {
     PgError {
         severity: "FATAL".to_owned(),
         code: code.to_owned(),
-        message: format!("pg_auth_inject failed: {why}"),
+        message: format!("pg_auth_inject failed: {text}"),
     }
 }
 
-/// Tries to log in: the refusal, and the reason in the log.
+/// Tries to log in. Returns the error and the reason code in the log.
 pub(crate) fn refusal(
     fixture: &Fixture,
     sidecar: &Sidecar,
@@ -53,12 +55,12 @@ pub(crate) fn refusal(
 }
 
 fn down(fixture: &Fixture) {
-    let nobody = ClosedPort::reserve();
-    let gone = nobody.address().to_string();
+    let closed = ClosedPort::reserve();
+    let refused_address = closed.address().to_string();
     let no_socket = fixture.harness.unique_path("no.sock");
-    for (upstream, why) in [
+    for (upstream, text) in [
         (
-            gone.as_str(),
+            refused_address.as_str(),
             "cannot connect to Postgres: connection refused",
         ),
         (
@@ -68,16 +70,16 @@ fn down(fixture: &Fixture) {
     ] {
         let sidecar = Sidecar::start(&fixture.settings_for(upstream));
         let (error, reason) = refusal(fixture, &sidecar, "teesql_read", READ_SECRET, "d");
-        assert_eq!(error, failed("57P03", why));
+        assert_eq!(error, failed("57P03", text));
         assert_eq!(reason, "upstream_unreachable");
-        // Who may not enter learns nothing of the outage.
+        // A client with a wrong secret does not learn of the outage.
         let mut client = fixture.client(sidecar.address());
         let error = client.login("teesql_read", "d", "wrong").err();
-        assert_eq!(error, Some(crate::login::refused()));
+        assert_eq!(error, Some(refused()));
     }
 }
 
-/// All connections taken: what Postgres says before it asks for a password.
+/// All connections are in use: Postgres refuses before it requests a password.
 fn full(fixture: &Fixture) {
     let options = ClusterOptions {
         settings: vec!["max_connections=4", "superuser_reserved_connections=0"],
@@ -97,7 +99,7 @@ fn full(fixture: &Fixture) {
         }
         assert!(
             sessions.len() <= 4,
-            "Postgres takes more than max_connections"
+            "Postgres accepts more than max_connections"
         );
     };
     assert_eq!(error.code, "53300", "{error}");
@@ -106,11 +108,9 @@ fn full(fixture: &Fixture) {
         "pg_auth_inject failed: sorry, too many clients already (SQLSTATE 53300)"
     );
     for session in &mut sessions {
-        assert_eq!(session.ask("select 1"), "1");
+        assert_eq!(session.query_value("select 1"), "1");
     }
-    sessions
-        .drain(..)
-        .for_each(crate::harness::client::Client::terminate);
+    sessions.drain(..).for_each(Client::terminate);
     cluster.await_result(
         "select count(*) from pg_stat_activity where usename = 'teesql_read'",
         "0",
@@ -118,10 +118,10 @@ fn full(fixture: &Fixture) {
     let mut client = fixture.client(sidecar.address());
     client
         .login("teesql_read", "app", READ_SECRET)
-        .expect("there is room again");
+        .expect("a free connection again");
 }
 
-/// Refused after the password was right: Postgres' own words reach the client.
+/// Postgres refuses after authentication: the client reads its error.
 fn database_full(fixture: &Fixture) {
     let database = fixture.harness.unique_name("full");
     let cluster = fixture.cluster();
@@ -179,16 +179,16 @@ fn roles_not_provisioned(fixture: &Fixture) {
             )
         );
         assert_eq!(reason, "postgres_refused");
-        // Where Postgres asks for a password, it does not tell who exists.
+        // With a password method, Postgres does not say whether the role exists.
         let (error, _) = refusal(fixture, &sidecar, role, secret, "via_scram");
-        let why = format!("password authentication failed for user \"{role}\" (SQLSTATE 28P01)");
-        assert_eq!(error, failed("08004", &why));
+        let text = format!("password authentication failed for user \"{role}\" (SQLSTATE 28P01)");
+        assert_eq!(error, failed("08004", &text));
     }
-    let mut operator = fixture.client(sidecar.address());
-    operator
+    let mut superuser = fixture.client(sidecar.address());
+    superuser
         .login("postgres", "postgres", SUPERUSER_PASSWORD)
-        .expect("the operator is there");
-    // Provisioned now, the sidecar needs no restart.
+        .expect("the superuser exists");
+    // Provisioning needs no restart of the sidecar.
     cluster.create_database("app");
     let mut client = fixture.client(sidecar.address());
     client
@@ -203,14 +203,14 @@ fn wrong_injected_password(fixture: &Fixture) {
     let sidecar = Sidecar::start(&settings);
     for database in ["via_password", "via_scram"] {
         let (error, reason) = refusal(fixture, &sidecar, "teesql_read", READ_SECRET, database);
-        let why = "password authentication failed for user \"teesql_read\" (SQLSTATE 28P01)";
-        assert_eq!(error, failed("08004", why), "{database}");
+        let text = "password authentication failed for user \"teesql_read\" (SQLSTATE 28P01)";
+        assert_eq!(error, failed("08004", text), "{database}");
         assert_eq!(reason, "postgres_refused");
     }
     let mut client = fixture.client(sidecar.address());
     client
         .login("teesql_readwrite", "via_scram", READWRITE_SECRET)
-        .expect("another role enters");
+        .expect("another role can log in");
 }
 
 fn no_hba_entry(fixture: &Fixture) {
@@ -232,9 +232,7 @@ fn no_hba_entry(fixture: &Fixture) {
 
 fn unix_socket(fixture: &Fixture) {
     for server in fixture.harness.servers() {
-        let cluster = fixture
-            .harness
-            .cluster(&server, crate::harness::PasswordEncryption::Scram);
+        let cluster = fixture.harness.cluster(&server, PasswordEncryption::Scram);
         let socket = cluster.socket();
         let sidecar = Sidecar::start(&fixture.settings_for(socket.to_str().expect("UTF-8")));
         for (role, secret) in [
@@ -248,20 +246,17 @@ fn unix_socket(fixture: &Fixture) {
                 .expect("the login succeeds");
             // NULL on a Unix socket.
             let how = "select coalesce(host(client_addr), 'socket') from pg_stat_activity where pid = pg_backend_pid()";
-            assert_eq!(client.ask(how), "socket", "{role}");
+            assert_eq!(client.query_value(how), "socket", "{role}");
             let bulk = client.query("select repeat('y', 10000) from generate_series(1, 1000)");
             assert_eq!(bulk.expect("rows").len(), 1000);
             let mut canceller = fixture.client(sidecar.address());
-            client.send(&crate::harness::message::query("select pg_sleep(3600)"));
+            client.send(&message::query("select pg_sleep(3600)"));
             let asleep = format!(
                 "select wait_event from pg_stat_activity where pid = {}",
                 response.pid
             );
             cluster.await_result(&asleep, "PgSleep");
-            canceller.send(&crate::harness::message::cancel(
-                response.pid,
-                &response.key,
-            ));
+            canceller.send(&message::cancel(response.pid, &response.key));
             assert_eq!(canceller.expect_close(), CloseKind::Clean);
             client.expect(b'T');
             assert_eq!(client.expect(b'E').error().code, "57014");
@@ -269,8 +264,8 @@ fn unix_socket(fixture: &Fixture) {
     }
 }
 
-/// Gone between two messages of a session: the client sees the end, no more.
-fn hangs_up_in_the_session(fixture: &Fixture) {
+/// Postgres closes between two messages of a session: the client sees the end.
+fn closes_during_session(fixture: &Fixture) {
     let postgres = FakeServer::start(|mut stream| {
         read_startup(&mut stream)?;
         accept_login(&mut stream)?;
@@ -281,19 +276,17 @@ fn hangs_up_in_the_session(fixture: &Fixture) {
     client
         .login("teesql_read", "d", READ_SECRET)
         .expect("the login succeeds");
-    client.send(&crate::harness::message::query("select 1"));
+    client.send(&message::query("select 1"));
     assert_eq!(client.expect_close(), CloseKind::Clean);
     let line = sidecar.await_connection_end(client.local_address());
     assert_eq!(line["reason"], "upstream_closed", "{line}");
 }
 
-/// The last words of a backend that is terminated, and everything before them.
-fn fatal_arrives_whole(fixture: &Fixture) {
+/// The client receives the error of a terminated backend completely.
+fn terminated_backend(fixture: &Fixture) {
     let mut client = fixture.client(fixture.sidecar().address());
-    let response = client
-        .login("teesql_read", "via_scram", READ_SECRET)
-        .expect("the login succeeds");
-    assert_eq!(client.ask("select 1"), "1");
+    let response = client.login_reader();
+    assert_eq!(client.query_value("select 1"), "1");
     fixture
         .cluster()
         .admin_sql(&format!("select pg_terminate_backend({})", response.pid));

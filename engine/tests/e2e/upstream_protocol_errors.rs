@@ -1,4 +1,4 @@
-//! Something that is no Postgres, or a hostile one, answers where Postgres should.
+//! An upstream that is not Postgres, or a hostile one, and violates the protocol during the login.
 
 use std::io::{self, Write};
 use std::net::TcpStream;
@@ -8,45 +8,47 @@ use crate::harness::READWRITE_SECRET;
 use crate::harness::fake_server::{
     FakeServer, accept_login, error_response, read_message, read_startup,
 };
+use crate::harness::fixture::Fixture;
 use crate::harness::message::{be32, tagged};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::suite::Suite;
 use crate::upstream::{failed, refusal};
 
 pub(crate) fn add(suite: &mut Suite) {
-    for (name, case) in BROKEN {
-        suite.add(&format!("broken::{name}"), move |fixture| {
-            broken(fixture, case)
-        });
+    for (name, case) in VIOLATIONS {
+        suite.add(
+            &format!("upstream_protocol_errors::{name}"),
+            move |fixture| login_fails(fixture, case),
+        );
     }
 }
 
 type Script = fn(&mut TcpStream) -> io::Result<()>;
 
-/// A fake Postgres' script, the SQLSTATE and text for the client, the reason.
-type Broken = (Script, &'static str, &'static str, &'static str);
+/// The script of the fake server, the SQLSTATE and text for the client, and the reason code.
+type Violation = (Script, &'static str, &'static str, &'static str);
 
-fn ask(stream: &mut TcpStream, code: u32, rest: &[u8]) -> io::Result<()> {
+fn request_authentication(stream: &mut TcpStream, code: u32, rest: &[u8]) -> io::Result<()> {
     stream.write_all(&tagged(b'R', &[&code.to_be_bytes()[..], rest].concat()))
 }
 
-/// Starts SCRAM and answers the client's first message with `answer`, in which
-/// `{nonce}` stands for the client's own.
+/// Starts SCRAM and answers the client's first message with `answer`, in which `{nonce}` is replaced by
+/// the client's nonce.
 fn scram(stream: &mut TcpStream, answer: &str) -> io::Result<()> {
-    ask(stream, 10, b"SCRAM-SHA-256\0\0")?;
+    request_authentication(stream, 10, b"SCRAM-SHA-256\0\0")?;
     let (_, first) = read_message(stream)?;
     let first = String::from_utf8_lossy(&first).into_owned();
     let nonce = first.split("r=").nth(1).unwrap_or_default();
-    ask(stream, 11, answer.replace("{nonce}", nonce).as_bytes())
+    request_authentication(stream, 11, answer.replace("{nonce}", nonce).as_bytes())
 }
 
-const BROKEN: [(&str, Broken); 18] = [
+const VIOLATIONS: [(&str, Violation); 18] = [
     (
-        "hangs_up_at_once",
+        "closes_immediately",
         (|_| Ok(()), "08006", "early eof", "postgres_early_eof"),
     ),
     (
-        "hangs_up_before_asking",
+        "closes_before_password_request",
         (
             |s| read_startup(s).map(drop),
             "08006",
@@ -55,11 +57,11 @@ const BROKEN: [(&str, Broken); 18] = [
         ),
     ),
     (
-        "hangs_up_after_the_password",
+        "closes_after_the_password",
         (
             |s| {
                 read_startup(s)?;
-                ask(s, 3, &[])?;
+                request_authentication(s, 3, &[])?;
                 read_message(s).map(drop)
             },
             "08006",
@@ -68,7 +70,7 @@ const BROKEN: [(&str, Broken); 18] = [
         ),
     ),
     (
-        "hangs_up_in_a_message",
+        "closes_within_a_message",
         (
             |s| {
                 read_startup(s)?;
@@ -80,7 +82,7 @@ const BROKEN: [(&str, Broken); 18] = [
         ),
     ),
     (
-        "talks_http",
+        "answers_http",
         (
             |s| {
                 read_startup(s)?;
@@ -128,11 +130,11 @@ const BROKEN: [(&str, Broken); 18] = [
         ),
     ),
     (
-        "kerberos",
+        "requests_gssapi",
         (
             |s| {
                 read_startup(s)?;
-                ask(s, 7, &[])
+                request_authentication(s, 7, &[])
             },
             "08006",
             "the server asks for an authentication method that is not supported (GSSAPI)",
@@ -144,7 +146,7 @@ const BROKEN: [(&str, Broken); 18] = [
         (
             |s| {
                 read_startup(s)?;
-                ask(s, 10, b"OAUTHBEARER\0SCRAM-SHA-256-PLUS\0\0")
+                request_authentication(s, 10, b"OAUTHBEARER\0SCRAM-SHA-256-PLUS\0\0")
             },
             "08006",
             "the server asks for an authentication method that is not supported (SASL without SCRAM-SHA-256)",
@@ -152,13 +154,13 @@ const BROKEN: [(&str, Broken); 18] = [
         ),
     ),
     (
-        "password_asked_twice",
+        "requests_password_twice",
         (
             |s| {
                 read_startup(s)?;
-                ask(s, 3, &[])?;
+                request_authentication(s, 3, &[])?;
                 read_message(s)?;
-                ask(s, 3, &[])
+                request_authentication(s, 3, &[])
             },
             "08006",
             "malformed message from the server: Authentication out of order",
@@ -166,11 +168,11 @@ const BROKEN: [(&str, Broken); 18] = [
         ),
     ),
     (
-        "md5_with_a_short_salt",
+        "md5_with_short_salt",
         (
             |s| {
                 read_startup(s)?;
-                ask(s, 5, &[1, 2])
+                request_authentication(s, 5, &[1, 2])
             },
             "08006",
             "malformed message from the server: md5 salt",
@@ -178,7 +180,7 @@ const BROKEN: [(&str, Broken); 18] = [
         ),
     ),
     (
-        "scram_of_2_billion_rounds",
+        "scram_with_2_billion_iterations",
         (
             |s| {
                 read_startup(s)?;
@@ -204,13 +206,13 @@ const BROKEN: [(&str, Broken); 18] = [
         ),
     ),
     (
-        "scram_with_a_wrong_signature",
+        "scram_with_wrong_signature",
         (
             |s| {
                 read_startup(s)?;
                 scram(s, "r={nonce}x,s=c2FsdHNhbHRzYWx0,i=4096")?;
                 read_message(s)?;
-                ask(s, 12, b"v=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")
+                request_authentication(s, 12, b"v=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")
             },
             "08006",
             "the server's SCRAM signature is wrong: it does not know the password",
@@ -264,11 +266,11 @@ const BROKEN: [(&str, Broken); 18] = [
     ),
 ];
 
-/// The version that the sidecar asks with when it only wants to know what
-/// Postgres speaks: its questions are answered well, its logins are not.
+/// The protocol version with which the sidecar probes for the newest version. The fake server answers
+/// these probes correctly, and only logins with its script.
 const GREASE: u32 = 0x0003_270f;
 
-fn broken(fixture: &Fixture, (script, code, why, reason): Broken) {
+fn login_fails(fixture: &Fixture, (script, code, text, reason): Violation) {
     let postgres = FakeServer::start(move |mut stream| {
         let mut head = [0; 8];
         while stream.peek(&mut head)? < head.len() {
@@ -284,7 +286,7 @@ fn broken(fixture: &Fixture, (script, code, why, reason): Broken) {
     let sidecar = Sidecar::start(&fixture.settings_for(&postgres.address().to_string()));
     for _ in 0..2 {
         let (error, logged) = refusal(fixture, &sidecar, "teesql_readwrite", READWRITE_SECRET, "d");
-        assert_eq!(error, failed(code, why));
+        assert_eq!(error, failed(code, text));
         assert_eq!(logged, reason);
     }
 }

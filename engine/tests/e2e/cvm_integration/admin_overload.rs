@@ -1,148 +1,148 @@
-//! `:8080` under attack: nobody's session and no renewal notices.
+//! A flood of requests to the HTTP server affects neither sessions nor certificate renewals.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use attest::mock::{Agent, AgentListen, AgentOptions};
-
-use super::{Method, SEED, TdxFixture, admin, now};
+use crate::harness::fixture::Fixture;
 use crate::harness::process::TIMEOUT;
 use crate::harness::scrape::Scrape;
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::suite::Suite;
+use crate::harness::tdx_fixture::TdxFixture;
 use crate::harness::{http, unverified_tls as tls};
+use attest::agent::Method;
 
 pub(super) fn add(suite: &mut Suite) {
-    suite.add("citizen::a_flood_costs_a_quote_an_interval", flood);
-    suite.add("citizen::slow_loris_disturbs_nobody", loris);
+    suite.add(
+        "cvm_integration::admin_overload::flood_makes_one_quote_per_interval",
+        flood,
+    );
+    suite.add(
+        "cvm_integration::admin_overload::slow_requests_do_not_affect_sessions",
+        slow_requests,
+    );
 }
 
-/// How long, and how many requests a second.
-const LASTS: Duration = Duration::from_secs(5);
+/// How long the flood lasts.
+const DURATION: Duration = Duration::from_secs(5);
+/// Requests per second.
 const RATE: u32 = 200;
-const ASKERS: u32 = 8;
+const CLIENTS: u32 = 8;
 
-/// What became of the requests.
+/// Responses by status.
 #[derive(Default)]
 struct Tally {
-    given: AtomicUsize,
-    later: AtomicUsize,
+    ok: AtomicUsize,
+    limited: AtomicUsize,
 }
 
 fn flood(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let options = AgentOptions {
-        seed: SEED,
-        quote_time: Duration::from_millis(39),
-        ..AgentOptions::new(now)
-    };
-    let listen = AgentListen::Unix(tdx.socket());
-    let agent = Agent::start(Arc::clone(&tdx.pki), listen, options).expect("an agent");
-    let settings = tdx.settings(fixture);
+    let agent = tdx.start_agent_with(|options| options.quote_time = Duration::from_millis(39));
+    let settings = tdx.agent_settings(fixture);
     let sidecar = Sidecar::start(&settings.set("TEESQL_CERTIFICATE_VALIDITY", "3s"));
-    let address = admin(&sidecar);
+    let address = sidecar.admin_address();
     http::await_ready(address);
-    let mut session = tls::enter(Some(&tdx), &sidecar);
+    let mut session = tls::session(Some(&tdx), &sidecar);
     let before = agent.requests(Method::GetTlsKey);
-    let (tally, begun) = (Tally::default(), Instant::now());
+    let (tally, start) = (Tally::default(), Instant::now());
     thread::scope(|scope| {
-        for asker in 0..ASKERS {
+        for client in 0..CLIENTS {
             let tally = &tally;
-            scope.spawn(move || ask_on(address, asker, begun, tally));
+            scope.spawn(move || send_requests(address, client, start, tally));
         }
     });
-    let took = begun.elapsed();
-    let (given, later) = (tally.given.into_inner(), tally.later.into_inner());
-    // The interval is a second from the end of one to the start of the next.
+    let took = start.elapsed();
+    let (ok, limited) = (tally.ok.into_inner(), tally.limited.into_inner());
+    // A second passes from the end of one quote to the start of the next.
     let most = usize::try_from(took.as_secs()).expect("small") + 1;
     let quotes = agent.requests(Method::GetQuote);
     assert!((2..=most).contains(&quotes), "{quotes} quotes in {took:?}");
-    assert!(given >= quotes && later > 0, "{given} given, {later} later");
+    assert!(ok >= quotes && limited > 0, "{ok} ok, {limited} limited");
     let renewals = agent.requests(Method::GetTlsKey) - before;
     assert!(renewals >= 2, "{renewals} renewals in {took:?}");
-    let scrape = Scrape::of(address);
+    let scrape = Scrape::fetch(address);
     let failed = "teesql_identity_renewals_total{outcome=\"failed\"}";
     assert_eq!(scrape.value(failed), 0.0);
     for (outcome, count) in [
         ("made", quotes),
-        ("limited", later),
-        ("shared", given - quotes),
+        ("limited", limited),
+        ("shared", ok - quotes),
     ] {
         let series = format!("teesql_attestation_reports_total{{outcome=\"{outcome}\"}}");
         assert_eq!(scrape.value(&series), count as f64, "{outcome}");
     }
-    assert_eq!(session.ask("select 'unharmed'"), "unharmed");
-    tls::enter(Some(&tdx), &sidecar).terminate();
+    assert_eq!(session.query_value("select 'unharmed'"), "unharmed");
+    tls::session(Some(&tdx), &sidecar).terminate();
 }
 
-/// This one's part of the flood: every other request with a nonce of its own.
-fn ask_on(address: SocketAddr, asker: u32, begun: Instant, tally: &Tally) {
-    let pause = Duration::from_secs(1) * ASKERS / RATE;
+/// One client of the flood: every other request has a unique nonce.
+fn send_requests(address: SocketAddr, client: u32, start: Instant, tally: &Tally) {
+    let pause = Duration::from_secs(1) * CLIENTS / RATE;
     for number in 0_u32.. {
-        if begun.elapsed() > LASTS {
+        if start.elapsed() > DURATION {
             return;
         }
         let target = match number % 2 {
             0 => "/attestation".to_owned(),
-            _ => format!("/attestation?nonce={asker:04x}{number:08x}"),
+            _ => format!("/attestation?nonce={client:04x}{number:08x}"),
         };
-        let answer = http::get(address, &target);
-        let count = match answer.status {
-            200 => &tally.given,
-            429 => &tally.later,
-            other => panic!("{other}: {}", answer.body),
+        let response = http::get(address, &target);
+        let count = match response.status {
+            200 => &tally.ok,
+            429 => &tally.limited,
+            other => panic!("{other}: {}", response.body),
         };
         count.fetch_add(1, Ordering::Relaxed);
-        if answer.status == 429 {
-            let wait = answer.header("retry-after").map(str::parse::<u32>);
+        if response.status == 429 {
+            let wait = response.header("retry-after").map(str::parse::<u32>);
             assert!(matches!(wait, Some(Ok(1..))), "{wait:?}");
         }
-        let next = begun + pause * (number + 1);
+        let next = start + pause * (number + 1);
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
 }
 
-fn loris(fixture: &Fixture) {
+fn slow_requests(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let _agent = tdx.agent();
-    let sidecar = Sidecar::start(&tdx.settings(fixture));
-    let address = admin(&sidecar);
-    let mut session = tls::enter(Some(&tdx), &sidecar);
-    let over = AtomicBool::new(false);
+    let _agent = tdx.start_agent();
+    let sidecar = Sidecar::start(&tdx.agent_settings(fixture));
+    let address = sidecar.admin_address();
+    let mut session = tls::session(Some(&tdx), &sidecar);
+    let stopped = AtomicBool::new(false);
     thread::scope(|scope| {
-        let over = &over;
+        let stopped = &stopped;
         for _ in 0..4 {
-            scope.spawn(move || dawdle(address, over));
+            scope.spawn(move || send_slowly(address, stopped));
         }
-        let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(2) {
-            tls::enter(Some(&tdx), &sidecar).terminate();
-            assert_eq!(session.ask("select 'unharmed'"), "unharmed");
-            // The oldest of the slow ones makes room.
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(2) {
+            tls::session(Some(&tdx), &sidecar).terminate();
+            assert_eq!(session.query_value("select 'unharmed'"), "unharmed");
+            // The server closes the oldest slow connection to accept a new one.
             assert_eq!(http::get(address, "/health").status, 200);
         }
-        over.store(true, Ordering::Relaxed);
+        stopped.store(true, Ordering::Relaxed);
     });
-    let left = sidecar.sockets_at_rest();
-    assert!(left < 40, "{left} sockets are left");
+    let left = sidecar.settled_sockets();
+    assert!(left < 40, "{left} sockets are left open");
 }
 
-/// Ever more connections that send their request byte by byte.
-fn dawdle(address: SocketAddr, over: &AtomicBool) {
+/// Opens more and more connections that send their request byte by byte.
+fn send_slowly(address: SocketAddr, stopped: &AtomicBool) {
     let request = format!("GET /attestation HTTP/1.1\r\nHost: {address}\r\nX: ");
-    let begun = Instant::now();
+    let start = Instant::now();
     let mut slow: Vec<(TcpStream, usize)> = Vec::new();
-    while !over.load(Ordering::Relaxed) && begun.elapsed() < TIMEOUT {
+    while !stopped.load(Ordering::Relaxed) && start.elapsed() < TIMEOUT {
         slow.retain_mut(|(stream, sent)| {
             let byte = request.as_bytes().get(*sent).copied().unwrap_or(b'x');
             *sent += 1;
             stream.write_all(&[byte]).is_ok()
         });
-        // So many a second that a prompt client is not displaced itself.
+        // Few enough that a fast client is not displaced.
         for _ in 0..4 {
             slow.extend(TcpStream::connect(address).ok().map(|stream| (stream, 0)));
         }

@@ -1,4 +1,4 @@
-//! The certificate that the guest agent gives, as clients see it.
+//! The certificate from the guest agent, as clients see it.
 
 use std::fs;
 
@@ -6,91 +6,107 @@ use attest::certificate::Leaf;
 use attest::evidence::UnboundEvidence;
 use attest::mock::AgentListen;
 
-use super::{Method, TdxFixture, teesql};
-use crate::harness::READ_SECRET;
+use crate::harness::READER;
+use crate::harness::fixture::Fixture;
 use crate::harness::process::{TIMEOUT, lossy, run, run_successfully};
+use crate::harness::settings::sidecar_command;
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::suite::Suite;
+use crate::harness::tdx_fixture::TdxFixture;
+use crate::harness::tdx_fixture::now;
 use crate::harness::unverified_tls as tls;
-
-const READER: (&str, &str) = ("teesql_read", READ_SECRET);
+use attest::agent::Method;
 
 pub(super) fn add(suite: &mut Suite) {
     for (name, over_http) in [("socket", false), ("http", true)] {
-        let name = format!("citizen::verify_full_with_an_agent_by_{name}");
+        let name =
+            format!("cvm_integration::agent_certificate::verify_full_with_agent_over_{name}");
         suite.add(&name, move |fixture| verify_full(fixture, over_http));
     }
-    suite.add("citizen::verify_says_accepted", verify_by_hand);
+    suite.add(
+        "cvm_integration::agent_certificate::verify_command_accepts_it",
+        verify_command,
+    );
 }
 
-/// Mode B: the CA that `ca` prints, and the names that were asked for.
+/// psql with `sslmode=verify-full` accepts the CA that `ca` prints and the configured names.
 fn verify_full(fixture: &Fixture, over_http: bool) {
     let tdx = TdxFixture::new();
-    let agent = tdx.agent_at(match over_http {
-        true => AgentListen::Tcp,
-        false => AgentListen::Unix(tdx.socket()),
-    });
-    let place = agent.endpoint().to_string();
+    let agent = tdx.start_agent_at(
+        match over_http {
+            true => AgentListen::Tcp,
+            false => AgentListen::Unix(tdx.agent_socket()),
+        },
+        |_| (),
+    );
+    let address = agent.endpoint().to_string();
     let names = "db.example,localhost,127.0.0.1";
     let settings = tdx
-        .settings(fixture)
-        .set("TEESQL_GUEST_AGENT", &place)
+        .agent_settings(fixture)
+        .set("TEESQL_GUEST_AGENT", &address)
         .set("TEESQL_CERTIFICATE_SUBJECT", "db one")
         .set("TEESQL_CERTIFICATE_ALT_NAMES", names);
     let sidecar = Sidecar::start(&settings);
-    let ca = run_successfully(teesql(&["ca", "--guest-agent", &place], &[]), TIMEOUT);
+    let ca = run_successfully(
+        sidecar_command(&["ca", "--guest-agent", &address], &[]),
+        TIMEOUT,
+    );
     assert_eq!(ca.matches("BEGIN CERTIFICATE").count(), 1, "{ca}");
-    fs::write(tdx.file("printed.pem"), &ca).expect("a file");
+    fs::write(tdx.path("printed.pem"), &ca).expect("a file");
 
-    let (enters, refused) = ("teesql_read\n", "does not match host name");
+    let (accepted, refused) = ("teesql_read\n", "does not match host name");
     for (name, wanted) in [
-        ("localhost", enters),
-        ("127.0.0.1", enters),
-        ("db.example", enters),
+        ("localhost", accepted),
+        ("127.0.0.1", accepted),
+        ("db.example", accepted),
         ("other.example", refused),
     ] {
         let mut psql = tdx.psql(&sidecar, READER, "select current_user");
         psql.env("PGHOST", name);
-        psql.env("PGSSLROOTCERT", tdx.file("printed.pem"));
+        psql.env("PGSSLROOTCERT", tdx.path("printed.pem"));
         let output = run(psql, TIMEOUT);
-        let said = lossy(&output.stdout) + &lossy(&output.stderr);
-        assert!(said.contains(wanted), "{name}: {said}");
+        let text = lossy(&output.stdout) + &lossy(&output.stderr);
+        assert!(text.contains(wanted), "{name}: {text}");
     }
-    check_shown(&sidecar);
+    check_presented_chain(&sidecar);
     // One for the sidecar, and one without a quote for `ca`.
     assert_eq!(agent.requests(Method::GetTlsKey), 2);
     assert_eq!(agent.requests(Method::GetQuote), 0);
 }
 
-/// What the sidecar shows carries evidence that is bound to its key.
-fn check_shown(sidecar: &Sidecar) {
-    let chain = tls::shown(sidecar.address());
+/// The presented certificate carries evidence that is bound to its key.
+fn check_presented_chain(sidecar: &Sidecar) {
+    let chain = tls::presented_chain(sidecar.address());
     assert_eq!(chain.len(), 2, "leaf and CA");
     let leaf = Leaf::parse(&chain[0]).expect("a leaf");
     let evidence = UnboundEvidence::read(leaf.extensions()).expect("evidence");
-    evidence.check_binding(leaf.spki()).expect("of its key");
-    let left = leaf.not_after() - super::now();
-    assert!((86_000..=86_400).contains(&left), "not a day: {left} s");
+    evidence
+        .check_binding(leaf.spki())
+        .expect("bound to its key");
+    let left = leaf.not_after() - now();
+    assert!(
+        (86_000..=86_400).contains(&left),
+        "valid for {left} s, not a day"
+    );
 }
 
-/// `teesql-sidecar verify` takes the sidecar for what it is, and Intel's root for
-/// nobody's quote here.
-fn verify_by_hand(fixture: &Fixture) {
+/// `teesql-sidecar verify` accepts the sidecar under the mock root and refuses it under Intel's.
+fn verify_command(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let _agent = tdx.agent();
-    let sidecar = Sidecar::start(&tdx.settings(fixture));
+    let _agent = tdx.start_agent();
+    let sidecar = Sidecar::start(&tdx.agent_settings(fixture));
     let target = format!("localhost:{}", sidecar.port());
     let (root, pccs) = (tdx.path("root.pem"), tdx.pccs.url());
     let intel = ["verify", &target, "--pccs", &pccs];
     let mock = [&intel[..], &["--dangerous-tdx-root-ca", &root]].concat();
-    let output = run(teesql(&mock, &[]), TIMEOUT);
-    let said = lossy(&output.stdout);
-    assert_eq!(output.status.code(), Some(0), "{said}");
-    assert_eq!(said.lines().last(), Some("ACCEPTED"), "{said}");
+    let output = run(sidecar_command(&mock, &[]), TIMEOUT);
+    let text = lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert_eq!(text.lines().last(), Some("ACCEPTED"), "{text}");
 
-    let output = run(teesql(&intel, &[]), TIMEOUT);
-    let said = lossy(&output.stdout);
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    let last = said.lines().last().unwrap_or_default();
-    assert!(last.starts_with("REFUSED: bad_signature"), "{said}");
+    let output = run(sidecar_command(&intel, &[]), TIMEOUT);
+    let text = lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let last = text.lines().last().unwrap_or_default();
+    assert!(last.starts_with("REFUSED: bad_signature"), "{text}");
 }

@@ -1,26 +1,34 @@
-//! A guest agent that stops answering as it should while the sidecar runs.
+//! A guest agent that fails while the sidecar runs.
 
 use std::thread;
 use std::time::Duration;
 
 use attest::mock::AgentBehaviour;
 
-use super::{Method, TdxFixture, admin};
+use crate::harness::fixture::Fixture;
 use crate::harness::scrape::await_scrape;
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::suite::Suite;
+use crate::harness::tdx_fixture::TdxFixture;
 use crate::harness::{http, unverified_tls as tls};
+use attest::agent::Method;
 
 pub(super) fn add(suite: &mut Suite) {
-    suite.add("citizen::renewal_fails_and_recovers", fails_and_recovers);
-    suite.add("citizen::agent_s_socket_is_removed", removed);
+    suite.add(
+        "cvm_integration::agent_failures::renewal_recovers",
+        renewal_recovers,
+    );
+    suite.add(
+        "cvm_integration::agent_failures::socket_is_removed",
+        socket_is_removed,
+    );
 }
 
 const FAILED: &str = "teesql_identity_renewals_total{outcome=\"failed\"}";
 
-/// Each way to fail, and what the log says of it. One that only hangs is found
-/// out after its deadlines, of half a minute: `/ready` does not wait for that.
-fn behaviours() -> [(AgentBehaviour, Option<&'static str>); 7] {
+/// Each failure, and the text in the log. A delay is detected only after the deadlines of half a
+/// minute, but `/ready` does not wait for that.
+fn failures() -> [(AgentBehaviour, Option<&'static str>); 7] {
     let refusal = r#"{"error":"no key today"}"#.to_owned();
     let status = AgentBehaviour::Status(400, refusal);
     let hangs = AgentBehaviour::Hang(Duration::from_secs(30));
@@ -41,61 +49,65 @@ fn behaviours() -> [(AgentBehaviour, Option<&'static str>); 7] {
     ]
 }
 
-fn fails_and_recovers(fixture: &Fixture) {
+fn renewal_recovers(fixture: &Fixture) {
     thread::scope(|scope| {
-        for (behaviour, words) in behaviours() {
-            scope.spawn(move || fails(fixture, behaviour, words));
+        for (behaviour, text) in failures() {
+            scope.spawn(move || renewal_recovers_from(fixture, behaviour, text));
         }
     });
 }
 
-fn short_lived(fixture: &Fixture, tdx: &TdxFixture) -> Sidecar {
+fn start_with_short_lived_certificate(fixture: &Fixture, tdx: &TdxFixture) -> Sidecar {
     let settings = tdx
-        .settings(fixture)
+        .agent_settings(fixture)
         .set("TEESQL_SHARDS", "1")
         .set("TEESQL_CERTIFICATE_VALIDITY", "4s");
     Sidecar::start(&settings)
 }
 
-fn fails(fixture: &Fixture, behaviour: AgentBehaviour, words: Option<&str>) {
+fn renewal_recovers_from(fixture: &Fixture, behaviour: AgentBehaviour, text: Option<&str>) {
     let tdx = TdxFixture::new();
-    let agent = tdx.agent();
-    let sidecar = short_lived(fixture, &tdx);
-    let address = admin(&sidecar);
-    let mut session = tls::enter(Some(&tdx), &sidecar);
+    let agent = tdx.start_agent();
+    let sidecar = start_with_short_lived_certificate(fixture, &tdx);
+    let address = sidecar.admin_address();
+    let mut session = tls::session(Some(&tdx), &sidecar);
     http::await_ready(address);
 
     agent.behave_for(Method::GetTlsKey, behaviour.clone());
     let asked = agent.requests(Method::GetTlsKey);
-    if let Some(words) = words {
-        sidecar.await_log(words, |line| {
+    if let Some(text) = text {
+        sidecar.await_log(text, |line| {
             let error = line["error"].as_str().unwrap_or_default();
             let message = line["message"] == "certificate not renewed";
-            message && line["level"] == "WARN" && error.contains(words)
+            message && line["level"] == "WARN" && error.contains(text)
         });
         await_scrape(address, |scrape| scrape.value(FAILED) >= 1.0);
     }
     let why = "the certificate is about to expire; its renewal fails";
     http::await_unready(address, "identity", why);
     assert!(agent.requests(Method::GetTlsKey) > asked, "{behaviour:?}");
-    // Whoever asks no dates gets in still.
-    let before = tls::shown(sidecar.address());
-    tls::enter(Some(&tdx), &sidecar).terminate();
-    assert_eq!(session.ask("select 'unharmed'"), "unharmed");
+    // A client that does not check dates can still connect.
+    let before = tls::presented_chain(sidecar.address());
+    tls::session(Some(&tdx), &sidecar).terminate();
+    assert_eq!(session.query_value("select 'unharmed'"), "unharmed");
 
     agent.behave_for(Method::GetTlsKey, AgentBehaviour::Normal);
     http::await_ready(address);
-    assert_ne!(tls::shown(sidecar.address()), before, "{behaviour:?}");
-    tls::enter(Some(&tdx), &sidecar).terminate();
-    assert_eq!(session.ask("select 'unharmed'"), "unharmed");
+    assert_ne!(
+        tls::presented_chain(sidecar.address()),
+        before,
+        "{behaviour:?}"
+    );
+    tls::session(Some(&tdx), &sidecar).terminate();
+    assert_eq!(session.query_value("select 'unharmed'"), "unharmed");
 }
 
-fn removed(fixture: &Fixture) {
+fn socket_is_removed(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let agent = tdx.agent();
-    let sidecar = short_lived(fixture, &tdx);
-    let address = admin(&sidecar);
-    let mut session = tls::enter(Some(&tdx), &sidecar);
+    let agent = tdx.start_agent();
+    let sidecar = start_with_short_lived_certificate(fixture, &tdx);
+    let address = sidecar.admin_address();
+    let mut session = tls::session(Some(&tdx), &sidecar);
     drop(agent);
     let path = tdx.path("dstack.sock");
     sidecar.await_log("the path", |line| {
@@ -106,8 +118,8 @@ fn removed(fixture: &Fixture) {
     let report = http::get(address, "/attestation");
     assert_eq!(report.status, 503, "{}", report.body);
     assert!(report.body.contains(&path), "{}", report.body);
-    tls::enter(Some(&tdx), &sidecar).terminate();
-    let _agent = tdx.agent();
+    tls::session(Some(&tdx), &sidecar).terminate();
+    let _agent = tdx.start_agent();
     http::await_ready(address);
-    assert_eq!(session.ask("select 'unharmed'"), "unharmed");
+    assert_eq!(session.query_value("select 'unharmed'"), "unharmed");
 }

@@ -1,4 +1,4 @@
-//! `/attestation` and `/ready`: what is said, and that the quote says it too.
+//! `/attestation` and `/ready`: the report, its signature by the quote, and the reasons of `/ready`.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -11,37 +11,50 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::{Method, TdxFixture, admin, now};
 use crate::harness::cluster::{Cluster, ClusterOptions};
-use crate::harness::http::{Answer, get};
+use crate::harness::fixture::Fixture;
+use crate::harness::http::{Response, get};
 use crate::harness::process::{TIMEOUT, poll_until};
-use crate::harness::sidecar::{Settings, Sidecar};
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::settings::Settings;
+use crate::harness::sidecar::Sidecar;
+use crate::harness::suite::Suite;
+use crate::harness::tdx_fixture::TdxFixture;
+use crate::harness::tdx_fixture::now;
 use crate::harness::{http, unverified_tls as tls};
+use attest::agent::Method;
 
 pub(super) fn add(suite: &mut Suite) {
-    suite.add("citizen::report_is_what_the_quote_signs", quoted);
-    suite.add("citizen::report_of_a_postgres_in_every_state", states);
-    suite.add("citizen::ready_tells_each_reason", reasons);
+    suite.add(
+        "cvm_integration::attestation_report::is_signed_by_the_quote",
+        is_signed_by_the_quote,
+    );
+    suite.add(
+        "cvm_integration::attestation_report::postgres_down_and_in_recovery",
+        postgres_states,
+    );
+    suite.add(
+        "cvm_integration::attestation_report::ready_has_each_reason",
+        ready_reasons,
+    );
 }
 
-/// A report, as soon as there may be one.
+/// Requests a report until the rate limit allows it.
 fn report(address: SocketAddr, target: &str) -> Value {
-    let mut last: Option<Answer> = None;
+    let mut last: Option<Response> = None;
     poll_until(TIMEOUT, || {
-        let answer = last.insert(get(address, target));
-        (answer.status != 429).then_some(())
+        let response = last.insert(get(address, target));
+        (response.status != 429).then_some(())
     });
-    let answer = last.expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.body);
-    answer.json()
+    let response = last.expect("a response");
+    assert_eq!(response.status, 200, "{}", response.body);
+    response.json()
 }
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-/// Everything that a verifier can find out about a report.
+/// Checks everything that a verifier can check in a report.
 pub(super) fn check(tdx: &TdxFixture, json: &Value, nonce: Option<&[u8]>) {
     let bytes = hex::decode(text(&json["quote"])).expect("hex");
     let quote = TdQuote::parse(&bytes).expect("a quote");
@@ -66,28 +79,28 @@ pub(super) fn check(tdx: &TdxFixture, json: &Value, nonce: Option<&[u8]>) {
     assert_eq!(signed[..32], hash.finalize()[..], "{json}");
     assert_eq!(signed[32..], [0; 32]);
     assert_eq!(text(&json["report_data"]), hex::encode(signed));
-    let said = json["nonce"].as_str().map(str::to_owned);
-    assert_eq!(said, nonce.map(hex::encode));
+    let value = json["nonce"].as_str().map(str::to_owned);
+    assert_eq!(value, nonce.map(hex::encode));
     let measured = quote.report();
     let tcb = &json["tcb_info"];
     assert_eq!(text(&tcb["mrtd"]), measured.mrtd().to_string());
     for (number, rtmr) in measured.rtmrs().iter().enumerate() {
         assert_eq!(text(&tcb[format!("rtmr{number}")]), rtmr.to_string());
     }
-    let said = text(&json["report_data_is"]);
-    assert_eq!(said.contains("nonce"), nonce.is_some(), "{said}");
+    let value = text(&json["report_data_is"]);
+    assert_eq!(value.contains("nonce"), nonce.is_some(), "{value}");
 }
 
-fn prompt(settings: Settings) -> Settings {
+fn with_short_interval(settings: Settings) -> Settings {
     settings.set("TEESQL_ATTESTATION_INTERVAL", "10ms")
 }
 
-fn quoted(fixture: &Fixture) {
+fn is_signed_by_the_quote(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let agent = tdx.agent();
-    let sidecar = Sidecar::start(&prompt(tdx.settings(fixture)));
-    let address = admin(&sidecar);
-    // Before it is, the report may say that Postgres has not been looked at.
+    let agent = tdx.start_agent();
+    let sidecar = Sidecar::start(&with_short_interval(tdx.agent_settings(fixture)));
+    let address = sidecar.admin_address();
+    // Before that, the report may say that the state of Postgres is not known yet.
     http::await_ready(address);
     let json = report(address, "/attestation");
     check(&tdx, &json, None);
@@ -100,8 +113,8 @@ fn quoted(fixture: &Fixture) {
     let version = fixture.cluster().admin_sql("show server_version");
     assert_eq!(text(&state["pg_version"]), version);
     let lsn = text(&state["wal_lsn"]);
-    let passed = format!("select '{lsn}'::pg_lsn <= pg_current_wal_lsn()");
-    assert_eq!(fixture.cluster().admin_sql(&passed), "t");
+    let reached = format!("select '{lsn}'::pg_lsn <= pg_current_wal_lsn()");
+    assert_eq!(fixture.cluster().admin_sql(&reached), "t");
     assert_eq!(json["mode"], "production");
     assert_eq!(text(&json["dangerous_tdx_root"]).len(), 64, "{json}");
     assert_eq!(text(&json["app_id"]).len(), 40, "{json}");
@@ -121,13 +134,13 @@ fn quoted(fixture: &Fixture) {
         "user=postgres",
         &long,
     ] {
-        let answer = get(address, &format!("/attestation?{wrong}"));
-        assert_eq!(answer.status, 400, "{wrong}");
+        let response = get(address, &format!("/attestation?{wrong}"));
+        assert_eq!(response.status, 400, "{wrong}");
     }
     assert_eq!(agent.requests(Method::GetQuote), 3);
 }
 
-fn private(fixture: &Fixture) -> Cluster {
+fn private_cluster(fixture: &Fixture) -> Cluster {
     let options = ClusterOptions {
         databases: vec!["via_scram"],
         settings: vec!["wal_level=replica"],
@@ -138,14 +151,14 @@ fn private(fixture: &Fixture) -> Cluster {
         .private_cluster(&fixture.harness.installed, &options)
 }
 
-/// Down, and back in recovery.
-fn states(fixture: &Fixture) {
+/// Postgres is down, then in recovery.
+fn postgres_states(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let _agent = tdx.agent();
-    let cluster = private(fixture);
+    let _agent = tdx.start_agent();
+    let cluster = private_cluster(fixture);
     let settings = tdx.with_agent(fixture.settings_for(&cluster.address().to_string()));
-    let sidecar = Sidecar::start(&prompt(settings));
-    let address = admin(&sidecar);
+    let sidecar = Sidecar::start(&with_short_interval(settings));
+    let address = sidecar.admin_address();
     http::await_ready(address);
 
     cluster.stop(Signal::SIGINT);
@@ -164,37 +177,37 @@ fn states(fixture: &Fixture) {
     assert!(!state["wal_lsn"].is_null(), "{json}");
 }
 
-/// The other reasons are with the trials of an agent that is away.
-fn reasons(fixture: &Fixture) {
+/// The reasons of `/ready` that `delayed_dependencies` and `agent_failures` do not test.
+fn ready_reasons(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let _agent = tdx.agent();
+    let _agent = tdx.start_agent();
     tdx.pccs.behave(Behaviour::Down);
-    let cluster = private(fixture);
+    let cluster = private_cluster(fixture);
     let settings = tdx
         .with_agent(fixture.settings_for(&cluster.address().to_string()))
         .set("TEESQL_DRAIN_TIMEOUT", "60s");
     let sidecar = Sidecar::start(&settings);
-    let address = admin(&sidecar);
+    let address = sidecar.admin_address();
     http::await_unready(address, "collateral", "F07EE5010000-platform");
     thread::sleep(Duration::from_secs(4));
     let lines = sidecar.log_lines();
-    let complaints = lines.iter().filter(|line| line.contains("not refreshed"));
-    let complaints = complaints.count();
-    assert!((1..=4).contains(&complaints), "{complaints} lines in 4 s");
+    let warnings = lines.iter().filter(|line| line.contains("not refreshed"));
+    let warnings = warnings.count();
+    assert!((1..=4).contains(&warnings), "{warnings} lines in 4 s");
     tdx.pccs.behave(Behaviour::Honest);
     http::await_ready(address);
 
-    let mut session = tls::enter(Some(&tdx), &sidecar);
+    let mut session = tls::session(Some(&tdx), &sidecar);
     cluster.stop(Signal::SIGINT);
     session.expect_fatal();
     http::await_unready(address, "postgres", "Postgres does not answer: ");
     cluster.start();
     http::await_ready(address);
 
-    let session = tls::enter(Some(&tdx), &sidecar);
+    let session = tls::session(Some(&tdx), &sidecar);
     sidecar.signal(Signal::SIGTERM);
     http::await_unready(address, "accepting", "draining");
-    assert_eq!(get(address, "/health").status, 200, "to the very end");
+    assert_eq!(get(address, "/health").status, 200, "until the exit");
     session.terminate();
     assert_eq!(sidecar.await_exit().code(), Some(0));
 }

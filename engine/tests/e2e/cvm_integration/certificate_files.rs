@@ -5,20 +5,23 @@ use std::path::Path;
 
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 
-use super::admin;
+use crate::harness::fixture::Fixture;
 use crate::harness::process::{TIMEOUT, poll_until};
 use crate::harness::scrape::Scrape;
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::suite::Suite;
 use crate::harness::{http, unverified_tls as tls};
 
 pub(super) fn add(suite: &mut Suite) {
-    if suite.is_last_driver() {
-        suite.add("citizen::pem_files_are_watched", watched);
+    if suite.adds_driver_independent() {
+        suite.add(
+            "cvm_integration::certificate_files::reloads_changed_files",
+            reloads_changed_files,
+        );
     }
 }
 
-/// A certificate and its key, in PEM, and the former in DER.
+/// A certificate with its key in PEM, and the certificate in DER.
 struct Pair {
     cert: String,
     key: String,
@@ -37,60 +40,61 @@ fn pair(until: i32) -> Pair {
     }
 }
 
-/// Puts a file in place as programs that renew certificates do.
-fn put(path: &Path, text: &str) {
-    let beside = path.with_extension("new");
-    fs::write(&beside, text).expect("a file");
-    fs::rename(&beside, path).expect("a rename");
+/// Replaces a file atomically, as programs that renew certificates do.
+fn replace(path: &Path, text: &str) {
+    let new = path.with_extension("new");
+    fs::write(&new, text).expect("a file");
+    fs::rename(&new, path).expect("a rename");
 }
 
-fn watched(fixture: &Fixture) {
+fn reloads_changed_files(fixture: &Fixture) {
     let folder = tempfile::tempdir().expect("a folder");
     let (cert, key) = (folder.path().join("tls.pem"), folder.path().join("tls.key"));
-    let put_both = |with: &Pair| {
-        put(&cert, &with.cert);
-        put(&key, &with.key);
+    let replace_both = |with: &Pair| {
+        replace(&cert, &with.cert);
+        replace(&key, &with.key);
     };
     let (first, second, third) = (pair(2099), pair(2099), pair(2099));
-    put_both(&first);
+    replace_both(&first);
     let settings = fixture
         .settings()
         .set("TEESQL_TLS_CERT", cert.to_str().expect("UTF-8"))
         .set("TEESQL_TLS_KEY", key.to_str().expect("UTF-8"))
         .set("TEESQL_ADMIN_LISTEN", "127.0.0.1:0");
     let sidecar = Sidecar::start(&settings);
-    let address = admin(&sidecar);
-    let shows = |wanted: &Pair| tls::shown(sidecar.address())[0].as_ref() == wanted.der;
-    assert!(shows(&first));
-    let mut session = tls::enter(None, &sidecar);
-    let await_shown = |wanted: &Pair| poll_until(TIMEOUT, || shows(wanted).then_some(()));
-    // What cannot be used is said once, and what was in use stays.
-    let refused = |words: &str| {
-        sidecar.await_log(words, |line| {
+    let address = sidecar.admin_address();
+    let presents =
+        |wanted: &Pair| tls::presented_chain(sidecar.address())[0].as_ref() == wanted.der;
+    assert!(presents(&first));
+    let mut session = tls::session(None, &sidecar);
+    let await_presented = |wanted: &Pair| poll_until(TIMEOUT, || presents(wanted).then_some(()));
+    // Unusable files are logged once, and the current certificate stays in use.
+    let expect_refusal = |text: &str| {
+        sidecar.await_log(text, |line| {
             let error = line["error"].as_str().unwrap_or_default();
             line["message"] == "the certificate's files have changed, and are not used"
-                && error.contains(words)
+                && error.contains(text)
         });
-        assert!(shows(&second), "after {words}");
+        assert!(presents(&second), "after {text}");
     };
 
-    put_both(&second);
-    await_shown(&second).expect("the replaced files are used");
-    put(&cert, "not PEM at all");
-    refused("not a PEM certificate");
-    put_both(&pair(2020));
-    refused("it has expired");
-    put_both(&second);
-    put(&key, &first.key);
-    refused("does not go with its key");
+    replace_both(&second);
+    await_presented(&second).expect("the replaced files are used");
+    replace(&cert, "not PEM at all");
+    expect_refusal("not a PEM certificate");
+    replace_both(&pair(2020));
+    expect_refusal("it has expired");
+    replace_both(&second);
+    replace(&key, &first.key);
+    expect_refusal("does not go with its key");
     fs::remove_file(&cert).expect("a file");
-    refused("cannot be read");
-    put_both(&third);
-    await_shown(&third).expect("a good pair is used after all");
+    expect_refusal("cannot be read");
+    replace_both(&third);
+    await_presented(&third).expect("a valid pair is used afterwards");
 
-    assert_eq!(session.ask("select 'unharmed'"), "unharmed");
+    assert_eq!(session.query_value("select 'unharmed'"), "unharmed");
     http::await_ready(address);
-    let scrape = Scrape::of(address);
+    let scrape = Scrape::fetch(address);
     let renewals = |outcome| {
         scrape.value(&format!(
             "teesql_identity_renewals_total{{outcome=\"{outcome}\"}}"

@@ -1,64 +1,67 @@
-//! A certificate that is renewed every second, under load.
+//! A certificate that is renewed every second under load.
 
 use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{TdxFixture, admin, duration, long};
+use super::{load_duration, long};
 use crate::harness::READ_SECRET;
+use crate::harness::fixture::Fixture;
 use crate::harness::process::{TIMEOUT, run_successfully};
 use crate::harness::scrape::Scrape;
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::suite::Suite;
+use crate::harness::tdx_fixture::TdxFixture;
 use crate::harness::{http, unverified_tls as tls};
-use crate::libpq_clients::initialised;
+use crate::libpq_clients::pgbench_database;
 
 pub(super) fn add(suite: &mut Suite) {
     suite.add(
-        "citizen::a_certificate_a_second_under_pgbench",
-        under_pgbench,
+        "cvm_integration::certificate_rotation::every_second_under_pgbench",
+        every_second_under_pgbench,
     );
 }
 
-fn under_pgbench(fixture: &Fixture) {
-    let lasts = duration(Duration::from_secs(8));
+fn every_second_under_pgbench(fixture: &Fixture) {
+    let duration = load_duration(Duration::from_secs(8));
     let tdx = TdxFixture::new();
-    let _agent = tdx.agent();
-    let database = initialised(fixture, "rotated");
-    // Renewed after two thirds, in whole seconds: after one.
-    let settings = tdx.settings(fixture);
+    let _agent = tdx.start_agent();
+    let database = pgbench_database(fixture, "rotated");
+    // Renewed after two thirds of the validity, in whole seconds: after one second.
+    let settings = tdx.agent_settings(fixture);
     let sidecar = Sidecar::start(&settings.set("TEESQL_CERTIFICATE_VALIDITY", "2s"));
-    let address = admin(&sidecar);
+    let address = sidecar.admin_address();
     let mut bench = tdx.client(&sidecar, "pgbench", ("teesql_read", READ_SECRET));
-    let seconds = lasts.as_secs().to_string();
+    let seconds = duration.as_secs().to_string();
     bench.args(["-n", "-S", "-C", "-c", "4", "-j", "2", "-T", &seconds]);
     bench.env("PGDATABASE", &database);
     if !long() {
-        // A busy machine may take longer than what is left of such a certificate:
-        // its dates are libpq's business only where somebody looks on.
+        // On a busy machine a handshake may take longer than the rest of the validity: libpq checks
+        // the dates in the long version only.
         bench.env("PGSSLMODE", "require");
         bench.env_remove("PGSSLROOTCERT");
     }
-    sidecar.await_log("a renewal", |line| {
-        line["message"] == "new certificate in use"
-    });
-    let mut session = tls::enter(Some(&tdx), &sidecar);
-    let bench = thread::spawn(move || run_successfully(bench, lasts + TIMEOUT));
-    let (begun, mut leaves) = (Instant::now(), BTreeSet::new());
+    sidecar.await_message("new certificate in use");
+    let mut session = tls::session(Some(&tdx), &sidecar);
+    let bench = thread::spawn(move || run_successfully(bench, duration + TIMEOUT));
+    let (start, mut leaves) = (Instant::now(), BTreeSet::new());
     while !bench.is_finished() {
-        leaves.insert(tls::shown(sidecar.address())[0].to_vec());
-        assert_eq!(session.ask("select 'still here'"), "still here");
+        leaves.insert(tls::presented_chain(sidecar.address())[0].to_vec());
+        assert_eq!(session.query_value("select 'still here'"), "still here");
         thread::sleep(Duration::from_millis(200));
     }
-    let said = bench.join().expect("pgbench succeeds");
-    assert!(said.contains("number of failed transactions: 0"), "{said}");
-    let wanted = usize::try_from(begun.elapsed().as_secs() / 3).expect("small");
+    let output = bench.join().expect("pgbench succeeds");
+    assert!(
+        output.contains("number of failed transactions: 0"),
+        "{output}"
+    );
+    let wanted = usize::try_from(start.elapsed().as_secs() / 3).expect("small");
     assert!(
         leaves.len() >= wanted,
-        "{} leaves in {lasts:?}",
+        "{} leaves in {duration:?}",
         leaves.len()
     );
-    let scrape = Scrape::of(address);
+    let scrape = Scrape::fetch(address);
     let ok = scrape.value("teesql_identity_renewals_total{outcome=\"ok\"}");
     assert!(ok + 1.0 >= leaves.len() as f64, "{ok} renewals");
     let failed = scrape.value("teesql_identity_renewals_total{outcome=\"failed\"}");
@@ -67,6 +70,10 @@ fn under_pgbench(fixture: &Fixture) {
     session.terminate();
     fixture.cluster().drop_database(&database);
     if long() {
-        eprintln!("{}: {} certificates\n{said}", fixture.driver, leaves.len());
+        eprintln!(
+            "{}: {} certificates\n{output}",
+            fixture.driver,
+            leaves.len()
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! A guest agent, or a Postgres, that is not there yet when the sidecar starts.
+//! A guest agent or a Postgres that starts after the sidecar.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
@@ -8,25 +8,36 @@ use std::time::{Duration, Instant};
 use attest::agent::STANDARD_SOCKETS;
 use nix::sys::signal::Signal;
 
-use super::TdxFixture;
-use crate::harness::READ_SECRET;
 use crate::harness::client::{Client, TlsNegotiation};
 use crate::harness::cluster::{ClusterOptions, unused_port};
+use crate::harness::fixture::Fixture;
 use crate::harness::process::{TIMEOUT, poll_until};
-use crate::harness::sidecar::{Settings, Sidecar};
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::settings::Settings;
+use crate::harness::sidecar::Sidecar;
+use crate::harness::suite::Suite;
+use crate::harness::tdx_fixture::TdxFixture;
 use crate::harness::{http, unverified_tls as tls};
 
 pub(super) fn add(suite: &mut Suite) {
-    suite.add("citizen::agent_comes_later", comes_later);
-    if suite.is_last_driver() {
-        suite.add("citizen::sigterm_while_waiting", sigterm);
-        suite.add("citizen::postgres_comes_later", postgres_comes_later);
+    suite.add(
+        "cvm_integration::delayed_dependencies::waits_for_the_agent",
+        waits_for_the_agent,
+    );
+    if suite.adds_driver_independent() {
+        suite.add(
+            "cvm_integration::delayed_dependencies::exits_on_signal_while_waiting",
+            exits_on_signal,
+        );
+        suite.add(
+            "cvm_integration::delayed_dependencies::waits_for_postgres",
+            waits_for_postgres,
+        );
     }
 }
 
-/// Ports that are known before it listens.
-fn waiting(settings: Settings) -> (Sidecar, SocketAddr, SocketAddr) {
+/// Spawns a sidecar on known ports and waits until it serves HTTP. Returns the address for clients and
+/// that of the HTTP server.
+fn spawn_waiting(settings: Settings) -> (Sidecar, SocketAddr, SocketAddr) {
     let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
     let (listen, admin) = (local(unused_port()), local(unused_port()));
     let settings = settings
@@ -38,41 +49,41 @@ fn waiting(settings: Settings) -> (Sidecar, SocketAddr, SocketAddr) {
     (sidecar, listen, admin)
 }
 
-/// Nobody is kept waiting where nobody could be answered.
-fn assert_closed(listen: SocketAddr) {
-    let refused = TcpStream::connect(listen).expect_err("a closed door");
+/// Clients are refused, not kept waiting, while none can be served.
+fn assert_refuses_connections(listen: SocketAddr) {
+    let refused = TcpStream::connect(listen).expect_err("a refused connection");
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 }
 
-/// Where somebody listens already, nobody else may join in.
-fn assert_taken(settings: &Settings, listen: SocketAddr) {
-    let rival = settings.clone().set("TEESQL_LISTEN", &listen.to_string());
-    let rival = Sidecar::spawn(&rival);
+/// A second sidecar cannot listen on the same address.
+fn assert_address_in_use(settings: &Settings, listen: SocketAddr) {
+    let second = settings.clone().set("TEESQL_LISTEN", &listen.to_string());
+    let second = Sidecar::spawn(&second);
     assert_eq!(
-        rival.await_exit().code(),
+        second.await_exit().code(),
         Some(71),
         "{:?}",
-        rival.log_lines()
+        second.log_lines()
     );
 }
 
-fn comes_later(fixture: &Fixture) {
+fn waits_for_the_agent(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let settings = tdx.settings(fixture);
-    let (sidecar, listen, admin) = waiting(settings.clone());
+    let settings = tdx.agent_settings(fixture);
+    let (sidecar, listen, admin) = spawn_waiting(settings.clone());
     let reason = http::await_unready(admin, "identity", "no guest agent");
     assert!(reason.contains(&tdx.path("dstack.sock")), "{reason}");
     assert_eq!(http::get(admin, "/health").status, 200);
     assert_eq!(http::get(admin, "/attestation").status, 503);
     assert_eq!(http::get(admin, "/metrics").status, 200);
-    assert_closed(listen);
-    // What would end it by default is obeyed when it can be.
+    assert_refuses_connections(listen);
+    // SIGHUP does not end it: the configuration is reloaded once it has started.
     sidecar.signal(Signal::SIGHUP);
     std::thread::sleep(Duration::from_millis(300));
     assert!(sidecar.is_running(), "{:?}", sidecar.log_lines());
 
-    let _agent = tdx.agent();
-    let line = sidecar.await_log("listening", |line| line["message"] == "listening");
+    let _agent = tdx.start_agent();
+    let line = sidecar.await_message("listening");
     assert_eq!(line["address"], listen.to_string());
     sidecar.await_log("the reload", |line| {
         let message = line["message"].as_str().unwrap_or_default();
@@ -80,28 +91,26 @@ fn comes_later(fixture: &Fixture) {
     });
     http::await_ready(admin);
     let config = tls::config(Some(&tdx));
-    let opened = Client::open_with(config, listen, TlsNegotiation::SslRequest);
+    let opened = Client::connect_with(config, listen, TlsNegotiation::SslRequest);
     let mut client = opened.expect("TLS");
-    client
-        .login("teesql_read", "via_scram", READ_SECRET)
-        .expect("it serves");
-    assert_taken(&settings, listen);
-    assert_eq!(client.ask("select 1"), "1");
+    client.login_reader();
+    assert_address_in_use(&settings, listen);
+    assert_eq!(client.query_value("select 1"), "1");
 }
 
-fn sigterm(fixture: &Fixture) {
+fn exits_on_signal(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        // In dstack's usual places: on a machine that has none of them.
-        let settings = tdx.settings(fixture).without("TEESQL_GUEST_AGENT");
-        let (sidecar, _, admin) = waiting(settings);
+        // The standard sockets of dstack, which most machines do not have.
+        let settings = tdx.agent_settings(fixture).without("TEESQL_GUEST_AGENT");
+        let (sidecar, _, admin) = spawn_waiting(settings);
         if !STANDARD_SOCKETS.iter().any(|path| Path::new(path).exists()) {
             let reason = http::await_unready(admin, "identity", "no guest agent");
             for path in STANDARD_SOCKETS {
                 assert!(reason.contains(path), "{reason}");
             }
         }
-        let begun = Instant::now();
+        let start = Instant::now();
         sidecar.signal(signal);
         let status = sidecar.await_exit();
         assert_eq!(
@@ -110,15 +119,15 @@ fn sigterm(fixture: &Fixture) {
             "{signal}: {:?}",
             sidecar.log_lines()
         );
-        let took = begun.elapsed();
+        let took = start.elapsed();
         assert!(took < Duration::from_secs(10), "{signal}: {took:?}");
     }
 }
 
-/// Roles cannot be set up in a Postgres that is not there.
-fn postgres_comes_later(fixture: &Fixture) {
+/// Provisioning waits for Postgres.
+fn waits_for_postgres(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let _agent = tdx.agent();
+    let _agent = tdx.start_agent();
     let options = ClusterOptions {
         databases: vec!["via_scram"],
         ..ClusterOptions::default()
@@ -131,13 +140,16 @@ fn postgres_comes_later(fixture: &Fixture) {
         .with_agent(fixture.settings_for(&cluster.address().to_string()))
         .set("TEESQL_PROVISION", "true")
         .set("TEESQL_PG_DATABASE", "via_scram");
-    let (sidecar, listen, admin) = waiting(settings);
+    let (sidecar, listen, admin) = spawn_waiting(settings);
     http::await_unready(admin, "postgres", "cannot connect");
     let reasons = http::unready(admin);
-    let of_identity = reasons.iter().any(|(name, _)| name == "identity");
-    assert!(!of_identity, "the certificate is there: {reasons:?}");
-    assert_closed(listen);
+    let identity_unready = reasons.iter().any(|(name, _)| name == "identity");
+    assert!(
+        !identity_unready,
+        "the certificate is available: {reasons:?}"
+    );
+    assert_refuses_connections(listen);
     cluster.start();
-    sidecar.await_log("listening", |line| line["message"] == "listening");
+    sidecar.await_message("listening");
     http::await_ready(admin);
 }

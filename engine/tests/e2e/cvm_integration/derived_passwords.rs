@@ -1,21 +1,29 @@
-//! Postgres' passwords, derived by the guest agent, and roles set up at start.
+//! Postgres passwords that the guest agent derives, and provisioning at start.
 
 use nix::sys::signal::Signal;
 
-use super::{Method, TdxFixture, admin, derived};
+use super::derived_key;
 use crate::harness::cluster::{ClusterOptions, Server};
+use crate::harness::fixture::Fixture;
 use crate::harness::http;
 use crate::harness::process::{TIMEOUT, lossy, run, run_successfully};
-use crate::harness::sidecar::{Settings, Sidecar};
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::settings::Settings;
+use crate::harness::sidecar::Sidecar;
+use crate::harness::suite::Suite;
+use crate::harness::tdx_fixture::TdxFixture;
+use crate::harness::unverified_tls as tls;
 use crate::harness::{READ_SECRET, READWRITE_SECRET, WRONG_SECRET};
+use attest::agent::Method;
 
 pub(super) fn add(suite: &mut Suite) {
     for server in suite.harness().servers() {
-        let name = format!("citizen::derived_passwords::{}", server.label());
+        let name = format!("cvm_integration::derived_passwords::{}", server.label());
         suite.add(&name, move |fixture| derived_passwords(fixture, &server));
     }
-    suite.add("citizen::superuser_refused", superuser_refused);
+    suite.add(
+        "cvm_integration::derived_passwords::report_of_refused_superuser",
+        report_of_refused_superuser,
+    );
 }
 
 const PATHS: [&str; 3] = ["pg/superuser", "pg/teesql_read", "pg/teesql_readwrite"];
@@ -27,26 +35,25 @@ fn without_passwords(settings: Settings) -> Settings {
         .without("TEESQL_PG_PASSWORD_SUPERUSER")
 }
 
-/// A Postgres that knows nothing but its superuser's password becomes a cluster.
+/// Provisions a Postgres that has only its superuser's password.
 fn derived_passwords(fixture: &Fixture, server: &Server) {
     let tdx = TdxFixture::new();
-    let agent = tdx.agent();
+    let agent = tdx.start_agent();
     let options = ClusterOptions {
         hba: Some("host all all 127.0.0.1/32 scram-sha-256\n"),
         ..ClusterOptions::default()
     };
     let cluster = fixture.harness.private_cluster(server, &options);
-    let [superuser, reader, writer] = PATHS.map(|path| derived(&agent, path));
+    let [superuser, reader, writer] = PATHS.map(|path| derived_key(&agent, path));
     cluster.admin_sql(&format!("ALTER ROLE postgres PASSWORD '{superuser}'"));
-    // That statement of ours is in the log where it fails only.
-    let asked = agent.requests(Method::GetKey);
+    let requests = agent.requests(Method::GetKey);
     let upstream = cluster.address().to_string();
     let settings = tdx
         .with_agent(fixture.settings_for(&upstream))
         .set("TEESQL_PROVISION", "true")
         .set("TEESQL_LOG", "trace");
     let sidecar = Sidecar::start(&without_passwords(settings));
-    assert_eq!(agent.requests(Method::GetKey) - asked, PATHS.len());
+    assert_eq!(agent.requests(Method::GetKey) - requests, PATHS.len());
 
     for (role, secret) in [
         ("teesql_read", READ_SECRET),
@@ -61,63 +68,62 @@ fn derived_passwords(fixture: &Fixture, server: &Server) {
     for (role, secret) in [
         ("postgres", WRONG_SECRET),
         ("postgres", READWRITE_SECRET),
-        // Postgres' own password of a role opens nothing here.
+        // The password of a role in Postgres is not accepted from clients.
         ("teesql_read", reader.as_str()),
         ("teesql_readwrite", writer.as_str()),
     ] {
         let mut psql = tdx.psql(&sidecar, (role, secret), "select 1");
         psql.env("PGDATABASE", "postgres");
-        let said = lossy(&run(psql, TIMEOUT).stderr);
-        assert!(said.contains("password authentication failed"), "{said}");
+        let text = lossy(&run(psql, TIMEOUT).stderr);
+        assert!(text.contains("password authentication failed"), "{text}");
     }
-    // The second time there is nothing to do.
-    let kept = "select rolpassword from pg_authid where rolname like 'teesql%' order by 1";
-    let before = cluster.admin_sql(kept);
+    // The second start changes nothing.
+    let stored = "select rolpassword from pg_authid where rolname like 'teesql%' order by 1";
+    let before = cluster.admin_sql(stored);
     assert!(before.starts_with("SCRAM-SHA-256$"), "{before}");
-    starts_with_nothing_to_do(&tdx, fixture, &upstream);
-    assert_eq!(cluster.admin_sql(kept), before);
+    start_without_changes(&tdx, fixture, &upstream);
+    assert_eq!(cluster.admin_sql(stored), before);
 
-    let seen = everything_seen(&sidecar) + &cluster.log();
+    let visible = visible_output(&sidecar) + &cluster.log();
     let secrets = [&superuser, &reader, &writer].map(String::as_str);
     for secret in secrets.into_iter().chain([READ_SECRET, READWRITE_SECRET]) {
-        assert!(!seen.contains(&secret[..16]), "a secret is seen");
+        assert!(!visible.contains(&secret[..16]), "a secret is visible");
     }
 }
 
-/// All that anybody but its owner sees of a sidecar, up to its end.
-fn everything_seen(sidecar: &Sidecar) -> String {
-    let address = admin(sidecar);
+/// Everything that a sidecar shows to others up to its exit: HTTP responses, command line, log.
+fn visible_output(sidecar: &Sidecar) -> String {
+    let address = sidecar.admin_address();
     let targets = ["/metrics", "/ready", "/attestation"];
-    let shown = targets.map(|target| http::get(address, target).body);
+    let responses = targets.map(|target| http::get(address, target).body);
     let command_line = sidecar.command_line();
     assert!(command_line.contains("serve"), "{command_line}");
     sidecar.signal(Signal::SIGTERM);
     sidecar.await_exit();
     let lines = sidecar.log_lines();
     assert!(lines.len() > 10, "a log at trace level: {lines:?}");
-    shown.concat() + &command_line + &lines.join("\n")
+    responses.concat() + &command_line + &lines.join("\n")
 }
 
-fn starts_with_nothing_to_do(tdx: &TdxFixture, fixture: &Fixture, upstream: &str) {
+fn start_without_changes(tdx: &TdxFixture, fixture: &Fixture, upstream: &str) {
     let settings = tdx
         .with_agent(fixture.settings_for(upstream))
         .set("TEESQL_PROVISION", "true");
     let second = Sidecar::start(&without_passwords(settings));
-    let said = second.log_lines().join("\n");
-    assert!(!said.contains("\"provisioned\""), "{said}");
+    let text = second.log_lines().join("\n");
+    assert!(!text.contains("\"provisioned\""), "{text}");
 }
 
-/// A superuser's password that Postgres does not take: the report says so, and
-/// nobody's session notices.
-fn superuser_refused(fixture: &Fixture) {
+/// A superuser password that Postgres refuses: the report has the error, and sessions are not affected.
+fn report_of_refused_superuser(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let _agent = tdx.agent();
+    let _agent = tdx.start_agent();
     let settings = tdx
-        .settings(fixture)
+        .agent_settings(fixture)
         .set("TEESQL_PG_PASSWORD_SUPERUSER", "not-the-superuser-s");
     let sidecar = Sidecar::start(&settings);
-    let address = admin(&sidecar);
-    let mut session = crate::harness::unverified_tls::enter(Some(&tdx), &sidecar);
+    let address = sidecar.admin_address();
+    let mut session = tls::session(Some(&tdx), &sidecar);
     let report = http::get(address, "/attestation");
     assert_eq!(report.status, 200, "{}", report.body);
     let json = report.json();
@@ -128,7 +134,7 @@ fn superuser_refused(fixture: &Fixture) {
     super::attestation_report::check(&tdx, &json, None);
     assert!(!report.body.contains("not-the-superuser"), "{json}");
     http::await_ready(address);
-    assert_eq!(session.ask("select 'unharmed'"), "unharmed");
+    assert_eq!(session.query_value("select 'unharmed'"), "unharmed");
     let psql = tdx.psql(&sidecar, ("teesql_read", READ_SECRET), "select 'new'");
     assert_eq!(run_successfully(psql, TIMEOUT), "new\n");
 }

@@ -1,4 +1,4 @@
-//! `teesql-sidecar dev`: what it prints works, and nothing of it is left.
+//! `teesql-sidecar dev`: the commands that it prints work, and it leaves no process and no file.
 
 use crate::harness::suite::Suite;
 
@@ -7,9 +7,15 @@ pub(super) fn add(_: &mut Suite) {}
 
 #[cfg(feature = "mock")]
 pub(super) fn add(suite: &mut Suite) {
-    if suite.is_last_driver() {
-        suite.add("citizen::dev_does_what_it_says", trial::does_what_it_says);
-        suite.add("citizen::dev_ends_early_and_whole", trial::ends_early);
+    if suite.adds_driver_independent() {
+        suite.add(
+            "cvm_integration::dev_command::printed_commands_work",
+            trial::printed_commands_work,
+        );
+        suite.add(
+            "cvm_integration::dev_command::cleans_up_when_interrupted",
+            trial::cleans_up,
+        );
     }
 }
 
@@ -27,22 +33,22 @@ mod trial {
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
 
-    use crate::cvm_integration::teesql;
+    use crate::harness::fixture::Fixture;
     use crate::harness::process::{
         TIMEOUT, pdeathsig_command, poll_until, run_successfully, signal, spawn, wait,
     };
-    use crate::harness::suite::Fixture;
+    use crate::harness::settings::sidecar_command;
 
     struct Dev {
         child: Child,
-        said: Arc<Mutex<String>>,
+        output: Arc<Mutex<String>>,
         folder: PathBuf,
     }
 
     impl Drop for Dev {
-        /// Where a trial has failed, its Postgres would go on.
+        /// Stops its Postgres too if the test has failed.
         fn drop(&mut self) {
-            let server = postgres(&self.folder).and_then(|pid| i32::try_from(pid).ok());
+            let server = postgres_pid(&self.folder).and_then(|pid| i32::try_from(pid).ok());
             let _ = self.child.kill();
             let _ = self.child.wait();
             if let (Some(pid), true) = (server, thread::panicking()) {
@@ -51,11 +57,11 @@ mod trial {
         }
     }
 
-    /// With everything of its own below `folder`.
+    /// Starts `dev` with all of its files below `folder`.
     fn start(folder: &Path) -> Dev {
         fs::create_dir(folder).expect("a folder");
         fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("permissions");
-        let mut dev = teesql(
+        let mut dev = sidecar_command(
             &["dev"],
             &[
                 ("TMPDIR", folder.to_str().expect("UTF-8")),
@@ -67,31 +73,31 @@ mod trial {
         dev.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = spawn(dev).expect("setpriv starts");
         let mut out = child.stdout.take().expect("a pipe");
-        let said = Arc::new(Mutex::new(String::new()));
-        let heard = said.clone();
+        let output = Arc::new(Mutex::new(String::new()));
+        let collected = output.clone();
         thread::spawn(move || {
-            let mut piece = [0; 4096];
-            while let Ok(read @ 1..) = out.read(&mut piece) {
-                let text = String::from_utf8_lossy(&piece[..read]);
-                heard.lock().expect("no panic").push_str(&text);
+            let mut buffer = [0; 4096];
+            while let Ok(read @ 1..) = out.read(&mut buffer) {
+                let text = String::from_utf8_lossy(&buffer[..read]);
+                collected.lock().expect("no panic").push_str(&text);
             }
         });
         let folder = folder.to_owned();
         Dev {
             child,
-            said,
+            output,
             folder,
         }
     }
 
-    /// The Postgres below `folder`, once there is one.
-    fn postgres(folder: &Path) -> Option<u32> {
-        let mut below = fs::read_dir(folder).ok()?.flatten();
-        let pid = below.next()?.path().join("postgres/data/postmaster.pid");
+    /// The process id of the Postgres below `folder`, once it runs.
+    fn postgres_pid(folder: &Path) -> Option<u32> {
+        let mut entries = fs::read_dir(folder).ok()?.flatten();
+        let pid = entries.next()?.path().join("postgres/data/postmaster.pid");
         fs::read_to_string(pid).ok()?.lines().next()?.parse().ok()
     }
 
-    /// Every process that has `folder` in its command line.
+    /// The command lines that contain `folder`.
     fn processes(folder: &Path) -> Vec<String> {
         let folder = folder.to_str().expect("UTF-8");
         let all = fs::read_dir("/proc").expect("/proc").flatten();
@@ -100,56 +106,60 @@ mod trial {
     }
 
     fn assert_nothing_left(folder: &Path) {
-        let left: Vec<_> = fs::read_dir(folder).expect("it").flatten().collect();
+        let left: Vec<_> = fs::read_dir(folder).expect("a folder").flatten().collect();
         assert!(left.is_empty(), "{left:?}");
         assert_eq!(processes(folder), Vec::<String>::new());
     }
 
     fn shell(line: &str) -> Command {
-        let mut shell = pdeathsig_command("sh".as_ref(), "KILL", None);
+        let mut shell = pdeathsig_command("sh", "KILL", None);
         shell.args(["-c", line]);
         shell
     }
 
-    pub(super) fn does_what_it_says(fixture: &Fixture) {
+    pub(super) fn printed_commands_work(fixture: &Fixture) {
         for how in [Signal::SIGTERM, Signal::SIGINT] {
             let folder = fixture.harness.unique_path("dev");
             let mut dev = start(&folder);
-            let guide = poll_until(TIMEOUT * 2, || {
-                let said = dev.said.lock().expect("no panic");
-                said.contains("/attestation\n").then(|| said.clone())
+            let instructions = poll_until(TIMEOUT * 2, || {
+                let output = dev.output.lock().expect("no panic");
+                output.contains("/attestation\n").then(|| output.clone())
             });
-            let guide = guide.unwrap_or_else(|| panic!("no guide: {:?}", dev.said));
-            assert!(postgres(&folder).is_some(), "a Postgres of its own");
+            let instructions =
+                instructions.unwrap_or_else(|| panic!("no instructions: {:?}", dev.output));
+            assert!(postgres_pid(&folder).is_some(), "its own Postgres runs");
             assert!(!processes(&folder).is_empty());
-            follow(&guide);
+            run_instructions(&instructions);
             signal(&dev.child, how);
-            let status = wait(&mut dev.child, TIMEOUT).expect("it ends");
+            let status = wait(&mut dev.child, TIMEOUT).expect("it exits");
             assert_eq!(status.code(), Some(0), "{how}");
             assert_nothing_left(&folder);
         }
     }
 
-    /// Types what a person would.
-    fn follow(guide: &str) {
-        const ASK: &str = "-X -q -A -t -w -c 'select current_user'";
+    /// Runs the commands of the instructions as a person would.
+    fn run_instructions(instructions: &str) {
+        const QUERY: &str = "-X -q -A -t -w -c 'select current_user'";
         let sidecar = env!("CARGO_BIN_EXE_teesql-sidecar");
         let (mut users, mut verdicts, mut pages) = (Vec::new(), 0, 0);
         let mut source = "";
-        for line in guide.lines().map(str::trim) {
-            let typed = line.split("  #").next().unwrap_or(line).trim_end();
-            if typed.starts_with(". ") {
-                source = typed;
-            } else if typed == "psql" || typed.contains("psql -U") || typed.contains("psql \"") {
-                let ask = format!("{source}\n{typed} {ASK}");
-                users.push(run_successfully(shell(&ask), TIMEOUT).trim().to_owned());
-            } else if let Some((_, verify)) = typed.split_once("teesql-sidecar verify ") {
-                let ask = format!("{source}\n{sidecar} verify {verify}");
-                assert!(run_successfully(shell(&ask), TIMEOUT).ends_with("ACCEPTED\n"));
+        for line in instructions.lines().map(str::trim) {
+            let command = line.split("  #").next().unwrap_or(line).trim_end();
+            if command.starts_with(". ") {
+                source = command;
+            } else if command == "psql"
+                || command.contains("psql -U")
+                || command.contains("psql \"")
+            {
+                let script = format!("{source}\n{command} {QUERY}");
+                users.push(run_successfully(shell(&script), TIMEOUT).trim().to_owned());
+            } else if let Some((_, verify)) = command.split_once("teesql-sidecar verify ") {
+                let script = format!("{source}\n{sidecar} verify {verify}");
+                assert!(run_successfully(shell(&script), TIMEOUT).ends_with("ACCEPTED\n"));
                 verdicts += 1;
-            } else if let Some(at) = typed.find("curl ") {
-                let said = run_successfully(shell(&typed[at..]), TIMEOUT);
-                assert!(said.contains("\"production\""), "{said}");
+            } else if let Some(at) = command.find("curl ") {
+                let output = run_successfully(shell(&command[at..]), TIMEOUT);
+                assert!(output.contains("\"production\""), "{output}");
                 pages += 1;
             }
         }
@@ -160,24 +170,25 @@ mod trial {
             "teesql_readwrite",
             "postgres",
         ];
-        assert_eq!(users, expected, "{guide}");
-        assert_eq!((verdicts, pages), (1, 2), "{guide}");
+        assert_eq!(users, expected, "{instructions}");
+        assert_eq!((verdicts, pages), (1, 2), "{instructions}");
     }
 
-    /// While Postgres is being made, and while the sidecars start.
-    pub(super) fn ends_early(fixture: &Fixture) {
-        let moments: [fn(&Path) -> bool; 2] = [
+    /// A signal while Postgres is being created, and while the sidecars start.
+    pub(super) fn cleans_up(fixture: &Fixture) {
+        let states: [fn(&Path) -> bool; 2] = [
             |folder| fs::read_dir(folder).is_ok_and(|below| below.count() > 0),
-            |folder| postgres(folder).is_some(),
+            |folder| postgres_pid(folder).is_some(),
         ];
-        for come in moments {
+        for reached in states {
             for how in [Signal::SIGINT, Signal::SIGTERM] {
                 let folder = fixture.harness.unique_path("dev");
                 let mut dev = start(&folder);
-                poll_until(TIMEOUT, || come(&folder).then_some(())).expect("it has begun");
+                poll_until(TIMEOUT, || reached(&folder).then_some(()))
+                    .expect("it reaches this state");
                 thread::sleep(Duration::from_millis(20));
                 signal(&dev.child, how);
-                let status = wait(&mut dev.child, TIMEOUT * 2).expect("it ends");
+                let status = wait(&mut dev.child, TIMEOUT * 2).expect("it exits");
                 assert!(status.code().is_some(), "{how}: {status}");
                 assert_nothing_left(&folder);
             }

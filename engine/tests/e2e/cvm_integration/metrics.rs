@@ -1,23 +1,27 @@
-//! `/metrics` after traffic that is known.
+//! `/metrics` after known traffic.
 
-use super::{TdxFixture, admin};
 use crate::harness::client::Client;
+use crate::harness::fixture::Fixture;
 use crate::harness::message;
 use crate::harness::scrape::{Scrape, await_scrape};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::suite::Suite;
+use crate::harness::tdx_fixture::TdxFixture;
 use crate::harness::{READ_SECRET, READWRITE_SECRET, WRONG_SECRET};
 use crate::harness::{http, unverified_tls as tls};
 
 pub(super) fn add(suite: &mut Suite) {
     suite.add(
-        "citizen::every_series_is_there_from_the_start",
-        from_the_start,
+        "cvm_integration::metrics::all_series_exist_from_the_start",
+        all_series_exist,
     );
-    suite.add("citizen::known_traffic_is_counted", known_traffic);
     suite.add(
-        "citizen::few_connections_are_spread",
-        few_connections_are_spread,
+        "cvm_integration::metrics::counts_known_traffic",
+        counts_known_traffic,
+    );
+    suite.add(
+        "cvm_integration::metrics::balances_few_connections",
+        balances_few_connections,
     );
 }
 
@@ -27,21 +31,21 @@ const HISTOGRAMS: [&str; 3] = [
     "teesql_verification_seconds",
 ];
 
-fn from_the_start(fixture: &Fixture) {
+fn all_series_exist(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    // No certificate from an agent, and no client yet: no collateral is held.
+    // No certificate from an agent and no client yet: there is no collateral.
     let certificates = &fixture.harness.certificates;
     let settings = tdx
-        .settings(fixture)
+        .agent_settings(fixture)
         .set(
             "TEESQL_TLS_CERT",
             certificates.chain.to_str().expect("UTF-8"),
         )
         .set("TEESQL_TLS_KEY", certificates.key.to_str().expect("UTF-8"));
     let sidecar = Sidecar::start(&settings);
-    let address = admin(&sidecar);
+    let address = sidecar.admin_address();
     http::await_ready(address);
-    let first = Scrape::of(address);
+    let first = Scrape::fetch(address);
     for name in HISTOGRAMS {
         assert_eq!(first.value(&format!("{name}_count")), 0.0);
         assert_eq!(first.value(&format!("{name}_sum")), 0.0);
@@ -64,16 +68,16 @@ fn from_the_start(fixture: &Fixture) {
         assert_eq!(first.value(series), value, "{series}");
     }
     check_documented(&first);
-    tls::enter(Some(&tdx), &sidecar).terminate();
-    let then = await_scrape(address, |scrape| {
+    tls::session(Some(&tdx), &sidecar).terminate();
+    let after = await_scrape(address, |scrape| {
         scrape.sum("teesql_sessions_ended_total", "") == 1.0
     });
-    // A series that appears later begins with a leap that no rate sees.
-    assert!(then.series().eq(first.series()), "{then:?}");
+    // A series that appears later starts with a jump, which `rate()` does not see.
+    assert!(after.series().eq(first.series()), "{after:?}");
     for name in HISTOGRAMS {
-        assert_eq!(then.value(&format!("{name}_count")), 1.0, "{name}");
+        assert_eq!(after.value(&format!("{name}_count")), 1.0, "{name}");
     }
-    assert!(then.value(collateral) > 0.0);
+    assert!(after.value(collateral) > 0.0);
 }
 
 fn check_documented(scrape: &Scrape) {
@@ -90,81 +94,81 @@ fn fail(mut client: Client, role: &str, secret: &str, database: &str) {
         .expect_err("it is refused");
 }
 
-/// Whichever shard the kernel gives them to.
-fn few_connections_are_spread(fixture: &Fixture) {
+/// Connections are balanced between shards, whichever of them accepts them.
+fn balances_few_connections(fixture: &Fixture) {
     const SHARDS: usize = 3;
     let tdx = TdxFixture::new();
-    let _agent = tdx.agent();
-    let settings = tdx.settings(fixture);
+    let _agent = tdx.start_agent();
+    let settings = tdx.agent_settings(fixture);
     let sidecar = Sidecar::start(&settings.set("TEESQL_SHARDS", &SHARDS.to_string()));
-    let address = admin(&sidecar);
+    let address = sidecar.admin_address();
     http::await_ready(address);
-    let enter = || tls::enter(Some(&tdx), &sidecar);
-    let mut sessions: Vec<_> = (0..2 * SHARDS).map(|_| enter()).collect();
+    let session = || tls::session(Some(&tdx), &sidecar);
+    let mut sessions: Vec<_> = (0..2 * SHARDS).map(|_| session()).collect();
     let accepted = |shard| format!("teesql_connections_accepted_total{{shard=\"{shard}\"}}");
-    let spread = Scrape::of(address);
+    let scrape = Scrape::fetch(address);
     for shard in 0..SHARDS {
-        assert_eq!(spread.value(&accepted(shard)), 2.0, "{spread:?}");
+        assert_eq!(scrape.value(&accepted(shard)), 2.0, "{scrape:?}");
     }
     for session in &mut sessions {
-        assert_eq!(session.ask("select 1"), "1");
+        assert_eq!(session.query_value("select 1"), "1");
     }
-    // A place that becomes free is the next one's.
-    let leaving = sessions.swap_remove(1);
-    let peer = leaving.local_address();
-    leaving.terminate();
+    // The next connection goes to the shard that has a free slot.
+    let closing = sessions.swap_remove(1);
+    let peer = closing.local_address();
+    closing.terminate();
     sidecar.await_connection_end(peer);
-    sessions.push(enter());
-    let spread = Scrape::of(address);
+    sessions.push(session());
+    let scrape = Scrape::fetch(address);
     let all: f64 = (0..SHARDS)
-        .map(|shard| spread.value(&accepted(shard)))
+        .map(|shard| scrape.value(&accepted(shard)))
         .sum();
     assert_eq!(all, 7.0);
-    assert!((0..SHARDS).all(|shard| spread.value(&accepted(shard)) <= 3.0));
+    assert!((0..SHARDS).all(|shard| scrape.value(&accepted(shard)) <= 3.0));
 }
 
-fn known_traffic(fixture: &Fixture) {
+fn counts_known_traffic(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let _agent = tdx.agent();
-    let sidecar = Sidecar::start(&tdx.settings(fixture).set("TEESQL_SHARDS", "1"));
-    let address = admin(&sidecar);
+    let _agent = tdx.start_agent();
+    let sidecar = Sidecar::start(&tdx.agent_settings(fixture).set("TEESQL_SHARDS", "1"));
+    let address = sidecar.admin_address();
     http::await_ready(address);
-    let open = || tls::connect(Some(&tdx), &sidecar);
-    let enter = || tls::enter(Some(&tdx), &sidecar);
+    let connect = || tls::connect(Some(&tdx), &sidecar);
+    let session = || tls::session(Some(&tdx), &sidecar);
 
-    let mut readers = [enter(), enter()];
-    let mut writer = open();
+    let mut readers = [session(), session()];
+    let mut writer = connect();
     writer
         .login("teesql_readwrite", "via_scram", READWRITE_SECRET)
         .expect("the login succeeds");
-    let session = |role| format!("teesql_connections{{state=\"session\",role=\"{role}\"}}");
-    // A client may know of its session a moment before it is counted.
+    let session_series = |role| format!("teesql_connections{{state=\"session\",role=\"{role}\"}}");
+    // A session is counted a moment after its client is ready.
     let during = await_scrape(address, |scrape| {
         scrape.value("teesql_logins_total{outcome=\"accepted\",reason=\"none\"}") == 3.0
-            && scrape.value(&session("teesql_readwrite")) == 1.0
+            && scrape.value(&session_series("teesql_readwrite")) == 1.0
     });
-    assert_eq!(during.value(&session("teesql_read")), 2.0);
-    assert_eq!(during.value(&session("teesql_readwrite")), 1.0);
-    assert_eq!(during.value(&session("postgres")), 0.0);
+    assert_eq!(during.value(&session_series("teesql_read")), 2.0);
+    assert_eq!(during.value(&session_series("teesql_readwrite")), 1.0);
+    assert_eq!(during.value(&session_series("postgres")), 0.0);
     assert_eq!(
-        readers[0].ask("select repeat('x', 1000000)").len(),
+        readers[0].query_value("select repeat('x', 1000000)").len(),
         1_000_000
     );
-    let asked = readers[1].ask(&format!("select length('{}')", "y".repeat(50_000)));
-    assert_eq!(asked, "50000");
+    let length = readers[1].query_value(&format!("select length('{}')", "y".repeat(50_000)));
+    assert_eq!(length, "50000");
 
-    fail(open(), "teesql_read", WRONG_SECRET, "via_scram");
-    fail(open(), "teesql_readwrite", READ_SECRET, "via_scram");
-    fail(open(), "teesql_read", READ_SECRET, "no_such_database");
+    fail(connect(), "teesql_read", WRONG_SECRET, "via_scram");
+    fail(connect(), "teesql_readwrite", READ_SECRET, "via_scram");
+    fail(connect(), "teesql_read", READ_SECRET, "no_such_database");
     tls::connect(None, &sidecar).expect_fatal();
-    let mut canceller = open();
+    let mut canceller = connect();
     canceller.send(&message::cancel(1, &[1, 2, 3, 4]));
     canceller.expect_close();
     for client in readers {
         client.terminate();
     }
     writer.terminate();
-    // One line of the book is written after the other.
+    // The counters are not updated at the same time.
     let after = await_scrape(address, |scrape| {
         scrape.sum("teesql_connections", "") == 0.0
             && scrape.sum("teesql_sessions_ended_total", "") == 3.0
@@ -174,7 +178,7 @@ fn known_traffic(fixture: &Fixture) {
     check_counts(&after);
     assert_eq!(http::get(address, "/attestation").status, 200);
     let made = "teesql_attestation_reports_total{outcome=\"made\"}";
-    assert_eq!(Scrape::of(address).value(made), 1.0);
+    assert_eq!(Scrape::fetch(address).value(made), 1.0);
 }
 
 fn check_counts(after: &Scrape) {
@@ -195,7 +199,7 @@ fn check_counts(after: &Scrape) {
             "teesql_logins_total{outcome=\"refused\",reason=\"upstream_refused_session\"}",
             1.0,
         ),
-        // Postgres hangs up when it is told good-bye.
+        // Postgres closes the connection after Terminate.
         (
             "teesql_sessions_ended_total{reason=\"upstream_closed\"}",
             3.0,

@@ -1,35 +1,42 @@
-//! Postgres is restarted under fifty clients.
+//! Postgres restarts while fifty clients are connected.
 
 use std::thread;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
-use super::{TdxFixture, admin};
+use super::long;
 use crate::harness::client::Client;
 use crate::harness::cluster::ClusterOptions;
+use crate::harness::fixture::Fixture;
 use crate::harness::sidecar::Sidecar;
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::suite::Suite;
+use crate::harness::tdx_fixture::TdxFixture;
 use crate::harness::{http, unverified_tls as tls};
 
 pub(super) fn add(suite: &mut Suite) {
-    suite.add("citizen::postgres_restarts_under_fifty_clients", restarts);
+    suite.add(
+        "cvm_integration::postgres_restart::with_fifty_clients",
+        restarts_with_fifty_clients,
+    );
 }
 
 const CLIENTS: usize = 50;
 
-fn crowd(tdx: &TdxFixture, sidecar: &Sidecar) -> Vec<Client> {
+fn connect_all(tdx: &TdxFixture, sidecar: &Sidecar) -> Vec<Client> {
     thread::scope(|scope| {
-        let enter = || tls::enter(Some(tdx), sidecar);
-        let entering: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(enter)).collect();
-        let clients = entering.into_iter().map(thread::ScopedJoinHandle::join);
-        clients.map(|client| client.expect("it enters")).collect()
+        let connect = || tls::session(Some(tdx), sidecar);
+        let threads: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(connect)).collect();
+        let clients = threads.into_iter().map(thread::ScopedJoinHandle::join);
+        clients
+            .map(|client| client.expect("the login succeeds"))
+            .collect()
     })
 }
 
-fn restarts(fixture: &Fixture) {
+fn restarts_with_fifty_clients(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let _agent = tdx.agent();
+    let _agent = tdx.start_agent();
     let options = ClusterOptions {
         databases: vec!["via_scram"],
         ..ClusterOptions::default()
@@ -39,31 +46,31 @@ fn restarts(fixture: &Fixture) {
         .private_cluster(&fixture.harness.installed, &options);
     let settings = tdx.with_agent(fixture.settings_for(&cluster.address().to_string()));
     let sidecar = Sidecar::start(&settings);
-    let address = admin(&sidecar);
+    let address = sidecar.admin_address();
     http::await_ready(address);
-    let quiet = sidecar.sockets_at_rest();
+    let sockets = sidecar.settled_sockets();
     for how in [Signal::SIGINT, Signal::SIGQUIT] {
-        let clients = crowd(&tdx, &sidecar);
+        let clients = connect_all(&tdx, &sidecar);
         cluster.stop(how);
         for mut client in clients {
-            // Postgres says why, or has no time to.
+            // Postgres may send an error first.
             while client.read().is_ok() {}
         }
         http::await_unready(address, "postgres", "Postgres does not answer");
         cluster.start();
-        let back = Instant::now();
-        // The very first one enters: nothing backs off from a Postgres that is back.
-        let mut first = tls::enter(Some(&tdx), &sidecar);
-        let took = back.elapsed();
-        assert_eq!(first.ask("select 'back'"), "back");
+        let restarted = Instant::now();
+        // The first client connects: the sidecar does not back off once Postgres is available.
+        let mut first = tls::session(Some(&tdx), &sidecar);
+        let took = restarted.elapsed();
+        assert_eq!(first.query_value("select 'back'"), "back");
         first.terminate();
-        if super::long() {
+        if long() {
             eprintln!("{}: {how}: back after {took:?}", fixture.driver);
         }
-        for client in crowd(&tdx, &sidecar) {
+        for client in connect_all(&tdx, &sidecar) {
             client.terminate();
         }
         http::await_ready(address);
     }
-    sidecar.await_sockets(quiet);
+    sidecar.await_sockets(sockets);
 }

@@ -1,31 +1,37 @@
-//! Simulator mode: Mode D's psql line, and how far it goes.
+//! Simulator mode: psql without a password, and its limits.
 
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 
-use super::{TdxFixture, admin, teesql};
 use crate::harness::client::{Client, TcpClient};
+use crate::harness::fixture::Fixture;
 use crate::harness::message::{PROTOCOL_3_0, startup};
 use crate::harness::process::{TIMEOUT, lossy, pdeathsig_command, run, run_successfully};
-use crate::harness::sidecar::{Settings, Sidecar};
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::settings::Settings;
+use crate::harness::settings::sidecar_command;
+use crate::harness::sidecar::Sidecar;
+use crate::harness::suite::Suite;
+use crate::harness::tdx_fixture::TdxFixture;
 use crate::harness::{READ_SECRET, SUPERUSER_PASSWORD};
 use crate::harness::{http, unverified_tls as tls};
 
 pub(super) fn add(suite: &mut Suite) {
-    suite.add("citizen::mode_d_works_literally", mode_d);
     suite.add(
-        "citizen::simulator_trusts_this_machine_alone",
-        this_machine_alone,
+        "cvm_integration::simulator_mode::superuser_needs_no_password",
+        superuser_needs_no_password,
     );
-    if suite.is_last_driver() {
-        suite.add("citizen::simulator_defaults", defaults);
+    suite.add(
+        "cvm_integration::simulator_mode::trusts_local_connections_only",
+        trusts_local_connections_only,
+    );
+    if suite.adds_driver_independent() {
+        suite.add("cvm_integration::simulator_mode::defaults", defaults);
     }
 }
 
-/// As a developer has it: nothing is said of attestation.
+/// The settings of a developer: none for attestation.
 fn settings(tdx: &TdxFixture, fixture: &Fixture) -> Settings {
-    tdx.settings(fixture)
+    tdx.agent_settings(fixture)
         .without("TEESQL_REQUIRE_CLIENT_ATTESTATION")
         .without("TEESQL_GUEST_AGENT")
         .without("TEESQL_PCCS")
@@ -33,30 +39,30 @@ fn settings(tdx: &TdxFixture, fixture: &Fixture) -> Settings {
         .set("DSTACK_SIMULATOR_ENDPOINT", &tdx.path("dstack.sock"))
 }
 
-/// Never asks a person for a password.
+/// A psql that never prompts for a password.
 fn psql(line: &str) -> Command {
-    let mut psql = pdeathsig_command("psql".as_ref(), "KILL", None);
+    let mut psql = pdeathsig_command("psql", "KILL", None);
     psql.args(["-X", "-q", "-A", "-t", "-w", "-c", "select current_user"]);
     psql.arg(line).env_remove("PGPASSWORD");
     psql
 }
 
-fn mode_d(fixture: &Fixture) {
+fn superuser_needs_no_password(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let _agent = tdx.agent();
+    let _agent = tdx.start_agent();
     let sidecar = Sidecar::start(&settings(&tdx, fixture));
-    let address = admin(&sidecar);
+    let address = sidecar.admin_address();
     let port = sidecar.port();
     let line = format!("host=localhost port={port} user=postgres sslmode=require dbname=postgres");
     assert_eq!(run_successfully(psql(&line), TIMEOUT), "postgres\n");
     let reader = format!("host=localhost port={port} user=teesql_read dbname=via_scram");
-    let said = lossy(&run(psql(&reader), TIMEOUT).stderr);
-    assert!(said.contains("no password supplied"), "{said}");
+    let output = lossy(&run(psql(&reader), TIMEOUT).stderr);
+    assert!(output.contains("no password supplied"), "{output}");
     let mut psql = psql(&reader);
     psql.env("PGPASSWORD", READ_SECRET);
     assert_eq!(run_successfully(psql, TIMEOUT), "teesql_read\n");
 
-    let line = sidecar.await_log("the start", |line| line["message"] == "listening");
+    let line = sidecar.await_message("listening");
     assert_eq!(line["mode"], "simulator");
     sidecar.await_log("a warning", |line| {
         let message = line["message"].as_str().unwrap_or_default();
@@ -75,72 +81,78 @@ fn mode_d(fixture: &Fixture) {
     }
 }
 
-/// Who the superuser's session is of, after no question or the one for a password.
-fn log_in(mut client: Client, password: Option<&str>) -> String {
+/// Logs in as superuser, with a password request if `password` is set, and returns the user of the
+/// session.
+fn log_in_superuser(mut client: Client, password: Option<&str>) -> String {
     match password {
         None => {
             let start = [("user", "postgres"), ("database", "postgres")];
             client.send(&startup(PROTOCOL_3_0, &start));
-            client.await_ready(Default::default()).expect("unasked");
+            client
+                .await_ready(Default::default())
+                .expect("no password request");
         }
         Some(password) => {
-            let asked = client.login("postgres", "postgres", password);
-            asked.expect("with the password");
+            let login = client.login("postgres", "postgres", password);
+            login.expect("the password is accepted");
         }
     }
-    client.ask("select current_user")
+    client.query_value("select current_user")
 }
 
-fn v2(rest: &[u8]) -> Vec<u8> {
+fn proxy_v2_header(rest: &[u8]) -> Vec<u8> {
     [b"\r\n\r\n\0\r\nQUIT\n", rest].concat()
 }
 
-/// Who speaks for others is not local, whatever is claimed.
-fn this_machine_alone(fixture: &Fixture) {
+/// A connection with a PROXY header is not local, whatever the header says.
+fn trusts_local_connections_only(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let _agent = tdx.agent();
+    let _agent = tdx.start_agent();
     let settings = settings(&tdx, fixture).set("TEESQL_PROXY_PROTOCOL_FROM", "127.0.0.0/8");
     let sidecar = Sidecar::start(&settings);
-    assert_eq!(log_in(tls::connect(None, &sidecar), None), "postgres");
+    assert_eq!(
+        log_in_superuser(tls::connect(None, &sidecar), None),
+        "postgres"
+    );
     let loopback = [127, 0, 0, 1, 127, 0, 0, 1, 0x9c, 0x40, 0x15, 0x39];
     for header in [
         b"PROXY TCP4 203.0.113.9 127.0.0.1 40000 5433\r\n".to_vec(),
         b"PROXY TCP4 127.0.0.1 127.0.0.1 40000 5433\r\n".to_vec(),
         b"PROXY TCP6 ::1 ::1 40000 5433\r\n".to_vec(),
         b"PROXY UNKNOWN\r\n".to_vec(),
-        v2(&[0x20, 0x00, 0, 0]),
-        v2(&[0x21, 0x00, 0, 0]),
-        v2(&[&[0x21, 0x11, 0, 12], &loopback[..]].concat()),
+        proxy_v2_header(&[0x20, 0x00, 0, 0]),
+        proxy_v2_header(&[0x21, 0x00, 0, 0]),
+        proxy_v2_header(&[&[0x21, 0x11, 0, 12], &loopback[..]].concat()),
     ] {
         let mut tcp = TcpClient::connect(sidecar.address());
         tcp.send(&header);
         let client = Client::handshake(tls::config(None), tcp).expect("TLS");
-        let user = log_in(client, Some(SUPERUSER_PASSWORD));
+        let user = log_in_superuser(client, Some(SUPERUSER_PASSWORD));
         assert_eq!(user, "postgres", "{header:?}");
     }
     drop(sidecar);
-    if let Some(own) = address_of_our_own() {
-        from_elsewhere(&settings.set("TEESQL_LISTEN", "0.0.0.0:0"), own);
+    if let Some(address) = non_loopback_address() {
+        requires_password_from(&settings.set("TEESQL_LISTEN", "0.0.0.0:0"), address);
     }
 }
 
-/// A peer with an address that is not loopback.
-fn from_elsewhere(settings: &Settings, own: IpAddr) {
+/// A connection from an address that is not loopback needs the password.
+fn requires_password_from(settings: &Settings, local: IpAddr) {
     let sidecar = Sidecar::spawn(settings);
-    let line = sidecar.await_log("listening", |line| line["message"] == "listening");
+    let line = sidecar.await_message("listening");
     let address = line["address"].as_str().expect("text");
     let address: SocketAddr = address.parse().expect("an address");
-    let stream = TcpStream::connect((own, address.port())).expect("it accepts");
+    let stream = TcpStream::connect((local, address.port())).expect("the sidecar accepts");
     for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
         set(&stream, Some(TIMEOUT)).expect("a live socket");
     }
     let client = Client::handshake(tls::config(None), TcpClient::from_stream(stream)).expect("TLS");
-    let user = log_in(client, Some(SUPERUSER_PASSWORD));
+    let user = log_in_superuser(client, Some(SUPERUSER_PASSWORD));
     assert_eq!(user, "postgres");
 }
 
-/// Of this machine but not loopback, where there is one. Sends nothing.
-fn address_of_our_own() -> Option<IpAddr> {
+/// An address of this machine that is not loopback, if there is one. Sends nothing.
+fn non_loopback_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("192.0.2.1:9").ok()?;
     let address = socket.local_addr().ok()?.ip();
@@ -148,17 +160,17 @@ fn address_of_our_own() -> Option<IpAddr> {
 }
 
 fn defaults(_: &Fixture) {
-    // All that has no default outside simulator mode.
+    // The settings without a default outside simulator mode.
     let secret = "11".repeat(32);
     let secrets = [
         ("TEESQL_READ_SECRET", secret.as_str()),
         ("TEESQL_READWRITE_SECRET", secret.as_str()),
     ];
     let check = |environment: &[(&str, &str)]| {
-        let output = run(teesql(&["check"], environment), TIMEOUT);
-        let said = lossy(&output.stdout);
-        assert_eq!(output.status.code(), Some(0), "{said}");
-        (said, lossy(&output.stderr))
+        let output = run(sidecar_command(&["check"], environment), TIMEOUT);
+        let stdout = lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{stdout}");
+        (stdout, lossy(&output.stderr))
     };
     let (out, err) = check(&[("DSTACK_SIMULATOR_ENDPOINT", "http://127.0.0.1:8090")]);
     for line in [

@@ -5,34 +5,44 @@ use std::process::{Output, Stdio};
 
 use nix::sys::signal::Signal;
 
-use super::drivers::READER;
-use crate::harness::forwarder::Settings;
+use crate::harness::READER;
+use crate::harness::fixture::Fixture;
 use crate::harness::process::{TIMEOUT, lossy, poll_until, run, signal, spawn, wait};
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::settings::Settings;
+use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::TdxFixture;
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add("forward::command::exit_codes", exit_codes);
-    suite.add("forward::command::environment", environment);
-    suite.add("forward::command::signals", signals);
-    suite.add("forward::command::psql", psql);
-    suite.add("forward::command::mistakes", mistakes);
+    suite.add("forwarder::child_command::returns_exit_codes", exit_codes);
+    suite.add(
+        "forwarder::child_command::sets_the_environment",
+        environment,
+    );
+    suite.add("forwarder::child_command::forwards_signals", signals);
+    suite.add("forwarder::child_command::runs_psql", psql);
+    suite.add(
+        "forwarder::child_command::reports_invalid_settings",
+        invalid_settings,
+    );
 }
 
-fn quiet(tdx: &TdxFixture, fixture: &Fixture) -> Settings {
-    tdx.settings_to(fixture, "db.example:5433")
+fn settings_with_quiet_log(tdx: &TdxFixture, fixture: &Fixture) -> Settings {
+    tdx.forwarder_settings_to(fixture, "db.example:5433")
         .set("TEESQL_LOG", "warn")
 }
 
 fn sh(settings: &Settings, script: &str) -> Output {
-    run(settings.command(&["--", "sh", "-c", script]), TIMEOUT)
+    run(
+        settings.forwarder_command(&["--", "sh", "-c", script]),
+        TIMEOUT,
+    )
 }
 
 fn exit_codes(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     let socket = tdx.path("sock");
     fs::create_dir(&socket).expect("a folder");
-    let settings = quiet(&tdx, fixture).set("TEESQL_FORWARD_LISTEN", &socket);
+    let settings = settings_with_quiet_log(&tdx, fixture).set("TEESQL_FORWARD_LISTEN", &socket);
     for (script, code) in [
         ("exit 0", 0),
         ("exit 7", 7),
@@ -43,26 +53,29 @@ fn exit_codes(fixture: &Fixture) {
         let output = sh(&settings, script);
         assert_eq!(output.status.code(), Some(code), "{script}: {output:?}");
         let left = fs::read_dir(&socket).expect("a folder").count();
-        assert_eq!(left, 0, "{script}: the socket is left");
+        assert_eq!(left, 0, "{script}: the socket was not removed");
     }
-    let none = run(settings.command(&["--", "/nobody/has/this"]), TIMEOUT);
-    assert_eq!(none.status.code(), Some(127));
-    let said = lossy(&none.stderr);
-    assert!(
-        said.contains("/nobody/has/this: No such file or directory"),
-        "{said}"
+    let none = run(
+        settings.forwarder_command(&["--", "/no/such/program"]),
+        TIMEOUT,
     );
-    // A start that fails leaves no socket either.
+    assert_eq!(none.status.code(), Some(127));
+    let stderr = lossy(&none.stderr);
+    assert!(
+        stderr.contains("/no/such/program: No such file or directory"),
+        "{stderr}"
+    );
+    // A failed start leaves no socket either.
     let agent = settings
         .without("TEESQL_CLIENT_CERT")
         .without("TEESQL_CLIENT_KEY")
-        .set("TEESQL_GUEST_AGENT", &tdx.path("nobody.sock"))
+        .set("TEESQL_GUEST_AGENT", &tdx.path("missing.sock"))
         .set("TEESQL_START_TIMEOUT", "200ms");
     assert_eq!(sh(&agent, "exit 0").status.code(), Some(69));
     assert_eq!(fs::read_dir(&socket).expect("a folder").count(), 0);
 }
 
-const ASKED: [&str; 7] = [
+const VARIABLES: [&str; 7] = [
     "DATABASE_URL",
     "PGHOST",
     "PGPORT",
@@ -72,8 +85,8 @@ const ASKED: [&str; 7] = [
     "PGDATABASE",
 ];
 
-/// What the command finds, with the port as `PORT`.
-fn found(settings: &Settings) -> Vec<String> {
+/// The variables in the environment of the command, with the port as `PORT`.
+fn child_environment(settings: &Settings) -> Vec<String> {
     let output = sh(settings, "env");
     let text = lossy(&output.stdout);
     let value = |name: &str| {
@@ -83,20 +96,21 @@ fn found(settings: &Settings) -> Vec<String> {
         line.unwrap_or("-").to_owned()
     };
     let port = value("PGPORT");
-    ASKED
+    VARIABLES
         .map(|name| value(name).replace(&port, "PORT"))
         .to_vec()
 }
 
 fn environment(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let settings = quiet(&tdx, fixture);
+    let settings = settings_with_quiet_log(&tdx, fixture);
     let plain = "postgresql://127.0.0.1:PORT/?sslmode=disable";
     assert_eq!(
-        found(&settings),
+        child_environment(&settings),
         [plain, "127.0.0.1", "PORT", "disable", "-", "-", "-"]
     );
-    // Role, password and database stay, whatever is in them; TLS is our business.
+    // Role, password and database are kept with all their special characters. TLS settings are
+    // replaced.
     let url = "postgres://a%40b:p%2Fw%3A%23%20%25@db.example:5433/my%20db?application_name=x%26y&sslmode=verify-full&sslrootcert=/ca.pem&channel_binding=require";
     let given = settings
         .clone()
@@ -106,7 +120,7 @@ fn environment(fixture: &Fixture) {
         .set("PGHOSTADDR", "192.0.2.1");
     let local = "postgres://a%40b:p%2Fw%3A%23%20%25@127.0.0.1:PORT/my%20db?application_name=x%26y&sslmode=disable";
     assert_eq!(
-        found(&given),
+        child_environment(&given),
         [
             local,
             "127.0.0.1",
@@ -117,14 +131,17 @@ fn environment(fixture: &Fixture) {
             "my db"
         ]
     );
-    let around = sh(&given, "env | grep -E '^(PGSERVICE|PGHOSTADDR)='");
-    assert_eq!(around.status.code(), Some(1), "{around:?}");
-    // The user's own variables win over the DSN's.
-    assert_eq!(found(&given.clone().set("PGUSER", "me"))[4], "me");
+    let removed = sh(&given, "env | grep -E '^(PGSERVICE|PGHOSTADDR)='");
+    assert_eq!(removed.status.code(), Some(1), "{removed:?}");
+    // The user's own variables take precedence over the DSN.
+    assert_eq!(
+        child_environment(&given.clone().set("PGUSER", "me"))[4],
+        "me"
+    );
     let folder = tdx.path("s");
     fs::create_dir(&folder).expect("a folder");
     let local = format!("{folder}/.s.PGSQL.6543");
-    let unix = found(&given.set("TEESQL_FORWARD_LISTEN", &local));
+    let unix = child_environment(&given.set("TEESQL_FORWARD_LISTEN", &local));
     assert!(unix[0].starts_with("postgres://a%40b:"), "{unix:?}");
     assert!(unix[0].contains("@localhost:PORT/my%20db?"), "{unix:?}");
     let host = folder.replace('/', "%2F");
@@ -145,55 +162,59 @@ fn signals(fixture: &Fixture) {
     ] {
         let ready = tdx.path(name);
         let script = format!("trap 'exit 9' {name}; touch {ready}; while :; do sleep 0.05; done");
-        let mut command = quiet(&tdx, fixture).command(&["--", "sh", "-c", &script]);
+        let mut command =
+            settings_with_quiet_log(&tdx, fixture).forwarder_command(&["--", "sh", "-c", &script]);
         command.stdout(Stdio::null()).stderr(Stdio::null());
-        let mut child = spawn(command).expect("it starts");
+        let mut child = spawn(command).expect("the forwarder starts");
         let is_ready = || fs::exists(&ready).unwrap_or(false).then_some(());
         poll_until(TIMEOUT, is_ready).expect("the command runs");
         signal(&child, which);
-        let status = wait(&mut child, TIMEOUT).expect("it ends");
+        let status = wait(&mut child, TIMEOUT).expect("the forwarder exits");
         assert_eq!(status.code(), Some(9), "{name}");
     }
 }
 
-/// The issue's own example, with nothing but a DSN.
+/// A command with a DSN only.
 fn psql(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let sidecar = tdx.sidecar(fixture);
+    let sidecar = tdx.start_attested_sidecar(fixture);
     let url = format!(
         "postgresql://{}:{}@{}/via_scram?sslmode=require",
         READER.0,
         READER.1,
         sidecar.address()
     );
-    let settings = tdx.settings(fixture).set("DATABASE_URL", &url);
+    let settings = tdx.forwarder_settings(fixture).set("DATABASE_URL", &url);
     let ask = [
         "--",
         "psql",
         "-XAtc",
         "select current_user, current_database()",
     ];
-    let output = run(settings.command(&ask), TIMEOUT * 2);
+    let output = run(settings.forwarder_command(&ask), TIMEOUT * 2);
     assert_eq!(
         lossy(&output.stdout),
         "teesql_read|via_scram\n",
         "{output:?}"
     );
     assert_eq!(output.status.code(), Some(0));
-    // Whoever outlives the command has lost the forwarder.
+    // A process that outlives the command loses its connection, because the forwarder has ended.
     let pid = tdx.path("left");
     let script =
         format!("psql -Xc 'select pg_sleep(3600)' >/dev/null 2>&1 & echo $! >{pid}; sleep 0.3");
-    let output = run(settings.command(&["--", "sh", "-c", &script]), TIMEOUT);
+    let output = run(
+        settings.forwarder_command(&["--", "sh", "-c", &script]),
+        TIMEOUT,
+    );
     assert_eq!(output.status.code(), Some(0));
     let left = fs::read_to_string(&pid).expect("a pid");
-    let gone = || (!fs::exists(format!("/proc/{}", left.trim())).unwrap_or(true)).then_some(());
-    poll_until(TIMEOUT, gone).expect("psql has lost its server");
+    let exited = || (!fs::exists(format!("/proc/{}", left.trim())).unwrap_or(true)).then_some(());
+    poll_until(TIMEOUT, exited).expect("psql exits without its server");
 }
 
-fn mistakes(fixture: &Fixture) {
+fn invalid_settings(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let base = tdx.settings(fixture);
+    let base = tdx.forwarder_settings(fixture);
     let not_a_uri = "DATABASE_URL is not a URI: expected postgresql://user@host:5433/database";
     let target = "expected HOST:PORT, e.g. db.example:5433";
     for (name, value, text) in [
@@ -228,17 +249,17 @@ fn mistakes(fixture: &Fixture) {
         ("TEESQL_CLUSTER", "c.example", "manifest_signer"),
     ] {
         let settings = base.clone().set(name, value);
-        let output = run(settings.command(&[]), TIMEOUT);
-        let said = lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(64), "{name}={value}: {said}");
-        assert!(said.contains(text), "{name}={value}: {said}");
-        assert!(!said.contains("hunter2"), "a secret: {said}");
+        let output = run(settings.forwarder_command(&[]), TIMEOUT);
+        let stderr = lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{name}={value}: {stderr}");
+        assert!(stderr.contains(text), "{name}={value}: {stderr}");
+        assert!(!stderr.contains("hunter2"), "a secret in: {stderr}");
         assert_eq!(lossy(&output.stdout), "");
     }
-    let output = run(base.command(&[]), TIMEOUT);
-    let said = lossy(&output.stderr);
+    let output = run(base.forwarder_command(&[]), TIMEOUT);
+    let stderr = lossy(&output.stderr);
     assert!(
-        said.contains("no server: use --target, DATABASE_URL or --cluster"),
-        "{said}"
+        stderr.contains("no server: use --target, DATABASE_URL or --cluster"),
+        "{stderr}"
     );
 }

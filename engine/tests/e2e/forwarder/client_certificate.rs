@@ -1,109 +1,112 @@
-//! What the forwarder shows: the guest agent's certificate or PEM files, kept
-//! good while it runs.
+//! The certificate that the forwarder presents: from the guest agent or from PEM files, renewed while
+//! it runs.
 
 use std::fs;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use attest::agent::Method;
-use attest::mock::{Agent, AgentBehaviour, AgentListen, AgentOptions, Evidence};
+use attest::mock::{AgentBehaviour, Evidence};
 
-use super::drivers::READER;
-use crate::harness::forwarder::{Forwarder, Settings};
+use crate::harness::READER;
+use crate::harness::fixture::Fixture;
+use crate::harness::forwarder::Forwarder;
 use crate::harness::process::{TIMEOUT, lossy, poll_until, run};
-use crate::harness::suite::{Fixture, Suite};
-use crate::harness::tdx_fixture::{SEED, TdxFixture, now};
+use crate::harness::settings::Settings;
+use crate::harness::suite::Suite;
+use crate::harness::tdx_fixture::TdxFixture;
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add("forward::identity::of_the_guest_agent", of_the_agent);
-    suite.add("forward::identity::no_guest_agent", no_agent);
-    suite.add("forward::identity::files_that_change", files);
+    suite.add(
+        "forwarder::client_certificate::renews_from_the_guest_agent",
+        renews_from_the_agent,
+    );
+    suite.add(
+        "forwarder::client_certificate::exits_without_a_guest_agent",
+        exits_without_an_agent,
+    );
+    suite.add(
+        "forwarder::client_certificate::reloads_changed_files",
+        reloads_changed_files,
+    );
 }
 
-fn agent(tdx: &TdxFixture) -> Agent {
-    let options = AgentOptions {
-        seed: SEED,
-        ..AgentOptions::new(now)
-    };
-    let listen = AgentListen::Unix(tdx.path("dstack.sock").into());
-    Agent::start(Arc::clone(&tdx.pki), listen, options).expect("a guest agent")
-}
-
-fn by_agent(tdx: &TdxFixture, fixture: &Fixture, target: impl ToString) -> Settings {
-    tdx.settings_to(fixture, target)
+fn agent_settings(tdx: &TdxFixture, fixture: &Fixture, target: impl ToString) -> Settings {
+    tdx.forwarder_settings_to(fixture, target)
         .without("TEESQL_CLIENT_CERT")
         .without("TEESQL_CLIENT_KEY")
         .set("TEESQL_GUEST_AGENT", &tdx.path("dstack.sock"))
 }
 
-/// Renewed while it runs, under a session that stays.
-fn of_the_agent(fixture: &Fixture) {
+fn renews_from_the_agent(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let agent = agent(&tdx);
-    let sidecar = tdx.sidecar(fixture);
+    let agent = tdx.start_agent();
+    let sidecar = tdx.start_attested_sidecar(fixture);
     let settings =
-        by_agent(&tdx, fixture, sidecar.address()).set("TEESQL_CERTIFICATE_VALIDITY", "3s");
+        agent_settings(&tdx, fixture, sidecar.address()).set("TEESQL_CERTIFICATE_VALIDITY", "3s");
     let forwarder = Forwarder::start(&settings);
-    assert_eq!(forwarder.ask(READER), "1\n");
+    forwarder.assert_reader_connects();
     let first = agent.requests(Method::GetTlsKey);
     let renewed = || (agent.requests(Method::GetTlsKey) >= first + 2).then_some(());
-    poll_until(TIMEOUT, renewed).expect("it is renewed");
-    forwarder.await_log("new", |line| line["message"] == "new certificate in use");
-    assert_eq!(forwarder.ask(READER), "1\n", "with the new one");
-    // One that the agent does not give costs nobody anything before the end.
+    poll_until(TIMEOUT, renewed).expect("the certificate is renewed");
+    forwarder.await_message("new certificate in use");
+    assert_eq!(
+        forwarder.psql_select_1(READER),
+        "1\n",
+        "with the new certificate"
+    );
+    // A failed renewal has no effect before the certificate expires.
     agent.behave(AgentBehaviour::Close);
-    forwarder.await_log("a warning", |line| {
-        line["message"] == "certificate not renewed"
-    });
+    forwarder.await_message("certificate not renewed");
     agent.behave(AgentBehaviour::Normal);
 }
 
-fn no_agent(fixture: &Fixture) {
+fn exits_without_an_agent(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let settings = by_agent(&tdx, fixture, "db.example:5433").set("TEESQL_START_TIMEOUT", "600ms");
-    let begun = Instant::now();
-    let output = run(settings.command(&[]), TIMEOUT);
-    let said = lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(69), "{said}");
-    assert!(said.contains("no client certificate: "), "{said}");
-    assert!(said.contains("dstack.sock"), "{said}");
+    let settings =
+        agent_settings(&tdx, fixture, "db.example:5433").set("TEESQL_START_TIMEOUT", "600ms");
+    let start = Instant::now();
+    let output = run(settings.forwarder_command(&[]), TIMEOUT);
+    let stderr = lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(69), "{stderr}");
+    assert!(stderr.contains("no client certificate: "), "{stderr}");
+    assert!(stderr.contains("dstack.sock"), "{stderr}");
 
-    let agent = agent(&tdx);
+    let agent = tdx.start_agent();
     agent.behave(AgentBehaviour::Hang(Duration::from_secs(30)));
-    let output = run(settings.command(&[]), TIMEOUT);
-    let said = lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(69), "{said}");
-    assert!(said.contains("did not answer within 600ms"), "{said}");
+    let output = run(settings.forwarder_command(&[]), TIMEOUT);
+    let stderr = lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(69), "{stderr}");
+    assert!(stderr.contains("did not answer within 600ms"), "{stderr}");
     assert!(
-        begun.elapsed() < Duration::from_secs(20),
-        "it waits too long"
+        start.elapsed() < Duration::from_secs(20),
+        "it waits longer than the start timeout"
     );
 
     agent.behave(AgentBehaviour::Status(403, "{\"error\":\"no\"}".to_owned()));
-    let output = run(settings.command(&[]), TIMEOUT);
+    let output = run(settings.forwarder_command(&[]), TIMEOUT);
     assert_eq!(output.status.code(), Some(69));
 }
 
-fn files(fixture: &Fixture) {
+fn reloads_changed_files(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let sidecar = tdx.sidecar(fixture);
-    let settings = tdx.settings_to(fixture, sidecar.address());
+    let sidecar = tdx.start_attested_sidecar(fixture);
+    let settings = tdx.forwarder_settings_to(fixture, sidecar.address());
     let forwarder = Forwarder::start(&settings);
-    assert_eq!(forwarder.ask(READER), "1\n");
-    // Half of a replacement is not used; the whole is.
+    forwarder.assert_reader_connects();
+    // A new certificate is used once its key has been replaced too.
     let other = tdx.issue("other client", &Evidence::default());
     fs::write(settings.get("TEESQL_CLIENT_CERT"), other.chain_pem()).expect("the certificate");
     forwarder.await_log("a mismatch", |line| {
         let text = line["message"].as_str().unwrap_or_default();
         text.starts_with("the certificate's files have changed, and are not used")
     });
-    assert_eq!(forwarder.ask(READER), "1\n");
+    forwarder.assert_reader_connects();
     let key = other.key().to_pkcs8_pem().expect("a key");
     fs::write(settings.get("TEESQL_CLIENT_KEY"), key).expect("the key");
-    forwarder.await_log("new", |line| line["message"] == "new certificate in use");
-    assert_eq!(forwarder.ask(READER), "1\n");
+    forwarder.await_message("new certificate in use");
+    forwarder.assert_reader_connects();
 
-    let nothing = settings.set("TEESQL_CLIENT_CERT", &tdx.path("nothing.pem"));
-    let output = run(nothing.command(&[]), TIMEOUT);
+    let missing = settings.set("TEESQL_CLIENT_CERT", &tdx.path("missing.pem"));
+    let output = run(missing.forwarder_command(&[]), TIMEOUT);
     assert_eq!(output.status.code(), Some(64), "{output:?}");
 }

@@ -1,20 +1,35 @@
-//! A target by name.
+//! A target that is a DNS name.
 
-use super::drivers::READER;
-use crate::harness::forwarder::{Forwarder, Settings};
+use crate::harness::READER;
+use crate::harness::client::TcpClient;
+use crate::harness::fixture::Fixture;
+use crate::harness::forwarder::Forwarder;
 use crate::harness::name_server::NameServer;
 use crate::harness::process::{TIMEOUT, poll_until};
-use crate::harness::recording_server::{self as recorder, Recorder};
-use crate::harness::suite::{Fixture, Requirement, Suite};
+use crate::harness::recording_server::{self, RecordingServer};
+use crate::harness::settings::Settings;
+use crate::harness::sidecar::Sidecar;
+use crate::harness::suite::{Requirement, Suite};
 use crate::harness::tdx_fixture::TdxFixture;
+use attest::mock::Evidence;
+use std::time::Duration;
+use std::time::Instant;
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add_requiring(&[Requirement::Knot], "forward::dns::by_name", by_name);
-    suite.add_requiring(&[Requirement::Knot], "forward::dns::failures", failures);
     suite.add_requiring(
         &[Requirement::Knot],
-        "forward::dns::a_name_that_moves",
-        moves,
+        "forwarder::dns::resolves_names",
+        resolves_names,
+    );
+    suite.add_requiring(
+        &[Requirement::Knot],
+        "forwarder::dns::reports_failures",
+        failures,
+    );
+    suite.add_requiring(
+        &[Requirement::Knot],
+        "forwarder::dns::follows_changed_addresses",
+        follows_changed_addresses,
     );
 }
 
@@ -25,27 +40,24 @@ fn settings(
     name: &str,
     port: u16,
 ) -> Settings {
-    tdx.settings_to(fixture, format!("{name}:{port}"))
+    tdx.forwarder_settings_to(fixture, format!("{name}:{port}"))
         .set("TEESQL_DNS_SERVER", &dns.address())
 }
 
-/// Of two addresses the first is dead.
-fn by_name(fixture: &Fixture) {
+/// Names with one address, and with two of which the first does not answer.
+fn resolves_names(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let sidecar = crate::harness::sidecar::Sidecar::start(
-        &tdx.sidecar_settings(fixture)
-            .set("TEESQL_LISTEN", "127.0.0.1:0"),
-    );
+    let sidecar = Sidecar::start(&tdx.attested_sidecar_settings(fixture));
     let dns = NameServer::start("db A 127.0.0.1\ntwo A 127.0.0.9\ntwo A 127.0.0.1\n");
     for name in ["db.teesql.test", "two.teesql.test"] {
         let forwarder = Forwarder::start(&settings(&tdx, fixture, &dns, name, sidecar.port()));
         for _ in 0..4 {
-            assert_eq!(forwarder.ask(READER), "1\n");
+            forwarder.assert_reader_connects();
         }
     }
-    // The name, not the address, is the SNI.
-    let config = recorder::config(&tdx.issue("s", &attest::mock::Evidence::default()));
-    let server = Recorder::tls(move |_| config.clone());
+    // The SNI is the name.
+    let config = recording_server::config(&tdx.issue("s", &Evidence::default()));
+    let server = RecordingServer::tls(move |_| config.clone());
     let settings = settings(
         &tdx,
         fixture,
@@ -54,28 +66,34 @@ fn by_name(fixture: &Fixture) {
         server.address().port(),
     );
     let forwarder = Forwarder::start(&settings);
-    let mut session = crate::harness::client::TcpClient::connect(forwarder.address());
+    let mut session = TcpClient::connect(forwarder.address());
     session.send(&crate::harness::message::startup(
         crate::harness::message::PROTOCOL_3_0,
         &[("user", "u")],
     ));
     session.expect_prefix(b"R");
-    assert_eq!(server.names(), [(Some("db.teesql.test".to_owned()), false)]);
+    assert_eq!(
+        server.server_names(),
+        [(Some("db.teesql.test".to_owned()), false)]
+    );
 }
 
 fn failures(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     let mut dns = NameServer::start("db A 127.0.0.1\nempty TXT nothing\n");
     let refused = |forwarder: &Forwarder, code: &str, text: &str| {
-        let said = forwarder.ask(READER);
-        assert!(said.contains(&format!("FATAL:  {text}")), "{code}: {said}");
+        let output = forwarder.psql_select_1(READER);
+        assert!(
+            output.contains(&format!("FATAL:  {text}")),
+            "{code}: {output}"
+        );
         forwarder.await_reason(code);
     };
     for (name, code, text) in [
         (
-            "nobody.teesql.test",
+            "missing.teesql.test",
             "no_address",
-            "nobody.teesql.test has no address",
+            "missing.teesql.test has no address",
         ),
         (
             "empty.teesql.test",
@@ -101,26 +119,23 @@ fn failures(fixture: &Fixture) {
     }
     let down = Forwarder::start(&settings(&tdx, fixture, &dns, "db.teesql.test", 5433));
     dns.freeze();
-    let begun = std::time::Instant::now();
+    let start = Instant::now();
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| refused(&down, "dns_failed", "cannot resolve db.teesql.test: "));
         }
     });
-    // One question for all who wait, or two; not eight in a row.
-    let took = begun.elapsed();
-    assert!(took < std::time::Duration::from_secs(25), "{took:?}");
+    // All connections share one lookup or two; eight in sequence would take longer.
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(25), "{took:?}");
     dns.stop();
     refused(&down, "dns_failed", "cannot resolve db.teesql.test: ");
 }
 
-fn moves(fixture: &Fixture) {
+fn follows_changed_addresses(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     let mut dns = NameServer::start("db 300 A 127.0.0.1\n");
-    let sidecar = crate::harness::sidecar::Sidecar::start(
-        &tdx.sidecar_settings(fixture)
-            .set("TEESQL_LISTEN", "127.0.0.1:0"),
-    );
+    let sidecar = Sidecar::start(&tdx.attested_sidecar_settings(fixture));
     let forwarder = Forwarder::start(&settings(
         &tdx,
         fixture,
@@ -128,37 +143,35 @@ fn moves(fixture: &Fixture) {
         "db.teesql.test",
         sidecar.port(),
     ));
-    assert_eq!(forwarder.ask(READER), "1\n");
-    // Its TTL is not over, and it fails: asked again at once, not from memory.
+    forwarder.assert_reader_connects();
+    // The TTL has not expired, but the connection fails: the forwarder resolves the name again.
     let port = sidecar.port();
     drop(sidecar);
     let elsewhere = tdx
-        .sidecar_settings(fixture)
+        .attested_sidecar_settings(fixture)
         .set("TEESQL_LISTEN", &format!("127.0.0.2:{port}"));
-    let sidecar = crate::harness::sidecar::Sidecar::start(&elsewhere);
+    let sidecar = Sidecar::start(&elsewhere);
     dns.publish("db 1 A 127.0.0.2\n");
-    assert_eq!(forwarder.ask(READER), "1\n");
-    // Over after a second: followed without any failure.
+    forwarder.assert_reader_connects();
+    // The TTL expires after a second: the forwarder follows without a failed connection.
     let here = tdx
-        .sidecar_settings(fixture)
+        .attested_sidecar_settings(fixture)
         .set("TEESQL_LISTEN", &format!("127.0.0.3:{port}"));
-    let third = crate::harness::sidecar::Sidecar::start(&here);
+    let third = Sidecar::start(&here);
     dns.publish("db 1 A 127.0.0.3\n");
     poll_until(TIMEOUT, || {
-        assert_eq!(forwarder.ask(READER), "1\n");
+        forwarder.assert_reader_connects();
         let ended = third
             .log_lines()
             .iter()
             .any(|line| line.contains("client_closed"));
         ended.then_some(())
     })
-    .expect("the TTL is minded");
+    .expect("the forwarder respects the TTL");
     drop(sidecar);
-    // A name server that is down keeps nobody from a server that is up.
+    // While the name server is down, the forwarder uses the last address.
     dns.stop();
-    std::thread::sleep(std::time::Duration::from_millis(1200));
-    assert_eq!(forwarder.ask(READER), "1\n");
-    forwarder.await_log("it says so", |line| {
-        line["message"] == "using the last address"
-    });
+    std::thread::sleep(Duration::from_millis(1200));
+    forwarder.assert_reader_connects();
+    forwarder.await_message("using the last address");
 }

@@ -1,26 +1,30 @@
-//! The forwarder inside a Rust service: two at once, no signals, nothing left.
+//! Forwarders embedded in a Rust program: two in one process, no signal handlers, a clean stop.
 
 use engine::Forwarder;
 use engine::config::Forward;
 use tokio_postgres::{Config, NoTls};
 
-use super::drivers::READER;
-use crate::harness::process::TIMEOUT;
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::READER;
+use crate::harness::fixture::Fixture;
+use crate::harness::process::{TIMEOUT, block_on};
+use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::TdxFixture;
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add("forward::embedded", embedded);
+    suite.add(
+        "forwarder::embedded::two_in_one_process",
+        two_in_one_process,
+    );
 }
 
-fn embedded(fixture: &Fixture) {
+fn two_in_one_process(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let sidecar = tdx.sidecar(fixture);
+    let sidecar = tdx.start_attested_sidecar(fixture);
     let target = sidecar.address().to_string();
-    let pem = tdx.settings(fixture);
+    let pem = tdx.forwarder_settings(fixture);
     let (cert, key) = (pem.get("TEESQL_CLIENT_CERT"), pem.get("TEESQL_CLIENT_KEY"));
     let (root, pccs, socket) = (tdx.path("root.pem"), tdx.pccs.url(), tdx.path("s.sock"));
-    let usual = [
+    let common = [
         ("target", target.as_str()),
         ("client_cert", &cert),
         ("client_key", &key),
@@ -30,25 +34,29 @@ fn embedded(fixture: &Fixture) {
     ];
     let handlers = caught_signals();
     let start = |more: &[(&'static str, &str)]| {
-        let settings = usual.into_iter().chain(more.iter().copied());
+        let settings = common.into_iter().chain(more.iter().copied());
         let config = Forward::from_settings(settings).unwrap_or_else(|e| panic!("{e}"));
-        Forwarder::start(config).expect("it starts")
+        Forwarder::start(config).expect("the forwarder starts")
     };
     let (one, two) = (start(&[]), start(&[("forward_listen", &socket)]));
     let (host, port) = one.host_and_port();
-    assert_eq!(ask(&host, port), "teesql_read");
-    two.stop().expect("it ends");
+    assert_eq!(current_user(&host, port), "teesql_read");
+    two.stop().expect("the forwarder stops");
     assert!(
         !std::fs::exists(&socket).expect("a folder"),
-        "the socket is left"
+        "the socket was not removed"
     );
-    assert_eq!(ask(&host, port), "teesql_read", "the other one runs on");
+    assert_eq!(
+        current_user(&host, port),
+        "teesql_read",
+        "the other forwarder still runs"
+    );
     drop(one);
     assert!(std::net::TcpStream::connect((host.as_str(), port)).is_err());
-    assert_eq!(caught_signals(), handlers, "it minds no signals");
+    assert_eq!(caught_signals(), handlers, "it installs no signal handlers");
 
     let Err(errors) = Forward::from_settings([("verifier", "none"), ("nonsense", "1")]) else {
-        panic!("mistakes are told");
+        panic!("the mistakes are not reported");
     };
     assert!(errors.to_string().contains("nonsense"), "{errors}");
     let missing = [
@@ -59,12 +67,8 @@ fn embedded(fixture: &Fixture) {
     assert!(Forward::from_settings(missing).is_err());
 }
 
-fn ask(host: &str, port: u16) -> String {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    let asked = async {
+fn current_user(host: &str, port: u16) -> String {
+    let query = async {
         let mut config = Config::new();
         config.host(host).port(port).dbname("via_scram");
         config.user(READER.0).password(READER.1);
@@ -73,13 +77,10 @@ fn ask(host: &str, port: u16) -> String {
         let row = client.query_one("select current_user::text", &[]).await?;
         Ok::<_, tokio_postgres::Error>(row.get(0))
     };
-    let outcome = runtime.block_on(async { tokio::time::timeout(TIMEOUT, asked).await });
-    outcome
-        .expect("in time")
-        .unwrap_or_else(|e| panic!("{e:?}"))
+    block_on(TIMEOUT, query).unwrap_or_else(|e| panic!("{e:?}"))
 }
 
-/// `SigCgt` of this process.
+/// The `SigCgt` line of this process: the signals that it handles.
 fn caught_signals() -> String {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
     let line = status.lines().find(|line| line.starts_with("SigCgt:"));

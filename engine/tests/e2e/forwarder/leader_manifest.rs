@@ -2,23 +2,32 @@
 
 use attest::manifest::{Draft, SigningKey};
 
-use super::drivers::READER;
 use super::lifecycle::Session;
+use crate::harness::READER;
 use crate::harness::fake_server::FakeServer;
-use crate::harness::forwarder::{Forwarder, Settings};
+use crate::harness::fixture::Fixture;
+use crate::harness::forwarder::Forwarder;
 use crate::harness::name_server::NameServer;
 use crate::harness::process::{TIMEOUT, lossy, poll_until, run};
-use crate::harness::suite::{Fixture, Requirement, Suite};
+use crate::harness::settings::{IoDriver, Settings};
+use crate::harness::suite::{Requirement, Suite};
 use crate::harness::tdx_fixture::{TdxFixture, now};
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add_requiring(&[Requirement::Knot], "forward::leader::changes", changes);
     suite.add_requiring(
         &[Requirement::Knot],
-        "forward::leader::refused_manifests",
-        refused,
+        "forwarder::leader_manifest::follows_leader_changes",
+        follows_leader_changes,
     );
-    suite.add("forward::leader::sign_and_verify", sign_and_verify);
+    suite.add_requiring(
+        &[Requirement::Knot],
+        "forwarder::leader_manifest::refuses_invalid_manifests",
+        refuses_invalid_manifests,
+    );
+    suite.add(
+        "forwarder::leader_manifest::sign_and_verify",
+        sign_and_verify,
+    );
 }
 
 const CLUSTER: &str = "0xbd32b609057a1a4569558a571d535c8f1212b097";
@@ -41,7 +50,7 @@ fn draft(port: u16, epoch: u64) -> Draft {
     }
 }
 
-/// As a zone file has it: strings of at most 255 bytes.
+/// The zone with the manifest `text` in strings of at most 255 bytes.
 fn record(text: &str) -> String {
     let chunks = text.as_bytes().chunks(255);
     let strings: Vec<_> = chunks
@@ -58,15 +67,15 @@ fn signed(draft: &Draft) -> String {
 }
 
 fn settings(tdx: &TdxFixture, fixture: &Fixture, dns: &NameServer) -> Settings {
-    tdx.settings(fixture)
+    tdx.forwarder_settings(fixture)
         .set("TEESQL_CLUSTER", "teesql.test")
         .set("TEESQL_MANIFEST_SIGNER", &key(KEY).address().to_string())
         .set("TEESQL_DNS_SERVER", &dns.address())
 }
 
-fn changes(fixture: &Fixture) {
+fn follows_leader_changes(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let sidecar = tdx.sidecar(fixture);
+    let sidecar = tdx.start_attested_sidecar(fixture);
     let (first, second) = (
         FakeServer::proxy_to(sidecar.address()),
         FakeServer::proxy_to(sidecar.address()),
@@ -77,7 +86,7 @@ fn changes(fixture: &Fixture) {
     let mut old = Session::open(&forwarder);
     assert_eq!((first.accepted(), second.accepted()), (1, 0));
 
-    // In several strings.
+    // A manifest of several strings.
     let long = format!("https://leader.teesql.test:{b}/{}", "x".repeat(200));
     let next = Draft {
         leader_url: long.parse().expect("a URL"),
@@ -86,34 +95,35 @@ fn changes(fixture: &Fixture) {
     assert!(signed(&next).len() > 2 * 255);
     dns.publish(&signed(&next));
     poll_until(TIMEOUT, || {
-        assert_eq!(forwarder.ask(READER), "1\n");
+        forwarder.assert_reader_connects();
         (second.accepted() > 0).then_some(())
     })
     .expect("new connections go to the new leader");
-    old.ask();
+    old.assert_responds();
 
-    // DNS goes back: nobody follows. The old epoch's text is for the driver.
+    // DNS returns to the old epoch: the forwarder does not follow, and the driver reads why.
     dns.publish(&signed(&draft(a, 1)));
     let before = first.accepted();
-    let said = poll_until(TIMEOUT, || {
-        let said = forwarder.ask(READER);
-        said.contains("FATAL").then_some(said)
+    let output_text = poll_until(TIMEOUT, || {
+        let output_text = forwarder.psql_select_1(READER);
+        output_text.contains("FATAL").then_some(output_text)
     });
-    let said = said.expect("the TTL is over");
+    let output_text = output_text.expect("the TTL has expired");
     assert!(
-        said.contains("FATAL:  the manifest's epoch 1 is older than 2, which was seen before"),
-        "{said}"
+        output_text
+            .contains("FATAL:  the manifest's epoch 1 is older than 2, which was seen before"),
+        "{output_text}"
     );
     forwarder.await_reason("manifest_old_epoch");
     assert_eq!(first.accepted(), before);
-    old.ask();
+    old.assert_responds();
 
-    // A session lives as long as its leader.
+    // A session ends with its leader.
     dns.publish(&signed(&next));
     drop(first);
     assert_eq!(old.0.read_to_end(), b"");
 
-    // A TTL of five minutes, and a leader that fails once.
+    // A TTL of five minutes, and a leader that fails once: the forwarder resolves again.
     let third = FakeServer::proxy_to(sidecar.address());
     dns.publish(
         &signed(&next)
@@ -121,14 +131,14 @@ fn changes(fixture: &Fixture) {
             .replace("leader A", "leader 300 A"),
     );
     let fresh = Forwarder::start(&settings(&tdx, fixture, &dns));
-    assert_eq!(fresh.ask(READER), "1\n");
+    fresh.assert_reader_connects();
     dns.publish(&signed(&draft(third.address().port(), 3)));
     drop(second);
-    assert_eq!(fresh.ask(READER), "1\n");
+    fresh.assert_reader_connects();
     assert_eq!(third.accepted(), 1);
 }
 
-fn refused(fixture: &Fixture) {
+fn refuses_invalid_manifests(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     let good = draft(5433, 7);
     let text = |draft: &Draft| draft.sign(&key(KEY)).expect("a signature");
@@ -144,7 +154,7 @@ fn refused(fixture: &Fixture) {
     let file = text(&good).replace("https://leader.teesql.test:5433", "file:///etc/passwd");
     let changed = text(&good).replace("epoch=7", "epoch=8");
     let twice = signed(&good) + &record(&text(&draft(5434, 8)));
-    // By UDP 1,232 bytes are asked for: both come by TCP.
+    // Both are longer than the 1,232 bytes that the forwarder accepts over UDP: they use TCP.
     let padded = record(&(text(&good) + ";note=" + &"x".repeat(1300)));
     let huge = record(&(text(&good) + ";note=" + &"x".repeat(3000)));
     let dns = NameServer::start("");
@@ -198,19 +208,22 @@ fn refused(fixture: &Fixture) {
     ] {
         dns.publish(&records);
         let forwarder = Forwarder::start(&settings(&tdx, fixture, &dns));
-        let said = forwarder.ask(READER);
-        assert!(said.contains(&format!("FATAL:  {text}")), "{code}: {said}");
+        let output_text = forwarder.psql_select_1(READER);
+        assert!(
+            output_text.contains(&format!("FATAL:  {text}")),
+            "{code}: {output_text}"
+        );
         forwarder.await_reason(code);
     }
 }
 
-/// What operators type, and what the forwarder then follows.
+/// The commands with which an operator signs and verifies a manifest.
 fn sign_and_verify(_: &Fixture) {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("key");
     std::fs::write(&file, KEY).expect("a key");
     let file = file.to_str().expect("UTF-8").to_owned();
-    let bare = Settings::new(crate::harness::sidecar::IoDriver::Epoll);
+    let bare = Settings::for_forwarder(IoDriver::Epoll);
     let until = (now() + 600).to_string();
     let url =
         "https://ea23198e3419ebbb240571a29d0112d9bcbe69c0-5433.dstack-base-prod9.phala.network";
@@ -230,25 +243,25 @@ fn sign_and_verify(_: &Fixture) {
         "--valid-until",
         &until,
     ];
-    let output = run(bare.command(&sign), TIMEOUT);
+    let output = run(bare.forwarder_command(&sign), TIMEOUT);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let text = lossy(&output.stdout);
     let signer = key(KEY).address().to_string();
     let verify = ["manifest", "verify", text.trim(), "--signer", &signer];
-    let said = lossy(&run(bare.command(&verify), TIMEOUT).stdout);
+    let output_text = lossy(&run(bare.forwarder_command(&verify), TIMEOUT).stdout);
     assert!(
-        said.contains("\nepoch = 42\n") && said.contains("network:443\n"),
-        "{said}"
+        output_text.contains("\nepoch = 42\n") && output_text.contains("network:443\n"),
+        "{output_text}"
     );
     let late = [&verify[..], &["--at", "9999999999"]].concat();
-    let output = run(bare.command(&late), TIMEOUT);
+    let output = run(bare.forwarder_command(&late), TIMEOUT);
     assert_eq!(output.status.code(), Some(1));
     assert!(lossy(&output.stderr).contains("manifest expired (manifest_expired)"));
     let other = key(OTHER_KEY).address().to_string();
     let output = run(
-        bare.command(&["manifest", "verify", text.trim(), "--signer", &other]),
+        bare.forwarder_command(&["manifest", "verify", text.trim(), "--signer", &other]),
         TIMEOUT,
     );
     assert_eq!(output.status.code(), Some(1));
-    assert!(!format!("{output:?}").contains(KEY), "the key is shown");
+    assert!(!format!("{output:?}").contains(KEY), "the key was printed");
 }

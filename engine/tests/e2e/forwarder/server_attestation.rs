@@ -1,43 +1,76 @@
-//! Servers that do not prove themselves: the driver is told why, stderr has it
-//! first, and not one byte of the driver's has left.
+//! Servers that fail attestation: the driver reads the reason, the log has it first, and no byte of
+//! the driver has been sent.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use attest::mock::{
-    Binding, Certificate, Envelope, Evidence, Key, Machine, MachineOptions, Pki, PlatformLevel,
-    Resource,
+    Behaviour, Binding, Certificate, Envelope, Evidence, Key, Machine, MachineOptions, Pki,
+    PlatformLevel, Resource,
 };
 use rustls::pki_types::CertificateDer;
 
-use super::drivers::{READER, Way};
+use super::drivers::ForwarderAndSidecar;
 use crate::harness::READ_SECRET;
+use crate::harness::READER;
 use crate::harness::client::TcpClient;
 use crate::harness::fake_server::ClosedPort;
-use crate::harness::forwarder::{Forwarder, Settings};
+use crate::harness::fixture::Fixture;
+use crate::harness::forwarder::Forwarder;
 use crate::harness::message::{self, PROTOCOL_3_0};
-use crate::harness::recording_server::{self as recorder, Recorder};
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::process::TIMEOUT;
+use crate::harness::process::lossy;
+use crate::harness::process::run;
+use crate::harness::recording_server::{self, RecordingServer};
+use crate::harness::settings::Settings;
+use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::{SEED, TdxFixture};
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add("forward::every_envelope", every_envelope);
-    suite.add("forward::refused_certificates", certificates);
-    suite.add("forward::refused_servers", servers);
-    suite.add("forward::a_server_that_changes_its_certificate", changed);
-    suite.add("forward::the_log_has_it_first", log_first);
-    suite.add("forward::the_sidecar_refuses_us", denied_by_the_sidecar);
-    suite.add("forward::silent_pccs", silent_pccs);
-    suite.add("forward::a_crowd_shares_one_verification", crowd);
-    if suite.is_last_driver() {
-        suite.add("forward::allow_simulator", allow_simulator);
+    suite.add(
+        "forwarder::server_attestation::accepts_every_envelope",
+        every_envelope,
+    );
+    suite.add(
+        "forwarder::server_attestation::refuses_bad_certificates",
+        refuses_bad_certificates,
+    );
+    suite.add(
+        "forwarder::server_attestation::refuses_servers_without_tls",
+        refuses_servers_without_tls,
+    );
+    suite.add(
+        "forwarder::server_attestation::verifies_each_connection",
+        changed_certificate,
+    );
+    suite.add(
+        "forwarder::server_attestation::logs_before_answering",
+        logs_before_answering,
+    );
+    suite.add(
+        "forwarder::server_attestation::reports_refusal_by_the_server",
+        refused_by_the_server,
+    );
+    suite.add(
+        "forwarder::server_attestation::silent_pccs_meets_the_login_deadline",
+        silent_pccs,
+    );
+    suite.add(
+        "forwarder::server_attestation::concurrent_connections_share_one_verification",
+        shared_verification,
+    );
+    if suite.adds_driver_independent() {
+        suite.add(
+            "forwarder::server_attestation::allow_simulator",
+            allow_simulator,
+        );
     }
 }
 
-/// What a driver sends on its own account.
-const OWN: [&str; 3] = ["teesql_read", READ_SECRET, "via_scram"];
+/// What a driver sends.
+const DRIVER_DATA: [&str; 3] = ["teesql_read", READ_SECRET, "via_scram"];
 
-fn changed_report(change: impl FnOnce(&mut Evidence)) -> Evidence {
+fn evidence_with(change: impl FnOnce(&mut Evidence)) -> Evidence {
     let mut evidence = Evidence::default();
     change(&mut evidence);
     evidence
@@ -46,43 +79,43 @@ fn changed_report(change: impl FnOnce(&mut Evidence)) -> Evidence {
 fn every_envelope(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     for envelope in [Envelope::V0, Envelope::V1, Envelope::Legacy, Envelope::Both] {
-        let evidence = changed_report(|evidence| evidence.envelope = envelope);
+        let evidence = evidence_with(|evidence| evidence.envelope = envelope);
         let certificate = tdx.issue(&format!("{envelope:?}"), &evidence);
-        let config = recorder::config(&certificate);
-        let server = Recorder::tls(move |_| Arc::clone(&config));
-        let forwarder = Forwarder::start(&tdx.settings_to(fixture, server.address()));
+        let config = recording_server::config(&certificate);
+        let server = RecordingServer::tls(move |_| Arc::clone(&config));
+        let forwarder = Forwarder::start(&tdx.forwarder_settings_to(fixture, server.address()));
         let mut driver = TcpClient::connect(forwarder.address());
         let startup = message::startup(PROTOCOL_3_0, &[("user", "u")]);
         driver.send(&startup);
         driver.expect_prefix(b"R");
         assert_eq!(
-            server.inside(),
+            server.decrypted(),
             startup,
-            "{envelope:?}: passed on unchanged"
+            "{envelope:?}: forwarded unchanged"
         );
-        // An IP address is no SNI, and there is no ALPN.
-        assert_eq!(server.names(), [(None, false)]);
-        assert_eq!(server.outside()[..2], [0x16, 3], "a raw ClientHello");
+        // There is no SNI for an IP address, and no ALPN.
+        assert_eq!(server.server_names(), [(None, false)]);
+        assert_eq!(server.received()[..2], [0x16, 3], "a raw ClientHello");
     }
 }
 
-/// Each with its text, and the code in the log.
-fn bad(tdx: &TdxFixture) -> Vec<(&'static str, &'static str, Certificate)> {
+/// Certificates that must be refused, each with its reason code and its text.
+fn bad_certificates(tdx: &TdxFixture) -> Vec<(&'static str, &'static str, Certificate)> {
     let victim = Key::derive(&SEED, "victim").expect("a key");
     let report_data = victim.report_data();
-    let replayed = changed_report(|e| e.binding = Binding::Bytes(report_data));
-    let debug = changed_report(|e| e.report.debug = true);
-    let other = changed_report(|e| e.report.mrtd = [0x12; 48]);
+    let replayed = evidence_with(|e| e.binding = Binding::Bytes(report_data));
+    let debug = evidence_with(|e| e.report.debug = true);
+    let other = evidence_with(|e| e.report.mrtd = [0x12; 48]);
     let old = MachineOptions::at(PlatformLevel::OutOfDate);
-    let old = Machine::new(&tdx.pki, &old).expect("an old machine");
+    let old = Machine::new(&tdx.pki, &old).expect("an outdated platform");
     let forger = Pki::new(&[0xf1; 32]).expect("another PKI");
-    let forged = Machine::new(&forger, &MachineOptions::default()).expect("a machine");
+    let forged = Machine::new(&forger, &MachineOptions::default()).expect("a platform");
     let good = Evidence::default();
     vec![
         (
             "no_evidence",
             "upstream cert has no TDX attestation extension; set allow_simulator: true for non-TEE targets",
-            tdx.issue("plain", &changed_report(|e| e.envelope = Envelope::None)),
+            tdx.issue("plain", &evidence_with(|e| e.envelope = Envelope::None)),
         ),
         (
             "unbound_key",
@@ -117,82 +150,89 @@ fn bad(tdx: &TdxFixture) -> Vec<(&'static str, &'static str, Certificate)> {
     ]
 }
 
-/// Production settings with lists.
-fn strict(tdx: &TdxFixture, fixture: &Fixture, target: impl ToString) -> Settings {
-    tdx.settings_to(fixture, target)
+/// Settings with an MRTD allow-list and a KMS root.
+fn strict_settings(tdx: &TdxFixture, fixture: &Fixture, target: impl ToString) -> Settings {
+    tdx.forwarder_settings_to(fixture, target)
         .set("EXPECTED_MRTD", &"11".repeat(48))
         .set("TEESQL_KMS_ROOT", &tdx.path("kms.pem"))
 }
 
-/// One refusal: what psql says, what the log says, and what the server has seen.
-fn assert_refused(forwarder: &Forwarder, server: &Recorder, code: &str, text: &str) {
-    let said = forwarder.ask(READER);
-    assert!(said.contains(&format!("FATAL:  {text}")), "{code}: {said}");
+/// Checks the error in psql, the line in the log, and that the server has received nothing.
+fn assert_refused(forwarder: &Forwarder, server: &RecordingServer, code: &str, text: &str) {
+    let output = forwarder.psql_select_1(READER);
+    assert!(
+        output.contains(&format!("FATAL:  {text}")),
+        "{code}: {output}"
+    );
     let line = forwarder.await_reason(code);
     assert_eq!(line["level"], "WARN", "{line}");
     let detail = line["detail"].as_str().expect("a detail");
     assert!(detail.starts_with(text), "{line}");
-    server.assert_untold(code, &OWN);
+    server.assert_nothing_leaked(code, &DRIVER_DATA);
 }
 
-fn certificates(fixture: &Fixture) {
+fn refuses_bad_certificates(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    for (code, text, certificate) in bad(&tdx) {
-        let config = recorder::config(&certificate);
-        let server = Recorder::tls(move |_| Arc::clone(&config));
-        let forwarder = Forwarder::start(&strict(&tdx, fixture, server.address()));
+    for (code, text, certificate) in bad_certificates(&tdx) {
+        let config = recording_server::config(&certificate);
+        let server = RecordingServer::tls(move |_| Arc::clone(&config));
+        let forwarder = Forwarder::start(&strict_settings(&tdx, fixture, server.address()));
         assert_refused(&forwarder, &server, code, text);
-        assert_eq!(server.handshakes(), 1, "{code}: it was its certificate");
-        // Nor a CancelRequest, whose key is as good as a secret.
+        assert_eq!(
+            server.handshakes(),
+            1,
+            "{code}: refused because of the certificate"
+        );
+        // Nor is a CancelRequest sent, whose key is a secret too.
         let mut cancel = TcpClient::connect(forwarder.address());
         cancel.send(&message::cancel(1, &[1, 2, 3, 4]));
         assert_eq!(cancel.read_final_message().error().severity, "FATAL");
-        server.assert_untold(code, &OWN);
+        server.assert_nothing_leaked(code, &DRIVER_DATA);
     }
 }
 
-fn servers(fixture: &Fixture) {
+fn refuses_servers_without_tls(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let quick = |server: &Recorder| strict(&tdx, fixture, server.address());
+    let settings_to = |server: &RecordingServer| strict_settings(&tdx, fixture, server.address());
 
-    // A real Postgres takes the ClientHello for a startup packet of no length.
-    let plain = Recorder::before(fixture.cluster().address());
-    let forwarder = Forwarder::start(&quick(&plain));
+    // A real Postgres reads the ClientHello as a startup packet of an invalid length.
+    let plain = RecordingServer::proxy_to(fixture.cluster().address());
+    let forwarder = Forwarder::start(&settings_to(&plain));
     let text = "the server closed the connection during the TLS handshake";
     assert_refused(&forwarder, &plain, "server_hung_up", text);
 
-    let errors = Recorder::plain(recorder::says_error);
-    let forwarder = Forwarder::start(&quick(&errors));
+    let answering = RecordingServer::plain(recording_server::answer_with_error);
+    let forwarder = Forwarder::start(&settings_to(&answering));
     let text = "the server does not speak TLS: is the target a TeeSQL sidecar?";
-    assert_refused(&forwarder, &errors, "tls_invalid_message", text);
+    assert_refused(&forwarder, &answering, "tls_invalid_message", text);
 
-    let silent = Recorder::plain(recorder::silent);
-    let settings = quick(&silent).set("TEESQL_CONNECT_TIMEOUT", "300ms");
+    let silent = RecordingServer::plain(recording_server::silent);
+    let settings = settings_to(&silent).set("TEESQL_CONNECT_TIMEOUT", "300ms");
     let forwarder = Forwarder::start(&settings);
     let text = "upstream TLS handshake timed out after 300ms";
     assert_refused(&forwarder, &silent, "handshake_timeout", text);
 
-    let closes = Recorder::plain(recorder::closes);
-    let forwarder = Forwarder::start(&quick(&closes));
+    let closing = RecordingServer::plain(recording_server::close);
+    let forwarder = Forwarder::start(&settings_to(&closing));
     let text = "the server closed the connection during the TLS handshake";
-    assert_refused(&forwarder, &closes, "server_hung_up", text);
+    assert_refused(&forwarder, &closing, "server_hung_up", text);
 
-    let nobody = ClosedPort::reserve();
-    let forwarder = Forwarder::start(&strict(&tdx, fixture, nobody.address()));
-    let text = format!("cannot connect to {}: ", nobody.address());
-    let said = forwarder.ask(READER);
-    assert!(said.contains(&format!("FATAL:  {text}")), "{said}");
+    let closed = ClosedPort::reserve();
+    let forwarder = Forwarder::start(&strict_settings(&tdx, fixture, closed.address()));
+    let text = format!("cannot connect to {}: ", closed.address());
+    let output = forwarder.psql_select_1(READER);
+    assert!(output.contains(&format!("FATAL:  {text}")), "{output}");
     forwarder.await_reason("server_unreachable");
 }
 
-/// The second connection is judged by what it shows, not by what the first did.
-fn changed(fixture: &Fixture) {
+/// Each connection is verified by its own certificate.
+fn changed_certificate(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let debug = changed_report(|evidence| evidence.report.debug = true);
-    let good = recorder::config(&tdx.issue("good", &Evidence::default()));
-    let bad = recorder::config(&tdx.issue("bad", &debug));
-    let server = Recorder::tls(move |nth| Arc::clone(if nth == 0 { &good } else { &bad }));
-    let forwarder = Forwarder::start(&tdx.settings_to(fixture, server.address()));
+    let debug = evidence_with(|evidence| evidence.report.debug = true);
+    let good = recording_server::config(&tdx.issue("good", &Evidence::default()));
+    let bad = recording_server::config(&tdx.issue("bad", &debug));
+    let server = RecordingServer::tls(move |nth| Arc::clone(if nth == 0 { &good } else { &bad }));
+    let forwarder = Forwarder::start(&tdx.forwarder_settings_to(fixture, server.address()));
     let mut first = TcpClient::connect(forwarder.address());
     let startup = message::startup(PROTOCOL_3_0, &[("user", "first")]);
     first.send(&startup);
@@ -202,16 +242,16 @@ fn changed(fixture: &Fixture) {
     let error = second.read_final_message().error();
     assert_eq!(error.code, "28000", "{error}");
     assert!(error.message.contains("debug mode"), "{error}");
-    assert_eq!(server.inside(), startup, "only the first was passed on");
+    assert_eq!(server.decrypted(), startup, "only the first was forwarded");
 }
 
-/// The line in the log is older than what the driver reads.
-fn log_first(fixture: &Fixture) {
+/// The log line is written before the driver reads the error.
+fn logs_before_answering(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let certificate = tdx.issue("plain", &changed_report(|e| e.envelope = Envelope::None));
-    let config = recorder::config(&certificate);
-    let server = Recorder::tls(move |_| Arc::clone(&config));
-    let forwarder = Forwarder::start(&tdx.settings_to(fixture, server.address()));
+    let certificate = tdx.issue("plain", &evidence_with(|e| e.envelope = Envelope::None));
+    let config = recording_server::config(&certificate);
+    let server = RecordingServer::tls(move |_| Arc::clone(&config));
+    let forwarder = Forwarder::start(&tdx.forwarder_settings_to(fixture, server.address()));
     let mut driver = TcpClient::connect(forwarder.address());
     driver.send(&message::startup(PROTOCOL_3_0, &[("user", "u")]));
     driver.expect_prefix(b"E");
@@ -222,33 +262,36 @@ fn log_first(fixture: &Fixture) {
     assert!(written <= read, "{line}");
 }
 
-fn denied_by_the_sidecar(fixture: &Fixture) {
-    // By the gate: its words pass through.
+fn refused_by_the_server(fixture: &Fixture) {
+    // By the gate of the sidecar: the driver reads its error.
     let tdx = TdxFixture::new();
-    let sidecar = tdx.sidecar(fixture);
-    let evidence = changed_report(|evidence| evidence.report.debug = true);
-    let (cert, key) = tdx.files("debug client", &tdx.issue("debug client", &evidence));
+    let sidecar = tdx.start_attested_sidecar(fixture);
+    let evidence = evidence_with(|evidence| evidence.report.debug = true);
+    let (cert, key) = tdx.write_pem("debug client", &tdx.issue("debug client", &evidence));
     let settings = tdx
-        .settings_to(fixture, sidecar.address())
+        .forwarder_settings_to(fixture, sidecar.address())
         .set("TEESQL_CLIENT_CERT", &cert)
         .set("TEESQL_CLIENT_KEY", &key);
     let forwarder = Forwarder::start(&settings);
-    let said = forwarder.ask(READER);
+    let output = forwarder.psql_select_1(READER);
     assert!(
-        said.contains("FATAL:  client attestation rejected: debug_td"),
-        "{said}"
+        output.contains("FATAL:  client attestation rejected: debug_td"),
+        "{output}"
     );
 
-    // By TLS itself: with TLS 1.3 the client hears of it after its handshake.
-    let stranger = Pki::new(&[0xf2; 32]).expect("a PKI");
-    let root = CertificateDer::from(stranger.kms_der().to_vec());
-    let config = recorder::refusing(&tdx.issue("server", &Evidence::default()), &root);
-    let server = Recorder::tls(move |_| Arc::clone(&config));
-    let forwarder = Forwarder::start(&tdx.settings_to(fixture, server.address()));
-    let said = forwarder.ask(READER);
+    // By TLS: with TLS 1.3 the client learns of it after its handshake.
+    let other_pki = Pki::new(&[0xf2; 32]).expect("a PKI");
+    let root = CertificateDer::from(other_pki.kms_der().to_vec());
+    let config = recording_server::config_with_client_root(
+        &tdx.issue("server", &Evidence::default()),
+        &root,
+    );
+    let server = RecordingServer::tls(move |_| Arc::clone(&config));
+    let forwarder = Forwarder::start(&tdx.forwarder_settings_to(fixture, server.address()));
+    let output = forwarder.psql_select_1(READER);
     assert!(
-        said.contains("FATAL:  the server refused the client certificate"),
-        "{said}"
+        output.contains("FATAL:  the server refused the client certificate"),
+        "{output}"
     );
     forwarder.await_reason("tls_alert_received");
     assert_eq!(server.handshakes(), 0);
@@ -256,52 +299,56 @@ fn denied_by_the_sidecar(fixture: &Fixture) {
 
 fn silent_pccs(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    tdx.pccs.behave(attest::mock::Behaviour::Silent);
-    let config = recorder::config(&tdx.issue("server", &Evidence::default()));
-    let server = Recorder::tls(move |_| Arc::clone(&config));
+    tdx.pccs.behave(Behaviour::Silent);
+    let config = recording_server::config(&tdx.issue("server", &Evidence::default()));
+    let server = RecordingServer::tls(move |_| Arc::clone(&config));
     let settings = tdx
-        .settings_to(fixture, server.address())
+        .forwarder_settings_to(fixture, server.address())
         .set("TEESQL_LOGIN_TIMEOUT", "1s");
     let forwarder = Forwarder::start(&settings);
     let text = "the server did not prove itself within the login timeout";
     assert_refused(&forwarder, &server, "server_timeout", text);
 
-    tdx.pccs.behave(attest::mock::Behaviour::Down);
+    tdx.pccs.behave(Behaviour::Down);
     let forwarder = Forwarder::start(&settings.set("TEESQL_LOGIN_TIMEOUT", "60s"));
     let text = "no collateral for the peer's platform is available";
     assert_refused(&forwarder, &server, "collateral_unavailable", text);
 }
 
-fn crowd(fixture: &Fixture) {
-    let way = Way::open(
+fn shared_verification(fixture: &Fixture) {
+    let pair = ForwarderAndSidecar::start(
         fixture,
         &[
             ("TEESQL_SHARDS", "2"),
             ("TEESQL_ADMIN_LISTEN", "127.0.0.1:0"),
         ],
     );
-    let before = way.tdx.pccs.requests(Resource::TcbInfo);
+    let before = pair.tdx.pccs.requests(Resource::TcbInfo);
     std::thread::scope(|scope| {
         for _ in 0..16 {
-            scope.spawn(|| assert_eq!(way.forwarder.ask(READER), "1\n"));
+            scope.spawn(|| pair.forwarder.assert_reader_connects());
         }
     });
-    // One for us, at most one for the sidecar.
-    let fetched = way.tdx.pccs.requests(Resource::TcbInfo) - before;
+    // One fetch by the forwarder, at most one by the sidecar.
+    let fetched = pair.tdx.pccs.requests(Resource::TcbInfo) - before;
     assert!((1..=2).contains(&fetched), "{fetched} fetches");
 }
 
 fn allow_simulator(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let plain = tdx.issue("plain", &changed_report(|e| e.envelope = Envelope::None));
-    let debug = tdx.issue("debug", &changed_report(|e| e.report.debug = true));
-    let (plain, debug) = (recorder::config(&plain), recorder::config(&debug));
-    let server = Recorder::tls(move |nth| Arc::clone(if nth == 0 { &plain } else { &debug }));
+    let plain = tdx.issue("plain", &evidence_with(|e| e.envelope = Envelope::None));
+    let debug = tdx.issue("debug", &evidence_with(|e| e.report.debug = true));
+    let (plain, debug) = (
+        recording_server::config(&plain),
+        recording_server::config(&debug),
+    );
+    let server =
+        RecordingServer::tls(move |nth| Arc::clone(if nth == 0 { &plain } else { &debug }));
     let settings = tdx
-        .settings_to(fixture, server.address())
+        .forwarder_settings_to(fixture, server.address())
         .without("TEESQL_CLIENT_CERT")
         .without("TEESQL_CLIENT_KEY")
-        .set("TEESQL_GUEST_AGENT", &tdx.path("nobody.sock"))
+        .set("TEESQL_GUEST_AGENT", &tdx.path("missing.sock"))
         .set("TEESQL_ALLOW_SIMULATOR", "true");
     let forwarder = Forwarder::start(&settings);
     forwarder.await_log("a warning", |line| {
@@ -312,7 +359,7 @@ fn allow_simulator(fixture: &Fixture) {
     let mut first = TcpClient::connect(forwarder.address());
     first.send(&startup);
     first.expect_prefix(b"R");
-    // Who has evidence is still held to it.
+    // Evidence that is present is still verified.
     let mut second = TcpClient::connect(forwarder.address());
     second.send(&startup);
     assert!(
@@ -323,15 +370,17 @@ fn allow_simulator(fixture: &Fixture) {
             .contains("debug mode")
     );
 
-    let nobody = settings.clone().set("TEESQL_VERIFIER", "none");
-    let forwarder = Forwarder::start(&nobody);
+    let unverified = settings.clone().set("TEESQL_VERIFIER", "none");
+    let forwarder = Forwarder::start(&unverified);
     let mut third = TcpClient::connect(forwarder.address());
     third.send(&startup);
     third.expect_prefix(b"R");
-    let refused = nobody.without("TEESQL_ALLOW_SIMULATOR");
-    let output =
-        crate::harness::process::run(refused.command(&[]), crate::harness::process::TIMEOUT);
+    let refused = unverified.without("TEESQL_ALLOW_SIMULATOR");
+    let output = run(refused.forwarder_command(&[]), TIMEOUT);
     assert_eq!(output.status.code(), Some(64));
-    let said = crate::harness::process::lossy(&output.stderr);
-    assert!(said.contains("confirm with --allow-simulator"), "{said}");
+    let output = lossy(&output.stderr);
+    assert!(
+        output.contains("confirm with --allow-simulator"),
+        "{output}"
+    );
 }

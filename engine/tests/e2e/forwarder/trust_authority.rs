@@ -1,21 +1,32 @@
-//! `--verifier ita`, with a Trust Authority that can be told to misbehave.
+//! `--verifier ita`, with a mock Trust Authority with fault injection.
 
 use std::sync::Arc;
 
 use attest::mock::{Behaviour, Evidence, TrustAuthority, Verdict};
 
-use super::drivers::READER;
+use crate::harness::READER;
 use crate::harness::client::TcpClient;
-use crate::harness::forwarder::{Forwarder, Settings};
+use crate::harness::fixture::Fixture;
+use crate::harness::forwarder::Forwarder;
 use crate::harness::message::{self, PROTOCOL_3_0};
-use crate::harness::recording_server::{self as recorder, Recorder};
-use crate::harness::suite::{Fixture, Suite};
+use crate::harness::recording_server::{self, RecordingServer};
+use crate::harness::settings::Settings;
+use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::{TdxFixture, now};
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add("forward::ita::happy", happy);
-    suite.add("forward::ita::refused", refused);
-    suite.add("forward::ita::a_crowd_shares_one_appraisal", crowd);
+    suite.add(
+        "forwarder::trust_authority::accepts_valid_tokens",
+        accepts_valid_tokens,
+    );
+    suite.add(
+        "forwarder::trust_authority::reports_failures",
+        reports_failures,
+    );
+    suite.add(
+        "forwarder::trust_authority::concurrent_connections_share_one_appraisal",
+        shared_appraisal,
+    );
 }
 
 fn settings(
@@ -24,38 +35,33 @@ fn settings(
     authority: &TrustAuthority,
     target: impl ToString,
 ) -> Settings {
-    tdx.settings_to(fixture, target)
+    tdx.forwarder_settings_to(fixture, target)
         .set("TEESQL_VERIFIER", "ita")
         .set("TEESQL_TRUST_AUTHORITY", &authority.url())
         .set("INTEL_TRUST_AUTHORITY_API_KEY", TrustAuthority::API_KEY)
-        // Nothing of Intel's is verified here.
+        // The Trust Authority verifies the quote, so that neither PCCS nor root is needed.
         .set("TEESQL_PCCS", "off")
         .without("TEESQL_DANGEROUS_TDX_ROOT_CA")
 }
 
-fn happy(fixture: &Fixture) {
+fn accepts_valid_tokens(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     let authority = TrustAuthority::start(&tdx.pki, now()).expect("an authority");
-    let sidecar = tdx.sidecar(fixture);
+    let sidecar = tdx.start_attested_sidecar(fixture);
     for verdict in [Verdict::Honest, Verdict::Nested, Verdict::Rs256] {
         authority.say(verdict);
         let forwarder = Forwarder::start(&settings(&tdx, fixture, &authority, sidecar.address()));
         let before = authority.appraisals();
-        assert_eq!(forwarder.ask(READER), "1\n");
-        assert_eq!(forwarder.ask(READER), "1\n");
-        assert_eq!(
-            authority.appraisals() - before,
-            1,
-            "the verdict is remembered"
-        );
+        forwarder.assert_reader_connects();
+        forwarder.assert_reader_connects();
+        assert_eq!(authority.appraisals() - before, 1, "the verdict is cached");
     }
 }
 
-/// Each way to fail, with its text and its code; then the same forwarder lets
-/// the honest answer pass, since none of it was the server's fault.
-fn refused(fixture: &Fixture) {
-    let tdx = TdxFixture::new();
-    let authority = TrustAuthority::start(&tdx.pki, now()).expect("an authority");
+/// A fault of the authority, the token that it sends, the reason code, and the start of the text.
+type Failure = (Behaviour, Verdict, &'static str, &'static str);
+
+fn failures() -> Vec<Failure> {
     let elsewhere = Verdict::KeysElsewhere("https://keys.example/certs".to_owned());
     let debug = Verdict::Claim("tdx_is_debuggable", true.into());
     let mrtd = Verdict::Claim("tdx_mrtd", "22".repeat(48).into());
@@ -112,7 +118,7 @@ fn refused(fixture: &Fixture) {
         ),
     ];
     let verdicts = verdicts.map(|(verdict, code, text)| (Behaviour::Honest, verdict, code, text));
-    let manners = [
+    let faults = [
         (
             Behaviour::Down,
             "ita_unreachable",
@@ -138,24 +144,35 @@ fn refused(fixture: &Fixture) {
             "ita_broken_off",
             "Intel Trust Authority's answer broke off",
         ),
-        // Its deadline is 10 s: once is enough.
+        // This takes the deadline of 10 s.
         (
             Behaviour::Silent,
             "ita_timeout",
             "Intel Trust Authority did not answer in time",
         ),
     ];
-    let manners = manners.map(|(manner, code, text)| (manner, Verdict::Honest, code, text));
-    let config = recorder::config(&tdx.issue("server", &Evidence::default()));
-    let server = Recorder::tls(move |_| Arc::clone(&config));
+    let faults = faults.map(|(behaviour, code, text)| (behaviour, Verdict::Honest, code, text));
+    verdicts.into_iter().chain(faults).collect()
+}
+
+/// Each failure with its code and its text. A valid token is accepted afterwards by the same
+/// forwarder, because none of the failures was the server's.
+fn reports_failures(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let authority = TrustAuthority::start(&tdx.pki, now()).expect("an authority");
+    let config = recording_server::config(&tdx.issue("server", &Evidence::default()));
+    let server = RecordingServer::tls(move |_| Arc::clone(&config));
     let forwarder = Forwarder::start(&settings(&tdx, fixture, &authority, server.address()));
-    for (manner, verdict, code, text) in verdicts.into_iter().chain(manners) {
-        authority.behave(manner);
+    for (behaviour, verdict, code, text) in failures() {
+        authority.behave(behaviour);
         authority.say(verdict);
-        let said = forwarder.ask(READER);
-        assert!(said.contains(&format!("FATAL:  {text}")), "{code}: {said}");
+        let output = forwarder.psql_select_1(READER);
+        assert!(
+            output.contains(&format!("FATAL:  {text}")),
+            "{code}: {output}"
+        );
         forwarder.await_reason(code);
-        server.assert_untold(code, &[READER.0, READER.1]);
+        server.assert_nothing_leaked(code, &[READER.0, READER.1]);
     }
     authority.behave(Behaviour::Honest);
     authority.say(Verdict::Honest);
@@ -164,13 +181,13 @@ fn refused(fixture: &Fixture) {
     driver.expect_prefix(b"R");
 }
 
-fn crowd(fixture: &Fixture) {
+fn shared_appraisal(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     let authority = TrustAuthority::start(&tdx.pki, now()).expect("an authority");
-    let config = recorder::config(&tdx.issue("server", &Evidence::default()));
-    let server = Recorder::tls(move |_| Arc::clone(&config));
+    let config = recording_server::config(&tdx.issue("server", &Evidence::default()));
+    let server = RecordingServer::tls(move |_| Arc::clone(&config));
     let settings = settings(&tdx, fixture, &authority, server.address()).set("TEESQL_SHARDS", "2");
-    let crowd = |forwarder: &Forwarder, tag: u8| {
+    let connect_24 = |forwarder: &Forwarder, tag: u8| {
         std::thread::scope(|scope| {
             for _ in 0..24 {
                 scope.spawn(|| {
@@ -181,14 +198,14 @@ fn crowd(fixture: &Fixture) {
             }
         });
     };
-    crowd(&Forwarder::start(&settings), b'R');
+    connect_24(&Forwarder::start(&settings), b'R');
     assert_eq!(authority.appraisals(), 1);
-    // Nor does a crowd wait in a row for an authority that does not answer.
+    // Concurrent connections do not wait in sequence for an authority that does not answer.
     authority.behave(Behaviour::Silent);
-    let begun = std::time::Instant::now();
-    crowd(&Forwarder::start(&settings), b'E');
-    let took = begun.elapsed();
+    let start = std::time::Instant::now();
+    connect_24(&Forwarder::start(&settings), b'E');
+    let took = start.elapsed();
     assert!(took < std::time::Duration::from_secs(45), "{took:?}");
-    let asked = authority.appraisals() - 1;
-    assert!((1..=3).contains(&asked), "{asked} appraisals");
+    let appraisals = authority.appraisals() - 1;
+    assert!((1..=3).contains(&appraisals), "{appraisals} appraisals");
 }

@@ -1,4 +1,4 @@
-//! A certificate authority for one run, and what clients need to trust it.
+//! A certificate authority for one run, the server certificate, and client configurations.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 
-/// PEM files for the sidecar and for libpq, and the roots for our own client.
+/// PEM files for the sidecar and for libpq, and the root certificates for our own client.
 #[derive(Debug)]
 pub(crate) struct Certificates {
     pub(crate) chain: PathBuf,
@@ -25,7 +25,7 @@ pub(crate) struct Certificates {
 impl Certificates {
     pub(crate) fn create(folder: &Path) -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("no names");
-        // OpenSSL takes a leaf with its issuer's name for a self-signed one.
+        // OpenSSL considers a leaf with the name of its issuer self-signed.
         params
             .distinguished_name
             .push(DnType::CommonName, "TeeSQL test authority");
@@ -35,7 +35,7 @@ impl Certificates {
             .expect("a certificate authority");
 
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let mut params = CertificateParams::new(names).expect("good names");
+        let mut params = CertificateParams::new(names).expect("valid names");
         params
             .distinguished_name
             .push(DnType::CommonName, "TeeSQL test sidecar");
@@ -55,7 +55,7 @@ impl Certificates {
         files
     }
 
-    /// A client's settings: verifies our certificate, never resumes a session.
+    /// A client that verifies the server certificate and never resumes a session.
     pub(crate) fn client(&self, alpn: Option<&[u8]>) -> ClientConfig {
         self.client_with(aws_lc_rs::default_provider(), rustls::ALL_VERSIONS, alpn)
     }
@@ -68,7 +68,7 @@ impl Certificates {
     ) -> ClientConfig {
         let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(versions)
-            .expect("versions that the provider has")
+            .expect("versions that the provider supports")
             .with_root_certificates(self.roots.clone())
             .with_no_client_auth();
         config.resumption = Resumption::disabled();
@@ -81,6 +81,6 @@ fn roots(authority: CertificateDer<'static>) -> RootCertStore {
     let mut roots = RootCertStore::empty();
     roots
         .add(authority)
-        .expect("our own authority is well-formed");
+        .expect("our own authority is well formed");
     roots
 }

@@ -1,4 +1,4 @@
-//! A client that can misbehave at every step: blocking, one byte at a time if need be.
+//! A blocking PostgreSQL client that can break the protocol at every step.
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -10,17 +10,17 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use socket2::{Domain, Socket, Type};
 
-use crate::harness::Harness;
 use crate::harness::message::{self, Message, PgError, SSL_REQUEST};
 use crate::harness::process::TIMEOUT;
+use crate::harness::{Harness, READER};
 
-/// The three ways into TLS.
+/// How a client starts TLS. libpq calls the first two `sslnegotiation`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TlsNegotiation {
     SslRequest,
-    /// TLS at once, with ALPN `postgresql`.
+    /// TLS without SSLRequest, with ALPN `postgresql`.
     Direct,
-    /// TLS at once, without ALPN, as a forwarder does it.
+    /// TLS without SSLRequest and without ALPN, as the forwarder does it.
     Raw,
 }
 
@@ -45,27 +45,27 @@ impl fmt::Display for TlsNegotiation {
     }
 }
 
-/// How the other side ended the connection.
+/// How the server ended the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CloseKind {
-    /// In order; on TLS with its own goodbye (close_notify).
+    /// With end of stream; inside TLS with a close_notify alert before it.
     Clean,
-    /// The TCP stream ended, or was reset, without one.
+    /// The TCP stream was reset, or ended without a close_notify.
     Abrupt,
 }
 
-/// A TCP stream that remembers all that arrived on it.
+/// A TCP connection that records what arrives.
 #[derive(Debug)]
 pub(crate) struct TcpClient {
     pub(crate) stream: TcpStream,
     pub(crate) received: Vec<u8>,
-    /// How many bytes the kernel took.
+    /// The number of bytes that the kernel accepted.
     pub(crate) sent: usize,
 }
 
 impl TcpClient {
     pub(crate) fn connect(address: SocketAddr) -> Self {
-        let stream = connect_from(fresh_source(), address).expect("the sidecar accepts");
+        let stream = connect_from(unique_source(), address).expect("the server accepts");
         stream.set_nodelay(true).expect("a live socket");
         stream
             .set_read_timeout(Some(TIMEOUT))
@@ -76,7 +76,7 @@ impl TcpClient {
         Self::from_stream(stream)
     }
 
-    /// A connection that was made otherwise.
+    /// Wraps a connection that is already open.
     pub(crate) fn from_stream(stream: TcpStream) -> Self {
         Self {
             stream,
@@ -86,10 +86,10 @@ impl TcpClient {
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) {
-        self.stream.write_all(bytes).expect("the sidecar reads");
+        self.stream.write_all(bytes).expect("the server reads");
     }
 
-    /// The next bytes, which have to be these.
+    /// Reads as many bytes as `wanted` has, and compares them.
     pub(crate) fn expect_prefix(&mut self, wanted: &[u8]) {
         let mut bytes = vec![0; wanted.len()];
         self.stream.read_exact(&mut bytes).expect("an answer");
@@ -102,24 +102,24 @@ impl TcpClient {
         byte[0]
     }
 
-    /// Everything up to the end of the stream.
+    /// Reads everything up to the end of the stream.
     pub(crate) fn read_to_end(&mut self) -> Vec<u8> {
         let mut all = Vec::new();
         match self.stream.read_to_end(&mut all) {
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::ConnectionReset => {}
-            Err(e) => panic!("the sidecar does not close: {e}; it sent {all:02x?}"),
+            Err(e) => panic!("the server does not close: {e}; it sent {all:02x?}"),
         }
         self.close_write();
         all
     }
 
-    /// Closes in turn: the sidecar lingers for a client that may still be reading.
+    /// Closes our direction: the sidecar waits for a client that may still be reading.
     fn close_write(&self) {
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
-    /// One message in plaintext, then the end of the stream.
+    /// Reads one message in plaintext, and checks that the stream ends after it.
     pub(crate) fn read_final_message(&mut self) -> Message {
         let all = self.read_to_end();
         assert!(all.len() >= 5, "no message before the end: {all:02x?}");
@@ -140,12 +140,12 @@ impl TcpClient {
     }
 }
 
-/// A loopback address of its own for every connection, so that the sidecar's log
-/// names each of them by a peer that no other one had.
-fn fresh_source() -> SocketAddr {
+/// A separate loopback address for every connection, so that the `peer` in a log line identifies
+/// the connection.
+fn unique_source() -> SocketAddr {
     static NEXT: AtomicU32 = AtomicU32::new(0x7f01_0001);
     let address = NEXT.fetch_add(1, Ordering::Relaxed);
-    assert!(address < 0x7fff_ffff, "all of 127.0.0.0/8 is used up");
+    assert!(address < 0x7fff_ffff, "127.0.0.0/8 is used up");
     SocketAddr::from((address.to_be_bytes(), 0))
 }
 
@@ -159,7 +159,7 @@ fn connect_from(source: SocketAddr, address: SocketAddr) -> io::Result<TcpStream
 impl Read for TcpClient {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.stream.read(buffer)?;
-        // Enough for any login; a bulk transfer need not be remembered.
+        // Enough for any login. Bulk transfers are not recorded completely.
         if self.received.len() < 64 * 1024 {
             self.received.extend(&buffer[..n]);
         }
@@ -184,7 +184,7 @@ pub(crate) struct Client {
     pub(crate) tls: StreamOwned<ClientConnection, TcpClient>,
 }
 
-/// What a finished login told.
+/// What the server sent up to ReadyForQuery.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StartupResponse {
     pub(crate) negotiation: Option<(u32, Vec<String>)>,
@@ -194,13 +194,13 @@ pub(crate) struct StartupResponse {
 }
 
 impl Client {
-    /// Opens the connection and finishes the TLS handshake.
-    pub(crate) fn open(harness: &Harness, address: SocketAddr, opening: TlsNegotiation) -> Self {
+    /// Connects and completes the TLS handshake.
+    pub(crate) fn connect(harness: &Harness, address: SocketAddr, opening: TlsNegotiation) -> Self {
         let config = harness.certificates.client(opening.alpn());
-        Self::open_with(config, address, opening).expect("the TLS handshake succeeds")
+        Self::connect_with(config, address, opening).expect("the TLS handshake succeeds")
     }
 
-    pub(crate) fn open_with(
+    pub(crate) fn connect_with(
         config: ClientConfig,
         address: SocketAddr,
         opening: TlsNegotiation,
@@ -215,7 +215,7 @@ impl Client {
         Self::handshake(config, tcp)
     }
 
-    /// TLS over an open connection.
+    /// Completes the TLS handshake on an open connection.
     pub(crate) fn handshake(config: ClientConfig, tcp: TcpClient) -> io::Result<Self> {
         let name = ServerName::try_from("localhost").expect("a good name");
         let connection = ClientConnection::new(Arc::new(config), name).expect("good settings");
@@ -230,13 +230,13 @@ impl Client {
         self.tls.conn.handshake_kind()
     }
 
-    /// The address that the sidecar logs for us.
+    /// Our address, which is the `peer` in the sidecar's log.
     pub(crate) fn local_address(&self) -> SocketAddr {
         self.tls.sock.local_address()
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) {
-        self.try_send(bytes).expect("the sidecar reads");
+        self.try_send(bytes).expect("the server reads");
     }
 
     pub(crate) fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -244,7 +244,7 @@ impl Client {
         self.tls.flush()
     }
 
-    /// One message; `Err` when the connection ended at a message's border.
+    /// Reads one message; `Err` if the connection ended between messages.
     pub(crate) fn read(&mut self) -> Result<Message, CloseKind> {
         let mut head = [0; 5];
         match self.tls.read(&mut head[..1]) {
@@ -254,7 +254,7 @@ impl Client {
             }
             Ok(_) => {}
             Err(e) if is_abrupt_close(&e) => return Err(CloseKind::Abrupt),
-            Err(e) => panic!("the sidecar neither answers nor closes: {e}"),
+            Err(e) => panic!("the server neither answers nor closes: {e}"),
         }
         self.tls.read_exact(&mut head[1..]).expect("a whole header");
         let mut body = vec![0; message::be32(&head[1..]) as usize - 4];
@@ -262,18 +262,18 @@ impl Client {
         Ok(Message { tag: head[0], body })
     }
 
-    /// One message of the given kind.
+    /// Reads one message of the given type.
     pub(crate) fn expect(&mut self, tag: u8) -> Message {
         match self.read() {
             Ok(message) if message.tag == tag => message,
             Ok(message) if message.tag == b'E' => {
-                panic!("not {:?}: {}", tag as char, message.error())
+                panic!("expected {:?}, got {}", tag as char, message.error())
             }
-            other => panic!("not {:?}: {other:?}", tag as char),
+            other => panic!("expected {:?}, got {other:?}", tag as char),
         }
     }
 
-    /// An ErrorResponse, and an orderly end after it.
+    /// Reads a FATAL ErrorResponse, and checks that the connection is closed cleanly after it.
     pub(crate) fn expect_fatal(&mut self) -> PgError {
         let error = self.expect(b'E').error();
         assert_eq!(error.severity, "FATAL", "{error}");
@@ -281,16 +281,15 @@ impl Client {
         error
     }
 
-    /// Nothing more comes.
+    /// Checks that no further message arrives before the end.
     pub(crate) fn expect_close(&mut self) -> CloseKind {
         match self.read() {
             Err(ending) => ending,
-            Ok(message) => panic!("not the end: {message:?}"),
+            Ok(message) => panic!("expected the end, got {message:?}"),
         }
     }
 
-    /// Sends a StartupMessage for `user` and `database` and waits for the
-    /// password request; `Err` is the sidecar's refusal.
+    /// Sends a StartupMessage for `user` and `database` and waits for the password request.
     pub(crate) fn start(&mut self, user: &str, database: &str) -> StartupResponse {
         self.start_with(
             message::PROTOCOL_3_0,
@@ -324,7 +323,7 @@ impl Client {
         self.await_ready(response)
     }
 
-    /// AuthenticationOk up to ReadyForQuery, or the error and the end.
+    /// Reads from AuthenticationOk up to ReadyForQuery, or the error and the end.
     pub(crate) fn await_ready(
         &mut self,
         mut response: StartupResponse,
@@ -339,7 +338,7 @@ impl Client {
         loop {
             let next = self.read().expect("messages up to ReadyForQuery");
             match next.tag {
-                b'S' => response.parameters.push(pair(&next.body)),
+                b'S' => response.parameters.push(name_and_value(&next.body)),
                 b'K' => {
                     response.pid = message::be32(&next.body);
                     response.key = next.body[4..].to_vec();
@@ -354,12 +353,12 @@ impl Client {
                     assert_eq!(next.body, b"I", "idle");
                     return Ok(response);
                 }
-                _ => panic!("not part of a login: {next:?}"),
+                _ => panic!("unexpected message during a login: {next:?}"),
             }
         }
     }
 
-    /// The whole login.
+    /// Performs the whole login.
     pub(crate) fn login(
         &mut self,
         user: &str,
@@ -370,7 +369,14 @@ impl Client {
         self.authenticate(secret, response)
     }
 
-    /// A simple query's rows.
+    /// Logs in as `teesql_read` to the database `via_scram`.
+    pub(crate) fn login_reader(&mut self) -> StartupResponse {
+        let (role, secret) = READER;
+        self.login(role, "via_scram", secret)
+            .expect("the login succeeds")
+    }
+
+    /// Runs a simple query and returns its rows.
     pub(crate) fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, PgError> {
         self.send(&message::query(sql));
         let mut rows = Vec::new();
@@ -386,16 +392,16 @@ impl Client {
         }
     }
 
-    /// The only column of the only row.
-    pub(crate) fn ask(&mut self, sql: &str) -> String {
+    /// Runs a query that returns one row with one column.
+    pub(crate) fn query_value(&mut self, sql: &str) -> String {
         let rows = self.query(sql).unwrap_or_else(|e| panic!("{sql}: {e}"));
         match &rows[..] {
             [row] => row[0].clone().expect("not NULL"),
-            other => panic!("{sql}: not one row: {other:?}"),
+            other => panic!("{sql}: expected one row, got {other:?}"),
         }
     }
 
-    /// Terminate, and the end.
+    /// Sends Terminate and waits for the end.
     pub(crate) fn terminate(mut self) {
         self.send(&message::tagged(b'X', &[]));
         assert_eq!(
@@ -405,12 +411,12 @@ impl Client {
         );
     }
 
-    /// Hangs up without a word, so that the other side sees a bare end of stream.
+    /// Closes the TCP connection without Terminate and without close_notify.
     pub(crate) fn disconnect(self) {
         let _ = self.tls.sock.stream.shutdown(Shutdown::Both);
     }
 
-    /// Content type and length of each TLS record received: what an onlooker sees.
+    /// Content type and length of each TLS record received: what an observer of the network sees.
     pub(crate) fn records_received(&self) -> Vec<(u8, usize)> {
         let mut rest = &self.tls.sock.received[..];
         let mut records = Vec::new();
@@ -423,7 +429,7 @@ impl Client {
     }
 }
 
-fn pair(body: &[u8]) -> (String, String) {
+fn name_and_value(body: &[u8]) -> (String, String) {
     let mut texts = body
         .split(|&byte| byte == 0)
         .map(|t| String::from_utf8_lossy(t).into_owned());

@@ -1,4 +1,4 @@
-//! A throw-away Postgres server in a folder of its own, on loopback only.
+//! A temporary Postgres cluster that listens on loopback and on a Unix socket.
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
@@ -11,16 +11,18 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use nix::unistd::User;
 
+use crate::harness::libpq::PSQL_BARE;
 use crate::harness::process::{
     TIMEOUT, lossy, pdeathsig_command, poll_until, postgres_user, run, run_successfully, signal,
     spawn, wait,
 };
+use crate::harness::settings::sidecar_command;
 use crate::harness::{READ_PASSWORD, READWRITE_PASSWORD, SUPERUSER_PASSWORD};
 
-/// The database that is the tests' own back door: `trust` on the Unix socket.
-const OPERATOR_DATABASE: &str = "operator";
+/// The database in which the tests run administrative SQL: `trust` on the Unix socket.
+const ADMIN_DATABASE: &str = "operator";
 
-/// A database `via_<method>` for each way in which Postgres may ask for a password.
+/// A database `via_<method>` for each authentication method.
 const HBA: &str = "\
 local operator     postgres  trust
 local all          all       trust
@@ -48,7 +50,7 @@ impl Server {
         let major = text
             .split_whitespace()
             .find_map(|word| word.split('.').next()?.parse().ok())
-            .ok_or_else(|| format!("{}: not a postgres: {text:?}", bin.display()))?;
+            .ok_or_else(|| format!("{}: not a postgres binary: {text:?}", bin.display()))?;
         Ok(Self {
             bin: bin.to_owned(),
             major,
@@ -60,7 +62,7 @@ impl Server {
         format!("pg{}", self.major)
     }
 
-    /// The newest protocol that it speaks.
+    /// The newest protocol version that it supports.
     pub(crate) fn protocol(&self) -> u32 {
         if self.major >= 18 {
             0x0003_0002
@@ -69,7 +71,7 @@ impl Server {
         }
     }
 
-    /// The newest of the Debian packages, or what `pg_config` points at.
+    /// The newest of the Debian packages, or the one that `pg_config` belongs to.
     pub(crate) fn installed() -> Result<Self, String> {
         let mut found: Vec<Self> = fs::read_dir("/usr/lib/postgresql")
             .into_iter()
@@ -83,16 +85,16 @@ impl Server {
         let output = Command::new("pg_config").arg("--bindir").output();
         let folder = output.map(|o| lossy(&o.stdout)).unwrap_or_default();
         Self::in_folder(Path::new(folder.trim()))
-            .map_err(|why| format!("no PostgreSQL server installed ({why})"))
+            .map_err(|error| format!("no PostgreSQL server is installed ({error})"))
     }
 }
 
-/// How a cluster differs from the usual one.
+/// How a cluster differs from the default.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ClusterOptions {
-    /// Added to the server's command line, after the usual settings.
+    /// Settings on the server's command line, after the default ones.
     pub(crate) settings: Vec<&'static str>,
-    /// Replaces the usual `pg_hba.conf` for TCP.
+    /// Replaces the TCP entries of `pg_hba.conf`.
     pub(crate) hba: Option<&'static str>,
     /// Databases to create, with the two roles provisioned in each.
     pub(crate) databases: Vec<&'static str>,
@@ -112,41 +114,21 @@ impl Cluster {
     /// Creates the cluster in `folder`, which must not exist, and starts it.
     pub(crate) fn create(server: &Server, folder: PathBuf, options: &ClusterOptions) -> Self {
         let owner = postgres_user();
-        fs::create_dir(&folder).expect("a fresh folder");
+        fs::create_dir(&folder).expect("a new folder");
         if let Some(user) = &owner {
             chown(&folder, Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("chown");
         }
-        let server = reachable(server, &folder, owner.as_ref());
-        let data = folder.join("data");
-        let mut initdb = pdeathsig_command(&server.bin.join("initdb"), "KILL", owner.as_ref());
-        initdb.args([
-            "-U",
-            "postgres",
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-            "--no-locale",
-            "--no-sync",
-        ]);
-        initdb.arg("-D").arg(&data).current_dir(&folder);
-        run_successfully(initdb, TIMEOUT);
-        fs::write(
-            data.join("pg_hba.conf"),
-            options.hba.map_or_else(|| HBA.to_owned(), with_door),
-        )
-        .expect("pg_hba.conf");
-
         let cluster = Self {
-            server,
+            server: accessible_copy(server, &folder, owner.as_ref()),
             folder,
             port: unused_port(),
             settings: options.settings.clone(),
             owner,
             postmaster: Mutex::new(None),
         };
+        cluster.initialize(options.hba);
         cluster.start();
-        cluster.sql("postgres", &format!("CREATE DATABASE {OPERATOR_DATABASE}"));
+        cluster.sql("postgres", &format!("CREATE DATABASE {ADMIN_DATABASE}"));
         cluster.sql(
             "postgres",
             &format!("ALTER ROLE postgres PASSWORD '{SUPERUSER_PASSWORD}'"),
@@ -157,7 +139,21 @@ impl Cluster {
         cluster
     }
 
-    /// Where it listens: TCP, on loopback.
+    fn initialize(&self, hba: Option<&str>) {
+        let data = self.folder.join("data");
+        let mut initdb =
+            pdeathsig_command(self.server.bin.join("initdb"), "KILL", self.owner.as_ref());
+        initdb
+            .args(["-U", "postgres", "-A", "trust", "-E", "UTF8"])
+            .args(["--no-locale", "--no-sync", "-D"])
+            .arg(&data)
+            .current_dir(&self.folder);
+        run_successfully(initdb, TIMEOUT);
+        let hba = hba.map_or_else(|| HBA.to_owned(), with_socket_entry);
+        fs::write(data.join("pg_hba.conf"), hba).expect("pg_hba.conf");
+    }
+
+    /// Its TCP address, on loopback.
     pub(crate) fn address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.port))
     }
@@ -167,19 +163,19 @@ impl Cluster {
         self.folder.join(format!(".s.PGSQL.{}", self.port))
     }
 
-    /// Creates `database`, dropping an old one, with the two roles provisioned.
+    /// Creates `database` with the two roles provisioned, and drops an old one first.
     pub(crate) fn create_database(&self, database: &str) {
         self.sql(
-            OPERATOR_DATABASE,
+            ADMIN_DATABASE,
             &format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)"),
         );
-        self.sql(OPERATOR_DATABASE, &format!("CREATE DATABASE {database}"));
+        self.sql(ADMIN_DATABASE, &format!("CREATE DATABASE {database}"));
         self.provision(database);
     }
 
     pub(crate) fn drop_database(&self, database: &str) {
         self.sql(
-            OPERATOR_DATABASE,
+            ADMIN_DATABASE,
             &format!("DROP DATABASE {database} WITH (FORCE)"),
         );
     }
@@ -191,25 +187,20 @@ impl Cluster {
         }
     }
 
-    /// `teesql-sidecar provision` at the back door, with nothing else in its environment.
+    /// `teesql-sidecar provision` over the Unix socket, with nothing else in its environment.
     pub(crate) fn provision_command(&self, database: &str) -> Command {
-        let mut provision = pdeathsig_command(
-            Path::new(env!("CARGO_BIN_EXE_teesql-sidecar")),
-            "KILL",
-            None,
-        );
-        provision
-            .arg("provision")
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("TEESQL_POSTGRES", self.socket())
-            .env("TEESQL_PG_DATABASE", database)
-            .env("TEESQL_PG_PASSWORD_READ", READ_PASSWORD)
-            .env("TEESQL_PG_PASSWORD_READWRITE", READWRITE_PASSWORD);
-        provision
+        let socket = self.socket();
+        let environment = [
+            ("TEESQL_POSTGRES", socket.to_str().expect("UTF-8")),
+            ("TEESQL_PG_DATABASE", database),
+            ("TEESQL_PG_PASSWORD_READ", READ_PASSWORD),
+            ("TEESQL_PG_PASSWORD_READWRITE", READWRITE_PASSWORD),
+        ];
+        sidecar_command(&["provision"], &environment)
     }
 
-    /// Passwords as Postgres kept them once; provisioning itself keeps SCRAM verifiers only.
+    /// Sets the passwords again, so that Postgres stores MD5 hashes. Provisioning stores SCRAM
+    /// verifiers only.
     fn set_md5_passwords(&self, database: &str) {
         for (role, password) in [
             ("teesql_read", READ_PASSWORD),
@@ -223,55 +214,52 @@ impl Cluster {
         }
     }
 
-    /// Runs `sql` as superuser through the back door: columns by `|`, rows by newline.
+    /// Runs `sql` as superuser: columns separated by `|`, rows by newlines.
     pub(crate) fn sql(&self, database: &str, sql: &str) -> String {
         let mut psql = self.psql(database);
         psql.args(["-c", sql]);
         run_successfully(psql, TIMEOUT * 4).trim_end().to_owned()
     }
 
-    /// The same in the back door's own database.
+    /// Runs `sql` as superuser in the administrative database.
     pub(crate) fn admin_sql(&self, sql: &str) -> String {
-        self.sql(OPERATOR_DATABASE, sql)
+        self.sql(ADMIN_DATABASE, sql)
     }
 
-    /// Waits until `sql` in the back door's database answers `wanted`.
+    /// Waits until `sql` returns `wanted` in the administrative database.
     pub(crate) fn await_result(&self, sql: &str, wanted: &str) {
+        self.await_result_in(ADMIN_DATABASE, sql, wanted);
+    }
+
+    /// Waits until `sql` returns `wanted` in `database`.
+    pub(crate) fn await_result_in(&self, database: &str, sql: &str, wanted: &str) {
         let mut last = String::new();
         poll_until(TIMEOUT, || {
-            last = self.admin_sql(sql);
+            last = self.sql(database, sql);
             (last == wanted).then_some(())
         })
         .unwrap_or_else(|| panic!("{sql}: still {last:?}, not {wanted:?}"));
     }
 
-    /// A `psql` at the back door, superuser, quiet and unaligned.
+    /// A psql of the superuser over the Unix socket that prints bare values.
     pub(crate) fn psql(&self, database: &str) -> Command {
-        let mut psql = pdeathsig_command(Path::new("psql"), "KILL", None);
-        psql.args([
-            "-X",
-            "-q",
-            "-A",
-            "-t",
-            "-v",
-            "ON_ERROR_STOP=1",
-            "-U",
-            "postgres",
-        ])
-        .arg("-h")
-        .arg(&self.folder)
-        .args(["-p", &self.port.to_string(), "-d", database])
-        .env("PGCLIENTENCODING", "UTF8");
+        let mut psql = pdeathsig_command("psql", "KILL", None);
+        psql.args(PSQL_BARE)
+            .args(["-U", "postgres", "-d", database])
+            .arg("-h")
+            .arg(&self.folder)
+            .args(["-p", &self.port.to_string()])
+            .env("PGCLIENTENCODING", "UTF8");
         psql
     }
 
-    /// All that the server wrote into its log.
+    /// The whole log of the server.
     pub(crate) fn log(&self) -> String {
         lossy(&fs::read(self.folder.join("log")).unwrap_or_default())
     }
 
-    /// Starts the server. One that was killed leaves children that hold its shared
-    /// memory for a moment: until they are gone, the next one refuses to start.
+    /// Starts the server. The children of a killed server hold its shared memory for a moment, and
+    /// Postgres does not start until they have exited: therefore this retries.
     pub(crate) fn start(&self) {
         poll_until(TIMEOUT, || self.try_to_start())
             .unwrap_or_else(|| panic!("Postgres does not start\n{}", self.log()));
@@ -283,7 +271,7 @@ impl Cluster {
             .append(true)
             .open(self.folder.join("log"));
         let log = log.expect("the server's log");
-        // SIGQUIT is Postgres's immediate shutdown: it takes its children along.
+        // SIGQUIT is Postgres's immediate shutdown, which also ends its children.
         let mut postgres = pdeathsig_command(
             &self.server.bin.join("postgres"),
             "QUIT",
@@ -297,7 +285,7 @@ impl Cluster {
             .arg(&self.folder)
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log);
-        let usual = [
+        let defaults = [
             "listen_addresses=127.0.0.1",
             "fsync=off",
             "synchronous_commit=off",
@@ -311,7 +299,7 @@ impl Cluster {
             "jit=off",
             "log_connections=on",
         ];
-        for setting in usual.iter().chain(&self.settings) {
+        for setting in defaults.iter().chain(&self.settings) {
             postgres.args(["-c", setting]);
         }
         let mut child = spawn(postgres).expect("setpriv starts");
@@ -327,7 +315,7 @@ impl Cluster {
         .then(|| *self.postmaster.lock().expect("no panic while locked") = Some(child))
     }
 
-    /// Restarts it as a standby that has no primary.
+    /// Restarts it as a standby without a primary.
     pub(crate) fn restart_as_standby(&self) {
         self.stop(Signal::SIGINT);
         let signal = self.folder.join("data/standby.signal");
@@ -338,7 +326,7 @@ impl Cluster {
         self.start();
     }
 
-    /// Ends the server as `signal` says: SIGINT fast, SIGQUIT immediate.
+    /// Stops the server. SIGINT is a fast shutdown, SIGQUIT an immediate one.
     pub(crate) fn stop(&self, how: Signal) {
         let child = self
             .postmaster
@@ -362,14 +350,14 @@ impl Drop for Cluster {
     }
 }
 
-fn with_door(hba: &str) -> String {
+fn with_socket_entry(hba: &str) -> String {
     format!("local all all trust\n{hba}")
 }
 
-/// The server's programs where its user can run them: copied into the cluster's
-/// folder if they lie behind a private one, as under /root.
-fn reachable(server: &Server, folder: &Path, user: Option<&User>) -> Server {
-    let mut probe = pdeathsig_command(&server.bin.join("postgres"), "KILL", user);
+/// The server's programs where its user can run them: copied into the cluster's folder if a
+/// parent folder is private, as /root is.
+fn accessible_copy(server: &Server, folder: &Path, user: Option<&User>) -> Server {
+    let mut probe = pdeathsig_command(server.bin.join("postgres"), "KILL", user);
     probe.arg("--version");
     if run(probe, TIMEOUT).status.success() {
         return server.clone();

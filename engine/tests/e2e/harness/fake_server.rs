@@ -1,5 +1,5 @@
-//! Stand-ins for Postgres on loopback: one that follows a script, and one that
-//! passes bytes to the real one and keeps count.
+//! Fake servers on loopback: one that runs a script on each connection, and a TCP proxy that counts
+//! connections.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -12,47 +12,51 @@ use socket2::{Domain, SockRef, Socket, Type};
 use crate::harness::message;
 use crate::harness::process::TIMEOUT;
 
-/// Listens on a free port and runs a script on each connection, until dropped.
+/// A server on an unused port. It stops when dropped.
 #[derive(Debug)]
 pub(crate) struct FakeServer {
     address: SocketAddr,
-    over: Arc<AtomicBool>,
-    open: Arc<Mutex<Vec<TcpStream>>>,
+    stopped: Arc<AtomicBool>,
+    connections: Arc<Mutex<Vec<TcpStream>>>,
     accepted: Arc<AtomicUsize>,
 }
 
 impl FakeServer {
+    /// Runs `script` on each connection, in a thread per connection.
     pub(crate) fn start(
         script: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        // Accepted sockets inherit it: a fake that does not read is full soon.
-        let room = SockRef::from(&listener).set_recv_buffer_size(64 * 1024);
-        room.expect("a live socket");
+        // Accepted sockets inherit the size: the buffer of a server that does not read is full soon.
+        SockRef::from(&listener)
+            .set_recv_buffer_size(64 * 1024)
+            .expect("a live socket");
         let fake = Self {
             address: listener.local_addr().expect("a bound socket"),
-            over: Arc::default(),
-            open: Arc::default(),
+            stopped: Arc::default(),
+            connections: Arc::default(),
             accepted: Arc::default(),
         };
-        let (over, open, accepted) = (fake.over.clone(), fake.open.clone(), fake.accepted.clone());
+        let (stopped, connections) = (fake.stopped.clone(), fake.connections.clone());
+        let accepted = fake.accepted.clone();
         let script = Arc::new(script);
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                if over.load(Ordering::SeqCst) {
+                if stopped.load(Ordering::SeqCst) {
                     break;
                 }
                 let _ = stream.set_read_timeout(Some(TIMEOUT * 2));
                 accepted.fetch_add(1, Ordering::SeqCst);
-                if let Ok(again) = stream.try_clone() {
-                    open.lock().expect("no panic while locked").push(again);
+                if let Ok(clone) = stream.try_clone() {
+                    let mut connections = connections.lock().expect("no panic while locked");
+                    connections.push(clone);
                 }
                 let script = script.clone();
                 thread::spawn(move || {
-                    let last = stream.try_clone();
+                    let clone = stream.try_clone();
                     let _ = script(stream);
-                    if let Ok(last) = last {
-                        let _ = last.shutdown(Shutdown::Both);
+                    if let Ok(stream) = clone {
+                        let _ = stream.shutdown(Shutdown::Both);
                     }
                 });
             }
@@ -60,13 +64,13 @@ impl FakeServer {
         fake
     }
 
-    /// A real Postgres at `upstream`, with the connections counted.
+    /// Forwards each connection to `upstream`, so that [`accepted`](Self::accepted) counts them.
     pub(crate) fn proxy_to(upstream: SocketAddr) -> Self {
         Self::start(move |client| {
             let server = TcpStream::connect(upstream)?;
             let (from, to) = (server.try_clone()?, client.try_clone()?);
-            let back = thread::spawn(move || pass(from, to));
-            pass(client, server);
+            let back = thread::spawn(move || copy(from, to));
+            copy(client, server);
             let _ = back.join();
             Ok(())
         })
@@ -76,7 +80,7 @@ impl FakeServer {
         self.address
     }
 
-    /// Connections so far.
+    /// The number of connections so far.
     pub(crate) fn accepted(&self) -> usize {
         self.accepted.load(Ordering::SeqCst)
     }
@@ -84,16 +88,17 @@ impl FakeServer {
 
 impl Drop for FakeServer {
     fn drop(&mut self) {
-        self.over.store(true, Ordering::SeqCst);
-        for stream in self.open.lock().expect("no panic while locked").drain(..) {
+        self.stopped.store(true, Ordering::SeqCst);
+        let mut connections = self.connections.lock().expect("no panic while locked");
+        for stream in connections.drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
-        // Wakes the accepting thread, which then sees that it is over.
+        // Wakes the accepting thread, which then sees `stopped`.
         let _ = TcpStream::connect(self.address);
     }
 }
 
-/// An address at which nobody listens: bound, so that nobody else can.
+/// A port that refuses connections: it is bound, so that no other program can listen on it.
 pub(crate) struct ClosedPort {
     address: SocketAddr,
     _socket: Socket,
@@ -116,7 +121,7 @@ impl ClosedPort {
     }
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream) {
+fn copy(mut from: TcpStream, mut to: TcpStream) {
     let _ = io::copy(&mut from, &mut to);
     let _ = to.shutdown(Shutdown::Write);
 }
@@ -137,18 +142,18 @@ pub(crate) fn read_message(stream: &mut TcpStream) -> io::Result<(u8, Vec<u8>)> 
     Ok((tag[0], read_startup(stream)?))
 }
 
-/// Stays until the other side closes.
-pub(crate) fn stay(stream: &mut TcpStream) -> io::Result<()> {
+/// Reads and discards everything until the other side closes.
+pub(crate) fn read_until_close(stream: &mut TcpStream) -> io::Result<()> {
     io::copy(stream, &mut io::sink()).map(drop)
 }
 
-/// An ErrorResponse as Postgres writes it.
+/// A FATAL ErrorResponse as Postgres writes it.
 pub(crate) fn error_response(code: &str, text: &str) -> Vec<u8> {
     let body = format!("SFATAL\0VFATAL\0C{code}\0M{text}\0\0");
     message::tagged(b'E', body.as_bytes())
 }
 
-/// AuthenticationOk, one parameter, a key, ReadyForQuery.
+/// Sends AuthenticationOk, one ParameterStatus, BackendKeyData and ReadyForQuery.
 pub(crate) fn accept_login(stream: &mut TcpStream) -> io::Result<()> {
     stream.write_all(&message::tagged(b'R', &0_u32.to_be_bytes()))?;
     stream.write_all(&message::tagged(b'S', b"server_version\x0015.0\0"))?;

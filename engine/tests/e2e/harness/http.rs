@@ -1,4 +1,4 @@
-//! As much of an HTTP client as the trials need: one question, one answer.
+//! A minimal HTTP client: one GET per connection. And checks of `/ready`.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -7,50 +7,51 @@ use serde_json::Value;
 
 use crate::harness::process::{TIMEOUT, poll_until};
 
-/// An answer.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub(crate) status: u16,
     pub(crate) head: String,
     pub(crate) body: String,
 }
 
-impl Answer {
+impl Response {
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
     }
 
-    /// A header's value, whatever the case of its name.
+    /// The value of a header, by its name in any case.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut lines = self.head.lines().filter_map(|line| line.split_once(": "));
         lines.find_map(|(found, value)| found.eq_ignore_ascii_case(name).then_some(value))
     }
 }
 
-/// GET, to the end of the connection.
-pub(crate) fn get(address: SocketAddr, target: &str) -> Answer {
+/// Sends a GET request and reads to the end of the connection.
+pub(crate) fn get(address: SocketAddr, target: &str) -> Response {
     let mut stream = TcpStream::connect(address).expect("the admin port accepts");
     for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
         set(&stream, Some(TIMEOUT)).expect("a live socket");
     }
     let request = format!("GET {target} HTTP/1.1\r\nHost: {address}\r\n\r\n");
-    stream.write_all(request.as_bytes()).expect("it reads");
+    stream
+        .write_all(request.as_bytes())
+        .expect("the server reads");
     let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes).expect("a whole answer");
+    stream.read_to_end(&mut bytes).expect("a complete response");
     let text = String::from_utf8(bytes).expect("UTF-8");
     let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-    Answer {
+    Response {
         status: status.unwrap_or_else(|| panic!("no status: {head}")),
         head: head.to_owned(),
         body: body.to_owned(),
     }
 }
 
-/// `/ready`: the reason of each check that is not ready.
+/// Name and reason of each check in `/ready` that is not ready.
 pub(crate) fn unready(address: SocketAddr) -> Vec<(String, String)> {
-    let answer = get(address, "/ready");
-    let json = answer.json();
+    let response = get(address, "/ready");
+    let json = response.json();
     let checks = json["checks"].as_array().expect("checks");
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let reasons: Vec<_> = checks
@@ -59,13 +60,13 @@ pub(crate) fn unready(address: SocketAddr) -> Vec<(String, String)> {
         .map(|check| (text(&check["name"]), text(&check["reason"])))
         .collect();
     let status = if reasons.is_empty() { 200 } else { 503 };
-    assert_eq!(answer.status, status, "{json}");
+    assert_eq!(response.status, status, "{json}");
     assert_eq!(json["ready"], reasons.is_empty(), "{json}");
     assert_eq!(checks.len(), 4, "{json}");
     reasons
 }
 
-/// Waits until all is well.
+/// Waits until all checks in `/ready` are ready.
 pub(crate) fn await_ready(address: SocketAddr) {
     let mut last = Vec::new();
     poll_until(TIMEOUT, || {
@@ -75,7 +76,7 @@ pub(crate) fn await_ready(address: SocketAddr) {
     .unwrap_or_else(|| panic!("never ready: {last:?}"));
 }
 
-/// Waits until `check` is not ready for a reason that has `words` in it.
+/// Waits until `check` in `/ready` is not ready for a reason that contains `words`.
 pub(crate) fn await_unready(address: SocketAddr, check: &str, words: &str) -> String {
     let mut last = Vec::new();
     poll_until(TIMEOUT, || {
@@ -83,5 +84,5 @@ pub(crate) fn await_unready(address: SocketAddr, check: &str, words: &str) -> St
         let found = last.iter().find(|(name, _)| name == check)?;
         found.1.contains(words).then(|| found.1.clone())
     })
-    .unwrap_or_else(|| panic!("{check} is never red for {words:?}: {last:?}"))
+    .unwrap_or_else(|| panic!("{check} is never unready for {words:?}: {last:?}"))
 }

@@ -1,4 +1,4 @@
-//! PostgreSQL messages as bytes, written apart from the product's own code, so
+//! PostgreSQL messages as bytes. This is deliberately independent of the product's own code, so
 //! that an error there does not cancel itself out here.
 
 use std::fmt;
@@ -31,7 +31,7 @@ impl fmt::Display for PgError {
 }
 
 impl Message {
-    /// The fields of an ErrorResponse; both severities must say the same.
+    /// The fields of an ErrorResponse. Its localized and its fixed severity must be equal.
     pub(crate) fn error(&self) -> PgError {
         assert_eq!(self.tag, b'E', "not an ErrorResponse: {self:?}");
         let end = self.body.len().checked_sub(1).expect("fields");
@@ -52,18 +52,18 @@ impl Message {
         assert_eq!(
             field(b'V').as_ref(),
             Some(&error.severity),
-            "the severity that is not translated"
+            "the fixed severity differs"
         );
         error
     }
 
-    /// The request's number in an Authentication message: 0 is Ok.
+    /// The type of an Authentication message: 0 is AuthenticationOk.
     pub(crate) fn authentication(&self) -> u32 {
         assert_eq!(self.tag, b'R', "not an Authentication message: {self:?}");
         be32(&self.body)
     }
 
-    /// The newest version and the refused options of a NegotiateProtocolVersion.
+    /// The newest supported version and the unrecognized options of a NegotiateProtocolVersion.
     pub(crate) fn negotiation(&self) -> (u32, Vec<String>) {
         assert_eq!(self.tag, b'v', "not a NegotiateProtocolVersion: {self:?}");
         let count = be32(&self.body[4..]) as usize;
@@ -76,7 +76,7 @@ impl Message {
             Some(""),
             "the names end with a zero: {self:?}"
         );
-        assert_eq!(names.len(), count, "as many names as announced: {self:?}");
+        assert_eq!(names.len(), count, "the number of names is wrong: {self:?}");
         (be32(&self.body), names)
     }
 
@@ -103,14 +103,14 @@ pub(crate) fn be32(bytes: &[u8]) -> u32 {
     u32::from_be_bytes(bytes[..4].try_into().expect("four bytes"))
 }
 
-/// A message with its tag and a right length.
+/// A message with its tag and a correct length.
 pub(crate) fn tagged(tag: u8, body: &[u8]) -> Vec<u8> {
     let mut out = vec![tag];
     out.extend(untagged(body));
     out
 }
 
-/// A packet of the start-up phase: a right length, then `body`.
+/// A packet of the start-up phase: a correct length, then `body`.
 pub(crate) fn untagged(body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len() + 4).expect("a short message");
     [&length.to_be_bytes()[..], body].concat()

@@ -1,4 +1,4 @@
-//! A real name server on loopback: Debian's knot, with a zone of the trial's own.
+//! A real name server on loopback: Debian's knot, with a zone for one test.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -12,8 +12,8 @@ use nix::sys::signal::Signal;
 
 use crate::harness::process::{TIMEOUT, lossy, pdeathsig_command, poll_until, signal, spawn};
 
-/// The zone, and one beside it whose file does not exist: SERVFAIL.
 const ZONE: &str = "teesql.test";
+/// A zone without a file: queries get SERVFAIL.
 const BROKEN: &str = "broken.test";
 
 pub(crate) struct NameServer {
@@ -24,7 +24,7 @@ pub(crate) struct NameServer {
 }
 
 impl NameServer {
-    /// With these lines behind the zone's SOA and NS.
+    /// Starts it with a zone of an SOA, an NS and `records`.
     pub(crate) fn start(records: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let address = unused_port();
@@ -41,7 +41,7 @@ impl NameServer {
         );
         fs::write(folder.path().join("knot.conf"), config).expect("knot.conf");
         write_zone(folder.path(), 1, records);
-        let mut knotd = pdeathsig_command(Path::new("knotd"), "KILL", None);
+        let mut knotd = pdeathsig_command("knotd", "KILL", None);
         let log = fs::File::create(folder.path().join("log")).expect("a log");
         knotd.arg("-c").arg(folder.path().join("knot.conf"));
         knotd.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
@@ -60,7 +60,7 @@ impl NameServer {
         self.address.to_string()
     }
 
-    /// Replaces the zone's records, and waits until they are served.
+    /// Replaces the records of the zone and waits until the server has loaded them.
     pub(crate) fn publish(&self, records: &str) {
         let serial = self.serial.fetch_add(1, Ordering::SeqCst) + 1;
         write_zone(self.folder.path(), serial, records);
@@ -68,7 +68,7 @@ impl NameServer {
         self.await_serial(serial);
     }
 
-    /// Answers no more, without the system's "nobody listens".
+    /// Stops answering, without the kernel's "port unreachable".
     pub(crate) fn freeze(&self) {
         signal(&self.child, Signal::SIGSTOP);
     }
@@ -82,27 +82,30 @@ impl NameServer {
         let served = poll_until(TIMEOUT, || (self.serial() == Some(wanted)).then_some(()));
         served.unwrap_or_else(|| {
             let log = fs::read(self.folder.path().join("log")).unwrap_or_default();
-            panic!("the name server does not serve {wanted}: {}", lossy(&log));
+            panic!(
+                "the name server does not serve serial {wanted}: {}",
+                lossy(&log)
+            );
         });
     }
 
-    /// The SOA's, by a question of our own: the last five numbers of the answer.
+    /// The serial number in the SOA record, whose last five fields are 32-bit numbers.
     fn serial(&self) -> Option<u32> {
         let socket = UdpSocket::bind("127.0.0.1:0").ok()?;
         socket
             .set_read_timeout(Some(Duration::from_millis(200)))
             .ok()?;
-        let mut question = vec![0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
+        let mut query = vec![0, 7, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0];
         for label in ZONE.split('.') {
-            question.push(u8::try_from(label.len()).ok()?);
-            question.extend(label.as_bytes());
+            query.push(u8::try_from(label.len()).ok()?);
+            query.extend(label.as_bytes());
         }
-        question.extend([0, 0, 6, 0, 1]);
-        socket.send_to(&question, self.address).ok()?;
-        let mut answer = [0; 512];
-        let n = socket.recv(&mut answer).ok()?;
-        let (answered, start) = (answer[7] == 1, n.checked_sub(20)?);
-        answered.then(|| crate::harness::message::be32(&answer[start..]))
+        query.extend([0, 0, 6, 0, 1]);
+        socket.send_to(&query, self.address).ok()?;
+        let mut response = [0; 512];
+        let n = socket.recv(&mut response).ok()?;
+        let (answered, start) = (response[7] == 1, n.checked_sub(20)?);
+        answered.then(|| crate::harness::message::be32(&response[start..]))
     }
 }
 
@@ -116,13 +119,13 @@ fn write_zone(folder: &Path, serial: u32, records: &str) {
     let mut zone = format!(
         "$ORIGIN {ZONE}.\n$TTL 1\n@ SOA ns hostmaster {serial} 60 60 3600 1\n@ NS ns\nns A 127.0.0.1\n"
     );
-    writeln!(zone, "{records}").expect("a text");
+    writeln!(zone, "{records}").expect("a String accepts everything");
     let (new, zone_file) = (folder.join("new"), folder.join("zone"));
     fs::write(&new, zone).expect("the zone");
     fs::rename(&new, &zone_file).expect("the zone");
 }
 
-/// Free for UDP and TCP.
+/// A port that is unused for UDP and TCP.
 fn unused_port() -> SocketAddr {
     poll_until(TIMEOUT, || {
         let tcp = TcpListener::bind("127.0.0.1:0").ok()?;

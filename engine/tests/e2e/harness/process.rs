@@ -1,8 +1,9 @@
-//! Child processes that cannot outlive the tests, however these end.
+//! Child processes that cannot outlive the tests, and waiting with a deadline.
 //!
-//! The kernel sends a child its parent-death signal when the *thread* that
-//! started it ends, so one thread that never ends starts them all.
+//! The kernel sends a child its parent-death signal when the *thread* that started it ends
+//! (prctl(2), `PR_SET_PDEATHSIG`). Therefore one thread that never ends starts all children.
 
+use std::future::Future;
 use std::io::{self, Read};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -13,43 +14,48 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid, User};
 
-/// How long anything that should happen at once may take on a busy machine.
+/// How long something that normally happens immediately may take on a busy machine.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
-type Order = (Command, mpsc::Sender<io::Result<Child>>);
+type SpawnRequest = (Command, mpsc::Sender<io::Result<Child>>);
 
-static STARTER: LazyLock<mpsc::Sender<Order>> = LazyLock::new(|| {
-    let (orders, inbox) = mpsc::channel::<Order>();
+static SPAWNER: LazyLock<mpsc::Sender<SpawnRequest>> = LazyLock::new(|| {
+    let (sender, requests) = mpsc::channel::<SpawnRequest>();
     thread::spawn(move || {
-        for (mut command, reply) in inbox {
+        for (mut command, reply) in requests {
             let _ = reply.send(command.spawn());
         }
     });
-    orders
+    sender
 });
 
 /// Starts `command` from the thread that never ends.
 pub(crate) fn spawn(command: Command) -> io::Result<Child> {
-    let (reply, answer) = mpsc::channel();
-    STARTER
+    let (reply, child) = mpsc::channel();
+    SPAWNER
         .send((command, reply))
-        .expect("the starter thread lives for ever");
-    answer.recv().expect("the starter thread lives for ever")
+        .expect("the spawner thread never ends");
+    child.recv().expect("the spawner thread never ends")
 }
 
-/// A command for `program` that the kernel ends with `death` when the tests die.
-pub(crate) fn pdeathsig_command(program: &Path, death: &str, user: Option<&User>) -> Command {
+/// A command that runs `program` as `user`, and that the kernel ends with `signal` when the tests
+/// end.
+pub(crate) fn pdeathsig_command(
+    program: impl AsRef<Path>,
+    signal: &str,
+    user: Option<&User>,
+) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", death]);
+    command.args(["--pdeathsig", signal]);
     if let Some(user) = user {
         command.args(["--reuid", &user.name, "--regid", &user.gid.to_string()]);
         command.arg("--init-groups");
     }
-    command.arg("--").arg(program);
+    command.arg("--").arg(program.as_ref());
     command
 }
 
-/// Whom Postgres runs as, where it must not be ourselves: it refuses to be root.
+/// The user that Postgres runs as if the tests run as root, which Postgres refuses to be.
 pub(crate) fn postgres_user() -> Option<User> {
     if !Uid::effective().is_root() {
         return None;
@@ -64,34 +70,44 @@ pub(crate) fn signal(child: &Child, signal: Signal) {
     kill(Pid::from_raw(pid), signal).expect("our own child can be signalled");
 }
 
-/// Waits for the end of `child`; `None` when it did not end in time.
+/// Waits for `child` to exit; `None` after `timeout`.
 pub(crate) fn wait(child: &mut Child, timeout: Duration) -> Option<std::process::ExitStatus> {
     poll_until(timeout, || {
         child.try_wait().expect("our own child can be waited for")
     })
 }
 
-/// Asks until there is an answer, for events that nothing announces.
-pub(crate) fn poll_until<T>(timeout: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
-    let started = Instant::now();
+/// Calls `check` every 5 ms until it returns a value; `None` after `timeout`.
+pub(crate) fn poll_until<T>(timeout: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
+    let start = Instant::now();
     loop {
-        if let Some(answer) = ask() {
-            return Some(answer);
+        if let Some(value) = check() {
+            return Some(value);
         }
-        if started.elapsed() > timeout {
+        if start.elapsed() > timeout {
             return None;
         }
         thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Runs `command` to its end, or kills it after `timeout`.
+/// Runs `future` on a single-threaded runtime. Panics after `timeout`.
+pub(crate) fn block_on<T>(timeout: Duration, future: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let outcome = runtime.block_on(async { tokio::time::timeout(timeout, future).await });
+    outcome.expect("the future completes in time")
+}
+
+/// Runs `command` to its end. Kills it and panics after `timeout`.
 pub(crate) fn run(mut command: Command, timeout: Duration) -> Output {
-    let shown = shown(&command);
+    let description = describe(&command);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = spawn(command).unwrap_or_else(|e| panic!("{shown}: {e}"));
-    let stdout = drain(child.stdout.take());
-    let stderr = drain(child.stderr.take());
+    let mut child = spawn(command).unwrap_or_else(|e| panic!("{description}: {e}"));
+    let stdout = read_in_background(child.stdout.take());
+    let stderr = read_in_background(child.stderr.take());
     let status = wait(&mut child, timeout);
     if status.is_none() {
         let _ = child.kill();
@@ -106,19 +122,19 @@ pub(crate) fn run(mut command: Command, timeout: Duration) -> Output {
             stderr,
         },
         None => panic!(
-            "still running after {timeout:?}: {shown}\n{}",
+            "still running after {timeout:?}: {description}\n{}",
             lossy(&stderr)
         ),
     }
 }
 
-/// Runs `command`, insists on success, and returns what it printed.
+/// Runs `command`, panics unless it succeeds, and returns its standard output.
 pub(crate) fn run_successfully(command: Command, timeout: Duration) -> String {
-    let shown = shown(&command);
+    let description = describe(&command);
     let output = run(command, timeout);
     assert!(
         output.status.success(),
-        "{}: {shown}\n{}{}",
+        "{}: {description}\n{}{}",
         output.status,
         lossy(&output.stdout),
         lossy(&output.stderr)
@@ -126,8 +142,8 @@ pub(crate) fn run_successfully(command: Command, timeout: Duration) -> String {
     lossy(&output.stdout)
 }
 
-/// Its arguments, without `setpriv`'s and the environment.
-fn shown(command: &Command) -> String {
+/// Program and arguments, without those of `setpriv` and without the environment.
+fn describe(command: &Command) -> String {
     let arguments = command
         .get_args()
         .map(|argument| lossy(argument.as_encoded_bytes()));
@@ -142,7 +158,7 @@ pub(crate) fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn drain(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
+fn read_in_background(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let mut all = Vec::new();
         if let Some(mut pipe) = pipe {

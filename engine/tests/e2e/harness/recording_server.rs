@@ -1,4 +1,4 @@
-//! A server that writes down every byte: what came in TLS, and before it.
+//! A server that records every byte it receives: on the wire, and inside TLS.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -16,9 +16,8 @@ use crate::harness::fake_server::FakeServer;
 use crate::harness::message;
 use crate::harness::process::{TIMEOUT, poll_until};
 
-/// What it has seen.
 #[derive(Debug, Default)]
-struct Seen {
+struct Recorded {
     raw: Mutex<Vec<u8>>,
     plain: Mutex<Vec<u8>>,
     handshakes: AtomicUsize,
@@ -26,18 +25,18 @@ struct Seen {
     names: Mutex<Vec<(Option<String>, bool)>>,
 }
 
-pub(crate) struct Recorder {
-    seen: Arc<Seen>,
+pub(crate) struct RecordingServer {
+    recorded: Arc<Recorded>,
     fake: FakeServer,
 }
 
-/// With one certificate, for clients with any or none.
+/// Accepts clients with any certificate or none.
 pub(crate) fn config(certificate: &Certificate) -> Arc<ServerConfig> {
-    finish(builder().with_no_client_auth(), certificate)
+    with_certificate(builder().with_no_client_auth(), certificate)
 }
 
-/// The same, for clients of a root that none of ours has.
-pub(crate) fn refusing(
+/// Accepts only clients with a certificate under `root`.
+pub(crate) fn config_with_client_root(
     certificate: &Certificate,
     root: &CertificateDer<'static>,
 ) -> Arc<ServerConfig> {
@@ -47,18 +46,18 @@ pub(crate) fn refusing(
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
         .build()
         .expect("a verifier");
-    finish(builder().with_client_cert_verifier(verifier), certificate)
+    with_certificate(builder().with_client_cert_verifier(verifier), certificate)
 }
 
-type Verifying = rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier>;
+type WithoutVerifier = rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier>;
 
-fn builder() -> Verifying {
+fn builder() -> WithoutVerifier {
     ServerConfig::builder_with_provider(Arc::new(default_provider()))
         .with_safe_default_protocol_versions()
         .expect("defaults")
 }
 
-fn finish(
+fn with_certificate(
     builder: rustls::ConfigBuilder<ServerConfig, rustls::server::WantsServerCert>,
     certificate: &Certificate,
 ) -> Arc<ServerConfig> {
@@ -71,18 +70,22 @@ fn finish(
     Arc::new(builder.with_single_cert(chain, key).expect("a key pair"))
 }
 
-/// A socket whose bytes are written down as they come.
-struct Tapped(TcpStream, Arc<Seen>);
+/// A socket that records the received bytes.
+struct Recording(TcpStream, Arc<Recorded>);
 
-impl Read for Tapped {
+impl Read for Recording {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.0.read(buffer)?;
-        self.1.raw.lock().expect("no panic").extend(&buffer[..n]);
+        self.1
+            .raw
+            .lock()
+            .expect("no panic while locked")
+            .extend(&buffer[..n]);
         Ok(n)
     }
 }
 
-impl Write for Tapped {
+impl Write for Recording {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.write(bytes)
     }
@@ -92,51 +95,55 @@ impl Write for Tapped {
     }
 }
 
-impl Recorder {
-    /// TLS: the n-th connection gets what `choose` says. Who sends a
-    /// StartupMessage is let in, and each query answered with an empty one.
+impl RecordingServer {
+    /// A TLS server with the configuration `choose(n)` for the n-th connection. It answers
+    /// everything it receives with AuthenticationOk and ReadyForQuery.
     pub(crate) fn tls(choose: impl Fn(usize) -> Arc<ServerConfig> + Send + Sync + 'static) -> Self {
-        Self::start(move |stream, seen, nth| {
+        Self::start(move |stream, recorded, nth| {
             let connection = ServerConnection::new(choose(nth)).map_err(io::Error::other)?;
-            let mut tls = StreamOwned::new(connection, Tapped(stream, Arc::clone(seen)));
+            let mut tls = StreamOwned::new(connection, Recording(stream, Arc::clone(recorded)));
             while tls.conn.is_handshaking() {
                 tls.conn.complete_io(&mut tls.sock)?;
             }
-            seen.handshakes.fetch_add(1, Ordering::SeqCst);
+            recorded.handshakes.fetch_add(1, Ordering::SeqCst);
             let name = tls.conn.server_name().map(ToOwned::to_owned);
             let alpn = tls.conn.alpn_protocol().is_some();
-            seen.names.lock().expect("no panic").push((name, alpn));
-            serve(tls, seen)
+            recorded
+                .names
+                .lock()
+                .expect("no panic while locked")
+                .push((name, alpn));
+            serve(tls, recorded)
         })
     }
 
-    /// TLS that is let in, reads, and closes without a word.
+    /// A TLS server that completes the handshake, reads, and closes without close_notify.
     pub(crate) fn tls_that_closes(config: Arc<ServerConfig>) -> Self {
-        Self::start(move |stream, seen, _| {
+        Self::start(move |stream, recorded, _| {
             let connection =
                 ServerConnection::new(Arc::clone(&config)).map_err(io::Error::other)?;
-            let mut tls = StreamOwned::new(connection, Tapped(stream, Arc::clone(seen)));
+            let mut tls = StreamOwned::new(connection, Recording(stream, Arc::clone(recorded)));
             tls.read(&mut [0; 4096]).map(drop)
         })
     }
 
-    /// Plaintext: whatever `script` does.
+    /// A plaintext server that runs `script`.
     pub(crate) fn plain(
         script: impl Fn(&mut dyn ReadWrite) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
-        Self::start(move |stream, seen, _| script(&mut Tapped(stream, Arc::clone(seen))))
+        Self::start(move |stream, recorded, _| script(&mut Recording(stream, Arc::clone(recorded))))
     }
 
-    /// Passes everything on to `upstream` and back.
-    pub(crate) fn before(upstream: SocketAddr) -> Self {
-        Self::start(move |stream, seen, _| {
+    /// A TCP proxy in front of `upstream`.
+    pub(crate) fn proxy_to(upstream: SocketAddr) -> Self {
+        Self::start(move |stream, recorded, _| {
             let server = TcpStream::connect(upstream)?;
             let (mut from, mut to) = (server.try_clone()?, stream.try_clone()?);
             let back = std::thread::spawn(move || {
                 let _ = io::copy(&mut from, &mut to);
                 let _ = to.shutdown(std::net::Shutdown::Both);
             });
-            let _ = io::copy(&mut Tapped(stream, Arc::clone(seen)), &mut &server);
+            let _ = io::copy(&mut Recording(stream, Arc::clone(recorded)), &mut &server);
             let _ = server.shutdown(std::net::Shutdown::Write);
             let _ = back.join();
             Ok(())
@@ -144,59 +151,76 @@ impl Recorder {
     }
 
     fn start(
-        script: impl Fn(TcpStream, &Arc<Seen>, usize) -> io::Result<()> + Send + Sync + 'static,
+        script: impl Fn(TcpStream, &Arc<Recorded>, usize) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
-        let seen = Arc::new(Seen::default());
-        let (writing, count) = (Arc::clone(&seen), AtomicUsize::new(0));
+        let recorded = Arc::new(Recorded::default());
+        let (writing, count) = (Arc::clone(&recorded), AtomicUsize::new(0));
         let fake = FakeServer::start(move |stream| {
             let outcome = script(stream, &writing, count.fetch_add(1, Ordering::SeqCst));
             writing.ended.fetch_add(1, Ordering::SeqCst);
             outcome
         });
-        Self { seen, fake }
+        Self { recorded, fake }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.fake.address()
     }
 
+    /// The number of completed TLS handshakes.
     pub(crate) fn handshakes(&self) -> usize {
-        self.seen.handshakes.load(Ordering::SeqCst)
+        self.recorded.handshakes.load(Ordering::SeqCst)
     }
 
-    /// Plaintext that came inside TLS.
-    pub(crate) fn inside(&self) -> Vec<u8> {
-        self.seen.plain.lock().expect("no panic").clone()
+    /// Plaintext that was received inside TLS.
+    pub(crate) fn decrypted(&self) -> Vec<u8> {
+        self.recorded
+            .plain
+            .lock()
+            .expect("no panic while locked")
+            .clone()
     }
 
-    /// All bytes as they came on the tcp.
-    pub(crate) fn outside(&self) -> Vec<u8> {
-        self.seen.raw.lock().expect("no panic").clone()
+    /// All bytes as they were received on the wire.
+    pub(crate) fn received(&self) -> Vec<u8> {
+        self.recorded
+            .raw
+            .lock()
+            .expect("no panic while locked")
+            .clone()
     }
 
-    /// SNI, and whether there was ALPN, of each handshake.
-    pub(crate) fn names(&self) -> Vec<(Option<String>, bool)> {
-        self.seen.names.lock().expect("no panic").clone()
+    /// The SNI of each handshake, and whether it had ALPN.
+    pub(crate) fn server_names(&self) -> Vec<(Option<String>, bool)> {
+        self.recorded
+            .names
+            .lock()
+            .expect("no panic while locked")
+            .clone()
     }
 
-    /// Nothing of a driver's has arrived: not inside TLS, nor beside it.
-    pub(crate) fn assert_untold(&self, what: &str, secrets: &[&str]) {
-        // Whatever was on its way has come.
-        let over = || {
-            let ended = self.seen.ended.load(Ordering::SeqCst);
+    /// Checks that nothing from the driver has arrived: no byte inside TLS, none of `secrets` on
+    /// the wire, and no other protocol than TLS.
+    pub(crate) fn assert_nothing_leaked(&self, what: &str, secrets: &[&str]) {
+        // Once all connections have ended, no byte can still be in flight.
+        let all_ended = || {
+            let ended = self.recorded.ended.load(Ordering::SeqCst);
             (ended == self.fake.accepted()).then_some(())
         };
-        poll_until(TIMEOUT, over).expect("its connections end");
-        assert_eq!(self.inside(), b"", "{what}: bytes inside TLS");
-        let outside = self.outside();
+        poll_until(TIMEOUT, all_ended).expect("its connections end");
+        assert_eq!(self.decrypted(), b"", "{what}: bytes inside TLS");
+        let received = self.received();
         for secret in secrets {
-            let found = outside
+            let found = received
                 .windows(secret.len())
                 .any(|window| window == secret.as_bytes());
-            assert!(!found, "{what}: {secret} on the tcp");
+            assert!(!found, "{what}: {secret} on the wire");
         }
-        if let Some(first) = outside.first() {
-            assert_eq!(*first, 0x16, "{what}: not a TLS ClientHello first");
+        if let Some(first) = received.first() {
+            assert_eq!(
+                *first, 0x16,
+                "{what}: the first byte is not a TLS handshake record"
+            );
         }
     }
 }
@@ -205,36 +229,42 @@ pub(crate) trait ReadWrite: Read + Write {}
 
 impl<T: Read + Write> ReadWrite for T {}
 
-fn serve(mut tls: StreamOwned<ServerConnection, Tapped>, seen: &Arc<Seen>) -> io::Result<()> {
-    let mut first = [0; 4096];
+fn serve(
+    mut tls: StreamOwned<ServerConnection, Recording>,
+    recorded: &Arc<Recorded>,
+) -> io::Result<()> {
+    let mut buffer = [0; 4096];
     loop {
-        let n = tls.read(&mut first)?;
+        let n = tls.read(&mut buffer)?;
         if n == 0 {
             return Ok(());
         }
-        seen.plain.lock().expect("no panic").extend(&first[..n]);
+        recorded
+            .plain
+            .lock()
+            .expect("no panic while locked")
+            .extend(&buffer[..n]);
         let mut accept_login = message::tagged(b'R', &0_u32.to_be_bytes());
         accept_login.extend(message::tagged(b'Z', b"I"));
         tls.write_all(&accept_login)?;
     }
 }
 
-/// What plain Postgres says to a ClientHello, or rather to any nonsense.
-pub(crate) fn says_error(stream: &mut dyn ReadWrite) -> io::Result<()> {
-    let mut some = [0; 512];
-    let _ = stream.read(&mut some)?;
+/// Answers a ClientHello with an ErrorResponse in plaintext.
+pub(crate) fn answer_with_error(stream: &mut dyn ReadWrite) -> io::Result<()> {
+    let _ = stream.read(&mut [0; 512])?;
     stream.write_all(&crate::harness::fake_server::error_response(
         "08P01", "nonsense",
     ))
 }
 
-/// Takes everything and says nothing.
+/// Reads everything and sends nothing.
 pub(crate) fn silent(stream: &mut dyn ReadWrite) -> io::Result<()> {
     io::copy(stream, &mut io::sink()).map(drop)
 }
 
-/// Closes at once.
-pub(crate) fn closes(stream: &mut dyn ReadWrite) -> io::Result<()> {
+/// Closes after the first read.
+pub(crate) fn close(stream: &mut dyn ReadWrite) -> io::Result<()> {
     let _ = stream.read(&mut [0; 512])?;
     Ok(())
 }

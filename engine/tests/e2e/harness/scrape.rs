@@ -1,4 +1,4 @@
-//! Prometheus' text format, read as strictly as Prometheus reads it.
+//! A parser of Prometheus' text format that is as strict as Prometheus.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use crate::harness::http::get;
 use crate::harness::process::{TIMEOUT, poll_until};
 
-/// All samples of one scrape: the series as it is written, and its value.
+/// All samples of one scrape: each series as `/metrics` writes it, and its value.
 #[derive(Debug)]
 pub(crate) struct Scrape {
     samples: BTreeMap<String, f64>,
@@ -14,12 +14,13 @@ pub(crate) struct Scrape {
 }
 
 impl Scrape {
-    pub(crate) fn of(address: SocketAddr) -> Self {
-        let answer = get(address, "/metrics");
-        assert_eq!(answer.status, 200, "{}", answer.body);
-        let kind = answer.header("content-type").unwrap_or_default();
+    /// Scrapes `/metrics`.
+    pub(crate) fn fetch(address: SocketAddr) -> Self {
+        let response = get(address, "/metrics");
+        assert_eq!(response.status, 200, "{}", response.body);
+        let kind = response.header("content-type").unwrap_or_default();
         assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
-        Self::parse(&answer.body)
+        Self::parse(&response.body)
     }
 
     pub(crate) fn parse(text: &str) -> Self {
@@ -29,7 +30,7 @@ impl Scrape {
             if let Some(rest) = line.strip_prefix("# TYPE ") {
                 let (name, kind) = rest.split_once(' ').expect("a type");
                 let before = types.insert(name.to_owned(), kind.to_owned());
-                assert_eq!(before, None, "two types: {line}");
+                assert_eq!(before, None, "a second type: {line}");
             } else if let Some(rest) = line.strip_prefix("# HELP ") {
                 let (name, words) = rest.split_once(' ').expect("a help text");
                 assert!(
@@ -38,10 +39,10 @@ impl Scrape {
                 );
             } else {
                 let (series, value) = line.rsplit_once(' ').expect("a sample");
-                let value = number(value).unwrap_or_else(|| panic!("no number: {line}"));
+                let value = number(value).unwrap_or_else(|| panic!("not a number: {line}"));
                 check_series(series);
                 let before = samples.insert(series.to_owned(), value);
-                assert!(before.is_none(), "twice: {line}");
+                assert!(before.is_none(), "a second sample: {line}");
             }
         }
         let scrape = Self { samples, types };
@@ -49,7 +50,8 @@ impl Scrape {
         scrape
     }
 
-    /// Every sample belongs to a family with type and help, whose name says its type.
+    /// Checks that every sample belongs to a family with type and help, and that the names of
+    /// counters, and only those, end in `_total`.
     fn check_types(&self, helped: &BTreeSet<String>) {
         for series in self.samples.keys() {
             let name = series.split('{').next().expect("a name");
@@ -69,13 +71,13 @@ impl Scrape {
         self.types.get(family).map_or("", String::as_str)
     }
 
-    /// The value of a series, written as `/metrics` does.
+    /// The value of a series, which is given as `/metrics` writes it.
     pub(crate) fn value(&self, series: &str) -> f64 {
         let value = self.samples.get(series);
         *value.unwrap_or_else(|| panic!("{series} is not in {:#?}", self.samples))
     }
 
-    /// All series of a family with this in their labels, added up.
+    /// The sum of all series of a family whose labels contain `labels`.
     pub(crate) fn sum(&self, family: &str, labels: &str) -> f64 {
         let all = self.samples.iter();
         let found = all.filter(|(series, _)| {
@@ -96,18 +98,18 @@ impl Scrape {
     }
 }
 
-/// Waits until a scrape is as wanted.
+/// Scrapes until `wanted` accepts the result.
 pub(crate) fn await_scrape(address: SocketAddr, wanted: impl Fn(&Scrape) -> bool) -> Scrape {
     let mut last = None;
     poll_until(TIMEOUT, || {
-        let scrape = last.insert(Scrape::of(address));
+        let scrape = last.insert(Scrape::fetch(address));
         wanted(scrape).then_some(())
     })
-    .unwrap_or_else(|| panic!("never as wanted: {last:#?}"));
+    .unwrap_or_else(|| panic!("never the wanted values: {last:#?}"));
     last.expect("a scrape")
 }
 
-/// As Go's `ParseFloat` and the format's own three words have it.
+/// A number as Go's `ParseFloat` reads it, or one of the format's three special values.
 fn number(text: &str) -> Option<f64> {
     match text {
         "NaN" => Some(f64::NAN),
@@ -117,7 +119,7 @@ fn number(text: &str) -> Option<f64> {
     }
 }
 
-/// `name{label="value",…}`.
+/// Checks the syntax `name{label="value",…}`.
 fn check_series(series: &str) {
     let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
     let is_name = |text: &str| {

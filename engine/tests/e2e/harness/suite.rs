@@ -1,60 +1,18 @@
-//! From test functions to named trials, one for each driver, with visible skips.
+//! The list of tests: each test function becomes one trial for each I/O driver. Trials that this
+//! machine cannot run are skipped, and the reason is printed.
 
 use std::collections::BTreeMap;
 use std::env;
-use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::Arc;
 
 use libtest_mimic::{Failed, Trial};
 
-use crate::harness::client::{Client, TlsNegotiation};
-use crate::harness::cluster::{Cluster, Server};
-use crate::harness::sidecar::{IoDriver, Settings, Sidecar};
-use crate::harness::{Harness, PasswordEncryption};
+use crate::harness::Harness;
+use crate::harness::fixture::Fixture;
+use crate::harness::settings::IoDriver;
 
-/// What a trial gets: the harness, and the driver it is to be played with.
-#[derive(Clone)]
-pub(crate) struct Fixture {
-    pub(crate) harness: Arc<Harness>,
-    pub(crate) driver: IoDriver,
-}
-
-impl Fixture {
-    /// The shared cluster of the installed version.
-    pub(crate) fn cluster(&self) -> &Cluster {
-        self.harness
-            .cluster(&self.harness.installed, PasswordEncryption::Scram)
-    }
-
-    /// The shared sidecar in front of it.
-    pub(crate) fn sidecar(&self) -> Arc<Sidecar> {
-        self.sidecar_for(&self.harness.installed, PasswordEncryption::Scram)
-    }
-
-    pub(crate) fn sidecar_for(
-        &self,
-        server: &Server,
-        encryption: PasswordEncryption,
-    ) -> Arc<Sidecar> {
-        self.harness.sidecar(self.driver, server, encryption)
-    }
-
-    /// Settings for a sidecar of the trial's own in front of the shared cluster.
-    pub(crate) fn settings(&self) -> Settings {
-        self.settings_for(&self.cluster().address().to_string())
-    }
-
-    pub(crate) fn settings_for(&self, upstream: &str) -> Settings {
-        Settings::new(self.driver, upstream, &self.harness.certificates)
-    }
-
-    /// A client inside TLS, by SSLRequest.
-    pub(crate) fn client(&self, address: SocketAddr) -> Client {
-        Client::open(&self.harness, address, TlsNegotiation::SslRequest)
-    }
-}
-
-/// What a trial cannot do without.
+/// Something that a test needs and that a machine may lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Requirement {
     IoUring,
@@ -63,7 +21,7 @@ pub(crate) enum Requirement {
     Knot,
 }
 
-/// The list of trials, and of what this machine cannot play.
+/// The trials of a run, and why some of them are skipped.
 pub(crate) struct Suite {
     fixture: Fixture,
     missing: BTreeMap<Requirement, String>,
@@ -74,38 +32,21 @@ pub(crate) struct Suite {
 
 impl Suite {
     pub(crate) fn new(harness: Arc<Harness>) -> Self {
-        let mut missing = BTreeMap::new();
-        if let Err(why) = io_uring::IoUring::new(8) {
-            missing.insert(Requirement::IoUring, format!("io_uring_setup: {why}"));
-        }
-        if let Err(why) = &harness.postgres18 {
-            missing.insert(Requirement::Pg18, why.clone());
-        }
-        if env::var_os("TEESQL_TEST_PYTHON").is_none() {
-            let why = "TEESQL_TEST_PYTHON does not name a python with psycopg 3";
-            missing.insert(Requirement::Psycopg, why.to_owned());
-        }
-        let knot = std::process::Command::new("/usr/sbin/knotd")
-            .arg("--version")
-            .output();
-        if !knot.is_ok_and(|output| output.status.success()) {
-            missing.insert(Requirement::Knot, "no knotd (Debian's knot)".to_owned());
-        }
         Self {
+            missing: missing_requirements(&harness),
             fixture: Fixture {
                 harness,
                 driver: IoDriver::IoUring,
             },
-            missing,
             strict: env::var_os("TEESQL_TEST_STRICT").is_some(),
             trials: Vec::new(),
             skipped: BTreeMap::new(),
         }
     }
 
-    /// Whether it is time for the trials in which no driver plays: they are added once, with the
-    /// driver that every machine has.
-    pub(crate) fn is_last_driver(&self) -> bool {
+    /// Whether to add the tests that do not depend on the I/O driver. They are added once, with
+    /// epoll, which every machine has.
+    pub(crate) fn adds_driver_independent(&self) -> bool {
         self.fixture.driver == IoDriver::Epoll
     }
 
@@ -117,47 +58,64 @@ impl Suite {
         self.fixture.harness.clone()
     }
 
-    /// Adds a trial that needs nothing but Debian's Postgres.
-    pub(crate) fn add(&mut self, name: &str, play: impl FnOnce(&Fixture) + Send + 'static) {
-        self.add_requiring(&[], name, play);
+    /// Adds a test that needs only Debian's Postgres.
+    pub(crate) fn add(&mut self, name: &str, test: impl FnOnce(&Fixture) + Send + 'static) {
+        self.add_requiring(&[], name, test);
     }
 
-    /// Adds a trial with needs of its own. What is missing is an error when
-    /// `TEESQL_TEST_STRICT` is set, and a visible skip when it is not.
+    /// Adds a test with further requirements. If one is missing, the trial is skipped, or fails if
+    /// `TEESQL_TEST_STRICT` is set.
     pub(crate) fn add_requiring(
         &mut self,
-        needs: &[Requirement],
+        requirements: &[Requirement],
         name: &str,
-        play: impl FnOnce(&Fixture) + Send + 'static,
+        test: impl FnOnce(&Fixture) + Send + 'static,
     ) {
         let fixture = self.fixture.clone();
         let driver = (fixture.driver == IoDriver::IoUring).then_some(&Requirement::IoUring);
         let missing = driver
             .into_iter()
-            .chain(needs)
-            .find_map(|need| self.missing.get(need));
+            .chain(requirements)
+            .find_map(|requirement| self.missing.get(requirement));
         let missing = missing.cloned();
         let skip = missing.is_some() && !self.strict;
-        if let (true, Some(why)) = (skip, &missing) {
-            *self.skipped.entry(why.clone()).or_default() += 1;
+        if let (true, Some(reason)) = (skip, &missing) {
+            *self.skipped.entry(reason.clone()).or_default() += 1;
         }
         let name = format!("{}::{name}", fixture.driver);
         let trial = Trial::test(name, move || match missing {
-            Some(why) => Err(Failed::from(format!(
-                "this machine lacks what it needs: {why}"
-            ))),
+            Some(reason) => Err(Failed::from(format!("missing requirement: {reason}"))),
             None => {
-                play(&fixture);
+                test(&fixture);
                 Ok(())
             }
         });
         self.trials.push(trial.with_ignored_flag(skip));
     }
 
-    /// One line for each reason why trials are skipped.
+    /// Prints one line for each reason why trials are skipped.
     pub(crate) fn print_skipped(&self) {
-        for (why, count) in &self.skipped {
-            eprintln!("skipped: {count} trials: {why}");
+        for (reason, count) in &self.skipped {
+            eprintln!("skipped: {count} trials: {reason}");
         }
     }
+}
+
+fn missing_requirements(harness: &Harness) -> BTreeMap<Requirement, String> {
+    let mut missing = BTreeMap::new();
+    if let Err(error) = io_uring::IoUring::new(8) {
+        missing.insert(Requirement::IoUring, format!("io_uring_setup: {error}"));
+    }
+    if let Err(reason) = &harness.postgres18 {
+        missing.insert(Requirement::Pg18, reason.clone());
+    }
+    if env::var_os("TEESQL_TEST_PYTHON").is_none() {
+        let reason = "TEESQL_TEST_PYTHON does not name a python with psycopg 3";
+        missing.insert(Requirement::Psycopg, reason.to_owned());
+    }
+    let knot = Command::new("/usr/sbin/knotd").arg("--version").output();
+    if !knot.is_ok_and(|output| output.status.success()) {
+        missing.insert(Requirement::Knot, "no knotd (Debian's knot)".to_owned());
+    }
+    missing
 }

@@ -1,4 +1,4 @@
-//! A client that takes any server and remembers what it was shown.
+//! A TLS client that accepts any server certificate.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -11,16 +11,15 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 
-use crate::cvm_integration::TdxFixture;
-use crate::harness::READ_SECRET;
 use crate::harness::client::{Client, TlsNegotiation};
 use crate::harness::sidecar::Sidecar;
+use crate::harness::tdx_fixture::TdxFixture;
 
-/// Whoever holds its certificate's key is accept_login.
+/// A rustls verifier that checks only that the server has the key of its certificate.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct AnyCertificate(Arc<CryptoProvider>);
 
-impl ServerCertVerifier for Anybody {
+impl ServerCertVerifier for AnyCertificate {
     fn verify_server_cert(
         &self,
         _: &CertificateDer<'_>,
@@ -57,20 +56,20 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-/// With the tdx's client certificate, or with none.
+/// With the client certificate of `client`, or with none.
 pub(crate) fn config(client: Option<&TdxFixture>) -> ClientConfig {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .expect("rustls' defaults")
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anybody(provider)));
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)));
     let mut config = match client {
         None => builder.with_no_client_auth(),
         Some(tdx) => {
-            let pem = fs::read(tdx.file("client.pem")).expect("client.pem");
+            let pem = fs::read(tdx.path("client.pem")).expect("client.pem");
             let chain = CertificateDer::pem_slice_iter(&pem).map(|der| der.expect("PEM"));
-            let key = PrivateKeyDer::from_pem_file(tdx.file("client.key")).expect("a key");
+            let key = PrivateKeyDer::from_pem_file(tdx.path("client.key")).expect("a key");
             let with = builder.with_client_auth_cert(chain.collect(), key);
             with.expect("a key that rustls signs with")
         }
@@ -79,23 +78,22 @@ pub(crate) fn config(client: Option<&TdxFixture>) -> ClientConfig {
     config
 }
 
-/// A session of `teesql_read`'s.
-pub(crate) fn enter(tdx: Option<&TdxFixture>, sidecar: &Sidecar) -> Client {
-    let mut client = connect(tdx, sidecar);
-    client
-        .login("teesql_read", "via_scram", READ_SECRET)
-        .expect("the login succeeds");
+/// A session of `teesql_read`.
+pub(crate) fn session(certificate: Option<&TdxFixture>, sidecar: &Sidecar) -> Client {
+    let mut client = connect(certificate, sidecar);
+    client.login_reader();
     client
 }
 
-pub(crate) fn connect(tdx: Option<&TdxFixture>, sidecar: &Sidecar) -> Client {
-    let opened = Client::open_with(config(tdx), sidecar.address(), TlsNegotiation::Raw);
+/// A connection inside TLS that has not logged in.
+pub(crate) fn connect(client: Option<&TdxFixture>, sidecar: &Sidecar) -> Client {
+    let opened = Client::connect_with(config(client), sidecar.address(), TlsNegotiation::Raw);
     opened.expect("the TLS handshake succeeds")
 }
 
-/// The chain that new connections are shown, leaf first, in DER.
-pub(crate) fn shown(address: SocketAddr) -> Vec<CertificateDer<'static>> {
-    let client = Client::open_with(config(None), address, TlsNegotiation::Raw).expect("TLS");
+/// The chain that the server presents to a new connection, leaf first, in DER.
+pub(crate) fn presented_chain(address: SocketAddr) -> Vec<CertificateDer<'static>> {
+    let client = Client::connect_with(config(None), address, TlsNegotiation::Raw).expect("TLS");
     let chain = client.tls.conn.peer_certificates().expect("a chain");
     let chain = chain.iter().map(|der| der.clone().into_owned()).collect();
     client.disconnect();

@@ -1,11 +1,15 @@
-//! What differs is named exactly, and repaired.
+//! Differences from the desired state: each is reported exactly and repaired.
 
 use std::collections::BTreeSet;
 
-use super::{OLD, OWN, READ, READWRITE, assert_all_well, check, fresh, may, repair, set};
-use crate::harness::suite::Fixture;
+use super::{
+    DATABASE, OLD, READ, READWRITE, assert_no_differences, check, may, repair, set,
+    unprovisioned_cluster,
+};
+use crate::harness::fixture::Fixture;
 
-const ALL_OF_IT: [&str; 24] = [
+/// The differences of an unprovisioned cluster, without those of INSERT, UPDATE and DELETE on tables.
+const UNPROVISIONED: [&str; 24] = [
     "teesql_read: the role does not exist",
     "teesql_read: may not log in",
     "teesql_read: has no password",
@@ -34,11 +38,11 @@ const ALL_OF_IT: [&str; 24] = [
 
 pub(super) fn check_on_a_fresh_cluster(fixture: &Fixture) {
     for server in fixture.harness.servers() {
-        let cluster = fresh(fixture, &server, &[]);
+        let cluster = unprovisioned_cluster(fixture, &server, &[]);
         // As in a cluster that was upgraded from PostgreSQL 14 or older.
-        cluster.sql(OWN, "GRANT CREATE ON SCHEMA public TO PUBLIC");
-        cluster.sql(OWN, "CREATE TABLE a (); CREATE TABLE b ()");
-        let mut expected = set(ALL_OF_IT);
+        cluster.sql(DATABASE, "GRANT CREATE ON SCHEMA public TO PUBLIC");
+        cluster.sql(DATABASE, "CREATE TABLE a (); CREATE TABLE b ()");
+        let mut expected = set(UNPROVISIONED);
         for privilege in ["INSERT", "UPDATE", "DELETE"] {
             expected.insert(format!(
                 "teesql_readwrite: lacks {privilege} on public.a, public.b"
@@ -46,10 +50,11 @@ pub(super) fn check_on_a_fresh_cluster(fixture: &Fixture) {
         }
         assert_eq!(check(&cluster), expected);
         assert_eq!(repair(&cluster), expected);
-        assert_all_well(&cluster);
+        assert_no_differences(&cluster);
     }
 }
 
+/// Statements, and the differences that they cause.
 const DRIFTS: [(&str, &[&str]); 20] = [
     (
         "REVOKE SELECT ON old FROM teesql_read",
@@ -150,26 +155,26 @@ const DRIFTS: [(&str, &[&str]); 20] = [
     ),
 ];
 
-pub(super) fn drift(fixture: &Fixture) {
+pub(super) fn reports_and_repairs_drift(fixture: &Fixture) {
     for server in fixture.harness.servers() {
-        let cluster = fresh(fixture, &server, &[]);
-        cluster.sql(OWN, OLD);
+        let cluster = unprovisioned_cluster(fixture, &server, &[]);
+        cluster.sql(DATABASE, OLD);
         repair(&cluster);
         for (sql, expected) in DRIFTS {
-            cluster.sql(OWN, sql);
+            cluster.sql(DATABASE, sql);
             let expected: BTreeSet<_> = expected.iter().map(|&line| line.to_owned()).collect();
             assert_eq!(check(&cluster), expected, "{sql}");
             assert_eq!(repair(&cluster), expected, "{sql}");
-            assert_all_well(&cluster);
+            assert_no_differences(&cluster);
         }
         may(&cluster, READ, "SELECT current_user", READ);
         may(&cluster, READWRITE, "SELECT current_user", READWRITE);
-        cluster.sql(OWN, "DROP SCHEMA public CASCADE");
+        cluster.sql(DATABASE, "DROP SCHEMA public CASCADE");
         assert_eq!(
             check(&cluster).first().unwrap(),
             "schema public does not exist"
         );
         assert!(repair(&cluster).contains("teesql_read: lacks USAGE on schema public"));
-        assert_all_well(&cluster);
+        assert_no_differences(&cluster);
     }
 }

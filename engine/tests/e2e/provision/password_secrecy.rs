@@ -1,15 +1,15 @@
-//! Passwords and their verifiers are in no log and in no view.
+//! Passwords and their verifiers appear in no log and in no view.
 
 use std::process::{Command, Stdio};
 
-use super::{OWN, fresh, repair, verifiers};
+use super::{DATABASE, repair, unprovisioned_cluster, verifiers};
 use crate::harness::cluster::Cluster;
-use crate::harness::process::{TIMEOUT, poll_until, spawn, wait};
-use crate::harness::suite::Fixture;
+use crate::harness::fixture::Fixture;
+use crate::harness::process::{TIMEOUT, spawn, wait};
 use crate::harness::{READ_PASSWORD, READWRITE_PASSWORD};
 
-/// Holds provisioning up before its first change until it has been seen in the list of
-/// sessions, and notes what is in that list until the roles are there.
+/// Blocks provisioning before its first change until it appears in pg_stat_activity, and records the
+/// queries in that view until provisioning is done.
 const WATCH: &str = "\
 CREATE TABLE seen (query text);
 CREATE TABLE done ();
@@ -32,8 +32,8 @@ DO $$ BEGIN
   END LOOP;
 END $$;";
 
-pub(super) fn no_password_is_seen(fixture: &Fixture) {
-    let everything = [
+pub(super) fn password_is_never_visible(fixture: &Fixture) {
+    let log_everything = [
         "log_statement=all",
         "log_min_duration_statement=0",
         "log_duration=on",
@@ -42,26 +42,26 @@ pub(super) fn no_password_is_seen(fixture: &Fixture) {
         "shared_preload_libraries=pg_stat_statements",
         "pg_stat_statements.track=all",
     ];
-    let cluster = fresh(fixture, &fixture.harness.installed, &everything);
-    cluster.sql(OWN, "CREATE EXTENSION pg_stat_statements");
-    let mut watcher = spawn(watch_by_file(fixture, &cluster)).expect("psql starts");
-    cluster_awaits(
-        &cluster,
+    let cluster = unprovisioned_cluster(fixture, &fixture.harness.installed, &log_everything);
+    cluster.sql(DATABASE, "CREATE EXTENSION pg_stat_statements");
+    let mut watcher = spawn(watch_command(fixture, &cluster)).expect("psql starts");
+    cluster.await_result_in(
+        DATABASE,
         "SELECT count(*) FROM pg_locks WHERE granted \
          AND relation = 'pg_authid'::regclass AND mode = 'ShareRowExclusiveLock'",
         "1",
     );
     repair(&cluster);
-    cluster.sql(OWN, "INSERT INTO done DEFAULT VALUES");
-    let watched = wait(&mut watcher, TIMEOUT).expect("the watcher ends");
+    cluster.sql(DATABASE, "INSERT INTO done DEFAULT VALUES");
+    let watched = wait(&mut watcher, TIMEOUT).expect("the watcher exits");
     assert!(watched.success(), "{watched}");
     cluster.admin_sql("ALTER ROLE teesql_read PASSWORD 'control-93'");
     repair(&cluster);
     cluster.admin_sql("SELECT 'marker-4815'");
 
     let log = cluster.log();
-    let seen = cluster.sql(OWN, "SELECT DISTINCT query FROM seen");
-    let statements = cluster.sql(OWN, "SELECT query FROM pg_stat_statements");
+    let seen = cluster.sql(DATABASE, "SELECT DISTINCT query FROM seen");
+    let statements = cluster.sql(DATABASE, "SELECT query FROM pg_stat_statements");
     let verifiers = verifiers(&cluster);
     let keys = verifiers
         .lines()
@@ -70,10 +70,10 @@ pub(super) fn no_password_is_seen(fixture: &Fixture) {
     assert_eq!(secret.len(), 4);
     for text in [&log, &seen, &statements] {
         for secret in &secret {
-            assert!(!text.contains(secret), "{secret} is seen");
+            assert!(!text.contains(secret), "{secret} is visible");
         }
     }
-    // All three would have shown one.
+    // Each of the three would show a password that is not protected.
     assert!(log.contains("control-93") && log.contains("marker-4815"));
     assert!(seen.contains("teesql-sidecar: "), "{seen}");
     assert!(
@@ -82,20 +82,11 @@ pub(super) fn no_password_is_seen(fixture: &Fixture) {
     );
 }
 
-/// The statements one by one, not as one transaction.
-fn watch_by_file(fixture: &Fixture, cluster: &Cluster) -> Command {
+/// psql runs the statements of a file one by one, not in one transaction.
+fn watch_command(fixture: &Fixture, cluster: &Cluster) -> Command {
     let file = fixture.harness.unique_path("watch.sql");
     std::fs::write(&file, WATCH).expect("a script");
-    let mut psql = cluster.psql(OWN);
+    let mut psql = cluster.psql(DATABASE);
     psql.arg("-f").arg(file).stdout(Stdio::null());
     psql
-}
-
-fn cluster_awaits(cluster: &Cluster, sql: &str, wanted: &str) {
-    let mut last = String::new();
-    poll_until(TIMEOUT, || {
-        last = cluster.sql(OWN, sql);
-        (last == wanted).then_some(())
-    })
-    .unwrap_or_else(|| panic!("{sql}: still {last:?}"));
 }

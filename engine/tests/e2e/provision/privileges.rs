@@ -1,22 +1,25 @@
-//! Who may do what afterwards: libpq logs in as each role and tries.
+//! The privileges of both roles after provisioning, tested with psql logged in as each role.
 
-use super::{OLD, OWN, READ, READWRITE, as_role, assert_all_well, fresh, may, may_not, repair};
+use super::{
+    DATABASE, OLD, READ, READWRITE, as_role, assert_no_differences, may, may_not, repair,
+    unprovisioned_cluster,
+};
 use crate::harness::cluster::Cluster;
-use crate::harness::suite::Fixture;
+use crate::harness::fixture::Fixture;
 
-pub(super) fn role_matrix(fixture: &Fixture) {
+pub(super) fn privileges_of_the_roles(fixture: &Fixture) {
     for server in fixture.harness.servers() {
-        let cluster = fresh(fixture, &server, &[]);
-        cluster.sql(OWN, OLD);
+        let cluster = unprovisioned_cluster(fixture, &server, &[]);
+        cluster.sql(DATABASE, OLD);
         assert!(!repair(&cluster).is_empty());
-        assert_all_well(&cluster);
-        matrix_of_the_old(&cluster);
-        matrix_of_the_new(&cluster);
-        assert_all_well(&cluster);
+        assert_no_differences(&cluster);
+        check_existing_objects(&cluster);
+        check_new_objects(&cluster);
+        assert_no_differences(&cluster);
     }
 }
 
-fn matrix_of_the_old(cluster: &Cluster) {
+fn check_existing_objects(cluster: &Cluster) {
     for table in ["old", "old_view", "old_materialized"] {
         may(
             cluster,
@@ -86,7 +89,7 @@ fn matrix_of_the_old(cluster: &Cluster) {
     }
 }
 
-fn matrix_of_the_new(cluster: &Cluster) {
+fn check_new_objects(cluster: &Cluster) {
     let new = |name: &str| {
         format!(
             "CREATE TABLE {name} (id serial, words text);
@@ -95,8 +98,8 @@ fn matrix_of_the_new(cluster: &Cluster) {
              CREATE FUNCTION {name}_function() RETURNS int LANGUAGE sql AS 'SELECT 2'"
         )
     };
-    as_role(cluster, READWRITE, &new("theirs")).expect("may create");
-    cluster.sql(OWN, &new("ours"));
+    as_role(cluster, READWRITE, &new("theirs")).expect("the role may create tables");
+    cluster.sql(DATABASE, &new("ours"));
     for name in ["theirs", "ours"] {
         may(cluster, READ, &format!("SELECT words FROM {name}"), "new");
         may(
@@ -124,12 +127,12 @@ fn matrix_of_the_new(cluster: &Cluster) {
     may(cluster, READWRITE, "DROP TABLE theirs CASCADE", "");
 }
 
-/// Whose owner took EXECUTE from everybody, it is not for the two roles either, if it can do
-/// more than they.
-pub(super) fn closed_routines(fixture: &Fixture) {
-    let cluster = fresh(fixture, &fixture.harness.installed, &[]);
+/// Provisioning does not grant EXECUTE on a routine that has more privileges than the roles if its owner
+/// revoked EXECUTE from PUBLIC.
+pub(super) fn restricted_routines(fixture: &Fixture) {
+    let cluster = unprovisioned_cluster(fixture, &fixture.harness.installed, &[]);
     cluster.sql(
-        OWN,
+        DATABASE,
         "CREATE FUNCTION powerful() RETURNS text LANGUAGE sql SECURITY DEFINER
            AS 'SELECT current_user::text';
          CREATE FUNCTION native(text) RETURNS int LANGUAGE internal AS 'textlen';
@@ -143,12 +146,12 @@ pub(super) fn closed_routines(fixture: &Fixture) {
         may_not(&cluster, role, "SELECT native('x')");
         may(&cluster, role, "SELECT open_to_all()", "postgres");
     }
-    // And nothing opens what is closed right after it was made.
+    // Default privileges do not grant EXECUTE on a new routine either.
     cluster.sql(
-        OWN,
+        DATABASE,
         "CREATE FUNCTION later() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1';
          REVOKE EXECUTE ON FUNCTION later() FROM PUBLIC",
     );
     may_not(&cluster, READ, "SELECT later()");
-    assert_all_well(&cluster);
+    assert_no_differences(&cluster);
 }

@@ -1,0 +1,149 @@
+//! Sessions of clients that a new policy or new collateral no longer admits.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use attest::mock::{Certificate, CollateralOptions, Evidence, PccsAnswers};
+use nix::sys::signal::Signal;
+
+use super::connect;
+use crate::harness::client::Client;
+use crate::harness::fixture::Fixture;
+use crate::harness::process::{TIMEOUT, poll_until};
+use crate::harness::sidecar::Sidecar;
+use crate::harness::suite::Suite;
+use crate::harness::tdx_fixture::{TdxFixture, now};
+
+pub(super) fn add(suite: &mut Suite) {
+    suite.add(
+        "attestation_gate::policy_change_ends_sessions",
+        policy_change,
+    );
+    suite.add(
+        "attestation_gate::policy_restored_within_grace_keeps_sessions",
+        policy_restored,
+    );
+    suite.add("attestation_gate::tcb_recovery_ends_sessions", tcb_recovery);
+}
+
+/// In the folder of the TDX fixture.
+const CONFIG: &str = "sidecar.toml";
+
+/// Writes a policy that allows only the MRTD that consists of this byte.
+fn allow_mrtd(tdx: &TdxFixture, byte: &str) {
+    let text = format!("allowed_mrtd = \"{}\"\n", byte.repeat(48));
+    fs::write(tdx.path(CONFIG), text).expect("sidecar.toml");
+}
+
+/// A sidecar whose policy admits `certificate`, and a session with that certificate.
+fn admitted_session(
+    tdx: &TdxFixture,
+    fixture: &Fixture,
+    grace: &str,
+    certificate: &Certificate,
+) -> (Sidecar, Client) {
+    allow_mrtd(tdx, "11");
+    let settings = tdx
+        .production_settings(fixture)
+        .set("TEESQL_CONFIG", &tdx.path(CONFIG))
+        .set("TEESQL_REVOCATION_GRACE", grace);
+    let sidecar = Sidecar::start(&settings);
+    let mut session = connect(fixture, &sidecar, certificate);
+    session.login_reader();
+    (sidecar, session)
+}
+
+fn policy_change(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let certificate = tdx.issue("client", &Evidence::default());
+    let (sidecar, mut session) = admitted_session(&tdx, fixture, "1s", &certificate);
+    let peer = session.local_address();
+
+    fs::write(tdx.path(CONFIG), "allowed_mrtd = \"nonsense\"\n").expect("sidecar.toml");
+    sidecar.signal(Signal::SIGHUP);
+    sidecar.await_message("configuration not reloaded");
+    assert_eq!(
+        session.query_value("select 1"),
+        "1",
+        "the previous policy stays active"
+    );
+
+    allow_mrtd(&tdx, "12");
+    sidecar.signal(Signal::SIGHUP);
+    let error = session.expect_fatal();
+    assert_eq!(error.code, "57P01", "{error}");
+    assert_eq!(
+        error.message,
+        "client attestation no longer accepted: mrtd_not_allowed"
+    );
+    assert_eq!(
+        sidecar.await_connection_end(peer)["reason"],
+        "mrtd_not_allowed"
+    );
+    let mut again = connect(fixture, &sidecar, &certificate);
+    let error = again.expect_fatal();
+    assert_eq!(
+        error.message,
+        "client attestation rejected: mrtd_not_allowed"
+    );
+
+    allow_mrtd(&tdx, "11");
+    sidecar.signal(Signal::SIGHUP);
+    let reloaded = poll_until(TIMEOUT, || {
+        let lines = sidecar.log_lines().join("\n");
+        let count = lines.matches("configuration reloaded, new policy").count();
+        (count == 2).then_some(())
+    });
+    reloaded.expect("two new policies");
+    let mut again = connect(fixture, &sidecar, &certificate);
+    again.login_reader();
+}
+
+/// A client that only a short-lived policy refuses keeps its session.
+fn policy_restored(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let certificate = tdx.issue("client", &Evidence::default());
+    let (sidecar, mut session) = admitted_session(&tdx, fixture, "3s", &certificate);
+
+    allow_mrtd(&tdx, "12");
+    sidecar.signal(Signal::SIGHUP);
+    sidecar.await_message("clients lost their admission");
+    allow_mrtd(&tdx, "11");
+    sidecar.signal(Signal::SIGHUP);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(4) {
+        assert_eq!(session.query_value("select 1"), "1");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Later collateral rates the platform as out of date: its sessions end.
+fn tcb_recovery(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    // Collateral that expires so soon that the sidecar refreshes it within ten seconds.
+    let mut options = CollateralOptions::at(now());
+    options.tcb_info.until = now() + 40;
+    let answer = |options: &CollateralOptions| {
+        let collateral = tdx.pki.collateral(options).expect("collateral");
+        PccsAnswers::none().with(tdx.machine.key(), collateral)
+    };
+    tdx.pccs.replace(answer(&options));
+    let settings = tdx
+        .production_settings(fixture)
+        .set("TEESQL_REVOCATION_GRACE", "off");
+    let sidecar = Sidecar::start(&settings);
+    let certificate = tdx.issue("client", &Evidence::default());
+    let mut session = connect(fixture, &sidecar, &certificate);
+    session.login_reader();
+    tdx.pccs.replace(answer(&CollateralOptions {
+        evaluation_number: options.evaluation_number + 1,
+        recovery: true,
+        ..CollateralOptions::at(now())
+    }));
+    let error = session.expect_fatal();
+    assert_eq!(error.code, "57P01", "{error}");
+    assert_eq!(
+        error.message,
+        "client attestation no longer accepted: tcb_out_of_date"
+    );
+}

@@ -1,0 +1,61 @@
+//! What a test function gets.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::harness::client::{Client, TlsNegotiation};
+use crate::harness::cluster::{Cluster, Server};
+use crate::harness::settings::{IoDriver, Settings};
+use crate::harness::sidecar::Sidecar;
+use crate::harness::{Harness, PasswordEncryption};
+
+/// The harness, and the I/O driver to test with.
+#[derive(Clone)]
+pub(crate) struct Fixture {
+    pub(crate) harness: Arc<Harness>,
+    pub(crate) driver: IoDriver,
+}
+
+impl Fixture {
+    /// The shared cluster of the installed Postgres version.
+    pub(crate) fn cluster(&self) -> &Cluster {
+        let installed = &self.harness.installed;
+        self.harness.cluster(installed, PasswordEncryption::Scram)
+    }
+
+    /// The shared sidecar in front of [`cluster`](Self::cluster).
+    pub(crate) fn sidecar(&self) -> Arc<Sidecar> {
+        self.sidecar_for(&self.harness.installed, PasswordEncryption::Scram)
+    }
+
+    /// The shared sidecar in front of the shared cluster of `server`.
+    pub(crate) fn sidecar_for(
+        &self,
+        server: &Server,
+        encryption: PasswordEncryption,
+    ) -> Arc<Sidecar> {
+        self.harness.sidecar(self.driver, server, encryption)
+    }
+
+    /// Settings for a separate sidecar in front of the shared cluster.
+    pub(crate) fn settings(&self) -> Settings {
+        self.settings_for(&self.cluster().address().to_string())
+    }
+
+    /// Settings for a separate sidecar in front of `upstream`: `host:port` or the path of a socket.
+    pub(crate) fn settings_for(&self, upstream: &str) -> Settings {
+        Settings::for_sidecar(self.driver, upstream, &self.harness.certificates)
+    }
+
+    /// A client inside TLS, negotiated by SSLRequest, that has not logged in.
+    pub(crate) fn client(&self, address: SocketAddr) -> Client {
+        Client::connect(&self.harness, address, TlsNegotiation::SslRequest)
+    }
+
+    /// A session of `teesql_read` in the database `via_scram`.
+    pub(crate) fn session(&self, sidecar: &Sidecar) -> Client {
+        let mut client = self.client(sidecar.address());
+        client.login_reader();
+        client
+    }
+}

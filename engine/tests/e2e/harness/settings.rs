@@ -1,0 +1,135 @@
+//! Environment variables of the programs under test.
+
+use std::collections::BTreeMap;
+use std::env;
+use std::ffi::OsString;
+use std::fmt;
+use std::process::Command;
+
+use crate::harness::certificates::Certificates;
+use crate::harness::process::{lossy, pdeathsig_command};
+use crate::harness::{
+    READ_PASSWORD, READ_SECRET, READWRITE_PASSWORD, READWRITE_SECRET, SUPERUSER_PASSWORD,
+};
+
+const SIDECAR: &str = env!("CARGO_BIN_EXE_teesql-sidecar");
+const FORWARDER: &str = env!("CARGO_BIN_EXE_teesql-forward");
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum IoDriver {
+    IoUring,
+    Epoll,
+}
+
+impl fmt::Display for IoDriver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::IoUring => "io_uring",
+            Self::Epoll => "epoll",
+        })
+    }
+}
+
+/// The complete environment of one program, without `PATH`.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings(BTreeMap<&'static str, OsString>);
+
+impl Settings {
+    /// Settings of `teesql-sidecar serve` in front of `upstream`: `host:port` or the path of a
+    /// socket.
+    pub(crate) fn for_sidecar(
+        driver: IoDriver,
+        upstream: &str,
+        certificates: &Certificates,
+    ) -> Self {
+        let settings = [
+            ("TEESQL_LISTEN", "127.0.0.1:0"),
+            ("TEESQL_ADMIN_LISTEN", "off"),
+            ("TEESQL_SHARDS", "2"),
+            ("TEESQL_POSTGRES", upstream),
+            ("TEESQL_READ_SECRET", READ_SECRET),
+            ("TEESQL_READWRITE_SECRET", READWRITE_SECRET),
+            ("TEESQL_PG_PASSWORD_READ", READ_PASSWORD),
+            ("TEESQL_PG_PASSWORD_READWRITE", READWRITE_PASSWORD),
+            ("TEESQL_PG_PASSWORD_SUPERUSER", SUPERUSER_PASSWORD),
+            ("TEESQL_REQUIRE_CLIENT_ATTESTATION", "false"),
+            ("TEESQL_ALLOW_UNATTESTED_CLIENTS", "true"),
+            // The machine may be busy: only the tests of this deadline shorten it.
+            ("TEESQL_LOGIN_TIMEOUT", "60s"),
+            ("TEESQL_LOG_FORMAT", "json"),
+            ("TEESQL_LOG", "info"),
+            ("RUST_BACKTRACE", "1"),
+        ];
+        let mut settings = Self(settings.map(|(name, value)| (name, value.into())).into());
+        let paths = [
+            ("TEESQL_TLS_CERT", &certificates.chain),
+            ("TEESQL_TLS_KEY", &certificates.key),
+        ];
+        settings
+            .0
+            .extend(paths.map(|(name, path)| (name, path.clone().into())));
+        settings.set("TEESQL_DRIVER", &driver.to_string())
+    }
+
+    /// Settings of `teesql-forward`, without a target.
+    pub(crate) fn for_forwarder(driver: IoDriver) -> Self {
+        let settings = [
+            ("TEESQL_LOG_FORMAT", "json"),
+            ("TEESQL_LOG", "info"),
+            // The machine may be busy: only the tests of these deadlines shorten them.
+            ("TEESQL_CONNECT_TIMEOUT", "30s"),
+            ("TEESQL_LOGIN_TIMEOUT", "60s"),
+            ("RUST_BACKTRACE", "1"),
+        ];
+        Self(settings.map(|(name, value)| (name, value.into())).into())
+            .set("TEESQL_DRIVER", &driver.to_string())
+    }
+
+    pub(crate) fn set(mut self, name: &'static str, value: &str) -> Self {
+        self.0.insert(name, value.into());
+        self
+    }
+
+    pub(crate) fn without(mut self, name: &'static str) -> Self {
+        self.0.remove(name);
+        self
+    }
+
+    /// The value of a setting, empty if it is not set.
+    pub(crate) fn get(&self, name: &str) -> String {
+        let value = self.0.get(name);
+        value
+            .map(|value| lossy(value.as_encoded_bytes()))
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn sidecar_command(&self, arguments: &[&str]) -> Command {
+        self.command(SIDECAR, arguments)
+    }
+
+    pub(crate) fn forwarder_command(&self, arguments: &[&str]) -> Command {
+        self.command(FORWARDER, arguments)
+    }
+
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = command_without_environment(program, arguments);
+        command.envs(&self.0);
+        command
+    }
+}
+
+/// `teesql-sidecar` with nothing but `environment` and `PATH` in its environment.
+pub(crate) fn sidecar_command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+    let mut command = command_without_environment(SIDECAR, arguments);
+    command.envs(environment.iter().copied());
+    command
+}
+
+fn command_without_environment(program: &str, arguments: &[&str]) -> Command {
+    let mut command = pdeathsig_command(program, "KILL", None);
+    command
+        .args(arguments)
+        .env_clear()
+        .env("PATH", env::var_os("PATH").unwrap_or_default());
+    command
+}

@@ -1,6 +1,6 @@
-//! What an idle embedded forwarder costs: resident memory before and after its
-//! start, in KiB: anonymous memory, which is its own, and the program's pages.
-//! Arguments are `name=value` settings; it connects to nobody.
+//! Measures an idle embedded forwarder: resident memory in KiB before and after its start,
+//! separately for anonymous memory and for pages of the program file. Arguments are settings,
+//! `name=value`. It opens no connection.
 
 #![allow(clippy::print_stdout, reason = "it prints a measurement")]
 
@@ -12,8 +12,8 @@ use engine::config::Forward;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let more = arguments.iter().filter_map(|pair| pair.split_once('='));
-    let settings = [("target", "db.example:5433")].into_iter().chain(more);
+    let settings = arguments.iter().filter_map(|pair| pair.split_once('='));
+    let settings = [("target", "db.example:5433")].into_iter().chain(settings);
     let settings = Forward::from_settings(settings)?;
     let before = (resident("RssAnon:")?, resident("RssFile:")?);
     let forwarder = Forwarder::start(settings)?;

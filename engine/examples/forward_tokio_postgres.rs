@@ -1,14 +1,14 @@
-//! A Rust service with the forwarder inside it, and tokio-postgres.
+//! A Rust service that embeds the forwarder and connects with tokio-postgres.
 //!
 //! ```sh
 //! DATABASE_URL=postgres://teesql_read:$SECRET@db.example:5433/app \
 //!   cargo run -p engine --example forward_tokio_postgres
 //! ```
 //!
-//! Every setting of `teesql-forward` can be given: in a service they come from its
-//! own configuration. Here whatever follows the command is `name=value`.
+//! All settings of `teesql-forward` are available. A service takes them from its own configuration;
+//! this example takes them from its arguments, `name=value`.
 
-#![allow(clippy::print_stdout, reason = "an example shows what it found")]
+#![allow(clippy::print_stdout, reason = "an example prints its result")]
 
 use std::error::Error;
 use std::str::FromStr;
@@ -21,13 +21,14 @@ use tokio_postgres::{Config, NoTls};
 async fn main() -> Result<(), Box<dyn Error>> {
     let url = std::env::var("DATABASE_URL")?;
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let more = arguments.iter().filter_map(|pair| pair.split_once('='));
-    let settings = [("database_url", url.as_str())].into_iter().chain(more);
+    let settings = arguments.iter().filter_map(|pair| pair.split_once('='));
+    let settings = [("database_url", url.as_str())].into_iter().chain(settings);
     let settings = Forward::from_settings(settings)?;
-    // Waits for its first certificate: not on this runtime's thread.
+    // `start` blocks until the first certificate is available: it must not run on this runtime's
+    // thread.
     let forwarder = tokio::task::spawn_blocking(|| Forwarder::start(settings)).await??;
 
-    // Role, password and database are the DSN's; the server is the forwarder.
+    // Role, password and database come from the DSN; the server is the forwarder.
     let given = Config::from_str(&url)?;
     let (host, port) = forwarder.host_and_port();
     let mut config = Config::new();

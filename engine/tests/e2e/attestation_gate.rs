@@ -1,5 +1,5 @@
-//! The attestation gate: which clients a sidecar in production mode admits under the mock TDX's root,
-//! with certificates that psql or our own client presents.
+//! The attestation gate: which clients a sidecar in production mode admits under the mock TDX's
+//! root, with certificates that psql or our own client presents.
 
 mod admission;
 mod collateral;

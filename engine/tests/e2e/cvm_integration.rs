@@ -1,5 +1,5 @@
-//! The sidecar inside its CVM: certificate, passwords and quotes from a guest agent, the HTTP server,
-//! simulator mode, and `dev`.
+//! The sidecar inside its CVM: certificate, passwords and quotes from a guest agent, the HTTP
+//! server, simulator mode, and `dev`.
 //!
 //! With `TEESQL_TEST_LONG=1`, the rotation tests last a minute each.
 

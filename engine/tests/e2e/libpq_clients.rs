@@ -4,18 +4,14 @@ use std::fs;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use crate::harness::Credentials;
-use crate::harness::READER;
-use crate::harness::SUPERUSER;
-use crate::harness::WRITER;
 use crate::harness::fixture::Fixture;
-use crate::harness::libpq;
 use crate::harness::libpq::PSQL_BARE;
-use crate::harness::process::poll_until;
-use crate::harness::process::{TIMEOUT, lossy, run, run_successfully, spawn};
+use crate::harness::process::{TIMEOUT, lossy, poll_until, run, run_successfully, spawn};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
-use crate::harness::{PasswordEncryption, READ_SECRET, WRONG_SECRET};
+use crate::harness::{
+    Credentials, PasswordEncryption, READ_SECRET, READER, SUPERUSER, WRITER, WRONG_SECRET, libpq,
+};
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.add("psql::connects_as_every_role", every_role);
@@ -61,7 +57,7 @@ fn every_role(fixture: &Fixture) {
         for (role, secret) in [
             (READER.0, WRONG_SECRET),
             (WRITER.0, READ_SECRET),
-            ("somebody", WRITER.1),
+            ("unknown_role", WRITER.1),
             (SUPERUSER.0, READ_SECRET),
         ] {
             let mut psql = client(fixture, &sidecar, "psql", (role, secret), "via_scram");

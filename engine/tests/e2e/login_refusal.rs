@@ -46,7 +46,7 @@ fn same_bytes_without_postgres(fixture: &Fixture) {
 
     let marker = fixture.harness.unique_name("marker");
     for negotiation in TlsNegotiation::ALL {
-        let mut seen = Vec::new();
+        let mut refusals = Vec::new();
         for (role, secret) in KINDS {
             let mut client = Client::connect(&fixture.harness, sidecar.address(), negotiation);
             let parameters = [
@@ -62,12 +62,12 @@ fn same_bytes_without_postgres(fixture: &Fixture) {
             // Only the records after the handshake: the length of its signature varies.
             let records = client.records_received();
             let visible = records[records.len() - 3..].to_vec();
-            seen.push((role, answer, visible));
+            refusals.push((role, answer, visible));
         }
-        for (role, answer, visible) in &seen {
+        for (role, answer, visible) in &refusals {
             assert_eq!(
                 (answer, visible),
-                (&seen[0].1, &seen[0].2),
+                (&refusals[0].1, &refusals[0].2),
                 "{negotiation} {role}"
             );
         }
@@ -102,10 +102,10 @@ fn same_timing(fixture: &Fixture) {
             let mut client = fixture.client(sidecar.address());
             client.start(role, "via_scram");
             let packet = password(secret);
-            let asked = Instant::now();
+            let start = Instant::now();
             client.send(&packet);
             client.read().expect("a refusal");
-            times.push(asked.elapsed());
+            times.push(start.elapsed());
         }
     }
     let medians: Vec<Duration> = times

@@ -1,5 +1,5 @@
-//! Malformed TLS before, during and after the handshake: the connection ends with a reason code, and
-//! nothing panics.
+//! Malformed TLS before, during and after the handshake: the connection ends with a reason code,
+//! and nothing panics.
 
 use std::io::Read;
 use std::net::Shutdown;

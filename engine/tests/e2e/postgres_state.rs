@@ -10,8 +10,7 @@ use wire::scram::Password;
 
 use crate::harness::cluster::{Cluster, ClusterOptions};
 use crate::harness::fixture::Fixture;
-use crate::harness::process::block_on;
-use crate::harness::process::{TIMEOUT, run_successfully};
+use crate::harness::process::{TIMEOUT, block_on, run_successfully};
 use crate::harness::suite::Suite;
 use crate::harness::{PasswordEncryption, SUPERUSER_PASSWORD};
 

@@ -1,5 +1,5 @@
-//! Protocol versions and options: the sidecar negotiates the newest version of its Postgres before it
-//! requests the password.
+//! Protocol versions and options: the sidecar negotiates the newest version of its Postgres before
+//! it requests the password.
 
 use std::fs;
 use std::io::Write;
@@ -145,8 +145,8 @@ fn negotiate(version: u32) -> Vec<u8> {
     tagged(b'v', &[version.to_be_bytes(), 0_u32.to_be_bytes()].concat())
 }
 
-/// A Postgres with protocol 3.0 is replaced by one with 3.2 on the same socket, and back. The sidecar
-/// notices after one failed login at most.
+/// A Postgres with protocol 3.0 is replaced by one with 3.2 on the same socket, and back. The
+/// sidecar notices after one failed login at most.
 fn follows_postgres_upgrade(fixture: &Fixture) {
     let new = fixture
         .harness

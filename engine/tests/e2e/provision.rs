@@ -8,15 +8,13 @@ mod sql_script;
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 
-use crate::harness::Credentials;
 use crate::harness::cluster::{Cluster, ClusterOptions};
 use crate::harness::fake_server::ClosedPort;
 use crate::harness::fixture::Fixture;
-use crate::harness::libpq;
 use crate::harness::libpq::PSQL_BARE;
 use crate::harness::process::{TIMEOUT, lossy, run, run_successfully, spawn, wait};
 use crate::harness::suite::Suite;
-use crate::harness::{READ_PASSWORD, READWRITE_PASSWORD, SUPERUSER_PASSWORD};
+use crate::harness::{Credentials, READ_PASSWORD, READWRITE_PASSWORD, SUPERUSER_PASSWORD, libpq};
 
 pub(crate) fn add(suite: &mut Suite) {
     if !suite.adds_driver_independent() {
@@ -177,7 +175,8 @@ fn may_not(cluster: &Cluster, role: &str, sql: &str) {
     );
 }
 
-/// Everything that provisioning may change, as text, without the password verifiers, whose salts differ.
+/// Everything that provisioning may change, as text, without the password verifiers, whose salts
+/// differ.
 fn state(cluster: &Cluster) -> String {
     let sql = "\
 SELECT to_jsonb(r) - 'oid' - 'rolpassword' FROM pg_roles r WHERE rolname LIKE 'teesql%' ORDER BY rolname;
@@ -341,12 +340,12 @@ fn reports_invalid_settings(cluster: &Cluster) {
     nothing
         .env_remove("TEESQL_PG_PASSWORD_READ")
         .env("TEESQL_GUEST_AGENT", "/nonexistent/dstack.sock");
-    let asked = run_command(nothing);
-    assert_eq!(asked.code, Some(69));
+    let output = run_command(nothing);
+    assert_eq!(output.code, Some(69));
     assert!(
-        asked.err.contains("/nonexistent/dstack.sock"),
+        output.err.contains("/nonexistent/dstack.sock"),
         "{}",
-        asked.err
+        output.err
     );
     let mut both = cluster.provision_command(DATABASE);
     both.args(["--check", "--sql"]);

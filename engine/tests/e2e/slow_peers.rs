@@ -115,9 +115,9 @@ fn silent_clients_inside_tls(fixture: &Fixture, sidecar: &Sidecar) -> Vec<(&'sta
     let mut half = fixture.client(sidecar.address());
     half.send(&startup(PROTOCOL_3_0, &[("user", "teesql_read")])[..9]);
     clients.push(("half a startup", half));
-    let mut asked = fixture.client(sidecar.address());
-    asked.start("teesql_read", "via_scram");
-    clients.push(("no password", asked));
+    let mut started = fixture.client(sidecar.address());
+    started.start("teesql_read", "via_scram");
+    clients.push(("no password", started));
     let mut half = fixture.client(sidecar.address());
     half.start("teesql_read", "via_scram");
     half.send(&message::password(READ_SECRET)[..20]);

@@ -17,8 +17,7 @@ use tokio_postgres::{AsyncMessage, Client, Config, Error, Socket};
 use tokio_rustls::TlsConnector;
 
 use crate::harness::fixture::Fixture;
-use crate::harness::process::TIMEOUT;
-use crate::harness::process::block_on;
+use crate::harness::process::{TIMEOUT, block_on};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 use crate::harness::{READ_SECRET, READWRITE_SECRET, WRONG_SECRET};

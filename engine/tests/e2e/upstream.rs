@@ -1,19 +1,18 @@
-//! A Postgres that is down, full, or not provisioned: the client reads text, and the sidecar serves
+//! A Postgres that is down, full, or not provisioned: the client reads why, and the sidecar serves
 //! other clients.
 
-use crate::harness::PasswordEncryption;
-use crate::harness::client::Client;
-use crate::harness::client::CloseKind;
+use crate::harness::client::{Client, CloseKind};
 use crate::harness::cluster::ClusterOptions;
 use crate::harness::fake_server::{
     ClosedPort, FakeServer, accept_login, read_message, read_startup,
 };
 use crate::harness::fixture::Fixture;
-use crate::harness::message;
 use crate::harness::message::PgError;
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
-use crate::harness::{READ_SECRET, READWRITE_SECRET, SUPERUSER_PASSWORD};
+use crate::harness::{
+    PasswordEncryption, READ_SECRET, READWRITE_SECRET, SUPERUSER_PASSWORD, message,
+};
 use crate::login::refused;
 
 pub(crate) fn add(suite: &mut Suite) {

@@ -32,8 +32,8 @@ fn request_authentication(stream: &mut TcpStream, code: u32, rest: &[u8]) -> io:
     stream.write_all(&tagged(b'R', &[&code.to_be_bytes()[..], rest].concat()))
 }
 
-/// Starts SCRAM and answers the client's first message with `answer`, in which `{nonce}` is replaced by
-/// the client's nonce.
+/// Starts SCRAM and answers the client's first message with `answer`, in which `{nonce}` is
+/// replaced by the client's nonce.
 fn scram(stream: &mut TcpStream, answer: &str) -> io::Result<()> {
     request_authentication(stream, 10, b"SCRAM-SHA-256\0\0")?;
     let (_, first) = read_message(stream)?;
@@ -266,8 +266,8 @@ const VIOLATIONS: [(&str, Violation); 18] = [
     ),
 ];
 
-/// The protocol version with which the sidecar probes for the newest version. The fake server answers
-/// these probes correctly, and only logins with its script.
+/// The protocol version with which the sidecar probes for the newest version. The fake server
+/// answers these probes correctly, and only logins with its script.
 const GREASE: u32 = 0x0003_270f;
 
 fn login_fails(fixture: &Fixture, (script, code, text, reason): Violation) {

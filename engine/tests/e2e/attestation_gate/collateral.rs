@@ -64,13 +64,13 @@ fn silent_pccs(fixture: &Fixture) {
         .set("TEESQL_LOGIN_TIMEOUT", "2s");
     let sidecar = Sidecar::start(&settings);
     let certificate = tdx.issue("client", &Evidence::default());
-    let begun = Instant::now();
+    let start = Instant::now();
     let mut client = connect(fixture, &sidecar, &certificate);
     let peer = client.local_address();
     let error = client.expect_fatal();
     assert_eq!(error.code, "57014", "{error}");
     assert!(
-        begun.elapsed() < Duration::from_secs(20),
+        start.elapsed() < Duration::from_secs(20),
         "the deadline is not enforced"
     );
     assert_eq!(

@@ -110,8 +110,8 @@ fn policy_restored(fixture: &Fixture) {
     sidecar.await_message("clients lost their admission");
     allow_mrtd(&tdx, "11");
     sidecar.signal(Signal::SIGHUP);
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(4) {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(4) {
         assert_eq!(session.query_value("select 1"), "1");
         std::thread::sleep(Duration::from_millis(100));
     }

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use attest::agent::Method;
+
 use crate::harness::fixture::Fixture;
 use crate::harness::process::TIMEOUT;
 use crate::harness::scrape::Scrape;
@@ -13,7 +15,6 @@ use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::TdxFixture;
 use crate::harness::{http, unverified_tls as tls};
-use attest::agent::Method;
 
 pub(super) fn add(suite: &mut Suite) {
     suite.add(
@@ -75,7 +76,7 @@ fn flood(fixture: &Fixture) {
         let series = format!("teesql_attestation_reports_total{{outcome=\"{outcome}\"}}");
         assert_eq!(scrape.value(&series), count as f64, "{outcome}");
     }
-    assert_eq!(session.query_value("select 'unharmed'"), "unharmed");
+    assert_eq!(session.query_value("select 'unaffected'"), "unaffected");
     tls::session(Some(&tdx), &sidecar).terminate();
 }
 
@@ -121,7 +122,7 @@ fn slow_requests(fixture: &Fixture) {
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(2) {
             tls::session(Some(&tdx), &sidecar).terminate();
-            assert_eq!(session.query_value("select 'unharmed'"), "unharmed");
+            assert_eq!(session.query_value("select 'unaffected'"), "unaffected");
             // The server closes the oldest slow connection to accept a new one.
             assert_eq!(http::get(address, "/health").status, 200);
         }

@@ -2,20 +2,18 @@
 
 use std::fs;
 
+use attest::agent::Method;
 use attest::certificate::Leaf;
 use attest::evidence::UnboundEvidence;
 use attest::mock::AgentListen;
 
-use crate::harness::READER;
 use crate::harness::fixture::Fixture;
 use crate::harness::process::{TIMEOUT, lossy, run, run_successfully};
 use crate::harness::settings::sidecar_command;
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
-use crate::harness::tdx_fixture::TdxFixture;
-use crate::harness::tdx_fixture::now;
-use crate::harness::unverified_tls as tls;
-use attest::agent::Method;
+use crate::harness::tdx_fixture::{TdxFixture, now};
+use crate::harness::{READER, unverified_tls as tls};
 
 pub(super) fn add(suite: &mut Suite) {
     for (name, over_http) in [("socket", false), ("http", true)] {

@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
+use attest::agent::Method;
 use attest::mock::AgentBehaviour;
 
 use crate::harness::fixture::Fixture;
@@ -11,7 +12,6 @@ use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::TdxFixture;
 use crate::harness::{http, unverified_tls as tls};
-use attest::agent::Method;
 
 pub(super) fn add(suite: &mut Suite) {
     suite.add(
@@ -74,7 +74,7 @@ fn renewal_recovers_from(fixture: &Fixture, behaviour: AgentBehaviour, text: Opt
     http::await_ready(address);
 
     agent.behave_for(Method::GetTlsKey, behaviour.clone());
-    let asked = agent.requests(Method::GetTlsKey);
+    let requests = agent.requests(Method::GetTlsKey);
     if let Some(text) = text {
         sidecar.await_log(text, |line| {
             let error = line["error"].as_str().unwrap_or_default();
@@ -83,13 +83,16 @@ fn renewal_recovers_from(fixture: &Fixture, behaviour: AgentBehaviour, text: Opt
         });
         await_scrape(address, |scrape| scrape.value(FAILED) >= 1.0);
     }
-    let why = "the certificate is about to expire; its renewal fails";
-    http::await_unready(address, "identity", why);
-    assert!(agent.requests(Method::GetTlsKey) > asked, "{behaviour:?}");
+    let reason = "the certificate is about to expire; its renewal fails";
+    http::await_unready(address, "identity", reason);
+    assert!(
+        agent.requests(Method::GetTlsKey) > requests,
+        "{behaviour:?}"
+    );
     // A client that does not check dates can still connect.
     let before = tls::presented_chain(sidecar.address());
     tls::session(Some(&tdx), &sidecar).terminate();
-    assert_eq!(session.query_value("select 'unharmed'"), "unharmed");
+    assert_eq!(session.query_value("select 'unaffected'"), "unaffected");
 
     agent.behave_for(Method::GetTlsKey, AgentBehaviour::Normal);
     http::await_ready(address);
@@ -99,7 +102,7 @@ fn renewal_recovers_from(fixture: &Fixture, behaviour: AgentBehaviour, text: Opt
         "{behaviour:?}"
     );
     tls::session(Some(&tdx), &sidecar).terminate();
-    assert_eq!(session.query_value("select 'unharmed'"), "unharmed");
+    assert_eq!(session.query_value("select 'unaffected'"), "unaffected");
 }
 
 fn socket_is_removed(fixture: &Fixture) {
@@ -121,5 +124,5 @@ fn socket_is_removed(fixture: &Fixture) {
     tls::session(Some(&tdx), &sidecar).terminate();
     let _agent = tdx.start_agent();
     http::await_ready(address);
-    assert_eq!(session.query_value("select 'unharmed'"), "unharmed");
+    assert_eq!(session.query_value("select 'unaffected'"), "unaffected");
 }

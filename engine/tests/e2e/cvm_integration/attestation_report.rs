@@ -1,9 +1,11 @@
-//! `/attestation` and `/ready`: the report, its signature by the quote, and the reasons of `/ready`.
+//! `/attestation` and `/ready`: the report, its signature by the quote, and the reasons of
+//! `/ready`.
 
 use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
+use attest::agent::Method;
 use attest::mock::{Behaviour, CollateralOptions};
 use attest::quote::TdQuote;
 use attest::{Policy, TrustedRoot, Verifier};
@@ -18,10 +20,8 @@ use crate::harness::process::{TIMEOUT, poll_until};
 use crate::harness::settings::Settings;
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
-use crate::harness::tdx_fixture::TdxFixture;
-use crate::harness::tdx_fixture::now;
+use crate::harness::tdx_fixture::{TdxFixture, now};
 use crate::harness::{http, unverified_tls as tls};
-use attest::agent::Method;
 
 pub(super) fn add(suite: &mut Suite) {
     suite.add(

@@ -92,7 +92,7 @@ fn reloads_changed_files(fixture: &Fixture) {
     replace_both(&third);
     await_presented(&third).expect("a valid pair is used afterwards");
 
-    assert_eq!(session.query_value("select 'unharmed'"), "unharmed");
+    assert_eq!(session.query_value("select 'unaffected'"), "unaffected");
     http::await_ready(address);
     let scrape = Scrape::fetch(address);
     let renewals = |outcome| {

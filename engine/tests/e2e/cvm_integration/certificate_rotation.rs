@@ -5,14 +5,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{load_duration, long};
-use crate::harness::READ_SECRET;
 use crate::harness::fixture::Fixture;
 use crate::harness::process::{TIMEOUT, run_successfully};
 use crate::harness::scrape::Scrape;
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::TdxFixture;
-use crate::harness::{http, unverified_tls as tls};
+use crate::harness::{READ_SECRET, http, unverified_tls as tls};
 use crate::libpq_clients::pgbench_database;
 
 pub(super) fn add(suite: &mut Suite) {

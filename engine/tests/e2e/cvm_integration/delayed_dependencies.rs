@@ -35,8 +35,8 @@ pub(super) fn add(suite: &mut Suite) {
     }
 }
 
-/// Spawns a sidecar on known ports and waits until it serves HTTP. Returns the address for clients and
-/// that of the HTTP server.
+/// Spawns a sidecar on known ports and waits until it serves HTTP. Returns the address for clients
+/// and that of the HTTP server.
 fn spawn_waiting(settings: Settings) -> (Sidecar, SocketAddr, SocketAddr) {
     let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
     let (listen, admin) = (local(unused_port()), local(unused_port()));

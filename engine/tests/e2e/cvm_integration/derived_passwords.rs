@@ -1,19 +1,17 @@
 //! Postgres passwords that the guest agent derives, and provisioning at start.
 
+use attest::agent::Method;
 use nix::sys::signal::Signal;
 
 use super::derived_key;
 use crate::harness::cluster::{ClusterOptions, Server};
 use crate::harness::fixture::Fixture;
-use crate::harness::http;
 use crate::harness::process::{TIMEOUT, lossy, run, run_successfully};
 use crate::harness::settings::Settings;
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::TdxFixture;
-use crate::harness::unverified_tls as tls;
-use crate::harness::{READ_SECRET, READWRITE_SECRET, WRONG_SECRET};
-use attest::agent::Method;
+use crate::harness::{READ_SECRET, READWRITE_SECRET, WRONG_SECRET, http, unverified_tls as tls};
 
 pub(super) fn add(suite: &mut Suite) {
     for server in suite.harness().servers() {
@@ -114,7 +112,8 @@ fn start_without_changes(tdx: &TdxFixture, fixture: &Fixture, upstream: &str) {
     assert!(!text.contains("\"provisioned\""), "{text}");
 }
 
-/// A superuser password that Postgres refuses: the report has the error, and sessions are not affected.
+/// A superuser password that Postgres refuses: the report has the error, and sessions are not
+/// affected.
 fn report_of_refused_superuser(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     let _agent = tdx.start_agent();
@@ -134,7 +133,7 @@ fn report_of_refused_superuser(fixture: &Fixture) {
     super::attestation_report::check(&tdx, &json, None);
     assert!(!report.body.contains("not-the-superuser"), "{json}");
     http::await_ready(address);
-    assert_eq!(session.query_value("select 'unharmed'"), "unharmed");
+    assert_eq!(session.query_value("select 'unaffected'"), "unaffected");
     let psql = tdx.psql(&sidecar, ("teesql_read", READ_SECRET), "select 'new'");
     assert_eq!(run_successfully(psql, TIMEOUT), "new\n");
 }

@@ -10,17 +10,17 @@ pub(super) fn add(suite: &mut Suite) {
     if suite.adds_driver_independent() {
         suite.add(
             "cvm_integration::dev_command::printed_commands_work",
-            trial::printed_commands_work,
+            tests::printed_commands_work,
         );
         suite.add(
             "cvm_integration::dev_command::cleans_up_when_interrupted",
-            trial::cleans_up,
+            tests::cleans_up,
         );
     }
 }
 
 #[cfg(feature = "mock")]
-mod trial {
+mod tests {
     use std::fs;
     use std::io::Read;
     use std::os::unix::fs::PermissionsExt;

@@ -2,13 +2,13 @@
 
 use crate::harness::client::Client;
 use crate::harness::fixture::Fixture;
-use crate::harness::message;
 use crate::harness::scrape::{Scrape, await_scrape};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::TdxFixture;
-use crate::harness::{READ_SECRET, READWRITE_SECRET, WRONG_SECRET};
-use crate::harness::{http, unverified_tls as tls};
+use crate::harness::{
+    READ_SECRET, READWRITE_SECRET, WRONG_SECRET, http, message, unverified_tls as tls,
+};
 
 pub(super) fn add(suite: &mut Suite) {
     suite.add(

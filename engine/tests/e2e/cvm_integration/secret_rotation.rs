@@ -1,20 +1,18 @@
 //! Cluster secrets that change while clients connect and disconnect.
 
-use std::fs;
 use std::process::Command;
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 use nix::sys::signal::Signal;
 
 use super::load_duration;
-use crate::harness::READ_SECRET;
 use crate::harness::fixture::Fixture;
 use crate::harness::process::{TIMEOUT, poll_until, run_successfully};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::TdxFixture;
-use crate::harness::unverified_tls as tls;
+use crate::harness::{READ_SECRET, unverified_tls as tls};
 use crate::libpq_clients::pgbench_database;
 
 pub(super) fn add(suite: &mut Suite) {
@@ -101,7 +99,7 @@ fn rotates_under_pgbench(fixture: &Fixture) {
     sidecar.signal(Signal::SIGHUP);
     sidecar.await_message("configuration not reloaded");
     assert_eq!(login(&tdx, &sidecar, NEXT_SECRET), Ok(()));
-    assert_eq!(session.query_value("select 'unharmed'"), "unharmed");
+    assert_eq!(session.query_value("select 'unaffected'"), "unaffected");
     session.terminate();
     let output = sidecar.log_lines().join("\n");
     for secret in [READ_SECRET, NEXT_SECRET, "not a secret"] {

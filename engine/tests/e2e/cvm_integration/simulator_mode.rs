@@ -7,13 +7,11 @@ use crate::harness::client::{Client, TcpClient};
 use crate::harness::fixture::Fixture;
 use crate::harness::message::{PROTOCOL_3_0, startup};
 use crate::harness::process::{TIMEOUT, lossy, pdeathsig_command, run, run_successfully};
-use crate::harness::settings::Settings;
-use crate::harness::settings::sidecar_command;
+use crate::harness::settings::{Settings, sidecar_command};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::TdxFixture;
-use crate::harness::{READ_SECRET, SUPERUSER_PASSWORD};
-use crate::harness::{http, unverified_tls as tls};
+use crate::harness::{READ_SECRET, SUPERUSER_PASSWORD, http, unverified_tls as tls};
 
 pub(super) fn add(suite: &mut Suite) {
     suite.add(

@@ -1,4 +1,4 @@
-//! `teesql-forward … -- command`.
+//! `teesql-forward … -- command`: environment, signals and exit code of the child process.
 
 use std::fs;
 use std::process::{Output, Stdio};

@@ -1,4 +1,8 @@
-//! A target that is a DNS name.
+//! A target that is a DNS name: resolution, failures, changed addresses.
+
+use std::time::{Duration, Instant};
+
+use attest::mock::Evidence;
 
 use crate::harness::READER;
 use crate::harness::client::TcpClient;
@@ -11,9 +15,6 @@ use crate::harness::settings::Settings;
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::{Requirement, Suite};
 use crate::harness::tdx_fixture::TdxFixture;
-use attest::mock::Evidence;
-use std::time::Duration;
-use std::time::Instant;
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.add_requiring(

@@ -1,4 +1,4 @@
-//! IoDriver, forwarder, sidecar, Postgres: what drivers do, end to end.
+//! Client libraries and tools through forwarder and sidecar to Postgres.
 
 use std::fs;
 use std::process::Command;
@@ -73,8 +73,8 @@ fn psql_and_pgbench(fixture: &Fixture, listen: Option<&str>) {
     );
     let database = fixture.harness.unique_name("forwarded");
     fixture.cluster().create_database(&database);
-    let bench = |who, arguments: &str| {
-        let mut bench = pair.forwarder.client("pgbench", who);
+    let bench = |credentials, arguments: &str| {
+        let mut bench = pair.forwarder.client("pgbench", credentials);
         bench
             .env("PGDATABASE", &database)
             .args(arguments.split(' '));
@@ -110,8 +110,8 @@ fn copy(fixture: &Fixture) {
         .sql("via_scram", &format!("copy ({ROWS}) to stdout"))
         + "\n";
     assert!(direct.len() > 10_000_000);
-    let psql = |who, arguments: &[&str]| {
-        let mut psql = pair.forwarder.client("psql", who);
+    let psql = |credentials, arguments: &[&str]| {
+        let mut psql = pair.forwarder.client("psql", credentials);
         psql.args(PSQL_BARE);
         psql.args(arguments);
         run_client(psql)
@@ -137,8 +137,8 @@ fn copy(fixture: &Fixture) {
     assert_eq!(row.len(), "32000000|\n".len() + 32_000_000);
 }
 
-/// psql 15 sends a CancelRequest on a second connection, in plaintext to the forwarder, which sends it
-/// in TLS to the sidecar.
+/// psql 15 sends a CancelRequest on a second connection, in plaintext to the forwarder, which sends
+/// it in TLS to the sidecar.
 fn cancel(fixture: &Fixture) {
     let pair = ForwarderAndSidecar::start(fixture, &[("TEESQL_SHARDS", "2")]);
     let sockets = pair.forwarder.settled_sockets();

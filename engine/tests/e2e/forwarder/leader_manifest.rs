@@ -1,4 +1,4 @@
-//! `--cluster`: the leader that a signed manifest names.
+//! `--cluster`: the forwarder follows the leader that a signed manifest in DNS names.
 
 use attest::manifest::{Draft, SigningKey};
 
@@ -10,6 +10,7 @@ use crate::harness::forwarder::Forwarder;
 use crate::harness::name_server::NameServer;
 use crate::harness::process::{TIMEOUT, lossy, poll_until, run};
 use crate::harness::settings::{IoDriver, Settings};
+use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::{Requirement, Suite};
 use crate::harness::tdx_fixture::{TdxFixture, now};
 
@@ -104,15 +105,14 @@ fn follows_leader_changes(fixture: &Fixture) {
     // DNS returns to the old epoch: the forwarder does not follow, and the driver reads why.
     dns.publish(&signed(&draft(a, 1)));
     let before = first.accepted();
-    let output_text = poll_until(TIMEOUT, || {
-        let output_text = forwarder.psql_select_1(READER);
-        output_text.contains("FATAL").then_some(output_text)
+    let output = poll_until(TIMEOUT, || {
+        let output = forwarder.psql_select_1(READER);
+        output.contains("FATAL").then_some(output)
     });
-    let output_text = output_text.expect("the TTL has expired");
+    let output = output.expect("the TTL has expired");
     assert!(
-        output_text
-            .contains("FATAL:  the manifest's epoch 1 is older than 2, which was seen before"),
-        "{output_text}"
+        output.contains("FATAL:  the manifest's epoch 1 is older than 2, which was seen before"),
+        "{output}"
     );
     forwarder.await_reason("manifest_old_epoch");
     assert_eq!(first.accepted(), before);
@@ -123,19 +123,30 @@ fn follows_leader_changes(fixture: &Fixture) {
     drop(first);
     assert_eq!(old.0.read_to_end(), b"");
 
-    // A TTL of five minutes, and a leader that fails once: the forwarder resolves again.
-    let third = FakeServer::proxy_to(sidecar.address());
+    let settings = settings(&tdx, fixture, &dns);
+    resolves_again_after_failure(&settings, &dns, second, &sidecar, &next);
+}
+
+/// With a TTL of five minutes, the forwarder resolves the leader again after a failed connection.
+fn resolves_again_after_failure(
+    settings: &Settings,
+    dns: &NameServer,
+    leader: FakeServer,
+    sidecar: &Sidecar,
+    manifest: &Draft,
+) {
+    let next_leader = FakeServer::proxy_to(sidecar.address());
     dns.publish(
-        &signed(&next)
+        &signed(manifest)
             .replace(" TXT ", " 300 TXT ")
             .replace("leader A", "leader 300 A"),
     );
-    let fresh = Forwarder::start(&settings(&tdx, fixture, &dns));
-    fresh.assert_reader_connects();
-    dns.publish(&signed(&draft(third.address().port(), 3)));
-    drop(second);
-    fresh.assert_reader_connects();
-    assert_eq!(third.accepted(), 1);
+    let forwarder = Forwarder::start(settings);
+    forwarder.assert_reader_connects();
+    dns.publish(&signed(&draft(next_leader.address().port(), 3)));
+    drop(leader);
+    forwarder.assert_reader_connects();
+    assert_eq!(next_leader.accepted(), 1);
 }
 
 fn refuses_invalid_manifests(fixture: &Fixture) {
@@ -208,10 +219,10 @@ fn refuses_invalid_manifests(fixture: &Fixture) {
     ] {
         dns.publish(&records);
         let forwarder = Forwarder::start(&settings(&tdx, fixture, &dns));
-        let output_text = forwarder.psql_select_1(READER);
+        let output = forwarder.psql_select_1(READER);
         assert!(
-            output_text.contains(&format!("FATAL:  {text}")),
-            "{code}: {output_text}"
+            output.contains(&format!("FATAL:  {text}")),
+            "{code}: {output}"
         );
         forwarder.await_reason(code);
     }
@@ -248,10 +259,10 @@ fn sign_and_verify(_: &Fixture) {
     let text = lossy(&output.stdout);
     let signer = key(KEY).address().to_string();
     let verify = ["manifest", "verify", text.trim(), "--signer", &signer];
-    let output_text = lossy(&run(bare.forwarder_command(&verify), TIMEOUT).stdout);
+    let output = lossy(&run(bare.forwarder_command(&verify), TIMEOUT).stdout);
     assert!(
-        output_text.contains("\nepoch = 42\n") && output_text.contains("network:443\n"),
-        "{output_text}"
+        output.contains("\nepoch = 42\n") && output.contains("network:443\n"),
+        "{output}"
     );
     let late = [&verify[..], &["--at", "9999999999"]].concat();
     let output = run(bare.forwarder_command(&late), TIMEOUT);

@@ -6,16 +6,15 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::drivers::ForwarderAndSidecar;
-use crate::harness::READER;
 use crate::harness::client::TcpClient;
 use crate::harness::fixture::Fixture;
 use crate::harness::forwarder::Forwarder;
-use crate::harness::http;
 use crate::harness::message::{self, PROTOCOL_3_0, SSL_REQUEST};
 use crate::harness::process::{TIMEOUT, lossy, poll_until, run};
 use crate::harness::recording_server::RecordingServer;
 use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::TdxFixture;
+use crate::harness::{READER, http};
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.add(
@@ -156,8 +155,8 @@ fn idle_and_limit(fixture: &Fixture) {
     poll_until(TIMEOUT, free).expect("the slot is free again");
 }
 
-/// The forwarder closes the connection of an idle driver when the server has gone, and reports a server
-/// that closes during the login.
+/// The forwarder closes the connection of an idle driver when the server has gone, and reports a
+/// server that closes during the login.
 fn server_closes_first(fixture: &Fixture) {
     let pair = ForwarderAndSidecar::start(fixture, &[]);
     let sockets = pair.forwarder.settled_sockets();

@@ -11,20 +11,17 @@ use attest::mock::{
 use rustls::pki_types::CertificateDer;
 
 use super::drivers::ForwarderAndSidecar;
-use crate::harness::READ_SECRET;
-use crate::harness::READER;
 use crate::harness::client::TcpClient;
 use crate::harness::fake_server::ClosedPort;
 use crate::harness::fixture::Fixture;
 use crate::harness::forwarder::Forwarder;
 use crate::harness::message::{self, PROTOCOL_3_0};
-use crate::harness::process::TIMEOUT;
-use crate::harness::process::lossy;
-use crate::harness::process::run;
+use crate::harness::process::{TIMEOUT, lossy, run};
 use crate::harness::recording_server::{self, RecordingServer};
 use crate::harness::settings::Settings;
 use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::{SEED, TdxFixture};
+use crate::harness::{READ_SECRET, READER};
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.add(

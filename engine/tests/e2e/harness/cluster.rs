@@ -273,7 +273,7 @@ impl Cluster {
         let log = log.expect("the server's log");
         // SIGQUIT is Postgres's immediate shutdown, which also ends its children.
         let mut postgres = pdeathsig_command(
-            &self.server.bin.join("postgres"),
+            self.server.bin.join("postgres"),
             "QUIT",
             self.owner.as_ref(),
         );

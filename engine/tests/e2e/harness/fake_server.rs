@@ -27,7 +27,8 @@ impl FakeServer {
         script: impl Fn(TcpStream) -> io::Result<()> + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        // Accepted sockets inherit the size: the buffer of a server that does not read is full soon.
+        // Accepted sockets inherit the size: the buffer of a server that does not read is full
+        // soon.
         SockRef::from(&listener)
             .set_recv_buffer_size(64 * 1024)
             .expect("a live socket");

@@ -6,10 +6,9 @@ use std::ops::Deref;
 use std::process::Command;
 
 use crate::harness::daemon::Daemon;
-use crate::harness::libpq;
 use crate::harness::process::{TIMEOUT, lossy, run};
 use crate::harness::settings::Settings;
-use crate::harness::{Credentials, READER};
+use crate::harness::{Credentials, READER, libpq};
 
 /// A running forwarder. It is killed when dropped.
 pub(crate) struct Forwarder {

@@ -76,13 +76,13 @@ pub(crate) fn await_ready(address: SocketAddr) {
     .unwrap_or_else(|| panic!("never ready: {last:?}"));
 }
 
-/// Waits until `check` in `/ready` is not ready for a reason that contains `words`.
-pub(crate) fn await_unready(address: SocketAddr, check: &str, words: &str) -> String {
+/// Waits until `check` in `/ready` is not ready for a reason that contains `text`.
+pub(crate) fn await_unready(address: SocketAddr, check: &str, text: &str) -> String {
     let mut last = Vec::new();
     poll_until(TIMEOUT, || {
         last = unready(address);
         let found = last.iter().find(|(name, _)| name == check)?;
-        found.1.contains(words).then(|| found.1.clone())
+        found.1.contains(text).then(|| found.1.clone())
     })
-    .unwrap_or_else(|| panic!("{check} is never unready for {words:?}: {last:?}"))
+    .unwrap_or_else(|| panic!("{check} is never unready for {text:?}: {last:?}"))
 }

@@ -32,11 +32,8 @@ impl Scrape {
                 let before = types.insert(name.to_owned(), kind.to_owned());
                 assert_eq!(before, None, "a second type: {line}");
             } else if let Some(rest) = line.strip_prefix("# HELP ") {
-                let (name, words) = rest.split_once(' ').expect("a help text");
-                assert!(
-                    !words.is_empty() && helped.insert(name.to_owned()),
-                    "{line}"
-                );
+                let (name, help) = rest.split_once(' ').expect("a help text");
+                assert!(!help.is_empty() && helped.insert(name.to_owned()), "{line}");
             } else {
                 let (series, value) = line.rsplit_once(' ').expect("a sample");
                 let value = number(value).unwrap_or_else(|| panic!("not a number: {line}"));

@@ -1,10 +1,9 @@
 //! Environment variables of the programs under test.
 
 use std::collections::BTreeMap;
-use std::env;
 use std::ffi::OsString;
-use std::fmt;
 use std::process::Command;
+use std::{env, fmt};
 
 use crate::harness::certificates::Certificates;
 use crate::harness::process::{lossy, pdeathsig_command};

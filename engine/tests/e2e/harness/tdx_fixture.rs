@@ -13,11 +13,10 @@ use attest::mock::{
     Machine, MachineOptions, Pccs, PccsAnswers, Pki,
 };
 
-use crate::harness::Credentials;
 use crate::harness::fixture::Fixture;
-use crate::harness::libpq;
 use crate::harness::settings::Settings;
 use crate::harness::sidecar::Sidecar;
+use crate::harness::{Credentials, libpq};
 
 /// The seed of the PKI and of all keys.
 pub(crate) const SEED: [u8; 32] = [0x5e; 32];

@@ -8,7 +8,8 @@ use super::{
 };
 use crate::harness::fixture::Fixture;
 
-/// The differences of an unprovisioned cluster, without those of INSERT, UPDATE and DELETE on tables.
+/// The differences of an unprovisioned cluster, without those of INSERT, UPDATE and DELETE on
+/// tables.
 const UNPROVISIONED: [&str; 24] = [
     "teesql_read: the role does not exist",
     "teesql_read: may not log in",

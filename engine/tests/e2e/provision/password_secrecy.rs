@@ -8,8 +8,8 @@ use crate::harness::fixture::Fixture;
 use crate::harness::process::{TIMEOUT, spawn, wait};
 use crate::harness::{READ_PASSWORD, READWRITE_PASSWORD};
 
-/// Blocks provisioning before its first change until it appears in pg_stat_activity, and records the
-/// queries in that view until provisioning is done.
+/// Blocks provisioning before its first change until it appears in pg_stat_activity, and records
+/// the queries in that view until provisioning is done.
 const WATCH: &str = "\
 CREATE TABLE seen (query text);
 CREATE TABLE done ();

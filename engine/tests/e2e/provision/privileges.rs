@@ -127,8 +127,8 @@ fn check_new_objects(cluster: &Cluster) {
     may(cluster, READWRITE, "DROP TABLE theirs CASCADE", "");
 }
 
-/// Provisioning does not grant EXECUTE on a routine that has more privileges than the roles if its owner
-/// revoked EXECUTE from PUBLIC.
+/// Provisioning does not grant EXECUTE on a routine that has more privileges than the roles if its
+/// owner revoked EXECUTE from PUBLIC.
 pub(super) fn restricted_routines(fixture: &Fixture) {
     let cluster = unprovisioned_cluster(fixture, &fixture.harness.installed, &[]);
     cluster.sql(

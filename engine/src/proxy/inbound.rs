@@ -24,7 +24,7 @@ use crate::shard::live_config::{LiveConfig, Snapshot};
 use crate::shard::{self, ConnectionPermit, HandlerContext};
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
-use crate::tls::session::{Agreed, Session};
+use crate::tls::session::{HandshakeSummary, Session};
 
 /// What every connection of a shard is served with.
 pub(crate) struct InboundHandler {
@@ -217,7 +217,7 @@ async fn encrypt(
     incoming: Buffer,
     control: &ConnectionControl,
     info: &RefCell<ConnectionInfo>,
-) -> Result<(Client, Agreed), CloseReason> {
+) -> Result<(Client, HandshakeSummary), CloseReason> {
     let connection = UnbufferedServerConnection::new(Arc::clone(&snapshot.tls))
         .map_err(|error| CloseReason::TlsHandshake(error.into()))?;
     let mut client = TlsStream::new(stream, Session::new(connection), incoming);

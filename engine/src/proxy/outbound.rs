@@ -26,7 +26,7 @@ use crate::shard::context::{HandlerFactory, ShardContext};
 use crate::shard::{self, ConnectionPermit, HandlerContext};
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
-use crate::tls::session::{Agreed, Session};
+use crate::tls::session::{HandshakeSummary, Session};
 
 use crate::attestation::forwarder_gate::ServerGate;
 use crate::io::target::{Target, TargetError};
@@ -266,7 +266,7 @@ impl OutboundHandler {
         target: &Target,
         control: &ConnectionControl,
         info: &RefCell<ConnectionInfo>,
-    ) -> Result<(Server, Agreed), CloseReason> {
+    ) -> Result<(Server, HandshakeSummary), CloseReason> {
         let config = self.state.tls.load_full();
         let connection = UnbufferedClientConnection::new(config, target.server.clone())
             .map_err(|error| CloseReason::ServerTls(error.into()))?;

@@ -8,7 +8,7 @@ use crate::io::stream::Stream;
 use crate::sched::handshake_queue::HandshakeQueue;
 use crate::session::control::ConnectionControl;
 use crate::telemetry::close_reason::CloseReason;
-use crate::tls::session::{Agreed, Session, TlsError, TlsSide};
+use crate::tls::session::{HandshakeSummary, Session, TlsError, TlsSide};
 
 /// A socket with its session and the bytes between them.
 pub(crate) struct TlsStream<E> {
@@ -59,7 +59,7 @@ impl<E: TlsSide> TlsStream<E> {
     pub(crate) async fn handshake(
         &mut self,
         handshake_queue: &HandshakeQueue,
-    ) -> Result<Agreed, StreamError> {
+    ) -> Result<HandshakeSummary, StreamError> {
         loop {
             let turn = handshake_queue.turn().await;
             let opened = self.open_records();

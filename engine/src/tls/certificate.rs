@@ -1,5 +1,5 @@
-//! Who the sidecar is on the wire: a certificate chain with its key, and the
-//! TLS that is spoken with it.
+//! The process's own TLS identity: a certificate chain with its private key, and the rustls
+//! server configuration that presents it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,31 +21,32 @@ use crate::tls::schedule::SecretCapture;
 
 /// A certificate or key that cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("{place}: {what}: {why}")]
+#[error("{source_name}: {problem}: {detail}")]
 pub struct IdentityError {
-    place: String,
-    what: &'static str,
-    why: String,
+    /// A file's path, or a description of where the certificate comes from.
+    source_name: String,
+    problem: &'static str,
+    detail: String,
 }
 
 impl IdentityError {
-    fn new(place: &impl ToString, what: &'static str, why: &impl ToString) -> Self {
+    fn new(source_name: &impl ToString, problem: &'static str, detail: &impl ToString) -> Self {
         Self {
-            place: place.to_string(),
-            what,
-            why: why.to_string(),
+            source_name: source_name.to_string(),
+            problem,
+            detail: detail.to_string(),
         }
     }
 }
 
 impl From<rustls::Error> for IdentityError {
-    /// rustls' defaults do not go together: a bug.
+    /// The defaults of rustls are inconsistent. This is a bug.
     fn from(error: rustls::Error) -> Self {
-        Self::new(&"certificate", "no TLS", &error)
+        Self::new(&"certificate", "cannot configure TLS", &error)
     }
 }
 
-/// What was in two PEM files.
+/// The contents of a certificate file and a key file.
 pub(crate) struct PemFiles<'a> {
     cert: &'a Path,
     key: &'a Path,
@@ -55,7 +56,7 @@ pub(crate) struct PemFiles<'a> {
 
 impl<'a> PemFiles<'a> {
     /// # Errors
-    /// One of them cannot be read.
+    /// A file cannot be read.
     pub(crate) fn read(cert: &'a Path, key: &'a Path) -> Result<Self, IdentityError> {
         let read = |path: &Path| {
             std::fs::read(path)
@@ -69,7 +70,7 @@ impl<'a> PemFiles<'a> {
         })
     }
 
-    /// The same for the same contents, and for no others.
+    /// SHA-256 of both contents, to detect a change.
     pub(crate) fn digest(&self) -> [u8; 32] {
         let mut hash = Sha256::new();
         hash.update(Sha256::digest(&self.cert_pem));
@@ -78,26 +79,27 @@ impl<'a> PemFiles<'a> {
     }
 }
 
-/// A chain, leaf first, and the leaf's key, which has been found to be its own.
+/// A certificate chain, leaf first, and the private key of the leaf. That the two match has
+/// been checked.
 #[derive(Clone)]
 pub struct Identity {
     certified: Arc<CertifiedKey>,
-    place: String,
+    source_name: String,
     not_before: u64,
     not_after: u64,
     fingerprint: Fingerprint,
 }
 
 impl Identity {
-    /// From two PEM files.
+    /// Reads two PEM files.
     ///
     /// # Errors
-    /// A file that cannot be read or parsed, or a key of another certificate.
+    /// A file cannot be read or parsed, or the key belongs to another certificate.
     pub fn from_files(cert: &Path, key: &Path) -> Result<Self, IdentityError> {
         Self::from_pem(&PemFiles::read(cert, key)?)
     }
 
-    /// From what was in two PEM files.
+    /// Parses the contents of two PEM files.
     ///
     /// # Errors
     /// As [`Self::from_files`].
@@ -108,17 +110,17 @@ impl Identity {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| IdentityError::new(&cert, not_pem, &error))?;
         if chain.is_empty() {
-            return Err(IdentityError::new(&cert, not_pem, &"none in it"));
+            return Err(IdentityError::new(&cert, not_pem, &"it contains none"));
         }
         let private = PrivateKeyDer::from_pem_slice(&files.key_pem)
             .map_err(|error| IdentityError::new(&key, "not a PEM private key", &error))?;
         Self::new(&cert, chain, private)
     }
 
-    /// From the guest agent, which has checked that the two belong together.
+    /// Takes a response of the guest agent, in which certificate and key are known to match.
     ///
     /// # Errors
-    /// A key that rustls cannot sign with.
+    /// rustls cannot sign with the key.
     pub fn from_agent(answer: &TlsKey) -> Result<Self, IdentityError> {
         let chain = answer.chain_der().iter().cloned();
         let key = PrivatePkcs8KeyDer::from(answer.key_der().to_vec());
@@ -130,52 +132,58 @@ impl Identity {
     }
 
     fn new(
-        place: &impl ToString,
+        source_name: &impl ToString,
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
     ) -> Result<Self, IdentityError> {
         let leaf = chain
             .first()
-            .ok_or_else(|| IdentityError::new(place, "no certificate", &"none in it"))?;
+            .ok_or_else(|| IdentityError::new(source_name, "no certificate", &"there is none"))?;
         let dates = Leaf::parse(leaf)
             .map(|leaf| (leaf.not_before(), leaf.not_after()))
-            .map_err(|error| IdentityError::new(place, "cannot be used", &error))?;
+            .map_err(|error| IdentityError::new(source_name, "cannot be used", &error))?;
         let fingerprint = Chain::copy(std::slice::from_ref(leaf))
             .map(|chain| chain.fingerprint())
-            .map_err(|error| IdentityError::new(place, "cannot be used", &error))?;
+            .map_err(|error| IdentityError::new(source_name, "cannot be used", &error))?;
         let certified = CertifiedKey::from_der(chain, key, &default_provider())
-            .map_err(|error| IdentityError::new(place, "does not go with its key", &error))?;
+            .map_err(|error| IdentityError::new(source_name, "does not go with its key", &error))?;
         Ok(Self {
             certified: Arc::new(certified),
-            place: place.to_string(),
+            source_name: source_name.to_string(),
             not_before: dates.0,
             not_after: dates.1,
             fingerprint,
         })
     }
 
-    /// Whether it can be shown at `now`, in unix seconds.
+    /// Checks that the leaf is valid at `now`, in unix seconds.
     ///
     /// # Errors
-    /// It is expired, or not yet valid.
+    /// It has expired, or is not valid yet.
     pub fn check_dates(&self, now: u64) -> Result<(), IdentityError> {
-        let wrong = |why| Err(IdentityError::new(&self.place, "cannot be used", &why));
+        let invalid = |detail| {
+            Err(IdentityError::new(
+                &self.source_name,
+                "cannot be used",
+                &detail,
+            ))
+        };
         if now > self.not_after {
-            wrong("it has expired")
+            invalid("it has expired")
         } else if now.saturating_add(attest::certificate::CLOCK_SKEW) < self.not_before {
-            wrong("it is not valid yet")
+            invalid("it is not valid yet")
         } else {
             Ok(())
         }
     }
 
-    /// The last second at which it is valid, in unix seconds.
+    /// The end of the leaf's validity, inclusive, in unix seconds.
     #[must_use]
     pub fn not_after(&self) -> u64 {
         self.not_after
     }
 
-    /// SHA-256 of the leaf.
+    /// SHA-256 of the leaf certificate.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
@@ -187,29 +195,35 @@ impl Identity {
         &self.certified
     }
 
-    /// TLS 1.3 and 1.2 with it; `ask_client` for a certificate.
+    /// Builds a server configuration for TLS 1.3 and 1.2 that presents this identity, and
+    /// with `request_client_certificate` requests one from the client.
     ///
     /// # Errors
-    /// rustls' defaults do not go together: a bug.
-    pub fn server(&self, ask_client: bool) -> Result<Arc<ServerConfig>, IdentityError> {
+    /// The defaults of rustls are inconsistent. This is a bug.
+    pub fn server(
+        &self,
+        request_client_certificate: bool,
+    ) -> Result<Arc<ServerConfig>, IdentityError> {
         let provider = Arc::new(default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
-            .map_err(|error| IdentityError::new(&self.place, "no TLS", &error))?;
-        let builder = if ask_client {
+            .map_err(|error| {
+                IdentityError::new(&self.source_name, "cannot configure TLS", &error)
+            })?;
+        let builder = if request_client_certificate {
             builder.with_client_cert_verifier(Arc::new(PossessionVerifier(provider)))
         } else {
             builder.with_no_client_auth()
         };
         let resolver = SingleCertAndKey::from(CertifiedKey::clone(&self.certified));
         let mut tls = builder.with_cert_resolver(Arc::new(resolver));
-        // libpq 17 and later insist on it for direct TLS (IANA: postgresql).
+        // libpq 17 and later requires it for direct TLS (IANA: postgresql).
         tls.alpn_protocols = vec![b"postgresql".to_vec()];
-        // No resumption: rustls verifies nothing on a resumed session, and the
-        // certificates that the gate would look at come from the ticket.
+        // No resumption: rustls verifies nothing on a resumed session, and the certificates
+        // that the attestation gate checks would come from the ticket.
         tls.send_tls13_tickets = 0;
         tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-        // Our own record layer goes on with them; nothing is logged.
+        // Passes the traffic secrets to our own record layer. Nothing is logged.
         tls.key_log = Arc::new(SecretCapture);
         Ok(Arc::new(tls))
     }

@@ -1,4 +1,4 @@
-//! Where a process gets its own certificate: PEM files, or the guest agent.
+//! The source of a process's own certificate: PEM files or the guest agent.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,8 +8,8 @@ use attest::agent::{Agent, AgentError, TlsKeyRequest};
 use crate::io::clock::unix_now;
 use crate::tls::certificate::{Identity, IdentityError};
 
-/// Seconds by which `not_before` precedes the request, for peers whose clock is behind.
-const BACKDATED: u64 = 300;
+/// Seconds by which `not_before` precedes the request, for peers whose clock is slow.
+const BACKDATE: u64 = 300;
 
 /// Where the certificate comes from.
 #[derive(Clone)]
@@ -18,32 +18,32 @@ pub(crate) enum CertificateSource {
     Files {
         /// The chain, leaf first.
         cert: PathBuf,
-        /// The leaf's key.
+        /// The private key of the leaf.
         key: PathBuf,
     },
     /// The guest agent.
     Agent {
-        /// Who is asked.
+        /// The client of the guest agent.
         agent: Agent,
-        /// For whom.
+        /// The certificate to request.
         subject: CertificateRequest,
     },
 }
 
-/// What the guest agent is asked to certify.
+/// A certificate to request from the guest agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateRequest {
     /// The common name.
     pub name: String,
-    /// DNS names and IP addresses that clients may verify.
+    /// DNS names and IP addresses, for clients that verify the host name.
     pub alt_names: Vec<String>,
-    /// How long it is to be valid.
+    /// Validity, from the time of the request.
     pub validity: Duration,
-    /// Which end of a connection it is for.
+    /// The side of a connection that presents it.
     pub usage: CertificateUsage,
 }
 
-/// Which end of a connection a certificate is for.
+/// The side of a connection that presents a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CertificateUsage {
     /// The sidecar.
@@ -52,22 +52,22 @@ pub enum CertificateUsage {
     Client,
 }
 
-/// Why there is no new certificate.
+/// Why no new certificate could be obtained.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CertificateSourceError {
-    /// The guest agent gives none.
+    /// The guest agent did not issue one.
     #[error(transparent)]
     Agent(#[from] AgentError),
-    /// It cannot be used.
+    /// The certificate or its key cannot be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
 }
 
 impl CertificateSource {
-    /// A certificate that is good at this moment.
+    /// Obtains a certificate that is valid now.
     ///
     /// # Errors
-    /// [`CertificateSourceError`].
+    /// The source has none, or it cannot be used.
     pub(crate) async fn obtain(&self) -> Result<Identity, CertificateSourceError> {
         let identity = match self {
             Self::Files { cert, key } => Identity::from_files(cert, key)?,
@@ -82,7 +82,7 @@ impl CertificateSource {
 }
 
 impl CertificateRequest {
-    /// As it is asked for at `now`, in unix seconds.
+    /// Builds the request to the guest agent at `now`, in unix seconds.
     pub(crate) fn request(&self, now: u64) -> TlsKeyRequest {
         TlsKeyRequest {
             subject: self.name.clone(),
@@ -90,7 +90,7 @@ impl CertificateRequest {
             usage_ra_tls: true,
             usage_server_auth: self.usage == CertificateUsage::Server,
             usage_client_auth: self.usage == CertificateUsage::Client,
-            not_before: Some(now.saturating_sub(BACKDATED)),
+            not_before: Some(now.saturating_sub(BACKDATE)),
             not_after: Some(now.saturating_add(self.validity.as_secs().max(1))),
             with_app_info: false,
         }

@@ -1,4 +1,5 @@
-//! The forwarder's TLS: its own certificate, and no opinion on the server's.
+//! The rustls client configuration of the forwarder. It checks possession of the server's
+//! key only: the attestation gate decides whether the server is trusted.
 
 use std::sync::Arc;
 
@@ -10,10 +11,11 @@ use rustls::{ClientConfig, SignatureScheme};
 use crate::tls::peer_verifier::PossessionVerifier;
 use crate::tls::schedule::SecretCapture;
 
-/// TLS 1.3 and 1.2, with `own` for a server that asks.
+/// Builds a configuration for TLS 1.3 and 1.2 that presents `own` to a server that requests
+/// a certificate.
 ///
 /// # Errors
-/// rustls' defaults do not go together: a bug.
+/// The defaults of rustls are inconsistent. This is a bug.
 pub(crate) fn client_config(
     own: Option<Arc<CertifiedKey>>,
 ) -> Result<Arc<ClientConfig>, rustls::Error> {
@@ -23,25 +25,25 @@ pub(crate) fn client_config(
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(PossessionVerifier(provider)));
     let mut config = match own {
-        Some(own) => builder.with_client_cert_resolver(Arc::new(Shows(own))),
+        Some(own) => builder.with_client_cert_resolver(Arc::new(SingleCertResolver(own))),
         None => builder.with_no_client_auth(),
     };
-    // rustls verifies nothing on a resumed session, and the gate's certificates
-    // would come from the ticket.
+    // No resumption: rustls verifies nothing on a resumed session, and the certificates that
+    // the attestation gate checks would come from the ticket.
     config.resumption = Resumption::disabled();
-    // Our own record layer goes on with them; nothing is logged.
+    // Passes the traffic secrets to our own record layer. Nothing is logged.
     config.key_log = Arc::new(SecretCapture);
     Ok(Arc::new(config))
 }
 
-/// Shows one certificate to whoever asks.
+/// Presents one certificate to every server that requests one and accepts its key type.
 #[derive(Debug)]
-struct Shows(Arc<CertifiedKey>);
+struct SingleCertResolver(Arc<CertifiedKey>);
 
-impl ResolvesClientCert for Shows {
+impl ResolvesClientCert for SingleCertResolver {
     fn resolve(&self, _: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        let fits = self.0.key.choose_scheme(schemes).is_some();
-        fits.then(|| Arc::clone(&self.0))
+        let supported = self.0.key.choose_scheme(schemes).is_some();
+        supported.then(|| Arc::clone(&self.0))
     }
 
     fn has_certs(&self) -> bool {

@@ -1,5 +1,5 @@
-//! A rustls connection between buffers of ours: the handshake of every session,
-//! and the traffic of those that keep to rustls.
+//! A rustls connection between our own buffers, by the unbuffered interface of rustls: the
+//! handshake of every session, and the traffic of sessions that stay with rustls.
 
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
@@ -9,12 +9,12 @@ use rustls::unbuffered::{
 };
 use rustls::{CommonState, Side};
 
-use super::records::{HEADER, Peer, Records};
-use super::schedule::{self, Secrets, Suite};
-use super::session::TlsError;
 use crate::io::buffer::Buffer;
+use crate::tls::error::TlsError;
+use crate::tls::records::{HEADER_LEN, PeerState, Records};
+use crate::tls::schedule::{self, Suite, TrafficSecrets};
 
-/// The two rustls connections that a session can drive.
+/// A rustls connection of either side, which a session can drive.
 pub(crate) trait TlsSide {
     type Data;
     const SIDE: Side;
@@ -57,99 +57,100 @@ impl TlsSide for UnbufferedClientConnection {
     }
 }
 
-/// What a call into rustls came to.
+/// The outcome of a call into rustls.
 enum Step {
-    /// There may be more to do.
-    Done,
+    /// There may be more to do with the same input.
+    Progress,
     PeerClosed,
     /// There is nothing to do without more input.
-    WantsMore,
+    WantsInput,
 }
 
-/// A rustls connection, and what has to be known beside it.
+/// A rustls connection and the state that is kept next to it.
 pub(super) struct Connection<E> {
-    pub(super) endpoint: E,
-    /// Until rustls has sealed a record with them.
-    secrets: Option<Secrets>,
-    /// Bytes at the front of the input that rustls has seen as whole records
-    /// and not discarded yet.
-    seen: usize,
+    pub(super) rustls: E,
+    /// The traffic secrets, until rustls seals a record with them.
+    secrets: Option<TrafficSecrets>,
+    /// Bytes at the front of the input that were passed to rustls as complete records, and
+    /// that it has not discarded yet.
+    presented: usize,
 }
 
 impl<E: TlsSide> Connection<E> {
-    pub(super) fn new(endpoint: E) -> Self {
+    pub(super) fn new(rustls: E) -> Self {
         Self {
-            endpoint,
+            rustls,
             secrets: None,
-            seen: 0,
+            presented: 0,
         }
     }
 
     pub(super) fn common(&self) -> &CommonState {
-        self.endpoint.common()
+        self.rustls.common()
     }
 
     pub(super) fn is_handshaking(&self) -> bool {
         self.common().is_handshaking()
     }
 
-    /// The record layer that takes over from a handshake that is done; `None`
-    /// where rustls has to go on: TLS 1.2, a configuration that does not give
-    /// its secrets away, or a server that has sent tickets.
+    /// Returns the record layer that continues after a complete handshake. `None` if rustls
+    /// must continue: TLS 1.2, a configuration without `SecretCapture`, or a server that has
+    /// sent tickets.
     ///
-    /// Both counters are at zero: with the first record that it seals rustls
-    /// keeps the keys, and it has opened nothing behind the handshake's last.
+    /// Both sequence numbers are zero: once rustls has sealed a record with the traffic keys
+    /// they are not handed over, and it has opened nothing after the last record of the
+    /// handshake.
     pub(super) fn records(&mut self) -> Option<Records> {
         let suite = Suite::of(self.common().negotiated_cipher_suite()?)?;
         Records::new(suite, E::SIDE, self.secrets.take()?).ok()
     }
 
-    /// Takes whole records off `incoming`, and appends their data to `plain`;
-    /// what rustls has to say goes to `pending`. With the last record of the
-    /// handshake it stops, whatever is behind it.
+    /// Consumes complete records from `incoming`, and appends their data to `plain` and the
+    /// records that rustls wants to send to `pending`. Stops after the last record of the
+    /// handshake, even if more bytes follow it.
     pub(super) fn open(
         &mut self,
         incoming: &mut Buffer,
         plain: &mut Buffer,
         pending: &mut Vec<u8>,
-    ) -> Result<Peer, TlsError> {
+    ) -> Result<PeerState, TlsError> {
         let in_traffic = !self.is_handshaking();
-        let mut peer = Peer::Open;
-        let mut window = self.widened(0, incoming).unwrap_or_default();
+        let mut peer = PeerState::Open;
+        let mut window = self.next_window(0, incoming).unwrap_or_default();
         loop {
             let input = incoming.filled_mut().get_mut(..window).unwrap_or_default();
             let (discard, step) = self.step(input, plain, pending)?;
             incoming.consume(discard);
             window = window.saturating_sub(discard);
-            self.seen = self.seen.saturating_sub(discard);
+            self.presented = self.presented.saturating_sub(discard);
             match step {
-                Step::Done => continue,
+                Step::Progress => continue,
                 Step::PeerClosed => {
-                    peer = Peer::Closed;
+                    peer = PeerState::Closed;
                     continue;
                 }
-                Step::WantsMore if !in_traffic && !self.is_handshaking() => return Ok(peer),
-                Step::WantsMore => {}
+                Step::WantsInput if !in_traffic && !self.is_handshaking() => return Ok(peer),
+                Step::WantsInput => {}
             }
-            match self.widened(window, incoming) {
-                Some(wider) => window = wider,
+            match self.next_window(window, incoming) {
+                Some(larger) => window = larger,
                 None => break,
             }
         }
-        if in_traffic && peer == Peer::Open && first_record(incoming.filled()).is_some() {
+        if in_traffic && peer == PeerState::Open && first_record_len(incoming.filled()).is_some() {
             return Err(TlsError::FragmentedPostHandshake);
         }
         Ok(peer)
     }
 
-    /// One call into rustls; how many bytes of `input` it is done with.
+    /// Calls rustls once. Returns how many bytes of `input` to discard.
     fn step(
         &mut self,
         input: &mut [u8],
         plain: &mut Buffer,
         pending: &mut Vec<u8>,
     ) -> Result<(usize, Step), TlsError> {
-        let (status, secrets) = schedule::catch(|| self.endpoint.process(input));
+        let (status, secrets) = schedule::capture(|| self.rustls.process(input));
         self.secrets = secrets.or(self.secrets.take());
         let UnbufferedStatus { mut discard, state } = status;
         let step = match state {
@@ -161,22 +162,24 @@ impl<E: TlsSide> Connection<E> {
                         return Err(TlsError::NoRoom);
                     }
                 }
-                Step::Done
+                Step::Progress
             }
             Ok(ConnectionState::EncodeTlsData(data)) => {
                 encode(data, pending)?;
-                // A client's last flight comes when its handshake is done, too.
+                // A record of a server after its handshake is a ticket, sealed with the
+                // traffic keys. A client's last flight, which is also encoded when its
+                // handshake is complete, is sealed with the handshake keys.
                 if E::SIDE == Side::Server && !self.is_handshaking() {
                     self.secrets = None;
                 }
-                Step::Done
+                Step::Progress
             }
             Ok(ConnectionState::TransmitTlsData(data)) => {
                 data.done();
-                Step::Done
+                Step::Progress
             }
             Ok(ConnectionState::PeerClosed) => Step::PeerClosed,
-            Ok(_) => Step::WantsMore,
+            Ok(_) => Step::WantsInput,
             Err(error) => {
                 self.queue_alert(pending);
                 return Err(error.into());
@@ -185,28 +188,29 @@ impl<E: TlsSide> Connection<E> {
         Ok((discard, step))
     }
 
-    /// How much of the input rustls is to see next, after `window` bytes of it:
-    /// in the handshake one record more, so that it sees none behind the last,
-    /// and the beginning of one that has not come completely; in traffic all.
-    fn widened(&mut self, window: usize, incoming: &Buffer) -> Option<usize> {
+    /// Returns how much of the input to pass to rustls next, if that is more than `window`
+    /// bytes. During the handshake that is one more record, so that rustls sees no record
+    /// after the last one of the handshake, or everything if the next record is incomplete.
+    /// After the handshake it is everything.
+    fn next_window(&mut self, window: usize, incoming: &Buffer) -> Option<usize> {
         if self.is_handshaking() {
-            let unseen = incoming.filled().get(self.seen..).unwrap_or_default();
-            if let Some(length) = first_record(unseen) {
-                self.seen += length;
-                return Some(self.seen);
+            let rest = incoming.filled().get(self.presented..).unwrap_or_default();
+            if let Some(length) = first_record_len(rest) {
+                self.presented += length;
+                return Some(self.presented);
             }
         }
         (incoming.len() > window).then_some(incoming.len())
     }
 
-    /// After an error rustls has an alert for the peer, perhaps behind a part
-    /// of its own flight. The error itself is what gets reported, so a failure
-    /// here changes nothing.
+    /// Queues the alert that rustls has for the peer after an error, which may follow a part
+    /// of its own flight. The caller reports the original error, so a failure here is
+    /// ignored.
     fn queue_alert(&mut self, pending: &mut Vec<u8>) {
-        // Only while there is something: with nothing to send rustls would look
-        // at the input again, which is not there, and panic.
+        // Only while there is something to send: otherwise rustls would process its input
+        // again, which is not passed here, and panic.
         while self.common().wants_write() {
-            let Ok(ConnectionState::EncodeTlsData(data)) = self.endpoint.process(&mut []).state
+            let Ok(ConnectionState::EncodeTlsData(data)) = self.rustls.process(&mut []).state
             else {
                 break;
             };
@@ -216,8 +220,8 @@ impl<E: TlsSide> Connection<E> {
         }
     }
 
-    /// Seals `data` at the end of `outgoing`, behind whatever rustls has to say
-    /// first.
+    /// Appends records that contain `data` to `outgoing`, after the records that rustls
+    /// wants to send first.
     pub(super) fn seal(
         &mut self,
         data: &[u8],
@@ -229,7 +233,7 @@ impl<E: TlsSide> Connection<E> {
         })
     }
 
-    /// Seals a close_notify at the end of `outgoing`.
+    /// Appends a close_notify alert to `outgoing`.
     pub(super) fn close(
         &mut self,
         outgoing: &mut Buffer,
@@ -248,10 +252,10 @@ impl<E: TlsSide> Connection<E> {
     ) -> Result<(), TlsError> {
         self.secrets = None;
         loop {
-            match self.endpoint.process(&mut []).state? {
+            match self.rustls.process(&mut []).state? {
                 ConnectionState::EncodeTlsData(data) => encode(data, pending)?,
                 ConnectionState::TransmitTlsData(data) => data.done(),
-                // `open` has said so.
+                // `open` has reported it.
                 ConnectionState::PeerClosed => {}
                 ConnectionState::WriteTraffic(mut traffic) => {
                     if !pending.is_empty() {
@@ -278,7 +282,7 @@ fn encrypt_error(error: EncryptError) -> TlsError {
 }
 
 fn encode<D>(mut data: EncodeTlsData<'_, D>, pending: &mut Vec<u8>) -> Result<(), TlsError> {
-    // Asked with no room at all, rustls says how much it needs.
+    // With an empty buffer, rustls returns the size that it needs.
     let Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) =
         data.encode(&mut [])
     else {
@@ -290,13 +294,13 @@ fn encode<D>(mut data: EncodeTlsData<'_, D>, pending: &mut Vec<u8>) -> Result<()
     data.encode(room).map(drop).map_err(|_| TlsError::NoRoom)
 }
 
-/// Bytes of the first record where it is whole: the header's last two are the
-/// length of the rest (RFC 8446, 5.1).
-fn first_record(bytes: &[u8]) -> Option<usize> {
-    let (header, rest) = bytes.split_first_chunk::<HEADER>()?;
+/// Returns the length of the first record if it is complete. The last two bytes of the
+/// header are the length of the rest (RFC 8446, 5.1).
+fn first_record_len(bytes: &[u8]) -> Option<usize> {
+    let (header, rest) = bytes.split_first_chunk::<HEADER_LEN>()?;
     let [.., high, low] = *header;
     let length = usize::from(u16::from_be_bytes([high, low]));
-    (rest.len() >= length).then_some(HEADER + length)
+    (rest.len() >= length).then_some(HEADER_LEN + length)
 }
 
 #[cfg(test)]
@@ -304,11 +308,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whole_records_are_told_from_pieces() {
-        assert_eq!(first_record(b""), None);
-        assert_eq!(first_record(&[23, 3, 3, 0]), None);
-        assert_eq!(first_record(&[23, 3, 3, 0, 2, 1]), None);
-        assert_eq!(first_record(&[23, 3, 3, 0, 2, 1, 1]), Some(7));
-        assert_eq!(first_record(&[23, 3, 3, 0, 1, 1, 1]), Some(6));
+    fn first_record_len_needs_a_complete_record() {
+        assert_eq!(first_record_len(b""), None);
+        assert_eq!(first_record_len(&[23, 3, 3, 0]), None);
+        assert_eq!(first_record_len(&[23, 3, 3, 0, 2, 1]), None);
+        assert_eq!(first_record_len(&[23, 3, 3, 0, 2, 1, 1]), Some(7));
+        assert_eq!(first_record_len(&[23, 3, 3, 0, 1, 1, 1]), Some(6));
     }
 }

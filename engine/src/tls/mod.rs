@@ -1,4 +1,4 @@
-//! Layer 1: TLS between buffers, certificates, and rustls' configuration.
+//! Layer 1: TLS between buffers, certificates, and the configuration of rustls.
 //!
 //! It must never decide whether a peer is trusted: that is the attestation gate's task.
 
@@ -6,6 +6,7 @@ pub mod certificate;
 pub mod certificate_source;
 pub(crate) mod client_config;
 mod connection;
+pub(crate) mod error;
 pub(crate) mod peer_verifier;
 mod records;
 mod schedule;

@@ -1,8 +1,9 @@
-//! What rustls itself asks of a certificate: that the peer holds its key.
+//! A rustls certificate verifier that checks proof of possession only: the peer holds the
+//! private key of the certificate that it presents.
 //!
-//! Whether such a peer may enter, or may see a byte, is for the gate to say after
-//! the handshake: it can say why not, which a TLS alert could not, and it looks at
-//! resumed sessions too, for which rustls asks nothing.
+//! The attestation gate decides after the handshake whether the peer is admitted. It can
+//! give a reason, which a TLS alert cannot. Nothing may be sent to or accepted from a peer
+//! before that.
 
 use std::sync::Arc;
 
@@ -14,7 +15,8 @@ use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 
 type Valid = Result<HandshakeSignatureValid, rustls::Error>;
 
-/// Takes any certificate whose key the peer proves to hold, and a client without.
+/// Accepts any certificate whose private key the peer proves to hold, and clients without a
+/// certificate.
 #[derive(Debug)]
 pub(crate) struct PossessionVerifier(pub(crate) Arc<CryptoProvider>);
 
@@ -23,18 +25,28 @@ impl PossessionVerifier {
         &self,
         message: &[u8],
         cert: &CertificateDer<'_>,
-        by: &DigitallySignedStruct,
+        signature: &DigitallySignedStruct,
     ) -> Valid {
-        verify_tls12_signature(message, cert, by, &self.0.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            cert,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn tls13(
         &self,
         message: &[u8],
         cert: &CertificateDer<'_>,
-        by: &DigitallySignedStruct,
+        signature: &DigitallySignedStruct,
     ) -> Valid {
-        verify_tls13_signature(message, cert, by, &self.0.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            cert,
+            signature,
+            &self.0.signature_verification_algorithms,
+        )
     }
 
     fn schemes(&self) -> Vec<SignatureScheme> {

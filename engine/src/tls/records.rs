@@ -1,6 +1,10 @@
-//! TLS 1.3's record layer after the handshake (RFC 8446, 4.6, 5 and 6): records
-//! are opened from where they were read to where they are written from, and
-//! sealed likewise. No byte is copied, and nothing is held but two keys.
+//! The TLS 1.3 record layer after the handshake (RFC 8446, 4.6, 5 and 6). It opens records
+//! from the buffer that was read into the buffer that is written from, and seals likewise:
+//! no intermediate copy and no allocation. Its state is one key and one secret per
+//! direction.
+//!
+//! It must never release plaintext of a record that was not authenticated, use a nonce
+//! twice, or continue after an error.
 
 use aws_lc_rs::aead::{Aad, LessSafeKey, NONCE_LEN, Nonce};
 use aws_lc_rs::error::Unspecified;
@@ -8,47 +12,47 @@ use rustls::{
     AlertDescription, ContentType, Error, HandshakeType, InvalidMessage, PeerMisbehaved, Side,
 };
 
-use super::schedule::{Secret, Secrets, Suite};
-use super::session::TlsError;
 use crate::io::buffer::Buffer;
+use crate::tls::error::TlsError;
+use crate::tls::schedule::{Suite, TrafficSecret, TrafficSecrets};
 
-/// Bytes of a record's header: type, version, length (RFC 8446, 5.1).
-pub(super) const HEADER: usize = 5;
-/// Bytes of the tag of each AEAD that TLS 1.3 has.
-const TAG: usize = 16;
-/// Most bytes of data in one record (RFC 8446, 5.1).
-const MOST_DATA: usize = 1 << 14;
-/// Most bytes of a record after its header (RFC 8446, 5.2).
-const MOST_SEALED: usize = MOST_DATA + 256;
+/// Bytes of a record header: type, version, length (RFC 8446, 5.1).
+pub(super) const HEADER_LEN: usize = 5;
+/// Bytes of the authentication tag, the same for each AEAD of TLS 1.3.
+const TAG_LEN: usize = 16;
+/// Maximum bytes of content in one record (RFC 8446, 5.1).
+const MAX_PLAINTEXT: usize = 1 << 14;
+/// Maximum bytes of a record after its header (RFC 8446, 5.2).
+const MAX_CIPHERTEXT: usize = MAX_PLAINTEXT + 256;
 /// Bytes of a sealed alert.
-const ALERT: usize = HEADER + 2 + 1 + TAG;
-/// Records in a row that cost us work and bring no data: as many as BoringSSL's
-/// `kMaxEmptyRecords` and `kMaxKeyUpdates`, and rustls'.
-const MOST_BARREN: u8 = 32;
+const ALERT_RECORD_LEN: usize = HEADER_LEN + 2 + 1 + TAG_LEN;
+/// Maximum consecutive records that cost work and carry no data: the value of
+/// `kMaxEmptyRecords` and `kMaxKeyUpdates` in BoringSSL, and of the same limits in rustls.
+const MAX_CONSECUTIVE_NON_DATA: u8 = 32;
 
-/// The two directions of a session.
+/// The record layer of one session, for both directions.
 pub(super) struct Records {
     suite: &'static Suite,
     side: Side,
     opening: Direction,
     sealing: Direction,
-    /// The peer has asked for a KeyUpdate, due before our next data.
-    owes_key_update: bool,
-    /// Records in a row that have brought no data.
-    barren: u8,
+    /// The peer requested a KeyUpdate, which is due before our next data.
+    key_update_due: bool,
+    /// Consecutive records that carried no data.
+    consecutive_non_data: u8,
 }
 
-/// A key with all that belongs to it.
+/// The keys and the sequence number of one direction.
 struct Direction {
-    secret: Secret,
+    secret: TrafficSecret,
     key: LessSafeKey,
     iv: [u8; NONCE_LEN],
-    /// The next record's number.
+    /// The sequence number of the next record.
     sequence: u64,
 }
 
 impl Direction {
-    fn new(secret: Secret, suite: &Suite) -> Result<Self, Unspecified> {
+    fn new(secret: TrafficSecret, suite: &Suite) -> Result<Self, Unspecified> {
         let (key, iv) = secret.keys(suite)?;
         Ok(Self {
             secret,
@@ -63,22 +67,22 @@ impl Direction {
         Ok(())
     }
 
-    /// The record number's, which is used once (RFC 8446, 5.3).
+    /// Returns the nonce of the next sequence number, which is used once (RFC 8446, 5.3).
     fn nonce(&mut self) -> Result<Nonce, Unspecified> {
         let mut nonce = self.iv;
         let [.., a, b, c, d, e, f, g, h] = &mut nonce;
-        let number = self.sequence.to_be_bytes();
-        for (byte, by) in [a, b, c, d, e, f, g, h].into_iter().zip(number) {
+        let sequence = self.sequence.to_be_bytes();
+        for (byte, by) in [a, b, c, d, e, f, g, h].into_iter().zip(sequence) {
             *byte ^= by;
         }
         self.sequence = self.sequence.checked_add(1).ok_or(Unspecified)?;
         Ok(Nonce::assume_unique_for_key(nonce))
     }
 
-    /// Opens `sealed` into as many bytes less a tag.
+    /// Opens `sealed` into `room`, which is shorter by the tag.
     fn open(
         &mut self,
-        header: [u8; HEADER],
+        header: [u8; HEADER_LEN],
         sealed: &[u8],
         room: &mut [u8],
     ) -> Result<(), Unspecified> {
@@ -88,38 +92,40 @@ impl Direction {
             .open_separate_gather(nonce, Aad::from(header), text, tag, room)
     }
 
-    /// Writes one record with `content` to the front of `room`; how long it is.
+    /// Writes one record with `content` to the front of `room`. Returns its length.
     fn seal(
         &mut self,
         kind: ContentType,
         content: &[u8],
         room: &mut [u8],
     ) -> Result<usize, TlsError> {
-        let sealed = content.len() + 1 + TAG;
-        let room = room.get_mut(..HEADER + sealed).ok_or(TlsError::NoRoom)?;
+        let sealed = content.len() + 1 + TAG_LEN;
+        let room = room
+            .get_mut(..HEADER_LEN + sealed)
+            .ok_or(TlsError::NoRoom)?;
         let length = u16::try_from(sealed).map_err(|_| TlsError::NoRoom)?;
         let [high, low] = length.to_be_bytes();
         let header = [ContentType::ApplicationData.into(), 3, 3, high, low];
-        let (front, rest) = room.split_at_mut(HEADER);
+        let (front, rest) = room.split_at_mut(HEADER_LEN);
         front.copy_from_slice(&header);
         let (text, tail) = rest.split_at_mut(content.len());
         let nonce = self.nonce()?;
         let kind = [u8::from(kind)];
         self.key
             .seal_out_of_place_scatter(nonce, Aad::from(header), content, text, &kind, tail)?;
-        Ok(HEADER + sealed)
+        Ok(HEADER_LEN + sealed)
     }
 }
 
-/// What the peer did wrong, and the alert that tells it so; none where it has
-/// sent one itself, and knows.
+/// A protocol violation by the peer, and the alert that reports it. There is no alert if
+/// the error is an alert that the peer sent.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct RecordError {
     pub(super) error: TlsError,
     pub(super) alert: Option<AlertDescription>,
 }
 
-impl Refusal {
+impl RecordError {
     fn new(alert: AlertDescription, error: impl Into<Error>) -> Self {
         Self {
             error: TlsError::Rustls(error.into()),
@@ -127,7 +133,7 @@ impl Refusal {
         }
     }
 
-    fn of_content(got_type: ContentType) -> Self {
+    fn unexpected_content(got_type: ContentType) -> Self {
         let error = Error::InappropriateMessage {
             expect_types: vec![ContentType::ApplicationData],
             got_type,
@@ -136,7 +142,7 @@ impl Refusal {
     }
 }
 
-impl From<TlsError> for Refusal {
+impl From<TlsError> for RecordError {
     fn from(error: TlsError) -> Self {
         Self {
             error,
@@ -145,19 +151,19 @@ impl From<TlsError> for Refusal {
     }
 }
 
-/// Whether the peer may send more.
+/// Whether the peer has closed its sending direction.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Peer {
+pub(super) enum PeerState {
     Open,
     Closed,
 }
 
 impl Records {
-    /// From where the handshake ends on `side`.
+    /// Starts from the end of the handshake of `side`, with both sequence numbers at zero.
     pub(super) fn new(
         suite: &'static Suite,
         side: Side,
-        secrets: Secrets,
+        secrets: TrafficSecrets,
     ) -> Result<Self, Unspecified> {
         let (theirs, own) = match side {
             Side::Client => (secrets.server, secrets.client),
@@ -168,56 +174,57 @@ impl Records {
             side,
             opening: Direction::new(theirs, suite)?,
             sealing: Direction::new(own, suite)?,
-            owes_key_update: false,
-            barren: 0,
+            key_update_due: false,
+            consecutive_non_data: 0,
         })
     }
 
-    /// Takes whole records off `incoming`, and appends their data to `plain`.
+    /// Consumes complete records from `incoming` and appends their data to `plain`.
     pub(super) fn open(
         &mut self,
         incoming: &mut Buffer,
         plain: &mut Buffer,
-    ) -> Result<Peer, Refusal> {
+    ) -> Result<PeerState, RecordError> {
         while let Some((header, sealed)) = next_record(incoming.filled())? {
-            let taken = HEADER + sealed.len();
-            let inner = sealed.len().checked_sub(TAG).filter(|inner| *inner > 0);
+            let taken = HEADER_LEN + sealed.len();
+            let inner = sealed.len().checked_sub(TAG_LEN).filter(|inner| *inner > 0);
             let inner = inner.ok_or_else(bad_record_mac)?;
             let room = plain.spare_mut().get_mut(..inner);
             let room = room.ok_or(TlsError::NoRoom)?;
             let opened = self.opening.open(header, sealed, room);
             opened.map_err(|_: Unspecified| bad_record_mac())?;
-            let (kind, content) = without_padding(room)?;
+            let (kind, content) = strip_padding(room)?;
             let peer = match kind {
                 ContentType::ApplicationData if content.is_empty() => {
-                    self.count_barren(PeerMisbehaved::TooManyEmptyFragments)?;
-                    Peer::Open
+                    self.count_non_data(PeerMisbehaved::TooManyEmptyFragments)?;
+                    PeerState::Open
                 }
                 ContentType::ApplicationData => {
                     let data = content.len();
                     plain.advance(data);
-                    self.barren = 0;
-                    Peer::Open
+                    self.consecutive_non_data = 0;
+                    PeerState::Open
                 }
-                ContentType::Handshake => self.handshake(content).map(|()| Peer::Open)?,
-                ContentType::Alert => self.alerted(content)?,
-                other => return Err(Refusal::of_content(other)),
+                ContentType::Handshake => self.handshake(content).map(|()| PeerState::Open)?,
+                ContentType::Alert => self.alert(content)?,
+                other => return Err(RecordError::unexpected_content(other)),
             };
             incoming.consume(taken);
-            if peer == Peer::Closed {
+            if peer == PeerState::Closed {
                 return Ok(peer);
             }
         }
-        Ok(Peer::Open)
+        Ok(PeerState::Open)
     }
 
-    /// The messages in a record. One that goes on in the next is refused: it is
-    /// legal, and nobody sends it, since the longest is a ticket.
-    fn handshake(&mut self, mut content: &[u8]) -> Result<(), Refusal> {
+    /// Handles the handshake messages of one record. A message that continues in the next
+    /// record is refused: it is legal, but the longest message here is a ticket, and no known
+    /// implementation fragments it.
+    fn handshake(&mut self, mut content: &[u8]) -> Result<(), RecordError> {
         if content.is_empty() {
-            return Err(empty());
+            return Err(empty_content());
         }
-        self.count_barren(PeerMisbehaved::TooManyKeyUpdateRequests)?;
+        self.count_non_data(PeerMisbehaved::TooManyKeyUpdateRequests)?;
         while !content.is_empty() {
             let [kind, a, b, c, rest @ ..] = content else {
                 return Err(fragmented());
@@ -227,17 +234,17 @@ impl Records {
             let (body, rest) = rest.split_at_checked(length).ok_or_else(fragmented)?;
             match (HandshakeType::from(*kind), self.side) {
                 (HandshakeType::KeyUpdate, _) if rest.is_empty() => self.key_update(body)?,
-                // RFC 8446, 5.1: nothing may follow under the old key.
+                // RFC 8446, 5.1: no message may follow a key change in the same record.
                 (HandshakeType::KeyUpdate, _) => {
-                    return Err(Refusal::new(
+                    return Err(RecordError::new(
                         AlertDescription::UnexpectedMessage,
                         PeerMisbehaved::KeyEpochWithPendingFragment,
                     ));
                 }
-                // Never used: sessions are not resumed.
+                // Ignored: sessions are not resumed.
                 (HandshakeType::NewSessionTicket, Side::Client) => {}
                 (got_type, _) => {
-                    return Err(Refusal::new(
+                    return Err(RecordError::new(
                         AlertDescription::UnexpectedMessage,
                         Error::InappropriateHandshakeMessage {
                             expect_types: vec![HandshakeType::KeyUpdate],
@@ -251,11 +258,11 @@ impl Records {
         Ok(())
     }
 
-    /// One more in a row; too many of them are `misbehaviour`.
-    fn count_barren(&mut self, misbehaviour: PeerMisbehaved) -> Result<(), Refusal> {
-        self.barren += 1;
-        match self.barren > MOST_BARREN {
-            true => Err(Refusal::new(
+    /// Counts a record that carries no data. Beyond the limit it is `misbehaviour`.
+    fn count_non_data(&mut self, misbehaviour: PeerMisbehaved) -> Result<(), RecordError> {
+        self.consecutive_non_data += 1;
+        match self.consecutive_non_data > MAX_CONSECUTIVE_NON_DATA {
+            true => Err(RecordError::new(
                 AlertDescription::UnexpectedMessage,
                 misbehaviour,
             )),
@@ -264,48 +271,49 @@ impl Records {
     }
 
     /// RFC 8446, 4.6.3.
-    fn key_update(&mut self, body: &[u8]) -> Result<(), Refusal> {
-        let invalid = |alert| Err(Refusal::new(alert, InvalidMessage::InvalidKeyUpdate));
+    fn key_update(&mut self, body: &[u8]) -> Result<(), RecordError> {
+        let invalid = |alert| Err(RecordError::new(alert, InvalidMessage::InvalidKeyUpdate));
         let requested = match body {
             [0] => false,
             [1] => true,
             [_] => return invalid(AlertDescription::IllegalParameter),
             _ => return invalid(AlertDescription::DecodeError),
         };
-        self.owes_key_update |= requested;
+        self.key_update_due |= requested;
         let updated = self.opening.update(self.suite);
-        updated.map_err(|error| Refusal::from(TlsError::from(error)))
+        updated.map_err(|error| RecordError::from(TlsError::from(error)))
     }
 
-    /// RFC 8446, 6: whatever its level, an alert ends the session, but for two.
-    fn alerted(&mut self, content: &[u8]) -> Result<Peer, Refusal> {
+    /// RFC 8446, 6: the level is ignored, and every alert except close_notify and
+    /// user_canceled ends the session with an error.
+    fn alert(&mut self, content: &[u8]) -> Result<PeerState, RecordError> {
         if content.is_empty() {
-            return Err(empty());
+            return Err(empty_content());
         }
         let [_level, description] = content else {
-            return Err(Refusal::new(
+            return Err(RecordError::new(
                 AlertDescription::DecodeError,
                 InvalidMessage::MessageTooShort,
             ));
         };
         match AlertDescription::from(*description) {
-            AlertDescription::CloseNotify => Ok(Peer::Closed),
+            AlertDescription::CloseNotify => Ok(PeerState::Closed),
             AlertDescription::UserCanceled => {
-                self.count_barren(PeerMisbehaved::TooManyWarningAlertsReceived)?;
-                Ok(Peer::Open)
+                self.count_non_data(PeerMisbehaved::TooManyWarningAlertsReceived)?;
+                Ok(PeerState::Open)
             }
-            fatal => Err(Refusal {
+            fatal => Err(RecordError {
                 error: TlsError::Rustls(Error::AlertReceived(fatal)),
                 alert: None,
             }),
         }
     }
 
-    /// Seals `data` at the end of `outgoing`.
+    /// Appends records that contain `data` to `outgoing`.
     pub(super) fn seal(&mut self, data: &[u8], outgoing: &mut Buffer) -> Result<(), TlsError> {
-        for piece in data.chunks(MOST_DATA) {
-            // The key's last record tells of the next key.
-            if self.owes_key_update || self.sealing.sequence + 1 >= self.suite.limit {
+        for piece in data.chunks(MAX_PLAINTEXT) {
+            // The last record under a key is a KeyUpdate.
+            if self.key_update_due || self.sealing.sequence + 1 >= self.suite.record_limit {
                 self.send_key_update(outgoing)?;
             }
             self.write(ContentType::ApplicationData, piece, outgoing)?;
@@ -314,24 +322,27 @@ impl Records {
     }
 
     fn send_key_update(&mut self, outgoing: &mut Buffer) -> Result<(), TlsError> {
-        // One byte of body: the peer need not follow.
+        // update_not_requested: the peer need not update its own key.
         const MESSAGE: [u8; 5] = [24, 0, 0, 1, 0];
         self.write(ContentType::Handshake, &MESSAGE, outgoing)?;
-        self.owes_key_update = false;
+        self.key_update_due = false;
         Ok(self.sealing.update(self.suite)?)
     }
 
-    /// Seals a close_notify at the end of `outgoing`.
+    /// Appends a close_notify alert to `outgoing`.
     pub(super) fn close(&mut self, outgoing: &mut Buffer) -> Result<(), TlsError> {
         const WARNING: u8 = 1;
         let alert = [WARNING, AlertDescription::CloseNotify.into()];
         self.write(ContentType::Alert, &alert, outgoing)
     }
 
-    /// A record with what goes before the end of a session that has failed.
-    pub(super) fn fatal(&mut self, alert: AlertDescription) -> Result<[u8; ALERT], TlsError> {
+    /// Seals a fatal alert, the last record of a failed session.
+    pub(super) fn fatal(
+        &mut self,
+        alert: AlertDescription,
+    ) -> Result<[u8; ALERT_RECORD_LEN], TlsError> {
         const FATAL: u8 = 2;
-        let mut record = [0; ALERT];
+        let mut record = [0; ALERT_RECORD_LEN];
         let alert = [FATAL, alert.into()];
         self.sealing.seal(ContentType::Alert, &alert, &mut record)?;
         Ok(record)
@@ -349,66 +360,66 @@ impl Records {
     }
 }
 
-/// A record's header, and what it covers.
-type Sealed<'a> = ([u8; HEADER], &'a [u8]);
+/// A record header and the ciphertext that follows it.
+type SealedRecord<'a> = ([u8; HEADER_LEN], &'a [u8]);
 
-/// The first record, `None` where it has not come yet. What cannot become one is
-/// refused at once.
-fn next_record(bytes: &[u8]) -> Result<Option<Sealed<'_>>, Refusal> {
-    let Some((header, rest)) = bytes.split_first_chunk::<HEADER>() else {
+/// Returns the first record, or `None` if it is incomplete. Bytes that cannot become a valid
+/// record are refused as soon as the header is complete.
+fn next_record(bytes: &[u8]) -> Result<Option<SealedRecord<'_>>, RecordError> {
+    let Some((header, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else {
         return Ok(None);
     };
-    // The version says nothing (RFC 8446, 5.1).
+    // The version is ignored (RFC 8446, 5.1), but authenticated as additional data.
     let [kind, _, _, high, low] = *header;
     let kind = ContentType::from(kind);
     if kind != ContentType::ApplicationData {
-        return Err(Refusal::of_content(kind));
+        return Err(RecordError::unexpected_content(kind));
     }
     let length = usize::from(u16::from_be_bytes([high, low]));
-    if length > MOST_SEALED {
+    if length > MAX_CIPHERTEXT {
         return Err(record_overflow());
     }
     Ok(rest.get(..length).map(|sealed| (*header, sealed)))
 }
 
-/// Type and content of what a record held: the type is the last byte that is not
-/// zero (RFC 8446, 5.4).
-fn without_padding(inner: &[u8]) -> Result<(ContentType, &[u8]), Refusal> {
-    if inner.len() > MOST_DATA + 1 {
+/// Splits a TLSInnerPlaintext into content type and content. The type is the last byte that
+/// is not zero (RFC 8446, 5.4).
+fn strip_padding(inner: &[u8]) -> Result<(ContentType, &[u8]), RecordError> {
+    if inner.len() > MAX_PLAINTEXT + 1 {
         return Err(record_overflow());
     }
     let end = inner.iter().rposition(|byte| *byte != 0);
     let found = end.and_then(|end| inner.split_at_checked(end));
     match found {
         Some((content, [kind, ..])) => Ok((ContentType::from(*kind), content)),
-        _ => Err(Refusal::new(
+        _ => Err(RecordError::new(
             AlertDescription::UnexpectedMessage,
             PeerMisbehaved::IllegalTlsInnerPlaintext,
         )),
     }
 }
 
-fn bad_record_mac() -> Refusal {
-    Refusal::new(AlertDescription::BadRecordMac, Error::DecryptError)
+fn bad_record_mac() -> RecordError {
+    RecordError::new(AlertDescription::BadRecordMac, Error::DecryptError)
 }
 
-/// RFC 8446, 5.4: of the kinds of content only data may be none.
-fn empty() -> Refusal {
-    Refusal::new(
+/// RFC 8446, 5.4: only application data may be empty.
+fn empty_content() -> RecordError {
+    RecordError::new(
         AlertDescription::UnexpectedMessage,
         InvalidMessage::InvalidEmptyPayload,
     )
 }
 
-fn record_overflow() -> Refusal {
-    Refusal::new(
+fn record_overflow() -> RecordError {
+    RecordError::new(
         AlertDescription::RecordOverflow,
         Error::PeerSentOversizedRecord,
     )
 }
 
-fn fragmented() -> Refusal {
-    Refusal {
+fn fragmented() -> RecordError {
+    RecordError {
         error: TlsError::FragmentedPostHandshake,
         alert: Some(AlertDescription::UnexpectedMessage),
     }

@@ -1,9 +1,10 @@
-//! The part of TLS 1.3's key schedule that a session needs after its handshake
-//! (RFC 8446, 7.2 and 7.3): keys of a traffic secret, and the secret after it.
+//! The part of the TLS 1.3 key schedule that a session needs after its handshake (RFC 8446,
+//! 7.2 and 7.3): the keys of a traffic secret, and the next traffic secret.
 //!
-//! rustls runs the schedule up to the two traffic secrets and hands them to its
-//! `KeyLog`, the one way on which it parts with them. Ours writes nothing: it
-//! keeps them on the thread until the call into rustls that made them is over.
+//! rustls runs the schedule up to the two traffic secrets and passes them to its `KeyLog`,
+//! the only interface by which it hands them out. Our `KeyLog` must never write them
+//! anywhere: it keeps them in a thread-local until the call into rustls that derived them
+//! returns.
 
 use std::cell::RefCell;
 
@@ -12,35 +13,35 @@ use aws_lc_rs::{aead, hkdf};
 use rustls::{CipherSuite, KeyLog, SupportedCipherSuite};
 use zeroize::Zeroizing;
 
-/// What a TLS 1.3 cipher suite is made of.
+/// The algorithms of a TLS 1.3 cipher suite.
 pub(super) struct Suite {
     aead: &'static aead::Algorithm,
     hash: &'static hkdf::Algorithm,
-    /// Records that one key seals before the next takes over (RFC 8446, 5.5, of
+    /// Records that one key may seal before it must be updated (RFC 8446, 5.5, for
     /// AES-GCM).
-    pub(super) limit: u64,
+    pub(super) record_limit: u64,
 }
 
 static AES_128_GCM_SHA256: Suite = Suite {
     aead: &aead::AES_128_GCM,
     hash: &hkdf::HKDF_SHA256,
-    limit: 1 << 24,
+    record_limit: 1 << 24,
 };
 static AES_256_GCM_SHA384: Suite = Suite {
     aead: &aead::AES_256_GCM,
     hash: &hkdf::HKDF_SHA384,
-    limit: 1 << 24,
+    record_limit: 1 << 24,
 };
 static CHACHA20_POLY1305_SHA256: Suite = Suite {
     aead: &aead::CHACHA20_POLY1305,
     hash: &hkdf::HKDF_SHA256,
-    limit: u64::MAX,
+    record_limit: u64::MAX,
 };
 
 impl Suite {
-    /// `None` for what is not TLS 1.3, or not known here.
-    pub(super) fn of(agreed: SupportedCipherSuite) -> Option<&'static Self> {
-        match agreed.suite() {
+    /// Returns `None` for a suite that is not TLS 1.3, or that is not implemented here.
+    pub(super) fn of(negotiated: SupportedCipherSuite) -> Option<&'static Self> {
+        match negotiated.suite() {
             CipherSuite::TLS13_AES_128_GCM_SHA256 => Some(&AES_128_GCM_SHA256),
             CipherSuite::TLS13_AES_256_GCM_SHA384 => Some(&AES_256_GCM_SHA384),
             CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => Some(&CHACHA20_POLY1305_SHA256),
@@ -49,16 +50,16 @@ impl Suite {
     }
 }
 
-/// A traffic secret, wiped when it is dropped. Boxed, since a move would leave a copy
-/// behind that nobody wipes.
-pub(super) struct Secret(Zeroizing<Box<[u8]>>);
+/// A traffic secret, zeroized on drop. Boxed, because a move of the bytes themselves would
+/// leave a copy that is not zeroized.
+pub(super) struct TrafficSecret(Zeroizing<Box<[u8]>>);
 
-impl Secret {
+impl TrafficSecret {
     fn copy(from: &[u8]) -> Self {
         Self(Zeroizing::new(from.into()))
     }
 
-    /// Its key and its initialisation vector (RFC 8446, 7.3).
+    /// Derives the key and the initialisation vector (RFC 8446, 7.3).
     pub(super) fn keys(
         &self,
         suite: &Suite,
@@ -72,7 +73,7 @@ impl Secret {
         Ok((key, iv))
     }
 
-    /// The one that follows it after a KeyUpdate (RFC 8446, 7.2).
+    /// Derives the secret that replaces this one after a KeyUpdate (RFC 8446, 7.2).
     pub(super) fn next(&self, suite: &Suite) -> Result<Self, Unspecified> {
         let mut next = Self::copy(&self.0);
         self.expand(suite, b"traffic upd", &mut next.0)?;
@@ -86,42 +87,42 @@ impl Secret {
         let label_len = u8::try_from(PREFIX.len() + label.len()).map_err(|_| Unspecified)?;
         let info = [&length.to_be_bytes(), &[label_len][..], PREFIX, label, &[0]];
         hkdf::Prk::new_less_safe(*suite.hash, &self.0)
-            .expand(&info, Length(out.len()))?
+            .expand(&info, OutputLen(out.len()))?
             .fill(out)
     }
 }
 
-struct Length(usize);
+struct OutputLen(usize);
 
-impl hkdf::KeyType for Length {
+impl hkdf::KeyType for OutputLen {
     fn len(&self) -> usize {
         self.0
     }
 }
 
-/// The first two traffic secrets of a session.
-pub(super) struct Secrets {
-    pub(super) client: Secret,
-    pub(super) server: Secret,
+/// The first application traffic secret of each side.
+pub(super) struct TrafficSecrets {
+    pub(super) client: TrafficSecret,
+    pub(super) server: TrafficSecret,
 }
 
 const CLIENT: &str = "CLIENT_TRAFFIC_SECRET_0";
 const SERVER: &str = "SERVER_TRAFFIC_SECRET_0";
 
 thread_local! {
-    static CAUGHT: RefCell<[Option<Secret>; 2]> = const { RefCell::new([None, None]) };
+    static CAPTURED: RefCell<[Option<TrafficSecret>; 2]> = const { RefCell::new([None, None]) };
 }
 
-/// What rustls takes for a key log, for configurations whose sessions are to seal
-/// and open their own records. Nothing is logged.
+/// A `KeyLog` for configurations whose sessions take over the traffic secrets. It logs
+/// nothing.
 #[derive(Debug)]
 pub(crate) struct SecretCapture;
 
 impl KeyLog for SecretCapture {
     fn log(&self, label: &str, _client_random: &[u8], secret: &[u8]) {
-        CAUGHT.with_borrow_mut(|[client, server]| match label {
-            CLIENT => *client = Some(Secret::copy(secret)),
-            SERVER => *server = Some(Secret::copy(secret)),
+        CAPTURED.with_borrow_mut(|[client, server]| match label {
+            CLIENT => *client = Some(TrafficSecret::copy(secret)),
+            SERVER => *server = Some(TrafficSecret::copy(secret)),
             _ => {}
         });
     }
@@ -131,15 +132,16 @@ impl KeyLog for SecretCapture {
     }
 }
 
-/// Runs one call into rustls; the traffic secrets that it came to, if it did.
-pub(super) fn catch<T>(call: impl FnOnce() -> T) -> (T, Option<Secrets>) {
-    CAUGHT.set([None, None]);
+/// Runs one call into rustls. Returns its result, and both traffic secrets if the call
+/// derived them.
+pub(super) fn capture<T>(call: impl FnOnce() -> T) -> (T, Option<TrafficSecrets>) {
+    CAPTURED.set([None, None]);
     let result = call();
-    let [client, server] = CAUGHT.take();
+    let [client, server] = CAPTURED.take();
     let secrets = client.zip(server);
     (
         result,
-        secrets.map(|(client, server)| Secrets { client, server }),
+        secrets.map(|(client, server)| TrafficSecrets { client, server }),
     )
 }
 
@@ -147,23 +149,23 @@ pub(super) fn catch<T>(call: impl FnOnce() -> T) -> (T, Option<Secrets>) {
 pub(super) mod tests {
     use super::*;
 
-    /// The client's of RFC 8448, 3.
+    /// The client's application traffic secret of RFC 8448, 3.
     pub(in crate::tls) const CLIENT_SECRET: &str =
         "9e40646ce79a7f9dc05af8889bce6552875afa0b06df0087f792ebb7c17504a5";
 
-    pub(in crate::tls) fn secret(hex: &str) -> Secret {
-        Secret::copy(&hex::decode(hex).unwrap())
+    pub(in crate::tls) fn secret(hex: &str) -> TrafficSecret {
+        TrafficSecret::copy(&hex::decode(hex).unwrap())
     }
 
-    /// As [`AES_128_GCM_SHA256`], with keys that seal few records.
+    /// [`AES_128_GCM_SHA256`] with a limit of four records per key.
     pub(in crate::tls) static FOUR_RECORDS: Suite = Suite {
         aead: &aead::AES_128_GCM,
         hash: &hkdf::HKDF_SHA256,
-        limit: 4,
+        record_limit: 4,
     };
 
     #[test]
-    fn keys_are_those_of_rfc_8448() {
+    fn derives_the_keys_of_rfc_8448() {
         let secret = secret(CLIENT_SECRET);
         let mut key = [0; 16];
         secret
@@ -175,18 +177,21 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn only_both_secrets_of_one_call_are_caught() {
-        let caught = catch(|| SecretCapture.log(CLIENT, &[], &[1; 32])).1;
-        assert!(caught.is_none());
-        let caught = catch(|| SecretCapture.log(SERVER, &[], &[2; 32])).1;
-        assert!(caught.is_none(), "the client's was of another call");
-        let caught = catch(|| {
+    fn captures_only_both_secrets_of_one_call() {
+        let captured = capture(|| SecretCapture.log(CLIENT, &[], &[1; 32])).1;
+        assert!(captured.is_none());
+        let captured = capture(|| SecretCapture.log(SERVER, &[], &[2; 32])).1;
+        assert!(
+            captured.is_none(),
+            "the client's secret is of an earlier call"
+        );
+        let captured = capture(|| {
             SecretCapture.log(CLIENT, &[], &[1; 32]);
             SecretCapture.log(SERVER, &[], &[2; 48]);
             SecretCapture.log("EXPORTER_SECRET", &[], &[3; 32]);
         });
-        let caught = caught.1.unwrap();
-        assert_eq!(caught.client.0[..], [1; 32]);
-        assert_eq!(caught.server.0[..], [2; 48]);
+        let captured = captured.1.unwrap();
+        assert_eq!(captured.client.0[..], [1; 32]);
+        assert_eq!(captured.server.0[..], [2; 48]);
     }
 }

@@ -1,10 +1,12 @@
-//! TLS between buffers of our own: bytes in, bytes out, so that both halves of a
-//! relay can use one session between their awaits.
+//! A TLS session as a sans-I/O state machine: bytes in, bytes out. Both halves of a relay
+//! share one session between their awaits.
 //!
-//! rustls makes the handshake ([`connection`]). After it a session of TLS 1.3 goes
-//! on with a record layer of ours ([`records`]), and rustls is let go of, with the
-//! peer's certificates and all that only the handshake needed
-//! (docs/adr/0013-own-tls-record-layer.md).
+//! rustls performs the handshake ([`connection`](super::connection)). A TLS 1.3 session
+//! then continues with our own record layer ([`records`](super::records)), and the rustls
+//! connection is dropped, along with the peer's certificates and everything else that only
+//! the handshake needs (docs/decisions/record-layer.md).
+//!
+//! After a failure a session must never seal or open another record.
 
 use rustls::ProtocolVersion;
 use rustls::pki_types::CertificateDer;
@@ -12,75 +14,50 @@ use rustls::pki_types::CertificateDer;
 use crate::io::buffer::Buffer;
 use crate::tls::connection::Connection;
 pub(crate) use crate::tls::connection::TlsSide;
-use crate::tls::records::{Peer, Records};
+pub(crate) use crate::tls::error::TlsError;
+use crate::tls::records::{PeerState, Records};
 
-/// Why a session cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum TlsError {
-    /// What the peer sent was refused; an alert for it is in `pending`.
-    #[error(transparent)]
-    Rustls(#[from] rustls::Error),
-    /// A handshake message in pieces after the handshake. It is legal, nobody
-    /// sends it (a KeyUpdate is 5 bytes), our records do not join them, and
-    /// rustls could not seal with the first piece still unread.
-    #[error("fragmented post-handshake message")]
-    FragmentedPostHandshake,
-    /// The record counter's limit for one key is reached (RFC 8446, 5.5).
-    #[error("traffic keys exhausted")]
-    KeysExhausted,
-    /// A buffer of ours was too small: a bug, ended like an error of the peer.
-    #[error("record does not fit its buffer")]
-    NoRoom,
-    /// Data was to be sent before the handshake or after the close, or anything
-    /// to be done after a failure.
-    #[error("session not open")]
-    NotOpen,
-    /// The cryptographic library refused lengths that it has to take: a bug.
-    #[error("cryptographic library failed")]
-    Cryptography(#[from] aws_lc_rs::error::Unspecified),
-}
-
-/// What a handshake came to.
-pub(crate) struct Agreed {
+/// The outcome of a handshake.
+pub(crate) struct HandshakeSummary {
     pub(crate) version: Option<ProtocolVersion>,
-    /// Whether a protocol was agreed on by ALPN.
+    /// Whether ALPN negotiated a protocol.
     pub(crate) alpn: bool,
-    /// The peer's certificates, its own first, where it has shown any.
+    /// The peer's certificate chain, leaf first, if it sent one.
     pub(crate) chain: Option<Vec<CertificateDer<'static>>>,
 }
 
 /// One TLS connection.
 pub(crate) struct Session<E> {
     state: State<E>,
-    /// Records to be sent that are not data: handshake flights, alerts, and
-    /// rustls' KeyUpdates.
+    /// Sealed records to be sent that carry no data: handshake flights, alerts, and the
+    /// KeyUpdates of rustls.
     pending: Vec<u8>,
     peer_closed: bool,
     failed: bool,
 }
 
-/// Boxed, since the futures that a session passes through would each have room
+/// Boxed, because otherwise each future that a session passes through would reserve space
 /// for it.
 enum State<E> {
-    /// The handshake, and traffic of TLS 1.2.
+    /// The handshake, and TLS 1.2 traffic.
     Rustls(Box<Connection<E>>),
-    /// ShardActivity of TLS 1.3.
+    /// TLS 1.3 traffic.
     Records(Box<Records>),
 }
 
 impl<E: TlsSide> Session<E> {
-    pub(crate) fn new(endpoint: E) -> Self {
+    pub(crate) fn new(connection: E) -> Self {
         Self {
-            state: State::Rustls(Box::new(Connection::new(endpoint))),
+            state: State::Rustls(Box::new(Connection::new(connection))),
             pending: Vec::new(),
             peer_closed: false,
             failed: false,
         }
     }
 
-    /// Ends a handshake that is done; [`Self::open`] has stopped behind it.
-    /// `None` while it is not.
-    pub(crate) fn finish(&mut self) -> Option<Agreed> {
+    /// Leaves the handshake state if the handshake is complete; [`Self::open`] has stopped
+    /// after its last record. `None` while it is not complete.
+    pub(crate) fn finish(&mut self) -> Option<HandshakeSummary> {
         let State::Rustls(connection) = &mut self.state else {
             return None;
         };
@@ -88,7 +65,7 @@ impl<E: TlsSide> Session<E> {
             return None;
         }
         let common = connection.common();
-        let agreed = Agreed {
+        let summary = HandshakeSummary {
             version: common.protocol_version(),
             alpn: common.alpn_protocol().is_some(),
             chain: common.peer_certificates().map(<[_]>::to_vec),
@@ -96,27 +73,27 @@ impl<E: TlsSide> Session<E> {
         if let Some(records) = connection.records() {
             self.state = State::Records(Box::new(records));
         }
-        Some(agreed)
+        Some(summary)
     }
 
-    /// The peer sent close_notify; all that it sent before has been opened.
+    /// Whether the peer has sent close_notify. Everything that it sent before is opened.
     pub(crate) fn peer_closed(&self) -> bool {
         self.peer_closed
     }
 
-    /// Takes the records that have to be sent before the peer is read again.
-    /// (In traffic, [`Self::seal`] takes them along.)
+    /// Takes the records that must be sent before the next read from the peer.
+    /// (After the handshake, [`Self::seal`] sends them first.)
     pub(crate) fn take_pending(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.pending)
     }
 
-    /// Takes whole records off `incoming` and appends their plaintext to
-    /// `plain`, which has room for it where it is as large and empty. Stops with
-    /// the end of the handshake, for [`Self::finish`].
+    /// Consumes complete records from `incoming` and appends their plaintext to `plain`.
+    /// An empty `plain` of the same size always has room for it. Stops after the last
+    /// record of the handshake, so that [`Self::finish`] can be called.
     ///
     /// # Errors
-    /// The peer broke the protocol: the session is over, for both directions, and
-    /// what is pending tells the peer so.
+    /// The peer violated the protocol. The session is over in both directions, and the
+    /// pending records contain the alert.
     pub(crate) fn open(
         &mut self,
         incoming: &mut Buffer,
@@ -127,22 +104,21 @@ impl<E: TlsSide> Session<E> {
         }
         let peer = self.unless_failed(|state, pending| match state {
             State::Rustls(connection) => connection.open(incoming, plain, pending),
-            State::Records(records) => records.open(incoming, plain).map_err(|refusal| {
-                let alert = refusal.alert.and_then(|alert| records.fatal(alert).ok());
+            State::Records(records) => records.open(incoming, plain).map_err(|failure| {
+                let alert = failure.alert.and_then(|alert| records.fatal(alert).ok());
                 pending.extend(alert.iter().flatten());
-                refusal.error
+                failure.error
             }),
         })?;
-        self.peer_closed = peer == Peer::Closed;
+        self.peer_closed = peer == PeerState::Closed;
         Ok(())
     }
 
-    /// Seals `plain` into records at the end of `outgoing`, behind whatever has
-    /// to be said first.
+    /// Appends records that contain `plain` to `outgoing`, after any pending records.
     ///
     /// # Errors
-    /// The session is not established, exhausted, or `outgoing` is too small: the
-    /// session is over.
+    /// The session is not established, its keys are exhausted, or `outgoing` is too small.
+    /// The session is over.
     pub(crate) fn seal(&mut self, plain: &[u8], outgoing: &mut Buffer) -> Result<(), TlsError> {
         self.unless_failed(|state, pending| match state {
             State::Rustls(connection) => connection.seal(plain, outgoing, pending),
@@ -150,7 +126,7 @@ impl<E: TlsSide> Session<E> {
         })
     }
 
-    /// Seals a close_notify at the end of `outgoing`.
+    /// Appends a close_notify alert to `outgoing`.
     ///
     /// # Errors
     /// As [`Self::seal`].
@@ -161,8 +137,8 @@ impl<E: TlsSide> Session<E> {
         })
     }
 
-    /// A failure is the last of a session: the two sides' numbers and keys may be
-    /// out of step behind it.
+    /// Runs `step` unless an earlier one failed: after a failure the sequence numbers and
+    /// keys of the two sides may disagree.
     fn unless_failed<T>(
         &mut self,
         step: impl FnOnce(&mut State<E>, &mut Vec<u8>) -> Result<T, TlsError>,

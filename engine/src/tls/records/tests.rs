@@ -1,7 +1,10 @@
-use super::super::schedule::tests::{CLIENT_SECRET, FOUR_RECORDS, secret};
+//! The record layer against itself: record format, limits, alerts and key updates.
+
+use rustls::CipherSuite;
+
 use super::*;
 use crate::io::buffer::Size;
-use rustls::CipherSuite;
+use crate::tls::schedule::tests::{CLIENT_SECRET, FOUR_RECORDS, secret};
 
 fn suite(of: CipherSuite) -> &'static Suite {
     let provider = rustls::crypto::aws_lc_rs::default_provider();
@@ -10,7 +13,7 @@ fn suite(of: CipherSuite) -> &'static Suite {
 }
 
 fn records(side: Side) -> Records {
-    let secrets = Secrets {
+    let secrets = TrafficSecrets {
         client: secret(CLIENT_SECRET),
         server: secret(&"5a".repeat(32)),
     };
@@ -18,19 +21,19 @@ fn records(side: Side) -> Records {
     Records::new(suite, side, secrets).unwrap()
 }
 
-/// The two ends of a session.
+/// Both sides of one session.
 fn pair() -> (Records, Records) {
     (records(Side::Client), records(Side::Server))
 }
 
-/// A record of `kind`, however wrong it is.
+/// Seals a record of `kind`, valid or not.
 fn record(from: &mut Records, kind: ContentType, content: &[u8]) -> Vec<u8> {
     let mut out = Buffer::take(Size::Large);
     from.write(kind, content, &mut out).unwrap();
     out.filled().to_vec()
 }
 
-fn opened(by: &mut Records, bytes: &[u8]) -> Result<(Vec<u8>, Peer), Refusal> {
+fn opened(by: &mut Records, bytes: &[u8]) -> Result<(Vec<u8>, PeerState), RecordError> {
     let mut incoming = Buffer::take(Size::Large);
     let mut plain = Buffer::take(Size::Large);
     assert!(incoming.extend(bytes));
@@ -38,11 +41,11 @@ fn opened(by: &mut Records, bytes: &[u8]) -> Result<(Vec<u8>, Peer), Refusal> {
     Ok((plain.filled().to_vec(), peer))
 }
 
-/// What `by` says to it, and the alert that it would send.
+/// The error with which `by` refuses `bytes`, and its alert.
 fn refused(by: &mut Records, bytes: &[u8]) -> (String, Option<AlertDescription>) {
     match opened(by, bytes) {
-        Ok(opened) => panic!("taken: {opened:?}"),
-        Err(refusal) => (refusal.error.to_string(), refusal.alert),
+        Ok(opened) => panic!("accepted: {opened:?}"),
+        Err(failure) => (failure.error.to_string(), failure.alert),
     }
 }
 
@@ -54,26 +57,26 @@ fn data(from: &mut Records, bytes: &[u8]) -> Vec<u8> {
 
 const TICKET: &[u8] = &[4, 0, 0, 2, 7, 7];
 const UPDATE: &[u8] = &[24, 0, 0, 1, 0];
-const UPDATE_BOTH: &[u8] = &[24, 0, 0, 1, 1];
+const UPDATE_REQUESTED: &[u8] = &[24, 0, 0, 1, 1];
 
 /// "Client Application Data" of RFC 8448, 3.
 #[test]
-fn the_first_record_is_that_of_rfc_8448() {
+fn seals_and_opens_the_first_record_of_rfc_8448() {
     let bytes: Vec<u8> = (0..50).collect();
     let expected = "1703030043a23f7054b62c94d0affafe8228ba55cbefacea42f914aa66bcab3f2b9819a8a5b4\
                     6b395bd54a9a20441e2b62974e1f5a6292a2977014bd1e3deae63aeebb21694915e4";
     let sealed = data(&mut records(Side::Client), &bytes);
     assert_eq!(hex::encode(&sealed), expected);
     let (plain, peer) = opened(&mut records(Side::Server), &sealed).unwrap();
-    assert_eq!((plain, peer), (bytes, Peer::Open));
+    assert_eq!((plain, peer), (bytes, PeerState::Open));
 }
 
 #[test]
-fn records_in_any_pieces() {
+fn opens_records_that_arrive_in_pieces() {
     let (mut client, mut server) = pair();
     let bytes: Vec<u8> = (0..40_000_u32).map(|i| (i % 251) as u8).collect();
     let sealed = data(&mut client, &bytes);
-    assert_eq!(sealed.len(), bytes.len() + 3 * (HEADER + 1 + TAG));
+    assert_eq!(sealed.len(), bytes.len() + 3 * (HEADER_LEN + 1 + TAG_LEN));
     let mut incoming = Buffer::take(Size::Large);
     let mut plain = Buffer::take(Size::Large);
     for piece in sealed.chunks(977) {
@@ -84,10 +87,10 @@ fn records_in_any_pieces() {
     assert!(incoming.is_empty());
 }
 
-/// RFC 8446, 5.4: zeros follow the type. Here the last of them is what is sealed as
-/// the type, and the real type is the last byte of the content.
+/// RFC 8446, 5.4: zeros follow the content type. Here the last zero is sealed in place of the
+/// type, and the real type is in the content.
 #[test]
-fn padding_is_taken_off() {
+fn strips_padding() {
     let (mut client, mut server) = pair();
     let padded = b"padded\x17\0\0\0\0";
     let sealed = record(&mut client, ContentType::Unknown(0), padded);
@@ -98,15 +101,15 @@ fn padding_is_taken_off() {
 }
 
 #[test]
-fn an_empty_record_brings_nothing() {
+fn accepts_an_empty_data_record() {
     let (mut client, mut server) = pair();
     let mut bytes = record(&mut client, ContentType::ApplicationData, b"");
-    bytes.extend(data(&mut client, b"and on"));
-    assert_eq!(opened(&mut server, &bytes).unwrap().0, b"and on");
+    bytes.extend(data(&mut client, b"more data"));
+    assert_eq!(opened(&mut server, &bytes).unwrap().0, b"more data");
 }
 
 #[test]
-fn what_is_no_record_is_refused_by_its_header() {
+fn refuses_invalid_headers() {
     let kinds = [
         (&[22, 3, 3, 0, 5][..], AlertDescription::UnexpectedMessage),
         (&[20, 3, 3, 0, 1, 1], AlertDescription::UnexpectedMessage),
@@ -121,57 +124,64 @@ fn what_is_no_record_is_refused_by_its_header() {
         ),
     ];
     for (bytes, alert) in kinds {
-        let (said, told) = refused(&mut records(Side::Server), bytes);
-        assert_eq!(told, Some(alert), "{bytes:?}: {said}");
+        let (error, sent) = refused(&mut records(Side::Server), bytes);
+        assert_eq!(sent, Some(alert), "{bytes:?}: {error}");
     }
-    // The largest that there may be is waited for.
+    // The largest valid length: the rest is awaited.
     let mut server = records(Side::Server);
     assert!(opened(&mut server, &[23, 9, 9, 0x41, 0]).is_ok());
 }
 
 #[test]
-fn too_much_data_in_a_record_is_refused() {
+fn refuses_more_than_the_maximum_plaintext() {
     let (mut client, mut server) = pair();
-    let most = record(&mut client, ContentType::ApplicationData, &[1; MOST_DATA]);
-    assert_eq!(opened(&mut server, &most).unwrap().0.len(), MOST_DATA);
-    let more = record(
+    let longest = record(
         &mut client,
         ContentType::ApplicationData,
-        &[1; MOST_DATA + 1],
+        &[1; MAX_PLAINTEXT],
     );
-    let (_, alert) = refused(&mut server, &more);
+    assert_eq!(
+        opened(&mut server, &longest).unwrap().0.len(),
+        MAX_PLAINTEXT
+    );
+    let too_long = record(
+        &mut client,
+        ContentType::ApplicationData,
+        &[1; MAX_PLAINTEXT + 1],
+    );
+    let (_, alert) = refused(&mut server, &too_long);
     assert_eq!(alert, Some(AlertDescription::RecordOverflow));
 }
 
 #[test]
-fn any_other_bit_is_refused() {
+fn refuses_every_bit_flip() {
     let sealed = data(&mut records(Side::Client), b"select 1");
     for bit in 0..sealed.len() * 8 {
         let mut changed = sealed.clone();
         changed[bit / 8] ^= 1 << (bit % 8);
         match opened(&mut records(Side::Server), &changed) {
-            // A length beyond what is there: it is waited for.
-            Ok((plain, Peer::Open)) => assert!(plain.is_empty() && (24..40).contains(&bit)),
+            // A larger length: the rest is awaited.
+            Ok((plain, PeerState::Open)) => assert!(plain.is_empty() && (24..40).contains(&bit)),
             Ok(other) => panic!("bit {bit}: {other:?}"),
-            Err(refusal) => assert!(refusal.alert.is_some(), "bit {bit}"),
+            Err(failure) => assert!(failure.alert.is_some(), "bit {bit}"),
         }
     }
 }
 
 #[test]
-fn a_record_opens_once_and_in_its_turn() {
+fn refuses_reordered_and_replayed_records() {
     let (mut client, mut server) = pair();
     let [first, second] = [b"1", b"2"].map(|bytes| data(&mut client, bytes));
     let (_, alert) = refused(&mut server, &second);
     assert_eq!(alert, Some(AlertDescription::BadRecordMac));
     let mut server = records(Side::Server);
     assert!(opened(&mut server, &first).is_ok());
-    let (said, _) = refused(&mut server, &first);
-    assert_eq!(said, "cannot decrypt peer's message");
+    let (error, _) = refused(&mut server, &first);
+    assert_eq!(error, "cannot decrypt peer's message");
 }
 
 #[test]
-fn the_key_changes_with_its_last_record() {
+fn updates_the_key_with_its_last_record() {
     let (mut client, mut server) = pair();
     client.suite = &FOUR_RECORDS;
     let mut lengths = Vec::new();
@@ -181,34 +191,35 @@ fn the_key_changes_with_its_last_record() {
         assert_eq!(opened(&mut server, &sealed).unwrap().0, [i]);
         assert!(client.sealing.sequence <= 4);
     }
-    let (plain, update) = (23, 27 + 23);
-    let wanted = [plain, plain, plain, update, plain, plain, update];
-    assert_eq!(lengths[..7], wanted);
-    assert!(!server.owes_key_update);
+    let (plain, with_update) = (23, 27 + 23);
+    let expected = [plain, plain, plain, with_update, plain, plain, with_update];
+    assert_eq!(lengths[..7], expected);
+    assert!(!server.key_update_due);
 }
 
 #[test]
-fn a_key_update_that_asks_is_answered_once() {
+fn answers_several_key_update_requests_once() {
     let (mut client, mut server) = pair();
     for _ in 0..2 {
-        let update = record(&mut client, ContentType::Handshake, UPDATE_BOTH);
+        let update = record(&mut client, ContentType::Handshake, UPDATE_REQUESTED);
         client.sealing.update(client.suite).unwrap();
         assert!(opened(&mut server, &update).is_ok());
     }
-    let answer = data(&mut server, b"and back");
-    assert_eq!(opened(&mut client, &answer).unwrap().0, b"and back");
-    assert!(answer.len() > 27 + 8);
-    let second = data(&mut server, b"and back");
-    assert_eq!(second.len(), HEADER + 8 + 1 + TAG);
-    assert_eq!(opened(&mut client, &second).unwrap().0, b"and back");
+    let answer = data(&mut server, b"answer");
+    assert_eq!(opened(&mut client, &answer).unwrap().0, b"answer");
+    assert!(answer.len() > 27 + 6);
+    let second = data(&mut server, b"answer");
+    assert_eq!(second.len(), HEADER_LEN + 6 + 1 + TAG_LEN);
+    assert_eq!(opened(&mut client, &second).unwrap().0, b"answer");
 }
 
-/// Records that bring no data, by turns of `kinds`, and data after as many as may be.
-fn barren(kinds: &[(ContentType, &[u8])]) {
+/// Sends as many records without data as the limit allows, alternating between `kinds`, then
+/// data, twice; then one record without data too many.
+fn check_non_data_limit(kinds: &[(ContentType, &[u8])]) {
     let (mut client, mut server) = pair();
-    let mut turns = kinds.iter().cycle();
+    let mut kinds_in_turn = kinds.iter().cycle();
     let mut next = |client: &mut Records| {
-        let (kind, content) = *turns.next().unwrap();
+        let (kind, content) = *kinds_in_turn.next().unwrap();
         let bytes = record(client, kind, content);
         if content == UPDATE {
             client.sealing.update(client.suite).unwrap();
@@ -216,14 +227,14 @@ fn barren(kinds: &[(ContentType, &[u8])]) {
         bytes
     };
     for _ in 0..2 {
-        for _ in 0..MOST_BARREN {
+        for _ in 0..MAX_CONSECUTIVE_NON_DATA {
             let bytes = next(&mut client);
             assert_eq!(opened(&mut server, &bytes).unwrap().0, b"", "{kinds:?}");
         }
         let between = data(&mut client, b"data");
         assert_eq!(opened(&mut server, &between).unwrap().0, b"data");
     }
-    for _ in 0..MOST_BARREN {
+    for _ in 0..MAX_CONSECUTIVE_NON_DATA {
         let bytes = next(&mut client);
         assert!(opened(&mut server, &bytes).is_ok());
     }
@@ -236,23 +247,22 @@ fn barren(kinds: &[(ContentType, &[u8])]) {
 }
 
 #[test]
-fn records_without_data_in_a_row_have_a_cap() {
+fn limits_consecutive_records_without_data() {
     let update = (ContentType::Handshake, UPDATE);
     let empty = (ContentType::ApplicationData, &b""[..]);
     let cancelled = (ContentType::Alert, &[1, 90][..]);
-    barren(&[update]);
-    barren(&[empty]);
-    barren(&[cancelled]);
-    barren(&[update, empty, cancelled]);
+    check_non_data_limit(&[update]);
+    check_non_data_limit(&[empty]);
+    check_non_data_limit(&[cancelled]);
+    check_non_data_limit(&[update, empty, cancelled]);
 }
 
-/// What a read brought always fits a buffer of its size once it is sealed, with
-/// whatever goes before it.
+/// A full buffer, once sealed, fits a buffer of the same size, even after a KeyUpdate.
 #[test]
 fn a_full_buffer_fits_another_with_a_key_update() {
     for size in [Size::Tiny, Size::Small, Size::Large] {
         let (mut client, mut server) = pair();
-        server.owes_key_update = true;
+        server.key_update_due = true;
         let mut sealed = Buffer::take(size);
         let bytes = vec![7; size.bytes()];
         server.seal(&bytes, &mut sealed).unwrap();
@@ -261,36 +271,38 @@ fn a_full_buffer_fits_another_with_a_key_update() {
     }
 }
 
-/// The other way: what was sealed fits, padding and all, a buffer like its own.
+/// Plaintext with its padding fits a buffer of the size that the records were read into.
 #[test]
-fn a_padded_record_fits_beside_data() {
+fn padded_records_fit_a_buffer_of_the_same_size() {
     let (mut client, mut server) = pair();
-    let mut bytes = data(&mut client, &vec![1; MOST_DATA]);
-    while bytes.len() + HEADER + MOST_DATA + 1 + TAG <= Size::Large.bytes() {
-        let mut padded = vec![0; MOST_DATA];
+    let mut bytes = data(&mut client, &vec![1; MAX_PLAINTEXT]);
+    while bytes.len() + HEADER_LEN + MAX_PLAINTEXT + 1 + TAG_LEN <= Size::Large.bytes() {
+        let mut padded = vec![0; MAX_PLAINTEXT];
         padded[..2].copy_from_slice(&[9, ContentType::ApplicationData.into()]);
         bytes.extend(record(&mut client, ContentType::Unknown(0), &padded));
     }
     let (plain, _) = opened(&mut server, &bytes).unwrap();
-    assert_eq!(plain.len(), MOST_DATA + bytes.len() / MOST_DATA - 1);
+    assert_eq!(plain.len(), MAX_PLAINTEXT + bytes.len() / MAX_PLAINTEXT - 1);
 }
 
 #[test]
-fn the_key_changes_in_the_middle_of_a_stream() {
+fn updates_the_key_in_the_middle_of_a_write() {
     let (mut client, mut server) = pair();
     server.suite = &FOUR_RECORDS;
-    server.owes_key_update = true;
+    server.key_update_due = true;
     let bytes: Vec<u8> = (0..100_000_u32).map(|i| (i % 251) as u8).collect();
     let sealed = data(&mut server, &bytes);
-    // The one that is owed, and one behind each three records.
+    // The requested one, and one after every three records.
     let (pieces, updates) = (7, 3);
-    let length = bytes.len() + pieces * (HEADER + 1 + TAG) + updates * (HEADER + 5 + 1 + TAG);
+    let length = bytes.len()
+        + pieces * (HEADER_LEN + 1 + TAG_LEN)
+        + updates * (HEADER_LEN + 5 + 1 + TAG_LEN);
     assert_eq!(sealed.len(), length);
     assert!(opened(&mut client, &sealed).unwrap().0 == bytes);
 }
 
 #[test]
-fn tickets_are_for_clients_and_thrown_away() {
+fn only_clients_accept_tickets_and_ignore_them() {
     let (mut client, mut server) = pair();
     let two = [TICKET, TICKET].concat();
     let tickets = record(&mut server, ContentType::Handshake, &two);
@@ -307,11 +319,11 @@ fn tickets_are_for_clients_and_thrown_away() {
 }
 
 #[test]
-fn handshake_messages_that_are_none() {
+fn refuses_invalid_handshake_messages() {
     use AlertDescription as Alert;
     let wrong: [(&[u8], Alert); 9] = [
         (b"", Alert::UnexpectedMessage),
-        // In pieces.
+        // Fragmented.
         (&[24, 0, 0], Alert::UnexpectedMessage),
         (&[24, 0, 0, 1], Alert::UnexpectedMessage),
         (&[4, 0xff, 0xff, 0xff, 0], Alert::UnexpectedMessage),
@@ -320,19 +332,19 @@ fn handshake_messages_that_are_none() {
         (&[24, 0, 0, 1, 2], Alert::IllegalParameter),
         (&[24, 0, 0, 2, 0, 0], Alert::DecodeError),
         (&[24, 0, 0, 0], Alert::DecodeError),
-        // CertificateRequest: nobody has offered to answer it.
+        // CertificateRequest, without the post_handshake_auth extension.
         (&[13, 0, 0, 0], Alert::UnexpectedMessage),
     ];
     for (content, alert) in wrong {
         let (mut client, mut server) = pair();
         let sealed = record(&mut server, ContentType::Handshake, content);
-        let (said, told) = refused(&mut client, &sealed);
-        assert_eq!(told, Some(alert), "{content:?}: {said}");
+        let (error, sent) = refused(&mut client, &sealed);
+        assert_eq!(sent, Some(alert), "{content:?}: {error}");
     }
 }
 
 #[test]
-fn contents_that_are_none_are_refused() {
+fn refuses_other_content_types() {
     for kind in [ContentType::ChangeCipherSpec, ContentType::Heartbeat] {
         let (mut client, mut server) = pair();
         let sealed = record(&mut client, kind, &[1]);
@@ -342,44 +354,44 @@ fn contents_that_are_none_are_refused() {
 }
 
 #[test]
-fn alerts_end_the_session_but_for_two() {
+fn every_alert_but_two_is_an_error() {
     let alert = |content: &[u8]| {
         let (mut client, mut server) = pair();
         let sealed = record(&mut client, ContentType::Alert, content);
-        opened(&mut server, &sealed).map_err(|refusal| (refusal.error.to_string(), refusal.alert))
+        opened(&mut server, &sealed).map_err(|failure| (failure.error.to_string(), failure.alert))
     };
-    assert_eq!(alert(&[1, 0]), Ok((Vec::new(), Peer::Closed)));
-    assert_eq!(alert(&[2, 0]), Ok((Vec::new(), Peer::Closed)));
-    assert_eq!(alert(&[1, 90]), Ok((Vec::new(), Peer::Open)));
-    // It knows what it has sent.
-    let (said, told) = alert(&[2, 48]).unwrap_err();
-    assert_eq!(said, "received fatal alert: UnknownCA");
-    assert_eq!(told, None);
-    // As a warning, and one that nobody knows.
+    assert_eq!(alert(&[1, 0]), Ok((Vec::new(), PeerState::Closed)));
+    assert_eq!(alert(&[2, 0]), Ok((Vec::new(), PeerState::Closed)));
+    assert_eq!(alert(&[1, 90]), Ok((Vec::new(), PeerState::Open)));
+    // An alert is not answered with an alert.
+    let (error, sent) = alert(&[2, 48]).unwrap_err();
+    assert_eq!(error, "received fatal alert: UnknownCA");
+    assert_eq!(sent, None);
+    // With the level of a warning, and an unknown description.
     assert!(alert(&[1, 48]).is_err());
     assert!(alert(&[2, 201]).is_err());
     for broken in [&[1][..], &[1, 0, 0]] {
-        let (_, told) = alert(broken).unwrap_err();
-        assert_eq!(told, Some(AlertDescription::DecodeError));
+        let (_, sent) = alert(broken).unwrap_err();
+        assert_eq!(sent, Some(AlertDescription::DecodeError));
     }
-    let (_, told) = alert(b"").unwrap_err();
-    assert_eq!(told, Some(AlertDescription::UnexpectedMessage));
+    let (_, sent) = alert(b"").unwrap_err();
+    assert_eq!(sent, Some(AlertDescription::UnexpectedMessage));
 }
 
 #[test]
-fn nothing_is_read_behind_a_close() {
+fn ignores_bytes_after_close_notify() {
     let (mut client, mut server) = pair();
     let mut bytes = data(&mut client, b"bye");
     let mut out = Buffer::take(Size::Small);
     client.close(&mut out).unwrap();
     bytes.extend_from_slice(out.filled());
-    bytes.extend_from_slice(b"whatever this is");
+    bytes.extend_from_slice(b"not a record");
     let (plain, peer) = opened(&mut server, &bytes).unwrap();
-    assert_eq!((&plain[..], peer), (&b"bye"[..], Peer::Closed));
+    assert_eq!((&plain[..], peer), (&b"bye"[..], PeerState::Closed));
 }
 
 #[test]
-fn without_room_nothing_is_written() {
+fn writes_nothing_without_room() {
     let (mut client, mut server) = pair();
     let sealed = data(&mut client, &[1; 4000]);
     let mut incoming = Buffer::take(Size::Large);
@@ -392,18 +404,18 @@ fn without_room_nothing_is_written() {
     assert!(tiny.is_empty());
 }
 
-/// Keys and nonces are told apart by the first byte that they seal differently.
+/// RFC 8446, 5.3: the sequence number is XORed into the rightmost bytes of the IV.
 #[test]
-fn numbers_enter_the_nonce_from_the_right() {
+fn the_nonce_is_the_iv_xored_with_the_sequence_number() {
     let mut client = records(Side::Client);
     let iv = client.sealing.iv;
     client.sealing.sequence = 0x0102_0304_0506_0708;
     let nonce = client.sealing.nonce().unwrap();
-    let mut wanted = iv;
-    for (byte, number) in wanted[4..].iter_mut().zip(1..) {
+    let mut expected = iv;
+    for (byte, number) in expected[4..].iter_mut().zip(1..) {
         *byte ^= number;
     }
-    assert_eq!(nonce.as_ref(), &wanted);
+    assert_eq!(nonce.as_ref(), &expected);
     client.sealing.sequence = u64::MAX;
-    assert!(client.sealing.nonce().is_err(), "it may not wrap");
+    assert!(client.sealing.nonce().is_err(), "it must not wrap");
 }

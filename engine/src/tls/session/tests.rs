@@ -1,4 +1,4 @@
-//! Sessions against each other and against rustls.
+//! Whole sessions against each other and against rustls, from the handshake to the close.
 
 use std::sync::Arc;
 
@@ -16,24 +16,24 @@ use crate::tls::schedule::SecretCapture;
 type Server = Session<UnbufferedServerConnection>;
 type Client = Session<UnbufferedClientConnection>;
 
-/// How the two ends of a session are set up.
+/// The configuration of both sides of a session.
 #[derive(Clone, Copy, Debug)]
-struct Plan {
+struct Setup {
     version: &'static SupportedProtocolVersion,
     suite: Option<CipherSuite>,
-    /// Whether the end goes on with our own records after the handshake.
-    server_is_ours: bool,
-    client_is_ours: bool,
+    /// Whether the side continues with our own record layer after the handshake.
+    server_is_own: bool,
+    client_is_own: bool,
 }
 
-const OURS: Plan = Plan {
+const BOTH_OWN: Setup = Setup {
     version: &TLS13,
     suite: None,
-    server_is_ours: true,
-    client_is_ours: true,
+    server_is_own: true,
+    client_is_own: true,
 };
 
-impl Plan {
+impl Setup {
     fn configs(self) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
         let mut provider = rustls::crypto::aws_lc_rs::default_provider();
         if let Some(wanted) = self.suite {
@@ -57,11 +57,11 @@ impl Plan {
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        if self.server_is_ours {
+        if self.server_is_own {
             server.send_tls13_tickets = 0;
             server.key_log = Arc::new(SecretCapture);
         }
-        if self.client_is_ours {
+        if self.client_is_own {
             client.key_log = Arc::new(SecretCapture);
         }
         (Arc::new(server), Arc::new(client))
@@ -76,20 +76,20 @@ impl Plan {
         )
     }
 
-    /// Both, with the handshake behind them.
+    /// Both sides, with the handshake complete.
     fn established(self, piece: usize) -> (Server, Client) {
         let (mut server, mut client) = self.pair();
         handshake(&mut server, &mut client, piece);
-        let records = |ours: bool| ours && self.version == &TLS13;
+        let records = |own: bool| own && self.version == &TLS13;
         let of_server = matches!(server.state, State::Records(_));
         let of_client = matches!(client.state, State::Records(_));
-        assert_eq!(of_server, records(self.server_is_ours));
-        assert_eq!(of_client, records(self.client_is_ours));
+        assert_eq!(of_server, records(self.server_is_own));
+        assert_eq!(of_client, records(self.client_is_own));
         (server, client)
     }
 }
 
-/// Feeds `bytes` to `to` in pieces of `piece` bytes; what it opens.
+/// Passes `bytes` to `to` in pieces of `piece` bytes. Returns the plaintext.
 fn feed<E: TlsSide>(to: &mut Session<E>, bytes: &[u8], piece: usize) -> Result<Vec<u8>, TlsError> {
     let mut incoming = Buffer::take(Size::Large);
     let mut opened = Vec::new();
@@ -107,7 +107,7 @@ fn feed<E: TlsSide>(to: &mut Session<E>, bytes: &[u8], piece: usize) -> Result<V
     Ok(opened)
 }
 
-/// The client's first flight.
+/// Makes the client's first flight pending.
 fn begin(client: &mut Client) {
     let nothing = &mut Buffer::take(Size::Small);
     client
@@ -131,8 +131,8 @@ fn sealed<E: TlsSide>(from: &mut Session<E>, plain: &[u8]) -> Vec<u8> {
     out.filled().to_vec()
 }
 
-/// Each version and suite, with each end ours and rustls'.
-fn every_plan() -> impl Iterator<Item = Plan> {
+/// Each version and suite, with either record layer on each side.
+fn every_setup() -> impl Iterator<Item = Setup> {
     let suites = [
         (&TLS12, None),
         (&TLS13, Some(CipherSuite::TLS13_AES_128_GCM_SHA256)),
@@ -141,20 +141,20 @@ fn every_plan() -> impl Iterator<Item = Plan> {
     ];
     let ends = [(true, true), (true, false), (false, true), (false, false)];
     suites.into_iter().flat_map(move |(version, suite)| {
-        ends.into_iter().map(move |ends| Plan {
+        ends.into_iter().map(move |ends| Setup {
             version,
             suite,
-            server_is_ours: ends.0,
-            client_is_ours: ends.1,
+            server_is_own: ends.0,
+            client_is_own: ends.1,
         })
     })
 }
 
 #[test]
-fn bytes_survive_both_ways_in_any_pieces_and_both_versions() {
-    for plan in every_plan() {
+fn transfers_data_both_ways_in_pieces_of_any_size() {
+    for setup in every_setup() {
         for piece in [1, 7, 1000, 65_000] {
-            let (mut server, mut client) = plan.established(piece);
+            let (mut server, mut client) = setup.established(piece);
             let up: Vec<u8> = (0..50_000_u32).map(|i| i as u8).collect();
             let down: Vec<u8> = (0..60_000_u32).map(|i| (i * 7) as u8).collect();
             let record = sealed(&mut client, &up);
@@ -167,50 +167,53 @@ fn bytes_survive_both_ways_in_any_pieces_and_both_versions() {
 
 #[test]
 fn a_full_large_read_fits_a_large_buffer_once_sealed() {
-    let (mut server, _) = OURS.established(65_000);
+    let (mut server, _) = BOTH_OWN.established(65_000);
     let plain = vec![1; crate::io::buffer::LARGE];
     let record = sealed(&mut server, &plain);
     assert_eq!(record.len(), plain.len() + 8 * 22);
 }
 
 #[test]
-fn close_notify_reaches_the_peer_behind_the_data() {
-    let (mut server, mut client) = OURS.established(65_000);
+fn close_notify_arrives_after_the_data() {
+    let (mut server, mut client) = BOTH_OWN.established(65_000);
     let mut out = Buffer::take(Size::Small);
     server.seal(b"bye", &mut out).unwrap();
     server.close(&mut out).unwrap();
     assert_eq!(feed(&mut client, out.filled(), 1).unwrap(), b"bye");
     assert!(client.peer_closed());
-    // The other direction is still open: a half-close.
-    let record = sealed(&mut client, b"not done");
-    assert_eq!(feed(&mut server, &record, 1000).unwrap(), b"not done");
+    // A half-close: the other direction is still open.
+    let record = sealed(&mut client, b"still open");
+    assert_eq!(feed(&mut server, &record, 1000).unwrap(), b"still open");
 }
 
-const AGAINST_RUSTLS: Plan = Plan {
-    client_is_ours: false,
-    ..OURS
+const AGAINST_RUSTLS: Setup = Setup {
+    client_is_own: false,
+    ..BOTH_OWN
 };
 
-/// What is behind the handshake is not rustls', whatever it is.
+/// Records that arrive with the last flight of the handshake must not reach rustls.
 #[test]
-fn what_comes_with_the_last_of_the_handshake_is_opened_by_us() {
+fn own_layer_opens_records_that_arrive_with_the_last_flight() {
     let (mut server, mut client) = AGAINST_RUSTLS.pair();
     begin(&mut client);
     feed(&mut server, &client.take_pending(), 65_000).unwrap();
     feed(&mut client, &server.take_pending(), 65_000).unwrap();
     let mut bytes = client.take_pending();
     update_keys(&mut client);
-    bytes.extend(sealed(&mut client, b"in one breath"));
-    assert_eq!(feed(&mut server, &bytes, 65_000).unwrap(), b"in one breath");
+    bytes.extend(sealed(&mut client, b"right after it"));
+    assert_eq!(
+        feed(&mut server, &bytes, 65_000).unwrap(),
+        b"right after it"
+    );
     assert!(matches!(server.state, State::Records(_)));
-    let answer = sealed(&mut server, b"and back");
-    assert_eq!(feed(&mut client, &answer, 65_000).unwrap(), b"and back");
+    let answer = sealed(&mut server, b"answer");
+    assert_eq!(feed(&mut client, &answer, 65_000).unwrap(), b"answer");
 }
 
-/// rustls has sealed the tickets with the keys that we would begin with.
+/// rustls has sealed the tickets with the keys that our record layer would start with.
 #[test]
-fn a_server_with_tickets_stays_with_rustls() {
-    let (server, client) = OURS.configs();
+fn a_server_that_sends_tickets_stays_with_rustls() {
+    let (server, client) = BOTH_OWN.configs();
     let mut server = Arc::unwrap_or_clone(server);
     server.send_tls13_tickets = 2;
     let name = ServerName::try_from("localhost").unwrap();
@@ -218,14 +221,14 @@ fn a_server_with_tickets_stays_with_rustls() {
     let mut client = Session::new(UnbufferedClientConnection::new(client, name).unwrap());
     handshake(&mut server, &mut client, 65_000);
     assert!(matches!(server.state, State::Rustls(_)));
-    let record = sealed(&mut server, b"behind two tickets");
+    let record = sealed(&mut server, b"after two tickets");
     let opened = feed(&mut client, &record, 100).unwrap();
-    assert_eq!(opened, b"behind two tickets");
+    assert_eq!(opened, b"after two tickets");
 }
 
 #[test]
-fn who_seals_before_the_end_is_told_stays_with_rustls() {
-    let (mut server, mut client) = OURS.pair();
+fn a_client_that_seals_before_finish_stays_with_rustls() {
+    let (mut server, mut client) = BOTH_OWN.pair();
     begin(&mut client);
     feed(&mut server, &client.take_pending(), 65_000).unwrap();
     let mut incoming = Buffer::take(Size::Large);
@@ -236,24 +239,24 @@ fn who_seals_before_the_end_is_told_stays_with_rustls() {
     assert!(client.finish().is_some());
     assert!(matches!(client.state, State::Rustls(_)));
     assert_eq!(feed(&mut server, &early, 65_000).unwrap(), b"early");
-    let record = sealed(&mut client, b"and on");
-    assert_eq!(feed(&mut server, &record, 65_000).unwrap(), b"and on");
+    let record = sealed(&mut client, b"more data");
+    assert_eq!(feed(&mut server, &record, 65_000).unwrap(), b"more data");
 }
 
-/// Neither in the clear nor under the wrong key does anything pass.
+/// Nothing is accepted in plaintext or under another key.
 #[test]
-fn what_is_no_record_of_ours_behind_the_handshake_is_refused() {
-    let behind: [&[u8]; 4] = [
-        // A change_cipher_spec is only let through before.
+fn refuses_unauthenticated_bytes_after_the_handshake() {
+    let cases: [&[u8]; 4] = [
+        // change_cipher_spec is only allowed during the handshake (RFC 8446, 5).
         &[20, 3, 3, 0, 1, 1],
-        // close_notify.
+        // close_notify in plaintext.
         &[21, 3, 3, 0, 2, 1, 0],
         &[
             23, 3, 3, 0, 20, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9,
         ],
         b"select 1 -- not TLS at all",
     ];
-    for bytes in behind {
+    for bytes in cases {
         let (mut server, mut client) = AGAINST_RUSTLS.pair();
         begin(&mut client);
         feed(&mut server, &client.take_pending(), 65_000).unwrap();
@@ -262,15 +265,14 @@ fn what_is_no_record_of_ours_behind_the_handshake_is_refused() {
         flight.extend(bytes);
         assert!(feed(&mut server, &flight, 65_000).is_err(), "{bytes:?}");
         let alert = server.take_pending();
-        let told = feed(&mut client, &alert, 65_000).unwrap_err().to_string();
-        assert!(told.contains("received fatal alert"), "{bytes:?}: {told}");
+        let error = feed(&mut client, &alert, 65_000).unwrap_err().to_string();
+        assert!(error.contains("received fatal alert"), "{bytes:?}: {error}");
     }
 }
 
-/// A record that was lost is not made good by looking again.
 #[test]
-fn a_session_that_has_failed_opens_nothing_more() {
-    let (mut server, mut client) = OURS.established(65_000);
+fn a_failed_session_opens_nothing_more() {
+    let (mut server, mut client) = BOTH_OWN.established(65_000);
     let _lost = sealed(&mut client, b"lost");
     let mut incoming = Buffer::take(Size::Small);
     assert!(incoming.extend(&sealed(&mut client, b"second")));
@@ -282,62 +284,62 @@ fn a_session_that_has_failed_opens_nothing_more() {
 }
 
 #[test]
-fn sealing_without_room_ends_the_session() {
-    let (mut server, _client) = OURS.established(65_000);
+fn sealing_without_room_fails_the_session() {
+    let (mut server, _client) = BOTH_OWN.established(65_000);
     let mut tiny = Buffer::take(Size::Tiny);
     assert!(server.seal(&[1; 20_000], &mut tiny).is_err());
     assert!(server.close(&mut Buffer::take(Size::Small)).is_err());
 }
 
 #[test]
-fn tickets_of_a_server_are_no_matter() {
-    let plan = Plan {
-        server_is_ours: false,
-        ..OURS
+fn a_client_ignores_tickets() {
+    let setup = Setup {
+        server_is_own: false,
+        ..BOTH_OWN
     };
-    let (mut server, mut client) = plan.established(65_000);
-    let record = sealed(&mut server, b"behind two tickets");
+    let (mut server, mut client) = setup.established(65_000);
+    let record = sealed(&mut server, b"after two tickets");
     assert_eq!(
         feed(&mut client, &record, 100).unwrap(),
-        b"behind two tickets"
+        b"after two tickets"
     );
 }
 
-/// Has rustls change its keys, and ask the peer to.
+/// Makes rustls update its keys and request an update from the peer.
 fn update_keys(client: &mut Client) {
     let State::Rustls(connection) = &mut client.state else {
-        panic!("not rustls'");
+        panic!("not the state of rustls");
     };
-    match connection.endpoint.process(&mut []).state {
+    match connection.rustls.process(&mut []).state {
         Ok(ConnectionState::WriteTraffic(traffic)) => traffic.refresh_traffic_keys().unwrap(),
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn a_key_update_is_answered_with_the_next_data() {
+fn answers_a_key_update_request_before_the_next_data() {
     let (mut server, mut client) = AGAINST_RUSTLS.established(65_000);
     for _ in 0..3 {
         update_keys(&mut client);
         let record = sealed(&mut client, b"under the new key");
         assert_eq!(feed(&mut server, &record, 3).unwrap(), b"under the new key");
-        let answer = sealed(&mut server, b"and back");
-        assert!(answer.len() > b"and back".len() + 22, "carries a KeyUpdate");
-        assert_eq!(feed(&mut client, &answer, 5).unwrap(), b"and back");
+        let answer = sealed(&mut server, b"answer");
+        assert!(answer.len() > b"answer".len() + 22, "contains a KeyUpdate");
+        assert_eq!(feed(&mut client, &answer, 5).unwrap(), b"answer");
     }
 }
 
 #[test]
-fn an_end_that_is_done_is_done_once() {
-    let (mut server, _client) = OURS.established(65_000);
+fn finish_returns_the_summary_once() {
+    let (mut server, _client) = BOTH_OWN.established(65_000);
     assert!(server.finish().is_none());
-    let (mut server, _) = OURS.pair();
+    let (mut server, _) = BOTH_OWN.pair();
     assert!(server.finish().is_none());
 }
 
 #[test]
-fn a_flipped_bit_ends_the_session_with_an_alert() {
-    let (mut server, mut client) = OURS.established(65_000);
+fn a_flipped_bit_fails_the_session_with_an_alert() {
+    let (mut server, mut client) = BOTH_OWN.established(65_000);
     let mut record = sealed(&mut client, b"select 1");
     *record.last_mut().unwrap() ^= 1;
     let error = feed(&mut server, &record, 65_000).unwrap_err();
@@ -359,16 +361,16 @@ fn a_flipped_bit_ends_the_session_with_an_alert() {
 }
 
 #[test]
-fn sealing_before_the_handshake_is_refused() {
-    let (mut server, _) = OURS.pair();
+fn refuses_to_seal_before_the_handshake() {
+    let (mut server, _) = BOTH_OWN.pair();
     assert!(matches!(
         server.seal(b"x", &mut Buffer::take(Size::Small)),
         Err(TlsError::NotOpen)
     ));
 }
 
-/// For scripts/instructions: each does what its name says 100 times inside
-/// `measured`, of which valgrind counts the instructions.
+/// For scripts/instructions: each test performs its operation 100 times inside `measured`,
+/// where valgrind counts the instructions.
 mod instructions {
     use super::*;
 
@@ -378,7 +380,7 @@ mod instructions {
     }
 
     fn established() -> (Server, Client) {
-        OURS.established(65_000)
+        BOTH_OWN.established(65_000)
     }
 
     #[test]

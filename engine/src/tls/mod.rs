@@ -8,6 +8,7 @@ pub(crate) mod client_config;
 mod connection;
 pub(crate) mod error;
 pub(crate) mod peer_verifier;
+pub mod record_layer;
 mod records;
 mod schedule;
 pub(crate) mod session;

@@ -12,6 +12,7 @@ use super::values;
 use crate::config::log_format::LogFormat;
 use crate::io::driver::DriverChoice;
 use crate::sched::busy_poll::Polling;
+use crate::tls::record_layer::RecordLayer;
 
 /// What a process of the engine needs, whatever it serves.
 pub struct Process {
@@ -23,6 +24,8 @@ pub struct Process {
     pub driver: DriverChoice,
     /// When a shard looks for more before it sleeps.
     pub busy_poll: Polling,
+    /// The implementation of the TLS 1.3 record layer.
+    pub tls_record_layer: RecordLayer,
     /// Where the guest agent is looked for.
     pub guest_agent: Places,
     /// Where HTTP is served.
@@ -51,6 +54,7 @@ impl Process {
         let pin = reader.get("pin", values::boolean);
         let driver = reader.get("driver", values::from_str);
         let busy_poll = reader.get("busy_poll", values::busy_poll);
+        let tls_record_layer = reader.get("tls_record_layer", values::from_str);
         let guest_agent = read_places(reader);
         let admin_listen = reader.get("admin_listen", values::listen_or_off);
         let revocation_grace = reader.get("revocation_grace", values::duration_or_off);
@@ -65,6 +69,7 @@ impl Process {
             pin: pin?,
             driver: driver?,
             busy_poll: busy_poll?,
+            tls_record_layer: tls_record_layer?,
             guest_agent: guest_agent?,
             admin_listen: admin_listen?,
             revocation_grace: revocation_grace?.unwrap_or_default(),

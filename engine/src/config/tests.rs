@@ -6,6 +6,7 @@ use std::io::Write as _;
 
 use super::settings::SETTINGS;
 use crate::config::mode::Mode;
+use crate::tls::record_layer::RecordLayer;
 
 use super::{Config, Criteria, IdentitySource, Layers, Postgres, Scope, with_flags};
 
@@ -151,6 +152,21 @@ fn every_mistake_is_told_at_once_with_its_place() {
             "flag --login-timeout: login_timeout = \"0s\": expected a time above zero, e.g. \
              500ms, 5s or 2m",
         ]
+    );
+}
+
+#[test]
+fn the_record_layer_is_ours_unless_rustls_is_chosen() {
+    let mut start = Start::minimal();
+    assert_eq!(start.config().process.tls_record_layer, RecordLayer::Own);
+    start.set("TLS_RECORD_LAYER", "rustls");
+    let config = start.config();
+    assert_eq!(config.process.tls_record_layer, RecordLayer::Rustls);
+    start.flag("--tls-record-layer", "openssl");
+    let mistakes = start.mistakes();
+    assert!(
+        mistakes[0].ends_with("expected own or rustls"),
+        "{mistakes:?}"
     );
 }
 

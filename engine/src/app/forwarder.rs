@@ -43,6 +43,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::tls::certificate::Identity;
 use crate::tls::certificate_source::{CertificateSource, CertificateSourceError};
 use crate::tls::client_config::client_config;
+use crate::tls::record_layer::RecordLayer;
 use admin_source::{AdminSource, Health};
 
 /// libpq's name for a Unix socket is this prefix and the port number, in a directory.
@@ -224,6 +225,7 @@ impl Drop for SocketFile {
 }
 
 async fn start(mut config: Forward) -> Result<(Running, Lifecycle), StartError> {
+    let record_layer = config.process.tls_record_layer;
     let driver = lifecycle::choose_driver(config.process.driver)?;
     let (local, listeners) = listen(&config)?;
     let socket = SocketFile::of(&local);
@@ -242,7 +244,7 @@ async fn start(mut config: Forward) -> Result<(Running, Lifecycle), StartError> 
     let (changed, collateral_changed) = channel::unbounded_channel();
     let state = Arc::new(ForwarderState {
         resolver: resolver(&config)?,
-        tls: ArcSwap::new(client_config(own)?),
+        tls: ArcSwap::new(client_config(own, record_layer)?),
         server_gate: server_gate(&mut config, &metrics, changed)?,
         connect_timeout: config.connect_timeout,
     });
@@ -252,7 +254,7 @@ async fn start(mut config: Forward) -> Result<(Running, Lifecycle), StartError> 
     if let Some(identity) = identity {
         let renewer = CertificateRenewer {
             certificate_source,
-            install: install_certificate(&state),
+            install: install_certificate(&state, record_layer),
             latch: health.identity.clone(),
             renewal_metrics: RenewalMetrics::new(&metrics),
         };
@@ -361,11 +363,11 @@ async fn fetch_certificate(
 }
 
 /// Makes new connections use a new certificate.
-fn install_certificate(state: &Arc<ForwarderState>) -> InstallFn {
+fn install_certificate(state: &Arc<ForwarderState>, record_layer: RecordLayer) -> InstallFn {
     let state = Arc::clone(state);
     Box::new(move |identity| {
         let own = Some(Arc::clone(identity.certified()));
-        state.tls.store(client_config(own)?);
+        state.tls.store(client_config(own, record_layer)?);
         Ok(())
     })
 }

@@ -31,6 +31,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::shard_metrics;
 use crate::tls::certificate::Identity;
 use crate::tls::certificate_source::CertificateSource;
+use crate::tls::record_layer::RecordLayer;
 use service::{InboundHandlerFactory, SharedState};
 
 pub(crate) mod admin_source;
@@ -134,7 +135,12 @@ async fn start<R>(
     let certificate = fetch_certificate(&config, &base).await?;
     let (derived, authenticator) = set_up_authentication(&mut config, &base).await?;
     let ask_clients = config.attestation.is_some();
-    let live = LiveConfig::new(certificate.identity.server(ask_clients)?, authenticator);
+    let live = LiveConfig::new(
+        certificate
+            .identity
+            .server(ask_clients, config.process.tls_record_layer)?,
+        authenticator,
+    );
     let (changed, collateral_changed) = mpsc::unbounded_channel();
     let quote_verifier = start_verifier(&mut config, &live, &base, changed)?;
     let shared = SharedState {
@@ -283,6 +289,7 @@ fn spawn_shards(
         postgres = %config.postgres,
         shards = config.process.shards,
         %driver,
+        tls_record_layer = %config.process.tls_record_layer,
         mode = config.mode.name(),
         version = env!("CARGO_PKG_VERSION"),
         "listening"
@@ -308,7 +315,11 @@ fn spawn_background_tasks(
     }
     let renewer = CertificateRenewer {
         certificate_source: source,
-        install: install_certificate(&shared.live, shared.quote_verifier.is_some()),
+        install: install_certificate(
+            &shared.live,
+            shared.quote_verifier.is_some(),
+            config.process.tls_record_layer,
+        ),
         latch: health.identity.clone(),
         renewal_metrics: admin_source.renewal_metrics(),
     };
@@ -320,10 +331,14 @@ fn spawn_background_tasks(
 }
 
 /// Makes new connections use a new certificate.
-fn install_certificate(live: &Arc<LiveConfig>, ask_clients: bool) -> InstallFn {
+fn install_certificate(
+    live: &Arc<LiveConfig>,
+    ask_clients: bool,
+    record_layer: RecordLayer,
+) -> InstallFn {
     let live = Arc::clone(live);
     Box::new(move |identity| {
-        live.set_tls(identity.server(ask_clients)?);
+        live.set_tls(identity.server(ask_clients, record_layer)?);
         Ok(())
     })
 }

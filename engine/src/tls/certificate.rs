@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::tls::peer_verifier::PossessionVerifier;
-use crate::tls::schedule::SecretCapture;
+use crate::tls::record_layer::RecordLayer;
 
 /// A certificate or key that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -197,12 +197,14 @@ impl Identity {
 
     /// Builds a server configuration for TLS 1.3 and 1.2 that presents this identity, and
     /// with `request_client_certificate` requests one from the client.
+    /// `record_layer` seals and opens the records of its TLS 1.3 sessions.
     ///
     /// # Errors
     /// The defaults of rustls are inconsistent. This is a bug.
     pub fn server(
         &self,
         request_client_certificate: bool,
+        record_layer: RecordLayer,
     ) -> Result<Arc<ServerConfig>, IdentityError> {
         let provider = Arc::new(default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -223,8 +225,7 @@ impl Identity {
         // that the attestation gate checks would come from the ticket.
         tls.send_tls13_tickets = 0;
         tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-        // Passes the traffic secrets to our own record layer. Nothing is logged.
-        tls.key_log = Arc::new(SecretCapture);
+        tls.key_log = record_layer.key_log();
         Ok(Arc::new(tls))
     }
 }

@@ -9,15 +9,16 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, SignatureScheme};
 
 use crate::tls::peer_verifier::PossessionVerifier;
-use crate::tls::schedule::SecretCapture;
+use crate::tls::record_layer::RecordLayer;
 
 /// Builds a configuration for TLS 1.3 and 1.2 that presents `own` to a server that requests
-/// a certificate.
+/// a certificate. `record_layer` seals and opens the records of its TLS 1.3 sessions.
 ///
 /// # Errors
 /// The defaults of rustls are inconsistent. This is a bug.
 pub(crate) fn client_config(
     own: Option<Arc<CertifiedKey>>,
+    record_layer: RecordLayer,
 ) -> Result<Arc<ClientConfig>, rustls::Error> {
     let provider = Arc::new(default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -31,8 +32,7 @@ pub(crate) fn client_config(
     // No resumption: rustls verifies nothing on a resumed session, and the certificates that
     // the attestation gate checks would come from the ticket.
     config.resumption = Resumption::disabled();
-    // Passes the traffic secrets to our own record layer. Nothing is logged.
-    config.key_log = Arc::new(SecretCapture);
+    config.key_log = record_layer.key_log();
     Ok(Arc::new(config))
 }
 

@@ -1,5 +1,11 @@
 //! The `tls_record_layer` setting.
 
+use std::sync::Arc;
+
+use rustls::KeyLog;
+
+use crate::tls::schedule::SecretCapture;
+
 /// The implementation that seals and opens TLS 1.3 records after the handshake. rustls always
 /// performs the handshake, and TLS 1.2 sessions always stay with rustls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -8,6 +14,17 @@ pub enum RecordLayer {
     Own,
     /// rustls. The traffic secrets never leave it.
     Rustls,
+}
+
+impl RecordLayer {
+    /// The `key_log` of a rustls configuration. A session whose configuration does not
+    /// capture the traffic secrets stays with rustls.
+    pub(super) fn key_log(self) -> Arc<dyn KeyLog> {
+        match self {
+            RecordLayer::Own => Arc::new(SecretCapture),
+            RecordLayer::Rustls => Arc::new(rustls::NoKeyLog),
+        }
+    }
 }
 
 impl std::fmt::Display for RecordLayer {

@@ -4,7 +4,7 @@
 //! rustls performs the handshake ([`connection`](super::connection)). A TLS 1.3 session
 //! then continues with our own record layer ([`records`](super::records)), and the rustls
 //! connection is dropped, along with the peer's certificates and everything else that only
-//! the handshake needs (docs/decisions/record-layer.md).
+//! the handshake needs (docs/adr/0013-own-tls-record-layer.md).
 //!
 //! After a failure a session must never seal or open another record.
 

@@ -11,7 +11,7 @@ use rustls::{CipherSuite, ClientConfig, RootCertStore, ServerConfig, SupportedPr
 
 use super::*;
 use crate::io::buffer::Size;
-use crate::tls::schedule::SecretCapture;
+use crate::tls::record_layer::RecordLayer;
 
 type Server = Session<UnbufferedServerConnection>;
 type Client = Session<UnbufferedClientConnection>;
@@ -59,11 +59,9 @@ impl Setup {
             .with_no_client_auth();
         if self.server_is_own {
             server.send_tls13_tickets = 0;
-            server.key_log = Arc::new(SecretCapture);
         }
-        if self.client_is_own {
-            client.key_log = Arc::new(SecretCapture);
-        }
+        server.key_log = layer(self.server_is_own).key_log();
+        client.key_log = layer(self.client_is_own).key_log();
         (Arc::new(server), Arc::new(client))
     }
 
@@ -86,6 +84,13 @@ impl Setup {
         assert_eq!(of_server, records(self.server_is_own));
         assert_eq!(of_client, records(self.client_is_own));
         (server, client)
+    }
+}
+
+fn layer(is_own: bool) -> RecordLayer {
+    match is_own {
+        true => RecordLayer::Own,
+        false => RecordLayer::Rustls,
     }
 }
 

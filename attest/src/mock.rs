@@ -45,6 +45,7 @@ mod event;
 mod evidence;
 mod http;
 mod key;
+mod options;
 mod pccs;
 mod pki;
 mod platform;
@@ -56,16 +57,17 @@ mod trust_authority;
 pub use agent::{Agent, AgentBehaviour, AgentListen, AgentOptions, Now};
 pub use behaviour::Behaviour;
 pub use certificate::{Certificate, LeafOptions};
-pub use collateral::{CollateralOptions, Revoked, Tee};
 pub use event::{DigestVersion, Event, SYSTEM_READY};
 pub use evidence::{Binding, Envelope, Evidence, PayloadForm, Rtmr3};
 pub use key::Key;
+pub use options::{CollateralOptions, Revoked, Tee};
 pub use pccs::{Pccs, PccsAnswers, Resource};
 pub use pki::{Pki, PkiOptions, Validity};
 pub use platform::{Machine, MachineOptions};
 pub use quote::{QuoteFormat, TdReport};
 pub use tcb::{ModuleLevel, PlatformLevel, QeLevel};
-pub use trust_authority::{TrustAuthority, Verdict};
+pub use token::Verdict;
+pub use trust_authority::TrustAuthority;
 
 /// What can go wrong while making mock data: only options that make no sense.
 #[derive(Debug, thiserror::Error)]

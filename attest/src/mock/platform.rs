@@ -2,13 +2,11 @@
 
 use rcgen::CustomExtension;
 
+use super::options::DEFAULT_FMSPC;
 use super::pki::{date, intel_leaf, intel_name, params};
 use super::tcb::PCE_SVN;
 use super::{Key, MockError, ModuleLevel, Pki, PlatformLevel, QeLevel, Validity};
 use crate::collateral::{CaType, CollateralKey, Fmspc};
-
-/// The platform family of a mock machine, unless told otherwise. Not one of Intel's.
-pub(super) const DEFAULT_FMSPC: Fmspc = Fmspc([0xf0, 0x7e, 0xe5, 0x01, 0x00, 0x00]);
 
 /// id-ce-sGXExtensions, 1.2.840.113741.1.13.1. [Intel, "SGX PCK Certificate and CRL Profile", 1.4]
 const SGX_EXTENSIONS: [u64; 7] = [1, 2, 840, 113_741, 1, 13, 1];

@@ -7,7 +7,7 @@
 
 use serde_json::{Value, json};
 
-use super::collateral::{CollateralOptions, Tee};
+use super::options::{CollateralOptions, Tee};
 use crate::collateral::Fmspc;
 
 /// How well patched a platform's firmware is: the status that its CPUSVN gets in the mock TCB info.

@@ -11,7 +11,6 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
 use super::MockError;
-use super::trust_authority::Verdict;
 use crate::quote::TdQuote;
 use crate::verify::Appraisal;
 
@@ -28,6 +27,38 @@ static KEYS: LazyLock<Option<[KeyPair; 2]>> = LazyLock::new(|| {
     let key = || KeyPair::generate(KeySize::Rsa2048).ok();
     Some([key()?, key()?])
 });
+
+/// What is in the token.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Verdict {
+    /// The truth, in PS384.
+    #[default]
+    Honest,
+    /// The truth, with the claims in a member `tdx`, as Intel's version 2 has them.
+    Nested,
+    /// The truth, in RS256.
+    Rs256,
+    /// `alg: none`, and no signature.
+    AlgorithmNone,
+    /// HS256, with the public key as the secret.
+    Hs256,
+    /// Signed by another key, under the name of the right one.
+    ForeignKey,
+    /// One bit of the signature is wrong.
+    BadSignature,
+    /// `jku` is this URL.
+    KeysElsewhere(String),
+    /// `kid` is of no key in the set.
+    UnknownKey,
+    /// `kid` is of a key of 1,024 bits.
+    ShortKey,
+    /// `exp` is now.
+    Expired,
+    /// `nbf` and `iat` are in five minutes.
+    NotYetValid,
+    /// This claim about the TD has this value; null takes it out.
+    Claim(&'static str, Value),
+}
 
 /// Signs tokens.
 #[derive(Clone, Copy)]

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::behaviour::Behaviour;
 use super::http::{Connection, Handler, Request, Server, Stop, head};
-use super::token::Signer;
+use super::token::{Signer, Verdict};
 use super::{CollateralOptions, MockError, Pki};
 use crate::collateral::Collateral;
 use crate::denial::Denial;
@@ -23,38 +23,6 @@ use crate::quote::TdQuote;
 use crate::verify::{Appraisal, TrustedRoot, Verifier};
 
 const JSON: &str = "content-type: application/json\r\n";
-
-/// What is in the token.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub enum Verdict {
-    /// The truth, in PS384.
-    #[default]
-    Honest,
-    /// The truth, with the claims in a member `tdx`, as Intel's version 2 has them.
-    Nested,
-    /// The truth, in RS256.
-    Rs256,
-    /// `alg: none`, and no signature.
-    AlgorithmNone,
-    /// HS256, with the public key as the secret.
-    Hs256,
-    /// Signed by another key, under the name of the right one.
-    ForeignKey,
-    /// One bit of the signature is wrong.
-    BadSignature,
-    /// `jku` is this URL.
-    KeysElsewhere(String),
-    /// `kid` is of no key in the set.
-    UnknownKey,
-    /// `kid` is of a key of 1,024 bits.
-    ShortKey,
-    /// `exp` is now.
-    Expired,
-    /// `nbf` and `iat` are in five minutes.
-    NotYetValid,
-    /// This claim about the TD has this value; null takes it out.
-    Claim(&'static str, Value),
-}
 
 struct Shared {
     appraisals: AtomicUsize,

@@ -79,17 +79,17 @@ fn main() {
 #[cfg(feature = "mock")]
 fn storm() {
     use attest::mock::{
-        Certificate, CollateralOptions, Evidence, Key, LeafOptions, Machine, MachineOptions, Pki,
+        Certificate, CollateralOptions, Evidence, Key, LeafOptions, Pki, Platform, PlatformOptions,
     };
 
     const NOW: u64 = 1_800_000_000;
     let pki = Pki::new(&[7; 32]).unwrap();
-    let machine = Machine::new(&pki, &MachineOptions::default()).unwrap();
+    let platform = Platform::new(&pki, &PlatformOptions::default()).unwrap();
     let chains: Vec<_> = (0..1000)
         .map(|n| {
             let key = Key::derive(&[7; 32], &format!("client {n}")).unwrap();
             let (evidence, leaf) = (Evidence::default(), LeafOptions::default());
-            let certificate = Certificate::issue(&pki, &machine, &key, &evidence, &leaf).unwrap();
+            let certificate = Certificate::issue(&pki, &platform, &key, &evidence, &leaf).unwrap();
             certificate.chain_der().map(<[u8]>::to_vec)
         })
         .collect();

@@ -15,7 +15,7 @@
 //! | Type | Is |
 //! | --- | --- |
 //! | [`Pki`] | the root CA, both PCK CAs, the TCB signing certificate, the KMS CA; makes collateral |
-//! | [`Machine`] | one platform at one patch level: its PCK certificate; makes quotes |
+//! | [`Platform`] | one platform at one patch level: its PCK certificate; makes quotes |
 //! | [`Evidence`] | what a guest says of itself: measurements, event log, envelope |
 //! | [`Certificate`] | a leaf as dstack's guest agent hands out, with the evidence in it |
 //! | [`Pccs`] | a PCCS over HTTP that can be told to misbehave |
@@ -24,11 +24,11 @@
 //!
 //! ```
 //! # fn main() -> Result<(), attest::mock::MockError> {
-//! use attest::mock::{Certificate, CollateralOptions, Evidence, Key, LeafOptions, Machine, MachineOptions, Pki};
+//! use attest::mock::{Certificate, CollateralOptions, Evidence, Key, LeafOptions, Platform, PlatformOptions, Pki};
 //!
 //! const NOW: u64 = 1_800_000_000;
 //! let pki = Pki::new(&[7; 32])?;
-//! let machine = Machine::new(&pki, &MachineOptions::default())?;
+//! let machine = Platform::new(&pki, &PlatformOptions::default())?;
 //! let key = Key::derive(&[7; 32], "client 1")?;
 //! let client = Certificate::issue(&pki, &machine, &key, &Evidence::default(), &LeafOptions::default())?;
 //! let collateral = pki.collateral(&CollateralOptions::at(NOW))?;
@@ -61,12 +61,12 @@ pub use event::{DigestVersion, Event, SYSTEM_READY};
 pub use evidence::{Binding, Envelope, Evidence, PayloadForm, Rtmr3};
 pub use key::Key;
 pub use options::{CollateralOptions, Revoked, Tee};
-pub use pccs::{Pccs, PccsAnswers, Resource};
+pub use pccs::{Pccs, PccsResponses, Resource};
 pub use pki::{Pki, PkiOptions, Validity};
-pub use platform::{Machine, MachineOptions};
+pub use platform::{Platform, PlatformOptions};
 pub use quote::{QuoteFormat, TdReport};
 pub use tcb::{ModuleLevel, PlatformLevel, QeLevel};
-pub use token::Verdict;
+pub use token::TokenVariant;
 pub use trust_authority::TrustAuthority;
 
 /// What can go wrong while making mock data: only options that make no sense.

@@ -34,7 +34,7 @@ pub(super) fn check(quote: &TdQuote) -> Result<(), Denial> {
 #[cfg(all(test, feature = "mock"))]
 mod tests {
     use super::*;
-    use crate::mock::{Machine, MachineOptions, Pki, TdReport};
+    use crate::mock::{Pki, Platform, PlatformOptions, TdReport};
 
     /// Of TDATTRIBUTES in a quote of version 4: behind the header, TEE_TCB_SVN, MRSEAM, MRSIGNERSEAM and
     /// SEAMATTRIBUTES.
@@ -43,8 +43,8 @@ mod tests {
     #[test]
     fn each_bit_has_its_answer() {
         let pki = Pki::new(&[7; 32]).unwrap();
-        let machine = Machine::new(&pki, &MachineOptions::default()).unwrap();
-        let quote = machine.quote(&TdReport::default()).unwrap();
+        let platform = Platform::new(&pki, &PlatformOptions::default()).unwrap();
+        let quote = platform.quote(&TdReport::default()).unwrap();
         let refused = |bit: usize| {
             let mut bytes = quote.clone();
             bytes[ATTRIBUTES + bit / 8] ^= 1u8 << (bit % 8);

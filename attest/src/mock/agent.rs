@@ -14,13 +14,13 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::http::{Address, Connection, HUGE, Handler, Request, Server, Stop, head, send_huge};
-use super::{Evidence, MachineOptions, MockError, Pki};
+use super::{Evidence, MockError, Pki, PlatformOptions};
 use crate::agent::{Endpoint, Method};
 
 mod claims;
 mod guest;
 
-use guest::{Guest, Twist};
+use guest::{Fault, Guest};
 
 const JSON: &str = "content-type: application/json\r\n";
 const HTML: &str = "content-type: text/html\r\n";
@@ -47,7 +47,7 @@ pub struct AgentOptions {
     /// Its secret: another seed gives other keys.
     pub seed: [u8; 32],
     /// The machine below it.
-    pub machine: MachineOptions,
+    pub platform: PlatformOptions,
     /// What it says of itself. Report data comes from each request, unless
     /// [`binding`](Evidence::binding) says otherwise for certificates.
     pub evidence: Evidence,
@@ -69,7 +69,7 @@ impl AgentOptions {
             r#"{"manifest_version":2,"name":"mock","runner":"docker-compose"}"#.to_owned();
         Self {
             seed: [0; 32],
-            machine: MachineOptions::default(),
+            platform: PlatformOptions::default(),
             evidence: Evidence {
                 compose_hash: Sha256::digest(&app_compose).to_vec(),
                 ..Evidence::default()
@@ -99,17 +99,17 @@ pub enum AgentBehaviour {
     /// 200 with a page of HTML.
     Html,
     /// Sends half of the body and closes.
-    HalfBody,
+    TruncatedBody,
     /// Answers as it should, after this time.
-    Hang(Duration),
+    Delay(Duration),
     /// Closes the connection without an answer.
     Close,
     /// 200 with bytes that mean nothing.
     Garbage,
     /// Declares and sends 100 MB.
-    Huge,
+    Oversized,
     /// Sends 100 MB in chunks, without saying before how much it will be.
-    HugeChunked,
+    OversizedChunked,
     /// Sends a redirect to another host.
     Redirect,
     /// `GetTlsKey` gives a key that is not the certificate's.
@@ -134,7 +134,7 @@ impl Agent {
     /// Starts an agent whose certificates are issued by the KMS CA of `pki`.
     ///
     /// # Errors
-    /// [`MockError::Io`] if it cannot listen there; otherwise as [`Machine::new`](super::Machine::new).
+    /// [`MockError::Io`] if it cannot listen there; otherwise as [`Platform::new`](super::Platform::new).
     pub fn start(
         pki: Arc<Pki>,
         listen: AgentListen,
@@ -163,12 +163,12 @@ impl Agent {
     }
 
     /// From now on, answers everything like this.
-    pub fn behave(&self, behaviour: AgentBehaviour) {
+    pub fn set_behaviour(&self, behaviour: AgentBehaviour) {
         lock(&self.shared.behaviour).fill(behaviour);
     }
 
     /// From now on, answers this one like this.
-    pub fn behave_for(&self, method: Method, behaviour: AgentBehaviour) {
+    pub fn set_behaviour_for(&self, method: Method, behaviour: AgentBehaviour) {
         if let Some(slot) = lock(&self.shared.behaviour).get_mut(method as usize) {
             *slot = behaviour;
         }
@@ -217,28 +217,30 @@ impl Shared {
         stop: &Stop,
     ) -> io::Result<()> {
         match behaviour {
-            AgentBehaviour::Normal => self.respond(method, request, Twist::None, to),
-            AgentBehaviour::WrongKey => self.respond(method, request, Twist::Key, to),
-            AgentBehaviour::WrongReportData => self.respond(method, request, Twist::ReportData, to),
-            AgentBehaviour::Hang(time) => {
+            AgentBehaviour::Normal => self.respond(method, request, Fault::None, to),
+            AgentBehaviour::WrongKey => self.respond(method, request, Fault::WrongKey, to),
+            AgentBehaviour::WrongReportData => {
+                self.respond(method, request, Fault::WrongReportData, to)
+            }
+            AgentBehaviour::Delay(time) => {
                 stop.hold(time, |_| Ok(false))?;
-                self.respond(method, request, Twist::None, to)
+                self.respond(method, request, Fault::None, to)
             }
             AgentBehaviour::Status(status, body) => send(to, status, JSON, body.as_bytes()),
             AgentBehaviour::Html => send(to, 200, HTML, PAGE),
             AgentBehaviour::Garbage => send(to, 200, JSON, GARBAGE),
             AgentBehaviour::Redirect => send(to, 302, ELSEWHERE, b""),
             AgentBehaviour::Close => Ok(()),
-            AgentBehaviour::HalfBody => {
-                let (status, body) = self.result(method, request, Twist::None);
+            AgentBehaviour::TruncatedBody => {
+                let (status, body) = self.result(method, request, Fault::None);
                 let half = body.get(..body.len() / 2).unwrap_or_default();
                 to.write_all(&[&head(status, JSON, body.len()), half].concat())
             }
-            AgentBehaviour::Huge => {
+            AgentBehaviour::Oversized => {
                 to.write_all(&head(200, JSON, HUGE))?;
                 send_huge(to, b"")
             }
-            AgentBehaviour::HugeChunked => {
+            AgentBehaviour::OversizedChunked => {
                 to.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")?;
                 send_huge(to, b"10000\r\n")
             }
@@ -249,17 +251,17 @@ impl Shared {
         &self,
         method: Method,
         request: &Request,
-        twist: Twist,
+        fault: Fault,
         to: &mut dyn Connection,
     ) -> io::Result<()> {
-        let (status, body) = self.result(method, request, twist);
+        let (status, body) = self.result(method, request, fault);
         send(to, status, JSON, &body)
     }
 
     /// Status and body.
-    fn result(&self, method: Method, request: &Request, twist: Twist) -> (u16, Vec<u8>) {
+    fn result(&self, method: Method, request: &Request, fault: Fault) -> (u16, Vec<u8>) {
         let answer = match (request.method.as_str(), request.content_type.as_deref()) {
-            ("POST", Some("application/json")) => self.guest.answer(method, &request.body, twist),
+            ("POST", Some("application/json")) => self.guest.answer(method, &request.body, fault),
             // dstack reads anything else as protobuf, which JSON is not.
             ("POST", _) => Err("failed to decode Protobuf message".to_owned()),
             (other, _) => Err(format!("Method not allowed: {other}")),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::http::{Connection, HUGE, Stop, head, send_huge};
 
-/// Longest time that [`Behaviour::Silent`] and [`Behaviour::Trickle`] hold a connection.
+/// Longest time that [`Behaviour::Stall`] and [`Behaviour::Trickle`] hold a connection.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
 
 /// How a server over HTTP answers.
@@ -13,25 +13,25 @@ const LONGEST_HOLD: Duration = Duration::from_secs(60);
 pub enum Behaviour {
     /// As it should.
     #[default]
-    Honest,
+    Normal,
     /// Closes each connection without an answer.
-    Down,
+    Close,
     /// Takes the request and says nothing.
-    Silent,
+    Stall,
     /// Sends one byte of the answer every 100 ms.
     Trickle,
     /// Sends half of the body and closes.
-    HalfBody,
+    TruncatedBody,
     /// Declares and sends 100 MB.
-    Huge,
+    Oversized,
     /// Sends 100 MB in chunks, without saying before how much it will be.
-    HugeChunked,
+    OversizedChunked,
     /// 200 with a page of HTML.
     Html,
     /// This status, without a body.
     Status(u16),
     /// The right body without the headers that belong to it.
-    NoHeader,
+    MissingHeader,
     /// Sends a redirect to another host.
     Redirect,
 }
@@ -46,10 +46,10 @@ impl Behaviour {
         body: &[u8],
     ) -> io::Result<()> {
         match self {
-            Self::Honest => to.write_all(&[&head(200, headers, body.len()), body].concat()),
-            Self::NoHeader => to.write_all(&[&head(200, "", body.len()), body].concat()),
-            Self::Down => Ok(()),
-            Self::Silent => stop.hold(LONGEST_HOLD, |_| Ok(false)),
+            Self::Normal => to.write_all(&[&head(200, headers, body.len()), body].concat()),
+            Self::MissingHeader => to.write_all(&[&head(200, "", body.len()), body].concat()),
+            Self::Close => Ok(()),
+            Self::Stall => stop.hold(LONGEST_HOLD, |_| Ok(false)),
             Self::Trickle => {
                 let bytes = [&head(200, headers, body.len()), body].concat();
                 let mut bytes = bytes.iter();
@@ -60,15 +60,15 @@ impl Behaviour {
                     _ => Ok(false),
                 })
             }
-            Self::HalfBody => {
+            Self::TruncatedBody => {
                 let half = body.get(..body.len() / 2).unwrap_or_default();
                 to.write_all(&[&head(200, headers, body.len()), half].concat())
             }
-            Self::Huge => {
+            Self::Oversized => {
                 to.write_all(&head(200, headers, HUGE))?;
                 send_huge(to, b"")
             }
-            Self::HugeChunked => {
+            Self::OversizedChunked => {
                 to.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")?;
                 send_huge(to, b"10000\r\n")
             }

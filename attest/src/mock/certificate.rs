@@ -6,7 +6,7 @@ use rcgen::{
 
 use super::pki::params;
 use super::platform::tlv;
-use super::{Binding, Envelope, Evidence, Key, Machine, MockError, Pki, Validity};
+use super::{Binding, Envelope, Evidence, Key, MockError, Pki, Platform, Validity};
 
 /// 1.3.6.1.4.1.62397.1, under which dstack's extensions are. [dstack `ra-tls/src/oids.rs`]
 const DSTACK_ARC: [u64; 8] = [1, 3, 6, 1, 4, 1, 62_397, 1];
@@ -80,14 +80,14 @@ impl Certificate {
     /// year 9999, evidence above 64 KiB.
     pub fn issue(
         pki: &Pki,
-        machine: &Machine,
+        platform: &Platform,
         key: &Key,
         evidence: &Evidence,
         leaf: &LeafOptions,
     ) -> Result<Self, MockError> {
         let quote = match evidence.envelope {
             Envelope::None => None,
-            _ => Some(evidence.quote(machine, key)?),
+            _ => Some(evidence.quote(platform, key)?),
         };
         let serial = match leaf.number {
             0 => format!("leaf {}", leaf.subject),

@@ -55,7 +55,7 @@ impl Pki {
             pck_ca,
             tcb_signer,
             root,
-            machine: _,
+            platform: _,
         } = options.revoked;
         [
             (pck_ca, ca.as_str()),
@@ -70,13 +70,13 @@ impl Pki {
 
     fn revoked_by_pck_ca(&self, options: &CollateralOptions) -> Vec<SerialNumber> {
         // An unrelated entry is always there: Intel's list is never empty.
-        let machine = options
+        let platform = options
             .revoked
-            .machine
+            .platform
             .map(|name| serial(&self.seed, &format!("pck {name}")));
         [serial(&self.seed, "a PCK certificate of old")]
             .into_iter()
-            .chain(machine)
+            .chain(platform)
             .collect()
     }
 }

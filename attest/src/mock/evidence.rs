@@ -9,7 +9,7 @@ use parity_scale_codec::Encode;
 use serde::{Serialize, Serializer};
 
 use super::event::{RUNTIME_EVENT, replay};
-use super::{DigestVersion, Event, Key, Machine, MockError, SYSTEM_READY, TdReport};
+use super::{DigestVersion, Event, Key, MockError, Platform, SYSTEM_READY, TdReport};
 
 /// In which extension, and how, a certificate carries evidence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -141,7 +141,7 @@ impl Evidence {
     ///
     /// # Errors
     /// [`MockError`]; not seen.
-    pub fn quote(&self, machine: &Machine, key: &Key) -> Result<Vec<u8>, MockError> {
+    pub fn quote(&self, platform: &Platform, key: &Key) -> Result<Vec<u8>, MockError> {
         let report_data = match &self.binding {
             Binding::Own => key.report_data(),
             Binding::Bytes(bytes) => *bytes,
@@ -150,7 +150,7 @@ impl Evidence {
             Rtmr3::Replayed => replay(&self.events(), self.digests)?,
             Rtmr3::Bytes(bytes) => *bytes,
         };
-        machine.quote(&TdReport {
+        platform.quote(&TdReport {
             report_data,
             rtmr3,
             ..self.report.clone()
@@ -209,7 +209,7 @@ impl Evidence {
                 version,
             })
             .collect();
-        let stack = Stack {
+        let stack = StackEvidence {
             report_data: report_data.to_vec(),
             runtime_events,
             config: self.config(),
@@ -218,7 +218,7 @@ impl Evidence {
             version: 1,
             platform: Tagged {
                 kind: "tdx",
-                data: Platform { quote, event_log },
+                data: PlatformEvidence { quote, event_log },
             },
             stack: Tagged {
                 kind: "dstack",
@@ -263,8 +263,8 @@ impl Evidence {
 #[derive(Serialize)]
 struct Attestation<'a> {
     version: u64,
-    platform: Tagged<Platform<'a>>,
-    stack: Tagged<Stack<'a>>,
+    platform: Tagged<PlatformEvidence<'a>>,
+    stack: Tagged<StackEvidence<'a>>,
 }
 
 #[derive(Serialize)]
@@ -274,14 +274,14 @@ struct Tagged<T> {
 }
 
 #[derive(Serialize)]
-struct Platform<'a> {
+struct PlatformEvidence<'a> {
     /// serde writes a slice of `u8` as an array of integers: what dstack does too.
     quote: &'a [u8],
     event_log: Vec<LogEvent<'a>>,
 }
 
 #[derive(Serialize)]
-struct Stack<'a> {
+struct StackEvidence<'a> {
     report_data: Vec<u8>,
     runtime_events: Vec<RuntimeEvent<'a>>,
     config: String,

@@ -25,7 +25,7 @@ pub enum Tee {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Revoked {
     /// The PCK certificate of the machine with this name, by the PCK CRL.
-    pub machine: Option<&'static str>,
+    pub platform: Option<&'static str>,
     /// The PCK CA of the collateral, by the root CRL.
     pub pck_ca: bool,
     /// The TCB signing certificate, by the root CRL.

@@ -30,14 +30,14 @@ pub enum Resource {
 
 /// What an honest PCCS knows.
 #[derive(Clone, Debug, Default)]
-pub struct PccsAnswers {
+pub struct PccsResponses {
     known: Vec<(CollateralKey, QuoteCollateralV3)>,
 }
 
-impl PccsAnswers {
+impl PccsResponses {
     /// Nothing: 404 for everything.
     #[must_use]
-    pub fn none() -> Self {
+    pub fn empty() -> Self {
         Self::default()
     }
 
@@ -149,7 +149,7 @@ fn signed(name: &str, json: &str, signature: &[u8]) -> Vec<u8> {
 struct Shared {
     requests: [AtomicUsize; 4],
     behaviour: Mutex<[Behaviour; 4]>,
-    answers: Mutex<PccsAnswers>,
+    answers: Mutex<PccsResponses>,
 }
 
 /// A PCCS that listens on 127.0.0.1 until it is dropped.
@@ -163,7 +163,7 @@ impl Pccs {
     ///
     /// # Errors
     /// [`MockError::Io`] if there is none, or no thread.
-    pub fn start(answers: PccsAnswers) -> Result<Self, MockError> {
+    pub fn start(answers: PccsResponses) -> Result<Self, MockError> {
         let shared = Arc::new(Shared {
             answers: Mutex::new(answers),
             ..Shared::default()
@@ -179,19 +179,19 @@ impl Pccs {
     }
 
     /// From now on, answers everything like this.
-    pub fn behave(&self, behaviour: Behaviour) {
+    pub fn set_behaviour(&self, behaviour: Behaviour) {
         *lock(&self.shared.behaviour) = [behaviour; 4];
     }
 
     /// From now on, answers this one like this.
-    pub fn behave_for(&self, resource: Resource, behaviour: Behaviour) {
+    pub fn set_behaviour_for(&self, resource: Resource, behaviour: Behaviour) {
         if let Some(slot) = lock(&self.shared.behaviour).get_mut(resource as usize) {
             *slot = behaviour;
         }
     }
 
     /// From now on, knows these: newer, expired, or signed by somebody else.
-    pub fn replace(&self, answers: PccsAnswers) {
+    pub fn set_responses(&self, answers: PccsResponses) {
         *lock(&self.shared.answers) = answers;
     }
 

@@ -75,14 +75,14 @@ impl Pki {
     /// # Errors
     /// [`MockError`]; not seen.
     pub fn new(seed: &[u8; 32]) -> Result<Self, MockError> {
-        Self::with(seed, &PkiOptions::default())
+        Self::with_options(seed, &PkiOptions::default())
     }
 
     /// With the dates that `options` says.
     ///
     /// # Errors
     /// [`MockError::Date`] for a date after the year 9999.
-    pub fn with(seed: &[u8; 32], options: &PkiOptions) -> Result<Self, MockError> {
+    pub fn with_options(seed: &[u8; 32], options: &PkiOptions) -> Result<Self, MockError> {
         let root = ca(
             seed,
             "root",

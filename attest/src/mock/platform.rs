@@ -22,7 +22,7 @@ const SEQUENCE: u8 = 0x30;
 
 /// What machine to make.
 #[derive(Clone, Debug)]
-pub struct MachineOptions {
+pub struct PlatformOptions {
     /// Its name: another name is another machine, with keys and a serial number of its own.
     pub name: &'static str,
     /// Platform family.
@@ -30,7 +30,7 @@ pub struct MachineOptions {
     /// Which CA issues its PCK certificate.
     pub ca: CaType,
     /// Patch level of the firmware.
-    pub platform: PlatformLevel,
+    pub level: PlatformLevel,
     /// Patch level of the TDX module.
     pub module: ModuleLevel,
     /// Patch level of the quoting enclave.
@@ -39,14 +39,14 @@ pub struct MachineOptions {
     pub validity: Validity,
 }
 
-impl Default for MachineOptions {
+impl Default for PlatformOptions {
     /// Up to date, of the platform CA.
     fn default() -> Self {
         Self {
             name: "machine 1",
             fmspc: DEFAULT_FMSPC,
             ca: CaType::Platform,
-            platform: PlatformLevel::default(),
+            level: PlatformLevel::default(),
             module: ModuleLevel::default(),
             qe: QeLevel::default(),
             validity: Validity::default(),
@@ -54,20 +54,20 @@ impl Default for MachineOptions {
     }
 }
 
-impl MachineOptions {
+impl PlatformOptions {
     /// The default machine with its firmware at `level`.
     #[must_use]
-    pub fn at(level: PlatformLevel) -> Self {
+    pub fn with_level(level: PlatformLevel) -> Self {
         Self {
-            platform: level,
+            level,
             ..Self::default()
         }
     }
 }
 
 /// A platform that can quote.
-pub struct Machine {
-    pub(super) options: MachineOptions,
+pub struct Platform {
+    pub(super) options: PlatformOptions,
     pub(super) pck_key: Key,
     /// The attestation key of its quoting enclave.
     pub(super) attestation_key: Key,
@@ -75,12 +75,12 @@ pub struct Machine {
     pub(super) pck_chain_pem: String,
 }
 
-impl Machine {
+impl Platform {
     /// A machine whose PCK certificate was issued by the CA of `pki` that `options` names.
     ///
     /// # Errors
     /// [`MockError::Date`] for a date after the year 9999.
-    pub fn new(pki: &Pki, options: &MachineOptions) -> Result<Self, MockError> {
+    pub fn new(pki: &Pki, options: &PlatformOptions) -> Result<Self, MockError> {
         let label = format!("pck {}", options.name);
         let pck_key = Key::derive(&pki.seed, &label)?;
         let mut params = params(&pki.seed, &label, options.validity)?;
@@ -104,7 +104,7 @@ impl Machine {
 
     /// Which collateral judges this machine.
     #[must_use]
-    pub fn key(&self) -> CollateralKey {
+    pub fn collateral_key(&self) -> CollateralKey {
         CollateralKey {
             fmspc: self.options.fmspc,
             ca: self.options.ca,
@@ -117,16 +117,16 @@ impl Machine {
     }
 }
 
-fn cpu_svn(options: &MachineOptions) -> [u8; 16] {
+fn cpu_svn(options: &PlatformOptions) -> [u8; 16] {
     let mut svn = [0; 16];
     let (first, _) = svn.split_at_mut(4);
-    first.copy_from_slice(&[options.platform.svn(), 2, 2, 2]);
+    first.copy_from_slice(&[options.level.svn(), 2, 2, 2]);
     svn
 }
 
 /// The content of the SGX extension: PPID, TCB, PCEID, FMSPC, type and, from the platform CA, the
 /// platform instance and its configuration.
-fn sgx_extension(options: &MachineOptions) -> Result<Vec<u8>, MockError> {
+fn sgx_extension(options: &PlatformOptions) -> Result<Vec<u8>, MockError> {
     let ppid = Key::derive(&[0; 32], options.name)?.report_data();
     let id = |at: usize| ppid.get(at..at + 16).unwrap_or_default().to_vec();
     let mut fields = vec![
@@ -151,7 +151,7 @@ fn sgx_extension(options: &MachineOptions) -> Result<Vec<u8>, MockError> {
     tlv(SEQUENCE, &fields.concat())
 }
 
-fn tcb_field(options: &MachineOptions) -> Result<Vec<u8>, MockError> {
+fn tcb_field(options: &PlatformOptions) -> Result<Vec<u8>, MockError> {
     let svn = cpu_svn(options);
     let mut fields = Vec::new();
     for (which, component) in (1..).zip(svn) {

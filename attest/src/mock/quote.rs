@@ -8,7 +8,7 @@
 use sha2::{Digest, Sha256};
 
 use super::tcb::{MODULE_SIGNER, PCE_SVN, QE_ATTRIBUTES, QE_SIGNER, qe_prod_id};
-use super::{Machine, MockError, Tee};
+use super::{MockError, Platform, Tee};
 
 /// Intel's QE vendor ID, 939A7233-F79C-4CA9-940A-0DB3957F0607.
 const INTEL_QE_VENDOR: [u8; 16] = [
@@ -95,7 +95,7 @@ impl Default for TdReport {
     }
 }
 
-impl Machine {
+impl Platform {
     /// A quote of this machine over `report`, signed.
     ///
     /// # Errors

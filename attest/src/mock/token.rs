@@ -30,10 +30,10 @@ static KEYS: LazyLock<Option<[KeyPair; 2]>> = LazyLock::new(|| {
 
 /// What is in the token.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub enum Verdict {
+pub enum TokenVariant {
     /// The truth, in PS384.
     #[default]
-    Honest,
+    Valid,
     /// The truth, with the claims in a member `tdx`, as Intel's version 2 has them.
     Nested,
     /// The truth, in RS256.
@@ -43,11 +43,11 @@ pub enum Verdict {
     /// HS256, with the public key as the secret.
     Hs256,
     /// Signed by another key, under the name of the right one.
-    ForeignKey,
+    WrongKey,
     /// One bit of the signature is wrong.
     BadSignature,
     /// `jku` is this URL.
-    KeysElsewhere(String),
+    OtherJku(String),
     /// `kid` is of no key in the set.
     UnknownKey,
     /// `kid` is of a key of 1,024 bits.
@@ -94,18 +94,18 @@ impl Signer {
         appraisal: &Appraisal,
         now: u64,
         (jku, kid): (&str, &str),
-        verdict: &Verdict,
+        verdict: &TokenVariant,
     ) -> Result<String, MockError> {
         let (alg, kid) = match verdict {
-            Verdict::AlgorithmNone => ("none", kid.to_owned()),
-            Verdict::Hs256 => ("HS256", kid.to_owned()),
-            Verdict::Rs256 => ("RS256", format!("{kid}-rs256")),
-            Verdict::ShortKey => ("PS384", format!("{kid}-short")),
-            Verdict::UnknownKey => ("PS384", format!("{kid}-unknown")),
+            TokenVariant::AlgorithmNone => ("none", kid.to_owned()),
+            TokenVariant::Hs256 => ("HS256", kid.to_owned()),
+            TokenVariant::Rs256 => ("RS256", format!("{kid}-rs256")),
+            TokenVariant::ShortKey => ("PS384", format!("{kid}-short")),
+            TokenVariant::UnknownKey => ("PS384", format!("{kid}-unknown")),
             _ => ("PS384", kid.to_owned()),
         };
         let jku = match verdict {
-            Verdict::KeysElsewhere(url) => url,
+            TokenVariant::OtherJku(url) => url,
             _ => jku,
         };
         let header = json!({"alg": alg, "jku": jku, "kid": kid, "typ": "JWT"});
@@ -116,23 +116,23 @@ impl Signer {
             encode(claims.to_string().as_bytes())
         );
         let mut signature = self.sign(signed.as_bytes(), verdict)?;
-        if let (Verdict::BadSignature, Some(last)) = (verdict, signature.last_mut()) {
+        if let (TokenVariant::BadSignature, Some(last)) = (verdict, signature.last_mut()) {
             *last ^= 1;
         }
         Ok(format!("{signed}.{}", encode(&signature)))
     }
 
-    fn sign(&self, signed: &[u8], verdict: &Verdict) -> Result<Vec<u8>, MockError> {
+    fn sign(&self, signed: &[u8], verdict: &TokenVariant) -> Result<Vec<u8>, MockError> {
         let (key, encoding): (_, &'static dyn aws_lc_rs::signature::RsaEncoding) = match verdict {
-            Verdict::AlgorithmNone => return Ok(Vec::new()),
-            Verdict::Hs256 => {
+            TokenVariant::AlgorithmNone => return Ok(Vec::new()),
+            TokenVariant::Hs256 => {
                 // The old trick: the public key, which everybody has, as the shared secret.
                 let secret = self.own.public_key().as_ref();
                 let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
                 return Ok(hmac::sign(&key, signed).as_ref().to_vec());
             }
-            Verdict::ForeignKey => (self.foreign, &RSA_PSS_SHA384),
-            Verdict::Rs256 => (self.own, &RSA_PKCS1_SHA256),
+            TokenVariant::WrongKey => (self.foreign, &RSA_PSS_SHA384),
+            TokenVariant::Rs256 => (self.own, &RSA_PKCS1_SHA256),
             _ => (self.own, &RSA_PSS_SHA384),
         };
         let mut signature = vec![0; key.public_modulus_len()];
@@ -143,7 +143,7 @@ impl Signer {
 }
 
 /// The claims about the TD, from the quote itself.
-fn claims(quote: &TdQuote, appraisal: &Appraisal, verdict: &Verdict) -> Value {
+fn claims(quote: &TdQuote, appraisal: &Appraisal, verdict: &TokenVariant) -> Value {
     let report = quote.report();
     let [rtmr0, rtmr1, rtmr2, rtmr3] = report.rtmrs().map(|rtmr| rtmr.to_string());
     let [under_debug, ..] = report.attributes();
@@ -161,7 +161,7 @@ fn claims(quote: &TdQuote, appraisal: &Appraisal, verdict: &Verdict) -> Value {
         "tdx_is_debuggable": debug,
         "tdx_td_attributes_debug": debug,
     });
-    if let (Verdict::Claim(name, value), Some(claims)) = (verdict, claims.as_object_mut()) {
+    if let (TokenVariant::Claim(name, value), Some(claims)) = (verdict, claims.as_object_mut()) {
         match value {
             Value::Null => claims.remove(*name),
             value => claims.insert((*name).to_owned(), value.clone()),
@@ -171,10 +171,10 @@ fn claims(quote: &TdQuote, appraisal: &Appraisal, verdict: &Verdict) -> Value {
 }
 
 /// With dates beside them; version 2 has the claims in a member of their own.
-fn dated(claims: Value, now: u64, verdict: &Verdict) -> Value {
+fn dated(claims: Value, now: u64, verdict: &TokenVariant) -> Value {
     let from = match verdict {
-        Verdict::Expired => now.saturating_sub(LIFETIME),
-        Verdict::NotYetValid => now.saturating_add(LIFETIME),
+        TokenVariant::Expired => now.saturating_sub(LIFETIME),
+        TokenVariant::NotYetValid => now.saturating_add(LIFETIME),
         _ => now,
     };
     let mut dated = json!({
@@ -187,7 +187,7 @@ fn dated(claims: Value, now: u64, verdict: &Verdict) -> Value {
         return dated;
     };
     match (verdict, claims) {
-        (Verdict::Nested, claims) => drop(members.insert("tdx".to_owned(), claims)),
+        (TokenVariant::Nested, claims) => drop(members.insert("tdx".to_owned(), claims)),
         (_, Value::Object(claims)) => members.extend(claims),
         _ => {}
     }

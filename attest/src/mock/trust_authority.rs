@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::behaviour::Behaviour;
 use super::http::{Connection, Handler, Request, Server, Stop, head};
-use super::token::{Signer, Verdict};
+use super::token::{Signer, TokenVariant};
 use super::{CollateralOptions, MockError, Pki};
 use crate::collateral::Collateral;
 use crate::denial::Denial;
@@ -30,15 +30,15 @@ struct Shared {
     kid: AtomicUsize,
     now: AtomicU64,
     behaviour: Mutex<(Behaviour, Behaviour)>,
-    verdict: Mutex<Verdict>,
-    judge: Judge,
+    verdict: Mutex<TokenVariant>,
+    appraiser: Appraiser,
     signer: Signer,
     /// Known once it listens.
     url: OnceLock<String>,
 }
 
 /// Verifies quotes, and accepts whatever is genuine: a relying party's policy comes after it.
-struct Judge {
+struct Appraiser {
     verifier: Verifier,
     collateral: Collateral,
     policy: Policy,
@@ -60,7 +60,7 @@ impl TrustAuthority {
     /// [`MockError::Io`] if there is no port or thread; [`MockError::Key`] without an RSA key.
     pub fn start(pki: &Pki, now: u64) -> Result<Self, MockError> {
         let root = TrustedRoot::dangerous(pki.root_der());
-        let judge = Judge {
+        let appraiser = Appraiser {
             verifier: Verifier::new(root.map_err(|e| MockError::Key(e.to_string()))?),
             collateral: pki.parsed_collateral(&CollateralOptions::at(now))?,
             policy: Policy::new(Settings {
@@ -75,7 +75,7 @@ impl TrustAuthority {
             now: AtomicU64::new(now),
             behaviour: Mutex::default(),
             verdict: Mutex::default(),
-            judge,
+            appraiser,
             signer: Signer::new()?,
             url: OnceLock::new(),
         });
@@ -91,22 +91,22 @@ impl TrustAuthority {
     }
 
     /// From now on, answers requests for appraisals like this.
-    pub fn behave(&self, behaviour: Behaviour) {
+    pub fn set_behaviour(&self, behaviour: Behaviour) {
         lock(&self.shared.behaviour).0 = behaviour;
     }
 
     /// From now on, answers requests for its keys like this.
-    pub fn behave_for_keys(&self, behaviour: Behaviour) {
+    pub fn set_key_behaviour(&self, behaviour: Behaviour) {
         lock(&self.shared.behaviour).1 = behaviour;
     }
 
     /// From now on, says this.
-    pub fn say(&self, verdict: Verdict) {
+    pub fn set_token(&self, verdict: TokenVariant) {
         *lock(&self.shared.verdict) = verdict;
     }
 
     /// From now on, its key has another name, and the old one is in the set no more.
-    pub fn rotate(&self) {
+    pub fn rotate_key(&self) {
         self.shared.kid.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -144,11 +144,11 @@ impl Handler for Shared {
                 self.key_fetches.fetch_add(1, Ordering::Relaxed);
                 (for_keys, Ok(self.signer.key_set(&self.kid()).to_string()))
             }
-            _ => (Behaviour::Honest, Err(404)),
+            _ => (Behaviour::Normal, Err(404)),
         };
         match answer {
             Ok(body) => behaviour.answer(to, stop, JSON, body.as_bytes()),
-            Err(status) if behaviour == Behaviour::Honest => to.write_all(&head(status, "", 0)),
+            Err(status) if behaviour == Behaviour::Normal => to.write_all(&head(status, "", 0)),
             Err(_) => behaviour.answer(to, stop, JSON, b""),
         }
     }
@@ -169,11 +169,11 @@ impl Shared {
         let quote = BASE64_STANDARD.decode(quote.ok_or(400u16)?);
         let quote = TdQuote::parse(&quote.map_err(|_| 400u16)?).map_err(|_| 400u16)?;
         let now = self.now.load(Ordering::Relaxed);
-        let Judge {
+        let Appraiser {
             verifier,
             collateral,
             policy,
-        } = &self.judge;
+        } = &self.appraiser;
         let appraisal = match verifier.appraise(&quote, collateral, policy, now) {
             // Intel's service says what the attributes are, and leaves it at that.
             Err(Denial::TdAttributes) => Ok(Appraisal {

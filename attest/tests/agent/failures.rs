@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use attest::agent::{Agent, AgentError, AgentOptions, MAX_ANSWER_LEN, Method};
-use attest::mock::{AgentBehaviour, Binding, Evidence, Key, Machine, MachineOptions};
+use attest::mock::{AgentBehaviour, Binding, Evidence, Key, Platform, PlatformOptions};
 
 use crate::{agent, block, client, malformed, patient, pki, server_request};
 
@@ -45,19 +45,22 @@ fn every_misbehaviour_has_its_error() {
             (status(200, "\"text\""), no_json.clone()),
             (AgentBehaviour::Html, no_json.clone()),
             (AgentBehaviour::Garbage, no_json.clone()),
-            (AgentBehaviour::HalfBody, AgentError::HungUp { method }),
+            (AgentBehaviour::TruncatedBody, AgentError::HungUp { method }),
             (AgentBehaviour::Close, AgentError::HungUp { method }),
-            (AgentBehaviour::Huge, AgentError::TooLarge { method, limit }),
             (
-                AgentBehaviour::HugeChunked,
+                AgentBehaviour::Oversized,
+                AgentError::TooLarge { method, limit },
+            ),
+            (
+                AgentBehaviour::OversizedChunked,
                 AgentError::TooLarge { method, limit },
             ),
         ] {
-            mock.agent.behave_for(method, behaviour.clone());
+            mock.agent.set_behaviour_for(method, behaviour.clone());
             let outcome = block(ask(&client, method));
             assert_eq!(outcome, Err(error), "{method} {behaviour:?}");
         }
-        mock.agent.behave_for(method, AgentBehaviour::Normal);
+        mock.agent.set_behaviour_for(method, AgentBehaviour::Normal);
         assert_eq!(block(ask(&client, method)), Ok(()));
     }
 }
@@ -77,7 +80,7 @@ fn an_answer_that_does_not_come() {
     };
     let client = client(mock.agent.endpoint(), quick);
     mock.agent
-        .behave(AgentBehaviour::Hang(Duration::from_secs(60)));
+        .set_behaviour(AgentBehaviour::Delay(Duration::from_secs(60)));
     let begun = Instant::now();
     for method in Method::ALL {
         let outcome = block(ask(&client, method));
@@ -101,7 +104,7 @@ fn a_quote_has_more_time_than_the_rest() {
     };
     let client = client(mock.agent.endpoint(), options);
     mock.agent
-        .behave(AgentBehaviour::Hang(Duration::from_millis(300)));
+        .set_behaviour(AgentBehaviour::Delay(Duration::from_millis(300)));
     for method in Method::ALL {
         let quotes = matches!(
             method,
@@ -114,7 +117,7 @@ fn a_quote_has_more_time_than_the_rest() {
 #[test]
 fn a_key_that_is_not_the_certificates() {
     let mock = agent();
-    mock.agent.behave(AgentBehaviour::WrongKey);
+    mock.agent.set_behaviour(AgentBehaviour::WrongKey);
     let error = block(mock.client().tls_key(&server_request())).unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -126,7 +129,7 @@ fn a_key_that_is_not_the_certificates() {
 #[test]
 fn a_quote_over_something_else() {
     let mock = agent();
-    mock.agent.behave(AgentBehaviour::WrongReportData);
+    mock.agent.set_behaviour(AgentBehaviour::WrongReportData);
     let why = "is over other report data than asked for";
     let error = block(mock.client().quote(b"data")).unwrap_err();
     assert_eq!(malformed(error), ("quote", why));
@@ -148,7 +151,7 @@ fn an_envelope_around_a_quote_over_something_else() {
     let asked = padded(b"data");
     let other = padded(b"other");
     let pki = pki();
-    let machine = Machine::new(&pki, &MachineOptions::default()).unwrap();
+    let platform = Platform::new(&pki, &PlatformOptions::default()).unwrap();
     let key = Key::derive(&[1; 32], "any").unwrap();
     // What the quote is over, and what stands beside it.
     for (quoted, stated, fine) in [
@@ -160,12 +163,12 @@ fn an_envelope_around_a_quote_over_something_else() {
             binding: Binding::Bytes(quoted),
             ..Evidence::default()
         };
-        let quote = evidence.quote(&machine, &key).unwrap();
+        let quote = evidence.quote(&platform, &key).unwrap();
         let v1 = evidence.v1(&quote, stated).unwrap();
         for attestation in [evidence.v0(&quote, stated), v1] {
             let answer = serde_json::json!({ "attestation": hex::encode(attestation) });
             let mock = agent();
-            mock.agent.behave(status(200, &answer.to_string()));
+            mock.agent.set_behaviour(status(200, &answer.to_string()));
             let outcome = block(mock.client().attest(b"data"));
             assert_eq!(outcome.is_ok(), fine, "{outcome:?}");
         }
@@ -187,7 +190,7 @@ fn changed(
     let mut answer = serde_json::from_slice(&body).unwrap();
     change(&mut answer);
     let body = serde_json::to_string(&answer).unwrap();
-    mock.agent.behave(AgentBehaviour::Status(200, body));
+    mock.agent.set_behaviour(AgentBehaviour::Status(200, body));
     malformed(block(ask(&mock.client(), method)).unwrap_err())
 }
 

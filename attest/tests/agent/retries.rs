@@ -31,10 +31,10 @@ fn options(attempts: u32, before_wait: impl Fn(u32) + Send + Sync + 'static) -> 
 fn attempts_at(behaviour: AgentBehaviour, attempts: u32) -> (usize, Result<(), AgentError>) {
     let mock = agent();
     let mut options = options(attempts, |_| ());
-    if matches!(behaviour, AgentBehaviour::Hang(_)) {
+    if matches!(behaviour, AgentBehaviour::Delay(_)) {
         options.deadline = Duration::from_millis(100);
     }
-    mock.agent.behave(behaviour);
+    mock.agent.set_behaviour(behaviour);
     let client = client(mock.agent.endpoint(), options);
     let outcome = block(client.version()).map(drop);
     (mock.agent.requests(Method::Version), outcome)
@@ -45,8 +45,8 @@ fn only_what_may_pass_is_tried_again() {
     let status = |code| AgentBehaviour::Status(code, "{}".to_owned());
     for (behaviour, requests, code) in [
         (AgentBehaviour::Close, 3, "hung_up"),
-        (AgentBehaviour::HalfBody, 3, "hung_up"),
-        (AgentBehaviour::Hang(Duration::from_secs(60)), 3, "timeout"),
+        (AgentBehaviour::TruncatedBody, 3, "hung_up"),
+        (AgentBehaviour::Delay(Duration::from_secs(60)), 3, "timeout"),
         (status(500), 3, "status"),
         (status(503), 3, "status"),
         (status(400), 1, "status"),
@@ -55,7 +55,7 @@ fn only_what_may_pass_is_tried_again() {
         (status(200), 1, "malformed"),
         (AgentBehaviour::Html, 1, "not_json"),
         (AgentBehaviour::Garbage, 1, "not_json"),
-        (AgentBehaviour::Huge, 1, "too_large"),
+        (AgentBehaviour::Oversized, 1, "too_large"),
     ] {
         let (asked, outcome) = attempts_at(behaviour.clone(), 3);
         let error = outcome.unwrap_err();
@@ -107,10 +107,10 @@ fn an_agent_that_never_comes_is_not_waited_for_forever() {
 #[test]
 fn an_agent_that_recovers_is_asked_again() {
     let mock = Arc::new(agent());
-    mock.agent.behave(AgentBehaviour::Close);
+    mock.agent.set_behaviour(AgentBehaviour::Close);
     let recovering = Arc::clone(&mock);
     let recover = move |wait| {
-        recovering.agent.behave(match wait {
+        recovering.agent.set_behaviour(match wait {
             1 => AgentBehaviour::Status(503, "{}".to_owned()),
             _ => AgentBehaviour::Normal,
         });

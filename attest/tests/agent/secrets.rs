@@ -77,12 +77,13 @@ fn errors_show_no_key() {
         (200, tls[..tls.len() / 2].to_owned()),
         (200, derived[..derived.len() / 2].to_owned()),
     ] {
-        mock.agent.behave(AgentBehaviour::Status(status, body));
+        mock.agent
+            .set_behaviour(AgentBehaviour::Status(status, body));
         errors.extend(block(mock.client().tls_key(&server_request())).err());
         errors.extend(block(mock.client().key("", "")).err());
     }
     mock.agent
-        .behave_for(Method::GetTlsKey, AgentBehaviour::WrongKey);
+        .set_behaviour_for(Method::GetTlsKey, AgentBehaviour::WrongKey);
     errors.extend(block(mock.client().tls_key(&server_request())).err());
     assert!(errors.len() >= 17, "{}", errors.len());
     for error in errors {

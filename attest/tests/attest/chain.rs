@@ -45,7 +45,7 @@ fn dates_of_the_root() {
             ..PkiOptions::default()
         };
         let world = world(|w| {
-            w.pki = Pki::with(&[7; 32], &options).unwrap();
+            w.pki = Pki::with_options(&[7; 32], &options).unwrap();
             pinned(w.pki.kms_der().to_vec().as_slice(), w);
         });
         assert_eq!(world.code(), "kms_root_mismatch");
@@ -59,7 +59,7 @@ fn dates_of_the_root() {
         ..PkiOptions::default()
     };
     let world = world(|w| {
-        w.pki = Pki::with(&[7; 32], &options).unwrap();
+        w.pki = Pki::with_options(&[7; 32], &options).unwrap();
         pinned(w.pki.kms_der().to_vec().as_slice(), w);
     });
     assert_eq!(

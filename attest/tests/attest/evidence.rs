@@ -4,7 +4,7 @@ use attest::Denial;
 use attest::certificate::Leaf;
 use attest::event_log::MAX_EVENTS;
 use attest::evidence::{Form, MAX_ENVELOPE_LEN, UnboundEvidence};
-use attest::mock::{DigestVersion, Envelope, Event, Evidence, Machine, PayloadForm, TdReport};
+use attest::mock::{DigestVersion, Envelope, Event, Evidence, PayloadForm, Platform, TdReport};
 use attest::quote::{MAX_QUOTE_LEN, TdQuote};
 
 use crate::leaves::leaf_with;
@@ -12,8 +12,8 @@ use crate::world::{World, world};
 
 pub(crate) fn quote() -> Vec<u8> {
     let world = World::default();
-    let machine = Machine::new(&world.pki, &world.machine).unwrap();
-    machine.quote(&TdReport::default()).unwrap()
+    let platform = Platform::new(&world.pki, &world.platform).unwrap();
+    platform.quote(&TdReport::default()).unwrap()
 }
 
 fn open(envelope: &[u8]) -> Result<Form, Denial> {

@@ -2,7 +2,7 @@
 
 use attest::certificate::{Leaf, MAX_EXTENSIONS, MAX_SKELETON_LEN};
 use attest::evidence::{Form, MAX_ENVELOPE_LEN, UnboundEvidence};
-use attest::mock::{Certificate, Evidence, Key, LeafOptions, Machine};
+use attest::mock::{Certificate, Evidence, Key, LeafOptions, Platform};
 use attest::{Denial, examine};
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 
@@ -153,7 +153,7 @@ fn a_swapped_certificate_is_unbound() {
     let world = World::default();
     let victim = world.certificate();
     let attacker = Key::derive(&[9; 32], "attacker").unwrap();
-    let machine = Machine::new(&world.pki, &world.machine).unwrap();
+    let platform = Platform::new(&world.pki, &world.platform).unwrap();
     let envelope = world
         .evidence
         .v1(victim.quote().unwrap(), victim.key().report_data())
@@ -162,7 +162,7 @@ fn a_swapped_certificate_is_unbound() {
         attestation: Some(envelope),
         ..world.leaf.clone()
     };
-    let replayed = Certificate::issue(&world.pki, &machine, &attacker, &world.evidence, &leaf);
+    let replayed = Certificate::issue(&world.pki, &platform, &attacker, &world.evidence, &leaf);
     let denial = examine(&replayed.unwrap().chain_der(), NOW, &world.policy).unwrap_err();
     assert_eq!(denial, Denial::UnboundKey);
 }

@@ -190,7 +190,7 @@ fn tcb_statuses() {
         (PlatformLevel::Unknown, "tcb_out_of_date"),
     ] {
         assert_eq!(
-            world(|w| w.machine.platform = level).code(),
+            world(|w| w.platform.level = level).code(),
             code,
             "{level:?}"
         );
@@ -207,7 +207,7 @@ fn tcb_statuses() {
         ),
     ] {
         let strict = world(|w| {
-            w.machine.platform = level;
+            w.platform.level = level;
             w.policy = policy(|s| s.tcb_statuses = TcbStatuses::new([]));
         });
         assert_eq!(strict.code(), code);
@@ -222,7 +222,7 @@ fn tcb_of_module_and_quoting_enclave() {
         (ModuleLevel::Unknown, "tcb_out_of_date"),
     ] {
         assert_eq!(
-            world(|w| w.machine.module = level).code(),
+            world(|w| w.platform.module = level).code(),
             code,
             "{level:?}"
         );
@@ -232,7 +232,7 @@ fn tcb_of_module_and_quoting_enclave() {
         (QeLevel::Revoked, "tcb_revoked"),
         (QeLevel::Unknown, "tcb_out_of_date"),
     ] {
-        assert_eq!(world(|w| w.machine.qe = level).code(), code, "{level:?}");
+        assert_eq!(world(|w| w.platform.qe = level).code(), code, "{level:?}");
     }
 }
 
@@ -253,7 +253,7 @@ fn a_recovery_makes_the_best_level_out_of_date() {
 fn refused_advisories() {
     let hardening = |refused: &str| {
         world(|w| {
-            w.machine.platform = PlatformLevel::SwHardeningNeeded;
+            w.platform.level = PlatformLevel::SwHardeningNeeded;
             w.policy = policy(|s| s.refused_advisories = vec![refused.parse().unwrap()]);
         })
         .code()
@@ -348,10 +348,10 @@ fn rtmr3_that_does_not_match() {
 #[test]
 fn revocations() {
     let revoked = |revoked| world(|w| w.collateral.revoked = revoked).code();
-    let machine = World::default().machine.name;
+    let platform = World::default().platform.name;
     assert_eq!(
         revoked(Revoked {
-            machine: Some(machine),
+            platform: Some(platform),
             ..Revoked::default()
         }),
         "pck_revoked"
@@ -392,7 +392,7 @@ fn a_pck_certificate_out_of_date() {
         },
     ] {
         assert_eq!(
-            world(|w| w.machine.validity = validity).code(),
+            world(|w| w.platform.validity = validity).code(),
             "pck_not_valid"
         );
     }

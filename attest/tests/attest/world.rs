@@ -2,7 +2,7 @@
 
 use attest::collateral::Collateral;
 use attest::mock::{
-    Certificate, CollateralOptions, Evidence, Key, LeafOptions, Machine, MachineOptions, Pki,
+    Certificate, CollateralOptions, Evidence, Key, LeafOptions, Pki, Platform, PlatformOptions,
 };
 use attest::{AttestedPeer, Denial, Policy, TrustedRoot, Verifier, examine};
 
@@ -13,7 +13,7 @@ const SEED: [u8; 32] = [7; 32];
 
 pub(crate) struct World {
     pub(crate) pki: Pki,
-    pub(crate) machine: MachineOptions,
+    pub(crate) platform: PlatformOptions,
     pub(crate) evidence: Evidence,
     pub(crate) leaf: LeafOptions,
     pub(crate) collateral: CollateralOptions,
@@ -26,7 +26,7 @@ impl Default for World {
     fn default() -> Self {
         Self {
             pki: Pki::new(&SEED).unwrap(),
-            machine: MachineOptions::default(),
+            platform: PlatformOptions::default(),
             evidence: Evidence::default(),
             leaf: LeafOptions::default(),
             collateral: CollateralOptions::at(NOW),
@@ -50,8 +50,8 @@ impl World {
 
     pub(crate) fn certificate_of(&self, name: &str) -> Certificate {
         let key = Key::derive(&SEED, name).unwrap();
-        let machine = Machine::new(&self.pki, &self.machine).unwrap();
-        Certificate::issue(&self.pki, &machine, &key, &self.evidence, &self.leaf).unwrap()
+        let platform = Platform::new(&self.pki, &self.platform).unwrap();
+        Certificate::issue(&self.pki, &platform, &key, &self.evidence, &self.leaf).unwrap()
     }
 
     pub(crate) fn collateral(&self) -> Collateral {

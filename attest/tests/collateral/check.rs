@@ -2,7 +2,7 @@
 
 use attest::collateral::{Collateral, CollateralError, CollateralKey, Part};
 use attest::mock::{
-    CollateralOptions, Machine, MachineOptions, Pki, PkiOptions, Revoked, TdReport, Validity,
+    CollateralOptions, Pki, PkiOptions, Platform, PlatformOptions, Revoked, TdReport, Validity,
 };
 
 use super::{DAY, NOW, fresh, pki};
@@ -76,7 +76,7 @@ fn the_earliest_date_of_all_counts() {
             ..PkiOptions::default()
         },
     ] {
-        let pki = Pki::with(&[7; 32], &options).unwrap();
+        let pki = Pki::with_options(&[7; 32], &options).unwrap();
         let collateral = pki.parsed_collateral(&at).unwrap();
         assert_eq!(
             (collateral.valid_from(), collateral.expires_at()),
@@ -271,7 +271,7 @@ fn strangers_in_an_issuer_chain_change_nothing() {
         tcb_signer: soon,
         ..PkiOptions::default()
     };
-    let stranger = Pki::with(&[8; 32], &options).unwrap();
+    let stranger = Pki::with_options(&[8; 32], &options).unwrap();
     let at = CollateralOptions::at(NOW);
     let extra = stranger.collateral(&at).unwrap();
     let mut served = pki().collateral(&at).unwrap();
@@ -287,8 +287,8 @@ fn strangers_in_an_issuer_chain_change_nothing() {
 #[test]
 fn what_is_kept_is_enough_for_a_quote() {
     let pki = pki();
-    let machine = Machine::new(&pki, &MachineOptions::default()).unwrap();
-    let quote = machine.quote(&TdReport::default()).unwrap();
+    let platform = Platform::new(&pki, &PlatformOptions::default()).unwrap();
+    let quote = platform.quote(&TdReport::default()).unwrap();
     let verified = dcap_qvl::verify::QuoteVerifier::new(pki.root_der().to_vec())
         .verify(&quote, fresh(NOW).as_qvl(), NOW)
         .unwrap();

@@ -10,8 +10,8 @@ use attest::collateral::{
     Handle, Keeper, Part, Schedule, Source, SourceError, Store, Surroundings, Unavailable,
 };
 use attest::mock::{
-    Behaviour, Certificate, CollateralOptions, Envelope, Evidence, Key, LeafOptions, Machine,
-    MachineOptions, Pccs, PccsAnswers, Pki, Resource,
+    Behaviour, Certificate, CollateralOptions, Envelope, Evidence, Key, LeafOptions, Pccs,
+    PccsResponses, Pki, Platform, PlatformOptions, Resource,
 };
 
 use super::{DAY, NOW, fresh, pki};
@@ -30,9 +30,9 @@ fn key() -> CollateralKey {
         .key()
 }
 
-fn answers(pki: &Pki, now: u64) -> PccsAnswers {
+fn answers(pki: &Pki, now: u64) -> PccsResponses {
     let collateral = pki.collateral(&CollateralOptions::at(now)).unwrap();
-    PccsAnswers::none().with(key(), collateral)
+    PccsResponses::empty().with(key(), collateral)
 }
 
 fn honest() -> Pccs {
@@ -72,13 +72,16 @@ fn every_misbehaviour_has_its_error() {
     let pccs = honest();
     let malformed = |part, why| FetchError::Collateral(CollateralError::Malformed { part, why });
     for (behaviour, error) in [
-        (Behaviour::Down, FetchError::Connect),
-        (Behaviour::Silent, FetchError::Timeout),
+        (Behaviour::Close, FetchError::Connect),
+        (Behaviour::Stall, FetchError::Timeout),
         (Behaviour::Trickle, FetchError::Timeout),
-        (Behaviour::HalfBody, FetchError::BrokenOff),
-        (Behaviour::Huge, FetchError::TooLarge { limit: 2 << 20 }),
+        (Behaviour::TruncatedBody, FetchError::BrokenOff),
         (
-            Behaviour::HugeChunked,
+            Behaviour::Oversized,
+            FetchError::TooLarge { limit: 2 << 20 },
+        ),
+        (
+            Behaviour::OversizedChunked,
             FetchError::TooLarge { limit: 2 << 20 },
         ),
         (Behaviour::Status(503), FetchError::Status(503)),
@@ -87,8 +90,8 @@ fn every_misbehaviour_has_its_error() {
         // Every question is asked in the same way; only waiting for one is enough.
         let waits = error == FetchError::Timeout;
         for resource in ALL.into_iter().take(if waits { 1 } else { 4 }) {
-            pccs.behave(Behaviour::Honest);
-            pccs.behave_for(resource, behaviour);
+            pccs.set_behaviour(Behaviour::Normal);
+            pccs.set_behaviour_for(resource, behaviour);
             let started = Instant::now();
             assert_eq!(
                 fetch(&pccs).unwrap_err(),
@@ -101,8 +104,8 @@ fn every_misbehaviour_has_its_error() {
             );
         }
     }
-    pccs.behave(Behaviour::Honest);
-    pccs.behave_for(Resource::TcbInfo, Behaviour::NoHeader);
+    pccs.set_behaviour(Behaviour::Normal);
+    pccs.set_behaviour_for(Resource::TcbInfo, Behaviour::MissingHeader);
     let error = malformed(Part::TcbInfo, "no issuer chain in the headers");
     assert_eq!(fetch(&pccs).unwrap_err(), error);
     for (resource, part, why) in [
@@ -119,8 +122,8 @@ fn every_misbehaviour_has_its_error() {
         (Resource::RootCrl, Part::RootCrl, "no X.509 CRL"),
         (Resource::PckCrl, Part::PckCrl, "no X.509 CRL"),
     ] {
-        pccs.behave(Behaviour::Honest);
-        pccs.behave_for(resource, Behaviour::Html);
+        pccs.set_behaviour(Behaviour::Normal);
+        pccs.set_behaviour_for(resource, Behaviour::Html);
         assert_eq!(fetch(&pccs).unwrap_err(), malformed(part, why));
     }
 }
@@ -132,7 +135,7 @@ fn nobody_listening_and_nothing_known() {
         runtime().block_on(fetcher(&gone).fetch(key())).unwrap_err(),
         FetchError::Connect
     );
-    let pccs = Pccs::start(PccsAnswers::none()).unwrap();
+    let pccs = Pccs::start(PccsResponses::empty()).unwrap();
     assert_eq!(fetch(&pccs).unwrap_err(), FetchError::Status(404));
 }
 
@@ -145,7 +148,7 @@ fn collateral_of_another_family_is_not_taken_for_what_was_asked() {
     let collateral = pki()
         .collateral(&CollateralOptions::at(NOW).for_key(other))
         .unwrap();
-    let pccs = Pccs::start(PccsAnswers::none().with(key(), collateral)).unwrap();
+    let pccs = Pccs::start(PccsResponses::empty().with(key(), collateral)).unwrap();
     assert_eq!(
         fetch(&pccs).unwrap_err(),
         FetchError::Collateral(CollateralError::WrongKey)
@@ -188,13 +191,14 @@ fn sources_are_known_by_name() {
 /// An https server with a certificate of `pki`'s KMS CA for 127.0.0.1, that answers 404 to everything.
 fn https_server(pki: &Pki) -> String {
     use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-    let machine = Machine::new(pki, &MachineOptions::default()).unwrap();
+    let platform = Platform::new(pki, &PlatformOptions::default()).unwrap();
     let key = Key::derive(&[7; 32], "https").unwrap();
     let evidence = Evidence {
         envelope: Envelope::None,
         ..Evidence::default()
     };
-    let leaf = Certificate::issue(pki, &machine, &key, &evidence, &LeafOptions::default()).unwrap();
+    let leaf =
+        Certificate::issue(pki, &platform, &key, &evidence, &LeafOptions::default()).unwrap();
     let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_pkcs8_der().unwrap()));
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
@@ -340,14 +344,14 @@ fn a_pccs_that_misbehaves_does_not_disturb_what_is_held() {
     want(&kept.handle).unwrap();
     let mut now = NOW;
     for behaviour in [
-        Behaviour::Down,
-        Behaviour::Silent,
-        Behaviour::HalfBody,
-        Behaviour::HugeChunked,
+        Behaviour::Close,
+        Behaviour::Stall,
+        Behaviour::TruncatedBody,
+        Behaviour::OversizedChunked,
         Behaviour::Html,
         Behaviour::Status(500),
     ] {
-        pccs.behave(behaviour);
+        pccs.set_behaviour(behaviour);
         now += 2 * DAY;
         kept.at(now);
         // The flight is under way, and nobody waits for it.
@@ -371,12 +375,12 @@ fn a_pccs_that_misbehaves_does_not_disturb_what_is_held() {
         assert_eq!(kept.handle.epoch(), 1, "{behaviour:?}");
     }
     // One that lies: signed by somebody else, then expired.
-    pccs.behave(Behaviour::Honest);
+    pccs.set_behaviour(Behaviour::Normal);
     for (liar, code) in [
         (answers(&Pki::new(&[8; 32]).unwrap(), now), "bad_signature"),
         (answers(&pki(), NOW - 60 * DAY), "expired"),
     ] {
-        pccs.replace(liar);
+        pccs.set_responses(liar);
         now += 2 * DAY;
         kept.at(now);
         let event = kept.told(|event| matches!(event, Event::Failed { .. }));
@@ -387,7 +391,7 @@ fn a_pccs_that_misbehaves_does_not_disturb_what_is_held() {
         assert_eq!(kept.handle.epoch(), 1);
     }
     // And when it is honest again, all is well.
-    pccs.replace(answers(&pki(), now + DAY));
+    pccs.set_responses(answers(&pki(), now + DAY));
     kept.at(now + 2 * DAY);
     kept.told(|event| matches!(event, Event::Refreshed { changed: true, .. }));
     assert_eq!(kept.handle.epoch(), 2);
@@ -396,7 +400,7 @@ fn a_pccs_that_misbehaves_does_not_disturb_what_is_held() {
 #[test]
 fn without_anything_held_the_error_is_told_to_who_waits() {
     let pccs = honest();
-    pccs.behave(Behaviour::Status(500));
+    pccs.set_behaviour(Behaviour::Status(500));
     let kept = keep(Some(fetcher(&pccs.url())), None);
     let failed = Unavailable::Failed {
         key: key(),
@@ -406,7 +410,7 @@ fn without_anything_held_the_error_is_told_to_who_waits() {
     // Within the back-off nothing is asked again.
     assert_eq!(want(&kept.handle).unwrap_err(), failed);
     assert_eq!(pccs.requests(Resource::PckCrl), 1);
-    pccs.behave(Behaviour::Honest);
+    pccs.set_behaviour(Behaviour::Normal);
     kept.clock.store(NOW + 1, Ordering::Relaxed);
     want(&kept.handle).unwrap();
     let offline = keep(None, None);

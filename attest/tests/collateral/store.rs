@@ -120,7 +120,7 @@ fn a_newer_crl_that_revokes_the_held_signer_gets_its_way() {
         tcb_signer_number: 1,
         ..PkiOptions::default()
     };
-    let renewed = Pki::with(&[7; 32], &options).unwrap();
+    let renewed = Pki::with_options(&[7; 32], &options).unwrap();
     let revoked = Revoked {
         tcb_signer: true,
         ..Revoked::default()

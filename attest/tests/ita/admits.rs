@@ -3,7 +3,9 @@
 use attest::chain::KmsRoot;
 use attest::collateral::Collateral;
 use attest::ita::ItaError;
-use attest::mock::{Binding, CollateralOptions, Key, PlatformLevel, QuoteFormat, Rtmr3, Verdict};
+use attest::mock::{
+    Binding, CollateralOptions, Key, PlatformLevel, QuoteFormat, Rtmr3, TokenVariant,
+};
 use attest::policy::{Settings, TcbStatus, TcbStatuses};
 use attest::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr};
 use attest::{AttestedPeer, Denial, Policy, TrustedRoot, Verifier, examine};
@@ -29,8 +31,12 @@ fn policy(change: impl FnOnce(&mut Settings)) -> Policy {
 #[test]
 fn an_honest_answer_admits() {
     let world = world();
-    for verdict in [Verdict::Honest, Verdict::Nested, Verdict::Rs256] {
-        world.authority.say(verdict.clone());
+    for verdict in [
+        TokenVariant::Valid,
+        TokenVariant::Nested,
+        TokenVariant::Rs256,
+    ] {
+        world.authority.set_token(verdict.clone());
         let peer = world.verify().unwrap();
         let locally = world.locally().unwrap();
         assert_eq!(peer.chain(), locally.chain());
@@ -132,7 +138,7 @@ fn td_attributes_are_refused_as_locally() {
 #[test]
 fn tcb_statuses_are_accepted_or_refused_by_the_policy() {
     let mut world = world();
-    world.machine.platform = PlatformLevel::OutOfDate;
+    world.platform.level = PlatformLevel::OutOfDate;
     let refused = world.verify().unwrap_err();
     assert_eq!(refused, ItaError::Denied(world.locally().unwrap_err()));
     assert!(refused.to_string().starts_with(
@@ -150,7 +156,7 @@ fn every_status_of_a_token_is_known_by_name() {
     let says = |name: &str| {
         world
             .authority
-            .say(Verdict::Claim("attester_tcb_status", name.into()));
+            .set_token(TokenVariant::Claim("attester_tcb_status", name.into()));
         world.verify()
     };
     for accepted in ["OK", "UpToDate", "SWHardeningNeeded", "ConfigurationNeeded"] {
@@ -179,7 +185,7 @@ fn advisories_of_a_token_are_refused_where_configured() {
     let says = |ids: serde_json::Value| {
         world
             .authority
-            .say(Verdict::Claim("attester_advisory_ids", ids));
+            .set_token(TokenVariant::Claim("attester_advisory_ids", ids));
         world.verify()
     };
     assert!(says(serde_json::json!(["INTEL-SA-00615"])).is_ok());

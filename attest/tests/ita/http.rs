@@ -15,7 +15,7 @@ const SHORT: Duration = Duration::from_millis(700);
 fn every_misbehaviour_has_its_error() {
     let world = world();
     for (manner, error) in [
-        (Behaviour::Down, ItaError::Unreachable),
+        (Behaviour::Close, ItaError::Unreachable),
         (Behaviour::Status(401), ItaError::Unauthorized),
         (Behaviour::Status(400), ItaError::QuoteRefused),
         (Behaviour::Status(403), ItaError::Status(403)),
@@ -24,17 +24,17 @@ fn every_misbehaviour_has_its_error() {
         (Behaviour::Status(204), ItaError::Status(204)),
         (Behaviour::Redirect, ItaError::Status(302)),
         (Behaviour::Html, ItaError::MalformedAnswer),
-        (Behaviour::HalfBody, ItaError::BrokenOff),
-        (Behaviour::Huge, ItaError::TooLarge { limit: 64 << 10 }),
+        (Behaviour::TruncatedBody, ItaError::BrokenOff),
+        (Behaviour::Oversized, ItaError::TooLarge { limit: 64 << 10 }),
         (
-            Behaviour::HugeChunked,
+            Behaviour::OversizedChunked,
             ItaError::TooLarge { limit: 64 << 10 },
         ),
     ] {
-        world.authority.behave(manner);
+        world.authority.set_behaviour(manner);
         assert_eq!(world.appraise().unwrap_err(), error, "{manner:?}");
     }
-    world.authority.behave(Behaviour::Honest);
+    world.authority.set_behaviour(Behaviour::Normal);
     assert!(world.appraise().is_ok());
 }
 
@@ -42,14 +42,14 @@ fn every_misbehaviour_has_its_error() {
 fn every_wait_ends() {
     let mut world = world();
     world.client = client(&world.authority.url(), TrustAuthority::API_KEY, SHORT);
-    for manner in [Behaviour::Silent, Behaviour::Trickle] {
+    for manner in [Behaviour::Stall, Behaviour::Trickle] {
         for keys in [false, true] {
             let (attest, certs) = match keys {
-                true => (Behaviour::Honest, manner),
-                false => (manner, Behaviour::Honest),
+                true => (Behaviour::Normal, manner),
+                false => (manner, Behaviour::Normal),
             };
-            world.authority.behave(attest);
-            world.authority.behave_for_keys(certs);
+            world.authority.set_behaviour(attest);
+            world.authority.set_key_behaviour(certs);
             let began = Instant::now();
             assert_eq!(
                 world.appraise().unwrap_err(),

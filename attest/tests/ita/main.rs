@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use attest::ita::{ApiKey, Appraised, Base, Client, ItaError, Options};
 use attest::mock::{
-    Certificate, Evidence, Key, LeafOptions, Machine, MachineOptions, Pki, TrustAuthority, Verdict,
+    Certificate, Evidence, Key, LeafOptions, Pki, Platform, PlatformOptions, TokenVariant,
+    TrustAuthority,
 };
 use attest::{AttestedPeer, BoundEvidence, Policy, examine};
 
@@ -27,7 +28,7 @@ const SEED: [u8; 32] = [7; 32];
 struct World {
     authority: TrustAuthority,
     client: Client,
-    machine: MachineOptions,
+    platform: PlatformOptions,
     evidence: Evidence,
     policy: Policy,
     runtime: tokio::runtime::Runtime,
@@ -58,7 +59,7 @@ fn world() -> World {
     World {
         client: client(&url, TrustAuthority::API_KEY, deadline),
         authority,
-        machine: MachineOptions::default(),
+        platform: PlatformOptions::default(),
         evidence: Evidence::default(),
         policy: Policy::default(),
         runtime: tokio::runtime::Builder::new_current_thread()
@@ -75,8 +76,15 @@ impl World {
 
     fn certificate_of(&self, pki: &Pki) -> Certificate {
         let key = Key::derive(&SEED, "leader").unwrap();
-        let machine = Machine::new(pki, &self.machine).unwrap();
-        Certificate::issue(pki, &machine, &key, &self.evidence, &LeafOptions::default()).unwrap()
+        let platform = Platform::new(pki, &self.platform).unwrap();
+        Certificate::issue(
+            pki,
+            &platform,
+            &key,
+            &self.evidence,
+            &LeafOptions::default(),
+        )
+        .unwrap()
     }
 
     /// What the handshake and the cheap part have shown already.
@@ -100,8 +108,8 @@ impl World {
     }
 
     /// The refusal of a token that is wrong like this.
-    fn refused(&self, verdict: Verdict) -> ItaError {
-        self.authority.say(verdict);
+    fn refused(&self, verdict: TokenVariant) -> ItaError {
+        self.authority.set_token(verdict);
         self.appraise().unwrap_err()
     }
 }

@@ -1,7 +1,7 @@
 //! Tokens that must not be believed, one wrong thing at a time.
 
 use attest::ita::ItaError;
-use attest::mock::{Behaviour, TrustAuthority, Verdict};
+use attest::mock::{Behaviour, TokenVariant, TrustAuthority};
 use serde_json::{Value, json};
 
 use crate::{LIFETIME, NOW, pki, world};
@@ -9,7 +9,7 @@ use crate::{LIFETIME, NOW, pki, world};
 #[test]
 fn only_intels_algorithms() {
     let world = world();
-    for verdict in [Verdict::AlgorithmNone, Verdict::Hs256] {
+    for verdict in [TokenVariant::AlgorithmNone, TokenVariant::Hs256] {
         assert_eq!(world.refused(verdict), ItaError::Algorithm);
     }
     // It was the header that was refused: no key was needed.
@@ -20,10 +20,10 @@ fn only_intels_algorithms() {
 fn only_intels_keys() {
     let world = world();
     for (verdict, error) in [
-        (Verdict::ForeignKey, ItaError::BadSignature),
-        (Verdict::BadSignature, ItaError::BadSignature),
-        (Verdict::UnknownKey, ItaError::UnknownKey),
-        (Verdict::ShortKey, ItaError::WeakKey),
+        (TokenVariant::WrongKey, ItaError::BadSignature),
+        (TokenVariant::BadSignature, ItaError::BadSignature),
+        (TokenVariant::UnknownKey, ItaError::UnknownKey),
+        (TokenVariant::ShortKey, ItaError::WeakKey),
     ] {
         assert_eq!(world.refused(verdict.clone()), error, "{verdict:?}");
     }
@@ -53,7 +53,7 @@ fn keys_elsewhere_are_not_fetched() {
         "file:///certs".to_owned(),
         String::new(),
     ] {
-        let refused = world.refused(Verdict::KeysElsewhere(jku.clone()));
+        let refused = world.refused(TokenVariant::OtherJku(jku.clone()));
         assert_eq!(refused, ItaError::JkuElsewhere, "{jku}");
     }
     assert_eq!(
@@ -65,9 +65,12 @@ fn keys_elsewhere_are_not_fetched() {
 #[test]
 fn dates_are_of_the_given_time() {
     let world = world();
-    assert_eq!(world.refused(Verdict::Expired), ItaError::Expired);
-    assert_eq!(world.refused(Verdict::NotYetValid), ItaError::NotYetValid);
-    world.authority.say(Verdict::Honest);
+    assert_eq!(world.refused(TokenVariant::Expired), ItaError::Expired);
+    assert_eq!(
+        world.refused(TokenVariant::NotYetValid),
+        ItaError::NotYetValid
+    );
+    world.authority.set_token(TokenVariant::Valid);
     assert!(world.appraise_at(NOW + LIFETIME - 1).is_ok());
     let ended = world.appraise_at(NOW + LIFETIME).unwrap_err();
     assert_eq!(ended, ItaError::Expired);
@@ -83,7 +86,7 @@ fn dates_are_of_the_given_time() {
 fn a_token_must_be_about_this_quote() {
     let world = world();
     let other = |bytes: usize| Value::from("ee".repeat(bytes));
-    let refused = world.refused(Verdict::Claim("tdx_report_data", other(64)));
+    let refused = world.refused(TokenVariant::Claim("tdx_report_data", other(64)));
     assert_eq!(refused, ItaError::ReportDataMismatch);
     for name in [
         "tdx_mrtd",
@@ -93,12 +96,12 @@ fn a_token_must_be_about_this_quote() {
         "tdx_rtmr3",
     ] {
         for value in [other(48), other(47), "".into(), "11".repeat(49).into()] {
-            let refused = world.refused(Verdict::Claim(name, value));
+            let refused = world.refused(TokenVariant::Claim(name, value));
             assert_eq!(refused, ItaError::MeasurementMismatch(name));
         }
     }
     for name in ["tdx_is_debuggable", "tdx_td_attributes_debug"] {
-        let refused = world.refused(Verdict::Claim(name, true.into()));
+        let refused = world.refused(TokenVariant::Claim(name, true.into()));
         assert_eq!(refused, ItaError::DebugMismatch(name));
     }
 }
@@ -109,7 +112,7 @@ fn debug_cannot_be_denied() {
     let mut world = world();
     world.evidence.report.debug = true;
     for name in ["tdx_is_debuggable", "tdx_td_attributes_debug"] {
-        let refused = world.refused(Verdict::Claim(name, false.into()));
+        let refused = world.refused(TokenVariant::Claim(name, false.into()));
         assert_eq!(refused, ItaError::DebugMismatch(name));
     }
 }
@@ -119,7 +122,9 @@ fn upper_case_hex_is_the_same() {
     let mut world = world();
     world.evidence.report.mrtd = [0xab; 48];
     let upper = Value::from("AB".repeat(48));
-    world.authority.say(Verdict::Claim("tdx_mrtd", upper));
+    world
+        .authority
+        .set_token(TokenVariant::Claim("tdx_mrtd", upper));
     assert!(world.appraise().is_ok());
 }
 
@@ -138,12 +143,12 @@ fn no_claim_may_be_missing_or_of_another_type() {
         "tdx_td_attributes_debug",
     ] {
         for value in [Value::Null, json!(1), json!([]), json!({})] {
-            let refused = world.refused(Verdict::Claim(name, value));
+            let refused = world.refused(TokenVariant::Claim(name, value));
             assert_eq!(refused.code(), "ita_malformed_token", "{name}");
         }
     }
     // A member beside the claims that says it has them is where they are read.
-    let refused = world.refused(Verdict::Claim("tdx", json!({})));
+    let refused = world.refused(TokenVariant::Claim("tdx", json!({})));
     assert_eq!(refused.code(), "ita_malformed_token");
 }
 
@@ -154,13 +159,16 @@ fn keys_are_kept_and_fetched_again_for_a_new_one() {
         world.appraise().unwrap();
     }
     assert_eq!(world.authority.key_fetches(), 1);
-    world.authority.rotate();
+    world.authority.rotate_key();
     world.appraise().unwrap();
     assert_eq!(world.authority.key_fetches(), 2);
     // A key that does not exist costs one fetch each time, not more.
-    assert_eq!(world.refused(Verdict::UnknownKey), ItaError::UnknownKey);
+    assert_eq!(
+        world.refused(TokenVariant::UnknownKey),
+        ItaError::UnknownKey
+    );
     assert_eq!(world.authority.key_fetches(), 3);
-    world.authority.say(Verdict::Honest);
+    world.authority.set_token(TokenVariant::Valid);
     world.appraise().unwrap();
     assert_eq!(world.authority.key_fetches(), 3);
     // After an hour they are old: a key may have been withdrawn.
@@ -173,23 +181,26 @@ fn keys_are_kept_and_fetched_again_for_a_new_one() {
 fn keys_that_cannot_be_fetched() {
     let world = world();
     for (manner, error) in [
-        (Behaviour::Down, ItaError::Unreachable),
+        (Behaviour::Close, ItaError::Unreachable),
         (Behaviour::Status(500), ItaError::Status(500)),
         (Behaviour::Redirect, ItaError::Status(302)),
         (Behaviour::Html, ItaError::MalformedKeys),
-        (Behaviour::HalfBody, ItaError::BrokenOff),
-        (Behaviour::Huge, ItaError::TooLarge { limit: 256 << 10 }),
+        (Behaviour::TruncatedBody, ItaError::BrokenOff),
         (
-            Behaviour::HugeChunked,
+            Behaviour::Oversized,
+            ItaError::TooLarge { limit: 256 << 10 },
+        ),
+        (
+            Behaviour::OversizedChunked,
             ItaError::TooLarge { limit: 256 << 10 },
         ),
     ] {
-        world.authority.behave_for_keys(manner);
+        world.authority.set_key_behaviour(manner);
         assert_eq!(world.appraise().unwrap_err(), error, "{manner:?}");
     }
-    world.authority.behave_for_keys(Behaviour::Honest);
+    world.authority.set_key_behaviour(Behaviour::Normal);
     world.appraise().unwrap();
     // What is held goes on without it.
-    world.authority.behave_for_keys(Behaviour::Down);
+    world.authority.set_key_behaviour(Behaviour::Close);
     world.appraise().unwrap();
 }

@@ -2,7 +2,7 @@
 
 use attest::mock::{
     Binding, Certificate, CollateralOptions, DigestVersion, Envelope, Event, Evidence, Key,
-    LeafOptions, Machine, MachineOptions, PayloadForm, Pki, Rtmr3, SYSTEM_READY, Validity,
+    LeafOptions, PayloadForm, Pki, Platform, PlatformOptions, Rtmr3, SYSTEM_READY, Validity,
 };
 use dcap_qvl::verify::QuoteVerifier;
 use sha2::{Digest, Sha384, Sha512};
@@ -12,9 +12,9 @@ use super::{NOW, SEED};
 
 fn issue(evidence: &Evidence, leaf: &LeafOptions) -> Certificate {
     let pki = Pki::new(&SEED).unwrap();
-    let machine = Machine::new(&pki, &MachineOptions::default()).unwrap();
+    let platform = Platform::new(&pki, &PlatformOptions::default()).unwrap();
     let key = Key::derive(&SEED, "client 1").unwrap();
-    Certificate::issue(&pki, &machine, &key, evidence, leaf).unwrap()
+    Certificate::issue(&pki, &platform, &key, evidence, leaf).unwrap()
 }
 
 /// The arcs of dstack's extensions and what is in their inner OCTET STRING.
@@ -284,9 +284,10 @@ fn the_leaf_is_dated_as_told() {
         ..LeafOptions::default()
     };
     let pki = Pki::new(&SEED).unwrap();
-    let machine = Machine::new(&pki, &MachineOptions::default()).unwrap();
+    let platform = Platform::new(&pki, &PlatformOptions::default()).unwrap();
     let key = Key::derive(&SEED, "client 1").unwrap();
-    let error = Certificate::issue(&pki, &machine, &key, &Evidence::default(), &never).unwrap_err();
+    let error =
+        Certificate::issue(&pki, &platform, &key, &Evidence::default(), &never).unwrap_err();
     assert_eq!(
         error.to_string(),
         format!("unix time {} is after the year 9999", u64::MAX)

@@ -13,7 +13,7 @@ mod certificate;
 mod refusals;
 mod verifies;
 
-use attest::mock::{CollateralOptions, Machine, MachineOptions, Pki};
+use attest::mock::{CollateralOptions, Pki, Platform, PlatformOptions};
 use dcap_qvl::QuoteCollateralV3;
 use dcap_qvl::verify::{QuoteVerifier, VerifiedReport};
 
@@ -25,8 +25,8 @@ fn pki() -> Pki {
     Pki::new(&SEED).unwrap()
 }
 
-fn machine(pki: &Pki) -> Machine {
-    Machine::new(pki, &MachineOptions::default()).unwrap()
+fn platform(pki: &Pki) -> Platform {
+    Platform::new(pki, &PlatformOptions::default()).unwrap()
 }
 
 fn verify(

@@ -2,16 +2,16 @@
 
 use attest::collateral::{CaType, Fmspc};
 use attest::mock::{
-    CollateralOptions, Machine, MachineOptions, Pki, PkiOptions, QuoteFormat, Revoked, TdReport,
+    CollateralOptions, Pki, PkiOptions, Platform, PlatformOptions, QuoteFormat, Revoked, TdReport,
     Validity,
 };
 use dcap_qvl::QuoteCollateralV3;
 
-use super::{NOW, SEED, fresh, machine, pki, verify};
+use super::{NOW, SEED, fresh, pki, platform, verify};
 
 /// The error of a default quote with collateral from `options`.
 fn refused(pki: &Pki, options: &CollateralOptions, now: u64) -> String {
-    let quote = machine(pki).quote(&TdReport::default()).unwrap();
+    let quote = platform(pki).quote(&TdReport::default()).unwrap();
     verify(pki, &quote, &pki.collateral(options).unwrap(), now).unwrap_err()
 }
 
@@ -95,7 +95,7 @@ fn every_certificate_date_is_checked() {
                 ..all
             },
         ] {
-            let pki = Pki::with(&SEED, &options).unwrap();
+            let pki = Pki::with_options(&SEED, &options).unwrap();
             let found = refused(&pki, &CollateralOptions::at(NOW), NOW);
             assert!(
                 found.contains(error),
@@ -103,11 +103,11 @@ fn every_certificate_date_is_checked() {
             );
         }
         let pki = pki();
-        let options = MachineOptions {
+        let options = PlatformOptions {
             validity: bad,
-            ..MachineOptions::default()
+            ..PlatformOptions::default()
         };
-        let quote = Machine::new(&pki, &options)
+        let quote = Platform::new(&pki, &options)
             .unwrap()
             .quote(&TdReport::default())
             .unwrap();
@@ -125,7 +125,7 @@ fn every_revocation_counts() {
     let none = Revoked::default();
     for revoked in [
         Revoked {
-            machine: Some("machine 1"),
+            platform: Some("machine 1"),
             ..none
         },
         Revoked {
@@ -149,14 +149,14 @@ fn every_revocation_counts() {
         assert!(found.contains("CertRevoked"), "{found} with {revoked:?}");
     }
     let other = Revoked {
-        machine: Some("machine 2"),
+        platform: Some("machine 2"),
         ..none
     };
     let options = CollateralOptions {
         revoked: other,
         ..CollateralOptions::at(NOW)
     };
-    let quote = machine(&pki).quote(&TdReport::default()).unwrap();
+    let quote = platform(&pki).quote(&TdReport::default()).unwrap();
     verify(&pki, &quote, &pki.collateral(&options).unwrap(), NOW).unwrap();
 }
 
@@ -180,10 +180,10 @@ fn collateral_of_another_family_or_ca_does_not_fit() {
 #[test]
 fn another_seed_is_another_root() {
     let (pki, other) = (pki(), Pki::new(&[8; 32]).unwrap());
-    let quote = machine(&pki).quote(&TdReport::default()).unwrap();
+    let quote = platform(&pki).quote(&TdReport::default()).unwrap();
     assert!(verify(&other, &quote, &fresh(&pki), NOW).is_err());
     assert!(verify(&pki, &quote, &fresh(&other), NOW).is_err());
-    let foreign = machine(&other).quote(&TdReport::default()).unwrap();
+    let foreign = platform(&other).quote(&TdReport::default()).unwrap();
     assert!(verify(&pki, &foreign, &fresh(&pki), NOW).is_err());
 }
 
@@ -191,7 +191,7 @@ fn another_seed_is_another_root() {
 #[test]
 fn every_signature_is_checked() {
     let (pki, other) = (pki(), Pki::new(&[8; 32]).unwrap());
-    let quote = machine(&pki).quote(&TdReport::default()).unwrap();
+    let quote = platform(&pki).quote(&TdReport::default()).unwrap();
     let (good, bad) = (fresh(&pki), fresh(&other));
     type Swap = fn(&mut QuoteCollateralV3, &QuoteCollateralV3);
     let swaps: [(&str, Swap); 7] = [
@@ -232,7 +232,7 @@ fn every_byte_of_a_quote_is_signed() {
     let pki = pki();
     let collateral = fresh(&pki);
     for format in [QuoteFormat::V4, QuoteFormat::V5Td15] {
-        let quote = machine(&pki)
+        let quote = platform(&pki)
             .quote(&TdReport {
                 format,
                 ..TdReport::default()
@@ -263,7 +263,7 @@ fn chain_and_below(quote: &[u8], chain: usize) -> usize {
 fn every_cut_of_a_quote_is_refused() {
     let pki = pki();
     let collateral = fresh(&pki);
-    let quote = machine(&pki).quote(&TdReport::default()).unwrap();
+    let quote = platform(&pki).quote(&TdReport::default()).unwrap();
     for length in (0..quote.len()).step_by(7) {
         assert!(
             verify(&pki, &quote[..length], &collateral, NOW).is_err(),

@@ -2,12 +2,12 @@
 
 use attest::collateral::{CaType, CollateralKey, Fmspc};
 use attest::mock::{
-    CollateralOptions, Key, Machine, MachineOptions, ModuleLevel, Pki, PlatformLevel, QeLevel,
+    CollateralOptions, Key, ModuleLevel, Pki, Platform, PlatformLevel, PlatformOptions, QeLevel,
     QuoteFormat, TdReport, Tee,
 };
 use sha2::{Digest, Sha256};
 
-use super::{NOW, SEED, fresh, machine, pki, verify};
+use super::{NOW, SEED, fresh, pki, platform, verify};
 
 #[test]
 fn every_td_format_verifies_and_reports_what_it_was_given() {
@@ -21,7 +21,7 @@ fn every_td_format_verifies_and_reports_what_it_was_given() {
             report_data: [6; 64],
             ..TdReport::default()
         };
-        let quote = machine(&pki).quote(&report).unwrap();
+        let quote = platform(&pki).quote(&report).unwrap();
         let verified = verify(&pki, &quote, &fresh(&pki), NOW).unwrap();
         assert_eq!(verified.status, "UpToDate", "{format:?}");
         assert!(verified.advisory_ids.is_empty());
@@ -47,14 +47,14 @@ fn the_quote_names_its_collateral() {
             fmspc: Fmspc([1, 2, 3, 4, 5, 6]),
             ca,
         };
-        let options = MachineOptions {
+        let options = PlatformOptions {
             fmspc: key.fmspc,
             ca,
-            ..MachineOptions::default()
+            ..PlatformOptions::default()
         };
-        let machine = Machine::new(&pki, &options).unwrap();
-        assert_eq!(machine.key(), key);
-        let quote = machine.quote(&TdReport::default()).unwrap();
+        let platform = Platform::new(&pki, &options).unwrap();
+        assert_eq!(platform.collateral_key(), key);
+        let quote = platform.quote(&TdReport::default()).unwrap();
         let parsed = dcap_qvl::quote::Quote::parse(&quote).unwrap();
         assert_eq!(dcap_qvl::intel::quote_fmspc(&parsed).unwrap(), key.fmspc.0);
         assert_eq!(
@@ -82,8 +82,8 @@ fn a_machine_gets_the_status_and_advisories_of_its_level() {
         PlatformLevel::OutOfDate,
         PlatformLevel::OutOfDateConfigurationNeeded,
     ] {
-        let machine = Machine::new(&pki, &MachineOptions::at(level)).unwrap();
-        let quote = machine.quote(&TdReport::default()).unwrap();
+        let platform = Platform::new(&pki, &PlatformOptions::with_level(level)).unwrap();
+        let quote = platform.quote(&TdReport::default()).unwrap();
         let verified = verify(&pki, &quote, &fresh(&pki), NOW).unwrap();
         assert_eq!(Some(verified.status.as_str()), level.status());
         assert_eq!(verified.advisory_ids, level.advisories());
@@ -97,8 +97,8 @@ fn revoked_and_unknown_levels_are_refused() {
         (PlatformLevel::Revoked, "TCB status is invalid: Revoked"),
         (PlatformLevel::Unknown, "No matching TCB level found"),
     ] {
-        let machine = Machine::new(&pki, &MachineOptions::at(level)).unwrap();
-        let quote = machine.quote(&TdReport::default()).unwrap();
+        let platform = Platform::new(&pki, &PlatformOptions::with_level(level)).unwrap();
+        let quote = platform.quote(&TdReport::default()).unwrap();
         assert_eq!(verify(&pki, &quote, &fresh(&pki), NOW).unwrap_err(), error);
     }
 }
@@ -106,16 +106,16 @@ fn revoked_and_unknown_levels_are_refused() {
 #[test]
 fn module_and_qe_levels_count_too() {
     let pki = pki();
-    let status = |options: MachineOptions| {
-        let quote = Machine::new(&pki, &options)
+    let status = |options: PlatformOptions| {
+        let quote = Platform::new(&pki, &options)
             .unwrap()
             .quote(&TdReport::default())
             .unwrap();
         verify(&pki, &quote, &fresh(&pki), NOW).map(|verified| verified.status)
     };
-    let module = |module| MachineOptions {
+    let module = |module| PlatformOptions {
         module,
-        ..MachineOptions::default()
+        ..PlatformOptions::default()
     };
     assert_eq!(status(module(ModuleLevel::OutOfDate)).unwrap(), "OutOfDate");
     assert!(
@@ -128,9 +128,9 @@ fn module_and_qe_levels_count_too() {
             .unwrap_err()
             .contains("below minimum")
     );
-    let qe = |qe| MachineOptions {
+    let qe = |qe| PlatformOptions {
         qe,
-        ..MachineOptions::default()
+        ..PlatformOptions::default()
     };
     assert_eq!(status(qe(QeLevel::OutOfDate)).unwrap(), "OutOfDate");
     assert!(
@@ -154,7 +154,7 @@ fn a_relaunch_is_advised_after_an_update_below_a_running_guest() {
         tee_tcb_svn2: Some(svn2),
         ..TdReport::default()
     };
-    let quote = machine(&pki).quote(&report).unwrap();
+    let quote = platform(&pki).quote(&report).unwrap();
     assert_eq!(
         verify(&pki, &quote, &fresh(&pki), NOW).unwrap().status,
         "TDRelaunchAdvised"
@@ -164,7 +164,7 @@ fn a_relaunch_is_advised_after_an_update_below_a_running_guest() {
 #[test]
 fn a_tcb_recovery_makes_up_to_date_machines_out_of_date() {
     let pki = pki();
-    let quote = machine(&pki).quote(&TdReport::default()).unwrap();
+    let quote = platform(&pki).quote(&TdReport::default()).unwrap();
     let options = CollateralOptions {
         recovery: true,
         ..CollateralOptions::at(NOW)
@@ -209,7 +209,7 @@ fn debug_and_reserved_attributes_are_refused() {
             "Reserved bits in TD attributes are set",
         ),
     ] {
-        let quote = machine(&pki).quote(&report).unwrap();
+        let quote = platform(&pki).quote(&report).unwrap();
         assert_eq!(verify(&pki, &quote, &fresh(&pki), NOW).unwrap_err(), error);
     }
     let report = TdReport {
@@ -217,7 +217,7 @@ fn debug_and_reserved_attributes_are_refused() {
         mr_service_td: [1; 48],
         ..TdReport::default()
     };
-    let quote = machine(&pki).quote(&report).unwrap();
+    let quote = platform(&pki).quote(&report).unwrap();
     assert_eq!(
         verify(&pki, &quote, &fresh(&pki), NOW).unwrap_err(),
         "Invalid MR service TD"
@@ -231,7 +231,7 @@ fn an_sgx_quote_is_genuine_but_no_td() {
         format: QuoteFormat::SgxV3,
         ..TdReport::default()
     };
-    let quote = machine(&pki).quote(&report).unwrap();
+    let quote = platform(&pki).quote(&report).unwrap();
     let error = verify(&pki, &quote, &fresh(&pki), NOW).unwrap_err();
     assert!(error.contains("Unsupported QE Identity id"), "{error}");
     let options = CollateralOptions {
@@ -247,7 +247,7 @@ fn the_same_seed_gives_the_same_bytes() {
     let hash = |seed: [u8; 32]| {
         let pki = Pki::new(&seed).unwrap();
         let collateral = pki.collateral(&CollateralOptions::at(NOW)).unwrap();
-        let quote = machine(&pki).quote(&TdReport::default()).unwrap();
+        let quote = platform(&pki).quote(&TdReport::default()).unwrap();
         let mut hash = Sha256::new();
         hash.update(pki.root_der());
         hash.update(pki.kms_der());

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::{AgentOptions, lock};
 use crate::agent::Method;
 use crate::mock::{
-    Binding, Certificate, Envelope, Evidence, Key, LeafOptions, Machine, MockError, Pki, Validity,
+    Binding, Certificate, Envelope, Evidence, Key, LeafOptions, MockError, Pki, Platform, Validity,
 };
 
 /// dstack's notBefore, 1975-01-01T00:00:00Z. [contract, section 4]
@@ -21,18 +21,18 @@ const TEN_YEARS: u64 = 3_650 * 86_400;
 
 /// What is wrong with an otherwise right answer.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Twist {
+pub(super) enum Fault {
     None,
     /// The key is not the certificate's.
-    Key,
+    WrongKey,
     /// Quotes are over other report data.
-    ReportData,
+    WrongReportData,
 }
 
 /// A TD and what it is asked.
 pub(super) struct Guest {
     pki: Arc<Pki>,
-    machine: Machine,
+    platform: Platform,
     pub(super) options: AgentOptions,
     /// The agent's own certificate and its issuer, in PEM.
     pub(super) own: String,
@@ -89,7 +89,7 @@ fn text(error: MockError) -> String {
 impl Guest {
     pub(super) fn new(pki: Arc<Pki>, options: AgentOptions) -> Result<Self, MockError> {
         let mut guest = Self {
-            machine: Machine::new(&pki, &options.machine)?,
+            platform: Platform::new(&pki, &options.platform)?,
             pki,
             options,
             own: String::new(),
@@ -112,7 +112,7 @@ impl Guest {
             until: (self.options.now)() + TEN_YEARS,
         };
         let key = Key::derive(&self.options.seed, "agent's own")?;
-        let certificate = self.issue(&key, request, validity, Twist::None)?;
+        let certificate = self.issue(&key, request, validity, Fault::None)?;
         Ok(certificate.chain_pem())
     }
 
@@ -121,13 +121,13 @@ impl Guest {
         &self,
         method: Method,
         body: &[u8],
-        twist: Twist,
+        fault: Fault,
     ) -> Result<Value, String> {
         match method {
-            Method::GetTlsKey => self.tls_key(read(body)?, twist),
+            Method::GetTlsKey => self.tls_key(read(body)?, fault),
             Method::GetKey => self.key(&read(body)?),
-            Method::GetQuote => self.quote(&read(body)?, twist),
-            Method::Attest => self.attest(&read(body)?, twist),
+            Method::GetQuote => self.quote(&read(body)?, fault),
+            Method::Attest => self.attest(&read(body)?, fault),
             Method::Info => read(body).and_then(|NoRequest {}| self.info().map_err(text)),
             Method::Version => read(body).map(|NoRequest {}| {
                 json!({ "version": "0.6.0", "rev": concat!("mock:", env!("CARGO_PKG_VERSION")) })
@@ -135,7 +135,7 @@ impl Guest {
         }
     }
 
-    fn tls_key(&self, request: TlsKeyRequest, twist: Twist) -> Result<Value, String> {
+    fn tls_key(&self, request: TlsKeyRequest, fault: Fault) -> Result<Value, String> {
         let validity = Validity {
             from: request.not_before.unwrap_or(SINCE_1975),
             until: request
@@ -146,10 +146,10 @@ impl Guest {
             return Err("not_before must be earlier than not_after".to_owned());
         }
         let key = self.next_key().map_err(text)?;
-        let certificate = self.issue(&key, request, validity, twist).map_err(text)?;
-        let shown = match twist {
-            Twist::Key => self.next_key().map_err(text)?,
-            Twist::None | Twist::ReportData => key,
+        let certificate = self.issue(&key, request, validity, fault).map_err(text)?;
+        let shown = match fault {
+            Fault::WrongKey => self.next_key().map_err(text)?,
+            Fault::None | Fault::WrongReportData => key,
         };
         Ok(json!({
             "key": shown.to_pkcs8_pem().map_err(text)?,
@@ -162,13 +162,13 @@ impl Guest {
         key: &Key,
         request: TlsKeyRequest,
         validity: Validity,
-        twist: Twist,
+        fault: Fault,
     ) -> Result<Certificate, MockError> {
         let mut evidence = self.options.evidence.clone();
-        match (request.usage_ra_tls, twist) {
+        match (request.usage_ra_tls, fault) {
             (false, _) => evidence.envelope = Envelope::None,
-            (true, Twist::ReportData) => evidence.binding = Binding::Bytes([0xbd; 64]),
-            (true, Twist::None | Twist::Key) => {}
+            (true, Fault::WrongReportData) => evidence.binding = Binding::Bytes([0xbd; 64]),
+            (true, Fault::None | Fault::WrongKey) => {}
         }
         let app_info = match request.with_app_info {
             true => Some(self.app_info()?),
@@ -185,7 +185,7 @@ impl Guest {
             ..LeafOptions::default()
         };
         let _quoting = request.usage_ra_tls.then(|| self.quoting());
-        Certificate::issue(&self.pki, &self.machine, key, &evidence, &leaf)
+        Certificate::issue(&self.pki, &self.platform, key, &evidence, &leaf)
     }
 
     fn next_key(&self) -> Result<Key, MockError> {
@@ -215,9 +215,9 @@ impl Guest {
         }))
     }
 
-    fn quote(&self, request: &QuoteRequest, twist: Twist) -> Result<Value, String> {
+    fn quote(&self, request: &QuoteRequest, fault: Fault) -> Result<Value, String> {
         let stated = padded(request)?;
-        let (evidence, quote, quoted) = self.quote_over(stated, twist).map_err(text)?;
+        let (evidence, quote, quoted) = self.quote_over(stated, fault).map_err(text)?;
         let event_log = evidence.legacy_event_log().map_err(text)?;
         Ok(json!({
             "quote": hex::encode(&quote),
@@ -228,8 +228,8 @@ impl Guest {
         }))
     }
 
-    fn attest(&self, request: &QuoteRequest, twist: Twist) -> Result<Value, String> {
-        let (evidence, quote, quoted) = self.quote_over(padded(request)?, twist).map_err(text)?;
+    fn attest(&self, request: &QuoteRequest, fault: Fault) -> Result<Value, String> {
+        let (evidence, quote, quoted) = self.quote_over(padded(request)?, fault).map_err(text)?;
         let attestation = match evidence.envelope {
             Envelope::V0 => evidence.v0(&quote, quoted),
             _ => evidence.v1(&quote, quoted).map_err(text)?,
@@ -241,11 +241,11 @@ impl Guest {
     fn quote_over(
         &self,
         report_data: [u8; 64],
-        twist: Twist,
+        fault: Fault,
     ) -> Result<(Evidence, Vec<u8>, [u8; 64]), MockError> {
-        let quoted = match twist {
-            Twist::ReportData => report_data.map(|byte| !byte),
-            Twist::None | Twist::Key => report_data,
+        let quoted = match fault {
+            Fault::WrongReportData => report_data.map(|byte| !byte),
+            Fault::None | Fault::WrongKey => report_data,
         };
         let evidence = Evidence {
             binding: Binding::Bytes(quoted),
@@ -254,7 +254,7 @@ impl Guest {
         let _quoting = self.quoting();
         // The key is not looked at: the evidence says what to quote.
         let key = Key::derive(&self.options.seed, "none")?;
-        let quote = evidence.quote(&self.machine, &key)?;
+        let quote = evidence.quote(&self.platform, &key)?;
         Ok((evidence, quote, quoted))
     }
 

@@ -190,7 +190,7 @@ impl Guard {
 mod tests {
     use attest::collateral::{Handle, Keeper, Schedule, Store, Surroundings};
     use attest::mock::{
-        Certificate, CollateralOptions, Evidence, Key, LeafOptions, Machine, MachineOptions, Pki,
+        Certificate, CollateralOptions, Evidence, Key, LeafOptions, Pki, Platform, PlatformOptions,
     };
     use attest::policy::Settings;
     use attest::{Policy, TrustedRoot};
@@ -205,7 +205,7 @@ mod tests {
     use crate::mode::Mode;
     use crate::shard::Message;
 
-    fn collateral(pki: &Pki, machine: &Machine, runtime: &tokio::runtime::Runtime) -> Handle {
+    fn collateral(pki: &Pki, platform: &Platform, runtime: &tokio::runtime::Runtime) -> Handle {
         let store = Store::new(pki.root_der().to_vec(), Schedule::default());
         let around = Surroundings {
             now: Box::new(unix_now),
@@ -218,7 +218,9 @@ mod tests {
         handle
             .offer(pki.parsed_collateral(&options).unwrap())
             .unwrap();
-        runtime.block_on(handle.want(machine.key())).unwrap();
+        runtime
+            .block_on(handle.want(platform.collateral_key()))
+            .unwrap();
         handle
     }
 
@@ -228,10 +230,10 @@ mod tests {
     fn a_verdict_that_comes_late_is_judged_anew() {
         let seed = [0x6a; 32];
         let pki = Pki::new(&seed).unwrap();
-        let machine = Machine::new(&pki, &MachineOptions::default()).unwrap();
+        let platform = Platform::new(&pki, &PlatformOptions::default()).unwrap();
         let key = Key::derive(&seed, "client").unwrap();
         let (evidence, leaf) = (Evidence::default(), LeafOptions::default());
-        let client = Certificate::issue(&pki, &machine, &key, &evidence, &leaf).unwrap();
+        let client = Certificate::issue(&pki, &platform, &key, &evidence, &leaf).unwrap();
         let chain = client
             .chain_der()
             .map(|der| CertificateDer::from(der.to_vec()));
@@ -244,7 +246,7 @@ mod tests {
         let trust = Trust::new(
             Policy::default(),
             root,
-            collateral(&pki, &machine, &runtime),
+            collateral(&pki, &platform, &runtime),
             control,
             metrics::Histogram::noop(),
             None,

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use attest::mock::{
-    Certificate, CollateralOptions, Evidence, Key, LeafOptions, Machine, MachineOptions, Pccs,
-    PccsAnswers, Pki,
+    Certificate, CollateralOptions, Evidence, Key, LeafOptions, Pccs, PccsResponses, Pki, Platform,
+    PlatformOptions,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -18,7 +18,7 @@ const SEED: [u8; 32] = [0x57; 32];
 /// A mock Intel, one machine, and a KMS. Its Drop ends the PCCS.
 pub struct Tdx {
     pki: Pki,
-    machine: Machine,
+    platform: Platform,
     pccs: Pccs,
 }
 
@@ -29,10 +29,14 @@ impl Tdx {
     /// It cannot be made, or the PCCS cannot listen.
     pub fn new() -> Result<Self> {
         let pki = Pki::new(&SEED)?;
-        let machine = Machine::new(&pki, &MachineOptions::default())?;
+        let platform = Platform::new(&pki, &PlatformOptions::default())?;
         let collateral = pki.collateral(&CollateralOptions::at(unix_now()))?;
-        let pccs = Pccs::start(PccsAnswers::none().with(machine.key(), collateral))?;
-        Ok(Self { pki, machine, pccs })
+        let pccs = Pccs::start(PccsResponses::empty().with(platform.collateral_key(), collateral))?;
+        Ok(Self {
+            pki,
+            platform,
+            pccs,
+        })
     }
 
     /// A certificate as dstack's guest agent hands out, another for each name.
@@ -44,7 +48,7 @@ impl Tdx {
         let (evidence, leaf) = (Evidence::default(), LeafOptions::default());
         Ok(Certificate::issue(
             &self.pki,
-            &self.machine,
+            &self.platform,
             &key,
             &evidence,
             &leaf,
@@ -67,8 +71,8 @@ impl Tdx {
 
     /// The mock Intel's PKI, and the machine.
     #[must_use]
-    pub fn parts(&self) -> (&Pki, &Machine) {
-        (&self.pki, &self.machine)
+    pub fn parts(&self) -> (&Pki, &Platform) {
+        (&self.pki, &self.platform)
     }
 
     /// Where the PCCS listens.

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use attest::agent::TlsKeyRequest;
 use attest::mock::{
-    Agent, AgentListen, AgentOptions, CollateralOptions, Machine, MachineOptions, Pccs,
-    PccsAnswers, Pki,
+    Agent, AgentListen, AgentOptions, CollateralOptions, Pccs, PccsResponses, Pki, Platform,
+    PlatformOptions,
 };
 use rustls::crypto::aws_lc_rs::default_provider;
 use zeroize::Zeroizing;
@@ -59,9 +59,9 @@ impl Cluster {
         let random = default_provider().secure_random;
         random.fill(&mut seed).map_err(|_| DevError::Random)?;
         let pki = Arc::new(Pki::new(&seed)?);
-        let machine = Machine::new(&pki, &MachineOptions::default())?;
+        let platform = Platform::new(&pki, &PlatformOptions::default())?;
         let collateral = pki.collateral(&CollateralOptions::at(unix_now()))?;
-        let pccs = Pccs::start(PccsAnswers::none().with(machine.key(), collateral))?;
+        let pccs = Pccs::start(PccsResponses::empty().with(platform.collateral_key(), collateral))?;
         let socket = folder.join("dstack.sock");
         let options = AgentOptions {
             seed,

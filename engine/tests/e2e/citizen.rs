@@ -31,7 +31,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use attest::agent::{Method, Places};
 use attest::mock::{
     Agent, AgentListen, AgentOptions, Certificate, CollateralOptions, Evidence, Key, LeafOptions,
-    Machine, MachineOptions, Pccs, PccsAnswers, Pki,
+    Pccs, PccsResponses, Pki, Platform, PlatformOptions,
 };
 
 use crate::process::mortal;
@@ -87,23 +87,23 @@ struct Town {
 impl Town {
     fn new() -> Self {
         let pki = Arc::new(Pki::new(&SEED).expect("a PKI"));
-        let machine = Machine::new(&pki, &MachineOptions::default()).expect("a machine");
+        let platform = Platform::new(&pki, &PlatformOptions::default()).expect("a platform");
         let options = CollateralOptions::at(now());
         let collateral = pki.collateral(&options).expect("collateral");
-        let answers = PccsAnswers::none().with(machine.key(), collateral);
+        let answers = PccsResponses::empty().with(platform.collateral_key(), collateral);
         let pccs = Pccs::start(answers).expect("a PCCS on loopback");
         let folder = tempfile::tempdir().expect("a folder");
         let town = Self { pki, pccs, folder };
         fs::write(town.file("root.pem"), town.pki.root_pem()).expect("root.pem");
         fs::write(town.file("ca.pem"), town.pki.kms_pem()).expect("ca.pem");
-        town.write_client(&machine);
+        town.write_client(&platform);
         town
     }
 
-    fn write_client(&self, machine: &Machine) {
+    fn write_client(&self, platform: &Platform) {
         let key = Key::derive(&SEED, "client").expect("a key");
         let (evidence, leaf) = (Evidence::default(), LeafOptions::default());
-        let client = Certificate::issue(&self.pki, machine, &key, &evidence, &leaf);
+        let client = Certificate::issue(&self.pki, platform, &key, &evidence, &leaf);
         let client = client.expect("a leaf");
         fs::write(self.file("client.pem"), client.chain_pem()).expect("client.pem");
         let path = self.file("client.key");

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use attest::mock::{
     Behaviour, Binding, Certificate, CollateralOptions, Envelope, Event, Evidence, Key,
-    LeafOptions, Machine, MachineOptions, Pccs, PccsAnswers, Pki, PlatformLevel, QuoteFormat,
+    LeafOptions, Pccs, PccsResponses, Pki, Platform, PlatformLevel, PlatformOptions, QuoteFormat,
     Rtmr3, Validity,
 };
 use nix::sys::signal::Signal;
@@ -50,7 +50,7 @@ pub(crate) fn add(suite: &mut Suite) {
 /// A mock TDX with its PCCS and a folder for certificates.
 struct Lab {
     pki: Pki,
-    machine: Machine,
+    platform: Platform,
     pccs: Pccs,
     folder: tempfile::TempDir,
 }
@@ -64,16 +64,16 @@ fn now() -> u64 {
 impl Lab {
     fn new() -> Self {
         let pki = Pki::new(&SEED).expect("a PKI");
-        let machine = Machine::new(&pki, &MachineOptions::default()).expect("a machine");
+        let platform = Platform::new(&pki, &PlatformOptions::default()).expect("a platform");
         let options = CollateralOptions::at(now());
         let collateral = pki.collateral(&options).expect("collateral");
-        let answers = PccsAnswers::none().with(machine.key(), collateral);
+        let answers = PccsResponses::empty().with(platform.collateral_key(), collateral);
         let pccs = Pccs::start(answers).expect("a PCCS on loopback");
         let folder = tempfile::tempdir().expect("a folder");
         fs::write(folder.path().join("root.pem"), pki.root_pem()).expect("root.pem");
         Self {
             pki,
-            machine,
+            platform,
             pccs,
             folder,
         }
@@ -122,7 +122,7 @@ impl Lab {
 
     fn issue_with(&self, name: &str, evidence: &Evidence, leaf: &LeafOptions) -> Certificate {
         let key = Key::derive(&SEED, name).expect("a key");
-        Certificate::issue(&self.pki, &self.machine, &key, evidence, leaf).expect("a leaf")
+        Certificate::issue(&self.pki, &self.platform, &key, evidence, leaf).expect("a leaf")
     }
 
     fn issue(&self, name: &str, evidence: &Evidence) -> Certificate {
@@ -226,13 +226,13 @@ fn bad_certificates(lab: &Lab) -> Vec<(&'static str, Option<Certificate>)> {
         ..LeafOptions::default()
     };
     let forger = Pki::new(&[0xf0; 32]).expect("another PKI");
-    let forged = Machine::new(&forger, &MachineOptions::default()).expect("a machine");
-    let old = MachineOptions::at(PlatformLevel::OutOfDate);
-    let old = Machine::new(&lab.pki, &old).expect("an old machine");
-    let on = |machine: &Machine, name| {
+    let forged = Platform::new(&forger, &PlatformOptions::default()).expect("a platform");
+    let old = PlatformOptions::with_level(PlatformLevel::OutOfDate);
+    let old = Platform::new(&lab.pki, &old).expect("an old platform");
+    let on = |platform: &Platform, name| {
         let key = Key::derive(&SEED, name).expect("a key");
         let leaf = LeafOptions::default();
-        Certificate::issue(&lab.pki, machine, &key, &good(), &leaf).expect("a leaf")
+        Certificate::issue(&lab.pki, platform, &key, &good(), &leaf).expect("a leaf")
     };
     let (day, year) = (86_400, 365 * 86_400);
     vec![
@@ -428,9 +428,9 @@ fn recovery(world: &World) {
     options.tcb_info.until = now() + 40;
     let answer = |options: &CollateralOptions| {
         let collateral = lab.pki.collateral(options).expect("collateral");
-        PccsAnswers::none().with(lab.machine.key(), collateral)
+        PccsResponses::empty().with(lab.platform.collateral_key(), collateral)
     };
-    lab.pccs.replace(answer(&options));
+    lab.pccs.set_responses(answer(&options));
     let settings = lab.settings(world).set("TEESQL_REVOCATION_GRACE", "off");
     let sidecar = Sidecar::start(&settings);
     let certificate = lab.issue("client", &Evidence::default());
@@ -438,7 +438,7 @@ fn recovery(world: &World) {
     session
         .login("teesql_read", "via_scram", READ_SECRET)
         .expect("up to date at first");
-    lab.pccs.replace(answer(&CollateralOptions {
+    lab.pccs.set_responses(answer(&CollateralOptions {
         evaluation_number: options.evaluation_number + 1,
         recovery: true,
         ..CollateralOptions::at(now())
@@ -475,14 +475,14 @@ fn outage(world: &World) {
     let certificate = lab.issue("first", &Evidence::default());
     assert_eq!(lab.psql(world, &first, Some(&certificate)), IN);
 
-    lab.pccs.behave(Behaviour::Down);
+    lab.pccs.set_behaviour(Behaviour::Close);
     let stranger = lab.issue("stranger", &Evidence::default());
     assert_eq!(lab.psql(world, &first, Some(&stranger)), IN);
-    let other_family = MachineOptions {
+    let other_family = PlatformOptions {
         fmspc: attest::collateral::Fmspc([7; 6]),
-        ..MachineOptions::default()
+        ..PlatformOptions::default()
     };
-    let other = Machine::new(&lab.pki, &other_family).expect("a machine");
+    let other = Platform::new(&lab.pki, &other_family).expect("a platform");
     let key = Key::derive(&SEED, "family").expect("a key");
     let leaf = LeafOptions::default();
     let evidence = Evidence::default();
@@ -497,7 +497,7 @@ fn outage(world: &World) {
 
 fn silent_pccs(world: &World) {
     let lab = Lab::new();
-    lab.pccs.behave(Behaviour::Silent);
+    lab.pccs.set_behaviour(Behaviour::Stall);
     let settings = lab.settings(world).set("TEESQL_LOGIN_TIMEOUT", "2s");
     let sidecar = Sidecar::start(&settings);
     let certificate = lab.issue("client", &Evidence::default());

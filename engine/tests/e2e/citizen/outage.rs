@@ -22,11 +22,11 @@ const FAILED: &str = "teesql_identity_renewals_total{outcome=\"failed\"}";
 fn behaviours() -> [(AgentBehaviour, Option<&'static str>); 7] {
     let refusal = r#"{"error":"no key today"}"#.to_owned();
     let status = AgentBehaviour::Status(400, refusal);
-    let hangs = AgentBehaviour::Hang(Duration::from_secs(30));
+    let hangs = AgentBehaviour::Delay(Duration::from_secs(30));
     [
         (status, Some("HTTP status 400: no key today")),
         (AgentBehaviour::Html, Some("is no JSON object")),
-        (AgentBehaviour::HalfBody, Some("hung up")),
+        (AgentBehaviour::TruncatedBody, Some("hung up")),
         (
             AgentBehaviour::WrongKey,
             Some("is not the key of the certificate"),
@@ -64,7 +64,7 @@ fn fails(world: &World, behaviour: AgentBehaviour, words: Option<&str>) {
     let mut session = tls::enter(Some(&town), &sidecar);
     http::await_ready(address);
 
-    agent.behave_for(Method::GetTlsKey, behaviour.clone());
+    agent.set_behaviour_for(Method::GetTlsKey, behaviour.clone());
     let asked = agent.requests(Method::GetTlsKey);
     if let Some(words) = words {
         sidecar.await_line(words, |line| {
@@ -82,7 +82,7 @@ fn fails(world: &World, behaviour: AgentBehaviour, words: Option<&str>) {
     tls::enter(Some(&town), &sidecar).quit();
     assert_eq!(session.ask("select 'unharmed'"), "unharmed");
 
-    agent.behave_for(Method::GetTlsKey, AgentBehaviour::Normal);
+    agent.set_behaviour_for(Method::GetTlsKey, AgentBehaviour::Normal);
     http::await_ready(address);
     assert_ne!(tls::shown(sidecar.address()), before, "{behaviour:?}");
     tls::enter(Some(&town), &sidecar).quit();

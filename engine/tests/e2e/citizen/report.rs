@@ -165,7 +165,7 @@ fn states(world: &World) {
 fn reasons(world: &World) {
     let town = Town::new();
     let _agent = town.agent();
-    town.pccs.behave(Behaviour::Down);
+    town.pccs.set_behaviour(Behaviour::Close);
     let cluster = private(world);
     let settings = town
         .with_agent(world.settings_for(&cluster.address().to_string()))
@@ -178,7 +178,7 @@ fn reasons(world: &World) {
     let complaints = lines.iter().filter(|line| line.contains("not refreshed"));
     let complaints = complaints.count();
     assert!((1..=4).contains(&complaints), "{complaints} lines in 4 s");
-    town.pccs.behave(Behaviour::Honest);
+    town.pccs.set_behaviour(Behaviour::Normal);
     http::await_ready(address);
 
     let mut session = tls::enter(Some(&town), &sidecar);

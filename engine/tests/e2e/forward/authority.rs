@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use attest::mock::{Behaviour, Evidence, TrustAuthority, Verdict};
+use attest::mock::{Behaviour, Evidence, TokenVariant, TrustAuthority};
 
 use super::lab::{Lab, now};
 use super::recorder::{self, Recorder};
@@ -37,8 +37,12 @@ fn happy(world: &World) {
     let lab = Lab::new();
     let authority = TrustAuthority::start(&lab.pki, now()).expect("an authority");
     let sidecar = lab.sidecar(world);
-    for verdict in [Verdict::Honest, Verdict::Nested, Verdict::Rs256] {
-        authority.say(verdict);
+    for verdict in [
+        TokenVariant::Valid,
+        TokenVariant::Nested,
+        TokenVariant::Rs256,
+    ] {
+        authority.set_token(verdict);
         let forwarder = Forwarder::start(&settings(&lab, world, &authority, sidecar.address()));
         let before = authority.appraisals();
         assert_eq!(forwarder.ask(READER), "1\n");
@@ -56,37 +60,37 @@ fn happy(world: &World) {
 fn refused(world: &World) {
     let lab = Lab::new();
     let authority = TrustAuthority::start(&lab.pki, now()).expect("an authority");
-    let elsewhere = Verdict::KeysElsewhere("https://keys.example/certs".to_owned());
-    let debug = Verdict::Claim("tdx_is_debuggable", true.into());
-    let mrtd = Verdict::Claim("tdx_mrtd", "22".repeat(48).into());
+    let elsewhere = TokenVariant::OtherJku("https://keys.example/certs".to_owned());
+    let debug = TokenVariant::Claim("tdx_is_debuggable", true.into());
+    let mrtd = TokenVariant::Claim("tdx_mrtd", "22".repeat(48).into());
     let verdicts = [
         (
-            Verdict::ForeignKey,
+            TokenVariant::WrongKey,
             "ita_bad_signature",
             "the attestation token's signature does not verify",
         ),
         (
-            Verdict::BadSignature,
+            TokenVariant::BadSignature,
             "ita_bad_signature",
             "the attestation token's signature does not verify",
         ),
         (
-            Verdict::AlgorithmNone,
+            TokenVariant::AlgorithmNone,
             "ita_algorithm",
             "the attestation token is not signed with PS384 or RS256",
         ),
         (
-            Verdict::Hs256,
+            TokenVariant::Hs256,
             "ita_algorithm",
             "the attestation token is not signed with PS384 or RS256",
         ),
         (
-            Verdict::Expired,
+            TokenVariant::Expired,
             "ita_expired",
             "the attestation token has expired",
         ),
         (
-            Verdict::NotYetValid,
+            TokenVariant::NotYetValid,
             "ita_not_yet_valid",
             "the attestation token is not valid yet",
         ),
@@ -96,7 +100,7 @@ fn refused(world: &World) {
             "the attestation token's jku is not on Intel Trust Authority's host",
         ),
         (
-            Verdict::UnknownKey,
+            TokenVariant::UnknownKey,
             "ita_unknown_key",
             "the attestation token's key is not one of",
         ),
@@ -111,10 +115,10 @@ fn refused(world: &World) {
             "the attestation token's tdx_mrtd is not the quote's",
         ),
     ];
-    let verdicts = verdicts.map(|(verdict, code, text)| (Behaviour::Honest, verdict, code, text));
+    let verdicts = verdicts.map(|(verdict, code, text)| (Behaviour::Normal, verdict, code, text));
     let manners = [
         (
-            Behaviour::Down,
+            Behaviour::Close,
             "ita_unreachable",
             "no connection to Intel Trust Authority",
         ),
@@ -134,31 +138,31 @@ fn refused(world: &World) {
             "Intel Trust Authority's answer holds no token",
         ),
         (
-            Behaviour::HalfBody,
+            Behaviour::TruncatedBody,
             "ita_broken_off",
             "Intel Trust Authority's answer broke off",
         ),
         // Its deadline is 10 s: once is enough.
         (
-            Behaviour::Silent,
+            Behaviour::Stall,
             "ita_timeout",
             "Intel Trust Authority did not answer in time",
         ),
     ];
-    let manners = manners.map(|(manner, code, text)| (manner, Verdict::Honest, code, text));
+    let manners = manners.map(|(manner, code, text)| (manner, TokenVariant::Valid, code, text));
     let config = recorder::config(&lab.issue("server", &Evidence::default()));
     let server = Recorder::tls(move |_| Arc::clone(&config));
     let forwarder = Forwarder::start(&settings(&lab, world, &authority, server.address()));
     for (manner, verdict, code, text) in verdicts.into_iter().chain(manners) {
-        authority.behave(manner);
-        authority.say(verdict);
+        authority.set_behaviour(manner);
+        authority.set_token(verdict);
         let said = forwarder.ask(READER);
         assert!(said.contains(&format!("FATAL:  {text}")), "{code}: {said}");
         forwarder.await_reason(code);
         server.assert_untold(code, &[READER.0, READER.1]);
     }
-    authority.behave(Behaviour::Honest);
-    authority.say(Verdict::Honest);
+    authority.set_behaviour(Behaviour::Normal);
+    authority.set_token(TokenVariant::Valid);
     let mut driver = Wire::connect(forwarder.address());
     driver.send(&message::startup(PROTOCOL_3_0, &[("user", "u")]));
     driver.expect_prefix(b"R");
@@ -184,7 +188,7 @@ fn crowd(world: &World) {
     crowd(&Forwarder::start(&settings), b'R');
     assert_eq!(authority.appraisals(), 1);
     // Nor does a crowd wait in a row for an authority that does not answer.
-    authority.behave(Behaviour::Silent);
+    authority.set_behaviour(Behaviour::Stall);
     let begun = std::time::Instant::now();
     crowd(&Forwarder::start(&settings), b'E');
     let took = begun.elapsed();

@@ -51,11 +51,11 @@ fn of_the_agent(world: &World) {
     forwarder.await_line("new", |line| line["message"] == "new certificate in use");
     assert_eq!(forwarder.ask(READER), "1\n", "with the new one");
     // One that the agent does not give costs nobody anything before the end.
-    agent.behave(AgentBehaviour::Close);
+    agent.set_behaviour(AgentBehaviour::Close);
     forwarder.await_line("a warning", |line| {
         line["message"] == "certificate not renewed"
     });
-    agent.behave(AgentBehaviour::Normal);
+    agent.set_behaviour(AgentBehaviour::Normal);
 }
 
 fn no_agent(world: &World) {
@@ -69,7 +69,7 @@ fn no_agent(world: &World) {
     assert!(said.contains("dstack.sock"), "{said}");
 
     let agent = agent(&lab);
-    agent.behave(AgentBehaviour::Hang(Duration::from_secs(30)));
+    agent.set_behaviour(AgentBehaviour::Delay(Duration::from_secs(30)));
     let output = run(settings.command(&[]), PATIENCE);
     let said = lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(69), "{said}");
@@ -79,7 +79,7 @@ fn no_agent(world: &World) {
         "it waits too long"
     );
 
-    agent.behave(AgentBehaviour::Status(403, "{\"error\":\"no\"}".to_owned()));
+    agent.set_behaviour(AgentBehaviour::Status(403, "{\"error\":\"no\"}".to_owned()));
     let output = run(settings.command(&[]), PATIENCE);
     assert_eq!(output.status.code(), Some(69));
 }

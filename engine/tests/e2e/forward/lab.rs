@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use attest::mock::{
-    Certificate, CollateralOptions, Evidence, Key, LeafOptions, Machine, MachineOptions, Pccs,
-    PccsAnswers, Pki,
+    Certificate, CollateralOptions, Evidence, Key, LeafOptions, Pccs, PccsResponses, Pki, Platform,
+    PlatformOptions,
 };
 
 use super::run::Settings;
@@ -18,7 +18,7 @@ pub(crate) const SEED: [u8; 32] = [0xf0; 32];
 
 pub(crate) struct Lab {
     pub(crate) pki: Arc<Pki>,
-    pub(crate) machine: Machine,
+    pub(crate) platform: Platform,
     pub(crate) pccs: Pccs,
     folder: tempfile::TempDir,
 }
@@ -32,13 +32,14 @@ pub(crate) fn now() -> u64 {
 impl Lab {
     pub(crate) fn new() -> Self {
         let pki = Arc::new(Pki::new(&SEED).expect("a PKI"));
-        let machine = Machine::new(&pki, &MachineOptions::default()).expect("a machine");
+        let platform = Platform::new(&pki, &PlatformOptions::default()).expect("a platform");
         let collateral = pki.collateral(&CollateralOptions::at(now()));
-        let answers = PccsAnswers::none().with(machine.key(), collateral.expect("collateral"));
+        let answers =
+            PccsResponses::empty().with(platform.collateral_key(), collateral.expect("collateral"));
         let lab = Self {
             pccs: Pccs::start(answers).expect("a PCCS on loopback"),
             pki,
-            machine,
+            platform,
             folder: tempfile::tempdir().expect("a folder"),
         };
         fs::write(lab.path("root.pem"), lab.pki.root_pem()).expect("root.pem");
@@ -53,19 +54,19 @@ impl Lab {
 
     /// A certificate of this machine.
     pub(crate) fn issue(&self, name: &str, evidence: &Evidence) -> Certificate {
-        self.issue_on(&self.pki, &self.machine, name, evidence)
+        self.issue_on(&self.pki, &self.platform, name, evidence)
     }
 
     pub(crate) fn issue_on(
         &self,
         pki: &Pki,
-        machine: &Machine,
+        platform: &Platform,
         name: &str,
         evidence: &Evidence,
     ) -> Certificate {
         let key = Key::derive(&SEED, name).expect("a key");
         let leaf = LeafOptions::default();
-        Certificate::issue(pki, machine, &key, evidence, &leaf).expect("a leaf")
+        Certificate::issue(pki, platform, &key, evidence, &leaf).expect("a leaf")
     }
 
     /// Its PEM files: chain and key.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use attest::mock::{
-    Binding, Certificate, Envelope, Evidence, Key, Machine, MachineOptions, Pki, PlatformLevel,
+    Binding, Certificate, Envelope, Evidence, Key, Pki, Platform, PlatformLevel, PlatformOptions,
     Resource,
 };
 use rustls::pki_types::CertificateDer;
@@ -73,10 +73,10 @@ fn bad(lab: &Lab) -> Vec<(&'static str, &'static str, Certificate)> {
     let replayed = changed_report(|e| e.binding = Binding::Bytes(report_data));
     let debug = changed_report(|e| e.report.debug = true);
     let other = changed_report(|e| e.report.mrtd = [0x12; 48]);
-    let old = MachineOptions::at(PlatformLevel::OutOfDate);
-    let old = Machine::new(&lab.pki, &old).expect("an old machine");
+    let old = PlatformOptions::with_level(PlatformLevel::OutOfDate);
+    let old = Platform::new(&lab.pki, &old).expect("an old platform");
     let forger = Pki::new(&[0xf1; 32]).expect("another PKI");
-    let forged = Machine::new(&forger, &MachineOptions::default()).expect("a machine");
+    let forged = Platform::new(&forger, &PlatformOptions::default()).expect("a platform");
     let good = Evidence::default();
     vec![
         (
@@ -107,7 +107,7 @@ fn bad(lab: &Lab) -> Vec<(&'static str, &'static str, Certificate)> {
         (
             "kms_root_mismatch",
             "cert chain verification failed",
-            lab.issue_on(&forger, &lab.machine, "other root", &good),
+            lab.issue_on(&forger, &lab.platform, "other root", &good),
         ),
         (
             "bad_signature",
@@ -256,7 +256,7 @@ fn denied_by_the_sidecar(world: &World) {
 
 fn silent_pccs(world: &World) {
     let lab = Lab::new();
-    lab.pccs.behave(attest::mock::Behaviour::Silent);
+    lab.pccs.set_behaviour(attest::mock::Behaviour::Stall);
     let config = recorder::config(&lab.issue("server", &Evidence::default()));
     let server = Recorder::tls(move |_| Arc::clone(&config));
     let settings = lab
@@ -266,7 +266,7 @@ fn silent_pccs(world: &World) {
     let text = "the server did not prove itself within the login timeout";
     assert_refused(&forwarder, &server, "server_timeout", text);
 
-    lab.pccs.behave(attest::mock::Behaviour::Down);
+    lab.pccs.set_behaviour(attest::mock::Behaviour::Close);
     let forwarder = Forwarder::start(&settings.set("TEESQL_LOGIN_TIMEOUT", "60s"));
     let text = "no collateral for the peer's platform is available";
     assert_refused(&forwarder, &server, "collateral_unavailable", text);

@@ -1,16 +1,17 @@
 //! Every method against the mock agent, over both kinds of sockets.
 
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use attest::agent::{AgentError, Endpoint, Method, TlsKeyRequest};
 use attest::evidence::{Form, UnboundEvidence};
-use attest::mock::{self, AgentListen, AgentOptions, Envelope, Evidence};
+use attest::mock::{self, AgentBehaviour, AgentListen, AgentOptions, Envelope, Evidence};
 use attest::values::AppId;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::{NOW, agent, agent_with, block, client, patient, pki, raw, server_request};
+use crate::{Folder, NOW, agent, agent_with, block, client, patient, pki, raw, server_request};
 
 #[test]
 fn every_method_over_unix_and_tcp() {
@@ -227,18 +228,96 @@ fn quotes_are_made_one_after_another() {
 }
 
 #[test]
-fn requests_that_no_client_should_send() {
+fn mock_accepts_requests_like_dstack() {
     let mock = agent();
     let endpoint = mock.agent.endpoint();
-    let json = "content-type: application/json; charset=utf-8\r\n";
-    assert_eq!(raw::send(&endpoint, "POST /Version", json, b"{}").0, 200);
+    let status =
+        |line: &str, headers: &str, body: &[u8]| raw::send(&endpoint, line, headers, body).0;
+    let charset = "content-type: application/json; charset=utf-8\r\n";
+    assert_eq!(status("POST /Version", charset, b"{}"), 200);
+    // As dstack's Rust SDK sends it.
+    assert_eq!(
+        status("POST http://localhost/Version", raw::JSON, b"{}"),
+        200
+    );
+    assert_eq!(
+        raw::send_chunked(&endpoint, "POST /GetQuote", br#"{"report_data":"00"}"#).0,
+        200
+    );
+    for query in ["json", "json=1", "json=true"] {
+        assert_eq!(
+            status(&format!("POST /Version?{query}"), "", b"{}"),
+            200,
+            "{query}"
+        );
+    }
+    assert_eq!(status("POST /Version?json=false", "", b"{}"), 400);
+    assert_eq!(status("GET /Version", "", b""), 200);
+    let (_, response) = raw::send(&endpoint, "GET /GetQuote?report_data=6869", "", b"");
+    let response: serde_json::Value = serde_json::from_slice(&response).unwrap();
+    assert_eq!(response["report_data"], format!("6869{}", "0".repeat(124)));
+    let fields = "subject=a&alt_names[]=b.test&usage_ra_tls=true&not_before=7&not_after=1800000000";
+    let (_, response) = raw::send(&endpoint, &format!("GET /GetTlsKey?{fields}"), "", b"");
+    let response: serde_json::Value = serde_json::from_slice(&response).unwrap();
+    let pem = response["certificate_chain"][0].as_str().unwrap();
+    let pem = x509_parser::pem::Pem::iter_from_buffer(pem.as_bytes()).next();
+    let pem = pem.unwrap().unwrap();
+    let leaf = pem.parse_x509().unwrap();
+    assert_eq!(leaf.subject().to_string(), "CN=a");
+    assert_eq!(leaf.validity().not_before.timestamp(), 7);
+    let names = leaf.subject_alternative_name().unwrap().unwrap();
+    assert_eq!(names.value.general_names, [GeneralName::DNSName("b.test")]);
+}
+
+#[test]
+fn mock_rejects_requests_like_dstack() {
+    let mock = agent();
+    let endpoint = mock.agent.endpoint();
     let (status, body) = raw::send(&endpoint, "POST /Version", "", b"{}");
     assert_eq!(status, 400, "without a content type it is protobuf");
     assert!(serde_json::from_slice::<serde_json::Value>(&body).unwrap()["error"].is_string());
-    assert_eq!(raw::send(&endpoint, "GET /Version", json, b"{}").0, 400);
+    let text = "content-type: text/plain\r\n";
+    assert_eq!(raw::send(&endpoint, "POST /Version", text, b"{}").0, 400);
+    assert_eq!(
+        raw::send(&endpoint, "GET /GetQuote?report_data=x", "", b"").0,
+        400
+    );
     for request in [&br#"{"alt_names":"localhost"}"#[..], b"[", b""] {
         assert_eq!(raw::post(&endpoint, "GetTlsKey", request).0, 400);
     }
-    let unwritable = "{\"alt_names\":[\"no d\u{fc}rer\"]}".as_bytes();
-    assert_eq!(raw::post(&endpoint, "GetTlsKey", unwritable).0, 400);
+    let invalid_name = "{\"alt_names\":[\"no d\u{fc}rer\"]}".as_bytes();
+    assert_eq!(raw::post(&endpoint, "GetTlsKey", invalid_name).0, 400);
+}
+
+#[test]
+fn dropping_the_mock_closes_its_connections() {
+    let folder = Folder::new();
+    for listen in [
+        AgentListen::Tcp,
+        AgentListen::Unix(folder.path("dstack.sock")),
+    ] {
+        let agent = mock::Agent::start(pki(), listen, AgentOptions::at(NOW)).unwrap();
+        agent.set_behaviour(AgentBehaviour::Delay(Duration::from_secs(60)));
+        let mut idle = raw::connect(&agent.endpoint());
+        let mut waiting = raw::connect(&agent.endpoint());
+        let request = format!(
+            "POST /Version HTTP/1.1\r\n{}content-length: 2\r\n\r\n{{}}",
+            raw::JSON
+        );
+        waiting.write_all(request.as_bytes()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while agent.requests(Method::Version) == 0 {
+            assert!(Instant::now() < deadline, "the request did not arrive");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let begun = Instant::now();
+        drop(agent);
+        for stream in [&mut idle, &mut waiting] {
+            let mut rest = Vec::new();
+            // The kernel may report the closed connection as a reset.
+            let _ = stream.read_to_end(&mut rest);
+            assert!(rest.is_empty());
+        }
+        assert!(begun.elapsed() < Duration::from_secs(3));
+    }
 }

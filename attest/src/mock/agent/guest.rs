@@ -1,4 +1,4 @@
-//! What the mock agent answers.
+//! The methods of the mock agent.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -14,31 +14,31 @@ use crate::mock::{
     Binding, Certificate, Envelope, Evidence, Key, LeafOptions, MockError, Pki, Platform, Validity,
 };
 
-/// dstack's notBefore, 1975-01-01T00:00:00Z. [contract, section 4]
+/// dstack's default notBefore, 1975-01-01T00:00:00Z. [recorded from dstack 0.6.0]
 const SINCE_1975: u64 = 157_766_400;
-/// Seconds to dstack's notAfter: 3650 days, as recorded.
+/// Seconds to dstack's default notAfter: 3650 days. [recorded from dstack 0.6.0]
 const TEN_YEARS: u64 = 3_650 * 86_400;
 
-/// What is wrong with an otherwise right answer.
+/// A fault in the content of a response.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     None,
     /// The key is not the certificate's.
     WrongKey,
-    /// Quotes are over other report data.
+    /// Quotes have other report data than requested.
     WrongReportData,
 }
 
-/// A TD and what it is asked.
+/// A TD with its agent's state.
 pub(super) struct Guest {
     pki: Arc<Pki>,
     platform: Platform,
     pub(super) options: AgentOptions,
     /// The agent's own certificate and its issuer, in PEM.
     pub(super) own: String,
-    /// Keys that were made.
+    /// Number of the next key.
     keys: AtomicU64,
-    /// Held while a quote is made: hardware makes one after another.
+    /// Held while a quote is made: hardware makes one at a time.
     quoting: Mutex<()>,
 }
 
@@ -77,9 +77,9 @@ fn hex_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::E
     hex::decode(String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
-/// What dstack says of a request that it cannot read.
-fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
-    serde_json::from_slice(body).map_err(|error| error.to_string())
+/// Errors have the same text as dstack's.
+fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(json).map_err(|error| error.to_string())
 }
 
 fn text(error: MockError) -> String {
@@ -116,20 +116,20 @@ impl Guest {
         Ok(certificate.chain_pem())
     }
 
-    /// The answer, or the text of a 400.
-    pub(super) fn answer(
+    /// Calls a method with `fields` as JSON. Returns the response, or the text of a 400.
+    pub(super) fn call(
         &self,
         method: Method,
-        body: &[u8],
+        fields: &[u8],
         fault: Fault,
     ) -> Result<Value, String> {
         match method {
-            Method::GetTlsKey => self.tls_key(read(body)?, fault),
-            Method::GetKey => self.key(&read(body)?),
-            Method::GetQuote => self.quote(&read(body)?, fault),
-            Method::Attest => self.attest(&read(body)?, fault),
-            Method::Info => read(body).and_then(|NoRequest {}| self.info().map_err(text)),
-            Method::Version => read(body).map(|NoRequest {}| {
+            Method::GetTlsKey => self.tls_key(parse(fields)?, fault),
+            Method::GetKey => self.key(&parse(fields)?),
+            Method::GetQuote => self.quote(&parse(fields)?, fault),
+            Method::Attest => self.attest(&parse(fields)?, fault),
+            Method::Info => parse(fields).and_then(|NoRequest {}| self.info().map_err(text)),
+            Method::Version => parse(fields).map(|NoRequest {}| {
                 json!({ "version": "0.6.0", "rev": concat!("mock:", env!("CARGO_PKG_VERSION")) })
             }),
         }
@@ -147,12 +147,12 @@ impl Guest {
         }
         let key = self.next_key().map_err(text)?;
         let certificate = self.issue(&key, request, validity, fault).map_err(text)?;
-        let shown = match fault {
+        let returned = match fault {
             Fault::WrongKey => self.next_key().map_err(text)?,
             Fault::None | Fault::WrongReportData => key,
         };
         Ok(json!({
-            "key": shown.to_pkcs8_pem().map_err(text)?,
+            "key": returned.to_pkcs8_pem().map_err(text)?,
             "certificate_chain": [certificate.pem(), self.pki.kms_pem()],
         }))
     }
@@ -181,10 +181,10 @@ impl Guest {
             server: request.usage_server_auth,
             client: request.usage_client_auth,
             app_info,
-            number: number_of(key),
+            number: serial_of(key),
             ..LeafOptions::default()
         };
-        let _quoting = request.usage_ra_tls.then(|| self.quoting());
+        let _quoting = request.usage_ra_tls.then(|| self.lock_for_quote());
         Certificate::issue(&self.pki, &self.platform, key, &evidence, &leaf)
     }
 
@@ -216,13 +216,13 @@ impl Guest {
     }
 
     fn quote(&self, request: &QuoteRequest, fault: Fault) -> Result<Value, String> {
-        let stated = padded(request)?;
-        let (evidence, quote, quoted) = self.quote_over(stated, fault).map_err(text)?;
+        let requested = padded(request)?;
+        let (evidence, quote, quoted) = self.quote_over(requested, fault).map_err(text)?;
         let event_log = evidence.legacy_event_log().map_err(text)?;
         Ok(json!({
             "quote": hex::encode(&quote),
             "event_log": String::from_utf8_lossy(&event_log),
-            "report_data": hex::encode(stated),
+            "report_data": hex::encode(requested),
             "vm_config": evidence.vm_config(),
             "attestation": hex::encode(evidence.v1(&quote, quoted).map_err(text)?),
         }))
@@ -237,7 +237,7 @@ impl Guest {
         Ok(json!({ "attestation": hex::encode(attestation) }))
     }
 
-    /// The evidence, the quote, and what the quote is over.
+    /// The evidence, the quote, and the report data of the quote.
     fn quote_over(
         &self,
         report_data: [u8; 64],
@@ -251,29 +251,29 @@ impl Guest {
             binding: Binding::Bytes(quoted),
             ..self.options.evidence.clone()
         };
-        let _quoting = self.quoting();
-        // The key is not looked at: the evidence says what to quote.
+        let _quoting = self.lock_for_quote();
+        // The key is not used: the evidence overrides the report data.
         let key = Key::derive(&self.options.seed, "none")?;
         let quote = evidence.quote(&self.platform, &key)?;
         Ok((evidence, quote, quoted))
     }
 
-    /// Waits for those who came before, and as long as a quote takes.
-    fn quoting(&self) -> MutexGuard<'_, ()> {
-        let turn = lock(&self.quoting);
+    /// Waits for the quotes before this one, and then for as long as a quote takes.
+    fn lock_for_quote(&self) -> MutexGuard<'_, ()> {
+        let guard = lock(&self.quoting);
         std::thread::sleep(self.options.quote_time);
-        turn
+        guard
     }
 }
 
-/// Another key is another certificate, and has another serial number.
-fn number_of(key: &Key) -> u64 {
+/// Derived from the key, so that another key's certificate has another serial number.
+fn serial_of(key: &Key) -> u64 {
     let hash = key.report_data();
     hash.first_chunk()
         .map_or(0, |first| u64::from_be_bytes(*first))
 }
 
-/// 65 bytes as of a recoverable signature, in hex.
+/// 65 bytes, as long as a recoverable signature, in hex.
 fn signature(key: &Key, message: &[u8]) -> String {
     hex::encode([&key.sign_raw(message)[..], &[0]].concat())
 }

@@ -5,21 +5,17 @@
 // An example prints, and may panic.
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::indexing_slicing)]
 
-// Shared with the tests; the example does not use all of it.
-#[allow(dead_code)]
-#[path = "../tests/attest/fixtures.rs"]
-mod fixtures;
-
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use attest::cache::{Epoch, VerdictCache};
 use attest::collateral::Collateral;
+use attest::mock::Fixture;
+use attest::mock::recorded::{self, HARDWARE_NOW, MOCK_NOW};
 use attest::quote::TdQuote;
 use attest::{Policy, TrustedRoot, Verifier, examine};
 use dcap_qvl::verify::QuoteVerifier;
-use fixtures::{HARDWARE_NOW, MOCK_NOW};
 
 const ROUNDS: usize = 41;
 
@@ -48,10 +44,9 @@ fn compare_first(what: &str, mut bare: impl FnMut(), ours: impl Fn() + Sync) {
 }
 
 fn main() {
-    #[cfg(feature = "mock")]
     storm();
     let policy = Policy::default();
-    if let Some((quote, collateral)) = fixtures::hardware("tdx_quote") {
+    if let Some((quote, collateral)) = recorded::hardware("tdx_quote") {
         let bare = QuoteVerifier::new_prod();
         let bare = || {
             bare.verify(black_box(&quote), collateral.as_qvl(), HARDWARE_NOW)
@@ -67,52 +62,43 @@ fn main() {
         compare_first("hardware quote", bare, ours);
     }
     for folder in ["dstack-mock-v0", "dstack-mock-v1"] {
-        let tls_key = fixtures::tls_key(folder, "GetTlsKey");
-        if let (Some(tls_key), Some(mock)) = (tls_key, fixtures::mock(folder)) {
-            verification(folder, &tls_key.chain, &mock, &policy);
-            lookup(folder, &tls_key.chain, &mock, &policy);
+        let tls_key = recorded::tls_key(folder, "GetTlsKey");
+        if let (Some(tls_key), Some(mock)) = (tls_key, recorded::mock(folder)) {
+            verification(folder, &tls_key.chain_der(), &mock, &policy);
+            lookup(folder, &tls_key.chain_der(), &mock, &policy);
         }
     }
 }
 
 /// Certificates that were never seen, of a platform that was: what a storm of them costs.
-#[cfg(feature = "mock")]
 fn storm() {
-    use attest::mock::{
-        Certificate, CollateralOptions, Evidence, Key, LeafOptions, Pki, Platform, PlatformOptions,
-    };
-
-    const NOW: u64 = 1_800_000_000;
-    let pki = Pki::new(&[7; 32]).unwrap();
-    let platform = Platform::new(&pki, &PlatformOptions::default()).unwrap();
+    let fixture = Fixture::default();
     let chains: Vec<_> = (0..1000)
         .map(|n| {
-            let key = Key::derive(&[7; 32], &format!("client {n}")).unwrap();
-            let (evidence, leaf) = (Evidence::default(), LeafOptions::default());
-            let certificate = Certificate::issue(&pki, &platform, &key, &evidence, &leaf).unwrap();
+            let certificate = fixture.certificate_of(&format!("client {n}"));
             certificate.chain_der().map(<[u8]>::to_vec)
         })
         .collect();
-    let collateral = pki.parsed_collateral(&CollateralOptions::at(NOW)).unwrap();
+    let collateral = fixture.issue_collateral();
     let policy = Policy::default();
-    let verifier = Verifier::new(TrustedRoot::dangerous(pki.root_der()).unwrap());
-    let bare = QuoteVerifier::new(pki.root_der().to_vec());
+    let verifier = fixture.verifier();
+    let bare = QuoteVerifier::new(fixture.pki.root_der().to_vec());
     let (bare, ours) = chains
         .iter()
         .map(|chain| {
-            let quote = examine(chain, NOW, &policy)
+            let quote = examine(chain, Fixture::NOW, &policy)
                 .unwrap()
                 .quote()
                 .as_bytes()
                 .to_vec();
             let bare = time(1, &mut || {
-                bare.verify(black_box(&quote), collateral.as_qvl(), NOW)
+                bare.verify(black_box(&quote), collateral.as_qvl(), Fixture::NOW)
                     .unwrap();
             });
             let ours = time(1, &mut || {
-                let evidence = examine(black_box(chain), NOW, &policy).unwrap();
+                let evidence = examine(black_box(chain), Fixture::NOW, &policy).unwrap();
                 verifier
-                    .verify(&evidence, &collateral, &policy, NOW)
+                    .verify(&evidence, &collateral, &policy, Fixture::NOW)
                     .unwrap();
             });
             (bare, ours)

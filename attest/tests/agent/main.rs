@@ -14,9 +14,6 @@
 mod admitted;
 mod answers;
 mod failures;
-#[path = "../attest/fixtures.rs"]
-#[allow(dead_code)]
-mod fixtures;
 mod places;
 mod raw;
 mod recorded;
@@ -30,16 +27,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attest::agent::{Agent, AgentError, AgentOptions, Endpoint, Places, TlsKeyRequest};
-use attest::mock::{self, AgentListen, Pki};
+use attest::mock::{self, AgentListen, Fixture, Pki};
 
-/// 2027-01-15.
-const NOW: u64 = 1_800_000_000;
-const SEED: [u8; 32] = [7; 32];
+const NOW: u64 = Fixture::NOW;
 /// Longest time of any one question here, waits and further attempts included.
 const BOUND: Duration = Duration::from_secs(20);
 
 fn pki() -> Arc<Pki> {
-    Arc::new(Pki::new(&SEED).unwrap())
+    Arc::new(Pki::new(&Fixture::SEED).unwrap())
 }
 
 /// A folder for a socket; gone with the value.

@@ -3,19 +3,15 @@
 
 use attest::agent::{AgentError, TlsKeyRequest};
 use attest::mock::AgentOptions;
+use attest::mock::recorded::{APP_ID, COMPOSE_HASH, INSTANCE_ID, OS_IMAGE_HASH, read};
 use attest::quote::TdQuote;
 use attest::values::{AppId, ComposeHash, InstanceId, OsImageHash};
 use serde_json::Value;
 
-use crate::fixtures::read;
 use crate::replay::Replay;
 use crate::{NOW, agent_with, block, raw};
 
 const FOLDERS: [&str; 3] = ["dstack-plain-v0", "dstack-mock-v0", "dstack-mock-v1"];
-const APP_ID: &str = "5bb4ff9a3837357f19dc176407a5709c62eb6c56";
-const COMPOSE_HASH: &str = "c143116fef3940e7f776bfc0919c256232ae5338a6e948c96b711e0b2383483a";
-const INSTANCE_ID: &str = "1691ed1b47506cad7d08834668691d88246f5b1f";
-const OS_IMAGE_HASH: &str = "e61be43dd1cc6a6f5edefd7c51b608983780839b0000ce60dd99737dcffe09b9";
 
 struct Exchange {
     request: Vec<u8>,

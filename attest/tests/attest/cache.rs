@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use attest::cache::{DENIAL_TTL, Epoch, Verdict, VerdictCache};
 use attest::chain::Chain;
-use attest::mock::{Certificate, Validity};
+use attest::mock::{Certificate, Fixture, Validity};
 use attest::{Denial, Policy};
 
-use crate::fixtures::policy;
-use crate::world::{NOW, World, world};
+use crate::NOW;
+use crate::policy_with;
 
 const TTL: u64 = 600;
 
@@ -24,8 +24,8 @@ fn chain(certificate: &Certificate) -> Chain {
     Chain::copy(&certificate.chain_der()).unwrap()
 }
 
-fn admission(world: &World, certificate: &Certificate) -> Verdict {
-    world.admit_chain(&certificate.chain_der()).map(Arc::new)
+fn admission(fixture: &Fixture, certificate: &Certificate) -> Verdict {
+    fixture.verify_chain(&certificate.chain_der()).map(Arc::new)
 }
 
 /// Puts every leaf on the same slot.
@@ -50,12 +50,12 @@ impl Hasher for Collide {
 
 #[test]
 fn a_verdict_is_of_its_chain_only() {
-    let world = World::default();
-    let (one, two) = (world.certificate_of("one"), world.certificate_of("two"));
-    let epoch = epoch(&world.policy);
+    let fixture = Fixture::default();
+    let (one, two) = (fixture.certificate_of("one"), fixture.certificate_of("two"));
+    let epoch = epoch(&fixture.policy);
     let mut cache = VerdictCache::new(8, TTL, epoch);
     assert!(cache.is_empty());
-    cache.insert(epoch, &chain(&one), &admission(&world, &one), NOW);
+    cache.insert(epoch, &chain(&one), &admission(&fixture, &one), NOW);
     assert!(cache.get(epoch, &one.chain_der(), NOW).unwrap().is_ok());
     assert!(cache.get(epoch, &two.chain_der(), NOW).is_none());
     assert!(
@@ -75,13 +75,13 @@ fn a_verdict_is_of_its_chain_only() {
 /// A collision costs a miss, never a wrong verdict.
 #[test]
 fn collisions() {
-    let world = World::default();
-    let (one, two) = (world.certificate_of("one"), world.certificate_of("two"));
-    let epoch = epoch(&world.policy);
+    let fixture = Fixture::default();
+    let (one, two) = (fixture.certificate_of("one"), fixture.certificate_of("two"));
+    let epoch = epoch(&fixture.policy);
     let mut cache = VerdictCache::with_hasher(8, TTL, epoch, Collide);
-    cache.insert(epoch, &chain(&one), &admission(&world, &one), NOW);
+    cache.insert(epoch, &chain(&one), &admission(&fixture, &one), NOW);
     assert!(cache.get(epoch, &two.chain_der(), NOW).is_none());
-    cache.insert(epoch, &chain(&two), &admission(&world, &two), NOW);
+    cache.insert(epoch, &chain(&two), &admission(&fixture, &two), NOW);
     assert!(cache.get(epoch, &one.chain_der(), NOW).is_none());
     let held = cache.get(epoch, &two.chain_der(), NOW).unwrap().unwrap();
     assert_eq!(held.fingerprint(), chain(&two).fingerprint());
@@ -90,19 +90,19 @@ fn collisions() {
 #[test]
 fn lifetimes() {
     let ends = |until, ttl| {
-        let world = world(|w| {
-            w.leaf.validity = Validity {
+        let fixture = Fixture::with(|f| {
+            f.leaf.validity = Validity {
                 from: NOW - 60,
                 until,
             }
         });
-        let certificate = world.certificate();
-        let epoch = epoch(&world.policy);
+        let certificate = fixture.certificate();
+        let epoch = epoch(&fixture.policy);
         let mut cache = VerdictCache::new(8, ttl, epoch);
         cache.insert(
             epoch,
             &chain(&certificate),
-            &admission(&world, &certificate),
+            &admission(&fixture, &certificate),
             NOW,
         );
         (NOW..)
@@ -116,7 +116,7 @@ fn lifetimes() {
         10,
         "the certificate, whose last second counts"
     );
-    let collateral = World::default().collateral().expires_at();
+    let collateral = Fixture::default().issue_collateral().expires_at();
     assert_eq!(
         ends(NOW + 100 * 86_400, u64::MAX),
         collateral - NOW,
@@ -126,16 +126,16 @@ fn lifetimes() {
 
 #[test]
 fn another_epoch_empties_it() {
-    let world = World::default();
-    let certificate = world.certificate();
-    let (chain, verdict) = (chain(&certificate), admission(&world, &certificate));
-    let first = epoch(&world.policy);
+    let fixture = Fixture::default();
+    let certificate = fixture.certificate();
+    let (chain, verdict) = (chain(&certificate), admission(&fixture, &certificate));
+    let first = epoch(&fixture.policy);
     let mut cache = VerdictCache::new(8, TTL, first);
     let collateral = Epoch {
         collateral: 1,
         ..first
     };
-    let policy = epoch(&policy(|s| s.allow_debug_td = true));
+    let policy = epoch(&policy_with(|s| s.allow_debug_td = true));
     for other in [collateral, policy] {
         cache.enter(first);
         cache.insert(first, &chain, &verdict, NOW);
@@ -150,9 +150,9 @@ fn another_epoch_empties_it() {
 
 #[test]
 fn denials_are_short_lived_and_ours_are_not_kept() {
-    let world = World::default();
-    let certificate = world.certificate();
-    let epoch = epoch(&world.policy);
+    let fixture = Fixture::default();
+    let certificate = fixture.certificate();
+    let epoch = epoch(&fixture.policy);
     let mut cache = VerdictCache::new(8, TTL, epoch);
     let chain = chain(&certificate);
     for ours in [
@@ -175,11 +175,11 @@ fn denials_are_short_lived_and_ours_are_not_kept() {
 #[test]
 fn it_is_bounded_and_what_is_used_stays() {
     const CAPACITY: usize = 16;
-    let world = World::default();
-    let certificate = world.certificate();
-    let epoch = epoch(&world.policy);
+    let fixture = Fixture::default();
+    let certificate = fixture.certificate();
+    let epoch = epoch(&fixture.policy);
     let mut cache = VerdictCache::new(CAPACITY, TTL, epoch);
-    let verdict = admission(&world, &certificate);
+    let verdict = admission(&fixture, &certificate);
     cache.insert(epoch, &chain(&certificate), &verdict, NOW);
     // Other leaves, none of them real: the cache does not look.
     for n in 0..1000u32 {
@@ -214,11 +214,11 @@ mod instructions {
     #[test]
     #[ignore = "for scripts/instructions"]
     fn attest_cache_hit() {
-        let world = World::default();
-        let certificate = world.certificate_of("one");
-        let epoch = epoch(&world.policy);
+        let fixture = Fixture::default();
+        let certificate = fixture.certificate_of("one");
+        let epoch = epoch(&fixture.policy);
         let mut cache = VerdictCache::new(8, TTL, epoch);
-        let verdict = admission(&world, &certificate);
+        let verdict = admission(&fixture, &certificate);
         cache.insert(epoch, &chain(&certificate), &verdict, NOW);
         let presented = certificate.chain_der();
         measured(|| {
@@ -231,12 +231,12 @@ mod instructions {
     #[test]
     #[ignore = "for scripts/instructions"]
     fn attest_examine() {
-        let world = World::default();
-        let certificate = world.certificate_of("one");
+        let fixture = Fixture::default();
+        let certificate = fixture.certificate_of("one");
         let presented = certificate.chain_der();
         measured(|| {
             for _ in 0..100 {
-                assert!(attest::examine(&presented, NOW, &world.policy).is_ok());
+                assert!(attest::examine(&presented, NOW, &fixture.policy).is_ok());
             }
         });
     }

@@ -2,29 +2,29 @@
 
 use attest::Denial;
 use attest::chain::{Chain, KmsRoot, KmsRootError, MAX_CHAIN_LEN};
-use attest::mock::{Pki, PkiOptions, Validity};
+use attest::mock::{Fixture, Pki, PkiOptions, Validity};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
-use crate::fixtures::policy;
-use crate::world::{NOW, World, world};
+use crate::NOW;
+use crate::policy_with;
 
-fn pinned(root: &[u8], world: &mut World) {
+fn pinned(root: &[u8], fixture: &mut Fixture) {
     let root = KmsRoot::from_der(root).unwrap();
-    world.policy = policy(|settings| settings.kms_roots = vec![root]);
+    fixture.policy = policy_with(|settings| settings.kms_roots = vec![root]);
 }
 
 #[test]
 fn the_pinned_root() {
-    let right = world(|w| pinned(w.pki.kms_der().to_vec().as_slice(), w));
-    assert_eq!(right.code(), "admitted");
+    let right = Fixture::with(|f| pinned(f.pki.kms_der().to_vec().as_slice(), f));
+    assert_eq!(right.outcome(), "admitted");
     let leaf_only = [right.certificate().der().to_vec()];
     assert!(
-        right.admit_chain(&leaf_only).is_ok(),
+        right.verify_chain(&leaf_only).is_ok(),
         "the root itself need not be sent"
     );
     let other = Pki::new(&[8; 32]).unwrap();
-    let wrong = world(|w| pinned(other.kms_der(), w));
-    let denial = wrong.admit().unwrap_err();
+    let wrong = Fixture::with(|f| pinned(other.kms_der(), f));
+    let denial = wrong.verify().unwrap_err();
     assert_eq!(denial.to_string(), "cert chain verification failed");
 }
 
@@ -44,11 +44,11 @@ fn dates_of_the_root() {
             kms: validity,
             ..PkiOptions::default()
         };
-        let world = world(|w| {
-            w.pki = Pki::with_options(&[7; 32], &options).unwrap();
-            pinned(w.pki.kms_der().to_vec().as_slice(), w);
+        let fixture = Fixture::with(|f| {
+            f.pki = Pki::with_options(&[7; 32], &options).unwrap();
+            pinned(f.pki.kms_der().to_vec().as_slice(), f);
         });
-        assert_eq!(world.code(), "kms_root_mismatch");
+        assert_eq!(fixture.outcome(), "kms_root_mismatch");
     }
     let ends_soon = Validity {
         from: NOW - 86_400,
@@ -58,12 +58,12 @@ fn dates_of_the_root() {
         kms: ends_soon,
         ..PkiOptions::default()
     };
-    let world = world(|w| {
-        w.pki = Pki::with_options(&[7; 32], &options).unwrap();
-        pinned(w.pki.kms_der().to_vec().as_slice(), w);
+    let fixture = Fixture::with(|f| {
+        f.pki = Pki::with_options(&[7; 32], &options).unwrap();
+        pinned(f.pki.kms_der().to_vec().as_slice(), f);
     });
     assert_eq!(
-        world.admit().unwrap().valid_until(),
+        fixture.verify().unwrap().valid_until(),
         NOW + 60,
         "a verdict ends with the root"
     );
@@ -187,13 +187,16 @@ fn a_namesake() {
 
 #[test]
 fn roots_from_pem() {
-    let world = World::default();
-    let pem = world.pki.kms_pem();
+    let fixture = Fixture::default();
+    let pem = fixture.pki.kms_pem();
     let roots = KmsRoot::from_pem(format!("{pem}\n{pem}").as_bytes()).unwrap();
     assert_eq!(roots.len(), 2);
-    assert_eq!(roots[0].der(), world.pki.kms_der());
+    assert_eq!(roots[0].der(), fixture.pki.kms_der());
     assert_eq!(
-        policy(|s| s.kms_roots = roots).settings().kms_roots.len(),
+        policy_with(|s| s.kms_roots = roots)
+            .settings()
+            .kms_roots
+            .len(),
         1
     );
     assert_eq!(KmsRoot::from_pem(b""), Err(KmsRootError::NoPem));
@@ -213,7 +216,7 @@ fn roots_from_pem() {
 
 #[test]
 fn caps() {
-    let der = World::default().certificate().der().to_vec();
+    let der = Fixture::default().certificate().der().to_vec();
     assert!(Chain::copy(&vec![der.clone(); MAX_CHAIN_LEN]).is_ok());
     let long = Chain::copy(&vec![der.clone(); MAX_CHAIN_LEN + 1]);
     assert_eq!(long.unwrap_err(), Denial::ChainTooLong);

@@ -4,18 +4,15 @@ use attest::certificate::Leaf;
 use attest::chain::KmsRoot;
 use attest::collateral::{CaType, Collateral};
 use attest::evidence::{Form, UnboundEvidence};
+use attest::mock::recorded::{
+    self, APP_ID, COMPOSE_HASH, HARDWARE_NOW, INSTANCE_ID, MOCK_NOW, OS_IMAGE_HASH, OUTDATED_NOW,
+    attestation, hardware, mock, tls_key,
+};
 use attest::policy::TcbStatus;
 use attest::quote::{ReportKind, TdQuote};
 use attest::{Denial, Policy, TrustedRoot, Verifier, examine};
 
-use crate::fixtures::{
-    self, HARDWARE_NOW, MOCK_NOW, OUTDATED_NOW, envelope, hardware, mock, policy, tls_key,
-};
-
-const APP_ID: &str = "5bb4ff9a3837357f19dc176407a5709c62eb6c56";
-const COMPOSE_HASH: &str = "c143116fef3940e7f776bfc0919c256232ae5338a6e948c96b711e0b2383483a";
-const INSTANCE_ID: &str = "1691ed1b47506cad7d08834668691d88246f5b1f";
-const OS_IMAGE_HASH: &str = "e61be43dd1cc6a6f5edefd7c51b608983780839b0000ce60dd99737dcffe09b9";
+use crate::policy_with;
 
 #[test]
 fn the_root_is_intels() {
@@ -102,17 +99,17 @@ fn hardware_under_another_root() {
 
 #[test]
 fn sgx_is_not_tdx() {
-    let Some(quote) = fixtures::read("tdx-hardware/sgx_quote") else {
+    let Some(quote) = recorded::read("tdx-hardware/sgx_quote") else {
         return;
     };
     assert_eq!(TdQuote::parse(&quote).unwrap_err(), Denial::NotTdx);
-    let collateral = fixtures::read("tdx-hardware/sgx_quote_collateral.json").unwrap();
+    let collateral = recorded::read("tdx-hardware/sgx_quote_collateral.json").unwrap();
     assert!(Collateral::from_json(&collateral).is_err());
 }
 
 #[test]
 fn a_hardware_attestation_replays() {
-    let Some(envelope) = fixtures::read("tdx-hardware/dstack_attestation_v0.bin") else {
+    let Some(envelope) = recorded::read("tdx-hardware/dstack_attestation_v0.bin") else {
         return;
     };
     let evidence = UnboundEvidence::open(&envelope).unwrap();
@@ -139,7 +136,7 @@ fn both_envelopes_of_the_agent_replay() {
         ("dstack-mock-v1", Form::V1),
         ("dstack-plain-v0", Form::V0),
     ] {
-        let Some(envelope) = envelope(folder) else {
+        let Some(envelope) = attestation(folder) else {
             return;
         };
         let evidence = UnboundEvidence::open(&envelope).unwrap();
@@ -160,8 +157,8 @@ fn mock_leaves_are_accepted_under_their_root() {
             return;
         };
         for name in ["GetTlsKey", "GetTlsKey_client_only"] {
-            let chain = tls_key(folder, name).unwrap().chain;
-            let pinned = policy(|settings| {
+            let chain = tls_key(folder, name).unwrap().chain_der();
+            let pinned = policy_with(|settings| {
                 settings.app_id = vec![APP_ID.parse().unwrap()];
                 settings.compose_hash = vec![COMPOSE_HASH.parse().unwrap()];
                 settings.os_image_hash = vec![OS_IMAGE_HASH.parse().unwrap()];
@@ -186,7 +183,7 @@ fn mock_leaves_are_refused_under_intels_root() {
     let Some((_, collateral)) = mock("dstack-mock-v1") else {
         return;
     };
-    let chain = tls_key("dstack-mock-v1", "GetTlsKey").unwrap().chain;
+    let chain = tls_key("dstack-mock-v1", "GetTlsKey").unwrap().chain_der();
     let policy = Policy::default();
     let evidence = examine(&chain, MOCK_NOW, &policy).unwrap();
     let intel = Verifier::new(TrustedRoot::intel());
@@ -211,7 +208,7 @@ fn plain_v0_has_a_bad_signature() {
         (under_mock, mock, MOCK_NOW),
     ] {
         let policy = Policy::default();
-        let evidence = examine(&tls_key.chain, now, &policy).unwrap();
+        let evidence = examine(&tls_key.chain_der(), now, &policy).unwrap();
         let denial = verifier.verify(&evidence, &collateral, &policy, now);
         assert_eq!(denial.unwrap_err(), Denial::BadSignature);
     }
@@ -222,13 +219,14 @@ fn the_leaf_says_what_the_notes_say() {
     let Some(tls_key) = tls_key("dstack-mock-v1", "GetTlsKey") else {
         return;
     };
-    let leaf = Leaf::parse(&tls_key.chain[0]).unwrap();
+    let chain = tls_key.chain_der();
+    let leaf = Leaf::parse(&chain[0]).unwrap();
     assert_eq!(leaf.spki().len(), 91);
     assert_eq!(leaf.extensions().usage, Some(&b"app:custom"[..]));
     assert_eq!(leaf.extensions().attestation.map(<[u8]>::len), Some(6164));
     assert!(leaf.extensions().quote.is_none());
     let plain = self::tls_key("dstack-mock-v1", "GetTlsKey_no_ratls").unwrap();
-    let denial = examine(&plain.chain, MOCK_NOW, &Policy::default()).unwrap_err();
+    let denial = examine(&plain.chain_der(), MOCK_NOW, &Policy::default()).unwrap_err();
     assert_eq!(denial, Denial::NoEvidence);
 }
 
@@ -240,13 +238,13 @@ fn dates_and_age() {
     let Some(tls_key) = tls_key("dstack-mock-v0", "GetTlsKey_app_info_validity") else {
         return;
     };
-    let at = |now, policy: &Policy| examine(&tls_key.chain, now, policy).map(|_| ());
+    let at = |now, policy: &Policy| examine(&tls_key.chain_der(), now, policy).map(|_| ());
     let any = Policy::default();
     assert_eq!(at(FROM - 301, &any), Err(Denial::NotYetValid));
     assert_eq!(at(FROM - 300, &any), Ok(()));
     assert_eq!(at(UNTIL, &any), Ok(()));
     assert_eq!(at(UNTIL + 1, &any), Err(Denial::Expired));
-    let young = policy(|s| s.max_certificate_age = Some(std::time::Duration::from_secs(3600)));
+    let young = policy_with(|s| s.max_certificate_age = Some(std::time::Duration::from_secs(3600)));
     assert_eq!(at(FROM + 3600, &young), Ok(()));
     assert_eq!(at(FROM + 3601, &young), Err(Denial::TooOld));
 }

@@ -4,15 +4,16 @@ use attest::Denial;
 use attest::certificate::Leaf;
 use attest::event_log::MAX_EVENTS;
 use attest::evidence::{Form, MAX_ENVELOPE_LEN, UnboundEvidence};
-use attest::mock::{DigestVersion, Envelope, Event, Evidence, PayloadForm, Platform, TdReport};
+use attest::mock::{
+    DigestVersion, Envelope, Event, Evidence, Fixture, PayloadForm, Platform, TdReport,
+};
 use attest::quote::{MAX_QUOTE_LEN, TdQuote};
 
 use crate::leaves::leaf_with;
-use crate::world::{World, world};
 
 pub(crate) fn quote() -> Vec<u8> {
-    let world = World::default();
-    let platform = Platform::new(&world.pki, &world.platform).unwrap();
+    let fixture = Fixture::default();
+    let platform = Platform::new(&fixture.pki, &fixture.platform).unwrap();
     platform.quote(&TdReport::default()).unwrap()
 }
 
@@ -40,19 +41,19 @@ fn v1(evidence: &Evidence) -> Vec<u8> {
 fn digests_and_payload_forms() {
     for digests in [DigestVersion::V1, DigestVersion::V2] {
         for payloads in [PayloadForm::Bin, PayloadForm::Base64] {
-            let world = world(|w| {
-                w.evidence.digests = digests;
-                w.evidence.payloads = payloads;
+            let fixture = Fixture::with(|f| {
+                f.evidence.digests = digests;
+                f.evidence.payloads = payloads;
             });
-            assert_eq!(world.code(), "admitted", "{digests:?} {payloads:?}");
+            assert_eq!(fixture.outcome(), "admitted", "{digests:?} {payloads:?}");
         }
     }
     // V0 has no field for the version, so V2's digests cannot replay there.
-    let world = world(|w| {
-        w.evidence.digests = DigestVersion::V2;
-        w.evidence.envelope = Envelope::V0;
+    let fixture = Fixture::with(|f| {
+        f.evidence.digests = DigestVersion::V2;
+        f.evidence.envelope = Envelope::V0;
     });
-    assert_eq!(world.code(), "event_log_mismatch");
+    assert_eq!(fixture.outcome(), "event_log_mismatch");
 }
 
 #[test]
@@ -187,13 +188,13 @@ fn ten_thousand_events() {
     assert_eq!(code(&v1(&evidence(few))), "V1 (msgpack)");
     assert!(why(&v1(&evidence(many))).contains("too large"));
     let legacy = |count: usize| {
-        let world = world(|w| {
-            w.evidence = Evidence {
+        let fixture = Fixture::with(|f| {
+            f.evidence = Evidence {
                 envelope: Envelope::Legacy,
                 ..evidence(count)
             };
         });
-        let log = world.evidence.legacy_event_log().unwrap();
+        let log = fixture.evidence.legacy_event_log().unwrap();
         let leaf = leaf_with(&[(1, quote()), (2, log)]);
         let leaf = Leaf::parse(&leaf).map_err(|denial| denial.code())?;
         UnboundEvidence::read(leaf.extensions())
@@ -357,14 +358,14 @@ fn quotes() {
 #[test]
 fn report_data_beside_the_quote_must_agree() {
     for envelope in [Envelope::V0, Envelope::V1] {
-        let world = world(|w| w.evidence.envelope = envelope);
-        let certificate = world.certificate();
+        let fixture = Fixture::with(|f| f.evidence.envelope = envelope);
+        let certificate = fixture.certificate();
         let quote = certificate.quote().unwrap();
         let attestation = match envelope {
-            Envelope::V0 => world.evidence.v0(quote, [0; 64]),
-            _ => world.evidence.v1(quote, [0; 64]).unwrap(),
+            Envelope::V0 => fixture.evidence.v0(quote, [0; 64]),
+            _ => fixture.evidence.v1(quote, [0; 64]).unwrap(),
         };
-        let world = crate::world::world(|w| w.leaf.attestation = Some(attestation));
-        assert_eq!(world.code(), "unbound_key", "{envelope:?}");
+        let fixture = Fixture::with(|f| f.leaf.attestation = Some(attestation));
+        assert_eq!(fixture.outcome(), "unbound_key", "{envelope:?}");
     }
 }

@@ -2,12 +2,12 @@
 
 use attest::certificate::{Leaf, MAX_EXTENSIONS, MAX_SKELETON_LEN};
 use attest::evidence::{Form, MAX_ENVELOPE_LEN, UnboundEvidence};
-use attest::mock::{Certificate, Evidence, Key, LeafOptions, Platform};
+use attest::mock::{Certificate, Evidence, Fixture, Key, LeafOptions, Platform};
 use attest::{Denial, examine};
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 
+use crate::NOW;
 use crate::evidence::quote;
-use crate::world::{NOW, World};
 
 const ARC: [u64; 9] = [1, 3, 6, 1, 4, 1, 62397, 1, 0];
 
@@ -133,8 +133,8 @@ fn certificates_beyond_the_caps() {
             .to_string()
             .contains("too large")
     );
-    let world = World::default();
-    let der = world.certificate().der().to_vec();
+    let fixture = Fixture::default();
+    let der = fixture.certificate().der().to_vec();
     let longer = [&der[..], &[0]].concat();
     let malformed = |der: &[u8]| Leaf::parse(der).unwrap_err().code() == "malformed_certificate";
     assert!(malformed(&longer));
@@ -150,20 +150,20 @@ fn certificates_beyond_the_caps() {
 
 #[test]
 fn a_swapped_certificate_is_unbound() {
-    let world = World::default();
-    let victim = world.certificate();
+    let fixture = Fixture::default();
+    let victim = fixture.certificate();
     let attacker = Key::derive(&[9; 32], "attacker").unwrap();
-    let platform = Platform::new(&world.pki, &world.platform).unwrap();
-    let envelope = world
+    let platform = Platform::new(&fixture.pki, &fixture.platform).unwrap();
+    let envelope = fixture
         .evidence
         .v1(victim.quote().unwrap(), victim.key().report_data())
         .unwrap();
     let leaf = LeafOptions {
         attestation: Some(envelope),
-        ..world.leaf.clone()
+        ..fixture.leaf.clone()
     };
-    let replayed = Certificate::issue(&world.pki, &platform, &attacker, &world.evidence, &leaf);
-    let denial = examine(&replayed.unwrap().chain_der(), NOW, &world.policy).unwrap_err();
+    let replayed = Certificate::issue(&fixture.pki, &platform, &attacker, &fixture.evidence, &leaf);
+    let denial = examine(&replayed.unwrap().chain_der(), NOW, &fixture.policy).unwrap_err();
     assert_eq!(denial, Denial::UnboundKey);
 }
 

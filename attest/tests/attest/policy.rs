@@ -8,7 +8,7 @@ use attest::policy::{
 };
 use attest::values::{AppId, Mrtd, Rtmr};
 
-use crate::fixtures::policy;
+use crate::policy_with;
 
 #[test]
 fn statuses_from_text() {
@@ -88,12 +88,13 @@ fn an_epoch_is_of_every_setting() {
     ];
     let mut epochs: Vec<_> = changes
         .iter()
-        .map(|change| policy(change).epoch().to_string())
+        .map(|change| policy_with(change).epoch().to_string())
         .collect();
     epochs.sort_unstable();
     epochs.dedup();
     assert_eq!(epochs.len(), changes.len());
-    let order = |first, second| policy(|s| s.mrtd = vec![Mrtd([first; 48]), Mrtd([second; 48])]);
+    let order =
+        |first, second| policy_with(|s| s.mrtd = vec![Mrtd([first; 48]), Mrtd([second; 48])]);
     assert_eq!(order(1, 2).epoch(), order(2, 1).epoch());
 }
 
@@ -115,7 +116,7 @@ fn warnings() {
             "any_age"
         ],
     );
-    let weak = policy(|settings| {
+    let weak = policy_with(|settings| {
         settings.allow_debug_td = true;
         settings.tcb_statuses = TcbStatuses::new([TcbStatus::OutOfDate]);
         settings.rtmr[1] = vec![Rtmr([0; 48])];

@@ -5,12 +5,12 @@ use std::sync::LazyLock;
 use attest::certificate::Leaf;
 use attest::collateral::Collateral;
 use attest::evidence::UnboundEvidence;
-use attest::mock::{Certificate, Envelope};
+use attest::mock::{Certificate, Envelope, Fixture};
 use attest::quote::TdQuote;
 use attest::{Denial, Policy, Verifier, examine};
 use proptest::prelude::*;
 
-use crate::world::{NOW, world};
+use crate::NOW;
 
 struct Peer {
     certificate: Certificate,
@@ -22,12 +22,12 @@ struct Peer {
 static PEERS: LazyLock<Vec<Peer>> = LazyLock::new(|| {
     [Envelope::V0, Envelope::V1, Envelope::Legacy, Envelope::Both]
         .map(|envelope| {
-            let world = world(|w| w.evidence.envelope = envelope);
+            let fixture = Fixture::with(|f| f.evidence.envelope = envelope);
             Peer {
-                certificate: world.certificate(),
-                verifier: world.verifier(),
-                collateral: world.collateral(),
-                policy: world.policy,
+                certificate: fixture.certificate(),
+                verifier: fixture.verifier(),
+                collateral: fixture.issue_collateral(),
+                policy: fixture.policy,
             }
         })
         .into()

@@ -4,22 +4,24 @@ use std::time::Duration;
 
 use attest::collateral::CaType;
 use attest::mock::{
-    Binding, Envelope, Event, Key, ModuleLevel, PlatformLevel, QeLevel, QuoteFormat, Revoked,
-    Rtmr3, Validity,
+    Binding, Envelope, Event, Fixture, Key, ModuleLevel, PlatformLevel, QeLevel, QuoteFormat,
+    Revoked, Rtmr3, Validity,
 };
 use attest::policy::{TcbStatus, TcbStatuses};
 use attest::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr};
 use attest::{Denial, TrustedRoot, Verifier, examine};
 
-use crate::fixtures::policy;
-use crate::world::{NOW, World, world};
+use crate::NOW;
+use crate::policy_with;
 
 const DAY: u64 = 86_400;
 
 #[test]
 fn everything_right_is_admitted() {
     for envelope in [Envelope::V0, Envelope::V1, Envelope::Legacy, Envelope::Both] {
-        let peer = world(|w| w.evidence.envelope = envelope).admit().unwrap();
+        let peer = Fixture::with(|f| f.evidence.envelope = envelope)
+            .verify()
+            .unwrap();
         assert_eq!(peer.app_id(), Some(AppId([0xa1; 20])));
         assert_eq!(peer.compose_hash(), Some(ComposeHash([0xc0; 32])));
         assert_eq!(peer.instance_id().unwrap().0, [0x1d; 20]);
@@ -38,7 +40,7 @@ fn everything_right_is_admitted() {
 fn version_5_and_tdx_1_5_are_admitted() {
     for format in [QuoteFormat::V5Td10, QuoteFormat::V5Td15] {
         assert_eq!(
-            world(|w| w.evidence.report.format = format).code(),
+            Fixture::with(|f| f.evidence.report.format = format).outcome(),
             "admitted",
             "{format:?}"
         );
@@ -48,38 +50,41 @@ fn version_5_and_tdx_1_5_are_admitted() {
 #[test]
 fn sgx() {
     assert_eq!(
-        world(|w| w.evidence.report.format = QuoteFormat::SgxV3).code(),
+        Fixture::with(|f| f.evidence.report.format = QuoteFormat::SgxV3).outcome(),
         "not_tdx"
     );
 }
 
 #[test]
 fn no_certificate_and_no_evidence() {
-    let world = world(|w| w.evidence.envelope = Envelope::None);
-    assert_eq!(world.code(), "no_evidence");
+    let fixture = Fixture::with(|f| f.evidence.envelope = Envelope::None);
+    assert_eq!(fixture.outcome(), "no_evidence");
     let none: [&[u8]; 0] = [];
     assert_eq!(
-        examine(&none, NOW, &world.policy).unwrap_err(),
+        examine(&none, NOW, &fixture.policy).unwrap_err(),
         Denial::NoCertificate
     );
 }
 
 #[test]
 fn a_chain_of_fifty() {
-    let world = World::default();
-    let certificate = world.certificate();
+    let fixture = Fixture::default();
+    let certificate = fixture.certificate();
     let chain = [certificate.der()].repeat(50);
-    assert_eq!(world.admit_chain(&chain).unwrap_err(), Denial::ChainTooLong);
+    assert_eq!(
+        fixture.verify_chain(&chain).unwrap_err(),
+        Denial::ChainTooLong
+    );
 }
 
 #[test]
 fn dates() {
     let dated = |from: u64, until: u64, now: u64| {
-        world(|w| {
-            w.leaf.validity = Validity { from, until };
-            w.now = now;
+        Fixture::with(|f| {
+            f.leaf.validity = Validity { from, until };
+            f.now = now;
         })
-        .code()
+        .outcome()
     };
     assert_eq!(dated(NOW, NOW + DAY, NOW), "admitted");
     assert_eq!(dated(NOW + DAY, NOW + 2 * DAY, NOW), "not_yet_valid");
@@ -101,13 +106,13 @@ fn dates() {
 #[test]
 fn too_old() {
     let aged = |age| {
-        world(|w| {
-            w.leaf.validity.from = NOW - 3600;
-            w.policy = policy(|s| s.max_certificate_age = Some(Duration::from_secs(age)));
+        Fixture::with(|f| {
+            f.leaf.validity.from = NOW - 3600;
+            f.policy = policy_with(|s| s.max_certificate_age = Some(Duration::from_secs(age)));
         })
     };
-    assert_eq!(aged(3599).code(), "too_old");
-    let peer = aged(3600 + 60).admit().unwrap();
+    assert_eq!(aged(3599).outcome(), "too_old");
+    let peer = aged(3600 + 60).verify().unwrap();
     assert_eq!(peer.valid_until(), NOW + 60, "a verdict ends with the age");
 }
 
@@ -115,48 +120,48 @@ fn too_old() {
 fn the_quote_of_somebody_else() {
     let other = Key::derive(&[9; 32], "other").unwrap();
     for envelope in [Envelope::V0, Envelope::V1, Envelope::Legacy] {
-        let world = world(|w| {
-            w.evidence.envelope = envelope;
-            w.evidence.binding = Binding::Bytes(other.report_data());
+        let fixture = Fixture::with(|f| {
+            f.evidence.envelope = envelope;
+            f.evidence.binding = Binding::Bytes(other.report_data());
         });
-        assert_eq!(world.code(), "unbound_key", "{envelope:?}");
+        assert_eq!(fixture.outcome(), "unbound_key", "{envelope:?}");
     }
 }
 
 #[test]
 fn every_byte_of_the_report_data_counts() {
-    let own = World::default().certificate().key().report_data();
+    let own = Fixture::default().certificate().key().report_data();
     for byte in 0..64 {
         let mut data = own;
         data[byte] ^= 1;
-        let world = world(|w| w.evidence.binding = Binding::Bytes(data));
-        assert_eq!(world.code(), "unbound_key", "byte {byte}");
+        let fixture = Fixture::with(|f| f.evidence.binding = Binding::Bytes(data));
+        assert_eq!(fixture.outcome(), "unbound_key", "byte {byte}");
     }
 }
 
 #[test]
 fn a_debug_td() {
-    let debug = world(|w| w.evidence.report.debug = true);
-    assert_eq!(debug.code(), "debug_td");
+    let debug = Fixture::with(|f| f.evidence.report.debug = true);
+    assert_eq!(debug.outcome(), "debug_td");
     for bit in 1..=7 {
-        let profiled = world(|w| w.evidence.report.attributes = 1 << bit);
-        assert_eq!(profiled.code(), "debug_td", "bit {bit}");
+        let profiled = Fixture::with(|f| f.evidence.report.attributes = 1 << bit);
+        assert_eq!(profiled.outcome(), "debug_td", "bit {bit}");
     }
-    let allowed = world(|w| {
-        w.evidence.report.debug = true;
-        w.policy = policy(|s| s.allow_debug_td = true);
+    let allowed = Fixture::with(|f| {
+        f.evidence.report.debug = true;
+        f.policy = policy_with(|s| s.allow_debug_td = true);
     });
-    assert!(allowed.admit().unwrap().is_debug());
+    assert!(allowed.verify().unwrap().is_debug());
 }
 
 /// Our own check, not dcap-qvl's: that one comes after the signatures.
 #[test]
 fn debug_is_refused_before_any_signature() {
-    let world = world(|w| w.evidence.report.debug = true);
-    let evidence = examine(&world.certificate().chain_der(), NOW, &world.policy).unwrap();
+    let fixture = Fixture::with(|f| f.evidence.report.debug = true);
+    let evidence = examine(&fixture.certificate().chain_der(), NOW, &fixture.policy).unwrap();
     let intel = Verifier::new(TrustedRoot::intel());
     let denial = intel
-        .verify(&evidence, &world.collateral(), &world.policy, NOW)
+        .verify(&evidence, &fixture.issue_collateral(), &fixture.policy, NOW)
         .unwrap_err();
     assert_eq!(denial, Denial::DebugTd);
 }
@@ -164,14 +169,14 @@ fn debug_is_refused_before_any_signature() {
 #[test]
 fn attributes_that_weaken() {
     for bit in [17, 29, 40] {
-        let world = world(|w| w.evidence.report.attributes = 1 << bit);
-        assert_eq!(world.code(), "td_attributes_refused", "bit {bit}");
+        let fixture = Fixture::with(|f| f.evidence.report.attributes = 1 << bit);
+        assert_eq!(fixture.outcome(), "td_attributes_refused", "bit {bit}");
     }
-    let bound_to_service = world(|w| {
-        w.evidence.report.format = QuoteFormat::V5Td15;
-        w.evidence.report.mr_service_td = [1; 48];
+    let bound_to_service = Fixture::with(|f| {
+        f.evidence.report.format = QuoteFormat::V5Td15;
+        f.evidence.report.mr_service_td = [1; 48];
     });
-    assert_eq!(bound_to_service.code(), "td_attributes_refused");
+    assert_eq!(bound_to_service.outcome(), "td_attributes_refused");
 }
 
 #[test]
@@ -190,7 +195,7 @@ fn tcb_statuses() {
         (PlatformLevel::Unknown, "tcb_out_of_date"),
     ] {
         assert_eq!(
-            world(|w| w.platform.level = level).code(),
+            Fixture::with(|f| f.platform.level = level).outcome(),
             code,
             "{level:?}"
         );
@@ -206,11 +211,11 @@ fn tcb_statuses() {
             "tcb_configuration_and_sw_hardening_needed",
         ),
     ] {
-        let strict = world(|w| {
-            w.platform.level = level;
-            w.policy = policy(|s| s.tcb_statuses = TcbStatuses::new([]));
+        let strict = Fixture::with(|f| {
+            f.platform.level = level;
+            f.policy = policy_with(|s| s.tcb_statuses = TcbStatuses::new([]));
         });
-        assert_eq!(strict.code(), code);
+        assert_eq!(strict.outcome(), code);
     }
 }
 
@@ -222,7 +227,7 @@ fn tcb_of_module_and_quoting_enclave() {
         (ModuleLevel::Unknown, "tcb_out_of_date"),
     ] {
         assert_eq!(
-            world(|w| w.platform.module = level).code(),
+            Fixture::with(|f| f.platform.module = level).outcome(),
             code,
             "{level:?}"
         );
@@ -232,31 +237,35 @@ fn tcb_of_module_and_quoting_enclave() {
         (QeLevel::Revoked, "tcb_revoked"),
         (QeLevel::Unknown, "tcb_out_of_date"),
     ] {
-        assert_eq!(world(|w| w.platform.qe = level).code(), code, "{level:?}");
+        assert_eq!(
+            Fixture::with(|f| f.platform.qe = level).outcome(),
+            code,
+            "{level:?}"
+        );
     }
 }
 
 #[test]
 fn a_recovery_makes_the_best_level_out_of_date() {
     assert_eq!(
-        world(|w| w.collateral.recovery = true).code(),
+        Fixture::with(|f| f.collateral.recovery = true).outcome(),
         "tcb_out_of_date"
     );
-    let accepted = world(|w| {
-        w.collateral.recovery = true;
-        w.policy = policy(|s| s.tcb_statuses = TcbStatuses::new([TcbStatus::OutOfDate]));
+    let accepted = Fixture::with(|f| {
+        f.collateral.recovery = true;
+        f.policy = policy_with(|s| s.tcb_statuses = TcbStatuses::new([TcbStatus::OutOfDate]));
     });
-    assert_eq!(accepted.code(), "admitted");
+    assert_eq!(accepted.outcome(), "admitted");
 }
 
 #[test]
 fn refused_advisories() {
     let hardening = |refused: &str| {
-        world(|w| {
-            w.platform.level = PlatformLevel::SwHardeningNeeded;
-            w.policy = policy(|s| s.refused_advisories = vec![refused.parse().unwrap()]);
+        Fixture::with(|f| {
+            f.platform.level = PlatformLevel::SwHardeningNeeded;
+            f.policy = policy_with(|s| s.refused_advisories = vec![refused.parse().unwrap()]);
         })
-        .code()
+        .outcome()
     };
     assert_eq!(hardening("INTEL-SA-00615"), "advisory_refused");
     assert_eq!(hardening("INTEL-SA-00616"), "admitted");
@@ -265,13 +274,13 @@ fn refused_advisories() {
 #[test]
 fn measurements() {
     let pinned = |mrtd: u8, rtmr: [u8; 3]| {
-        let policy = policy(|s| {
+        let policy = policy_with(|s| {
             s.mrtd = vec![Mrtd([0xff; 48]), Mrtd([mrtd; 48])];
             for (list, value) in s.rtmr.iter_mut().zip(rtmr) {
                 *list = vec![Rtmr([value; 48])];
             }
         });
-        world(|w| w.policy = policy).admit().map(|_| ())
+        Fixture::with(|f| f.policy = policy).verify().map(|_| ())
     };
     assert_eq!(pinned(0x11, [0x20, 0x21, 0x22]), Ok(()));
     assert_eq!(
@@ -287,25 +296,33 @@ fn measurements() {
         };
         assert_eq!(pinned(0x11, allowed), Err(denial));
     }
-    let rtmr3 = world(|w| w.policy = policy(|s| s.rtmr[3] = vec![Rtmr([0; 48])]));
+    let rtmr3 = Fixture::with(|f| f.policy = policy_with(|s| s.rtmr[3] = vec![Rtmr([0; 48])]));
     assert!(matches!(
-        rtmr3.admit(),
+        rtmr3.verify(),
         Err(Denial::RtmrNotAllowed { index: 3, .. })
     ));
 }
 
 #[test]
 fn identities() {
-    let app = |id: u8| world(|w| w.policy = policy(|s| s.app_id = vec![AppId([id; 20])])).code();
+    let app = |id: u8| {
+        Fixture::with(|f| f.policy = policy_with(|s| s.app_id = vec![AppId([id; 20])])).outcome()
+    };
     assert_eq!(app(0xa1), "admitted");
     assert_eq!(app(0xa2), "app_not_allowed");
     let compose = |hash: u8| {
-        world(|w| w.policy = policy(|s| s.compose_hash = vec![ComposeHash([hash; 32])])).code()
+        Fixture::with(|f| {
+            f.policy = policy_with(|s| s.compose_hash = vec![ComposeHash([hash; 32])])
+        })
+        .outcome()
     };
     assert_eq!(compose(0xc0), "admitted");
     assert_eq!(compose(0xc1), "compose_hash_not_allowed");
     let os = |hash: u8| {
-        world(|w| w.policy = policy(|s| s.os_image_hash = vec![OsImageHash([hash; 32])])).code()
+        Fixture::with(|f| {
+            f.policy = policy_with(|s| s.os_image_hash = vec![OsImageHash([hash; 32])])
+        })
+        .outcome()
     };
     assert_eq!(os(0x05), "admitted");
     assert_eq!(os(0x06), "os_image_hash_not_allowed");
@@ -313,23 +330,23 @@ fn identities() {
 
 #[test]
 fn a_second_app_id() {
-    let pinned = |change: fn(&mut World)| {
-        world(|w| {
-            change(w);
-            w.policy = policy(|s| s.app_id = vec![AppId([2; 20])]);
+    let pinned = |change: fn(&mut Fixture)| {
+        Fixture::with(|f| {
+            change(f);
+            f.policy = policy_with(|s| s.app_id = vec![AppId([2; 20])]);
         })
-        .code()
+        .outcome()
     };
-    let late = pinned(|w| w.evidence.after_ready = vec![Event::new("app-id", &[2; 20])]);
+    let late = pinned(|f| f.evidence.after_ready = vec![Event::new("app-id", &[2; 20])]);
     assert_eq!(
         late, "app_not_allowed",
         "the application's own word counts for nothing"
     );
-    let early = pinned(|w| w.evidence.before_ready = vec![Event::new("app-id", &[2; 20])]);
+    let early = pinned(|f| f.evidence.before_ready = vec![Event::new("app-id", &[2; 20])]);
     assert_eq!(early, "malformed_evidence");
-    let never_ready = pinned(|w| {
-        w.evidence.app_id = vec![2; 20];
-        w.evidence.ready = false;
+    let never_ready = pinned(|f| {
+        f.evidence.app_id = vec![2; 20];
+        f.evidence.ready = false;
     });
     assert_eq!(never_ready, "app_not_allowed");
 }
@@ -337,18 +354,18 @@ fn a_second_app_id() {
 #[test]
 fn rtmr3_that_does_not_match() {
     for envelope in [Envelope::V0, Envelope::V1, Envelope::Legacy] {
-        let world = world(|w| {
-            w.evidence.envelope = envelope;
-            w.evidence.rtmr3 = Rtmr3::Bytes([3; 48]);
+        let fixture = Fixture::with(|f| {
+            f.evidence.envelope = envelope;
+            f.evidence.rtmr3 = Rtmr3::Bytes([3; 48]);
         });
-        assert_eq!(world.code(), "event_log_mismatch", "{envelope:?}");
+        assert_eq!(fixture.outcome(), "event_log_mismatch", "{envelope:?}");
     }
 }
 
 #[test]
 fn revocations() {
-    let revoked = |revoked| world(|w| w.collateral.revoked = revoked).code();
-    let platform = World::default().platform.name;
+    let revoked = |revoked| Fixture::with(|f| f.collateral.revoked = revoked).outcome();
+    let platform = Fixture::default().platform.name;
     assert_eq!(
         revoked(Revoked {
             platform: Some(platform),
@@ -392,7 +409,7 @@ fn a_pck_certificate_out_of_date() {
         },
     ] {
         assert_eq!(
-            world(|w| w.platform.validity = validity).code(),
+            Fixture::with(|f| f.platform.validity = validity).outcome(),
             "pck_not_valid"
         );
     }
@@ -400,60 +417,64 @@ fn a_pck_certificate_out_of_date() {
 
 #[test]
 fn collateral_of_another_platform() {
-    let right = World::default();
+    let right = Fixture::default();
     let evidence = examine(&right.certificate().chain_der(), NOW, &right.policy).unwrap();
-    let other_family = world(|w| w.collateral.fmspc.0 = [9; 6]);
-    let other_ca = world(|w| w.collateral.ca = CaType::Processor);
+    let other_family = Fixture::with(|f| f.collateral.fmspc.0 = [9; 6]);
+    let other_ca = Fixture::with(|f| f.collateral.ca = CaType::Processor);
     for other in [other_family, other_ca] {
-        let denial = right
-            .verifier()
-            .verify(&evidence, &other.collateral(), &right.policy, NOW);
+        let denial =
+            right
+                .verifier()
+                .verify(&evidence, &other.issue_collateral(), &right.policy, NOW);
         assert_eq!(denial.unwrap_err(), Denial::CollateralUnavailable);
     }
 }
 
 #[test]
 fn another_root() {
-    let world = World::default();
-    let evidence = examine(&world.certificate().chain_der(), NOW, &world.policy).unwrap();
+    let fixture = Fixture::default();
+    let evidence = examine(&fixture.certificate().chain_der(), NOW, &fixture.policy).unwrap();
     let intel = Verifier::new(TrustedRoot::intel());
     let denial = intel
-        .verify(&evidence, &world.collateral(), &world.policy, NOW)
+        .verify(&evidence, &fixture.issue_collateral(), &fixture.policy, NOW)
         .unwrap_err();
     assert_eq!(denial, Denial::BadSignature);
 }
 
 #[test]
 fn reverification_follows_policy_and_collateral() {
-    let world = World::default();
-    let (verifier, collateral) = (world.verifier(), world.collateral());
-    let peer = world.admit().unwrap();
+    let fixture = Fixture::default();
+    let (verifier, collateral) = (fixture.verifier(), fixture.issue_collateral());
+    let peer = fixture.verify().unwrap();
     let again = |collateral, policy, now| {
         examine(peer.chain().certificates(), now, policy)
             .and_then(|evidence| verifier.verify(&evidence, collateral, policy, now))
             .map(|_| ())
             .map_err(|d| d.code())
     };
-    assert_eq!(again(&collateral, &world.policy, NOW), Ok(()));
-    let other_app = policy(|s| s.app_id = vec![AppId([2; 20])]);
+    assert_eq!(again(&collateral, &fixture.policy, NOW), Ok(()));
+    let other_app = policy_with(|s| s.app_id = vec![AppId([2; 20])]);
     assert_eq!(again(&collateral, &other_app, NOW), Err("app_not_allowed"));
-    let recovery = crate::world::world(|w| w.collateral.recovery = true).collateral();
-    assert_eq!(again(&recovery, &world.policy, NOW), Err("tcb_out_of_date"));
+    let recovery = Fixture::with(|f| f.collateral.recovery = true).issue_collateral();
+    assert_eq!(
+        again(&recovery, &fixture.policy, NOW),
+        Err("tcb_out_of_date")
+    );
     let end = peer.valid_until();
-    assert_eq!(again(&collateral, &world.policy, end), Ok(()));
-    assert!(again(&collateral, &world.policy, end + 1).is_err());
+    assert_eq!(again(&collateral, &fixture.policy, end), Ok(()));
+    assert!(again(&collateral, &fixture.policy, end + 1).is_err());
 }
 
 #[test]
 fn a_module_that_the_collateral_does_not_know() {
-    let world = world(|w| {
-        w.evidence.report.tee_tcb_svn = Some([6, 0x7f, 9, 9, 9, 9, 9, 9, 0, 0, 0, 0, 0, 0, 0, 0])
+    let fixture = Fixture::with(|f| {
+        f.evidence.report.tee_tcb_svn = Some([6, 0x7f, 9, 9, 9, 9, 9, 9, 0, 0, 0, 0, 0, 0, 0, 0])
     });
-    assert_eq!(world.code(), "tcb_not_supported");
+    assert_eq!(fixture.outcome(), "tcb_not_supported");
 }
 
 #[test]
 fn what_never_makes_sense_to_verify() {
-    let certified = world(|w| w.evidence.report.certification = 3);
-    assert_eq!(certified.code(), "unsupported_quote");
+    let certified = Fixture::with(|f| f.evidence.report.certification = 3);
+    assert_eq!(certified.outcome(), "unsupported_quote");
 }

@@ -1,9 +1,10 @@
 //! Collateral on disk: round trip, broken files, full disks; and collateral that others made.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use attest::collateral::{CollateralError, Disk, LoadError, load_file};
+use attest::mock::recorded;
 use dcap_qvl::verify::QuoteVerifier;
 
 use super::{NOW, fresh, pki};
@@ -144,25 +145,15 @@ fn a_full_disk_loses_nothing() {
     drop(unmount);
 }
 
-/// `../shared/fixtures`, seen from the top of the project or from a folder above it.
-fn fixtures() -> Option<PathBuf> {
-    let named = std::env::var_os("TEESQL_FIXTURES").map(PathBuf::from);
-    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
-    let found = named.unwrap_or_else(|| top.join("../shared/fixtures"));
-    found.is_dir().then_some(found)
-}
-
 /// 2026-11-20T09:00:00Z.
 const FIXTURES_AT: u64 = 1_795_165_200;
 
 #[test]
 fn collateral_that_others_made() {
-    let Some(fixtures) = fixtures() else {
-        println!("SKIPPED: collateral_that_others_made: no ../shared/fixtures");
-        return;
-    };
     for name in ["dstack-mock-v0", "dstack-mock-v1"] {
-        let folder = fixtures.join(name);
+        let Some(folder) = recorded::path(name) else {
+            return;
+        };
         let collateral = load_file(&folder.join("collateral.json")).unwrap();
         let pem = std::fs::read(folder.join("tdx-root-ca.pem")).unwrap();
         let root = x509_parser::pem::parse_x509_pem(&pem).unwrap().1.contents;
@@ -181,11 +172,9 @@ fn collateral_that_others_made() {
 
 #[test]
 fn collateral_of_real_hardware() {
-    let Some(fixtures) = fixtures() else {
-        println!("SKIPPED: collateral_of_real_hardware: no ../shared/fixtures");
+    let Some(folder) = recorded::path("tdx-hardware") else {
         return;
     };
-    let folder = fixtures.join("tdx-hardware");
     // 2025-07-01 and 2026-03-01.
     for (name, at) in [
         ("tdx_quote", 1_751_328_000),

@@ -1,26 +1,13 @@
 //! What an honest Trust Authority leads to: the same peer, and the same refusals, as local verification.
 
 use attest::chain::KmsRoot;
-use attest::collateral::Collateral;
 use attest::ita::ItaError;
-use attest::mock::{
-    Binding, CollateralOptions, Key, PlatformLevel, QuoteFormat, Rtmr3, TokenVariant,
-};
+use attest::mock::{Binding, Fixture, PlatformLevel, QuoteFormat, Rtmr3, TokenVariant};
 use attest::policy::{Settings, TcbStatus, TcbStatuses};
 use attest::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr};
-use attest::{AttestedPeer, Denial, Policy, TrustedRoot, Verifier, examine};
+use attest::{Denial, Policy, examine};
 
-use crate::{LIFETIME, NOW, World, pki, world};
-
-impl World {
-    /// What local verification says of the same peer under the same policy.
-    fn locally(&self) -> Result<AttestedPeer, Denial> {
-        let options = CollateralOptions::at(NOW);
-        let collateral = Collateral::parse(pki().collateral(&options).unwrap()).unwrap();
-        let root = TrustedRoot::dangerous(pki().root_der()).unwrap();
-        Verifier::new(root).verify(&self.bound(), &collateral, &self.policy, NOW)
-    }
-}
+use crate::{ItaFixture, LIFETIME, NOW};
 
 fn policy(change: impl FnOnce(&mut Settings)) -> Policy {
     let mut settings = Settings::default();
@@ -30,22 +17,22 @@ fn policy(change: impl FnOnce(&mut Settings)) -> Policy {
 
 #[test]
 fn an_honest_answer_admits() {
-    let world = world();
+    let fixture = ItaFixture::default();
     for verdict in [
         TokenVariant::Valid,
         TokenVariant::Nested,
         TokenVariant::Rs256,
     ] {
-        world.authority.set_token(verdict.clone());
-        let peer = world.verify().unwrap();
-        let locally = world.locally().unwrap();
+        fixture.authority.set_token(verdict.clone());
+        let peer = fixture.verify().unwrap();
+        let locally = fixture.peer.verify().unwrap();
         assert_eq!(peer.chain(), locally.chain());
         assert_eq!(peer.mrtd(), Mrtd([0x11; 48]));
         assert_eq!(peer.rtmrs(), locally.rtmrs());
         assert_eq!(peer.app_id(), Some(AppId([0xa1; 20])));
         assert_eq!(peer.compose_hash(), locally.compose_hash());
         assert_eq!(peer.tcb_status(), TcbStatus::UpToDate);
-        assert_eq!(peer.policy_epoch(), world.policy.epoch());
+        assert_eq!(peer.policy_epoch(), fixture.peer.policy.epoch());
         assert!(!peer.is_debug());
         // The token ends before everything else.
         assert_eq!(peer.valid_until(), NOW + LIFETIME - 1, "{verdict:?}");
@@ -56,9 +43,9 @@ fn an_honest_answer_admits() {
 #[test]
 fn every_quote_format_is_judged() {
     for format in [QuoteFormat::V4, QuoteFormat::V5Td10, QuoteFormat::V5Td15] {
-        let mut world = world();
-        world.evidence.report.format = format;
-        assert!(world.verify().is_ok(), "{format:?}");
+        let mut fixture = ItaFixture::default();
+        fixture.peer.evidence.report.format = format;
+        assert!(fixture.verify().is_ok(), "{format:?}");
     }
 }
 
@@ -85,14 +72,16 @@ fn policy_refuses_as_it_does_locally() {
         ),
         (
             "kms_root_mismatch",
-            policy(|s| s.kms_roots = vec![KmsRoot::from_der(pki().root_der()).unwrap()]),
+            policy(|s| {
+                s.kms_roots = vec![KmsRoot::from_der(Fixture::default().pki.root_der()).unwrap()]
+            }),
         ),
         ("admitted", policy(|s| s.mrtd = vec![Mrtd([0x11; 48])])),
     ];
-    let mut world = world();
+    let mut fixture = ItaFixture::default();
     for (code, policy) in not_listed {
-        world.policy = policy;
-        match (world.verify(), world.locally()) {
+        fixture.peer.policy = policy;
+        match (fixture.verify(), fixture.peer.verify()) {
             (Ok(_), Ok(_)) => assert_eq!(code, "admitted"),
             (Err(ItaError::Denied(by_ita)), Err(locally)) => {
                 assert_eq!(by_ita, locally);
@@ -105,9 +94,9 @@ fn policy_refuses_as_it_does_locally() {
 
 #[test]
 fn what_the_guest_says_is_replayed() {
-    let mut world = world();
-    world.evidence.rtmr3 = Rtmr3::Bytes([3; 48]);
-    let refused = world.verify().unwrap_err();
+    let mut fixture = ItaFixture::default();
+    fixture.peer.evidence.rtmr3 = Rtmr3::Bytes([3; 48]);
+    let refused = fixture.verify().unwrap_err();
     assert_eq!(refused, ItaError::Denied(Denial::EventLogMismatch));
 }
 
@@ -116,48 +105,51 @@ fn what_the_guest_says_is_replayed() {
 fn td_attributes_are_refused_as_locally() {
     let (service_td_ext, migratable, reserved) = (1u64 << 17, 1u64 << 29, 1u64 << 33);
     for attributes in [service_td_ext, migratable, reserved] {
-        let mut world = world();
-        world.evidence.report.attributes = attributes;
-        assert_eq!(world.locally().unwrap_err(), Denial::TdAttributes);
-        assert!(world.appraise().is_ok());
+        let mut fixture = ItaFixture::default();
+        fixture.peer.evidence.report.attributes = attributes;
+        assert_eq!(fixture.peer.verify().unwrap_err(), Denial::TdAttributes);
+        assert!(fixture.appraise().is_ok());
         assert_eq!(
-            world.verify().unwrap_err(),
+            fixture.verify().unwrap_err(),
             ItaError::Denied(Denial::TdAttributes)
         );
     }
-    let mut world = world();
-    world.evidence.report.format = QuoteFormat::V5Td15;
-    world.evidence.report.mr_service_td = [1; 48];
-    assert_eq!(world.locally().unwrap_err(), Denial::TdAttributes);
+    let mut fixture = ItaFixture::default();
+    fixture.peer.evidence.report.format = QuoteFormat::V5Td15;
+    fixture.peer.evidence.report.mr_service_td = [1; 48];
+    assert_eq!(fixture.peer.verify().unwrap_err(), Denial::TdAttributes);
     assert_eq!(
-        world.verify().unwrap_err(),
+        fixture.verify().unwrap_err(),
         ItaError::Denied(Denial::TdAttributes)
     );
 }
 
 #[test]
 fn tcb_statuses_are_accepted_or_refused_by_the_policy() {
-    let mut world = world();
-    world.platform.level = PlatformLevel::OutOfDate;
-    let refused = world.verify().unwrap_err();
-    assert_eq!(refused, ItaError::Denied(world.locally().unwrap_err()));
+    let mut fixture = ItaFixture::default();
+    fixture.peer.platform.level = PlatformLevel::OutOfDate;
+    let refused = fixture.verify().unwrap_err();
+    assert_eq!(
+        refused,
+        ItaError::Denied(fixture.peer.verify().unwrap_err())
+    );
     assert!(refused.to_string().starts_with(
         "Unacceptable TCB status: \"OutOfDate\". Acceptable statuses: OK, SWHardeningNeeded, \
          ConfigurationNeeded, ConfigurationAndSWHardeningNeeded. "
     ));
     assert_eq!(refused.code(), "tcb_out_of_date");
-    world.policy = policy(|s| s.tcb_statuses = TcbStatuses::new([TcbStatus::OutOfDate]));
-    assert_eq!(world.verify().unwrap().tcb_status(), TcbStatus::OutOfDate);
+    fixture.peer.policy = policy(|s| s.tcb_statuses = TcbStatuses::new([TcbStatus::OutOfDate]));
+    assert_eq!(fixture.verify().unwrap().tcb_status(), TcbStatus::OutOfDate);
 }
 
 #[test]
 fn every_status_of_a_token_is_known_by_name() {
-    let world = world();
+    let fixture = ItaFixture::default();
     let says = |name: &str| {
-        world
+        fixture
             .authority
             .set_token(TokenVariant::Claim("attester_tcb_status", name.into()));
-        world.verify()
+        fixture.verify()
     };
     for accepted in ["OK", "UpToDate", "SWHardeningNeeded", "ConfigurationNeeded"] {
         assert!(says(accepted).is_ok(), "{accepted}");
@@ -180,13 +172,14 @@ fn every_status_of_a_token_is_known_by_name() {
 
 #[test]
 fn advisories_of_a_token_are_refused_where_configured() {
-    let mut world = world();
-    world.policy = policy(|s| s.refused_advisories = vec!["INTEL-SA-00837".parse().unwrap()]);
+    let mut fixture = ItaFixture::default();
+    fixture.peer.policy =
+        policy(|s| s.refused_advisories = vec!["INTEL-SA-00837".parse().unwrap()]);
     let says = |ids: serde_json::Value| {
-        world
+        fixture
             .authority
             .set_token(TokenVariant::Claim("attester_advisory_ids", ids));
-        world.verify()
+        fixture.verify()
     };
     assert!(says(serde_json::json!(["INTEL-SA-00615"])).is_ok());
     assert!(says(serde_json::Value::Null).is_ok());
@@ -198,52 +191,57 @@ fn advisories_of_a_token_are_refused_where_configured() {
 
 #[test]
 fn debug_tds_are_refused_unless_allowed() {
-    let mut world = world();
-    world.evidence.report.debug = true;
-    let refused = world.verify().unwrap_err();
+    let mut fixture = ItaFixture::default();
+    fixture.peer.evidence.report.debug = true;
+    let refused = fixture.verify().unwrap_err();
     assert_eq!(refused, ItaError::Denied(Denial::DebugTd));
     assert!(refused.to_string().starts_with(
         "TDX TD is in debug mode — connection refused. Debug TDs have no confidentiality guarantees. "
     ));
-    world.policy = policy(|s| s.allow_debug_td = true);
-    assert!(world.verify().unwrap().is_debug());
+    fixture.peer.policy = policy(|s| s.allow_debug_td = true);
+    assert!(fixture.verify().unwrap().is_debug());
 }
 
 /// A captured quote in another certificate never gets as far as Trust Authority.
 #[test]
 fn a_replayed_quote_is_not_even_asked_about() {
-    let mut world = world();
-    let other = Key::derive(&[7; 32], "somebody else").unwrap();
-    world.evidence.binding = Binding::Bytes(other.report_data());
-    let refused = examine(&world.certificate().chain_der(), NOW, &world.policy);
+    let mut fixture = ItaFixture::default();
+    let other = fixture.peer.key("another peer");
+    fixture.peer.evidence.binding = Binding::Bytes(other.report_data());
+    let refused = examine(
+        &fixture.peer.certificate().chain_der(),
+        NOW,
+        &fixture.peer.policy,
+    );
     assert_eq!(refused.unwrap_err(), Denial::UnboundKey);
-    assert_eq!(world.authority.appraisals(), 0);
+    assert_eq!(fixture.authority.appraisals(), 0);
 }
 
 #[test]
 fn a_quote_of_another_pki_is_refused_by_trust_authority() {
-    let world = world();
-    let forged = attest::mock::Pki::new(&[8; 32]).unwrap();
-    let chain = world.certificate_of(&forged);
-    let bound = examine(&chain.chain_der(), NOW, &world.policy).unwrap();
-    let refused = world.runtime.block_on(world.client.appraise(&bound, NOW));
-    assert_eq!(refused.unwrap_err(), ItaError::QuoteRefused);
+    let mut fixture = ItaFixture::default();
+    fixture.peer.pki = attest::mock::Pki::new(&[8; 32]).unwrap();
+    assert_eq!(fixture.appraise().unwrap_err(), ItaError::QuoteRefused);
 }
 
 /// A policy that changes asks nobody again; a token that ends does.
 #[test]
 fn what_was_appraised_may_be_admitted_again_until_it_ends() {
-    let world = world();
-    let appraised = world.appraise().unwrap();
+    let fixture = ItaFixture::default();
+    let appraised = fixture.appraise().unwrap();
     assert_eq!(appraised.appraisal().valid_until(), NOW + LIFETIME - 1);
     let strict = policy(|s| s.app_id = vec![AppId([1; 20])]);
-    assert!(appraised.admit(&world.policy, NOW).is_ok());
+    assert!(appraised.admit(&fixture.peer.policy, NOW).is_ok());
     assert_eq!(
         appraised.admit(&strict, NOW).unwrap_err().code(),
         "app_not_allowed"
     );
-    assert!(appraised.admit(&world.policy, NOW + LIFETIME - 1).is_ok());
-    let ended = appraised.admit(&world.policy, NOW + LIFETIME);
+    assert!(
+        appraised
+            .admit(&fixture.peer.policy, NOW + LIFETIME - 1)
+            .is_ok()
+    );
+    let ended = appraised.admit(&fixture.peer.policy, NOW + LIFETIME);
     assert_eq!(ended.unwrap_err(), ItaError::Expired);
-    assert_eq!(world.authority.appraisals(), 1);
+    assert_eq!(fixture.authority.appraisals(), 1);
 }

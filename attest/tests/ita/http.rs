@@ -7,13 +7,13 @@ use attest::denial::Fault;
 use attest::ita::{ApiKey, Base, Client, ItaError, Options};
 use attest::mock::{Behaviour, TrustAuthority};
 
-use crate::{NOW, client, world};
+use crate::{ItaFixture, NOW, client};
 
 const SHORT: Duration = Duration::from_millis(700);
 
 #[test]
 fn every_misbehaviour_has_its_error() {
-    let world = world();
+    let fixture = ItaFixture::default();
     for (manner, error) in [
         (Behaviour::Close, ItaError::Unreachable),
         (Behaviour::Status(401), ItaError::Unauthorized),
@@ -31,28 +31,28 @@ fn every_misbehaviour_has_its_error() {
             ItaError::TooLarge { limit: 64 << 10 },
         ),
     ] {
-        world.authority.set_behaviour(manner);
-        assert_eq!(world.appraise().unwrap_err(), error, "{manner:?}");
+        fixture.authority.set_behaviour(manner);
+        assert_eq!(fixture.appraise().unwrap_err(), error, "{manner:?}");
     }
-    world.authority.set_behaviour(Behaviour::Normal);
-    assert!(world.appraise().is_ok());
+    fixture.authority.set_behaviour(Behaviour::Normal);
+    assert!(fixture.appraise().is_ok());
 }
 
 #[test]
 fn every_wait_ends() {
-    let mut world = world();
-    world.client = client(&world.authority.url(), TrustAuthority::API_KEY, SHORT);
+    let mut fixture = ItaFixture::default();
+    fixture.client = client(&fixture.authority.url(), TrustAuthority::API_KEY, SHORT);
     for manner in [Behaviour::Stall, Behaviour::Trickle] {
         for keys in [false, true] {
             let (attest, certs) = match keys {
                 true => (Behaviour::Normal, manner),
                 false => (manner, Behaviour::Normal),
             };
-            world.authority.set_behaviour(attest);
-            world.authority.set_key_behaviour(certs);
+            fixture.authority.set_behaviour(attest);
+            fixture.authority.set_key_behaviour(certs);
             let began = Instant::now();
             assert_eq!(
-                world.appraise().unwrap_err(),
+                fixture.appraise().unwrap_err(),
                 ItaError::Timeout,
                 "{manner:?}"
             );
@@ -63,25 +63,25 @@ fn every_wait_ends() {
 
 #[test]
 fn nobody_there() {
-    let mut world = world();
+    let mut fixture = ItaFixture::default();
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap();
-    world.client = client(&format!("http://{port}"), TrustAuthority::API_KEY, SHORT);
-    let error = world.appraise().unwrap_err();
+    fixture.client = client(&format!("http://{port}"), TrustAuthority::API_KEY, SHORT);
+    let error = fixture.appraise().unwrap_err();
     assert_eq!(error, ItaError::Unreachable);
     assert_eq!(error.fault(), Fault::Ours);
 }
 
 #[test]
 fn a_wrong_key_is_refused_and_shown_nowhere() {
-    let mut world = world();
+    let mut fixture = ItaFixture::default();
     let secret = "d3Jvbmcta2V5";
-    world.client = client(&world.authority.url(), secret, Duration::from_secs(20));
-    let error = world.appraise().unwrap_err();
+    fixture.client = client(&fixture.authority.url(), secret, Duration::from_secs(20));
+    let error = fixture.appraise().unwrap_err();
     assert_eq!(error, ItaError::Unauthorized);
-    let shown = format!("{error} {error:?} {:?}", world.client);
+    let shown = format!("{error} {error:?} {:?}", fixture.client);
     assert!(!shown.contains(secret), "{shown}");
 }
 
@@ -104,12 +104,12 @@ fn a_base_that_is_refused() {
 /// Many who come at once share the fetch of the keys.
 #[test]
 fn one_flight_for_keys() {
-    let world = world();
-    let bound = world.bound();
-    let all = futures_util::future::join_all((0..16).map(|_| world.client.appraise(&bound, NOW)));
-    for appraised in world.runtime.block_on(all) {
+    let fixture = ItaFixture::default();
+    let bound = fixture.bound();
+    let all = futures_util::future::join_all((0..16).map(|_| fixture.client.appraise(&bound, NOW)));
+    for appraised in fixture.runtime.block_on(all) {
         appraised.unwrap();
     }
-    assert_eq!(world.authority.appraisals(), 16);
-    assert_eq!(world.authority.key_fetches(), 1);
+    assert_eq!(fixture.authority.appraisals(), 16);
+    assert_eq!(fixture.authority.key_fetches(), 1);
 }

@@ -1,4 +1,4 @@
-//! The mock "Intel"'s collateral: signed JSON and CRLs, with any dates and revocations.
+//! The mock PKI's collateral: signed JSON and CRLs, with any dates and revocations.
 
 use dcap_qvl::QuoteCollateralV3;
 use rcgen::{
@@ -12,7 +12,7 @@ use super::{MockError, Pki, Validity};
 use crate::collateral::{Collateral, CollateralError};
 
 impl Pki {
-    /// Signed collateral as dcap-qvl takes it.
+    /// Signs collateral, in dcap-qvl's form.
     ///
     /// # Errors
     /// [`MockError::Date`] for a date after the year 9999; [`MockError::Certificate`] for a CRL whose
@@ -40,10 +40,10 @@ impl Pki {
         })
     }
 
-    /// The same, parsed as the collateral store holds it.
+    /// The same, parsed as for the collateral store.
     ///
     /// # Errors
-    /// As [`Pki::collateral`], or [`MockError::Evidence`] for options that are not for TDX.
+    /// The errors of [`Pki::collateral`], and [`MockError::Evidence`] for collateral that is not for TDX.
     pub fn parsed_collateral(&self, options: &CollateralOptions) -> Result<Collateral, MockError> {
         Collateral::parse(self.collateral(options)?)
             .map_err(|error: CollateralError| MockError::Evidence(error.to_string()))
@@ -69,7 +69,7 @@ impl Pki {
     }
 
     fn revoked_by_pck_ca(&self, options: &CollateralOptions) -> Vec<SerialNumber> {
-        // An unrelated entry is always there: Intel's list is never empty.
+        // Intel's list is never empty, so an unrelated entry is always present.
         let platform = options
             .revoked
             .platform

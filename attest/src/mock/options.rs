@@ -1,30 +1,30 @@
-//! What collateral to make: the options that TCB documents, CRLs and platforms share.
+//! Options of collateral, shared by TCB documents, CRLs and platforms.
 
 use super::Validity;
 use crate::collateral::{CaType, CollateralKey, Fmspc};
 
-/// Seconds for which Intel's TCB info, QE identity and PCK CRL hold: 30 days.
+/// Validity in seconds of Intel's TCB info, QE identity and PCK CRL: 30 days.
 const THIRTY_DAYS: u64 = 30 * 86_400;
-/// Seconds for which Intel's root CRL holds: about a year.
+/// Validity in seconds of Intel's root CRL: about a year.
 const ONE_YEAR: u64 = 365 * 86_400;
 
-/// The platform family of a mock machine, unless told otherwise. Not one of Intel's.
+/// The default platform family. Intel has no such FMSPC.
 pub(super) const DEFAULT_FMSPC: Fmspc = Fmspc([0xf0, 0x7e, 0xe5, 0x01, 0x00, 0x00]);
 
-/// Which technology the collateral is for.
+/// The technology of the collateral.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tee {
-    /// TDX: what this project uses.
+    /// TDX.
     #[default]
     Tdx,
-    /// SGX: for the tests that it is refused.
+    /// SGX, to test that it is refused.
     Sgx,
 }
 
-/// What the CRLs revoke.
+/// The certificates that the CRLs revoke.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Revoked {
-    /// The PCK certificate of the machine with this name, by the PCK CRL.
+    /// The PCK certificate of the platform with this name, by the PCK CRL.
     pub platform: Option<&'static str>,
     /// The PCK CA of the collateral, by the root CRL.
     pub pck_ca: bool,
@@ -34,18 +34,18 @@ pub struct Revoked {
     pub root: bool,
 }
 
-/// What collateral to make.
+/// Options of collateral.
 #[derive(Clone, Debug)]
 pub struct CollateralOptions {
-    /// For which platform family.
+    /// The platform family.
     pub fmspc: Fmspc,
-    /// For which PCK CA.
+    /// The PCK CA.
     pub ca: CaType,
-    /// For which technology.
+    /// The technology.
     pub tee: Tee,
     /// tcbEvaluationDataNumber of both documents.
     pub evaluation_number: u32,
-    /// Whether a TCB recovery has made the best platform level OutOfDate.
+    /// Whether a TCB recovery has downgraded the best platform level to OutOfDate.
     pub recovery: bool,
     /// issueDate and nextUpdate of the TCB info.
     pub tcb_info: Validity,
@@ -55,12 +55,12 @@ pub struct CollateralOptions {
     pub root_crl: Validity,
     /// thisUpdate and nextUpdate of the PCK CRL.
     pub pck_crl: Validity,
-    /// What is revoked.
+    /// The revoked certificates.
     pub revoked: Revoked,
 }
 
 impl CollateralOptions {
-    /// Fresh collateral at `now` (unix seconds): issued an hour ago, and good for 30 days.
+    /// Fresh collateral at `now` (unix seconds): issued an hour ago and valid for 30 days.
     #[must_use]
     pub fn at(now: u64) -> Self {
         let from = now.saturating_sub(3_600);
@@ -85,7 +85,7 @@ impl CollateralOptions {
         }
     }
 
-    /// The same, for another platform family and CA.
+    /// The same options for another platform family and CA.
     #[must_use]
     pub fn for_key(self, key: CollateralKey) -> Self {
         Self {

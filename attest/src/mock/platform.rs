@@ -1,4 +1,4 @@
-//! One platform at one patch level: its PCK certificate, as Intel issues them.
+//! A platform at one patch level, with its PCK certificate in Intel's form.
 
 use rcgen::CustomExtension;
 
@@ -10,7 +10,7 @@ use crate::collateral::{CaType, CollateralKey, Fmspc};
 
 /// id-ce-sGXExtensions, 1.2.840.113741.1.13.1. [Intel, "SGX PCK Certificate and CRL Profile", 1.4]
 const SGX_EXTENSIONS: [u64; 7] = [1, 2, 840, 113_741, 1, 13, 1];
-/// The same as DER body.
+/// The same OID as the content of a DER value.
 const SGX_EXTENSIONS_DER: [u8; 9] = [0x2a, 0x86, 0x48, 0x86, 0xf8, 0x4d, 0x01, 0x0d, 0x01];
 
 const INTEGER: u8 = 0x02;
@@ -20,14 +20,14 @@ const OID: u8 = 0x06;
 const ENUMERATED: u8 = 0x0a;
 const SEQUENCE: u8 = 0x30;
 
-/// What machine to make.
+/// Options of a platform.
 #[derive(Clone, Debug)]
 pub struct PlatformOptions {
-    /// Its name: another name is another machine, with keys and a serial number of its own.
+    /// Its name. Another name is another platform with its own keys and serial number.
     pub name: &'static str,
     /// Platform family.
     pub fmspc: Fmspc,
-    /// Which CA issues its PCK certificate.
+    /// The CA that issues its PCK certificate.
     pub ca: CaType,
     /// Patch level of the firmware.
     pub level: PlatformLevel,
@@ -35,12 +35,12 @@ pub struct PlatformOptions {
     pub module: ModuleLevel,
     /// Patch level of the quoting enclave.
     pub qe: QeLevel,
-    /// Dates of the PCK certificate.
+    /// Validity of the PCK certificate.
     pub validity: Validity,
 }
 
 impl Default for PlatformOptions {
-    /// Up to date, of the platform CA.
+    /// Up to date, with a certificate of the platform CA.
     fn default() -> Self {
         Self {
             name: "machine 1",
@@ -55,7 +55,7 @@ impl Default for PlatformOptions {
 }
 
 impl PlatformOptions {
-    /// The default machine with its firmware at `level`.
+    /// The default platform with its firmware at `level`.
     #[must_use]
     pub fn with_level(level: PlatformLevel) -> Self {
         Self {
@@ -71,12 +71,12 @@ pub struct Platform {
     pub(super) pck_key: Key,
     /// The attestation key of its quoting enclave.
     pub(super) attestation_key: Key,
-    /// PCK certificate, PCK CA and root: what certification data of type 5 holds.
+    /// PCK certificate, PCK CA and root: the content of certification data of type 5.
     pub(super) pck_chain_pem: String,
 }
 
 impl Platform {
-    /// A machine whose PCK certificate was issued by the CA of `pki` that `options` names.
+    /// Issues the platform's PCK certificate by the CA of `pki` that `options` names.
     ///
     /// # Errors
     /// [`MockError::Date`] for a date after the year 9999.
@@ -102,7 +102,7 @@ impl Platform {
         })
     }
 
-    /// Which collateral judges this machine.
+    /// The key of the collateral for this platform.
     #[must_use]
     pub fn collateral_key(&self) -> CollateralKey {
         CollateralKey {
@@ -111,7 +111,7 @@ impl Platform {
         }
     }
 
-    /// CPUSVN as in the PCK certificate.
+    /// CPUSVN of the PCK certificate.
     pub(super) fn cpu_svn(&self) -> [u8; 16] {
         cpu_svn(&self.options)
     }
@@ -124,8 +124,8 @@ fn cpu_svn(options: &PlatformOptions) -> [u8; 16] {
     svn
 }
 
-/// The content of the SGX extension: PPID, TCB, PCEID, FMSPC, type and, from the platform CA, the
-/// platform instance and its configuration.
+/// The content of the SGX extension: PPID, TCB, PCEID, FMSPC and type. Certificates of the platform CA
+/// also have the platform instance and its configuration.
 fn sgx_extension(options: &PlatformOptions) -> Result<Vec<u8>, MockError> {
     let ppid = Key::derive(&[0; 32], options.name)?.report_data();
     let id = |at: usize| ppid.get(at..at + 16).unwrap_or_default().to_vec();
@@ -168,7 +168,7 @@ fn entry(arc: &[u8], tag: u8, value: &[u8]) -> Result<Vec<u8>, MockError> {
     tlv(SEQUENCE, &[oid, tlv(tag, value)?].concat())
 }
 
-/// DER's tag, length and value, for values below 64 KiB.
+/// A DER value of less than 64 KiB: tag, length, content.
 pub(super) fn tlv(tag: u8, value: &[u8]) -> Result<Vec<u8>, MockError> {
     let length = u16::try_from(value.len()).map_err(|_| MockError::TooLong("a DER value"))?;
     let [high, low] = length.to_be_bytes();

@@ -1,6 +1,8 @@
-//! What a verification, an examination and a cache hit cost, beside bare dcap-qvl in the same run.
+//! Measures verification, examination and cache hits, and compares verification with plain dcap-qvl in the
+//! same run.
 //!
-//! `cargo run --release -p attest --features mock --example measure`, with the shared fixtures at hand.
+//! `cargo run --release -p attest --features mock --example measure`. `TEESQL_FIXTURES` names the folder of
+//! the recorded evidence.
 
 // An example prints, and may panic.
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::indexing_slicing)]
@@ -30,8 +32,8 @@ fn median(mut rounds: Vec<Duration>) -> Duration {
     rounds[rounds.len() / 2]
 }
 
-/// Ours is the first verification of a thread, which remembers nothing; they take turns, so that both
-/// meet the same noise.
+/// Each of our verifications runs on a new thread, whose signature cache is empty. Both sides alternate, so
+/// that they are exposed to the same noise.
 fn compare_first(what: &str, mut bare: impl FnMut(), ours: impl Fn() + Sync) {
     let ours_on_a_new_thread =
         || std::thread::scope(|scope| scope.spawn(|| time(1, &mut || ours())).join().unwrap());
@@ -40,7 +42,7 @@ fn compare_first(what: &str, mut bare: impl FnMut(), ours: impl Fn() + Sync) {
         .unzip::<_, _, Vec<_>, Vec<_>>();
     let (bare, ours) = (median(bare), median(ours));
     let ratio = ours.as_secs_f64() / bare.as_secs_f64();
-    println!("{what}, first of a thread: dcap-qvl {bare:?}, ours {ours:?}, ratio {ratio:.3}");
+    println!("{what}, first on a thread: dcap-qvl {bare:?}, ours {ours:?}, ratio {ratio:.3}");
 }
 
 fn main() {
@@ -70,7 +72,7 @@ fn main() {
     }
 }
 
-/// Certificates that were never seen, of a platform that was: what a storm of them costs.
+/// New certificates of a known platform, as in a storm of new clients.
 fn storm() {
     let fixture = Fixture::default();
     let chains: Vec<_> = (0..1000)
@@ -107,7 +109,7 @@ fn storm() {
     let (bare, ours) = (median(bare), median(ours));
     let ratio = ours.as_secs_f64() / bare.as_secs_f64();
     println!(
-        "1,000 never seen, known platform: dcap-qvl {bare:?}, ours {ours:?}, ratio {ratio:.3}"
+        "1,000 new certificates, known platform: dcap-qvl {bare:?}, ours {ours:?}, ratio {ratio:.3}"
     );
 }
 

@@ -1,6 +1,6 @@
 //! Collateral as JSON, from a PCCS or a file.
 //!
-//! What is read can be written, and is then the same; no root vouches for it by accident.
+//! Parsed collateral must survive a round trip, and must not verify under Intel's root.
 #![no_main]
 
 use attest::TrustedRoot;

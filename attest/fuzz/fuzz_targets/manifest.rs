@@ -1,7 +1,7 @@
-//! Leader manifests as DNS may serve them.
+//! Leader manifests from DNS.
 //!
-//! Whatever is read has one signed text, in which it reads the same; and nobody's signature is taken
-//! for the trusted signer's.
+//! The signed text of a parsed manifest must parse to the same manifest, and no signature must be accepted
+//! as the trusted signer's.
 #![no_main]
 
 use attest::manifest::{Address, MAX_FIELDS, MAX_LEN, Manifest, ManifestError, Trust, join_chunks};

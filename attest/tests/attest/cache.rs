@@ -1,4 +1,4 @@
-//! Verdicts and flights.
+//! The verdict cache: keys, lifetimes, epochs, capacity.
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
@@ -24,11 +24,11 @@ fn chain(certificate: &Certificate) -> Chain {
     Chain::copy(&certificate.chain_der()).unwrap()
 }
 
-fn admission(fixture: &Fixture, certificate: &Certificate) -> Verdict {
+fn verdict_of(fixture: &Fixture, certificate: &Certificate) -> Verdict {
     fixture.verify_chain(&certificate.chain_der()).map(Arc::new)
 }
 
-/// Puts every leaf on the same slot.
+/// A hasher under which all leaves collide.
 #[derive(Clone)]
 struct Collide;
 
@@ -49,13 +49,13 @@ impl Hasher for Collide {
 }
 
 #[test]
-fn a_verdict_is_of_its_chain_only() {
+fn verdict_is_found_only_by_its_exact_chain() {
     let fixture = Fixture::default();
     let (one, two) = (fixture.certificate_of("one"), fixture.certificate_of("two"));
     let epoch = epoch(&fixture.policy);
     let mut cache = VerdictCache::new(8, TTL, epoch);
     assert!(cache.is_empty());
-    cache.insert(epoch, &chain(&one), &admission(&fixture, &one), NOW);
+    cache.insert(epoch, &chain(&one), &verdict_of(&fixture, &one), NOW);
     assert!(cache.get(epoch, &one.chain_der(), NOW).unwrap().is_ok());
     assert!(cache.get(epoch, &two.chain_der(), NOW).is_none());
     assert!(
@@ -72,24 +72,24 @@ fn a_verdict_is_of_its_chain_only() {
     }
 }
 
-/// A collision costs a miss, never a wrong verdict.
+/// A collision causes a miss, and never a wrong verdict.
 #[test]
-fn collisions() {
+fn collisions_never_give_a_wrong_verdict() {
     let fixture = Fixture::default();
     let (one, two) = (fixture.certificate_of("one"), fixture.certificate_of("two"));
     let epoch = epoch(&fixture.policy);
     let mut cache = VerdictCache::with_hasher(8, TTL, epoch, Collide);
-    cache.insert(epoch, &chain(&one), &admission(&fixture, &one), NOW);
+    cache.insert(epoch, &chain(&one), &verdict_of(&fixture, &one), NOW);
     assert!(cache.get(epoch, &two.chain_der(), NOW).is_none());
-    cache.insert(epoch, &chain(&two), &admission(&fixture, &two), NOW);
+    cache.insert(epoch, &chain(&two), &verdict_of(&fixture, &two), NOW);
     assert!(cache.get(epoch, &one.chain_der(), NOW).is_none());
-    let held = cache.get(epoch, &two.chain_der(), NOW).unwrap().unwrap();
-    assert_eq!(held.fingerprint(), chain(&two).fingerprint());
+    let cached = cache.get(epoch, &two.chain_der(), NOW).unwrap().unwrap();
+    assert_eq!(cached.fingerprint(), chain(&two).fingerprint());
 }
 
 #[test]
-fn lifetimes() {
-    let ends = |until, ttl| {
+fn verdict_lives_until_the_earliest_expiry() {
+    let lifetime = |until, ttl| {
         let fixture = Fixture::with(|f| {
             f.leaf.validity = Validity {
                 from: NOW - 60,
@@ -102,7 +102,7 @@ fn lifetimes() {
         cache.insert(
             epoch,
             &chain(&certificate),
-            &admission(&fixture, &certificate),
+            &verdict_of(&fixture, &certificate),
             NOW,
         );
         (NOW..)
@@ -110,25 +110,25 @@ fn lifetimes() {
             .unwrap()
             - NOW
     };
-    assert_eq!(ends(NOW + 10_000, TTL), TTL, "the TTL");
+    assert_eq!(lifetime(NOW + 10_000, TTL), TTL, "the TTL");
     assert_eq!(
-        ends(NOW + 9, TTL),
+        lifetime(NOW + 9, TTL),
         10,
-        "the certificate, whose last second counts"
+        "the certificate, including its last second"
     );
     let collateral = Fixture::default().issue_collateral().expires_at();
     assert_eq!(
-        ends(NOW + 100 * 86_400, u64::MAX),
+        lifetime(NOW + 100 * 86_400, u64::MAX),
         collateral - NOW,
         "the collateral"
     );
 }
 
 #[test]
-fn another_epoch_empties_it() {
+fn another_epoch_clears_the_cache() {
     let fixture = Fixture::default();
     let certificate = fixture.certificate();
-    let (chain, verdict) = (chain(&certificate), admission(&fixture, &certificate));
+    let (chain, verdict) = (chain(&certificate), verdict_of(&fixture, &certificate));
     let first = epoch(&fixture.policy);
     let mut cache = VerdictCache::new(8, TTL, first);
     let collateral = Epoch {
@@ -144,12 +144,12 @@ fn another_epoch_empties_it() {
         assert!(cache.get(other, &certificate.chain_der(), NOW).is_none());
         assert!(cache.is_empty());
         cache.insert(first, &chain, &verdict, NOW);
-        assert!(cache.is_empty(), "a verdict that comes too late");
+        assert!(cache.is_empty(), "a verdict of an earlier epoch");
     }
 }
 
 #[test]
-fn denials_are_short_lived_and_ours_are_not_kept() {
+fn peer_denials_are_short_lived_and_own_failures_are_not_cached() {
     let fixture = Fixture::default();
     let certificate = fixture.certificate();
     let epoch = epoch(&fixture.policy);
@@ -173,15 +173,15 @@ fn denials_are_short_lived_and_ours_are_not_kept() {
 }
 
 #[test]
-fn it_is_bounded_and_what_is_used_stays() {
+fn capacity_is_bounded_and_recently_used_entries_stay() {
     const CAPACITY: usize = 16;
     let fixture = Fixture::default();
     let certificate = fixture.certificate();
     let epoch = epoch(&fixture.policy);
     let mut cache = VerdictCache::new(CAPACITY, TTL, epoch);
-    let verdict = admission(&fixture, &certificate);
+    let verdict = verdict_of(&fixture, &certificate);
     cache.insert(epoch, &chain(&certificate), &verdict, NOW);
-    // Other leaves, none of them real: the cache does not look.
+    // The other leaves need not be certificates: the cache does not parse them.
     for n in 0..1000u32 {
         assert!(
             cache.get(epoch, &certificate.chain_der(), NOW).is_some(),
@@ -202,7 +202,7 @@ fn it_is_bounded_and_what_is_used_stays() {
     );
 }
 
-/// For scripts/instructions: valgrind counts what is inside `measured`.
+/// For scripts/instructions: valgrind counts the instructions inside `measured`.
 mod instructions {
     use super::*;
 
@@ -218,7 +218,7 @@ mod instructions {
         let certificate = fixture.certificate_of("one");
         let epoch = epoch(&fixture.policy);
         let mut cache = VerdictCache::new(8, TTL, epoch);
-        let verdict = admission(&fixture, &certificate);
+        let verdict = verdict_of(&fixture, &certificate);
         cache.insert(epoch, &chain(&certificate), &verdict, NOW);
         let presented = certificate.chain_der();
         measured(|| {

@@ -1,4 +1,4 @@
-//! The shared fixtures, each at a fixed `now`.
+//! Conformance with recorded evidence, each at a fixed time.
 
 use attest::certificate::Leaf;
 use attest::chain::KmsRoot;
@@ -15,21 +15,21 @@ use attest::{Denial, Policy, TrustedRoot, Verifier, examine};
 use crate::policy_with;
 
 #[test]
-fn the_root_is_intels() {
+fn default_root_is_intels() {
     let root = TrustedRoot::intel();
     let published = "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3";
     assert_eq!(root.fingerprint().to_string(), published);
     assert!(!root.is_dangerous());
     assert!(
         !TrustedRoot::dangerous(root.der()).unwrap().is_dangerous(),
-        "Intel's by another way"
+        "Intel's root is not dangerous, however it is given"
     );
     assert!(TrustedRoot::dangerous(b"-----BEGIN NONSENSE-----").is_err());
     assert!(TrustedRoot::dangerous(&[0x30, 0x00]).is_err());
 }
 
 #[test]
-fn hardware_up_to_date() {
+fn hardware_quote_is_up_to_date() {
     let Some((quote, collateral)) = hardware("tdx_quote") else {
         return;
     };
@@ -51,7 +51,7 @@ fn hardware_up_to_date() {
 }
 
 #[test]
-fn hardware_outside_its_window() {
+fn hardware_quote_outside_its_collaterals_validity_is_refused() {
     let Some((quote, collateral)) = hardware("tdx_quote") else {
         return;
     };
@@ -73,7 +73,7 @@ fn hardware_outside_its_window() {
 }
 
 #[test]
-fn hardware_out_of_date() {
+fn outdated_hardware_is_refused() {
     let Some((quote, collateral)) = hardware("tdx_quote_outdated") else {
         return;
     };
@@ -85,7 +85,7 @@ fn hardware_out_of_date() {
 }
 
 #[test]
-fn hardware_under_another_root() {
+fn hardware_quote_under_another_root_is_refused() {
     let Some((quote, collateral)) = hardware("tdx_quote") else {
         return;
     };
@@ -98,7 +98,7 @@ fn hardware_under_another_root() {
 }
 
 #[test]
-fn sgx_is_not_tdx() {
+fn sgx_quote_is_refused() {
     let Some(quote) = recorded::read("tdx-hardware/sgx_quote") else {
         return;
     };
@@ -108,7 +108,7 @@ fn sgx_is_not_tdx() {
 }
 
 #[test]
-fn a_hardware_attestation_replays() {
+fn event_log_of_a_hardware_attestation_replays() {
     let Some(envelope) = recorded::read("tdx-hardware/dstack_attestation_v0.bin") else {
         return;
     };
@@ -130,7 +130,7 @@ fn a_hardware_attestation_replays() {
 }
 
 #[test]
-fn both_envelopes_of_the_agent_replay() {
+fn event_logs_of_both_envelopes_replay() {
     for (folder, form) in [
         ("dstack-mock-v0", Form::V0),
         ("dstack-mock-v1", Form::V1),
@@ -149,9 +149,9 @@ fn both_envelopes_of_the_agent_replay() {
     }
 }
 
-/// The mock fixtures' chains: the CA, whose key is public, signed the leaf.
+/// These chains are signed by the simulator's CA, whose key is public.
 #[test]
-fn mock_leaves_are_accepted_under_their_root() {
+fn simulator_leaves_are_accepted_under_their_root() {
     for folder in ["dstack-mock-v0", "dstack-mock-v1"] {
         let Some((verifier, collateral)) = mock(folder) else {
             return;
@@ -179,7 +179,7 @@ fn mock_leaves_are_accepted_under_their_root() {
 }
 
 #[test]
-fn mock_leaves_are_refused_under_intels_root() {
+fn simulator_leaves_are_refused_under_intels_root() {
     let Some((_, collateral)) = mock("dstack-mock-v1") else {
         return;
     };
@@ -193,13 +193,13 @@ fn mock_leaves_are_refused_under_intels_root() {
     assert_eq!(denial, Denial::BadSignature);
 }
 
-/// A hardware quote whose report data was patched, so that it is bound, but not signed.
+/// The report data of this hardware quote was patched. It is bound to the key, and its signature is wrong.
 #[test]
-fn plain_v0_has_a_bad_signature() {
+fn patched_quote_has_a_bad_signature() {
     let Some(tls_key) = tls_key("dstack-plain-v0", "GetTlsKey") else {
         return;
     };
-    // Of another platform, but from the time of its PCK certificate. The leaf starts in 1975.
+    // Collateral of another platform, from the validity of its PCK certificate. The leaf starts in 1975.
     let (_, hardware) = hardware("tdx_quote_outdated").unwrap();
     let intel = Verifier::new(TrustedRoot::intel());
     let (under_mock, mock) = mock("dstack-mock-v0").unwrap();
@@ -215,7 +215,7 @@ fn plain_v0_has_a_bad_signature() {
 }
 
 #[test]
-fn the_leaf_says_what_the_notes_say() {
+fn simulator_leaf_has_the_documented_extensions() {
     let Some(tls_key) = tls_key("dstack-mock-v1", "GetTlsKey") else {
         return;
     };
@@ -230,9 +230,9 @@ fn the_leaf_says_what_the_notes_say() {
     assert_eq!(denial, Denial::NoEvidence);
 }
 
-/// The certificate with dates, from 2026-11-20 06:21:36 for a day and an hour.
+/// A certificate that is valid from 2026-11-20 06:21:36 for a day and an hour.
 #[test]
-fn dates_and_age() {
+fn certificate_dates_and_age_are_enforced() {
     const FROM: u64 = 1_795_155_696;
     const UNTIL: u64 = 1_795_245_696;
     let Some(tls_key) = tls_key("dstack-mock-v0", "GetTlsKey_app_info_validity") else {

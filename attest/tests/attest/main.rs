@@ -18,17 +18,17 @@ mod reasons;
 #[cfg(feature = "mock")]
 mod cache;
 #[cfg(feature = "mock")]
+mod certificates;
+#[cfg(feature = "mock")]
 mod chain;
 #[cfg(feature = "mock")]
 mod conformance;
 #[cfg(feature = "mock")]
+mod denials;
+#[cfg(feature = "mock")]
 mod evidence;
 #[cfg(feature = "mock")]
-mod leaves;
-#[cfg(feature = "mock")]
 mod properties;
-#[cfg(feature = "mock")]
-mod refusals;
 
 use attest::Policy;
 use attest::policy::Settings;

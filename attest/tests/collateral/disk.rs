@@ -1,4 +1,4 @@
-//! Collateral on disk: round trip, broken files, full disks; and collateral that others made.
+//! Collateral on disk: round trip, damaged files, full disks, and recorded collateral.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ use dcap_qvl::verify::QuoteVerifier;
 use super::{NOW, fresh, pki};
 
 #[test]
-fn round_trip() {
+fn saved_collateral_is_loaded() {
     let folder = tempfile::tempdir().unwrap();
     let disk = Disk::new(folder.path().join("new"));
     assert!(disk.load().unwrap().is_empty());
@@ -23,12 +23,12 @@ fn round_trip() {
     assert_eq!(*loaded[0].1.as_ref().unwrap(), fresh(NOW));
     assert_eq!(load_file(&loaded[0].0).unwrap(), fresh(NOW));
     let files = std::fs::read_dir(disk.folder()).unwrap().count();
-    assert_eq!(files, 1, "no draft is left behind");
+    assert_eq!(files, 1, "no temporary file remains");
 }
 
-/// Whatever happens to a file, it is refused or verifies: nothing else comes of it.
+/// A damaged file is refused, unless the damage is in a part that is not signed.
 #[test]
-fn every_damage_is_found() {
+fn damaged_files_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let disk = Disk::new(folder.path());
     let good = fresh(NOW);
@@ -48,7 +48,7 @@ fn every_damage_is_found() {
         let mut flipped = bytes.clone();
         flipped[at] ^= 0x10;
         if let Some(loaded) = survives(&flipped) {
-            // Unsigned text such as the second certificate of a chain, which nothing is judged by.
+            // Unsigned text, such as the second certificate of a chain, is not used for verification.
             let (a, b) = (loaded.as_qvl(), good.as_qvl());
             assert_eq!(
                 (&a.tcb_info, &a.qe_identity),
@@ -65,7 +65,7 @@ fn every_damage_is_found() {
 }
 
 #[test]
-fn files_under_wrong_names_and_strangers() {
+fn misnamed_and_unrelated_files_are_not_loaded() {
     let folder = tempfile::tempdir().unwrap();
     let disk = Disk::new(folder.path());
     let json = fresh(NOW).to_json().unwrap();
@@ -73,7 +73,7 @@ fn files_under_wrong_names_and_strangers() {
     std::fs::write(folder.path().join("README.md"), "not collateral").unwrap();
     std::fs::write(
         folder.path().join("F07EE5010000-platform.123.tmp"),
-        "a draft",
+        "a temporary file",
     )
     .unwrap();
     std::fs::create_dir(folder.path().join("F07EE5010000-platform.json")).unwrap();
@@ -82,12 +82,12 @@ fn files_under_wrong_names_and_strangers() {
     assert!(matches!(loaded[0].1, Err(LoadError::OtherKey(_))));
     assert!(
         matches!(loaded[1].1, Err(LoadError::Io(_))),
-        "a folder is no file"
+        "a directory is not a file"
     );
 }
 
 #[test]
-fn a_huge_file_is_not_read_to_its_end() {
+fn oversized_file_is_not_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("F07EE5010000-platform.json");
     std::fs::File::create(&path)
@@ -101,27 +101,27 @@ fn a_huge_file_is_not_read_to_its_end() {
 }
 
 #[test]
-fn an_old_copy_survives_a_failed_write() {
+fn old_copy_survives_a_failed_write() {
     let folder = tempfile::tempdir().unwrap();
     let disk = Disk::new(folder.path());
     disk.save(&fresh(NOW - 1)).unwrap();
     let path = disk.path(fresh(NOW).key());
-    // The draft cannot be made: its name is taken by a folder.
+    // A directory with the name of the temporary file makes the write fail.
     std::fs::create_dir(path.with_extension(format!("{}.tmp", std::process::id()))).unwrap();
     disk.save(&fresh(NOW)).unwrap_err();
     assert_eq!(load_file(&path).unwrap(), fresh(NOW - 1));
 }
 
-/// A file system of 16 KiB: room for one copy, not for two.
+/// The file system of 16 KiB has space for one copy, but not for two.
 #[test]
-fn a_full_disk_loses_nothing() {
+fn old_copy_survives_a_full_disk() {
     let folder = tempfile::tempdir().unwrap();
     let mounted = Command::new("mount")
         .args(["-t", "tmpfs", "-o", "size=16k", "tmpfs"])
         .arg(folder.path())
         .output();
     if !mounted.is_ok_and(|output| output.status.success()) {
-        println!("SKIPPED: a_full_disk_loses_nothing: cannot mount a tmpfs (not root?)");
+        println!("skipped: old_copy_survives_a_full_disk: cannot mount a tmpfs (not root?)");
         return;
     }
     struct Unmount<'a>(&'a Path);
@@ -140,7 +140,7 @@ fn a_full_disk_loses_nothing() {
     assert_eq!(
         std::fs::read_dir(folder.path()).unwrap().count(),
         1,
-        "no draft is left behind"
+        "no temporary file remains"
     );
     drop(unmount);
 }
@@ -149,7 +149,7 @@ fn a_full_disk_loses_nothing() {
 const FIXTURES_AT: u64 = 1_795_165_200;
 
 #[test]
-fn collateral_that_others_made() {
+fn simulator_collateral_is_valid() {
     for name in ["dstack-mock-v0", "dstack-mock-v1"] {
         let Some(folder) = recorded::path(name) else {
             return;
@@ -171,7 +171,7 @@ fn collateral_that_others_made() {
 }
 
 #[test]
-fn collateral_of_real_hardware() {
+fn hardware_collateral_is_valid() {
     let Some(folder) = recorded::path("tdx-hardware") else {
         return;
     };
@@ -183,7 +183,7 @@ fn collateral_of_real_hardware() {
         let collateral = load_file(&folder.join(format!("{name}_collateral.json"))).unwrap();
         assert!(collateral.holds_at(at), "{collateral:?}");
         assert_eq!(collateral.key().ca.as_str(), "platform");
-        // Intel's root is the last certificate of the chains as they were fetched.
+        // Intel's root is the last certificate of each chain, as fetched.
         let json = std::fs::read(folder.join(format!("{name}_collateral.json"))).unwrap();
         let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
         let chain = json["tcb_info_issuer_chain"].as_str().unwrap();
@@ -205,7 +205,7 @@ fn collateral_of_real_hardware() {
             if name == "tdx_quote" {
                 assert_eq!(verify(at).unwrap().status, "UpToDate");
             } else {
-                // That machine is so old that it is below every level that Intel lists.
+                // That platform is below every level that Intel lists.
                 assert_eq!(verify(at).unwrap_err(), "No matching TCB level found");
             }
         }

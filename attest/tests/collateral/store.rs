@@ -1,4 +1,4 @@
-//! The store's rules, on a virtual clock.
+//! The store's rules, tested with a virtual clock.
 
 use attest::collateral::{
     CaType, CollateralError, CollateralKey, Event, FetchError, Fmspc, MAX_FLIGHTS, MAX_KEYS, Part,
@@ -12,8 +12,8 @@ fn store() -> Store {
     Store::new(pki().root_der().to_vec(), Schedule::default())
 }
 
-/// A store that holds what was fresh at NOW.
-fn holding() -> (Store, CollateralKey) {
+/// A store with collateral that was issued at `NOW`.
+fn filled_store() -> (Store, CollateralKey) {
     let mut store = store();
     let key = fresh(NOW).key();
     assert_eq!(store.want(key, NOW), Wanted::Coming);
@@ -32,8 +32,8 @@ fn holding() -> (Store, CollateralKey) {
 }
 
 #[test]
-fn nothing_that_fails_replaces_what_is_held() {
-    let (mut store, key) = holding();
+fn failed_fetches_do_not_replace_collateral() {
+    let (mut store, key) = filled_store();
     let (epoch, other) = (store.snapshot().epoch(), Pki::new(&[8; 32]).unwrap());
     let later = NOW + DAY;
     let forged = other
@@ -44,14 +44,14 @@ fn nothing_that_fails_replaces_what_is_held() {
         fmspc: Fmspc([1; 6]),
         ca: CaType::Platform,
     };
-    let strange = pki()
+    let other_key = pki()
         .parsed_collateral(&CollateralOptions::at(later).for_key(wrong))
         .unwrap();
     let mut at = later;
     for bad in [
         Ok(forged),
         Ok(expired),
-        Ok(strange),
+        Ok(other_key),
         Err(FetchError::Timeout),
     ] {
         assert_eq!(store.next_due(at), Some(key));
@@ -73,9 +73,9 @@ fn nothing_that_fails_replaces_what_is_held() {
 }
 
 #[test]
-fn a_pccs_cannot_bring_back_older_parts() {
-    let (mut store, key) = holding();
-    // Yesterday's everything is still genuine and in date, but older than what is held.
+fn older_parts_are_not_stored() {
+    let (mut store, key) = filled_store();
+    // Yesterday's collateral is genuine and still valid, but older than the stored one.
     let at = NOW + DAY;
     store.next_due(at).unwrap();
     let event = store.arrived(key, Ok(fresh(NOW - DAY)), at, 0);
@@ -88,7 +88,7 @@ fn a_pccs_cannot_bring_back_older_parts() {
             changed: false
         }
     );
-    // A re-signed older evaluation loses too, however fresh its date; the new CRLs are taken.
+    // An older TCB evaluation is not stored either, although its date is newer. Its CRLs are stored.
     let old = CollateralOptions {
         evaluation_number: 16,
         ..CollateralOptions::at(at)
@@ -113,9 +113,9 @@ fn a_pccs_cannot_bring_back_older_parts() {
 }
 
 #[test]
-fn a_newer_crl_that_revokes_the_held_signer_gets_its_way() {
-    let (mut store, key) = holding();
-    // Same seed, same root, and a new signer, since the root has revoked the old one.
+fn newer_crl_that_revokes_the_stored_signer_is_stored() {
+    let (mut store, key) = filled_store();
+    // The same root, and a new signer because the root has revoked the old one.
     let options = PkiOptions {
         tcb_signer_number: 1,
         ..PkiOptions::default()
@@ -127,36 +127,36 @@ fn a_newer_crl_that_revokes_the_held_signer_gets_its_way() {
     };
     let at = NOW + DAY;
     let month = CollateralOptions::at(NOW).tcb_info;
-    // What the new signer has signed is no newer than what is held; only the CRL is.
+    // Only the CRL is newer than the stored one.
     let options = CollateralOptions {
         revoked,
         tcb_info: month,
         qe_identity: month,
         ..CollateralOptions::at(at)
     };
-    let came = renewed.parsed_collateral(&options).unwrap();
+    let fetched = renewed.parsed_collateral(&options).unwrap();
     store.next_due(at).unwrap();
-    let event = store.arrived(key, Ok(came.clone()), at, 0);
+    let event = store.arrived(key, Ok(fetched.clone()), at, 0);
     assert!(
         matches!(event, Event::Refreshed { changed: true, .. }),
         "{event:?}"
     );
     assert_eq!(
         store.snapshot().get(key, at).unwrap().as_qvl(),
-        came.as_qvl()
+        fetched.as_qvl()
     );
-    // And the old signer does not come back, neither with its old CRL nor without.
+    // Documents of the revoked signer are not stored, with or without the old CRL.
     store.next_due(at + DAY).unwrap();
     store.arrived(key, Ok(fresh(NOW + 1)), at + DAY, 0);
     assert_eq!(
         store.snapshot().get(key, at).unwrap().as_qvl(),
-        came.as_qvl()
+        fetched.as_qvl()
     );
 }
 
 #[test]
-fn what_a_revoked_signer_signed_is_not_taken() {
-    let (mut store, key) = holding();
+fn documents_of_a_revoked_signer_are_refused() {
+    let (mut store, key) = filled_store();
     let revoked = Revoked {
         tcb_signer: true,
         ..Revoked::default()
@@ -166,8 +166,8 @@ fn what_a_revoked_signer_signed_is_not_taken() {
         ..CollateralOptions::at(NOW + DAY)
     };
     store.next_due(NOW + DAY).unwrap();
-    let came = pki().parsed_collateral(&options).unwrap();
-    let event = store.arrived(key, Ok(came), NOW + DAY, 0);
+    let fetched = pki().parsed_collateral(&options).unwrap();
+    let event = store.arrived(key, Ok(fetched), NOW + DAY, 0);
     let Event::Failed { error, .. } = event else {
         panic!("{event:?}")
     };
@@ -175,8 +175,8 @@ fn what_a_revoked_signer_signed_is_not_taken() {
 }
 
 #[test]
-fn the_epoch_changes_with_the_content_only() {
-    let (mut store, key) = holding();
+fn epoch_changes_only_with_the_content() {
+    let (mut store, key) = filled_store();
     assert_eq!(store.snapshot().epoch(), 1);
     store.next_due(NOW + DAY).unwrap();
     store.arrived(key, Ok(fresh(NOW)), NOW + DAY, 0);
@@ -187,7 +187,7 @@ fn the_epoch_changes_with_the_content_only() {
 }
 
 #[test]
-fn one_flight_for_each_key_and_few_in_all() {
+fn fetches_are_deduplicated_and_limited() {
     let mut store = store();
     for number in 0..u8::try_from(MAX_FLIGHTS).unwrap() + 2 {
         let key = CollateralKey {
@@ -211,8 +211,8 @@ fn one_flight_for_each_key_and_few_in_all() {
 }
 
 #[test]
-fn invented_families_push_out_only_each_other() {
-    let (mut store, held) = holding();
+fn unknown_platforms_evict_only_each_other() {
+    let (mut store, held) = filled_store();
     for number in 0..1_000u16 {
         let [high, low] = number.to_be_bytes();
         let key = CollateralKey {
@@ -222,19 +222,19 @@ fn invented_families_push_out_only_each_other() {
         assert_eq!(store.want(key, NOW + u64::from(number)), Wanted::Coming);
     }
     assert!(matches!(store.want(held, NOW), Wanted::Held(_)));
-    let mut flights = 0;
+    let mut fetches = 0;
     while let Some(key) = store.next_due(NOW + DAY) {
-        flights += 1;
+        fetches += 1;
         store.arrived(key, Err(FetchError::Status(404)), NOW + DAY, 0);
     }
-    assert!(flights <= MAX_KEYS, "{flights}");
-    // Nobody asks for them any more: they are not fetched again, the held one is.
+    assert!(fetches <= MAX_KEYS, "{fetches}");
+    // Without new requests they are not fetched again, but stored collateral is.
     assert_eq!(store.next_due(NOW + 3 * DAY), Some(held));
     assert_eq!(store.next_due(NOW + 3 * DAY), None);
 }
 
 #[test]
-fn failures_back_off_to_a_cap() {
+fn failed_fetches_back_off_exponentially_up_to_a_cap() {
     let schedule = Schedule::default();
     let mut store = store();
     let key = fresh(NOW).key();
@@ -262,14 +262,14 @@ fn failures_back_off_to_a_cap() {
         at = retry_at;
     }
     assert_eq!(waits, [5, 10, 20, 40, 60, 60, 60, 60]);
-    let (mut store, key) = holding();
+    let (mut store, key) = filled_store();
     let mut at = NOW + DAY;
     let mut wait = 0;
     for _ in 0..80 {
         assert_eq!(
             store.next_due(at),
             Some(key),
-            "while something is held, without being asked"
+            "stored collateral is refreshed without requests"
         );
         let event = store.arrived(key, Err(FetchError::Timeout), at, u32::MAX);
         let Event::Failed { retry_at, .. } = event else {
@@ -285,9 +285,9 @@ fn failures_back_off_to_a_cap() {
 }
 
 #[test]
-fn refreshed_daily_ahead_of_the_end_and_with_jitter() {
+fn collateral_is_refreshed_daily_with_jitter_and_more_often_before_expiry() {
     for random in [0, 1, 12_345, u32::MAX] {
-        let (mut store, key) = holding();
+        let (mut store, key) = filled_store();
         store.next_due(NOW + DAY).unwrap();
         store.arrived(key, Ok(fresh(NOW + DAY)), NOW + DAY, random);
         let next = store.next_wake().unwrap();
@@ -298,8 +298,8 @@ fn refreshed_daily_ahead_of_the_end_and_with_jitter() {
         assert_eq!(store.next_due(next - 1), None);
         assert_eq!(store.next_due(next), Some(key));
     }
-    // The PCCS has nothing newer, and little is left: hourly, and ever more often at the end.
-    let (mut store, key) = holding();
+    // If the PCCS has nothing newer: hourly, and more often shortly before expiry.
+    let (mut store, key) = filled_store();
     let expires_at = fresh(NOW).expires_at();
     for (left, wait) in [(6 * DAY, 3_600), (7_200, 1_800), (8, 2), (1, 1)] {
         let at = expires_at - left;
@@ -308,20 +308,20 @@ fn refreshed_daily_ahead_of_the_end_and_with_jitter() {
         assert_eq!(
             store.next_due(at + wait - 1),
             None,
-            "{left} s before the end"
+            "{left} s before expiry"
         );
         assert_eq!(
             store.next_due(at + wait),
             Some(key),
-            "{left} s before the end"
+            "{left} s before expiry"
         );
         store.arrived(key, Ok(fresh(NOW)), at, 0);
     }
 }
 
 #[test]
-fn the_end_is_told_once_beforehand_and_once_when_it_comes() {
-    let (mut store, key) = holding();
+fn expiry_is_announced_once_ahead_and_once_when_it_occurs() {
+    let (mut store, key) = filled_store();
     let expires_at = fresh(NOW).expires_at();
     assert!(store.tick(expires_at - 3 * DAY - 1).is_empty());
     assert_eq!(
@@ -346,7 +346,7 @@ fn the_end_is_told_once_beforehand_and_once_when_it_comes() {
             .collect::<Vec<_>>(),
         [(key, 0)]
     );
-    // Fetched anew, it may be told again.
+    // After a new fetch it is announced again.
     assert_eq!(store.want(key, expires_at), Wanted::Coming);
     store.next_due(expires_at).unwrap();
     store.arrived(key, Ok(fresh(expires_at)), expires_at, 0);
@@ -355,7 +355,7 @@ fn the_end_is_told_once_beforehand_and_once_when_it_comes() {
 }
 
 #[test]
-fn offered_collateral_is_verified_like_fetched() {
+fn offered_collateral_is_verified() {
     let mut store = store();
     let event = store.offer(fresh(NOW), NOW, 0).unwrap();
     assert!(matches!(event, Event::Refreshed { changed: true, .. }));
@@ -379,7 +379,7 @@ fn offered_collateral_is_verified_like_fetched() {
 }
 
 #[test]
-fn every_code_is_of_the_closed_list() {
+fn error_codes_are_stable() {
     let part = Part::Root;
     for (error, code) in [
         (CollateralError::NotTdx, "not_tdx"),

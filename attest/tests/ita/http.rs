@@ -12,9 +12,9 @@ use crate::{ItaFixture, NOW, client};
 const SHORT: Duration = Duration::from_millis(700);
 
 #[test]
-fn every_misbehaviour_has_its_error() {
+fn every_fault_has_its_error() {
     let fixture = ItaFixture::default();
-    for (manner, error) in [
+    for (behaviour, error) in [
         (Behaviour::Close, ItaError::Unreachable),
         (Behaviour::Status(401), ItaError::Unauthorized),
         (Behaviour::Status(400), ItaError::QuoteRefused),
@@ -31,38 +31,38 @@ fn every_misbehaviour_has_its_error() {
             ItaError::TooLarge { limit: 64 << 10 },
         ),
     ] {
-        fixture.authority.set_behaviour(manner);
-        assert_eq!(fixture.appraise().unwrap_err(), error, "{manner:?}");
+        fixture.authority.set_behaviour(behaviour);
+        assert_eq!(fixture.appraise().unwrap_err(), error, "{behaviour:?}");
     }
     fixture.authority.set_behaviour(Behaviour::Normal);
     assert!(fixture.appraise().is_ok());
 }
 
 #[test]
-fn every_wait_ends() {
+fn deadline_ends_every_request() {
     let mut fixture = ItaFixture::default();
     fixture.client = client(&fixture.authority.url(), TrustAuthority::API_KEY, SHORT);
-    for manner in [Behaviour::Stall, Behaviour::Trickle] {
+    for behaviour in [Behaviour::Stall, Behaviour::Trickle] {
         for keys in [false, true] {
             let (attest, certs) = match keys {
-                true => (Behaviour::Normal, manner),
-                false => (manner, Behaviour::Normal),
+                true => (Behaviour::Normal, behaviour),
+                false => (behaviour, Behaviour::Normal),
             };
             fixture.authority.set_behaviour(attest);
             fixture.authority.set_key_behaviour(certs);
-            let began = Instant::now();
+            let started = Instant::now();
             assert_eq!(
                 fixture.appraise().unwrap_err(),
                 ItaError::Timeout,
-                "{manner:?}"
+                "{behaviour:?}"
             );
-            assert!(began.elapsed() < Duration::from_secs(10));
+            assert!(started.elapsed() < Duration::from_secs(10));
         }
     }
 }
 
 #[test]
-fn nobody_there() {
+fn closed_port_is_unreachable() {
     let mut fixture = ItaFixture::default();
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -75,7 +75,7 @@ fn nobody_there() {
 }
 
 #[test]
-fn a_wrong_key_is_refused_and_shown_nowhere() {
+fn wrong_api_key_is_refused_and_never_printed() {
     let mut fixture = ItaFixture::default();
     let secret = "d3Jvbmcta2V5";
     fixture.client = client(&fixture.authority.url(), secret, Duration::from_secs(20));
@@ -86,7 +86,7 @@ fn a_wrong_key_is_refused_and_shown_nowhere() {
 }
 
 #[test]
-fn a_base_that_is_refused() {
+fn invalid_base_urls_are_refused() {
     let key = ApiKey::new(TrustAuthority::API_KEY).unwrap();
     for url in [
         "http://ita.example",
@@ -101,9 +101,9 @@ fn a_base_that_is_refused() {
     }
 }
 
-/// Many who come at once share the fetch of the keys.
+/// Single flight: concurrent appraisals share one fetch of the key set.
 #[test]
-fn one_flight_for_keys() {
+fn concurrent_appraisals_share_one_key_fetch() {
     let fixture = ItaFixture::default();
     let bound = fixture.bound();
     let all = futures_util::future::join_all((0..16).map(|_| fixture.client.appraise(&bound, NOW)));

@@ -1,13 +1,13 @@
-//! Intel Trust Authority from outside: one that behaves, and one that lies in every way.
+//! Tests of the Intel Trust Authority client through the public API, with valid and forged tokens.
 
 #![cfg(feature = "mock")]
-// `.clippy.toml` lets test functions panic, but not the helpers beside them.
+// `.clippy.toml` lets test functions panic, but not their helpers.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod admits;
 mod http;
 mod reasons;
 mod tokens;
+mod verification;
 
 use std::time::Duration;
 

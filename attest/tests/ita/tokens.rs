@@ -1,4 +1,4 @@
-//! Tokens that must not be believed, one wrong thing at a time.
+//! Forged and invalid tokens: one thing is wrong in each case.
 
 use attest::ita::ItaError;
 use attest::mock::{Behaviour, TokenVariant, TrustAuthority};
@@ -7,31 +7,30 @@ use serde_json::{Value, json};
 use crate::{ItaFixture, LIFETIME, NOW};
 
 #[test]
-fn only_intels_algorithms() {
+fn only_intels_algorithms_are_accepted() {
     let fixture = ItaFixture::default();
-    for verdict in [TokenVariant::AlgorithmNone, TokenVariant::Hs256] {
-        assert_eq!(fixture.refused(verdict), ItaError::Algorithm);
+    for variant in [TokenVariant::AlgorithmNone, TokenVariant::Hs256] {
+        assert_eq!(fixture.refused(variant), ItaError::Algorithm);
     }
-    // It was the header that was refused: no key was needed.
+    // The header was refused before the key set was fetched.
     assert_eq!(fixture.authority.key_fetches(), 0);
 }
 
 #[test]
-fn only_intels_keys() {
+fn only_keys_of_the_key_set_are_accepted() {
     let fixture = ItaFixture::default();
-    for (verdict, error) in [
+    for (variant, error) in [
         (TokenVariant::WrongKey, ItaError::BadSignature),
         (TokenVariant::BadSignature, ItaError::BadSignature),
         (TokenVariant::UnknownKey, ItaError::UnknownKey),
         (TokenVariant::ShortKey, ItaError::WeakKey),
     ] {
-        assert_eq!(fixture.refused(verdict.clone()), error, "{verdict:?}");
+        assert_eq!(fixture.refused(variant.clone()), error, "{variant:?}");
     }
 }
 
-/// A token that brings its own key: what it names is not even asked.
 #[test]
-fn keys_elsewhere_are_not_fetched() {
+fn key_sets_of_other_urls_are_not_fetched() {
     let fixture = ItaFixture::default();
     let forger = TrustAuthority::start(&fixture.peer.pki, NOW).unwrap();
     let port = |url: &str| url.rsplit(':').next().unwrap().to_owned();
@@ -63,7 +62,7 @@ fn keys_elsewhere_are_not_fetched() {
 }
 
 #[test]
-fn dates_are_of_the_given_time() {
+fn token_dates_are_enforced() {
     let fixture = ItaFixture::default();
     assert_eq!(fixture.refused(TokenVariant::Expired), ItaError::Expired);
     assert_eq!(
@@ -72,9 +71,9 @@ fn dates_are_of_the_given_time() {
     );
     fixture.authority.set_token(TokenVariant::Valid);
     assert!(fixture.appraise_at(NOW + LIFETIME - 1).is_ok());
-    let ended = fixture.appraise_at(NOW + LIFETIME).unwrap_err();
-    assert_eq!(ended, ItaError::Expired);
-    // A minute of skew, and no more.
+    let expired = fixture.appraise_at(NOW + LIFETIME).unwrap_err();
+    assert_eq!(expired, ItaError::Expired);
+    // The maximum clock skew is one minute.
     assert!(fixture.appraise_at(NOW - 60).is_ok());
     assert_eq!(
         fixture.appraise_at(NOW - 61).unwrap_err(),
@@ -83,7 +82,7 @@ fn dates_are_of_the_given_time() {
 }
 
 #[test]
-fn a_token_must_be_about_this_quote() {
+fn token_must_match_the_quote() {
     let fixture = ItaFixture::default();
     let other = |bytes: usize| Value::from("ee".repeat(bytes));
     let refused = fixture.refused(TokenVariant::Claim("tdx_report_data", other(64)));
@@ -106,9 +105,8 @@ fn a_token_must_be_about_this_quote() {
     }
 }
 
-/// And a token that hides debug mode.
 #[test]
-fn debug_cannot_be_denied() {
+fn token_cannot_hide_debug_mode() {
     let mut fixture = ItaFixture::default();
     fixture.peer.evidence.report.debug = true;
     for name in ["tdx_is_debuggable", "tdx_td_attributes_debug"] {
@@ -118,7 +116,7 @@ fn debug_cannot_be_denied() {
 }
 
 #[test]
-fn upper_case_hex_is_the_same() {
+fn upper_case_hex_is_accepted() {
     let mut fixture = ItaFixture::default();
     fixture.peer.evidence.report.mrtd = [0xab; 48];
     let upper = Value::from("AB".repeat(48));
@@ -129,7 +127,7 @@ fn upper_case_hex_is_the_same() {
 }
 
 #[test]
-fn no_claim_may_be_missing_or_of_another_type() {
+fn missing_and_mistyped_claims_are_refused() {
     let fixture = ItaFixture::default();
     for name in [
         "attester_tcb_status",
@@ -147,13 +145,13 @@ fn no_claim_may_be_missing_or_of_another_type() {
             assert_eq!(refused.code(), "ita_malformed_token", "{name}");
         }
     }
-    // A member beside the claims that says it has them is where they are read.
+    // Claims are read from the member `tdx` if there is one.
     let refused = fixture.refused(TokenVariant::Claim("tdx", json!({})));
     assert_eq!(refused.code(), "ita_malformed_token");
 }
 
 #[test]
-fn keys_are_kept_and_fetched_again_for_a_new_one() {
+fn key_set_is_cached_and_refetched_for_an_unknown_key() {
     let fixture = ItaFixture::default();
     for _ in 0..3 {
         fixture.appraise().unwrap();
@@ -162,7 +160,7 @@ fn keys_are_kept_and_fetched_again_for_a_new_one() {
     fixture.authority.rotate_key();
     fixture.appraise().unwrap();
     assert_eq!(fixture.authority.key_fetches(), 2);
-    // A key that does not exist costs one fetch each time, not more.
+    // Each token with an unknown key causes one fetch.
     assert_eq!(
         fixture.refused(TokenVariant::UnknownKey),
         ItaError::UnknownKey
@@ -171,16 +169,16 @@ fn keys_are_kept_and_fetched_again_for_a_new_one() {
     fixture.authority.set_token(TokenVariant::Valid);
     fixture.appraise().unwrap();
     assert_eq!(fixture.authority.key_fetches(), 3);
-    // After an hour they are old: a key may have been withdrawn.
+    // After an hour the key set is fetched again: a key may have been revoked.
     fixture.authority.set_now(NOW + 3600);
     fixture.appraise_at(NOW + 3600).unwrap();
     assert_eq!(fixture.authority.key_fetches(), 4);
 }
 
 #[test]
-fn keys_that_cannot_be_fetched() {
+fn failed_key_fetches_have_their_errors() {
     let fixture = ItaFixture::default();
-    for (manner, error) in [
+    for (behaviour, error) in [
         (Behaviour::Close, ItaError::Unreachable),
         (Behaviour::Status(500), ItaError::Status(500)),
         (Behaviour::Redirect, ItaError::Status(302)),
@@ -195,12 +193,12 @@ fn keys_that_cannot_be_fetched() {
             ItaError::TooLarge { limit: 256 << 10 },
         ),
     ] {
-        fixture.authority.set_key_behaviour(manner);
-        assert_eq!(fixture.appraise().unwrap_err(), error, "{manner:?}");
+        fixture.authority.set_key_behaviour(behaviour);
+        assert_eq!(fixture.appraise().unwrap_err(), error, "{behaviour:?}");
     }
     fixture.authority.set_key_behaviour(Behaviour::Normal);
     fixture.appraise().unwrap();
-    // What is held goes on without it.
+    // The cached key set is used without a fetch.
     fixture.authority.set_key_behaviour(Behaviour::Close);
     fixture.appraise().unwrap();
 }

@@ -1,4 +1,4 @@
-//! What an honest Trust Authority leads to: the same peer, and the same refusals, as local verification.
+//! With valid tokens, Trust Authority gives the same peers and denials as local verification.
 
 use attest::chain::KmsRoot;
 use attest::ita::ItaError;
@@ -16,14 +16,14 @@ fn policy(change: impl FnOnce(&mut Settings)) -> Policy {
 }
 
 #[test]
-fn an_honest_answer_admits() {
+fn valid_token_admits() {
     let fixture = ItaFixture::default();
-    for verdict in [
+    for variant in [
         TokenVariant::Valid,
         TokenVariant::Nested,
         TokenVariant::Rs256,
     ] {
-        fixture.authority.set_token(verdict.clone());
+        fixture.authority.set_token(variant.clone());
         let peer = fixture.verify().unwrap();
         let locally = fixture.peer.verify().unwrap();
         assert_eq!(peer.chain(), locally.chain());
@@ -34,14 +34,14 @@ fn an_honest_answer_admits() {
         assert_eq!(peer.tcb_status(), TcbStatus::UpToDate);
         assert_eq!(peer.policy_epoch(), fixture.peer.policy.epoch());
         assert!(!peer.is_debug());
-        // The token ends before everything else.
-        assert_eq!(peer.valid_until(), NOW + LIFETIME - 1, "{verdict:?}");
+        // The token expires first.
+        assert_eq!(peer.valid_until(), NOW + LIFETIME - 1, "{variant:?}");
         assert!(locally.valid_until() > peer.valid_until());
     }
 }
 
 #[test]
-fn every_quote_format_is_judged() {
+fn every_quote_format_is_appraised() {
     for format in [QuoteFormat::V4, QuoteFormat::V5Td10, QuoteFormat::V5Td15] {
         let mut fixture = ItaFixture::default();
         fixture.peer.evidence.report.format = format;
@@ -49,10 +49,9 @@ fn every_quote_format_is_judged() {
     }
 }
 
-/// Every refusal that is not Intel's signatures': the same denial by both ways.
 #[test]
-fn policy_refuses_as_it_does_locally() {
-    let not_listed: [(&str, Policy); 7] = [
+fn policy_denials_equal_local_verification() {
+    let policies: [(&str, Policy); 7] = [
         ("mrtd_not_allowed", policy(|s| s.mrtd = vec![Mrtd([1; 48])])),
         (
             "rtmr_not_allowed",
@@ -79,7 +78,7 @@ fn policy_refuses_as_it_does_locally() {
         ("admitted", policy(|s| s.mrtd = vec![Mrtd([0x11; 48])])),
     ];
     let mut fixture = ItaFixture::default();
-    for (code, policy) in not_listed {
+    for (code, policy) in policies {
         fixture.peer.policy = policy;
         match (fixture.verify(), fixture.peer.verify()) {
             (Ok(_), Ok(_)) => assert_eq!(code, "admitted"),
@@ -93,16 +92,16 @@ fn policy_refuses_as_it_does_locally() {
 }
 
 #[test]
-fn what_the_guest_says_is_replayed() {
+fn event_log_is_replayed() {
     let mut fixture = ItaFixture::default();
     fixture.peer.evidence.rtmr3 = Rtmr3::Bytes([3; 48]);
     let refused = fixture.verify().unwrap_err();
     assert_eq!(refused, ItaError::Denied(Denial::EventLogMismatch));
 }
 
-/// What Intel's service lets pass, and dcap-qvl does not.
+/// Intel's service accepts these attributes, and dcap-qvl does not.
 #[test]
-fn td_attributes_are_refused_as_locally() {
+fn td_attributes_are_refused() {
     let (service_td_ext, migratable, reserved) = (1u64 << 17, 1u64 << 29, 1u64 << 33);
     for attributes in [service_td_ext, migratable, reserved] {
         let mut fixture = ItaFixture::default();
@@ -125,7 +124,7 @@ fn td_attributes_are_refused_as_locally() {
 }
 
 #[test]
-fn tcb_statuses_are_accepted_or_refused_by_the_policy() {
+fn policy_decides_on_tcb_statuses() {
     let mut fixture = ItaFixture::default();
     fixture.peer.platform.level = PlatformLevel::OutOfDate;
     let refused = fixture.verify().unwrap_err();
@@ -143,16 +142,16 @@ fn tcb_statuses_are_accepted_or_refused_by_the_policy() {
 }
 
 #[test]
-fn every_status_of_a_token_is_known_by_name() {
+fn tcb_statuses_of_a_token_are_parsed() {
     let fixture = ItaFixture::default();
-    let says = |name: &str| {
+    let verify = |name: &str| {
         fixture
             .authority
             .set_token(TokenVariant::Claim("attester_tcb_status", name.into()));
         fixture.verify()
     };
     for accepted in ["OK", "UpToDate", "SWHardeningNeeded", "ConfigurationNeeded"] {
-        assert!(says(accepted).is_ok(), "{accepted}");
+        assert!(verify(accepted).is_ok(), "{accepted}");
     }
     for (name, code) in [
         ("OutOfDate", "tcb_out_of_date"),
@@ -166,26 +165,26 @@ fn every_status_of_a_token_is_known_by_name() {
         ("uptodate", "ita_tcb_unknown"),
         ("Fine", "ita_tcb_unknown"),
     ] {
-        assert_eq!(says(name).unwrap_err().code(), code, "{name}");
+        assert_eq!(verify(name).unwrap_err().code(), code, "{name}");
     }
 }
 
 #[test]
-fn advisories_of_a_token_are_refused_where_configured() {
+fn refused_advisories_are_enforced() {
     let mut fixture = ItaFixture::default();
     fixture.peer.policy =
         policy(|s| s.refused_advisories = vec!["INTEL-SA-00837".parse().unwrap()]);
-    let says = |ids: serde_json::Value| {
+    let verify = |ids: serde_json::Value| {
         fixture
             .authority
             .set_token(TokenVariant::Claim("attester_advisory_ids", ids));
         fixture.verify()
     };
-    assert!(says(serde_json::json!(["INTEL-SA-00615"])).is_ok());
-    assert!(says(serde_json::Value::Null).is_ok());
-    let refused = says(serde_json::json!(["INTEL-SA-00615", "intel-sa-00837"]));
+    assert!(verify(serde_json::json!(["INTEL-SA-00615"])).is_ok());
+    assert!(verify(serde_json::Value::Null).is_ok());
+    let refused = verify(serde_json::json!(["INTEL-SA-00615", "intel-sa-00837"]));
     assert_eq!(refused.unwrap_err().code(), "advisory_refused");
-    let refused = says("INTEL-SA-00837".into());
+    let refused = verify("INTEL-SA-00837".into());
     assert_eq!(refused.unwrap_err().code(), "ita_malformed_token");
 }
 
@@ -202,9 +201,8 @@ fn debug_tds_are_refused_unless_allowed() {
     assert!(fixture.verify().unwrap().is_debug());
 }
 
-/// A captured quote in another certificate never gets as far as Trust Authority.
 #[test]
-fn a_replayed_quote_is_not_even_asked_about() {
+fn unbound_quote_is_refused_without_a_request() {
     let mut fixture = ItaFixture::default();
     let other = fixture.peer.key("another peer");
     fixture.peer.evidence.binding = Binding::Bytes(other.report_data());
@@ -218,15 +216,15 @@ fn a_replayed_quote_is_not_even_asked_about() {
 }
 
 #[test]
-fn a_quote_of_another_pki_is_refused_by_trust_authority() {
+fn quote_of_another_pki_is_refused_by_trust_authority() {
     let mut fixture = ItaFixture::default();
     fixture.peer.pki = attest::mock::Pki::new(&[8; 32]).unwrap();
     assert_eq!(fixture.appraise().unwrap_err(), ItaError::QuoteRefused);
 }
 
-/// A policy that changes asks nobody again; a token that ends does.
+/// A changed policy needs no new appraisal, and an expired token does.
 #[test]
-fn what_was_appraised_may_be_admitted_again_until_it_ends() {
+fn appraisal_is_reused_until_its_token_expires() {
     let fixture = ItaFixture::default();
     let appraised = fixture.appraise().unwrap();
     assert_eq!(appraised.appraisal().valid_until(), NOW + LIFETIME - 1);

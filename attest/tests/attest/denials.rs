@@ -1,4 +1,4 @@
-//! One wrong thing at a time, and the code that it gives.
+//! The code of each denial: one thing is wrong in each case.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::policy_with;
 const DAY: u64 = 86_400;
 
 #[test]
-fn everything_right_is_admitted() {
+fn peer_without_faults_is_admitted() {
     for envelope in [Envelope::V0, Envelope::V1, Envelope::Legacy, Envelope::Both] {
         let peer = Fixture::with(|f| f.evidence.envelope = envelope)
             .verify()
@@ -37,7 +37,7 @@ fn everything_right_is_admitted() {
 }
 
 #[test]
-fn version_5_and_tdx_1_5_are_admitted() {
+fn quote_version_5_and_tdx_1_5_are_admitted() {
     for format in [QuoteFormat::V5Td10, QuoteFormat::V5Td15] {
         assert_eq!(
             Fixture::with(|f| f.evidence.report.format = format).outcome(),
@@ -48,7 +48,7 @@ fn version_5_and_tdx_1_5_are_admitted() {
 }
 
 #[test]
-fn sgx() {
+fn sgx_is_refused() {
     assert_eq!(
         Fixture::with(|f| f.evidence.report.format = QuoteFormat::SgxV3).outcome(),
         "not_tdx"
@@ -56,7 +56,7 @@ fn sgx() {
 }
 
 #[test]
-fn no_certificate_and_no_evidence() {
+fn missing_certificate_and_missing_evidence_are_refused() {
     let fixture = Fixture::with(|f| f.evidence.envelope = Envelope::None);
     assert_eq!(fixture.outcome(), "no_evidence");
     let none: [&[u8]; 0] = [];
@@ -67,7 +67,7 @@ fn no_certificate_and_no_evidence() {
 }
 
 #[test]
-fn a_chain_of_fifty() {
+fn chain_of_fifty_is_refused() {
     let fixture = Fixture::default();
     let certificate = fixture.certificate();
     let chain = [certificate.der()].repeat(50);
@@ -78,33 +78,33 @@ fn a_chain_of_fifty() {
 }
 
 #[test]
-fn dates() {
-    let dated = |from: u64, until: u64, now: u64| {
+fn certificate_and_collateral_dates_are_enforced() {
+    let outcome = |from: u64, until: u64, now: u64| {
         Fixture::with(|f| {
             f.leaf.validity = Validity { from, until };
             f.now = now;
         })
         .outcome()
     };
-    assert_eq!(dated(NOW, NOW + DAY, NOW), "admitted");
-    assert_eq!(dated(NOW + DAY, NOW + 2 * DAY, NOW), "not_yet_valid");
-    assert_eq!(dated(NOW - 2 * DAY, NOW - DAY, NOW), "expired");
-    assert_eq!(dated(NOW - DAY, NOW - 1, NOW), "expired");
-    // A clock that is wrong by a day, against collateral of an hour ago and a fresh leaf.
-    assert_eq!(dated(NOW - 60, NOW + 3600, NOW - DAY), "not_yet_valid");
-    assert_eq!(dated(NOW - 60, NOW + 3600, NOW + DAY), "expired");
+    assert_eq!(outcome(NOW, NOW + DAY, NOW), "admitted");
+    assert_eq!(outcome(NOW + DAY, NOW + 2 * DAY, NOW), "not_yet_valid");
+    assert_eq!(outcome(NOW - 2 * DAY, NOW - DAY, NOW), "expired");
+    assert_eq!(outcome(NOW - DAY, NOW - 1, NOW), "expired");
+    // A clock that is wrong by a day, with a fresh leaf and collateral that is one hour old.
+    assert_eq!(outcome(NOW - 60, NOW + 3600, NOW - DAY), "not_yet_valid");
+    assert_eq!(outcome(NOW - 60, NOW + 3600, NOW + DAY), "expired");
     assert_eq!(
-        dated(0, NOW + 100 * DAY, NOW - DAY),
+        outcome(0, NOW + 100 * DAY, NOW - DAY),
         "collateral_not_yet_valid"
     );
     assert_eq!(
-        dated(0, NOW + 100 * DAY, NOW + 31 * DAY),
+        outcome(0, NOW + 100 * DAY, NOW + 31 * DAY),
         "collateral_expired"
     );
 }
 
 #[test]
-fn too_old() {
+fn certificate_age_is_enforced() {
     let aged = |age| {
         Fixture::with(|f| {
             f.leaf.validity.from = NOW - 3600;
@@ -113,11 +113,15 @@ fn too_old() {
     };
     assert_eq!(aged(3599).outcome(), "too_old");
     let peer = aged(3600 + 60).verify().unwrap();
-    assert_eq!(peer.valid_until(), NOW + 60, "a verdict ends with the age");
+    assert_eq!(
+        peer.valid_until(),
+        NOW + 60,
+        "a verdict ends at the maximum age"
+    );
 }
 
 #[test]
-fn the_quote_of_somebody_else() {
+fn quote_bound_to_another_key_is_refused() {
     let other = Key::derive(&[9; 32], "other").unwrap();
     for envelope in [Envelope::V0, Envelope::V1, Envelope::Legacy] {
         let fixture = Fixture::with(|f| {
@@ -129,7 +133,7 @@ fn the_quote_of_somebody_else() {
 }
 
 #[test]
-fn every_byte_of_the_report_data_counts() {
+fn every_byte_of_the_report_data_is_compared() {
     let own = Fixture::default().certificate().key().report_data();
     for byte in 0..64 {
         let mut data = own;
@@ -140,7 +144,7 @@ fn every_byte_of_the_report_data_counts() {
 }
 
 #[test]
-fn a_debug_td() {
+fn debug_td_is_refused_unless_allowed() {
     let debug = Fixture::with(|f| f.evidence.report.debug = true);
     assert_eq!(debug.outcome(), "debug_td");
     for bit in 1..=7 {
@@ -154,9 +158,9 @@ fn a_debug_td() {
     assert!(allowed.verify().unwrap().is_debug());
 }
 
-/// Our own check, not dcap-qvl's: that one comes after the signatures.
+/// dcap-qvl also refuses debug TDs, but only after it has verified the signatures.
 #[test]
-fn debug_is_refused_before_any_signature() {
+fn debug_td_is_refused_before_signatures_are_verified() {
     let fixture = Fixture::with(|f| f.evidence.report.debug = true);
     let evidence = examine(&fixture.certificate().chain_der(), NOW, &fixture.policy).unwrap();
     let intel = Verifier::new(TrustedRoot::intel());
@@ -167,7 +171,7 @@ fn debug_is_refused_before_any_signature() {
 }
 
 #[test]
-fn attributes_that_weaken() {
+fn weakening_td_attributes_are_refused() {
     for bit in [17, 29, 40] {
         let fixture = Fixture::with(|f| f.evidence.report.attributes = 1 << bit);
         assert_eq!(fixture.outcome(), "td_attributes_refused", "bit {bit}");
@@ -180,7 +184,7 @@ fn attributes_that_weaken() {
 }
 
 #[test]
-fn tcb_statuses() {
+fn tcb_statuses_are_enforced() {
     for (level, code) in [
         (PlatformLevel::UpToDate, "admitted"),
         (PlatformLevel::SwHardeningNeeded, "admitted"),
@@ -220,7 +224,7 @@ fn tcb_statuses() {
 }
 
 #[test]
-fn tcb_of_module_and_quoting_enclave() {
+fn tcb_of_module_and_quoting_enclave_is_enforced() {
     for (level, code) in [
         (ModuleLevel::OutOfDate, "tcb_out_of_date"),
         (ModuleLevel::Revoked, "tcb_revoked"),
@@ -246,7 +250,7 @@ fn tcb_of_module_and_quoting_enclave() {
 }
 
 #[test]
-fn a_recovery_makes_the_best_level_out_of_date() {
+fn tcb_recovery_makes_the_best_level_out_of_date() {
     assert_eq!(
         Fixture::with(|f| f.collateral.recovery = true).outcome(),
         "tcb_out_of_date"
@@ -259,7 +263,7 @@ fn a_recovery_makes_the_best_level_out_of_date() {
 }
 
 #[test]
-fn refused_advisories() {
+fn refused_advisories_are_enforced() {
     let hardening = |refused: &str| {
         Fixture::with(|f| {
             f.platform.level = PlatformLevel::SwHardeningNeeded;
@@ -272,7 +276,7 @@ fn refused_advisories() {
 }
 
 #[test]
-fn measurements() {
+fn measurements_are_enforced() {
     let pinned = |mrtd: u8, rtmr: [u8; 3]| {
         let policy = policy_with(|s| {
             s.mrtd = vec![Mrtd([0xff; 48]), Mrtd([mrtd; 48])];
@@ -304,7 +308,7 @@ fn measurements() {
 }
 
 #[test]
-fn identities() {
+fn app_id_compose_hash_and_os_image_hash_are_enforced() {
     let app = |id: u8| {
         Fixture::with(|f| f.policy = policy_with(|s| s.app_id = vec![AppId([id; 20])])).outcome()
     };
@@ -329,7 +333,7 @@ fn identities() {
 }
 
 #[test]
-fn a_second_app_id() {
+fn second_app_id_event_is_never_used() {
     let pinned = |change: fn(&mut Fixture)| {
         Fixture::with(|f| {
             change(f);
@@ -340,7 +344,7 @@ fn a_second_app_id() {
     let late = pinned(|f| f.evidence.after_ready = vec![Event::new("app-id", &[2; 20])]);
     assert_eq!(
         late, "app_not_allowed",
-        "the application's own word counts for nothing"
+        "events of the application are not trusted"
     );
     let early = pinned(|f| f.evidence.before_ready = vec![Event::new("app-id", &[2; 20])]);
     assert_eq!(early, "malformed_evidence");
@@ -352,7 +356,7 @@ fn a_second_app_id() {
 }
 
 #[test]
-fn rtmr3_that_does_not_match() {
+fn event_log_must_replay_to_rtmr3() {
     for envelope in [Envelope::V0, Envelope::V1, Envelope::Legacy] {
         let fixture = Fixture::with(|f| {
             f.evidence.envelope = envelope;
@@ -363,7 +367,7 @@ fn rtmr3_that_does_not_match() {
 }
 
 #[test]
-fn revocations() {
+fn revocations_are_enforced() {
     let revoked = |revoked| Fixture::with(|f| f.collateral.revoked = revoked).outcome();
     let platform = Fixture::default().platform.name;
     assert_eq!(
@@ -397,7 +401,7 @@ fn revocations() {
 }
 
 #[test]
-fn a_pck_certificate_out_of_date() {
+fn pck_certificate_must_be_within_its_validity() {
     for validity in [
         Validity {
             from: NOW + DAY,
@@ -416,22 +420,22 @@ fn a_pck_certificate_out_of_date() {
 }
 
 #[test]
-fn collateral_of_another_platform() {
-    let right = Fixture::default();
-    let evidence = examine(&right.certificate().chain_der(), NOW, &right.policy).unwrap();
+fn collateral_of_another_platform_is_not_used() {
+    let fixture = Fixture::default();
+    let evidence = examine(&fixture.certificate().chain_der(), NOW, &fixture.policy).unwrap();
     let other_family = Fixture::with(|f| f.collateral.fmspc.0 = [9; 6]);
     let other_ca = Fixture::with(|f| f.collateral.ca = CaType::Processor);
     for other in [other_family, other_ca] {
         let denial =
-            right
+            fixture
                 .verifier()
-                .verify(&evidence, &other.issue_collateral(), &right.policy, NOW);
+                .verify(&evidence, &other.issue_collateral(), &fixture.policy, NOW);
         assert_eq!(denial.unwrap_err(), Denial::CollateralUnavailable);
     }
 }
 
 #[test]
-fn another_root() {
+fn another_root_is_refused() {
     let fixture = Fixture::default();
     let evidence = examine(&fixture.certificate().chain_der(), NOW, &fixture.policy).unwrap();
     let intel = Verifier::new(TrustedRoot::intel());
@@ -442,7 +446,7 @@ fn another_root() {
 }
 
 #[test]
-fn reverification_follows_policy_and_collateral() {
+fn reverification_applies_new_policy_and_collateral() {
     let fixture = Fixture::default();
     let (verifier, collateral) = (fixture.verifier(), fixture.issue_collateral());
     let peer = fixture.verify().unwrap();
@@ -466,7 +470,7 @@ fn reverification_follows_policy_and_collateral() {
 }
 
 #[test]
-fn a_module_that_the_collateral_does_not_know() {
+fn tdx_module_missing_from_the_collateral_is_refused() {
     let fixture = Fixture::with(|f| {
         f.evidence.report.tee_tcb_svn = Some([6, 0x7f, 9, 9, 9, 9, 9, 9, 0, 0, 0, 0, 0, 0, 0, 0])
     });
@@ -474,7 +478,7 @@ fn a_module_that_the_collateral_does_not_know() {
 }
 
 #[test]
-fn what_never_makes_sense_to_verify() {
+fn unsupported_certification_data_is_refused() {
     let certified = Fixture::with(|f| f.evidence.report.certification = 3);
     assert_eq!(certified.outcome(), "unsupported_quote");
 }

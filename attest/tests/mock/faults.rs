@@ -1,4 +1,4 @@
-//! Each thing that the mock can make wrong, alone, is refused by dcap-qvl.
+//! dcap-qvl refuses each single fault that the mock can inject.
 
 use attest::collateral::{CaType, Fmspc};
 use attest::mock::{
@@ -9,7 +9,7 @@ use dcap_qvl::QuoteCollateralV3;
 
 use super::{NOW, SEED, fresh, pki, platform, verify};
 
-/// The error of a default quote with collateral from `options`.
+/// The error for a default quote with collateral from `options`.
 fn refused(pki: &Pki, options: &CollateralOptions, now: u64) -> String {
     let quote = platform(pki).quote(&TdReport::default()).unwrap();
     verify(pki, &quote, &pki.collateral(options).unwrap(), now).unwrap_err()
@@ -120,7 +120,7 @@ fn every_certificate_date_is_checked() {
 }
 
 #[test]
-fn every_revocation_counts() {
+fn every_revocation_is_checked() {
     let pki = pki();
     let none = Revoked::default();
     for revoked in [
@@ -161,7 +161,7 @@ fn every_revocation_counts() {
 }
 
 #[test]
-fn collateral_of_another_family_or_ca_does_not_fit() {
+fn collateral_of_another_platform_or_ca_is_refused() {
     let pki = pki();
     let at = CollateralOptions::at(NOW);
     let other = CollateralOptions {
@@ -178,7 +178,7 @@ fn collateral_of_another_family_or_ca_does_not_fit() {
 }
 
 #[test]
-fn another_seed_is_another_root() {
+fn another_seed_gives_another_root() {
     let (pki, other) = (pki(), Pki::new(&[8; 32]).unwrap());
     let quote = platform(&pki).quote(&TdReport::default()).unwrap();
     assert!(verify(&other, &quote, &fresh(&pki), NOW).is_err());
@@ -187,7 +187,8 @@ fn another_seed_is_another_root() {
     assert!(verify(&pki, &foreign, &fresh(&pki), NOW).is_err());
 }
 
-/// Each signed thing, taken alone from a PKI with another seed but the same names and dates.
+/// Each signed part is replaced separately by that of a PKI with another seed, but the same names and
+/// dates.
 #[test]
 fn every_signature_is_checked() {
     let (pki, other) = (pki(), Pki::new(&[8; 32]).unwrap());
@@ -226,7 +227,7 @@ fn every_signature_is_checked() {
     }
 }
 
-/// One flipped bit anywhere in what a quote signs, or in its signatures, is found.
+/// A flipped bit anywhere in the signed parts or the signatures of a quote is detected.
 #[test]
 fn every_byte_of_a_quote_is_signed() {
     let pki = pki();
@@ -239,7 +240,7 @@ fn every_byte_of_a_quote_is_signed() {
             })
             .unwrap();
         let chain = quote.windows(10).position(|w| w == b"-----BEGIN").unwrap();
-        // The type of the outer certification data is neither signed nor looked at by dcap-qvl.
+        // The type of the outer certification data is not signed, and dcap-qvl does not check it.
         let signed = quote.len() - chain_and_below(&quote, chain);
         let outer_type = signed..signed + 2;
         for at in (0..chain).filter(|at| !outer_type.contains(at)) {
@@ -253,14 +254,14 @@ fn every_byte_of_a_quote_is_signed() {
     }
 }
 
-/// Bytes from the outer certification data's type to the end.
+/// The number of bytes from the type of the outer certification data to the end.
 fn chain_and_below(quote: &[u8], chain: usize) -> usize {
     // Type and length, QE report, its signature, QE authentication data, type and length.
     quote.len() - chain + (2 + 4) + 384 + 64 + (2 + 32) + (2 + 4)
 }
 
 #[test]
-fn every_cut_of_a_quote_is_refused() {
+fn truncated_quotes_are_refused() {
     let pki = pki();
     let collateral = fresh(&pki);
     let quote = platform(&pki).quote(&TdReport::default()).unwrap();

@@ -1,4 +1,4 @@
-//! Every method against the mock agent, over both kinds of sockets.
+//! Every method with the mock agent, over Unix and TCP sockets.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
@@ -11,15 +11,17 @@ use attest::values::AppId;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::{Folder, NOW, agent, agent_with, block, client, patient, pki, raw, server_request};
+use crate::{
+    Folder, NOW, agent, agent_with, block_on, client, pki, raw, server_request, single_attempt,
+};
 
 #[test]
-fn every_method_over_unix_and_tcp() {
+fn every_method_works_over_unix_and_tcp() {
     let unix = agent();
     let tcp = mock::Agent::start(pki(), AgentListen::Tcp, AgentOptions::at(NOW)).unwrap();
     for agent in [&unix.agent, &tcp] {
-        let client = client(agent.endpoint(), patient());
-        block(async {
+        let client = client(agent.endpoint(), single_attempt());
+        block_on(async {
             let key = client.tls_key(&server_request()).await.unwrap();
             assert_eq!(key.chain_der().len(), 2);
             client.key("pg/superuser", "").await.unwrap();
@@ -33,12 +35,12 @@ fn every_method_over_unix_and_tcp() {
         assert_eq!(counts, [1; 6], "{agent:?}");
     }
     assert!(tcp.endpoint().to_string().starts_with("http://127.0.0.1:"));
-    let base_with_a_slash = Endpoint::parse(&format!("{}/", tcp.endpoint())).unwrap();
-    block(client(base_with_a_slash, patient()).version()).unwrap();
+    let with_slash = Endpoint::parse(&format!("{}/", tcp.endpoint())).unwrap();
+    block_on(client(with_slash, single_attempt()).version()).unwrap();
 }
 
 #[test]
-fn a_tls_key_is_what_was_asked_for() {
+fn tls_key_has_the_requested_names_dates_and_usages() {
     let mock = agent();
     let request = TlsKeyRequest {
         not_before: Some(NOW),
@@ -46,7 +48,7 @@ fn a_tls_key_is_what_was_asked_for() {
         usage_client_auth: false,
         ..server_request()
     };
-    let key = block(mock.client().tls_key(&request)).unwrap();
+    let key = block_on(mock.client().tls_key(&request)).unwrap();
     assert_eq!((key.not_before(), key.not_after()), (NOW, NOW + 3_600));
     let (_, leaf) = X509Certificate::from_der(&key.chain_der()[0]).unwrap();
     assert_eq!(leaf.subject().to_string(), "CN=pg.sim.test");
@@ -63,8 +65,8 @@ fn a_tls_key_is_what_was_asked_for() {
     let usage = leaf.extended_key_usage().unwrap().unwrap().value;
     assert!(usage.server_auth && !usage.client_auth);
 
-    let other = block(mock.client().tls_key(&request)).unwrap();
-    assert_ne!(key.key_der(), other.key_der(), "a new key at each call");
+    let other = block_on(mock.client().tls_key(&request)).unwrap();
+    assert_ne!(key.key_der(), other.key_der(), "each call makes a new key");
     let serial = |der: &[u8]| {
         X509Certificate::from_der(der)
             .unwrap()
@@ -75,15 +77,15 @@ fn a_tls_key_is_what_was_asked_for() {
 }
 
 #[test]
-fn dates_are_dstacks_unless_told_otherwise() {
-    let key = block(agent().client().tls_key(&server_request())).unwrap();
+fn default_validity_is_dstacks() {
+    let key = block_on(agent().client().tls_key(&server_request())).unwrap();
     assert_eq!(key.not_before(), 157_766_400, "1975-01-01");
     assert_eq!(key.not_after(), NOW + 3_650 * 86_400);
 }
 
 #[test]
-fn pem_and_der_are_the_same() {
-    let key = block(agent().client().tls_key(&server_request())).unwrap();
+fn pem_and_der_agree() {
+    let key = block_on(agent().client().tls_key(&server_request())).unwrap();
     let chain = key.chain_pem();
     let blocks = x509_parser::pem::Pem::iter_from_buffer(chain.as_bytes());
     let der: Vec<_> = blocks.map(|block| block.unwrap().contents).collect();
@@ -95,24 +97,24 @@ fn pem_and_der_are_the_same() {
 }
 
 #[test]
-fn without_ra_tls_there_is_no_evidence() {
+fn certificate_without_ra_tls_has_no_evidence() {
     let request = TlsKeyRequest {
         usage_ra_tls: false,
         with_app_info: true,
         ..server_request()
     };
-    let key = block(agent().client().tls_key(&request)).unwrap();
+    let key = block_on(agent().client().tls_key(&request)).unwrap();
     let leaf = attest::certificate::Leaf::parse(&key.chain_der()[0]).unwrap();
     let extensions = leaf.extensions();
     assert!(extensions.attestation.is_none() && extensions.quote.is_none());
     assert_eq!(extensions.usage, Some(&b"app:custom"[..]));
-    // An array of nine, and the app id first.
+    // A msgpack array of nine, with the app id first.
     let info = extensions.app_info.unwrap();
     assert_eq!(info[..23], [&[0x99, 0xc4, 20], &[0xa1; 20][..]].concat());
 }
 
 #[test]
-fn evidence_that_was_asked_for_has_to_be_there() {
+fn missing_evidence_is_an_error() {
     let mock = agent_with(AgentOptions {
         evidence: Evidence {
             envelope: Envelope::None,
@@ -120,16 +122,16 @@ fn evidence_that_was_asked_for_has_to_be_there() {
         },
         ..AgentOptions::at(NOW)
     });
-    let error = block(mock.client().tls_key(&server_request())).unwrap_err();
+    let error = block_on(mock.client().tls_key(&server_request())).unwrap_err();
     let why = "carries no evidence that is bound to its key";
     assert_eq!(crate::malformed(error), ("certificate_chain", why));
 }
 
 #[test]
-fn a_derived_key_follows_from_path_and_application() {
+fn derived_key_depends_on_path_and_application() {
     let mock = agent();
-    let key = |mock: &crate::Mock, path: &str, purpose: &str| {
-        let key = block(mock.client().key(path, purpose)).unwrap();
+    let key = |mock: &crate::MockAgent, path: &str, purpose: &str| {
+        let key = block_on(mock.client().key(path, purpose)).unwrap();
         assert_eq!(*key.to_hex(), hex::encode(key.as_bytes()));
         assert_eq!(key.signature_chain().each_ref().map(Vec::len), [65, 65]);
         (*key.as_bytes(), key.signature_chain().clone())
@@ -137,7 +139,7 @@ fn a_derived_key_follows_from_path_and_application() {
     let (first, signatures) = key(&mock, "pg/superuser", "");
     assert_eq!(key(&mock, "pg/superuser", "").0, first);
     let (same, other_signatures) = key(&mock, "pg/superuser", "another");
-    assert_eq!(same, first, "the purpose is only signed");
+    assert_eq!(same, first, "the purpose affects only the signature");
     assert_ne!(signatures, other_signatures);
     assert_ne!(key(&mock, "pg/read", "").0, first);
     let other = agent_with(AgentOptions {
@@ -148,10 +150,10 @@ fn a_derived_key_follows_from_path_and_application() {
 }
 
 #[test]
-fn a_quote_is_over_the_padded_report_data() {
+fn quote_has_the_padded_report_data() {
     let mock = agent();
     for report_data in [&[][..], b"hello", &[9; 64]] {
-        let quote = block(mock.client().quote(report_data)).unwrap();
+        let quote = block_on(mock.client().quote(report_data)).unwrap();
         let mut padded = [0; 64];
         padded[..report_data.len()].copy_from_slice(report_data);
         assert_eq!(quote.report_data, padded);
@@ -163,14 +165,14 @@ fn a_quote_is_over_the_padded_report_data() {
         let evidence = UnboundEvidence::open(&evidence).unwrap();
         assert_eq!(evidence.quote(), &quote.quote);
     }
-    let error = block(mock.client().quote(&[0; 65])).unwrap_err();
+    let error = block_on(mock.client().quote(&[0; 65])).unwrap_err();
     assert_eq!(error, AgentError::ReportDataTooLong { bytes: 65 });
-    let error = block(mock.client().attest(&[0; 65])).unwrap_err();
+    let error = block_on(mock.client().attest(&[0; 65])).unwrap_err();
     assert_eq!(error, AgentError::ReportDataTooLong { bytes: 65 });
 }
 
 #[test]
-fn an_attestation_comes_in_the_agents_envelope() {
+fn attestation_has_the_agents_envelope() {
     for (envelope, form) in [(Envelope::V0, Form::V0), (Envelope::V1, Form::V1)] {
         let mock = agent_with(AgentOptions {
             evidence: Evidence {
@@ -179,7 +181,7 @@ fn an_attestation_comes_in_the_agents_envelope() {
             },
             ..AgentOptions::at(NOW)
         });
-        let attestation = block(mock.client().attest(&[3; 64])).unwrap();
+        let attestation = block_on(mock.client().attest(&[3; 64])).unwrap();
         let evidence = UnboundEvidence::open(&attestation).unwrap();
         assert_eq!(evidence.form(), form);
         assert_eq!(evidence.quote().report().report_data(), &[3; 64]);
@@ -187,10 +189,10 @@ fn an_attestation_comes_in_the_agents_envelope() {
 }
 
 #[test]
-fn info_agrees_with_the_quote_and_the_events() {
+fn info_agrees_with_quote_and_event_log() {
     let mock = agent();
-    let info = block(mock.client().info()).unwrap();
-    let quote = block(mock.client().quote(b"")).unwrap();
+    let info = block_on(mock.client().info()).unwrap();
+    let quote = block_on(mock.client().quote(b"")).unwrap();
     let tcb = info.tcb_info.unwrap();
     assert_eq!(tcb.mrtd, quote.quote.report().mrtd());
     assert_eq!(tcb.rtmrs, quote.quote.report().rtmrs());
@@ -210,21 +212,21 @@ fn info_agrees_with_the_quote_and_the_events() {
 }
 
 #[test]
-fn quotes_are_made_one_after_another() {
+fn quotes_are_serialized() {
     const EACH: Duration = Duration::from_millis(40);
     let mock = agent_with(AgentOptions {
         quote_time: EACH,
         ..AgentOptions::at(NOW)
     });
     let client = mock.client();
-    let begun = Instant::now();
-    block(async {
+    let started = Instant::now();
+    block_on(async {
         let (quote, attestation) = tokio::join!(client.quote(b"1"), client.attest(b"2"));
         let request = server_request();
         let (key, other) = tokio::join!(client.tls_key(&request), client.quote(b"3"));
         assert!(quote.is_ok() && attestation.is_ok() && key.is_ok() && other.is_ok());
     });
-    assert!(begun.elapsed() >= 4 * EACH);
+    assert!(started.elapsed() >= 4 * EACH);
 }
 
 #[test]
@@ -310,7 +312,7 @@ fn dropping_the_mock_closes_its_connections() {
             assert!(Instant::now() < deadline, "the request did not arrive");
             std::thread::sleep(Duration::from_millis(5));
         }
-        let begun = Instant::now();
+        let started = Instant::now();
         drop(agent);
         for stream in [&mut idle, &mut waiting] {
             let mut rest = Vec::new();
@@ -318,6 +320,6 @@ fn dropping_the_mock_closes_its_connections() {
             let _ = stream.read_to_end(&mut rest);
             assert!(rest.is_empty());
         }
-        assert!(begun.elapsed() < Duration::from_secs(3));
+        assert!(started.elapsed() < Duration::from_secs(3));
     }
 }

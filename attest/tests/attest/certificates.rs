@@ -1,4 +1,4 @@
-//! Certificates: which extensions are used, and what is refused before they are read.
+//! Leaf certificates: which extensions carry evidence, and which certificates are refused.
 
 use attest::certificate::{Leaf, MAX_EXTENSIONS, MAX_SKELETON_LEN};
 use attest::evidence::{Form, MAX_ENVELOPE_LEN, UnboundEvidence};
@@ -11,7 +11,7 @@ use crate::evidence::quote;
 
 const ARC: [u64; 9] = [1, 3, 6, 1, 4, 1, 62397, 1, 0];
 
-/// A self-signed leaf with extensions below dstack's arc, each in an OCTET STRING.
+/// A self-signed leaf with extensions under dstack's arc, each wrapped in an OCTET STRING.
 pub(crate) fn leaf_with(extensions: &[(u64, Vec<u8>)]) -> Vec<u8> {
     let wrap = |content: &Vec<u8>| {
         let mut der = vec![0x04];
@@ -53,7 +53,7 @@ fn read_leaf(der: &[u8]) -> Result<Form, Denial> {
 }
 
 #[test]
-fn which_extension_is_used() {
+fn attestation_extension_has_precedence() {
     let (quote, other) = (quote(), {
         let mut quote = quote();
         quote[600] ^= 1;
@@ -73,12 +73,12 @@ fn which_extension_is_used() {
     assert_eq!(form(&[(3, vec![1; 20])]), Err(Denial::NoEvidence));
     let differ = Denial::MalformedEvidence("the quotes in .1 and .8 differ");
     assert_eq!(form(&[(1, other), (8, envelope())]), Err(differ));
-    // Nothing falls back: a broken .8 is not saved by a good .1.
+    // There is no fallback from a malformed .8 to a valid .1.
     assert!(form(&[(1, quote.clone()), (8, vec![1])]).is_err());
 }
 
 #[test]
-fn extensions_are_strict() {
+fn malformed_and_duplicate_extensions_are_refused() {
     let form = |extensions: Vec<(u64, Vec<u8>)>| read_leaf(&raw_leaf_with(extensions));
     for raw in [
         vec![],
@@ -103,7 +103,7 @@ fn extensions_are_strict() {
 }
 
 #[test]
-fn certificates_beyond_the_caps() {
+fn oversized_and_malformed_certificates_are_refused() {
     let large = |names: usize| {
         let names = (0..names)
             .map(|n| format!("{n:060}.invalid"))
@@ -149,7 +149,7 @@ fn certificates_beyond_the_caps() {
 }
 
 #[test]
-fn a_swapped_certificate_is_unbound() {
+fn evidence_copied_into_another_certificate_is_unbound() {
     let fixture = Fixture::default();
     let victim = fixture.certificate();
     let attacker = Key::derive(&[9; 32], "attacker").unwrap();
@@ -168,7 +168,7 @@ fn a_swapped_certificate_is_unbound() {
 }
 
 #[test]
-fn an_unknown_critical_extension_is_not_passed_over() {
+fn unknown_critical_extension_is_refused() {
     let leaf = |critical| {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();

@@ -1,4 +1,4 @@
-//! What the mock makes verifies in dcap-qvl, with the status and measurements that were asked for.
+//! dcap-qvl accepts the mock's quotes, and reports the requested status and measurements.
 
 use attest::collateral::{CaType, CollateralKey, Fmspc};
 use attest::mock::{
@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::{NOW, SEED, fresh, pki, platform, verify};
 
 #[test]
-fn every_td_format_verifies_and_reports_what_it_was_given() {
+fn every_td_format_verifies_with_its_measurements() {
     let pki = pki();
     for format in [QuoteFormat::V4, QuoteFormat::V5Td10, QuoteFormat::V5Td15] {
         let report = TdReport {
@@ -40,7 +40,7 @@ fn every_td_format_verifies_and_reports_what_it_was_given() {
 }
 
 #[test]
-fn the_quote_names_its_collateral() {
+fn quote_names_its_collateral() {
     let pki = pki();
     for ca in [CaType::Platform, CaType::Processor] {
         let key = CollateralKey {
@@ -72,7 +72,7 @@ fn the_quote_names_its_collateral() {
 }
 
 #[test]
-fn a_machine_gets_the_status_and_advisories_of_its_level() {
+fn platform_has_the_status_and_advisories_of_its_level() {
     let pki = pki();
     for level in [
         PlatformLevel::UpToDate,
@@ -104,7 +104,7 @@ fn revoked_and_unknown_levels_are_refused() {
 }
 
 #[test]
-fn module_and_qe_levels_count_too() {
+fn module_and_qe_levels_are_rated() {
     let pki = pki();
     let status = |options: PlatformOptions| {
         let quote = Platform::new(&pki, &options)
@@ -142,7 +142,7 @@ fn module_and_qe_levels_count_too() {
 }
 
 #[test]
-fn a_relaunch_is_advised_after_an_update_below_a_running_guest() {
+fn relaunch_is_advised_after_a_module_update_below_a_running_guest() {
     let pki = pki();
     let mut svn = [0; 16];
     svn[..3].copy_from_slice(&[4, 3, 3]);
@@ -162,7 +162,7 @@ fn a_relaunch_is_advised_after_an_update_below_a_running_guest() {
 }
 
 #[test]
-fn a_tcb_recovery_makes_up_to_date_machines_out_of_date() {
+fn tcb_recovery_makes_up_to_date_platforms_out_of_date() {
     let pki = pki();
     let quote = platform(&pki).quote(&TdReport::default()).unwrap();
     let options = CollateralOptions {
@@ -225,7 +225,7 @@ fn debug_and_reserved_attributes_are_refused() {
 }
 
 #[test]
-fn an_sgx_quote_is_genuine_but_no_td() {
+fn sgx_quote_is_genuine_but_not_a_td() {
     let pki = pki();
     let report = TdReport {
         format: QuoteFormat::SgxV3,
@@ -243,7 +243,7 @@ fn an_sgx_quote_is_genuine_but_no_td() {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_bytes() {
+fn same_seed_gives_the_same_bytes() {
     let hash = |seed: [u8; 32]| {
         let pki = Pki::new(&seed).unwrap();
         let collateral = pki.collateral(&CollateralOptions::at(NOW)).unwrap();
@@ -263,7 +263,7 @@ fn the_same_seed_gives_the_same_bytes() {
     };
     assert_eq!(hash(SEED), hash(SEED));
     assert_ne!(hash(SEED), hash([8; 32]));
-    // A change here means that fixtures made from a seed are no longer what they were.
+    // If this changes, everything derived from a seed changes.
     let golden = "83c079b59090842a34a8935a3668eb33213e19821aecfbde144ea786ae919f3f";
     assert_eq!(hash(SEED), golden);
 }

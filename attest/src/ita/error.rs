@@ -92,6 +92,20 @@ pub enum ItaError {
     Denied(#[from] Denial),
 }
 
+impl From<ItaError> for Denial {
+    /// Keeps a policy denial as it is, and wraps every other error in [`Denial::Authority`].
+    fn from(error: ItaError) -> Self {
+        match error {
+            ItaError::Denied(denial) => denial,
+            error => Self::Authority {
+                code: error.code(),
+                fault: error.fault(),
+                detail: error.to_string(),
+            },
+        }
+    }
+}
+
 impl ItaError {
     /// Every code that [`ItaError::code`] can give beside those of [`Denial::CODES`].
     pub const CODES: [&'static str; 25] = [

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::policy::{Advisory, TcbStatus, TcbStatuses};
+use crate::tcb::{Advisory, TcbStatus, TcbStatuses};
 use crate::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr, abbreviated};
 
 /// Why a peer is refused.

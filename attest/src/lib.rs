@@ -25,6 +25,7 @@
 //! | [`quote`] | header and report of a TDX quote, versions 4 and 5 |
 //! | [`binding`] | the only way from unbound to bound evidence |
 //! | [`event_log`] | digests V1 and V2, the replay of RTMR3, the identity it proves |
+//! | [`tcb`] | TCB statuses and advisories |
 //! | [`policy`] | what is allowed |
 //! | [`verify`] | Intel's signatures, TCB status, and all checks in order |
 //! | [`cache`] | verdicts that were already reached |
@@ -53,6 +54,7 @@ mod memo;
 pub mod mock;
 pub mod policy;
 pub mod quote;
+pub mod tcb;
 pub mod values;
 pub mod verify;
 

@@ -15,11 +15,8 @@ use crate::chain::KmsRoot;
 use crate::denial::Denial;
 use crate::event_log::Identity;
 use crate::quote::TdReport;
+pub use crate::tcb::{Advisory, AdvisoryError, TcbStatus, TcbStatusError, TcbStatuses};
 use crate::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr};
-
-mod tcb;
-
-pub use tcb::{Advisory, AdvisoryError, TcbStatus, TcbStatusError, TcbStatuses};
 
 /// What a [`Policy`] is made of. The default allows any genuine, production TD with an acceptable TCB.
 #[derive(Clone, Debug, Default)]

@@ -20,8 +20,9 @@ use crate::collateral::{Collateral, CollateralKey, Fmspc};
 use crate::denial::Denial;
 use crate::event_log::Identity;
 use crate::memo::RememberingConfig;
-use crate::policy::{Policy, PolicyEpoch, TcbStatus};
+use crate::policy::{Policy, PolicyEpoch};
 use crate::quote::TdQuote;
+use crate::tcb::TcbStatus;
 use crate::values::{AppId, ComposeHash, Fingerprint, InstanceId, Mrtd, OsImageHash, Rtmr};
 
 mod classify;

@@ -4,8 +4,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::ItaError;
-use crate::policy::{TcbStatus, TcbStatusError};
 use crate::quote::TdQuote;
+use crate::tcb::{TcbStatus, TcbStatusError};
 use crate::verify::Appraisal;
 
 /// The debug bit of TDATTRIBUTES, which both debug claims are about. Profiling, which counts as debug

@@ -147,11 +147,11 @@ impl TcbStatuses {
         self.0 & status.bit() != 0
     }
 
-    pub(super) fn goes_beyond_default(self) -> bool {
+    pub(crate) fn goes_beyond_default(self) -> bool {
         self.0 & !Self::default().0 != 0
     }
 
-    pub(super) fn bits(self) -> u16 {
+    pub(crate) fn bits(self) -> u16 {
         self.0
     }
 }
@@ -205,7 +205,7 @@ impl Advisory {
     }
 
     /// Whether `id` names this advisory, in any case.
-    pub(super) fn is(&self, id: &str) -> bool {
+    pub(crate) fn is(&self, id: &str) -> bool {
         self.0.eq_ignore_ascii_case(id)
     }
 }

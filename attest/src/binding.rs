@@ -74,7 +74,8 @@ pub fn examine(
 ) -> Result<BoundEvidence, Denial> {
     Chain::check_caps(chain)?;
     let leaf = Leaf::parse(chain.first().ok_or(Denial::NoCertificate)?.as_ref())?;
-    leaf.check_dates(now, policy)?;
+    leaf.check_dates(now)?;
+    policy.check_age(leaf.not_before(), now)?;
     let evidence = UnboundEvidence::read(leaf.extensions())?;
     evidence.check_binding(leaf.spki())?;
     Ok(BoundEvidence {

@@ -19,7 +19,6 @@ use x509_parser::x509::X509Version;
 use crate::denial::Denial;
 use crate::der;
 use crate::evidence::MAX_ENVELOPE_LEN;
-use crate::policy::Policy;
 
 mod names;
 
@@ -96,13 +95,13 @@ impl<'a> Leaf<'a> {
         })
     }
 
-    /// Checks both dates, and the age against the policy.
+    /// Checks that `now`, in Unix seconds, is between notBefore (less [`CLOCK_SKEW`]) and notAfter.
+    /// [`Policy::check_age`](crate::Policy::check_age) checks the age.
     ///
     /// # Errors
-    /// [`Denial::NotYetValid`], [`Denial::Expired`], [`Denial::TooOld`].
-    pub fn check_dates(&self, now: u64, policy: &Policy) -> Result<(), Denial> {
-        check_dates(self.not_before, self.not_after, now)?;
-        policy.check_age(self.not_before, now)
+    /// [`Denial::NotYetValid`], [`Denial::Expired`].
+    pub fn check_dates(&self, now: u64) -> Result<(), Denial> {
+        check_dates(self.not_before, self.not_after, now)
     }
 
     /// The SubjectPublicKeyInfo in DER: what the quote must be bound to.

@@ -49,7 +49,10 @@ pub(super) fn certificate(chain: &[Vec<u8>], leaf: &Result<Leaf<'_>, Denial>) ->
 
 pub(super) fn dates(leaf: &Leaf<'_>, policy: &Policy, now: u64) -> Step {
     let max_age = policy.settings().max_certificate_age;
-    Step::new("dates", State::of(&leaf.check_dates(now, policy)))
+    let checked = leaf
+        .check_dates(now)
+        .and_then(|()| policy.check_age(leaf.not_before(), now));
+    Step::new("dates", State::of(&checked))
         .with("not_before", Fact::Time(leaf.not_before()))
         .with("not_after", Fact::Time(leaf.not_after()))
         .with_some(

@@ -26,6 +26,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub use crate::limits::{
+    MAX_AGENT_MESSAGE_CHARS, MAX_AGENT_RESPONSE_LEN, MAX_AGENT_TEXT_LEN, MAX_KEY_PEM_LEN,
+    MAX_KEY_SIGNATURE_LEN,
+};
 use crate::quote::REPORT_DATA_LEN;
 
 mod answer;
@@ -39,13 +43,11 @@ mod pem;
 mod quote;
 mod tls_key;
 
-pub use derived::{DerivedKey, MAX_SIGNATURE_LEN};
+pub use derived::DerivedKey;
 pub use endpoint::{Endpoint, EndpointError, MAX_SOCKET_PATH, Places, STANDARD_SOCKETS};
-pub use error::{AgentError, MAX_MESSAGE_CHARS};
-pub use info::{Info, MAX_TEXT_LEN, TcbInfo, Version};
-pub use line::MAX_ANSWER_LEN;
+pub use error::AgentError;
+pub use info::{Info, TcbInfo, Version};
 pub use options::{AgentOptions, Random};
-pub use pem::MAX_KEY_LEN;
 pub use pem::certificate_pem;
 pub use quote::Quote;
 pub use tls_key::{TlsKey, TlsKeyRequest};

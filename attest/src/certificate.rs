@@ -18,22 +18,11 @@ use x509_parser::x509::X509Version;
 
 use crate::denial::Denial;
 use crate::der;
-use crate::evidence::MAX_ENVELOPE_LEN;
+pub use crate::limits::{MAX_CERTIFICATE_LEN, MAX_EXTENSIONS, MAX_SKELETON_LEN};
 
 mod names;
 
 pub use names::Names;
-
-/// Most bytes of one certificate: an envelope of the largest size, and as much again as a quarter of
-/// it for the older extensions beside it. rustls itself reads handshake messages of at most 64 KiB.
-pub const MAX_CERTIFICATE_LEN: usize = MAX_ENVELOPE_LEN + MAX_ENVELOPE_LEN / 4;
-
-/// Most bytes of a certificate without the evidence in it. dstack's leaf has about 450. It bounds what
-/// x509-parser can be made to allocate for names and extensions.
-pub const MAX_SKELETON_LEN: usize = 16 << 10;
-
-/// Most extensions of one certificate. dstack's leaf has at most eight.
-pub const MAX_EXTENSIONS: usize = 32;
 
 /// How far in the future notBefore may be, in seconds: the clocks of two machines that both run NTP
 /// differ by less, and a clock that is wrong by a day is still noticed. notAfter has no allowance.

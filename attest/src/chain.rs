@@ -12,12 +12,11 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer;
 
-use crate::certificate::{MAX_CERTIFICATE_LEN, check_dates, check_size, unix_seconds};
+use crate::certificate::{check_dates, check_size, unix_seconds};
 use crate::denial::Denial;
+use crate::limits::MAX_CERTIFICATE_LEN;
+pub use crate::limits::MAX_CHAIN_LEN;
 use crate::values::Fingerprint;
-
-/// Most certificates of a presented chain. dstack sends two.
-pub const MAX_CHAIN_LEN: usize = 6;
 
 /// Most bytes of a PEM file with KMS roots.
 pub const MAX_ROOTS_LEN: usize = 256 << 10;

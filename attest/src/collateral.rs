@@ -35,6 +35,10 @@ pub use error::{CollateralError, Part};
 pub use fetch::{FetchError, FetchOptions, Fetcher};
 pub use keeper::{Handle, Keeper, Surroundings, Unavailable};
 pub use key::{CaType, CollateralKey, Fmspc};
-pub use parsed::{Collateral, MAX_CHAIN_BYTES, MAX_PART_BYTES};
+pub use parsed::Collateral;
 pub use pccs::{INTEL_PCS, PHALA_PCCS, Source, SourceError};
-pub use store::{Event, MAX_FLIGHTS, MAX_KEYS, Schedule, Snapshot, Store, Wanted};
+pub use store::{Event, Schedule, Snapshot, Store, Wanted};
+
+pub use crate::limits::{
+    MAX_COLLATERAL_PART_LEN, MAX_CONCURRENT_FETCHES, MAX_ISSUER_CHAIN_LEN, MAX_PLATFORM_FAMILIES,
+};

@@ -17,18 +17,13 @@
 use crate::certificate::Extensions;
 use crate::denial::Denial;
 use crate::event_log::EventLog;
+pub use crate::limits::{MAX_ENVELOPE_LEN, MAX_VM_CONFIG_LEN};
 use crate::quote::TdQuote;
 
 mod legacy;
 mod msgpack;
 mod v0;
 mod v1;
-
-/// Most bytes of an envelope, and of a legacy event log. [contract, section 5]
-pub const MAX_ENVELOPE_LEN: usize = 512 << 10;
-
-/// Most bytes of the VM configuration in an envelope. dstack's has under 1 KiB.
-pub const MAX_CONFIG_LEN: usize = 64 << 10;
 
 /// The form in which evidence came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

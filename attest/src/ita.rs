@@ -47,13 +47,9 @@ use jwks::KeySet;
 use token::Token;
 
 use crate::binding::BoundEvidence;
+pub use crate::limits::{MAX_KEY_SET_LEN, MAX_TOKEN_RESPONSE_LEN};
 use crate::policy::Policy;
 use crate::verify::{Appraisal, AttestedPeer, admit};
-
-/// Most bytes of the answer that holds the token. Intel's have below 10 KiB.
-pub const MAX_ANSWER_BYTES: usize = 64 << 10;
-/// Most bytes of a key set. Intel's has below 50 KiB, with its certificates.
-pub const MAX_KEYS_BYTES: usize = 256 << 10;
 
 /// How a [`Client`] behaves.
 #[derive(Clone, Debug)]
@@ -160,7 +156,7 @@ impl Client {
             .header("content-type", "application/json")
             .header("accept", "application/json")
             .body(body);
-        let answer = match http::read(request, MAX_ANSWER_BYTES).await {
+        let answer = match http::read(request, MAX_TOKEN_RESPONSE_LEN).await {
             Err(ItaError::Status(400)) => return Err(ItaError::QuoteRefused),
             answer => answer?,
         };
@@ -190,7 +186,7 @@ impl Client {
             .http
             .get(from.clone())
             .header("accept", "application/json");
-        let body = http::read(request, MAX_KEYS_BYTES).await?;
+        let body = http::read(request, MAX_KEY_SET_LEN).await?;
         let keys = held.insert(KeySet::parse(&body, from, now)?);
         token.verify(keys)
     }

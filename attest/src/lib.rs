@@ -29,6 +29,7 @@
 //! | [`policy`] | what is allowed |
 //! | [`verify`] | Intel's signatures, TCB status, and all checks in order |
 //! | [`cache`] | verdicts that were already reached |
+//! | [`limits`] | caps on every input that a peer, a server or a file controls |
 //! | [`denial`] | every way to be refused |
 //! | [`collateral`] | what quotes are judged with, and how it is kept fresh |
 //! | [`agent`] | dstack's guest agent: this TD's own certificate, derived keys and quotes |
@@ -48,6 +49,7 @@ mod der;
 pub mod event_log;
 pub mod evidence;
 pub mod ita;
+pub mod limits;
 pub mod manifest;
 mod memo;
 #[cfg(feature = "mock")]

@@ -14,8 +14,8 @@
 //! `leader_instance` in lower case. Fields that are not known are signed like all others, so they are
 //! kept in the text and not looked at. [contract, section 7]
 //!
-//! Nothing here resolves names, reads a clock or draws randomness. A record has at most [`MAX_LEN`]
-//! bytes and [`MAX_FIELDS`] fields.
+//! Nothing here resolves names, reads a clock or draws randomness. A record has at most [`MAX_MANIFEST_LEN`]
+//! bytes and [`MAX_MANIFEST_FIELDS`] fields.
 
 mod address;
 mod draft;
@@ -30,17 +30,17 @@ use std::time::Duration;
 pub use address::{Address, AddressError};
 pub use draft::Draft;
 pub use error::ManifestError;
-pub use leader::{LeaderInstance, LeaderUrl, MAX_INSTANCE_DIGITS, MAX_URL_LEN, Target};
+pub use leader::{LeaderInstance, LeaderUrl, Target};
 pub use signature::{KeyError, SigningKey};
 pub use state::{Accepted, LeaderState};
 
 use fields::Fields;
 use signature::Signature;
 
-/// Most bytes of a joined record. One with a long URL has about 450.
-pub const MAX_LEN: usize = 2 << 10;
-/// Most fields of a record; version 1 has seven.
-pub const MAX_FIELDS: usize = 32;
+pub use crate::limits::{
+    MAX_INSTANCE_DIGITS, MAX_LEADER_URL_LEN, MAX_MANIFEST_FIELDS, MAX_MANIFEST_LEN,
+};
+
 /// The longest accepted validity, unless told otherwise: 7 days. The epoch keeps a running client from
 /// going back, but a client that starts knows no epoch, and believes a replayed manifest to its end.
 pub const DEFAULT_MAX_VALIDITY: Duration = Duration::from_secs(7 * 86_400);
@@ -74,7 +74,7 @@ impl Trust {
 /// # Errors
 /// [`ManifestError::TooLong`]; [`ManifestError::Malformed`] for what is not ASCII.
 pub fn join_chunks(chunks: &[&[u8]]) -> Result<String, ManifestError> {
-    if chunks.iter().map(|chunk| chunk.len()).sum::<usize>() > MAX_LEN {
+    if chunks.iter().map(|chunk| chunk.len()).sum::<usize>() > MAX_MANIFEST_LEN {
         return Err(ManifestError::TooLong);
     }
     String::from_utf8(chunks.concat()).map_err(|_| fields::NOT_ASCII)

@@ -6,9 +6,7 @@ use zeroize::Zeroizing;
 
 use super::AgentError;
 use super::answer::Answer;
-
-/// Most bytes of one signature in a signature chain. As recorded they have 65.
-pub const MAX_SIGNATURE_LEN: usize = 256;
+use crate::limits::MAX_KEY_SIGNATURE_LEN;
 
 /// 32 bytes that follow from the application's identity and a path: the same on every instance, and
 /// after every restart. Wiped when dropped.
@@ -65,7 +63,7 @@ fn signatures(answer: &Answer<'_>) -> Result<[Vec<u8>; 2], AgentError> {
         .try_into()
         .map_err(|_| answer.malformed(FIELD, "does not hold two signatures"))?;
     let decode = |text: String| match text.len() {
-        1.. if text.len() <= 2 * MAX_SIGNATURE_LEN => {
+        1.. if text.len() <= 2 * MAX_KEY_SIGNATURE_LEN => {
             hex::decode(text).map_err(|_| answer.malformed(FIELD, "is no hex"))
         }
         _ => Err(answer.malformed(FIELD, "holds a signature of an impossible length")),

@@ -5,9 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Endpoint, Method};
-
-/// Most characters of the agent's own words in an error.
-pub const MAX_MESSAGE_CHARS: usize = 200;
+use crate::limits::MAX_AGENT_MESSAGE_CHARS;
 
 /// Why the guest agent gave no usable answer. The fault is the agent's or the machine's, except for
 /// [`AgentError::ReportDataTooLong`] and [`AgentError::Client`], which are this side's, and
@@ -61,7 +59,7 @@ pub enum AgentError {
         method: Method,
         /// The status.
         status: u16,
-        /// What its `error` says: at most [`MAX_MESSAGE_CHARS`], no control characters; may be empty.
+        /// What its `error` says: at most [`MAX_AGENT_MESSAGE_CHARS`], no control characters; may be empty.
         message: String,
     },
     /// More bytes than any answer needs.
@@ -165,7 +163,7 @@ impl fmt::Display for Said<'_> {
 /// The agent's words as a log can hold them.
 pub(super) fn sanitized(message: &str) -> String {
     let shown = message.chars().filter(|c| !c.is_control());
-    shown.take(MAX_MESSAGE_CHARS).collect()
+    shown.take(MAX_AGENT_MESSAGE_CHARS).collect()
 }
 
 #[cfg(test)]

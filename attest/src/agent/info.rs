@@ -1,12 +1,10 @@
 //! What the guest agent says of this TD, and of itself.
 
+use super::AgentError;
 use super::answer::Answer;
 use super::pem::certificates;
-use super::{AgentError, MAX_ANSWER_LEN};
+use crate::limits::{MAX_AGENT_RESPONSE_LEN, MAX_AGENT_TEXT_LEN};
 use crate::values::{AppId, ComposeHash, InstanceId, Mrtd, OsImageHash, Rtmr};
-
-/// Most bytes of a text that is not a document: a name, a version, a configuration.
-pub const MAX_TEXT_LEN: usize = 64 << 10;
 
 /// Who this TD is, as the agent says. A claim: only a quote with its event log proves it.
 #[derive(Clone, Debug)]
@@ -67,7 +65,7 @@ pub struct Version {
 
 impl Info {
     pub(super) fn read(answer: &Answer<'_>) -> Result<Self, AgentError> {
-        let text = |field| answer.text_or_empty(field, MAX_TEXT_LEN);
+        let text = |field| answer.text_or_empty(field, MAX_AGENT_TEXT_LEN);
         Ok(Self {
             app_id: answer.measured("app_id")?,
             instance_id: answer.measured_if_any("instance_id")?,
@@ -88,7 +86,7 @@ impl Info {
 
 impl TcbInfo {
     fn read(info: &Answer<'_>) -> Result<Option<Self>, AgentError> {
-        let json = info.text_or_empty("tcb_info", MAX_ANSWER_LEN)?;
+        let json = info.text_or_empty("tcb_info", MAX_AGENT_RESPONSE_LEN)?;
         if json.is_empty() {
             return Ok(None);
         }
@@ -108,7 +106,7 @@ impl TcbInfo {
             compose_hash: tcb.measured_if_any("tcb_info.compose_hash")?,
             os_image_hash: tcb.measured_if_any("tcb_info.os_image_hash")?,
             event_log: event_log.to_owned(),
-            app_compose: tcb.text_or_empty("tcb_info.app_compose", MAX_ANSWER_LEN)?,
+            app_compose: tcb.text_or_empty("tcb_info.app_compose", MAX_AGENT_RESPONSE_LEN)?,
         }))
     }
 }
@@ -116,14 +114,14 @@ impl TcbInfo {
 impl Version {
     pub(super) fn read(answer: &Answer<'_>) -> Result<Self, AgentError> {
         Ok(Self {
-            version: answer.text("version", MAX_TEXT_LEN)?,
-            rev: answer.text_or_empty("rev", MAX_TEXT_LEN)?,
+            version: answer.text("version", MAX_AGENT_TEXT_LEN)?,
+            rev: answer.text_or_empty("rev", MAX_AGENT_TEXT_LEN)?,
         })
     }
 }
 
 fn app_cert(answer: &Answer<'_>) -> Result<Vec<Vec<u8>>, AgentError> {
-    let pem = answer.text_or_empty("app_cert", MAX_ANSWER_LEN)?;
+    let pem = answer.text_or_empty("app_cert", MAX_AGENT_RESPONSE_LEN)?;
     if pem.is_empty() {
         return Ok(Vec::new());
     }

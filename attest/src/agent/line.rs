@@ -11,10 +11,7 @@ use zeroize::Zeroizing;
 
 use super::error::sanitized;
 use super::{AgentError, Endpoint, Method};
-
-/// Most bytes of an answer. A quote with its event log has 42 KiB as recorded; an envelope of the
-/// largest size has 1 MiB in hex.
-pub const MAX_ANSWER_LEN: usize = 2 << 20;
+use crate::limits::MAX_AGENT_RESPONSE_LEN;
 
 /// An answer's bytes: they may hold a private key.
 pub(super) type Body = Zeroizing<Vec<u8>>;
@@ -107,12 +104,12 @@ impl Line {
 async fn read(method: Method, mut response: Response) -> Result<Body, AgentError> {
     let too_large = AgentError::TooLarge {
         method,
-        limit: MAX_ANSWER_LEN,
+        limit: MAX_AGENT_RESPONSE_LEN,
     };
     let stated = response.content_length().unwrap_or(0);
     let Some(stated) = usize::try_from(stated)
         .ok()
-        .filter(|n| *n <= MAX_ANSWER_LEN)
+        .filter(|n| *n <= MAX_AGENT_RESPONSE_LEN)
     else {
         return Err(too_large);
     };
@@ -123,7 +120,7 @@ async fn read(method: Method, mut response: Response) -> Result<Body, AgentError
         .await
         .map_err(|_| AgentError::HungUp { method })?
     {
-        if body.len() + chunk.len() > MAX_ANSWER_LEN {
+        if body.len() + chunk.len() > MAX_AGENT_RESPONSE_LEN {
             return Err(too_large);
         }
         body.extend_from_slice(&chunk);

@@ -9,9 +9,7 @@ use super::AgentError;
 use super::answer::Answer;
 use crate::certificate::Leaf;
 use crate::chain::Chain;
-
-/// Most bytes of a private key in PEM. A P-256 key has 241.
-pub const MAX_KEY_LEN: usize = 4 << 10;
+use crate::limits::MAX_KEY_PEM_LEN;
 
 /// Characters of a line. [RFC 7468, 2]
 const LINE: usize = 64;
@@ -36,7 +34,7 @@ impl Label {
 pub(super) fn private_key(answer: &Answer<'_>) -> Result<Zeroizing<Vec<u8>>, AgentError> {
     let wrong = || answer.malformed("key", "is no PKCS#8 private key in PEM");
     let (begin, end) = Label::PrivateKey.lines();
-    let pem = answer.secret("key", MAX_KEY_LEN)?;
+    let pem = answer.secret("key", MAX_KEY_PEM_LEN)?;
     let body = pem.trim().strip_prefix(begin);
     let body = body
         .and_then(|body| body.strip_suffix(end))

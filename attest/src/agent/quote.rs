@@ -2,10 +2,11 @@
 
 use serde::de::IgnoredAny;
 
+use super::AgentError;
 use super::answer::Answer;
-use super::{AgentError, MAX_ANSWER_LEN, MAX_TEXT_LEN};
-use crate::evidence::{MAX_ENVELOPE_LEN, UnboundEvidence};
-use crate::quote::{MAX_QUOTE_LEN, REPORT_DATA_LEN, TdQuote};
+use crate::evidence::UnboundEvidence;
+use crate::limits::{MAX_AGENT_RESPONSE_LEN, MAX_AGENT_TEXT_LEN, MAX_ENVELOPE_LEN, MAX_QUOTE_LEN};
+use crate::quote::{REPORT_DATA_LEN, TdQuote};
 
 /// A quote over the report data that was asked for, with what explains it. Its signatures have not been
 /// looked at: a verifier will.
@@ -40,7 +41,7 @@ impl Quote {
         if answer.hex("report_data", REPORT_DATA_LEN)? != expected {
             return Err(malformed("report_data", "is not what was asked for"));
         }
-        let event_log = answer.text("event_log", MAX_ANSWER_LEN)?;
+        let event_log = answer.text("event_log", MAX_AGENT_RESPONSE_LEN)?;
         serde_json::from_str::<IgnoredAny>(&event_log)
             .map_err(|_| malformed("event_log", "holds no JSON"))?;
         let attestation = match answer.raw("attestation") {
@@ -51,7 +52,7 @@ impl Quote {
             quote,
             report_data: *expected,
             event_log,
-            vm_config: answer.text_or_empty("vm_config", MAX_TEXT_LEN)?,
+            vm_config: answer.text_or_empty("vm_config", MAX_AGENT_TEXT_LEN)?,
             attestation,
         })
     }

@@ -10,11 +10,8 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::key::CollateralKey;
-use super::parsed::{Collateral, MAX_JSON_BYTES};
-use super::store::MAX_KEYS;
-
-/// Most directory entries that are looked at.
-const MAX_ENTRIES: usize = 4 * MAX_KEYS;
+use super::parsed::Collateral;
+use crate::limits::{MAX_COLLATERAL_JSON_LEN, MAX_DIRECTORY_ENTRIES};
 
 /// Why a file was not used.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +66,7 @@ impl Disk {
             Err(error) => return Err(error),
         };
         let mut loaded = Vec::new();
-        for entry in entries.take(MAX_ENTRIES) {
+        for entry in entries.take(MAX_DIRECTORY_ENTRIES) {
             let path = entry?.path();
             let name = path.file_name().and_then(|name| name.to_str());
             let key = name.and_then(|name| name.strip_suffix(".json")?.parse().ok());
@@ -119,7 +116,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// [`LoadError`].
 pub fn load_file(path: &Path) -> Result<Collateral, LoadError> {
-    let limit = u64::try_from(MAX_JSON_BYTES).unwrap_or(u64::MAX);
+    let limit = u64::try_from(MAX_COLLATERAL_JSON_LEN).unwrap_or(u64::MAX);
     let mut json = Vec::new();
     // One more than is allowed, so that the parser sees that it is too much.
     File::open(path)?

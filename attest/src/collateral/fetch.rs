@@ -7,11 +7,9 @@ use reqwest::redirect::Policy;
 
 use super::error::CollateralError;
 use super::key::CollateralKey;
-use super::parsed::{Collateral, MAX_PART_BYTES};
+use super::parsed::Collateral;
 use super::pccs::{Answer, Answers, Question, Source};
-
-/// Most bytes of one answer: a part in hex, with its signature.
-const MAX_ANSWER_BYTES: usize = 2 * MAX_PART_BYTES;
+use crate::limits::MAX_PCCS_RESPONSE_LEN;
 
 /// How a [`Fetcher`] behaves.
 #[derive(Clone, Debug)]
@@ -164,9 +162,9 @@ impl Fetcher {
             return Err(FetchError::Status(response.status().as_u16()));
         }
         let too_large = FetchError::TooLarge {
-            limit: MAX_ANSWER_BYTES,
+            limit: MAX_PCCS_RESPONSE_LEN,
         };
-        let limit = u64::try_from(MAX_ANSWER_BYTES).unwrap_or(u64::MAX);
+        let limit = u64::try_from(MAX_PCCS_RESPONSE_LEN).unwrap_or(u64::MAX);
         if response
             .content_length()
             .is_some_and(|length| length > limit)
@@ -185,7 +183,7 @@ impl Fetcher {
             .await
             .map_err(|error| classify(&error, FetchError::BrokenOff))?
         {
-            if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+            if body.len() + chunk.len() > MAX_PCCS_RESPONSE_LEN {
                 return Err(too_large);
             }
             body.extend_from_slice(&chunk);

@@ -18,11 +18,8 @@ use super::fetch::{FetchError, Fetcher};
 use super::key::CollateralKey;
 use super::parsed::Collateral;
 use super::store::{Event, Snapshot, Store, Wanted};
+use crate::limits::{MAX_COLLATERAL_REQUESTS, MAX_COLLATERAL_WAITERS};
 
-/// Most requests that wait to be looked at: as many as the verify queue may hold at once.
-const MAX_REQUESTS: usize = 1_024;
-/// Most waiters for all flights together.
-const MAX_WAITERS: usize = 1_024;
 /// Longest sleep: the clock of the wall may be set meanwhile.
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
@@ -141,7 +138,7 @@ pub struct Keeper {
     snapshot: Arc<ArcSwap<Snapshot>>,
     waiters: BTreeMap<CollateralKey, Vec<oneshot::Sender<Answer>>>,
     work: JoinSet<Done>,
-    /// What each task does: at most [`MAX_FLIGHTS`](super::MAX_FLIGHTS) fetch, and each key has at most
+    /// What each task does: at most [`MAX_CONCURRENT_FETCHES`](super::MAX_CONCURRENT_FETCHES) fetch, and each key has at most
     /// one copy being written.
     working: BTreeMap<Id, Work>,
     /// Keys whose content has changed while an older copy was being written.
@@ -158,7 +155,7 @@ impl Keeper {
         disk: Option<Disk>,
         around: Surroundings,
     ) -> (Self, Handle) {
-        let (sender, requests) = mpsc::channel(MAX_REQUESTS);
+        let (sender, requests) = mpsc::channel(MAX_COLLATERAL_REQUESTS);
         let snapshot = Arc::new(ArcSwap::new(Arc::clone(store.snapshot())));
         let handle = Handle {
             snapshot: Arc::clone(&snapshot),
@@ -287,7 +284,7 @@ impl Keeper {
             Wanted::NotBefore { last, .. } => Err(Unavailable::Failed { key, error: last }),
             Wanted::Full => Err(Unavailable::Busy),
             Wanted::Coming => {
-                if self.waiters.values().map(Vec::len).sum::<usize>() < MAX_WAITERS {
+                if self.waiters.values().map(Vec::len).sum::<usize>() < MAX_COLLATERAL_WAITERS {
                     self.waiters.entry(key).or_default().push(answer);
                     return;
                 }

@@ -9,13 +9,7 @@ use super::error::{CollateralError, Part};
 use super::key::{CaType, CollateralKey, parse_fmspc};
 use super::window::{Window, crl, first_of_chain, malformed};
 use crate::denial::Denial;
-
-/// Most bytes of one part (TCB info, QE identity or a CRL). Intel's are at most 20 KiB (TCB info) and
-/// 6 KiB (PCK CRL) today; the rest is room for revocations.
-pub const MAX_PART_BYTES: usize = 1 << 20;
-
-/// Most bytes of one PEM chain. Intel's have two certificates (signer and root) in 2 KiB.
-pub const MAX_CHAIN_BYTES: usize = 32 << 10;
+use crate::limits::{MAX_COLLATERAL_JSON_LEN, MAX_COLLATERAL_PART_LEN, MAX_ISSUER_CHAIN_LEN};
 
 /// How new a signed JSON document is: Intel's evaluation number first, since it re-signs old
 /// evaluations with new dates, then the date of issue.
@@ -97,11 +91,11 @@ impl Collateral {
     /// # Errors
     /// As [`Collateral::parse`].
     pub fn from_json(json: &[u8]) -> Result<Self, CollateralError> {
-        if json.len() > MAX_JSON_BYTES {
+        if json.len() > MAX_COLLATERAL_JSON_LEN {
             return Err(CollateralError::TooLarge {
                 part: Part::TcbInfo,
                 bytes: json.len(),
-                limit: MAX_JSON_BYTES,
+                limit: MAX_COLLATERAL_JSON_LEN,
             });
         }
         let qvl = serde_json::from_slice(json)
@@ -307,26 +301,35 @@ impl PartialEq for Collateral {
 
 impl Eq for Collateral {}
 
-/// Most bytes of a whole set in JSON: four parts (CRLs double in hex) and three chains.
-pub(super) const MAX_JSON_BYTES: usize = 6 * MAX_PART_BYTES + 4 * MAX_CHAIN_BYTES;
-
 fn cap_sizes(qvl: &QuoteCollateralV3) -> Result<(), CollateralError> {
     let sizes = [
-        (Part::TcbInfo, qvl.tcb_info.len(), MAX_PART_BYTES),
-        (Part::QeIdentity, qvl.qe_identity.len(), MAX_PART_BYTES),
-        (Part::RootCrl, qvl.root_ca_crl.len(), MAX_PART_BYTES),
-        (Part::PckCrl, qvl.pck_crl.len(), MAX_PART_BYTES),
+        (Part::TcbInfo, qvl.tcb_info.len(), MAX_COLLATERAL_PART_LEN),
+        (
+            Part::QeIdentity,
+            qvl.qe_identity.len(),
+            MAX_COLLATERAL_PART_LEN,
+        ),
+        (
+            Part::RootCrl,
+            qvl.root_ca_crl.len(),
+            MAX_COLLATERAL_PART_LEN,
+        ),
+        (Part::PckCrl, qvl.pck_crl.len(), MAX_COLLATERAL_PART_LEN),
         (
             Part::TcbInfoSigner,
             qvl.tcb_info_issuer_chain.len(),
-            MAX_CHAIN_BYTES,
+            MAX_ISSUER_CHAIN_LEN,
         ),
         (
             Part::QeIdentitySigner,
             qvl.qe_identity_issuer_chain.len(),
-            MAX_CHAIN_BYTES,
+            MAX_ISSUER_CHAIN_LEN,
         ),
-        (Part::PckCa, qvl.pck_crl_issuer_chain.len(), MAX_CHAIN_BYTES),
+        (
+            Part::PckCa,
+            qvl.pck_crl_issuer_chain.len(),
+            MAX_ISSUER_CHAIN_LEN,
+        ),
     ];
     match sizes.into_iter().find(|(_, bytes, limit)| bytes > limit) {
         Some((part, bytes, limit)) => Err(CollateralError::TooLarge { part, bytes, limit }),

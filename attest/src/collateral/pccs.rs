@@ -14,8 +14,9 @@ use serde_json::value::RawValue;
 
 use super::error::{CollateralError, Part};
 use super::key::CollateralKey;
-use super::parsed::{Collateral, MAX_CHAIN_BYTES};
+use super::parsed::Collateral;
 use super::window::malformed;
+use crate::limits::MAX_ISSUER_CHAIN_LEN;
 
 /// Intel's own service.
 pub const INTEL_PCS: &str = "https://api.trustedservices.intel.com";
@@ -227,7 +228,7 @@ fn crl(question: Question, body: Vec<u8>) -> Result<Vec<u8>, CollateralError> {
 
 fn chain(question: Question, encoded: Option<&str>) -> Result<String, CollateralError> {
     let encoded = encoded.ok_or(malformed(question.part(), "no issuer chain in the headers"))?;
-    if encoded.len() > 3 * MAX_CHAIN_BYTES {
+    if encoded.len() > 3 * MAX_ISSUER_CHAIN_LEN {
         return Err(malformed(question.part(), "the issuer chain is too long"));
     }
     percent_decode(encoded).ok_or(malformed(

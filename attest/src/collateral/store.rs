@@ -10,13 +10,7 @@ use super::error::CollateralError;
 use super::fetch::FetchError;
 use super::key::CollateralKey;
 use super::parsed::Collateral;
-
-/// Most platform families held or asked for at once. A fleet has a handful; whoever invents FMSPCs
-/// fills the rest, and pushes out only families of which nothing is held.
-pub const MAX_KEYS: usize = 64;
-
-/// Most fetches at once: enough that one dead family does not delay another.
-pub const MAX_FLIGHTS: usize = 4;
+use crate::limits::{MAX_CONCURRENT_FETCHES, MAX_PLATFORM_FAMILIES};
 
 /// When to refresh, and when to warn. All in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,7 +230,7 @@ impl Store {
 
     /// Drops the family that was asked for longest ago, of those of which nothing is held.
     fn make_room(&mut self) -> bool {
-        if self.entries.len() < MAX_KEYS {
+        if self.entries.len() < MAX_PLATFORM_FAMILIES {
             return true;
         }
         let idle = self
@@ -257,7 +251,7 @@ impl Store {
             .values()
             .filter(|entry| entry.in_flight)
             .count()
-            >= MAX_FLIGHTS
+            >= MAX_CONCURRENT_FETCHES
         {
             return None;
         }
@@ -347,7 +341,7 @@ impl Store {
     /// Collateral from a file or from disk, as if it had been fetched, without a flight.
     ///
     /// # Errors
-    /// [`CollateralError`] if it does not verify at `now`, or if there are [`MAX_KEYS`] families already.
+    /// [`CollateralError`] if it does not verify at `now`, or if there are [`MAX_PLATFORM_FAMILIES`] families already.
     pub fn offer(
         &mut self,
         offered: Collateral,

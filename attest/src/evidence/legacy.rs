@@ -6,9 +6,10 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 
-use super::{Form, MAX_ENVELOPE_LEN, UnboundEvidence};
+use super::{Form, UnboundEvidence};
 use crate::denial::Denial;
-use crate::event_log::{DigestVersion, Event, EventLog, MAX_EVENTS, RUNTIME_EVENT_TYPE};
+use crate::event_log::{DigestVersion, Event, EventLog, RUNTIME_EVENT_TYPE};
+use crate::limits::{MAX_ENVELOPE_LEN, MAX_EVENTS};
 use crate::quote::TdQuote;
 
 /// The register of runtime events.

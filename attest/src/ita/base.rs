@@ -6,6 +6,7 @@ use std::str::FromStr;
 use url::{Host, Origin, Url};
 
 use super::ItaError;
+use crate::limits::MAX_JKU_LEN;
 
 /// Intel's service for the world without the European Union.
 pub const INTEL_US: &str = "https://api.trustauthority.intel.com";
@@ -15,9 +16,6 @@ pub const INTEL_EU: &str = "https://api.eu.trustauthority.intel.com";
 /// name that one. [Intel, trustauthority-client-for-go: BaseUrl and ApiUrl of each region]
 const KEYS_US: &str = "https://portal.trustauthority.intel.com";
 const KEYS_EU: &str = "https://portal.eu.trustauthority.intel.com";
-
-/// Most bytes of a `jku`. Intel's has 45.
-const MAX_JKU_LEN: usize = 512;
 
 /// Which Trust Authority.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

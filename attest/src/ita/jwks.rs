@@ -8,11 +8,8 @@ use url::Url;
 
 use super::ItaError;
 use super::token::Algorithm;
+use crate::limits::{MAX_KEY_SET_KEYS, MIN_RSA_BITS};
 
-/// Most keys of a set. Intel's has below ten.
-const MAX_KEYS: usize = 64;
-/// Least bits of a modulus. ring verifies 2,048 to 8,192.
-const MIN_BITS: usize = 2048;
 /// Longest time that a set is used, in seconds: so long may a key that Intel withdraws be believed.
 const MAX_AGE: u64 = 3600;
 
@@ -66,7 +63,7 @@ impl KeySet {
     pub(super) fn parse(body: &[u8], from: Url, now: u64) -> Result<Self, ItaError> {
         let document: Document =
             serde_json::from_slice(body).map_err(|_| ItaError::MalformedKeys)?;
-        if document.keys.len() > MAX_KEYS {
+        if document.keys.len() > MAX_KEY_SET_KEYS {
             return Err(ItaError::MalformedKeys);
         }
         Ok(Self {
@@ -94,7 +91,7 @@ impl KeySet {
             .as_ref()
             .is_none_or(|a| a == algorithm.as_str());
         match fits {
-            true if key.bits() < MIN_BITS => Err(ItaError::WeakKey),
+            true if key.bits() < MIN_RSA_BITS => Err(ItaError::WeakKey),
             true => Ok(key),
             false => Err(ItaError::Algorithm),
         }
@@ -157,9 +154,9 @@ mod tests {
 
     #[test]
     fn a_set_is_capped_and_ages() {
-        let many = vec![key("k", 256, ""); MAX_KEYS];
+        let many = vec![key("k", 256, ""); MAX_KEY_SET_KEYS];
         assert!(set(&many.join(",")).is_ok());
-        let more = vec![key("k", 256, ""); MAX_KEYS + 1];
+        let more = vec![key("k", 256, ""); MAX_KEY_SET_KEYS + 1];
         assert!(set(&more.join(",")).is_err());
         let set = set("").unwrap();
         let (from, other) = ("https://ita.example/certs", "https://ita.example/other");

@@ -31,7 +31,7 @@ impl Draft {
         )
     }
 
-    /// The record, signed: what to put into DNS, at most [`MAX_LEN`](super::MAX_LEN) bytes, in chunks
+    /// The record, signed: what to put into DNS, at most [`MAX_MANIFEST_LEN`](super::MAX_MANIFEST_LEN) bytes, in chunks
     /// of at most 255.
     ///
     /// # Errors

@@ -1,15 +1,16 @@
 //! Every way in which a manifest is refused.
 
-use super::{Address, MAX_FIELDS, MAX_LEN};
+use super::Address;
+use crate::limits::{MAX_MANIFEST_FIELDS, MAX_MANIFEST_LEN};
 
 /// Why a manifest is refused. None holds bytes of the record: it may be anybody's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
-    /// More than [`MAX_LEN`].
-    #[error("the manifest has more than {MAX_LEN} bytes")]
+    /// More than [`MAX_MANIFEST_LEN`].
+    #[error("the manifest has more than {MAX_MANIFEST_LEN} bytes")]
     TooLong,
-    /// More than [`MAX_FIELDS`].
-    #[error("the manifest has more than {MAX_FIELDS} fields")]
+    /// More than [`MAX_MANIFEST_FIELDS`].
+    #[error("the manifest has more than {MAX_MANIFEST_FIELDS} fields")]
     TooManyFields,
     /// It is not a list of `key=value` in printable ASCII.
     #[error("malformed manifest: {0}")]

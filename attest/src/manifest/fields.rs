@@ -2,10 +2,8 @@
 
 use std::str::FromStr;
 
-use super::{MAX_FIELDS, MAX_LEN, ManifestError};
-
-/// Most bytes of a key.
-const MAX_KEY_LEN: usize = 32;
+use super::ManifestError;
+use crate::limits::{MAX_MANIFEST_FIELDS, MAX_MANIFEST_KEY_LEN, MAX_MANIFEST_LEN};
 
 pub(super) const NOT_ASCII: ManifestError =
     ManifestError::Malformed("there is more in it than printable ASCII");
@@ -33,13 +31,13 @@ impl Expected for ManifestError {
 
 impl<'a> Fields<'a> {
     pub(super) fn split(txt: &'a str) -> Result<Self, ManifestError> {
-        if txt.len() > MAX_LEN {
+        if txt.len() > MAX_MANIFEST_LEN {
             return Err(ManifestError::TooLong);
         }
         if !txt.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
             return Err(NOT_ASCII);
         }
-        if txt.split(';').nth(MAX_FIELDS).is_some() {
+        if txt.split(';').nth(MAX_MANIFEST_FIELDS).is_some() {
             return Err(ManifestError::TooManyFields);
         }
         let mut pairs: Vec<_> = txt.split(';').map(pair).collect::<Result<_, _>>()?;
@@ -97,7 +95,7 @@ fn pair(text: &str) -> Result<(&str, &str), ManifestError> {
         "something between two semicolons is not key=value",
     ))?;
     let plain = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
-    if key.is_empty() || key.len() > MAX_KEY_LEN || !key.bytes().all(plain) {
+    if key.is_empty() || key.len() > MAX_MANIFEST_KEY_LEN || !key.bytes().all(plain) {
         return Err(ManifestError::Malformed(
             "a key is not 1 to 32 lowercase letters, digits or underscores",
         ));

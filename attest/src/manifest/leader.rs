@@ -6,12 +6,8 @@ use std::str::FromStr;
 use url::{Host, Url};
 
 use super::ManifestError;
+use crate::limits::{MAX_INSTANCE_DIGITS, MAX_LEADER_URL_LEN};
 use crate::values::InstanceId;
-
-/// Most bytes of a leader's URL.
-pub const MAX_URL_LEN: usize = 512;
-/// Most hex digits of an instance's name. dstack's have 40.
-pub const MAX_INSTANCE_DIGITS: usize = 128;
 
 /// The instance that leads: hex, in lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,7 +136,7 @@ impl FromStr for LeaderUrl {
 
 /// What no URL needs, and what readers of URLs disagree about.
 fn check_text(text: &str) -> Result<(), ManifestError> {
-    if text.len() > MAX_URL_LEN {
+    if text.len() > MAX_LEADER_URL_LEN {
         return Err(ManifestError::LeaderUrl("it is too long"));
     }
     let odd = |byte: u8| !byte.is_ascii_graphic() || matches!(byte, b'\\' | b';');

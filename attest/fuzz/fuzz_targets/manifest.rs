@@ -4,7 +4,7 @@
 //! for the trusted signer's.
 #![no_main]
 
-use attest::manifest::{Address, MAX_FIELDS, MAX_LEN, Manifest, ManifestError, Trust, join_chunks};
+use attest::manifest::{Address, MAX_MANIFEST_FIELDS, MAX_MANIFEST_LEN, Manifest, ManifestError, Trust, join_chunks};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -15,7 +15,7 @@ fuzz_target!(|data: &[u8]| {
     let Ok(unverified) = Manifest::parse(&txt) else {
         return;
     };
-    assert!(txt.len() <= MAX_LEN && txt.split(';').count() <= MAX_FIELDS);
+    assert!(txt.len() <= MAX_MANIFEST_LEN && txt.split(';').count() <= MAX_MANIFEST_FIELDS);
     let text = unverified.signed_text();
     let mut pairs = txt.split(';');
     let signature = pairs.find(|pair| pair.starts_with("sig=")).unwrap();

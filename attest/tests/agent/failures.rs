@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use attest::agent::{Agent, AgentError, AgentOptions, MAX_ANSWER_LEN, Method};
+use attest::agent::{Agent, AgentError, AgentOptions, MAX_AGENT_RESPONSE_LEN, Method};
 use attest::mock::{AgentBehaviour, Binding, Evidence, Key, Machine, MachineOptions};
 
 use crate::{agent, block, client, malformed, patient, pki, server_request};
@@ -22,7 +22,7 @@ async fn ask(client: &Agent, method: Method) -> Result<(), AgentError> {
 fn every_misbehaviour_has_its_error() {
     let mock = agent();
     let client = client(mock.agent.endpoint(), patient());
-    let limit = MAX_ANSWER_LEN;
+    let limit = MAX_AGENT_RESPONSE_LEN;
     for method in Method::ALL {
         let refused = |status, message: &str| AgentError::Status {
             method,

@@ -229,7 +229,7 @@ fn the_check_finds_every_wrong_part() {
 fn caps_come_before_parsing() {
     let good = pki().collateral(&CollateralOptions::at(NOW)).unwrap();
     let mut large = good.clone();
-    large.tcb_info = " ".repeat(attest::collateral::MAX_PART_BYTES + 1);
+    large.tcb_info = " ".repeat(attest::collateral::MAX_COLLATERAL_PART_LEN + 1);
     let error = Collateral::parse(large).unwrap_err();
     assert!(matches!(
         error,

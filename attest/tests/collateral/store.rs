@@ -1,8 +1,8 @@
 //! The store's rules, on a virtual clock.
 
 use attest::collateral::{
-    CaType, CollateralError, CollateralKey, Event, FetchError, Fmspc, MAX_FLIGHTS, MAX_KEYS, Part,
-    Schedule, Store, Wanted,
+    CaType, CollateralError, CollateralKey, Event, FetchError, Fmspc, MAX_CONCURRENT_FETCHES,
+    MAX_PLATFORM_FAMILIES, Part, Schedule, Store, Wanted,
 };
 use attest::mock::{CollateralOptions, Pki, PkiOptions, Revoked};
 
@@ -189,7 +189,7 @@ fn the_epoch_changes_with_the_content_only() {
 #[test]
 fn one_flight_for_each_key_and_few_in_all() {
     let mut store = store();
-    for number in 0..u8::try_from(MAX_FLIGHTS).unwrap() + 2 {
+    for number in 0..u8::try_from(MAX_CONCURRENT_FETCHES).unwrap() + 2 {
         let key = CollateralKey {
             fmspc: Fmspc([number; 6]),
             ca: CaType::Platform,
@@ -198,7 +198,7 @@ fn one_flight_for_each_key_and_few_in_all() {
         assert_eq!(store.want(key, NOW), Wanted::Coming);
     }
     let started: Vec<_> = std::iter::from_fn(|| store.next_due(NOW)).collect();
-    assert_eq!(started.len(), MAX_FLIGHTS);
+    assert_eq!(started.len(), MAX_CONCURRENT_FETCHES);
     let mut unique = started.clone();
     unique.dedup();
     assert_eq!(unique, started);
@@ -227,7 +227,7 @@ fn invented_families_push_out_only_each_other() {
         flights += 1;
         store.arrived(key, Err(FetchError::Status(404)), NOW + DAY, 0);
     }
-    assert!(flights <= MAX_KEYS, "{flights}");
+    assert!(flights <= MAX_PLATFORM_FAMILIES, "{flights}");
     // Nobody asks for them any more: they are not fetched again, the held one is.
     assert_eq!(store.next_due(NOW + 3 * DAY), Some(held));
     assert_eq!(store.next_due(NOW + 3 * DAY), None);

@@ -1,6 +1,8 @@
 //! Records that are refused before anybody asks who signed them.
 
-use attest::manifest::{MAX_FIELDS, MAX_LEN, Manifest, ManifestError, join_chunks};
+use attest::manifest::{
+    MAX_MANIFEST_FIELDS, MAX_MANIFEST_LEN, Manifest, ManifestError, join_chunks,
+};
 
 use crate::{GOLDEN_SIGNATURE, GOLDEN_TEXT, golden};
 
@@ -91,14 +93,20 @@ fn records_that_are_no_list_of_pairs() {
 fn records_are_capped() {
     let golden = golden();
     let filler = |len: usize| format!("{golden};x={}", "y".repeat(len - golden.len() - 3));
-    assert!(Manifest::parse(&filler(MAX_LEN)).is_ok());
-    assert_eq!(refused(&filler(MAX_LEN + 1)), ManifestError::TooLong);
+    assert!(Manifest::parse(&filler(MAX_MANIFEST_LEN)).is_ok());
+    assert_eq!(
+        refused(&filler(MAX_MANIFEST_LEN + 1)),
+        ManifestError::TooLong
+    );
     let more = |fields: usize| {
         let unknown = (7..fields).map(|at| format!(";x{at}="));
         golden.clone() + &unknown.collect::<String>()
     };
-    assert!(Manifest::parse(&more(MAX_FIELDS)).is_ok());
-    assert_eq!(refused(&more(MAX_FIELDS + 1)), ManifestError::TooManyFields);
+    assert!(Manifest::parse(&more(MAX_MANIFEST_FIELDS)).is_ok());
+    assert_eq!(
+        refused(&more(MAX_MANIFEST_FIELDS + 1)),
+        ManifestError::TooManyFields
+    );
 }
 
 #[test]

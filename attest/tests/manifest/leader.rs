@@ -1,6 +1,8 @@
 //! Where a leader's URL leads.
 
-use attest::manifest::{Draft, LeaderInstance, LeaderUrl, MAX_URL_LEN, Manifest, ManifestError};
+use attest::manifest::{
+    Draft, LeaderInstance, LeaderUrl, MAX_LEADER_URL_LEN, Manifest, ManifestError,
+};
 
 use crate::{draft, golden, key, verified};
 
@@ -28,7 +30,7 @@ fn host_and_port_are_the_target() {
 
 #[test]
 fn urls_that_lead_nowhere() {
-    let long = format!("https://leader.example/{}", "a".repeat(MAX_URL_LEN));
+    let long = format!("https://leader.example/{}", "a".repeat(MAX_LEADER_URL_LEN));
     for url in [
         "",
         "leader.example",

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use attest::manifest::{
-    Address, Draft, LeaderInstance, LeaderUrl, MAX_LEN, Manifest, SigningKey, Trust,
+    Address, Draft, LeaderInstance, LeaderUrl, MAX_MANIFEST_LEN, Manifest, SigningKey, Trust,
 };
 use clap::{Arg, ArgMatches, Command};
 use zeroize::Zeroizing;
@@ -154,7 +154,9 @@ fn verify(flags: &ArgMatches) -> Result<Answer, Answer> {
 fn standard_input() -> std::io::Result<String> {
     use std::io::Read as _;
     let mut text = String::new();
-    let most = u64::try_from(MAX_LEN).unwrap_or(u64::MAX).saturating_add(2);
+    let most = u64::try_from(MAX_MANIFEST_LEN)
+        .unwrap_or(u64::MAX)
+        .saturating_add(2);
     std::io::stdin().take(most).read_to_string(&mut text)?;
     Ok(text)
 }

@@ -19,6 +19,7 @@
 //! JWTs are verified here with ring, which the crate has already, and not with a JWT library: those
 //! read the wall clock, and most of what they can do must not be done. [contract, section 8]
 
+mod algorithm;
 mod attributes;
 mod base;
 mod claims;
@@ -163,7 +164,8 @@ impl Client {
         let answer: Answer =
             serde_json::from_slice(&answer).map_err(|_| ItaError::MalformedAnswer)?;
         let token = Token::parse(&answer.token)?;
-        let from = self.endpoints.keys_url(token.jku())?;
+        let from = self.endpoints.keys_url(token.jku());
+        let from = from.ok_or(ItaError::JkuElsewhere)?;
         self.verify_token(&token, from, now).await
     }
 

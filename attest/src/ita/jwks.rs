@@ -7,7 +7,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::ItaError;
-use super::token::Algorithm;
+use super::algorithm::Algorithm;
 use crate::limits::{MAX_KEY_SET_KEYS, MIN_RSA_BITS};
 
 /// Longest time that a set is used, in seconds: so long may a key that Intel withdraws be believed.

@@ -2,44 +2,13 @@
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use ring::signature::{RSA_PKCS1_2048_8192_SHA256, RSA_PSS_2048_8192_SHA384, RsaParameters};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::ItaError;
+use super::algorithm::Algorithm;
 use super::claims::Claims;
 use super::jwks::KeySet;
-
-/// What Intel signs with. There is no way to name another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Algorithm {
-    Ps384,
-    Rs256,
-}
-
-impl Algorithm {
-    fn from_name(name: &str) -> Result<Self, ItaError> {
-        match name {
-            "PS384" => Ok(Self::Ps384),
-            "RS256" => Ok(Self::Rs256),
-            _ => Err(ItaError::Algorithm),
-        }
-    }
-
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Ps384 => "PS384",
-            Self::Rs256 => "RS256",
-        }
-    }
-
-    pub(super) fn parameters(self) -> &'static RsaParameters {
-        match self {
-            Self::Ps384 => &RSA_PSS_2048_8192_SHA384,
-            Self::Rs256 => &RSA_PKCS1_2048_8192_SHA256,
-        }
-    }
-}
 
 #[derive(Deserialize)]
 struct Header {

@@ -32,19 +32,19 @@ pub use crate::limits::{
 };
 use crate::quote::REPORT_DATA_LEN;
 
-mod answer;
-mod derived;
-mod endpoint;
+mod address;
+mod derived_key;
 mod error;
 mod info;
-mod line;
 mod options;
 mod pem;
 mod quote;
+mod response;
 mod tls_key;
+mod transport;
 
-pub use derived::DerivedKey;
-pub use endpoint::{Endpoint, EndpointError, MAX_SOCKET_PATH, Places, STANDARD_SOCKETS};
+pub use address::{Endpoint, EndpointError, MAX_SOCKET_PATH, Places, STANDARD_SOCKETS};
+pub use derived_key::DerivedKey;
 pub use error::AgentError;
 pub use info::{Info, TcbInfo, Version};
 pub use options::{AgentOptions, Random};
@@ -52,8 +52,8 @@ pub use pem::certificate_pem;
 pub use quote::Quote;
 pub use tls_key::{TlsKey, TlsKeyRequest};
 
-use answer::Answer;
-use line::{Body, Line};
+use response::Answer;
+use transport::{Body, Line};
 
 /// What an agent can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

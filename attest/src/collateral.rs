@@ -20,23 +20,23 @@
 //! at every quote (signatures that it has accepted before are remembered): the check here decides what is *kept*, never who enters.
 
 mod check;
-mod disk;
+mod disk_cache;
 mod error;
 mod fetch;
-mod keeper;
 mod key;
-mod parsed;
 mod pccs;
+mod refresher;
+mod set;
 mod store;
-mod window;
+mod validity;
 
-pub use disk::{Disk, LoadError, load_file};
+pub use disk_cache::{Disk, LoadError, load_file};
 pub use error::{CollateralError, Part};
 pub use fetch::{FetchError, FetchOptions, Fetcher};
-pub use keeper::{Handle, Keeper, Surroundings, Unavailable};
 pub use key::{CaType, CollateralKey, Fmspc};
-pub use parsed::Collateral;
 pub use pccs::{INTEL_PCS, PHALA_PCCS, Source, SourceError};
+pub use refresher::{Handle, Keeper, Surroundings, Unavailable};
+pub use set::Collateral;
 pub use store::{Event, Schedule, Snapshot, Store, Wanted};
 
 pub use crate::limits::{

@@ -51,11 +51,11 @@ pub mod evidence;
 pub mod ita;
 pub mod limits;
 pub mod manifest;
-mod memo;
 #[cfg(feature = "mock")]
 pub mod mock;
 pub mod policy;
 pub mod quote;
+mod signature_cache;
 pub mod tcb;
 pub mod values;
 pub mod verify;

@@ -18,21 +18,21 @@
 //! bytes and [`MAX_MANIFEST_FIELDS`] fields.
 
 mod address;
-mod draft;
 mod error;
 mod fields;
 mod leader;
+mod leader_state;
 mod signature;
-mod state;
+mod unsigned;
 
 use std::time::Duration;
 
 pub use address::{Address, AddressError};
-pub use draft::Draft;
 pub use error::ManifestError;
 pub use leader::{LeaderInstance, LeaderUrl, Target};
+pub use leader_state::{Accepted, LeaderState};
 pub use signature::{KeyError, SigningKey};
-pub use state::{Accepted, LeaderState};
+pub use unsigned::Draft;
 
 use fields::Fields;
 use signature::Signature;

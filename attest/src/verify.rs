@@ -19,9 +19,9 @@ use crate::chain::{Chain, fingerprint};
 use crate::collateral::{Collateral, CollateralKey, Fmspc};
 use crate::denial::Denial;
 use crate::event_log::Identity;
-use crate::memo::RememberingConfig;
 use crate::policy::{Policy, PolicyEpoch};
 use crate::quote::TdQuote;
+use crate::signature_cache::RememberingConfig;
 use crate::tcb::TcbStatus;
 use crate::values::{AppId, ComposeHash, Fingerprint, InstanceId, Mrtd, OsImageHash, Rtmr};
 

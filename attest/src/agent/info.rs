@@ -1,8 +1,8 @@
 //! What the guest agent says of this TD, and of itself.
 
 use super::AgentError;
-use super::answer::Answer;
 use super::pem::certificates;
+use super::response::Answer;
 use crate::limits::{MAX_AGENT_RESPONSE_LEN, MAX_AGENT_TEXT_LEN};
 use crate::values::{AppId, ComposeHash, InstanceId, Mrtd, OsImageHash, Rtmr};
 

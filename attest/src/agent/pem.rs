@@ -6,7 +6,7 @@ use x509_parser::pem::Pem;
 use zeroize::Zeroizing;
 
 use super::AgentError;
-use super::answer::Answer;
+use super::response::Answer;
 use crate::certificate::Leaf;
 use crate::chain::Chain;
 use crate::limits::MAX_KEY_PEM_LEN;

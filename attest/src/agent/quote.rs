@@ -3,7 +3,7 @@
 use serde::de::IgnoredAny;
 
 use super::AgentError;
-use super::answer::Answer;
+use super::response::Answer;
 use crate::evidence::UnboundEvidence;
 use crate::limits::{MAX_AGENT_RESPONSE_LEN, MAX_AGENT_TEXT_LEN, MAX_ENVELOPE_LEN, MAX_QUOTE_LEN};
 use crate::quote::{REPORT_DATA_LEN, TdQuote};

@@ -8,8 +8,8 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::AgentError;
-use super::answer::Answer;
 use super::pem::{self, Label};
+use super::response::Answer;
 use crate::certificate::{Extensions, Leaf};
 use crate::chain::fingerprint;
 use crate::evidence::UnboundEvidence;

@@ -11,8 +11,8 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::revocation_list::CertificateRevocationList;
 
 use super::error::{CollateralError, Part};
-use super::parsed::Collateral;
-use super::window::{Window, certificate, crl, pem};
+use super::set::Collateral;
+use super::validity::{Window, certificate, crl, pem};
 
 impl Collateral {
     /// Verifies every signature up to `root` (DER), that nothing on the way is revoked, and every date

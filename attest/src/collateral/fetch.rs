@@ -7,8 +7,8 @@ use reqwest::redirect::Policy;
 
 use super::error::CollateralError;
 use super::key::CollateralKey;
-use super::parsed::Collateral;
 use super::pccs::{Answer, Answers, Question, Source};
+use super::set::Collateral;
 use crate::limits::MAX_PCCS_RESPONSE_LEN;
 
 /// How a [`Fetcher`] behaves.

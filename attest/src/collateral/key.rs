@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::error::{CollateralError, Part};
-use super::window::malformed;
+use super::validity::malformed;
 
 /// The family of platforms that a PCK certificate names: Family-Model-Stepping-Platform-CustomSKU.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -14,8 +14,8 @@ use serde_json::value::RawValue;
 
 use super::error::{CollateralError, Part};
 use super::key::CollateralKey;
-use super::parsed::Collateral;
-use super::window::malformed;
+use super::set::Collateral;
+use super::validity::malformed;
 use crate::limits::MAX_ISSUER_CHAIN_LEN;
 
 /// Intel's own service.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::error::CollateralError;
 use super::fetch::FetchError;
 use super::key::CollateralKey;
-use super::parsed::Collateral;
+use super::set::Collateral;
 use crate::limits::{MAX_CONCURRENT_FETCHES, MAX_PLATFORM_FAMILIES};
 
 /// When to refresh, and when to warn. All in seconds.

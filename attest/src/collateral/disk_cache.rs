@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::key::CollateralKey;
-use super::parsed::Collateral;
+use super::set::Collateral;
 use crate::limits::{MAX_COLLATERAL_JSON_LEN, MAX_DIRECTORY_ENTRIES};
 
 /// Why a file was not used.

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::{CollateralError, Part};
 use super::key::{CaType, CollateralKey, parse_fmspc};
-use super::window::{Window, crl, first_of_chain, malformed};
+use super::validity::{Window, crl, first_of_chain, malformed};
 use crate::denial::Denial;
 use crate::limits::{MAX_COLLATERAL_JSON_LEN, MAX_COLLATERAL_PART_LEN, MAX_ISSUER_CHAIN_LEN};
 

@@ -13,10 +13,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{Id, JoinSet};
 use tokio::time::sleep;
 
-use super::disk::Disk;
+use super::disk_cache::Disk;
 use super::fetch::{FetchError, Fetcher};
 use super::key::CollateralKey;
-use super::parsed::Collateral;
+use super::set::Collateral;
 use super::store::{Event, Snapshot, Store, Wanted};
 use crate::limits::{MAX_COLLATERAL_REQUESTS, MAX_COLLATERAL_WAITERS};
 

@@ -5,7 +5,7 @@ use std::fmt::{self, Write};
 use zeroize::Zeroizing;
 
 use super::AgentError;
-use super::answer::Answer;
+use super::response::Answer;
 use crate::limits::MAX_KEY_SIGNATURE_LEN;
 
 /// 32 bytes that follow from the application's identity and a path: the same on every instance, and

@@ -9,7 +9,7 @@
 //!
 //! | Type | Is |
 //! | --- | --- |
-//! | [`Places`] | where to look for the agent: the usual sockets, or the one [`Endpoint`] that was configured |
+//! | [`AgentAddresses`] | where to look for the agent: the usual sockets, or the one [`AgentAddress`] that was configured |
 //! | [`Agent`] | asks: one connection per question |
 //! | [`AgentError`] | every way in which that fails, and whether it may pass |
 //! | [`TlsKey`], [`DerivedKey`], [`Quote`], [`Info`], [`Version`] | the answers, checked |
@@ -43,7 +43,9 @@ mod response;
 mod tls_key;
 mod transport;
 
-pub use address::{Endpoint, EndpointError, MAX_SOCKET_PATH, Places, STANDARD_SOCKETS};
+pub use address::{
+    AgentAddress, AgentAddressError, AgentAddresses, MAX_SOCKET_PATH, STANDARD_SOCKETS,
+};
 pub use derived_key::DerivedKey;
 pub use error::AgentError;
 pub use info::{Info, TcbInfo, Version};
@@ -52,8 +54,8 @@ pub use pem::certificate_pem;
 pub use quote::Quote;
 pub use tls_key::{TlsKey, TlsKeyRequest};
 
-use response::Answer;
-use transport::{Body, Line};
+use response::ResponseFields;
+use transport::{AgentTransport, Body};
 
 /// What an agent can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -108,9 +110,9 @@ impl fmt::Display for Method {
 /// Runs on any tokio runtime with time and I/O, `current_thread` included. Never on a shard.
 #[derive(Clone, Debug)]
 pub struct Agent {
-    places: Places,
+    addresses: AgentAddresses,
     /// One for each place, in their order.
-    lines: Arc<[Line]>,
+    lines: Arc<[AgentTransport]>,
     options: AgentOptions,
 }
 
@@ -126,26 +128,26 @@ struct ReportDataRequest {
 }
 
 #[derive(Serialize)]
-struct Nothing {}
+struct EmptyRequest {}
 
 impl Agent {
     /// Opens no connection: the agent may come later.
     ///
     /// # Errors
-    /// [`AgentError::Client`] for an https endpoint on a system without trusted roots.
-    pub fn new(places: Places, options: AgentOptions) -> Result<Self, AgentError> {
-        let lines = places.candidates().map(Line::to);
+    /// [`AgentError::Client`] for an https address on a system without trusted roots.
+    pub fn new(addresses: AgentAddresses, options: AgentOptions) -> Result<Self, AgentError> {
+        let lines = addresses.candidates().map(AgentTransport::to);
         Ok(Self {
             lines: lines.collect::<Result<_, _>>()?,
-            places,
+            addresses,
             options,
         })
     }
 
     /// Where it looks for the agent.
     #[must_use]
-    pub fn places(&self) -> &Places {
-        &self.places
+    pub fn addresses(&self) -> &AgentAddresses {
+        &self.addresses
     }
 
     /// A new key with a certificate for it. With `usage_ra_tls` it costs a quote.
@@ -161,8 +163,8 @@ impl Agent {
             true => self.options.quote_deadline,
             false => self.options.deadline,
         };
-        let body = self.ask(Method::GetTlsKey, request, deadline).await?;
-        TlsKey::read(&Answer::read(Method::GetTlsKey, &body)?, request)
+        let body = self.send(Method::GetTlsKey, request, deadline).await?;
+        TlsKey::from_response(&ResponseFields::parse(Method::GetTlsKey, &body)?, request)
     }
 
     /// The application's key for `path`: always the same 32 bytes. `purpose` is only signed.
@@ -172,9 +174,9 @@ impl Agent {
     pub async fn key(&self, path: &str, purpose: &str) -> Result<DerivedKey, AgentError> {
         let request = KeyRequest { path, purpose };
         let body = self
-            .ask(Method::GetKey, &request, self.options.deadline)
+            .send(Method::GetKey, &request, self.options.deadline)
             .await?;
-        DerivedKey::read(&Answer::read(Method::GetKey, &body)?)
+        DerivedKey::from_response(&ResponseFields::parse(Method::GetKey, &body)?)
     }
 
     /// A quote over `report_data`, which is filled up with zeros on the right.
@@ -183,21 +185,25 @@ impl Agent {
     /// [`AgentError::ReportDataTooLong`] for more than 64 bytes; [`AgentError::Malformed`] also for a
     /// quote over anything else; otherwise any [`AgentError`].
     pub async fn quote(&self, report_data: &[u8]) -> Result<Quote, AgentError> {
-        let expected = padded(report_data)?;
-        let body = self.ask_about(Method::GetQuote, report_data).await?;
-        Quote::read(&Answer::read(Method::GetQuote, &body)?, &expected)
+        let expected = pad_report_data(report_data)?;
+        let body = self
+            .request_with_report_data(Method::GetQuote, report_data)
+            .await?;
+        Quote::from_response(&ResponseFields::parse(Method::GetQuote, &body)?, &expected)
     }
 
-    /// An attestation envelope over `report_data`, as [`UnboundEvidence::open`] reads it.
+    /// An attestation envelope over `report_data`, as [`UnboundEvidence::from_envelope`] reads it.
     ///
     /// # Errors
     /// As [`Agent::quote`].
     ///
-    /// [`UnboundEvidence::open`]: crate::evidence::UnboundEvidence::open
+    /// [`UnboundEvidence::from_envelope`]: crate::evidence::UnboundEvidence::from_envelope
     pub async fn attest(&self, report_data: &[u8]) -> Result<Vec<u8>, AgentError> {
-        let expected = padded(report_data)?;
-        let body = self.ask_about(Method::Attest, report_data).await?;
-        quote::envelope(&Answer::read(Method::Attest, &body)?, &expected)
+        let expected = pad_report_data(report_data)?;
+        let body = self
+            .request_with_report_data(Method::Attest, report_data)
+            .await?;
+        quote::envelope(&ResponseFields::parse(Method::Attest, &body)?, &expected)
     }
 
     /// Who this TD is, as the agent says: a claim, unlike what a quote proves.
@@ -206,9 +212,9 @@ impl Agent {
     /// [`AgentError`].
     pub async fn info(&self) -> Result<Info, AgentError> {
         let body = self
-            .ask(Method::Info, &Nothing {}, self.options.deadline)
+            .send(Method::Info, &EmptyRequest {}, self.options.deadline)
             .await?;
-        Info::read(&Answer::read(Method::Info, &body)?)
+        Info::from_response(&ResponseFields::parse(Method::Info, &body)?)
     }
 
     /// Which agent it is.
@@ -217,21 +223,25 @@ impl Agent {
     /// [`AgentError`]; [`AgentError::Status`] from agents that do not know the method.
     pub async fn version(&self) -> Result<Version, AgentError> {
         let body = self
-            .ask(Method::Version, &Nothing {}, self.options.deadline)
+            .send(Method::Version, &EmptyRequest {}, self.options.deadline)
             .await?;
-        Version::read(&Answer::read(Method::Version, &body)?)
+        Version::from_response(&ResponseFields::parse(Method::Version, &body)?)
     }
 
-    async fn ask_about(&self, method: Method, report_data: &[u8]) -> Result<Body, AgentError> {
+    async fn request_with_report_data(
+        &self,
+        method: Method,
+        report_data: &[u8],
+    ) -> Result<Body, AgentError> {
         let request = ReportDataRequest {
             report_data: hex::encode(report_data),
         };
-        self.ask(method, &request, self.options.quote_deadline)
+        self.send(method, &request, self.options.quote_deadline)
             .await
     }
 
-    /// Asks until there is an answer, an error that will not pass, or no attempt left.
-    async fn ask(
+    /// Asks until there is an response, an error that will not pass, or no attempt left.
+    async fn send(
         &self,
         method: Method,
         request: &impl Serialize,
@@ -256,17 +266,17 @@ impl Agent {
         request: &[u8],
         after: Duration,
     ) -> Result<Body, AgentError> {
-        let found = self.places.find()?;
-        let line = self.lines.iter().find(|line| *line.endpoint() == found);
+        let found = self.addresses.find()?;
+        let line = self.lines.iter().find(|line| *line.address() == found);
         let line = line.ok_or_else(|| AgentError::Client(format!("no way to {found}")))?;
-        tokio::time::timeout(after, line.ask(method, request))
+        tokio::time::timeout(after, line.send(method, request))
             .await
             .map_err(|_| AgentError::Timeout { method, after })?
     }
 }
 
 /// `report_data` and zeros.
-fn padded(report_data: &[u8]) -> Result<[u8; REPORT_DATA_LEN], AgentError> {
+fn pad_report_data(report_data: &[u8]) -> Result<[u8; REPORT_DATA_LEN], AgentError> {
     let mut padded = [0; REPORT_DATA_LEN];
     let too_long = AgentError::ReportDataTooLong {
         bytes: report_data.len(),
@@ -286,10 +296,10 @@ mod tests {
     fn report_data_is_padded_and_capped() {
         let mut expected = [0; 64];
         expected[0] = 7;
-        assert_eq!(padded(&[7]), Ok(expected));
-        assert_eq!(padded(&[7; 64]), Ok([7; 64]));
+        assert_eq!(pad_report_data(&[7]), Ok(expected));
+        assert_eq!(pad_report_data(&[7; 64]), Ok([7; 64]));
         assert_eq!(
-            padded(&[7; 65]),
+            pad_report_data(&[7; 65]),
             Err(AgentError::ReportDataTooLong { bytes: 65 })
         );
     }
@@ -297,7 +307,7 @@ mod tests {
     #[test]
     fn it_crosses_threads() {
         fn crosses<T: Send + Sync>(_: &T) {}
-        let agent = Agent::new(Places::standard(), AgentOptions::default()).unwrap();
+        let agent = Agent::new(AgentAddresses::standard(), AgentOptions::default()).unwrap();
         crosses(&agent);
     }
 }

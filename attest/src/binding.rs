@@ -13,7 +13,7 @@ use crate::chain::Chain;
 use crate::collateral::CollateralKey;
 use crate::denial::Denial;
 use crate::event_log::EventLog;
-use crate::evidence::{Form, UnboundEvidence};
+use crate::evidence::{EvidenceFormat, UnboundEvidence};
 use crate::policy::Policy;
 use crate::quote::TdQuote;
 use crate::values::Fingerprint;
@@ -23,7 +23,7 @@ const PREFIX: &[u8] = b"ratls-cert:";
 
 /// `SHA-512("ratls-cert:" || SubjectPublicKeyInfo DER)`: the report data that binds a quote to a key.
 #[must_use]
-pub fn report_data_of(spki: &[u8]) -> [u8; 64] {
+pub fn report_data_for_key(spki: &[u8]) -> [u8; 64] {
     Sha512::new()
         .chain_update(PREFIX)
         .chain_update(spki)
@@ -38,7 +38,7 @@ impl UnboundEvidence<'_> {
     /// # Errors
     /// [`Denial::UnboundKey`].
     pub fn check_binding(&self, spki: &[u8]) -> Result<(), Denial> {
-        let expected = report_data_of(spki);
+        let expected = report_data_for_key(spki);
         let stated = self.stated_report_data.unwrap_or(expected);
         let bound = self.quote.report().report_data().ct_eq(&expected) & stated.ct_eq(&expected);
         if bound.into() {
@@ -57,7 +57,7 @@ pub struct BoundEvidence {
     chain: Chain,
     quote: TdQuote,
     events: EventLog<'static>,
-    form: Form,
+    format: EvidenceFormat,
     not_before: u64,
     not_after: u64,
 }
@@ -76,12 +76,12 @@ pub fn examine(
     let leaf = Leaf::parse(chain.first().ok_or(Denial::NoCertificate)?.as_ref())?;
     leaf.check_dates(now)?;
     policy.check_age(leaf.not_before(), now)?;
-    let evidence = UnboundEvidence::read(leaf.extensions())?;
+    let evidence = UnboundEvidence::from_extensions(leaf.extensions())?;
     evidence.check_binding(leaf.spki())?;
     Ok(BoundEvidence {
         quote: evidence.quote,
         events: evidence.events.into_owned(),
-        form: evidence.form,
+        format: evidence.format,
         not_before: leaf.not_before(),
         not_after: leaf.not_after(),
         chain: Chain::copy(chain)?,
@@ -115,8 +115,8 @@ impl BoundEvidence {
 
     /// The form in which it came.
     #[must_use]
-    pub fn form(&self) -> Form {
-        self.form
+    pub fn format(&self) -> EvidenceFormat {
+        self.format
     }
 
     /// The leaf's notBefore, in unix seconds.

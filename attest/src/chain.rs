@@ -23,9 +23,9 @@ pub const MAX_ROOTS_LEN: usize = 256 << 10;
 
 /// A presented chain, leaf first, copied once. Clones share the copy.
 #[derive(Clone)]
-pub struct Chain(Arc<Presented>);
+pub struct Chain(Arc<Inner>);
 
-struct Presented {
+struct Inner {
     certificates: Vec<Box<[u8]>>,
     fingerprint: Fingerprint,
 }
@@ -39,7 +39,7 @@ impl Chain {
         Self::check_caps(chain)?;
         let certificates: Vec<Box<[u8]>> = chain.iter().map(|der| der.as_ref().into()).collect();
         let fingerprint = fingerprint(certificates.first().ok_or(Denial::NoCertificate)?);
-        Ok(Self(Arc::new(Presented {
+        Ok(Self(Arc::new(Inner {
             certificates,
             fingerprint,
         })))
@@ -77,7 +77,7 @@ impl Chain {
 
     /// Whether it is byte for byte the chain `presented`.
     #[must_use]
-    pub fn is(&self, presented: &[impl AsRef<[u8]>]) -> bool {
+    pub fn matches(&self, presented: &[impl AsRef<[u8]>]) -> bool {
         self.0.certificates.len() == presented.len()
             && self
                 .0
@@ -169,7 +169,7 @@ pub(crate) fn fingerprint(der: &[u8]) -> Fingerprint {
 
 impl PartialEq for Chain {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.is(&other.0.certificates)
+        Arc::ptr_eq(&self.0, &other.0) || self.matches(&other.0.certificates)
     }
 }
 

@@ -6,7 +6,7 @@
 //! checked here as they are for every other peer, by the same function. So the way is
 //!
 //! ```text
-//! BoundEvidence ─ Client::appraise ─ Appraised ─ admit ─ AttestedPeer
+//! BoundEvidence ─ Client::appraise ─ AppraisedEvidence ─ admit ─ AttestedPeer
 //!                 token, its claims are the quote's   attributes, TCB, measurements, RTMR3, identity, roots
 //! ```
 //!
@@ -85,13 +85,13 @@ pub struct Client {
 }
 
 #[derive(Serialize)]
-struct Question {
+struct AppraisalRequest {
     quote: String,
     token_signing_alg: &'static str,
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct AppraisalResponse {
     token: String,
 }
 
@@ -111,7 +111,7 @@ impl Client {
         })
     }
 
-    /// The whole verification: [`Client::appraise`], then [`Appraised::admit`].
+    /// The whole verification: [`Client::appraise`], then [`AppraisedEvidence::admit`].
     ///
     /// # Errors
     /// [`ItaError`]; a policy's refusal is [`ItaError::Denied`].
@@ -133,23 +133,24 @@ impl Client {
         &self,
         evidence: &BoundEvidence,
         now: u64,
-    ) -> Result<Appraised, ItaError> {
-        let asked = tokio::time::timeout(self.options.deadline, self.ask(evidence, now)).await;
-        let claims = asked.map_err(|_| ItaError::Timeout)??;
+    ) -> Result<AppraisedEvidence, ItaError> {
+        let claims =
+            tokio::time::timeout(self.options.deadline, self.request_token(evidence, now)).await;
+        let claims = claims.map_err(|_| ItaError::Timeout)??;
         claims.check_dates(now, self.options.clock_skew.as_secs())?;
-        Ok(Appraised {
+        Ok(AppraisedEvidence {
             appraisal: claims.appraisal_of(evidence.quote())?,
             evidence: evidence.clone(),
         })
     }
 
     /// The claims of a token whose signature verifies.
-    async fn ask(&self, evidence: &BoundEvidence, now: u64) -> Result<Claims, ItaError> {
-        let question = Question {
+    async fn request_token(&self, evidence: &BoundEvidence, now: u64) -> Result<Claims, ItaError> {
+        let request_body = AppraisalRequest {
             quote: BASE64_STANDARD.encode(evidence.quote().as_bytes()),
             token_signing_alg: "PS384",
         };
-        let body = serde_json::to_vec(&question).map_err(|_| ItaError::MalformedAnswer)?;
+        let body = serde_json::to_vec(&request_body).map_err(|_| ItaError::MalformedAnswer)?;
         let request = self
             .http
             .post(self.endpoints.attest.clone())
@@ -161,15 +162,15 @@ impl Client {
             Err(ItaError::Status(400)) => return Err(ItaError::QuoteRefused),
             answer => answer?,
         };
-        let answer: Answer =
+        let answer: AppraisalResponse =
             serde_json::from_slice(&answer).map_err(|_| ItaError::MalformedAnswer)?;
         let token = Token::parse(&answer.token)?;
         let from = self.endpoints.keys_url(token.jku());
-        let from = from.ok_or(ItaError::JkuElsewhere)?;
+        let from = from.ok_or(ItaError::UntrustedJku)?;
         self.verify_token(&token, from, now).await
     }
 
-    /// With the keys that are held; with newly fetched ones if there are none, or the token's is not
+    /// With the keys that are cached; with newly fetched ones if there are none, or the token's is not
     /// among them. So a new key costs one fetch, and one that does not exist no more than that.
     async fn verify_token(
         &self,
@@ -177,8 +178,8 @@ impl Client {
         from: Url,
         now: u64,
     ) -> Result<Claims, ItaError> {
-        let mut held = self.keys.lock().await;
-        if let Some(keys) = held.as_ref().filter(|keys| keys.hold_for(&from, now)) {
+        let mut cached = self.keys.lock().await;
+        if let Some(keys) = cached.as_ref().filter(|keys| keys.is_fresh_for(&from, now)) {
             match token.verify(keys) {
                 Err(ItaError::UnknownKey) => {}
                 known => return known,
@@ -189,7 +190,7 @@ impl Client {
             .get(from.clone())
             .header("accept", "application/json");
         let body = http::read(request, MAX_KEY_SET_LEN).await?;
-        let keys = held.insert(KeySet::parse(&body, from, now)?);
+        let keys = cached.insert(KeySet::parse(&body, from, now)?);
         token.verify(keys)
     }
 }
@@ -207,12 +208,12 @@ impl fmt::Debug for Client {
 ///
 /// Made by [`Client::appraise`] only. May be kept, and admitted again when the policy has changed.
 #[derive(Clone, Debug)]
-pub struct Appraised {
+pub struct AppraisedEvidence {
     evidence: BoundEvidence,
     appraisal: Appraisal,
 }
 
-impl Appraised {
+impl AppraisedEvidence {
     /// The evidence.
     #[must_use]
     pub fn evidence(&self) -> &BoundEvidence {

@@ -2,8 +2,8 @@
 //!
 //! It is a DNS TXT record at `_teesql-leader.<cluster domain>`, and DNS is whoever answers first. So
 //! nothing that it says is given out before the signature is that of the one address which the client
-//! was told to trust: [`Manifest::parse`] gives an [`Unverified`], which shows its signed text and
-//! nothing else, and only [`Unverified::verify`] makes a [`Manifest`] with a [`Target`] in it. The
+//! was told to trust: [`Manifest::parse`] gives an [`UnverifiedManifest`], which shows its signed text and
+//! nothing else, and only [`UnverifiedManifest::verify`] makes a [`Manifest`] with a [`Target`] in it. The
 //! manifest chooses where to connect, never whom to trust: the leader proves itself by its quote.
 //!
 //! ```text
@@ -27,12 +27,12 @@ mod unsigned;
 
 use std::time::Duration;
 
-pub use address::{Address, AddressError};
+pub use address::{EthAddress, EthAddressError};
 pub use error::ManifestError;
 pub use leader::{LeaderInstance, LeaderUrl, Target};
-pub use leader_state::{Accepted, LeaderState};
+pub use leader_state::{LeaderState, LeaderUpdate};
 pub use signature::{KeyError, SigningKey};
-pub use unsigned::Draft;
+pub use unsigned::UnsignedManifest;
 
 use fields::Fields;
 use signature::Signature;
@@ -47,20 +47,20 @@ pub const DEFAULT_MAX_VALIDITY: Duration = Duration::from_secs(7 * 86_400);
 
 /// Whose manifests are believed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trust {
+pub struct ManifestPolicy {
     /// The only signer that is believed.
-    pub signer: Address,
+    pub signer: EthAddress,
     /// The cluster that it must be about. `None` is any: safe only where the signer has one cluster,
     /// since DNS can serve the manifest of another.
-    pub cluster: Option<Address>,
+    pub cluster: Option<EthAddress>,
     /// How far `valid_until` may lie in the future. `None` is any distance.
     pub max_validity: Option<Duration>,
 }
 
-impl Trust {
+impl ManifestPolicy {
     /// Any cluster of `signer`, for at most [`DEFAULT_MAX_VALIDITY`].
     #[must_use]
-    pub fn of(signer: Address) -> Self {
+    pub fn for_signer(signer: EthAddress) -> Self {
         Self {
             signer,
             cluster: None,
@@ -82,13 +82,13 @@ pub fn join_chunks(chunks: &[&[u8]]) -> Result<String, ManifestError> {
 
 /// A manifest that has the right form. Anybody may have written it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unverified {
-    stated: Draft,
+pub struct UnverifiedManifest {
+    fields: UnsignedManifest,
     signed_text: String,
     signature: Signature,
 }
 
-impl Unverified {
+impl UnverifiedManifest {
     /// What the signature is over: for whoever wants to see what did not verify.
     #[must_use]
     pub fn signed_text(&self) -> &str {
@@ -100,23 +100,23 @@ impl Unverified {
     /// # Errors
     /// In this order: [`ManifestError::Signature`], [`ManifestError::OtherCluster`],
     /// [`ManifestError::Expired`] unless `valid_until > now`, [`ManifestError::FarFuture`].
-    pub fn verify(&self, trust: &Trust, now: u64) -> Result<Manifest, ManifestError> {
+    pub fn verify(&self, policy: &ManifestPolicy, now: u64) -> Result<Manifest, ManifestError> {
         let recovered = self.signature.signer_of(&self.signed_text);
-        if recovered != Some(trust.signer) {
+        if recovered != Some(policy.signer) {
             return Err(ManifestError::Signature { recovered });
         }
-        if trust.cluster.is_some_and(|c| c != self.stated.cluster) {
+        if policy.cluster.is_some_and(|c| c != self.fields.cluster) {
             return Err(ManifestError::OtherCluster);
         }
-        let left = self.stated.valid_until.saturating_sub(now);
+        let left = self.fields.valid_until.saturating_sub(now);
         if left == 0 {
             return Err(ManifestError::Expired);
         }
-        match trust.max_validity.map(|limit| limit.as_secs()) {
+        match policy.max_validity.map(|limit| limit.as_secs()) {
             Some(limit) if left > limit => Err(ManifestError::FarFuture { limit }),
             Some(_) | None => Ok(Manifest {
-                stated: self.stated.clone(),
-                signer: trust.signer,
+                fields: self.fields.clone(),
+                signer: policy.signer,
             }),
         }
     }
@@ -124,11 +124,11 @@ impl Unverified {
 
 /// A manifest that the trusted address has signed, and that was in date when it was verified.
 ///
-/// Made by [`Unverified::verify`] only.
+/// Made by [`UnverifiedManifest::verify`] only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    stated: Draft,
-    signer: Address,
+    fields: UnsignedManifest,
+    signer: EthAddress,
 }
 
 impl Manifest {
@@ -137,11 +137,11 @@ impl Manifest {
     ///
     /// # Errors
     /// [`ManifestError`] about the form, the fields, and last the version.
-    pub fn parse(txt: &str) -> Result<Unverified, ManifestError> {
+    pub fn parse(txt: &str) -> Result<UnverifiedManifest, ManifestError> {
         let fields = Fields::split(txt)?;
         let version = fields.uint("v")?;
-        let read = Unverified {
-            stated: Draft {
+        let read = UnverifiedManifest {
+            fields: UnsignedManifest {
                 cluster: fields.parse("cluster")?,
                 leader_instance: fields.parse("leader_instance")?,
                 leader_url: fields.parse("leader_url")?,
@@ -159,43 +159,43 @@ impl Manifest {
 
     /// The cluster's address.
     #[must_use]
-    pub fn cluster(&self) -> Address {
-        self.stated.cluster
+    pub fn cluster(&self) -> EthAddress {
+        self.fields.cluster
     }
 
     /// The instance that leads.
     #[must_use]
     pub fn leader_instance(&self) -> &LeaderInstance {
-        &self.stated.leader_instance
+        &self.fields.leader_instance
     }
 
     /// Where it is reached, as it was written.
     #[must_use]
     pub fn leader_url(&self) -> &LeaderUrl {
-        &self.stated.leader_url
+        &self.fields.leader_url
     }
 
     /// Host and port to connect to.
     #[must_use]
     pub fn target(&self) -> &Target {
-        self.stated.leader_url.target()
+        self.fields.leader_url.target()
     }
 
     /// Grows with each change of leader.
     #[must_use]
     pub fn epoch(&self) -> u64 {
-        self.stated.epoch
+        self.fields.epoch
     }
 
     /// The first second at which it is not believed any more, in unix seconds.
     #[must_use]
     pub fn valid_until(&self) -> u64 {
-        self.stated.valid_until
+        self.fields.valid_until
     }
 
     /// Who signed it.
     #[must_use]
-    pub fn signer(&self) -> Address {
+    pub fn signer(&self) -> EthAddress {
         self.signer
     }
 }

@@ -137,14 +137,14 @@ impl Policy {
     /// # Errors
     /// [`Denial::TooOld`].
     pub fn check_age(&self, not_before: u64, now: u64) -> Result<(), Denial> {
-        match self.oldest_until(not_before) {
+        match self.max_age_reached_at(not_before) {
             Some(until) if now >= until => Err(Denial::TooOld),
             Some(_) | None => Ok(()),
         }
     }
 
     /// The first second at which a certificate of `not_before` is too old, if there is a maximum age.
-    pub(crate) fn oldest_until(&self, not_before: u64) -> Option<u64> {
+    pub(crate) fn max_age_reached_at(&self, not_before: u64) -> Option<u64> {
         let age = self.settings.max_certificate_age?;
         Some(not_before.saturating_add(age.as_secs()).saturating_add(1))
     }

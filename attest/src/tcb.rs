@@ -196,7 +196,7 @@ pub struct AdvisoryError;
 
 impl Advisory {
     /// Most bytes of a name; Intel's have 14.
-    const MAX_LEN: usize = 32;
+    const MAX_MANIFEST_LEN: usize = 32;
 
     /// The name, in upper case.
     #[must_use]
@@ -219,7 +219,7 @@ impl FromStr for Advisory {
             .filter(|head| head.eq_ignore_ascii_case("INTEL-SA-"));
         let digits = text.get(9..).unwrap_or_default();
         let is_number = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
-        if number.is_none() || !is_number || text.len() > Self::MAX_LEN {
+        if number.is_none() || !is_number || text.len() > Self::MAX_MANIFEST_LEN {
             return Err(AdvisoryError);
         }
         Ok(Self(text.to_ascii_uppercase()))

@@ -21,7 +21,7 @@ use crate::denial::Denial;
 use crate::event_log::Identity;
 use crate::policy::{Policy, PolicyEpoch};
 use crate::quote::TdQuote;
-use crate::signature_cache::RememberingConfig;
+use crate::signature_cache::CachingConfig;
 use crate::tcb::TcbStatus;
 use crate::values::{AppId, ComposeHash, Fingerprint, InstanceId, Mrtd, OsImageHash, Rtmr};
 
@@ -166,8 +166,8 @@ impl Appraisal {
 /// Verifies quotes under one root.
 pub struct Verifier {
     root: TrustedRoot,
-    strict: QuoteVerifier<RememberingConfig>,
-    debug_allowed: QuoteVerifier<RememberingConfig>,
+    strict: QuoteVerifier<CachingConfig>,
+    debug_allowed: QuoteVerifier<CachingConfig>,
 }
 
 impl Verifier {
@@ -269,7 +269,7 @@ pub(crate) fn admit(
         Some(evidence.not_after()),
         Some(issuers_until),
         policy
-            .oldest_until(evidence.not_before())
+            .max_age_reached_at(evidence.not_before())
             .map(|until| until.saturating_sub(1)),
     ];
     Ok(AttestedPeer {
@@ -286,7 +286,7 @@ pub(crate) fn admit(
 
 /// A peer that may enter: its quote is genuine, bound to its certificate's key, and allowed.
 ///
-/// Made by [`Verifier::verify`] and by [`Appraised::admit`](crate::ita::Appraised::admit), and by
+/// Made by [`Verifier::verify`] and by [`AppraisedEvidence::admit`](crate::ita::AppraisedEvidence::admit), and by
 /// nothing else.
 #[derive(Clone, Debug)]
 pub struct AttestedPeer {

@@ -23,7 +23,7 @@ pub const MAX_SOCKET_PATH: usize = 107;
 
 /// One place at which an agent may be.
 #[derive(Clone, PartialEq, Eq)]
-pub enum Endpoint {
+pub enum AgentAddress {
     /// A Unix socket.
     Unix(PathBuf),
     /// A base URL, http or https, without a slash at its end: simulators only.
@@ -32,7 +32,7 @@ pub enum Endpoint {
 
 /// Text that names no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EndpointError {
+pub enum AgentAddressError {
     /// Neither a path nor a URL.
     #[error("a guest agent is an http URL, unix:<path>, or a path that begins with / or .")]
     Unknown,
@@ -47,13 +47,13 @@ pub enum EndpointError {
     Query,
 }
 
-impl Endpoint {
+impl AgentAddress {
     /// Reads the value of `DSTACK_SIMULATOR_ENDPOINT`: `http://…`, `https://…`, `unix:<path>`, or a
     /// path that begins with `/` or `.`.
     ///
     /// # Errors
-    /// [`EndpointError`].
-    pub fn parse(text: &str) -> Result<Self, EndpointError> {
+    /// [`AgentAddressError`].
+    pub fn parse(text: &str) -> Result<Self, AgentAddressError> {
         let text = text.trim();
         if text.starts_with("http://") || text.starts_with("https://") {
             return url(text);
@@ -62,40 +62,42 @@ impl Endpoint {
             // As a URL it has two slashes more: unix:///run/dstack.sock.
             Some(path) => socket(path.strip_prefix("//").unwrap_or(path)),
             None if text.starts_with(['/', '.']) => socket(text),
-            None => Err(EndpointError::Unknown),
+            None => Err(AgentAddressError::Unknown),
         }
     }
 }
 
-fn socket(path: &str) -> Result<Endpoint, EndpointError> {
+fn socket(path: &str) -> Result<AgentAddress, AgentAddressError> {
     match path.len() {
-        0 => Err(EndpointError::Unknown),
-        1..=MAX_SOCKET_PATH => Ok(Endpoint::Unix(path.into())),
-        _ => Err(EndpointError::PathTooLong),
+        0 => Err(AgentAddressError::Unknown),
+        1..=MAX_SOCKET_PATH => Ok(AgentAddress::Unix(path.into())),
+        _ => Err(AgentAddressError::PathTooLong),
     }
 }
 
-fn url(text: &str) -> Result<Endpoint, EndpointError> {
-    let url = Url::parse(text).map_err(|_| EndpointError::Unknown)?;
+fn url(text: &str) -> Result<AgentAddress, AgentAddressError> {
+    let url = Url::parse(text).map_err(|_| AgentAddressError::Unknown)?;
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(EndpointError::Credentials);
+        return Err(AgentAddressError::Credentials);
     }
     if url.query().is_some() || url.fragment().is_some() {
-        return Err(EndpointError::Query);
+        return Err(AgentAddressError::Query);
     }
-    Ok(Endpoint::Url(url.as_str().trim_end_matches('/').to_owned()))
+    Ok(AgentAddress::Url(
+        url.as_str().trim_end_matches('/').to_owned(),
+    ))
 }
 
-impl FromStr for Endpoint {
-    type Err = EndpointError;
+impl FromStr for AgentAddress {
+    type Err = AgentAddressError;
 
-    /// As [`Endpoint::parse`].
+    /// As [`AgentAddress::parse`].
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Self::parse(text)
     }
 }
 
-impl fmt::Display for Endpoint {
+impl fmt::Display for AgentAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
@@ -104,17 +106,17 @@ impl fmt::Display for Endpoint {
     }
 }
 
-impl fmt::Debug for Endpoint {
+impl fmt::Debug for AgentAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Endpoint({self})")
+        write!(f, "AgentAddress({self})")
     }
 }
 
 /// Where to look for the agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Places(Vec<Endpoint>);
+pub struct AgentAddresses(Vec<AgentAddress>);
 
-impl Places {
+impl AgentAddresses {
     /// The four sockets that dstack uses, in their order.
     #[must_use]
     pub fn standard() -> Self {
@@ -123,19 +125,19 @@ impl Places {
 
     /// One place and no other: what was configured.
     #[must_use]
-    pub fn only(endpoint: Endpoint) -> Self {
-        Self(vec![endpoint])
+    pub fn only(address: AgentAddress) -> Self {
+        Self(vec![address])
     }
 
     /// These sockets, in this order.
     #[must_use]
     pub fn sockets(paths: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
         let paths = paths.into_iter().map(Into::into);
-        Self(paths.map(Endpoint::Unix).collect())
+        Self(paths.map(AgentAddress::Unix).collect())
     }
 
     /// All of them.
-    pub fn candidates(&self) -> impl Iterator<Item = &Endpoint> {
+    pub fn candidates(&self) -> impl Iterator<Item = &AgentAddress> {
         self.0.iter()
     }
 
@@ -145,24 +147,24 @@ impl Places {
     /// # Errors
     /// [`AgentError::NotFound`]; [`AgentError::Forbidden`] if there is none that can be seen, and one
     /// is in a folder that this process may not look into.
-    pub fn find(&self) -> Result<Endpoint, AgentError> {
+    pub fn find(&self) -> Result<AgentAddress, AgentError> {
         let mut tried = Vec::new();
         let mut forbidden = None;
-        for endpoint in &self.0 {
-            let Endpoint::Unix(path) = endpoint else {
-                return Ok(endpoint.clone());
+        for address in &self.0 {
+            let AgentAddress::Unix(path) = address else {
+                return Ok(address.clone());
             };
             match is_socket(path) {
-                Ok(true) => return Ok(endpoint.clone()),
+                Ok(true) => return Ok(address.clone()),
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    forbidden = forbidden.or(Some(endpoint.clone()));
+                    forbidden = forbidden.or(Some(address.clone()));
                 }
                 Ok(false) | Err(_) => {}
             }
             tried.push(path.clone());
         }
         Err(match forbidden {
-            Some(endpoint) => AgentError::Forbidden { endpoint },
+            Some(address) => AgentError::Forbidden { address },
             None => AgentError::NotFound { tried },
         })
     }
@@ -188,7 +190,7 @@ mod tests {
             ("unix:/run/dstack.sock", "unix:/run/dstack.sock"),
             ("unix:///run/dstack.sock", "unix:/run/dstack.sock"),
         ] {
-            assert_eq!(Endpoint::parse(text).unwrap().to_string(), shown);
+            assert_eq!(AgentAddress::parse(text).unwrap().to_string(), shown);
         }
     }
 
@@ -196,18 +198,18 @@ mod tests {
     fn what_names_none() {
         let long = format!("/{}", "x".repeat(MAX_SOCKET_PATH));
         for (text, error) in [
-            ("", EndpointError::Unknown),
-            ("unix:", EndpointError::Unknown),
-            ("127.0.0.1:8090", EndpointError::Unknown),
-            ("ftp://host/", EndpointError::Unknown),
-            ("http://", EndpointError::Unknown),
-            ("http://me:secret@host/", EndpointError::Credentials),
-            ("http://host/?a=b", EndpointError::Query),
-            ("http://host/#a", EndpointError::Query),
-            (long.as_str(), EndpointError::PathTooLong),
+            ("", AgentAddressError::Unknown),
+            ("unix:", AgentAddressError::Unknown),
+            ("127.0.0.1:8090", AgentAddressError::Unknown),
+            ("ftp://host/", AgentAddressError::Unknown),
+            ("http://", AgentAddressError::Unknown),
+            ("http://me:secret@host/", AgentAddressError::Credentials),
+            ("http://host/?a=b", AgentAddressError::Query),
+            ("http://host/#a", AgentAddressError::Query),
+            (long.as_str(), AgentAddressError::PathTooLong),
         ] {
-            assert_eq!(text.parse::<Endpoint>(), Err(error), "{text}");
+            assert_eq!(text.parse::<AgentAddress>(), Err(error), "{text}");
         }
-        assert!(Endpoint::parse(&long[..MAX_SOCKET_PATH]).is_ok());
+        assert!(AgentAddress::parse(&long[..MAX_SOCKET_PATH]).is_ok());
     }
 }

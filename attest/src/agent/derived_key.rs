@@ -5,7 +5,7 @@ use std::fmt::{self, Write};
 use zeroize::Zeroizing;
 
 use super::AgentError;
-use super::response::Answer;
+use super::response::ResponseFields;
 use crate::limits::MAX_KEY_SIGNATURE_LEN;
 
 /// 32 bytes that follow from the application's identity and a path: the same on every instance, and
@@ -19,14 +19,14 @@ impl DerivedKey {
     /// Bytes of a key.
     pub const LEN: usize = 32;
 
-    pub(super) fn read(answer: &Answer<'_>) -> Result<Self, AgentError> {
-        let wrong = || answer.malformed("key", "is not hex of 32 bytes");
-        let text = answer.secret("key", 2 * Self::LEN)?;
+    pub(super) fn from_response(response: &ResponseFields<'_>) -> Result<Self, AgentError> {
+        let wrong = || response.malformed("key", "is not hex of 32 bytes");
+        let text = response.secret("key", 2 * Self::LEN)?;
         let mut key = Zeroizing::new([0; Self::LEN]);
         hex::decode_to_slice(text.as_bytes(), key.as_mut()).map_err(|_| wrong())?;
         Ok(Self {
             key,
-            signatures: signatures(answer)?,
+            signatures: signatures(response)?,
         })
     }
 
@@ -56,17 +56,17 @@ impl DerivedKey {
     }
 }
 
-fn signatures(answer: &Answer<'_>) -> Result<[Vec<u8>; 2], AgentError> {
+fn signatures(response: &ResponseFields<'_>) -> Result<[Vec<u8>; 2], AgentError> {
     const FIELD: &str = "signature_chain";
-    let chain: [String; 2] = answer
+    let chain: [String; 2] = response
         .texts(FIELD)?
         .try_into()
-        .map_err(|_| answer.malformed(FIELD, "does not hold two signatures"))?;
+        .map_err(|_| response.malformed(FIELD, "does not hold two signatures"))?;
     let decode = |text: String| match text.len() {
         1.. if text.len() <= 2 * MAX_KEY_SIGNATURE_LEN => {
-            hex::decode(text).map_err(|_| answer.malformed(FIELD, "is no hex"))
+            hex::decode(text).map_err(|_| response.malformed(FIELD, "is no hex"))
         }
-        _ => Err(answer.malformed(FIELD, "holds a signature of an impossible length")),
+        _ => Err(response.malformed(FIELD, "holds a signature of an impossible length")),
     };
     let [of_key, of_app] = chain;
     Ok([decode(of_key)?, decode(of_app)?])

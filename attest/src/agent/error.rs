@@ -4,34 +4,34 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Endpoint, Method};
+use super::{AgentAddress, Method};
 use crate::limits::MAX_AGENT_MESSAGE_CHARS;
 
-/// Why the guest agent gave no usable answer. The fault is the agent's or the machine's, except for
+/// Why the guest agent gave no usable response. The fault is the agent's or the machine's, except for
 /// [`AgentError::ReportDataTooLong`] and [`AgentError::Client`], which are this side's, and
 /// [`AgentError::Status`] with a 4xx, which is that of the question.
 ///
-/// None of them holds key material: of an answer, at most the names of its fields.
+/// None of them holds key material: of an response, at most the names of its fields.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AgentError {
-    /// There is no socket at any of the places.
-    #[error("no guest agent: there is no socket at {}", Listed(tried))]
+    /// There is no socket at any of the addresses.
+    #[error("no guest agent: there is no socket at {}", PathList(tried))]
     NotFound {
         /// Every path that was looked at.
         tried: Vec<PathBuf>,
     },
     /// This process may not use the socket, or not look into its folder.
-    #[error("this process may not use the guest agent's socket at {endpoint}: permission denied")]
+    #[error("this process may not use the guest agent's socket at {address}: permission denied")]
     Forbidden {
         /// The place.
-        endpoint: Endpoint,
+        address: AgentAddress,
     },
     /// No connection.
-    #[error("no connection to the guest agent at {endpoint}: {why}")]
+    #[error("no connection to the guest agent at {address}: {why}")]
     Connect {
         /// The place.
-        endpoint: Endpoint,
+        address: AgentAddress,
         /// What the system says.
         why: String,
     },
@@ -43,16 +43,16 @@ pub enum AgentError {
         /// The deadline.
         after: Duration,
     },
-    /// The connection ended before the answer, or in the middle of it.
+    /// The connection ended before the response, or in the middle of it.
     #[error("the guest agent hung up before the end of its answer to {method}")]
-    HungUp {
+    ConnectionClosed {
         /// What was asked.
         method: Method,
     },
     /// Another status than 200. Redirects are not followed.
     #[error(
         "the guest agent answered {method} with HTTP status {status}{}",
-        Said(message)
+        MessageSuffix(message)
     )]
     Status {
         /// What was asked.
@@ -105,7 +105,7 @@ impl AgentError {
             Self::NotFound { .. }
             | Self::Connect { .. }
             | Self::Timeout { .. }
-            | Self::HungUp { .. } => true,
+            | Self::ConnectionClosed { .. } => true,
             Self::Status { status, .. } => *status >= 500,
             Self::Forbidden { .. }
             | Self::TooLarge { .. }
@@ -124,7 +124,7 @@ impl AgentError {
             Self::Forbidden { .. } => "forbidden",
             Self::Connect { .. } => "connect",
             Self::Timeout { .. } => "timeout",
-            Self::HungUp { .. } => "hung_up",
+            Self::ConnectionClosed { .. } => "hung_up",
             Self::Status { .. } => "status",
             Self::TooLarge { .. } => "too_large",
             Self::NotJson { .. } => "not_json",
@@ -136,9 +136,9 @@ impl AgentError {
 }
 
 /// Paths with commas between them.
-struct Listed<'a>(&'a [PathBuf]);
+struct PathList<'a>(&'a [PathBuf]);
 
-impl fmt::Display for Listed<'_> {
+impl fmt::Display for PathList<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (number, path) in self.0.iter().enumerate() {
             let comma = if number == 0 { "" } else { ", " };
@@ -149,9 +149,9 @@ impl fmt::Display for Listed<'_> {
 }
 
 /// What the agent said, if it said something.
-struct Said<'a>(&'a str);
+struct MessageSuffix<'a>(&'a str);
 
-impl fmt::Display for Said<'_> {
+impl fmt::Display for MessageSuffix<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             "" => Ok(()),

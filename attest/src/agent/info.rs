@@ -2,7 +2,7 @@
 
 use super::AgentError;
 use super::pem::certificates;
-use super::response::Answer;
+use super::response::ResponseFields;
 use crate::limits::{MAX_AGENT_RESPONSE_LEN, MAX_AGENT_TEXT_LEN};
 use crate::values::{AppId, ComposeHash, InstanceId, Mrtd, OsImageHash, Rtmr};
 
@@ -64,28 +64,28 @@ pub struct Version {
 }
 
 impl Info {
-    pub(super) fn read(answer: &Answer<'_>) -> Result<Self, AgentError> {
-        let text = |field| answer.text_or_empty(field, MAX_AGENT_TEXT_LEN);
+    pub(super) fn from_response(response: &ResponseFields<'_>) -> Result<Self, AgentError> {
+        let text = |field| response.text_or_empty(field, MAX_AGENT_TEXT_LEN);
         Ok(Self {
-            app_id: answer.measured("app_id")?,
-            instance_id: answer.measured_if_any("instance_id")?,
+            app_id: response.hex_value("app_id")?,
+            instance_id: response.optional_hex_value("instance_id")?,
             app_name: text("app_name")?,
-            compose_hash: answer.measured("compose_hash")?,
-            os_image_hash: answer.measured_if_any("os_image_hash")?,
+            compose_hash: response.hex_value("compose_hash")?,
+            os_image_hash: response.optional_hex_value("os_image_hash")?,
             device_id: text("device_id")?,
             mr_aggregated: text("mr_aggregated")?,
             key_provider_info: text("key_provider_info")?,
             vm_config: text("vm_config")?,
             cloud_vendor: text("cloud_vendor")?,
             cloud_product: text("cloud_product")?,
-            app_cert: app_cert(answer)?,
-            tcb_info: TcbInfo::read(answer)?,
+            app_cert: app_cert(response)?,
+            tcb_info: TcbInfo::from_response(response)?,
         })
     }
 }
 
 impl TcbInfo {
-    fn read(info: &Answer<'_>) -> Result<Option<Self>, AgentError> {
+    fn from_response(info: &ResponseFields<'_>) -> Result<Option<Self>, AgentError> {
         let json = info.text_or_empty("tcb_info", MAX_AGENT_RESPONSE_LEN)?;
         if json.is_empty() {
             return Ok(None);
@@ -96,15 +96,15 @@ impl TcbInfo {
             return Err(tcb.malformed("tcb_info.event_log", "is no list"));
         }
         Ok(Some(Self {
-            mrtd: tcb.measured("tcb_info.mrtd")?,
+            mrtd: tcb.hex_value("tcb_info.mrtd")?,
             rtmrs: [
-                tcb.measured("tcb_info.rtmr0")?,
-                tcb.measured("tcb_info.rtmr1")?,
-                tcb.measured("tcb_info.rtmr2")?,
-                tcb.measured("tcb_info.rtmr3")?,
+                tcb.hex_value("tcb_info.rtmr0")?,
+                tcb.hex_value("tcb_info.rtmr1")?,
+                tcb.hex_value("tcb_info.rtmr2")?,
+                tcb.hex_value("tcb_info.rtmr3")?,
             ],
-            compose_hash: tcb.measured_if_any("tcb_info.compose_hash")?,
-            os_image_hash: tcb.measured_if_any("tcb_info.os_image_hash")?,
+            compose_hash: tcb.optional_hex_value("tcb_info.compose_hash")?,
+            os_image_hash: tcb.optional_hex_value("tcb_info.os_image_hash")?,
             event_log: event_log.to_owned(),
             app_compose: tcb.text_or_empty("tcb_info.app_compose", MAX_AGENT_RESPONSE_LEN)?,
         }))
@@ -112,18 +112,18 @@ impl TcbInfo {
 }
 
 impl Version {
-    pub(super) fn read(answer: &Answer<'_>) -> Result<Self, AgentError> {
+    pub(super) fn from_response(response: &ResponseFields<'_>) -> Result<Self, AgentError> {
         Ok(Self {
-            version: answer.text("version", MAX_AGENT_TEXT_LEN)?,
-            rev: answer.text_or_empty("rev", MAX_AGENT_TEXT_LEN)?,
+            version: response.text("version", MAX_AGENT_TEXT_LEN)?,
+            rev: response.text_or_empty("rev", MAX_AGENT_TEXT_LEN)?,
         })
     }
 }
 
-fn app_cert(answer: &Answer<'_>) -> Result<Vec<Vec<u8>>, AgentError> {
-    let pem = answer.text_or_empty("app_cert", MAX_AGENT_RESPONSE_LEN)?;
+fn app_cert(response: &ResponseFields<'_>) -> Result<Vec<Vec<u8>>, AgentError> {
+    let pem = response.text_or_empty("app_cert", MAX_AGENT_RESPONSE_LEN)?;
     if pem.is_empty() {
         return Ok(Vec::new());
     }
-    certificates(answer, "app_cert", [pem])
+    certificates(response, "app_cert", [pem])
 }

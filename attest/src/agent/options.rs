@@ -18,9 +18,9 @@ pub struct AgentOptions {
     /// How often a question is asked at most, the first time included. 0 is as 1.
     pub attempts: u32,
     /// Wait before the second attempt; it doubles with each further one.
-    pub first_wait: Duration,
+    pub initial_backoff: Duration,
     /// Longest wait between two attempts.
-    pub longest_wait: Duration,
+    pub max_backoff: Duration,
     /// Spreads each wait between half of it and all of it. `None`: all of it.
     pub random: Option<Random>,
 }
@@ -32,8 +32,8 @@ impl Default for AgentOptions {
             deadline: Duration::from_secs(5),
             quote_deadline: Duration::from_secs(10),
             attempts: 3,
-            first_wait: Duration::from_millis(200),
-            longest_wait: Duration::from_secs(2),
+            initial_backoff: Duration::from_millis(200),
+            max_backoff: Duration::from_secs(2),
             random: None,
         }
     }
@@ -44,9 +44,9 @@ impl AgentOptions {
     pub(super) fn wait(&self, attempt: u32) -> Duration {
         let doubled = 2u32.saturating_pow(attempt.saturating_sub(1));
         let longest = self
-            .first_wait
+            .initial_backoff
             .saturating_mul(doubled)
-            .min(self.longest_wait);
+            .min(self.max_backoff);
         match &self.random {
             None => longest,
             Some(random) => {
@@ -63,8 +63,8 @@ impl fmt::Debug for AgentOptions {
             .field("deadline", &self.deadline)
             .field("quote_deadline", &self.quote_deadline)
             .field("attempts", &self.attempts)
-            .field("first_wait", &self.first_wait)
-            .field("longest_wait", &self.longest_wait)
+            .field("initial_backoff", &self.initial_backoff)
+            .field("max_backoff", &self.max_backoff)
             .finish_non_exhaustive()
     }
 }

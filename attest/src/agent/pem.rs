@@ -6,7 +6,7 @@ use x509_parser::pem::Pem;
 use zeroize::Zeroizing;
 
 use super::AgentError;
-use super::response::Answer;
+use super::response::ResponseFields;
 use crate::certificate::Leaf;
 use crate::chain::Chain;
 use crate::limits::MAX_KEY_PEM_LEN;
@@ -31,10 +31,10 @@ impl Label {
 }
 
 /// The DER in the one PEM block of `key`. Not x509-parser's PEM reader, which would leave copies behind.
-pub(super) fn private_key(answer: &Answer<'_>) -> Result<Zeroizing<Vec<u8>>, AgentError> {
-    let wrong = || answer.malformed("key", "is no PKCS#8 private key in PEM");
+pub(super) fn private_key(response: &ResponseFields<'_>) -> Result<Zeroizing<Vec<u8>>, AgentError> {
+    let wrong = || response.malformed("key", "is no PKCS#8 private key in PEM");
     let (begin, end) = Label::PrivateKey.lines();
-    let pem = answer.secret("key", MAX_KEY_PEM_LEN)?;
+    let pem = response.secret("key", MAX_KEY_PEM_LEN)?;
     let body = pem.trim().strip_prefix(begin);
     let body = body
         .and_then(|body| body.strip_suffix(end))
@@ -51,11 +51,11 @@ pub(super) fn private_key(answer: &Answer<'_>) -> Result<Zeroizing<Vec<u8>>, Age
 
 /// The certificates in `pems`, leaf first: at least one and within the caps of a presented chain.
 pub(super) fn certificates(
-    answer: &Answer<'_>,
+    response: &ResponseFields<'_>,
     field: &'static str,
     pems: impl IntoIterator<Item = String>,
 ) -> Result<Vec<Vec<u8>>, AgentError> {
-    let malformed = |why| answer.malformed(field, why);
+    let malformed = |why| response.malformed(field, why);
     let mut chain = Vec::new();
     for pem in pems {
         for block in Pem::iter_from_buffer(pem.as_bytes()) {

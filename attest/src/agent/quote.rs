@@ -3,7 +3,7 @@
 use serde::de::IgnoredAny;
 
 use super::AgentError;
-use super::response::Answer;
+use super::response::ResponseFields;
 use crate::evidence::UnboundEvidence;
 use crate::limits::{MAX_AGENT_RESPONSE_LEN, MAX_AGENT_TEXT_LEN, MAX_ENVELOPE_LEN, MAX_QUOTE_LEN};
 use crate::quote::{REPORT_DATA_LEN, TdQuote};
@@ -25,12 +25,12 @@ pub struct Quote {
 }
 
 impl Quote {
-    pub(super) fn read(
-        answer: &Answer<'_>,
+    pub(super) fn from_response(
+        response: &ResponseFields<'_>,
         expected: &[u8; REPORT_DATA_LEN],
     ) -> Result<Self, AgentError> {
-        let malformed = |field, why| answer.malformed(field, why);
-        let quote = TdQuote::parse(&answer.hex("quote", MAX_QUOTE_LEN)?)
+        let malformed = |field, why| response.malformed(field, why);
+        let quote = TdQuote::parse(&response.hex("quote", MAX_QUOTE_LEN)?)
             .map_err(|_| malformed("quote", "is no TDX quote"))?;
         if quote.report().report_data() != expected {
             return Err(malformed(
@@ -38,21 +38,21 @@ impl Quote {
                 "is over other report data than asked for",
             ));
         }
-        if answer.hex("report_data", REPORT_DATA_LEN)? != expected {
+        if response.hex("report_data", REPORT_DATA_LEN)? != expected {
             return Err(malformed("report_data", "is not what was asked for"));
         }
-        let event_log = answer.text("event_log", MAX_AGENT_RESPONSE_LEN)?;
+        let event_log = response.text("event_log", MAX_AGENT_RESPONSE_LEN)?;
         serde_json::from_str::<IgnoredAny>(&event_log)
             .map_err(|_| malformed("event_log", "holds no JSON"))?;
-        let attestation = match answer.raw("attestation") {
+        let attestation = match response.raw("attestation") {
             None | Some(r#""""#) => None,
-            Some(_) => Some(answer.hex("attestation", MAX_ENVELOPE_LEN)?),
+            Some(_) => Some(response.hex("attestation", MAX_ENVELOPE_LEN)?),
         };
         Ok(Self {
             quote,
             report_data: *expected,
             event_log,
-            vm_config: answer.text_or_empty("vm_config", MAX_AGENT_TEXT_LEN)?,
+            vm_config: response.text_or_empty("vm_config", MAX_AGENT_TEXT_LEN)?,
             attestation,
         })
     }
@@ -60,16 +60,16 @@ impl Quote {
 
 /// The envelope that `Attest` answers, if it is over `expected`.
 pub(super) fn envelope(
-    answer: &Answer<'_>,
+    response: &ResponseFields<'_>,
     expected: &[u8; REPORT_DATA_LEN],
 ) -> Result<Vec<u8>, AgentError> {
     const FIELD: &str = "attestation";
-    let envelope = answer.hex(FIELD, MAX_ENVELOPE_LEN)?;
-    let evidence = UnboundEvidence::open(&envelope)
-        .map_err(|_| answer.malformed(FIELD, "is no attestation of a TD"))?;
+    let envelope = response.hex(FIELD, MAX_ENVELOPE_LEN)?;
+    let evidence = UnboundEvidence::from_envelope(&envelope)
+        .map_err(|_| response.malformed(FIELD, "is no attestation of a TD"))?;
     let stated = evidence.stated_report_data.unwrap_or(*expected);
     if evidence.quote().report().report_data() != expected || stated != *expected {
-        return Err(answer.malformed(FIELD, "is over other report data than asked for"));
+        return Err(response.malformed(FIELD, "is over other report data than asked for"));
     }
     Ok(envelope)
 }

@@ -13,13 +13,13 @@ use super::{AgentError, Method};
 use crate::values::HexError;
 
 /// A JSON object whose fields have not been read. Unknown ones are ignored.
-pub(super) struct Answer<'a> {
+pub(super) struct ResponseFields<'a> {
     method: Method,
     fields: HashMap<String, &'a RawValue>,
 }
 
-impl<'a> Answer<'a> {
-    pub(super) fn read(method: Method, body: &'a [u8]) -> Result<Self, AgentError> {
+impl<'a> ResponseFields<'a> {
+    pub(super) fn parse(method: Method, body: &'a [u8]) -> Result<Self, AgentError> {
         let fields = serde_json::from_slice(body).map_err(|_| AgentError::NotJson { method })?;
         Ok(Self { method, fields })
     }
@@ -106,7 +106,7 @@ impl<'a> Answer<'a> {
     }
 
     /// A value of fixed length in hex.
-    pub(super) fn measured<T: FromStr<Err = HexError>>(
+    pub(super) fn hex_value<T: FromStr<Err = HexError>>(
         &self,
         field: &'static str,
     ) -> Result<T, AgentError> {
@@ -116,13 +116,13 @@ impl<'a> Answer<'a> {
     }
 
     /// The same, `None` if the agent has no such field, or leaves it empty.
-    pub(super) fn measured_if_any<T: FromStr<Err = HexError>>(
+    pub(super) fn optional_hex_value<T: FromStr<Err = HexError>>(
         &self,
         field: &'static str,
     ) -> Result<Option<T>, AgentError> {
         match self.raw(field) {
             None | Some(r#""""#) => Ok(None),
-            Some(_) => self.measured(field).map(Some),
+            Some(_) => self.hex_value(field).map(Some),
         }
     }
 }

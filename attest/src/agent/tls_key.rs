@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use super::AgentError;
 use super::pem::{self, Label};
-use super::response::Answer;
+use super::response::ResponseFields;
 use crate::certificate::{Extensions, Leaf};
 use crate::chain::fingerprint;
 use crate::evidence::UnboundEvidence;
@@ -55,11 +55,14 @@ pub struct TlsKey {
 }
 
 impl TlsKey {
-    pub(super) fn read(answer: &Answer<'_>, request: &TlsKeyRequest) -> Result<Self, AgentError> {
+    pub(super) fn from_response(
+        response: &ResponseFields<'_>,
+        request: &TlsKeyRequest,
+    ) -> Result<Self, AgentError> {
         const CHAIN: &str = "certificate_chain";
-        let key = pem::private_key(answer)?;
-        let chain = pem::certificates(answer, CHAIN, answer.texts(CHAIN)?)?;
-        let malformed = |field, why| answer.malformed(field, why);
+        let key = pem::private_key(response)?;
+        let chain = pem::certificates(response, CHAIN, response.texts(CHAIN)?)?;
+        let malformed = |field, why| response.malformed(field, why);
         let der = chain.first().map(Vec::as_slice).unwrap_or_default();
         let leaf = Leaf::parse(der).map_err(|_| malformed(CHAIN, "holds no certificate"))?;
         let spki =
@@ -67,7 +70,7 @@ impl TlsKey {
         if spki != leaf.spki() {
             return Err(malformed("key", "is not the key of the certificate"));
         }
-        if request.usage_ra_tls && !is_bound(leaf.extensions(), &spki) {
+        if request.usage_ra_tls && !has_bound_evidence(leaf.extensions(), &spki) {
             return Err(malformed(
                 CHAIN,
                 "carries no evidence that is bound to its key",
@@ -143,6 +146,7 @@ fn spki_of(pkcs8: &[u8]) -> Option<Vec<u8>> {
     Some([&P256_SPKI, pair.public_key().as_ref()].concat())
 }
 
-fn is_bound(extensions: &Extensions<'_>, spki: &[u8]) -> bool {
-    UnboundEvidence::read(extensions).is_ok_and(|evidence| evidence.check_binding(spki).is_ok())
+fn has_bound_evidence(extensions: &Extensions<'_>, spki: &[u8]) -> bool {
+    UnboundEvidence::from_extensions(extensions)
+        .is_ok_and(|evidence| evidence.check_binding(spki).is_ok())
 }

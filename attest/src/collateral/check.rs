@@ -12,7 +12,7 @@ use x509_parser::revocation_list::CertificateRevocationList;
 
 use super::error::{CollateralError, Part};
 use super::set::Collateral;
-use super::validity::{Window, certificate, crl, pem};
+use super::validity::{Validity, certificate, crl, pem};
 
 impl Collateral {
     /// Verifies every signature up to `root` (DER), that nothing on the way is revoked, and every date
@@ -23,7 +23,7 @@ impl Collateral {
     pub fn check(&self, root: &[u8], now: u64) -> Result<(), CollateralError> {
         let qvl = self.as_qvl();
         let root = certificate(Part::Root, root)?;
-        in_date(Part::Root, window_of(&root), now)?;
+        check_validity(Part::Root, validity_of(&root), now)?;
 
         let root_crl = crl(Part::RootCrl, &qvl.root_ca_crl)?;
         check_crl(Part::RootCrl, &root_crl, &root, now)?;
@@ -57,8 +57,8 @@ impl Collateral {
         )?;
 
         // What is left of the windows are the dates of the JSON.
-        in_date(Part::TcbInfo, self.tcb_info_window(), now)?;
-        in_date(Part::QeIdentity, self.qe_identity_window(), now)?;
+        check_validity(Part::TcbInfo, self.tcb_info_validity(), now)?;
+        check_validity(Part::QeIdentity, self.qe_identity_validity(), now)?;
         Ok(())
     }
 }
@@ -80,7 +80,7 @@ fn check_issued(
     signer
         .verify_signature(Some(root.public_key()))
         .map_err(|_| CollateralError::BadSignature { part })?;
-    in_date(part, window_of(&signer), now)?;
+    check_validity(part, validity_of(&signer), now)?;
     not_revoked(part, &signer, root_crl)?;
     drop(signer);
     Ok(der)
@@ -97,9 +97,9 @@ fn check_crl(
     }
     crl.verify_signature(issuer.public_key())
         .map_err(|_| CollateralError::BadSignature { part })?;
-    let mut window = Window::default();
-    window.crl(part, crl.as_raw())?;
-    in_date(part, window, now)
+    let mut validity = Validity::default();
+    validity.crl(part, crl.as_raw())?;
+    check_validity(part, validity, now)
 }
 
 fn not_revoked(
@@ -131,22 +131,22 @@ fn check_json(
         .map_err(|_| CollateralError::BadSignature { part })
 }
 
-fn window_of(certificate: &X509Certificate<'_>) -> Window {
-    let mut window = Window::default();
-    window.certificate(certificate);
-    window
+fn validity_of(certificate: &X509Certificate<'_>) -> Validity {
+    let mut validity = Validity::default();
+    validity.certificate(certificate);
+    validity
 }
 
-fn in_date(part: Part, window: Window, now: u64) -> Result<(), CollateralError> {
-    if now < window.from {
+fn check_validity(part: Part, validity: Validity, now: u64) -> Result<(), CollateralError> {
+    if now < validity.from {
         Err(CollateralError::NotYetValid {
             part,
-            from: window.from,
+            from: validity.from,
         })
-    } else if now >= window.until {
+    } else if now >= validity.until {
         Err(CollateralError::Expired {
             part,
-            at: window.until,
+            at: validity.until,
         })
     } else {
         Ok(())

@@ -29,11 +29,11 @@ pub enum LoadError {
 
 /// A folder with collateral.
 #[derive(Clone, Debug)]
-pub struct Disk {
+pub struct DiskCache {
     folder: PathBuf,
 }
 
-impl Disk {
+impl DiskCache {
     /// The folder need not exist yet.
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>) -> Self {

@@ -7,7 +7,7 @@ use reqwest::redirect::Policy;
 
 use super::error::CollateralError;
 use super::key::CollateralKey;
-use super::pccs::{Answer, Answers, Question, Source};
+use super::pccs::{PccsResponse, PccsResponses, Resource, Source};
 use super::set::Collateral;
 use crate::limits::MAX_PCCS_RESPONSE_LEN;
 
@@ -58,7 +58,7 @@ pub enum FetchError {
     },
     /// The connection broke in the middle of an answer.
     #[error("the PCCS's answer broke off")]
-    BrokenOff,
+    Truncated,
     /// The answers are not the collateral that was asked for, or not genuine.
     #[error(transparent)]
     Collateral(#[from] CollateralError),
@@ -79,7 +79,7 @@ impl FetchError {
             Self::Timeout => "timeout",
             Self::Status(_) => "status",
             Self::TooLarge { .. } => "too_large",
-            Self::BrokenOff => "broken_off",
+            Self::Truncated => "broken_off",
             Self::Collateral(error) => error.code(),
             Self::NoSource => "no_source",
             Self::Client(_) => "client",
@@ -142,21 +142,25 @@ impl Fetcher {
     /// [`FetchError`].
     pub async fn fetch(&self, key: CollateralKey) -> Result<Collateral, FetchError> {
         let all = async {
-            Ok(Answers {
-                pck_crl: self.ask(Question::PckCrl, key).await?,
-                root_crl: self.ask(Question::RootCrl, key).await?,
-                tcb_info: self.ask(Question::TcbInfo, key).await?,
-                qe_identity: self.ask(Question::QeIdentity, key).await?,
+            Ok(PccsResponses {
+                pck_crl: self.get(Resource::PckCrl, key).await?,
+                root_crl: self.get(Resource::RootCrl, key).await?,
+                tcb_info: self.get(Resource::TcbInfo, key).await?,
+                qe_identity: self.get(Resource::QeIdentity, key).await?,
             })
         };
-        let answers: Result<Answers, FetchError> = tokio::time::timeout(self.deadline, all)
+        let answers: Result<PccsResponses, FetchError> = tokio::time::timeout(self.deadline, all)
             .await
             .map_err(|_| FetchError::Timeout)?;
         Ok(answers?.into_collateral(key)?)
     }
 
-    async fn ask(&self, question: Question, key: CollateralKey) -> Result<Answer, FetchError> {
-        let sent = self.client.get(self.source.url(question, key)).send().await;
+    async fn get(
+        &self,
+        resource: Resource,
+        key: CollateralKey,
+    ) -> Result<PccsResponse, FetchError> {
+        let sent = self.client.get(self.source.url(resource, key)).send().await;
         let mut response = sent.map_err(|error| classify(&error, FetchError::Connect))?;
         if response.status() != 200 {
             return Err(FetchError::Status(response.status().as_u16()));
@@ -172,7 +176,7 @@ impl Fetcher {
             return Err(too_large);
         }
         let header = |name: &&str| response.headers().get(*name).and_then(|v| v.to_str().ok());
-        let chain = question
+        let chain = resource
             .chain_headers()
             .iter()
             .find_map(header)
@@ -181,14 +185,14 @@ impl Fetcher {
         while let Some(chunk) = response
             .chunk()
             .await
-            .map_err(|error| classify(&error, FetchError::BrokenOff))?
+            .map_err(|error| classify(&error, FetchError::Truncated))?
         {
             if body.len() + chunk.len() > MAX_PCCS_RESPONSE_LEN {
                 return Err(too_large);
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(Answer { body, chain })
+        Ok(PccsResponse { body, chain })
     }
 }
 

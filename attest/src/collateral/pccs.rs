@@ -99,14 +99,14 @@ impl fmt::Debug for Source {
 
 /// One of the four questions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Question {
+pub(super) enum Resource {
     PckCrl,
     RootCrl,
     TcbInfo,
     QeIdentity,
 }
 
-impl Question {
+impl Resource {
     /// The header that holds the issuer chain, in either of its spellings; the root CRL has none.
     pub(super) fn chain_headers(self) -> &'static [&'static str] {
         match self {
@@ -128,24 +128,24 @@ impl Question {
 }
 
 impl Source {
-    pub(super) fn url(&self, question: Question, key: CollateralKey) -> String {
+    pub(super) fn url(&self, resource: Resource, key: CollateralKey) -> String {
         let base = &self.base;
-        match question {
-            Question::PckCrl => {
+        match resource {
+            Resource::PckCrl => {
                 format!(
                     "{base}/sgx/certification/v4/pckcrl?ca={}&encoding=der",
                     key.ca.as_str()
                 )
             }
-            Question::RootCrl if self.is_intel => INTEL_ROOT_CRL.to_owned(),
-            Question::RootCrl => format!("{base}/sgx/certification/v4/rootcacrl"),
-            Question::TcbInfo => {
+            Resource::RootCrl if self.is_intel => INTEL_ROOT_CRL.to_owned(),
+            Resource::RootCrl => format!("{base}/sgx/certification/v4/rootcacrl"),
+            Resource::TcbInfo => {
                 format!(
                     "{base}/tdx/certification/v4/tcb?fmspc={}&update=standard",
                     key.fmspc
                 )
             }
-            Question::QeIdentity => {
+            Resource::QeIdentity => {
                 format!("{base}/tdx/certification/v4/qe/identity?update=standard")
             }
         }
@@ -153,17 +153,17 @@ impl Source {
 }
 
 /// One answer: the body, and the issuer chain still URL-encoded.
-pub(super) struct Answer {
+pub(super) struct PccsResponse {
     pub(super) body: Vec<u8>,
     pub(super) chain: Option<String>,
 }
 
 /// All four answers.
-pub(super) struct Answers {
-    pub(super) pck_crl: Answer,
-    pub(super) root_crl: Answer,
-    pub(super) tcb_info: Answer,
-    pub(super) qe_identity: Answer,
+pub(super) struct PccsResponses {
+    pub(super) pck_crl: PccsResponse,
+    pub(super) root_crl: PccsResponse,
+    pub(super) tcb_info: PccsResponse,
+    pub(super) qe_identity: PccsResponse,
 }
 
 #[derive(Deserialize)]
@@ -180,32 +180,32 @@ struct QeIdentityBody<'a> {
     signature: &'a str,
 }
 
-impl Answers {
+impl PccsResponses {
     /// The collateral that the answers make up. Not verified.
     pub(super) fn into_collateral(self, key: CollateralKey) -> Result<Collateral, CollateralError> {
         let not_signed =
-            |question: Question| malformed(question.part(), "no signed document in JSON");
+            |resource: Resource| malformed(resource.part(), "no signed document in JSON");
         let tcb: TcbInfoBody<'_> = serde_json::from_slice(&self.tcb_info.body)
-            .map_err(|_| not_signed(Question::TcbInfo))?;
+            .map_err(|_| not_signed(Resource::TcbInfo))?;
         let qe: QeIdentityBody<'_> = serde_json::from_slice(&self.qe_identity.body)
-            .map_err(|_| not_signed(Question::QeIdentity))?;
-        let signature = |question: Question, text: &str| {
-            hex::decode(text).map_err(|_| malformed(question.part(), "the signature is no hex"))
+            .map_err(|_| not_signed(Resource::QeIdentity))?;
+        let signature = |resource: Resource, text: &str| {
+            hex::decode(text).map_err(|_| malformed(resource.part(), "the signature is no hex"))
         };
         let collateral = Collateral::parse(QuoteCollateralV3 {
             // The exact bytes that Intel signed, not a JSON value written anew.
             tcb_info: tcb.document.get().to_owned(),
-            tcb_info_signature: signature(Question::TcbInfo, tcb.signature)?,
-            tcb_info_issuer_chain: chain(Question::TcbInfo, self.tcb_info.chain.as_deref())?,
+            tcb_info_signature: signature(Resource::TcbInfo, tcb.signature)?,
+            tcb_info_issuer_chain: chain(Resource::TcbInfo, self.tcb_info.chain.as_deref())?,
             qe_identity: qe.document.get().to_owned(),
-            qe_identity_signature: signature(Question::QeIdentity, qe.signature)?,
+            qe_identity_signature: signature(Resource::QeIdentity, qe.signature)?,
             qe_identity_issuer_chain: chain(
-                Question::QeIdentity,
+                Resource::QeIdentity,
                 self.qe_identity.chain.as_deref(),
             )?,
-            pck_crl_issuer_chain: chain(Question::PckCrl, self.pck_crl.chain.as_deref())?,
-            pck_crl: crl(Question::PckCrl, self.pck_crl.body)?,
-            root_ca_crl: crl(Question::RootCrl, self.root_crl.body)?,
+            pck_crl_issuer_chain: chain(Resource::PckCrl, self.pck_crl.chain.as_deref())?,
+            pck_crl: crl(Resource::PckCrl, self.pck_crl.body)?,
+            root_ca_crl: crl(Resource::RootCrl, self.root_crl.body)?,
             pck_certificate_chain: None,
         })?;
         match collateral.key() == key {
@@ -217,22 +217,22 @@ impl Answers {
 
 /// DER as it is, or hex text of DER. They cannot be mixed up: DER begins with the byte 0x30 and then a
 /// length above 0x7f, hex text has no byte above 0x7f.
-fn crl(question: Question, body: Vec<u8>) -> Result<Vec<u8>, CollateralError> {
+fn crl(resource: Resource, body: Vec<u8>) -> Result<Vec<u8>, CollateralError> {
     let text = body.trim_ascii();
     if text.iter().all(u8::is_ascii_hexdigit) {
         return hex::decode(text)
-            .map_err(|_| malformed(question.part(), "an odd number of hex digits"));
+            .map_err(|_| malformed(resource.part(), "an odd number of hex digits"));
     }
     Ok(body)
 }
 
-fn chain(question: Question, encoded: Option<&str>) -> Result<String, CollateralError> {
-    let encoded = encoded.ok_or(malformed(question.part(), "no issuer chain in the headers"))?;
+fn chain(resource: Resource, encoded: Option<&str>) -> Result<String, CollateralError> {
+    let encoded = encoded.ok_or(malformed(resource.part(), "no issuer chain in the headers"))?;
     if encoded.len() > 3 * MAX_ISSUER_CHAIN_LEN {
-        return Err(malformed(question.part(), "the issuer chain is too long"));
+        return Err(malformed(resource.part(), "the issuer chain is too long"));
     }
     percent_decode(encoded).ok_or(malformed(
-        question.part(),
+        resource.part(),
         "the issuer chain is not URL-encoded text",
     ))
 }

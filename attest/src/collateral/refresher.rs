@@ -13,15 +13,15 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{Id, JoinSet};
 use tokio::time::sleep;
 
-use super::disk_cache::Disk;
+use super::disk_cache::DiskCache;
 use super::fetch::{FetchError, Fetcher};
 use super::key::CollateralKey;
 use super::set::Collateral;
-use super::store::{Event, Snapshot, Store, Wanted};
+use super::store::{Event, RequestOutcome, Snapshot, Store};
 use crate::limits::{MAX_COLLATERAL_REQUESTS, MAX_COLLATERAL_WAITERS};
 
 /// Longest sleep: the clock of the wall may be set meanwhile.
-const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+const MAX_SLEEP: Duration = Duration::from_secs(60);
 
 /// Why there is no collateral for a quote.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,11 +43,11 @@ pub enum Unavailable {
     Ended,
 }
 
-type Answer = Result<Arc<Collateral>, Unavailable>;
+type CollateralResult = Result<Arc<Collateral>, Unavailable>;
 
 enum Request {
-    Want(CollateralKey, oneshot::Sender<Answer>),
-    Offer(Box<Collateral>),
+    Get(CollateralKey, oneshot::Sender<CollateralResult>),
+    Import(Box<Collateral>),
 }
 
 /// The way to the keeper. Cheap to clone; works from any thread.
@@ -77,8 +77,10 @@ impl Handle {
     ///
     /// # Errors
     /// [`Unavailable`], at the latest after the fetcher's deadline.
-    pub async fn want(&self, key: CollateralKey) -> Answer {
-        self.ask(key)?.await.map_err(|_| Unavailable::Ended)?
+    pub async fn request(&self, key: CollateralKey) -> CollateralResult {
+        self.send_request(key)?
+            .await
+            .map_err(|_| Unavailable::Ended)?
     }
 
     /// Hands in collateral from elsewhere, such as a file: it is verified and merged as a fetched one is,
@@ -86,13 +88,16 @@ impl Handle {
     ///
     /// # Errors
     /// [`Unavailable::Busy`] or [`Unavailable::Ended`].
-    pub fn offer(&self, collateral: Collateral) -> Result<(), Unavailable> {
-        self.send(Request::Offer(Box::new(collateral)))
+    pub fn import(&self, collateral: Collateral) -> Result<(), Unavailable> {
+        self.send(Request::Import(Box::new(collateral)))
     }
 
-    fn ask(&self, key: CollateralKey) -> Result<oneshot::Receiver<Answer>, Unavailable> {
+    fn send_request(
+        &self,
+        key: CollateralKey,
+    ) -> Result<oneshot::Receiver<CollateralResult>, Unavailable> {
         let (answer, receiver) = oneshot::channel();
-        self.send(Request::Want(key, answer))?;
+        self.send(Request::Get(key, answer))?;
         Ok(receiver)
     }
 
@@ -107,7 +112,7 @@ impl Handle {
 }
 
 /// What the keeper needs of the world.
-pub struct Surroundings {
+pub struct Environment {
     /// Unix seconds.
     pub now: Box<dyn FnMut() -> u64 + Send>,
     /// Any numbers: they spread attempts in time, and protect nothing.
@@ -118,42 +123,42 @@ pub struct Surroundings {
 
 /// What a task does, and for which key: what is left to know of one that has panicked.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Work {
+enum TaskKind {
     Fetch(CollateralKey),
     Store(CollateralKey),
 }
 
-enum Done {
+enum TaskResult {
     Fetched(Box<Result<Collateral, FetchError>>),
     Stored(Result<(), String>),
 }
 
 /// Keeps collateral fresh until all its handles are gone.
-pub struct Keeper {
+pub struct Refresher {
     store: Store,
     fetcher: Option<Fetcher>,
-    disk: Option<Disk>,
-    around: Surroundings,
+    disk: Option<DiskCache>,
+    environment: Environment,
     requests: mpsc::Receiver<Request>,
     snapshot: Arc<ArcSwap<Snapshot>>,
-    waiters: BTreeMap<CollateralKey, Vec<oneshot::Sender<Answer>>>,
-    work: JoinSet<Done>,
+    waiters: BTreeMap<CollateralKey, Vec<oneshot::Sender<CollateralResult>>>,
+    tasks: JoinSet<TaskResult>,
     /// What each task does: at most [`MAX_CONCURRENT_FETCHES`](super::MAX_CONCURRENT_FETCHES) fetch, and each key has at most
     /// one copy being written.
-    working: BTreeMap<Id, Work>,
+    task_kinds: BTreeMap<Id, TaskKind>,
     /// Keys whose content has changed while an older copy was being written.
-    unsaved: BTreeSet<CollateralKey>,
+    pending_saves: BTreeSet<CollateralKey>,
 }
 
-impl Keeper {
+impl Refresher {
     /// A keeper of `store`. Without a fetcher it only knows what is on disk or offered; without a disk
     /// a restart begins with nothing.
     #[must_use]
     pub fn new(
         store: Store,
         fetcher: Option<Fetcher>,
-        disk: Option<Disk>,
-        around: Surroundings,
+        disk: Option<DiskCache>,
+        environment: Environment,
     ) -> (Self, Handle) {
         let (sender, requests) = mpsc::channel(MAX_COLLATERAL_REQUESTS);
         let snapshot = Arc::new(ArcSwap::new(Arc::clone(store.snapshot())));
@@ -161,19 +166,19 @@ impl Keeper {
             snapshot: Arc::clone(&snapshot),
             requests: sender,
         };
-        let keeper = Self {
+        let refresher = Self {
             store,
             fetcher,
             disk,
-            around,
+            environment,
             requests,
             snapshot,
             waiters: BTreeMap::new(),
-            work: JoinSet::new(),
-            working: BTreeMap::new(),
-            unsaved: BTreeSet::new(),
+            tasks: JoinSet::new(),
+            task_kinds: BTreeMap::new(),
+            pending_saves: BTreeSet::new(),
         };
-        (keeper, handle)
+        (refresher, handle)
     }
 
     /// Takes what is on disk and still verifies. Reads files: call it before the runtime is busy. What
@@ -184,7 +189,7 @@ impl Keeper {
             Ok(loaded) => loaded,
             Err(error) => {
                 let file = disk.folder().display().to_string();
-                (self.around.events)(Event::NotLoaded {
+                (self.environment.events)(Event::NotLoaded {
                     file,
                     why: error.to_string(),
                 });
@@ -192,16 +197,16 @@ impl Keeper {
             }
         };
         for (path, read) in loaded {
-            let (now, random) = ((self.around.now)(), (self.around.random)());
+            let (now, random) = ((self.environment.now)(), (self.environment.random)());
             let taken = read
                 .map_err(|error| error.to_string())
                 .and_then(|collateral| {
                     self.store
-                        .offer(collateral, now, random)
+                        .import(collateral, now, random)
                         .map_err(|error| error.to_string())
                 });
             let file = path.display().to_string();
-            (self.around.events)(taken.unwrap_or_else(|why| Event::NotLoaded { file, why }));
+            (self.environment.events)(taken.unwrap_or_else(|why| Event::NotLoaded { file, why }));
         }
         self.publish();
     }
@@ -209,37 +214,39 @@ impl Keeper {
     /// The loop. Ends when all handles are gone.
     pub async fn run(mut self) {
         loop {
-            self.start_flights();
-            for event in self.store.tick((self.around.now)()) {
-                (self.around.events)(event);
+            self.start_fetches();
+            for event in self.store.tick((self.environment.now)()) {
+                (self.environment.events)(event);
             }
-            let pause = self.pause();
+            let sleep_time = self.time_to_next_wake();
             tokio::select! {
                 request = self.requests.recv() => match request {
-                    Some(Request::Want(key, answer)) => self.want(key, answer),
-                    Some(Request::Offer(collateral)) => self.offer(*collateral),
+                    Some(Request::Get(key, answer)) => self.request(key, answer),
+                    Some(Request::Import(collateral)) => self.import(*collateral),
                     None => return,
                 },
-                Some(ended) = self.work.join_next_with_id() => match ended {
-                    Ok((id, done)) => self.done(id, Some(done)),
+                Some(ended) = self.tasks.join_next_with_id() => match ended {
+                    Ok((id, done)) => self.task_finished(id, Some(done)),
                     // It has panicked, or the runtime ends: it is over all the same.
-                    Err(error) => self.done(error.id(), None),
+                    Err(error) => self.task_finished(error.id(), None),
                 },
-                () = sleep(pause) => {}
+                () = sleep(sleep_time) => {}
             }
         }
     }
 
-    fn done(&mut self, id: Id, done: Option<Done>) {
-        match (self.working.remove(&id), done) {
-            (Some(Work::Fetch(key)), Some(Done::Fetched(result))) => self.fetched(key, *result),
-            (Some(Work::Fetch(key)), _) => self.fetched(key, Err(FetchError::BrokenOff)),
-            (Some(Work::Store(key)), done) => {
-                if let Some(Done::Stored(Err(why))) = done {
-                    (self.around.events)(Event::NotStored { key, why });
+    fn task_finished(&mut self, id: Id, done: Option<TaskResult>) {
+        match (self.task_kinds.remove(&id), done) {
+            (Some(TaskKind::Fetch(key)), Some(TaskResult::Fetched(result))) => {
+                self.fetched(key, *result)
+            }
+            (Some(TaskKind::Fetch(key)), _) => self.fetched(key, Err(FetchError::Truncated)),
+            (Some(TaskKind::Store(key)), done) => {
+                if let Some(TaskResult::Stored(Err(why))) = done {
+                    (self.environment.events)(Event::NotStored { key, why });
                 }
-                if self.unsaved.remove(&key) {
-                    let now = (self.around.now)();
+                if self.pending_saves.remove(&key) {
+                    let now = (self.environment.now)();
                     self.save(key, now);
                 }
             }
@@ -247,43 +254,46 @@ impl Keeper {
         }
     }
 
-    fn start_flights(&mut self) {
-        while let Some(key) = self.store.next_due((self.around.now)()) {
+    fn start_fetches(&mut self) {
+        while let Some(key) = self.store.next_due((self.environment.now)()) {
             match self.fetcher.clone() {
                 Some(fetcher) => {
-                    let flight = async move { Done::Fetched(Box::new(fetcher.fetch(key).await)) };
-                    let id = self.work.spawn(flight).id();
-                    self.working.insert(id, Work::Fetch(key));
+                    let fetch =
+                        async move { TaskResult::Fetched(Box::new(fetcher.fetch(key).await)) };
+                    let id = self.tasks.spawn(fetch).id();
+                    self.task_kinds.insert(id, TaskKind::Fetch(key));
                 }
                 None if self.waiters.contains_key(&key) => {
                     self.fetched(key, Err(FetchError::NoSource));
                 }
                 // That a machine without a PCCS cannot refresh is how it was set up: no event.
                 None => {
-                    let (now, random) = ((self.around.now)(), (self.around.random)());
+                    let (now, random) = ((self.environment.now)(), (self.environment.random)());
                     self.store
-                        .arrived(key, Err(FetchError::NoSource), now, random);
+                        .complete_fetch(key, Err(FetchError::NoSource), now, random);
                 }
             }
         }
     }
 
-    fn pause(&mut self) -> Duration {
-        let now = (self.around.now)();
+    fn time_to_next_wake(&mut self) -> Duration {
+        let now = (self.environment.now)();
         let until = self
             .store
             .next_wake()
             .map_or(u64::MAX, |at| at.saturating_sub(now).max(1));
-        Duration::from_secs(until).min(LONGEST_SLEEP)
+        Duration::from_secs(until).min(MAX_SLEEP)
     }
 
-    fn want(&mut self, key: CollateralKey, answer: oneshot::Sender<Answer>) {
+    fn request(&mut self, key: CollateralKey, answer: oneshot::Sender<CollateralResult>) {
         // Who has stopped waiting is not told; a closed channel is no error.
-        let reply = match self.store.want(key, (self.around.now)()) {
-            Wanted::Held(held) => Ok(held),
-            Wanted::NotBefore { last, .. } => Err(Unavailable::Failed { key, error: last }),
-            Wanted::Full => Err(Unavailable::Busy),
-            Wanted::Coming => {
+        let reply = match self.store.request(key, (self.environment.now)()) {
+            RequestOutcome::Cached(held) => Ok(held),
+            RequestOutcome::BackingOff { last, .. } => {
+                Err(Unavailable::Failed { key, error: last })
+            }
+            RequestOutcome::Full => Err(Unavailable::Busy),
+            RequestOutcome::Pending => {
                 if self.waiters.values().map(Vec::len).sum::<usize>() < MAX_COLLATERAL_WAITERS {
                     self.waiters.entry(key).or_default().push(answer);
                     return;
@@ -294,27 +304,27 @@ impl Keeper {
         let _ = answer.send(reply);
     }
 
-    fn offer(&mut self, collateral: Collateral) {
+    fn import(&mut self, collateral: Collateral) {
         let key = collateral.key();
-        let (now, random) = ((self.around.now)(), (self.around.random)());
-        let event = match self.store.offer(collateral, now, random) {
+        let (now, random) = ((self.environment.now)(), (self.environment.random)());
+        let event = match self.store.import(collateral, now, random) {
             Ok(event) => event,
             Err(error) => Event::NotLoaded {
                 file: key.to_string(),
                 why: error.to_string(),
             },
         };
-        self.settle(key, event, now);
+        self.finish(key, event, now);
     }
 
     fn fetched(&mut self, key: CollateralKey, result: Result<Collateral, FetchError>) {
-        let (now, random) = ((self.around.now)(), (self.around.random)());
-        let event = self.store.arrived(key, result, now, random);
-        self.settle(key, event, now);
+        let (now, random) = ((self.environment.now)(), (self.environment.random)());
+        let event = self.store.complete_fetch(key, result, now, random);
+        self.finish(key, event, now);
     }
 
     /// After anything has come: readers, waiters and the disk get it, and the event is told.
-    fn settle(&mut self, key: CollateralKey, event: Event, now: u64) {
+    fn finish(&mut self, key: CollateralKey, event: Event, now: u64) {
         self.publish();
         let answer = match (&event, self.store.snapshot().get(key, now)) {
             (_, Some(held)) => Some(Ok(Arc::clone(held))),
@@ -333,21 +343,26 @@ impl Keeper {
         if let Event::Refreshed { changed: true, .. } = event {
             self.save(key, now);
         }
-        (self.around.events)(event);
+        (self.environment.events)(event);
     }
 
     fn save(&mut self, key: CollateralKey, now: u64) {
         let Some(disk) = self.disk.clone() else {
             return;
         };
-        if self.working.values().any(|work| *work == Work::Store(key)) {
-            self.unsaved.insert(key);
+        if self
+            .task_kinds
+            .values()
+            .any(|work| *work == TaskKind::Store(key))
+        {
+            self.pending_saves.insert(key);
             return;
         }
         if let Some(held) = self.store.snapshot().get(key, now).cloned() {
-            let save = move || Done::Stored(disk.save(&held).map_err(|error| error.to_string()));
-            let id = self.work.spawn_blocking(save).id();
-            self.working.insert(id, Work::Store(key));
+            let save =
+                move || TaskResult::Stored(disk.save(&held).map_err(|error| error.to_string()));
+            let id = self.tasks.spawn_blocking(save).id();
+            self.task_kinds.insert(id, TaskKind::Store(key));
         }
     }
 

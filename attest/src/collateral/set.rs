@@ -7,13 +7,13 @@ use sha2::{Digest, Sha256};
 
 use super::error::{CollateralError, Part};
 use super::key::{CaType, CollateralKey, parse_fmspc};
-use super::validity::{Window, crl, first_of_chain, malformed};
+use super::validity::{Validity, crl, first_of_chain, malformed};
 use crate::denial::Denial;
 use crate::limits::{MAX_COLLATERAL_JSON_LEN, MAX_COLLATERAL_PART_LEN, MAX_ISSUER_CHAIN_LEN};
 
 /// How new a signed JSON document is: Intel's evaluation number first, since it re-signs old
 /// evaluations with new dates, then the date of issue.
-type Age = (u32, u64);
+type Freshness = (u32, u64);
 
 /// One set of collateral for one [`CollateralKey`], parsed.
 ///
@@ -32,10 +32,10 @@ pub struct Collateral {
 /// When each part that is signed by itself holds, with its issuer chain, and how new it is.
 #[derive(Clone)]
 struct Parts {
-    tcb_info: (Window, Age),
-    qe_identity: (Window, Age),
-    root_crl: (Window, u64),
-    pck_crl: (Window, u64),
+    tcb_info: (Validity, Freshness),
+    qe_identity: (Validity, Freshness),
+    root_crl: (Validity, u64),
+    pck_crl: (Validity, u64),
 }
 
 impl Collateral {
@@ -71,14 +71,14 @@ impl Collateral {
             "the FMSPC is not six bytes of hex",
         ))?;
         let parts = Parts::read(&qvl, &tcb_info, &qe_identity)?;
-        let window = parts.window();
+        let validity = parts.validity();
         Ok(Self {
             key: CollateralKey {
                 fmspc,
                 ca: ca_of_crl(&qvl.pck_crl)?,
             },
-            valid_from: window.from,
-            expires_at: window.until,
+            valid_from: validity.from,
+            expires_at: validity.until,
             digest: digest(&qvl),
             parts,
             qvl,
@@ -86,7 +86,7 @@ impl Collateral {
     }
 
     /// Parses the JSON form of dcap-qvl's `QuoteCollateralV3` (byte fields as hex): what dcap-qvl's
-    /// own command line writes, and what [`Disk`](super::Disk) keeps.
+    /// own command line writes, and what [`DiskCache`](super::DiskCache) keeps.
     ///
     /// # Errors
     /// As [`Collateral::parse`].
@@ -167,7 +167,7 @@ impl Collateral {
 
     /// Whether dcap-qvl would take all dates at `now`.
     #[must_use]
-    pub fn holds_at(&self, now: u64) -> bool {
+    pub fn is_valid_at(&self, now: u64) -> bool {
         (self.valid_from..self.expires_at).contains(&now)
     }
 
@@ -186,8 +186,8 @@ impl Collateral {
     /// # Errors
     /// [`CollateralError::WrongKey`] if the two are for different platforms; otherwise none for two
     /// sets that were parsed.
-    pub fn newest_of(held: &Self, fetched: &Self, now: u64) -> Result<Self, CollateralError> {
-        let mut qvl = Self::newest_crls_of(held, fetched, now)?.qvl;
+    pub fn merge_newest(held: &Self, fetched: &Self, now: u64) -> Result<Self, CollateralError> {
+        let mut qvl = Self::merge_newest_crls(held, fetched, now)?.qvl;
         let (old, new) = (&held.parts, &fetched.parts);
         if new.tcb_info.1 <= old.tcb_info.1 && old.tcb_info.0.contains(now) {
             qvl.tcb_info.clone_from(&held.qvl.tcb_info);
@@ -210,8 +210,12 @@ impl Collateral {
     /// revoked the signer of what is held.
     ///
     /// # Errors
-    /// As [`Collateral::newest_of`].
-    pub fn newest_crls_of(held: &Self, fetched: &Self, now: u64) -> Result<Self, CollateralError> {
+    /// As [`Collateral::merge_newest`].
+    pub fn merge_newest_crls(
+        held: &Self,
+        fetched: &Self,
+        now: u64,
+    ) -> Result<Self, CollateralError> {
         if held.key != fetched.key {
             return Err(CollateralError::WrongKey);
         }
@@ -229,12 +233,12 @@ impl Collateral {
     }
 
     /// When the TCB info and its signer hold.
-    pub(super) fn tcb_info_window(&self) -> Window {
+    pub(super) fn tcb_info_validity(&self) -> Validity {
         self.parts.tcb_info.0
     }
 
     /// When the QE identity and its signer hold.
-    pub(super) fn qe_identity_window(&self) -> Window {
+    pub(super) fn qe_identity_validity(&self) -> Validity {
         self.parts.qe_identity.0
     }
 }
@@ -245,19 +249,19 @@ impl Parts {
         tcb_info: &TcbInfo,
         qe_identity: &QeIdentity,
     ) -> Result<Self, CollateralError> {
-        let mut tcb = Window::default();
+        let mut tcb = Validity::default();
         tcb.pem(Part::TcbInfoSigner, &qvl.tcb_info_issuer_chain)?;
         let tcb_issued = tcb.json(Part::TcbInfo, &tcb_info.issue_date, &tcb_info.next_update)?;
-        let mut qe = Window::default();
+        let mut qe = Validity::default();
         qe.pem(Part::QeIdentitySigner, &qvl.qe_identity_issuer_chain)?;
         let qe_issued = qe.json(
             Part::QeIdentity,
             &qe_identity.issue_date,
             &qe_identity.next_update,
         )?;
-        let mut root_crl = Window::default();
+        let mut root_crl = Validity::default();
         let root_crl_issued = root_crl.crl(Part::RootCrl, &qvl.root_ca_crl)?;
-        let mut pck_crl = Window::default();
+        let mut pck_crl = Validity::default();
         pck_crl.pem(Part::PckCa, &qvl.pck_crl_issuer_chain)?;
         let pck_crl_issued = pck_crl.crl(Part::PckCrl, &qvl.pck_crl)?;
         Ok(Self {
@@ -269,8 +273,8 @@ impl Parts {
     }
 
     /// The time in which all four hold.
-    fn window(&self) -> Window {
-        let mut all = Window::default();
+    fn validity(&self) -> Validity {
+        let mut all = Validity::default();
         for part in [
             self.tcb_info.0,
             self.qe_identity.0,

@@ -16,19 +16,19 @@ use crate::limits::{MAX_CONCURRENT_FETCHES, MAX_PLATFORM_FAMILIES};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {
     /// Refresh at least this often: how late a TCB recovery is learnt of.
-    pub every: u64,
+    pub refresh_interval: u64,
     /// Refresh when this little is left, or a quarter of the lifetime if that is less.
-    pub ahead: u64,
+    pub refresh_before_expiry: u64,
     /// Time between attempts when the PCCS has nothing newer although little is left.
-    pub again: u64,
+    pub late_retry_interval: u64,
     /// First wait after a failure; doubled for each further one.
-    pub backoff_first: u64,
+    pub initial_backoff: u64,
     /// Longest wait after failures, while something valid is held.
-    pub backoff_held: u64,
+    pub max_backoff_cached: u64,
     /// Longest wait after failures, while nothing valid is held.
-    pub backoff_cold: u64,
+    pub max_backoff_missing: u64,
     /// Warn when this little is left.
-    pub warn: u64,
+    pub warn_before_expiry: u64,
 }
 
 impl Default for Schedule {
@@ -36,13 +36,13 @@ impl Default for Schedule {
     /// after failures, at most a minute when sessions wait for it; a warning 3 days before the end.
     fn default() -> Self {
         Self {
-            every: 86_400,
-            ahead: 7 * 86_400,
-            again: 3_600,
-            backoff_first: 5,
-            backoff_held: 3_600,
-            backoff_cold: 60,
-            warn: 3 * 86_400,
+            refresh_interval: 86_400,
+            refresh_before_expiry: 7 * 86_400,
+            late_retry_interval: 3_600,
+            initial_backoff: 5,
+            max_backoff_cached: 3_600,
+            max_backoff_missing: 60,
+            warn_before_expiry: 3 * 86_400,
         }
     }
 }
@@ -101,13 +101,13 @@ pub enum Event {
 
 /// What [`Store::want`] says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wanted {
+pub enum RequestOutcome {
     /// Here it is.
-    Held(Arc<Collateral>),
+    Cached(Arc<Collateral>),
     /// It will be fetched, or is being fetched.
-    Coming,
+    Pending,
     /// The last attempt failed, and it is too early for another.
-    NotBefore {
+    BackingOff {
         /// Unix seconds.
         retry_at: u64,
         /// Why the last attempt failed.
@@ -136,7 +136,7 @@ impl Snapshot {
     pub fn get(&self, key: CollateralKey, now: u64) -> Option<&Arc<Collateral>> {
         self.held
             .get(&key)
-            .filter(|collateral| collateral.holds_at(now))
+            .filter(|collateral| collateral.is_valid_at(now))
     }
 
     /// All that is held, expired or not.
@@ -145,7 +145,7 @@ impl Snapshot {
     }
 
     /// Seconds until each set expires, for a metric: 0 for what has.
-    pub fn seconds_left(&self, now: u64) -> impl Iterator<Item = (CollateralKey, u64)> {
+    pub fn seconds_until_expiry(&self, now: u64) -> impl Iterator<Item = (CollateralKey, u64)> {
         self.held
             .iter()
             .map(move |(key, held)| (*key, held.expires_at().saturating_sub(now)))
@@ -161,19 +161,19 @@ struct Entry {
     wanted: bool,
     failures: u32,
     last: Option<FetchError>,
-    next_at: u64,
-    asked_at: u64,
-    warned: bool,
-    told_expired: bool,
+    next_attempt_at: u64,
+    requested_at: u64,
+    warning_reported: bool,
+    expiry_reported: bool,
 }
 
 impl Entry {
     fn holds(&self, now: u64) -> Option<&Arc<Collateral>> {
-        self.held.as_ref().filter(|held| held.holds_at(now))
+        self.held.as_ref().filter(|held| held.is_valid_at(now))
     }
 
     fn is_due(&self, now: u64) -> bool {
-        !self.in_flight && self.next_at <= now && (self.wanted || self.held.is_some())
+        !self.in_flight && self.next_attempt_at <= now && (self.wanted || self.held.is_some())
     }
 }
 
@@ -204,28 +204,28 @@ impl Store {
     }
 
     /// Asks for `key`; starts to keep it fresh, if it was not known.
-    pub fn want(&mut self, key: CollateralKey, now: u64) -> Wanted {
+    pub fn request(&mut self, key: CollateralKey, now: u64) -> RequestOutcome {
         if !self.entries.contains_key(&key) && !self.make_room() {
-            return Wanted::Full;
+            return RequestOutcome::Full;
         }
         let entry = self.entries.entry(key).or_default();
-        entry.asked_at = now;
+        entry.requested_at = now;
         if let Some(held) = entry.holds(now) {
-            return Wanted::Held(Arc::clone(held));
+            return RequestOutcome::Cached(Arc::clone(held));
         }
         if let Some(last) = entry
             .last
             .clone()
-            .filter(|_| !entry.in_flight && entry.next_at > now)
+            .filter(|_| !entry.in_flight && entry.next_attempt_at > now)
         {
-            return Wanted::NotBefore {
-                retry_at: entry.next_at,
+            return RequestOutcome::BackingOff {
+                retry_at: entry.next_attempt_at,
                 last,
             };
         }
         entry.wanted = true;
-        entry.next_at = entry.next_at.min(now);
-        Wanted::Coming
+        entry.next_attempt_at = entry.next_attempt_at.min(now);
+        RequestOutcome::Pending
     }
 
     /// Drops the family that was asked for longest ago, of those of which nothing is held.
@@ -237,14 +237,17 @@ impl Store {
             .entries
             .iter()
             .filter(|(_, e)| e.held.is_none() && !e.in_flight);
-        let Some(oldest) = idle.min_by_key(|(_, e)| e.asked_at).map(|(key, _)| *key) else {
+        let Some(oldest) = idle
+            .min_by_key(|(_, e)| e.requested_at)
+            .map(|(key, _)| *key)
+        else {
             return false;
         };
         self.entries.remove(&oldest);
         true
     }
 
-    /// A key to fetch now, if there is one. It is in flight until [`Store::arrived`] is called with it.
+    /// A key to fetch now, if there is one. It is in flight until [`Store::complete_fetch`] is called with it.
     pub fn next_due(&mut self, now: u64) -> Option<CollateralKey> {
         if self
             .entries
@@ -260,7 +263,7 @@ impl Store {
             .iter_mut()
             .filter(|(_, entry)| entry.is_due(now));
         // Those for whom sessions wait go first.
-        let (key, entry) = due.min_by_key(|(_, e)| (e.holds(now).is_some(), e.next_at))?;
+        let (key, entry) = due.min_by_key(|(_, e)| (e.holds(now).is_some(), e.next_attempt_at))?;
         entry.in_flight = true;
         entry.wanted = false;
         Some(*key)
@@ -269,18 +272,18 @@ impl Store {
     /// The second at which [`Store::next_due`] or [`Store::tick`] next has something to say.
     #[must_use]
     pub fn next_wake(&self) -> Option<u64> {
-        let warn = self.schedule.warn;
+        let warn = self.schedule.warn_before_expiry;
         self.entries
             .values()
             .flat_map(|entry| {
                 let held = entry.held.as_ref();
-                let fetch =
-                    (!entry.in_flight && (entry.wanted || held.is_some())).then_some(entry.next_at);
+                let fetch = (!entry.in_flight && (entry.wanted || held.is_some()))
+                    .then_some(entry.next_attempt_at);
                 let warning = held
-                    .filter(|_| !entry.warned)
+                    .filter(|_| !entry.warning_reported)
                     .map(|held| held.expires_at().saturating_sub(warn));
                 let expiry = held
-                    .filter(|_| !entry.told_expired)
+                    .filter(|_| !entry.expiry_reported)
                     .map(|held| held.expires_at());
                 [fetch, warning, expiry]
             })
@@ -291,15 +294,15 @@ impl Store {
     /// The end of a flight. `random` is any number: it spreads the next attempt.
     ///
     /// What was fetched is held only if it verifies; then the newest of each part is
-    /// ([`Collateral::newest_of`]). Otherwise what was held still is.
-    pub fn arrived(
+    /// ([`Collateral::merge_newest`]). Otherwise what was held still is.
+    pub fn complete_fetch(
         &mut self,
         key: CollateralKey,
         result: Result<Collateral, FetchError>,
         now: u64,
         random: u32,
     ) -> Event {
-        let taken = result.and_then(|fetched| Ok(self.take(key, fetched, now)?));
+        let taken = result.and_then(|fetched| Ok(self.verify_and_merge(key, fetched, now)?));
         let entry = self.entries.entry(key).or_default();
         entry.in_flight = false;
         match taken {
@@ -307,10 +310,10 @@ impl Store {
                 let expires_at = collateral.expires_at();
                 entry.failures = 0;
                 entry.last = None;
-                entry.next_at = self.schedule.refresh_at(&collateral, now, random);
+                entry.next_attempt_at = self.schedule.refresh_at(&collateral, now, random);
                 if changed {
-                    entry.warned = false;
-                    entry.told_expired = false;
+                    entry.warning_reported = false;
+                    entry.expiry_reported = false;
                     entry.held = Some(Arc::new(collateral));
                     self.publish();
                 }
@@ -327,12 +330,12 @@ impl Store {
                 let wait = self
                     .schedule
                     .back_off(entry.failures, held_until.is_some(), random);
-                entry.next_at = now.saturating_add(wait);
+                entry.next_attempt_at = now.saturating_add(wait);
                 Event::Failed {
                     key,
                     error,
                     held_until,
-                    retry_at: entry.next_at,
+                    retry_at: entry.next_attempt_at,
                 }
             }
         }
@@ -342,14 +345,14 @@ impl Store {
     ///
     /// # Errors
     /// [`CollateralError`] if it does not verify at `now`, or if there are [`MAX_PLATFORM_FAMILIES`] families already.
-    pub fn offer(
+    pub fn import(
         &mut self,
         offered: Collateral,
         now: u64,
         random: u32,
     ) -> Result<Event, CollateralError> {
         let key = offered.key();
-        let (collateral, changed) = self.take(key, offered, now)?;
+        let (collateral, changed) = self.verify_and_merge(key, offered, now)?;
         if !self.entries.contains_key(&key) && !self.make_room() {
             return Err(CollateralError::StoreFull);
         }
@@ -357,9 +360,10 @@ impl Store {
         let entry = self.entries.entry(key).or_default();
         if changed {
             // How old it is is not known: ask soon, but not every restarted machine at once.
-            entry.next_at = now + u64::from(random) % self.schedule.again.max(1);
-            entry.warned = false;
-            entry.told_expired = false;
+            entry.next_attempt_at =
+                now + u64::from(random) % self.schedule.late_retry_interval.max(1);
+            entry.warning_reported = false;
+            entry.expiry_reported = false;
             entry.held = Some(Arc::new(collateral));
             self.publish();
         }
@@ -372,17 +376,17 @@ impl Store {
 
     /// What to tell merely because time has passed.
     pub fn tick(&mut self, now: u64) -> Vec<Event> {
-        let warn = self.schedule.warn;
+        let warn = self.schedule.warn_before_expiry;
         let mut events = Vec::new();
         for (key, entry) in &mut self.entries {
             let Some(held) = &entry.held else { continue };
             let expires_at = held.expires_at();
-            if now >= expires_at && !entry.told_expired {
-                entry.told_expired = true;
-                entry.warned = true;
+            if now >= expires_at && !entry.expiry_reported {
+                entry.expiry_reported = true;
+                entry.warning_reported = true;
                 events.push(Event::Expired { key: *key });
-            } else if now >= expires_at.saturating_sub(warn) && !entry.warned {
-                entry.warned = true;
+            } else if now >= expires_at.saturating_sub(warn) && !entry.warning_reported {
+                entry.warning_reported = true;
                 events.push(Event::AboutToExpire {
                     key: *key,
                     expires_at,
@@ -392,24 +396,24 @@ impl Store {
         events
     }
 
-    /// The newest of what is held and what came, if that verifies; and whether it is new.
-    fn take(
+    /// The newest of what is held and what fetched, if that verifies; and whether it is new.
+    fn verify_and_merge(
         &self,
         key: CollateralKey,
-        came: Collateral,
+        fetched: Collateral,
         now: u64,
     ) -> Result<(Collateral, bool), CollateralError> {
-        if came.key() != key {
+        if fetched.key() != key {
             return Err(CollateralError::WrongKey);
         }
-        came.check(&self.root, now)?;
+        fetched.check(&self.root, now)?;
         let Some(held) = self.entries.get(&key).and_then(|entry| entry.held.as_ref()) else {
-            return Ok((came, true));
+            return Ok((fetched, true));
         };
-        let mut newest = Collateral::newest_of(held, &came, now)?;
+        let mut newest = Collateral::merge_newest(held, &fetched, now)?;
         if newest.check(&self.root, now).is_err() {
             // Each part is genuine alone, so a newer CRL has revoked the signer of another.
-            newest = Collateral::newest_crls_of(held, &came, now)?;
+            newest = Collateral::merge_newest_crls(held, &fetched, now)?;
             newest.check(&self.root, now)?;
         }
         let changed = newest != **held;
@@ -431,29 +435,35 @@ impl Schedule {
     fn refresh_at(&self, collateral: &Collateral, now: u64, random: u32) -> u64 {
         let expires_at = collateral.expires_at();
         let lifetime = expires_at.saturating_sub(collateral.valid_from());
-        let wished = expires_at.saturating_sub(self.ahead.min(lifetime / 4));
-        let wait = match wished.checked_sub(now) {
-            Some(left) if left > 0 => left.min(self.every),
+        let preferred = expires_at.saturating_sub(self.refresh_before_expiry.min(lifetime / 4));
+        let wait = match preferred.checked_sub(now) {
+            Some(left) if left > 0 => left.min(self.refresh_interval),
             // The PCCS has nothing newer: keep asking, and before the end.
-            _ => self.again.min(expires_at.saturating_sub(now) / 4),
+            _ => self
+                .late_retry_interval
+                .min(expires_at.saturating_sub(now) / 4),
         };
-        now.saturating_add(shorten(wait, random).max(1))
+        now.saturating_add(with_jitter(wait, random).max(1))
     }
 
     fn back_off(&self, failures: u32, is_held: bool, random: u32) -> u64 {
         let cap = if is_held {
-            self.backoff_held
+            self.max_backoff_cached
         } else {
-            self.backoff_cold
+            self.max_backoff_missing
         };
         let doubled = 1u64
             .checked_shl(failures.saturating_sub(1))
             .unwrap_or(u64::MAX);
-        shorten(self.backoff_first.saturating_mul(doubled).min(cap), random).max(1)
+        with_jitter(
+            self.initial_backoff.saturating_mul(doubled).min(cap),
+            random,
+        )
+        .max(1)
     }
 }
 
 /// `wait`, up to a quarter shorter: so that machines that started together do not ask together.
-fn shorten(wait: u64, random: u32) -> u64 {
+fn with_jitter(wait: u64, random: u32) -> u64 {
     wait - u64::from(random) % (wait / 4 + 1)
 }

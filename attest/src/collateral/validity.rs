@@ -53,12 +53,12 @@ pub(super) fn crl(
 
 /// The time in which all that was added holds: `from` included, `until` not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Window {
+pub(super) struct Validity {
     pub(super) from: u64,
     pub(super) until: u64,
 }
 
-impl Default for Window {
+impl Default for Validity {
     fn default() -> Self {
         Self {
             from: 0,
@@ -67,7 +67,7 @@ impl Default for Window {
     }
 }
 
-impl Window {
+impl Validity {
     /// Whether `now` is inside.
     pub(super) fn contains(self, now: u64) -> bool {
         (self.from..self.until).contains(&now)

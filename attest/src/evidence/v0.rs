@@ -5,7 +5,7 @@
 
 use parity_scale_codec::{Compact, Decode};
 
-use super::{Form, UnboundEvidence};
+use super::{EvidenceFormat, UnboundEvidence};
 use crate::denial::Denial;
 use crate::event_log::{DigestVersion, Event, EventLog, check_count};
 use crate::limits::{
@@ -52,7 +52,7 @@ pub(super) fn read(envelope: &[u8]) -> Result<UnboundEvidence<'_>, Denial> {
         quote: TdQuote::parse(quote)?,
         events,
         stated_report_data: Some(stated),
-        form: Form::V0,
+        format: EvidenceFormat::V0,
     })
 }
 

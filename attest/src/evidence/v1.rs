@@ -5,7 +5,7 @@
 //! dstack adds some (`hash_input`) without a new version.
 
 use super::msgpack::Msgpack;
-use super::{Form, UnboundEvidence};
+use super::{EvidenceFormat, UnboundEvidence};
 use crate::denial::Denial;
 use crate::event_log::{DigestVersion, Event, EventLog};
 use crate::limits::{
@@ -42,7 +42,7 @@ pub(super) fn read(envelope: &[u8]) -> Result<UnboundEvidence<'_>, Denial> {
         quote: TdQuote::parse(&present(platform)?)?,
         events,
         stated_report_data: Some(stated),
-        form: Form::V1,
+        format: EvidenceFormat::V1,
     })
 }
 

@@ -44,7 +44,7 @@ pub enum ItaError {
     },
     /// The connection broke in the middle of an answer.
     #[error("Intel Trust Authority's answer broke off")]
-    BrokenOff,
+    Truncated,
     /// An answer without a token.
     #[error("Intel Trust Authority's answer holds no token")]
     MalformedAnswer,
@@ -56,7 +56,7 @@ pub enum ItaError {
     Algorithm,
     /// The token names keys that are not Trust Authority's own.
     #[error("the attestation token's jku is not on Intel Trust Authority's host")]
-    JkuElsewhere,
+    UntrustedJku,
     /// The key set cannot be read.
     #[error("Intel Trust Authority's key set is malformed")]
     MalformedKeys,
@@ -150,11 +150,11 @@ impl ItaError {
             Self::QuoteRefused => "ita_quote_refused",
             Self::Status(_) => "ita_status",
             Self::TooLarge { .. } => "ita_too_large",
-            Self::BrokenOff => "ita_broken_off",
+            Self::Truncated => "ita_broken_off",
             Self::MalformedAnswer => "ita_malformed_answer",
             Self::MalformedToken(_) => "ita_malformed_token",
             Self::Algorithm => "ita_algorithm",
-            Self::JkuElsewhere => "ita_jku_elsewhere",
+            Self::UntrustedJku => "ita_jku_elsewhere",
             Self::MalformedKeys => "ita_malformed_keys",
             Self::UnknownKey => "ita_unknown_key",
             Self::WeakKey => "ita_weak_key",
@@ -185,11 +185,11 @@ impl ItaError {
             | Self::Unauthorized
             | Self::Status(_)
             | Self::TooLarge { .. }
-            | Self::BrokenOff
+            | Self::Truncated
             | Self::MalformedAnswer
             | Self::MalformedToken(_)
             | Self::Algorithm
-            | Self::JkuElsewhere
+            | Self::UntrustedJku
             | Self::MalformedKeys
             | Self::UnknownKey
             | Self::WeakKey

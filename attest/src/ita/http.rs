@@ -36,7 +36,7 @@ pub(super) async fn read(request: RequestBuilder, limit: usize) -> Result<Vec<u8
     while let Some(chunk) = response
         .chunk()
         .await
-        .map_err(|error| classify(&error, ItaError::BrokenOff))?
+        .map_err(|error| classify(&error, ItaError::Truncated))?
     {
         if body.len() + chunk.len() > limit {
             return Err(ItaError::TooLarge { limit });

@@ -78,7 +78,7 @@ impl KeySet {
     }
 
     /// Whether it is what `from` would say, and young enough at `now`, whichever way a clock went.
-    pub(super) fn hold_for(&self, from: &Url, now: u64) -> bool {
+    pub(super) fn is_fresh_for(&self, from: &Url, now: u64) -> bool {
         self.from == *from && now.abs_diff(self.fetched_at) < MAX_AGE
     }
 
@@ -161,7 +161,7 @@ mod tests {
         let set = set("").unwrap();
         let (from, other) = ("https://ita.example/certs", "https://ita.example/other");
         let [from, other] = [from, other].map(|url| Url::parse(url).unwrap());
-        assert!(set.hold_for(&from, 1_000) && set.hold_for(&from, 4_599));
-        assert!(!set.hold_for(&from, 4_600) && !set.hold_for(&other, 1_000));
+        assert!(set.is_fresh_for(&from, 1_000) && set.is_fresh_for(&from, 4_599));
+        assert!(!set.is_fresh_for(&from, 4_600) && !set.is_fresh_for(&other, 1_000));
     }
 }

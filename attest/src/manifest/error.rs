@@ -1,6 +1,6 @@
 //! Every way in which a manifest is refused.
 
-use super::Address;
+use super::EthAddress;
 use crate::limits::{MAX_MANIFEST_FIELDS, MAX_MANIFEST_LEN};
 
 /// Why a manifest is refused. None holds bytes of the record: it may be anybody's.
@@ -39,7 +39,7 @@ pub enum ManifestError {
     #[error("manifest signature verification failed")]
     Signature {
         /// Who did sign it, if it is a signature at all.
-        recovered: Option<Address>,
+        recovered: Option<EthAddress>,
     },
     /// It is of another cluster than the one that is wanted, or that was followed so far.
     #[error("the manifest is of another cluster")]

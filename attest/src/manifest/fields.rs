@@ -12,19 +12,19 @@ pub(super) const NOT_ASCII: ManifestError =
 pub(super) struct Fields<'a>(Vec<(&'a str, &'a str)>);
 
 /// What a field's type says of text that it is not.
-pub(super) trait Expected {
-    fn not(self, name: &'static str) -> ManifestError;
+pub(super) trait FieldError {
+    fn for_field(self, name: &'static str) -> ManifestError;
 }
 
-impl Expected for super::AddressError {
-    fn not(self, name: &'static str) -> ManifestError {
+impl FieldError for super::EthAddressError {
+    fn for_field(self, name: &'static str) -> ManifestError {
         let expected = "0x and 40 hex digits";
         ManifestError::Value { name, expected }
     }
 }
 
-impl Expected for ManifestError {
-    fn not(self, _: &'static str) -> ManifestError {
+impl FieldError for ManifestError {
+    fn for_field(self, _: &'static str) -> ManifestError {
         self
     }
 }
@@ -58,11 +58,11 @@ impl<'a> Fields<'a> {
     pub(super) fn parse<T>(&self, name: &'static str) -> Result<T, ManifestError>
     where
         T: FromStr,
-        T::Err: Expected,
+        T::Err: FieldError,
     {
         self.value(name)?
             .parse()
-            .map_err(|error: T::Err| error.not(name))
+            .map_err(|error: T::Err| error.for_field(name))
     }
 
     /// Decimal digits in the one form that a number has: no sign, no zero before it.

@@ -10,7 +10,7 @@ pub struct LeaderState {
 
 /// What an accepted manifest means for who follows the leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Accepted {
+pub enum LeaderUpdate {
     /// The first one, or one of a newer epoch: its target is the one to connect to from now on.
     New,
     /// The leader that was followed already, perhaps for longer.
@@ -24,13 +24,13 @@ impl LeaderState {
     /// [`ManifestError::OtherCluster`]; [`ManifestError::OldEpoch`]; [`ManifestError::Equivocation`]
     /// if the epoch is the same and instance or target are not: a signer that says two things is
     /// wrong about one, and only a newer epoch settles which.
-    pub fn accept(&mut self, manifest: Manifest) -> Result<Accepted, ManifestError> {
+    pub fn accept(&mut self, manifest: Manifest) -> Result<LeaderUpdate, ManifestError> {
         let accepted = match &self.newest {
-            None => Accepted::New,
+            None => LeaderUpdate::New,
             Some(held) => follows(held, &manifest)?,
         };
         let held_until = self.newest.as_ref().map(Manifest::valid_until);
-        if accepted == Accepted::New || held_until < Some(manifest.valid_until()) {
+        if accepted == LeaderUpdate::New || held_until < Some(manifest.valid_until()) {
             self.newest = Some(manifest);
         }
         Ok(accepted)
@@ -54,7 +54,7 @@ impl LeaderState {
     }
 }
 
-fn follows(held: &Manifest, next: &Manifest) -> Result<Accepted, ManifestError> {
+fn follows(held: &Manifest, next: &Manifest) -> Result<LeaderUpdate, ManifestError> {
     if held.cluster() != next.cluster() {
         return Err(ManifestError::OtherCluster);
     }
@@ -66,11 +66,11 @@ fn follows(held: &Manifest, next: &Manifest) -> Result<Accepted, ManifestError> 
         });
     }
     if found > held_epoch {
-        return Ok(Accepted::New);
+        return Ok(LeaderUpdate::New);
     }
     let same = held.target() == next.target() && held.leader_instance() == next.leader_instance();
     match same {
-        true => Ok(Accepted::Same),
+        true => Ok(LeaderUpdate::Same),
         false => Err(ManifestError::Equivocation { epoch: found }),
     }
 }

@@ -11,7 +11,7 @@ use k256::ecdsa::{RecoveryId, VerifyingKey};
 use sha3::{Digest, Keccak256};
 use zeroize::Zeroizing;
 
-use super::{Address, ManifestError};
+use super::{EthAddress, ManifestError};
 
 /// 65 bytes: `r || s || v`.
 #[derive(Clone, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub(super) struct Signature([u8; 65]);
 
 impl Signature {
     /// The address whose key signed `text`, if there is one.
-    pub(super) fn signer_of(&self, text: &str) -> Option<Address> {
+    pub(super) fn signer_of(&self, text: &str) -> Option<EthAddress> {
         let (rs, v) = self.0.split_at_checked(64)?;
         let recovery = match v {
             [v @ (0 | 1)] => RecoveryId::from_byte(*v)?,
@@ -76,10 +76,10 @@ fn digest(text: &str) -> [u8; 32] {
 }
 
 /// The last 20 bytes of keccak-256 over `x || y`.
-fn address_of(key: &VerifyingKey) -> Address {
+fn address_of(key: &VerifyingKey) -> EthAddress {
     let point = key.to_encoded_point(false);
     let hash = Keccak256::digest(point.as_bytes().get(1..).unwrap_or_default());
-    Address(hash.last_chunk().copied().unwrap_or_default())
+    EthAddress(hash.last_chunk().copied().unwrap_or_default())
 }
 
 /// An operator's key. Wiped when dropped.
@@ -107,7 +107,7 @@ impl SigningKey {
 
     /// The address whose signatures it makes.
     #[must_use]
-    pub fn address(&self) -> Address {
+    pub fn address(&self) -> EthAddress {
         address_of(self.0.verifying_key())
     }
 

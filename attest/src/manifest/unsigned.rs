@@ -1,12 +1,12 @@
 //! What a manifest says, before it is signed: for operators and tests.
 
-use super::{Address, LeaderInstance, LeaderUrl, ManifestError, SigningKey};
+use super::{EthAddress, LeaderInstance, LeaderUrl, ManifestError, SigningKey};
 
 /// The fields of a manifest of version 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Draft {
+pub struct UnsignedManifest {
     /// The cluster.
-    pub cluster: Address,
+    pub cluster: EthAddress,
     /// The instance that leads.
     pub leader_instance: LeaderInstance,
     /// Where it is reached.
@@ -17,7 +17,7 @@ pub struct Draft {
     pub valid_until: u64,
 }
 
-impl Draft {
+impl UnsignedManifest {
     /// The text that is signed: the pairs in the order of their keys.
     #[must_use]
     pub fn signed_text(&self) -> String {

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::http::{Address, Connection, HUGE, Handler, Request, Server, Stop, head, send_huge};
 use super::{Evidence, MachineOptions, MockError, Pki};
-use crate::agent::{Endpoint, Method};
+use crate::agent::{AgentAddress, Method};
 
 mod claims;
 mod guest;
@@ -155,10 +155,10 @@ impl Agent {
 
     /// Where to find it.
     #[must_use]
-    pub fn endpoint(&self) -> Endpoint {
+    pub fn endpoint(&self) -> AgentAddress {
         match self.server.address() {
-            Address::Tcp(_) => Endpoint::Url(self.server.address().to_string()),
-            Address::Unix(path) => Endpoint::Unix(path.clone()),
+            Address::Tcp(_) => AgentAddress::Url(self.server.address().to_string()),
+            Address::Unix(path) => AgentAddress::Unix(path.clone()),
         }
     }
 

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use attest::agent::{AgentError, Endpoint, Method, TlsKeyRequest};
-use attest::evidence::{Form, UnboundEvidence};
+use attest::agent::{AgentAddress, AgentError, Method, TlsKeyRequest};
+use attest::evidence::{EvidenceFormat, UnboundEvidence};
 use attest::mock::{self, AgentListen, AgentOptions, Envelope, Evidence};
 use attest::values::AppId;
 use x509_parser::extensions::GeneralName;
@@ -32,7 +32,7 @@ fn every_method_over_unix_and_tcp() {
         assert_eq!(counts, [1; 6], "{agent:?}");
     }
     assert!(tcp.endpoint().to_string().starts_with("http://127.0.0.1:"));
-    let base_with_a_slash = Endpoint::parse(&format!("{}/", tcp.endpoint())).unwrap();
+    let base_with_a_slash = AgentAddress::parse(&format!("{}/", tcp.endpoint())).unwrap();
     block(client(base_with_a_slash, patient()).version()).unwrap();
 }
 
@@ -159,7 +159,7 @@ fn a_quote_is_over_the_padded_report_data() {
         assert_eq!(log.as_array().unwrap().len(), 9);
         assert!(quote.vm_config.contains("os_image_hash"));
         let evidence = quote.attestation.unwrap();
-        let evidence = UnboundEvidence::open(&evidence).unwrap();
+        let evidence = UnboundEvidence::from_envelope(&evidence).unwrap();
         assert_eq!(evidence.quote(), &quote.quote);
     }
     let error = block(mock.client().quote(&[0; 65])).unwrap_err();
@@ -170,7 +170,10 @@ fn a_quote_is_over_the_padded_report_data() {
 
 #[test]
 fn an_attestation_comes_in_the_agents_envelope() {
-    for (envelope, form) in [(Envelope::V0, Form::V0), (Envelope::V1, Form::V1)] {
+    for (envelope, form) in [
+        (Envelope::V0, EvidenceFormat::V0),
+        (Envelope::V1, EvidenceFormat::V1),
+    ] {
         let mock = agent_with(AgentOptions {
             evidence: Evidence {
                 envelope,
@@ -179,8 +182,8 @@ fn an_attestation_comes_in_the_agents_envelope() {
             ..AgentOptions::at(NOW)
         });
         let attestation = block(mock.client().attest(&[3; 64])).unwrap();
-        let evidence = UnboundEvidence::open(&attestation).unwrap();
-        assert_eq!(evidence.form(), form);
+        let evidence = UnboundEvidence::from_envelope(&attestation).unwrap();
+        assert_eq!(evidence.format(), form);
         assert_eq!(evidence.quote().report().report_data(), &[3; 64]);
     }
 }
@@ -194,7 +197,7 @@ fn info_agrees_with_the_quote_and_the_events() {
     assert_eq!(tcb.mrtd, quote.quote.report().mrtd());
     assert_eq!(tcb.rtmrs, quote.quote.report().rtmrs());
     let attestation = quote.attestation.unwrap();
-    let evidence = UnboundEvidence::open(&attestation).unwrap();
+    let evidence = UnboundEvidence::from_envelope(&attestation).unwrap();
     let identity = evidence.events().prove(tcb.rtmrs[3]).unwrap();
     assert_eq!(info.app_id, AppId([0xa1; 20]));
     assert_eq!(identity.app_id(), Some(info.app_id));

@@ -45,8 +45,14 @@ fn every_misbehaviour_has_its_error() {
             (status(200, "\"text\""), no_json.clone()),
             (AgentBehaviour::Html, no_json.clone()),
             (AgentBehaviour::Garbage, no_json.clone()),
-            (AgentBehaviour::HalfBody, AgentError::HungUp { method }),
-            (AgentBehaviour::Close, AgentError::HungUp { method }),
+            (
+                AgentBehaviour::HalfBody,
+                AgentError::ConnectionClosed { method },
+            ),
+            (
+                AgentBehaviour::Close,
+                AgentError::ConnectionClosed { method },
+            ),
             (AgentBehaviour::Huge, AgentError::TooLarge { method, limit }),
             (
                 AgentBehaviour::HugeChunked,

@@ -29,7 +29,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attest::agent::{Agent, AgentError, AgentOptions, Endpoint, Places, TlsKeyRequest};
+use attest::agent::{Agent, AgentAddress, AgentAddresses, AgentError, AgentOptions, TlsKeyRequest};
 use attest::mock::{self, AgentListen, Pki};
 
 /// 2027-01-15.
@@ -82,8 +82,8 @@ fn patient() -> AgentOptions {
     }
 }
 
-fn client(endpoint: Endpoint, options: AgentOptions) -> Agent {
-    Agent::new(Places::only(endpoint), options).unwrap()
+fn client(endpoint: AgentAddress, options: AgentOptions) -> Agent {
+    Agent::new(AgentAddresses::only(endpoint), options).unwrap()
 }
 
 impl Mock {

@@ -3,7 +3,7 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 
-use attest::agent::{Agent, AgentError, Endpoint, Places, STANDARD_SOCKETS};
+use attest::agent::{Agent, AgentAddress, AgentAddresses, AgentError, STANDARD_SOCKETS};
 use attest::mock::{self, AgentListen, AgentOptions};
 
 use crate::{Folder, NOW, block, client, patient, pki};
@@ -19,7 +19,7 @@ fn start(folder: &Folder, name: &str, seed: u8) -> mock::Agent {
 
 #[test]
 fn the_standard_places_are_dstacks() {
-    let places = Places::standard();
+    let places = AgentAddresses::standard();
     let shown: Vec<_> = places.candidates().map(ToString::to_string).collect();
     assert_eq!(shown, STANDARD_SOCKETS.map(|path| format!("unix:{path}")));
 }
@@ -28,7 +28,7 @@ fn the_standard_places_are_dstacks() {
 fn the_first_socket_that_is_there_is_asked() {
     let folder = Folder::new();
     let paths = ["a", "b", "c"].map(|name| folder.path(name));
-    let client = Agent::new(Places::sockets(&paths), patient()).unwrap();
+    let client = Agent::new(AgentAddresses::sockets(&paths), patient()).unwrap();
     let key = || block(client.key("path", "")).map(|key| *key.as_bytes());
 
     let tried = paths.to_vec();
@@ -78,10 +78,16 @@ fn a_socket_that_nobody_listens_on() {
     let folder = Folder::new();
     let path = folder.path("dstack.sock");
     drop(UnixListener::bind(&path).unwrap());
-    let endpoint = Endpoint::Unix(path.clone());
+    let endpoint = AgentAddress::Unix(path.clone());
     let error = block(client(endpoint.clone(), patient()).version()).unwrap_err();
     let why = "Connection refused (os error 111)".to_owned();
-    assert_eq!(error, AgentError::Connect { endpoint, why });
+    assert_eq!(
+        error,
+        AgentError::Connect {
+            address: endpoint,
+            why
+        }
+    );
     // A new agent takes the place of one that was killed.
     let agent = start(&folder, "dstack.sock", 1);
     block(client(agent.endpoint(), patient()).version()).unwrap();
@@ -98,7 +104,13 @@ fn a_port_that_nobody_listens_on() {
     drop(agent);
     let error = block(client(endpoint.clone(), patient()).version()).unwrap_err();
     let why = "Connection refused (os error 111)".to_owned();
-    assert_eq!(error, AgentError::Connect { endpoint, why });
+    assert_eq!(
+        error,
+        AgentError::Connect {
+            address: endpoint,
+            why
+        }
+    );
 }
 
 #[test]
@@ -116,7 +128,7 @@ fn a_place_that_this_process_may_not_use() {
         std::fs::set_permissions(folder.path(name), mode).unwrap();
     };
     let forbidden = AgentError::Forbidden {
-        endpoint: endpoint.clone(),
+        address: endpoint.clone(),
     };
     chmod("dstack.sock", 0o000);
     assert_eq!(version(), Err(forbidden.clone()));

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use attest::agent::Endpoint;
+use attest::agent::AgentAddress;
 
 trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
@@ -13,12 +13,17 @@ impl<T: Read + Write> Stream for T {}
 const JSON: &str = "content-type: application/json\r\n";
 
 /// Sends `POST /<name>` with JSON in `body`; gives status and body of the answer.
-pub(crate) fn post(endpoint: &Endpoint, name: &str, body: &[u8]) -> (u16, Vec<u8>) {
+pub(crate) fn post(endpoint: &AgentAddress, name: &str, body: &[u8]) -> (u16, Vec<u8>) {
     send(endpoint, &format!("POST /{name}"), JSON, body)
 }
 
 /// `line` is method and target; `headers` end with a line end each.
-pub(crate) fn send(endpoint: &Endpoint, line: &str, headers: &str, body: &[u8]) -> (u16, Vec<u8>) {
+pub(crate) fn send(
+    endpoint: &AgentAddress,
+    line: &str,
+    headers: &str,
+    body: &[u8],
+) -> (u16, Vec<u8>) {
     let mut stream = connect(endpoint);
     let length = body.len();
     let head =
@@ -34,15 +39,15 @@ pub(crate) fn send(endpoint: &Endpoint, line: &str, headers: &str, body: &[u8]) 
     (status, answer[end + 4..].to_vec())
 }
 
-fn connect(endpoint: &Endpoint) -> Box<dyn Stream> {
+fn connect(endpoint: &AgentAddress) -> Box<dyn Stream> {
     let timeout = Some(Duration::from_secs(10));
     match endpoint {
-        Endpoint::Unix(path) => {
+        AgentAddress::Unix(path) => {
             let stream = UnixStream::connect(path).unwrap();
             stream.set_read_timeout(timeout).unwrap();
             Box::new(stream)
         }
-        Endpoint::Url(url) => {
+        AgentAddress::Url(url) => {
             let stream = TcpStream::connect(url.strip_prefix("http://").unwrap()).unwrap();
             stream.set_read_timeout(timeout).unwrap();
             Box::new(stream)

@@ -5,7 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use attest::agent::{Agent, Endpoint};
+use attest::agent::{Agent, AgentAddress};
 
 use crate::{Folder, client, patient};
 
@@ -35,7 +35,10 @@ impl Replay {
     }
 
     pub(crate) fn client(&self) -> Agent {
-        client(Endpoint::Unix(self.folder.path("agent.sock")), patient())
+        client(
+            AgentAddress::Unix(self.folder.path("agent.sock")),
+            patient(),
+        )
     }
 
     /// What it was asked; to be called after the answer came.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use attest::agent::{AgentError, AgentOptions, Endpoint, Method, Random};
+use attest::agent::{AgentAddress, AgentError, AgentOptions, Method, Random};
 use attest::mock::{self, AgentBehaviour, AgentListen};
 
 use crate::{Folder, NOW, agent, block, client, pki};
@@ -21,8 +21,8 @@ fn options(attempts: u32, before_wait: impl Fn(u32) + Send + Sync + 'static) -> 
     });
     AgentOptions {
         attempts,
-        first_wait: Duration::from_millis(1),
-        longest_wait: Duration::from_millis(2),
+        initial_backoff: Duration::from_millis(1),
+        max_backoff: Duration::from_millis(2),
         random: Some(random),
         ..AgentOptions::default()
     }
@@ -85,7 +85,7 @@ fn an_agent_that_comes_later_is_found() {
             *slot.lock().unwrap() = Some(agent.unwrap());
         }
     };
-    let client = client(Endpoint::Unix(path), options(3, start));
+    let client = client(AgentAddress::Unix(path), options(3, start));
     let version = block(client.version()).unwrap();
     assert_eq!(version.version, "0.6.0");
     let agent = started.lock().unwrap().take().unwrap();
@@ -99,7 +99,7 @@ fn an_agent_that_never_comes_is_not_waited_for_forever() {
     let counted = Arc::clone(&waits);
     let options = options(4, move |wait| counted.store(wait, Ordering::SeqCst));
     let path = folder.path("dstack.sock");
-    let error = block(client(Endpoint::Unix(path.clone()), options).version());
+    let error = block(client(AgentAddress::Unix(path.clone()), options).version());
     assert_eq!(error, Err(AgentError::NotFound { tried: vec![path] }));
     assert_eq!(waits.load(Ordering::SeqCst), 3);
 }

@@ -3,7 +3,7 @@
 use attest::certificate::Leaf;
 use attest::chain::KmsRoot;
 use attest::collateral::{CaType, Collateral};
-use attest::evidence::{Form, UnboundEvidence};
+use attest::evidence::{EvidenceFormat, UnboundEvidence};
 use attest::policy::TcbStatus;
 use attest::quote::{ReportKind, TdQuote};
 use attest::{Denial, Policy, TrustedRoot, Verifier, examine};
@@ -115,7 +115,7 @@ fn a_hardware_attestation_replays() {
     let Some(envelope) = fixtures::read("tdx-hardware/dstack_attestation_v0.bin") else {
         return;
     };
-    let evidence = UnboundEvidence::open(&envelope).unwrap();
+    let evidence = UnboundEvidence::from_envelope(&envelope).unwrap();
     let identity = evidence
         .events()
         .prove(evidence.quote().report().rtmr3())
@@ -135,15 +135,15 @@ fn a_hardware_attestation_replays() {
 #[test]
 fn both_envelopes_of_the_agent_replay() {
     for (folder, form) in [
-        ("dstack-mock-v0", Form::V0),
-        ("dstack-mock-v1", Form::V1),
-        ("dstack-plain-v0", Form::V0),
+        ("dstack-mock-v0", EvidenceFormat::V0),
+        ("dstack-mock-v1", EvidenceFormat::V1),
+        ("dstack-plain-v0", EvidenceFormat::V0),
     ] {
         let Some(envelope) = envelope(folder) else {
             return;
         };
-        let evidence = UnboundEvidence::open(&envelope).unwrap();
-        assert_eq!(evidence.form(), form, "{folder}");
+        let evidence = UnboundEvidence::from_envelope(&envelope).unwrap();
+        assert_eq!(evidence.format(), form, "{folder}");
         let identity = evidence
             .events()
             .prove(evidence.quote().report().rtmr3())

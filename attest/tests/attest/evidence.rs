@@ -3,7 +3,7 @@
 use attest::Denial;
 use attest::certificate::Leaf;
 use attest::event_log::MAX_EVENTS;
-use attest::evidence::{Form, MAX_ENVELOPE_LEN, UnboundEvidence};
+use attest::evidence::{EvidenceFormat, MAX_ENVELOPE_LEN, UnboundEvidence};
 use attest::mock::{DigestVersion, Envelope, Event, Evidence, Machine, PayloadForm, TdReport};
 use attest::quote::{MAX_QUOTE_LEN, TdQuote};
 
@@ -16,12 +16,12 @@ pub(crate) fn quote() -> Vec<u8> {
     machine.quote(&TdReport::default()).unwrap()
 }
 
-fn open(envelope: &[u8]) -> Result<Form, Denial> {
-    UnboundEvidence::open(envelope).map(|evidence| evidence.form())
+fn open(envelope: &[u8]) -> Result<EvidenceFormat, Denial> {
+    UnboundEvidence::from_envelope(envelope).map(|evidence| evidence.format())
 }
 
 fn code(envelope: &[u8]) -> &'static str {
-    open(envelope).map_or_else(|denial| denial.code(), Form::as_str)
+    open(envelope).map_or_else(|denial| denial.code(), EvidenceFormat::as_str)
 }
 
 fn why(envelope: &[u8]) -> String {
@@ -196,7 +196,7 @@ fn ten_thousand_events() {
         let log = world.evidence.legacy_event_log().unwrap();
         let leaf = leaf_with(&[(1, quote()), (2, log)]);
         let leaf = Leaf::parse(&leaf).map_err(|denial| denial.code())?;
-        UnboundEvidence::read(leaf.extensions())
+        UnboundEvidence::from_extensions(leaf.extensions())
             .map(|_| ())
             .map_err(|denial| denial.code())
     };

@@ -17,7 +17,7 @@ fn parsed_collateral_knows_its_key_and_dates() {
     );
     assert_eq!(collateral.valid_from(), NOW - 3_600);
     assert_eq!(collateral.expires_at(), NOW - 3_600 + 30 * DAY);
-    assert!(collateral.holds_at(NOW) && !collateral.holds_at(collateral.expires_at()));
+    assert!(collateral.is_valid_at(NOW) && !collateral.is_valid_at(collateral.expires_at()));
     let json = collateral.to_json().unwrap();
     assert_eq!(Collateral::from_json(&json).unwrap(), collateral);
     for wrong in [

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use attest::collateral::{CollateralError, Disk, LoadError, load_file};
+use attest::collateral::{CollateralError, DiskCache, LoadError, load_file};
 use dcap_qvl::verify::QuoteVerifier;
 
 use super::{NOW, fresh, pki};
@@ -11,7 +11,7 @@ use super::{NOW, fresh, pki};
 #[test]
 fn round_trip() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Disk::new(folder.path().join("new"));
+    let disk = DiskCache::new(folder.path().join("new"));
     assert!(disk.load().unwrap().is_empty());
     let old = fresh(NOW - 1);
     disk.save(&old).unwrap();
@@ -29,7 +29,7 @@ fn round_trip() {
 #[test]
 fn every_damage_is_found() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Disk::new(folder.path());
+    let disk = DiskCache::new(folder.path());
     let good = fresh(NOW);
     disk.save(&good).unwrap();
     let path = disk.path(good.key());
@@ -66,7 +66,7 @@ fn every_damage_is_found() {
 #[test]
 fn files_under_wrong_names_and_strangers() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Disk::new(folder.path());
+    let disk = DiskCache::new(folder.path());
     let json = fresh(NOW).to_json().unwrap();
     std::fs::write(folder.path().join("00A067110000-processor.json"), &json).unwrap();
     std::fs::write(folder.path().join("README.md"), "not collateral").unwrap();
@@ -102,7 +102,7 @@ fn a_huge_file_is_not_read_to_its_end() {
 #[test]
 fn an_old_copy_survives_a_failed_write() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Disk::new(folder.path());
+    let disk = DiskCache::new(folder.path());
     disk.save(&fresh(NOW - 1)).unwrap();
     let path = disk.path(fresh(NOW).key());
     // The draft cannot be made: its name is taken by a folder.
@@ -130,7 +130,7 @@ fn a_full_disk_loses_nothing() {
         }
     }
     let unmount = Unmount(folder.path());
-    let disk = Disk::new(folder.path());
+    let disk = DiskCache::new(folder.path());
     disk.save(&fresh(NOW - 1)).unwrap();
     let error = disk.save(&fresh(NOW)).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error}");
@@ -192,7 +192,7 @@ fn collateral_of_real_hardware() {
         ("tdx_quote_outdated", 1_772_323_200),
     ] {
         let collateral = load_file(&folder.join(format!("{name}_collateral.json"))).unwrap();
-        assert!(collateral.holds_at(at), "{collateral:?}");
+        assert!(collateral.is_valid_at(at), "{collateral:?}");
         assert_eq!(collateral.key().ca.as_str(), "platform");
         // Intel's root is the last certificate of the chains as they were fetched.
         let json = std::fs::read(folder.join(format!("{name}_collateral.json"))).unwrap();

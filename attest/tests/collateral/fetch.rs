@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use attest::collateral::{
-    Collateral, CollateralError, CollateralKey, Disk, Event, FetchError, FetchOptions, Fetcher,
-    Handle, Keeper, Part, Schedule, Source, SourceError, Store, Surroundings, Unavailable,
+    Collateral, CollateralError, CollateralKey, DiskCache, Environment, Event, FetchError,
+    FetchOptions, Fetcher, Handle, Part, Refresher, Schedule, Source, SourceError, Store,
+    Unavailable,
 };
 use attest::mock::{
     Behaviour, Certificate, CollateralOptions, Envelope, Evidence, Key, LeafOptions, Machine,
@@ -75,7 +76,7 @@ fn every_misbehaviour_has_its_error() {
         (Behaviour::Down, FetchError::Connect),
         (Behaviour::Silent, FetchError::Timeout),
         (Behaviour::Trickle, FetchError::Timeout),
-        (Behaviour::HalfBody, FetchError::BrokenOff),
+        (Behaviour::HalfBody, FetchError::Truncated),
         (Behaviour::Huge, FetchError::TooLarge { limit: 2 << 20 }),
         (
             Behaviour::HugeChunked,
@@ -256,22 +257,22 @@ struct Kept {
     events: Arc<Mutex<Vec<Event>>>,
 }
 
-fn keep(fetcher: Option<Fetcher>, disk: Option<Disk>) -> Kept {
+fn keep(fetcher: Option<Fetcher>, disk: Option<DiskCache>) -> Kept {
     let schedule = Schedule {
-        backoff_first: 1,
-        backoff_cold: 1,
+        initial_backoff: 1,
+        max_backoff_missing: 1,
         ..Schedule::default()
     };
     let store = Store::new(pki().root_der().to_vec(), schedule);
     let clock = Arc::new(AtomicU64::new(NOW));
     let events = Arc::new(Mutex::new(Vec::new()));
     let (read, tell) = (Arc::clone(&clock), Arc::clone(&events));
-    let around = Surroundings {
+    let around = Environment {
         now: Box::new(move || read.load(Ordering::Relaxed)),
         random: Box::new(|| 0),
         events: Box::new(move |event| tell.lock().unwrap().push(event)),
     };
-    let (mut keeper, handle) = Keeper::new(store, fetcher, disk, around);
+    let (mut keeper, handle) = Refresher::new(store, fetcher, disk, around);
     keeper.load();
     std::thread::spawn(move || runtime().block_on(keeper.run()));
     Kept {
@@ -311,7 +312,7 @@ impl Kept {
 /// What is wanted, on a thread of a test's, which may wait.
 fn want(handle: &Handle) -> Result<Arc<Collateral>, Unavailable> {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
-    runtime.unwrap().block_on(handle.want(key()))
+    runtime.unwrap().block_on(handle.request(key()))
 }
 
 #[test]
@@ -435,7 +436,7 @@ fn it_expires_in_the_end_and_says_so() {
 #[test]
 fn a_restart_finds_it_on_disk() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Disk::new(folder.path().join("collateral"));
+    let disk = DiskCache::new(folder.path().join("collateral"));
     let pccs = honest();
     let kept = keep(Some(fetcher(&pccs.url())), Some(disk.clone()));
     want(&kept.handle).unwrap();
@@ -460,7 +461,10 @@ fn a_disk_that_cannot_be_written_is_told_and_harms_nothing() {
     let in_the_way = folder.path().join("collateral");
     std::fs::write(&in_the_way, b"a file").unwrap();
     let pccs = honest();
-    let kept = keep(Some(fetcher(&pccs.url())), Some(Disk::new(&in_the_way)));
+    let kept = keep(
+        Some(fetcher(&pccs.url())),
+        Some(DiskCache::new(&in_the_way)),
+    );
     want(&kept.handle).unwrap();
     kept.told(|event| matches!(event, Event::NotStored { .. }));
     assert!(kept.handle.snapshot().get(key(), NOW).is_some());
@@ -474,10 +478,10 @@ fn handed_in_collateral_is_verified() {
         .unwrap()
         .parsed_collateral(&options)
         .unwrap();
-    kept.handle.offer(forged).unwrap();
+    kept.handle.import(forged).unwrap();
     kept.told(|event| matches!(event, Event::NotLoaded { .. }));
     kept.handle
-        .offer(pki().parsed_collateral(&options).unwrap())
+        .import(pki().parsed_collateral(&options).unwrap())
         .unwrap();
     kept.told(|event| matches!(event, Event::Refreshed { changed: true, .. }));
     assert!(want(&kept.handle).is_ok());
@@ -486,12 +490,12 @@ fn handed_in_collateral_is_verified() {
 #[test]
 fn the_keeper_ends_with_its_last_handle() {
     let store = Store::new(pki().root_der().to_vec(), Schedule::default());
-    let around = Surroundings {
+    let around = Environment {
         now: Box::new(|| NOW),
         random: Box::new(|| 0),
         events: Box::new(|_| ()),
     };
-    let (keeper, handle) = Keeper::new(store, None, None, around);
+    let (keeper, handle) = Refresher::new(store, None, None, around);
     drop(handle);
     runtime().block_on(keeper.run());
 }

@@ -24,7 +24,7 @@ fn every_misbehaviour_has_its_error() {
         (Behaviour::Status(204), ItaError::Status(204)),
         (Behaviour::Redirect, ItaError::Status(302)),
         (Behaviour::Html, ItaError::MalformedAnswer),
-        (Behaviour::HalfBody, ItaError::BrokenOff),
+        (Behaviour::HalfBody, ItaError::Truncated),
         (Behaviour::Huge, ItaError::TooLarge { limit: 64 << 10 }),
         (
             Behaviour::HugeChunked,

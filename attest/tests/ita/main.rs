@@ -11,7 +11,7 @@ mod tokens;
 
 use std::time::Duration;
 
-use attest::ita::{ApiKey, Appraised, Base, Client, ItaError, Options};
+use attest::ita::{ApiKey, AppraisedEvidence, Base, Client, ItaError, Options};
 use attest::mock::{
     Certificate, Evidence, Key, LeafOptions, Machine, MachineOptions, Pki, TrustAuthority, Verdict,
 };
@@ -84,12 +84,12 @@ impl World {
         examine(&self.certificate().chain_der(), NOW, &self.policy).unwrap()
     }
 
-    fn appraise_at(&self, now: u64) -> Result<Appraised, ItaError> {
+    fn appraise_at(&self, now: u64) -> Result<AppraisedEvidence, ItaError> {
         self.runtime
             .block_on(self.client.appraise(&self.bound(), now))
     }
 
-    fn appraise(&self) -> Result<Appraised, ItaError> {
+    fn appraise(&self) -> Result<AppraisedEvidence, ItaError> {
         self.appraise_at(NOW)
     }
 

@@ -54,7 +54,7 @@ fn keys_elsewhere_are_not_fetched() {
         String::new(),
     ] {
         let refused = world.refused(Verdict::KeysElsewhere(jku.clone()));
-        assert_eq!(refused, ItaError::JkuElsewhere, "{jku}");
+        assert_eq!(refused, ItaError::UntrustedJku, "{jku}");
     }
     assert_eq!(
         (forger.key_fetches(), world.authority.key_fetches()),
@@ -177,7 +177,7 @@ fn keys_that_cannot_be_fetched() {
         (Behaviour::Status(500), ItaError::Status(500)),
         (Behaviour::Redirect, ItaError::Status(302)),
         (Behaviour::Html, ItaError::MalformedKeys),
-        (Behaviour::HalfBody, ItaError::BrokenOff),
+        (Behaviour::HalfBody, ItaError::Truncated),
         (Behaviour::Huge, ItaError::TooLarge { limit: 256 << 10 }),
         (
             Behaviour::HugeChunked,

@@ -1,7 +1,7 @@
 //! Where a leader's URL leads.
 
 use attest::manifest::{
-    Draft, LeaderInstance, LeaderUrl, MAX_LEADER_URL_LEN, Manifest, ManifestError,
+    LeaderInstance, LeaderUrl, MAX_LEADER_URL_LEN, Manifest, ManifestError, UnsignedManifest,
 };
 
 use crate::{draft, golden, key, verified};
@@ -87,7 +87,7 @@ fn a_url_is_checked_in_a_record_too() {
 #[test]
 fn the_url_is_signed_as_it_was_written() {
     let leader_url: LeaderUrl = "https://Leader.Example:443/a".parse().unwrap();
-    let draft = Draft {
+    let draft = UnsignedManifest {
         leader_url,
         ..draft()
     };

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use attest::manifest::{
-    Accepted, DEFAULT_MAX_VALIDITY, LeaderState, Manifest, ManifestError, SigningKey, Trust,
+    DEFAULT_MAX_VALIDITY, LeaderState, LeaderUpdate, Manifest, ManifestError, ManifestPolicy,
+    SigningKey,
 };
 
 use crate::{GOLDEN_SIGNER, NOW, VALID_UNTIL, address, draft, golden, key, trust, verified};
 
-fn verify(txt: &str, trust: &Trust, now: u64) -> Result<Manifest, ManifestError> {
+fn verify(txt: &str, trust: &ManifestPolicy, now: u64) -> Result<Manifest, ManifestError> {
     Manifest::parse(txt).unwrap().verify(trust, now)
 }
 
@@ -53,7 +54,7 @@ fn upper_case_hex_is_the_same_manifest() {
 
 #[test]
 fn another_signer_is_refused() {
-    let refused = verify(&golden(), &Trust::of(address(0x19)), NOW).unwrap_err();
+    let refused = verify(&golden(), &ManifestPolicy::for_signer(address(0x19)), NOW).unwrap_err();
     assert_eq!(
         refused.to_string(),
         "manifest signature verification failed"
@@ -121,7 +122,12 @@ fn its_end_is_the_first_second_of_no_belief() {
         assert_eq!(refused.to_string(), "manifest expired");
     }
     // The signer before the date.
-    let refused = verify(&golden(), &Trust::of(address(1)), VALID_UNTIL).unwrap_err();
+    let refused = verify(
+        &golden(),
+        &ManifestPolicy::for_signer(address(1)),
+        VALID_UNTIL,
+    )
+    .unwrap_err();
     assert_eq!(refused.code(), "manifest_signature");
 }
 
@@ -132,13 +138,13 @@ fn far_future_dates_are_refused_unless_allowed() {
     assert!(verify(&golden(), &trust(), at).is_ok());
     let refused = ManifestError::FarFuture { limit };
     assert_eq!(verify(&golden(), &trust(), at - 1), Err(refused));
-    let hour = Trust {
+    let hour = ManifestPolicy {
         max_validity: Some(Duration::from_secs(3600)),
         ..trust()
     };
     assert!(verify(&golden(), &hour, VALID_UNTIL - 3600).is_ok());
     assert!(verify(&golden(), &hour, VALID_UNTIL - 3601).is_err());
-    let any = Trust {
+    let any = ManifestPolicy {
         max_validity: None,
         ..trust()
     };
@@ -147,7 +153,7 @@ fn far_future_dates_are_refused_unless_allowed() {
 
 #[test]
 fn a_cluster_may_be_pinned() {
-    let pinned = |cluster| Trust {
+    let pinned = |cluster| ManifestPolicy {
         cluster: Some(cluster),
         ..trust()
     };
@@ -184,7 +190,7 @@ fn every_reason_has_a_code_of_the_list() {
 #[test]
 fn a_verified_manifest_leads_to_its_target() {
     let mut state = LeaderState::default();
-    assert_eq!(state.accept(verified(|_| ())), Ok(Accepted::New));
+    assert_eq!(state.accept(verified(|_| ())), Ok(LeaderUpdate::New));
     let leader = state.leader(NOW).unwrap().unwrap();
     assert_eq!(leader.target().port(), 443);
 }

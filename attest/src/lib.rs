@@ -28,6 +28,7 @@
 //! | [`tcb`] | TCB statuses and advisories |
 //! | [`policy`] | what is allowed |
 //! | [`verify`] | Intel's signatures, TCB status, and all checks in order |
+//! | [`trace`] | an observer that sees each check with its outcome and values |
 //! | [`cache`] | verdicts that were already reached |
 //! | [`limits`] | caps on every input that a peer, a server or a file controls |
 //! | [`denial`] | every way to be refused |
@@ -57,6 +58,7 @@ pub mod policy;
 pub mod quote;
 mod signature_cache;
 pub mod tcb;
+pub mod trace;
 pub mod values;
 pub mod verify;
 

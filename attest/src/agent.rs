@@ -33,6 +33,7 @@ pub use crate::limits::{
 use crate::quote::REPORT_DATA_LEN;
 
 mod address;
+mod addresses;
 mod derived_key;
 mod error;
 mod info;
@@ -43,9 +44,8 @@ mod response;
 mod tls_key;
 mod transport;
 
-pub use address::{
-    AgentAddress, AgentAddressError, AgentAddresses, MAX_SOCKET_PATH, STANDARD_SOCKETS,
-};
+pub use address::{AgentAddress, AgentAddressError, MAX_SOCKET_PATH};
+pub use addresses::{AgentAddresses, STANDARD_SOCKETS};
 pub use derived_key::DerivedKey;
 pub use error::AgentError;
 pub use info::{Info, TcbInfo, Version};

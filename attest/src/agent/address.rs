@@ -1,22 +1,10 @@
 //! Where the guest agent is.
 
 use std::fmt;
-use std::io;
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use reqwest::Url;
-
-use super::error::AgentError;
-
-/// Where dstack puts the agent's socket, newest first. [contract, section 4]
-pub const STANDARD_SOCKETS: [&str; 4] = [
-    "/var/run/dstack.sock",
-    "/run/dstack.sock",
-    "/var/run/dstack/dstack.sock",
-    "/run/dstack/dstack.sock",
-];
 
 /// Most bytes of a Unix socket's path: `sun_path` has 108, and the last one is zero. [unix(7)]
 pub const MAX_SOCKET_PATH: usize = 107;
@@ -110,68 +98,6 @@ impl fmt::Debug for AgentAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "AgentAddress({self})")
     }
-}
-
-/// Where to look for the agent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AgentAddresses(Vec<AgentAddress>);
-
-impl AgentAddresses {
-    /// The four sockets that dstack uses, in their order.
-    #[must_use]
-    pub fn standard() -> Self {
-        Self::sockets(STANDARD_SOCKETS)
-    }
-
-    /// One place and no other: what was configured.
-    #[must_use]
-    pub fn only(address: AgentAddress) -> Self {
-        Self(vec![address])
-    }
-
-    /// These sockets, in this order.
-    #[must_use]
-    pub fn sockets(paths: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
-        let paths = paths.into_iter().map(Into::into);
-        Self(paths.map(AgentAddress::Unix).collect())
-    }
-
-    /// All of them.
-    pub fn candidates(&self) -> impl Iterator<Item = &AgentAddress> {
-        self.0.iter()
-    }
-
-    /// The first place where there is a socket now; a URL is always taken. Looks at the file system,
-    /// which takes microseconds, and connects to nothing.
-    ///
-    /// # Errors
-    /// [`AgentError::NotFound`]; [`AgentError::Forbidden`] if there is none that can be seen, and one
-    /// is in a folder that this process may not look into.
-    pub fn find(&self) -> Result<AgentAddress, AgentError> {
-        let mut tried = Vec::new();
-        let mut forbidden = None;
-        for address in &self.0 {
-            let AgentAddress::Unix(path) = address else {
-                return Ok(address.clone());
-            };
-            match is_socket(path) {
-                Ok(true) => return Ok(address.clone()),
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    forbidden = forbidden.or(Some(address.clone()));
-                }
-                Ok(false) | Err(_) => {}
-            }
-            tried.push(path.clone());
-        }
-        Err(match forbidden {
-            Some(address) => AgentError::Forbidden { address },
-            None => AgentError::NotFound { tried },
-        })
-    }
-}
-
-fn is_socket(path: &Path) -> io::Result<bool> {
-    Ok(std::fs::metadata(path)?.file_type().is_socket())
 }
 
 #[cfg(test)]

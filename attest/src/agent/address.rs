@@ -1,4 +1,4 @@
-//! Where the guest agent is.
+//! The address of the guest agent: a Unix socket or a URL.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -6,38 +6,38 @@ use std::str::FromStr;
 
 use reqwest::Url;
 
-/// Most bytes of a Unix socket's path: `sun_path` has 108, and the last one is zero. [unix(7)]
+/// Maximum length of a Unix socket's path in bytes: `sun_path` has 108, and the last is NUL. [unix(7)]
 pub const MAX_SOCKET_PATH: usize = 107;
 
-/// One place at which an agent may be.
+/// An address at which an agent may listen.
 #[derive(Clone, PartialEq, Eq)]
 pub enum AgentAddress {
     /// A Unix socket.
     Unix(PathBuf),
-    /// A base URL, http or https, without a slash at its end: simulators only.
+    /// A base URL, http or https, without a trailing slash. For simulators only.
     Url(String),
 }
 
-/// Text that names no place.
+/// A text that is not an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AgentAddressError {
     /// Neither a path nor a URL.
-    #[error("a guest agent is an http URL, unix:<path>, or a path that begins with / or .")]
+    #[error("a guest agent is an http URL, unix:<path>, or a path that starts with / or .")]
     Unknown,
     /// Longer than [`MAX_SOCKET_PATH`].
     #[error("a Unix socket's path has at most {MAX_SOCKET_PATH} bytes")]
     PathTooLong,
-    /// User name or password in the URL would end up in logs.
+    /// The URL holds a user name or password, which would end up in logs.
     #[error("a guest agent's URL must not hold a user name or password")]
     Credentials,
-    /// A query or fragment, which would end up in the middle of the URLs made from it.
+    /// The URL holds a query or fragment, which would end up in the middle of the request URLs.
     #[error("a guest agent's URL must not hold a query or fragment")]
     Query,
 }
 
 impl AgentAddress {
-    /// Reads the value of `DSTACK_SIMULATOR_ENDPOINT`: `http://…`, `https://…`, `unix:<path>`, or a
-    /// path that begins with `/` or `.`.
+    /// Parses the value of `DSTACK_SIMULATOR_ENDPOINT`: `http://…`, `https://…`, `unix:<path>`, or a
+    /// path that starts with `/` or `.`.
     ///
     /// # Errors
     /// [`AgentAddressError`].
@@ -47,7 +47,7 @@ impl AgentAddress {
             return url(text);
         }
         match text.strip_prefix("unix:") {
-            // As a URL it has two slashes more: unix:///run/dstack.sock.
+            // The URL form has two more slashes: unix:///run/dstack.sock.
             Some(path) => socket(path.strip_prefix("//").unwrap_or(path)),
             None if text.starts_with(['/', '.']) => socket(text),
             None => Err(AgentAddressError::Unknown),
@@ -79,7 +79,7 @@ fn url(text: &str) -> Result<AgentAddress, AgentAddressError> {
 impl FromStr for AgentAddress {
     type Err = AgentAddressError;
 
-    /// As [`AgentAddress::parse`].
+    /// Same as [`AgentAddress::parse`].
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Self::parse(text)
     }
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_names_a_place() {
+    fn parses_addresses() {
         for (text, shown) in [
             ("http://127.0.0.1:8090", "http://127.0.0.1:8090"),
             (" http://127.0.0.1:8090/ \n", "http://127.0.0.1:8090"),
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_names_none() {
+    fn rejects_what_is_no_address() {
         let long = format!("/{}", "x".repeat(MAX_SOCKET_PATH));
         for (text, error) in [
             ("", AgentAddressError::Unknown),

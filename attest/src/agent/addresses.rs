@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::address::AgentAddress;
 use super::error::AgentError;
 
-/// Where dstack puts the agent's socket, newest first. [contract, section 4]
+/// dstack's paths of the agent's socket, newest first.
 pub const STANDARD_SOCKETS: [&str; 4] = [
     "/var/run/dstack.sock",
     "/run/dstack.sock",
@@ -15,41 +15,41 @@ pub const STANDARD_SOCKETS: [&str; 4] = [
     "/run/dstack/dstack.sock",
 ];
 
-/// Where to look for the agent.
+/// The addresses at which to look for the agent, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentAddresses(Vec<AgentAddress>);
 
 impl AgentAddresses {
-    /// The four sockets that dstack uses, in their order.
+    /// The four sockets that dstack uses.
     #[must_use]
     pub fn standard() -> Self {
         Self::sockets(STANDARD_SOCKETS)
     }
 
-    /// One place and no other: what was configured.
+    /// One configured address.
     #[must_use]
     pub fn only(address: AgentAddress) -> Self {
         Self(vec![address])
     }
 
-    /// These sockets, in this order.
+    /// The given sockets.
     #[must_use]
     pub fn sockets(paths: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
         let paths = paths.into_iter().map(Into::into);
         Self(paths.map(AgentAddress::Unix).collect())
     }
 
-    /// All of them.
+    /// All addresses.
     pub fn candidates(&self) -> impl Iterator<Item = &AgentAddress> {
         self.0.iter()
     }
 
-    /// The first place where there is a socket now; a URL is always taken. Looks at the file system,
-    /// which takes microseconds, and connects to nothing.
+    /// Finds the first address where there is a socket now; a URL is always taken. Reads the file system,
+    /// which takes microseconds, and does not connect.
     ///
     /// # Errors
-    /// [`AgentError::NotFound`]; [`AgentError::Forbidden`] if there is none that can be seen, and one
-    /// is in a folder that this process may not look into.
+    /// [`AgentError::NotFound`]. [`AgentError::Forbidden`] if no socket is visible, and this process may
+    /// not search the directory of one.
     pub fn find(&self) -> Result<AgentAddress, AgentError> {
         let mut tried = Vec::new();
         let mut forbidden = None;

@@ -1,4 +1,4 @@
-//! A key that the guest agent derives for the application.
+//! A key that the guest agent derives for the application (`GetKey`).
 
 use std::fmt::{self, Write};
 
@@ -8,15 +8,15 @@ use super::AgentError;
 use super::response::ResponseFields;
 use crate::limits::MAX_KEY_SIGNATURE_LEN;
 
-/// 32 bytes that follow from the application's identity and a path: the same on every instance, and
-/// after every restart. Wiped when dropped.
+/// A derived key: 32 bytes that depend on the application's identity and a path. The same on every
+/// instance and after every restart. Wiped when dropped.
 pub struct DerivedKey {
     key: Zeroizing<[u8; Self::LEN]>,
     signatures: [Vec<u8>; 2],
 }
 
 impl DerivedKey {
-    /// Bytes of a key.
+    /// Length of a key in bytes.
     pub const LEN: usize = 32;
 
     pub(super) fn from_response(response: &ResponseFields<'_>) -> Result<Self, AgentError> {
@@ -30,16 +30,16 @@ impl DerivedKey {
         })
     }
 
-    /// The key.
+    /// The key's bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; Self::LEN] {
         &self.key
     }
 
-    /// The key in 64 lowercase hex digits: what serves as a password.
+    /// The key as 64 lowercase hex digits, the form in which it is used as a password.
     #[must_use]
     pub fn to_hex(&self) -> Zeroizing<String> {
-        // Never grown: growing leaves copies behind.
+        // Allocated once at full size: growing would leave copies of the key in freed memory.
         let mut hex = Zeroizing::new(String::with_capacity(2 * Self::LEN));
         for byte in self.key.iter() {
             // Writing to a String cannot fail.
@@ -48,8 +48,8 @@ impl DerivedKey {
         hex
     }
 
-    /// The signatures that lead from the key to the KMS root: over the key by the application's key, and
-    /// over that by the root. Not secret, and not verified.
+    /// The signatures that lead from the key to the KMS root: the application key's over this key, and
+    /// the root's over the application key. Not secret, and not verified.
     #[must_use]
     pub fn signature_chain(&self) -> &[Vec<u8>; 2] {
         &self.signatures
@@ -64,7 +64,7 @@ fn signatures(response: &ResponseFields<'_>) -> Result<[Vec<u8>; 2], AgentError>
         .map_err(|_| response.malformed(FIELD, "does not hold two signatures"))?;
     let decode = |text: String| match text.len() {
         1.. if text.len() <= 2 * MAX_KEY_SIGNATURE_LEN => {
-            hex::decode(text).map_err(|_| response.malformed(FIELD, "is no hex"))
+            hex::decode(text).map_err(|_| response.malformed(FIELD, "is not hex"))
         }
         _ => Err(response.malformed(FIELD, "holds a signature of an impossible length")),
     };

@@ -1,4 +1,4 @@
-//! What the guest agent says of this TD, and of itself.
+//! The guest agent's description of this TD and of itself (`Info`, `Version`).
 
 use super::AgentError;
 use super::pem::certificates;
@@ -6,38 +6,38 @@ use super::response::ResponseFields;
 use crate::limits::{MAX_AGENT_RESPONSE_LEN, MAX_AGENT_TEXT_LEN};
 use crate::values::{AppId, ComposeHash, InstanceId, Mrtd, OsImageHash, Rtmr};
 
-/// Who this TD is, as the agent says. A claim: only a quote with its event log proves it.
+/// The identity of this TD as the agent claims it. Only a quote with its event log proves it.
 #[derive(Clone, Debug)]
 pub struct Info {
-    /// The application.
+    /// The application's id.
     pub app_id: AppId,
-    /// The instance; an application may be deployed without instance ids.
+    /// The instance's id; `None` for an application without instance ids.
     pub instance_id: Option<InstanceId>,
     /// The application's name.
     pub app_name: String,
     /// SHA-256 of the compose file.
     pub compose_hash: ComposeHash,
-    /// SHA-256 of the OS image, where the agent knows it.
+    /// SHA-256 of the OS image, if the agent knows it.
     pub os_image_hash: Option<OsImageHash>,
-    /// The device, in hex.
+    /// The device's id, in hex.
     pub device_id: String,
-    /// One hash over all measurements, in hex.
+    /// A hash over all measurements, in hex.
     pub mr_aggregated: String,
-    /// Who gave the TD its keys: JSON.
+    /// The key provider, as JSON.
     pub key_provider_info: String,
-    /// The VM's configuration: JSON.
+    /// The VM's configuration, as JSON.
     pub vm_config: String,
-    /// The cloud, where the agent knows it.
+    /// The cloud vendor, if the agent knows it.
     pub cloud_vendor: String,
-    /// The cloud's product.
+    /// The cloud vendor's product.
     pub cloud_product: String,
-    /// The agent's own certificate in DER, and its issuers; empty if it has none.
+    /// The agent's own certificate in DER, followed by its issuers. Empty if it has none.
     pub app_cert: Vec<Vec<u8>>,
-    /// The measurements; `None` where the application keeps them to itself (`public_tcbinfo`).
+    /// The measurements; `None` if the application does not publish them (`public_tcbinfo`).
     pub tcb_info: Option<TcbInfo>,
 }
 
-/// The TD's measurements, as the agent says.
+/// The TD's measurements as the agent claims them.
 #[derive(Clone, Debug)]
 pub struct TcbInfo {
     /// MRTD.
@@ -48,18 +48,18 @@ pub struct TcbInfo {
     pub compose_hash: Option<ComposeHash>,
     /// SHA-256 of the OS image.
     pub os_image_hash: Option<OsImageHash>,
-    /// The event log: a JSON list, as the agent wrote it.
+    /// The event log: a JSON array, as the agent wrote it.
     pub event_log: String,
     /// The compose file.
     pub app_compose: String,
 }
 
-/// Which agent it is.
+/// The version of the agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Version {
     /// dstack's version.
     pub version: String,
-    /// The revision that it was built from.
+    /// The revision it was built from.
     pub rev: String,
 }
 
@@ -93,7 +93,7 @@ impl TcbInfo {
         let tcb = info.nested("tcb_info", &json)?;
         let event_log = tcb.raw("tcb_info.event_log").unwrap_or("[]");
         if !event_log.starts_with('[') {
-            return Err(tcb.malformed("tcb_info.event_log", "is no list"));
+            return Err(tcb.malformed("tcb_info.event_log", "is not a list"));
         }
         Ok(Some(Self {
             mrtd: tcb.hex_value("tcb_info.mrtd")?,

@@ -1,4 +1,4 @@
-//! PEM in the guest agent's answers: certificates, and the one private key.
+//! PEM in the guest agent's responses: certificates and the private key. [RFC 7468]
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -11,10 +11,10 @@ use crate::certificate::Leaf;
 use crate::chain::Chain;
 use crate::limits::MAX_KEY_PEM_LEN;
 
-/// Characters of a line. [RFC 7468, 2]
+/// Length of a line of base64 in characters. [RFC 7468, section 2]
 const LINE: usize = 64;
 
-/// What a block holds.
+/// The type of a PEM block.
 #[derive(Clone, Copy)]
 pub(super) enum Label {
     PrivateKey,
@@ -30,9 +30,9 @@ impl Label {
     }
 }
 
-/// The DER in the one PEM block of `key`. Not x509-parser's PEM reader, which would leave copies behind.
+/// Decodes the PEM block of `key`. Not with x509-parser's PEM reader, which leaves copies in memory.
 pub(super) fn private_key(response: &ResponseFields<'_>) -> Result<Zeroizing<Vec<u8>>, AgentError> {
-    let wrong = || response.malformed("key", "is no PKCS#8 private key in PEM");
+    let wrong = || response.malformed("key", "is not a PKCS#8 private key in PEM");
     let (begin, end) = Label::PrivateKey.lines();
     let pem = response.secret("key", MAX_KEY_PEM_LEN)?;
     let body = pem.trim().strip_prefix(begin);
@@ -49,7 +49,8 @@ pub(super) fn private_key(response: &ResponseFields<'_>) -> Result<Zeroizing<Vec
     Ok(der)
 }
 
-/// The certificates in `pems`, leaf first: at least one and within the caps of a presented chain.
+/// Decodes the certificates in `pems`, leaf first. There is at least one, and they are within the caps
+/// of a presented chain.
 pub(super) fn certificates(
     response: &ResponseFields<'_>,
     field: &'static str,
@@ -59,29 +60,29 @@ pub(super) fn certificates(
     let mut chain = Vec::new();
     for pem in pems {
         for block in Pem::iter_from_buffer(pem.as_bytes()) {
-            let block = block.map_err(|_| malformed("is no PEM"))?;
+            let block = block.map_err(|_| malformed("is not PEM"))?;
             if block.label != "CERTIFICATE" {
-                return Err(malformed("holds something else than certificates"));
+                return Err(malformed("holds something other than certificates"));
             }
             chain.push(block.contents);
         }
     }
     Chain::check_caps(&chain)
-        .map_err(|_| malformed("holds no, or too many, or too large certificates"))?;
+        .map_err(|_| malformed("holds no certificate, or too many or too large ones"))?;
     for certificate in &chain {
-        // Also of the issuers: version 3, and within the caps.
-        Leaf::parse(certificate).map_err(|_| malformed("holds what is no certificate"))?;
+        // Issuers too must be of version 3 and within the caps.
+        Leaf::parse(certificate).map_err(|_| malformed("holds an invalid certificate"))?;
     }
     Ok(chain)
 }
 
-/// A certificate as a PEM block.
+/// Encodes a certificate as a PEM block.
 #[must_use]
 pub fn certificate_pem(der: &[u8]) -> String {
     write(Label::Certificate, der).to_string()
 }
 
-/// One PEM block.
+/// Encodes one PEM block.
 pub(super) fn write(label: Label, der: &[u8]) -> Zeroizing<String> {
     let (begin, end) = label.lines();
     let base64 = Zeroizing::new(BASE64_STANDARD.encode(der));

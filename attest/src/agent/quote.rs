@@ -1,4 +1,4 @@
-//! Quotes that the guest agent makes on demand.
+//! Quotes that the guest agent makes on demand (`GetQuote`, `Attest`).
 
 use serde::de::IgnoredAny;
 
@@ -8,19 +8,19 @@ use crate::evidence::UnboundEvidence;
 use crate::limits::{MAX_AGENT_RESPONSE_LEN, MAX_AGENT_TEXT_LEN, MAX_ENVELOPE_LEN, MAX_QUOTE_LEN};
 use crate::quote::{REPORT_DATA_LEN, TdQuote};
 
-/// A quote over the report data that was asked for, with what explains it. Its signatures have not been
-/// looked at: a verifier will.
+/// A quote over the requested report data, with the data that explains it. Its signatures are not
+/// verified here.
 #[derive(Clone, Debug)]
 pub struct Quote {
     /// The quote.
     pub quote: TdQuote,
-    /// The report data, filled up with zeros on the right.
+    /// The report data, padded with zeros on the right.
     pub report_data: [u8; REPORT_DATA_LEN],
     /// The event log: JSON, as the agent wrote it.
     pub event_log: String,
-    /// The VM's configuration: JSON, empty from agents that do not say.
+    /// The VM's configuration: JSON. Empty from agents that do not give it.
     pub vm_config: String,
-    /// The same quote in an envelope; `None` from agents that give none.
+    /// The same quote in an envelope; `None` from agents that do not give one.
     pub attestation: Option<Vec<u8>>,
 }
 
@@ -31,19 +31,19 @@ impl Quote {
     ) -> Result<Self, AgentError> {
         let malformed = |field, why| response.malformed(field, why);
         let quote = TdQuote::parse(&response.hex("quote", MAX_QUOTE_LEN)?)
-            .map_err(|_| malformed("quote", "is no TDX quote"))?;
+            .map_err(|_| malformed("quote", "is not a TDX quote"))?;
         if quote.report().report_data() != expected {
             return Err(malformed(
                 "quote",
-                "is over other report data than asked for",
+                "is over other report data than requested",
             ));
         }
         if response.hex("report_data", REPORT_DATA_LEN)? != expected {
-            return Err(malformed("report_data", "is not what was asked for"));
+            return Err(malformed("report_data", "is not the requested report data"));
         }
         let event_log = response.text("event_log", MAX_AGENT_RESPONSE_LEN)?;
         serde_json::from_str::<IgnoredAny>(&event_log)
-            .map_err(|_| malformed("event_log", "holds no JSON"))?;
+            .map_err(|_| malformed("event_log", "is not JSON"))?;
         let attestation = match response.raw("attestation") {
             None | Some(r#""""#) => None,
             Some(_) => Some(response.hex("attestation", MAX_ENVELOPE_LEN)?),
@@ -58,7 +58,7 @@ impl Quote {
     }
 }
 
-/// The envelope that `Attest` answers, if it is over `expected`.
+/// Checks the envelope of an `Attest` response: it must be over `expected`.
 pub(super) fn envelope(
     response: &ResponseFields<'_>,
     expected: &[u8; REPORT_DATA_LEN],
@@ -66,10 +66,10 @@ pub(super) fn envelope(
     const FIELD: &str = "attestation";
     let envelope = response.hex(FIELD, MAX_ENVELOPE_LEN)?;
     let evidence = UnboundEvidence::from_envelope(&envelope)
-        .map_err(|_| response.malformed(FIELD, "is no attestation of a TD"))?;
+        .map_err(|_| response.malformed(FIELD, "is not an attestation of a TD"))?;
     let stated = evidence.stated_report_data.unwrap_or(*expected);
     if evidence.quote().report().report_data() != expected || stated != *expected {
-        return Err(response.malformed(FIELD, "is over other report data than asked for"));
+        return Err(response.malformed(FIELD, "is over other report data than requested"));
     }
     Ok(envelope)
 }

@@ -1,4 +1,4 @@
-//! One attempt over HTTP: one connection, one question, an answer with a cap on its bytes.
+//! One request over HTTP/1.1: a new connection, one request, a response of limited size.
 
 use std::error::Error;
 use std::io;
@@ -13,11 +13,11 @@ use super::error::sanitized;
 use super::{AgentAddress, AgentError, Method};
 use crate::limits::MAX_AGENT_RESPONSE_LEN;
 
-/// An answer's bytes: they may hold a private key.
+/// The body of a response. It may hold a private key.
 pub(super) type Body = Zeroizing<Vec<u8>>;
 
-/// The way to one place. Every question opens a connection of its own, so that an agent that was
-/// replaced is found at once.
+/// Sends requests to one address. Each request opens a new connection, so that a replaced agent is found
+/// immediately.
 #[derive(Clone, Debug)]
 pub(super) struct AgentTransport {
     address: AgentAddress,
@@ -31,8 +31,8 @@ struct ErrorBody {
 }
 
 impl AgentTransport {
-    /// Opens no connection.
-    pub(super) fn to(address: &AgentAddress) -> Result<Self, AgentError> {
+    /// Creates the HTTP client. Opens no connection.
+    pub(super) fn new(address: &AgentAddress) -> Result<Self, AgentError> {
         let client = Client::builder()
             .http1_only()
             .pool_max_idle_per_host(0)
@@ -41,11 +41,11 @@ impl AgentTransport {
             .no_proxy()
             .user_agent(concat!("teesql/", env!("CARGO_PKG_VERSION")));
         let (base, client) = match address {
-            // The name is not resolved: it only fills in the Host header.
+            // Not resolved: the name only fills in the Host header.
             AgentAddress::Unix(path) => ("http://localhost", client.unix_socket(path.as_path())),
             AgentAddress::Url(url) => (url.as_str(), client),
         };
-        // Without TLS no trusted roots are needed, and a system without any is fine.
+        // Plain HTTP needs no trusted roots, so the client works on a system without any.
         let client = match base.starts_with("https:") {
             true => client,
             false => client.tls_certs_only([]),
@@ -62,7 +62,7 @@ impl AgentTransport {
         &self.address
     }
 
-    /// Asks once. Whoever calls it has the deadline.
+    /// Sends one request. The caller enforces the deadline.
     pub(super) async fn send(&self, method: Method, request: &[u8]) -> Result<Body, AgentError> {
         let sent = self
             .client
@@ -113,7 +113,7 @@ async fn read(method: Method, mut response: Response) -> Result<Body, AgentError
     else {
         return Err(too_large);
     };
-    // Never grown, as far as the agent says how much comes: growing leaves copies behind.
+    // Allocated once at the stated size: growing would leave copies of a key in freed memory.
     let mut body = Zeroizing::new(Vec::with_capacity(stated));
     while let Some(chunk) = response
         .chunk()
@@ -128,7 +128,7 @@ async fn read(method: Method, mut response: Response) -> Result<Body, AgentError
     Ok(body)
 }
 
-/// What `{"error": …}` says. Of anything else nothing is shown.
+/// The message of an `{"error": …}` body; empty for any other body.
 fn error_message(body: &[u8]) -> String {
     serde_json::from_slice(body).map_or_else(
         |_| String::new(),
@@ -136,7 +136,7 @@ fn error_message(body: &[u8]) -> String {
     )
 }
 
-/// The innermost error: what the system said.
+/// The innermost error, which is the operating system's.
 fn root_cause<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     let mut innermost = error;
     while let Some(source) = innermost.source() {

@@ -25,8 +25,11 @@ fn behaviours() -> [(AgentBehaviour, Option<&'static str>); 7] {
     let hangs = AgentBehaviour::Hang(Duration::from_secs(30));
     [
         (status, Some("HTTP status 400: no key today")),
-        (AgentBehaviour::Html, Some("is no JSON object")),
-        (AgentBehaviour::HalfBody, Some("hung up")),
+        (AgentBehaviour::Html, Some("is not a JSON object")),
+        (
+            AgentBehaviour::HalfBody,
+            Some("closed the connection before"),
+        ),
         (
             AgentBehaviour::WrongKey,
             Some("is not the key of the certificate"),
@@ -35,7 +38,7 @@ fn behaviours() -> [(AgentBehaviour, Option<&'static str>); 7] {
             AgentBehaviour::WrongReportData,
             Some("no evidence that is bound to its key"),
         ),
-        (AgentBehaviour::Close, Some("hung up")),
+        (AgentBehaviour::Close, Some("closed the connection before")),
         (hangs, None),
     ]
 }

@@ -1,4 +1,4 @@
-//! Asks a PCCS over HTTP: four questions, each with a cap on bytes, all under one deadline.
+//! The PCCS client: four HTTP requests, each with a cap on its size, all under one deadline.
 
 use std::time::Duration;
 
@@ -11,21 +11,21 @@ use super::pccs::{PccsResponse, PccsResponses, Resource, Source};
 use super::set::Collateral;
 use crate::limits::MAX_PCCS_RESPONSE_LEN;
 
-/// How a [`Fetcher`] behaves.
+/// Timeouts, trust and proxy of a [`Fetcher`].
 #[derive(Clone, Debug)]
 pub struct FetchOptions {
-    /// Longest time for a TCP and TLS handshake. Intel's service takes below 200 ms from Europe.
+    /// Timeout of a TCP and TLS handshake. Intel's service takes less than 200 ms from Europe.
     pub connect_timeout: Duration,
-    /// Longest time for all four answers together.
+    /// Deadline of all four requests together.
     pub deadline: Duration,
-    /// Certificates (PEM) to trust for https besides the system's, for a PCCS with a private CA.
+    /// Certificates (PEM) to trust for https in addition to the system's, for a PCCS with a private CA.
     pub extra_roots_pem: Option<Vec<u8>>,
-    /// A proxy, as a URL. The environment's `HTTP_PROXY` and the like are not read.
+    /// A proxy, as a URL. `HTTP_PROXY` and similar environment variables are ignored.
     pub proxy: Option<String>,
 }
 
 impl Default for FetchOptions {
-    /// 5 s to connect, 30 s in all, the system's roots, no proxy.
+    /// 5 s to connect, 30 s in total, the system's roots, no proxy.
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(5),
@@ -36,42 +36,42 @@ impl Default for FetchOptions {
     }
 }
 
-/// Why collateral could not be fetched. The fault is the PCCS's or the network's, except for
-/// [`FetchError::Client`] and [`FetchError::NoSource`], which are configuration.
+/// Why collateral could not be fetched. The PCCS or the network is at fault, except for
+/// [`FetchError::Client`] and [`FetchError::NoSource`], which are configuration errors.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FetchError {
-    /// No connection: refused, no route, no such name, or TLS failed.
+    /// The connection failed: refused, no route, unknown name, or a TLS error.
     #[error("no connection to the PCCS")]
     Connect,
-    /// Not within the deadline.
+    /// The deadline expired.
     #[error("the PCCS did not answer in time")]
     Timeout,
-    /// Another status than 200. Redirects are not followed.
+    /// A status other than 200. Redirects are not followed.
     #[error("the PCCS answered with HTTP status {0}")]
     Status(u16),
-    /// More bytes than any answer needs.
-    #[error("the PCCS's answer has more than {limit} bytes")]
+    /// A response is larger than its cap.
+    #[error("the PCCS's response has more than {limit} bytes")]
     TooLarge {
         /// The cap.
         limit: usize,
     },
-    /// The connection broke in the middle of an answer.
-    #[error("the PCCS's answer broke off")]
+    /// The connection was closed before the end of a response.
+    #[error("the PCCS closed the connection before the end of its response")]
     Truncated,
-    /// The answers are not the collateral that was asked for, or not genuine.
+    /// The responses are not the requested collateral, or not genuine.
     #[error(transparent)]
     Collateral(#[from] CollateralError),
-    /// There is no PCCS to ask.
+    /// There is no PCCS to fetch from.
     #[error("no PCCS is configured")]
     NoSource,
-    /// The HTTP client cannot be made: roots or proxy are wrong.
-    #[error("the HTTP client cannot be set up: {0}")]
+    /// The HTTP client cannot be created: the roots or the proxy are wrong.
+    #[error("the HTTP client for the PCCS cannot be created: {0}")]
     Client(String),
 }
 
 impl FetchError {
-    /// A word from a closed list, for a metric label and the log.
+    /// The error's name from a closed list, for a metric label and the log.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
@@ -99,17 +99,17 @@ pub struct Fetcher {
 }
 
 impl Fetcher {
-    /// A fetcher. https is verified, always.
+    /// Creates a fetcher. https is always verified.
     ///
     /// # Errors
-    /// [`FetchError::Client`] for roots that are no PEM, a proxy that is no URL, or a system without
+    /// [`FetchError::Client`] for roots that are not PEM, a proxy that is not a URL, or a system without
     /// any trusted root.
     pub fn new(source: Source, options: &FetchOptions) -> Result<Self, FetchError> {
         let wrong = |error: reqwest::Error| FetchError::Client(error.without_url().to_string());
         let mut client = Client::builder()
             .connect_timeout(options.connect_timeout)
             .timeout(options.deadline)
-            // An answer is wanted once a day: no connection is worth keeping.
+            // One fetch a day: a pooled connection would be idle.
             .pool_max_idle_per_host(0)
             .redirect(Policy::none())
             .referer(false)
@@ -130,13 +130,13 @@ impl Fetcher {
         })
     }
 
-    /// Where it asks.
+    /// The PCCS that it fetches from.
     #[must_use]
     pub fn source(&self) -> &Source {
         &self.source
     }
 
-    /// Collateral for `key`, parsed and for the right platforms, but not verified.
+    /// Fetches the collateral for `key`. It is parsed and for the requested platforms, but not verified.
     ///
     /// # Errors
     /// [`FetchError`].
@@ -149,10 +149,10 @@ impl Fetcher {
                 qe_identity: self.get(Resource::QeIdentity, key).await?,
             })
         };
-        let answers: Result<PccsResponses, FetchError> = tokio::time::timeout(self.deadline, all)
+        let responses: Result<PccsResponses, FetchError> = tokio::time::timeout(self.deadline, all)
             .await
             .map_err(|_| FetchError::Timeout)?;
-        Ok(answers?.into_collateral(key)?)
+        Ok(responses?.into_collateral(key)?)
     }
 
     async fn get(
@@ -196,7 +196,7 @@ impl Fetcher {
     }
 }
 
-/// Time-outs by that name, whatever layer they come from; everything else as `otherwise`.
+/// Maps time-outs of any layer to [`FetchError::Timeout`], and every other error to `otherwise`.
 fn classify(error: &reqwest::Error, otherwise: FetchError) -> FetchError {
     match error.is_timeout() {
         true => FetchError::Timeout,

@@ -1,8 +1,9 @@
-//! What to ask a PCCS, and how to read what it says. Pure: the HTTP is in [`fetch`](super::fetch).
+//! The PCCS protocol: URLs of requests and parsing of responses. Sans-I/O: the HTTP is in
+//! [`fetch`](super::fetch).
 //!
-//! Paths and headers from Intel's "Provisioning Certification Service for ECDSA Attestation", API v4,
-//! and from the reference PCCS (which answers the root CRL as hex text, where Intel's service has it
-//! under another name altogether).
+//! Paths and headers are those of Intel's "Provisioning Certification Service for ECDSA Attestation",
+//! API v4, and of the reference PCCS, which sends the root CRL as hex text; Intel's own service publishes
+//! it under another name.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,34 +19,34 @@ use super::set::Collateral;
 use super::validity::malformed;
 use crate::limits::MAX_ISSUER_CHAIN_LEN;
 
-/// Intel's own service.
+/// Intel's service.
 pub const INTEL_PCS: &str = "https://api.trustedservices.intel.com";
 /// Phala's PCCS, dcap-qvl's default.
 pub const PHALA_PCCS: &str = "https://pccs.phala.network";
-/// Where Intel publishes the root CRL: its PCS has no `rootcacrl`. The certificates name it too, but an
-/// address out of a certificate that a PCCS sent is not fetched.
+/// Where Intel publishes the root CRL, since its PCS has no `rootcacrl`. The certificates name this URL
+/// too, but a URL from a certificate that a PCCS sent is never fetched.
 const INTEL_ROOT_CRL: &str = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der";
 
-/// Where collateral is fetched from.
+/// The PCCS that collateral is fetched from.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Source {
     base: String,
     is_intel: bool,
 }
 
-/// Text that names no source.
+/// A text that does not name a PCCS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SourceError {
-    /// It is no URL.
+    /// It is not a URL.
     #[error("a PCCS is `intel`, `phala`, or an http or https URL")]
     NotAUrl,
-    /// It is a URL of another scheme.
-    #[error("a PCCS is asked over http or https")]
+    /// Its scheme is neither http nor https.
+    #[error("a PCCS URL must be http or https")]
     Scheme,
-    /// User name or password in the URL would end up in logs.
+    /// The URL holds a user name or password, which would end up in logs.
     #[error("a PCCS URL must not hold a user name or password")]
     Credentials,
-    /// A query or fragment, which would end up in the middle of the URLs made from it.
+    /// The URL holds a query or fragment, which would end up in the middle of the request URLs.
     #[error("a PCCS URL must not hold a query or fragment")]
     Query,
 }
@@ -55,8 +56,8 @@ impl FromStr for Source {
 
     /// `intel`, `phala`, or a base URL, with or without `/sgx/certification/v4`.
     ///
-    /// Over plain http the answers are as genuine as over https, since Intel signs them; only how
-    /// fresh they are, and who sees what is asked for, depends on the path.
+    /// Plain http does not weaken the content, since Intel signs it. It lets the network delay updates,
+    /// and see which platforms are requested.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let base = match text {
             "intel" => INTEL_PCS,
@@ -97,7 +98,7 @@ impl fmt::Debug for Source {
     }
 }
 
-/// One of the four questions.
+/// One of the four resources that make up a set of collateral.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Resource {
     PckCrl,
@@ -107,7 +108,7 @@ pub(super) enum Resource {
 }
 
 impl Resource {
-    /// The header that holds the issuer chain, in either of its spellings; the root CRL has none.
+    /// The headers that may hold the issuer chain; the root CRL has none.
     pub(super) fn chain_headers(self) -> &'static [&'static str] {
         match self {
             Self::PckCrl => &["sgx-pck-crl-issuer-chain"],
@@ -152,13 +153,13 @@ impl Source {
     }
 }
 
-/// One answer: the body, and the issuer chain still URL-encoded.
+/// A response: its body, and the issuer chain, still URL-encoded.
 pub(super) struct PccsResponse {
     pub(super) body: Vec<u8>,
     pub(super) chain: Option<String>,
 }
 
-/// All four answers.
+/// The four responses.
 pub(super) struct PccsResponses {
     pub(super) pck_crl: PccsResponse,
     pub(super) root_crl: PccsResponse,
@@ -181,7 +182,7 @@ struct QeIdentityBody<'a> {
 }
 
 impl PccsResponses {
-    /// The collateral that the answers make up. Not verified.
+    /// Assembles the collateral. Does not verify it.
     pub(super) fn into_collateral(self, key: CollateralKey) -> Result<Collateral, CollateralError> {
         let not_signed =
             |resource: Resource| malformed(resource.part(), "no signed document in JSON");
@@ -190,10 +191,10 @@ impl PccsResponses {
         let qe: QeIdentityBody<'_> = serde_json::from_slice(&self.qe_identity.body)
             .map_err(|_| not_signed(Resource::QeIdentity))?;
         let signature = |resource: Resource, text: &str| {
-            hex::decode(text).map_err(|_| malformed(resource.part(), "the signature is no hex"))
+            hex::decode(text).map_err(|_| malformed(resource.part(), "the signature is not hex"))
         };
         let collateral = Collateral::parse(QuoteCollateralV3 {
-            // The exact bytes that Intel signed, not a JSON value written anew.
+            // The exact bytes that Intel signed, not a re-serialised JSON value.
             tcb_info: tcb.document.get().to_owned(),
             tcb_info_signature: signature(Resource::TcbInfo, tcb.signature)?,
             tcb_info_issuer_chain: chain(Resource::TcbInfo, self.tcb_info.chain.as_deref())?,
@@ -215,8 +216,8 @@ impl PccsResponses {
     }
 }
 
-/// DER as it is, or hex text of DER. They cannot be mixed up: DER begins with the byte 0x30 and then a
-/// length above 0x7f, hex text has no byte above 0x7f.
+/// A CRL as DER or as hex text of DER. The two cannot be confused: DER starts with the byte 0x30 and a
+/// length above 0x7f, and hex text has no byte above 0x7f.
 fn crl(resource: Resource, body: Vec<u8>) -> Result<Vec<u8>, CollateralError> {
     let text = body.trim_ascii();
     if text.iter().all(u8::is_ascii_hexdigit) {
@@ -237,7 +238,7 @@ fn chain(resource: Resource, encoded: Option<&str>) -> Result<String, Collateral
     ))
 }
 
-/// Undoes `%0A` and the like. `+` stays: it is base64 here, and Intel encodes spaces as `%20`.
+/// Decodes `%0A` and the like. `+` stays: it is base64 here, and Intel encodes spaces as `%20`.
 fn percent_decode(text: &str) -> Option<String> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

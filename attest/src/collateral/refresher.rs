@@ -1,8 +1,7 @@
-//! The loop that keeps collateral fresh, and the handle through which the rest asks for it.
+//! The background task that keeps collateral fresh, and the handle to it.
 //!
-//! The loop runs on the control thread's tokio runtime. Readers look at a [`Snapshot`] behind an
-//! [`ArcSwap`], which no fetch can hold up; who needs what is not held waits for the one flight that
-//! fetches it.
+//! The task runs on the control thread's tokio runtime. Readers load a [`Snapshot`] from an [`ArcSwap`],
+//! which never waits for a fetch. Requests for the same missing key share one fetch (single flight).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,26 +19,26 @@ use super::set::Collateral;
 use super::store::{Event, RequestOutcome, Snapshot, Store};
 use crate::limits::{MAX_COLLATERAL_REQUESTS, MAX_COLLATERAL_WAITERS};
 
-/// Longest sleep: the clock of the wall may be set meanwhile.
+/// Longest sleep: the wall clock may be set in the meantime.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
 
 /// Why there is no collateral for a quote.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Unavailable {
-    /// It could not be fetched, now or a moment ago.
-    #[error("collateral for {key} is not held and could not be fetched: {error}")]
+    /// The fetch failed, now or a moment ago.
+    #[error("no collateral for {key} is cached and it could not be fetched: {error}")]
     Failed {
-        /// For which platforms.
+        /// The platforms.
         key: CollateralKey,
-        /// Why the last attempt failed.
+        /// The error of the last attempt.
         error: FetchError,
     },
-    /// Too many ask at once, or for too many platform families.
+    /// There are too many requests, or requests for too many platform families.
     #[error("too many requests for collateral")]
     Busy,
-    /// The keeper has ended.
-    #[error("the collateral keeper has ended")]
+    /// The refresher has stopped.
+    #[error("the collateral refresher has stopped")]
     Ended,
 }
 
@@ -50,7 +49,7 @@ enum Request {
     Import(Box<Collateral>),
 }
 
-/// The way to the keeper. Cheap to clone; works from any thread.
+/// The client side of the refresher. Cheap to clone; works on any thread.
 #[derive(Clone)]
 pub struct Handle {
     snapshot: Arc<ArcSwap<Snapshot>>,
@@ -58,22 +57,23 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// All that is held now. Never waits.
+    /// The cached collateral. Never waits.
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
     }
 
-    /// The number of the content that is held now. Never waits.
+    /// The epoch of the cached collateral. Never waits.
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.snapshot.load().epoch()
     }
 
-    /// Collateral for `key`: what is held, or what one fetch brings, whoever else waits for it too.
+    /// Requests the collateral for `key`: from the cache, or from a fetch that all requests for the same
+    /// key share.
     ///
-    /// Ask only for a quote whose PCK chain leads to the trusted root: others could make this machine
-    /// ask the PCCS for families that do not exist.
+    /// Request it only for a quote whose PCK chain leads to the trusted root. Otherwise any peer could
+    /// make this machine fetch collateral for platform families that do not exist.
     ///
     /// # Errors
     /// [`Unavailable`], at the latest after the fetcher's deadline.
@@ -83,8 +83,8 @@ impl Handle {
             .map_err(|_| Unavailable::Ended)?
     }
 
-    /// Hands in collateral from elsewhere, such as a file: it is verified and merged as a fetched one is,
-    /// and the keeper's events tell what became of it.
+    /// Imports collateral from elsewhere, such as a file. It is verified and merged like fetched
+    /// collateral, and an event reports the result.
     ///
     /// # Errors
     /// [`Unavailable::Busy`] or [`Unavailable::Ended`].
@@ -96,8 +96,8 @@ impl Handle {
         &self,
         key: CollateralKey,
     ) -> Result<oneshot::Receiver<CollateralResult>, Unavailable> {
-        let (answer, receiver) = oneshot::channel();
-        self.send(Request::Get(key, answer))?;
+        let (reply, receiver) = oneshot::channel();
+        self.send(Request::Get(key, reply))?;
         Ok(receiver)
     }
 
@@ -111,17 +111,17 @@ impl Handle {
     }
 }
 
-/// What the keeper needs of the world.
+/// What the refresher takes from its environment.
 pub struct Environment {
-    /// Unix seconds.
+    /// The current time in Unix seconds.
     pub now: Box<dyn FnMut() -> u64 + Send>,
-    /// Any numbers: they spread attempts in time, and protect nothing.
+    /// Random numbers for jitter. Need not be cryptographically secure.
     pub random: Box<dyn FnMut() -> u32 + Send>,
-    /// Told of what happens. Must not wait.
+    /// Called with each event. Must not block.
     pub events: Box<dyn FnMut(Event) + Send>,
 }
 
-/// What a task does, and for which key: what is left to know of one that has panicked.
+/// What a task does, and for which key. Kept next to the task, since a panic loses its result.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum TaskKind {
     Fetch(CollateralKey),
@@ -133,7 +133,7 @@ enum TaskResult {
     Stored(Result<(), String>),
 }
 
-/// Keeps collateral fresh until all its handles are gone.
+/// Keeps collateral fresh until all its handles are dropped.
 pub struct Refresher {
     store: Store,
     fetcher: Option<Fetcher>,
@@ -143,16 +143,16 @@ pub struct Refresher {
     snapshot: Arc<ArcSwap<Snapshot>>,
     waiters: BTreeMap<CollateralKey, Vec<oneshot::Sender<CollateralResult>>>,
     tasks: JoinSet<TaskResult>,
-    /// What each task does: at most [`MAX_CONCURRENT_FETCHES`](super::MAX_CONCURRENT_FETCHES) fetch, and each key has at most
-    /// one copy being written.
+    /// What each task does. At most [`MAX_CONCURRENT_FETCHES`](super::MAX_CONCURRENT_FETCHES) tasks fetch,
+    /// and at most one task for each key writes to disk.
     task_kinds: BTreeMap<Id, TaskKind>,
-    /// Keys whose content has changed while an older copy was being written.
+    /// Keys whose collateral changed while an older copy was being written.
     pending_saves: BTreeSet<CollateralKey>,
 }
 
 impl Refresher {
-    /// A keeper of `store`. Without a fetcher it only knows what is on disk or offered; without a disk
-    /// a restart begins with nothing.
+    /// Creates a refresher of `store`. Without a fetcher it only knows what is on disk or imported; without
+    /// a disk cache a restart begins with an empty store.
     #[must_use]
     pub fn new(
         store: Store,
@@ -181,8 +181,8 @@ impl Refresher {
         (refresher, handle)
     }
 
-    /// Takes what is on disk and still verifies. Reads files: call it before the runtime is busy. What
-    /// is not used is told as an event, and never an error: the network may have better.
+    /// Loads what is on disk and still verifies. Reads files: call it before the runtime is busy. A file
+    /// that is not used is reported as an event and not as an error, since a fetch may replace it.
     pub fn load(&mut self) {
         let Some(disk) = &self.disk else { return };
         let loaded = match disk.load() {
@@ -211,7 +211,7 @@ impl Refresher {
         self.publish();
     }
 
-    /// The loop. Ends when all handles are gone.
+    /// Runs the task. Returns when all handles are dropped.
     pub async fn run(mut self) {
         loop {
             self.start_fetches();
@@ -221,13 +221,13 @@ impl Refresher {
             let sleep_time = self.time_to_next_wake();
             tokio::select! {
                 request = self.requests.recv() => match request {
-                    Some(Request::Get(key, answer)) => self.request(key, answer),
+                    Some(Request::Get(key, reply)) => self.request(key, reply),
                     Some(Request::Import(collateral)) => self.import(*collateral),
                     None => return,
                 },
                 Some(ended) = self.tasks.join_next_with_id() => match ended {
                     Ok((id, done)) => self.task_finished(id, Some(done)),
-                    // It has panicked, or the runtime ends: it is over all the same.
+                    // The task panicked, or the runtime is shutting down: in both cases it is finished.
                     Err(error) => self.task_finished(error.id(), None),
                 },
                 () = sleep(sleep_time) => {}
@@ -266,7 +266,7 @@ impl Refresher {
                 None if self.waiters.contains_key(&key) => {
                     self.fetched(key, Err(FetchError::NoSource));
                 }
-                // That a machine without a PCCS cannot refresh is how it was set up: no event.
+                // A machine without a PCCS is configured not to refresh: no event.
                 None => {
                     let (now, random) = ((self.environment.now)(), (self.environment.random)());
                     self.store
@@ -285,23 +285,23 @@ impl Refresher {
         Duration::from_secs(until).min(MAX_SLEEP)
     }
 
-    fn request(&mut self, key: CollateralKey, answer: oneshot::Sender<CollateralResult>) {
-        // Who has stopped waiting is not told; a closed channel is no error.
-        let reply = match self.store.request(key, (self.environment.now)()) {
-            RequestOutcome::Cached(held) => Ok(held),
+    fn request(&mut self, key: CollateralKey, reply: oneshot::Sender<CollateralResult>) {
+        // A caller that has stopped waiting has closed its channel, which is not an error.
+        let result = match self.store.request(key, (self.environment.now)()) {
+            RequestOutcome::Cached(cached) => Ok(cached),
             RequestOutcome::BackingOff { last, .. } => {
                 Err(Unavailable::Failed { key, error: last })
             }
             RequestOutcome::Full => Err(Unavailable::Busy),
             RequestOutcome::Pending => {
                 if self.waiters.values().map(Vec::len).sum::<usize>() < MAX_COLLATERAL_WAITERS {
-                    self.waiters.entry(key).or_default().push(answer);
+                    self.waiters.entry(key).or_default().push(reply);
                     return;
                 }
                 Err(Unavailable::Busy)
             }
         };
-        let _ = answer.send(reply);
+        let _ = reply.send(result);
     }
 
     fn import(&mut self, collateral: Collateral) {
@@ -323,21 +323,21 @@ impl Refresher {
         self.finish(key, event, now);
     }
 
-    /// After anything has come: readers, waiters and the disk get it, and the event is told.
+    /// Publishes a result to readers, waiting callers, the disk and the event callback.
     fn finish(&mut self, key: CollateralKey, event: Event, now: u64) {
         self.publish();
-        let answer = match (&event, self.store.snapshot().get(key, now)) {
-            (_, Some(held)) => Some(Ok(Arc::clone(held))),
+        let result = match (&event, self.store.snapshot().get(key, now)) {
+            (_, Some(cached)) => Some(Ok(Arc::clone(cached))),
             (Event::Failed { error, .. }, None) => Some(Err(Unavailable::Failed {
                 key,
                 error: error.clone(),
             })),
-            // An offer that was refused says nothing of the flight that they wait for.
+            // A refused import does not answer callers that wait for a fetch.
             (_, None) => None,
         };
-        if let Some(answer) = answer {
+        if let Some(result) = result {
             for waiter in self.waiters.remove(&key).unwrap_or_default() {
-                let _ = waiter.send(answer.clone());
+                let _ = waiter.send(result.clone());
             }
         }
         if let Event::Refreshed { changed: true, .. } = event {
@@ -358,9 +358,9 @@ impl Refresher {
             self.pending_saves.insert(key);
             return;
         }
-        if let Some(held) = self.store.snapshot().get(key, now).cloned() {
+        if let Some(cached) = self.store.snapshot().get(key, now).cloned() {
             let save =
-                move || TaskResult::Stored(disk.save(&held).map_err(|error| error.to_string()));
+                move || TaskResult::Stored(disk.save(&cached).map_err(|error| error.to_string()));
             let id = self.tasks.spawn_blocking(save).id();
             self.task_kinds.insert(id, TaskKind::Store(key));
         }

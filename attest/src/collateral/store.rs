@@ -351,12 +351,12 @@ impl Store {
     /// [`MAX_PLATFORM_FAMILIES`] families.
     pub fn import(
         &mut self,
-        offered: Collateral,
+        imported: Collateral,
         now: u64,
         random: u32,
     ) -> Result<Event, CollateralError> {
-        let key = offered.key();
-        let (collateral, changed) = self.verify_and_merge(key, offered, now)?;
+        let key = imported.key();
+        let (collateral, changed) = self.verify_and_merge(key, imported, now)?;
         if !self.entries.contains_key(&key) && !self.make_room() {
             return Err(CollateralError::StoreFull);
         }
@@ -457,8 +457,8 @@ impl Schedule {
         now.saturating_add(with_jitter(wait, random).max(1))
     }
 
-    fn back_off(&self, failures: u32, is_held: bool, random: u32) -> u64 {
-        let cap = if is_held {
+    fn back_off(&self, failures: u32, is_cached: bool, random: u32) -> u64 {
+        let cap = if is_cached {
             self.max_backoff_cached
         } else {
             self.max_backoff_missing

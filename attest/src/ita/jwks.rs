@@ -1,4 +1,4 @@
-//! The keys that tokens are signed with. [RFC 7517; RFC 7518, section 6.3]
+//! The JSON Web Key Set that tokens are signed with. [RFC 7517; RFC 7518, section 6.3]
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -10,17 +10,17 @@ use super::ItaError;
 use super::algorithm::Algorithm;
 use crate::limits::{MAX_KEY_SET_KEYS, MIN_RSA_BITS};
 
-/// Longest time that a set is used, in seconds: so long may a key that Intel withdraws be believed.
+/// Longest time that a key set is cached, in seconds. For so long a key that Intel withdraws is accepted.
 const MAX_AGE: u64 = 3600;
 
-/// A key set, where it came from, and when.
+/// A key set, where and when it was fetched.
 pub(super) struct KeySet {
     from: Url,
     fetched_at: u64,
     keys: Vec<Key>,
 }
 
-/// An RSA key. Its bytes have not been looked at.
+/// An RSA key. ring checks its numbers when it is used.
 pub(super) struct Key {
     kid: String,
     algorithm: Option<String>,
@@ -45,7 +45,7 @@ struct Jwk {
 }
 
 impl Jwk {
-    /// `None` for what is no RSA key for signatures: it is not for tokens.
+    /// The RSA key; `None` for a key of another type or for another use than signatures.
     fn into_key(self) -> Option<Key> {
         let signs = self.usage.is_none_or(|usage| usage == "sig");
         let number = |text: Option<String>| BASE64_URL_SAFE_NO_PAD.decode(text?).ok();
@@ -77,12 +77,13 @@ impl KeySet {
         })
     }
 
-    /// Whether it is what `from` would say, and young enough at `now`, whichever way a clock went.
+    /// Whether the set was fetched from `from`, and recently at `now`, in whichever direction a clock was
+    /// set.
     pub(super) fn is_fresh_for(&self, from: &Url, now: u64) -> bool {
         self.from == *from && now.abs_diff(self.fetched_at) < MAX_AGE
     }
 
-    /// The key of that name, if it may sign with `algorithm`.
+    /// Finds the key with this id, if it may sign with `algorithm`.
     pub(super) fn find(&self, kid: &str, algorithm: Algorithm) -> Result<&Key, ItaError> {
         let key = self.keys.iter().find(|key| key.kid == kid);
         let key = key.ok_or(ItaError::UnknownKey)?;
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_found_by_name_and_use() {
+    fn finds_keys_by_id_and_use() {
         let keys = [
             key("plain", 256, ""),
             key("ps", 384, r#","alg":"PS384","use":"sig""#),
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_is_capped_and_ages() {
+    fn a_set_is_capped_and_expires() {
         let many = vec![key("k", 256, ""); MAX_KEY_SET_KEYS];
         assert!(set(&many.join(",")).is_ok());
         let more = vec![key("k", 256, ""); MAX_KEY_SET_KEYS + 1];

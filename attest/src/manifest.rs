@@ -1,21 +1,21 @@
-//! The leader manifest: which instance of a cluster leads, signed by the cluster's operator.
+//! The leader manifest: a signed DNS record that names the leading instance of a cluster.
 //!
-//! It is a DNS TXT record at `_teesql-leader.<cluster domain>`, and DNS is whoever answers first. So
-//! nothing that it says is given out before the signature is that of the one address which the client
-//! was told to trust: [`Manifest::parse`] gives an [`UnverifiedManifest`], which shows its signed text and
-//! nothing else, and only [`UnverifiedManifest::verify`] makes a [`Manifest`] with a [`Target`] in it. The
-//! manifest chooses where to connect, never whom to trust: the leader proves itself by its quote.
+//! It is a TXT record at `_teesql-leader.<cluster domain>`. DNS is not authenticated, so nothing in a
+//! record is used before its signature verifies under the one address that the client is configured to
+//! trust. [`Manifest::parse`] gives an [`UnverifiedManifest`], which shows its signed text and nothing else.
+//! Only [`UnverifiedManifest::verify`] makes a [`Manifest`] with a [`Target`] in it. The manifest decides
+//! where to connect, never whom to trust: the leader proves itself by its quote.
 //!
 //! ```text
 //! v=1;cluster=0x<40 hex>;leader_instance=<hex>;leader_url=<url>;epoch=<uint>;valid_until=<unix>;sig=0x<130 hex>
 //! ```
 //!
-//! Signed is the text without `sig`, its pairs sorted by key and joined with `;`, `cluster` and
-//! `leader_instance` in lower case. Fields that are not known are signed like all others, so they are
-//! kept in the text and not looked at. [contract, section 7]
+//! The signed text is the record without `sig`: its pairs sorted by key and joined with `;`, with `cluster`
+//! and `leader_instance` in lower case. Unknown fields are signed like all others, so they stay in the text
+//! and are otherwise ignored.
 //!
-//! Nothing here resolves names, reads a clock or draws randomness. A record has at most [`MAX_MANIFEST_LEN`]
-//! bytes and [`MAX_MANIFEST_FIELDS`] fields.
+//! Sans-I/O: nothing here resolves names, reads a clock or draws random numbers. A record has at most
+//! [`MAX_MANIFEST_LEN`] bytes and [`MAX_MANIFEST_FIELDS`] fields.
 
 mod address;
 mod error;
@@ -41,24 +41,24 @@ pub use crate::limits::{
     MAX_INSTANCE_DIGITS, MAX_LEADER_URL_LEN, MAX_MANIFEST_FIELDS, MAX_MANIFEST_LEN,
 };
 
-/// The longest accepted validity, unless told otherwise: 7 days. The epoch keeps a running client from
-/// going back, but a client that starts knows no epoch, and believes a replayed manifest to its end.
+/// Default limit on the validity of a manifest: 7 days. The epoch protects a running client from replay.
+/// A client that has just started knows no epoch, and accepts a replayed manifest until it expires.
 pub const DEFAULT_MAX_VALIDITY: Duration = Duration::from_secs(7 * 86_400);
 
-/// Whose manifests are believed.
+/// Which manifests are accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManifestPolicy {
-    /// The only signer that is believed.
+    /// The only accepted signer.
     pub signer: EthAddress,
-    /// The cluster that it must be about. `None` is any: safe only where the signer has one cluster,
-    /// since DNS can serve the manifest of another.
+    /// The cluster that the manifest must be for. `None` is any, which is safe only if the signer has one
+    /// cluster, since DNS can serve the manifest of another.
     pub cluster: Option<EthAddress>,
-    /// How far `valid_until` may lie in the future. `None` is any distance.
+    /// How far `valid_until` may be in the future. `None` is no limit.
     pub max_validity: Option<Duration>,
 }
 
 impl ManifestPolicy {
-    /// Any cluster of `signer`, for at most [`DEFAULT_MAX_VALIDITY`].
+    /// Accepts any cluster of `signer`, for at most [`DEFAULT_MAX_VALIDITY`].
     #[must_use]
     pub fn for_signer(signer: EthAddress) -> Self {
         Self {
@@ -72,7 +72,7 @@ impl ManifestPolicy {
 /// Joins the character strings of one TXT record.
 ///
 /// # Errors
-/// [`ManifestError::TooLong`]; [`ManifestError::Malformed`] for what is not ASCII.
+/// [`ManifestError::TooLong`]; [`ManifestError::Malformed`] if they are not UTF-8.
 pub fn join_chunks(chunks: &[&[u8]]) -> Result<String, ManifestError> {
     if chunks.iter().map(|chunk| chunk.len()).sum::<usize>() > MAX_MANIFEST_LEN {
         return Err(ManifestError::TooLong);
@@ -80,7 +80,7 @@ pub fn join_chunks(chunks: &[&[u8]]) -> Result<String, ManifestError> {
     String::from_utf8(chunks.concat()).map_err(|_| fields::NOT_ASCII)
 }
 
-/// A manifest that has the right form. Anybody may have written it.
+/// A well-formed manifest whose signature is not verified. Anyone may have written it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnverifiedManifest {
     fields: UnsignedManifest,
@@ -89,13 +89,13 @@ pub struct UnverifiedManifest {
 }
 
 impl UnverifiedManifest {
-    /// What the signature is over: for whoever wants to see what did not verify.
+    /// The text that the signature is over, to show what did not verify.
     #[must_use]
     pub fn signed_text(&self) -> &str {
         &self.signed_text
     }
 
-    /// Who signed it, then for which cluster, then until when; `now` in unix seconds.
+    /// Checks the signer, the cluster and the validity. `now` is in Unix seconds.
     ///
     /// # Errors
     /// In this order: [`ManifestError::Signature`], [`ManifestError::OtherCluster`],
@@ -122,7 +122,7 @@ impl UnverifiedManifest {
     }
 }
 
-/// A manifest that the trusted address has signed, and that was in date when it was verified.
+/// A manifest with a valid signature of the trusted address, in date when it was verified.
 ///
 /// Made by [`UnverifiedManifest::verify`] only.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,11 +132,11 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Reads a record whose chunks are joined: every field of version 1 exactly once, nothing empty
-    /// between two `;`, printable ASCII only.
+    /// Parses a record whose chunks are joined. It must have every field of version 1 exactly once, no empty
+    /// field, and printable ASCII only.
     ///
     /// # Errors
-    /// [`ManifestError`] about the form, the fields, and last the version.
+    /// A [`ManifestError`] about the form, then the fields, then the version.
     pub fn parse(txt: &str) -> Result<UnverifiedManifest, ManifestError> {
         let fields = Fields::split(txt)?;
         let version = fields.uint("v")?;
@@ -163,13 +163,13 @@ impl Manifest {
         self.fields.cluster
     }
 
-    /// The instance that leads.
+    /// The leading instance.
     #[must_use]
     pub fn leader_instance(&self) -> &LeaderInstance {
         &self.fields.leader_instance
     }
 
-    /// Where it is reached, as it was written.
+    /// The leader's URL.
     #[must_use]
     pub fn leader_url(&self) -> &LeaderUrl {
         &self.fields.leader_url
@@ -181,19 +181,19 @@ impl Manifest {
         self.fields.leader_url.target()
     }
 
-    /// Grows with each change of leader.
+    /// A number that grows with each change of leader.
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.fields.epoch
     }
 
-    /// The first second at which it is not believed any more, in unix seconds.
+    /// The first second at which it is invalid, in Unix seconds.
     #[must_use]
     pub fn valid_until(&self) -> u64 {
         self.fields.valid_until
     }
 
-    /// Who signed it.
+    /// The address that signed it.
     #[must_use]
     pub fn signer(&self) -> EthAddress {
         self.signer

@@ -1,13 +1,13 @@
-//! Ethereum addresses: what names a cluster, and a signer.
+//! Ethereum addresses, which identify a cluster and a signer.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The last 20 bytes of keccak-256 of a public key, or of a contract's origin.
+/// An Ethereum address: the last 20 bytes of keccak-256 of a public key or of a contract's origin.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EthAddress(pub [u8; 20]);
 
-/// Text that is no address.
+/// A text that is not an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an address is 0x and 40 hex digits")]
 pub struct EthAddressError;
@@ -15,7 +15,7 @@ pub struct EthAddressError;
 impl FromStr for EthAddress {
     type Err = EthAddressError;
 
-    /// `0x` and 40 hex digits in any case. The case is not taken as a checksum (EIP-55).
+    /// `0x` and 40 hex digits in any case. The case is not checked as a checksum (EIP-55).
     fn from_str(text: &str) -> Result<Self, EthAddressError> {
         let digits = text.strip_prefix("0x").ok_or(EthAddressError)?;
         let mut address = [0; 20];

@@ -1,4 +1,4 @@
-//! The record as pairs: split, capped, sorted.
+//! Splits a record into key-value pairs, with caps, sorted by key.
 
 use std::str::FromStr;
 
@@ -6,12 +6,12 @@ use super::ManifestError;
 use crate::limits::{MAX_MANIFEST_FIELDS, MAX_MANIFEST_KEY_LEN, MAX_MANIFEST_LEN};
 
 pub(super) const NOT_ASCII: ManifestError =
-    ManifestError::Malformed("there is more in it than printable ASCII");
+    ManifestError::Malformed("it has characters other than printable ASCII");
 
-/// The pairs of a record, sorted by key; no key is there twice.
+/// The pairs of a record, sorted by key, without duplicates.
 pub(super) struct Fields<'a>(Vec<(&'a str, &'a str)>);
 
-/// What a field's type says of text that it is not.
+/// Turns the parse error of a field's type into one that names the field.
 pub(super) trait FieldError {
     fn for_field(self, name: &'static str) -> ManifestError;
 }
@@ -42,8 +42,8 @@ impl<'a> Fields<'a> {
         }
         let mut pairs: Vec<_> = txt.split(';').map(pair).collect::<Result<_, _>>()?;
         pairs.sort_unstable_by_key(|(key, _)| *key);
-        let mut neighbours = pairs.iter().zip(pairs.iter().skip(1));
-        match neighbours.find(|((key, _), (next, _))| key == next) {
+        let mut adjacent = pairs.iter().zip(pairs.iter().skip(1));
+        match adjacent.find(|((key, _), (next, _))| key == next) {
             Some(((key, _), _)) => Err(ManifestError::Repeated(name_of(key))),
             None => Ok(Self(pairs)),
         }
@@ -65,7 +65,7 @@ impl<'a> Fields<'a> {
             .map_err(|error: T::Err| error.for_field(name))
     }
 
-    /// Decimal digits in the one form that a number has: no sign, no zero before it.
+    /// Parses a decimal number in canonical form: no sign, no leading zero.
     pub(super) fn uint(&self, name: &'static str) -> Result<u64, ManifestError> {
         let text = self.value(name)?;
         let number = text.parse().ok();
@@ -77,7 +77,7 @@ impl<'a> Fields<'a> {
             })
     }
 
-    /// What the signature is over.
+    /// The text that the signature is over.
     pub(super) fn signed_text(&self) -> String {
         let signed = self.0.iter().filter(|(key, _)| *key != "sig");
         let pairs: Vec<String> = signed
@@ -92,7 +92,7 @@ impl<'a> Fields<'a> {
 
 fn pair(text: &str) -> Result<(&str, &str), ManifestError> {
     let (key, value) = text.split_once('=').ok_or(ManifestError::Malformed(
-        "something between two semicolons is not key=value",
+        "a field is not key=value",
     ))?;
     let plain = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
     if key.is_empty() || key.len() > MAX_MANIFEST_KEY_LEN || !key.bytes().all(plain) {

@@ -91,9 +91,9 @@ impl<'a> Fields<'a> {
 }
 
 fn pair(text: &str) -> Result<(&str, &str), ManifestError> {
-    let (key, value) = text.split_once('=').ok_or(ManifestError::Malformed(
-        "a field is not key=value",
-    ))?;
+    let (key, value) = text
+        .split_once('=')
+        .ok_or(ManifestError::Malformed("a field is not key=value"))?;
     let plain = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
     if key.is_empty() || key.len() > MAX_MANIFEST_KEY_LEN || !key.bytes().all(plain) {
         return Err(ManifestError::Malformed(

@@ -62,13 +62,14 @@ fn follows(followed: &Manifest, next: &Manifest) -> Result<LeaderUpdate, Manifes
     if found < held_epoch {
         return Err(ManifestError::OldEpoch {
             found,
-            followed: held_epoch,
+            held: held_epoch,
         });
     }
     if found > held_epoch {
         return Ok(LeaderUpdate::New);
     }
-    let same = followed.target() == next.target() && followed.leader_instance() == next.leader_instance();
+    let same =
+        followed.target() == next.target() && followed.leader_instance() == next.leader_instance();
     match same {
         true => Ok(LeaderUpdate::Same),
         false => Err(ManifestError::Equivocation { epoch: found }),

@@ -188,7 +188,7 @@ impl Guard {
 
 #[cfg(test)]
 mod tests {
-    use attest::collateral::{Handle, Keeper, Schedule, Store, Surroundings};
+    use attest::collateral::{Environment, Handle, Refresher, Schedule, Store};
     use attest::mock::{
         Certificate, CollateralOptions, Evidence, Key, LeafOptions, Pki, Platform, PlatformOptions,
     };
@@ -207,16 +207,16 @@ mod tests {
 
     fn collateral(pki: &Pki, platform: &Platform, runtime: &tokio::runtime::Runtime) -> Handle {
         let store = Store::new(pki.root_der().to_vec(), Schedule::default());
-        let around = Surroundings {
+        let around = Environment {
             now: Box::new(unix_now),
             random: Box::new(|| 0),
             events: Box::new(drop),
         };
-        let (keeper, handle) = Keeper::new(store, None, None, around);
+        let (keeper, handle) = Refresher::new(store, None, None, around);
         runtime.spawn(keeper.run());
         let options = CollateralOptions::at(unix_now());
         handle
-            .offer(pki.parsed_collateral(&options).unwrap())
+            .import(pki.parsed_collateral(&options).unwrap())
             .unwrap();
         runtime
             .block_on(handle.want(platform.collateral_key()))

@@ -1,7 +1,7 @@
 //! Postgres' passwords: configured, or derived by the guest agent, which gives
 //! the same TD the same keys always.
 
-use attest::agent::{Agent, AgentError, AgentOptions, DerivedKey, Places};
+use attest::agent::{Agent, AgentAddresses, AgentError, AgentOptions, DerivedKey};
 use wire::scram::Password;
 
 use crate::roles::Role;
@@ -110,7 +110,7 @@ impl Passwords {
     ///
     /// # Errors
     /// It does not give it.
-    pub(crate) async fn complete(self, places: Places) -> Result<Resolved, PasswordError> {
+    pub(crate) async fn complete(self, places: AgentAddresses) -> Result<Resolved, PasswordError> {
         if !self.need_agent() {
             return Ok(self.resolve(None)?);
         }

@@ -32,7 +32,7 @@ fn check_leaf(der: &[u8]) {
     match examine(&[der], NOW, &Policy::default()) {
         Ok(evidence) => {
             assert_eq!(evidence.not_after(), leaf.not_after());
-            assert!(evidence.chain().is(&[der]));
+            assert!(evidence.chain().matches(&[der]));
             let _ = evidence.collateral_key();
         }
         Err(denial) => assert!(Denial::CODES.contains(&denial.code())),
@@ -45,7 +45,7 @@ fn check_leaf(der: &[u8]) {
 }
 
 fn check_envelope(envelope: &[u8]) {
-    if let Ok(evidence) = UnboundEvidence::open(envelope) {
+    if let Ok(evidence) = UnboundEvidence::from_envelope(envelope) {
         check_quote(evidence.quote().as_bytes());
         let _ = evidence.events().prove(evidence.quote().report().rtmr3());
         // Trailing bytes are refused.

@@ -16,6 +16,6 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(again.digest(), collateral.digest());
     assert_eq!(again.key(), collateral.key());
     let now = collateral.valid_from();
-    assert_eq!(collateral.holds_at(now), now < collateral.expires_at());
+    assert_eq!(collateral.is_valid_at(now), now < collateral.expires_at());
     assert!(collateral.check(TrustedRoot::intel().der(), now).is_err());
 });

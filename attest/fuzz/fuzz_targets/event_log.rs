@@ -17,9 +17,9 @@ fuzz_target!(|data: &[u8]| {
     };
     let quote = quote();
     match form {
-        0 => check(UnboundEvidence::open(&[&[0, 0], &scale(&quote)[..], log].concat())),
-        1 => check(UnboundEvidence::open(&v1(&quote, log))),
-        2 => check(UnboundEvidence::read(&Extensions {
+        0 => check(UnboundEvidence::from_envelope(&[&[0, 0], &scale(&quote)[..], log].concat())),
+        1 => check(UnboundEvidence::from_envelope(&v1(&quote, log))),
+        2 => check(UnboundEvidence::from_extensions(&Extensions {
             quote: Some(&quote),
             event_log: Some(log),
             ..Extensions::default()

@@ -159,10 +159,10 @@ impl Agent {
 
     /// The agent's address.
     #[must_use]
-    pub fn endpoint(&self) -> Endpoint {
+    pub fn endpoint(&self) -> AgentAddress {
         match self.server.address() {
-            Address::Tcp(_) => Endpoint::Url(self.server.address().to_string()),
-            Address::Unix(path) => Endpoint::Unix(path.clone()),
+            Address::Tcp(_) => AgentAddress::Url(self.server.address().to_string()),
+            Address::Unix(path) => AgentAddress::Unix(path.clone()),
         }
     }
 

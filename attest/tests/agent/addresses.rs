@@ -3,7 +3,7 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 
-use attest::agent::{Agent, AgentError, Endpoint, Places, STANDARD_SOCKETS};
+use attest::agent::{Agent, AgentAddress, AgentAddresses, AgentError, STANDARD_SOCKETS};
 use attest::mock::{self, AgentListen, AgentOptions};
 
 use crate::{Folder, NOW, block_on, client, pki, single_attempt};
@@ -109,7 +109,13 @@ fn closed_port_refuses_connections() {
     drop(agent);
     let error = block_on(client(endpoint.clone(), single_attempt()).version()).unwrap_err();
     let why = "Connection refused (os error 111)".to_owned();
-    assert_eq!(error, AgentError::Connect { endpoint, why });
+    assert_eq!(
+        error,
+        AgentError::Connect {
+            address: endpoint,
+            why
+        }
+    );
 }
 
 #[test]
@@ -127,7 +133,7 @@ fn socket_without_permission_is_forbidden() {
         std::fs::set_permissions(folder.path(name), mode).unwrap();
     };
     let forbidden = AgentError::Forbidden {
-        endpoint: endpoint.clone(),
+        address: endpoint.clone(),
     };
     chmod("dstack.sock", 0o000);
     assert_eq!(version(), Err(forbidden.clone()));

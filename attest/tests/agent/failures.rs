@@ -121,7 +121,7 @@ fn key_of_another_certificate_is_refused() {
     let error = block_on(mock.client().tls_key(&server_request())).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the guest agent's answer to GetTlsKey is unusable: `key` is not the key of the certificate"
+        "the guest agent's response to GetTlsKey is unusable: `key` is not the key of the certificate"
     );
     assert_eq!(malformed(error).0, "key");
 }
@@ -197,19 +197,27 @@ fn error_after(
 #[test]
 fn every_field_is_validated() {
     let garbled = [
-        (Method::GetTlsKey, "key", "is no PKCS#8 private key in PEM"),
+        (
+            Method::GetTlsKey,
+            "key",
+            "is not a PKCS#8 private key in PEM",
+        ),
         (
             Method::GetTlsKey,
             "certificate_chain",
-            "is no list of strings",
+            "is not a list of strings",
         ),
         (Method::GetKey, "key", "is not hex of 32 bytes"),
-        (Method::GetKey, "signature_chain", "is no list of strings"),
-        (Method::GetQuote, "quote", "is no hex"),
-        (Method::GetQuote, "report_data", "is no hex"),
-        (Method::GetQuote, "event_log", "holds no JSON"),
-        (Method::GetQuote, "attestation", "is no hex"),
-        (Method::Attest, "attestation", "is no hex"),
+        (
+            Method::GetKey,
+            "signature_chain",
+            "is not a list of strings",
+        ),
+        (Method::GetQuote, "quote", "is not hex"),
+        (Method::GetQuote, "report_data", "is not hex"),
+        (Method::GetQuote, "event_log", "is not JSON"),
+        (Method::GetQuote, "attestation", "is not hex"),
+        (Method::Attest, "attestation", "is not hex"),
         (Method::Info, "app_id", "is not hex of the right length"),
         (
             Method::Info,
@@ -226,7 +234,7 @@ fn every_field_is_validated() {
             "os_image_hash",
             "is not hex of the right length",
         ),
-        (Method::Info, "tcb_info", "holds no JSON object"),
+        (Method::Info, "tcb_info", "is not a JSON object"),
     ];
     for (method, field, why) in garbled {
         let found = error_after(method, |response| {
@@ -265,19 +273,19 @@ fn certificate_chains_are_validated() {
         assert_eq!(field, CHAIN);
         why
     };
-    let caps = "holds no, or too many, or too large certificates";
+    let caps = "holds no certificate, or too many or too large ones";
     assert_eq!(with(Vec::clear), caps);
     assert_eq!(with(|chain| chain.extend(vec![chain[1].clone(); 5])), caps);
-    let label = "holds something else than certificates";
+    let label = "holds something other than certificates";
     const OTHER: &str = "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n";
     assert_eq!(with(|chain| chain.push(OTHER.into())), label);
     const EMPTY: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     assert_eq!(
         with(|chain| chain[1] = EMPTY.into()),
-        "holds what is no certificate"
+        "holds an invalid certificate"
     );
     const CUT: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n";
-    assert_eq!(with(|chain| chain[1] = CUT.into()), "is no PEM");
+    assert_eq!(with(|chain| chain[1] = CUT.into()), "is not PEM");
 }
 
 #[test]
@@ -290,7 +298,7 @@ fn private_keys_are_validated() {
         assert_eq!(field, "key");
         why
     };
-    let pem = "is no PKCS#8 private key in PEM";
+    let pem = "is not a PKCS#8 private key in PEM";
     assert_eq!(with(|key| key.replace("PRIVATE", "EC PRIVATE")), pem);
     assert_eq!(with(|key| key.replace("-----END", "")), pem);
     assert_eq!(with(|key| format!("{key}{key}")), pem);
@@ -306,7 +314,7 @@ fn private_keys_are_validated() {
         error_after(Method::GetTlsKey, |response| {
             response.insert("key".to_owned(), ed25519.into());
         }),
-        ("key", "is no PKCS#8 private key on P-256")
+        ("key", "is not a PKCS#8 private key on P-256")
     );
 }
 
@@ -315,7 +323,7 @@ fn signature_chains_are_validated() {
     for (chain, why) in [
         (vec!["aa"], "does not hold two signatures"),
         (vec!["aa"; 3], "does not hold two signatures"),
-        (vec!["aa", "zz"], "is no hex"),
+        (vec!["aa", "zz"], "is not hex"),
         (vec!["aa", ""], "holds a signature of an impossible length"),
     ] {
         let found = error_after(Method::GetKey, |response| {

@@ -77,8 +77,8 @@ fn single_attempt() -> AgentOptions {
     }
 }
 
-fn client(endpoint: Endpoint, options: AgentOptions) -> Agent {
-    Agent::new(Places::only(endpoint), options).unwrap()
+fn client(endpoint: AgentAddress, options: AgentOptions) -> Agent {
+    Agent::new(AgentAddresses::only(endpoint), options).unwrap()
 }
 
 impl MockAgent {

@@ -162,7 +162,7 @@ fn quote_has_the_padded_report_data() {
         assert_eq!(log.as_array().unwrap().len(), 9);
         assert!(quote.vm_config.contains("os_image_hash"));
         let evidence = quote.attestation.unwrap();
-        let evidence = UnboundEvidence::open(&evidence).unwrap();
+        let evidence = UnboundEvidence::from_envelope(&evidence).unwrap();
         assert_eq!(evidence.quote(), &quote.quote);
     }
     let error = block_on(mock.client().quote(&[0; 65])).unwrap_err();
@@ -197,7 +197,7 @@ fn info_agrees_with_quote_and_event_log() {
     assert_eq!(tcb.mrtd, quote.quote.report().mrtd());
     assert_eq!(tcb.rtmrs, quote.quote.report().rtmrs());
     let attestation = quote.attestation.unwrap();
-    let evidence = UnboundEvidence::open(&attestation).unwrap();
+    let evidence = UnboundEvidence::from_envelope(&attestation).unwrap();
     let identity = evidence.events().prove(tcb.rtmrs[3]).unwrap();
     assert_eq!(info.app_id, AppId([0xa1; 20]));
     assert_eq!(identity.app_id(), Some(info.app_id));

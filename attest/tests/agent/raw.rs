@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use attest::agent::Endpoint;
+use attest::agent::AgentAddress;
 
 pub(crate) trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
@@ -58,12 +58,12 @@ fn exchange(endpoint: &Endpoint, request_line: &str, headers: &str, body: &[u8])
 pub(crate) fn connect(endpoint: &Endpoint) -> Box<dyn Stream> {
     let timeout = Some(Duration::from_secs(10));
     match endpoint {
-        Endpoint::Unix(path) => {
+        AgentAddress::Unix(path) => {
             let stream = UnixStream::connect(path).unwrap();
             stream.set_read_timeout(timeout).unwrap();
             Box::new(stream)
         }
-        Endpoint::Url(url) => {
+        AgentAddress::Url(url) => {
             let stream = TcpStream::connect(url.strip_prefix("http://").unwrap()).unwrap();
             stream.set_read_timeout(timeout).unwrap();
             Box::new(stream)

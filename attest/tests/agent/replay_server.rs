@@ -5,7 +5,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use attest::agent::{Agent, Endpoint};
+use attest::agent::{Agent, AgentAddress};
 
 use crate::{Folder, client, single_attempt};
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use attest::agent::{AgentError, AgentOptions, Endpoint, Method, Random};
+use attest::agent::{AgentAddress, AgentError, AgentOptions, Method, Random};
 use attest::mock::{self, AgentBehaviour, AgentListen};
 
 use crate::{Folder, NOW, agent, block_on, client, pki};
@@ -21,8 +21,8 @@ fn options(attempts: u32, before_wait: impl Fn(u32) + Send + Sync + 'static) -> 
     });
     AgentOptions {
         attempts,
-        first_wait: Duration::from_millis(1),
-        longest_wait: Duration::from_millis(2),
+        initial_backoff: Duration::from_millis(1),
+        max_backoff: Duration::from_millis(2),
         random: Some(random),
         ..AgentOptions::default()
     }

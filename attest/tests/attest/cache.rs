@@ -137,7 +137,7 @@ fn another_epoch_clears_the_cache() {
     };
     let policy = epoch(&policy_with(|s| s.allow_debug_td = true));
     for other in [collateral, policy] {
-        cache.enter(first);
+        cache.set_epoch(first);
         cache.insert(first, &chain, &verdict, NOW);
         cache.insert(first, &chain, &Err(Denial::BadSignature), NOW);
         assert_eq!(cache.len(), (1, 1));

@@ -47,9 +47,9 @@ fn raw_leaf_with(extensions: impl IntoIterator<Item = (u64, Vec<u8>)>) -> Vec<u8
     params.self_signed(&key).unwrap().der().to_vec()
 }
 
-fn read_leaf(der: &[u8]) -> Result<Form, Denial> {
+fn read_leaf(der: &[u8]) -> Result<EvidenceFormat, Denial> {
     let leaf = Leaf::parse(der)?;
-    UnboundEvidence::read(leaf.extensions()).map(|evidence| evidence.form())
+    UnboundEvidence::from_extensions(leaf.extensions()).map(|evidence| evidence.format())
 }
 
 #[test]
@@ -62,12 +62,15 @@ fn attestation_extension_has_precedence() {
     let log = || Evidence::default().legacy_event_log().unwrap();
     let envelope = || Evidence::default().v1(&quote, [0; 64]).unwrap();
     let form = |extensions: &[(u64, Vec<u8>)]| read_leaf(&leaf_with(extensions));
-    assert_eq!(form(&[(8, envelope())]), Ok(Form::V1));
-    assert_eq!(form(&[(1, quote.clone()), (2, log())]), Ok(Form::Legacy));
-    assert_eq!(form(&[(1, quote.clone())]), Ok(Form::Legacy));
+    assert_eq!(form(&[(8, envelope())]), Ok(EvidenceFormat::V1));
+    assert_eq!(
+        form(&[(1, quote.clone()), (2, log())]),
+        Ok(EvidenceFormat::Legacy)
+    );
+    assert_eq!(form(&[(1, quote.clone())]), Ok(EvidenceFormat::Legacy));
     assert_eq!(
         form(&[(1, quote.clone()), (2, log()), (8, envelope())]),
-        Ok(Form::V1)
+        Ok(EvidenceFormat::V1)
     );
     assert_eq!(form(&[(2, log())]), Err(Denial::NoEvidence));
     assert_eq!(form(&[(3, vec![1; 20])]), Err(Denial::NoEvidence));

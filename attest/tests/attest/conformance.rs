@@ -112,7 +112,7 @@ fn event_log_of_a_hardware_attestation_replays() {
     let Some(envelope) = recorded::read("tdx-hardware/dstack_attestation_v0.bin") else {
         return;
     };
-    let evidence = UnboundEvidence::open(&envelope).unwrap();
+    let evidence = UnboundEvidence::from_envelope(&envelope).unwrap();
     let identity = evidence
         .events()
         .prove(evidence.quote().report().rtmr3())
@@ -132,15 +132,15 @@ fn event_log_of_a_hardware_attestation_replays() {
 #[test]
 fn event_logs_of_both_envelopes_replay() {
     for (folder, form) in [
-        ("dstack-mock-v0", Form::V0),
-        ("dstack-mock-v1", Form::V1),
-        ("dstack-plain-v0", Form::V0),
+        ("dstack-mock-v0", EvidenceFormat::V0),
+        ("dstack-mock-v1", EvidenceFormat::V1),
+        ("dstack-plain-v0", EvidenceFormat::V0),
     ] {
         let Some(envelope) = attestation(folder) else {
             return;
         };
-        let evidence = UnboundEvidence::open(&envelope).unwrap();
-        assert_eq!(evidence.form(), form, "{folder}");
+        let evidence = UnboundEvidence::from_envelope(&envelope).unwrap();
+        assert_eq!(evidence.format(), form, "{folder}");
         let identity = evidence
             .events()
             .prove(evidence.quote().report().rtmr3())

@@ -2,7 +2,7 @@
 
 use attest::Denial;
 use attest::event_log::{
-    DigestVersion, Event, EventLog, MAX_EVENTS, MAX_NAME_LEN, MAX_PAYLOAD_LEN,
+    DigestVersion, Event, EventLog, MAX_EVENT_NAME_LEN, MAX_EVENT_PAYLOAD_LEN, MAX_EVENTS,
 };
 use attest::values::{AppId, Rtmr};
 use sha2::{Digest, Sha384};
@@ -130,9 +130,9 @@ fn counts_and_lengths_are_capped() {
     assert!(log.push(event).is_err());
     assert!(EventLog::with_capacity(MAX_EVENTS + 1).is_err());
     let name = |len| Event::new("n".repeat(len), &[][..], DigestVersion::V1);
-    assert!(name(MAX_NAME_LEN).is_ok());
-    assert!(name(MAX_NAME_LEN + 1).is_err());
+    assert!(name(MAX_EVENT_NAME_LEN).is_ok());
+    assert!(name(MAX_EVENT_NAME_LEN + 1).is_err());
     let payload = |len| Event::new("n", vec![0; len], DigestVersion::V1);
-    assert!(payload(MAX_PAYLOAD_LEN).is_ok());
-    assert!(payload(MAX_PAYLOAD_LEN + 1).is_err());
+    assert!(payload(MAX_EVENT_PAYLOAD_LEN).is_ok());
+    assert!(payload(MAX_EVENT_PAYLOAD_LEN + 1).is_err());
 }

@@ -17,12 +17,12 @@ pub(crate) fn quote() -> Vec<u8> {
     platform.quote(&TdReport::default()).unwrap()
 }
 
-fn open(envelope: &[u8]) -> Result<Form, Denial> {
-    UnboundEvidence::open(envelope).map(|evidence| evidence.form())
+fn open(envelope: &[u8]) -> Result<EvidenceFormat, Denial> {
+    UnboundEvidence::from_envelope(envelope).map(|evidence| evidence.format())
 }
 
 fn code(envelope: &[u8]) -> &'static str {
-    open(envelope).map_or_else(|denial| denial.code(), Form::as_str)
+    open(envelope).map_or_else(|denial| denial.code(), EvidenceFormat::as_str)
 }
 
 fn error(envelope: &[u8]) -> String {
@@ -197,7 +197,7 @@ fn number_of_events_is_capped() {
         let log = fixture.evidence.legacy_event_log().unwrap();
         let leaf = leaf_with(&[(1, quote()), (2, log)]);
         let leaf = Leaf::parse(&leaf).map_err(|denial| denial.code())?;
-        UnboundEvidence::read(leaf.extensions())
+        UnboundEvidence::from_extensions(leaf.extensions())
             .map(|_| ())
             .map_err(|denial| denial.code())
     };

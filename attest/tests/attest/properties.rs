@@ -102,9 +102,9 @@ proptest! {
     fn arbitrary_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..2048)) {
         prop_assert!(Leaf::parse(&bytes).is_err());
         prop_assert!(TdQuote::parse(&bytes).is_err());
-        let _ = UnboundEvidence::open(&bytes);
+        let _ = UnboundEvidence::from_envelope(&bytes);
         for first in [0x00, 0x83] {
-            let _ = UnboundEvidence::open(&[&[first], &bytes[..]].concat());
+            let _ = UnboundEvidence::from_envelope(&[&[first], &bytes[..]].concat());
         }
     }
 

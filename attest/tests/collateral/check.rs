@@ -17,7 +17,7 @@ fn parsed_collateral_has_its_key_and_dates() {
     );
     assert_eq!(collateral.valid_from(), NOW - 3_600);
     assert_eq!(collateral.expires_at(), NOW - 3_600 + 30 * DAY);
-    assert!(collateral.holds_at(NOW) && !collateral.holds_at(collateral.expires_at()));
+    assert!(collateral.is_valid_at(NOW) && !collateral.is_valid_at(collateral.expires_at()));
     let json = collateral.to_json().unwrap();
     assert_eq!(Collateral::from_json(&json).unwrap(), collateral);
     for wrong in [
@@ -229,7 +229,7 @@ fn check_names_the_wrong_part() {
 fn oversized_parts_are_refused_before_parsing() {
     let good = pki().collateral(&CollateralOptions::at(NOW)).unwrap();
     let mut large = good.clone();
-    large.tcb_info = " ".repeat(attest::collateral::MAX_PART_BYTES + 1);
+    large.tcb_info = " ".repeat(attest::collateral::MAX_COLLATERAL_PART_LEN + 1);
     let error = Collateral::parse(large).unwrap_err();
     assert!(matches!(
         error,

@@ -12,7 +12,7 @@ use super::{NOW, fresh, pki};
 #[test]
 fn saved_collateral_is_loaded() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Disk::new(folder.path().join("new"));
+    let disk = DiskCache::new(folder.path().join("new"));
     assert!(disk.load().unwrap().is_empty());
     let old = fresh(NOW - 1);
     disk.save(&old).unwrap();
@@ -30,7 +30,7 @@ fn saved_collateral_is_loaded() {
 #[test]
 fn damaged_files_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Disk::new(folder.path());
+    let disk = DiskCache::new(folder.path());
     let good = fresh(NOW);
     disk.save(&good).unwrap();
     let path = disk.path(good.key());
@@ -67,7 +67,7 @@ fn damaged_files_are_refused() {
 #[test]
 fn misnamed_and_unrelated_files_are_not_loaded() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Disk::new(folder.path());
+    let disk = DiskCache::new(folder.path());
     let json = fresh(NOW).to_json().unwrap();
     std::fs::write(folder.path().join("00A067110000-processor.json"), &json).unwrap();
     std::fs::write(folder.path().join("README.md"), "not collateral").unwrap();
@@ -103,7 +103,7 @@ fn oversized_file_is_not_read() {
 #[test]
 fn old_copy_survives_a_failed_write() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Disk::new(folder.path());
+    let disk = DiskCache::new(folder.path());
     disk.save(&fresh(NOW - 1)).unwrap();
     let path = disk.path(fresh(NOW).key());
     // A directory with the name of the temporary file makes the write fail.
@@ -131,7 +131,7 @@ fn old_copy_survives_a_full_disk() {
         }
     }
     let unmount = Unmount(folder.path());
-    let disk = Disk::new(folder.path());
+    let disk = DiskCache::new(folder.path());
     disk.save(&fresh(NOW - 1)).unwrap();
     let error = disk.save(&fresh(NOW)).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error}");
@@ -181,7 +181,7 @@ fn hardware_collateral_is_valid() {
         ("tdx_quote_outdated", 1_772_323_200),
     ] {
         let collateral = load_file(&folder.join(format!("{name}_collateral.json"))).unwrap();
-        assert!(collateral.holds_at(at), "{collateral:?}");
+        assert!(collateral.is_valid_at(at), "{collateral:?}");
         assert_eq!(collateral.key().ca.as_str(), "platform");
         // Intel's root is the last certificate of each chain, as fetched.
         let json = std::fs::read(folder.join(format!("{name}_collateral.json"))).unwrap();

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use attest::collateral::{
-    Collateral, CollateralError, CollateralKey, Disk, Event, FetchError, FetchOptions, Fetcher,
-    Handle, Keeper, Part, Schedule, Source, SourceError, Store, Surroundings, Unavailable,
+    Collateral, CollateralError, CollateralKey, DiskCache, Environment, Event, FetchError,
+    FetchOptions, Fetcher, Handle, Part, Refresher, Schedule, Source, SourceError, Store,
+    Unavailable,
 };
 use attest::mock::{
     Behaviour, Certificate, CollateralOptions, Envelope, Evidence, Key, LeafOptions, Pccs,
@@ -264,8 +265,8 @@ struct Harness {
 
 fn start(fetcher: Option<Fetcher>, disk: Option<Disk>) -> Harness {
     let schedule = Schedule {
-        backoff_first: 1,
-        backoff_cold: 1,
+        initial_backoff: 1,
+        max_backoff_missing: 1,
         ..Schedule::default()
     };
     let store = Store::new(pki().root_der().to_vec(), schedule);
@@ -277,7 +278,7 @@ fn start(fetcher: Option<Fetcher>, disk: Option<Disk>) -> Harness {
         random: Box::new(|| 0),
         events: Box::new(move |event| event_log.lock().unwrap().push(event)),
     };
-    let (mut keeper, handle) = Keeper::new(store, fetcher, disk, around);
+    let (mut keeper, handle) = Refresher::new(store, fetcher, disk, around);
     keeper.load();
     std::thread::spawn(move || runtime().block_on(keeper.run()));
     Harness {
@@ -317,7 +318,7 @@ impl Harness {
 /// Requests the collateral and waits for it.
 fn want(handle: &Handle) -> Result<Arc<Collateral>, Unavailable> {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
-    runtime.unwrap().block_on(handle.want(key()))
+    runtime.unwrap().block_on(handle.request(key()))
 }
 
 #[test]
@@ -496,12 +497,12 @@ fn offered_collateral_is_verified() {
 #[test]
 fn refresher_ends_with_its_last_handle() {
     let store = Store::new(pki().root_der().to_vec(), Schedule::default());
-    let around = Surroundings {
+    let around = Environment {
         now: Box::new(|| NOW),
         random: Box::new(|| 0),
         events: Box::new(|_| ()),
     };
-    let (keeper, handle) = Keeper::new(store, None, None, around);
+    let (keeper, handle) = Refresher::new(store, None, None, around);
     drop(handle);
     runtime().block_on(keeper.run());
 }

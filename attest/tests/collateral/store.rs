@@ -1,8 +1,8 @@
 //! The store's rules, tested with a virtual clock.
 
 use attest::collateral::{
-    CaType, CollateralError, CollateralKey, Event, FetchError, Fmspc, MAX_FLIGHTS, MAX_KEYS, Part,
-    Schedule, Store, Wanted,
+    CaType, CollateralError, CollateralKey, Event, FetchError, Fmspc, MAX_CONCURRENT_FETCHES,
+    MAX_PLATFORM_FAMILIES, Part, RequestOutcome, Schedule, Store,
 };
 use attest::mock::{CollateralOptions, Pki, PkiOptions, Revoked};
 
@@ -16,9 +16,9 @@ fn store() -> Store {
 fn filled_store() -> (Store, CollateralKey) {
     let mut store = store();
     let key = fresh(NOW).key();
-    assert_eq!(store.want(key, NOW), Wanted::Coming);
+    assert_eq!(store.request(key, NOW), RequestOutcome::Pending);
     assert_eq!(store.next_due(NOW), Some(key));
-    let event = store.arrived(key, Ok(fresh(NOW)), NOW, 0);
+    let event = store.complete_fetch(key, Ok(fresh(NOW)), NOW, 0);
     let expires_at = NOW - 3_600 + 30 * DAY;
     assert_eq!(
         event,
@@ -55,7 +55,7 @@ fn failed_fetches_do_not_replace_collateral() {
         Err(FetchError::Timeout),
     ] {
         assert_eq!(store.next_due(at), Some(key));
-        let event = store.arrived(key, bad, at, 0);
+        let event = store.complete_fetch(key, bad, at, 0);
         let Event::Failed {
             held_until,
             retry_at,
@@ -66,7 +66,7 @@ fn failed_fetches_do_not_replace_collateral() {
         };
         assert_eq!(held_until, Some(NOW - 3_600 + 30 * DAY));
         assert!(retry_at > at);
-        assert!(matches!(store.want(key, at), Wanted::Held(_)));
+        assert!(matches!(store.request(key, at), RequestOutcome::Cached(_)));
         at = retry_at;
     }
     assert_eq!(store.snapshot().epoch(), epoch);
@@ -78,7 +78,7 @@ fn older_parts_are_not_stored() {
     // Yesterday's collateral is genuine and still valid, but older than the stored one.
     let at = NOW + DAY;
     store.next_due(at).unwrap();
-    let event = store.arrived(key, Ok(fresh(NOW - DAY)), at, 0);
+    let event = store.complete_fetch(key, Ok(fresh(NOW - DAY)), at, 0);
     let expires_at = NOW - 3_600 + 30 * DAY;
     assert_eq!(
         event,
@@ -94,7 +94,7 @@ fn older_parts_are_not_stored() {
         ..CollateralOptions::at(at)
     };
     store.next_due(at + DAY).unwrap();
-    let event = store.arrived(key, Ok(pki().parsed_collateral(&old).unwrap()), at + DAY, 0);
+    let event = store.complete_fetch(key, Ok(pki().parsed_collateral(&old).unwrap()), at + DAY, 0);
     assert_eq!(
         event,
         Event::Refreshed {
@@ -147,7 +147,7 @@ fn newer_crl_that_revokes_the_stored_signer_is_stored() {
     );
     // Documents of the revoked signer are not stored, with or without the old CRL.
     store.next_due(at + DAY).unwrap();
-    store.arrived(key, Ok(fresh(NOW + 1)), at + DAY, 0);
+    store.complete_fetch(key, Ok(fresh(NOW + 1)), at + DAY, 0);
     assert_eq!(
         store.snapshot().get(key, at).unwrap().as_qvl(),
         fetched.as_qvl()
@@ -179,30 +179,30 @@ fn epoch_changes_only_with_the_content() {
     let (mut store, key) = filled_store();
     assert_eq!(store.snapshot().epoch(), 1);
     store.next_due(NOW + DAY).unwrap();
-    store.arrived(key, Ok(fresh(NOW)), NOW + DAY, 0);
+    store.complete_fetch(key, Ok(fresh(NOW)), NOW + DAY, 0);
     assert_eq!(store.snapshot().epoch(), 1);
     store.next_due(NOW + 2 * DAY).unwrap();
-    store.arrived(key, Ok(fresh(NOW + 2 * DAY)), NOW + 2 * DAY, 0);
+    store.complete_fetch(key, Ok(fresh(NOW + 2 * DAY)), NOW + 2 * DAY, 0);
     assert_eq!(store.snapshot().epoch(), 2);
 }
 
 #[test]
 fn fetches_are_deduplicated_and_limited() {
     let mut store = store();
-    for number in 0..u8::try_from(MAX_FLIGHTS).unwrap() + 2 {
+    for number in 0..u8::try_from(MAX_CONCURRENT_FETCHES).unwrap() + 2 {
         let key = CollateralKey {
             fmspc: Fmspc([number; 6]),
             ca: CaType::Platform,
         };
-        assert_eq!(store.want(key, NOW), Wanted::Coming);
-        assert_eq!(store.want(key, NOW), Wanted::Coming);
+        assert_eq!(store.request(key, NOW), RequestOutcome::Pending);
+        assert_eq!(store.request(key, NOW), RequestOutcome::Pending);
     }
     let started: Vec<_> = std::iter::from_fn(|| store.next_due(NOW)).collect();
-    assert_eq!(started.len(), MAX_FLIGHTS);
+    assert_eq!(started.len(), MAX_CONCURRENT_FETCHES);
     let mut unique = started.clone();
     unique.dedup();
     assert_eq!(unique, started);
-    store.arrived(started[0], Err(FetchError::Connect), NOW, 0);
+    store.complete_fetch(started[0], Err(FetchError::Connect), NOW, 0);
     assert!(
         store
             .next_due(NOW)
@@ -219,7 +219,10 @@ fn unknown_platforms_evict_only_each_other() {
             fmspc: Fmspc([9, 9, 9, 9, high, low]),
             ca: CaType::Platform,
         };
-        assert_eq!(store.want(key, NOW + u64::from(number)), Wanted::Coming);
+        assert_eq!(
+            store.request(key, NOW + u64::from(number)),
+            RequestOutcome::Pending
+        );
     }
     assert!(matches!(store.want(held, NOW), Wanted::Held(_)));
     let mut fetches = 0;
@@ -241,9 +244,9 @@ fn failed_fetches_back_off_exponentially_up_to_a_cap() {
     let mut at = NOW;
     let mut waits = Vec::new();
     for _ in 0..8 {
-        assert_eq!(store.want(key, at), Wanted::Coming);
+        assert_eq!(store.request(key, at), RequestOutcome::Pending);
         assert_eq!(store.next_due(at), Some(key));
-        let event = store.arrived(key, Err(FetchError::Connect), at, 0);
+        let event = store.complete_fetch(key, Err(FetchError::Connect), at, 0);
         let Event::Failed {
             retry_at,
             held_until: None,
@@ -252,11 +255,11 @@ fn failed_fetches_back_off_exponentially_up_to_a_cap() {
         else {
             panic!("{event:?}")
         };
-        let not_before = Wanted::NotBefore {
+        let not_before = RequestOutcome::BackingOff {
             retry_at,
             last: FetchError::Connect,
         };
-        assert_eq!(store.want(key, retry_at - 1), not_before);
+        assert_eq!(store.request(key, retry_at - 1), not_before);
         assert_eq!(store.next_due(retry_at - 1), None);
         waits.push(retry_at - at);
         at = retry_at;
@@ -271,7 +274,7 @@ fn failed_fetches_back_off_exponentially_up_to_a_cap() {
             Some(key),
             "stored collateral is refreshed without requests"
         );
-        let event = store.arrived(key, Err(FetchError::Timeout), at, u32::MAX);
+        let event = store.complete_fetch(key, Err(FetchError::Timeout), at, u32::MAX);
         let Event::Failed { retry_at, .. } = event else {
             panic!("{event:?}")
         };
@@ -279,7 +282,7 @@ fn failed_fetches_back_off_exponentially_up_to_a_cap() {
         at = retry_at;
     }
     assert!(
-        (schedule.backoff_held * 3 / 4..=schedule.backoff_held).contains(&wait),
+        (schedule.max_backoff_cached * 3 / 4..=schedule.max_backoff_cached).contains(&wait),
         "{wait}"
     );
 }
@@ -289,7 +292,7 @@ fn collateral_is_refreshed_daily_with_jitter_and_more_often_before_expiry() {
     for random in [0, 1, 12_345, u32::MAX] {
         let (mut store, key) = filled_store();
         store.next_due(NOW + DAY).unwrap();
-        store.arrived(key, Ok(fresh(NOW + DAY)), NOW + DAY, random);
+        store.complete_fetch(key, Ok(fresh(NOW + DAY)), NOW + DAY, random);
         let next = store.next_wake().unwrap();
         assert!(
             (NOW + DAY + DAY * 3 / 4..=NOW + 2 * DAY).contains(&next),
@@ -304,7 +307,7 @@ fn collateral_is_refreshed_daily_with_jitter_and_more_often_before_expiry() {
     for (left, wait) in [(6 * DAY, 3_600), (7_200, 1_800), (8, 2), (1, 1)] {
         let at = expires_at - left;
         store.next_due(at).unwrap();
-        store.arrived(key, Ok(fresh(NOW)), at, 0);
+        store.complete_fetch(key, Ok(fresh(NOW)), at, 0);
         assert_eq!(
             store.next_due(at + wait - 1),
             None,
@@ -315,7 +318,7 @@ fn collateral_is_refreshed_daily_with_jitter_and_more_often_before_expiry() {
             Some(key),
             "{left} s before expiry"
         );
-        store.arrived(key, Ok(fresh(NOW)), at, 0);
+        store.complete_fetch(key, Ok(fresh(NOW)), at, 0);
     }
 }
 
@@ -335,29 +338,32 @@ fn expiry_is_announced_once_ahead_and_once_when_it_occurs() {
     assert_eq!(
         store
             .snapshot()
-            .seconds_left(expires_at - 5)
+            .seconds_until_expiry(expires_at - 5)
             .collect::<Vec<_>>(),
         [(key, 5)]
     );
     assert_eq!(
         store
             .snapshot()
-            .seconds_left(expires_at + 5)
+            .seconds_until_expiry(expires_at + 5)
             .collect::<Vec<_>>(),
         [(key, 0)]
     );
     // After a new fetch it is announced again.
     assert_eq!(store.want(key, expires_at), Wanted::Coming);
     store.next_due(expires_at).unwrap();
-    store.arrived(key, Ok(fresh(expires_at)), expires_at, 0);
-    assert!(matches!(store.want(key, expires_at), Wanted::Held(_)));
+    store.complete_fetch(key, Ok(fresh(expires_at)), expires_at, 0);
+    assert!(matches!(
+        store.request(key, expires_at),
+        RequestOutcome::Cached(_)
+    ));
     assert_eq!(store.tick(expires_at + 27 * DAY).len(), 1);
 }
 
 #[test]
 fn offered_collateral_is_verified() {
     let mut store = store();
-    let event = store.offer(fresh(NOW), NOW, 0).unwrap();
+    let event = store.import(fresh(NOW), NOW, 0).unwrap();
     assert!(matches!(event, Event::Refreshed { changed: true, .. }));
     assert_eq!(store.snapshot().epoch(), 1);
     let forged = Pki::new(&[8; 32]).unwrap();
@@ -365,12 +371,12 @@ fn offered_collateral_is_verified() {
         .parsed_collateral(&CollateralOptions::at(NOW))
         .unwrap();
     assert_eq!(
-        store.offer(forged, NOW, 0).unwrap_err().code(),
+        store.import(forged, NOW, 0).unwrap_err().code(),
         "bad_signature"
     );
     assert_eq!(
         store
-            .offer(fresh(NOW - 60 * DAY), NOW, 0)
+            .import(fresh(NOW - 60 * DAY), NOW, 0)
             .unwrap_err()
             .code(),
         "expired"

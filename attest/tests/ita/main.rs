@@ -65,12 +65,12 @@ impl ItaFixture {
         examine(&certificate.chain_der(), NOW, &self.peer.policy).unwrap()
     }
 
-    fn appraise_at(&self, now: u64) -> Result<Appraised, ItaError> {
+    fn appraise_at(&self, now: u64) -> Result<AppraisedEvidence, ItaError> {
         self.runtime
             .block_on(self.client.appraise(&self.bound(), now))
     }
 
-    fn appraise(&self) -> Result<Appraised, ItaError> {
+    fn appraise(&self) -> Result<AppraisedEvidence, ItaError> {
         self.appraise_at(NOW)
     }
 

@@ -1,6 +1,8 @@
 //! Parsing of records. Malformed ones are refused before the signature is verified.
 
-use attest::manifest::{MAX_FIELDS, MAX_LEN, Manifest, ManifestError, join_chunks};
+use attest::manifest::{
+    MAX_MANIFEST_FIELDS, MAX_MANIFEST_LEN, Manifest, ManifestError, join_chunks,
+};
 
 use crate::{GOLDEN_SIGNATURE, GOLDEN_TEXT, golden};
 

@@ -1,6 +1,8 @@
 //! The leader's URL and instance id.
 
-use attest::manifest::{Draft, LeaderInstance, LeaderUrl, MAX_URL_LEN, Manifest, ManifestError};
+use attest::manifest::{
+    LeaderInstance, LeaderUrl, MAX_LEADER_URL_LEN, Manifest, ManifestError, UnsignedManifest,
+};
 
 use crate::{draft, golden, key, verified};
 
@@ -84,7 +86,7 @@ fn urls_in_records_are_validated() {
 #[test]
 fn url_is_signed_without_normalization() {
     let leader_url: LeaderUrl = "https://Leader.Example:443/a".parse().unwrap();
-    let draft = Draft {
+    let draft = UnsignedManifest {
         leader_url,
         ..draft()
     };

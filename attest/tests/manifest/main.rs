@@ -9,7 +9,7 @@ mod properties;
 mod state;
 mod verify;
 
-use attest::manifest::{Address, Draft, Manifest, SigningKey, Trust};
+use attest::manifest::{EthAddress, Manifest, ManifestPolicy, SigningKey, UnsignedManifest};
 
 /// The signed text of the golden manifest: its fields, sorted by name.
 const GOLDEN_TEXT: &str = "cluster=0xbd32b609057a1a4569558a571d535c8f1212b097;epoch=42;\
@@ -32,12 +32,12 @@ fn key() -> SigningKey {
     SigningKey::from_hex(&"11".repeat(32)).unwrap()
 }
 
-fn trust() -> Trust {
-    Trust::of(key().address())
+fn trust() -> ManifestPolicy {
+    ManifestPolicy::for_signer(key().address())
 }
 
-fn draft() -> Draft {
-    Draft {
+fn draft() -> UnsignedManifest {
+    UnsignedManifest {
         cluster: "0xbd32b609057a1a4569558a571d535c8f1212b097"
             .parse()
             .unwrap(),
@@ -67,6 +67,6 @@ fn verified(change: impl FnOnce(&mut Draft)) -> Manifest {
         .unwrap()
 }
 
-fn address(byte: u8) -> Address {
-    Address([byte; 20])
+fn address(byte: u8) -> EthAddress {
+    EthAddress([byte; 20])
 }

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use attest::manifest::{Draft, Manifest, Trust};
+use attest::manifest::{Manifest, ManifestPolicy, UnsignedManifest};
 use proptest::prelude::*;
 
 use crate::{NOW, golden, key, trust};
@@ -98,8 +98,8 @@ proptest! {
         port in 1..=u16::MAX,
         (epoch, valid_until) in any::<(u64, u64)>().prop_map(|(e, v)| (e, v.max(1))),
     ) {
-        let draft = Draft {
-            cluster: attest::manifest::Address(cluster),
+        let draft = UnsignedManifest {
+            cluster: attest::manifest::EthAddress(cluster),
             leader_instance: hex::encode(instance).parse().unwrap(),
             leader_url: format!("https://{host}:{port}").parse().unwrap(),
             epoch,
@@ -108,7 +108,7 @@ proptest! {
         let txt = draft.sign(&key()).unwrap();
         let unverified = Manifest::parse(&txt).unwrap();
         prop_assert_eq!(unverified.signed_text(), draft.signed_text());
-        let any = Trust { max_validity: None, ..trust() };
+        let any = ManifestPolicy { max_validity: None, ..trust() };
         let manifest = unverified.verify(&any, valid_until - 1).unwrap();
         prop_assert_eq!(manifest.target().to_string(), format!("{host}:{port}"));
         prop_assert_eq!((manifest.epoch(), manifest.valid_until()), (epoch, valid_until));

@@ -1,6 +1,6 @@
 //! The leader state, with manifests in any order.
 
-use attest::manifest::{Accepted, Draft, LeaderState, ManifestError};
+use attest::manifest::{LeaderState, LeaderUpdate, ManifestError, UnsignedManifest};
 
 use crate::{VALID_UNTIL, address, verified};
 
@@ -12,7 +12,7 @@ fn state_at(epoch: u64) -> LeaderState {
     let mut state = LeaderState::default();
     assert!(state.leader(0).unwrap().is_none());
     let first = state.accept(verified(|draft| draft.epoch = epoch));
-    assert_eq!(first, Ok(Accepted::New));
+    assert_eq!(first, Ok(LeaderUpdate::New));
     state
 }
 
@@ -27,7 +27,7 @@ fn older_epochs_are_refused() {
         draft.epoch = 43;
         change_target(draft);
     });
-    assert_eq!(state.accept(newer), Ok(Accepted::New));
+    assert_eq!(state.accept(newer), Ok(LeaderUpdate::New));
     for found in [0, 41, 42] {
         let older = verified(|draft| {
             draft.epoch = found;
@@ -38,23 +38,29 @@ fn older_epochs_are_refused() {
         assert_eq!(target(&state), "other.example:443");
     }
     let last = verified(|draft| draft.epoch = u64::MAX);
-    assert_eq!(state.accept(last), Ok(Accepted::New));
+    assert_eq!(state.accept(last), Ok(LeaderUpdate::New));
 }
 
 #[test]
 fn same_leader_may_only_be_extended() {
     let mut state = state_at(42);
     let until = |seconds: u64| verified(|draft| draft.valid_until = seconds);
-    assert_eq!(state.accept(until(VALID_UNTIL)), Ok(Accepted::Same));
-    assert_eq!(state.accept(until(VALID_UNTIL + 60)), Ok(Accepted::Same));
-    assert_eq!(state.accept(until(VALID_UNTIL - 60)), Ok(Accepted::Same));
+    assert_eq!(state.accept(until(VALID_UNTIL)), Ok(LeaderUpdate::Same));
+    assert_eq!(
+        state.accept(until(VALID_UNTIL + 60)),
+        Ok(LeaderUpdate::Same)
+    );
+    assert_eq!(
+        state.accept(until(VALID_UNTIL - 60)),
+        Ok(LeaderUpdate::Same)
+    );
     assert_eq!(state.newest().unwrap().valid_until(), VALID_UNTIL + 60);
     // Another notation of the same target.
     let slash = verified(|draft| {
         let url = format!("{}:443/", draft.leader_url.as_str());
         draft.leader_url = url.parse().unwrap();
     });
-    assert_eq!(state.accept(slash), Ok(Accepted::Same));
+    assert_eq!(state.accept(slash), Ok(LeaderUpdate::Same));
 }
 
 #[test]
@@ -70,7 +76,7 @@ fn two_leaders_of_one_epoch_are_refused() {
         draft.epoch = 43;
         change_target(draft);
     });
-    assert_eq!(state.accept(settled), Ok(Accepted::New));
+    assert_eq!(state.accept(settled), Ok(LeaderUpdate::New));
 }
 
 #[test]

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use attest::manifest::{
-    Accepted, DEFAULT_MAX_VALIDITY, LeaderState, Manifest, ManifestError, SigningKey, Trust,
+    DEFAULT_MAX_VALIDITY, LeaderState, LeaderUpdate, Manifest, ManifestError, ManifestPolicy,
+    SigningKey,
 };
 
 use crate::{GOLDEN_SIGNER, NOW, VALID_UNTIL, address, draft, golden, key, trust, verified};
 
-fn verify(txt: &str, trust: &Trust, now: u64) -> Result<Manifest, ManifestError> {
+fn verify(txt: &str, trust: &ManifestPolicy, now: u64) -> Result<Manifest, ManifestError> {
     Manifest::parse(txt).unwrap().verify(trust, now)
 }
 
@@ -53,7 +54,7 @@ fn upper_case_hex_is_the_same_manifest() {
 
 #[test]
 fn another_signer_is_refused() {
-    let refused = verify(&golden(), &Trust::of(address(0x19)), NOW).unwrap_err();
+    let refused = verify(&golden(), &ManifestPolicy::for_signer(address(0x19)), NOW).unwrap_err();
     assert_eq!(
         refused.to_string(),
         "manifest signature verification failed"
@@ -132,13 +133,13 @@ fn validity_beyond_the_maximum_is_refused() {
     assert!(verify(&golden(), &trust(), at).is_ok());
     let refused = ManifestError::FarFuture { limit };
     assert_eq!(verify(&golden(), &trust(), at - 1), Err(refused));
-    let hour = Trust {
+    let hour = ManifestPolicy {
         max_validity: Some(Duration::from_secs(3600)),
         ..trust()
     };
     assert!(verify(&golden(), &hour, VALID_UNTIL - 3600).is_ok());
     assert!(verify(&golden(), &hour, VALID_UNTIL - 3601).is_err());
-    let any = Trust {
+    let any = ManifestPolicy {
         max_validity: None,
         ..trust()
     };
@@ -184,7 +185,7 @@ fn every_error_has_its_own_code() {
 #[test]
 fn verified_manifest_gives_its_target() {
     let mut state = LeaderState::default();
-    assert_eq!(state.accept(verified(|_| ())), Ok(Accepted::New));
+    assert_eq!(state.accept(verified(|_| ())), Ok(LeaderUpdate::New));
     let leader = state.leader(NOW).unwrap().unwrap();
     assert_eq!(leader.target().port(), 443);
 }

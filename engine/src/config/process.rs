@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use attest::agent::Places;
+use attest::agent::AgentAddresses;
 use tracing_subscriber::EnvFilter;
 
 use super::identity::read_places;
@@ -24,7 +24,7 @@ pub struct Process {
     /// When a shard looks for more before it sleeps.
     pub busy_poll: Polling,
     /// Where the guest agent is looked for.
-    pub guest_agent: Places,
+    pub guest_agent: AgentAddresses,
     /// Where HTTP is served.
     pub admin_listen: Option<SocketAddr>,
     /// From a change of policy or collateral to the end of the sessions that it

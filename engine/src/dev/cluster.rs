@@ -159,7 +159,7 @@ fn alt_names() -> String {
 fn ask(agent: &Agent, folder: &Path) -> Result<Zeroizing<String>, DevError> {
     let runtime = crate::runtime::of_this_thread();
     let runtime = runtime.map_err(system("cannot ask the guest agent"))?;
-    let places = attest::agent::Places::only(agent.endpoint());
+    let places = attest::agent::AgentAddresses::only(agent.endpoint());
     let asked = attest::agent::Agent::new(places, attest::agent::AgentOptions::default())?;
     let request = TlsKeyRequest {
         subject: "dev client".to_owned(),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use attest::manifest::{LeaderState, Manifest, ManifestError, Trust, join_chunks};
+use attest::manifest::{LeaderState, Manifest, ManifestError, ManifestPolicy, join_chunks};
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;
@@ -40,7 +40,10 @@ pub(crate) enum Place {
     /// One server.
     Fixed { host: String, port: u16 },
     /// The leader that the manifest at `_teesql-leader.<domain>` names.
-    Cluster { domain: String, trust: Trust },
+    Cluster {
+        domain: String,
+        trust: ManifestPolicy,
+    },
 }
 
 /// A server to connect to.
@@ -277,7 +280,7 @@ impl Directory {
     async fn manifest(
         &self,
         domain: &str,
-        trust: &Trust,
+        trust: &ManifestPolicy,
     ) -> Result<(Manifest, Duration), TargetError> {
         let name = format!("_teesql-leader.{}.", domain.trim_end_matches('.'));
         let lookup = within(&name, self.resolver.txt_lookup(name.as_str())).await?;

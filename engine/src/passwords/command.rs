@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use attest::agent::{Agent, AgentError, AgentOptions, Places};
+use attest::agent::{Agent, AgentAddresses, AgentError, AgentOptions};
 use clap::{Arg, ArgMatches, Command};
 use wire::scram::Password;
 use zeroize::Zeroizing;
@@ -59,7 +59,7 @@ pub fn execute(flags: &ArgMatches, layers: &Layers) -> Answer {
     answer.with_warnings(&warnings)
 }
 
-fn find(passwords: Passwords, role: Role, places: Places) -> Result<Password, Answer> {
+fn find(passwords: Passwords, role: Role, places: AgentAddresses) -> Result<Password, Answer> {
     if let Some(configured) = passwords.of(role) {
         return Ok(configured);
     }
@@ -70,7 +70,7 @@ fn find(passwords: Passwords, role: Role, places: Places) -> Result<Password, An
         .map_err(|error| Answer::error(EX_UNAVAILABLE, error.to_string()))
 }
 
-async fn derive(role: Role, places: Places) -> Result<Password, AgentError> {
+async fn derive(role: Role, places: AgentAddresses) -> Result<Password, AgentError> {
     let agent = Agent::new(places, AgentOptions::default())?;
     Ok(password(&agent.key(path(role), "").await?))
 }
@@ -125,7 +125,7 @@ mod tests {
             superuser: Some(Password::new("hunter2")),
             ..Passwords::default()
         };
-        let nowhere = || Places::only("unix:/nonexistent/agent.sock".parse().unwrap());
+        let nowhere = || AgentAddresses::only("unix:/nonexistent/agent.sock".parse().unwrap());
         let found = find(configured(), Role::Superuser, nowhere());
         assert_eq!(found.ok().unwrap().as_bytes(), b"hunter2");
         assert!(find(configured(), Role::Read, nowhere()).is_err());

@@ -126,7 +126,7 @@ impl Judge {
             return refused(steps, "the certificate cannot be read", examined.err());
         };
         steps.push(look::dates(&leaf, &self.policy, self.now));
-        let evidence = UnboundEvidence::read(leaf.extensions());
+        let evidence = UnboundEvidence::from_extensions(leaf.extensions());
         steps.push(look::evidence(Some(leaf.extensions()), &evidence));
         let Ok(evidence) = evidence else {
             return refused(
@@ -165,7 +165,7 @@ impl Judge {
 
     /// dstack's envelope without a certificate round it.
     pub(super) fn attestation(&self, envelope: &[u8]) -> Told {
-        let evidence = UnboundEvidence::open(envelope);
+        let evidence = UnboundEvidence::from_envelope(envelope);
         let mut steps = no_certificate();
         steps.push(look::evidence(None, &evidence));
         match evidence {

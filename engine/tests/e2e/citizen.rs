@@ -28,7 +28,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use attest::agent::{Method, Places};
+use attest::agent::{AgentAddresses, Method};
 use attest::mock::{
     Agent, AgentListen, AgentOptions, Certificate, CollateralOptions, Evidence, Key, LeafOptions,
     Pccs, PccsResponses, Pki, Platform, PlatformOptions,
@@ -190,7 +190,7 @@ fn admin(sidecar: &Sidecar) -> SocketAddr {
 
 /// The key that an agent derives, as the password that it is used as.
 fn derived(agent: &Agent, path: &str) -> String {
-    let places = Places::only(agent.endpoint());
+    let places = AgentAddresses::only(agent.endpoint());
     let asked = attest::agent::Agent::new(places, attest::agent::AgentOptions::default());
     let asked = asked.expect("a client");
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");

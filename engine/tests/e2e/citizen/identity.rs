@@ -66,7 +66,7 @@ fn check_shown(sidecar: &Sidecar) {
     let chain = tls::shown(sidecar.address());
     assert_eq!(chain.len(), 2, "leaf and CA");
     let leaf = Leaf::parse(&chain[0]).expect("a leaf");
-    let evidence = UnboundEvidence::read(leaf.extensions()).expect("evidence");
+    let evidence = UnboundEvidence::from_extensions(leaf.extensions()).expect("evidence");
     evidence.check_binding(leaf.spki()).expect("of its key");
     let left = leaf.not_after() - super::now();
     assert!((86_000..=86_400).contains(&left), "not a day: {left} s");

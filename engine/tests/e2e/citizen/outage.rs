@@ -35,7 +35,7 @@ fn behaviours() -> [(AgentBehaviour, Option<&'static str>); 7] {
             AgentBehaviour::WrongReportData,
             Some("no evidence that is bound to its key"),
         ),
-        (AgentBehaviour::Close, Some("hung up")),
+        (AgentBehaviour::Close, Some("closed the connection before")),
         (hangs, None),
     ]
 }

@@ -135,12 +135,12 @@ fn refused(world: &World) {
         (
             Behaviour::Html,
             "ita_malformed_answer",
-            "Intel Trust Authority's answer holds no token",
+            "Intel Trust Authority's response holds no token",
         ),
         (
             Behaviour::TruncatedBody,
             "ita_broken_off",
-            "Intel Trust Authority's answer broke off",
+            "Intel Trust Authority closed the connection before the end of its response",
         ),
         // Its deadline is 10 s: once is enough.
         (

@@ -1,6 +1,6 @@
 //! `--cluster`: the leader that a signed manifest names.
 
-use attest::manifest::{Draft, SigningKey};
+use attest::manifest::{SigningKey, UnsignedManifest};
 
 use super::lab::{Lab, now};
 use super::life::Session;
@@ -25,8 +25,8 @@ fn key(text: &str) -> SigningKey {
     SigningKey::from_hex(text).expect("a key")
 }
 
-fn draft(port: u16, epoch: u64) -> Draft {
-    Draft {
+fn draft(port: u16, epoch: u64) -> UnsignedManifest {
+    UnsignedManifest {
         cluster: CLUSTER.parse().expect("an address"),
         leader_instance: format!("{epoch:040x}").parse().expect("an instance"),
         leader_url: format!("https://leader.teesql.test:{port}")
@@ -49,7 +49,7 @@ fn record(text: &str) -> String {
     )
 }
 
-fn signed(draft: &Draft) -> String {
+fn signed(draft: &UnsignedManifest) -> String {
     record(&draft.sign(&key(KEY)).expect("a signature"))
 }
 
@@ -75,7 +75,7 @@ fn changes(world: &World) {
 
     // In several strings.
     let long = format!("https://leader.teesql.test:{b}/{}", "x".repeat(200));
-    let next = Draft {
+    let next = UnsignedManifest {
         leader_url: long.parse().expect("a URL"),
         ..draft(b, 2)
     };
@@ -127,13 +127,13 @@ fn changes(world: &World) {
 fn refused(world: &World) {
     let lab = Lab::new();
     let good = draft(5433, 7);
-    let text = |draft: &Draft| draft.sign(&key(KEY)).expect("a signature");
+    let text = |draft: &UnsignedManifest| draft.sign(&key(KEY)).expect("a signature");
     let wrong = record(&good.sign(&key(OTHER_KEY)).expect("a signature"));
-    let late = Draft {
+    let late = UnsignedManifest {
         valid_until: now() - 1,
         ..good.clone()
     };
-    let far = Draft {
+    let far = UnsignedManifest {
         valid_until: now() + 30 * 86_400,
         ..good.clone()
     };

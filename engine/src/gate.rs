@@ -219,7 +219,7 @@ mod tests {
             .import(pki.parsed_collateral(&options).unwrap())
             .unwrap();
         runtime
-            .block_on(handle.want(platform.collateral_key()))
+            .block_on(handle.request(platform.collateral_key()))
             .unwrap();
         handle
     }

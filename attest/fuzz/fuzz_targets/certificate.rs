@@ -49,7 +49,7 @@ fn check_envelope(envelope: &[u8]) {
         check_quote(evidence.quote().as_bytes());
         let _ = evidence.events().prove(evidence.quote().report().rtmr3());
         // Trailing bytes are refused.
-        assert!(UnboundEvidence::open(&[envelope, &[0]].concat()).is_err());
+        assert!(UnboundEvidence::from_envelope(&[envelope, &[0]].concat()).is_err());
     }
 }
 

@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 
 use super::http::{Address, Delivery, HTML, Handler, JSON, Reply, Server};
 use super::{Evidence, MockError, Pki, PlatformOptions};
-use crate::agent::{Endpoint, Method};
+use crate::agent::{AgentAddress, Method};
 
 mod claims;
 mod guest;

@@ -19,7 +19,7 @@ fn start(folder: &Folder, name: &str, seed: u8) -> mock::Agent {
 
 #[test]
 fn standard_addresses_are_dstacks() {
-    let places = Places::standard();
+    let places = AgentAddresses::standard();
     let shown: Vec<_> = places.candidates().map(ToString::to_string).collect();
     assert_eq!(shown, STANDARD_SOCKETS.map(|path| format!("unix:{path}")));
 }
@@ -28,7 +28,7 @@ fn standard_addresses_are_dstacks() {
 fn first_existing_socket_is_used() {
     let folder = Folder::new();
     let paths = ["a", "b", "c"].map(|name| folder.path(name));
-    let client = Agent::new(Places::sockets(&paths), single_attempt()).unwrap();
+    let client = Agent::new(AgentAddresses::sockets(&paths), single_attempt()).unwrap();
     let key = || block_on(client.key("path", "")).map(|key| *key.as_bytes());
 
     let tried = paths.to_vec();
@@ -89,10 +89,16 @@ fn dead_socket_refuses_connections() {
     let folder = Folder::new();
     let path = folder.path("dstack.sock");
     drop(UnixListener::bind(&path).unwrap());
-    let endpoint = Endpoint::Unix(path.clone());
+    let endpoint = AgentAddress::Unix(path.clone());
     let error = block_on(client(endpoint.clone(), single_attempt()).version()).unwrap_err();
     let why = "Connection refused (os error 111)".to_owned();
-    assert_eq!(error, AgentError::Connect { endpoint, why });
+    assert_eq!(
+        error,
+        AgentError::Connect {
+            address: endpoint,
+            why
+        }
+    );
     // A new agent replaces the socket of one that was killed.
     let agent = start(&folder, "dstack.sock", 1);
     block_on(client(agent.endpoint(), single_attempt()).version()).unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use attest::agent::{Agent, AgentError, AgentOptions, MAX_ANSWER_LEN, Method};
+use attest::agent::{Agent, AgentError, AgentOptions, MAX_AGENT_RESPONSE_LEN, Method};
 use attest::mock::{AgentBehaviour, Binding, Evidence, Key, Platform, PlatformOptions};
 
 use crate::{agent, block_on, client, malformed, pki, server_request, single_attempt};
@@ -22,7 +22,7 @@ async fn call(client: &Agent, method: Method) -> Result<(), AgentError> {
 fn every_fault_has_its_error() {
     let mock = agent();
     let client = client(mock.agent.endpoint(), single_attempt());
-    let limit = MAX_ANSWER_LEN;
+    let limit = MAX_AGENT_RESPONSE_LEN;
     for method in Method::ALL {
         let refused = |status, message: &str| AgentError::Status {
             method,
@@ -45,8 +45,14 @@ fn every_fault_has_its_error() {
             (status(200, "\"text\""), not_json.clone()),
             (AgentBehaviour::Html, not_json.clone()),
             (AgentBehaviour::Garbage, not_json.clone()),
-            (AgentBehaviour::TruncatedBody, AgentError::HungUp { method }),
-            (AgentBehaviour::Close, AgentError::HungUp { method }),
+            (
+                AgentBehaviour::TruncatedBody,
+                AgentError::ConnectionClosed { method },
+            ),
+            (
+                AgentBehaviour::Close,
+                AgentError::ConnectionClosed { method },
+            ),
             (
                 AgentBehaviour::Oversized,
                 AgentError::TooLarge { method, limit },
@@ -130,7 +136,7 @@ fn key_of_another_certificate_is_refused() {
 fn quote_with_other_report_data_is_refused() {
     let mock = agent();
     mock.agent.set_behaviour(AgentBehaviour::WrongReportData);
-    let why = "is over other report data than asked for";
+    let why = "is over other report data than requested";
     let error = block_on(mock.client().quote(b"data")).unwrap_err();
     assert_eq!(malformed(error), ("quote", why));
     let error = block_on(mock.client().attest(b"data")).unwrap_err();

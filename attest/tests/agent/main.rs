@@ -26,7 +26,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attest::agent::{Agent, AgentError, AgentOptions, Endpoint, Places, TlsKeyRequest};
+use attest::agent::{Agent, AgentAddress, AgentAddresses, AgentError, AgentOptions, TlsKeyRequest};
 use attest::mock::{self, AgentListen, Fixture, Pki};
 
 const NOW: u64 = Fixture::NOW;

@@ -4,8 +4,8 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use attest::agent::{AgentError, Endpoint, Method, TlsKeyRequest};
-use attest::evidence::{Form, UnboundEvidence};
+use attest::agent::{AgentAddress, AgentError, Method, TlsKeyRequest};
+use attest::evidence::{EvidenceFormat, UnboundEvidence};
 use attest::mock::{self, AgentBehaviour, AgentListen, AgentOptions, Envelope, Evidence};
 use attest::values::AppId;
 use x509_parser::extensions::GeneralName;
@@ -35,7 +35,7 @@ fn every_method_works_over_unix_and_tcp() {
         assert_eq!(counts, [1; 6], "{agent:?}");
     }
     assert!(tcp.endpoint().to_string().starts_with("http://127.0.0.1:"));
-    let with_slash = Endpoint::parse(&format!("{}/", tcp.endpoint())).unwrap();
+    let with_slash = AgentAddress::parse(&format!("{}/", tcp.endpoint())).unwrap();
     block_on(client(with_slash, single_attempt()).version()).unwrap();
 }
 
@@ -173,7 +173,10 @@ fn quote_has_the_padded_report_data() {
 
 #[test]
 fn attestation_has_the_agents_envelope() {
-    for (envelope, form) in [(Envelope::V0, Form::V0), (Envelope::V1, Form::V1)] {
+    for (envelope, form) in [
+        (Envelope::V0, EvidenceFormat::V0),
+        (Envelope::V1, EvidenceFormat::V1),
+    ] {
         let mock = agent_with(AgentOptions {
             evidence: Evidence {
                 envelope,
@@ -182,8 +185,8 @@ fn attestation_has_the_agents_envelope() {
             ..AgentOptions::at(NOW)
         });
         let attestation = block_on(mock.client().attest(&[3; 64])).unwrap();
-        let evidence = UnboundEvidence::open(&attestation).unwrap();
-        assert_eq!(evidence.form(), form);
+        let evidence = UnboundEvidence::from_envelope(&attestation).unwrap();
+        assert_eq!(evidence.format(), form);
         assert_eq!(evidence.quote().report().report_data(), &[3; 64]);
     }
 }

@@ -13,13 +13,13 @@ impl<T: Read + Write> Stream for T {}
 pub(crate) const JSON: &str = "content-type: application/json\r\n";
 
 /// Sends `POST /<name>` with `body` as JSON. Returns the status and body of the response.
-pub(crate) fn post(endpoint: &Endpoint, name: &str, body: &[u8]) -> (u16, Vec<u8>) {
+pub(crate) fn post(endpoint: &AgentAddress, name: &str, body: &[u8]) -> (u16, Vec<u8>) {
     send(endpoint, &format!("POST /{name}"), JSON, body)
 }
 
 /// `request_line` is method and target. Each of `headers` ends with CRLF.
 pub(crate) fn send(
-    endpoint: &Endpoint,
+    endpoint: &AgentAddress,
     request_line: &str,
     headers: &str,
     body: &[u8],
@@ -29,7 +29,11 @@ pub(crate) fn send(
 }
 
 /// Sends `body` in chunks of 5 bytes.
-pub(crate) fn send_chunked(endpoint: &Endpoint, request_line: &str, body: &[u8]) -> (u16, Vec<u8>) {
+pub(crate) fn send_chunked(
+    endpoint: &AgentAddress,
+    request_line: &str,
+    body: &[u8],
+) -> (u16, Vec<u8>) {
     let headers = format!("{JSON}transfer-encoding: chunked\r\n");
     let mut chunked = Vec::new();
     for chunk in body.chunks(5) {
@@ -41,7 +45,12 @@ pub(crate) fn send_chunked(endpoint: &Endpoint, request_line: &str, body: &[u8])
     exchange(endpoint, request_line, &headers, &chunked)
 }
 
-fn exchange(endpoint: &Endpoint, request_line: &str, headers: &str, body: &[u8]) -> (u16, Vec<u8>) {
+fn exchange(
+    endpoint: &AgentAddress,
+    request_line: &str,
+    headers: &str,
+    body: &[u8],
+) -> (u16, Vec<u8>) {
     let mut stream = connect(endpoint);
     let head = format!("{request_line} HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n");
     stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
@@ -55,7 +64,7 @@ fn exchange(endpoint: &Endpoint, request_line: &str, headers: &str, body: &[u8])
     (status, response[end + 4..].to_vec())
 }
 
-pub(crate) fn connect(endpoint: &Endpoint) -> Box<dyn Stream> {
+pub(crate) fn connect(endpoint: &AgentAddress) -> Box<dyn Stream> {
     let timeout = Some(Duration::from_secs(10));
     match endpoint {
         AgentAddress::Unix(path) => {

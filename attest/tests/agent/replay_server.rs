@@ -36,7 +36,7 @@ impl ReplayServer {
 
     pub(crate) fn client(&self) -> Agent {
         client(
-            Endpoint::Unix(self.folder.path("agent.sock")),
+            AgentAddress::Unix(self.folder.path("agent.sock")),
             single_attempt(),
         )
     }

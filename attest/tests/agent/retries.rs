@@ -85,7 +85,7 @@ fn agent_that_starts_late_is_found() {
             *slot.lock().unwrap() = Some(agent.unwrap());
         }
     };
-    let client = client(Endpoint::Unix(path), options(3, start));
+    let client = client(AgentAddress::Unix(path), options(3, start));
     let version = block_on(client.version()).unwrap();
     assert_eq!(version.version, "0.6.0");
     let agent = started.lock().unwrap().take().unwrap();
@@ -99,7 +99,7 @@ fn missing_agent_fails_after_all_attempts() {
     let counted = Arc::clone(&waits);
     let options = options(4, move |wait| counted.store(wait, Ordering::SeqCst));
     let path = folder.path("dstack.sock");
-    let error = block_on(client(Endpoint::Unix(path.clone()), options).version());
+    let error = block_on(client(AgentAddress::Unix(path.clone()), options).version());
     assert_eq!(error, Err(AgentError::NotFound { tried: vec![path] }));
     assert_eq!(waits.load(Ordering::SeqCst), 3);
 }

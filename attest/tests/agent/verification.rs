@@ -92,7 +92,7 @@ fn quotes_and_attestations_verify() {
     let mock = agent();
     let quote = block_on(mock.client().quote(b"state")).unwrap();
     let attestation = block_on(mock.client().attest(b"state")).unwrap();
-    let evidence = UnboundEvidence::open(&attestation).unwrap();
+    let evidence = UnboundEvidence::from_envelope(&attestation).unwrap();
     for quote in [&quote.quote, evidence.quote()] {
         assert_eq!(quote.collateral_key().unwrap(), collateral().key());
         let appraisal = verifier().appraise(quote, &collateral(), &Policy::default(), NOW);

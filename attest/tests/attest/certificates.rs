@@ -1,7 +1,7 @@
 //! Leaf certificates: which extensions carry evidence, and which certificates are refused.
 
 use attest::certificate::{Leaf, MAX_EXTENSIONS, MAX_SKELETON_LEN};
-use attest::evidence::{Form, MAX_ENVELOPE_LEN, UnboundEvidence};
+use attest::evidence::{EvidenceFormat, MAX_ENVELOPE_LEN, UnboundEvidence};
 use attest::mock::{Certificate, Evidence, Fixture, Key, LeafOptions, Platform};
 use attest::{Denial, examine};
 use rcgen::{CertificateParams, CustomExtension, KeyPair};

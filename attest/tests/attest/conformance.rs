@@ -3,7 +3,7 @@
 use attest::certificate::Leaf;
 use attest::chain::KmsRoot;
 use attest::collateral::{CaType, Collateral};
-use attest::evidence::{Form, UnboundEvidence};
+use attest::evidence::{EvidenceFormat, UnboundEvidence};
 use attest::mock::recorded::{
     self, APP_ID, COMPOSE_HASH, HARDWARE_NOW, INSTANCE_ID, MOCK_NOW, OS_IMAGE_HASH, OUTDATED_NOW,
     attestation, hardware, mock, tls_key,

@@ -3,7 +3,7 @@
 use attest::Denial;
 use attest::certificate::Leaf;
 use attest::event_log::MAX_EVENTS;
-use attest::evidence::{Form, MAX_ENVELOPE_LEN, UnboundEvidence};
+use attest::evidence::{EvidenceFormat, MAX_ENVELOPE_LEN, UnboundEvidence};
 use attest::mock::{
     DigestVersion, Envelope, Event, Evidence, Fixture, PayloadForm, Platform, TdReport,
 };

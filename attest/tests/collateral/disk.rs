@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use attest::collateral::{CollateralError, Disk, LoadError, load_file};
+use attest::collateral::{CollateralError, DiskCache, LoadError, load_file};
 use attest::mock::recorded;
 use dcap_qvl::verify::QuoteVerifier;
 

@@ -76,7 +76,7 @@ fn every_fault_has_its_error() {
         (Behaviour::Close, FetchError::Connect),
         (Behaviour::Stall, FetchError::Timeout),
         (Behaviour::Trickle, FetchError::Timeout),
-        (Behaviour::TruncatedBody, FetchError::BrokenOff),
+        (Behaviour::TruncatedBody, FetchError::Truncated),
         (
             Behaviour::Oversized,
             FetchError::TooLarge { limit: 2 << 20 },
@@ -263,7 +263,7 @@ struct Harness {
     events: Arc<Mutex<Vec<Event>>>,
 }
 
-fn start(fetcher: Option<Fetcher>, disk: Option<Disk>) -> Harness {
+fn start(fetcher: Option<Fetcher>, disk: Option<DiskCache>) -> Harness {
     let schedule = Schedule {
         initial_backoff: 1,
         max_backoff_missing: 1,
@@ -273,7 +273,7 @@ fn start(fetcher: Option<Fetcher>, disk: Option<Disk>) -> Harness {
     let clock = Arc::new(AtomicU64::new(NOW));
     let events = Arc::new(Mutex::new(Vec::new()));
     let (clock_read, event_log) = (Arc::clone(&clock), Arc::clone(&events));
-    let around = Surroundings {
+    let around = Environment {
         now: Box::new(move || clock_read.load(Ordering::Relaxed)),
         random: Box::new(|| 0),
         events: Box::new(move |event| event_log.lock().unwrap().push(event)),
@@ -445,7 +445,7 @@ fn expiry_is_announced_and_enforced() {
 #[test]
 fn collateral_is_loaded_from_disk_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Disk::new(folder.path().join("collateral"));
+    let disk = DiskCache::new(folder.path().join("collateral"));
     let pccs = pccs();
     let harness = start(Some(fetcher(&pccs.url())), Some(disk.clone()));
     want(&harness.handle).unwrap();
@@ -470,7 +470,10 @@ fn failed_write_is_reported_and_collateral_is_still_used() {
     let not_a_folder = folder.path().join("collateral");
     std::fs::write(&not_a_folder, b"a file").unwrap();
     let pccs = pccs();
-    let harness = start(Some(fetcher(&pccs.url())), Some(Disk::new(&not_a_folder)));
+    let harness = start(
+        Some(fetcher(&pccs.url())),
+        Some(DiskCache::new(&not_a_folder)),
+    );
     want(&harness.handle).unwrap();
     harness.await_event(|event| matches!(event, Event::NotStored { .. }));
     assert!(harness.handle.snapshot().get(key(), NOW).is_some());
@@ -484,11 +487,11 @@ fn offered_collateral_is_verified() {
         .unwrap()
         .parsed_collateral(&options)
         .unwrap();
-    harness.handle.offer(forged).unwrap();
+    harness.handle.import(forged).unwrap();
     harness.await_event(|event| matches!(event, Event::NotLoaded { .. }));
     harness
         .handle
-        .offer(pki().parsed_collateral(&options).unwrap())
+        .import(pki().parsed_collateral(&options).unwrap())
         .unwrap();
     harness.await_event(|event| matches!(event, Event::Refreshed { changed: true, .. }));
     assert!(want(&harness.handle).is_ok());

@@ -136,7 +136,7 @@ fn newer_crl_that_revokes_the_stored_signer_is_stored() {
     };
     let fetched = renewed.parsed_collateral(&options).unwrap();
     store.next_due(at).unwrap();
-    let event = store.arrived(key, Ok(fetched.clone()), at, 0);
+    let event = store.complete_fetch(key, Ok(fetched.clone()), at, 0);
     assert!(
         matches!(event, Event::Refreshed { changed: true, .. }),
         "{event:?}"
@@ -167,7 +167,7 @@ fn documents_of_a_revoked_signer_are_refused() {
     };
     store.next_due(NOW + DAY).unwrap();
     let fetched = pki().parsed_collateral(&options).unwrap();
-    let event = store.arrived(key, Ok(fetched), NOW + DAY, 0);
+    let event = store.complete_fetch(key, Ok(fetched), NOW + DAY, 0);
     let Event::Failed { error, .. } = event else {
         panic!("{event:?}")
     };
@@ -224,13 +224,16 @@ fn unknown_platforms_evict_only_each_other() {
             RequestOutcome::Pending
         );
     }
-    assert!(matches!(store.want(held, NOW), Wanted::Held(_)));
+    assert!(matches!(
+        store.request(held, NOW),
+        RequestOutcome::Cached(_)
+    ));
     let mut fetches = 0;
     while let Some(key) = store.next_due(NOW + DAY) {
         fetches += 1;
-        store.arrived(key, Err(FetchError::Status(404)), NOW + DAY, 0);
+        store.complete_fetch(key, Err(FetchError::Status(404)), NOW + DAY, 0);
     }
-    assert!(fetches <= MAX_KEYS, "{fetches}");
+    assert!(fetches <= MAX_PLATFORM_FAMILIES, "{fetches}");
     // Without new requests they are not fetched again, but stored collateral is.
     assert_eq!(store.next_due(NOW + 3 * DAY), Some(held));
     assert_eq!(store.next_due(NOW + 3 * DAY), None);
@@ -350,7 +353,7 @@ fn expiry_is_announced_once_ahead_and_once_when_it_occurs() {
         [(key, 0)]
     );
     // After a new fetch it is announced again.
-    assert_eq!(store.want(key, expires_at), Wanted::Coming);
+    assert_eq!(store.request(key, expires_at), RequestOutcome::Pending);
     store.next_due(expires_at).unwrap();
     store.complete_fetch(key, Ok(fresh(expires_at)), expires_at, 0);
     assert!(matches!(

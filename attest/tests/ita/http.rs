@@ -24,7 +24,7 @@ fn every_fault_has_its_error() {
         (Behaviour::Status(204), ItaError::Status(204)),
         (Behaviour::Redirect, ItaError::Status(302)),
         (Behaviour::Html, ItaError::MalformedAnswer),
-        (Behaviour::TruncatedBody, ItaError::BrokenOff),
+        (Behaviour::TruncatedBody, ItaError::Truncated),
         (Behaviour::Oversized, ItaError::TooLarge { limit: 64 << 10 }),
         (
             Behaviour::OversizedChunked,

@@ -11,7 +11,7 @@ mod verification;
 
 use std::time::Duration;
 
-use attest::ita::{ApiKey, Appraised, Base, Client, ItaError, Options};
+use attest::ita::{ApiKey, AppraisedEvidence, Base, Client, ItaError, Options};
 use attest::mock::{Fixture, TokenVariant, TrustAuthority};
 use attest::{AttestedPeer, BoundEvidence, examine};
 

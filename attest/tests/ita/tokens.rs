@@ -53,7 +53,7 @@ fn key_sets_of_other_urls_are_not_fetched() {
         String::new(),
     ] {
         let refused = fixture.refused(TokenVariant::OtherJku(jku.clone()));
-        assert_eq!(refused, ItaError::JkuElsewhere, "{jku}");
+        assert_eq!(refused, ItaError::UntrustedJku, "{jku}");
     }
     assert_eq!(
         (forger.key_fetches(), fixture.authority.key_fetches()),
@@ -183,7 +183,7 @@ fn failed_key_fetches_have_their_errors() {
         (Behaviour::Status(500), ItaError::Status(500)),
         (Behaviour::Redirect, ItaError::Status(302)),
         (Behaviour::Html, ItaError::MalformedKeys),
-        (Behaviour::TruncatedBody, ItaError::BrokenOff),
+        (Behaviour::TruncatedBody, ItaError::Truncated),
         (
             Behaviour::Oversized,
             ItaError::TooLarge { limit: 256 << 10 },

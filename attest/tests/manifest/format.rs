@@ -93,14 +93,17 @@ fn malformed_records_are_refused() {
 fn length_and_number_of_fields_are_capped() {
     let golden = golden();
     let filler = |len: usize| format!("{golden};x={}", "y".repeat(len - golden.len() - 3));
-    assert!(Manifest::parse(&filler(MAX_LEN)).is_ok());
-    assert_eq!(error(&filler(MAX_LEN + 1)), ManifestError::TooLong);
+    assert!(Manifest::parse(&filler(MAX_MANIFEST_LEN)).is_ok());
+    assert_eq!(error(&filler(MAX_MANIFEST_LEN + 1)), ManifestError::TooLong);
     let more = |fields: usize| {
         let unknown = (7..fields).map(|at| format!(";x{at}="));
         golden.clone() + &unknown.collect::<String>()
     };
-    assert!(Manifest::parse(&more(MAX_FIELDS)).is_ok());
-    assert_eq!(error(&more(MAX_FIELDS + 1)), ManifestError::TooManyFields);
+    assert!(Manifest::parse(&more(MAX_MANIFEST_FIELDS)).is_ok());
+    assert_eq!(
+        error(&more(MAX_MANIFEST_FIELDS + 1)),
+        ManifestError::TooManyFields
+    );
 }
 
 #[test]

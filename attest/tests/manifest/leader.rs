@@ -30,7 +30,7 @@ fn url_gives_host_and_port() {
 
 #[test]
 fn invalid_urls_are_refused() {
-    let long = format!("https://leader.example/{}", "a".repeat(MAX_URL_LEN));
+    let long = format!("https://leader.example/{}", "a".repeat(MAX_LEADER_URL_LEN));
     for url in [
         "",
         "leader.example",

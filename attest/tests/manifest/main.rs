@@ -56,7 +56,7 @@ fn golden() -> String {
 }
 
 /// The golden manifest with one change, signed and verified one second before it expires.
-fn verified(change: impl FnOnce(&mut Draft)) -> Manifest {
+fn verified(change: impl FnOnce(&mut UnsignedManifest)) -> Manifest {
     let mut draft = draft();
     change(&mut draft);
     let txt = draft.sign(&key()).unwrap();

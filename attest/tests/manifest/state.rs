@@ -4,7 +4,7 @@ use attest::manifest::{LeaderState, LeaderUpdate, ManifestError, UnsignedManifes
 
 use crate::{VALID_UNTIL, address, verified};
 
-fn change_target(draft: &mut Draft) {
+fn change_target(draft: &mut UnsignedManifest) {
     draft.leader_url = "https://other.example".parse().unwrap();
 }
 

@@ -122,7 +122,12 @@ fn manifest_is_expired_from_its_valid_until() {
         assert_eq!(refused.to_string(), "manifest expired");
     }
     // The signer is checked before the date.
-    let refused = verify(&golden(), &Trust::of(address(1)), VALID_UNTIL).unwrap_err();
+    let refused = verify(
+        &golden(),
+        &ManifestPolicy::for_signer(address(1)),
+        VALID_UNTIL,
+    )
+    .unwrap_err();
     assert_eq!(refused.code(), "manifest_signature");
 }
 
@@ -148,7 +153,7 @@ fn validity_beyond_the_maximum_is_refused() {
 
 #[test]
 fn pinned_cluster_is_enforced() {
-    let pinned = |cluster| Trust {
+    let pinned = |cluster| ManifestPolicy {
         cluster: Some(cluster),
         ..trust()
     };

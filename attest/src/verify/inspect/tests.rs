@@ -6,8 +6,8 @@
 use super::*;
 use crate::examine;
 use crate::mock::{
-    Binding, Certificate, CollateralOptions, Envelope, Evidence, Key, LeafOptions, Machine,
-    MachineOptions, Pki, PlatformLevel, QuoteFormat, Rtmr3, TdReport, Validity,
+    Binding, Certificate, CollateralOptions, Envelope, Evidence, Key, LeafOptions, Pki, Platform,
+    PlatformLevel, PlatformOptions, QuoteFormat, Rtmr3, TdReport, Validity,
 };
 use crate::policy::Settings;
 use crate::tcb::TcbStatus;
@@ -24,7 +24,7 @@ const PAST: Validity = Validity {
 
 struct Fixture {
     pki: Pki,
-    machine: MachineOptions,
+    platform: PlatformOptions,
     evidence: Evidence,
     leaf: LeafOptions,
     collateral: CollateralOptions,
@@ -36,7 +36,7 @@ type Change<'a> = dyn Fn(&mut Fixture) + 'a;
 fn fixture(change: impl FnOnce(&mut Fixture)) -> Fixture {
     let mut fixture = Fixture {
         pki: Pki::new(&[7; 32]).unwrap(),
-        machine: MachineOptions::default(),
+        platform: PlatformOptions::default(),
         evidence: Evidence::default(),
         leaf: LeafOptions::default(),
         collateral: CollateralOptions::at(NOW),
@@ -47,14 +47,14 @@ fn fixture(change: impl FnOnce(&mut Fixture)) -> Fixture {
 }
 
 impl Fixture {
-    fn machine(&self) -> Machine {
-        Machine::new(&self.pki, &self.machine).unwrap()
+    fn platform(&self) -> Platform {
+        Platform::new(&self.pki, &self.platform).unwrap()
     }
 
     fn chain(&self) -> [Vec<u8>; 2] {
         let key = Key::derive(&[7; 32], "client").unwrap();
         let (evidence, leaf) = (&self.evidence, &self.leaf);
-        let leaf = Certificate::issue(&self.pki, &self.machine(), &key, evidence, leaf);
+        let leaf = Certificate::issue(&self.pki, &self.platform(), &key, evidence, leaf);
         leaf.unwrap().chain_der().map(<[u8]>::to_vec)
     }
 
@@ -156,12 +156,12 @@ fn gives_the_verdict_of_the_gate() {
         ("td_attributes_refused", &|f| {
             f.evidence.report.attributes = 1 << 29
         }),
-        ("pck_not_valid", &|f| f.machine.validity.until = NOW - DAY),
+        ("pck_not_valid", &|f| f.platform.validity.until = NOW - DAY),
         ("tcb_out_of_date", &|f| {
-            f.machine.platform = PlatformLevel::OutOfDate
+            f.platform.level = PlatformLevel::OutOfDate
         }),
         ("tcb_revoked", &|f| {
-            f.machine.platform = PlatformLevel::Revoked
+            f.platform.level = PlatformLevel::Revoked
         }),
         ("mrtd_not_allowed", &|f| f.settings.mrtd.clone_from(&mrtd)),
         ("rtmr_not_allowed", &|f| {
@@ -211,7 +211,7 @@ fn continues_after_a_refusal() {
     let fixture = fixture(|f| {
         f.leaf.validity = PAST;
         f.evidence.report.debug = true;
-        f.machine.platform = PlatformLevel::OutOfDate;
+        f.platform.level = PlatformLevel::OutOfDate;
         f.settings.mrtd = vec![Mrtd([1; 48])];
     });
     let mut recorder = Recorder::default();
@@ -230,7 +230,7 @@ fn continues_after_a_refusal() {
 #[test]
 fn claims_of_an_unverified_quote_are_not_checked() {
     let fixture = fixture(|f| {
-        f.machine.platform = PlatformLevel::Revoked;
+        f.platform.level = PlatformLevel::Revoked;
         f.settings.mrtd = vec![Mrtd([1; 48])];
     });
     let mut recorder = Recorder::default();
@@ -309,7 +309,7 @@ fn a_missing_collateral_refuses() {
 #[test]
 fn a_bare_quote_is_no_peer_and_proves_no_identity() {
     let quote = fixture(|_| {})
-        .machine()
+        .platform()
         .quote(&TdReport::default())
         .unwrap();
     let inspect = |quote: &[u8], fixture: &Fixture| {

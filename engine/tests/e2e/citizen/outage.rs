@@ -25,8 +25,11 @@ fn behaviours() -> [(AgentBehaviour, Option<&'static str>); 7] {
     let hangs = AgentBehaviour::Delay(Duration::from_secs(30));
     [
         (status, Some("HTTP status 400: no key today")),
-        (AgentBehaviour::Html, Some("is no JSON object")),
-        (AgentBehaviour::TruncatedBody, Some("hung up")),
+        (AgentBehaviour::Html, Some("is not a JSON object")),
+        (
+            AgentBehaviour::TruncatedBody,
+            Some("closed the connection before"),
+        ),
         (
             AgentBehaviour::WrongKey,
             Some("is not the key of the certificate"),

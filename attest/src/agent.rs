@@ -1,24 +1,24 @@
-//! The guest agent: who gives this TD its certificate, its derived keys and its quotes.
+//! Client of dstack's guest agent, which gives this TD its certificate, derived keys and quotes.
 //!
-//! dstack runs one beside every application and lets it be asked over a Unix socket, with HTTP/1.1 and
-//! JSON. What it answers is what the sidecar *is* to its clients, so every field is checked before it is
-//! used: the key must be the certificate's, the evidence must be bound to that key, a quote must be over
-//! the very bytes that were asked for. And an agent is a process like any other: it starts later than
-//! the sidecar, is replaced while the sidecar runs, hangs. So its socket is looked up anew for every
-//! attempt, each attempt has a deadline, and what may pass is tried again.
+//! dstack runs one agent in each CVM. It serves HTTP/1.1 with JSON on a Unix socket. The sidecar's
+//! identity towards its clients comes from these responses, so every field is checked before it is used:
+//! the key must match the certificate, the evidence must be bound to that key, and a quote must be over
+//! the requested bytes. The agent may start after the sidecar, may be replaced while the sidecar runs,
+//! and may hang. So its socket is looked up for every attempt, each attempt has a deadline, and transient
+//! errors are retried with exponential back-off and jitter.
 //!
 //! | Type | Is |
 //! | --- | --- |
-//! | [`Places`] | where to look for the agent: the usual sockets, or the one [`Endpoint`] that was configured |
-//! | [`Agent`] | asks: one connection per question |
-//! | [`AgentError`] | every way in which that fails, and whether it may pass |
-//! | [`TlsKey`], [`DerivedKey`], [`Quote`], [`Info`], [`Version`] | the answers, checked |
+//! | [`AgentAddresses`] | where to look for the agent: the standard sockets, or one configured [`AgentAddress`] |
+//! | [`Agent`] | the client: one connection per request |
+//! | [`AgentError`] | all errors, and which of them are transient |
+//! | [`TlsKey`], [`DerivedKey`], [`Quote`], [`Info`], [`Version`] | the checked responses |
 //!
-//! What it must never do: put key material into an error or Debug, follow a redirect, use a proxy, or
-//! run on a shard. Keys are wiped when dropped; what the HTTP, JSON and crypto libraries copied on the way
-//! here is not.
+//! What it must never do: put key material into an error or `Debug` output, follow a redirect, use a
+//! proxy, or run on a shard. Keys are wiped when dropped; copies that the HTTP, JSON and crypto libraries
+//! made in between are not.
 //!
-//! Facts: contract, section 4; dstack `guest-agent/rpc/proto/agent_rpc.proto`.
+//! The protocol is that of dstack's `guest-agent/rpc/proto/agent_rpc.proto`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,52 +26,56 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub use crate::limits::{
+    MAX_AGENT_MESSAGE_CHARS, MAX_AGENT_RESPONSE_LEN, MAX_AGENT_TEXT_LEN, MAX_KEY_PEM_LEN,
+    MAX_KEY_SIGNATURE_LEN,
+};
 use crate::quote::REPORT_DATA_LEN;
 
-mod answer;
-mod derived;
-mod endpoint;
+mod address;
+mod addresses;
+mod derived_key;
 mod error;
 mod info;
-mod line;
 mod options;
 mod pem;
 mod quote;
+mod response;
 mod tls_key;
+mod transport;
 
-pub use derived::{DerivedKey, MAX_SIGNATURE_LEN};
-pub use endpoint::{Endpoint, EndpointError, MAX_SOCKET_PATH, Places, STANDARD_SOCKETS};
-pub use error::{AgentError, MAX_MESSAGE_CHARS};
-pub use info::{Info, MAX_TEXT_LEN, TcbInfo, Version};
-pub use line::MAX_ANSWER_LEN;
+pub use address::{AgentAddress, AgentAddressError, MAX_SOCKET_PATH};
+pub use addresses::{AgentAddresses, STANDARD_SOCKETS};
+pub use derived_key::DerivedKey;
+pub use error::AgentError;
+pub use info::{Info, TcbInfo, Version};
 pub use options::{AgentOptions, Random};
-pub use pem::MAX_KEY_LEN;
 pub use pem::certificate_pem;
 pub use quote::Quote;
 pub use tls_key::{TlsKey, TlsKeyRequest};
 
-use answer::Answer;
-use line::{Body, Line};
+use response::ResponseFields;
+use transport::{AgentTransport, Body};
 
-/// What an agent can be asked for.
+/// A method of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Method {
-    /// A new key with a certificate.
+    /// A new key with a certificate for it.
     GetTlsKey,
-    /// A key that is always the same for one path.
+    /// A derived key, which is always the same for one path.
     GetKey,
     /// A quote with its event log.
     GetQuote,
     /// A quote in an attestation envelope.
     Attest,
-    /// Who this TD is.
+    /// The identity of this TD.
     Info,
-    /// Which agent it is.
+    /// The version of the agent.
     Version,
 }
 
 impl Method {
-    /// All of them.
+    /// All methods.
     pub const ALL: [Self; 6] = [
         Self::GetTlsKey,
         Self::GetKey,
@@ -81,7 +85,7 @@ impl Method {
         Self::Version,
     ];
 
-    /// As the URL names it.
+    /// The name in the URL.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -101,14 +105,14 @@ impl fmt::Display for Method {
     }
 }
 
-/// The way to the guest agent. Cheap to clone.
+/// A client of the guest agent. Cheap to clone.
 ///
 /// Runs on any tokio runtime with time and I/O, `current_thread` included. Never on a shard.
 #[derive(Clone, Debug)]
 pub struct Agent {
-    places: Places,
-    /// One for each place, in their order.
-    lines: Arc<[Line]>,
+    addresses: AgentAddresses,
+    /// One for each address, in the same order.
+    transports: Arc<[AgentTransport]>,
     options: AgentOptions,
 }
 
@@ -124,112 +128,121 @@ struct ReportDataRequest {
 }
 
 #[derive(Serialize)]
-struct Nothing {}
+struct EmptyRequest {}
 
 impl Agent {
-    /// Opens no connection: the agent may come later.
+    /// Creates a client. Opens no connection, so the agent need not be running yet.
     ///
     /// # Errors
-    /// [`AgentError::Client`] for an https endpoint on a system without trusted roots.
-    pub fn new(places: Places, options: AgentOptions) -> Result<Self, AgentError> {
-        let lines = places.candidates().map(Line::to);
+    /// [`AgentError::Client`] for an https address on a system without trusted roots.
+    pub fn new(addresses: AgentAddresses, options: AgentOptions) -> Result<Self, AgentError> {
+        let transports = addresses.candidates().map(AgentTransport::new);
         Ok(Self {
-            lines: lines.collect::<Result<_, _>>()?,
-            places,
+            transports: transports.collect::<Result<_, _>>()?,
+            addresses,
             options,
         })
     }
 
-    /// Where it looks for the agent.
+    /// The addresses at which it looks for the agent.
     #[must_use]
-    pub fn places(&self) -> &Places {
-        &self.places
+    pub fn addresses(&self) -> &AgentAddresses {
+        &self.addresses
     }
 
-    /// A new key with a certificate for it. With `usage_ra_tls` it costs a quote.
+    /// Requests a new key with a certificate for it. With `usage_ra_tls` the agent makes a quote.
     ///
     /// The certificate's dates are not compared with a clock: see [`TlsKey::not_before`] and
     /// [`TlsKey::not_after`].
     ///
     /// # Errors
-    /// [`AgentError`]; [`AgentError::Malformed`] also for a key that is not the certificate's, and for
-    /// a certificate without evidence of its key that was asked for with `usage_ra_tls`.
+    /// Any [`AgentError`]. [`AgentError::Malformed`] also if the key is not that of the certificate, or
+    /// if the request has `usage_ra_tls` and the certificate carries no evidence bound to its key.
     pub async fn tls_key(&self, request: &TlsKeyRequest) -> Result<TlsKey, AgentError> {
         let deadline = match request.usage_ra_tls {
             true => self.options.quote_deadline,
             false => self.options.deadline,
         };
-        let body = self.ask(Method::GetTlsKey, request, deadline).await?;
-        TlsKey::read(&Answer::read(Method::GetTlsKey, &body)?, request)
+        let body = self.send(Method::GetTlsKey, request, deadline).await?;
+        TlsKey::from_response(&ResponseFields::parse(Method::GetTlsKey, &body)?, request)
     }
 
-    /// The application's key for `path`: always the same 32 bytes. `purpose` is only signed.
+    /// Requests the application's key for `path`: always the same 32 bytes. `purpose` only goes into the
+    /// signature.
     ///
     /// # Errors
-    /// [`AgentError`].
+    /// Any [`AgentError`].
     pub async fn key(&self, path: &str, purpose: &str) -> Result<DerivedKey, AgentError> {
         let request = KeyRequest { path, purpose };
         let body = self
-            .ask(Method::GetKey, &request, self.options.deadline)
+            .send(Method::GetKey, &request, self.options.deadline)
             .await?;
-        DerivedKey::read(&Answer::read(Method::GetKey, &body)?)
+        DerivedKey::from_response(&ResponseFields::parse(Method::GetKey, &body)?)
     }
 
-    /// A quote over `report_data`, which is filled up with zeros on the right.
+    /// Requests a quote over `report_data`, padded with zeros on the right to 64 bytes.
     ///
     /// # Errors
-    /// [`AgentError::ReportDataTooLong`] for more than 64 bytes; [`AgentError::Malformed`] also for a
-    /// quote over anything else; otherwise any [`AgentError`].
+    /// [`AgentError::ReportDataTooLong`] for more than 64 bytes, or any other [`AgentError`].
+    /// [`AgentError::Malformed`] also if the quote is over other report data.
     pub async fn quote(&self, report_data: &[u8]) -> Result<Quote, AgentError> {
-        let expected = padded(report_data)?;
-        let body = self.ask_about(Method::GetQuote, report_data).await?;
-        Quote::read(&Answer::read(Method::GetQuote, &body)?, &expected)
+        let expected = pad_report_data(report_data)?;
+        let body = self
+            .request_with_report_data(Method::GetQuote, report_data)
+            .await?;
+        Quote::from_response(&ResponseFields::parse(Method::GetQuote, &body)?, &expected)
     }
 
-    /// An attestation envelope over `report_data`, as [`UnboundEvidence::open`] reads it.
+    /// Requests an attestation envelope over `report_data`, as [`UnboundEvidence::from_envelope`] parses it.
     ///
     /// # Errors
     /// As [`Agent::quote`].
     ///
-    /// [`UnboundEvidence::open`]: crate::evidence::UnboundEvidence::open
+    /// [`UnboundEvidence::from_envelope`]: crate::evidence::UnboundEvidence::from_envelope
     pub async fn attest(&self, report_data: &[u8]) -> Result<Vec<u8>, AgentError> {
-        let expected = padded(report_data)?;
-        let body = self.ask_about(Method::Attest, report_data).await?;
-        quote::envelope(&Answer::read(Method::Attest, &body)?, &expected)
+        let expected = pad_report_data(report_data)?;
+        let body = self
+            .request_with_report_data(Method::Attest, report_data)
+            .await?;
+        quote::envelope(&ResponseFields::parse(Method::Attest, &body)?, &expected)
     }
 
-    /// Who this TD is, as the agent says: a claim, unlike what a quote proves.
+    /// Requests the identity of this TD. The agent claims it; only a quote proves it.
     ///
     /// # Errors
-    /// [`AgentError`].
+    /// Any [`AgentError`].
     pub async fn info(&self) -> Result<Info, AgentError> {
         let body = self
-            .ask(Method::Info, &Nothing {}, self.options.deadline)
+            .send(Method::Info, &EmptyRequest {}, self.options.deadline)
             .await?;
-        Info::read(&Answer::read(Method::Info, &body)?)
+        Info::from_response(&ResponseFields::parse(Method::Info, &body)?)
     }
 
-    /// Which agent it is.
+    /// Requests the version of the agent.
     ///
     /// # Errors
-    /// [`AgentError`]; [`AgentError::Status`] from agents that do not know the method.
+    /// Any [`AgentError`]. [`AgentError::Status`] from agents without this method.
     pub async fn version(&self) -> Result<Version, AgentError> {
         let body = self
-            .ask(Method::Version, &Nothing {}, self.options.deadline)
+            .send(Method::Version, &EmptyRequest {}, self.options.deadline)
             .await?;
-        Version::read(&Answer::read(Method::Version, &body)?)
+        Version::from_response(&ResponseFields::parse(Method::Version, &body)?)
     }
 
-    async fn ask_about(&self, method: Method, report_data: &[u8]) -> Result<Body, AgentError> {
+    async fn request_with_report_data(
+        &self,
+        method: Method,
+        report_data: &[u8],
+    ) -> Result<Body, AgentError> {
         let request = ReportDataRequest {
             report_data: hex::encode(report_data),
         };
-        self.ask(method, &request, self.options.quote_deadline)
+        self.send(method, &request, self.options.quote_deadline)
             .await
     }
 
-    /// Asks until there is an answer, an error that will not pass, or no attempt left.
-    async fn ask(
+    /// Sends a request until there is a response, a permanent error, or no attempt left.
+    async fn send(
         &self,
         method: Method,
         request: &impl Serialize,
@@ -243,7 +256,7 @@ impl Agent {
                 Err(error) if error.is_transient() && attempt < self.options.attempts => {}
                 done => return done,
             }
-            tokio::time::sleep(self.options.wait(attempt)).await;
+            tokio::time::sleep(self.options.backoff(attempt)).await;
             attempt += 1;
         }
     }
@@ -254,17 +267,21 @@ impl Agent {
         request: &[u8],
         after: Duration,
     ) -> Result<Body, AgentError> {
-        let found = self.places.find()?;
-        let line = self.lines.iter().find(|line| *line.endpoint() == found);
-        let line = line.ok_or_else(|| AgentError::Client(format!("no way to {found}")))?;
-        tokio::time::timeout(after, line.ask(method, request))
+        let found = self.addresses.find()?;
+        let transport = self
+            .transports
+            .iter()
+            .find(|transport| *transport.address() == found);
+        let transport =
+            transport.ok_or_else(|| AgentError::Client(format!("no client for {found}")))?;
+        tokio::time::timeout(after, transport.send(method, request))
             .await
             .map_err(|_| AgentError::Timeout { method, after })?
     }
 }
 
-/// `report_data` and zeros.
-fn padded(report_data: &[u8]) -> Result<[u8; REPORT_DATA_LEN], AgentError> {
+/// Pads `report_data` with zeros on the right.
+fn pad_report_data(report_data: &[u8]) -> Result<[u8; REPORT_DATA_LEN], AgentError> {
     let mut padded = [0; REPORT_DATA_LEN];
     let too_long = AgentError::ReportDataTooLong {
         bytes: report_data.len(),
@@ -284,18 +301,18 @@ mod tests {
     fn report_data_is_padded_and_capped() {
         let mut expected = [0; 64];
         expected[0] = 7;
-        assert_eq!(padded(&[7]), Ok(expected));
-        assert_eq!(padded(&[7; 64]), Ok([7; 64]));
+        assert_eq!(pad_report_data(&[7]), Ok(expected));
+        assert_eq!(pad_report_data(&[7; 64]), Ok([7; 64]));
         assert_eq!(
-            padded(&[7; 65]),
+            pad_report_data(&[7; 65]),
             Err(AgentError::ReportDataTooLong { bytes: 65 })
         );
     }
 
     #[test]
-    fn it_crosses_threads() {
-        fn crosses<T: Send + Sync>(_: &T) {}
-        let agent = Agent::new(Places::standard(), AgentOptions::default()).unwrap();
-        crosses(&agent);
+    fn agent_is_send_and_sync() {
+        fn assert_send_sync<T: Send + Sync>(_: &T) {}
+        let agent = Agent::new(AgentAddresses::standard(), AgentOptions::default()).unwrap();
+        assert_send_sync(&agent);
     }
 }

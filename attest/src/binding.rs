@@ -9,13 +9,14 @@ use sha2::{Digest, Sha512};
 use subtle::ConstantTimeEq;
 
 use crate::certificate::Leaf;
-use crate::chain::Chain;
+use crate::chain::{Chain, fingerprint};
 use crate::collateral::CollateralKey;
 use crate::denial::Denial;
 use crate::event_log::EventLog;
-use crate::evidence::{Form, UnboundEvidence};
+use crate::evidence::{EvidenceFormat, UnboundEvidence};
 use crate::policy::Policy;
 use crate::quote::TdQuote;
+use crate::trace::{Check, CheckObserver, SkipReason, Trace, Values};
 use crate::values::Fingerprint;
 
 /// What is hashed before the key. [dstack `QuoteContentType::RaTlsCert`]
@@ -23,7 +24,7 @@ const PREFIX: &[u8] = b"ratls-cert:";
 
 /// `SHA-512("ratls-cert:" || SubjectPublicKeyInfo DER)`: the report data that binds a quote to a key.
 #[must_use]
-pub fn report_data_of(spki: &[u8]) -> [u8; 64] {
+pub fn report_data_for_key(spki: &[u8]) -> [u8; 64] {
     Sha512::new()
         .chain_update(PREFIX)
         .chain_update(spki)
@@ -38,7 +39,7 @@ impl UnboundEvidence<'_> {
     /// # Errors
     /// [`Denial::UnboundKey`].
     pub fn check_binding(&self, spki: &[u8]) -> Result<(), Denial> {
-        let expected = report_data_of(spki);
+        let expected = report_data_for_key(spki);
         let stated = self.stated_report_data.unwrap_or(expected);
         let bound = self.quote.report().report_data().ct_eq(&expected) & stated.ct_eq(&expected);
         if bound.into() {
@@ -49,21 +50,27 @@ impl UnboundEvidence<'_> {
     }
 }
 
-/// Evidence whose quote is of the key of the leaf of its chain. Not verified: the quote may be forged.
+/// Evidence whose quote is bound to the key of the leaf of its chain. Not verified: the quote may be
+/// forged.
 ///
 /// Made by [`examine`] only.
 #[derive(Clone, Debug)]
-pub struct BoundEvidence {
-    chain: Chain,
-    quote: TdQuote,
-    events: EventLog<'static>,
-    form: Form,
-    not_before: u64,
-    not_after: u64,
+pub struct BoundEvidence(Examined);
+
+/// A chain that was examined. Under an observer it may have been refused, and the quote may be
+/// anybody's: only [`examine`] makes a [`BoundEvidence`] of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Examined {
+    pub(crate) chain: Chain,
+    pub(crate) quote: TdQuote,
+    pub(crate) events: EventLog<'static>,
+    pub(crate) format: EvidenceFormat,
+    pub(crate) not_before: u64,
+    pub(crate) not_after: u64,
 }
 
-/// The cheap part: caps, X.509, dates, evidence, binding. Some tens of microseconds, no public-key
-/// cryptography: fit for a shard, inside the handshake or after it. Copies the chain, once.
+/// The cheap checks: caps, X.509, dates, evidence, binding. Takes tens of microseconds and uses no
+/// public-key cryptography, so a shard can run it. Copies the chain, once. `now` is in Unix seconds.
 ///
 /// # Errors
 /// Any [`Denial`] up to `unbound_key` in [`Denial::CODES`].
@@ -72,62 +79,109 @@ pub fn examine(
     now: u64,
     policy: &Policy,
 ) -> Result<BoundEvidence, Denial> {
-    Chain::check_caps(chain)?;
-    let leaf = Leaf::parse(chain.first().ok_or(Denial::NoCertificate)?.as_ref())?;
-    leaf.check_dates(now, policy)?;
-    let evidence = UnboundEvidence::read(leaf.extensions())?;
-    evidence.check_binding(leaf.spki())?;
-    Ok(BoundEvidence {
+    examine_traced(chain, now, policy, &mut Trace::off()).map(BoundEvidence)
+}
+
+/// The checks of [`examine`], reported to `trace`.
+pub(crate) fn examine_traced<O: CheckObserver>(
+    chain: &[impl AsRef<[u8]>],
+    now: u64,
+    policy: &Policy,
+    trace: &mut Trace<O>,
+) -> Result<Examined, Denial> {
+    let leaf = read_leaf(chain);
+    trace.require(Check::Certificate, &leaf, |_| {
+        let leaf = chain.first()?.as_ref();
+        Some(Values::Certificate {
+            leaf,
+            fingerprint: fingerprint(leaf),
+            chain_len: chain.len(),
+        })
+    });
+    let leaf = leaf.inspect_err(|_| trace.skip_rest(SkipReason::UnreadableCertificate))?;
+
+    let dates = leaf.check_dates(now);
+    let dates = dates.and_then(|()| policy.check_age(leaf.not_before(), now));
+    trace.check(Check::Dates, dates, || Values::Dates {
+        not_before: leaf.not_before(),
+        not_after: leaf.not_after(),
+        max_age: policy.settings().max_certificate_age,
+    })?;
+
+    let evidence = UnboundEvidence::from_extensions(leaf.extensions());
+    trace.require(Check::Evidence, &evidence, |evidence| Values::Evidence {
+        extensions: Some(leaf.extensions()),
+        format: evidence.map(UnboundEvidence::format),
+    });
+    let evidence = evidence.inspect_err(|_| trace.skip_rest(SkipReason::UnreadableEvidence))?;
+    trace.check(Check::Quote, Ok(()), || Values::Quote(evidence.quote()))?;
+
+    let binding = evidence.check_binding(leaf.spki());
+    trace.check(Check::Binding, binding, || Values::Binding {
+        expected: report_data_for_key(leaf.spki()),
+        quoted: evidence.quote().report().report_data(),
+        stated: evidence.stated_report_data(),
+    })?;
+    Ok(Examined {
         quote: evidence.quote,
         events: evidence.events.into_owned(),
-        form: evidence.form,
+        format: evidence.format,
         not_before: leaf.not_before(),
         not_after: leaf.not_after(),
         chain: Chain::copy(chain)?,
     })
 }
 
+fn read_leaf(chain: &[impl AsRef<[u8]>]) -> Result<Leaf<'_>, Denial> {
+    Chain::check_caps(chain)?;
+    Leaf::parse(chain.first().ok_or(Denial::NoCertificate)?.as_ref())
+}
+
 impl BoundEvidence {
+    pub(crate) fn examined(&self) -> &Examined {
+        &self.0
+    }
+
     /// The presented chain.
     #[must_use]
     pub fn chain(&self) -> &Chain {
-        &self.chain
+        &self.0.chain
     }
 
     /// The leaf's fingerprint.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
-        self.chain.fingerprint()
+        self.0.chain.fingerprint()
     }
 
     /// The quote.
     #[must_use]
     pub fn quote(&self) -> &TdQuote {
-        &self.quote
+        &self.0.quote
     }
 
     /// The runtime events.
     #[must_use]
     pub fn events(&self) -> &EventLog<'static> {
-        &self.events
+        &self.0.events
     }
 
     /// The form in which it came.
     #[must_use]
-    pub fn form(&self) -> Form {
-        self.form
+    pub fn format(&self) -> EvidenceFormat {
+        self.0.format
     }
 
     /// The leaf's notBefore, in unix seconds.
     #[must_use]
     pub fn not_before(&self) -> u64 {
-        self.not_before
+        self.0.not_before
     }
 
     /// The leaf's notAfter, in unix seconds.
     #[must_use]
     pub fn not_after(&self) -> u64 {
-        self.not_after
+        self.0.not_after
     }
 
     /// Which collateral the quote is judged with. Parses a certificate: not for a shard.
@@ -135,6 +189,6 @@ impl BoundEvidence {
     /// # Errors
     /// As [`TdQuote::collateral_key`].
     pub fn collateral_key(&self) -> Result<CollateralKey, Denial> {
-        self.quote.collateral_key()
+        self.0.quote.collateral_key()
     }
 }

@@ -53,8 +53,8 @@ pub struct Epoch {
 pub struct VerdictCache<S = RandomState> {
     epoch: Epoch,
     ttl: u64,
-    admissions: Slots,
-    denials: Slots,
+    admissions: ClockCache,
+    denials: ClockCache,
     hasher: S,
 }
 
@@ -74,8 +74,8 @@ impl<S: BuildHasher> VerdictCache<S> {
         Self {
             epoch,
             ttl,
-            admissions: Slots::new(capacity),
-            denials: Slots::new(capacity.div_ceil(ADMISSIONS_PER_DENIAL)),
+            admissions: ClockCache::new(capacity),
+            denials: ClockCache::new(capacity.div_ceil(ADMISSIONS_PER_DENIAL)),
             hasher,
         }
     }
@@ -88,7 +88,7 @@ impl<S: BuildHasher> VerdictCache<S> {
         presented: &[impl AsRef<[u8]>],
         now: u64,
     ) -> Option<Verdict> {
-        self.enter(epoch);
+        self.set_epoch(epoch);
         let hash = self.hash(presented.first()?.as_ref());
         match self.admissions.get(hash, presented, now) {
             Some(verdict) => Some(verdict),
@@ -129,7 +129,7 @@ impl<S: BuildHasher> VerdictCache<S> {
     }
 
     /// Moves to `epoch`; if it is another one, everything is forgotten.
-    pub fn enter(&mut self, epoch: Epoch) {
+    pub fn set_epoch(&mut self, epoch: Epoch) {
         if epoch != self.epoch {
             self.epoch = epoch;
             self.admissions.clear();
@@ -175,7 +175,7 @@ impl<S> fmt::Debug for VerdictCache<S> {
 
 /// A bounded map that forgets by the clock algorithm: an entry that was used since the hand last came
 /// by gets a second chance.
-struct Slots {
+struct ClockCache {
     capacity: usize,
     index: HashMap<u64, usize>,
     slots: Vec<Slot>,
@@ -195,7 +195,7 @@ struct Entry {
     until: u64,
 }
 
-impl Slots {
+impl ClockCache {
     fn new(capacity: usize) -> Self {
         Self {
             capacity: capacity.max(1),
@@ -213,7 +213,7 @@ impl Slots {
 
     fn get(&mut self, hash: u64, presented: &[impl AsRef<[u8]>], now: u64) -> Option<Verdict> {
         let slot = self.slots.get_mut(*self.index.get(&hash)?)?;
-        if now >= slot.entry.until || !slot.entry.chain.is(presented) {
+        if now >= slot.entry.until || !slot.entry.chain.matches(presented) {
             return None;
         }
         slot.used = true;

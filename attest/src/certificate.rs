@@ -18,23 +18,11 @@ use x509_parser::x509::X509Version;
 
 use crate::denial::Denial;
 use crate::der;
-use crate::evidence::MAX_ENVELOPE_LEN;
-use crate::policy::Policy;
+pub use crate::limits::{MAX_CERTIFICATE_LEN, MAX_EXTENSIONS, MAX_SKELETON_LEN};
 
 mod names;
 
-pub use names::Names;
-
-/// Most bytes of one certificate: an envelope of the largest size, and as much again as a quarter of
-/// it for the older extensions beside it. rustls itself reads handshake messages of at most 64 KiB.
-pub const MAX_CERTIFICATE_LEN: usize = MAX_ENVELOPE_LEN + MAX_ENVELOPE_LEN / 4;
-
-/// Most bytes of a certificate without the evidence in it. dstack's leaf has about 450. It bounds what
-/// x509-parser can be made to allocate for names and extensions.
-pub const MAX_SKELETON_LEN: usize = 16 << 10;
-
-/// Most extensions of one certificate. dstack's leaf has at most eight.
-pub const MAX_EXTENSIONS: usize = 32;
+pub use names::CertificateNames;
 
 /// How far in the future notBefore may be, in seconds: the clocks of two machines that both run NTP
 /// differ by less, and a clock that is wrong by a day is still noticed. notAfter has no allowance.
@@ -96,13 +84,13 @@ impl<'a> Leaf<'a> {
         })
     }
 
-    /// Checks both dates, and the age against the policy.
+    /// Checks that `now`, in Unix seconds, is between notBefore (less [`CLOCK_SKEW`]) and notAfter.
+    /// [`Policy::check_age`](crate::Policy::check_age) checks the age.
     ///
     /// # Errors
-    /// [`Denial::NotYetValid`], [`Denial::Expired`], [`Denial::TooOld`].
-    pub fn check_dates(&self, now: u64, policy: &Policy) -> Result<(), Denial> {
-        check_dates(self.not_before, self.not_after, now)?;
-        policy.check_age(self.not_before, now)
+    /// [`Denial::NotYetValid`], [`Denial::Expired`].
+    pub fn check_dates(&self, now: u64) -> Result<(), Denial> {
+        check_dates(self.not_before, self.not_after, now)
     }
 
     /// The SubjectPublicKeyInfo in DER: what the quote must be bound to.
@@ -201,7 +189,7 @@ fn number_below(arc: &Oid<'_>, oid: &Oid<'_>) -> Option<u8> {
 }
 
 fn inner(value: &[u8]) -> Result<&[u8], Denial> {
-    der::only(value, der::OCTET_STRING).ok_or(Denial::MalformedCertificate(
+    der::read_single(value, der::OCTET_STRING).ok_or(Denial::MalformedCertificate(
         "an evidence extension is no OCTET STRING",
     ))
 }
@@ -223,15 +211,15 @@ pub(crate) fn check_size(der: &[u8]) -> Result<(), Denial> {
 /// How many bytes of a certificate are values of extensions below [`ARC`].
 fn evidence_len(der: &[u8]) -> Result<usize, Denial> {
     const WRONG: Denial = Denial::MalformedCertificate("it is no X.509 certificate");
-    let certificate = der::only(der, der::SEQUENCE).ok_or(WRONG)?;
-    let tbs = der::read(certificate)
+    let certificate = der::read_single(der, der::SEQUENCE).ok_or(WRONG)?;
+    let tbs = der::read_element(certificate)
         .filter(|tbs| tbs.tag == der::SEQUENCE)
         .ok_or(WRONG)?;
     let mut fields = tbs.content;
-    while let Some(field) = der::read(fields) {
+    while let Some(field) = der::read_element(fields) {
         fields = field.rest;
         if field.tag == der::CONTEXT_3 {
-            let extensions = der::only(field.content, der::SEQUENCE).ok_or(WRONG)?;
+            let extensions = der::read_single(field.content, der::SEQUENCE).ok_or(WRONG)?;
             return sum_of_evidence(extensions);
         }
     }
@@ -244,10 +232,10 @@ fn sum_of_evidence(mut extensions: &[u8]) -> Result<usize, Denial> {
         if extensions.is_empty() {
             return Ok(sum);
         }
-        let extension = der::read(extensions)
+        let extension = der::read_element(extensions)
             .ok_or(Denial::MalformedCertificate("its extensions are not DER"))?;
         extensions = extension.rest;
-        let oid = der::read(extension.content)
+        let oid = der::read_element(extension.content)
             .filter(|oid| oid.tag == der::OBJECT_IDENTIFIER && oid.content.starts_with(&ARC));
         if let Some(oid) = oid {
             sum = sum.saturating_add(oid.rest.len());

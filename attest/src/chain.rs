@@ -12,21 +12,20 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer;
 
-use crate::certificate::{MAX_CERTIFICATE_LEN, check_dates, check_size, unix_seconds};
+use crate::certificate::{check_dates, check_size, unix_seconds};
 use crate::denial::Denial;
+use crate::limits::MAX_CERTIFICATE_LEN;
+pub use crate::limits::MAX_CHAIN_LEN;
 use crate::values::Fingerprint;
-
-/// Most certificates of a presented chain. dstack sends two.
-pub const MAX_CHAIN_LEN: usize = 6;
 
 /// Most bytes of a PEM file with KMS roots.
 pub const MAX_ROOTS_LEN: usize = 256 << 10;
 
 /// A presented chain, leaf first, copied once. Clones share the copy.
 #[derive(Clone)]
-pub struct Chain(Arc<Presented>);
+pub struct Chain(Arc<Inner>);
 
-struct Presented {
+struct Inner {
     certificates: Vec<Box<[u8]>>,
     fingerprint: Fingerprint,
 }
@@ -40,7 +39,7 @@ impl Chain {
         Self::check_caps(chain)?;
         let certificates: Vec<Box<[u8]>> = chain.iter().map(|der| der.as_ref().into()).collect();
         let fingerprint = fingerprint(certificates.first().ok_or(Denial::NoCertificate)?);
-        Ok(Self(Arc::new(Presented {
+        Ok(Self(Arc::new(Inner {
             certificates,
             fingerprint,
         })))
@@ -78,7 +77,7 @@ impl Chain {
 
     /// Whether it is byte for byte the chain `presented`.
     #[must_use]
-    pub fn is(&self, presented: &[impl AsRef<[u8]>]) -> bool {
+    pub fn matches(&self, presented: &[impl AsRef<[u8]>]) -> bool {
         self.0.certificates.len() == presented.len()
             && self
                 .0
@@ -170,7 +169,7 @@ pub(crate) fn fingerprint(der: &[u8]) -> Fingerprint {
 
 impl PartialEq for Chain {
     fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.is(&other.0.certificates)
+        Arc::ptr_eq(&self.0, &other.0) || self.matches(&other.0.certificates)
     }
 }
 

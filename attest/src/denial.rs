@@ -6,8 +6,7 @@
 
 use std::fmt;
 
-use crate::ita::ItaError;
-use crate::policy::{Advisory, TcbStatus, TcbStatuses};
+use crate::tcb::{Advisory, TcbStatus, TcbStatuses};
 use crate::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr, abbreviated};
 
 /// Why a peer is refused.
@@ -89,18 +88,16 @@ pub enum Denial {
     CollateralNotYetValid,
     /// Too many certificates are waiting to be verified.
     Overloaded,
-    /// Trust Authority was asked, and its word was not had or not believed.
-    Authority(Box<ItaError>),
-}
-
-impl From<ItaError> for Denial {
-    /// A refusal that is not Trust Authority's own is what it was.
-    fn from(error: ItaError) -> Self {
-        match error {
-            ItaError::Denied(denial) => denial,
-            error => Self::Authority(Box::new(error)),
-        }
-    }
+    /// Intel Trust Authority did not answer, or its token was not accepted. Converted from
+    /// [`ItaError`](crate::ita::ItaError).
+    Authority {
+        /// The reason code, one of [`ItaError::CODES`](crate::ita::ItaError::CODES).
+        code: &'static str,
+        /// Whether the peer or this side is at fault.
+        fault: Fault,
+        /// The error as text.
+        detail: String,
+    },
 }
 
 impl Denial {
@@ -182,7 +179,7 @@ impl Denial {
             Self::CollateralExpired => "collateral_expired",
             Self::CollateralNotYetValid => "collateral_not_yet_valid",
             Self::Overloaded => "overloaded",
-            Self::Authority(error) => error.code(),
+            Self::Authority { code, .. } => code,
         }
     }
 
@@ -195,7 +192,7 @@ impl Denial {
             | Self::CollateralExpired
             | Self::CollateralNotYetValid
             | Self::Overloaded => Fault::Ours,
-            Self::Authority(error) => error.fault(),
+            Self::Authority { fault, .. } => *fault,
             Self::NoCertificate
             | Self::NoEvidence
             | Self::MalformedCertificate(_)
@@ -357,7 +354,7 @@ impl fmt::Display for Denial {
                 "the collateral for the peer's platform is not valid yet (is the clock right?)",
             ),
             Self::Overloaded => f.write_str("too many certificates are waiting to be verified"),
-            Self::Authority(error) => error.fmt(f),
+            Self::Authority { detail, .. } => f.write_str(detail),
         }
     }
 }

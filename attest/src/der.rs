@@ -22,7 +22,7 @@ pub(crate) struct Element<'a> {
 
 /// Reads the first element of `input`. `None` for anything that is not DER: a length that is
 /// indefinite, not minimal or beyond the input, or a tag of several bytes (X.509 has none).
-pub(crate) fn read(input: &[u8]) -> Option<Element<'_>> {
+pub(crate) fn read_element(input: &[u8]) -> Option<Element<'_>> {
     let (&tag, input) = input.split_first()?;
     if tag & 0x1f == 0x1f {
         return None;
@@ -48,8 +48,8 @@ pub(crate) fn read(input: &[u8]) -> Option<Element<'_>> {
 }
 
 /// The content of the one element in `input`, which must have `tag` and nothing after it.
-pub(crate) fn only(input: &[u8], tag: u8) -> Option<&[u8]> {
-    let element = read(input)?;
+pub(crate) fn read_single(input: &[u8], tag: u8) -> Option<&[u8]> {
+    let element = read_element(input)?;
     (element.tag == tag && element.rest.is_empty()).then_some(element.content)
 }
 
@@ -59,11 +59,14 @@ mod tests {
 
     #[test]
     fn only_der_is_read() {
-        assert_eq!(only(&[4, 2, 7, 8], OCTET_STRING), Some(&[7, 8][..]));
-        assert_eq!(only(&[4, 0], OCTET_STRING), Some(&[][..]));
+        assert_eq!(read_single(&[4, 2, 7, 8], OCTET_STRING), Some(&[7, 8][..]));
+        assert_eq!(read_single(&[4, 0], OCTET_STRING), Some(&[][..]));
         let mut long = vec![4, 0x81, 0x80];
         long.extend([9; 0x80]);
-        assert_eq!(only(&long, OCTET_STRING).map(<[u8]>::len), Some(0x80));
+        assert_eq!(
+            read_single(&long, OCTET_STRING).map(<[u8]>::len),
+            Some(0x80)
+        );
         for (wrong, why) in [
             (&[][..], "nothing"),
             (&[4], "no length"),
@@ -77,7 +80,7 @@ mod tests {
             (&[4, 0x85, 0, 0, 0, 0, 1, 9], "five length bytes"),
             (&[0x1f, 0x24, 1, 9], "a tag of two bytes"),
         ] {
-            assert_eq!(only(wrong, OCTET_STRING), None, "{why}");
+            assert_eq!(read_single(wrong, OCTET_STRING), None, "{why}");
         }
     }
 }

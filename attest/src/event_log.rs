@@ -15,16 +15,8 @@ use serde::Serialize;
 use sha2::{Digest, Sha384};
 
 use crate::denial::Denial;
+pub use crate::limits::{MAX_EVENT_NAME_LEN, MAX_EVENT_PAYLOAD_LEN, MAX_EVENTS};
 use crate::values::{AppId, ComposeHash, InstanceId, OsImageHash, Rtmr};
-
-/// Most events of one log. A dstack boot writes nine; the rest is the application's own.
-pub const MAX_EVENTS: usize = 1024;
-
-/// Most bytes of an event's name. dstack's have at most 16.
-pub const MAX_NAME_LEN: usize = 256;
-
-/// Most bytes of an event's payload. dstack's largest (the key provider) has about 200.
-pub const MAX_PAYLOAD_LEN: usize = 64 << 10;
 
 /// The type of dstack's runtime events. [dstack `cc-eventlog/src/runtime_events.rs`]
 pub const RUNTIME_EVENT_TYPE: u32 = 0x0800_0001;
@@ -74,14 +66,14 @@ impl<'a> Event<'a> {
     /// An event within the caps.
     ///
     /// # Errors
-    /// [`Denial::MalformedEvidence`] beyond [`MAX_NAME_LEN`] or [`MAX_PAYLOAD_LEN`].
+    /// [`Denial::MalformedEvidence`] beyond [`MAX_EVENT_NAME_LEN`] or [`MAX_EVENT_PAYLOAD_LEN`].
     pub fn new(
         name: impl Into<Cow<'a, str>>,
         payload: impl Into<Cow<'a, [u8]>>,
         version: DigestVersion,
     ) -> Result<Self, Denial> {
         let (name, payload) = (name.into(), payload.into());
-        if name.len() > MAX_NAME_LEN || payload.len() > MAX_PAYLOAD_LEN {
+        if name.len() > MAX_EVENT_NAME_LEN || payload.len() > MAX_EVENT_PAYLOAD_LEN {
             return Err(Denial::MalformedEvidence("an event is too large"));
         }
         Ok(Self {

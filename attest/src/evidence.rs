@@ -1,10 +1,10 @@
 //! The evidence in a certificate: quote and event log, in one of three forms.
 //!
-//! | Form | Where | Encoding |
+//! | EvidenceFormat | Where | Encoding |
 //! | --- | --- | --- |
-//! | [`Form::V0`] | `.8`, first byte `0x00` | SCALE |
-//! | [`Form::V1`] | `.8`, first byte a msgpack map | msgpack, the quote as an array of integers |
-//! | [`Form::Legacy`] | `.1`, and `.2` if there is a log | the raw quote, and JSON |
+//! | [`EvidenceFormat::V0`] | `.8`, first byte `0x00` | SCALE |
+//! | [`EvidenceFormat::V1`] | `.8`, first byte a msgpack map | msgpack, the quote as an array of integers |
+//! | [`EvidenceFormat::Legacy`] | `.1`, and `.2` if there is a log | the raw quote, and JSON |
 //!
 //! If `.8` is there it is used, and `.1` beside it must then hold the same quote: two quotes in one
 //! certificate would let two readers see two peers. Which parser reads `.8` is decided by its first
@@ -17,6 +17,7 @@
 use crate::certificate::Extensions;
 use crate::denial::Denial;
 use crate::event_log::EventLog;
+pub use crate::limits::{MAX_ENVELOPE_LEN, MAX_VM_CONFIG_LEN};
 use crate::quote::TdQuote;
 
 mod legacy;
@@ -24,15 +25,9 @@ mod msgpack;
 mod v0;
 mod v1;
 
-/// Most bytes of an envelope, and of a legacy event log. [contract, section 5]
-pub const MAX_ENVELOPE_LEN: usize = 512 << 10;
-
-/// Most bytes of the VM configuration in an envelope. dstack's has under 1 KiB.
-pub const MAX_CONFIG_LEN: usize = 64 << 10;
-
 /// The form in which evidence came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum EvidenceFormat {
     /// `.8`, SCALE.
     V0,
     /// `.8`, msgpack.
@@ -41,7 +36,7 @@ pub enum Form {
     Legacy,
 }
 
-impl Form {
+impl EvidenceFormat {
     /// As the command line shows it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -62,7 +57,7 @@ pub struct UnboundEvidence<'a> {
     pub(crate) events: EventLog<'a>,
     /// The report data that the envelope states beside the quote; the legacy form states none.
     pub(crate) stated_report_data: Option<[u8; 64]>,
-    pub(crate) form: Form,
+    pub(crate) format: EvidenceFormat,
 }
 
 impl<'a> UnboundEvidence<'a> {
@@ -71,11 +66,11 @@ impl<'a> UnboundEvidence<'a> {
     /// # Errors
     /// [`Denial::NoEvidence`]; [`Denial::MalformedEvidence`]; [`Denial::NotTdx`];
     /// [`Denial::UnsupportedQuote`].
-    pub fn read(extensions: &Extensions<'a>) -> Result<Self, Denial> {
+    pub fn from_extensions(extensions: &Extensions<'a>) -> Result<Self, Denial> {
         match (extensions.attestation, extensions.quote) {
-            (Some(envelope), None) => Self::open(envelope),
+            (Some(envelope), None) => Self::from_envelope(envelope),
             (Some(envelope), Some(quote)) => {
-                let evidence = Self::open(envelope)?;
+                let evidence = Self::from_envelope(envelope)?;
                 if evidence.quote.as_bytes() != quote {
                     return Err(Denial::MalformedEvidence("the quotes in .1 and .8 differ"));
                 }
@@ -89,8 +84,8 @@ impl<'a> UnboundEvidence<'a> {
     /// Opens an envelope: what `.8` holds, and what the guest agent's `Attest` gives.
     ///
     /// # Errors
-    /// As [`UnboundEvidence::read`].
-    pub fn open(envelope: &'a [u8]) -> Result<Self, Denial> {
+    /// As [`UnboundEvidence::from_extensions`].
+    pub fn from_envelope(envelope: &'a [u8]) -> Result<Self, Denial> {
         if envelope.len() > MAX_ENVELOPE_LEN {
             return Err(Denial::MalformedEvidence("the envelope is too large"));
         }
@@ -124,7 +119,7 @@ impl<'a> UnboundEvidence<'a> {
 
     /// The form in which it came.
     #[must_use]
-    pub fn form(&self) -> Form {
-        self.form
+    pub fn format(&self) -> EvidenceFormat {
+        self.format
     }
 }

@@ -1,24 +1,25 @@
-//! Intel Trust Authority as the judge of a quote, in the place of collateral and dcap-qvl.
+//! Client of Intel Trust Authority, a remote verifier of quotes: an alternative to collateral and dcap-qvl.
 //!
-//! It takes a quote, checks Intel's signatures and the TCB, and answers with a signed token (a JWT).
-//! That replaces [`Verifier::appraise`](crate::Verifier::appraise) and nothing else: whose quote it is,
-//! which measurements and which app are allowed, the replay of the event log and the KMS roots are
-//! checked here as they are for every other peer, by the same function. So the way is
+//! Trust Authority takes a quote, checks Intel's signatures and the TCB, and returns a signed token (a
+//! JWT). The token replaces [`Verifier::appraise`](crate::Verifier::appraise) and nothing else. The binding
+//! to the key, the allow-lists, the replay of the event log and the KMS roots are checked locally, by the
+//! same code as for every other verifier:
 //!
 //! ```text
-//! BoundEvidence ─ Client::appraise ─ Appraised ─ admit ─ AttestedPeer
+//! BoundEvidence ─ Client::appraise ─ AppraisedEvidence ─ admit ─ AttestedPeer
 //!                 token, its claims are the quote's   attributes, TCB, measurements, RTMR3, identity, roots
 //! ```
 //!
-//! What it must never do: fetch a key from where a token says without looking who that is (a forged
-//! token would bring its own key), take an algorithm from the token beyond the two that Intel signs
-//! with, or believe a claim that differs from the quote in hand. The token is only believed because
-//! its key was fetched over https from Intel's own host; a plain http base is for tests, on loopback.
+//! What it must never do: fetch a key from an unchecked `jku` (a forged token would bring its own key),
+//! accept an algorithm other than the two that Intel signs with, or accept a claim that differs from the
+//! quote at hand. A token is trusted only because its key was fetched over https from Intel's own host; a
+//! plain http base is for tests, on a loopback address.
 //!
-//! It opens sockets, on any tokio runtime with time and I/O; never on a shard. `now` is an argument.
-//! JWTs are verified here with ring, which the crate has already, and not with a JWT library: those
-//! read the wall clock, and most of what they can do must not be done. [contract, section 8]
+//! It opens sockets and runs on any tokio runtime with time and I/O; never on a shard. `now` is an argument.
+//! Tokens are verified with ring, which the crate uses anyway, and not with a JWT library: those compare
+//! dates with the wall clock, and support algorithms that must not be accepted here.
 
+mod algorithm;
 mod attributes;
 mod base;
 mod claims;
@@ -47,27 +48,23 @@ use jwks::KeySet;
 use token::Token;
 
 use crate::binding::BoundEvidence;
+pub use crate::limits::{MAX_KEY_SET_LEN, MAX_TOKEN_RESPONSE_LEN};
 use crate::policy::Policy;
 use crate::verify::{Appraisal, AttestedPeer, admit};
 
-/// Most bytes of the answer that holds the token. Intel's have below 10 KiB.
-pub const MAX_ANSWER_BYTES: usize = 64 << 10;
-/// Most bytes of a key set. Intel's has below 50 KiB, with its certificates.
-pub const MAX_KEYS_BYTES: usize = 256 << 10;
-
-/// How a [`Client`] behaves.
+/// Timeouts and tolerances of a [`Client`].
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Longest time for a TCP and TLS handshake.
+    /// Timeout of a TCP and TLS handshake.
     pub connect_timeout: Duration,
-    /// Longest time for an appraisal, the fetch of keys included.
+    /// Deadline of an appraisal, including the fetch of keys.
     pub deadline: Duration,
-    /// How far `nbf` and `iat` may lie in the future: this clock may be slow. `exp` has no such grace.
+    /// How far `nbf` and `iat` may be in the future, for a slow local clock. There is none for `exp`.
     pub clock_skew: Duration,
 }
 
 impl Default for Options {
-    /// 5 s to connect, 10 s in all, one minute of skew.
+    /// 5 s to connect, 10 s in total, one minute of clock skew.
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(5),
@@ -77,29 +74,29 @@ impl Default for Options {
     }
 }
 
-/// Asks one Trust Authority. The keys that its tokens are signed with are kept between appraisals.
+/// A client of one Trust Authority. Caches the keys that tokens are signed with.
 pub struct Client {
     endpoints: Endpoints,
     key: ApiKey,
     http: reqwest::Client,
     options: Options,
-    /// Held over a fetch: those who wait for keys share one flight.
+    /// The cached keys. Locked during a fetch, so that concurrent appraisals share one (single flight).
     keys: Mutex<Option<KeySet>>,
 }
 
 #[derive(Serialize)]
-struct Question {
+struct AppraisalRequest {
     quote: String,
     token_signing_alg: &'static str,
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct AppraisalResponse {
     token: String,
 }
 
 impl Client {
-    /// A client of `base`. https is verified, always, with the system's roots; redirects are not
+    /// Creates a client of `base`. https is always verified, with the system's roots. Redirects are not
     /// followed, and proxies of the environment are not used.
     ///
     /// # Errors
@@ -114,10 +111,10 @@ impl Client {
         })
     }
 
-    /// The whole verification: [`Client::appraise`], then [`Appraised::admit`].
+    /// Verifies a peer: [`Client::appraise`], then [`AppraisedEvidence::admit`].
     ///
     /// # Errors
-    /// [`ItaError`]; a policy's refusal is [`ItaError::Denied`].
+    /// [`ItaError`]. A refusal by the policy is [`ItaError::Denied`].
     pub async fn verify(
         &self,
         evidence: &BoundEvidence,
@@ -127,32 +124,33 @@ impl Client {
         self.appraise(evidence, now).await?.admit(policy, now)
     }
 
-    /// Has the quote appraised: a token that is genuine, in date at `now` (unix seconds) and about
-    /// this very quote. No policy has been asked yet.
+    /// Has the quote appraised. The resulting token is genuine, in date at `now` (Unix seconds), and about
+    /// this quote. The policy is not applied.
     ///
     /// # Errors
-    /// Any [`ItaError`] but [`ItaError::Denied`].
+    /// Any [`ItaError`] except [`ItaError::Denied`].
     pub async fn appraise(
         &self,
         evidence: &BoundEvidence,
         now: u64,
-    ) -> Result<Appraised, ItaError> {
-        let asked = tokio::time::timeout(self.options.deadline, self.ask(evidence, now)).await;
-        let claims = asked.map_err(|_| ItaError::Timeout)??;
+    ) -> Result<AppraisedEvidence, ItaError> {
+        let claims =
+            tokio::time::timeout(self.options.deadline, self.request_token(evidence, now)).await;
+        let claims = claims.map_err(|_| ItaError::Timeout)??;
         claims.check_dates(now, self.options.clock_skew.as_secs())?;
-        Ok(Appraised {
+        Ok(AppraisedEvidence {
             appraisal: claims.appraisal_of(evidence.quote())?,
             evidence: evidence.clone(),
         })
     }
 
-    /// The claims of a token whose signature verifies.
-    async fn ask(&self, evidence: &BoundEvidence, now: u64) -> Result<Claims, ItaError> {
-        let question = Question {
+    /// Requests a token, verifies its signature, and gives its claims.
+    async fn request_token(&self, evidence: &BoundEvidence, now: u64) -> Result<Claims, ItaError> {
+        let request_body = AppraisalRequest {
             quote: BASE64_STANDARD.encode(evidence.quote().as_bytes()),
             token_signing_alg: "PS384",
         };
-        let body = serde_json::to_vec(&question).map_err(|_| ItaError::MalformedAnswer)?;
+        let body = serde_json::to_vec(&request_body).map_err(|_| ItaError::MalformedAnswer)?;
         let request = self
             .http
             .post(self.endpoints.attest.clone())
@@ -160,27 +158,28 @@ impl Client {
             .header("content-type", "application/json")
             .header("accept", "application/json")
             .body(body);
-        let answer = match http::read(request, MAX_ANSWER_BYTES).await {
+        let answer = match http::read(request, MAX_TOKEN_RESPONSE_LEN).await {
             Err(ItaError::Status(400)) => return Err(ItaError::QuoteRefused),
             answer => answer?,
         };
-        let answer: Answer =
+        let answer: AppraisalResponse =
             serde_json::from_slice(&answer).map_err(|_| ItaError::MalformedAnswer)?;
         let token = Token::parse(&answer.token)?;
-        let from = self.endpoints.keys_url(token.jku())?;
+        let from = self.endpoints.keys_url(token.jku());
+        let from = from.ok_or(ItaError::UntrustedJku)?;
         self.verify_token(&token, from, now).await
     }
 
-    /// With the keys that are held; with newly fetched ones if there are none, or the token's is not
-    /// among them. So a new key costs one fetch, and one that does not exist no more than that.
+    /// Verifies a token with the cached keys. Fetches the keys if there are none, or if the token's key is
+    /// not among them: an unknown key costs one fetch.
     async fn verify_token(
         &self,
         token: &Token<'_>,
         from: Url,
         now: u64,
     ) -> Result<Claims, ItaError> {
-        let mut held = self.keys.lock().await;
-        if let Some(keys) = held.as_ref().filter(|keys| keys.hold_for(&from, now)) {
+        let mut cached = self.keys.lock().await;
+        if let Some(keys) = cached.as_ref().filter(|keys| keys.is_fresh_for(&from, now)) {
             match token.verify(keys) {
                 Err(ItaError::UnknownKey) => {}
                 known => return known,
@@ -190,8 +189,8 @@ impl Client {
             .http
             .get(from.clone())
             .header("accept", "application/json");
-        let body = http::read(request, MAX_KEYS_BYTES).await?;
-        let keys = held.insert(KeySet::parse(&body, from, now)?);
+        let body = http::read(request, MAX_KEY_SET_LEN).await?;
+        let keys = cached.insert(KeySet::parse(&body, from, now)?);
         token.verify(keys)
     }
 }
@@ -205,33 +204,33 @@ impl fmt::Debug for Client {
     }
 }
 
-/// Bound evidence with what Trust Authority says of its quote.
+/// Bound evidence with Trust Authority's appraisal of its quote.
 ///
-/// Made by [`Client::appraise`] only. May be kept, and admitted again when the policy has changed.
+/// Made by [`Client::appraise`] only. It may be kept, and admitted again under another policy.
 #[derive(Clone, Debug)]
-pub struct Appraised {
+pub struct AppraisedEvidence {
     evidence: BoundEvidence,
     appraisal: Appraisal,
 }
 
-impl Appraised {
+impl AppraisedEvidence {
     /// The evidence.
     #[must_use]
     pub fn evidence(&self) -> &BoundEvidence {
         &self.evidence
     }
 
-    /// What the token says; valid until the token's last second.
+    /// The appraisal, valid until the last second of the token.
     #[must_use]
     pub fn appraisal(&self) -> &Appraisal {
         &self.appraisal
     }
 
-    /// Everything that is not Trust Authority's to say: the TD's attributes, and all that
-    /// [`Verifier::verify`](crate::Verifier::verify) checks beside Intel's signatures.
+    /// Makes the checks that are not Trust Authority's: the TD's attributes, and all checks of
+    /// [`Verifier::verify`](crate::Verifier::verify) except Intel's signatures. `now` is in Unix seconds.
     ///
     /// # Errors
-    /// [`ItaError::Denied`]; [`ItaError::Expired`] if token or certificates are not in date any more.
+    /// [`ItaError::Denied`]; [`ItaError::Expired`] if the token or a certificate has expired.
     pub fn admit(&self, policy: &Policy, now: u64) -> Result<AttestedPeer, ItaError> {
         policy.check_debug(self.evidence.quote().report())?;
         attributes::check(self.evidence.quote())?;

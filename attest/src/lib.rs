@@ -25,9 +25,12 @@
 //! | [`quote`] | header and report of a TDX quote, versions 4 and 5 |
 //! | [`binding`] | the only way from unbound to bound evidence |
 //! | [`event_log`] | digests V1 and V2, the replay of RTMR3, the identity it proves |
+//! | [`tcb`] | TCB statuses and advisories |
 //! | [`policy`] | what is allowed |
 //! | [`verify`] | Intel's signatures, TCB status, and all checks in order |
+//! | [`trace`] | an observer that sees each check with its outcome and values |
 //! | [`cache`] | verdicts that were already reached |
+//! | [`limits`] | caps on every input that a peer, a server or a file controls |
 //! | [`denial`] | every way to be refused |
 //! | [`collateral`] | what quotes are judged with, and how it is kept fresh |
 //! | [`agent`] | dstack's guest agent: this TD's own certificate, derived keys and quotes |
@@ -47,12 +50,15 @@ mod der;
 pub mod event_log;
 pub mod evidence;
 pub mod ita;
+pub mod limits;
 pub mod manifest;
-mod memo;
 #[cfg(feature = "mock")]
 pub mod mock;
 pub mod policy;
 pub mod quote;
+mod signature_cache;
+pub mod tcb;
+pub mod trace;
 pub mod values;
 pub mod verify;
 

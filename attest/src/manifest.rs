@@ -1,66 +1,66 @@
-//! The leader manifest: which instance of a cluster leads, signed by the cluster's operator.
+//! The leader manifest: a signed DNS record that names the leading instance of a cluster.
 //!
-//! It is a DNS TXT record at `_teesql-leader.<cluster domain>`, and DNS is whoever answers first. So
-//! nothing that it says is given out before the signature is that of the one address which the client
-//! was told to trust: [`Manifest::parse`] gives an [`Unverified`], which shows its signed text and
-//! nothing else, and only [`Unverified::verify`] makes a [`Manifest`] with a [`Target`] in it. The
-//! manifest chooses where to connect, never whom to trust: the leader proves itself by its quote.
+//! It is a TXT record at `_teesql-leader.<cluster domain>`. DNS is not authenticated, so nothing in a
+//! record is used before its signature verifies under the one address that the client is configured to
+//! trust. [`Manifest::parse`] gives an [`UnverifiedManifest`], which shows its signed text and nothing else.
+//! Only [`UnverifiedManifest::verify`] makes a [`Manifest`] with a [`Target`] in it. The manifest decides
+//! where to connect, never whom to trust: the leader proves itself by its quote.
 //!
 //! ```text
 //! v=1;cluster=0x<40 hex>;leader_instance=<hex>;leader_url=<url>;epoch=<uint>;valid_until=<unix>;sig=0x<130 hex>
 //! ```
 //!
-//! Signed is the text without `sig`, its pairs sorted by key and joined with `;`, `cluster` and
-//! `leader_instance` in lower case. Fields that are not known are signed like all others, so they are
-//! kept in the text and not looked at. [contract, section 7]
+//! The signed text is the record without `sig`: its pairs sorted by key and joined with `;`, with `cluster`
+//! and `leader_instance` in lower case. Unknown fields are signed like all others, so they stay in the text
+//! and are otherwise ignored.
 //!
-//! Nothing here resolves names, reads a clock or draws randomness. A record has at most [`MAX_LEN`]
-//! bytes and [`MAX_FIELDS`] fields.
+//! Sans-I/O: nothing here resolves names, reads a clock or draws random numbers. A record has at most
+//! [`MAX_MANIFEST_LEN`] bytes and [`MAX_MANIFEST_FIELDS`] fields.
 
 mod address;
-mod draft;
 mod error;
 mod fields;
 mod leader;
+mod leader_state;
 mod signature;
-mod state;
+mod unsigned;
 
 use std::time::Duration;
 
-pub use address::{Address, AddressError};
-pub use draft::Draft;
+pub use address::{EthAddress, EthAddressError};
 pub use error::ManifestError;
-pub use leader::{LeaderInstance, LeaderUrl, MAX_INSTANCE_DIGITS, MAX_URL_LEN, Target};
+pub use leader::{LeaderInstance, LeaderUrl, Target};
+pub use leader_state::{LeaderState, LeaderUpdate};
 pub use signature::{KeyError, SigningKey};
-pub use state::{Accepted, LeaderState};
+pub use unsigned::UnsignedManifest;
 
 use fields::Fields;
 use signature::Signature;
 
-/// Most bytes of a joined record. One with a long URL has about 450.
-pub const MAX_LEN: usize = 2 << 10;
-/// Most fields of a record; version 1 has seven.
-pub const MAX_FIELDS: usize = 32;
-/// The longest accepted validity, unless told otherwise: 7 days. The epoch keeps a running client from
-/// going back, but a client that starts knows no epoch, and believes a replayed manifest to its end.
+pub use crate::limits::{
+    MAX_INSTANCE_DIGITS, MAX_LEADER_URL_LEN, MAX_MANIFEST_FIELDS, MAX_MANIFEST_LEN,
+};
+
+/// Default limit on the validity of a manifest: 7 days. The epoch protects a running client from replay.
+/// A client that has just started knows no epoch, and accepts a replayed manifest until it expires.
 pub const DEFAULT_MAX_VALIDITY: Duration = Duration::from_secs(7 * 86_400);
 
-/// Whose manifests are believed.
+/// Which manifests are accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trust {
-    /// The only signer that is believed.
-    pub signer: Address,
-    /// The cluster that it must be about. `None` is any: safe only where the signer has one cluster,
-    /// since DNS can serve the manifest of another.
-    pub cluster: Option<Address>,
-    /// How far `valid_until` may lie in the future. `None` is any distance.
+pub struct ManifestPolicy {
+    /// The only accepted signer.
+    pub signer: EthAddress,
+    /// The cluster that the manifest must be for. `None` is any, which is safe only if the signer has one
+    /// cluster, since DNS can serve the manifest of another.
+    pub cluster: Option<EthAddress>,
+    /// How far `valid_until` may be in the future. `None` is no limit.
     pub max_validity: Option<Duration>,
 }
 
-impl Trust {
-    /// Any cluster of `signer`, for at most [`DEFAULT_MAX_VALIDITY`].
+impl ManifestPolicy {
+    /// Accepts any cluster of `signer`, for at most [`DEFAULT_MAX_VALIDITY`].
     #[must_use]
-    pub fn of(signer: Address) -> Self {
+    pub fn for_signer(signer: EthAddress) -> Self {
         Self {
             signer,
             cluster: None,
@@ -72,76 +72,76 @@ impl Trust {
 /// Joins the character strings of one TXT record.
 ///
 /// # Errors
-/// [`ManifestError::TooLong`]; [`ManifestError::Malformed`] for what is not ASCII.
+/// [`ManifestError::TooLong`]; [`ManifestError::Malformed`] if they are not UTF-8.
 pub fn join_chunks(chunks: &[&[u8]]) -> Result<String, ManifestError> {
-    if chunks.iter().map(|chunk| chunk.len()).sum::<usize>() > MAX_LEN {
+    if chunks.iter().map(|chunk| chunk.len()).sum::<usize>() > MAX_MANIFEST_LEN {
         return Err(ManifestError::TooLong);
     }
     String::from_utf8(chunks.concat()).map_err(|_| fields::NOT_ASCII)
 }
 
-/// A manifest that has the right form. Anybody may have written it.
+/// A well-formed manifest whose signature is not verified. Anyone may have written it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unverified {
-    stated: Draft,
+pub struct UnverifiedManifest {
+    fields: UnsignedManifest,
     signed_text: String,
     signature: Signature,
 }
 
-impl Unverified {
-    /// What the signature is over: for whoever wants to see what did not verify.
+impl UnverifiedManifest {
+    /// The text that the signature is over, to show what did not verify.
     #[must_use]
     pub fn signed_text(&self) -> &str {
         &self.signed_text
     }
 
-    /// Who signed it, then for which cluster, then until when; `now` in unix seconds.
+    /// Checks the signer, the cluster and the validity. `now` is in Unix seconds.
     ///
     /// # Errors
     /// In this order: [`ManifestError::Signature`], [`ManifestError::OtherCluster`],
     /// [`ManifestError::Expired`] unless `valid_until > now`, [`ManifestError::FarFuture`].
-    pub fn verify(&self, trust: &Trust, now: u64) -> Result<Manifest, ManifestError> {
+    pub fn verify(&self, policy: &ManifestPolicy, now: u64) -> Result<Manifest, ManifestError> {
         let recovered = self.signature.signer_of(&self.signed_text);
-        if recovered != Some(trust.signer) {
+        if recovered != Some(policy.signer) {
             return Err(ManifestError::Signature { recovered });
         }
-        if trust.cluster.is_some_and(|c| c != self.stated.cluster) {
+        if policy.cluster.is_some_and(|c| c != self.fields.cluster) {
             return Err(ManifestError::OtherCluster);
         }
-        let left = self.stated.valid_until.saturating_sub(now);
+        let left = self.fields.valid_until.saturating_sub(now);
         if left == 0 {
             return Err(ManifestError::Expired);
         }
-        match trust.max_validity.map(|limit| limit.as_secs()) {
+        match policy.max_validity.map(|limit| limit.as_secs()) {
             Some(limit) if left > limit => Err(ManifestError::FarFuture { limit }),
             Some(_) | None => Ok(Manifest {
-                stated: self.stated.clone(),
-                signer: trust.signer,
+                fields: self.fields.clone(),
+                signer: policy.signer,
             }),
         }
     }
 }
 
-/// A manifest that the trusted address has signed, and that was in date when it was verified.
+/// A manifest with a valid signature of the trusted address, in date when it was verified.
 ///
-/// Made by [`Unverified::verify`] only.
+/// Made by [`UnverifiedManifest::verify`] only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    stated: Draft,
-    signer: Address,
+    fields: UnsignedManifest,
+    signer: EthAddress,
 }
 
 impl Manifest {
-    /// Reads a record whose chunks are joined: every field of version 1 exactly once, nothing empty
-    /// between two `;`, printable ASCII only.
+    /// Parses a record whose chunks are joined. It must have every field of version 1 exactly once, no empty
+    /// field, and printable ASCII only.
     ///
     /// # Errors
-    /// [`ManifestError`] about the form, the fields, and last the version.
-    pub fn parse(txt: &str) -> Result<Unverified, ManifestError> {
+    /// A [`ManifestError`] about the form, then the fields, then the version.
+    pub fn parse(txt: &str) -> Result<UnverifiedManifest, ManifestError> {
         let fields = Fields::split(txt)?;
         let version = fields.uint("v")?;
-        let read = Unverified {
-            stated: Draft {
+        let read = UnverifiedManifest {
+            fields: UnsignedManifest {
                 cluster: fields.parse("cluster")?,
                 leader_instance: fields.parse("leader_instance")?,
                 leader_url: fields.parse("leader_url")?,
@@ -159,43 +159,43 @@ impl Manifest {
 
     /// The cluster's address.
     #[must_use]
-    pub fn cluster(&self) -> Address {
-        self.stated.cluster
+    pub fn cluster(&self) -> EthAddress {
+        self.fields.cluster
     }
 
-    /// The instance that leads.
+    /// The leading instance.
     #[must_use]
     pub fn leader_instance(&self) -> &LeaderInstance {
-        &self.stated.leader_instance
+        &self.fields.leader_instance
     }
 
-    /// Where it is reached, as it was written.
+    /// The leader's URL.
     #[must_use]
     pub fn leader_url(&self) -> &LeaderUrl {
-        &self.stated.leader_url
+        &self.fields.leader_url
     }
 
     /// Host and port to connect to.
     #[must_use]
     pub fn target(&self) -> &Target {
-        self.stated.leader_url.target()
+        self.fields.leader_url.target()
     }
 
-    /// Grows with each change of leader.
+    /// A number that grows with each change of leader.
     #[must_use]
     pub fn epoch(&self) -> u64 {
-        self.stated.epoch
+        self.fields.epoch
     }
 
-    /// The first second at which it is not believed any more, in unix seconds.
+    /// The first second at which it is invalid, in Unix seconds.
     #[must_use]
     pub fn valid_until(&self) -> u64 {
-        self.stated.valid_until
+        self.fields.valid_until
     }
 
-    /// Who signed it.
+    /// The address that signed it.
     #[must_use]
-    pub fn signer(&self) -> Address {
+    pub fn signer(&self) -> EthAddress {
         self.signer
     }
 }

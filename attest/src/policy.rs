@@ -15,11 +15,8 @@ use crate::chain::KmsRoot;
 use crate::denial::Denial;
 use crate::event_log::Identity;
 use crate::quote::TdReport;
+pub use crate::tcb::{Advisory, AdvisoryError, TcbStatus, TcbStatusError, TcbStatuses};
 use crate::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr};
-
-mod tcb;
-
-pub use tcb::{Advisory, AdvisoryError, TcbStatus, TcbStatusError, TcbStatuses};
 
 /// What a [`Policy`] is made of. The default allows any genuine, production TD with an acceptable TCB.
 #[derive(Clone, Debug, Default)]
@@ -140,14 +137,14 @@ impl Policy {
     /// # Errors
     /// [`Denial::TooOld`].
     pub fn check_age(&self, not_before: u64, now: u64) -> Result<(), Denial> {
-        match self.oldest_until(not_before) {
+        match self.max_age_reached_at(not_before) {
             Some(until) if now >= until => Err(Denial::TooOld),
             Some(_) | None => Ok(()),
         }
     }
 
     /// The first second at which a certificate of `not_before` is too old, if there is a maximum age.
-    pub(crate) fn oldest_until(&self, not_before: u64) -> Option<u64> {
+    pub(crate) fn max_age_reached_at(&self, not_before: u64) -> Option<u64> {
         let age = self.settings.max_certificate_age?;
         Some(not_before.saturating_add(age.as_secs()).saturating_add(1))
     }

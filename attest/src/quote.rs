@@ -9,11 +9,8 @@
 use std::fmt;
 
 use crate::denial::Denial;
+pub use crate::limits::MAX_QUOTE_LEN;
 use crate::values::{Mrtd, Rtmr};
-
-/// Most bytes of a quote. With a PCK chain it has about 5 KiB; Linux' guest driver gave it a buffer of
-/// 8 KiB until 2025 (`GET_QUOTE_BUF_SIZE`).
-pub const MAX_QUOTE_LEN: usize = 32 << 10;
 
 /// Bytes of report data: what a TD asks to be quoted.
 pub const REPORT_DATA_LEN: usize = 64;

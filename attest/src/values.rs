@@ -14,7 +14,7 @@ pub struct HexError {
     digits: usize,
 }
 
-macro_rules! measured {
+macro_rules! hex_newtype {
     ($(#[$doc:meta])* $name:ident, $len:literal, $label:literal) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,43 +66,43 @@ macro_rules! measured {
     };
 }
 
-measured!(
+hex_newtype!(
     /// The measurement of a TD's initial memory, made by the TDX module.
     Mrtd,
     48,
     "an MRTD"
 );
-measured!(
+hex_newtype!(
     /// One of the four run-time measurement registers.
     Rtmr,
     48,
     "an RTMR"
 );
-measured!(
+hex_newtype!(
     /// dstack's name of an application: 20 bytes, often an Ethereum address.
     AppId,
     20,
     "an app id"
 );
-measured!(
+hex_newtype!(
     /// SHA-256 of the application's compose file.
     ComposeHash,
     32,
     "a compose hash"
 );
-measured!(
+hex_newtype!(
     /// SHA-256 of the OS image.
     OsImageHash,
     32,
     "an OS image hash"
 );
-measured!(
+hex_newtype!(
     /// dstack's name of one instance of an application.
     InstanceId,
     20,
     "an instance id"
 );
-measured!(
+hex_newtype!(
     /// SHA-256 of a DER certificate, as `openssl x509 -fingerprint -sha256` shows it without colons.
     Fingerprint,
     32,

@@ -19,12 +19,17 @@ use crate::chain::{Chain, fingerprint};
 use crate::collateral::{Collateral, CollateralKey, Fmspc};
 use crate::denial::Denial;
 use crate::event_log::Identity;
-use crate::memo::RememberingConfig;
-use crate::policy::{Policy, PolicyEpoch, TcbStatus};
+use crate::policy::{Policy, PolicyEpoch};
 use crate::quote::TdQuote;
+use crate::signature_cache::CachingConfig;
+use crate::tcb::TcbStatus;
 use crate::values::{AppId, ComposeHash, Fingerprint, InstanceId, Mrtd, OsImageHash, Rtmr};
 
+mod admit;
 mod classify;
+mod inspect;
+
+pub(crate) use admit::admit;
 
 /// `Intel SGX Root CA`, valid 2018-05-21 to 2049-12-31, as Intel publishes it at
 /// <https://certificates.trustedservices.intel.com/Intel_SGX_Provisioning_Certification_RootCA.cer>.
@@ -165,8 +170,8 @@ impl Appraisal {
 /// Verifies quotes under one root.
 pub struct Verifier {
     root: TrustedRoot,
-    strict: QuoteVerifier<RememberingConfig>,
-    debug_allowed: QuoteVerifier<RememberingConfig>,
+    strict: QuoteVerifier<CachingConfig>,
+    debug_allowed: QuoteVerifier<CachingConfig>,
 }
 
 impl Verifier {
@@ -187,7 +192,7 @@ impl Verifier {
         &self.root
     }
 
-    /// The whole verification: everything that `examine` has not done.
+    /// Makes every check that [`examine`](crate::examine) has not made. `now` is in Unix seconds.
     ///
     /// # Errors
     /// The first [`Denial`], in the order of [`Denial::CODES`].
@@ -202,8 +207,8 @@ impl Verifier {
         admit(evidence, appraisal, policy, now)
     }
 
-    /// Debug bit, collateral, and every signature from the quote up to the root. Says nothing of whose
-    /// quote it is: for bare quotes, where there is no certificate to be bound to.
+    /// Checks the debug bit, the collateral, and every signature from the quote up to the root. Does not
+    /// check whose quote it is: for bare quotes, which have no certificate to be bound to.
     ///
     /// # Errors
     /// A [`Denial`] from `collateral_unavailable` to `tcb_not_supported` in [`Denial::CODES`], or
@@ -218,12 +223,24 @@ impl Verifier {
         collateral.check_dates(now)?;
         policy.check_debug(quote.report())?;
         let allow_debug = policy.settings().allow_debug_td;
+        self.verify_signatures(quote, collateral, policy, allow_debug, now)
+    }
+
+    /// dcap-qvl's part of [`Verifier::appraise`].
+    fn verify_signatures(
+        &self,
+        quote: &TdQuote,
+        collateral: &Collateral,
+        policy: &Policy,
+        allow_debug: bool,
+        now: u64,
+    ) -> Result<Appraisal, Denial> {
         let verifier = if allow_debug {
             &self.debug_allowed
         } else {
             &self.strict
         };
-        // Every claim passes here: the policy is ours, and comes after.
+        // Accepts every TCB status: our policy decides, afterwards.
         let any = dcap_qvl::QuotePolicy::claims_only(now);
         let claims = verifier
             .verify_with_policy(quote.as_bytes(), collateral.as_qvl(), now, &any)
@@ -246,46 +263,9 @@ impl fmt::Debug for Verifier {
     }
 }
 
-/// What is ours to say once Intel has vouched for the quote: TCB, measurements, replay, identity, roots.
-/// The one place where an [`AttestedPeer`] is made.
-pub(crate) fn admit(
-    evidence: &BoundEvidence,
-    appraisal: Appraisal,
-    policy: &Policy,
-    now: u64,
-) -> Result<AttestedPeer, Denial> {
-    let report = evidence.quote().report();
-    policy.check_tcb(appraisal.tcb_status)?;
-    policy.check_advisories(appraisal.advisories.iter().map(String::as_str))?;
-    policy.check_measurements(report)?;
-    let identity = evidence.events().prove(report.rtmr3())?;
-    policy.check_identity(&identity)?;
-    let issuers_until = evidence
-        .chain()
-        .verify_up_to(&policy.settings().kms_roots, now)?;
-    let until = [
-        Some(appraisal.valid_until),
-        Some(evidence.not_after()),
-        Some(issuers_until),
-        policy
-            .oldest_until(evidence.not_before())
-            .map(|until| until.saturating_sub(1)),
-    ];
-    Ok(AttestedPeer {
-        valid_until: until.into_iter().flatten().min().unwrap_or(now),
-        debug: report.is_under_debug(),
-        mrtd: report.mrtd(),
-        rtmrs: report.rtmrs(),
-        chain: evidence.chain().clone(),
-        policy: policy.epoch(),
-        identity,
-        appraisal,
-    })
-}
-
 /// A peer that may enter: its quote is genuine, bound to its certificate's key, and allowed.
 ///
-/// Made by [`Verifier::verify`] and by [`Appraised::admit`](crate::ita::Appraised::admit), and by
+/// Made by [`Verifier::verify`] and by [`AppraisedEvidence::admit`](crate::ita::AppraisedEvidence::admit), and by
 /// nothing else.
 #[derive(Clone, Debug)]
 pub struct AttestedPeer {

@@ -1,6 +1,6 @@
-//! What a peer presents: in the first byte whether the rest is a leaf, an envelope or a quote.
+//! Evidence from a peer. The first byte selects whether the rest is a leaf, an envelope or a quote.
 //!
-//! Whatever is read is within its input and its caps; what is read again is read the same.
+//! Parsed values must be slices of the input and within their caps, and parsing must be deterministic.
 #![no_main]
 
 use attest::certificate::Leaf;
@@ -32,12 +32,12 @@ fn check_leaf(der: &[u8]) {
     match examine(&[der], NOW, &Policy::default()) {
         Ok(evidence) => {
             assert_eq!(evidence.not_after(), leaf.not_after());
-            assert!(evidence.chain().is(&[der]));
+            assert!(evidence.chain().matches(&[der]));
             let _ = evidence.collateral_key();
         }
         Err(denial) => assert!(Denial::CODES.contains(&denial.code())),
     }
-    // As its own issuer.
+    // The leaf as its own issuer.
     if let Ok(root) = KmsRoot::from_der(der) {
         let chain = Chain::copy(&[der, der]).unwrap();
         let _ = chain.verify_up_to(&[root], NOW);
@@ -45,11 +45,11 @@ fn check_leaf(der: &[u8]) {
 }
 
 fn check_envelope(envelope: &[u8]) {
-    if let Ok(evidence) = UnboundEvidence::open(envelope) {
+    if let Ok(evidence) = UnboundEvidence::from_envelope(envelope) {
         check_quote(evidence.quote().as_bytes());
         let _ = evidence.events().prove(evidence.quote().report().rtmr3());
-        // Nothing follows an envelope.
-        assert!(UnboundEvidence::open(&[envelope, &[0]].concat()).is_err());
+        // Trailing bytes are refused.
+        assert!(UnboundEvidence::from_envelope(&[envelope, &[0]].concat()).is_err());
     }
 }
 

@@ -1,7 +1,7 @@
-//! Event logs in each form: in the first byte which, then the log, behind a quote that has the form of
-//! one.
+//! Event logs in each form, after a syntactically valid quote. The first byte selects the form, and the
+//! rest is the log.
 //!
-//! A log proves its identity to its own replay and to no other register.
+//! A log must prove its identity for its own replay, and for no other value of RTMR3.
 #![no_main]
 
 use attest::Denial;
@@ -17,9 +17,9 @@ fuzz_target!(|data: &[u8]| {
     };
     let quote = quote();
     match form {
-        0 => check(UnboundEvidence::open(&[&[0, 0], &scale(&quote)[..], log].concat())),
-        1 => check(UnboundEvidence::open(&v1(&quote, log))),
-        2 => check(UnboundEvidence::read(&Extensions {
+        0 => check(UnboundEvidence::from_envelope(&[&[0, 0], &scale(&quote)[..], log].concat())),
+        1 => check(UnboundEvidence::from_envelope(&v1(&quote, log))),
+        2 => check(UnboundEvidence::from_extensions(&Extensions {
             quote: Some(&quote),
             event_log: Some(log),
             ..Extensions::default()
@@ -35,7 +35,7 @@ fn check(evidence: Result<UnboundEvidence<'_>, Denial>) {
     let log = evidence.events();
     assert!(log.events().len() <= MAX_EVENTS);
     let Ok(Rtmr(mut register)) = log.replay() else {
-        panic!("a log that was read is replayed");
+        panic!("a parsed log can be replayed");
     };
     let proved = log.prove(Rtmr(register));
     assert!(!matches!(proved, Err(Denial::EventLogMismatch)));
@@ -43,7 +43,7 @@ fn check(evidence: Result<UnboundEvidence<'_>, Denial>) {
     assert_eq!(log.prove(Rtmr(register)), Err(Denial::EventLogMismatch));
 }
 
-/// A length in SCALE's form of four bytes, and the bytes.
+/// Bytes with their SCALE length.
 fn scale(bytes: &[u8]) -> Vec<u8> {
     let len = u16::try_from(bytes.len()).unwrap();
     [&(len << 2 | 1).to_le_bytes()[..], bytes].concat()
@@ -74,7 +74,7 @@ fn integers(bytes: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Version 4, TDX, ECDSA P-256; zeros for all that is signed; no PCK certificate.
+/// Version 4, TDX, ECDSA P-256, without a PCK certificate. All signed parts are zeros.
 fn quote() -> Vec<u8> {
     let mut quote = vec![4, 0, 2, 0, 0x81, 0, 0, 0];
     quote.resize(48 + 584, 0);

@@ -1,10 +1,10 @@
-//! Leader manifests as DNS may serve them.
+//! Leader manifests from DNS.
 //!
-//! Whatever is read has one signed text, in which it reads the same; and nobody's signature is taken
-//! for the trusted signer's.
+//! The signed text of a parsed manifest must parse to the same manifest, and no signature must be accepted
+//! as the trusted signer's.
 #![no_main]
 
-use attest::manifest::{Address, MAX_FIELDS, MAX_LEN, Manifest, ManifestError, Trust, join_chunks};
+use attest::manifest::{EthAddress, MAX_MANIFEST_FIELDS, MAX_MANIFEST_LEN, Manifest, ManifestError, ManifestPolicy, join_chunks};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -15,15 +15,15 @@ fuzz_target!(|data: &[u8]| {
     let Ok(unverified) = Manifest::parse(&txt) else {
         return;
     };
-    assert!(txt.len() <= MAX_LEN && txt.split(';').count() <= MAX_FIELDS);
+    assert!(txt.len() <= MAX_MANIFEST_LEN && txt.split(';').count() <= MAX_MANIFEST_FIELDS);
     let text = unverified.signed_text();
     let mut pairs = txt.split(';');
     let signature = pairs.find(|pair| pair.starts_with("sig=")).unwrap();
     let again = Manifest::parse(&format!("{text};{signature}"));
     assert_eq!(again.as_ref(), Ok(&unverified));
-    let trust = Trust {
+    let trust = ManifestPolicy {
         max_validity: None,
-        ..Trust::of(Address([0; 20]))
+        ..ManifestPolicy::for_signer(EthAddress([0; 20]))
     };
     let refused = unverified.verify(&trust, 0);
     assert!(matches!(refused, Err(ManifestError::Signature { .. })));

@@ -1,113 +1,112 @@
-//! Every way in which asking the guest agent fails.
+//! Errors of the guest agent's client.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Endpoint, Method};
+use super::{AgentAddress, Method};
+use crate::limits::MAX_AGENT_MESSAGE_CHARS;
 
-/// Most characters of the agent's own words in an error.
-pub const MAX_MESSAGE_CHARS: usize = 200;
-
-/// Why the guest agent gave no usable answer. The fault is the agent's or the machine's, except for
-/// [`AgentError::ReportDataTooLong`] and [`AgentError::Client`], which are this side's, and
-/// [`AgentError::Status`] with a 4xx, which is that of the question.
+/// Why the guest agent gave no usable response. The agent or the machine is at fault, except for
+/// [`AgentError::ReportDataTooLong`] and [`AgentError::Client`] (this side), and [`AgentError::Status`]
+/// with a 4xx (the request).
 ///
-/// None of them holds key material: of an answer, at most the names of its fields.
+/// No variant holds key material; of a response it holds at most the names of fields.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AgentError {
-    /// There is no socket at any of the places.
-    #[error("no guest agent: there is no socket at {}", Listed(tried))]
+    /// No socket exists at any of the addresses.
+    #[error("no guest agent: there is no socket at {}", PathList(tried))]
     NotFound {
-        /// Every path that was looked at.
+        /// Every path that was tried.
         tried: Vec<PathBuf>,
     },
-    /// This process may not use the socket, or not look into its folder.
-    #[error("this process may not use the guest agent's socket at {endpoint}: permission denied")]
+    /// This process may not use the socket, or not search its directory.
+    #[error("this process may not use the guest agent's socket at {address}: permission denied")]
     Forbidden {
-        /// The place.
-        endpoint: Endpoint,
+        /// The address.
+        address: AgentAddress,
     },
-    /// No connection.
-    #[error("no connection to the guest agent at {endpoint}: {why}")]
+    /// The connection could not be established.
+    #[error("no connection to the guest agent at {address}: {why}")]
     Connect {
-        /// The place.
-        endpoint: Endpoint,
-        /// What the system says.
+        /// The address.
+        address: AgentAddress,
+        /// The system's error.
         why: String,
     },
-    /// No whole answer within the deadline.
+    /// The response was not complete within the deadline.
     #[error("the guest agent did not answer {method} within {}", humantime::format_duration(*after))]
     Timeout {
-        /// What was asked.
+        /// The method.
         method: Method,
         /// The deadline.
         after: Duration,
     },
-    /// The connection ended before the answer, or in the middle of it.
-    #[error("the guest agent hung up before the end of its answer to {method}")]
-    HungUp {
-        /// What was asked.
+    /// The connection was closed before the end of the response.
+    #[error("the guest agent closed the connection before the end of its response to {method}")]
+    ConnectionClosed {
+        /// The method.
         method: Method,
     },
-    /// Another status than 200. Redirects are not followed.
+    /// A status other than 200. Redirects are not followed.
     #[error(
         "the guest agent answered {method} with HTTP status {status}{}",
-        Said(message)
+        MessageSuffix(message)
     )]
     Status {
-        /// What was asked.
+        /// The method.
         method: Method,
         /// The status.
         status: u16,
-        /// What its `error` says: at most [`MAX_MESSAGE_CHARS`], no control characters; may be empty.
+        /// The response's `error`: at most [`MAX_AGENT_MESSAGE_CHARS`], without control characters; may be
+        /// empty.
         message: String,
     },
-    /// More bytes than any answer needs.
-    #[error("the guest agent's answer to {method} has more than {limit} bytes")]
+    /// The response is larger than any valid one.
+    #[error("the guest agent's response to {method} has more than {limit} bytes")]
     TooLarge {
-        /// What was asked.
+        /// The method.
         method: Method,
         /// The cap.
         limit: usize,
     },
-    /// 200 with something else than a JSON object.
-    #[error("the guest agent's answer to {method} is no JSON object")]
+    /// Status 200 with a body that is not a JSON object.
+    #[error("the guest agent's response to {method} is not a JSON object")]
     NotJson {
-        /// What was asked.
+        /// The method.
         method: Method,
     },
-    /// A field is not what it must be.
-    #[error("the guest agent's answer to {method} is unusable: `{field}` {why}")]
+    /// A field has not the form that it must have.
+    #[error("the guest agent's response to {method} is unusable: `{field}` {why}")]
     Malformed {
-        /// What was asked.
+        /// The method.
         method: Method,
-        /// Which field.
+        /// The name of the field.
         field: &'static str,
-        /// What is wrong with it; never its value.
+        /// What is wrong with it. Never its value.
         why: &'static str,
     },
-    /// More than 64 bytes to be quoted.
+    /// The requested report data has more than 64 bytes.
     #[error("report data has at most 64 bytes, not {bytes}")]
     ReportDataTooLong {
-        /// Bytes given.
+        /// Number of bytes given.
         bytes: usize,
     },
-    /// The HTTP client cannot be made.
-    #[error("the guest agent's client cannot be set up: {0}")]
+    /// The HTTP client cannot be created.
+    #[error("the HTTP client for the guest agent cannot be created: {0}")]
     Client(String),
 }
 
 impl AgentError {
-    /// Whether it may pass by itself: an agent that is not there yet, restarts, or is overloaded.
+    /// Whether a retry may succeed: the agent is not there yet, restarts, or is overloaded.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
             Self::NotFound { .. }
             | Self::Connect { .. }
             | Self::Timeout { .. }
-            | Self::HungUp { .. } => true,
+            | Self::ConnectionClosed { .. } => true,
             Self::Status { status, .. } => *status >= 500,
             Self::Forbidden { .. }
             | Self::TooLarge { .. }
@@ -118,7 +117,7 @@ impl AgentError {
         }
     }
 
-    /// A word from a closed list, for a metric label and the log.
+    /// The error's name from a closed list, for a metric label and the log.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
@@ -126,7 +125,7 @@ impl AgentError {
             Self::Forbidden { .. } => "forbidden",
             Self::Connect { .. } => "connect",
             Self::Timeout { .. } => "timeout",
-            Self::HungUp { .. } => "hung_up",
+            Self::ConnectionClosed { .. } => "hung_up",
             Self::Status { .. } => "status",
             Self::TooLarge { .. } => "too_large",
             Self::NotJson { .. } => "not_json",
@@ -137,10 +136,10 @@ impl AgentError {
     }
 }
 
-/// Paths with commas between them.
-struct Listed<'a>(&'a [PathBuf]);
+/// Paths, separated by commas.
+struct PathList<'a>(&'a [PathBuf]);
 
-impl fmt::Display for Listed<'_> {
+impl fmt::Display for PathList<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (number, path) in self.0.iter().enumerate() {
             let comma = if number == 0 { "" } else { ", " };
@@ -150,10 +149,10 @@ impl fmt::Display for Listed<'_> {
     }
 }
 
-/// What the agent said, if it said something.
-struct Said<'a>(&'a str);
+/// `: ` and the agent's message, or nothing if it is empty.
+struct MessageSuffix<'a>(&'a str);
 
-impl fmt::Display for Said<'_> {
+impl fmt::Display for MessageSuffix<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             "" => Ok(()),
@@ -162,10 +161,10 @@ impl fmt::Display for Said<'_> {
     }
 }
 
-/// The agent's words as a log can hold them.
+/// Makes the agent's message safe for a log: no control characters, and a maximum length.
 pub(super) fn sanitized(message: &str) -> String {
     let shown = message.chars().filter(|c| !c.is_control());
-    shown.take(MAX_MESSAGE_CHARS).collect()
+    shown.take(MAX_AGENT_MESSAGE_CHARS).collect()
 }
 
 #[cfg(test)]
@@ -173,13 +172,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_cut_and_cleaned() {
+    fn messages_are_truncated_and_sanitized() {
         assert_eq!(sanitized("no\r\n\u{1b}[31m such"), "no[31m such");
         assert_eq!(sanitized(&"ü".repeat(500)).chars().count(), 200);
     }
 
     #[test]
-    fn every_path_that_was_tried_is_named() {
+    fn not_found_names_every_path() {
         let tried = vec!["/run/a.sock".into(), "/run/b.sock".into()];
         assert_eq!(
             AgentError::NotFound { tried }.to_string(),

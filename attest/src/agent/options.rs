@@ -1,52 +1,52 @@
-//! How often, and for how long, the agent is asked.
+//! Deadlines and retries of requests to the agent.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Any numbers: they spread attempts in time, and protect nothing.
+/// A source of random numbers for jitter. Need not be cryptographically secure.
 pub type Random = Arc<dyn Fn() -> u32 + Send + Sync>;
 
-/// How an [`Agent`](super::Agent) asks.
+/// How an [`Agent`](super::Agent) sends requests.
 #[derive(Clone)]
 pub struct AgentOptions {
-    /// Longest time of one attempt that needs no quote.
+    /// Deadline of one attempt without a quote.
     pub deadline: Duration,
-    /// Longest time of one attempt that needs a quote. One takes 39 ms on hardware, and the whole
-    /// machine's quotes are made one after another.
+    /// Deadline of one attempt with a quote. One quote takes 39 ms on hardware, and the whole machine
+    /// makes one at a time.
     pub quote_deadline: Duration,
-    /// How often a question is asked at most, the first time included. 0 is as 1.
+    /// Maximum number of attempts, including the first. 0 is treated as 1.
     pub attempts: u32,
-    /// Wait before the second attempt; it doubles with each further one.
-    pub first_wait: Duration,
-    /// Longest wait between two attempts.
-    pub longest_wait: Duration,
-    /// Spreads each wait between half of it and all of it. `None`: all of it.
+    /// Delay before the second attempt. Doubled for each further attempt.
+    pub initial_backoff: Duration,
+    /// Maximum delay between two attempts.
+    pub max_backoff: Duration,
+    /// Jitter: spreads each delay between half of it and all of it. `None`: no jitter.
     pub random: Option<Random>,
 }
 
 impl Default for AgentOptions {
-    /// 5 s, 10 s with a quote, three attempts with 200 ms and 400 ms between them, not spread.
+    /// 5 s, or 10 s with a quote; three attempts with 200 ms and 400 ms between them; no jitter.
     fn default() -> Self {
         Self {
             deadline: Duration::from_secs(5),
             quote_deadline: Duration::from_secs(10),
             attempts: 3,
-            first_wait: Duration::from_millis(200),
-            longest_wait: Duration::from_secs(2),
+            initial_backoff: Duration::from_millis(200),
+            max_backoff: Duration::from_secs(2),
             random: None,
         }
     }
 }
 
 impl AgentOptions {
-    /// How long to wait after attempt number `attempt`, which is 1 for the first.
-    pub(super) fn wait(&self, attempt: u32) -> Duration {
+    /// The delay after attempt number `attempt`, counted from 1.
+    pub(super) fn backoff(&self, attempt: u32) -> Duration {
         let doubled = 2u32.saturating_pow(attempt.saturating_sub(1));
         let longest = self
-            .first_wait
+            .initial_backoff
             .saturating_mul(doubled)
-            .min(self.longest_wait);
+            .min(self.max_backoff);
         match &self.random {
             None => longest,
             Some(random) => {
@@ -63,8 +63,8 @@ impl fmt::Debug for AgentOptions {
             .field("deadline", &self.deadline)
             .field("quote_deadline", &self.quote_deadline)
             .field("attempts", &self.attempts)
-            .field("first_wait", &self.first_wait)
-            .field("longest_wait", &self.longest_wait)
+            .field("initial_backoff", &self.initial_backoff)
+            .field("max_backoff", &self.max_backoff)
             .finish_non_exhaustive()
     }
 }
@@ -73,24 +73,24 @@ impl fmt::Debug for AgentOptions {
 mod tests {
     use super::*;
 
-    fn waits(random: Option<Random>) -> Vec<u128> {
+    fn delays(random: Option<Random>) -> Vec<u128> {
         let options = AgentOptions {
             random,
             ..AgentOptions::default()
         };
         let attempts = [1, 2, 3, 4, 5, 40, u32::MAX];
-        attempts.map(|n| options.wait(n).as_millis()).to_vec()
+        attempts.map(|n| options.backoff(n).as_millis()).to_vec()
     }
 
     #[test]
-    fn waits_double_up_to_the_longest() {
-        assert_eq!(waits(None), [200, 400, 800, 1600, 2000, 2000, 2000]);
+    fn delays_double_up_to_the_maximum() {
+        assert_eq!(delays(None), [200, 400, 800, 1600, 2000, 2000, 2000]);
     }
 
     #[test]
-    fn waits_are_spread_over_their_second_half() {
-        let least = waits(Some(Arc::new(|| 0)));
+    fn jitter_spreads_delays_over_their_second_half() {
+        let least = delays(Some(Arc::new(|| 0)));
         assert_eq!(least, [100, 200, 400, 800, 1000, 1000, 1000]);
-        assert_eq!(waits(Some(Arc::new(|| u32::MAX))), waits(None));
+        assert_eq!(delays(Some(Arc::new(|| u32::MAX))), delays(None));
     }
 }

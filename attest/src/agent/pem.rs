@@ -1,4 +1,4 @@
-//! PEM in the guest agent's answers: certificates, and the one private key.
+//! PEM in the guest agent's responses: certificates and the private key. [RFC 7468]
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -6,17 +6,15 @@ use x509_parser::pem::Pem;
 use zeroize::Zeroizing;
 
 use super::AgentError;
-use super::answer::Answer;
+use super::response::ResponseFields;
 use crate::certificate::Leaf;
 use crate::chain::Chain;
+use crate::limits::MAX_KEY_PEM_LEN;
 
-/// Most bytes of a private key in PEM. A P-256 key has 241.
-pub const MAX_KEY_LEN: usize = 4 << 10;
-
-/// Characters of a line. [RFC 7468, 2]
+/// Length of a line of base64 in characters. [RFC 7468, section 2]
 const LINE: usize = 64;
 
-/// What a block holds.
+/// The type of a PEM block.
 #[derive(Clone, Copy)]
 pub(super) enum Label {
     PrivateKey,
@@ -32,11 +30,11 @@ impl Label {
     }
 }
 
-/// The DER in the one PEM block of `key`. Not x509-parser's PEM reader, which would leave copies behind.
-pub(super) fn private_key(answer: &Answer<'_>) -> Result<Zeroizing<Vec<u8>>, AgentError> {
-    let wrong = || answer.malformed("key", "is no PKCS#8 private key in PEM");
+/// Decodes the PEM block of `key`. Not with x509-parser's PEM reader, which leaves copies in memory.
+pub(super) fn private_key(response: &ResponseFields<'_>) -> Result<Zeroizing<Vec<u8>>, AgentError> {
+    let wrong = || response.malformed("key", "is not a PKCS#8 private key in PEM");
     let (begin, end) = Label::PrivateKey.lines();
-    let pem = answer.secret("key", MAX_KEY_LEN)?;
+    let pem = response.secret("key", MAX_KEY_PEM_LEN)?;
     let body = pem.trim().strip_prefix(begin);
     let body = body
         .and_then(|body| body.strip_suffix(end))
@@ -51,39 +49,40 @@ pub(super) fn private_key(answer: &Answer<'_>) -> Result<Zeroizing<Vec<u8>>, Age
     Ok(der)
 }
 
-/// The certificates in `pems`, leaf first: at least one and within the caps of a presented chain.
+/// Decodes the certificates in `pems`, leaf first. There is at least one, and they are within the caps
+/// of a presented chain.
 pub(super) fn certificates(
-    answer: &Answer<'_>,
+    response: &ResponseFields<'_>,
     field: &'static str,
     pems: impl IntoIterator<Item = String>,
 ) -> Result<Vec<Vec<u8>>, AgentError> {
-    let malformed = |why| answer.malformed(field, why);
+    let malformed = |why| response.malformed(field, why);
     let mut chain = Vec::new();
     for pem in pems {
         for block in Pem::iter_from_buffer(pem.as_bytes()) {
-            let block = block.map_err(|_| malformed("is no PEM"))?;
+            let block = block.map_err(|_| malformed("is not PEM"))?;
             if block.label != "CERTIFICATE" {
-                return Err(malformed("holds something else than certificates"));
+                return Err(malformed("holds something other than certificates"));
             }
             chain.push(block.contents);
         }
     }
     Chain::check_caps(&chain)
-        .map_err(|_| malformed("holds no, or too many, or too large certificates"))?;
+        .map_err(|_| malformed("holds no certificate, or too many or too large ones"))?;
     for certificate in &chain {
-        // Also of the issuers: version 3, and within the caps.
-        Leaf::parse(certificate).map_err(|_| malformed("holds what is no certificate"))?;
+        // Issuers too must be of version 3 and within the caps.
+        Leaf::parse(certificate).map_err(|_| malformed("holds an invalid certificate"))?;
     }
     Ok(chain)
 }
 
-/// A certificate as a PEM block.
+/// Encodes a certificate as a PEM block.
 #[must_use]
 pub fn certificate_pem(der: &[u8]) -> String {
     write(Label::Certificate, der).to_string()
 }
 
-/// One PEM block.
+/// Encodes one PEM block.
 pub(super) fn write(label: Label, der: &[u8]) -> Zeroizing<String> {
     let (begin, end) = label.lines();
     let base64 = Zeroizing::new(BASE64_STANDARD.encode(der));

@@ -1,4 +1,4 @@
-//! A key with its certificate, as this side presents it in TLS.
+//! A private key with its certificate, which this side presents in TLS (`GetTlsKey`).
 
 use std::fmt;
 
@@ -8,44 +8,44 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::AgentError;
-use super::answer::Answer;
 use super::pem::{self, Label};
+use super::response::ResponseFields;
 use crate::certificate::{Extensions, Leaf};
 use crate::chain::fingerprint;
 use crate::evidence::UnboundEvidence;
 use crate::values::Fingerprint;
 
-/// SubjectPublicKeyInfo of a P-256 key, up to the point. [RFC 5480, 2]
+/// The SubjectPublicKeyInfo of a P-256 key, up to the point. [RFC 5480, section 2]
 const P256_SPKI: [u8; 26] = [
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
     0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
 
-/// What to ask for. The default is a certificate for nothing.
+/// Parameters of the certificate. The default has no usage.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TlsKeyRequest {
     /// Common name of the subject.
     pub subject: String,
-    /// DNS names and IP addresses.
+    /// Subject alternative names: DNS names and IP addresses.
     pub alt_names: Vec<String>,
-    /// With evidence in it, bound to the key.
+    /// Whether to include evidence that is bound to the key.
     pub usage_ra_tls: bool,
-    /// Fit for a TLS server.
+    /// Whether the certificate is for a TLS server.
     pub usage_server_auth: bool,
-    /// Fit for a TLS client.
+    /// Whether the certificate is for a TLS client.
     pub usage_client_auth: bool,
-    /// Unix seconds; the agent's default is 1975.
+    /// notBefore, in Unix seconds. The agent's default is in 1975.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_before: Option<u64>,
-    /// Unix seconds; the agent's default is ten years from now.
+    /// notAfter, in Unix seconds. The agent's default is ten years from now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub not_after: Option<u64>,
-    /// With the application's identity as the agent claims it.
+    /// Whether to include the application's identity as the agent claims it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub with_app_info: bool,
 }
 
-/// A private key and the certificates for it. The key is wiped when dropped.
+/// A private key and its certificate chain. The key is wiped when dropped.
 pub struct TlsKey {
     key: Zeroizing<Vec<u8>>,
     chain: Vec<Vec<u8>>,
@@ -55,19 +55,23 @@ pub struct TlsKey {
 }
 
 impl TlsKey {
-    pub(super) fn read(answer: &Answer<'_>, request: &TlsKeyRequest) -> Result<Self, AgentError> {
+    pub(super) fn from_response(
+        response: &ResponseFields<'_>,
+        request: &TlsKeyRequest,
+    ) -> Result<Self, AgentError> {
         const CHAIN: &str = "certificate_chain";
-        let key = pem::private_key(answer)?;
-        let chain = pem::certificates(answer, CHAIN, answer.texts(CHAIN)?)?;
-        let malformed = |field, why| answer.malformed(field, why);
+        let key = pem::private_key(response)?;
+        let chain = pem::certificates(response, CHAIN, response.texts(CHAIN)?)?;
+        let malformed = |field, why| response.malformed(field, why);
         let der = chain.first().map(Vec::as_slice).unwrap_or_default();
-        let leaf = Leaf::parse(der).map_err(|_| malformed(CHAIN, "holds no certificate"))?;
-        let spki =
-            spki_of(&key).ok_or_else(|| malformed("key", "is no PKCS#8 private key on P-256"))?;
+        let leaf =
+            Leaf::parse(der).map_err(|_| malformed(CHAIN, "holds an invalid certificate"))?;
+        let spki = spki_of(&key)
+            .ok_or_else(|| malformed("key", "is not a PKCS#8 private key on P-256"))?;
         if spki != leaf.spki() {
             return Err(malformed("key", "is not the key of the certificate"));
         }
-        if request.usage_ra_tls && !is_bound(leaf.extensions(), &spki) {
+        if request.usage_ra_tls && !has_bound_evidence(leaf.extensions(), &spki) {
             return Err(malformed(
                 CHAIN,
                 "carries no evidence that is bound to its key",
@@ -114,13 +118,13 @@ impl TlsKey {
         self.fingerprint
     }
 
-    /// The leaf's notBefore in unix seconds.
+    /// The leaf's notBefore, in Unix seconds.
     #[must_use]
     pub fn not_before(&self) -> u64 {
         self.not_before
     }
 
-    /// The leaf's notAfter in unix seconds. That second itself is still inside.
+    /// The leaf's notAfter, in Unix seconds: the last second at which it is valid.
     #[must_use]
     pub fn not_after(&self) -> u64 {
         self.not_after
@@ -136,13 +140,15 @@ impl fmt::Debug for TlsKey {
     }
 }
 
-/// SubjectPublicKeyInfo in DER of a private key, if it is one of P-256, which all of the agent's are.
+/// The SubjectPublicKeyInfo of a P-256 private key, in DER. `None` for other keys; the agent's are all
+/// P-256.
 fn spki_of(pkcs8: &[u8]) -> Option<Vec<u8>> {
     let algorithm = &ECDSA_P256_SHA256_ASN1_SIGNING;
     let pair = EcdsaKeyPair::from_pkcs8(algorithm, pkcs8, &SystemRandom::new()).ok()?;
     Some([&P256_SPKI, pair.public_key().as_ref()].concat())
 }
 
-fn is_bound(extensions: &Extensions<'_>, spki: &[u8]) -> bool {
-    UnboundEvidence::read(extensions).is_ok_and(|evidence| evidence.check_binding(spki).is_ok())
+fn has_bound_evidence(extensions: &Extensions<'_>, spki: &[u8]) -> bool {
+    UnboundEvidence::from_extensions(extensions)
+        .is_ok_and(|evidence| evidence.check_binding(spki).is_ok())
 }

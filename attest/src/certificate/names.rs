@@ -7,9 +7,9 @@ use x509_parser::prelude::FromDer;
 use super::check_size;
 use crate::denial::Denial;
 
-/// Names and number of a certificate. The texts are its maker's: they may hold control characters.
+/// CertificateNames and number of a certificate. The texts are its maker's: they may hold control characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Names {
+pub struct CertificateNames {
     /// The subject, as `CN=…, O=…`.
     pub subject: String,
     /// The issuer.
@@ -20,12 +20,12 @@ pub struct Names {
     pub alt_names: Vec<String>,
 }
 
-impl Names {
+impl CertificateNames {
     /// Reads them from one DER certificate.
     ///
     /// # Errors
     /// [`Denial::MalformedCertificate`]: beyond a cap, or no certificate.
-    pub fn read(der: &[u8]) -> Result<Self, Denial> {
+    pub fn from_der(der: &[u8]) -> Result<Self, Denial> {
         check_size(der)?;
         let (_, certificate) = X509Certificate::from_der(der)
             .map_err(|_| Denial::MalformedCertificate("it is no X.509 certificate"))?;

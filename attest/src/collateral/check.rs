@@ -1,29 +1,28 @@
-//! Whether collateral is genuine and in date, before it replaces what is held.
+//! Verifies collateral before it is cached: signatures, revocation and dates.
 //!
-//! dcap-qvl 0.7 has no entry that verifies collateral without a quote, and it never verifies the PCK
-//! CRL unless a PCK chain leads to it. So the checks are made here, with x509-parser and ring, on the
-//! one shape that Intel's PKI has: each signer is issued by the root itself, and the PCK CRL is signed
-//! by the PCK CA. They are at least as strict as dcap-qvl's (webpki's) on that shape; where Intel's
-//! shape would change, fetched collateral is refused here and what is held stays.
+//! dcap-qvl 0.7 has no function that verifies collateral without a quote, and it does not verify the PCK
+//! CRL unless a PCK chain leads to it. So the checks are made here, with x509-parser and ring, for the
+//! one structure that Intel's PKI has: the root issues each signer directly, and the PCK CA signs the PCK
+//! CRL. For that structure they are at least as strict as dcap-qvl's (webpki's). If Intel changes the
+//! structure, fetched collateral is refused here and the cached set stays.
 
 use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::revocation_list::CertificateRevocationList;
 
 use super::error::{CollateralError, Part};
-use super::parsed::Collateral;
-use super::window::{Window, certificate, crl, pem};
+use super::set::Collateral;
+use super::validity::{Validity, certificate, crl, pem};
 
 impl Collateral {
-    /// Verifies every signature up to `root` (DER), that nothing on the way is revoked, and every date
-    /// at `now` (unix seconds).
+    /// Verifies every signature up to `root` (DER), revocation, and every date at `now` (Unix seconds).
     ///
     /// # Errors
-    /// [`CollateralError`], naming the first part that is wrong.
+    /// The [`CollateralError`] of the first wrong part.
     pub fn check(&self, root: &[u8], now: u64) -> Result<(), CollateralError> {
         let qvl = self.as_qvl();
         let root = certificate(Part::Root, root)?;
-        in_date(Part::Root, window_of(&root), now)?;
+        check_validity(Part::Root, validity_of(&root), now)?;
 
         let root_crl = crl(Part::RootCrl, &qvl.root_ca_crl)?;
         check_crl(Part::RootCrl, &root_crl, &root, now)?;
@@ -56,14 +55,14 @@ impl Collateral {
             now,
         )?;
 
-        // What is left of the windows are the dates of the JSON.
-        in_date(Part::TcbInfo, self.tcb_info_window(), now)?;
-        in_date(Part::QeIdentity, self.qe_identity_window(), now)?;
+        // All other dates were checked above: these are the dates of the JSON.
+        check_validity(Part::TcbInfo, self.tcb_info_validity(), now)?;
+        check_validity(Part::QeIdentity, self.qe_identity_validity(), now)?;
         Ok(())
     }
 }
 
-/// The signer in DER, verified to be issued by the root, in date and not revoked.
+/// Verifies that the signer is issued by the root, in date and not revoked. Gives it in DER.
 fn check_issued(
     part: Part,
     signer: &str,
@@ -80,7 +79,7 @@ fn check_issued(
     signer
         .verify_signature(Some(root.public_key()))
         .map_err(|_| CollateralError::BadSignature { part })?;
-    in_date(part, window_of(&signer), now)?;
+    check_validity(part, validity_of(&signer), now)?;
     not_revoked(part, &signer, root_crl)?;
     drop(signer);
     Ok(der)
@@ -97,9 +96,9 @@ fn check_crl(
     }
     crl.verify_signature(issuer.public_key())
         .map_err(|_| CollateralError::BadSignature { part })?;
-    let mut window = Window::default();
-    window.crl(part, crl.as_raw())?;
-    in_date(part, window, now)
+    let mut validity = Validity::default();
+    validity.crl(part, crl.as_raw())?;
+    check_validity(part, validity, now)
 }
 
 fn not_revoked(
@@ -117,7 +116,8 @@ fn not_revoked(
     }
 }
 
-/// Intel signs the exact bytes of the JSON value, with ECDSA P-256 and SHA-256, `r || s`.
+/// Verifies the signature of a JSON document. Intel signs the exact bytes of the JSON value, with ECDSA
+/// P-256 and SHA-256, as `r || s`.
 fn check_json(
     part: Part,
     signer: &[u8],
@@ -131,22 +131,22 @@ fn check_json(
         .map_err(|_| CollateralError::BadSignature { part })
 }
 
-fn window_of(certificate: &X509Certificate<'_>) -> Window {
-    let mut window = Window::default();
-    window.certificate(certificate);
-    window
+fn validity_of(certificate: &X509Certificate<'_>) -> Validity {
+    let mut validity = Validity::default();
+    validity.certificate(certificate);
+    validity
 }
 
-fn in_date(part: Part, window: Window, now: u64) -> Result<(), CollateralError> {
-    if now < window.from {
+fn check_validity(part: Part, validity: Validity, now: u64) -> Result<(), CollateralError> {
+    if now < validity.from {
         Err(CollateralError::NotYetValid {
             part,
-            from: window.from,
+            from: validity.from,
         })
-    } else if now >= window.until {
+    } else if now >= validity.until {
         Err(CollateralError::Expired {
             part,
-            at: window.until,
+            at: validity.until,
         })
     } else {
         Ok(())

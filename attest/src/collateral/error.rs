@@ -1,11 +1,11 @@
-//! What can be wrong with collateral, and with getting it.
+//! Errors of collateral, and the parts that they name.
 
 use std::fmt;
 
-/// A part of the collateral: which signature, date or certificate an error is about.
+/// A part of the collateral whose signature, date or certificate an error is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Part {
-    /// The TCB info: what Intel says of each patch level of a platform.
+    /// The TCB info: Intel's statement about each patch level of a platform.
     TcbInfo,
     /// The certificate that signs the TCB info.
     TcbInfoSigner,
@@ -38,76 +38,76 @@ impl fmt::Display for Part {
     }
 }
 
-/// Collateral that is refused. Whoever served it is at fault, except for [`Self::NotYetValid`] and
+/// Why collateral is refused. The server that sent it is at fault, except for [`Self::NotYetValid`] and
 /// [`Self::Expired`], which a wrong clock on this side also causes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CollateralError {
-    /// More bytes than any real collateral has.
+    /// A part is larger than its cap.
     #[error("{part} has {bytes} bytes, at most {limit} are read")]
     TooLarge {
-        /// Which part.
+        /// The part.
         part: Part,
-        /// Bytes found.
+        /// Its size in bytes.
         bytes: usize,
         /// The cap.
         limit: usize,
     },
-    /// It cannot be parsed as what it should be.
+    /// A part cannot be parsed.
     #[error("{part} is malformed: {why}")]
     Malformed {
-        /// Which part.
+        /// The part.
         part: Part,
-        /// What was expected; never the peer's bytes.
+        /// What was expected. Never the server's bytes.
         why: &'static str,
     },
-    /// TCB info of another technology.
+    /// The TCB info is for another technology.
     #[error("the TCB info is not for TDX")]
     NotTdx,
-    /// A signature does not verify under the key that should have made it.
+    /// A signature does not verify under the expected key.
     #[error("the signature of the {part} is wrong")]
     BadSignature {
-        /// Which part.
+        /// The part.
         part: Part,
     },
-    /// The issuer's name is not the name of the CA that should have issued it.
+    /// The issuer's name is not that of the expected CA.
     #[error("the {part} was issued by another CA than expected")]
     WrongIssuer {
-        /// Which part.
+        /// The part.
         part: Part,
     },
     /// A certificate of the issuer chains is on the root CA's CRL.
     #[error("the {part} is revoked")]
     Revoked {
-        /// Which part.
+        /// The part.
         part: Part,
     },
-    /// The part is from the future: most often this machine's clock is slow.
-    #[error("the {part} is not valid before unix time {from} (is this clock right?)")]
+    /// The part is not valid yet. Most often this machine's clock is slow.
+    #[error("the {part} is not valid before Unix time {from} (is this machine's clock right?)")]
     NotYetValid {
-        /// Which part.
+        /// The part.
         part: Part,
         /// Unix seconds.
         from: u64,
     },
-    /// The part's time is over.
-    #[error("the {part} expired at unix time {at}")]
+    /// The part has expired.
+    #[error("the {part} expired at Unix time {at}")]
     Expired {
-        /// Which part.
+        /// The part.
         part: Part,
         /// Unix seconds.
         at: u64,
     },
-    /// It is genuine, but for another platform family or PCK CA than was asked for.
-    #[error("the collateral is for another FMSPC or PCK CA than asked for")]
+    /// The collateral is genuine, but for another platform family or PCK CA than requested.
+    #[error("the collateral is for another FMSPC or PCK CA than requested")]
     WrongKey,
-    /// Genuine, but as many platform families are held as there is room for.
-    #[error("collateral for too many platform families is held already")]
+    /// The collateral is genuine, but the cache is full.
+    #[error("the collateral cache holds too many platform families")]
     StoreFull,
 }
 
 impl CollateralError {
-    /// A word from a closed list, for a metric label and the log.
+    /// The error's name from a closed list, for a metric label and the log.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {

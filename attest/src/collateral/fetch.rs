@@ -1,4 +1,4 @@
-//! Asks a PCCS over HTTP: four questions, each with a cap on bytes, all under one deadline.
+//! The PCCS client: four HTTP requests, each with a cap on its size, all under one deadline.
 
 use std::time::Duration;
 
@@ -7,27 +7,25 @@ use reqwest::redirect::Policy;
 
 use super::error::CollateralError;
 use super::key::CollateralKey;
-use super::parsed::{Collateral, MAX_PART_BYTES};
-use super::pccs::{Answer, Answers, Question, Source};
+use super::pccs::{PccsResponse, PccsResponses, Resource, Source};
+use super::set::Collateral;
+use crate::limits::MAX_PCCS_RESPONSE_LEN;
 
-/// Most bytes of one answer: a part in hex, with its signature.
-const MAX_ANSWER_BYTES: usize = 2 * MAX_PART_BYTES;
-
-/// How a [`Fetcher`] behaves.
+/// Timeouts, trust and proxy of a [`Fetcher`].
 #[derive(Clone, Debug)]
 pub struct FetchOptions {
-    /// Longest time for a TCP and TLS handshake. Intel's service takes below 200 ms from Europe.
+    /// Timeout of a TCP and TLS handshake. Intel's service takes less than 200 ms from Europe.
     pub connect_timeout: Duration,
-    /// Longest time for all four answers together.
+    /// Deadline of all four requests together.
     pub deadline: Duration,
-    /// Certificates (PEM) to trust for https besides the system's, for a PCCS with a private CA.
+    /// Certificates (PEM) to trust for https in addition to the system's, for a PCCS with a private CA.
     pub extra_roots_pem: Option<Vec<u8>>,
-    /// A proxy, as a URL. The environment's `HTTP_PROXY` and the like are not read.
+    /// A proxy, as a URL. `HTTP_PROXY` and similar environment variables are ignored.
     pub proxy: Option<String>,
 }
 
 impl Default for FetchOptions {
-    /// 5 s to connect, 30 s in all, the system's roots, no proxy.
+    /// 5 s to connect, 30 s in total, the system's roots, no proxy.
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(5),
@@ -38,42 +36,42 @@ impl Default for FetchOptions {
     }
 }
 
-/// Why collateral could not be fetched. The fault is the PCCS's or the network's, except for
-/// [`FetchError::Client`] and [`FetchError::NoSource`], which are configuration.
+/// Why collateral could not be fetched. The PCCS or the network is at fault, except for
+/// [`FetchError::Client`] and [`FetchError::NoSource`], which are configuration errors.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FetchError {
-    /// No connection: refused, no route, no such name, or TLS failed.
+    /// The connection failed: refused, no route, unknown name, or a TLS error.
     #[error("no connection to the PCCS")]
     Connect,
-    /// Not within the deadline.
+    /// The deadline expired.
     #[error("the PCCS did not answer in time")]
     Timeout,
-    /// Another status than 200. Redirects are not followed.
+    /// A status other than 200. Redirects are not followed.
     #[error("the PCCS answered with HTTP status {0}")]
     Status(u16),
-    /// More bytes than any answer needs.
-    #[error("the PCCS's answer has more than {limit} bytes")]
+    /// A response is larger than its cap.
+    #[error("the PCCS's response has more than {limit} bytes")]
     TooLarge {
         /// The cap.
         limit: usize,
     },
-    /// The connection broke in the middle of an answer.
-    #[error("the PCCS's answer broke off")]
-    BrokenOff,
-    /// The answers are not the collateral that was asked for, or not genuine.
+    /// The connection was closed before the end of a response.
+    #[error("the PCCS closed the connection before the end of its response")]
+    Truncated,
+    /// The responses are not the requested collateral, or not genuine.
     #[error(transparent)]
     Collateral(#[from] CollateralError),
-    /// There is no PCCS to ask.
+    /// There is no PCCS to fetch from.
     #[error("no PCCS is configured")]
     NoSource,
-    /// The HTTP client cannot be made: roots or proxy are wrong.
-    #[error("the HTTP client cannot be set up: {0}")]
+    /// The HTTP client cannot be created: the roots or the proxy are wrong.
+    #[error("the HTTP client for the PCCS cannot be created: {0}")]
     Client(String),
 }
 
 impl FetchError {
-    /// A word from a closed list, for a metric label and the log.
+    /// The error's name from a closed list, for a metric label and the log.
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
@@ -81,7 +79,7 @@ impl FetchError {
             Self::Timeout => "timeout",
             Self::Status(_) => "status",
             Self::TooLarge { .. } => "too_large",
-            Self::BrokenOff => "broken_off",
+            Self::Truncated => "broken_off",
             Self::Collateral(error) => error.code(),
             Self::NoSource => "no_source",
             Self::Client(_) => "client",
@@ -101,17 +99,17 @@ pub struct Fetcher {
 }
 
 impl Fetcher {
-    /// A fetcher. https is verified, always.
+    /// Creates a fetcher. https is always verified.
     ///
     /// # Errors
-    /// [`FetchError::Client`] for roots that are no PEM, a proxy that is no URL, or a system without
+    /// [`FetchError::Client`] for roots that are not PEM, a proxy that is not a URL, or a system without
     /// any trusted root.
     pub fn new(source: Source, options: &FetchOptions) -> Result<Self, FetchError> {
         let wrong = |error: reqwest::Error| FetchError::Client(error.without_url().to_string());
         let mut client = Client::builder()
             .connect_timeout(options.connect_timeout)
             .timeout(options.deadline)
-            // An answer is wanted once a day: no connection is worth keeping.
+            // One fetch a day: a pooled connection would be idle.
             .pool_max_idle_per_host(0)
             .redirect(Policy::none())
             .referer(false)
@@ -132,41 +130,45 @@ impl Fetcher {
         })
     }
 
-    /// Where it asks.
+    /// The PCCS that it fetches from.
     #[must_use]
     pub fn source(&self) -> &Source {
         &self.source
     }
 
-    /// Collateral for `key`, parsed and for the right platforms, but not verified.
+    /// Fetches the collateral for `key`. It is parsed and for the requested platforms, but not verified.
     ///
     /// # Errors
     /// [`FetchError`].
     pub async fn fetch(&self, key: CollateralKey) -> Result<Collateral, FetchError> {
         let all = async {
-            Ok(Answers {
-                pck_crl: self.ask(Question::PckCrl, key).await?,
-                root_crl: self.ask(Question::RootCrl, key).await?,
-                tcb_info: self.ask(Question::TcbInfo, key).await?,
-                qe_identity: self.ask(Question::QeIdentity, key).await?,
+            Ok(PccsResponses {
+                pck_crl: self.get(Resource::PckCrl, key).await?,
+                root_crl: self.get(Resource::RootCrl, key).await?,
+                tcb_info: self.get(Resource::TcbInfo, key).await?,
+                qe_identity: self.get(Resource::QeIdentity, key).await?,
             })
         };
-        let answers: Result<Answers, FetchError> = tokio::time::timeout(self.deadline, all)
+        let responses: Result<PccsResponses, FetchError> = tokio::time::timeout(self.deadline, all)
             .await
             .map_err(|_| FetchError::Timeout)?;
-        Ok(answers?.into_collateral(key)?)
+        Ok(responses?.into_collateral(key)?)
     }
 
-    async fn ask(&self, question: Question, key: CollateralKey) -> Result<Answer, FetchError> {
-        let sent = self.client.get(self.source.url(question, key)).send().await;
+    async fn get(
+        &self,
+        resource: Resource,
+        key: CollateralKey,
+    ) -> Result<PccsResponse, FetchError> {
+        let sent = self.client.get(self.source.url(resource, key)).send().await;
         let mut response = sent.map_err(|error| classify(&error, FetchError::Connect))?;
         if response.status() != 200 {
             return Err(FetchError::Status(response.status().as_u16()));
         }
         let too_large = FetchError::TooLarge {
-            limit: MAX_ANSWER_BYTES,
+            limit: MAX_PCCS_RESPONSE_LEN,
         };
-        let limit = u64::try_from(MAX_ANSWER_BYTES).unwrap_or(u64::MAX);
+        let limit = u64::try_from(MAX_PCCS_RESPONSE_LEN).unwrap_or(u64::MAX);
         if response
             .content_length()
             .is_some_and(|length| length > limit)
@@ -174,7 +176,7 @@ impl Fetcher {
             return Err(too_large);
         }
         let header = |name: &&str| response.headers().get(*name).and_then(|v| v.to_str().ok());
-        let chain = question
+        let chain = resource
             .chain_headers()
             .iter()
             .find_map(header)
@@ -183,18 +185,18 @@ impl Fetcher {
         while let Some(chunk) = response
             .chunk()
             .await
-            .map_err(|error| classify(&error, FetchError::BrokenOff))?
+            .map_err(|error| classify(&error, FetchError::Truncated))?
         {
-            if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+            if body.len() + chunk.len() > MAX_PCCS_RESPONSE_LEN {
                 return Err(too_large);
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(Answer { body, chain })
+        Ok(PccsResponse { body, chain })
     }
 }
 
-/// Time-outs by that name, whatever layer they come from; everything else as `otherwise`.
+/// Maps time-outs of any layer to [`FetchError::Timeout`], and every other error to `otherwise`.
 fn classify(error: &reqwest::Error, otherwise: FetchError) -> FetchError {
     match error.is_timeout() {
         true => FetchError::Timeout,

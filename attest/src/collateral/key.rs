@@ -1,17 +1,17 @@
-//! What one set of collateral is for: a platform family and a PCK CA.
+//! The key of a set of collateral: a platform family and a PCK CA.
 
 use std::fmt;
 use std::str::FromStr;
 
 use super::error::{CollateralError, Part};
-use super::window::malformed;
+use super::validity::malformed;
 
-/// The family of platforms that a PCK certificate names: Family-Model-Stepping-Platform-CustomSKU.
+/// The platform family that a PCK certificate names: Family-Model-Stepping-Platform-CustomSKU.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Fmspc(pub [u8; 6]);
 
 impl fmt::Display for Fmspc {
-    /// Twelve upper-case hex digits, as Intel's services take and give it.
+    /// Twelve uppercase hex digits, as Intel's services write it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex::encode_upper(self.0))
     }
@@ -26,14 +26,14 @@ impl fmt::Debug for Fmspc {
 /// Which of Intel's two CAs issued a PCK certificate. Each has its own CRL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum CaType {
-    /// Machines with one package, registered directly.
+    /// For machines with one CPU package, registered directly.
     Processor,
-    /// Machines with several packages: the servers that run TDX.
+    /// For machines with several CPU packages: the servers that run TDX.
     Platform,
 }
 
 impl CaType {
-    /// As Intel's services spell it in `pckcrl?ca=`.
+    /// As in Intel's `pckcrl?ca=`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -42,7 +42,7 @@ impl CaType {
         }
     }
 
-    /// By the common name, as dcap-qvl does it (`X509CertParsed::pck_ca`).
+    /// By the issuer's common name, as in dcap-qvl (`X509CertParsed::pck_ca`).
     pub(super) fn from_name(name: &str) -> Option<Self> {
         if name.contains("Processor") {
             Some(Self::Processor)
@@ -63,7 +63,7 @@ impl From<dcap_qvl::config::PckCa> for CaType {
     }
 }
 
-/// What one set of collateral is for.
+/// The platforms that a set of collateral is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CollateralKey {
     /// The platform family.
@@ -73,7 +73,7 @@ pub struct CollateralKey {
 }
 
 impl fmt::Display for CollateralKey {
-    /// `B0C06F000000-platform`: also the name of the file on disk.
+    /// Such as `B0C06F000000-platform`, which is also the name of the file on disk.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}-{}", self.fmspc, self.ca.as_str())
     }

@@ -1,8 +1,9 @@
-//! What to ask a PCCS, and how to read what it says. Pure: the HTTP is in [`fetch`](super::fetch).
+//! The PCCS protocol: URLs of requests and parsing of responses. Sans-I/O: the HTTP is in
+//! [`fetch`](super::fetch).
 //!
-//! Paths and headers from Intel's "Provisioning Certification Service for ECDSA Attestation", API v4,
-//! and from the reference PCCS (which answers the root CRL as hex text, where Intel's service has it
-//! under another name altogether).
+//! Paths and headers are those of Intel's "Provisioning Certification Service for ECDSA Attestation",
+//! API v4, and of the reference PCCS, which sends the root CRL as hex text; Intel's own service publishes
+//! it under another name.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,37 +15,38 @@ use serde_json::value::RawValue;
 
 use super::error::{CollateralError, Part};
 use super::key::CollateralKey;
-use super::parsed::{Collateral, MAX_CHAIN_BYTES};
-use super::window::malformed;
+use super::set::Collateral;
+use super::validity::malformed;
+use crate::limits::MAX_ISSUER_CHAIN_LEN;
 
-/// Intel's own service.
+/// Intel's service.
 pub const INTEL_PCS: &str = "https://api.trustedservices.intel.com";
 /// Phala's PCCS, dcap-qvl's default.
 pub const PHALA_PCCS: &str = "https://pccs.phala.network";
-/// Where Intel publishes the root CRL: its PCS has no `rootcacrl`. The certificates name it too, but an
-/// address out of a certificate that a PCCS sent is not fetched.
+/// Where Intel publishes the root CRL, since its PCS has no `rootcacrl`. The certificates name this URL
+/// too, but a URL from a certificate that a PCCS sent is never fetched.
 const INTEL_ROOT_CRL: &str = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der";
 
-/// Where collateral is fetched from.
+/// The PCCS that collateral is fetched from.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Source {
     base: String,
     is_intel: bool,
 }
 
-/// Text that names no source.
+/// A text that does not name a PCCS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SourceError {
-    /// It is no URL.
+    /// It is not a URL.
     #[error("a PCCS is `intel`, `phala`, or an http or https URL")]
     NotAUrl,
-    /// It is a URL of another scheme.
-    #[error("a PCCS is asked over http or https")]
+    /// Its scheme is neither http nor https.
+    #[error("a PCCS URL must be http or https")]
     Scheme,
-    /// User name or password in the URL would end up in logs.
+    /// The URL holds a user name or password, which would end up in logs.
     #[error("a PCCS URL must not hold a user name or password")]
     Credentials,
-    /// A query or fragment, which would end up in the middle of the URLs made from it.
+    /// The URL holds a query or fragment, which would end up in the middle of the request URLs.
     #[error("a PCCS URL must not hold a query or fragment")]
     Query,
 }
@@ -54,8 +56,8 @@ impl FromStr for Source {
 
     /// `intel`, `phala`, or a base URL, with or without `/sgx/certification/v4`.
     ///
-    /// Over plain http the answers are as genuine as over https, since Intel signs them; only how
-    /// fresh they are, and who sees what is asked for, depends on the path.
+    /// Plain http does not weaken the content, since Intel signs it. It lets the network delay updates,
+    /// and see which platforms are requested.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let base = match text {
             "intel" => INTEL_PCS,
@@ -96,17 +98,17 @@ impl fmt::Debug for Source {
     }
 }
 
-/// One of the four questions.
+/// One of the four resources that make up a set of collateral.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Question {
+pub(super) enum Resource {
     PckCrl,
     RootCrl,
     TcbInfo,
     QeIdentity,
 }
 
-impl Question {
-    /// The header that holds the issuer chain, in either of its spellings; the root CRL has none.
+impl Resource {
+    /// The headers that may hold the issuer chain; the root CRL has none.
     pub(super) fn chain_headers(self) -> &'static [&'static str] {
         match self {
             Self::PckCrl => &["sgx-pck-crl-issuer-chain"],
@@ -127,42 +129,42 @@ impl Question {
 }
 
 impl Source {
-    pub(super) fn url(&self, question: Question, key: CollateralKey) -> String {
+    pub(super) fn url(&self, resource: Resource, key: CollateralKey) -> String {
         let base = &self.base;
-        match question {
-            Question::PckCrl => {
+        match resource {
+            Resource::PckCrl => {
                 format!(
                     "{base}/sgx/certification/v4/pckcrl?ca={}&encoding=der",
                     key.ca.as_str()
                 )
             }
-            Question::RootCrl if self.is_intel => INTEL_ROOT_CRL.to_owned(),
-            Question::RootCrl => format!("{base}/sgx/certification/v4/rootcacrl"),
-            Question::TcbInfo => {
+            Resource::RootCrl if self.is_intel => INTEL_ROOT_CRL.to_owned(),
+            Resource::RootCrl => format!("{base}/sgx/certification/v4/rootcacrl"),
+            Resource::TcbInfo => {
                 format!(
                     "{base}/tdx/certification/v4/tcb?fmspc={}&update=standard",
                     key.fmspc
                 )
             }
-            Question::QeIdentity => {
+            Resource::QeIdentity => {
                 format!("{base}/tdx/certification/v4/qe/identity?update=standard")
             }
         }
     }
 }
 
-/// One answer: the body, and the issuer chain still URL-encoded.
-pub(super) struct Answer {
+/// A response: its body, and the issuer chain, still URL-encoded.
+pub(super) struct PccsResponse {
     pub(super) body: Vec<u8>,
     pub(super) chain: Option<String>,
 }
 
-/// All four answers.
-pub(super) struct Answers {
-    pub(super) pck_crl: Answer,
-    pub(super) root_crl: Answer,
-    pub(super) tcb_info: Answer,
-    pub(super) qe_identity: Answer,
+/// The four responses.
+pub(super) struct PccsResponses {
+    pub(super) pck_crl: PccsResponse,
+    pub(super) root_crl: PccsResponse,
+    pub(super) tcb_info: PccsResponse,
+    pub(super) qe_identity: PccsResponse,
 }
 
 #[derive(Deserialize)]
@@ -179,32 +181,32 @@ struct QeIdentityBody<'a> {
     signature: &'a str,
 }
 
-impl Answers {
-    /// The collateral that the answers make up. Not verified.
+impl PccsResponses {
+    /// Assembles the collateral. Does not verify it.
     pub(super) fn into_collateral(self, key: CollateralKey) -> Result<Collateral, CollateralError> {
         let not_signed =
-            |question: Question| malformed(question.part(), "no signed document in JSON");
+            |resource: Resource| malformed(resource.part(), "no signed document in JSON");
         let tcb: TcbInfoBody<'_> = serde_json::from_slice(&self.tcb_info.body)
-            .map_err(|_| not_signed(Question::TcbInfo))?;
+            .map_err(|_| not_signed(Resource::TcbInfo))?;
         let qe: QeIdentityBody<'_> = serde_json::from_slice(&self.qe_identity.body)
-            .map_err(|_| not_signed(Question::QeIdentity))?;
-        let signature = |question: Question, text: &str| {
-            hex::decode(text).map_err(|_| malformed(question.part(), "the signature is no hex"))
+            .map_err(|_| not_signed(Resource::QeIdentity))?;
+        let signature = |resource: Resource, text: &str| {
+            hex::decode(text).map_err(|_| malformed(resource.part(), "the signature is not hex"))
         };
         let collateral = Collateral::parse(QuoteCollateralV3 {
-            // The exact bytes that Intel signed, not a JSON value written anew.
+            // The exact bytes that Intel signed, not a re-serialised JSON value.
             tcb_info: tcb.document.get().to_owned(),
-            tcb_info_signature: signature(Question::TcbInfo, tcb.signature)?,
-            tcb_info_issuer_chain: chain(Question::TcbInfo, self.tcb_info.chain.as_deref())?,
+            tcb_info_signature: signature(Resource::TcbInfo, tcb.signature)?,
+            tcb_info_issuer_chain: chain(Resource::TcbInfo, self.tcb_info.chain.as_deref())?,
             qe_identity: qe.document.get().to_owned(),
-            qe_identity_signature: signature(Question::QeIdentity, qe.signature)?,
+            qe_identity_signature: signature(Resource::QeIdentity, qe.signature)?,
             qe_identity_issuer_chain: chain(
-                Question::QeIdentity,
+                Resource::QeIdentity,
                 self.qe_identity.chain.as_deref(),
             )?,
-            pck_crl_issuer_chain: chain(Question::PckCrl, self.pck_crl.chain.as_deref())?,
-            pck_crl: crl(Question::PckCrl, self.pck_crl.body)?,
-            root_ca_crl: crl(Question::RootCrl, self.root_crl.body)?,
+            pck_crl_issuer_chain: chain(Resource::PckCrl, self.pck_crl.chain.as_deref())?,
+            pck_crl: crl(Resource::PckCrl, self.pck_crl.body)?,
+            root_ca_crl: crl(Resource::RootCrl, self.root_crl.body)?,
             pck_certificate_chain: None,
         })?;
         match collateral.key() == key {
@@ -214,29 +216,29 @@ impl Answers {
     }
 }
 
-/// DER as it is, or hex text of DER. They cannot be mixed up: DER begins with the byte 0x30 and then a
-/// length above 0x7f, hex text has no byte above 0x7f.
-fn crl(question: Question, body: Vec<u8>) -> Result<Vec<u8>, CollateralError> {
+/// A CRL as DER or as hex text of DER. The two cannot be confused: DER starts with the byte 0x30 and a
+/// length above 0x7f, and hex text has no byte above 0x7f.
+fn crl(resource: Resource, body: Vec<u8>) -> Result<Vec<u8>, CollateralError> {
     let text = body.trim_ascii();
     if text.iter().all(u8::is_ascii_hexdigit) {
         return hex::decode(text)
-            .map_err(|_| malformed(question.part(), "an odd number of hex digits"));
+            .map_err(|_| malformed(resource.part(), "an odd number of hex digits"));
     }
     Ok(body)
 }
 
-fn chain(question: Question, encoded: Option<&str>) -> Result<String, CollateralError> {
-    let encoded = encoded.ok_or(malformed(question.part(), "no issuer chain in the headers"))?;
-    if encoded.len() > 3 * MAX_CHAIN_BYTES {
-        return Err(malformed(question.part(), "the issuer chain is too long"));
+fn chain(resource: Resource, encoded: Option<&str>) -> Result<String, CollateralError> {
+    let encoded = encoded.ok_or(malformed(resource.part(), "no issuer chain in the headers"))?;
+    if encoded.len() > 3 * MAX_ISSUER_CHAIN_LEN {
+        return Err(malformed(resource.part(), "the issuer chain is too long"));
     }
     percent_decode(encoded).ok_or(malformed(
-        question.part(),
+        resource.part(),
         "the issuer chain is not URL-encoded text",
     ))
 }
 
-/// Undoes `%0A` and the like. `+` stays: it is base64 here, and Intel encodes spaces as `%20`.
+/// Decodes `%0A` and the like. `+` stays: it is base64 here, and Intel encodes spaces as `%20`.
 fn percent_decode(text: &str) -> Option<String> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

@@ -1,7 +1,7 @@
-//! What is held, when it expires, and what to fetch next.
+//! The collateral cache and its refresh schedule: a sans-I/O state machine.
 //!
-//! Pure: `now` (unix seconds) and random numbers are arguments, nothing here waits or does I/O. Wall-clock
-//! time, because collateral is dated in it; a clock that jumps makes a fetch earlier or later, no more.
+//! `now` (Unix seconds) and random numbers are arguments; nothing here waits or does I/O. It uses wall-clock
+//! time, because collateral is dated in it. A clock that jumps only makes a fetch earlier or later.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,181 +9,177 @@ use std::sync::Arc;
 use super::error::CollateralError;
 use super::fetch::FetchError;
 use super::key::CollateralKey;
-use super::parsed::Collateral;
+use super::set::Collateral;
+use crate::limits::{MAX_CONCURRENT_FETCHES, MAX_PLATFORM_FAMILIES};
 
-/// Most platform families held or asked for at once. A fleet has a handful; whoever invents FMSPCs
-/// fills the rest, and pushes out only families of which nothing is held.
-pub const MAX_KEYS: usize = 64;
-
-/// Most fetches at once: enough that one dead family does not delay another.
-pub const MAX_FLIGHTS: usize = 4;
-
-/// When to refresh, and when to warn. All in seconds.
+/// When to refresh, and when to warn. All values in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Schedule {
-    /// Refresh at least this often: how late a TCB recovery is learnt of.
-    pub every: u64,
-    /// Refresh when this little is left, or a quarter of the lifetime if that is less.
-    pub ahead: u64,
-    /// Time between attempts when the PCCS has nothing newer although little is left.
-    pub again: u64,
-    /// First wait after a failure; doubled for each further one.
-    pub backoff_first: u64,
-    /// Longest wait after failures, while something valid is held.
-    pub backoff_held: u64,
-    /// Longest wait after failures, while nothing valid is held.
-    pub backoff_cold: u64,
-    /// Warn when this little is left.
-    pub warn: u64,
+    /// Longest time between refreshes, which bounds the delay until a TCB recovery is known.
+    pub refresh_interval: u64,
+    /// Refresh when only this much validity is left, or a quarter of the lifetime if that is less.
+    pub refresh_before_expiry: u64,
+    /// Time between attempts when little validity is left and the PCCS has nothing newer.
+    pub late_retry_interval: u64,
+    /// Delay after the first failure. Doubled for each further failure.
+    pub initial_backoff: u64,
+    /// Maximum delay after failures while valid collateral is cached.
+    pub max_backoff_cached: u64,
+    /// Maximum delay after failures while no valid collateral is cached.
+    pub max_backoff_missing: u64,
+    /// Warn when only this much validity is left.
+    pub warn_before_expiry: u64,
 }
 
 impl Default for Schedule {
-    /// Daily, 7 days ahead of the end (Intel's parts hold for 30), hourly when late; 5 s to an hour
-    /// after failures, at most a minute when sessions wait for it; a warning 3 days before the end.
+    /// Daily, 7 days before expiry (Intel's parts are valid for 30), hourly when late. Back-off from 5 s to
+    /// an hour, or to a minute while sessions wait for it. A warning 3 days before expiry.
     fn default() -> Self {
         Self {
-            every: 86_400,
-            ahead: 7 * 86_400,
-            again: 3_600,
-            backoff_first: 5,
-            backoff_held: 3_600,
-            backoff_cold: 60,
-            warn: 3 * 86_400,
+            refresh_interval: 86_400,
+            refresh_before_expiry: 7 * 86_400,
+            late_retry_interval: 3_600,
+            initial_backoff: 5,
+            max_backoff_cached: 3_600,
+            max_backoff_missing: 60,
+            warn_before_expiry: 3 * 86_400,
         }
     }
 }
 
-/// Something to log and to count. Told once each.
+/// Something to log and to count. Each is reported once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
-    /// Fetched (or offered), verified, and now what is held.
+    /// Collateral was fetched or imported, verified, and is now cached.
     Refreshed {
-        /// For which platforms.
+        /// The platforms.
         key: CollateralKey,
-        /// Until when it holds, in unix seconds.
+        /// When it expires, in Unix seconds.
         expires_at: u64,
-        /// Whether the content is new. If so the epoch has changed.
+        /// Whether the content is new. If so, the epoch has changed.
         changed: bool,
     },
-    /// An attempt failed. What was held still is.
+    /// An attempt failed. The cached collateral stays.
     Failed {
-        /// For which platforms.
+        /// The platforms.
         key: CollateralKey,
-        /// Why.
+        /// The error.
         error: FetchError,
-        /// Until when what is held holds; `None` when sessions are refused for lack of it.
+        /// When the cached collateral expires; `None` if there is none, and sessions are refused.
         held_until: Option<u64>,
-        /// When it is tried again at the earliest, in unix seconds.
+        /// The earliest time of the next attempt, in Unix seconds.
         retry_at: u64,
     },
-    /// Little is left: a person should look at the PCCS.
+    /// Little validity is left: an operator should look at the PCCS.
     AboutToExpire {
-        /// For which platforms.
+        /// The platforms.
         key: CollateralKey,
-        /// Until when it holds.
+        /// When it expires, in Unix seconds.
         expires_at: u64,
     },
-    /// It has expired: sessions from these platforms are refused.
+    /// Collateral has expired: sessions from these platforms are refused.
     Expired {
-        /// For which platforms.
+        /// The platforms.
         key: CollateralKey,
     },
     /// A file was not used.
     NotLoaded {
         /// Its path.
         file: String,
-        /// Why.
+        /// The error.
         why: String,
     },
-    /// The copy on disk could not be written. What is held in memory is not affected.
+    /// The copy on disk could not be written. The collateral in memory is not affected.
     NotStored {
-        /// For which platforms.
+        /// The platforms.
         key: CollateralKey,
-        /// Why.
+        /// The error.
         why: String,
     },
 }
 
-/// What [`Store::want`] says.
+/// The result of [`Store::request`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wanted {
-    /// Here it is.
-    Held(Arc<Collateral>),
+pub enum RequestOutcome {
+    /// The cached collateral.
+    Cached(Arc<Collateral>),
     /// It will be fetched, or is being fetched.
-    Coming,
-    /// The last attempt failed, and it is too early for another.
-    NotBefore {
-        /// Unix seconds.
+    Pending,
+    /// The last attempt failed, and the back-off has not ended.
+    BackingOff {
+        /// When it ends, in Unix seconds.
         retry_at: u64,
-        /// Why the last attempt failed.
+        /// The error of the last attempt.
         last: FetchError,
     },
-    /// Too many families are held already.
+    /// The cache is full.
     Full,
 }
 
-/// All that is held at one moment. Its readers never wait for a fetch.
+/// All cached collateral at one moment. Readers never wait for a fetch.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     epoch: u64,
-    held: BTreeMap<CollateralKey, Arc<Collateral>>,
+    cached: BTreeMap<CollateralKey, Arc<Collateral>>,
 }
 
 impl Snapshot {
-    /// Changes whenever the content does: verdicts of another epoch are to be reached anew.
+    /// Changes with the content. Verdicts of another epoch have to be reached again.
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// What is held for `key`, if it holds at `now`.
+    /// The collateral for `key`, if it is valid at `now` (Unix seconds).
     #[must_use]
     pub fn get(&self, key: CollateralKey, now: u64) -> Option<&Arc<Collateral>> {
-        self.held
+        self.cached
             .get(&key)
-            .filter(|collateral| collateral.holds_at(now))
+            .filter(|collateral| collateral.is_valid_at(now))
     }
 
-    /// All that is held, expired or not.
+    /// All cached collateral, expired or not.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Collateral>> {
-        self.held.values()
+        self.cached.values()
     }
 
-    /// Seconds until each set expires, for a metric: 0 for what has.
-    pub fn seconds_left(&self, now: u64) -> impl Iterator<Item = (CollateralKey, u64)> {
-        self.held
+    /// Seconds until each set expires, for a metric. 0 for expired ones.
+    pub fn seconds_until_expiry(&self, now: u64) -> impl Iterator<Item = (CollateralKey, u64)> {
+        self.cached
             .iter()
-            .map(move |(key, held)| (*key, held.expires_at().saturating_sub(now)))
+            .map(move |(key, cached)| (*key, cached.expires_at().saturating_sub(now)))
     }
 }
 
 #[derive(Default)]
 struct Entry {
-    held: Option<Arc<Collateral>>,
+    cached: Option<Arc<Collateral>>,
     in_flight: bool,
-    /// Somebody has asked since the last attempt. Families of which nothing is held are fetched only
-    /// when asked for.
-    wanted: bool,
+    /// There was a request since the last attempt. Families without collateral are fetched only on
+    /// request.
+    requested: bool,
     failures: u32,
     last: Option<FetchError>,
-    next_at: u64,
-    asked_at: u64,
-    warned: bool,
-    told_expired: bool,
+    next_attempt_at: u64,
+    requested_at: u64,
+    warning_reported: bool,
+    expiry_reported: bool,
 }
 
 impl Entry {
-    fn holds(&self, now: u64) -> Option<&Arc<Collateral>> {
-        self.held.as_ref().filter(|held| held.holds_at(now))
+    fn valid_at(&self, now: u64) -> Option<&Arc<Collateral>> {
+        self.cached
+            .as_ref()
+            .filter(|cached| cached.is_valid_at(now))
     }
 
     fn is_due(&self, now: u64) -> bool {
-        !self.in_flight && self.next_at <= now && (self.wanted || self.held.is_some())
+        !self.in_flight && self.next_attempt_at <= now && (self.requested || self.cached.is_some())
     }
 }
 
-/// What is held, and what is to be fetched next.
+/// The cached collateral, and when to fetch which.
 pub struct Store {
     root: Vec<u8>,
     schedule: Schedule,
@@ -192,7 +188,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// An empty store that takes what verifies under `root` (DER).
+    /// Creates an empty store that accepts collateral which verifies under `root` (DER).
     #[must_use]
     pub fn new(root: Vec<u8>, schedule: Schedule) -> Self {
         Self {
@@ -203,61 +199,64 @@ impl Store {
         }
     }
 
-    /// All that is held now.
+    /// The cached collateral.
     #[must_use]
     pub fn snapshot(&self) -> &Arc<Snapshot> {
         &self.snapshot
     }
 
-    /// Asks for `key`; starts to keep it fresh, if it was not known.
-    pub fn want(&mut self, key: CollateralKey, now: u64) -> Wanted {
+    /// Requests the collateral for `key`. From the first request on, the store keeps it fresh.
+    pub fn request(&mut self, key: CollateralKey, now: u64) -> RequestOutcome {
         if !self.entries.contains_key(&key) && !self.make_room() {
-            return Wanted::Full;
+            return RequestOutcome::Full;
         }
         let entry = self.entries.entry(key).or_default();
-        entry.asked_at = now;
-        if let Some(held) = entry.holds(now) {
-            return Wanted::Held(Arc::clone(held));
+        entry.requested_at = now;
+        if let Some(cached) = entry.valid_at(now) {
+            return RequestOutcome::Cached(Arc::clone(cached));
         }
         if let Some(last) = entry
             .last
             .clone()
-            .filter(|_| !entry.in_flight && entry.next_at > now)
+            .filter(|_| !entry.in_flight && entry.next_attempt_at > now)
         {
-            return Wanted::NotBefore {
-                retry_at: entry.next_at,
+            return RequestOutcome::BackingOff {
+                retry_at: entry.next_attempt_at,
                 last,
             };
         }
-        entry.wanted = true;
-        entry.next_at = entry.next_at.min(now);
-        Wanted::Coming
+        entry.requested = true;
+        entry.next_attempt_at = entry.next_attempt_at.min(now);
+        RequestOutcome::Pending
     }
 
-    /// Drops the family that was asked for longest ago, of those of which nothing is held.
+    /// Evicts the least recently requested family without collateral, if the cache is full.
     fn make_room(&mut self) -> bool {
-        if self.entries.len() < MAX_KEYS {
+        if self.entries.len() < MAX_PLATFORM_FAMILIES {
             return true;
         }
         let idle = self
             .entries
             .iter()
-            .filter(|(_, e)| e.held.is_none() && !e.in_flight);
-        let Some(oldest) = idle.min_by_key(|(_, e)| e.asked_at).map(|(key, _)| *key) else {
+            .filter(|(_, e)| e.cached.is_none() && !e.in_flight);
+        let Some(oldest) = idle
+            .min_by_key(|(_, e)| e.requested_at)
+            .map(|(key, _)| *key)
+        else {
             return false;
         };
         self.entries.remove(&oldest);
         true
     }
 
-    /// A key to fetch now, if there is one. It is in flight until [`Store::arrived`] is called with it.
+    /// A key to fetch now, if there is one. Its fetch lasts until [`Store::complete_fetch`] is called.
     pub fn next_due(&mut self, now: u64) -> Option<CollateralKey> {
         if self
             .entries
             .values()
             .filter(|entry| entry.in_flight)
             .count()
-            >= MAX_FLIGHTS
+            >= MAX_CONCURRENT_FETCHES
         {
             return None;
         }
@@ -265,47 +264,48 @@ impl Store {
             .entries
             .iter_mut()
             .filter(|(_, entry)| entry.is_due(now));
-        // Those for whom sessions wait go first.
-        let (key, entry) = due.min_by_key(|(_, e)| (e.holds(now).is_some(), e.next_at))?;
+        // Fetches that sessions wait for go first.
+        let (key, entry) =
+            due.min_by_key(|(_, e)| (e.valid_at(now).is_some(), e.next_attempt_at))?;
         entry.in_flight = true;
-        entry.wanted = false;
+        entry.requested = false;
         Some(*key)
     }
 
-    /// The second at which [`Store::next_due`] or [`Store::tick`] next has something to say.
+    /// The second at which [`Store::next_due`] or [`Store::tick`] next has something to report.
     #[must_use]
     pub fn next_wake(&self) -> Option<u64> {
-        let warn = self.schedule.warn;
+        let warn = self.schedule.warn_before_expiry;
         self.entries
             .values()
             .flat_map(|entry| {
-                let held = entry.held.as_ref();
-                let fetch =
-                    (!entry.in_flight && (entry.wanted || held.is_some())).then_some(entry.next_at);
-                let warning = held
-                    .filter(|_| !entry.warned)
-                    .map(|held| held.expires_at().saturating_sub(warn));
-                let expiry = held
-                    .filter(|_| !entry.told_expired)
-                    .map(|held| held.expires_at());
+                let cached = entry.cached.as_ref();
+                let fetch = (!entry.in_flight && (entry.requested || cached.is_some()))
+                    .then_some(entry.next_attempt_at);
+                let warning = cached
+                    .filter(|_| !entry.warning_reported)
+                    .map(|cached| cached.expires_at().saturating_sub(warn));
+                let expiry = cached
+                    .filter(|_| !entry.expiry_reported)
+                    .map(|cached| cached.expires_at());
                 [fetch, warning, expiry]
             })
             .flatten()
             .min()
     }
 
-    /// The end of a flight. `random` is any number: it spreads the next attempt.
+    /// Completes a fetch. `random` is any number: the jitter of the next attempt.
     ///
-    /// What was fetched is held only if it verifies; then the newest of each part is
-    /// ([`Collateral::newest_of`]). Otherwise what was held still is.
-    pub fn arrived(
+    /// Fetched collateral is cached only if it verifies, and then merged so that the newest of each part is
+    /// kept ([`Collateral::merge_newest`]). Otherwise the cached collateral stays.
+    pub fn complete_fetch(
         &mut self,
         key: CollateralKey,
         result: Result<Collateral, FetchError>,
         now: u64,
         random: u32,
     ) -> Event {
-        let taken = result.and_then(|fetched| Ok(self.take(key, fetched, now)?));
+        let taken = result.and_then(|fetched| Ok(self.verify_and_merge(key, fetched, now)?));
         let entry = self.entries.entry(key).or_default();
         entry.in_flight = false;
         match taken {
@@ -313,11 +313,11 @@ impl Store {
                 let expires_at = collateral.expires_at();
                 entry.failures = 0;
                 entry.last = None;
-                entry.next_at = self.schedule.refresh_at(&collateral, now, random);
+                entry.next_attempt_at = self.schedule.refresh_at(&collateral, now, random);
                 if changed {
-                    entry.warned = false;
-                    entry.told_expired = false;
-                    entry.held = Some(Arc::new(collateral));
+                    entry.warning_reported = false;
+                    entry.expiry_reported = false;
+                    entry.cached = Some(Arc::new(collateral));
                     self.publish();
                 }
                 Event::Refreshed {
@@ -329,44 +329,46 @@ impl Store {
             Err(error) => {
                 entry.failures = entry.failures.saturating_add(1);
                 entry.last = Some(error.clone());
-                let held_until = entry.holds(now).map(|held| held.expires_at());
+                let held_until = entry.valid_at(now).map(|cached| cached.expires_at());
                 let wait = self
                     .schedule
                     .back_off(entry.failures, held_until.is_some(), random);
-                entry.next_at = now.saturating_add(wait);
+                entry.next_attempt_at = now.saturating_add(wait);
                 Event::Failed {
                     key,
                     error,
                     held_until,
-                    retry_at: entry.next_at,
+                    retry_at: entry.next_attempt_at,
                 }
             }
         }
     }
 
-    /// Collateral from a file or from disk, as if it had been fetched, without a flight.
+    /// Imports collateral from a file or from disk, as if it had been fetched.
     ///
     /// # Errors
-    /// [`CollateralError`] if it does not verify at `now`, or if there are [`MAX_KEYS`] families already.
-    pub fn offer(
+    /// [`CollateralError`] if it does not verify at `now`, or if there are already
+    /// [`MAX_PLATFORM_FAMILIES`] families.
+    pub fn import(
         &mut self,
-        offered: Collateral,
+        imported: Collateral,
         now: u64,
         random: u32,
     ) -> Result<Event, CollateralError> {
-        let key = offered.key();
-        let (collateral, changed) = self.take(key, offered, now)?;
+        let key = imported.key();
+        let (collateral, changed) = self.verify_and_merge(key, imported, now)?;
         if !self.entries.contains_key(&key) && !self.make_room() {
             return Err(CollateralError::StoreFull);
         }
         let expires_at = collateral.expires_at();
         let entry = self.entries.entry(key).or_default();
         if changed {
-            // How old it is is not known: ask soon, but not every restarted machine at once.
-            entry.next_at = now + u64::from(random) % self.schedule.again.max(1);
-            entry.warned = false;
-            entry.told_expired = false;
-            entry.held = Some(Arc::new(collateral));
+            // Its age is unknown, so refresh it soon, but spread over the restarted machines.
+            entry.next_attempt_at =
+                now + u64::from(random) % self.schedule.late_retry_interval.max(1);
+            entry.warning_reported = false;
+            entry.expiry_reported = false;
+            entry.cached = Some(Arc::new(collateral));
             self.publish();
         }
         Ok(Event::Refreshed {
@@ -376,19 +378,21 @@ impl Store {
         })
     }
 
-    /// What to tell merely because time has passed.
+    /// Events that are due because time has passed.
     pub fn tick(&mut self, now: u64) -> Vec<Event> {
-        let warn = self.schedule.warn;
+        let warn = self.schedule.warn_before_expiry;
         let mut events = Vec::new();
         for (key, entry) in &mut self.entries {
-            let Some(held) = &entry.held else { continue };
-            let expires_at = held.expires_at();
-            if now >= expires_at && !entry.told_expired {
-                entry.told_expired = true;
-                entry.warned = true;
+            let Some(cached) = &entry.cached else {
+                continue;
+            };
+            let expires_at = cached.expires_at();
+            if now >= expires_at && !entry.expiry_reported {
+                entry.expiry_reported = true;
+                entry.warning_reported = true;
                 events.push(Event::Expired { key: *key });
-            } else if now >= expires_at.saturating_sub(warn) && !entry.warned {
-                entry.warned = true;
+            } else if now >= expires_at.saturating_sub(warn) && !entry.warning_reported {
+                entry.warning_reported = true;
                 events.push(Event::AboutToExpire {
                     key: *key,
                     expires_at,
@@ -398,68 +402,79 @@ impl Store {
         events
     }
 
-    /// The newest of what is held and what came, if that verifies; and whether it is new.
-    fn take(
+    /// Verifies `fetched` and merges it with the cached collateral. Also gives whether the content is new.
+    fn verify_and_merge(
         &self,
         key: CollateralKey,
-        came: Collateral,
+        fetched: Collateral,
         now: u64,
     ) -> Result<(Collateral, bool), CollateralError> {
-        if came.key() != key {
+        if fetched.key() != key {
             return Err(CollateralError::WrongKey);
         }
-        came.check(&self.root, now)?;
-        let Some(held) = self.entries.get(&key).and_then(|entry| entry.held.as_ref()) else {
-            return Ok((came, true));
+        fetched.check(&self.root, now)?;
+        let Some(cached) = self
+            .entries
+            .get(&key)
+            .and_then(|entry| entry.cached.as_ref())
+        else {
+            return Ok((fetched, true));
         };
-        let mut newest = Collateral::newest_of(held, &came, now)?;
+        let mut newest = Collateral::merge_newest(cached, &fetched, now)?;
         if newest.check(&self.root, now).is_err() {
-            // Each part is genuine alone, so a newer CRL has revoked the signer of another.
-            newest = Collateral::newest_crls_of(held, &came, now)?;
+            // Each part alone is genuine, so a newer CRL must have revoked the signer of another part.
+            newest = Collateral::merge_newest_crls(cached, &fetched, now)?;
             newest.check(&self.root, now)?;
         }
-        let changed = newest != **held;
+        let changed = newest != **cached;
         Ok((newest, changed))
     }
 
     fn publish(&mut self) {
-        let held =
-            |(key, entry): (&CollateralKey, &Entry)| Some((*key, Arc::clone(entry.held.as_ref()?)));
+        let cached = |(key, entry): (&CollateralKey, &Entry)| {
+            Some((*key, Arc::clone(entry.cached.as_ref()?)))
+        };
         self.snapshot = Arc::new(Snapshot {
             epoch: self.snapshot.epoch + 1,
-            held: self.entries.iter().filter_map(held).collect(),
+            cached: self.entries.iter().filter_map(cached).collect(),
         });
     }
 }
 
 impl Schedule {
-    /// When to refresh what came at `now`.
+    /// The time of the next refresh of collateral that was fetched at `now`.
     fn refresh_at(&self, collateral: &Collateral, now: u64, random: u32) -> u64 {
         let expires_at = collateral.expires_at();
         let lifetime = expires_at.saturating_sub(collateral.valid_from());
-        let wished = expires_at.saturating_sub(self.ahead.min(lifetime / 4));
-        let wait = match wished.checked_sub(now) {
-            Some(left) if left > 0 => left.min(self.every),
-            // The PCCS has nothing newer: keep asking, and before the end.
-            _ => self.again.min(expires_at.saturating_sub(now) / 4),
+        let preferred = expires_at.saturating_sub(self.refresh_before_expiry.min(lifetime / 4));
+        let wait = match preferred.checked_sub(now) {
+            Some(left) if left > 0 => left.min(self.refresh_interval),
+            // The PCCS has nothing newer: ask again, several times before expiry.
+            _ => self
+                .late_retry_interval
+                .min(expires_at.saturating_sub(now) / 4),
         };
-        now.saturating_add(shorten(wait, random).max(1))
+        now.saturating_add(with_jitter(wait, random).max(1))
     }
 
-    fn back_off(&self, failures: u32, is_held: bool, random: u32) -> u64 {
-        let cap = if is_held {
-            self.backoff_held
+    fn back_off(&self, failures: u32, is_cached: bool, random: u32) -> u64 {
+        let cap = if is_cached {
+            self.max_backoff_cached
         } else {
-            self.backoff_cold
+            self.max_backoff_missing
         };
         let doubled = 1u64
             .checked_shl(failures.saturating_sub(1))
             .unwrap_or(u64::MAX);
-        shorten(self.backoff_first.saturating_mul(doubled).min(cap), random).max(1)
+        with_jitter(
+            self.initial_backoff.saturating_mul(doubled).min(cap),
+            random,
+        )
+        .max(1)
     }
 }
 
-/// `wait`, up to a quarter shorter: so that machines that started together do not ask together.
-fn shorten(wait: u64, random: u32) -> u64 {
+/// Jitter: `wait`, up to a quarter shorter, so that machines that started together do not fetch together.
+fn with_jitter(wait: u64, random: u32) -> u64 {
     wait - u64::from(random) % (wait / 4 + 1)
 }

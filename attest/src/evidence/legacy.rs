@@ -1,4 +1,4 @@
-//! The older form: `.1` holds the raw quote, `.2` its event log as JSON.
+//! The older format: `.1` holds the raw quote, `.2` its event log as JSON.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,9 +6,10 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 
-use super::{Form, MAX_ENVELOPE_LEN, UnboundEvidence};
+use super::{EvidenceFormat, UnboundEvidence};
 use crate::denial::Denial;
-use crate::event_log::{DigestVersion, Event, EventLog, MAX_EVENTS, RUNTIME_EVENT_TYPE};
+use crate::event_log::{DigestVersion, Event, EventLog, RUNTIME_EVENT_TYPE};
+use crate::limits::{MAX_ENVELOPE_LEN, MAX_EVENTS};
 use crate::quote::TdQuote;
 
 /// The register of runtime events.
@@ -20,7 +21,7 @@ pub(super) fn read<'a>(quote: &[u8], log: Option<&'a [u8]>) -> Result<UnboundEvi
         quote: TdQuote::parse(quote)?,
         events: log.map_or_else(|| EventLog::with_capacity(0), read_log)?,
         stated_report_data: None,
-        form: Form::Legacy,
+        format: EvidenceFormat::Legacy,
     })
 }
 

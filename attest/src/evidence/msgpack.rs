@@ -72,7 +72,7 @@ impl<'a> Msgpack<'a> {
         self.take(capped(len, max)?).map(Cow::Borrowed)
     }
 
-    /// An array of integers from 0 to 255, each in its shortest form: how serde writes a `Vec<u8>`.
+    /// An array of integers from 0 to 255, each in its shortest format: how serde writes a `Vec<u8>`.
     pub(super) fn integers(&mut self, max: usize) -> Result<Vec<u8>, Denial> {
         let len = self.array(max)?;
         // An integer has at least one byte.

@@ -5,15 +5,14 @@
 
 use parity_scale_codec::{Compact, Decode};
 
-use super::{Form, MAX_CONFIG_LEN, UnboundEvidence};
+use super::{EvidenceFormat, UnboundEvidence};
 use crate::denial::Denial;
-use crate::event_log::{
-    DigestVersion, Event, EventLog, MAX_NAME_LEN, MAX_PAYLOAD_LEN, check_count,
+use crate::event_log::{DigestVersion, Event, EventLog, check_count};
+use crate::limits::{
+    MAX_EVENT_DIGEST_LEN, MAX_EVENT_NAME_LEN, MAX_EVENT_PAYLOAD_LEN, MAX_QUOTE_LEN,
+    MAX_VM_CONFIG_LEN,
 };
-use crate::quote::{MAX_QUOTE_LEN, TdQuote};
-
-/// Most bytes of a boot event's digest: SHA-512's.
-const MAX_DIGEST_LEN: usize = 64;
+use crate::quote::TdQuote;
 
 pub(super) fn read(envelope: &[u8]) -> Result<UnboundEvidence<'_>, Denial> {
     let mut scale = Scale { rest: envelope };
@@ -37,13 +36,13 @@ pub(super) fn read(envelope: &[u8]) -> Result<UnboundEvidence<'_>, Denial> {
     let count = scale.count()?;
     let mut events = EventLog::with_capacity(count)?;
     for _ in 0..count {
-        let name = scale.text(MAX_NAME_LEN)?;
-        let payload = scale.bytes(MAX_PAYLOAD_LEN)?;
+        let name = scale.text(MAX_EVENT_NAME_LEN)?;
+        let payload = scale.bytes(MAX_EVENT_PAYLOAD_LEN)?;
         // SCALE leaves the version out: such events are V1. [dstack `cc-eventlog`, `codec(skip)`]
         events.push(Event::new(name, payload, DigestVersion::V1)?)?;
     }
     let stated = *scale.array()?;
-    scale.text(MAX_CONFIG_LEN)?;
+    scale.text(MAX_VM_CONFIG_LEN)?;
     if !scale.rest.is_empty() {
         return Err(Denial::MalformedEvidence(
             "there are bytes after the envelope",
@@ -53,16 +52,16 @@ pub(super) fn read(envelope: &[u8]) -> Result<UnboundEvidence<'_>, Denial> {
         quote: TdQuote::parse(quote)?,
         events,
         stated_report_data: Some(stated),
-        form: Form::V0,
+        format: EvidenceFormat::V0,
     })
 }
 
 fn skip_boot_event(scale: &mut Scale<'_>) -> Result<(), Denial> {
     // imr and event type
     scale.array::<8>()?;
-    scale.bytes(MAX_DIGEST_LEN)?;
-    scale.text(MAX_NAME_LEN)?;
-    scale.bytes(MAX_PAYLOAD_LEN)?;
+    scale.bytes(MAX_EVENT_DIGEST_LEN)?;
+    scale.text(MAX_EVENT_NAME_LEN)?;
+    scale.bytes(MAX_EVENT_PAYLOAD_LEN)?;
     Ok(())
 }
 

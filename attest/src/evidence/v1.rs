@@ -5,21 +5,20 @@
 //! dstack adds some (`hash_input`) without a new version.
 
 use super::msgpack::Msgpack;
-use super::{Form, MAX_CONFIG_LEN, UnboundEvidence};
+use super::{EvidenceFormat, UnboundEvidence};
 use crate::denial::Denial;
-use crate::event_log::{DigestVersion, Event, EventLog, MAX_EVENTS, MAX_NAME_LEN, MAX_PAYLOAD_LEN};
-use crate::quote::{MAX_QUOTE_LEN, TdQuote};
-
-/// Most keys of one map. dstack's largest, an event, has seven.
-const MAX_KEYS: usize = 16;
-/// Most bytes of a key or kind. dstack's longest has 19.
-const MAX_KEY_LEN: usize = 64;
+use crate::event_log::{DigestVersion, Event, EventLog};
+use crate::limits::{
+    MAX_EVENT_NAME_LEN, MAX_EVENT_PAYLOAD_LEN, MAX_EVENTS, MAX_MAP_KEY_LEN, MAX_MAP_KEYS,
+    MAX_QUOTE_LEN, MAX_VM_CONFIG_LEN,
+};
+use crate::quote::TdQuote;
 
 pub(super) fn read(envelope: &[u8]) -> Result<UnboundEvidence<'_>, Denial> {
     let mut msgpack = Msgpack::new(envelope);
     let (mut version, mut platform, mut stack) = (None, None, None);
-    for _ in 0..msgpack.map(MAX_KEYS)? {
-        match msgpack.text(MAX_KEY_LEN)? {
+    for _ in 0..msgpack.map(MAX_MAP_KEYS)? {
+        match msgpack.text(MAX_MAP_KEY_LEN)? {
             "version" => once(&mut version, msgpack.unsigned()?)?,
             "platform" => once(&mut platform, read_platform(&mut msgpack)?)?,
             "stack" => once(&mut stack, read_stack(&mut msgpack)?)?,
@@ -43,7 +42,7 @@ pub(super) fn read(envelope: &[u8]) -> Result<UnboundEvidence<'_>, Denial> {
         quote: TdQuote::parse(&present(platform)?)?,
         events,
         stated_report_data: Some(stated),
-        form: Form::V1,
+        format: EvidenceFormat::V1,
     })
 }
 
@@ -59,8 +58,8 @@ fn read_platform(msgpack: &mut Msgpack<'_>) -> Result<Vec<u8>, Denial> {
         }
     }
     let (mut quote, mut log) = (None, None);
-    for _ in 0..msgpack.map(MAX_KEYS)? {
-        match msgpack.text(MAX_KEY_LEN)? {
+    for _ in 0..msgpack.map(MAX_MAP_KEYS)? {
+        match msgpack.text(MAX_MAP_KEY_LEN)? {
             "quote" => once(&mut quote, msgpack.integers(MAX_QUOTE_LEN)?)?,
             "event_log" => once(&mut log, skip_boot_events(msgpack)?)?,
             _ => msgpack.skip()?,
@@ -85,11 +84,11 @@ fn read_stack<'a>(msgpack: &mut Msgpack<'a>) -> Result<(EventLog<'a>, [u8; 64]),
         ));
     }
     let (mut report_data, mut events, mut config) = (None, None, None);
-    for _ in 0..msgpack.map(MAX_KEYS)? {
-        match msgpack.text(MAX_KEY_LEN)? {
+    for _ in 0..msgpack.map(MAX_MAP_KEYS)? {
+        match msgpack.text(MAX_MAP_KEY_LEN)? {
             "report_data" => once(&mut report_data, msgpack.integers(64)?)?,
             "runtime_events" => once(&mut events, read_events(msgpack)?)?,
-            "config" => once(&mut config, msgpack.text(MAX_CONFIG_LEN)?)?,
+            "config" => once(&mut config, msgpack.text(MAX_VM_CONFIG_LEN)?)?,
             _ => msgpack.skip()?,
         }
     }
@@ -113,10 +112,10 @@ fn read_events<'a>(msgpack: &mut Msgpack<'a>) -> Result<EventLog<'a>, Denial> {
 /// form of the contract. The type decides, so there is nothing to guess.
 fn read_event<'a>(msgpack: &mut Msgpack<'a>) -> Result<Event<'a>, Denial> {
     let (mut name, mut payload, mut version) = (None, None, None);
-    for _ in 0..msgpack.map(MAX_KEYS)? {
-        match msgpack.text(MAX_KEY_LEN)? {
-            "event" => once(&mut name, msgpack.text(MAX_NAME_LEN)?)?,
-            "payload" => once(&mut payload, msgpack.bin_or_base64(MAX_PAYLOAD_LEN)?)?,
+    for _ in 0..msgpack.map(MAX_MAP_KEYS)? {
+        match msgpack.text(MAX_MAP_KEY_LEN)? {
+            "event" => once(&mut name, msgpack.text(MAX_EVENT_NAME_LEN)?)?,
+            "payload" => once(&mut payload, msgpack.bin_or_base64(MAX_EVENT_PAYLOAD_LEN)?)?,
             "version" => once(
                 &mut version,
                 DigestVersion::from_number(msgpack.unsigned()?)?,
@@ -134,11 +133,11 @@ fn read_event<'a>(msgpack: &mut Msgpack<'a>) -> Result<Event<'a>, Denial> {
 /// The start of `{kind, data}`: gives the kind and leaves `data`'s value to be read.
 fn read_kind<'a>(msgpack: &mut Msgpack<'a>) -> Result<&'a str, Denial> {
     let wrong = Denial::MalformedEvidence("the V1 envelope lacks a kind and its data");
-    if msgpack.map(MAX_KEYS)? != 2 || msgpack.text(MAX_KEY_LEN)? != "kind" {
+    if msgpack.map(MAX_MAP_KEYS)? != 2 || msgpack.text(MAX_MAP_KEY_LEN)? != "kind" {
         return Err(wrong);
     }
-    let kind = msgpack.text(MAX_KEY_LEN)?;
-    if msgpack.text(MAX_KEY_LEN)? == "data" {
+    let kind = msgpack.text(MAX_MAP_KEY_LEN)?;
+    if msgpack.text(MAX_MAP_KEY_LEN)? == "data" {
         Ok(kind)
     } else {
         Err(wrong)

@@ -1,8 +1,8 @@
-//! What dcap-qvl refuses of a TD beyond debug, and Trust Authority's default policy does not.
+//! Checks of a TD's attributes that dcap-qvl makes and Trust Authority's default policy does not.
 //!
-//! A migratable TD's memory can be moved to another platform by a migration TD that nobody here has
-//! measured; without SEPT_VE_DISABLE the host can inject exceptions. The rules are those of dcap-qvl's
-//! own check, which is not public, on its own parse of the quote.
+//! The memory of a migratable TD can be moved to another platform by a migration TD that has not been
+//! measured here. Without SEPT_VE_DISABLE the host can inject exceptions. The rules are those of dcap-qvl's
+//! own check, which is not public, applied to dcap-qvl's parse of the quote.
 
 use dcap_qvl::quote::{Quote, Report, TDAttributes};
 
@@ -34,17 +34,17 @@ pub(super) fn check(quote: &TdQuote) -> Result<(), Denial> {
 #[cfg(all(test, feature = "mock"))]
 mod tests {
     use super::*;
-    use crate::mock::{Machine, MachineOptions, Pki, TdReport};
+    use crate::mock::{Pki, Platform, PlatformOptions, TdReport};
 
-    /// Of TDATTRIBUTES in a quote of version 4: behind the header, TEE_TCB_SVN, MRSEAM, MRSIGNERSEAM and
-    /// SEAMATTRIBUTES.
+    /// Offset of TDATTRIBUTES in a quote of version 4: after the header, TEE_TCB_SVN, MRSEAM, MRSIGNERSEAM
+    /// and SEAMATTRIBUTES.
     const ATTRIBUTES: usize = 48 + 16 + 48 + 48 + 8;
 
     #[test]
-    fn each_bit_has_its_answer() {
+    fn each_attribute_bit_is_accepted_or_refused() {
         let pki = Pki::new(&[7; 32]).unwrap();
-        let machine = Machine::new(&pki, &MachineOptions::default()).unwrap();
-        let quote = machine.quote(&TdReport::default()).unwrap();
+        let platform = Platform::new(&pki, &PlatformOptions::default()).unwrap();
+        let quote = platform.quote(&TdReport::default()).unwrap();
         let refused = |bit: usize| {
             let mut bytes = quote.clone();
             bytes[ATTRIBUTES + bit / 8] ^= 1u8 << (bit % 8);
@@ -52,7 +52,8 @@ mod tests {
         };
         assert_eq!(check(&TdQuote::parse(&quote).unwrap()), Ok(()));
         let allowed: Vec<usize> = (0..64).filter(|bit| !refused(*bit)).collect();
-        // Debug and profiling are the policy's. ICSSD to LASS, PKS and KL, TPA and PERFMON weaken nothing.
+        // The policy decides about debug and profiling (bits 0, 4 to 6). The other bits (ICSSD to LASS, PKS and
+        // KL, TPA and PERFMON) weaken nothing.
         assert_eq!(
             allowed,
             [0, 4, 5, 6, 16, 18, 19, 20, 21, 22, 27, 30, 31, 62, 63]

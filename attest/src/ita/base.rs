@@ -1,25 +1,22 @@
-//! Where Trust Authority is, and whose keys are its own.
+//! The base URL of a Trust Authority, and the origins from which its keys may come.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use url::{Host, Origin, Url};
 
-use super::ItaError;
+use crate::limits::MAX_JKU_LEN;
 
-/// Intel's service for the world without the European Union.
+/// Intel's service outside the European Union.
 pub const INTEL_US: &str = "https://api.trustauthority.intel.com";
-/// Intel's service for the European Union.
+/// Intel's service in the European Union.
 pub const INTEL_EU: &str = "https://api.eu.trustauthority.intel.com";
-/// Each of Intel's services publishes its keys on a host of its own beside the API's, and its tokens
-/// name that one. [Intel, trustauthority-client-for-go: BaseUrl and ApiUrl of each region]
+/// Each of Intel's services publishes its keys on a separate host, which its tokens name.
+/// [Intel, trustauthority-client-for-go: BaseUrl and ApiUrl of each region]
 const KEYS_US: &str = "https://portal.trustauthority.intel.com";
 const KEYS_EU: &str = "https://portal.eu.trustauthority.intel.com";
 
-/// Most bytes of a `jku`. Intel's has 45.
-const MAX_JKU_LEN: usize = 512;
-
-/// Which Trust Authority.
+/// A Trust Authority.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Base {
     /// [`INTEL_US`].
@@ -27,23 +24,23 @@ pub enum Base {
     Us,
     /// [`INTEL_EU`].
     Eu,
-    /// Another, for tests: https, or http on a loopback address. It must publish its keys itself.
+    /// Another one, for tests: https, or http on a loopback address. It must publish its own keys.
     Url(String),
 }
 
-/// Text that names no Trust Authority.
+/// A text that does not name a Trust Authority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BaseError {
-    /// It is no URL.
+    /// It is not a URL.
     #[error("a Trust Authority is `us`, `eu`, or a URL")]
     NotAUrl,
-    /// Over plain http anybody on the way could answer.
-    #[error("a Trust Authority is asked over https; http only on a loopback address")]
+    /// It is plain http to another host, where an attacker on the network could answer.
+    #[error("a Trust Authority's URL must be https, or http on a loopback address")]
     Scheme,
-    /// User name or password in the URL would end up in logs.
+    /// The URL holds a user name or password, which would end up in logs.
     #[error("a Trust Authority's URL must not hold a user name or password")]
     Credentials,
-    /// A query or fragment, which would end up in the middle of the URLs made from it.
+    /// The URL holds a query or fragment, which would end up in the middle of the request URLs.
     #[error("a Trust Authority's URL must not hold a query or fragment")]
     Query,
 }
@@ -86,7 +83,7 @@ impl Base {
 
 fn parse(text: &str) -> Result<Url, BaseError> {
     let url = Url::parse(text).map_err(|_| BaseError::NotAUrl)?;
-    // Addresses only: a name like localhost may lead anywhere.
+    // IP addresses only: a name such as localhost may resolve to any address.
     let loopback = match url.host() {
         Some(Host::Ipv4(address)) => Ipv4Addr::is_loopback(&address),
         Some(Host::Ipv6(address)) => Ipv6Addr::is_loopback(&address),
@@ -106,23 +103,22 @@ fn parse(text: &str) -> Result<Url, BaseError> {
     Ok(url)
 }
 
-/// What a base is made into, once.
+/// The URLs of one Trust Authority.
 #[derive(Debug)]
 pub(super) struct Endpoints {
-    /// Where quotes go.
+    /// The appraisal endpoint.
     pub(super) attest: Url,
-    /// Scheme, host and port of who may publish keys.
+    /// The origins (scheme, host and port) from which keys may be fetched.
     origins: Vec<Origin>,
 }
 
 impl Endpoints {
-    /// The `jku` of a token as a URL, if it is on a host of this Trust Authority.
-    pub(super) fn keys_url(&self, jku: &str) -> Result<Url, ItaError> {
+    /// Parses a token's `jku`. `None` unless it is at one of the origins.
+    pub(super) fn keys_url(&self, jku: &str) -> Option<Url> {
         let url = Url::parse(jku)
             .ok()
-            .filter(|url| jku.len() <= MAX_JKU_LEN && self.origins.contains(&url.origin()));
-        let plain = |url: &Url| url.username().is_empty() && url.password().is_none();
-        url.filter(plain).ok_or(ItaError::JkuElsewhere)
+            .filter(|url| jku.len() <= MAX_JKU_LEN && self.origins.contains(&url.origin()))?;
+        (url.username().is_empty() && url.password().is_none()).then_some(url)
     }
 }
 
@@ -131,11 +127,11 @@ mod tests {
     use super::*;
 
     fn accepts(base: &Base, jku: &str) -> bool {
-        base.endpoints().unwrap().keys_url(jku).is_ok()
+        base.endpoints().unwrap().keys_url(jku).is_some()
     }
 
     #[test]
-    fn keys_come_from_the_service_itself() {
+    fn accepts_a_jku_of_the_same_service_only() {
         let us = "https://portal.trustauthority.intel.com/certs";
         let eu = "https://portal.eu.trustauthority.intel.com/certs";
         assert!(accepts(&Base::Us, us) && accepts(&Base::Eu, eu));

@@ -1,18 +1,18 @@
-//! What a token says, and whether it says it of the quote in hand.
+//! The claims of a token, and their comparison with the quote at hand.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::ItaError;
-use crate::policy::{TcbStatus, TcbStatusError};
 use crate::quote::TdQuote;
+use crate::tcb::{TcbStatus, TcbStatusError};
 use crate::verify::Appraisal;
 
-/// The debug bit of TDATTRIBUTES, which both debug claims are about. Profiling, which counts as debug
-/// too, is read from the quote.
+/// The debug bit of TDATTRIBUTES, which both debug claims are about. Profiling, which is treated as
+/// debug too, is read from the quote.
 const DEBUG: u8 = 1;
 
-/// The claims of a token that was verified.
+/// The claims of a verified token.
 pub(super) struct Claims {
     dates: Dates,
     tdx: Tdx,
@@ -25,7 +25,7 @@ struct Dates {
     iat: Option<u64>,
 }
 
-/// Where the claims about the TD are: Intel's version 2 has them in a member `tdx`.
+/// The member `tdx`, in which version 2 of Intel's tokens has the claims about the TD.
 #[derive(Deserialize)]
 struct Nested<'a> {
     #[serde(borrow)]
@@ -47,23 +47,23 @@ struct Tdx {
 }
 
 impl Claims {
-    /// Reads the claims about the TD from the member `tdx` if there is one, else from beside the dates.
+    /// Parses the claims about the TD, from the member `tdx` if there is one, else from the top level.
     pub(super) fn parse(payload: &[u8]) -> Result<Self, ItaError> {
         let wrong = ItaError::MalformedToken;
         let dates = serde_json::from_slice(payload);
-        let nested: Nested<'_> =
-            serde_json::from_slice(payload).map_err(|_| wrong("its claims are no JSON object"))?;
+        let nested: Nested<'_> = serde_json::from_slice(payload)
+            .map_err(|_| wrong("its claims are not a JSON object"))?;
         let tdx = match nested.tdx {
             Some(tdx) => serde_json::from_str(tdx.get()),
             None => serde_json::from_slice(payload),
         };
         Ok(Self {
-            dates: dates.map_err(|_| wrong("it has no exp, or a date that is none"))?,
+            dates: dates.map_err(|_| wrong("it has no exp, or an invalid date"))?,
             tdx: tdx.map_err(|_| wrong("it lacks a claim about the TD"))?,
         })
     }
 
-    /// `exp` is the first second at which it does not hold.
+    /// Checks the dates. `exp` is the first second at which the token is invalid.
     pub(super) fn check_dates(&self, now: u64, skew: u64) -> Result<(), ItaError> {
         if self.dates.exp <= now {
             return Err(ItaError::Expired);
@@ -75,8 +75,8 @@ impl Claims {
         }
     }
 
-    /// What it says, if it says it of `quote`. A quote that is bound has the report data of its
-    /// certificate's key, so a token of the same report data is of the same key.
+    /// Gives the appraisal, if the claims are those of `quote`. A bound quote has the report data of its
+    /// certificate's key, so a token with the same report data is about the same key.
     pub(super) fn appraisal_of(&self, quote: &TdQuote) -> Result<Appraisal, ItaError> {
         self.check_measurements(quote)?;
         self.check_debug(quote)?;
@@ -130,7 +130,7 @@ fn is_hex_of(claim: &str, value: &[u8]) -> bool {
     claim.eq_ignore_ascii_case(&hex::encode(value))
 }
 
-/// `Revoked` too, which cannot be configured as accepted, so that it is refused by its name.
+/// Parses a status. `Revoked`, which a policy cannot accept, is parsed too, so that the refusal names it.
 fn status(name: &str) -> Result<TcbStatus, ItaError> {
     match name.parse() {
         Ok(status) => Ok(status),

@@ -1,9 +1,9 @@
-//! Every way in which an appraisal fails: a closed list.
+//! Errors of an appraisal by Trust Authority: a closed list.
 
 use super::BaseError;
 use crate::denial::{Denial, Fault};
 
-/// Why Trust Authority's word was not had, or not believed. No token, key or answer is in it.
+/// Why there is no appraisal. No variant holds a token, key or response.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ItaError {
     /// No API key is configured.
@@ -15,85 +15,99 @@ pub enum ItaError {
     /// The API key cannot be sent in a header.
     #[error("the Intel Trust Authority API key is not 1 to 512 visible ASCII characters")]
     BadKey,
-    /// The base is refused.
+    /// The base URL is refused.
     #[error(transparent)]
     Base(#[from] BaseError),
-    /// The HTTP client cannot be made: the system has no trusted roots.
-    #[error("the HTTP client cannot be set up: {0}")]
+    /// The HTTP client cannot be created: the system has no trusted roots.
+    #[error("the HTTP client for Intel Trust Authority cannot be created: {0}")]
     Client(String),
-    /// No connection: refused, no route, no such name, TLS failed, or closed without an answer.
+    /// The connection failed: refused, no route, unknown name, TLS error, or closed before a response.
     #[error("no connection to Intel Trust Authority")]
     Unreachable,
-    /// Not within the deadline.
+    /// The deadline expired.
     #[error("Intel Trust Authority did not answer in time")]
     Timeout,
-    /// 401: the API key is wrong, or has been withdrawn.
+    /// Status 401: the API key is wrong or was withdrawn.
     #[error("Intel Trust Authority does not accept the API key (HTTP status 401)")]
     Unauthorized,
-    /// 400: the quote does not verify.
+    /// Status 400: the quote does not verify.
     #[error("Intel Trust Authority refused the quote (HTTP status 400)")]
     QuoteRefused,
-    /// Another status than 200. Redirects are not followed.
+    /// A status other than 200. Redirects are not followed.
     #[error("Intel Trust Authority answered with HTTP status {0}")]
     Status(u16),
-    /// More bytes than any answer needs.
-    #[error("Intel Trust Authority's answer has more than {limit} bytes")]
+    /// A response is larger than its cap.
+    #[error("Intel Trust Authority's response has more than {limit} bytes")]
     TooLarge {
         /// The cap.
         limit: usize,
     },
-    /// The connection broke in the middle of an answer.
-    #[error("Intel Trust Authority's answer broke off")]
-    BrokenOff,
-    /// An answer without a token.
-    #[error("Intel Trust Authority's answer holds no token")]
+    /// The connection was closed before the end of a response.
+    #[error("Intel Trust Authority closed the connection before the end of its response")]
+    Truncated,
+    /// The response has no token.
+    #[error("Intel Trust Authority's response holds no token")]
     MalformedAnswer,
-    /// A token that cannot be read. What was expected, never its bytes.
+    /// The token cannot be parsed. Says what was expected, never the token's bytes.
     #[error("malformed attestation token: {0}")]
     MalformedToken(&'static str),
-    /// Another algorithm than PS384 and RS256, or than the key is for.
+    /// The algorithm is neither PS384 nor RS256, or not that of the key.
     #[error("the attestation token is not signed with PS384 or RS256")]
     Algorithm,
-    /// The token names keys that are not Trust Authority's own.
+    /// The token's `jku` is not at Trust Authority's own origin.
     #[error("the attestation token's jku is not on Intel Trust Authority's host")]
-    JkuElsewhere,
-    /// The key set cannot be read.
+    UntrustedJku,
+    /// The key set cannot be parsed.
     #[error("Intel Trust Authority's key set is malformed")]
     MalformedKeys,
-    /// The token's key is not in the key set, not even in a new one.
+    /// The token's key is not in the key set, not even in a newly fetched one.
     #[error("the attestation token's key is not one of Intel Trust Authority's")]
     UnknownKey,
-    /// The token's key has less than 2,048 bits.
+    /// The token's key has fewer than 2,048 bits.
     #[error("the attestation token's key is too short")]
     WeakKey,
     /// The signature does not verify.
     #[error("the attestation token's signature does not verify")]
     BadSignature,
-    /// The token's time is over, or this clock is fast.
+    /// The token has expired, or this clock is fast.
     #[error("the attestation token has expired")]
     Expired,
-    /// The token is from the future: most often this clock is slow.
+    /// The token is not valid yet. Most often this clock is slow.
     #[error("the attestation token is not valid yet (is the clock right?)")]
     NotYetValid,
-    /// The token is about another key's quote.
+    /// The token is about a quote of another key.
     #[error("the attestation token's report data is not the quote's")]
     ReportDataMismatch,
-    /// The token is about another TD: which claim differs.
+    /// The token is about another TD. Names the claim that differs.
     #[error("the attestation token's {0} is not the quote's")]
     MeasurementMismatch(&'static str),
-    /// The token says otherwise of debug mode than the quote: which claim.
+    /// The token's debug mode differs from the quote's. Names the claim.
     #[error("the attestation token's {0} is not the quote's")]
     DebugMismatch(&'static str),
-    /// A TCB status that is not one of Intel's.
+    /// The TCB status is unknown.
     #[error("the attestation token's attester_tcb_status is unknown")]
     UnknownTcbStatus,
-    /// The token is believed, and the peer is refused for the same reason as under every verifier.
+    /// The token is valid, and the policy refuses the peer, as it would under every verifier.
     #[error(transparent)]
     Denied(#[from] Denial),
 }
 
+impl From<ItaError> for Denial {
+    /// Keeps a policy's denial as it is, and wraps every other error in [`Denial::Authority`].
+    fn from(error: ItaError) -> Self {
+        match error {
+            ItaError::Denied(denial) => denial,
+            error => Self::Authority {
+                code: error.code(),
+                fault: error.fault(),
+                detail: error.to_string(),
+            },
+        }
+    }
+}
+
 impl ItaError {
-    /// Every code that [`ItaError::code`] can give beside those of [`Denial::CODES`].
+    /// Every code that [`ItaError::code`] can give in addition to those of [`Denial::CODES`].
     pub const CODES: [&'static str; 25] = [
         "ita_missing_key",
         "ita_bad_key",
@@ -136,11 +150,11 @@ impl ItaError {
             Self::QuoteRefused => "ita_quote_refused",
             Self::Status(_) => "ita_status",
             Self::TooLarge { .. } => "ita_too_large",
-            Self::BrokenOff => "ita_broken_off",
+            Self::Truncated => "ita_broken_off",
             Self::MalformedAnswer => "ita_malformed_answer",
             Self::MalformedToken(_) => "ita_malformed_token",
             Self::Algorithm => "ita_algorithm",
-            Self::JkuElsewhere => "ita_jku_elsewhere",
+            Self::UntrustedJku => "ita_jku_elsewhere",
             Self::MalformedKeys => "ita_malformed_keys",
             Self::UnknownKey => "ita_unknown_key",
             Self::WeakKey => "ita_weak_key",
@@ -155,8 +169,8 @@ impl ItaError {
         }
     }
 
-    /// Whose fault it is. Only what says something of the peer may be remembered against it: a Trust
-    /// Authority that is down, or a token that is not believed, is not the peer's doing.
+    /// Whose fault it is. Only what says something about the peer may be cached as a denial: a Trust
+    /// Authority that is down, or an invalid token, is not the peer's fault.
     #[must_use]
     pub fn fault(&self) -> Fault {
         match self {
@@ -171,11 +185,11 @@ impl ItaError {
             | Self::Unauthorized
             | Self::Status(_)
             | Self::TooLarge { .. }
-            | Self::BrokenOff
+            | Self::Truncated
             | Self::MalformedAnswer
             | Self::MalformedToken(_)
             | Self::Algorithm
-            | Self::JkuElsewhere
+            | Self::UntrustedJku
             | Self::MalformedKeys
             | Self::UnknownKey
             | Self::WeakKey

@@ -1,4 +1,4 @@
-//! Requests with a cap on bytes. The deadline is the caller's, over all requests together.
+//! HTTP requests with a cap on the response. The caller enforces a deadline over all requests.
 
 use reqwest::redirect::Policy;
 use reqwest::{Client, RequestBuilder};
@@ -9,7 +9,7 @@ pub(super) fn client(options: &Options) -> Result<Client, ItaError> {
     let client = Client::builder()
         .connect_timeout(options.connect_timeout)
         .timeout(options.deadline)
-        // A token holds for minutes: no connection is worth keeping.
+        // A token is valid for minutes: a pooled connection would be idle.
         .pool_max_idle_per_host(0)
         .redirect(Policy::none())
         .referer(false)
@@ -19,7 +19,7 @@ pub(super) fn client(options: &Options) -> Result<Client, ItaError> {
     client.map_err(|error| ItaError::Client(error.without_url().to_string()))
 }
 
-/// The body of a 200 of at most `limit` bytes.
+/// Sends a request. Gives the body of a response with status 200 and at most `limit` bytes.
 pub(super) async fn read(request: RequestBuilder, limit: usize) -> Result<Vec<u8>, ItaError> {
     let sent = request.send().await;
     let mut response = sent.map_err(|error| classify(&error, ItaError::Unreachable))?;
@@ -36,7 +36,7 @@ pub(super) async fn read(request: RequestBuilder, limit: usize) -> Result<Vec<u8
     while let Some(chunk) = response
         .chunk()
         .await
-        .map_err(|error| classify(&error, ItaError::BrokenOff))?
+        .map_err(|error| classify(&error, ItaError::Truncated))?
     {
         if body.len() + chunk.len() > limit {
             return Err(ItaError::TooLarge { limit });
@@ -46,7 +46,7 @@ pub(super) async fn read(request: RequestBuilder, limit: usize) -> Result<Vec<u8
     Ok(body)
 }
 
-/// Time-outs by that name, whatever layer they come from; everything else as `otherwise`.
+/// Maps time-outs of any layer to [`ItaError::Timeout`], and every other error to `otherwise`.
 fn classify(error: &reqwest::Error, otherwise: ItaError) -> ItaError {
     match error.is_timeout() {
         true => ItaError::Timeout,

@@ -1,4 +1,4 @@
-//! The keys that tokens are signed with. [RFC 7517; RFC 7518, section 6.3]
+//! The JSON Web Key Set that tokens are signed with. [RFC 7517; RFC 7518, section 6.3]
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -7,23 +7,20 @@ use serde::Deserialize;
 use url::Url;
 
 use super::ItaError;
-use super::token::Algorithm;
+use super::algorithm::Algorithm;
+use crate::limits::{MAX_KEY_SET_KEYS, MIN_RSA_BITS};
 
-/// Most keys of a set. Intel's has below ten.
-const MAX_KEYS: usize = 64;
-/// Least bits of a modulus. ring verifies 2,048 to 8,192.
-const MIN_BITS: usize = 2048;
-/// Longest time that a set is used, in seconds: so long may a key that Intel withdraws be believed.
+/// Longest time that a key set is cached, in seconds. For so long a key that Intel withdraws is accepted.
 const MAX_AGE: u64 = 3600;
 
-/// A key set, where it came from, and when.
+/// A key set, where and when it was fetched.
 pub(super) struct KeySet {
     from: Url,
     fetched_at: u64,
     keys: Vec<Key>,
 }
 
-/// An RSA key. Its bytes have not been looked at.
+/// An RSA key. ring checks its numbers when it is used.
 pub(super) struct Key {
     kid: String,
     algorithm: Option<String>,
@@ -48,7 +45,7 @@ struct Jwk {
 }
 
 impl Jwk {
-    /// `None` for what is no RSA key for signatures: it is not for tokens.
+    /// The RSA key; `None` for a key of another type or for another use than signatures.
     fn into_key(self) -> Option<Key> {
         let signs = self.usage.is_none_or(|usage| usage == "sig");
         let number = |text: Option<String>| BASE64_URL_SAFE_NO_PAD.decode(text?).ok();
@@ -66,7 +63,7 @@ impl KeySet {
     pub(super) fn parse(body: &[u8], from: Url, now: u64) -> Result<Self, ItaError> {
         let document: Document =
             serde_json::from_slice(body).map_err(|_| ItaError::MalformedKeys)?;
-        if document.keys.len() > MAX_KEYS {
+        if document.keys.len() > MAX_KEY_SET_KEYS {
             return Err(ItaError::MalformedKeys);
         }
         Ok(Self {
@@ -80,12 +77,13 @@ impl KeySet {
         })
     }
 
-    /// Whether it is what `from` would say, and young enough at `now`, whichever way a clock went.
-    pub(super) fn hold_for(&self, from: &Url, now: u64) -> bool {
+    /// Whether the set was fetched from `from`, and recently at `now`, in whichever direction a clock was
+    /// set.
+    pub(super) fn is_fresh_for(&self, from: &Url, now: u64) -> bool {
         self.from == *from && now.abs_diff(self.fetched_at) < MAX_AGE
     }
 
-    /// The key of that name, if it may sign with `algorithm`.
+    /// Finds the key with this id, if it may sign with `algorithm`.
     pub(super) fn find(&self, kid: &str, algorithm: Algorithm) -> Result<&Key, ItaError> {
         let key = self.keys.iter().find(|key| key.kid == kid);
         let key = key.ok_or(ItaError::UnknownKey)?;
@@ -94,7 +92,7 @@ impl KeySet {
             .as_ref()
             .is_none_or(|a| a == algorithm.as_str());
         match fits {
-            true if key.bits() < MIN_BITS => Err(ItaError::WeakKey),
+            true if key.bits() < MIN_RSA_BITS => Err(ItaError::WeakKey),
             true => Ok(key),
             false => Err(ItaError::Algorithm),
         }
@@ -135,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_found_by_name_and_use() {
+    fn finds_keys_by_id_and_use() {
         let keys = [
             key("plain", 256, ""),
             key("ps", 384, r#","alg":"PS384","use":"sig""#),
@@ -156,15 +154,15 @@ mod tests {
     }
 
     #[test]
-    fn a_set_is_capped_and_ages() {
-        let many = vec![key("k", 256, ""); MAX_KEYS];
+    fn a_set_is_capped_and_expires() {
+        let many = vec![key("k", 256, ""); MAX_KEY_SET_KEYS];
         assert!(set(&many.join(",")).is_ok());
-        let more = vec![key("k", 256, ""); MAX_KEYS + 1];
+        let more = vec![key("k", 256, ""); MAX_KEY_SET_KEYS + 1];
         assert!(set(&more.join(",")).is_err());
         let set = set("").unwrap();
         let (from, other) = ("https://ita.example/certs", "https://ita.example/other");
         let [from, other] = [from, other].map(|url| Url::parse(url).unwrap());
-        assert!(set.hold_for(&from, 1_000) && set.hold_for(&from, 4_599));
-        assert!(!set.hold_for(&from, 4_600) && !set.hold_for(&other, 1_000));
+        assert!(set.is_fresh_for(&from, 1_000) && set.is_fresh_for(&from, 4_599));
+        assert!(!set.is_fresh_for(&from, 4_600) && !set.is_fresh_for(&other, 1_000));
     }
 }

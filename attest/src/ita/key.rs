@@ -1,4 +1,4 @@
-//! The API key: a secret that is sent with each appraisal.
+//! The API key, a secret that is sent with each appraisal.
 
 use std::fmt;
 
@@ -8,21 +8,21 @@ use zeroize::Zeroizing;
 
 use super::ItaError;
 
-/// Most bytes of an API key. Intel's have about 40.
+/// Maximum length of an API key, in bytes. Intel's have about 40.
 pub const MAX_API_KEY_LEN: usize = 512;
 
-/// An API key of Trust Authority. Shown by nothing, and wiped when its last copy is dropped; what the
-/// HTTP client has written it into, on the way to TLS, is out of reach.
+/// An API key of Trust Authority. Not shown by `Debug`, and wiped when its last clone is dropped. Copies
+/// that the HTTP client made on the way to TLS are not wiped.
 #[derive(Clone)]
 pub struct ApiKey(HeaderValue);
 
 impl ApiKey {
-    /// A key, without the white space round it that files have. The caller's copy is the caller's to
-    /// wipe.
+    /// Creates a key from text. Trims white space, such as a file's final newline. The caller has to wipe
+    /// its own copy.
     ///
     /// # Errors
-    /// [`ItaError::MissingKey`] if it is empty; [`ItaError::BadKey`] for more than [`MAX_API_KEY_LEN`]
-    /// or other than visible ASCII.
+    /// [`ItaError::MissingKey`] if it is empty; [`ItaError::BadKey`] if it has more than
+    /// [`MAX_API_KEY_LEN`] bytes, or others than visible ASCII.
     pub fn new(text: &str) -> Result<Self, ItaError> {
         let key = text.trim_ascii();
         if key.is_empty() {
@@ -37,13 +37,13 @@ impl ApiKey {
         Ok(Self(header))
     }
 
-    /// What to say where none is configured.
+    /// The error to report if no key is configured.
     #[must_use]
     pub fn missing() -> ItaError {
         ItaError::MissingKey
     }
 
-    /// Shares the key's bytes.
+    /// The header value, which shares the key's bytes.
     pub(super) fn header(&self) -> HeaderValue {
         self.0.clone()
     }
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_does_not_show() {
+    fn debug_does_not_show_the_key() {
         let key = ApiKey::new(" djE6c2VjcmV0\n").unwrap();
         assert_eq!(format!("{key:?}"), "ApiKey(…)");
         assert!(!format!("{:?}", key.header()).contains("djE6"));
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_are_none() {
+    fn rejects_invalid_keys() {
         assert_eq!(ApiKey::new(" \n").unwrap_err(), ItaError::MissingKey);
         assert_eq!(
             ApiKey::missing().to_string(),

@@ -1,56 +1,25 @@
-//! The token: a JWT in its compact form. [RFC 7515, RFC 7519, RFC 7518 sections 3.3 and 3.5]
+//! A token: a JWT in compact serialisation. [RFC 7515; RFC 7519]
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use ring::signature::{RSA_PKCS1_2048_8192_SHA256, RSA_PSS_2048_8192_SHA384, RsaParameters};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::ItaError;
+use super::algorithm::Algorithm;
 use super::claims::Claims;
 use super::jwks::KeySet;
-
-/// What Intel signs with. There is no way to name another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Algorithm {
-    Ps384,
-    Rs256,
-}
-
-impl Algorithm {
-    fn from_name(name: &str) -> Result<Self, ItaError> {
-        match name {
-            "PS384" => Ok(Self::Ps384),
-            "RS256" => Ok(Self::Rs256),
-            _ => Err(ItaError::Algorithm),
-        }
-    }
-
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Ps384 => "PS384",
-            Self::Rs256 => "RS256",
-        }
-    }
-
-    pub(super) fn parameters(self) -> &'static RsaParameters {
-        match self {
-            Self::Ps384 => &RSA_PSS_2048_8192_SHA384,
-            Self::Rs256 => &RSA_PKCS1_2048_8192_SHA256,
-        }
-    }
-}
 
 #[derive(Deserialize)]
 struct Header {
     alg: String,
     jku: Option<String>,
     kid: Option<String>,
-    /// Extensions that must be understood: none is.
+    /// Header extensions that must be understood. None is.
     crit: Option<IgnoredAny>,
 }
 
-/// A token whose signature has not been looked at. Its claims are not even read before that.
+/// A token whose signature is not verified. Its claims are not parsed before that.
 pub(super) struct Token<'a> {
     algorithm: Algorithm,
     jku: String,
@@ -67,13 +36,14 @@ impl<'a> Token<'a> {
             let (header, payload) = signed.split_once('.')?;
             Some((signed, header, payload, signature))
         });
-        let (signed, header, payload, signature) = parts.ok_or(wrong("it has not three parts"))?;
+        let (signed, header, payload, signature) =
+            parts.ok_or(wrong("it does not have three parts"))?;
         let header = decode(header)?;
         let header: Header =
             serde_json::from_slice(&header).map_err(|_| wrong("its header cannot be read"))?;
         let algorithm = Algorithm::from_name(&header.alg)?;
         if header.crit.is_some() {
-            return Err(wrong("its header has extensions that are not known"));
+            return Err(wrong("its header has unknown critical extensions"));
         }
         Ok(Self {
             algorithm,
@@ -85,12 +55,12 @@ impl<'a> Token<'a> {
         })
     }
 
-    /// Where it says that its key is. Not to be followed before it is compared.
+    /// The URL at which the token says that its key is. Not to be fetched before it is checked.
     pub(super) fn jku(&self) -> &str {
         &self.jku
     }
 
-    /// Its claims, if a key of `keys` has signed it.
+    /// Verifies the signature with a key of `keys`, and gives the claims.
     pub(super) fn verify(&self, keys: &KeySet) -> Result<Claims, ItaError> {
         let key = keys.find(&self.kid, self.algorithm)?;
         key.verify(self.algorithm, self.signed.as_bytes(), &self.signature)?;
@@ -101,7 +71,7 @@ impl<'a> Token<'a> {
 fn decode(part: &str) -> Result<Vec<u8>, ItaError> {
     BASE64_URL_SAFE_NO_PAD
         .decode(part)
-        .map_err(|_| ItaError::MalformedToken("a part of it is no base64url"))
+        .map_err(|_| ItaError::MalformedToken("a part of it is not base64url"))
 }
 
 #[cfg(test)]
@@ -114,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn only_two_algorithms_have_a_name() {
+    fn accepts_two_algorithms_only() {
         let header = |alg: &str| format!(r#"{{"alg":"{alg}","jku":"j","kid":"k"}}"#);
         for alg in ["PS384", "RS256"] {
             assert_eq!(parse(&header(alg), ".e30.c2ln"), Ok(()));
@@ -129,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_are_none() {
+    fn rejects_malformed_tokens() {
         let header = r#"{"alg":"PS384","jku":"j","kid":"k"}"#;
         for (header, rest) in [
             (header, ""),
@@ -156,9 +126,9 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever answers in Trust Authority's place, it is refused with an error.
+        /// Arbitrary text is refused with an error.
         #[test]
-        fn anything_at_all(text in ".{0,300}", body in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
+        fn rejects_arbitrary_text(text in ".{0,300}", body in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
             proptest::prop_assert!(Token::parse(&text).is_err());
             let _ = parse(&text, ".e30.c2ln");
             proptest::prop_assert!(Claims::parse(&body).is_err());

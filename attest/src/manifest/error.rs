@@ -1,63 +1,64 @@
-//! Every way in which a manifest is refused.
+//! Errors of a manifest: a closed list.
 
-use super::{Address, MAX_FIELDS, MAX_LEN};
+use super::EthAddress;
+use crate::limits::{MAX_MANIFEST_FIELDS, MAX_MANIFEST_LEN};
 
-/// Why a manifest is refused. None holds bytes of the record: it may be anybody's.
+/// Why a manifest is refused. No variant holds bytes of the record, which anyone may have written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
-    /// More than [`MAX_LEN`].
-    #[error("the manifest has more than {MAX_LEN} bytes")]
+    /// The record has more than [`MAX_MANIFEST_LEN`] bytes.
+    #[error("the manifest has more than {MAX_MANIFEST_LEN} bytes")]
     TooLong,
-    /// More than [`MAX_FIELDS`].
-    #[error("the manifest has more than {MAX_FIELDS} fields")]
+    /// The record has more than [`MAX_MANIFEST_FIELDS`] fields.
+    #[error("the manifest has more than {MAX_MANIFEST_FIELDS} fields")]
     TooManyFields,
-    /// It is not a list of `key=value` in printable ASCII.
+    /// The record is not a list of `key=value` in printable ASCII.
     #[error("malformed manifest: {0}")]
     Malformed(&'static str),
-    /// A required field is not there.
+    /// A required field is missing.
     #[error("the manifest has no {0}")]
     Missing(&'static str),
-    /// A field is there more than once; an unknown one has no name here.
+    /// A field is repeated. Unknown fields are not named.
     #[error("the manifest has {0} more than once")]
     Repeated(&'static str),
-    /// A field's value has another form than it should.
+    /// A field's value cannot be parsed.
     #[error("the manifest's {name} is not {expected}")]
     Value {
-        /// Which field.
+        /// The field.
         name: &'static str,
-        /// What it should be.
+        /// The expected form.
         expected: &'static str,
     },
-    /// The leader's URL names no host that may be connected to.
+    /// The leader's URL does not name a host to connect to.
     #[error("the manifest's leader_url is refused: {0}")]
     LeaderUrl(&'static str),
-    /// Another version than 1.
-    #[error("the manifest is of another version than 1")]
+    /// The version is not 1.
+    #[error("the manifest's version is not 1")]
     Version,
-    /// It is not signed by the trusted address.
+    /// The signature is not of the trusted address.
     #[error("manifest signature verification failed")]
     Signature {
-        /// Who did sign it, if it is a signature at all.
-        recovered: Option<Address>,
+        /// The address that did sign it; `None` for an invalid signature.
+        recovered: Option<EthAddress>,
     },
-    /// It is of another cluster than the one that is wanted, or that was followed so far.
-    #[error("the manifest is of another cluster")]
+    /// The manifest is for another cluster than configured, or than the one followed so far.
+    #[error("the manifest is for another cluster")]
     OtherCluster,
-    /// Its time is over, or this clock is fast.
+    /// The manifest has expired, or this clock is fast.
     #[error("manifest expired")]
     Expired,
-    /// It would be believed for longer than is allowed, or this clock is slow.
-    #[error("the manifest is valid for longer than {limit} s, the most that is accepted")]
+    /// The manifest would be valid for longer than allowed, or this clock is slow.
+    #[error("the manifest is valid for longer than the accepted maximum of {limit} s")]
     FarFuture {
-        /// Seconds.
+        /// The limit, in seconds.
         limit: u64,
     },
-    /// A newer epoch was seen before: it is a replay, or DNS is behind.
+    /// A newer epoch was seen before. The record is a replay, or DNS is late.
     #[error("the manifest's epoch {found} is older than {held}, which was seen before")]
     OldEpoch {
-        /// Of the refused manifest.
+        /// The epoch of the refused manifest.
         found: u64,
-        /// Of the newest one.
+        /// The newest epoch seen.
         held: u64,
     },
     /// The signer names two leaders for one epoch.

@@ -1,51 +1,49 @@
-//! The record as pairs: split, capped, sorted.
+//! Splits a record into key-value pairs, with caps, sorted by key.
 
 use std::str::FromStr;
 
-use super::{MAX_FIELDS, MAX_LEN, ManifestError};
-
-/// Most bytes of a key.
-const MAX_KEY_LEN: usize = 32;
+use super::ManifestError;
+use crate::limits::{MAX_MANIFEST_FIELDS, MAX_MANIFEST_KEY_LEN, MAX_MANIFEST_LEN};
 
 pub(super) const NOT_ASCII: ManifestError =
-    ManifestError::Malformed("there is more in it than printable ASCII");
+    ManifestError::Malformed("it has characters other than printable ASCII");
 
-/// The pairs of a record, sorted by key; no key is there twice.
+/// The pairs of a record, sorted by key, without duplicates.
 pub(super) struct Fields<'a>(Vec<(&'a str, &'a str)>);
 
-/// What a field's type says of text that it is not.
-pub(super) trait Expected {
-    fn not(self, name: &'static str) -> ManifestError;
+/// Turns the parse error of a field's type into one that names the field.
+pub(super) trait FieldError {
+    fn for_field(self, name: &'static str) -> ManifestError;
 }
 
-impl Expected for super::AddressError {
-    fn not(self, name: &'static str) -> ManifestError {
+impl FieldError for super::EthAddressError {
+    fn for_field(self, name: &'static str) -> ManifestError {
         let expected = "0x and 40 hex digits";
         ManifestError::Value { name, expected }
     }
 }
 
-impl Expected for ManifestError {
-    fn not(self, _: &'static str) -> ManifestError {
+impl FieldError for ManifestError {
+    fn for_field(self, _: &'static str) -> ManifestError {
         self
     }
 }
 
 impl<'a> Fields<'a> {
     pub(super) fn split(txt: &'a str) -> Result<Self, ManifestError> {
-        if txt.len() > MAX_LEN {
+        if txt.len() > MAX_MANIFEST_LEN {
             return Err(ManifestError::TooLong);
         }
         if !txt.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
             return Err(NOT_ASCII);
         }
-        if txt.split(';').nth(MAX_FIELDS).is_some() {
+        if txt.split(';').nth(MAX_MANIFEST_FIELDS).is_some() {
             return Err(ManifestError::TooManyFields);
         }
         let mut pairs: Vec<_> = txt.split(';').map(pair).collect::<Result<_, _>>()?;
         pairs.sort_unstable_by_key(|(key, _)| *key);
-        let mut neighbours = pairs.iter().zip(pairs.iter().skip(1));
-        match neighbours.find(|((key, _), (next, _))| key == next) {
+        let mut adjacent = pairs.iter().zip(pairs.iter().skip(1));
+        match adjacent.find(|((key, _), (next, _))| key == next) {
             Some(((key, _), _)) => Err(ManifestError::Repeated(name_of(key))),
             None => Ok(Self(pairs)),
         }
@@ -60,14 +58,14 @@ impl<'a> Fields<'a> {
     pub(super) fn parse<T>(&self, name: &'static str) -> Result<T, ManifestError>
     where
         T: FromStr,
-        T::Err: Expected,
+        T::Err: FieldError,
     {
         self.value(name)?
             .parse()
-            .map_err(|error: T::Err| error.not(name))
+            .map_err(|error: T::Err| error.for_field(name))
     }
 
-    /// Decimal digits in the one form that a number has: no sign, no zero before it.
+    /// Parses a decimal number in canonical form: no sign, no leading zero.
     pub(super) fn uint(&self, name: &'static str) -> Result<u64, ManifestError> {
         let text = self.value(name)?;
         let number = text.parse().ok();
@@ -79,7 +77,7 @@ impl<'a> Fields<'a> {
             })
     }
 
-    /// What the signature is over.
+    /// The text that the signature is over.
     pub(super) fn signed_text(&self) -> String {
         let signed = self.0.iter().filter(|(key, _)| *key != "sig");
         let pairs: Vec<String> = signed
@@ -93,11 +91,11 @@ impl<'a> Fields<'a> {
 }
 
 fn pair(text: &str) -> Result<(&str, &str), ManifestError> {
-    let (key, value) = text.split_once('=').ok_or(ManifestError::Malformed(
-        "something between two semicolons is not key=value",
-    ))?;
+    let (key, value) = text
+        .split_once('=')
+        .ok_or(ManifestError::Malformed("a field is not key=value"))?;
     let plain = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
-    if key.is_empty() || key.len() > MAX_KEY_LEN || !key.bytes().all(plain) {
+    if key.is_empty() || key.len() > MAX_MANIFEST_KEY_LEN || !key.bytes().all(plain) {
         return Err(ManifestError::Malformed(
             "a key is not 1 to 32 lowercase letters, digits or underscores",
         ));

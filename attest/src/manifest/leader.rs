@@ -1,4 +1,4 @@
-//! Who leads, and where it is reached.
+//! The leading instance and its address.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,26 +6,22 @@ use std::str::FromStr;
 use url::{Host, Url};
 
 use super::ManifestError;
+use crate::limits::{MAX_INSTANCE_DIGITS, MAX_LEADER_URL_LEN};
 use crate::values::InstanceId;
 
-/// Most bytes of a leader's URL.
-pub const MAX_URL_LEN: usize = 512;
-/// Most hex digits of an instance's name. dstack's have 40.
-pub const MAX_INSTANCE_DIGITS: usize = 128;
-
-/// The instance that leads: hex, in lower case.
+/// The id of the leading instance: hex, in lower case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaderInstance(String);
 
 impl LeaderInstance {
-    /// The digits, in lower case.
+    /// The hex digits, in lower case.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The same as dstack's instance id, to be compared with what the leader's event log proves;
-    /// `None` if it has another length.
+    /// As dstack's instance id, to compare with what the leader's event log proves. `None` if it has another
+    /// length.
     #[must_use]
     pub fn instance_id(&self) -> Option<InstanceId> {
         self.0.parse().ok()
@@ -55,7 +51,7 @@ impl fmt::Display for LeaderInstance {
     }
 }
 
-/// Host and port to connect to.
+/// The host and port to connect to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
     host: String,
@@ -63,13 +59,13 @@ pub struct Target {
 }
 
 impl Target {
-    /// A name in ASCII and lower case, or an IP address (version 6 without brackets).
+    /// A name in ASCII and lower case, or an IP address (IPv6 without brackets).
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// Never 0.
+    /// The port. Never 0.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
@@ -77,7 +73,7 @@ impl Target {
 }
 
 impl fmt::Display for Target {
-    /// `host:port`, IPv6 addresses in brackets.
+    /// `host:port`, with IPv6 addresses in brackets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.host.contains(':') {
             write!(f, "[{}]:{}", self.host, self.port)
@@ -87,7 +83,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// A leader's URL: http or https, and a host.
+/// A leader's URL: http or https with a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaderUrl {
     text: String,
@@ -95,13 +91,13 @@ pub struct LeaderUrl {
 }
 
 impl LeaderUrl {
-    /// As it was written.
+    /// The URL as it was written.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// Host and port; 443 for https and 80 for http if it names no port.
+    /// Host and port. Without a port it is 443 for https and 80 for http.
     #[must_use]
     pub fn target(&self) -> &Target {
         &self.target
@@ -111,15 +107,15 @@ impl LeaderUrl {
 impl FromStr for LeaderUrl {
     type Err = ManifestError;
 
-    /// An absolute http or https URL. A path and a query are let through and mean nothing.
+    /// An absolute http or https URL. A path and a query are accepted and ignored.
     fn from_str(text: &str) -> Result<Self, ManifestError> {
         check_text(text)?;
         let wrong = ManifestError::LeaderUrl;
-        let url = Url::parse(text).map_err(|_| wrong("it is no absolute URL"))?;
+        let url = Url::parse(text).map_err(|_| wrong("it is not an absolute URL"))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(wrong("its scheme is neither http nor https"));
         }
-        // The URL standard would read a host out of `https:host` and `https:///host`.
+        // The URL standard accepts `https:host` and `https:///host` too.
         let rest = text.get(url.scheme().len()..).unwrap_or_default();
         let authority = rest.strip_prefix("://").unwrap_or_default();
         if authority.is_empty() || authority.starts_with('/') {
@@ -138,15 +134,15 @@ impl FromStr for LeaderUrl {
     }
 }
 
-/// What no URL needs, and what readers of URLs disagree about.
+/// Refuses characters that no URL needs, and on which URL parsers disagree.
 fn check_text(text: &str) -> Result<(), ManifestError> {
-    if text.len() > MAX_URL_LEN {
+    if text.len() > MAX_LEADER_URL_LEN {
         return Err(ManifestError::LeaderUrl("it is too long"));
     }
     let odd = |byte: u8| !byte.is_ascii_graphic() || matches!(byte, b'\\' | b';');
     if text.bytes().any(odd) {
         return Err(ManifestError::LeaderUrl(
-            "it holds a space, a backslash, a semicolon, or more than ASCII",
+            "it holds a space, a backslash, a semicolon, or a character outside ASCII",
         ));
     }
     Ok(())

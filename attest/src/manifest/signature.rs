@@ -1,8 +1,8 @@
-//! EIP-191 over secp256k1: who signed a text, and signing one.
+//! EIP-191 signatures over secp256k1: signing, and recovering the signer.
 //!
-//! Cryptography is k256's, keccak-256 is sha3's. A signature is `r || s || v`, where v is 27 or 28, or
-//! the same without the 27. One whose s is in the upper half of the order is refused: it is the mirror
-//! image of a signature, made by somebody without the key. [EIP-2; EIP-191, version 0x45]
+//! The cryptography is k256's, keccak-256 is sha3's. A signature is `r || s || v`, where v is 27 or 28, or
+//! 0 or 1. A signature with s in the upper half of the group order is refused: anyone can compute it from
+//! a valid one without the key (malleability). [EIP-2; EIP-191, version 0x45]
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,15 +11,15 @@ use k256::ecdsa::{RecoveryId, VerifyingKey};
 use sha3::{Digest, Keccak256};
 use zeroize::Zeroizing;
 
-use super::{Address, ManifestError};
+use super::{EthAddress, ManifestError};
 
 /// 65 bytes: `r || s || v`.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Signature([u8; 65]);
 
 impl Signature {
-    /// The address whose key signed `text`, if there is one.
-    pub(super) fn signer_of(&self, text: &str) -> Option<Address> {
+    /// Recovers the address whose key signed `text`; `None` if the signature is invalid.
+    pub(super) fn signer_of(&self, text: &str) -> Option<EthAddress> {
         let (rs, v) = self.0.split_at_checked(64)?;
         let recovery = match v {
             [v @ (0 | 1)] => RecoveryId::from_byte(*v)?,
@@ -65,7 +65,7 @@ impl fmt::Debug for Signature {
     }
 }
 
-/// What is signed for `text`.
+/// The hash of `text` that is signed.
 fn digest(text: &str) -> [u8; 32] {
     Keccak256::new()
         .chain_update(b"\x19Ethereum Signed Message:\n")
@@ -76,23 +76,23 @@ fn digest(text: &str) -> [u8; 32] {
 }
 
 /// The last 20 bytes of keccak-256 over `x || y`.
-fn address_of(key: &VerifyingKey) -> Address {
+fn address_of(key: &VerifyingKey) -> EthAddress {
     let point = key.to_encoded_point(false);
     let hash = Keccak256::digest(point.as_bytes().get(1..).unwrap_or_default());
-    Address(hash.last_chunk().copied().unwrap_or_default())
+    EthAddress(hash.last_chunk().copied().unwrap_or_default())
 }
 
 /// An operator's key. Wiped when dropped.
 pub struct SigningKey(k256::ecdsa::SigningKey);
 
-/// Text that is no key. It says nothing of the text.
+/// A text that is not a key. Does not hold the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a signing key is 64 hex digits (32 bytes), not zero and below the order of secp256k1")]
 pub struct KeyError;
 
 impl SigningKey {
-    /// A key from hex, with or without `0x`, and with white space round it, as files have it. The
-    /// caller's copy is the caller's to wipe.
+    /// Parses a key from hex, with or without `0x`. Trims white space, such as a file's final newline. The
+    /// caller has to wipe its own copy.
     ///
     /// # Errors
     /// [`KeyError`].
@@ -105,13 +105,13 @@ impl SigningKey {
         key.map(Self).map_err(|_| KeyError)
     }
 
-    /// The address whose signatures it makes.
+    /// The address of the key.
     #[must_use]
-    pub fn address(&self) -> Address {
+    pub fn address(&self) -> EthAddress {
         address_of(self.0.verifying_key())
     }
 
-    /// A signature of `text`, deterministic (RFC 6979), s in the lower half, v 27 or 28.
+    /// Signs `text` deterministically (RFC 6979), with s in the lower half and v 27 or 28.
     pub(super) fn sign(&self, text: &str) -> Option<Signature> {
         let (signature, recovery) = self.0.sign_prehash_recoverable(&digest(text)).ok()?;
         let v = recovery.to_byte().checked_add(27)?;
@@ -121,7 +121,7 @@ impl SigningKey {
 }
 
 impl fmt::Debug for SigningKey {
-    /// Its address only.
+    /// Shows the address only.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SigningKey(of {})", self.address())
     }
@@ -131,9 +131,9 @@ impl fmt::Debug for SigningKey {
 mod tests {
     use super::*;
 
-    /// From web3.js' documentation of `web3.eth.accounts.sign`.
+    /// From the documentation of web3.js, `web3.eth.accounts.sign`.
     #[test]
-    fn the_public_vector_of_eip_191() {
+    fn public_test_vector_of_eip_191() {
         let key = "0x4c0883a69102937d6231471b5dbb6204fe5129617082792ae468d01a3f362318";
         let key = SigningKey::from_hex(key).unwrap();
         assert_eq!(
@@ -152,9 +152,9 @@ mod tests {
         assert_ne!(signature.signer_of("Some dat4"), Some(key.address()));
     }
 
-    /// (r, n - s) with the other v is as valid a signature, of nobody who has the key.
+    /// (r, n - s) with the other v verifies too, and can be computed without the key.
     #[test]
-    fn the_mirror_image_of_a_signature_is_refused() {
+    fn refuses_a_malleated_signature() {
         let key = SigningKey::from_hex(&"11".repeat(32)).unwrap();
         let Signature(mut bytes) = key.sign("text").unwrap();
         let s = k256::ecdsa::Signature::from_slice(&bytes[..64])
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_recovery_byte_has_four_values() {
+    fn accepts_both_encodings_of_the_recovery_id() {
         let key = SigningKey::from_hex(&"11".repeat(32)).unwrap();
         let signature = key.sign("text").unwrap();
         let signed = |v: u8| {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_does_not_show() {
+    fn debug_does_not_show_the_key() {
         let secret = "4c0883a69102937d6231471b5dbb6204fe5129617082792ae468d01a3f362318";
         let shown = format!("{:?}", SigningKey::from_hex(secret).unwrap());
         assert_eq!(

@@ -1,75 +1,79 @@
-//! dstack's guest agent, that can be told to misbehave.
+//! dstack's guest agent, with fault injection.
 //!
-//! It answers what the recorded exchanges of dstack 0.6.0 answer, in the same shape and with the same
-//! error texts, from a [`Pki`] and a machine of this project: what it issues verifies under the mock
-//! root. It closes each connection after its answer, counts what it was asked, and stops when dropped.
+//! It exists so that the agent's client and the sidecar run where there is no TDX. It responds as the
+//! recorded exchanges of dstack 0.6.0 do, with the same fields and error texts, from a [`Pki`] and a
+//! [`Platform`](super::Platform): what it issues verifies under the mock root. Requests are accepted as
+//! dstack's HTTP server accepts them [dstack `ra-rpc/src/rocket_helper.rs`]: `POST` with a JSON body, by
+//! its content type or by the query `?json`, and `GET` with the fields in the query. It serves one request
+//! per connection, counts requests, and stops when dropped.
+//!
+//! Not implemented: requests and responses in protobuf, and methods that the client does not use.
 
 use std::fmt;
-use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
+use hyper::Request;
 use sha2::{Digest, Sha256};
 
-use super::http::{Address, Connection, HUGE, Handler, Request, Server, Stop, head, send_huge};
-use super::{Evidence, MachineOptions, MockError, Pki};
-use crate::agent::{Endpoint, Method};
+use super::http::{Address, Delivery, HTML, Handler, JSON, Reply, Server};
+use super::{Evidence, MockError, Pki, PlatformOptions};
+use crate::agent::{AgentAddress, Method};
 
 mod claims;
 mod guest;
+mod request;
 
-use guest::{Guest, Twist};
+use guest::{Fault, Guest};
 
-const JSON: &str = "content-type: application/json\r\n";
-const HTML: &str = "content-type: text/html\r\n";
-const ELSEWHERE: &str = "location: http://127.0.0.1:1/\r\n";
-const PAGE: &[u8] = b"<!DOCTYPE html><title>502 Bad Gateway</title>";
+const PAGE: &str = "<!DOCTYPE html><title>502 Bad Gateway</title>";
 /// Neither JSON nor UTF-8.
 const GARBAGE: &[u8] = &[0xff, 0xfe, 0x7b, 0x22, 0x00, 0x80, 0x0a, 0xc3];
 
 /// Where the agent listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AgentListen {
-    /// A free port of 127.0.0.1.
+    /// On a free port of 127.0.0.1.
     Tcp,
-    /// A Unix socket. A socket file that nobody listens on any more is replaced.
+    /// On a Unix socket. A socket file on which nothing listens is replaced.
     Unix(PathBuf),
 }
 
-/// Unix seconds.
+/// A clock: unix seconds.
 pub type Now = Arc<dyn Fn() -> u64 + Send + Sync>;
 
-/// Which TD the agent is of.
+/// The TD in which the agent runs.
 #[derive(Clone)]
 pub struct AgentOptions {
-    /// Its secret: another seed gives other keys.
+    /// The agent's secret: another seed gives other keys.
     pub seed: [u8; 32],
-    /// The machine below it.
-    pub machine: MachineOptions,
-    /// What it says of itself. Report data comes from each request, unless
-    /// [`binding`](Evidence::binding) says otherwise for certificates.
+    /// The platform below the TD.
+    pub platform: PlatformOptions,
+    /// The TD's evidence. Report data comes from each request, unless
+    /// [`binding`](Evidence::binding) overrides it for certificates.
     pub evidence: Evidence,
     /// The application's name.
     pub app_name: String,
     /// The application's compose file.
     pub app_compose: String,
-    /// Counts certificates' ten years.
+    /// The clock for the default notAfter of certificates.
     pub now: Now,
-    /// How long each quote takes, one after another: 39 ms on hardware.
+    /// How long each quote takes: 39 ms on hardware. Quotes are made one after another.
     pub quote_time: Duration,
 }
 
 impl AgentOptions {
-    /// A TD that everything is right with, by this clock. Quotes take no time.
+    /// A TD without faults, with this clock. Quotes take no time.
     #[must_use]
     pub fn new(now: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
         let app_compose =
             r#"{"manifest_version":2,"name":"mock","runner":"docker-compose"}"#.to_owned();
         Self {
             seed: [0; 32],
-            machine: MachineOptions::default(),
+            platform: PlatformOptions::default(),
             evidence: Evidence {
                 compose_hash: Sha256::digest(&app_compose).to_vec(),
                 ..Evidence::default()
@@ -81,40 +85,40 @@ impl AgentOptions {
         }
     }
 
-    /// The same, with a clock that stands at `now` (unix seconds).
+    /// The same, with a clock that stands still at `now` (unix seconds).
     #[must_use]
     pub fn at(now: u64) -> Self {
         Self::new(move || now)
     }
 }
 
-/// How the agent answers.
+/// How the agent responds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum AgentBehaviour {
-    /// As it should.
+    /// Correctly.
     #[default]
     Normal,
-    /// This status with this body, as JSON.
+    /// Responds with this status and this body, as JSON.
     Status(u16, String),
-    /// 200 with a page of HTML.
+    /// Responds 200 with an HTML page.
     Html,
-    /// Sends half of the body and closes.
-    HalfBody,
-    /// Answers as it should, after this time.
-    Hang(Duration),
-    /// Closes the connection without an answer.
+    /// Sends half of the body and closes the connection.
+    TruncatedBody,
+    /// Responds correctly after this time.
+    Delay(Duration),
+    /// Closes the connection without a response.
     Close,
-    /// 200 with bytes that mean nothing.
+    /// Responds 200 with bytes that are neither JSON nor UTF-8.
     Garbage,
-    /// Declares and sends 100 MB.
-    Huge,
-    /// Sends 100 MB in chunks, without saying before how much it will be.
-    HugeChunked,
-    /// Sends a redirect to another host.
+    /// Declares and sends a body of 100 MiB.
+    Oversized,
+    /// Sends a chunked body of 100 MiB, so that its size is not declared.
+    OversizedChunked,
+    /// Redirects to another port.
     Redirect,
-    /// `GetTlsKey` gives a key that is not the certificate's.
+    /// `GetTlsKey` returns a key that is not the certificate's.
     WrongKey,
-    /// Quotes are over other report data than was asked for, and so is a certificate's.
+    /// Quotes, and the quotes in certificates, have other report data than requested.
     WrongReportData,
 }
 
@@ -124,7 +128,7 @@ struct Shared {
     behaviour: Mutex<[AgentBehaviour; Method::ALL.len()]>,
 }
 
-/// A guest agent that listens until it is dropped; then its socket file is gone too.
+/// A guest agent that listens until it is dropped. Dropping it removes its socket file.
 pub struct Agent {
     shared: Arc<Shared>,
     server: Server,
@@ -134,7 +138,7 @@ impl Agent {
     /// Starts an agent whose certificates are issued by the KMS CA of `pki`.
     ///
     /// # Errors
-    /// [`MockError::Io`] if it cannot listen there; otherwise as [`Machine::new`](super::Machine::new).
+    /// [`MockError::Io`] if it cannot listen there; otherwise as [`Platform::new`](super::Platform::new).
     pub fn start(
         pki: Arc<Pki>,
         listen: AgentListen,
@@ -153,28 +157,28 @@ impl Agent {
         Ok(Self { shared, server })
     }
 
-    /// Where to find it.
+    /// The agent's address.
     #[must_use]
-    pub fn endpoint(&self) -> Endpoint {
+    pub fn endpoint(&self) -> AgentAddress {
         match self.server.address() {
-            Address::Tcp(_) => Endpoint::Url(self.server.address().to_string()),
-            Address::Unix(path) => Endpoint::Unix(path.clone()),
+            Address::Tcp(_) => AgentAddress::Url(self.server.address().to_string()),
+            Address::Unix(path) => AgentAddress::Unix(path.clone()),
         }
     }
 
-    /// From now on, answers everything like this.
-    pub fn behave(&self, behaviour: AgentBehaviour) {
+    /// Sets the behaviour for all methods.
+    pub fn set_behaviour(&self, behaviour: AgentBehaviour) {
         lock(&self.shared.behaviour).fill(behaviour);
     }
 
-    /// From now on, answers this one like this.
-    pub fn behave_for(&self, method: Method, behaviour: AgentBehaviour) {
+    /// Sets the behaviour for one method.
+    pub fn set_behaviour_for(&self, method: Method, behaviour: AgentBehaviour) {
         if let Some(slot) = lock(&self.shared.behaviour).get_mut(method as usize) {
             *slot = behaviour;
         }
     }
 
-    /// How often it was asked for `method`.
+    /// The number of requests for `method` so far.
     #[must_use]
     pub fn requests(&self, method: Method) -> usize {
         let count = self.shared.requests.get(method as usize);
@@ -193,88 +197,63 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Handler for Shared {
-    fn answer(&self, request: &Request, to: &mut dyn Connection, stop: &Stop) -> io::Result<()> {
-        let name = request.target.strip_prefix('/').unwrap_or_default();
+    fn handle(&self, request: &Request<Bytes>) -> Reply {
+        let path = request.uri().path();
+        let name = path.strip_prefix('/').unwrap_or(path);
         let Some(method) = Method::ALL.into_iter().find(|m| m.as_str() == name) else {
-            let error = format!("Service not found: {name}");
-            return send(to, 400, JSON, &refusal(&error));
+            return error(&format!("Service not found: {name}"));
         };
         if let Some(count) = self.requests.get(method as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
         let behaviour = lock(&self.behaviour).get(method as usize).cloned();
-        self.behave(method, request, behaviour.unwrap_or_default(), to, stop)
+        self.respond(method, request, behaviour.unwrap_or_default())
     }
 }
 
 impl Shared {
-    fn behave(
-        &self,
-        method: Method,
-        request: &Request,
-        behaviour: AgentBehaviour,
-        to: &mut dyn Connection,
-        stop: &Stop,
-    ) -> io::Result<()> {
-        match behaviour {
-            AgentBehaviour::Normal => self.respond(method, request, Twist::None, to),
-            AgentBehaviour::WrongKey => self.respond(method, request, Twist::Key, to),
-            AgentBehaviour::WrongReportData => self.respond(method, request, Twist::ReportData, to),
-            AgentBehaviour::Hang(time) => {
-                stop.hold(time, |_| Ok(false))?;
-                self.respond(method, request, Twist::None, to)
-            }
-            AgentBehaviour::Status(status, body) => send(to, status, JSON, body.as_bytes()),
-            AgentBehaviour::Html => send(to, 200, HTML, PAGE),
-            AgentBehaviour::Garbage => send(to, 200, JSON, GARBAGE),
-            AgentBehaviour::Redirect => send(to, 302, ELSEWHERE, b""),
-            AgentBehaviour::Close => Ok(()),
-            AgentBehaviour::HalfBody => {
-                let (status, body) = self.result(method, request, Twist::None);
-                let half = body.get(..body.len() / 2).unwrap_or_default();
-                to.write_all(&[&head(status, JSON, body.len()), half].concat())
-            }
-            AgentBehaviour::Huge => {
-                to.write_all(&head(200, JSON, HUGE))?;
-                send_huge(to, b"")
-            }
-            AgentBehaviour::HugeChunked => {
-                to.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")?;
-                send_huge(to, b"10000\r\n")
-            }
-        }
-    }
-
     fn respond(
         &self,
         method: Method,
-        request: &Request,
-        twist: Twist,
-        to: &mut dyn Connection,
-    ) -> io::Result<()> {
-        let (status, body) = self.result(method, request, twist);
-        send(to, status, JSON, &body)
+        request: &Request<Bytes>,
+        behaviour: AgentBehaviour,
+    ) -> Reply {
+        let with = |fault| self.result(method, request, fault);
+        let delivered = |delivery| Reply {
+            delivery,
+            ..with(Fault::None)
+        };
+        match behaviour {
+            AgentBehaviour::Normal => with(Fault::None),
+            AgentBehaviour::WrongKey => with(Fault::WrongKey),
+            AgentBehaviour::WrongReportData => with(Fault::WrongReportData),
+            AgentBehaviour::Delay(delay) => Reply {
+                delay,
+                ..with(Fault::None)
+            },
+            AgentBehaviour::Close => delivered(Delivery::Close),
+            AgentBehaviour::TruncatedBody => delivered(Delivery::Truncate),
+            AgentBehaviour::Oversized => delivered(Delivery::Oversized),
+            AgentBehaviour::OversizedChunked => delivered(Delivery::OversizedChunked),
+            AgentBehaviour::Status(status, body) => Reply::status(status).with_body(JSON, body),
+            AgentBehaviour::Html => Reply::default().with_body(HTML, PAGE),
+            AgentBehaviour::Garbage => Reply::default().with_body(JSON, GARBAGE),
+            AgentBehaviour::Redirect => Reply::redirect(),
+        }
     }
 
-    /// Status and body.
-    fn result(&self, method: Method, request: &Request, twist: Twist) -> (u16, Vec<u8>) {
-        let answer = match (request.method.as_str(), request.content_type.as_deref()) {
-            ("POST", Some("application/json")) => self.guest.answer(method, &request.body, twist),
-            // dstack reads anything else as protobuf, which JSON is not.
-            ("POST", _) => Err("failed to decode Protobuf message".to_owned()),
-            (other, _) => Err(format!("Method not allowed: {other}")),
-        };
-        match answer {
-            Ok(answer) => (200, answer.to_string().into_bytes()),
-            Err(error) => (400, refusal(&error)),
+    fn result(&self, method: Method, request: &Request<Bytes>, fault: Fault) -> Reply {
+        let result =
+            request::json(request).and_then(|fields| self.guest.call(method, &fields, fault));
+        match result {
+            Ok(response) => Reply::default().with_body(JSON, response.to_string()),
+            Err(text) => error(&text),
         }
     }
 }
 
-fn refusal(error: &str) -> Vec<u8> {
-    format!("{:#}", serde_json::json!({ "error": error })).into_bytes()
-}
-
-fn send(to: &mut dyn Connection, status: u16, headers: &str, body: &[u8]) -> io::Result<()> {
-    to.write_all(&[&head(status, headers, body.len()), body].concat())
+/// dstack's 400: pretty-printed JSON.
+fn error(text: &str) -> Reply {
+    let body = format!("{:#}", serde_json::json!({ "error": text }));
+    Reply::status(400).with_body(JSON, body)
 }

@@ -1,83 +1,54 @@
-//! The ways in which the mock's servers can misbehave over HTTP.
+//! Fault injection for the mocks that serve plain HTTP: the PCCS and Trust Authority.
 
-use std::io;
-use std::time::Duration;
+use super::http::{Delivery, HTML, Reply};
 
-use super::http::{Connection, HUGE, Stop, head, send_huge};
-
-/// Longest time that [`Behaviour::Silent`] and [`Behaviour::Trickle`] hold a connection.
-const LONGEST_HOLD: Duration = Duration::from_secs(60);
-
-/// How a server over HTTP answers.
+/// How a server responds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Behaviour {
-    /// As it should.
+    /// Correctly.
     #[default]
-    Honest,
-    /// Closes each connection without an answer.
-    Down,
-    /// Takes the request and says nothing.
-    Silent,
-    /// Sends one byte of the answer every 100 ms.
+    Normal,
+    /// Closes each connection without a response.
+    Close,
+    /// Reads the request and never responds.
+    Stall,
+    /// Sends the response's body one byte at a time, one every 100 ms.
     Trickle,
-    /// Sends half of the body and closes.
-    HalfBody,
-    /// Declares and sends 100 MB.
-    Huge,
-    /// Sends 100 MB in chunks, without saying before how much it will be.
-    HugeChunked,
-    /// 200 with a page of HTML.
+    /// Sends half of the body and closes the connection.
+    TruncatedBody,
+    /// Declares and sends a body of 100 MiB.
+    Oversized,
+    /// Sends a chunked body of 100 MiB, so that its size is not declared.
+    OversizedChunked,
+    /// Responds 200 with an HTML page.
     Html,
-    /// This status, without a body.
+    /// Responds with this status and no body.
     Status(u16),
-    /// The right body without the headers that belong to it.
-    NoHeader,
-    /// Sends a redirect to another host.
+    /// Sends the correct body without the headers that belong to it.
+    MissingHeader,
+    /// Redirects to another port.
     Redirect,
 }
 
 impl Behaviour {
-    /// Answers 200 with `body` and `headers`, each with a line end, in this way.
-    pub(super) fn answer(
-        self,
-        to: &mut dyn Connection,
-        stop: &Stop,
-        headers: &str,
-        body: &[u8],
-    ) -> io::Result<()> {
+    /// `reply`, with this fault.
+    pub(super) fn apply(self, reply: Reply) -> Reply {
+        let delivered = |delivery, reply| Reply { delivery, ..reply };
         match self {
-            Self::Honest => to.write_all(&[&head(200, headers, body.len()), body].concat()),
-            Self::NoHeader => to.write_all(&[&head(200, "", body.len()), body].concat()),
-            Self::Down => Ok(()),
-            Self::Silent => stop.hold(LONGEST_HOLD, |_| Ok(false)),
-            Self::Trickle => {
-                let bytes = [&head(200, headers, body.len()), body].concat();
-                let mut bytes = bytes.iter();
-                stop.hold(LONGEST_HOLD, |slice| match slice % 5 {
-                    0 => bytes
-                        .next()
-                        .map_or(Ok(true), |byte| to.write_all(&[*byte]).map(|()| false)),
-                    _ => Ok(false),
-                })
-            }
-            Self::HalfBody => {
-                let half = body.get(..body.len() / 2).unwrap_or_default();
-                to.write_all(&[&head(200, headers, body.len()), half].concat())
-            }
-            Self::Huge => {
-                to.write_all(&head(200, headers, HUGE))?;
-                send_huge(to, b"")
-            }
-            Self::HugeChunked => {
-                to.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")?;
-                send_huge(to, b"10000\r\n")
-            }
-            Self::Html => {
-                let page = b"<!DOCTYPE html><title>captive portal</title>";
-                to.write_all(&[&head(200, headers, page.len()), &page[..]].concat())
-            }
-            Self::Status(status) => to.write_all(&head(status, "", 0)),
-            Self::Redirect => to.write_all(&head(302, "location: http://127.0.0.1:1/\r\n", 0)),
+            Self::Normal => reply,
+            Self::Close => delivered(Delivery::Close, reply),
+            Self::Stall => delivered(Delivery::Stall, reply),
+            Self::Trickle => delivered(Delivery::Trickle, reply),
+            Self::TruncatedBody => delivered(Delivery::Truncate, reply),
+            Self::Oversized => delivered(Delivery::Oversized, reply),
+            Self::OversizedChunked => delivered(Delivery::OversizedChunked, reply),
+            Self::Html => reply.with_body(HTML, "<!DOCTYPE html><title>captive portal</title>"),
+            Self::Status(status) => Reply::status(status),
+            Self::MissingHeader => Reply {
+                body: reply.body,
+                ..Reply::default()
+            },
+            Self::Redirect => Reply::redirect(),
         }
     }
 }

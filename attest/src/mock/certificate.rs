@@ -1,4 +1,4 @@
-//! Leaf certificates as dstack's guest agent hands them out.
+//! Leaf certificates as dstack's guest agent issues them.
 
 use rcgen::{
     CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyUsagePurpose,
@@ -6,9 +6,9 @@ use rcgen::{
 
 use super::pki::params;
 use super::platform::tlv;
-use super::{Binding, Envelope, Evidence, Key, Machine, MockError, Pki, Validity};
+use super::{Binding, Envelope, Evidence, Key, MockError, Pki, Platform, Validity};
 
-/// 1.3.6.1.4.1.62397.1, under which dstack's extensions are. [dstack `ra-tls/src/oids.rs`]
+/// 1.3.6.1.4.1.62397.1, the arc of dstack's extensions. [dstack `ra-tls/src/oids.rs`]
 const DSTACK_ARC: [u64; 8] = [1, 3, 6, 1, 4, 1, 62_397, 1];
 const QUOTE: u64 = 1;
 const EVENT_LOG: u64 = 2;
@@ -18,33 +18,33 @@ const ATTESTATION: u64 = 8;
 const APP_INFO: u64 = 9;
 const OCTET_STRING: u8 = 0x04;
 
-/// What a leaf has besides its evidence.
+/// The contents of a leaf besides its evidence.
 #[derive(Clone, Debug)]
 pub struct LeafOptions {
     /// Common name of the subject.
     pub subject: String,
-    /// DNS names and IP addresses.
+    /// Subject alternative names: DNS names and IP addresses.
     pub alt_names: Vec<String>,
-    /// For which time.
+    /// notBefore and notAfter.
     pub validity: Validity,
-    /// Which certificate of this subject: another number is another serial number.
+    /// Distinguishes certificates of one subject: another number gives another serial number.
     pub number: u64,
     /// Extended key usage: TLS server.
     pub server: bool,
     /// Extended key usage: TLS client.
     pub client: bool,
-    /// `.3`, app id: proves nothing.
+    /// Extension `.3`, the app id. It proves nothing.
     pub app_id: Option<Vec<u8>>,
-    /// `.4`, what the certificate is for.
+    /// Extension `.4`, the usage of the certificate.
     pub usage: Option<String>,
-    /// `.9`, app info: proves nothing.
+    /// Extension `.9`, app info. It proves nothing.
     pub app_info: Option<Vec<u8>>,
-    /// Replaces the content of `.8`, for malformed evidence.
+    /// Replaces the content of extension `.8`, to test malformed evidence.
     pub attestation: Option<Vec<u8>>,
 }
 
 impl Default for LeafOptions {
-    /// Client and server of `localhost` and 127.0.0.1, from 2020 to 2049.
+    /// For client and server, with the names `localhost` and 127.0.0.1, valid from 2020 to 2049.
     fn default() -> Self {
         Self {
             subject: "mock.teesql.invalid".to_owned(),
@@ -61,7 +61,7 @@ impl Default for LeafOptions {
     }
 }
 
-/// A leaf with its key and CA.
+/// A leaf with its key and issuer.
 #[derive(Clone, Debug)]
 pub struct Certificate {
     der: Vec<u8>,
@@ -73,21 +73,21 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// A leaf for `key`, issued by the KMS CA of `pki`, with a quote of `machine` in it.
+    /// Issues a leaf for `key` by the KMS CA of `pki`, with a quote of `platform`.
     ///
     /// # Errors
-    /// [`MockError`] for options that cannot be written: a name that is no DNS name, a date after the
-    /// year 9999, evidence above 64 KiB.
+    /// [`MockError`] for options that cannot be written: an invalid DNS name, a date after the year 9999,
+    /// evidence of more than 64 KiB.
     pub fn issue(
         pki: &Pki,
-        machine: &Machine,
+        platform: &Platform,
         key: &Key,
         evidence: &Evidence,
         leaf: &LeafOptions,
     ) -> Result<Self, MockError> {
         let quote = match evidence.envelope {
             Envelope::None => None,
-            _ => Some(evidence.quote(machine, key)?),
+            _ => Some(evidence.quote(platform, key)?),
         };
         let serial = match leaf.number {
             0 => format!("leaf {}", leaf.subject),
@@ -142,7 +142,7 @@ impl Certificate {
         &self.pem
     }
 
-    /// Leaf and KMS CA in PEM, as the guest agent gives them.
+    /// Leaf and KMS CA in PEM, concatenated.
     #[must_use]
     pub fn chain_pem(&self) -> String {
         format!("{}{}", self.pem, self.ca_pem)
@@ -154,7 +154,7 @@ impl Certificate {
         [&self.der, &self.ca_der]
     }
 
-    /// The quote in the evidence.
+    /// The quote in the evidence, if there is any.
     #[must_use]
     pub fn quote(&self) -> Option<&[u8]> {
         self.quote.as_deref()
@@ -167,7 +167,7 @@ impl Certificate {
     }
 }
 
-/// Extension arcs and their contents, in the order in which dstack writes them.
+/// Extension numbers and contents, in dstack's order.
 fn extensions(
     evidence: &Evidence,
     leaf: &LeafOptions,

@@ -1,108 +1,18 @@
-//! The mock "Intel"'s collateral: signed JSON and CRLs, with any dates and revocations.
+//! The mock PKI's collateral: signed JSON and CRLs, with any dates and revocations.
 
 use dcap_qvl::QuoteCollateralV3;
 use rcgen::{
     CertificateRevocationListParams, KeyIdMethod, RevocationReason, RevokedCertParams, SerialNumber,
 };
 
+use super::options::{CollateralOptions, Revoked};
 use super::pki::{Ca, date, serial};
-use super::platform::DEFAULT_FMSPC;
 use super::tcb::{qe_identity, tcb_info};
 use super::{MockError, Pki, Validity};
-use crate::collateral::{CaType, Collateral, CollateralError, CollateralKey, Fmspc};
-
-/// Seconds for which Intel's TCB info, QE identity and PCK CRL hold: 30 days.
-const THIRTY_DAYS: u64 = 30 * 86_400;
-/// Seconds for which Intel's root CRL holds: about a year.
-const ONE_YEAR: u64 = 365 * 86_400;
-
-/// Which technology the collateral is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Tee {
-    /// TDX: what this project uses.
-    #[default]
-    Tdx,
-    /// SGX: for the tests that it is refused.
-    Sgx,
-}
-
-/// What the CRLs revoke.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Revoked {
-    /// The PCK certificate of the machine with this name, by the PCK CRL.
-    pub machine: Option<&'static str>,
-    /// The PCK CA of the collateral, by the root CRL.
-    pub pck_ca: bool,
-    /// The TCB signing certificate, by the root CRL.
-    pub tcb_signer: bool,
-    /// The root itself, by its own CRL.
-    pub root: bool,
-}
-
-/// What collateral to make.
-#[derive(Clone, Debug)]
-pub struct CollateralOptions {
-    /// For which platform family.
-    pub fmspc: Fmspc,
-    /// For which PCK CA.
-    pub ca: CaType,
-    /// For which technology.
-    pub tee: Tee,
-    /// tcbEvaluationDataNumber of both documents.
-    pub evaluation_number: u32,
-    /// Whether a TCB recovery has made the best platform level OutOfDate.
-    pub recovery: bool,
-    /// issueDate and nextUpdate of the TCB info.
-    pub tcb_info: Validity,
-    /// issueDate and nextUpdate of the QE identity.
-    pub qe_identity: Validity,
-    /// thisUpdate and nextUpdate of the root CRL.
-    pub root_crl: Validity,
-    /// thisUpdate and nextUpdate of the PCK CRL.
-    pub pck_crl: Validity,
-    /// What is revoked.
-    pub revoked: Revoked,
-}
-
-impl CollateralOptions {
-    /// Fresh collateral at `now` (unix seconds): issued an hour ago, and good for 30 days.
-    #[must_use]
-    pub fn at(now: u64) -> Self {
-        let from = now.saturating_sub(3_600);
-        let month = Validity {
-            from,
-            until: from + THIRTY_DAYS,
-        };
-        Self {
-            fmspc: DEFAULT_FMSPC,
-            ca: CaType::Platform,
-            tee: Tee::Tdx,
-            evaluation_number: 17,
-            recovery: false,
-            tcb_info: month,
-            qe_identity: month,
-            root_crl: Validity {
-                from,
-                until: from + ONE_YEAR,
-            },
-            pck_crl: month,
-            revoked: Revoked::default(),
-        }
-    }
-
-    /// The same, for another platform family and CA.
-    #[must_use]
-    pub fn for_key(self, key: CollateralKey) -> Self {
-        Self {
-            fmspc: key.fmspc,
-            ca: key.ca,
-            ..self
-        }
-    }
-}
+use crate::collateral::{Collateral, CollateralError};
 
 impl Pki {
-    /// Signed collateral as dcap-qvl takes it.
+    /// Signs collateral, in dcap-qvl's form.
     ///
     /// # Errors
     /// [`MockError::Date`] for a date after the year 9999; [`MockError::Certificate`] for a CRL whose
@@ -130,10 +40,10 @@ impl Pki {
         })
     }
 
-    /// The same, parsed as the collateral store holds it.
+    /// The same, parsed as for the collateral store.
     ///
     /// # Errors
-    /// As [`Pki::collateral`], or [`MockError::Evidence`] for options that are not for TDX.
+    /// The errors of [`Pki::collateral`], and [`MockError::Evidence`] for collateral that is not for TDX.
     pub fn parsed_collateral(&self, options: &CollateralOptions) -> Result<Collateral, MockError> {
         Collateral::parse(self.collateral(options)?)
             .map_err(|error: CollateralError| MockError::Evidence(error.to_string()))
@@ -145,7 +55,7 @@ impl Pki {
             pck_ca,
             tcb_signer,
             root,
-            machine: _,
+            platform: _,
         } = options.revoked;
         [
             (pck_ca, ca.as_str()),
@@ -159,14 +69,14 @@ impl Pki {
     }
 
     fn revoked_by_pck_ca(&self, options: &CollateralOptions) -> Vec<SerialNumber> {
-        // An unrelated entry is always there: Intel's list is never empty.
-        let machine = options
+        // Intel's list is never empty, so an unrelated entry is always present.
+        let platform = options
             .revoked
-            .machine
+            .platform
             .map(|name| serial(&self.seed, &format!("pck {name}")));
         [serial(&self.seed, "a PCK certificate of old")]
             .into_iter()
-            .chain(machine)
+            .chain(platform)
             .collect()
     }
 }

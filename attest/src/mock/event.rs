@@ -1,36 +1,36 @@
-//! Events of a dstack guest, and what they make of RTMR3.
+//! Runtime events of a dstack guest, and their replay into RTMR3.
 
 use serde::Serialize;
 use sha2::{Digest, Sha384};
 
 use super::MockError;
 
-/// The event after which all events are the application's own.
+/// The name of the event after which all events come from the application.
 pub const SYSTEM_READY: &str = "system-ready";
 
-/// Event type of dstack's runtime events. [dstack `cc-eventlog`, `DSTACK_RUNTIME_EVENT_TYPE`]
+/// Type of dstack's runtime events. [dstack `cc-eventlog`, `DSTACK_RUNTIME_EVENT_TYPE`]
 pub(super) const RUNTIME_EVENT: u32 = 0x0800_0001;
 
-/// How the digest of a runtime event is made.
+/// How the digest of a runtime event is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DigestVersion {
     /// SHA-384 of `type (u32 LE) ":" name ":" payload`.
     #[default]
     V1,
-    /// SHA-384 of the canonical JSON of name, payload (hex) and type.
+    /// SHA-384 of the canonical JSON (RFC 8785) of name, payload (hex) and type.
     V2,
 }
 
 /// A runtime event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// Its name.
+    /// The event's name.
     pub name: String,
-    /// Its payload.
+    /// The event's payload.
     pub payload: Vec<u8>,
 }
 
-/// The order of the fields is the canonical one (RFC 8785): by name.
+/// Fields are in canonical order (RFC 8785): sorted by name.
 #[derive(Serialize)]
 struct CanonicalEvent<'a> {
     name: &'a str,
@@ -39,7 +39,7 @@ struct CanonicalEvent<'a> {
 }
 
 impl Event {
-    /// An event.
+    /// Creates an event.
     #[must_use]
     pub fn new(name: &str, payload: &[u8]) -> Self {
         Self {
@@ -48,10 +48,10 @@ impl Event {
         }
     }
 
-    /// The digest that RTMR3 is extended with.
+    /// The digest with which RTMR3 is extended.
     ///
     /// # Errors
-    /// [`MockError::Evidence`] if the name cannot be written as JSON: never.
+    /// [`MockError::Evidence`] if the name cannot be written as JSON, which does not occur.
     pub fn digest(&self, version: DigestVersion) -> Result<[u8; 48], MockError> {
         let hash = Sha384::new();
         let hash = match version {

@@ -1,7 +1,8 @@
-//! What a guest says of itself, in each of dstack's envelopes.
+//! A guest's evidence, in each of dstack's envelopes.
 //!
-//! Formats as recorded from dstack 0.6.0 (the certificate's attestation is "stripped": runtime events
-//! without digests) and as its sources have them (`dstack-attest/src/v1.rs`, `cc-eventlog`).
+//! The formats are those recorded from dstack 0.6.0 and those of its sources
+//! (`dstack-attest/src/v1.rs`, `cc-eventlog`). The attestation in a certificate is "stripped": its runtime
+//! events have no digests.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -9,55 +10,55 @@ use parity_scale_codec::Encode;
 use serde::{Serialize, Serializer};
 
 use super::event::{RUNTIME_EVENT, replay};
-use super::{DigestVersion, Event, Key, Machine, MockError, SYSTEM_READY, TdReport};
+use super::{DigestVersion, Event, Key, MockError, Platform, SYSTEM_READY, TdReport};
 
-/// In which extension, and how, a certificate carries evidence.
+/// The certificate extensions that carry the evidence, and their encoding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Envelope {
     /// `.8`, SCALE.
     V0,
-    /// `.8`, msgpack: what dstack 0.6 makes.
+    /// `.8`, msgpack: dstack 0.6.
     #[default]
     V1,
     /// `.1` and `.2`: the bare quote, and the event log in JSON.
     Legacy,
     /// `.1`, `.2` and `.8` in V1.
     Both,
-    /// Nothing: an ordinary certificate.
+    /// None: an ordinary certificate.
     None,
 }
 
-/// How V1 writes bytes of events.
+/// How V1 encodes event payloads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PayloadForm {
-    /// msgpack bin: as recorded from dstack 0.6.0.
+    /// As msgpack bin. [recorded from dstack 0.6.0]
     #[default]
     Bin,
-    /// Runtime events' payload as base64 text: dstack's later sources.
+    /// In runtime events as base64 text. [later dstack sources]
     Base64,
 }
 
-/// What the quote's report data is.
+/// The report data of the quote.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Binding {
-    /// Bound to the key of the certificate, as it must be.
+    /// Bound to the certificate's key, as it must be.
     #[default]
     Own,
-    /// Any other 64 bytes: another key's ([`Key::report_data`]), zeros, ….
+    /// Any other 64 bytes, such as another key's ([`Key::report_data`]).
     Bytes([u8; 64]),
 }
 
-/// What the quote's RTMR3 is.
+/// RTMR3 of the quote.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Rtmr3 {
-    /// What the events give, as it must be.
+    /// The replay of the events, as it must be.
     #[default]
     Replayed,
-    /// Something else.
+    /// Any other value.
     Bytes([u8; 48]),
 }
 
-/// What a guest says of itself.
+/// A guest's evidence.
 #[derive(Clone, Debug)]
 pub struct Evidence {
     /// Envelope of the certificate.
@@ -74,24 +75,24 @@ pub struct Evidence {
     pub key_provider: Vec<u8>,
     /// Events just before `system-ready`.
     pub before_ready: Vec<Event>,
-    /// Whether there is a `system-ready`.
+    /// Whether the log has a `system-ready` event.
     pub ready: bool,
-    /// Events after `system-ready`: the application's own.
+    /// Events after `system-ready`, which come from the application.
     pub after_ready: Vec<Event>,
-    /// How event digests are made, and which version the runtime events of V1 name.
+    /// How event digests are computed, and the version in V1's runtime events.
     pub digests: DigestVersion,
-    /// How V1 writes payloads.
+    /// How V1 encodes payloads.
     pub payloads: PayloadForm,
     /// RTMR3 of the quote.
     pub rtmr3: Rtmr3,
     /// Report data of the quote.
     pub binding: Binding,
-    /// The rest of the report; its RTMR3 and report data come from the two above.
+    /// The rest of the report. `rtmr3` and `binding` override its RTMR3 and report data.
     pub report: TdReport,
 }
 
 impl Default for Evidence {
-    /// A guest that everything is right with, in V1.
+    /// A guest without faults, in V1.
     fn default() -> Self {
         Self {
             envelope: Envelope::default(),
@@ -112,11 +113,11 @@ impl Default for Evidence {
     }
 }
 
-/// A boot event as a stripped log has it: with a digest, without payload.
+/// A boot event as in a stripped log: with a digest and without payload.
 const ACPI_DATA: (u32, u32, [u8; 48]) = (0, 10, [0xac; 48]);
 
 impl Evidence {
-    /// All runtime events in their order, as dstack's guests log them.
+    /// All runtime events, in the order of a dstack guest.
     #[must_use]
     pub fn events(&self) -> Vec<Event> {
         let mut events = vec![
@@ -137,11 +138,11 @@ impl Evidence {
         events
     }
 
-    /// A quote over this evidence, for a certificate of `key`.
+    /// Makes a quote over this evidence for a certificate of `key`.
     ///
     /// # Errors
-    /// [`MockError`]; not seen.
-    pub fn quote(&self, machine: &Machine, key: &Key) -> Result<Vec<u8>, MockError> {
+    /// [`MockError`], which does not occur.
+    pub fn quote(&self, platform: &Platform, key: &Key) -> Result<Vec<u8>, MockError> {
         let report_data = match &self.binding {
             Binding::Own => key.report_data(),
             Binding::Bytes(bytes) => *bytes,
@@ -150,16 +151,16 @@ impl Evidence {
             Rtmr3::Replayed => replay(&self.events(), self.digests)?,
             Rtmr3::Bytes(bytes) => *bytes,
         };
-        machine.quote(&TdReport {
+        platform.quote(&TdReport {
             report_data,
             rtmr3,
             ..self.report.clone()
         })
     }
 
-    /// `.8` in V0: SCALE.
+    /// The content of `.8` in V0: SCALE.
     ///
-    /// V0 has no field for the version of event digests, as dstack's has not.
+    /// Like dstack's, it has no field for the version of event digests.
     #[must_use]
     pub fn v0(&self, quote: &[u8], report_data: [u8; 64]) -> Vec<u8> {
         let (imr, kind, digest) = ACPI_DATA;
@@ -182,10 +183,10 @@ impl Evidence {
         (0u8, 0u8, quote, log, runtime, report_data, self.config()).encode()
     }
 
-    /// `.8` in V1: msgpack.
+    /// The content of `.8` in V1: msgpack.
     ///
     /// # Errors
-    /// [`MockError::Evidence`]; not seen.
+    /// [`MockError::Evidence`] if it cannot be encoded, which does not occur.
     pub fn v1(&self, quote: &[u8], report_data: [u8; 64]) -> Result<Vec<u8>, MockError> {
         let (imr, event_type, digest) = ACPI_DATA;
         let mut event_log = vec![LogEvent {
@@ -209,7 +210,7 @@ impl Evidence {
                 version,
             })
             .collect();
-        let stack = Stack {
+        let stack = StackEvidence {
             report_data: report_data.to_vec(),
             runtime_events,
             config: self.config(),
@@ -218,7 +219,7 @@ impl Evidence {
             version: 1,
             platform: Tagged {
                 kind: "tdx",
-                data: Platform { quote, event_log },
+                data: PlatformEvidence { quote, event_log },
             },
             stack: Tagged {
                 kind: "dstack",
@@ -228,10 +229,10 @@ impl Evidence {
         rmp_serde::to_vec_named(&attestation).map_err(|e| MockError::Evidence(e.to_string()))
     }
 
-    /// `.2`: the event log in JSON, bytes as hex, digests included.
+    /// The content of `.2`: the event log in JSON, with digests, bytes as hex.
     ///
     /// # Errors
-    /// [`MockError::Evidence`]; not seen.
+    /// [`MockError::Evidence`] if it cannot be encoded, which does not occur.
     pub fn legacy_event_log(&self) -> Result<Vec<u8>, MockError> {
         let log = self
             .events()
@@ -263,8 +264,8 @@ impl Evidence {
 #[derive(Serialize)]
 struct Attestation<'a> {
     version: u64,
-    platform: Tagged<Platform<'a>>,
-    stack: Tagged<Stack<'a>>,
+    platform: Tagged<PlatformEvidence<'a>>,
+    stack: Tagged<StackEvidence<'a>>,
 }
 
 #[derive(Serialize)]
@@ -274,14 +275,14 @@ struct Tagged<T> {
 }
 
 #[derive(Serialize)]
-struct Platform<'a> {
-    /// serde writes a slice of `u8` as an array of integers: what dstack does too.
+struct PlatformEvidence<'a> {
+    /// serde encodes a slice of `u8` as an array of integers, and so does dstack.
     quote: &'a [u8],
     event_log: Vec<LogEvent<'a>>,
 }
 
 #[derive(Serialize)]
-struct Stack<'a> {
+struct StackEvidence<'a> {
     report_data: Vec<u8>,
     runtime_events: Vec<RuntimeEvent<'a>>,
     config: String,
@@ -323,7 +324,7 @@ enum Payload<'a> {
     Text(String),
 }
 
-/// Bytes as msgpack bin.
+/// Bytes, encoded as msgpack bin.
 struct Bin<'a>(&'a [u8]);
 
 impl Serialize for Bin<'_> {

@@ -1,4 +1,4 @@
-//! P-256 keys that follow from a seed, with deterministic signatures.
+//! P-256 keys derived from a seed, with deterministic signatures (RFC 6979).
 
 use p256::ecdsa::signature::Signer;
 use p256::ecdsa::{Signature, SigningKey};
@@ -8,10 +8,10 @@ use sha2::{Digest, Sha256, Sha512};
 
 use super::MockError;
 
-/// Tries for a number below the curve's order: each fails with probability 2^-32.
+/// Attempts to find a scalar below the curve's order. Each fails with a probability of 2^-32.
 const MAX_TRIES: u8 = 8;
 
-/// A P-256 key pair. Public test material: there is nothing to protect.
+/// A P-256 key pair. It is public test material and needs no protection.
 #[derive(Clone)]
 pub struct Key {
     signing: SigningKey,
@@ -20,7 +20,7 @@ pub struct Key {
 }
 
 impl Key {
-    /// The key that `seed` and `label` give, always the same.
+    /// Derives the key of `seed` and `label`. The result is always the same.
     ///
     /// # Errors
     /// [`MockError::Key`] with a probability of 2^-256.
@@ -39,10 +39,10 @@ impl Key {
         Err(MockError::Key("no scalar below the order".to_owned()))
     }
 
-    /// A key that somebody else made, as PKCS#8 in PEM.
+    /// Reads a key from PKCS#8 in PEM.
     ///
     /// # Errors
-    /// [`MockError::Key`] if it is no P-256 key.
+    /// [`MockError::Key`] if it is not a P-256 key.
     pub fn from_pkcs8_pem(pem: &str) -> Result<Self, MockError> {
         use p256::pkcs8::DecodePrivateKey;
         let key = SigningKey::from_pkcs8_pem(pem).map_err(|e| MockError::Key(e.to_string()))?;
@@ -58,19 +58,19 @@ impl Key {
         Self { signing, point }
     }
 
-    /// PKCS#8 in PEM, as the guest agent gives it.
+    /// The key as PKCS#8 in PEM.
     ///
     /// # Errors
-    /// [`MockError::Key`]; not seen for P-256.
+    /// [`MockError::Key`], which does not occur for P-256.
     pub fn to_pkcs8_pem(&self) -> Result<String, MockError> {
         let pem = self.signing.to_pkcs8_pem(LineEnding::LF);
         Ok(pem.map_err(|e| MockError::Key(e.to_string()))?.to_string())
     }
 
-    /// PKCS#8 in DER.
+    /// The key as PKCS#8 in DER.
     ///
     /// # Errors
-    /// [`MockError::Key`]; not seen for P-256.
+    /// [`MockError::Key`], which does not occur for P-256.
     pub fn to_pkcs8_der(&self) -> Result<Vec<u8>, MockError> {
         let der = self.signing.to_pkcs8_der();
         Ok(der
@@ -79,7 +79,7 @@ impl Key {
             .to_vec())
     }
 
-    /// SubjectPublicKeyInfo in DER: 91 bytes.
+    /// The SubjectPublicKeyInfo in DER: 91 bytes.
     #[must_use]
     pub fn spki_der(&self) -> Vec<u8> {
         self.subject_public_key_info()
@@ -96,14 +96,14 @@ impl Key {
             .into()
     }
 
-    /// `r || s` over SHA-256 of `message`, as quotes and Intel's JSON have it.
+    /// Signs SHA-256 of `message`. Returns `r || s`, the form used in quotes and Intel's JSON.
     #[must_use]
     pub fn sign_raw(&self, message: &[u8]) -> [u8; 64] {
         let signature: Signature = self.signing.sign(message);
         signature.to_bytes().into()
     }
 
-    /// `x || y`, as quotes have it.
+    /// `x || y`, the form used in quotes.
     pub(super) fn raw_public(&self) -> &[u8] {
         self.point.get(1..).unwrap_or_default()
     }
@@ -126,7 +126,7 @@ impl rcgen::SigningKey for Key {
     }
 }
 
-/// Shows the public half only.
+/// Shows only a part of the public key.
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(

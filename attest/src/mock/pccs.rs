@@ -1,21 +1,27 @@
-//! A PCCS over HTTP on loopback, that can be told to misbehave.
+//! A PCCS over HTTP on loopback, with fault injection.
 //!
-//! It answers the paths of Intel's PCS v4 that dcap-qvl's own client asks for, as Intel's PCCS does:
-//! issuer chains URL-encoded in headers, the root CRL as hex text. It closes each connection after its
-//! answer, counts what it was asked, and stops when dropped.
+//! It exists so that the collateral client can be tested without Intel's service. It serves the paths of
+//! Intel's PCS v4 that dcap-qvl's own client requests, in the format of Intel's PCCS: issuer chains are
+//! URL-encoded in headers, and the root CRL is hex text. It serves one request per connection, counts
+//! requests, and stops when dropped.
 
-use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use dcap_qvl::QuoteCollateralV3;
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::{Request, Uri};
 
 use super::MockError;
 use super::behaviour::Behaviour;
-use super::http::{Connection, Handler, Request, Server, Stop, head};
+use super::http::{Handler, JSON, Reply, Server};
 use crate::collateral::CollateralKey;
 
-/// What a PCCS is asked for.
+const CRL: HeaderValue = HeaderValue::from_static("application/pkix-crl");
+const HEX: HeaderValue = HeaderValue::from_static("text/plain");
+
+/// A resource of Intel's PCS API v4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {
     /// `tdx/certification/v4/tcb`.
@@ -28,128 +34,118 @@ pub enum Resource {
     RootCrl,
 }
 
-/// What an honest PCCS knows.
+/// The collateral that a [`Pccs`] serves.
 #[derive(Clone, Debug, Default)]
-pub struct PccsAnswers {
+pub struct PccsResponses {
     known: Vec<(CollateralKey, QuoteCollateralV3)>,
 }
 
-impl PccsAnswers {
-    /// Nothing: 404 for everything.
+impl PccsResponses {
+    /// No collateral: every request is answered 404.
     #[must_use]
-    pub fn none() -> Self {
+    pub fn empty() -> Self {
         Self::default()
     }
 
-    /// `collateral` for `key`, besides what is known already.
+    /// Adds `collateral` for `key`.
     #[must_use]
     pub fn with(mut self, key: CollateralKey, collateral: QuoteCollateralV3) -> Self {
         self.known.push((key, collateral));
         self
     }
 
-    fn by(&self, wanted: impl Fn(&CollateralKey) -> bool) -> Option<&QuoteCollateralV3> {
+    fn first(&self, matches: impl Fn(&CollateralKey) -> bool) -> Option<&QuoteCollateralV3> {
         let mut known = self.known.iter();
         known
-            .find(|(key, _)| wanted(key))
+            .find(|(key, _)| matches(key))
             .map(|(_, collateral)| collateral)
     }
 
-    /// What the target of a request asks for, and the answer; `None` for a 404.
-    fn find(&self, target: &str) -> Option<(Resource, Answer)> {
-        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    /// The resource that a request names, and the response; `None` for a 404.
+    fn find(&self, uri: &Uri) -> Option<(Resource, Reply)> {
+        let query = uri.query().unwrap_or_default();
         let parameter = |name: &str| {
             let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
             pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
         };
-        Some(match path {
+        Some(match uri.path() {
             "/tdx/certification/v4/tcb" => {
                 let fmspc = parameter("fmspc")?;
-                let known = self.by(|key| key.fmspc.to_string() == fmspc)?;
-                (Resource::TcbInfo, Answer::tcb_info(known))
+                let known = self.first(|key| key.fmspc.to_string() == fmspc)?;
+                (Resource::TcbInfo, tcb_info(known))
             }
-            "/tdx/certification/v4/qe/identity" => (
-                Resource::QeIdentity,
-                Answer::qe_identity(self.by(|_| true)?),
-            ),
+            "/tdx/certification/v4/qe/identity" => {
+                (Resource::QeIdentity, qe_identity(self.first(|_| true)?))
+            }
             "/sgx/certification/v4/pckcrl" if parameter("encoding") == Some("der") => {
                 let ca = parameter("ca")?;
-                let known = self.by(|key| key.ca.as_str() == ca)?;
-                (Resource::PckCrl, Answer::pck_crl(known))
+                let known = self.first(|key| key.ca.as_str() == ca)?;
+                (Resource::PckCrl, pck_crl(known))
             }
             "/sgx/certification/v4/rootcacrl" => {
-                (Resource::RootCrl, Answer::root_crl(self.by(|_| true)?))
+                (Resource::RootCrl, root_crl(self.first(|_| true)?))
             }
             _ => return None,
         })
     }
 }
 
-/// The issuer chain with its header's name, and the body.
-struct Answer {
-    chain: Option<(&'static str, String)>,
-    body: Vec<u8>,
+fn tcb_info(known: &QuoteCollateralV3) -> Reply {
+    let body = signed("tcbInfo", &known.tcb_info, &known.tcb_info_signature);
+    let chain = url_encoded(&known.tcb_info_issuer_chain);
+    let name = HeaderName::from_static("tcb-info-issuer-chain");
+    Reply::default()
+        .with_body(JSON, body)
+        .with_header(name, chain)
 }
 
-impl Answer {
-    fn tcb_info(known: &QuoteCollateralV3) -> Self {
-        let chain = known.tcb_info_issuer_chain.clone();
-        Self {
-            chain: Some(("TCB-Info-Issuer-Chain", chain)),
-            body: signed("tcbInfo", &known.tcb_info, &known.tcb_info_signature),
-        }
-    }
-
-    fn qe_identity(known: &QuoteCollateralV3) -> Self {
-        let chain = known.qe_identity_issuer_chain.clone();
-        Self {
-            chain: Some(("SGX-Enclave-Identity-Issuer-Chain", chain)),
-            body: signed(
-                "enclaveIdentity",
-                &known.qe_identity,
-                &known.qe_identity_signature,
-            ),
-        }
-    }
-
-    fn pck_crl(known: &QuoteCollateralV3) -> Self {
-        let chain = known.pck_crl_issuer_chain.clone();
-        Self {
-            chain: Some(("SGX-PCK-CRL-Issuer-Chain", chain)),
-            body: known.pck_crl.clone(),
-        }
-    }
-
-    /// The issuer chain as a line of the head; nothing if there is none.
-    fn chain_header(&self) -> String {
-        let chain = self.chain.as_ref();
-        chain.map_or_else(String::new, |(name, pem)| {
-            format!("{name}: {}\r\n", encode(pem))
-        })
-    }
-
-    /// As hex text: the reference PCCS does so.
-    fn root_crl(known: &QuoteCollateralV3) -> Self {
-        Self {
-            chain: None,
-            body: hex::encode(&known.root_ca_crl).into_bytes(),
-        }
-    }
+fn qe_identity(known: &QuoteCollateralV3) -> Reply {
+    let signature = &known.qe_identity_signature;
+    let body = signed("enclaveIdentity", &known.qe_identity, signature);
+    let chain = url_encoded(&known.qe_identity_issuer_chain);
+    let name = HeaderName::from_static("sgx-enclave-identity-issuer-chain");
+    Reply::default()
+        .with_body(JSON, body)
+        .with_header(name, chain)
 }
 
-fn signed(name: &str, json: &str, signature: &[u8]) -> Vec<u8> {
-    format!(
-        r#"{{"{name}":{json},"signature":"{}"}}"#,
-        hex::encode(signature)
-    )
-    .into_bytes()
+fn pck_crl(known: &QuoteCollateralV3) -> Reply {
+    let chain = url_encoded(&known.pck_crl_issuer_chain);
+    let name = HeaderName::from_static("sgx-pck-crl-issuer-chain");
+    Reply::default()
+        .with_body(CRL, known.pck_crl.clone())
+        .with_header(name, chain)
+}
+
+/// As hex text, like Intel's reference PCCS.
+fn root_crl(known: &QuoteCollateralV3) -> Reply {
+    Reply::default().with_body(HEX, hex::encode(&known.root_ca_crl))
+}
+
+fn signed(name: &str, json: &str, signature: &[u8]) -> String {
+    let signature = hex::encode(signature);
+    format!(r#"{{"{name}":{json},"signature":"{signature}"}}"#)
+}
+
+/// PEM as Intel puts it into a header: every byte but letters and digits is escaped.
+fn url_encoded(pem: &str) -> HeaderValue {
+    let mut encoded = String::new();
+    for byte in pem.bytes() {
+        if byte.is_ascii_alphanumeric() {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    // The escaped text is always a valid header value.
+    HeaderValue::try_from(encoded).unwrap_or(HeaderValue::from_static(""))
 }
 
 #[derive(Default)]
 struct Shared {
     requests: [AtomicUsize; 4],
     behaviour: Mutex<[Behaviour; 4]>,
-    answers: Mutex<PccsAnswers>,
+    responses: Mutex<PccsResponses>,
 }
 
 /// A PCCS that listens on 127.0.0.1 until it is dropped.
@@ -162,10 +158,10 @@ impl Pccs {
     /// Listens on a free port.
     ///
     /// # Errors
-    /// [`MockError::Io`] if there is none, or no thread.
-    pub fn start(answers: PccsAnswers) -> Result<Self, MockError> {
+    /// [`MockError::Io`] if the system has no free port or cannot start a thread.
+    pub fn start(responses: PccsResponses) -> Result<Self, MockError> {
         let shared = Arc::new(Shared {
-            answers: Mutex::new(answers),
+            responses: Mutex::new(responses),
             ..Shared::default()
         });
         let server = Server::tcp("mock-pccs", Arc::clone(&shared))?;
@@ -178,24 +174,24 @@ impl Pccs {
         self.server.address().to_string()
     }
 
-    /// From now on, answers everything like this.
-    pub fn behave(&self, behaviour: Behaviour) {
+    /// Sets the behaviour for all resources.
+    pub fn set_behaviour(&self, behaviour: Behaviour) {
         *lock(&self.shared.behaviour) = [behaviour; 4];
     }
 
-    /// From now on, answers this one like this.
-    pub fn behave_for(&self, resource: Resource, behaviour: Behaviour) {
+    /// Sets the behaviour for one resource.
+    pub fn set_behaviour_for(&self, resource: Resource, behaviour: Behaviour) {
         if let Some(slot) = lock(&self.shared.behaviour).get_mut(resource as usize) {
             *slot = behaviour;
         }
     }
 
-    /// From now on, knows these: newer, expired, or signed by somebody else.
-    pub fn replace(&self, answers: PccsAnswers) {
-        *lock(&self.shared.answers) = answers;
+    /// Replaces the collateral, for example by newer, expired or wrongly signed documents.
+    pub fn set_responses(&self, responses: PccsResponses) {
+        *lock(&self.shared.responses) = responses;
     }
 
-    /// How often it was asked for `resource`.
+    /// The number of requests for `resource` so far.
     #[must_use]
     pub fn requests(&self, resource: Resource) -> usize {
         let count = self.shared.requests.get(resource as usize);
@@ -208,34 +204,17 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Handler for Shared {
-    fn answer(&self, request: &Request, to: &mut dyn Connection, stop: &Stop) -> io::Result<()> {
-        if request.method != "GET" {
-            return Ok(());
+    fn handle(&self, request: &Request<Bytes>) -> Reply {
+        if request.method() != hyper::Method::GET {
+            return Reply::status(405);
         }
-        let found = lock(&self.answers).find(&request.target);
-        let Some((resource, answer)) = found else {
-            return to.write_all(&head(404, "", 0));
+        let Some((resource, reply)) = lock(&self.responses).find(request.uri()) else {
+            return Reply::status(404);
         };
         if let Some(count) = self.requests.get(resource as usize) {
             count.fetch_add(1, Ordering::Relaxed);
         }
-        let behaviour = lock(&self.behaviour)
-            .get(resource as usize)
-            .copied()
-            .unwrap_or_default();
-        behaviour.answer(to, stop, &answer.chain_header(), &answer.body)
+        let behaviour = lock(&self.behaviour).get(resource as usize).copied();
+        behaviour.unwrap_or_default().apply(reply)
     }
-}
-
-/// URL-encodes, as Intel does with PEM in headers.
-fn encode(text: &str) -> String {
-    let mut encoded = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
 }

@@ -1,4 +1,4 @@
-//! The mock "Intel": root CA, PCK CAs and TCB signing certificate; and the mock KMS CA of dstack.
+//! The mock PKI: Intel's root CA, PCK CAs and TCB signing certificate, and dstack's KMS CA.
 
 use rcgen::{
     BasicConstraints, CertificateParams, CrlDistributionPoint, DistinguishedName, DnType, IsCa,
@@ -11,12 +11,12 @@ use crate::collateral::CaType;
 
 /// 2020-01-01T00:00:00Z.
 const PKI_FROM: u64 = 1_577_836_800;
-/// 2049-12-31T23:59:59Z, the end of Intel's own root.
+/// 2049-12-31T23:59:59Z, notAfter of Intel's own root.
 const PKI_UNTIL: u64 = 2_524_607_999;
-/// 9999-12-31T23:59:59Z, the last date that X.509 can write.
+/// 9999-12-31T23:59:59Z, the last date that X.509 can express.
 const LAST_DATE: u64 = 253_402_300_799;
 
-/// A time in which something is valid, in unix seconds, both ends included.
+/// A period of validity in unix seconds. Both ends are included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
     /// notBefore, thisUpdate or issueDate.
@@ -35,7 +35,7 @@ impl Default for Validity {
     }
 }
 
-/// How the certificates of a [`Pki`] are dated.
+/// Validities of a [`Pki`]'s certificates.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PkiOptions {
     /// The root CA.
@@ -46,19 +46,19 @@ pub struct PkiOptions {
     pub tcb_signer: Validity,
     /// The KMS CA.
     pub kms: Validity,
-    /// Which TCB signing certificate of this root signs: another number is another key, as after a
-    /// revocation. [`Revoked::tcb_signer`](super::Revoked::tcb_signer) revokes number 0.
+    /// Number of the TCB signing certificate. Another number has another key, as after a revocation.
+    /// [`Revoked::tcb_signer`](super::Revoked::tcb_signer) revokes number 0.
     pub tcb_signer_number: u8,
 }
 
-/// A CA: its certificate, and what signs with its name and key.
+/// A CA: its certificate, and its name and key for signing.
 pub(super) struct Ca {
     pub(super) der: Vec<u8>,
     pub(super) pem: String,
     pub(super) issuer: Issuer<'static, Key>,
 }
 
-/// The mock "Intel" and the mock KMS, all of it from one seed.
+/// The mock Intel PKI and the mock KMS CA, derived from one seed.
 pub struct Pki {
     pub(super) seed: [u8; 32],
     pub(super) root: Ca,
@@ -70,19 +70,19 @@ pub struct Pki {
 }
 
 impl Pki {
-    /// With certificates that are valid from 2020 to 2049.
+    /// Creates a PKI whose certificates are valid from 2020 to 2049.
     ///
     /// # Errors
-    /// [`MockError`]; not seen.
+    /// [`MockError`], which does not occur.
     pub fn new(seed: &[u8; 32]) -> Result<Self, MockError> {
-        Self::with(seed, &PkiOptions::default())
+        Self::with_options(seed, &PkiOptions::default())
     }
 
-    /// With the dates that `options` says.
+    /// Creates a PKI with `options`.
     ///
     /// # Errors
     /// [`MockError::Date`] for a date after the year 9999.
-    pub fn with(seed: &[u8; 32], options: &PkiOptions) -> Result<Self, MockError> {
+    pub fn with_options(seed: &[u8; 32], options: &PkiOptions) -> Result<Self, MockError> {
         let root = ca(
             seed,
             "root",
@@ -126,7 +126,7 @@ impl Pki {
         })
     }
 
-    /// The root CA in DER: the `dangerous_tdx_root_ca` under which all of this verifies.
+    /// The root CA in DER. Configured as `dangerous_tdx_root_ca`, it makes the mock verify.
     #[must_use]
     pub fn root_der(&self) -> &[u8] {
         &self.root.der
@@ -138,7 +138,7 @@ impl Pki {
         &self.root.pem
     }
 
-    /// The KMS CA in DER: what a client or sidecar pins.
+    /// The KMS CA in DER, for clients and sidecars to pin.
     #[must_use]
     pub fn kms_der(&self) -> &[u8] {
         &self.kms.der
@@ -158,7 +158,7 @@ impl Pki {
     }
 }
 
-/// Certificate parameters with what all certificates here have in common.
+/// Certificate parameters that all certificates here share.
 pub(super) fn params(
     seed: &[u8; 32],
     label: &str,
@@ -171,7 +171,8 @@ pub(super) fn params(
     Ok(params)
 }
 
-/// Twenty bytes, positive, always the same for one label: CRLs are made long after certificates.
+/// A positive serial number of 20 bytes, derived from the label so that a CRL can be made without the
+/// certificate.
 pub(super) fn serial(seed: &[u8; 32], label: &str) -> SerialNumber {
     let digest = Sha256::new()
         .chain_update(b"teesql mock serial\0")
@@ -185,7 +186,7 @@ pub(super) fn serial(seed: &[u8; 32], label: &str) -> SerialNumber {
     SerialNumber::from_slice(&serial)
 }
 
-/// Unix seconds as rcgen wants them.
+/// Converts unix seconds to rcgen's type.
 pub(super) fn date<T>(unix_seconds: u64) -> Result<T, MockError>
 where
     T: From<std::time::SystemTime>,
@@ -198,7 +199,7 @@ where
     ))
 }
 
-/// A name in the order in which Intel writes it: the common name first.
+/// A name in Intel's order, with the common name first.
 pub(super) fn intel_name(common_name: &str) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, common_name);
@@ -207,7 +208,8 @@ pub(super) fn intel_name(common_name: &str) -> DistinguishedName {
     name
 }
 
-/// The extensions of Intel's leaf certificates: AKI, CRL distribution point, SKI, key usage, not a CA.
+/// Adds the extensions of Intel's leaf certificates: AKI, CRL distribution point, SKI, key usage, and
+/// basic constraints without CA.
 pub(super) fn intel_leaf(params: &mut CertificateParams, crl: &str) {
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![

@@ -1,18 +1,16 @@
-//! One platform at one patch level: its PCK certificate, as Intel issues them.
+//! A platform at one patch level, with its PCK certificate in Intel's form.
 
 use rcgen::CustomExtension;
 
+use super::options::DEFAULT_FMSPC;
 use super::pki::{date, intel_leaf, intel_name, params};
 use super::tcb::PCE_SVN;
 use super::{Key, MockError, ModuleLevel, Pki, PlatformLevel, QeLevel, Validity};
 use crate::collateral::{CaType, CollateralKey, Fmspc};
 
-/// The platform family of a mock machine, unless told otherwise. Not one of Intel's.
-pub(super) const DEFAULT_FMSPC: Fmspc = Fmspc([0xf0, 0x7e, 0xe5, 0x01, 0x00, 0x00]);
-
 /// id-ce-sGXExtensions, 1.2.840.113741.1.13.1. [Intel, "SGX PCK Certificate and CRL Profile", 1.4]
 const SGX_EXTENSIONS: [u64; 7] = [1, 2, 840, 113_741, 1, 13, 1];
-/// The same as DER body.
+/// The same OID as the content of a DER value.
 const SGX_EXTENSIONS_DER: [u8; 9] = [0x2a, 0x86, 0x48, 0x86, 0xf8, 0x4d, 0x01, 0x0d, 0x01];
 
 const INTEGER: u8 = 0x02;
@@ -22,33 +20,33 @@ const OID: u8 = 0x06;
 const ENUMERATED: u8 = 0x0a;
 const SEQUENCE: u8 = 0x30;
 
-/// What machine to make.
+/// Options of a platform.
 #[derive(Clone, Debug)]
-pub struct MachineOptions {
-    /// Its name: another name is another machine, with keys and a serial number of its own.
+pub struct PlatformOptions {
+    /// Its name. Another name is another platform with its own keys and serial number.
     pub name: &'static str,
     /// Platform family.
     pub fmspc: Fmspc,
-    /// Which CA issues its PCK certificate.
+    /// The CA that issues its PCK certificate.
     pub ca: CaType,
     /// Patch level of the firmware.
-    pub platform: PlatformLevel,
+    pub level: PlatformLevel,
     /// Patch level of the TDX module.
     pub module: ModuleLevel,
     /// Patch level of the quoting enclave.
     pub qe: QeLevel,
-    /// Dates of the PCK certificate.
+    /// Validity of the PCK certificate.
     pub validity: Validity,
 }
 
-impl Default for MachineOptions {
-    /// Up to date, of the platform CA.
+impl Default for PlatformOptions {
+    /// Up to date, with a certificate of the platform CA.
     fn default() -> Self {
         Self {
             name: "machine 1",
             fmspc: DEFAULT_FMSPC,
             ca: CaType::Platform,
-            platform: PlatformLevel::default(),
+            level: PlatformLevel::default(),
             module: ModuleLevel::default(),
             qe: QeLevel::default(),
             validity: Validity::default(),
@@ -56,33 +54,33 @@ impl Default for MachineOptions {
     }
 }
 
-impl MachineOptions {
-    /// The default machine with its firmware at `level`.
+impl PlatformOptions {
+    /// The default platform with its firmware at `level`.
     #[must_use]
-    pub fn at(level: PlatformLevel) -> Self {
+    pub fn with_level(level: PlatformLevel) -> Self {
         Self {
-            platform: level,
+            level,
             ..Self::default()
         }
     }
 }
 
 /// A platform that can quote.
-pub struct Machine {
-    pub(super) options: MachineOptions,
+pub struct Platform {
+    pub(super) options: PlatformOptions,
     pub(super) pck_key: Key,
     /// The attestation key of its quoting enclave.
     pub(super) attestation_key: Key,
-    /// PCK certificate, PCK CA and root: what certification data of type 5 holds.
+    /// PCK certificate, PCK CA and root: the content of certification data of type 5.
     pub(super) pck_chain_pem: String,
 }
 
-impl Machine {
-    /// A machine whose PCK certificate was issued by the CA of `pki` that `options` names.
+impl Platform {
+    /// Issues the platform's PCK certificate by the CA of `pki` that `options` names.
     ///
     /// # Errors
     /// [`MockError::Date`] for a date after the year 9999.
-    pub fn new(pki: &Pki, options: &MachineOptions) -> Result<Self, MockError> {
+    pub fn new(pki: &Pki, options: &PlatformOptions) -> Result<Self, MockError> {
         let label = format!("pck {}", options.name);
         let pck_key = Key::derive(&pki.seed, &label)?;
         let mut params = params(&pki.seed, &label, options.validity)?;
@@ -104,31 +102,31 @@ impl Machine {
         })
     }
 
-    /// Which collateral judges this machine.
+    /// The key of the collateral for this platform.
     #[must_use]
-    pub fn key(&self) -> CollateralKey {
+    pub fn collateral_key(&self) -> CollateralKey {
         CollateralKey {
             fmspc: self.options.fmspc,
             ca: self.options.ca,
         }
     }
 
-    /// CPUSVN as in the PCK certificate.
+    /// CPUSVN of the PCK certificate.
     pub(super) fn cpu_svn(&self) -> [u8; 16] {
         cpu_svn(&self.options)
     }
 }
 
-fn cpu_svn(options: &MachineOptions) -> [u8; 16] {
+fn cpu_svn(options: &PlatformOptions) -> [u8; 16] {
     let mut svn = [0; 16];
     let (first, _) = svn.split_at_mut(4);
-    first.copy_from_slice(&[options.platform.svn(), 2, 2, 2]);
+    first.copy_from_slice(&[options.level.svn(), 2, 2, 2]);
     svn
 }
 
-/// The content of the SGX extension: PPID, TCB, PCEID, FMSPC, type and, from the platform CA, the
-/// platform instance and its configuration.
-fn sgx_extension(options: &MachineOptions) -> Result<Vec<u8>, MockError> {
+/// The content of the SGX extension: PPID, TCB, PCEID, FMSPC and type. Certificates of the platform CA
+/// also have the platform instance and its configuration.
+fn sgx_extension(options: &PlatformOptions) -> Result<Vec<u8>, MockError> {
     let ppid = Key::derive(&[0; 32], options.name)?.report_data();
     let id = |at: usize| ppid.get(at..at + 16).unwrap_or_default().to_vec();
     let mut fields = vec![
@@ -153,7 +151,7 @@ fn sgx_extension(options: &MachineOptions) -> Result<Vec<u8>, MockError> {
     tlv(SEQUENCE, &fields.concat())
 }
 
-fn tcb_field(options: &MachineOptions) -> Result<Vec<u8>, MockError> {
+fn tcb_field(options: &PlatformOptions) -> Result<Vec<u8>, MockError> {
     let svn = cpu_svn(options);
     let mut fields = Vec::new();
     for (which, component) in (1..).zip(svn) {
@@ -170,7 +168,7 @@ fn entry(arc: &[u8], tag: u8, value: &[u8]) -> Result<Vec<u8>, MockError> {
     tlv(SEQUENCE, &[oid, tlv(tag, value)?].concat())
 }
 
-/// DER's tag, length and value, for values below 64 KiB.
+/// A DER value of less than 64 KiB: tag, length, content.
 pub(super) fn tlv(tag: u8, value: &[u8]) -> Result<Vec<u8>, MockError> {
     let length = u16::try_from(value.len()).map_err(|_| MockError::TooLong("a DER value"))?;
     let [high, low] = length.to_be_bytes();

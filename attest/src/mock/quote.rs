@@ -1,14 +1,14 @@
-//! Quotes, byte by byte as hardware makes them.
+//! Quotes, encoded byte by byte like those of hardware.
 //!
-//! Layouts from Intel's "TDX DCAP Quoting Library API" (versions 4 and 5) and "SGX ECDSA Quote Library
-//! Reference" (version 3). They are written here by hand, not with dcap-qvl's own encoder, so that
-//! encoder and verifier cannot share a mistake. Certification data is of type 6 (QE report) round type 5
-//! (PCK chain), as in every quote that dstack's machines make.
+//! The layouts are from Intel's "TDX DCAP Quoting Library API" (versions 4 and 5) and "SGX ECDSA Quote
+//! Library Reference" (version 3). This module does not use dcap-qvl's encoder, so that encoder and
+//! verifier cannot share a mistake. Certification data is of type 6 (QE report) around type 5 (PCK
+//! chain), as in all quotes of dstack's hosts.
 
 use sha2::{Digest, Sha256};
 
 use super::tcb::{MODULE_SIGNER, PCE_SVN, QE_ATTRIBUTES, QE_SIGNER, qe_prod_id};
-use super::{Machine, MockError, Tee};
+use super::{MockError, Platform, Tee};
 
 /// Intel's QE vendor ID, 939A7233-F79C-4CA9-940A-0DB3957F0607.
 const INTEL_QE_VENDOR: [u8; 16] = [
@@ -18,65 +18,67 @@ const INTEL_QE_VENDOR: [u8; 16] = [
 const KEY_TYPE_P256: u16 = 2;
 const TEE_SGX: u32 = 0;
 const TEE_TDX: u32 = 0x81;
-/// Body types of version 5.
+/// Body type of version 5: TDX 1.0 report.
 const BODY_TD_10: u16 = 2;
+/// Body type of version 5: TDX 1.5 report.
 const BODY_TD_15: u16 = 3;
-/// Certification data: a PEM chain.
+/// Type of certification data: a PEM chain.
 const PCK_CHAIN: u16 = 5;
-/// Certification data: QE report, its signature, and certification data of its own.
+/// Type of certification data: QE report, its signature, and nested certification data.
 const QE_REPORT: u16 = 6;
-/// dcap-qvl takes 32 bytes of QE authentication data and no other length.
+/// QE authentication data. dcap-qvl accepts only a length of 32 bytes.
 const QE_AUTH: [u8; 32] = [0xa5; 32];
 
-/// TD attribute bits that matter here. [Intel TDX Module ABI, "TD attributes"]
+/// TD attribute bit: debug. [Intel TDX Module ABI, "TD attributes"]
 const ATTRIBUTE_DEBUG: u64 = 1;
+/// TD attribute bit: no #VE for pending pages.
 const ATTRIBUTE_SEPT_VE_DISABLE: u64 = 1 << 28;
 
-/// Which quote to make.
+/// Version and report type of a quote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum QuoteFormat {
-    /// Version 4 with a TDX 1.0 report: what dstack's machines make.
+    /// Version 4 with a TDX 1.0 report, as on dstack's hosts.
     #[default]
     V4,
     /// Version 5 with a TDX 1.0 report.
     V5Td10,
     /// Version 5 with a TDX 1.5 report.
     V5Td15,
-    /// Version 3 of SGX: not a TD at all.
+    /// Version 3, SGX: not a TD.
     SgxV3,
 }
 
-/// What the TDX module reports about a guest.
+/// The TDX module's report about a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TdReport {
-    /// Shape of the quote.
+    /// Version and report type of the quote.
     pub format: QuoteFormat,
     /// Measurement of the initial memory.
     pub mrtd: [u8; 48],
     /// Runtime measurement registers 0 to 2: firmware, kernel, command line and initrd.
     pub rtmr: [[u8; 48]; 3],
-    /// Runtime measurement register 3: the application's events.
+    /// Runtime measurement register 3: dstack's runtime events.
     pub rtmr3: [u8; 48],
-    /// 64 bytes of the guest's choice.
+    /// 64 bytes that the guest chooses.
     pub report_data: [u8; 64],
     /// Whether the debug bit is set.
     pub debug: bool,
-    /// Further attribute bits, or-ed to the usual ones.
+    /// Attribute bits to set in addition to the usual ones.
     pub attributes: u64,
     /// MRCONFIGID.
     pub mr_config_id: [u8; 48],
-    /// TEE_TCB_SVN; `None` for what the machine's levels give.
+    /// TEE_TCB_SVN; `None` derives it from the platform's levels.
     pub tee_tcb_svn: Option<[u8; 16]>,
-    /// TEE_TCB_SVN2 of TDX 1.5: the current module after an update below a running guest.
+    /// TEE_TCB_SVN2 of TDX 1.5: the current module, if it was updated below a running guest.
     pub tee_tcb_svn2: Option<[u8; 16]>,
     /// MRSERVICETD of TDX 1.5.
     pub mr_service_td: [u8; 48],
-    /// Certification data type of the PCK chain; hardware gives 5 here.
+    /// Type of the inner certification data; 5 on hardware.
     pub certification: u16,
 }
 
 impl Default for TdReport {
-    /// Version 4, not in debug mode, made-up measurements, report data zero.
+    /// Version 4, not in debug mode, with invented measurements and report data of zeros.
     fn default() -> Self {
         Self {
             format: QuoteFormat::V4,
@@ -95,18 +97,18 @@ impl Default for TdReport {
     }
 }
 
-impl Machine {
-    /// A quote of this machine over `report`, signed.
+impl Platform {
+    /// Signs a quote over `report`.
     ///
     /// # Errors
-    /// [`MockError::TooLong`] for a PCK chain above 4 GiB: never.
+    /// [`MockError::TooLong`] for a PCK chain of more than 4 GiB, which does not occur.
     pub fn quote(&self, report: &TdReport) -> Result<Vec<u8>, MockError> {
         let signed = self.signed_part(report);
         let auth = self.auth_data(report, &signed)?;
         Ok([&signed[..], &length32(&auth)?, &auth].concat())
     }
 
-    /// Header and report: what the attestation key signs.
+    /// Header and report, which the attestation key signs.
     fn signed_part(&self, report: &TdReport) -> Vec<u8> {
         let td = self.td_report_10(report);
         let body = |kind: u16, td: Vec<u8>| {
@@ -160,7 +162,7 @@ impl Machine {
         .concat()
     }
 
-    /// TDX module: its patch level, its major version (1 or 3, as TDX 1.0 and 1.5), late microcode.
+    /// The TDX module's patch level and major version (1 for TDX 1.0, 3 for TDX 1.5), and the microcode.
     fn tee_tcb_svn(&self, report: &TdReport) -> [u8; 16] {
         let version = if report.format == QuoteFormat::V5Td15 {
             3
@@ -200,7 +202,7 @@ impl Machine {
         }
     }
 
-    /// The quoting enclave's own report: it vouches for the attestation key.
+    /// The quoting enclave's report, which binds the attestation key.
     fn qe_report(&self, tee: Tee) -> Vec<u8> {
         let bound = Sha256::new()
             .chain_update(self.attestation_key.raw_public())
@@ -213,7 +215,7 @@ impl Machine {
 
 /// 48 bytes. The last 20 are user data: the QE's identifier and four zeros.
 fn header(version: u16, tee: u32) -> Vec<u8> {
-    // Version 3 has the SVNs of QE and PCE here, later versions zeros.
+    // Version 3 has the SVNs of QE and PCE here; later versions have zeros.
     let (qe_svn, pce_svn) = if version == 3 {
         (8, u16::from(PCE_SVN))
     } else {
@@ -232,7 +234,7 @@ fn header(version: u16, tee: u32) -> Vec<u8> {
     .concat()
 }
 
-/// SGX REPORT body: 384 bytes.
+/// The body of an SGX REPORT: 384 bytes.
 fn enclave_report(
     cpu_svn: [u8; 16],
     attributes: [u8; 16],
@@ -257,7 +259,7 @@ fn enclave_report(
     .concat()
 }
 
-/// `bytes` and zeros; what is too much is cut.
+/// Pads `bytes` with zeros, or truncates them.
 fn pad<const N: usize>(bytes: &[u8]) -> [u8; N] {
     let mut padded = [0; N];
     for (to, from) in padded.iter_mut().zip(bytes) {

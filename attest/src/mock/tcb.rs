@@ -1,16 +1,16 @@
-//! Patch levels, and the two JSON documents that judge them: TCB info and QE identity.
+//! Patch levels, and the two JSON documents that rate them: TCB info and QE identity.
 //!
-//! As at Intel, one TCB info judges every platform of a family: a machine is at a level by what its
-//! PCK certificate says of its firmware (CPUSVN) and its quote of its TDX module (TEE_TCB_SVN), so one
-//! PCCS serves up-to-date and outdated machines at once. The JSON is compact, with the fields in
-//! Intel's order; shapes from Intel's "PCS API v4" and from dcap-qvl's `tcb_info.rs`.
+//! As with Intel's, one TCB info covers all platforms of a family. A platform's level follows from its
+//! firmware (CPUSVN in the PCK certificate) and its TDX module (TEE_TCB_SVN in the quote), so one PCCS
+//! serves both up-to-date and outdated platforms. The JSON is compact, with the fields in Intel's order.
+//! Its structure is from Intel's "PCS API v4" and from dcap-qvl's `tcb_info.rs`.
 
 use serde_json::{Value, json};
 
-use super::collateral::{CollateralOptions, Tee};
+use super::options::{CollateralOptions, Tee};
 use crate::collateral::Fmspc;
 
-/// How well patched a platform's firmware is: the status that its CPUSVN gets in the mock TCB info.
+/// Patch level of a platform's firmware, named after the status of its CPUSVN in the mock TCB info.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PlatformLevel {
     /// UpToDate, no advisories.
@@ -26,13 +26,13 @@ pub enum PlatformLevel {
     OutOfDate,
     /// OutOfDateConfigurationNeeded, INTEL-SA-00219 and INTEL-SA-00837.
     OutOfDateConfigurationNeeded,
-    /// Revoked: dcap-qvl refuses it whatever the policy says.
+    /// Revoked: dcap-qvl refuses it under every policy.
     Revoked,
     /// Below every level of the TCB info.
     Unknown,
 }
 
-/// The levels of the TCB info, best first, as Intel lists them.
+/// The levels of the TCB info, best first, in Intel's order.
 const LEVELS: [PlatformLevel; 7] = [
     PlatformLevel::UpToDate,
     PlatformLevel::SwHardeningNeeded,
@@ -44,7 +44,7 @@ const LEVELS: [PlatformLevel; 7] = [
 ];
 
 impl PlatformLevel {
-    /// What dcap-qvl reports for this level; `None` for [`PlatformLevel::Unknown`].
+    /// The status that dcap-qvl reports; `None` for [`PlatformLevel::Unknown`].
     #[must_use]
     pub fn status(self) -> Option<&'static str> {
         Some(match self {
@@ -59,7 +59,7 @@ impl PlatformLevel {
         })
     }
 
-    /// The advisories that the TCB info names for this level.
+    /// The advisories in the TCB info.
     #[must_use]
     pub fn advisories(self) -> &'static [&'static str] {
         match self {
@@ -72,7 +72,7 @@ impl PlatformLevel {
         }
     }
 
-    /// The first CPUSVN component that puts a machine at this level.
+    /// The first CPUSVN component of a platform at this level.
     pub(super) fn svn(self) -> u8 {
         match self {
             Self::UpToDate => 9,
@@ -87,7 +87,7 @@ impl PlatformLevel {
     }
 }
 
-/// How well patched the TDX module of a machine is: the first byte of TEE_TCB_SVN.
+/// Patch level of a platform's TDX module: the first byte of TEE_TCB_SVN.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ModuleLevel {
     /// UpToDate.
@@ -112,7 +112,7 @@ impl ModuleLevel {
     }
 }
 
-/// How well patched the quoting enclave of a machine is: its ISVSVN.
+/// Patch level of a platform's quoting enclave: its ISVSVN.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum QeLevel {
     /// UpToDate.
@@ -137,18 +137,18 @@ impl QeLevel {
     }
 }
 
-/// PCESVN of every mock machine: all levels ask for this much.
+/// PCESVN of all mock platforms, which all levels require.
 pub(super) const PCE_SVN: u8 = 11;
-/// MRSIGNER of the mock TDX module, as in a quote. Intel's own is zero.
+/// MRSIGNER of the mock TDX module. Intel's is also zero.
 pub(super) const MODULE_SIGNER: [u8; 48] = [0; 48];
 /// MRSIGNER of the mock quoting enclaves.
 pub(super) const QE_SIGNER: [u8; 32] = [0x71; 32];
-/// ATTRIBUTES of the mock quoting enclaves: INIT and provisioning key, as Intel's have.
+/// ATTRIBUTES of the mock quoting enclaves: INIT and provisioning key, like Intel's.
 pub(super) const QE_ATTRIBUTES: [u8; 16] = [0x11, 0, 0, 0, 0, 0, 0, 0, 0xe7, 0, 0, 0, 0, 0, 0, 0];
-/// Intel's mask: every flag but MODE64BIT, and nothing of XFRM.
+/// Intel's mask: all flags but MODE64BIT, and none of XFRM.
 const QE_ATTRIBUTES_MASK: &str = "FBFFFFFFFFFFFFFF0000000000000000";
 
-/// ISVPRODID of the quoting enclave: 2 for TDX's, 1 for SGX's.
+/// ISVPRODID of the quoting enclave: 2 for TDX, 1 for SGX.
 pub(super) fn qe_prod_id(tee: Tee) -> u16 {
     match tee {
         Tee::Tdx => 2,
@@ -156,7 +156,7 @@ pub(super) fn qe_prod_id(tee: Tee) -> u16 {
     }
 }
 
-/// The TCB info, unsigned.
+/// The unsigned TCB info.
 pub(super) fn tcb_info(fmspc: Fmspc, options: &CollateralOptions) -> String {
     let mut info = json!({
         "id": if options.tee == Tee::Tdx { "TDX" } else { "SGX" },
@@ -184,7 +184,7 @@ pub(super) fn tcb_info(fmspc: Fmspc, options: &CollateralOptions) -> String {
 }
 
 fn platform_level(level: PlatformLevel, options: &CollateralOptions) -> Value {
-    // A later TCB recovery: what was up to date no longer is.
+    // After a TCB recovery, the level that was up to date no longer is.
     let demoted = options.recovery && level == PlatformLevel::UpToDate;
     let shown = if demoted {
         PlatformLevel::OutOfDate
@@ -196,7 +196,7 @@ fn platform_level(level: PlatformLevel, options: &CollateralOptions) -> Value {
         "pcesvn": PCE_SVN,
     });
     if let (Value::Object(tcb), Tee::Tdx) = (&mut tcb, options.tee) {
-        // The first two belong to the TDX module and are judged by its own levels.
+        // The first two belong to the TDX module, which has its own levels.
         tcb.insert("tdxtcbcomponents".to_owned(), components([0, 0, 2, 0]));
     }
     let mut entry = json!({
@@ -253,7 +253,7 @@ fn isv_level(svn: u16, status: &str, advisories: &[&str]) -> Value {
     level
 }
 
-/// The quoting enclave's identity, unsigned.
+/// The unsigned QE identity.
 pub(super) fn qe_identity(options: &CollateralOptions) -> String {
     json!({
         "id": if options.tee == Tee::Tdx { "TD_QE" } else { "QE" },
@@ -276,7 +276,7 @@ pub(super) fn qe_identity(options: &CollateralOptions) -> String {
     .to_string()
 }
 
-/// `2025-06-19T10:16:03Z`; the date was checked to be before the year 10000.
+/// Formats as `2025-06-19T10:16:03Z`. The caller has checked that the year is at most 9999.
 fn rfc3339(unix_seconds: u64) -> String {
     let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(unix_seconds);
     humantime::format_rfc3339_seconds(time).to_string()

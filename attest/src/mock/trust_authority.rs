@@ -1,20 +1,22 @@
-//! An Intel Trust Authority over HTTP on loopback, that can be told to misbehave.
+//! An Intel Trust Authority over HTTP on loopback, with fault injection.
 //!
-//! Honest, it verifies what it is sent as Intel's does: the quote's signatures up to the mock root, and
-//! the TCB, and it makes its claims from that very quote. It answers on Intel's paths, wants the API
-//! key, publishes its keys beside that, counts what it was asked, and stops when dropped.
+//! It exists so that the client can be tested without Intel's service. By default it verifies a quote
+//! as Intel's does, its signatures up to the mock root and its TCB, and takes its claims from that quote.
+//! It serves Intel's paths, requires the API key, publishes its keys, counts requests, and stops when
+//! dropped.
 
-use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
+use hyper::Request;
 use serde_json::Value;
 
 use super::behaviour::Behaviour;
-use super::http::{Connection, Handler, Request, Server, Stop, head};
-use super::token::Signer;
+use super::http::{Handler, JSON, Reply, Server};
+use super::token::{Signer, TokenVariant};
 use super::{CollateralOptions, MockError, Pki};
 use crate::collateral::Collateral;
 use crate::denial::Denial;
@@ -22,55 +24,23 @@ use crate::policy::{Policy, Settings, TcbStatus};
 use crate::quote::TdQuote;
 use crate::verify::{Appraisal, TrustedRoot, Verifier};
 
-const JSON: &str = "content-type: application/json\r\n";
-
-/// What is in the token.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub enum Verdict {
-    /// The truth, in PS384.
-    #[default]
-    Honest,
-    /// The truth, with the claims in a member `tdx`, as Intel's version 2 has them.
-    Nested,
-    /// The truth, in RS256.
-    Rs256,
-    /// `alg: none`, and no signature.
-    AlgorithmNone,
-    /// HS256, with the public key as the secret.
-    Hs256,
-    /// Signed by another key, under the name of the right one.
-    ForeignKey,
-    /// One bit of the signature is wrong.
-    BadSignature,
-    /// `jku` is this URL.
-    KeysElsewhere(String),
-    /// `kid` is of no key in the set.
-    UnknownKey,
-    /// `kid` is of a key of 1,024 bits.
-    ShortKey,
-    /// `exp` is now.
-    Expired,
-    /// `nbf` and `iat` are in five minutes.
-    NotYetValid,
-    /// This claim about the TD has this value; null takes it out.
-    Claim(&'static str, Value),
-}
-
 struct Shared {
     appraisals: AtomicUsize,
     key_fetches: AtomicUsize,
+    /// Number in the name of the signing key.
     kid: AtomicUsize,
     now: AtomicU64,
+    /// For appraisals, and for the key set.
     behaviour: Mutex<(Behaviour, Behaviour)>,
-    verdict: Mutex<Verdict>,
-    judge: Judge,
+    token: Mutex<TokenVariant>,
+    appraiser: Appraiser,
     signer: Signer,
-    /// Known once it listens.
+    /// Set once the server listens.
     url: OnceLock<String>,
 }
 
-/// Verifies quotes, and accepts whatever is genuine: a relying party's policy comes after it.
-struct Judge {
+/// Verifies quotes and accepts every genuine one: a relying party applies its own policy afterwards.
+struct Appraiser {
     verifier: Verifier,
     collateral: Collateral,
     policy: Policy,
@@ -86,13 +56,14 @@ impl TrustAuthority {
     /// The only API key that it accepts.
     pub const API_KEY: &'static str = "bW9jazprZXk=";
 
-    /// Listens on a free port, and judges quotes under `pki` as at `now`.
+    /// Listens on a free port, and appraises quotes under `pki` as of `now` (unix seconds).
     ///
     /// # Errors
-    /// [`MockError::Io`] if there is no port or thread; [`MockError::Key`] without an RSA key.
+    /// [`MockError::Io`] if the system has no free port or cannot start a thread; [`MockError::Key`] if
+    /// no RSA key can be generated.
     pub fn start(pki: &Pki, now: u64) -> Result<Self, MockError> {
         let root = TrustedRoot::dangerous(pki.root_der());
-        let judge = Judge {
+        let appraiser = Appraiser {
             verifier: Verifier::new(root.map_err(|e| MockError::Key(e.to_string()))?),
             collateral: pki.parsed_collateral(&CollateralOptions::at(now))?,
             policy: Policy::new(Settings {
@@ -106,8 +77,8 @@ impl TrustAuthority {
             kid: AtomicUsize::new(1),
             now: AtomicU64::new(now),
             behaviour: Mutex::default(),
-            verdict: Mutex::default(),
-            judge,
+            token: Mutex::default(),
+            appraiser,
             signer: Signer::new()?,
             url: OnceLock::new(),
         });
@@ -122,38 +93,38 @@ impl TrustAuthority {
         self.server.address().to_string()
     }
 
-    /// From now on, answers requests for appraisals like this.
-    pub fn behave(&self, behaviour: Behaviour) {
+    /// Sets the behaviour for appraisals.
+    pub fn set_behaviour(&self, behaviour: Behaviour) {
         lock(&self.shared.behaviour).0 = behaviour;
     }
 
-    /// From now on, answers requests for its keys like this.
-    pub fn behave_for_keys(&self, behaviour: Behaviour) {
+    /// Sets the behaviour for the key set.
+    pub fn set_key_behaviour(&self, behaviour: Behaviour) {
         lock(&self.shared.behaviour).1 = behaviour;
     }
 
-    /// From now on, says this.
-    pub fn say(&self, verdict: Verdict) {
-        *lock(&self.shared.verdict) = verdict;
+    /// Sets which token it issues.
+    pub fn set_token(&self, token: TokenVariant) {
+        *lock(&self.shared.token) = token;
     }
 
-    /// From now on, its key has another name, and the old one is in the set no more.
-    pub fn rotate(&self) {
+    /// Renames the signing key, and removes the old name from the key set.
+    pub fn rotate_key(&self) {
         self.shared.kid.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// From now on, this is the time in its tokens.
+    /// Sets the time in its tokens (unix seconds).
     pub fn set_now(&self, now: u64) {
         self.shared.now.store(now, Ordering::Relaxed);
     }
 
-    /// How often it was asked for an appraisal.
+    /// The number of requests for an appraisal so far.
     #[must_use]
     pub fn appraisals(&self) -> usize {
         self.shared.appraisals.load(Ordering::Relaxed)
     }
 
-    /// How often it was asked for its keys.
+    /// The number of requests for the key set so far.
     #[must_use]
     pub fn key_fetches(&self) -> usize {
         self.shared.key_fetches.load(Ordering::Relaxed)
@@ -165,9 +136,9 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Handler for Shared {
-    fn answer(&self, request: &Request, to: &mut dyn Connection, stop: &Stop) -> io::Result<()> {
+    fn handle(&self, request: &Request<Bytes>) -> Reply {
         let (for_appraisals, for_keys) = *lock(&self.behaviour);
-        let (behaviour, answer) = match (request.method.as_str(), request.target.as_str()) {
+        let (behaviour, result) = match (request.method().as_str(), request.uri().path()) {
             ("POST", "/appraisal/v2/attest") => {
                 self.appraisals.fetch_add(1, Ordering::Relaxed);
                 (for_appraisals, self.attest(request))
@@ -176,13 +147,12 @@ impl Handler for Shared {
                 self.key_fetches.fetch_add(1, Ordering::Relaxed);
                 (for_keys, Ok(self.signer.key_set(&self.kid()).to_string()))
             }
-            _ => (Behaviour::Honest, Err(404)),
+            _ => (Behaviour::Normal, Err(404)),
         };
-        match answer {
-            Ok(body) => behaviour.answer(to, stop, JSON, body.as_bytes()),
-            Err(status) if behaviour == Behaviour::Honest => to.write_all(&head(status, "", 0)),
-            Err(_) => behaviour.answer(to, stop, JSON, b""),
-        }
+        behaviour.apply(match result {
+            Ok(body) => Reply::default().with_body(JSON, body),
+            Err(status) => Reply::status(status),
+        })
     }
 }
 
@@ -191,35 +161,36 @@ impl Shared {
         format!("key-{}", self.kid.load(Ordering::Relaxed))
     }
 
-    /// The answer with a token, or the status of a refusal.
-    fn attest(&self, request: &Request) -> Result<String, u16> {
-        if request.api_key.as_deref() != Some(TrustAuthority::API_KEY) {
+    /// The response body with a token, or the status of an error.
+    fn attest(&self, request: &Request<Bytes>) -> Result<String, u16> {
+        let key = request.headers().get("x-api-key");
+        if key.is_none_or(|key| key.as_bytes() != TrustAuthority::API_KEY.as_bytes()) {
             return Err(401);
         }
-        let question: Value = serde_json::from_slice(&request.body).map_err(|_| 400u16)?;
-        let quote = question.get("quote").and_then(Value::as_str);
+        let body: Value = serde_json::from_slice(request.body()).map_err(|_| 400u16)?;
+        let quote = body.get("quote").and_then(Value::as_str);
         let quote = BASE64_STANDARD.decode(quote.ok_or(400u16)?);
         let quote = TdQuote::parse(&quote.map_err(|_| 400u16)?).map_err(|_| 400u16)?;
         let now = self.now.load(Ordering::Relaxed);
-        let Judge {
+        let Appraiser {
             verifier,
             collateral,
             policy,
-        } = &self.judge;
+        } = &self.appraiser;
         let appraisal = match verifier.appraise(&quote, collateral, policy, now) {
-            // Intel's service says what the attributes are, and leaves it at that.
+            // Intel's service reports the TD attributes and does not refuse any.
             Err(Denial::TdAttributes) => Ok(Appraisal {
                 tcb_status: TcbStatus::UpToDate,
                 advisories: Arc::default(),
                 valid_until: now,
             }),
-            judged => judged,
+            result => result,
         };
         let url = self.url.get().ok_or(500u16)?;
         let keys = (&*format!("{url}/certs"), &*self.kid());
-        let verdict = lock(&self.verdict).clone();
+        let variant = lock(&self.token).clone();
         let appraisal = appraisal.map_err(|_| 400u16)?;
-        let token = self.signer.token(&quote, &appraisal, now, keys, &verdict);
+        let token = self.signer.token(&quote, &appraisal, now, keys, &variant);
         let token = token.map_err(|_| 500u16)?;
         Ok(serde_json::json!({ "token": token }).to_string())
     }

@@ -8,8 +8,9 @@ use std::fmt::Display;
 
 use crate::collateral::Collateral;
 use crate::denial::Denial;
-use crate::policy::{Policy, TcbStatus};
+use crate::policy::Policy;
 use crate::quote::TdQuote;
+use crate::tcb::TcbStatus;
 
 /// `error` is dcap-qvl's, shown with its whole chain of causes.
 pub(super) fn denial(

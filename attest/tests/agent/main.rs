@@ -1,8 +1,8 @@
-//! The guest agent's client from outside: against the mock agent, against recorded exchanges, and against
-//! agents that misbehave.
+//! Tests of the guest agent's client through the public API: with the mock agent, with recorded exchanges,
+//! and with injected faults.
 
 #![cfg(feature = "mock")]
-// `.clippy.toml` lets test functions panic, but not the helpers beside them.
+// `.clippy.toml` lets test functions panic, but not their helpers.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -11,38 +11,33 @@
     clippy::print_stdout
 )]
 
-mod admitted;
-mod answers;
+mod addresses;
 mod failures;
-#[path = "../attest/fixtures.rs"]
-#[allow(dead_code)]
-mod fixtures;
-mod places;
+mod methods;
 mod raw;
 mod recorded;
-mod replay;
+mod replay_server;
 mod retries;
 mod secrets;
+mod verification;
 
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use attest::agent::{Agent, AgentError, AgentOptions, Endpoint, Places, TlsKeyRequest};
-use attest::mock::{self, AgentListen, Pki};
+use attest::agent::{Agent, AgentAddress, AgentAddresses, AgentError, AgentOptions, TlsKeyRequest};
+use attest::mock::{self, AgentListen, Fixture, Pki};
 
-/// 2027-01-15.
-const NOW: u64 = 1_800_000_000;
-const SEED: [u8; 32] = [7; 32];
-/// Longest time of any one question here, waits and further attempts included.
-const BOUND: Duration = Duration::from_secs(20);
+const NOW: u64 = Fixture::NOW;
+/// Maximum time of one call, with back-off and retries.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn pki() -> Arc<Pki> {
-    Arc::new(Pki::new(&SEED).unwrap())
+    Arc::new(Pki::new(&Fixture::SEED).unwrap())
 }
 
-/// A folder for a socket; gone with the value.
+/// A temporary directory for sockets.
 struct Folder(tempfile::TempDir);
 
 impl Folder {
@@ -55,55 +50,55 @@ impl Folder {
     }
 }
 
-/// A mock agent on a socket of its own.
-struct Mock {
+/// A mock agent on its own Unix socket.
+struct MockAgent {
     agent: mock::Agent,
     _folder: Folder,
 }
 
-fn agent_with(options: mock::AgentOptions) -> Mock {
+fn agent_with(options: mock::AgentOptions) -> MockAgent {
     let folder = Folder::new();
     let listen = AgentListen::Unix(folder.path("dstack.sock"));
-    Mock {
+    MockAgent {
         agent: mock::Agent::start(pki(), listen, options).unwrap(),
         _folder: folder,
     }
 }
 
-fn agent() -> Mock {
+fn agent() -> MockAgent {
     agent_with(mock::AgentOptions::at(NOW))
 }
 
-/// One attempt, long deadlines.
-fn patient() -> AgentOptions {
+/// One attempt with the default deadlines.
+fn single_attempt() -> AgentOptions {
     AgentOptions {
         attempts: 1,
         ..AgentOptions::default()
     }
 }
 
-fn client(endpoint: Endpoint, options: AgentOptions) -> Agent {
-    Agent::new(Places::only(endpoint), options).unwrap()
+fn client(endpoint: AgentAddress, options: AgentOptions) -> Agent {
+    Agent::new(AgentAddresses::only(endpoint), options).unwrap()
 }
 
-impl Mock {
+impl MockAgent {
     fn client(&self) -> Agent {
-        client(self.agent.endpoint(), patient())
+        client(self.agent.endpoint(), single_attempt())
     }
 }
 
-/// What a question gives, within [`BOUND`].
-fn block<T>(question: impl Future<Output = T>) -> T {
+/// Runs a call to its end, for at most [`TIMEOUT`].
+fn block_on<T>(call: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     runtime
-        .block_on(async { tokio::time::timeout(BOUND, question).await })
-        .expect("the bound holds")
+        .block_on(async { tokio::time::timeout(TIMEOUT, call).await })
+        .expect("the call ends in time")
 }
 
-/// What the sidecar will ask for.
+/// The sidecar's request.
 fn server_request() -> TlsKeyRequest {
     TlsKeyRequest {
         subject: "pg.sim.test".to_owned(),

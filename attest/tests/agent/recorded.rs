@@ -1,21 +1,17 @@
-//! The recorded exchanges of dstack 0.6.0: its answers read by the client, byte for byte, and its
-//! questions answered by the mock agent in the same shape.
+//! Conformance with recorded exchanges of dstack 0.6.0: the client reads its responses, and the mock agent
+//! answers its requests with responses of the same structure.
 
 use attest::agent::{AgentError, TlsKeyRequest};
 use attest::mock::AgentOptions;
+use attest::mock::recorded::{APP_ID, COMPOSE_HASH, INSTANCE_ID, OS_IMAGE_HASH, read};
 use attest::quote::TdQuote;
 use attest::values::{AppId, ComposeHash, InstanceId, OsImageHash};
 use serde_json::Value;
 
-use crate::fixtures::read;
-use crate::replay::Replay;
-use crate::{NOW, agent_with, block, raw};
+use crate::replay_server::ReplayServer;
+use crate::{NOW, agent_with, block_on, raw};
 
 const FOLDERS: [&str; 3] = ["dstack-plain-v0", "dstack-mock-v0", "dstack-mock-v1"];
-const APP_ID: &str = "5bb4ff9a3837357f19dc176407a5709c62eb6c56";
-const COMPOSE_HASH: &str = "c143116fef3940e7f776bfc0919c256232ae5338a6e948c96b711e0b2383483a";
-const INSTANCE_ID: &str = "1691ed1b47506cad7d08834668691d88246f5b1f";
-const OS_IMAGE_HASH: &str = "e61be43dd1cc6a6f5edefd7c51b608983780839b0000ce60dd99737dcffe09b9";
 
 struct Exchange {
     request: Vec<u8>,
@@ -40,35 +36,35 @@ fn exchange(folder: &str, name: &str) -> Option<Exchange> {
     })
 }
 
-/// Every recorded exchange of this name; none, with a printed reason, where there are no fixtures.
+/// All recorded exchanges of this name. Prints a reason if there are none.
 fn exchanges(name: &str) -> impl Iterator<Item = (&'static str, Exchange)> {
     FOLDERS
         .into_iter()
         .filter_map(move |folder| Some((folder, exchange(folder, name)?)))
 }
 
-/// Whether exactly this was asked, as dstack needs it.
-fn check_asked(replay: Replay, method: &str, exchange: &Exchange) {
-    let asked = replay.asked();
+/// Checks that the client sent the recorded request in the form that dstack requires.
+fn check_request(replay: ReplayServer, method: &str, exchange: &Exchange) {
+    let received = replay.request();
     assert!(
-        asked
+        received
             .head
             .starts_with(&format!("POST /{method} HTTP/1.1\r\n")),
         "{}",
-        asked.head
+        received.head
     );
     assert!(
-        asked
+        received
             .head
             .to_lowercase()
             .contains("\r\ncontent-type: application/json\r\n")
     );
-    let body: Value = serde_json::from_slice(&asked.body).unwrap();
+    let body: Value = serde_json::from_slice(&received.body).unwrap();
     assert_eq!(body, exchange.request());
 }
 
 #[test]
-fn tls_keys() {
+fn client_reads_tls_keys() {
     for name in [
         "GetTlsKey",
         "GetTlsKey_app_info_validity",
@@ -76,25 +72,25 @@ fn tls_keys() {
         "GetTlsKey_no_ratls",
     ] {
         for (folder, exchange) in exchanges(name) {
-            let asked = exchange.request();
-            let flag = |name: &str| asked[name] == true;
+            let fields = exchange.request();
+            let flag = |name: &str| fields[name] == true;
             let request = TlsKeyRequest {
-                subject: asked["subject"].as_str().unwrap().to_owned(),
-                alt_names: serde_json::from_value(asked["alt_names"].clone()).unwrap(),
+                subject: fields["subject"].as_str().unwrap().to_owned(),
+                alt_names: serde_json::from_value(fields["alt_names"].clone()).unwrap(),
                 usage_ra_tls: flag("usage_ra_tls"),
                 usage_server_auth: flag("usage_server_auth"),
                 usage_client_auth: flag("usage_client_auth"),
-                not_before: asked["not_before"].as_u64(),
-                not_after: asked["not_after"].as_u64(),
+                not_before: fields["not_before"].as_u64(),
+                not_after: fields["not_after"].as_u64(),
                 with_app_info: flag("with_app_info"),
             };
-            let replay = Replay::of(200, &exchange.response);
-            let key = block(replay.client().tls_key(&request))
+            let replay = ReplayServer::start(200, &exchange.response);
+            let key = block_on(replay.client().tls_key(&request))
                 .unwrap_or_else(|error| panic!("{folder}/{name}: {error}"));
-            check_asked(replay, "GetTlsKey", &exchange);
-            let answer = exchange.response();
-            assert_eq!(*key.key_pem(), answer["key"].as_str().unwrap());
-            let chain = answer["certificate_chain"].as_array().unwrap();
+            check_request(replay, "GetTlsKey", &exchange);
+            let response = exchange.response();
+            assert_eq!(*key.key_pem(), response["key"].as_str().unwrap());
+            let chain = response["certificate_chain"].as_array().unwrap();
             let chain: String = chain.iter().map(|pem| pem.as_str().unwrap()).collect();
             assert_eq!(key.chain_pem(), chain);
             assert_eq!(key.not_before(), request.not_before.unwrap_or(157_766_400));
@@ -106,19 +102,22 @@ fn tls_keys() {
 }
 
 #[test]
-fn derived_keys() {
+fn client_reads_derived_keys() {
     for (_, exchange) in exchanges("GetKey_default") {
-        let replay = Replay::of(200, &exchange.response);
-        let key = block(replay.client().key("pg/superuser", "")).unwrap();
-        check_asked(replay, "GetKey", &exchange);
-        let answer = exchange.response();
-        assert_eq!(*key.to_hex(), answer["key"].as_str().unwrap());
+        let replay = ReplayServer::start(200, &exchange.response);
+        let key = block_on(replay.client().key("pg/superuser", "")).unwrap();
+        check_request(replay, "GetKey", &exchange);
+        let response = exchange.response();
+        assert_eq!(*key.to_hex(), response["key"].as_str().unwrap());
         let signatures = key.signature_chain().each_ref().map(hex::encode);
-        assert_eq!(Value::from(signatures.to_vec()), answer["signature_chain"]);
+        assert_eq!(
+            Value::from(signatures.to_vec()),
+            response["signature_chain"]
+        );
     }
     for (folder, exchange) in exchanges("GetKey_ed25519") {
-        let replay = Replay::of(200, &exchange.response);
-        let key = block(replay.client().key("pg/superuser", "")).unwrap();
+        let replay = ReplayServer::start(200, &exchange.response);
+        let key = block_on(replay.client().key("pg/superuser", "")).unwrap();
         let Some(default) = self::exchange(folder, "GetKey_default") else {
             return;
         };
@@ -131,14 +130,14 @@ fn report_data(exchange: &Exchange) -> Vec<u8> {
 }
 
 #[test]
-fn quotes() {
+fn client_reads_quotes() {
     for name in ["GetQuote", "GetQuote_short"] {
         for (_, exchange) in exchanges(name) {
-            let replay = Replay::of(200, &exchange.response);
-            let quote = block(replay.client().quote(&report_data(&exchange))).unwrap();
-            check_asked(replay, "GetQuote", &exchange);
-            let answer = exchange.response();
-            let field = |name: &str| answer[name].as_str().unwrap();
+            let replay = ReplayServer::start(200, &exchange.response);
+            let quote = block_on(replay.client().quote(&report_data(&exchange))).unwrap();
+            check_request(replay, "GetQuote", &exchange);
+            let response = exchange.response();
+            let field = |name: &str| response[name].as_str().unwrap();
             assert_eq!(hex::encode(quote.quote.as_bytes()), field("quote"));
             assert_eq!(hex::encode(quote.report_data), field("report_data"));
             assert_eq!(quote.event_log, field("event_log"));
@@ -146,37 +145,37 @@ fn quotes() {
             let attestation = quote.attestation.unwrap();
             assert_eq!(hex::encode(attestation), field("attestation"));
 
-            let replay = Replay::of(200, &exchange.response);
-            let error = block(replay.client().quote(b"something else")).unwrap_err();
+            let replay = ReplayServer::start(200, &exchange.response);
+            let error = block_on(replay.client().quote(b"something else")).unwrap_err();
             assert_eq!(crate::malformed(error).0, "quote");
         }
     }
 }
 
 #[test]
-fn attestations() {
+fn client_reads_attestations() {
     for (_, exchange) in exchanges("Attest") {
-        let replay = Replay::of(200, &exchange.response);
-        let attestation = block(replay.client().attest(&report_data(&exchange))).unwrap();
-        check_asked(replay, "Attest", &exchange);
-        let answer = exchange.response();
+        let replay = ReplayServer::start(200, &exchange.response);
+        let attestation = block_on(replay.client().attest(&report_data(&exchange))).unwrap();
+        check_request(replay, "Attest", &exchange);
+        let response = exchange.response();
         assert_eq!(
             hex::encode(attestation),
-            answer["attestation"].as_str().unwrap()
+            response["attestation"].as_str().unwrap()
         );
 
-        let replay = Replay::of(200, &exchange.response);
-        let error = block(replay.client().attest(b"something else")).unwrap_err();
+        let replay = ReplayServer::start(200, &exchange.response);
+        let error = block_on(replay.client().attest(b"something else")).unwrap_err();
         assert_eq!(crate::malformed(error).0, "attestation");
     }
 }
 
 #[test]
-fn info() {
+fn client_reads_info() {
     for (folder, exchange) in exchanges("Info") {
-        let replay = Replay::of(200, &exchange.response);
-        let info = block(replay.client().info()).unwrap();
-        check_asked(replay, "Info", &exchange);
+        let replay = ReplayServer::start(200, &exchange.response);
+        let info = block_on(replay.client().info()).unwrap();
+        check_request(replay, "Info", &exchange);
         assert_eq!(info.app_id, APP_ID.parse::<AppId>().unwrap());
         assert_eq!(
             info.compose_hash,
@@ -203,17 +202,17 @@ fn info() {
 }
 
 #[test]
-fn version() {
+fn client_reads_version() {
     for (_, exchange) in exchanges("Version") {
-        let replay = Replay::of(200, &exchange.response);
-        let version = block(replay.client().version()).unwrap();
-        check_asked(replay, "Version", &exchange);
+        let replay = ReplayServer::start(200, &exchange.response);
+        let version = block_on(replay.client().version()).unwrap();
+        check_request(replay, "Version", &exchange);
         assert_eq!(version.version, "0.6.0");
         assert_eq!(version.rev, "git:312dc605ebaaf9337253");
     }
 }
 
-/// Recorded refusals, and to which method they belong.
+/// Recorded refusals and their methods.
 const REFUSALS: [(&str, &str); 6] = [
     ("GetKey_bad_alg", "GetKey"),
     ("GetTlsKey_bad_validity", "GetTlsKey"),
@@ -224,37 +223,37 @@ const REFUSALS: [(&str, &str); 6] = [
 ];
 
 #[test]
-fn refusals() {
+fn client_reads_refusals() {
     for (name, _) in REFUSALS {
         for (_, exchange) in exchanges(name) {
-            let replay = Replay::of(400, &exchange.response);
-            let error = block(replay.client().quote(b"")).unwrap_err();
-            let words = exchange.response()["error"].as_str().unwrap().to_owned();
+            let replay = ReplayServer::start(400, &exchange.response);
+            let error = block_on(replay.client().quote(b"")).unwrap_err();
+            let text = exchange.response()["error"].as_str().unwrap().to_owned();
             match error {
                 AgentError::Status {
                     status: 400,
                     message,
                     ..
-                } => assert_eq!(message, words),
+                } => assert_eq!(message, text),
                 other => panic!("{other}"),
             }
         }
     }
 }
 
-/// What it is made of: names and types, not values. JSON in a string is looked into.
-fn shape(value: &Value) -> Value {
+/// The structure of a value: names and types, but not values. Includes JSON within strings.
+fn structure(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
             let fields = fields
                 .iter()
-                .map(|(name, value)| (name.clone(), shape(value)));
+                .map(|(name, value)| (name.clone(), structure(value)));
             Value::Object(fields.collect())
         }
-        // Lists may be of any length; what is in them is alike.
-        Value::Array(items) => Value::Array(items.last().map(shape).into_iter().collect()),
+        // Lists may have any length, and their items have the same structure.
+        Value::Array(items) => Value::Array(items.last().map(structure).into_iter().collect()),
         Value::String(text) => match serde_json::from_str::<Value>(text) {
-            Ok(json @ (Value::Object(_) | Value::Array(_))) => shape(&json),
+            Ok(json @ (Value::Object(_) | Value::Array(_))) => structure(&json),
             Ok(_) | Err(_) => "text".into(),
         },
         Value::Number(_) => "number".into(),
@@ -264,7 +263,7 @@ fn shape(value: &Value) -> Value {
 }
 
 #[test]
-fn the_mock_answers_in_the_same_shape() {
+fn mock_responses_have_the_same_structure() {
     let mock = agent_with(AgentOptions::at(NOW));
     let endpoint = mock.agent.endpoint();
     for name in [
@@ -284,39 +283,39 @@ fn the_mock_answers_in_the_same_shape() {
         for (folder, exchange) in exchanges(name) {
             let (status, body) = raw::post(&endpoint, method, &exchange.request);
             assert_eq!(status, 200, "{name}");
-            let (mut ours, mut theirs) =
+            let (mut actual, mut recorded) =
                 (serde_json::from_slice(&body).unwrap(), exchange.response());
-            for answer in [&mut ours, &mut theirs] {
-                settle(answer);
+            for response in [&mut actual, &mut recorded] {
+                remove_variable_fields(response);
             }
-            assert_eq!(shape(&ours), shape(&theirs), "{folder}/{name}");
+            assert_eq!(structure(&actual), structure(&recorded), "{folder}/{name}");
         }
     }
 }
 
-/// What depends on the application or the machine, and not on the agent.
-fn settle(answer: &mut Value) {
+/// Removes fields that depend on the application or the platform, and not on the agent.
+fn remove_variable_fields(response: &mut Value) {
     for field in ["vm_config", "tcb_info"] {
-        let json = answer[field].as_str().map(str::to_owned);
+        let json = response[field].as_str().map(str::to_owned);
         let Some(json) = json else { continue };
         let mut json: Value = serde_json::from_str(&json).unwrap();
         let fields = json.as_object_mut().unwrap();
         fields.remove("memory_size");
         fields.remove("app_compose");
-        answer[field] = json;
+        response[field] = json;
     }
 }
 
 #[test]
-fn the_mock_refuses_in_the_same_words() {
+fn mock_refusals_have_the_same_text() {
     let mock = agent_with(AgentOptions::at(NOW));
     for (name, method) in REFUSALS {
         for (_, exchange) in exchanges(name) {
             let (status, body) = raw::post(&mock.agent.endpoint(), method, &exchange.request);
             assert_eq!(status, 400);
-            let words = String::from_utf8(body).unwrap();
+            let text = String::from_utf8(body).unwrap();
             let recorded = String::from_utf8(exchange.response.clone()).unwrap();
-            assert_eq!(words.trim_end(), recorded.trim_end(), "{name}");
+            assert_eq!(text.trim_end(), recorded.trim_end(), "{name}");
         }
     }
 }

@@ -1,18 +1,18 @@
-//! What may pass is tried again; what may not is not.
+//! Transient errors are retried with exponential back-off, and permanent ones are not.
 //!
-//! Nothing here waits for a clock: the randomness that spreads the waits is asked before each of them,
-//! and that is where the world changes.
+//! These tests do not depend on timing. The client draws a random number before each wait, for the jitter,
+//! and that is when a test changes the agent.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use attest::agent::{AgentError, AgentOptions, Endpoint, Method, Random};
+use attest::agent::{AgentAddress, AgentError, AgentOptions, Method, Random};
 use attest::mock::{self, AgentBehaviour, AgentListen};
 
-use crate::{Folder, NOW, agent, block, client, pki};
+use crate::{Folder, NOW, agent, block_on, client, pki};
 
-/// `attempts` with waits of a millisecond; `before_wait` is told the wait's number, from 1.
+/// `attempts` with waits of about a millisecond. `before_wait` receives the number of each wait, from 1.
 fn options(attempts: u32, before_wait: impl Fn(u32) + Send + Sync + 'static) -> AgentOptions {
     let waits = AtomicU32::new(0);
     let random: Random = Arc::new(move || {
@@ -21,32 +21,32 @@ fn options(attempts: u32, before_wait: impl Fn(u32) + Send + Sync + 'static) -> 
     });
     AgentOptions {
         attempts,
-        first_wait: Duration::from_millis(1),
-        longest_wait: Duration::from_millis(2),
+        initial_backoff: Duration::from_millis(1),
+        max_backoff: Duration::from_millis(2),
         random: Some(random),
         ..AgentOptions::default()
     }
 }
 
-fn attempts_at(behaviour: AgentBehaviour, attempts: u32) -> (usize, Result<(), AgentError>) {
+fn call_version(behaviour: AgentBehaviour, attempts: u32) -> (usize, Result<(), AgentError>) {
     let mock = agent();
     let mut options = options(attempts, |_| ());
-    if matches!(behaviour, AgentBehaviour::Hang(_)) {
+    if matches!(behaviour, AgentBehaviour::Delay(_)) {
         options.deadline = Duration::from_millis(100);
     }
-    mock.agent.behave(behaviour);
+    mock.agent.set_behaviour(behaviour);
     let client = client(mock.agent.endpoint(), options);
-    let outcome = block(client.version()).map(drop);
+    let outcome = block_on(client.version()).map(drop);
     (mock.agent.requests(Method::Version), outcome)
 }
 
 #[test]
-fn only_what_may_pass_is_tried_again() {
+fn only_transient_errors_are_retried() {
     let status = |code| AgentBehaviour::Status(code, "{}".to_owned());
     for (behaviour, requests, code) in [
         (AgentBehaviour::Close, 3, "hung_up"),
-        (AgentBehaviour::HalfBody, 3, "hung_up"),
-        (AgentBehaviour::Hang(Duration::from_secs(60)), 3, "timeout"),
+        (AgentBehaviour::TruncatedBody, 3, "hung_up"),
+        (AgentBehaviour::Delay(Duration::from_secs(60)), 3, "timeout"),
         (status(500), 3, "status"),
         (status(503), 3, "status"),
         (status(400), 1, "status"),
@@ -55,25 +55,25 @@ fn only_what_may_pass_is_tried_again() {
         (status(200), 1, "malformed"),
         (AgentBehaviour::Html, 1, "not_json"),
         (AgentBehaviour::Garbage, 1, "not_json"),
-        (AgentBehaviour::Huge, 1, "too_large"),
+        (AgentBehaviour::Oversized, 1, "too_large"),
     ] {
-        let (asked, outcome) = attempts_at(behaviour.clone(), 3);
+        let (requested, outcome) = call_version(behaviour.clone(), 3);
         let error = outcome.unwrap_err();
-        assert_eq!((asked, error.code()), (requests, code), "{behaviour:?}");
+        assert_eq!((requested, error.code()), (requests, code), "{behaviour:?}");
         assert_eq!(error.is_transient(), requests > 1);
     }
 }
 
 #[test]
-fn the_number_of_attempts_is_kept() {
+fn number_of_attempts_is_limited() {
     for (attempts, requests) in [(0, 1), (1, 1), (2, 2), (5, 5)] {
-        let (asked, outcome) = attempts_at(AgentBehaviour::Close, attempts);
-        assert_eq!((asked, outcome.is_err()), (requests, true));
+        let (requested, outcome) = call_version(AgentBehaviour::Close, attempts);
+        assert_eq!((requested, outcome.is_err()), (requests, true));
     }
 }
 
 #[test]
-fn an_agent_that_comes_later_is_found() {
+fn agent_that_starts_late_is_found() {
     let folder = Folder::new();
     let path = folder.path("dstack.sock");
     let started = Arc::new(Mutex::new(None));
@@ -85,37 +85,37 @@ fn an_agent_that_comes_later_is_found() {
             *slot.lock().unwrap() = Some(agent.unwrap());
         }
     };
-    let client = client(Endpoint::Unix(path), options(3, start));
-    let version = block(client.version()).unwrap();
+    let client = client(AgentAddress::Unix(path), options(3, start));
+    let version = block_on(client.version()).unwrap();
     assert_eq!(version.version, "0.6.0");
     let agent = started.lock().unwrap().take().unwrap();
     assert_eq!(agent.requests(Method::Version), 1);
 }
 
 #[test]
-fn an_agent_that_never_comes_is_not_waited_for_forever() {
+fn missing_agent_fails_after_all_attempts() {
     let folder = Folder::new();
     let waits = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&waits);
     let options = options(4, move |wait| counted.store(wait, Ordering::SeqCst));
     let path = folder.path("dstack.sock");
-    let error = block(client(Endpoint::Unix(path.clone()), options).version());
+    let error = block_on(client(AgentAddress::Unix(path.clone()), options).version());
     assert_eq!(error, Err(AgentError::NotFound { tried: vec![path] }));
     assert_eq!(waits.load(Ordering::SeqCst), 3);
 }
 
 #[test]
-fn an_agent_that_recovers_is_asked_again() {
+fn call_succeeds_once_the_agent_recovers() {
     let mock = Arc::new(agent());
-    mock.agent.behave(AgentBehaviour::Close);
+    mock.agent.set_behaviour(AgentBehaviour::Close);
     let recovering = Arc::clone(&mock);
     let recover = move |wait| {
-        recovering.agent.behave(match wait {
+        recovering.agent.set_behaviour(match wait {
             1 => AgentBehaviour::Status(503, "{}".to_owned()),
             _ => AgentBehaviour::Normal,
         });
     };
     let client = client(mock.agent.endpoint(), options(3, recover));
-    block(client.key("path", "")).unwrap();
+    block_on(client.key("path", "")).unwrap();
     assert_eq!(mock.agent.requests(Method::GetKey), 3);
 }

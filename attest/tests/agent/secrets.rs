@@ -1,12 +1,12 @@
-//! Keys are in no Debug, and in no error.
+//! Keys never appear in Debug output or errors.
 
 use attest::agent::{AgentError, Method};
 use attest::mock::AgentBehaviour;
 
-use crate::{agent, block, raw, server_request};
+use crate::{agent, block_on, raw, server_request};
 
-/// Whether `text` shows any eight characters in a row of `secret`, in the same or the other case.
-fn shows(text: &str, secret: &str) -> bool {
+/// Whether `text` contains any eight consecutive characters of `secret`, ignoring case.
+fn leaks(text: &str, secret: &str) -> bool {
     let (text, secret) = (text.to_lowercase(), secret.to_lowercase());
     let windows = secret.as_bytes().windows(8);
     windows
@@ -14,23 +14,23 @@ fn shows(text: &str, secret: &str) -> bool {
         .any(|part| text.contains(part))
 }
 
-/// The lines between the PEM labels.
+/// The base64 text between the PEM labels.
 fn base64(pem: &str) -> String {
     pem.lines().filter(|line| !line.contains("---")).collect()
 }
 
 #[test]
-fn the_check_can_fail() {
-    assert!(shows("… DEADBEEF …", "0deadbeef0"));
-    assert!(!shows("DerivedKey(…)", "0deadbeef0"));
+fn leaks_are_detected() {
+    assert!(leaks("… DEADBEEF …", "0deadbeef0"));
+    assert!(!leaks("DerivedKey(…)", "0deadbeef0"));
 }
 
 #[test]
-fn debug_shows_no_key() {
+fn debug_output_has_no_keys() {
     let mock = agent();
     let client = mock.client();
-    let key = block(client.tls_key(&server_request())).unwrap();
-    let derived = block(client.key("pg/superuser", "")).unwrap();
+    let key = block_on(client.tls_key(&server_request())).unwrap();
+    let derived = block_on(client.key("pg/superuser", "")).unwrap();
     let shown = format!(
         "{key:?} {key:#?} {derived:?} {derived:#?} {client:?} {:?}",
         mock.agent
@@ -42,13 +42,13 @@ fn debug_shows_no_key() {
         derived.to_hex().to_string(),
         format!("{:?}", derived.as_bytes()),
     ] {
-        assert!(!shows(&shown, &secret), "{shown}");
+        assert!(!leaks(&shown, &secret), "{shown}");
     }
     assert!(shown.contains(&key.fingerprint().to_string()));
 }
 
 #[test]
-fn errors_show_no_key() {
+fn errors_have_no_keys() {
     let mock = agent();
     let endpoint = mock.agent.endpoint();
     let request = serde_json::to_vec(&server_request()).unwrap();
@@ -61,7 +61,7 @@ fn errors_show_no_key() {
     let pem = base64(pem.as_str().unwrap());
     let mut errors: Vec<AgentError> = Vec::new();
     for (status, body) in [
-        // Keys where none belong, of another type, and cut short.
+        // Keys in unexpected fields, of a wrong type, and truncated.
         (500, tls.clone()),
         (400, derived.clone()),
         (200, tls.replace("\"key\":", "\"yek\":")),
@@ -77,16 +77,17 @@ fn errors_show_no_key() {
         (200, tls[..tls.len() / 2].to_owned()),
         (200, derived[..derived.len() / 2].to_owned()),
     ] {
-        mock.agent.behave(AgentBehaviour::Status(status, body));
-        errors.extend(block(mock.client().tls_key(&server_request())).err());
-        errors.extend(block(mock.client().key("", "")).err());
+        mock.agent
+            .set_behaviour(AgentBehaviour::Status(status, body));
+        errors.extend(block_on(mock.client().tls_key(&server_request())).err());
+        errors.extend(block_on(mock.client().key("", "")).err());
     }
     mock.agent
-        .behave_for(Method::GetTlsKey, AgentBehaviour::WrongKey);
-    errors.extend(block(mock.client().tls_key(&server_request())).err());
+        .set_behaviour_for(Method::GetTlsKey, AgentBehaviour::WrongKey);
+    errors.extend(block_on(mock.client().tls_key(&server_request())).err());
     assert!(errors.len() >= 17, "{}", errors.len());
     for error in errors {
         let shown = format!("{error} {error:?}");
-        assert!(!shows(&shown, &pem) && !shows(&shown, &key), "{shown}");
+        assert!(!leaks(&shown, &pem) && !leaks(&shown, &key), "{shown}");
     }
 }

@@ -1,15 +1,15 @@
-//! Verdicts and flights.
+//! The verdict cache: keys, lifetimes, epochs, capacity.
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use attest::cache::{DENIAL_TTL, Epoch, Verdict, VerdictCache};
 use attest::chain::Chain;
-use attest::mock::{Certificate, Validity};
+use attest::mock::{Certificate, Fixture, Validity};
 use attest::{Denial, Policy};
 
-use crate::fixtures::policy;
-use crate::world::{NOW, World, world};
+use crate::NOW;
+use crate::policy_with;
 
 const TTL: u64 = 600;
 
@@ -24,11 +24,11 @@ fn chain(certificate: &Certificate) -> Chain {
     Chain::copy(&certificate.chain_der()).unwrap()
 }
 
-fn admission(world: &World, certificate: &Certificate) -> Verdict {
-    world.admit_chain(&certificate.chain_der()).map(Arc::new)
+fn verdict_of(fixture: &Fixture, certificate: &Certificate) -> Verdict {
+    fixture.verify_chain(&certificate.chain_der()).map(Arc::new)
 }
 
-/// Puts every leaf on the same slot.
+/// A hasher under which all leaves collide.
 #[derive(Clone)]
 struct Collide;
 
@@ -49,13 +49,13 @@ impl Hasher for Collide {
 }
 
 #[test]
-fn a_verdict_is_of_its_chain_only() {
-    let world = World::default();
-    let (one, two) = (world.certificate_of("one"), world.certificate_of("two"));
-    let epoch = epoch(&world.policy);
+fn verdict_is_found_only_by_its_exact_chain() {
+    let fixture = Fixture::default();
+    let (one, two) = (fixture.certificate_of("one"), fixture.certificate_of("two"));
+    let epoch = epoch(&fixture.policy);
     let mut cache = VerdictCache::new(8, TTL, epoch);
     assert!(cache.is_empty());
-    cache.insert(epoch, &chain(&one), &admission(&world, &one), NOW);
+    cache.insert(epoch, &chain(&one), &verdict_of(&fixture, &one), NOW);
     assert!(cache.get(epoch, &one.chain_der(), NOW).unwrap().is_ok());
     assert!(cache.get(epoch, &two.chain_der(), NOW).is_none());
     assert!(
@@ -72,37 +72,37 @@ fn a_verdict_is_of_its_chain_only() {
     }
 }
 
-/// A collision costs a miss, never a wrong verdict.
+/// A collision causes a miss, and never a wrong verdict.
 #[test]
-fn collisions() {
-    let world = World::default();
-    let (one, two) = (world.certificate_of("one"), world.certificate_of("two"));
-    let epoch = epoch(&world.policy);
+fn collisions_never_give_a_wrong_verdict() {
+    let fixture = Fixture::default();
+    let (one, two) = (fixture.certificate_of("one"), fixture.certificate_of("two"));
+    let epoch = epoch(&fixture.policy);
     let mut cache = VerdictCache::with_hasher(8, TTL, epoch, Collide);
-    cache.insert(epoch, &chain(&one), &admission(&world, &one), NOW);
+    cache.insert(epoch, &chain(&one), &verdict_of(&fixture, &one), NOW);
     assert!(cache.get(epoch, &two.chain_der(), NOW).is_none());
-    cache.insert(epoch, &chain(&two), &admission(&world, &two), NOW);
+    cache.insert(epoch, &chain(&two), &verdict_of(&fixture, &two), NOW);
     assert!(cache.get(epoch, &one.chain_der(), NOW).is_none());
-    let held = cache.get(epoch, &two.chain_der(), NOW).unwrap().unwrap();
-    assert_eq!(held.fingerprint(), chain(&two).fingerprint());
+    let cached = cache.get(epoch, &two.chain_der(), NOW).unwrap().unwrap();
+    assert_eq!(cached.fingerprint(), chain(&two).fingerprint());
 }
 
 #[test]
-fn lifetimes() {
-    let ends = |until, ttl| {
-        let world = world(|w| {
-            w.leaf.validity = Validity {
+fn verdict_lives_until_the_earliest_expiry() {
+    let lifetime = |until, ttl| {
+        let fixture = Fixture::with(|f| {
+            f.leaf.validity = Validity {
                 from: NOW - 60,
                 until,
             }
         });
-        let certificate = world.certificate();
-        let epoch = epoch(&world.policy);
+        let certificate = fixture.certificate();
+        let epoch = epoch(&fixture.policy);
         let mut cache = VerdictCache::new(8, ttl, epoch);
         cache.insert(
             epoch,
             &chain(&certificate),
-            &admission(&world, &certificate),
+            &verdict_of(&fixture, &certificate),
             NOW,
         );
         (NOW..)
@@ -110,49 +110,49 @@ fn lifetimes() {
             .unwrap()
             - NOW
     };
-    assert_eq!(ends(NOW + 10_000, TTL), TTL, "the TTL");
+    assert_eq!(lifetime(NOW + 10_000, TTL), TTL, "the TTL");
     assert_eq!(
-        ends(NOW + 9, TTL),
+        lifetime(NOW + 9, TTL),
         10,
-        "the certificate, whose last second counts"
+        "the certificate, including its last second"
     );
-    let collateral = World::default().collateral().expires_at();
+    let collateral = Fixture::default().issue_collateral().expires_at();
     assert_eq!(
-        ends(NOW + 100 * 86_400, u64::MAX),
+        lifetime(NOW + 100 * 86_400, u64::MAX),
         collateral - NOW,
         "the collateral"
     );
 }
 
 #[test]
-fn another_epoch_empties_it() {
-    let world = World::default();
-    let certificate = world.certificate();
-    let (chain, verdict) = (chain(&certificate), admission(&world, &certificate));
-    let first = epoch(&world.policy);
+fn another_epoch_clears_the_cache() {
+    let fixture = Fixture::default();
+    let certificate = fixture.certificate();
+    let (chain, verdict) = (chain(&certificate), verdict_of(&fixture, &certificate));
+    let first = epoch(&fixture.policy);
     let mut cache = VerdictCache::new(8, TTL, first);
     let collateral = Epoch {
         collateral: 1,
         ..first
     };
-    let policy = epoch(&policy(|s| s.allow_debug_td = true));
+    let policy = epoch(&policy_with(|s| s.allow_debug_td = true));
     for other in [collateral, policy] {
-        cache.enter(first);
+        cache.set_epoch(first);
         cache.insert(first, &chain, &verdict, NOW);
         cache.insert(first, &chain, &Err(Denial::BadSignature), NOW);
         assert_eq!(cache.len(), (1, 1));
         assert!(cache.get(other, &certificate.chain_der(), NOW).is_none());
         assert!(cache.is_empty());
         cache.insert(first, &chain, &verdict, NOW);
-        assert!(cache.is_empty(), "a verdict that comes too late");
+        assert!(cache.is_empty(), "a verdict of an earlier epoch");
     }
 }
 
 #[test]
-fn denials_are_short_lived_and_ours_are_not_kept() {
-    let world = World::default();
-    let certificate = world.certificate();
-    let epoch = epoch(&world.policy);
+fn peer_denials_are_short_lived_and_own_failures_are_not_cached() {
+    let fixture = Fixture::default();
+    let certificate = fixture.certificate();
+    let epoch = epoch(&fixture.policy);
     let mut cache = VerdictCache::new(8, TTL, epoch);
     let chain = chain(&certificate);
     for ours in [
@@ -173,15 +173,15 @@ fn denials_are_short_lived_and_ours_are_not_kept() {
 }
 
 #[test]
-fn it_is_bounded_and_what_is_used_stays() {
+fn capacity_is_bounded_and_recently_used_entries_stay() {
     const CAPACITY: usize = 16;
-    let world = World::default();
-    let certificate = world.certificate();
-    let epoch = epoch(&world.policy);
+    let fixture = Fixture::default();
+    let certificate = fixture.certificate();
+    let epoch = epoch(&fixture.policy);
     let mut cache = VerdictCache::new(CAPACITY, TTL, epoch);
-    let verdict = admission(&world, &certificate);
+    let verdict = verdict_of(&fixture, &certificate);
     cache.insert(epoch, &chain(&certificate), &verdict, NOW);
-    // Other leaves, none of them real: the cache does not look.
+    // The other leaves need not be certificates: the cache does not parse them.
     for n in 0..1000u32 {
         assert!(
             cache.get(epoch, &certificate.chain_der(), NOW).is_some(),
@@ -202,7 +202,7 @@ fn it_is_bounded_and_what_is_used_stays() {
     );
 }
 
-/// For scripts/instructions: valgrind counts what is inside `measured`.
+/// For scripts/instructions: valgrind counts the instructions inside `measured`.
 mod instructions {
     use super::*;
 
@@ -214,11 +214,11 @@ mod instructions {
     #[test]
     #[ignore = "for scripts/instructions"]
     fn attest_cache_hit() {
-        let world = World::default();
-        let certificate = world.certificate_of("one");
-        let epoch = epoch(&world.policy);
+        let fixture = Fixture::default();
+        let certificate = fixture.certificate_of("one");
+        let epoch = epoch(&fixture.policy);
         let mut cache = VerdictCache::new(8, TTL, epoch);
-        let verdict = admission(&world, &certificate);
+        let verdict = verdict_of(&fixture, &certificate);
         cache.insert(epoch, &chain(&certificate), &verdict, NOW);
         let presented = certificate.chain_der();
         measured(|| {
@@ -231,12 +231,12 @@ mod instructions {
     #[test]
     #[ignore = "for scripts/instructions"]
     fn attest_examine() {
-        let world = World::default();
-        let certificate = world.certificate_of("one");
+        let fixture = Fixture::default();
+        let certificate = fixture.certificate_of("one");
         let presented = certificate.chain_der();
         measured(|| {
             for _ in 0..100 {
-                assert!(attest::examine(&presented, NOW, &world.policy).is_ok());
+                assert!(attest::examine(&presented, NOW, &fixture.policy).is_ok());
             }
         });
     }

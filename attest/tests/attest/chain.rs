@@ -1,35 +1,35 @@
-//! Pinned KMS roots.
+//! Verification of a chain up to pinned KMS roots.
 
 use attest::Denial;
 use attest::chain::{Chain, KmsRoot, KmsRootError, MAX_CHAIN_LEN};
-use attest::mock::{Pki, PkiOptions, Validity};
+use attest::mock::{Fixture, Pki, PkiOptions, Validity};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
-use crate::fixtures::policy;
-use crate::world::{NOW, World, world};
+use crate::NOW;
+use crate::policy_with;
 
-fn pinned(root: &[u8], world: &mut World) {
+fn pinned(root: &[u8], fixture: &mut Fixture) {
     let root = KmsRoot::from_der(root).unwrap();
-    world.policy = policy(|settings| settings.kms_roots = vec![root]);
+    fixture.policy = policy_with(|settings| settings.kms_roots = vec![root]);
 }
 
 #[test]
-fn the_pinned_root() {
-    let right = world(|w| pinned(w.pki.kms_der().to_vec().as_slice(), w));
-    assert_eq!(right.code(), "admitted");
+fn only_the_pinned_root_is_accepted() {
+    let right = Fixture::with(|f| pinned(f.pki.kms_der().to_vec().as_slice(), f));
+    assert_eq!(right.outcome(), "admitted");
     let leaf_only = [right.certificate().der().to_vec()];
     assert!(
-        right.admit_chain(&leaf_only).is_ok(),
-        "the root itself need not be sent"
+        right.verify_chain(&leaf_only).is_ok(),
+        "the root may be missing from the chain"
     );
     let other = Pki::new(&[8; 32]).unwrap();
-    let wrong = world(|w| pinned(other.kms_der(), w));
-    let denial = wrong.admit().unwrap_err();
+    let wrong = Fixture::with(|f| pinned(other.kms_der(), f));
+    let denial = wrong.verify().unwrap_err();
     assert_eq!(denial.to_string(), "cert chain verification failed");
 }
 
 #[test]
-fn dates_of_the_root() {
+fn root_must_be_within_its_validity() {
     for validity in [
         Validity {
             from: NOW + 86_400,
@@ -44,11 +44,11 @@ fn dates_of_the_root() {
             kms: validity,
             ..PkiOptions::default()
         };
-        let world = world(|w| {
-            w.pki = Pki::with(&[7; 32], &options).unwrap();
-            pinned(w.pki.kms_der().to_vec().as_slice(), w);
+        let fixture = Fixture::with(|f| {
+            f.pki = Pki::with_options(&[7; 32], &options).unwrap();
+            pinned(f.pki.kms_der().to_vec().as_slice(), f);
         });
-        assert_eq!(world.code(), "kms_root_mismatch");
+        assert_eq!(fixture.outcome(), "kms_root_mismatch");
     }
     let ends_soon = Validity {
         from: NOW - 86_400,
@@ -58,18 +58,18 @@ fn dates_of_the_root() {
         kms: ends_soon,
         ..PkiOptions::default()
     };
-    let world = world(|w| {
-        w.pki = Pki::with(&[7; 32], &options).unwrap();
-        pinned(w.pki.kms_der().to_vec().as_slice(), w);
+    let fixture = Fixture::with(|f| {
+        f.pki = Pki::with_options(&[7; 32], &options).unwrap();
+        pinned(f.pki.kms_der().to_vec().as_slice(), f);
     });
     assert_eq!(
-        world.admit().unwrap().valid_until(),
+        fixture.verify().unwrap().valid_until(),
         NOW + 60,
-        "a verdict ends with the root"
+        "a verdict ends with the root's validity"
     );
 }
 
-/// A CA, or what passes itself off as one.
+/// A CA, or a certificate that is used like one.
 struct Ca {
     issuer: Issuer<'static, KeyPair>,
     der: Vec<u8>,
@@ -95,7 +95,7 @@ fn ca(name: &str, is_ca: IsCa, usage: &[KeyUsagePurpose], parent: Option<&Ca>) -
 const UNLIMITED: IsCa = IsCa::Ca(BasicConstraints::Unconstrained);
 const SIGN: [KeyUsagePurpose; 1] = [KeyUsagePurpose::KeyCertSign];
 
-/// Leaf, then the intermediates from the leaf up; the root is pinned and not sent.
+/// Verifies a leaf with `intermediates`, from the leaf up. The root is pinned and not in the chain.
 fn verify(root: &Ca, intermediates: &[&Ca]) -> Result<u64, Denial> {
     let last = intermediates.first().copied().unwrap_or(root);
     let leaf = ca("leaf", IsCa::NoCa, &[], Some(last));
@@ -106,7 +106,7 @@ fn verify(root: &Ca, intermediates: &[&Ca]) -> Result<u64, Denial> {
 }
 
 #[test]
-fn intermediates() {
+fn intermediates_are_followed_in_order() {
     let root = ca("root", UNLIMITED, &SIGN, None);
     let upper = ca("upper", UNLIMITED, &SIGN, Some(&root));
     let lower = ca("lower", UNLIMITED, &SIGN, Some(&upper));
@@ -116,7 +116,7 @@ fn intermediates() {
     assert_eq!(
         verify(&root, &[&lower]),
         Err(Denial::KmsRootMismatch),
-        "a gap"
+        "a missing intermediate"
     );
     assert_eq!(
         verify(&root, &[&upper, &lower]).ok(),
@@ -125,7 +125,7 @@ fn intermediates() {
 }
 
 #[test]
-fn path_lengths() {
+fn path_length_constraints_are_enforced() {
     for (len, one, two) in [(0, false, false), (1, true, false), (2, true, true)] {
         let root = ca(
             "root",
@@ -146,7 +146,7 @@ fn path_lengths() {
 }
 
 #[test]
-fn only_cas_issue() {
+fn only_cas_may_issue() {
     let root = ca("root", UNLIMITED, &SIGN, None);
     for (is_ca, usage, admitted) in [
         (UNLIMITED, &SIGN[..], true),
@@ -166,14 +166,13 @@ fn only_cas_issue() {
     assert_eq!(KmsRoot::from_der(&leaf.der), Err(KmsRootError::NotCa));
 }
 
-/// The name of the root, and another key.
 #[test]
-fn a_namesake() {
+fn root_of_the_same_name_and_another_key_is_refused() {
     let root = ca("root", UNLIMITED, &SIGN, None);
-    let namesake = ca("root", UNLIMITED, &SIGN, None);
-    let leaf = ca("leaf", IsCa::NoCa, &[], Some(&namesake));
+    let impostor = ca("root", UNLIMITED, &SIGN, None);
+    let leaf = ca("leaf", IsCa::NoCa, &[], Some(&impostor));
     let root = KmsRoot::from_der(&root.der).unwrap();
-    let chain = Chain::copy(&[leaf.der, namesake.der]).unwrap();
+    let chain = Chain::copy(&[leaf.der, impostor.der]).unwrap();
     assert_eq!(
         chain.verify_up_to(std::slice::from_ref(&root), NOW),
         Err(Denial::KmsRootMismatch)
@@ -186,14 +185,17 @@ fn a_namesake() {
 }
 
 #[test]
-fn roots_from_pem() {
-    let world = World::default();
-    let pem = world.pki.kms_pem();
+fn roots_are_read_from_pem() {
+    let fixture = Fixture::default();
+    let pem = fixture.pki.kms_pem();
     let roots = KmsRoot::from_pem(format!("{pem}\n{pem}").as_bytes()).unwrap();
     assert_eq!(roots.len(), 2);
-    assert_eq!(roots[0].der(), world.pki.kms_der());
+    assert_eq!(roots[0].der(), fixture.pki.kms_der());
     assert_eq!(
-        policy(|s| s.kms_roots = roots).settings().kms_roots.len(),
+        policy_with(|s| s.kms_roots = roots)
+            .settings()
+            .kms_roots
+            .len(),
         1
     );
     assert_eq!(KmsRoot::from_pem(b""), Err(KmsRootError::NoPem));
@@ -212,8 +214,8 @@ fn roots_from_pem() {
 }
 
 #[test]
-fn caps() {
-    let der = World::default().certificate().der().to_vec();
+fn long_chains_and_large_certificates_are_refused() {
+    let der = Fixture::default().certificate().der().to_vec();
     assert!(Chain::copy(&vec![der.clone(); MAX_CHAIN_LEN]).is_ok());
     let long = Chain::copy(&vec![der.clone(); MAX_CHAIN_LEN + 1]);
     assert_eq!(long.unwrap_err(), Denial::ChainTooLong);

@@ -1,38 +1,35 @@
-//! The shared fixtures, each at a fixed `now`.
+//! Conformance with recorded evidence, each at a fixed time.
 
 use attest::certificate::Leaf;
 use attest::chain::KmsRoot;
 use attest::collateral::{CaType, Collateral};
-use attest::evidence::{Form, UnboundEvidence};
+use attest::evidence::{EvidenceFormat, UnboundEvidence};
+use attest::mock::recorded::{
+    self, APP_ID, COMPOSE_HASH, HARDWARE_NOW, INSTANCE_ID, MOCK_NOW, OS_IMAGE_HASH, OUTDATED_NOW,
+    attestation, hardware, mock, tls_key,
+};
 use attest::policy::TcbStatus;
 use attest::quote::{ReportKind, TdQuote};
 use attest::{Denial, Policy, TrustedRoot, Verifier, examine};
 
-use crate::fixtures::{
-    self, HARDWARE_NOW, MOCK_NOW, OUTDATED_NOW, envelope, hardware, mock, policy, tls_key,
-};
-
-const APP_ID: &str = "5bb4ff9a3837357f19dc176407a5709c62eb6c56";
-const COMPOSE_HASH: &str = "c143116fef3940e7f776bfc0919c256232ae5338a6e948c96b711e0b2383483a";
-const INSTANCE_ID: &str = "1691ed1b47506cad7d08834668691d88246f5b1f";
-const OS_IMAGE_HASH: &str = "e61be43dd1cc6a6f5edefd7c51b608983780839b0000ce60dd99737dcffe09b9";
+use crate::policy_with;
 
 #[test]
-fn the_root_is_intels() {
+fn default_root_is_intels() {
     let root = TrustedRoot::intel();
     let published = "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3";
     assert_eq!(root.fingerprint().to_string(), published);
     assert!(!root.is_dangerous());
     assert!(
         !TrustedRoot::dangerous(root.der()).unwrap().is_dangerous(),
-        "Intel's by another way"
+        "Intel's root is not dangerous, however it is given"
     );
     assert!(TrustedRoot::dangerous(b"-----BEGIN NONSENSE-----").is_err());
     assert!(TrustedRoot::dangerous(&[0x30, 0x00]).is_err());
 }
 
 #[test]
-fn hardware_up_to_date() {
+fn hardware_quote_is_up_to_date() {
     let Some((quote, collateral)) = hardware("tdx_quote") else {
         return;
     };
@@ -54,7 +51,7 @@ fn hardware_up_to_date() {
 }
 
 #[test]
-fn hardware_outside_its_window() {
+fn hardware_quote_outside_its_collaterals_validity_is_refused() {
     let Some((quote, collateral)) = hardware("tdx_quote") else {
         return;
     };
@@ -76,7 +73,7 @@ fn hardware_outside_its_window() {
 }
 
 #[test]
-fn hardware_out_of_date() {
+fn outdated_hardware_is_refused() {
     let Some((quote, collateral)) = hardware("tdx_quote_outdated") else {
         return;
     };
@@ -88,7 +85,7 @@ fn hardware_out_of_date() {
 }
 
 #[test]
-fn hardware_under_another_root() {
+fn hardware_quote_under_another_root_is_refused() {
     let Some((quote, collateral)) = hardware("tdx_quote") else {
         return;
     };
@@ -101,21 +98,21 @@ fn hardware_under_another_root() {
 }
 
 #[test]
-fn sgx_is_not_tdx() {
-    let Some(quote) = fixtures::read("tdx-hardware/sgx_quote") else {
+fn sgx_quote_is_refused() {
+    let Some(quote) = recorded::read("tdx-hardware/sgx_quote") else {
         return;
     };
     assert_eq!(TdQuote::parse(&quote).unwrap_err(), Denial::NotTdx);
-    let collateral = fixtures::read("tdx-hardware/sgx_quote_collateral.json").unwrap();
+    let collateral = recorded::read("tdx-hardware/sgx_quote_collateral.json").unwrap();
     assert!(Collateral::from_json(&collateral).is_err());
 }
 
 #[test]
-fn a_hardware_attestation_replays() {
-    let Some(envelope) = fixtures::read("tdx-hardware/dstack_attestation_v0.bin") else {
+fn event_log_of_a_hardware_attestation_replays() {
+    let Some(envelope) = recorded::read("tdx-hardware/dstack_attestation_v0.bin") else {
         return;
     };
-    let evidence = UnboundEvidence::open(&envelope).unwrap();
+    let evidence = UnboundEvidence::from_envelope(&envelope).unwrap();
     let identity = evidence
         .events()
         .prove(evidence.quote().report().rtmr3())
@@ -133,17 +130,17 @@ fn a_hardware_attestation_replays() {
 }
 
 #[test]
-fn both_envelopes_of_the_agent_replay() {
+fn event_logs_of_both_envelopes_replay() {
     for (folder, form) in [
-        ("dstack-mock-v0", Form::V0),
-        ("dstack-mock-v1", Form::V1),
-        ("dstack-plain-v0", Form::V0),
+        ("dstack-mock-v0", EvidenceFormat::V0),
+        ("dstack-mock-v1", EvidenceFormat::V1),
+        ("dstack-plain-v0", EvidenceFormat::V0),
     ] {
-        let Some(envelope) = envelope(folder) else {
+        let Some(envelope) = attestation(folder) else {
             return;
         };
-        let evidence = UnboundEvidence::open(&envelope).unwrap();
-        assert_eq!(evidence.form(), form, "{folder}");
+        let evidence = UnboundEvidence::from_envelope(&envelope).unwrap();
+        assert_eq!(evidence.format(), form, "{folder}");
         let identity = evidence
             .events()
             .prove(evidence.quote().report().rtmr3())
@@ -152,16 +149,16 @@ fn both_envelopes_of_the_agent_replay() {
     }
 }
 
-/// The mock fixtures' chains: the CA, whose key is public, signed the leaf.
+/// These chains are signed by the simulator's CA, whose key is public.
 #[test]
-fn mock_leaves_are_accepted_under_their_root() {
+fn simulator_leaves_are_accepted_under_their_root() {
     for folder in ["dstack-mock-v0", "dstack-mock-v1"] {
         let Some((verifier, collateral)) = mock(folder) else {
             return;
         };
         for name in ["GetTlsKey", "GetTlsKey_client_only"] {
-            let chain = tls_key(folder, name).unwrap().chain;
-            let pinned = policy(|settings| {
+            let chain = tls_key(folder, name).unwrap().chain_der();
+            let pinned = policy_with(|settings| {
                 settings.app_id = vec![APP_ID.parse().unwrap()];
                 settings.compose_hash = vec![COMPOSE_HASH.parse().unwrap()];
                 settings.os_image_hash = vec![OS_IMAGE_HASH.parse().unwrap()];
@@ -182,11 +179,11 @@ fn mock_leaves_are_accepted_under_their_root() {
 }
 
 #[test]
-fn mock_leaves_are_refused_under_intels_root() {
+fn simulator_leaves_are_refused_under_intels_root() {
     let Some((_, collateral)) = mock("dstack-mock-v1") else {
         return;
     };
-    let chain = tls_key("dstack-mock-v1", "GetTlsKey").unwrap().chain;
+    let chain = tls_key("dstack-mock-v1", "GetTlsKey").unwrap().chain_der();
     let policy = Policy::default();
     let evidence = examine(&chain, MOCK_NOW, &policy).unwrap();
     let intel = Verifier::new(TrustedRoot::intel());
@@ -196,13 +193,13 @@ fn mock_leaves_are_refused_under_intels_root() {
     assert_eq!(denial, Denial::BadSignature);
 }
 
-/// A hardware quote whose report data was patched, so that it is bound, but not signed.
+/// The report data of this hardware quote was patched. It is bound to the key, and its signature is wrong.
 #[test]
-fn plain_v0_has_a_bad_signature() {
+fn patched_quote_has_a_bad_signature() {
     let Some(tls_key) = tls_key("dstack-plain-v0", "GetTlsKey") else {
         return;
     };
-    // Of another platform, but from the time of its PCK certificate. The leaf starts in 1975.
+    // Collateral of another platform, from the validity of its PCK certificate. The leaf starts in 1975.
     let (_, hardware) = hardware("tdx_quote_outdated").unwrap();
     let intel = Verifier::new(TrustedRoot::intel());
     let (under_mock, mock) = mock("dstack-mock-v0").unwrap();
@@ -211,42 +208,43 @@ fn plain_v0_has_a_bad_signature() {
         (under_mock, mock, MOCK_NOW),
     ] {
         let policy = Policy::default();
-        let evidence = examine(&tls_key.chain, now, &policy).unwrap();
+        let evidence = examine(&tls_key.chain_der(), now, &policy).unwrap();
         let denial = verifier.verify(&evidence, &collateral, &policy, now);
         assert_eq!(denial.unwrap_err(), Denial::BadSignature);
     }
 }
 
 #[test]
-fn the_leaf_says_what_the_notes_say() {
+fn simulator_leaf_has_the_documented_extensions() {
     let Some(tls_key) = tls_key("dstack-mock-v1", "GetTlsKey") else {
         return;
     };
-    let leaf = Leaf::parse(&tls_key.chain[0]).unwrap();
+    let chain = tls_key.chain_der();
+    let leaf = Leaf::parse(&chain[0]).unwrap();
     assert_eq!(leaf.spki().len(), 91);
     assert_eq!(leaf.extensions().usage, Some(&b"app:custom"[..]));
     assert_eq!(leaf.extensions().attestation.map(<[u8]>::len), Some(6164));
     assert!(leaf.extensions().quote.is_none());
     let plain = self::tls_key("dstack-mock-v1", "GetTlsKey_no_ratls").unwrap();
-    let denial = examine(&plain.chain, MOCK_NOW, &Policy::default()).unwrap_err();
+    let denial = examine(&plain.chain_der(), MOCK_NOW, &Policy::default()).unwrap_err();
     assert_eq!(denial, Denial::NoEvidence);
 }
 
-/// The certificate with dates, from 2026-11-20 06:21:36 for a day and an hour.
+/// A certificate that is valid from 2026-11-20 06:21:36 for a day and an hour.
 #[test]
-fn dates_and_age() {
+fn certificate_dates_and_age_are_enforced() {
     const FROM: u64 = 1_795_155_696;
     const UNTIL: u64 = 1_795_245_696;
     let Some(tls_key) = tls_key("dstack-mock-v0", "GetTlsKey_app_info_validity") else {
         return;
     };
-    let at = |now, policy: &Policy| examine(&tls_key.chain, now, policy).map(|_| ());
+    let at = |now, policy: &Policy| examine(&tls_key.chain_der(), now, policy).map(|_| ());
     let any = Policy::default();
     assert_eq!(at(FROM - 301, &any), Err(Denial::NotYetValid));
     assert_eq!(at(FROM - 300, &any), Ok(()));
     assert_eq!(at(UNTIL, &any), Ok(()));
     assert_eq!(at(UNTIL + 1, &any), Err(Denial::Expired));
-    let young = policy(|s| s.max_certificate_age = Some(std::time::Duration::from_secs(3600)));
+    let young = policy_with(|s| s.max_certificate_age = Some(std::time::Duration::from_secs(3600)));
     assert_eq!(at(FROM + 3600, &young), Ok(()));
     assert_eq!(at(FROM + 3601, &young), Err(Denial::TooOld));
 }

@@ -1,8 +1,8 @@
-//! Digests, replay, and what a log proves.
+//! Event digests, replay, and the identity that a log proves.
 
 use attest::Denial;
 use attest::event_log::{
-    DigestVersion, Event, EventLog, MAX_EVENTS, MAX_NAME_LEN, MAX_PAYLOAD_LEN,
+    DigestVersion, Event, EventLog, MAX_EVENT_NAME_LEN, MAX_EVENT_PAYLOAD_LEN, MAX_EVENTS,
 };
 use attest::values::{AppId, Rtmr};
 use sha2::{Digest, Sha384};
@@ -21,15 +21,15 @@ fn prove(log: &EventLog<'_>) -> Result<attest::event_log::Identity, Denial> {
 }
 
 #[test]
-fn digest_v1() {
+fn digest_v1_hashes_type_name_and_payload() {
     let event = Event::new("app-id", &[0xde, 0xad][..], DigestVersion::V1).unwrap();
     let expected = Sha384::digest(b"\x01\x00\x00\x08:app-id:\xde\xad");
     assert_eq!(event.digest().unwrap(), *expected);
 }
 
-/// Bytes as in the tests of dstack's `cc-eventlog/src/tdx.rs`.
+/// Test vector from dstack's `cc-eventlog/src/tdx.rs`.
 #[test]
-fn digest_v2() {
+fn digest_v2_hashes_canonical_json() {
     let event = Event::new("compose-hash", &[0xab, 0xcd][..], DigestVersion::V2).unwrap();
     let expected = Sha384::digest(br#"{"name":"compose-hash","payload":"abcd","type":134217729}"#);
     assert_eq!(event.digest().unwrap(), *expected);
@@ -40,7 +40,7 @@ fn digest_v2() {
 }
 
 #[test]
-fn replay_folds_from_zeros() {
+fn replay_extends_from_zeros() {
     assert_eq!(log(&[]).replay().unwrap(), Rtmr([0; 48]));
     let two = log(&[("a", b"1"), ("b", b"2")]);
     let register = two.events().iter().fold([0; 48], |register, event| {
@@ -57,7 +57,7 @@ fn replay_folds_from_zeros() {
 }
 
 #[test]
-fn a_log_that_does_not_replay_proves_nothing() {
+fn log_that_does_not_replay_proves_nothing() {
     let log = log(&[("app-id", &[1; 20]), ("system-ready", b"")]);
     assert_eq!(
         log.prove(Rtmr([0; 48])).unwrap_err(),
@@ -66,7 +66,7 @@ fn a_log_that_does_not_replay_proves_nothing() {
 }
 
 #[test]
-fn only_what_is_before_system_ready_is_believed() {
+fn only_events_before_system_ready_are_trusted() {
     let late = log(&[
         ("app-id", &[1; 20]),
         ("system-ready", b""),
@@ -84,7 +84,7 @@ fn only_what_is_before_system_ready_is_believed() {
 }
 
 #[test]
-fn an_identity_event_twice_is_refused() {
+fn duplicate_identity_event_is_refused() {
     for name in ["app-id", "instance-id"] {
         let twice = log(&[(name, &[1; 20]), (name, &[1; 20]), ("system-ready", b"")]);
         assert!(
@@ -101,7 +101,7 @@ fn an_identity_event_twice_is_refused() {
 }
 
 #[test]
-fn identity_events_have_their_lengths() {
+fn lengths_of_identity_events_are_enforced() {
     for (name, payload) in [
         ("app-id", &[1; 19][..]),
         ("app-id", b""),
@@ -121,7 +121,7 @@ fn identity_events_have_their_lengths() {
 }
 
 #[test]
-fn caps() {
+fn counts_and_lengths_are_capped() {
     let mut log = EventLog::with_capacity(MAX_EVENTS).unwrap();
     let event = Event::new("e", &[][..], DigestVersion::V1).unwrap();
     for _ in 0..MAX_EVENTS {
@@ -130,9 +130,9 @@ fn caps() {
     assert!(log.push(event).is_err());
     assert!(EventLog::with_capacity(MAX_EVENTS + 1).is_err());
     let name = |len| Event::new("n".repeat(len), &[][..], DigestVersion::V1);
-    assert!(name(MAX_NAME_LEN).is_ok());
-    assert!(name(MAX_NAME_LEN + 1).is_err());
+    assert!(name(MAX_EVENT_NAME_LEN).is_ok());
+    assert!(name(MAX_EVENT_NAME_LEN + 1).is_err());
     let payload = |len| Event::new("n", vec![0; len], DigestVersion::V1);
-    assert!(payload(MAX_PAYLOAD_LEN).is_ok());
-    assert!(payload(MAX_PAYLOAD_LEN + 1).is_err());
+    assert!(payload(MAX_EVENT_PAYLOAD_LEN).is_ok());
+    assert!(payload(MAX_EVENT_PAYLOAD_LEN + 1).is_err());
 }

@@ -1,30 +1,31 @@
-//! Envelopes: what is read, and what is refused.
+//! Envelopes of evidence: accepted and refused encodings.
 
 use attest::Denial;
 use attest::certificate::Leaf;
 use attest::event_log::MAX_EVENTS;
-use attest::evidence::{Form, MAX_ENVELOPE_LEN, UnboundEvidence};
-use attest::mock::{DigestVersion, Envelope, Event, Evidence, Machine, PayloadForm, TdReport};
+use attest::evidence::{EvidenceFormat, MAX_ENVELOPE_LEN, UnboundEvidence};
+use attest::mock::{
+    DigestVersion, Envelope, Event, Evidence, Fixture, PayloadForm, Platform, TdReport,
+};
 use attest::quote::{MAX_QUOTE_LEN, TdQuote};
 
-use crate::leaves::leaf_with;
-use crate::world::{World, world};
+use crate::certificates::leaf_with;
 
 pub(crate) fn quote() -> Vec<u8> {
-    let world = World::default();
-    let machine = Machine::new(&world.pki, &world.machine).unwrap();
-    machine.quote(&TdReport::default()).unwrap()
+    let fixture = Fixture::default();
+    let platform = Platform::new(&fixture.pki, &fixture.platform).unwrap();
+    platform.quote(&TdReport::default()).unwrap()
 }
 
-fn open(envelope: &[u8]) -> Result<Form, Denial> {
-    UnboundEvidence::open(envelope).map(|evidence| evidence.form())
+fn open(envelope: &[u8]) -> Result<EvidenceFormat, Denial> {
+    UnboundEvidence::from_envelope(envelope).map(|evidence| evidence.format())
 }
 
 fn code(envelope: &[u8]) -> &'static str {
-    open(envelope).map_or_else(|denial| denial.code(), Form::as_str)
+    open(envelope).map_or_else(|denial| denial.code(), EvidenceFormat::as_str)
 }
 
-fn why(envelope: &[u8]) -> String {
+fn error(envelope: &[u8]) -> String {
     open(envelope).unwrap_err().to_string()
 }
 
@@ -37,42 +38,42 @@ fn v1(evidence: &Evidence) -> Vec<u8> {
 }
 
 #[test]
-fn digests_and_payload_forms() {
+fn every_digest_version_and_payload_form_is_admitted() {
     for digests in [DigestVersion::V1, DigestVersion::V2] {
         for payloads in [PayloadForm::Bin, PayloadForm::Base64] {
-            let world = world(|w| {
-                w.evidence.digests = digests;
-                w.evidence.payloads = payloads;
+            let fixture = Fixture::with(|f| {
+                f.evidence.digests = digests;
+                f.evidence.payloads = payloads;
             });
-            assert_eq!(world.code(), "admitted", "{digests:?} {payloads:?}");
+            assert_eq!(fixture.outcome(), "admitted", "{digests:?} {payloads:?}");
         }
     }
-    // V0 has no field for the version, so V2's digests cannot replay there.
-    let world = world(|w| {
-        w.evidence.digests = DigestVersion::V2;
-        w.evidence.envelope = Envelope::V0;
+    // V0 has no field for the digest version, so digests of version 2 do not replay.
+    let fixture = Fixture::with(|f| {
+        f.evidence.digests = DigestVersion::V2;
+        f.evidence.envelope = Envelope::V0;
     });
-    assert_eq!(world.code(), "event_log_mismatch");
+    assert_eq!(fixture.outcome(), "event_log_mismatch");
 }
 
 #[test]
-fn the_first_byte_decides() {
+fn first_byte_selects_the_form() {
     assert_eq!(code(&v0(&Evidence::default())), "V0 (SCALE)");
     assert_eq!(code(&v1(&Evidence::default())), "V1 (msgpack)");
-    assert!(why(&[]).contains("empty"));
+    assert!(error(&[]).contains("empty"));
     for first in (0x01..=0x7f).chain(0x90..=0xdd).chain(0xe0..=0xff) {
         let mut envelope = v1(&Evidence::default());
         envelope[0] = first;
-        assert!(why(&envelope).contains("neither V0 nor V1"), "{first:#x}");
+        assert!(error(&envelope).contains("neither V0 nor V1"), "{first:#x}");
     }
-    assert!(why(&vec![0; MAX_ENVELOPE_LEN + 1]).contains("too large"));
+    assert!(error(&vec![0; MAX_ENVELOPE_LEN + 1]).contains("too large"));
 }
 
 #[test]
-fn nothing_is_stripped_or_left_over() {
+fn trailing_missing_and_leading_bytes_are_refused() {
     for good in [v0(&Evidence::default()), v1(&Evidence::default())] {
         let longer = [&good[..], &[0]].concat();
-        assert!(why(&longer).contains("after the envelope"));
+        assert!(error(&longer).contains("after the envelope"));
         let shifted = [&[1], &good[..]].concat();
         assert_eq!(code(&shifted), "malformed_evidence");
         for len in 0..good.len() {
@@ -82,7 +83,7 @@ fn nothing_is_stripped_or_left_over() {
 }
 
 #[test]
-fn other_technologies() {
+fn other_tees_are_refused() {
     for kind in 1..=4 {
         assert_eq!(code(&[0, kind]), "not_tdx");
     }
@@ -103,7 +104,7 @@ fn push_text(msgpack: &mut Vec<u8>, text: &str) {
     msgpack.extend(text.as_bytes());
 }
 
-/// `{version, platform, stack}` with an event log and events of the caller's.
+/// `{version, platform, stack}` with the given event log and runtime events.
 fn v1_of(version: &[u8], log: &[u8], events: &[u8]) -> Vec<u8> {
     let quote = quote();
     let mut out = vec![0x83];
@@ -149,54 +150,54 @@ fn integers(bytes: &[u8]) -> Vec<u8> {
 const NONE: [u8; 1] = [0x90];
 
 #[test]
-fn versions_of_the_envelope() {
+fn unknown_envelope_versions_are_refused() {
     assert_eq!(code(&v1_of(&[1], &NONE, &NONE)), "V1 (msgpack)");
     for version in [&[0][..], &[2], &[0xcd, 1, 1]] {
-        assert!(why(&v1_of(version, &NONE, &NONE)).contains("version is not 1"));
+        assert!(error(&v1_of(version, &NONE, &NONE)).contains("version is not 1"));
     }
-    assert!(why(&v1_of(&[0xa1, b'1'], &NONE, &NONE)).contains("unexpected type"));
+    assert!(error(&v1_of(&[0xa1, b'1'], &NONE, &NONE)).contains("unexpected type"));
 }
 
 #[test]
-fn lengths_that_lie() {
+fn declared_lengths_beyond_the_caps_are_refused() {
     let huge = [0xdd, 0xff, 0xff, 0xff, 0xff];
-    assert!(why(&v1_of(&[1], &huge, &NONE)).contains("too large"));
-    assert!(why(&v1_of(&[1], &NONE, &huge)).contains("too large"));
+    assert!(error(&v1_of(&[1], &huge, &NONE)).contains("too large"));
+    assert!(error(&v1_of(&[1], &NONE, &huge)).contains("too large"));
     let huge_map_in_the_log = [&[0x91, 0xdf, 0xff, 0xff, 0xff, 0xff][..]].concat();
-    assert!(why(&v1_of(&[1], &huge_map_in_the_log, &NONE)).contains("cut short"));
-    // A map of 2^32 - 1 keys, and a quote of as many integers.
-    assert!(why(&[0xdf, 0xff, 0xff, 0xff, 0xff]).contains("too large"));
+    assert!(error(&v1_of(&[1], &huge_map_in_the_log, &NONE)).contains("cut short"));
+    // A map of 2^32 - 1 keys.
+    assert!(error(&[0xdf, 0xff, 0xff, 0xff, 0xff]).contains("too large"));
     // SCALE: a quote of 2^30 - 1 bytes, and of 2^32 - 1.
-    assert!(why(&[0, 0, 0xfe, 0xff, 0xff, 0xff]).contains("too large"));
-    assert!(why(&[0, 0, 0x03, 0xff, 0xff, 0xff, 0xff]).contains("too large"));
-    // A length that is not in its shortest form.
-    assert!(why(&[0, 0, 0x01, 0x00]).contains("length"));
+    assert!(error(&[0, 0, 0xfe, 0xff, 0xff, 0xff]).contains("too large"));
+    assert!(error(&[0, 0, 0x03, 0xff, 0xff, 0xff, 0xff]).contains("too large"));
+    // A length that is not in the shortest form.
+    assert!(error(&[0, 0, 0x01, 0x00]).contains("length"));
 }
 
 #[test]
-fn ten_thousand_events() {
+fn number_of_events_is_capped() {
     let evidence = |count| Evidence {
         after_ready: vec![Event::new("e", b""); count],
         ..Evidence::default()
     };
-    // Nine of the system's, and a boot event beside them in the log.
+    // The system has nine runtime events, and the log has a boot event in addition.
     let (few, many) = (MAX_EVENTS - 10, 10_000);
     assert_eq!(code(&v0(&evidence(few))), "V0 (SCALE)");
-    assert!(why(&v0(&evidence(few + 1))).contains("too many events"));
-    assert!(why(&v0(&evidence(many))).contains("too many events"));
+    assert!(error(&v0(&evidence(few + 1))).contains("too many events"));
+    assert!(error(&v0(&evidence(many))).contains("too many events"));
     assert_eq!(code(&v1(&evidence(few))), "V1 (msgpack)");
-    assert!(why(&v1(&evidence(many))).contains("too large"));
+    assert!(error(&v1(&evidence(many))).contains("too large"));
     let legacy = |count: usize| {
-        let world = world(|w| {
-            w.evidence = Evidence {
+        let fixture = Fixture::with(|f| {
+            f.evidence = Evidence {
                 envelope: Envelope::Legacy,
                 ..evidence(count)
             };
         });
-        let log = world.evidence.legacy_event_log().unwrap();
+        let log = fixture.evidence.legacy_event_log().unwrap();
         let leaf = leaf_with(&[(1, quote()), (2, log)]);
         let leaf = Leaf::parse(&leaf).map_err(|denial| denial.code())?;
-        UnboundEvidence::read(leaf.extensions())
+        UnboundEvidence::from_extensions(leaf.extensions())
             .map(|_| ())
             .map_err(|denial| denial.code())
     };
@@ -204,14 +205,14 @@ fn ten_thousand_events() {
     assert_eq!(
         legacy(many),
         Err("malformed_certificate"),
-        "too large already"
+        "the certificate is already too large"
     );
     assert_eq!(legacy(2_000), Err("malformed_evidence"));
 }
 
-/// Nesting costs nothing: what is skipped is counted, not recursed into.
+/// Skipped values are counted, without recursion.
 #[test]
-fn nested_a_hundred_thousand_deep() {
+fn deep_nesting_does_not_overflow_the_stack() {
     let mut log = vec![0x91];
     log.extend([0x91; 100_000]);
     log.push(0xc0);
@@ -221,7 +222,7 @@ fn nested_a_hundred_thousand_deep() {
 }
 
 #[test]
-fn events_of_v1() {
+fn fields_of_v1_events_are_validated() {
     let event = |fields: &[(&str, &[u8])]| {
         let mut out = vec![0x91, 0x80 | u8::try_from(fields.len()).unwrap()];
         for (key, value) in fields {
@@ -265,7 +266,7 @@ fn events_of_v1() {
 }
 
 #[test]
-fn the_quote_is_an_array_of_integers() {
+fn quote_of_v1_is_an_array_of_integers() {
     let good = v1_of(&[1], &NONE, &NONE);
     let integers = integers(&quote());
     let at = good
@@ -296,7 +297,7 @@ fn the_quote_is_an_array_of_integers() {
 }
 
 #[test]
-fn quotes() {
+fn quote_headers_and_lengths_are_validated() {
     let good = quote();
     let parse = |quote: &[u8]| {
         TdQuote::parse(quote)
@@ -336,7 +337,7 @@ fn quotes() {
     assert_eq!(
         parse(&[&good[..], &[0; 70]].concat()),
         Ok(()),
-        "a buffer's padding"
+        "zero padding"
     );
     assert_eq!(
         parse(&[&good[..], &[0, 1]].concat()),
@@ -355,16 +356,16 @@ fn quotes() {
 }
 
 #[test]
-fn report_data_beside_the_quote_must_agree() {
+fn report_data_of_envelope_and_quote_must_agree() {
     for envelope in [Envelope::V0, Envelope::V1] {
-        let world = world(|w| w.evidence.envelope = envelope);
-        let certificate = world.certificate();
+        let fixture = Fixture::with(|f| f.evidence.envelope = envelope);
+        let certificate = fixture.certificate();
         let quote = certificate.quote().unwrap();
         let attestation = match envelope {
-            Envelope::V0 => world.evidence.v0(quote, [0; 64]),
-            _ => world.evidence.v1(quote, [0; 64]).unwrap(),
+            Envelope::V0 => fixture.evidence.v0(quote, [0; 64]),
+            _ => fixture.evidence.v1(quote, [0; 64]).unwrap(),
         };
-        let world = crate::world::world(|w| w.leaf.attestation = Some(attestation));
-        assert_eq!(world.code(), "unbound_key", "{envelope:?}");
+        let fixture = Fixture::with(|f| f.leaf.attestation = Some(attestation));
+        assert_eq!(fixture.outcome(), "unbound_key", "{envelope:?}");
     }
 }

@@ -1,6 +1,7 @@
-//! Tests of the whole crate from outside, in one binary: fixtures, the mock TDX, properties.
+//! Tests of the verification as a whole, through the public API: recorded evidence, the mock TDX, and
+//! property tests.
 
-// `.clippy.toml` lets test functions panic, but not the helpers beside them.
+// `.clippy.toml` lets test functions panic, but not their helpers.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -9,26 +10,35 @@
     clippy::print_stdout
 )]
 
-mod conformance;
 mod event_log;
-// Shared with the example; the tests do not use all of it.
-#[allow(dead_code)]
-mod fixtures;
 mod policy;
 mod reasons;
 
-// What needs peers that can be made wrong one thing at a time.
+// These need evidence from the mock TDX, or recorded evidence.
 #[cfg(feature = "mock")]
 mod cache;
 #[cfg(feature = "mock")]
+mod certificates;
+#[cfg(feature = "mock")]
 mod chain;
+#[cfg(feature = "mock")]
+mod conformance;
+#[cfg(feature = "mock")]
+mod denials;
 #[cfg(feature = "mock")]
 mod evidence;
 #[cfg(feature = "mock")]
-mod leaves;
-#[cfg(feature = "mock")]
 mod properties;
+
+use attest::Policy;
+use attest::policy::Settings;
+
 #[cfg(feature = "mock")]
-mod refusals;
-#[cfg(feature = "mock")]
-mod world;
+const NOW: u64 = attest::mock::Fixture::NOW;
+
+/// The default policy with one change.
+fn policy_with(change: impl FnOnce(&mut Settings)) -> Policy {
+    let mut settings = Settings::default();
+    change(&mut settings);
+    Policy::new(settings)
+}

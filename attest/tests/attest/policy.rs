@@ -1,4 +1,4 @@
-//! Policies: parsing, epochs, warnings.
+//! Policies: parsing, epochs and warnings.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use attest::policy::{
 };
 use attest::values::{AppId, Mrtd, Rtmr};
 
-use crate::fixtures::policy;
+use crate::policy_with;
 
 #[test]
-fn statuses_from_text() {
+fn tcb_statuses_are_parsed() {
     assert_eq!("OK".parse(), Ok(TcbStatus::UpToDate));
     assert_eq!("UpToDate".parse(), Ok(TcbStatus::UpToDate));
     assert_eq!("OutOfDate".parse(), Ok(TcbStatus::OutOfDate));
@@ -29,7 +29,7 @@ fn statuses_from_text() {
 }
 
 #[test]
-fn accepted_statuses() {
+fn revoked_is_never_accepted() {
     let default = TcbStatuses::default();
     let accepted = TcbStatus::ALL.map(|status| default.contains(status));
     assert_eq!(
@@ -44,7 +44,7 @@ fn accepted_statuses() {
 }
 
 #[test]
-fn lists_from_text() {
+fn lists_are_parsed() {
     let mrtd = "ab".repeat(48);
     let list: Vec<Mrtd> = parse_list(&format!(" {mrtd},\n{mrtd} ,")).unwrap();
     assert_eq!(list, [Mrtd([0xab; 48]); 2]);
@@ -53,7 +53,7 @@ fn lists_from_text() {
 }
 
 #[test]
-fn advisories_from_text() {
+fn advisories_are_parsed() {
     let advisory: Advisory = "intel-sa-00837".parse().unwrap();
     assert_eq!(advisory.to_string(), "INTEL-SA-00837");
     for wrong in [
@@ -69,7 +69,7 @@ fn advisories_from_text() {
 }
 
 #[test]
-fn an_epoch_is_of_every_setting() {
+fn epoch_depends_on_every_setting_and_not_on_order() {
     type Change = fn(&mut Settings);
     let changes: [Change; 13] = [
         |_| {},
@@ -88,17 +88,18 @@ fn an_epoch_is_of_every_setting() {
     ];
     let mut epochs: Vec<_> = changes
         .iter()
-        .map(|change| policy(change).epoch().to_string())
+        .map(|change| policy_with(change).epoch().to_string())
         .collect();
     epochs.sort_unstable();
     epochs.dedup();
     assert_eq!(epochs.len(), changes.len());
-    let order = |first, second| policy(|s| s.mrtd = vec![Mrtd([first; 48]), Mrtd([second; 48])]);
+    let order =
+        |first, second| policy_with(|s| s.mrtd = vec![Mrtd([first; 48]), Mrtd([second; 48])]);
     assert_eq!(order(1, 2).epoch(), order(2, 1).epoch());
 }
 
 #[test]
-fn warnings() {
+fn weak_settings_have_warnings() {
     let open: Vec<_> = Policy::default()
         .warnings()
         .iter()
@@ -115,7 +116,7 @@ fn warnings() {
             "any_age"
         ],
     );
-    let weak = policy(|settings| {
+    let weak = policy_with(|settings| {
         settings.allow_debug_td = true;
         settings.tcb_statuses = TcbStatuses::new([TcbStatus::OutOfDate]);
         settings.rtmr[1] = vec![Rtmr([0; 48])];

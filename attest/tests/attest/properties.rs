@@ -1,16 +1,16 @@
-//! Whatever a peer sends, it is refused with a code or admitted; it never panics.
+//! Property tests: any input from a peer is admitted or denied, and never causes a panic.
 
 use std::sync::LazyLock;
 
 use attest::certificate::Leaf;
 use attest::collateral::Collateral;
 use attest::evidence::UnboundEvidence;
-use attest::mock::{Certificate, Envelope};
+use attest::mock::{Certificate, Envelope, Fixture};
 use attest::quote::TdQuote;
 use attest::{Denial, Policy, Verifier, examine};
 use proptest::prelude::*;
 
-use crate::world::{NOW, world};
+use crate::NOW;
 
 struct Peer {
     certificate: Certificate,
@@ -22,12 +22,12 @@ struct Peer {
 static PEERS: LazyLock<Vec<Peer>> = LazyLock::new(|| {
     [Envelope::V0, Envelope::V1, Envelope::Legacy, Envelope::Both]
         .map(|envelope| {
-            let world = world(|w| w.evidence.envelope = envelope);
+            let fixture = Fixture::with(|f| f.evidence.envelope = envelope);
             Peer {
-                certificate: world.certificate(),
-                verifier: world.verifier(),
-                collateral: world.collateral(),
-                policy: world.policy,
+                certificate: fixture.certificate(),
+                verifier: fixture.verifier(),
+                collateral: fixture.issue_collateral(),
+                policy: fixture.policy,
             }
         })
         .into()
@@ -43,7 +43,7 @@ impl Peer {
 }
 
 #[test]
-fn truncation_at_every_byte() {
+fn leaf_truncated_at_any_byte_is_refused() {
     for peer in PEERS.iter() {
         let leaf = peer.certificate.der();
         for len in 0..leaf.len() {
@@ -53,10 +53,10 @@ fn truncation_at_every_byte() {
     }
 }
 
-/// One flipped bit anywhere in the evidence is refused. Outside of it the issuer's signature is what
-/// would notice, and no root is pinned here: the quote is bound to the key, not to the names.
+/// Only the quote is tested: the rest of the certificate is protected by the issuer's signature, and no
+/// root is pinned here. The quote is bound to the key, and not to the names.
 #[test]
-fn every_flipped_bit_of_a_quote() {
+fn quote_with_any_flipped_bit_is_refused() {
     let peer = &PEERS[1];
     let quote = peer.certificate.quote().unwrap();
     for byte in 0..quote.len() {
@@ -69,7 +69,7 @@ fn every_flipped_bit_of_a_quote() {
             let appraisal = peer
                 .verifier
                 .appraise(&quote, &peer.collateral, &peer.policy, NOW);
-            // The PEM chain tolerates white space and a root that is not used.
+            // PEM tolerates changes to white space and to the root, which is not used.
             let in_the_chain = flipped.len() - byte <= quote.pck_chain().len();
             assert!(appraisal.is_err() || in_the_chain, "byte {byte}, bit {bit}");
         }
@@ -78,7 +78,7 @@ fn every_flipped_bit_of_a_quote() {
 
 proptest! {
     #[test]
-    fn flipped_bits(peer in 0..4usize, flips in prop::collection::vec((any::<prop::sample::Index>(), 0..8), 1..4)) {
+    fn flipped_bits_never_panic(peer in 0..4usize, flips in prop::collection::vec((any::<prop::sample::Index>(), 0..8), 1..4)) {
         let peer = &PEERS[peer];
         let mut leaf = peer.certificate.der().to_vec();
         for (byte, bit) in flips {
@@ -89,7 +89,7 @@ proptest! {
     }
 
     #[test]
-    fn spliced(peer in 0..4usize, at in any::<prop::sample::Index>(), junk in prop::collection::vec(any::<u8>(), 0..64)) {
+    fn spliced_leaves_never_panic(peer in 0..4usize, at in any::<prop::sample::Index>(), junk in prop::collection::vec(any::<u8>(), 0..64)) {
         let peer = &PEERS[peer];
         let mut leaf = peer.certificate.der().to_vec();
         let at = at.index(leaf.len());
@@ -99,21 +99,21 @@ proptest! {
     }
 
     #[test]
-    fn anything_at_all(bytes in prop::collection::vec(any::<u8>(), 0..2048)) {
+    fn arbitrary_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..2048)) {
         prop_assert!(Leaf::parse(&bytes).is_err());
         prop_assert!(TdQuote::parse(&bytes).is_err());
-        let _ = UnboundEvidence::open(&bytes);
+        let _ = UnboundEvidence::from_envelope(&bytes);
         for first in [0x00, 0x83] {
-            let _ = UnboundEvidence::open(&[&[first], &bytes[..]].concat());
+            let _ = UnboundEvidence::from_envelope(&[&[first], &bytes[..]].concat());
         }
     }
 
     #[test]
-    fn cut_chains(len in 0..4000usize) {
+    fn truncated_issuers_are_ignored_without_a_pinned_root(len in 0..4000usize) {
         let peer = &PEERS[0];
         let [leaf, ca] = peer.certificate.chain_der();
         let ca = &ca[..len.min(ca.len())];
-        // No root is pinned: issuers are not looked at.
+        // Without a pinned root, issuers are not parsed.
         prop_assert_eq!(peer.admit(&[leaf, ca]), Ok(()));
     }
 }

@@ -1,10 +1,10 @@
-//! The closed list of reasons.
+//! The closed list of denials: codes and texts.
 
 use attest::Denial;
 use attest::policy::{TcbStatus, TcbStatuses};
 use attest::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr};
 
-/// One of each, in the order of [`Denial::CODES`].
+/// One denial of each code, in the order of [`Denial::CODES`].
 fn all() -> Vec<Denial> {
     let tcb = |status| Denial::Tcb {
         status,
@@ -51,7 +51,7 @@ fn all() -> Vec<Denial> {
 }
 
 #[test]
-fn every_reason_has_a_code_of_the_list() {
+fn every_denial_has_its_own_code() {
     let codes: Vec<_> = all().iter().map(Denial::code).collect();
     assert_eq!(codes, Denial::CODES);
     let mut unique = codes.clone();
@@ -61,7 +61,7 @@ fn every_reason_has_a_code_of_the_list() {
 }
 
 #[test]
-fn reasons() {
+fn denial_texts() {
     let below = Denial::TcbBelowAll {
         accepted: TcbStatuses::default(),
     };
@@ -69,9 +69,9 @@ fn reasons() {
     insta::assert_snapshot!(all().iter().chain([&below]).map(line).collect::<String>());
 }
 
-/// Contract, section 2.
+/// Users and their tools match these texts, so they must not change.
 #[test]
-fn texts_that_users_know() {
+fn texts_that_users_match_are_stable() {
     let text = Denial::MrtdNotAllowed(format!("91a0563f0c{}c3d2", "0".repeat(82)).parse().unwrap());
     assert!(
         text.to_string()

@@ -1,14 +1,14 @@
-//! Parsing collateral, and the check before it is kept.
+//! Parsing of collateral, and the check before it is stored.
 
 use attest::collateral::{Collateral, CollateralError, CollateralKey, Part};
 use attest::mock::{
-    CollateralOptions, Machine, MachineOptions, Pki, PkiOptions, Revoked, TdReport, Validity,
+    CollateralOptions, Pki, PkiOptions, Platform, PlatformOptions, Revoked, TdReport, Validity,
 };
 
 use super::{DAY, NOW, fresh, pki};
 
 #[test]
-fn parsed_collateral_knows_its_key_and_dates() {
+fn parsed_collateral_has_its_key_and_dates() {
     let collateral = fresh(NOW);
     assert_eq!(collateral.key().to_string(), "F07EE5010000-platform");
     assert_eq!(
@@ -17,7 +17,7 @@ fn parsed_collateral_knows_its_key_and_dates() {
     );
     assert_eq!(collateral.valid_from(), NOW - 3_600);
     assert_eq!(collateral.expires_at(), NOW - 3_600 + 30 * DAY);
-    assert!(collateral.holds_at(NOW) && !collateral.holds_at(collateral.expires_at()));
+    assert!(collateral.is_valid_at(NOW) && !collateral.is_valid_at(collateral.expires_at()));
     let json = collateral.to_json().unwrap();
     assert_eq!(Collateral::from_json(&json).unwrap(), collateral);
     for wrong in [
@@ -32,7 +32,7 @@ fn parsed_collateral_knows_its_key_and_dates() {
 }
 
 #[test]
-fn the_earliest_date_of_all_counts() {
+fn collateral_expires_with_its_first_part() {
     let early = Validity {
         from: NOW - 10,
         until: NOW + 10,
@@ -65,7 +65,7 @@ fn the_earliest_date_of_all_counts() {
         let error = collateral.check(pki().root_der(), NOW + 10).unwrap_err();
         assert_eq!(error.code(), "expired");
     }
-    // A certificate holds during the whole of its last second.
+    // A certificate is valid through its last second.
     for options in [
         PkiOptions {
             pck_ca: early,
@@ -76,7 +76,7 @@ fn the_earliest_date_of_all_counts() {
             ..PkiOptions::default()
         },
     ] {
-        let pki = Pki::with(&[7; 32], &options).unwrap();
+        let pki = Pki::with_options(&[7; 32], &options).unwrap();
         let collateral = pki.parsed_collateral(&at).unwrap();
         assert_eq!(
             (collateral.valid_from(), collateral.expires_at()),
@@ -86,7 +86,7 @@ fn the_earliest_date_of_all_counts() {
 }
 
 #[test]
-fn the_check_finds_every_wrong_part() {
+fn check_names_the_wrong_part() {
     use CollateralError::{BadSignature, Expired, NotYetValid, Revoked as IsRevoked};
     let (pki, other) = (pki(), Pki::new(&[8; 32]).unwrap());
     let at = CollateralOptions::at(NOW);
@@ -198,7 +198,7 @@ fn the_check_finds_every_wrong_part() {
             .unwrap_err();
         assert_eq!(error, BadSignature { part });
     }
-    // A PCK CA is no TCB signer, whoever issued it.
+    // A PCK CA must not sign TCB info, although the root issued it.
     let mut mixed = good.clone();
     mixed
         .tcb_info_issuer_chain
@@ -226,10 +226,10 @@ fn the_check_finds_every_wrong_part() {
 }
 
 #[test]
-fn caps_come_before_parsing() {
+fn oversized_parts_are_refused_before_parsing() {
     let good = pki().collateral(&CollateralOptions::at(NOW)).unwrap();
     let mut large = good.clone();
-    large.tcb_info = " ".repeat(attest::collateral::MAX_PART_BYTES + 1);
+    large.tcb_info = " ".repeat(attest::collateral::MAX_COLLATERAL_PART_LEN + 1);
     let error = Collateral::parse(large).unwrap_err();
     assert!(matches!(
         error,
@@ -258,9 +258,9 @@ fn caps_come_before_parsing() {
     assert_eq!(Collateral::parse(sgx).unwrap_err(), CollateralError::NotTdx);
 }
 
-/// A PCCS can put anything behind the signer in a chain; none of it is signed for.
+/// A PCCS can append any certificates to a chain: they are not signed.
 #[test]
-fn strangers_in_an_issuer_chain_change_nothing() {
+fn extra_certificates_in_an_issuer_chain_are_ignored() {
     let soon = Validity {
         from: NOW - 10,
         until: NOW + 10,
@@ -271,9 +271,9 @@ fn strangers_in_an_issuer_chain_change_nothing() {
         tcb_signer: soon,
         ..PkiOptions::default()
     };
-    let stranger = Pki::with(&[8; 32], &options).unwrap();
+    let other = Pki::with_options(&[8; 32], &options).unwrap();
     let at = CollateralOptions::at(NOW);
-    let extra = stranger.collateral(&at).unwrap();
+    let extra = other.collateral(&at).unwrap();
     let mut served = pki().collateral(&at).unwrap();
     served.tcb_info_issuer_chain += &extra.tcb_info_issuer_chain;
     served.qe_identity_issuer_chain += "-----BEGIN CERTIFICATE-----\n!\n";
@@ -285,10 +285,10 @@ fn strangers_in_an_issuer_chain_change_nothing() {
 }
 
 #[test]
-fn what_is_kept_is_enough_for_a_quote() {
+fn parsed_collateral_verifies_a_quote() {
     let pki = pki();
-    let machine = Machine::new(&pki, &MachineOptions::default()).unwrap();
-    let quote = machine.quote(&TdReport::default()).unwrap();
+    let platform = Platform::new(&pki, &PlatformOptions::default()).unwrap();
+    let quote = platform.quote(&TdReport::default()).unwrap();
     let verified = dcap_qvl::verify::QuoteVerifier::new(pki.root_der().to_vec())
         .verify(&quote, fresh(NOW).as_qvl(), NOW)
         .unwrap();

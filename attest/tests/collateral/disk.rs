@@ -1,17 +1,18 @@
-//! Collateral on disk: round trip, broken files, full disks; and collateral that others made.
+//! Collateral on disk: round trip, damaged files, full disks, and recorded collateral.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use attest::collateral::{CollateralError, Disk, LoadError, load_file};
+use attest::collateral::{CollateralError, DiskCache, LoadError, load_file};
+use attest::mock::recorded;
 use dcap_qvl::verify::QuoteVerifier;
 
 use super::{NOW, fresh, pki};
 
 #[test]
-fn round_trip() {
+fn saved_collateral_is_loaded() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Disk::new(folder.path().join("new"));
+    let disk = DiskCache::new(folder.path().join("new"));
     assert!(disk.load().unwrap().is_empty());
     let old = fresh(NOW - 1);
     disk.save(&old).unwrap();
@@ -22,14 +23,14 @@ fn round_trip() {
     assert_eq!(*loaded[0].1.as_ref().unwrap(), fresh(NOW));
     assert_eq!(load_file(&loaded[0].0).unwrap(), fresh(NOW));
     let files = std::fs::read_dir(disk.folder()).unwrap().count();
-    assert_eq!(files, 1, "no draft is left behind");
+    assert_eq!(files, 1, "no temporary file remains");
 }
 
-/// Whatever happens to a file, it is refused or verifies: nothing else comes of it.
+/// A damaged file is refused, unless the damage is in a part that is not signed.
 #[test]
-fn every_damage_is_found() {
+fn damaged_files_are_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Disk::new(folder.path());
+    let disk = DiskCache::new(folder.path());
     let good = fresh(NOW);
     disk.save(&good).unwrap();
     let path = disk.path(good.key());
@@ -47,7 +48,7 @@ fn every_damage_is_found() {
         let mut flipped = bytes.clone();
         flipped[at] ^= 0x10;
         if let Some(loaded) = survives(&flipped) {
-            // Unsigned text such as the second certificate of a chain, which nothing is judged by.
+            // Unsigned text, such as the second certificate of a chain, is not used for verification.
             let (a, b) = (loaded.as_qvl(), good.as_qvl());
             assert_eq!(
                 (&a.tcb_info, &a.qe_identity),
@@ -64,15 +65,15 @@ fn every_damage_is_found() {
 }
 
 #[test]
-fn files_under_wrong_names_and_strangers() {
+fn misnamed_and_unrelated_files_are_not_loaded() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Disk::new(folder.path());
+    let disk = DiskCache::new(folder.path());
     let json = fresh(NOW).to_json().unwrap();
     std::fs::write(folder.path().join("00A067110000-processor.json"), &json).unwrap();
     std::fs::write(folder.path().join("README.md"), "not collateral").unwrap();
     std::fs::write(
         folder.path().join("F07EE5010000-platform.123.tmp"),
-        "a draft",
+        "a temporary file",
     )
     .unwrap();
     std::fs::create_dir(folder.path().join("F07EE5010000-platform.json")).unwrap();
@@ -81,12 +82,12 @@ fn files_under_wrong_names_and_strangers() {
     assert!(matches!(loaded[0].1, Err(LoadError::OtherKey(_))));
     assert!(
         matches!(loaded[1].1, Err(LoadError::Io(_))),
-        "a folder is no file"
+        "a directory is not a file"
     );
 }
 
 #[test]
-fn a_huge_file_is_not_read_to_its_end() {
+fn oversized_file_is_not_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("F07EE5010000-platform.json");
     std::fs::File::create(&path)
@@ -100,27 +101,27 @@ fn a_huge_file_is_not_read_to_its_end() {
 }
 
 #[test]
-fn an_old_copy_survives_a_failed_write() {
+fn old_copy_survives_a_failed_write() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Disk::new(folder.path());
+    let disk = DiskCache::new(folder.path());
     disk.save(&fresh(NOW - 1)).unwrap();
     let path = disk.path(fresh(NOW).key());
-    // The draft cannot be made: its name is taken by a folder.
+    // A directory with the name of the temporary file makes the write fail.
     std::fs::create_dir(path.with_extension(format!("{}.tmp", std::process::id()))).unwrap();
     disk.save(&fresh(NOW)).unwrap_err();
     assert_eq!(load_file(&path).unwrap(), fresh(NOW - 1));
 }
 
-/// A file system of 16 KiB: room for one copy, not for two.
+/// The file system of 16 KiB has space for one copy, but not for two.
 #[test]
-fn a_full_disk_loses_nothing() {
+fn old_copy_survives_a_full_disk() {
     let folder = tempfile::tempdir().unwrap();
     let mounted = Command::new("mount")
         .args(["-t", "tmpfs", "-o", "size=16k", "tmpfs"])
         .arg(folder.path())
         .output();
     if !mounted.is_ok_and(|output| output.status.success()) {
-        println!("SKIPPED: a_full_disk_loses_nothing: cannot mount a tmpfs (not root?)");
+        println!("skipped: old_copy_survives_a_full_disk: cannot mount a tmpfs (not root?)");
         return;
     }
     struct Unmount<'a>(&'a Path);
@@ -130,7 +131,7 @@ fn a_full_disk_loses_nothing() {
         }
     }
     let unmount = Unmount(folder.path());
-    let disk = Disk::new(folder.path());
+    let disk = DiskCache::new(folder.path());
     disk.save(&fresh(NOW - 1)).unwrap();
     let error = disk.save(&fresh(NOW)).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::StorageFull, "{error}");
@@ -139,30 +140,20 @@ fn a_full_disk_loses_nothing() {
     assert_eq!(
         std::fs::read_dir(folder.path()).unwrap().count(),
         1,
-        "no draft is left behind"
+        "no temporary file remains"
     );
     drop(unmount);
-}
-
-/// `../shared/fixtures`, seen from the top of the project or from a folder above it.
-fn fixtures() -> Option<PathBuf> {
-    let named = std::env::var_os("TEESQL_FIXTURES").map(PathBuf::from);
-    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
-    let found = named.unwrap_or_else(|| top.join("../shared/fixtures"));
-    found.is_dir().then_some(found)
 }
 
 /// 2026-11-20T09:00:00Z.
 const FIXTURES_AT: u64 = 1_795_165_200;
 
 #[test]
-fn collateral_that_others_made() {
-    let Some(fixtures) = fixtures() else {
-        println!("SKIPPED: collateral_that_others_made: no ../shared/fixtures");
-        return;
-    };
+fn simulator_collateral_is_valid() {
     for name in ["dstack-mock-v0", "dstack-mock-v1"] {
-        let folder = fixtures.join(name);
+        let Some(folder) = recorded::path(name) else {
+            return;
+        };
         let collateral = load_file(&folder.join("collateral.json")).unwrap();
         let pem = std::fs::read(folder.join("tdx-root-ca.pem")).unwrap();
         let root = x509_parser::pem::parse_x509_pem(&pem).unwrap().1.contents;
@@ -180,21 +171,19 @@ fn collateral_that_others_made() {
 }
 
 #[test]
-fn collateral_of_real_hardware() {
-    let Some(fixtures) = fixtures() else {
-        println!("SKIPPED: collateral_of_real_hardware: no ../shared/fixtures");
+fn hardware_collateral_is_valid() {
+    let Some(folder) = recorded::path("tdx-hardware") else {
         return;
     };
-    let folder = fixtures.join("tdx-hardware");
     // 2025-07-01 and 2026-03-01.
     for (name, at) in [
         ("tdx_quote", 1_751_328_000),
         ("tdx_quote_outdated", 1_772_323_200),
     ] {
         let collateral = load_file(&folder.join(format!("{name}_collateral.json"))).unwrap();
-        assert!(collateral.holds_at(at), "{collateral:?}");
+        assert!(collateral.is_valid_at(at), "{collateral:?}");
         assert_eq!(collateral.key().ca.as_str(), "platform");
-        // Intel's root is the last certificate of the chains as they were fetched.
+        // Intel's root is the last certificate of each chain, as fetched.
         let json = std::fs::read(folder.join(format!("{name}_collateral.json"))).unwrap();
         let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
         let chain = json["tcb_info_issuer_chain"].as_str().unwrap();
@@ -216,7 +205,7 @@ fn collateral_of_real_hardware() {
             if name == "tdx_quote" {
                 assert_eq!(verify(at).unwrap().status, "UpToDate");
             } else {
-                // That machine is so old that it is below every level that Intel lists.
+                // That platform is below every level that Intel lists.
                 assert_eq!(verify(at).unwrap_err(), "No matching TCB level found");
             }
         }

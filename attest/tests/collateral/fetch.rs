@@ -1,4 +1,4 @@
-//! Fetching from a PCCS that behaves, and from one that does not.
+//! Fetching from a PCCS, with and without faults, and the background refresh.
 
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use attest::collateral::{
-    Collateral, CollateralError, CollateralKey, Disk, Event, FetchError, FetchOptions, Fetcher,
-    Handle, Keeper, Part, Schedule, Source, SourceError, Store, Surroundings, Unavailable,
+    Collateral, CollateralError, CollateralKey, DiskCache, Environment, Event, FetchError,
+    FetchOptions, Fetcher, Handle, Part, Refresher, Schedule, Source, SourceError, Store,
+    Unavailable,
 };
 use attest::mock::{
-    Behaviour, Certificate, CollateralOptions, Envelope, Evidence, Key, LeafOptions, Machine,
-    MachineOptions, Pccs, PccsAnswers, Pki, Resource,
+    Behaviour, Certificate, CollateralOptions, Envelope, Evidence, Key, LeafOptions, Pccs,
+    PccsResponses, Pki, Platform, PlatformOptions, Resource,
 };
 
 use super::{DAY, NOW, fresh, pki};
@@ -30,13 +31,13 @@ fn key() -> CollateralKey {
         .key()
 }
 
-fn answers(pki: &Pki, now: u64) -> PccsAnswers {
+fn responses(pki: &Pki, now: u64) -> PccsResponses {
     let collateral = pki.collateral(&CollateralOptions::at(now)).unwrap();
-    PccsAnswers::none().with(key(), collateral)
+    PccsResponses::empty().with(key(), collateral)
 }
 
-fn honest() -> Pccs {
-    Pccs::start(answers(&pki(), NOW)).unwrap()
+fn pccs() -> Pccs {
+    Pccs::start(responses(&pki(), NOW)).unwrap()
 }
 
 fn fetcher(url: &str) -> Fetcher {
@@ -60,35 +61,38 @@ fn fetch(pccs: &Pccs) -> Result<Collateral, FetchError> {
 }
 
 #[test]
-fn what_is_fetched_is_what_was_served() {
-    let pccs = honest();
+fn fetched_collateral_equals_the_served() {
+    let pccs = pccs();
     let fetched = fetch(&pccs).unwrap();
     assert_eq!(fetched, fresh(NOW));
     assert_eq!(ALL.map(|resource| pccs.requests(resource)), [1; 4]);
 }
 
 #[test]
-fn every_misbehaviour_has_its_error() {
-    let pccs = honest();
+fn every_fault_has_its_error() {
+    let pccs = pccs();
     let malformed = |part, why| FetchError::Collateral(CollateralError::Malformed { part, why });
     for (behaviour, error) in [
-        (Behaviour::Down, FetchError::Connect),
-        (Behaviour::Silent, FetchError::Timeout),
+        (Behaviour::Close, FetchError::Connect),
+        (Behaviour::Stall, FetchError::Timeout),
         (Behaviour::Trickle, FetchError::Timeout),
-        (Behaviour::HalfBody, FetchError::BrokenOff),
-        (Behaviour::Huge, FetchError::TooLarge { limit: 2 << 20 }),
+        (Behaviour::TruncatedBody, FetchError::Truncated),
         (
-            Behaviour::HugeChunked,
+            Behaviour::Oversized,
+            FetchError::TooLarge { limit: 2 << 20 },
+        ),
+        (
+            Behaviour::OversizedChunked,
             FetchError::TooLarge { limit: 2 << 20 },
         ),
         (Behaviour::Status(503), FetchError::Status(503)),
         (Behaviour::Redirect, FetchError::Status(302)),
     ] {
-        // Every question is asked in the same way; only waiting for one is enough.
-        let waits = error == FetchError::Timeout;
-        for resource in ALL.into_iter().take(if waits { 1 } else { 4 }) {
-            pccs.behave(Behaviour::Honest);
-            pccs.behave_for(resource, behaviour);
+        // All requests have the same deadline, so that testing it once is enough.
+        let times_out = error == FetchError::Timeout;
+        for resource in ALL.into_iter().take(if times_out { 1 } else { 4 }) {
+            pccs.set_behaviour(Behaviour::Normal);
+            pccs.set_behaviour_for(resource, behaviour);
             let started = Instant::now();
             assert_eq!(
                 fetch(&pccs).unwrap_err(),
@@ -101,8 +105,8 @@ fn every_misbehaviour_has_its_error() {
             );
         }
     }
-    pccs.behave(Behaviour::Honest);
-    pccs.behave_for(Resource::TcbInfo, Behaviour::NoHeader);
+    pccs.set_behaviour(Behaviour::Normal);
+    pccs.set_behaviour_for(Resource::TcbInfo, Behaviour::MissingHeader);
     let error = malformed(Part::TcbInfo, "no issuer chain in the headers");
     assert_eq!(fetch(&pccs).unwrap_err(), error);
     for (resource, part, why) in [
@@ -119,25 +123,27 @@ fn every_misbehaviour_has_its_error() {
         (Resource::RootCrl, Part::RootCrl, "no X.509 CRL"),
         (Resource::PckCrl, Part::PckCrl, "no X.509 CRL"),
     ] {
-        pccs.behave(Behaviour::Honest);
-        pccs.behave_for(resource, Behaviour::Html);
+        pccs.set_behaviour(Behaviour::Normal);
+        pccs.set_behaviour_for(resource, Behaviour::Html);
         assert_eq!(fetch(&pccs).unwrap_err(), malformed(part, why));
     }
 }
 
 #[test]
-fn nobody_listening_and_nothing_known() {
-    let gone = honest().url();
+fn closed_port_and_unknown_platform_are_errors() {
+    let closed = pccs().url();
     assert_eq!(
-        runtime().block_on(fetcher(&gone).fetch(key())).unwrap_err(),
+        runtime()
+            .block_on(fetcher(&closed).fetch(key()))
+            .unwrap_err(),
         FetchError::Connect
     );
-    let pccs = Pccs::start(PccsAnswers::none()).unwrap();
+    let pccs = Pccs::start(PccsResponses::empty()).unwrap();
     assert_eq!(fetch(&pccs).unwrap_err(), FetchError::Status(404));
 }
 
 #[test]
-fn collateral_of_another_family_is_not_taken_for_what_was_asked() {
+fn collateral_of_another_platform_is_refused() {
     let other = CollateralKey {
         fmspc: attest::collateral::Fmspc([1; 6]),
         ..key()
@@ -145,7 +151,7 @@ fn collateral_of_another_family_is_not_taken_for_what_was_asked() {
     let collateral = pki()
         .collateral(&CollateralOptions::at(NOW).for_key(other))
         .unwrap();
-    let pccs = Pccs::start(PccsAnswers::none().with(key(), collateral)).unwrap();
+    let pccs = Pccs::start(PccsResponses::empty().with(key(), collateral)).unwrap();
     assert_eq!(
         fetch(&pccs).unwrap_err(),
         FetchError::Collateral(CollateralError::WrongKey)
@@ -153,7 +159,7 @@ fn collateral_of_another_family_is_not_taken_for_what_was_asked() {
 }
 
 #[test]
-fn sources_are_known_by_name() {
+fn sources_are_parsed() {
     let source = |text: &str| text.parse::<Source>();
     assert_eq!(
         source("intel").unwrap().to_string(),
@@ -185,16 +191,17 @@ fn sources_are_known_by_name() {
     );
 }
 
-/// An https server with a certificate of `pki`'s KMS CA for 127.0.0.1, that answers 404 to everything.
+/// An HTTPS server with a certificate of `pki`'s KMS CA for 127.0.0.1. It responds 404 to every request.
 fn https_server(pki: &Pki) -> String {
     use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-    let machine = Machine::new(pki, &MachineOptions::default()).unwrap();
+    let platform = Platform::new(pki, &PlatformOptions::default()).unwrap();
     let key = Key::derive(&[7; 32], "https").unwrap();
     let evidence = Evidence {
         envelope: Envelope::None,
         ..Evidence::default()
     };
-    let leaf = Certificate::issue(pki, &machine, &key, &evidence, &LeafOptions::default()).unwrap();
+    let leaf =
+        Certificate::issue(pki, &platform, &key, &evidence, &LeafOptions::default()).unwrap();
     let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_pkcs8_der().unwrap()));
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
@@ -220,7 +227,7 @@ fn https_server(pki: &Pki) -> String {
 }
 
 #[test]
-fn https_is_verified() {
+fn https_servers_are_verified() {
     let pki = pki();
     let url = https_server(&pki);
     let with = |roots: Option<&str>| {
@@ -237,7 +244,7 @@ fn https_is_verified() {
         with(Some(other.kms_pem())).unwrap_err(),
         FetchError::Connect
     );
-    // TLS is done, and the answer is the server's.
+    // The TLS handshake succeeded: the status is the server's.
     assert_eq!(
         with(Some(pki.kms_pem())).unwrap_err(),
         FetchError::Status(404)
@@ -249,41 +256,41 @@ fn https_is_verified() {
     ));
 }
 
-/// A keeper on a thread of its own, with a clock that the test sets.
-struct Kept {
+/// A refresher on its own thread, with a clock that the test sets.
+struct Harness {
     handle: Handle,
     clock: Arc<AtomicU64>,
     events: Arc<Mutex<Vec<Event>>>,
 }
 
-fn keep(fetcher: Option<Fetcher>, disk: Option<Disk>) -> Kept {
+fn start(fetcher: Option<Fetcher>, disk: Option<DiskCache>) -> Harness {
     let schedule = Schedule {
-        backoff_first: 1,
-        backoff_cold: 1,
+        initial_backoff: 1,
+        max_backoff_missing: 1,
         ..Schedule::default()
     };
     let store = Store::new(pki().root_der().to_vec(), schedule);
     let clock = Arc::new(AtomicU64::new(NOW));
     let events = Arc::new(Mutex::new(Vec::new()));
-    let (read, tell) = (Arc::clone(&clock), Arc::clone(&events));
-    let around = Surroundings {
-        now: Box::new(move || read.load(Ordering::Relaxed)),
+    let (clock_read, event_log) = (Arc::clone(&clock), Arc::clone(&events));
+    let around = Environment {
+        now: Box::new(move || clock_read.load(Ordering::Relaxed)),
         random: Box::new(|| 0),
-        events: Box::new(move |event| tell.lock().unwrap().push(event)),
+        events: Box::new(move |event| event_log.lock().unwrap().push(event)),
     };
-    let (mut keeper, handle) = Keeper::new(store, fetcher, disk, around);
+    let (mut keeper, handle) = Refresher::new(store, fetcher, disk, around);
     keeper.load();
     std::thread::spawn(move || runtime().block_on(keeper.run()));
-    Kept {
+    Harness {
         handle,
         clock,
         events,
     }
 }
 
-impl Kept {
-    /// Waits until an event is told that `wanted` is true for.
-    fn told(&self, wanted: impl Fn(&Event) -> bool) -> Event {
+impl Harness {
+    /// Waits for an event that `matches`.
+    fn await_event(&self, matches: impl Fn(&Event) -> bool) -> Event {
         let until = Instant::now() + Duration::from_secs(20);
         while Instant::now() < until {
             if let Some(event) = self
@@ -291,37 +298,37 @@ impl Kept {
                 .lock()
                 .unwrap()
                 .iter()
-                .find(|event| wanted(event))
+                .find(|event| matches(event))
             {
                 return event.clone();
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        panic!("not told, but {:?}", self.events.lock().unwrap());
+        panic!("no such event, but {:?}", self.events.lock().unwrap());
     }
 
-    /// Moves the clock, and wakes the keeper by asking for something.
-    fn at(&self, now: u64) {
+    /// Sets the clock, and wakes the refresher by a request.
+    fn set_time(&self, now: u64) {
         self.clock.store(now, Ordering::Relaxed);
         self.events.lock().unwrap().clear();
         let _ = want(&self.handle);
     }
 }
 
-/// What is wanted, on a thread of a test's, which may wait.
+/// Requests the collateral and waits for it.
 fn want(handle: &Handle) -> Result<Arc<Collateral>, Unavailable> {
     let runtime = tokio::runtime::Builder::new_current_thread().build();
-    runtime.unwrap().block_on(handle.want(key()))
+    runtime.unwrap().block_on(handle.request(key()))
 }
 
 #[test]
-fn many_who_wait_share_one_flight() {
-    let pccs = honest();
-    let kept = keep(Some(fetcher(&pccs.url())), None);
-    assert!(kept.handle.snapshot().get(key(), NOW).is_none());
+fn concurrent_requests_share_one_fetch() {
+    let pccs = pccs();
+    let harness = start(Some(fetcher(&pccs.url())), None);
+    assert!(harness.handle.snapshot().get(key(), NOW).is_none());
     let waiters: Vec<_> = (0..200)
         .map(|_| {
-            let handle = kept.handle.clone();
+            let handle = harness.handle.clone();
             std::thread::spawn(move || want(&handle).unwrap().key())
         })
         .collect();
@@ -329,35 +336,35 @@ fn many_who_wait_share_one_flight() {
         assert_eq!(waiter.join().unwrap(), key());
     }
     assert_eq!(ALL.map(|resource| pccs.requests(resource)), [1; 4]);
-    assert_eq!(kept.handle.epoch(), 1);
-    assert!(kept.handle.snapshot().get(key(), NOW).is_some());
+    assert_eq!(harness.handle.epoch(), 1);
+    assert!(harness.handle.snapshot().get(key(), NOW).is_some());
 }
 
 #[test]
-fn a_pccs_that_misbehaves_does_not_disturb_what_is_held() {
-    let pccs = honest();
-    let kept = keep(Some(fetcher(&pccs.url())), None);
-    want(&kept.handle).unwrap();
+fn faulty_pccs_does_not_replace_cached_collateral() {
+    let pccs = pccs();
+    let harness = start(Some(fetcher(&pccs.url())), None);
+    want(&harness.handle).unwrap();
     let mut now = NOW;
     for behaviour in [
-        Behaviour::Down,
-        Behaviour::Silent,
-        Behaviour::HalfBody,
-        Behaviour::HugeChunked,
+        Behaviour::Close,
+        Behaviour::Stall,
+        Behaviour::TruncatedBody,
+        Behaviour::OversizedChunked,
         Behaviour::Html,
         Behaviour::Status(500),
     ] {
-        pccs.behave(behaviour);
+        pccs.set_behaviour(behaviour);
         now += 2 * DAY;
-        kept.at(now);
-        // The flight is under way, and nobody waits for it.
+        harness.set_time(now);
+        // A fetch is running, and requests do not wait for it.
         let started = Instant::now();
-        assert!(want(&kept.handle).is_ok());
+        assert!(want(&harness.handle).is_ok());
         assert!(
             started.elapsed() < Duration::from_millis(500),
             "{behaviour:?}"
         );
-        let event = kept.told(|event| matches!(event, Event::Failed { .. }));
+        let event = harness.await_event(|event| matches!(event, Event::Failed { .. }));
         assert!(
             matches!(
                 event,
@@ -368,48 +375,51 @@ fn a_pccs_that_misbehaves_does_not_disturb_what_is_held() {
             ),
             "{behaviour:?}: {event:?}"
         );
-        assert_eq!(kept.handle.epoch(), 1, "{behaviour:?}");
+        assert_eq!(harness.handle.epoch(), 1, "{behaviour:?}");
     }
-    // One that lies: signed by somebody else, then expired.
-    pccs.behave(Behaviour::Honest);
-    for (liar, code) in [
-        (answers(&Pki::new(&[8; 32]).unwrap(), now), "bad_signature"),
-        (answers(&pki(), NOW - 60 * DAY), "expired"),
+    // A PCCS with wrong collateral: first wrongly signed, then expired.
+    pccs.set_behaviour(Behaviour::Normal);
+    for (wrong, code) in [
+        (
+            responses(&Pki::new(&[8; 32]).unwrap(), now),
+            "bad_signature",
+        ),
+        (responses(&pki(), NOW - 60 * DAY), "expired"),
     ] {
-        pccs.replace(liar);
+        pccs.set_responses(wrong);
         now += 2 * DAY;
-        kept.at(now);
-        let event = kept.told(|event| matches!(event, Event::Failed { .. }));
+        harness.set_time(now);
+        let event = harness.await_event(|event| matches!(event, Event::Failed { .. }));
         let Event::Failed { error, .. } = event else {
             panic!()
         };
         assert_eq!(error.code(), code);
-        assert_eq!(kept.handle.epoch(), 1);
+        assert_eq!(harness.handle.epoch(), 1);
     }
-    // And when it is honest again, all is well.
-    pccs.replace(answers(&pki(), now + DAY));
-    kept.at(now + 2 * DAY);
-    kept.told(|event| matches!(event, Event::Refreshed { changed: true, .. }));
-    assert_eq!(kept.handle.epoch(), 2);
+    // Once its collateral is correct again, it is stored.
+    pccs.set_responses(responses(&pki(), now + DAY));
+    harness.set_time(now + 2 * DAY);
+    harness.await_event(|event| matches!(event, Event::Refreshed { changed: true, .. }));
+    assert_eq!(harness.handle.epoch(), 2);
 }
 
 #[test]
-fn without_anything_held_the_error_is_told_to_who_waits() {
-    let pccs = honest();
-    pccs.behave(Behaviour::Status(500));
-    let kept = keep(Some(fetcher(&pccs.url())), None);
+fn requests_fail_if_nothing_is_cached() {
+    let pccs = pccs();
+    pccs.set_behaviour(Behaviour::Status(500));
+    let harness = start(Some(fetcher(&pccs.url())), None);
     let failed = Unavailable::Failed {
         key: key(),
         error: FetchError::Status(500),
     };
-    assert_eq!(want(&kept.handle).unwrap_err(), failed);
-    // Within the back-off nothing is asked again.
-    assert_eq!(want(&kept.handle).unwrap_err(), failed);
+    assert_eq!(want(&harness.handle).unwrap_err(), failed);
+    // No request is sent during the back-off.
+    assert_eq!(want(&harness.handle).unwrap_err(), failed);
     assert_eq!(pccs.requests(Resource::PckCrl), 1);
-    pccs.behave(Behaviour::Honest);
-    kept.clock.store(NOW + 1, Ordering::Relaxed);
-    want(&kept.handle).unwrap();
-    let offline = keep(None, None);
+    pccs.set_behaviour(Behaviour::Normal);
+    harness.clock.store(NOW + 1, Ordering::Relaxed);
+    want(&harness.handle).unwrap();
+    let offline = start(None, None);
     let none = Unavailable::Failed {
         key: key(),
         error: FetchError::NoSource,
@@ -418,80 +428,84 @@ fn without_anything_held_the_error_is_told_to_who_waits() {
 }
 
 #[test]
-fn it_expires_in_the_end_and_says_so() {
-    let pccs = honest();
-    let kept = keep(Some(fetcher(&pccs.url())), None);
-    let expires_at = want(&kept.handle).unwrap().expires_at();
+fn expiry_is_announced_and_enforced() {
+    let pccs = pccs();
+    let harness = start(Some(fetcher(&pccs.url())), None);
+    let expires_at = want(&harness.handle).unwrap().expires_at();
     drop(pccs);
-    kept.at(expires_at - 3 * DAY);
-    kept.told(|event| matches!(event, Event::AboutToExpire { .. }));
-    assert!(want(&kept.handle).is_ok());
-    kept.at(expires_at);
-    kept.told(|event| matches!(event, Event::Expired { .. }));
-    assert!(want(&kept.handle).is_err());
-    assert!(kept.handle.snapshot().get(key(), expires_at).is_none());
+    harness.set_time(expires_at - 3 * DAY);
+    harness.await_event(|event| matches!(event, Event::AboutToExpire { .. }));
+    assert!(want(&harness.handle).is_ok());
+    harness.set_time(expires_at);
+    harness.await_event(|event| matches!(event, Event::Expired { .. }));
+    assert!(want(&harness.handle).is_err());
+    assert!(harness.handle.snapshot().get(key(), expires_at).is_none());
 }
 
 #[test]
-fn a_restart_finds_it_on_disk() {
+fn collateral_is_loaded_from_disk_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = Disk::new(folder.path().join("collateral"));
-    let pccs = honest();
-    let kept = keep(Some(fetcher(&pccs.url())), Some(disk.clone()));
-    want(&kept.handle).unwrap();
+    let disk = DiskCache::new(folder.path().join("collateral"));
+    let pccs = pccs();
+    let harness = start(Some(fetcher(&pccs.url())), Some(disk.clone()));
+    want(&harness.handle).unwrap();
     let until = Instant::now() + Duration::from_secs(10);
     while !disk.path(key()).exists() && Instant::now() < until {
         std::thread::sleep(Duration::from_millis(10));
     }
-    let restarted = keep(None, Some(disk.clone()));
+    let restarted = start(None, Some(disk.clone()));
     assert!(restarted.handle.snapshot().get(key(), NOW).is_some());
     want(&restarted.handle).unwrap();
     assert_eq!(restarted.events.lock().unwrap().len(), 1);
-    // What is broken is told, and fetched anew.
+    // A damaged file is reported, and the collateral is fetched again.
     std::fs::write(disk.path(key()), b"{\"half\":").unwrap();
-    let mended = keep(Some(fetcher(&pccs.url())), Some(disk.clone()));
-    mended.told(|event| matches!(event, Event::NotLoaded { .. }));
-    want(&mended.handle).unwrap();
+    let repaired = start(Some(fetcher(&pccs.url())), Some(disk.clone()));
+    repaired.await_event(|event| matches!(event, Event::NotLoaded { .. }));
+    want(&repaired.handle).unwrap();
 }
 
 #[test]
-fn a_disk_that_cannot_be_written_is_told_and_harms_nothing() {
+fn failed_write_is_reported_and_collateral_is_still_used() {
     let folder = tempfile::tempdir().unwrap();
-    let in_the_way = folder.path().join("collateral");
-    std::fs::write(&in_the_way, b"a file").unwrap();
-    let pccs = honest();
-    let kept = keep(Some(fetcher(&pccs.url())), Some(Disk::new(&in_the_way)));
-    want(&kept.handle).unwrap();
-    kept.told(|event| matches!(event, Event::NotStored { .. }));
-    assert!(kept.handle.snapshot().get(key(), NOW).is_some());
+    let not_a_folder = folder.path().join("collateral");
+    std::fs::write(&not_a_folder, b"a file").unwrap();
+    let pccs = pccs();
+    let harness = start(
+        Some(fetcher(&pccs.url())),
+        Some(DiskCache::new(&not_a_folder)),
+    );
+    want(&harness.handle).unwrap();
+    harness.await_event(|event| matches!(event, Event::NotStored { .. }));
+    assert!(harness.handle.snapshot().get(key(), NOW).is_some());
 }
 
 #[test]
-fn handed_in_collateral_is_verified() {
-    let kept = keep(None, None);
+fn offered_collateral_is_verified() {
+    let harness = start(None, None);
     let options = CollateralOptions::at(NOW);
     let forged = Pki::new(&[8; 32])
         .unwrap()
         .parsed_collateral(&options)
         .unwrap();
-    kept.handle.offer(forged).unwrap();
-    kept.told(|event| matches!(event, Event::NotLoaded { .. }));
-    kept.handle
-        .offer(pki().parsed_collateral(&options).unwrap())
+    harness.handle.import(forged).unwrap();
+    harness.await_event(|event| matches!(event, Event::NotLoaded { .. }));
+    harness
+        .handle
+        .import(pki().parsed_collateral(&options).unwrap())
         .unwrap();
-    kept.told(|event| matches!(event, Event::Refreshed { changed: true, .. }));
-    assert!(want(&kept.handle).is_ok());
+    harness.await_event(|event| matches!(event, Event::Refreshed { changed: true, .. }));
+    assert!(want(&harness.handle).is_ok());
 }
 
 #[test]
-fn the_keeper_ends_with_its_last_handle() {
+fn refresher_ends_with_its_last_handle() {
     let store = Store::new(pki().root_der().to_vec(), Schedule::default());
-    let around = Surroundings {
+    let around = Environment {
         now: Box::new(|| NOW),
         random: Box::new(|| 0),
         events: Box::new(|_| ()),
     };
-    let (keeper, handle) = Keeper::new(store, None, None, around);
+    let (keeper, handle) = Refresher::new(store, None, None, around);
     drop(handle);
     runtime().block_on(keeper.run());
 }

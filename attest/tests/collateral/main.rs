@@ -1,7 +1,7 @@
-//! The collateral store from outside: its rules, a PCCS that misbehaves, disks that break.
+//! Tests of collateral through the public API: parsing, the store, a faulty PCCS, and a faulty disk.
 
 #![cfg(feature = "mock")]
-// `.clippy.toml` lets test functions panic, but not the helpers beside them.
+// `.clippy.toml` lets test functions panic, but not their helpers.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -15,17 +15,16 @@ mod fetch;
 mod store;
 
 use attest::collateral::Collateral;
-use attest::mock::{CollateralOptions, Pki};
+use attest::mock::{CollateralOptions, Fixture, Pki};
 
-/// 2027-01-15.
-const NOW: u64 = 1_800_000_000;
+const NOW: u64 = Fixture::NOW;
 const DAY: u64 = 86_400;
 
 fn pki() -> Pki {
-    Pki::new(&[7; 32]).unwrap()
+    Pki::new(&Fixture::SEED).unwrap()
 }
 
-/// What the mock "Intel" has signed at `now`.
+/// Collateral that the mock PKI issued at `now`.
 fn fresh(now: u64) -> Collateral {
     pki()
         .parsed_collateral(&CollateralOptions::at(now))

@@ -1,8 +1,8 @@
-//! The store's rules, on a virtual clock.
+//! The store's rules, tested with a virtual clock.
 
 use attest::collateral::{
-    CaType, CollateralError, CollateralKey, Event, FetchError, Fmspc, MAX_FLIGHTS, MAX_KEYS, Part,
-    Schedule, Store, Wanted,
+    CaType, CollateralError, CollateralKey, Event, FetchError, Fmspc, MAX_CONCURRENT_FETCHES,
+    MAX_PLATFORM_FAMILIES, Part, RequestOutcome, Schedule, Store,
 };
 use attest::mock::{CollateralOptions, Pki, PkiOptions, Revoked};
 
@@ -12,13 +12,13 @@ fn store() -> Store {
     Store::new(pki().root_der().to_vec(), Schedule::default())
 }
 
-/// A store that holds what was fresh at NOW.
-fn holding() -> (Store, CollateralKey) {
+/// A store with collateral that was issued at `NOW`.
+fn filled_store() -> (Store, CollateralKey) {
     let mut store = store();
     let key = fresh(NOW).key();
-    assert_eq!(store.want(key, NOW), Wanted::Coming);
+    assert_eq!(store.request(key, NOW), RequestOutcome::Pending);
     assert_eq!(store.next_due(NOW), Some(key));
-    let event = store.arrived(key, Ok(fresh(NOW)), NOW, 0);
+    let event = store.complete_fetch(key, Ok(fresh(NOW)), NOW, 0);
     let expires_at = NOW - 3_600 + 30 * DAY;
     assert_eq!(
         event,
@@ -32,8 +32,8 @@ fn holding() -> (Store, CollateralKey) {
 }
 
 #[test]
-fn nothing_that_fails_replaces_what_is_held() {
-    let (mut store, key) = holding();
+fn failed_fetches_do_not_replace_collateral() {
+    let (mut store, key) = filled_store();
     let (epoch, other) = (store.snapshot().epoch(), Pki::new(&[8; 32]).unwrap());
     let later = NOW + DAY;
     let forged = other
@@ -44,18 +44,18 @@ fn nothing_that_fails_replaces_what_is_held() {
         fmspc: Fmspc([1; 6]),
         ca: CaType::Platform,
     };
-    let strange = pki()
+    let other_key = pki()
         .parsed_collateral(&CollateralOptions::at(later).for_key(wrong))
         .unwrap();
     let mut at = later;
     for bad in [
         Ok(forged),
         Ok(expired),
-        Ok(strange),
+        Ok(other_key),
         Err(FetchError::Timeout),
     ] {
         assert_eq!(store.next_due(at), Some(key));
-        let event = store.arrived(key, bad, at, 0);
+        let event = store.complete_fetch(key, bad, at, 0);
         let Event::Failed {
             held_until,
             retry_at,
@@ -66,19 +66,19 @@ fn nothing_that_fails_replaces_what_is_held() {
         };
         assert_eq!(held_until, Some(NOW - 3_600 + 30 * DAY));
         assert!(retry_at > at);
-        assert!(matches!(store.want(key, at), Wanted::Held(_)));
+        assert!(matches!(store.request(key, at), RequestOutcome::Cached(_)));
         at = retry_at;
     }
     assert_eq!(store.snapshot().epoch(), epoch);
 }
 
 #[test]
-fn a_pccs_cannot_bring_back_older_parts() {
-    let (mut store, key) = holding();
-    // Yesterday's everything is still genuine and in date, but older than what is held.
+fn older_parts_are_not_stored() {
+    let (mut store, key) = filled_store();
+    // Yesterday's collateral is genuine and still valid, but older than the stored one.
     let at = NOW + DAY;
     store.next_due(at).unwrap();
-    let event = store.arrived(key, Ok(fresh(NOW - DAY)), at, 0);
+    let event = store.complete_fetch(key, Ok(fresh(NOW - DAY)), at, 0);
     let expires_at = NOW - 3_600 + 30 * DAY;
     assert_eq!(
         event,
@@ -88,13 +88,13 @@ fn a_pccs_cannot_bring_back_older_parts() {
             changed: false
         }
     );
-    // A re-signed older evaluation loses too, however fresh its date; the new CRLs are taken.
+    // An older TCB evaluation is not stored either, although its date is newer. Its CRLs are stored.
     let old = CollateralOptions {
         evaluation_number: 16,
         ..CollateralOptions::at(at)
     };
     store.next_due(at + DAY).unwrap();
-    let event = store.arrived(key, Ok(pki().parsed_collateral(&old).unwrap()), at + DAY, 0);
+    let event = store.complete_fetch(key, Ok(pki().parsed_collateral(&old).unwrap()), at + DAY, 0);
     assert_eq!(
         event,
         Event::Refreshed {
@@ -113,50 +113,50 @@ fn a_pccs_cannot_bring_back_older_parts() {
 }
 
 #[test]
-fn a_newer_crl_that_revokes_the_held_signer_gets_its_way() {
-    let (mut store, key) = holding();
-    // Same seed, same root, and a new signer, since the root has revoked the old one.
+fn newer_crl_that_revokes_the_stored_signer_is_stored() {
+    let (mut store, key) = filled_store();
+    // The same root, and a new signer because the root has revoked the old one.
     let options = PkiOptions {
         tcb_signer_number: 1,
         ..PkiOptions::default()
     };
-    let renewed = Pki::with(&[7; 32], &options).unwrap();
+    let renewed = Pki::with_options(&[7; 32], &options).unwrap();
     let revoked = Revoked {
         tcb_signer: true,
         ..Revoked::default()
     };
     let at = NOW + DAY;
     let month = CollateralOptions::at(NOW).tcb_info;
-    // What the new signer has signed is no newer than what is held; only the CRL is.
+    // Only the CRL is newer than the stored one.
     let options = CollateralOptions {
         revoked,
         tcb_info: month,
         qe_identity: month,
         ..CollateralOptions::at(at)
     };
-    let came = renewed.parsed_collateral(&options).unwrap();
+    let fetched = renewed.parsed_collateral(&options).unwrap();
     store.next_due(at).unwrap();
-    let event = store.arrived(key, Ok(came.clone()), at, 0);
+    let event = store.complete_fetch(key, Ok(fetched.clone()), at, 0);
     assert!(
         matches!(event, Event::Refreshed { changed: true, .. }),
         "{event:?}"
     );
     assert_eq!(
         store.snapshot().get(key, at).unwrap().as_qvl(),
-        came.as_qvl()
+        fetched.as_qvl()
     );
-    // And the old signer does not come back, neither with its old CRL nor without.
+    // Documents of the revoked signer are not stored, with or without the old CRL.
     store.next_due(at + DAY).unwrap();
-    store.arrived(key, Ok(fresh(NOW + 1)), at + DAY, 0);
+    store.complete_fetch(key, Ok(fresh(NOW + 1)), at + DAY, 0);
     assert_eq!(
         store.snapshot().get(key, at).unwrap().as_qvl(),
-        came.as_qvl()
+        fetched.as_qvl()
     );
 }
 
 #[test]
-fn what_a_revoked_signer_signed_is_not_taken() {
-    let (mut store, key) = holding();
+fn documents_of_a_revoked_signer_are_refused() {
+    let (mut store, key) = filled_store();
     let revoked = Revoked {
         tcb_signer: true,
         ..Revoked::default()
@@ -166,8 +166,8 @@ fn what_a_revoked_signer_signed_is_not_taken() {
         ..CollateralOptions::at(NOW + DAY)
     };
     store.next_due(NOW + DAY).unwrap();
-    let came = pki().parsed_collateral(&options).unwrap();
-    let event = store.arrived(key, Ok(came), NOW + DAY, 0);
+    let fetched = pki().parsed_collateral(&options).unwrap();
+    let event = store.complete_fetch(key, Ok(fetched), NOW + DAY, 0);
     let Event::Failed { error, .. } = event else {
         panic!("{event:?}")
     };
@@ -175,34 +175,34 @@ fn what_a_revoked_signer_signed_is_not_taken() {
 }
 
 #[test]
-fn the_epoch_changes_with_the_content_only() {
-    let (mut store, key) = holding();
+fn epoch_changes_only_with_the_content() {
+    let (mut store, key) = filled_store();
     assert_eq!(store.snapshot().epoch(), 1);
     store.next_due(NOW + DAY).unwrap();
-    store.arrived(key, Ok(fresh(NOW)), NOW + DAY, 0);
+    store.complete_fetch(key, Ok(fresh(NOW)), NOW + DAY, 0);
     assert_eq!(store.snapshot().epoch(), 1);
     store.next_due(NOW + 2 * DAY).unwrap();
-    store.arrived(key, Ok(fresh(NOW + 2 * DAY)), NOW + 2 * DAY, 0);
+    store.complete_fetch(key, Ok(fresh(NOW + 2 * DAY)), NOW + 2 * DAY, 0);
     assert_eq!(store.snapshot().epoch(), 2);
 }
 
 #[test]
-fn one_flight_for_each_key_and_few_in_all() {
+fn fetches_are_deduplicated_and_limited() {
     let mut store = store();
-    for number in 0..u8::try_from(MAX_FLIGHTS).unwrap() + 2 {
+    for number in 0..u8::try_from(MAX_CONCURRENT_FETCHES).unwrap() + 2 {
         let key = CollateralKey {
             fmspc: Fmspc([number; 6]),
             ca: CaType::Platform,
         };
-        assert_eq!(store.want(key, NOW), Wanted::Coming);
-        assert_eq!(store.want(key, NOW), Wanted::Coming);
+        assert_eq!(store.request(key, NOW), RequestOutcome::Pending);
+        assert_eq!(store.request(key, NOW), RequestOutcome::Pending);
     }
     let started: Vec<_> = std::iter::from_fn(|| store.next_due(NOW)).collect();
-    assert_eq!(started.len(), MAX_FLIGHTS);
+    assert_eq!(started.len(), MAX_CONCURRENT_FETCHES);
     let mut unique = started.clone();
     unique.dedup();
     assert_eq!(unique, started);
-    store.arrived(started[0], Err(FetchError::Connect), NOW, 0);
+    store.complete_fetch(started[0], Err(FetchError::Connect), NOW, 0);
     assert!(
         store
             .next_due(NOW)
@@ -211,39 +211,45 @@ fn one_flight_for_each_key_and_few_in_all() {
 }
 
 #[test]
-fn invented_families_push_out_only_each_other() {
-    let (mut store, held) = holding();
+fn unknown_platforms_evict_only_each_other() {
+    let (mut store, held) = filled_store();
     for number in 0..1_000u16 {
         let [high, low] = number.to_be_bytes();
         let key = CollateralKey {
             fmspc: Fmspc([9, 9, 9, 9, high, low]),
             ca: CaType::Platform,
         };
-        assert_eq!(store.want(key, NOW + u64::from(number)), Wanted::Coming);
+        assert_eq!(
+            store.request(key, NOW + u64::from(number)),
+            RequestOutcome::Pending
+        );
     }
-    assert!(matches!(store.want(held, NOW), Wanted::Held(_)));
-    let mut flights = 0;
+    assert!(matches!(
+        store.request(held, NOW),
+        RequestOutcome::Cached(_)
+    ));
+    let mut fetches = 0;
     while let Some(key) = store.next_due(NOW + DAY) {
-        flights += 1;
-        store.arrived(key, Err(FetchError::Status(404)), NOW + DAY, 0);
+        fetches += 1;
+        store.complete_fetch(key, Err(FetchError::Status(404)), NOW + DAY, 0);
     }
-    assert!(flights <= MAX_KEYS, "{flights}");
-    // Nobody asks for them any more: they are not fetched again, the held one is.
+    assert!(fetches <= MAX_PLATFORM_FAMILIES, "{fetches}");
+    // Without new requests they are not fetched again, but stored collateral is.
     assert_eq!(store.next_due(NOW + 3 * DAY), Some(held));
     assert_eq!(store.next_due(NOW + 3 * DAY), None);
 }
 
 #[test]
-fn failures_back_off_to_a_cap() {
+fn failed_fetches_back_off_exponentially_up_to_a_cap() {
     let schedule = Schedule::default();
     let mut store = store();
     let key = fresh(NOW).key();
     let mut at = NOW;
     let mut waits = Vec::new();
     for _ in 0..8 {
-        assert_eq!(store.want(key, at), Wanted::Coming);
+        assert_eq!(store.request(key, at), RequestOutcome::Pending);
         assert_eq!(store.next_due(at), Some(key));
-        let event = store.arrived(key, Err(FetchError::Connect), at, 0);
+        let event = store.complete_fetch(key, Err(FetchError::Connect), at, 0);
         let Event::Failed {
             retry_at,
             held_until: None,
@@ -252,26 +258,26 @@ fn failures_back_off_to_a_cap() {
         else {
             panic!("{event:?}")
         };
-        let not_before = Wanted::NotBefore {
+        let not_before = RequestOutcome::BackingOff {
             retry_at,
             last: FetchError::Connect,
         };
-        assert_eq!(store.want(key, retry_at - 1), not_before);
+        assert_eq!(store.request(key, retry_at - 1), not_before);
         assert_eq!(store.next_due(retry_at - 1), None);
         waits.push(retry_at - at);
         at = retry_at;
     }
     assert_eq!(waits, [5, 10, 20, 40, 60, 60, 60, 60]);
-    let (mut store, key) = holding();
+    let (mut store, key) = filled_store();
     let mut at = NOW + DAY;
     let mut wait = 0;
     for _ in 0..80 {
         assert_eq!(
             store.next_due(at),
             Some(key),
-            "while something is held, without being asked"
+            "stored collateral is refreshed without requests"
         );
-        let event = store.arrived(key, Err(FetchError::Timeout), at, u32::MAX);
+        let event = store.complete_fetch(key, Err(FetchError::Timeout), at, u32::MAX);
         let Event::Failed { retry_at, .. } = event else {
             panic!("{event:?}")
         };
@@ -279,17 +285,17 @@ fn failures_back_off_to_a_cap() {
         at = retry_at;
     }
     assert!(
-        (schedule.backoff_held * 3 / 4..=schedule.backoff_held).contains(&wait),
+        (schedule.max_backoff_cached * 3 / 4..=schedule.max_backoff_cached).contains(&wait),
         "{wait}"
     );
 }
 
 #[test]
-fn refreshed_daily_ahead_of_the_end_and_with_jitter() {
+fn collateral_is_refreshed_daily_with_jitter_and_more_often_before_expiry() {
     for random in [0, 1, 12_345, u32::MAX] {
-        let (mut store, key) = holding();
+        let (mut store, key) = filled_store();
         store.next_due(NOW + DAY).unwrap();
-        store.arrived(key, Ok(fresh(NOW + DAY)), NOW + DAY, random);
+        store.complete_fetch(key, Ok(fresh(NOW + DAY)), NOW + DAY, random);
         let next = store.next_wake().unwrap();
         assert!(
             (NOW + DAY + DAY * 3 / 4..=NOW + 2 * DAY).contains(&next),
@@ -298,30 +304,30 @@ fn refreshed_daily_ahead_of_the_end_and_with_jitter() {
         assert_eq!(store.next_due(next - 1), None);
         assert_eq!(store.next_due(next), Some(key));
     }
-    // The PCCS has nothing newer, and little is left: hourly, and ever more often at the end.
-    let (mut store, key) = holding();
+    // If the PCCS has nothing newer: hourly, and more often shortly before expiry.
+    let (mut store, key) = filled_store();
     let expires_at = fresh(NOW).expires_at();
     for (left, wait) in [(6 * DAY, 3_600), (7_200, 1_800), (8, 2), (1, 1)] {
         let at = expires_at - left;
         store.next_due(at).unwrap();
-        store.arrived(key, Ok(fresh(NOW)), at, 0);
+        store.complete_fetch(key, Ok(fresh(NOW)), at, 0);
         assert_eq!(
             store.next_due(at + wait - 1),
             None,
-            "{left} s before the end"
+            "{left} s before expiry"
         );
         assert_eq!(
             store.next_due(at + wait),
             Some(key),
-            "{left} s before the end"
+            "{left} s before expiry"
         );
-        store.arrived(key, Ok(fresh(NOW)), at, 0);
+        store.complete_fetch(key, Ok(fresh(NOW)), at, 0);
     }
 }
 
 #[test]
-fn the_end_is_told_once_beforehand_and_once_when_it_comes() {
-    let (mut store, key) = holding();
+fn expiry_is_announced_once_ahead_and_once_when_it_occurs() {
+    let (mut store, key) = filled_store();
     let expires_at = fresh(NOW).expires_at();
     assert!(store.tick(expires_at - 3 * DAY - 1).is_empty());
     assert_eq!(
@@ -335,29 +341,32 @@ fn the_end_is_told_once_beforehand_and_once_when_it_comes() {
     assert_eq!(
         store
             .snapshot()
-            .seconds_left(expires_at - 5)
+            .seconds_until_expiry(expires_at - 5)
             .collect::<Vec<_>>(),
         [(key, 5)]
     );
     assert_eq!(
         store
             .snapshot()
-            .seconds_left(expires_at + 5)
+            .seconds_until_expiry(expires_at + 5)
             .collect::<Vec<_>>(),
         [(key, 0)]
     );
-    // Fetched anew, it may be told again.
-    assert_eq!(store.want(key, expires_at), Wanted::Coming);
+    // After a new fetch it is announced again.
+    assert_eq!(store.request(key, expires_at), RequestOutcome::Pending);
     store.next_due(expires_at).unwrap();
-    store.arrived(key, Ok(fresh(expires_at)), expires_at, 0);
-    assert!(matches!(store.want(key, expires_at), Wanted::Held(_)));
+    store.complete_fetch(key, Ok(fresh(expires_at)), expires_at, 0);
+    assert!(matches!(
+        store.request(key, expires_at),
+        RequestOutcome::Cached(_)
+    ));
     assert_eq!(store.tick(expires_at + 27 * DAY).len(), 1);
 }
 
 #[test]
-fn offered_collateral_is_verified_like_fetched() {
+fn offered_collateral_is_verified() {
     let mut store = store();
-    let event = store.offer(fresh(NOW), NOW, 0).unwrap();
+    let event = store.import(fresh(NOW), NOW, 0).unwrap();
     assert!(matches!(event, Event::Refreshed { changed: true, .. }));
     assert_eq!(store.snapshot().epoch(), 1);
     let forged = Pki::new(&[8; 32]).unwrap();
@@ -365,12 +374,12 @@ fn offered_collateral_is_verified_like_fetched() {
         .parsed_collateral(&CollateralOptions::at(NOW))
         .unwrap();
     assert_eq!(
-        store.offer(forged, NOW, 0).unwrap_err().code(),
+        store.import(forged, NOW, 0).unwrap_err().code(),
         "bad_signature"
     );
     assert_eq!(
         store
-            .offer(fresh(NOW - 60 * DAY), NOW, 0)
+            .import(fresh(NOW - 60 * DAY), NOW, 0)
             .unwrap_err()
             .code(),
         "expired"
@@ -379,7 +388,7 @@ fn offered_collateral_is_verified_like_fetched() {
 }
 
 #[test]
-fn every_code_is_of_the_closed_list() {
+fn error_codes_are_stable() {
     let part = Part::Root;
     for (error, code) in [
         (CollateralError::NotTdx, "not_tdx"),

@@ -7,15 +7,15 @@ use attest::denial::Fault;
 use attest::ita::{ApiKey, Base, Client, ItaError, Options};
 use attest::mock::{Behaviour, TrustAuthority};
 
-use crate::{NOW, client, world};
+use crate::{ItaFixture, NOW, client};
 
 const SHORT: Duration = Duration::from_millis(700);
 
 #[test]
-fn every_misbehaviour_has_its_error() {
-    let world = world();
-    for (manner, error) in [
-        (Behaviour::Down, ItaError::Unreachable),
+fn every_fault_has_its_error() {
+    let fixture = ItaFixture::default();
+    for (behaviour, error) in [
+        (Behaviour::Close, ItaError::Unreachable),
         (Behaviour::Status(401), ItaError::Unauthorized),
         (Behaviour::Status(400), ItaError::QuoteRefused),
         (Behaviour::Status(403), ItaError::Status(403)),
@@ -24,69 +24,69 @@ fn every_misbehaviour_has_its_error() {
         (Behaviour::Status(204), ItaError::Status(204)),
         (Behaviour::Redirect, ItaError::Status(302)),
         (Behaviour::Html, ItaError::MalformedAnswer),
-        (Behaviour::HalfBody, ItaError::BrokenOff),
-        (Behaviour::Huge, ItaError::TooLarge { limit: 64 << 10 }),
+        (Behaviour::TruncatedBody, ItaError::Truncated),
+        (Behaviour::Oversized, ItaError::TooLarge { limit: 64 << 10 }),
         (
-            Behaviour::HugeChunked,
+            Behaviour::OversizedChunked,
             ItaError::TooLarge { limit: 64 << 10 },
         ),
     ] {
-        world.authority.behave(manner);
-        assert_eq!(world.appraise().unwrap_err(), error, "{manner:?}");
+        fixture.authority.set_behaviour(behaviour);
+        assert_eq!(fixture.appraise().unwrap_err(), error, "{behaviour:?}");
     }
-    world.authority.behave(Behaviour::Honest);
-    assert!(world.appraise().is_ok());
+    fixture.authority.set_behaviour(Behaviour::Normal);
+    assert!(fixture.appraise().is_ok());
 }
 
 #[test]
-fn every_wait_ends() {
-    let mut world = world();
-    world.client = client(&world.authority.url(), TrustAuthority::API_KEY, SHORT);
-    for manner in [Behaviour::Silent, Behaviour::Trickle] {
+fn deadline_ends_every_request() {
+    let mut fixture = ItaFixture::default();
+    fixture.client = client(&fixture.authority.url(), TrustAuthority::API_KEY, SHORT);
+    for behaviour in [Behaviour::Stall, Behaviour::Trickle] {
         for keys in [false, true] {
             let (attest, certs) = match keys {
-                true => (Behaviour::Honest, manner),
-                false => (manner, Behaviour::Honest),
+                true => (Behaviour::Normal, behaviour),
+                false => (behaviour, Behaviour::Normal),
             };
-            world.authority.behave(attest);
-            world.authority.behave_for_keys(certs);
-            let began = Instant::now();
+            fixture.authority.set_behaviour(attest);
+            fixture.authority.set_key_behaviour(certs);
+            let started = Instant::now();
             assert_eq!(
-                world.appraise().unwrap_err(),
+                fixture.appraise().unwrap_err(),
                 ItaError::Timeout,
-                "{manner:?}"
+                "{behaviour:?}"
             );
-            assert!(began.elapsed() < Duration::from_secs(10));
+            assert!(started.elapsed() < Duration::from_secs(10));
         }
     }
 }
 
 #[test]
-fn nobody_there() {
-    let mut world = world();
+fn closed_port_is_unreachable() {
+    let mut fixture = ItaFixture::default();
     let port = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
         .unwrap();
-    world.client = client(&format!("http://{port}"), TrustAuthority::API_KEY, SHORT);
-    let error = world.appraise().unwrap_err();
+    fixture.client = client(&format!("http://{port}"), TrustAuthority::API_KEY, SHORT);
+    let error = fixture.appraise().unwrap_err();
     assert_eq!(error, ItaError::Unreachable);
     assert_eq!(error.fault(), Fault::Ours);
 }
 
 #[test]
-fn a_wrong_key_is_refused_and_shown_nowhere() {
-    let mut world = world();
+fn wrong_api_key_is_refused_and_never_printed() {
+    let mut fixture = ItaFixture::default();
     let secret = "d3Jvbmcta2V5";
-    world.client = client(&world.authority.url(), secret, Duration::from_secs(20));
-    let error = world.appraise().unwrap_err();
+    fixture.client = client(&fixture.authority.url(), secret, Duration::from_secs(20));
+    let error = fixture.appraise().unwrap_err();
     assert_eq!(error, ItaError::Unauthorized);
-    let shown = format!("{error} {error:?} {:?}", world.client);
+    let shown = format!("{error} {error:?} {:?}", fixture.client);
     assert!(!shown.contains(secret), "{shown}");
 }
 
 #[test]
-fn a_base_that_is_refused() {
+fn invalid_base_urls_are_refused() {
     let key = ApiKey::new(TrustAuthority::API_KEY).unwrap();
     for url in [
         "http://ita.example",
@@ -101,15 +101,15 @@ fn a_base_that_is_refused() {
     }
 }
 
-/// Many who come at once share the fetch of the keys.
+/// Single flight: concurrent appraisals share one fetch of the key set.
 #[test]
-fn one_flight_for_keys() {
-    let world = world();
-    let bound = world.bound();
-    let all = futures_util::future::join_all((0..16).map(|_| world.client.appraise(&bound, NOW)));
-    for appraised in world.runtime.block_on(all) {
+fn concurrent_appraisals_share_one_key_fetch() {
+    let fixture = ItaFixture::default();
+    let bound = fixture.bound();
+    let all = futures_util::future::join_all((0..16).map(|_| fixture.client.appraise(&bound, NOW)));
+    for appraised in fixture.runtime.block_on(all) {
         appraised.unwrap();
     }
-    assert_eq!(world.authority.appraisals(), 16);
-    assert_eq!(world.authority.key_fetches(), 1);
+    assert_eq!(fixture.authority.appraisals(), 16);
+    assert_eq!(fixture.authority.key_fetches(), 1);
 }

@@ -1,40 +1,30 @@
-//! Intel Trust Authority from outside: one that behaves, and one that lies in every way.
+//! Tests of the Intel Trust Authority client through the public API, with valid and forged tokens.
 
 #![cfg(feature = "mock")]
-// `.clippy.toml` lets test functions panic, but not the helpers beside them.
+// `.clippy.toml` lets test functions panic, but not their helpers.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
-mod admits;
 mod http;
 mod reasons;
 mod tokens;
+mod verification;
 
 use std::time::Duration;
 
-use attest::ita::{ApiKey, Appraised, Base, Client, ItaError, Options};
-use attest::mock::{
-    Certificate, Evidence, Key, LeafOptions, Machine, MachineOptions, Pki, TrustAuthority, Verdict,
-};
-use attest::{AttestedPeer, BoundEvidence, Policy, examine};
+use attest::ita::{ApiKey, AppraisedEvidence, Base, Client, ItaError, Options};
+use attest::mock::{Fixture, TokenVariant, TrustAuthority};
+use attest::{AttestedPeer, BoundEvidence, examine};
 
-/// 2027-01-15.
-const NOW: u64 = 1_800_000_000;
-/// Seconds for which a token holds.
+const NOW: u64 = Fixture::NOW;
+/// Seconds for which a token is valid.
 const LIFETIME: u64 = 300;
-const SEED: [u8; 32] = [7; 32];
 
-/// A Trust Authority, a client of it, and a peer to be judged.
-struct World {
+/// A Trust Authority, its client, and a peer to be appraised.
+struct ItaFixture {
     authority: TrustAuthority,
     client: Client,
-    machine: MachineOptions,
-    evidence: Evidence,
-    policy: Policy,
+    peer: Fixture,
     runtime: tokio::runtime::Runtime,
-}
-
-fn pki() -> Pki {
-    Pki::new(&SEED).unwrap()
 }
 
 fn client(url: &str, key: &str, deadline: Duration) -> Client {
@@ -51,57 +41,48 @@ fn client(url: &str, key: &str, deadline: Duration) -> Client {
     .unwrap()
 }
 
-fn world() -> World {
-    let authority = TrustAuthority::start(&pki(), NOW).unwrap();
-    let deadline = Duration::from_secs(20);
-    let url = authority.url();
-    World {
-        client: client(&url, TrustAuthority::API_KEY, deadline),
-        authority,
-        machine: MachineOptions::default(),
-        evidence: Evidence::default(),
-        policy: Policy::default(),
-        runtime: tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap(),
+impl Default for ItaFixture {
+    fn default() -> Self {
+        let peer = Fixture::default();
+        let authority = TrustAuthority::start(&peer.pki, NOW).unwrap();
+        let deadline = Duration::from_secs(20);
+        Self {
+            client: client(&authority.url(), TrustAuthority::API_KEY, deadline),
+            authority,
+            peer,
+            runtime: tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap(),
+        }
     }
 }
 
-impl World {
-    fn certificate(&self) -> Certificate {
-        self.certificate_of(&pki())
-    }
-
-    fn certificate_of(&self, pki: &Pki) -> Certificate {
-        let key = Key::derive(&SEED, "leader").unwrap();
-        let machine = Machine::new(pki, &self.machine).unwrap();
-        Certificate::issue(pki, &machine, &key, &self.evidence, &LeafOptions::default()).unwrap()
-    }
-
-    /// What the handshake and the cheap part have shown already.
+impl ItaFixture {
+    /// The peer's evidence, bound to its certificate.
     fn bound(&self) -> BoundEvidence {
-        examine(&self.certificate().chain_der(), NOW, &self.policy).unwrap()
+        let certificate = self.peer.certificate();
+        examine(&certificate.chain_der(), NOW, &self.peer.policy).unwrap()
     }
 
-    fn appraise_at(&self, now: u64) -> Result<Appraised, ItaError> {
+    fn appraise_at(&self, now: u64) -> Result<AppraisedEvidence, ItaError> {
         self.runtime
             .block_on(self.client.appraise(&self.bound(), now))
     }
 
-    fn appraise(&self) -> Result<Appraised, ItaError> {
+    fn appraise(&self) -> Result<AppraisedEvidence, ItaError> {
         self.appraise_at(NOW)
     }
 
     fn verify(&self) -> Result<AttestedPeer, ItaError> {
         let bound = self.bound();
         self.runtime
-            .block_on(self.client.verify(&bound, &self.policy, NOW))
+            .block_on(self.client.verify(&bound, &self.peer.policy, NOW))
     }
 
-    /// The refusal of a token that is wrong like this.
-    fn refused(&self, verdict: Verdict) -> ItaError {
-        self.authority.say(verdict);
+    /// The error that a token of this variant causes.
+    fn refused(&self, variant: TokenVariant) -> ItaError {
+        self.authority.set_token(variant);
         self.appraise().unwrap_err()
     }
 }

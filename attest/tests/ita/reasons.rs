@@ -1,4 +1,4 @@
-//! The closed list of reasons.
+//! The closed list of errors: codes and texts.
 
 use attest::Denial;
 use attest::ita::{BaseError, ItaError};
@@ -15,11 +15,11 @@ fn all() -> Vec<ItaError> {
         ItaError::QuoteRefused,
         ItaError::Status(500),
         ItaError::TooLarge { limit: 65_536 },
-        ItaError::BrokenOff,
+        ItaError::Truncated,
         ItaError::MalformedAnswer,
         ItaError::MalformedToken("its header cannot be read"),
         ItaError::Algorithm,
-        ItaError::JkuElsewhere,
+        ItaError::UntrustedJku,
         ItaError::MalformedKeys,
         ItaError::UnknownKey,
         ItaError::WeakKey,
@@ -34,14 +34,14 @@ fn all() -> Vec<ItaError> {
 }
 
 #[test]
-fn every_reason_has_a_code_of_the_list() {
+fn every_error_has_its_own_code() {
     let codes: Vec<_> = all().iter().map(ItaError::code).collect();
     assert_eq!(codes, ItaError::CODES);
     assert!(codes.iter().all(|code| !Denial::CODES.contains(code)));
 }
 
 #[test]
-fn reasons() {
+fn error_texts() {
     let denied = ItaError::Denied(Denial::DebugTd);
     let line = |error: &ItaError| format!("{} ({:?}): {error}\n", error.code(), error.fault());
     insta::assert_snapshot!(all().iter().chain([&denied]).map(line).collect::<String>());

@@ -1,11 +1,13 @@
-//! Where a leader's URL leads.
+//! The leader's URL and instance id.
 
-use attest::manifest::{Draft, LeaderInstance, LeaderUrl, MAX_URL_LEN, Manifest, ManifestError};
+use attest::manifest::{
+    LeaderInstance, LeaderUrl, MAX_LEADER_URL_LEN, Manifest, ManifestError, UnsignedManifest,
+};
 
 use crate::{draft, golden, key, verified};
 
 #[test]
-fn host_and_port_are_the_target() {
+fn url_gives_host_and_port() {
     for (url, target) in [
         ("https://leader.example", "leader.example:443"),
         ("http://leader.example", "leader.example:80"),
@@ -27,8 +29,8 @@ fn host_and_port_are_the_target() {
 }
 
 #[test]
-fn urls_that_lead_nowhere() {
-    let long = format!("https://leader.example/{}", "a".repeat(MAX_URL_LEN));
+fn invalid_urls_are_refused() {
+    let long = format!("https://leader.example/{}", "a".repeat(MAX_LEADER_URL_LEN));
     for url in [
         "",
         "leader.example",
@@ -71,9 +73,8 @@ fn urls_that_lead_nowhere() {
     }
 }
 
-/// A signature does not make a bad URL good.
 #[test]
-fn a_url_is_checked_in_a_record_too() {
+fn urls_in_records_are_validated() {
     let good = draft().leader_url.as_str().to_owned();
     for url in ["file:///etc/passwd", "https://user@leader.example"] {
         let txt = golden().replace(&good, url);
@@ -83,9 +84,9 @@ fn a_url_is_checked_in_a_record_too() {
 }
 
 #[test]
-fn the_url_is_signed_as_it_was_written() {
+fn url_is_signed_without_normalization() {
     let leader_url: LeaderUrl = "https://Leader.Example:443/a".parse().unwrap();
-    let draft = Draft {
+    let draft = UnsignedManifest {
         leader_url,
         ..draft()
     };
@@ -96,7 +97,7 @@ fn the_url_is_signed_as_it_was_written() {
 }
 
 #[test]
-fn an_instance_may_be_dstacks() {
+fn instance_may_be_a_dstack_instance_id() {
     let manifest = verified(|_| ());
     let id = manifest.leader_instance().instance_id().unwrap();
     assert_eq!(id.to_string(), manifest.leader_instance().as_str());

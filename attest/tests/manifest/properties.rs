@@ -1,8 +1,8 @@
-//! Whatever DNS serves, nothing but what was signed is believed.
+//! Property tests: no record from DNS is accepted unless exactly its content was signed.
 
 use std::sync::LazyLock;
 
-use attest::manifest::{Draft, Manifest, Trust};
+use attest::manifest::{Manifest, ManifestPolicy, UnsignedManifest};
 use proptest::prelude::*;
 
 use crate::{NOW, golden, key, trust};
@@ -16,7 +16,7 @@ static GOLDEN: LazyLock<(String, Manifest)> = LazyLock::new(|| {
     (txt, manifest)
 });
 
-/// What is accepted is the golden one, but for the case of hex.
+/// If `txt` is accepted, it is the golden manifest, apart from the case of hex digits.
 fn check(txt: &str) -> Result<(), TestCaseError> {
     let Ok(unverified) = Manifest::parse(txt) else {
         return Ok(());
@@ -29,11 +29,11 @@ fn check(txt: &str) -> Result<(), TestCaseError> {
 }
 
 #[test]
-fn every_character_at_every_place() {
+fn changes_at_any_position_are_refused() {
     let (golden, manifest) = &*GOLDEN;
     let mut accepted = 0;
     for at in 0..golden.len() {
-        // Beside the other case and the neighbours, a sample: each costs a signature.
+        // The other case, the next character, and a few others: each costs a signature verification.
         let own = golden.as_bytes()[at];
         for byte in [own ^ 0x20, own ^ 1, b'0', b'f', b';', b'='] {
             let mut changed = golden.clone().into_bytes();
@@ -52,12 +52,12 @@ fn every_character_at_every_place() {
             }
         }
     }
-    assert!(accepted > 0, "upper case hex is the same manifest");
+    assert!(accepted > 0, "upper-case hex is the same manifest");
 }
 
 proptest! {
     #[test]
-    fn one_character_changed(at in any::<prop::sample::Index>(), to in any::<char>()) {
+    fn changed_character_is_refused(at in any::<prop::sample::Index>(), to in any::<char>()) {
         let mut chars: Vec<char> = GOLDEN.0.chars().collect();
         let at = at.index(chars.len());
         chars[at] = to;
@@ -65,7 +65,7 @@ proptest! {
     }
 
     #[test]
-    fn one_hex_digit_changed(at in any::<prop::sample::Index>(), to in "[0-9a-fA-F]") {
+    fn changed_hex_digit_is_refused(at in any::<prop::sample::Index>(), to in "[0-9a-fA-F]") {
         let mut txt = GOLDEN.0.clone();
         let at = at.index(txt.len());
         txt.replace_range(at..=at, &to);
@@ -73,7 +73,7 @@ proptest! {
     }
 
     #[test]
-    fn spliced(at in any::<prop::sample::Index>(), take in 0..40usize, put in "[ -~]{0,40}") {
+    fn spliced_record_is_refused(at in any::<prop::sample::Index>(), take in 0..40usize, put in "[ -~]{0,40}") {
         let mut txt = GOLDEN.0.clone();
         let at = at.index(txt.len());
         let end = txt.len().min(at + take);
@@ -85,21 +85,21 @@ proptest! {
     }
 
     #[test]
-    fn anything_at_all(txt in ".{0,2100}") {
+    fn arbitrary_text_never_panics(txt in ".{0,2100}") {
         let _ = Manifest::parse(&txt);
     }
 
-    /// What is signed is read back as it was meant, and signed again it is the same.
+    /// Signing is deterministic.
     #[test]
-    fn signed_and_read_back(
+    fn signed_draft_round_trips(
         cluster in any::<[u8; 20]>(),
         instance in prop::collection::vec(any::<u8>(), 1..64),
         host in "[a-z]{1,20}\\.example",
         port in 1..=u16::MAX,
         (epoch, valid_until) in any::<(u64, u64)>().prop_map(|(e, v)| (e, v.max(1))),
     ) {
-        let draft = Draft {
-            cluster: attest::manifest::Address(cluster),
+        let draft = UnsignedManifest {
+            cluster: attest::manifest::EthAddress(cluster),
             leader_instance: hex::encode(instance).parse().unwrap(),
             leader_url: format!("https://{host}:{port}").parse().unwrap(),
             epoch,
@@ -108,7 +108,7 @@ proptest! {
         let txt = draft.sign(&key()).unwrap();
         let unverified = Manifest::parse(&txt).unwrap();
         prop_assert_eq!(unverified.signed_text(), draft.signed_text());
-        let any = Trust { max_validity: None, ..trust() };
+        let any = ManifestPolicy { max_validity: None, ..trust() };
         let manifest = unverified.verify(&any, valid_until - 1).unwrap();
         prop_assert_eq!(manifest.target().to_string(), format!("{host}:{port}"));
         prop_assert_eq!((manifest.epoch(), manifest.valid_until()), (epoch, valid_until));

@@ -1,19 +1,20 @@
-//! Who signed it, for whom, and until when.
+//! Signature, signer, cluster and validity of a manifest.
 
 use std::time::Duration;
 
 use attest::manifest::{
-    Accepted, DEFAULT_MAX_VALIDITY, LeaderState, Manifest, ManifestError, SigningKey, Trust,
+    DEFAULT_MAX_VALIDITY, LeaderState, LeaderUpdate, Manifest, ManifestError, ManifestPolicy,
+    SigningKey,
 };
 
 use crate::{GOLDEN_SIGNER, NOW, VALID_UNTIL, address, draft, golden, key, trust, verified};
 
-fn verify(txt: &str, trust: &Trust, now: u64) -> Result<Manifest, ManifestError> {
+fn verify(txt: &str, trust: &ManifestPolicy, now: u64) -> Result<Manifest, ManifestError> {
     Manifest::parse(txt).unwrap().verify(trust, now)
 }
 
 #[test]
-fn the_golden_manifest_is_accepted() {
+fn golden_manifest_is_accepted() {
     assert_eq!(key().address().to_string(), GOLDEN_SIGNER);
     let manifest = verify(&golden(), &trust(), NOW).unwrap();
     assert_eq!(manifest.cluster(), draft().cluster);
@@ -53,7 +54,7 @@ fn upper_case_hex_is_the_same_manifest() {
 
 #[test]
 fn another_signer_is_refused() {
-    let refused = verify(&golden(), &Trust::of(address(0x19)), NOW).unwrap_err();
+    let refused = verify(&golden(), &ManifestPolicy::for_signer(address(0x19)), NOW).unwrap_err();
     assert_eq!(
         refused.to_string(),
         "manifest signature verification failed"
@@ -68,7 +69,7 @@ fn another_signer_is_refused() {
 }
 
 #[test]
-fn what_is_no_signature_is_refused() {
+fn invalid_signatures_are_refused() {
     let golden = golden();
     let (head, signature) = golden.split_once(";sig=0x").unwrap();
     for wrong in [
@@ -82,14 +83,14 @@ fn what_is_no_signature_is_refused() {
         let refused = verify(&format!("{head};sig=0x{wrong}"), &trust(), NOW).unwrap_err();
         assert_eq!(refused.code(), "manifest_signature", "{wrong}");
     }
-    // The other writing of v.
+    // The other notation of the recovery id.
     let zero = format!("{head};sig=0x{}01", &signature[..128]);
     assert!(verify(&zero, &trust(), NOW).is_ok());
 }
 
-/// Fields that are not known are signed like the others. The signature is eth-account's.
+/// The signature was made with eth-account.
 #[test]
-fn unknown_fields_are_signed_and_let_through() {
+fn unknown_fields_are_signed_and_accepted() {
     let golden_txt = golden();
     let (fields, _) = golden_txt.rsplit_once(";sig=").unwrap();
     let signature = "c75bec3d5e7c4adca5bd325ae1a113d43d13aab4e0aed6e7ae659cf6802b586e\
@@ -105,7 +106,7 @@ fn unknown_fields_are_signed_and_let_through() {
 }
 
 #[test]
-fn unknown_fields_cannot_be_added_or_taken_away() {
+fn unknown_fields_cannot_be_added() {
     let added = format!("{};note=hello", golden());
     let refused = verify(&added, &trust(), NOW).unwrap_err();
     assert_eq!(refused.code(), "manifest_signature");
@@ -114,31 +115,36 @@ fn unknown_fields_cannot_be_added_or_taken_away() {
 }
 
 #[test]
-fn its_end_is_the_first_second_of_no_belief() {
+fn manifest_is_expired_from_its_valid_until() {
     for now in [VALID_UNTIL, VALID_UNTIL + 1, u64::MAX] {
         let refused = verify(&golden(), &trust(), now).unwrap_err();
         assert_eq!(refused, ManifestError::Expired);
         assert_eq!(refused.to_string(), "manifest expired");
     }
-    // The signer before the date.
-    let refused = verify(&golden(), &Trust::of(address(1)), VALID_UNTIL).unwrap_err();
+    // The signer is checked before the date.
+    let refused = verify(
+        &golden(),
+        &ManifestPolicy::for_signer(address(1)),
+        VALID_UNTIL,
+    )
+    .unwrap_err();
     assert_eq!(refused.code(), "manifest_signature");
 }
 
 #[test]
-fn far_future_dates_are_refused_unless_allowed() {
+fn validity_beyond_the_maximum_is_refused() {
     let limit = DEFAULT_MAX_VALIDITY.as_secs();
     let at = VALID_UNTIL - limit;
     assert!(verify(&golden(), &trust(), at).is_ok());
     let refused = ManifestError::FarFuture { limit };
     assert_eq!(verify(&golden(), &trust(), at - 1), Err(refused));
-    let hour = Trust {
+    let hour = ManifestPolicy {
         max_validity: Some(Duration::from_secs(3600)),
         ..trust()
     };
     assert!(verify(&golden(), &hour, VALID_UNTIL - 3600).is_ok());
     assert!(verify(&golden(), &hour, VALID_UNTIL - 3601).is_err());
-    let any = Trust {
+    let any = ManifestPolicy {
         max_validity: None,
         ..trust()
     };
@@ -146,8 +152,8 @@ fn far_future_dates_are_refused_unless_allowed() {
 }
 
 #[test]
-fn a_cluster_may_be_pinned() {
-    let pinned = |cluster| Trust {
+fn pinned_cluster_is_enforced() {
+    let pinned = |cluster| ManifestPolicy {
         cluster: Some(cluster),
         ..trust()
     };
@@ -157,7 +163,7 @@ fn a_cluster_may_be_pinned() {
 }
 
 #[test]
-fn every_reason_has_a_code_of_the_list() {
+fn every_error_has_its_own_code() {
     let name = "v";
     let all = [
         ManifestError::TooLong,
@@ -167,7 +173,7 @@ fn every_reason_has_a_code_of_the_list() {
         ManifestError::Repeated(name),
         ManifestError::Value {
             name,
-            expected: "it",
+            expected: "a value",
         },
         ManifestError::LeaderUrl("why"),
         ManifestError::Version,
@@ -182,9 +188,9 @@ fn every_reason_has_a_code_of_the_list() {
 }
 
 #[test]
-fn a_verified_manifest_leads_to_its_target() {
+fn verified_manifest_gives_its_target() {
     let mut state = LeaderState::default();
-    assert_eq!(state.accept(verified(|_| ())), Ok(Accepted::New));
+    assert_eq!(state.accept(verified(|_| ())), Ok(LeaderUpdate::New));
     let leader = state.leader(NOW).unwrap().unwrap();
     assert_eq!(leader.target().port(), 443);
 }

@@ -1,8 +1,8 @@
-//! Mock certificates are shaped like dstack's, and their evidence is what the options say.
+//! Mock certificates have the structure of dstack's, and evidence according to the options.
 
 use attest::mock::{
     Binding, Certificate, CollateralOptions, DigestVersion, Envelope, Event, Evidence, Key,
-    LeafOptions, Machine, MachineOptions, PayloadForm, Pki, Rtmr3, SYSTEM_READY, Validity,
+    LeafOptions, PayloadForm, Pki, Platform, PlatformOptions, Rtmr3, SYSTEM_READY, Validity,
 };
 use dcap_qvl::verify::QuoteVerifier;
 use sha2::{Digest, Sha384, Sha512};
@@ -12,12 +12,12 @@ use super::{NOW, SEED};
 
 fn issue(evidence: &Evidence, leaf: &LeafOptions) -> Certificate {
     let pki = Pki::new(&SEED).unwrap();
-    let machine = Machine::new(&pki, &MachineOptions::default()).unwrap();
+    let platform = Platform::new(&pki, &PlatformOptions::default()).unwrap();
     let key = Key::derive(&SEED, "client 1").unwrap();
-    Certificate::issue(&pki, &machine, &key, evidence, leaf).unwrap()
+    Certificate::issue(&pki, &platform, &key, evidence, leaf).unwrap()
 }
 
-/// The arcs of dstack's extensions and what is in their inner OCTET STRING.
+/// Numbers of dstack's extensions, and the contents of their inner OCTET STRING.
 fn extensions(der: &[u8]) -> Vec<(u64, Vec<u8>)> {
     let (_, certificate) = X509Certificate::from_der(der).unwrap();
     let dstack = certificate.extensions().iter().filter_map(|extension| {
@@ -46,7 +46,7 @@ fn extensions(der: &[u8]) -> Vec<(u64, Vec<u8>)> {
 }
 
 #[test]
-fn the_leaf_is_shaped_like_dstacks() {
+fn leaf_has_the_structure_of_dstacks() {
     let certificate = issue(&Evidence::default(), &LeafOptions::default());
     let (rest, leaf) = X509Certificate::from_der(certificate.der()).unwrap();
     assert!(rest.is_empty());
@@ -129,7 +129,7 @@ fn each_envelope_has_its_extensions() {
 }
 
 #[test]
-fn the_quote_is_bound_and_verifies() {
+fn quote_is_bound_and_verifies() {
     let certificate = issue(&Evidence::default(), &LeafOptions::default());
     let pki = Pki::new(&SEED).unwrap();
     let collateral = pki.collateral(&CollateralOptions::at(NOW)).unwrap();
@@ -161,7 +161,7 @@ fn rtmr3(evidence: &Evidence) -> [u8; 48] {
     parsed.report.as_td10().unwrap().rt_mr3
 }
 
-/// The replay written down once more, from the contract.
+/// A second implementation of the replay, from dstack's `cc-eventlog`.
 fn replayed(events: &[Event], version: DigestVersion) -> [u8; 48] {
     events.iter().fold([0; 48], |rtmr, event| {
         let name = &event.name;
@@ -182,7 +182,7 @@ fn replayed(events: &[Event], version: DigestVersion) -> [u8; 48] {
 }
 
 #[test]
-fn rtmr3_is_the_replay_unless_told_otherwise() {
+fn rtmr3_is_the_replay_unless_overridden() {
     for digests in [DigestVersion::V1, DigestVersion::V2] {
         let evidence = Evidence {
             digests,
@@ -200,7 +200,7 @@ fn rtmr3_is_the_replay_unless_told_otherwise() {
 }
 
 #[test]
-fn events_stand_where_they_should() {
+fn events_are_in_dstacks_order() {
     let evidence = Evidence {
         before_ready: vec![Event::new("b", b"")],
         after_ready: vec![Event::new("a", b"")],
@@ -238,7 +238,7 @@ fn events_stand_where_they_should() {
 }
 
 #[test]
-fn payloads_come_as_bytes_or_as_base64() {
+fn payloads_are_bin_or_base64() {
     let attestation = |payloads, digests| {
         let evidence = Evidence {
             payloads,
@@ -261,7 +261,7 @@ fn payloads_come_as_bytes_or_as_base64() {
 }
 
 #[test]
-fn the_leaf_is_dated_as_told() {
+fn leaf_has_the_requested_validity() {
     let validity = Validity {
         from: NOW,
         until: NOW + 60,
@@ -284,9 +284,10 @@ fn the_leaf_is_dated_as_told() {
         ..LeafOptions::default()
     };
     let pki = Pki::new(&SEED).unwrap();
-    let machine = Machine::new(&pki, &MachineOptions::default()).unwrap();
+    let platform = Platform::new(&pki, &PlatformOptions::default()).unwrap();
     let key = Key::derive(&SEED, "client 1").unwrap();
-    let error = Certificate::issue(&pki, &machine, &key, &Evidence::default(), &never).unwrap_err();
+    let error =
+        Certificate::issue(&pki, &platform, &key, &Evidence::default(), &never).unwrap_err();
     assert_eq!(
         error.to_string(),
         format!("unix time {} is after the year 9999", u64::MAX)
@@ -294,18 +295,18 @@ fn the_leaf_is_dated_as_told() {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_certificate() {
+fn same_seed_gives_the_same_certificate() {
     let make = || issue(&Evidence::default(), &LeafOptions::default());
     assert_eq!(make().der(), make().der());
     assert_eq!(
         hex::encode(sha2::Sha256::digest(make().der())),
         "de51ccc5b0818e3c6e076ff39e35b2b66c5c85c188d76d5075eebb1bea23263d",
-        "a change here means that certificates made from a seed are no longer what they were"
+        "certificates are no longer derived in the same way from a seed"
     );
 }
 
 #[test]
-fn a_key_can_be_brought_along() {
+fn keys_are_read_from_pem() {
     let key = Key::derive(&SEED, "own").unwrap();
     let again = Key::from_pkcs8_pem(&key.to_pkcs8_pem().unwrap()).unwrap();
     assert_eq!(again.spki_der(), key.spki_der());

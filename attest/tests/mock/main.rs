@@ -1,7 +1,8 @@
-//! The mock TDX from outside: what it makes verifies in dcap-qvl, and what it makes wrong does not.
+//! Tests of the mock TDX with dcap-qvl, an independent verifier: it accepts the mock's output, and refuses
+//! each injected fault.
 
 #![cfg(feature = "mock")]
-// `.clippy.toml` lets test functions panic, but not the helpers beside them.
+// `.clippy.toml` lets test functions panic, but not their helpers.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -10,23 +11,22 @@
 )]
 
 mod certificate;
-mod refusals;
-mod verifies;
+mod faults;
+mod quotes;
 
-use attest::mock::{CollateralOptions, Machine, MachineOptions, Pki};
+use attest::mock::{CollateralOptions, Fixture, Pki, Platform, PlatformOptions};
 use dcap_qvl::QuoteCollateralV3;
 use dcap_qvl::verify::{QuoteVerifier, VerifiedReport};
 
-const SEED: [u8; 32] = [7; 32];
-/// 2027-01-15.
-const NOW: u64 = 1_800_000_000;
+const SEED: [u8; 32] = Fixture::SEED;
+const NOW: u64 = Fixture::NOW;
 
 fn pki() -> Pki {
     Pki::new(&SEED).unwrap()
 }
 
-fn machine(pki: &Pki) -> Machine {
-    Machine::new(pki, &MachineOptions::default()).unwrap()
+fn platform(pki: &Pki) -> Platform {
+    Platform::new(pki, &PlatformOptions::default()).unwrap()
 }
 
 fn verify(

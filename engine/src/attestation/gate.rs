@@ -179,9 +179,9 @@ impl AttestingGate {
 
 #[cfg(test)]
 mod tests {
-    use attest::collateral::{Handle, Keeper, Schedule, Store, Surroundings};
+    use attest::collateral::{Environment, Handle, Refresher, Schedule, Store};
     use attest::mock::{
-        Certificate, CollateralOptions, Evidence, Key, LeafOptions, Machine, MachineOptions, Pki,
+        Certificate, CollateralOptions, Evidence, Key, LeafOptions, Pki, Platform, PlatformOptions,
     };
     use attest::policy::Settings;
     use attest::{Policy, TrustedRoot};
@@ -193,20 +193,22 @@ mod tests {
     use crate::io::offload::JobResult;
     use crate::telemetry::metrics::Metrics;
 
-    fn collateral(pki: &Pki, machine: &Machine, runtime: &tokio::runtime::Runtime) -> Handle {
+    fn collateral(pki: &Pki, platform: &Platform, runtime: &tokio::runtime::Runtime) -> Handle {
         let store = Store::new(pki.root_der().to_vec(), Schedule::default());
-        let around = Surroundings {
+        let around = Environment {
             now: Box::new(unix_now),
             random: Box::new(|| 0),
             events: Box::new(drop),
         };
-        let (keeper, handle) = Keeper::new(store, None, None, around);
+        let (keeper, handle) = Refresher::new(store, None, None, around);
         runtime.spawn(keeper.run());
         let options = CollateralOptions::at(unix_now());
         handle
-            .offer(pki.parsed_collateral(&options).unwrap())
+            .import(pki.parsed_collateral(&options).unwrap())
             .unwrap();
-        runtime.block_on(handle.want(machine.key())).unwrap();
+        runtime
+            .block_on(handle.request(platform.collateral_key()))
+            .unwrap();
         handle
     }
 
@@ -216,10 +218,10 @@ mod tests {
     fn a_verdict_that_comes_late_is_judged_anew() {
         let seed = [0x6a; 32];
         let pki = Pki::new(&seed).unwrap();
-        let machine = Machine::new(&pki, &MachineOptions::default()).unwrap();
+        let platform = Platform::new(&pki, &PlatformOptions::default()).unwrap();
         let key = Key::derive(&seed, "client").unwrap();
         let (evidence, leaf) = (Evidence::default(), LeafOptions::default());
-        let client = Certificate::issue(&pki, &machine, &key, &evidence, &leaf).unwrap();
+        let client = Certificate::issue(&pki, &platform, &key, &evidence, &leaf).unwrap();
         let chain = client
             .chain_der()
             .map(|der| CertificateDer::from(der.to_vec()));
@@ -232,7 +234,7 @@ mod tests {
         let quote_verifier = QuoteVerifier::new(
             Policy::default(),
             root,
-            collateral(&pki, &machine, &runtime),
+            collateral(&pki, &platform, &runtime),
             control,
             metrics::Histogram::noop(),
             None,

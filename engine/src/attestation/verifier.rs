@@ -244,7 +244,10 @@ impl QuoteVerifier {
     /// Seconds until the first of what is held expires.
     pub(crate) fn collateral_left(&self, now: u64) -> Option<u64> {
         let snapshot = self.collateral.snapshot();
-        snapshot.seconds_left(now).map(|(_, left)| left).min()
+        snapshot
+            .seconds_until_expiry(now)
+            .map(|(_, left)| left)
+            .min()
     }
 
     /// What is held, and the way to more.
@@ -257,7 +260,7 @@ impl QuoteVerifier {
     pub(crate) fn fetch(&self, key: CollateralKey, done: impl FnOnce(bool) + Send + 'static) {
         let collateral = self.collateral.clone();
         self.control.spawn(async move {
-            let answer = collateral.want(key).await;
+            let answer = collateral.request(key).await;
             if let Err(error) = &answer {
                 tracing::warn!(%error, "no collateral for a client");
             }

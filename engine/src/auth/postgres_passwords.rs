@@ -1,7 +1,7 @@
 //! Postgres' passwords: configured, or derived by the guest agent, which gives
 //! the same TD the same keys always.
 
-use attest::agent::{Agent, AgentError, AgentOptions, DerivedKey, Places};
+use attest::agent::{Agent, AgentAddresses, AgentError, AgentOptions, DerivedKey};
 use wire::scram::Password;
 
 use crate::auth::role::Role;

@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use attest::manifest::{
-    Address, Draft, LeaderInstance, LeaderUrl, MAX_LEN, Manifest, SigningKey, Trust,
+    EthAddress, LeaderInstance, LeaderUrl, MAX_MANIFEST_LEN, Manifest, ManifestPolicy, SigningKey,
+    UnsignedManifest,
 };
 use clap::{Arg, ArgMatches, Command};
 use zeroize::Zeroizing;
@@ -95,8 +96,8 @@ fn sign(flags: &ArgMatches) -> Result<CommandOutput, CommandOutput> {
     let text = std::fs::read_to_string(Path::new(file)).map(Zeroizing::new);
     let key = SigningKey::from_hex(&text.map_err(|error| no_key(&error))?);
     let key = key.map_err(|error| no_key(&error))?;
-    let draft = Draft {
-        cluster: parsed::<Address>(flags, "cluster")?,
+    let draft = UnsignedManifest {
+        cluster: parsed::<EthAddress>(flags, "cluster")?,
         leader_instance: parsed::<LeaderInstance>(flags, "leader-instance")?,
         leader_url: parsed::<LeaderUrl>(flags, "leader-url")?,
         epoch: number(flags, "epoch"),
@@ -137,9 +138,9 @@ fn verify(flags: &ArgMatches) -> Result<CommandOutput, CommandOutput> {
     };
     let unverified = Manifest::parse(text.trim_ascii()).map_err(refused)?;
     // By hand any date is looked at: the forwarder's limit is its own setting.
-    let trust = Trust {
+    let trust = ManifestPolicy {
         max_validity: None,
-        ..Trust::of(signer)
+        ..ManifestPolicy::for_signer(signer)
     };
     let manifest = unverified.verify(&trust, now).map_err(refused)?;
     Ok(CommandOutput::text(format!(
@@ -157,7 +158,9 @@ fn verify(flags: &ArgMatches) -> Result<CommandOutput, CommandOutput> {
 fn standard_input() -> std::io::Result<String> {
     use std::io::Read as _;
     let mut text = String::new();
-    let most = u64::try_from(MAX_LEN).unwrap_or(u64::MAX).saturating_add(2);
+    let most = u64::try_from(MAX_MANIFEST_LEN)
+        .unwrap_or(u64::MAX)
+        .saturating_add(2);
     std::io::stdin().take(most).read_to_string(&mut text)?;
     Ok(text)
 }

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use attest::agent::{Agent, AgentError, AgentOptions, Places};
+use attest::agent::{Agent, AgentAddresses, AgentError, AgentOptions};
 use clap::{Arg, ArgMatches, Command};
 use wire::scram::Password;
 use zeroize::Zeroizing;
@@ -74,7 +74,7 @@ fn find(
         .map_err(|error| CommandOutput::error(EX_UNAVAILABLE, error.to_string()))
 }
 
-async fn derive(role: Role, places: Places) -> Result<Password, AgentError> {
+async fn derive(role: Role, places: AgentAddresses) -> Result<Password, AgentError> {
     let agent = Agent::new(places, AgentOptions::default())?;
     Ok(password(&agent.key(path(role), "").await?))
 }
@@ -129,7 +129,7 @@ mod tests {
             superuser: Some(Password::new("hunter2")),
             ..PostgresPasswords::default()
         };
-        let nowhere = || Places::only("unix:/nonexistent/agent.sock".parse().unwrap());
+        let nowhere = || AgentAddresses::only("unix:/nonexistent/agent.sock".parse().unwrap());
         let found = find(configured(), Role::Superuser, nowhere());
         assert_eq!(found.ok().unwrap().as_bytes(), b"hunter2");
         assert!(find(configured(), Role::Read, nowhere()).is_err());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use attest::ita::{ApiKey, Base};
-use attest::manifest::{Address, Trust};
+use attest::manifest::{EthAddress, ManifestPolicy};
 use url::Url;
 
 use super::attestation::Criteria;
@@ -169,14 +169,14 @@ impl Forward {
 fn read_place(reader: &mut Reader<'_>, url: Option<&Url>) -> Option<TargetSpec> {
     let target = reader.optional("target", values::target);
     let cluster = reader.optional("cluster", values::domain);
-    let signer = reader.optional("manifest_signer", values::from_str::<Address>);
-    let of = reader.optional("manifest_cluster", values::from_str::<Address>);
+    let signer = reader.optional("manifest_signer", values::from_str::<EthAddress>);
+    let of = reader.optional("manifest_cluster", values::from_str::<EthAddress>);
     let max_validity = reader.get("manifest_max_validity", values::duration_or_off);
     match (target?, cluster?, signer?) {
         (Some(_), Some(_), _) => reader.mistake("target and cluster are both set"),
         (None, Some(domain), Some(signer)) => Some(TargetSpec::Cluster {
             domain,
-            trust: Trust {
+            trust: ManifestPolicy {
                 signer,
                 cluster: of?,
                 max_validity: max_validity?,

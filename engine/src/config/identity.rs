@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use attest::agent::{Endpoint, Places};
+use attest::agent::{AgentAddress, AgentAddresses};
 
 use super::layers::{Layers, Reader};
 use super::{Errors, values};
@@ -54,7 +54,7 @@ pub struct Certificate {
     /// Where it comes from.
     pub identity: IdentitySource,
     /// Where the guest agent is looked for.
-    pub guest_agent: Places,
+    pub guest_agent: AgentAddresses,
 }
 
 impl Certificate {
@@ -78,11 +78,11 @@ impl Certificate {
 }
 
 /// The simulator's, the configured one, or the usual ones.
-pub(super) fn read_places(reader: &mut Reader<'_>) -> Option<Places> {
-    let simulator = reader.optional("simulator_endpoint", values::from_str::<Endpoint>);
+pub(super) fn read_places(reader: &mut Reader<'_>) -> Option<AgentAddresses> {
+    let simulator = reader.optional("simulator_endpoint", values::from_str::<AgentAddress>);
     let configured = reader.get("guest_agent", values::agent);
     let endpoint = simulator?.or(configured?);
-    Some(endpoint.map_or_else(Places::standard, Places::only))
+    Some(endpoint.map_or_else(AgentAddresses::standard, AgentAddresses::only))
 }
 
 pub(super) fn read_passwords(reader: &mut Reader<'_>) -> Option<PostgresPasswords> {

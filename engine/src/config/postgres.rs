@@ -2,7 +2,7 @@
 //! superuser, and what the two roles log in with there. It is all that
 //! `provision` needs: no certificate, no cluster secret.
 
-use attest::agent::Places;
+use attest::agent::AgentAddresses;
 
 use super::identity::{read_passwords, read_places};
 use super::layers::{Layers, Reader};
@@ -19,7 +19,7 @@ pub struct Postgres {
     /// All three passwords, as far as they are configured.
     pub passwords: PostgresPasswords,
     /// Who derives the others.
-    pub guest_agent: Places,
+    pub guest_agent: AgentAddresses,
     /// Names in the environment that mean nothing.
     pub warnings: Vec<String>,
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use attest::agent::Places;
+use attest::agent::AgentAddresses;
 use tracing_subscriber::EnvFilter;
 
 use super::identity::read_places;
@@ -27,7 +27,7 @@ pub struct Process {
     /// The implementation of the TLS 1.3 record layer.
     pub tls_record_layer: RecordLayer,
     /// Where the guest agent is looked for.
-    pub guest_agent: Places,
+    pub guest_agent: AgentAddresses,
     /// Where HTTP is served.
     pub admin_listen: Option<SocketAddr>,
     /// From a change of policy or collateral to the end of the sessions that it

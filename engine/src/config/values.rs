@@ -128,7 +128,7 @@ pub(super) fn from_display<T, E: ToString>(
 }
 
 /// The guest agent's place; `None` for the usual ones.
-pub(super) fn agent(text: &str) -> Parsed<Option<attest::agent::Endpoint>> {
+pub(super) fn agent(text: &str) -> Parsed<Option<attest::agent::AgentAddress>> {
     match text {
         "auto" => Ok(None),
         text => from_str(text).map(Some),

@@ -5,8 +5,8 @@ use std::time::Duration;
 use admin::Latch;
 use attest::certificate::Leaf;
 use attest::collateral::{
-    CollateralKey, Disk, Event, FetchOptions, Fetcher, Handle, Keeper, Schedule, Store,
-    Surroundings,
+    CollateralKey, DiskCache, Environment, Event, FetchOptions, Fetcher, Handle, Refresher,
+    Schedule, Store,
 };
 use attest::evidence::UnboundEvidence;
 use rustls::crypto::SecureRandom;
@@ -40,8 +40,8 @@ pub(crate) fn start(
     let counter =
         |outcome| metrics.counter("teesql_collateral_refreshes_total", &[("outcome", outcome)]);
     let (refreshed, failed) = (counter("ok"), counter("failed"));
-    let disk = attestation.folder.take().map(Disk::new);
-    let around = Surroundings {
+    let disk = attestation.folder.take().map(DiskCache::new);
+    let around = Environment {
         now: Box::new(unix_now),
         random: Box::new(move || {
             let mut bytes = [0; 4];
@@ -64,11 +64,11 @@ pub(crate) fn start(
             log(event);
         }),
     };
-    let (mut keeper, handle) = Keeper::new(store, fetcher, disk, around);
+    let (mut keeper, handle) = Refresher::new(store, fetcher, disk, around);
     keeper.load();
     for collateral in attestation.collateral.drain(..) {
         let key = collateral.key();
-        if let Err(error) = handle.offer(collateral) {
+        if let Err(error) = handle.import(collateral) {
             tracing::warn!(%key, %error, "collateral file not used");
         }
     }
@@ -103,7 +103,7 @@ pub(crate) async fn refresh_own_platform(
 /// `None` where there is no quote in it.
 fn own_key(own: &Identity) -> Option<CollateralKey> {
     let leaf = Leaf::parse(own.certified().cert.first()?).ok()?;
-    let evidence = UnboundEvidence::read(leaf.extensions()).ok()?;
+    let evidence = UnboundEvidence::from_extensions(leaf.extensions()).ok()?;
     evidence.quote().collateral_key().ok()
 }
 

@@ -216,7 +216,7 @@ impl TargetResolver {
     async fn manifest(
         &self,
         domain: &str,
-        trust: &Trust,
+        trust: &ManifestPolicy,
     ) -> Result<(Manifest, Duration), TargetError> {
         let name = format!("_teesql-leader.{}.", domain.trim_end_matches('.'));
         let lookup = within(&name, self.resolver.txt_lookup(name.as_str())).await?;

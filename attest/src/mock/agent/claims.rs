@@ -1,4 +1,4 @@
-//! What the mock agent says of its TD, all of it from the same evidence.
+//! The mock agent's claims about its TD, all derived from the same evidence.
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -7,11 +7,11 @@ use super::guest::Guest;
 use crate::mock::event::replay;
 use crate::mock::{MockError, Rtmr3};
 
-/// Fields of app info: eight that hold something, and an empty list. [dstack, as recorded]
+/// Number of fields in app info: eight values and an empty list. [recorded from dstack 0.6.0]
 const APP_INFO_FIELDS: u32 = 9;
 
 impl Guest {
-    /// The answer to `Info`.
+    /// The response to `Info`.
     pub(super) fn info(&self) -> Result<Value, MockError> {
         let evidence = &self.options.evidence;
         Ok(json!({
@@ -61,7 +61,7 @@ impl Guest {
         Ok([rtmr0, rtmr1, rtmr2, rtmr3])
     }
 
-    /// One hash over MRTD and the first `count` RTMRs.
+    /// SHA-256 over MRTD and the first `count` RTMRs.
     fn measured(&self, count: usize) -> Result<[u8; 32], MockError> {
         let mut hash = Sha256::new_with_prefix(self.options.evidence.report.mrtd);
         for rtmr in self.rtmrs()?.iter().take(count) {
@@ -70,12 +70,12 @@ impl Guest {
         Ok(hash.finalize().into())
     }
 
-    /// `.9`: what is claimed of the application, in msgpack.
+    /// The content of extension `.9`: claims about the application, in msgpack.
     pub(super) fn app_info(&self) -> Result<Vec<u8>, MockError> {
         let evidence = &self.options.evidence;
         let mut info = Vec::new();
-        let wrong = |error: rmp::encode::ValueWriteError| MockError::Evidence(error.to_string());
-        rmp::encode::write_array_len(&mut info, APP_INFO_FIELDS).map_err(wrong)?;
+        let encoding = |error: rmp::encode::ValueWriteError| MockError::Evidence(error.to_string());
+        rmp::encode::write_array_len(&mut info, APP_INFO_FIELDS).map_err(encoding)?;
         for field in [
             &evidence.app_id[..],
             &evidence.compose_hash,
@@ -86,14 +86,14 @@ impl Guest {
             &evidence.os_image_hash,
             &evidence.key_provider,
         ] {
-            rmp::encode::write_bin(&mut info, field).map_err(wrong)?;
+            rmp::encode::write_bin(&mut info, field).map_err(encoding)?;
         }
-        rmp::encode::write_array_len(&mut info, 0).map_err(wrong)?;
+        rmp::encode::write_array_len(&mut info, 0).map_err(encoding)?;
         Ok(info)
     }
 }
 
-/// SHA-256 of no PPID at all, as simulators have it.
+/// SHA-256 of an empty PPID, as in dstack's simulator.
 fn device_id() -> [u8; 32] {
     Sha256::digest([]).into()
 }

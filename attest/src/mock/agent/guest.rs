@@ -1,4 +1,4 @@
-//! What the mock agent answers.
+//! The methods of the mock agent.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -11,34 +11,34 @@ use sha2::{Digest, Sha256};
 use super::{AgentOptions, lock};
 use crate::agent::Method;
 use crate::mock::{
-    Binding, Certificate, Envelope, Evidence, Key, LeafOptions, Machine, MockError, Pki, Validity,
+    Binding, Certificate, Envelope, Evidence, Key, LeafOptions, MockError, Pki, Platform, Validity,
 };
 
-/// dstack's notBefore, 1975-01-01T00:00:00Z. [contract, section 4]
+/// dstack's default notBefore, 1975-01-01T00:00:00Z. [recorded from dstack 0.6.0]
 const SINCE_1975: u64 = 157_766_400;
-/// Seconds to dstack's notAfter: 3650 days, as recorded.
+/// Seconds to dstack's default notAfter: 3650 days. [recorded from dstack 0.6.0]
 const TEN_YEARS: u64 = 3_650 * 86_400;
 
-/// What is wrong with an otherwise right answer.
+/// A fault in the content of a response.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Twist {
+pub(super) enum Fault {
     None,
     /// The key is not the certificate's.
-    Key,
-    /// Quotes are over other report data.
-    ReportData,
+    WrongKey,
+    /// Quotes have other report data than requested.
+    WrongReportData,
 }
 
-/// A TD and what it is asked.
+/// A TD with its agent's state.
 pub(super) struct Guest {
     pki: Arc<Pki>,
-    machine: Machine,
+    platform: Platform,
     pub(super) options: AgentOptions,
     /// The agent's own certificate and its issuer, in PEM.
     pub(super) own: String,
-    /// Keys that were made.
+    /// Number of the next key.
     keys: AtomicU64,
-    /// Held while a quote is made: hardware makes one after another.
+    /// Held while a quote is made: hardware makes one at a time.
     quoting: Mutex<()>,
 }
 
@@ -77,9 +77,9 @@ fn hex_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::E
     hex::decode(String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
-/// What dstack says of a request that it cannot read.
-fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
-    serde_json::from_slice(body).map_err(|error| error.to_string())
+/// Errors have the same text as dstack's.
+fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(json).map_err(|error| error.to_string())
 }
 
 fn text(error: MockError) -> String {
@@ -89,7 +89,7 @@ fn text(error: MockError) -> String {
 impl Guest {
     pub(super) fn new(pki: Arc<Pki>, options: AgentOptions) -> Result<Self, MockError> {
         let mut guest = Self {
-            machine: Machine::new(&pki, &options.machine)?,
+            platform: Platform::new(&pki, &options.platform)?,
             pki,
             options,
             own: String::new(),
@@ -112,30 +112,30 @@ impl Guest {
             until: (self.options.now)() + TEN_YEARS,
         };
         let key = Key::derive(&self.options.seed, "agent's own")?;
-        let certificate = self.issue(&key, request, validity, Twist::None)?;
+        let certificate = self.issue(&key, request, validity, Fault::None)?;
         Ok(certificate.chain_pem())
     }
 
-    /// The answer, or the text of a 400.
-    pub(super) fn answer(
+    /// Calls a method with `fields` as JSON. Returns the response, or the text of a 400.
+    pub(super) fn call(
         &self,
         method: Method,
-        body: &[u8],
-        twist: Twist,
+        fields: &[u8],
+        fault: Fault,
     ) -> Result<Value, String> {
         match method {
-            Method::GetTlsKey => self.tls_key(read(body)?, twist),
-            Method::GetKey => self.key(&read(body)?),
-            Method::GetQuote => self.quote(&read(body)?, twist),
-            Method::Attest => self.attest(&read(body)?, twist),
-            Method::Info => read(body).and_then(|NoRequest {}| self.info().map_err(text)),
-            Method::Version => read(body).map(|NoRequest {}| {
+            Method::GetTlsKey => self.tls_key(parse(fields)?, fault),
+            Method::GetKey => self.key(&parse(fields)?),
+            Method::GetQuote => self.quote(&parse(fields)?, fault),
+            Method::Attest => self.attest(&parse(fields)?, fault),
+            Method::Info => parse(fields).and_then(|NoRequest {}| self.info().map_err(text)),
+            Method::Version => parse(fields).map(|NoRequest {}| {
                 json!({ "version": "0.6.0", "rev": concat!("mock:", env!("CARGO_PKG_VERSION")) })
             }),
         }
     }
 
-    fn tls_key(&self, request: TlsKeyRequest, twist: Twist) -> Result<Value, String> {
+    fn tls_key(&self, request: TlsKeyRequest, fault: Fault) -> Result<Value, String> {
         let validity = Validity {
             from: request.not_before.unwrap_or(SINCE_1975),
             until: request
@@ -146,13 +146,13 @@ impl Guest {
             return Err("not_before must be earlier than not_after".to_owned());
         }
         let key = self.next_key().map_err(text)?;
-        let certificate = self.issue(&key, request, validity, twist).map_err(text)?;
-        let shown = match twist {
-            Twist::Key => self.next_key().map_err(text)?,
-            Twist::None | Twist::ReportData => key,
+        let certificate = self.issue(&key, request, validity, fault).map_err(text)?;
+        let returned = match fault {
+            Fault::WrongKey => self.next_key().map_err(text)?,
+            Fault::None | Fault::WrongReportData => key,
         };
         Ok(json!({
-            "key": shown.to_pkcs8_pem().map_err(text)?,
+            "key": returned.to_pkcs8_pem().map_err(text)?,
             "certificate_chain": [certificate.pem(), self.pki.kms_pem()],
         }))
     }
@@ -162,13 +162,13 @@ impl Guest {
         key: &Key,
         request: TlsKeyRequest,
         validity: Validity,
-        twist: Twist,
+        fault: Fault,
     ) -> Result<Certificate, MockError> {
         let mut evidence = self.options.evidence.clone();
-        match (request.usage_ra_tls, twist) {
+        match (request.usage_ra_tls, fault) {
             (false, _) => evidence.envelope = Envelope::None,
-            (true, Twist::ReportData) => evidence.binding = Binding::Bytes([0xbd; 64]),
-            (true, Twist::None | Twist::Key) => {}
+            (true, Fault::WrongReportData) => evidence.binding = Binding::Bytes([0xbd; 64]),
+            (true, Fault::None | Fault::WrongKey) => {}
         }
         let app_info = match request.with_app_info {
             true => Some(self.app_info()?),
@@ -181,11 +181,11 @@ impl Guest {
             server: request.usage_server_auth,
             client: request.usage_client_auth,
             app_info,
-            number: number_of(key),
+            number: serial_of(key),
             ..LeafOptions::default()
         };
-        let _quoting = request.usage_ra_tls.then(|| self.quoting());
-        Certificate::issue(&self.pki, &self.machine, key, &evidence, &leaf)
+        let _quoting = request.usage_ra_tls.then(|| self.lock_for_quote());
+        Certificate::issue(&self.pki, &self.platform, key, &evidence, &leaf)
     }
 
     fn next_key(&self) -> Result<Key, MockError> {
@@ -215,21 +215,21 @@ impl Guest {
         }))
     }
 
-    fn quote(&self, request: &QuoteRequest, twist: Twist) -> Result<Value, String> {
-        let stated = padded(request)?;
-        let (evidence, quote, quoted) = self.quote_over(stated, twist).map_err(text)?;
+    fn quote(&self, request: &QuoteRequest, fault: Fault) -> Result<Value, String> {
+        let requested = padded(request)?;
+        let (evidence, quote, quoted) = self.quote_over(requested, fault).map_err(text)?;
         let event_log = evidence.legacy_event_log().map_err(text)?;
         Ok(json!({
             "quote": hex::encode(&quote),
             "event_log": String::from_utf8_lossy(&event_log),
-            "report_data": hex::encode(stated),
+            "report_data": hex::encode(requested),
             "vm_config": evidence.vm_config(),
             "attestation": hex::encode(evidence.v1(&quote, quoted).map_err(text)?),
         }))
     }
 
-    fn attest(&self, request: &QuoteRequest, twist: Twist) -> Result<Value, String> {
-        let (evidence, quote, quoted) = self.quote_over(padded(request)?, twist).map_err(text)?;
+    fn attest(&self, request: &QuoteRequest, fault: Fault) -> Result<Value, String> {
+        let (evidence, quote, quoted) = self.quote_over(padded(request)?, fault).map_err(text)?;
         let attestation = match evidence.envelope {
             Envelope::V0 => evidence.v0(&quote, quoted),
             _ => evidence.v1(&quote, quoted).map_err(text)?,
@@ -237,43 +237,43 @@ impl Guest {
         Ok(json!({ "attestation": hex::encode(attestation) }))
     }
 
-    /// The evidence, the quote, and what the quote is over.
+    /// The evidence, the quote, and the report data of the quote.
     fn quote_over(
         &self,
         report_data: [u8; 64],
-        twist: Twist,
+        fault: Fault,
     ) -> Result<(Evidence, Vec<u8>, [u8; 64]), MockError> {
-        let quoted = match twist {
-            Twist::ReportData => report_data.map(|byte| !byte),
-            Twist::None | Twist::Key => report_data,
+        let quoted = match fault {
+            Fault::WrongReportData => report_data.map(|byte| !byte),
+            Fault::None | Fault::WrongKey => report_data,
         };
         let evidence = Evidence {
             binding: Binding::Bytes(quoted),
             ..self.options.evidence.clone()
         };
-        let _quoting = self.quoting();
-        // The key is not looked at: the evidence says what to quote.
+        let _quoting = self.lock_for_quote();
+        // The key is not used: the evidence overrides the report data.
         let key = Key::derive(&self.options.seed, "none")?;
-        let quote = evidence.quote(&self.machine, &key)?;
+        let quote = evidence.quote(&self.platform, &key)?;
         Ok((evidence, quote, quoted))
     }
 
-    /// Waits for those who came before, and as long as a quote takes.
-    fn quoting(&self) -> MutexGuard<'_, ()> {
-        let turn = lock(&self.quoting);
+    /// Waits for the quotes before this one, and then for as long as a quote takes.
+    fn lock_for_quote(&self) -> MutexGuard<'_, ()> {
+        let guard = lock(&self.quoting);
         std::thread::sleep(self.options.quote_time);
-        turn
+        guard
     }
 }
 
-/// Another key is another certificate, and has another serial number.
-fn number_of(key: &Key) -> u64 {
+/// Derived from the key, so that another key's certificate has another serial number.
+fn serial_of(key: &Key) -> u64 {
     let hash = key.report_data();
     hash.first_chunk()
         .map_or(0, |first| u64::from_be_bytes(*first))
 }
 
-/// 65 bytes as of a recoverable signature, in hex.
+/// 65 bytes, as long as a recoverable signature, in hex.
 fn signature(key: &Key, message: &[u8]) -> String {
     hex::encode([&key.sign_raw(message)[..], &[0]].concat())
 }

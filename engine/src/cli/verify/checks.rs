@@ -165,7 +165,7 @@ impl Judge {
 
     /// dstack's envelope without a certificate round it.
     pub(super) fn attestation(&self, envelope: &[u8]) -> Told {
-        let evidence = UnboundEvidence::open(envelope);
+        let evidence = UnboundEvidence::from_envelope(envelope);
         let mut steps = no_certificate();
         steps.push(evidence::evidence(None, &evidence));
         match evidence {

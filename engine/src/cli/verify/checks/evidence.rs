@@ -1,7 +1,7 @@
 //! The steps up to the binding: what can be read.
 
-use attest::certificate::{Extensions, Names};
-use attest::evidence::Form;
+use attest::certificate::{CertificateNames, Extensions};
+use attest::evidence::EvidenceFormat;
 
 use super::*;
 
@@ -32,7 +32,7 @@ pub(super) fn certificate(chain: &[Vec<u8>], leaf: &Result<Leaf<'_>, Denial>) ->
     if leaf.is_err() {
         return step;
     }
-    if let Some(Ok(names)) = chain.first().map(|der| Names::read(der)) {
+    if let Some(Ok(names)) = chain.first().map(|der| CertificateNames::from_der(der)) {
         step = step
             .with("subject", Fact::text(names.subject))
             .with("issuer", Fact::text(names.issuer))
@@ -49,7 +49,10 @@ pub(super) fn certificate(chain: &[Vec<u8>], leaf: &Result<Leaf<'_>, Denial>) ->
 
 pub(super) fn dates(leaf: &Leaf<'_>, policy: &Policy, now: u64) -> Step {
     let max_age = policy.settings().max_certificate_age;
-    Step::new("dates", State::of(&leaf.check_dates(now, policy)))
+    let checked = leaf
+        .check_dates(now)
+        .and_then(|()| policy.check_age(leaf.not_before(), now));
+    Step::new("dates", State::of(&checked))
         .with("not_before", Fact::Time(leaf.not_before()))
         .with("not_after", Fact::Time(leaf.not_after()))
         .with_some(
@@ -63,9 +66,9 @@ pub(super) fn evidence(
     extensions: Option<&Extensions<'_>>,
     evidence: &Result<UnboundEvidence<'_>, Denial>,
 ) -> Step {
-    let form = evidence.as_ref().ok().map(|evidence| evidence.form());
+    let form = evidence.as_ref().ok().map(|evidence| evidence.format());
     Step::new("evidence", State::of(evidence))
-        .with_some("form", form.map(Form::as_str).map(Fact::text))
+        .with_some("form", form.map(EvidenceFormat::as_str).map(Fact::text))
         .with_some("extensions", extensions.map(found))
 }
 
@@ -115,7 +118,7 @@ pub(super) fn binding(evidence: &UnboundEvidence<'_>, spki: &[u8]) -> Step {
     if checked.is_ok() {
         return step;
     }
-    let expected = attest::binding::report_data_of(spki);
+    let expected = attest::binding::report_data_for_key(spki);
     step.with("expected", Fact::hex(expected))
         .with("quoted", Fact::hex(evidence.quote().report().report_data()))
         .with_some("stated", evidence.stated_report_data().map(Fact::hex))

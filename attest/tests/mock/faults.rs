@@ -1,17 +1,17 @@
-//! Each thing that the mock can make wrong, alone, is refused by dcap-qvl.
+//! dcap-qvl refuses each single fault that the mock can inject.
 
 use attest::collateral::{CaType, Fmspc};
 use attest::mock::{
-    CollateralOptions, Machine, MachineOptions, Pki, PkiOptions, QuoteFormat, Revoked, TdReport,
+    CollateralOptions, Pki, PkiOptions, Platform, PlatformOptions, QuoteFormat, Revoked, TdReport,
     Validity,
 };
 use dcap_qvl::QuoteCollateralV3;
 
-use super::{NOW, SEED, fresh, machine, pki, verify};
+use super::{NOW, SEED, fresh, pki, platform, verify};
 
-/// The error of a default quote with collateral from `options`.
+/// The error for a default quote with collateral from `options`.
 fn refused(pki: &Pki, options: &CollateralOptions, now: u64) -> String {
-    let quote = machine(pki).quote(&TdReport::default()).unwrap();
+    let quote = platform(pki).quote(&TdReport::default()).unwrap();
     verify(pki, &quote, &pki.collateral(options).unwrap(), now).unwrap_err()
 }
 
@@ -95,7 +95,7 @@ fn every_certificate_date_is_checked() {
                 ..all
             },
         ] {
-            let pki = Pki::with(&SEED, &options).unwrap();
+            let pki = Pki::with_options(&SEED, &options).unwrap();
             let found = refused(&pki, &CollateralOptions::at(NOW), NOW);
             assert!(
                 found.contains(error),
@@ -103,11 +103,11 @@ fn every_certificate_date_is_checked() {
             );
         }
         let pki = pki();
-        let options = MachineOptions {
+        let options = PlatformOptions {
             validity: bad,
-            ..MachineOptions::default()
+            ..PlatformOptions::default()
         };
-        let quote = Machine::new(&pki, &options)
+        let quote = Platform::new(&pki, &options)
             .unwrap()
             .quote(&TdReport::default())
             .unwrap();
@@ -120,12 +120,12 @@ fn every_certificate_date_is_checked() {
 }
 
 #[test]
-fn every_revocation_counts() {
+fn every_revocation_is_checked() {
     let pki = pki();
     let none = Revoked::default();
     for revoked in [
         Revoked {
-            machine: Some("machine 1"),
+            platform: Some("machine 1"),
             ..none
         },
         Revoked {
@@ -149,19 +149,19 @@ fn every_revocation_counts() {
         assert!(found.contains("CertRevoked"), "{found} with {revoked:?}");
     }
     let other = Revoked {
-        machine: Some("machine 2"),
+        platform: Some("machine 2"),
         ..none
     };
     let options = CollateralOptions {
         revoked: other,
         ..CollateralOptions::at(NOW)
     };
-    let quote = machine(&pki).quote(&TdReport::default()).unwrap();
+    let quote = platform(&pki).quote(&TdReport::default()).unwrap();
     verify(&pki, &quote, &pki.collateral(&options).unwrap(), NOW).unwrap();
 }
 
 #[test]
-fn collateral_of_another_family_or_ca_does_not_fit() {
+fn collateral_of_another_platform_or_ca_is_refused() {
     let pki = pki();
     let at = CollateralOptions::at(NOW);
     let other = CollateralOptions {
@@ -178,20 +178,21 @@ fn collateral_of_another_family_or_ca_does_not_fit() {
 }
 
 #[test]
-fn another_seed_is_another_root() {
+fn another_seed_gives_another_root() {
     let (pki, other) = (pki(), Pki::new(&[8; 32]).unwrap());
-    let quote = machine(&pki).quote(&TdReport::default()).unwrap();
+    let quote = platform(&pki).quote(&TdReport::default()).unwrap();
     assert!(verify(&other, &quote, &fresh(&pki), NOW).is_err());
     assert!(verify(&pki, &quote, &fresh(&other), NOW).is_err());
-    let foreign = machine(&other).quote(&TdReport::default()).unwrap();
+    let foreign = platform(&other).quote(&TdReport::default()).unwrap();
     assert!(verify(&pki, &foreign, &fresh(&pki), NOW).is_err());
 }
 
-/// Each signed thing, taken alone from a PKI with another seed but the same names and dates.
+/// Each signed part is replaced separately by that of a PKI with another seed, but the same names and
+/// dates.
 #[test]
 fn every_signature_is_checked() {
     let (pki, other) = (pki(), Pki::new(&[8; 32]).unwrap());
-    let quote = machine(&pki).quote(&TdReport::default()).unwrap();
+    let quote = platform(&pki).quote(&TdReport::default()).unwrap();
     let (good, bad) = (fresh(&pki), fresh(&other));
     type Swap = fn(&mut QuoteCollateralV3, &QuoteCollateralV3);
     let swaps: [(&str, Swap); 7] = [
@@ -226,20 +227,20 @@ fn every_signature_is_checked() {
     }
 }
 
-/// One flipped bit anywhere in what a quote signs, or in its signatures, is found.
+/// A flipped bit anywhere in the signed parts or the signatures of a quote is detected.
 #[test]
 fn every_byte_of_a_quote_is_signed() {
     let pki = pki();
     let collateral = fresh(&pki);
     for format in [QuoteFormat::V4, QuoteFormat::V5Td15] {
-        let quote = machine(&pki)
+        let quote = platform(&pki)
             .quote(&TdReport {
                 format,
                 ..TdReport::default()
             })
             .unwrap();
         let chain = quote.windows(10).position(|w| w == b"-----BEGIN").unwrap();
-        // The type of the outer certification data is neither signed nor looked at by dcap-qvl.
+        // The type of the outer certification data is not signed, and dcap-qvl does not check it.
         let signed = quote.len() - chain_and_below(&quote, chain);
         let outer_type = signed..signed + 2;
         for at in (0..chain).filter(|at| !outer_type.contains(at)) {
@@ -253,17 +254,17 @@ fn every_byte_of_a_quote_is_signed() {
     }
 }
 
-/// Bytes from the outer certification data's type to the end.
+/// The number of bytes from the type of the outer certification data to the end.
 fn chain_and_below(quote: &[u8], chain: usize) -> usize {
     // Type and length, QE report, its signature, QE authentication data, type and length.
     quote.len() - chain + (2 + 4) + 384 + 64 + (2 + 32) + (2 + 4)
 }
 
 #[test]
-fn every_cut_of_a_quote_is_refused() {
+fn truncated_quotes_are_refused() {
     let pki = pki();
     let collateral = fresh(&pki);
-    let quote = machine(&pki).quote(&TdReport::default()).unwrap();
+    let quote = platform(&pki).quote(&TdReport::default()).unwrap();
     for length in (0..quote.len()).step_by(7) {
         assert!(
             verify(&pki, &quote[..length], &collateral, NOW).is_err(),

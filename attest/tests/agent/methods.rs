@@ -1,24 +1,27 @@
-//! Every method against the mock agent, over both kinds of sockets.
+//! Every method with the mock agent, over Unix and TCP sockets.
 
+use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use attest::agent::{AgentError, Endpoint, Method, TlsKeyRequest};
-use attest::evidence::{Form, UnboundEvidence};
-use attest::mock::{self, AgentListen, AgentOptions, Envelope, Evidence};
+use attest::agent::{AgentAddress, AgentError, Method, TlsKeyRequest};
+use attest::evidence::{EvidenceFormat, UnboundEvidence};
+use attest::mock::{self, AgentBehaviour, AgentListen, AgentOptions, Envelope, Evidence};
 use attest::values::AppId;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::{NOW, agent, agent_with, block, client, patient, pki, raw, server_request};
+use crate::{
+    Folder, NOW, agent, agent_with, block_on, client, pki, raw, server_request, single_attempt,
+};
 
 #[test]
-fn every_method_over_unix_and_tcp() {
+fn every_method_works_over_unix_and_tcp() {
     let unix = agent();
     let tcp = mock::Agent::start(pki(), AgentListen::Tcp, AgentOptions::at(NOW)).unwrap();
     for agent in [&unix.agent, &tcp] {
-        let client = client(agent.endpoint(), patient());
-        block(async {
+        let client = client(agent.endpoint(), single_attempt());
+        block_on(async {
             let key = client.tls_key(&server_request()).await.unwrap();
             assert_eq!(key.chain_der().len(), 2);
             client.key("pg/superuser", "").await.unwrap();
@@ -32,12 +35,12 @@ fn every_method_over_unix_and_tcp() {
         assert_eq!(counts, [1; 6], "{agent:?}");
     }
     assert!(tcp.endpoint().to_string().starts_with("http://127.0.0.1:"));
-    let base_with_a_slash = Endpoint::parse(&format!("{}/", tcp.endpoint())).unwrap();
-    block(client(base_with_a_slash, patient()).version()).unwrap();
+    let with_slash = AgentAddress::parse(&format!("{}/", tcp.endpoint())).unwrap();
+    block_on(client(with_slash, single_attempt()).version()).unwrap();
 }
 
 #[test]
-fn a_tls_key_is_what_was_asked_for() {
+fn tls_key_has_the_requested_names_dates_and_usages() {
     let mock = agent();
     let request = TlsKeyRequest {
         not_before: Some(NOW),
@@ -45,7 +48,7 @@ fn a_tls_key_is_what_was_asked_for() {
         usage_client_auth: false,
         ..server_request()
     };
-    let key = block(mock.client().tls_key(&request)).unwrap();
+    let key = block_on(mock.client().tls_key(&request)).unwrap();
     assert_eq!((key.not_before(), key.not_after()), (NOW, NOW + 3_600));
     let (_, leaf) = X509Certificate::from_der(&key.chain_der()[0]).unwrap();
     assert_eq!(leaf.subject().to_string(), "CN=pg.sim.test");
@@ -62,8 +65,8 @@ fn a_tls_key_is_what_was_asked_for() {
     let usage = leaf.extended_key_usage().unwrap().unwrap().value;
     assert!(usage.server_auth && !usage.client_auth);
 
-    let other = block(mock.client().tls_key(&request)).unwrap();
-    assert_ne!(key.key_der(), other.key_der(), "a new key at each call");
+    let other = block_on(mock.client().tls_key(&request)).unwrap();
+    assert_ne!(key.key_der(), other.key_der(), "each call makes a new key");
     let serial = |der: &[u8]| {
         X509Certificate::from_der(der)
             .unwrap()
@@ -74,15 +77,15 @@ fn a_tls_key_is_what_was_asked_for() {
 }
 
 #[test]
-fn dates_are_dstacks_unless_told_otherwise() {
-    let key = block(agent().client().tls_key(&server_request())).unwrap();
+fn default_validity_is_dstacks() {
+    let key = block_on(agent().client().tls_key(&server_request())).unwrap();
     assert_eq!(key.not_before(), 157_766_400, "1975-01-01");
     assert_eq!(key.not_after(), NOW + 3_650 * 86_400);
 }
 
 #[test]
-fn pem_and_der_are_the_same() {
-    let key = block(agent().client().tls_key(&server_request())).unwrap();
+fn pem_and_der_agree() {
+    let key = block_on(agent().client().tls_key(&server_request())).unwrap();
     let chain = key.chain_pem();
     let blocks = x509_parser::pem::Pem::iter_from_buffer(chain.as_bytes());
     let der: Vec<_> = blocks.map(|block| block.unwrap().contents).collect();
@@ -94,24 +97,24 @@ fn pem_and_der_are_the_same() {
 }
 
 #[test]
-fn without_ra_tls_there_is_no_evidence() {
+fn certificate_without_ra_tls_has_no_evidence() {
     let request = TlsKeyRequest {
         usage_ra_tls: false,
         with_app_info: true,
         ..server_request()
     };
-    let key = block(agent().client().tls_key(&request)).unwrap();
+    let key = block_on(agent().client().tls_key(&request)).unwrap();
     let leaf = attest::certificate::Leaf::parse(&key.chain_der()[0]).unwrap();
     let extensions = leaf.extensions();
     assert!(extensions.attestation.is_none() && extensions.quote.is_none());
     assert_eq!(extensions.usage, Some(&b"app:custom"[..]));
-    // An array of nine, and the app id first.
+    // A msgpack array of nine, with the app id first.
     let info = extensions.app_info.unwrap();
     assert_eq!(info[..23], [&[0x99, 0xc4, 20], &[0xa1; 20][..]].concat());
 }
 
 #[test]
-fn evidence_that_was_asked_for_has_to_be_there() {
+fn missing_evidence_is_an_error() {
     let mock = agent_with(AgentOptions {
         evidence: Evidence {
             envelope: Envelope::None,
@@ -119,16 +122,16 @@ fn evidence_that_was_asked_for_has_to_be_there() {
         },
         ..AgentOptions::at(NOW)
     });
-    let error = block(mock.client().tls_key(&server_request())).unwrap_err();
+    let error = block_on(mock.client().tls_key(&server_request())).unwrap_err();
     let why = "carries no evidence that is bound to its key";
     assert_eq!(crate::malformed(error), ("certificate_chain", why));
 }
 
 #[test]
-fn a_derived_key_follows_from_path_and_application() {
+fn derived_key_depends_on_path_and_application() {
     let mock = agent();
-    let key = |mock: &crate::Mock, path: &str, purpose: &str| {
-        let key = block(mock.client().key(path, purpose)).unwrap();
+    let key = |mock: &crate::MockAgent, path: &str, purpose: &str| {
+        let key = block_on(mock.client().key(path, purpose)).unwrap();
         assert_eq!(*key.to_hex(), hex::encode(key.as_bytes()));
         assert_eq!(key.signature_chain().each_ref().map(Vec::len), [65, 65]);
         (*key.as_bytes(), key.signature_chain().clone())
@@ -136,7 +139,7 @@ fn a_derived_key_follows_from_path_and_application() {
     let (first, signatures) = key(&mock, "pg/superuser", "");
     assert_eq!(key(&mock, "pg/superuser", "").0, first);
     let (same, other_signatures) = key(&mock, "pg/superuser", "another");
-    assert_eq!(same, first, "the purpose is only signed");
+    assert_eq!(same, first, "the purpose affects only the signature");
     assert_ne!(signatures, other_signatures);
     assert_ne!(key(&mock, "pg/read", "").0, first);
     let other = agent_with(AgentOptions {
@@ -147,10 +150,10 @@ fn a_derived_key_follows_from_path_and_application() {
 }
 
 #[test]
-fn a_quote_is_over_the_padded_report_data() {
+fn quote_has_the_padded_report_data() {
     let mock = agent();
     for report_data in [&[][..], b"hello", &[9; 64]] {
-        let quote = block(mock.client().quote(report_data)).unwrap();
+        let quote = block_on(mock.client().quote(report_data)).unwrap();
         let mut padded = [0; 64];
         padded[..report_data.len()].copy_from_slice(report_data);
         assert_eq!(quote.report_data, padded);
@@ -159,18 +162,21 @@ fn a_quote_is_over_the_padded_report_data() {
         assert_eq!(log.as_array().unwrap().len(), 9);
         assert!(quote.vm_config.contains("os_image_hash"));
         let evidence = quote.attestation.unwrap();
-        let evidence = UnboundEvidence::open(&evidence).unwrap();
+        let evidence = UnboundEvidence::from_envelope(&evidence).unwrap();
         assert_eq!(evidence.quote(), &quote.quote);
     }
-    let error = block(mock.client().quote(&[0; 65])).unwrap_err();
+    let error = block_on(mock.client().quote(&[0; 65])).unwrap_err();
     assert_eq!(error, AgentError::ReportDataTooLong { bytes: 65 });
-    let error = block(mock.client().attest(&[0; 65])).unwrap_err();
+    let error = block_on(mock.client().attest(&[0; 65])).unwrap_err();
     assert_eq!(error, AgentError::ReportDataTooLong { bytes: 65 });
 }
 
 #[test]
-fn an_attestation_comes_in_the_agents_envelope() {
-    for (envelope, form) in [(Envelope::V0, Form::V0), (Envelope::V1, Form::V1)] {
+fn attestation_has_the_agents_envelope() {
+    for (envelope, form) in [
+        (Envelope::V0, EvidenceFormat::V0),
+        (Envelope::V1, EvidenceFormat::V1),
+    ] {
         let mock = agent_with(AgentOptions {
             evidence: Evidence {
                 envelope,
@@ -178,23 +184,23 @@ fn an_attestation_comes_in_the_agents_envelope() {
             },
             ..AgentOptions::at(NOW)
         });
-        let attestation = block(mock.client().attest(&[3; 64])).unwrap();
-        let evidence = UnboundEvidence::open(&attestation).unwrap();
-        assert_eq!(evidence.form(), form);
+        let attestation = block_on(mock.client().attest(&[3; 64])).unwrap();
+        let evidence = UnboundEvidence::from_envelope(&attestation).unwrap();
+        assert_eq!(evidence.format(), form);
         assert_eq!(evidence.quote().report().report_data(), &[3; 64]);
     }
 }
 
 #[test]
-fn info_agrees_with_the_quote_and_the_events() {
+fn info_agrees_with_quote_and_event_log() {
     let mock = agent();
-    let info = block(mock.client().info()).unwrap();
-    let quote = block(mock.client().quote(b"")).unwrap();
+    let info = block_on(mock.client().info()).unwrap();
+    let quote = block_on(mock.client().quote(b"")).unwrap();
     let tcb = info.tcb_info.unwrap();
     assert_eq!(tcb.mrtd, quote.quote.report().mrtd());
     assert_eq!(tcb.rtmrs, quote.quote.report().rtmrs());
     let attestation = quote.attestation.unwrap();
-    let evidence = UnboundEvidence::open(&attestation).unwrap();
+    let evidence = UnboundEvidence::from_envelope(&attestation).unwrap();
     let identity = evidence.events().prove(tcb.rtmrs[3]).unwrap();
     assert_eq!(info.app_id, AppId([0xa1; 20]));
     assert_eq!(identity.app_id(), Some(info.app_id));
@@ -209,36 +215,114 @@ fn info_agrees_with_the_quote_and_the_events() {
 }
 
 #[test]
-fn quotes_are_made_one_after_another() {
+fn quotes_are_serialized() {
     const EACH: Duration = Duration::from_millis(40);
     let mock = agent_with(AgentOptions {
         quote_time: EACH,
         ..AgentOptions::at(NOW)
     });
     let client = mock.client();
-    let begun = Instant::now();
-    block(async {
+    let started = Instant::now();
+    block_on(async {
         let (quote, attestation) = tokio::join!(client.quote(b"1"), client.attest(b"2"));
         let request = server_request();
         let (key, other) = tokio::join!(client.tls_key(&request), client.quote(b"3"));
         assert!(quote.is_ok() && attestation.is_ok() && key.is_ok() && other.is_ok());
     });
-    assert!(begun.elapsed() >= 4 * EACH);
+    assert!(started.elapsed() >= 4 * EACH);
 }
 
 #[test]
-fn requests_that_no_client_should_send() {
+fn mock_accepts_requests_like_dstack() {
     let mock = agent();
     let endpoint = mock.agent.endpoint();
-    let json = "content-type: application/json; charset=utf-8\r\n";
-    assert_eq!(raw::send(&endpoint, "POST /Version", json, b"{}").0, 200);
+    let status =
+        |line: &str, headers: &str, body: &[u8]| raw::send(&endpoint, line, headers, body).0;
+    let charset = "content-type: application/json; charset=utf-8\r\n";
+    assert_eq!(status("POST /Version", charset, b"{}"), 200);
+    // As dstack's Rust SDK sends it.
+    assert_eq!(
+        status("POST http://localhost/Version", raw::JSON, b"{}"),
+        200
+    );
+    assert_eq!(
+        raw::send_chunked(&endpoint, "POST /GetQuote", br#"{"report_data":"00"}"#).0,
+        200
+    );
+    for query in ["json", "json=1", "json=true"] {
+        assert_eq!(
+            status(&format!("POST /Version?{query}"), "", b"{}"),
+            200,
+            "{query}"
+        );
+    }
+    assert_eq!(status("POST /Version?json=false", "", b"{}"), 400);
+    assert_eq!(status("GET /Version", "", b""), 200);
+    let (_, response) = raw::send(&endpoint, "GET /GetQuote?report_data=6869", "", b"");
+    let response: serde_json::Value = serde_json::from_slice(&response).unwrap();
+    assert_eq!(response["report_data"], format!("6869{}", "0".repeat(124)));
+    let fields = "subject=a&alt_names[]=b.test&usage_ra_tls=true&not_before=7&not_after=1800000000";
+    let (_, response) = raw::send(&endpoint, &format!("GET /GetTlsKey?{fields}"), "", b"");
+    let response: serde_json::Value = serde_json::from_slice(&response).unwrap();
+    let pem = response["certificate_chain"][0].as_str().unwrap();
+    let pem = x509_parser::pem::Pem::iter_from_buffer(pem.as_bytes()).next();
+    let pem = pem.unwrap().unwrap();
+    let leaf = pem.parse_x509().unwrap();
+    assert_eq!(leaf.subject().to_string(), "CN=a");
+    assert_eq!(leaf.validity().not_before.timestamp(), 7);
+    let names = leaf.subject_alternative_name().unwrap().unwrap();
+    assert_eq!(names.value.general_names, [GeneralName::DNSName("b.test")]);
+}
+
+#[test]
+fn mock_rejects_requests_like_dstack() {
+    let mock = agent();
+    let endpoint = mock.agent.endpoint();
     let (status, body) = raw::send(&endpoint, "POST /Version", "", b"{}");
     assert_eq!(status, 400, "without a content type it is protobuf");
     assert!(serde_json::from_slice::<serde_json::Value>(&body).unwrap()["error"].is_string());
-    assert_eq!(raw::send(&endpoint, "GET /Version", json, b"{}").0, 400);
+    let text = "content-type: text/plain\r\n";
+    assert_eq!(raw::send(&endpoint, "POST /Version", text, b"{}").0, 400);
+    assert_eq!(
+        raw::send(&endpoint, "GET /GetQuote?report_data=x", "", b"").0,
+        400
+    );
     for request in [&br#"{"alt_names":"localhost"}"#[..], b"[", b""] {
         assert_eq!(raw::post(&endpoint, "GetTlsKey", request).0, 400);
     }
-    let unwritable = "{\"alt_names\":[\"no d\u{fc}rer\"]}".as_bytes();
-    assert_eq!(raw::post(&endpoint, "GetTlsKey", unwritable).0, 400);
+    let invalid_name = "{\"alt_names\":[\"no d\u{fc}rer\"]}".as_bytes();
+    assert_eq!(raw::post(&endpoint, "GetTlsKey", invalid_name).0, 400);
+}
+
+#[test]
+fn dropping_the_mock_closes_its_connections() {
+    let folder = Folder::new();
+    for listen in [
+        AgentListen::Tcp,
+        AgentListen::Unix(folder.path("dstack.sock")),
+    ] {
+        let agent = mock::Agent::start(pki(), listen, AgentOptions::at(NOW)).unwrap();
+        agent.set_behaviour(AgentBehaviour::Delay(Duration::from_secs(60)));
+        let mut idle = raw::connect(&agent.endpoint());
+        let mut waiting = raw::connect(&agent.endpoint());
+        let request = format!(
+            "POST /Version HTTP/1.1\r\n{}content-length: 2\r\n\r\n{{}}",
+            raw::JSON
+        );
+        waiting.write_all(request.as_bytes()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while agent.requests(Method::Version) == 0 {
+            assert!(Instant::now() < deadline, "the request did not arrive");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let started = Instant::now();
+        drop(agent);
+        for stream in [&mut idle, &mut waiting] {
+            let mut rest = Vec::new();
+            // The kernel may report the closed connection as a reset.
+            let _ = stream.read_to_end(&mut rest);
+            assert!(rest.is_empty());
+        }
+        assert!(started.elapsed() < Duration::from_secs(3));
+    }
 }

@@ -1,65 +1,68 @@
-//! A server that answers one question with recorded bytes, and keeps what it was asked.
+//! A server that responds to one request with recorded bytes, and records the request.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use attest::agent::{Agent, Endpoint};
+use attest::agent::{Agent, AgentAddress};
 
-use crate::{Folder, client, patient};
+use crate::{Folder, client, single_attempt};
 
-pub(crate) struct Replay {
+pub(crate) struct ReplayServer {
     thread: JoinHandle<Vec<u8>>,
     folder: Folder,
 }
 
-/// What was asked: the head, and the body.
-pub(crate) struct Asked {
+/// A received request.
+pub(crate) struct RecordedRequest {
     pub(crate) head: String,
     pub(crate) body: Vec<u8>,
 }
 
-impl Replay {
-    /// Answers with `status` and exactly `body`.
-    pub(crate) fn of(status: u16, body: &[u8]) -> Self {
+impl ReplayServer {
+    /// Responds with `status` and exactly `body`.
+    pub(crate) fn start(status: u16, body: &[u8]) -> Self {
         let folder = Folder::new();
         let listener = UnixListener::bind(folder.path("agent.sock")).unwrap();
         let head = format!(
             "HTTP/1.1 {status} Recorded\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
-        let answer = [head.as_bytes(), body].concat();
-        let thread = std::thread::spawn(move || serve(&listener, &answer));
+        let response = [head.as_bytes(), body].concat();
+        let thread = std::thread::spawn(move || serve(&listener, &response));
         Self { thread, folder }
     }
 
     pub(crate) fn client(&self) -> Agent {
-        client(Endpoint::Unix(self.folder.path("agent.sock")), patient())
+        client(
+            AgentAddress::Unix(self.folder.path("agent.sock")),
+            single_attempt(),
+        )
     }
 
-    /// What it was asked; to be called after the answer came.
-    pub(crate) fn asked(self) -> Asked {
+    /// The received request. To be called once the client has its response.
+    pub(crate) fn request(self) -> RecordedRequest {
         let request = self.thread.join().unwrap();
         let end = request.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
-        Asked {
+        RecordedRequest {
             head: String::from_utf8(request[..end].to_vec()).unwrap(),
             body: request[end + 4..].to_vec(),
         }
     }
 }
 
-fn serve(listener: &UnixListener, answer: &[u8]) -> Vec<u8> {
+fn serve(listener: &UnixListener, response: &[u8]) -> Vec<u8> {
     let (mut stream, _) = listener.accept().unwrap();
     stream
         .set_read_timeout(Some(Duration::from_secs(10)))
         .unwrap();
     let request = read(&mut stream);
-    stream.write_all(answer).unwrap();
+    stream.write_all(response).unwrap();
     request
 }
 
-/// Up to the end of the body.
+/// Reads a request to the end of its body.
 fn read(stream: &mut UnixStream) -> Vec<u8> {
     let mut request = Vec::new();
     let mut chunk = [0; 4096];
@@ -73,7 +76,7 @@ fn read(stream: &mut UnixStream) -> Vec<u8> {
             }
         }
         let read = stream.read(&mut chunk).unwrap();
-        assert_ne!(read, 0, "the client hung up");
+        assert_ne!(read, 0, "the client closed the connection");
         request.extend_from_slice(&chunk[..read]);
     }
 }

@@ -147,11 +147,11 @@ impl TcbStatuses {
         self.0 & status.bit() != 0
     }
 
-    pub(super) fn goes_beyond_default(self) -> bool {
+    pub(crate) fn goes_beyond_default(self) -> bool {
         self.0 & !Self::default().0 != 0
     }
 
-    pub(super) fn bits(self) -> u16 {
+    pub(crate) fn bits(self) -> u16 {
         self.0
     }
 }
@@ -196,7 +196,7 @@ pub struct AdvisoryError;
 
 impl Advisory {
     /// Most bytes of a name; Intel's have 14.
-    const MAX_LEN: usize = 32;
+    const MAX_MANIFEST_LEN: usize = 32;
 
     /// The name, in upper case.
     #[must_use]
@@ -205,7 +205,7 @@ impl Advisory {
     }
 
     /// Whether `id` names this advisory, in any case.
-    pub(super) fn is(&self, id: &str) -> bool {
+    pub(crate) fn is(&self, id: &str) -> bool {
         self.0.eq_ignore_ascii_case(id)
     }
 }
@@ -219,7 +219,7 @@ impl FromStr for Advisory {
             .filter(|head| head.eq_ignore_ascii_case("INTEL-SA-"));
         let digits = text.get(9..).unwrap_or_default();
         let is_number = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
-        if number.is_none() || !is_number || text.len() > Self::MAX_LEN {
+        if number.is_none() || !is_number || text.len() > Self::MAX_MANIFEST_LEN {
             return Err(AdvisoryError);
         }
         Ok(Self(text.to_ascii_uppercase()))

@@ -1,12 +1,12 @@
-//! Where the agent is looked for, at each question anew.
+//! The agent's address, which is resolved again for every call.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 
-use attest::agent::{Agent, AgentError, Endpoint, Places, STANDARD_SOCKETS};
+use attest::agent::{Agent, AgentAddress, AgentAddresses, AgentError, STANDARD_SOCKETS};
 use attest::mock::{self, AgentListen, AgentOptions};
 
-use crate::{Folder, NOW, block, client, patient, pki};
+use crate::{Folder, NOW, block_on, client, pki, single_attempt};
 
 fn start(folder: &Folder, name: &str, seed: u8) -> mock::Agent {
     let options = AgentOptions {
@@ -18,91 +18,114 @@ fn start(folder: &Folder, name: &str, seed: u8) -> mock::Agent {
 }
 
 #[test]
-fn the_standard_places_are_dstacks() {
-    let places = Places::standard();
+fn standard_addresses_are_dstacks() {
+    let places = AgentAddresses::standard();
     let shown: Vec<_> = places.candidates().map(ToString::to_string).collect();
     assert_eq!(shown, STANDARD_SOCKETS.map(|path| format!("unix:{path}")));
 }
 
 #[test]
-fn the_first_socket_that_is_there_is_asked() {
+fn first_existing_socket_is_used() {
     let folder = Folder::new();
     let paths = ["a", "b", "c"].map(|name| folder.path(name));
-    let client = Agent::new(Places::sockets(&paths), patient()).unwrap();
-    let key = || block(client.key("path", "")).map(|key| *key.as_bytes());
+    let client = Agent::new(AgentAddresses::sockets(&paths), single_attempt()).unwrap();
+    let key = || block_on(client.key("path", "")).map(|key| *key.as_bytes());
 
     let tried = paths.to_vec();
     assert_eq!(key(), Err(AgentError::NotFound { tried }));
     let third = start(&folder, "c", 3);
     let of_third = key().unwrap();
-    // What is no socket is passed over.
+    // Files that are not sockets are skipped.
     std::fs::write(&paths[0], b"a file").unwrap();
     std::fs::create_dir(&paths[1]).unwrap();
     assert_eq!(key(), Ok(of_third));
     std::fs::remove_dir(&paths[1]).unwrap();
     let second = start(&folder, "b", 2);
-    assert_ne!(key(), Ok(of_third), "the second place comes first");
+    assert_ne!(
+        key(),
+        Ok(of_third),
+        "the second path has precedence over the third"
+    );
     assert_eq!(second.requests(attest::agent::Method::GetKey), 1);
     drop(second);
-    assert_eq!(key(), Ok(of_third), "and back again");
+    assert_eq!(
+        key(),
+        Ok(of_third),
+        "falls back once the second agent has stopped"
+    );
     drop(third);
     assert_eq!(key().unwrap_err().code(), "not_found");
 }
 
 #[test]
-fn an_agent_may_be_replaced() {
+fn replaced_agent_is_found() {
     let folder = Folder::new();
     let first = start(&folder, "dstack.sock", 1);
-    let client = client(first.endpoint(), patient());
-    let key = || block(client.key("path", "")).map(|key| *key.as_bytes());
+    let client = client(first.endpoint(), single_attempt());
+    let key = || block_on(client.key("path", "")).map(|key| *key.as_bytes());
     let of_first = key().unwrap();
     drop(first);
-    assert!(!folder.path("dstack.sock").exists(), "it cleans up");
+    assert!(
+        !folder.path("dstack.sock").exists(),
+        "a stopped agent removes its socket"
+    );
     let second = start(&folder, "dstack.sock", 2);
     assert_ne!(key().unwrap(), of_first);
     drop(second);
 }
 
 #[test]
-fn a_stopped_agent_leaves_its_successors_socket_alone() {
+fn stopped_agent_keeps_the_socket_of_its_successor() {
     let folder = Folder::new();
     let first = start(&folder, "dstack.sock", 1);
     std::fs::rename(folder.path("dstack.sock"), folder.path("old")).unwrap();
     let second = start(&folder, "dstack.sock", 2);
     drop(first);
-    block(client(second.endpoint(), patient()).version()).unwrap();
+    block_on(client(second.endpoint(), single_attempt()).version()).unwrap();
 }
 
 #[test]
-fn a_socket_that_nobody_listens_on() {
+fn dead_socket_refuses_connections() {
     let folder = Folder::new();
     let path = folder.path("dstack.sock");
     drop(UnixListener::bind(&path).unwrap());
-    let endpoint = Endpoint::Unix(path.clone());
-    let error = block(client(endpoint.clone(), patient()).version()).unwrap_err();
+    let endpoint = AgentAddress::Unix(path.clone());
+    let error = block_on(client(endpoint.clone(), single_attempt()).version()).unwrap_err();
     let why = "Connection refused (os error 111)".to_owned();
-    assert_eq!(error, AgentError::Connect { endpoint, why });
-    // A new agent takes the place of one that was killed.
+    assert_eq!(
+        error,
+        AgentError::Connect {
+            address: endpoint,
+            why
+        }
+    );
+    // A new agent replaces the socket of one that was killed.
     let agent = start(&folder, "dstack.sock", 1);
-    block(client(agent.endpoint(), patient()).version()).unwrap();
-    // But not that of one that lives.
+    block_on(client(agent.endpoint(), single_attempt()).version()).unwrap();
+    // It does not replace the socket of a running one.
     let listen = AgentListen::Unix(path);
     let error = mock::Agent::start(pki(), listen, AgentOptions::at(NOW)).unwrap_err();
     assert!(matches!(error, mock::MockError::Io(_)), "{error}");
 }
 
 #[test]
-fn a_port_that_nobody_listens_on() {
+fn closed_port_refuses_connections() {
     let agent = mock::Agent::start(pki(), AgentListen::Tcp, AgentOptions::at(NOW)).unwrap();
     let endpoint = agent.endpoint();
     drop(agent);
-    let error = block(client(endpoint.clone(), patient()).version()).unwrap_err();
+    let error = block_on(client(endpoint.clone(), single_attempt()).version()).unwrap_err();
     let why = "Connection refused (os error 111)".to_owned();
-    assert_eq!(error, AgentError::Connect { endpoint, why });
+    assert_eq!(
+        error,
+        AgentError::Connect {
+            address: endpoint,
+            why
+        }
+    );
 }
 
 #[test]
-fn a_place_that_this_process_may_not_use() {
+fn socket_without_permission_is_forbidden() {
     let folder = Folder::new();
     if std::fs::metadata(folder.path("")).unwrap().uid() == 0 {
         println!("skipped: root may use every socket");
@@ -110,13 +133,13 @@ fn a_place_that_this_process_may_not_use() {
     }
     let agent = start(&folder, "dstack.sock", 1);
     let endpoint = agent.endpoint();
-    let version = || block(client(endpoint.clone(), patient()).version());
+    let version = || block_on(client(endpoint.clone(), single_attempt()).version());
     let chmod = |name: &str, mode| {
         let mode = std::fs::Permissions::from_mode(mode);
         std::fs::set_permissions(folder.path(name), mode).unwrap();
     };
     let forbidden = AgentError::Forbidden {
-        endpoint: endpoint.clone(),
+        address: endpoint.clone(),
     };
     chmod("dstack.sock", 0o000);
     assert_eq!(version(), Err(forbidden.clone()));

@@ -1,23 +1,23 @@
-//! What a manifest says, before it is signed: for operators and tests.
+//! A manifest before it is signed: for operators and tests.
 
-use super::{Address, LeaderInstance, LeaderUrl, ManifestError, SigningKey};
+use super::{EthAddress, LeaderInstance, LeaderUrl, ManifestError, SigningKey};
 
 /// The fields of a manifest of version 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Draft {
-    /// The cluster.
-    pub cluster: Address,
-    /// The instance that leads.
+pub struct UnsignedManifest {
+    /// The cluster's address.
+    pub cluster: EthAddress,
+    /// The leading instance.
     pub leader_instance: LeaderInstance,
-    /// Where it is reached.
+    /// The leader's URL.
     pub leader_url: LeaderUrl,
-    /// Grows with each change of leader.
+    /// A number that grows with each change of leader.
     pub epoch: u64,
-    /// The first second at which it is not believed any more, in unix seconds.
+    /// The first second at which it is invalid, in Unix seconds.
     pub valid_until: u64,
 }
 
-impl Draft {
+impl UnsignedManifest {
     /// The text that is signed: the pairs in the order of their keys.
     #[must_use]
     pub fn signed_text(&self) -> String {
@@ -31,11 +31,11 @@ impl Draft {
         )
     }
 
-    /// The record, signed: what to put into DNS, at most [`MAX_LEN`](super::MAX_LEN) bytes, in chunks
-    /// of at most 255.
+    /// Signs it. Gives the record to publish in DNS: at most
+    /// [`MAX_MANIFEST_LEN`](super::MAX_MANIFEST_LEN) bytes, in chunks of at most 255.
     ///
     /// # Errors
-    /// [`ManifestError::Signature`] if the key cannot sign; not seen.
+    /// [`ManifestError::Signature`] if the key cannot sign, which does not happen with a valid key.
     pub fn sign(&self, key: &SigningKey) -> Result<String, ManifestError> {
         let none = ManifestError::Signature { recovered: None };
         let signature = key.sign(&self.signed_text()).ok_or(none)?;

@@ -1,4 +1,4 @@
-//! One attempt over HTTP: one connection, one question, an answer with a cap on its bytes.
+//! One request over HTTP/1.1: a new connection, one request, a response of limited size.
 
 use std::error::Error;
 use std::io;
@@ -10,32 +10,29 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use super::error::sanitized;
-use super::{AgentError, Endpoint, Method};
+use super::{AgentAddress, AgentError, Method};
+use crate::limits::MAX_AGENT_RESPONSE_LEN;
 
-/// Most bytes of an answer. A quote with its event log has 42 KiB as recorded; an envelope of the
-/// largest size has 1 MiB in hex.
-pub const MAX_ANSWER_LEN: usize = 2 << 20;
-
-/// An answer's bytes: they may hold a private key.
+/// The body of a response. It may hold a private key.
 pub(super) type Body = Zeroizing<Vec<u8>>;
 
-/// The way to one place. Every question opens a connection of its own, so that an agent that was
-/// replaced is found at once.
+/// Sends requests to one address. Each request opens a new connection, so that a replaced agent is found
+/// immediately.
 #[derive(Clone, Debug)]
-pub(super) struct Line {
-    endpoint: Endpoint,
+pub(super) struct AgentTransport {
+    address: AgentAddress,
     base: String,
     client: Client,
 }
 
 #[derive(Deserialize)]
-struct Refusal {
+struct ErrorBody {
     error: String,
 }
 
-impl Line {
-    /// Opens no connection.
-    pub(super) fn to(endpoint: &Endpoint) -> Result<Self, AgentError> {
+impl AgentTransport {
+    /// Creates the HTTP client. Opens no connection.
+    pub(super) fn new(address: &AgentAddress) -> Result<Self, AgentError> {
         let client = Client::builder()
             .http1_only()
             .pool_max_idle_per_host(0)
@@ -43,30 +40,30 @@ impl Line {
             .referer(false)
             .no_proxy()
             .user_agent(concat!("teesql/", env!("CARGO_PKG_VERSION")));
-        let (base, client) = match endpoint {
-            // The name is not resolved: it only fills in the Host header.
-            Endpoint::Unix(path) => ("http://localhost", client.unix_socket(path.as_path())),
-            Endpoint::Url(url) => (url.as_str(), client),
+        let (base, client) = match address {
+            // Not resolved: the name only fills in the Host header.
+            AgentAddress::Unix(path) => ("http://localhost", client.unix_socket(path.as_path())),
+            AgentAddress::Url(url) => (url.as_str(), client),
         };
-        // Without TLS no trusted roots are needed, and a system without any is fine.
+        // Plain HTTP needs no trusted roots, so the client works on a system without any.
         let client = match base.starts_with("https:") {
             true => client,
             false => client.tls_certs_only([]),
         };
-        let wrong = |error: reqwest::Error| AgentError::Client(cause(&error).to_string());
+        let wrong = |error: reqwest::Error| AgentError::Client(root_cause(&error).to_string());
         Ok(Self {
-            endpoint: endpoint.clone(),
+            address: address.clone(),
             base: base.to_owned(),
             client: client.build().map_err(wrong)?,
         })
     }
 
-    pub(super) fn endpoint(&self) -> &Endpoint {
-        &self.endpoint
+    pub(super) fn address(&self) -> &AgentAddress {
+        &self.address
     }
 
-    /// Asks once. Whoever calls it has the deadline.
-    pub(super) async fn ask(&self, method: Method, request: &[u8]) -> Result<Body, AgentError> {
+    /// Sends one request. The caller enforces the deadline.
+    pub(super) async fn send(&self, method: Method, request: &[u8]) -> Result<Body, AgentError> {
         let sent = self
             .client
             .post(format!("{}/{method}", self.base))
@@ -74,7 +71,7 @@ impl Line {
             .body(request.to_vec())
             .send()
             .await;
-        let response = sent.map_err(|error| self.not_sent(method, &error))?;
+        let response = sent.map_err(|error| self.classify_send_error(method, &error))?;
         let status = response.status();
         let body = read(method, response).await;
         match status {
@@ -82,22 +79,22 @@ impl Line {
             _ => Err(AgentError::Status {
                 method,
                 status: status.as_u16(),
-                message: body.map_or_else(|_| String::new(), |body| refusal(&body)),
+                message: body.map_or_else(|_| String::new(), |body| error_message(&body)),
             }),
         }
     }
 
-    fn not_sent(&self, method: Method, error: &reqwest::Error) -> AgentError {
+    fn classify_send_error(&self, method: Method, error: &reqwest::Error) -> AgentError {
         if !error.is_connect() {
-            return AgentError::HungUp { method };
+            return AgentError::ConnectionClosed { method };
         }
-        let endpoint = self.endpoint.clone();
-        let cause = cause(error);
+        let address = self.address.clone();
+        let cause = root_cause(error);
         let kind = cause.downcast_ref::<io::Error>().map(io::Error::kind);
         match kind {
-            Some(io::ErrorKind::PermissionDenied) => AgentError::Forbidden { endpoint },
+            Some(io::ErrorKind::PermissionDenied) => AgentError::Forbidden { address },
             _ => AgentError::Connect {
-                endpoint,
+                address,
                 why: sanitized(&cause.to_string()),
             },
         }
@@ -107,23 +104,23 @@ impl Line {
 async fn read(method: Method, mut response: Response) -> Result<Body, AgentError> {
     let too_large = AgentError::TooLarge {
         method,
-        limit: MAX_ANSWER_LEN,
+        limit: MAX_AGENT_RESPONSE_LEN,
     };
     let stated = response.content_length().unwrap_or(0);
     let Some(stated) = usize::try_from(stated)
         .ok()
-        .filter(|n| *n <= MAX_ANSWER_LEN)
+        .filter(|n| *n <= MAX_AGENT_RESPONSE_LEN)
     else {
         return Err(too_large);
     };
-    // Never grown, as far as the agent says how much comes: growing leaves copies behind.
+    // Allocated once at the stated size: growing would leave copies of a key in freed memory.
     let mut body = Zeroizing::new(Vec::with_capacity(stated));
     while let Some(chunk) = response
         .chunk()
         .await
-        .map_err(|_| AgentError::HungUp { method })?
+        .map_err(|_| AgentError::ConnectionClosed { method })?
     {
-        if body.len() + chunk.len() > MAX_ANSWER_LEN {
+        if body.len() + chunk.len() > MAX_AGENT_RESPONSE_LEN {
             return Err(too_large);
         }
         body.extend_from_slice(&chunk);
@@ -131,16 +128,16 @@ async fn read(method: Method, mut response: Response) -> Result<Body, AgentError
     Ok(body)
 }
 
-/// What `{"error": …}` says. Of anything else nothing is shown.
-fn refusal(body: &[u8]) -> String {
+/// The message of an `{"error": …}` body; empty for any other body.
+fn error_message(body: &[u8]) -> String {
     serde_json::from_slice(body).map_or_else(
         |_| String::new(),
-        |refusal: Refusal| sanitized(&refusal.error),
+        |refusal: ErrorBody| sanitized(&refusal.error),
     )
 }
 
-/// The innermost error: what the system said.
-fn cause<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+/// The innermost error, which is the operating system's.
+fn root_cause<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;

@@ -1,10 +1,12 @@
-//! Records that are refused before anybody asks who signed them.
+//! Parsing of records. Malformed ones are refused before the signature is verified.
 
-use attest::manifest::{MAX_FIELDS, MAX_LEN, Manifest, ManifestError, join_chunks};
+use attest::manifest::{
+    MAX_MANIFEST_FIELDS, MAX_MANIFEST_LEN, Manifest, ManifestError, join_chunks,
+};
 
 use crate::{GOLDEN_SIGNATURE, GOLDEN_TEXT, golden};
 
-fn refused(txt: &str) -> ManifestError {
+fn error(txt: &str) -> ManifestError {
     Manifest::parse(txt).unwrap_err()
 }
 
@@ -15,7 +17,7 @@ fn with(from: &str, to: &str) -> String {
 }
 
 #[test]
-fn the_golden_text_byte_for_byte() {
+fn golden_record_has_the_exact_signed_text() {
     let manifest = Manifest::parse(&golden()).unwrap();
     assert_eq!(manifest.signed_text(), GOLDEN_TEXT);
     assert_eq!(
@@ -30,7 +32,7 @@ fn the_golden_text_byte_for_byte() {
 }
 
 #[test]
-fn the_order_of_a_record_does_not_matter() {
+fn order_of_fields_does_not_matter() {
     let golden = golden();
     let mut pairs: Vec<_> = golden.split(';').collect();
     for _ in 0..pairs.len() {
@@ -48,21 +50,21 @@ fn every_field_is_required_exactly_once() {
         let name = pair.split('=').next().unwrap();
         let mut without = pairs.clone();
         without.remove(at);
-        let ManifestError::Missing(missing) = refused(&without.join(";")) else {
+        let ManifestError::Missing(missing) = error(&without.join(";")) else {
             panic!("without {name}");
         };
         assert_eq!(missing, name);
-        let ManifestError::Repeated(repeated) = refused(&format!("{golden};{pair}")) else {
+        let ManifestError::Repeated(repeated) = error(&format!("{golden};{pair}")) else {
             panic!("{name} twice");
         };
         assert_eq!(repeated, name);
     }
-    let unknown = refused(&format!("{golden};x=1;x=2"));
+    let unknown = error(&format!("{golden};x=1;x=2"));
     assert_eq!(unknown, ManifestError::Repeated("an unknown field"));
 }
 
 #[test]
-fn records_that_are_no_list_of_pairs() {
+fn malformed_records_are_refused() {
     let golden = golden();
     for txt in [
         "",
@@ -83,26 +85,29 @@ fn records_that_are_no_list_of_pairs() {
         &format!(" {golden}"),
         &format!("\"{golden}\""),
     ] {
-        assert_eq!(refused(txt).code(), "manifest_malformed", "{txt:?}");
+        assert_eq!(error(txt).code(), "manifest_malformed", "{txt:?}");
     }
 }
 
 #[test]
-fn records_are_capped() {
+fn length_and_number_of_fields_are_capped() {
     let golden = golden();
     let filler = |len: usize| format!("{golden};x={}", "y".repeat(len - golden.len() - 3));
-    assert!(Manifest::parse(&filler(MAX_LEN)).is_ok());
-    assert_eq!(refused(&filler(MAX_LEN + 1)), ManifestError::TooLong);
+    assert!(Manifest::parse(&filler(MAX_MANIFEST_LEN)).is_ok());
+    assert_eq!(error(&filler(MAX_MANIFEST_LEN + 1)), ManifestError::TooLong);
     let more = |fields: usize| {
         let unknown = (7..fields).map(|at| format!(";x{at}="));
         golden.clone() + &unknown.collect::<String>()
     };
-    assert!(Manifest::parse(&more(MAX_FIELDS)).is_ok());
-    assert_eq!(refused(&more(MAX_FIELDS + 1)), ManifestError::TooManyFields);
+    assert!(Manifest::parse(&more(MAX_MANIFEST_FIELDS)).is_ok());
+    assert_eq!(
+        error(&more(MAX_MANIFEST_FIELDS + 1)),
+        ManifestError::TooManyFields
+    );
 }
 
 #[test]
-fn values_of_another_form() {
+fn malformed_values_are_refused() {
     let cluster = "0xbd32b609057a1a4569558a571d535c8f1212b097";
     let instance = "=ea23198e3419ebbb240571a29d0112d9bcbe69c0;";
     for (name, from, to) in [
@@ -133,7 +138,7 @@ fn values_of_another_form() {
         ("sig", GOLDEN_SIGNATURE, &GOLDEN_SIGNATURE[..130]),
         ("sig", "861c", "861cff"),
     ] {
-        let ManifestError::Value { name: found, .. } = refused(&with(from, to)) else {
+        let ManifestError::Value { name: found, .. } = error(&with(from, to)) else {
             panic!("{name}: {from} to {to}");
         };
         assert_eq!(found, name, "{from} to {to}");
@@ -142,18 +147,18 @@ fn values_of_another_form() {
     assert!(Manifest::parse(&largest).is_ok());
 }
 
-/// Fields before the version, as the contract orders them.
+/// The version is checked after the fields.
 #[test]
-fn other_versions() {
+fn other_versions_are_refused() {
     for version in ["v=0", "v=2", "v=18446744073709551615"] {
-        assert_eq!(refused(&with("v=1", version)), ManifestError::Version);
+        assert_eq!(error(&with("v=1", version)), ManifestError::Version);
     }
     let both = with("v=1", "v=2").replace("epoch=42", "epoch=x");
-    assert_eq!(refused(&both).code(), "manifest_field_value");
+    assert_eq!(error(&both).code(), "manifest_field_value");
 }
 
 #[test]
-fn chunks_are_joined() {
+fn txt_chunks_are_joined() {
     let golden = golden();
     let chunks: Vec<&[u8]> = golden.as_bytes().chunks(255).collect();
     assert!(chunks.len() > 1);

@@ -1,17 +1,17 @@
-//! Certificates: which extensions are used, and what is refused before they are read.
+//! Leaf certificates: which extensions carry evidence, and which certificates are refused.
 
 use attest::certificate::{Leaf, MAX_EXTENSIONS, MAX_SKELETON_LEN};
-use attest::evidence::{Form, MAX_ENVELOPE_LEN, UnboundEvidence};
-use attest::mock::{Certificate, Evidence, Key, LeafOptions, Machine};
+use attest::evidence::{EvidenceFormat, MAX_ENVELOPE_LEN, UnboundEvidence};
+use attest::mock::{Certificate, Evidence, Fixture, Key, LeafOptions, Platform};
 use attest::{Denial, examine};
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 
+use crate::NOW;
 use crate::evidence::quote;
-use crate::world::{NOW, World};
 
 const ARC: [u64; 9] = [1, 3, 6, 1, 4, 1, 62397, 1, 0];
 
-/// A self-signed leaf with extensions below dstack's arc, each in an OCTET STRING.
+/// A self-signed leaf with extensions under dstack's arc, each wrapped in an OCTET STRING.
 pub(crate) fn leaf_with(extensions: &[(u64, Vec<u8>)]) -> Vec<u8> {
     let wrap = |content: &Vec<u8>| {
         let mut der = vec![0x04];
@@ -47,13 +47,13 @@ fn raw_leaf_with(extensions: impl IntoIterator<Item = (u64, Vec<u8>)>) -> Vec<u8
     params.self_signed(&key).unwrap().der().to_vec()
 }
 
-fn read_leaf(der: &[u8]) -> Result<Form, Denial> {
+fn read_leaf(der: &[u8]) -> Result<EvidenceFormat, Denial> {
     let leaf = Leaf::parse(der)?;
-    UnboundEvidence::read(leaf.extensions()).map(|evidence| evidence.form())
+    UnboundEvidence::from_extensions(leaf.extensions()).map(|evidence| evidence.format())
 }
 
 #[test]
-fn which_extension_is_used() {
+fn attestation_extension_has_precedence() {
     let (quote, other) = (quote(), {
         let mut quote = quote();
         quote[600] ^= 1;
@@ -62,23 +62,26 @@ fn which_extension_is_used() {
     let log = || Evidence::default().legacy_event_log().unwrap();
     let envelope = || Evidence::default().v1(&quote, [0; 64]).unwrap();
     let form = |extensions: &[(u64, Vec<u8>)]| read_leaf(&leaf_with(extensions));
-    assert_eq!(form(&[(8, envelope())]), Ok(Form::V1));
-    assert_eq!(form(&[(1, quote.clone()), (2, log())]), Ok(Form::Legacy));
-    assert_eq!(form(&[(1, quote.clone())]), Ok(Form::Legacy));
+    assert_eq!(form(&[(8, envelope())]), Ok(EvidenceFormat::V1));
+    assert_eq!(
+        form(&[(1, quote.clone()), (2, log())]),
+        Ok(EvidenceFormat::Legacy)
+    );
+    assert_eq!(form(&[(1, quote.clone())]), Ok(EvidenceFormat::Legacy));
     assert_eq!(
         form(&[(1, quote.clone()), (2, log()), (8, envelope())]),
-        Ok(Form::V1)
+        Ok(EvidenceFormat::V1)
     );
     assert_eq!(form(&[(2, log())]), Err(Denial::NoEvidence));
     assert_eq!(form(&[(3, vec![1; 20])]), Err(Denial::NoEvidence));
     let differ = Denial::MalformedEvidence("the quotes in .1 and .8 differ");
     assert_eq!(form(&[(1, other), (8, envelope())]), Err(differ));
-    // Nothing falls back: a broken .8 is not saved by a good .1.
+    // There is no fallback from a malformed .8 to a valid .1.
     assert!(form(&[(1, quote.clone()), (8, vec![1])]).is_err());
 }
 
 #[test]
-fn extensions_are_strict() {
+fn malformed_and_duplicate_extensions_are_refused() {
     let form = |extensions: Vec<(u64, Vec<u8>)>| read_leaf(&raw_leaf_with(extensions));
     for raw in [
         vec![],
@@ -103,7 +106,7 @@ fn extensions_are_strict() {
 }
 
 #[test]
-fn certificates_beyond_the_caps() {
+fn oversized_and_malformed_certificates_are_refused() {
     let large = |names: usize| {
         let names = (0..names)
             .map(|n| format!("{n:060}.invalid"))
@@ -133,8 +136,8 @@ fn certificates_beyond_the_caps() {
             .to_string()
             .contains("too large")
     );
-    let world = World::default();
-    let der = world.certificate().der().to_vec();
+    let fixture = Fixture::default();
+    let der = fixture.certificate().der().to_vec();
     let longer = [&der[..], &[0]].concat();
     let malformed = |der: &[u8]| Leaf::parse(der).unwrap_err().code() == "malformed_certificate";
     assert!(malformed(&longer));
@@ -149,26 +152,26 @@ fn certificates_beyond_the_caps() {
 }
 
 #[test]
-fn a_swapped_certificate_is_unbound() {
-    let world = World::default();
-    let victim = world.certificate();
+fn evidence_copied_into_another_certificate_is_unbound() {
+    let fixture = Fixture::default();
+    let victim = fixture.certificate();
     let attacker = Key::derive(&[9; 32], "attacker").unwrap();
-    let machine = Machine::new(&world.pki, &world.machine).unwrap();
-    let envelope = world
+    let platform = Platform::new(&fixture.pki, &fixture.platform).unwrap();
+    let envelope = fixture
         .evidence
         .v1(victim.quote().unwrap(), victim.key().report_data())
         .unwrap();
     let leaf = LeafOptions {
         attestation: Some(envelope),
-        ..world.leaf.clone()
+        ..fixture.leaf.clone()
     };
-    let replayed = Certificate::issue(&world.pki, &machine, &attacker, &world.evidence, &leaf);
-    let denial = examine(&replayed.unwrap().chain_der(), NOW, &world.policy).unwrap_err();
+    let replayed = Certificate::issue(&fixture.pki, &platform, &attacker, &fixture.evidence, &leaf);
+    let denial = examine(&replayed.unwrap().chain_der(), NOW, &fixture.policy).unwrap_err();
     assert_eq!(denial, Denial::UnboundKey);
 }
 
 #[test]
-fn an_unknown_critical_extension_is_not_passed_over() {
+fn unknown_critical_extension_is_refused() {
     let leaf = |critical| {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();

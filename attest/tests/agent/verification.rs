@@ -1,4 +1,4 @@
-//! What the mock agent issues is what a verifier admits.
+//! Certificates and quotes from the mock agent pass verification.
 
 use attest::agent::TlsKeyRequest;
 use attest::chain::KmsRoot;
@@ -9,7 +9,7 @@ use attest::policy::{Settings, TcbStatus};
 use attest::values::AppId;
 use attest::{Denial, Policy, TrustedRoot, Verifier, examine};
 
-use crate::{NOW, agent, agent_with, block, pki};
+use crate::{NOW, agent, agent_with, block_on, pki};
 
 fn verifier() -> Verifier {
     Verifier::new(TrustedRoot::dangerous(pki().root_der()).unwrap())
@@ -30,7 +30,7 @@ fn client_request() -> TlsKeyRequest {
     }
 }
 
-/// Its own application only, from its own KMS.
+/// Accepts the mock's application and KMS only.
 fn policy() -> Policy {
     Policy::new(Settings {
         app_id: vec![AppId([0xa1; 20])],
@@ -40,7 +40,7 @@ fn policy() -> Policy {
 }
 
 #[test]
-fn a_client_certificate_is_admitted_in_every_envelope() {
+fn client_certificates_verify_in_every_envelope() {
     for envelope in [Envelope::V0, Envelope::V1, Envelope::Legacy, Envelope::Both] {
         let mock = agent_with(AgentOptions {
             evidence: Evidence {
@@ -49,7 +49,7 @@ fn a_client_certificate_is_admitted_in_every_envelope() {
             },
             ..AgentOptions::at(NOW)
         });
-        let key = block(mock.client().tls_key(&client_request())).unwrap();
+        let key = block_on(mock.client().tls_key(&client_request())).unwrap();
         let evidence = examine(key.chain_der(), NOW, &policy()).unwrap();
         let peer = verifier()
             .verify(&evidence, &collateral(), &policy(), NOW)
@@ -60,7 +60,7 @@ fn a_client_certificate_is_admitted_in_every_envelope() {
 }
 
 #[test]
-fn of_another_application_it_is_refused() {
+fn another_application_is_refused() {
     let mock = agent_with(AgentOptions {
         evidence: Evidence {
             app_id: vec![0xee; 20],
@@ -68,31 +68,31 @@ fn of_another_application_it_is_refused() {
         },
         ..AgentOptions::at(NOW)
     });
-    let key = block(mock.client().tls_key(&client_request())).unwrap();
+    let key = block_on(mock.client().tls_key(&client_request())).unwrap();
     let evidence = examine(key.chain_der(), NOW, &policy()).unwrap();
     let denial = verifier().verify(&evidence, &collateral(), &policy(), NOW);
     assert_eq!(denial.unwrap_err().code(), "app_not_allowed");
 }
 
 #[test]
-fn after_its_last_second_it_is_refused() {
+fn certificate_is_valid_through_its_last_second() {
     let request = TlsKeyRequest {
         not_before: Some(NOW - 60),
         not_after: Some(NOW),
         ..client_request()
     };
-    let key = block(agent().client().tls_key(&request)).unwrap();
+    let key = block_on(agent().client().tls_key(&request)).unwrap();
     assert!(examine(key.chain_der(), key.not_after(), &policy()).is_ok());
     let denial = examine(key.chain_der(), key.not_after() + 1, &policy());
     assert_eq!(denial.unwrap_err(), Denial::Expired);
 }
 
 #[test]
-fn quotes_and_attestations_are_genuine() {
+fn quotes_and_attestations_verify() {
     let mock = agent();
-    let quote = block(mock.client().quote(b"state")).unwrap();
-    let attestation = block(mock.client().attest(b"state")).unwrap();
-    let evidence = UnboundEvidence::open(&attestation).unwrap();
+    let quote = block_on(mock.client().quote(b"state")).unwrap();
+    let attestation = block_on(mock.client().attest(b"state")).unwrap();
+    let evidence = UnboundEvidence::from_envelope(&attestation).unwrap();
     for quote in [&quote.quote, evidence.quote()] {
         assert_eq!(quote.collateral_key().unwrap(), collateral().key());
         let appraisal = verifier().appraise(quote, &collateral(), &Policy::default(), NOW);

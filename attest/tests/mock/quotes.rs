@@ -1,16 +1,16 @@
-//! What the mock makes verifies in dcap-qvl, with the status and measurements that were asked for.
+//! dcap-qvl accepts the mock's quotes, and reports the requested status and measurements.
 
 use attest::collateral::{CaType, CollateralKey, Fmspc};
 use attest::mock::{
-    CollateralOptions, Key, Machine, MachineOptions, ModuleLevel, Pki, PlatformLevel, QeLevel,
+    CollateralOptions, Key, ModuleLevel, Pki, Platform, PlatformLevel, PlatformOptions, QeLevel,
     QuoteFormat, TdReport, Tee,
 };
 use sha2::{Digest, Sha256};
 
-use super::{NOW, SEED, fresh, machine, pki, verify};
+use super::{NOW, SEED, fresh, pki, platform, verify};
 
 #[test]
-fn every_td_format_verifies_and_reports_what_it_was_given() {
+fn every_td_format_verifies_with_its_measurements() {
     let pki = pki();
     for format in [QuoteFormat::V4, QuoteFormat::V5Td10, QuoteFormat::V5Td15] {
         let report = TdReport {
@@ -21,7 +21,7 @@ fn every_td_format_verifies_and_reports_what_it_was_given() {
             report_data: [6; 64],
             ..TdReport::default()
         };
-        let quote = machine(&pki).quote(&report).unwrap();
+        let quote = platform(&pki).quote(&report).unwrap();
         let verified = verify(&pki, &quote, &fresh(&pki), NOW).unwrap();
         assert_eq!(verified.status, "UpToDate", "{format:?}");
         assert!(verified.advisory_ids.is_empty());
@@ -40,21 +40,21 @@ fn every_td_format_verifies_and_reports_what_it_was_given() {
 }
 
 #[test]
-fn the_quote_names_its_collateral() {
+fn quote_names_its_collateral() {
     let pki = pki();
     for ca in [CaType::Platform, CaType::Processor] {
         let key = CollateralKey {
             fmspc: Fmspc([1, 2, 3, 4, 5, 6]),
             ca,
         };
-        let options = MachineOptions {
+        let options = PlatformOptions {
             fmspc: key.fmspc,
             ca,
-            ..MachineOptions::default()
+            ..PlatformOptions::default()
         };
-        let machine = Machine::new(&pki, &options).unwrap();
-        assert_eq!(machine.key(), key);
-        let quote = machine.quote(&TdReport::default()).unwrap();
+        let platform = Platform::new(&pki, &options).unwrap();
+        assert_eq!(platform.collateral_key(), key);
+        let quote = platform.quote(&TdReport::default()).unwrap();
         let parsed = dcap_qvl::quote::Quote::parse(&quote).unwrap();
         assert_eq!(dcap_qvl::intel::quote_fmspc(&parsed).unwrap(), key.fmspc.0);
         assert_eq!(
@@ -72,7 +72,7 @@ fn the_quote_names_its_collateral() {
 }
 
 #[test]
-fn a_machine_gets_the_status_and_advisories_of_its_level() {
+fn platform_has_the_status_and_advisories_of_its_level() {
     let pki = pki();
     for level in [
         PlatformLevel::UpToDate,
@@ -82,8 +82,8 @@ fn a_machine_gets_the_status_and_advisories_of_its_level() {
         PlatformLevel::OutOfDate,
         PlatformLevel::OutOfDateConfigurationNeeded,
     ] {
-        let machine = Machine::new(&pki, &MachineOptions::at(level)).unwrap();
-        let quote = machine.quote(&TdReport::default()).unwrap();
+        let platform = Platform::new(&pki, &PlatformOptions::with_level(level)).unwrap();
+        let quote = platform.quote(&TdReport::default()).unwrap();
         let verified = verify(&pki, &quote, &fresh(&pki), NOW).unwrap();
         assert_eq!(Some(verified.status.as_str()), level.status());
         assert_eq!(verified.advisory_ids, level.advisories());
@@ -97,25 +97,25 @@ fn revoked_and_unknown_levels_are_refused() {
         (PlatformLevel::Revoked, "TCB status is invalid: Revoked"),
         (PlatformLevel::Unknown, "No matching TCB level found"),
     ] {
-        let machine = Machine::new(&pki, &MachineOptions::at(level)).unwrap();
-        let quote = machine.quote(&TdReport::default()).unwrap();
+        let platform = Platform::new(&pki, &PlatformOptions::with_level(level)).unwrap();
+        let quote = platform.quote(&TdReport::default()).unwrap();
         assert_eq!(verify(&pki, &quote, &fresh(&pki), NOW).unwrap_err(), error);
     }
 }
 
 #[test]
-fn module_and_qe_levels_count_too() {
+fn module_and_qe_levels_are_rated() {
     let pki = pki();
-    let status = |options: MachineOptions| {
-        let quote = Machine::new(&pki, &options)
+    let status = |options: PlatformOptions| {
+        let quote = Platform::new(&pki, &options)
             .unwrap()
             .quote(&TdReport::default())
             .unwrap();
         verify(&pki, &quote, &fresh(&pki), NOW).map(|verified| verified.status)
     };
-    let module = |module| MachineOptions {
+    let module = |module| PlatformOptions {
         module,
-        ..MachineOptions::default()
+        ..PlatformOptions::default()
     };
     assert_eq!(status(module(ModuleLevel::OutOfDate)).unwrap(), "OutOfDate");
     assert!(
@@ -128,9 +128,9 @@ fn module_and_qe_levels_count_too() {
             .unwrap_err()
             .contains("below minimum")
     );
-    let qe = |qe| MachineOptions {
+    let qe = |qe| PlatformOptions {
         qe,
-        ..MachineOptions::default()
+        ..PlatformOptions::default()
     };
     assert_eq!(status(qe(QeLevel::OutOfDate)).unwrap(), "OutOfDate");
     assert!(
@@ -142,7 +142,7 @@ fn module_and_qe_levels_count_too() {
 }
 
 #[test]
-fn a_relaunch_is_advised_after_an_update_below_a_running_guest() {
+fn relaunch_is_advised_after_a_module_update_below_a_running_guest() {
     let pki = pki();
     let mut svn = [0; 16];
     svn[..3].copy_from_slice(&[4, 3, 3]);
@@ -154,7 +154,7 @@ fn a_relaunch_is_advised_after_an_update_below_a_running_guest() {
         tee_tcb_svn2: Some(svn2),
         ..TdReport::default()
     };
-    let quote = machine(&pki).quote(&report).unwrap();
+    let quote = platform(&pki).quote(&report).unwrap();
     assert_eq!(
         verify(&pki, &quote, &fresh(&pki), NOW).unwrap().status,
         "TDRelaunchAdvised"
@@ -162,9 +162,9 @@ fn a_relaunch_is_advised_after_an_update_below_a_running_guest() {
 }
 
 #[test]
-fn a_tcb_recovery_makes_up_to_date_machines_out_of_date() {
+fn tcb_recovery_makes_up_to_date_platforms_out_of_date() {
     let pki = pki();
-    let quote = machine(&pki).quote(&TdReport::default()).unwrap();
+    let quote = platform(&pki).quote(&TdReport::default()).unwrap();
     let options = CollateralOptions {
         recovery: true,
         ..CollateralOptions::at(NOW)
@@ -209,7 +209,7 @@ fn debug_and_reserved_attributes_are_refused() {
             "Reserved bits in TD attributes are set",
         ),
     ] {
-        let quote = machine(&pki).quote(&report).unwrap();
+        let quote = platform(&pki).quote(&report).unwrap();
         assert_eq!(verify(&pki, &quote, &fresh(&pki), NOW).unwrap_err(), error);
     }
     let report = TdReport {
@@ -217,7 +217,7 @@ fn debug_and_reserved_attributes_are_refused() {
         mr_service_td: [1; 48],
         ..TdReport::default()
     };
-    let quote = machine(&pki).quote(&report).unwrap();
+    let quote = platform(&pki).quote(&report).unwrap();
     assert_eq!(
         verify(&pki, &quote, &fresh(&pki), NOW).unwrap_err(),
         "Invalid MR service TD"
@@ -225,13 +225,13 @@ fn debug_and_reserved_attributes_are_refused() {
 }
 
 #[test]
-fn an_sgx_quote_is_genuine_but_no_td() {
+fn sgx_quote_is_genuine_but_not_a_td() {
     let pki = pki();
     let report = TdReport {
         format: QuoteFormat::SgxV3,
         ..TdReport::default()
     };
-    let quote = machine(&pki).quote(&report).unwrap();
+    let quote = platform(&pki).quote(&report).unwrap();
     let error = verify(&pki, &quote, &fresh(&pki), NOW).unwrap_err();
     assert!(error.contains("Unsupported QE Identity id"), "{error}");
     let options = CollateralOptions {
@@ -243,11 +243,11 @@ fn an_sgx_quote_is_genuine_but_no_td() {
 }
 
 #[test]
-fn the_same_seed_gives_the_same_bytes() {
+fn same_seed_gives_the_same_bytes() {
     let hash = |seed: [u8; 32]| {
         let pki = Pki::new(&seed).unwrap();
         let collateral = pki.collateral(&CollateralOptions::at(NOW)).unwrap();
-        let quote = machine(&pki).quote(&TdReport::default()).unwrap();
+        let quote = platform(&pki).quote(&TdReport::default()).unwrap();
         let mut hash = Sha256::new();
         hash.update(pki.root_der());
         hash.update(pki.kms_der());
@@ -263,7 +263,7 @@ fn the_same_seed_gives_the_same_bytes() {
     };
     assert_eq!(hash(SEED), hash(SEED));
     assert_ne!(hash(SEED), hash([8; 32]));
-    // A change here means that fixtures made from a seed are no longer what they were.
+    // If this changes, everything derived from a seed changes.
     let golden = "83c079b59090842a34a8935a3668eb33213e19821aecfbde144ea786ae919f3f";
     assert_eq!(hash(SEED), golden);
 }

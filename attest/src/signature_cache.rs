@@ -3,7 +3,7 @@
 //! dcap-qvl 0.7 verifies all of the collateral with every quote: six of its nine P-256 verifications,
 //! two thirds of the time, are of TCB info, QE identity, CRLs and CA certificates that were the same a
 //! moment ago; it has no entry that takes them as verified. But its crypto is pluggable, and to verify a
-//! signature is a pure function. So [`Remembered`] is ring's ECDSA P-256, and keeps on each thread the
+//! signature is a pure function. So [`CachedEcdsaP256`] is ring's ECDSA P-256, and keeps on each thread the
 //! SHA-256 of (key, message, signature) of what ring accepted last. Only acceptance is remembered, and
 //! to be taken for a signature that ring accepted, another would need the same SHA-256. Dates,
 //! revocation, names and chain building are not touched: dcap-qvl does them at every verification.
@@ -21,20 +21,20 @@ use sha2::{Digest, Sha256};
 /// of which seven are the same for all quotes of one platform: this is room for eight platforms.
 const CAPACITY: usize = 64;
 
-/// dcap-qvl's preset for ring, with [`Remembered`] for the signatures.
-pub(crate) struct RememberingConfig;
+/// dcap-qvl's preset for ring, with [`CachedEcdsaP256`] for the signatures.
+pub(crate) struct CachingConfig;
 
-impl Config for RememberingConfig {
+impl Config for CachingConfig {
     type X509 = X509CertBackend;
     type SigEncoder = DerSigEncoder;
-    type Crypto = RememberingCrypto;
+    type Crypto = CachingCrypto;
 }
 
-pub(crate) struct RememberingCrypto;
+pub(crate) struct CachingCrypto;
 
-impl CryptoProvider for RememberingCrypto {
+impl CryptoProvider for CachingCrypto {
     fn sig_algo() -> &'static dyn SignatureVerificationAlgorithm {
-        &Remembered
+        &CachedEcdsaP256
     }
 
     fn sha256(data: &[u8]) -> [u8; 32] {
@@ -48,13 +48,13 @@ impl CryptoProvider for RememberingCrypto {
 
 /// ring's ECDSA P-256 with SHA-256.
 #[derive(Debug)]
-struct Remembered;
+struct CachedEcdsaP256;
 
 thread_local! {
-    static GOOD: RefCell<Memo> = const { RefCell::new(Memo(Vec::new())) };
+    static VERIFIED: RefCell<LruSet> = const { RefCell::new(LruSet(Vec::new())) };
 }
 
-impl SignatureVerificationAlgorithm for Remembered {
+impl SignatureVerificationAlgorithm for CachedEcdsaP256 {
     fn verify_signature(
         &self,
         public_key: &[u8],
@@ -62,11 +62,11 @@ impl SignatureVerificationAlgorithm for Remembered {
         signature: &[u8],
     ) -> Result<(), InvalidSignature> {
         let digest = digest([public_key, message, signature]);
-        if GOOD.with_borrow_mut(|good| good.touch(&digest)) {
+        if VERIFIED.with_borrow_mut(|verified| verified.contains(&digest)) {
             return Ok(());
         }
         RingCrypto::sig_algo().verify_signature(public_key, message, signature)?;
-        GOOD.with_borrow_mut(|good| good.add(digest));
+        VERIFIED.with_borrow_mut(|verified| verified.insert(digest));
         Ok(())
     }
 
@@ -90,11 +90,11 @@ fn digest(parts: [&[u8]; 3]) -> [u8; 32] {
 }
 
 /// Digests, the most recently used last.
-struct Memo(Vec<[u8; 32]>);
+struct LruSet(Vec<[u8; 32]>);
 
-impl Memo {
+impl LruSet {
     /// Whether `digest` is known; if so it becomes the most recently used.
-    fn touch(&mut self, digest: &[u8; 32]) -> bool {
+    fn contains(&mut self, digest: &[u8; 32]) -> bool {
         let Some(position) = self.0.iter().position(|known| known == digest) else {
             return false;
         };
@@ -103,7 +103,7 @@ impl Memo {
         true
     }
 
-    fn add(&mut self, digest: [u8; 32]) {
+    fn insert(&mut self, digest: [u8; 32]) {
         if self.0.len() >= CAPACITY {
             self.0.remove(0);
         }
@@ -135,7 +135,7 @@ mod tests {
         let (key, signature) = signed(b"message");
         for _ in 0..2 {
             assert!(
-                Remembered
+                CachedEcdsaP256
                     .verify_signature(&key, b"message", &signature)
                     .is_ok()
             );
@@ -148,12 +148,12 @@ mod tests {
             (&key, b"message", &other_signature),
         ] {
             assert!(
-                Remembered
+                CachedEcdsaP256
                     .verify_signature(key, message, signature)
                     .is_err()
             );
             assert!(
-                Remembered
+                CachedEcdsaP256
                     .verify_signature(key, message, signature)
                     .is_err(),
                 "and again"
@@ -170,12 +170,12 @@ mod tests {
     #[test]
     fn the_least_recently_used_goes_first() {
         let digest = |n: usize| [u8::try_from(n).unwrap(); 32];
-        let mut memo = Memo(Vec::new());
-        (0..CAPACITY).for_each(|n| memo.add(digest(n)));
-        assert!(memo.touch(&digest(0)));
-        memo.add(digest(CAPACITY));
-        assert_eq!(memo.0.len(), CAPACITY);
-        assert!(memo.touch(&digest(0)));
-        assert!(!memo.touch(&digest(1)));
+        let mut set = LruSet(Vec::new());
+        (0..CAPACITY).for_each(|n| set.insert(digest(n)));
+        assert!(set.contains(&digest(0)));
+        set.insert(digest(CAPACITY));
+        assert_eq!(set.0.len(), CAPACITY);
+        assert!(set.contains(&digest(0)));
+        assert!(!set.contains(&digest(1)));
     }
 }

@@ -1,4 +1,4 @@
-//! Reading the parts of collateral, and the time in which they hold.
+//! Parses the parts of collateral, and their validity.
 
 use std::time::UNIX_EPOCH;
 
@@ -10,7 +10,7 @@ use x509_parser::time::ASN1Time;
 
 use super::error::{CollateralError, Part};
 
-/// An error about text or bytes that are not what they should be.
+/// The error of a part that cannot be parsed.
 pub(super) fn malformed(part: Part, why: &'static str) -> CollateralError {
     CollateralError::Malformed { part, why }
 }
@@ -18,7 +18,7 @@ pub(super) fn malformed(part: Part, why: &'static str) -> CollateralError {
 const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
 
-/// The first certificate of a PEM chain, and nothing of what is round it.
+/// The first certificate of a PEM chain, without the text around it.
 pub(super) fn first_of_chain(part: Part, chain: &str) -> Result<String, CollateralError> {
     let no_pem = || malformed(part, "no certificate in the PEM chain");
     let (_, rest) = chain.split_once(BEGIN).ok_or_else(no_pem)?;
@@ -26,13 +26,13 @@ pub(super) fn first_of_chain(part: Part, chain: &str) -> Result<String, Collater
     Ok(format!("{BEGIN}{body}{END}\n"))
 }
 
-/// Parses a certificate in PEM.
+/// Parses a PEM certificate.
 pub(super) fn pem(part: Part, text: &str) -> Result<Pem, CollateralError> {
     let first = Pem::iter_from_buffer(text.as_bytes()).next();
     first.and_then(Result::ok).ok_or(malformed(part, "no PEM"))
 }
 
-/// Parses one certificate, without bytes after it.
+/// Parses one DER certificate. Refuses trailing bytes.
 pub(super) fn certificate(part: Part, der: &[u8]) -> Result<X509Certificate<'_>, CollateralError> {
     match X509Certificate::from_der(der) {
         Ok(([], certificate)) => Ok(certificate),
@@ -40,7 +40,7 @@ pub(super) fn certificate(part: Part, der: &[u8]) -> Result<X509Certificate<'_>,
     }
 }
 
-/// Parses one CRL, without bytes after it.
+/// Parses one DER CRL. Refuses trailing bytes.
 pub(super) fn crl(
     part: Part,
     der: &[u8],
@@ -51,14 +51,15 @@ pub(super) fn crl(
     }
 }
 
-/// The time in which all that was added holds: `from` included, `until` not.
+/// A half-open interval in Unix seconds: the intersection of all dates that were added. `from` is
+/// included, `until` is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Window {
+pub(super) struct Validity {
     pub(super) from: u64,
     pub(super) until: u64,
 }
 
-impl Default for Window {
+impl Default for Validity {
     fn default() -> Self {
         Self {
             from: 0,
@@ -67,19 +68,19 @@ impl Default for Window {
     }
 }
 
-impl Window {
+impl Validity {
     /// Whether `now` is inside.
     pub(super) fn contains(self, now: u64) -> bool {
         (self.from..self.until).contains(&now)
     }
 
-    /// Narrows it.
+    /// Intersects it with another interval.
     pub(super) fn add(&mut self, from: u64, until: u64) {
         self.from = self.from.max(from);
         self.until = self.until.min(until);
     }
 
-    /// Adds the dates of a signed JSON document; gives the date of issue.
+    /// Adds the dates of a signed JSON document. Gives the date of issue.
     pub(super) fn json(
         &mut self,
         part: Part,
@@ -91,7 +92,7 @@ impl Window {
         Ok(issued)
     }
 
-    /// Adds the dates of a CRL; gives thisUpdate.
+    /// Adds the dates of a CRL. Gives thisUpdate.
     pub(super) fn crl(&mut self, part: Part, der: &[u8]) -> Result<u64, CollateralError> {
         let crl = crl(part, der)?;
         let issued = unix_seconds(crl.last_update());
@@ -100,7 +101,7 @@ impl Window {
         Ok(issued)
     }
 
-    /// Adds the dates of a certificate in PEM.
+    /// Adds the dates of a PEM certificate.
     pub(super) fn pem(&mut self, part: Part, text: &str) -> Result<(), CollateralError> {
         self.certificate(&certificate(part, &pem(part, text)?.contents)?);
         Ok(())
@@ -109,7 +110,7 @@ impl Window {
     /// Adds the dates of a certificate.
     pub(super) fn certificate(&mut self, certificate: &X509Certificate<'_>) {
         let validity = certificate.validity();
-        // notAfter itself is still inside. [RFC 5280, 4.1.2.5]
+        // notAfter itself is still inside. [RFC 5280, section 4.1.2.5]
         let until = unix_seconds(validity.not_after).saturating_add(1);
         self.add(unix_seconds(validity.not_before), until);
     }
@@ -119,7 +120,7 @@ fn unix_seconds(time: ASN1Time) -> u64 {
     u64::try_from(time.timestamp()).unwrap_or(0)
 }
 
-/// Intel writes `2025-06-19T10:16:03Z`.
+/// Parses a date such as `2025-06-19T10:16:03Z`, the form that Intel writes.
 fn rfc3339(part: Part, text: &str) -> Result<u64, CollateralError> {
     let wrong = malformed(part, "a date is not of the form 2025-06-19T10:16:03Z");
     let time = humantime::parse_rfc3339(text).map_err(|_| wrong.clone())?;

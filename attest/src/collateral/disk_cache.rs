@@ -1,43 +1,41 @@
-//! The copy on disk: it survives a restart, and never harms what is held in memory.
+//! A copy of the collateral on disk, which survives a restart.
 //!
 //! One file for each platform family and CA, `<FMSPC>-<ca>.json`, in the JSON of dcap-qvl's
-//! `QuoteCollateralV3`. The same files serve machines without a network: copy them there. No check sum is
-//! kept with them, because Intel's signatures over every part are a better one: whatever a broken disk,
-//! half a write or an attacker makes of a file, it is verified before it is used, as an answer of a PCCS is.
+//! `QuoteCollateralV3`. The same files serve machines without a network: copy them there. There is no
+//! checksum: a file is verified before it is used, like a response of a PCCS, and Intel's signatures
+//! detect whatever a broken disk, a partial write or an attacker changed. A failed write never affects the
+//! collateral in memory.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::key::CollateralKey;
-use super::parsed::{Collateral, MAX_JSON_BYTES};
-use super::store::MAX_KEYS;
-
-/// Most directory entries that are looked at.
-const MAX_ENTRIES: usize = 4 * MAX_KEYS;
+use super::set::Collateral;
+use crate::limits::{MAX_COLLATERAL_JSON_LEN, MAX_DIRECTORY_ENTRIES};
 
 /// Why a file was not used.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot be read: {0}")]
     Io(#[from] io::Error),
-    /// It holds no collateral.
+    /// The file does not hold collateral.
     #[error(transparent)]
     Collateral(#[from] super::CollateralError),
-    /// It holds collateral for other platforms than its name says.
+    /// The file holds collateral for other platforms than its name says.
     #[error("holds collateral for {0}")]
     OtherKey(CollateralKey),
 }
 
-/// A folder with collateral.
+/// A directory with collateral.
 #[derive(Clone, Debug)]
-pub struct Disk {
+pub struct DiskCache {
     folder: PathBuf,
 }
 
-impl Disk {
-    /// The folder need not exist yet.
+impl DiskCache {
+    /// Creates a cache in `folder`, which need not exist yet.
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self {
@@ -45,23 +43,23 @@ impl Disk {
         }
     }
 
-    /// The folder.
+    /// The directory.
     #[must_use]
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Where the collateral for `key` is.
+    /// The file of the collateral for `key`.
     #[must_use]
     pub fn path(&self, key: CollateralKey) -> PathBuf {
         self.folder.join(format!("{key}.json"))
     }
 
-    /// Reads every file that is named like collateral. Not verified yet. A folder that is not there is
+    /// Reads every file with a name like that of collateral. Does not verify them. A missing directory is
     /// an empty one.
     ///
     /// # Errors
-    /// Whatever hinders reading the folder; what is wrong with one file stands in its place.
+    /// An I/O error of the directory. The error of a file is in that file's place.
     pub fn load(&self) -> io::Result<Vec<(PathBuf, Result<Collateral, LoadError>)>> {
         let entries = match fs::read_dir(&self.folder) {
             Ok(entries) => entries,
@@ -69,7 +67,7 @@ impl Disk {
             Err(error) => return Err(error),
         };
         let mut loaded = Vec::new();
-        for entry in entries.take(MAX_ENTRIES) {
+        for entry in entries.take(MAX_DIRECTORY_ENTRIES) {
             let path = entry?.path();
             let name = path.file_name().and_then(|name| name.to_str());
             let key = name.and_then(|name| name.strip_suffix(".json")?.parse().ok());
@@ -85,22 +83,22 @@ impl Disk {
         Ok(loaded)
     }
 
-    /// Writes `collateral`: to a new file, flushed to the disk, then renamed over the old one. After an
-    /// error the old file is still there, whole.
+    /// Writes `collateral` atomically: to a temporary file, flushed to disk, then renamed. After an error
+    /// the previous file is intact.
     ///
     /// # Errors
-    /// Whatever hinders that: a full disk, a read-only folder, a file in its place.
+    /// Any I/O error: a full disk, a read-only directory, a file instead of the directory.
     pub fn save(&self, collateral: &Collateral) -> io::Result<()> {
         let json = collateral
             .to_json()
             .map_err(|error| io::Error::other(error.to_string()))?;
         fs::create_dir_all(&self.folder)?;
         let path = self.path(collateral.key());
-        // One writer for each folder is assumed; the number keeps two from sharing half a file.
+        // One writer for each directory is assumed. The process id keeps two from writing to one draft.
         let draft = path.with_extension(format!("{}.tmp", std::process::id()));
         let written = write_whole(&draft, &json).and_then(|()| fs::rename(&draft, &path));
         if written.is_err() {
-            // The first error is the one to tell.
+            // The first error is the one to report.
             let _ = fs::remove_file(&draft);
         }
         written?;
@@ -114,14 +112,14 @@ fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Reads one file of dcap-qvl's `QuoteCollateralV3` in JSON. Not verified yet.
+/// Reads one file of dcap-qvl's `QuoteCollateralV3` in JSON. Does not verify it.
 ///
 /// # Errors
 /// [`LoadError`].
 pub fn load_file(path: &Path) -> Result<Collateral, LoadError> {
-    let limit = u64::try_from(MAX_JSON_BYTES).unwrap_or(u64::MAX);
+    let limit = u64::try_from(MAX_COLLATERAL_JSON_LEN).unwrap_or(u64::MAX);
     let mut json = Vec::new();
-    // One more than is allowed, so that the parser sees that it is too much.
+    // One byte more than the cap, so that the parser refuses a larger file.
     File::open(path)?
         .take(limit.saturating_add(1))
         .read_to_end(&mut json)?;

@@ -1,4 +1,4 @@
-//! One set of collateral, parsed once: for which platforms it is, and until when it holds.
+//! One parsed set of collateral: for which platforms it is, and until when it is valid.
 
 use std::fmt;
 
@@ -7,24 +7,17 @@ use sha2::{Digest, Sha256};
 
 use super::error::{CollateralError, Part};
 use super::key::{CaType, CollateralKey, parse_fmspc};
-use super::window::{Window, crl, first_of_chain, malformed};
+use super::validity::{Validity, crl, first_of_chain, malformed};
 use crate::denial::Denial;
+use crate::limits::{MAX_COLLATERAL_JSON_LEN, MAX_COLLATERAL_PART_LEN, MAX_ISSUER_CHAIN_LEN};
 
-/// Most bytes of one part (TCB info, QE identity or a CRL). Intel's are at most 20 KiB (TCB info) and
-/// 6 KiB (PCK CRL) today; the rest is room for revocations.
-pub const MAX_PART_BYTES: usize = 1 << 20;
-
-/// Most bytes of one PEM chain. Intel's have two certificates (signer and root) in 2 KiB.
-pub const MAX_CHAIN_BYTES: usize = 32 << 10;
-
-/// How new a signed JSON document is: Intel's evaluation number first, since it re-signs old
+/// How new a signed JSON document is: Intel's evaluation number first, since Intel re-signs old
 /// evaluations with new dates, then the date of issue.
-type Age = (u32, u64);
+type Freshness = (u32, u64);
 
-/// One set of collateral for one [`CollateralKey`], parsed.
+/// A parsed set of collateral for one [`CollateralKey`].
 ///
-/// Parsed is not verified: [`Collateral::check`] does that, and dcap-qvl does it again with each
-/// quote.
+/// Parsing does not verify it: [`Collateral::check`] does, and dcap-qvl does again with each quote.
 #[derive(Clone)]
 pub struct Collateral {
     qvl: QuoteCollateralV3,
@@ -35,23 +28,23 @@ pub struct Collateral {
     parts: Parts,
 }
 
-/// When each part that is signed by itself holds, with its issuer chain, and how new it is.
+/// The validity of each separately signed part with its issuer chain, and how new the part is.
 #[derive(Clone)]
 struct Parts {
-    tcb_info: (Window, Age),
-    qe_identity: (Window, Age),
-    root_crl: (Window, u64),
-    pck_crl: (Window, u64),
+    tcb_info: (Validity, Freshness),
+    qe_identity: (Validity, Freshness),
+    root_crl: (Validity, u64),
+    pck_crl: (Validity, u64),
 }
 
 impl Collateral {
-    /// Parses `qvl`, and forgets what no signature vouches for: of each issuer chain all but the
-    /// signer, since what is above it is the trusted root or nothing; and the PCK certificate chain,
-    /// if there is one, since it belongs to one quote, and dcap-qvl would prefer it to the quote's own.
+    /// Parses `qvl`, and drops what no signature covers. Of each issuer chain only the signer is kept,
+    /// since the certificate above it is the trusted root or worthless. The PCK certificate chain is dropped,
+    /// since it belongs to one quote, and dcap-qvl would prefer it to the quote's own.
     ///
     /// # Errors
-    /// [`CollateralError`] for what is too large, malformed, or not for TDX. Signatures and dates are
-    /// not looked at.
+    /// [`CollateralError`] for collateral that is too large, malformed, or not for TDX. Signatures and dates
+    /// are not checked.
     pub fn parse(mut qvl: QuoteCollateralV3) -> Result<Self, CollateralError> {
         qvl.pck_certificate_chain = None;
         cap_sizes(&qvl)?;
@@ -77,31 +70,31 @@ impl Collateral {
             "the FMSPC is not six bytes of hex",
         ))?;
         let parts = Parts::read(&qvl, &tcb_info, &qe_identity)?;
-        let window = parts.window();
+        let validity = parts.validity();
         Ok(Self {
             key: CollateralKey {
                 fmspc,
                 ca: ca_of_crl(&qvl.pck_crl)?,
             },
-            valid_from: window.from,
-            expires_at: window.until,
+            valid_from: validity.from,
+            expires_at: validity.until,
             digest: digest(&qvl),
             parts,
             qvl,
         })
     }
 
-    /// Parses the JSON form of dcap-qvl's `QuoteCollateralV3` (byte fields as hex): what dcap-qvl's
-    /// own command line writes, and what [`Disk`](super::Disk) keeps.
+    /// Parses the JSON form of dcap-qvl's `QuoteCollateralV3` (byte fields as hex), which dcap-qvl's
+    /// command line writes and [`DiskCache`](super::DiskCache) keeps.
     ///
     /// # Errors
     /// As [`Collateral::parse`].
     pub fn from_json(json: &[u8]) -> Result<Self, CollateralError> {
-        if json.len() > MAX_JSON_BYTES {
+        if json.len() > MAX_COLLATERAL_JSON_LEN {
             return Err(CollateralError::TooLarge {
                 part: Part::TcbInfo,
                 bytes: json.len(),
-                limit: MAX_JSON_BYTES,
+                limit: MAX_COLLATERAL_JSON_LEN,
             });
         }
         let qvl = serde_json::from_slice(json)
@@ -109,41 +102,41 @@ impl Collateral {
         Self::parse(qvl)
     }
 
-    /// The JSON form that [`Collateral::from_json`] reads.
+    /// Serialises to the JSON form that [`Collateral::from_json`] parses.
     ///
     /// # Errors
-    /// [`CollateralError::Malformed`] if it cannot be written as JSON; strings and bytes always can.
+    /// [`CollateralError::Malformed`] if serialisation fails, which strings and bytes cannot.
     pub fn to_json(&self) -> Result<Vec<u8>, CollateralError> {
         serde_json::to_vec(&self.qvl)
             .map_err(|_| malformed(Part::TcbInfo, "cannot be written as JSON"))
     }
 
-    /// What dcap-qvl verifies a quote with.
+    /// The form in which dcap-qvl takes it.
     #[must_use]
     pub fn as_qvl(&self) -> &QuoteCollateralV3 {
         &self.qvl
     }
 
-    /// For which platforms it is.
+    /// The platforms that it is for.
     #[must_use]
     pub fn key(&self) -> CollateralKey {
         self.key
     }
 
-    /// The latest of the dates from which its parts hold, in unix seconds.
+    /// The first second at which every part is valid, in Unix seconds.
     #[must_use]
     pub fn valid_from(&self) -> u64 {
         self.valid_from
     }
 
-    /// The first second at which some part no longer holds, in unix seconds: the earliest
-    /// nextUpdate or notAfter of all parts and their issuers.
+    /// The first second at which some part is not valid any more, in Unix seconds: the earliest nextUpdate
+    /// or notAfter of all parts and their issuers.
     #[must_use]
     pub fn expires_at(&self) -> u64 {
         self.expires_at
     }
 
-    /// Refuses to judge with it at any other time than its own.
+    /// Checks that `now`, in Unix seconds, is within the validity of every part.
     ///
     /// # Errors
     /// [`Denial::CollateralNotYetValid`], [`Denial::CollateralExpired`].
@@ -157,90 +150,94 @@ impl Collateral {
         }
     }
 
-    /// When Intel issued the TCB info, in unix seconds.
+    /// When Intel issued the TCB info, in Unix seconds.
     #[must_use]
     pub fn tcb_info_issued_at(&self) -> u64 {
         let (_, (_, issued)) = self.parts.tcb_info;
         issued
     }
 
-    /// Which of Intel's evaluations the TCB info is: `tcbEvaluationDataNumber`.
+    /// The number of Intel's TCB evaluation: `tcbEvaluationDataNumber`.
     #[must_use]
     pub fn tcb_evaluation_number(&self) -> u32 {
         let (_, (number, _)) = self.parts.tcb_info;
         number
     }
 
-    /// Whether dcap-qvl would take all dates at `now`.
+    /// Whether every part is valid at `now`, in Unix seconds.
     #[must_use]
-    pub fn holds_at(&self, now: u64) -> bool {
+    pub fn is_valid_at(&self, now: u64) -> bool {
         (self.valid_from..self.expires_at).contains(&now)
     }
 
-    /// SHA-256 of the content: two sets with the same digest give the same verdicts.
+    /// SHA-256 of the content. Two sets with the same digest give the same verdicts.
     #[must_use]
     pub fn digest(&self) -> &[u8; 32] {
         &self.digest
     }
 
-    /// The set that has the newer of each part: of TCB info, QE identity and the two CRLs.
+    /// Merges two sets into the one with the newer of each part: TCB info, QE identity and the two CRLs.
     ///
-    /// Each part is signed by itself, so a mixture of genuine parts is genuine. With this a PCCS
-    /// cannot bring back an older TCB info or an older CRL, and two caches of different age behind
-    /// one name do no harm. A part of `held` that has expired at `now` is replaced whatever its age.
+    /// Each part is signed separately, so a mixture of genuine parts is genuine. Because of the merge a
+    /// PCCS cannot bring back an older TCB info or CRL, and two caches of different age under one name do no
+    /// harm. A part of `cached` that has expired at `now` is replaced whatever its age.
     ///
     /// # Errors
-    /// [`CollateralError::WrongKey`] if the two are for different platforms; otherwise none for two
-    /// sets that were parsed.
-    pub fn newest_of(held: &Self, fetched: &Self, now: u64) -> Result<Self, CollateralError> {
-        let mut qvl = Self::newest_crls_of(held, fetched, now)?.qvl;
-        let (old, new) = (&held.parts, &fetched.parts);
+    /// [`CollateralError::WrongKey`] if the two are for different platforms. None otherwise, for two parsed
+    /// sets.
+    pub fn merge_newest(cached: &Self, fetched: &Self, now: u64) -> Result<Self, CollateralError> {
+        let mut qvl = Self::merge_newest_crls(cached, fetched, now)?.qvl;
+        let (old, new) = (&cached.parts, &fetched.parts);
         if new.tcb_info.1 <= old.tcb_info.1 && old.tcb_info.0.contains(now) {
-            qvl.tcb_info.clone_from(&held.qvl.tcb_info);
+            qvl.tcb_info.clone_from(&cached.qvl.tcb_info);
             qvl.tcb_info_signature
-                .clone_from(&held.qvl.tcb_info_signature);
+                .clone_from(&cached.qvl.tcb_info_signature);
             qvl.tcb_info_issuer_chain
-                .clone_from(&held.qvl.tcb_info_issuer_chain);
+                .clone_from(&cached.qvl.tcb_info_issuer_chain);
         }
         if new.qe_identity.1 <= old.qe_identity.1 && old.qe_identity.0.contains(now) {
-            qvl.qe_identity.clone_from(&held.qvl.qe_identity);
+            qvl.qe_identity.clone_from(&cached.qvl.qe_identity);
             qvl.qe_identity_signature
-                .clone_from(&held.qvl.qe_identity_signature);
+                .clone_from(&cached.qvl.qe_identity_signature);
             qvl.qe_identity_issuer_chain
-                .clone_from(&held.qvl.qe_identity_issuer_chain);
+                .clone_from(&cached.qvl.qe_identity_issuer_chain);
         }
         Self::parse(qvl)
     }
 
-    /// What was fetched, with the newer of each CRL. It is what is left to take when a newer CRL has
-    /// revoked the signer of what is held.
+    /// Merges only the CRLs: the result has the newer of each CRL, and the rest of `fetched`. Used when a
+    /// newer CRL has revoked the signer of a part of `cached`.
     ///
     /// # Errors
-    /// As [`Collateral::newest_of`].
-    pub fn newest_crls_of(held: &Self, fetched: &Self, now: u64) -> Result<Self, CollateralError> {
-        if held.key != fetched.key {
+    /// As [`Collateral::merge_newest`].
+    pub fn merge_newest_crls(
+        cached: &Self,
+        fetched: &Self,
+        now: u64,
+    ) -> Result<Self, CollateralError> {
+        if cached.key != fetched.key {
             return Err(CollateralError::WrongKey);
         }
         let mut qvl = fetched.qvl.clone();
-        let (old, new) = (&held.parts, &fetched.parts);
+        let (old, new) = (&cached.parts, &fetched.parts);
         if new.root_crl.1 <= old.root_crl.1 && old.root_crl.0.contains(now) {
-            qvl.root_ca_crl.clone_from(&held.qvl.root_ca_crl);
+            qvl.root_ca_crl.clone_from(&cached.qvl.root_ca_crl);
         }
         if new.pck_crl.1 <= old.pck_crl.1 && old.pck_crl.0.contains(now) {
-            qvl.pck_crl.clone_from(&held.qvl.pck_crl);
+            qvl.pck_crl.clone_from(&cached.qvl.pck_crl);
             qvl.pck_crl_issuer_chain
-                .clone_from(&held.qvl.pck_crl_issuer_chain);
+                .clone_from(&cached.qvl.pck_crl_issuer_chain);
         }
         Self::parse(qvl)
     }
 
-    /// When the TCB info and its signer hold.
-    pub(super) fn tcb_info_window(&self) -> Window {
+    /// The validity of the TCB info and its signer.
+    pub(super) fn tcb_info_validity(&self) -> Validity {
         self.parts.tcb_info.0
     }
 
-    /// When the QE identity and its signer hold.
-    pub(super) fn qe_identity_window(&self) -> Window {
+    /// The validity of the QE identity and its signer.
+    pub(super) fn qe_identity_validity(&self) -> Validity {
         self.parts.qe_identity.0
     }
 }
@@ -251,19 +248,19 @@ impl Parts {
         tcb_info: &TcbInfo,
         qe_identity: &QeIdentity,
     ) -> Result<Self, CollateralError> {
-        let mut tcb = Window::default();
+        let mut tcb = Validity::default();
         tcb.pem(Part::TcbInfoSigner, &qvl.tcb_info_issuer_chain)?;
         let tcb_issued = tcb.json(Part::TcbInfo, &tcb_info.issue_date, &tcb_info.next_update)?;
-        let mut qe = Window::default();
+        let mut qe = Validity::default();
         qe.pem(Part::QeIdentitySigner, &qvl.qe_identity_issuer_chain)?;
         let qe_issued = qe.json(
             Part::QeIdentity,
             &qe_identity.issue_date,
             &qe_identity.next_update,
         )?;
-        let mut root_crl = Window::default();
+        let mut root_crl = Validity::default();
         let root_crl_issued = root_crl.crl(Part::RootCrl, &qvl.root_ca_crl)?;
-        let mut pck_crl = Window::default();
+        let mut pck_crl = Validity::default();
         pck_crl.pem(Part::PckCa, &qvl.pck_crl_issuer_chain)?;
         let pck_crl_issued = pck_crl.crl(Part::PckCrl, &qvl.pck_crl)?;
         Ok(Self {
@@ -274,9 +271,9 @@ impl Parts {
         })
     }
 
-    /// The time in which all four hold.
-    fn window(&self) -> Window {
-        let mut all = Window::default();
+    /// The intersection of all four validities.
+    fn validity(&self) -> Validity {
+        let mut all = Validity::default();
         for part in [
             self.tcb_info.0,
             self.qe_identity.0,
@@ -307,26 +304,35 @@ impl PartialEq for Collateral {
 
 impl Eq for Collateral {}
 
-/// Most bytes of a whole set in JSON: four parts (CRLs double in hex) and three chains.
-pub(super) const MAX_JSON_BYTES: usize = 6 * MAX_PART_BYTES + 4 * MAX_CHAIN_BYTES;
-
 fn cap_sizes(qvl: &QuoteCollateralV3) -> Result<(), CollateralError> {
     let sizes = [
-        (Part::TcbInfo, qvl.tcb_info.len(), MAX_PART_BYTES),
-        (Part::QeIdentity, qvl.qe_identity.len(), MAX_PART_BYTES),
-        (Part::RootCrl, qvl.root_ca_crl.len(), MAX_PART_BYTES),
-        (Part::PckCrl, qvl.pck_crl.len(), MAX_PART_BYTES),
+        (Part::TcbInfo, qvl.tcb_info.len(), MAX_COLLATERAL_PART_LEN),
+        (
+            Part::QeIdentity,
+            qvl.qe_identity.len(),
+            MAX_COLLATERAL_PART_LEN,
+        ),
+        (
+            Part::RootCrl,
+            qvl.root_ca_crl.len(),
+            MAX_COLLATERAL_PART_LEN,
+        ),
+        (Part::PckCrl, qvl.pck_crl.len(), MAX_COLLATERAL_PART_LEN),
         (
             Part::TcbInfoSigner,
             qvl.tcb_info_issuer_chain.len(),
-            MAX_CHAIN_BYTES,
+            MAX_ISSUER_CHAIN_LEN,
         ),
         (
             Part::QeIdentitySigner,
             qvl.qe_identity_issuer_chain.len(),
-            MAX_CHAIN_BYTES,
+            MAX_ISSUER_CHAIN_LEN,
         ),
-        (Part::PckCa, qvl.pck_crl_issuer_chain.len(), MAX_CHAIN_BYTES),
+        (
+            Part::PckCa,
+            qvl.pck_crl_issuer_chain.len(),
+            MAX_ISSUER_CHAIN_LEN,
+        ),
     ];
     match sizes.into_iter().find(|(_, bytes, limit)| bytes > limit) {
         Some((part, bytes, limit)) => Err(CollateralError::TooLarge { part, bytes, limit }),

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use attest::mock::{
-    Certificate, CollateralOptions, Evidence, Key, LeafOptions, Machine, MachineOptions, Pccs,
-    PccsAnswers, Pki,
+    Certificate, CollateralOptions, Evidence, Key, LeafOptions, Pccs, PccsResponses, Pki, Platform,
+    PlatformOptions,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -19,7 +19,7 @@ const SEED: [u8; 32] = [0x57; 32];
 /// A mock Intel PKI, one mock TDX machine, and a KMS. Dropping it stops the PCCS.
 pub struct MockTdx {
     pki: Pki,
-    machine: Machine,
+    platform: Platform,
     pccs: Pccs,
 }
 
@@ -30,10 +30,14 @@ impl MockTdx {
     /// The platform cannot be created, or the PCCS cannot listen.
     pub fn new() -> Result<Self> {
         let pki = Pki::new(&SEED)?;
-        let machine = Machine::new(&pki, &MachineOptions::default())?;
+        let platform = Platform::new(&pki, &PlatformOptions::default())?;
         let collateral = pki.collateral(&CollateralOptions::at(unix_now()))?;
-        let pccs = Pccs::start(PccsAnswers::none().with(machine.key(), collateral))?;
-        Ok(Self { pki, machine, pccs })
+        let pccs = Pccs::start(PccsResponses::empty().with(platform.collateral_key(), collateral))?;
+        Ok(Self {
+            pki,
+            platform,
+            pccs,
+        })
     }
 
     /// Issues a certificate as dstack's guest agent does. Each name gets its own.
@@ -45,7 +49,7 @@ impl MockTdx {
         let (evidence, leaf) = (Evidence::default(), LeafOptions::default());
         Ok(Certificate::issue(
             &self.pki,
-            &self.machine,
+            &self.platform,
             &key,
             &evidence,
             &leaf,
@@ -68,8 +72,8 @@ impl MockTdx {
 
     /// The mock Intel PKI and the mock machine.
     #[must_use]
-    pub fn parts(&self) -> (&Pki, &Machine) {
-        (&self.pki, &self.machine)
+    pub fn parts(&self) -> (&Pki, &Platform) {
+        (&self.pki, &self.platform)
     }
 
     /// URL of the PCCS.

@@ -111,7 +111,10 @@ impl PostgresPasswords {
     ///
     /// # Errors
     /// It does not give it.
-    pub(crate) async fn complete(self, places: Places) -> Result<ResolvedPasswords, PasswordError> {
+    pub(crate) async fn complete(
+        self,
+        places: AgentAddresses,
+    ) -> Result<ResolvedPasswords, PasswordError> {
         if !self.need_agent() {
             return Ok(self.resolve(None)?);
         }

@@ -125,7 +125,7 @@ fn in_chunks(text: &str) -> String {
 }
 
 fn verify(flags: &ArgMatches) -> Result<CommandOutput, CommandOutput> {
-    let signer = parsed::<Address>(flags, "signer")?;
+    let signer = parsed::<EthAddress>(flags, "signer")?;
     let now = flags.get_one("at").copied().unwrap_or_else(unix_now);
     let text = match flags.get_one::<String>("text").map_or("", String::as_str) {
         "-" => {

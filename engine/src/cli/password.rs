@@ -62,7 +62,7 @@ pub fn execute(flags: &ArgMatches, layers: &Layers) -> CommandOutput {
 fn find(
     passwords: PostgresPasswords,
     role: Role,
-    places: Places,
+    places: AgentAddresses,
 ) -> Result<Password, CommandOutput> {
     if let Some(configured) = passwords.of(role) {
         return Ok(configured);

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use attest::manifest::{ManifestError, Trust};
+use attest::manifest::{ManifestError, ManifestPolicy};
 use rustls::pki_types::ServerName;
 
 /// What is looked up.
@@ -11,7 +11,10 @@ pub(crate) enum TargetSpec {
     /// One server.
     Fixed { host: String, port: u16 },
     /// The leader that the manifest at `_teesql-leader.<domain>` names.
-    Cluster { domain: String, trust: Trust },
+    Cluster {
+        domain: String,
+        trust: ManifestPolicy,
+    },
 }
 
 /// A server to connect to.

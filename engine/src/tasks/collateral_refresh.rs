@@ -86,7 +86,7 @@ pub(crate) async fn refresh_own_platform(
     let key = own_key(own);
     loop {
         let asked = match key {
-            Some(key) => quote_verifier.collateral().want(key).await.map(drop),
+            Some(key) => quote_verifier.collateral().request(key).await.map(drop),
             None => Ok(()),
         };
         let expired = quote_verifier.collateral_left(unix_now()) == Some(0);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use attest::manifest::{LeaderState, Manifest, Trust, join_chunks};
+use attest::manifest::{LeaderState, Manifest, ManifestPolicy, join_chunks};
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;

@@ -19,7 +19,7 @@ mod simulator_mode;
 
 use std::time::Duration;
 
-use attest::agent::Places;
+use attest::agent::AgentAddresses;
 use attest::mock::Agent;
 
 use crate::harness::process::{TIMEOUT, block_on};
@@ -57,7 +57,7 @@ fn load_duration(default: Duration) -> Duration {
 
 /// The key that the agent derives for `path`, in the form in which it is used as a password.
 fn derived_key(agent: &Agent, path: &str) -> String {
-    let addresses = Places::only(agent.endpoint());
+    let addresses = AgentAddresses::only(agent.endpoint());
     let options = attest::agent::AgentOptions::default();
     let client = attest::agent::Agent::new(addresses, options).expect("a client");
     let key = block_on(TIMEOUT, client.key(path, "")).expect("a key");

@@ -3,7 +3,7 @@
 use std::fs;
 
 use attest::mock::{
-    Certificate, CollateralOptions, Evidence, Key, LeafOptions, Machine, MachineOptions, Pki,
+    Certificate, CollateralOptions, Evidence, Key, LeafOptions, Pki, Platform, PlatformOptions,
 };
 
 use crate::run::{Run, verify};
@@ -16,7 +16,7 @@ const SEED: [u8; 32] = [7; 32];
 /// What a case changes.
 pub(crate) struct Case {
     pub(crate) pki: Pki,
-    pub(crate) machine: MachineOptions,
+    pub(crate) platform: PlatformOptions,
     pub(crate) evidence: Evidence,
     pub(crate) leaf: LeafOptions,
     pub(crate) collateral: CollateralOptions,
@@ -28,7 +28,7 @@ impl Default for Case {
     fn default() -> Self {
         Self {
             pki: Pki::new(&SEED).unwrap(),
-            machine: MachineOptions::default(),
+            platform: PlatformOptions::default(),
             evidence: Evidence::default(),
             leaf: LeafOptions::default(),
             collateral: CollateralOptions::at(NOW),
@@ -59,13 +59,20 @@ impl Case {
         Key::derive(&SEED, "peer").unwrap()
     }
 
-    pub(crate) fn machine(&self) -> Machine {
-        Machine::new(&self.pki, &self.machine).unwrap()
+    pub(crate) fn platform(&self) -> Platform {
+        Platform::new(&self.pki, &self.platform).unwrap()
     }
 
     pub(crate) fn certificate(&self) -> Certificate {
         let key = self.key();
-        Certificate::issue(&self.pki, &self.machine(), &key, &self.evidence, &self.leaf).unwrap()
+        Certificate::issue(
+            &self.pki,
+            &self.platform(),
+            &key,
+            &self.evidence,
+            &self.leaf,
+        )
+        .unwrap()
     }
 
     /// The chain's file.

@@ -3,7 +3,7 @@
 
 use attest::denial::Fault;
 use attest::mock::{
-    Behaviour, Binding, Envelope, Event, Key, ModuleLevel, Pccs, PccsAnswers, PlatformLevel,
+    Behaviour, Binding, Envelope, Event, Key, ModuleLevel, Pccs, PccsResponses, PlatformLevel,
     QeLevel, QuoteFormat, Resource, Revoked, Rtmr3, Validity,
 };
 use attest::policy::Settings;
@@ -93,7 +93,7 @@ fn what_the_certificate_is_refused_for() {
 #[test]
 fn what_the_platform_is_refused_for() {
     let revoked = Revoked {
-        machine: Some(Case::default().machine.name),
+        platform: Some(Case::default().platform.name),
         ..Revoked::default()
     };
     assert_eq!(code(|case| case.evidence.report.debug = true), "debug_td");
@@ -102,23 +102,23 @@ fn what_the_platform_is_refused_for() {
         "td_attributes_refused"
     );
     assert_eq!(
-        code(|case| case.machine.platform = PlatformLevel::OutOfDate),
+        code(|case| case.platform.level = PlatformLevel::OutOfDate),
         "tcb_out_of_date"
     );
     assert_eq!(
-        code(|case| case.machine.platform = PlatformLevel::Revoked),
+        code(|case| case.platform.level = PlatformLevel::Revoked),
         "tcb_revoked"
     );
     assert_eq!(
-        code(|case| case.machine.platform = PlatformLevel::Unknown),
+        code(|case| case.platform.level = PlatformLevel::Unknown),
         "tcb_out_of_date"
     );
     assert_eq!(
-        code(|case| case.machine.module = ModuleLevel::Unknown),
+        code(|case| case.platform.module = ModuleLevel::Unknown),
         "tcb_out_of_date"
     );
     assert_eq!(
-        code(|case| case.machine.qe = QeLevel::Unknown),
+        code(|case| case.platform.qe = QeLevel::Unknown),
         "tcb_out_of_date"
     );
     assert_eq!(
@@ -126,7 +126,7 @@ fn what_the_platform_is_refused_for() {
         "pck_revoked"
     );
     assert_eq!(
-        code(|case| case.machine.validity.until = NOW - DAY),
+        code(|case| case.platform.validity.until = NOW - DAY),
         "pck_not_valid"
     );
 }
@@ -232,7 +232,7 @@ fn what_the_policy_refuses() {
 
 #[test]
 fn advisories_and_kms_roots() {
-    let weak = case(|case| case.machine.platform = PlatformLevel::SwHardeningNeeded);
+    let weak = case(|case| case.platform.level = PlatformLevel::SwHardeningNeeded);
     assert_eq!(same_as_gate(&weak, Settings::default(), &[]), "accepted");
     let refusing = Settings {
         refused_advisories: vec!["INTEL-SA-00615".parse().unwrap()],
@@ -317,7 +317,7 @@ fn with_pccs(case: &Case, pccs: &Pccs, root: Option<&str>) -> Run {
 fn collateral_from_a_pccs() {
     let case = Case::default();
     let collateral = case.pki.collateral(&case.collateral).unwrap();
-    let answers = PccsAnswers::none().with(case.machine().key(), collateral);
+    let answers = PccsResponses::empty().with(case.platform().collateral_key(), collateral);
     let pccs = Pccs::start(answers).unwrap();
     let root = case.write("root.pem", case.pki.root_pem());
 
@@ -340,7 +340,7 @@ fn collateral_from_a_pccs() {
     assert_eq!(source, pccs.url().trim_end_matches('/'));
     assert_eq!(pccs.requests(Resource::TcbInfo), 1);
 
-    pccs.behave(Behaviour::Status(503));
+    pccs.set_behaviour(Behaviour::Status(503));
     let down = with_pccs(&case, &pccs, Some(&root));
     assert_eq!(down.code, 69, "{down:?}");
     let report = down.json();

@@ -29,7 +29,7 @@ fn accepted() {
 fn refused_for_several_reasons() {
     let case = case(|case| {
         case.evidence.report.debug = true;
-        case.machine.platform = PlatformLevel::OutOfDate;
+        case.platform.level = PlatformLevel::OutOfDate;
     });
     let run = case.verify(&["--allowed-mrtd", &"12".repeat(48)]);
     assert_eq!(run.code, 1, "{run:?}");

@@ -126,7 +126,7 @@ impl Judge {
             return refused(steps, "the certificate cannot be read", examined.err());
         };
         steps.push(evidence::dates(&leaf, &self.policy, self.now));
-        let evidence = UnboundEvidence::read(leaf.extensions());
+        let evidence = UnboundEvidence::from_extensions(leaf.extensions());
         steps.push(evidence::evidence(Some(leaf.extensions()), &evidence));
         let Ok(evidence) = evidence else {
             return refused(

@@ -1,8 +1,8 @@
 //! Which certificates are admitted, and the reason code of each refusal.
 
 use attest::mock::{
-    Binding, Certificate, Envelope, Event, Evidence, Key, LeafOptions, Machine, MachineOptions,
-    Pki, PlatformLevel, QuoteFormat, Resource, Rtmr3, TdReport, Validity,
+    Binding, Certificate, Envelope, Event, Evidence, Key, LeafOptions, Pki, Platform,
+    PlatformLevel, PlatformOptions, QuoteFormat, Resource, Rtmr3, TdReport, Validity,
 };
 
 use super::{ADMITTED, connect, refusal};
@@ -103,9 +103,9 @@ fn certificates_with_bad_evidence(tdx: &TdxFixture) -> Vec<(&'static str, Certif
         ..good()
     };
     let other_pki = Pki::new(&[0xf0; 32]).expect("another PKI");
-    let forged = Machine::new(&other_pki, &MachineOptions::default()).expect("a platform");
-    let old = MachineOptions::at(PlatformLevel::OutOfDate);
-    let old = Machine::new(&tdx.pki, &old).expect("an outdated platform");
+    let forged = Platform::new(&other_pki, &PlatformOptions::default()).expect("a platform");
+    let old = PlatformOptions::with_level(PlatformLevel::OutOfDate);
+    let old = Platform::new(&tdx.pki, &old).expect("an outdated platform");
     vec![
         (
             "not_tdx",

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use attest::collateral::Fmspc;
-use attest::mock::{Behaviour, Evidence, Machine, MachineOptions};
+use attest::mock::{Behaviour, Evidence, Platform, PlatformOptions};
 
 use super::{ADMITTED, connect, refusal};
 use crate::harness::fixture::Fixture;
@@ -34,15 +34,15 @@ fn pccs_outage(fixture: &Fixture) {
     let output = tdx.psql_select_1(fixture, &first, Some(&certificate));
     assert_eq!(output, ADMITTED);
 
-    tdx.pccs.behave(Behaviour::Down);
+    tdx.pccs.set_behaviour(Behaviour::Close);
     let new_client = tdx.issue("new client", &Evidence::default());
     let output = tdx.psql_select_1(fixture, &first, Some(&new_client));
     assert_eq!(output, ADMITTED);
-    let other_family = MachineOptions {
+    let other_family = PlatformOptions {
         fmspc: Fmspc([7; 6]),
-        ..MachineOptions::default()
+        ..PlatformOptions::default()
     };
-    let other = Machine::new(&tdx.pki, &other_family).expect("a platform");
+    let other = Platform::new(&tdx.pki, &other_family).expect("a platform");
     let other = tdx.issue_on(&tdx.pki, &other, "family", &Evidence::default());
     let output = tdx.psql_select_1(fixture, &first, Some(&other));
     assert!(
@@ -58,7 +58,7 @@ fn pccs_outage(fixture: &Fixture) {
 
 fn silent_pccs(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    tdx.pccs.behave(Behaviour::Silent);
+    tdx.pccs.set_behaviour(Behaviour::Stall);
     let settings = tdx
         .production_settings(fixture)
         .set("TEESQL_LOGIN_TIMEOUT", "2s");

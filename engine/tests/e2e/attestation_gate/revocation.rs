@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use attest::mock::{Certificate, CollateralOptions, Evidence, PccsAnswers};
+use attest::mock::{Certificate, CollateralOptions, Evidence, PccsResponses};
 use nix::sys::signal::Signal;
 
 use super::connect;
@@ -125,9 +125,9 @@ fn tcb_recovery(fixture: &Fixture) {
     options.tcb_info.until = now() + 40;
     let answer = |options: &CollateralOptions| {
         let collateral = tdx.pki.collateral(options).expect("collateral");
-        PccsAnswers::none().with(tdx.machine.key(), collateral)
+        PccsResponses::empty().with(tdx.platform.collateral_key(), collateral)
     };
-    tdx.pccs.replace(answer(&options));
+    tdx.pccs.set_responses(answer(&options));
     let settings = tdx
         .production_settings(fixture)
         .set("TEESQL_REVOCATION_GRACE", "off");
@@ -135,7 +135,7 @@ fn tcb_recovery(fixture: &Fixture) {
     let certificate = tdx.issue("client", &Evidence::default());
     let mut session = connect(fixture, &sidecar, &certificate);
     session.login_reader();
-    tdx.pccs.replace(answer(&CollateralOptions {
+    tdx.pccs.set_responses(answer(&CollateralOptions {
         evaluation_number: options.evaluation_number + 1,
         recovery: true,
         ..CollateralOptions::at(now())

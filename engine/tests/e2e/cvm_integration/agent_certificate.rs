@@ -77,7 +77,7 @@ fn check_presented_chain(sidecar: &Sidecar) {
     let chain = tls::presented_chain(sidecar.address());
     assert_eq!(chain.len(), 2, "leaf and CA");
     let leaf = Leaf::parse(&chain[0]).expect("a leaf");
-    let evidence = UnboundEvidence::read(leaf.extensions()).expect("evidence");
+    let evidence = UnboundEvidence::from_extensions(leaf.extensions()).expect("evidence");
     evidence
         .check_binding(leaf.spki())
         .expect("bound to its key");

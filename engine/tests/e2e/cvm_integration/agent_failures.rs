@@ -31,11 +31,14 @@ const FAILED: &str = "teesql_identity_renewals_total{outcome=\"failed\"}";
 fn failures() -> [(AgentBehaviour, Option<&'static str>); 7] {
     let refusal = r#"{"error":"no key today"}"#.to_owned();
     let status = AgentBehaviour::Status(400, refusal);
-    let hangs = AgentBehaviour::Hang(Duration::from_secs(30));
+    let hangs = AgentBehaviour::Delay(Duration::from_secs(30));
     [
         (status, Some("HTTP status 400: no key today")),
-        (AgentBehaviour::Html, Some("is no JSON object")),
-        (AgentBehaviour::HalfBody, Some("hung up")),
+        (AgentBehaviour::Html, Some("is not a JSON object")),
+        (
+            AgentBehaviour::TruncatedBody,
+            Some("closed the connection before"),
+        ),
         (
             AgentBehaviour::WrongKey,
             Some("is not the key of the certificate"),
@@ -44,7 +47,7 @@ fn failures() -> [(AgentBehaviour, Option<&'static str>); 7] {
             AgentBehaviour::WrongReportData,
             Some("no evidence that is bound to its key"),
         ),
-        (AgentBehaviour::Close, Some("hung up")),
+        (AgentBehaviour::Close, Some("closed the connection before")),
         (hangs, None),
     ]
 }
@@ -73,7 +76,7 @@ fn renewal_recovers_from(fixture: &Fixture, behaviour: AgentBehaviour, text: Opt
     let mut session = tls::session(Some(&tdx), &sidecar);
     http::await_ready(address);
 
-    agent.behave_for(Method::GetTlsKey, behaviour.clone());
+    agent.set_behaviour_for(Method::GetTlsKey, behaviour.clone());
     let requests = agent.requests(Method::GetTlsKey);
     if let Some(text) = text {
         sidecar.await_log(text, |line| {
@@ -94,7 +97,7 @@ fn renewal_recovers_from(fixture: &Fixture, behaviour: AgentBehaviour, text: Opt
     tls::session(Some(&tdx), &sidecar).terminate();
     assert_eq!(session.query_value("select 'unaffected'"), "unaffected");
 
-    agent.behave_for(Method::GetTlsKey, AgentBehaviour::Normal);
+    agent.set_behaviour_for(Method::GetTlsKey, AgentBehaviour::Normal);
     http::await_ready(address);
     assert_ne!(
         tls::presented_chain(sidecar.address()),

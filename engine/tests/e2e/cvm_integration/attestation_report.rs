@@ -181,7 +181,7 @@ fn postgres_states(fixture: &Fixture) {
 fn ready_reasons(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     let _agent = tdx.start_agent();
-    tdx.pccs.behave(Behaviour::Down);
+    tdx.pccs.set_behaviour(Behaviour::Close);
     let cluster = private_cluster(fixture);
     let settings = tdx
         .with_agent(fixture.settings_for(&cluster.address().to_string()))
@@ -194,7 +194,7 @@ fn ready_reasons(fixture: &Fixture) {
     let warnings = lines.iter().filter(|line| line.contains("not refreshed"));
     let warnings = warnings.count();
     assert!((1..=4).contains(&warnings), "{warnings} lines in 4 s");
-    tdx.pccs.behave(Behaviour::Honest);
+    tdx.pccs.set_behaviour(Behaviour::Normal);
     http::await_ready(address);
 
     let mut session = tls::session(Some(&tdx), &sidecar);

@@ -55,9 +55,9 @@ fn renews_from_the_agent(fixture: &Fixture) {
         "with the new certificate"
     );
     // A failed renewal has no effect before the certificate expires.
-    agent.behave(AgentBehaviour::Close);
+    agent.set_behaviour(AgentBehaviour::Close);
     forwarder.await_message("certificate not renewed");
-    agent.behave(AgentBehaviour::Normal);
+    agent.set_behaviour(AgentBehaviour::Normal);
 }
 
 fn exits_without_an_agent(fixture: &Fixture) {
@@ -72,7 +72,7 @@ fn exits_without_an_agent(fixture: &Fixture) {
     assert!(stderr.contains("dstack.sock"), "{stderr}");
 
     let agent = tdx.start_agent();
-    agent.behave(AgentBehaviour::Hang(Duration::from_secs(30)));
+    agent.set_behaviour(AgentBehaviour::Delay(Duration::from_secs(30)));
     let output = run(settings.forwarder_command(&[]), TIMEOUT);
     let stderr = lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(69), "{stderr}");
@@ -82,7 +82,7 @@ fn exits_without_an_agent(fixture: &Fixture) {
         "it waits longer than the start timeout"
     );
 
-    agent.behave(AgentBehaviour::Status(403, "{\"error\":\"no\"}".to_owned()));
+    agent.set_behaviour(AgentBehaviour::Status(403, "{\"error\":\"no\"}".to_owned()));
     let output = run(settings.forwarder_command(&[]), TIMEOUT);
     assert_eq!(output.status.code(), Some(69));
 }

@@ -1,6 +1,6 @@
 //! `--cluster`: the forwarder follows the leader that a signed manifest in DNS names.
 
-use attest::manifest::{Draft, SigningKey};
+use attest::manifest::{SigningKey, UnsignedManifest};
 
 use super::lifecycle::Session;
 use crate::harness::READER;
@@ -39,8 +39,8 @@ fn key(text: &str) -> SigningKey {
     SigningKey::from_hex(text).expect("a key")
 }
 
-fn draft(port: u16, epoch: u64) -> Draft {
-    Draft {
+fn draft(port: u16, epoch: u64) -> UnsignedManifest {
+    UnsignedManifest {
         cluster: CLUSTER.parse().expect("an address"),
         leader_instance: format!("{epoch:040x}").parse().expect("an instance"),
         leader_url: format!("https://leader.teesql.test:{port}")
@@ -63,7 +63,7 @@ fn record(text: &str) -> String {
     )
 }
 
-fn signed(draft: &Draft) -> String {
+fn signed(draft: &UnsignedManifest) -> String {
     record(&draft.sign(&key(KEY)).expect("a signature"))
 }
 
@@ -89,7 +89,7 @@ fn follows_leader_changes(fixture: &Fixture) {
 
     // A manifest of several strings.
     let long = format!("https://leader.teesql.test:{b}/{}", "x".repeat(200));
-    let next = Draft {
+    let next = UnsignedManifest {
         leader_url: long.parse().expect("a URL"),
         ..draft(b, 2)
     };
@@ -133,7 +133,7 @@ fn resolves_again_after_failure(
     dns: &NameServer,
     leader: FakeServer,
     sidecar: &Sidecar,
-    manifest: &Draft,
+    manifest: &UnsignedManifest,
 ) {
     let next_leader = FakeServer::proxy_to(sidecar.address());
     dns.publish(
@@ -152,13 +152,13 @@ fn resolves_again_after_failure(
 fn refuses_invalid_manifests(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     let good = draft(5433, 7);
-    let text = |draft: &Draft| draft.sign(&key(KEY)).expect("a signature");
+    let text = |draft: &UnsignedManifest| draft.sign(&key(KEY)).expect("a signature");
     let wrong = record(&good.sign(&key(OTHER_KEY)).expect("a signature"));
-    let late = Draft {
+    let late = UnsignedManifest {
         valid_until: now() - 1,
         ..good.clone()
     };
-    let far = Draft {
+    let far = UnsignedManifest {
         valid_until: now() + 30 * 86_400,
         ..good.clone()
     };

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use attest::mock::{
-    Behaviour, Binding, Certificate, Envelope, Evidence, Key, Machine, MachineOptions, Pki,
-    PlatformLevel, Resource,
+    Behaviour, Binding, Certificate, Envelope, Evidence, Key, Pki, Platform, PlatformLevel,
+    PlatformOptions, Resource,
 };
 use rustls::pki_types::CertificateDer;
 
@@ -103,10 +103,10 @@ fn bad_certificates(tdx: &TdxFixture) -> Vec<(&'static str, &'static str, Certif
     let replayed = evidence_with(|e| e.binding = Binding::Bytes(report_data));
     let debug = evidence_with(|e| e.report.debug = true);
     let other = evidence_with(|e| e.report.mrtd = [0x12; 48]);
-    let old = MachineOptions::at(PlatformLevel::OutOfDate);
-    let old = Machine::new(&tdx.pki, &old).expect("an outdated platform");
+    let old = PlatformOptions::with_level(PlatformLevel::OutOfDate);
+    let old = Platform::new(&tdx.pki, &old).expect("an outdated platform");
     let forger = Pki::new(&[0xf1; 32]).expect("another PKI");
-    let forged = Machine::new(&forger, &MachineOptions::default()).expect("a platform");
+    let forged = Platform::new(&forger, &PlatformOptions::default()).expect("a platform");
     let good = Evidence::default();
     vec![
         (
@@ -137,7 +137,7 @@ fn bad_certificates(tdx: &TdxFixture) -> Vec<(&'static str, &'static str, Certif
         (
             "kms_root_mismatch",
             "cert chain verification failed",
-            tdx.issue_on(&forger, &tdx.machine, "other root", &good),
+            tdx.issue_on(&forger, &tdx.platform, "other root", &good),
         ),
         (
             "bad_signature",
@@ -296,7 +296,7 @@ fn refused_by_the_server(fixture: &Fixture) {
 
 fn silent_pccs(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    tdx.pccs.behave(Behaviour::Silent);
+    tdx.pccs.set_behaviour(Behaviour::Stall);
     let config = recording_server::config(&tdx.issue("server", &Evidence::default()));
     let server = RecordingServer::tls(move |_| Arc::clone(&config));
     let settings = tdx
@@ -306,7 +306,7 @@ fn silent_pccs(fixture: &Fixture) {
     let text = "the server did not prove itself within the login timeout";
     assert_refused(&forwarder, &server, "server_timeout", text);
 
-    tdx.pccs.behave(Behaviour::Down);
+    tdx.pccs.set_behaviour(Behaviour::Close);
     let forwarder = Forwarder::start(&settings.set("TEESQL_LOGIN_TIMEOUT", "60s"));
     let text = "no collateral for the peer's platform is available";
     assert_refused(&forwarder, &server, "collateral_unavailable", text);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use attest::mock::{Behaviour, Evidence, TrustAuthority, Verdict};
+use attest::mock::{Behaviour, Evidence, TokenVariant, TrustAuthority};
 
 use crate::harness::READER;
 use crate::harness::client::TcpClient;
@@ -48,8 +48,12 @@ fn accepts_valid_tokens(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     let authority = TrustAuthority::start(&tdx.pki, now()).expect("an authority");
     let sidecar = tdx.start_attested_sidecar(fixture);
-    for verdict in [Verdict::Honest, Verdict::Nested, Verdict::Rs256] {
-        authority.say(verdict);
+    for verdict in [
+        TokenVariant::Valid,
+        TokenVariant::Nested,
+        TokenVariant::Rs256,
+    ] {
+        authority.set_token(verdict);
         let forwarder = Forwarder::start(&settings(&tdx, fixture, &authority, sidecar.address()));
         let before = authority.appraisals();
         forwarder.assert_reader_connects();
@@ -59,40 +63,40 @@ fn accepts_valid_tokens(fixture: &Fixture) {
 }
 
 /// A fault of the authority, the token that it sends, the reason code, and the start of the text.
-type Failure = (Behaviour, Verdict, &'static str, &'static str);
+type Failure = (Behaviour, TokenVariant, &'static str, &'static str);
 
 fn failures() -> Vec<Failure> {
-    let elsewhere = Verdict::KeysElsewhere("https://keys.example/certs".to_owned());
-    let debug = Verdict::Claim("tdx_is_debuggable", true.into());
-    let mrtd = Verdict::Claim("tdx_mrtd", "22".repeat(48).into());
+    let elsewhere = TokenVariant::OtherJku("https://keys.example/certs".to_owned());
+    let debug = TokenVariant::Claim("tdx_is_debuggable", true.into());
+    let mrtd = TokenVariant::Claim("tdx_mrtd", "22".repeat(48).into());
     let verdicts = [
         (
-            Verdict::ForeignKey,
+            TokenVariant::WrongKey,
             "ita_bad_signature",
             "the attestation token's signature does not verify",
         ),
         (
-            Verdict::BadSignature,
+            TokenVariant::BadSignature,
             "ita_bad_signature",
             "the attestation token's signature does not verify",
         ),
         (
-            Verdict::AlgorithmNone,
+            TokenVariant::AlgorithmNone,
             "ita_algorithm",
             "the attestation token is not signed with PS384 or RS256",
         ),
         (
-            Verdict::Hs256,
+            TokenVariant::Hs256,
             "ita_algorithm",
             "the attestation token is not signed with PS384 or RS256",
         ),
         (
-            Verdict::Expired,
+            TokenVariant::Expired,
             "ita_expired",
             "the attestation token has expired",
         ),
         (
-            Verdict::NotYetValid,
+            TokenVariant::NotYetValid,
             "ita_not_yet_valid",
             "the attestation token is not valid yet",
         ),
@@ -102,7 +106,7 @@ fn failures() -> Vec<Failure> {
             "the attestation token's jku is not on Intel Trust Authority's host",
         ),
         (
-            Verdict::UnknownKey,
+            TokenVariant::UnknownKey,
             "ita_unknown_key",
             "the attestation token's key is not one of",
         ),
@@ -117,10 +121,10 @@ fn failures() -> Vec<Failure> {
             "the attestation token's tdx_mrtd is not the quote's",
         ),
     ];
-    let verdicts = verdicts.map(|(verdict, code, text)| (Behaviour::Honest, verdict, code, text));
+    let verdicts = verdicts.map(|(verdict, code, text)| (Behaviour::Normal, verdict, code, text));
     let faults = [
         (
-            Behaviour::Down,
+            Behaviour::Close,
             "ita_unreachable",
             "no connection to Intel Trust Authority",
         ),
@@ -137,21 +141,21 @@ fn failures() -> Vec<Failure> {
         (
             Behaviour::Html,
             "ita_malformed_answer",
-            "Intel Trust Authority's answer holds no token",
+            "Intel Trust Authority's response holds no token",
         ),
         (
-            Behaviour::HalfBody,
+            Behaviour::TruncatedBody,
             "ita_broken_off",
-            "Intel Trust Authority's answer broke off",
+            "Intel Trust Authority closed the connection before the end of its response",
         ),
         // This takes the deadline of 10 s.
         (
-            Behaviour::Silent,
+            Behaviour::Stall,
             "ita_timeout",
             "Intel Trust Authority did not answer in time",
         ),
     ];
-    let faults = faults.map(|(behaviour, code, text)| (behaviour, Verdict::Honest, code, text));
+    let faults = faults.map(|(behaviour, code, text)| (behaviour, TokenVariant::Valid, code, text));
     verdicts.into_iter().chain(faults).collect()
 }
 
@@ -164,8 +168,8 @@ fn reports_failures(fixture: &Fixture) {
     let server = RecordingServer::tls(move |_| Arc::clone(&config));
     let forwarder = Forwarder::start(&settings(&tdx, fixture, &authority, server.address()));
     for (behaviour, verdict, code, text) in failures() {
-        authority.behave(behaviour);
-        authority.say(verdict);
+        authority.set_behaviour(behaviour);
+        authority.set_token(verdict);
         let output = forwarder.psql_select_1(READER);
         assert!(
             output.contains(&format!("FATAL:  {text}")),
@@ -174,8 +178,8 @@ fn reports_failures(fixture: &Fixture) {
         forwarder.await_reason(code);
         server.assert_nothing_leaked(code, &[READER.0, READER.1]);
     }
-    authority.behave(Behaviour::Honest);
-    authority.say(Verdict::Honest);
+    authority.set_behaviour(Behaviour::Normal);
+    authority.set_token(TokenVariant::Valid);
     let mut driver = TcpClient::connect(forwarder.address());
     driver.send(&message::startup(PROTOCOL_3_0, &[("user", "u")]));
     driver.expect_prefix(b"R");
@@ -201,7 +205,7 @@ fn shared_appraisal(fixture: &Fixture) {
     connect_24(&Forwarder::start(&settings), b'R');
     assert_eq!(authority.appraisals(), 1);
     // Concurrent connections do not wait in sequence for an authority that does not answer.
-    authority.behave(Behaviour::Silent);
+    authority.set_behaviour(Behaviour::Stall);
     let start = std::time::Instant::now();
     connect_24(&Forwarder::start(&settings), b'E');
     let took = start.elapsed();

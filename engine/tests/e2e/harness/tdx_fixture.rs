@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use attest::mock::{
     Agent, AgentListen, AgentOptions, Certificate, CollateralOptions, Evidence, Key, LeafOptions,
-    Machine, MachineOptions, Pccs, PccsAnswers, Pki,
+    Pccs, PccsResponses, Pki, Platform, PlatformOptions,
 };
 
 use crate::harness::fixture::Fixture;
@@ -26,7 +26,7 @@ pub(crate) const SEED: [u8; 32] = [0x5e; 32];
 /// every check).
 pub(crate) struct TdxFixture {
     pub(crate) pki: Arc<Pki>,
-    pub(crate) machine: Machine,
+    pub(crate) platform: Platform,
     pub(crate) pccs: Pccs,
     folder: tempfile::TempDir,
 }
@@ -40,13 +40,14 @@ pub(crate) fn now() -> u64 {
 impl TdxFixture {
     pub(crate) fn new() -> Self {
         let pki = Arc::new(Pki::new(&SEED).expect("a PKI"));
-        let machine = Machine::new(&pki, &MachineOptions::default()).expect("a platform");
+        let platform = Platform::new(&pki, &PlatformOptions::default()).expect("a platform");
         let collateral = pki.collateral(&CollateralOptions::at(now()));
-        let answers = PccsAnswers::none().with(machine.key(), collateral.expect("collateral"));
+        let answers =
+            PccsResponses::empty().with(platform.collateral_key(), collateral.expect("collateral"));
         let tdx = Self {
             pccs: Pccs::start(answers).expect("a PCCS on loopback"),
             pki,
-            machine,
+            platform,
             folder: tempfile::tempdir().expect("a folder"),
         };
         fs::write(tdx.path("root.pem"), tdx.pki.root_pem()).expect("root.pem");
@@ -74,20 +75,20 @@ impl TdxFixture {
         leaf: &LeafOptions,
     ) -> Certificate {
         let key = Key::derive(&SEED, name).expect("a key");
-        Certificate::issue(&self.pki, &self.machine, &key, evidence, leaf).expect("a leaf")
+        Certificate::issue(&self.pki, &self.platform, &key, evidence, leaf).expect("a leaf")
     }
 
     /// Issues a certificate under another PKI or on another platform.
     pub(crate) fn issue_on(
         &self,
         pki: &Pki,
-        machine: &Machine,
+        platform: &Platform,
         name: &str,
         evidence: &Evidence,
     ) -> Certificate {
         let key = Key::derive(&SEED, name).expect("a key");
         let leaf = LeafOptions::default();
-        Certificate::issue(pki, machine, &key, evidence, &leaf).expect("a leaf")
+        Certificate::issue(pki, platform, &key, evidence, &leaf).expect("a leaf")
     }
 
     /// Writes chain and key of `certificate` to PEM files and returns their paths.

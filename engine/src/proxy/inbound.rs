@@ -146,7 +146,10 @@ fn entered(handler: &InboundHandler, info: &RefCell<ConnectionInfo>) {
     let mut info = info.borrow_mut();
     info.is_session = true;
     let took = info.accepted.elapsed();
-    handler.context.shard_metrics.entered(info.role, took);
+    handler
+        .context
+        .shard_metrics
+        .session_started(info.role, took);
 }
 
 enum Opened {

@@ -126,7 +126,7 @@ impl OutboundHandler {
         let mut info = info.borrow_mut();
         info.is_session = true;
         let took = info.accepted.elapsed();
-        self.context.shard_metrics.entered(info.role, took);
+        self.context.shard_metrics.session_started(info.role, took);
     }
 
     /// The driver's first bytes.

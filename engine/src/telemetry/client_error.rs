@@ -1,4 +1,7 @@
-//! The ErrorResponse for a client, or for a forwarder's driver.
+//! The ErrorResponse that a client, or a forwarder's driver, receives when its connection closes.
+//!
+//! The texts are an allow-list. Details of Postgres or of this machine that are not meant for
+//! clients must never get into them.
 
 use std::borrow::Cow;
 use std::io;
@@ -8,9 +11,8 @@ use wire::error::{ErrorResponse, SqlState};
 use crate::telemetry::close_reason::{CloseReason, server_tls_text};
 
 impl CloseReason {
-    /// What the client is told, where the protocol has a place for it. The
-    /// texts are an allow-list: nothing of Postgres' or the machine's that is
-    /// not meant for a client gets into them.
+    /// The encoded ErrorResponse for the client; `None` where the protocol has no place for
+    /// one, or it was sent already.
     pub(crate) fn response(&self) -> Option<Vec<u8>> {
         let fatal = |sqlstate, message: Cow<'_, str>, hint| {
             let mut out = Vec::with_capacity(128);
@@ -22,7 +24,7 @@ impl CloseReason {
         match self {
             CloseReason::Opening(error) => error.response().map(encoded),
             CloseReason::Frontend(error) => error.response().map(encoded),
-            // The code only: what the client measured is in the log.
+            // Only the code: the measured values are in the log.
             CloseReason::Denied(denial) => fatal(
                 SqlState::INVALID_AUTHORIZATION,
                 format!("client attestation rejected: {}", denial.code()).into(),
@@ -102,7 +104,8 @@ impl CloseReason {
         }
     }
 
-    /// [`Self::response`] of [`Self::swap_sides`].
+    /// The encoded ErrorResponse for the driver of a forwarder's session: [`Self::response`]
+    /// after [`Self::swap_sides`].
     pub(crate) fn driver_response(&self) -> Option<Vec<u8>> {
         let text = match self {
             CloseReason::Revoked(_) => {
@@ -116,7 +119,7 @@ impl CloseReason {
             CloseReason::ClientIo(error) => {
                 format!("connection to the server lost: {error}").into()
             }
-            end => return end.response(),
+            reason => return reason.response(),
         };
         Some(encoded(ErrorResponse::fatal(
             SqlState::CONNECTION_FAILURE,
@@ -131,7 +134,7 @@ fn encoded(response: ErrorResponse<'_>) -> Vec<u8> {
     out
 }
 
-/// Fixed words for the kinds that happen, without the operating system's own.
+/// Fixed texts for the kinds of error that occur, instead of the operating system's texts.
 fn io_text(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused",
@@ -149,8 +152,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_texts_that_users_know() {
-        let text = |end: CloseReason| String::from_utf8(end.response().unwrap()).unwrap();
+    fn texts_that_users_know_are_unchanged() {
+        let text = |reason: CloseReason| String::from_utf8(reason.response().unwrap()).unwrap();
         assert!(
             text(CloseReason::AuthenticationFailed)
                 .contains("C28P01\0Mauthentication_failed: password authentication failed\0")

@@ -1,5 +1,7 @@
-//! Why a connection ended: one closed list, from which the log's reason code
-//! and level and the client's error text are derived.
+//! The closed list of reasons why a connection closed, each with its code and its origin.
+//!
+//! The level of the log line follows from the origin, the labels of the metrics are the codes,
+//! and the client's error message is made in `client_error.rs`.
 
 use std::borrow::Cow;
 use std::io;
@@ -16,7 +18,7 @@ use wire::opening::OpeningError;
 use crate::io::target::TargetError;
 use crate::tls::session::TlsError;
 
-/// How a connection came to its end.
+/// Why a connection closed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CloseReason {
     /// The client closed a running session.
@@ -25,48 +27,48 @@ pub(crate) enum CloseReason {
     /// Postgres closed a running session.
     #[error("Postgres closed the session")]
     UpstreamClosed,
-    /// A CancelRequest was handed to Postgres, which answers by closing.
+    /// A CancelRequest was forwarded to Postgres, which responds by closing.
     #[error("cancel request forwarded")]
     Cancelled,
-    /// The client went away before it was logged in.
+    /// The client closed the connection before it was logged in.
     #[error("client hung up during the login")]
     ClientGone,
     /// The plaintext bytes before TLS were refused.
     #[error("{0}")]
     Opening(#[from] OpeningError),
-    /// TLS could not be agreed on.
+    /// The TLS handshake with the client failed.
     #[error("TLS handshake failed: {0}")]
     TlsHandshake(TlsError),
-    /// The setting asks for ALPN `postgresql` and the client offered none.
+    /// `require_alpn` is set and the client offered no protocol.
     #[error("client offered no ALPN protocol")]
     AlpnMissing,
-    /// The TLS session broke after its handshake.
+    /// The TLS session failed after its handshake.
     #[error("TLS session failed: {0}")]
     TlsSession(TlsError),
-    /// The gate refused the client.
+    /// The attestation of the client was refused.
     #[error("client attestation rejected: {0}")]
     Denied(#[from] Denial),
-    /// The gate would refuse the client now: policy or collateral has changed.
-    /// The reason code.
+    /// The attestation of the client is no longer accepted, because the policy or collateral
+    /// has changed. Holds the code of the denial.
     #[error("client attestation no longer accepted: {0}")]
     Revoked(&'static str),
-    /// The client's login messages were refused.
+    /// A login message of the client was refused.
     #[error("{0}")]
     Frontend(#[from] FrontendError),
-    /// Wrong secret, wrong role, unknown role: nobody can tell which.
+    /// Wrong secret, wrong role or unknown role. The client must not learn which.
     #[error("password authentication failed")]
     AuthenticationFailed,
     /// The connection limit is reached.
     #[error("connection limit reached")]
     TooManyConnections,
-    /// Postgres could not be connected to.
+    /// The connection to Postgres could not be opened.
     #[error("cannot connect to Postgres: {0}")]
     UpstreamUnreachable(io::Error),
     /// The login injected into Postgres failed.
     #[error("pg_auth_inject failed: {0}")]
     Inject(#[from] BackendError),
-    /// Postgres accepted the password and then refused the session; its own
-    /// ErrorResponse has reached the client.
+    /// Postgres accepted the password and then refused the session. Its ErrorResponse was
+    /// forwarded to the client.
     #[error("Postgres refused the session: SQLSTATE {0}")]
     UpstreamRefused(SqlState),
     /// The login deadline passed.
@@ -75,55 +77,55 @@ pub(crate) enum CloseReason {
     /// The idle timeout passed.
     #[error("session idle for too long")]
     IdleTimeout,
-    /// The sidecar is going down and its grace time is over.
+    /// The process stops and the drain timeout is over.
     #[error("sidecar is shutting down")]
     Shutdown,
-    /// A socket failed.
+    /// The connection to the client failed.
     #[error("connection to the client failed: {0}")]
     ClientIo(io::Error),
-    /// A socket failed.
+    /// The connection to Postgres failed.
     #[error("connection to Postgres failed: {0}")]
     UpstreamIo(io::Error),
-    /// A peer that was told to go did not read, and was cut off.
-    #[error("peer did not take the last bytes in time")]
+    /// The peer did not read the final message in time and was disconnected.
+    #[error("peer did not read the final message in time")]
     Stuck,
-    /// A bug of ours; only this connection ends.
+    /// A bug. Only this connection ends.
     #[error("panic")]
     Panic,
-    /// A forwarder's driver sent no PostgreSQL.
+    /// Forwarder: the first bytes of the driver were refused.
     #[error("{0}")]
     Local(LocalOpeningError),
-    /// A forwarder does not know where its server is.
+    /// Forwarder: the address of the server is unknown.
     #[error("{0}")]
     Target(TargetError),
-    /// A forwarder's server cannot be connected to.
+    /// Forwarder: the connection to the server could not be opened.
     #[error("cannot connect to {0}: {1}")]
     ServerUnreachable(String, io::Error),
-    /// It hung up in the middle of the handshake.
+    /// Forwarder: the server closed the connection during the handshake.
     #[error("the server closed the connection during the TLS handshake")]
     ServerHungUp,
-    /// The connection to it failed.
+    /// Forwarder: the connection to the server failed.
     #[error("connection to the server lost: {0}")]
     ServerIo(io::Error),
-    /// All that comes before the first byte took too long.
-    #[error("the server did not prove itself within the login timeout")]
+    /// Forwarder: the server was not verified within the login timeout.
+    #[error("the server was not verified within the login timeout")]
     ServerTimeout,
-    /// It did not answer. The text that users know.
+    /// Forwarder: the server did not answer. Users of the public clients know this text.
     #[error("upstream TLS handshake timed out after {}ms", .0.as_millis())]
     HandshakeTimeout(Duration),
-    /// TLS with it failed.
+    /// Forwarder: TLS with the server failed.
     #[error("{}", server_tls_text(.0))]
     ServerTls(TlsError),
-    /// It did not prove itself.
+    /// Forwarder: the attestation of the server was refused.
     #[error("{}", server_denied_text(.0))]
     ServerDenied(Denial),
 }
 
-/// Every reason code of an [`CloseReason`] but those of [`Denial`]: label values, and
-/// the entries of docs/reference/reason-codes.md.
+/// Every code of a [`CloseReason`] except those of [`Denial`]. They are label values in
+/// metrics, and docs/reference/reason-codes.md lists them.
 #[rustfmt::skip]
 pub(crate) const REASONS: &[&str] = &[
-    // Ends.
+    // Connections.
     "client_closed", "upstream_closed", "cancel_forwarded", "client_gone", "alpn_missing",
     "authentication_failed", "too_many_connections", "upstream_unreachable",
     "upstream_refused_session", "login_timeout", "idle_timeout", "shutdown", "client_io",
@@ -133,7 +135,7 @@ pub(crate) const REASONS: &[&str] = &[
     "tls_unexpected_message", "tls_incompatible", "tls_misbehaved", "tls_alert_received",
     "tls_no_application_protocol", "tls_decrypt", "tls_oversized_record", "tls_certificate",
     "tls_other",
-    // A forwarder's.
+    // Forwarder.
     "direct_tls", "dns_failed", "no_address", "no_manifest", "many_manifests",
     "server_unreachable", "server_hung_up", "server_io", "server_timeout",
     "handshake_timeout",
@@ -153,16 +155,16 @@ pub(crate) const REASONS: &[&str] = &[
     "postgres_scram_signature", "postgres_scram_no_proof",
 ];
 
-/// Whose doing an end was; decides how loud the log is.
+/// The party that caused a connection to close. It decides the level of the log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ErrorOrigin {
-    /// Nobody's: business as usual.
+    /// No error: an ordinary end.
     None,
-    /// The client's, which an operator need not act on.
+    /// The client. An operator does not have to act.
     Client,
-    /// Postgres' or the machine's, which an operator may want to act on.
+    /// Postgres, the network or the configuration. An operator may want to act.
     Upstream,
-    /// Ours.
+    /// This process: a bug.
     Sidecar,
 }
 
@@ -204,6 +206,7 @@ impl CloseReason {
         }
     }
 
+    /// The party that caused this connection to close.
     pub(crate) fn origin(&self) -> ErrorOrigin {
         match self {
             CloseReason::ClientClosed
@@ -241,11 +244,9 @@ impl CloseReason {
             CloseReason::Panic => ErrorOrigin::Sidecar,
         }
     }
-}
 
-impl CloseReason {
-    /// What the relay says, where the side in TLS is the server and the plain
-    /// one the driver.
+    /// Translates a reason of the relay, which names its sides after a sidecar's, for a
+    /// forwarder: there the TLS side is the server and the plain side the driver.
     pub(crate) fn swap_sides(self) -> Self {
         match self {
             CloseReason::ClientClosed => CloseReason::UpstreamClosed,
@@ -254,12 +255,12 @@ impl CloseReason {
             CloseReason::ClientIo(error) => CloseReason::ServerIo(error),
             CloseReason::UpstreamIo(error) => CloseReason::ClientIo(error),
             CloseReason::TlsSession(error) => CloseReason::ServerTls(error),
-            end => end,
+            reason => reason,
         }
     }
 }
 
-/// What went wrong with the server's TLS, in words that say what to do.
+/// Describes a TLS error of the server in terms of what to do about it.
 pub(super) fn server_tls_text(error: &TlsError) -> Cow<'static, str> {
     use rustls::{AlertDescription, Error};
     match error {
@@ -274,7 +275,7 @@ pub(super) fn server_tls_text(error: &TlsError) -> Cow<'static, str> {
             | AlertDescription::CertificateExpired
             | AlertDescription::CertificateRevoked
             | AlertDescription::UnsupportedCertificate
-            // Its signature, or ours with its key.
+            // A signature: of the certificate, or of this client's CertificateVerify.
             | AlertDescription::DecryptError
             | AlertDescription::AccessDenied,
         )) => "the server refused the client certificate".into(),
@@ -282,7 +283,7 @@ pub(super) fn server_tls_text(error: &TlsError) -> Cow<'static, str> {
     }
 }
 
-/// The texts that users of the public clients know. [contract, section 2]
+/// Describes a denial in the words that users of the public TeeSQL clients know.
 fn server_denied_text(denial: &Denial) -> String {
     match denial {
         Denial::NoEvidence => "upstream cert has no TDX attestation extension; set \
@@ -319,10 +320,10 @@ fn tls_code(error: &TlsError) -> &'static str {
 mod tests {
     use super::*;
 
-    /// The codes in `=> "code"` arms of the sources that define them.
+    /// The codes in the `=> "code"` arms of a source file.
     fn codes(source: &str) -> impl Iterator<Item = &str> {
-        let shipped = source.split("#[cfg(test)]").next().unwrap();
-        shipped
+        let production = source.split("#[cfg(test)]").next().unwrap();
+        production
             .split("=> ")
             .skip(1)
             .filter_map(|rest| {
@@ -351,7 +352,7 @@ mod tests {
                 listed.retain(|listed| *listed != code);
             }
         }
-        assert_eq!(listed, ["attestation_revoked"], "no end has these");
+        assert_eq!(listed, ["attestation_revoked"], "codes without a reason");
         for code in REASONS {
             assert!(page.contains(&format!("`{code}`")), "{code}");
         }

@@ -1,10 +1,10 @@
-//! What Prometheus may know: every series, from the start, with label values
-//! from closed lists.
+//! The catalogue of Prometheus metrics: names, units, help texts and registration.
 //!
-//! A shard has handles of its own. What is counted for every read and write has
-//! the shard as a label, so that no two cores write the same cache line; what
-//! is counted once a connection has not, or each series would be there once a
-//! core. docs/reference/metrics.md describes each name, and a test compares the two.
+//! Every series exists from the start, with label values from closed lists. Counters that
+//! change with every read and write have the label `shard`, so that no two cores write the
+//! same cache line. Counters that change once per connection do not have it, because it would
+//! multiply their series by the number of cores. docs/reference/metrics.md describes each
+//! name; a test compares the two.
 
 use metrics::{Counter, Gauge, Histogram, Level, Metadata, Recorder, Unit, with_local_recorder};
 use metrics_exporter_prometheus::{
@@ -16,39 +16,41 @@ use crate::config::mode::Mode;
 use crate::io::driver::IoDriver;
 use crate::telemetry::close_reason::REASONS;
 
-/// Upper bounds in seconds: a login takes about 1 ms, of which the handshake is
-/// half, and 5 s are allowed.
-const LATENCIES: [f64; 14] = [
+/// Bucket bounds in seconds. A login takes about 1 ms, half of it for the handshake, and may
+/// take 5 s.
+const LATENCY_BUCKETS: [f64; 14] = [
     0.000_5, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.0, 5.0,
 ];
-/// Upper bounds in seconds: one verification takes 0.2 to 0.6 ms, and the thread
-/// stands back where the machine is busy.
-const VERIFICATIONS: [f64; 9] = [
+/// Bucket bounds in seconds. A verification takes 0.2 to 0.6 ms, and longer on a busy
+/// machine, where its thread has a lower weight than the shards.
+const VERIFICATION_BUCKETS: [f64; 9] = [
     0.000_1, 0.000_2, 0.000_4, 0.000_8, 0.001_6, 0.003_2, 0.01, 0.1, 1.0,
 ];
 
-/// All series of this process.
+/// The metrics of this process.
 pub struct Metrics {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
     process: metrics_process::Collector,
-    /// Label values of `reason` that only this kind of process has.
+    /// Values of the label `reason` that only this kind of process has.
     more_reasons: Vec<&'static str>,
 }
 
-/// The recorder could not be set up.
+/// The metrics recorder cannot be set up.
 #[derive(Debug, thiserror::Error)]
 #[error("metrics: {0}")]
 pub struct MetricsError(#[from] metrics_exporter_prometheus::BuildError);
 
 impl Metrics {
+    /// The metrics of a sidecar.
+    ///
     /// # Errors
-    /// Bounds that are no histogram's: a bug.
+    /// The bucket bounds are invalid: a bug.
     pub(crate) fn new() -> Result<Self, MetricsError> {
         Self::with_reasons(Vec::new())
     }
 
-    /// For a forwarder, which has more ways to fail.
+    /// The metrics of a forwarder, which has additional reason codes.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -61,8 +63,8 @@ impl Metrics {
     fn with_reasons(more_reasons: Vec<&'static str>) -> Result<Self, MetricsError> {
         let verification = Matcher::Full("teesql_verification_seconds".to_owned());
         let recorder = PrometheusBuilder::new()
-            .set_buckets(&LATENCIES)?
-            .set_buckets_for_metric(verification, &VERIFICATIONS)?
+            .set_buckets(&LATENCY_BUCKETS)?
+            .set_buckets_for_metric(verification, &VERIFICATION_BUCKETS)?
             .build_recorder();
         let metrics = Self {
             handle: recorder.handle(),
@@ -74,7 +76,7 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Everything in Prometheus' text format.
+    /// Renders all metrics in Prometheus' text format.
     #[must_use]
     pub fn render(&self) -> String {
         with_local_recorder(&self.recorder, || self.process.collect());
@@ -82,7 +84,7 @@ impl Metrics {
         self.handle.render()
     }
 
-    /// Histograms keep their samples until this is called.
+    /// Sums up the samples of histograms, which accumulate until this is called.
     pub(crate) fn upkeep(&self) {
         self.handle.run_upkeep();
     }
@@ -104,7 +106,7 @@ impl Metrics {
         with_local_recorder(&self.recorder, || self.process.describe());
     }
 
-    /// All label values of `reason`.
+    /// All values of the label `reason`.
     pub(super) fn reasons(&self) -> impl Iterator<Item = &'static str> {
         let denials = attest::Denial::CODES.iter();
         REASONS
@@ -127,8 +129,8 @@ impl Metrics {
         self.recorder.register_histogram(&key(name, &[]), &METADATA)
     }
 
-    /// Creates the series of the control thread, at 0.
-    pub(super) fn register_control_thread(&self) {
+    /// Creates the series that belong to no shard, with the value 0.
+    pub(super) fn register_process_series(&self) {
         for (name, _) in HISTOGRAMS {
             drop(self.histogram(name));
         }
@@ -139,7 +141,7 @@ impl Metrics {
         }
     }
 
-    /// What holds for as long as the process runs.
+    /// Sets the gauges whose values never change while the process runs.
     pub(crate) fn set_info(&self, driver: IoDriver, config: &Config) {
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         self.gauge("teesql_build_info", &version).set(1.0);
@@ -176,43 +178,44 @@ fn key(name: &'static str, labels: &[(&'static str, &str)]) -> metrics::Key {
     metrics::Key::from_parts(name, labels)
 }
 
-type Described = (&'static str, Option<Unit>, &'static str);
+/// Name, unit and help text.
+type Description = (&'static str, Option<Unit>, &'static str);
 
-const COUNTERS: &[Described] = &[
+const COUNTERS: &[Description] = &[
     (
         "teesql_connections_accepted_total",
         None,
-        "Connections accepted, by shard",
+        "Accepted connections, by shard",
     ),
     (
         "teesql_connections_dropped_total",
         None,
-        "Connections closed at once, far past the limit",
+        "Connections closed immediately because the limit was exceeded by far",
     ),
     (
         "teesql_logins_total",
         None,
-        "Connections that asked to log in, by outcome and reason",
+        "Completed and refused logins, by outcome and reason",
     ),
     (
         "teesql_sessions_ended_total",
         None,
-        "Sessions that ended, by reason",
+        "Ended sessions, by reason",
     ),
     (
         "teesql_verdicts_total",
         None,
-        "VerdictCounters on client certificates, by outcome and source",
+        "Verdicts on client certificates, by outcome and source",
     ),
     (
         "teesql_bytes_total",
         Some(Unit::Bytes),
-        "Plaintext bytes from (received) and to (sent) clients, by shard",
+        "Plaintext bytes received from and sent to clients, by shard",
     ),
     (
         "teesql_cancel_requests_total",
         None,
-        "CancelRequests forwarded",
+        "CancelRequests forwarded to Postgres",
     ),
     (
         "teesql_upstream_failures_total",
@@ -222,17 +225,17 @@ const COUNTERS: &[Described] = &[
     (
         "teesql_panics_total",
         None,
-        "Panics caught, each of which ended one connection",
+        "Caught panics, each of which ended one connection",
     ),
     (
         "teesql_collateral_refreshes_total",
         None,
-        "Fetches of collateral, by outcome",
+        "Attempts to fetch collateral, by outcome",
     ),
     (
         "teesql_identity_renewals_total",
         None,
-        "Renewals and reloads of the sidecar's certificate, by outcome",
+        "Renewals and reloads of the certificate, by outcome",
     ),
     (
         "teesql_attestation_reports_total",
@@ -241,51 +244,60 @@ const COUNTERS: &[Described] = &[
     ),
 ];
 
-const GAUGES: &[Described] = &[
+const GAUGES: &[Description] = &[
     (
         "teesql_connections",
         None,
-        "Connections now, by state and role",
+        "Current connections, by state and role",
     ),
     (
         "teesql_collateral_expires_in_seconds",
         Some(Unit::Seconds),
-        "Time until the first collateral held expires; NaN when none is held",
+        "Time until the first cached collateral expires. NaN if none is cached",
     ),
     (
         "teesql_certificate_expires_in_seconds",
         Some(Unit::Seconds),
-        "Time until the sidecar's certificate expires; NaN when there is none",
+        "Time until the certificate of the sidecar expires. NaN if there is none",
     ),
-    ("teesql_ready", None, "Whether a check of /ready passes"),
-    ("teesql_build_info", None, "Always 1, by version"),
-    ("teesql_driver_info", None, "1 for the driver in use"),
+    (
+        "teesql_ready",
+        None,
+        "Whether a readiness check passes, by check",
+    ),
+    (
+        "teesql_build_info",
+        None,
+        "Always 1, with the version as a label",
+    ),
+    ("teesql_driver_info", None, "1 for the I/O driver in use"),
     (
         "teesql_mode_info",
         None,
-        "1 for the mode: production, unattested or simulator",
+        "1 for the current mode: production, unattested or simulator",
     ),
     (
         "teesql_dangerous_tdx_root",
         None,
-        "1 when quotes are trusted under another root than Intel's",
+        "1 if quotes are verified against a root other than Intel's",
     ),
     (
         "teesql_debug_td_allowed",
         None,
-        "1 when TDs under debug may enter",
+        "1 if TDs in debug mode are accepted",
     ),
 ];
 
+/// Name and help text. The unit is the second.
 const HISTOGRAMS: &[(&str, &str)] = &[
     (
         "teesql_handshake_seconds",
-        "From accept to the end of the TLS handshake",
+        "Time from accept to the end of the TLS handshake",
     ),
-    ("teesql_login_seconds", "From accept to ReadyForQuery"),
+    ("teesql_login_seconds", "Time from accept to ReadyForQuery"),
     (
         "teesql_verification_seconds",
-        "Full verifications of client certificates",
+        "Duration of full verifications of client certificates",
     ),
 ];
 

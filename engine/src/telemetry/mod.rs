@@ -1,4 +1,4 @@
-//! Layer 3: metrics, the log, and the closed list of reasons why a connection closed.
+//! Layer 3: metrics, the log, and the reasons why connections close.
 
 pub(crate) mod access_log;
 mod client_error;

@@ -1,4 +1,6 @@
 //! The metric handles of one shard.
+//!
+//! They are registered once, when the shard starts, so that counting needs no lookup in the registry.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -9,23 +11,23 @@ use crate::auth::role::Role;
 use crate::telemetry::close_reason::{CloseReason, ErrorOrigin};
 use crate::telemetry::metrics::Metrics;
 
-/// Creates every series of `shards` shards and of the control thread, at 0. They exist
-/// even while the process still waits for the guest agent or Postgres.
+/// Creates every series with the value 0, so that they exist even while the process still
+/// waits for the guest agent or Postgres.
 pub(crate) fn register_all(metrics: &Metrics, shards: usize) {
     for shard in 0..shards {
         drop(ShardMetrics::new(metrics, shard));
     }
-    metrics.register_control_thread();
+    metrics.register_process_series();
 }
 
-/// Where a verdict came from.
+/// Where the verdict on a certificate came from.
 #[derive(Clone, Copy)]
 pub(crate) enum VerdictSource {
-    /// The shard's own cache.
+    /// The shard's cache.
     Cache,
-    /// The cheap part, which refused.
+    /// The cheap checks on the shard, one of which failed.
     Examination,
-    /// The verify thread.
+    /// A full verification.
     Verification,
 }
 
@@ -41,7 +43,7 @@ impl VerdictSource {
     }
 }
 
-/// VerdictCounters by source: accepted, refused.
+/// The counters of verdicts: one pair of accepted and refused for each source.
 #[derive(Clone)]
 pub(crate) struct VerdictCounters([[Counter; 2]; 3]);
 
@@ -57,28 +59,34 @@ impl VerdictCounters {
 
     pub(crate) fn count(&self, source: VerdictSource, accepted: bool) {
         let [cache, examination, verification] = &self.0;
-        let [yes, no] = match source {
+        let [accepted_counter, refused_counter] = match source {
             VerdictSource::Cache => cache,
             VerdictSource::Examination => examination,
             VerdictSource::Verification => verification,
         };
-        if accepted { yes } else { no }.increment(1);
+        let counter = if accepted {
+            accepted_counter
+        } else {
+            refused_counter
+        };
+        counter.increment(1);
     }
 }
 
-/// A shard's handles.
+/// The metrics that one shard updates.
 pub(crate) struct ShardMetrics {
     accepted: Counter,
     dropped: Counter,
     logging_in: Gauge,
+    /// In the order of [`Role::ALL`].
     sessions: [Gauge; 3],
     handshake: Histogram,
     login: Histogram,
-    entered: Counter,
+    logged_in: Counter,
     refused: HashMap<&'static str, Counter>,
     ended: HashMap<&'static str, Counter>,
-    upstream: HashMap<&'static str, Counter>,
-    cancels: Counter,
+    upstream_failures: HashMap<&'static str, Counter>,
+    cancel_requests: Counter,
     panics: Counter,
     pub(crate) received: Counter,
     pub(crate) sent: Counter,
@@ -111,14 +119,14 @@ impl ShardMetrics {
             sessions: Role::ALL.map(|role| connections("session", role.name())),
             handshake: metrics.histogram("teesql_handshake_seconds"),
             login: metrics.histogram("teesql_login_seconds"),
-            entered: logins("accepted", "none"),
+            logged_in: logins("accepted", "none"),
             refused: metrics
                 .reasons()
                 .map(|reason| (reason, logins("refused", reason)))
                 .collect(),
             ended: by_reason("teesql_sessions_ended_total", |_| true),
-            upstream: by_reason("teesql_upstream_failures_total", is_upstream),
-            cancels: metrics.counter("teesql_cancel_requests_total", &[]),
+            upstream_failures: by_reason("teesql_upstream_failures_total", is_upstream),
+            cancel_requests: metrics.counter("teesql_cancel_requests_total", &[]),
             panics: metrics.counter("teesql_panics_total", &[]),
             received: bytes("received"),
             sent: bytes("sent"),
@@ -139,40 +147,40 @@ impl ShardMetrics {
         self.handshake.record(since_accept);
     }
 
-    /// A login became a session.
-    pub(crate) fn entered(&self, role: Option<Role>, since_accept: Duration) {
+    /// A connection became a session.
+    pub(crate) fn session_started(&self, role: Option<Role>, since_accept: Duration) {
         self.login.record(since_accept);
-        self.entered.increment(1);
+        self.logged_in.increment(1);
         self.logging_in.decrement(1.0);
-        if let Some(gauge) = self.session(role) {
+        if let Some(gauge) = self.session_gauge(role) {
             gauge.increment(1.0);
         }
     }
 
-    /// A connection ended, as a session or before it was one.
-    pub(crate) fn ended(&self, role: Option<Role>, was_session: bool, end: &CloseReason) {
-        let reason = metric_reason(end);
+    /// A connection closed, as a session or before it became one.
+    pub(crate) fn ended(&self, role: Option<Role>, was_session: bool, close_reason: &CloseReason) {
+        let reason = metric_reason(close_reason);
         if was_session {
-            if let Some(gauge) = self.session(role) {
+            if let Some(gauge) = self.session_gauge(role) {
                 gauge.decrement(1.0);
             }
             count(&self.ended, reason);
         } else {
             self.logging_in.decrement(1.0);
-            match end {
-                CloseReason::Cancelled => self.cancels.increment(1),
+            match close_reason {
+                CloseReason::Cancelled => self.cancel_requests.increment(1),
                 _ => count(&self.refused, reason),
             }
-            if end.origin() == ErrorOrigin::Upstream {
-                count(&self.upstream, reason);
+            if close_reason.origin() == ErrorOrigin::Upstream {
+                count(&self.upstream_failures, reason);
             }
         }
-        if matches!(end, CloseReason::Panic) {
+        if matches!(close_reason, CloseReason::Panic) {
             self.panics.increment(1);
         }
     }
 
-    fn session(&self, role: Option<Role>) -> Option<&Gauge> {
+    fn session_gauge(&self, role: Option<Role>) -> Option<&Gauge> {
         let position = Role::ALL.iter().position(|known| Some(*known) == role)?;
         self.sessions.get(position)
     }
@@ -188,11 +196,12 @@ fn is_upstream(reason: &str) -> bool {
     reason.starts_with("postgres_") || reason.starts_with("upstream_") || reason == "overloaded"
 }
 
-/// A session's end by a new policy is one reason, whatever the denial.
-fn metric_reason(end: &CloseReason) -> &'static str {
-    match end {
+/// The value of the label `reason`. Sessions that end because of a new policy or collateral
+/// have one value, whatever the denial.
+fn metric_reason(close_reason: &CloseReason) -> &'static str {
+    match close_reason {
         CloseReason::Revoked(_) => "attestation_revoked",
-        end => end.code(),
+        other => other.code(),
     }
 }
 
@@ -201,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_series_is_there_from_the_start() {
+    fn every_series_exists_from_the_start() {
         let metrics = Metrics::new().unwrap();
         register_all(&metrics, 1);
         let text = metrics.render();
@@ -223,13 +232,13 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_leaves_the_gauges_as_they_were() {
+    fn gauges_return_to_zero_after_a_connection() {
         let metrics = Metrics::new().unwrap();
         let shard_metrics = ShardMetrics::new(&metrics, 0);
         let role = Some(Role::ReadWrite);
         let gauge = r#"teesql_connections{state="session",role="teesql_readwrite"}"#;
         shard_metrics.accepted();
-        shard_metrics.entered(role, Duration::from_millis(1));
+        shard_metrics.session_started(role, Duration::from_millis(1));
         assert!(metrics.render().contains(&format!("{gauge} 1")));
         shard_metrics.ended(role, true, &CloseReason::ClientClosed);
         let text = metrics.render();

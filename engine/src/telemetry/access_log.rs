@@ -131,7 +131,6 @@ mod tests {
     fn only_a_connection_that_was_no_session_is_refused() {
         let mut info = ConnectionInfo::new(Peer::Local);
         let broken = || CloseReason::UpstreamIo(io::ErrorKind::BrokenPipe.into());
-        let unsafe_keys = || CloseReason::TlsSession(crate::tls::session::TlsError::KeysExhausted);
         assert_eq!(message(&info, &broken()), "connection refused");
         assert_eq!(
             message(&info, &CloseReason::LoginTimeout),
@@ -142,7 +141,6 @@ mod tests {
         info.is_session = true;
         for reason in [
             broken(),
-            unsafe_keys(),
             CloseReason::Revoked("debug_td"),
             CloseReason::Stuck,
         ] {

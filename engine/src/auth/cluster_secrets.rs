@@ -1,4 +1,7 @@
-//! Who may enter as what: the three roles and the secrets that open them.
+//! Authenticates clients: the cluster secrets, the superuser's password and the roles that each
+//! of them authorizes.
+//!
+//! Secrets must be compared in constant time only, and must never be logged.
 
 use std::sync::Arc;
 
@@ -10,23 +13,23 @@ use crate::auth::credential::Credential;
 use crate::auth::postgres_passwords::ResolvedPasswords;
 use crate::auth::role::Role;
 
-/// The cluster secrets. Without one its role is closed, which only simulator
-/// mode allows.
+/// The cluster secrets. A role without a secret is closed, which is possible in simulator mode
+/// only.
 #[derive(Clone, Default)]
 pub struct ClusterSecrets {
-    /// Opens `teesql_read`.
+    /// Authorizes `teesql_read`.
     pub read: Option<ClusterSecret>,
-    /// Opens `teesql_readwrite`, and `teesql_read` too.
+    /// Authorizes `teesql_readwrite` and `teesql_read`.
     pub readwrite: Option<ClusterSecret>,
 }
 
-/// What clients present, and the passwords that Postgres gets.
+/// The secrets that clients present, and the passwords for Postgres.
 pub(crate) struct AuthSecrets {
     pub(crate) cluster: ClusterSecrets,
     pub(crate) passwords: ResolvedPasswords,
 }
 
-/// [`AuthSecrets`], ready for use by the shards.
+/// Compares secrets with [`AuthSecrets`]. Immutable and shared by all shards.
 pub(crate) struct Authenticator {
     read: SecretSlot,
     readwrite: SecretSlot,
@@ -35,32 +38,34 @@ pub(crate) struct Authenticator {
     superuser: SuperuserSlot,
 }
 
-/// A cluster secret, and the one before it while that is still good.
+/// A cluster secret, and during a rotation the previous one, which is still accepted.
 #[derive(Clone)]
 struct SecretSlot {
     current: Option<ClusterSecret>,
     previous: Option<ClusterSecret>,
 }
 
+/// The superuser's credential. A closed role has a credential too, so that a comparison takes the
+/// same time.
 struct SuperuserSlot {
     credential: Arc<Credential>,
     open: Choice,
 }
 
-/// What a [`Authenticator::rotated`] changed.
+/// The changes that [`Authenticator::rotated`] made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rotation {
-    /// A cluster secret: the one before it is still good.
+    /// A cluster secret changed. The previous one is still accepted.
     pub(crate) secrets: bool,
-    /// A password for Postgres.
+    /// A password for Postgres changed.
     pub(crate) passwords: bool,
 }
 
 impl SecretSlot {
     fn matches(&self, presented: &[u8]) -> Choice {
         let secrets = self.current.iter().chain(&self.previous);
-        secrets.fold(Choice::from(0), |found, secret| {
-            found | secret.matches(presented)
+        secrets.fold(Choice::from(0), |matched, secret| {
+            matched | secret.matches(presented)
         })
     }
 
@@ -87,20 +92,20 @@ impl SecretSlot {
 
 impl Authenticator {
     pub(crate) fn new(secrets: AuthSecrets) -> Self {
-        let accepted = |current| SecretSlot {
+        let slot = |current| SecretSlot {
             current,
             previous: None,
         };
         Self {
-            read: accepted(secrets.cluster.read),
-            readwrite: accepted(secrets.cluster.readwrite),
+            read: slot(secrets.cluster.read),
+            readwrite: slot(secrets.cluster.readwrite),
             pg_read: Arc::new(Credential::new(secrets.passwords.read)),
             pg_readwrite: Arc::new(Credential::new(secrets.passwords.readwrite)),
             superuser: SuperuserSlot::new(secrets.passwords.superuser),
         }
     }
 
-    /// The same with new secrets, the ones before them being good still.
+    /// A copy with new secrets, which also accepts the current ones.
     pub(crate) fn rotated(&self, next: AuthSecrets) -> (Self, Rotation) {
         let AuthSecrets { cluster, passwords } = next;
         let (read, new_read) = self.read.rotated(cluster.read);
@@ -122,7 +127,7 @@ impl Authenticator {
         (authenticator, changed)
     }
 
-    /// The same without the secrets that came before.
+    /// A copy that no longer accepts the previous secrets.
     pub(crate) fn without_previous(&self) -> Self {
         Self {
             read: self.read.without_previous(),
@@ -136,32 +141,37 @@ impl Authenticator {
         }
     }
 
-    /// The credential to inject, if `presented` opens `role`.
+    /// The credential to inject, if `presented` authorizes `role`.
     ///
-    /// All comparisons are made whatever the role is, each in constant time, so
-    /// that neither the answer's bytes nor its time tell a wrong secret from a
-    /// wrong or unknown role.
-    pub(crate) fn admit(&self, role: Option<Role>, presented: &[u8]) -> Option<&Arc<Credential>> {
+    /// All comparisons are made for every role, each in constant time. So neither the bytes nor
+    /// the time of the response distinguish a wrong secret from a wrong or unknown role.
+    pub(crate) fn authenticate(
+        &self,
+        role: Option<Role>,
+        presented: &[u8],
+    ) -> Option<&Arc<Credential>> {
         let readwrite = self.readwrite.matches(presented);
         let read = self.read.matches(presented) | readwrite;
         let superuser = self.superuser.credential.password.matches(presented) & self.superuser.open;
-        let (opens, credential) = match role {
+        let (authorized, credential) = match role {
             Some(Role::Read) => (read, &self.pg_read),
             Some(Role::ReadWrite) => (readwrite, &self.pg_readwrite),
             Some(Role::Superuser) => (superuser, &self.superuser.credential),
             None => (Choice::from(0), &self.pg_read),
         };
-        bool::from(opens).then_some(credential)
+        bool::from(authorized).then_some(credential)
     }
 
-    /// The superuser's credential without being asked for a password: for
-    /// simulator mode and loopback peers only.
-    pub(crate) fn trusted_local_superuser(&self) -> Option<&Arc<Credential>> {
+    /// The superuser's credential, without authentication; `None` if the role is closed. For the
+    /// sidecar's own session, and in simulator mode for clients on this machine. Never for any
+    /// other client.
+    pub(crate) fn superuser_credential(&self) -> Option<&Arc<Credential>> {
         bool::from(self.superuser.open).then_some(&self.superuser.credential)
     }
 }
 
-/// `before` where the password is the same: the keys derived from it stay good.
+/// Returns `before` if the password is the same, so that cached keys remain valid, and whether it
+/// has changed.
 fn renewed(before: &Arc<Credential>, next: Password) -> (Arc<Credential>, bool) {
     if bool::from(before.password.ct_eq(&next)) {
         (Arc::clone(before), false)
@@ -184,8 +194,8 @@ impl SuperuserSlot {
         let open = Choice::from(u8::from(next.is_some()));
         let next = next.unwrap_or_else(|| Password::new(""));
         let (credential, changed) = renewed(&self.credential, next);
-        let opened = self.open.unwrap_u8() != open.unwrap_u8();
-        (Self { credential, open }, changed || opened)
+        let availability_changed = self.open.unwrap_u8() != open.unwrap_u8();
+        (Self { credential, open }, changed || availability_changed)
     }
 }
 
@@ -203,11 +213,12 @@ mod tests {
     }
 
     #[test]
-    fn each_secret_opens_its_roles_and_no_other() {
+    fn each_secret_authorizes_its_roles_only() {
         let authenticator = authenticator(Some("root password"));
-        let opened = |role, presented: &str| {
-            let admitted = authenticator.admit(Role::from_name(role), presented.as_bytes());
-            admitted.map(|credential| {
+        let authorized = |role, presented: &str| {
+            let credential =
+                authenticator.authenticate(Role::from_name(role), presented.as_bytes());
+            credential.map(|credential| {
                 let is = |other: &Arc<Credential>| Arc::ptr_eq(credential, other);
                 let all = [
                     &authenticator.pg_read,
@@ -221,7 +232,7 @@ mod tests {
             .iter()
             .map(|role| {
                 [READ, READWRITE, "root password", "", "wrong"]
-                    .map(|presented| opened(role, presented))
+                    .map(|presented| authorized(role, presented))
             })
             .collect();
         assert_eq!(
@@ -250,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_rotation_both_secrets_open_until_it_is_settled() {
+    fn both_secrets_are_accepted_until_the_previous_one_is_removed() {
         let other = "2222222222222222222222222222222222222222222222222222222222222222";
         let before = Authenticator::new(secrets(READ, "a"));
         let (both, changed) = before.rotated(secrets(other, "a"));
@@ -261,20 +272,24 @@ mod tests {
                 passwords: false
             }
         );
-        let opens = |authenticator: &Authenticator, secret: &str| {
-            let admitted = authenticator.admit(Some(Role::Read), secret.as_bytes());
-            admitted.is_some()
+        let accepts = |authenticator: &Authenticator, secret: &str| {
+            let credential = authenticator.authenticate(Some(Role::Read), secret.as_bytes());
+            credential.is_some()
         };
-        assert!(opens(&both, READ) && opens(&both, other) && opens(&both, READWRITE));
+        assert!(accepts(&both, READ) && accepts(&both, other) && accepts(&both, READWRITE));
         let (again, changed) = both.rotated(secrets(other, "a"));
-        assert_eq!(changed, Rotation::default(), "the same again is no change");
-        assert!(opens(&again, READ), "and takes nothing away");
+        assert_eq!(
+            changed,
+            Rotation::default(),
+            "the same secrets are no change"
+        );
+        assert!(accepts(&again, READ), "and remove no secret");
         let after = again.without_previous();
-        assert!(!opens(&after, READ) && opens(&after, other) && opens(&after, READWRITE));
+        assert!(!accepts(&after, READ) && accepts(&after, other) && accepts(&after, READWRITE));
     }
 
     #[test]
-    fn a_password_that_stays_keeps_its_derived_keys() {
+    fn an_unchanged_password_keeps_its_credential() {
         let before = Authenticator::new(secrets(READ, "a"));
         let (after, changed) = before.rotated(secrets(READ, "c"));
         assert!(changed.passwords && !changed.secrets);
@@ -283,8 +298,12 @@ mod tests {
     }
 
     #[test]
-    fn without_a_superuser_password_an_empty_one_opens_nothing() {
+    fn an_empty_password_does_not_open_a_closed_superuser_role() {
         let authenticator = authenticator(None);
-        assert!(authenticator.admit(Some(Role::Superuser), b"").is_none());
+        assert!(
+            authenticator
+                .authenticate(Some(Role::Superuser), b"")
+                .is_none()
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! A role's password for Postgres, with an identity for caches of derived keys.
+//! A role's password for Postgres, with an identifier for caches of derived keys.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,7 +8,7 @@ use wire::scram::Password;
 #[derive(Debug)]
 pub(crate) struct Credential {
     pub(crate) password: Password,
-    /// Tells this password from every other one of the process.
+    /// Unique in this process.
     pub(crate) id: u64,
 }
 

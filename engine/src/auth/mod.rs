@@ -1,6 +1,6 @@
-//! Layer 0: roles, the cluster secrets that open them, and the passwords for Postgres.
+//! Layer 0: roles, the cluster secrets that authorize them, and the passwords for Postgres.
 //!
-//! It must never import another layer, log a secret or compare one in variable time.
+//! It must never import another layer, log a secret, or compare secrets in variable time.
 
 pub mod cluster_secrets;
 pub(crate) mod credential;

@@ -2,10 +2,10 @@
 
 use std::io;
 
-/// Fresh bytes from the operating system.
+/// Returns `N` random bytes.
 ///
 /// # Errors
-/// It has none to give.
+/// The operating system provides no randomness.
 pub(crate) fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(io::Error::from)?;

@@ -1,7 +1,7 @@
 //! The three roles that clients may log in as.
 
-/// A role of the cluster (contract: `teesql_read` and `teesql_readwrite` with
-/// the cluster secrets, `postgres` with the superuser's own password).
+/// A role of the cluster. `teesql_read` and `teesql_readwrite` authenticate with the cluster secrets,
+/// `postgres` with the superuser's own password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     Read,

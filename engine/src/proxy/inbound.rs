@@ -1,5 +1,8 @@
-//! A client's way in, top to bottom: opening bytes, TLS, gate, login, Postgres,
-//! relay, close. One function a step, in that order.
+//! The sidecar's connections, from the first byte of a client to the last: opening, TLS,
+//! attestation, login, relay, close.
+//!
+//! There is one function for each step, in this order. No byte of the login is read before the
+//! client is attested, and Postgres is not dialled before the client is authenticated.
 
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -16,7 +19,7 @@ use crate::auth::credential::Credential;
 use crate::auth::role::Role;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::Stream;
-use crate::proxy::upstream::{self, UpstreamLogin};
+use crate::proxy::upstream::{self, UpstreamLogin, UpstreamSession};
 use crate::session::control::{ConnectionControl, FdGuard};
 use crate::session::relay::{ClientSide, relay};
 use crate::session::tls_stream::{StreamError, TlsStream};
@@ -26,13 +29,13 @@ use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
 use crate::tls::session::{HandshakeSummary, Session};
 
-/// What every connection of a shard is served with.
+/// Serves the client connections of one shard.
 pub(crate) struct InboundHandler {
     pub(crate) context: HandlerContext,
     pub(crate) live: Arc<LiveConfig>,
     pub(crate) upstream_login: UpstreamLogin,
     pub(crate) plaintext_cancel: bool,
-    /// Simulator mode: whoever comes from this machine is `postgres` accept_unauthenticated.
+    /// Simulator mode: clients on this machine may be `postgres` without a password.
     pub(crate) trust_loopback: bool,
     pub(crate) proxy_protocol_from: Vec<ipnet::IpNet>,
     pub(crate) require_alpn: bool,
@@ -41,8 +44,8 @@ pub(crate) struct InboundHandler {
 type Client = TlsStream<UnbufferedServerConnection>;
 
 impl InboundHandler {
-    /// Whether a PROXY header from there is believed.
-    fn believes(&self, peer: IpAddr) -> bool {
+    /// Whether a PROXY header from `peer` is accepted.
+    fn accepts_proxy_header(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
         let mut networks = self.proxy_protocol_from.iter();
         networks.any(|network| network.contains(&peer))
@@ -74,54 +77,54 @@ async fn serve(
     info: &RefCell<ConnectionInfo>,
 ) -> CloseReason {
     let _fd_guard = control.register_client_fd(stream.raw_fd());
-    // Boxed: what only the way in needs is given back before the relay, which
-    // may idle for days.
-    let arriving = Box::pin(establish(handler, stream, permit, control, info));
-    let (_fd_guard, relayed) = match arriving.await {
+    // Boxed, so that its memory is freed before the relay, which may idle for days.
+    let establishing = Box::pin(establish(handler, stream, permit, control, info));
+    let (_fd_guard, relay) = match establishing.await {
         Ok((client, session)) => {
-            entered(handler, info);
-            begin(client, session, control)
+            record_session(handler, info);
+            start_relay(client, session, control)
         }
-        Err(end) => return end,
+        Err(reason) => return reason,
     };
-    relayed.await
+    relay.await
 }
 
-/// From the login to the relay. Apart, so that the future of a session has no room
-/// for what goes in here.
-fn begin(
+/// Starts the relay of a session. A separate function, so that its arguments take no space in
+/// the future of the session.
+fn start_relay(
     client: Client,
-    session: upstream::LoggedIn,
+    session: UpstreamSession,
     control: &ConnectionControl,
 ) -> (FdGuard<'_>, impl Future<Output = CloseReason>) {
-    let upstream::LoggedIn { stream, first } = session;
-    let leash = control.register_upstream_fd(stream.raw_fd());
+    let UpstreamSession { stream, received } = session;
+    let fd_guard = control.register_upstream_fd(stream.raw_fd());
     control.login_done();
-    let relayed = relay(client, stream, first, ClientSide::Tls, control);
-    (leash, relayed)
+    let relay = relay(client, stream, received, ClientSide::Tls, control);
+    (fd_guard, relay)
 }
 
-/// From the first byte to ReadyForQuery; who does not get so far has been told
-/// why.
+/// Handles everything from the first byte to ReadyForQuery. If it fails, the client has
+/// received the error already.
 async fn establish(
     handler: &InboundHandler,
     mut stream: Stream,
     permit: &ConnectionPermit,
     control: &ConnectionControl,
     info: &RefCell<ConnectionInfo>,
-) -> Result<(Client, upstream::LoggedIn), CloseReason> {
+) -> Result<(Client, UpstreamSession), CloseReason> {
     let snapshot = handler.live.read();
     let incoming = match open(handler, &mut stream, control, info).await {
         Ok(Opened::Tls(incoming)) => incoming,
         Ok(Opened::Cancel(packet)) => {
             return Err(upstream::cancel(&handler.upstream_login, packet, control).await);
         }
-        Err(end) => return Err(refuse_in_plaintext(&mut stream, end, control).await),
+        Err(reason) => return Err(refuse_in_plaintext(&mut stream, reason, control).await),
     };
-    let (mut client, agreed) = encrypt(handler, &snapshot, stream, incoming, control, info).await?;
-    let attested = match attest(handler, agreed.chain, control).await {
+    let (mut client, handshake) =
+        accept_tls(handler, &snapshot, stream, incoming, control, info).await?;
+    let attested = match attest(handler, handshake.chain, control).await {
         Ok(attested) => attested,
-        Err(end) => return Err(refuse(&mut client, end, control).await),
+        Err(reason) => return Err(refuse(&mut client, reason, control).await),
     };
     let login = LoginContext {
         handler,
@@ -129,20 +132,20 @@ async fn establish(
         permit,
         control,
         info,
-        alpn: agreed.alpn,
+        alpn: handshake.alpn,
     };
     match login.log_in(&mut client, &attested).await {
-        Ok(Entry::Session(session)) => Ok((client, session)),
-        Ok(Entry::Cancel(packet)) => {
-            let end = upstream::cancel(&handler.upstream_login, packet, control).await;
+        Ok(Login::Session(session)) => Ok((client, session)),
+        Ok(Login::Cancel(packet)) => {
+            let reason = upstream::cancel(&handler.upstream_login, packet, control).await;
             client.close().await;
-            Err(end)
+            Err(reason)
         }
-        Err(end) => Err(refuse(&mut client, end, control).await),
+        Err(reason) => Err(refuse(&mut client, reason, control).await),
     }
 }
 
-fn entered(handler: &InboundHandler, info: &RefCell<ConnectionInfo>) {
+fn record_session(handler: &InboundHandler, info: &RefCell<ConnectionInfo>) {
     let mut info = info.borrow_mut();
     info.is_session = true;
     let took = info.accepted.elapsed();
@@ -153,12 +156,12 @@ fn entered(handler: &InboundHandler, info: &RefCell<ConnectionInfo>) {
 }
 
 enum Opened {
-    /// A ClientHello comes, or its first bytes are here.
+    /// TLS follows. The buffer holds the bytes received so far.
     Tls(Buffer),
     Cancel(Vec<u8>),
 }
 
-/// The plaintext bytes before TLS.
+/// Reads the plaintext bytes before TLS.
 async fn open(
     handler: &InboundHandler,
     stream: &mut Stream,
@@ -166,15 +169,15 @@ async fn open(
     info: &RefCell<ConnectionInfo>,
 ) -> Result<Opened, CloseReason> {
     let peer = info.borrow().peer.address();
-    let mut openings = Opening::new(OpeningPolicy {
+    let mut opening = Opening::new(OpeningPolicy {
         plaintext_cancel: handler.plaintext_cancel,
-        proxy_protocol: peer.is_some_and(|peer| handler.believes(peer.ip())),
+        proxy_protocol: peer.is_some_and(|peer| handler.accepts_proxy_header(peer.ip())),
     });
     let mut incoming = Buffer::take(Size::Small);
     loop {
-        match openings.advance(incoming.filled()) {
+        match opening.advance(incoming.filled()) {
             OpeningStep::Read(next) => {
-                openings = next;
+                opening = next;
                 let (result, filled) = stream.read(incoming.make_room()).await;
                 incoming = filled;
                 match result {
@@ -188,7 +191,7 @@ async fn open(
                 consumed,
                 next,
             } => {
-                openings = next;
+                opening = next;
                 incoming.consume(consumed);
                 stream
                     .write_all(vec![byte])
@@ -200,7 +203,7 @@ async fn open(
                 consumed,
                 next,
             } => {
-                openings = next;
+                opening = next;
                 incoming.consume(consumed);
                 let mut info = info.borrow_mut();
                 (info.proxied_client, info.via_proxy) = (source, true);
@@ -212,8 +215,8 @@ async fn open(
     }
 }
 
-/// The TLS handshake.
-async fn encrypt(
+/// Performs the TLS handshake.
+async fn accept_tls(
     handler: &InboundHandler,
     snapshot: &Snapshot,
     stream: Stream,
@@ -224,31 +227,31 @@ async fn encrypt(
     let connection = UnbufferedServerConnection::new(Arc::clone(&snapshot.tls))
         .map_err(|error| CloseReason::TlsHandshake(error.into()))?;
     let mut client = TlsStream::new(stream, Session::new(connection), incoming);
-    let agreed = match client.handshake(&handler.context.handshake_queue).await {
-        Ok(agreed) => agreed,
+    let summary = match client.handshake(&handler.context.handshake_queue).await {
+        Ok(summary) => summary,
         Err(StreamError::Eof) => return Err(control.or_terminated(CloseReason::ClientGone)),
         Err(StreamError::Io(error)) => {
             return Err(control.or_terminated(CloseReason::ClientIo(error)));
         }
         Err(StreamError::Tls(error)) => {
-            // The alert has been sent; closing over what the client still
-            // sends would take it away again.
+            // The alert has been sent. Closing a socket with unread data resets the
+            // connection, and the client would not see the alert.
             control.closing();
             client.stream.linger().await;
             return Err(CloseReason::TlsHandshake(error));
         }
     };
     let mut info = info.borrow_mut();
-    info.tls = agreed.version;
+    info.tls = summary.version;
     handler
         .context
         .shard_metrics
         .handshake_done(info.accepted.elapsed());
-    Ok((client, agreed))
+    Ok((client, summary))
 }
 
-/// The gate: no byte of the login, and none of Postgres, before the verdict.
-/// The certificates are let go of with it: a login may wait long.
+/// Verifies the client's attestation. Consumes its certificates, because the login that
+/// follows may wait for a long time.
 async fn attest(
     handler: &InboundHandler,
     chain: Option<Vec<CertificateDer<'static>>>,
@@ -260,69 +263,66 @@ async fn attest(
     Ok(attested)
 }
 
-enum Entry {
-    Session(upstream::LoggedIn),
+enum Login {
+    Session(UpstreamSession),
     Cancel(Vec<u8>),
 }
 
-/// What the steps of the login have in common.
+/// The state that the steps of a login share.
 struct LoginContext<'a> {
     handler: &'a InboundHandler,
     snapshot: &'a Snapshot,
     permit: &'a ConnectionPermit,
     control: &'a ConnectionControl,
     info: &'a RefCell<ConnectionInfo>,
-    /// Whether the client agreed on a protocol by ALPN.
+    /// Whether ALPN negotiated a protocol.
     alpn: bool,
 }
 
 impl LoginContext<'_> {
-    /// From the first message inside TLS to ReadyForQuery.
-    async fn log_in(&self, client: &mut Client, _: &Attested) -> Result<Entry, CloseReason> {
+    /// Handles everything from the first message inside TLS to ReadyForQuery. The gate's
+    /// [`Attested`] proves that the client has been verified.
+    async fn log_in(&self, client: &mut Client, _: &Attested) -> Result<Login, CloseReason> {
         let (handler, control) = (self.handler, self.control);
         let startup = match read_startup(client, control).await? {
             FirstMessage::Startup(startup) => startup,
-            FirstMessage::Cancel(packet) => return Ok(Entry::Cancel(packet)),
+            FirstMessage::Cancel(packet) => return Ok(Login::Cancel(packet)),
         };
         if handler.require_alpn && !self.alpn {
             return Err(CloseReason::AlpnMissing);
         }
-        // Only known names get into the log: others may be a mistyped password.
+        // Unknown names must not get into the log: one may be a mistyped password.
         let role = Role::from_name(startup.role());
         self.info.borrow_mut().role = role;
         if !self.permit.is_granted() {
             return Err(CloseReason::TooManyConnections);
         }
-        let (credential, version) = match self.accept_unauthenticated(role) {
-            Some(credential) => (
-                credential,
-                self.trust_local_superuser(client, &startup).await?,
-            ),
+        let (credential, version) = match self.trusted_credential(role) {
+            Some(credential) => (credential, self.negotiate(client, &startup).await?),
             None => self.check_password(client, &startup, role).await?,
         };
         let stream = handler.upstream_login.dial(control).await?;
-        let leash = control.register_upstream_fd(stream.raw_fd());
+        let fd_guard = control.register_upstream_fd(stream.raw_fd());
         let session = handler
             .upstream_login
             .login(stream, client, &startup, version, &credential, control)
             .await?;
-        drop(leash);
-        Ok(Entry::Session(session))
+        drop(fd_guard);
+        Ok(Login::Session(session))
     }
 
-    /// In simulator mode, what a client of this machine need not be asked for.
-    fn accept_unauthenticated(&self, role: Option<Role>) -> Option<Arc<Credential>> {
+    /// The superuser's credential, if this client needs no password: in simulator mode, and
+    /// only on this machine.
+    fn trusted_credential(&self, role: Option<Role>) -> Option<Arc<Credential>> {
         let local = self.handler.trust_loopback && self.info.borrow().is_local();
-        let accept_unauthenticated = local && role == Some(Role::Superuser);
-        let credential = self.snapshot.authenticator.trusted_local_superuser();
-        accept_unauthenticated
-            .then_some(credential)
-            .flatten()
-            .cloned()
+        if !local || role != Some(Role::Superuser) {
+            return None;
+        }
+        self.snapshot.authenticator.superuser_credential().cloned()
     }
 
-    /// Negotiates the version, and asks for nothing.
-    async fn trust_local_superuser(
+    /// Negotiates the protocol version without requesting a password.
+    async fn negotiate(
         &self,
         client: &mut Client,
         startup: &Startup,
@@ -336,13 +336,15 @@ impl LoginContext<'_> {
         let mut message = Vec::new();
         let version = negotiate(startup, newest, &mut message);
         if !message.is_empty() {
-            let sent = client.send(&message).await;
-            sent.map_err(|error| error.into_close_reason(self.control))?;
+            client
+                .send(&message)
+                .await
+                .map_err(|error| error.into_close_reason(self.control))?;
         }
         Ok(version)
     }
 
-    /// Asks for the secret and compares it. No Postgres is involved yet.
+    /// Requests the password and compares it with the secrets. Postgres is not involved.
     async fn check_password(
         &self,
         client: &mut Client,
@@ -356,21 +358,22 @@ impl LoginContext<'_> {
             .upstream_version
             .newest_or_oldest()
             .await;
-        let mut question = Vec::new();
-        let (mut await_password, version) = request_password(startup, newest, &mut question);
+        let mut request = Vec::new();
+        let (mut await_password, version) = request_password(startup, newest, &mut request);
         client
-            .send(&question)
+            .send(&request)
             .await
             .map_err(|error| error.into_close_reason(control))?;
         loop {
             match await_password.advance(client.plain.filled()) {
                 PasswordStep::Read(next) => await_password = next,
                 PasswordStep::Password { password, consumed } => {
-                    let admitted = self.snapshot.authenticator.admit(role, password).cloned();
+                    let authenticator = &self.snapshot.authenticator;
+                    let credential = authenticator.authenticate(role, password).cloned();
                     client.plain.consume(consumed);
                     client.plain.wipe_used();
                     client.incoming.wipe_used();
-                    return match admitted {
+                    return match credential {
                         Some(credential) => Ok((credential, version)),
                         None => Err(CloseReason::AuthenticationFailed),
                     };
@@ -416,30 +419,34 @@ async fn read_more(client: &mut Client, control: &ConnectionControl) -> Result<(
         .map_err(|error| error.into_close_reason(control))
 }
 
-/// Says why inside TLS, and lets the client read it.
-async fn refuse(client: &mut Client, end: CloseReason, control: &ConnectionControl) -> CloseReason {
-    control.closing();
-    if let Some(text) = end.response()
-        && client.send(&text).await.is_err()
-    {
-        return end;
-    }
-    client.close().await;
-    client.stream.linger().await;
-    end
-}
-
-/// Says why in plaintext, and lets the client read it.
-async fn refuse_in_plaintext(
-    stream: &mut Stream,
-    end: CloseReason,
+/// Sends the error inside TLS, and waits until the client can have read it.
+async fn refuse(
+    client: &mut Client,
+    reason: CloseReason,
     control: &ConnectionControl,
 ) -> CloseReason {
     control.closing();
-    if let Some(text) = end.response()
-        && stream.write_all(text).await.is_ok()
+    if let Some(response) = reason.response()
+        && client.send(&response).await.is_err()
+    {
+        return reason;
+    }
+    client.close().await;
+    client.stream.linger().await;
+    reason
+}
+
+/// Sends the error in plaintext, and waits until the client can have read it.
+async fn refuse_in_plaintext(
+    stream: &mut Stream,
+    reason: CloseReason,
+    control: &ConnectionControl,
+) -> CloseReason {
+    control.closing();
+    if let Some(response) = reason.response()
+        && stream.write_all(response).await.is_ok()
     {
         stream.linger().await;
     }
-    end
+    reason
 }

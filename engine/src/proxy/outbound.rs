@@ -1,6 +1,7 @@
-//! The client's side, top to bottom: a driver's plain bytes, the server's TLS,
-//! the gate, relay, close. The sidecar's story walked the other way: not a byte
-//! of the driver's leaves before the server has proved itself.
+//! The forwarder's connections, from the first byte of a driver to the last: plaintext opening,
+//! lookup, dial, TLS with the server, attestation, relay, close.
+//!
+//! No byte of the driver may leave this machine before the server is verified.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -16,37 +17,37 @@ use rustls::ClientConfig;
 use rustls::client::UnbufferedClientConnection;
 use wire::local_opening::{EncryptionRequest, LocalOpening, LocalOpeningError, LocalOpeningStep};
 
+use crate::attestation::forwarder_gate::ServerGate;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::offload::PendingJobs;
 use crate::io::stream::{PgAddress, Stream};
+use crate::io::target::{Target, TargetError};
 use crate::session::control::ConnectionControl;
 use crate::session::relay::{ClientSide, relay};
 use crate::session::tls_stream::{StreamError, TlsStream};
 use crate::shard::context::{HandlerFactory, ShardContext};
 use crate::shard::{self, ConnectionPermit, HandlerContext};
+use crate::tasks::discovery::TargetResolver;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
 use crate::tls::session::{HandshakeSummary, Session};
 
-use crate::attestation::forwarder_gate::ServerGate;
-use crate::io::target::{Target, TargetError};
-use crate::tasks::discovery::TargetResolver;
-/// What every connection of a shard is served with.
+/// Serves the driver connections of one shard.
 pub(crate) struct OutboundHandler {
     context: HandlerContext,
     jobs: PendingJobs,
     state: Arc<ForwarderState>,
-    /// A driver that asks for SSL is explained once.
-    explained: Cell<bool>,
+    /// Whether the warning about drivers that request SSL has been logged.
+    ssl_warning_logged: Cell<bool>,
 }
 
-/// What all shards of a forwarder share.
+/// The state that all shards of a forwarder share.
 pub(crate) struct ForwarderState {
     pub(crate) resolver: Arc<TargetResolver>,
-    /// With the client's own certificate, which is renewed while it runs.
+    /// Contains the client certificate, which is renewed at run time.
     pub(crate) tls: ArcSwap<ClientConfig>,
     pub(crate) server_gate: ServerGate,
-    /// For the TLS handshake with the server, and for each dial.
+    /// The limit for the TLS handshake with the server, and for each dial.
     pub(crate) connect_timeout: Duration,
 }
 
@@ -63,7 +64,7 @@ impl HandlerFactory for ForwarderState {
             },
             jobs: context.jobs,
             state: Arc::clone(self),
-            explained: Cell::new(false),
+            ssl_warning_logged: Cell::new(false),
         }
     }
 }
@@ -85,30 +86,29 @@ impl shard::ConnectionHandler for OutboundHandler {
         let _fd_guard = control.register_client_fd(driver.raw_fd());
         let opened = match self.open(&mut driver, control).await {
             Ok(opened) => opened,
-            Err(end) => return self.refuse(&mut driver, end, control, info).await,
+            Err(reason) => return self.refuse(&mut driver, reason, control, info).await,
         };
         if !permit.is_granted() {
-            let end = CloseReason::TooManyConnections;
-            return self.refuse(&mut driver, end, control, info).await;
+            let reason = CloseReason::TooManyConnections;
+            return self.refuse(&mut driver, reason, control, info).await;
         }
-        // Boxed: what only the way to the server needs is given back before
-        // the relay.
+        // Boxed, so that its memory is freed before the relay.
         let server = match Box::pin(self.connect_target(control, info)).await {
             Ok(server) => server,
-            // The driver has said all that it was asked.
+            // The driver has sent its part: the server is what took too long.
             Err(CloseReason::LoginTimeout) => {
-                let end = CloseReason::ServerTimeout;
-                return self.refuse(&mut driver, end, control, info).await;
+                let reason = CloseReason::ServerTimeout;
+                return self.refuse(&mut driver, reason, control, info).await;
             }
-            Err(end) => return self.refuse(&mut driver, end, control, info).await,
+            Err(reason) => return self.refuse(&mut driver, reason, control, info).await,
         };
         let _fd_guard = control.register_upstream_fd(server.stream.raw_fd());
         match opened {
-            Opened::Session(first) => {
+            Opened::Session(received) => {
                 control.login_done();
-                self.entered(info);
-                let end = relay(server, driver, first, ClientSide::Plain, control).await;
-                end.swap_sides()
+                self.record_session(info);
+                let reason = relay(server, driver, received, ClientSide::Plain, control).await;
+                reason.swap_sides()
             }
             Opened::Cancel(packet) => cancel(server, &packet, control).await,
         }
@@ -116,31 +116,31 @@ impl shard::ConnectionHandler for OutboundHandler {
 }
 
 enum Opened {
-    /// A StartupMessage, and what came behind it.
+    /// A StartupMessage, and the bytes received after it.
     Session(Buffer),
     Cancel(Vec<u8>),
 }
 
 impl OutboundHandler {
-    fn entered(&self, info: &RefCell<ConnectionInfo>) {
+    fn record_session(&self, info: &RefCell<ConnectionInfo>) {
         let mut info = info.borrow_mut();
         info.is_session = true;
         let took = info.accepted.elapsed();
         self.context.shard_metrics.session_started(info.role, took);
     }
 
-    /// The driver's first bytes.
+    /// Reads the first bytes of the driver.
     async fn open(
         &self,
         driver: &mut Stream,
         control: &ConnectionControl,
     ) -> Result<Opened, CloseReason> {
-        let mut local = LocalOpening::new();
+        let mut opening = LocalOpening::new();
         let mut incoming = Buffer::take(Size::Small);
         loop {
-            match local.advance(incoming.filled()) {
+            match opening.advance(incoming.filled()) {
                 LocalOpeningStep::Read(next) => {
-                    local = next;
+                    opening = next;
                     let (result, filled) = driver.read(incoming.make_room()).await;
                     incoming = filled;
                     match result {
@@ -152,15 +152,17 @@ impl OutboundHandler {
                     }
                 }
                 LocalOpeningStep::Decline {
-                    request: encryption,
+                    request,
                     consumed,
                     next,
                 } => {
-                    local = next;
+                    opening = next;
                     incoming.consume(consumed);
-                    self.explain(encryption);
-                    let sent = driver.write_all(vec![b'N']).await;
-                    sent.map_err(|error| control.or_terminated(CloseReason::ClientIo(error)))?;
+                    self.warn_about_ssl(request);
+                    driver
+                        .write_all(vec![b'N'])
+                        .await
+                        .map_err(|error| control.or_terminated(CloseReason::ClientIo(error)))?;
                 }
                 LocalOpeningStep::Session => return Ok(Opened::Session(incoming)),
                 LocalOpeningStep::Cancel(request) => {
@@ -168,7 +170,7 @@ impl OutboundHandler {
                 }
                 LocalOpeningStep::Refuse(error) => {
                     if error == LocalOpeningError::DirectTls {
-                        self.explain(EncryptionRequest::Ssl);
+                        self.warn_about_ssl(EncryptionRequest::Ssl);
                     }
                     return Err(CloseReason::Local(error));
                 }
@@ -176,34 +178,35 @@ impl OutboundHandler {
         }
     }
 
-    fn explain(&self, encryption: EncryptionRequest) {
-        if encryption == EncryptionRequest::Ssl && !self.explained.replace(true) {
+    /// Logs once that drivers do not need SSL here.
+    fn warn_about_ssl(&self, request: EncryptionRequest) {
+        if request == EncryptionRequest::Ssl && !self.ssl_warning_logged.replace(true) {
             tracing::warn!(
-                "a client asks for SSL: set sslmode=disable in it. What it sends here stays on \
-                 this machine, and from here on everything is encrypted"
+                "a client requests SSL: set sslmode=disable in it. Its connection to the \
+                 forwarder stays on this machine, and the forwarder encrypts the rest of the path"
             );
         }
     }
 
-    /// The server, connected, in TLS, and let in. One that fails may have moved:
-    /// where it is now is asked, and tried, once.
+    /// Connects to the server and verifies it. If that fails, the server may have moved: the
+    /// target is looked up again, and another address is tried once.
     async fn connect_target(
         &self,
         control: &ConnectionControl,
         info: &RefCell<ConnectionInfo>,
     ) -> Result<Server, CloseReason> {
         let target = control.race_terminated(self.lookup(None)).await??;
-        let end = match self.connect(&target, control, info).await {
+        let reason = match self.connect(&target, control, info).await {
             Ok(server) => return Ok(server),
-            Err(end) => end,
+            Err(reason) => reason,
         };
-        let stale = Some(Arc::clone(&target));
-        match control.race_terminated(self.lookup(stale)).await? {
+        let failed = Some(Arc::clone(&target));
+        match control.race_terminated(self.lookup(failed)).await? {
             Ok(other) if *other != *target => self.connect(&other, control, info).await,
-            Ok(_) => Err(end),
+            Ok(_) => Err(reason),
             Err(error) => {
-                tracing::warn!(%error, "where the server is now cannot be told");
-                Err(end)
+                tracing::warn!(%error, "cannot look up the server again after a failed connection");
+                Err(reason)
             }
         }
     }
@@ -216,51 +219,57 @@ impl OutboundHandler {
     ) -> Result<Server, CloseReason> {
         let stream = self.dial(target, control).await?;
         let _fd_guard = control.register_upstream_fd(stream.raw_fd());
-        let (server, agreed) = self.encrypt(stream, target, control, info).await?;
-        let verdict = self.context.gate.admit(agreed.chain.as_deref());
-        let admitted = control.race_terminated(verdict).await?;
-        let attested = admitted.map_err(CloseReason::ServerDenied)?;
+        let (server, handshake) = self.connect_tls(stream, target, control, info).await?;
+        let verdict = self.context.gate.admit(handshake.chain.as_deref());
+        let attested = control
+            .race_terminated(verdict)
+            .await?
+            .map_err(CloseReason::ServerDenied)?;
         control.set_peer(attested.peer().cloned());
         Ok(server)
     }
 
-    /// Where the server is; another answer than `stale` where there is one.
-    async fn lookup(&self, stale: Option<Arc<Target>>) -> Result<Arc<Target>, CloseReason> {
-        if let Some(target) = self.state.resolver.fresh(stale.as_ref()) {
+    /// Looks up the server. `failed` is a target that could not be used: it is not returned
+    /// from the cache.
+    async fn lookup(&self, failed: Option<Arc<Target>>) -> Result<Arc<Target>, CloseReason> {
+        let resolver = &self.state.resolver;
+        if let Some(target) = resolver.cached(failed.as_ref()) {
             return Ok(target);
         }
-        let resolver = &self.state.resolver;
-        let asked = self.jobs.request(|done| resolver.lookup(stale, done));
-        match asked.await {
-            Ok(found) => found.map_err(CloseReason::Target),
+        match self
+            .jobs
+            .request(|done| resolver.lookup(failed, done))
+            .await
+        {
+            Ok(target) => target.map_err(CloseReason::Target),
             Err(_) => Err(CloseReason::Target(TargetError::Overloaded)),
         }
     }
 
-    /// The first of its addresses that answers.
+    /// Connects to the first address of the target that accepts.
     async fn dial(
         &self,
         target: &Target,
         control: &ConnectionControl,
     ) -> Result<Stream, CloseReason> {
-        let mut last = std::io::ErrorKind::AddrNotAvailable.into();
+        let mut last_error = std::io::ErrorKind::AddrNotAvailable.into();
         for address in &target.addresses {
             let deadline = Instant::now() + self.state.connect_timeout;
             let deadline = deadline.min(control.login_deadline());
             match Stream::dial(&PgAddress::Tcp(*address), deadline).await {
                 Ok(stream) => return Ok(stream),
-                Err(error) => last = error,
+                Err(error) => last_error = error,
             }
-            if let Some(order) = control.terminate_reason() {
-                return Err(order.into());
+            if let Some(reason) = control.terminate_reason() {
+                return Err(reason.into());
             }
         }
-        Err(CloseReason::ServerUnreachable(target.name(), last))
+        Err(CloseReason::ServerUnreachable(target.name(), last_error))
     }
 
-    /// The TLS handshake. A raw ClientHello, with the server's name and without
-    /// ALPN: a gateway in between routes by the one and knows not the other.
-    async fn encrypt(
+    /// Performs the TLS handshake. The ClientHello comes first, without an SSLRequest, and has
+    /// SNI but no ALPN: a dstack gateway on the path routes by SNI and does not know the protocol.
+    async fn connect_tls(
         &self,
         stream: Stream,
         target: &Target,
@@ -276,7 +285,7 @@ impl OutboundHandler {
         let timeout = self.state.connect_timeout;
         let handshake = server.handshake(&self.context.handshake_queue);
         let (result, in_time) = within_connect_timeout(handshake, fd, timeout).await;
-        let agreed = result.map_err(|error| {
+        let summary = result.map_err(|error| {
             control.or_terminated(match error {
                 _ if !in_time => CloseReason::HandshakeTimeout(timeout),
                 StreamError::Eof => CloseReason::ServerHungUp,
@@ -285,44 +294,45 @@ impl OutboundHandler {
             })
         })?;
         let mut info = info.borrow_mut();
-        info.tls = agreed.version;
+        info.tls = summary.version;
         self.context
             .shard_metrics
             .handshake_done(info.accepted.elapsed());
-        Ok((server, agreed))
+        Ok((server, summary))
     }
 
-    /// Says why, in the log first, and lets the driver read it.
+    /// Logs the error, sends it to the driver, and waits until the driver can have read it. The
+    /// log line comes first, because the driver may never read.
     async fn refuse(
         &self,
         driver: &mut Stream,
-        end: CloseReason,
+        reason: CloseReason,
         control: &ConnectionControl,
         info: &RefCell<ConnectionInfo>,
     ) -> CloseReason {
         control.closing();
         self.context
             .access_log
-            .ended(&info.borrow(), control.bytes(), &end);
+            .ended(&info.borrow(), control.bytes(), &reason);
         info.borrow_mut().logged = true;
-        if let Some(text) = end.response()
-            && driver.write_all(text).await.is_ok()
+        if let Some(response) = reason.response()
+            && driver.write_all(response).await.is_ok()
         {
             driver.linger().await;
         }
-        end
+        reason
     }
 }
 
-/// Runs `work`, and after `time` shuts its socket down, which ends its reads;
-/// `false` if that was necessary. Nothing is dropped half-way.
+/// Runs `work` to its end. After `limit` it shuts down the socket `fd`, which ends the reads of
+/// `work`: completion I/O must not be dropped half-way. Returns `false` if that was necessary.
 async fn within_connect_timeout<T>(
     work: impl Future<Output = T>,
     fd: RawFd,
-    time: Duration,
+    limit: Duration,
 ) -> (T, bool) {
     let mut work = pin!(work);
-    let mut timer = pin!(monoio::time::sleep(time));
+    let mut timer = pin!(monoio::time::sleep(limit));
     let mut in_time = true;
     poll_fn(|cx| {
         if let Poll::Ready(result) = work.as_mut().poll(cx) {
@@ -338,12 +348,12 @@ async fn within_connect_timeout<T>(
     .await
 }
 
-/// Hands a CancelRequest to the server, and waits until it has been dealt with.
+/// Forwards a CancelRequest to the server, and waits until it has been handled.
 async fn cancel(mut server: Server, packet: &[u8], control: &ConnectionControl) -> CloseReason {
     if let Err(error) = server.send(packet).await {
         return error.into_close_reason(control).swap_sides();
     }
-    // The server closes when it is done; clients wait for that.
+    // The server closes when it is done. Clients wait for that.
     let _ = server.read_more().await;
     server.close().await;
     control.or_terminated(CloseReason::Cancelled)

@@ -1,5 +1,5 @@
-//! The Postgres behind the sidecar: what it speaks, the dial, and the login
-//! with a password that the client never sees.
+//! The sidecar's connections to Postgres: the dial, the login with a password that the client
+//! never sees, and CancelRequests.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use crate::tasks::upstream_version::UpstreamVersion;
 use crate::telemetry::close_reason::CloseReason;
 use crate::tls::session;
 
-/// SCRAM keys kept per shard. A role's verifier has one salt until its
-/// password is changed, so three are in use at a time.
-const KEYS_KEPT: usize = 16;
+/// SCRAM keys cached per shard. The salt of a role changes only with its password, so three
+/// keys are in use at a time.
+const MAX_CACHED_KEYS: usize = 16;
 
-/// Everything a login into Postgres needs from its shard.
+/// Logs in to Postgres. Every shard has one.
 pub(crate) struct UpstreamLogin {
     pub(crate) endpoint: PgAddress,
     pub(crate) upstream_version: Arc<UpstreamVersion>,
@@ -32,6 +32,7 @@ pub(crate) struct UpstreamLogin {
     pub(crate) random: &'static dyn rustls::crypto::SecureRandom,
 }
 
+/// Keys that were derived from a password, with everything they depend on.
 pub(crate) struct CachedKeys {
     credential: u64,
     salt: Vec<u8>,
@@ -39,25 +40,26 @@ pub(crate) struct CachedKeys {
     keys: Arc<scram::Keys>,
 }
 
-/// A session that is ready for queries.
-pub(crate) struct LoggedIn {
+/// A Postgres session that is ready for queries.
+pub(crate) struct UpstreamSession {
     pub(crate) stream: Stream,
-    /// Bytes that came behind ReadyForQuery.
-    pub(crate) first: Buffer,
+    /// Bytes that Postgres sent after ReadyForQuery.
+    pub(crate) received: Buffer,
 }
 
 impl UpstreamLogin {
     /// Dials Postgres within the login deadline.
     pub(crate) async fn dial(&self, control: &ConnectionControl) -> Result<Stream, CloseReason> {
-        let dialled = Stream::dial(&self.endpoint, control.login_deadline()).await;
-        dialled.map_err(|error| {
-            self.upstream_version.stale.notify_one();
-            control.or_terminated(CloseReason::UpstreamUnreachable(error))
-        })
+        Stream::dial(&self.endpoint, control.login_deadline())
+            .await
+            .map_err(|error| {
+                self.upstream_version.invalidate();
+                control.or_terminated(CloseReason::UpstreamUnreachable(error))
+            })
     }
 
-    /// Logs in as the client asked, but with the role's own password, and
-    /// passes Postgres' answers on, from AuthenticationOk to ReadyForQuery.
+    /// Logs in with the client's startup parameters and the role's own password, then forwards
+    /// the messages of Postgres to the client, from AuthenticationOk to ReadyForQuery.
     pub(crate) async fn login<E: session::TlsSide>(
         &self,
         mut stream: Stream,
@@ -66,28 +68,28 @@ impl UpstreamLogin {
         version: ProtocolVersion,
         credential: &Arc<Credential>,
         control: &ConnectionControl,
-    ) -> Result<LoggedIn, CloseReason> {
-        let mut answers = Buffer::take(Size::Small);
+    ) -> Result<UpstreamSession, CloseReason> {
+        let mut incoming = Buffer::take(Size::Small);
         let ready = self
-            .authenticate(&mut stream, &mut answers, startup, version, credential)
+            .authenticate(&mut stream, &mut incoming, startup, version, credential)
             .await
             .map_err(|error| {
-                self.upstream_version.stale.notify_one();
+                self.upstream_version.invalidate();
                 control.or_terminated(error)
             })?;
         let version =
-            forward_until_ready(&mut stream, &mut answers, ready, client, control).await?;
-        self.upstream_version.saw_version(version);
-        Ok(LoggedIn {
+            forward_until_ready(&mut stream, &mut incoming, ready, client, control).await?;
+        self.upstream_version.observe_server_version(version);
+        Ok(UpstreamSession {
             stream,
-            first: answers,
+            received: incoming,
         })
     }
 
     async fn authenticate(
         &self,
         stream: &mut Stream,
-        answers: &mut Buffer,
+        incoming: &mut Buffer,
         startup: &Startup,
         version: ProtocolVersion,
         credential: &Arc<Credential>,
@@ -106,12 +108,12 @@ impl UpstreamLogin {
                     .await
                     .map_err(CloseReason::UpstreamIo)?;
             }
-            match backend.advance(answers.filled(), &credential.password, &mut out) {
+            match backend.advance(incoming.filled(), &credential.password, &mut out) {
                 BackendStep::Read { next, consumed } => {
-                    answers.consume(consumed);
+                    incoming.consume(consumed);
                     backend = next;
                     if out.is_empty() {
-                        read_answer(stream, answers).await?;
+                        read_more(stream, incoming).await?;
                     }
                 }
                 BackendStep::DeriveKeys {
@@ -120,13 +122,13 @@ impl UpstreamLogin {
                     consumed,
                     next,
                 } => {
-                    answers.consume(consumed);
+                    incoming.consume(consumed);
                     backend = self
-                        .prove(next, credential, salt, iterations, &mut out)
+                        .answer_challenge(next, credential, salt, iterations, &mut out)
                         .await?;
                 }
                 BackendStep::Authenticated { consumed, next } => {
-                    answers.consume(consumed);
+                    incoming.consume(consumed);
                     return Ok(next);
                 }
                 BackendStep::Refuse(error) => return Err(error.into()),
@@ -134,9 +136,9 @@ impl UpstreamLogin {
         }
     }
 
-    /// Answers SCRAM's challenge with keys from the cache, or derived on the
-    /// worker: 4,096 rounds of HMAC are about a millisecond.
-    async fn prove(
+    /// Answers the SCRAM challenge with cached keys, or with keys derived on the worker thread:
+    /// 4,096 rounds of HMAC take about a millisecond.
+    async fn answer_challenge(
         &self,
         next: AwaitKeys,
         credential: &Arc<Credential>,
@@ -148,29 +150,33 @@ impl UpstreamLogin {
             .keys
             .borrow()
             .iter()
-            .find(|kept| {
-                kept.credential == credential.id
-                    && kept.iterations == iterations
-                    && kept.salt == salt
+            .find(|cached| {
+                cached.credential == credential.id
+                    && cached.iterations == iterations
+                    && cached.salt == salt
             })
-            .map(|kept| Arc::clone(&kept.keys));
+            .map(|cached| Arc::clone(&cached.keys));
         if let Some(keys) = cached {
             return Ok(next.resume(&keys, out));
         }
-        let (password, asked) = (Arc::clone(credential), salt.clone());
+        let (password, salt_copy) = (Arc::clone(credential), salt.clone());
         let keys = self
             .jobs
             .offload(&self.worker, move || {
-                Arc::new(scram::Keys::derive(&password.password, &asked, iterations))
+                Arc::new(scram::Keys::derive(
+                    &password.password,
+                    &salt_copy,
+                    iterations,
+                ))
             })
             .await
             .map_err(|_| BackendError::Overloaded)?;
         let backend = next.resume(&keys, out);
-        let mut kept = self.keys.borrow_mut();
-        if kept.len() >= KEYS_KEPT {
-            kept.remove(0);
+        let mut cache = self.keys.borrow_mut();
+        if cache.len() >= MAX_CACHED_KEYS {
+            cache.remove(0);
         }
-        kept.push(CachedKeys {
+        cache.push(CachedKeys {
             credential: credential.id,
             salt,
             iterations,
@@ -180,17 +186,17 @@ impl UpstreamLogin {
     }
 }
 
-/// Hands Postgres' own messages to the client until it is ready for queries.
-/// Returns its `server_version`, where it named one.
+/// Forwards the messages of Postgres to the client until Postgres is ready for queries.
+/// Returns its `server_version`, if it reported one.
 async fn forward_until_ready<E: session::TlsSide>(
     stream: &mut Stream,
-    answers: &mut Buffer,
+    incoming: &mut Buffer,
     mut ready: AwaitReady,
     client: &mut TlsStream<E>,
     control: &ConnectionControl,
 ) -> Result<Option<String>, CloseReason> {
     loop {
-        let (forward_len, outcome) = match ready.advance(answers.filled()) {
+        let (forward_len, outcome) = match ready.advance(incoming.filled()) {
             ReadyStep::Forward { forward_len, next } => (forward_len, Ok(next)),
             ReadyStep::Ready {
                 forward_len,
@@ -205,7 +211,7 @@ async fn forward_until_ready<E: session::TlsSide>(
             ),
             ReadyStep::Refuse(error) => (0, Err(Err(error.into()))),
         };
-        if let Some(message) = answers.filled().get(..forward_len)
+        if let Some(message) = incoming.filled().get(..forward_len)
             && forward_len > 0
         {
             control.count_sent(forward_len);
@@ -213,22 +219,22 @@ async fn forward_until_ready<E: session::TlsSide>(
                 .send(message)
                 .await
                 .map_err(|error| error.into_close_reason(control))?;
-            answers.consume(forward_len);
+            incoming.consume(forward_len);
         }
         match outcome {
             Ok(next) => ready = next,
             Err(outcome) => return outcome,
         }
-        read_answer(stream, answers)
+        read_more(stream, incoming)
             .await
             .map_err(|error| control.or_terminated(error))?;
     }
 }
 
-async fn read_answer(stream: &mut Stream, answers: &mut Buffer) -> Result<(), CloseReason> {
-    let buffer = std::mem::replace(answers, Buffer::none());
+async fn read_more(stream: &mut Stream, incoming: &mut Buffer) -> Result<(), CloseReason> {
+    let buffer = std::mem::replace(incoming, Buffer::none());
     let (result, filled) = stream.read(buffer.make_room()).await;
-    *answers = filled;
+    *incoming = filled;
     match result {
         Ok(0) => Err(BackendError::EarlyEof.into()),
         Ok(_) => Ok(()),
@@ -236,8 +242,8 @@ async fn read_answer(stream: &mut Stream, answers: &mut Buffer) -> Result<(), Cl
     }
 }
 
-/// Hands a CancelRequest to Postgres. Any core may do it: the key in it is
-/// Postgres' own, so there is nothing to look up.
+/// Forwards a CancelRequest to Postgres. Any shard can do this, because the key in it is
+/// Postgres' own: there is nothing to look up.
 pub(crate) async fn cancel(
     upstream_login: &UpstreamLogin,
     packet: Vec<u8>,
@@ -245,14 +251,14 @@ pub(crate) async fn cancel(
 ) -> CloseReason {
     let mut stream = match upstream_login.dial(control).await {
         Ok(stream) => stream,
-        Err(end) => return end,
+        Err(reason) => return reason,
     };
     let _fd_guard = control.register_upstream_fd(stream.raw_fd());
     if let Err(error) = stream.write_secret(packet).await {
         return control.or_terminated(CloseReason::UpstreamIo(error));
     }
-    // Postgres closes when the signal is on its way; clients wait for our
-    // close, to be sure that the cancel does not hit their next query.
+    // Postgres closes the connection after it has sent the signal. Clients wait for that, so
+    // that the cancellation does not hit their next query.
     let _ = stream.read(Buffer::take(Size::Small)).await;
     control.or_terminated(CloseReason::Cancelled)
 }

@@ -1,10 +1,10 @@
-//! Keeps the sidecar's certificate good: from the guest agent, renewed ahead of
-//! its end, or from PEM files, read again when they change.
+//! Renews the certificate of the process: from the guest agent after two thirds of its
+//! lifetime, with exponential back-off on failure, or from PEM files when they change.
 //!
-//! Runs on the control thread. A new certificate is for new connections, at
-//! once; sessions keep theirs. What cannot be used is refused, and the one
-//! before it stays: a renewal that fails costs nobody anything until that one
-//! ends, and `/ready` says so before it does.
+//! Runs on the control thread. New connections use a new certificate immediately; sessions keep
+//! the one they started with. A certificate that cannot be used must never replace the current
+//! one. So a failed renewal has no effect until the current certificate expires, and `/ready`
+//! reports it before that.
 
 use std::path::Path;
 use std::pin::pin;
@@ -20,21 +20,21 @@ use crate::telemetry::metrics::Metrics;
 use crate::tls::certificate::{Identity, IdentityError, PemFiles};
 use crate::tls::certificate_source::{CertificateSource, CertificateSourceError};
 
-/// PEM files are looked at this often. A few hundred bytes that are in memory.
+/// How often PEM files are read. They are small and in the page cache.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// The clock may be set meanwhile: no sleep is longer.
+/// The longest sleep, because the wall clock may be set in the meantime.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
 /// Delays between failed renewals.
 const RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
-/// Not ready when less than this is left, or a tenth of the lifetime.
+/// `/ready` fails when less than this remains, or less than a tenth of the lifetime, in seconds.
 const NOT_READY_MARGIN: u64 = 3_600;
 
-/// When to do what about a certificate. Unix seconds.
+/// When to renew a certificate and when to report that it expires soon, in Unix seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct RenewalSchedule {
-    /// Two thirds of its time have passed.
+    /// Two thirds of its lifetime have passed.
     renew: u64,
-    /// So little is left that nobody should be sent here.
+    /// It expires so soon that `/ready` fails.
     not_ready: u64,
 }
 
@@ -42,26 +42,26 @@ impl RenewalSchedule {
     fn new(obtained: u64, not_after: u64) -> Self {
         let lifetime = not_after.saturating_sub(obtained);
         Self {
-            // Never at once: an agent whose certificates end at once is not to be flooded.
+            // At least a second: a guest agent that issues expired certificates must not be
+            // flooded with requests.
             renew: obtained.saturating_add((lifetime.saturating_mul(2) / 3).max(1)),
             not_ready: not_after.saturating_sub(NOT_READY_MARGIN.min(lifetime / 10)),
         }
     }
 }
 
-/// What is done with a new certificate.
+/// Makes new connections use a certificate.
 pub(crate) type InstallFn = Box<dyn Fn(&Identity) -> Result<(), IdentityError> + Send + Sync>;
 
-/// Who does it.
+/// Renews the certificate for as long as the process runs.
 pub(crate) struct CertificateRenewer {
     pub(crate) certificate_source: CertificateSource,
-    /// Puts a new certificate in force, for new connections.
     pub(crate) install: InstallFn,
     pub(crate) latch: admin::Latch,
     pub(crate) renewal_metrics: RenewalMetrics,
 }
 
-/// What `/metrics` says of it.
+/// The metrics of the renewal.
 #[derive(Clone)]
 pub(crate) struct RenewalMetrics {
     renewed: Counter,
@@ -80,23 +80,23 @@ impl RenewalMetrics {
         }
     }
 
-    /// The end of the certificate in use, in unix seconds; 0 before the first.
+    /// The expiry of the current certificate in Unix seconds; 0 before the first.
     pub(crate) fn not_after(&self) -> u64 {
         self.not_after.load(Ordering::Relaxed)
     }
 }
 
 impl CertificateRenewer {
-    /// Keeps it good for ever, beginning with `identity`, which is in use.
+    /// Renews the certificate forever, starting from `identity`, which is in use already.
     pub(crate) async fn run(self, identity: Identity) {
-        self.in_use(&identity);
+        self.mark_current(&identity);
         match &self.certificate_source {
-            CertificateSource::Files { cert, key } => self.watch(cert, key, identity).await,
-            CertificateSource::Agent { .. } => self.renew(identity).await,
+            CertificateSource::Files { cert, key } => self.watch_files(cert, key, identity).await,
+            CertificateSource::Agent { .. } => self.renew_from_agent(identity).await,
         }
     }
 
-    fn in_use(&self, identity: &Identity) {
+    fn mark_current(&self, identity: &Identity) {
         self.renewal_metrics
             .not_after
             .store(identity.not_after(), Ordering::Relaxed);
@@ -105,7 +105,7 @@ impl CertificateRenewer {
 
     fn activate(&self, identity: &Identity) -> Result<(), IdentityError> {
         (self.install)(identity)?;
-        self.in_use(identity);
+        self.mark_current(identity);
         self.renewal_metrics.renewed.increment(1);
         tracing::info!(
             fingerprint = %identity.fingerprint(),
@@ -115,16 +115,16 @@ impl CertificateRenewer {
         Ok(())
     }
 
-    async fn renew(&self, mut identity: Identity) {
+    async fn renew_from_agent(&self, mut identity: Identity) {
         let mut retry = RETRY;
         let mut failed = false;
         let mut schedule = RenewalSchedule::new(unix_now(), identity.not_after());
         let mut due = schedule.renew;
         loop {
-            sleep_until(due.min(next_look(schedule.not_ready))).await;
+            sleep_until(due.min(next_expiry_check(schedule.not_ready))).await;
             let now = unix_now();
             if now >= due {
-                match self.watched(schedule, self.obtain()).await {
+                match self.checking_expiry(schedule, self.obtain()).await {
                     Ok(new) => {
                         (identity, failed) = (new, false);
                         retry.reset();
@@ -140,7 +140,7 @@ impl CertificateRenewer {
                     }
                 }
             }
-            self.check_end(schedule, failed);
+            self.check_expiry(schedule, failed);
         }
     }
 
@@ -150,67 +150,76 @@ impl CertificateRenewer {
         Ok(identity)
     }
 
-    /// Does `work`, in which an agent may keep us waiting past the moment to be not_ready.
-    async fn watched<T>(&self, schedule: RenewalSchedule, work: impl Future<Output = T>) -> T {
+    /// Runs `work`. If the guest agent does not answer before the certificate expires soon,
+    /// `/ready` reports that while `work` continues.
+    async fn checking_expiry<T>(
+        &self,
+        schedule: RenewalSchedule,
+        work: impl Future<Output = T>,
+    ) -> T {
         let mut work = pin!(work);
         tokio::select! {
             done = &mut work => return done,
-            () = sleep_until(schedule.not_ready) => self.check_end(schedule, true),
+            () = sleep_until(schedule.not_ready) => self.check_expiry(schedule, true),
         }
         work.await
     }
 
-    /// Not ready when the end is near.
-    fn check_end(&self, schedule: RenewalSchedule, failed: bool) {
+    /// Makes `/ready` fail when the certificate expires soon.
+    fn check_expiry(&self, schedule: RenewalSchedule, failed: bool) {
         if unix_now() >= schedule.not_ready {
-            let why = if failed { "; its renewal fails" } else { "" };
+            let detail = if failed {
+                ", and its renewal fails"
+            } else {
+                ""
+            };
             self.latch
-                .set_not_ready(format!("the certificate is about to expire{why}"));
+                .set_not_ready(format!("the certificate is about to expire{detail}"));
         }
     }
 
-    /// Looks at the files, and takes what is new and good in them.
-    async fn watch(&self, cert: &Path, key: &Path, mut identity: Identity) {
+    /// Polls the files, and uses a new certificate that is valid.
+    async fn watch_files(&self, cert: &Path, key: &Path, mut identity: Identity) {
         let mut schedule = RenewalSchedule::new(unix_now(), identity.not_after());
-        let (mut seen, mut away) = (None, 0_u32);
+        let (mut last_digest, mut read_errors) = (None, 0_u32);
         loop {
             tokio::time::sleep(POLL_INTERVAL).await;
-            self.check_end(schedule, false);
+            self.check_expiry(schedule, false);
             let files = match PemFiles::read(cert, key) {
                 Ok(files) => files,
                 Err(error) => {
-                    away = away.saturating_add(1);
-                    // The first look may have come in the middle of a replacement.
-                    if away == 2 {
-                        self.not_taken(&error);
+                    read_errors = read_errors.saturating_add(1);
+                    // The first error may be due to a replacement in progress.
+                    if read_errors == 2 {
+                        self.reject(&error);
                     }
                     continue;
                 }
             };
-            away = 0;
+            read_errors = 0;
             let digest = files.digest();
-            if seen.replace(digest) == Some(digest) {
+            if last_digest.replace(digest) == Some(digest) {
                 continue;
             }
-            match self.take(&files, &identity) {
+            match self.activate_if_new(&files, &identity) {
                 Ok(Some(new)) => {
                     identity = new;
                     schedule = RenewalSchedule::new(unix_now(), identity.not_after());
                 }
                 Ok(None) => {}
-                Err(error) => self.not_taken(&error),
+                Err(error) => self.reject(&error),
             }
         }
     }
 
-    /// Puts what is in the files in force, unless it is in use already.
-    fn take(
+    /// Uses the certificate in the files, unless it is `current`.
+    fn activate_if_new(
         &self,
         files: &PemFiles<'_>,
-        before: &Identity,
+        current: &Identity,
     ) -> Result<Option<Identity>, IdentityError> {
         let new = Identity::from_pem(files)?;
-        if new.certified().cert == before.certified().cert {
+        if new.certified().cert == current.certified().cert {
             return Ok(None);
         }
         new.check_dates(unix_now())?;
@@ -218,14 +227,14 @@ impl CertificateRenewer {
         Ok(Some(new))
     }
 
-    fn not_taken(&self, error: &IdentityError) {
+    fn reject(&self, error: &IdentityError) {
         self.renewal_metrics.failed.increment(1);
-        tracing::warn!(%error, "the certificate's files have changed, and are not used");
+        tracing::warn!(%error, "the certificate files have changed but cannot be used, keeping the current certificate");
     }
 }
 
-/// The moment to look at the certificate's end again.
-fn next_look(not_ready: u64) -> u64 {
+/// When to check the expiry again, in Unix seconds.
+fn next_expiry_check(not_ready: u64) -> u64 {
     let now = unix_now();
     if now < not_ready {
         not_ready
@@ -234,11 +243,11 @@ fn next_look(not_ready: u64) -> u64 {
     }
 }
 
-/// Until that second begins. To the second's beginning and not for so many whole
-/// ones: of a certificate that lives for seconds, that would be a good part.
+/// Sleeps until the start of the second `due`. A sleep of whole seconds would take a
+/// considerable part of the lifetime of a certificate that is valid for seconds.
 async fn sleep_until(due: u64) {
     let due = UNIX_EPOCH + Duration::from_secs(due);
-    // An error says that the moment is past.
+    // It is an error if `due` is in the past.
     while let Ok(left) = due.duration_since(SystemTime::now()) {
         tokio::time::sleep(left.min(MAX_SLEEP)).await;
     }
@@ -249,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_renewed_after_two_thirds_and_red_before_the_end() {
+    fn renewal_is_due_after_two_thirds_and_readiness_fails_before_expiry() {
         let day = RenewalSchedule::new(1_000, 1_000 + 86_400);
         assert_eq!(day.renew, 1_000 + 57_600);
         assert_eq!(day.not_ready, 1_000 + 86_400 - 3_600);
@@ -257,7 +266,7 @@ mod tests {
         assert_eq!((minutes.renew, minutes.not_ready), (400, 540));
         let short = RenewalSchedule::new(0, 3);
         assert_eq!((short.renew, short.not_ready), (2, 3));
-        let over = RenewalSchedule::new(10, 5);
-        assert_eq!((over.renew, over.not_ready), (11, 5));
+        let expired = RenewalSchedule::new(10, 5);
+        assert_eq!((expired.renew, expired.not_ready), (11, 5));
     }
 }

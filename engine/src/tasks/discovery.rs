@@ -1,8 +1,8 @@
-//! Where the server is: a fixed name, or the leader of a cluster.
+//! Discovers the server of a forwarder by DNS: a fixed name, or the leader of a cluster.
 //!
-//! Names are looked up on the control thread, one look-up at a time; shards read
-//! the last answer, and ask for another when its time is over or it has led them
-//! nowhere.
+//! Lookups run on the control thread as a single flight: one at a time, and everyone who waits
+//! gets its result. Shards read the cached result, and request another lookup when it has
+//! expired or its addresses do not work.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -21,21 +21,20 @@ use tokio::sync::Mutex;
 use crate::io::clock::unix_now;
 use crate::io::target::{Target, TargetError, TargetSpec};
 
-/// For one question. hickory-resolver asks again every second or so until
-/// [`ATTEMPT`] is over, then once more.
-const DEADLINE: Duration = Duration::from_secs(5);
-const ATTEMPT: Duration = Duration::from_secs(2);
-/// Answers are kept for their TTL, within these bounds: a TTL of 0 must not
-/// mean a question for each connection, nor a long one a leader of last week.
-const SHORTEST: Duration = Duration::from_secs(1);
-const LONGEST: Duration = Duration::from_secs(300);
-/// An answer that is over and cannot be renewed is used for this long before it
-/// is tried again.
-const GRACE: Duration = Duration::from_secs(5);
+/// The limit for one query, with its retransmissions: hickory-resolver repeats it about every
+/// second for [`ATTEMPT_TIMEOUT`], then once more.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Results are cached for their TTL within these bounds. A TTL of 0 must not cause a query for
+/// each connection, and a long one must not preserve an old leader.
+const MIN_TTL: Duration = Duration::from_secs(1);
+const MAX_TTL: Duration = Duration::from_secs(300);
+/// How long an expired result that cannot be renewed is used before the next query.
+const STALE_TTL: Duration = Duration::from_secs(5);
 /// Addresses of one name that are tried.
-const MOST_ADDRESSES: usize = 8;
+const MAX_ADDRESSES: usize = 8;
 
-/// Asks `server`, or whom this machine asks.
+/// A resolver that queries `server`, or the name servers of this machine.
 ///
 /// # Errors
 /// This machine's resolv.conf cannot be read.
@@ -48,14 +47,14 @@ pub(crate) fn resolver(server: Option<SocketAddr>) -> Result<TokioResolver, NetE
         ),
     };
     let options: &mut ResolverOpts = builder.options_mut();
-    options.timeout = ATTEMPT;
-    // The resolver remembers. Who asks again because a server does not answer
-    // must not be told the same.
+    options.timeout = ATTEMPT_TIMEOUT;
+    // `TargetResolver` caches. A lookup after a failed connection must not return the same
+    // cached answer.
     options.cache_size = 0;
     builder.build()
 }
 
-/// By UDP, and by TCP where an answer is cut.
+/// Queries `server` by UDP, and by TCP if an answer is truncated.
 fn name_server(server: SocketAddr) -> NameServerConfig {
     let mut name_server = NameServerConfig::udp_and_tcp(server.ip());
     for connection in &mut name_server.connections {
@@ -64,166 +63,176 @@ fn name_server(server: SocketAddr) -> NameServerConfig {
     name_server
 }
 
-/// The last answer, and the way to the next one.
+/// Looks up the server and caches the result.
 pub(crate) struct TargetResolver {
-    place: TargetSpec,
+    spec: TargetSpec,
     resolver: TokioResolver,
     control: tokio::runtime::Handle,
-    current: ArcSwapOption<Answer>,
-    /// Held while a question is under way: whoever waits gets its answer.
-    asking: Mutex<Asking>,
+    current: ArcSwapOption<CachedTarget>,
+    /// Locked during a lookup, so that there is one at a time.
+    lookup: Mutex<LookupState>,
 }
 
 #[derive(Default)]
-struct Asking {
+struct LookupState {
     leader: LeaderState,
-    /// The last question's end, if it brought nothing.
+    /// When the last lookup failed, and why. Callers that waited for it get this error.
     failed: Option<(Instant, TargetError)>,
 }
 
-struct Answer {
+struct CachedTarget {
     target: Arc<Target>,
-    until: Instant,
+    expires: Instant,
 }
 
 impl TargetResolver {
     pub(crate) fn new(
-        place: TargetSpec,
+        spec: TargetSpec,
         resolver: TokioResolver,
         control: tokio::runtime::Handle,
     ) -> Arc<Self> {
         Arc::new(Self {
-            place,
+            spec,
             resolver,
             control,
             current: ArcSwapOption::empty(),
-            asking: Mutex::default(),
+            lookup: Mutex::default(),
         })
     }
 
-    /// The last answer, if its time is not over and it is not `stale`.
-    pub(crate) fn fresh(&self, stale: Option<&Arc<Target>>) -> Option<Arc<Target>> {
+    /// The cached result, unless it has expired or is the `failed` target.
+    pub(crate) fn cached(&self, failed: Option<&Arc<Target>>) -> Option<Arc<Target>> {
         let current = self.current.load();
-        let answer = current.as_ref()?;
-        let is_stale = stale.is_some_and(|stale| Arc::ptr_eq(stale, &answer.target));
-        (!is_stale && Instant::now() < answer.until).then(|| Arc::clone(&answer.target))
+        let cached = current.as_ref()?;
+        let has_failed = failed.is_some_and(|failed| Arc::ptr_eq(failed, &cached.target));
+        (!has_failed && Instant::now() < cached.expires).then(|| Arc::clone(&cached.target))
     }
 
-    /// Looks it up on the control thread, and tells `done`.
+    /// Runs [`Self::find`] on the control thread, and calls `done` with its result.
     pub(crate) fn lookup(
         self: &Arc<Self>,
-        stale: Option<Arc<Target>>,
+        failed: Option<Arc<Target>>,
         done: impl FnOnce(Result<Arc<Target>, TargetError>) + Send + 'static,
     ) {
         let resolver = Arc::clone(self);
         self.control
-            .spawn(async move { done(resolver.find(stale).await) });
+            .spawn(async move { done(resolver.find(failed).await) });
     }
 
-    /// The answer of the question that is under way, or of one more.
+    /// Returns the result of the lookup in progress, or starts one. `failed` is a target that
+    /// could not be used: it is not returned from the cache.
+    ///
+    /// # Errors
+    /// The name cannot be resolved, or the leader manifest is refused.
     pub(crate) async fn find(
         &self,
-        stale: Option<Arc<Target>>,
+        failed: Option<Arc<Target>>,
     ) -> Result<Arc<Target>, TargetError> {
-        let came = Instant::now();
-        let mut asking = self.asking.lock().await;
-        if let Some(target) = self.fresh(stale.as_ref()) {
+        let requested = Instant::now();
+        let mut lookup = self.lookup.lock().await;
+        if let Some(target) = self.cached(failed.as_ref()) {
             return Ok(target);
         }
-        if let Some((ended, error)) = &asking.failed
-            && came <= *ended
+        if let Some((ended, error)) = &lookup.failed
+            && requested <= *ended
         {
             return Err(error.clone());
         }
-        let (target, time) = match self.ask_or_keep(&mut asking.leader).await {
+        let (target, ttl) = match self.query_or_reuse(&mut lookup.leader).await {
             Ok(found) => found,
             Err(error) => {
-                asking.failed = Some((Instant::now(), error.clone()));
+                lookup.failed = Some((Instant::now(), error.clone()));
                 return Err(error);
             }
         };
-        let target = self.known(target);
-        self.current.store(Some(Arc::new(Answer {
+        let target = self.reuse_if_equal(target);
+        self.current.store(Some(Arc::new(CachedTarget {
             target: Arc::clone(&target),
-            until: Instant::now() + time.clamp(SHORTEST, LONGEST),
+            expires: Instant::now() + ttl.clamp(MIN_TTL, MAX_TTL),
         })));
         Ok(target)
     }
 
-    /// Asks; where the name server has no answer, what it said last may do.
-    async fn ask_or_keep(
+    /// Queries the name server. If it does not answer, the last result is used again.
+    async fn query_or_reuse(
         &self,
         leader: &mut LeaderState,
     ) -> Result<(Arc<Target>, Duration), TargetError> {
-        match (self.ask(leader).await, self.current.load().as_ref()) {
-            // The server itself may be there although the name server is not.
+        match (self.query(leader).await, self.current.load().as_ref()) {
+            // The server may be up although the name server is not.
             (Err(error @ TargetError::Dns { .. }), Some(last))
-                if self.still_leads(leader, &last.target) =>
+                if self.is_still_leader(leader, &last.target) =>
             {
                 tracing::warn!(%error, "using the last address");
-                Ok((Arc::clone(&last.target), GRACE))
+                Ok((Arc::clone(&last.target), STALE_TTL))
             }
-            (answer, _) => answer,
+            (result, _) => result,
         }
     }
 
-    /// The same allocation where nothing has changed.
-    fn known(&self, target: Arc<Target>) -> Arc<Target> {
+    /// Returns the cached allocation if the target has not changed, so that `cached` can
+    /// compare pointers.
+    fn reuse_if_equal(&self, target: Arc<Target>) -> Arc<Target> {
         let current = self.current.load();
         match current.as_ref() {
             Some(last) if *last.target == *target => Arc::clone(&last.target),
             _ => {
-                tracing::info!(server = target.name(), addresses = ?target.addresses, "server");
+                tracing::info!(server = target.name(), addresses = ?target.addresses, "server found");
                 target
             }
         }
     }
 
-    /// Whether the newest leader is there: the next one's manifest may have come,
-    /// and its address not.
-    fn still_leads(&self, leader: &LeaderState, last: &Target) -> bool {
-        match &self.place {
+    /// Whether `last` is the newest known leader. The manifest of the next leader may have been
+    /// received already, although its address could not be resolved.
+    fn is_still_leader(&self, leader: &LeaderState, last: &Target) -> bool {
+        match &self.spec {
             TargetSpec::Fixed { .. } => true,
             TargetSpec::Cluster { .. } => match leader.leader(unix_now()) {
                 Ok(Some(newest)) => {
-                    let place = newest.target();
-                    last.server.to_str() == place.host() && last.port == place.port()
+                    let newest = newest.target();
+                    last.server.to_str() == newest.host() && last.port == newest.port()
                 }
                 _ => false,
             },
         }
     }
 
-    async fn ask(&self, leader: &mut LeaderState) -> Result<(Arc<Target>, Duration), TargetError> {
-        match &self.place {
+    /// Queries the name server for the target and its TTL.
+    async fn query(
+        &self,
+        leader: &mut LeaderState,
+    ) -> Result<(Arc<Target>, Duration), TargetError> {
+        match &self.spec {
             TargetSpec::Fixed { host, port } => self.addresses(host, *port).await,
             TargetSpec::Cluster { domain, trust } => {
-                let (manifest, fresh) = self.manifest(domain, trust).await?;
+                let (manifest, manifest_ttl) = self.manifest(domain, trust).await?;
                 leader.accept(manifest)?;
                 let now = unix_now();
                 let Some(manifest) = leader.leader(now)? else {
                     return Err(TargetError::NoManifest(domain.clone()));
                 };
-                let place = manifest.target();
-                let (target, time) = self.addresses(place.host(), place.port()).await?;
+                let server = manifest.target();
+                let (target, ttl) = self.addresses(server.host(), server.port()).await?;
                 let valid = Duration::from_secs(manifest.valid_until().saturating_sub(now));
-                Ok((target, time.min(fresh).min(valid)))
+                Ok((target, ttl.min(manifest_ttl).min(valid)))
             }
         }
     }
 
-    /// The one TXT record, verified, and its TTL.
+    /// Queries the leader manifest, which must be the only TXT record, and verifies it. Returns
+    /// it with its TTL.
     async fn manifest(
         &self,
         domain: &str,
         trust: &ManifestPolicy,
     ) -> Result<(Manifest, Duration), TargetError> {
         let name = format!("_teesql-leader.{}.", domain.trim_end_matches('.'));
-        let lookup = within(&name, self.resolver.txt_lookup(name.as_str())).await?;
+        let lookup = with_timeout(&name, self.resolver.txt_lookup(name.as_str())).await?;
         let Some(lookup) = lookup else {
             return Err(TargetError::NoManifest(name));
         };
-        let fresh = left(lookup.valid_until());
+        let ttl = time_until(lookup.valid_until());
         let mut records = lookup
             .answers()
             .iter()
@@ -238,9 +247,10 @@ impl TargetResolver {
         };
         let chunks: Vec<&[u8]> = txt.txt_data.iter().map(AsRef::as_ref).collect();
         let unverified = Manifest::parse(&join_chunks(&chunks)?)?;
-        Ok((unverified.verify(trust, unix_now())?, fresh))
+        Ok((unverified.verify(trust, unix_now())?, ttl))
     }
 
+    /// Resolves `host`, which may be an IP address, and returns the target with its TTL.
     async fn addresses(
         &self,
         host: &str,
@@ -248,13 +258,13 @@ impl TargetResolver {
     ) -> Result<(Arc<Target>, Duration), TargetError> {
         let server = ServerName::try_from(host.to_owned())
             .map_err(|_| TargetError::NoAddress(host.to_owned()))?;
-        let (addresses, time) = match &server {
-            ServerName::IpAddress(address) => (vec![IpAddr::from(*address)], LONGEST),
+        let (addresses, ttl) = match &server {
+            ServerName::IpAddress(address) => (vec![IpAddr::from(*address)], MAX_TTL),
             _ => self.resolve(host).await?,
         };
         let addresses: Vec<_> = addresses
             .into_iter()
-            .take(MOST_ADDRESSES)
+            .take(MAX_ADDRESSES)
             .map(|address| SocketAddr::new(address, port))
             .collect();
         if addresses.is_empty() {
@@ -265,33 +275,33 @@ impl TargetResolver {
             port,
             addresses,
         };
-        Ok((Arc::new(target), time))
+        Ok((Arc::new(target), ttl))
     }
 
     async fn resolve(&self, host: &str) -> Result<(Vec<IpAddr>, Duration), TargetError> {
-        let lookup = within(host, self.resolver.lookup_ip(host)).await?;
+        let lookup = with_timeout(host, self.resolver.lookup_ip(host)).await?;
         let Some(lookup) = lookup else {
             return Err(TargetError::NoAddress(host.to_owned()));
         };
-        let time = left(lookup.valid_until());
-        Ok((lookup.iter().collect(), time))
+        let ttl = time_until(lookup.valid_until());
+        Ok((lookup.iter().collect(), ttl))
     }
 }
 
-fn left(until: Instant) -> Duration {
-    until.saturating_duration_since(Instant::now())
+fn time_until(moment: Instant) -> Duration {
+    moment.saturating_duration_since(Instant::now())
 }
 
-/// An answer in time; `None` where the name server says that there is nothing.
-async fn within<T>(
+/// Waits for an answer within [`QUERY_TIMEOUT`]. `None` if the name or the record does not exist.
+async fn with_timeout<T>(
     name: &str,
-    question: impl Future<Output = Result<T, NetError>>,
+    query: impl Future<Output = Result<T, NetError>>,
 ) -> Result<Option<T>, TargetError> {
     let failed = |why: String| TargetError::Dns {
         name: name.to_owned(),
         why,
     };
-    match tokio::time::timeout(DEADLINE, question).await {
+    match tokio::time::timeout(QUERY_TIMEOUT, query).await {
         Ok(Ok(answer)) => Ok(Some(answer)),
         Ok(Err(error)) if error.is_no_records_found() || error.is_nx_domain() => Ok(None),
         Ok(Err(error)) => Err(failed(error.to_string())),

@@ -1,4 +1,6 @@
 //! Layer 5: background tasks of the control thread.
+//!
+//! They may wait for the network or the guest agent, which a shard must never do.
 
 pub(crate) mod certificate_renewal;
 pub(crate) mod collateral_refresh;

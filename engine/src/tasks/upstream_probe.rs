@@ -1,8 +1,8 @@
-//! Learns what the Postgres behind speaks, before a client asks.
+//! Probes the protocol version of Postgres, and whether Postgres is up.
 //!
-//! The answer to a client's StartupMessage has to say which protocol version
-//! it gets before the password is asked for, and Postgres is only dialled when
-//! the password was right: so it has to be known beforehand.
+//! The sidecar negotiates the protocol version with a client before it requests the password,
+//! and dials Postgres only after the password was correct. So the version must be known
+//! beforehand.
 
 use std::io;
 use std::time::Duration;
@@ -16,45 +16,49 @@ use crate::io::backoff::Backoff;
 use crate::io::stream::PgAddress;
 use crate::tasks::upstream_version::UpstreamVersion;
 
-/// For one try.
-const DEADLINE: Duration = Duration::from_secs(2);
+/// The limit for one probe.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Delays between attempts while Postgres does not answer.
 const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
-/// Least time between two probes, however often something looks stale.
-const BETWEEN_PROBES: Duration = Duration::from_secs(1);
-/// Between two probes where nothing looks stale: how late `/ready` learns that
-/// Postgres is gone while nobody logs in.
-const NOW_AND_THEN: Duration = Duration::from_secs(4);
+/// Minimum time between two probes, however often the version is invalidated.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+/// Additional time until the next probe if nothing invalidates the version. While no client
+/// logs in, `/ready` notices within both times that Postgres is down.
+const IDLE_INTERVAL: Duration = Duration::from_secs(4);
 
-/// Probes now, now and then, and whenever [`UpstreamVersion::stale`] is rung, for
-/// ever. Tells `latch` whether Postgres answers.
+/// Probes immediately, at regular intervals, and after [`UpstreamVersion::invalidate`]. Sets
+/// `latch` to whether Postgres answers. Never returns.
 pub(crate) async fn run(endpoint: &PgAddress, upstream_version: &UpstreamVersion, latch: &Latch) {
     loop {
-        learn(endpoint, upstream_version, latch).await;
-        tokio::time::sleep(BETWEEN_PROBES).await;
-        // Passed or rung, it is time.
-        let _ = tokio::time::timeout(NOW_AND_THEN, upstream_version.stale.notified()).await;
+        probe_until_success(endpoint, upstream_version, latch).await;
+        tokio::time::sleep(MIN_INTERVAL).await;
+        // Both outcomes lead to the next probe.
+        let _ = tokio::time::timeout(IDLE_INTERVAL, upstream_version.invalidated()).await;
     }
 }
 
-async fn learn(endpoint: &PgAddress, upstream_version: &UpstreamVersion, latch: &Latch) {
+async fn probe_until_success(
+    endpoint: &PgAddress,
+    upstream_version: &UpstreamVersion,
+    latch: &Latch,
+) {
     let mut backoff = RETRY;
-    let mut complained = false;
+    let mut warned = false;
     loop {
-        let probed = tokio::time::timeout(DEADLINE, probe(endpoint)).await;
+        let probed = tokio::time::timeout(PROBE_TIMEOUT, probe(endpoint)).await;
         match probed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(newest) => {
                 if upstream_version.newest() != Some(newest) {
-                    tracing::info!(%newest, "learned what Postgres speaks");
+                    tracing::info!(%newest, "probed the protocol version of Postgres");
                 }
-                upstream_version.learned(newest);
+                upstream_version.set(newest);
                 latch.set_ready();
                 return;
             }
-            Err(error) if !complained => {
+            Err(error) if !warned => {
                 latch.set_not_ready(format!("Postgres does not answer: {error}"));
                 tracing::warn!(%error, postgres = %endpoint, "Postgres does not answer");
-                complained = true;
+                warned = true;
             }
             Err(_) => {}
         }
@@ -64,14 +68,14 @@ async fn learn(endpoint: &PgAddress, upstream_version: &UpstreamVersion, latch: 
 
 async fn probe(endpoint: &PgAddress) -> io::Result<ProtocolVersion> {
     match endpoint {
-        PgAddress::Tcp(address) => ask(tokio::net::TcpStream::connect(address).await?).await,
-        PgAddress::Unix(path) => ask(tokio::net::UnixStream::connect(path).await?).await,
+        PgAddress::Tcp(address) => probe_on(tokio::net::TcpStream::connect(address).await?).await,
+        PgAddress::Unix(path) => probe_on(tokio::net::UnixStream::connect(path).await?).await,
     }
 }
 
-async fn ask(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<ProtocolVersion> {
+async fn probe_on(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<ProtocolVersion> {
     let mut request = Vec::new();
-    // Postgres answers the version before it looks at the role.
+    // Postgres negotiates the version before it looks at the role.
     write_probe_request("teesql_read", &mut request);
     stream.write_all(&request).await?;
     let mut answer = Vec::new();

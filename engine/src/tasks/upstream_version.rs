@@ -1,4 +1,4 @@
-//! The protocol version of the Postgres server, shared by all threads.
+//! The protocol version that Postgres supports, shared by all threads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,27 +8,28 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::Notify;
 use wire::startup::ProtocolVersion;
 
-/// How long a client may wait for the first news of what Postgres speaks.
-const FIRST_NEWS: Duration = Duration::from_secs(1);
-const FIRST_NEWS_CHECK: Duration = Duration::from_millis(10);
+/// How long a client waits for the first probe to complete.
+const FIRST_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+const FIRST_PROBE_POLL: Duration = Duration::from_millis(10);
 
-/// What is known about Postgres, shared by all threads.
+/// The result of the last probe of Postgres.
 #[derive(Debug, Default)]
 pub(crate) struct UpstreamVersion {
-    /// [`ProtocolVersion::to_u32`]; 0 while nothing is known.
+    /// [`ProtocolVersion::to_u32`]; 0 before the first probe.
     newest: AtomicU32,
-    /// `server_version` as the first login after the last probe saw it.
+    /// The `server_version` that the first login after the last probe received.
     server_version: ArcSwapOption<String>,
-    /// Rung when it may have changed.
-    pub(crate) stale: Notify,
+    invalidated: Notify,
 }
 
 impl UpstreamVersion {
-    pub(crate) fn learned(&self, newest: ProtocolVersion) {
+    /// Stores the result of a probe.
+    pub(crate) fn set(&self, newest: ProtocolVersion) {
         self.newest.store(newest.to_u32(), Ordering::Release);
         self.server_version.store(None);
     }
 
+    /// The newest version that Postgres supports; `None` before the first probe.
     pub(crate) fn newest(&self) -> Option<ProtocolVersion> {
         match self.newest.load(Ordering::Acquire) {
             0 => None,
@@ -36,30 +37,39 @@ impl UpstreamVersion {
         }
     }
 
-    /// What to negotiate from. Waits a little where the very first probe is
-    /// still under way, and is careful where it has failed: every Postgres
-    /// speaks 3.0.
+    /// The newest version to negotiate. Waits up to a second for the first probe to complete,
+    /// then falls back to 3.0, which every Postgres supports.
     pub(crate) async fn newest_or_oldest(&self) -> ProtocolVersion {
-        let give_up = Instant::now() + FIRST_NEWS;
+        let deadline = Instant::now() + FIRST_PROBE_TIMEOUT;
         loop {
             if let Some(newest) = self.newest() {
                 return newest;
             }
-            if Instant::now() >= give_up {
+            if Instant::now() >= deadline {
                 return ProtocolVersion::V3_0;
             }
-            monoio::time::sleep(FIRST_NEWS_CHECK).await;
+            monoio::time::sleep(FIRST_PROBE_POLL).await;
         }
     }
 
-    pub(crate) fn saw_version(&self, version: Option<String>) {
+    /// Requests another probe, because Postgres may have been replaced.
+    pub(crate) fn invalidate(&self) {
+        self.invalidated.notify_one();
+    }
+
+    /// Waits for a call of [`Self::invalidate`] since the last wait.
+    pub(crate) async fn invalidated(&self) {
+        self.invalidated.notified().await;
+    }
+
+    /// Requests another probe if a login received another `server_version` than the one before.
+    pub(crate) fn observe_server_version(&self, version: Option<String>) {
         let Some(version) = version else { return };
         let known = self.server_version.load();
         match known.as_deref() {
             Some(known) if *known == version => {}
             None => self.server_version.store(Some(Arc::new(version))),
-            // Another Postgres answers than the one that was asked.
-            Some(_) => self.stale.notify_one(),
+            Some(_) => self.invalidate(),
         }
     }
 }

@@ -103,7 +103,7 @@ impl AdminSource {
     async fn postgres_state(&self) -> Result<PostgresState, String> {
         let running = self.running.get().ok_or("not started yet")?;
         let snapshot = running.live.read();
-        let password = snapshot.authenticator.trusted_local_superuser();
+        let password = snapshot.authenticator.superuser_credential();
         let password = password.map(|credential| &credential.password);
         let superuser = Superuser::connect(&self.postgres, password, &self.database)
             .await

@@ -52,7 +52,7 @@ pub(super) async fn derive_passwords(
     }
     let mut backoff = start_backoff();
     loop {
-        match DerivedPasswords::ask(agent).await {
+        match DerivedPasswords::derive(agent).await {
             Ok(derived) => return Some(derived),
             Err(error) => {
                 health.identity.set_not_ready(error.to_string());

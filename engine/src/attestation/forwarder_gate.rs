@@ -1,4 +1,4 @@
-//! Who says whether a server may see a byte.
+//! Builds the gate of a forwarder, which verifies servers.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,21 +8,21 @@ use crate::attestation::verifier::QuoteVerifier;
 use crate::io::offload::{OffloadThread, PendingJobs};
 use crate::telemetry::shard_metrics::ShardMetrics;
 
-/// The `verifier` setting, ready for use.
+/// How servers are verified: the setting `verifier`.
 pub(crate) enum ServerGate {
-    /// `none`: any server, which only goes with `allow_simulator`.
+    /// `none`: every server is accepted. The configuration requires `allow_simulator` for it.
     AllowAny,
-    /// `dcap` and `ita`.
+    /// `dcap` or `ita`.
     Verify {
         quote_verifier: Arc<QuoteVerifier>,
         verify: OffloadThread,
-        /// `allow_simulator`.
+        /// The setting `allow_simulator`: a server without evidence is accepted.
         allow_simulator: bool,
     },
 }
 
 impl ServerGate {
-    /// A shard's gate.
+    /// Builds the gate of one shard.
     pub(crate) fn gate(&self, jobs: &PendingJobs, shard_metrics: &Rc<ShardMetrics>) -> Gate {
         match self {
             Self::AllowAny => Gate::Open,

@@ -1,4 +1,4 @@
-//! Layer 4: whether a peer is admitted, by the evidence in its certificate.
+//! Layer 4: verification of the evidence in a peer's certificate.
 
 pub(crate) mod forwarder_gate;
 pub(crate) mod gate;

@@ -179,8 +179,8 @@ impl AdminSource {
             .running
             .get()
             .and_then(|running| running.quote_verifier.as_ref());
-        let left =
-            quote_verifier.and_then(|quote_verifier| quote_verifier.collateral_left(unix_now()));
+        let left = quote_verifier
+            .and_then(|quote_verifier| quote_verifier.seconds_until_collateral_expiry(unix_now()));
         left.map_or(f64::NAN, |left| left as f64)
     }
 }

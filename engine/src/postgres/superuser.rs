@@ -1,12 +1,12 @@
-//! Postgres, asked by its superuser: for the control thread, never for a
-//! connection of a client's.
+//! A client session of the superuser `postgres`.
 //!
-//! It exists so that the sidecar can set up the two roles
-//! ([`provision`](crate::postgres::provision)) and report the state of the database
-//! (`state`). The client is tokio-postgres (docs/adr/0007-tokio-postgres-for-the-superuser.md).
-//! It must never run on a shard, and never put a password into a statement.
+//! The sidecar needs it to set up the two roles ([`provision`](crate::postgres::provision)) and to
+//! report the state of the database ([`state`]). The client is tokio-postgres
+//! (docs/adr/0007-tokio-postgres-for-the-superuser.md). It must never run on a shard, serve a
+//! client's connection, or put a password into a statement.
 
 pub mod controldata;
+pub mod query;
 pub mod state;
 
 use std::io;
@@ -24,71 +24,72 @@ use wire::scram::Password;
 use crate::auth::role::Role;
 use crate::io::stream::PgAddress;
 
-/// For everything from the dial to ReadyForQuery: Postgres is on this machine.
-const CONNECT: Duration = Duration::from_secs(2);
-/// For a goodbye that Postgres would rather hear than miss.
-const GOODBYE: Duration = Duration::from_secs(1);
+/// The limit from the dial to ReadyForQuery. Postgres is on this machine.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The limit for sending the Terminate message.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Postgres itself gives up a statement after 2 s, unless the caller sets
-/// another limit. Names are looked up where only superusers may create any.
+/// Session settings. Postgres cancels a statement after 2 s, unless the caller sets another limit.
+/// Names resolve in `pg_catalog`, where only superusers can create objects.
 const OPTIONS: &str =
     "-c statement_timeout=2s -c search_path=pg_catalog -c client_min_messages=error";
 
-/// Why Postgres did not do what it was asked to. Holds no password and no SQL.
+/// Why a session or a statement failed. Contains neither passwords nor SQL.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody listens there, or not for us.
+    /// The connection could not be opened.
     #[error("cannot connect to Postgres at {endpoint}: {source}")]
     Unreachable {
-        /// Where it should listen.
+        /// The address of Postgres.
         endpoint: PgAddress,
-        /// What the system says.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// No answer in time.
+    /// Postgres did not answer in time.
     #[error("Postgres does not answer within {0:?}")]
     TimedOut(Duration),
-    /// It asks for a password that we do not have, or in a way that we do not know.
+    /// Postgres requests a password that is not configured, or an unknown authentication method.
     #[error("cannot log in to Postgres as postgres: {0}")]
     Login(String),
-    /// It answered with an error.
+    /// Postgres responded with an error.
     #[error("Postgres: {message} (SQLSTATE {})", .code.code())]
     Server {
-        /// Its code.
+        /// The SQLSTATE.
         code: SqlState,
-        /// Its words.
+        /// The message.
         message: String,
     },
-    /// The connection ended, or what came over it makes no sense.
+    /// The connection ended, or Postgres violated the protocol.
     #[error("the connection to Postgres broke: {0}")]
     Broken(String),
 }
 
 impl From<tokio_postgres::Error> for Error {
-    /// An error behind the login.
+    /// Converts an error after the login.
     fn from(error: tokio_postgres::Error) -> Self {
         match error.as_db_error() {
             Some(error) => Self::Server {
                 code: error.code().clone(),
                 message: error.message().to_owned(),
             },
-            None => Self::Broken(told(&error)),
+            None => Self::Broken(with_cause(&error)),
         }
     }
 }
 
 impl Error {
-    fn of_login(error: tokio_postgres::Error) -> Self {
-        let system = std::error::Error::source(&error).is_some_and(|cause| cause.is::<io::Error>());
+    /// Converts an error during the login.
+    fn from_login(error: tokio_postgres::Error) -> Self {
+        let is_io = std::error::Error::source(&error).is_some_and(|cause| cause.is::<io::Error>());
         match Self::from(error) {
-            Self::Broken(why) if !system => Self::Login(why),
+            Self::Broken(why) if !is_io => Self::Login(why),
             error => error,
         }
     }
 }
 
-/// The error and what is behind it: by itself it is as little as `db error`.
-fn told(error: &tokio_postgres::Error) -> String {
+/// The error with its cause. Without the cause it may be as little as `db error`.
+fn with_cause(error: &tokio_postgres::Error) -> String {
     match std::error::Error::source(error) {
         Some(cause) => format!("{error}: {cause}"),
         None => error.to_string(),
@@ -98,15 +99,15 @@ fn told(error: &tokio_postgres::Error) -> String {
 /// A session of the superuser `postgres`.
 pub struct Superuser {
     client: Client,
-    /// Moves its bytes, until the client is gone.
+    /// The task that does the I/O, until the client is dropped.
     connection: JoinHandle<()>,
 }
 
 impl Superuser {
-    /// Logs in to `database`; without a password where Postgres trusts us.
+    /// Logs in to `database`. Without a password, Postgres has to trust the connection.
     ///
     /// # Errors
-    /// Postgres cannot be reached or refuses us, or it all takes more than 2 s.
+    /// Postgres cannot be reached, refuses the login, or takes more than 2 s for both.
     pub async fn connect(
         endpoint: &PgAddress,
         password: Option<&Password>,
@@ -119,33 +120,33 @@ impl Superuser {
                 PgAddress::Unix(path) => log_in(&config, UnixStream::connect(path).await).await,
             }
         };
-        match timeout(CONNECT, connecting).await {
+        match timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(Ok(logged_in)) => logged_in,
             Ok(Err(source)) => Err(Error::Unreachable {
                 endpoint: endpoint.clone(),
                 source,
             }),
-            Err(_) => Err(Error::TimedOut(CONNECT)),
+            Err(_) => Err(Error::TimedOut(CONNECT_TIMEOUT)),
         }
     }
 
-    /// The session.
+    /// The client of this session.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// The session, for transactions.
+    /// The client of this session, for transactions.
     #[must_use]
     pub fn client_mut(&mut self) -> &mut Client {
         &mut self.client
     }
 
-    /// Says goodbye, so that Postgres does not log a lost connection.
+    /// Sends Terminate, so that Postgres does not log a lost connection.
     pub async fn close(self) {
         let Self { client, connection } = self;
         drop(client);
-        let _ = timeout(GOODBYE, connection).await;
+        let _ = timeout(CLOSE_TIMEOUT, connection).await;
     }
 }
 
@@ -156,7 +157,7 @@ fn config(password: Option<&Password>, database: &str) -> Config {
         .dbname(database)
         .application_name("teesql-sidecar")
         .options(OPTIONS)
-        // On loopback there is nobody in between.
+        // The connection does not leave this machine.
         .ssl_mode(SslMode::Disable)
         .channel_binding(ChannelBinding::Disable);
     if let Some(password) = password {
@@ -165,7 +166,7 @@ fn config(password: Option<&Password>, database: &str) -> Config {
     config
 }
 
-/// The outer error is the system's, from the dial.
+/// Logs in over a new stream. The outer error is that of the dial.
 async fn log_in<S>(config: &Config, dialled: io::Result<S>) -> io::Result<Result<Superuser, Error>>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -173,10 +174,10 @@ where
     let stream = dialled?;
     let (client, connection) = match config.connect_raw(stream, NoTls).await {
         Ok(connected) => connected,
-        Err(error) => return Ok(Err(Error::of_login(error))),
+        Err(error) => return Ok(Err(Error::from_login(error))),
     };
     let connection = tokio::spawn(async move {
-        // Whoever asks next is told why.
+        // The next query reports the error.
         let _ = connection.await;
     });
     Ok(Ok(Superuser { client, connection }))

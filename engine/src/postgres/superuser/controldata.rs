@@ -1,9 +1,9 @@
-//! The control file, as one hash.
+//! Reads the control file of Postgres and hashes it.
 //!
-//! Best is what `pg_controldata` prints. It needs that program, of Postgres' own
-//! major version, and its data directory, which a sidecar in another container
-//! does not have. Otherwise Postgres' own functions tell the same facts in
-//! another form, and the source says so.
+//! The preferred source is the output of `pg_controldata`. It needs that program in the major
+//! version of the server, and the data directory, which a sidecar in another container does not
+//! have. Otherwise the `pg_control_…()` functions provide the same facts in another format, and
+//! [`Source`] says so.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,22 +16,21 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::Superuser;
-use super::state::Unreadable;
+use super::query::Unreadable;
 
-/// It prints about 3 KiB and is done in milliseconds.
-const MOST: u64 = 64 * 1024;
-const DEADLINE: Duration = Duration::from_secs(2);
+/// The program prints about 3 KiB, within milliseconds.
+const MAX_OUTPUT: u64 = 64 * 1024;
+const PROGRAM_TIMEOUT: Duration = Duration::from_secs(2);
 
 const PROGRAM: &str = "pg_controldata";
 
-/// What `pg_controldata` prints first where it does not understand the file.
-const DISTRUST: &str = "WARNING:";
-/// The line that says which cluster it is.
-const IDENTIFIER: &str = "Database system identifier:";
+/// `pg_controldata` prints this if it does not understand the file.
+const WARNING: &str = "WARNING:";
+/// Starts the line that identifies the cluster.
+const IDENTIFIER_PREFIX: &str = "Database system identifier:";
 
-/// A line `<function>.<column>=<value>` for each column, in the order of the
-/// functions here and of the columns there. NULL is empty, times are ISO 8601
-/// in UTC.
+/// Returns a line `<function>.<column>=<value>` for each column, in the order of the functions
+/// below and of their columns. NULL is empty; times are in ISO 8601 and UTC.
 const FUNCTIONS: &str = "\
 SELECT f.name || '.' || e.key || '=' || coalesce(e.value, '')
   FROM (SELECT 1, 'pg_control_checkpoint', row_to_json(c) FROM pg_control_checkpoint() c
@@ -42,20 +41,20 @@ SELECT f.name || '.' || e.key || '=' || coalesce(e.value, '')
        json_each_text(f.row) WITH ORDINALITY AS e (key, value, number)
  ORDER BY f.number, e.number";
 
-/// Where the hashed text comes from.
+/// The source of the hashed text.
 #[derive(Debug)]
 pub enum Source {
-    /// What the program `pg_controldata` prints, byte for byte.
+    /// The output of the program `pg_controldata`, byte for byte.
     Program,
-    /// The functions `pg_control_…()`, and why not the program.
+    /// The functions `pg_control_…()`.
     Functions {
-        /// Why the program's output could not be had.
+        /// Why the output of the program is not available.
         why: Unreadable,
     },
 }
 
 impl Source {
-    /// Its name in reports.
+    /// The name in reports.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -65,14 +64,14 @@ impl Source {
     }
 }
 
-/// The control file's content.
+/// The content of the control file.
 #[derive(Debug)]
 pub struct ControlData {
     /// SHA-256 of `text`, in lower-case hex.
     pub hash: String,
-    /// Where it comes from.
+    /// The source of `text`.
     pub source: Source,
-    /// What was hashed.
+    /// The hashed text.
     pub text: Vec<u8>,
 }
 
@@ -87,29 +86,29 @@ pub(super) async fn read(
     postgres: &Superuser,
     program: Option<&Path>,
 ) -> Result<ControlData, Unreadable> {
-    match printed(postgres, program).await {
+    match run_program(postgres, program).await {
         Ok(text) => Ok(ControlData::new(text, Source::Program)),
         Err(why) => {
-            let text = told(postgres).await?;
+            let text = query_functions(postgres).await?;
             Ok(ControlData::new(text, Source::Functions { why }))
         }
     }
 }
 
-async fn told(postgres: &Superuser) -> Result<Vec<u8>, Unreadable> {
+async fn query_functions(postgres: &Superuser) -> Result<Vec<u8>, Unreadable> {
     postgres
-        .ask::<String>("SELECT set_config('TimeZone', 'UTC', false)")
+        .query_value::<String>("SELECT set_config('TimeZone', 'UTC', false)")
         .await?;
     let mut text = String::new();
-    for line in postgres.rows::<String>(FUNCTIONS).await? {
+    for line in postgres.query_column::<String>(FUNCTIONS).await? {
         text.push_str(&line);
         text.push('\n');
     }
     Ok(text.into_bytes())
 }
 
-async fn printed(postgres: &Superuser, program: Option<&Path>) -> Result<Vec<u8>, Unreadable> {
-    let data: String = postgres.ask("SHOW data_directory").await?;
+async fn run_program(postgres: &Superuser, program: Option<&Path>) -> Result<Vec<u8>, Unreadable> {
+    let data: String = postgres.query_value("SHOW data_directory").await?;
     let data = PathBuf::from(data);
     if let Err(error) = std::fs::File::open(data.join("global/pg_control")) {
         return Err(Unreadable(format!(
@@ -117,15 +116,18 @@ async fn printed(postgres: &Superuser, program: Option<&Path>) -> Result<Vec<u8>
         )));
     }
     let identifier: String = postgres
-        .ask("SELECT system_identifier::text FROM pg_control_system()")
+        .query_value("SELECT system_identifier::text FROM pg_control_system()")
         .await?;
     let program = match program {
         Some(program) => program.to_owned(),
-        None => find(&postgres.ask::<String>("SHOW server_version_num").await?)?,
+        None => {
+            let version: String = postgres.query_value("SHOW server_version_num").await?;
+            find_program(&version)?
+        }
     };
-    let output = match timeout(DEADLINE, run(&program, &data)).await {
+    let output = match timeout(PROGRAM_TIMEOUT, run(&program, &data)).await {
         Ok(output) => output.map_err(|error| failed(&program, &error))?,
-        Err(_) => return Err(failed(&program, &"no end within 2 s")),
+        Err(_) => return Err(failed(&program, &"did not end within 2 s")),
     };
     check(&output, &identifier).map_err(|why| failed(&program, &why))?;
     Ok(output)
@@ -135,8 +137,8 @@ fn failed(program: &Path, why: &dyn std::fmt::Display) -> Unreadable {
     Unreadable(format!("{}: {why}", program.display()))
 }
 
-/// Debian's folder of that major version, which is on no PATH; else the PATH.
-fn find(version: &str) -> Result<PathBuf, Unreadable> {
+/// Searches Debian's directory for the major version, which is not in `PATH`, then `PATH`.
+fn find_program(version: &str) -> Result<PathBuf, Unreadable> {
     let major = version.parse().unwrap_or(0) / 10_000;
     let debian = PathBuf::from(format!("/usr/lib/postgresql/{major}/bin"));
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -147,7 +149,8 @@ fn find(version: &str) -> Result<PathBuf, Unreadable> {
         .ok_or_else(|| Unreadable(format!("{PROGRAM} is not installed")))
 }
 
-/// Its standard output, without our environment: that may hold secrets.
+/// Runs the program and returns its standard output. It gets an empty environment, because that of
+/// this process may contain secrets.
 async fn run(program: &Path, data: &Path) -> io::Result<Vec<u8>> {
     let mut child = Command::new(program)
         .arg("-D")
@@ -162,9 +165,9 @@ async fn run(program: &Path, data: &Path) -> io::Result<Vec<u8>> {
         .spawn()?;
     let mut output = Vec::new();
     if let Some(pipe) = child.stdout.take() {
-        pipe.take(MOST + 1).read_to_end(&mut output).await?;
+        pipe.take(MAX_OUTPUT + 1).read_to_end(&mut output).await?;
     }
-    if output.len() as u64 > MOST {
+    if output.len() as u64 > MAX_OUTPUT {
         return Err(io::Error::other("it prints more than 64 KiB"));
     }
     let status = child.wait().await?;
@@ -174,16 +177,18 @@ async fn run(program: &Path, data: &Path) -> io::Result<Vec<u8>> {
     Ok(output)
 }
 
-/// A program of another version misreads the file, and the directory of that
-/// name on our side may be another cluster's.
+/// Checks that the program understood the file, and that the file belongs to the cluster with this
+/// system identifier. In another container, the same path may be the directory of another cluster.
 fn check(output: &[u8], identifier: &str) -> Result<(), &'static str> {
     let text = String::from_utf8_lossy(output);
-    if text.contains(DISTRUST) {
+    if text.contains(WARNING) {
         return Err("it does not understand the control file");
     }
-    let printed = text.lines().find_map(|line| line.strip_prefix(IDENTIFIER));
-    match printed.map(str::trim) {
-        Some(printed) if printed == identifier => Ok(()),
+    let found = text
+        .lines()
+        .find_map(|line| line.strip_prefix(IDENTIFIER_PREFIX));
+    match found.map(str::trim) {
+        Some(found) if found == identifier => Ok(()),
         Some(_) => Err("the data directory is another cluster's"),
         None => Err("it prints no system identifier"),
     }
@@ -197,7 +202,7 @@ mod tests {
                            Database system identifier:           7566\n";
 
     #[test]
-    fn only_the_same_cluster_read_without_a_warning_counts() {
+    fn output_of_another_cluster_or_with_a_warning_is_rejected() {
         assert_eq!(check(PRINTED.as_bytes(), "7566"), Ok(()));
         assert_eq!(
             check(PRINTED.as_bytes(), "756"),
@@ -211,9 +216,9 @@ mod tests {
         assert_eq!(check(b"", ""), Err("it prints no system identifier"));
     }
 
-    /// A test beside this one may fork while the script is being written, and
-    /// hold it open for writing until it executes something else.
-    fn run_now(program: &Path) -> io::Result<Vec<u8>> {
+    /// Runs the program. Another test may fork while the script is being written. Its child keeps
+    /// the script open for writing until it calls `exec`, and until then the script is busy.
+    fn run_retrying(program: &Path) -> io::Result<Vec<u8>> {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         runtime.enable_all().build().unwrap().block_on(async {
             loop {
@@ -235,19 +240,19 @@ mod tests {
     }
 
     #[test]
-    fn a_program_gets_no_environment_of_ours() {
+    fn the_program_gets_an_empty_environment() {
         let (_folder, path) = program("printf '%s ' \"$@\"; echo \"$LC_ALL ${HOME-none}\"");
-        let output = run_now(&path).unwrap();
+        let output = run_retrying(&path).unwrap();
         assert_eq!(output, b"-D /data C none\n");
     }
 
     #[test]
-    fn a_program_that_fails_or_prints_without_end_is_not_believed() {
+    fn a_failing_program_and_endless_output_are_errors() {
         let (_folder, path) = program("echo half; exit 3");
-        let error = run_now(&path).unwrap_err();
+        let error = run_retrying(&path).unwrap_err();
         assert_eq!(error.to_string(), "exit status: 3");
         let (_folder, path) = program("while :; do echo more; done");
-        let error = run_now(&path).unwrap_err();
+        let error = run_retrying(&path).unwrap_err();
         assert_eq!(error.to_string(), "it prints more than 64 KiB");
     }
 }

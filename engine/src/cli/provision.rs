@@ -6,7 +6,7 @@ use tokio_postgres::error::SqlState;
 use crate::auth::postgres_passwords::ResolvedPasswords;
 use crate::cli::output::{CommandOutput, EX_NOPERM, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
 use crate::config::{Layers, Postgres, Scope, with_flags};
-use crate::postgres::provision::{self, ProvisionError, Wanted};
+use crate::postgres::provision::{self, DesiredState, ProvisionError};
 use crate::postgres::superuser::{Error, Superuser};
 
 /// `--check` found something that is not as it has to be.
@@ -82,7 +82,7 @@ fn carry_out(postgres: Postgres, mode: Mode) -> CommandOutput {
         readwrite,
         superuser,
     } = passwords;
-    let wanted = match Wanted::new(database.clone(), read, readwrite) {
+    let wanted = match DesiredState::new(database.clone(), read, readwrite) {
         Ok(wanted) => wanted,
         Err(error) => return CommandOutput::error(EX_OSERR, format!("no random bytes: {error}")),
     };
@@ -139,7 +139,7 @@ fn exit_code(error: &ProvisionError) -> u8 {
         ProvisionError::Random(_) => EX_OSERR,
         ProvisionError::InRecovery
         | ProvisionError::OtherDatabase(_)
-        | ProvisionError::Unsettled(_)
+        | ProvisionError::NotConverged(_)
         | ProvisionError::TimedOut(_) => EX_UNAVAILABLE,
     }
 }

@@ -1,11 +1,10 @@
-//! Brings up the two roles that clients enter as, and their privileges on
-//! schema `public` of one database.
+//! Provisions the two roles that clients log in as, and their privileges on schema `public` of one
+//! database, by desired-state reconciliation.
 //!
-//! What has to be so is a list (`aim.rs`); what is so is read from Postgres
-//! (`state.rs`); the plan is the difference of the two, and both of them are
-//! tested without a server. A plan is carried out in one transaction, which ends
-//! with a look at whether the difference is gone. Nothing here may ever put a
-//! password into a statement: Postgres gets its verifier.
+//! `desired.rs` lists the requirements and `state.rs` reads the current state from Postgres. The plan
+//! is the difference of the two; both are tested without a server. A plan is carried out in one
+//! transaction, which ends with a check that no difference remains. No statement may ever contain
+//! a password: Postgres gets a SCRAM verifier.
 
 mod desired;
 mod script;
@@ -25,21 +24,21 @@ use crate::auth::postgres_passwords::ResolvedPasswords;
 use crate::auth::role::Role;
 use crate::io::stream::PgAddress;
 use crate::postgres::superuser::{Error, Superuser};
-use desired::Aim;
-use state::State;
+use desired::Requirement;
+use state::CurrentState;
 
-/// For all of it, tries and waits included.
-const DEADLINE: Duration = Duration::from_secs(60);
-/// Another session may change the same table's privileges, or drop it, at the
-/// same moment: Postgres then refuses one of the two.
-const TRIES: usize = 3;
-const BETWEEN_TRIES: Duration = Duration::from_millis(100);
-/// What one round makes, the next one may have to give privileges on.
-const ROUNDS: usize = 3;
+/// The limit for all attempts together, including the delays.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Another session may drop a table or change its privileges at the same time. Postgres then refuses
+/// one of the two.
+const MAX_ATTEMPTS: usize = 3;
+const RETRY_DELAY: Duration = Duration::from_millis(100);
+/// An object that is created in one round may need privileges in the next one.
+const MAX_ROUNDS: usize = 3;
 
-/// What every transaction of ours begins with. The logging that it turns off
-/// would show verifiers, which are worth less than passwords and still no one
-/// else's business; names mean Postgres' own; and no one waits for us for long.
+/// The settings of every transaction. Logging is off because it would show verifiers, which are less
+/// sensitive than passwords but still confidential. Names resolve in `pg_catalog` only, and other
+/// sessions never wait long for this one.
 const SETTINGS: &str = "\
 SET LOCAL search_path = pg_catalog;
 SET LOCAL statement_timeout = '30s';
@@ -54,41 +53,41 @@ SET LOCAL track_activities = off;
 SET LOCAL pg_stat_statements.track = 'none';
 ";
 
-/// Roles belong to all databases of a cluster, and advisory locks to one: this
-/// lock makes two provisionings of different databases wait for one another, and
-/// everybody else's ALTER ROLE too. Logins only read the table and go on.
+/// Makes concurrent runs for different databases wait for each other, and other sessions' ALTER ROLE
+/// too. An advisory lock would not do, because it belongs to one database and roles belong to all.
+/// Logins are not blocked: they only read the table.
 const LOCK: &str = "LOCK TABLE pg_catalog.pg_authid IN SHARE ROW EXCLUSIVE MODE;\n";
 
-/// A role that is set up here.
+/// One of the two provisioned roles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Login {
+enum ManagedRole {
     Read,
     ReadWrite,
 }
 
-impl Login {
-    const ALL: [Self; 2] = [Login::Read, Login::ReadWrite];
+impl ManagedRole {
+    const ALL: [Self; 2] = [ManagedRole::Read, ManagedRole::ReadWrite];
 
     fn name(self) -> &'static str {
         match self {
-            Login::Read => Role::Read.name(),
-            Login::ReadWrite => Role::ReadWrite.name(),
+            ManagedRole::Read => Role::Read.name(),
+            ManagedRole::ReadWrite => Role::ReadWrite.name(),
         }
     }
 }
 
-/// What is to be so.
-pub struct Wanted {
+/// The roles, passwords and privileges to establish.
+pub struct DesiredState {
     database: String,
     read: (Password, [u8; SALT_LEN]),
     readwrite: (Password, [u8; SALT_LEN]),
 }
 
-impl Wanted {
+impl DesiredState {
     /// The two roles with these passwords, and their privileges in `database`.
     ///
     /// # Errors
-    /// The operating system gives no random bytes, for the salts.
+    /// The operating system provides no random bytes for the salts.
     pub fn new(database: String, read: Password, readwrite: Password) -> std::io::Result<Self> {
         Ok(Self {
             database,
@@ -97,61 +96,61 @@ impl Wanted {
         })
     }
 
-    fn password(&self, login: Login) -> &Password {
-        match login {
-            Login::Read => &self.read.0,
-            Login::ReadWrite => &self.readwrite.0,
+    fn password(&self, role: ManagedRole) -> &Password {
+        match role {
+            ManagedRole::Read => &self.read.0,
+            ManagedRole::ReadWrite => &self.readwrite.0,
         }
     }
 
-    /// A new verifier of the password; the same one at each call.
-    fn verifier(&self, login: Login) -> Verifier {
-        let (password, salt) = match login {
-            Login::Read => &self.read,
-            Login::ReadWrite => &self.readwrite,
+    /// The SCRAM verifier of the password, with the salt of this value: the same at each call.
+    fn verifier(&self, role: ManagedRole) -> Verifier {
+        let (password, salt) = match role {
+            ManagedRole::Read => &self.read,
+            ManagedRole::ReadWrite => &self.readwrite,
         };
         Verifier::new(password, salt)
     }
 
-    /// Everything as one script for psql, which may be run again and again.
+    /// A psql script that establishes this state from any starting point. It may be run repeatedly.
     ///
-    /// It holds the passwords' verifiers, and sets them whatever they were: it
-    /// asks no server.
+    /// It contains the verifiers of the passwords, and always sets them, because it is written
+    /// without a server.
     #[must_use]
     pub fn script(&self) -> zeroize::Zeroizing<String> {
         script::write(self)
     }
 }
 
-/// What was done.
+/// The result of a run.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Report {
-    /// What was not as it has to be and now is, a line each; empty if all was.
+    /// The differences that were repaired, one line each.
     pub repaired: Vec<String>,
 }
 
-/// Why the roles are not set up. Nothing was changed then.
+/// Why the roles were not provisioned. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProvisionError {
-    /// Postgres cannot be reached, or refuses.
+    /// Postgres cannot be reached or refuses.
     #[error(transparent)]
     Postgres(#[from] Error),
-    /// A standby takes its roles from its primary.
-    #[error("Postgres is in recovery and takes no changes: provision its primary")]
+    /// A standby gets its roles from its primary.
+    #[error("Postgres is in recovery and read-only: provision its primary")]
     InRecovery,
-    /// Who is no superuser may not even see what is to be done.
-    #[error("the role {0} is no superuser of this Postgres")]
+    /// Only a superuser can read the state of the roles.
+    #[error("the role {0} is not a superuser of this Postgres")]
     NotSuperuser(String),
-    /// A session in another database than the one wanted.
-    #[error("logged in to the database {0:?}, and not to the one to provision")]
+    /// The session is in a database other than the one to provision.
+    #[error("logged in to the database {0:?} instead of the one to provision")]
     OtherDatabase(String),
-    /// Something undoes what is done, an event trigger for example.
-    #[error("still not as it has to be, whatever was done: {}", .0.join("; "))]
-    Unsettled(Vec<String>),
-    /// The operating system gives no random bytes.
+    /// Something reverts the changes, an event trigger for example.
+    #[error("differences remain after the repair: {}", .0.join("; "))]
+    NotConverged(Vec<String>),
+    /// The operating system provides no random bytes.
     #[error("no random bytes: {0}")]
     Random(#[from] std::io::Error),
-    /// All tries together took too long.
+    /// All attempts together took too long.
     #[error("not done within {0:?}")]
     TimedOut(Duration),
 }
@@ -163,8 +162,8 @@ impl From<tokio_postgres::Error> for ProvisionError {
 }
 
 impl ProvisionError {
-    /// Whether it may help to wait: Postgres is not up yet, or still recovering.
-    pub(crate) fn is_of_startup(&self) -> bool {
+    /// Whether Postgres may still be starting or recovering, so that waiting may help.
+    pub(crate) fn is_starting_up(&self) -> bool {
         match self {
             Self::Postgres(error) => matches!(
                 error,
@@ -179,52 +178,52 @@ impl ProvisionError {
             Self::InRecovery | Self::TimedOut(_) => true,
             Self::NotSuperuser(_)
             | Self::OtherDatabase(_)
-            | Self::Unsettled(_)
+            | Self::NotConverged(_)
             | Self::Random(_) => false,
         }
     }
 
-    /// Whether it may be otherwise in a moment.
-    fn is_passing(&self) -> bool {
-        // What is dropped between being listed and being locked is an internal
-        // error to Postgres, and so is a row that two sessions update at once.
-        const PASSING: [SqlState; 4] = [
+    /// Whether another attempt may succeed.
+    fn is_transient(&self) -> bool {
+        // Postgres reports an internal error if an object is dropped between listing and
+        // locking it, or if two sessions update a row of a catalog at the same time.
+        const TRANSIENT: [SqlState; 4] = [
             SqlState::INTERNAL_ERROR,
             SqlState::UNDEFINED_TABLE,
             SqlState::T_R_DEADLOCK_DETECTED,
             SqlState::T_R_SERIALIZATION_FAILURE,
         ];
-        matches!(self, Self::Postgres(Error::Server { code, .. }) if PASSING.contains(code))
+        matches!(self, Self::Postgres(Error::Server { code, .. }) if TRANSIENT.contains(code))
     }
 }
 
-/// Makes it so, or changes nothing.
+/// Establishes the desired state, or changes nothing.
 ///
-/// `client` has to be a superuser's session in the wanted database.
+/// `client` must be a superuser's session in the desired database.
 ///
 /// # Errors
-/// [`ProvisionError`]; nothing was changed then.
-pub async fn run(client: &mut Client, wanted: &Wanted) -> Result<Report, ProvisionError> {
-    let tries = async {
-        for _ in 1..TRIES {
-            match try_to_run(client, wanted).await {
-                Err(error) if error.is_passing() => sleep(BETWEEN_TRIES).await,
+/// [`ProvisionError`]. Nothing was changed.
+pub async fn run(client: &mut Client, desired: &DesiredState) -> Result<Report, ProvisionError> {
+    let attempts = async {
+        for _ in 1..MAX_ATTEMPTS {
+            match attempt(client, desired).await {
+                Err(error) if error.is_transient() => sleep(RETRY_DELAY).await,
                 done => return done,
             }
         }
-        try_to_run(client, wanted).await
+        attempt(client, desired).await
     };
-    match timeout(DEADLINE, tries).await {
+    match timeout(TIMEOUT, attempts).await {
         Ok(done) => done,
-        Err(_) => Err(ProvisionError::TimedOut(DEADLINE)),
+        Err(_) => Err(ProvisionError::TimedOut(TIMEOUT)),
     }
 }
 
-/// Logs in as the superuser, and does it.
+/// Logs in as the superuser and calls [`run`].
 ///
 /// # Errors
 /// As [`run`].
-pub(crate) async fn at_start(
+pub(crate) async fn run_at_start(
     endpoint: &PgAddress,
     database: &str,
     passwords: &ResolvedPasswords,
@@ -232,15 +231,15 @@ pub(crate) async fn at_start(
     let ResolvedPasswords {
         read, readwrite, ..
     } = passwords.clone();
-    let wanted = Wanted::new(database.to_owned(), read, readwrite)?;
+    let desired = DesiredState::new(database.to_owned(), read, readwrite)?;
     let mut session = Superuser::connect(endpoint, passwords.superuser.as_ref(), database).await?;
-    let report = run(session.client_mut(), &wanted).await;
+    let report = run(session.client_mut(), &desired).await;
     session.close().await;
     report
 }
 
-async fn try_to_run(client: &mut Client, wanted: &Wanted) -> Result<Report, ProvisionError> {
-    if admit(client, wanted).await? == Recovery::Ongoing {
+async fn attempt(client: &mut Client, desired: &DesiredState) -> Result<Report, ProvisionError> {
+    if check_session(client, desired).await? == Recovery::Ongoing {
         return Err(ProvisionError::InRecovery);
     }
     let start = client.build_transaction().read_only(false);
@@ -250,55 +249,61 @@ async fn try_to_run(client: &mut Client, wanted: &Wanted) -> Result<Report, Prov
         .await?;
     transaction.batch_execute(SETTINGS).await?;
     let mut repaired = Vec::new();
-    // Where all is well nobody has to wait for us.
-    if !plan(&transaction, wanted).await?.is_empty() {
+    // Without differences no lock is taken.
+    if !plan(&transaction, desired).await?.is_empty() {
         transaction.batch_execute(LOCK).await?;
-        repaired = settle(&transaction, wanted).await?;
+        repaired = converge(&transaction, desired).await?;
     }
     transaction.commit().await?;
     Ok(Report { repaired })
 }
 
-async fn settle(
+/// Applies plans until no difference remains. Returns the differences that were repaired.
+async fn converge(
     transaction: &Transaction<'_>,
-    wanted: &Wanted,
+    desired: &DesiredState,
 ) -> Result<Vec<String>, ProvisionError> {
     let mut repaired = Vec::new();
-    for _ in 0..ROUNDS {
-        let plan = plan(transaction, wanted).await?;
+    for _ in 0..MAX_ROUNDS {
+        let plan = plan(transaction, desired).await?;
         if plan.is_empty() {
             return Ok(repaired);
         }
         for step in plan {
-            transaction.batch_execute(&step.aim.sql(wanted)).await?;
+            transaction
+                .batch_execute(&step.requirement.sql(desired))
+                .await?;
             repaired.extend(step.differences);
         }
     }
-    let plan = plan(transaction, wanted).await?;
+    let plan = plan(transaction, desired).await?;
     match differences(plan) {
         left if left.is_empty() => Ok(repaired),
-        left => Err(ProvisionError::Unsettled(left)),
+        left => Err(ProvisionError::NotConverged(left)),
     }
 }
 
-/// What is not as it has to be, a line each. Changes nothing, and works on a
+/// Returns the differences from the desired state, one line each. Changes nothing, and works on a
 /// standby too.
 ///
 /// # Errors
 /// [`ProvisionError`].
-pub async fn check(client: &mut Client, wanted: &Wanted) -> Result<Vec<String>, ProvisionError> {
-    let look = async {
-        admit(client, wanted).await?;
+pub async fn check(
+    client: &mut Client,
+    desired: &DesiredState,
+) -> Result<Vec<String>, ProvisionError> {
+    let compare = async {
+        check_session(client, desired).await?;
         let start = client.build_transaction().read_only(true);
-        // One moment for all that is read.
+        // All queries see the same snapshot.
         let start = start.isolation_level(IsolationLevel::RepeatableRead);
         let transaction = start.start().await?;
         transaction.batch_execute(SETTINGS).await?;
-        Ok(differences(plan(&transaction, wanted).await?))
+        Ok(differences(plan(&transaction, desired).await?))
     };
-    match timeout(DEADLINE, look).await {
+    match timeout(TIMEOUT, compare).await {
         Ok(done) => done,
-        Err(_) => Err(ProvisionError::TimedOut(DEADLINE)),
+        Err(_) => Err(ProvisionError::TimedOut(TIMEOUT)),
     }
 }
 
@@ -308,14 +313,18 @@ enum Recovery {
     Over,
 }
 
-async fn admit(client: &Client, wanted: &Wanted) -> Result<Recovery, ProvisionError> {
+/// Checks that the session is a superuser's and in the desired database.
+async fn check_session(
+    client: &Client,
+    desired: &DesiredState,
+) -> Result<Recovery, ProvisionError> {
     let row = client.query_one(state::SESSION, &[]).await?;
     let (user, superuser): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
     let (database, in_recovery): (String, bool) = (row.try_get(2)?, row.try_get(3)?);
     if !superuser {
         return Err(ProvisionError::NotSuperuser(user));
     }
-    if database != wanted.database {
+    if database != desired.database {
         return Err(ProvisionError::OtherDatabase(database));
     }
     Ok(if in_recovery {
@@ -325,22 +334,28 @@ async fn admit(client: &Client, wanted: &Wanted) -> Result<Recovery, ProvisionEr
     })
 }
 
-/// An aim that is not met, and how one can tell.
+/// A requirement that is not met, and the differences.
 struct Step {
-    aim: Aim,
+    requirement: Requirement,
     differences: Vec<String>,
 }
 
-async fn plan(transaction: &Transaction<'_>, wanted: &Wanted) -> Result<Vec<Step>, ProvisionError> {
-    Ok(steps(&State::read(transaction).await?, wanted))
+async fn plan(
+    transaction: &Transaction<'_>,
+    desired: &DesiredState,
+) -> Result<Vec<Step>, ProvisionError> {
+    Ok(steps(&CurrentState::read(transaction).await?, desired))
 }
 
-fn steps(state: &State, wanted: &Wanted) -> Vec<Step> {
-    let step = |aim: Aim| {
-        let differences = aim.differences(state, wanted);
-        (!differences.is_empty()).then_some(Step { aim, differences })
+fn steps(state: &CurrentState, desired: &DesiredState) -> Vec<Step> {
+    let step = |requirement: Requirement| {
+        let differences = requirement.differences(state, desired);
+        (!differences.is_empty()).then_some(Step {
+            requirement,
+            differences,
+        })
     };
-    Aim::all().into_iter().filter_map(step).collect()
+    Requirement::all().into_iter().filter_map(step).collect()
 }
 
 fn differences(steps: Vec<Step>) -> Vec<String> {

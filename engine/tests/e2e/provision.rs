@@ -379,7 +379,7 @@ fn reports_role_that_is_no_superuser(cluster: &Cluster) {
     expect_failure(
         cluster.provision_command(DATABASE),
         77,
-        "the role postgres is no superuser of this Postgres",
+        "the role postgres is not a superuser of this Postgres",
     );
 }
 
@@ -395,7 +395,7 @@ fn refuses_standby(fixture: &Fixture) {
             (refused.code, refused.err.as_str()),
             (
                 Some(69),
-                "error: Postgres is in recovery and takes no changes: provision its primary\n"
+                "error: Postgres is in recovery and read-only: provision its primary\n"
             )
         );
         assert_eq!(check(&cluster), set(["teesql_read: has CREATEDB"]));
@@ -426,7 +426,7 @@ fn reverted_by_trigger(fixture: &Fixture) {
         (refused.code, refused.err.as_str()),
         (
             Some(69),
-            "error: still not as it has to be, whatever was done: \
+            "error: differences remain after the repair: \
              teesql_read: lacks SELECT on public.old\n"
         )
     );

@@ -78,14 +78,14 @@ pub(super) async fn set_up_roles(
 ) -> Result<(), StartError> {
     let mut backoff = start_backoff();
     loop {
-        match provision::at_start(&config.postgres, &config.database, passwords).await {
+        match provision::run_at_start(&config.postgres, &config.database, passwords).await {
             Ok(report) => {
                 for repaired in report.repaired {
                     tracing::info!(repaired, "provisioned");
                 }
                 return Ok(());
             }
-            Err(error) if error.is_of_startup() => {
+            Err(error) if error.is_starting_up() => {
                 health.postgres.set_not_ready(error.to_string());
                 warn_and_wait(&mut backoff, &error, "roles not set up yet").await;
             }

@@ -1,59 +1,59 @@
-//! What has to be so: for each thing, how to tell that it is not, and the SQL
-//! that makes it so whatever it was.
+//! The desired state: for each requirement, a drift check and the SQL that converges it from any
+//! starting point.
 //!
-//! `teesql_read` gets exactly what it is to have, since whoever holds the read
-//! secret must never write; `teesql_readwrite` gets at least that.
+//! `teesql_read` gets exactly the required privileges, because a client with the read secret must
+//! never be able to write. `teesql_readwrite` gets at least the required ones.
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use wire::scram::Verifier;
 use zeroize::Zeroizing;
 
-use super::state::{Creator, HARMLESS_ROUTINE, Made, RoleState, Scope, State};
-use super::{Login, Wanted};
+use super::state::{Creator, CurrentState, HARMLESS_ROUTINE, ObjectKind, RoleState, Scope};
+use super::{DesiredState, ManagedRole};
 
-/// Names in one line; a database may have thousands of tables.
-const NAMES: usize = 5;
+/// Names in one line. A database may have thousands of tables.
+const MAX_NAMES: usize = 5;
 
-/// One thing that has to be so.
+/// One requirement of the desired state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Aim {
+pub(super) enum Requirement {
     /// The role exists.
-    Exists(Login),
-    /// It may log in, and is nothing special.
-    Attributes(Login),
-    /// It has the wanted password.
-    Password(Login),
-    /// It has no other role's privileges.
-    Memberships(Login),
-    /// There is a schema `public`.
+    Exists(ManagedRole),
+    /// The role can log in and has no special attributes.
+    Attributes(ManagedRole),
+    /// The role has the desired password.
+    Password(ManagedRole),
+    /// The role is a member of no other role.
+    Memberships(ManagedRole),
+    /// The schema `public` exists.
     Schema,
-    /// Not everybody may create in it: who creates there can put a function or
-    /// an operator in other people's way. [CVE-2018-1058]
+    /// PUBLIC cannot create objects in the schema. Otherwise any user could shadow functions and
+    /// operators that other users call. [CVE-2018-1058]
     NoPublicCreate,
-    /// It has the privileges that it is to have.
-    Privileges(Login, Scope),
+    /// The role has the required privileges.
+    Privileges(ManagedRole, Scope),
 }
 
-impl Aim {
-    /// All of them, in the order in which they can be reached.
+impl Requirement {
+    /// All requirements, in an order in which they can be established.
     pub(super) fn all() -> Vec<Self> {
-        use Login::{Read, ReadWrite};
-        let mut aims: Vec<Self> = Login::ALL
+        use ManagedRole::{Read, ReadWrite};
+        let mut requirements: Vec<Self> = ManagedRole::ALL
             .into_iter()
-            .flat_map(|login| {
+            .flat_map(|role| {
                 [
-                    Aim::Exists(login),
-                    Aim::Attributes(login),
-                    Aim::Password(login),
-                    Aim::Memberships(login),
+                    Requirement::Exists(role),
+                    Requirement::Attributes(role),
+                    Requirement::Password(role),
+                    Requirement::Memberships(role),
                 ]
             })
             .collect();
-        aims.extend([Aim::Schema, Aim::NoPublicCreate]);
-        let kinds = [Made::Tables, Made::Sequences];
-        let superusers = kinds.map(|kind| Scope::Future(Creator::Superuser, kind));
-        // What teesql_readwrite makes is its own.
-        let writers = kinds.map(|kind| Scope::Future(Creator::ReadWrite, kind));
+        requirements.extend([Requirement::Schema, Requirement::NoPublicCreate]);
+        let kinds = [ObjectKind::Tables, ObjectKind::Sequences];
+        let superusers = kinds.map(|kind| Scope::DefaultPrivileges(Creator::Superuser, kind));
+        // teesql_readwrite owns the objects that it creates, and needs no privileges on them.
+        let writers = kinds.map(|kind| Scope::DefaultPrivileges(Creator::ReadWrite, kind));
         let now = [
             Scope::Database,
             Scope::Schema,
@@ -62,66 +62,68 @@ impl Aim {
             Scope::Routine,
         ];
         let read = now.into_iter().chain(superusers).chain(writers);
-        aims.extend(read.map(|scope| Aim::Privileges(Read, scope)));
+        requirements.extend(read.map(|scope| Requirement::Privileges(Read, scope)));
         let readwrite = now.into_iter().chain(superusers);
-        aims.extend(readwrite.map(|scope| Aim::Privileges(ReadWrite, scope)));
-        aims
+        requirements.extend(readwrite.map(|scope| Requirement::Privileges(ReadWrite, scope)));
+        requirements
     }
 
-    /// What it is about, for a comment.
+    /// A title for a comment in a script.
     pub(super) fn title(self) -> String {
         match self {
-            Aim::Exists(login) => format!("{}: the role", login.name()),
-            Aim::Attributes(login) => format!("{}: attributes", login.name()),
-            Aim::Password(login) => format!("{}: password, as a verifier", login.name()),
-            Aim::Memberships(login) => format!("{}: member of no other role", login.name()),
-            Aim::Schema => "schema public".to_owned(),
-            Aim::NoPublicCreate => "schema public: not everybody may create in it".to_owned(),
-            Aim::Privileges(login, scope) => {
+            Requirement::Exists(role) => format!("{}: the role", role.name()),
+            Requirement::Attributes(role) => format!("{}: attributes", role.name()),
+            Requirement::Password(role) => format!("{}: password, as a verifier", role.name()),
+            Requirement::Memberships(role) => format!("{}: member of no other role", role.name()),
+            Requirement::Schema => "schema public".to_owned(),
+            Requirement::NoPublicCreate => "schema public: no CREATE for PUBLIC".to_owned(),
+            Requirement::Privileges(role, scope) => {
                 let what = match scope {
                     Scope::Database => "the database",
                     Scope::Schema => "schema public",
                     Scope::Table => "tables and views",
                     Scope::Sequence => "sequences",
                     Scope::Routine => "routines that can do no more than their caller",
-                    Scope::Future(Creator::Superuser, Made::Tables) => "tables of postgres to come",
-                    Scope::Future(Creator::Superuser, Made::Sequences) => {
-                        "sequences of postgres to come"
+                    Scope::DefaultPrivileges(Creator::Superuser, ObjectKind::Tables) => {
+                        "future tables of postgres"
                     }
-                    Scope::Future(Creator::ReadWrite, Made::Tables) => {
-                        "tables of teesql_readwrite to come"
+                    Scope::DefaultPrivileges(Creator::Superuser, ObjectKind::Sequences) => {
+                        "future sequences of postgres"
                     }
-                    Scope::Future(Creator::ReadWrite, Made::Sequences) => {
-                        "sequences of teesql_readwrite to come"
+                    Scope::DefaultPrivileges(Creator::ReadWrite, ObjectKind::Tables) => {
+                        "future tables of teesql_readwrite"
+                    }
+                    Scope::DefaultPrivileges(Creator::ReadWrite, ObjectKind::Sequences) => {
+                        "future sequences of teesql_readwrite"
                     }
                 };
-                format!("{}: {what}", login.name())
+                format!("{}: {what}", role.name())
             }
         }
     }
 
-    /// How one can tell that it is not so, a line each; empty if it is so.
-    pub(super) fn differences(self, state: &State, wanted: &Wanted) -> Vec<String> {
-        let of = |login: Login, found: Option<&str>| {
-            let line = found.map(|found| format!("{}: {found}", login.name()));
+    /// The differences between `state` and this requirement, one line each.
+    pub(super) fn differences(self, state: &CurrentState, desired: &DesiredState) -> Vec<String> {
+        let line = |role: ManagedRole, difference: Option<&str>| {
+            let line = difference.map(|difference| format!("{}: {difference}", role.name()));
             line.into_iter().collect()
         };
         match self {
-            Aim::Exists(login) => {
-                let missing = !state.role(login).exists;
-                of(login, missing.then_some("the role does not exist"))
+            Requirement::Exists(role) => {
+                let missing = !state.role(role).exists;
+                line(role, missing.then_some("the role does not exist"))
             }
-            Aim::Attributes(login) => attributes(login, state.role(login)),
-            Aim::Password(login) => of(login, password(state.role(login), wanted, login)),
-            Aim::Memberships(login) => {
-                let roles = &state.role(login).memberships;
-                let member = |roles| format!("{}: is a member of {roles}", login.name());
+            Requirement::Attributes(role) => attributes(role, state.role(role)),
+            Requirement::Password(role) => line(role, password(role, state.role(role), desired)),
+            Requirement::Memberships(role) => {
+                let roles = &state.role(role).memberships;
+                let member = |roles| format!("{}: is a member of {roles}", role.name());
                 names(roles.iter().map(String::as_str))
                     .map(member)
                     .into_iter()
                     .collect()
             }
-            Aim::Schema => {
+            Requirement::Schema => {
                 let is_schema = |object: &super::state::Object| object.scope == Scope::Schema;
                 let missing = !state.objects.iter().any(is_schema);
                 missing
@@ -129,128 +131,145 @@ impl Aim {
                     .into_iter()
                     .collect()
             }
-            Aim::NoPublicCreate => {
+            Requirement::NoPublicCreate => {
                 let open = state.objects.iter().any(|object| object.public_creates);
-                open.then(|| "everybody has CREATE on schema public".to_owned())
+                open.then(|| "PUBLIC has CREATE on schema public".to_owned())
                     .into_iter()
                     .collect()
             }
-            Aim::Privileges(login, scope) => privileges(login, scope, state),
+            Requirement::Privileges(role, scope) => privileges(role, scope, state),
         }
     }
 
-    /// Makes it so, whatever it was. Ends with a line end, and holds no password.
-    pub(super) fn sql(self, wanted: &Wanted) -> Zeroizing<String> {
+    /// The SQL that establishes this requirement from any starting point. It ends with a newline and
+    /// contains no password.
+    pub(super) fn sql(self, desired: &DesiredState) -> Zeroizing<String> {
         Zeroizing::new(match self {
-            Aim::Exists(login) => create(login),
-            Aim::Attributes(login) => format!(
+            Requirement::Exists(role) => create(role),
+            Requirement::Attributes(role) => format!(
                 "ALTER ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION \
                  NOBYPASSRLS VALID UNTIL 'infinity';\n",
-                login.name()
+                role.name()
             ),
-            Aim::Password(login) => {
-                let verifier = wanted.verifier(login).to_text();
+            Requirement::Password(role) => {
+                let verifier = desired.verifier(role).to_text();
                 let verifier = Zeroizing::new(escape_literal(&verifier));
-                format!("ALTER ROLE {} PASSWORD {};\n", login.name(), *verifier)
+                format!("ALTER ROLE {} PASSWORD {};\n", role.name(), *verifier)
             }
-            Aim::Memberships(login) => leave_roles(login),
-            Aim::Schema => "CREATE SCHEMA IF NOT EXISTS public;\n".to_owned(),
-            Aim::NoPublicCreate => "REVOKE CREATE ON SCHEMA public FROM PUBLIC;\n".to_owned(),
-            Aim::Privileges(login, scope) => grant(login, scope, wanted),
+            Requirement::Memberships(role) => leave_roles(role),
+            Requirement::Schema => "CREATE SCHEMA IF NOT EXISTS public;\n".to_owned(),
+            Requirement::NoPublicCreate => {
+                "REVOKE CREATE ON SCHEMA public FROM PUBLIC;\n".to_owned()
+            }
+            Requirement::Privileges(role, scope) => grant(role, scope, desired),
         })
     }
 }
 
-fn attributes(login: Login, role: &RoleState) -> Vec<String> {
+fn attributes(role: ManagedRole, current: &RoleState) -> Vec<String> {
     [
-        (!role.login, "may not log in"),
-        (role.superuser, "is SUPERUSER"),
-        (role.createdb, "has CREATEDB"),
-        (role.createrole, "has CREATEROLE"),
-        (role.replication, "has REPLICATION"),
-        (role.bypassrls, "has BYPASSRLS"),
-        (role.expires, "has a password that expires"),
+        (!current.can_login, "may not log in"),
+        (current.superuser, "is SUPERUSER"),
+        (current.createdb, "has CREATEDB"),
+        (current.createrole, "has CREATEROLE"),
+        (current.replication, "has REPLICATION"),
+        (current.bypassrls, "has BYPASSRLS"),
+        (current.expires, "has a password that expires"),
     ]
     .into_iter()
     .filter(|(differs, _)| *differs)
-    .map(|(_, what)| format!("{}: {what}", login.name()))
+    .map(|(_, what)| format!("{}: {what}", role.name()))
     .collect()
 }
 
-fn password(role: &RoleState, wanted: &Wanted, login: Login) -> Option<&'static str> {
-    let Some(stored) = &role.verifier else {
+fn password(
+    role: ManagedRole,
+    current: &RoleState,
+    desired: &DesiredState,
+) -> Option<&'static str> {
+    let Some(stored) = &current.verifier else {
         return Some("has no password");
     };
     match Verifier::parse(stored) {
-        None => Some("has a password that is not kept as SCRAM-SHA-256"),
-        Some(verifier) if verifier.matches(wanted.password(login)) => None,
+        None => Some("has a password that is not stored as SCRAM-SHA-256"),
+        Some(verifier) if verifier.matches(desired.password(role)) => None,
         Some(_) => Some("has another password"),
     }
 }
 
-fn privileges(login: Login, scope: Scope, state: &State) -> Vec<String> {
+fn privileges(role: ManagedRole, scope: Scope, state: &CurrentState) -> Vec<String> {
     let objects = || state.objects.iter().filter(|object| object.scope == scope);
-    let missing = wanted_on(login, scope).iter().filter_map(|privilege| {
-        let lacking = objects().filter(|o| !o.held(login).iter().any(|held| held == privilege));
-        let names = names(lacking.map(|object| object.name.as_str()))?;
-        Some(format!("{}: lacks {privilege} on {names}", login.name()))
-    });
+    let missing = required_privileges(role, scope)
+        .iter()
+        .filter_map(|privilege| {
+            let lacking =
+                objects().filter(|o| !o.privileges(role).iter().any(|held| held == privilege));
+            let names = names(lacking.map(|object| object.name.as_str()))?;
+            Some(format!("{}: lacks {privilege} on {names}", role.name()))
+        });
     let mut excess: Vec<&String> = objects()
-        .flat_map(|object| object.held_anywhere(login))
-        .filter(|privilege| is_too_much(login, scope, privilege))
+        .flat_map(|object| object.all_privileges(role))
+        .filter(|privilege| is_forbidden(role, scope, privilege))
         .collect();
     excess.sort_unstable();
     excess.dedup();
     let excess = excess.into_iter().filter_map(|privilege| {
-        let having = objects().filter(|o| o.held_anywhere(login).any(|held| held == privilege));
+        let having = objects().filter(|o| o.all_privileges(role).any(|held| held == privilege));
         let names = names(having.map(|object| object.name.as_str()))?;
-        Some(format!("{}: has {privilege} on {names}", login.name()))
+        Some(format!("{}: has {privilege} on {names}", role.name()))
     });
     missing.chain(excess).collect()
 }
 
-/// The privileges that a role is to have.
-fn wanted_on(login: Login, scope: Scope) -> &'static [&'static str] {
-    match (scope, login) {
+/// The privileges that a role must have on an object.
+fn required_privileges(role: ManagedRole, scope: Scope) -> &'static [&'static str] {
+    match (scope, role) {
         (Scope::Database, _) => &["CONNECT"],
-        (Scope::Schema, Login::Read) => &["USAGE"],
-        (Scope::Schema, Login::ReadWrite) => &["USAGE", "CREATE"],
-        (Scope::Table | Scope::Future(_, Made::Tables), Login::Read) => &["SELECT"],
-        (Scope::Table | Scope::Future(_, Made::Tables), Login::ReadWrite) => {
-            &["SELECT", "INSERT", "UPDATE", "DELETE"]
+        (Scope::Schema, ManagedRole::Read) => &["USAGE"],
+        (Scope::Schema, ManagedRole::ReadWrite) => &["USAGE", "CREATE"],
+        (Scope::Table | Scope::DefaultPrivileges(_, ObjectKind::Tables), ManagedRole::Read) => {
+            &["SELECT"]
         }
-        (Scope::Sequence | Scope::Future(_, Made::Sequences), Login::Read) => &["SELECT"],
-        (Scope::Sequence | Scope::Future(_, Made::Sequences), Login::ReadWrite) => {
-            &["SELECT", "USAGE"]
-        }
+        (
+            Scope::Table | Scope::DefaultPrivileges(_, ObjectKind::Tables),
+            ManagedRole::ReadWrite,
+        ) => &["SELECT", "INSERT", "UPDATE", "DELETE"],
+        (
+            Scope::Sequence | Scope::DefaultPrivileges(_, ObjectKind::Sequences),
+            ManagedRole::Read,
+        ) => &["SELECT"],
+        (
+            Scope::Sequence | Scope::DefaultPrivileges(_, ObjectKind::Sequences),
+            ManagedRole::ReadWrite,
+        ) => &["SELECT", "USAGE"],
         (Scope::Routine, _) => &["EXECUTE"],
     }
 }
 
-/// Privileges that a role must not have.
-fn is_too_much(login: Login, scope: Scope, privilege: &str) -> bool {
+/// Whether a role must not have this privilege.
+fn is_forbidden(role: ManagedRole, scope: Scope, privilege: &str) -> bool {
     match scope {
-        // Schemas of its own, and extensions.
+        // CREATE on a database allows new schemas and extensions.
         Scope::Database => privilege == "CREATE",
-        Scope::Schema => login == Login::Read && privilege == "CREATE",
-        Scope::Table | Scope::Sequence | Scope::Future(..) => {
-            login == Login::Read && !wanted_on(login, scope).contains(&privilege)
+        Scope::Schema => role == ManagedRole::Read && privilege == "CREATE",
+        Scope::Table | Scope::Sequence | Scope::DefaultPrivileges(..) => {
+            role == ManagedRole::Read && !required_privileges(role, scope).contains(&privilege)
         }
         Scope::Routine => false,
     }
 }
 
-fn grant(login: Login, scope: Scope, wanted: &Wanted) -> String {
+fn grant(role: ManagedRole, scope: Scope, desired: &DesiredState) -> String {
     let (prefix, on) = match scope {
         Scope::Database => (
             "",
-            format!("DATABASE {}", escape_identifier(&wanted.database)),
+            format!("DATABASE {}", escape_identifier(&desired.database)),
         ),
         Scope::Schema => ("", "SCHEMA public".to_owned()),
         Scope::Table => ("", "ALL TABLES IN SCHEMA public".to_owned()),
         Scope::Sequence => ("", "ALL SEQUENCES IN SCHEMA public".to_owned()),
-        Scope::Routine => return grant_routines(login),
-        Scope::Future(creator, made) => {
+        Scope::Routine => return grant_routines(role),
+        Scope::DefaultPrivileges(creator, kind) => {
             let prefix = match creator {
                 Creator::Superuser => {
                     "ALTER DEFAULT PRIVILEGES FOR ROLE postgres IN SCHEMA public "
@@ -259,30 +278,30 @@ fn grant(login: Login, scope: Scope, wanted: &Wanted) -> String {
                     "ALTER DEFAULT PRIVILEGES FOR ROLE teesql_readwrite IN SCHEMA public "
                 }
             };
-            let made = match made {
-                Made::Tables => "TABLES",
-                Made::Sequences => "SEQUENCES",
+            let kind = match kind {
+                ObjectKind::Tables => "TABLES",
+                ObjectKind::Sequences => "SEQUENCES",
             };
-            (prefix, made.to_owned())
+            (prefix, kind.to_owned())
         }
     };
-    let name = login.name();
-    // CASCADE: what it has passed on goes too.
-    let revoke = match (scope, login) {
-        (Scope::Database, _) | (Scope::Schema, Login::Read) => {
+    let name = role.name();
+    // CASCADE also revokes what the role has granted to others.
+    let revoke = match (scope, role) {
+        (Scope::Database, _) | (Scope::Schema, ManagedRole::Read) => {
             format!("REVOKE CREATE ON {on} FROM {name} CASCADE;\n")
         }
-        (Scope::Table | Scope::Sequence | Scope::Future(..), Login::Read) => {
+        (Scope::Table | Scope::Sequence | Scope::DefaultPrivileges(..), ManagedRole::Read) => {
             format!("{prefix}REVOKE ALL ON {on} FROM {name} CASCADE;\n")
         }
         _ => String::new(),
     };
-    let privileges = wanted_on(login, scope).join(", ");
+    let privileges = required_privileges(role, scope).join(", ");
     format!("{revoke}{prefix}GRANT {privileges} ON {on} TO {name};\n")
 }
 
-fn create(login: Login) -> String {
-    let name = login.name();
+fn create(role: ManagedRole) -> String {
+    let name = role.name();
     format!(
         "DO $do$ BEGIN
   IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{name}') THEN
@@ -293,10 +312,10 @@ END $do$;
     )
 }
 
-/// From PostgreSQL 16 on a membership is the grantor's, and without a word about
-/// that only one's own is revoked.
-fn leave_roles(login: Login) -> String {
-    let name = login.name();
+/// Revokes every membership. Since PostgreSQL 16 a membership belongs to its grantor, and REVOKE
+/// without GRANTED BY only revokes those that the current user has granted.
+fn leave_roles(role: ManagedRole) -> String {
+    let name = role.name();
     format!(
         "DO $do$ DECLARE revoke text; BEGIN
   FOR revoke IN
@@ -312,8 +331,8 @@ END $do$;
     )
 }
 
-fn grant_routines(login: Login) -> String {
-    let name = login.name();
+fn grant_routines(role: ManagedRole) -> String {
+    let name = role.name();
     format!(
         "DO $do$ DECLARE routine text; BEGIN
   FOR routine IN
@@ -329,9 +348,9 @@ END $do$;
     )
 }
 
-/// `a, b and 7 more`; `None` for none.
+/// Joins names to `a, b and 7 more`. `None` if there are none.
 fn names<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<String> {
-    let shown: Vec<&str> = names.by_ref().take(NAMES).collect();
+    let shown: Vec<&str> = names.by_ref().take(MAX_NAMES).collect();
     if shown.is_empty() {
         return None;
     }

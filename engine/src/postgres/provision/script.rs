@@ -1,37 +1,36 @@
-//! Everything as a script, for those who want to read it first, or to run it
-//! where the sidecar cannot reach.
+//! Writes the desired state as a psql script, to be reviewed, or run where the sidecar has no access.
 
 use std::fmt::Write as _;
 
 use postgres_protocol::escape::escape_literal;
 use zeroize::Zeroizing;
 
-use super::desired::Aim;
-use super::{LOCK, SETTINGS, Wanted};
+use super::desired::Requirement;
+use super::{DesiredState, LOCK, SETTINGS};
 
 const HEAD: &str = "\
--- Sets up teesql_read and teesql_readwrite: run it by psql, as the superuser postgres.
--- It holds the verifiers of their passwords: keep it to yourself.
+-- Sets up teesql_read and teesql_readwrite. Run it with psql as the superuser postgres.
+-- It contains the verifiers of their passwords: keep it confidential.
 \\set ON_ERROR_STOP on
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
 ";
 
-pub(super) fn write(wanted: &Wanted) -> Zeroizing<String> {
+pub(super) fn write(desired: &DesiredState) -> Zeroizing<String> {
     let mut script = Zeroizing::new(String::with_capacity(16 * 1024));
     script.push_str(HEAD);
     script.push_str(SETTINGS);
-    script.push_str(&guard(&wanted.database));
+    script.push_str(&guard(&desired.database));
     script.push_str(LOCK);
-    for aim in Aim::all() {
-        let _ = write!(script, "\n-- {}\n", aim.title());
-        script.push_str(&aim.sql(wanted));
+    for requirement in Requirement::all() {
+        let _ = write!(script, "\n-- {}\n", requirement.title());
+        script.push_str(&requirement.sql(desired));
     }
     script.push_str("\nCOMMIT;\n");
     script
 }
 
-/// Grants on one database must not go with those in another one's schema. The
-/// name stays outside of the dollar quotes, since it might hold some.
+/// Stops the script in any other database, where it would grant privileges on the wrong schema. The
+/// name is outside of the dollar quotes, because it may contain some itself.
 fn guard(database: &str) -> String {
     let database = escape_literal(database);
     format!(

@@ -1,15 +1,14 @@
-//! What is so: the two roles and who may do what, as Postgres' catalogs have it.
+//! The current state of the two roles and their privileges, read from the system catalogs.
 //!
-//! Privileges are read from the access lists and not asked for with
-//! `has_…_privilege`, which says yes to everything for a role that has become
-//! superuser by mistake: each difference is to be seen by itself.
+//! Privileges are read from the access lists instead of `has_…_privilege()`, which returns true for
+//! everything if the role is a superuser by mistake. Each difference must be visible separately.
 
 use tokio_postgres::{Row, Transaction};
 use zeroize::Zeroizing;
 
-use super::{Login, ProvisionError};
+use super::{ManagedRole, ProvisionError};
 
-/// Who asks, and where.
+/// The current user and database.
 pub(super) const SESSION: &str = "\
 SELECT current_user::text, coalesce(rolsuper, false), pg_catalog.current_database()::text,
        pg_catalog.pg_is_in_recovery()
@@ -23,13 +22,13 @@ SELECT rolname::text, rolcanlogin, rolsuper, rolcreatedb, rolcreaterole, rolrepl
               WHERE member = pg_authid.oid ORDER BY 1)
   FROM pg_authid WHERE rolname IN ('teesql_read', 'teesql_readwrite')";
 
-/// A row for each thing that privileges are held on. Those of a column are
-/// apart: they may be too much, and are never enough.
+/// Returns a row for each object with privileges. Privileges on single columns are separate: they may
+/// be forbidden, but never satisfy a requirement.
 ///
-/// A routine has a row if it can do no more than its caller: see
-/// [`HARMLESS_ROUTINE`]; PUBLIC's privilege counts there.
+/// Only routines that can do no more than their caller have a row (see [`HARMLESS_ROUTINE`]). For
+/// these, a privilege of PUBLIC counts.
 const OBJECTS: &str = "\
-WITH login AS (
+WITH managed_role AS (
   SELECT (SELECT oid FROM pg_roles WHERE rolname = 'teesql_read') AS reader,
          (SELECT oid FROM pg_roles WHERE rolname = 'teesql_readwrite') AS writer
 ), object (scope, name, acl, columns) AS (
@@ -50,17 +49,17 @@ WITH login AS (
   SELECT 'routine', p.oid::regprocedure::text, coalesce(proacl, acldefault('f', proowner)), NULL
     FROM pg_proc p WHERE HARMLESS_ROUTINE
   UNION ALL
-  SELECT made.scope, made.name, defaclacl, NULL
+  SELECT future.scope, future.name, defaclacl, NULL
     FROM (VALUES
-           ('postgres tables', 'tables that postgres will make', 'postgres', 'r'),
-           ('postgres sequences', 'sequences that postgres will make', 'postgres', 'S'),
-           ('readwrite tables', 'tables that teesql_readwrite will make', 'teesql_readwrite', 'r'),
-           ('readwrite sequences', 'sequences that teesql_readwrite will make', 'teesql_readwrite', 'S')
-         ) AS made (scope, name, creator, kind)
+           ('postgres tables', 'future tables of postgres', 'postgres', 'r'),
+           ('postgres sequences', 'future sequences of postgres', 'postgres', 'S'),
+           ('readwrite tables', 'future tables of teesql_readwrite', 'teesql_readwrite', 'r'),
+           ('readwrite sequences', 'future sequences of teesql_readwrite', 'teesql_readwrite', 'S')
+         ) AS future (scope, name, creator, kind)
     LEFT JOIN pg_default_acl
-           ON defaclrole = (SELECT oid FROM pg_roles WHERE rolname = made.creator)
+           ON defaclrole = (SELECT oid FROM pg_roles WHERE rolname = future.creator)
           AND defaclnamespace = to_regnamespace('public')
-          AND defaclobjtype::text = made.kind
+          AND defaclobjtype::text = future.kind
 )
 SELECT scope, name,
        ARRAY(SELECT DISTINCT privilege_type FROM aclexplode(acl)
@@ -71,19 +70,19 @@ SELECT scope, name,
               WHERE grantee = reader ORDER BY 1),
        scope = 'schema' AND EXISTS (SELECT FROM aclexplode(acl)
               WHERE grantee = 0 AND privilege_type = 'CREATE')
-  FROM object, login
+  FROM object, managed_role
  ORDER BY scope, name COLLATE \"C\"";
 
-/// A routine that can do no more than its caller: it runs as the caller, is
-/// written in a trusted language, and belongs to no extension. Of any other one
-/// whose owner took EXECUTE from PUBLIC it has to be assumed that this was meant.
+/// The condition for a routine that can do no more than its caller: it runs as the caller, is written
+/// in a trusted language, and belongs to no extension. If the owner of any other routine has revoked
+/// EXECUTE from PUBLIC, that must be assumed to be on purpose.
 pub(super) const HARMLESS_ROUTINE: &str = "\
 p.pronamespace = to_regnamespace('public') AND NOT p.prosecdef
      AND (SELECT lanpltrusted FROM pg_language WHERE oid = p.prolang)
      AND NOT EXISTS (SELECT FROM pg_depend
                       WHERE classid = 'pg_proc'::regclass AND objid = p.oid AND deptype = 'e')";
 
-/// What privileges are held on, or will be.
+/// A kind of object that privileges are granted on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
     Database,
@@ -91,20 +90,20 @@ pub(super) enum Scope {
     Table,
     Sequence,
     Routine,
-    /// What a role will make.
-    Future(Creator, Made),
+    /// The default privileges on objects that a role will create.
+    DefaultPrivileges(Creator, ObjectKind),
 }
 
-/// Who makes things in `public`.
+/// A role that creates objects in `public`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Creator {
     Superuser,
     ReadWrite,
 }
 
-/// What has default privileges here.
+/// A kind of object with default privileges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Made {
+pub(super) enum ObjectKind {
     Tables,
     Sequences,
 }
@@ -117,60 +116,64 @@ impl Scope {
             "table" => Scope::Table,
             "sequence" => Scope::Sequence,
             "routine" => Scope::Routine,
-            "postgres tables" => Scope::Future(Creator::Superuser, Made::Tables),
-            "postgres sequences" => Scope::Future(Creator::Superuser, Made::Sequences),
-            "readwrite tables" => Scope::Future(Creator::ReadWrite, Made::Tables),
-            "readwrite sequences" => Scope::Future(Creator::ReadWrite, Made::Sequences),
+            "postgres tables" => Scope::DefaultPrivileges(Creator::Superuser, ObjectKind::Tables),
+            "postgres sequences" => {
+                Scope::DefaultPrivileges(Creator::Superuser, ObjectKind::Sequences)
+            }
+            "readwrite tables" => Scope::DefaultPrivileges(Creator::ReadWrite, ObjectKind::Tables),
+            "readwrite sequences" => {
+                Scope::DefaultPrivileges(Creator::ReadWrite, ObjectKind::Sequences)
+            }
             _ => return None,
         })
     }
 }
 
-/// One of the two roles; the default is one that does not exist.
+/// The state of one role. The default is a role that does not exist.
 #[derive(Clone, Default)]
 pub(super) struct RoleState {
     pub(super) exists: bool,
-    pub(super) login: bool,
+    pub(super) can_login: bool,
     pub(super) superuser: bool,
     pub(super) createdb: bool,
     pub(super) createrole: bool,
     pub(super) replication: bool,
     pub(super) bypassrls: bool,
-    /// Its password is valid until some time only.
+    /// The password has an expiry time.
     pub(super) expires: bool,
     /// `rolpassword`.
     pub(super) verifier: Option<Zeroizing<String>>,
-    /// Roles whose privileges it has too.
+    /// The roles that it is a member of.
     pub(super) memberships: Vec<String>,
 }
 
-/// One thing and the privileges on it that each role was given.
+/// An object and the privileges that each role was granted on it.
 #[derive(Clone)]
 pub(super) struct Object {
     pub(super) scope: Scope,
-    /// As a person reads it, quoted where it has to be.
+    /// The name for messages, quoted where necessary.
     pub(super) name: String,
     pub(super) read: Vec<String>,
     pub(super) readwrite: Vec<String>,
-    /// What `teesql_read` was given on single columns.
+    /// The privileges of `teesql_read` on single columns.
     pub(super) read_columns: Vec<String>,
-    /// The schema only: everybody may create in it.
+    /// Whether PUBLIC has CREATE on it. Schemas only.
     pub(super) public_creates: bool,
 }
 
-/// All that matters here.
+/// The current state of everything that is provisioned.
 #[derive(Clone, Default)]
-pub(super) struct State {
+pub(super) struct CurrentState {
     pub(super) read: RoleState,
     pub(super) readwrite: RoleState,
     pub(super) objects: Vec<Object>,
 }
 
-impl State {
-    pub(super) fn role(&self, login: Login) -> &RoleState {
-        match login {
-            Login::Read => &self.read,
-            Login::ReadWrite => &self.readwrite,
+impl CurrentState {
+    pub(super) fn role(&self, role: ManagedRole) -> &RoleState {
+        match role {
+            ManagedRole::Read => &self.read,
+            ManagedRole::ReadWrite => &self.readwrite,
         }
     }
 
@@ -179,9 +182,12 @@ impl State {
         for row in transaction.query(ROLES, &[]).await? {
             let name: String = row.try_get(0)?;
             let role = RoleState::from_row(&row)?;
-            match Login::ALL.into_iter().find(|login| login.name() == name) {
-                Some(Login::Read) => state.read = role,
-                Some(Login::ReadWrite) => state.readwrite = role,
+            match ManagedRole::ALL
+                .into_iter()
+                .find(|role| role.name() == name)
+            {
+                Some(ManagedRole::Read) => state.read = role,
+                Some(ManagedRole::ReadWrite) => state.readwrite = role,
                 None => {}
             }
         }
@@ -197,7 +203,7 @@ impl RoleState {
     fn from_row(row: &Row) -> Result<Self, tokio_postgres::Error> {
         Ok(Self {
             exists: true,
-            login: row.try_get(1)?,
+            can_login: row.try_get(1)?,
             superuser: row.try_get(2)?,
             createdb: row.try_get(3)?,
             createrole: row.try_get(4)?,
@@ -225,19 +231,20 @@ impl Object {
         }))
     }
 
-    pub(super) fn held(&self, login: Login) -> &[String] {
-        match login {
-            Login::Read => &self.read,
-            Login::ReadWrite => &self.readwrite,
+    /// The privileges of a role on the whole object.
+    pub(super) fn privileges(&self, role: ManagedRole) -> &[String] {
+        match role {
+            ManagedRole::Read => &self.read,
+            ManagedRole::ReadWrite => &self.readwrite,
         }
     }
 
-    /// Including those on single columns.
-    pub(super) fn held_anywhere(&self, login: Login) -> impl Iterator<Item = &String> {
-        let columns: &[String] = match login {
-            Login::Read => &self.read_columns,
-            Login::ReadWrite => &[],
+    /// The privileges of a role on the object, including those on single columns.
+    pub(super) fn all_privileges(&self, role: ManagedRole) -> impl Iterator<Item = &String> {
+        let columns: &[String] = match role {
+            ManagedRole::Read => &self.read_columns,
+            ManagedRole::ReadWrite => &[],
         };
-        self.held(login).iter().chain(columns)
+        self.privileges(role).iter().chain(columns)
     }
 }

@@ -1,13 +1,13 @@
-//! The plan, without a server.
+//! Tests of the plan, without a server.
 
 use std::sync::LazyLock;
 
-use super::desired::Aim;
-use super::state::{Creator, Made, Object, RoleState, Scope, State};
-use super::{Login, Wanted, differences, steps};
+use super::desired::Requirement;
+use super::state::{Creator, CurrentState, Object, ObjectKind, RoleState, Scope};
+use super::{DesiredState, ManagedRole, differences, steps};
 use wire::scram::{Password, Verifier};
 
-static WANTED: LazyLock<Wanted> = LazyLock::new(|| Wanted {
+static DESIRED: LazyLock<DesiredState> = LazyLock::new(|| DesiredState {
     database: "led\"ger".to_owned(),
     read: (Password::new("reader's"), [1; 16]),
     readwrite: (Password::new("writer's"), [2; 16]),
@@ -28,30 +28,30 @@ fn object(scope: Scope, name: &str, read: &[&str], readwrite: &[&str]) -> Object
     }
 }
 
-fn role(login: Login) -> RoleState {
+fn role(role: ManagedRole) -> RoleState {
     RoleState {
         exists: true,
-        login: true,
-        verifier: Some(WANTED.verifier(login).to_text()),
+        can_login: true,
+        verifier: Some(DESIRED.verifier(role).to_text()),
         ..RoleState::default()
     }
 }
 
-/// All as it has to be, with two tables, a sequence and a function.
-fn good() -> State {
+/// A state without differences: two tables, a sequence and a function.
+fn converged() -> CurrentState {
     let all = ["DELETE", "INSERT", "SELECT", "UPDATE"];
     let sequence = ["SELECT", "USAGE"];
-    let future = |creator, made, readwrite| {
+    let future = |creator, kind, readwrite| {
         object(
-            Scope::Future(creator, made),
-            "things to come",
+            Scope::DefaultPrivileges(creator, kind),
+            "future objects",
             &["SELECT"],
             readwrite,
         )
     };
-    State {
-        read: role(Login::Read),
-        readwrite: role(Login::ReadWrite),
+    CurrentState {
+        read: role(ManagedRole::Read),
+        readwrite: role(ManagedRole::ReadWrite),
         objects: vec![
             object(
                 Scope::Database,
@@ -69,38 +69,44 @@ fn good() -> State {
             object(Scope::Table, "public.b", &["SELECT"], &all),
             object(Scope::Sequence, "public.s", &["SELECT"], &sequence),
             object(Scope::Routine, "public.f()", &["EXECUTE"], &["EXECUTE"]),
-            future(Creator::Superuser, Made::Tables, &all),
-            future(Creator::Superuser, Made::Sequences, &sequence),
-            future(Creator::ReadWrite, Made::Tables, &[]),
-            future(Creator::ReadWrite, Made::Sequences, &[]),
+            future(Creator::Superuser, ObjectKind::Tables, &all),
+            future(Creator::Superuser, ObjectKind::Sequences, &sequence),
+            future(Creator::ReadWrite, ObjectKind::Tables, &[]),
+            future(Creator::ReadWrite, ObjectKind::Sequences, &[]),
         ],
     }
 }
 
-fn found(state: &State) -> Vec<String> {
-    differences(steps(state, &WANTED))
+fn found(state: &CurrentState) -> Vec<String> {
+    differences(steps(state, &DESIRED))
 }
 
-/// What is found when `good` was changed in one way.
-fn after(change: impl FnOnce(&mut State)) -> Vec<String> {
-    let mut state = good();
+/// The differences after one change to the converged state.
+fn after(change: impl FnOnce(&mut CurrentState)) -> Vec<String> {
+    let mut state = converged();
     change(&mut state);
     found(&state)
 }
 
-fn aims(state: &State) -> Vec<Aim> {
-    steps(state, &WANTED).iter().map(|step| step.aim).collect()
+fn requirements(state: &CurrentState) -> Vec<Requirement> {
+    steps(state, &DESIRED)
+        .iter()
+        .map(|step| step.requirement)
+        .collect()
 }
 
 #[test]
-fn where_all_is_well_there_is_no_step() {
-    assert_eq!(found(&good()), [""; 0]);
+fn a_converged_state_has_no_steps() {
+    assert_eq!(found(&converged()), [""; 0]);
 }
 
 #[test]
-fn each_drift_is_named_by_itself() {
+fn each_difference_is_reported_separately() {
     let role = |change: fn(&mut RoleState)| after(|state| change(&mut state.read));
-    assert_eq!(role(|r| r.login = false), ["teesql_read: may not log in"]);
+    assert_eq!(
+        role(|r| r.can_login = false),
+        ["teesql_read: may not log in"]
+    );
     assert_eq!(role(|r| r.superuser = true), ["teesql_read: is SUPERUSER"]);
     assert_eq!(role(|r| r.createdb = true), ["teesql_read: has CREATEDB"]);
     assert_eq!(
@@ -136,18 +142,18 @@ fn a_password_is_reset_only_when_its_verifier_does_not_match() {
     );
     assert_eq!(
         stored("md5aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa".to_owned()),
-        ["teesql_readwrite: has a password that is not kept as SCRAM-SHA-256"]
+        ["teesql_readwrite: has a password that is not stored as SCRAM-SHA-256"]
     );
 }
 
 #[test]
-fn teesql_read_must_have_no_more_than_it_is_to_have() {
+fn teesql_read_must_have_exactly_the_required_privileges() {
     let table = |change: fn(&mut Object)| after(|state| change(&mut state.objects[2]));
     assert_eq!(
         table(|o| o.read = texts(&["SELECT", "TRIGGER"])),
         ["teesql_read: has TRIGGER on public.a"]
     );
-    // On a column it may be too much, and is not enough.
+    // A privilege on a column may be forbidden, and never satisfies a requirement.
     assert_eq!(
         table(|o| o.read_columns = texts(&["INSERT", "SELECT"])),
         ["teesql_read: has INSERT on public.a"]
@@ -167,7 +173,7 @@ fn teesql_read_must_have_no_more_than_it_is_to_have() {
 }
 
 #[test]
-fn teesql_readwrite_may_have_more_in_public_but_not_in_the_database() {
+fn teesql_readwrite_may_have_more_privileges_in_public_only() {
     let more = |index: usize, privilege: &str| {
         after(|state| state.objects[index].readwrite.push(privilege.to_owned()))
     };
@@ -181,7 +187,7 @@ fn teesql_readwrite_may_have_more_in_public_but_not_in_the_database() {
 
 #[test]
 fn many_objects_make_one_short_line() {
-    let state = State {
+    let state = CurrentState {
         objects: (0..1000)
             .map(|n| {
                 object(
@@ -191,9 +197,9 @@ fn many_objects_make_one_short_line() {
                     &["SELECT"],
                 )
             })
-            .chain(good().objects)
+            .chain(converged().objects)
             .collect(),
-        ..good()
+        ..converged()
     };
     assert_eq!(
         found(&state)[0],
@@ -203,53 +209,63 @@ fn many_objects_make_one_short_line() {
 }
 
 #[test]
-fn a_missing_schema_is_made_before_anything_is_granted_on_it() {
-    let mut state = good();
+fn a_missing_schema_is_created_before_privileges_are_granted() {
+    let mut state = converged();
     state.objects.retain(|object| object.scope != Scope::Schema);
     assert_eq!(found(&state), ["schema public does not exist"]);
     state.objects[1].read.clear();
-    let expected = [Aim::Schema, Aim::Privileges(Login::Read, Scope::Table)];
-    assert_eq!(aims(&state), expected);
+    let expected = [
+        Requirement::Schema,
+        Requirement::Privileges(ManagedRole::Read, Scope::Table),
+    ];
+    assert_eq!(requirements(&state), expected);
 }
 
 #[test]
-fn everybody_may_not_create() {
+fn public_must_not_have_create() {
     let found = after(|state| state.objects[1].public_creates = true);
-    assert_eq!(found, ["everybody has CREATE on schema public"]);
+    assert_eq!(found, ["PUBLIC has CREATE on schema public"]);
 }
 
 #[test]
-fn statements_quote_names_and_hold_verifiers_only() {
-    let script = WANTED.script();
+fn statements_quote_names_and_contain_verifiers_only() {
+    let script = DESIRED.script();
     assert!(script.contains("GRANT CONNECT ON DATABASE \"led\"\"ger\" TO teesql_read;"));
     assert!(script.contains("SET LOCAL teesql.database = 'led\"ger';"));
     assert!(!script.contains("reader's") && !script.contains("writer's"));
-    for login in Login::ALL {
-        let verifier = WANTED.verifier(login).to_text();
+    for role in ManagedRole::ALL {
+        let verifier = DESIRED.verifier(role).to_text();
         assert_eq!(script.matches(verifier.as_str()).count(), 1);
     }
-    for aim in Aim::all() {
-        assert!(script.contains(aim.sql(&WANTED).as_str()), "{aim:?}");
+    for requirement in Requirement::all() {
+        assert!(
+            script.contains(requirement.sql(&DESIRED).as_str()),
+            "{requirement:?}"
+        );
     }
 }
 
 #[test]
-fn only_the_read_role_loses_what_it_has_too_much() {
-    let sql = |login, scope| Aim::Privileges(login, scope).sql(&WANTED).to_string();
+fn only_the_read_role_loses_extra_privileges() {
+    let sql = |role, scope| {
+        Requirement::Privileges(role, scope)
+            .sql(&DESIRED)
+            .to_string()
+    };
     assert_eq!(
-        sql(Login::Read, Scope::Table),
+        sql(ManagedRole::Read, Scope::Table),
         "REVOKE ALL ON ALL TABLES IN SCHEMA public FROM teesql_read CASCADE;\n\
          GRANT SELECT ON ALL TABLES IN SCHEMA public TO teesql_read;\n"
     );
     assert_eq!(
-        sql(Login::ReadWrite, Scope::Table),
+        sql(ManagedRole::ReadWrite, Scope::Table),
         "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO \
          teesql_readwrite;\n"
     );
     assert_eq!(
         sql(
-            Login::Read,
-            Scope::Future(Creator::ReadWrite, Made::Sequences)
+            ManagedRole::Read,
+            Scope::DefaultPrivileges(Creator::ReadWrite, ObjectKind::Sequences)
         ),
         "ALTER DEFAULT PRIVILEGES FOR ROLE teesql_readwrite IN SCHEMA public REVOKE ALL ON \
          SEQUENCES FROM teesql_read CASCADE;\n\

@@ -19,21 +19,21 @@ const UNPROVISIONED: [&str; 24] = [
     "teesql_readwrite: has no password",
     "teesql_read: lacks CONNECT on database teesql",
     "teesql_read: lacks USAGE on schema public",
-    "teesql_read: lacks SELECT on tables that postgres will make",
-    "teesql_read: lacks SELECT on sequences that postgres will make",
-    "teesql_read: lacks SELECT on tables that teesql_readwrite will make",
-    "teesql_read: lacks SELECT on sequences that teesql_readwrite will make",
+    "teesql_read: lacks SELECT on future tables of postgres",
+    "teesql_read: lacks SELECT on future sequences of postgres",
+    "teesql_read: lacks SELECT on future tables of teesql_readwrite",
+    "teesql_read: lacks SELECT on future sequences of teesql_readwrite",
     "teesql_readwrite: lacks CONNECT on database teesql",
     "teesql_readwrite: lacks USAGE on schema public",
     "teesql_readwrite: lacks CREATE on schema public",
-    "teesql_readwrite: lacks SELECT on tables that postgres will make",
-    "teesql_readwrite: lacks INSERT on tables that postgres will make",
-    "teesql_readwrite: lacks UPDATE on tables that postgres will make",
-    "teesql_readwrite: lacks DELETE on tables that postgres will make",
-    "teesql_readwrite: lacks SELECT on sequences that postgres will make",
-    "teesql_readwrite: lacks USAGE on sequences that postgres will make",
+    "teesql_readwrite: lacks SELECT on future tables of postgres",
+    "teesql_readwrite: lacks INSERT on future tables of postgres",
+    "teesql_readwrite: lacks UPDATE on future tables of postgres",
+    "teesql_readwrite: lacks DELETE on future tables of postgres",
+    "teesql_readwrite: lacks SELECT on future sequences of postgres",
+    "teesql_readwrite: lacks USAGE on future sequences of postgres",
     "teesql_read: lacks SELECT on public.a, public.b",
-    "everybody has CREATE on schema public",
+    "PUBLIC has CREATE on schema public",
     "teesql_readwrite: lacks SELECT on public.a, public.b",
 ];
 
@@ -107,16 +107,16 @@ const DRIFTS: [(&str, &[&str]); 20] = [
     ),
     (
         "SET password_encryption = md5; ALTER ROLE teesql_readwrite PASSWORD 'schreib-nur-zu-4711'",
-        &["teesql_readwrite: has a password that is not kept as SCRAM-SHA-256"],
+        &["teesql_readwrite: has a password that is not stored as SCRAM-SHA-256"],
     ),
     (
         "ALTER DEFAULT PRIVILEGES FOR ROLE teesql_readwrite IN SCHEMA public \
          REVOKE SELECT ON TABLES FROM teesql_read",
-        &["teesql_read: lacks SELECT on tables that teesql_readwrite will make"],
+        &["teesql_read: lacks SELECT on future tables of teesql_readwrite"],
     ),
     (
         "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT INSERT ON TABLES TO teesql_read",
-        &["teesql_read: has INSERT on tables that postgres will make"],
+        &["teesql_read: has INSERT on future tables of postgres"],
     ),
     (
         "GRANT pg_read_all_data TO teesql_read",
@@ -129,7 +129,7 @@ const DRIFTS: [(&str, &[&str]); 20] = [
     ),
     (
         "GRANT CREATE ON SCHEMA public TO PUBLIC",
-        &["everybody has CREATE on schema public"],
+        &["PUBLIC has CREATE on schema public"],
     ),
     (
         "GRANT UPDATE (words) ON old TO teesql_read",

@@ -1,10 +1,12 @@
-//! The gate between TLS and the login: nobody passes unattested.
+//! The gate between TLS and the login: verifies the attestation in the peer's certificate.
 //!
-//! rustls' own verifier is asked during a full handshake only, never on a
-//! resumed session, and it must not wait. So it does just what TLS needs, the
-//! proof that the client holds its certificate's key; and the gate looks at the
-//! certificate itself, on every connection, after the handshake and before the
-//! first byte of the login.
+//! rustls calls a certificate verifier during full handshakes only, not on resumption, and the
+//! verifier must not wait. So that verifier checks only what TLS needs: that the peer possesses
+//! the key of its certificate. The gate verifies the certificate itself, on every connection,
+//! after the handshake and before the first byte of the login.
+//!
+//! A verdict is cached per shard for the current epoch, which is the version of policy and
+//! collateral. A verdict of an earlier epoch must never admit a peer.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -20,39 +22,40 @@ use crate::io::clock::unix_now;
 use crate::io::offload::{OffloadThread, PendingJobs};
 use crate::telemetry::shard_metrics::{ShardMetrics, VerdictSource};
 
-/// Admissions that a shard remembers.
-const REMEMBERED: usize = 4096;
-/// Tries at one verification: the second finds the collateral that the first
-/// missed, the others are for policy or collateral that changes in between.
-const TRIES: u32 = 4;
+/// Verdicts in the cache of a shard.
+const CACHE_CAPACITY: usize = 4096;
+/// Attempts at one verification. The second one finds the collateral that the first one lacked;
+/// the others are for changes of policy or collateral in the meantime.
+const MAX_ATTEMPTS: u32 = 4;
 
-/// What a client has shown of itself. Only the gate makes one, and the login
-/// asks for one.
+/// Proof that a peer has passed the gate. Only the gate can create it, and the login requires it.
 pub(crate) struct Attested(PeerState);
 
 enum PeerState {
     Peer(Arc<AttestedPeer>),
-    /// Clients are let in unattested, which was asked for twice.
-    Nothing,
+    /// The configuration admits peers without evidence.
+    Unattested,
 }
 
 impl Attested {
+    /// The verified peer; `None` if it was admitted without evidence.
     pub(crate) fn peer(&self) -> Option<&Arc<AttestedPeer>> {
         match &self.0 {
             PeerState::Peer(peer) => Some(peer),
-            PeerState::Nothing => None,
+            PeerState::Unattested => None,
         }
     }
 }
 
-/// A shard's gate.
+/// The gate of one shard.
 pub(crate) enum Gate {
-    /// `allow_unattested_clients`.
+    /// Admits every peer: `allow_unattested_clients`, or a forwarder's `verifier = none`.
     Open,
-    /// Every client has to prove itself.
+    /// Verifies every peer.
     Attesting(Box<AttestingGate>),
 }
 
+/// A gate that verifies evidence.
 pub(crate) struct AttestingGate {
     quote_verifier: Arc<QuoteVerifier>,
     verify: OffloadThread,
@@ -67,19 +70,22 @@ impl Gate {
         Self::Attesting(Box::new(gate))
     }
 
-    /// Lets a client in, or says why not.
+    /// Verifies the certificate chain of a peer, leaf first.
+    ///
+    /// # Errors
+    /// The peer is refused.
     pub(crate) async fn admit(
         &self,
         chain: Option<&[CertificateDer<'_>]>,
     ) -> Result<Attested, Denial> {
         match self {
-            Gate::Open => Ok(Attested(PeerState::Nothing)),
+            Gate::Open => Ok(Attested(PeerState::Unattested)),
             Gate::Attesting(gate) => {
                 let chain = chain.unwrap_or_default();
                 match gate.verify(chain).await {
                     Ok(peer) => Ok(Attested(PeerState::Peer(peer))),
                     Err(Denial::NoEvidence) if gate.allows_simulators => {
-                        Ok(Attested(PeerState::Nothing))
+                        Ok(Attested(PeerState::Unattested))
                     }
                     Err(denial) => Err(denial),
                 }
@@ -87,7 +93,10 @@ impl Gate {
         }
     }
 
-    /// Whether a client that was let in would be let in now.
+    /// Verifies a peer that was admitted earlier against the current policy and collateral.
+    ///
+    /// # Errors
+    /// The peer would be refused now.
     pub(crate) async fn still_admits(&self, chain: &Chain) -> Result<(), Denial> {
         match self {
             Gate::Open => Ok(()),
@@ -97,7 +106,8 @@ impl Gate {
 }
 
 impl AttestingGate {
-    /// `allows_simulators` is a forwarder's: a peer without any evidence may enter.
+    /// With `allows_simulators`, which is a forwarder's setting, a peer without any evidence is
+    /// admitted.
     pub(crate) fn new(
         quote_verifier: &Arc<QuoteVerifier>,
         verify: &OffloadThread,
@@ -110,12 +120,13 @@ impl AttestingGate {
             quote_verifier: Arc::clone(quote_verifier),
             verify: verify.clone(),
             jobs: jobs.clone(),
-            cache: RefCell::new(VerdictCache::new(REMEMBERED, VERDICT_TTL, epoch)),
+            cache: RefCell::new(VerdictCache::new(CACHE_CAPACITY, VERDICT_TTL, epoch)),
             shard_metrics: Rc::clone(shard_metrics),
             allows_simulators,
         }
     }
 
+    /// Verifies a chain: from the cache, by the cheap checks on this shard, or on the verify thread.
     async fn verify(&self, chain: &[impl AsRef<[u8]>]) -> Verdict {
         let now = unix_now();
         let mut evidence = {
@@ -129,12 +140,12 @@ impl AttestingGate {
                 Err(denial) => return self.counted(VerdictSource::Examination, Err(denial)),
             }
         };
-        for _ in 0..TRIES {
-            match self.ask(Arc::clone(&evidence)).await? {
+        for _ in 0..MAX_ATTEMPTS {
+            match self.verify_evidence(Arc::clone(&evidence)).await? {
                 Verification::Verdict(epoch, verdict) => {
                     if epoch != self.quote_verifier.epoch(&self.quote_verifier.policy()) {
-                        // It changed meanwhile, and the sessions may have been
-                        // looked at already: this one is judged anew.
+                        // The epoch has changed, and the running sessions may have been
+                        // revalidated already. This peer must be verified again.
                         evidence = Arc::new(examine(chain, now, &self.quote_verifier.policy())?);
                         continue;
                     }
@@ -143,12 +154,12 @@ impl AttestingGate {
                     return self.counted(VerdictSource::Verification, verdict);
                 }
                 Verification::MissingCollateral(key) => {
-                    let there = self
+                    let fetched = self
                         .jobs
                         .request(|done| self.quote_verifier.fetch(key, done))
                         .await
                         .map_err(|_| Denial::Overloaded)?;
-                    if !there {
+                    if !fetched {
                         return Err(Denial::CollateralUnavailable);
                     }
                 }
@@ -162,13 +173,14 @@ impl AttestingGate {
         verdict
     }
 
-    async fn ask(&self, evidence: Arc<BoundEvidence>) -> Result<Verification, Denial> {
+    /// Verifies evidence on the verify thread, or by Intel Trust Authority.
+    async fn verify_evidence(&self, evidence: Arc<BoundEvidence>) -> Result<Verification, Denial> {
         let quote_verifier = Arc::clone(&self.quote_verifier);
-        if quote_verifier.asks_authority() {
-            let asked = self
+        if quote_verifier.uses_authority() {
+            let appraised = self
                 .jobs
                 .request(|done| quote_verifier.appraise(evidence, done));
-            return asked.await.map_err(|_| Denial::Overloaded);
+            return appraised.await.map_err(|_| Denial::Overloaded);
         }
         self.jobs
             .offload(&self.verify, move || quote_verifier.verify(&evidence))
@@ -195,13 +207,13 @@ mod tests {
 
     fn collateral(pki: &Pki, platform: &Platform, runtime: &tokio::runtime::Runtime) -> Handle {
         let store = Store::new(pki.root_der().to_vec(), Schedule::default());
-        let around = Environment {
+        let environment = Environment {
             now: Box::new(unix_now),
             random: Box::new(|| 0),
             events: Box::new(drop),
         };
-        let (keeper, handle) = Refresher::new(store, None, None, around);
-        runtime.spawn(keeper.run());
+        let (refresher, handle) = Refresher::new(store, None, None, environment);
+        runtime.spawn(refresher.run());
         let options = CollateralOptions::at(unix_now());
         handle
             .import(pki.parsed_collateral(&options).unwrap())
@@ -212,10 +224,10 @@ mod tests {
         handle
     }
 
-    /// A verdict under the old policy that arrives after the sessions have been
-    /// looked at again must not let anybody in.
+    /// A verdict under the old policy that arrives after the sessions have been revalidated must
+    /// not admit a peer.
     #[test]
-    fn a_verdict_that_comes_late_is_judged_anew() {
+    fn a_verdict_of_an_earlier_epoch_is_verified_again() {
         let seed = [0x6a; 32];
         let pki = Pki::new(&seed).unwrap();
         let platform = Platform::new(&pki, &PlatformOptions::default()).unwrap();
@@ -253,7 +265,7 @@ mod tests {
                 ..Settings::default()
             };
             assert!(quote_verifier.set_policy(Policy::new(strict)));
-            // Only now does the shard read its mail.
+            // The shard reads its mailbox only after the policy has changed.
             monoio::spawn(mailbox.deliver(move |result| {
                 jobs.complete(result);
                 true

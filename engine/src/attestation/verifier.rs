@@ -1,12 +1,10 @@
-//! What clients' evidence is judged with, shared by all threads: the policy,
-//! the trusted root, the collateral.
+//! Verifies quotes, with the policy, the trusted root and the collateral of the process.
 //!
-//! Everything here runs on the verify thread or the control thread, never on a
-//! shard: one verification is about half a millisecond, and fetching collateral
-//! takes as long as a network does.
+//! Runs on the verify thread or the control thread, never on a shard: a verification takes about
+//! half a millisecond, and fetching collateral takes a network round trip or more. Each of the two
+//! threads has a verdict cache, so that a burst of connections with the same new certificate costs
+//! one verification.
 
-use crate::io::clock::unix_now;
-use crate::io::offload::OffloadThread;
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,61 +19,64 @@ use metrics::Histogram;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-/// Verdicts that the verify thread remembers, so that a crowd with the same new
-/// certificate costs one verification.
-const REMEMBERED: usize = 4096;
-/// Seconds for which an admission is remembered at the most.
+use crate::io::clock::unix_now;
+use crate::io::offload::OffloadThread;
+
+/// Verdicts in the cache of a thread.
+const CACHE_CAPACITY: usize = 4096;
+/// The longest time that a verdict is cached, in seconds.
 pub(crate) const VERDICT_TTL: u64 = 600;
 
 thread_local! {
-    /// The verify thread's own memory. Jobs run there one after the other, so
-    /// the second with the same certificate finds the first one's verdict.
-    static SEEN: RefCell<Option<VerdictCache>> = const { RefCell::new(None) };
+    /// The cache of the verify thread. Jobs run there one after the other, so the second one with
+    /// the same certificate finds the verdict of the first.
+    static VERDICTS: RefCell<Option<VerdictCache>> = const { RefCell::new(None) };
 }
 
-/// How far the verify thread stands back behind the shards: a third of their
-/// weight, so that a crowd of strangers waits rather than those who are inside
-/// (docs/adr/0006-paced-handshake-queue.md).
+/// Nice value of the verify thread, about one third of a shard's CPU weight: a surge of new clients
+/// queues instead of slowing established sessions (docs/adr/0006-paced-handshake-queue.md).
 const VERIFY_NICE: i32 = 5;
 
-/// The thread for full verifications.
+/// Starts the thread for full verifications.
 ///
 /// # Errors
-/// The system has no thread left.
+/// The system cannot create another thread.
 pub(crate) fn verify_thread() -> std::io::Result<OffloadThread> {
     OffloadThread::start("verify", VERIFY_NICE)
 }
 
-/// The policy in force, and what it is applied with.
+/// The current policy and everything that a verification needs.
 pub(crate) struct QuoteVerifier {
     policy: ArcSwap<Policy>,
     verifier: Verifier,
     issuer: Option<KmsRoot>,
     collateral: Handle,
     control: tokio::runtime::Handle,
-    /// Seconds of each full verification.
-    verification: Histogram,
+    /// The duration of each full verification, in seconds.
+    verification_seconds: Histogram,
     authority: Option<Authority>,
 }
 
-/// Intel Trust Authority, where it is asked instead of verifying here.
+/// Intel Trust Authority, which verifies instead of this process.
 struct Authority {
     client: attest::ita::Client,
-    /// Held while a question is under way, so that a crowd with one certificate
-    /// asks once.
-    asking: tokio::sync::Mutex<Asking>,
+    /// Locked during a request, so that a burst of connections with the same certificate causes
+    /// one request.
+    state: tokio::sync::Mutex<AuthorityState>,
 }
 
 #[derive(Default)]
-struct Asking {
-    seen: Option<VerdictCache>,
-    /// When a question ended without an answer, and how: those who waited for it
-    /// have theirs.
+struct AuthorityState {
+    verdicts: Option<VerdictCache>,
+    /// When the last request failed, and why. Callers that waited for it get this denial.
     failed: Option<(Instant, Denial)>,
 }
 
-/// Whether the quote's platform is of the trusted root, which is asked before
-/// collateral for it is: anybody can invent a platform.
+/// Checks that the quote's platform was certified by the trusted root. This comes before the
+/// request for collateral, because a client can invent any number of platforms.
+///
+/// # Errors
+/// The PCK certificate chain is malformed, or does not end in `root`.
 pub(crate) fn check_issuer(
     root: Option<&KmsRoot>,
     quote: &TdQuote,
@@ -92,11 +93,11 @@ pub(crate) fn check_issuer(
         .map_err(|_| Denial::BadSignature)
 }
 
-/// What the verify thread says.
+/// The result of a verification.
 pub(crate) enum Verification {
-    /// In which epoch, and how.
+    /// The verdict, and the epoch that it belongs to.
     Verdict(Epoch, Verdict),
-    /// Ask again when this has been fetched.
+    /// This collateral must be fetched first.
     MissingCollateral(CollateralKey),
 }
 
@@ -106,12 +107,12 @@ impl QuoteVerifier {
         root: TrustedRoot,
         collateral: Handle,
         control: tokio::runtime::Handle,
-        verification: Histogram,
+        verification_seconds: Histogram,
         authority: Option<attest::ita::Client>,
     ) -> Arc<Self> {
         let authority = authority.map(|client| Authority {
             client,
-            asking: tokio::sync::Mutex::default(),
+            state: tokio::sync::Mutex::default(),
         });
         Arc::new(Self {
             authority,
@@ -120,21 +121,22 @@ impl QuoteVerifier {
             verifier: Verifier::new(root),
             collateral,
             control,
-            verification,
+            verification_seconds,
         })
     }
 
+    /// The current policy.
     pub(crate) fn policy(&self) -> arc_swap::Guard<Arc<Policy>> {
         self.policy.load()
     }
 
-    /// Puts another policy in force; `true` if it is another one.
+    /// Replaces the policy. Returns whether the new one differs.
     pub(crate) fn set_policy(&self, policy: Policy) -> bool {
         let before = self.policy.swap(Arc::new(policy));
         before.epoch() != self.policy.load().epoch()
     }
 
-    /// What verdicts depend on at this moment.
+    /// The current epoch: the version of policy and collateral that verdicts depend on.
     pub(crate) fn epoch(&self, policy: &Policy) -> Epoch {
         Epoch {
             policy: policy.epoch(),
@@ -142,7 +144,8 @@ impl QuoteVerifier {
         }
     }
 
-    /// The full verification. For the verify thread: about 0.6 ms.
+    /// Performs a full verification, or returns the cached verdict. Takes up to 0.6 ms. Must run
+    /// on the verify thread.
     pub(crate) fn verify(&self, evidence: &BoundEvidence) -> Verification {
         let (policy, now) = (self.policy.load_full(), unix_now());
         let snapshot = self.collateral.snapshot();
@@ -150,28 +153,28 @@ impl QuoteVerifier {
             policy: policy.epoch(),
             collateral: snapshot.epoch(),
         };
-        let known = SEEN.with_borrow_mut(|seen| {
-            seen.get_or_insert_with(|| VerdictCache::new(REMEMBERED, VERDICT_TTL, epoch))
+        let cached = VERDICTS.with_borrow_mut(|verdicts| {
+            verdicts
+                .get_or_insert_with(|| VerdictCache::new(CACHE_CAPACITY, VERDICT_TTL, epoch))
                 .get(epoch, evidence.chain().certificates(), now)
         });
-        if let Some(verdict) = known {
+        if let Some(verdict) = cached {
             return Verification::Verdict(epoch, verdict);
         }
         let verdict = match evidence.collateral_key() {
             Err(denial) => Err(denial),
             Ok(key) => match snapshot.get(key, now) {
                 Some(collateral) => self.verify_with_collateral(evidence, collateral, &policy, now),
-                // Only for platforms of the trusted root: anybody can invent
-                // others and have them asked for.
+                // Clients must not cause requests for platforms that they invent.
                 None => match self.check_issuer(evidence, now) {
                     Ok(()) => return Verification::MissingCollateral(key),
                     Err(denial) => Err(denial),
                 },
             },
         };
-        SEEN.with_borrow_mut(|seen| {
-            if let Some(seen) = seen {
-                seen.insert(epoch, evidence.chain(), &verdict, now);
+        VERDICTS.with_borrow_mut(|verdicts| {
+            if let Some(verdicts) = verdicts {
+                verdicts.insert(epoch, evidence.chain(), &verdict, now);
             }
         });
         Verification::Verdict(epoch, verdict)
@@ -184,9 +187,9 @@ impl QuoteVerifier {
         policy: &Policy,
         now: u64,
     ) -> Verdict {
-        let begun = Instant::now();
+        let started = Instant::now();
         let verdict = self.verifier.verify(evidence, collateral, policy, now);
-        self.verification.record(begun.elapsed());
+        self.verification_seconds.record(started.elapsed());
         verdict.map(Arc::new)
     }
 
@@ -194,12 +197,13 @@ impl QuoteVerifier {
         check_issuer(self.issuer.as_ref(), evidence.quote(), now)
     }
 
-    /// Whether Trust Authority judges.
-    pub(crate) fn asks_authority(&self) -> bool {
+    /// Whether Intel Trust Authority verifies instead of this process.
+    pub(crate) fn uses_authority(&self) -> bool {
         self.authority.is_some()
     }
 
-    /// Has Trust Authority judge, on the control thread, and tells `done`.
+    /// Has Intel Trust Authority verify `evidence`. Runs on the control thread and calls `done` with
+    /// the result.
     pub(crate) fn appraise(
         self: &Arc<Self>,
         evidence: Arc<BoundEvidence>,
@@ -208,31 +212,33 @@ impl QuoteVerifier {
         let quote_verifier = Arc::clone(self);
         self.control.spawn(async move {
             if let Some(authority) = &quote_verifier.authority {
-                done(quote_verifier.ask(authority, &evidence).await);
+                done(quote_verifier.appraise_by(authority, &evidence).await);
             }
         });
     }
 
-    async fn ask(&self, authority: &Authority, evidence: &BoundEvidence) -> Verification {
+    /// Requests a verdict as a single flight: callers with the same certificate share it.
+    async fn appraise_by(&self, authority: &Authority, evidence: &BoundEvidence) -> Verification {
         let (policy, now) = (self.policy.load_full(), unix_now());
         let epoch = self.epoch(&policy);
-        let came = Instant::now();
-        let mut asking = authority.asking.lock().await;
-        let Asking { seen, failed } = &mut *asking;
-        let seen = seen.get_or_insert_with(|| VerdictCache::new(REMEMBERED, VERDICT_TTL, epoch));
-        if let Some(verdict) = seen.get(epoch, evidence.chain().certificates(), now) {
+        let requested = Instant::now();
+        let mut state = authority.state.lock().await;
+        let AuthorityState { verdicts, failed } = &mut *state;
+        let verdicts =
+            verdicts.get_or_insert_with(|| VerdictCache::new(CACHE_CAPACITY, VERDICT_TTL, epoch));
+        if let Some(verdict) = verdicts.get(epoch, evidence.chain().certificates(), now) {
             return Verification::Verdict(epoch, verdict);
         }
         if let Some((ended, denial)) = failed
-            && came <= *ended
+            && requested <= *ended
         {
             return Verification::Verdict(epoch, Err(denial.clone()));
         }
-        let begun = Instant::now();
-        let asked = authority.client.verify(evidence, &policy, now).await;
-        self.verification.record(begun.elapsed());
-        let verdict = asked.map(Arc::new).map_err(Denial::from);
-        seen.insert(epoch, evidence.chain(), &verdict, now);
+        let started = Instant::now();
+        let appraised = authority.client.verify(evidence, &policy, now).await;
+        self.verification_seconds.record(started.elapsed());
+        let verdict = appraised.map(Arc::new).map_err(Denial::from);
+        verdicts.insert(epoch, evidence.chain(), &verdict, now);
         if let Err(denial) = &verdict
             && denial.fault() == attest::denial::Fault::Ours
         {
@@ -241,8 +247,8 @@ impl QuoteVerifier {
         Verification::Verdict(epoch, verdict)
     }
 
-    /// Seconds until the first of what is held expires.
-    pub(crate) fn collateral_left(&self, now: u64) -> Option<u64> {
+    /// Seconds until the first cached collateral expires; `None` if none is cached.
+    pub(crate) fn seconds_until_collateral_expiry(&self, now: u64) -> Option<u64> {
         let snapshot = self.collateral.snapshot();
         snapshot
             .seconds_until_expiry(now)
@@ -250,21 +256,21 @@ impl QuoteVerifier {
             .min()
     }
 
-    /// What is held, and the way to more.
+    /// The cached collateral, and the handle to request more.
     pub(crate) fn collateral(&self) -> &Handle {
         &self.collateral
     }
 
-    /// Has collateral fetched, and tells `done` whether there is some now. The
-    /// keeper makes it one flight per key, however many ask.
+    /// Fetches collateral on the control thread, and calls `done` with whether it is available.
+    /// Concurrent requests for one key share a single flight.
     pub(crate) fn fetch(&self, key: CollateralKey, done: impl FnOnce(bool) + Send + 'static) {
         let collateral = self.collateral.clone();
         self.control.spawn(async move {
-            let answer = collateral.request(key).await;
-            if let Err(error) = &answer {
-                tracing::warn!(%error, "no collateral for a client");
+            let result = collateral.request(key).await;
+            if let Err(error) = &result {
+                tracing::warn!(%error, "cannot fetch collateral to verify a peer");
             }
-            done(answer.is_ok());
+            done(result.is_ok());
         });
     }
 }

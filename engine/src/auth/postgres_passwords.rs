@@ -1,30 +1,31 @@
-//! Postgres' passwords: configured, or derived by the guest agent, which gives
-//! the same TD the same keys always.
+//! The passwords for Postgres: configured, or derived from keys of the guest agent.
+//!
+//! The guest agent always derives the same keys for the same TD.
 
 use attest::agent::{Agent, AgentAddresses, AgentError, AgentOptions, DerivedKey};
 use wire::scram::Password;
 
 use crate::auth::role::Role;
 
-/// What the configuration says of them; `None`: to be derived.
+/// The configured passwords. `None` means that the password is derived.
 #[derive(Default)]
 pub struct PostgresPasswords {
-    /// Of `teesql_read`.
+    /// The password of `teesql_read`.
     pub read: Option<Password>,
-    /// Of `teesql_readwrite`.
+    /// The password of `teesql_readwrite`.
     pub readwrite: Option<Password>,
-    /// Of `postgres`. Where nothing is derived, the role is closed without.
+    /// The password of `postgres`. If none is configured or derived, the role is closed.
     pub superuser: Option<Password>,
 }
 
-/// What the guest agent has derived, for as long as the process runs.
+/// The keys that the guest agent derived, kept for as long as the process runs.
 pub(crate) struct DerivedPasswords {
     read: DerivedKey,
     readwrite: DerivedKey,
     superuser: DerivedKey,
 }
 
-/// All three, as they are used.
+/// The passwords in use.
 #[derive(Clone)]
 pub(crate) struct ResolvedPasswords {
     pub(crate) read: Password,
@@ -32,12 +33,12 @@ pub(crate) struct ResolvedPasswords {
     pub(crate) superuser: Option<Password>,
 }
 
-/// A role of the two has a password in neither place.
+/// A role has neither a configured nor a derived password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the password of {0} is not set, and nothing was derived at start")]
+#[error("the password of {0} is not set, and none was derived at start")]
 pub struct MissingPassword(&'static str);
 
-/// There are no passwords.
+/// The passwords are not available.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PasswordError {
     #[error(transparent)]
@@ -46,7 +47,8 @@ pub(crate) enum PasswordError {
     MissingPassword(#[from] MissingPassword),
 }
 
-/// The path of a role's key at the guest agent. [contract, sections 1 and 4]
+/// The `path` of a role's key in the guest agent's `GetKey`. It must not change: another path gives
+/// another password.
 pub(crate) fn path(role: Role) -> &'static str {
     match role {
         Role::Read => "pg/teesql_read",
@@ -56,11 +58,11 @@ pub(crate) fn path(role: Role) -> &'static str {
 }
 
 impl DerivedPasswords {
-    /// Asks the guest agent for each key.
+    /// Requests each key from the guest agent.
     ///
     /// # Errors
-    /// It does not give one.
-    pub(crate) async fn ask(agent: &Agent) -> Result<Self, AgentError> {
+    /// The guest agent cannot be reached or refuses.
+    pub(crate) async fn derive(agent: &Agent) -> Result<Self, AgentError> {
         let key = async |role| agent.key(path(role), "").await;
         Ok(Self {
             read: key(Role::Read).await?,
@@ -71,7 +73,7 @@ impl DerivedPasswords {
 }
 
 impl PostgresPasswords {
-    /// The configured one of `role`.
+    /// The configured password of `role`.
     pub(crate) fn of(self, role: Role) -> Option<Password> {
         match role {
             Role::Read => self.read,
@@ -80,16 +82,16 @@ impl PostgresPasswords {
         }
     }
 
-    /// Whether one is missing that the roles cannot do without.
+    /// Whether the guest agent is needed, because a required password is not configured.
     #[must_use]
     pub fn need_agent(&self) -> bool {
         self.read.is_none() || self.readwrite.is_none()
     }
 
-    /// The configured ones, and the derived where there is none.
+    /// Combines configured and derived passwords. The configured ones take precedence.
     ///
     /// # Errors
-    /// The password of one of the roles is in neither.
+    /// `teesql_read` or `teesql_readwrite` has no password.
     pub(crate) fn resolve(
         self,
         derived: Option<&DerivedPasswords>,
@@ -106,11 +108,11 @@ impl PostgresPasswords {
         })
     }
 
-    /// The same for a command that runs once: the guest agent is asked if one
-    /// is missing.
+    /// Resolves the passwords for a command that runs once. Connects to the guest agent only if
+    /// a required password is not configured.
     ///
     /// # Errors
-    /// It does not give it.
+    /// The guest agent cannot be reached or refuses.
     pub(crate) async fn complete(
         self,
         places: AgentAddresses,
@@ -119,12 +121,12 @@ impl PostgresPasswords {
             return Ok(self.resolve(None)?);
         }
         let agent = Agent::new(places, AgentOptions::default())?;
-        let derived = DerivedPasswords::ask(&agent).await?;
+        let derived = DerivedPasswords::derive(&agent).await?;
         Ok(self.resolve(Some(&derived))?)
     }
 }
 
-/// The key's 32 bytes in lower-case hex. [contract, section 1]
+/// The password for Postgres: the 32 bytes of the key in lower-case hex.
 pub(crate) fn password(key: &DerivedKey) -> Password {
     Password::new(key.to_hex().as_bytes())
 }

@@ -1,4 +1,4 @@
-//! Collateral, kept fresh on the control thread.
+//! Refreshes collateral on the control thread, and requests that of this machine's platform.
 
 use std::time::Duration;
 
@@ -18,11 +18,11 @@ use crate::io::clock::unix_now;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::certificate::Identity;
 
-/// How often `/ready` learns of what is held. From memory, unless it is missing.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often the readiness check is updated. The collateral is in memory, unless it is missing.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Starts the keeper on this thread's runtime. `changed` is told whenever what
-/// is held has become another.
+/// Starts the refresh on this thread's runtime. `changed` gets a message whenever the cached
+/// collateral has changed.
 ///
 /// # Errors
 /// The HTTP client cannot be set up.
@@ -41,20 +41,22 @@ pub(crate) fn start(
         |outcome| metrics.counter("teesql_collateral_refreshes_total", &[("outcome", outcome)]);
     let (refreshed, failed) = (counter("ok"), counter("failed"));
     let disk = attestation.folder.take().map(DiskCache::new);
-    let around = Environment {
+    let environment = Environment {
         now: Box::new(unix_now),
         random: Box::new(move || {
             let mut bytes = [0; 4];
-            // It only spreads attempts in time: zero does too.
+            // The jitter between attempts. Without randomness it is 0.
             let _ = random.fill(&mut bytes);
             u32::from_ne_bytes(bytes)
         }),
         events: Box::new(move |event| {
             match event {
-                Event::Refreshed { changed: news, .. } => {
+                Event::Refreshed {
+                    changed: is_new, ..
+                } => {
                     refreshed.increment(1);
-                    if news {
-                        // The control thread may be gone already.
+                    if is_new {
+                        // The receiver may be gone at shutdown.
                         let _ = changed.send(());
                     }
                 }
@@ -64,44 +66,44 @@ pub(crate) fn start(
             log(event);
         }),
     };
-    let (mut keeper, handle) = Refresher::new(store, fetcher, disk, around);
-    keeper.load();
+    let (mut refresher, handle) = Refresher::new(store, fetcher, disk, environment);
+    refresher.load();
     for collateral in attestation.collateral.drain(..) {
         let key = collateral.key();
         if let Err(error) = handle.import(collateral) {
-            tracing::warn!(%key, %error, "collateral file not used");
+            tracing::warn!(%key, %error, "collateral file cannot be used");
         }
     }
-    tokio::spawn(keeper.run());
+    tokio::spawn(refresher.run());
     Ok(handle)
 }
 
-/// Keeps the collateral of this machine's own platform, whose peers are the
-/// likeliest clients, and tells `latch` whether all that is held is fresh.
+/// Keeps the collateral of this machine's own platform cached, because clients on the same
+/// kind of platform are the most likely. Sets `latch` to whether all cached collateral is valid.
 pub(crate) async fn refresh_own_platform(
     quote_verifier: &QuoteVerifier,
     own: &Identity,
     latch: &Latch,
 ) {
-    let key = own_key(own);
+    let key = own_collateral_key(own);
     loop {
-        let asked = match key {
+        let requested = match key {
             Some(key) => quote_verifier.collateral().request(key).await.map(drop),
             None => Ok(()),
         };
-        let expired = quote_verifier.collateral_left(unix_now()) == Some(0);
-        match asked {
+        let expired = quote_verifier.seconds_until_collateral_expiry(unix_now()) == Some(0);
+        match requested {
             Ok(()) if !expired => latch.set_ready(),
             Ok(()) => latch.set_not_ready("collateral has expired, and its renewal fails"),
             Err(error) => latch.set_not_ready(error.to_string()),
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 
-/// Which collateral the quote in our own certificate would be judged with;
-/// `None` where there is no quote in it.
-fn own_key(own: &Identity) -> Option<CollateralKey> {
+/// The key of the collateral that verifies the quote in this process's own certificate; `None` if
+/// the certificate has no quote.
+fn own_collateral_key(own: &Identity) -> Option<CollateralKey> {
     let leaf = Leaf::parse(own.certified().cert.first()?).ok()?;
     let evidence = UnboundEvidence::from_extensions(leaf.extensions()).ok()?;
     evidence.quote().collateral_key().ok()
@@ -124,7 +126,7 @@ fn log(event: Event) {
             tracing::error!(%key, expires_at, "collateral is about to expire");
         }
         Event::Expired { key } => {
-            tracing::error!(%key, "collateral has expired: its clients are refused");
+            tracing::error!(%key, "collateral has expired: clients on such platforms are refused");
         }
         Event::NotLoaded { file, why } => tracing::warn!(file, why, "collateral not loaded"),
         Event::NotStored { key, why } => tracing::warn!(%key, why, "collateral not stored"),

@@ -86,7 +86,7 @@ fn renewal_recovers_from(fixture: &Fixture, behaviour: AgentBehaviour, text: Opt
         });
         await_scrape(address, |scrape| scrape.value(FAILED) >= 1.0);
     }
-    let reason = "the certificate is about to expire; its renewal fails";
+    let reason = "the certificate is about to expire, and its renewal fails";
     http::await_unready(address, "identity", reason);
     assert!(
         agent.requests(Method::GetTlsKey) > requests,

@@ -72,7 +72,7 @@ fn reloads_changed_files(fixture: &Fixture) {
     let expect_refusal = |text: &str| {
         sidecar.await_log(text, |line| {
             let error = line["error"].as_str().unwrap_or_default();
-            line["message"] == "the certificate's files have changed, and are not used"
+            line["message"] == "the certificate files have changed but cannot be used, keeping the current certificate"
                 && error.contains(text)
         });
         assert!(presents(&second), "after {text}");

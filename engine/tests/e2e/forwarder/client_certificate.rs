@@ -98,7 +98,7 @@ fn reloads_changed_files(fixture: &Fixture) {
     fs::write(settings.get("TEESQL_CLIENT_CERT"), other.chain_pem()).expect("the certificate");
     forwarder.await_log("a mismatch", |line| {
         let text = line["message"].as_str().unwrap_or_default();
-        text.starts_with("the certificate's files have changed, and are not used")
+        text.starts_with("the certificate files have changed but cannot be used")
     });
     forwarder.assert_reader_connects();
     let key = other.key().to_pkcs8_pem().expect("a key");

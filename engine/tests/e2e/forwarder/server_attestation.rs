@@ -303,7 +303,7 @@ fn silent_pccs(fixture: &Fixture) {
         .forwarder_settings_to(fixture, server.address())
         .set("TEESQL_LOGIN_TIMEOUT", "1s");
     let forwarder = Forwarder::start(&settings);
-    let text = "the server did not prove itself within the login timeout";
+    let text = "the server was not verified within the login timeout";
     assert_refused(&forwarder, &server, "server_timeout", text);
 
     tdx.pccs.set_behaviour(Behaviour::Close);

@@ -189,7 +189,7 @@ fn refuses_invalid_manifests(fixture: &Fixture) {
         (
             signed(&far),
             "manifest_far_future",
-            "the manifest is valid for longer than 604800 s",
+            "the manifest is valid for longer than the accepted maximum of 604800 s",
         ),
         (
             record(&file),

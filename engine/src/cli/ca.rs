@@ -9,7 +9,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use crate::cli::output::{CommandOutput, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
-use crate::config::{Certificate, IdentitySource, Layers, Scope, with_flags};
+use crate::config::{CertificateConfig, IdentitySource, Layers, Scope, with_flags};
 use crate::io::clock::unix_now;
 use crate::tls::certificate_source::CertificateRequest;
 
@@ -25,7 +25,7 @@ pub fn command() -> Command {
 /// Carries `ca` out.
 #[must_use]
 pub fn execute(layers: &Layers) -> CommandOutput {
-    let certificate = match Certificate::from_layers(layers) {
+    let certificate = match CertificateConfig::from_layers(layers) {
         Ok(certificate) => certificate,
         Err(errors) => return CommandOutput::errors(EX_USAGE, &errors.0),
     };

@@ -7,9 +7,9 @@ use clap::{Arg, ArgMatches, Command};
 
 pub(crate) mod child;
 
-use crate::app::forwarder::Forwarder;
-use crate::cli::output::{CommandOutput, EX_OSERR, EX_USAGE, start_error_code};
-use crate::config::{Forward, Layers, Scope, with_flags};
+use crate::app::forwarder::{Forwarder, StartError};
+use crate::cli::output::{CommandOutput, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
+use crate::config::{ForwarderConfig, Layers, Scope, with_flags};
 
 /// A command that cannot be found or run, as shells say it.
 const CANNOT_RUN: u8 = 127;
@@ -45,7 +45,7 @@ pub fn execute(
         return crate::cli::manifest::execute(flags).print();
     }
     let layers = Layers::gather(Scope::Forward, flags, environment, names);
-    let config = match Forward::from_layers(&layers) {
+    let config = match ForwarderConfig::from_layers(&layers) {
         Ok(config) => config,
         Err(errors) => return CommandOutput::errors(EX_USAGE, &errors.0).print(),
     };
@@ -60,13 +60,11 @@ pub fn execute(
     code
 }
 
-fn run(config: Forward, asked: &[String]) -> ExitCode {
+fn run(config: ForwarderConfig, asked: &[String]) -> ExitCode {
     let database_url = config.database_url.clone();
     let mut forwarder = match Forwarder::start(config) {
         Ok(forwarder) => forwarder,
-        Err(error) => {
-            return CommandOutput::error(start_error_code(&error), error.to_string()).print();
-        }
+        Err(error) => return CommandOutput::error(exit_code(&error), error.to_string()).print(),
     };
     let ended = if asked.is_empty() {
         say(&forwarder.dsn());
@@ -93,4 +91,19 @@ fn say(dsn: &str) {
     use std::io::Write as _;
     let mut out = std::io::stdout();
     let _ = writeln!(out, "{dsn}").and_then(|()| out.flush());
+}
+
+fn exit_code(error: &StartError) -> u8 {
+    match error {
+        StartError::Identity(_) => EX_USAGE,
+        StartError::Agent(_) | StartError::AgentSilent(_) | StartError::Authority(_) => {
+            EX_UNAVAILABLE
+        }
+        StartError::Collateral(_)
+        | StartError::Resolver(_)
+        | StartError::Metrics(_)
+        | StartError::Tls(_)
+        | StartError::Shard(_)
+        | StartError::System { .. } => EX_OSERR,
+    }
 }

@@ -13,7 +13,7 @@ use crate::auth::postgres_passwords::{PostgresPasswords, password, path};
 use crate::auth::role::Role;
 use crate::cli::output::{CommandOutput, EX_CANTCREAT, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
 use crate::cli::secret::write_new;
-use crate::config::{Layers, Postgres, Scope, with_flags};
+use crate::config::{Layers, PostgresConfig, Scope, with_flags};
 
 /// The subcommand `password`.
 #[must_use]
@@ -39,12 +39,12 @@ pub fn command() -> Command {
 /// Carries `password` out.
 #[must_use]
 pub fn execute(flags: &ArgMatches, layers: &Layers) -> CommandOutput {
-    let Postgres {
+    let PostgresConfig {
         passwords,
         guest_agent,
         warnings,
         ..
-    } = match Postgres::from_layers(layers) {
+    } = match PostgresConfig::from_layers(layers) {
         Ok(postgres) => postgres,
         Err(errors) => return CommandOutput::errors(EX_USAGE, &errors.0),
     };

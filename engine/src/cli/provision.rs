@@ -5,8 +5,8 @@ use tokio_postgres::error::SqlState;
 
 use crate::auth::postgres_passwords::ResolvedPasswords;
 use crate::cli::output::{CommandOutput, EX_NOPERM, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
-use crate::config::{Layers, Postgres, Scope, with_flags};
-use crate::postgres::provision::{self, DesiredState, ProvisionError};
+use crate::config::{Layers, PostgresConfig, Scope, with_flags};
+use crate::postgres::provision::{self, ProvisionError, Wanted};
 use crate::postgres::superuser::{Error, Superuser};
 
 /// `--check` found something that is not as it has to be.
@@ -39,7 +39,7 @@ pub fn command() -> Command {
 /// Carries `provision` out.
 #[must_use]
 pub fn execute(flags: &ArgMatches, layers: &Layers) -> CommandOutput {
-    let postgres = match Postgres::from_layers(layers) {
+    let postgres = match PostgresConfig::from_layers(layers) {
         Ok(postgres) => postgres,
         Err(errors) => return CommandOutput::errors(EX_USAGE, &errors.0),
     };
@@ -60,13 +60,13 @@ enum Mode {
     Sql,
 }
 
-fn carry_out(postgres: Postgres, mode: Mode) -> CommandOutput {
+fn carry_out(postgres: PostgresConfig, mode: Mode) -> CommandOutput {
     let runtime = match crate::app::runtime::of_this_thread() {
         Ok(runtime) => runtime,
         Err(error) => return CommandOutput::error(EX_OSERR, error.to_string()),
     };
-    let Postgres {
-        endpoint,
+    let PostgresConfig {
+        address,
         database,
         passwords,
         guest_agent,
@@ -82,7 +82,7 @@ fn carry_out(postgres: Postgres, mode: Mode) -> CommandOutput {
         readwrite,
         superuser,
     } = passwords;
-    let wanted = match DesiredState::new(database.clone(), read, readwrite) {
+    let wanted = match Wanted::new(database.clone(), read, readwrite) {
         Ok(wanted) => wanted,
         Err(error) => return CommandOutput::error(EX_OSERR, format!("no random bytes: {error}")),
     };
@@ -92,7 +92,7 @@ fn carry_out(postgres: Postgres, mode: Mode) -> CommandOutput {
         Mode::Run => false,
     };
     let done = runtime.block_on(async {
-        let mut session = Superuser::connect(&endpoint, superuser.as_ref(), &database).await?;
+        let mut session = Superuser::connect(&address, superuser.as_ref(), &database).await?;
         let done = if check {
             let found = provision::check(session.client_mut(), &wanted).await;
             found.map(|found| told(&found, "differs: ", "all is as it has to be"))
@@ -139,7 +139,7 @@ fn exit_code(error: &ProvisionError) -> u8 {
         ProvisionError::Random(_) => EX_OSERR,
         ProvisionError::InRecovery
         | ProvisionError::OtherDatabase(_)
-        | ProvisionError::NotConverged(_)
+        | ProvisionError::Unsettled(_)
         | ProvisionError::TimedOut(_) => EX_UNAVAILABLE,
     }
 }

@@ -1,4 +1,4 @@
-//! The part of the configuration that says what clients have to prove.
+//! The configuration of attestation: the policy for peers, and the collateral to verify quotes with.
 
 use std::path::PathBuf;
 
@@ -6,39 +6,36 @@ use attest::TrustedRoot;
 use attest::collateral::{Collateral, Source};
 use attest::policy::{Policy, Settings};
 
-use super::layers::{Layers, Reader};
-use super::{Errors, values};
+use super::layers::Layers;
+use super::reader::{Reader, read_all};
+use super::{Errors, settings};
 
 pub(super) const UNATTESTED: &str =
-    "clients are not attested: whoever has a cluster secret gets in";
+    "clients are not attested: any client with a cluster secret is accepted";
 
-/// What evidence is judged by: the part of the settings that `verify` has too.
+/// The settings that decide whether a peer is accepted. `verify` has them too.
 pub struct Criteria {
-    /// Allow-lists and what else is accepted.
+    /// Allow-lists, accepted TCB statuses and other conditions.
     pub policy: Policy,
     /// Intel's root, or a dangerous one.
     pub root: TrustedRoot,
-    /// Where collateral is fetched from.
+    /// Where to fetch collateral. `None` fetches none.
     pub source: Option<Source>,
 }
 
 impl Criteria {
-    /// Checks these settings, and no others.
+    /// Parses and checks the settings of [`Scope::Criteria`](super::Scope::Criteria).
     ///
     /// # Errors
     /// All mistakes together.
     pub fn from_layers(layers: &Layers) -> Result<Self, Errors> {
-        let mut reader = Reader::new(layers);
-        match (Self::read(&mut reader), reader.errors()) {
-            (Some(criteria), errors) if errors.is_empty() => Ok(criteria),
-            (_, errors) => Err(Errors(errors)),
-        }
+        read_all(layers, Self::read).map(|(criteria, _)| criteria)
     }
 
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
         let policy = read_policy(reader);
-        let root = reader.get("dangerous_tdx_root_ca", values::tdx_root);
-        let source = reader.get("pccs", values::pccs);
+        let root = reader.read(&settings::DANGEROUS_TDX_ROOT_CA);
+        let source = reader.read(&settings::PCCS);
         Some(Self {
             policy: policy?,
             root: root?,
@@ -47,51 +44,54 @@ impl Criteria {
     }
 }
 
-/// What clients are judged by, and with what.
+/// What peers have to prove, and the collateral to verify it with.
 pub struct Attestation {
-    /// Allow-lists and what else is accepted.
+    /// Allow-lists, accepted TCB statuses and other conditions.
     pub policy: Policy,
     /// Intel's root, or a dangerous one.
     pub root: TrustedRoot,
-    /// Where collateral is fetched from.
+    /// Where to fetch collateral. `None` fetches none.
     pub source: Option<Source>,
-    /// Where it is kept over restarts.
+    /// Where collateral is kept across restarts.
     pub folder: Option<PathBuf>,
-    /// What to start with.
+    /// Collateral to start with.
     pub collateral: Vec<Collateral>,
 }
 
 impl Attestation {
-    /// `Some(None)` where clients need not be attested; all of it is checked
-    /// all the same.
-    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Option<Self>> {
-        let required = reader.attestation();
+    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
         let criteria = Criteria::read(reader);
-        let folder = reader.get("collateral_dir", values::folder);
-        let collateral = reader.get("collateral_files", values::collateral_files);
+        let folder = reader.read(&settings::COLLATERAL_DIR);
+        let collateral = reader.read(&settings::COLLATERAL_FILES);
         let criteria = criteria?;
-        let attestation = Self {
+        Some(Self {
             policy: criteria.policy,
             root: criteria.root,
             source: criteria.source,
             folder: folder?,
             collateral: collateral?,
-        };
+        })
+    }
+
+    /// `Some(None)` if clients need not be attested. The settings are checked all the same.
+    pub(super) fn read_if_required(reader: &mut Reader<'_>) -> Option<Option<Self>> {
+        let required = reader.attestation_required();
+        let attestation = Self::read(reader)?;
         Some(required?.then_some(attestation))
     }
 
-    /// What it leaves open.
+    /// Which checks the policy leaves out, and other weaknesses.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         let root = self.root.is_dangerous().then(|| {
             format!(
-                "TDX quotes are trusted under another root than Intel's ({}): whoever holds its \
-                 key can make any quote",
+                "dangerous_tdx_root_ca: TDX quotes are verified against a root other than Intel's \
+                 ({}), and the owner of its key can forge any quote",
                 self.root.fingerprint()
             )
         });
-        let source = (self.source.is_none()).then(|| {
-            "no PCCS: when the collateral at hand expires, no client is let in any more".to_owned()
+        let source = self.source.is_none().then(|| {
+            "pccs = off: once the loaded collateral expires, all new peers are refused".to_owned()
         });
         let policy = self.policy.warnings();
         let policy = policy.iter().map(ToString::to_string);
@@ -100,23 +100,22 @@ impl Attestation {
 }
 
 fn read_policy(reader: &mut Reader<'_>) -> Option<Policy> {
-    let mrtd = reader.get("allowed_mrtd", values::list);
-    let rtmr = [
-        "allowed_rtmr0",
-        "allowed_rtmr1",
-        "allowed_rtmr2",
-        "allowed_rtmr3",
+    let mrtd = reader.read(&settings::ALLOWED_MRTD);
+    let [rtmr0, rtmr1, rtmr2, rtmr3] = [
+        &settings::ALLOWED_RTMR0,
+        &settings::ALLOWED_RTMR1,
+        &settings::ALLOWED_RTMR2,
+        &settings::ALLOWED_RTMR3,
     ]
-    .map(|name| reader.get(name, values::list));
-    let app_id = reader.get("allowed_app_id", values::list);
-    let compose_hash = reader.get("allowed_compose_hash", values::list);
-    let os_image_hash = reader.get("allowed_os_image_hash", values::list);
-    let tcb_statuses = reader.get("accepted_tcb_status", values::tcb_statuses);
-    let refused_advisories = reader.get("refused_advisories", values::list);
-    let allow_debug_td = reader.get("allow_debug_td", values::boolean);
-    let max_certificate_age = reader.get("max_certificate_age", values::duration_or_off);
-    let kms_roots = reader.get("kms_root", values::kms_roots);
-    let [rtmr0, rtmr1, rtmr2, rtmr3] = rtmr;
+    .map(|setting| reader.read(setting));
+    let app_id = reader.read(&settings::ALLOWED_APP_ID);
+    let compose_hash = reader.read(&settings::ALLOWED_COMPOSE_HASH);
+    let os_image_hash = reader.read(&settings::ALLOWED_OS_IMAGE_HASH);
+    let tcb_statuses = reader.read(&settings::ACCEPTED_TCB_STATUS);
+    let refused_advisories = reader.read(&settings::REFUSED_ADVISORIES);
+    let allow_debug_td = reader.read(&settings::ALLOW_DEBUG_TD);
+    let max_certificate_age = reader.read(&settings::MAX_CERTIFICATE_AGE);
+    let kms_roots = reader.read(&settings::KMS_ROOT);
     Some(Policy::new(Settings {
         mrtd: mrtd?,
         rtmr: [rtmr0?, rtmr1?, rtmr2?, rtmr3?],

@@ -1,45 +1,45 @@
-//! The forwarder's configuration.
+//! The configuration of the forwarder.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use attest::ita::{ApiKey, Base};
-use attest::manifest::{EthAddress, ManifestPolicy};
+use attest::manifest::Trust;
 use url::Url;
 
-use super::attestation::Criteria;
-use super::layers::{Layers, Reader};
-use super::{Attestation, Errors, Process, values};
+use super::layers::Layers;
+use super::reader::{Reader, read_all};
+use super::{Attestation, Errors, ProcessConfig, settings, values};
 use crate::io::target::TargetSpec;
 use crate::tls::certificate_source::{CertificateRequest, CertificateUsage};
 
-/// Everything that a forwarder needs.
-pub struct Forward {
+/// The configuration of the forwarder.
+pub struct ForwarderConfig {
     /// Where drivers connect.
     pub listen: Listen,
-    /// Where the server is.
-    pub(crate) place: TargetSpec,
-    /// Who is asked where names are; `None` is what this machine uses.
+    /// The server to connect to.
+    pub(crate) target: TargetSpec,
+    /// The DNS server to query. `None` uses the DNS configuration of this machine.
     pub dns_server: Option<SocketAddr>,
-    /// The DSN, for the command.
+    /// The connection URI to pass to the command.
     pub database_url: Option<Url>,
-    /// Who says whether a server may see a byte.
+    /// What verifies the server's quote.
     pub verifier: Verifier,
-    /// What it is judged by.
+    /// The policy for the server, and collateral to verify it with.
     pub attestation: Attestation,
-    /// Accept a server without evidence.
+    /// Accept a server that presents no evidence.
     pub allow_simulator: bool,
-    /// What is shown to the server; `None`: nothing, which goes with
-    /// `allow_simulator` only.
+    /// The certificate to present to the server.
     pub identity: ClientIdentity,
-    /// For each dial, and for the TLS handshake.
+    /// For each connection attempt, and again for the TLS handshake.
     pub connect_timeout: Duration,
     /// For the first certificate.
     pub start_timeout: Duration,
-    /// Threads, times, limits, the log.
-    pub process: Process,
-    /// Things that are allowed and weaken the product.
+    /// Threads, timeouts, limits and the log.
+    pub process: ProcessConfig,
+    /// Settings that weaken security.
     pub warnings: Vec<String>,
 }
 
@@ -48,26 +48,47 @@ pub struct Forward {
 pub enum Listen {
     /// A loopback address.
     Tcp(SocketAddr),
-    /// A Unix socket, named as libpq expects it.
+    /// A Unix socket. libpq expects its file to be named `.s.PGSQL.<port>`.
     Unix(PathBuf),
 }
 
-/// The `verifier` setting, with what it needs.
+/// What verifies the server's quote.
 pub enum Verifier {
-    /// Here, with collateral from the PCCS.
+    /// This process, with collateral from the PCCS.
     Dcap,
     /// Intel Trust Authority.
     Ita {
-        /// Which.
+        /// Its URL.
         base: Base,
-        /// Its key.
+        /// The API key.
         key: ApiKey,
     },
-    /// Nobody.
+    /// Nothing: every server is accepted.
     None,
 }
 
-/// What the forwarder shows to servers.
+/// The value of the `verifier` setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum VerifierName {
+    Dcap,
+    Ita,
+    None,
+}
+
+impl FromStr for VerifierName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "dcap" => Ok(Self::Dcap),
+            "ita" => Ok(Self::Ita),
+            "none" => Ok(Self::None),
+            _ => Err("expected dcap, ita or none"),
+        }
+    }
+}
+
+/// Where the client certificate comes from.
 #[derive(Clone, Debug)]
 pub enum ClientIdentity {
     /// PEM files.
@@ -77,84 +98,76 @@ pub enum ClientIdentity {
         /// The leaf's key.
         key: PathBuf,
     },
-    /// The guest agent's.
+    /// The guest agent. If it is not available and `allow_simulator` is set, the forwarder presents
+    /// no certificate.
     Agent(CertificateRequest),
 }
 
-impl Forward {
-    /// Checks every setting of [`Scope::Forward`](super::Scope::Forward).
+impl ForwarderConfig {
+    /// Parses and checks the settings of [`Scope::Forward`](super::Scope::Forward).
     ///
     /// # Errors
     /// All mistakes together.
     pub fn from_layers(layers: &Layers) -> Result<Self, Errors> {
-        let mut reader = Reader::new(layers);
-        let config = Self::read(&mut reader);
-        let warnings = reader.warnings();
-        match (reader.errors(), config) {
-            (errors, Some(mut config)) if errors.is_empty() => {
-                config.warnings = warnings;
-                let own = config.own_warnings();
-                config.warnings.extend(own);
-                Ok(config)
-            }
-            (errors, _) => Err(Errors(errors)),
-        }
+        let (mut config, mut warnings) = read_all(layers, Self::read)?;
+        warnings.extend(config.security_warnings());
+        config.warnings = warnings;
+        Ok(config)
     }
 
-    /// Settings by name, as the flags are called, and nothing of the environment:
-    /// for a program that has a forwarder inside it.
+    /// Parses and checks pairs of key and text, without file, environment and flags: for a program
+    /// that embeds a forwarder.
     ///
     /// # Errors
     /// All mistakes together.
     pub fn from_settings<'a>(
         settings: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<Self, Errors> {
-        Self::from_layers(&Layers::of_settings(super::Scope::Forward, settings))
+        Self::from_layers(&Layers::from_settings(super::Scope::Forward, settings))
     }
 
-    fn own_warnings(&self) -> Vec<String> {
+    fn security_warnings(&self) -> Vec<String> {
         let simulator = self.allow_simulator.then(|| {
-            "a server without any TDX evidence is accepted: anybody on the way can be it".to_owned()
+            "allow_simulator: a server without TDX evidence is accepted, so that the connection is \
+             open to man-in-the-middle attacks"
+                .to_owned()
         });
-        let nobody = matches!(self.verifier, Verifier::None)
-            .then(|| "no server is verified: anybody on the way can be it".to_owned());
+        let unverified = matches!(self.verifier, Verifier::None).then(|| {
+            "verifier = none: the server is not verified, so that the connection is open to \
+             man-in-the-middle attacks"
+                .to_owned()
+        });
         let policy = match self.verifier {
             Verifier::None => Vec::new(),
-            _ => self.attestation.warnings(),
+            Verifier::Dcap | Verifier::Ita { .. } => self.attestation.warnings(),
         };
-        simulator.into_iter().chain(nobody).chain(policy).collect()
+        simulator
+            .into_iter()
+            .chain(unverified)
+            .chain(policy)
+            .collect()
     }
 
-    fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        // Each is read before any is unwrapped, so that all are checked.
-        let listen = reader.get("forward_listen", values::local_listen);
-        let database_url = reader.optional("database_url", values::database_url);
+    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        let listen = reader.read(&settings::FORWARD_LISTEN);
+        let database_url = reader.read_optional(&settings::DATABASE_URL);
         let url = database_url.as_ref().and_then(Option::as_ref);
-        let place = read_place(reader, url);
-        let dns_server = reader.get("dns_server", values::dns_server);
-        let allow_simulator = reader.get("allow_simulator", values::boolean);
+        let target = read_target(reader, url);
+        let dns_server = reader.read(&settings::DNS_SERVER);
+        let allow_simulator = reader.read(&settings::ALLOW_SIMULATOR);
         let verifier = read_verifier(reader, allow_simulator);
-        let criteria = Criteria::read(reader);
-        let folder = reader.get("collateral_dir", values::folder);
-        let collateral = reader.get("collateral_files", values::collateral_files);
+        let attestation = Attestation::read(reader);
         let identity = ClientIdentity::read(reader);
-        let connect_timeout = reader.get("connect_timeout", values::duration);
-        let start_timeout = reader.get("start_timeout", values::duration);
-        let process = Process::read(reader);
-        let criteria = criteria?;
+        let connect_timeout = reader.read(&settings::CONNECT_TIMEOUT);
+        let start_timeout = reader.read(&settings::START_TIMEOUT);
+        let process = ProcessConfig::read(reader);
         Some(Self {
             listen: listen?,
-            place: place?,
+            target: target?,
             dns_server: dns_server?,
             database_url: database_url?,
             verifier: verifier?,
-            attestation: Attestation {
-                policy: criteria.policy,
-                root: criteria.root,
-                source: criteria.source,
-                folder: folder?,
-                collateral: collateral?,
-            },
+            attestation: attestation?,
             allow_simulator: allow_simulator?,
             identity: identity?,
             connect_timeout: connect_timeout?,
@@ -165,57 +178,57 @@ impl Forward {
     }
 }
 
-/// A cluster's leader, the target, or the DSN's server: one of them.
-fn read_place(reader: &mut Reader<'_>, url: Option<&Url>) -> Option<TargetSpec> {
-    let target = reader.optional("target", values::target);
-    let cluster = reader.optional("cluster", values::domain);
-    let signer = reader.optional("manifest_signer", values::from_str::<EthAddress>);
-    let of = reader.optional("manifest_cluster", values::from_str::<EthAddress>);
-    let max_validity = reader.get("manifest_max_validity", values::duration_or_off);
-    match (target?, cluster?, signer?) {
-        (Some(_), Some(_), _) => reader.mistake("target and cluster are both set"),
+/// The leader of `cluster`, `target`, or the server of `database_url`.
+fn read_target(reader: &mut Reader<'_>, url: Option<&Url>) -> Option<TargetSpec> {
+    let target = reader.read_optional(&settings::TARGET);
+    let domain = reader.read_optional(&settings::CLUSTER);
+    let signer = reader.read_optional(&settings::MANIFEST_SIGNER);
+    let cluster = reader.read_optional(&settings::MANIFEST_CLUSTER);
+    let max_validity = reader.read(&settings::MANIFEST_MAX_VALIDITY);
+    match (target?, domain?, signer?) {
+        (Some(_), Some(_), _) => reader.error("target and cluster are both set"),
         (None, Some(domain), Some(signer)) => Some(TargetSpec::Cluster {
             domain,
-            trust: ManifestPolicy {
+            trust: Trust {
                 signer,
-                cluster: of?,
+                cluster: cluster?,
                 max_validity: max_validity?,
             },
         }),
-        (None, Some(_), None) => reader.missing_twin("cluster", "manifest_signer"),
+        (None, Some(_), None) => {
+            reader.missing_counterpart(&settings::CLUSTER, &settings::MANIFEST_SIGNER)
+        }
         (Some((host, port)), None, _) => Some(TargetSpec::Fixed { host, port }),
-        (None, None, _) => match url.map(values::place_of) {
+        (None, None, _) => match url.map(values::target_of) {
             Some(Ok((host, port))) => Some(TargetSpec::Fixed { host, port }),
-            Some(Err(error)) => reader.mistake(&error),
-            None => reader.mistake("no server: use --target, DATABASE_URL or --cluster"),
+            Some(Err(error)) => reader.error(error),
+            None => reader.error("no server: use --target, DATABASE_URL or --cluster"),
         },
     }
 }
 
 fn read_verifier(reader: &mut Reader<'_>, allow_simulator: Option<bool>) -> Option<Verifier> {
-    let name = reader.get("verifier", |text| match text {
-        "dcap" | "ita" | "none" => Ok(text.to_owned()),
-        _ => Err("expected dcap, ita or none".to_owned()),
-    });
-    let base = reader.get("trust_authority", values::from_str::<Base>);
-    let key = reader.optional("trust_authority_key", values::from_display(ApiKey::new));
-    match (name?.as_str(), key?) {
-        ("ita", Some(key)) => Some(Verifier::Ita { base: base?, key }),
-        ("ita", None) => reader.mistake(&ApiKey::missing().to_string()),
-        ("none", _) if allow_simulator != Some(true) => reader.mistake(
-            "verifier = none lets any server read everything: confirm with --allow-simulator",
+    let name = reader.read(&settings::VERIFIER);
+    let base = reader.read(&settings::TRUST_AUTHORITY);
+    let key = reader.read_optional(&settings::TRUST_AUTHORITY_KEY);
+    match (name?, key?) {
+        (VerifierName::Ita, Some(key)) => Some(Verifier::Ita { base: base?, key }),
+        (VerifierName::Ita, None) => reader.error(ApiKey::missing().to_string()),
+        (VerifierName::None, _) if allow_simulator != Some(true) => reader.error(
+            "verifier = none accepts any server, which can then read and change all data: confirm \
+             with --allow-simulator",
         ),
-        ("none", _) => Some(Verifier::None),
-        _ => Some(Verifier::Dcap),
+        (VerifierName::None, _) => Some(Verifier::None),
+        (VerifierName::Dcap, _) => Some(Verifier::Dcap),
     }
 }
 
 impl ClientIdentity {
     fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let cert = reader.optional("client_cert", values::path);
-        let key = reader.optional("client_key", values::path);
-        let name = reader.get("certificate_subject", values::subject);
-        let validity = reader.get("certificate_validity", values::duration);
+        let cert = reader.read_optional(&settings::CLIENT_CERT);
+        let key = reader.read_optional(&settings::CLIENT_KEY);
+        let name = reader.read(&settings::CERTIFICATE_SUBJECT);
+        let validity = reader.read(&settings::CERTIFICATE_VALIDITY);
         match (cert?, key?) {
             (Some(cert), Some(key)) => Some(Self::Files { cert, key }),
             (None, None) => Some(Self::Agent(CertificateRequest {
@@ -224,8 +237,12 @@ impl ClientIdentity {
                 validity: validity?,
                 usage: CertificateUsage::Client,
             })),
-            (Some(_), None) => reader.missing_twin("client_cert", "client_key"),
-            (None, Some(_)) => reader.missing_twin("client_key", "client_cert"),
+            (Some(_), None) => {
+                reader.missing_counterpart(&settings::CLIENT_CERT, &settings::CLIENT_KEY)
+            }
+            (None, Some(_)) => {
+                reader.missing_counterpart(&settings::CLIENT_KEY, &settings::CLIENT_CERT)
+            }
         }
     }
 }

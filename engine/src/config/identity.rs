@@ -1,18 +1,19 @@
-//! The part of the configuration that says who the sidecar is: its certificate,
-//! the guest agent, and the secrets that the agent derives or that are set.
+//! The configuration of the sidecar's identity: its certificate, the guest agent, the cluster secrets
+//! and the passwords for Postgres.
 
 use std::path::PathBuf;
 
-use attest::agent::{AgentAddress, AgentAddresses};
+use attest::agent::Places;
 
-use super::layers::{Layers, Reader};
-use super::{Errors, values};
+use super::layers::Layers;
+use super::reader::{Reader, read_all};
+use super::{Errors, settings};
 use crate::auth::cluster_secrets::ClusterSecrets;
 use crate::auth::postgres_passwords::PostgresPasswords;
 use crate::tls::certificate_source::{CertificateRequest, CertificateUsage};
 
-pub(super) const SIMULATED: &str = "simulator mode: no client is attested, and whoever is on this \
-     machine is postgres without a password";
+pub(super) const SIMULATOR_MODE: &str = "simulator mode: clients are not attested, and any client on \
+     this machine can log in as postgres without a password";
 
 /// Where the sidecar's certificate comes from.
 #[derive(Clone, Debug)]
@@ -30,11 +31,11 @@ pub enum IdentitySource {
 
 impl IdentitySource {
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let cert = reader.optional("tls_cert", values::path);
-        let key = reader.optional("tls_key", values::path);
-        let name = reader.get("certificate_subject", values::subject);
-        let alt_names = reader.get("certificate_alt_names", values::names);
-        let validity = reader.get("certificate_validity", values::duration);
+        let cert = reader.read_optional(&settings::TLS_CERT);
+        let key = reader.read_optional(&settings::TLS_KEY);
+        let name = reader.read(&settings::CERTIFICATE_SUBJECT);
+        let alt_names = reader.read(&settings::CERTIFICATE_ALT_NAMES);
+        let validity = reader.read(&settings::CERTIFICATE_VALIDITY);
         match (cert?, key?) {
             (Some(cert), Some(key)) => Some(Self::Files { cert, key }),
             (None, None) => Some(Self::Agent(CertificateRequest {
@@ -43,52 +44,51 @@ impl IdentitySource {
                 validity: validity?,
                 usage: CertificateUsage::Server,
             })),
-            (Some(_), None) => reader.missing_twin("tls_cert", "tls_key"),
-            (None, Some(_)) => reader.missing_twin("tls_key", "tls_cert"),
+            (Some(_), None) => reader.missing_counterpart(&settings::TLS_CERT, &settings::TLS_KEY),
+            (None, Some(_)) => reader.missing_counterpart(&settings::TLS_KEY, &settings::TLS_CERT),
         }
     }
 }
 
-/// All that is needed to ask for a certificate.
-pub struct Certificate {
-    /// Where it comes from.
+/// The certificate, and the guest agent that may issue it.
+pub struct CertificateConfig {
+    /// Where the certificate comes from.
     pub identity: IdentitySource,
-    /// Where the guest agent is looked for.
-    pub guest_agent: AgentAddresses,
+    /// The addresses of the guest agent.
+    pub guest_agent: Places,
 }
 
-impl Certificate {
-    /// Checks the settings of [`Scope::Agent`](super::Scope::Agent), and no
-    /// others.
+impl CertificateConfig {
+    /// Parses and checks the settings of [`Scope::Agent`](super::Scope::Agent).
     ///
     /// # Errors
     /// All mistakes together.
     pub fn from_layers(layers: &Layers) -> Result<Self, Errors> {
-        let mut reader = Reader::new(layers);
-        let identity = IdentitySource::read(&mut reader);
-        let guest_agent = read_places(&mut reader);
-        match (reader.errors(), identity, guest_agent) {
-            (errors, Some(identity), Some(guest_agent)) if errors.is_empty() => Ok(Self {
-                identity,
-                guest_agent,
-            }),
-            (errors, _, _) => Err(Errors(errors)),
-        }
+        read_all(layers, Self::read).map(|(certificate, _)| certificate)
+    }
+
+    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        let identity = IdentitySource::read(reader);
+        let guest_agent = read_guest_agent(reader);
+        Some(Self {
+            identity: identity?,
+            guest_agent: guest_agent?,
+        })
     }
 }
 
-/// The simulator's, the configured one, or the usual ones.
-pub(super) fn read_places(reader: &mut Reader<'_>) -> Option<AgentAddresses> {
-    let simulator = reader.optional("simulator_endpoint", values::from_str::<AgentAddress>);
-    let configured = reader.get("guest_agent", values::agent);
-    let endpoint = simulator?.or(configured?);
-    Some(endpoint.map_or_else(AgentAddresses::standard, AgentAddresses::only))
+/// The simulator's address, the configured one, or dstack's standard ones.
+pub(super) fn read_guest_agent(reader: &mut Reader<'_>) -> Option<Places> {
+    let simulator = reader.read_optional(&settings::SIMULATOR_ENDPOINT);
+    let configured = reader.read(&settings::GUEST_AGENT);
+    let address = simulator?.or(configured?);
+    Some(address.map_or_else(Places::standard, Places::only))
 }
 
 pub(super) fn read_passwords(reader: &mut Reader<'_>) -> Option<PostgresPasswords> {
-    let read = reader.optional("pg_password_read", values::password);
-    let readwrite = reader.optional("pg_password_readwrite", values::password);
-    let superuser = reader.optional("pg_password_superuser", values::password);
+    let read = reader.read_optional(&settings::PG_PASSWORD_READ);
+    let readwrite = reader.read_optional(&settings::PG_PASSWORD_READWRITE);
+    let superuser = reader.read_optional(&settings::PG_PASSWORD_SUPERUSER);
     Some(PostgresPasswords {
         read: read?,
         readwrite: readwrite?,
@@ -97,16 +97,17 @@ pub(super) fn read_passwords(reader: &mut Reader<'_>) -> Option<PostgresPassword
 }
 
 impl ClusterSecrets {
-    /// In simulator mode they may be missing: the roles are closed then.
+    /// The secrets are optional in simulator mode. Logins to a role without a secret are refused.
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let mut secret = |name| {
-            if reader.simulated() {
-                reader.optional(name, values::cluster_secret)
+        let mut secret = |setting| {
+            if reader.simulator_mode() {
+                reader.read_optional(setting)
             } else {
-                reader.get(name, values::cluster_secret).map(Some)
+                reader.read(setting).map(Some)
             }
         };
-        let (read, readwrite) = (secret("read_secret"), secret("readwrite_secret"));
+        let read = secret(&settings::READ_SECRET);
+        let readwrite = secret(&settings::READWRITE_SECRET);
         Some(Self {
             read: read?,
             readwrite: readwrite?,

@@ -1,86 +1,43 @@
-//! Where a setting's text comes from.
+//! Collects the texts of settings from the TOML file, the environment and the flags. A later layer
+//! overrides an earlier one.
+//!
+//! Values are not parsed here: [`Reader`](super::reader::Reader) does that. Secrets must never
+//! appear in an error, a warning or a description.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::ArgMatches;
 use zeroize::Zeroizing;
 
-use super::settings::{
-    FLAG_ALIASES, SIMULATOR, SIMULATOR_DEFAULTS, Scope, Setting, all, env_name, find, flag_name,
-};
+use super::settings::{ALL, SIMULATOR_ENDPOINT, find};
+use super::spec::{Scope, Spec};
 
-/// A secret file is a line, not a disk.
+/// Largest file that is read as a secret, in bytes.
 const MAX_SECRET_FILE: u64 = 64 * 1024;
 
-/// One setting's text and its place.
-struct Found {
+/// A setting's text and where it was set: a line, a variable or a flag.
+struct Entry {
     text: Zeroizing<String>,
-    place: String,
+    source: String,
 }
 
-/// All that was said, strongest last.
+/// The texts of all settings that were set, after overriding.
 pub struct Layers {
-    found: BTreeMap<&'static str, Found>,
-    /// Said, but by a file that cannot be read.
+    entries: BTreeMap<&'static str, Entry>,
+    /// Keys of secrets whose file cannot be read. They are set, but have no text.
     unreadable: Vec<&'static str>,
-    errors: Vec<String>,
-    warnings: Vec<String>,
+    pub(super) errors: Vec<String>,
+    pub(super) warnings: Vec<String>,
     scope: Scope,
-}
-
-/// `command` with a flag for each setting of `scope` (for secrets, of the file
-/// with it).
-#[must_use]
-pub fn with_flags(command: Command, scope: Scope) -> Command {
-    let command = command.arg(
-        Arg::new("config")
-            .long("config")
-            .value_name("FILE")
-            .help("TOML file with any of these settings [env: TEESQL_CONFIG]"),
-    );
-    scope.settings().fold(command, |command, setting| {
-        let name = if setting.secret {
-            format!("{}_file", setting.name)
-        } else {
-            setting.name.to_owned()
-        };
-        let mut help = setting.help.to_owned();
-        let _ = write!(help, " [env: {}", env_name(setting.name));
-        if setting.secret {
-            help.push_str("[_FILE]");
-        }
-        help.push(']');
-        if let Some(default) = scope.default(setting).filter(|text| !text.is_empty()) {
-            let _ = write!(help, " [default: {default}]");
-        }
-        let flag = Arg::new(&name).long(flag_name(&name)).help(help);
-        let alias = FLAG_ALIASES
-            .iter()
-            .find(|(name, _)| scope == Scope::Forward && *name == setting.name);
-        let flag = flag.visible_aliases(alias.map(|(_, alias)| *alias));
-        let flag = match setting.is_list() {
-            true => flag.action(ArgAction::Append),
-            false => flag,
-        };
-        command.arg(match setting.value {
-            _ if setting.secret => flag.value_name("FILE"),
-            // `--provision` says as much as `--provision true`.
-            "BOOL" => flag
-                .value_name("BOOL")
-                .num_args(0..=1)
-                .default_missing_value("true"),
-            value => flag.value_name(value),
-        })
-    })
 }
 
 impl Layers {
     fn empty(scope: Scope) -> Self {
         Self {
-            found: BTreeMap::new(),
+            entries: BTreeMap::new(),
             unreadable: Vec::new(),
             errors: Vec::new(),
             warnings: Vec::new(),
@@ -88,8 +45,10 @@ impl Layers {
         }
     }
 
-    /// Gathers what the file, the environment and the flags say of the settings
-    /// of `scope`. A file with a secret of another scope is not opened.
+    /// Collects the settings of `scope` from the file that `flags` or `TEESQL_CONFIG` name, from the
+    /// environment and from `flags`. A file with a secret of another scope is not opened.
+    ///
+    /// `names` are all names in the environment, for warnings about unknown settings.
     #[must_use]
     pub fn gather(
         scope: Scope,
@@ -110,18 +69,16 @@ impl Layers {
         layers
     }
 
-    /// Settings by name, and nothing else.
-    pub(super) fn of_settings<'a>(
+    /// Takes settings from pairs of key and text only.
+    pub(super) fn from_settings<'a>(
         scope: Scope,
         settings: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Self {
         let mut layers = Self::empty(scope);
-        for (name, text) in settings {
-            match find(name).filter(|setting| scope.has(setting)) {
-                Some(setting) => layers.put(setting, text.to_owned(), "setting".to_owned()),
-                None => layers
-                    .errors
-                    .push(format!("{name}: there is no such setting")),
+        for (key, text) in settings {
+            match find(key).filter(|spec| scope.has(spec)) {
+                Some(spec) => layers.put(spec, text.to_owned(), "setting".to_owned()),
+                None => layers.errors.push(format!("{key}: unknown setting")),
             }
         }
         layers
@@ -132,9 +89,8 @@ impl Layers {
         environment: &impl Fn(&str) -> Option<OsString>,
         names: impl Iterator<Item = String>,
     ) {
-        for setting in self.scope.settings() {
-            let name = env_name(setting.name);
-            let file_name = format!("{name}_FILE");
+        for spec in self.scope.settings() {
+            let (name, file_name) = (spec.variable(), spec.file_variable());
             let text = |errors: &mut Vec<String>, name: &str| {
                 environment(name)?
                     .into_string()
@@ -142,49 +98,41 @@ impl Layers {
                     .ok()
             };
             let value = text(&mut self.errors, &name).or_else(|| {
-                let alias = setting.alias?;
+                let alias = spec.env_alias?;
                 text(&mut self.errors, alias).filter(|value| !value.is_empty())
             });
-            let file = setting
-                .secret
+            let file = spec
+                .is_secret()
                 .then(|| text(&mut self.errors, &file_name))
                 .flatten();
             if value.is_some() && file.is_some() {
                 self.errors
-                    .push(format!("environment {name}: {file_name} is set too"));
+                    .push(format!("environment {name}: {file_name} is also set"));
             }
             if let Some(value) = value {
-                self.put(setting, value, format!("environment {name}"));
+                self.put(spec, value, format!("environment {name}"));
             } else if let Some(file) = file {
-                self.put_file(
-                    setting,
-                    Path::new(&file),
-                    &format!("environment {file_name}"),
-                );
+                let source = format!("environment {file_name}");
+                self.put_file(spec, Path::new(&file), &source);
             }
         }
         for name in names.filter(|name| is_unknown(name)) {
             self.warnings
-                .push(format!("environment {name}: there is no such setting"));
+                .push(format!("environment {name}: unknown setting"));
         }
     }
 
     fn read_flags(&mut self, flags: &ArgMatches) {
-        for setting in self.scope.settings() {
-            let name = if setting.secret {
-                format!("{}_file", setting.name)
-            } else {
-                setting.name.to_owned()
-            };
-            let Some(texts) = flags.get_many::<String>(&name) else {
+        for spec in self.scope.settings() {
+            let Some(texts) = flags.get_many::<String>(&spec.flag_id()) else {
                 continue;
             };
-            let text = &texts.map(String::as_str).collect::<Vec<_>>().join(",");
-            let place = format!("flag --{}", flag_name(&name));
-            if setting.secret {
-                self.put_file(setting, Path::new(text), &place);
+            let text = texts.map(String::as_str).collect::<Vec<_>>().join(",");
+            let source = format!("flag --{}", spec.flag());
+            if spec.is_secret() {
+                self.put_file(spec, Path::new(&text), &source);
             } else {
-                self.put(setting, text.clone(), place);
+                self.put(spec, text, source);
             }
         }
     }
@@ -199,15 +147,13 @@ impl Layers {
                 return;
             }
         };
-        let table = match toml::from_str::<
-            BTreeMap<toml::Spanned<String>, toml::Spanned<toml::Value>>,
-        >(&text)
-        {
+        let table: Result<BTreeMap<toml::Spanned<String>, toml::Spanned<toml::Value>>, _> =
+            toml::from_str(&text);
+        let table = match table {
             Ok(table) => table,
             Err(error) => {
                 let line = error.span().map_or(1, |span| line_of(&text, span.start));
-                // `message` only: the full error quotes the line, and with it
-                // perhaps a secret.
+                // Only the message: the full error quotes the line, which may hold a secret.
                 self.errors
                     .push(format!("{shown}:{line}: {}", error.message()));
                 return;
@@ -217,93 +163,108 @@ impl Layers {
         table.sort_by_key(|(key, _)| key.span().start);
         let mut seen = Vec::new();
         for (key, value) in table {
-            let place = format!("{shown}:{}", line_of(&text, key.span().start));
-            let key = key.into_inner();
-            let value = match value.into_inner() {
-                toml::Value::String(text) => text,
-                value @ (toml::Value::Integer(_) | toml::Value::Boolean(_)) => value.to_string(),
-                _ => {
-                    self.errors.push(format!(
-                        "{place}: {key}: expected a text, a whole number or true/false"
-                    ));
-                    continue;
-                }
-            };
-            let plain = find(&key);
-            let from_file = key.strip_suffix("_file").and_then(find);
-            let from_file = from_file.filter(|setting| setting.secret);
-            let Some(setting) = plain.or(from_file) else {
-                self.errors
-                    .push(format!("{place}: {key}: there is no such setting"));
-                continue;
-            };
-            if seen.contains(&setting.name) {
-                self.errors.push(format!(
-                    "{place}: {key}: {0} and {0}_file are both set",
-                    setting.name
-                ));
-            }
-            seen.push(setting.name);
-            if !self.scope.has(setting) {
-                drop(Zeroizing::new(value));
-                continue;
-            }
-            if plain.is_some() {
-                self.put(setting, value, place);
-            } else {
-                self.put_file(setting, Path::new(&value), &place);
-            }
+            let source = format!("{shown}:{}", line_of(&text, key.span().start));
+            self.read_toml_entry(&key.into_inner(), value.into_inner(), source, &mut seen);
         }
     }
 
-    fn put(&mut self, setting: &'static Setting, text: String, place: String) {
-        let text = Zeroizing::new(text);
-        self.found.insert(setting.name, Found { text, place });
+    fn read_toml_entry(
+        &mut self,
+        key: &str,
+        value: toml::Value,
+        source: String,
+        seen: &mut Vec<&'static str>,
+    ) {
+        let value = match value {
+            toml::Value::String(text) => text,
+            value @ (toml::Value::Integer(_) | toml::Value::Boolean(_)) => value.to_string(),
+            _ => {
+                self.errors.push(format!(
+                    "{source}: {key}: expected a string, an integer or a boolean"
+                ));
+                return;
+            }
+        };
+        let plain = find(key);
+        let from_file = key.strip_suffix("_file").and_then(find);
+        let from_file = from_file.filter(|spec| spec.is_secret());
+        let Some(spec) = plain.or(from_file) else {
+            self.errors
+                .push(format!("{source}: {key}: unknown setting"));
+            return;
+        };
+        if seen.contains(&spec.key) {
+            self.errors.push(format!(
+                "{source}: {key}: {0} and {0}_file are both set",
+                spec.key
+            ));
+        }
+        seen.push(spec.key);
+        if !self.scope.has(spec) {
+            drop(Zeroizing::new(value));
+        } else if plain.is_some() {
+            self.put(spec, value, source);
+        } else {
+            self.put_file(spec, Path::new(&value), &source);
+        }
     }
 
-    fn put_file(&mut self, setting: &'static Setting, path: &Path, place: &str) {
+    fn put(&mut self, spec: &'static Spec, text: String, source: String) {
+        let text = Zeroizing::new(text);
+        self.entries.insert(spec.key, Entry { text, source });
+    }
+
+    fn put_file(&mut self, spec: &'static Spec, path: &Path, source: &str) {
         let shown = path.display();
         match read_secret(path) {
-            Ok(text) => self.put(setting, text, format!("{place}, file {shown}")),
+            Ok(text) => self.put(spec, text, format!("{source}, file {shown}")),
             Err(error) => {
-                self.unreadable.push(setting.name);
+                self.unreadable.push(spec.key);
                 self.errors
-                    .push(format!("{place}: file {shown} cannot be read: {error}"));
+                    .push(format!("{source}: file {shown} cannot be read: {error}"));
             }
         }
     }
 
-    /// What holds where nothing is said.
-    fn default(&self, setting: &Setting) -> Option<(&'static str, &'static str)> {
-        if self.found.contains_key(SIMULATOR)
-            && self.scope == Scope::Serve
-            && let Some((_, text)) = SIMULATOR_DEFAULTS
-                .iter()
-                .find(|(name, _)| *name == setting.name)
+    /// The text of a setting and its source: as set, or the default.
+    pub(super) fn text(&self, spec: &Spec) -> Option<(&str, &str)> {
+        match self.entries.get(spec.key) {
+            Some(entry) => Some((&entry.text, &entry.source)),
+            None => self.default(spec),
+        }
+    }
+
+    fn default(&self, spec: &Spec) -> Option<(&'static str, &'static str)> {
+        if self.scope == Scope::Serve
+            && self.simulator_mode()
+            && let Some(text) = spec.simulator_default
         {
             return Some((text, "default in simulator mode"));
         }
-        Some((self.scope.default(setting)?, "default"))
+        Some((spec.default_in(self.scope)?, "default"))
     }
 
-    /// What would be used, a line a setting, secrets redacted.
+    /// Whether an error about this setting is already recorded because its file cannot be read.
+    pub(super) fn is_unreadable(&self, spec: &Spec) -> bool {
+        self.unreadable.contains(&spec.key)
+    }
+
+    /// Whether `DSTACK_SIMULATOR_ENDPOINT` or `simulator_endpoint` is set.
+    pub(super) fn simulator_mode(&self) -> bool {
+        self.entries.contains_key(SIMULATOR_ENDPOINT.spec.key)
+    }
+
+    /// The effective settings, one `key = text  # source` per line, with secrets redacted.
     #[must_use]
     pub fn describe(&self) -> String {
         let mut lines = String::new();
-        for setting in self.scope.settings() {
-            let (text, place) = match self.found.get(setting.name) {
-                Some(found) => (Some(found.text.as_str()), found.place.as_str()),
-                None => match self.default(setting) {
-                    Some((text, place)) => (Some(text), place),
-                    None => (None, "default"),
-                },
+        for spec in self.scope.settings() {
+            let (text, source) = match self.text(spec) {
+                Some((_, source)) if spec.is_secret() => ("[redacted]", source),
+                Some(found) => found,
+                None => ("[not set]", "default"),
             };
-            let text = match text {
-                Some(_) if setting.secret => "[redacted]",
-                Some(text) => text,
-                None => "[not set]",
-            };
-            let _ = writeln!(lines, "{} = {text}  # {place}", setting.name);
+            let _ = writeln!(lines, "{} = {text}  # {source}", spec.key);
         }
         lines
     }
@@ -315,7 +276,7 @@ fn read_secret(path: &Path) -> std::io::Result<String> {
     std::fs::File::open(path)?
         .take(MAX_SECRET_FILE)
         .read_to_string(&mut text)?;
-    // An editor or `echo` leaves a line end that nobody means.
+    // Editors and `echo` end the file with a newline that is not part of the secret.
     let end = text.trim_end_matches(['\r', '\n']).len();
     text.truncate(end);
     Ok(text)
@@ -325,13 +286,12 @@ fn is_unknown(name: &str) -> bool {
     let Some(rest) = name.strip_prefix("TEESQL_") else {
         return false;
     };
-    // What `dev` tells the commands that it runs is no setting.
+    // `dev` sets TEESQL_DEV_… for the commands that it runs.
     rest != "CONFIG"
         && !rest.starts_with("DEV_")
-        && !all().any(|setting| {
-            let known = env_name(setting.name);
-            name == known || setting.secret && name.strip_suffix("_FILE") == Some(&known)
-        })
+        && !ALL
+            .iter()
+            .any(|spec| name == spec.variable() || spec.is_secret() && name == spec.file_variable())
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
@@ -340,111 +300,4 @@ fn line_of(text: &str, offset: usize) -> usize {
         .take(offset)
         .filter(|byte| *byte == b'\n')
         .count()
-}
-
-/// Reads settings and gathers what is wrong with them.
-pub(super) struct Reader<'a> {
-    layers: &'a Layers,
-    errors: Vec<String>,
-    warnings: Vec<String>,
-}
-
-impl<'a> Reader<'a> {
-    pub(super) fn new(layers: &'a Layers) -> Self {
-        Self {
-            layers,
-            errors: layers.errors.clone(),
-            warnings: layers.warnings.clone(),
-        }
-    }
-
-    pub(super) fn errors(&self) -> Vec<String> {
-        self.errors.clone()
-    }
-
-    pub(super) fn warnings(&self) -> Vec<String> {
-        self.warnings.clone()
-    }
-
-    /// A setting that must have a value.
-    pub(super) fn get<T>(
-        &mut self,
-        name: &'static str,
-        parse: impl Fn(&str) -> Result<T, String>,
-    ) -> Option<T> {
-        self.optional(name, parse)?.or_else(|| {
-            if self.layers.unreadable.contains(&name) {
-                return None;
-            }
-            let file = find(name).is_some_and(|setting| setting.secret);
-            self.errors.push(format!(
-                "{name}: not set: use {}{}, --{}{} or the TOML key {name}",
-                env_name(name),
-                if file { " or …_FILE" } else { "" },
-                flag_name(name),
-                if file { "-file" } else { "" },
-            ));
-            None
-        })
-    }
-
-    /// A setting that may be absent: `Some(None)` then, `None` on a mistake.
-    pub(super) fn optional<T>(
-        &mut self,
-        name: &'static str,
-        parse: impl Fn(&str) -> Result<T, String>,
-    ) -> Option<Option<T>> {
-        let setting = find(name);
-        let default = setting.and_then(|setting| self.layers.default(setting));
-        let (text, place) = match (self.layers.found.get(name), default) {
-            (Some(found), _) => (found.text.as_str(), found.place.as_str()),
-            (None, Some((default, place))) => (default, place),
-            (None, None) => return Some(None),
-        };
-        match parse(text) {
-            Ok(value) => Some(Some(value)),
-            Err(error) if setting.is_some_and(|setting| setting.secret) => {
-                self.errors.push(format!("{place}: {name}: {error}"));
-                None
-            }
-            Err(error) => {
-                self.errors
-                    .push(format!("{place}: {name} = {text:?}: {error}"));
-                None
-            }
-        }
-    }
-
-    /// Something that is wrong with several settings.
-    pub(super) fn mistake<T>(&mut self, what: &str) -> Option<T> {
-        self.errors.push(what.to_owned());
-        None
-    }
-
-    /// Of two settings that go together only one is there.
-    pub(super) fn missing_twin<T>(&mut self, there: &str, missing: &str) -> Option<T> {
-        self.errors
-            .push(format!("{missing}: not set, although {there} is"));
-        None
-    }
-
-    /// Whether `DSTACK_SIMULATOR_ENDPOINT` is set.
-    pub(super) fn simulated(&self) -> bool {
-        self.layers.found.contains_key(SIMULATOR)
-    }
-
-    /// Whether clients have to be attested. Running without has to be asked
-    /// for twice, outside simulator mode.
-    pub(super) fn attestation(&mut self) -> Option<bool> {
-        let required = self.get("require_client_attestation", super::values::boolean)?;
-        let allowed = self.get("allow_unattested_clients", super::values::boolean)?;
-        if !required && !allowed && !self.simulated() {
-            self.errors.push(
-                "require_client_attestation is false, which lets clients in that did not prove \
-                 what they run: confirm with TEESQL_ALLOW_UNATTESTED_CLIENTS=true"
-                    .to_owned(),
-            );
-        }
-        Some(required)
-    }
 }

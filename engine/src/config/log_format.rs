@@ -1,11 +1,11 @@
-//! The `log_format` setting.
+//! The format of log lines.
 
 /// The `log_format` setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text lines for people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 

@@ -1,8 +1,12 @@
-//! The sidecar's configuration: TOML file, environment and flags, in that
-//! order of rising strength. Past this module only checked values travel, and
-//! every mistake is reported at once, each with its place.
+//! The configuration of the sidecar, the forwarder and the one-shot commands, from a TOML file, the
+//! environment and flags. Later sources override earlier ones.
+//!
+//! [`settings`] declares every setting. [`Layers`] collects texts, and each configuration parses its
+//! settings into checked values, so that the rest of the program never sees unchecked text. All
+//! mistakes are reported together, each with its source. No error shows a secret.
 
 mod attestation;
+mod flags;
 mod forward;
 mod identity;
 mod layers;
@@ -10,7 +14,9 @@ pub mod log_format;
 pub mod mode;
 mod postgres;
 mod process;
+mod reader;
 mod settings;
+mod spec;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -23,12 +29,14 @@ use attest::values::Fingerprint;
 
 pub use crate::tls::certificate_source::{CertificateRequest, CertificateUsage};
 pub use attestation::{Attestation, Criteria};
-pub use forward::{ClientIdentity, Forward, Listen, Verifier};
-pub use identity::{Certificate, IdentitySource};
-pub use layers::{Layers, with_flags};
-pub use postgres::Postgres;
-pub use process::Process;
-pub use settings::Scope;
+pub use flags::with_flags;
+pub use forward::{ClientIdentity, ForwarderConfig, Listen, Verifier};
+pub use identity::{CertificateConfig, IdentitySource};
+pub use layers::Layers;
+pub use postgres::PostgresConfig;
+pub use process::ProcessConfig;
+pub use spec::Scope;
+pub(crate) use values::duration as parse_duration;
 
 use crate::auth::cluster_secrets::ClusterSecrets;
 use crate::auth::postgres_passwords::PostgresPasswords;
@@ -36,86 +44,73 @@ use crate::config::mode::Mode;
 use crate::io::stream::PgAddress;
 use crate::tls::certificate_source::CertificateSource;
 use identity::read_passwords;
-use layers::Reader;
+use reader::{Reader, read_all};
 
-/// Everything that `serve` needs.
+/// The configuration of the sidecar, for `serve`.
 pub struct Config {
     /// Where clients connect.
     pub listen: SocketAddr,
     /// Where Postgres listens.
     pub postgres: PgAddress,
-    /// What is asked of clients, in a word.
+    /// Production, unattested or simulator mode.
     pub mode: Mode,
     /// Where the certificate comes from.
     pub identity: IdentitySource,
     /// Refuse clients that offer no ALPN protocol.
     pub require_alpn: bool,
-    /// What clients present.
+    /// The cluster secrets that clients present.
     pub secrets: ClusterSecrets,
-    /// How long the cluster secrets before a change stay good.
+    /// How long the previous cluster secrets stay valid after a change.
     pub secret_overlap: Duration,
-    /// What Postgres gets; taken out when it is used.
+    /// The configured passwords for Postgres. They are taken out when they are used.
     pub passwords: PostgresPasswords,
     /// The database that the superuser logs in to.
     pub database: String,
-    /// Whether the roles are set up at start.
+    /// Set up the roles in Postgres at start.
     pub provision: bool,
-    /// Least time between two quotes for `/attestation`.
+    /// Minimum time between two quotes for `/attestation`.
     pub attestation_interval: Duration,
-    /// What clients have to prove; `None` lets them in unattested.
+    /// What clients have to prove. `None` accepts clients without attestation.
     pub attestation: Option<Attestation>,
-    /// Forward a CancelRequest that comes in plaintext.
+    /// Forward CancelRequest messages that arrive without TLS.
     pub plaintext_cancel: bool,
-    /// Peers whose PROXY protocol header is believed.
+    /// Peers whose PROXY protocol header is trusted.
     pub proxy_protocol_from: Vec<ipnet::IpNet>,
-    /// Threads, times, limits, the log.
-    pub process: Process,
-    /// Things that are allowed and weaken the product, for the log at start.
+    /// Threads, timeouts, limits and the log.
+    pub process: ProcessConfig,
+    /// Settings that weaken security, for the log at start.
     pub warnings: Vec<String>,
 }
 
-/// All that is wrong, one line each.
+/// All mistakes of a configuration, one line each.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct Errors(pub Vec<String>);
 
 impl Config {
-    /// Checks every setting.
+    /// Parses and checks the settings of [`Scope::Serve`].
     ///
     /// # Errors
     /// All mistakes together.
     pub fn from_layers(layers: &Layers) -> Result<Self, Errors> {
-        let mut reader = Reader::new(layers);
-        let config = Self::read(&mut reader);
-        let warnings = reader.warnings();
-        match (reader.errors(), config) {
-            (errors, Some(mut config)) if errors.is_empty() => {
-                config.warnings = warnings;
-                config.mode = match (reader.simulated(), &config.attestation) {
-                    (true, _) => Mode::Simulator,
-                    (false, Some(_)) => Mode::Production,
-                    (false, None) => Mode::Unattested,
-                };
-                let own = config.own_warnings();
-                config.warnings.extend(own);
-                Ok(config)
-            }
-            (errors, _) => Err(Errors(errors)),
-        }
+        let (mut config, mut warnings) = read_all(layers, Self::read)?;
+        warnings.extend(config.security_warnings());
+        config.warnings = warnings;
+        Ok(config)
     }
 
-    fn own_warnings(&self) -> Vec<String> {
+    fn security_warnings(&self) -> Vec<String> {
         let mut warnings = match &self.attestation {
             Some(attestation) => attestation.warnings(),
             None => vec![attestation::UNATTESTED.to_owned()],
         };
         if self.mode == Mode::Simulator {
-            warnings.insert(0, identity::SIMULATED.to_owned());
+            warnings.insert(0, identity::SIMULATOR_MODE.to_owned());
         }
         warnings
     }
 
-    /// Where the certificate comes from, ready to be asked.
+    /// The source of the certificate, with `agent` if the guest agent issues it.
     pub(crate) fn certificate_source(&self, agent: Agent) -> CertificateSource {
         match self.identity.clone() {
             IdentitySource::Files { cert, key } => CertificateSource::Files { cert, key },
@@ -123,40 +118,43 @@ impl Config {
         }
     }
 
-    /// Whether the guest agent is to derive Postgres' passwords: where one of
-    /// the roles' is missing, and where it gives the certificate, so that the
-    /// superuser can log in.
+    /// Whether the guest agent must derive Postgres passwords: if that of a role is missing, or if
+    /// the agent issues the certificate and that of the superuser is missing.
     pub(crate) fn derives_passwords(&self) -> bool {
         let from_agent = matches!(self.identity, IdentitySource::Agent(_));
         self.passwords.need_agent() || from_agent && self.passwords.superuser.is_none()
     }
 
-    /// The root of TDX quotes, where it is not Intel's.
+    /// The fingerprint of the root of TDX quotes, if it is not Intel's.
     pub(crate) fn dangerous_root(&self) -> Option<Fingerprint> {
         let root = &self.attestation.as_ref()?.root;
         root.is_dangerous().then(|| root.fingerprint())
     }
 
     fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        // Each is read before any is unwrapped, so that all are checked.
-        let listen = reader.get("listen", values::listen);
-        let postgres = reader.get("postgres", values::endpoint);
+        let listen = reader.read(&settings::LISTEN);
+        let postgres = reader.read(&settings::POSTGRES);
         let identity = IdentitySource::read(reader);
-        let require_alpn = reader.get("require_alpn", values::boolean);
+        let require_alpn = reader.read(&settings::REQUIRE_ALPN);
         let secrets = ClusterSecrets::read(reader);
-        let secret_overlap = reader.get("secret_overlap", values::duration_or_off);
+        let secret_overlap = reader.read(&settings::SECRET_OVERLAP);
         let passwords = read_passwords(reader);
-        let database = reader.get("pg_database", values::database);
-        let provision = reader.get("provision", values::boolean);
-        let attestation_interval = reader.get("attestation_interval", values::duration);
-        let attestation = Attestation::read(reader);
-        let plaintext_cancel = reader.get("plaintext_cancel", values::boolean);
-        let proxy_protocol_from = reader.get("proxy_protocol_from", values::networks);
-        let process = Process::read(reader);
+        let database = reader.read(&settings::PG_DATABASE);
+        let provision = reader.read(&settings::PROVISION);
+        let attestation_interval = reader.read(&settings::ATTESTATION_INTERVAL);
+        let attestation = Attestation::read_if_required(reader);
+        let plaintext_cancel = reader.read(&settings::PLAINTEXT_CANCEL);
+        let proxy_protocol_from = reader.read(&settings::PROXY_PROTOCOL_FROM);
+        let process = ProcessConfig::read(reader);
+        let attestation = attestation?;
         Some(Self {
             listen: listen?,
             postgres: postgres?,
-            mode: Mode::Production,
+            mode: match &attestation {
+                _ if reader.simulator_mode() => Mode::Simulator,
+                Some(_) => Mode::Production,
+                None => Mode::Unattested,
+            },
             identity: identity?,
             require_alpn: require_alpn?,
             secrets: secrets?,
@@ -165,7 +163,7 @@ impl Config {
             database: database?,
             provision: provision?,
             attestation_interval: attestation_interval?,
-            attestation: attestation?,
+            attestation,
             plaintext_cancel: plaintext_cancel?,
             proxy_protocol_from: proxy_protocol_from?,
             process: process?,

@@ -1,21 +1,20 @@
-//! What the sidecar asks of its clients, in one word that start-up, `/ready`,
-//! `/attestation`, `/metrics` and the log lines say.
+//! The mode of the sidecar: what it requires of its clients.
 
-/// Everything but production is named wherever the sidecar speaks of itself.
+/// What the sidecar requires of its clients. `/ready`, `/attestation`, `/metrics` and the log show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Clients have to be attested.
+    /// Clients must be attested.
     Production,
-    /// `allow_unattested_clients`: a cluster secret is enough.
+    /// `allow_unattested_clients`: a cluster secret is sufficient.
     Unattested,
-    /// `DSTACK_SIMULATOR_ENDPOINT`: for development, on loopback.
+    /// `DSTACK_SIMULATOR_ENDPOINT` is set: for development, on loopback.
     Simulator,
 }
 
 impl Mode {
     pub(crate) const ALL: [Self; 3] = [Self::Production, Self::Unattested, Self::Simulator];
 
-    /// The word.
+    /// The name that users see.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

@@ -1,55 +1,46 @@
-//! The part of the configuration that says how to reach Postgres as its
-//! superuser, and what the two roles log in with there. It is all that
-//! `provision` needs: no certificate, no cluster secret.
+//! The configuration of the superuser's connection to Postgres, for `provision` and `password`. It
+//! needs no certificate and no cluster secret.
 
-use attest::agent::AgentAddresses;
+use attest::agent::Places;
 
-use super::identity::{read_passwords, read_places};
-use super::layers::{Layers, Reader};
-use super::{Errors, values};
+use super::identity::{read_guest_agent, read_passwords};
+use super::layers::Layers;
+use super::reader::{Reader, read_all};
+use super::{Errors, settings};
 use crate::auth::postgres_passwords::PostgresPasswords;
 use crate::io::stream::PgAddress;
 
-/// Postgres, and who logs in to it with what.
-pub struct Postgres {
+/// Postgres, and the passwords of its roles.
+pub struct PostgresConfig {
     /// Where it listens.
-    pub endpoint: PgAddress,
-    /// The database that the roles get their privileges in.
+    pub address: PgAddress,
+    /// The database in which the roles get their privileges.
     pub database: String,
-    /// All three passwords, as far as they are configured.
+    /// The configured passwords.
     pub passwords: PostgresPasswords,
-    /// Who derives the others.
-    pub guest_agent: AgentAddresses,
-    /// Names in the environment that mean nothing.
+    /// The addresses of the guest agent, which derives the other passwords.
+    pub guest_agent: Places,
+    /// Unknown settings in the environment.
     pub warnings: Vec<String>,
 }
 
-impl Postgres {
-    /// Checks the settings of [`Scope::Postgres`](super::Scope::Postgres), and
-    /// no others.
+impl PostgresConfig {
+    /// Parses and checks the settings of [`Scope::Postgres`](super::Scope::Postgres).
     ///
     /// # Errors
     /// All mistakes together.
     pub fn from_layers(layers: &Layers) -> Result<Self, Errors> {
-        let mut reader = Reader::new(layers);
-        let postgres = Self::read(&mut reader);
-        let warnings = reader.warnings();
-        match (reader.errors(), postgres) {
-            (errors, Some(postgres)) if errors.is_empty() => Ok(Self {
-                warnings,
-                ..postgres
-            }),
-            (errors, _) => Err(Errors(errors)),
-        }
+        let (config, warnings) = read_all(layers, Self::read)?;
+        Ok(Self { warnings, ..config })
     }
 
-    fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let endpoint = reader.get("postgres", values::endpoint);
-        let database = reader.get("pg_database", values::database);
+    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        let address = reader.read(&settings::POSTGRES);
+        let database = reader.read(&settings::PG_DATABASE);
         let passwords = read_passwords(reader);
-        let guest_agent = read_places(reader);
+        let guest_agent = read_guest_agent(reader);
         Some(Self {
-            endpoint: endpoint?,
+            address: address?,
             database: database?,
             passwords: passwords?,
             guest_agent: guest_agent?,

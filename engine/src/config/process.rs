@@ -1,75 +1,68 @@
-//! What the sidecar and the forwarder are told alike: threads, times, limits, the log.
+//! The configuration that the sidecar and the forwarder share: threads, timeouts, limits and the log.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use attest::agent::AgentAddresses;
+use attest::agent::Places;
 use tracing_subscriber::EnvFilter;
 
-use super::identity::read_places;
-use super::layers::Reader;
-use super::values;
-use crate::config::log_format::LogFormat;
+use super::identity::read_guest_agent;
+use super::log_format::LogFormat;
+use super::reader::Reader;
+use super::settings;
 use crate::io::driver::DriverChoice;
 use crate::sched::busy_poll::Polling;
-use crate::tls::record_layer::RecordLayer;
 
-/// What a process of the engine needs, whatever it serves.
-pub struct Process {
-    /// Threads that serve connections.
+/// Threads, timeouts, limits and the log.
+pub struct ProcessConfig {
+    /// Number of threads that serve connections.
     pub shards: usize,
-    /// Whether each shard is tied to a core of its own.
+    /// Pin each of these threads to its own core.
     pub pin: bool,
     /// io_uring or epoll.
     pub driver: DriverChoice,
-    /// When a shard looks for more before it sleeps.
+    /// When a thread polls for more data before it sleeps.
     pub busy_poll: Polling,
-    /// The implementation of the TLS 1.3 record layer.
-    pub tls_record_layer: RecordLayer,
-    /// Where the guest agent is looked for.
-    pub guest_agent: AgentAddresses,
-    /// Where HTTP is served.
+    /// The addresses of the guest agent.
+    pub guest_agent: Places,
+    /// The address of the HTTP server. `None` starts none.
     pub admin_listen: Option<SocketAddr>,
-    /// From a change of policy or collateral to the end of the sessions that it
-    /// refuses.
+    /// How long a session may continue after its peer has become unacceptable.
     pub revocation_grace: Duration,
-    /// For everything before a session's first byte goes on.
+    /// For setting up a session, from accept until it forwards data.
     pub login_timeout: Duration,
-    /// For a session without a byte either way; `None` is for ever.
+    /// For a session that transfers no data. `None` sets no limit.
     pub idle_timeout: Option<Duration>,
-    /// Sessions at a time.
+    /// Maximum number of concurrent sessions.
     pub max_connections: usize,
-    /// How long sessions may go on after the order to stop.
+    /// How long sessions may continue after SIGTERM.
     pub drain_timeout: Duration,
     /// Text or JSON lines.
     pub log_format: LogFormat,
-    /// What is logged.
+    /// Which events are logged.
     pub log: EnvFilter,
 }
 
-impl Process {
+impl ProcessConfig {
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        // Each is read before any is unwrapped, so that all are checked.
-        let shards = reader.get("shards", values::shards);
-        let pin = reader.get("pin", values::boolean);
-        let driver = reader.get("driver", values::from_str);
-        let busy_poll = reader.get("busy_poll", values::busy_poll);
-        let tls_record_layer = reader.get("tls_record_layer", values::from_str);
-        let guest_agent = read_places(reader);
-        let admin_listen = reader.get("admin_listen", values::listen_or_off);
-        let revocation_grace = reader.get("revocation_grace", values::duration_or_off);
-        let login_timeout = reader.get("login_timeout", values::duration);
-        let idle_timeout = reader.get("idle_timeout", values::duration_or_off);
-        let max_connections = reader.get("max_connections", values::count);
-        let drain_timeout = reader.get("drain_timeout", values::duration);
-        let log_format = reader.get("log_format", values::from_str);
-        let log = reader.get("log", values::log_filter);
+        let shards = reader.read(&settings::SHARDS);
+        let pin = reader.read(&settings::PIN);
+        let driver = reader.read(&settings::DRIVER);
+        let busy_poll = reader.read(&settings::BUSY_POLL);
+        let guest_agent = read_guest_agent(reader);
+        let admin_listen = reader.read(&settings::ADMIN_LISTEN);
+        let revocation_grace = reader.read(&settings::REVOCATION_GRACE);
+        let login_timeout = reader.read(&settings::LOGIN_TIMEOUT);
+        let idle_timeout = reader.read(&settings::IDLE_TIMEOUT);
+        let max_connections = reader.read(&settings::MAX_CONNECTIONS);
+        let drain_timeout = reader.read(&settings::DRAIN_TIMEOUT);
+        let log_format = reader.read(&settings::LOG_FORMAT);
+        let log = reader.read(&settings::LOG);
         Some(Self {
             shards: shards?,
             pin: pin?,
             driver: driver?,
             busy_poll: busy_poll?,
-            tls_record_layer: tls_record_layer?,
             guest_agent: guest_agent?,
             admin_listen: admin_listen?,
             revocation_grace: revocation_grace?.unwrap_or_default(),

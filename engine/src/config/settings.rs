@@ -1,284 +1,425 @@
-//! The table of settings: from it come the TOML keys, the environment names,
-//! the flags and the help.
+//! The table of settings: each is declared here, once.
+//!
+//! The TOML keys, environment variables, flags, `--help`, `check` and
+//! `docs/reference/configuration.md` are made from this table. A setting that no configuration reads
+//! fails the test `each_scope_reads_exactly_its_settings`.
 
-/// One setting. Its key in the TOML file is `name`, its environment variable
-/// `TEESQL_` and the name in capitals, its flag `--` and the name with dashes.
-pub(super) struct Setting {
-    pub(super) name: &'static str,
-    pub(super) value: &'static str,
-    pub(super) default: Option<&'static str>,
-    /// Has no flag (`ps` shows those), but a `…_file` twin that has one.
-    pub(super) secret: bool,
-    /// Another environment variable that says the same.
-    pub(super) alias: Option<&'static str>,
-    /// Decides who is let in: `verify` has it too.
-    pub(super) criterion: bool,
-    pub(super) help: &'static str,
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use attest::TrustedRoot;
+use attest::agent::Endpoint;
+use attest::chain::KmsRoot;
+use attest::collateral::{Collateral, Source};
+use attest::ita::{ApiKey, Base};
+use attest::manifest::Address;
+use attest::policy::{Advisory, TcbStatuses};
+use attest::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr};
+use ipnet::IpNet;
+use tracing_subscriber::EnvFilter;
+use url::Url;
+use wire::scram::Password;
+use wire::secret::ClusterSecret;
+
+use super::forward::{Listen, VerifierName};
+use super::log_format::LogFormat;
+use super::spec::Kind::{Bool, Duration as Time, List, One, Secret};
+use super::spec::{Group, Scope, Setting, Spec};
+use super::values;
+use crate::io::driver::DriverChoice;
+use crate::io::stream::PgAddress;
+use crate::sched::busy_poll::Polling;
+
+/// Declares a static [`Setting`] for each entry, and lists all of them in [`ALL`].
+macro_rules! settings {
+    ($($group:ident {
+        $($name:ident: $type:ty {
+            key: $key:literal, parse: $parse:expr, kind: $kind:expr, scopes: $scopes:expr,
+            $($field:ident: $value:expr,)*
+        })*
+    })*) => {
+        $($(pub(super) static $name: Setting<$type> = Setting {
+            spec: Spec {
+                key: $key,
+                group: Group::$group,
+                kind: $kind,
+                scopes: $scopes,
+                $($field: $value,)*
+                ..Spec::OMITTED
+            },
+            parse: $parse,
+        };)*)*
+
+        /// Every setting, in the order of `--help`.
+        pub(super) static ALL: &[&Spec] = &[$($(&$name.spec,)*)*];
+    };
 }
 
-impl Setting {
-    /// Whether it takes several values, separated by commas.
-    pub(super) fn is_list(&self) -> bool {
-        self.value.ends_with(",…")
-    }
+pub(super) fn find(key: &str) -> Option<&'static Spec> {
+    ALL.iter().copied().find(|spec| spec.key == key)
 }
 
-const fn plain(
-    name: &'static str,
-    value: &'static str,
-    default: Option<&'static str>,
-    help: &'static str,
-) -> Setting {
-    Setting {
-        name,
-        value,
-        default,
-        secret: false,
-        alias: None,
-        criterion: false,
-        help,
-    }
-}
+const SERVE: &[Scope] = &[Scope::Serve];
+const FORWARD: &[Scope] = &[Scope::Forward];
+const BOTH: &[Scope] = &[Scope::Serve, Scope::Forward];
+const CRITERIA: &[Scope] = &[Scope::Serve, Scope::Criteria, Scope::Forward];
+const POSTGRES_ONLY: &[Scope] = &[Scope::Serve, Scope::Postgres];
+const CERTIFICATE: &[Scope] = &[Scope::Serve, Scope::Agent];
+const CERTIFICATE_OF_BOTH: &[Scope] = &[Scope::Serve, Scope::Agent, Scope::Forward];
+const AGENT: &[Scope] = &[Scope::Serve, Scope::Postgres, Scope::Agent, Scope::Forward];
 
-const fn criterion(
-    name: &'static str,
-    value: &'static str,
-    default: Option<&'static str>,
-    help: &'static str,
-) -> Setting {
-    Setting {
-        criterion: true,
-        ..plain(name, value, default, help)
-    }
-}
-
-const fn secret(name: &'static str, help: &'static str) -> Setting {
-    Setting {
-        name,
-        value: "SECRET",
-        default: None,
-        secret: true,
-        alias: None,
-        criterion: false,
-        help,
-    }
-}
-
-const fn also(alias: &'static str, setting: Setting) -> Setting {
-    Setting {
-        alias: Some(alias),
-        ..setting
-    }
-}
-
-/// Which settings a command has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// All of the sidecar's.
-    Serve,
-    /// Those that say who is let in.
-    Criteria,
-    /// Those that say how to reach Postgres, and with what passwords.
-    Postgres,
-    /// Those that say how to reach the guest agent, and what to ask it for.
-    Agent,
-    /// All of the forwarder's.
-    Forward,
-}
-
-impl Scope {
-    pub(super) fn has(self, setting: &Setting) -> bool {
-        match self {
-            Self::Serve => SETTINGS.iter().any(|known| known.name == setting.name),
-            Self::Forward => {
-                setting.criterion
-                    || SHARED.contains(&setting.name)
-                    || FORWARD.iter().any(|known| known.name == setting.name)
-            }
-            Self::Criteria => setting.criterion,
-            Self::Postgres => POSTGRES.contains(&setting.name),
-            Self::Agent => AGENT.contains(&setting.name),
+settings! {
+    Listening {
+        LISTEN: SocketAddr {
+            key: "listen", parse: values::listen, kind: One("HOST:PORT"), scopes: SERVE,
+            default: Some("0.0.0.0:5433"), simulator_default: Some("127.0.0.1:5433"),
+            help: "IP address and port to accept client connections on. Port 0 picks a free port.",
+        }
+        FORWARD_LISTEN: Listen {
+            key: "forward_listen", parse: values::local_listen, kind: One("ADDRESS"), scopes: FORWARD,
+            default: Some("127.0.0.1:0"), flag_alias: Some("listen"),
+            help: "Where drivers connect, without TLS: a loopback IP address and port (port 0 picks a free port), or the path of a Unix socket (a directory means .s.PGSQL.5432 in it).",
+        }
+        REQUIRE_ALPN: bool {
+            key: "require_alpn", parse: values::boolean, kind: Bool, scopes: SERVE,
+            default: Some("false"),
+            help: "Refuse TLS clients that do not offer the ALPN protocol postgresql.",
+        }
+        PLAINTEXT_CANCEL: bool {
+            key: "plaintext_cancel", parse: values::boolean, kind: Bool, scopes: SERVE,
+            default: Some("false"), simulator_default: Some("true"),
+            help: "Forward CancelRequest messages that arrive without TLS, as libpq before version 17 sends them.",
+        }
+        PROXY_PROTOCOL_FROM: Vec<IpNet> {
+            key: "proxy_protocol_from", parse: values::networks, kind: List("CIDR"), scopes: SERVE,
+            default: Some(""),
+            help: "Networks whose PROXY protocol headers (v1 and v2) are trusted, such as those of a load balancer. Empty trusts none.",
         }
     }
-
-    pub(super) fn settings(self) -> impl Iterator<Item = &'static Setting> {
-        all().filter(move |setting| self.has(setting))
+    Postgres {
+        POSTGRES: PgAddress {
+            key: "postgres", parse: values::postgres_address, kind: One("ADDRESS"), scopes: POSTGRES_ONLY,
+            default: Some("127.0.0.1:5432"),
+            help: "Address of Postgres: IP:PORT, or the path of its Unix socket (a directory means .s.PGSQL.5432 in it).",
+        }
+        PG_DATABASE: String {
+            key: "pg_database", parse: values::database, kind: One("NAME"), scopes: POSTGRES_ONLY,
+            default: Some("postgres"),
+            help: "Database in which provisioning grants the roles their privileges.",
+        }
+        PROVISION: bool {
+            key: "provision", parse: values::boolean, kind: Bool, scopes: SERVE,
+            default: Some("false"),
+            help: "Set up the roles teesql_read and teesql_readwrite in Postgres at start.",
+        }
     }
-
-    /// What a setting is where nobody says anything.
-    pub(super) fn default(self, setting: &Setting) -> Option<&'static str> {
-        let forwards = FORWARD_DEFAULTS
-            .iter()
-            .find(|(name, _)| self == Self::Forward && *name == setting.name);
-        forwards.map_or(setting.default, |(_, default)| Some(default))
+    Server {
+        TARGET: (String, u16) {
+            key: "target", parse: values::target, kind: One("HOST:PORT"), scopes: FORWARD,
+            help: "The sidecar to connect to. If not set, the host and port of DATABASE_URL are used.",
+        }
+        DATABASE_URL: Url {
+            key: "database_url", parse: values::database_url, kind: Secret, scopes: FORWARD,
+            env_alias: Some("DATABASE_URL"),
+            help: "Connection URI (postgresql://…) whose host and port are the default target. COMMAND gets the URI with the forwarder's address in it.",
+        }
+        CLUSTER: String {
+            key: "cluster", parse: values::domain, kind: One("DOMAIN"), scopes: FORWARD,
+            help: "Connect to the leader that the manifest in the TXT record _teesql-leader.DOMAIN names. Requires manifest_signer.",
+        }
+        MANIFEST_SIGNER: Address {
+            key: "manifest_signer", parse: values::from_str, kind: One("ADDRESS"), scopes: FORWARD,
+            help: "Ethereum address of the manifest's signer: 0x and 40 hex characters.",
+        }
+        MANIFEST_CLUSTER: Address {
+            key: "manifest_cluster", parse: values::from_str, kind: One("ADDRESS"), scopes: FORWARD,
+            help: "Ethereum address of the cluster that the manifest must name. Set it if the signer signs for several clusters.",
+        }
+        MANIFEST_MAX_VALIDITY: Option<Duration> {
+            key: "manifest_max_validity", parse: values::duration_or_off, kind: Time, scopes: FORWARD,
+            default: Some("7days"),
+            help: "Refuse a manifest that expires later than this from now; off disables the limit.",
+        }
+        DNS_SERVER: Option<SocketAddr> {
+            key: "dns_server", parse: values::dns_server, kind: One("IP:PORT"), scopes: FORWARD,
+            default: Some("system"),
+            help: "DNS server to query (port 53 if omitted); system uses the DNS configuration of this machine.",
+        }
     }
-}
-
-const POSTGRES: &[&str] = &[
-    "postgres",
-    "pg_database",
-    "pg_password_read",
-    "pg_password_readwrite",
-    "pg_password_superuser",
-    "guest_agent",
-    SIMULATOR,
-];
-
-const AGENT: &[&str] = &[
-    "tls_cert",
-    "tls_key",
-    "guest_agent",
-    SIMULATOR,
-    "certificate_subject",
-    "certificate_alt_names",
-    "certificate_validity",
-];
-
-/// What the forwarder has in common with the sidecar, beside the criteria.
-const SHARED: &[&str] = &[
-    "shards",
-    "pin",
-    "driver",
-    "busy_poll",
-    "tls_record_layer",
-    "guest_agent",
-    SIMULATOR,
-    "certificate_subject",
-    "certificate_validity",
-    "collateral_dir",
-    "collateral_files",
-    "revocation_grace",
-    "admin_listen",
-    "login_timeout",
-    "idle_timeout",
-    "max_connections",
-    "drain_timeout",
-    "log_format",
-    "log",
-];
-
-/// What is otherwise in a forwarder: it is one of many processes on a machine
-/// that is somebody else's.
-const FORWARD_DEFAULTS: &[(&str, &str)] = &[
-    ("shards", "1"),
-    ("pin", "false"),
-    ("busy_poll", "off"),
-    ("admin_listen", "off"),
-    ("certificate_subject", "teesql-forward"),
-    ("max_connections", "1000"),
-    ("login_timeout", "30s"),
-    ("log", "warn"),
-];
-
-/// Other names of flags, for people who know the public clients.
-pub(super) const FLAG_ALIASES: &[(&str, &str)] = &[
-    ("forward_listen", "listen"),
-    ("allowed_mrtd", "mrtd"),
-    ("allow_debug_td", "allow-debug-mode"),
-];
-
-/// Set, it means simulator mode.
-pub(super) const SIMULATOR: &str = "simulator_endpoint";
-
-/// What is otherwise than usual in simulator mode: everything stays on this
-/// machine, and nobody has to prove anything.
-pub(super) const SIMULATOR_DEFAULTS: &[(&str, &str)] = &[
-    ("listen", "127.0.0.1:5433"),
-    ("admin_listen", "127.0.0.1:8080"),
-    ("require_client_attestation", "false"),
-    ("plaintext_cancel", "true"),
-];
-
-pub(super) fn all() -> impl Iterator<Item = &'static Setting> {
-    SETTINGS.iter().chain(FORWARD)
-}
-
-pub(super) fn find(name: &str) -> Option<&'static Setting> {
-    all().find(|setting| setting.name == name)
-}
-
-#[rustfmt::skip]
-pub(super) const SETTINGS: &[Setting] = &[
-    plain("listen", "HOST:PORT", Some("0.0.0.0:5433"), "Where clients connect; an IP address, port 0 picks a free one"),
-    plain("postgres", "ADDRESS", Some("127.0.0.1:5432"), "Where Postgres listens: IP:PORT, or the path of its Unix socket (a folder means .s.PGSQL.5432 in it)"),
-    plain("pg_database", "NAME", Some("postgres"), "The database that provision gives the roles their privileges in"),
-    plain("shards", "N", Some("auto"), "Threads that serve connections; auto is one per core"),
-    plain("pin", "BOOL", Some("true"), "Tie each shard to a core of its own"),
-    plain("driver", "DRIVER", Some("auto"), "auto, io_uring or epoll"),
-    plain("busy_poll", "TIME", Some("auto"), "How long a shard looks for more bytes before it sleeps: less latency for few clients, more CPU; auto is where more comes soon; off, or e.g. 50us"),
-    plain("tls_record_layer", "LAYER", Some("own"), "What seals and opens TLS 1.3 records after the handshake: own or rustls"),
-    plain("tls_cert", "FILE", None, "Certificate chain, PEM, leaf first; without it the guest agent gives certificate and key"),
-    plain("tls_key", "FILE", None, "Private key of the leaf, PEM"),
-    plain("guest_agent", "PATH", Some("auto"), "The guest agent's socket or http URL; auto is dstack's usual places"),
-    also("DSTACK_SIMULATOR_ENDPOINT", plain(SIMULATOR, "PATH", None, "A simulator's guest agent, by socket or URL: means simulator mode, without client attestation [env too: DSTACK_SIMULATOR_ENDPOINT]")),
-    plain("certificate_subject", "NAME", Some("teesql-sidecar"), "Common name of the certificate that the guest agent gives"),
-    plain("certificate_alt_names", "NAME,…", Some("localhost"), "DNS names and IP addresses in it, for clients with sslmode=verify-full"),
-    plain("certificate_validity", "TIME", Some("1day"), "How long it is asked to be valid; renewed after two thirds"),
-    plain("require_alpn", "BOOL", Some("false"), "Refuse clients that do not offer ALPN postgresql"),
-    secret("read_secret", "Cluster secret that opens teesql_read: 64 hex characters"),
-    secret("readwrite_secret", "Cluster secret that opens teesql_readwrite and teesql_read: 64 hex characters"),
-    plain("secret_overlap", "TIME", Some("5m"), "How long the cluster secrets before a change (SIGHUP) stay good"),
-    secret("pg_password_read", "Postgres' password of teesql_read; without it, derived by the guest agent"),
-    secret("pg_password_readwrite", "Postgres' password of teesql_readwrite; without it, derived by the guest agent"),
-    secret("pg_password_superuser", "Postgres' password of postgres, which operators present themselves; without it, derived by the guest agent where that is asked anyway, else the role is closed"),
-    plain("require_client_attestation", "BOOL", Some("true"), "Refuse clients whose certificate carries no accepted TDX quote"),
-    plain("allow_unattested_clients", "BOOL", Some("false"), "Confirms require_client_attestation=false"),
-    also("EXPECTED_MRTD", criterion("allowed_mrtd", "HEX,…", Some(""), "MRTDs that clients may have; empty is any [env too: EXPECTED_MRTD]")),
-    criterion("allowed_rtmr0", "HEX,…", Some(""), "Values of RTMR0 that clients may have; empty is any"),
-    criterion("allowed_rtmr1", "HEX,…", Some(""), "Values of RTMR1"),
-    criterion("allowed_rtmr2", "HEX,…", Some(""), "Values of RTMR2"),
-    criterion("allowed_rtmr3", "HEX,…", Some(""), "Values of RTMR3"),
-    criterion("allowed_app_id", "HEX,…", Some(""), "dstack app ids that may enter; empty is any"),
-    criterion("allowed_compose_hash", "HEX,…", Some(""), "Compose hashes that may enter; empty is any"),
-    criterion("allowed_os_image_hash", "HEX,…", Some(""), "OS image hashes that may enter; empty is any"),
-    criterion("accepted_tcb_status", "STATUS,…", Some("OK,SWHardeningNeeded,ConfigurationNeeded,ConfigurationAndSWHardeningNeeded"), "TCB statuses of clients' platforms that are accepted; OK is Intel's UpToDate"),
-    criterion("refused_advisories", "ID,…", Some(""), "INTEL-SA-… that are refused even with an accepted TCB status"),
-    criterion("allow_debug_td", "BOOL", Some("false"), "Accept TDs in debug mode, which keep no secret from their host"),
-    criterion("max_certificate_age", "TIME", Some("off"), "Oldest client certificate, from its notBefore; off is any"),
-    criterion("kms_root", "FILE", Some(""), "KMS root certificates, PEM: one must have signed the client's chain"),
-    criterion("dangerous_tdx_root_ca", "FILE", Some(""), "Another root than Intel's for TDX quotes, for tests: its owner can make any quote"),
-    criterion("pccs", "PCCS", Some("intel"), "Where collateral comes from: intel, phala, a URL, or off"),
-    plain("collateral_dir", "DIR", Some(""), "Keeps collateral over restarts"),
-    plain("collateral_files", "FILE,…", Some(""), "Collateral to start with, JSON, for machines without a PCCS"),
-    plain("revocation_grace", "TIME", Some("10s"), "From a change of policy or collateral to the end of the sessions that it refuses"),
-    plain("plaintext_cancel", "BOOL", Some("false"), "Forward a CancelRequest that comes without TLS, as libpq before 17 sends it"),
-    plain("admin_listen", "HOST:PORT", Some("0.0.0.0:8080"), "Where /health, /ready, /attestation and /metrics are; off for nowhere"),
-    plain("attestation_interval", "TIME", Some("1s"), "Least time between two quotes for /attestation"),
-    plain("provision", "BOOL", Some("false"), "Set the two roles up in Postgres at start"),
-    plain("proxy_protocol_from", "CIDR,…", Some(""), "Peers whose PROXY protocol header (v1, v2) is believed"),
-    plain("login_timeout", "TIME", Some("5s"), "For everything from accept to ReadyForQuery"),
-    plain("idle_timeout", "TIME", Some("off"), "Ends a session without a byte either way; off is never"),
-    plain("max_connections", "N", Some("10000"), "Sessions at a time; one more is told 53300"),
-    plain("drain_timeout", "TIME", Some("30s"), "How long sessions may go on after SIGTERM before they are told 57P01"),
-    plain("log_format", "FORMAT", Some("text"), "text or json"),
-    plain("log", "FILTER", Some("info"), "error, warn, info, debug or trace, by module too: info,engine=debug"),
-];
-
-/// The forwarder's own.
-#[rustfmt::skip]
-pub(super) const FORWARD: &[Setting] = &[
-    plain("forward_listen", "ADDRESS", Some("127.0.0.1:0"), "Where drivers connect without TLS: a loopback IP and port (0 picks a free one), or the path of a Unix socket (a folder means .s.PGSQL.5432 in it)"),
-    plain("target", "HOST:PORT", None, "The sidecar to connect to; without it, host and port of DATABASE_URL"),
-    Setting { alias: Some("DATABASE_URL"), ..secret("database_url", "A DSN (postgresql://…), of which host and port are used; the rest is for the command") },
-    plain("cluster", "DOMAIN", None, "Connect to the leader that the manifest at _teesql-leader.DOMAIN names"),
-    plain("manifest_signer", "ADDRESS", None, "Who signs the manifest: 0x and 40 hex characters"),
-    plain("manifest_cluster", "ADDRESS", None, "Which cluster the manifest must be of, where the signer has several"),
-    plain("manifest_max_validity", "TIME", Some("7days"), "How far in the future a manifest may end; off is any"),
-    plain("dns_server", "IP:PORT", Some("system"), "The name server to ask; system is what this machine uses"),
-    plain("verifier", "NAME", Some("dcap"), "Who verifies the server's quote: dcap (here), ita (Intel Trust Authority), none (nobody: only with allow_simulator)"),
-    plain("allow_simulator", "BOOL", Some("false"), "Accept a server without any TDX evidence, for development"),
-    plain("trust_authority", "BASE", Some("us"), "Intel Trust Authority: us, eu or a URL"),
-    Setting { alias: Some("INTEL_TRUST_AUTHORITY_API_KEY"), ..secret("trust_authority_key", "Its API key") },
-    plain("client_cert", "FILE", None, "Certificate chain to show, PEM, leaf first; without it the guest agent gives certificate and key"),
-    plain("client_key", "FILE", None, "Private key of the leaf, PEM"),
-    plain("connect_timeout", "TIME", Some("5s"), "For each dial, and for the TLS handshake"),
-    plain("start_timeout", "TIME", Some("15s"), "For the first certificate from the guest agent"),
-];
-
-pub(super) fn env_name(name: &str) -> String {
-    format!("TEESQL_{}", name.to_ascii_uppercase())
-}
-
-pub(super) fn flag_name(name: &str) -> String {
-    name.replace('_', "-")
+    Identity {
+        TLS_CERT: PathBuf {
+            key: "tls_cert", parse: values::path, kind: One("FILE"), scopes: CERTIFICATE,
+            help: "File with the sidecar's certificate chain (PEM, leaf first), reloaded when it changes. If not set, the guest agent issues the certificate and its key.",
+        }
+        TLS_KEY: PathBuf {
+            key: "tls_key", parse: values::path, kind: One("FILE"), scopes: CERTIFICATE,
+            help: "File with the private key of tls_cert (PEM), reloaded when it changes.",
+        }
+        CLIENT_CERT: PathBuf {
+            key: "client_cert", parse: values::path, kind: One("FILE"), scopes: FORWARD,
+            help: "File with the certificate chain to present to the server (PEM, leaf first), reloaded when it changes. If not set, the guest agent issues the certificate and its key.",
+        }
+        CLIENT_KEY: PathBuf {
+            key: "client_key", parse: values::path, kind: One("FILE"), scopes: FORWARD,
+            help: "File with the private key of client_cert (PEM), reloaded when it changes.",
+        }
+        GUEST_AGENT: Option<Endpoint> {
+            key: "guest_agent", parse: values::agent, kind: One("PATH"), scopes: AGENT,
+            default: Some("auto"),
+            help: "Unix socket path or HTTP URL of the dstack guest agent; auto tries dstack's standard socket paths.",
+        }
+        SIMULATOR_ENDPOINT: Endpoint {
+            key: "simulator_endpoint", parse: values::from_str, kind: One("PATH"), scopes: AGENT,
+            env_alias: Some("DSTACK_SIMULATOR_ENDPOINT"),
+            help: "Unix socket path or HTTP URL of a dstack simulator, used instead of guest_agent. In the sidecar it enables simulator mode, in which clients are not attested: for development only.",
+        }
+        CERTIFICATE_SUBJECT: String {
+            key: "certificate_subject", parse: values::subject, kind: One("NAME"), scopes: CERTIFICATE_OF_BOTH,
+            default: Some("teesql-sidecar"), forwarder_default: Some("teesql-forward"),
+            help: "Common name of the certificate requested from the guest agent (1 to 64 characters).",
+        }
+        CERTIFICATE_ALT_NAMES: Vec<String> {
+            key: "certificate_alt_names", parse: values::names, kind: List("NAME"), scopes: CERTIFICATE,
+            default: Some("localhost"),
+            help: "DNS names and IP addresses of the requested certificate. Include the name that clients with sslmode=verify-full connect to.",
+        }
+        CERTIFICATE_VALIDITY: Duration {
+            key: "certificate_validity", parse: values::duration, kind: Time, scopes: CERTIFICATE_OF_BOTH,
+            default: Some("1day"),
+            help: "Validity period of the requested certificate. It is renewed after two thirds of this time.",
+        }
+    }
+    Secrets {
+        READ_SECRET: ClusterSecret {
+            key: "read_secret", parse: values::cluster_secret, kind: Secret, scopes: SERVE,
+            reloadable: true,
+            help: "Cluster secret for the role teesql_read: 64 hex characters.",
+        }
+        READWRITE_SECRET: ClusterSecret {
+            key: "readwrite_secret", parse: values::cluster_secret, kind: Secret, scopes: SERVE,
+            reloadable: true,
+            help: "Cluster secret for the roles teesql_readwrite and teesql_read: 64 hex characters.",
+        }
+        SECRET_OVERLAP: Option<Duration> {
+            key: "secret_overlap", parse: values::duration_or_off, kind: Time, scopes: SERVE,
+            default: Some("5m"), reloadable: true,
+            help: "How long the previous cluster secrets stay valid after new ones are loaded on SIGHUP; off ends them immediately.",
+        }
+        PG_PASSWORD_READ: Password {
+            key: "pg_password_read", parse: values::password, kind: Secret, scopes: POSTGRES_ONLY,
+            reloadable: true,
+            help: "Postgres password of the role teesql_read. If not set, the guest agent derives it.",
+        }
+        PG_PASSWORD_READWRITE: Password {
+            key: "pg_password_readwrite", parse: values::password, kind: Secret, scopes: POSTGRES_ONLY,
+            reloadable: true,
+            help: "Postgres password of the role teesql_readwrite. If not set, the guest agent derives it.",
+        }
+        PG_PASSWORD_SUPERUSER: Password {
+            key: "pg_password_superuser", parse: values::password, kind: Secret, scopes: POSTGRES_ONLY,
+            reloadable: true,
+            help: "Postgres password of the role postgres, which operators present themselves. If not set, the guest agent derives it, provided that it also issues the certificate or derives another password; otherwise logins as postgres are refused.",
+        }
+    }
+    Attestation {
+        REQUIRE_CLIENT_ATTESTATION: bool {
+            key: "require_client_attestation", parse: values::boolean, kind: Bool, scopes: SERVE,
+            default: Some("true"), simulator_default: Some("false"),
+            help: "Refuse clients whose certificate has no acceptable TDX quote. Setting it to false requires allow_unattested_clients = true.",
+        }
+        ALLOW_UNATTESTED_CLIENTS: bool {
+            key: "allow_unattested_clients", parse: values::boolean, kind: Bool, scopes: SERVE,
+            default: Some("false"),
+            help: "Confirm require_client_attestation = false: any client with a cluster secret is accepted.",
+        }
+        VERIFIER: VerifierName {
+            key: "verifier", parse: values::from_str, kind: One("NAME"), scopes: FORWARD,
+            default: Some("dcap"),
+            help: "What verifies the server's quote: dcap (this process, with Intel's collateral), ita (Intel Trust Authority), or none (no verification, which requires allow_simulator).",
+        }
+        ALLOW_SIMULATOR: bool {
+            key: "allow_simulator", parse: values::boolean, kind: Bool, scopes: FORWARD,
+            default: Some("false"),
+            help: "Accept a server that presents no TDX evidence: for development only. Evidence that it does present is still verified.",
+        }
+        TRUST_AUTHORITY: Base {
+            key: "trust_authority", parse: values::from_str, kind: One("BASE"), scopes: FORWARD,
+            default: Some("us"),
+            help: "Intel Trust Authority to use with verifier = ita: us, eu or a URL.",
+        }
+        TRUST_AUTHORITY_KEY: ApiKey {
+            key: "trust_authority_key", parse: values::api_key, kind: Secret, scopes: FORWARD,
+            env_alias: Some("INTEL_TRUST_AUTHORITY_API_KEY"),
+            help: "API key for Intel Trust Authority, required with verifier = ita.",
+        }
+        ALLOWED_MRTD: Vec<Mrtd> {
+            key: "allowed_mrtd", parse: values::list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some(""), env_alias: Some("EXPECTED_MRTD"), flag_alias: Some("mrtd"), reloadable: true,
+            help: "MRTD values that the peer's TD may have (96 hex characters each). Empty allows any.",
+        }
+        ALLOWED_RTMR0: Vec<Rtmr> {
+            key: "allowed_rtmr0", parse: values::list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some(""), reloadable: true,
+            help: "RTMR0 values that the peer's TD may have (96 hex characters each). Empty allows any.",
+        }
+        ALLOWED_RTMR1: Vec<Rtmr> {
+            key: "allowed_rtmr1", parse: values::list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some(""), reloadable: true,
+            help: "RTMR1 values that the peer's TD may have (96 hex characters each). Empty allows any.",
+        }
+        ALLOWED_RTMR2: Vec<Rtmr> {
+            key: "allowed_rtmr2", parse: values::list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some(""), reloadable: true,
+            help: "RTMR2 values that the peer's TD may have (96 hex characters each). Empty allows any.",
+        }
+        ALLOWED_RTMR3: Vec<Rtmr> {
+            key: "allowed_rtmr3", parse: values::list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some(""), reloadable: true,
+            help: "RTMR3 values that the peer's TD may have (96 hex characters each). Empty allows any.",
+        }
+        ALLOWED_APP_ID: Vec<AppId> {
+            key: "allowed_app_id", parse: values::list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some(""), reloadable: true,
+            help: "dstack app ids that the peer may have (40 hex characters each). Empty allows any.",
+        }
+        ALLOWED_COMPOSE_HASH: Vec<ComposeHash> {
+            key: "allowed_compose_hash", parse: values::list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some(""), reloadable: true,
+            help: "dstack compose hashes that the peer may have (64 hex characters each). Empty allows any.",
+        }
+        ALLOWED_OS_IMAGE_HASH: Vec<OsImageHash> {
+            key: "allowed_os_image_hash", parse: values::list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some(""), reloadable: true,
+            help: "dstack OS image hashes that the peer may have (64 hex characters each). Empty allows any.",
+        }
+        ACCEPTED_TCB_STATUS: TcbStatuses {
+            key: "accepted_tcb_status", parse: values::tcb_statuses, kind: List("STATUS"), scopes: CRITERIA,
+            default: Some("OK,SWHardeningNeeded,ConfigurationNeeded,ConfigurationAndSWHardeningNeeded"), reloadable: true,
+            help: "TCB statuses that the peer's platform may have. OK stands for Intel's UpToDate.",
+        }
+        REFUSED_ADVISORIES: Vec<Advisory> {
+            key: "refused_advisories", parse: values::list, kind: List("ID"), scopes: CRITERIA,
+            default: Some(""), reloadable: true,
+            help: "Intel security advisories (INTEL-SA-…) that make a platform unacceptable even if its TCB status is accepted.",
+        }
+        ALLOW_DEBUG_TD: bool {
+            key: "allow_debug_td", parse: values::boolean, kind: Bool, scopes: CRITERIA,
+            default: Some("false"), flag_alias: Some("allow-debug-mode"), reloadable: true,
+            help: "Accept TDs in debug mode, whose memory their host can read. Do not set it in production.",
+        }
+        MAX_CERTIFICATE_AGE: Option<Duration> {
+            key: "max_certificate_age", parse: values::duration_or_off, kind: Time, scopes: CRITERIA,
+            default: Some("off"), reloadable: true,
+            help: "Refuse peer certificates whose notBefore is longer ago than this; off disables the limit.",
+        }
+        KMS_ROOT: Vec<KmsRoot> {
+            key: "kms_root", parse: values::kms_roots, kind: One("FILE"), scopes: CRITERIA,
+            default: Some(""), reloadable: true,
+            help: "File with KMS root certificates (PEM), one of which must have signed the peer's chain. Empty skips this check.",
+        }
+        DANGEROUS_TDX_ROOT_CA: TrustedRoot {
+            key: "dangerous_tdx_root_ca", parse: values::tdx_root, kind: One("FILE"), scopes: CRITERIA,
+            default: Some(""),
+            help: "File with a root certificate that replaces Intel's for TDX quotes: for tests only, since the owner of its key can forge any quote.",
+        }
+        PCCS: Option<Source> {
+            key: "pccs", parse: values::pccs, kind: One("PCCS"), scopes: CRITERIA,
+            default: Some("intel"),
+            help: "Where to fetch Intel's collateral: intel, phala, the URL of a PCCS, or off.",
+        }
+        COLLATERAL_DIR: Option<PathBuf> {
+            key: "collateral_dir", parse: values::folder, kind: One("DIR"), scopes: BOTH,
+            default: Some(""),
+            help: "Directory in which fetched collateral is kept across restarts. Empty keeps none.",
+        }
+        COLLATERAL_FILES: Vec<Collateral> {
+            key: "collateral_files", parse: values::collateral_files, kind: List("FILE"), scopes: BOTH,
+            default: Some(""),
+            help: "JSON files with collateral to load at start, for machines that cannot reach a PCCS.",
+        }
+        REVOCATION_GRACE: Option<Duration> {
+            key: "revocation_grace", parse: values::duration_or_off, kind: Time, scopes: BOTH,
+            default: Some("10s"),
+            help: "How long a session may continue after a change of policy or collateral has made its peer unacceptable; off ends it immediately.",
+        }
+    }
+    Limits {
+        LOGIN_TIMEOUT: Duration {
+            key: "login_timeout", parse: values::duration, kind: Time, scopes: BOTH,
+            default: Some("5s"), forwarder_default: Some("30s"),
+            help: "Time limit for setting up a session, from accepting the connection until it is ready for queries.",
+        }
+        IDLE_TIMEOUT: Option<Duration> {
+            key: "idle_timeout", parse: values::duration_or_off, kind: Time, scopes: BOTH,
+            default: Some("off"),
+            help: "Close a session that has transferred no data in either direction for this long; off disables the limit.",
+        }
+        MAX_CONNECTIONS: usize {
+            key: "max_connections", parse: values::count, kind: One("N"), scopes: BOTH,
+            default: Some("10000"), forwarder_default: Some("1000"),
+            help: "Maximum number of concurrent sessions. Further connections are refused with SQLSTATE 53300 (too_many_connections).",
+        }
+        DRAIN_TIMEOUT: Duration {
+            key: "drain_timeout", parse: values::duration, kind: Time, scopes: BOTH,
+            default: Some("30s"),
+            help: "How long open sessions may continue after SIGTERM. The remaining ones are then ended with SQLSTATE 57P01 (admin_shutdown).",
+        }
+        CONNECT_TIMEOUT: Duration {
+            key: "connect_timeout", parse: values::duration, kind: Time, scopes: FORWARD,
+            default: Some("5s"),
+            help: "Time limit for each attempt to connect to the server, and again for the TLS handshake with it.",
+        }
+        START_TIMEOUT: Duration {
+            key: "start_timeout", parse: values::duration, kind: Time, scopes: FORWARD,
+            default: Some("15s"),
+            help: "How long to wait at start for the first certificate from the guest agent.",
+        }
+    }
+    Http {
+        ADMIN_LISTEN: Option<SocketAddr> {
+            key: "admin_listen", parse: values::listen_or_off, kind: One("HOST:PORT"), scopes: BOTH,
+            default: Some("0.0.0.0:8080"), forwarder_default: Some("off"), simulator_default: Some("127.0.0.1:8080"),
+            help: "IP address and port of the HTTP server for /health, /ready, /metrics and, in the sidecar, /attestation; off disables it.",
+        }
+        ATTESTATION_INTERVAL: Duration {
+            key: "attestation_interval", parse: values::duration, kind: Time, scopes: SERVE,
+            default: Some("1s"),
+            help: "Minimum time between two quotes that are generated for /attestation.",
+        }
+    }
+    Log {
+        LOG_FORMAT: LogFormat {
+            key: "log_format", parse: values::from_str, kind: One("FORMAT"), scopes: BOTH,
+            default: Some("text"),
+            help: "Log format: text, or json (one JSON object per line).",
+        }
+        LOG: EnvFilter {
+            key: "log", parse: values::log_filter, kind: One("FILTER"), scopes: BOTH,
+            default: Some("info"), forwarder_default: Some("warn"),
+            help: "Log level: error, warn, info, debug or trace. Modules can have their own, e.g. info,engine=debug.",
+        }
+    }
+    Performance {
+        SHARDS: usize {
+            key: "shards", parse: values::shards, kind: One("N"), scopes: BOTH,
+            default: Some("auto"), forwarder_default: Some("1"),
+            help: "Number of threads that serve connections; auto is one per CPU core.",
+        }
+        PIN: bool {
+            key: "pin", parse: values::boolean, kind: Bool, scopes: BOTH,
+            default: Some("true"), forwarder_default: Some("false"),
+            help: "Pin each of these threads to its own CPU core.",
+        }
+        DRIVER: DriverChoice {
+            key: "driver", parse: values::from_str, kind: One("DRIVER"), scopes: BOTH,
+            default: Some("auto"),
+            help: "I/O interface: io_uring, epoll, or auto (io_uring if the kernel allows it, otherwise epoll).",
+        }
+        BUSY_POLL: Polling {
+            key: "busy_poll", parse: values::busy_poll, kind: One("TIME"), scopes: BOTH,
+            default: Some("auto"), forwarder_default: Some("off"),
+            help: "How long a thread polls for more data before it sleeps (at most 1ms, e.g. 50us). Polling lowers latency with few clients and uses more CPU; auto polls only while more data is likely to arrive soon; off disables it.",
+        }
+    }
 }

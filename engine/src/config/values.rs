@@ -1,5 +1,7 @@
-//! From a setting's text to its checked value. The errors say what was
-//! expected and never repeat a value: the caller does, where it is no secret.
+//! Parsers of setting values.
+//!
+//! Their errors say what was expected. They never repeat the value, which may be a secret; the
+//! caller adds it where it is not.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,6 +11,7 @@ use std::time::Duration;
 use attest::TrustedRoot;
 use attest::chain::KmsRoot;
 use attest::collateral::{Collateral, Source};
+use attest::ita::ApiKey;
 use attest::policy::TcbStatuses;
 use tracing_subscriber::EnvFilter;
 use url::Url;
@@ -19,10 +22,10 @@ use super::Listen;
 use crate::io::stream::PgAddress;
 use crate::sched::busy_poll::Polling;
 
-/// Postgres' own default port names its socket.
+/// The socket's file name for Postgres' default port.
 const SOCKET_FILE: &str = ".s.PGSQL.5432";
 
-type Parsed<T> = Result<T, String>;
+pub(super) type Parsed<T> = Result<T, String>;
 
 pub(super) fn from_str<T: FromStr<Err: ToString>>(text: &str) -> Parsed<T> {
     text.parse().map_err(|error: T::Err| error.to_string())
@@ -53,17 +56,19 @@ pub(super) fn listen_or_off(text: &str) -> Parsed<Option<SocketAddr>> {
     }
 }
 
-/// Where a forwarder listens. Whoever can connect there speaks to the server
-/// with the forwarder's certificate, so it stays on this machine.
+/// A loopback address or a Unix socket. Any client of the forwarder uses the forwarder's
+/// certificate towards the server, so only this machine may connect.
 pub(super) fn local_listen(text: &str) -> Parsed<Listen> {
-    match endpoint(text)? {
+    match postgres_address(text)? {
         PgAddress::Unix(path) => Ok(Listen::Unix(path)),
         PgAddress::Tcp(address) if address.ip().is_loopback() => Ok(Listen::Tcp(address)),
-        PgAddress::Tcp(_) => Err("expected a loopback address: what comes here is in clear".into()),
+        PgAddress::Tcp(_) => {
+            Err("expected a loopback address, since connections to it are not encrypted".into())
+        }
     }
 }
 
-/// `host:port`, an IPv6 address in brackets.
+/// `host:port`, with an IPv6 address in brackets.
 pub(super) fn target(text: &str) -> Parsed<(String, u16)> {
     let wrong = || "expected HOST:PORT, e.g. db.example:5433".to_owned();
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
@@ -90,7 +95,7 @@ pub(super) fn domain(text: &str) -> Parsed<String> {
     }
 }
 
-/// A DSN; never shown, since it may hold a password.
+/// A connection URI. It may hold a password, so no error shows it.
 pub(super) fn database_url(text: &str) -> Parsed<Url> {
     let wrong = "DATABASE_URL is not a URI: expected postgresql://user@host:5433/database";
     match Url::parse(text) {
@@ -101,8 +106,8 @@ pub(super) fn database_url(text: &str) -> Parsed<Url> {
     }
 }
 
-/// Host and port of a DSN; 5433 is the sidecar's port.
-pub(super) fn place_of(url: &Url) -> Parsed<(String, u16)> {
+/// Host and port of a connection URI. The default port is the sidecar's, 5433.
+pub(super) fn target_of(url: &Url) -> Parsed<(String, u16)> {
     let host = url.host_str().filter(|host| !host.is_empty());
     let host = host.ok_or("DATABASE_URL names no host")?;
     let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -120,22 +125,19 @@ pub(super) fn dns_server(text: &str) -> Parsed<Option<SocketAddr>> {
     }
 }
 
-/// A parser whose error is shown as it is.
-pub(super) fn from_display<T, E: ToString>(
-    parse: impl Fn(&str) -> Result<T, E>,
-) -> impl Fn(&str) -> Parsed<T> {
-    move |text| parse(text).map_err(|error| error.to_string())
+pub(super) fn api_key(text: &str) -> Parsed<ApiKey> {
+    ApiKey::new(text).map_err(|error| error.to_string())
 }
 
-/// The guest agent's place; `None` for the usual ones.
-pub(super) fn agent(text: &str) -> Parsed<Option<attest::agent::AgentAddress>> {
+/// The guest agent's address; `None` for dstack's standard ones.
+pub(super) fn agent(text: &str) -> Parsed<Option<attest::agent::Endpoint>> {
     match text {
         "auto" => Ok(None),
         text => from_str(text).map(Some),
     }
 }
 
-/// A common name. [RFC 5280, ub-common-name]
+/// A common name of at most 64 characters. [RFC 5280, ub-common-name]
 pub(super) fn subject(text: &str) -> Parsed<String> {
     match text.chars().count() {
         1..=64 if !text.chars().any(char::is_control) => Ok(text.to_owned()),
@@ -157,8 +159,8 @@ pub(super) fn names(text: &str) -> Parsed<Vec<String>> {
         .collect()
 }
 
-pub(super) fn endpoint(text: &str) -> Parsed<PgAddress> {
-    let endpoint = if text.starts_with('/') {
+pub(super) fn postgres_address(text: &str) -> Parsed<PgAddress> {
+    let address = if text.starts_with('/') {
         let path = PathBuf::from(text);
         PgAddress::Unix(if path.is_dir() {
             path.join(SOCKET_FILE)
@@ -170,16 +172,16 @@ pub(super) fn endpoint(text: &str) -> Parsed<PgAddress> {
             "expected IP:PORT or the path of a Unix socket, e.g. 127.0.0.1:5432".to_owned()
         })?)
     };
-    endpoint
+    address
         .sock_addr()
-        .map_err(|_| "the path is too long for a Unix socket (107 bytes)".to_owned())?;
-    Ok(endpoint)
+        .map_err(|_| "the path is too long for a Unix socket (at most 107 bytes)".to_owned())?;
+    Ok(address)
 }
 
-/// The name of a database; PostgreSQL cuts longer ones off (NAMEDATALEN).
+/// The name of a database. PostgreSQL truncates names to NAMEDATALEN - 1 = 63 bytes.
 pub(super) fn database(text: &str) -> Parsed<String> {
     if text.is_empty() || text.len() > 63 || text.contains('\0') {
-        return Err("expected the name of a database, of 1 to 63 bytes".to_owned());
+        return Err("expected a database name of 1 to 63 bytes".to_owned());
     }
     Ok(text.to_owned())
 }
@@ -209,10 +211,10 @@ pub(super) fn count(text: &str) -> Parsed<usize> {
     }
 }
 
-pub(super) fn duration(text: &str) -> Parsed<Duration> {
+pub(crate) fn duration(text: &str) -> Parsed<Duration> {
     match humantime::parse_duration(text) {
         Ok(time) if !time.is_zero() => Ok(time),
-        _ => Err("expected a time above zero, e.g. 500ms, 5s or 2m".to_owned()),
+        _ => Err("expected a duration above zero, e.g. 500ms, 5s or 2m".to_owned()),
     }
 }
 
@@ -223,15 +225,15 @@ pub(super) fn duration_or_off(text: &str) -> Parsed<Option<Duration>> {
     }
 }
 
-/// Longer than a core takes to wake, it would only burn.
-const LONGEST_BUSY_POLL: Duration = Duration::from_millis(1);
+/// Waking a sleeping core takes less time than this, so that polling longer only wastes CPU.
+const MAX_BUSY_POLL: Duration = Duration::from_millis(1);
 
 pub(super) fn busy_poll(text: &str) -> Parsed<Polling> {
     match (text, duration_or_off(text)) {
         ("auto", _) => Ok(Polling::Auto),
         (_, Ok(None)) => Ok(Polling::Off),
-        (_, Ok(Some(time))) if time <= LONGEST_BUSY_POLL => Ok(Polling::Always(time)),
-        _ => Err("expected auto, a time up to 1ms, e.g. 50us, or off".to_owned()),
+        (_, Ok(Some(time))) if time <= MAX_BUSY_POLL => Ok(Polling::Always(time)),
+        _ => Err("expected auto, off or a duration of at most 1ms, e.g. 50us".to_owned()),
     }
 }
 
@@ -250,7 +252,7 @@ pub(super) fn networks(text: &str) -> Parsed<Vec<ipnet::IpNet>> {
 pub(super) fn log_filter(text: &str) -> Parsed<EnvFilter> {
     EnvFilter::builder()
         .parse(text)
-        .map_err(|_| "expected error, warn, info, debug, trace or target=level pairs".to_owned())
+        .map_err(|_| "expected error, warn, info, debug, trace or module=level pairs".to_owned())
 }
 
 pub(super) fn cluster_secret(text: &str) -> Parsed<ClusterSecret> {
@@ -259,12 +261,12 @@ pub(super) fn cluster_secret(text: &str) -> Parsed<ClusterSecret> {
 
 pub(super) fn password(text: &str) -> Parsed<Password> {
     if text.is_empty() {
-        return Err("expected a password, found an empty text".to_owned());
+        return Err("expected a password, found an empty value".to_owned());
     }
     Ok(Password::new(text))
 }
 
-/// Values separated by commas or white space.
+/// Values separated by commas or whitespace.
 pub(super) fn list<T: FromStr<Err: ToString>>(text: &str) -> Parsed<Vec<T>> {
     attest::policy::parse_list(text).map_err(|error: T::Err| error.to_string())
 }
@@ -281,7 +283,7 @@ pub(super) fn kms_roots(text: &str) -> Parsed<Vec<KmsRoot>> {
     KmsRoot::from_pem(&pem).map_err(|error| error.to_string())
 }
 
-/// Intel's root, unless the name of the setting has been typed out.
+/// Intel's root if the text is empty.
 pub(super) fn tdx_root(text: &str) -> Parsed<TrustedRoot> {
     if text.is_empty() {
         return Ok(TrustedRoot::intel());
@@ -304,7 +306,7 @@ pub(super) fn folder(text: &str) -> Parsed<Option<PathBuf>> {
     let path = PathBuf::from(text);
     match std::fs::metadata(&path) {
         Ok(found) if found.is_dir() => Ok(Some(path)),
-        Ok(_) => Err("expected a folder".to_owned()),
+        Ok(_) => Err("expected a directory".to_owned()),
         Err(error) => Err(format!("cannot be used: {error}")),
     }
 }
@@ -325,7 +327,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_is_a_host_and_a_port() {
+    fn parses_a_target_as_host_and_port() {
         for (text, host, port) in [
             ("db.example:5433", "db.example", 5433),
             ("192.0.2.1:1", "192.0.2.1", 1),
@@ -341,17 +343,17 @@ mod tests {
     }
 
     #[test]
-    fn a_dsn_names_a_server() {
-        let place = |text| place_of(&database_url(text)?);
+    fn takes_host_and_port_from_a_database_url() {
+        let target = |text| target_of(&database_url(text)?);
         for (text, host, port) in [
             ("postgres://u:p@db.example/d", "db.example", 5433),
             ("postgresql://db.example:6000", "db.example", 6000),
             ("postgres://[2001:db8::1]:1/d", "2001:db8::1", 1),
         ] {
-            assert_eq!(place(text).unwrap(), (host.to_owned(), port), "{text}");
+            assert_eq!(target(text).unwrap(), (host.to_owned(), port), "{text}");
         }
         assert_eq!(
-            place("postgresql:///d").unwrap_err(),
+            target("postgresql:///d").unwrap_err(),
             "DATABASE_URL names no host"
         );
         for text in [

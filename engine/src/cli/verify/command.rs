@@ -2,7 +2,6 @@
 //! sidecar's settings.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
@@ -10,7 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use super::Mistake;
 use super::input::Kind;
 use super::server::{self, Opening};
-use crate::config::{Scope, with_flags};
+use crate::config::{Scope, parse_duration, with_flags};
 use crate::tls::certificate::Identity;
 
 const AFTER_HELP: &str = "\
@@ -88,7 +87,7 @@ fn with_server(command: Command) -> Command {
             Arg::new("timeout")
                 .long("timeout")
                 .value_name("TIME")
-                .value_parser(duration)
+                .value_parser(parse_duration)
                 .default_value("5s")
                 .help("For everything with a server, from its name to the end of the handshake"),
         )
@@ -119,13 +118,6 @@ fn with_server(command: Command) -> Command {
                 .requires("client_cert")
                 .help("Its private key, PEM"),
         )
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(time) if !time.is_zero() => Ok(time),
-        _ => Err("expected a time above zero, e.g. 500ms, 5s or 2m".to_owned()),
-    }
 }
 
 impl Options {

@@ -1,0 +1,117 @@
+//! Parses settings, and collects all errors instead of stopping at the first.
+
+use super::layers::Layers;
+use super::spec::Setting;
+use super::{Errors, settings};
+
+/// Reads a whole configuration with `read`. Returns it with the warnings about the layers.
+///
+/// `read` must read every setting before it unwraps the first, so that all mistakes are reported.
+///
+/// # Errors
+/// All mistakes together, each with its source.
+pub(super) fn read_all<T>(
+    layers: &Layers,
+    read: impl FnOnce(&mut Reader<'_>) -> Option<T>,
+) -> Result<(T, Vec<String>), Errors> {
+    let mut reader = Reader::new(layers);
+    match read(&mut reader) {
+        Some(config) if reader.errors.is_empty() => Ok((config, layers.warnings.clone())),
+        _ => Err(Errors(reader.errors)),
+    }
+}
+
+/// Reads settings and collects what is wrong with them.
+pub(super) struct Reader<'a> {
+    layers: &'a Layers,
+    errors: Vec<String>,
+    /// Keys in the order in which they were read.
+    #[cfg(test)]
+    pub(super) keys: Vec<&'static str>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(layers: &'a Layers) -> Self {
+        Self {
+            layers,
+            errors: layers.errors.clone(),
+            #[cfg(test)]
+            keys: Vec::new(),
+        }
+    }
+
+    /// Reads a setting that has a default or is required. `None` if it is missing or invalid; the
+    /// error is recorded then.
+    pub(super) fn read<T>(&mut self, setting: &'static Setting<T>) -> Option<T> {
+        self.read_optional(setting)?.or_else(|| {
+            let spec = &setting.spec;
+            if !self.layers.is_unreadable(spec) {
+                self.errors.push(format!(
+                    "{key}: not set: use {}{}, --{} or the TOML key {key}",
+                    spec.variable(),
+                    if spec.is_secret() { " or …_FILE" } else { "" },
+                    spec.flag(),
+                    key = spec.key,
+                ));
+            }
+            None
+        })
+    }
+
+    /// Reads a setting that may be absent: `Some(None)` then, and `None` if it is invalid.
+    pub(super) fn read_optional<T>(&mut self, setting: &'static Setting<T>) -> Option<Option<T>> {
+        let spec = &setting.spec;
+        #[cfg(test)]
+        self.keys.push(spec.key);
+        let Some((text, source)) = self.layers.text(spec) else {
+            return Some(None);
+        };
+        match (setting.parse)(text) {
+            Ok(value) => Some(Some(value)),
+            Err(error) => {
+                self.errors.push(if spec.is_secret() {
+                    format!("{source}: {}: {error}", spec.key)
+                } else {
+                    format!("{source}: {} = {text:?}: {error}", spec.key)
+                });
+                None
+            }
+        }
+    }
+
+    /// Records an error about several settings.
+    pub(super) fn error<T>(&mut self, text: impl Into<String>) -> Option<T> {
+        self.errors.push(text.into());
+        None
+    }
+
+    /// Records that of two settings that belong together, only `present` is set.
+    pub(super) fn missing_counterpart<A, B, T>(
+        &mut self,
+        present: &'static Setting<A>,
+        missing: &'static Setting<B>,
+    ) -> Option<T> {
+        let (present, missing) = (present.spec.key, missing.spec.key);
+        self.error(format!("{missing}: not set, but {present} is"))
+    }
+
+    /// Whether the sidecar runs in simulator mode.
+    pub(super) fn simulator_mode(&self) -> bool {
+        self.layers.simulator_mode()
+    }
+
+    /// Whether clients must be attested. Outside simulator mode, turning this off needs two settings.
+    pub(super) fn attestation_required(&mut self) -> Option<bool> {
+        let required = self.read(&settings::REQUIRE_CLIENT_ATTESTATION);
+        let allowed = self.read(&settings::ALLOW_UNATTESTED_CLIENTS);
+        let (required, allowed) = (required?, allowed?);
+        if !required && !allowed && !self.simulator_mode() {
+            self.errors.push(
+                "require_client_attestation is false, so that clients need not prove which code \
+                 they run: confirm with TEESQL_ALLOW_UNATTESTED_CLIENTS=true"
+                    .to_owned(),
+            );
+        }
+        Some(required)
+    }
+}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use crate::config::Process;
+use crate::config::ProcessConfig;
 use crate::config::mode::Mode;
 use crate::io::driver::{self, IoDriver};
 use crate::io::listener::Listener;
@@ -36,7 +36,7 @@ pub(crate) struct ShardConfig {
 
 impl ShardConfig {
     pub(crate) fn new(
-        config: &Process,
+        config: &ProcessConfig,
         metrics: &Arc<Metrics>,
         driver: IoDriver,
         mode: Mode,

@@ -9,7 +9,7 @@
 
 use std::error::Error;
 
-use engine::config::Forward;
+use engine::config::ForwarderConfig;
 use engine::Forwarder;
 use sqlx::ConnectOptions as _;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
@@ -27,7 +27,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let pairs = settings
         .iter()
         .map(|(name, value)| (name.as_str(), value.as_str()));
-    let config = Forward::from_settings(pairs)?;
+    let config = ForwarderConfig::from_settings(pairs)?;
     // Waits for its first certificate: not on this runtime's thread.
     let forwarder = tokio::task::spawn_blocking(|| Forwarder::start(config)).await??;
 

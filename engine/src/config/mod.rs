@@ -15,6 +15,8 @@ pub mod mode;
 mod postgres;
 mod process;
 mod reader;
+#[cfg(test)]
+mod reference;
 mod settings;
 mod spec;
 #[cfg(test)]

@@ -169,7 +169,7 @@ fn configuration_page_is_current() {
     );
 }
 
-/// Key to default and description, as a part of the written page has them.
+/// Key to default and description, as a part of the page has them.
 fn rows(part: &str) -> BTreeMap<String, (String, String)> {
     let rows = part.lines().filter(|line| line.starts_with("| `"));
     rows.map(|line| {
@@ -207,7 +207,7 @@ fn flags(scope: Scope) -> BTreeMap<String, (String, String)> {
 
 #[test]
 fn configuration_page_agrees_with_the_help() {
-    let page = std::fs::read_to_string(PATH).unwrap();
+    let page = page();
     let (_, parts) = page.split_once("\n## teesql-sidecar\n").unwrap();
     let (sidecar, forwarder) = parts.split_once("\n## teesql-forward\n").unwrap();
     for (part, scope) in [(sidecar, Scope::Serve), (forwarder, Scope::Forward)] {

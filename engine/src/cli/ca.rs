@@ -1,10 +1,9 @@
-//! `teesql-sidecar ca`: the certificate that clients with `sslmode=verify-full`
-//! need, in PEM.
+//! `teesql-sidecar ca`: prints the CA certificate that clients need for `sslmode=verify-full`.
 
 use std::path::Path;
 
 use attest::agent::{Agent, AgentError, AgentOptions};
-use clap::Command;
+use clap::{ArgMatches, Command};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
@@ -17,43 +16,47 @@ use crate::tls::certificate_source::CertificateRequest;
 #[must_use]
 pub fn command() -> Command {
     let command = Command::new("ca").about(
-        "Print the CA of the sidecar's certificate, PEM: sslrootcert for clients with verify-full",
+        "Print the CA of the sidecar's certificate (PEM): the sslrootcert for sslmode=verify-full",
     );
     with_flags(command, Scope::Agent)
 }
 
-/// Carries `ca` out.
+/// Executes `ca`.
 #[must_use]
-pub fn execute(layers: &Layers) -> CommandOutput {
-    let certificate = match CertificateConfig::from_layers(layers) {
+pub fn execute(flags: &ArgMatches) -> CommandOutput {
+    let layers = Layers::from_process(Scope::Agent, flags);
+    let certificate = match CertificateConfig::from_layers(&layers) {
         Ok(certificate) => certificate,
         Err(errors) => return CommandOutput::errors(EX_USAGE, &errors.0),
     };
     match certificate.identity {
-        IdentitySource::Files { cert, .. } => of_file(&cert),
+        IdentitySource::Files { cert, .. } => from_file(&cert),
         IdentitySource::Agent(subject) => {
             let agent = match Agent::new(certificate.guest_agent, AgentOptions::default()) {
                 Ok(agent) => agent,
                 Err(error) => return CommandOutput::error(EX_UNAVAILABLE, error.to_string()),
             };
-            of_agent(&agent, &subject)
+            from_agent(&agent, &subject)
         }
     }
 }
 
-fn of_agent(agent: &Agent, subject: &CertificateRequest) -> CommandOutput {
+fn from_agent(agent: &Agent, subject: &CertificateRequest) -> CommandOutput {
     let runtime = match crate::app::runtime::of_this_thread() {
         Ok(runtime) => runtime,
         Err(error) => return CommandOutput::error(EX_OSERR, error.to_string()),
     };
-    match runtime.block_on(ask(agent, subject)) {
-        Ok(chain) => last(&chain),
+    match runtime.block_on(request_chain(agent, subject)) {
+        Ok(chain) => print_ca(&chain),
         Err(error) => CommandOutput::error(EX_UNAVAILABLE, error.to_string()),
     }
 }
 
-/// A certificate like the sidecar's, without evidence: that would cost a quote.
-async fn ask(agent: &Agent, subject: &CertificateRequest) -> Result<Vec<Vec<u8>>, AgentError> {
+/// Requests a certificate like the sidecar's, but without evidence, which would need a quote.
+async fn request_chain(
+    agent: &Agent,
+    subject: &CertificateRequest,
+) -> Result<Vec<Vec<u8>>, AgentError> {
     let request = attest::agent::TlsKeyRequest {
         usage_ra_tls: false,
         ..subject.request(unix_now())
@@ -61,7 +64,7 @@ async fn ask(agent: &Agent, subject: &CertificateRequest) -> Result<Vec<Vec<u8>>
     Ok(agent.tls_key(&request).await?.chain_der().to_vec())
 }
 
-fn of_file(cert: &Path) -> CommandOutput {
+fn from_file(cert: &Path) -> CommandOutput {
     let chain = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect);
     let chain: Vec<CertificateDer<'_>> = match chain {
         Ok(chain) => chain,
@@ -69,11 +72,11 @@ fn of_file(cert: &Path) -> CommandOutput {
             return CommandOutput::error(EX_USAGE, format!("{}: {error}", cert.display()));
         }
     };
-    last(&chain)
+    print_ca(&chain)
 }
 
-/// What is last in the chain has issued all before it.
-fn last(chain: &[impl AsRef<[u8]>]) -> CommandOutput {
+/// The CA is the last certificate of the chain.
+fn print_ca(chain: &[impl AsRef<[u8]>]) -> CommandOutput {
     match chain.last() {
         Some(ca) => CommandOutput::text(attest::agent::certificate_pem(ca.as_ref())),
         None => CommandOutput::error(EX_USAGE, "no certificate in the chain".to_owned()),

@@ -1,6 +1,5 @@
-//! The command line of `teesql-forward`.
+//! `teesql-forward`: runs the forwarder, with or without a command that uses it.
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Arg, ArgMatches, Command};
@@ -11,7 +10,7 @@ use crate::app::forwarder::{Forwarder, StartError};
 use crate::cli::output::{CommandOutput, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
 use crate::config::{ForwarderConfig, Layers, Scope, with_flags};
 
-/// A command that cannot be found or run, as shells say it.
+/// Exit code if the command cannot be found or executed, as shells have it.
 const CANNOT_RUN: u8 = 127;
 
 /// The program.
@@ -19,8 +18,8 @@ const CANNOT_RUN: u8 = 127;
 pub fn command() -> Command {
     let command = Command::new("teesql-forward")
         .about(
-            "Plain PostgreSQL on this machine, mutual RA-TLS to a TeeSQL sidecar, and not a byte to \
-             a server that did not prove itself",
+            "Accept PostgreSQL connections on this machine without TLS, and forward them over mutual \
+             RA-TLS to a TeeSQL sidecar, provided that it passes attestation",
         )
         .version(env!("CARGO_PKG_VERSION"))
         .subcommand(crate::cli::manifest::command())
@@ -30,21 +29,17 @@ pub fn command() -> Command {
             .value_name("COMMAND")
             .num_args(1..)
             .last(true)
-            .help("Runs it with DATABASE_URL, PGHOST, PGPORT and PGSSLMODE set, and ends with it"),
+            .help("Command to run with DATABASE_URL, PGHOST, PGPORT and PGSSLMODE set; the forwarder stops when it exits"),
     )
 }
 
-/// Carries it out.
+/// Executes the program, until the command exits or a signal stops the forwarder.
 #[must_use]
-pub fn execute(
-    flags: &ArgMatches,
-    environment: impl Fn(&str) -> Option<OsString>,
-    names: impl Iterator<Item = String>,
-) -> ExitCode {
+pub fn execute(flags: &ArgMatches) -> ExitCode {
     if let Some(("manifest", flags)) = flags.subcommand() {
         return crate::cli::manifest::execute(flags).print();
     }
-    let layers = Layers::gather(Scope::Forward, flags, environment, names);
+    let layers = Layers::from_process(Scope::Forward, flags);
     let config = match ForwarderConfig::from_layers(&layers) {
         Ok(config) => config,
         Err(errors) => return CommandOutput::errors(EX_USAGE, &errors.0).print(),
@@ -53,41 +48,40 @@ pub fn execute(
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    let asked = flags.get_many::<String>("command");
-    let asked: Vec<String> = asked.into_iter().flatten().cloned().collect();
-    let code = run(config, &asked);
+    let command = flags.get_many::<String>("command");
+    let command: Vec<String> = command.into_iter().flatten().cloned().collect();
+    let code = run(config, &command);
+    // Write the remaining log lines.
     drop(log);
     code
 }
 
-fn run(config: ForwarderConfig, asked: &[String]) -> ExitCode {
+fn run(config: ForwarderConfig, command: &[String]) -> ExitCode {
     let database_url = config.database_url.clone();
     let mut forwarder = match Forwarder::start(config) {
         Ok(forwarder) => forwarder,
         Err(error) => return CommandOutput::error(exit_code(&error), error.to_string()).print(),
     };
-    let ended = if asked.is_empty() {
-        say(&forwarder.dsn());
+    let result = if command.is_empty() {
+        print_dsn(&forwarder.dsn());
         child::wait_for_signals(&mut forwarder).map(|()| 0)
     } else {
-        child::run(&mut forwarder, asked, database_url.as_ref())
+        child::run(&mut forwarder, command, database_url.as_ref())
     };
     let stopped = forwarder.stop();
-    match (ended, stopped) {
+    match (result, stopped) {
         (Ok(code), Ok(())) => ExitCode::from(code),
-        (Err(error), _) if asked.is_empty() => {
-            CommandOutput::error(EX_OSERR, error.to_string()).print()
+        (Err(error), _) => match command.first() {
+            Some(program) => CommandOutput::error(CANNOT_RUN, format!("{program}: {error}")),
+            None => CommandOutput::error(EX_OSERR, error.to_string()),
         }
-        (Err(error), _) => {
-            let what = asked.first().map_or("", String::as_str);
-            CommandOutput::error(CANNOT_RUN, format!("{what}: {error}")).print()
-        }
+        .print(),
         (_, Err(error)) => CommandOutput::error(EX_OSERR, error.to_string()).print(),
     }
 }
 
-/// The one line that scripts read.
-fn say(dsn: &str) {
+/// Prints the connection URI: the only line on standard output, which scripts read.
+fn print_dsn(dsn: &str) {
     use std::io::Write as _;
     let mut out = std::io::stdout();
     let _ = writeln!(out, "{dsn}").and_then(|()| out.flush());

@@ -1,11 +1,10 @@
-//! `teesql-forward manifest sign | verify`: the leader manifest, for operators
-//! and tests.
+//! `teesql-forward manifest sign | verify`: signs and verifies leader manifests, for operators and
+//! tests.
 
 use std::path::Path;
 
 use attest::manifest::{
-    EthAddress, LeaderInstance, LeaderUrl, MAX_MANIFEST_LEN, Manifest, ManifestPolicy, SigningKey,
-    UnsignedManifest,
+    Address, Draft, LeaderInstance, LeaderUrl, MAX_LEN, Manifest, SigningKey, Trust,
 };
 use clap::{Arg, ArgMatches, Command};
 use zeroize::Zeroizing;
@@ -13,15 +12,15 @@ use zeroize::Zeroizing;
 use crate::cli::output::{CommandOutput, EX_NOINPUT, EX_OSERR, EX_USAGE};
 use crate::io::clock::unix_now;
 
-/// The manifest is refused.
+/// Exit code if the manifest is refused.
 const REFUSED: u8 = 1;
-/// Most bytes of a string in a TXT record. [RFC 1035, 3.3]
+/// Maximum bytes of a string in a TXT record. [RFC 1035, 3.3]
 const MAX_CHUNK: usize = 255;
 
 /// The subcommand `manifest`.
 #[must_use]
 pub fn command() -> Command {
-    let needed = |name: &'static str, value: &'static str, help: &'static str| {
+    let required = |name: &'static str, value: &'static str, help: &'static str| {
         Arg::new(name)
             .long(name)
             .value_name(value)
@@ -32,46 +31,67 @@ pub fn command() -> Command {
         .long("at")
         .value_name("SECONDS")
         .value_parser(clap::value_parser!(u64))
-        .help("As of this unix time [default: now]");
+        .help("Verify as of this Unix time, in seconds [default: now]");
     Command::new("manifest")
         .about("Sign or verify a leader manifest")
         .subcommand_required(true)
         .subcommand(
             Command::new("sign")
-                .about("Print the text of a TXT record at _teesql-leader.<domain>")
+                .about(
+                    "Print a signed manifest: the text of the TXT record at _teesql-leader.DOMAIN",
+                )
                 .args([
-                    needed("key", "FILE", "The signing key: 64 hex digits"),
-                    needed("cluster", "ADDRESS", "The cluster: 0x and 40 hex digits"),
-                    needed("leader-instance", "HEX", "The instance that leads"),
-                    needed("leader-url", "URL", "Where it is reached"),
-                    needed("epoch", "N", "Grows with each change of leader")
-                        .value_parser(clap::value_parser!(u64)),
-                    needed("valid-until", "SECONDS", "Unix time at which it ends")
-                        .value_parser(clap::value_parser!(u64)),
+                    required("key", "FILE", "File with the signing key: 64 hex digits"),
+                    required(
+                        "cluster",
+                        "ADDRESS",
+                        "Ethereum address of the cluster: 0x and 40 hex digits",
+                    ),
+                    required("leader-instance", "HEX", "Instance id of the leader"),
+                    required("leader-url", "URL", "URL of the leader"),
+                    required(
+                        "epoch",
+                        "N",
+                        "Number that increases with each change of leader",
+                    )
+                    .value_parser(clap::value_parser!(u64)),
+                    required(
+                        "valid-until",
+                        "SECONDS",
+                        "Unix time at which the manifest expires",
+                    )
+                    .value_parser(clap::value_parser!(u64)),
                     Arg::new("chunks")
                         .long("chunks")
                         .action(clap::ArgAction::SetTrue)
-                        .help("In quoted strings of at most 255 bytes, as zone files have it"),
+                        .help("Print quoted strings of at most 255 bytes, for a zone file"),
                 ]),
         )
         .subcommand(
             Command::new("verify")
-                .about("Check a manifest, given as text or - for standard input")
+                .about("Verify a manifest, given as text or as - for standard input")
                 .arg(Arg::new("text").value_name("TEXT").required(true))
-                .arg(needed("signer", "ADDRESS", "Who has to have signed it"))
+                .arg(required(
+                    "signer",
+                    "ADDRESS",
+                    "Ethereum address of the required signer: 0x and 40 hex digits",
+                ))
                 .arg(at),
         )
 }
 
-/// Carries `manifest` out.
+/// Executes `manifest`.
 #[must_use]
 pub fn execute(flags: &ArgMatches) -> CommandOutput {
-    let done = match flags.subcommand() {
+    let result = match flags.subcommand() {
         Some(("sign", flags)) => sign(flags),
         Some(("verify", flags)) => verify(flags),
-        _ => Err(CommandOutput::error(EX_USAGE, "sign or verify".to_owned())),
+        _ => Err(CommandOutput::error(
+            EX_USAGE,
+            "expected sign or verify".to_owned(),
+        )),
     };
-    done.unwrap_or_else(|answer| answer)
+    result.unwrap_or_else(|failed| failed)
 }
 
 fn parsed<T: std::str::FromStr<Err: ToString>>(
@@ -96,8 +116,8 @@ fn sign(flags: &ArgMatches) -> Result<CommandOutput, CommandOutput> {
     let text = std::fs::read_to_string(Path::new(file)).map(Zeroizing::new);
     let key = SigningKey::from_hex(&text.map_err(|error| no_key(&error))?);
     let key = key.map_err(|error| no_key(&error))?;
-    let draft = UnsignedManifest {
-        cluster: parsed::<EthAddress>(flags, "cluster")?,
+    let draft = Draft {
+        cluster: parsed::<Address>(flags, "cluster")?,
         leader_instance: parsed::<LeaderInstance>(flags, "leader-instance")?,
         leader_url: parsed::<LeaderUrl>(flags, "leader-url")?,
         epoch: number(flags, "epoch"),
@@ -112,20 +132,20 @@ fn sign(flags: &ArgMatches) -> Result<CommandOutput, CommandOutput> {
     Ok(CommandOutput::text(text + "\n"))
 }
 
-/// As a zone file has it; the text has neither quotes nor backslashes in it.
+/// Splits a text into quoted strings for a zone file. The text must contain no quotes or backslashes.
 fn in_chunks(text: &str) -> String {
     let mut rest = text;
     let mut chunks = Vec::new();
     while !rest.is_empty() {
-        let (chunk, behind) = rest.split_at_checked(MAX_CHUNK).unwrap_or((rest, ""));
+        let (chunk, remainder) = rest.split_at_checked(MAX_CHUNK).unwrap_or((rest, ""));
         chunks.push(format!("\"{chunk}\""));
-        rest = behind;
+        rest = remainder;
     }
     chunks.join(" ")
 }
 
 fn verify(flags: &ArgMatches) -> Result<CommandOutput, CommandOutput> {
-    let signer = parsed::<EthAddress>(flags, "signer")?;
+    let signer = parsed::<Address>(flags, "signer")?;
     let now = flags.get_one("at").copied().unwrap_or_else(unix_now);
     let text = match flags.get_one::<String>("text").map_or("", String::as_str) {
         "-" => {
@@ -137,10 +157,10 @@ fn verify(flags: &ArgMatches) -> Result<CommandOutput, CommandOutput> {
         CommandOutput::error(REFUSED, format!("{error} ({})", error.code()))
     };
     let unverified = Manifest::parse(text.trim_ascii()).map_err(refused)?;
-    // By hand any date is looked at: the forwarder's limit is its own setting.
-    let trust = ManifestPolicy {
+    // No limit on the expiry: that is a setting of the forwarder.
+    let trust = Trust {
         max_validity: None,
-        ..ManifestPolicy::for_signer(signer)
+        ..Trust::of(signer)
     };
     let manifest = unverified.verify(&trust, now).map_err(refused)?;
     Ok(CommandOutput::text(format!(
@@ -158,9 +178,7 @@ fn verify(flags: &ArgMatches) -> Result<CommandOutput, CommandOutput> {
 fn standard_input() -> std::io::Result<String> {
     use std::io::Read as _;
     let mut text = String::new();
-    let most = u64::try_from(MAX_MANIFEST_LEN)
-        .unwrap_or(u64::MAX)
-        .saturating_add(2);
-    std::io::stdin().take(most).read_to_string(&mut text)?;
+    let limit = u64::try_from(MAX_LEN).unwrap_or(u64::MAX).saturating_add(2);
+    std::io::stdin().take(limit).read_to_string(&mut text)?;
     Ok(text)
 }

@@ -1,7 +1,7 @@
-//! Layer 8: the commands that run once. Nothing below imports this layer.
+//! Layer 8: the commands of the two programs. Nothing below imports this layer.
 
 pub mod ca;
-#[cfg(feature = "mock")]
+pub mod check;
 pub mod dev;
 pub mod forward;
 pub mod manifest;
@@ -9,5 +9,6 @@ pub mod output;
 pub mod password;
 pub mod provision;
 pub mod secret;
+pub mod serve;
 mod subprocess;
 pub mod verify;

@@ -1,6 +1,5 @@
-//! What a command that runs once says, and its exit code.
+//! The output of a one-shot command, and its exit code.
 
-use crate::app::error::{ErrorKind, StartError};
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
@@ -8,88 +7,94 @@ use zeroize::Zeroizing;
 
 /// sysexits.h: the configuration or the command line is wrong.
 pub const EX_USAGE: u8 = 64;
-/// sysexits.h: a file cannot be read, or holds nothing of the kind.
+/// sysexits.h: an input file cannot be read, or does not contain what was expected.
 pub const EX_NOINPUT: u8 = 66;
-/// sysexits.h: a service that is needed cannot be had.
+/// sysexits.h: a service is unavailable.
 pub const EX_UNAVAILABLE: u8 = 69;
-/// sysexits.h: an operating system error.
+/// sysexits.h: an error of the operating system.
 pub const EX_OSERR: u8 = 71;
-/// sysexits.h: a file cannot be made.
+/// sysexits.h: an output file cannot be created.
 pub const EX_CANTCREAT: u8 = 73;
 /// sysexits.h: reading or writing failed.
 pub const EX_IOERR: u8 = 74;
-/// sysexits.h: somebody refuses us.
+/// sysexits.h: permission denied.
 pub const EX_NOPERM: u8 = 77;
 
-/// The exit code for a process that could not start or go on.
-#[must_use]
-pub fn start_error_code(error: &StartError) -> u8 {
-    match error.kind() {
-        ErrorKind::Configuration => EX_USAGE,
-        ErrorKind::Unavailable => EX_UNAVAILABLE,
-        ErrorKind::System => EX_OSERR,
-    }
-}
-
-/// Text for standard output, errors, and an exit code.
+/// Text for standard output, messages for standard error, and an exit code.
 pub struct CommandOutput {
-    out: Zeroizing<String>,
-    complaints: Vec<String>,
+    stdout: Zeroizing<String>,
+    messages: Vec<String>,
     code: u8,
+    /// Whether a failure to write the text is an error.
+    must_write: bool,
 }
 
 impl CommandOutput {
-    /// Success; `text` goes out as it is.
+    /// Success, with `text` for standard output.
     #[must_use]
     pub fn text(text: impl Into<Zeroizing<String>>) -> Self {
         Self {
-            out: text.into(),
-            complaints: Vec::new(),
+            stdout: text.into(),
+            messages: Vec::new(),
             code: 0,
+            must_write: true,
         }
     }
 
     /// Failure.
     #[must_use]
-    pub fn error(code: u8, why: String) -> Self {
-        Self::errors(code, &[why])
+    pub fn error(code: u8, error: String) -> Self {
+        Self::errors(code, &[error])
     }
 
     /// Failure for several reasons.
     #[must_use]
-    pub fn errors(code: u8, why: &[String]) -> Self {
-        Self {
-            out: Zeroizing::default(),
-            complaints: why.iter().map(|why| format!("error: {why}")).collect(),
-            code,
-        }
+    pub fn errors(code: u8, errors: &[String]) -> Self {
+        Self::text(String::new()).with_errors(code, errors)
     }
 
-    /// The same with another exit code.
+    /// Adds errors, and sets the exit code.
+    #[must_use]
+    pub fn with_errors(mut self, code: u8, errors: &[String]) -> Self {
+        self.messages
+            .extend(errors.iter().map(|error| format!("error: {error}")));
+        self.with_code(code)
+    }
+
+    /// Sets the exit code.
     #[must_use]
     pub fn with_code(self, code: u8) -> Self {
         Self { code, ..self }
     }
 
-    /// The same with warnings before all other complaints.
+    /// Adds warnings before all other messages.
     #[must_use]
     pub fn with_warnings(mut self, warnings: &[String]) -> Self {
         let warnings = warnings.iter().map(|warning| format!("warning: {warning}"));
-        self.complaints.splice(0..0, warnings);
+        self.messages.splice(0..0, warnings);
         self
     }
 
-    /// Says it. A secret that did not get out completely is a failure.
+    /// Ignores failures to write the text. A reader such as `grep -q` may close the pipe early.
+    #[must_use]
+    pub fn best_effort(self) -> Self {
+        let must_write = false;
+        Self { must_write, ..self }
+    }
+
+    /// Prints the text and the messages. Fails if the text, which may be a secret, cannot be written
+    /// completely.
     #[must_use]
     pub fn print(self) -> ExitCode {
-        for complaint in &self.complaints {
-            let _ = writeln!(io::stderr(), "{complaint}");
-        }
         let mut stdout = io::stdout();
-        let said = stdout.write_all(self.out.as_bytes());
-        match said.and_then(|()| stdout.flush()) {
-            Ok(()) => ExitCode::from(self.code),
-            Err(_) => ExitCode::from(EX_IOERR),
+        let written = stdout.write_all(self.stdout.as_bytes());
+        let written = written.and_then(|()| stdout.flush());
+        for message in &self.messages {
+            let _ = writeln!(io::stderr(), "{message}");
+        }
+        match written {
+            Err(_) if self.must_write => ExitCode::from(EX_IOERR),
+            _ => ExitCode::from(self.code),
         }
     }
 }

@@ -1,10 +1,10 @@
-//! `teesql-sidecar password`: one of Postgres' passwords, for whoever sets a
-//! Postgres up before there is a sidecar.
+//! `teesql-sidecar password`: prints a role's Postgres password, so that Postgres can be set up before
+//! the sidecar runs.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use attest::agent::{Agent, AgentAddresses, AgentError, AgentOptions};
+use attest::agent::{Agent, AgentError, AgentOptions, Places};
 use clap::{Arg, ArgMatches, Command};
 use wire::scram::Password;
 use zeroize::Zeroizing;
@@ -18,8 +18,9 @@ use crate::config::{Layers, PostgresConfig, Scope, with_flags};
 /// The subcommand `password`.
 #[must_use]
 pub fn command() -> Command {
-    let command = Command::new("password")
-        .about("Print Postgres' password of a role: the configured one, or the guest agent's");
+    let command = Command::new("password").about(
+        "Print the Postgres password of a role: as configured, or derived by the guest agent",
+    );
     with_flags(command, Scope::Postgres)
         .arg(
             Arg::new("role")
@@ -32,37 +33,38 @@ pub fn command() -> Command {
                 .long("file")
                 .value_name("PATH")
                 .value_parser(clap::value_parser!(PathBuf))
-                .help("Write it to this file instead, which only its owner may read; an older one is replaced"),
+                .help("Write it to this file instead (mode 0600), replacing an existing file"),
         )
 }
 
-/// Carries `password` out.
+/// Executes `password`.
 #[must_use]
-pub fn execute(flags: &ArgMatches, layers: &Layers) -> CommandOutput {
+pub fn execute(flags: &ArgMatches) -> CommandOutput {
+    let layers = Layers::from_process(Scope::Postgres, flags);
     let PostgresConfig {
         passwords,
         guest_agent,
         warnings,
         ..
-    } = match PostgresConfig::from_layers(layers) {
+    } = match PostgresConfig::from_layers(&layers) {
         Ok(postgres) => postgres,
         Err(errors) => return CommandOutput::errors(EX_USAGE, &errors.0),
     };
     let role = flags.get_one::<String>("role");
     let Some(role) = role.and_then(|name| Role::from_name(name)) else {
-        return CommandOutput::error(EX_USAGE, "no such role".to_owned());
+        return CommandOutput::error(EX_USAGE, "unknown role".to_owned());
     };
-    let answer = match find(passwords, role, guest_agent) {
+    let output = match find(passwords, role, guest_agent) {
         Ok(password) => write_password(&password, flags.get_one("file")),
-        Err(answer) => answer,
+        Err(output) => output,
     };
-    answer.with_warnings(&warnings)
+    output.with_warnings(&warnings)
 }
 
 fn find(
     passwords: PostgresPasswords,
     role: Role,
-    places: AgentAddresses,
+    guest_agent: Places,
 ) -> Result<Password, CommandOutput> {
     if let Some(configured) = passwords.of(role) {
         return Ok(configured);
@@ -70,18 +72,18 @@ fn find(
     let runtime = crate::app::runtime::of_this_thread()
         .map_err(|error| CommandOutput::error(EX_OSERR, error.to_string()))?;
     runtime
-        .block_on(derive(role, places))
+        .block_on(derive(role, guest_agent))
         .map_err(|error| CommandOutput::error(EX_UNAVAILABLE, error.to_string()))
 }
 
-async fn derive(role: Role, places: AgentAddresses) -> Result<Password, AgentError> {
-    let agent = Agent::new(places, AgentOptions::default())?;
+async fn derive(role: Role, guest_agent: Places) -> Result<Password, AgentError> {
+    let agent = Agent::new(guest_agent, AgentOptions::default())?;
     Ok(password(&agent.key(path(role), "").await?))
 }
 
 fn write_password(password: &Password, file: Option<&PathBuf>) -> CommandOutput {
     let Ok(text) = std::str::from_utf8(password.as_bytes()) else {
-        return CommandOutput::error(EX_USAGE, "the password is no text".to_owned());
+        return CommandOutput::error(EX_USAGE, "the password is not UTF-8".to_owned());
     };
     let line = Zeroizing::new(format!("{text}\n"));
     let Some(path) = file else {
@@ -93,14 +95,14 @@ fn write_password(password: &Password, file: Option<&PathBuf>) -> CommandOutput 
     }
 }
 
-/// Whoever reads the file meanwhile finds the old one or the new one.
+/// Replaces a file atomically: a concurrent reader sees the old or the new content.
 fn replace(path: &Path, text: &str) -> io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
-    let beside = PathBuf::from(beside);
-    // One that was interrupted has left it.
-    let _ = std::fs::remove_file(&beside);
-    write_new(&beside, text).and_then(|()| std::fs::rename(&beside, path))
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let temporary = PathBuf::from(temporary);
+    // An interrupted run may have left it.
+    let _ = std::fs::remove_file(&temporary);
+    write_new(&temporary, text).and_then(|()| std::fs::rename(&temporary, path))
 }
 
 #[cfg(test)]
@@ -110,10 +112,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_its_owners_and_replaced_as_a_whole() {
+    fn replaces_a_file_atomically_with_mode_0600() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("password");
-        std::fs::write(folder.path().join("password.new"), "left behind").unwrap();
+        std::fs::write(folder.path().join("password.new"), "left over").unwrap();
         for text in ["one\n", "two\n"] {
             replace(&path, text).unwrap();
             let mode = std::fs::metadata(&path).unwrap().permissions().mode();
@@ -129,9 +131,9 @@ mod tests {
             superuser: Some(Password::new("hunter2")),
             ..PostgresPasswords::default()
         };
-        let nowhere = || AgentAddresses::only("unix:/nonexistent/agent.sock".parse().unwrap());
-        let found = find(configured(), Role::Superuser, nowhere());
+        let unavailable = || Places::only("unix:/nonexistent/agent.sock".parse().unwrap());
+        let found = find(configured(), Role::Superuser, unavailable());
         assert_eq!(found.ok().unwrap().as_bytes(), b"hunter2");
-        assert!(find(configured(), Role::Read, nowhere()).is_err());
+        assert!(find(configured(), Role::Read, unavailable()).is_err());
     }
 }

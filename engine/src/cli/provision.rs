@@ -1,4 +1,4 @@
-//! `teesql-sidecar provision`, and what its exit codes mean.
+//! `teesql-sidecar provision`: sets up the roles in Postgres, or checks them.
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use tokio_postgres::error::SqlState;
@@ -9,7 +9,7 @@ use crate::config::{Layers, PostgresConfig, Scope, with_flags};
 use crate::postgres::provision::{self, ProvisionError, Wanted};
 use crate::postgres::superuser::{Error, Superuser};
 
-/// `--check` found something that is not as it has to be.
+/// Exit code if `--check` found a difference.
 const DIFFERS: u8 = 1;
 
 /// The subcommand `provision`.
@@ -21,25 +21,27 @@ pub fn command() -> Command {
             .action(ArgAction::SetTrue)
             .help(help)
     };
-    let command = Command::new("provision").about("Set up the roles of the cluster in Postgres");
+    let command = Command::new("provision")
+        .about("Set up the roles teesql_read and teesql_readwrite in Postgres");
     with_flags(command, Scope::Postgres)
         .arg(flag(
             "check",
-            "Change nothing; say what differs, and exit with 1 if anything does",
+            "Change nothing; print the differences, and exit with code 1 if there are any",
         ))
         .arg(
             flag(
                 "sql",
-                "Print all of it as a script for psql, and connect to nothing",
+                "Print a script for psql that does the same, without connecting to Postgres",
             )
             .conflicts_with("check"),
         )
 }
 
-/// Carries `provision` out.
+/// Executes `provision`.
 #[must_use]
-pub fn execute(flags: &ArgMatches, layers: &Layers) -> CommandOutput {
-    let postgres = match PostgresConfig::from_layers(layers) {
+pub fn execute(flags: &ArgMatches) -> CommandOutput {
+    let layers = Layers::from_process(Scope::Postgres, flags);
+    let postgres = match PostgresConfig::from_layers(&layers) {
         Ok(postgres) => postgres,
         Err(errors) => return CommandOutput::errors(EX_USAGE, &errors.0),
     };
@@ -51,7 +53,7 @@ pub fn execute(flags: &ArgMatches, layers: &Layers) -> CommandOutput {
     } else {
         Mode::Run
     };
-    carry_out(postgres, mode).with_warnings(&warnings)
+    run(postgres, mode).with_warnings(&warnings)
 }
 
 enum Mode {
@@ -60,7 +62,7 @@ enum Mode {
     Sql,
 }
 
-fn carry_out(postgres: PostgresConfig, mode: Mode) -> CommandOutput {
+fn run(postgres: PostgresConfig, mode: Mode) -> CommandOutput {
     let runtime = match crate::app::runtime::of_this_thread() {
         Ok(runtime) => runtime,
         Err(error) => return CommandOutput::error(EX_OSERR, error.to_string()),
@@ -72,46 +74,47 @@ fn carry_out(postgres: PostgresConfig, mode: Mode) -> CommandOutput {
         guest_agent,
         ..
     } = postgres;
-    let asked = runtime.block_on(passwords.complete(guest_agent));
-    let passwords = match asked {
-        Ok(passwords) => passwords,
-        Err(error) => return CommandOutput::error(EX_UNAVAILABLE, error.to_string()),
-    };
+    let resolved = runtime.block_on(passwords.complete(guest_agent));
     let ResolvedPasswords {
         read,
         readwrite,
         superuser,
-    } = passwords;
+    } = match resolved {
+        Ok(passwords) => passwords,
+        Err(error) => return CommandOutput::error(EX_UNAVAILABLE, error.to_string()),
+    };
     let wanted = match Wanted::new(database.clone(), read, readwrite) {
         Ok(wanted) => wanted,
-        Err(error) => return CommandOutput::error(EX_OSERR, format!("no random bytes: {error}")),
+        Err(error) => {
+            return CommandOutput::error(EX_OSERR, format!("cannot generate random bytes: {error}"));
+        }
     };
     let check = match mode {
         Mode::Sql => return CommandOutput::text(wanted.script()),
         Mode::Check => true,
         Mode::Run => false,
     };
-    let done = runtime.block_on(async {
+    let result = runtime.block_on(async {
         let mut session = Superuser::connect(&address, superuser.as_ref(), &database).await?;
-        let done = if check {
-            let found = provision::check(session.client_mut(), &wanted).await;
-            found.map(|found| told(&found, "differs: ", "all is as it has to be"))
+        let lines = if check {
+            let differences = provision::check(session.client_mut(), &wanted).await;
+            differences.map(|lines| prefixed(&lines, "differs: ", "no differences"))
         } else {
             let report = provision::run(session.client_mut(), &wanted).await;
-            report.map(|report| told(&report.repaired, "repaired: ", "nothing to do"))
+            report.map(|report| prefixed(&report.repaired, "repaired: ", "nothing to do"))
         };
         session.close().await;
-        done
+        lines
     });
-    match done {
+    match result {
         Ok((text, true)) if check => CommandOutput::text(text).with_code(DIFFERS),
         Ok((text, _)) => CommandOutput::text(text),
         Err(error) => CommandOutput::error(exit_code(&error), error.to_string()),
     }
 }
 
-/// The lines, or a word that there are none; and whether there are any.
-fn told(lines: &[String], prefix: &str, none: &str) -> (String, bool) {
+/// The lines, or `none` if there are none; and whether there are any.
+fn prefixed(lines: &[String], prefix: &str, none: &str) -> (String, bool) {
     if lines.is_empty() {
         return (format!("{none}\n"), false);
     }
@@ -123,7 +126,7 @@ fn exit_code(error: &ProvisionError) -> u8 {
     match error {
         ProvisionError::Postgres(error) => match error {
             Error::Server { code, .. } if *code == SqlState::INVALID_CATALOG_NAME => EX_USAGE,
-            // Class 28: the login is refused.
+            // Class 28: invalid authorization specification.
             Error::Server { code, .. }
                 if *code == SqlState::INSUFFICIENT_PRIVILEGE || code.code().starts_with("28") =>
             {

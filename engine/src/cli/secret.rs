@@ -1,4 +1,4 @@
-//! Random bytes, and the cluster secrets made of them.
+//! `teesql-sidecar secret`: generates a cluster secret.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write as _};
@@ -16,22 +16,24 @@ use crate::cli::output::{CommandOutput, EX_CANTCREAT, EX_OSERR};
 #[must_use]
 pub fn command() -> Command {
     Command::new("secret")
-        .about("Make a cluster secret: 32 random bytes, printed as 64 hex characters")
+        .about("Generate a cluster secret: 32 random bytes, as 64 hex characters")
         .arg(
             Arg::new("file")
                 .long("file")
                 .value_name("PATH")
                 .value_parser(clap::value_parser!(std::path::PathBuf))
-                .help("Write it to this new file instead, which only its owner may read"),
+                .help("Write it to this file instead (mode 0600); the file must not exist"),
         )
 }
 
-/// Carries `secret` out.
+/// Executes `secret`.
 #[must_use]
 pub fn execute(flags: &ArgMatches) -> CommandOutput {
     let bytes = match random() {
         Ok(bytes) => bytes,
-        Err(error) => return CommandOutput::error(EX_OSERR, format!("no random bytes: {error}")),
+        Err(error) => {
+            return CommandOutput::error(EX_OSERR, format!("cannot generate random bytes: {error}"));
+        }
     };
     let mut line = ClusterSecret::from_bytes(bytes).to_text();
     line.push('\n');
@@ -44,11 +46,11 @@ pub fn execute(flags: &ArgMatches) -> CommandOutput {
     }
 }
 
-/// Writes a file that did not exist. One that could not be written completely is
-/// removed, so that nobody takes it for a secret.
+/// Creates a file with mode 0600. Removes it again if it cannot be written completely, so that it
+/// cannot be mistaken for a secret.
 ///
 /// # Errors
-/// It exists, or cannot be written.
+/// The file exists, or cannot be written.
 pub(crate) fn write_new(path: &Path, text: &str) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
@@ -71,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_new_and_its_owners() {
+    fn creates_a_private_file_and_keeps_an_existing_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
         write_new(&path, "one\n").unwrap();
@@ -83,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn no_link_is_followed() {
+    fn does_not_follow_symbolic_links() {
         let folder = tempfile::tempdir().unwrap();
         let (link, target) = (folder.path().join("link"), folder.path().join("target"));
         std::os::unix::fs::symlink(&target, &link).unwrap();

@@ -1,61 +1,42 @@
-//! `teesql-sidecar verify`: the gate's verdict about any certificate, server or
-//! quote, told step by step.
+//! `teesql-sidecar verify`: verifies a certificate, server or quote like the gate, and reports every
+//! check.
 //!
-//! The verdict about a certificate is that of [`attest::examine`] and
-//! [`attest::Verifier::verify`], the gate's own two calls; the steps call what
-//! these two are made of, one by one, so that those behind the first refusal can
-//! be told too. Everything here may block: it is a command, not a shard.
-//! It must never send a server anything behind the handshake, nor print what a
-//! peer wrote unescaped.
+//! The verdict about a certificate is that of [`attest::examine`] and [`attest::Verifier::verify`],
+//! which the gate calls too. The checks of the report are made by calling the parts of these two one
+//! by one, so that the checks after the first refusal can be reported as well. This code may block,
+//! since it never runs on a shard.
+//!
+//! It must never send a server anything after the handshake except close_notify, nor print text from
+//! a peer without escaping it.
 
 mod checks;
+mod collateral;
 mod command;
+mod error;
+mod escape;
 mod input;
 mod json;
 mod report;
 mod server;
 mod text;
-mod verifier;
 
 use clap::ArgMatches;
 
-use crate::config::{Criteria, Layers};
-use checks::Judge;
+use crate::cli::output::CommandOutput;
+use crate::config::{Criteria, Layers, Scope};
+use checks::Checker;
+use collateral::CollateralSource;
 use command::{Format, Options};
+use error::UsageError;
 use input::{Input, Material};
 use report::Report;
-use verifier::Origin;
 
 pub use command::command;
 
-use crate::cli::output::{CommandOutput, EX_NOINPUT, EX_USAGE};
-
-/// Why there is no report.
-struct Mistake {
-    code: u8,
-    errors: Vec<String>,
-}
-
-impl Mistake {
-    fn usage(errors: Vec<String>) -> Self {
-        let code = EX_USAGE;
-        Self { code, errors }
-    }
-
-    fn no_input(error: impl Into<String>) -> Self {
-        Self {
-            code: EX_NOINPUT,
-            errors: vec![error.into()],
-        }
-    }
-}
-
-/// Carries `verify` out. `layers` are of
-/// [`Scope::Criteria`](crate::config::Scope::Criteria). The exit codes are in
-/// docs/reference/cli.md.
+/// Executes `verify`. The exit codes are listed in its help.
 #[must_use]
-pub fn execute(flags: &ArgMatches, layers: &Layers) -> CommandOutput {
-    match judge(flags, layers) {
+pub fn execute(flags: &ArgMatches) -> CommandOutput {
+    match verify(flags) {
         Ok((report, format)) => {
             let text = match format {
                 Format::Text => text::render(&report),
@@ -63,34 +44,35 @@ pub fn execute(flags: &ArgMatches, layers: &Layers) -> CommandOutput {
             };
             CommandOutput::text(text).with_code(report.verdict.exit_code())
         }
-        Err(Mistake { code, errors }) => CommandOutput::errors(code, &errors),
+        Err(UsageError { exit_code, errors }) => CommandOutput::errors(exit_code, &errors),
     }
 }
 
-fn judge(flags: &ArgMatches, layers: &Layers) -> Result<(Report, Format), Mistake> {
-    let criteria = Criteria::from_layers(layers).map_err(|errors| Mistake::usage(errors.0))?;
+fn verify(flags: &ArgMatches) -> Result<(Report, Format), UsageError> {
+    let layers = Layers::from_process(Scope::Criteria, flags);
+    let criteria = Criteria::from_layers(&layers).map_err(|errors| UsageError::usage(errors.0))?;
     let options = Options::read(flags)?;
-    let judge = Judge::new(
+    let checker = Checker::new(
         criteria.policy,
         criteria.root,
-        Origin::new(options.collateral, criteria.source)?,
+        CollateralSource::new(options.collateral, criteria.source)?,
         options.at.unwrap_or_else(crate::io::clock::unix_now),
     );
-    let input = Input::find(&options.name, options.kind)?;
-    let subject = input.name().to_owned();
-    let (kind, told) = match input {
+    let input = Input::find(&options.subject, options.kind)?;
+    let name = input.name().to_owned();
+    let (kind, result) = match input {
         Input::Server(address) => {
-            let told = match server::ask(&address, &options.server) {
-                Ok(presented) => judge.server(&presented),
-                Err(trouble) => judge.unreached(trouble),
+            let result = match server::probe(&address, &options.server) {
+                Ok(presented) => checker.server(&presented),
+                Err(error) => checker.probe_failed(error),
             };
-            ("server", told)
+            ("server", result)
         }
         Input::File { material, .. } => match material {
-            Material::Certificates(chain) => ("certificate", judge.chain(&chain)),
-            Material::Attestation(bytes) => ("attestation", judge.attestation(&bytes)),
-            Material::Quote(bytes) => ("quote", judge.quote(&bytes)),
+            Material::Certificates(chain) => ("certificate", checker.chain(&chain)),
+            Material::Attestation(bytes) => ("attestation", checker.attestation(&bytes)),
+            Material::Quote(bytes) => ("quote", checker.quote(&bytes)),
         },
     };
-    Ok((judge.report(kind, &subject, told), options.format))
+    Ok((checker.report(kind, &name, result), options.format))
 }

@@ -69,6 +69,14 @@ impl Layers {
         layers
     }
 
+    /// Collects the settings of `scope` from `flags` and the environment of this process, and from the
+    /// file that they name.
+    #[must_use]
+    pub fn from_process(scope: Scope, flags: &ArgMatches) -> Self {
+        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        Self::gather(scope, flags, |name| std::env::var_os(name), names)
+    }
+
     /// Takes settings from pairs of key and text only.
     pub(super) fn from_settings<'a>(
         scope: Scope,

@@ -115,7 +115,7 @@ fn set<const N: usize>(lines: [&str; N]) -> BTreeSet<String> {
 fn assert_no_differences(cluster: &Cluster) {
     let unchanged = Output {
         code: Some(0),
-        out: "all is as it has to be\n".to_owned(),
+        out: "no differences\n".to_owned(),
         err: String::new(),
     };
     assert_eq!(provision(cluster, &["--check"]), unchanged);

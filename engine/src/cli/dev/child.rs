@@ -1,4 +1,4 @@
-//! A command that `dev` runs beside the cluster, and lives as long as.
+//! The command of `dev`.
 
 use std::time::Duration;
 
@@ -7,51 +7,51 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::SignalKind;
 use tokio::time::timeout;
 
+use super::error::{DevError, system};
 use super::sidecars::Sidecars;
-use super::{DevError, system};
 use crate::app::signals::ProcessSignals;
 use crate::cli::output::EX_OSERR;
 use crate::cli::subprocess;
 
-/// For its end where there is no cluster any more; then it is killed.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the command may take to exit after the cluster has failed. It is killed then.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs it to its end, passing signals on.
+/// Runs the command until it exits, and forwards signals to it.
 ///
 /// # Errors
-/// It cannot be run, or a sidecar ended first.
+/// The command cannot be run, or a sidecar ended first.
 pub(super) async fn run(
     mut command: Command,
     sidecars: &mut Sidecars,
     signals: &mut ProcessSignals,
 ) -> Result<u8, DevError> {
-    let mut running = command.spawn().map_err(|source| DevError::Command {
+    let mut child = command.spawn().map_err(|source| DevError::Command {
         program: command.as_std().get_program().to_owned(),
         source,
     })?;
     loop {
         tokio::select! {
-            status = running.wait() => {
+            status = child.wait() => {
                 return status.map(subprocess::exit_code).map_err(system("cannot wait for the command"));
             }
-            ended = sidecars.next_end() => {
-                end(&mut running).await;
-                return ended.map(|_| EX_OSERR);
+            outcome = sidecars.next_outcome() => {
+                stop(&mut child).await;
+                return outcome.map(|_| EX_OSERR);
             }
-            order = signals.next() => pass_on(order, &running),
+            signal = signals.next() => forward_signal(signal, &child),
         }
     }
 }
 
-fn pass_on(order: SignalKind, running: &Child) {
-    if let Ok(signal) = Signal::try_from(order.as_raw_value()) {
-        subprocess::pass_on(signal, running);
+fn forward_signal(signal: SignalKind, child: &Child) {
+    if let Ok(signal) = Signal::try_from(signal.as_raw_value()) {
+        subprocess::forward_signal(signal, child);
     }
 }
 
-async fn end(running: &mut Child) {
-    subprocess::send(Signal::SIGTERM, running);
-    if timeout(PATIENCE, running.wait()).await.is_err() {
-        let _ = running.kill().await;
+async fn stop(child: &mut Child) {
+    subprocess::send(Signal::SIGTERM, child);
+    if timeout(TIMEOUT, child.wait()).await.is_err() {
+        let _ = child.kill().await;
     }
 }

@@ -1,4 +1,4 @@
-//! What stands in for dstack and Intel, and what the sidecars are told of it.
+//! The mocks of dstack and Intel, and the settings of the sidecars.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,29 +11,29 @@ use std::sync::Arc;
 
 use attest::agent::TlsKeyRequest;
 use attest::mock::{
-    Agent, AgentListen, AgentOptions, CollateralOptions, Pccs, PccsResponses, Pki, Platform,
-    PlatformOptions,
+    Agent, AgentListen, AgentOptions, CollateralOptions, Machine, MachineOptions, Pccs,
+    PccsAnswers, Pki,
 };
 use rustls::crypto::aws_lc_rs::default_provider;
 use zeroize::Zeroizing;
 
+use super::error::{DevError, system};
 use super::postgres::Postgres;
-use super::{DevError, system};
 use crate::io::clock::unix_now;
 
-/// Where the sidecars listen beside each other, unless told otherwise.
+/// Default addresses of the two sidecars.
 const LISTEN: &str = "127.0.0.1:5433";
 const ADMIN_LISTEN: &str = "127.0.0.1:8080";
 const SIMULATOR_LISTEN: &str = "127.0.0.1:5434";
-/// Files of the folder.
+/// File names in the temporary directory.
 pub(super) const TDX_ROOT: &str = "tdx-root.pem";
 pub(super) const CA: &str = "ca.pem";
 pub(super) const CLIENT_CERT: &str = "client.pem";
 pub(super) const CLIENT_KEY: &str = "client.key";
-/// Any port that is free.
-const ANY: &str = "127.0.0.1:0";
+/// A free port.
+const ANY_PORT: &str = "127.0.0.1:0";
 
-/// Everything but Postgres and the sidecars.
+/// The mocks, the secrets and the files of the cluster.
 pub(super) struct Cluster {
     pub(super) agent: Agent,
     pub(super) pccs: Pccs,
@@ -41,7 +41,7 @@ pub(super) struct Cluster {
     pub(super) read_secret: Zeroizing<String>,
     pub(super) readwrite_secret: Zeroizing<String>,
     folder: PathBuf,
-    usual_ports: bool,
+    default_ports: bool,
 }
 
 fn random_hex() -> Result<Zeroizing<String>, DevError> {
@@ -52,16 +52,17 @@ fn random_hex() -> Result<Zeroizing<String>, DevError> {
 }
 
 impl Cluster {
-    /// Its files are in `folder`. A command needs no port that is the same
-    /// every time, and another may run beside it: `usual_ports` is for people.
-    pub(super) fn make(folder: &Path, usual_ports: bool) -> Result<Self, DevError> {
+    /// Starts the mocks and writes their files to `folder`. With `default_ports`, the sidecars listen
+    /// on fixed ports, for people; otherwise on free ones, so that several commands can run at the
+    /// same time.
+    pub(super) fn create(folder: &Path, default_ports: bool) -> Result<Self, DevError> {
         let mut seed = [0_u8; 32];
         let random = default_provider().secure_random;
         random.fill(&mut seed).map_err(|_| DevError::Random)?;
         let pki = Arc::new(Pki::new(&seed)?);
-        let platform = Platform::new(&pki, &PlatformOptions::default())?;
+        let machine = Machine::new(&pki, &MachineOptions::default())?;
         let collateral = pki.collateral(&CollateralOptions::at(unix_now()))?;
-        let pccs = Pccs::start(PccsResponses::empty().with(platform.collateral_key(), collateral))?;
+        let pccs = Pccs::start(PccsAnswers::none().with(machine.key(), collateral))?;
         let socket = folder.join("dstack.sock");
         let options = AgentOptions {
             seed,
@@ -71,7 +72,7 @@ impl Cluster {
         let agent = Agent::start(Arc::clone(&pki), AgentListen::Unix(socket), options)?;
         write(&folder.join(TDX_ROOT), pki.root_pem(), 0o644)?;
         write(&folder.join(CA), pki.kms_pem(), 0o644)?;
-        let superuser_password = ask(&agent, folder)?;
+        let superuser_password = request_keys(&agent, folder)?;
         Ok(Self {
             agent,
             pccs,
@@ -79,16 +80,16 @@ impl Cluster {
             read_secret: random_hex()?,
             readwrite_secret: random_hex()?,
             folder: folder.to_owned(),
-            usual_ports,
+            default_ports,
         })
     }
 
-    /// A file of its folder.
+    /// The path of a file in the temporary directory.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    /// What both sidecars are told.
+    /// The settings of both sidecars.
     fn settings(&self, postgres: &Postgres) -> BTreeMap<&'static str, OsString> {
         let text = |text: &str| OsString::from(text.to_owned());
         BTreeMap::from([
@@ -97,12 +98,12 @@ impl Cluster {
             ("TEESQL_READWRITE_SECRET", text(&self.readwrite_secret)),
             ("TEESQL_PROVISION", text("true")),
             ("TEESQL_CERTIFICATE_ALT_NAMES", text(&alt_names())),
-            // Who ends it has sessions of his own open, and is done with them.
+            // The user who stops the cluster no longer needs the open sessions.
             ("TEESQL_DRAIN_TIMEOUT", text("1s")),
         ])
     }
 
-    /// Production mode, under the mock root.
+    /// The settings of the sidecar in production mode, under the mock root.
     pub(super) fn production(&self, postgres: &Postgres) -> BTreeMap<&'static str, OsString> {
         let agent = self.agent.endpoint().to_string();
         let mut settings = self.settings(postgres);
@@ -122,17 +123,26 @@ impl Cluster {
         settings
     }
 
-    /// The environment is obeyed.
-    fn address(&self, name: &str, usual: &str) -> OsString {
-        let usual = if self.usual_ports { usual } else { ANY };
-        std::env::var_os(name).unwrap_or(usual.into())
+    /// An address from the environment, or else `default` or a free port.
+    fn address(&self, name: &str, default: &str) -> OsString {
+        let default = if self.default_ports {
+            default
+        } else {
+            ANY_PORT
+        };
+        std::env::var_os(name).unwrap_or(default.into())
     }
 
+    /// The settings of the sidecar in simulator mode.
     pub(super) fn simulator(&self, postgres: &Postgres) -> BTreeMap<&'static str, OsString> {
         let agent = self.agent.endpoint().to_string();
-        // Beside the usual port a usual port, beside another one a free one.
-        let usual = self.usual_ports && std::env::var_os("TEESQL_LISTEN").is_none();
-        let listen = if usual { SIMULATOR_LISTEN } else { ANY };
+        // Its default port belongs to the other sidecar's default port.
+        let is_default = self.default_ports && std::env::var_os("TEESQL_LISTEN").is_none();
+        let listen = if is_default {
+            SIMULATOR_LISTEN
+        } else {
+            ANY_PORT
+        };
         let mut settings = self.settings(postgres);
         settings.extend([
             ("TEESQL_LISTEN", listen.into()),
@@ -144,7 +154,7 @@ impl Cluster {
     }
 }
 
-/// Those of loopback, and the address that is listened on where it is another.
+/// The names of loopback, and the configured listen address.
 fn alt_names() -> String {
     let listen = std::env::var("TEESQL_LISTEN").ok();
     let address = listen.and_then(|listen| listen.parse::<SocketAddr>().ok());
@@ -155,26 +165,27 @@ fn alt_names() -> String {
     }
 }
 
-/// A client's certificate, and the superuser's password, from the guest agent.
-fn ask(agent: &Agent, folder: &Path) -> Result<Zeroizing<String>, DevError> {
+/// Requests a client certificate from the guest agent and writes it to `folder`. Returns the
+/// superuser's password.
+fn request_keys(agent: &Agent, folder: &Path) -> Result<Zeroizing<String>, DevError> {
     let runtime = crate::app::runtime::of_this_thread();
-    let runtime = runtime.map_err(system("cannot ask the guest agent"))?;
-    let places = attest::agent::AgentAddresses::only(agent.endpoint());
-    let asked = attest::agent::Agent::new(places, attest::agent::AgentOptions::default())?;
+    let runtime = runtime.map_err(system("cannot call the guest agent"))?;
+    let places = attest::agent::Places::only(agent.endpoint());
+    let client = attest::agent::Agent::new(places, attest::agent::AgentOptions::default())?;
     let request = TlsKeyRequest {
         subject: "dev client".to_owned(),
         usage_ra_tls: true,
         usage_client_auth: true,
         ..TlsKeyRequest::default()
     };
-    let client = runtime.block_on(asked.tls_key(&request))?;
-    write(&folder.join(CLIENT_CERT), &client.chain_pem(), 0o644)?;
-    // libpq refuses a key that others can read.
-    write(&folder.join(CLIENT_KEY), &client.key_pem(), 0o600)?;
-    Ok(runtime.block_on(asked.key("pg/superuser", ""))?.to_hex())
+    let identity = runtime.block_on(client.tls_key(&request))?;
+    write(&folder.join(CLIENT_CERT), &identity.chain_pem(), 0o644)?;
+    // libpq refuses a key file that other users can read.
+    write(&folder.join(CLIENT_KEY), &identity.key_pem(), 0o600)?;
+    Ok(runtime.block_on(client.key("pg/superuser", ""))?.to_hex())
 }
 
-/// A file that is nobody else's to read where `mode` says so, at any time.
+/// Creates a file with the permissions `mode`, which it has from the beginning.
 pub(super) fn write(path: &Path, text: &str, mode: u32) -> Result<(), DevError> {
     let file = OpenOptions::new()
         .write(true)

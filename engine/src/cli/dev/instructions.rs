@@ -1,5 +1,4 @@
-//! How to use the cluster, for people and for programs: the words, and the
-//! variables of the environment.
+//! Instructions for connecting to the cluster: text for people, environment variables for programs.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
@@ -9,16 +8,16 @@ use std::path::PathBuf;
 use tokio::process::Command;
 use zeroize::Zeroizing;
 
-use super::DevError;
+use super::error::DevError;
 use super::cluster::{CA, CLIENT_CERT, CLIENT_KEY, Cluster, TDX_ROOT, write};
 use super::postgres::Postgres;
 use crate::app::sidecar::Addresses;
 
-/// What libpq would take for the server instead of ours.
-const IN_THE_WAY: [&str; 4] = ["PGHOSTADDR", "PGSERVICE", "PGSSLNEGOTIATION", "PGPASSFILE"];
+/// libpq's variables that would select another server or password.
+const NOT_INHERITED: [&str; 4] = ["PGHOSTADDR", "PGSERVICE", "PGSSLNEGOTIATION", "PGPASSFILE"];
 
-/// All that is known of it.
-pub(super) struct Guide {
+/// The addresses of the cluster, and the variables to connect to it.
+pub(super) struct Instructions {
     variables: Vec<(&'static str, Zeroizing<String>)>,
     file: PathBuf,
     server: SocketAddr,
@@ -26,7 +25,7 @@ pub(super) struct Guide {
     simulator_port: u16,
 }
 
-impl Guide {
+impl Instructions {
     pub(super) fn new(
         cluster: &Cluster,
         postgres: &Postgres,
@@ -37,8 +36,8 @@ impl Guide {
         let simulator_port = simulator.listen.port();
         let admin = production.admin.map(reachable);
         let mut variables = variables(cluster, server, simulator_port);
-        let behind = Zeroizing::new(postgres.address());
-        variables.push(("TEESQL_DEV_POSTGRES", behind));
+        let postgres = Zeroizing::new(postgres.address());
+        variables.push(("TEESQL_DEV_POSTGRES", postgres));
         if let Some(admin) = admin {
             variables.push((
                 "TEESQL_DEV_ADMIN",
@@ -54,9 +53,9 @@ impl Guide {
         }
     }
 
-    /// The variables as a file for a shell.
+    /// Writes the variables to a file that a shell can source.
     pub(super) fn write(&self) -> Result<(), DevError> {
-        let mut text = Zeroizing::new(format!("unset {}\n", IN_THE_WAY.join(" ")));
+        let mut text = Zeroizing::new(format!("unset {}\n", NOT_INHERITED.join(" ")));
         for (name, value) in &self.variables {
             let _ = writeln!(text, "export {name}={}", quoted(value));
         }
@@ -67,7 +66,7 @@ impl Guide {
     pub(super) fn command(&self, program: &OsStr, arguments: &[OsString]) -> Command {
         let mut command = Command::new(program);
         command.args(arguments);
-        for name in IN_THE_WAY {
+        for name in NOT_INHERITED {
             command.env_remove(name);
         }
         for (name, value) in &self.variables {
@@ -76,32 +75,32 @@ impl Guide {
         command
     }
 
-    /// For people.
+    /// The text for people.
     pub(super) fn text(&self) -> String {
-        let inside = self.admin.map_or_else(String::new, |admin| {
-            format!("\nInside:\n\n  curl http://{admin}/ready\n  curl http://{admin}/attestation\n")
+        let http = self.admin.map_or_else(String::new, |admin| {
+            format!("\nHTTP:\n\n  curl http://{admin}/ready\n  curl http://{admin}/attestation\n")
         });
         format!(
-            "\nA cluster of its own, under a TDX root of its own; Ctrl-C ends it and removes everything.\n\n\
+            "\nThe cluster runs under its own mock TDX root. Ctrl-C stops it and removes all its files.\n\n\
              Mode B, an attested client. In another terminal:\n\n  \
              . {}\n  \
              psql                                                             # as teesql_readwrite\n  \
              PGPASSWORD=$TEESQL_DEV_READ_SECRET psql -U teesql_read\n  \
              PGPASSWORD=$TEESQL_DEV_SUPERUSER_PASSWORD psql -U postgres\n  \
              teesql-sidecar verify {}\n\n\
-             The same in a line:\n\n  {}\n\n\
-             Mode D, simulator, this machine only, superuser:\n\n  \
-             psql \"host=localhost port={} user=postgres sslmode=require dbname=postgres\"\n{inside}",
+             The same in one line:\n\n  {}\n\n\
+             Mode D, simulator mode: superuser, from this machine only:\n\n  \
+             psql \"host=localhost port={} user=postgres sslmode=require dbname=postgres\"\n{http}",
             quoted(&self.file.display().to_string()),
             self.server,
-            self.line(),
+            self.psql_line(),
             self.simulator_port,
         )
     }
 
-    fn line(&self) -> String {
+    fn psql_line(&self) -> String {
         let value = |name: &str| {
-            let found = self.variables.iter().find(|(known, _)| *known == name);
+            let found = self.variables.iter().find(|(key, _)| *key == name);
             found.map_or("", |(_, value)| value.as_str())
         };
         format!(
@@ -119,8 +118,8 @@ impl Guide {
     }
 }
 
-/// libpq's for an attested client as `teesql_readwrite`; our own for the rest;
-/// and the settings with which `teesql-sidecar verify` judges the server.
+/// libpq's variables for an attested client as `teesql_readwrite`, `TEESQL_DEV_…` for everything else,
+/// and the settings with which `teesql-sidecar verify` accepts the server.
 fn variables(
     cluster: &Cluster,
     server: SocketAddr,
@@ -154,7 +153,7 @@ fn variables(
     ]
 }
 
-/// Who listens everywhere is reached on loopback.
+/// The address to connect to: loopback for a server that listens on all addresses.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -164,7 +163,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// As one word of a shell.
+/// Quotes a text as one word for a shell.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
@@ -174,21 +173,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_word_stays_one() {
+    fn quoted_text_is_one_shell_word() {
         assert_eq!(quoted("a b"), "'a b'");
         assert_eq!(quoted("it's"), r"'it'\''s'");
     }
 
     #[test]
-    fn everywhere_is_reached_on_loopback() {
-        for (listens, reached) in [
+    fn an_unspecified_address_is_reachable_on_loopback() {
+        for (listen, expected) in [
             ("0.0.0.0:5433", "127.0.0.1:5433"),
             ("[::]:5433", "[::1]:5433"),
             ("127.0.0.2:1", "127.0.0.2:1"),
         ] {
             assert_eq!(
-                reachable(listens.parse().unwrap()),
-                reached.parse().unwrap()
+                reachable(listen.parse().unwrap()),
+                expected.parse().unwrap()
             );
         }
     }

@@ -1,4 +1,4 @@
-//! A Postgres that lives as long as `dev` does.
+//! The temporary Postgres of `dev`.
 
 use std::fs;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -12,33 +12,34 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, chown};
 
-use super::{DevError, system};
+use super::error::{DevError, system};
 
-/// For its first answer, and for its end.
-const PATIENCE: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(50);
-/// What is shown of its log where it does not start.
+/// For accepting the first connection, and for stopping.
+const TIMEOUT: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// How many bytes of its log to show if it does not start.
 const LOG_TAIL: u64 = 2_000;
 
-/// The running server.
+/// The running server. It stops when this is dropped.
 pub(super) struct Postgres {
     server: Child,
     port: u16,
 }
 
 impl Postgres {
-    /// Makes a cluster in `folder` whose superuser has this password, and starts
-    /// it on a free port of loopback; as the user `postgres` when run as root.
+    /// Creates a database cluster in `folder` whose superuser has this password, and starts it on a
+    /// free port of loopback; as the user `postgres` if this process runs as root.
     pub(super) fn start(folder: &Path, password: &str) -> Result<Self, DevError> {
-        let programs = programs()?;
+        let programs = find_programs()?;
         let owner = owner()?;
         let home = folder.join("postgres");
-        fs::create_dir(&home).map_err(system("cannot make a folder"))?;
-        // The folder of this program is for its owner only.
-        open_up(folder)?;
+        fs::create_dir(&home).map_err(system("cannot create a directory"))?;
+        // Temporary directories are accessible to their owner only.
+        make_accessible(folder)?;
         if let Some(user) = &owner {
-            chown(&home, Some(user.uid), Some(user.gid))
-                .map_err(|error| system("cannot give Postgres its folder")(error.into()))?;
+            chown(&home, Some(user.uid), Some(user.gid)).map_err(|error| {
+                system("cannot change the owner of the data directory")(error.into())
+            })?;
         }
         let password_file = home.join("password");
         fs::write(&password_file, password).map_err(system("cannot write a file"))?;
@@ -48,22 +49,22 @@ impl Postgres {
         let mut initdb = command(&programs.join("initdb"), owner.as_ref());
         initdb
             .args(["--username=postgres", "--auth=scram-sha-256", "--no-sync"])
-            // Whatever the locale here is: drivers take SQL_ASCII for bytes.
+            // Independent of the locale: with SQL_ASCII, drivers return bytes instead of text.
             .args(["--encoding=UTF8", "--no-locale"])
             .arg(format!("--pwfile={}", password_file.display()))
             .arg("--pgdata")
             .arg(home.join("data"));
-        let made = initdb.output().map_err(system("cannot run initdb"))?;
+        let output = initdb.output().map_err(system("cannot run initdb"))?;
         let _ = fs::remove_file(&password_file);
-        if !made.status.success() {
-            let said = String::from_utf8_lossy(&made.stderr).into_owned();
-            return Err(DevError::Postgres(said));
+        if !output.status.success() {
+            let message = String::from_utf8_lossy(&output.stderr).into_owned();
+            return Err(DevError::Postgres(message));
         }
         Self::serve(&programs, &home, owner.as_ref())
     }
 
     fn serve(programs: &Path, home: &Path, owner: Option<&User>) -> Result<Self, DevError> {
-        // Free a moment ago; if it is not any more, Postgres says so.
+        // If another process takes the port meanwhile, Postgres fails with an error.
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .and_then(|listener| listener.local_addr())
             .map_err(system("no free port"))?
@@ -82,22 +83,23 @@ impl Postgres {
             .stderr(out);
         let server = server.spawn().map_err(system("cannot run postgres"))?;
         let mut postgres = Self { server, port };
-        match postgres.answers() {
+        match postgres.wait_until_listening() {
             true => Ok(postgres),
             false => Err(DevError::Postgres(tail(&log))),
         }
     }
 
-    fn answers(&mut self) -> bool {
-        let give_up = Instant::now() + PATIENCE;
-        while Instant::now() < give_up {
+    /// `false` if it exits or takes too long.
+    fn wait_until_listening(&mut self) -> bool {
+        let deadline = Instant::now() + TIMEOUT;
+        while Instant::now() < deadline {
             if std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok() {
                 return true;
             }
             if matches!(self.server.try_wait(), Ok(Some(_)) | Err(_)) {
                 return false;
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         }
         false
     }
@@ -108,24 +110,25 @@ impl Postgres {
 }
 
 impl Drop for Postgres {
-    /// A fast shutdown, and a hard one where that does not end it.
+    /// Requests a fast shutdown, and kills the server if that takes too long.
     fn drop(&mut self) {
         if let Ok(pid) = i32::try_from(self.server.id()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGINT);
         }
-        let give_up = Instant::now() + PATIENCE;
-        while Instant::now() < give_up {
+        let deadline = Instant::now() + TIMEOUT;
+        while Instant::now() < deadline {
             if !matches!(self.server.try_wait(), Ok(None)) {
                 return;
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         }
         let _ = self.server.kill();
         let _ = self.server.wait();
     }
 }
 
-/// In a process group of its own: a Ctrl-C is for us, who stop it in order.
+/// A command in its own process group, so that Ctrl-C reaches only this process, which then stops the
+/// others in order.
 fn command(program: &Path, owner: Option<&User>) -> Command {
     let mut command = Command::new(program);
     command
@@ -138,7 +141,7 @@ fn command(program: &Path, owner: Option<&User>) -> Command {
     command
 }
 
-/// Postgres does not run as root.
+/// The user to run Postgres as, if this process runs as root, which Postgres refuses.
 fn owner() -> Result<Option<User>, DevError> {
     if !nix::unistd::geteuid().is_root() {
         return Ok(None);
@@ -146,18 +149,18 @@ fn owner() -> Result<Option<User>, DevError> {
     match User::from_name("postgres") {
         Ok(Some(user)) => Ok(Some(user)),
         _ => Err(DevError::Postgres(
-            "run as root, it needs a user named postgres".to_owned(),
+            "running as root requires a user named postgres".to_owned(),
         )),
     }
 }
 
-fn open_up(folder: &Path) -> Result<(), DevError> {
+fn make_accessible(folder: &Path) -> Result<(), DevError> {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
-        .map_err(system("cannot open the folder to Postgres"))
+        .map_err(system("cannot make the directory accessible to Postgres"))
 }
 
-/// The newest installed one: Debian's folders, else whatever `PATH` has.
-fn programs() -> Result<PathBuf, DevError> {
+/// The directory with the newest version in Debian's directories, or else the first in `PATH`.
+fn find_programs() -> Result<PathBuf, DevError> {
     let has = |folder: &PathBuf| folder.join("initdb").exists() && folder.join("postgres").exists();
     let installed = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let newest = installed
@@ -189,5 +192,5 @@ fn tail(log: &Path) -> String {
         file.read_to_string(&mut text)?;
         Ok(text)
     };
-    read().unwrap_or_else(|error| format!("it ended, and its log cannot be read: {error}"))
+    read().unwrap_or_else(|error| format!("it exited, and its log cannot be read: {error}"))
 }

@@ -1,5 +1,5 @@
-//! The sidecars of `dev`, each on a thread of its own as in a process of its
-//! own; the signals are ours, and passed on.
+//! The sidecars of `dev`. Each has its own control thread, as it would in its own process, and gets the
+//! signals of this process through a channel.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -8,101 +8,105 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokio::signal::unix::SignalKind;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{DevError, system};
-use crate::app::error::StartError;
-use crate::app::lifecycle::Outcome;
-use crate::app::sidecar::{self, Addresses};
+use super::error::{DevError, system};
+use crate::app::sidecar::{self, Addresses, Outcome};
 use crate::app::signals::ProcessSignals;
 use crate::config::{Config, Layers, Scope, with_flags};
 
-type End = Result<Outcome, DevError>;
+type SidecarResult = Result<Outcome, DevError>;
 
-/// Those that run.
+/// The running sidecars.
 pub(super) struct Sidecars {
     running: usize,
-    orders: Vec<mpsc::UnboundedSender<SignalKind>>,
-    report: mpsc::UnboundedSender<End>,
-    ended: mpsc::UnboundedReceiver<End>,
+    signals: Vec<mpsc::UnboundedSender<SignalKind>>,
+    sender: mpsc::UnboundedSender<SidecarResult>,
+    results: mpsc::UnboundedReceiver<SidecarResult>,
 }
 
 impl Default for Sidecars {
     fn default() -> Self {
-        let (report, ended) = mpsc::unbounded_channel();
+        let (sender, results) = mpsc::unbounded_channel();
         Self {
             running: 0,
-            orders: Vec::new(),
-            report,
-            ended,
+            signals: Vec::new(),
+            sender,
+            results,
         }
     }
 }
 
 impl Sidecars {
-    /// Starts one. Its addresses come when clients can connect, and never where
-    /// it ended before.
+    /// Starts a sidecar. The receiver gets its addresses once clients can connect, or an error if it
+    /// ends before that.
     pub(super) fn start(
         &mut self,
         settings: BTreeMap<&'static str, OsString>,
     ) -> Result<oneshot::Receiver<Addresses>, DevError> {
         let (started, addresses) = oneshot::channel();
-        let (order, orders) = mpsc::unbounded_channel();
-        let report = self.report.clone();
-        let tell = |addresses| {
-            // Who waits for it may have given up.
+        let (signal, signals) = mpsc::unbounded_channel();
+        let sender = self.sender.clone();
+        let on_start = |addresses| {
+            // The receiver is dropped if a signal arrives first.
             let _ = started.send(addresses);
         };
-        let run = move || Ok(sidecar::run_embedded(configure(&settings)?, tell, orders)?);
+        let run = move || {
+            Ok(sidecar::run_under(
+                configure(&settings)?,
+                on_start,
+                signals,
+            )?)
+        };
         std::thread::Builder::new()
             .name("control".to_owned())
             .spawn(move || {
-                let ended = catch_unwind(AssertUnwindSafe(run));
-                let panicked = |_| Err(StartError::Shard("panic".to_owned()).into());
-                let _ = report.send(ended.unwrap_or_else(panicked));
+                let result = catch_unwind(AssertUnwindSafe(run));
+                let panicked = |_| Err(sidecar::Error::Shard("panic".to_owned()).into());
+                let _ = sender.send(result.unwrap_or_else(panicked));
             })
             .map_err(system("cannot start a thread"))?;
         self.running += 1;
-        self.orders.push(order);
+        self.signals.push(signal);
         Ok(addresses)
     }
 
-    /// The end of one of them.
-    pub(super) async fn next_end(&mut self) -> End {
-        match self.ended.recv().await {
-            Some(end) => {
+    /// Waits until a sidecar ends.
+    pub(super) async fn next_outcome(&mut self) -> SidecarResult {
+        match self.results.recv().await {
+            Some(result) => {
                 self.running = self.running.saturating_sub(1);
-                end
+                result
             }
-            // We hold a sender ourselves.
+            // Unreachable: `self` has a sender.
             None => std::future::pending().await,
         }
     }
 
-    /// Lets them end in order, or at once where another signal asks for that.
-    pub(super) async fn end(mut self, signals: &mut ProcessSignals) -> End {
-        self.tell(SignalKind::terminate());
+    /// Stops all sidecars; immediately, if another signal arrives. Returns the first error.
+    pub(super) async fn stop(mut self, signals: &mut ProcessSignals) -> SidecarResult {
+        self.send(SignalKind::terminate());
         let mut outcome = Ok(Outcome::Drained);
         while self.running > 0 {
             tokio::select! {
-                ended = self.next_end() => outcome = outcome.and(ended),
-                _ = signals.next() => self.tell(SignalKind::terminate()),
+                result = self.next_outcome() => outcome = outcome.and(result),
+                _ = signals.next() => self.send(SignalKind::terminate()),
             }
         }
         outcome
     }
 
-    fn tell(&self, order: SignalKind) {
-        for sidecar in &self.orders {
-            // One that has ended needs no order.
-            let _ = sidecar.send(order);
+    fn send(&self, signal: SignalKind) {
+        for sidecar in &self.signals {
+            // A sidecar that has ended needs no signal.
+            let _ = sidecar.send(signal);
         }
     }
 }
 
-/// As `serve` would read it from an environment of just these.
+/// The configuration that `serve` reads from an environment with only these variables.
 fn configure(settings: &BTreeMap<&'static str, OsString>) -> Result<Config, DevError> {
     let command = with_flags(clap::Command::new("serve"), Scope::Serve);
     let flags = command.get_matches_from(["serve"]);
-    let said = |name: &str| settings.get(name).cloned();
-    let layers = Layers::gather(Scope::Serve, &flags, said, std::iter::empty());
+    let environment = |name: &str| settings.get(name).cloned();
+    let layers = Layers::gather(Scope::Serve, &flags, environment, std::iter::empty());
     Ok(Config::from_layers(&layers)?)
 }

@@ -1,5 +1,5 @@
-//! `teesql-forward … -- command`: a command that finds the forwarder in its
-//! environment, and whose end is the forwarder's.
+//! `teesql-forward … -- COMMAND`: runs a command with the forwarder's address in its environment, and
+//! stops the forwarder when it exits.
 
 use std::io;
 use std::time::Duration;
@@ -16,8 +16,8 @@ use crate::app::forwarder::dsn::encode_query_value;
 use crate::app::runtime;
 use crate::cli::subprocess;
 
-/// What is passed on to the command.
-const PASSED_ON: [(SignalKind, Signal); 6] = [
+/// Signals that are forwarded to the command.
+const FORWARDED: [(SignalKind, Signal); 6] = [
     (SignalKind::terminate(), Signal::SIGTERM),
     (SignalKind::interrupt(), Signal::SIGINT),
     (SignalKind::hangup(), Signal::SIGHUP),
@@ -26,8 +26,8 @@ const PASSED_ON: [(SignalKind, Signal); 6] = [
     (SignalKind::user_defined2(), Signal::SIGUSR2),
 ];
 
-/// libpq's variables that would lead around the forwarder, or ask of it what only
-/// the server in TLS could give. A service file beats `PGHOST`.
+/// libpq's variables that would bypass the forwarder, or require features of TLS, which a connection
+/// to the forwarder does not use. A service file takes precedence over `PGHOST`.
 const NOT_INHERITED: [&str; 8] = [
     "PGHOSTADDR",
     "PGSERVICE",
@@ -39,13 +39,14 @@ const NOT_INHERITED: [&str; 8] = [
     "PGREQUIREPEER",
 ];
 
-/// After the command's end, sessions that it has left behind have this long.
-const AFTER: Duration = Duration::from_secs(2);
+/// How long sessions that the command has left open may continue after it exits.
+const SESSION_GRACE: Duration = Duration::from_secs(2);
 
-/// Runs it to its end; its exit code, or 128 and the signal that ended it.
+/// Runs the command until it exits. Returns its exit code, or 128 plus the number of the signal that
+/// ended it.
 ///
 /// # Errors
-/// It cannot be started.
+/// The command cannot be started.
 pub(crate) fn run(
     forwarder: &mut Forwarder,
     command: &[String],
@@ -60,39 +61,40 @@ pub(crate) fn run(
             Some(given) => local_url(given, &host, port),
             None => forwarder.dsn(),
         };
-        // Listened for before there is a child that somebody could mean.
+        // Before the child exists, so that no signal for it is lost.
         let mut signals = Signals::new()?;
         let mut command = Command::new(program);
         for name in NOT_INHERITED {
             command.env_remove(name);
         }
-        let mut running = command
+        let mut child = command
             .args(arguments)
             .env("DATABASE_URL", url)
             .env("PGHOST", host)
             .env("PGPORT", port.to_string())
             .env("PGSSLMODE", "disable")
-            .envs(logins(database_url))
+            .envs(libpq_variables(database_url))
             .spawn()?;
         let status = loop {
             tokio::select! {
-                status = running.wait() => break status?,
-                signal = signals.next() => subprocess::pass_on(signal, &running),
+                status = child.wait() => break status?,
+                signal = signals.next() => subprocess::forward_signal(signal, &child),
             }
         };
-        // What it sent last may be on its way still.
-        forwarder.request_stop();
-        if timeout(AFTER, forwarder.ended()).await.is_err() {
-            forwarder.request_stop();
+        // Its last messages may still be in transit.
+        forwarder.order();
+        if timeout(SESSION_GRACE, forwarder.ended()).await.is_err() {
+            forwarder.order();
         }
         Ok(subprocess::exit_code(status))
     })
 }
 
-/// Until SIGTERM or SIGINT, which lets sessions finish; a second one ends them.
+/// Waits until the forwarder has stopped. SIGTERM and SIGINT let sessions finish; a second signal ends
+/// them.
 ///
 /// # Errors
-/// Signals cannot be listened for.
+/// The signal handlers cannot be installed.
 pub(crate) fn wait_for_signals(forwarder: &mut Forwarder) -> io::Result<()> {
     runtime::of_this_thread()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -100,25 +102,25 @@ pub(crate) fn wait_for_signals(forwarder: &mut Forwarder) -> io::Result<()> {
         loop {
             tokio::select! {
                 () = forwarder.ended() => return Ok(()),
-                _ = terminate.recv() => forwarder.request_stop(),
-                _ = interrupt.recv() => forwarder.request_stop(),
+                _ = terminate.recv() => forwarder.order(),
+                _ = interrupt.recv() => forwarder.order(),
             }
         }
     })
 }
 
-/// The DSN with the forwarder in the place of the server.
+/// The connection URI with the forwarder as the server.
 fn local_url(given: &Url, host: &str, port: u16) -> String {
     let mut url = given.clone();
-    // As they are written: not everybody reads `+` as a space.
+    // Keep the encoding: not every client decodes `+` as a space.
     let kept = given.query().into_iter().flat_map(|query| query.split('&'));
     let kept = kept.filter(|pair| {
         let name = pair.split('=').next().unwrap_or_default();
-        !pair.is_empty() && !NOT_KEPT.contains(&name)
+        !pair.is_empty() && !REMOVED_PARAMETERS.contains(&name)
     });
     let mut query: Vec<String> = kept.map(str::to_owned).collect();
     let is_path = host.starts_with('/');
-    // A URL of these schemes always has a place for both.
+    // URLs of these schemes always have a host and a port.
     let _ = url.set_host(Some(if is_path { "localhost" } else { host }));
     let _ = url.set_port(Some(port));
     if is_path {
@@ -129,9 +131,9 @@ fn local_url(given: &Url, host: &str, port: u16) -> String {
     url.into()
 }
 
-/// Role, password and database of the DSN for libpq, which does not read
-/// `DATABASE_URL`, where its own variables do not say otherwise.
-fn logins(given: Option<&Url>) -> impl Iterator<Item = (&'static str, String)> {
+/// Role, password and database of the connection URI as libpq's variables, since libpq does not read
+/// `DATABASE_URL`. Variables that are already set are left out.
+fn libpq_variables(given: Option<&Url>) -> impl Iterator<Item = (&'static str, String)> {
     let text = |text: &str| {
         let decoded = percent_decode_str(text).decode_utf8().ok()?;
         (!decoded.is_empty()).then(|| decoded.into_owned())
@@ -147,8 +149,8 @@ fn logins(given: Option<&Url>) -> impl Iterator<Item = (&'static str, String)> {
         .filter_map(|(name, value)| Some((name, value?)))
 }
 
-/// What is about the server and TLS, and the forwarder's business now.
-const NOT_KEPT: [&str; 11] = [
+/// Parameters about the server and TLS, which the forwarder replaces.
+const REMOVED_PARAMETERS: [&str; 11] = [
     "host",
     "hostaddr",
     "port",
@@ -166,7 +168,7 @@ struct Signals(Vec<(tokio::signal::unix::Signal, Signal)>);
 
 impl Signals {
     fn new() -> io::Result<Self> {
-        let all = PASSED_ON.map(|(kind, which)| Ok((signal(kind)?, which)));
+        let all = FORWARDED.map(|(kind, which)| Ok((signal(kind)?, which)));
         all.into_iter().collect::<io::Result<_>>().map(Self)
     }
 
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dsn_keeps_what_is_the_drivers() {
+    fn local_url_keeps_the_drivers_parameters() {
         for (given, wanted) in [
             (
                 "postgres://u:p%40%3A@db.example:5433/d?sslmode=verify-full&options=-c%20a%3Db+c&application_name=a%26b",
@@ -216,11 +218,13 @@ mod tests {
     }
 
     #[test]
-    fn libpq_gets_role_password_and_database() {
+    fn libpq_variables_have_role_password_and_database() {
         let url = "postgres://a%40b:p%2F@db.example/my%20db".parse().unwrap();
-        let all: Vec<_> = logins(Some(&url)).map(|(_, value)| value).collect();
+        let all: Vec<_> = libpq_variables(Some(&url))
+            .map(|(_, value)| value)
+            .collect();
         assert_eq!(all, ["a@b", "p/", "my db"]);
         let url = "postgres://db.example".parse().unwrap();
-        assert_eq!(logins(Some(&url)).count(), 0);
+        assert_eq!(libpq_variables(Some(&url)).count(), 0);
     }
 }

@@ -1,10 +1,9 @@
-//! The story: every check of the gate in its order, and the verdict.
+//! Makes every check of the gate in its order, and the verdict.
 //!
-//! The verdict about a chain is what [`attest::examine`] and
-//! [`attest::Verifier::verify`] say. The steps are told beside it by the public
-//! checks that those two are made of; that the first failed step and the verdict
-//! agree is held by tests. What a quote says is compared with the policy only
-//! when the quote's signatures hold: before, it is a claim.
+//! The verdict about a chain is the result of [`attest::examine`] and [`attest::Verifier::verify`].
+//! The checks are made separately, with the public functions that these two consist of. Tests compare
+//! the first failed check with the verdict. The values in a quote are compared with the policy only if
+//! the quote's signatures are valid; otherwise they are mere claims.
 
 use attest::certificate::Leaf;
 use attest::chain::{Chain, KmsRoot};
@@ -15,17 +14,18 @@ use attest::quote::{QuoteHeader, TdQuote};
 use attest::verify::Appraisal;
 use attest::{Policy, TrustedRoot, Verifier, examine};
 
-use super::report::{Fact, Report, State, Step, Verdict};
-use super::server::{Presented, Trouble};
-use super::verifier::Origin;
+use super::collateral::CollateralSource;
+use super::escape::escape;
+use super::report::{Check, CheckValue, Outcome, Report, Verdict};
+use super::server::{Presented, ProbeError};
 use crate::attestation::verifier::check_issuer;
 
 mod appraise;
 mod claims;
 mod evidence;
 
-/// All steps behind `server`, in the order of the gate's checks.
-const STEPS: [&str; 21] = [
+/// The names of all checks after `server`, in the gate's order.
+const CHECKS: [&str; 21] = [
     "certificate",
     "dates",
     "evidence",
@@ -49,110 +49,118 @@ const STEPS: [&str; 21] = [
     "kms_root",
 ];
 
-const NO_CERTIFICATE: &str = "there is no certificate with it";
+const NO_CERTIFICATE: &str = "there is no certificate";
 
-/// What judges, and with what.
-pub(super) struct Judge {
+/// The policy, the root, the collateral and the time to verify with.
+pub(super) struct Checker {
     policy: Policy,
     verifier: Verifier,
     issuer: Option<KmsRoot>,
-    origin: Origin,
+    source: CollateralSource,
     now: u64,
 }
 
-/// The steps and how they end.
-pub(super) struct Told {
-    steps: Vec<Step>,
+/// The checks and the verdict.
+pub(super) struct CheckResult {
+    checks: Vec<Check>,
     verdict: Verdict,
 }
 
-/// Why the quote cannot be judged, as the gate would say it, and in more words.
+/// Why there is no collateral for the quote.
 struct NoCollateral {
+    /// The gate's denial.
     denial: Denial,
-    why: String,
+    /// Details.
+    reason: String,
 }
 
-impl Judge {
-    pub(super) fn new(policy: Policy, root: TrustedRoot, origin: Origin, now: u64) -> Self {
+impl Checker {
+    pub(super) fn new(
+        policy: Policy,
+        root: TrustedRoot,
+        source: CollateralSource,
+        now: u64,
+    ) -> Self {
         Self {
             policy,
             issuer: KmsRoot::from_der(root.der()).ok(),
             verifier: Verifier::new(root),
-            origin,
+            source,
             now,
         }
     }
 
-    pub(super) fn report(&self, kind: &'static str, name: &str, told: Told) -> Report {
+    pub(super) fn report(&self, kind: &'static str, name: &str, result: CheckResult) -> Report {
         Report {
             kind,
-            name: super::report::printable(name),
+            name: escape(name),
             at: self.now,
             policy: self.policy.epoch().to_string(),
             dangerous_root: self.verifier.root().is_dangerous(),
-            steps: told.steps,
-            verdict: told.verdict,
+            checks: result.checks,
+            verdict: result.verdict,
         }
     }
 
-    /// A server that showed no certificate.
-    pub(super) fn unreached(&self, trouble: Trouble) -> Told {
-        let failed = State::Failed {
-            code: trouble.code(),
-            text: super::report::printable(&trouble.to_string()),
+    /// The result for a server that presented no certificate.
+    pub(super) fn probe_failed(&self, error: ProbeError) -> CheckResult {
+        let failed = Outcome::Failed {
+            code: error.code(),
+            text: escape(&error),
         };
-        Told {
-            steps: complete(
-                vec![Step::new("server", failed)],
-                "the server showed no certificate",
+        CheckResult {
+            checks: complete(
+                vec![Check::new("server", failed)],
+                "the server presented no certificate",
             ),
-            verdict: Verdict::NoCertificate(trouble),
+            verdict: Verdict::NoCertificate(error),
         }
     }
 
-    /// A server and its chain.
-    pub(super) fn server(&self, presented: &Presented) -> Told {
-        let mut told = self.chain(&presented.chain);
-        told.steps.insert(0, evidence::server(presented));
-        told
+    /// Checks a server and its chain.
+    pub(super) fn server(&self, presented: &Presented) -> CheckResult {
+        let mut result = self.chain(&presented.chain);
+        result.checks.insert(0, evidence::server(presented));
+        result
     }
 
-    /// A presented chain, leaf first.
-    pub(super) fn chain(&self, chain: &[Vec<u8>]) -> Told {
+    /// Checks a presented chain, leaf first.
+    pub(super) fn chain(&self, chain: &[Vec<u8>]) -> CheckResult {
         let examined = examine(chain, self.now, &self.policy);
         let leaf = evidence::leaf(chain);
-        let mut steps = vec![evidence::certificate(chain, &leaf)];
+        let mut checks = vec![evidence::certificate(chain, &leaf)];
         let Ok(leaf) = leaf else {
-            return refused(steps, "the certificate cannot be read", examined.err());
+            return refused(checks, "the certificate cannot be read", examined.err());
         };
-        steps.push(evidence::dates(&leaf, &self.policy, self.now));
-        let evidence = UnboundEvidence::from_extensions(leaf.extensions());
-        steps.push(evidence::evidence(Some(leaf.extensions()), &evidence));
+        checks.push(evidence::dates(&leaf, &self.policy, self.now));
+        let evidence = UnboundEvidence::read(leaf.extensions());
+        checks.push(evidence::evidence(Some(leaf.extensions()), &evidence));
         let Ok(evidence) = evidence else {
-            return refused(
-                steps,
-                "there is no evidence that can be read",
-                examined.err(),
-            );
+            return refused(checks, "there is no readable evidence", examined.err());
         };
-        steps.push(evidence::quote(evidence.quote()));
-        steps.push(evidence::binding(&evidence, leaf.spki()));
+        checks.push(evidence::quote(evidence.quote()));
+        checks.push(evidence::binding(&evidence, leaf.spki()));
         let collateral = self.collateral(evidence.quote());
-        let appraisal = self.appraise(&mut steps, evidence.quote(), &collateral);
-        let vouched = appraisal.is_some();
-        claims::measurements(&mut steps, &self.policy, evidence.quote().report(), vouched);
+        let appraisal = self.appraise(&mut checks, evidence.quote(), &collateral);
+        let verified = appraisal.is_some();
+        claims::measurements(
+            &mut checks,
+            &self.policy,
+            evidence.quote().report(),
+            verified,
+        );
         let rtmr3 = evidence.quote().report().rtmr3();
         claims::identity(
-            &mut steps,
+            &mut checks,
             &self.policy,
             Some(evidence.events()),
             rtmr3,
-            vouched,
+            verified,
         );
-        steps.push(claims::kms_root(chain, &self.policy, self.now));
+        checks.push(claims::kms_root(chain, &self.policy, self.now));
         let verdict = match (examined, collateral) {
             (Err(denial), _) => Verdict::Refused(denial),
-            (Ok(_), Err(lack)) => Verdict::Refused(lack.denial),
+            (Ok(_), Err(missing)) => Verdict::Refused(missing.denial),
             (Ok(bound), Ok(collateral)) => {
                 match (self.verifier).verify(&bound, &collateral, &self.policy, self.now) {
                     Ok(peer) => Verdict::Accepted(peer.valid_until()),
@@ -160,57 +168,59 @@ impl Judge {
                 }
             }
         };
-        Told { steps, verdict }
+        CheckResult { checks, verdict }
     }
 
-    /// dstack's envelope without a certificate round it.
-    pub(super) fn attestation(&self, envelope: &[u8]) -> Told {
-        let evidence = UnboundEvidence::from_envelope(envelope);
-        let mut steps = no_certificate();
-        steps.push(evidence::evidence(None, &evidence));
+    /// Checks dstack's attestation envelope, without a certificate.
+    pub(super) fn attestation(&self, envelope: &[u8]) -> CheckResult {
+        let evidence = UnboundEvidence::open(envelope);
+        let mut checks = no_certificate();
+        checks.push(evidence::evidence(None, &evidence));
         match evidence {
-            Err(denial) => refused(steps, "there is no evidence that can be read", Some(denial)),
-            Ok(evidence) => self.unbound(steps, evidence.quote(), Some(&evidence)),
+            Err(denial) => refused(checks, "there is no readable evidence", Some(denial)),
+            Ok(evidence) => self.unbound(checks, evidence.quote(), Some(&evidence)),
         }
     }
 
-    /// A bare quote.
-    pub(super) fn quote(&self, bytes: &[u8]) -> Told {
-        let mut steps = no_certificate();
-        steps.push(Step::new("evidence", State::Ok).with("form", Fact::text("a bare quote")));
+    /// Checks a bare quote.
+    pub(super) fn quote(&self, bytes: &[u8]) -> CheckResult {
+        let mut checks = no_certificate();
+        checks.push(
+            Check::new("evidence", Outcome::Passed).with("form", CheckValue::text("a bare quote")),
+        );
         match TdQuote::parse(bytes) {
-            Ok(quote) => self.unbound(steps, &quote, None),
+            Ok(quote) => self.unbound(checks, &quote, None),
             Err(denial) => {
                 let header = QuoteHeader::read(bytes).ok();
-                steps.push(evidence::bad_quote(&denial, header));
-                refused(steps, "the quote cannot be read", Some(denial))
+                checks.push(evidence::bad_quote(&denial, header));
+                refused(checks, "the quote cannot be read", Some(denial))
             }
         }
     }
 
-    /// What has no certificate to be bound to: the first failed step is the verdict.
+    /// Checks evidence without a certificate. The verdict is the first failed check.
     fn unbound(
         &self,
-        mut steps: Vec<Step>,
+        mut checks: Vec<Check>,
         quote: &TdQuote,
         evidence: Option<&UnboundEvidence<'_>>,
-    ) -> Told {
-        steps.push(evidence::quote(quote));
-        steps.push(Step::new("binding", State::not_checked(NO_CERTIFICATE)));
+    ) -> CheckResult {
+        checks.push(evidence::quote(quote));
+        checks.push(Check::new("binding", Outcome::not_checked(NO_CERTIFICATE)));
         let collateral = self.collateral(quote);
-        let verdict = self.judge_unbound(quote, evidence, &collateral);
-        let vouched = self.appraise(&mut steps, quote, &collateral).is_some();
-        claims::measurements(&mut steps, &self.policy, quote.report(), vouched);
+        let verdict = self.verify_unbound(quote, evidence, &collateral);
+        let verified = self.appraise(&mut checks, quote, &collateral).is_some();
+        claims::measurements(&mut checks, &self.policy, quote.report(), verified);
         let events = evidence.map(UnboundEvidence::events);
         claims::identity(
-            &mut steps,
+            &mut checks,
             &self.policy,
             events,
             quote.report().rtmr3(),
-            vouched,
+            verified,
         );
-        Told {
-            steps: complete(steps, NO_CERTIFICATE),
+        CheckResult {
+            checks: complete(checks, NO_CERTIFICATE),
             verdict: match verdict {
                 Ok(until) => Verdict::NotBound(until),
                 Err(denial) => Verdict::Refused(denial),
@@ -218,15 +228,17 @@ impl Judge {
         }
     }
 
-    /// Until when it holds: the checks of [`Verifier::verify`], without those of a
-    /// certificate. A bare quote proves no identity.
-    fn judge_unbound(
+    /// Makes the checks of [`Verifier::verify`] without those of the certificate. Returns the last
+    /// second at which they hold. A bare quote proves no identity.
+    fn verify_unbound(
         &self,
         quote: &TdQuote,
         evidence: Option<&UnboundEvidence<'_>>,
         collateral: &Result<Collateral, NoCollateral>,
     ) -> Result<u64, Denial> {
-        let collateral = collateral.as_ref().map_err(|lack| lack.denial.clone())?;
+        let collateral = collateral
+            .as_ref()
+            .map_err(|missing| missing.denial.clone())?;
         let policy = &self.policy;
         let appraisal = (self.verifier).appraise(quote, collateral, policy, self.now)?;
         policy.check_tcb(appraisal.tcb_status())?;
@@ -242,55 +254,55 @@ impl Judge {
             .min(collateral.expires_at().saturating_sub(1)))
     }
 
-    /// What the gate would judge with. A PCCS is asked only about platforms of the
-    /// trusted root, and without collateral the others are forged, not unlucky.
+    /// Gets the collateral that the gate would use. A PCCS is asked only about platforms whose PCK chain
+    /// leads to the trusted root. Without collateral, all other quotes are refused as forged.
     fn collateral(&self, quote: &TdQuote) -> Result<Collateral, NoCollateral> {
-        let refused = |why: &str| {
-            let why = why.to_owned();
-            move |denial| NoCollateral { denial, why }
+        let refused = |reason: &str| {
+            let reason = reason.to_owned();
+            move |denial| NoCollateral { denial, reason }
         };
         let key = quote
             .collateral_key()
-            .map_err(refused("nothing says which collateral it needs"))?;
-        let stranger = "its PCK chain does not lead to the trusted root";
+            .map_err(refused("it does not identify its platform"))?;
+        let untrusted = "its PCK chain does not lead to the trusted root";
         let issued = check_issuer(self.issuer.as_ref(), quote, self.now);
-        if self.origin.is_remote() {
-            issued.clone().map_err(refused(stranger))?;
+        if self.source.is_remote() {
+            issued.clone().map_err(refused(untrusted))?;
         }
         let root = self.verifier.root().der();
-        match self.origin.get(key, root, self.now) {
+        match self.source.get(key, root, self.now) {
             Ok(collateral) => Ok(collateral),
-            Err(lack) => {
-                issued.map_err(refused(stranger))?;
+            Err(error) => {
+                issued.map_err(refused(untrusted))?;
                 Err(NoCollateral {
                     denial: Denial::CollateralUnavailable,
-                    why: lack.to_string(),
+                    reason: error.to_string(),
                 })
             }
         }
     }
 }
 
-fn no_certificate() -> Vec<Step> {
+fn no_certificate() -> Vec<Check> {
     ["certificate", "dates"]
-        .map(|name| Step::new(name, State::not_checked(NO_CERTIFICATE)))
+        .map(|name| Check::new(name, Outcome::not_checked(NO_CERTIFICATE)))
         .into()
 }
 
-/// The end where nothing more can be looked at.
-fn refused(steps: Vec<Step>, why: &str, denial: Option<Denial>) -> Told {
-    Told {
-        steps: complete(steps, why),
+/// The result if no further check can be made.
+fn refused(checks: Vec<Check>, reason: &str, denial: Option<Denial>) -> CheckResult {
+    CheckResult {
+        checks: complete(checks, reason),
         verdict: Verdict::Refused(denial.unwrap_or(Denial::NoCertificate)),
     }
 }
 
-/// With every step that is left, not checked.
-fn complete(mut steps: Vec<Step>, why: &str) -> Vec<Step> {
-    for name in STEPS {
-        if !steps.iter().any(|step| step.name == name) {
-            steps.push(Step::new(name, State::not_checked(why)));
+/// Adds all remaining checks as not made.
+fn complete(mut checks: Vec<Check>, reason: &str) -> Vec<Check> {
+    for name in CHECKS {
+        if !checks.iter().any(|check| check.name == name) {
+            checks.push(Check::new(name, Outcome::not_checked(reason)));
         }
     }
-    steps
+    checks
 }

@@ -1,12 +1,11 @@
-//! The flags of `verify`: its own, and those of the policy, which are the
-//! sidecar's settings.
+//! The flags of `verify`: its own, and the sidecar's settings that make up the policy.
 
 use std::path::{Path, PathBuf};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use super::Mistake;
+use super::error::UsageError;
 use super::input::Kind;
 use super::server::{self, Opening};
 use crate::config::{Scope, parse_duration, with_flags};
@@ -16,21 +15,21 @@ const AFTER_HELP: &str = "\
 Exit codes:
    0  accepted
    1  refused; the last line says why
-   2  a genuine quote or attestation that is bound to nobody's certificate
+   2  a genuine and allowed quote or attestation, without a certificate that it is bound to
   64  the command line or a setting is wrong
-  66  a file cannot be read, or holds nothing of the kind
-  69  no verdict: the server or the collateral is not to be had";
+  66  a file cannot be read, or does not contain what was expected
+  69  no verdict: the server or the collateral is unavailable";
 
-/// How the report is written.
+/// The format of the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     Text,
     Json,
 }
 
-/// What the command line says, besides the policy.
+/// The flags of `verify` itself.
 pub(super) struct Options {
-    pub(super) name: String,
+    pub(super) subject: String,
     pub(super) kind: Option<Kind>,
     pub(super) server: server::Options,
     pub(super) collateral: Option<PathBuf>,
@@ -42,20 +41,20 @@ pub(super) struct Options {
 #[must_use]
 pub fn command() -> Command {
     let command = Command::new("verify")
-        .about("Say whether a certificate, server or quote would be let in, and why")
+        .about("Verify a certificate, server or quote like the gate, and report every check")
         .after_help(AFTER_HELP)
         .arg(
             Arg::new("subject")
                 .value_name("FILE|HOST:PORT")
                 .required(true)
-                .help("Certificates (PEM or DER), a quote or attestation (binary or hex), or a server"),
+                .help("A file with certificates (PEM or DER), a quote or an attestation (binary or hex), or a server"),
         )
         .arg(
             Arg::new("as")
                 .long("as")
                 .value_name("KIND")
                 .value_parser(PossibleValuesParser::new(Kind::NAMES))
-                .help("What it is, where its name or first bytes do not say"),
+                .help("What it is, if its name and first bytes are ambiguous"),
         )
         .arg(
             Arg::new("format")
@@ -63,20 +62,20 @@ pub fn command() -> Command {
                 .value_name("FORMAT")
                 .value_parser(PossibleValuesParser::new(["text", "json"]))
                 .default_value("text")
-                .help("How the report is written"),
+                .help("Format of the report"),
         )
         .arg(
             Arg::new("at")
                 .long("at")
                 .value_name("SECONDS")
                 .value_parser(clap::value_parser!(u64))
-                .help("Judge as of this unix time [default: now]"),
+                .help("Verify as of this Unix time, in seconds [default: now]"),
         )
         .arg(
             Arg::new("collateral")
                 .long("collateral")
                 .value_name("FILE")
-                .help("Judge with this collateral (JSON) instead of asking --pccs"),
+                .help("Use the collateral in this JSON file instead of requesting it from --pccs"),
         );
     with_flags(with_server(command), Scope::Criteria)
 }
@@ -89,44 +88,44 @@ fn with_server(command: Command) -> Command {
                 .value_name("TIME")
                 .value_parser(parse_duration)
                 .default_value("5s")
-                .help("For everything with a server, from its name to the end of the handshake"),
+                .help("Time limit for a server, from name resolution to the end of the TLS handshake"),
         )
         .arg(
             Arg::new("raw_tls")
                 .long("raw-tls")
                 .action(ArgAction::SetTrue)
                 .conflicts_with("ssl_request")
-                .help("Open with a TLS ClientHello at once"),
+                .help("Connect with a TLS ClientHello, without SSLRequest"),
         )
         .arg(
             Arg::new("ssl_request")
                 .long("ssl-request")
                 .action(ArgAction::SetTrue)
-                .help("Open with SSLRequest, and do not try without [default: SSLRequest, then a ClientHello]"),
+                .help("Connect with SSLRequest only [default: SSLRequest, then a ClientHello on a new connection]"),
         )
         .arg(
             Arg::new("client_cert")
                 .long("client-cert")
                 .value_name("FILE")
                 .requires("client_key")
-                .help("What to show a server that asks for a certificate, PEM"),
+                .help("Certificate chain to present if the server requests one (PEM)"),
         )
         .arg(
             Arg::new("client_key")
                 .long("client-key")
                 .value_name("FILE")
                 .requires("client_cert")
-                .help("Its private key, PEM"),
+                .help("Private key of --client-cert (PEM)"),
         )
 }
 
 impl Options {
-    pub(super) fn read(flags: &ArgMatches) -> Result<Self, Mistake> {
+    pub(super) fn read(flags: &ArgMatches) -> Result<Self, UsageError> {
         let text = |name: &str| flags.get_one::<String>(name);
         let identity = match (text("client_cert"), text("client_key")) {
             (Some(cert), Some(key)) => Some(
                 Identity::from_files(Path::new(cert), Path::new(key))
-                    .map_err(|error| Mistake::no_input(error.to_string()))?
+                    .map_err(|error| UsageError::no_input(error.to_string()))?
                     .certified()
                     .clone(),
             ),
@@ -138,7 +137,7 @@ impl Options {
             (false, false) => Opening::Either,
         };
         Ok(Self {
-            name: text("subject").cloned().unwrap_or_default(),
+            subject: text("subject").cloned().unwrap_or_default(),
             kind: text("as").and_then(|name| Kind::from_name(name)),
             server: server::Options {
                 opening,

@@ -1,15 +1,15 @@
-//! What is to be judged: by structure, never by trial.
+//! Recognises what the argument is, by its structure and never by trying parsers.
 //!
-//! | First bytes | Is |
+//! | First bytes | Meaning |
 //! | --- | --- |
-//! | `-----BEGIN CERTIFICATE-----` somewhere, as text | certificates |
-//! | `30`, and one DER value in all | a certificate |
+//! | text that contains `-----BEGIN CERTIFICATE-----` | certificates |
+//! | `30`, and the file is one DER value | a certificate |
 //! | a version of 3 to 5 and a key type, both 16 bits little endian | a quote |
 //! | `00`, or a msgpack map | an attestation |
-//! | hex digits and white space alone | one of the last two, in hex |
+//! | only hex digits and whitespace | one of the last two, in hex |
 //!
-//! No two of these begin alike. A name is a server's if it ends in a colon and a
-//! port and no file is called so.
+//! These are disjoint. The argument is a server if it ends in a colon and a port and no file has that
+//! name.
 
 use std::fs::File;
 use std::io::Read;
@@ -18,13 +18,13 @@ use attest::quote::QuoteHeader;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::Mistake;
+use super::error::UsageError;
 use super::server::Address;
 
-/// Most bytes of a file. An attestation has at most 512 KiB.
+/// Maximum bytes of a file. An attestation has at most 512 KiB.
 const MAX_FILE: u64 = 1 << 20;
 
-/// What a file holds, or that it is none.
+/// The kind of the argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Certificate,
@@ -47,18 +47,18 @@ impl Kind {
     }
 }
 
-/// What a file holds.
+/// The contents of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Material {
-    /// In DER, leaf first.
+    /// DER, leaf first.
     Certificates(Vec<Vec<u8>>),
     /// A bare quote.
     Quote(Vec<u8>),
-    /// dstack's envelope.
+    /// dstack's attestation envelope.
     Attestation(Vec<u8>),
 }
 
-/// What is to be judged.
+/// What to verify.
 #[derive(Debug)]
 pub(super) enum Input {
     Server(Address),
@@ -66,16 +66,16 @@ pub(super) enum Input {
 }
 
 impl Input {
-    /// As it was named.
+    /// The name as given.
     pub(super) fn name(&self) -> &str {
         match self {
-            Self::Server(address) => &address.shown,
+            Self::Server(address) => &address.name,
             Self::File { name, .. } => name,
         }
     }
 
     /// Finds out what `name` is, and reads it if it is a file.
-    pub(super) fn find(name: &str, kind: Option<Kind>) -> Result<Self, Mistake> {
+    pub(super) fn find(name: &str, kind: Option<Kind>) -> Result<Self, UsageError> {
         let address = name.parse();
         let is_server = match kind {
             Some(kind) => kind == Kind::Server,
@@ -84,11 +84,11 @@ impl Input {
         if is_server {
             return address
                 .map(Self::Server)
-                .map_err(|why: String| Mistake::usage(vec![format!("{name}: {why}")]));
+                .map_err(|why: String| UsageError::usage(vec![format!("{name}: {why}")]));
         }
-        let wrong = |why: &str| Mistake::no_input(format!("{name}: {why}"));
-        let bytes = read(name).map_err(|why| wrong(&why))?;
-        let material = recognise(bytes, kind).map_err(wrong)?;
+        let error = |why: &str| UsageError::no_input(format!("{name}: {why}"));
+        let bytes = read(name).map_err(|why| error(&why))?;
+        let material = recognise(bytes, kind).map_err(error)?;
         Ok(Self::File {
             name: name.to_owned(),
             material,
@@ -97,13 +97,13 @@ impl Input {
 }
 
 fn read(name: &str) -> Result<Vec<u8>, String> {
-    let wrong = |error: std::io::Error| format!("cannot be read: {error}");
+    let error = |error: std::io::Error| format!("cannot be read: {error}");
     let mut bytes = Vec::new();
     File::open(name)
-        .map_err(wrong)?
+        .map_err(error)?
         .take(MAX_FILE + 1)
         .read_to_end(&mut bytes)
-        .map_err(wrong)?;
+        .map_err(error)?;
     if u64::try_from(bytes.len()).is_ok_and(|len| len <= MAX_FILE) {
         Ok(bytes)
     } else {
@@ -117,9 +117,9 @@ fn recognise(bytes: Vec<u8>, kind: Option<Kind>) -> Result<Material, &'static st
         Some(Kind::Certificate) => certificates(bytes).map(Material::Certificates),
         Some(Kind::Quote) => Ok(Material::Quote(bytes)),
         Some(Kind::Attestation) => Ok(Material::Attestation(bytes)),
-        Some(Kind::Server) | None => {
-            Err("holds neither certificates nor a quote nor an attestation; --as says which it is")
-        }
+        Some(Kind::Server) | None => Err(
+            "contains neither certificates nor a quote nor an attestation; specify its kind with --as",
+        ),
     }
 }
 
@@ -131,7 +131,7 @@ fn kind_of(bytes: &[u8]) -> Option<Kind> {
         return Some(Kind::Quote);
     }
     match bytes {
-        // A technology, of which there are five, and then a quote with its length.
+        // V0: a TEE technology, of which there are five, then a quote with its length.
         [0x00, 0..=4, ..] | [0x80..=0x8f | 0xde | 0xdf, ..] => Some(Kind::Attestation),
         _ => None,
     }
@@ -142,7 +142,7 @@ fn has_pem(bytes: &[u8]) -> bool {
     bytes.windows(BEGIN.len()).any(|window| window == BEGIN) && std::str::from_utf8(bytes).is_ok()
 }
 
-/// One SEQUENCE with a length of two or three bytes, and nothing behind it.
+/// Whether this is exactly one SEQUENCE with a length of two or three bytes.
 fn is_der(bytes: &[u8]) -> bool {
     let length = match bytes {
         [0x30, 0x82, a, b, ..] => 4 + u32::from_be_bytes([0, 0, *a, *b]),
@@ -152,7 +152,7 @@ fn is_der(bytes: &[u8]) -> bool {
     usize::try_from(length).is_ok_and(|length| length == bytes.len())
 }
 
-/// The bytes that the text of a file spells, if it is nothing but hex.
+/// Decodes a text of hex digits and whitespace.
 fn from_hex(text: &[u8]) -> Option<Vec<u8>> {
     let text = text.trim_ascii();
     let text = text.strip_prefix(b"0x").unwrap_or(text);
@@ -174,9 +174,9 @@ fn certificates(bytes: Vec<u8>) -> Result<Vec<Vec<u8>>, &'static str> {
     let chain: Vec<Vec<u8>> = CertificateDer::pem_slice_iter(&bytes)
         .map(|der| der.map(|der| der.to_vec()))
         .collect::<Result<_, _>>()
-        .map_err(|_| "its PEM cannot be read")?;
+        .map_err(|_| "invalid PEM")?;
     match chain.is_empty() {
-        true => Err("there is no certificate in its PEM"),
+        true => Err("the PEM contains no certificate"),
         false => Ok(chain),
     }
 }
@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_kind_is_known_by_its_bytes() {
+    fn recognises_each_kind_by_its_bytes() {
         let mut quote = vec![4, 0, 2, 0, 0x81, 0, 0, 0];
         quote.resize(48, 0);
         let der = [&[0x30, 0x82, 0x01, 0x00][..], &[0; 256]].concat();
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn hex_is_read_and_nothing_else_is_taken_for_it() {
+    fn decodes_hex_and_rejects_other_text() {
         assert_eq!(from_hex(b" 0x04 00\n02 00\n"), Some(vec![4, 0, 2, 0]));
         assert_eq!(from_hex(b"0400020"), None);
         assert_eq!(from_hex(b"0400020g"), None);

@@ -1,14 +1,14 @@
-//! The report for programs: one object, described in docs/reference/verify-report.md.
+//! The report for programs: one JSON object, described in docs/reference/verify-report.md.
 
 use serde_json::{Map, Value, json};
 
-use super::report::{Fact, Report, State, Step, Verdict};
+use super::report::{Check, CheckValue, Outcome, Report, Verdict};
 
-/// Changes when a field changes its meaning or goes; new fields may come.
+/// Changes when a field is removed or changes its meaning. Fields may be added without a change.
 const VERSION: u8 = 1;
 
 pub(super) fn render(report: &Report) -> String {
-    let steps: Vec<Value> = report.steps.iter().map(step).collect();
+    let steps: Vec<Value> = report.checks.iter().map(check).collect();
     let mut text = json!({
         "version": VERSION,
         "input": { "kind": report.kind, "name": report.name },
@@ -26,7 +26,7 @@ pub(super) fn render(report: &Report) -> String {
 fn verdict(verdict: &Verdict) -> Value {
     let (code, text) = verdict.reason().unzip();
     json!({
-        "result": verdict.word(),
+        "result": verdict.result(),
         "code": code,
         "text": text,
         "valid_until": verdict.valid_until(),
@@ -34,26 +34,26 @@ fn verdict(verdict: &Verdict) -> Value {
     })
 }
 
-fn step(step: &Step) -> Value {
-    let (state, code, text) = match &step.state {
-        State::Ok => ("ok", None, None),
-        State::Failed { code, text } => ("failed", Some(*code), Some(text)),
-        State::NotChecked(why) => ("not_checked", None, Some(why)),
+fn check(check: &Check) -> Value {
+    let (state, code, text) = match &check.outcome {
+        Outcome::Passed => ("ok", None, None),
+        Outcome::Failed { code, text } => ("failed", Some(*code), Some(text)),
+        Outcome::NotChecked(reason) => ("not_checked", None, Some(reason)),
     };
-    let facts: Map<String, Value> = step
-        .facts
+    let facts: Map<String, Value> = check
+        .values
         .iter()
-        .map(|(name, fact)| ((*name).to_owned(), value(fact)))
+        .map(|(name, found)| ((*name).to_owned(), value(found)))
         .collect();
-    json!({ "step": step.name, "state": state, "code": code, "text": text, "facts": facts })
+    json!({ "step": check.name, "state": state, "code": code, "text": text, "facts": facts })
 }
 
-fn value(fact: &Fact) -> Value {
-    match fact {
-        Fact::Text(text) => json!(text),
-        Fact::Texts(texts) | Fact::AnyOf(texts) => json!(texts),
-        Fact::Number(number) | Fact::Time(number) => json!(number),
-        Fact::Hex(bytes) => json!(hex::encode(bytes)),
-        Fact::Flag(flag) => json!(flag),
+fn value(value: &CheckValue) -> Value {
+    match value {
+        CheckValue::Text(text) => json!(text),
+        CheckValue::Texts(texts) | CheckValue::AnyOf(texts) => json!(texts),
+        CheckValue::Number(number) | CheckValue::Time(number) => json!(number),
+        CheckValue::Hex(bytes) => json!(hex::encode(bytes)),
+        CheckValue::Flag(flag) => json!(flag),
     }
 }

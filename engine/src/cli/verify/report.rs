@@ -1,47 +1,49 @@
-//! The report: what text and JSON are both written from.
+//! The report of `verify`, independent of its format. Text in it is escaped.
 
 use std::fmt::Display;
 
 use attest::Denial;
 use attest::denial::Fault;
 
-use super::server::Trouble;
+use super::escape::escape;
+use super::server::ProbeError;
 use crate::cli::output::EX_UNAVAILABLE;
 
-/// Most characters of one text of a peer's. A subject has some dozens.
-const MAX_TEXT: usize = 512;
-
-/// Everything that is told.
+/// The result of a verification, with all checks.
 pub(super) struct Report {
     pub(super) kind: &'static str,
     pub(super) name: String,
-    /// Unix seconds.
+    /// The time as of which it was verified, in Unix seconds.
     pub(super) at: u64,
     pub(super) policy: String,
     pub(super) dangerous_root: bool,
-    pub(super) steps: Vec<Step>,
+    pub(super) checks: Vec<Check>,
     pub(super) verdict: Verdict,
 }
 
-/// One step.
-pub(super) struct Step {
+/// A check, its outcome, and the values that it found.
+pub(super) struct Check {
     pub(super) name: &'static str,
-    pub(super) state: State,
-    pub(super) facts: Vec<(&'static str, Fact)>,
+    pub(super) outcome: Outcome,
+    pub(super) values: Vec<(&'static str, CheckValue)>,
 }
 
-/// How a step went.
-pub(super) enum State {
-    Ok,
-    Failed { code: &'static str, text: String },
+/// The outcome of a check.
+pub(super) enum Outcome {
+    Passed,
+    Failed {
+        code: &'static str,
+        text: String,
+    },
+    /// Why it was not checked.
     NotChecked(String),
 }
 
-/// Something that a step found.
-pub(super) enum Fact {
+/// A value that a check found.
+pub(super) enum CheckValue {
     Text(String),
     Texts(Vec<String>),
-    /// An allow-list: empty is any.
+    /// An allow-list. Empty means any.
     AnyOf(Vec<String>),
     Number(u64),
     Hex(Vec<u8>),
@@ -50,87 +52,76 @@ pub(super) enum Fact {
     Flag(bool),
 }
 
-/// The end of the story.
+/// The verdict of a verification.
 pub(super) enum Verdict {
-    /// By the gate's own judgement; until this unix second.
+    /// The gate accepts the peer until this Unix second.
     Accepted(u64),
-    /// Genuine and allowed, and nobody's.
+    /// The quote is genuine and allowed until this Unix second, but bound to no certificate.
     NotBound(u64),
     Refused(Denial),
-    /// The server showed no certificate that could be judged.
-    NoCertificate(Trouble),
+    /// The server presented no certificate that could be verified.
+    NoCertificate(ProbeError),
 }
 
-impl Fact {
-    /// A text that may be the peer's.
+impl CheckValue {
+    /// Text that may come from the peer.
     pub(super) fn text(text: impl Display) -> Self {
-        Self::Text(printable(&text.to_string()))
+        Self::Text(escape(text))
     }
 
     pub(super) fn texts<T: Display>(texts: impl IntoIterator<Item = T>) -> Self {
-        Self::Texts(printables(texts))
+        Self::Texts(texts.into_iter().map(escape).collect())
     }
 
     pub(super) fn any_of<T: Display>(texts: impl IntoIterator<Item = T>) -> Self {
-        Self::AnyOf(printables(texts))
+        Self::AnyOf(texts.into_iter().map(escape).collect())
     }
 
     pub(super) fn hex(bytes: impl AsRef<[u8]>) -> Self {
         Self::Hex(bytes.as_ref().to_vec())
     }
-}
 
-fn printables<T: Display>(texts: impl IntoIterator<Item = T>) -> Vec<String> {
-    texts
-        .into_iter()
-        .map(|text| printable(&text.to_string()))
-        .collect()
-}
-
-/// The text without anything that a terminal would obey or that could be mistaken:
-/// control and format characters are written as `\u{…}`, and so is the backslash.
-pub(super) fn printable(text: &str) -> String {
-    let mut shown = String::new();
-    let mut rest = text.chars();
-    for char in rest.by_ref().take(MAX_TEXT) {
-        match char {
-            '"' | '\'' => shown.push(char),
-            other => shown.extend(other.escape_debug()),
-        }
+    pub(super) fn count(count: usize) -> Self {
+        Self::Number(u64::try_from(count).unwrap_or(u64::MAX))
     }
-    if rest.next().is_some() {
-        shown.push('…');
-    }
-    shown
 }
 
-impl Step {
-    pub(super) fn new(name: &'static str, state: State) -> Self {
+/// A check as a trace reports it: name, outcome and values.
+pub(super) type TracedCheck = (&'static str, Outcome, Vec<(&'static str, CheckValue)>);
+
+impl From<TracedCheck> for Check {
+    fn from((name, outcome, values): TracedCheck) -> Self {
         Self {
             name,
-            state,
-            facts: Vec::new(),
+            outcome,
+            values,
         }
     }
+}
 
-    pub(super) fn with(mut self, name: &'static str, fact: Fact) -> Self {
-        self.facts.push((name, fact));
+impl Check {
+    pub(super) fn new(name: &'static str, outcome: Outcome) -> Self {
+        Self::from((name, outcome, Vec::new()))
+    }
+
+    pub(super) fn with(mut self, name: &'static str, value: CheckValue) -> Self {
+        self.values.push((name, value));
         self
     }
 
-    /// With `fact`, if there is one.
-    pub(super) fn with_some(self, name: &'static str, fact: Option<Fact>) -> Self {
-        match fact {
-            Some(fact) => self.with(name, fact),
+    /// Adds `value` if it is known.
+    pub(super) fn with_some(self, name: &'static str, value: Option<CheckValue>) -> Self {
+        match value {
+            Some(value) => self.with(name, value),
             None => self,
         }
     }
 }
 
-impl State {
+impl Outcome {
     pub(super) fn of<T>(result: &Result<T, Denial>) -> Self {
         match result {
-            Ok(_) => Self::Ok,
+            Ok(_) => Self::Passed,
             Err(denial) => Self::denied(denial),
         }
     }
@@ -138,12 +129,12 @@ impl State {
     pub(super) fn denied(denial: &Denial) -> Self {
         Self::Failed {
             code: denial.code(),
-            text: printable(&denial.to_string()),
+            text: escape(denial),
         }
     }
 
-    pub(super) fn not_checked(why: impl Into<String>) -> Self {
-        Self::NotChecked(why.into())
+    pub(super) fn not_checked(reason: impl Into<String>) -> Self {
+        Self::NotChecked(reason.into())
     }
 }
 
@@ -156,12 +147,12 @@ impl Verdict {
                 Fault::Peer => 1,
                 Fault::Ours => EX_UNAVAILABLE,
             },
-            Self::NoCertificate(trouble) => trouble.exit_code(),
+            Self::NoCertificate(error) => error.exit_code(),
         }
     }
 
-    /// A word from a closed list.
-    pub(super) fn word(&self) -> &'static str {
+    /// One of a closed list of words.
+    pub(super) fn result(&self) -> &'static str {
         match self {
             Self::Accepted(_) => "accepted",
             Self::NotBound(_) => "accepted_not_bound",
@@ -169,6 +160,7 @@ impl Verdict {
         }
     }
 
+    /// The last Unix second at which the verdict holds.
     pub(super) fn valid_until(&self) -> Option<u64> {
         match self {
             Self::Accepted(until) | Self::NotBound(until) => Some(*until),
@@ -176,34 +168,12 @@ impl Verdict {
         }
     }
 
-    /// Code and text of a refusal.
+    /// The code and text of a refusal.
     pub(super) fn reason(&self) -> Option<(&'static str, String)> {
         match self {
             Self::Accepted(_) | Self::NotBound(_) => None,
-            Self::Refused(denial) => Some((denial.code(), printable(&denial.to_string()))),
-            Self::NoCertificate(trouble) => Some((trouble.code(), printable(&trouble.to_string()))),
+            Self::Refused(denial) => Some((denial.code(), escape(denial))),
+            Self::NoCertificate(error) => Some((error.code(), escape(error))),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nothing_reaches_the_terminal() {
-        let nasty = "a\u{1b}[31mb\u{9b}c\rd\ne\u{202e}f\u{200b}g\0h\u{7f}\u{feff}\\";
-        let shown = printable(nasty);
-        assert_eq!(
-            shown,
-            r"a\u{1b}[31mb\u{9b}c\rd\ne\u{202e}f\u{200b}g\0h\u{7f}\u{feff}\\"
-        );
-        assert!(shown.chars().all(|char| !char.is_control()));
-        assert_eq!(
-            printable(r#"{"name":"kms"} it's Straße"#),
-            r#"{"name":"kms"} it's Straße"#
-        );
-        let long = printable(&"\u{1b}".repeat(MAX_TEXT + 1));
-        assert_eq!(long.chars().count(), MAX_TEXT * r"\u{1b}".len() + 1);
     }
 }

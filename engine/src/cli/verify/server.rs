@@ -1,9 +1,8 @@
-//! Asks a server for its certificate: TCP, the opening, a handshake, and good-bye.
+//! Gets a server's certificate: connects, opens TLS, and closes the connection after the handshake.
 //!
-//! During the handshake nothing is asked of the certificate but that the server
-//! holds its key, which is what a verdict on the certificate cannot say. The
-//! verdict itself is for the story. Nothing is sent after the handshake but
-//! close_notify.
+//! The handshake checks only that the server holds the certificate's key, which a check of the
+//! certificate cannot show. The certificate itself is verified by [`checks`](super::checks). After the
+//! handshake only close_notify is sent.
 
 use std::fmt;
 use std::io::{self, Read as _, Write as _};
@@ -18,67 +17,67 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, SignatureScheme};
 use wire::opening::SSL_REQUEST_PACKET;
 
-use super::report::printable;
+use super::escape::escape;
 use crate::tls::peer_verifier::PossessionVerifier;
 
 mod address;
 mod probe;
 
 pub(super) use address::Address;
-use probe::Timed;
+use probe::DeadlineStream;
 
-/// Of the sidecar's `login_timeout`.
+/// The default of the sidecar's `login_timeout`.
 pub(super) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How to open.
+/// How to start TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Opening {
-    /// SSLRequest; and if it is not answered with `S`, a ClientHello on a new connection.
+    /// SSLRequest, and if the answer is not `S`, a ClientHello on a new connection.
     Either,
     SslRequest,
     RawTls,
 }
 
-/// How to ask.
+/// How to connect.
 pub(super) struct Options {
     pub(super) opening: Opening,
-    /// For everything, from the name to the end of the handshake.
+    /// From name resolution to the end of the handshake.
     pub(super) timeout: Duration,
-    /// For a server that asks for a certificate.
+    /// The certificate to present if the server requests one.
     pub(super) identity: Option<Arc<CertifiedKey>>,
 }
 
-/// What the server showed.
+/// What the server presented.
 #[derive(Debug)]
 pub(super) struct Presented {
-    /// In DER, leaf first.
+    /// DER, leaf first.
     pub(super) chain: Vec<Vec<u8>>,
     pub(super) address: SocketAddr,
     pub(super) opening: &'static str,
     pub(super) version: String,
     pub(super) cipher_suite: String,
     pub(super) alpn: Option<String>,
-    pub(super) asked_for_certificate: bool,
+    pub(super) requested_certificate: bool,
     pub(super) has_identity: bool,
 }
 
-/// Why there is no certificate of the server to judge.
+/// Why a server's certificate cannot be verified.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
-    /// No connection.
+pub(super) enum ProbeError {
+    /// The connection failed.
     Unreachable(String),
-    /// Not within the time; at which step.
+    /// The timeout expired, at this step.
     Timeout(&'static str),
-    /// It hung up, or speaks something else.
+    /// The server closed the connection, or does not speak TLS.
     NoTls(String),
-    /// The handshake failed.
+    /// The TLS handshake failed.
     Tls(String),
-    /// Its certificate is unusable, or it does not hold the certificate's key.
+    /// The certificate is unusable, or the server does not hold its key.
     Certificate(String),
 }
 
-impl Trouble {
-    /// A word from a closed list.
+impl ProbeError {
+    /// One of a closed list of codes.
     pub(super) fn code(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "server_unreachable",
@@ -89,7 +88,7 @@ impl Trouble {
         }
     }
 
-    /// Only a server that shows another's certificate is refused for it.
+    /// A server without the certificate's key is refused. With all others, there is no verdict.
     pub(super) fn exit_code(&self) -> u8 {
         match self {
             Self::Unreachable(_) | Self::Timeout(_) | Self::NoTls(_) | Self::Tls(_) => {
@@ -100,134 +99,142 @@ impl Trouble {
     }
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for ProbeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreachable(why) => write!(f, "no connection: {why}"),
-            Self::Timeout(step) => write!(f, "no answer in time: {step}"),
+            Self::Unreachable(why) => write!(f, "cannot connect: {why}"),
+            Self::Timeout(step) => write!(f, "timeout {step}"),
             Self::NoTls(what) => write!(f, "no TLS: {what}"),
-            Self::Tls(why) => write!(f, "the handshake failed: {why}"),
+            Self::Tls(why) => write!(f, "the TLS handshake failed: {why}"),
             Self::Certificate(why) => {
                 write!(
                     f,
-                    "the server did not prove to hold its certificate's key: {why}"
+                    "the server did not prove that it holds its certificate's key: {why}"
                 )
             }
         }
     }
 }
 
-/// Asks the server for its certificate.
-pub(super) fn ask(address: &Address, options: &Options) -> Result<Presented, Trouble> {
+/// Gets the server's certificate.
+pub(super) fn probe(address: &Address, options: &Options) -> Result<Presented, ProbeError> {
     let deadline = Instant::now() + options.timeout;
-    let found = probe::resolve(&address.host, address.port, deadline)?;
-    let call = Call {
-        address,
-        found: &found,
+    let addresses = probe::resolve(&address.host, address.port, deadline)?;
+    let probe = Probe {
+        host: &address.host,
+        addresses: &addresses,
         options,
     };
     match options.opening {
-        Opening::SslRequest => call.with_ssl_request(deadline, deadline),
-        Opening::RawTls => call.with_raw_tls(deadline),
+        Opening::SslRequest => probe.with_ssl_request(deadline, deadline),
+        Opening::RawTls => probe.with_raw_tls(deadline),
         Opening::Either => {
-            // What waits for a ClientHello may keep silent: half of the time is for that.
-            let patience = Instant::now() + options.timeout / 2;
-            match call.with_ssl_request(patience, deadline) {
-                Err(first @ (Trouble::NoTls(_) | Trouble::Timeout(probe::AT_SSL_REQUEST))) => {
-                    call.with_raw_tls(deadline).map_err(|raw| both(&first, raw))
-                }
-                answer => answer,
+            // A server that waits for a ClientHello may not answer: wait for half of the time only.
+            let answer_deadline = Instant::now() + options.timeout / 2;
+            match probe.with_ssl_request(answer_deadline, deadline) {
+                Err(
+                    first @ (ProbeError::NoTls(_) | ProbeError::Timeout(probe::AT_SSL_REQUEST)),
+                ) => probe
+                    .with_raw_tls(deadline)
+                    .map_err(|second| with_first_error(&first, second)),
+                result => result,
             }
         }
     }
 }
 
-/// What failed at the end, with what failed before it.
-fn both(first: &Trouble, then: Trouble) -> Trouble {
-    let text = |why: &str| format!("{why}; before, after an SSLRequest: {first}");
-    match then {
-        Trouble::NoTls(why) => Trouble::NoTls(text(&why)),
-        Trouble::Tls(why) => Trouble::Tls(text(&why)),
-        other @ (Trouble::Unreachable(_) | Trouble::Timeout(_) | Trouble::Certificate(_)) => other,
+/// Adds the error of the first attempt to that of the second.
+fn with_first_error(first: &ProbeError, second: ProbeError) -> ProbeError {
+    let text = |why: &str| format!("{why}; first attempt, with an SSLRequest: {first}");
+    match second {
+        ProbeError::NoTls(why) => ProbeError::NoTls(text(&why)),
+        ProbeError::Tls(why) => ProbeError::Tls(text(&why)),
+        other @ (ProbeError::Unreachable(_)
+        | ProbeError::Timeout(_)
+        | ProbeError::Certificate(_)) => other,
     }
 }
 
-struct Call<'a> {
-    address: &'a Address,
-    found: &'a [SocketAddr],
+struct Probe<'a> {
+    host: &'a str,
+    addresses: &'a [SocketAddr],
     options: &'a Options,
 }
 
-impl Call<'_> {
-    /// `S` has to come until `patience` is over.
-    fn with_ssl_request(&self, patience: Instant, deadline: Instant) -> Result<Presented, Trouble> {
-        let (stream, address) = probe::connect(self.found, deadline)?;
-        let mut stream = Timed::new(stream, patience);
+impl Probe<'_> {
+    /// The answer to the SSLRequest must arrive before `answer_deadline`.
+    fn with_ssl_request(
+        &self,
+        answer_deadline: Instant,
+        deadline: Instant,
+    ) -> Result<Presented, ProbeError> {
+        let (stream, address) = probe::connect(self.addresses, deadline)?;
+        let mut stream = DeadlineStream::new(stream, answer_deadline);
         let mut answer = [0];
         stream
             .write_all(&SSL_REQUEST_PACKET)
             .and_then(|()| stream.read_exact(&mut answer))
-            .map_err(|error| probe::broken(&error, probe::AT_SSL_REQUEST))?;
+            .map_err(|error| probe::io_error(&error, probe::AT_SSL_REQUEST))?;
         match answer {
-            [b'S'] => self.shake_hands(stream.until(deadline), address, "SSLRequest"),
-            [b'N'] => Err(Trouble::NoTls(
-                "the server answers N: it has no TLS".to_owned(),
+            [b'S'] => self.handshake(stream.with_deadline(deadline), address, "SSLRequest"),
+            [b'N'] => Err(ProbeError::NoTls(
+                "the server answered N: it does not support TLS".to_owned(),
             )),
-            [byte] => Err(Trouble::NoTls(format!(
-                "the server answers 0x{byte:02x} instead of S"
+            [byte] => Err(ProbeError::NoTls(format!(
+                "the server answered 0x{byte:02x} instead of S"
             ))),
         }
     }
 
-    fn with_raw_tls(&self, deadline: Instant) -> Result<Presented, Trouble> {
-        let (stream, address) = probe::connect(self.found, deadline)?;
-        self.shake_hands(Timed::new(stream, deadline), address, "raw TLS")
+    fn with_raw_tls(&self, deadline: Instant) -> Result<Presented, ProbeError> {
+        let (stream, address) = probe::connect(self.addresses, deadline)?;
+        self.handshake(DeadlineStream::new(stream, deadline), address, "raw TLS")
     }
 
-    fn shake_hands(
+    fn handshake(
         &self,
-        mut stream: Timed,
+        mut stream: DeadlineStream,
         address: SocketAddr,
         opening: &'static str,
-    ) -> Result<Presented, Trouble> {
-        let asked = Arc::new(Asked::new(self.options.identity.clone()));
-        let mut config = config(Arc::clone(&asked)).map_err(tls)?;
+    ) -> Result<Presented, ProbeError> {
+        let resolver = Arc::new(CertificateResolver::new(self.options.identity.clone()));
+        let mut config = config(Arc::clone(&resolver)).map_err(tls_error)?;
         if opening == "raw TLS" {
             config.alpn_protocols = vec![b"postgresql".to_vec()];
         }
-        let name = ServerName::try_from(self.address.host.clone())
-            .map_err(|error| Trouble::Tls(error.to_string()))?;
-        let mut session = ClientConnection::new(Arc::new(config), name).map_err(tls)?;
+        let name = ServerName::try_from(self.host.to_owned())
+            .map_err(|error| ProbeError::Tls(error.to_string()))?;
+        let mut session = ClientConnection::new(Arc::new(config), name).map_err(tls_error)?;
         while session.is_handshaking() {
-            session.complete_io(&mut stream).map_err(shaken)?;
+            session.complete_io(&mut stream).map_err(handshake_error)?;
         }
-        let presented = present(&session, &asked, address, opening);
+        let presented = present(&session, &resolver, address, opening);
         session.send_close_notify();
-        // The certificate is here: how the server takes our leave is its own affair.
+        // The certificate is known, so that errors of the closure do not matter.
         let _ = session.complete_io(&mut stream);
         presented
     }
 }
 
-fn config(asked: Arc<Asked>) -> Result<ClientConfig, rustls::Error> {
+fn config(resolver: Arc<CertificateResolver>) -> Result<ClientConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()?;
     let mut config = builder
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(PossessionVerifier(provider)))
-        .with_client_cert_resolver(asked);
+        .with_client_cert_resolver(resolver);
     config.resumption = rustls::client::Resumption::disabled();
     Ok(config)
 }
 
 fn present(
     session: &ClientConnection,
-    asked: &Asked,
+    resolver: &CertificateResolver,
     address: SocketAddr,
     opening: &'static str,
-) -> Result<Presented, Trouble> {
-    let missing = || Trouble::Tls("it ended without a certificate".to_owned());
+) -> Result<Presented, ProbeError> {
+    let missing = || ProbeError::Tls("it completed without a certificate".to_owned());
     let chain = session.peer_certificates().ok_or_else(missing)?;
     let suite = session.negotiated_cipher_suite().ok_or_else(missing)?;
     let version = session.protocol_version().ok_or_else(missing)?;
@@ -243,52 +250,52 @@ fn present(
         cipher_suite: format!("{:?}", suite.suite()),
         alpn: session
             .alpn_protocol()
-            .map(|name| printable(&String::from_utf8_lossy(name))),
-        asked_for_certificate: asked.asked.load(Ordering::Relaxed),
-        has_identity: asked.identity.is_some(),
+            .map(|name| escape(String::from_utf8_lossy(name))),
+        requested_certificate: resolver.requested.load(Ordering::Relaxed),
+        has_identity: resolver.identity.is_some(),
     })
 }
 
-fn tls(error: rustls::Error) -> Trouble {
+fn tls_error(error: rustls::Error) -> ProbeError {
     match error {
-        rustls::Error::InvalidCertificate(error) => Trouble::Certificate(format!("{error:?}")),
-        error => Trouble::Tls(error.to_string()),
+        rustls::Error::InvalidCertificate(error) => ProbeError::Certificate(format!("{error:?}")),
+        error => ProbeError::Tls(error.to_string()),
     }
 }
 
-/// What rustls says of the server's bytes comes wrapped in an I/O error.
-fn shaken(error: io::Error) -> Trouble {
-    let said = error
+/// Classifies an error of the handshake. rustls' own errors are wrapped in an I/O error.
+fn handshake_error(error: io::Error) -> ProbeError {
+    let rustls_error = error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match said {
+    match rustls_error {
         Some(rustls::Error::InvalidMessage(_)) => {
-            Trouble::NoTls("the server answers something else".to_owned())
+            ProbeError::NoTls("the server answered with something other than TLS".to_owned())
         }
-        Some(said) => tls(said.clone()),
-        None => probe::broken(&error, probe::AT_HANDSHAKE),
+        Some(error) => tls_error(error.clone()),
+        None => probe::io_error(&error, probe::AT_HANDSHAKE),
     }
 }
 
-/// Remembers whether a certificate was asked for, and shows one if there is one.
+/// Presents the certificate, if there is one, and records whether the server requested one.
 #[derive(Debug)]
-struct Asked {
-    asked: AtomicBool,
+struct CertificateResolver {
+    requested: AtomicBool,
     identity: Option<Arc<CertifiedKey>>,
 }
 
-impl Asked {
+impl CertificateResolver {
     fn new(identity: Option<Arc<CertifiedKey>>) -> Self {
         Self {
-            asked: AtomicBool::new(false),
+            requested: AtomicBool::new(false),
             identity,
         }
     }
 }
 
-impl ResolvesClientCert for Asked {
+impl ResolvesClientCert for CertificateResolver {
     fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        self.asked.store(true, Ordering::Relaxed);
+        self.requested.store(true, Ordering::Relaxed);
         self.identity.clone()
     }
 

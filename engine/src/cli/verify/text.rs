@@ -3,83 +3,85 @@
 use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::report::{Fact, Report, State, Step, Verdict};
+use super::report::{Check, CheckValue, Outcome, Report, Verdict};
 
-/// Where facts' values begin, so that they stand below each other.
-const COLUMN: usize = 24;
-/// The last second of the year 9999: what RFC 3339 can write.
+/// The width of the names of values.
+const NAME_WIDTH: usize = 24;
+/// The last second of the year 9999, the latest that RFC 3339 can represent.
 const LAST_DATE: u64 = 253_402_300_799;
 
 pub(super) fn render(report: &Report) -> String {
     let mut text = format!(
-        "{} {}, judged as of {}, policy {}\n\n",
+        "{} {}, verified as of {}, policy {}\n\n",
         report.kind,
         report.name,
         date(report.at),
         report.policy
     );
-    let mut steps = report.steps.as_slice();
-    while let Some((first, rest)) = steps.split_first() {
-        let alike = rest.iter().take_while(|step| is_bare_repeat(first, step));
-        let (alike, others) = rest.split_at(alike.count());
-        render_step(&mut text, first, alike);
-        steps = others;
-    }
+    render_checks(&mut text, &report.checks);
     text.push('\n');
     if report.dangerous_root {
         text.push_str(
-            "warning: judged under a DANGEROUS root, not Intel's: \
-             whoever holds its key can make any quote\n",
+            "warning: verified against a DANGEROUS root, not Intel's: \
+             the owner of its key can forge any quote\n",
         );
     }
     if let Some(until) = report.verdict.valid_until() {
-        let _ = writeln!(text, "holds until {}", date(until));
+        let _ = writeln!(text, "valid until {}", date(until));
     }
     text.push_str(&verdict(&report.verdict));
     text.push('\n');
     text
 }
 
-/// Whether `step` was not checked either, for the same reason, and found nothing:
-/// such steps share a line.
-fn is_bare_repeat(first: &Step, step: &Step) -> bool {
-    match (&first.state, &step.state) {
-        (State::NotChecked(before), State::NotChecked(why)) => {
-            before == why && first.facts.is_empty() && step.facts.is_empty()
+/// Consecutive checks that were not made for the same reason, and have no values, share a line.
+fn render_checks(text: &mut String, mut checks: &[Check]) {
+    while let Some((first, rest)) = checks.split_first() {
+        let similar = rest.iter().take_while(|check| same_line(first, check));
+        let (similar, others) = rest.split_at(similar.count());
+        render_check(text, first, similar);
+        checks = others;
+    }
+}
+
+fn same_line(first: &Check, other: &Check) -> bool {
+    match (&first.outcome, &other.outcome) {
+        (Outcome::NotChecked(one), Outcome::NotChecked(two)) => {
+            one == two && first.values.is_empty() && other.values.is_empty()
         }
         _ => false,
     }
 }
 
-fn render_step(text: &mut String, step: &Step, alike: &[Step]) {
-    let names: Vec<&str> = [step]
+fn render_check(text: &mut String, check: &Check, similar: &[Check]) {
+    let names: Vec<&str> = [check]
         .into_iter()
-        .chain(alike)
-        .map(|step| step.name)
+        .chain(similar)
+        .map(|check| check.name)
         .collect();
     let names = names.join(", ");
-    let _ = match &step.state {
-        State::Ok => writeln!(text, "[ ok ] {names}"),
-        State::Failed { code, text: why } => writeln!(text, "[FAIL] {names}: {code}: {why}"),
-        State::NotChecked(why) => writeln!(text, "[ -- ] {names}: not checked: {why}"),
+    let _ = match &check.outcome {
+        Outcome::Passed => writeln!(text, "[ ok ] {names}"),
+        Outcome::Failed { code, text: why } => writeln!(text, "[FAIL] {names}: {code}: {why}"),
+        Outcome::NotChecked(why) => writeln!(text, "[ -- ] {names}: not checked: {why}"),
     };
-    for (name, fact) in &step.facts {
+    for (name, found) in &check.values {
         let name = name.replace('_', " ");
-        let _ = writeln!(text, "       {name:COLUMN$} {}", value(fact));
+        let _ = writeln!(text, "       {name:NAME_WIDTH$} {}", value(found));
     }
 }
 
-fn value(fact: &Fact) -> String {
-    match fact {
-        Fact::Text(text) => text.clone(),
-        Fact::Texts(texts) if texts.is_empty() => "none".to_owned(),
-        Fact::AnyOf(texts) if texts.is_empty() => "any".to_owned(),
-        Fact::Texts(texts) | Fact::AnyOf(texts) => texts.join(", "),
-        Fact::Number(number) => number.to_string(),
-        Fact::Hex(bytes) => hex::encode(bytes),
-        Fact::Time(at) => date(*at),
-        Fact::Flag(true) => "yes".to_owned(),
-        Fact::Flag(false) => "no".to_owned(),
+fn value(value: &CheckValue) -> String {
+    match value {
+        CheckValue::Text(text) => text.clone(),
+        CheckValue::Texts(texts) if texts.is_empty() => "none".to_owned(),
+        CheckValue::AnyOf(texts) if texts.is_empty() => "any".to_owned(),
+        CheckValue::Texts(texts) | CheckValue::AnyOf(texts) => texts.join(", "),
+        CheckValue::Number(number) => number.to_string(),
+        CheckValue::Hex(bytes) => hex::encode(bytes),
+        CheckValue::Time(at) => date(*at),
+        CheckValue::Flag(true) => "yes".to_owned(),
+        CheckValue::Flag(false) => "no".to_owned(),
     }
 }
 
@@ -96,8 +98,8 @@ fn verdict(verdict: &Verdict) -> String {
     match (verdict, verdict.reason()) {
         (_, Some((code, text))) => format!("REFUSED: {code}: {text}"),
         (Verdict::NotBound(_), None) => {
-            "ACCEPTED, NOT BOUND: genuine and allowed, but whose it is was not checked: \
-             there is no certificate with it"
+            "ACCEPTED, NOT BOUND: genuine and allowed, but there is no certificate that it is bound \
+             to, so that anybody may have copied it"
                 .to_owned()
         }
         (_, None) => "ACCEPTED".to_owned(),

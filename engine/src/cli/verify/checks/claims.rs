@@ -1,4 +1,4 @@
-//! The steps behind Intel's: measurements, event log, identity, KMS root.
+//! The checks after Intel's signatures: measurements, event log, identity, KMS root.
 
 use std::fmt::Display;
 
@@ -6,76 +6,75 @@ use attest::event_log::{EventLog, Identity};
 use attest::quote::TdReport;
 use attest::values::Rtmr;
 
-use super::evidence::number;
 use super::*;
 
-/// Most names of events that are told.
+/// Maximum number of event names in the report.
 const MAX_NAMES: usize = 32;
 
-const CLAIMED: &str = "the quote is not verified: this is what it claims";
-const NO_LOG: &str = "a bare quote carries no event log";
+const CLAIMED: &str = "the quote is not verified, so that the value is only claimed";
+const NO_LOG: &str = "a bare quote has no event log";
 
-/// `checked`, where the quote is verified.
-fn proved(vouched: bool, checked: &Result<(), Denial>) -> State {
-    match vouched {
-        true => State::of(checked),
-        false => State::not_checked(CLAIMED),
+/// The outcome of a check of a value in the quote.
+fn of_quoted(verified: bool, checked: &Result<(), Denial>) -> Outcome {
+    match verified {
+        true => Outcome::of(checked),
+        false => Outcome::not_checked(CLAIMED),
     }
 }
 
 pub(super) fn measurements(
-    steps: &mut Vec<Step>,
+    checks: &mut Vec<Check>,
     policy: &Policy,
     report: &TdReport,
-    vouched: bool,
+    verified: bool,
 ) {
     let settings = policy.settings();
-    let mrtd = proved(vouched, &policy.check_mrtd(report));
-    steps.push(
-        Step::new("mrtd", mrtd)
-            .with("value", Fact::hex(report.mrtd().as_bytes()))
-            .with("allowed", Fact::any_of(&settings.mrtd)),
+    let mrtd = of_quoted(verified, &policy.check_mrtd(report));
+    checks.push(
+        Check::new("mrtd", mrtd)
+            .with("value", CheckValue::hex(report.mrtd().as_bytes()))
+            .with("allowed", CheckValue::any_of(&settings.mrtd)),
     );
     let names = ["rtmr0", "rtmr1", "rtmr2", "rtmr3"];
-    let told = names.into_iter().zip(policy.check_rtmrs(report));
+    let results = names.into_iter().zip(policy.check_rtmrs(report));
     let values = report.rtmrs().into_iter().zip(&settings.rtmr);
-    for ((name, checked), (value, list)) in told.zip(values) {
-        steps.push(
-            Step::new(name, proved(vouched, &checked))
-                .with("value", Fact::hex(value.as_bytes()))
-                .with("allowed", Fact::any_of(list)),
+    for ((name, checked), (value, list)) in results.zip(values) {
+        checks.push(
+            Check::new(name, of_quoted(verified, &checked))
+                .with("value", CheckValue::hex(value.as_bytes()))
+                .with("allowed", CheckValue::any_of(list)),
         );
     }
 }
 
-/// `events` are none of a bare quote, which then proves no identity.
+/// A bare quote has no `events` and proves no identity.
 pub(super) fn identity(
-    steps: &mut Vec<Step>,
+    checks: &mut Vec<Check>,
     policy: &Policy,
     events: Option<&EventLog<'_>>,
     rtmr3: Rtmr,
-    vouched: bool,
+    verified: bool,
 ) {
     let Some(events) = events else {
-        steps.push(Step::new("event_log", State::not_checked(NO_LOG)));
-        return lists(steps, policy, Some(&Identity::default()), |checked| {
-            match (vouched, checked) {
-                // Where a list is set, to prove nothing is refused.
-                (true, Err(_)) => State::of(checked),
-                _ => State::not_checked(NO_LOG),
+        checks.push(Check::new("event_log", Outcome::not_checked(NO_LOG)));
+        return lists(checks, policy, Some(&Identity::default()), |checked| {
+            match (verified, checked) {
+                // If a list is set, a peer without an identity is refused.
+                (true, Err(_)) => Outcome::of(checked),
+                _ => Outcome::not_checked(NO_LOG),
             }
         });
     };
     let identity = events.prove(rtmr3);
-    steps.push(event_log(events, rtmr3, &identity));
+    checks.push(event_log(events, rtmr3, &identity));
     let identity = identity.as_ref().ok();
-    lists(steps, policy, identity, |checked| match identity {
-        Some(_) => proved(vouched, checked),
-        None => State::not_checked("the event log proves nothing"),
+    lists(checks, policy, identity, |checked| match identity {
+        Some(_) => of_quoted(verified, checked),
+        None => Outcome::not_checked("the event log is not verified"),
     });
 }
 
-fn event_log(events: &EventLog<'_>, rtmr3: Rtmr, identity: &Result<Identity, Denial>) -> Step {
+fn event_log(events: &EventLog<'_>, rtmr3: Rtmr, identity: &Result<Identity, Denial>) -> Check {
     let all = events.events();
     let more = all.len().saturating_sub(MAX_NAMES);
     let names = all
@@ -84,44 +83,51 @@ fn event_log(events: &EventLog<'_>, rtmr3: Rtmr, identity: &Result<Identity, Den
         .map(|event| event.name().to_owned());
     let names = names.chain((more > 0).then(|| format!("… and {more} more")));
     let replayed = events.replay().ok();
-    let step = Step::new("event_log", State::of(identity))
-        .with("events", number(all.len()))
-        .with("names", Fact::texts(names))
+    let check = Check::new("event_log", Outcome::of(identity))
+        .with("events", CheckValue::count(all.len()))
+        .with("names", CheckValue::texts(names))
         .with_some(
             "replayed",
-            replayed.map(|value| Fact::hex(value.as_bytes())),
+            replayed.map(|value| CheckValue::hex(value.as_bytes())),
         )
-        .with("quoted", Fact::hex(rtmr3.as_bytes()));
+        .with("quoted", CheckValue::hex(rtmr3.as_bytes()));
     let Ok(identity) = identity else {
-        return step;
+        return check;
     };
     let instance = identity.instance_id();
-    step.with_some("instance_id", instance.map(|id| Fact::hex(id.as_bytes())))
-        .with_some("key_provider", identity.key_provider().map(Fact::text))
+    check
+        .with_some(
+            "instance_id",
+            instance.map(|id| CheckValue::hex(id.as_bytes())),
+        )
+        .with_some(
+            "key_provider",
+            identity.key_provider().map(CheckValue::text),
+        )
 }
 
 fn lists(
-    steps: &mut Vec<Step>,
+    checks: &mut Vec<Check>,
     policy: &Policy,
     identity: Option<&Identity>,
-    state: impl Fn(&Result<(), Denial>) -> State,
+    state: impl Fn(&Result<(), Denial>) -> Outcome,
 ) {
     let settings = policy.settings();
-    let nobody = Identity::default();
-    let identity = identity.unwrap_or(&nobody);
-    steps.push(list(
+    let unknown = Identity::default();
+    let identity = identity.unwrap_or(&unknown);
+    checks.push(list(
         "app_id",
         state(&policy.check_app_id(identity)),
         identity.app_id().map(|id| id.0.to_vec()),
         &settings.app_id,
     ));
-    steps.push(list(
+    checks.push(list(
         "compose_hash",
         state(&policy.check_compose_hash(identity)),
         identity.compose_hash().map(|hash| hash.0.to_vec()),
         &settings.compose_hash,
     ));
-    steps.push(list(
+    checks.push(list(
         "os_image_hash",
         state(&policy.check_os_image_hash(identity)),
         identity.os_image_hash().map(|hash| hash.0.to_vec()),
@@ -131,20 +137,20 @@ fn lists(
 
 fn list<T: Display>(
     name: &'static str,
-    state: State,
+    state: Outcome,
     value: Option<Vec<u8>>,
     allowed: &[T],
-) -> Step {
-    Step::new(name, state)
-        .with_some("value", value.map(Fact::hex))
-        .with("allowed", Fact::any_of(allowed))
+) -> Check {
+    Check::new(name, state)
+        .with_some("value", value.map(CheckValue::hex))
+        .with("allowed", CheckValue::any_of(allowed))
 }
 
-pub(super) fn kms_root(chain: &[Vec<u8>], policy: &Policy, now: u64) -> Step {
+pub(super) fn kms_root(chain: &[Vec<u8>], policy: &Policy, now: u64) -> Check {
     let roots = &policy.settings().kms_roots;
     let checked = Chain::copy(chain).and_then(|chain| chain.verify_up_to(roots, now));
-    Step::new("kms_root", State::of(&checked)).with(
+    Check::new("kms_root", Outcome::of(&checked)).with(
         "allowed",
-        Fact::any_of(roots.iter().map(KmsRoot::fingerprint)),
+        CheckValue::any_of(roots.iter().map(KmsRoot::fingerprint)),
     )
 }

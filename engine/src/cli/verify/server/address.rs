@@ -1,13 +1,14 @@
-//! How a server is named.
+//! The address of a server, as given on the command line.
 
 use std::str::FromStr;
 
 use rustls::pki_types::ServerName;
 
-/// A host and its port.
+/// A host and a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::cli::verify) struct Address {
-    pub(in crate::cli::verify) shown: String,
+    /// The address as given.
+    pub(in crate::cli::verify) name: String,
     pub(super) host: String,
     pub(super) port: u16,
 }
@@ -15,24 +16,25 @@ pub(in crate::cli::verify) struct Address {
 impl FromStr for Address {
     type Err = String;
 
-    /// `host:5433`, `127.0.0.1:5433`, `[::1]:5433`.
+    /// Parses `host:5433`, `127.0.0.1:5433` or `[::1]:5433`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || "a server is HOST:PORT, e.g. db.example:5433 or [::1]:5433".to_owned();
-        let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+        let error =
+            || "expected a server as HOST:PORT, e.g. db.example:5433 or [::1]:5433".to_owned();
+        let (host, port) = text.rsplit_once(':').ok_or_else(error)?;
         let port = port.parse().ok().filter(|port| *port != 0);
         let bracketed = host
             .strip_prefix('[')
             .and_then(|host| host.strip_suffix(']'));
         let host = match bracketed {
             Some(host) => host,
-            None if host.contains(':') => return Err(wrong()),
+            None if host.contains(':') => return Err(error()),
             None => host,
         };
-        ServerName::try_from(host).map_err(|_| wrong())?;
+        ServerName::try_from(host).map_err(|_| error())?;
         Ok(Self {
-            shown: text.to_owned(),
+            name: text.to_owned(),
             host: host.to_owned(),
-            port: port.ok_or_else(wrong)?,
+            port: port.ok_or_else(error)?,
         })
     }
 }
@@ -42,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses() {
+    fn parses_addresses() {
         for (text, host, port) in [
             ("db.example:5433", "db.example", 5433),
             ("127.0.0.1:1", "127.0.0.1", 1),

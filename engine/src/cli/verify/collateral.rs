@@ -1,4 +1,4 @@
-//! Where the collateral comes from: a file, or a PCCS.
+//! The collateral to verify quotes with, from a file or a PCCS.
 
 use std::path::PathBuf;
 
@@ -7,83 +7,83 @@ use attest::collateral::{
     Source, load_file,
 };
 
-use super::Mistake;
+use super::error::UsageError;
 
-/// Where from, and how it is named.
-pub(super) enum Origin {
+/// Where to get collateral.
+pub(super) enum CollateralSource {
+    /// A file, by its name.
     File(String, Box<Collateral>),
     Pccs(Source),
-    Nowhere,
+    None,
 }
 
-/// Why there is none to judge with.
+/// Why there is no collateral.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Lack {
+pub(super) enum GetError {
     #[error("{0}")]
     Fetch(#[from] FetchError),
-    #[error("it is not genuine under the trusted root: {0}")]
+    #[error("it does not verify against the trusted root: {0}")]
     NotGenuine(CollateralError),
-    #[error("a runtime for the network cannot be set up: {0}")]
+    #[error("cannot start an I/O runtime: {0}")]
     Runtime(std::io::Error),
-    #[error("pccs is off, and no collateral is given")]
-    Nowhere,
+    #[error("pccs is off, and --collateral is not set")]
+    NoSource,
 }
 
-impl Origin {
-    pub(super) fn new(file: Option<PathBuf>, source: Option<Source>) -> Result<Self, Mistake> {
+impl CollateralSource {
+    pub(super) fn new(file: Option<PathBuf>, source: Option<Source>) -> Result<Self, UsageError> {
         let Some(file) = file else {
-            return Ok(source.map_or(Self::Nowhere, Self::Pccs));
+            return Ok(source.map_or(Self::None, Self::Pccs));
         };
         let name = file.display().to_string();
         match load_file(&file) {
             Ok(collateral) => Ok(Self::File(name, Box::new(collateral))),
-            Err(LoadError::Io(error)) => Err(Mistake::no_input(format!(
+            Err(LoadError::Io(error)) => Err(UsageError::no_input(format!(
                 "{name}: cannot be read: {error}"
             ))),
-            Err(error) => Err(Mistake::no_input(format!("{name}: {error}"))),
+            Err(error) => Err(UsageError::no_input(format!("{name}: {error}"))),
         }
     }
 
-    /// As the report names it.
+    /// The name for the report.
     pub(super) fn name(&self) -> String {
         match self {
             Self::File(name, _) => name.clone(),
             Self::Pccs(source) => source.to_string(),
-            Self::Nowhere => "none".to_owned(),
+            Self::None => "none".to_owned(),
         }
     }
 
-    /// Collateral for `key` that is genuine under `root`: what the gate would
-    /// keep. Of a file, it may be for another platform, or out of date: the
-    /// verifier has words for these.
+    /// Gets collateral for `key` that verifies against `root`, as the gate would use it. That of a file
+    /// may be for another platform or outdated, which the verifier reports.
     pub(super) fn get(
         &self,
         key: CollateralKey,
         root: &[u8],
         now: u64,
-    ) -> Result<Collateral, Lack> {
+    ) -> Result<Collateral, GetError> {
         let collateral = match self {
             Self::File(_, collateral) => Collateral::clone(collateral),
             Self::Pccs(source) => fetch(source, key)?,
-            Self::Nowhere => return Err(Lack::Nowhere),
+            Self::None => return Err(GetError::NoSource),
         };
         match collateral.check(root, now) {
             Ok(()) => Ok(collateral),
             Err(CollateralError::NotYetValid { .. } | CollateralError::Expired { .. }) => {
                 Ok(collateral)
             }
-            Err(error) => Err(Lack::NotGenuine(error)),
+            Err(error) => Err(GetError::NotGenuine(error)),
         }
     }
 
-    /// Whether a network is asked, and so only for platforms of the root.
+    /// Whether getting collateral makes a network request.
     pub(super) fn is_remote(&self) -> bool {
         matches!(self, Self::Pccs(_))
     }
 }
 
-fn fetch(source: &Source, key: CollateralKey) -> Result<Collateral, Lack> {
-    let runtime = crate::app::runtime::of_this_thread().map_err(Lack::Runtime)?;
+fn fetch(source: &Source, key: CollateralKey) -> Result<Collateral, GetError> {
+    let runtime = crate::app::runtime::of_this_thread().map_err(GetError::Runtime)?;
     let fetcher = Fetcher::new(source.clone(), &FetchOptions::default())?;
     Ok(runtime.block_on(fetcher.fetch(key))?)
 }

@@ -8,13 +8,13 @@ use std::error::Error;
 use std::time::Duration;
 
 use engine::Forwarder;
-use engine::config::Forward;
+use engine::config::ForwarderConfig;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let settings = arguments.iter().filter_map(|pair| pair.split_once('='));
     let settings = [("target", "db.example:5433")].into_iter().chain(settings);
-    let settings = Forward::from_settings(settings)?;
+    let settings = ForwarderConfig::from_settings(settings)?;
     let before = (resident("RssAnon:")?, resident("RssFile:")?);
     let forwarder = Forwarder::start(settings)?;
     std::thread::sleep(Duration::from_secs(2));

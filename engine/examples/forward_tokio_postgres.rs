@@ -14,7 +14,7 @@ use std::error::Error;
 use std::str::FromStr;
 
 use engine::Forwarder;
-use engine::config::Forward;
+use engine::config::ForwarderConfig;
 use tokio_postgres::{Config, NoTls};
 
 #[tokio::main(flavor = "current_thread")]
@@ -23,7 +23,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let settings = arguments.iter().filter_map(|pair| pair.split_once('='));
     let settings = [("database_url", url.as_str())].into_iter().chain(settings);
-    let settings = Forward::from_settings(settings)?;
+    let settings = ForwarderConfig::from_settings(settings)?;
     // `start` blocks until the first certificate is available: it must not run on this runtime's
     // thread.
     let forwarder = tokio::task::spawn_blocking(|| Forwarder::start(settings)).await??;

@@ -2,10 +2,10 @@
 //!
 //! ```no_run
 //! use engine::Forwarder;
-//! use engine::config::Forward;
+//! use engine::config::ForwarderConfig;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let config = Forward::from_settings([("target", "db.example:5433")])?;
+//! let config = ForwarderConfig::from_settings([("target", "db.example:5433")])?;
 //! let forwarder = Forwarder::start(config)?;
 //! println!("connect to {}", forwarder.dsn());
 //! forwarder.stop()?;
@@ -32,7 +32,7 @@ use crate::app::lifecycle::{self, Lifecycle, Process, SecondStop, start_backoff}
 use crate::attestation::forwarder_gate::ServerGate;
 use crate::attestation::verifier::{self, QuoteVerifier};
 use crate::config::mode::Mode;
-use crate::config::{ClientIdentity, Forward, Listen, Verifier};
+use crate::config::{ClientIdentity, ForwarderConfig, Listen, Verifier};
 use crate::io::listener::{self, Listener};
 use crate::proxy::outbound::ForwarderState;
 use crate::shard::pool::{self, ShardConfig};
@@ -64,7 +64,7 @@ impl Forwarder {
     ///
     /// # Errors
     /// [`StartError`].
-    pub fn start(config: Forward) -> Result<Self, StartError> {
+    pub fn start(config: ForwarderConfig) -> Result<Self, StartError> {
         let (stop_requests, requests) = channel::unbounded_channel();
         let (alive, ended) = oneshot::channel();
         let (started, start) = mpsc::channel();
@@ -170,7 +170,7 @@ fn socket_port(path: &Path) -> u16 {
 
 /// The control thread, from start to end.
 fn run_control_thread(
-    config: Forward,
+    config: ForwarderConfig,
     mut stop_requests: channel::UnboundedReceiver<SignalKind>,
     started: &mpsc::Sender<Listen>,
 ) -> Result<(), StartError> {
@@ -224,7 +224,7 @@ impl Drop for SocketFile {
     }
 }
 
-async fn start(mut config: Forward) -> Result<(Running, Lifecycle), StartError> {
+async fn start(mut config: ForwarderConfig) -> Result<(Running, Lifecycle), StartError> {
     let record_layer = config.process.tls_record_layer;
     let driver = lifecycle::choose_driver(config.process.driver)?;
     let (local, listeners) = listen(&config)?;
@@ -278,7 +278,7 @@ async fn start(mut config: Forward) -> Result<(Running, Lifecycle), StartError> 
 }
 
 fn serve_admin(
-    config: &Forward,
+    config: &ForwarderConfig,
     metrics: &Arc<Metrics>,
     health: &Health,
 ) -> Result<Option<admin::Server>, StartError> {
@@ -295,7 +295,7 @@ fn serve_admin(
     Ok(server)
 }
 
-fn listen(config: &Forward) -> Result<(Listen, Vec<Listener>), StartError> {
+fn listen(config: &ForwarderConfig) -> Result<(Listen, Vec<Listener>), StartError> {
     match &config.listen {
         Listen::Tcp(address) => {
             let failed = system(format!("cannot listen on {address}"));
@@ -336,7 +336,7 @@ fn certificate_source(identity: &ClientIdentity, agent: Agent) -> CertificateSou
 /// The guest agent refuses or does not answer in time, or PEM files cannot be used.
 async fn fetch_certificate(
     source: &CertificateSource,
-    config: &Forward,
+    config: &ForwarderConfig,
 ) -> Result<Option<Identity>, StartError> {
     let deadline = Instant::now() + config.start_timeout;
     let mut backoff = start_backoff();
@@ -372,14 +372,18 @@ fn install_certificate(state: &Arc<ForwarderState>, record_layer: RecordLayer) -
     })
 }
 
-fn resolver(config: &Forward) -> Result<Arc<TargetResolver>, StartError> {
+fn resolver(config: &ForwarderConfig) -> Result<Arc<TargetResolver>, StartError> {
     let resolver = discovery::resolver(config.dns_server)?;
     let control = tokio::runtime::Handle::current();
-    Ok(TargetResolver::new(config.place.clone(), resolver, control))
+    Ok(TargetResolver::new(
+        config.target.clone(),
+        resolver,
+        control,
+    ))
 }
 
 fn server_gate(
-    config: &mut Forward,
+    config: &mut ForwarderConfig,
     metrics: &Metrics,
     changed: channel::UnboundedSender<()>,
 ) -> Result<ServerGate, StartError> {

@@ -6,8 +6,8 @@ use clap::{Arg, ArgMatches, Command};
 
 pub(crate) mod child;
 
-use crate::app::forwarder::{Forwarder, StartError};
-use crate::cli::output::{CommandOutput, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
+use crate::app::forwarder::Forwarder;
+use crate::cli::output::{CommandOutput, EX_OSERR, EX_USAGE, start_error_code};
 use crate::config::{ForwarderConfig, Layers, Scope, with_flags};
 
 /// Exit code if the command cannot be found or executed, as shells have it.
@@ -60,7 +60,9 @@ fn run(config: ForwarderConfig, command: &[String]) -> ExitCode {
     let database_url = config.database_url.clone();
     let mut forwarder = match Forwarder::start(config) {
         Ok(forwarder) => forwarder,
-        Err(error) => return CommandOutput::error(exit_code(&error), error.to_string()).print(),
+        Err(error) => {
+            return CommandOutput::error(start_error_code(&error), error.to_string()).print();
+        }
     };
     let result = if command.is_empty() {
         print_dsn(&forwarder.dsn());
@@ -85,19 +87,4 @@ fn print_dsn(dsn: &str) {
     use std::io::Write as _;
     let mut out = std::io::stdout();
     let _ = writeln!(out, "{dsn}").and_then(|()| out.flush());
-}
-
-fn exit_code(error: &StartError) -> u8 {
-    match error {
-        StartError::Identity(_) => EX_USAGE,
-        StartError::Agent(_) | StartError::AgentSilent(_) | StartError::Authority(_) => {
-            EX_UNAVAILABLE
-        }
-        StartError::Collateral(_)
-        | StartError::Resolver(_)
-        | StartError::Metrics(_)
-        | StartError::Tls(_)
-        | StartError::Shard(_)
-        | StartError::System { .. } => EX_OSERR,
-    }
 }

@@ -4,7 +4,8 @@
 use std::path::Path;
 
 use attest::manifest::{
-    Address, Draft, LeaderInstance, LeaderUrl, MAX_LEN, Manifest, SigningKey, Trust,
+    EthAddress, LeaderInstance, LeaderUrl, MAX_MANIFEST_LEN, Manifest, ManifestPolicy, SigningKey,
+    UnsignedManifest,
 };
 use clap::{Arg, ArgMatches, Command};
 use zeroize::Zeroizing;
@@ -116,8 +117,8 @@ fn sign(flags: &ArgMatches) -> Result<CommandOutput, CommandOutput> {
     let text = std::fs::read_to_string(Path::new(file)).map(Zeroizing::new);
     let key = SigningKey::from_hex(&text.map_err(|error| no_key(&error))?);
     let key = key.map_err(|error| no_key(&error))?;
-    let draft = Draft {
-        cluster: parsed::<Address>(flags, "cluster")?,
+    let draft = UnsignedManifest {
+        cluster: parsed::<EthAddress>(flags, "cluster")?,
         leader_instance: parsed::<LeaderInstance>(flags, "leader-instance")?,
         leader_url: parsed::<LeaderUrl>(flags, "leader-url")?,
         epoch: number(flags, "epoch"),
@@ -145,7 +146,7 @@ fn in_chunks(text: &str) -> String {
 }
 
 fn verify(flags: &ArgMatches) -> Result<CommandOutput, CommandOutput> {
-    let signer = parsed::<Address>(flags, "signer")?;
+    let signer = parsed::<EthAddress>(flags, "signer")?;
     let now = flags.get_one("at").copied().unwrap_or_else(unix_now);
     let text = match flags.get_one::<String>("text").map_or("", String::as_str) {
         "-" => {
@@ -158,9 +159,9 @@ fn verify(flags: &ArgMatches) -> Result<CommandOutput, CommandOutput> {
     };
     let unverified = Manifest::parse(text.trim_ascii()).map_err(refused)?;
     // No limit on the expiry: that is a setting of the forwarder.
-    let trust = Trust {
+    let trust = ManifestPolicy {
         max_validity: None,
-        ..Trust::of(signer)
+        ..ManifestPolicy::for_signer(signer)
     };
     let manifest = unverified.verify(&trust, now).map_err(refused)?;
     Ok(CommandOutput::text(format!(
@@ -178,7 +179,9 @@ fn verify(flags: &ArgMatches) -> Result<CommandOutput, CommandOutput> {
 fn standard_input() -> std::io::Result<String> {
     use std::io::Read as _;
     let mut text = String::new();
-    let limit = u64::try_from(MAX_LEN).unwrap_or(u64::MAX).saturating_add(2);
+    let limit = u64::try_from(MAX_MANIFEST_LEN)
+        .unwrap_or(u64::MAX)
+        .saturating_add(2);
     std::io::stdin().take(limit).read_to_string(&mut text)?;
     Ok(text)
 }

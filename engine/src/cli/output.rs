@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use zeroize::Zeroizing;
 
+use crate::app::error::{ErrorKind, StartError};
+
 /// sysexits.h: the configuration or the command line is wrong.
 pub const EX_USAGE: u8 = 64;
 /// sysexits.h: an input file cannot be read, or does not contain what was expected.
@@ -19,6 +21,16 @@ pub const EX_CANTCREAT: u8 = 73;
 pub const EX_IOERR: u8 = 74;
 /// sysexits.h: permission denied.
 pub const EX_NOPERM: u8 = 77;
+
+/// The exit code for a process that could not start or go on.
+#[must_use]
+pub fn start_error_code(error: &StartError) -> u8 {
+    match error.kind() {
+        ErrorKind::Configuration => EX_USAGE,
+        ErrorKind::Unavailable => EX_UNAVAILABLE,
+        ErrorKind::System => EX_OSERR,
+    }
+}
 
 /// Text for standard output, messages for standard error, and an exit code.
 pub struct CommandOutput {

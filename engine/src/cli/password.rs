@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use attest::agent::{Agent, AgentError, AgentOptions, Places};
+use attest::agent::{Agent, AgentAddresses, AgentError, AgentOptions};
 use clap::{Arg, ArgMatches, Command};
 use wire::scram::Password;
 use zeroize::Zeroizing;
@@ -64,7 +64,7 @@ pub fn execute(flags: &ArgMatches) -> CommandOutput {
 fn find(
     passwords: PostgresPasswords,
     role: Role,
-    guest_agent: Places,
+    guest_agent: AgentAddresses,
 ) -> Result<Password, CommandOutput> {
     if let Some(configured) = passwords.of(role) {
         return Ok(configured);
@@ -76,7 +76,7 @@ fn find(
         .map_err(|error| CommandOutput::error(EX_UNAVAILABLE, error.to_string()))
 }
 
-async fn derive(role: Role, guest_agent: Places) -> Result<Password, AgentError> {
+async fn derive(role: Role, guest_agent: AgentAddresses) -> Result<Password, AgentError> {
     let agent = Agent::new(guest_agent, AgentOptions::default())?;
     Ok(password(&agent.key(path(role), "").await?))
 }
@@ -131,7 +131,7 @@ mod tests {
             superuser: Some(Password::new("hunter2")),
             ..PostgresPasswords::default()
         };
-        let unavailable = || Places::only("unix:/nonexistent/agent.sock".parse().unwrap());
+        let unavailable = || AgentAddresses::only("unix:/nonexistent/agent.sock".parse().unwrap());
         let found = find(configured(), Role::Superuser, unavailable());
         assert_eq!(found.ok().unwrap().as_bytes(), b"hunter2");
         assert!(find(configured(), Role::Read, unavailable()).is_err());

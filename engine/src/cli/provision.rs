@@ -6,7 +6,7 @@ use tokio_postgres::error::SqlState;
 use crate::auth::postgres_passwords::ResolvedPasswords;
 use crate::cli::output::{CommandOutput, EX_NOPERM, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
 use crate::config::{Layers, PostgresConfig, Scope, with_flags};
-use crate::postgres::provision::{self, ProvisionError, Wanted};
+use crate::postgres::provision::{self, DesiredState, ProvisionError};
 use crate::postgres::superuser::{Error, Superuser};
 
 /// Exit code if `--check` found a difference.
@@ -83,24 +83,27 @@ fn run(postgres: PostgresConfig, mode: Mode) -> CommandOutput {
         Ok(passwords) => passwords,
         Err(error) => return CommandOutput::error(EX_UNAVAILABLE, error.to_string()),
     };
-    let wanted = match Wanted::new(database.clone(), read, readwrite) {
-        Ok(wanted) => wanted,
+    let desired = match DesiredState::new(database.clone(), read, readwrite) {
+        Ok(desired) => desired,
         Err(error) => {
-            return CommandOutput::error(EX_OSERR, format!("cannot generate random bytes: {error}"));
+            return CommandOutput::error(
+                EX_OSERR,
+                format!("cannot generate random bytes: {error}"),
+            );
         }
     };
     let check = match mode {
-        Mode::Sql => return CommandOutput::text(wanted.script()),
+        Mode::Sql => return CommandOutput::text(desired.script()),
         Mode::Check => true,
         Mode::Run => false,
     };
     let result = runtime.block_on(async {
         let mut session = Superuser::connect(&address, superuser.as_ref(), &database).await?;
         let lines = if check {
-            let differences = provision::check(session.client_mut(), &wanted).await;
+            let differences = provision::check(session.client_mut(), &desired).await;
             differences.map(|lines| prefixed(&lines, "differs: ", "no differences"))
         } else {
-            let report = provision::run(session.client_mut(), &wanted).await;
+            let report = provision::run(session.client_mut(), &desired).await;
             report.map(|report| prefixed(&report.repaired, "repaired: ", "nothing to do"))
         };
         session.close().await;
@@ -142,7 +145,7 @@ fn exit_code(error: &ProvisionError) -> u8 {
         ProvisionError::Random(_) => EX_OSERR,
         ProvisionError::InRecovery
         | ProvisionError::OtherDatabase(_)
-        | ProvisionError::Unsettled(_)
+        | ProvisionError::NotConverged(_)
         | ProvisionError::TimedOut(_) => EX_UNAVAILABLE,
     }
 }

@@ -32,7 +32,10 @@ pub fn execute(flags: &ArgMatches) -> CommandOutput {
     let bytes = match random() {
         Ok(bytes) => bytes,
         Err(error) => {
-            return CommandOutput::error(EX_OSERR, format!("cannot generate random bytes: {error}"));
+            return CommandOutput::error(
+                EX_OSERR,
+                format!("cannot generate random bytes: {error}"),
+            );
         }
     };
     let mut line = ClusterSecret::from_bytes(bytes).to_text();

@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Command};
 
-use crate::app::sidecar::{self, Outcome};
-use crate::cli::output::{CommandOutput, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
+use crate::app::lifecycle::Outcome;
+use crate::app::sidecar;
+use crate::cli::output::{CommandOutput, EX_USAGE, start_error_code};
 use crate::config::{Config, Layers, Scope, with_flags};
 
 /// The subcommand `serve`.
@@ -34,21 +35,10 @@ pub fn execute(flags: &ArgMatches) -> ExitCode {
         }
         Err(error) => {
             tracing::error!(%error, "the sidecar stopped");
-            exit_code(&error)
+            start_error_code(&error)
         }
     };
     // Write the remaining log lines.
     drop(log);
     ExitCode::from(code)
-}
-
-fn exit_code(error: &sidecar::Error) -> u8 {
-    match error {
-        sidecar::Error::Identity(_) | sidecar::Error::Password(_) => EX_USAGE,
-        sidecar::Error::Agent(_) | sidecar::Error::Provision(_) => EX_UNAVAILABLE,
-        sidecar::Error::System { .. }
-        | sidecar::Error::Metrics(_)
-        | sidecar::Error::Collateral(_)
-        | sidecar::Error::Shard(_) => EX_OSERR,
-    }
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use attest::ita::{ApiKey, Base};
-use attest::manifest::Trust;
+use attest::manifest::ManifestPolicy;
 use url::Url;
 
 use super::layers::Layers;
@@ -189,7 +189,7 @@ fn read_target(reader: &mut Reader<'_>, url: Option<&Url>) -> Option<TargetSpec>
         (Some(_), Some(_), _) => reader.error("target and cluster are both set"),
         (None, Some(domain), Some(signer)) => Some(TargetSpec::Cluster {
             domain,
-            trust: Trust {
+            trust: ManifestPolicy {
                 signer,
                 cluster: cluster?,
                 max_validity: max_validity?,

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use attest::agent::Places;
+use attest::agent::AgentAddresses;
 
 use super::layers::Layers;
 use super::reader::{Reader, read_all};
@@ -55,7 +55,7 @@ pub struct CertificateConfig {
     /// Where the certificate comes from.
     pub identity: IdentitySource,
     /// The addresses of the guest agent.
-    pub guest_agent: Places,
+    pub guest_agent: AgentAddresses,
 }
 
 impl CertificateConfig {
@@ -78,11 +78,11 @@ impl CertificateConfig {
 }
 
 /// The simulator's address, the configured one, or dstack's standard ones.
-pub(super) fn read_guest_agent(reader: &mut Reader<'_>) -> Option<Places> {
+pub(super) fn read_guest_agent(reader: &mut Reader<'_>) -> Option<AgentAddresses> {
     let simulator = reader.read_optional(&settings::SIMULATOR_ENDPOINT);
     let configured = reader.read(&settings::GUEST_AGENT);
     let address = simulator?.or(configured?);
-    Some(address.map_or_else(Places::standard, Places::only))
+    Some(address.map_or_else(AgentAddresses::standard, AgentAddresses::only))
 }
 
 pub(super) fn read_passwords(reader: &mut Reader<'_>) -> Option<PostgresPasswords> {

@@ -1,7 +1,7 @@
 //! The configuration of the superuser's connection to Postgres, for `provision` and `password`. It
 //! needs no certificate and no cluster secret.
 
-use attest::agent::Places;
+use attest::agent::AgentAddresses;
 
 use super::identity::{read_guest_agent, read_passwords};
 use super::layers::Layers;
@@ -19,7 +19,7 @@ pub struct PostgresConfig {
     /// The configured passwords.
     pub passwords: PostgresPasswords,
     /// The addresses of the guest agent, which derives the other passwords.
-    pub guest_agent: Places,
+    pub guest_agent: AgentAddresses,
     /// Unknown settings in the environment.
     pub warnings: Vec<String>,
 }

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use attest::agent::Places;
+use attest::agent::AgentAddresses;
 use tracing_subscriber::EnvFilter;
 
 use super::identity::read_guest_agent;
@@ -12,6 +12,7 @@ use super::reader::Reader;
 use super::settings;
 use crate::io::driver::DriverChoice;
 use crate::sched::busy_poll::Polling;
+use crate::tls::record_layer::RecordLayer;
 
 /// Threads, timeouts, limits and the log.
 pub struct ProcessConfig {
@@ -23,8 +24,10 @@ pub struct ProcessConfig {
     pub driver: DriverChoice,
     /// When a thread polls for more data before it sleeps.
     pub busy_poll: Polling,
+    /// The implementation of the TLS 1.3 record layer.
+    pub tls_record_layer: RecordLayer,
     /// The addresses of the guest agent.
-    pub guest_agent: Places,
+    pub guest_agent: AgentAddresses,
     /// The address of the HTTP server. `None` starts none.
     pub admin_listen: Option<SocketAddr>,
     /// How long a session may continue after its peer has become unacceptable.
@@ -49,6 +52,7 @@ impl ProcessConfig {
         let pin = reader.read(&settings::PIN);
         let driver = reader.read(&settings::DRIVER);
         let busy_poll = reader.read(&settings::BUSY_POLL);
+        let tls_record_layer = reader.read(&settings::TLS_RECORD_LAYER);
         let guest_agent = read_guest_agent(reader);
         let admin_listen = reader.read(&settings::ADMIN_LISTEN);
         let revocation_grace = reader.read(&settings::REVOCATION_GRACE);
@@ -63,6 +67,7 @@ impl ProcessConfig {
             pin: pin?,
             driver: driver?,
             busy_poll: busy_poll?,
+            tls_record_layer: tls_record_layer?,
             guest_agent: guest_agent?,
             admin_listen: admin_listen?,
             revocation_grace: revocation_grace?.unwrap_or_default(),

@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use attest::TrustedRoot;
-use attest::agent::Endpoint;
+use attest::agent::AgentAddress;
 use attest::chain::KmsRoot;
 use attest::collateral::{Collateral, Source};
 use attest::ita::{ApiKey, Base};
-use attest::manifest::Address;
+use attest::manifest::EthAddress;
 use attest::policy::{Advisory, TcbStatuses};
 use attest::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr};
 use ipnet::IpNet;
@@ -30,6 +30,7 @@ use super::values;
 use crate::io::driver::DriverChoice;
 use crate::io::stream::PgAddress;
 use crate::sched::busy_poll::Polling;
+use crate::tls::record_layer::RecordLayer;
 
 /// Declares a static [`Setting`] for each entry, and lists all of them in [`ALL`].
 macro_rules! settings {
@@ -128,11 +129,11 @@ settings! {
             key: "cluster", parse: values::domain, kind: One("DOMAIN"), scopes: FORWARD,
             help: "Connect to the leader that the manifest in the TXT record _teesql-leader.DOMAIN names. Requires manifest_signer.",
         }
-        MANIFEST_SIGNER: Address {
+        MANIFEST_SIGNER: EthAddress {
             key: "manifest_signer", parse: values::from_str, kind: One("ADDRESS"), scopes: FORWARD,
             help: "Ethereum address of the manifest's signer: 0x and 40 hex characters.",
         }
-        MANIFEST_CLUSTER: Address {
+        MANIFEST_CLUSTER: EthAddress {
             key: "manifest_cluster", parse: values::from_str, kind: One("ADDRESS"), scopes: FORWARD,
             help: "Ethereum address of the cluster that the manifest must name. Set it if the signer signs for several clusters.",
         }
@@ -164,12 +165,12 @@ settings! {
             key: "client_key", parse: values::path, kind: One("FILE"), scopes: FORWARD,
             help: "File with the private key of client_cert (PEM), reloaded when it changes.",
         }
-        GUEST_AGENT: Option<Endpoint> {
+        GUEST_AGENT: Option<AgentAddress> {
             key: "guest_agent", parse: values::agent, kind: One("PATH"), scopes: AGENT,
             default: Some("auto"),
             help: "Unix socket path or HTTP URL of the dstack guest agent; auto tries dstack's standard socket paths.",
         }
-        SIMULATOR_ENDPOINT: Endpoint {
+        SIMULATOR_ENDPOINT: AgentAddress {
             key: "simulator_endpoint", parse: values::from_str, kind: One("PATH"), scopes: AGENT,
             env_alias: Some("DSTACK_SIMULATOR_ENDPOINT"),
             help: "Unix socket path or HTTP URL of a dstack simulator, used instead of guest_agent. In the sidecar it enables simulator mode, in which clients are not attested: for development only.",
@@ -415,6 +416,11 @@ settings! {
             key: "driver", parse: values::from_str, kind: One("DRIVER"), scopes: BOTH,
             default: Some("auto"),
             help: "I/O interface: io_uring, epoll, or auto (io_uring if the kernel allows it, otherwise epoll).",
+        }
+        TLS_RECORD_LAYER: RecordLayer {
+            key: "tls_record_layer", parse: values::from_str, kind: One("LAYER"), scopes: BOTH,
+            default: Some("own"),
+            help: "Implementation that encrypts TLS 1.3 records after the handshake: own (faster, less memory per session) or rustls.",
         }
         BUSY_POLL: Polling {
             key: "busy_poll", parse: values::busy_poll, kind: One("TIME"), scopes: BOTH,

@@ -148,8 +148,8 @@ fn reports_all_mistakes_with_their_source() {
             "flag --postgres: postgres = \"db.example:5432\": expected IP:PORT or the path of a \
              Unix socket, e.g. 127.0.0.1:5432",
             "tls_key: not set, but tls_cert is",
-            "environment TEESQL_READ_SECRET: read_secret: a cluster secret is 64 hex \
-             characters, and this has 9 characters",
+            "environment TEESQL_READ_SECRET: read_secret: a cluster secret has 64 hex \
+             characters, not 9",
             "sidecar.toml:1: driver = \"kqueue\": expected auto, io_uring or epoll",
             "flag --login-timeout: login_timeout = \"0s\": expected a duration above zero, e.g. \
              500ms, 5s or 2m",

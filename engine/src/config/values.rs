@@ -130,7 +130,7 @@ pub(super) fn api_key(text: &str) -> Parsed<ApiKey> {
 }
 
 /// The guest agent's address; `None` for dstack's standard ones.
-pub(super) fn agent(text: &str) -> Parsed<Option<attest::agent::Endpoint>> {
+pub(super) fn agent(text: &str) -> Parsed<Option<attest::agent::AgentAddress>> {
     match text {
         "auto" => Ok(None),
         text => from_str(text).map(Some),

@@ -300,7 +300,10 @@ fn collateral_that_is_not_genuine() {
     let report = run.json();
     assert_eq!(report["verdict"]["code"], "collateral_unavailable");
     let why = step(&report, "collateral")["text"].as_str().unwrap();
-    assert!(why.contains("not genuine under the trusted root"), "{why}");
+    assert!(
+        why.contains("does not verify against the trusted root"),
+        "{why}"
+    );
 }
 
 fn with_pccs(case: &Case, pccs: &Pccs, root: Option<&str>) -> Run {

@@ -126,25 +126,29 @@ fn a_server_without_its_certificates_key() {
 fn servers_without_tls() {
     let case = Case::default();
     for (manner, flags, what) in [
-        (Manner::Plain, &["--ssl-request"][..], "answers N"),
-        (Manner::Plain, &[], "answers N"),
+        (Manner::Plain, &["--ssl-request"][..], "answered N"),
+        (Manner::Plain, &[], "answered N"),
         (Manner::Http, &["--ssl-request"], "0x48"),
-        (Manner::Http, &["--raw-tls"], "something else"),
+        (Manner::Http, &["--raw-tls"], "something other than TLS"),
         (
             Manner::Closes,
             &["--ssl-request"],
-            "hung up after an SSLRequest",
+            "closed the connection after an SSLRequest",
         ),
         (
             Manner::Closes,
             &["--raw-tls"],
-            "hung up in the TLS handshake",
+            "closed the connection during the TLS handshake",
         ),
-        (Manner::Closes, &[], "hung up in the TLS handshake"),
+        (
+            Manner::Closes,
+            &[],
+            "closed the connection during the TLS handshake",
+        ),
         (
             Manner::RawTls,
             &["--ssl-request"],
-            "hung up after an SSLRequest",
+            "closed the connection after an SSLRequest",
         ),
     ] {
         let server = start(&case, manner);

@@ -9,8 +9,8 @@ use crate::run::{Run, step};
 fn shown(run: &Run) -> String {
     let lines = run.stdout.lines().map(|line| match line {
         line if line.starts_with("certificate ") => {
-            let rest = line.split_once(", judged").expect("the first line").1;
-            format!("certificate FILE, judged{rest}\n")
+            let rest = line.split_once(", verified").expect("the first line").1;
+            format!("certificate FILE, verified{rest}\n")
         }
         line if line.starts_with("       source") => "       source FILE\n".to_owned(),
         line => format!("{line}\n"),

@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use attest::agent::TlsKeyRequest;
 use attest::mock::{
-    Agent, AgentListen, AgentOptions, CollateralOptions, Machine, MachineOptions, Pccs,
-    PccsAnswers, Pki,
+    Agent, AgentListen, AgentOptions, CollateralOptions, Pccs, PccsResponses, Pki, Platform,
+    PlatformOptions,
 };
 use rustls::crypto::aws_lc_rs::default_provider;
 use zeroize::Zeroizing;
@@ -60,9 +60,9 @@ impl Cluster {
         let random = default_provider().secure_random;
         random.fill(&mut seed).map_err(|_| DevError::Random)?;
         let pki = Arc::new(Pki::new(&seed)?);
-        let machine = Machine::new(&pki, &MachineOptions::default())?;
+        let platform = Platform::new(&pki, &PlatformOptions::default())?;
         let collateral = pki.collateral(&CollateralOptions::at(unix_now()))?;
-        let pccs = Pccs::start(PccsAnswers::none().with(machine.key(), collateral))?;
+        let pccs = Pccs::start(PccsResponses::empty().with(platform.collateral_key(), collateral))?;
         let socket = folder.join("dstack.sock");
         let options = AgentOptions {
             seed,
@@ -170,7 +170,7 @@ fn alt_names() -> String {
 fn request_keys(agent: &Agent, folder: &Path) -> Result<Zeroizing<String>, DevError> {
     let runtime = crate::app::runtime::of_this_thread();
     let runtime = runtime.map_err(system("cannot call the guest agent"))?;
-    let places = attest::agent::Places::only(agent.endpoint());
+    let places = attest::agent::AgentAddresses::only(agent.endpoint());
     let client = attest::agent::Agent::new(places, attest::agent::AgentOptions::default())?;
     let request = TlsKeyRequest {
         subject: "dev client".to_owned(),

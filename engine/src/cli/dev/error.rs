@@ -5,7 +5,7 @@ use std::io;
 
 use attest::mock::MockError;
 
-use crate::app::sidecar;
+use crate::app::error::StartError;
 use crate::cli::output::{EX_OSERR, EX_USAGE};
 use crate::config::Errors;
 
@@ -42,7 +42,7 @@ pub(super) enum DevError {
     Settings(#[from] Errors),
     /// A sidecar failed.
     #[error(transparent)]
-    Serve(#[from] sidecar::Error),
+    Serve(#[from] StartError),
     /// The system's random number generator failed.
     #[error("cannot generate random bytes")]
     Random,

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use tokio::process::Command;
 use zeroize::Zeroizing;
 
-use super::error::DevError;
 use super::cluster::{CA, CLIENT_CERT, CLIENT_KEY, Cluster, TDX_ROOT, write};
+use super::error::DevError;
 use super::postgres::Postgres;
 use crate::app::sidecar::Addresses;
 

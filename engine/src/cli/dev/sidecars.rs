@@ -9,7 +9,9 @@ use tokio::signal::unix::SignalKind;
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::{DevError, system};
-use crate::app::sidecar::{self, Addresses, Outcome};
+use crate::app::error::StartError;
+use crate::app::lifecycle::Outcome;
+use crate::app::sidecar::{self, Addresses};
 use crate::app::signals::ProcessSignals;
 use crate::config::{Config, Layers, Scope, with_flags};
 
@@ -50,7 +52,7 @@ impl Sidecars {
             let _ = started.send(addresses);
         };
         let run = move || {
-            Ok(sidecar::run_under(
+            Ok(sidecar::run_embedded(
                 configure(&settings)?,
                 on_start,
                 signals,
@@ -60,7 +62,7 @@ impl Sidecars {
             .name("control".to_owned())
             .spawn(move || {
                 let result = catch_unwind(AssertUnwindSafe(run));
-                let panicked = |_| Err(sidecar::Error::Shard("panic".to_owned()).into());
+                let panicked = |_| Err(StartError::Shard("panic".to_owned()).into());
                 let _ = sender.send(result.unwrap_or_else(panicked));
             })
             .map_err(system("cannot start a thread"))?;

@@ -82,9 +82,9 @@ pub(crate) fn run(
             }
         };
         // Its last messages may still be in transit.
-        forwarder.order();
+        forwarder.request_stop();
         if timeout(SESSION_GRACE, forwarder.ended()).await.is_err() {
-            forwarder.order();
+            forwarder.request_stop();
         }
         Ok(subprocess::exit_code(status))
     })
@@ -102,8 +102,8 @@ pub(crate) fn wait_for_signals(forwarder: &mut Forwarder) -> io::Result<()> {
         loop {
             tokio::select! {
                 () = forwarder.ended() => return Ok(()),
-                _ = terminate.recv() => forwarder.order(),
-                _ = interrupt.recv() => forwarder.order(),
+                _ = terminate.recv() => forwarder.request_stop(),
+                _ = interrupt.recv() => forwarder.request_stop(),
             }
         }
     })

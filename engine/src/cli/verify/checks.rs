@@ -133,7 +133,7 @@ impl Checker {
             return refused(checks, "the certificate cannot be read", examined.err());
         };
         checks.push(evidence::dates(&leaf, &self.policy, self.now));
-        let evidence = UnboundEvidence::read(leaf.extensions());
+        let evidence = UnboundEvidence::from_extensions(leaf.extensions());
         checks.push(evidence::evidence(Some(leaf.extensions()), &evidence));
         let Ok(evidence) = evidence else {
             return refused(checks, "there is no readable evidence", examined.err());
@@ -173,7 +173,7 @@ impl Checker {
 
     /// Checks dstack's attestation envelope, without a certificate.
     pub(super) fn attestation(&self, envelope: &[u8]) -> CheckResult {
-        let evidence = UnboundEvidence::open(envelope);
+        let evidence = UnboundEvidence::from_envelope(envelope);
         let mut checks = no_certificate();
         checks.push(evidence::evidence(None, &evidence));
         match evidence {

@@ -36,7 +36,7 @@ fn accepts_every_envelope(fixture: &Fixture) {
     let sidecar = Sidecar::start(&tdx.production_settings(fixture));
     sidecar.await_log("a warning about the root", |line| {
         let message = line["message"].as_str().unwrap_or_default();
-        line["level"] == "WARN" && message.contains("another root than Intel's")
+        line["level"] == "WARN" && message.contains("a root other than Intel's")
     });
     for envelope in [Envelope::V0, Envelope::V1, Envelope::Legacy, Envelope::Both] {
         let evidence = Evidence {

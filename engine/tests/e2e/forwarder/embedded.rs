@@ -1,7 +1,7 @@
 //! Forwarders embedded in a Rust program: two in one process, no signal handlers, a clean stop.
 
 use engine::Forwarder;
-use engine::config::Forward;
+use engine::config::ForwarderConfig;
 use tokio_postgres::{Config, NoTls};
 
 use crate::harness::READER;
@@ -35,7 +35,7 @@ fn two_in_one_process(fixture: &Fixture) {
     let handlers = caught_signals();
     let start = |more: &[(&'static str, &str)]| {
         let settings = common.into_iter().chain(more.iter().copied());
-        let config = Forward::from_settings(settings).unwrap_or_else(|e| panic!("{e}"));
+        let config = ForwarderConfig::from_settings(settings).unwrap_or_else(|e| panic!("{e}"));
         Forwarder::start(config).expect("the forwarder starts")
     };
     let (one, two) = (start(&[]), start(&[("forward_listen", &socket)]));
@@ -55,7 +55,8 @@ fn two_in_one_process(fixture: &Fixture) {
     assert!(std::net::TcpStream::connect((host.as_str(), port)).is_err());
     assert_eq!(caught_signals(), handlers, "it installs no signal handlers");
 
-    let Err(errors) = Forward::from_settings([("verifier", "none"), ("nonsense", "1")]) else {
+    let Err(errors) = ForwarderConfig::from_settings([("verifier", "none"), ("nonsense", "1")])
+    else {
         panic!("the mistakes are not reported");
     };
     assert!(errors.to_string().contains("nonsense"), "{errors}");
@@ -64,7 +65,7 @@ fn two_in_one_process(fixture: &Fixture) {
         ("client_cert", "/no"),
         ("client_key", "/no"),
     ];
-    assert!(Forward::from_settings(missing).is_err());
+    assert!(ForwarderConfig::from_settings(missing).is_err());
 }
 
 fn current_user(host: &str, port: u16) -> String {

@@ -1,7 +1,7 @@
 //! The checks up to the binding: parsing the certificate, the evidence and the quote.
 
-use attest::certificate::{Extensions, Names};
-use attest::evidence::Form;
+use attest::certificate::{CertificateNames, Extensions};
+use attest::evidence::EvidenceFormat;
 
 use super::*;
 
@@ -32,7 +32,7 @@ pub(super) fn certificate(chain: &[Vec<u8>], leaf: &Result<Leaf<'_>, Denial>) ->
     if leaf.is_err() {
         return check;
     }
-    if let Some(Ok(names)) = chain.first().map(|der| Names::read(der)) {
+    if let Some(Ok(names)) = chain.first().map(|der| CertificateNames::from_der(der)) {
         check = check
             .with("subject", CheckValue::text(names.subject))
             .with("issuer", CheckValue::text(names.issuer))
@@ -52,7 +52,10 @@ pub(super) fn certificate(chain: &[Vec<u8>], leaf: &Result<Leaf<'_>, Denial>) ->
 
 pub(super) fn dates(leaf: &Leaf<'_>, policy: &Policy, now: u64) -> Check {
     let max_age = policy.settings().max_certificate_age;
-    Check::new("dates", Outcome::of(&leaf.check_dates(now, policy)))
+    let checked = leaf
+        .check_dates(now)
+        .and_then(|()| policy.check_age(leaf.not_before(), now));
+    Check::new("dates", Outcome::of(&checked))
         .with("not_before", CheckValue::Time(leaf.not_before()))
         .with("not_after", CheckValue::Time(leaf.not_after()))
         .with_some(
@@ -66,9 +69,12 @@ pub(super) fn evidence(
     extensions: Option<&Extensions<'_>>,
     evidence: &Result<UnboundEvidence<'_>, Denial>,
 ) -> Check {
-    let form = evidence.as_ref().ok().map(|evidence| evidence.form());
+    let form = evidence.as_ref().ok().map(|evidence| evidence.format());
     Check::new("evidence", Outcome::of(evidence))
-        .with_some("form", form.map(Form::as_str).map(CheckValue::text))
+        .with_some(
+            "form",
+            form.map(EvidenceFormat::as_str).map(CheckValue::text),
+        )
         .with_some("extensions", extensions.map(extension_names))
 }
 
@@ -119,7 +125,7 @@ pub(super) fn binding(evidence: &UnboundEvidence<'_>, spki: &[u8]) -> Check {
     if checked.is_ok() {
         return check;
     }
-    let expected = attest::binding::report_data_of(spki);
+    let expected = attest::binding::report_data_for_key(spki);
     check
         .with("expected", CheckValue::hex(expected))
         .with(

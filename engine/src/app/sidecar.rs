@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attest::agent::{Agent, AgentOptions};
+#[cfg(feature = "mock")]
 use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};

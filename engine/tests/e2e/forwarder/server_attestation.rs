@@ -350,7 +350,7 @@ fn allow_simulator(fixture: &Fixture) {
     let forwarder = Forwarder::start(&settings);
     forwarder.await_log("a warning", |line| {
         let text = line["message"].as_str().unwrap_or_default();
-        line["level"] == "WARN" && text.contains("without any TDX evidence is accepted")
+        line["level"] == "WARN" && text.contains("without TDX evidence is accepted")
     });
     let startup = message::startup(PROTOCOL_3_0, &[("user", "u")]);
     let mut first = TcpClient::connect(forwarder.address());

@@ -91,7 +91,7 @@ pub enum Denial {
     /// Intel Trust Authority did not answer, or its token was not accepted. Converted from
     /// [`ItaError`](crate::ita::ItaError).
     Authority {
-        /// The reason code, one of [`ItaError::CODES`](crate::ita::ItaError::CODES).
+        /// The reason code, one of [`ItaError::CODES`](crate::ita::ItaError::CODES)(crate::ita::ItaError::CODES).
         code: &'static str,
         /// Whether the peer or this side is at fault.
         fault: Fault,
@@ -101,8 +101,8 @@ pub enum Denial {
 }
 
 impl Denial {
-    /// Every code that [`Denial::code`] can give, in the order of the checks: for metrics and docs.
-    /// Where Trust Authority judges, [`ItaError::CODES`] come to these.
+    /// Every code that [`Denial::code`] can return, in the order of the checks. Metrics and docs use it.
+    /// With Trust Authority, those of [`ItaError::CODES`](crate::ita::ItaError::CODES) are added.
     pub const CODES: [&'static str; 38] = [
         "no_certificate",
         "chain_too_long",

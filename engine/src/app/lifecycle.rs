@@ -2,7 +2,7 @@
 //!
 //! A process accepts connections until it is asked to stop. It then drains: the listeners
 //! close and sessions may finish for `drain_timeout`. Sessions that are left are terminated
-//! with a message to their clients, for which they have [`TERMINATE_GRACE`]. Everything here
+//! with a message to their clients, for which they have `TERMINATE_GRACE`. Everything here
 //! runs on the control thread; no connection is served on it.
 
 use std::io;

@@ -1,7 +1,7 @@
 //! The configuration of the sidecar, the forwarder and the one-shot commands, from a TOML file, the
 //! environment and flags. Later sources override earlier ones.
 //!
-//! [`settings`] declares every setting. [`Layers`] collects texts, and each configuration parses its
+//! `settings` declares every setting. [`Layers`] collects texts, and each configuration parses its
 //! settings into checked values, so that the rest of the program never sees unchecked text. All
 //! mistakes are reported together, each with its source. No error shows a secret.
 

@@ -9,6 +9,13 @@
 //! `crate`, `super` or `self` are followed. Macro-generated imports would escape it; there are
 //! none.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
 mod imports;
 
 use std::collections::BTreeMap;

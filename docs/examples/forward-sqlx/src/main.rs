@@ -1,11 +1,11 @@
-//! A service with a forwarder inside it, and sqlx.
+//! A service that embeds a forwarder and connects with sqlx.
 //!
 //! ```sh
 //! DATABASE_URL=postgresql://teesql_read:$SECRET@db.example:5433/postgres cargo run
 //! ```
 //!
 //! The server's measurements, the guest agent and everything else are settings of
-//! the forwarder (docs/forwarder.md): pairs of name and value.
+//! the forwarder (docs/reference/configuration.md): pairs of name and value.
 
 use std::error::Error;
 

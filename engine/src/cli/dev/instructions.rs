@@ -82,14 +82,14 @@ impl Instructions {
         });
         format!(
             "\nThe cluster runs under its own mock TDX root. Ctrl-C stops it and removes all its files.\n\n\
-             Mode B, an attested client. In another terminal:\n\n  \
+             Production mode, as an attested client. In another terminal:\n\n  \
              . {}\n  \
              psql                                                             # as teesql_readwrite\n  \
              PGPASSWORD=$TEESQL_DEV_READ_SECRET psql -U teesql_read\n  \
              PGPASSWORD=$TEESQL_DEV_SUPERUSER_PASSWORD psql -U postgres\n  \
              teesql-sidecar verify {}\n\n\
              The same in one line:\n\n  {}\n\n\
-             Mode D, simulator mode: superuser, from this machine only:\n\n  \
+             Simulator mode, as the superuser without a password, from this machine only:\n\n  \
              psql \"host=localhost port={} user=postgres sslmode=require dbname=postgres\"\n{http}",
             quoted(&self.file.display().to_string()),
             self.server,

@@ -1,11 +1,11 @@
-//! A service that embeds a forwarder and connects with sqlx.
+//! Example: a service that embeds the forwarder and connects to it with sqlx.
 //!
 //! ```sh
 //! DATABASE_URL=postgresql://teesql_read:$SECRET@db.example:5433/postgres cargo run
 //! ```
 //!
-//! The server's measurements, the guest agent and everything else are settings of
-//! the forwarder (docs/reference/configuration.md): pairs of name and value.
+//! Everything else, such as the server's allowed measurements and the guest agent, is a setting of
+//! the forwarder (docs/reference/configuration.md): a pair of name and value.
 
 use std::error::Error;
 
@@ -28,7 +28,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .iter()
         .map(|(name, value)| (name.as_str(), value.as_str()));
     let config = ForwarderConfig::from_settings(pairs)?;
-    // Waits for its first certificate: not on this runtime's thread.
+    // `start` blocks until the first certificate is available, so it must not run on this thread.
     let forwarder = tokio::task::spawn_blocking(|| Forwarder::start(config)).await??;
 
     let (host, port) = forwarder.host_and_port();

@@ -20,7 +20,7 @@ const INTRODUCTION: &str = "\
 <!-- Generated from engine/src/config/settings.rs. Do not edit. To update, run:
      TEESQL_UPDATE_DOCS=1 cargo test -p engine --lib configuration_page -->
 
-Every setting can be given in four places. Later ones override earlier ones:
+The value of a setting comes from one of these places. A later one overrides an earlier one:
 
 1. the default;
 2. the TOML file that `--config FILE` or `TEESQL_CONFIG` names, as the key shown below;

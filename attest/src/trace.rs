@@ -17,7 +17,7 @@ use crate::collateral::Collateral;
 use crate::denial::Denial;
 use crate::event_log::{EventLog, Identity};
 use crate::evidence::EvidenceFormat;
-use crate::quote::TdQuote;
+use crate::quote::{QuoteHeader, TdQuote};
 use crate::tcb::{Advisory, TcbStatus, TcbStatuses};
 use crate::values::{AppId, ComposeHash, Fingerprint, Mrtd, OsImageHash, Rtmr};
 
@@ -182,8 +182,8 @@ impl fmt::Display for SkipReason {
     }
 }
 
-/// The values that a check looked at: one variant for each [`Check`], except that all four RTMRs share
-/// one.
+/// The values that a check looked at: one variant for each [`Check`], except that the four RTMRs share
+/// one, and that a bare quote which cannot be parsed has another.
 #[derive(Clone, Copy, Debug)]
 pub enum Values<'a> {
     /// The presented chain.
@@ -213,6 +213,8 @@ pub enum Values<'a> {
     },
     /// The quote.
     Quote(&'a TdQuote),
+    /// The header of a bare quote that cannot be parsed, as for SGX.
+    UnparsedQuote(QuoteHeader),
     /// The report data.
     Binding {
         /// The report data of the leaf's key.

@@ -17,7 +17,7 @@ use crate::denial::Denial;
 use crate::event_log::{EventLog, Identity};
 use crate::evidence::UnboundEvidence;
 use crate::policy::Policy;
-use crate::quote::TdQuote;
+use crate::quote::{QuoteHeader, TdQuote};
 use crate::trace::{Check, CheckObserver, SkipReason, Trace, Values};
 
 /// The checks of a certificate, which a bare quote does not have.
@@ -110,9 +110,12 @@ impl Verifier {
             extensions: None,
             format: None,
         })?;
-        let quote = TdQuote::parse(quote);
-        trace.require(Check::Quote, &quote, |quote| quote.map(Values::Quote));
-        let quote = quote.inspect_err(|_| trace.skip_rest(SkipReason::UnreadableEvidence))?;
+        let parsed = TdQuote::parse(quote);
+        trace.require(Check::Quote, &parsed, |parsed| match parsed {
+            Some(parsed) => Some(Values::Quote(parsed)),
+            None => QuoteHeader::read(quote).ok().map(Values::UnparsedQuote),
+        });
+        let quote = parsed.inspect_err(|_| trace.skip_rest(SkipReason::UnreadableEvidence))?;
         self.inspect_unbound(&quote, None, policy, now, collateral, trace)
     }
 

@@ -1,9 +1,8 @@
 //! `teesql-sidecar verify`: verifies a certificate, server or quote like the gate, and reports every
 //! check.
 //!
-//! The verdict about a certificate is that of [`attest::examine`] and [`attest::Verifier::verify`],
-//! which the gate calls too. The checks of the report are made by calling the parts of these two one
-//! by one, so that the checks after the first refusal can be reported as well. This code may block,
+//! All checks and the verdict are the gate's: [`attest::Verifier::inspect`] runs them under an observer,
+//! continues after the first refusal, and this module renders what the observer saw. This code may block,
 //! since it never runs on a shard.
 //!
 //! It must never send a server anything after the handshake except close_notify, nor print text from

@@ -1,55 +1,31 @@
-//! Makes every check of the gate in its order, and the verdict.
+//! Verifies the input under an observer (visitor) that records every check for the report.
 //!
-//! The verdict about a chain is the result of [`attest::examine`] and [`attest::Verifier::verify`].
-//! The checks are made separately, with the public functions that these two consist of. Tests compare
-//! the first failed check with the verdict. The values in a quote are compared with the policy only if
-//! the quote's signatures are valid; otherwise they are mere claims.
+//! [`Verifier::inspect`] and its variants make all checks and give the verdict: the code of the gate. This
+//! module chooses the variant for the input, and gets the collateral as the gate would.
+//!
+//! What it must never do: make, repeat or reorder a check, or change a verdict.
 
-use attest::certificate::Leaf;
-use attest::chain::{Chain, KmsRoot};
+use std::cell::OnceCell;
+
+use attest::chain::KmsRoot;
 use attest::collateral::Collateral;
 use attest::denial::Denial;
-use attest::evidence::UnboundEvidence;
-use attest::quote::{QuoteHeader, TdQuote};
-use attest::verify::Appraisal;
-use attest::{Policy, TrustedRoot, Verifier, examine};
+use attest::quote::TdQuote;
+use attest::trace::Check;
+use attest::{Policy, TrustedRoot, Verifier};
 
 use super::collateral::CollateralSource;
 use super::escape::escape;
-use super::report::{Check, CheckValue, Outcome, Report, Verdict};
+use super::report::{CheckReport, CheckValue, Outcome, Report, Verdict};
 use super::server::{Presented, ProbeError};
 use crate::attestation::verifier::check_issuer;
+use recorder::Recorder;
 
-mod appraise;
-mod claims;
-mod evidence;
+mod recorder;
+mod values;
 
-/// The names of all checks after `server`, in the gate's order.
-const CHECKS: [&str; 21] = [
-    "certificate",
-    "dates",
-    "evidence",
-    "quote",
-    "binding",
-    "collateral",
-    "debug",
-    "signatures",
-    "td_attributes",
-    "tcb",
-    "advisories",
-    "mrtd",
-    "rtmr0",
-    "rtmr1",
-    "rtmr2",
-    "rtmr3",
-    "event_log",
-    "app_id",
-    "compose_hash",
-    "os_image_hash",
-    "kms_root",
-];
-
-const NO_CERTIFICATE: &str = "there is no certificate";
+/// The check that precedes those of the gate if the input is a server: the TLS handshake.
+const SERVER: &str = "server";
 
 /// The policy, the root, the collateral and the time to verify with.
 pub(super) struct Checker {
@@ -62,7 +38,7 @@ pub(super) struct Checker {
 
 /// The checks and the verdict.
 pub(super) struct CheckResult {
-    checks: Vec<Check>,
+    checks: Vec<CheckReport>,
     verdict: Verdict,
 }
 
@@ -73,6 +49,9 @@ struct NoCollateral {
     /// Details.
     reason: String,
 }
+
+/// Gets the collateral for a quote.
+type GetCollateral<'a> = &'a dyn Fn(&TdQuote) -> Result<Collateral, Denial>;
 
 impl Checker {
     pub(super) fn new(
@@ -108,11 +87,12 @@ impl Checker {
             code: error.code(),
             text: escape(&error),
         };
+        let not_checked = || Outcome::not_checked("the server presented no certificate");
+        let others = Check::ALL.map(|check| CheckReport::new(check.as_str(), not_checked()));
+        let mut checks = vec![CheckReport::new(SERVER, failed)];
+        checks.extend(others);
         CheckResult {
-            checks: complete(
-                vec![Check::new("server", failed)],
-                "the server presented no certificate",
-            ),
+            checks,
             verdict: Verdict::NoCertificate(error),
         }
     }
@@ -120,138 +100,59 @@ impl Checker {
     /// Checks a server and its chain.
     pub(super) fn server(&self, presented: &Presented) -> CheckResult {
         let mut result = self.chain(&presented.chain);
-        result.checks.insert(0, evidence::server(presented));
+        result.checks.insert(0, server(presented));
         result
     }
 
     /// Checks a presented chain, leaf first.
     pub(super) fn chain(&self, chain: &[Vec<u8>]) -> CheckResult {
-        let examined = examine(chain, self.now, &self.policy);
-        let leaf = evidence::leaf(chain);
-        let mut checks = vec![evidence::certificate(chain, &leaf)];
-        let Ok(leaf) = leaf else {
-            return refused(checks, "the certificate cannot be read", examined.err());
-        };
-        checks.push(evidence::dates(&leaf, &self.policy, self.now));
-        let evidence = UnboundEvidence::from_extensions(leaf.extensions());
-        checks.push(evidence::evidence(Some(leaf.extensions()), &evidence));
-        let Ok(evidence) = evidence else {
-            return refused(checks, "there is no readable evidence", examined.err());
-        };
-        checks.push(evidence::quote(evidence.quote()));
-        checks.push(evidence::binding(&evidence, leaf.spki()));
-        let collateral = self.collateral(evidence.quote());
-        let appraisal = self.appraise(&mut checks, evidence.quote(), &collateral);
-        let verified = appraisal.is_some();
-        claims::measurements(
-            &mut checks,
-            &self.policy,
-            evidence.quote().report(),
-            verified,
-        );
-        let rtmr3 = evidence.quote().report().rtmr3();
-        claims::identity(
-            &mut checks,
-            &self.policy,
-            Some(evidence.events()),
-            rtmr3,
-            verified,
-        );
-        checks.push(claims::kms_root(chain, &self.policy, self.now));
-        let verdict = match (examined, collateral) {
-            (Err(denial), _) => Verdict::Refused(denial),
-            (Ok(_), Err(missing)) => Verdict::Refused(missing.denial),
-            (Ok(bound), Ok(collateral)) => {
-                match (self.verifier).verify(&bound, &collateral, &self.policy, self.now) {
-                    Ok(peer) => Verdict::Accepted(peer.valid_until()),
-                    Err(denial) => Verdict::Refused(denial),
-                }
-            }
-        };
-        CheckResult { checks, verdict }
+        self.record(|collateral, recorder| {
+            let (policy, now) = (&self.policy, self.now);
+            let peer = (self.verifier).inspect(chain, policy, now, collateral, recorder)?;
+            Ok(Verdict::Accepted(peer.valid_until()))
+        })
     }
 
     /// Checks dstack's attestation envelope, without a certificate.
     pub(super) fn attestation(&self, envelope: &[u8]) -> CheckResult {
-        let evidence = UnboundEvidence::from_envelope(envelope);
-        let mut checks = no_certificate();
-        checks.push(evidence::evidence(None, &evidence));
-        match evidence {
-            Err(denial) => refused(checks, "there is no readable evidence", Some(denial)),
-            Ok(evidence) => self.unbound(checks, evidence.quote(), Some(&evidence)),
-        }
+        self.record(|collateral, recorder| {
+            let (policy, now) = (&self.policy, self.now);
+            let appraisal =
+                (self.verifier).inspect_envelope(envelope, policy, now, collateral, recorder)?;
+            Ok(Verdict::NotBound(appraisal.valid_until()))
+        })
     }
 
     /// Checks a bare quote.
-    pub(super) fn quote(&self, bytes: &[u8]) -> CheckResult {
-        let mut checks = no_certificate();
-        checks.push(
-            Check::new("evidence", Outcome::Passed).with("form", CheckValue::text("a bare quote")),
-        );
-        match TdQuote::parse(bytes) {
-            Ok(quote) => self.unbound(checks, &quote, None),
-            Err(denial) => {
-                let header = QuoteHeader::read(bytes).ok();
-                checks.push(evidence::bad_quote(&denial, header));
-                refused(checks, "the quote cannot be read", Some(denial))
-            }
-        }
+    pub(super) fn quote(&self, quote: &[u8]) -> CheckResult {
+        self.record(|collateral, recorder| {
+            let (policy, now) = (&self.policy, self.now);
+            let appraisal =
+                (self.verifier).inspect_quote(quote, policy, now, collateral, recorder)?;
+            Ok(Verdict::NotBound(appraisal.valid_until()))
+        })
     }
 
-    /// Checks evidence without a certificate. The verdict is the first failed check.
-    fn unbound(
+    /// Runs `inspect` and records its checks.
+    fn record(
         &self,
-        mut checks: Vec<Check>,
-        quote: &TdQuote,
-        evidence: Option<&UnboundEvidence<'_>>,
+        inspect: impl FnOnce(GetCollateral<'_>, &mut Recorder<'_>) -> Result<Verdict, Denial>,
     ) -> CheckResult {
-        checks.push(evidence::quote(quote));
-        checks.push(Check::new("binding", Outcome::not_checked(NO_CERTIFICATE)));
-        let collateral = self.collateral(quote);
-        let verdict = self.verify_unbound(quote, evidence, &collateral);
-        let verified = self.appraise(&mut checks, quote, &collateral).is_some();
-        claims::measurements(&mut checks, &self.policy, quote.report(), verified);
-        let events = evidence.map(UnboundEvidence::events);
-        claims::identity(
-            &mut checks,
-            &self.policy,
-            events,
-            quote.report().rtmr3(),
-            verified,
-        );
-        CheckResult {
-            checks: complete(checks, NO_CERTIFICATE),
-            verdict: match verdict {
-                Ok(until) => Verdict::NotBound(until),
-                Err(denial) => Verdict::Refused(denial),
-            },
-        }
-    }
-
-    /// Makes the checks of [`Verifier::verify`] without those of the certificate. Returns the last
-    /// second at which they hold. A bare quote proves no identity.
-    fn verify_unbound(
-        &self,
-        quote: &TdQuote,
-        evidence: Option<&UnboundEvidence<'_>>,
-        collateral: &Result<Collateral, NoCollateral>,
-    ) -> Result<u64, Denial> {
-        let collateral = collateral
-            .as_ref()
-            .map_err(|missing| missing.denial.clone())?;
-        let policy = &self.policy;
-        let appraisal = (self.verifier).appraise(quote, collateral, policy, self.now)?;
-        policy.check_tcb(appraisal.tcb_status())?;
-        policy.check_advisories(appraisal.advisories().iter().map(String::as_str))?;
-        policy.check_measurements(quote.report())?;
-        let identity = match evidence {
-            Some(evidence) => evidence.events().prove(quote.report().rtmr3())?,
-            None => attest::event_log::Identity::default(),
+        let missing = OnceCell::new();
+        let collateral = |quote: &TdQuote| {
+            self.collateral(quote)
+                .map_err(|NoCollateral { denial, reason }| {
+                    // Empty, since it is called once.
+                    let _ = missing.set(reason);
+                    denial
+                })
         };
-        policy.check_identity(&identity)?;
-        Ok(appraisal
-            .valid_until()
-            .min(collateral.expires_at().saturating_sub(1)))
+        let mut recorder = Recorder::new(self.source.name(), &missing);
+        let verdict = inspect(&collateral, &mut recorder).unwrap_or_else(Verdict::Refused);
+        CheckResult {
+            checks: recorder.into_checks(),
+            verdict,
+        }
     }
 
     /// Gets the collateral that the gate would use. A PCCS is asked only about platforms whose PCK chain
@@ -283,26 +184,18 @@ impl Checker {
     }
 }
 
-fn no_certificate() -> Vec<Check> {
-    ["certificate", "dates"]
-        .map(|name| Check::new(name, Outcome::not_checked(NO_CERTIFICATE)))
-        .into()
-}
-
-/// The result if no further check can be made.
-fn refused(checks: Vec<Check>, reason: &str, denial: Option<Denial>) -> CheckResult {
-    CheckResult {
-        checks: complete(checks, reason),
-        verdict: Verdict::Refused(denial.unwrap_or(Denial::NoCertificate)),
-    }
-}
-
-/// Adds all remaining checks as not made.
-fn complete(mut checks: Vec<Check>, reason: &str) -> Vec<Check> {
-    for name in CHECKS {
-        if !checks.iter().any(|check| check.name == name) {
-            checks.push(Check::new(name, Outcome::not_checked(reason)));
-        }
-    }
-    checks
+/// The server's side of the handshake.
+fn server(presented: &Presented) -> CheckReport {
+    let requested = match (presented.requested_certificate, presented.has_identity) {
+        (false, _) => "no",
+        (true, false) => "yes, and none was shown",
+        (true, true) => "yes, and one was shown",
+    };
+    CheckReport::new(SERVER, Outcome::Passed)
+        .with("address", CheckValue::text(presented.address))
+        .with("opening", CheckValue::text(presented.opening))
+        .with("tls_version", CheckValue::text(&presented.version))
+        .with("cipher_suite", CheckValue::text(&presented.cipher_suite))
+        .with_some("alpn", presented.alpn.as_ref().map(CheckValue::text))
+        .with("asked_for_certificate", CheckValue::text(requested))
 }

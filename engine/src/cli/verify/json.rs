@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::report::{Check, CheckValue, Outcome, Report, Verdict};
+use super::report::{CheckReport, CheckValue, Outcome, Report, Verdict};
 
 /// Changes when a field is removed or changes its meaning. Fields may be added without a change.
 const VERSION: u8 = 1;
@@ -34,7 +34,7 @@ fn verdict(verdict: &Verdict) -> Value {
     })
 }
 
-fn check(check: &Check) -> Value {
+fn check(check: &CheckReport) -> Value {
     let (state, code, text) = match &check.outcome {
         Outcome::Passed => ("ok", None, None),
         Outcome::Failed { code, text } => ("failed", Some(*code), Some(text)),

@@ -17,12 +17,12 @@ pub(super) struct Report {
     pub(super) at: u64,
     pub(super) policy: String,
     pub(super) dangerous_root: bool,
-    pub(super) checks: Vec<Check>,
+    pub(super) checks: Vec<CheckReport>,
     pub(super) verdict: Verdict,
 }
 
 /// A check, its outcome, and the values that it found.
-pub(super) struct Check {
+pub(super) struct CheckReport {
     pub(super) name: &'static str,
     pub(super) outcome: Outcome,
     pub(super) values: Vec<(&'static str, CheckValue)>,
@@ -86,22 +86,13 @@ impl CheckValue {
     }
 }
 
-/// A check as a trace reports it: name, outcome and values.
-pub(super) type TracedCheck = (&'static str, Outcome, Vec<(&'static str, CheckValue)>);
-
-impl From<TracedCheck> for Check {
-    fn from((name, outcome, values): TracedCheck) -> Self {
+impl CheckReport {
+    pub(super) fn new(name: &'static str, outcome: Outcome) -> Self {
         Self {
             name,
             outcome,
-            values,
+            values: Vec::new(),
         }
-    }
-}
-
-impl Check {
-    pub(super) fn new(name: &'static str, outcome: Outcome) -> Self {
-        Self::from((name, outcome, Vec::new()))
     }
 
     pub(super) fn with(mut self, name: &'static str, value: CheckValue) -> Self {
@@ -119,13 +110,6 @@ impl Check {
 }
 
 impl Outcome {
-    pub(super) fn of<T>(result: &Result<T, Denial>) -> Self {
-        match result {
-            Ok(_) => Self::Passed,
-            Err(denial) => Self::denied(denial),
-        }
-    }
-
     pub(super) fn denied(denial: &Denial) -> Self {
         Self::Failed {
             code: denial.code(),

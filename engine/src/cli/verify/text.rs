@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::report::{Check, CheckValue, Outcome, Report, Verdict};
+use super::report::{CheckReport, CheckValue, Outcome, Report, Verdict};
 
 /// The width of the names of values.
 const NAME_WIDTH: usize = 24;
@@ -35,7 +35,7 @@ pub(super) fn render(report: &Report) -> String {
 }
 
 /// Consecutive checks that were not made for the same reason, and have no values, share a line.
-fn render_checks(text: &mut String, mut checks: &[Check]) {
+fn render_checks(text: &mut String, mut checks: &[CheckReport]) {
     while let Some((first, rest)) = checks.split_first() {
         let similar = rest.iter().take_while(|check| same_line(first, check));
         let (similar, others) = rest.split_at(similar.count());
@@ -44,7 +44,7 @@ fn render_checks(text: &mut String, mut checks: &[Check]) {
     }
 }
 
-fn same_line(first: &Check, other: &Check) -> bool {
+fn same_line(first: &CheckReport, other: &CheckReport) -> bool {
     match (&first.outcome, &other.outcome) {
         (Outcome::NotChecked(one), Outcome::NotChecked(two)) => {
             one == two && first.values.is_empty() && other.values.is_empty()
@@ -53,7 +53,7 @@ fn same_line(first: &Check, other: &Check) -> bool {
     }
 }
 
-fn render_check(text: &mut String, check: &Check, similar: &[Check]) {
+fn render_check(text: &mut String, check: &CheckReport, similar: &[CheckReport]) {
     let names: Vec<&str> = [check]
         .into_iter()
         .chain(similar)

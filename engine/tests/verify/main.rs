@@ -10,11 +10,11 @@
     reason = "a test fails by panicking, and says why"
 )]
 
-mod calls;
-mod fixtures;
-mod lab;
+mod command;
+mod fixture;
+mod mock_server;
+mod probe;
+mod recorded;
 mod refusals;
-mod run;
-mod server;
-mod servers;
 mod text;
+mod usage;

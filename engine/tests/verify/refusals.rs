@@ -9,8 +9,8 @@ use attest::mock::{
 use attest::policy::Settings;
 use attest::{Denial, Policy, TrustedRoot, Verifier, examine};
 
-use crate::lab::{Case, NOW, case};
-use crate::run::{Run, first_failed, step, verify};
+use crate::command::{Run, first_failed, step, verify};
+use crate::fixture::{Case, NOW, case};
 
 const DAY: u64 = 86_400;
 

@@ -2,8 +2,8 @@
 
 use attest::mock::{Event, PlatformLevel};
 
-use crate::lab::case;
-use crate::run::{Run, step};
+use crate::command::{Run, step};
+use crate::fixture::case;
 
 /// The report without its folder.
 fn shown(run: &Run) -> String {

@@ -6,7 +6,7 @@ use attest::mock::{
     Certificate, CollateralOptions, Evidence, Key, LeafOptions, Pki, Platform, PlatformOptions,
 };
 
-use crate::run::{Run, verify};
+use crate::command::{Run, verify};
 
 /// 2027-01-15T08:00:00Z.
 pub(crate) const NOW: u64 = 1_800_000_000;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use crate::run::{Run, first_failed, step, verify};
+use crate::command::{Run, first_failed, step, verify};
 
 /// Inside the window of the mock collateral (2026-11-19 … 2026-12-20).
 const MOCK_NOW: &str = "1796000000";

@@ -10,9 +10,9 @@ use rustls::version::{TLS12, TLS13};
 use rustls::{ALL_VERSIONS, RootCertStore};
 use socket2::{Domain, Socket, Type};
 
-use crate::lab::Case;
-use crate::run::{Run, step, verify};
-use crate::server::{Manner, Server, tls};
+use crate::command::{Run, step, verify};
+use crate::fixture::Case;
+use crate::mock_server::{Manner, Server, tls};
 
 /// The peer's chain, with the key `key`.
 fn identity(case: &Case, key: &attest::mock::Key) -> CertifiedKey {
@@ -197,7 +197,7 @@ fn nobody_there() {
 /// The verdict about a server is the verdict about its certificate.
 #[test]
 fn a_server_that_is_refused() {
-    let case = crate::lab::case(|case| case.evidence.report.debug = true);
+    let case = crate::fixture::case(|case| case.evidence.report.debug = true);
     let server = start(&case, Manner::SslRequest);
     let run = ask(&case, &server.address.to_string(), &[]);
     assert_eq!(run.code, 1, "{run:?}");

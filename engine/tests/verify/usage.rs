@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use crate::lab::{Case, NOW};
-use crate::run::{Run, verify, verify_in};
+use crate::command::{Run, verify, verify_in};
+use crate::fixture::{Case, NOW};
 
 fn says(run: &Run, code: i32, what: &str) {
     assert_eq!(run.code, code, "{run:?}");

@@ -4,83 +4,34 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::examine;
 use crate::mock::{
-    Binding, Certificate, CollateralOptions, Envelope, Evidence, Key, LeafOptions, Pki, Platform,
-    PlatformLevel, PlatformOptions, QuoteFormat, Rtmr3, TdReport, Validity,
+    Binding, Envelope, Fixture, Key, PlatformLevel, QuoteFormat, Rtmr3, TdReport, Validity,
 };
 use crate::policy::Settings;
 use crate::tcb::TcbStatus;
 use crate::trace::Outcome;
 use crate::values::Mrtd;
-use crate::verify::TrustedRoot;
 
-const NOW: u64 = 1_800_000_000;
+const NOW: u64 = Fixture::NOW;
 const DAY: u64 = 86_400;
 const PAST: Validity = Validity {
     from: NOW - 2 * DAY,
     until: NOW - DAY,
 };
 
-struct Fixture {
-    pki: Pki,
-    platform: PlatformOptions,
-    evidence: Evidence,
-    leaf: LeafOptions,
-    collateral: CollateralOptions,
-    settings: Settings,
-}
-
 type Change<'a> = dyn Fn(&mut Fixture) + 'a;
 
-fn fixture(change: impl FnOnce(&mut Fixture)) -> Fixture {
-    let mut fixture = Fixture {
-        pki: Pki::new(&[7; 32]).unwrap(),
-        platform: PlatformOptions::default(),
-        evidence: Evidence::default(),
-        leaf: LeafOptions::default(),
-        collateral: CollateralOptions::at(NOW),
-        settings: Settings::default(),
-    };
-    change(&mut fixture);
-    fixture
+fn set_policy(fixture: &mut Fixture, change: impl FnOnce(&mut Settings)) {
+    let mut settings = fixture.policy.settings().clone();
+    change(&mut settings);
+    fixture.policy = Policy::new(settings);
 }
 
-impl Fixture {
-    fn platform(&self) -> Platform {
-        Platform::new(&self.pki, &self.platform).unwrap()
-    }
-
-    fn chain(&self) -> [Vec<u8>; 2] {
-        let key = Key::derive(&[7; 32], "client").unwrap();
-        let (evidence, leaf) = (&self.evidence, &self.leaf);
-        let leaf = Certificate::issue(&self.pki, &self.platform(), &key, evidence, leaf);
-        leaf.unwrap().chain_der().map(<[u8]>::to_vec)
-    }
-
-    fn collateral(&self) -> Collateral {
-        self.pki.parsed_collateral(&self.collateral).unwrap()
-    }
-
-    fn policy(&self) -> Policy {
-        Policy::new(self.settings.clone())
-    }
-
-    fn verifier(&self) -> Verifier {
-        Verifier::new(TrustedRoot::dangerous(self.pki.root_der()).unwrap())
-    }
-
-    fn gate(&self) -> Result<AttestedPeer, Denial> {
-        let evidence = examine(&self.chain(), NOW, &self.policy())?;
-        let (collateral, policy) = (self.collateral(), self.policy());
-        (self.verifier()).verify(&evidence, &collateral, &policy, NOW)
-    }
-
-    fn inspect(&self, observer: &mut impl CheckObserver) -> Result<AttestedPeer, Denial> {
-        let collateral = |_: &TdQuote| Ok(self.collateral());
-        let (chain, policy) = (self.chain(), self.policy());
-        (self.verifier()).inspect(&chain, &policy, NOW, collateral, observer)
-    }
+fn inspect(fixture: &Fixture, observer: &mut impl CheckObserver) -> Result<AttestedPeer, Denial> {
+    let collateral = |_: &TdQuote| Ok(fixture.issue_collateral());
+    let (certificate, policy) = (fixture.certificate(), &fixture.policy);
+    let chain = certificate.chain_der();
+    (fixture.verifier()).inspect(&chain, policy, NOW, collateral, observer)
 }
 
 #[derive(Default)]
@@ -120,10 +71,10 @@ impl Recorder {
 
 #[test]
 fn reports_every_check_of_an_accepted_chain_once() {
-    let fixture = fixture(|_| {});
+    let fixture = Fixture::default();
     let mut recorder = Recorder::default();
-    let peer = fixture.inspect(&mut recorder).unwrap();
-    assert_eq!(peer.chain(), fixture.gate().unwrap().chain());
+    let peer = inspect(&fixture, &mut recorder).unwrap();
+    assert_eq!(peer.chain(), fixture.verify().unwrap().chain());
     assert_eq!(recorder.first_refusal(), None);
     assert_eq!(recorder.failures(), []);
 }
@@ -136,7 +87,9 @@ fn gives_the_verdict_of_the_gate() {
         ("admitted", &|_| {}),
         ("expired", &|f| f.leaf.validity = PAST),
         ("too_old", &|f| {
-            f.settings.max_certificate_age = Some(std::time::Duration::ZERO)
+            set_policy(f, |s| {
+                s.max_certificate_age = Some(std::time::Duration::ZERO)
+            })
         }),
         ("no_evidence", &|f| f.evidence.envelope = Envelope::None),
         ("malformed_evidence", &|f| {
@@ -163,38 +116,40 @@ fn gives_the_verdict_of_the_gate() {
         ("tcb_revoked", &|f| {
             f.platform.level = PlatformLevel::Revoked
         }),
-        ("mrtd_not_allowed", &|f| f.settings.mrtd.clone_from(&mrtd)),
+        ("mrtd_not_allowed", &|f| {
+            set_policy(f, |s| s.mrtd.clone_from(&mrtd))
+        }),
         ("rtmr_not_allowed", &|f| {
-            f.settings.rtmr[2] = vec![crate::values::Rtmr([1; 48])]
+            set_policy(f, |s| s.rtmr[2] = vec![crate::values::Rtmr([1; 48])])
         }),
         ("event_log_mismatch", &|f| {
             f.evidence.rtmr3 = Rtmr3::Bytes([3; 48])
         }),
         ("app_not_allowed", &|f| {
-            f.settings.app_id = vec![crate::values::AppId([1; 20])]
+            set_policy(f, |s| s.app_id = vec![crate::values::AppId([1; 20])])
         }),
         ("kms_root_mismatch", &|f| {
             let root = crate::chain::KmsRoot::from_der(f.pki.root_der());
-            f.settings.kms_roots = vec![root.unwrap()];
+            set_policy(f, |s| s.kms_roots = vec![root.unwrap()]);
         }),
     ];
     for (code, change) in changes {
         for (more, others) in [("", 0), (" and everything else", 1)] {
             // With other things wrong too, the order of the checks decides.
-            let fixture = fixture(|f| {
+            let fixture = Fixture::with(|f| {
                 change(f);
                 if others == 1 {
                     f.evidence.report.debug = true;
-                    f.settings.mrtd.clone_from(&mrtd);
+                    set_policy(f, |s| s.mrtd.clone_from(&mrtd));
                     f.evidence.rtmr3 = Rtmr3::Bytes([3; 48]);
                 }
             });
             let mut recorder = Recorder::default();
-            let inspected = fixture.inspect(&mut recorder).map(drop);
-            assert_eq!(inspected, fixture.gate().map(drop), "{code}{more}");
+            let inspected = inspect(&fixture, &mut recorder).map(drop);
+            assert_eq!(inspected, fixture.verify().map(drop), "{code}{more}");
             assert_eq!(
                 inspected,
-                fixture.inspect(&mut ()).map(drop),
+                inspect(&fixture, &mut ()).map(drop),
                 "{code}{more}"
             );
             let verdict = inspected.as_ref().err().map(Denial::code);
@@ -208,14 +163,17 @@ fn gives_the_verdict_of_the_gate() {
 
 #[test]
 fn continues_after_a_refusal() {
-    let fixture = fixture(|f| {
+    let fixture = Fixture::with(|f| {
         f.leaf.validity = PAST;
         f.evidence.report.debug = true;
         f.platform.level = PlatformLevel::OutOfDate;
-        f.settings.mrtd = vec![Mrtd([1; 48])];
+        set_policy(f, |s| s.mrtd = vec![Mrtd([1; 48])]);
     });
     let mut recorder = Recorder::default();
-    assert_eq!(fixture.inspect(&mut recorder).unwrap_err(), Denial::Expired);
+    assert_eq!(
+        inspect(&fixture, &mut recorder).unwrap_err(),
+        Denial::Expired
+    );
     assert_eq!(
         recorder.failures(),
         [
@@ -229,12 +187,12 @@ fn continues_after_a_refusal() {
 
 #[test]
 fn claims_of_an_unverified_quote_are_not_checked() {
-    let fixture = fixture(|f| {
+    let fixture = Fixture::with(|f| {
         f.platform.level = PlatformLevel::Revoked;
-        f.settings.mrtd = vec![Mrtd([1; 48])];
+        set_policy(f, |s| s.mrtd = vec![Mrtd([1; 48])]);
     });
     let mut recorder = Recorder::default();
-    assert!(fixture.inspect(&mut recorder).is_err());
+    assert!(inspect(&fixture, &mut recorder).is_err());
     let unverified = "skipped: QuoteNotVerified";
     let mut expected = vec![
         ("signatures", "skipped: VerificationEndedEarly"),
@@ -250,9 +208,9 @@ fn claims_of_an_unverified_quote_are_not_checked() {
 
 #[test]
 fn an_unreadable_certificate_leaves_nothing_to_check() {
-    let fixture = fixture(|_| {});
-    let collateral = |_: &TdQuote| Ok(fixture.collateral());
-    let (chain, policy) = ([[1, 2, 3]], fixture.policy());
+    let fixture = Fixture::default();
+    let collateral = |_: &TdQuote| Ok(fixture.issue_collateral());
+    let (chain, policy) = ([[1, 2, 3]], fixture.policy.clone());
     let mut recorder = Recorder::default();
     let refused = (fixture.verifier()).inspect(&chain, &policy, NOW, collateral, &mut recorder);
     assert_eq!(refused.unwrap_err().code(), "malformed_certificate");
@@ -264,12 +222,12 @@ fn an_unreadable_certificate_leaves_nothing_to_check() {
 
 #[test]
 fn an_envelope_is_checked_without_a_certificate() {
-    let fixture = fixture(|f| f.evidence.rtmr3 = Rtmr3::Bytes([3; 48]));
-    let chain = fixture.chain();
-    let leaf = crate::certificate::Leaf::parse(&chain[0]).unwrap();
+    let fixture = Fixture::with(|f| f.evidence.rtmr3 = Rtmr3::Bytes([3; 48]));
+    let certificate = fixture.certificate();
+    let leaf = crate::certificate::Leaf::parse(certificate.der()).unwrap();
     let envelope = leaf.extensions().attestation.unwrap();
-    let collateral = |_: &TdQuote| Ok(fixture.collateral());
-    let (verifier, policy) = (fixture.verifier(), fixture.policy());
+    let collateral = |_: &TdQuote| Ok(fixture.issue_collateral());
+    let (verifier, policy) = (fixture.verifier(), fixture.policy.clone());
     let mut recorder = Recorder::default();
     let refused = verifier.inspect_envelope(envelope, &policy, NOW, collateral, &mut recorder);
     assert_eq!(refused.unwrap_err(), Denial::EventLogMismatch);
@@ -292,11 +250,12 @@ fn an_envelope_is_checked_without_a_certificate() {
 
 #[test]
 fn a_missing_collateral_refuses() {
-    let fixture = fixture(|_| {});
+    let fixture = Fixture::default();
     let none = |_: &TdQuote| Err::<Collateral, _>(Denial::CollateralUnavailable);
-    let (chain, policy) = (fixture.chain(), fixture.policy());
+    let (certificate, policy) = (fixture.certificate(), &fixture.policy);
+    let chain = certificate.chain_der();
     let mut recorder = Recorder::default();
-    let refused = (fixture.verifier()).inspect(&chain, &policy, NOW, none, &mut recorder);
+    let refused = (fixture.verifier()).inspect(&chain, policy, NOW, none, &mut recorder);
     assert_eq!(refused.unwrap_err(), Denial::CollateralUnavailable);
     assert_eq!(recorder.first_refusal(), Some("collateral_unavailable"));
     assert!(
@@ -308,21 +267,21 @@ fn a_missing_collateral_refuses() {
 
 #[test]
 fn a_bare_quote_is_no_peer_and_proves_no_identity() {
-    let quote = fixture(|_| {})
-        .platform()
+    let quote = Fixture::default()
+        .issue_platform()
         .quote(&TdReport::default())
         .unwrap();
     let inspect = |quote: &[u8], fixture: &Fixture| {
         let mut recorder = Recorder::default();
-        let collateral = |_: &TdQuote| Ok(fixture.collateral());
-        let policy = fixture.policy();
+        let collateral = |_: &TdQuote| Ok(fixture.issue_collateral());
+        let policy = fixture.policy.clone();
         let verifier = fixture.verifier();
         let result = verifier.inspect_quote(quote, &policy, NOW, collateral, &mut recorder);
         let verdict = result.as_ref().err().map(Denial::code);
         assert_eq!(recorder.first_refusal(), verdict);
         (result.map(|appraisal| appraisal.tcb_status()), recorder)
     };
-    let (result, recorder) = inspect(&quote, &fixture(|_| {}));
+    let (result, recorder) = inspect(&quote, &Fixture::default());
     assert_eq!(result, Ok(TcbStatus::UpToDate));
     let skipped: Vec<&str> = recorder
         .failures()
@@ -339,10 +298,10 @@ fn a_bare_quote_is_no_peer_and_proves_no_identity() {
     ];
     assert_eq!(skipped, [&of_a_certificate[..], &of_a_log[..]].concat());
 
-    let app = |f: &mut Fixture| f.settings.app_id = vec![crate::values::AppId([1; 20])];
-    let (result, _) = inspect(&quote, &fixture(app));
+    let app = |f: &mut Fixture| set_policy(f, |s| s.app_id = vec![crate::values::AppId([1; 20])]);
+    let (result, _) = inspect(&quote, &Fixture::with(app));
     assert_eq!(result, Err(Denial::AppNotAllowed(None)));
-    let (result, recorder) = inspect(&quote[..quote.len() - 1], &fixture(|_| {}));
+    let (result, recorder) = inspect(&quote[..quote.len() - 1], &Fixture::default());
     assert_eq!(result.unwrap_err().code(), "malformed_evidence");
     assert_eq!(recorder.failures().len(), Check::ALL.len() - 1);
 }

@@ -1,9 +1,9 @@
-//! The step that two of three public client libraries leave out: whose quote is it?
+//! The binding of a quote to the key of its certificate, by the quote's report data (RA-TLS).
 //!
-//! A quote is public. Without this step anybody can put a captured one into a certificate of their own
-//! and be taken for the TD that made it. So there is one way from [`UnboundEvidence`] to
-//! [`BoundEvidence`], and [`Verifier`](crate::Verifier) takes nothing else. That the peer holds the
-//! certificate's private key is TLS' part (CertificateVerify).
+//! A quote is public. Without this check, which two of three public client libraries omit, an attacker could put
+//! a captured quote into another certificate and impersonate the TD that made it. So [`examine`] is the only way
+//! from [`UnboundEvidence`] to [`BoundEvidence`], and [`Verifier`](crate::Verifier) takes nothing else. TLS
+//! proves that the peer holds the certificate's private key (CertificateVerify).
 
 use sha2::{Digest, Sha512};
 use subtle::ConstantTimeEq;
@@ -19,7 +19,7 @@ use crate::quote::TdQuote;
 use crate::trace::{Check, CheckObserver, SkipReason, Trace, Values};
 use crate::values::Fingerprint;
 
-/// What is hashed before the key. [dstack `QuoteContentType::RaTlsCert`]
+/// The prefix of the key in the hash. [dstack `QuoteContentType::RaTlsCert`]
 const PREFIX: &[u8] = b"ratls-cert:";
 
 /// `SHA-512("ratls-cert:" || SubjectPublicKeyInfo DER)`: the report data that binds a quote to a key.
@@ -33,8 +33,8 @@ pub fn report_data_for_key(spki: &[u8]) -> [u8; 64] {
 }
 
 impl UnboundEvidence<'_> {
-    /// Whether the quote's own report data, all 64 bytes, is that of `spki`; and, where the envelope
-    /// states report data beside the quote, that too.
+    /// Checks that the quote's report data, all 64 bytes, is that of `spki`, and so is the report data that the
+    /// envelope states, if it does. Takes constant time.
     ///
     /// # Errors
     /// [`Denial::UnboundKey`].
@@ -57,8 +57,8 @@ impl UnboundEvidence<'_> {
 #[derive(Clone, Debug)]
 pub struct BoundEvidence(Examined);
 
-/// A chain that was examined. Under an observer it may have been refused, and the quote may be
-/// anybody's: only [`examine`] makes a [`BoundEvidence`] of it.
+/// A chain that was examined. Under an observer it may have been refused, and the quote may be copied: only
+/// [`examine`] makes a [`BoundEvidence`] of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Examined {
     pub(crate) chain: Chain,
@@ -166,7 +166,7 @@ impl BoundEvidence {
         &self.0.events
     }
 
-    /// The form in which it came.
+    /// The format.
     #[must_use]
     pub fn format(&self) -> EvidenceFormat {
         self.0.format
@@ -184,7 +184,7 @@ impl BoundEvidence {
         self.0.not_after
     }
 
-    /// Which collateral the quote is judged with. Parses a certificate: not for a shard.
+    /// Identifies the collateral for the quote. Parses a certificate, so it must not run on a shard.
     ///
     /// # Errors
     /// As [`TdQuote::collateral_key`].

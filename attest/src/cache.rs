@@ -1,19 +1,20 @@
-//! Verdicts that were already reached.
+//! A bounded cache of verdicts with CLOCK replacement (second chance).
 //!
-//! [`VerdictCache`] is for one thread: no lock, nothing shared, no clock in it. Where verifications run one
-//! after the other, as on the verify thread, it makes a crowd with one certificate cost one of them.
+//! [`VerdictCache`] is for one thread: it has no lock and reads no clock. On the verify thread, where
+//! verifications run one after the other, many connections with the same certificate cost one verification.
 //!
-//! **What a verdict is about.** The same chain, byte for byte, under the same policy and collateral.
-//! That is what SHA-256 of the certificate and the policy epoch would mean, without its price: SHA-256
-//! of a dstack chain takes some 5 µs, and a hit may take one. So the slot is found by SipHash with a
-//! key of this process, over the parts of the leaf that differ between certificates (serial, names,
-//! dates and key at its start, the issuer's signature at its end, its length), and then every byte is
-//! compared. Two certificates that fall on one slot cost each other a miss, never a wrong verdict; and
-//! to fall on a victim's slot on purpose takes its public key at the start of the leaf, and so, to get
-//! through the handshake, its private key.
+//! **Key.** A verdict applies to the same chain, byte for byte, under the same policy and collateral. A
+//! SHA-256 of a dstack chain would take about 5 µs, and a hit may take 1 µs. So the slot is found by SipHash,
+//! with a random key of this process, over the parts of the leaf that differ between certificates: serial,
+//! names, dates and key at the start, the issuer's signature at the end, and the length. Then every byte is
+//! compared. Two certificates with the same hash evict each other, but never get each other's verdict. To
+//! evict another peer's verdict on purpose, a certificate needs that peer's public key, and the handshake
+//! needs the private key.
 //!
-//! **Who can fill it.** A denial costs a peer a handshake with any quote, an admission takes a genuine
-//! one. Denials have slots of their own, so that they cannot push admissions out.
+//! **Eviction by peers.** Any quote suffices to add a denial; an admission needs a genuine one. Denials have
+//! separate slots, so they cannot evict admissions.
+//!
+//! What it must never do: return a verdict for other bytes, or for another policy or collateral.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -28,28 +29,28 @@ use crate::verify::AttestedPeer;
 /// The outcome of a verification.
 pub type Verdict = Result<Arc<AttestedPeer>, Denial>;
 
-/// Longest time that a denial is remembered, in seconds: long enough that a peer that tries again at
-/// once costs nothing, short enough that a mended one does not notice.
+/// Maximum time that a denial is cached, in seconds: long enough that immediate retries cost nothing, short
+/// enough that a peer whose fault was repaired is admitted soon.
 pub const DENIAL_TTL: u64 = 5;
 
-/// How many slots of denials there are, as a part of those of admissions.
+/// Slots for admissions per slot for denials.
 const ADMISSIONS_PER_DENIAL: usize = 8;
 
-/// Bytes of the leaf's start that choose the slot: in a dstack leaf the key ends before byte 350.
+/// Hashed bytes at the start of the leaf: in a dstack leaf the key ends before byte 350.
 const HASHED_HEAD: usize = 512;
-/// Bytes of the leaf's end that choose the slot: an ECDSA P-256 signature has up to 72.
+/// Hashed bytes at the end of the leaf: an ECDSA P-256 signature has up to 72.
 const HASHED_TAIL: usize = 72;
 
-/// What verdicts depend on beside the certificate. A change empties the cache.
+/// What verdicts depend on in addition to the certificate. A change empties the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Epoch {
     /// The policy.
     pub policy: PolicyEpoch,
-    /// Counts the changes of the collateral that is held.
+    /// The number of changes of the cached collateral.
     pub collateral: u64,
 }
 
-/// The verdicts of one shard.
+/// The cached verdicts of one thread.
 pub struct VerdictCache<S = RandomState> {
     epoch: Epoch,
     ttl: u64,
@@ -59,8 +60,8 @@ pub struct VerdictCache<S = RandomState> {
 }
 
 impl VerdictCache {
-    /// An empty cache with room for `capacity` admissions, which are remembered for `ttl` seconds at
-    /// most. The key of the hash is std's, as in every `HashMap`.
+    /// An empty cache for `capacity` admissions, each for at most `ttl` seconds. The hash has a random key,
+    /// like that of a `HashMap`.
     #[must_use]
     pub fn new(capacity: usize, ttl: u64, epoch: Epoch) -> Self {
         Self::with_hasher(capacity, ttl, epoch, RandomState::new())
@@ -68,7 +69,7 @@ impl VerdictCache {
 }
 
 impl<S: BuildHasher> VerdictCache<S> {
-    /// The same with a hasher of the caller's.
+    /// As [`VerdictCache::new`], with another hasher.
     #[must_use]
     pub fn with_hasher(capacity: usize, ttl: u64, epoch: Epoch, hasher: S) -> Self {
         Self {
@@ -80,8 +81,8 @@ impl<S: BuildHasher> VerdictCache<S> {
         }
     }
 
-    /// The verdict about the presented chain, if there is one that still holds at `now` in `epoch`. In
-    /// another epoch than before the cache empties itself first.
+    /// The verdict about the presented chain, if one is cached that is valid at `now` in `epoch`. A new epoch
+    /// empties the cache first.
     pub fn get(
         &mut self,
         epoch: Epoch,
@@ -96,8 +97,8 @@ impl<S: BuildHasher> VerdictCache<S> {
         }
     }
 
-    /// Remembers a verdict that was reached in `epoch`. It is forgotten at once if that is not the
-    /// cache's epoch any more, or if it is this side's fault.
+    /// Caches a verdict of `epoch`. Does nothing if the cache has another epoch by now, or if the denial is
+    /// this side's fault.
     pub fn insert(&mut self, epoch: Epoch, chain: &Chain, verdict: &Verdict, now: u64) {
         let Some(leaf) = chain.certificates().first() else {
             return;
@@ -128,7 +129,7 @@ impl<S: BuildHasher> VerdictCache<S> {
         );
     }
 
-    /// Moves to `epoch`; if it is another one, everything is forgotten.
+    /// Sets the epoch. A new one empties the cache.
     pub fn set_epoch(&mut self, epoch: Epoch) {
         if epoch != self.epoch {
             self.epoch = epoch;
@@ -137,13 +138,13 @@ impl<S: BuildHasher> VerdictCache<S> {
         }
     }
 
-    /// How many verdicts are held: admissions and denials.
+    /// Number of cached verdicts: admissions and denials.
     #[must_use]
     pub fn len(&self) -> (usize, usize) {
         (self.admissions.index.len(), self.denials.index.len())
     }
 
-    /// Whether none is held.
+    /// Whether no verdict is cached.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == (0, 0)
@@ -173,8 +174,8 @@ impl<S> fmt::Debug for VerdictCache<S> {
     }
 }
 
-/// A bounded map that forgets by the clock algorithm: an entry that was used since the hand last came
-/// by gets a second chance.
+/// A bounded map with CLOCK replacement: an entry that was used since the hand last passed it gets a second
+/// chance.
 struct ClockCache {
     capacity: usize,
     index: HashMap<u64, usize>,
@@ -191,7 +192,7 @@ struct Slot {
 struct Entry {
     chain: Chain,
     verdict: Verdict,
-    /// The first second at which it no longer holds.
+    /// The first second at which the verdict is invalid.
     until: u64,
 }
 
@@ -242,7 +243,8 @@ impl ClockCache {
         }
     }
 
-    /// The next slot that was not used since the hand came by, or no longer holds. At most one turn.
+    /// The next slot that was not used since the hand last passed it, or has expired. The hand goes round at most
+    /// once.
     fn victim(&mut self, now: u64) -> usize {
         for _ in 0..self.slots.len() {
             let position = self.hand;

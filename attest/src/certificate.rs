@@ -1,8 +1,8 @@
 //! The leaf certificate: caps, dates, and the evidence extensions.
 //!
-//! What is *in* the evidence is [`evidence`](crate::evidence)'s business. The issuer's signature is not
-//! checked here: without a pinned root it proves nothing (on the simulator the CA's key is public), and
-//! with one it is [`chain`](crate::chain)'s, off the shard.
+//! [`evidence`](crate::evidence) parses the content of the extensions. The issuer's signature is not checked
+//! here: without a pinned root it proves nothing (the key of the simulator's CA is public), and with one
+//! [`chain`](crate::chain) checks it, off the shard.
 
 use x509_parser::asn1_rs::Oid;
 use x509_parser::certificate::{X509Certificate, X509CertificateParser};
@@ -24,14 +24,14 @@ mod names;
 
 pub use names::CertificateNames;
 
-/// How far in the future notBefore may be, in seconds: the clocks of two machines that both run NTP
-/// differ by less, and a clock that is wrong by a day is still noticed. notAfter has no allowance.
+/// How far notBefore may be in the future, in seconds. Clocks of machines with NTP differ by less, and a clock
+/// that is wrong by a day is still detected. notAfter has no tolerance.
 pub const CLOCK_SKEW: u64 = 300;
 
 /// dstack's arc, `1.3.6.1.4.1.62397.1`, as DER content. [dstack `ra-tls/src/oids.rs`]
 const ARC: [u8; 9] = [0x2b, 0x06, 0x01, 0x04, 0x01, 0x83, 0xe7, 0x3d, 0x01];
 
-/// A leaf certificate that has passed the caps and was parsed. Borrows from the DER.
+/// A parsed leaf certificate within the caps. Borrows from the DER.
 #[derive(Debug)]
 pub struct Leaf<'a> {
     spki: &'a [u8],
@@ -43,17 +43,17 @@ pub struct Leaf<'a> {
 /// The contents of dstack's extensions; of all but `.3` the content of the inner OCTET STRING.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Extensions<'a> {
-    /// `.1`: a raw quote (older form).
+    /// `.1`: a raw quote (legacy format).
     pub quote: Option<&'a [u8]>,
-    /// `.2`: its event log, JSON (older form).
+    /// `.2`: its event log in JSON (legacy format).
     pub event_log: Option<&'a [u8]>,
-    /// `.3`: the app id as the issuer claims it: proves nothing by itself, and is used for nothing.
+    /// `.3`: the app id as the issuer claims it. Proves nothing and is not used.
     pub app_id: Option<&'a [u8]>,
-    /// `.4`: what the certificate is for, such as `app:custom`.
+    /// `.4`: the usage of the certificate, such as `app:custom`.
     pub usage: Option<&'a [u8]>,
     /// `.8`: an attestation envelope.
     pub attestation: Option<&'a [u8]>,
-    /// `.9`: app info as the issuer claims it: used for nothing.
+    /// `.9`: app info as the issuer claims it. Not used.
     pub app_info: Option<&'a [u8]>,
 }
 
@@ -62,7 +62,7 @@ impl<'a> Leaf<'a> {
     ///
     /// # Errors
     /// [`Denial::MalformedCertificate`]: beyond a cap, not DER, bytes after it, not version 3, an unknown
-    /// critical extension, or an evidence extension that is there twice or is no OCTET STRING.
+    /// critical extension, or an evidence extension that is repeated or is not an OCTET STRING.
     pub fn parse(der: &'a [u8]) -> Result<Self, Denial> {
         check_size(der)?;
         let (rest, certificate) = X509CertificateParser::new()
@@ -93,7 +93,7 @@ impl<'a> Leaf<'a> {
         check_dates(self.not_before, self.not_after, now)
     }
 
-    /// The SubjectPublicKeyInfo in DER: what the quote must be bound to.
+    /// The SubjectPublicKeyInfo in DER, to which the quote must be bound.
     #[must_use]
     pub fn spki(&self) -> &'a [u8] {
         self.spki
@@ -105,7 +105,7 @@ impl<'a> Leaf<'a> {
         self.not_before
     }
 
-    /// notAfter in unix seconds. That second itself is still inside. [RFC 5280, 4.1.2.5]
+    /// notAfter in unix seconds: the last second at which the certificate is valid. [RFC 5280, 4.1.2.5]
     #[must_use]
     pub fn not_after(&self) -> u64 {
         self.not_after
@@ -162,9 +162,9 @@ impl<'a> Extensions<'a> {
     }
 }
 
-/// A critical extension that is not understood must not be passed over. [RFC 5280, 4.2] What the known
-/// ones ask for is either checked elsewhere or of no consequence: an extended key usage does not
-/// matter, since whoever holds the key is the TD that the quote speaks of, as a client or as a server.
+/// Unknown critical extensions must be refused. [RFC 5280, 4.2] The known ones are checked elsewhere or do not
+/// matter: an extended key usage does not, since the holder of the key is the TD that the quote describes, as a
+/// client or as a server.
 fn check_critical(extension: &X509Extension<'_>) -> Result<(), Denial> {
     const KNOWN: [Oid<'_>; 4] = [
         OID_X509_EXT_BASIC_CONSTRAINTS,
@@ -180,7 +180,7 @@ fn check_critical(extension: &X509Extension<'_>) -> Result<(), Denial> {
     Ok(())
 }
 
-/// The one arc of `oid` below `arc`, if it is of one byte.
+/// The last arc of `oid`, if it is directly below `arc` and one byte long.
 fn number_below(arc: &Oid<'_>, oid: &Oid<'_>) -> Option<u8> {
     match oid.as_bytes().strip_prefix(arc.as_bytes()) {
         Some(&[number]) => Some(number),
@@ -194,7 +194,7 @@ fn inner(value: &[u8]) -> Result<&[u8], Denial> {
     ))
 }
 
-/// Checks the caps, without allocation, before x509-parser sees a byte.
+/// Checks the caps without allocation, before x509-parser parses anything.
 pub(crate) fn check_size(der: &[u8]) -> Result<(), Denial> {
     if der.len() > MAX_CERTIFICATE_LEN {
         return Err(Denial::MalformedCertificate("it is too large"));
@@ -208,7 +208,7 @@ pub(crate) fn check_size(der: &[u8]) -> Result<(), Denial> {
     Ok(())
 }
 
-/// How many bytes of a certificate are values of extensions below [`ARC`].
+/// Total size of the values of extensions below [`ARC`], in bytes.
 fn evidence_len(der: &[u8]) -> Result<usize, Denial> {
     const WRONG: Denial = Denial::MalformedCertificate("it is no X.509 certificate");
     let certificate = der::read_single(der, der::SEQUENCE).ok_or(WRONG)?;

@@ -1,8 +1,8 @@
-//! The presented chain: as one value that verdicts are about, and its signatures up to a pinned root.
+//! The presented certificate chain, and its verification up to a pinned KMS root.
 //!
-//! The signatures matter only where KMS roots are pinned. The dstack leaf has no AKI, SKI or
-//! BasicConstraints, and its CA is self-signed with path length 1, so issuers are found by name and
-//! proved by signature. A P-256 verification costs some 50 µs: never on a shard.
+//! The chain is verified only if KMS roots are pinned. dstack's leaf has no AKI, SKI or BasicConstraints, and
+//! its CA is self-signed with path length 1, so issuers are found by name and proved by signature. A P-256
+//! verification takes about 50 µs, so it must never run on a shard.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::limits::MAX_CERTIFICATE_LEN;
 pub use crate::limits::MAX_CHAIN_LEN;
 use crate::values::Fingerprint;
 
-/// Most bytes of a PEM file with KMS roots.
+/// Maximum size of a PEM file with KMS roots, in bytes.
 pub const MAX_ROOTS_LEN: usize = 256 << 10;
 
 /// A presented chain, leaf first, copied once. Clones share the copy.
@@ -45,7 +45,7 @@ impl Chain {
         })))
     }
 
-    /// Checks how many certificates there are, and how large they are together.
+    /// Checks the number of certificates and their total size.
     ///
     /// # Errors
     /// [`Denial::NoCertificate`], [`Denial::ChainTooLong`], [`Denial::MalformedCertificate`].
@@ -69,13 +69,13 @@ impl Chain {
         &self.0.certificates
     }
 
-    /// The leaf's fingerprint: what to show in a log.
+    /// The leaf's fingerprint, for logs.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         self.0.fingerprint
     }
 
-    /// Whether it is byte for byte the chain `presented`.
+    /// Whether it equals the chain `presented`, byte for byte.
     #[must_use]
     pub fn matches(&self, presented: &[impl AsRef<[u8]>]) -> bool {
         self.0.certificates.len() == presented.len()
@@ -87,12 +87,12 @@ impl Chain {
                 .all(|(ours, its)| **ours == *its.as_ref())
     }
 
-    /// Verifies the signatures from the leaf up to one of `roots`, and the dates and CA bits on the
-    /// way. Gives the earliest notAfter of issuers and root. With no roots, nothing is looked at.
+    /// Verifies the signatures from the leaf up to one of `roots`, with the dates and CA bits of the issuers.
+    /// Returns the earliest notAfter of issuers and root. Without roots, nothing is checked.
     ///
     /// # Errors
-    /// [`Denial::KmsRootMismatch`], whatever was wrong on the way; [`Denial::MalformedCertificate`]
-    /// for an issuer that is no certificate.
+    /// [`Denial::KmsRootMismatch`] for any failed check; [`Denial::MalformedCertificate`] for an issuer that is
+    /// not a certificate.
     pub fn verify_up_to(&self, roots: &[KmsRoot], now: u64) -> Result<u64, Denial> {
         let mut until = u64::MAX;
         if roots.is_empty() {
@@ -100,7 +100,7 @@ impl Chain {
         }
         let parsed = self.parse_all()?;
         for (below, certificate) in parsed.iter().enumerate() {
-            // `below` intermediates are between the leaf and whoever issued this certificate.
+            // `below` intermediates are between the leaf and the issuer of this certificate.
             for root in roots {
                 let root = root.parse()?;
                 if issued(&root, certificate, below, now) {
@@ -122,7 +122,7 @@ impl Chain {
     }
 }
 
-/// Whether `issuer` may have issued `subject`, and did.
+/// Whether `issuer` issued `subject`: names and signature match.
 fn issued(
     issuer: &X509Certificate<'_>,
     subject: &X509Certificate<'_>,
@@ -186,26 +186,26 @@ impl fmt::Debug for Chain {
     }
 }
 
-/// A KMS root that the policy pins: a CA certificate that was parsed once.
+/// A pinned KMS root: a parsed CA certificate.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KmsRoot {
     der: Arc<[u8]>,
     fingerprint: Fingerprint,
 }
 
-/// A KMS root that cannot be pinned.
+/// Why a KMS root cannot be pinned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KmsRootError {
-    /// No PEM, or none of a certificate.
+    /// Not PEM, or PEM of something other than a certificate.
     #[error("no PEM certificate in it")]
     NoPem,
     /// More than [`MAX_ROOTS_LEN`].
     #[error("the file is too large")]
     TooLarge,
-    /// It is no X.509 certificate.
+    /// It is not an X.509 certificate.
     #[error("it is no X.509 certificate")]
     Malformed,
-    /// It could never have issued another.
+    /// It is not a CA certificate.
     #[error("it is no CA certificate")]
     NotCa,
 }

@@ -1,8 +1,9 @@
-//! Every way to be refused: a closed list.
+//! The reasons to refuse a peer: a closed list.
 //!
-//! One value gives the reason code (log, metric label, ErrorResponse) and the text (the forwarder's
-//! own error), each by one match without a wildcard: a new reason cannot be added without them.
-//! Nothing secret is in a denial: measurements, statuses and advisories are public facts of the peer.
+//! A denial gives the reason code (for logs, metrics and ErrorResponse), the text (for the forwarder's errors)
+//! and the side at fault, each by one match without a wildcard, so that a new reason cannot lack them.
+//!
+//! It must never contain a secret. Measurements, statuses and advisories are public.
 
 use std::fmt;
 
@@ -16,9 +17,9 @@ pub enum Denial {
     NoCertificate,
     /// The certificate carries neither `.8` nor `.1`.
     NoEvidence,
-    /// It is no X.509 certificate, or one beyond the caps. What was expected, never the peer's bytes.
+    /// Not an X.509 certificate, or beyond the caps. Says what was expected, never the peer's bytes.
     MalformedCertificate(&'static str),
-    /// An evidence extension, envelope, quote or event log that cannot be read, or beyond the caps.
+    /// An evidence extension, envelope, quote or event log cannot be parsed, or is beyond the caps.
     MalformedEvidence(&'static str),
     /// More certificates than [`MAX_CHAIN_LEN`](crate::chain::MAX_CHAIN_LEN).
     ChainTooLong,
@@ -32,32 +33,31 @@ pub enum Denial {
     NotTdx,
     /// A TDX quote of a version, key type or certification data that is not supported.
     UnsupportedQuote(&'static str),
-    /// The quote's report data is not of this certificate's key.
+    /// The quote's report data is not that of the certificate's key.
     UnboundKey,
-    /// A signature of the quote or of what vouches for it does not verify under the trusted root.
+    /// A signature of the quote, its certificates or the collateral does not verify under the trusted root.
     BadSignature,
     /// The platform's PCK certificate is revoked.
     PckRevoked,
-    /// The platform's PCK certificate, or its issuer's, is not in date.
+    /// The platform's PCK certificate, or that of its issuer, is not valid at this time.
     PckNotValid,
-    /// The TD runs under debug, or under profiling.
+    /// The TD is in debug mode, or profiled.
     DebugTd,
     /// The TD is migratable, bound to a service TD, or has reserved attribute bits.
     TdAttributes,
     /// The platform's TCB status is not among the accepted ones.
     Tcb {
-        /// What the collateral says of the platform.
+        /// The platform's status, from the collateral.
         status: TcbStatus,
         /// What the policy accepts.
         accepted: TcbStatuses,
     },
-    /// The platform meets none of the TCB levels that Intel lists, not even the oldest: out of date,
-    /// whatever the policy accepts.
+    /// The platform is below every TCB level that Intel lists: out of date under every policy.
     TcbBelowAll {
         /// What the policy accepts.
         accepted: TcbStatuses,
     },
-    /// The collateral does not know the platform's TDX module.
+    /// The collateral does not list the platform's TDX module.
     TcbNotSupported,
     /// The platform is subject to an advisory that the policy refuses.
     AdvisoryRefused(Advisory),
@@ -65,7 +65,7 @@ pub enum Denial {
     MrtdNotAllowed(Mrtd),
     /// A run-time measurement register is not on its allow-list.
     RtmrNotAllowed {
-        /// Which: 0 to 3.
+        /// The index of the register, 0 to 3.
         index: u8,
         /// Its value.
         value: Rtmr,
@@ -80,18 +80,18 @@ pub enum Denial {
     OsImageHashNotAllowed(Option<OsImageHash>),
     /// The certificate chain does not end in a pinned KMS root.
     KmsRootMismatch,
-    /// There is no collateral for this platform (yet).
+    /// There is no collateral for this platform, or not yet.
     CollateralUnavailable,
-    /// The collateral's time is over: the refresher has failed for days, or this clock is fast.
+    /// The collateral has expired: its refresh has failed for days, or this clock is fast.
     CollateralExpired,
-    /// The collateral is from the future: most often this clock is slow.
+    /// The collateral is not valid yet. Most often this clock is slow.
     CollateralNotYetValid,
     /// Too many certificates are waiting to be verified.
     Overloaded,
     /// Intel Trust Authority did not answer, or its token was not accepted. Converted from
     /// [`ItaError`](crate::ita::ItaError).
     Authority {
-        /// The reason code, one of [`ItaError::CODES`](crate::ita::ItaError::CODES)(crate::ita::ItaError::CODES).
+        /// The reason code, one of [`ItaError::CODES`](crate::ita::ItaError::CODES).
         code: &'static str,
         /// Whether the peer or this side is at fault.
         fault: Fault,
@@ -183,8 +183,8 @@ impl Denial {
         }
     }
 
-    /// Whose fault it is. [`Fault::Ours`] is for an operator to mend and must not be remembered
-    /// against the peer.
+    /// The side at fault. A denial with [`Fault::Ours`] needs an operator, and must not be cached as a verdict
+    /// about the peer.
     #[must_use]
     pub fn fault(&self) -> Fault {
         match self {
@@ -224,7 +224,7 @@ impl Denial {
     }
 }
 
-/// Whose fault a denial is.
+/// The side at fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The peer's, or its platform's.
@@ -249,7 +249,7 @@ fn status_code(status: TcbStatus) -> &'static str {
     }
 }
 
-/// The value in quotes, or that there is none: for the allow-lists of the proved identity.
+/// The proved value in quotes, or that the event log proves no such value.
 fn proved<T: fmt::Display>(value: Option<&T>) -> String {
     match value {
         Some(value) => format!("\"{}\"", abbreviated(value)),
@@ -258,8 +258,8 @@ fn proved<T: fmt::Display>(value: Option<&T>) -> String {
 }
 
 impl fmt::Display for Denial {
-    /// One line for a person. The texts of debug TDs, TCB status, MRTD and the KMS root are the ones
-    /// that users already know (contract, section 2).
+    /// One line for people. The texts for debug TDs, TCB status, MRTD and the KMS root are those that users
+    /// already match (contract, section 2).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoCertificate => f.write_str("the peer presented no certificate"),

@@ -1,8 +1,8 @@
-//! One DER element at a time, without allocation.
+//! A DER reader for one element at a time, without allocation.
 //!
-//! x509-parser does the X.509. This reads the little that it does not: the inner OCTET STRING of the
-//! evidence extensions, strictly, and the size of a certificate without its evidence, before
-//! x509-parser allocates for it.
+//! x509-parser parses X.509. This module parses what must be checked before or in addition: the size of a
+//! certificate without its evidence, before x509-parser allocates for it, and the inner OCTET STRING of the
+//! evidence extensions.
 
 /// `SEQUENCE`.
 pub(crate) const SEQUENCE: u8 = 0x30;
@@ -13,15 +13,15 @@ pub(crate) const OBJECT_IDENTIFIER: u8 = 0x06;
 /// `[3] EXPLICIT`: the extensions of a TBSCertificate. [RFC 5280, 4.1]
 pub(crate) const CONTEXT_3: u8 = 0xa3;
 
-/// One element: its tag, what it holds, and what follows it.
+/// One element: its tag, its content, and the bytes after it.
 pub(crate) struct Element<'a> {
     pub(crate) tag: u8,
     pub(crate) content: &'a [u8],
     pub(crate) rest: &'a [u8],
 }
 
-/// Reads the first element of `input`. `None` for anything that is not DER: a length that is
-/// indefinite, not minimal or beyond the input, or a tag of several bytes (X.509 has none).
+/// Reads the first element of `input`; `None` if it is not DER: the length is indefinite, not minimal or beyond
+/// the input, or the tag has several bytes (X.509 has no such tags).
 pub(crate) fn read_element(input: &[u8]) -> Option<Element<'_>> {
     let (&tag, input) = input.split_first()?;
     if tag & 0x1f == 0x1f {
@@ -35,7 +35,7 @@ pub(crate) fn read_element(input: &[u8]) -> Option<Element<'_>> {
             let len = bytes
                 .iter()
                 .fold(0, |len, &byte| len << 8 | u32::from(byte));
-            // Minimal: no leading zero, and no long form for what fits the short one.
+            // Minimal: no leading zero, and no long form for a length that fits the short form.
             if bytes.first() == Some(&0) || len < 0x80 {
                 return None;
             }
@@ -47,7 +47,7 @@ pub(crate) fn read_element(input: &[u8]) -> Option<Element<'_>> {
     Some(Element { tag, content, rest })
 }
 
-/// The content of the one element in `input`, which must have `tag` and nothing after it.
+/// The content of the only element in `input`, if it has `tag` and no bytes follow it.
 pub(crate) fn read_single(input: &[u8], tag: u8) -> Option<&[u8]> {
     let element = read_element(input)?;
     (element.tag == tag && element.rest.is_empty()).then_some(element.content)

@@ -1,13 +1,13 @@
 //! dstack's runtime events: their digests, the replay of RTMR3, and the identity that it proves.
 //!
-//! A log is only text until folding its digests gives the RTMR3 of a verified quote. Then it is
-//! complete and in order, and what the *system* wrote into it is true: the events before
-//! `system-ready`. Later ones are the application's own, which may write whatever it likes, a second
-//! `app-id` too; they are hashed and otherwise ignored. A log without `system-ready` proves no
-//! identity, since nothing says where the system's part ends.
+//! A log proves nothing until replaying its digests (extending a register of zeros with each) gives the RTMR3 of
+//! a verified quote. Then it is complete and in order, and the events before `system-ready`, which the *system*
+//! wrote, are true. Later events come from the application, which may write anything, a second `app-id`
+//! included: they are hashed and otherwise ignored. A log without `system-ready` proves no identity, since the
+//! end of the system's part is unknown.
 //!
-//! RTMR0 to RTMR2 are not replayed: dstack strips their events from the certificate, so they are
-//! compared as values (allow-lists) instead.
+//! RTMR0 to RTMR2 are not replayed, since dstack strips their events from the certificate. They are compared
+//! with allow-lists instead.
 
 use std::borrow::Cow;
 
@@ -21,7 +21,7 @@ use crate::values::{AppId, ComposeHash, InstanceId, OsImageHash, Rtmr};
 /// The type of dstack's runtime events. [dstack `cc-eventlog/src/runtime_events.rs`]
 pub const RUNTIME_EVENT_TYPE: u32 = 0x0800_0001;
 
-/// The event behind which the application writes.
+/// The event after which the application writes.
 const SYSTEM_READY: &str = "system-ready";
 
 /// How an event is hashed.
@@ -35,7 +35,7 @@ pub enum DigestVersion {
 }
 
 impl DigestVersion {
-    /// The version that an event names.
+    /// The version with this number.
     pub(crate) fn from_number(number: u64) -> Result<Self, Denial> {
         match number {
             1 => Ok(Self::V1),
@@ -95,7 +95,7 @@ impl<'a> Event<'a> {
         &self.payload
     }
 
-    /// What RTMR3 is extended with.
+    /// The digest that RTMR3 is extended with.
     ///
     /// # Errors
     /// [`Denial::MalformedEvidence`] if the canonical JSON cannot be written; a string and a number
@@ -133,12 +133,12 @@ impl<'a> Event<'a> {
     }
 }
 
-/// A log that has not been replayed: nothing in it is known to be true.
+/// A log that has not been replayed: all of it is only claimed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventLog<'a>(Vec<Event<'a>>);
 
 impl<'a> EventLog<'a> {
-    /// An empty log with room for `count` events.
+    /// An empty log with capacity for `count` events.
     ///
     /// # Errors
     /// [`Denial::MalformedEvidence`] for more than [`MAX_EVENTS`].
@@ -163,8 +163,7 @@ impl<'a> EventLog<'a> {
         &self.0
     }
 
-    /// What RTMR3 must be if this log is complete and in order: `m = SHA-384(m || digest)` from 48
-    /// zero bytes.
+    /// The RTMR3 that this log gives: `m = SHA-384(m || digest)` for each event, starting with 48 zero bytes.
     ///
     /// # Errors
     /// As [`Event::digest`].
@@ -180,11 +179,11 @@ impl<'a> EventLog<'a> {
             .map(Rtmr)
     }
 
-    /// Replays the log against a quote's RTMR3 and gives what it proves.
+    /// Replays the log, compares the result with a quote's RTMR3, and returns the identity that the log proves.
     ///
     /// # Errors
-    /// [`Denial::EventLogMismatch`]; [`Denial::MalformedEvidence`] if the system's part has an
-    /// identity event twice (which one would be true?) or of another length than it must have.
+    /// [`Denial::EventLogMismatch`]; [`Denial::MalformedEvidence`] if an identity event in the system's part is
+    /// repeated, which would be ambiguous, or has a wrong length.
     pub fn prove(&self, rtmr3: Rtmr) -> Result<Identity, Denial> {
         if self.replay()? != rtmr3 {
             return Err(Denial::EventLogMismatch);
@@ -200,7 +199,7 @@ impl<'a> EventLog<'a> {
     }
 }
 
-/// Refuses more events than are ever read.
+/// Refuses more than [`MAX_EVENTS`].
 pub(crate) fn check_count(count: usize) -> Result<(), Denial> {
     if count > MAX_EVENTS {
         return Err(Denial::MalformedEvidence("there are too many events"));
@@ -208,7 +207,7 @@ pub(crate) fn check_count(count: usize) -> Result<(), Denial> {
     Ok(())
 }
 
-/// Who a TD is, as its system wrote it into RTMR3 before the application could write anything.
+/// The identity of a TD, as its system wrote it into RTMR3 before the application started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     app_id: Option<AppId>,
@@ -239,7 +238,7 @@ impl Identity {
                         value(event, "os-image-hash is not 32 bytes")?,
                     )?;
                 }
-                // An app may be deployed without instance ids: then the payload is empty.
+                // Of an application without instance ids the payload is empty.
                 "instance-id" if event.payload().is_empty() => {}
                 "instance-id" => {
                     once(
@@ -282,7 +281,7 @@ impl Identity {
         self.os_image_hash
     }
 
-    /// Who gave the TD its keys: JSON such as `{"name":"kms","id":"<public key in hex>"}`.
+    /// The key provider of the TD: JSON such as `{"name":"kms","id":"<public key in hex>"}`.
     #[must_use]
     pub fn key_provider(&self) -> Option<&str> {
         self.key_provider.as_deref()

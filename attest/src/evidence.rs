@@ -1,15 +1,15 @@
-//! The evidence in a certificate: quote and event log, in one of three forms.
+//! The evidence in a certificate: quote and event log, in one of three formats.
 //!
-//! | EvidenceFormat | Where | Encoding |
+//! | Format | Extension | Encoding |
 //! | --- | --- | --- |
 //! | [`EvidenceFormat::V0`] | `.8`, first byte `0x00` | SCALE |
 //! | [`EvidenceFormat::V1`] | `.8`, first byte a msgpack map | msgpack, the quote as an array of integers |
 //! | [`EvidenceFormat::Legacy`] | `.1`, and `.2` if there is a log | the raw quote, and JSON |
 //!
-//! If `.8` is there it is used, and `.1` beside it must then hold the same quote: two quotes in one
-//! certificate would let two readers see two peers. Which parser reads `.8` is decided by its first
-//! byte alone; nothing is tried twice, skipped over or guessed. A field that is not used (boot events,
-//! VM configuration) is still walked, so that there can be no bytes that nobody has looked at.
+//! `.8` has precedence. If there is a `.1` too it must hold the same quote: with two quotes in one certificate,
+//! two verifiers could see two different peers. The first byte of `.8` alone selects the parser, so no input is
+//! parsed in two ways. Fields that are not used (boot events, VM configuration) are still parsed, so that an
+//! envelope cannot contain unchecked bytes.
 //!
 //! Facts: contract, section 5; dstack `dstack-attest/src/attestation.rs`, `v1.rs`, and
 //! `cc-eventlog/src/tdx.rs`.
@@ -25,7 +25,7 @@ mod msgpack;
 mod v0;
 mod v1;
 
-/// The form in which evidence came.
+/// The format of evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EvidenceFormat {
     /// `.8`, SCALE.
@@ -37,7 +37,7 @@ pub enum EvidenceFormat {
 }
 
 impl EvidenceFormat {
-    /// As the command line shows it.
+    /// The name that the command line shows.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -48,20 +48,20 @@ impl EvidenceFormat {
     }
 }
 
-/// Evidence that is not known to belong to anybody: the quote may be copied from another certificate.
+/// Evidence whose quote may be copied from another certificate.
 ///
-/// It can be looked at, but no verifier takes it: [`examine`](crate::examine) must bind it first.
+/// It can be inspected, but no verifier takes it: [`examine`](crate::examine) must bind it first.
 #[derive(Debug)]
 pub struct UnboundEvidence<'a> {
     pub(crate) quote: TdQuote,
     pub(crate) events: EventLog<'a>,
-    /// The report data that the envelope states beside the quote; the legacy form states none.
+    /// The report data that the envelope states in addition to the quote; `None` in the legacy format.
     pub(crate) stated_report_data: Option<[u8; 64]>,
     pub(crate) format: EvidenceFormat,
 }
 
 impl<'a> UnboundEvidence<'a> {
-    /// Reads the evidence of a certificate.
+    /// Parses the evidence of a certificate.
     ///
     /// # Errors
     /// [`Denial::NoEvidence`]; [`Denial::MalformedEvidence`]; [`Denial::NotTdx`];
@@ -81,7 +81,7 @@ impl<'a> UnboundEvidence<'a> {
         }
     }
 
-    /// Opens an envelope: what `.8` holds, and what the guest agent's `Attest` gives.
+    /// Parses an envelope: the content of `.8`, or of the guest agent's response to `Attest`.
     ///
     /// # Errors
     /// As [`UnboundEvidence::from_extensions`].
@@ -111,13 +111,13 @@ impl<'a> UnboundEvidence<'a> {
         &self.events
     }
 
-    /// The report data that the envelope states beside the quote; the legacy form states none.
+    /// The report data that the envelope states in addition to the quote; `None` in the legacy format.
     #[must_use]
     pub fn stated_report_data(&self) -> Option<&[u8; 64]> {
         self.stated_report_data.as_ref()
     }
 
-    /// The form in which it came.
+    /// The format.
     #[must_use]
     pub fn format(&self) -> EvidenceFormat {
         self.format

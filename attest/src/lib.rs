@@ -1,15 +1,15 @@
-//! From certificate bytes to "this peer may enter, and why".
+//! Verification of TDX-attested TLS peers (RA-TLS): from certificate bytes to an admitted or refused peer.
 //!
-//! A peer's X.509 certificate carries a TDX quote. The crate answers one question about it: is the
-//! quote genuine, is it bound to the key of this very certificate, and does policy allow what it
-//! says? It answers with an [`AttestedPeer`], which nothing else can make, or with one [`Denial`] of a
-//! closed list. It fails closed: what cannot be read, replayed or verified is refused.
+//! A peer's X.509 certificate carries a TDX quote. The crate decides whether the quote is genuine, whether it
+//! is bound to the key of this certificate, and whether the policy allows what it says. The result is an
+//! [`AttestedPeer`], which only this crate can make, or one [`Denial`] of a closed list. It fails closed: input
+//! that cannot be parsed, replayed or verified is refused.
 //!
-//! Nothing here, outside [`agent`], [`collateral`], [`ita`] and the mock, opens a socket, reads a clock,
-//! logs or is async: certificates are byte slices and `now` is an argument, in unix seconds. Everything
-//! that a peer can make long has a named cap that is checked before anything is allocated.
+//! Outside [`agent`], [`collateral`], [`ita`] and the mock, it opens no socket, reads no clock, does not log and
+//! is not async: certificates are byte slices, and `now` is an argument in Unix seconds. All peer-controlled
+//! input has named caps ([`limits`]) that are checked before anything is allocated.
 //!
-//! The way of a certificate, and the types that make it impossible to skip a step:
+//! The steps, and the types that make it impossible to skip one:
 //!
 //! ```text
 //! DER ─ certificate::Leaf ─ evidence::UnboundEvidence ─ binding::BoundEvidence ─ AttestedPeer
@@ -20,22 +20,22 @@
 //! | Module | About |
 //! | --- | --- |
 //! | [`certificate`] | X.509: caps, dates, the evidence extensions |
-//! | [`chain`] | the presented chain as one value; signatures up to a pinned KMS root |
-//! | [`evidence`] | the envelopes V0 and V1, and the older pair of extensions |
+//! | [`chain`] | the presented chain, and its signatures up to a pinned KMS root |
+//! | [`evidence`] | the envelopes V0 and V1, and the legacy pair of extensions |
 //! | [`quote`] | header and report of a TDX quote, versions 4 and 5 |
 //! | [`binding`] | the only way from unbound to bound evidence |
 //! | [`event_log`] | digests V1 and V2, the replay of RTMR3, the identity it proves |
 //! | [`tcb`] | TCB statuses and advisories |
-//! | [`policy`] | what is allowed |
+//! | [`policy`] | allow-lists and accepted statuses |
 //! | [`verify`] | Intel's signatures, TCB status, and all checks in order |
 //! | [`trace`] | an observer that sees each check with its outcome and values |
-//! | [`cache`] | verdicts that were already reached |
+//! | [`cache`] | a cache of verdicts |
 //! | [`limits`] | caps on every input that a peer, a server or a file controls |
-//! | [`denial`] | every way to be refused |
-//! | [`collateral`] | what quotes are judged with, and how it is kept fresh |
-//! | [`agent`] | dstack's guest agent: this TD's own certificate, derived keys and quotes |
-//! | [`ita`] | Intel Trust Authority as the judge of the quote, in the place of collateral |
-//! | [`manifest`] | which instance of a cluster leads, by its operator's signature |
+//! | [`denial`] | the reasons to refuse a peer |
+//! | [`collateral`] | Intel's collateral: fetch, check, cache, refresh |
+//! | [`agent`] | client of dstack's guest agent: this TD's certificate, derived keys and quotes |
+//! | [`ita`] | client of Intel Trust Authority, which verifies quotes instead of collateral and dcap-qvl |
+//! | [`manifest`] | the signed manifest that names the leading instance of a cluster |
 
 #![forbid(unsafe_code)]
 

@@ -1,9 +1,8 @@
-//! What is allowed: measurements, identities, TCB statuses, ages.
+//! The policy: allow-lists of measurements and identities, accepted TCB statuses, maximum ages.
 //!
-//! A policy is made once from the configuration and never changed: its [`PolicyEpoch`] is the hash of
-//! all of it, and verdicts are only remembered for the epoch in which they were reached. An empty
-//! allow-list means "any", and [`Policy::warnings`] says so at start. What weakens the policy is named
-//! `allow_…` and is off by default.
+//! A policy is immutable. Its [`PolicyEpoch`] is the hash of all settings, and cached verdicts are valid for one
+//! epoch only. An empty allow-list means "any", and [`Policy::warnings`] reports it at start. Settings that
+//! weaken the policy are named `allow_…` and are off by default.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,39 +17,39 @@ use crate::quote::TdReport;
 pub use crate::tcb::{Advisory, AdvisoryError, TcbStatus, TcbStatusError, TcbStatuses};
 use crate::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr};
 
-/// What a [`Policy`] is made of. The default allows any genuine, production TD with an acceptable TCB.
+/// The settings of a [`Policy`]. The default allows any genuine production TD with an acceptable TCB.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// Allowed MRTDs (`EXPECTED_MRTD`). Empty: any.
     pub mrtd: Vec<Mrtd>,
     /// Allowed values of RTMR0 to RTMR3. Empty: any.
     pub rtmr: [Vec<Rtmr>; 4],
-    /// Allowed app ids. Empty: any, or none.
+    /// Allowed app ids. Empty: any, also a TD without one.
     pub app_id: Vec<AppId>,
-    /// Allowed compose hashes. Empty: any, or none.
+    /// Allowed compose hashes. Empty: any, also a TD without one.
     pub compose_hash: Vec<ComposeHash>,
-    /// Allowed OS image hashes. Empty: any, or none.
+    /// Allowed OS image hashes. Empty: any, also a TD without one.
     pub os_image_hash: Vec<OsImageHash>,
     /// Accepted TCB statuses.
     pub tcb_statuses: TcbStatuses,
-    /// Advisories that are refused even where the TCB status is accepted.
+    /// Advisories that are refused even if the TCB status is accepted.
     pub refused_advisories: Vec<Advisory>,
-    /// Accept TDs under debug. Whoever runs such a TD's host can read all of its memory.
+    /// Accept TDs in debug mode. The operator of such a TD's host can read all of its memory.
     pub allow_debug_td: bool,
-    /// Oldest certificate, counted from notBefore. dstack's default notBefore is in 1975, so this
-    /// works only with certificates that were asked for with dates.
+    /// Maximum age of a certificate, from notBefore. dstack's default notBefore is in 1975, so this works only
+    /// with certificates that were requested with dates.
     pub max_certificate_age: Option<Duration>,
-    /// Roots of which one must have signed the chain. Empty: the chain is not looked at, which is
-    /// sound, since the quote is bound to the key, not to the issuer.
+    /// Roots of which one must have signed the chain. Empty: the chain is not verified, which is sound, since
+    /// the quote is bound to the key and not to the issuer.
     pub kms_roots: Vec<KmsRoot>,
 }
 
-/// The hash of a whole policy: equal epochs give equal verdicts.
+/// The hash of a whole policy. Policies with the same epoch give the same verdicts.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PolicyEpoch([u8; 32]);
 
 impl fmt::Display for PolicyEpoch {
-    /// The first 16 hex digits: enough to tell two policies apart in a log or metric.
+    /// The first 16 hex digits, to distinguish policies in a log or metric.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0
             .iter()
@@ -79,7 +78,7 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The policy of `settings`. The order and repetitions of its lists do not matter.
+    /// The policy of `settings`. Order and repetitions in the lists do not matter.
     #[must_use]
     pub fn new(mut settings: Settings) -> Self {
         sort(&mut settings.mrtd);
@@ -94,19 +93,19 @@ impl Policy {
         Self { settings, epoch }
     }
 
-    /// What it was made of, with its lists sorted.
+    /// The settings, with sorted lists.
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// The hash of all of it.
+    /// The hash of all settings.
     #[must_use]
     pub fn epoch(&self) -> PolicyEpoch {
         self.epoch
     }
 
-    /// What it leaves open: for the log at start, `/attestation` and the metrics.
+    /// What the policy does not restrict, for the log at start, `/attestation` and the metrics.
     #[must_use]
     pub fn warnings(&self) -> Vec<Warning> {
         let s = &self.settings;
@@ -149,7 +148,7 @@ impl Policy {
         Some(not_before.saturating_add(age.as_secs()).saturating_add(1))
     }
 
-    /// Refuses debug and profiling, unless allowed.
+    /// Refuses debug mode and profiling, unless allowed.
     ///
     /// # Errors
     /// [`Denial::DebugTd`].
@@ -211,7 +210,7 @@ impl Policy {
     /// Refuses each RTMR that is not on its list.
     ///
     /// # Errors
-    /// [`Denial::RtmrNotAllowed`], each in its register's place.
+    /// [`Denial::RtmrNotAllowed`]. The results are in the order of the registers.
     pub fn check_rtmrs(&self, report: &TdReport) -> [Result<(), Denial>; 4] {
         let check = |index, list: &[Rtmr], value| {
             allowed(list, Some(&value), || Denial::RtmrNotAllowed {
@@ -229,7 +228,7 @@ impl Policy {
         ]
     }
 
-    /// Refuses what the event log proves, if it is not on the lists. With a list, to prove nothing is
+    /// Refuses a proved identity that is not on the lists. If there is a list, a TD that proves no such value is
     /// refused too.
     ///
     /// # Errors
@@ -274,7 +273,7 @@ impl Policy {
     }
 }
 
-/// An empty list allows any value, and none.
+/// An empty list allows any value, and the absence of one.
 fn allowed<T: PartialEq>(
     list: &[T],
     value: Option<&T>,
@@ -293,8 +292,8 @@ fn sort<T: Ord>(list: &mut Vec<T>) {
     list.dedup();
 }
 
-/// SHA-256 over every setting: each list with its length before it, so that no two policies are the
-/// same bytes. A new setting must be added here; the pattern without `..` sees to it.
+/// SHA-256 over all settings. Each list is preceded by its length, so that no two policies have the same encoding.
+/// The pattern without `..` makes the compiler reject a new setting that is not hashed.
 fn epoch_of(settings: &Settings) -> PolicyEpoch {
     fn list<'a>(hash: &mut Sha256, items: impl ExactSizeIterator<Item = &'a [u8]>) {
         number(hash, items.len());
@@ -344,10 +343,10 @@ fn epoch_of(settings: &Settings) -> PolicyEpoch {
     PolicyEpoch(hash.finalize().into())
 }
 
-/// Something that a policy leaves open.
+/// Something that a policy does not restrict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Warning {
-    /// Debug TDs are accepted.
+    /// TDs in debug mode are accepted.
     DebugTdAllowed,
     /// A TCB status beyond the default ones is accepted.
     WeakTcbAccepted(TcbStatuses),
@@ -366,7 +365,7 @@ pub enum Warning {
 }
 
 impl Warning {
-    /// A word from a closed list, for a metric label.
+    /// A name from a closed list, for a metric label.
     #[must_use]
     pub fn code(self) -> &'static str {
         match self {
@@ -415,7 +414,7 @@ impl fmt::Display for Warning {
 /// Reads a list from configuration text: values separated by commas or white space.
 ///
 /// # Errors
-/// That of the first value that cannot be read.
+/// The error of the first value that cannot be parsed.
 pub fn parse_list<T: FromStr>(text: &str) -> Result<Vec<T>, T::Err> {
     text.split(|c: char| c == ',' || c.is_whitespace())
         .filter(|value| !value.is_empty())

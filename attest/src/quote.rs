@@ -1,8 +1,8 @@
-//! A TDX quote: its header and report, as far as they are read before Intel's signatures are checked.
+//! A parser of TDX quotes: header, report and the PCK chain, before any signature is verified.
 //!
-//! Every value here is the peer's claim until [`Verifier`](crate::Verifier) has verified the quote.
-//! dcap-qvl parses the same bytes again; this parser exists for the binding and for exact denials, and
-//! walks every inner length, so that dcap-qvl never allocates for one that lies.
+//! Every value is only claimed by the peer until [`Verifier`](crate::Verifier) has verified the quote. dcap-qvl
+//! parses the same bytes again. This parser exists for the binding and for precise denials, and checks every
+//! inner length, so that dcap-qvl never allocates for a wrong one.
 //!
 //! Layout: Intel, "TDX DCAP Quoting Library API", A.3 (version 4) and A.4 (version 5).
 
@@ -12,7 +12,7 @@ use crate::denial::Denial;
 pub use crate::limits::MAX_QUOTE_LEN;
 use crate::values::{Mrtd, Rtmr};
 
-/// Bytes of report data: what a TD asks to be quoted.
+/// Size of report data in bytes: the data that a TD chooses.
 pub const REPORT_DATA_LEN: usize = 64;
 
 const HEADER_LEN: usize = 48;
@@ -35,7 +35,7 @@ const CERTIFICATION_PCK_CHAIN: u16 = 5;
 const SIGNATURE_AND_KEY_LEN: usize = 64 + 64;
 const QE_REPORT_AND_SIGNATURE_LEN: usize = 384 + 64;
 
-/// A quote that has the form of a TDX quote. Its signatures have not been looked at.
+/// A well-formed TDX quote. Its signatures are not verified.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TdQuote {
     bytes: Box<[u8]>,
@@ -44,10 +44,10 @@ pub struct TdQuote {
     pck_chain: (usize, usize),
 }
 
-/// The first fields of any quote of Intel's: which parser it is for.
+/// The first fields of any quote of Intel's, which select its parser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuoteHeader {
-    /// 3 is only of SGX, 4 and 5 are of both.
+    /// 3 is SGX only, 4 and 5 are SGX or TDX.
     pub version: u16,
     /// The algorithm of the attestation key; 2 is ECDSA P-256.
     pub key_type: u16,
@@ -70,7 +70,7 @@ pub struct TdReport {
     report_data: [u8; 64],
 }
 
-/// Which TDX made the report.
+/// The type of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReportKind {
     /// TDX 1.0.
@@ -82,12 +82,12 @@ pub enum ReportKind {
 }
 
 impl TdQuote {
-    /// Reads a quote. Zeros after it are allowed: TDX guests return the whole buffer that the quote
-    /// was written to.
+    /// Parses a quote. Zeros after it are allowed: TDX guests return the whole buffer that the quote was written
+    /// to.
     ///
     /// # Errors
-    /// [`Denial::NotTdx`] for SGX, [`Denial::UnsupportedQuote`] for what dcap-qvl does not verify,
-    /// [`Denial::MalformedEvidence`] for the rest.
+    /// [`Denial::NotTdx`] for SGX, [`Denial::UnsupportedQuote`] for quotes that dcap-qvl does not verify,
+    /// [`Denial::MalformedEvidence`] for everything else.
     pub fn parse(bytes: &[u8]) -> Result<Self, Denial> {
         if bytes.len() > MAX_QUOTE_LEN {
             return Err(Denial::MalformedEvidence("the quote is too large"));
@@ -109,7 +109,7 @@ impl TdQuote {
         })
     }
 
-    /// All bytes, as presented.
+    /// The quote as presented.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
@@ -148,7 +148,7 @@ impl fmt::Debug for TdQuote {
 }
 
 impl QuoteHeader {
-    /// Reads the header of a quote, whatever it is a quote of.
+    /// Parses the header of a quote of any technology.
     ///
     /// # Errors
     /// [`Denial::MalformedEvidence`] for fewer bytes than a header has.
@@ -156,7 +156,7 @@ impl QuoteHeader {
         Self::take(&mut Cursor { rest: bytes })
     }
 
-    /// Whether it says what quotes of Intel's say: text, DER and the envelopes all begin otherwise.
+    /// Whether the fields have values of Intel's quotes. Text, DER and the envelopes begin with other bytes.
     #[must_use]
     pub fn is_plausible(&self) -> bool {
         matches!(self.version, 3..=5) && matches!(self.key_type, KEY_ECDSA_P256 | KEY_ECDSA_P384)
@@ -215,7 +215,7 @@ fn read_header(cursor: &mut Cursor<'_>) -> Result<(u16, ReportKind), Denial> {
     Ok((version, kind))
 }
 
-/// Walks the signature data; gives offset and length of the PCK chain in it.
+/// Parses the signature data. Returns offset and length of the PCK chain in it.
 fn find_pck_chain(signature_data: &[u8]) -> Result<(usize, usize), Denial> {
     let mut cursor = Cursor {
         rest: signature_data,
@@ -239,12 +239,12 @@ fn find_pck_chain(signature_data: &[u8]) -> Result<(usize, usize), Denial> {
     }
     let chain = cursor.take_u32_prefixed()?;
     cursor.end()?;
-    // The chain is the last of the certification data, which is the last of the signature data.
+    // The chain is the last part of the certification data, which is the last part of the signature data.
     Ok((signature_data.len() - chain.len(), chain.len()))
 }
 
 impl ReportKind {
-    /// Bytes of the report.
+    /// Size of the report in bytes.
     fn len(self) -> usize {
         match self {
             Self::Td10 => TD_1_0_LEN,
@@ -253,7 +253,7 @@ impl ReportKind {
         }
     }
 
-    /// As the command line shows it.
+    /// The name that the command line shows.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -301,7 +301,7 @@ impl TdReport {
         })
     }
 
-    /// Which TDX made it.
+    /// The type.
     #[must_use]
     pub fn kind(&self) -> ReportKind {
         self.kind
@@ -322,7 +322,7 @@ impl TdReport {
         self.attributes
     }
 
-    /// The patch levels of the TDX module and of what loaded it.
+    /// TEE_TCB_SVN: the patch levels of the TDX module and its loader.
     #[must_use]
     pub fn tee_tcb_svn(&self) -> &[u8; 16] {
         &self.tee_tcb_svn
@@ -364,14 +364,14 @@ impl TdReport {
         self.rtmrs.map(Rtmr)
     }
 
-    /// RTMR3: where dstack's runtime events go.
+    /// RTMR3, which dstack extends with its runtime events.
     #[must_use]
     pub fn rtmr3(&self) -> Rtmr {
         let [.., rtmr3] = self.rtmrs;
         Rtmr(rtmr3)
     }
 
-    /// What the TD asked to be reported.
+    /// The report data, which the TD chose.
     #[must_use]
     pub fn report_data(&self) -> &[u8; 64] {
         &self.report_data
@@ -387,7 +387,7 @@ impl fmt::Debug for TdReport {
     }
 }
 
-/// Little-endian reading; every step fails on too few bytes.
+/// A little-endian reader. Every read fails if there are too few bytes.
 struct Cursor<'a> {
     rest: &'a [u8],
 }

@@ -1,12 +1,13 @@
-//! Signatures that were already found good need not be verified again.
+//! A per-thread LRU cache of valid ECDSA signatures (memoization).
 //!
-//! dcap-qvl 0.7 verifies all of the collateral with every quote: six of its nine P-256 verifications,
-//! two thirds of the time, are of TCB info, QE identity, CRLs and CA certificates that were the same a
-//! moment ago; it has no entry that takes them as verified. But its crypto is pluggable, and to verify a
-//! signature is a pure function. So [`CachedEcdsaP256`] is ring's ECDSA P-256, and keeps on each thread the
-//! SHA-256 of (key, message, signature) of what ring accepted last. Only acceptance is remembered, and
-//! to be taken for a signature that ring accepted, another would need the same SHA-256. Dates,
-//! revocation, names and chain building are not touched: dcap-qvl does them at every verification.
+//! dcap-qvl 0.7 verifies all of the collateral with every quote. Six of its nine P-256 verifications, two thirds
+//! of the time, are of TCB info, QE identity, CRLs and CA certificates that have not changed, and it has no
+//! interface that takes them as verified. But its cryptography is pluggable, and verifying a signature is a pure
+//! function. So [`CachedEcdsaP256`] calls ring's ECDSA P-256, and caches the SHA-256 of (key, message, signature)
+//! of signatures that ring accepted. dcap-qvl still checks dates, revocation, names and chains at every
+//! verification.
+//!
+//! It must never cache a signature that ring refused, nor accept one whose SHA-256 is not in the cache.
 
 use std::cell::RefCell;
 
@@ -17,8 +18,8 @@ use dcap_qvl::x509::X509CertBackend;
 use rustls_pki_types::{AlgorithmIdentifier, InvalidSignature, SignatureVerificationAlgorithm};
 use sha2::{Digest, Sha256};
 
-/// Signatures that a thread remembers, the least recently used going first. A verification uses nine,
-/// of which seven are the same for all quotes of one platform: this is room for eight platforms.
+/// Capacity of the cache of one thread. A verification uses nine signatures, of which seven are the same for all
+/// quotes of one platform: enough for eight platforms.
 const CAPACITY: usize = 64;
 
 /// dcap-qvl's preset for ring, with [`CachedEcdsaP256`] for the signatures.
@@ -79,7 +80,7 @@ impl SignatureVerificationAlgorithm for CachedEcdsaP256 {
     }
 }
 
-/// Each part with its length before it: no two triples are the same bytes.
+/// Each part is preceded by its length, so that no two triples have the same encoding.
 fn digest(parts: [&[u8]; 3]) -> [u8; 32] {
     let mut hash = Sha256::new();
     for part in parts {

@@ -1,31 +1,31 @@
-//! TCB statuses and advisories, by Intel's names.
+//! TCB statuses and advisories, with Intel's names.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// What Intel's collateral says of a platform's patch level.
+/// The status of a platform's patch level, from Intel's collateral.
 ///
-/// The names are those of Intel's TCB info; the last two are of dcap-qvl and Intel's QVL, for a TD 1.5
-/// that was launched before its TDX module was updated. The declaration order is the order in texts.
+/// The names are those of Intel's TCB info. The last two are from dcap-qvl and Intel's QVL, for a TD 1.5 that was
+/// launched before its TDX module was updated. Texts list statuses in the declaration order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TcbStatus {
-    /// Everything is patched.
+    /// All patches are applied.
     UpToDate,
-    /// Software must be hardened against a known weakness, and may be.
+    /// Software must be hardened against a known vulnerability. Whether it is, is unknown.
     SwHardeningNeeded,
-    /// The platform's configuration leaves a known weakness open.
+    /// The platform's configuration leaves a known vulnerability open.
     ConfigurationNeeded,
     /// Both of the above.
     ConfigurationAndSwHardeningNeeded,
     /// Patches are missing.
     OutOfDate,
-    /// Patches are missing and the configuration leaves a weakness open.
+    /// Patches are missing and the configuration leaves a vulnerability open.
     OutOfDateConfigurationNeeded,
     /// The platform's keys are compromised.
     Revoked,
     /// The TD was launched under an out-of-date TCB that has been updated since.
     RelaunchAdvised,
-    /// The same, and the configuration leaves a weakness open.
+    /// The same, and the configuration leaves a vulnerability open.
     RelaunchAdvisedConfigurationNeeded,
 }
 
@@ -127,7 +127,7 @@ impl FromStr for TcbStatus {
     }
 }
 
-/// A set of accepted statuses. `UpToDate` is always in it, `Revoked` never.
+/// A set of accepted statuses. It always contains `UpToDate`, and never `Revoked`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct TcbStatuses(u16);
 
@@ -169,7 +169,7 @@ impl Default for TcbStatuses {
 }
 
 impl fmt::Display for TcbStatuses {
-    /// `OK, SWHardeningNeeded, …`: users know `UpToDate` as `OK` in this list.
+    /// `OK, SWHardeningNeeded, …`: this list names `UpToDate` `OK`, as users know it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("OK")?;
         TcbStatus::ALL
@@ -189,13 +189,13 @@ impl fmt::Debug for TcbStatuses {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Advisory(String);
 
-/// Text that is no advisory's name.
+/// A text that is not the name of an advisory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an advisory's name is like INTEL-SA-00837")]
 pub struct AdvisoryError;
 
 impl Advisory {
-    /// Most bytes of a name; Intel's have 14.
+    /// Maximum size of a name, in bytes. Intel's have 14.
     const MAX_MANIFEST_LEN: usize = 32;
 
     /// The name, in upper case.

@@ -37,7 +37,7 @@ pub enum Check {
     Binding,
     /// There is collateral for the platform, and it is in date.
     Collateral,
-    /// The TD is not under debug, unless the policy allows it.
+    /// The TD is not in debug mode, unless the policy allows it.
     Debug,
     /// Every signature verifies, from the quote up to the trusted root.
     Signatures,
@@ -219,7 +219,7 @@ pub enum Values<'a> {
     Binding {
         /// The report data of the leaf's key.
         expected: [u8; 64],
-        /// The quote's.
+        /// The report data of the quote.
         quoted: &'a [u8; 64],
         /// The one stated in the envelope; the legacy format states none.
         stated: Option<&'a [u8; 64]>,
@@ -228,7 +228,7 @@ pub enum Values<'a> {
     Collateral(&'a Collateral),
     /// Debug mode.
     Debug {
-        /// Whether the TD is under debug or profiling.
+        /// Whether the TD is in debug mode or profiled.
         under_debug: bool,
         /// Whether the policy allows that.
         allowed: bool,
@@ -258,14 +258,14 @@ pub enum Values<'a> {
     },
     /// MRTD.
     Mrtd {
-        /// The quote's.
+        /// The MRTD of the quote.
         value: Mrtd,
         /// The allow-list.
         allowed: &'a [Mrtd],
     },
     /// An RTMR.
     Rtmr {
-        /// The quote's.
+        /// The value in the quote.
         value: Rtmr,
         /// The allow-list.
         allowed: &'a [Rtmr],

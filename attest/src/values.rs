@@ -1,12 +1,12 @@
-//! Checked newtypes of what is measured and compared.
+//! Newtypes for measurements and identities.
 //!
-//! They are parsed once, from hex in the configuration or from a quote; past that point only they
-//! travel. None of them is secret.
+//! They are parsed once, from hex in the configuration or from a quote, and passed as types from then on. None of
+//! them is secret.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Hex that is not what it should be: which value, and how many digits it takes.
+/// A text that is not hex of the right length. Names the type and its number of digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{name} takes {digits} hex digits")]
 pub struct HexError {
@@ -21,7 +21,7 @@ macro_rules! hex_newtype {
         pub struct $name(pub [u8; $len]);
 
         impl $name {
-            /// Bytes of the value.
+            /// Size of the value in bytes.
             pub const LEN: usize = $len;
 
             /// The value as bytes.
@@ -79,7 +79,7 @@ hex_newtype!(
     "an RTMR"
 );
 hex_newtype!(
-    /// dstack's name of an application: 20 bytes, often an Ethereum address.
+    /// dstack's id of an application: 20 bytes, often an Ethereum address.
     AppId,
     20,
     "an app id"
@@ -97,7 +97,7 @@ hex_newtype!(
     "an OS image hash"
 );
 hex_newtype!(
-    /// dstack's name of one instance of an application.
+    /// dstack's id of one instance of an application.
     InstanceId,
     20,
     "an instance id"
@@ -113,7 +113,7 @@ fn write_hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
 }
 
-/// The first ten and the last four hex digits: enough to recognise a measurement in a log line.
+/// The first ten and the last four hex digits, to recognise a measurement in a log line.
 pub(crate) fn abbreviated(value: &impl fmt::Display) -> String {
     let hex = value.to_string();
     match (hex.get(..10), hex.get(hex.len().saturating_sub(4)..)) {

@@ -1,9 +1,8 @@
-//! From bound evidence to [`AttestedPeer`]: Intel's signatures, the TCB, the replay, the policy.
+//! From bound evidence to [`AttestedPeer`]: Intel's signatures, the TCB, the event log, the policy.
 //!
-//! Cryptography is dcap-qvl's, with ring: its audited preset. What it does not know (allow-lists,
-//! replay, KMS roots) is checked here, and what it does know is checked again where that is cheap
-//! (debug bit, dates of the collateral), so that each refusal has its own code. A verification takes
-//! 0.1 to 0.5 ms of CPU: never on a shard.
+//! dcap-qvl verifies the signatures, with ring (its audited preset). This module adds the checks that dcap-qvl
+//! does not make (allow-lists, replay, KMS roots), and repeats cheap ones (debug bit, dates of the collateral), so
+//! that each refusal has its own code. A verification takes 0.1 to 0.5 ms of CPU, so it must never run on a shard.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -42,13 +41,13 @@ pub struct TrustedRoot {
     dangerous: bool,
 }
 
-/// A root that cannot be trusted, even dangerously.
+/// A root that is not a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it is not one X.509 certificate, in PEM or DER")]
 pub struct RootError;
 
 impl TrustedRoot {
-    /// Intel's root: the only one that is right in production.
+    /// Intel's root, the only one for production.
     #[must_use]
     pub fn intel() -> Self {
         Self {
@@ -57,10 +56,10 @@ impl TrustedRoot {
         }
     }
 
-    /// Another root, for tests: whoever holds its key can make any quote. (`dangerous_tdx_root_ca`)
+    /// Another root, for tests: the holder of its key can forge any quote. (`dangerous_tdx_root_ca`)
     ///
     /// # Errors
-    /// [`RootError`] if it is no certificate.
+    /// [`RootError`] if it is not one certificate.
     pub fn dangerous(pem_or_der: &[u8]) -> Result<Self, RootError> {
         let der = match pem_or_der.first() {
             Some(&crate::der::SEQUENCE) => pem_or_der.to_vec(),
@@ -113,11 +112,11 @@ impl fmt::Debug for TrustedRoot {
 }
 
 impl TdQuote {
-    /// Which collateral the quote is judged with: the platform family and the CA of its PCK
-    /// certificate. Parses a certificate: not for a shard.
+    /// Identifies the collateral for the quote: the platform family and the CA of its PCK certificate. Parses a
+    /// certificate, so it must not run on a shard.
     ///
     /// # Errors
-    /// [`Denial::UnsupportedQuote`] if the PCK certificate cannot be read, or is of an unknown CA.
+    /// [`Denial::UnsupportedQuote`] if the PCK certificate cannot be parsed, or has an unknown CA.
     pub fn collateral_key(&self) -> Result<CollateralKey, Denial> {
         let wrong = Denial::UnsupportedQuote("its PCK certificate cannot be read");
         let first = Pem::iter_from_buffer(self.pck_chain()).next();
@@ -137,8 +136,8 @@ impl TdQuote {
     }
 }
 
-/// What Intel's signatures, or Trust Authority's, say of a quote, before any policy and of nobody in
-/// particular: the quote may be anybody's. It is what a bare quote can be shown to be; a peer is an [`AttestedPeer`].
+/// The result of verifying a quote by Intel's signatures or by Trust Authority, before any policy. It says nothing
+/// about the quote's owner: a verified peer is an [`AttestedPeer`].
 #[derive(Clone, Debug)]
 pub struct Appraisal {
     pub(crate) tcb_status: TcbStatus,
@@ -159,8 +158,7 @@ impl Appraisal {
         &self.advisories
     }
 
-    /// The last second at which all of collateral, PCK chain and root hold, or the token, in unix
-    /// seconds.
+    /// The last second at which collateral, PCK chain and root, or the token, are valid, in Unix seconds.
     #[must_use]
     pub fn valid_until(&self) -> u64 {
         self.valid_until
@@ -263,10 +261,10 @@ impl fmt::Debug for Verifier {
     }
 }
 
-/// A peer that may enter: its quote is genuine, bound to its certificate's key, and allowed.
+/// A verified peer: its quote is genuine, bound to its certificate's key, and allowed by the policy.
 ///
-/// Made by [`Verifier::verify`] and by [`AppraisedEvidence::admit`](crate::ita::AppraisedEvidence::admit), and by
-/// nothing else.
+/// Only [`Verifier::verify`], [`Verifier::inspect`] and
+/// [`AppraisedEvidence::admit`](crate::ita::AppraisedEvidence::admit) make one.
 #[derive(Clone, Debug)]
 pub struct AttestedPeer {
     chain: Chain,
@@ -280,7 +278,7 @@ pub struct AttestedPeer {
 }
 
 impl AttestedPeer {
-    /// The certificates that it presented.
+    /// The presented chain.
     #[must_use]
     pub fn chain(&self) -> &Chain {
         &self.chain
@@ -304,7 +302,7 @@ impl AttestedPeer {
         self.rtmrs
     }
 
-    /// Everything that the event log proves.
+    /// The identity that the event log proves.
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.identity
@@ -352,7 +350,7 @@ impl AttestedPeer {
         &self.appraisal.advisories
     }
 
-    /// Whether it is under debug; only with `allow_debug_td`.
+    /// Whether it is in debug mode, which needs `allow_debug_td`.
     #[must_use]
     pub fn is_debug(&self) -> bool {
         self.debug
@@ -364,8 +362,8 @@ impl AttestedPeer {
         self.policy
     }
 
-    /// The last second at which the verdict holds, in unix seconds: the least of the ends of the
-    /// certificate, its issuers, the collateral and what vouches for the quote, and of the maximum age.
+    /// The last second at which the verdict is valid, in Unix seconds: the earliest end of the certificate, its
+    /// issuers, the collateral or token, the platform's certificates and the maximum age.
     #[must_use]
     pub fn valid_until(&self) -> u64 {
         self.valid_until
@@ -376,13 +374,13 @@ impl AttestedPeer {
 mod tests {
     use super::*;
 
-    /// Engines share both between threads.
+    /// The engine shares them between threads.
     #[test]
-    fn they_cross_threads() {
-        fn crosses<T: Send + Sync>() {}
-        crosses::<Verifier>();
-        crosses::<AttestedPeer>();
-        crosses::<BoundEvidence>();
-        crosses::<Policy>();
+    fn types_are_send_and_sync() {
+        fn is_send_and_sync<T: Send + Sync>() {}
+        is_send_and_sync::<Verifier>();
+        is_send_and_sync::<AttestedPeer>();
+        is_send_and_sync::<BoundEvidence>();
+        is_send_and_sync::<Policy>();
     }
 }

@@ -1,4 +1,4 @@
-//! Event logs in each form, after a syntactically valid quote. The first byte selects the form, and the
+//! Event logs in each format, after a syntactically valid quote. The first byte selects the format, and the
 //! rest is the log.
 //!
 //! A log must prove its identity for its own replay, and for no other value of RTMR3.

@@ -1,4 +1,4 @@
-//! What a certificate says of itself, for people: no check looks at any of it.
+//! The names in a certificate, for display only. No check uses them.
 
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
@@ -7,7 +7,7 @@ use x509_parser::prelude::FromDer;
 use super::check_size;
 use crate::denial::Denial;
 
-/// CertificateNames and number of a certificate. The texts are its maker's: they may hold control characters.
+/// Names and serial number of a certificate. The texts come from the peer and may contain control characters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateNames {
     /// The subject, as `CN=…, O=…`.
@@ -21,10 +21,10 @@ pub struct CertificateNames {
 }
 
 impl CertificateNames {
-    /// Reads them from one DER certificate.
+    /// Parses one DER certificate.
     ///
     /// # Errors
-    /// [`Denial::MalformedCertificate`]: beyond a cap, or no certificate.
+    /// [`Denial::MalformedCertificate`]: beyond a cap, or not a certificate.
     pub fn from_der(der: &[u8]) -> Result<Self, Denial> {
         check_size(der)?;
         let (_, certificate) = X509Certificate::from_der(der)

@@ -66,7 +66,7 @@ pub enum Event {
         key: CollateralKey,
         /// The error.
         error: FetchError,
-        /// When the cached collateral expires; `None` if there is none, and sessions are refused.
+        /// When the cached collateral expires; `None` if nothing is cached, so that sessions are refused.
         held_until: Option<u64>,
         /// The earliest time of the next attempt, in Unix seconds.
         retry_at: u64,
@@ -125,7 +125,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Changes with the content. Verdicts of another epoch have to be reached again.
+    /// Changes with the content. Verdicts of another epoch are invalid.
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.epoch

@@ -1,4 +1,4 @@
-//! The older format: `.1` holds the raw quote, `.2` its event log as JSON.
+//! The legacy format: `.1` has the raw quote, `.2` its event log in JSON.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,7 +15,7 @@ use crate::quote::TdQuote;
 /// The register of runtime events.
 const RTMR3: u32 = 3;
 
-/// Without a log there are no events, and the replay holds only for an RTMR3 that nobody extended.
+/// Without a log there are no events, so the replay succeeds only for an RTMR3 that was never extended.
 pub(super) fn read<'a>(quote: &[u8], log: Option<&'a [u8]>) -> Result<UnboundEvidence<'a>, Denial> {
     Ok(UnboundEvidence {
         quote: TdQuote::parse(quote)?,
@@ -25,7 +25,7 @@ pub(super) fn read<'a>(quote: &[u8], log: Option<&'a [u8]>) -> Result<UnboundEvi
     })
 }
 
-/// `digest` is not read: it is computed from the rest.
+/// `digest` is not parsed: it is computed from the other fields.
 #[derive(Deserialize)]
 struct LoggedEvent<'a> {
     imr: u32,
@@ -60,7 +60,7 @@ fn read_log(json: &[u8]) -> Result<EventLog<'_>, Denial> {
     Ok(events)
 }
 
-/// At most [`MAX_EVENTS`] events, whatever the JSON holds.
+/// At most [`MAX_EVENTS`] events.
 struct Log<'a>(Vec<LoggedEvent<'a>>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Log<'a> {

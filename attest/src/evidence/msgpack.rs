@@ -1,7 +1,7 @@
-//! msgpack, as much of it as V1 needs, read in place.
+//! A msgpack reader for the subset that V1 uses. Borrows from the input.
 //!
-//! rmp-serde would allocate for lengths that the peer states and buffer whole values for tagged enums;
-//! here nothing is allocated before its length has passed a cap. The markers are rmp's.
+//! rmp-serde would allocate for lengths that the peer states, and buffer whole values for tagged enums. Here every
+//! length is checked against a cap before anything is allocated. The markers are those of rmp.
 
 use std::borrow::Cow;
 
@@ -13,7 +13,7 @@ pub(super) struct Msgpack<'a> {
     rest: &'a [u8],
 }
 
-const CUT: Denial = Denial::MalformedEvidence("the V1 envelope is cut short");
+const TRUNCATED: Denial = Denial::MalformedEvidence("the V1 envelope is cut short");
 const TOO_LARGE: Denial = Denial::MalformedEvidence("a field of the V1 envelope is too large");
 const UNEXPECTED: Denial =
     Denial::MalformedEvidence("a field of the V1 envelope has an unexpected type");
@@ -54,7 +54,7 @@ impl<'a> Msgpack<'a> {
         self.text_of(marker, max)?.ok_or(UNEXPECTED)
     }
 
-    /// Bytes as dstack writes them outside JSON (bin), or as base64 text.
+    /// Bytes, as bin (which dstack writes) or as base64 text.
     pub(super) fn bin_or_base64(&mut self, max: usize) -> Result<Cow<'a, [u8]>, Denial> {
         let marker = self.marker()?;
         let len = match marker {
@@ -77,7 +77,7 @@ impl<'a> Msgpack<'a> {
         let len = self.array(max)?;
         // An integer has at least one byte.
         if len > self.rest.len() {
-            return Err(CUT);
+            return Err(TRUNCATED);
         }
         let mut bytes = Vec::with_capacity(len);
         let mut rest = self.rest;
@@ -85,7 +85,7 @@ impl<'a> Msgpack<'a> {
             (rest, _) = match rest {
                 [byte @ 0..=0x7f, rest @ ..] => (rest, bytes.push(*byte)),
                 [0xcc, byte @ 0x80..=0xff, rest @ ..] => (rest, bytes.push(*byte)),
-                [] | [0xcc] => return Err(CUT),
+                [] | [0xcc] => return Err(TRUNCATED),
                 _ => return Err(UNEXPECTED),
             };
         }
@@ -104,7 +104,8 @@ impl<'a> Msgpack<'a> {
         })
     }
 
-    /// Walks over one value, whatever it is. Counts instead of recursing: nesting costs nothing.
+    /// Skips one value of any type. Counts the pending values instead of recursing, so that nesting cannot exhaust
+    /// the stack.
     pub(super) fn skip(&mut self) -> Result<(), Denial> {
         let mut pending: usize = 1;
         while pending > 0 {
@@ -115,13 +116,13 @@ impl<'a> Msgpack<'a> {
             pending = pending.saturating_add(values);
             // A value has at least one byte.
             if pending > self.rest.len() {
-                return Err(CUT);
+                return Err(TRUNCATED);
             }
         }
         Ok(())
     }
 
-    /// How many bytes and how many values follow a marker, and its length.
+    /// The number of bytes and of nested values that follow a marker and its length.
     fn extent(&mut self, marker: Marker) -> Result<(usize, usize), Denial> {
         Ok(match marker {
             Marker::FixPos(_) | Marker::FixNeg(_) | Marker::Null | Marker::True | Marker::False => {
@@ -177,7 +178,7 @@ impl<'a> Msgpack<'a> {
     }
 
     fn fixed<const N: usize>(&mut self) -> Result<[u8; N], Denial> {
-        let (bytes, rest) = self.rest.split_first_chunk().ok_or(CUT)?;
+        let (bytes, rest) = self.rest.split_first_chunk().ok_or(TRUNCATED)?;
         self.rest = rest;
         Ok(*bytes)
     }
@@ -191,7 +192,7 @@ impl<'a> Msgpack<'a> {
     }
 
     fn take(&mut self, len: usize) -> Result<&'a [u8], Denial> {
-        let (taken, rest) = self.rest.split_at_checked(len).ok_or(CUT)?;
+        let (taken, rest) = self.rest.split_at_checked(len).ok_or(TRUNCATED)?;
         self.rest = rest;
         Ok(taken)
     }

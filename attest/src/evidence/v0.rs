@@ -1,7 +1,7 @@
-//! V0: SCALE, read in place.
+//! V0: an envelope in SCALE. Borrows from the input.
 //!
-//! parity-scale-codec decodes (and insists on the shortest form of) the lengths; the fields are
-//! borrowed, so that a length that lies costs nothing.
+//! parity-scale-codec decodes the lengths and refuses all but the shortest encoding. Fields are borrowed, so a
+//! wrong length cannot cause an allocation.
 
 use parity_scale_codec::{Compact, Decode};
 
@@ -38,7 +38,7 @@ pub(super) fn read(envelope: &[u8]) -> Result<UnboundEvidence<'_>, Denial> {
     for _ in 0..count {
         let name = scale.text(MAX_EVENT_NAME_LEN)?;
         let payload = scale.bytes(MAX_EVENT_PAYLOAD_LEN)?;
-        // SCALE leaves the version out: such events are V1. [dstack `cc-eventlog`, `codec(skip)`]
+        // The SCALE encoding omits the version: such events are V1. [dstack `cc-eventlog`, `codec(skip)`]
         events.push(Event::new(name, payload, DigestVersion::V1)?)?;
     }
     let stated = *scale.array()?;
@@ -69,17 +69,17 @@ struct Scale<'a> {
     rest: &'a [u8],
 }
 
-const CUT: Denial = Denial::MalformedEvidence("the V0 envelope is cut short");
+const TRUNCATED: Denial = Denial::MalformedEvidence("the V0 envelope is cut short");
 
 impl<'a> Scale<'a> {
     fn byte(&mut self) -> Result<u8, Denial> {
-        let (byte, rest) = self.rest.split_first().ok_or(CUT)?;
+        let (byte, rest) = self.rest.split_first().ok_or(TRUNCATED)?;
         self.rest = rest;
         Ok(*byte)
     }
 
     fn array<const N: usize>(&mut self) -> Result<&'a [u8; N], Denial> {
-        let (array, rest) = self.rest.split_first_chunk().ok_or(CUT)?;
+        let (array, rest) = self.rest.split_first_chunk().ok_or(TRUNCATED)?;
         self.rest = rest;
         Ok(array)
     }
@@ -90,7 +90,7 @@ impl<'a> Scale<'a> {
         usize::try_from(len).map_err(|_| wrong)
     }
 
-    /// How many events follow.
+    /// The number of events that follow.
     fn count(&mut self) -> Result<usize, Denial> {
         let count = self.len()?;
         check_count(count)?;
@@ -104,7 +104,7 @@ impl<'a> Scale<'a> {
                 "a field of the V0 envelope is too large",
             ));
         }
-        let (bytes, rest) = self.rest.split_at_checked(len).ok_or(CUT)?;
+        let (bytes, rest) = self.rest.split_at_checked(len).ok_or(TRUNCATED)?;
         self.rest = rest;
         Ok(bytes)
     }

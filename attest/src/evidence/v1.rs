@@ -1,8 +1,8 @@
 //! V1: msgpack, `{version, platform: {kind, data}, stack: {kind, data}}`.
 //!
-//! The envelope's own maps hold exactly the keys of the contract, in any order, except that a `kind`
-//! comes before its `data`, as serde writes it. In `data` and in events unknown keys are walked over:
-//! dstack adds some (`hash_input`) without a new version.
+//! The envelope's maps must have exactly the keys of the contract, in any order, except that `kind` comes before
+//! its `data`, as serde writes it. Unknown keys in `data` and in events are skipped: dstack adds some
+//! (`hash_input`) without a new version.
 
 use super::msgpack::Msgpack;
 use super::{EvidenceFormat, UnboundEvidence};
@@ -46,7 +46,7 @@ pub(super) fn read(envelope: &[u8]) -> Result<UnboundEvidence<'_>, Denial> {
     })
 }
 
-/// `{kind: "tdx", data: {quote, event_log}}`: gives the quote.
+/// `{kind: "tdx", data: {quote, event_log}}`. Returns the quote.
 fn read_platform(msgpack: &mut Msgpack<'_>) -> Result<Vec<u8>, Denial> {
     match read_kind(msgpack)? {
         "tdx" => {}
@@ -108,8 +108,8 @@ fn read_events<'a>(msgpack: &mut Msgpack<'a>) -> Result<EventLog<'a>, Denial> {
     Ok(events)
 }
 
-/// `{event, payload, version?}`. dstack 0.6.0 writes the payload as bin; text is read as base64, the
-/// form of the contract. The type decides, so there is nothing to guess.
+/// `{event, payload, version?}`. dstack 0.6.0 writes the payload as bin; the contract has base64 text. The type
+/// selects the decoder.
 fn read_event<'a>(msgpack: &mut Msgpack<'a>) -> Result<Event<'a>, Denial> {
     let (mut name, mut payload, mut version) = (None, None, None);
     for _ in 0..msgpack.map(MAX_MAP_KEYS)? {
@@ -130,7 +130,7 @@ fn read_event<'a>(msgpack: &mut Msgpack<'a>) -> Result<Event<'a>, Denial> {
     )
 }
 
-/// The start of `{kind, data}`: gives the kind and leaves `data`'s value to be read.
+/// The start of `{kind, data}`. Returns the kind; the value of `data` follows.
 fn read_kind<'a>(msgpack: &mut Msgpack<'a>) -> Result<&'a str, Denial> {
     let wrong = Denial::MalformedEvidence("the V1 envelope lacks a kind and its data");
     if msgpack.map(MAX_MAP_KEYS)? != 2 || msgpack.text(MAX_MAP_KEY_LEN)? != "kind" {

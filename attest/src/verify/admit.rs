@@ -11,8 +11,8 @@ use crate::quote::TdReport;
 use crate::trace::{Check, CheckObserver, SkipReason, Trace, Values};
 use crate::values::Rtmr;
 
-/// Makes the checks that follow once Intel, or Trust Authority, has vouched for the quote: TCB,
-/// measurements, replay, identity, KMS roots.
+/// Makes the checks that follow after the quote is verified by Intel's signatures or by Trust Authority: TCB,
+/// measurements, event log, identity, KMS roots.
 pub(crate) fn admit(
     evidence: &BoundEvidence,
     appraisal: Appraisal,
@@ -117,7 +117,8 @@ pub(super) fn check_event_log<O: CheckObserver>(
     identity
 }
 
-/// Compares what the event log proves with the allow-lists. `identity` is what [`check_event_log`] gave.
+/// Compares the identity that the event log proves with the allow-lists. `identity` is the result of
+/// [`check_event_log`].
 pub(super) fn check_identity<O: CheckObserver>(
     identity: &Result<Identity, Denial>,
     policy: &Policy,

@@ -1,8 +1,9 @@
-//! Which denial dcap-qvl's error is.
+//! Maps errors of dcap-qvl to denials.
 //!
-//! dcap-qvl 0.7 refuses with a text (anyhow), not a type. The peer is refused whatever the text says:
-//! it only chooses the code, and what is not recognised is `bad_signature`. The texts are held by
-//! tests, so that a new dcap-qvl cannot change a code unnoticed.
+//! Errors of dcap-qvl 0.7 are texts (anyhow), not types. The text only selects the code of the refusal; an unknown
+//! text is `bad_signature`. Tests cover the texts, so that an update of dcap-qvl cannot change a code unnoticed.
+//!
+//! It must never turn an error into an acceptance.
 
 use std::fmt::Display;
 
@@ -12,7 +13,7 @@ use crate::policy::Policy;
 use crate::quote::TdQuote;
 use crate::tcb::TcbStatus;
 
-/// `error` is dcap-qvl's, shown with its whole chain of causes.
+/// The denial for an error of dcap-qvl, by its text with all causes.
 pub(super) fn denial(
     error: &impl Display,
     quote: &TdQuote,
@@ -54,7 +55,7 @@ pub(super) fn denial(
     if let Some((_, denial)) = known.into_iter().find(|(part, _)| text.contains(part)) {
         return denial;
     }
-    // A CRL of the other PCK CA says nothing of this PCK certificate.
+    // A CRL of the other PCK CA does not cover this PCK certificate.
     let of_another_ca = text.contains("UnknownRevocationStatus")
         && quote
             .collateral_key()

@@ -1,8 +1,10 @@
-//! The gate's checks with an observer: for a command that shows each of them.
+//! The gate's checks under an observer (visitor), for a command that reports each of them.
 //!
-//! The checks and their order are the gate's. Only what follows a refusal is decided here: the checks
-//! continue as far as their input can be read, so that one run shows everything that is wrong. The
-//! verdict is the first refusal, as at the gate.
+//! Checks and order are those of the gate. Only the behaviour after a refusal differs: the checks continue as far
+//! as their input can be parsed, so that one run reports everything that is wrong. The verdict is the first
+//! refusal, as at the gate.
+//!
+//! It must never implement a check: it calls the functions that the gate calls.
 
 use std::borrow::Borrow;
 
@@ -28,8 +30,8 @@ impl Verifier {
     /// Makes the checks of [`examine`](crate::examine) and [`Verifier::verify`] on a presented chain
     /// (leaf first, DER) and reports each to `observer`. `now` is in Unix seconds.
     ///
-    /// `collateral` is called at most once, when the evidence was read: it gives the collateral for the
-    /// quote, or the reason to refuse the peer without.
+    /// `collateral` is called at most once, after the evidence was parsed. It returns the collateral for the
+    /// quote, or the denial if there is none.
     ///
     /// # Errors
     /// The first refusal that `observer` saw. It is the one that `examine`, `collateral` or `verify`
@@ -66,8 +68,8 @@ impl Verifier {
         }
     }
 
-    /// As [`Verifier::inspect`], on an attestation envelope without a certificate: nothing says whose
-    /// quote it is, so the result is not a peer.
+    /// As [`Verifier::inspect`], on an attestation envelope without a certificate. The quote is not bound to a key,
+    /// so the result is not a peer.
     ///
     /// # Errors
     /// The first refusal that `observer` saw.
@@ -147,8 +149,8 @@ impl Verifier {
         trace.finish(appraisal)
     }
 
-    /// The checks of [`Verifier::appraise`], and how the collateral was got. A TD under debug is refused
-    /// before its signatures are verified; here they are verified all the same.
+    /// The checks of [`Verifier::appraise`], and the request for collateral. The gate refuses a TD in debug mode
+    /// before it verifies the signatures; here they are verified nevertheless.
     fn appraise_traced<C: Borrow<Collateral>, O: CheckObserver>(
         &self,
         quote: &TdQuote,
@@ -265,7 +267,7 @@ fn check_of(denial: &Denial) -> Check {
         Denial::CollateralUnavailable
         | Denial::CollateralExpired
         | Denial::CollateralNotYetValid => Check::Collateral,
-        // check_debug was asked before: what dcap-qvl refuses beyond it is another attribute.
+        // check_debug came first, so dcap-qvl refused another attribute.
         Denial::DebugTd | Denial::TdAttributes => Check::TdAttributes,
         Denial::Tcb { .. } | Denial::TcbBelowAll { .. } | Denial::TcbNotSupported => Check::Tcb,
         _ => Check::Signatures,
@@ -276,7 +278,7 @@ fn attributes(quote: &TdQuote) -> Values<'static> {
     Values::TdAttributes(quote.report().attributes())
 }
 
-/// Reports what a quote that is not verified claims, and makes the checks that do not depend on it.
+/// Reports the claims of a quote that is not verified, and makes the checks that do not depend on it.
 fn report_claims<O: CheckObserver>(
     evidence: &Examined,
     policy: &Policy,
@@ -290,21 +292,21 @@ fn report_claims<O: CheckObserver>(
     check_kms_root(&evidence.chain, policy, now, trace).map(drop)
 }
 
-/// A bare quote proves no identity: that is refused where an allow-list is set.
+/// A bare quote proves no identity, which is refused if there is an allow-list.
 fn check_without_event_log<O: CheckObserver>(
     is_verified: bool,
     policy: &Policy,
     trace: &mut Trace<O>,
 ) -> Result<(), Denial> {
     trace.skip(Check::EventLog, SkipReason::NoEventLog, || None);
-    let nobody = Identity::default();
+    let unknown = Identity::default();
     let results = [
-        policy.check_app_id(&nobody),
-        policy.check_compose_hash(&nobody),
-        policy.check_os_image_hash(&nobody),
+        policy.check_app_id(&unknown),
+        policy.check_compose_hash(&unknown),
+        policy.check_os_image_hash(&unknown),
     ];
     for (check, result) in IDENTITY.into_iter().zip(results) {
-        let values = || allow_list(check, &nobody, policy.settings());
+        let values = || allow_list(check, &unknown, policy.settings());
         match result {
             Err(_) if is_verified => trace.check(check, result, values)?,
             Ok(()) | Err(_) => trace.skip(check, SkipReason::NoEventLog, values),

@@ -1,4 +1,4 @@
-//! A Trust Authority that is down, slow, too talkative, or does not know this client.
+//! A Trust Authority that is down, slow, sends too much, or does not know this client.
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! One run of the binary, ended by force if it hangs.
+//! Runs the binary, with a timeout.
 
 use std::ffi::OsStr;
 use std::process::{Command, Stdio};
@@ -9,10 +9,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-/// Far beyond what any run may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A run takes far less.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How it ended.
+/// The exit code and output of a run.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) code: i32,
@@ -20,7 +20,7 @@ pub(crate) struct Run {
     pub(crate) stderr: String,
 }
 
-/// `verify` with `arguments`, in an empty environment.
+/// Runs `verify` with `arguments`, in an empty environment.
 pub(crate) fn verify<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> Run {
     verify_in(&[], arguments)
 }
@@ -42,9 +42,9 @@ pub(crate) fn verify_in<A: AsRef<OsStr>>(
     let pid = Pid::from_raw(child.id().try_into().expect("a pid"));
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
-    let Ok(output) = receiver.recv_timeout(PATIENCE) else {
+    let Ok(output) = receiver.recv_timeout(TIMEOUT) else {
         kill(pid, Signal::SIGKILL).expect("it can be killed");
-        panic!("verify hangs");
+        panic!("verify did not exit within {TIMEOUT:?}");
     };
     let output = output.expect("its output");
     Run {
@@ -64,7 +64,7 @@ impl Run {
     }
 }
 
-/// A step of a report.
+/// The step `name` of a report.
 pub(crate) fn step<'a>(report: &'a Value, name: &str) -> &'a Value {
     let steps = report["steps"].as_array().expect("steps");
     steps
@@ -73,9 +73,15 @@ pub(crate) fn step<'a>(report: &'a Value, name: &str) -> &'a Value {
         .unwrap_or_else(|| panic!("no step {name} in {report}"))
 }
 
-/// The code of the first step that failed.
-pub(crate) fn first_failed(report: &Value) -> Option<&str> {
+/// The names of all steps of a report.
+pub(crate) fn step_names(report: &Value) -> Vec<&str> {
     let steps = report["steps"].as_array().expect("steps");
-    let failed = steps.iter().find(|step| step["state"] == "failed")?;
-    failed["code"].as_str()
+    let names = steps.iter().map(|step| step["step"].as_str());
+    names.map(|name| name.expect("a name")).collect()
+}
+
+/// The first step that failed.
+pub(crate) fn first_failed(report: &Value) -> Option<&Value> {
+    let mut steps = report["steps"].as_array().expect("steps").iter();
+    steps.find(|step| step["state"] == "failed")
 }

@@ -1,104 +1,83 @@
-//! A mock TDX in a folder: everything follows from a seed and a time.
+//! [`attest::mock::Fixture`] as files: the peer's chain, the root and the collateral, in a temporary folder.
 
 use std::fs;
 
-use attest::mock::{
-    Certificate, CollateralOptions, Evidence, Key, LeafOptions, Pki, Platform, PlatformOptions,
-};
+use attest::mock::Fixture;
 
 use crate::command::{Run, verify};
 
-/// 2027-01-15T08:00:00Z.
-pub(crate) const NOW: u64 = 1_800_000_000;
+pub(crate) const NOW: u64 = Fixture::NOW;
 
-const SEED: [u8; 32] = [7; 32];
-
-/// What a case changes.
-pub(crate) struct Case {
-    pub(crate) pki: Pki,
-    pub(crate) platform: PlatformOptions,
-    pub(crate) evidence: Evidence,
-    pub(crate) leaf: LeafOptions,
-    pub(crate) collateral: CollateralOptions,
+/// A peer and the folder with its files.
+pub(crate) struct CommandFixture {
+    pub(crate) peer: Fixture,
     folder: tempfile::TempDir,
 }
 
-impl Default for Case {
-    /// Everything is right.
+impl Default for CommandFixture {
+    /// A peer that is accepted under the default policy.
     fn default() -> Self {
         Self {
-            pki: Pki::new(&SEED).unwrap(),
-            platform: PlatformOptions::default(),
-            evidence: Evidence::default(),
-            leaf: LeafOptions::default(),
-            collateral: CollateralOptions::at(NOW),
+            peer: Fixture::default(),
             folder: tempfile::tempdir().unwrap(),
         }
     }
 }
 
-/// The case with one change.
-pub(crate) fn case(change: impl FnOnce(&mut Case)) -> Case {
-    let mut case = Case::default();
-    change(&mut case);
-    case
-}
+impl CommandFixture {
+    /// The default fixture with one change.
+    pub(crate) fn with(change: impl FnOnce(&mut Fixture)) -> Self {
+        let mut fixture = Self::default();
+        change(&mut fixture.peer);
+        fixture
+    }
 
-impl Case {
     pub(crate) fn path(&self, name: &str) -> String {
         self.folder.path().join(name).to_str().unwrap().to_owned()
     }
 
+    /// Writes a file and returns its path.
     pub(crate) fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
         let path = self.path(name);
         fs::write(&path, bytes).unwrap();
         path
     }
 
-    pub(crate) fn key(&self) -> Key {
-        Key::derive(&SEED, "peer").unwrap()
-    }
-
-    pub(crate) fn platform(&self) -> Platform {
-        Platform::new(&self.pki, &self.platform).unwrap()
-    }
-
-    pub(crate) fn certificate(&self) -> Certificate {
-        let key = self.key();
-        Certificate::issue(
-            &self.pki,
-            &self.platform(),
-            &key,
-            &self.evidence,
-            &self.leaf,
-        )
-        .unwrap()
-    }
-
-    /// The chain's file.
+    /// The file with the peer's chain.
     pub(crate) fn pem(&self) -> String {
-        self.write("peer.pem", self.certificate().chain_pem())
+        self.write("peer.pem", self.peer.certificate().chain_pem())
     }
 
-    /// Root, collateral and time, as flags.
+    /// The file with the root.
+    pub(crate) fn root_pem(&self) -> String {
+        self.write("root.pem", self.peer.pki.root_pem())
+    }
+
+    /// The flags for root, collateral and time.
     pub(crate) fn flags(&self) -> Vec<String> {
-        let root = self.write("root.pem", self.pki.root_pem());
-        let collateral = self.pki.parsed_collateral(&self.collateral).unwrap();
-        let collateral = self.write("collateral.json", collateral.to_json().unwrap());
-        let mut flags = self.flags_without_collateral(&root);
+        let collateral = self.peer.issue_collateral().to_json().unwrap();
+        let collateral = self.write("collateral.json", collateral);
+        let mut flags = self.flags_without_collateral();
         flags.extend(["--collateral".to_owned(), collateral]);
         flags
     }
 
-    pub(crate) fn flags_without_collateral(&self, root: &str) -> Vec<String> {
-        ["--dangerous-tdx-root-ca", root, "--at", &NOW.to_string()]
+    /// The flags for root and time.
+    pub(crate) fn flags_without_collateral(&self) -> Vec<String> {
+        let (root, now) = (self.root_pem(), self.peer.now.to_string());
+        ["--dangerous-tdx-root-ca", &root, "--at", &now]
             .map(str::to_owned)
             .into()
     }
 
-    /// Judges the certificate, with some flags more.
+    /// Verifies the peer's chain, with additional flags.
     pub(crate) fn verify(&self, more: &[&str]) -> Run {
-        let mut arguments = vec![self.pem()];
+        self.verify_file(&self.pem(), more)
+    }
+
+    /// Verifies a file, with additional flags.
+    pub(crate) fn verify_file(&self, path: &str, more: &[&str]) -> Run {
+        let mut arguments = vec![path.to_owned()];
         arguments.extend(self.flags());
         arguments.extend(more.iter().map(|flag| (*flag).to_owned()));
         verify(arguments)

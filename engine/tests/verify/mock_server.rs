@@ -1,5 +1,4 @@
-//! A server for one test: it takes connections until it is dropped, and does with
-//! each what it was told to.
+//! A mock server: it accepts connections until it is dropped, and answers each with the same behaviour.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -11,83 +10,83 @@ use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig, ServerConnection, SupportedProtocolVersion};
 
-/// No read or write of a server takes longer.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Timeout of each read and write.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What it does with the first bytes.
+/// How it answers the first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Manner {
-    /// `S` to an SSLRequest, and TLS.
+pub(crate) enum Behaviour {
+    /// Answers `S` to an SSLRequest, then makes a TLS handshake.
     SslRequest,
-    /// TLS at once; hangs up on anything else.
+    /// Expects a ClientHello; closes the connection after anything else.
     RawTls,
-    /// TLS at once; says nothing to anything else.
-    SilentRawTls,
-    /// `N` to an SSLRequest, and hangs up.
+    /// Expects a ClientHello; does not answer anything else.
+    RawTlsOrSilent,
+    /// Answers `N` to an SSLRequest and closes the connection.
     Plain,
-    /// An HTTP error.
+    /// Answers with an HTTP error.
     Http,
-    /// Nothing at all, whatever comes.
-    Hangs,
-    /// Hangs up at once.
+    /// Never answers.
+    Silent,
+    /// Closes the connection at once.
     Closes,
 }
 
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     stop: Arc<AtomicBool>,
-    /// What clients sent inside TLS, behind the handshake.
-    said: Arc<Mutex<Vec<u8>>>,
-    /// Whether the last client said good-bye.
-    farewell: Arc<AtomicBool>,
+    /// What clients sent inside TLS after the handshake.
+    received: Arc<Mutex<Vec<u8>>>,
+    /// Whether a client ended its session with close_notify.
+    closed: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Server {
-    pub(crate) fn start(manner: Manner, tls: ServerConfig) -> Self {
+    pub(crate) fn start(behaviour: Behaviour, tls: ServerConfig) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let (stop, said) = (
+        let (stop, received) = (
             Arc::<AtomicBool>::default(),
             Arc::<Mutex<Vec<u8>>>::default(),
         );
-        let farewell = Arc::<AtomicBool>::default();
+        let closed = Arc::<AtomicBool>::default();
         let (end, tls) = (stop.clone(), Arc::new(tls));
-        let (heard, parted) = (said.clone(), farewell.clone());
+        let (bytes, has_closed) = (received.clone(), closed.clone());
         let thread = std::thread::spawn(move || {
-            // Kept, so that a server that hangs does not hang up.
-            let mut held = Vec::new();
+            // A silent server must keep its connections open.
+            let mut open = Vec::new();
             for stream in listener.incoming() {
                 if end.load(Ordering::SeqCst) {
                     return;
                 }
                 let stream = stream.unwrap();
-                stream.set_read_timeout(Some(PATIENCE)).unwrap();
-                stream.set_write_timeout(Some(PATIENCE)).unwrap();
-                // A client that breaks off is a part of some tests.
-                if let Ok(Some(words)) = serve(manner, &tls, &stream) {
-                    heard.lock().unwrap().extend(words);
-                    parted.store(true, Ordering::SeqCst);
+                stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+                stream.set_write_timeout(Some(TIMEOUT)).unwrap();
+                // In some tests the client closes the connection early.
+                if let Ok(Some(sent)) = serve(behaviour, &tls, &stream) {
+                    bytes.lock().unwrap().extend(sent);
+                    has_closed.store(true, Ordering::SeqCst);
                 }
-                if matches!(manner, Manner::Hangs | Manner::SilentRawTls) {
-                    held.push(stream);
+                if matches!(behaviour, Behaviour::Silent | Behaviour::RawTlsOrSilent) {
+                    open.push(stream);
                 }
             }
         });
         Self {
             address,
             stop,
-            said,
-            farewell,
+            received,
+            closed,
             thread: Some(thread),
         }
     }
 
-    /// What the client said behind the handshake, if it ended with close_notify.
-    pub(crate) fn heard(&mut self) -> Option<Vec<u8>> {
+    /// What the client sent after the handshake, if it ended the session with close_notify.
+    pub(crate) fn received(&mut self) -> Option<Vec<u8>> {
         self.join();
-        let parted = self.farewell.load(Ordering::SeqCst);
-        parted.then(|| self.said.lock().unwrap().clone())
+        let has_closed = self.closed.load(Ordering::SeqCst);
+        has_closed.then(|| self.received.lock().unwrap().clone())
     }
 
     fn join(&mut self) {
@@ -108,33 +107,37 @@ impl Drop for Server {
     }
 }
 
-/// What the client said inside TLS up to its close_notify.
+/// Returns what the client sent inside TLS up to its close_notify, if there was a TLS session.
 fn serve(
-    manner: Manner,
+    behaviour: Behaviour,
     tls: &Arc<ServerConfig>,
     mut stream: &TcpStream,
 ) -> std::io::Result<Option<Vec<u8>>> {
     const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
     let mut first = [0; 8];
-    match manner {
-        Manner::Hangs | Manner::Closes => return Ok(None),
-        Manner::SslRequest | Manner::Plain => {
+    match behaviour {
+        Behaviour::Silent | Behaviour::Closes => return Ok(None),
+        Behaviour::SslRequest | Behaviour::Plain => {
             stream.read_exact(&mut first)?;
             if first != SSL_REQUEST {
                 return Ok(None);
             }
-            let answer = if manner == Manner::Plain { b"N" } else { b"S" };
+            let answer = if behaviour == Behaviour::Plain {
+                b"N"
+            } else {
+                b"S"
+            };
             stream.write_all(answer)?;
-            if manner == Manner::Plain {
+            if behaviour == Behaviour::Plain {
                 return Ok(None);
             }
         }
-        Manner::Http => {
+        Behaviour::Http => {
             stream.read_exact(&mut first)?;
             stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")?;
             return Ok(None);
         }
-        Manner::RawTls | Manner::SilentRawTls => {
+        Behaviour::RawTls | Behaviour::RawTlsOrSilent => {
             let mut byte = [0];
             if stream.peek(&mut byte)? == 0 || byte != [0x16] {
                 return Ok(None);
@@ -142,16 +145,16 @@ fn serve(
         }
     }
     let mut session = ServerConnection::new(tls.clone()).unwrap();
-    let mut words = Vec::new();
-    rustls::Stream::new(&mut session, &mut stream).read_to_end(&mut words)?;
-    Ok(Some(words))
+    let mut sent = Vec::new();
+    rustls::Stream::new(&mut session, &mut stream).read_to_end(&mut sent)?;
+    Ok(Some(sent))
 }
 
-/// Presents a certificate with whatever key.
+/// Presents the same certificate to every client, even with a key that is not its own.
 #[derive(Debug)]
-struct Fixed(Arc<CertifiedKey>);
+struct FixedResolver(Arc<CertifiedKey>);
 
-impl ResolvesServerCert for Fixed {
+impl ResolvesServerCert for FixedResolver {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.0.clone())
     }
@@ -160,13 +163,13 @@ impl ResolvesServerCert for Fixed {
 pub(crate) fn tls(
     identity: CertifiedKey,
     versions: &[&'static SupportedProtocolVersion],
-    ask_for: Option<RootCertStore>,
+    request_certificate_of: Option<RootCertStore>,
 ) -> ServerConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(versions)
         .unwrap();
-    let builder = match ask_for {
+    let builder = match request_certificate_of {
         None => builder.with_no_client_auth(),
         Some(roots) => builder.with_client_cert_verifier(
             WebPkiClientVerifier::builder_with_provider(roots.into(), provider)
@@ -175,7 +178,7 @@ pub(crate) fn tls(
                 .unwrap(),
         ),
     };
-    let mut tls = builder.with_cert_resolver(Arc::new(Fixed(identity.into())));
+    let mut tls = builder.with_cert_resolver(Arc::new(FixedResolver(identity.into())));
     tls.alpn_protocols = vec![b"postgresql".to_vec()];
     tls
 }

@@ -1,4 +1,4 @@
-//! Servers of every manner, and that nothing is said to them.
+//! Servers that answer in different ways. After the handshake they receive close_notify only.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -11,12 +11,12 @@ use rustls::{ALL_VERSIONS, RootCertStore};
 use socket2::{Domain, Socket, Type};
 
 use crate::command::{Run, step, verify};
-use crate::fixture::Case;
-use crate::mock_server::{Manner, Server, tls};
+use crate::fixture::CommandFixture;
+use crate::mock_server::{Behaviour, Server, tls};
 
 /// The peer's chain, with the key `key`.
-fn identity(case: &Case, key: &attest::mock::Key) -> CertifiedKey {
-    let certificate = case.certificate();
+fn identity(fixture: &CommandFixture, key: &attest::mock::Key) -> CertifiedKey {
+    let certificate = fixture.peer.certificate();
     let chain = certificate.chain_der().map(<[u8]>::to_vec);
     let key = PrivateKeyDer::try_from(key.to_pkcs8_der().unwrap()).unwrap();
     CertifiedKey::new(
@@ -25,32 +25,32 @@ fn identity(case: &Case, key: &attest::mock::Key) -> CertifiedKey {
     )
 }
 
-fn start(case: &Case, manner: Manner) -> Server {
-    let identity = identity(case, &case.key());
-    Server::start(manner, tls(identity, ALL_VERSIONS, None))
+fn start(fixture: &CommandFixture, behaviour: Behaviour) -> Server {
+    let identity = identity(fixture, &fixture.peer.key("peer"));
+    Server::start(behaviour, tls(identity, ALL_VERSIONS, None))
 }
 
-fn ask(case: &Case, name: &str, more: &[&str]) -> Run {
+fn verify_server(fixture: &CommandFixture, name: &str, more: &[&str]) -> Run {
     let mut arguments = vec![name.to_owned(), "--format".into(), "json".into()];
-    arguments.extend(case.flags());
+    arguments.extend(fixture.flags());
     arguments.extend(more.iter().map(|flag| (*flag).to_owned()));
     verify(arguments)
 }
 
 #[test]
-fn both_openings() {
-    let case = Case::default();
-    for (manner, flags, opening) in [
-        (Manner::SslRequest, &[][..], "SSLRequest"),
-        (Manner::SslRequest, &["--ssl-request"], "SSLRequest"),
-        (Manner::RawTls, &["--raw-tls"], "raw TLS"),
-        (Manner::RawTls, &[], "raw TLS"),
-        (Manner::SilentRawTls, &["--timeout", "2s"], "raw TLS"),
+fn ssl_request_and_raw_tls() {
+    let fixture = CommandFixture::default();
+    for (behaviour, flags, opening) in [
+        (Behaviour::SslRequest, &[][..], "SSLRequest"),
+        (Behaviour::SslRequest, &["--ssl-request"], "SSLRequest"),
+        (Behaviour::RawTls, &["--raw-tls"], "raw TLS"),
+        (Behaviour::RawTls, &[], "raw TLS"),
+        (Behaviour::RawTlsOrSilent, &["--timeout", "2s"], "raw TLS"),
     ] {
-        let mut server = start(&case, manner);
+        let mut server = start(&fixture, behaviour);
         let name = format!("localhost:{}", server.address.port());
-        let run = ask(&case, &name, flags);
-        assert_eq!(run.code, 0, "{manner:?} {flags:?} {run:?}");
+        let run = verify_server(&fixture, &name, flags);
+        assert_eq!(run.code, 0, "{behaviour:?} {flags:?} {run:?}");
         let report = run.json();
         assert_eq!(report["input"]["kind"], "server");
         let facts = &step(&report, "server")["facts"];
@@ -59,29 +59,37 @@ fn both_openings() {
         assert_eq!(facts["asked_for_certificate"], "no");
         let alpn = facts["alpn"].as_str();
         assert_eq!(alpn, (opening == "raw TLS").then_some("postgresql"));
-        assert_eq!(server.heard(), Some(Vec::new()), "close_notify and no more");
+        assert_eq!(
+            server.received(),
+            Some(Vec::new()),
+            "only close_notify after the handshake"
+        );
     }
 }
 
 #[test]
-fn versions() {
-    let case = Case::default();
+fn tls_versions() {
+    let fixture = CommandFixture::default();
     for (version, name) in [(&TLS12, "TLS 1.2"), (&TLS13, "TLS 1.3")] {
-        let config = tls(identity(&case, &case.key()), &[version], None);
-        let mut server = Server::start(Manner::SslRequest, config);
-        let run = ask(&case, &server.address.to_string(), &[]);
+        let config = tls(
+            identity(&fixture, &fixture.peer.key("peer")),
+            &[version],
+            None,
+        );
+        let mut server = Server::start(Behaviour::SslRequest, config);
+        let run = verify_server(&fixture, &server.address.to_string(), &[]);
         assert_eq!(run.code, 0, "{run:?}");
         let report = run.json();
         assert_eq!(step(&report, "server")["facts"]["tls_version"], name);
-        assert_eq!(server.heard(), Some(Vec::new()));
+        assert_eq!(server.received(), Some(Vec::new()));
     }
 }
 
 #[test]
-fn a_server_that_asks_for_a_certificate() {
-    let case = Case::default();
-    let cert = case.pem();
-    let key = case.write("key.pem", case.key().to_pkcs8_pem().unwrap());
+fn server_that_requests_a_certificate() {
+    let fixture = CommandFixture::default();
+    let cert = fixture.pem();
+    let key = fixture.write("key.pem", fixture.peer.key("peer").to_pkcs8_pem().unwrap());
     for (flags, shown) in [
         (&[][..], "yes, and none was shown"),
         (
@@ -91,11 +99,15 @@ fn a_server_that_asks_for_a_certificate() {
     ] {
         let mut roots = RootCertStore::empty();
         roots
-            .add(CertificateDer::from(case.pki.kms_der().to_vec()))
+            .add(CertificateDer::from(fixture.peer.pki.kms_der().to_vec()))
             .unwrap();
-        let config = tls(identity(&case, &case.key()), ALL_VERSIONS, Some(roots));
-        let server = Server::start(Manner::SslRequest, config);
-        let run = ask(&case, &server.address.to_string(), flags);
+        let config = tls(
+            identity(&fixture, &fixture.peer.key("peer")),
+            ALL_VERSIONS,
+            Some(roots),
+        );
+        let server = Server::start(Behaviour::SslRequest, config);
+        let run = verify_server(&fixture, &server.address.to_string(), flags);
         assert_eq!(run.code, 0, "{run:?}");
         let report = run.json();
         assert_eq!(
@@ -105,15 +117,14 @@ fn a_server_that_asks_for_a_certificate() {
     }
 }
 
-/// A copied certificate is worth nothing without its key.
 #[test]
-fn a_server_without_its_certificates_key() {
-    let case = Case::default();
+fn server_without_the_key_of_its_certificate() {
+    let fixture = CommandFixture::default();
     let other = attest::mock::Key::derive(&[9; 32], "other").unwrap();
     for version in [&TLS12, &TLS13] {
-        let config = tls(identity(&case, &other), &[version], None);
-        let server = Server::start(Manner::SslRequest, config);
-        let run = ask(&case, &server.address.to_string(), &[]);
+        let config = tls(identity(&fixture, &other), &[version], None);
+        let server = Server::start(Behaviour::SslRequest, config);
+        let run = verify_server(&fixture, &server.address.to_string(), &[]);
         assert_eq!(run.code, 1, "{run:?}");
         let report = run.json();
         assert_eq!(report["verdict"]["code"], "tls_certificate");
@@ -124,82 +135,82 @@ fn a_server_without_its_certificates_key() {
 
 #[test]
 fn servers_without_tls() {
-    let case = Case::default();
-    for (manner, flags, what) in [
-        (Manner::Plain, &["--ssl-request"][..], "answered N"),
-        (Manner::Plain, &[], "answered N"),
-        (Manner::Http, &["--ssl-request"], "0x48"),
-        (Manner::Http, &["--raw-tls"], "something other than TLS"),
+    let fixture = CommandFixture::default();
+    for (behaviour, flags, what) in [
+        (Behaviour::Plain, &["--ssl-request"][..], "answered N"),
+        (Behaviour::Plain, &[], "answered N"),
+        (Behaviour::Http, &["--ssl-request"], "0x48"),
+        (Behaviour::Http, &["--raw-tls"], "something other than TLS"),
         (
-            Manner::Closes,
+            Behaviour::Closes,
             &["--ssl-request"],
             "closed the connection after an SSLRequest",
         ),
         (
-            Manner::Closes,
+            Behaviour::Closes,
             &["--raw-tls"],
             "closed the connection during the TLS handshake",
         ),
         (
-            Manner::Closes,
+            Behaviour::Closes,
             &[],
             "closed the connection during the TLS handshake",
         ),
         (
-            Manner::RawTls,
+            Behaviour::RawTls,
             &["--ssl-request"],
             "closed the connection after an SSLRequest",
         ),
     ] {
-        let server = start(&case, manner);
-        let run = ask(&case, &server.address.to_string(), flags);
-        assert_eq!(run.code, 69, "{manner:?} {flags:?} {run:?}");
+        let server = start(&fixture, behaviour);
+        let run = verify_server(&fixture, &server.address.to_string(), flags);
+        assert_eq!(run.code, 69, "{behaviour:?} {flags:?} {run:?}");
         let report = run.json();
         assert_eq!(report["verdict"]["code"], "server_no_tls", "{run:?}");
         let text = report["verdict"]["text"].as_str().unwrap();
-        assert!(text.contains(what), "{manner:?} {flags:?}: {text}");
+        assert!(text.contains(what), "{behaviour:?} {flags:?}: {text}");
     }
 }
 
 #[test]
-fn a_server_that_hangs_meets_the_deadline() {
-    let case = Case::default();
+fn timeout_of_a_server_that_does_not_answer() {
+    let fixture = CommandFixture::default();
     for flags in [
         &["--timeout", "600ms"][..],
         &["--timeout", "600ms", "--raw-tls"],
         &["--timeout", "600ms", "--ssl-request"],
     ] {
-        let server = start(&case, Manner::Hangs);
-        let begun = Instant::now();
-        let run = ask(&case, &server.address.to_string(), flags);
+        let server = start(&fixture, Behaviour::Silent);
+        let started = Instant::now();
+        let run = verify_server(&fixture, &server.address.to_string(), flags);
         assert_eq!(run.code, 69, "{run:?}");
         assert_eq!(run.json()["verdict"]["code"], "server_timeout");
-        assert!(begun.elapsed() >= Duration::from_millis(600));
-        assert!(begun.elapsed() < Duration::from_secs(10), "{flags:?}");
+        assert!(started.elapsed() >= Duration::from_millis(600));
+        assert!(started.elapsed() < Duration::from_secs(10), "{flags:?}");
     }
 }
 
 #[test]
-fn nobody_there() {
-    let case = Case::default();
-    // Bound, so that nobody else is there, and not listening.
+fn unreachable_server() {
+    let fixture = CommandFixture::default();
+    // Bound, so that no other process listens there, and not listening.
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     socket.bind(&any.into()).unwrap();
     let address = socket.local_addr().unwrap().as_socket().unwrap();
-    let run = ask(&case, &address.to_string(), &[]);
+    let run = verify_server(&fixture, &address.to_string(), &[]);
     assert_eq!(run.code, 69, "{run:?}");
     assert_eq!(run.json()["verdict"]["code"], "server_unreachable");
-    let unknown = ask(&case, "no-such-host.invalid:5433", &["--timeout", "2s"]);
+    let unknown = verify_server(&fixture, "no-such-host.invalid:5433", &["--timeout", "2s"]);
     assert_eq!(unknown.code, 69, "{unknown:?}");
 }
 
-/// The verdict about a server is the verdict about its certificate.
+/// A server is refused if its certificate is.
 #[test]
-fn a_server_that_is_refused() {
-    let case = crate::fixture::case(|case| case.evidence.report.debug = true);
-    let server = start(&case, Manner::SslRequest);
-    let run = ask(&case, &server.address.to_string(), &[]);
+fn refused_server() {
+    let fixture = CommandFixture::with(|peer| peer.evidence.report.debug = true);
+    let server = start(&fixture, Behaviour::SslRequest);
+    let run = verify_server(&fixture, &server.address.to_string(), &[]);
     assert_eq!(run.code, 1, "{run:?}");
     let report = run.json();
     assert_eq!(step(&report, "server")["state"], "ok");

@@ -1,271 +1,449 @@
-//! One wrong thing at a time: the command's verdict is the gate's, the first failed
-//! step is the verdict, and the exit code follows.
+//! The report is that of the gate: every check is in it, a refused peer's report names the check that
+//! refused it, and the verdict and exit code follow.
 
+use std::collections::BTreeSet;
+
+use attest::chain::KmsRoot;
+use attest::collateral::Fmspc;
 use attest::denial::Fault;
 use attest::mock::{
-    Behaviour, Binding, Envelope, Event, Key, ModuleLevel, Pccs, PccsResponses, PlatformLevel,
-    QeLevel, QuoteFormat, Resource, Revoked, Rtmr3, Validity,
+    Behaviour, Binding, Envelope, Event, Fixture, Key, ModuleLevel, Pccs, PccsResponses, Pki,
+    PlatformLevel, QeLevel, QuoteFormat, Resource, Revoked, Rtmr3, Validity,
 };
 use attest::policy::Settings;
-use attest::{Denial, Policy, TrustedRoot, Verifier, examine};
+use attest::tcb::TcbStatuses;
+use attest::trace::Check;
+use attest::{AttestedPeer, Denial, Policy};
+use serde_json::Value;
 
-use crate::command::{Run, first_failed, step, verify};
-use crate::fixture::{Case, NOW, case};
+use crate::command::{Run, first_failed, step, step_names, verify};
+use crate::fixture::{CommandFixture, NOW};
 
 const DAY: u64 = 86_400;
+const PAST: Validity = Validity {
+    from: NOW - 2 * DAY,
+    until: NOW - DAY,
+};
+const FUTURE: Validity = Validity {
+    from: NOW + DAY,
+    until: NOW + 2 * DAY,
+};
 
-/// What the gate says, with the collateral at hand.
-fn gate(case: &Case, settings: Settings) -> Result<(), Denial> {
-    let policy = Policy::new(settings);
-    let evidence = examine(&case.certificate().chain_der(), NOW, &policy)?;
-    let collateral = case.pki.parsed_collateral(&case.collateral).unwrap();
-    Verifier::new(TrustedRoot::dangerous(case.pki.root_der()).unwrap())
-        .verify(&evidence, &collateral, &policy, NOW)
-        .map(drop)
+/// The codes of [`Denial::CODES`] that no file of the mock's evidence causes.
+const UNREACHABLE: [(&str, &str); 5] = [
+    (
+        "no_certificate",
+        "a file without a certificate is exit code 66, and a TLS server has one",
+    ),
+    (
+        "overloaded",
+        "the gate's queue is full; the command has none",
+    ),
+    ("tcb_up_to_date", "every policy accepts it"),
+    ("tcb_relaunch_advised", "the mock has no such level"),
+    (
+        "tcb_relaunch_advised_configuration_needed",
+        "the mock has no such level",
+    ),
+];
+
+/// A peer that is refused for one reason.
+struct Refusal {
+    code: &'static str,
+    /// The check that refuses it.
+    check: Check,
+    fixture: CommandFixture,
+    /// The chain in the file; `None` for the fixture's.
+    chain: Option<(String, Vec<Vec<u8>>)>,
+    /// The flags that make the fixture's policy.
+    flags: Vec<String>,
 }
 
-/// Checks the command against the gate; gives the code.
-fn same_as_gate(case: &Case, settings: Settings, flags: &[&str]) -> String {
-    let run = case.verify(&[flags, &["--format", "json"]].concat());
-    let report = run.json();
-    let verdict = &report["verdict"];
-    let (code, exit) = match gate(case, settings) {
-        Ok(()) => ("accepted", 0),
-        Err(denial) => {
-            assert_eq!(first_failed(&report), Some(denial.code()), "{report:#}");
-            assert_eq!(verdict["code"], denial.code());
-            assert_eq!(verdict["text"], denial.to_string());
-            (
-                denial.code(),
-                if denial.fault() == Fault::Peer { 1 } else { 69 },
-            )
+fn refusal(code: &'static str, check: Check, change: impl FnOnce(&mut Fixture)) -> Refusal {
+    Refusal {
+        code,
+        check,
+        fixture: CommandFixture::with(change),
+        chain: None,
+        flags: Vec::new(),
+    }
+}
+
+impl Refusal {
+    /// Replaces the peer's chain by that in `file`.
+    fn with_chain(mut self, file: impl AsRef<[u8]>, chain: Vec<Vec<u8>>) -> Self {
+        self.chain = Some((self.fixture.write("chain", file), chain));
+        self
+    }
+
+    /// Sets the policy, both as a flag and as a setting.
+    fn with_policy(mut self, flag: &str, value: &str, change: impl FnOnce(&mut Settings)) -> Self {
+        self.flags = vec![flag.to_owned(), value.to_owned()];
+        set_policy(&mut self.fixture.peer, change);
+        self
+    }
+
+    fn gate(&self) -> Result<AttestedPeer, Denial> {
+        match &self.chain {
+            Some((_, chain)) => self.fixture.peer.verify_chain(chain),
+            None => self.fixture.peer.verify(),
         }
-    };
-    assert_eq!(run.code, exit, "{report:#}");
-    assert_eq!(verdict["exit_code"], exit);
-    if exit == 0 {
-        assert_eq!(first_failed(&report), None);
-        assert_eq!(verdict["result"], "accepted");
     }
-    code.to_owned()
-}
 
-fn code(change: impl FnOnce(&mut Case)) -> String {
-    same_as_gate(&case(change), Settings::default(), &[])
-}
-
-#[test]
-fn every_envelope_is_accepted() {
-    for envelope in [Envelope::V0, Envelope::V1, Envelope::Legacy, Envelope::Both] {
-        assert_eq!(code(|case| case.evidence.envelope = envelope), "accepted");
-    }
-    let format = QuoteFormat::V5Td15;
-    assert_eq!(
-        code(|case| case.evidence.report.format = format),
-        "accepted"
-    );
-}
-
-#[test]
-fn what_the_certificate_is_refused_for() {
-    let other = Key::derive(&[9; 32], "other").unwrap().report_data();
-    let dates = |from, until| move |case: &mut Case| case.leaf.validity = Validity { from, until };
-    assert_eq!(code(dates(NOW - 2 * DAY, NOW - DAY)), "expired");
-    assert_eq!(code(dates(NOW + DAY, NOW + 2 * DAY)), "not_yet_valid");
-    assert_eq!(
-        code(|case| case.evidence.envelope = Envelope::None),
-        "no_evidence"
-    );
-    assert_eq!(
-        code(|case| case.leaf.attestation = Some(vec![0x42])),
-        "malformed_evidence"
-    );
-    assert_eq!(
-        code(|case| case.evidence.report.format = QuoteFormat::SgxV3),
-        "not_tdx"
-    );
-    assert_eq!(
-        code(|case| case.evidence.binding = Binding::Bytes(other)),
-        "unbound_key"
-    );
-}
-
-#[test]
-fn what_the_platform_is_refused_for() {
-    let revoked = Revoked {
-        platform: Some(Case::default().platform.name),
-        ..Revoked::default()
-    };
-    assert_eq!(code(|case| case.evidence.report.debug = true), "debug_td");
-    assert_eq!(
-        code(|case| case.evidence.report.attributes = 1 << 29),
-        "td_attributes_refused"
-    );
-    assert_eq!(
-        code(|case| case.platform.level = PlatformLevel::OutOfDate),
-        "tcb_out_of_date"
-    );
-    assert_eq!(
-        code(|case| case.platform.level = PlatformLevel::Revoked),
-        "tcb_revoked"
-    );
-    assert_eq!(
-        code(|case| case.platform.level = PlatformLevel::Unknown),
-        "tcb_out_of_date"
-    );
-    assert_eq!(
-        code(|case| case.platform.module = ModuleLevel::Unknown),
-        "tcb_out_of_date"
-    );
-    assert_eq!(
-        code(|case| case.platform.qe = QeLevel::Unknown),
-        "tcb_out_of_date"
-    );
-    assert_eq!(
-        code(|case| case.collateral.revoked = revoked),
-        "pck_revoked"
-    );
-    assert_eq!(
-        code(|case| case.platform.validity.until = NOW - DAY),
-        "pck_not_valid"
-    );
-}
-
-/// Where several things are wrong, the first in the gate's order counts.
-#[test]
-fn of_several_the_first() {
-    let other = attest::collateral::Fmspc([9; 6]);
-    assert_eq!(
-        code(|case| case.collateral.fmspc = other),
-        "collateral_unavailable"
-    );
-    let stale = Validity {
-        from: NOW - 2 * DAY,
-        until: NOW - DAY,
-    };
-    for (stale_too, expected) in [(false, "debug_td"), (true, "collateral_expired")] {
-        let both = |case: &mut Case| {
-            case.evidence.report.debug = true;
-            case.collateral.fmspc = other;
-            if stale_too {
-                case.collateral.tcb_info = stale;
-            }
+    fn run(&self) -> Run {
+        let path = match &self.chain {
+            Some((path, _)) => path.clone(),
+            None => self.fixture.pem(),
         };
-        assert_eq!(code(both), expected);
+        let mut flags = vec!["--format", "json"];
+        flags.extend(self.flags.iter().map(String::as_str));
+        self.fixture.verify_file(&path, &flags)
     }
 }
 
-#[test]
-fn what_the_log_is_refused_for() {
-    assert_eq!(
-        code(|case| case.evidence.rtmr3 = Rtmr3::Bytes([3; 48])),
-        "event_log_mismatch"
-    );
-    let twice = Event::new("app-id", &[0xb2; 20]);
-    assert_eq!(
-        code(|case| case.evidence.before_ready = vec![twice]),
-        "malformed_evidence"
-    );
+fn set_policy(peer: &mut Fixture, change: impl FnOnce(&mut Settings)) {
+    let mut settings = peer.policy.settings().clone();
+    change(&mut settings);
+    peer.policy = Policy::new(settings);
 }
 
-#[test]
-fn what_the_policy_refuses() {
-    let hex = |byte: &str, len| byte.repeat(len);
-    type Change = fn(&mut Settings);
-    let cases: [(&str, String, Change, &str); 8] = [
-        (
-            "--allowed-mrtd",
-            hex("12", 48),
-            |s| s.mrtd = vec!["12".repeat(48).parse().unwrap()],
-            "mrtd_not_allowed",
+/// Asserts that the report of `run` has the gate's `denial`, and that each check is in it once.
+fn assert_refused(run: &Run, denial: &Denial) -> Value {
+    let report = run.json();
+    assert_eq!(step_names(&report), Check::ALL.map(Check::as_str));
+    let failed = first_failed(&report).unwrap();
+    let verdict = &report["verdict"];
+    for part in [failed, verdict] {
+        assert_eq!(part["code"], denial.code(), "{report:#}");
+        assert_eq!(part["text"], denial.to_string());
+    }
+    assert_eq!(verdict["result"], "refused");
+    assert_eq!(verdict["valid_until"], Value::Null);
+    let exit_code = match denial.fault() {
+        Fault::Peer => 1,
+        Fault::Ours => 69,
+    };
+    assert_eq!(run.code, exit_code);
+    assert_eq!(verdict["exit_code"], exit_code);
+    report
+}
+
+fn assert_accepted(fixture: &CommandFixture, flags: &[&str]) {
+    let peer = fixture.peer.verify().unwrap();
+    let run = fixture.verify(&[flags, &["--format", "json"]].concat());
+    let report = run.json();
+    assert_eq!(run.code, 0, "{report:#}");
+    assert_eq!(step_names(&report), Check::ALL.map(Check::as_str));
+    assert_eq!(first_failed(&report), None);
+    assert_eq!(report["verdict"]["result"], "accepted");
+    assert_eq!(report["verdict"]["valid_until"], peer.valid_until());
+}
+
+/// The first refusal of `fixture`, which must be the gate's.
+fn code(fixture: &CommandFixture) -> &'static str {
+    let denial = fixture.peer.verify().unwrap_err();
+    assert_refused(&fixture.verify(&["--format", "json"]), &denial);
+    denial.code()
+}
+
+/// An envelope whose quote claims another MRTD than the signed one.
+fn tampered_envelope() -> Vec<u8> {
+    let peer = Fixture::default();
+    let (quote, key) = (peer.certificate(), peer.key("peer"));
+    let quote = quote.quote().unwrap();
+    let mut envelope = peer.evidence.v1(quote, key.report_data()).unwrap();
+    let mrtd = envelope.windows(48).position(|bytes| bytes == [0x11; 48]);
+    envelope[mrtd.unwrap()] ^= 1;
+    envelope
+}
+
+fn certificate_refusals() -> Vec<Refusal> {
+    let certificate = Fixture::default().certificate();
+    let garbage = [&[0x30, 0x82, 0x01, 0x00][..], &[0; 256]].concat();
+    let hour = std::time::Duration::from_secs(3600);
+    vec![
+        refusal("chain_too_long", Check::Certificate, |_| {}).with_chain(
+            certificate.pem().repeat(50),
+            vec![certificate.der().to_vec(); 50],
         ),
-        (
-            "--allowed-rtmr2",
-            hex("12", 48),
-            |s| s.rtmr[2] = vec!["12".repeat(48).parse().unwrap()],
-            "rtmr_not_allowed",
+        refusal("malformed_certificate", Check::Certificate, |_| {})
+            .with_chain(&garbage, vec![garbage.clone()]),
+        refusal("expired", Check::Dates, |peer| peer.leaf.validity = PAST),
+        refusal("not_yet_valid", Check::Dates, |peer| {
+            peer.leaf.validity = FUTURE
+        }),
+        refusal("too_old", Check::Dates, |_| {}).with_policy("--max-certificate-age", "1h", |s| {
+            s.max_certificate_age = Some(hour)
+        }),
+    ]
+}
+
+fn evidence_refusals() -> Vec<Refusal> {
+    let other = Key::derive(&[9; 32], "other").unwrap().report_data();
+    let app_id = Event::new("app-id", &[0xb2; 20]);
+    vec![
+        refusal("no_evidence", Check::Evidence, |peer| {
+            peer.evidence.envelope = Envelope::None;
+        }),
+        refusal("malformed_evidence", Check::Evidence, |peer| {
+            peer.leaf.attestation = Some(vec![0x42]);
+        }),
+        refusal("not_tdx", Check::Evidence, |peer| {
+            peer.evidence.report.format = QuoteFormat::SgxV3;
+        }),
+        refusal("unsupported_quote", Check::Evidence, |peer| {
+            peer.evidence.report.certification = 3;
+        }),
+        refusal("unbound_key", Check::Binding, |peer| {
+            peer.evidence.binding = Binding::Bytes(other);
+        }),
+        refusal("event_log_mismatch", Check::EventLog, |peer| {
+            peer.evidence.rtmr3 = Rtmr3::Bytes([3; 48]);
+        }),
+        // A second app-id event before system-ready.
+        refusal("malformed_evidence", Check::EventLog, |peer| {
+            peer.evidence.before_ready = vec![app_id];
+        }),
+    ]
+}
+
+fn platform_refusals() -> Vec<Refusal> {
+    let module = [6, 0x7f, 9, 9, 9, 9, 9, 9, 0, 0, 0, 0, 0, 0, 0, 0];
+    vec![
+        refusal("collateral_unavailable", Check::Collateral, |peer| {
+            peer.collateral.fmspc = Fmspc([9; 6]);
+        }),
+        refusal("collateral_expired", Check::Collateral, |peer| {
+            peer.collateral.tcb_info = PAST;
+        }),
+        refusal("collateral_not_yet_valid", Check::Collateral, |peer| {
+            peer.collateral.tcb_info = FUTURE;
+        }),
+        refusal("debug_td", Check::Debug, |peer| {
+            peer.evidence.report.debug = true
+        }),
+        refusal("bad_signature", Check::Signatures, |peer| {
+            peer.leaf.attestation = Some(tampered_envelope());
+        }),
+        refusal("pck_revoked", Check::Signatures, |peer| {
+            peer.collateral.revoked = Revoked {
+                platform: Some(peer.platform.name),
+                ..Revoked::default()
+            };
+        }),
+        refusal("pck_not_valid", Check::Signatures, |peer| {
+            peer.platform.validity.until = NOW - DAY;
+        }),
+        refusal("td_attributes_refused", Check::TdAttributes, |peer| {
+            peer.evidence.report.attributes = 1 << 29;
+        }),
+        refusal("tcb_not_supported", Check::Tcb, |peer| {
+            peer.evidence.report.tee_tcb_svn = Some(module);
+        }),
+        refusal("tcb_out_of_date", Check::Tcb, |peer| {
+            peer.platform.module = ModuleLevel::Unknown;
+        }),
+        refusal("tcb_out_of_date", Check::Tcb, |peer| {
+            peer.platform.qe = QeLevel::Unknown
+        }),
+    ]
+}
+
+fn tcb_refusals() -> Vec<Refusal> {
+    let level = |code, level| refusal(code, Check::Tcb, |peer| peer.platform.level = level);
+    let unless_up_to_date = |code, status| {
+        level(code, status).with_policy("--accepted-tcb-status", "UpToDate", |settings| {
+            settings.tcb_statuses = TcbStatuses::new([]);
+        })
+    };
+    vec![
+        level("tcb_out_of_date", PlatformLevel::OutOfDate),
+        level("tcb_out_of_date", PlatformLevel::Unknown),
+        level("tcb_revoked", PlatformLevel::Revoked),
+        level(
+            "tcb_out_of_date_configuration_needed",
+            PlatformLevel::OutOfDateConfigurationNeeded,
         ),
-        (
-            "--allowed-app-id",
-            hex("12", 20),
-            |s| s.app_id = vec!["12".repeat(20).parse().unwrap()],
-            "app_not_allowed",
+        unless_up_to_date("tcb_sw_hardening_needed", PlatformLevel::SwHardeningNeeded),
+        unless_up_to_date(
+            "tcb_configuration_needed",
+            PlatformLevel::ConfigurationNeeded,
         ),
-        (
+        unless_up_to_date(
+            "tcb_configuration_and_sw_hardening_needed",
+            PlatformLevel::ConfigurationAndSwHardeningNeeded,
+        ),
+        refusal("advisory_refused", Check::Advisories, |peer| {
+            peer.platform.level = PlatformLevel::SwHardeningNeeded;
+        })
+        .with_policy("--refused-advisories", "INTEL-SA-00615", |settings| {
+            settings.refused_advisories = vec!["INTEL-SA-00615".parse().unwrap()];
+        }),
+    ]
+}
+
+fn allow_list_refusals() -> Vec<Refusal> {
+    let (mrtd, rtmr) = ("12".repeat(48), "12".repeat(48));
+    let (app_id, hash) = ("12".repeat(20), "12".repeat(32));
+    let default = |code, check| refusal(code, check, |_| {});
+    let mut refusals = vec![
+        default("mrtd_not_allowed", Check::Mrtd).with_policy("--allowed-mrtd", &mrtd, |s| {
+            s.mrtd = vec![mrtd.parse().unwrap()];
+        }),
+        default("app_not_allowed", Check::AppId).with_policy("--allowed-app-id", &app_id, |s| {
+            s.app_id = vec![app_id.parse().unwrap()];
+        }),
+        default("compose_hash_not_allowed", Check::ComposeHash).with_policy(
             "--allowed-compose-hash",
-            hex("12", 32),
-            |s| s.compose_hash = vec!["12".repeat(32).parse().unwrap()],
-            "compose_hash_not_allowed",
+            &hash,
+            |s| s.compose_hash = vec![hash.parse().unwrap()],
         ),
-        (
+        default("os_image_hash_not_allowed", Check::OsImageHash).with_policy(
             "--allowed-os-image-hash",
-            hex("12", 32),
-            |s| s.os_image_hash = vec!["12".repeat(32).parse().unwrap()],
-            "os_image_hash_not_allowed",
-        ),
-        (
-            "--max-certificate-age",
-            "1h".to_owned(),
-            |s| s.max_certificate_age = Some(std::time::Duration::from_secs(3600)),
-            "too_old",
-        ),
-        (
-            "--allowed-app-id",
-            hex("a1", 20),
-            |s| s.app_id = vec!["a1".repeat(20).parse().unwrap()],
-            "accepted",
-        ),
-        (
-            "--allowed-mrtd",
-            hex("11", 48),
-            |s| s.mrtd = vec!["11".repeat(48).parse().unwrap()],
-            "accepted",
+            &hash,
+            |s| s.os_image_hash = vec![hash.parse().unwrap()],
         ),
     ];
-    for (flag, value, change, expected) in cases {
-        let mut settings = Settings::default();
-        change(&mut settings);
-        let code = same_as_gate(&Case::default(), settings, &[flag, &value]);
-        assert_eq!(code, expected, "{flag}");
+    let registers = [Check::Rtmr0, Check::Rtmr1, Check::Rtmr2, Check::Rtmr3];
+    refusals.extend(registers.into_iter().enumerate().map(|(index, check)| {
+        let flag = format!("--allowed-rtmr{index}");
+        default("rtmr_not_allowed", check).with_policy(&flag, &rtmr, |s| {
+            s.rtmr[index] = vec![rtmr.parse().unwrap()];
+        })
+    }));
+    // The root of the platform's certificates is not the issuer of the leaf.
+    let kms_root = default("kms_root_mismatch", Check::KmsRoot);
+    let file = kms_root.fixture.root_pem();
+    let root = KmsRoot::from_der(kms_root.fixture.peer.pki.root_der()).unwrap();
+    refusals.push(kms_root.with_policy("--kms-root", &file, |s| s.kms_roots = vec![root]));
+    refusals
+}
+
+fn refusals() -> Vec<Refusal> {
+    let mut all = certificate_refusals();
+    all.extend(evidence_refusals());
+    all.extend(platform_refusals());
+    all.extend(tcb_refusals());
+    all.extend(allow_list_refusals());
+    all
+}
+
+#[test]
+fn names_the_check_that_refuses_with_the_code_of_the_gate() {
+    for refusal in refusals() {
+        let denial = refusal.gate().unwrap_err();
+        assert_eq!(denial.code(), refusal.code, "{}", refusal.check);
+        let report = assert_refused(&refusal.run(), &denial);
+        let failed = first_failed(&report).unwrap();
+        assert_eq!(failed["step"], refusal.check.as_str(), "{}", refusal.code);
     }
 }
 
 #[test]
-fn advisories_and_kms_roots() {
-    let weak = case(|case| case.platform.level = PlatformLevel::SwHardeningNeeded);
-    assert_eq!(same_as_gate(&weak, Settings::default(), &[]), "accepted");
-    let refusing = Settings {
-        refused_advisories: vec!["INTEL-SA-00615".parse().unwrap()],
-        ..Settings::default()
-    };
-    let flags = ["--refused-advisories", "INTEL-SA-00615"];
-    assert_eq!(same_as_gate(&weak, refusing, &flags), "advisory_refused");
+fn covers_every_denial_code_and_every_check() {
+    let refusals = refusals();
+    let unreachable = UNREACHABLE.iter().map(|(code, _)| *code);
+    let codes: BTreeSet<_> = refusals.iter().map(|refusal| refusal.code).collect();
+    for code in unreachable.clone() {
+        assert!(!codes.contains(code), "{code} is reachable");
+    }
+    let codes: BTreeSet<_> = codes.into_iter().chain(unreachable).collect();
+    assert_eq!(codes, Denial::CODES.into_iter().collect());
+    let checks: BTreeSet<_> = refusals.iter().map(|refusal| refusal.check).collect();
+    // The quote in a certificate is parsed as a part of the evidence.
+    let quote = BTreeSet::from([Check::Quote]);
+    let all: BTreeSet<_> = Check::ALL.into_iter().collect();
+    assert_eq!(&checks | &quote, all);
+}
 
-    let ours = Case::default();
-    for (pem, der, expected) in [
-        (ours.pki.kms_pem(), ours.pki.kms_der(), "accepted"),
+/// The report of every kind of input has every check once, in the order of the gate.
+#[test]
+fn reports_every_check_of_every_kind_of_input() {
+    let fixture = CommandFixture::default();
+    let certificate = fixture.peer.certificate();
+    let (quote, key) = (certificate.quote().unwrap(), certificate.key());
+    let envelope = (fixture.peer.evidence)
+        .v1(quote, key.report_data())
+        .unwrap();
+    let not_quote = [&[4, 0, 2, 0, 0x81, 0, 0, 0][..], &[0; 64]].concat();
+    for (name, bytes, kind, code) in [
+        ("quote", quote, "quote", 2),
+        ("envelope", &envelope, "attestation", 2),
+        ("short quote", &not_quote, "quote", 1),
         (
-            ours.pki.root_pem(),
-            ours.pki.root_der(),
-            "kms_root_mismatch",
+            "short envelope",
+            &envelope[..envelope.len() - 1],
+            "attestation",
+            1,
         ),
     ] {
-        let pinned = Settings {
-            kms_roots: vec![attest::chain::KmsRoot::from_der(der).unwrap()],
-            ..Settings::default()
-        };
-        let file = ours.write("kms.pem", pem);
-        assert_eq!(
-            same_as_gate(&ours, pinned, &["--kms-root", &file]),
-            expected
-        );
+        let path = fixture.write(name, bytes);
+        let run = fixture.verify_file(&path, &["--format", "json"]);
+        let report = run.json();
+        assert_eq!(run.code, code, "{report:#}");
+        assert_eq!(report["input"]["kind"], kind, "{name}");
+        assert_eq!(step_names(&report), Check::ALL.map(Check::as_str), "{name}");
+        assert_eq!(first_failed(&report).is_none(), code == 2, "{name}");
+    }
+    let run = fixture.verify_file("127.0.0.1:0", &["--format", "json"]);
+    assert_eq!(
+        run.code, 66,
+        "no such file, and no server has port 0: {run:?}"
+    );
+    let run = fixture.verify_file("no-such-host.invalid:1", &["--format", "json"]);
+    let mut steps = vec!["server"];
+    steps.extend(Check::ALL.map(Check::as_str));
+    assert_eq!(step_names(&run.json()), steps);
+}
+
+#[test]
+fn every_envelope_and_format_is_accepted() {
+    for envelope in [Envelope::V0, Envelope::V1, Envelope::Legacy, Envelope::Both] {
+        let fixture = CommandFixture::with(|peer| peer.evidence.envelope = envelope);
+        assert_accepted(&fixture, &[]);
+    }
+    let format = QuoteFormat::V5Td15;
+    let fixture = CommandFixture::with(|peer| peer.evidence.report.format = format);
+    assert_accepted(&fixture, &[]);
+}
+
+#[test]
+fn peers_on_the_allow_lists_are_accepted() {
+    let fixture = CommandFixture::default();
+    let kms_root = fixture.write("kms.pem", fixture.peer.pki.kms_pem());
+    let kms_der = fixture.peer.pki.kms_der().to_vec();
+    let (app_id, mrtd) = ("a1".repeat(20), "11".repeat(48));
+    let mut listed = fixture;
+    set_policy(&mut listed.peer, |settings| {
+        settings.app_id = vec![app_id.parse().unwrap()];
+        settings.mrtd = vec![mrtd.parse().unwrap()];
+        settings.kms_roots = vec![KmsRoot::from_der(&kms_der).unwrap()];
+    });
+    let flags = ["--allowed-app-id", &app_id, "--allowed-mrtd", &mrtd];
+    assert_accepted(&listed, &[&flags[..], &["--kms-root", &kms_root]].concat());
+    let weak = CommandFixture::with(|peer| peer.platform.level = PlatformLevel::SwHardeningNeeded);
+    assert_accepted(&weak, &[]);
+}
+
+/// If several checks refuse, the first in the order of the gate gives the verdict.
+#[test]
+fn verdict_is_the_first_refusal() {
+    for (is_stale, expected) in [(false, "debug_td"), (true, "collateral_expired")] {
+        let fixture = CommandFixture::with(|peer| {
+            peer.evidence.report.debug = true;
+            peer.collateral.fmspc = Fmspc([9; 6]);
+            if is_stale {
+                peer.collateral.tcb_info = PAST;
+            }
+        });
+        assert_eq!(code(&fixture), expected);
     }
 }
 
-/// A TD under debug is refused for that, and yet its signatures are told.
+/// A TD in debug mode is refused, and its signatures are verified nevertheless.
 #[test]
-fn later_steps_are_told_after_a_refusal() {
-    let report = case(|case| case.evidence.report.debug = true)
+fn checks_after_a_refusal_are_reported() {
+    let report = CommandFixture::with(|peer| peer.evidence.report.debug = true)
         .verify(&["--format", "json"])
         .json();
     assert_eq!(step(&report, "debug")["code"], "debug_td");
@@ -274,9 +452,8 @@ fn later_steps_are_told_after_a_refusal() {
     assert_eq!(step(&report, "event_log")["state"], "ok");
 
     let list = "12".repeat(48);
-    let flags = ["--format", "json", "--allowed-mrtd", &list];
-    let report = case(|case| case.leaf.validity.until = NOW - DAY)
-        .verify(&flags)
+    let report = CommandFixture::with(|peer| peer.leaf.validity.until = NOW - DAY)
+        .verify(&["--format", "json", "--allowed-mrtd", &list])
         .json();
     assert_eq!(step(&report, "dates")["code"], "expired");
     assert_eq!(step(&report, "binding")["state"], "ok");
@@ -284,70 +461,88 @@ fn later_steps_are_told_after_a_refusal() {
     assert_eq!(report["verdict"]["code"], "expired");
 }
 
-/// Collateral that we broke is no proof against the peer.
+/// The values of a quote that is not verified are shown, and not compared with the policy.
+#[test]
+fn claims_of_an_unverified_quote_are_not_checked() {
+    let list = "12".repeat(48);
+    let run = CommandFixture::with(|peer| peer.leaf.attestation = Some(tampered_envelope()))
+        .verify(&["--format", "json", "--allowed-mrtd", &list]);
+    let report = run.json();
+    assert_eq!(report["verdict"]["code"], "bad_signature");
+    let mrtd = step(&report, "mrtd");
+    assert_eq!(mrtd["state"], "not_checked");
+    assert_eq!(mrtd["text"], "the quote is not verified");
+    assert_eq!(mrtd["facts"]["value"], format!("10{}", "11".repeat(47)));
+}
+
+/// Invalid collateral is not the peer's fault.
 #[test]
 fn collateral_that_is_not_genuine() {
-    let case = Case::default();
-    let other = attest::mock::Pki::new(&[8; 32]).unwrap();
-    let forged = other.parsed_collateral(&case.collateral).unwrap();
-    let forged = case.write("forged.json", forged.to_json().unwrap());
-    let root = case.write("root.pem", case.pki.root_pem());
-    let mut arguments = vec![case.pem(), "--format".into(), "json".into()];
-    arguments.extend(case.flags_without_collateral(&root));
+    let fixture = CommandFixture::default();
+    let forged = Pki::new(&[8; 32])
+        .unwrap()
+        .parsed_collateral(&fixture.peer.collateral)
+        .unwrap();
+    let forged = fixture.write("forged.json", forged.to_json().unwrap());
+    let mut arguments = vec![fixture.pem(), "--format".into(), "json".into()];
+    arguments.extend(fixture.flags_without_collateral());
     arguments.extend(["--collateral".into(), forged]);
     let run = verify(arguments);
     assert_eq!(run.code, 69, "{run:?}");
     let report = run.json();
     assert_eq!(report["verdict"]["code"], "collateral_unavailable");
-    let why = step(&report, "collateral")["text"].as_str().unwrap();
+    let text = step(&report, "collateral")["text"].as_str().unwrap();
     assert!(
-        why.contains("does not verify against the trusted root"),
-        "{why}"
+        text.contains("does not verify against the trusted root"),
+        "{text}"
     );
 }
 
-fn with_pccs(case: &Case, pccs: &Pccs, root: Option<&str>) -> Run {
-    let mut arguments = vec![case.pem(), "--format".into(), "json".into()];
+fn verify_with_pccs(fixture: &CommandFixture, pccs: &Pccs, is_trusted: bool) -> Run {
+    let mut arguments = vec![fixture.pem(), "--format".into(), "json".into()];
     arguments.extend(["--pccs".into(), pccs.url()]);
-    match root {
-        Some(root) => arguments.extend(case.flags_without_collateral(root)),
-        None => arguments.extend(["--at".into(), NOW.to_string()]),
+    match is_trusted {
+        true => arguments.extend(fixture.flags_without_collateral()),
+        false => arguments.extend(["--at".into(), NOW.to_string()]),
     }
     verify(arguments)
 }
 
 #[test]
 fn collateral_from_a_pccs() {
-    let case = Case::default();
-    let collateral = case.pki.collateral(&case.collateral).unwrap();
-    let answers = PccsResponses::empty().with(case.platform().collateral_key(), collateral);
-    let pccs = Pccs::start(answers).unwrap();
-    let root = case.write("root.pem", case.pki.root_pem());
+    let fixture = CommandFixture::default();
+    let peer = &fixture.peer;
+    let collateral = peer.pki.collateral(&peer.collateral).unwrap();
+    let key = peer.issue_platform().collateral_key();
+    let pccs = Pccs::start(PccsResponses::empty().with(key, collateral)).unwrap();
 
-    let stranger = with_pccs(&case, &pccs, None);
-    assert_eq!(stranger.code, 1, "{stranger:?}");
-    assert_eq!(first_failed(&stranger.json()), Some("bad_signature"));
-    assert_eq!(stranger.json()["verdict"]["code"], "bad_signature");
-    assert_eq!(
-        pccs.requests(Resource::TcbInfo),
-        0,
-        "not asked for strangers"
-    );
+    let untrusted = verify_with_pccs(&fixture, &pccs, false);
+    assert_eq!(untrusted.code, 1, "{untrusted:?}");
+    let report = untrusted.json();
+    let failed = first_failed(&report).unwrap();
+    assert_eq!(failed["code"], "bad_signature");
+    assert_eq!(report["verdict"]["code"], "bad_signature");
+    let requests = pccs.requests(Resource::TcbInfo);
+    assert_eq!(requests, 0, "no request for a platform under another root");
 
-    let run = with_pccs(&case, &pccs, Some(&root));
+    let run = verify_with_pccs(&fixture, &pccs, true);
     assert_eq!(run.code, 0, "{run:?}");
     let report = run.json();
-    let source = step(&report, "collateral")["facts"]["source"]
-        .as_str()
-        .unwrap();
-    assert_eq!(source, pccs.url().trim_end_matches('/'));
+    let source = step(&report, "collateral")["facts"]["source"].as_str();
+    assert_eq!(source.unwrap(), pccs.url().trim_end_matches('/'));
     assert_eq!(pccs.requests(Resource::TcbInfo), 1);
 
     pccs.set_behaviour(Behaviour::Status(503));
-    let down = with_pccs(&case, &pccs, Some(&root));
+    let down = verify_with_pccs(&fixture, &pccs, true);
     assert_eq!(down.code, 69, "{down:?}");
     let report = down.json();
     assert_eq!(report["verdict"]["code"], "collateral_unavailable");
-    let why = step(&report, "collateral")["text"].as_str().unwrap();
-    assert!(why.contains("503"), "{why}");
+    let collateral = step(&report, "collateral");
+    let text = collateral["text"].as_str().unwrap();
+    assert!(text.contains("503"), "{text}");
+    assert_eq!(collateral["facts"]["source"], source_of(&pccs));
+}
+
+fn source_of(pccs: &Pccs) -> String {
+    pccs.url().trim_end_matches('/').to_owned()
 }

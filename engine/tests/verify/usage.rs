@@ -1,20 +1,20 @@
-//! How it is called: files, flags, settings, exit codes.
+//! The command line: files, flags, settings, exit codes.
 
 use std::fs;
 
 use crate::command::{Run, verify, verify_in};
-use crate::fixture::{Case, NOW};
+use crate::fixture::{CommandFixture, NOW};
 
-fn says(run: &Run, code: i32, what: &str) {
+fn assert_usage_error(run: &Run, code: i32, message: &str) {
     assert_eq!(run.code, code, "{run:?}");
-    assert!(run.stderr.contains(what), "{what}: {run:?}");
+    assert!(run.stderr.contains(message), "{message}: {run:?}");
     assert_eq!(run.stdout, "", "{run:?}");
 }
 
 #[test]
-fn wrong_calls() {
-    let case = Case::default();
-    let pem = case.pem();
+fn wrong_arguments() {
+    let fixture = CommandFixture::default();
+    let pem = fixture.pem();
     for (arguments, what) in [
         (&[][..], "required"),
         (&["--no-such-flag"], "unexpected argument"),
@@ -30,20 +30,20 @@ fn wrong_calls() {
         (&[&pem, "--client-cert", &pem], "--client-key"),
         (&["nonsense", "--as", "server"], "HOST:PORT"),
     ] {
-        says(&verify(arguments), 64, what);
+        assert_usage_error(&verify(arguments), 64, what);
     }
 }
 
 #[test]
-fn files_that_are_not_what_they_should_be() {
-    let case = Case::default();
-    let pem = case.pem();
-    let key = case.write("key.pem", case.key().to_pkcs8_pem().unwrap());
-    let large = case.write("large", vec![4; (1 << 20) + 1]);
-    let empty = case.write("empty", "");
-    let folder = case.path(".");
+fn unusable_files() {
+    let fixture = CommandFixture::default();
+    let pem = fixture.pem();
+    let key = fixture.write("key.pem", fixture.peer.key("peer").to_pkcs8_pem().unwrap());
+    let large = fixture.write("large", vec![4; (1 << 20) + 1]);
+    let empty = fixture.write("empty", "");
+    let folder = fixture.path(".");
     for (arguments, what) in [
-        (&[case.path("missing").as_str()][..], "cannot be read"),
+        (&[fixture.path("missing").as_str()][..], "cannot be read"),
         (&[folder.as_str()], "cannot be read"),
         (&[large.as_str()], "more than 1048576 bytes"),
         (&[empty.as_str()], "neither certificates nor a quote"),
@@ -53,7 +53,7 @@ fn files_that_are_not_what_they_should_be() {
             "no QuoteCollateralV3 in JSON",
         ),
         (
-            &[&pem, "--collateral", &case.path("missing")],
+            &[&pem, "--collateral", &fixture.path("missing")],
             "cannot be read",
         ),
         (
@@ -61,15 +61,15 @@ fn files_that_are_not_what_they_should_be() {
             "not a PEM certificate",
         ),
     ] {
-        says(&verify(arguments), 66, what);
+        assert_usage_error(&verify(arguments), 66, what);
     }
 }
 
-/// The same evidence in each of the forms that a file may have.
+/// The same evidence in each format that a file may have.
 #[test]
-fn forms() {
-    let case = Case::default();
-    let certificate = case.certificate();
+fn formats_of_a_file() {
+    let fixture = CommandFixture::default();
+    let certificate = fixture.peer.certificate();
     let quote = certificate.quote().unwrap();
     let hex: String = quote.iter().map(|byte| format!("{byte:02X}\n")).collect();
     for (name, bytes, code) in [
@@ -78,20 +78,20 @@ fn forms() {
         ("quote.bin", quote.to_vec(), 2),
         ("quote.hex", hex.into_bytes(), 2),
     ] {
-        let mut arguments = vec![case.write(name, bytes)];
-        arguments.extend(case.flags());
+        let mut arguments = vec![fixture.write(name, bytes)];
+        arguments.extend(fixture.flags());
         let run = verify(arguments);
         assert_eq!(run.code, code, "{name}: {run:?}");
     }
 }
 
-/// A file wins over a server of the same name, and `--as` over the bytes.
+/// A file has precedence over a server of the same name, and `--as` over the first bytes.
 #[test]
-fn names_that_could_be_either() {
-    let case = Case::default();
-    let odd = case.write("peer:5433", case.certificate().chain_pem());
-    let mut arguments = vec![odd];
-    arguments.extend(case.flags());
+fn ambiguous_names() {
+    let fixture = CommandFixture::default();
+    let path = fixture.write("peer:5433", fixture.peer.certificate().chain_pem());
+    let mut arguments = vec![path];
+    arguments.extend(fixture.flags());
     assert_eq!(verify(&arguments).code, 0);
     arguments.extend(["--as".to_owned(), "quote".to_owned()]);
     let run = verify(&arguments);
@@ -99,13 +99,13 @@ fn names_that_could_be_either() {
     assert!(run.last_line().starts_with("REFUSED: "), "{run:?}");
 }
 
-/// The policy is the sidecar's: its file and environment count, its secrets do not.
+/// The policy is read from the sidecar's file and environment; other settings are ignored.
 #[test]
-fn the_sidecars_own_settings() {
-    let case = Case::default();
-    let root = case.write("root.pem", case.pki.root_pem());
-    let mut arguments = vec![case.pem()];
-    arguments.extend(case.flags());
+fn settings_of_the_sidecar() {
+    let fixture = CommandFixture::default();
+    let root = fixture.root_pem();
+    let mut arguments = vec![fixture.pem()];
+    arguments.extend(fixture.flags());
     let other = "12".repeat(20);
     let environment = [("TEESQL_ALLOWED_APP_ID", other.as_str())];
     let run = verify_in(&environment, &arguments);
@@ -119,10 +119,10 @@ fn the_sidecars_own_settings() {
          read_secret_file = \"/there/is/no/such/file\"\nlisten = \"nonsense\"\n",
         "a1".repeat(20)
     );
-    let toml = case.write("sidecar.toml", toml);
-    let collateral = case.path("collateral.json");
+    let toml = fixture.write("sidecar.toml", toml);
+    let collateral = fixture.path("collateral.json");
     let at = NOW.to_string();
-    let subject = case.path("peer.pem");
+    let subject = fixture.path("peer.pem");
     let arguments = [
         &subject,
         "--config",
@@ -135,5 +135,5 @@ fn the_sidecars_own_settings() {
     let run = verify(arguments);
     assert_eq!((run.code, run.last_line()), (0, "ACCEPTED"), "{run:?}");
     fs::remove_file(&root).unwrap();
-    says(&verify(arguments), 64, "dangerous_tdx_root_ca");
+    assert_usage_error(&verify(arguments), 64, "dangerous_tdx_root_ca");
 }

@@ -99,7 +99,7 @@ fn verdict(verdict: &Verdict) -> String {
         (_, Some((code, text))) => format!("REFUSED: {code}: {text}"),
         (Verdict::NotBound(_), None) => {
             "ACCEPTED, NOT BOUND: genuine and allowed, but there is no certificate that it is bound \
-             to, so that anybody may have copied it"
+             to, so it may be a copy"
                 .to_owned()
         }
         (_, None) => "ACCEPTED".to_owned(),

@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_same_three_are_remembered() {
+    fn only_an_identical_triple_is_a_hit() {
         let (key, signature) = signed(b"message");
         for _ in 0..2 {
             assert!(
@@ -157,19 +157,19 @@ mod tests {
                 CachedEcdsaP256
                     .verify_signature(key, message, signature)
                     .is_err(),
-                "and again"
+                "refusals are not cached"
             );
         }
     }
 
     #[test]
-    fn the_parts_cannot_shift() {
+    fn bytes_cannot_move_between_parts() {
         assert_ne!(digest([b"ab", b"c", b""]), digest([b"a", b"bc", b""]));
         assert_ne!(digest([b"", b"abc", b""]), digest([b"", b"", b"abc"]));
     }
 
     #[test]
-    fn the_least_recently_used_goes_first() {
+    fn evicts_the_least_recently_used() {
         let digest = |n: usize| [u8::try_from(n).unwrap(); 32];
         let mut set = LruSet(Vec::new());
         (0..CAPACITY).for_each(|n| set.insert(digest(n)));

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_what_is_no_address() {
+    fn rejects_other_texts() {
         let long = format!("/{}", "x".repeat(MAX_SOCKET_PATH));
         for (text, error) in [
             ("", AgentAddressError::Unknown),

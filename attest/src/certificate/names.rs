@@ -35,13 +35,13 @@ impl CertificateNames {
             issuer: certificate.issuer().to_string(),
             serial: certificate.raw_serial().to_vec(),
             alt_names: alt_names.map_or_else(Vec::new, |names| {
-                names.value.general_names.iter().map(shown).collect()
+                names.value.general_names.iter().map(general_name).collect()
             }),
         })
     }
 }
 
-fn shown(name: &GeneralName<'_>) -> String {
+fn general_name(name: &GeneralName<'_>) -> String {
     match name {
         GeneralName::DNSName(name) => format!("DNS:{name}"),
         GeneralName::RFC822Name(name) => format!("email:{name}"),

@@ -186,7 +186,7 @@ pub(super) fn tcb_info(fmspc: Fmspc, options: &CollateralOptions) -> String {
 fn platform_level(level: PlatformLevel, options: &CollateralOptions) -> Value {
     // After a TCB recovery, the level that was up to date no longer is.
     let demoted = options.recovery && level == PlatformLevel::UpToDate;
-    let shown = if demoted {
+    let rated_as = if demoted {
         PlatformLevel::OutOfDate
     } else {
         level
@@ -202,10 +202,10 @@ fn platform_level(level: PlatformLevel, options: &CollateralOptions) -> Value {
     let mut entry = json!({
         "tcb": tcb,
         "tcbDate": "2025-03-12T00:00:00Z",
-        "tcbStatus": shown.status(),
+        "tcbStatus": rated_as.status(),
     });
-    if let (Value::Object(entry), [_, ..]) = (&mut entry, shown.advisories()) {
-        entry.insert("advisoryIDs".to_owned(), json!(shown.advisories()));
+    if let (Value::Object(entry), [_, ..]) = (&mut entry, rated_as.advisories()) {
+        entry.insert("advisoryIDs".to_owned(), json!(rated_as.advisories()));
     }
     entry
 }

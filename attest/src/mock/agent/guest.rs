@@ -15,7 +15,7 @@ use crate::mock::{
 };
 
 /// dstack's default notBefore, 1975-01-01T00:00:00Z. [recorded from dstack 0.6.0]
-const SINCE_1975: u64 = 157_766_400;
+const DEFAULT_NOT_BEFORE: u64 = 157_766_400;
 /// Seconds to dstack's default notAfter: 3650 days. [recorded from dstack 0.6.0]
 const TEN_YEARS: u64 = 3_650 * 86_400;
 
@@ -108,7 +108,7 @@ impl Guest {
             ..TlsKeyRequest::default()
         };
         let validity = Validity {
-            from: SINCE_1975,
+            from: DEFAULT_NOT_BEFORE,
             until: (self.options.now)() + TEN_YEARS,
         };
         let key = Key::derive(&self.options.seed, "agent's own")?;
@@ -137,7 +137,7 @@ impl Guest {
 
     fn tls_key(&self, request: TlsKeyRequest, fault: Fault) -> Result<Value, String> {
         let validity = Validity {
-            from: request.not_before.unwrap_or(SINCE_1975),
+            from: request.not_before.unwrap_or(DEFAULT_NOT_BEFORE),
             until: request
                 .not_after
                 .unwrap_or_else(|| (self.options.now)() + TEN_YEARS),

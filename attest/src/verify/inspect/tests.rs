@@ -207,7 +207,7 @@ fn claims_of_an_unverified_quote_are_not_checked() {
 }
 
 #[test]
-fn an_unreadable_certificate_leaves_nothing_to_check() {
+fn skips_every_check_after_an_unreadable_certificate() {
     let fixture = Fixture::default();
     let collateral = |_: &TdQuote| Ok(fixture.issue_collateral());
     let (chain, policy) = ([[1, 2, 3]], fixture.policy.clone());
@@ -266,7 +266,7 @@ fn a_missing_collateral_refuses() {
 }
 
 #[test]
-fn a_bare_quote_is_no_peer_and_proves_no_identity() {
+fn a_bare_quote_is_not_a_peer_and_proves_no_identity() {
     let quote = Fixture::default()
         .issue_platform()
         .quote(&TdReport::default())

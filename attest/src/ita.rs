@@ -16,8 +16,8 @@
 //! plain http base is for tests, on a loopback address.
 //!
 //! It opens sockets and runs on any tokio runtime with time and I/O; never on a shard. `now` is an argument.
-//! Tokens are verified with ring, which the crate uses anyway, and not with a JWT library: those compare
-//! dates with the wall clock, and support algorithms that must not be accepted here.
+//! Tokens are verified with ring, which the crate uses anyway, and not with a JWT library
+//! (docs/adr/0015-own-jwt-verification.md).
 
 mod algorithm;
 mod attributes;

@@ -1,5 +1,5 @@
-//! `teesql-sidecar verify` from outside: its own binary, with evidence of the mock
-//! TDX, the shared fixtures, and small servers on loopback.
+//! End-to-end tests of `teesql-sidecar verify`: its binary, with evidence of the mock TDX, recorded evidence
+//! and mock servers on loopback.
 
 #![allow(
     clippy::unwrap_used,

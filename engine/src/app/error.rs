@@ -11,7 +11,7 @@ use crate::postgres::provision::ProvisionError;
 use crate::telemetry::metrics::MetricsError;
 use crate::tls::certificate::IdentityError;
 
-/// Why a process could not start, or could not go on.
+/// Why a process could not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The certificate or its key cannot be used: an error in the configuration.
@@ -26,9 +26,9 @@ pub enum StartError {
     /// A forwarder got no client certificate from the guest agent.
     #[error("no client certificate: {0}")]
     ClientCertificate(#[source] AgentError),
-    /// The guest agent accepted the request of a forwarder, and did not answer.
+    /// The guest agent did not answer the request of a forwarder in time.
     #[error("no client certificate: the guest agent did not answer within {0:?}")]
-    AgentSilent(Duration),
+    AgentTimeout(Duration),
     /// The roles cannot be set up in Postgres.
     #[error("cannot provision: {0}")]
     Provision(#[from] ProvisionError),
@@ -47,8 +47,8 @@ pub enum StartError {
     /// rustls rejected its own defaults: a bug.
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
-    /// A shard stopped although it was not asked to.
-    #[error("a shard ended: {0}")]
+    /// A shard or its control thread failed, or did not stop in time.
+    #[error("a shard failed: {0}")]
     Shard(String),
     /// A system call failed.
     #[error("{doing}: {source}")]
@@ -79,7 +79,7 @@ impl StartError {
             Self::Identity(_) | Self::Password(_) => ErrorKind::Configuration,
             Self::Agent(_)
             | Self::ClientCertificate(_)
-            | Self::AgentSilent(_)
+            | Self::AgentTimeout(_)
             | Self::Provision(_)
             | Self::Authority(_) => ErrorKind::Unavailable,
             Self::Collateral(_)
@@ -92,7 +92,8 @@ impl StartError {
     }
 }
 
-/// Wraps a system error: `.map_err(system("cannot listen on …"))`.
+/// Converts an I/O error and says which operation failed:
+/// `.map_err(system("cannot listen on …"))`.
 pub(crate) fn system(doing: impl Into<String>) -> impl FnOnce(io::Error) -> StartError {
     let doing = doing.into();
     move |source| StartError::System { doing, source }

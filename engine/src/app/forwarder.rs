@@ -1,4 +1,5 @@
-//! A running forwarder, as a process or inside another Rust program.
+//! The forwarder: accepts plaintext connections on this machine, and forwards them over mutually
+//! attested TLS. It runs as a process, or embedded in another Rust program:
 //!
 //! ```no_run
 //! use engine::Forwarder;
@@ -12,6 +13,8 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! It must never listen beyond this machine, because its clients are not authenticated.
 
 pub(crate) mod admin_source;
 pub(crate) mod dsn;
@@ -44,7 +47,7 @@ use crate::tls::certificate::Identity;
 use crate::tls::certificate_source::{CertificateSource, CertificateSourceError};
 use crate::tls::client_config::client_config;
 use crate::tls::record_layer::RecordLayer;
-use admin_source::{AdminSource, Health};
+use admin_source::{AdminSource, ReadinessChecks};
 
 /// libpq's name for a Unix socket is this prefix and the port number, in a directory.
 const SOCKET_PREFIX: &str = ".s.PGSQL.";
@@ -67,15 +70,15 @@ impl Forwarder {
     pub fn start(config: ForwarderConfig) -> Result<Self, StartError> {
         let (stop_requests, requests) = channel::unbounded_channel();
         let (alive, ended) = oneshot::channel();
-        let (started, start) = mpsc::channel();
+        let (address_sender, address_receiver) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("forward".to_owned())
             .spawn(move || {
                 let _alive: oneshot::Sender<()> = alive;
-                run_control_thread(config, requests, &started)
+                run_control_thread(config, requests, &address_sender)
             })
             .map_err(system("cannot start a thread"))?;
-        match start.recv() {
+        match address_receiver.recv() {
             Ok(local) => Ok(Self {
                 local,
                 stop_requests,
@@ -85,7 +88,9 @@ impl Forwarder {
             // The thread has ended, with an error.
             Err(_) => match thread.join() {
                 Ok(Err(error)) => Err(error),
-                Ok(Ok(())) | Err(_) => Err(StartError::Shard("before it started".to_owned())),
+                Ok(Ok(())) | Err(_) => Err(StartError::Shard(
+                    "the control thread ended before the forwarder started".to_owned(),
+                )),
             },
         }
     }
@@ -172,26 +177,26 @@ fn socket_port(path: &Path) -> u16 {
 fn run_control_thread(
     config: ForwarderConfig,
     mut stop_requests: channel::UnboundedReceiver<SignalKind>,
-    started: &mpsc::Sender<Listen>,
+    address_sender: &mpsc::Sender<Listen>,
 ) -> Result<(), StartError> {
     lifecycle::run_control_thread(async {
         let (mut running, mut lifecycle) = start(config).await?;
-        // `Forwarder::start` may have given up.
-        let _ = started.send(running.local.clone());
+        // The receiver is dropped if `Forwarder::start` has returned.
+        let _ = address_sender.send(running.local.clone());
         lifecycle.run(&mut running, &mut stop_requests).await?;
         Ok(())
     })
 }
 
 /// The state of a running forwarder that the control thread owns.
-struct Running {
+struct RunningForwarder {
     local: Listen,
     _socket: SocketFile,
     /// Stops serving HTTP when dropped.
     _admin: Option<admin::Server>,
 }
 
-impl Process for Running {
+impl Process for RunningForwarder {
     const SECOND_STOP: SecondStop = SecondStop::Terminate;
     const NOTIFY_SYSTEMD: bool = false;
 
@@ -224,20 +229,20 @@ impl Drop for SocketFile {
     }
 }
 
-async fn start(mut config: ForwarderConfig) -> Result<(Running, Lifecycle), StartError> {
+async fn start(mut config: ForwarderConfig) -> Result<(RunningForwarder, Lifecycle), StartError> {
     let record_layer = config.process.tls_record_layer;
     let driver = lifecycle::choose_driver(config.process.driver)?;
     let (local, listeners) = listen(&config)?;
     let socket = SocketFile::of(&local);
     let metrics = Arc::new(Metrics::for_forwarder()?);
-    let health = Health::new();
-    let admin = serve_admin(&config, &metrics, &health)?;
-    // Requests are retried by `fetch_certificate` and by the renewal.
-    let once = AgentOptions {
+    let checks = ReadinessChecks::new();
+    let admin = serve_admin(&config, &metrics, &checks)?;
+    // `fetch_certificate` and the certificate renewal retry requests themselves.
+    let single_attempt = AgentOptions {
         attempts: 1,
         ..AgentOptions::default()
     };
-    let agent = Agent::new(config.process.guest_agent.clone(), once)?;
+    let agent = Agent::new(config.process.guest_agent.clone(), single_attempt)?;
     let certificate_source = certificate_source(&config.identity, agent);
     let identity = fetch_certificate(&certificate_source, &config).await?;
     let own = identity.as_ref().map(|own| Arc::clone(own.certified()));
@@ -255,21 +260,21 @@ async fn start(mut config: ForwarderConfig) -> Result<(Running, Lifecycle), Star
         let renewer = CertificateRenewer {
             certificate_source,
             install: install_certificate(&state, record_layer),
-            latch: health.identity.clone(),
+            latch: checks.identity.clone(),
             renewal_metrics: RenewalMetrics::new(&metrics),
         };
         tokio::spawn(renewer.run(identity));
     }
     lifecycle::spawn_metrics_upkeep(&metrics);
-    health.identity.set_ready();
-    health.accepting.set_ready();
+    checks.identity.set_ready();
+    checks.accepting.set_ready();
     let lifecycle = Lifecycle {
         shards,
         collateral_changed,
-        accepting: health.accepting,
+        accepting: checks.accepting,
         drain_timeout: config.process.drain_timeout,
     };
-    let running = Running {
+    let running = RunningForwarder {
         local,
         _socket: socket,
         _admin: admin,
@@ -280,14 +285,14 @@ async fn start(mut config: ForwarderConfig) -> Result<(Running, Lifecycle), Star
 fn serve_admin(
     config: &ForwarderConfig,
     metrics: &Arc<Metrics>,
-    health: &Health,
+    checks: &ReadinessChecks,
 ) -> Result<Option<admin::Server>, StartError> {
     let source = Arc::new(AdminSource {
         metrics: Arc::clone(metrics),
     });
     let server = lifecycle::serve_admin(config.process.admin_listen, |listener| {
         let settings = admin::Settings::default();
-        admin::start(listener, health.readiness.clone(), source, settings)
+        admin::start(listener, checks.readiness.clone(), source, settings)
     })?;
     if let Some(server) = &server {
         tracing::info!(address = %server.address(), "serving HTTP");
@@ -310,7 +315,7 @@ fn listen(config: &ForwarderConfig) -> Result<(Listen, Vec<Listener>), StartErro
         Listen::Unix(path) => {
             let failed = || system(format!("cannot listen on {}", path.display()));
             let first = listener::bind_unix(path).map_err(failed())?;
-            // One queue, from which every shard takes.
+            // All shards accept from the queue of one listening socket.
             let mut listeners = Vec::new();
             for _ in 1..config.process.shards {
                 let copy = first.try_clone().map_err(failed())?;
@@ -330,7 +335,7 @@ fn certificate_source(identity: &ClientIdentity, agent: Agent) -> CertificateSou
 }
 
 /// Gets the first client certificate, within `start_timeout`. With `allow_simulator` the
-/// forwarder also starts without one: a simulator does not ask for it.
+/// forwarder also starts without one: a simulator does not request it.
 ///
 /// # Errors
 /// The guest agent refuses or does not answer in time, or PEM files cannot be used.
@@ -346,7 +351,7 @@ async fn fetch_certificate(
             Ok(Ok(identity)) => return Ok(Some(identity)),
             Ok(Err(CertificateSourceError::Identity(error))) => return Err(error.into()),
             Ok(Err(CertificateSourceError::Agent(error))) => error,
-            Err(_) => return Err(last.unwrap_or(StartError::AgentSilent(config.start_timeout))),
+            Err(_) => return Err(last.unwrap_or(StartError::AgentTimeout(config.start_timeout))),
         };
         if config.allow_simulator {
             tracing::info!(%error, "no client certificate: none will be presented");
@@ -391,7 +396,7 @@ fn server_gate(
         Verifier::None => return Ok(ServerGate::AllowAny),
         Verifier::Dcap => None,
         Verifier::Ita { base, key } => {
-            // Nothing of Intel's is verified here: no collateral is needed.
+            // Intel Trust Authority verifies the quotes, so this process needs no collateral.
             config.attestation.source = None;
             let options = attest::ita::Options::default();
             Some(attest::ita::Client::new(&base, key, options)?)

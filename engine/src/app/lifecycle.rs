@@ -53,10 +53,10 @@ pub(crate) enum SecondStop {
 pub(crate) trait Process {
     /// What a second stop request does.
     const SECOND_STOP: SecondStop;
-    /// Whether systemd is notified. Not by a forwarder that is part of another program.
+    /// Whether systemd is notified. A forwarder that is part of another program does not do so.
     const NOTIFY_SYSTEMD: bool;
 
-    /// Handles SIGHUP. Returns whether sessions have to be verified again.
+    /// Handles SIGHUP. Returns whether sessions must be verified again.
     fn reload(&mut self) -> bool;
 
     /// Waits for the next work that is due at a certain time, and does it. Must be safe to
@@ -111,7 +111,7 @@ impl Lifecycle {
         notify::<P>(systemd::notify_stopping);
         self.accepting.set_not_ready("draining");
         self.shards.broadcast(|| Message::Drain);
-        match self.wait(signals, drain_timeout).await? {
+        match self.wait_for_end(signals, drain_timeout).await? {
             Wait::Ended => return Ok(Outcome::Drained),
             Wait::Stop(signal) if P::SECOND_STOP == SecondStop::Exit => {
                 return Ok(Outcome::Interrupted(signal.as_raw_value()));
@@ -124,15 +124,15 @@ impl Lifecycle {
         self.shards.broadcast(|| Message::TerminateAll);
         let deadline = Instant::now() + TERMINATE_GRACE;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match self.wait(signals, left).await? {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            match self.wait_for_end(signals, remaining).await? {
                 Wait::Ended => return Ok(Outcome::Drained),
                 Wait::Stop(signal) if P::SECOND_STOP == SecondStop::Exit => {
                     return Ok(Outcome::Interrupted(signal.as_raw_value()));
                 }
                 Wait::Stop(_) => {}
                 Wait::Timeout => {
-                    let reason = "it still has sessions after they were terminated";
+                    let reason = "sessions remain after their termination";
                     return Err(StartError::Shard(reason.to_owned()));
                 }
             }
@@ -145,7 +145,7 @@ impl Lifecycle {
     }
 
     /// Waits until every shard has ended, a stop request arrives, or `limit` has passed.
-    async fn wait(
+    async fn wait_for_end(
         &mut self,
         signals: &mut impl SignalSource,
         limit: Duration,
@@ -176,11 +176,11 @@ enum Wait {
 /// Runs `main` on this thread, which becomes the control thread.
 ///
 /// # Errors
-/// The runtime cannot be created, or as `main`.
+/// The runtime cannot be created, or `main` failed.
 pub(crate) fn run_control_thread<T>(
     main: impl Future<Output = Result<T, StartError>>,
 ) -> Result<T, StartError> {
-    runtime::of_this_thread()
+    runtime::new_current_thread()
         .map_err(system("cannot start the control thread"))?
         .block_on(main)
 }
@@ -188,7 +188,7 @@ pub(crate) fn run_control_thread<T>(
 /// The I/O driver of the shards.
 ///
 /// # Errors
-/// io_uring was asked for, and this system does not have it.
+/// The setting requires io_uring, and the kernel does not allow it.
 pub(crate) fn choose_driver(choice: DriverChoice) -> Result<IoDriver, StartError> {
     let (driver, refusal) = driver::choose(choice).map_err(system("io_uring is not available"))?;
     if let Some(error) = refusal {

@@ -1,27 +1,27 @@
-//! The conditions of `/ready`.
+//! The readiness checks that `/ready` of a sidecar reports.
 
 use admin::{Latch, Readiness};
 
-/// All of them, each set by whoever knows.
+/// One latch for each check. The code that does the work sets it.
 #[derive(Clone)]
-pub(crate) struct Health {
+pub(crate) struct ReadinessChecks {
     pub(crate) readiness: Readiness,
-    /// A certificate that does not end soon.
+    /// A certificate is in use and does not expire soon.
     pub(crate) identity: Latch,
     /// Postgres answers.
     pub(crate) postgres: Latch,
-    /// What clients are judged with is there and fresh.
+    /// The collateral that quotes are verified with is cached and valid.
     pub(crate) collateral: Latch,
-    /// Started, and not draining.
+    /// The process has started and is not draining.
     pub(crate) accepting: Latch,
 }
 
-impl Health {
+impl ReadinessChecks {
     pub(crate) fn new() -> Self {
         let readiness = Readiness::new();
         Self {
             identity: readiness.latch("identity", "no certificate yet"),
-            postgres: readiness.latch("postgres", "not asked yet"),
+            postgres: readiness.latch("postgres", "not probed yet"),
             collateral: readiness.latch("collateral", "not fetched yet"),
             accepting: readiness.latch("accepting", "starting"),
             readiness,

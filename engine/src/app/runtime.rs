@@ -1,14 +1,14 @@
-//! The runtime of threads that may wait: the control thread, and commands that ask
-//! somebody something.
+//! The tokio runtime of threads that may wait for the network: the control thread, and the
+//! one-shot commands. Shards have a monoio runtime instead.
 
 use std::io;
 
 use tokio::runtime::{Builder, Runtime};
 
-/// One that runs on the thread which calls it, with timers and I/O.
+/// Builds a runtime with timers and I/O that runs its tasks on the calling thread.
 ///
 /// # Errors
-/// No descriptors are left.
-pub(crate) fn of_this_thread() -> io::Result<Runtime> {
+/// The process has no file descriptors left.
+pub(crate) fn new_current_thread() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }

@@ -15,8 +15,8 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::app::error::{StartError, system};
 use crate::app::lifecycle::{self, Lifecycle, Outcome, Process, SecondStop};
-use crate::app::readiness::Health;
-use crate::app::sidecar::admin_source::{AdminSource, Running};
+use crate::app::readiness::ReadinessChecks;
+use crate::app::sidecar::admin_source::{AdminSource, RunningState};
 use crate::app::signals::{ProcessSignals, SignalSource};
 use crate::attestation::verifier::QuoteVerifier;
 use crate::auth::cluster_secrets::{AuthSecrets, Authenticator, Rotation};
@@ -61,7 +61,7 @@ pub fn run(
 ) -> Result<Outcome, StartError> {
     lifecycle::run_control_thread(async {
         let mut signals = ProcessSignals::new().map_err(system("cannot handle signals"))?;
-        run_with(config, reload, |_| {}, &mut signals).await
+        run_until_stopped(config, reload, |_| {}, &mut signals).await
     })
 }
 
@@ -77,10 +77,10 @@ pub(crate) fn run_embedded(
     mut signals: mpsc::UnboundedReceiver<SignalKind>,
 ) -> Result<Outcome, StartError> {
     let reload = || Err(Errors(vec!["an embedded sidecar cannot reload".to_owned()]));
-    lifecycle::run_control_thread(run_with(config, reload, started, &mut signals))
+    lifecycle::run_control_thread(run_until_stopped(config, reload, started, &mut signals))
 }
 
-async fn run_with<R: Fn() -> Result<Config, Errors>>(
+async fn run_until_stopped<R: Fn() -> Result<Config, Errors>>(
     config: Config,
     read_config: R,
     started: impl FnOnce(Addresses),
@@ -108,13 +108,13 @@ struct Sidecar<R> {
     _admin: Option<admin::Server>,
 }
 
-/// What exists before the first thing that may have to be waited for.
-struct Base {
+/// What start-up creates before the first step that may wait for the guest agent or Postgres.
+struct StartupContext {
     driver: IoDriver,
     listener: BoundListener,
     metrics: Arc<Metrics>,
     agent: Agent,
-    health: Health,
+    checks: ReadinessChecks,
     admin_source: Arc<AdminSource>,
     admin: Option<admin::Server>,
 }
@@ -132,27 +132,32 @@ async fn start<R>(
     mut config: Config,
     read_config: R,
 ) -> Result<(Sidecar<R>, Lifecycle), StartError> {
-    let base = bind(&config)?;
-    let certificate = fetch_certificate(&config, &base).await?;
-    let (derived, authenticator) = set_up_authentication(&mut config, &base).await?;
-    let ask_clients = config.attestation.is_some();
+    let context = bind(&config)?;
+    let certificate = fetch_certificate(&config, &context).await?;
+    let (derived, authenticator) = set_up_authentication(&mut config, &context).await?;
+    let request_client_certificate = config.attestation.is_some();
     let live = LiveConfig::new(
         certificate
             .identity
-            .server(ask_clients, config.process.tls_record_layer)?,
+            .server(request_client_certificate, config.process.tls_record_layer)?,
         authenticator,
     );
     let (changed, collateral_changed) = mpsc::unbounded_channel();
-    let quote_verifier = start_verifier(&mut config, &live, &base, changed)?;
+    let quote_verifier = start_verifier(&mut config, &live, &context, changed)?;
     let shared = SharedState {
         live,
-        metrics: Arc::clone(&base.metrics),
+        metrics: Arc::clone(&context.metrics),
         quote_verifier,
         upstream_version: Arc::default(),
     };
-    let (addresses, shards) =
-        spawn_shards(&config, &shared, base.listener, base.driver, &base.admin)?;
-    base.admin_source.set_running(Running {
+    let (addresses, shards) = spawn_shards(
+        &config,
+        &shared,
+        context.listener,
+        context.driver,
+        &context.admin,
+    )?;
+    context.admin_source.set_running(RunningState {
         live: Arc::clone(&shared.live),
         quote_verifier: shared.quote_verifier.clone(),
     });
@@ -160,14 +165,14 @@ async fn start<R>(
         &config,
         &shared,
         certificate,
-        &base.health,
-        &base.admin_source,
+        &context.checks,
+        &context.admin_source,
     );
-    base.health.accepting.set_ready();
+    context.checks.accepting.set_ready();
     let lifecycle = Lifecycle {
         shards,
         collateral_changed,
-        accepting: base.health.accepting,
+        accepting: context.checks.accepting,
         drain_timeout: config.process.drain_timeout,
     };
     let sidecar = Sidecar {
@@ -177,13 +182,13 @@ async fn start<R>(
         secret_overlap: config.secret_overlap,
         previous_secrets_expire: None,
         read_config,
-        _admin: base.admin,
+        _admin: context.admin,
     };
     Ok((sidecar, lifecycle))
 }
 
 /// Binds the addresses and serves HTTP. Clients cannot connect yet.
-fn bind(config: &Config) -> Result<Base, StartError> {
+fn bind(config: &Config) -> Result<StartupContext, StartError> {
     let driver = lifecycle::choose_driver(config.process.driver)?;
     let listener = listener::bind(config.listen, config.process.shards)
         .map_err(system(format!("cannot listen on {}", config.listen)))?;
@@ -191,47 +196,50 @@ fn bind(config: &Config) -> Result<Base, StartError> {
     shard_metrics::register_all(&metrics, config.process.shards);
     metrics.set_info(driver, config);
     let agent = Agent::new(config.process.guest_agent.clone(), AgentOptions::default())?;
-    let health = Health::new();
-    let admin_source = AdminSource::new(config, &agent, &metrics, &health);
+    let checks = ReadinessChecks::new();
+    let admin_source = AdminSource::new(config, &agent, &metrics, &checks);
     let settings = admin::Settings {
         attestation_interval: config.attestation_interval,
         ..admin::Settings::default()
     };
     let admin = lifecycle::serve_admin(config.process.admin_listen, |listener| {
-        let readiness = health.readiness.clone();
+        let readiness = checks.readiness.clone();
         admin::start(listener, readiness, Arc::clone(&admin_source), settings)
     })?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    Ok(Base {
+    Ok(StartupContext {
         driver,
         listener,
         metrics,
         agent,
-        health,
+        checks,
         admin_source,
         admin,
     })
 }
 
-async fn fetch_certificate(config: &Config, base: &Base) -> Result<Certificate, StartError> {
-    let source = config.certificate_source(base.agent.clone());
-    let identity = startup::fetch_certificate(&source, &base.health).await?;
+async fn fetch_certificate(
+    config: &Config,
+    context: &StartupContext,
+) -> Result<Certificate, StartError> {
+    let source = config.certificate_source(context.agent.clone());
+    let identity = startup::fetch_certificate(&source, &context.checks).await?;
     Ok(Certificate { source, identity })
 }
 
-/// Gets the passwords for Postgres, and sets up its roles where that is asked for.
+/// Gets the passwords for Postgres, and sets up its roles if `provision` is set.
 async fn set_up_authentication(
     config: &mut Config,
-    base: &Base,
+    context: &StartupContext,
 ) -> Result<(Option<DerivedPasswords>, Authenticator), StartError> {
-    let derived = startup::derive_passwords(config, &base.agent, &base.health).await;
-    // Both things that the guest agent may have failed to give are there.
-    base.health.identity.set_ready();
+    let derived = startup::derive_passwords(config, &context.agent, &context.checks).await;
+    // The guest agent has provided the certificate and the passwords.
+    context.checks.identity.set_ready();
     let passwords = std::mem::take(&mut config.passwords).resolve(derived.as_ref())?;
     if config.provision {
-        startup::set_up_roles(config, &passwords, &base.health).await?;
+        startup::set_up_roles(config, &passwords, &context.checks).await?;
     }
     let authenticator = Authenticator::new(AuthSecrets {
         cluster: config.secrets.clone(),
@@ -240,25 +248,26 @@ async fn set_up_authentication(
     Ok((derived, authenticator))
 }
 
-/// Starts the refresh of collateral on this thread; `None` where clients are not attested.
+/// Starts the refresh of collateral on this thread. `None` if clients are not attested.
 fn start_verifier(
     config: &mut Config,
     live: &LiveConfig,
-    base: &Base,
+    context: &StartupContext,
     changed: mpsc::UnboundedSender<()>,
 ) -> Result<Option<Arc<QuoteVerifier>>, StartError> {
     let Some(mut attestation) = config.attestation.take() else {
-        base.health.collateral.set_ready();
+        context.checks.collateral.set_ready();
         return Ok(None);
     };
     let random = live.read().tls.crypto_provider().secure_random;
-    let collateral = collateral_refresh::start(&mut attestation, random, &base.metrics, changed)?;
+    let collateral =
+        collateral_refresh::start(&mut attestation, random, &context.metrics, changed)?;
     Ok(Some(QuoteVerifier::new(
         attestation.policy,
         attestation.root,
         collateral,
         tokio::runtime::Handle::current(),
-        base.metrics.histogram("teesql_verification_seconds"),
+        context.metrics.histogram("teesql_verification_seconds"),
         None,
     )))
 }
@@ -303,13 +312,13 @@ fn spawn_background_tasks(
     config: &Config,
     shared: &SharedState,
     certificate: Certificate,
-    health: &Health,
+    checks: &ReadinessChecks,
     admin_source: &AdminSource,
 ) {
     let Certificate { source, identity } = certificate;
     if let Some(verifier) = &shared.quote_verifier {
         let (verifier, own) = (Arc::clone(verifier), identity.clone());
-        let latch = health.collateral.clone();
+        let latch = checks.collateral.clone();
         tokio::spawn(async move {
             collateral_refresh::refresh_own_platform(&verifier, &own, &latch).await;
         });
@@ -321,11 +330,11 @@ fn spawn_background_tasks(
             shared.quote_verifier.is_some(),
             config.process.tls_record_layer,
         ),
-        latch: health.identity.clone(),
+        latch: checks.identity.clone(),
         renewal_metrics: admin_source.renewal_metrics(),
     };
     tokio::spawn(renewer.run(identity));
-    let (postgres, latch) = (config.postgres.clone(), health.postgres.clone());
+    let (postgres, latch) = (config.postgres.clone(), checks.postgres.clone());
     let version = Arc::clone(&shared.upstream_version);
     tokio::spawn(async move { upstream_probe::run(&postgres, &version, &latch).await });
     lifecycle::spawn_metrics_upkeep(&shared.metrics);
@@ -334,12 +343,12 @@ fn spawn_background_tasks(
 /// Makes new connections use a new certificate.
 fn install_certificate(
     live: &Arc<LiveConfig>,
-    ask_clients: bool,
+    request_client_certificate: bool,
     record_layer: RecordLayer,
 ) -> InstallFn {
     let live = Arc::clone(live);
     Box::new(move |identity| {
-        live.set_tls(identity.server(ask_clients, record_layer)?);
+        live.set_tls(identity.server(request_client_certificate, record_layer)?);
         Ok(())
     })
 }

@@ -1,4 +1,4 @@
-//! Requests to stop or to reload: Unix signals, or the program that embeds the process.
+//! Requests to stop or to reload, from Unix signals or from the program that embeds the process.
 
 use std::io;
 
@@ -62,7 +62,7 @@ impl SignalSource for mpsc::UnboundedReceiver<SignalKind> {
     async fn next(&mut self) -> SignalKind {
         match self.recv().await {
             Some(signal) => signal,
-            // The sender is gone: no request will come.
+            // The sender has been dropped, so that no request can follow.
             None => std::future::pending().await,
         }
     }

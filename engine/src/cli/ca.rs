@@ -42,7 +42,7 @@ pub fn execute(flags: &ArgMatches) -> CommandOutput {
 }
 
 fn from_agent(agent: &Agent, subject: &CertificateRequest) -> CommandOutput {
-    let runtime = match crate::app::runtime::of_this_thread() {
+    let runtime = match crate::app::runtime::new_current_thread() {
         Ok(runtime) => runtime,
         Err(error) => return CommandOutput::error(EX_OSERR, error.to_string()),
     };

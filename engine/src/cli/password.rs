@@ -69,7 +69,7 @@ fn find(
     if let Some(configured) = passwords.of(role) {
         return Ok(configured);
     }
-    let runtime = crate::app::runtime::of_this_thread()
+    let runtime = crate::app::runtime::new_current_thread()
         .map_err(|error| CommandOutput::error(EX_OSERR, error.to_string()))?;
     runtime
         .block_on(derive(role, guest_agent))

@@ -63,7 +63,7 @@ enum Mode {
 }
 
 fn run(postgres: PostgresConfig, mode: Mode) -> CommandOutput {
-    let runtime = match crate::app::runtime::of_this_thread() {
+    let runtime = match crate::app::runtime::new_current_thread() {
         Ok(runtime) => runtime,
         Err(error) => return CommandOutput::error(EX_OSERR, error.to_string()),
     };

@@ -1,5 +1,7 @@
-//! What a forwarder's HTTP admin_source is told: its health and its metrics. It has
-//! no report of its own: what it proves, it proves to servers.
+//! The data that a forwarder's HTTP server shows: readiness and metrics.
+//!
+//! There is no attestation report, because a forwarder proves its identity to servers only, with
+//! its client certificate.
 
 use std::sync::Arc;
 
@@ -7,16 +9,16 @@ use admin::{Latch, Nonce, Readiness, ReportFuture, Stats, Unavailable};
 
 use crate::telemetry::metrics::Metrics;
 
-/// The conditions of `/ready`.
-pub(super) struct Health {
+/// The readiness checks that `/ready` of a forwarder reports.
+pub(super) struct ReadinessChecks {
     pub(super) readiness: Readiness,
-    /// A client certificate that does not end soon, or none that is needed.
+    /// The client certificate does not expire soon, or none is needed.
     pub(super) identity: Latch,
-    /// Started, and not draining.
+    /// The process has started and is not draining.
     pub(super) accepting: Latch,
 }
 
-impl Health {
+impl ReadinessChecks {
     pub(super) fn new() -> Self {
         let readiness = Readiness::new();
         Self {
@@ -27,7 +29,7 @@ impl Health {
     }
 }
 
-/// The source of the admin_source.
+/// Implements [`admin::Source`] for a forwarder.
 pub(super) struct AdminSource {
     pub(super) metrics: Arc<Metrics>,
 }
@@ -42,6 +44,10 @@ impl admin::Source for AdminSource {
     }
 
     fn attestation(self: Arc<Self>, _: Option<Nonce>) -> ReportFuture {
-        Box::pin(async { Err(Unavailable::new("a forwarder has no report of its own")) })
+        Box::pin(async {
+            Err(Unavailable::new(
+                "a forwarder has no attestation report: request it from the sidecar",
+            ))
+        })
     }
 }

@@ -1,5 +1,7 @@
-//! What `:8080` is told: the report with its quote, and the metrics that are
-//! read off when somebody asks.
+//! The data that the sidecar's HTTP server shows: the attestation report with its quote, and the
+//! metrics.
+//!
+//! The report must never contain a secret, since it needs no authentication.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
@@ -10,7 +12,7 @@ use attest::values::Fingerprint;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::app::readiness::Health;
+use crate::app::readiness::ReadinessChecks;
 use crate::attestation::verifier::QuoteVerifier;
 use crate::config::Config;
 use crate::config::mode::Mode;
@@ -23,7 +25,7 @@ use crate::shard::live_config::LiveConfig;
 use crate::tasks::certificate_renewal::RenewalMetrics;
 use crate::telemetry::metrics::Metrics;
 
-/// The source of the admin admin_source.
+/// Implements [`admin::Source`] for a sidecar.
 pub(crate) struct AdminSource {
     mode: Mode,
     dangerous_root: Option<Fingerprint>,
@@ -33,12 +35,12 @@ pub(crate) struct AdminSource {
     metrics: Arc<Metrics>,
     readiness: admin::Readiness,
     renewal_metrics: RenewalMetrics,
-    /// Once there is a certificate and connections are accepted.
-    running: OnceLock<Running>,
+    /// Set when the shards have started.
+    running: OnceLock<RunningState>,
 }
 
-/// What is there only then.
-pub(crate) struct Running {
+/// The state that exists only while the shards run.
+pub(crate) struct RunningState {
     pub(crate) live: Arc<LiveConfig>,
     pub(crate) quote_verifier: Option<Arc<QuoteVerifier>>,
 }
@@ -66,7 +68,7 @@ impl AdminSource {
         config: &Config,
         agent: &Agent,
         metrics: &Arc<Metrics>,
-        health: &Health,
+        checks: &ReadinessChecks,
     ) -> Arc<Self> {
         Arc::new(Self {
             mode: config.mode,
@@ -76,7 +78,7 @@ impl AdminSource {
             database: config.database.clone(),
             renewal_metrics: RenewalMetrics::new(metrics),
             metrics: Arc::clone(metrics),
-            readiness: health.readiness.clone(),
+            readiness: checks.readiness.clone(),
             running: OnceLock::new(),
         })
     }
@@ -85,24 +87,24 @@ impl AdminSource {
         self.renewal_metrics.clone()
     }
 
-    /// From here on there is more to report. Once.
-    pub(crate) fn set_running(&self, running: Running) {
-        // The second time would be a bug without consequence.
+    /// Adds the state of the running shards to what is reported. Must be called once.
+    pub(crate) fn set_running(&self, running: RunningState) {
+        // A second call would have no effect.
         let _ = self.running.set(running);
     }
 
     async fn report(&self, nonce: Option<Nonce>) -> Result<Value, Unavailable> {
         let failed = |error: AgentError| Unavailable::new(error.to_string());
         let info = self.agent.info().await.map_err(failed)?;
-        let facts = ReportFields::of(self.postgres_state().await, unix_now());
-        let data = facts.report_data(nonce.as_ref());
+        let fields = ReportFields::new(self.postgres_state().await, unix_now());
+        let data = fields.report_data(nonce.as_ref());
         let quote = self.agent.quote(&data).await.map_err(failed)?;
-        Ok(self.document(&info, &facts, &quote, nonce.as_ref()))
+        Ok(self.document(&info, &fields, &quote, nonce.as_ref()))
     }
 
-    /// By a login of the superuser's; whatever fails is said in the report.
+    /// Logs in as the superuser and reads the state. An error becomes a part of the report.
     async fn postgres_state(&self) -> Result<PostgresState, String> {
-        let running = self.running.get().ok_or("not started yet")?;
+        let running = self.running.get().ok_or("the sidecar is still starting")?;
         let snapshot = running.live.read();
         let password = snapshot.authenticator.superuser_credential();
         let password = password.map(|credential| &credential.password);
@@ -117,7 +119,7 @@ impl AdminSource {
     fn document(
         &self,
         info: &Info,
-        facts: &ReportFields,
+        fields: &ReportFields,
         quote: &Quote,
         nonce: Option<&Nonce>,
     ) -> Value {
@@ -139,8 +141,8 @@ impl AdminSource {
                 "rtmr2": rtmr2.to_string(),
                 "rtmr3": rtmr3.to_string(),
             },
-            "postgres_state": facts.postgres,
-            "timestamp": facts.timestamp,
+            "postgres_state": fields.postgres,
+            "timestamp": fields.timestamp,
             "nonce": nonce.map(|nonce| hex::encode(nonce.as_bytes())),
             "report_data_is": match nonce {
                 None => "SHA-256(wal_lsn || controldata_hash || timestamp), then zeros",
@@ -149,16 +151,19 @@ impl AdminSource {
         })
     }
 
-    /// What is not counted but is as it is now.
+    /// Sets the gauges that are computed when the metrics are requested.
     fn sample_gauges(&self, own: &Stats) {
-        let left = |until: u64| until as f64 - unix_now() as f64;
+        let seconds_until = |time: u64| time as f64 - unix_now() as f64;
         let certificate = match self.renewal_metrics.not_after() {
             0 => f64::NAN,
-            until => left(until),
+            not_after => seconds_until(not_after),
         };
         let gauge = |name, value: f64| self.metrics.gauge(name, &[]).set(value);
         gauge("teesql_certificate_expires_in_seconds", certificate);
-        gauge("teesql_collateral_expires_in_seconds", self.collateral());
+        gauge(
+            "teesql_collateral_expires_in_seconds",
+            self.seconds_until_collateral_expiry(),
+        );
         for (check, ready) in self.readiness.states() {
             let gauge = self.metrics.gauge("teesql_ready", &[("check", check)]);
             gauge.set(f64::from(u8::from(ready)));
@@ -175,18 +180,19 @@ impl AdminSource {
         }
     }
 
-    fn collateral(&self) -> f64 {
+    /// NaN if no collateral is cached.
+    fn seconds_until_collateral_expiry(&self) -> f64 {
         let quote_verifier = self
             .running
             .get()
             .and_then(|running| running.quote_verifier.as_ref());
-        let left = quote_verifier
+        let seconds = quote_verifier
             .and_then(|quote_verifier| quote_verifier.seconds_until_collateral_expiry(unix_now()));
-        left.map_or(f64::NAN, |left| left as f64)
+        seconds.map_or(f64::NAN, |seconds| seconds as f64)
     }
 }
 
-/// What the quote is over, in the words of the document.
+/// The fields of the report that the quote covers, formatted as in the report.
 struct ReportFields {
     wal_lsn: String,
     controldata_hash: String,
@@ -195,9 +201,8 @@ struct ReportFields {
 }
 
 impl ReportFields {
-    /// A value that could not be read is null in the document, and the empty
-    /// text in the report data.
-    fn of(state: Result<PostgresState, String>, now: u64) -> Self {
+    /// A value that could not be read is null in the report, and an empty string in the report data.
+    fn new(state: Result<PostgresState, String>, now: u64) -> Self {
         let timestamp = UNIX_EPOCH + Duration::from_secs(now);
         let timestamp = humantime::format_rfc3339_seconds(timestamp).to_string();
         let state = match state {
@@ -248,7 +253,7 @@ impl ReportFields {
         }
     }
 
-    /// The first 32 of the 64 bytes; the guest agent adds the zeros.
+    /// The first 32 of the 64 bytes of report data. The guest agent appends zeros.
     fn report_data(&self, nonce: Option<&Nonce>) -> [u8; 32] {
         let mut hash = Sha256::new();
         hash.update(&self.wal_lsn);

@@ -1,4 +1,4 @@
-//! Builds the connection handler of each of the sidecar's shards.
+//! The factory that builds the connection handler of each of the sidecar's shards.
 
 use std::cell::RefCell;
 use std::io;
@@ -18,7 +18,7 @@ use crate::shard::live_config::LiveConfig;
 use crate::tasks::upstream_version::UpstreamVersion;
 use crate::telemetry::metrics::Metrics;
 
-/// What the sidecar's shards are built from.
+/// Builds the handlers. Holds the state that all shards share.
 pub(crate) struct InboundHandlerFactory {
     live: Arc<LiveConfig>,
     quote_verifier: Option<Arc<QuoteVerifier>>,
@@ -32,7 +32,7 @@ pub(crate) struct InboundHandlerFactory {
     proxy_protocol_from: Vec<ipnet::IpNet>,
 }
 
-/// What they share with the control thread.
+/// The state that the shards share with the control thread.
 pub(crate) struct SharedState {
     pub(crate) live: Arc<LiveConfig>,
     pub(crate) metrics: Arc<Metrics>,
@@ -41,10 +41,10 @@ pub(crate) struct SharedState {
 }
 
 impl InboundHandlerFactory {
-    /// Starts the worker threads.
+    /// Starts the offload threads.
     ///
     /// # Errors
-    /// The system has no thread left.
+    /// The system cannot create another thread.
     pub(crate) fn new(config: &Config, shared: &SharedState) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             live: Arc::clone(&shared.live),

@@ -1,14 +1,15 @@
 //! Start-up prerequisites: certificate, derived passwords, roles.
 //!
 //! Each is retried with exponential back-off until the guest agent or Postgres is up;
-//! `/ready` reports what is missing. An error that waiting cannot cure ends the process.
+//! `/ready` reports what is missing. An error that a retry cannot resolve
+//! ends the process.
 
 use attest::agent::Agent;
 use tokio::time::sleep;
 
 use crate::app::error::StartError;
 use crate::app::lifecycle::start_backoff;
-use crate::app::readiness::Health;
+use crate::app::readiness::ReadinessChecks;
 use crate::auth::postgres_passwords::{DerivedPasswords, ResolvedPasswords};
 use crate::config::Config;
 use crate::io::backoff::Backoff;
@@ -22,7 +23,7 @@ use crate::tls::certificate_source::{CertificateSource, CertificateSourceError};
 /// PEM files that cannot be used: an error in the configuration.
 pub(super) async fn fetch_certificate(
     source: &CertificateSource,
-    health: &Health,
+    checks: &ReadinessChecks,
 ) -> Result<Identity, StartError> {
     let mut backoff = start_backoff();
     loop {
@@ -31,7 +32,7 @@ pub(super) async fn fetch_certificate(
             Err(CertificateSourceError::Identity(error)) => return Err(error.into()),
             Err(CertificateSourceError::Agent(error)) => error,
         };
-        health.identity.set_not_ready(error.to_string());
+        checks.identity.set_not_ready(error.to_string());
         warn_and_wait(
             &mut backoff,
             &error,
@@ -45,7 +46,7 @@ pub(super) async fn fetch_certificate(
 pub(super) async fn derive_passwords(
     config: &Config,
     agent: &Agent,
-    health: &Health,
+    checks: &ReadinessChecks,
 ) -> Option<DerivedPasswords> {
     if !config.derives_passwords() {
         return None;
@@ -55,7 +56,7 @@ pub(super) async fn derive_passwords(
         match DerivedPasswords::derive(agent).await {
             Ok(derived) => return Some(derived),
             Err(error) => {
-                health.identity.set_not_ready(error.to_string());
+                checks.identity.set_not_ready(error.to_string());
                 warn_and_wait(
                     &mut backoff,
                     &error,
@@ -74,7 +75,7 @@ pub(super) async fn derive_passwords(
 pub(super) async fn set_up_roles(
     config: &Config,
     passwords: &ResolvedPasswords,
-    health: &Health,
+    checks: &ReadinessChecks,
 ) -> Result<(), StartError> {
     let mut backoff = start_backoff();
     loop {
@@ -86,7 +87,7 @@ pub(super) async fn set_up_roles(
                 return Ok(());
             }
             Err(error) if error.is_starting_up() => {
-                health.postgres.set_not_ready(error.to_string());
+                checks.postgres.set_not_ready(error.to_string());
                 warn_and_wait(&mut backoff, &error, "roles not set up yet").await;
             }
             Err(error) => return Err(error.into()),

@@ -168,7 +168,7 @@ fn alt_names() -> String {
 /// Requests a client certificate from the guest agent and writes it to `folder`. Returns the
 /// superuser's password.
 fn request_keys(agent: &Agent, folder: &Path) -> Result<Zeroizing<String>, DevError> {
-    let runtime = crate::app::runtime::of_this_thread();
+    let runtime = crate::app::runtime::new_current_thread();
     let runtime = runtime.map_err(system("cannot call the guest agent"))?;
     let places = attest::agent::AgentAddresses::only(agent.endpoint());
     let client = attest::agent::Agent::new(places, attest::agent::AgentOptions::default())?;

@@ -21,7 +21,7 @@ use crate::app::signals::ProcessSignals;
 /// # Errors
 /// [`DevError`]. Nothing is left behind then either.
 pub(super) fn run(command: &[OsString]) -> Result<u8, DevError> {
-    let runtime = runtime::of_this_thread().map_err(system("cannot start a thread"))?;
+    let runtime = runtime::new_current_thread().map_err(system("cannot start a thread"))?;
     // Install the handlers before creating anything that a signal would leave behind.
     let mut signals = {
         let _entered = runtime.enter();

@@ -52,7 +52,7 @@ pub(crate) fn run(
     command: &[String],
     database_url: Option<&Url>,
 ) -> io::Result<u8> {
-    runtime::of_this_thread()?.block_on(async {
+    runtime::new_current_thread()?.block_on(async {
         let [program, arguments @ ..] = command else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
@@ -96,7 +96,7 @@ pub(crate) fn run(
 /// # Errors
 /// The signal handlers cannot be installed.
 pub(crate) fn wait_for_signals(forwarder: &mut Forwarder) -> io::Result<()> {
-    runtime::of_this_thread()?.block_on(async {
+    runtime::new_current_thread()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         loop {

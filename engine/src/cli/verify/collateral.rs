@@ -83,7 +83,7 @@ impl CollateralSource {
 }
 
 fn fetch(source: &Source, key: CollateralKey) -> Result<Collateral, GetError> {
-    let runtime = crate::app::runtime::of_this_thread().map_err(GetError::Runtime)?;
+    let runtime = crate::app::runtime::new_current_thread().map_err(GetError::Runtime)?;
     let fetcher = Fetcher::new(source.clone(), &FetchOptions::default())?;
     Ok(runtime.block_on(fetcher.fetch(key))?)
 }

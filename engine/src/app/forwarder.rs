@@ -330,7 +330,7 @@ fn listen(config: &ForwarderConfig) -> Result<(Listen, Vec<Listener>), StartErro
 fn certificate_source(identity: &ClientIdentity, agent: Agent) -> CertificateSource {
     match identity.clone() {
         ClientIdentity::Files { cert, key } => CertificateSource::Files { cert, key },
-        ClientIdentity::Agent(subject) => CertificateSource::Agent { agent, subject },
+        ClientIdentity::Agent(request) => CertificateSource::Agent { agent, request },
     }
 }
 

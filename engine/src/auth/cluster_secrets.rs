@@ -110,9 +110,10 @@ impl Authenticator {
         let AuthSecrets { cluster, passwords } = next;
         let (read, new_read) = self.read.rotated(cluster.read);
         let (readwrite, new_readwrite) = self.readwrite.rotated(cluster.readwrite);
-        let (pg_read, new_pg_read) = renewed(&self.pg_read, passwords.read);
-        let (pg_readwrite, new_pg_readwrite) = renewed(&self.pg_readwrite, passwords.readwrite);
-        let (superuser, new_superuser) = self.superuser.renewed(passwords.superuser);
+        let (pg_read, new_pg_read) = updated_credential(&self.pg_read, passwords.read);
+        let (pg_readwrite, new_pg_readwrite) =
+            updated_credential(&self.pg_readwrite, passwords.readwrite);
+        let (superuser, new_superuser) = self.superuser.updated(passwords.superuser);
         let changed = Rotation {
             secrets: new_read | new_readwrite,
             passwords: new_pg_read | new_pg_readwrite | new_superuser,
@@ -172,7 +173,7 @@ impl Authenticator {
 
 /// Returns `before` if the password is the same, so that cached keys remain valid, and whether it
 /// has changed.
-fn renewed(before: &Arc<Credential>, next: Password) -> (Arc<Credential>, bool) {
+fn updated_credential(before: &Arc<Credential>, next: Password) -> (Arc<Credential>, bool) {
     if bool::from(before.password.ct_eq(&next)) {
         (Arc::clone(before), false)
     } else {
@@ -190,10 +191,10 @@ impl SuperuserSlot {
         }
     }
 
-    fn renewed(&self, next: Option<Password>) -> (Self, bool) {
+    fn updated(&self, next: Option<Password>) -> (Self, bool) {
         let open = Choice::from(u8::from(next.is_some()));
         let next = next.unwrap_or_else(|| Password::new(""));
-        let (credential, changed) = renewed(&self.credential, next);
+        let (credential, changed) = updated_credential(&self.credential, next);
         let availability_changed = self.open.unwrap_u8() != open.unwrap_u8();
         (Self { credential, open }, changed || availability_changed)
     }

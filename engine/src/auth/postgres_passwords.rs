@@ -49,7 +49,7 @@ pub(crate) enum PasswordError {
 
 /// The `path` of a role's key in the guest agent's `GetKey`. It must not change: another path gives
 /// another password.
-pub(crate) fn path(role: Role) -> &'static str {
+pub(crate) fn key_path(role: Role) -> &'static str {
     match role {
         Role::Read => "pg/teesql_read",
         Role::ReadWrite => "pg/teesql_readwrite",
@@ -63,7 +63,7 @@ impl DerivedPasswords {
     /// # Errors
     /// The guest agent cannot be reached or refuses.
     pub(crate) async fn derive(agent: &Agent) -> Result<Self, AgentError> {
-        let key = async |role| agent.key(path(role), "").await;
+        let key = async |role| agent.key(key_path(role), "").await;
         Ok(Self {
             read: key(Role::Read).await?,
             readwrite: key(Role::ReadWrite).await?,
@@ -74,7 +74,7 @@ impl DerivedPasswords {
 
 impl PostgresPasswords {
     /// The configured password of `role`.
-    pub(crate) fn of(self, role: Role) -> Option<Password> {
+    pub(crate) fn for_role(self, role: Role) -> Option<Password> {
         match role {
             Role::Read => self.read,
             Role::ReadWrite => self.readwrite,
@@ -96,15 +96,16 @@ impl PostgresPasswords {
         self,
         derived: Option<&DerivedPasswords>,
     ) -> Result<ResolvedPasswords, MissingPassword> {
-        let or = |configured: Option<Password>, key: fn(&DerivedPasswords) -> &DerivedKey| {
-            configured.or_else(|| derived.map(|derived| password(key(derived))))
-        };
-        let read = or(self.read, |derived| &derived.read);
-        let readwrite = or(self.readwrite, |derived| &derived.readwrite);
+        let configured_or_derived =
+            |configured: Option<Password>, key: fn(&DerivedPasswords) -> &DerivedKey| {
+                configured.or_else(|| derived.map(|derived| password_from_key(key(derived))))
+            };
+        let read = configured_or_derived(self.read, |derived| &derived.read);
+        let readwrite = configured_or_derived(self.readwrite, |derived| &derived.readwrite);
         Ok(ResolvedPasswords {
             read: read.ok_or(MissingPassword(Role::Read.name()))?,
             readwrite: readwrite.ok_or(MissingPassword(Role::ReadWrite.name()))?,
-            superuser: or(self.superuser, |derived| &derived.superuser),
+            superuser: configured_or_derived(self.superuser, |derived| &derived.superuser),
         })
     }
 
@@ -113,20 +114,20 @@ impl PostgresPasswords {
     ///
     /// # Errors
     /// The guest agent cannot be reached or refuses.
-    pub(crate) async fn complete(
+    pub(crate) async fn resolve_with_agent(
         self,
-        places: AgentAddresses,
+        addresses: AgentAddresses,
     ) -> Result<ResolvedPasswords, PasswordError> {
         if !self.need_agent() {
             return Ok(self.resolve(None)?);
         }
-        let agent = Agent::new(places, AgentOptions::default())?;
+        let agent = Agent::new(addresses, AgentOptions::default())?;
         let derived = DerivedPasswords::derive(&agent).await?;
         Ok(self.resolve(Some(&derived))?)
     }
 }
 
 /// The password for Postgres: the 32 bytes of the key in lower-case hex.
-pub(crate) fn password(key: &DerivedKey) -> Password {
+pub(crate) fn password_from_key(key: &DerivedKey) -> Password {
     Password::new(key.to_hex().as_bytes())
 }

@@ -31,22 +31,22 @@ pub fn execute(flags: &ArgMatches) -> CommandOutput {
     };
     match certificate.identity {
         IdentitySource::Files { cert, .. } => from_file(&cert),
-        IdentitySource::Agent(subject) => {
+        IdentitySource::Agent(request) => {
             let agent = match Agent::new(certificate.guest_agent, AgentOptions::default()) {
                 Ok(agent) => agent,
                 Err(error) => return CommandOutput::error(EX_UNAVAILABLE, error.to_string()),
             };
-            from_agent(&agent, &subject)
+            from_agent(&agent, &request)
         }
     }
 }
 
-fn from_agent(agent: &Agent, subject: &CertificateRequest) -> CommandOutput {
+fn from_agent(agent: &Agent, request: &CertificateRequest) -> CommandOutput {
     let runtime = match crate::app::runtime::new_current_thread() {
         Ok(runtime) => runtime,
         Err(error) => return CommandOutput::error(EX_OSERR, error.to_string()),
     };
-    match runtime.block_on(request_chain(agent, subject)) {
+    match runtime.block_on(request_chain(agent, request)) {
         Ok(chain) => print_ca(&chain),
         Err(error) => CommandOutput::error(EX_UNAVAILABLE, error.to_string()),
     }
@@ -55,13 +55,13 @@ fn from_agent(agent: &Agent, subject: &CertificateRequest) -> CommandOutput {
 /// Requests a certificate like the sidecar's, but without evidence, which would need a quote.
 async fn request_chain(
     agent: &Agent,
-    subject: &CertificateRequest,
+    request: &CertificateRequest,
 ) -> Result<Vec<Vec<u8>>, AgentError> {
-    let request = attest::agent::TlsKeyRequest {
+    let without_evidence = attest::agent::TlsKeyRequest {
         usage_ra_tls: false,
-        ..subject.request(unix_now())
+        ..request.tls_key_request(unix_now())
     };
-    Ok(agent.tls_key(&request).await?.chain_der().to_vec())
+    Ok(agent.tls_key(&without_evidence).await?.chain_der().to_vec())
 }
 
 fn from_file(cert: &Path) -> CommandOutput {

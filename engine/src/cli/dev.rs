@@ -51,7 +51,7 @@ pub fn execute(flags: &ArgMatches) -> ExitCode {
 
     let command = flags.get_many::<OsString>("command");
     let command: Vec<_> = command.into_iter().flatten().cloned().collect();
-    let guard = log::init(LogFormat::Text, log::quiet());
+    let guard = log::init(LogFormat::Text, log::dev_filter());
     let result = run::run(&command);
     // Write the remaining log lines.
     drop(guard);

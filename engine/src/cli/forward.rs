@@ -10,7 +10,7 @@ use crate::app::forwarder::Forwarder;
 use crate::cli::output::{CommandOutput, EX_OSERR, EX_USAGE, start_error_code};
 use crate::config::{ForwarderConfig, Layers, Scope, with_flags};
 
-/// Exit code if the command cannot be found or executed, as shells have it.
+/// Exit code if the command cannot be found or executed, as in a shell.
 const CANNOT_RUN: u8 = 127;
 
 /// The program.

@@ -95,7 +95,7 @@ pub fn execute(flags: &ArgMatches) -> CommandOutput {
     result.unwrap_or_else(|failed| failed)
 }
 
-fn parsed<T: std::str::FromStr<Err: ToString>>(
+fn parse_flag<T: std::str::FromStr<Err: ToString>>(
     flags: &ArgMatches,
     name: &str,
 ) -> Result<T, CommandOutput> {
@@ -105,36 +105,36 @@ fn parsed<T: std::str::FromStr<Err: ToString>>(
     })
 }
 
-fn number(flags: &ArgMatches, name: &str) -> u64 {
+fn number_flag(flags: &ArgMatches, name: &str) -> u64 {
     flags.get_one(name).copied().unwrap_or_default()
 }
 
 fn sign(flags: &ArgMatches) -> Result<CommandOutput, CommandOutput> {
     let file = flags.get_one::<String>("key").map_or("", String::as_str);
-    let no_key = |error: &dyn std::fmt::Display| {
+    let key_error = |error: &dyn std::fmt::Display| {
         CommandOutput::error(EX_NOINPUT, format!("{file}: {error}"))
     };
     let text = std::fs::read_to_string(Path::new(file)).map(Zeroizing::new);
-    let key = SigningKey::from_hex(&text.map_err(|error| no_key(&error))?);
-    let key = key.map_err(|error| no_key(&error))?;
+    let key = SigningKey::from_hex(&text.map_err(|error| key_error(&error))?);
+    let key = key.map_err(|error| key_error(&error))?;
     let draft = UnsignedManifest {
-        cluster: parsed::<EthAddress>(flags, "cluster")?,
-        leader_instance: parsed::<LeaderInstance>(flags, "leader-instance")?,
-        leader_url: parsed::<LeaderUrl>(flags, "leader-url")?,
-        epoch: number(flags, "epoch"),
-        valid_until: number(flags, "valid-until"),
+        cluster: parse_flag::<EthAddress>(flags, "cluster")?,
+        leader_instance: parse_flag::<LeaderInstance>(flags, "leader-instance")?,
+        leader_url: parse_flag::<LeaderUrl>(flags, "leader-url")?,
+        epoch: number_flag(flags, "epoch"),
+        valid_until: number_flag(flags, "valid-until"),
     };
     let signed = draft.sign(&key);
     let signed = signed.map_err(|error| CommandOutput::error(EX_OSERR, error.to_string()))?;
     let text = match flags.get_flag("chunks") {
         false => signed,
-        true => in_chunks(&signed),
+        true => quoted_chunks(&signed),
     };
     Ok(CommandOutput::text(text + "\n"))
 }
 
 /// Splits a text into quoted strings for a zone file. The text must contain no quotes or backslashes.
-fn in_chunks(text: &str) -> String {
+fn quoted_chunks(text: &str) -> String {
     let mut rest = text;
     let mut chunks = Vec::new();
     while !rest.is_empty() {
@@ -146,7 +146,7 @@ fn in_chunks(text: &str) -> String {
 }
 
 fn verify(flags: &ArgMatches) -> Result<CommandOutput, CommandOutput> {
-    let signer = parsed::<EthAddress>(flags, "signer")?;
+    let signer = parse_flag::<EthAddress>(flags, "signer")?;
     let now = flags.get_one("at").copied().unwrap_or_else(unix_now);
     let text = match flags.get_one::<String>("text").map_or("", String::as_str) {
         "-" => {
@@ -159,11 +159,11 @@ fn verify(flags: &ArgMatches) -> Result<CommandOutput, CommandOutput> {
     };
     let unverified = Manifest::parse(text.trim_ascii()).map_err(refused)?;
     // No limit on the expiry: that is a setting of the forwarder.
-    let trust = ManifestPolicy {
+    let policy = ManifestPolicy {
         max_validity: None,
         ..ManifestPolicy::for_signer(signer)
     };
-    let manifest = unverified.verify(&trust, now).map_err(refused)?;
+    let manifest = unverified.verify(&policy, now).map_err(refused)?;
     Ok(CommandOutput::text(format!(
         "cluster = {}\nleader_instance = {}\nleader_url = {}\ntarget = {}:{}\nepoch = {}\nvalid_until = {}\n",
         manifest.cluster(),

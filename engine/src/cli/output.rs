@@ -22,7 +22,7 @@ pub const EX_IOERR: u8 = 74;
 /// sysexits.h: permission denied.
 pub const EX_NOPERM: u8 = 77;
 
-/// The exit code for a process that could not start or go on.
+/// The exit code of a process that could not start, or that stopped because of an error.
 #[must_use]
 pub fn start_error_code(error: &StartError) -> u8 {
     match error.kind() {

@@ -9,7 +9,7 @@ use clap::{Arg, ArgMatches, Command};
 use wire::scram::Password;
 use zeroize::Zeroizing;
 
-use crate::auth::postgres_passwords::{PostgresPasswords, password, path};
+use crate::auth::postgres_passwords::{PostgresPasswords, key_path, password_from_key};
 use crate::auth::role::Role;
 use crate::cli::output::{CommandOutput, EX_CANTCREAT, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
 use crate::cli::secret::write_new;
@@ -54,19 +54,19 @@ pub fn execute(flags: &ArgMatches) -> CommandOutput {
     let Some(role) = role.and_then(|name| Role::from_name(name)) else {
         return CommandOutput::error(EX_USAGE, "unknown role".to_owned());
     };
-    let output = match find(passwords, role, guest_agent) {
+    let output = match resolve_password(passwords, role, guest_agent) {
         Ok(password) => write_password(&password, flags.get_one("file")),
         Err(output) => output,
     };
     output.with_warnings(&warnings)
 }
 
-fn find(
+fn resolve_password(
     passwords: PostgresPasswords,
     role: Role,
     guest_agent: AgentAddresses,
 ) -> Result<Password, CommandOutput> {
-    if let Some(configured) = passwords.of(role) {
+    if let Some(configured) = passwords.for_role(role) {
         return Ok(configured);
     }
     let runtime = crate::app::runtime::new_current_thread()
@@ -78,7 +78,7 @@ fn find(
 
 async fn derive(role: Role, guest_agent: AgentAddresses) -> Result<Password, AgentError> {
     let agent = Agent::new(guest_agent, AgentOptions::default())?;
-    Ok(password(&agent.key(path(role), "").await?))
+    Ok(password_from_key(&agent.key(key_path(role), "").await?))
 }
 
 fn write_password(password: &Password, file: Option<&PathBuf>) -> CommandOutput {
@@ -89,18 +89,18 @@ fn write_password(password: &Password, file: Option<&PathBuf>) -> CommandOutput 
     let Some(path) = file else {
         return CommandOutput::text(line);
     };
-    match replace(path, &line) {
+    match replace_file(path, &line) {
         Ok(()) => CommandOutput::text(Zeroizing::default()),
         Err(error) => CommandOutput::error(EX_CANTCREAT, format!("{}: {error}", path.display())),
     }
 }
 
 /// Replaces a file atomically: a concurrent reader sees the old or the new content.
-fn replace(path: &Path, text: &str) -> io::Result<()> {
+fn replace_file(path: &Path, text: &str) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
     let temporary = PathBuf::from(temporary);
-    // An interrupted run may have left it.
+    // An interrupted run may have left the file behind.
     let _ = std::fs::remove_file(&temporary);
     write_new(&temporary, text).and_then(|()| std::fs::rename(&temporary, path))
 }
@@ -117,7 +117,7 @@ mod tests {
         let path = folder.path().join("password");
         std::fs::write(folder.path().join("password.new"), "left over").unwrap();
         for text in ["one\n", "two\n"] {
-            replace(&path, text).unwrap();
+            replace_file(&path, text).unwrap();
             let mode = std::fs::metadata(&path).unwrap().permissions().mode();
             assert_eq!(mode & 0o7777, 0o600);
             assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
@@ -132,8 +132,8 @@ mod tests {
             ..PostgresPasswords::default()
         };
         let unavailable = || AgentAddresses::only("unix:/nonexistent/agent.sock".parse().unwrap());
-        let found = find(configured(), Role::Superuser, unavailable());
+        let found = resolve_password(configured(), Role::Superuser, unavailable());
         assert_eq!(found.ok().unwrap().as_bytes(), b"hunter2");
-        assert!(find(configured(), Role::Read, unavailable()).is_err());
+        assert!(resolve_password(configured(), Role::Read, unavailable()).is_err());
     }
 }

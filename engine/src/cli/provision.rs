@@ -74,7 +74,7 @@ fn run(postgres: PostgresConfig, mode: Mode) -> CommandOutput {
         guest_agent,
         ..
     } = postgres;
-    let resolved = runtime.block_on(passwords.complete(guest_agent));
+    let resolved = runtime.block_on(passwords.resolve_with_agent(guest_agent));
     let ResolvedPasswords {
         read,
         readwrite,
@@ -116,10 +116,11 @@ fn run(postgres: PostgresConfig, mode: Mode) -> CommandOutput {
     }
 }
 
-/// The lines, or `none` if there are none; and whether there are any.
-fn prefixed(lines: &[String], prefix: &str, none: &str) -> (String, bool) {
+/// Adds `prefix` to each line, or returns `if_empty` if there is no line. Also returns whether there
+/// are lines.
+fn prefixed(lines: &[String], prefix: &str, if_empty: &str) -> (String, bool) {
     if lines.is_empty() {
-        return (format!("{none}\n"), false);
+        return (format!("{if_empty}\n"), false);
     }
     let lines = lines.iter().map(|line| format!("{prefix}{line}\n"));
     (lines.collect(), true)

@@ -9,7 +9,7 @@ use clap::{Arg, ArgMatches, Command};
 use wire::secret::ClusterSecret;
 use zeroize::Zeroizing;
 
-use crate::auth::random::random;
+use crate::auth::random::random_bytes;
 use crate::cli::output::{CommandOutput, EX_CANTCREAT, EX_OSERR};
 
 /// The subcommand `secret`.
@@ -29,7 +29,7 @@ pub fn command() -> Command {
 /// Executes `secret`.
 #[must_use]
 pub fn execute(flags: &ArgMatches) -> CommandOutput {
-    let bytes = match random() {
+    let bytes = match random_bytes() {
         Ok(bytes) => bytes,
         Err(error) => {
             return CommandOutput::error(
@@ -99,6 +99,6 @@ mod tests {
 
     #[test]
     fn random_bytes_differ() {
-        assert_ne!(random::<32>().unwrap(), random::<32>().unwrap());
+        assert_ne!(random_bytes::<32>().unwrap(), random_bytes::<32>().unwrap());
     }
 }

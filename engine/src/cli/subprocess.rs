@@ -22,12 +22,12 @@ pub(crate) fn exit_code(status: ExitStatus) -> u8 {
 pub(crate) fn forward_signal(signal: Signal, child: &Child) {
     let from_terminal = matches!(signal, Signal::SIGINT | Signal::SIGQUIT);
     if !(from_terminal && io::stdin().is_terminal()) {
-        send(signal, child);
+        send_signal(signal, child);
     }
 }
 
 /// Sends a signal, unless the child has exited.
-pub(crate) fn send(signal: Signal, child: &Child) {
+pub(crate) fn send_signal(signal: Signal, child: &Child) {
     let id = child.id().and_then(|id| i32::try_from(id).ok());
     if let Some(id) = id {
         let _ = kill(Pid::from_raw(id), signal);

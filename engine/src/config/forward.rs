@@ -189,7 +189,7 @@ fn read_target(reader: &mut Reader<'_>, url: Option<&Url>) -> Option<TargetSpec>
         (Some(_), Some(_), _) => reader.error("target and cluster are both set"),
         (None, Some(domain), Some(signer)) => Some(TargetSpec::Cluster {
             domain,
-            trust: ManifestPolicy {
+            policy: ManifestPolicy {
                 signer,
                 cluster: cluster?,
                 max_validity: max_validity?,

@@ -116,7 +116,7 @@ impl Config {
     pub(crate) fn certificate_source(&self, agent: Agent) -> CertificateSource {
         match self.identity.clone() {
             IdentitySource::Files { cert, key } => CertificateSource::Files { cert, key },
-            IdentitySource::Agent(subject) => CertificateSource::Agent { agent, subject },
+            IdentitySource::Agent(request) => CertificateSource::Agent { agent, request },
         }
     }
 

@@ -150,23 +150,23 @@ settings! {
     }
     Identity {
         TLS_CERT: PathBuf {
-            key: "tls_cert", parse: values::path, kind: One("FILE"), scopes: CERTIFICATE,
+            key: "tls_cert", parse: values::readable_file, kind: One("FILE"), scopes: CERTIFICATE,
             help: "File with the sidecar's certificate chain (PEM, leaf first), reloaded when it changes. If not set, the guest agent issues the certificate and its key.",
         }
         TLS_KEY: PathBuf {
-            key: "tls_key", parse: values::path, kind: One("FILE"), scopes: CERTIFICATE,
+            key: "tls_key", parse: values::readable_file, kind: One("FILE"), scopes: CERTIFICATE,
             help: "File with the private key of tls_cert (PEM), reloaded when it changes.",
         }
         CLIENT_CERT: PathBuf {
-            key: "client_cert", parse: values::path, kind: One("FILE"), scopes: FORWARD,
+            key: "client_cert", parse: values::readable_file, kind: One("FILE"), scopes: FORWARD,
             help: "File with the certificate chain to present to the server (PEM, leaf first), reloaded when it changes. If not set, the guest agent issues the certificate and its key.",
         }
         CLIENT_KEY: PathBuf {
-            key: "client_key", parse: values::path, kind: One("FILE"), scopes: FORWARD,
+            key: "client_key", parse: values::readable_file, kind: One("FILE"), scopes: FORWARD,
             help: "File with the private key of client_cert (PEM), reloaded when it changes.",
         }
         GUEST_AGENT: Option<AgentAddress> {
-            key: "guest_agent", parse: values::agent, kind: One("PATH"), scopes: AGENT,
+            key: "guest_agent", parse: values::agent_address, kind: One("PATH"), scopes: AGENT,
             default: Some("auto"),
             help: "Unix socket path or HTTP URL of the dstack guest agent; auto tries dstack's standard socket paths.",
         }
@@ -176,12 +176,12 @@ settings! {
             help: "Unix socket path or HTTP URL of a dstack simulator, used instead of guest_agent. In the sidecar it enables simulator mode, in which clients are not attested: for development only.",
         }
         CERTIFICATE_SUBJECT: String {
-            key: "certificate_subject", parse: values::subject, kind: One("NAME"), scopes: CERTIFICATE_OF_BOTH,
+            key: "certificate_subject", parse: values::common_name, kind: One("NAME"), scopes: CERTIFICATE_OF_BOTH,
             default: Some("teesql-sidecar"), forwarder_default: Some("teesql-forward"),
             help: "Common name of the certificate requested from the guest agent (1 to 64 characters).",
         }
         CERTIFICATE_ALT_NAMES: Vec<String> {
-            key: "certificate_alt_names", parse: values::names, kind: List("NAME"), scopes: CERTIFICATE,
+            key: "certificate_alt_names", parse: values::host_names, kind: List("NAME"), scopes: CERTIFICATE,
             default: Some("localhost"),
             help: "DNS names and IP addresses of the requested certificate. Include the name that clients with sslmode=verify-full connect to.",
         }
@@ -255,42 +255,42 @@ settings! {
             help: "API key for Intel Trust Authority, required with verifier = ita.",
         }
         ALLOWED_MRTD: Vec<Mrtd> {
-            key: "allowed_mrtd", parse: values::list, kind: List("HEX"), scopes: CRITERIA,
+            key: "allowed_mrtd", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
             default: Some(""), env_alias: Some("EXPECTED_MRTD"), flag_alias: Some("mrtd"), reloadable: true,
             help: "MRTD values that the peer's TD may have (96 hex characters each). Empty allows any.",
         }
         ALLOWED_RTMR0: Vec<Rtmr> {
-            key: "allowed_rtmr0", parse: values::list, kind: List("HEX"), scopes: CRITERIA,
+            key: "allowed_rtmr0", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
             default: Some(""), reloadable: true,
             help: "RTMR0 values that the peer's TD may have (96 hex characters each). Empty allows any.",
         }
         ALLOWED_RTMR1: Vec<Rtmr> {
-            key: "allowed_rtmr1", parse: values::list, kind: List("HEX"), scopes: CRITERIA,
+            key: "allowed_rtmr1", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
             default: Some(""), reloadable: true,
             help: "RTMR1 values that the peer's TD may have (96 hex characters each). Empty allows any.",
         }
         ALLOWED_RTMR2: Vec<Rtmr> {
-            key: "allowed_rtmr2", parse: values::list, kind: List("HEX"), scopes: CRITERIA,
+            key: "allowed_rtmr2", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
             default: Some(""), reloadable: true,
             help: "RTMR2 values that the peer's TD may have (96 hex characters each). Empty allows any.",
         }
         ALLOWED_RTMR3: Vec<Rtmr> {
-            key: "allowed_rtmr3", parse: values::list, kind: List("HEX"), scopes: CRITERIA,
+            key: "allowed_rtmr3", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
             default: Some(""), reloadable: true,
             help: "RTMR3 values that the peer's TD may have (96 hex characters each). Empty allows any.",
         }
         ALLOWED_APP_ID: Vec<AppId> {
-            key: "allowed_app_id", parse: values::list, kind: List("HEX"), scopes: CRITERIA,
+            key: "allowed_app_id", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
             default: Some(""), reloadable: true,
             help: "dstack app ids that the peer may have (40 hex characters each). Empty allows any.",
         }
         ALLOWED_COMPOSE_HASH: Vec<ComposeHash> {
-            key: "allowed_compose_hash", parse: values::list, kind: List("HEX"), scopes: CRITERIA,
+            key: "allowed_compose_hash", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
             default: Some(""), reloadable: true,
             help: "dstack compose hashes that the peer may have (64 hex characters each). Empty allows any.",
         }
         ALLOWED_OS_IMAGE_HASH: Vec<OsImageHash> {
-            key: "allowed_os_image_hash", parse: values::list, kind: List("HEX"), scopes: CRITERIA,
+            key: "allowed_os_image_hash", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
             default: Some(""), reloadable: true,
             help: "dstack OS image hashes that the peer may have (64 hex characters each). Empty allows any.",
         }
@@ -300,7 +300,7 @@ settings! {
             help: "TCB statuses that the peer's platform may have. OK stands for Intel's UpToDate.",
         }
         REFUSED_ADVISORIES: Vec<Advisory> {
-            key: "refused_advisories", parse: values::list, kind: List("ID"), scopes: CRITERIA,
+            key: "refused_advisories", parse: values::value_list, kind: List("ID"), scopes: CRITERIA,
             default: Some(""), reloadable: true,
             help: "Intel security advisories (INTEL-SA-…) that make a platform unacceptable even if its TCB status is accepted.",
         }
@@ -330,7 +330,7 @@ settings! {
             help: "Where to fetch Intel's collateral: intel, phala, the URL of a PCCS, or off.",
         }
         COLLATERAL_DIR: Option<PathBuf> {
-            key: "collateral_dir", parse: values::folder, kind: One("DIR"), scopes: BOTH,
+            key: "collateral_dir", parse: values::optional_directory, kind: One("DIR"), scopes: BOTH,
             default: Some(""),
             help: "Directory in which fetched collateral is kept across restarts. Empty keeps none.",
         }

@@ -441,8 +441,8 @@ fn the_guest_agent_is_used_without_pem_files() {
         panic!("no files are named");
     };
     assert_eq!(subject.alt_names, ["db.example", "10.0.0.7"]);
-    let places: Vec<_> = config.process.guest_agent.candidates().collect();
-    assert_eq!(places.len(), 1);
+    let candidates: Vec<_> = config.process.guest_agent.candidates().collect();
+    assert_eq!(candidates.len(), 1);
     start.set("CERTIFICATE_ALT_NAMES", "not a name");
     assert!(start.mistakes()[0].contains("\"not a name\" is neither"));
 }

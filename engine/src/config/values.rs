@@ -1,7 +1,7 @@
 //! Parsers of setting values.
 //!
-//! Their errors say what was expected. They never repeat the value, which may be a secret; the
-//! caller adds it where it is not.
+//! An error says what was expected. It must never repeat the value, which may be a secret: the caller
+//! adds the values of all other settings.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -68,7 +68,7 @@ pub(super) fn local_listen(text: &str) -> Parsed<Listen> {
     }
 }
 
-/// `host:port`, with an IPv6 address in brackets.
+/// `host:port`. An IPv6 address is in brackets.
 pub(super) fn target(text: &str) -> Parsed<(String, u16)> {
     let wrong = || "expected HOST:PORT, e.g. db.example:5433".to_owned();
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
@@ -95,7 +95,7 @@ pub(super) fn domain(text: &str) -> Parsed<String> {
     }
 }
 
-/// A connection URI. It may hold a password, so no error shows it.
+/// A connection URI. It may contain a password, so no error shows it.
 pub(super) fn database_url(text: &str) -> Parsed<Url> {
     let wrong = "DATABASE_URL is not a URI: expected postgresql://user@host:5433/database";
     match Url::parse(text) {
@@ -130,7 +130,7 @@ pub(super) fn api_key(text: &str) -> Parsed<ApiKey> {
 }
 
 /// The guest agent's address; `None` for dstack's standard ones.
-pub(super) fn agent(text: &str) -> Parsed<Option<attest::agent::AgentAddress>> {
+pub(super) fn agent_address(text: &str) -> Parsed<Option<attest::agent::AgentAddress>> {
     match text {
         "auto" => Ok(None),
         text => from_str(text).map(Some),
@@ -138,7 +138,7 @@ pub(super) fn agent(text: &str) -> Parsed<Option<attest::agent::AgentAddress>> {
 }
 
 /// A common name of at most 64 characters. [RFC 5280, ub-common-name]
-pub(super) fn subject(text: &str) -> Parsed<String> {
+pub(super) fn common_name(text: &str) -> Parsed<String> {
     match text.chars().count() {
         1..=64 if !text.chars().any(char::is_control) => Ok(text.to_owned()),
         _ => Err("expected 1 to 64 characters".to_owned()),
@@ -146,7 +146,7 @@ pub(super) fn subject(text: &str) -> Parsed<String> {
 }
 
 /// DNS names and IP addresses.
-pub(super) fn names(text: &str) -> Parsed<Vec<String>> {
+pub(super) fn host_names(text: &str) -> Parsed<Vec<String>> {
     let names = text
         .split(',')
         .map(str::trim)
@@ -186,7 +186,7 @@ pub(super) fn database(text: &str) -> Parsed<String> {
     Ok(text.to_owned())
 }
 
-pub(super) fn path(text: &str) -> Parsed<PathBuf> {
+pub(super) fn readable_file(text: &str) -> Parsed<PathBuf> {
     let path = PathBuf::from(text);
     match std::fs::File::open(&path) {
         Ok(_) => Ok(path),
@@ -225,7 +225,7 @@ pub(super) fn duration_or_off(text: &str) -> Parsed<Option<Duration>> {
     }
 }
 
-/// Waking a sleeping core takes less time than this, so that polling longer only wastes CPU.
+/// Waking up an idle core takes less time than this, so that longer polling only wastes CPU.
 const MAX_BUSY_POLL: Duration = Duration::from_millis(1);
 
 pub(super) fn busy_poll(text: &str) -> Parsed<Polling> {
@@ -267,12 +267,12 @@ pub(super) fn password(text: &str) -> Parsed<Password> {
 }
 
 /// Values separated by commas or whitespace.
-pub(super) fn list<T: FromStr<Err: ToString>>(text: &str) -> Parsed<Vec<T>> {
+pub(super) fn value_list<T: FromStr<Err: ToString>>(text: &str) -> Parsed<Vec<T>> {
     attest::policy::parse_list(text).map_err(|error: T::Err| error.to_string())
 }
 
 pub(super) fn tcb_statuses(text: &str) -> Parsed<TcbStatuses> {
-    list(text).map(TcbStatuses::new)
+    value_list(text).map(TcbStatuses::new)
 }
 
 pub(super) fn kms_roots(text: &str) -> Parsed<Vec<KmsRoot>> {
@@ -299,7 +299,7 @@ pub(super) fn pccs(text: &str) -> Parsed<Option<Source>> {
     }
 }
 
-pub(super) fn folder(text: &str) -> Parsed<Option<PathBuf>> {
+pub(super) fn optional_directory(text: &str) -> Parsed<Option<PathBuf>> {
     if text.is_empty() {
         return Ok(None);
     }

@@ -1,11 +1,12 @@
-//! The server that a forwarder connects to: as configured, as resolved, and why not.
+//! The server that a forwarder connects to: its configuration, the result of its resolution, and
+//! the errors of that.
 
 use std::net::SocketAddr;
 
 use attest::manifest::{ManifestError, ManifestPolicy};
 use rustls::pki_types::ServerName;
 
-/// What is looked up.
+/// The configured server.
 #[derive(Clone, Debug)]
 pub(crate) enum TargetSpec {
     /// One server.
@@ -13,14 +14,14 @@ pub(crate) enum TargetSpec {
     /// The leader that the manifest at `_teesql-leader.<domain>` names.
     Cluster {
         domain: String,
-        trust: ManifestPolicy,
+        policy: ManifestPolicy,
     },
 }
 
 /// A server to connect to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Target {
-    /// For SNI and for people.
+    /// The name or address, for SNI, logs and errors.
     pub(crate) server: ServerName<'static>,
     pub(crate) port: u16,
     pub(crate) addresses: Vec<SocketAddr>,
@@ -33,25 +34,25 @@ impl Target {
     }
 }
 
-/// Why it is not known where the server is.
+/// Why the address of the server is unknown.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum TargetError {
-    /// The name server does not answer, or not with what was asked for.
+    /// The name server did not answer in time, or answered with an error.
     #[error("cannot resolve {name}: {why}")]
     Dns { name: String, why: String },
-    /// There is no such name, or nothing under it.
+    /// The name does not exist or has no address.
     #[error("{0} has no address")]
     NoAddress(String),
-    /// There is no manifest.
+    /// The name does not exist or has no TXT record.
     #[error("no leader manifest: {0} has no TXT record")]
     NoManifest(String),
-    /// Which of them counts is anybody's guess.
+    /// There are several TXT records, so that the manifest is ambiguous.
     #[error("{0} has more than one TXT record")]
     ManyManifests(String),
     /// The manifest is refused.
     #[error("{0}")]
     Manifest(#[from] ManifestError),
-    /// The shard waits for too many answers already.
+    /// Too many lookups are pending on the shard.
     #[error("too many connections wait for the server's address")]
     Overloaded,
 }

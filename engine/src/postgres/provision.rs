@@ -91,8 +91,8 @@ impl DesiredState {
     pub fn new(database: String, read: Password, readwrite: Password) -> std::io::Result<Self> {
         Ok(Self {
             database,
-            read: (read, crate::auth::random::random()?),
-            readwrite: (readwrite, crate::auth::random::random()?),
+            read: (read, crate::auth::random::random_bytes()?),
+            readwrite: (readwrite, crate::auth::random::random_bytes()?),
         })
     }
 

@@ -331,7 +331,7 @@ impl LoginContext<'_> {
             .handler
             .upstream_login
             .upstream_version
-            .newest_or_oldest()
+            .newest_or_fallback()
             .await;
         let mut message = Vec::new();
         let version = negotiate(startup, newest, &mut message);
@@ -356,7 +356,7 @@ impl LoginContext<'_> {
             .handler
             .upstream_login
             .upstream_version
-            .newest_or_oldest()
+            .newest_or_fallback()
             .await;
         let mut request = Vec::new();
         let (mut await_password, version) = request_password(startup, newest, &mut request);

@@ -1,4 +1,8 @@
-//! Refreshes collateral on the control thread, and requests that of this machine's platform.
+//! Refreshes Intel's collateral on the control thread, with exponential back-off, and keeps that of
+//! this machine's platform cached.
+//!
+//! The refresh itself is [`attest::collateral::Refresher`]. This module connects it to the log, the
+//! metrics and the readiness check. A shard must never wait for it.
 
 use std::time::Duration;
 
@@ -101,7 +105,7 @@ pub(crate) async fn refresh_own_platform(
     }
 }
 
-/// The key of the collateral that verifies the quote in this process's own certificate; `None` if
+/// The key of the collateral that verifies the quote in this process's own certificate. `None` if
 /// the certificate has no quote.
 fn own_collateral_key(own: &Identity) -> Option<CollateralKey> {
     let leaf = Leaf::parse(own.certified().cert.first()?).ok()?;

@@ -1,7 +1,7 @@
 //! Discovers the server of a forwarder by DNS: a fixed name, or the leader of a cluster.
 //!
-//! Lookups run on the control thread as a single flight: one at a time, and everyone who waits
-//! gets its result. Shards read the cached result, and request another lookup when it has
+//! Lookups run on the control thread as a single flight: one at a time, and every caller that
+//! waits gets its result. Shards read the cached result, and request another lookup when it has
 //! expired or its addresses do not work.
 
 use std::net::{IpAddr, SocketAddr};
@@ -108,7 +108,7 @@ impl TargetResolver {
         (!has_failed && Instant::now() < cached.expires).then(|| Arc::clone(&cached.target))
     }
 
-    /// Runs [`Self::find`] on the control thread, and calls `done` with its result.
+    /// Runs [`Self::resolve`] on the control thread, and calls `done` with its result.
     pub(crate) fn lookup(
         self: &Arc<Self>,
         failed: Option<Arc<Target>>,
@@ -116,7 +116,7 @@ impl TargetResolver {
     ) {
         let resolver = Arc::clone(self);
         self.control
-            .spawn(async move { done(resolver.find(failed).await) });
+            .spawn(async move { done(resolver.resolve(failed).await) });
     }
 
     /// Returns the result of the lookup in progress, or starts one. `failed` is a target that
@@ -124,7 +124,7 @@ impl TargetResolver {
     ///
     /// # Errors
     /// The name cannot be resolved, or the leader manifest is refused.
-    pub(crate) async fn find(
+    pub(crate) async fn resolve(
         &self,
         failed: Option<Arc<Target>>,
     ) -> Result<Arc<Target>, TargetError> {
@@ -159,11 +159,11 @@ impl TargetResolver {
         leader: &mut LeaderState,
     ) -> Result<(Arc<Target>, Duration), TargetError> {
         match (self.query(leader).await, self.current.load().as_ref()) {
-            // The server may be up although the name server is not.
+            // The server may be up although the name server is down.
             (Err(error @ TargetError::Dns { .. }), Some(last))
                 if self.is_still_leader(leader, &last.target) =>
             {
-                tracing::warn!(%error, "using the last address");
+                tracing::warn!(%error, "cannot query the name server, using the last known address");
                 Ok((Arc::clone(&last.target), STALE_TTL))
             }
             (result, _) => result,
@@ -204,16 +204,16 @@ impl TargetResolver {
         leader: &mut LeaderState,
     ) -> Result<(Arc<Target>, Duration), TargetError> {
         match &self.spec {
-            TargetSpec::Fixed { host, port } => self.addresses(host, *port).await,
-            TargetSpec::Cluster { domain, trust } => {
-                let (manifest, manifest_ttl) = self.manifest(domain, trust).await?;
+            TargetSpec::Fixed { host, port } => self.resolve_target(host, *port).await,
+            TargetSpec::Cluster { domain, policy } => {
+                let (manifest, manifest_ttl) = self.query_manifest(domain, policy).await?;
                 leader.accept(manifest)?;
                 let now = unix_now();
                 let Some(manifest) = leader.leader(now)? else {
                     return Err(TargetError::NoManifest(domain.clone()));
                 };
                 let server = manifest.target();
-                let (target, ttl) = self.addresses(server.host(), server.port()).await?;
+                let (target, ttl) = self.resolve_target(server.host(), server.port()).await?;
                 let valid = Duration::from_secs(manifest.valid_until().saturating_sub(now));
                 Ok((target, ttl.min(manifest_ttl).min(valid)))
             }
@@ -222,10 +222,10 @@ impl TargetResolver {
 
     /// Queries the leader manifest, which must be the only TXT record, and verifies it. Returns
     /// it with its TTL.
-    async fn manifest(
+    async fn query_manifest(
         &self,
         domain: &str,
-        trust: &ManifestPolicy,
+        policy: &ManifestPolicy,
     ) -> Result<(Manifest, Duration), TargetError> {
         let name = format!("_teesql-leader.{}.", domain.trim_end_matches('.'));
         let lookup = with_timeout(&name, self.resolver.txt_lookup(name.as_str())).await?;
@@ -247,11 +247,11 @@ impl TargetResolver {
         };
         let chunks: Vec<&[u8]> = txt.txt_data.iter().map(AsRef::as_ref).collect();
         let unverified = Manifest::parse(&join_chunks(&chunks)?)?;
-        Ok((unverified.verify(trust, unix_now())?, ttl))
+        Ok((unverified.verify(policy, unix_now())?, ttl))
     }
 
     /// Resolves `host`, which may be an IP address, and returns the target with its TTL.
-    async fn addresses(
+    async fn resolve_target(
         &self,
         host: &str,
         port: u16,
@@ -260,7 +260,7 @@ impl TargetResolver {
             .map_err(|_| TargetError::NoAddress(host.to_owned()))?;
         let (addresses, ttl) = match &server {
             ServerName::IpAddress(address) => (vec![IpAddr::from(*address)], MAX_TTL),
-            _ => self.resolve(host).await?,
+            _ => self.lookup_ip(host).await?,
         };
         let addresses: Vec<_> = addresses
             .into_iter()
@@ -278,7 +278,7 @@ impl TargetResolver {
         Ok((Arc::new(target), ttl))
     }
 
-    async fn resolve(&self, host: &str) -> Result<(Vec<IpAddr>, Duration), TargetError> {
+    async fn lookup_ip(&self, host: &str) -> Result<(Vec<IpAddr>, Duration), TargetError> {
         let lookup = with_timeout(host, self.resolver.lookup_ip(host)).await?;
         let Some(lookup) = lookup else {
             return Err(TargetError::NoAddress(host.to_owned()));
@@ -305,6 +305,6 @@ async fn with_timeout<T>(
         Ok(Ok(answer)) => Ok(Some(answer)),
         Ok(Err(error)) if error.is_no_records_found() || error.is_nx_domain() => Ok(None),
         Ok(Err(error)) => Err(failed(error.to_string())),
-        Err(_) => Err(failed("no answer in time".to_owned())),
+        Err(_) => Err(failed(format!("no answer within {QUERY_TIMEOUT:?}"))),
     }
 }

@@ -1,4 +1,4 @@
-//! Probes the protocol version of Postgres, and whether Postgres is up.
+//! Probes at regular intervals whether Postgres is up, and which protocol version it supports.
 //!
 //! The sidecar negotiates the protocol version with a client before it requests the password,
 //! and dials Postgres only after the password was correct. So the version must be known

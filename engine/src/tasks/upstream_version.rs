@@ -39,7 +39,7 @@ impl UpstreamVersion {
 
     /// The newest version to negotiate. Waits up to a second for the first probe to complete,
     /// then falls back to 3.0, which every Postgres supports.
-    pub(crate) async fn newest_or_oldest(&self) -> ProtocolVersion {
+    pub(crate) async fn newest_or_fallback(&self) -> ProtocolVersion {
         let deadline = Instant::now() + FIRST_PROBE_TIMEOUT;
         loop {
             if let Some(newest) = self.newest() {

@@ -29,11 +29,11 @@ pub fn init(format: LogFormat, filter: EnvFilter) -> WorkerGuard {
     guard
 }
 
-/// The filter of `dev`: that of the environment, or else warnings and errors, without the
-/// sidecar's warnings at start, which are about settings that `dev` uses on purpose.
+/// The filter of `dev`: the value of `TEESQL_LOG`, or else warnings and errors. The sidecar's
+/// warnings at start are left out, because `dev` uses weak settings on purpose.
 #[cfg(feature = "mock")]
 #[must_use]
-pub fn quiet() -> EnvFilter {
+pub fn dev_filter() -> EnvFilter {
     EnvFilter::try_from_env("TEESQL_LOG")
         .unwrap_or_else(|_| EnvFilter::new("warn,engine::app::sidecar=error"))
 }

@@ -1,5 +1,7 @@
-//! The process's own TLS identity: a certificate chain with its private key, and the rustls
+//! The TLS identity of this process: a certificate chain with its private key, and the rustls
 //! server configuration that presents it.
+//!
+//! The private key must never appear in an error or a log line.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +25,7 @@ use crate::tls::record_layer::RecordLayer;
 #[derive(Debug, thiserror::Error)]
 #[error("{source_name}: {problem}: {detail}")]
 pub struct IdentityError {
-    /// A file's path, or a description of where the certificate comes from.
+    /// The path of a file, or a description of where the certificate comes from.
     source_name: String,
     problem: &'static str,
     detail: String,
@@ -40,7 +42,7 @@ impl IdentityError {
 }
 
 impl From<rustls::Error> for IdentityError {
-    /// The defaults of rustls are inconsistent. This is a bug.
+    /// rustls rejected its own defaults. This is a bug.
     fn from(error: rustls::Error) -> Self {
         Self::new(&"certificate", "cannot configure TLS", &error)
     }
@@ -55,6 +57,8 @@ pub(crate) struct PemFiles<'a> {
 }
 
 impl<'a> PemFiles<'a> {
+    /// Reads both files.
+    ///
     /// # Errors
     /// A file cannot be read.
     pub(crate) fn read(cert: &'a Path, key: &'a Path) -> Result<Self, IdentityError> {
@@ -79,8 +83,8 @@ impl<'a> PemFiles<'a> {
     }
 }
 
-/// A certificate chain, leaf first, and the private key of the leaf. That the two match has
-/// been checked.
+/// A certificate chain, leaf first, and the private key of the leaf. The constructors check that
+/// the key matches.
 #[derive(Clone)]
 pub struct Identity {
     certified: Arc<CertifiedKey>,
@@ -110,7 +114,11 @@ impl Identity {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| IdentityError::new(&cert, not_pem, &error))?;
         if chain.is_empty() {
-            return Err(IdentityError::new(&cert, not_pem, &"it contains none"));
+            return Err(IdentityError::new(
+                &cert,
+                not_pem,
+                &"the file contains no certificate",
+            ));
         }
         let private = PrivateKeyDer::from_pem_slice(&files.key_pem)
             .map_err(|error| IdentityError::new(&key, "not a PEM private key", &error))?;
@@ -121,9 +129,9 @@ impl Identity {
     ///
     /// # Errors
     /// rustls cannot sign with the key.
-    pub fn from_agent(answer: &TlsKey) -> Result<Self, IdentityError> {
-        let chain = answer.chain_der().iter().cloned();
-        let key = PrivatePkcs8KeyDer::from(answer.key_der().to_vec());
+    pub fn from_agent(response: &TlsKey) -> Result<Self, IdentityError> {
+        let chain = response.chain_der().iter().cloned();
+        let key = PrivatePkcs8KeyDer::from(response.key_der().to_vec());
         Self::new(
             &"the guest agent's certificate",
             chain.map(CertificateDer::from).collect(),
@@ -136,17 +144,23 @@ impl Identity {
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
     ) -> Result<Self, IdentityError> {
-        let leaf = chain
-            .first()
-            .ok_or_else(|| IdentityError::new(source_name, "no certificate", &"there is none"))?;
+        let leaf = chain.first().ok_or_else(|| {
+            IdentityError::new(
+                source_name,
+                "cannot be used",
+                &"the certificate chain is empty",
+            )
+        })?;
         let dates = Leaf::parse(leaf)
             .map(|leaf| (leaf.not_before(), leaf.not_after()))
             .map_err(|error| IdentityError::new(source_name, "cannot be used", &error))?;
         let fingerprint = Chain::copy(std::slice::from_ref(leaf))
             .map(|chain| chain.fingerprint())
             .map_err(|error| IdentityError::new(source_name, "cannot be used", &error))?;
-        let certified = CertifiedKey::from_der(chain, key, &default_provider())
-            .map_err(|error| IdentityError::new(source_name, "does not go with its key", &error))?;
+        let certified =
+            CertifiedKey::from_der(chain, key, &default_provider()).map_err(|error| {
+                IdentityError::new(source_name, "does not match its private key", &error)
+            })?;
         Ok(Self {
             certified: Arc::new(certified),
             source_name: source_name.to_string(),
@@ -156,7 +170,7 @@ impl Identity {
         })
     }
 
-    /// Checks that the leaf is valid at `now`, in unix seconds.
+    /// Checks that the leaf is valid at `now`, in Unix seconds.
     ///
     /// # Errors
     /// It has expired, or is not valid yet.
@@ -177,7 +191,7 @@ impl Identity {
         }
     }
 
-    /// The end of the leaf's validity, inclusive, in unix seconds.
+    /// The end of the leaf's validity, inclusive, in Unix seconds.
     #[must_use]
     pub fn not_after(&self) -> u64 {
         self.not_after
@@ -200,7 +214,7 @@ impl Identity {
     /// `record_layer` seals and opens the records of its TLS 1.3 sessions.
     ///
     /// # Errors
-    /// The defaults of rustls are inconsistent. This is a bug.
+    /// rustls rejected its own defaults. This is a bug.
     pub fn server(
         &self,
         request_client_certificate: bool,

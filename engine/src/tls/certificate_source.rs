@@ -1,4 +1,4 @@
-//! The source of a process's own certificate: PEM files or the guest agent.
+//! The source of the certificate that this process presents: PEM files or the guest agent.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use attest::agent::{Agent, AgentError, TlsKeyRequest};
 use crate::io::clock::unix_now;
 use crate::tls::certificate::{Identity, IdentityError};
 
-/// Seconds by which `not_before` precedes the request, for peers whose clock is slow.
+/// How far `not_before` precedes the request, in seconds, for peers whose clock is slow.
 const BACKDATE: u64 = 300;
 
 /// Where the certificate comes from.
@@ -26,7 +26,7 @@ pub(crate) enum CertificateSource {
         /// The client of the guest agent.
         agent: Agent,
         /// The certificate to request.
-        subject: CertificateRequest,
+        request: CertificateRequest,
     },
 }
 
@@ -71,9 +71,9 @@ impl CertificateSource {
     pub(crate) async fn obtain(&self) -> Result<Identity, CertificateSourceError> {
         let identity = match self {
             Self::Files { cert, key } => Identity::from_files(cert, key)?,
-            Self::Agent { agent, subject } => {
-                let answer = agent.tls_key(&subject.request(unix_now())).await?;
-                Identity::from_agent(&answer)?
+            Self::Agent { agent, request } => {
+                let response = agent.tls_key(&request.tls_key_request(unix_now())).await?;
+                Identity::from_agent(&response)?
             }
         };
         identity.check_dates(unix_now())?;
@@ -82,8 +82,8 @@ impl CertificateSource {
 }
 
 impl CertificateRequest {
-    /// Builds the request to the guest agent at `now`, in unix seconds.
-    pub(crate) fn request(&self, now: u64) -> TlsKeyRequest {
+    /// Builds the request to the guest agent at `now`, in Unix seconds.
+    pub(crate) fn tls_key_request(&self, now: u64) -> TlsKeyRequest {
         TlsKeyRequest {
             subject: self.name.clone(),
             alt_names: self.alt_names.clone(),

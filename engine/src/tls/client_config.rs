@@ -11,13 +11,13 @@ use rustls::{ClientConfig, SignatureScheme};
 use crate::tls::peer_verifier::PossessionVerifier;
 use crate::tls::record_layer::RecordLayer;
 
-/// Builds a configuration for TLS 1.3 and 1.2 that presents `own` to a server that requests
-/// a certificate. `record_layer` seals and opens the records of its TLS 1.3 sessions.
+/// Builds a configuration for TLS 1.3 and 1.2 that presents `client_certificate` to
+/// a server that requests one. `record_layer` seals and opens the records of its TLS 1.3 sessions.
 ///
 /// # Errors
-/// The defaults of rustls are inconsistent. This is a bug.
+/// rustls rejected its own defaults. This is a bug.
 pub(crate) fn client_config(
-    own: Option<Arc<CertifiedKey>>,
+    client_certificate: Option<Arc<CertifiedKey>>,
     record_layer: RecordLayer,
 ) -> Result<Arc<ClientConfig>, rustls::Error> {
     let provider = Arc::new(default_provider());
@@ -25,7 +25,7 @@ pub(crate) fn client_config(
         .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(PossessionVerifier(provider)));
-    let mut config = match own {
+    let mut config = match client_certificate {
         Some(own) => builder.with_client_cert_resolver(Arc::new(SingleCertResolver(own))),
         None => builder.with_no_client_auth(),
     };

@@ -1,4 +1,4 @@
-//! Layer 1: TLS between buffers, certificates, and the configuration of rustls.
+//! Layer 1: TLS sessions that read and write buffers, certificates, and the configuration of rustls.
 //!
 //! It must never decide whether a peer is trusted: that is the attestation gate's task.
 

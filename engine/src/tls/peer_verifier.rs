@@ -2,7 +2,7 @@
 //! private key of the certificate that it presents.
 //!
 //! The attestation gate decides after the handshake whether the peer is admitted. It can
-//! give a reason, which a TLS alert cannot. Nothing may be sent to or accepted from a peer
+//! report a reason, which a TLS alert cannot. Nothing may be sent to or accepted from a peer
 //! before that.
 
 use std::sync::Arc;

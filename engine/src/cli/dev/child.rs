@@ -1,4 +1,4 @@
-//! The command of `dev`.
+//! Runs the command that `dev` starts the cluster for.
 
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use crate::app::signals::ProcessSignals;
 use crate::cli::output::EX_OSERR;
 use crate::cli::subprocess;
 
-/// How long the command may take to exit after the cluster has failed. It is killed then.
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the command may take to exit after SIGTERM, once the cluster has failed. It is then killed.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs the command until it exits, and forwards signals to it.
 ///
@@ -50,8 +50,8 @@ fn forward_signal(signal: SignalKind, child: &Child) {
 }
 
 async fn stop(child: &mut Child) {
-    subprocess::send(Signal::SIGTERM, child);
-    if timeout(TIMEOUT, child.wait()).await.is_err() {
+    subprocess::send_signal(Signal::SIGTERM, child);
+    if timeout(EXIT_TIMEOUT, child.wait()).await.is_err() {
         let _ = child.kill().await;
     }
 }

@@ -1,4 +1,4 @@
-//! The mocks of dstack and Intel, and the settings of the sidecars.
+//! The mock guest agent and PCCS of `dev`, its secrets and files, and the settings of its sidecars.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -30,7 +30,7 @@ pub(super) const TDX_ROOT: &str = "tdx-root.pem";
 pub(super) const CA: &str = "ca.pem";
 pub(super) const CLIENT_CERT: &str = "client.pem";
 pub(super) const CLIENT_KEY: &str = "client.key";
-/// A free port.
+/// Port 0: the system picks a free port.
 const ANY_PORT: &str = "127.0.0.1:0";
 
 /// The mocks, the secrets and the files of the cluster.
@@ -136,13 +136,9 @@ impl Cluster {
     /// The settings of the sidecar in simulator mode.
     pub(super) fn simulator(&self, postgres: &Postgres) -> BTreeMap<&'static str, OsString> {
         let agent = self.agent.endpoint().to_string();
-        // Its default port belongs to the other sidecar's default port.
-        let is_default = self.default_ports && std::env::var_os("TEESQL_LISTEN").is_none();
-        let listen = if is_default {
-            SIMULATOR_LISTEN
-        } else {
-            ANY_PORT
-        };
+        // The fixed port is used only if the other sidecar uses its own.
+        let is_fixed = self.default_ports && std::env::var_os("TEESQL_LISTEN").is_none();
+        let listen = if is_fixed { SIMULATOR_LISTEN } else { ANY_PORT };
         let mut settings = self.settings(postgres);
         settings.extend([
             ("TEESQL_LISTEN", listen.into()),
@@ -170,8 +166,8 @@ fn alt_names() -> String {
 fn request_keys(agent: &Agent, folder: &Path) -> Result<Zeroizing<String>, DevError> {
     let runtime = crate::app::runtime::new_current_thread();
     let runtime = runtime.map_err(system("cannot call the guest agent"))?;
-    let places = attest::agent::AgentAddresses::only(agent.endpoint());
-    let client = attest::agent::Agent::new(places, attest::agent::AgentOptions::default())?;
+    let addresses = attest::agent::AgentAddresses::only(agent.endpoint());
+    let client = attest::agent::Agent::new(addresses, attest::agent::AgentOptions::default())?;
     let request = TlsKeyRequest {
         subject: "dev client".to_owned(),
         usage_ra_tls: true,

@@ -14,7 +14,7 @@ use nix::unistd::{Pid, User, chown};
 
 use super::error::{DevError, system};
 
-/// For accepting the first connection, and for stopping.
+/// The limit for the start, and for the stop.
 const TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How many bytes of its log to show if it does not start.
@@ -31,9 +31,9 @@ impl Postgres {
     /// free port of loopback; as the user `postgres` if this process runs as root.
     pub(super) fn start(folder: &Path, password: &str) -> Result<Self, DevError> {
         let programs = find_programs()?;
-        let owner = owner()?;
+        let owner = postgres_user()?;
         let home = folder.join("postgres");
-        fs::create_dir(&home).map_err(system("cannot create a directory"))?;
+        fs::create_dir(&home).map_err(system("cannot create the directory of Postgres"))?;
         // Temporary directories are accessible to their owner only.
         make_accessible(folder)?;
         if let Some(user) = &owner {
@@ -42,7 +42,7 @@ impl Postgres {
             })?;
         }
         let password_file = home.join("password");
-        fs::write(&password_file, password).map_err(system("cannot write a file"))?;
+        fs::write(&password_file, password).map_err(system("cannot write the password file"))?;
         if let Some(user) = &owner {
             let _ = chown(&password_file, Some(user.uid), Some(user.gid));
         }
@@ -60,17 +60,18 @@ impl Postgres {
             let message = String::from_utf8_lossy(&output.stderr).into_owned();
             return Err(DevError::Postgres(message));
         }
-        Self::serve(&programs, &home, owner.as_ref())
+        Self::run_server(&programs, &home, owner.as_ref())
     }
 
-    fn serve(programs: &Path, home: &Path, owner: Option<&User>) -> Result<Self, DevError> {
+    fn run_server(programs: &Path, home: &Path, owner: Option<&User>) -> Result<Self, DevError> {
         // If another process takes the port meanwhile, Postgres fails with an error.
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .and_then(|listener| listener.local_addr())
-            .map_err(system("no free port"))?
+            .map_err(system("cannot find a free port"))?
             .port();
         let log = home.join("log");
-        let out = fs::File::create(&log).map_err(system("cannot write a file"))?;
+        let out =
+            fs::File::create(&log).map_err(system("cannot create the log file of Postgres"))?;
         let mut server = command(&programs.join("postgres"), owner);
         server
             .arg("-D")
@@ -85,7 +86,7 @@ impl Postgres {
         let mut postgres = Self { server, port };
         match postgres.wait_until_listening() {
             true => Ok(postgres),
-            false => Err(DevError::Postgres(tail(&log))),
+            false => Err(DevError::Postgres(log_tail(&log))),
         }
     }
 
@@ -142,7 +143,7 @@ fn command(program: &Path, owner: Option<&User>) -> Command {
 }
 
 /// The user to run Postgres as, if this process runs as root, which Postgres refuses.
-fn owner() -> Result<Option<User>, DevError> {
+fn postgres_user() -> Result<Option<User>, DevError> {
     if !nix::unistd::geteuid().is_root() {
         return Ok(None);
     }
@@ -183,7 +184,7 @@ fn find_programs() -> Result<PathBuf, DevError> {
     })
 }
 
-fn tail(log: &Path) -> String {
+fn log_tail(log: &Path) -> String {
     let read = || -> io::Result<String> {
         let mut file = fs::File::open(log)?;
         let length = file.metadata()?.len();

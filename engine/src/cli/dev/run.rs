@@ -1,4 +1,4 @@
-//! The life of the cluster: start, instructions or command, stop.
+//! Starts the cluster of `dev`, prints instructions or runs the command, and stops the cluster.
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -19,10 +19,10 @@ use crate::app::signals::ProcessSignals;
 /// it.
 ///
 /// # Errors
-/// [`DevError`]. Nothing is left behind then either.
+/// [`DevError`]. The cluster and its files have been removed.
 pub(super) fn run(command: &[OsString]) -> Result<u8, DevError> {
     let runtime = runtime::new_current_thread().map_err(system("cannot start a thread"))?;
-    // Install the handlers before creating anything that a signal would leave behind.
+    // Install the handlers first. Without them a signal would end the process without clean-up.
     let mut signals = {
         let _entered = runtime.enter();
         ProcessSignals::new().map_err(system("cannot install signal handlers"))?
@@ -52,7 +52,7 @@ async fn run_sidecars(
                     [] => {
                         // A closed standard output does not stop the cluster.
                         let _ = std::io::stdout().write_all(instructions.text().as_bytes());
-                        until_stopped(&mut sidecars, signals).await
+                        wait_for_end(&mut sidecars, signals).await
                     }
                     [program, arguments @ ..] => {
                         let command = instructions.command(program, arguments);
@@ -69,7 +69,7 @@ async fn run_sidecars(
 }
 
 /// Waits for a signal, which is success, or for a sidecar to end.
-async fn until_stopped(
+async fn wait_for_end(
     sidecars: &mut Sidecars,
     signals: &mut ProcessSignals,
 ) -> Result<u8, DevError> {

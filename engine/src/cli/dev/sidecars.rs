@@ -1,5 +1,5 @@
-//! The sidecars of `dev`. Each has its own control thread, as it would in its own process, and gets the
-//! signals of this process through a channel.
+//! The sidecars of `dev`. Each runs on its own control thread, as in a process, and gets the signals of
+//! this process through a channel.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

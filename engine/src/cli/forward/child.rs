@@ -61,8 +61,8 @@ pub(crate) fn run(
             Some(given) => local_url(given, &host, port),
             None => forwarder.dsn(),
         };
-        // Before the child exists, so that no signal for it is lost.
-        let mut signals = Signals::new()?;
+        // Install the handlers before the child exists, so that no signal for it is lost.
+        let mut signals = ForwardedSignals::new()?;
         let mut command = Command::new(program);
         for name in NOT_INHERITED {
             command.env_remove(name);
@@ -81,7 +81,7 @@ pub(crate) fn run(
                 signal = signals.next() => subprocess::forward_signal(signal, &child),
             }
         };
-        // Its last messages may still be in transit.
+        // The last messages of the command may still be in transit.
         forwarder.request_stop();
         if timeout(SESSION_GRACE, forwarder.ended()).await.is_err() {
             forwarder.request_stop();
@@ -164,9 +164,9 @@ const REMOVED_PARAMETERS: [&str; 11] = [
     "gssencmode",
 ];
 
-struct Signals(Vec<(tokio::signal::unix::Signal, Signal)>);
+struct ForwardedSignals(Vec<(tokio::signal::unix::Signal, Signal)>);
 
-impl Signals {
+impl ForwardedSignals {
     fn new() -> io::Result<Self> {
         let all = FORWARDED.map(|(kind, which)| Ok((signal(kind)?, which)));
         all.into_iter().collect::<io::Result<_>>().map(Self)

@@ -86,7 +86,7 @@ fn reloads_changed_files(fixture: &Fixture) {
     expect_refusal("it has expired");
     replace_both(&second);
     replace(&key, &first.key);
-    expect_refusal("does not go with its key");
+    expect_refusal("does not match its private key");
     fs::remove_file(&cert).expect("a file");
     expect_refusal("cannot be read");
     replace_both(&third);

@@ -174,5 +174,5 @@ fn follows_changed_addresses(fixture: &Fixture) {
     dns.stop();
     std::thread::sleep(Duration::from_millis(1200));
     forwarder.assert_reader_connects();
-    forwarder.await_message("using the last address");
+    forwarder.await_message("using the last known address");
 }

@@ -1,9 +1,10 @@
-//! One connection's strings: the watchdog pulls them, the story feels them.
+//! State shared by a connection's handler, its watchdog and its shard: deadlines, termination
+//! requests and byte counts.
 //!
-//! Completion I/O must not be dropped half-way, so nothing here cancels a read
-//! or a write. To end a connection the watchdog shuts its sockets down
-//! (`shutdown(2)`): the read that is waiting returns 0, the write that is
-//! waiting fails, and the story finds out why in [`ConnectionControl::terminate_reason`].
+//! Completion I/O must never be dropped before it has completed, so nothing here cancels a read
+//! or a write. To terminate a connection, the watchdog shuts down its sockets with `shutdown(2)`
+//! (docs/adr/0001-end-io-by-shutdown.md): a pending read returns 0, a pending write fails, and the
+//! handler learns the reason from [`ConnectionControl::terminate_reason`].
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -24,23 +25,24 @@ use crate::session::activity::ShardActivity;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::shard_metrics::ShardMetrics;
 
-/// How long a peer may take to read our last words and close.
+/// How long a peer may take to read the final message and close the connection.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
-/// The idle timeout is checked this often per timeout, so that a session ends
-/// between 1 and 1¼ times the configured time after its last byte, and no
-/// byte sets a timer.
+/// The number of checks per idle timeout. A session ends between 1 and 1.25 times the configured
+/// time after its last byte, and transferring a byte sets no timer.
 const IDLE_CHECKS: u32 = 4;
 
-/// What the watchdog watches for.
+/// The phase of a connection, which decides what the watchdog enforces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
+    /// The login deadline.
     Login,
+    /// The idle timeout.
     Relay,
-    /// The last bytes are on their way.
+    /// [`CLOSE_GRACE`], while the final bytes are sent.
     Closing,
 }
 
-/// Reasons that come from outside of the story.
+/// Why the watchdog or the shard terminates a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TerminateReason {
     LoginTimeout,
@@ -51,8 +53,8 @@ pub(crate) enum TerminateReason {
 }
 
 impl From<TerminateReason> for CloseReason {
-    fn from(order: TerminateReason) -> Self {
-        match order {
+    fn from(reason: TerminateReason) -> Self {
+        match reason {
             TerminateReason::LoginTimeout => CloseReason::LoginTimeout,
             TerminateReason::IdleTimeout => CloseReason::IdleTimeout,
             TerminateReason::Shutdown => CloseReason::Shutdown,
@@ -61,25 +63,25 @@ impl From<TerminateReason> for CloseReason {
     }
 }
 
-/// Shared between a connection's story, its watchdog and its shard.
+/// The shared state of one connection.
 pub(crate) struct ConnectionControl {
     phase: Cell<Phase>,
-    order: Cell<Option<TerminateReason>>,
-    deadline: Instant,
-    client: Cell<Option<RawFd>>,
-    upstream: Cell<Option<RawFd>>,
+    terminate_reason: Cell<Option<TerminateReason>>,
+    login_deadline: Instant,
+    client_fd: Cell<Option<RawFd>>,
+    upstream_fd: Cell<Option<RawFd>>,
     /// Plaintext bytes from the client.
     received: Cell<u64>,
     /// Plaintext bytes to the client.
     sent: Cell<u64>,
     shard_metrics: Rc<ShardMetrics>,
     traffic: Rc<ShardActivity>,
-    watchdog: RefCell<Option<Waker>>,
+    watchdog_waker: RefCell<Option<Waker>>,
     peer: RefCell<Option<Arc<AttestedPeer>>>,
 }
 
-/// Keeps a socket within the watchdog's reach; lets go when dropped, which has
-/// to be before the socket is closed and its number used again.
+/// Registers a socket for `shutdown(2)` by the watchdog. It must be dropped before the socket is
+/// closed, because the kernel may then use its number again.
 pub(crate) struct FdGuard<'a>(&'a Cell<Option<RawFd>>);
 
 impl Drop for FdGuard<'_> {
@@ -90,26 +92,26 @@ impl Drop for FdGuard<'_> {
 
 impl ConnectionControl {
     pub(crate) fn new(
-        deadline: Instant,
+        login_deadline: Instant,
         shard_metrics: Rc<ShardMetrics>,
         traffic: Rc<ShardActivity>,
     ) -> Self {
         Self {
             phase: Cell::new(Phase::Login),
-            order: Cell::new(None),
-            deadline,
-            client: Cell::new(None),
-            upstream: Cell::new(None),
+            terminate_reason: Cell::new(None),
+            login_deadline,
+            client_fd: Cell::new(None),
+            upstream_fd: Cell::new(None),
             received: Cell::new(0),
             sent: Cell::new(0),
             shard_metrics,
             traffic,
-            watchdog: RefCell::new(None),
+            watchdog_waker: RefCell::new(None),
             peer: RefCell::new(None),
         }
     }
 
-    /// Who the client has shown to be, for looking at it again later.
+    /// Stores the attested identity of the peer, which may be revalidated later.
     pub(crate) fn set_peer(&self, peer: Option<Arc<AttestedPeer>>) {
         *self.peer.borrow_mut() = peer;
     }
@@ -118,44 +120,47 @@ impl ConnectionControl {
         self.peer.borrow().clone()
     }
 
-    /// The end of the login, and of everything that happens before it.
+    /// When the login must be complete, including everything before it.
     pub(crate) fn login_deadline(&self) -> Instant {
-        self.deadline
+        self.login_deadline
     }
 
     pub(crate) fn register_client_fd(&self, fd: RawFd) -> FdGuard<'_> {
-        self.client.set(Some(fd));
-        FdGuard(&self.client)
+        self.client_fd.set(Some(fd));
+        FdGuard(&self.client_fd)
     }
 
     pub(crate) fn register_upstream_fd(&self, fd: RawFd) -> FdGuard<'_> {
-        self.upstream.set(Some(fd));
-        if self.order.get().is_some() {
-            self.cut(&self.upstream, Shutdown::Both);
+        self.upstream_fd.set(Some(fd));
+        if self.terminate_reason.get().is_some() {
+            shutdown_fd(&self.upstream_fd, Shutdown::Both);
         }
-        FdGuard(&self.upstream)
+        FdGuard(&self.upstream_fd)
     }
 
-    /// The reason, once the watchdog or the shard wants this connection ended.
+    /// Why this connection was terminated; `None` if it was not.
     pub(crate) fn terminate_reason(&self) -> Option<TerminateReason> {
-        self.order.get()
+        self.terminate_reason.get()
     }
 
-    /// What a failed or ended read means: the order where there is one.
+    /// The meaning of I/O that failed or ended: the reason of the termination if there was one,
+    /// `otherwise` if not.
     pub(crate) fn or_terminated(&self, otherwise: CloseReason) -> CloseReason {
-        self.order.get().map_or(otherwise, CloseReason::from)
+        self.terminate_reason
+            .get()
+            .map_or(otherwise, CloseReason::from)
     }
 
-    /// `wait` to its end, or the order that comes first. Only for what is no I/O
-    /// of this connection: it is dropped.
+    /// Waits for `wait`, or for a termination if that comes first. `wait` is then dropped, so it
+    /// must not do I/O of this connection.
     pub(crate) async fn race_terminated<T>(
         &self,
         wait: impl Future<Output = T>,
     ) -> Result<T, CloseReason> {
         let mut wait = pin!(wait);
-        poll_fn(|cx| match self.order.get() {
-            // The watchdog's own task is this one, and is woken by an order.
-            Some(order) => Poll::Ready(Err(order.into())),
+        poll_fn(|cx| match self.terminate_reason.get() {
+            // A termination wakes the watchdog, which runs in the same task as this.
+            Some(reason) => Poll::Ready(Err(reason.into())),
             None => wait.as_mut().poll(cx).map(Ok),
         })
         .await
@@ -167,7 +172,7 @@ impl ConnectionControl {
         }
     }
 
-    /// From here on there is only [`CLOSE_GRACE`] of time.
+    /// Starts the last phase, in which the peer has [`CLOSE_GRACE`] to read and to close.
     pub(crate) fn closing(&self) {
         self.phase.set(Phase::Closing);
     }
@@ -208,81 +213,83 @@ impl ConnectionControl {
         });
     }
 
-    /// Plaintext bytes from and to the client so far.
+    /// The number of plaintext bytes received from and sent to the client.
     pub(crate) fn bytes(&self) -> (u64, u64) {
         (self.received.get(), self.sent.get())
     }
 
-    /// Asks the connection to end; the first order stands.
-    pub(crate) fn end(&self, order: TerminateReason) {
-        if self.phase.get() == Phase::Closing || self.order.get().is_some() {
+    /// Terminates the connection, unless it is closing already. The first reason is kept.
+    pub(crate) fn terminate(&self, reason: TerminateReason) {
+        if self.phase.get() == Phase::Closing || self.terminate_reason.get().is_some() {
             return;
         }
-        self.order.set(Some(order));
+        self.terminate_reason.set(Some(reason));
         self.phase.set(Phase::Closing);
-        // The client can still be written to, and is told why.
-        self.cut(&self.client, Shutdown::Read);
-        self.cut(&self.upstream, Shutdown::Both);
-        if let Some(waker) = self.watchdog.take() {
+        // The direction to the client stays open, so that the handler can send the reason.
+        shutdown_fd(&self.client_fd, Shutdown::Read);
+        shutdown_fd(&self.upstream_fd, Shutdown::Both);
+        if let Some(waker) = self.watchdog_waker.take() {
             waker.wake();
         }
     }
 
-    fn cut(&self, fd: &Cell<Option<RawFd>>, how: Shutdown) {
-        if let Some(fd) = fd.get() {
-            // ENOTCONN: the peer was faster.
-            let _ = shutdown(fd, how);
-        }
-    }
-
-    /// Enforces the deadlines. Returns when there is nothing left to wait for
-    /// and the story has to be dropped.
+    /// Enforces the deadlines. Returns when the last one has passed: the handler must then be
+    /// dropped.
     pub(crate) async fn watchdog(&self, idle_timeout: Option<Duration>) -> Option<TerminateReason> {
         if self
-            .elapsed_in(
+            .sleep_in_phase(
                 Phase::Login,
-                self.deadline.saturating_duration_since(Instant::now()),
+                self.login_deadline
+                    .saturating_duration_since(Instant::now()),
             )
             .await
         {
-            self.end(TerminateReason::LoginTimeout);
+            self.terminate(TerminateReason::LoginTimeout);
         }
         while self.phase.get() == Phase::Relay {
             let Some(timeout) = idle_timeout else {
-                self.leaves(Phase::Relay).await;
+                self.phase_ended(Phase::Relay).await;
                 break;
             };
-            self.await_idle(timeout).await;
+            self.enforce_idle_timeout(timeout).await;
         }
-        let _ = self.elapsed_in(Phase::Closing, CLOSE_GRACE).await;
-        self.cut(&self.client, Shutdown::Both);
-        self.cut(&self.upstream, Shutdown::Both);
-        let _ = self.elapsed_in(Phase::Closing, CLOSE_GRACE).await;
-        self.order.get()
+        let _ = self.sleep_in_phase(Phase::Closing, CLOSE_GRACE).await;
+        shutdown_fd(&self.client_fd, Shutdown::Both);
+        shutdown_fd(&self.upstream_fd, Shutdown::Both);
+        let _ = self.sleep_in_phase(Phase::Closing, CLOSE_GRACE).await;
+        self.terminate_reason.get()
     }
 
-    async fn await_idle(&self, timeout: Duration) {
+    /// Terminates the session after `timeout` without a byte. Returns also when the phase changes.
+    async fn enforce_idle_timeout(&self, timeout: Duration) {
         let mut last = self.bytes();
-        let mut quiet = 0;
-        while quiet < IDLE_CHECKS {
-            if !self.elapsed_in(Phase::Relay, timeout / IDLE_CHECKS).await {
+        let mut checks_without_bytes = 0;
+        while checks_without_bytes < IDLE_CHECKS {
+            if !self
+                .sleep_in_phase(Phase::Relay, timeout / IDLE_CHECKS)
+                .await
+            {
                 return;
             }
             let now = self.bytes();
-            quiet = if now == last { quiet + 1 } else { 0 };
+            checks_without_bytes = if now == last {
+                checks_without_bytes + 1
+            } else {
+                0
+            };
             last = now;
         }
-        self.end(TerminateReason::IdleTimeout);
+        self.terminate(TerminateReason::IdleTimeout);
     }
 
-    /// Waits for `time`, or until the phase changes: `true` if the time passed.
-    async fn elapsed_in(&self, phase: Phase, time: Duration) -> bool {
-        // Boxed: it has 640 bytes, and a session without an idle timeout waits for
-        // days without one.
+    /// Sleeps for `time`, and returns `true`; or returns `false` as soon as the phase changes.
+    async fn sleep_in_phase(&self, phase: Phase, time: Duration) -> bool {
+        // Boxed, because it takes 640 bytes, and a session without an idle timeout may last for
+        // days and never sleeps here.
         let mut sleep = Box::pin(monoio::time::sleep(time));
-        let mut left = pin!(self.leaves(phase));
+        let mut phase_ended = pin!(self.phase_ended(phase));
         poll_fn(|cx| {
-            if left.as_mut().poll(cx).is_ready() {
+            if phase_ended.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(false);
             }
             sleep.as_mut().poll(cx).map(|()| true)
@@ -290,14 +297,14 @@ impl ConnectionControl {
         .await
     }
 
-    /// The story's own changes need no waker: it is polled just before the
-    /// watchdog, by the same task.
-    async fn leaves(&self, phase: Phase) {
+    /// Waits until the phase changes. A change by the handler needs no waker: the same task polls
+    /// the handler just before the watchdog.
+    async fn phase_ended(&self, phase: Phase) {
         poll_fn(|cx| {
             if self.phase.get() != phase {
                 return Poll::Ready(());
             }
-            let mut waker = self.watchdog.borrow_mut();
+            let mut waker = self.watchdog_waker.borrow_mut();
             if !waker
                 .as_ref()
                 .is_some_and(|known| known.will_wake(cx.waker()))
@@ -307,5 +314,12 @@ impl ConnectionControl {
             Poll::Pending
         })
         .await;
+    }
+}
+
+fn shutdown_fd(fd: &Cell<Option<RawFd>>, how: Shutdown) {
+    if let Some(fd) = fd.get() {
+        // It fails with ENOTCONN if the peer has closed the connection already.
+        let _ = shutdown(fd, how);
     }
 }

@@ -1,9 +1,9 @@
-//! After the login: bytes from one side to the other, looked at by nobody.
+//! The bidirectional relay of a session after the login. It does not interpret the bytes.
 //!
-//! Two half-relays, each strictly one read and then the write of what it
-//! brought, run inside one task. That bounds the memory, passes back-pressure
-//! on in both directions, and lets a busy stream gather larger reads while its
-//! write is under way.
+//! Two half-relays run in one task. Each does one read, and then writes the bytes that it has read
+//! before it reads again. That bounds the memory and passes back-pressure on in both directions.
+//! While a write is in progress, more bytes arrive, so that the reads of a busy stream become
+//! larger. No read or write may be dropped before it has completed.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -21,25 +21,25 @@ use crate::session::tls_stream::TlsStream;
 use crate::telemetry::close_reason::CloseReason;
 use crate::tls::session::{Session, TlsSide};
 
-/// On which side the driver is, which is told why its session ends.
+/// The side of the relay that the database client is on. That side receives an error message when
+/// its session ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ClientSide {
-    /// The sidecar's clients.
+    /// In a sidecar.
     Tls,
-    /// The forwarder's.
+    /// In a forwarder.
     Plain,
 }
 
-/// Moves bytes until both directions have ended, or one failed. `first` is
-/// plaintext that came from the plain side together with its last login
-/// message.
+/// Relays bytes until both directions have ended or one has failed. `received` is plaintext that
+/// arrived from the plain side together with the last message of the login.
 ///
-/// No `async fn`: that would have room for its arguments beside the halves that
-/// they go into, for as long as the session lasts.
+/// This is not an `async fn`, because the future of that would keep space for the arguments, in
+/// addition to the half-relays that they are moved into, for as long as the session lasts.
 pub(crate) fn relay<E: TlsSide>(
     tls: TlsStream<E>,
     plain: Stream,
-    first: Buffer,
+    received: Buffer,
     client_side: ClientSide,
     control: &ConnectionControl,
 ) -> impl Future<Output = CloseReason> {
@@ -62,34 +62,34 @@ pub(crate) fn relay<E: TlsSide>(
         closed: Rc::clone(&closed),
         client_side,
         read: match client_side {
-            // From Postgres. A forwarder's driver sends as much at a time as it can.
+            // Postgres sends small pieces. A forwarder's client writes as much at once as it can.
             ClientSide::Tls => Reader::pausing(plain_read, control),
             ClientSide::Plain => Reader::new(plain_read, control.turns()),
         },
         write: tls_write,
     };
-    try_join(opening.run(tls.plain), sealing.run(first)).map(move |outcome| {
+    try_join(opening.run(tls.plain), sealing.run(received)).map(move |outcome| {
         control.or_terminated(match (closed.get(), outcome) {
             (Some(Side::Plain), _) => CloseReason::UpstreamClosed,
             (Some(Side::Tls), _) | (None, Ok(_)) => CloseReason::ClientClosed,
-            (None, Err(end)) => end,
+            (None, Err(reason)) => reason,
         })
     })
 }
 
-/// Which side ended its stream, and with it the session.
+/// The side that closed its connection, and thereby ended the session.
 #[derive(Clone, Copy)]
 enum Side {
     Tls,
     Plain,
 }
 
-/// The first end is the reason; the other side's only follows it.
-fn first(closed: &Cell<Option<Side>>, side: Side) {
+/// Records which side closed first. The other side closes only as a consequence.
+fn record_close(closed: &Cell<Option<Side>>, side: Side) {
     closed.set(closed.get().or(Some(side)));
 }
 
-/// TLS in, plaintext out.
+/// The half-relay that opens TLS records: TLS in, plaintext out.
 struct Opening<'a, E> {
     session: Rc<RefCell<Session<E>>>,
     control: &'a ConnectionControl,
@@ -97,49 +97,50 @@ struct Opening<'a, E> {
     client_side: ClientSide,
     read: Reader<'a>,
     write: WriteHalf,
-    /// Ciphertext that has been read and not opened.
+    /// Ciphertext that has been read but not opened yet.
     incoming: Buffer,
 }
 
 impl<E: TlsSide> Opening<'_, E> {
     async fn run(mut self, plain: Buffer) -> Result<(), CloseReason> {
-        let mut end = self.pump(plain).await;
+        let mut result = self.relay_until_close(plain).await;
         if self.client_side == ClientSide::Plain {
-            if end.is_ok() && self.closed.get().is_none() && self.control.bytes().1 == 0 {
-                // Not a word to somebody who waits for one.
-                end = Err(CloseReason::ClientIo(io::ErrorKind::UnexpectedEof.into()));
+            if result.is_ok() && self.closed.get().is_none() && self.control.bytes().1 == 0 {
+                // The server closed before it sent a byte, although the client waits for one.
+                result = Err(CloseReason::ClientIo(io::ErrorKind::UnexpectedEof.into()));
             }
-            self.say_goodbye(end.as_ref().err()).await;
+            self.send_error(result.as_ref().err()).await;
         }
-        end?;
-        first(&self.closed, Side::Tls);
-        // An error here means that Postgres hung up at the same time.
+        result?;
+        record_close(&self.closed, Side::Tls);
+        // An error here means that the plain side closed at the same time.
         let _ = self.write.shutdown().await;
         if self.client_side == ClientSide::Plain {
-            // An idle driver may not look for hours, and holds nothing by that.
+            // An idle client may not read the end of the stream for hours. Do not wait for it.
             self.control.closing();
         }
         Ok(())
     }
 
-    /// Tells a driver in plaintext why its session ends: by our order, or by an
-    /// error before the server has said a word.
-    async fn say_goodbye(&mut self, error: Option<&CloseReason>) {
-        let order = self.control.terminate_reason().map(CloseReason::from);
+    /// Sends the client of a forwarder an ErrorResponse with the reason for the end of its
+    /// session: a termination, or an error before the server has sent a byte.
+    async fn send_error(&mut self, error: Option<&CloseReason>) {
+        let termination = self.control.terminate_reason().map(CloseReason::from);
         let error = error.filter(|_| self.control.bytes().1 == 0);
-        if let Some(text) = order
+        if let Some(response) = termination
             .as_ref()
             .or(error)
             .and_then(CloseReason::driver_response)
         {
-            let mut words = Buffer::take(Size::Small);
-            if words.extend(&text) {
-                let _ = self.write.write_all(words).await;
+            let mut outgoing = Buffer::take(Size::Small);
+            if outgoing.extend(&response) {
+                let _ = self.write.write_all(outgoing).await;
             }
         }
     }
 
-    async fn pump(&mut self, mut plain: Buffer) -> Result<(), CloseReason> {
+    /// Relays until the TLS side closes or either side fails.
+    async fn relay_until_close(&mut self, mut plain: Buffer) -> Result<(), CloseReason> {
         loop {
             if !plain.is_empty() {
                 match self.client_side {
@@ -158,8 +159,8 @@ impl<E: TlsSide> Opening<'_, E> {
             let (result, filled) = self.read.read(incoming.make_room()).await;
             self.incoming = filled;
             match result {
-                // Without a close_notify, as many clients do it; Postgres'
-                // messages carry their length, so a cut one is noticed.
+                // Many clients close without close_notify. That is safe, because messages of
+                // the PostgreSQL protocol carry their length: truncation is detected.
                 Ok(0) => break,
                 Ok(_) => {}
                 Err(error) => return Err(CloseReason::ClientIo(error)),
@@ -173,10 +174,10 @@ impl<E: TlsSide> Opening<'_, E> {
         Ok(())
     }
 
-    /// Postgres takes no more bytes: it has closed, and what it said last is
-    /// on its way through the other half. The client's are read and dropped,
-    /// since closing over unread bytes would reset the connection and lose
-    /// those last words.
+    /// Reads and discards the bytes of the TLS side after a write to the plain side has failed.
+    /// The plain side has closed, and the other half-relay may still be sending its last message.
+    /// Closing a socket with unread bytes would reset the connection, and that message would be
+    /// lost.
     async fn discard(&mut self, error: io::Error) -> Result<(), CloseReason> {
         let mut bytes = 0;
         loop {
@@ -188,17 +189,17 @@ impl<E: TlsSide> Opening<'_, E> {
                 Ok(0) | Err(_) => return Ok(()),
                 Ok(n) => bytes += n,
             }
-            if bytes > DISCARD_MOST {
+            if bytes > MAX_DISCARDED_BYTES {
                 return Err(CloseReason::UpstreamIo(error));
             }
         }
     }
 }
 
-/// Bytes of a client that are read and dropped after Postgres has gone.
-const DISCARD_MOST: usize = 16 * 1024 * 1024;
+/// Bytes that [`Opening::discard`] reads at most.
+const MAX_DISCARDED_BYTES: usize = 16 * 1024 * 1024;
 
-/// Plaintext in, TLS out.
+/// The half-relay that seals TLS records: plaintext in, TLS out.
 struct Sealing<'a, E> {
     session: Rc<RefCell<Session<E>>>,
     control: &'a ConnectionControl,
@@ -210,7 +211,7 @@ struct Sealing<'a, E> {
 
 impl<E: TlsSide> Sealing<'_, E> {
     async fn run(mut self, mut plain: Buffer) -> Result<(), CloseReason> {
-        let cause = loop {
+        let read_error = loop {
             if !plain.is_empty() {
                 match self.client_side {
                     ClientSide::Tls => self.control.count_sent(plain.len()),
@@ -234,24 +235,26 @@ impl<E: TlsSide> Sealing<'_, E> {
             }
         };
         drop(plain);
-        if cause.is_none() {
-            first(&self.closed, Side::Plain);
+        if read_error.is_none() {
+            record_close(&self.closed, Side::Plain);
         }
-        self.say_goodbye().await?;
-        // What is left to do is to let the client read and close.
+        self.send_close().await?;
+        // The peer only has to read the final bytes and close.
         self.control.closing();
-        cause.map_or(Ok(()), |error| Err(CloseReason::UpstreamIo(error)))
+        read_error.map_or(Ok(()), |error| Err(CloseReason::UpstreamIo(error)))
     }
 
-    async fn say_goodbye(&mut self) -> Result<(), CloseReason> {
+    /// Sends the client of a sidecar an ErrorResponse if its session was terminated, then
+    /// close_notify and FIN.
+    async fn send_close(&mut self) -> Result<(), CloseReason> {
         let mut outgoing = Buffer::take(Size::Small);
         {
             let mut session = self.session.borrow_mut();
-            let order = self.control.terminate_reason().map(CloseReason::from);
-            let order = order.filter(|_| self.client_side == ClientSide::Tls);
-            if let Some(text) = order.and_then(|end| end.response()) {
+            let termination = self.control.terminate_reason().map(CloseReason::from);
+            let termination = termination.filter(|_| self.client_side == ClientSide::Tls);
+            if let Some(response) = termination.and_then(|reason| reason.response()) {
                 session
-                    .seal(&text, &mut outgoing)
+                    .seal(&response, &mut outgoing)
                     .map_err(CloseReason::TlsSession)?;
             }
             session

@@ -1,5 +1,6 @@
-//! A TLS stream before the relay: the handshake, and whole messages one after
-//! the other.
+//! A TLS stream in the phases before the relay: the handshake, and single messages.
+//!
+//! It must never be split into halves: the relay does that.
 
 use std::io;
 
@@ -10,28 +11,27 @@ use crate::session::control::ConnectionControl;
 use crate::telemetry::close_reason::CloseReason;
 use crate::tls::session::{HandshakeSummary, Session, TlsError, TlsSide};
 
-/// A socket with its session and the bytes between them.
+/// A socket, its TLS session, and the bytes that are buffered between them.
 pub(crate) struct TlsStream<E> {
     pub(crate) stream: Stream,
     pub(crate) session: Session<E>,
-    /// Ciphertext that has been read and not opened.
+    /// Ciphertext that has been read but not opened yet.
     pub(crate) incoming: Buffer,
-    /// Plaintext that has been opened and not used.
+    /// Plaintext that has been opened but not consumed yet.
     pub(crate) plain: Buffer,
 }
 
-/// What can go wrong on it.
+/// Why an operation on a [`TlsStream`] failed.
 #[derive(Debug)]
 pub(crate) enum StreamError {
-    /// The peer's stream ended.
+    /// The peer closed the connection.
     Eof,
     Io(io::Error),
     Tls(TlsError),
 }
 
 impl StreamError {
-    /// What it means on a client's stream after the handshake: the watchdog's
-    /// order where there is one.
+    /// Converts an error of a client's stream after the handshake. A termination takes precedence.
     pub(crate) fn into_close_reason(self, control: &ConnectionControl) -> CloseReason {
         control.or_terminated(match self {
             StreamError::Eof => CloseReason::ClientGone,
@@ -42,7 +42,7 @@ impl StreamError {
 }
 
 impl<E: TlsSide> TlsStream<E> {
-    /// `incoming` may hold the first bytes of the peer's first record.
+    /// `incoming` may contain the first bytes of the peer's first record.
     pub(crate) fn new(stream: Stream, session: Session<E>, incoming: Buffer) -> Self {
         Self {
             stream,
@@ -52,10 +52,10 @@ impl<E: TlsSide> TlsStream<E> {
         }
     }
 
-    /// Runs the handshake to its end, each step in the shard's handshake_queue.
+    /// Performs the handshake. Each step waits in the shard's handshake queue.
     ///
     /// # Errors
-    /// The peer hung up, or broke the protocol; it has been sent the alert.
+    /// The peer closed the connection, or violated the protocol. It has then been sent an alert.
     pub(crate) async fn handshake(
         &mut self,
         handshake_queue: &HandshakeQueue,
@@ -65,10 +65,10 @@ impl<E: TlsSide> TlsStream<E> {
             let opened = self.open_records();
             drop(turn);
             self.send_pending(opened).await?;
-            if let Some(agreed) = self.session.finish() {
-                // What came with the last of it.
+            if let Some(summary) = self.session.finish() {
+                // Records may have arrived together with the last handshake message.
                 self.open().await?;
-                return Ok(agreed);
+                return Ok(summary);
             }
             self.fill().await?;
         }
@@ -77,7 +77,7 @@ impl<E: TlsSide> TlsStream<E> {
     /// Reads until [`Self::plain`] has grown.
     ///
     /// # Errors
-    /// As [`Self::handshake`]. The peer's close_notify counts as the end.
+    /// As [`Self::handshake`]. A close_notify is [`StreamError::Eof`].
     pub(crate) async fn read_more(&mut self) -> Result<(), StreamError> {
         let before = self.plain.len();
         loop {
@@ -92,19 +92,19 @@ impl<E: TlsSide> TlsStream<E> {
         }
     }
 
-    /// Seals and sends a few messages.
+    /// Seals and sends `plain`.
     ///
     /// # Errors
-    /// The socket or the session is broken.
+    /// The connection or the TLS session failed.
     pub(crate) async fn send(&mut self, plain: &[u8]) -> Result<(), StreamError> {
         let mut outgoing = Buffer::take(if plain.len() <= crate::io::buffer::SMALL {
             Size::Small
         } else {
             Size::Large
         });
-        for piece in plain.chunks(crate::io::buffer::LARGE) {
+        for chunk in plain.chunks(crate::io::buffer::LARGE) {
             self.session
-                .seal(piece, &mut outgoing)
+                .seal(chunk, &mut outgoing)
                 .map_err(StreamError::Tls)?;
             let sealed = outgoing.filled().to_vec();
             outgoing.consume(usize::MAX);
@@ -116,7 +116,7 @@ impl<E: TlsSide> TlsStream<E> {
         Ok(())
     }
 
-    /// Says close_notify and ends our direction.
+    /// Sends close_notify. Nothing can be sent after that.
     pub(crate) async fn close(&mut self) {
         let mut outgoing = Buffer::take(Size::Small);
         if self.session.close(&mut outgoing).is_ok() {
@@ -124,13 +124,13 @@ impl<E: TlsSide> TlsStream<E> {
         }
     }
 
-    /// One read from the socket.
+    /// Reads from the socket once.
     async fn fill(&mut self) -> Result<(), StreamError> {
         let incoming = std::mem::replace(&mut self.incoming, Buffer::none());
         let incoming = incoming.make_room();
         if incoming.room() == 0 {
-            // A handshake message beyond a buffer: reading into nothing would
-            // look like the end of the stream.
+            // A handshake message is larger than a buffer. A read into an empty slice would
+            // return 0, like the end of the stream.
             return Err(StreamError::Tls(TlsError::NoRoom));
         }
         let (result, filled) = self.stream.read(incoming).await;
@@ -142,7 +142,7 @@ impl<E: TlsSide> TlsStream<E> {
         }
     }
 
-    /// Opens what has been read, and sends what that calls for.
+    /// Opens the records that have been read, and sends the response that TLS requires.
     async fn open(&mut self) -> Result<(), StreamError> {
         let opened = self.open_records();
         self.send_pending(opened).await
@@ -156,7 +156,7 @@ impl<E: TlsSide> TlsStream<E> {
         self.session.open(&mut self.incoming, &mut self.plain)
     }
 
-    /// What has to be said to what was opened; an alert, if it was no good.
+    /// Sends the response of TLS to the records that were opened: an alert, if that failed.
     async fn send_pending(&mut self, opened: Result<(), TlsError>) -> Result<(), StreamError> {
         let pending = self.session.take_pending();
         if !pending.is_empty() {

@@ -237,7 +237,7 @@ impl<S: ConnectionHandler> Shard<S> {
             }
             Message::TerminateAll => {
                 for control in self.controls() {
-                    control.end(TerminateReason::Shutdown);
+                    control.terminate(TerminateReason::Shutdown);
                 }
             }
             Message::Revalidate => drop(monoio::spawn(Rc::clone(self).revalidate())),

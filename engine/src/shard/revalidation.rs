@@ -78,7 +78,7 @@ impl<S: ConnectionHandler> Shard<S> {
                 .peer()
                 .and_then(|peer| gate.still_admits(peer.chain()).now_or_never());
             if !matches!(admitted, Some(Ok(()))) {
-                control.end(TerminateReason::Denied(denial.code()));
+                control.terminate(TerminateReason::Denied(denial.code()));
             }
         }
     }

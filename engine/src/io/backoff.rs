@@ -1,7 +1,7 @@
 //! Exponential back-off: each delay is twice the one before, up to a maximum.
 //!
-//! It has no jitter: every user retries its own dependency on the same machine, or one
-//! server that it shares with few others.
+//! There is no jitter, because the operations that use it retry a service on the same machine, or
+//! one that few machines share.
 
 use std::time::Duration;
 

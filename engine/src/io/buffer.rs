@@ -1,10 +1,9 @@
-//! I/O buffers that the kernel may hold on to, and the shard's pool of them.
+//! I/O buffers that are passed to the kernel by ownership, and a pool of them for each thread.
 //!
-//! io_uring reads and writes memory by address while a future may already be
-//! gone, so monoio's buffer traits are unsafe to implement. Everything but three
-//! lines of `net.rs` builds on the safe surface below. The memory is zeroed once,
-//! when it is allocated, and stays initialised for good; stale bytes of an earlier
-//! user are never readable, since only `start..end` is.
+//! io_uring may access the memory of a buffer after the future of the operation has been dropped,
+//! so monoio's buffer traits are unsafe to implement. Together with a few lines of `stream.rs`, this
+//! file has all the unsafe code. Memory is zeroed when it is allocated and remains initialised from
+//! then on. Bytes of an earlier use must never become readable: only `start..end` is.
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
@@ -12,40 +11,40 @@ use std::cell::RefCell;
 use monoio::buf::{IoBuf, IoBufMut};
 use zeroize::Zeroize;
 
-/// Most bytes that one read takes into a tiny buffer, which is what an idle
-/// session waits with: a query by primary key and its answer have about 100.
+/// The maximum of one read into a tiny buffer, in bytes. An idle session waits with such a buffer. A
+/// query by primary key and its result have about 100 bytes.
 pub(crate) const TINY: usize = 512;
-/// Most bytes that one read takes into a small buffer: what Postgres sends at
-/// a time (`PQ_SEND_BUFFER_SIZE`, src/backend/libpq/pqcomm.c).
+/// The maximum of one read into a small buffer, in bytes: as much as Postgres sends at a time (`PQ_SEND_BUFFER_SIZE`, src/backend/libpq/pqcomm.c).
 pub(crate) const SMALL: usize = 8 * 1024;
-/// Most bytes that one read takes into a large buffer: eight full TLS records.
+/// The maximum of one read into a large buffer, in bytes: eight full TLS records.
 pub(crate) const LARGE: usize = 128 * 1024;
-/// Room past what a read may take, so that the same bytes still fit once they
-/// are sealed: 22 bytes a record (RFC 8446, 5.2) and a KeyUpdate or an alert.
+/// Additional space that reads do not use, so that the bytes of one read still fit after they have been
+/// sealed: 22 bytes for each record (RFC 8446, 5.2), and a KeyUpdate or an alert.
 const SLACK: usize = 512;
-/// The same for one record.
+/// The same for a tiny buffer, which holds one record.
 const TINY_SLACK: usize = 128;
-/// Buffers of a size that an idle shard keeps: 1 MiB of large ones.
-const KEEP: [usize; 3] = [256, 64, 8];
+/// Maximum number of pooled buffers of each size: 160 KiB of tiny ones, 544 KiB of small ones and 1 MiB
+/// of large ones.
+const POOL_CAPACITY: [usize; 3] = [256, 64, 8];
 
 thread_local! {
     static POOL: RefCell<[Vec<Box<[u8]>>; 3]> =
         const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
 }
 
-/// How much a buffer holds.
+/// The size class of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Size {
-    /// [`TINY`] bytes a read: a short query and its answer, or nothing for now.
+    /// [`TINY`] bytes for a read: a short query and its result, or an idle session.
     Tiny,
-    /// [`SMALL`] bytes a read: a query and its answer.
+    /// [`SMALL`] bytes for a read: a query and its result.
     Small,
-    /// [`LARGE`] bytes a read: a stream.
+    /// [`LARGE`] bytes for a read: a stream.
     Large,
 }
 
 impl Size {
-    /// Most bytes that one read takes.
+    /// The maximum of one read, in bytes.
     pub(crate) const fn bytes(self) -> usize {
         match self {
             Size::Tiny => TINY,
@@ -54,8 +53,8 @@ impl Size {
         }
     }
 
-    /// Bytes of its allocation.
-    const fn storage(self) -> usize {
+    /// The size of the allocation, in bytes.
+    const fn allocation(self) -> usize {
         match self {
             Size::Tiny => TINY + TINY_SLACK,
             Size::Small | Size::Large => self.bytes() + SLACK,
@@ -70,7 +69,7 @@ impl Size {
         }
     }
 
-    /// The next one up; the largest is its own.
+    /// The next larger size. For the largest, the same.
     pub(crate) const fn larger(self) -> Self {
         match self {
             Size::Tiny => Size::Small,
@@ -78,7 +77,7 @@ impl Size {
         }
     }
 
-    /// The next one down; the smallest is its own.
+    /// The next smaller size. For the smallest, the same.
     pub(crate) const fn smaller(self) -> Self {
         match self {
             Size::Large => Size::Small,
@@ -87,7 +86,7 @@ impl Size {
     }
 }
 
-/// A byte queue in one allocation: filled at the back, consumed at the front.
+/// A FIFO of bytes in one allocation: bytes are appended at the end and consumed at the start.
 pub(crate) struct Buffer {
     storage: Box<[u8]>,
     start: usize,
@@ -96,10 +95,10 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    /// An empty buffer from this shard's pool.
+    /// Takes an empty buffer from the pool of this thread, or allocates one.
     pub(crate) fn take(size: Size) -> Self {
         let pooled = POOL.with_borrow_mut(|pool| pool.get_mut(size.class()).and_then(Vec::pop));
-        let storage = pooled.unwrap_or_else(|| vec![0; size.storage()].into_boxed_slice());
+        let storage = pooled.unwrap_or_else(|| vec![0; size.allocation()].into_boxed_slice());
         Self {
             storage,
             start: 0,
@@ -108,7 +107,7 @@ impl Buffer {
         }
     }
 
-    /// No buffer at all: what is left in place while the kernel has the other.
+    /// A placeholder without memory, for the time while the kernel owns the buffer.
     pub(crate) fn none() -> Self {
         Self {
             storage: Box::default(),
@@ -140,7 +139,7 @@ impl Buffer {
             .unwrap_or_default()
     }
 
-    /// Drops `n` bytes at the front; all of them where there are fewer.
+    /// Removes `n` bytes from the start, or all if there are fewer.
     pub(crate) fn consume(&mut self, n: usize) {
         self.start = self.end.min(self.start.saturating_add(n));
         if self.start == self.end {
@@ -149,23 +148,23 @@ impl Buffer {
         }
     }
 
-    /// The free room at the back that a read may use.
+    /// The free space at the end that a read may use.
     pub(crate) fn room_mut(&mut self) -> &mut [u8] {
         let end = self.storage.len().min(self.size.bytes());
         self.storage.get_mut(self.end..end).unwrap_or_default()
     }
 
-    /// The free room at the back, slack included.
+    /// The free space at the end, including the slack.
     pub(crate) fn spare_mut(&mut self) -> &mut [u8] {
         self.storage.get_mut(self.end..).unwrap_or_default()
     }
 
-    /// Declares `n` bytes of [`Self::spare_mut`] written.
+    /// Marks `n` bytes of [`Self::spare_mut`] as written.
     pub(crate) fn advance(&mut self, n: usize) {
         self.end = self.storage.len().min(self.end.saturating_add(n));
     }
 
-    /// Appends all of `bytes`, or nothing and `false` where they do not fit.
+    /// Appends `bytes` and returns `true`. If they do not fit, appends nothing and returns `false`.
     #[must_use]
     pub(crate) fn extend(&mut self, bytes: &[u8]) -> bool {
         match self.spare_mut().get_mut(..bytes.len()) {
@@ -178,13 +177,13 @@ impl Buffer {
         }
     }
 
-    /// Bytes that a read may still add.
+    /// How many bytes a read may add.
     pub(crate) fn room(&self) -> usize {
         self.size.bytes().saturating_sub(self.end)
     }
 
-    /// Makes room at the back: moves what is left to the front and, where a
-    /// read would still find less than half a buffer, into a larger one.
+    /// Makes space for a read. Moves the remaining bytes to the start, or into a larger buffer if less
+    /// than half of this one would be free.
     #[must_use]
     pub(crate) fn make_room(mut self) -> Self {
         if self.start > 0 {
@@ -202,17 +201,17 @@ impl Buffer {
     #[must_use]
     pub(crate) fn grown(self) -> Self {
         let mut larger = Self::take(self.size.larger());
-        // A buffer with its slack fits into an empty one of the next size, and
-        // the largest into itself.
+        // It cannot fail: even with its slack, a buffer fits into an empty one of the next size, and
+        // the largest one into another of its size.
         let _ = larger.extend(self.filled());
         larger
     }
 
-    /// Overwrites all but what is still to be used: for buffers that have held
-    /// a password.
-    pub(crate) fn wipe_used(&mut self) {
-        let (used, rest) = self.storage.split_at_mut(self.start);
-        used.zeroize();
+    /// Overwrites all memory except the bytes that have not been consumed. For buffers that have
+    /// contained a password.
+    pub(crate) fn wipe_consumed(&mut self) {
+        let (consumed, rest) = self.storage.split_at_mut(self.start);
+        consumed.zeroize();
         if let Some(free) = rest.get_mut(self.end - self.start..) {
             free.zeroize();
         }
@@ -226,20 +225,21 @@ impl Drop for Buffer {
             return;
         }
         let class = self.size.class();
-        // The thread may be on its way out, with the pool already gone.
+        // The pool may already have been destroyed because the thread ends.
         let _ = POOL.try_with(|pool| {
             if let Ok(mut pool) = pool.try_borrow_mut()
-                && let (Some(kept), Some(most)) = (pool.get_mut(class), KEEP.get(class))
-                && kept.len() < *most
+                && let (Some(pooled), Some(capacity)) =
+                    (pool.get_mut(class), POOL_CAPACITY.get(class))
+                && pooled.len() < *capacity
             {
-                kept.push(storage);
+                pooled.push(storage);
             }
         });
     }
 }
 
-// SAFETY: the pointer is into a boxed slice, which stays where it is when the
-// `Buffer` moves; `start..end` is inside it and initialised.
+// SAFETY: the pointer points into a boxed slice, whose address does not change when the `Buffer` is
+// moved. `start..end` is inside it and initialised.
 unsafe impl IoBuf for Buffer {
     fn read_ptr(&self) -> *const u8 {
         self.filled().as_ptr()
@@ -250,8 +250,8 @@ unsafe impl IoBuf for Buffer {
     }
 }
 
-// SAFETY: as above; `write_ptr` has `bytes_total` writable bytes behind it,
-// since `end + room()` never passes the end of the storage.
+// SAFETY: as above. `bytes_total` bytes after `write_ptr` are writable, since `end + room()` never
+// exceeds the length of the storage.
 unsafe impl IoBufMut for Buffer {
     fn write_ptr(&mut self) -> *mut u8 {
         self.spare_mut().as_mut_ptr()
@@ -266,7 +266,7 @@ unsafe impl IoBufMut for Buffer {
     }
 }
 
-/// Buffers of a size in this thread's pool.
+/// The number of buffers of a size in the pool of this thread.
 #[cfg(test)]
 pub(crate) fn pooled(size: Size) -> usize {
     POOL.with_borrow(|pool| pool[size.class()].len())
@@ -277,7 +277,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_queue_of_bytes() {
+    fn bytes_are_consumed_in_order() {
         let mut buffer = Buffer::take(Size::Small);
         assert!(buffer.extend(b"hello world"));
         buffer.consume(6);
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn grows_when_a_read_would_find_little_room() {
+    fn make_room_grows_a_buffer_that_is_half_full() {
         let mut buffer = Buffer::take(Size::Small);
         assert!(buffer.extend(&[7; SMALL / 2 + 1]));
         let buffer = buffer.make_room();
@@ -300,18 +300,18 @@ mod tests {
     }
 
     #[test]
-    fn what_a_tiny_one_holds_fits_all_the_way_up() {
+    fn a_full_buffer_fits_into_each_larger_size() {
         let mut buffer = Buffer::take(Size::Tiny);
-        const MOST: usize = TINY + TINY_SLACK;
-        assert!(buffer.extend(&[7; MOST]));
+        const FULL: usize = TINY + TINY_SLACK;
+        assert!(buffer.extend(&[7; FULL]));
         let buffer = buffer.grown();
-        assert_eq!((buffer.size(), buffer.len()), (Size::Small, MOST));
+        assert_eq!((buffer.size(), buffer.len()), (Size::Small, FULL));
         let buffer = buffer.grown();
-        assert_eq!((buffer.size(), buffer.len()), (Size::Large, MOST));
+        assert_eq!((buffer.size(), buffer.len()), (Size::Large, FULL));
     }
 
     #[test]
-    fn refuses_what_does_not_fit() {
+    fn extend_refuses_bytes_that_do_not_fit() {
         let mut buffer = Buffer::take(Size::Small);
         assert!(!buffer.extend(&[0; SMALL + SLACK + 1]));
         assert!(buffer.is_empty());
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pool_hands_back_storage_without_its_bytes() {
+    fn a_pooled_buffer_is_empty() {
         let mut buffer = Buffer::take(Size::Large);
         assert!(buffer.extend(b"secret"));
         let address = buffer.read_ptr();
@@ -331,14 +331,14 @@ mod tests {
     }
 
     #[test]
-    fn wiping_leaves_only_what_is_to_be_used() {
+    fn wipe_consumed_keeps_only_the_unconsumed_bytes() {
         let mut buffer = Buffer::take(Size::Small);
         assert!(buffer.extend(b"secret and more"));
         buffer.consume(7);
-        buffer.wipe_used();
+        buffer.wipe_consumed();
         assert_eq!(buffer.filled(), b"and more");
         buffer.consume(8);
-        buffer.wipe_used();
+        buffer.wipe_consumed();
         assert!(buffer.storage.iter().all(|byte| *byte == 0));
     }
 }

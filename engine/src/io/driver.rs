@@ -1,8 +1,8 @@
-//! Which kernel interface moves the bytes: io_uring, or epoll where a kernel
-//! or a container's seccomp profile does not allow it.
+//! The I/O driver of the shards: io_uring, or epoll if the kernel or a seccomp profile of the
+//! container does not allow io_uring.
 //!
-//! monoio's own `FusionDriver` falls back without a word; here the choice is
-//! made once, before the shards start, and logged.
+//! monoio's `FusionDriver` falls back silently. Here the choice is made once, before the shards
+//! start, so that it can be logged.
 
 use std::future::Future;
 use std::io;
@@ -16,9 +16,9 @@ const RING_ENTRIES: u32 = 1024;
 /// The `driver` setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DriverChoice {
-    /// io_uring where it works, else epoll.
+    /// io_uring if the kernel allows it, otherwise epoll.
     Auto,
-    /// io_uring, or no start.
+    /// io_uring. The process does not start without it.
     IoUring,
     /// epoll.
     Epoll,
@@ -55,34 +55,34 @@ impl std::str::FromStr for DriverChoice {
     }
 }
 
-/// Settles the choice by making a ring, and says why where it fails.
+/// Chooses the driver by creating a ring. With [`DriverChoice::Auto`], a fallback to epoll is returned
+/// with the error that caused it.
 ///
 /// # Errors
-/// io_uring was asked for and the kernel refuses it.
+/// [`DriverChoice::IoUring`] is set and the kernel refuses io_uring.
 pub fn choose(choice: DriverChoice) -> io::Result<(IoDriver, Option<io::Error>)> {
     match choice {
         DriverChoice::Epoll => Ok((IoDriver::Epoll, None)),
-        DriverChoice::IoUring => ring().map(|_| (IoDriver::IoUring, None)),
-        DriverChoice::Auto => Ok(match ring() {
+        DriverChoice::IoUring => io_uring_runtime().map(|_| (IoDriver::IoUring, None)),
+        DriverChoice::Auto => Ok(match io_uring_runtime() {
             Ok(_) => (IoDriver::IoUring, None),
             Err(error) => (IoDriver::Epoll, Some(error)),
         }),
     }
 }
 
-/// Makes a runtime with the cheapest ring that this kernel has.
+/// Builds a runtime with the most efficient ring flags that the kernel supports.
 ///
-/// COOP_TASKRUN (Linux 5.19) lets completions wait for the shard's next system
-/// call instead of interrupting it, SINGLE_ISSUER (6.0) tells the kernel that
-/// only this thread submits: together 10 % of a small query's CPU. What must
-/// not be set is DEFER_TASKRUN: completions would then wait until the shard
-/// sleeps, and monoio's loop does not while it has work
+/// With COOP_TASKRUN (Linux 5.19), completions wait for the shard's next system call instead of
+/// interrupting it. SINGLE_ISSUER (6.0) tells the kernel that only this thread submits. Together
+/// they save 10 % of the CPU time of a small query. DEFER_TASKRUN must not be set: completions
+/// would then wait until the shard sleeps, which monoio's loop does not do while it has work
 /// (docs/adr/0005-io-uring-ring-flags.md).
-fn ring() -> io::Result<Runtime<TimeDriver<IoUringDriver>>> {
+fn io_uring_runtime() -> io::Result<Runtime<TimeDriver<IoUringDriver>>> {
     let mut flags = io_uring::IoUring::builder();
     flags.setup_coop_taskrun().setup_single_issuer();
     build(flags).or_else(|error| match error.kind() {
-        // An older kernel does not know them.
+        // Older kernels do not support the flags.
         io::ErrorKind::InvalidInput => build(io_uring::IoUring::builder()),
         _ => Err(error),
     })
@@ -96,13 +96,13 @@ fn build(flags: io_uring::Builder) -> io::Result<Runtime<TimeDriver<IoUringDrive
         .build()
 }
 
-/// Runs `main` to its end on a new runtime of this thread.
+/// Runs `main` on a new runtime of this thread until it has completed.
 ///
 /// # Errors
-/// The runtime cannot be made.
+/// The runtime cannot be created.
 pub(crate) fn block_on<F: Future>(driver: IoDriver, main: F) -> io::Result<F::Output> {
     match driver {
-        IoDriver::IoUring => Ok(ring()?.block_on(main)),
+        IoDriver::IoUring => Ok(io_uring_runtime()?.block_on(main)),
         IoDriver::Epoll => Ok(RuntimeBuilder::<LegacyDriver>::new()
             .enable_timer()
             .build()?
@@ -122,9 +122,8 @@ mod tests {
 
     use super::*;
 
-    /// Reads a byte in a task that never lets the shard sleep. (A second, busy
-    /// task would not do: monoio 0.2.4 puts a task that wakes itself in front
-    /// of all others.)
+    /// Reads a byte in a task that wakes itself, so that the shard never sleeps. A separate busy task
+    /// would prevent the read, because monoio 0.2.4 polls a task that wakes itself before all others.
     async fn read_without_sleep() -> bool {
         let (mut far, near) = StdUnixStream::pair().unwrap();
         near.set_nonblocking(monoio::utils::is_legacy()).unwrap();
@@ -136,10 +135,10 @@ mod tests {
         });
         let task = monoio::spawn(async move {
             let mut read = std::pin::pin!(near.read(vec![0; 1]));
-            let give_up = Instant::now() + Duration::from_secs(10);
+            let deadline = Instant::now() + Duration::from_secs(10);
             std::future::poll_fn(|cx| match read.as_mut().poll(cx) {
                 Poll::Ready((result, _)) => Poll::Ready(result.unwrap() == 1),
-                Poll::Pending if Instant::now() > give_up => Poll::Ready(false),
+                Poll::Pending if Instant::now() > deadline => Poll::Ready(false),
                 Poll::Pending => {
                     cx.waker().wake_by_ref();
                     Poll::Pending
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_is_one_of_three_words() {
+    fn parses_the_three_values_of_the_setting() {
         assert_eq!("io_uring".parse(), Ok(DriverChoice::IoUring));
         assert!("iouring".parse::<DriverChoice>().is_err());
     }

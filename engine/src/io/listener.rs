@@ -1,4 +1,7 @@
-//! Where clients come in: listeners that share a port, and Unix sockets.
+//! Listening sockets: TCP sockets that share a port with `SO_REUSEPORT`, one for each shard, and Unix
+//! sockets.
+//!
+//! A second process must never share the port unnoticed, since it would receive a part of the clients.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,26 +14,25 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use crate::io::peer::Peer;
 use crate::io::stream::{Stream, tune};
 
-/// Pending connections a shard's listener holds; the kernel caps it further at
-/// `net.core.somaxconn` (4,096 since Linux 5.4).
+/// Pending connections in the accept queue of one listener. The kernel limits it further to
+/// `net.core.somaxconn`, which is 4,096 since Linux 5.4.
 const BACKLOG: i32 = 4096;
 
-/// An address that is ours, at which nobody is let in yet: until
-/// [`Self::open`], connections are refused there, as is right while nobody could
-/// answer them. In a listener's queue they would hang instead.
+/// Sockets that are bound but do not listen yet. Connections are refused until [`Self::open`]. In an
+/// accept queue they would hang while the process waits for its dependencies.
 #[derive(Debug)]
 pub(crate) struct BoundListener {
     address: SocketAddr,
     sockets: Vec<Socket>,
 }
 
-/// Binds `count` sockets to one address with `SO_REUSEPORT`; port 0 becomes
-/// one free port for all of them.
+/// Binds `count` sockets to one address with `SO_REUSEPORT`. With port 0 all of them get the same free
+/// port.
 ///
 /// # Errors
 /// The address is in use, not local, or not permitted.
 pub(crate) fn bind(address: SocketAddr, count: usize) -> io::Result<BoundListener> {
-    check_alone(address)?;
+    check_unused(address)?;
     let first = bound_socket(address, true)?;
     let address = first
         .local_addr()?
@@ -44,17 +46,17 @@ pub(crate) fn bind(address: SocketAddr, count: usize) -> io::Result<BoundListene
 }
 
 impl BoundListener {
-    /// Where it is.
+    /// The address that the sockets are bound to.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// From here on, clients can connect.
+    /// Starts listening.
     ///
     /// # Errors
-    /// Another process listens there meanwhile.
+    /// Another process listens on the address.
     pub(crate) fn open(self) -> io::Result<Vec<std::net::TcpListener>> {
-        check_alone(self.address)?;
+        check_unused(self.address)?;
         for socket in &self.sockets {
             socket.listen(BACKLOG)?;
         }
@@ -62,9 +64,9 @@ impl BoundListener {
     }
 }
 
-/// `SO_REUSEPORT` would let a second copy of the process join in silently and
-/// take half of the connections. A plain bind fails where anybody listens.
-fn check_alone(address: SocketAddr) -> io::Result<()> {
+/// Fails if another process listens on the address. With `SO_REUSEPORT`, a second copy of this
+/// process would start without an error and receive half of the connections; a bind without it fails.
+fn check_unused(address: SocketAddr) -> io::Result<()> {
     bound_socket(address, false).map(drop)
 }
 
@@ -76,17 +78,17 @@ fn bound_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     )?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shared)?;
-    // What is accepted inherits it: five system calls less for each connection.
+    // Accepted sockets inherit these options, which saves five system calls for each connection.
     tune(&socket, address)?;
     socket.bind(&address.into())?;
     Ok(socket)
 }
 
-/// Binds a Unix socket, for this user only. A socket file that nobody listens
-/// on any more is replaced.
+/// Binds a Unix socket that only the user of this process can connect to. A stale socket file is
+/// replaced.
 ///
 /// # Errors
-/// Somebody listens there, or the folder is not ours to write to.
+/// Another process listens on the path, or the directory is not writable.
 pub(crate) fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     use std::os::unix::fs::{FileTypeExt, PermissionsExt};
     if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
@@ -100,35 +102,36 @@ pub(crate) fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListe
     Ok(listener)
 }
 
-/// The path of a Unix socket.
+/// The path that a Unix socket is bound to.
 pub(crate) fn unix_path(fd: RawFd) -> Option<PathBuf> {
     use nix::sys::socket::{SockaddrStorage, getsockname};
     let address = getsockname::<SockaddrStorage>(fd).ok()?;
     address.as_unix_addr()?.path().map(Path::to_owned)
 }
 
-/// Connects and hangs up, without waiting. Where the queue is full there is
-/// something to accept anyway.
+/// Makes a pending accept return, by a connection that is closed immediately. This never waits: if
+/// the accept queue is full, a connection is pending anyway.
 pub(crate) fn wake_accept(path: &Path) {
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None);
     let _ = socket.and_then(|socket| socket.connect(&SockAddr::unix(path)?));
 }
 
-/// A listener on its way to its shard.
+/// A listener before it is moved to the thread of its shard.
 pub(crate) enum Listener {
     Tcp(std::net::TcpListener),
     Unix(std::os::unix::net::UnixListener),
 }
 
-/// A shard's listener.
+/// A listener on the monoio runtime of its shard.
 pub(crate) enum ActiveListener {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
 impl Listener {
+    /// Registers the listener with the runtime of this thread.
     pub(crate) fn on_this_thread(self) -> io::Result<ActiveListener> {
-        // io_uring answers EAGAIN for a non-blocking socket instead of waiting.
+        // io_uring completes with EAGAIN on a non-blocking socket instead of waiting.
         let nonblocking = monoio::utils::is_legacy();
         Ok(match self {
             Listener::Tcp(listener) => {
@@ -151,7 +154,7 @@ impl ActiveListener {
         }
     }
 
-    /// The next connection.
+    /// Accepts the next connection.
     pub(crate) async fn accept(&self) -> io::Result<(Stream, Peer)> {
         match self {
             ActiveListener::Tcp(listener) => {
@@ -171,16 +174,16 @@ mod tests {
     use super::*;
     use crate::io::stream::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_RETRIES};
 
-    fn free() -> BoundListener {
+    fn bind_free_port() -> BoundListener {
         bind("127.0.0.1:0".parse().unwrap(), 3).unwrap()
     }
 
     #[test]
     fn listeners_share_one_free_port() {
-        let door = free();
-        let address = door.address();
+        let bound = bind_free_port();
+        let address = bound.address();
         assert_ne!(address.port(), 0);
-        let listeners = door.open().unwrap();
+        let listeners = bound.open().unwrap();
         let addresses: Vec<_> = listeners
             .iter()
             .map(|listener| listener.local_addr().unwrap())
@@ -189,10 +192,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_accepted_is_tuned_like_its_listener() {
-        let door = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
-        let address = door.address();
-        let listeners = door.open().unwrap();
+    fn an_accepted_socket_inherits_the_options_of_its_listener() {
+        let bound = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+        let address = bound.address();
+        let listeners = bound.open().unwrap();
         let _client = std::net::TcpStream::connect(address).unwrap();
         let (accepted, _) = listeners[0].accept().unwrap();
         let accepted = Socket::from(accepted);
@@ -208,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_over_a_network_has_the_systems_congestion_control() {
+    fn a_socket_not_on_loopback_keeps_the_default_congestion_control() {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         let untouched = socket.tcp_congestion().unwrap();
         for address in ["0.0.0.0:5433", "192.0.2.1:5433"] {
@@ -218,23 +221,23 @@ mod tests {
     }
 
     #[test]
-    fn nobody_connects_before_it_is_open() {
-        let door = free();
-        let address = door.address();
+    fn connections_are_refused_before_open() {
+        let bound = bind_free_port();
+        let address = bound.address();
         let error = std::net::TcpStream::connect(address).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-        let _listeners = door.open().unwrap();
+        let _listeners = bound.open().unwrap();
         std::net::TcpStream::connect(address).unwrap();
     }
 
     #[test]
-    fn a_second_process_cannot_join_the_port_unnoticed() {
-        let (first, second) = (free(), free());
+    fn a_second_process_cannot_share_the_port() {
+        let (first, second) = (bind_free_port(), bind_free_port());
         let address = first.address();
-        // Both are waiting: whoever opens first has it.
-        let rival = bind(address, 2).unwrap();
+        // Two processes may bind the address; only the first one can listen on it.
+        let late = bind(address, 2).unwrap();
         let _listeners = first.open().unwrap();
-        let error = rival.open().unwrap_err();
+        let error = late.open().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         let error = bind(address, 2).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);

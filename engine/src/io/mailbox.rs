@@ -1,9 +1,10 @@
-//! Messages from other threads to a shard.
+//! A multi-producer, single-consumer channel from other threads to a shard, which is woken through a
+//! socket pair (the self-pipe trick).
 //!
-//! The bell is one end of a socket pair that the shard reads like any other
-//! socket, so that both drivers wait for it and monoio's own cross-thread
-//! wake-ups, with a locked queue looked at on every turn of the loop, stay
-//! out of the build. Nobody rings while the bell is still ringing.
+//! The shard reads its end of the pair like any other socket, so that both I/O drivers wait for it.
+//! monoio's own cross-thread wake-ups would lock a queue on every iteration of its loop
+//! (docs/adr/0002-socket-pair-mailbox.md). At most one wake-up byte is pending at a time. Sending must
+//! never block.
 
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -14,21 +15,23 @@ use std::sync::mpsc;
 use monoio::io::AsyncReadRent;
 use monoio::net::UnixStream;
 
-/// The sending end: cheap to clone, never blocks.
+/// The sending end. It is cheap to clone.
 pub(crate) struct Sender<T> {
     queue: mpsc::Sender<T>,
-    bell: Arc<WakeSocket>,
+    waker: Arc<WakeSocket>,
 }
 
-/// The shard's end.
+/// The receiving end, which belongs to the shard.
 pub(crate) struct Mailbox<T> {
     queue: mpsc::Receiver<T>,
-    ringing: Arc<WakeSocket>,
-    listener: StdUnixStream,
+    waker: Arc<WakeSocket>,
+    wake_receiver: StdUnixStream,
 }
 
+/// The sending end of the socket pair.
 struct WakeSocket {
-    rung: AtomicBool,
+    /// Whether a wake-up byte is pending.
+    pending: AtomicBool,
     socket: StdUnixStream,
 }
 
@@ -36,66 +39,67 @@ impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
         Self {
             queue: self.queue.clone(),
-            bell: Arc::clone(&self.bell),
+            waker: Arc::clone(&self.waker),
         }
     }
 }
 
-/// A mailbox and its first sender.
+/// Creates a mailbox and its first sender.
 ///
 /// # Errors
-/// No descriptors are left.
+/// The process has no file descriptors left.
 pub(crate) fn mailbox<T>() -> io::Result<(Sender<T>, Mailbox<T>)> {
     let (queue, receiver) = mpsc::channel();
-    let (socket, listener) = StdUnixStream::pair()?;
+    let (socket, wake_receiver) = StdUnixStream::pair()?;
     socket.set_nonblocking(true)?;
-    let bell = Arc::new(WakeSocket {
-        rung: AtomicBool::new(false),
+    let waker = Arc::new(WakeSocket {
+        pending: AtomicBool::new(false),
         socket,
     });
     Ok((
         Sender {
             queue,
-            bell: Arc::clone(&bell),
+            waker: Arc::clone(&waker),
         },
         Mailbox {
             queue: receiver,
-            ringing: bell,
-            listener,
+            waker,
+            wake_receiver,
         },
     ))
 }
 
 impl<T> Sender<T> {
-    /// Puts a message into the box; lost when the shard is gone.
+    /// Queues a message and wakes the shard. The message is lost if the shard has ended.
     pub(crate) fn send(&self, message: T) {
-        if self.queue.send(message).is_ok() && !self.bell.rung.swap(true, Ordering::AcqRel) {
-            // A full socket cannot happen with one byte in it at most.
-            let _ = (&self.bell.socket).write(&[1]);
+        if self.queue.send(message).is_ok() && !self.waker.pending.swap(true, Ordering::AcqRel) {
+            // It cannot fail with EAGAIN, since at most one byte is pending.
+            let _ = (&self.waker.socket).write(&[1]);
         }
     }
 }
 
 impl<T> Mailbox<T> {
-    /// Hands each message to `take`, in order, until `take` says stop.
+    /// Calls `handle` with each message, in order, until it returns `false`.
     ///
     /// # Errors
-    /// The bell broke, which leaves the shard deaf.
-    pub(crate) async fn deliver(self, mut take: impl FnMut(T) -> bool) -> io::Result<()> {
-        self.listener.set_nonblocking(monoio::utils::is_legacy())?;
-        let mut bell = UnixStream::from_std(self.listener)?;
-        let mut byte = vec![0_u8; 8];
+    /// The socket pair failed, so that the shard would get no further messages.
+    pub(crate) async fn deliver(self, mut handle: impl FnMut(T) -> bool) -> io::Result<()> {
+        self.wake_receiver
+            .set_nonblocking(monoio::utils::is_legacy())?;
+        let mut wake_receiver = UnixStream::from_std(self.wake_receiver)?;
+        let mut buffer = vec![0_u8; 8];
         loop {
-            let (read, back) = bell.read(byte).await;
-            byte = back;
+            let (read, filled) = wake_receiver.read(buffer).await;
+            buffer = filled;
             if read? == 0 {
                 return Ok(());
             }
-            // Cleared before the queue is emptied: a message that comes after
-            // the last look rings again.
-            self.ringing.rung.store(false, Ordering::Release);
+            // Clear the flag before emptying the queue, so that a message which arrives after the
+            // last `try_recv` wakes the shard again.
+            self.waker.pending.store(false, Ordering::Release);
             while let Ok(message) = self.queue.try_recv() {
-                if !take(message) {
+                if !handle(message) {
                     return Ok(());
                 }
             }
@@ -109,7 +113,7 @@ mod tests {
     use crate::io::driver::{IoDriver, block_on};
 
     #[test]
-    fn messages_from_other_threads_arrive_all_and_in_order() {
+    fn all_messages_from_another_thread_arrive_in_order() {
         for driver in [IoDriver::Epoll, IoDriver::IoUring] {
             let (sender, mailbox) = mailbox().unwrap();
             let other = std::thread::spawn(move || {

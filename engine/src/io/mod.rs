@@ -1,4 +1,4 @@
-//! Layer 0: sockets, buffers and threads, without upstream_version of TLS or PostgreSQL.
+//! Layer 0: sockets, buffers and threads. Nothing here knows TLS or the PostgreSQL protocol.
 //!
 //! It must never import another layer.
 

@@ -1,8 +1,8 @@
 //! Offloads computation from shards to dedicated threads, each with a bounded FIFO queue.
 //!
-//! A shard may compute for about 100 µs at a time; SCRAM's PBKDF2 takes a millisecond and a
-//! quote verification about half of one. A job runs on an [`OffloadThread`]; its result
-//! comes back through the mailbox of the shard, which hands it to [`PendingJobs::complete`].
+//! A shard may compute for about 100 µs at a time, but SCRAM's PBKDF2 takes a millisecond, and a
+//! quote verification half a millisecond. A job runs on an [`OffloadThread`]. Its result is sent to
+//! the mailbox of the shard, which passes it to [`PendingJobs::complete`].
 //! The queue must never grow beyond its bound: a surge of clients is refused instead of
 //! filling memory.
 
@@ -29,7 +29,7 @@ enum JobOutcome {
     Panicked,
 }
 
-/// The result of one job, on its way back to the shard that submitted it.
+/// The result of one job, to be sent to the shard that submitted it.
 pub(crate) struct JobResult {
     id: usize,
     outcome: JobOutcome,
@@ -52,7 +52,7 @@ pub(crate) struct OffloadThread(SyncSender<Job>);
 pub(crate) enum JobError {
     /// The queue is full.
     Overloaded,
-    /// The job panicked. The thread goes on with the next one.
+    /// The job panicked. The thread continues with the next one.
     Panicked,
 }
 
@@ -148,7 +148,7 @@ impl PendingJobs {
     /// The callback must be called.
     ///
     /// # Errors
-    /// [`JobError::Panicked`] where the callback's value has another type: a bug.
+    /// [`JobError::Panicked`] if the callback's value has another type: a bug.
     pub(crate) async fn request<T: Send + 'static>(
         &self,
         start: impl FnOnce(Box<dyn FnOnce(T) + Send>),
@@ -236,7 +236,7 @@ impl Drop for SlotGuard<'_> {
 
 #[cfg(test)]
 impl PendingJobs {
-    /// A table on the current monoio runtime, with a mailbox of its own.
+    /// A table on the current monoio runtime, with a separate mailbox.
     pub(crate) fn with_mailbox() -> Self {
         let (sender, mailbox) = crate::io::mailbox::mailbox::<JobResult>().unwrap();
         let jobs = Self::new(Arc::new(move |result| sender.send(result)));
@@ -312,7 +312,7 @@ mod tests {
             let all = futures_util::future::join(first, async {
                 let results = futures_util::future::join_all(others);
                 let mut results = std::pin::pin!(results);
-                // The first poll submits them all; only then may the thread go on.
+                // The first poll submits them all; only then may the thread continue.
                 assert!(futures_util::FutureExt::now_or_never(results.as_mut()).is_none());
                 drop(release);
                 results.await
@@ -320,7 +320,7 @@ mod tests {
             let (first, results) = all.await;
             assert_eq!(first, Ok(true));
             let refused = results.iter().filter(|result| result.is_err()).count();
-            // One more fits where the thread has already taken the first job off the queue.
+            // One more job fits if the thread has already taken the first job off the queue.
             assert!((10..=11).contains(&refused), "{refused}");
         });
     }

@@ -3,16 +3,16 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-/// Who connected.
+/// The kind of connection, and the address if it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Peer {
     Tcp(SocketAddr),
-    /// By a Unix socket.
+    /// A Unix socket.
     Local,
 }
 
 impl Peer {
-    /// Whether it is on this machine.
+    /// Whether the peer is on this machine.
     pub(crate) fn is_local(self) -> bool {
         match self {
             Peer::Tcp(address) => address.ip().to_canonical().is_loopback(),
@@ -20,7 +20,7 @@ impl Peer {
         }
     }
 
-    /// Its address, where it has one.
+    /// The TCP address; `None` for a Unix socket.
     pub(crate) fn address(self) -> Option<SocketAddr> {
         match self {
             Peer::Tcp(address) => Some(address),

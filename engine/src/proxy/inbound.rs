@@ -371,8 +371,8 @@ impl LoginContext<'_> {
                     let authenticator = &self.snapshot.authenticator;
                     let credential = authenticator.authenticate(role, password).cloned();
                     client.plain.consume(consumed);
-                    client.plain.wipe_used();
-                    client.incoming.wipe_used();
+                    client.plain.wipe_consumed();
+                    client.incoming.wipe_consumed();
                     return match credential {
                         Some(credential) => Ok((credential, version)),
                         None => Err(CloseReason::AuthenticationFailed),

@@ -54,7 +54,7 @@ SET LOCAL pg_stat_statements.track = 'none';
 ";
 
 /// Makes concurrent runs for different databases wait for each other, and other sessions' ALTER ROLE
-/// too. An advisory lock would not do, because it belongs to one database and roles belong to all.
+/// too. An advisory lock would not suffice, because it belongs to one database and roles belong to all.
 /// Logins are not blocked: they only read the table.
 const LOCK: &str = "LOCK TABLE pg_catalog.pg_authid IN SHARE ROW EXCLUSIVE MODE;\n";
 
@@ -148,10 +148,10 @@ pub enum ProvisionError {
     #[error("differences remain after the repair: {}", .0.join("; "))]
     NotConverged(Vec<String>),
     /// The operating system provides no random bytes.
-    #[error("no random bytes: {0}")]
+    #[error("cannot generate random bytes: {0}")]
     Random(#[from] std::io::Error),
     /// All attempts together took too long.
-    #[error("not done within {0:?}")]
+    #[error("not completed within {0:?}")]
     TimedOut(Duration),
 }
 
@@ -224,7 +224,7 @@ pub async fn run(client: &mut Client, desired: &DesiredState) -> Result<Report, 
 /// # Errors
 /// As [`run`].
 pub(crate) async fn run_at_start(
-    endpoint: &PgAddress,
+    address: &PgAddress,
     database: &str,
     passwords: &ResolvedPasswords,
 ) -> Result<Report, ProvisionError> {
@@ -232,7 +232,7 @@ pub(crate) async fn run_at_start(
         read, readwrite, ..
     } = passwords.clone();
     let desired = DesiredState::new(database.to_owned(), read, readwrite)?;
-    let mut session = Superuser::connect(endpoint, passwords.superuser.as_ref(), database).await?;
+    let mut session = Superuser::connect(address, passwords.superuser.as_ref(), database).await?;
     let report = run(session.client_mut(), &desired).await;
     session.close().await;
     report
@@ -278,8 +278,8 @@ async fn converge(
     }
     let plan = plan(transaction, desired).await?;
     match differences(plan) {
-        left if left.is_empty() => Ok(repaired),
-        left => Err(ProvisionError::NotConverged(left)),
+        remaining if remaining.is_empty() => Ok(repaired),
+        remaining => Err(ProvisionError::NotConverged(remaining)),
     }
 }
 

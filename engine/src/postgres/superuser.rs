@@ -38,10 +38,10 @@ const OPTIONS: &str =
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The connection could not be opened.
-    #[error("cannot connect to Postgres at {endpoint}: {source}")]
+    #[error("cannot connect to Postgres at {address}: {source}")]
     Unreachable {
         /// The address of Postgres.
-        endpoint: PgAddress,
+        address: PgAddress,
         /// The operating system's error.
         source: io::Error,
     },
@@ -109,13 +109,13 @@ impl Superuser {
     /// # Errors
     /// Postgres cannot be reached, refuses the login, or takes more than 2 s for both.
     pub async fn connect(
-        endpoint: &PgAddress,
+        address: &PgAddress,
         password: Option<&Password>,
         database: &str,
     ) -> Result<Self, Error> {
         let config = config(password, database);
         let connecting = async {
-            match endpoint {
+            match address {
                 PgAddress::Tcp(address) => log_in(&config, TcpStream::connect(address).await).await,
                 PgAddress::Unix(path) => log_in(&config, UnixStream::connect(path).await).await,
             }
@@ -123,7 +123,7 @@ impl Superuser {
         match timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(Ok(logged_in)) => logged_in,
             Ok(Err(source)) => Err(Error::Unreachable {
-                endpoint: endpoint.clone(),
+                address: address.clone(),
                 source,
             }),
             Err(_) => Err(Error::TimedOut(CONNECT_TIMEOUT)),

@@ -35,7 +35,7 @@ pub(crate) struct InboundHandler {
     pub(crate) live: Arc<LiveConfig>,
     pub(crate) upstream_login: UpstreamLogin,
     pub(crate) plaintext_cancel: bool,
-    /// Simulator mode: clients on this machine may be `postgres` without a password.
+    /// Simulator mode: clients on this machine may log in as `postgres` without a password.
     pub(crate) trust_loopback: bool,
     pub(crate) proxy_protocol_from: Vec<ipnet::IpNet>,
     pub(crate) require_alpn: bool,
@@ -68,7 +68,7 @@ impl shard::ConnectionHandler for InboundHandler {
     }
 }
 
-/// Serves one accepted connection to its end.
+/// Serves one accepted connection until it closes.
 async fn serve(
     handler: &InboundHandler,
     stream: Stream,
@@ -291,7 +291,7 @@ impl LoginContext<'_> {
         if handler.require_alpn && !self.alpn {
             return Err(CloseReason::AlpnMissing);
         }
-        // Unknown names must not get into the log: one may be a mistyped password.
+        // Unknown names must not get into the log: a user may have typed a password instead.
         let role = Role::from_name(startup.role());
         self.info.borrow_mut().role = role;
         if !self.permit.is_granted() {
@@ -419,7 +419,7 @@ async fn read_more(client: &mut Client, control: &ConnectionControl) -> Result<(
         .map_err(|error| error.into_close_reason(control))
 }
 
-/// Sends the error inside TLS, and waits until the client can have read it.
+/// Sends the error inside TLS, and gives the client time to read it.
 async fn refuse(
     client: &mut Client,
     reason: CloseReason,
@@ -436,7 +436,7 @@ async fn refuse(
     reason
 }
 
-/// Sends the error in plaintext, and waits until the client can have read it.
+/// Sends the error in plaintext, and gives the client time to read it.
 async fn refuse_in_plaintext(
     stream: &mut Stream,
     reason: CloseReason,

@@ -95,7 +95,7 @@ impl shard::ConnectionHandler for OutboundHandler {
         // Boxed, so that its memory is freed before the relay.
         let server = match Box::pin(self.connect_target(control, info)).await {
             Ok(server) => server,
-            // The driver has sent its part: the server is what took too long.
+            // The driver has sent everything, so that the server caused the timeout.
             Err(CloseReason::LoginTimeout) => {
                 let reason = CloseReason::ServerTimeout;
                 return self.refuse(&mut driver, reason, control, info).await;
@@ -172,7 +172,7 @@ impl OutboundHandler {
                     if error == LocalOpeningError::DirectTls {
                         self.warn_about_ssl(EncryptionRequest::Ssl);
                     }
-                    return Err(CloseReason::Local(error));
+                    return Err(CloseReason::LocalOpening(error));
                 }
             }
         }
@@ -301,8 +301,8 @@ impl OutboundHandler {
         Ok((server, summary))
     }
 
-    /// Logs the error, sends it to the driver, and waits until the driver can have read it. The
-    /// log line comes first, because the driver may never read.
+    /// Logs the error, sends it to the driver, and gives the driver time to read it. The log line
+    /// comes first, because the driver may never read.
     async fn refuse(
         &self,
         driver: &mut Stream,
@@ -324,8 +324,9 @@ impl OutboundHandler {
     }
 }
 
-/// Runs `work` to its end. After `limit` it shuts down the socket `fd`, which ends the reads of
-/// `work`: completion I/O must not be dropped half-way. Returns `false` if that was necessary.
+/// Runs `work` until it completes. After `limit` it shuts down the socket `fd`, which ends the reads
+/// of `work`, because completion I/O must not be dropped before it has completed. Returns `false`
+/// if that was necessary.
 async fn within_connect_timeout<T>(
     work: impl Future<Output = T>,
     fd: RawFd,

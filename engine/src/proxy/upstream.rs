@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use wire::backend::{AwaitKeys, AwaitReady, BackendError, BackendLogin, BackendStep, ReadyStep};
-use wire::scram::{self};
+use wire::scram;
 use wire::startup::{ProtocolVersion, Startup};
 
 use crate::auth::credential::Credential;
@@ -24,7 +24,7 @@ const MAX_CACHED_KEYS: usize = 16;
 
 /// Logs in to Postgres. Every shard has one.
 pub(crate) struct UpstreamLogin {
-    pub(crate) endpoint: PgAddress,
+    pub(crate) postgres_address: PgAddress,
     pub(crate) upstream_version: Arc<UpstreamVersion>,
     pub(crate) worker: OffloadThread,
     pub(crate) jobs: PendingJobs,
@@ -50,7 +50,7 @@ pub(crate) struct UpstreamSession {
 impl UpstreamLogin {
     /// Dials Postgres within the login deadline.
     pub(crate) async fn dial(&self, control: &ConnectionControl) -> Result<Stream, CloseReason> {
-        Stream::dial(&self.endpoint, control.login_deadline())
+        Stream::dial(&self.postgres_address, control.login_deadline())
             .await
             .map_err(|error| {
                 self.upstream_version.invalidate();
@@ -242,8 +242,8 @@ async fn read_more(stream: &mut Stream, incoming: &mut Buffer) -> Result<(), Clo
     }
 }
 
-/// Forwards a CancelRequest to Postgres. Any shard can do this, because the key in it is
-/// Postgres' own: there is nothing to look up.
+/// Forwards a CancelRequest to Postgres. Any shard can do this without a lookup, because the key in it
+/// was issued by Postgres.
 pub(crate) async fn cancel(
     upstream_login: &UpstreamLogin,
     packet: Vec<u8>,

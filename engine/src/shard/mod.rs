@@ -406,7 +406,7 @@ async fn with_watchdog(
         watchdog
             .as_mut()
             .poll(cx)
-            .map(|order| order.map_or(CloseReason::Stuck, CloseReason::from))
+            .map(|order| order.map_or(CloseReason::PeerStuck, CloseReason::from))
     })
     .await
 }

@@ -28,9 +28,9 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(4);
 
 /// Probes immediately, at regular intervals, and after [`UpstreamVersion::invalidate`]. Sets
 /// `latch` to whether Postgres answers. Never returns.
-pub(crate) async fn run(endpoint: &PgAddress, upstream_version: &UpstreamVersion, latch: &Latch) {
+pub(crate) async fn run(address: &PgAddress, upstream_version: &UpstreamVersion, latch: &Latch) {
     loop {
-        probe_until_success(endpoint, upstream_version, latch).await;
+        probe_until_success(address, upstream_version, latch).await;
         tokio::time::sleep(MIN_INTERVAL).await;
         // Both outcomes lead to the next probe.
         let _ = tokio::time::timeout(IDLE_INTERVAL, upstream_version.invalidated()).await;
@@ -38,14 +38,14 @@ pub(crate) async fn run(endpoint: &PgAddress, upstream_version: &UpstreamVersion
 }
 
 async fn probe_until_success(
-    endpoint: &PgAddress,
+    address: &PgAddress,
     upstream_version: &UpstreamVersion,
     latch: &Latch,
 ) {
     let mut backoff = RETRY;
     let mut warned = false;
     loop {
-        let probed = tokio::time::timeout(PROBE_TIMEOUT, probe(endpoint)).await;
+        let probed = tokio::time::timeout(PROBE_TIMEOUT, probe(address)).await;
         match probed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(newest) => {
                 if upstream_version.newest() != Some(newest) {
@@ -57,7 +57,7 @@ async fn probe_until_success(
             }
             Err(error) if !warned => {
                 latch.set_not_ready(format!("Postgres does not answer: {error}"));
-                tracing::warn!(%error, postgres = %endpoint, "Postgres does not answer");
+                tracing::warn!(%error, postgres = %address, "Postgres does not answer");
                 warned = true;
             }
             Err(_) => {}
@@ -66,8 +66,8 @@ async fn probe_until_success(
     }
 }
 
-async fn probe(endpoint: &PgAddress) -> io::Result<ProtocolVersion> {
-    match endpoint {
+async fn probe(address: &PgAddress) -> io::Result<ProtocolVersion> {
+    match address {
         PgAddress::Tcp(address) => probe_on(tokio::net::TcpStream::connect(address).await?).await,
         PgAddress::Unix(path) => probe_on(tokio::net::UnixStream::connect(path).await?).await,
     }

@@ -13,7 +13,7 @@ use crate::io::peer::Peer;
 use crate::telemetry::close_reason::{CloseReason, ErrorOrigin};
 use crate::telemetry::connection_info::ConnectionInfo;
 
-/// Lines per second about errors of clients. The others are only counted.
+/// Lines per second about errors of clients. Further lines are counted but not written.
 const CLIENT_ERRORS_PER_SECOND: u32 = 50;
 
 /// The access log of one shard.
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_connection_that_was_no_session_is_refused() {
+    fn only_a_connection_without_a_session_is_refused() {
         let mut info = ConnectionInfo::new(Peer::Local);
         let broken = || CloseReason::UpstreamIo(io::ErrorKind::BrokenPipe.into());
         assert_eq!(message(&info, &broken()), "connection refused");
@@ -142,7 +142,7 @@ mod tests {
         for reason in [
             broken(),
             CloseReason::Revoked("debug_td"),
-            CloseReason::Stuck,
+            CloseReason::PeerStuck,
         ] {
             assert_eq!(message(&info, &reason), "session ended with an error");
         }

@@ -11,8 +11,8 @@ use wire::error::{ErrorResponse, SqlState};
 use crate::telemetry::close_reason::{CloseReason, server_tls_text};
 
 impl CloseReason {
-    /// The encoded ErrorResponse for the client; `None` where the protocol has no place for
-    /// one, or it was sent already.
+    /// The encoded ErrorResponse for the client; `None` if the protocol does not
+    /// allow one, or if it has been sent already.
     pub(crate) fn response(&self) -> Option<Vec<u8>> {
         let fatal = |sqlstate, message: Cow<'_, str>, hint| {
             let mut out = Vec::with_capacity(128);
@@ -48,7 +48,7 @@ impl CloseReason {
                 .into(),
                 None,
             ),
-            CloseReason::Inject(error) => {
+            CloseReason::UpstreamLoginFailed(error) => {
                 fatal(error.response_sqlstate(), self.to_string().into(), None)
             }
             CloseReason::UpstreamIo(_) => fatal(
@@ -76,7 +76,7 @@ impl CloseReason {
                 "ALPN protocol \"postgresql\" is required".into(),
                 Some("Connect with sslnegotiation=direct."),
             ),
-            CloseReason::Local(error) => error.response().map(encoded),
+            CloseReason::LocalOpening(error) => error.response().map(encoded),
             CloseReason::Target(_)
             | CloseReason::ServerUnreachable(..)
             | CloseReason::ServerHungUp
@@ -99,7 +99,7 @@ impl CloseReason {
             | CloseReason::TlsSession(_)
             | CloseReason::UpstreamRefused(_)
             | CloseReason::ClientIo(_)
-            | CloseReason::Stuck
+            | CloseReason::PeerStuck
             | CloseReason::Panic => None,
         }
     }
@@ -159,7 +159,7 @@ mod tests {
                 .contains("C28P01\0Mauthentication_failed: password authentication failed\0")
         );
         assert!(
-            text(CloseReason::Inject(BackendError::EarlyEof))
+            text(CloseReason::UpstreamLoginFailed(BackendError::EarlyEof))
                 .contains("Mpg_auth_inject failed: early eof\0")
         );
         assert!(text(CloseReason::Shutdown).contains("C57P01\0"));

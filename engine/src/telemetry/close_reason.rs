@@ -49,7 +49,7 @@ pub(crate) enum CloseReason {
     #[error("client attestation rejected: {0}")]
     Denied(#[from] Denial),
     /// The attestation of the client is no longer accepted, because the policy or collateral
-    /// has changed. Holds the code of the denial.
+    /// has changed. The value is the code of the denial.
     #[error("client attestation no longer accepted: {0}")]
     Revoked(&'static str),
     /// A login message of the client was refused.
@@ -64,9 +64,9 @@ pub(crate) enum CloseReason {
     /// The connection to Postgres could not be opened.
     #[error("cannot connect to Postgres: {0}")]
     UpstreamUnreachable(io::Error),
-    /// The login injected into Postgres failed.
+    /// The login to Postgres failed. Users of the public clients know the text.
     #[error("pg_auth_inject failed: {0}")]
-    Inject(#[from] BackendError),
+    UpstreamLoginFailed(#[from] BackendError),
     /// Postgres accepted the password and then refused the session. Its ErrorResponse was
     /// forwarded to the client.
     #[error("Postgres refused the session: SQLSTATE {0}")]
@@ -88,13 +88,13 @@ pub(crate) enum CloseReason {
     UpstreamIo(io::Error),
     /// The peer did not read the final message in time and was disconnected.
     #[error("peer did not read the final message in time")]
-    Stuck,
+    PeerStuck,
     /// A bug. Only this connection ends.
     #[error("panic")]
     Panic,
     /// Forwarder: the first bytes of the driver were refused.
     #[error("{0}")]
-    Local(LocalOpeningError),
+    LocalOpening(LocalOpeningError),
     /// Forwarder: the address of the server is unknown.
     #[error("{0}")]
     Target(TargetError),
@@ -158,7 +158,7 @@ pub(crate) const REASONS: &[&str] = &[
 /// The party that caused a connection to close. It decides the level of the log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ErrorOrigin {
-    /// No error: an ordinary end.
+    /// No error: a normal end.
     None,
     /// The client. An operator does not have to act.
     Client,
@@ -185,16 +185,16 @@ impl CloseReason {
             CloseReason::AuthenticationFailed => "authentication_failed",
             CloseReason::TooManyConnections => "too_many_connections",
             CloseReason::UpstreamUnreachable(_) => "upstream_unreachable",
-            CloseReason::Inject(error) => error.code(),
+            CloseReason::UpstreamLoginFailed(error) => error.code(),
             CloseReason::UpstreamRefused(_) => "upstream_refused_session",
             CloseReason::LoginTimeout => "login_timeout",
             CloseReason::IdleTimeout => "idle_timeout",
             CloseReason::Shutdown => "shutdown",
             CloseReason::ClientIo(_) => "client_io",
             CloseReason::UpstreamIo(_) => "upstream_io",
-            CloseReason::Stuck => "peer_stuck",
+            CloseReason::PeerStuck => "peer_stuck",
             CloseReason::Panic => "panic",
-            CloseReason::Local(error) => error.code(),
+            CloseReason::LocalOpening(error) => error.code(),
             CloseReason::Target(error) => error.code(),
             CloseReason::ServerUnreachable(..) => "server_unreachable",
             CloseReason::ServerHungUp => "server_hung_up",
@@ -225,12 +225,12 @@ impl CloseReason {
             | CloseReason::Frontend(_)
             | CloseReason::AuthenticationFailed
             | CloseReason::LoginTimeout
-            | CloseReason::Local(_)
+            | CloseReason::LocalOpening(_)
             | CloseReason::ClientIo(_)
-            | CloseReason::Stuck => ErrorOrigin::Client,
+            | CloseReason::PeerStuck => ErrorOrigin::Client,
             CloseReason::TooManyConnections
             | CloseReason::UpstreamUnreachable(_)
-            | CloseReason::Inject(_)
+            | CloseReason::UpstreamLoginFailed(_)
             | CloseReason::UpstreamRefused(_)
             | CloseReason::Target(_)
             | CloseReason::ServerUnreachable(..)

@@ -1,4 +1,7 @@
-//! Facts about one connection, collected while it is served, for its line in the access log.
+//! What is known about one connection, collected while it is served: for the access log, and for the
+//! decision whether the client is on this machine.
+//!
+//! It must never contain a startup parameter other than a known role, or a secret.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -6,7 +9,7 @@ use std::time::Instant;
 use crate::auth::role::Role;
 use crate::io::peer::Peer;
 
-/// The facts known so far.
+/// The information collected so far.
 #[derive(Debug)]
 pub(crate) struct ConnectionInfo {
     pub(crate) accepted: Instant,

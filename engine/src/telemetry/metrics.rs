@@ -33,7 +33,7 @@ pub struct Metrics {
     handle: PrometheusHandle,
     process: metrics_process::Collector,
     /// Values of the label `reason` that only this kind of process has.
-    more_reasons: Vec<&'static str>,
+    additional_reasons: Vec<&'static str>,
 }
 
 /// The metrics recorder cannot be set up.
@@ -60,7 +60,7 @@ impl Metrics {
         Self::with_reasons(authority.chain(manifest).copied().collect())
     }
 
-    fn with_reasons(more_reasons: Vec<&'static str>) -> Result<Self, MetricsError> {
+    fn with_reasons(additional_reasons: Vec<&'static str>) -> Result<Self, MetricsError> {
         let verification = Matcher::Full("teesql_verification_seconds".to_owned());
         let recorder = PrometheusBuilder::new()
             .set_buckets(&LATENCY_BUCKETS)?
@@ -70,7 +70,7 @@ impl Metrics {
             handle: recorder.handle(),
             recorder,
             process: metrics_process::Collector::default(),
-            more_reasons,
+            additional_reasons,
         };
         metrics.describe();
         Ok(metrics)
@@ -112,7 +112,7 @@ impl Metrics {
         REASONS
             .iter()
             .chain(denials)
-            .chain(&self.more_reasons)
+            .chain(&self.additional_reasons)
             .copied()
     }
 
@@ -190,7 +190,7 @@ const COUNTERS: &[Description] = &[
     (
         "teesql_connections_dropped_total",
         None,
-        "Connections closed immediately because the limit was exceeded by far",
+        "Connections closed immediately because the connection limit was far exceeded",
     ),
     (
         "teesql_logins_total",
@@ -253,12 +253,12 @@ const GAUGES: &[Description] = &[
     (
         "teesql_collateral_expires_in_seconds",
         Some(Unit::Seconds),
-        "Time until the first cached collateral expires. NaN if none is cached",
+        "Time until the first cached collateral expires; NaN if no collateral is cached",
     ),
     (
         "teesql_certificate_expires_in_seconds",
         Some(Unit::Seconds),
-        "Time until the certificate of the sidecar expires. NaN if there is none",
+        "Time until the certificate of the sidecar expires; NaN before the first certificate",
     ),
     (
         "teesql_ready",

@@ -348,7 +348,7 @@ END $do$;
     )
 }
 
-/// Joins names to `a, b and 7 more`. `None` if there are none.
+/// Joins names to `a, b and 7 more`. `None` without names.
 fn names<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<String> {
     let shown: Vec<&str> = names.by_ref().take(MAX_NAMES).collect();
     if shown.is_empty() {

@@ -1,4 +1,5 @@
-//! Writes the desired state as a psql script, to be reviewed, or run where the sidecar has no access.
+//! Writes the desired state as a psql script, for review, or for servers that the sidecar cannot
+//! connect to. It must never contain a password.
 
 use std::fmt::Write as _;
 
@@ -19,7 +20,7 @@ pub(super) fn write(desired: &DesiredState) -> Zeroizing<String> {
     let mut script = Zeroizing::new(String::with_capacity(16 * 1024));
     script.push_str(HEAD);
     script.push_str(SETTINGS);
-    script.push_str(&guard(&desired.database));
+    script.push_str(&database_guard(&desired.database));
     script.push_str(LOCK);
     for requirement in Requirement::all() {
         let _ = write!(script, "\n-- {}\n", requirement.title());
@@ -31,7 +32,7 @@ pub(super) fn write(desired: &DesiredState) -> Zeroizing<String> {
 
 /// Stops the script in any other database, where it would grant privileges on the wrong schema. The
 /// name is outside of the dollar quotes, because it may contain some itself.
-fn guard(database: &str) -> String {
+fn database_guard(database: &str) -> String {
     let database = escape_literal(database);
     format!(
         "SET LOCAL teesql.database = {database};

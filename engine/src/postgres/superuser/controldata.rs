@@ -125,11 +125,11 @@ async fn run_program(postgres: &Superuser, program: Option<&Path>) -> Result<Vec
             find_program(&version)?
         }
     };
-    let output = match timeout(PROGRAM_TIMEOUT, run(&program, &data)).await {
+    let output = match timeout(PROGRAM_TIMEOUT, run_and_capture(&program, &data)).await {
         Ok(output) => output.map_err(|error| failed(&program, &error))?,
         Err(_) => return Err(failed(&program, &"did not end within 2 s")),
     };
-    check(&output, &identifier).map_err(|why| failed(&program, &why))?;
+    check_output(&output, &identifier).map_err(|why| failed(&program, &why))?;
     Ok(output)
 }
 
@@ -151,7 +151,7 @@ fn find_program(version: &str) -> Result<PathBuf, Unreadable> {
 
 /// Runs the program and returns its standard output. It gets an empty environment, because that of
 /// this process may contain secrets.
-async fn run(program: &Path, data: &Path) -> io::Result<Vec<u8>> {
+async fn run_and_capture(program: &Path, data: &Path) -> io::Result<Vec<u8>> {
     let mut child = Command::new(program)
         .arg("-D")
         .arg(data)
@@ -179,7 +179,7 @@ async fn run(program: &Path, data: &Path) -> io::Result<Vec<u8>> {
 
 /// Checks that the program understood the file, and that the file belongs to the cluster with this
 /// system identifier. In another container, the same path may be the directory of another cluster.
-fn check(output: &[u8], identifier: &str) -> Result<(), &'static str> {
+fn check_output(output: &[u8], identifier: &str) -> Result<(), &'static str> {
     let text = String::from_utf8_lossy(output);
     if text.contains(WARNING) {
         return Err("it does not understand the control file");
@@ -189,7 +189,7 @@ fn check(output: &[u8], identifier: &str) -> Result<(), &'static str> {
         .find_map(|line| line.strip_prefix(IDENTIFIER_PREFIX));
     match found.map(str::trim) {
         Some(found) if found == identifier => Ok(()),
-        Some(_) => Err("the data directory is another cluster's"),
+        Some(_) => Err("the data directory belongs to another cluster"),
         None => Err("it prints no system identifier"),
     }
 }
@@ -203,17 +203,17 @@ mod tests {
 
     #[test]
     fn output_of_another_cluster_or_with_a_warning_is_rejected() {
-        assert_eq!(check(PRINTED.as_bytes(), "7566"), Ok(()));
+        assert_eq!(check_output(PRINTED.as_bytes(), "7566"), Ok(()));
         assert_eq!(
-            check(PRINTED.as_bytes(), "756"),
-            Err("the data directory is another cluster's")
+            check_output(PRINTED.as_bytes(), "756"),
+            Err("the data directory belongs to another cluster")
         );
         let warned = format!("WARNING: Calculated CRC checksum does not match\n{PRINTED}");
         assert_eq!(
-            check(warned.as_bytes(), "7566"),
+            check_output(warned.as_bytes(), "7566"),
             Err("it does not understand the control file")
         );
-        assert_eq!(check(b"", ""), Err("it prints no system identifier"));
+        assert_eq!(check_output(b"", ""), Err("it prints no system identifier"));
     }
 
     /// Runs the program. Another test may fork while the script is being written. Its child keeps
@@ -222,7 +222,7 @@ mod tests {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         runtime.enable_all().build().unwrap().block_on(async {
             loop {
-                match run(program, Path::new("/data")).await {
+                match run_and_capture(program, Path::new("/data")).await {
                     Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {}
                     done => return done,
                 }

@@ -20,6 +20,7 @@ use crate::auth::role::Role;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::Stream;
 use crate::proxy::upstream::{self, UpstreamLogin, UpstreamSession};
+use crate::proxy::{read_opening, reply_opening};
 use crate::session::control::{ConnectionControl, FdGuard};
 use crate::session::relay::{ClientSide, relay};
 use crate::session::tls_stream::{StreamError, TlsStream};
@@ -81,7 +82,8 @@ async fn serve(
     let establishing = Box::pin(establish(handler, stream, permit, control, info));
     let (_fd_guard, relay) = match establishing.await {
         Ok((client, session)) => {
-            record_session(handler, info);
+            let shard_metrics = &handler.context.shard_metrics;
+            info.borrow_mut().session_started(shard_metrics);
             start_relay(client, session, control)
         }
         Err(reason) => return reason,
@@ -145,16 +147,6 @@ async fn establish(
     }
 }
 
-fn record_session(handler: &InboundHandler, info: &RefCell<ConnectionInfo>) {
-    let mut info = info.borrow_mut();
-    info.is_session = true;
-    let took = info.accepted.elapsed();
-    handler
-        .context
-        .shard_metrics
-        .session_started(info.role, took);
-}
-
 enum Opened {
     /// TLS follows. The buffer holds the bytes received so far.
     Tls(Buffer),
@@ -178,13 +170,7 @@ async fn open(
         match opening.advance(incoming.filled()) {
             OpeningStep::Read(next) => {
                 opening = next;
-                let (result, filled) = stream.read(incoming.make_room()).await;
-                incoming = filled;
-                match result {
-                    Ok(0) => return Err(control.or_terminated(CloseReason::ClientGone)),
-                    Ok(_) => {}
-                    Err(error) => return Err(control.or_terminated(CloseReason::ClientIo(error))),
-                }
+                incoming = read_opening(stream, incoming, control).await?;
             }
             OpeningStep::Reply {
                 byte,
@@ -193,10 +179,7 @@ async fn open(
             } => {
                 opening = next;
                 incoming.consume(consumed);
-                stream
-                    .write_all(vec![byte])
-                    .await
-                    .map_err(|error| control.or_terminated(CloseReason::ClientIo(error)))?;
+                reply_opening(stream, byte, control).await?;
             }
             OpeningStep::Proxied {
                 source,
@@ -241,12 +224,9 @@ async fn accept_tls(
             return Err(CloseReason::TlsHandshake(error));
         }
     };
-    let mut info = info.borrow_mut();
-    info.tls = summary.version;
-    handler
-        .context
-        .shard_metrics
-        .handshake_done(info.accepted.elapsed());
+    let shard_metrics = &handler.context.shard_metrics;
+    info.borrow_mut()
+        .handshake_done(summary.version, shard_metrics);
     Ok((client, summary))
 }
 

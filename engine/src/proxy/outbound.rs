@@ -22,6 +22,7 @@ use crate::io::buffer::{Buffer, Size};
 use crate::io::offload::PendingJobs;
 use crate::io::stream::{PgAddress, Stream};
 use crate::io::target::{Target, TargetError};
+use crate::proxy::{read_opening, reply_opening};
 use crate::session::control::ConnectionControl;
 use crate::session::relay::{ClientSide, relay};
 use crate::session::tls_stream::{StreamError, TlsStream};
@@ -106,7 +107,8 @@ impl shard::ConnectionHandler for OutboundHandler {
         match opened {
             Opened::Session(received) => {
                 control.login_done();
-                self.record_session(info);
+                info.borrow_mut()
+                    .session_started(&self.context.shard_metrics);
                 let reason = relay(server, driver, received, ClientSide::Plain, control).await;
                 reason.swap_sides()
             }
@@ -122,13 +124,6 @@ enum Opened {
 }
 
 impl OutboundHandler {
-    fn record_session(&self, info: &RefCell<ConnectionInfo>) {
-        let mut info = info.borrow_mut();
-        info.is_session = true;
-        let took = info.accepted.elapsed();
-        self.context.shard_metrics.session_started(info.role, took);
-    }
-
     /// Reads the first bytes of the driver.
     async fn open(
         &self,
@@ -141,15 +136,7 @@ impl OutboundHandler {
             match opening.advance(incoming.filled()) {
                 LocalOpeningStep::Read(next) => {
                     opening = next;
-                    let (result, filled) = driver.read(incoming.make_room()).await;
-                    incoming = filled;
-                    match result {
-                        Ok(0) => return Err(control.or_terminated(CloseReason::ClientGone)),
-                        Ok(_) => {}
-                        Err(error) => {
-                            return Err(control.or_terminated(CloseReason::ClientIo(error)));
-                        }
-                    }
+                    incoming = read_opening(driver, incoming, control).await?;
                 }
                 LocalOpeningStep::Decline {
                     request,
@@ -159,10 +146,7 @@ impl OutboundHandler {
                     opening = next;
                     incoming.consume(consumed);
                     self.warn_about_ssl(request);
-                    driver
-                        .write_all(vec![b'N'])
-                        .await
-                        .map_err(|error| control.or_terminated(CloseReason::ClientIo(error)))?;
+                    reply_opening(driver, b'N', control).await?;
                 }
                 LocalOpeningStep::Session => return Ok(Opened::Session(incoming)),
                 LocalOpeningStep::Cancel(request) => {
@@ -293,11 +277,8 @@ impl OutboundHandler {
                 StreamError::Tls(error) => CloseReason::ServerTls(error),
             })
         })?;
-        let mut info = info.borrow_mut();
-        info.tls = summary.version;
-        self.context
-            .shard_metrics
-            .handshake_done(info.accepted.elapsed());
+        info.borrow_mut()
+            .handshake_done(summary.version, &self.context.shard_metrics);
         Ok((server, summary))
     }
 

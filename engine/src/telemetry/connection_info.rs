@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use crate::auth::role::Role;
 use crate::io::peer::Peer;
+use crate::telemetry::shard_metrics::ShardMetrics;
 
 /// The information collected so far.
 #[derive(Debug)]
@@ -39,6 +40,22 @@ impl ConnectionInfo {
             is_session: false,
             logged: false,
         }
+    }
+
+    /// Records that the TLS handshake has completed.
+    pub(crate) fn handshake_done(
+        &mut self,
+        version: Option<rustls::ProtocolVersion>,
+        shard_metrics: &ShardMetrics,
+    ) {
+        self.tls = version;
+        shard_metrics.handshake_done(self.accepted.elapsed());
+    }
+
+    /// Records that the connection became a session.
+    pub(crate) fn session_started(&mut self, shard_metrics: &ShardMetrics) {
+        self.is_session = true;
+        shard_metrics.session_started(self.role, self.accepted.elapsed());
     }
 
     /// Whether the client is on this machine. A client that comes through a proxy never is.

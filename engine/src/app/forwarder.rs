@@ -35,7 +35,7 @@ use crate::app::lifecycle::{self, Lifecycle, Process, SecondStop, start_backoff}
 use crate::attestation::forwarder_gate::ServerGate;
 use crate::attestation::verifier::{self, QuoteVerifier};
 use crate::config::mode::Mode;
-use crate::config::{ClientIdentity, ForwarderConfig, Listen, Verifier};
+use crate::config::{ForwarderConfig, Listen, Verifier};
 use crate::io::listener::{self, Listener};
 use crate::proxy::outbound::ForwarderState;
 use crate::shard::pool::{self, ShardConfig};
@@ -243,7 +243,7 @@ async fn start(mut config: ForwarderConfig) -> Result<(RunningForwarder, Lifecyc
         ..AgentOptions::default()
     };
     let agent = Agent::new(config.process.guest_agent.clone(), single_attempt)?;
-    let certificate_source = certificate_source(&config.identity, agent);
+    let certificate_source = config.identity.certificate_source(agent);
     let identity = fetch_certificate(&certificate_source, &config).await?;
     let own = identity.as_ref().map(|own| Arc::clone(own.certified()));
     let (changed, collateral_changed) = channel::unbounded_channel();
@@ -324,13 +324,6 @@ fn listen(config: &ForwarderConfig) -> Result<(Listen, Vec<Listener>), StartErro
             listeners.push(Listener::Unix(first));
             Ok((Listen::Unix(path.clone()), listeners))
         }
-    }
-}
-
-fn certificate_source(identity: &ClientIdentity, agent: Agent) -> CertificateSource {
-    match identity.clone() {
-        ClientIdentity::Files { cert, key } => CertificateSource::Files { cert, key },
-        ClientIdentity::Agent(request) => CertificateSource::Agent { agent, request },
     }
 }
 

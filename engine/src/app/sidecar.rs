@@ -224,7 +224,7 @@ async fn fetch_certificate(
     config: &Config,
     context: &StartupContext,
 ) -> Result<Certificate, StartError> {
-    let source = config.certificate_source(context.agent.clone());
+    let source = config.identity.certificate_source(context.agent.clone());
     let identity = startup::fetch_certificate(&source, &context.checks).await?;
     Ok(Certificate { source, identity })
 }

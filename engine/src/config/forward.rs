@@ -11,9 +11,8 @@ use url::Url;
 
 use super::layers::Layers;
 use super::reader::{Reader, read_all};
-use super::{Attestation, Errors, ProcessConfig, settings, values};
+use super::{Attestation, Errors, IdentitySource, ProcessConfig, settings, values};
 use crate::io::target::TargetSpec;
-use crate::tls::certificate_source::{CertificateRequest, CertificateUsage};
 
 /// The configuration of the forwarder.
 pub struct ForwarderConfig {
@@ -32,7 +31,7 @@ pub struct ForwarderConfig {
     /// Accept a server that presents no evidence.
     pub allow_simulator: bool,
     /// The certificate to present to the server.
-    pub identity: ClientIdentity,
+    pub identity: IdentitySource,
     /// For each connection attempt, and again for the TLS handshake.
     pub connect_timeout: Duration,
     /// For the first certificate.
@@ -86,21 +85,6 @@ impl FromStr for VerifierName {
             _ => Err("expected dcap, ita or none"),
         }
     }
-}
-
-/// Where the client certificate comes from.
-#[derive(Clone, Debug)]
-pub enum ClientIdentity {
-    /// PEM files.
-    Files {
-        /// The chain, leaf first.
-        cert: PathBuf,
-        /// The leaf's key.
-        key: PathBuf,
-    },
-    /// The guest agent. If it is not available and `allow_simulator` is set, the forwarder presents
-    /// no certificate.
-    Agent(CertificateRequest),
 }
 
 impl ForwarderConfig {
@@ -157,7 +141,7 @@ impl ForwarderConfig {
         let allow_simulator = reader.read(&settings::ALLOW_SIMULATOR);
         let verifier = read_verifier(reader, allow_simulator);
         let attestation = Attestation::read(reader);
-        let identity = ClientIdentity::read(reader);
+        let identity = IdentitySource::read_client(reader);
         let connect_timeout = reader.read(&settings::CONNECT_TIMEOUT);
         let start_timeout = reader.read(&settings::START_TIMEOUT);
         let process = ProcessConfig::read(reader);
@@ -220,29 +204,5 @@ fn read_verifier(reader: &mut Reader<'_>, allow_simulator: Option<bool>) -> Opti
         ),
         (VerifierName::None, _) => Some(Verifier::None),
         (VerifierName::Dcap, _) => Some(Verifier::Dcap),
-    }
-}
-
-impl ClientIdentity {
-    fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let cert = reader.read_optional(&settings::CLIENT_CERT);
-        let key = reader.read_optional(&settings::CLIENT_KEY);
-        let name = reader.read(&settings::CERTIFICATE_SUBJECT);
-        let validity = reader.read(&settings::CERTIFICATE_VALIDITY);
-        match (cert?, key?) {
-            (Some(cert), Some(key)) => Some(Self::Files { cert, key }),
-            (None, None) => Some(Self::Agent(CertificateRequest {
-                name: name?,
-                alt_names: Vec::new(),
-                validity: validity?,
-                usage: CertificateUsage::Client,
-            })),
-            (Some(_), None) => {
-                reader.missing_counterpart(&settings::CLIENT_CERT, &settings::CLIENT_KEY)
-            }
-            (None, Some(_)) => {
-                reader.missing_counterpart(&settings::CLIENT_KEY, &settings::CLIENT_CERT)
-            }
-        }
     }
 }

@@ -1,21 +1,22 @@
-//! The configuration of the sidecar's identity: its certificate, the guest agent, the cluster secrets
-//! and the passwords for Postgres.
+//! The configuration of the identity of this process: its certificate, the guest agent, the cluster
+//! secrets and the passwords for Postgres.
 
 use std::path::PathBuf;
 
-use attest::agent::AgentAddresses;
+use attest::agent::{Agent, AgentAddresses};
 
 use super::layers::Layers;
 use super::reader::{Reader, read_all};
+use super::spec::Setting;
 use super::{Errors, settings};
 use crate::auth::cluster_secrets::ClusterSecrets;
 use crate::auth::postgres_passwords::PostgresPasswords;
-use crate::tls::certificate_source::{CertificateRequest, CertificateUsage};
+use crate::tls::certificate_source::{CertificateRequest, CertificateSource, CertificateUsage};
 
 pub(super) const SIMULATOR_MODE: &str = "simulator mode: clients are not attested, and any client on \
      this machine can log in as postgres without a password";
 
-/// Where the sidecar's certificate comes from.
+/// Where the certificate of this process comes from.
 #[derive(Clone, Debug)]
 pub enum IdentitySource {
     /// PEM files.
@@ -25,16 +26,41 @@ pub enum IdentitySource {
         /// The leaf's key.
         key: PathBuf,
     },
-    /// The guest agent.
+    /// The guest agent. If it is not available and `allow_simulator` is set, a forwarder presents no
+    /// certificate.
     Agent(CertificateRequest),
 }
 
 impl IdentitySource {
-    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let cert = reader.read_optional(&settings::TLS_CERT);
-        let key = reader.read_optional(&settings::TLS_KEY);
-        let name = reader.read(&settings::CERTIFICATE_SUBJECT);
+    /// Reads the settings of the sidecar's certificate.
+    pub(super) fn read_server(reader: &mut Reader<'_>) -> Option<Self> {
         let alt_names = reader.read(&settings::CERTIFICATE_ALT_NAMES);
+        let (cert, key) = (&settings::TLS_CERT, &settings::TLS_KEY);
+        Self::read(reader, cert, key, CertificateUsage::Server, alt_names)
+    }
+
+    /// Reads the settings of the forwarder's client certificate.
+    pub(super) fn read_client(reader: &mut Reader<'_>) -> Option<Self> {
+        let (cert, key) = (&settings::CLIENT_CERT, &settings::CLIENT_KEY);
+        Self::read(
+            reader,
+            cert,
+            key,
+            CertificateUsage::Client,
+            Some(Vec::new()),
+        )
+    }
+
+    fn read(
+        reader: &mut Reader<'_>,
+        cert_setting: &'static Setting<PathBuf>,
+        key_setting: &'static Setting<PathBuf>,
+        usage: CertificateUsage,
+        alt_names: Option<Vec<String>>,
+    ) -> Option<Self> {
+        let cert = reader.read_optional(cert_setting);
+        let key = reader.read_optional(key_setting);
+        let name = reader.read(&settings::CERTIFICATE_SUBJECT);
         let validity = reader.read(&settings::CERTIFICATE_VALIDITY);
         match (cert?, key?) {
             (Some(cert), Some(key)) => Some(Self::Files { cert, key }),
@@ -42,10 +68,18 @@ impl IdentitySource {
                 name: name?,
                 alt_names: alt_names?,
                 validity: validity?,
-                usage: CertificateUsage::Server,
+                usage,
             })),
-            (Some(_), None) => reader.missing_counterpart(&settings::TLS_CERT, &settings::TLS_KEY),
-            (None, Some(_)) => reader.missing_counterpart(&settings::TLS_KEY, &settings::TLS_CERT),
+            (Some(_), None) => reader.missing_counterpart(cert_setting, key_setting),
+            (None, Some(_)) => reader.missing_counterpart(key_setting, cert_setting),
+        }
+    }
+
+    /// The source of the certificate. `agent` is used if the guest agent issues it.
+    pub(crate) fn certificate_source(&self, agent: Agent) -> CertificateSource {
+        match self.clone() {
+            Self::Files { cert, key } => CertificateSource::Files { cert, key },
+            Self::Agent(request) => CertificateSource::Agent { agent, request },
         }
     }
 }
@@ -68,7 +102,7 @@ impl CertificateConfig {
     }
 
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let identity = IdentitySource::read(reader);
+        let identity = IdentitySource::read_server(reader);
         let guest_agent = read_guest_agent(reader);
         Some(Self {
             identity: identity?,

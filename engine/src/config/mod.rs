@@ -26,13 +26,12 @@ mod values;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use attest::agent::Agent;
 use attest::values::Fingerprint;
 
 pub use crate::tls::certificate_source::{CertificateRequest, CertificateUsage};
 pub use attestation::{Attestation, Criteria};
 pub use flags::with_flags;
-pub use forward::{ClientIdentity, ForwarderConfig, Listen, Verifier};
+pub use forward::{ForwarderConfig, Listen, Verifier};
 pub use identity::{CertificateConfig, IdentitySource};
 pub use layers::Layers;
 pub use postgres::PostgresConfig;
@@ -44,7 +43,6 @@ use crate::auth::cluster_secrets::ClusterSecrets;
 use crate::auth::postgres_passwords::PostgresPasswords;
 use crate::config::mode::Mode;
 use crate::io::stream::PgAddress;
-use crate::tls::certificate_source::CertificateSource;
 use identity::read_passwords;
 use reader::{Reader, read_all};
 
@@ -112,14 +110,6 @@ impl Config {
         warnings
     }
 
-    /// The source of the certificate, with `agent` if the guest agent issues it.
-    pub(crate) fn certificate_source(&self, agent: Agent) -> CertificateSource {
-        match self.identity.clone() {
-            IdentitySource::Files { cert, key } => CertificateSource::Files { cert, key },
-            IdentitySource::Agent(request) => CertificateSource::Agent { agent, request },
-        }
-    }
-
     /// Whether the guest agent must derive Postgres passwords: if that of a role is missing, or if
     /// the agent issues the certificate and that of the superuser is missing.
     pub(crate) fn derives_passwords(&self) -> bool {
@@ -136,7 +126,7 @@ impl Config {
     fn read(reader: &mut Reader<'_>) -> Option<Self> {
         let listen = reader.read(&settings::LISTEN);
         let postgres = reader.read(&settings::POSTGRES);
-        let identity = IdentitySource::read(reader);
+        let identity = IdentitySource::read_server(reader);
         let require_alpn = reader.read(&settings::REQUIRE_ALPN);
         let secrets = ClusterSecrets::read(reader);
         let secret_overlap = reader.read(&settings::SECRET_OVERLAP);

@@ -437,10 +437,10 @@ fn the_guest_agent_is_used_without_pem_files() {
         .set("GUEST_AGENT", "/run/elsewhere.sock");
     let config = start.config();
     assert!(config.derives_passwords(), "for the superuser");
-    let IdentitySource::Agent(subject) = config.identity else {
+    let IdentitySource::Agent(request) = config.identity else {
         panic!("no files are named");
     };
-    assert_eq!(subject.alt_names, ["db.example", "10.0.0.7"]);
+    assert_eq!(request.alt_names, ["db.example", "10.0.0.7"]);
     let candidates: Vec<_> = config.process.guest_agent.candidates().collect();
     assert_eq!(candidates.len(), 1);
     start.set("CERTIFICATE_ALT_NAMES", "not a name");

@@ -213,7 +213,7 @@ impl Process for RunningForwarder {
 struct SocketFile(Option<PathBuf>);
 
 impl SocketFile {
-    fn of(local: &Listen) -> Self {
+    fn new(local: &Listen) -> Self {
         match local {
             Listen::Unix(path) => Self(Some(path.clone())),
             Listen::Tcp(_) => Self(None),
@@ -233,7 +233,7 @@ async fn start(mut config: ForwarderConfig) -> Result<(RunningForwarder, Lifecyc
     let record_layer = config.process.tls_record_layer;
     let driver = lifecycle::choose_driver(config.process.driver)?;
     let (local, listeners) = listen(&config)?;
-    let socket = SocketFile::of(&local);
+    let socket = SocketFile::new(&local);
     let metrics = Arc::new(Metrics::for_forwarder()?);
     let checks = ReadinessChecks::new();
     let admin = serve_admin(&config, &metrics, &checks)?;
@@ -406,10 +406,11 @@ fn server_gate(
         metrics.histogram("teesql_verification_seconds"),
         authority,
     );
-    let verify = verifier::verify_thread().map_err(system("cannot start the verify thread"))?;
+    let verify_thread =
+        verifier::start_verify_thread().map_err(system("cannot start the verify thread"))?;
     Ok(ServerGate::Verify {
         quote_verifier,
-        verify,
+        verify_thread,
         allow_simulator: config.allow_simulator,
     })
 }

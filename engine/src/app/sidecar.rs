@@ -139,7 +139,7 @@ async fn start<R>(
     let live = LiveConfig::new(
         certificate
             .identity
-            .server(request_client_certificate, config.process.tls_record_layer)?,
+            .server_config(request_client_certificate, config.process.tls_record_layer)?,
         authenticator,
     );
     let (changed, collateral_changed) = mpsc::unbounded_channel();
@@ -348,7 +348,7 @@ fn install_certificate(
 ) -> InstallFn {
     let live = Arc::clone(live);
     Box::new(move |identity| {
-        live.set_tls(identity.server(request_client_certificate, record_layer)?);
+        live.set_tls(identity.server_config(request_client_certificate, record_layer)?);
         Ok(())
     })
 }

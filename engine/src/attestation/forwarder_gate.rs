@@ -15,7 +15,7 @@ pub(crate) enum ServerGate {
     /// `dcap` or `ita`.
     Verify {
         quote_verifier: Arc<QuoteVerifier>,
-        verify: OffloadThread,
+        verify_thread: OffloadThread,
         /// The setting `allow_simulator`: a server without evidence is accepted.
         allow_simulator: bool,
     },
@@ -28,11 +28,11 @@ impl ServerGate {
             Self::AllowAny => Gate::Open,
             Self::Verify {
                 quote_verifier,
-                verify,
+                verify_thread,
                 allow_simulator,
             } => Gate::attesting(AttestingGate::new(
                 quote_verifier,
-                verify,
+                verify_thread,
                 jobs,
                 shard_metrics,
                 *allow_simulator,

@@ -24,8 +24,8 @@ use crate::telemetry::shard_metrics::{ShardMetrics, VerdictSource};
 
 /// Verdicts in the cache of a shard.
 const CACHE_CAPACITY: usize = 4096;
-/// Attempts at one verification. The second one finds the collateral that the first one lacked;
-/// the others are for changes of policy or collateral in the meantime.
+/// Attempts at one verification. The second one is needed if the first one lacked collateral, the
+/// others if policy or collateral change in the meantime.
 const MAX_ATTEMPTS: u32 = 4;
 
 /// Proof that a peer has passed the gate. Only the gate can create it, and the login requires it.
@@ -58,7 +58,7 @@ pub(crate) enum Gate {
 /// A gate that verifies evidence.
 pub(crate) struct AttestingGate {
     quote_verifier: Arc<QuoteVerifier>,
-    verify: OffloadThread,
+    verify_thread: OffloadThread,
     jobs: PendingJobs,
     cache: RefCell<VerdictCache>,
     shard_metrics: Rc<ShardMetrics>,
@@ -110,7 +110,7 @@ impl AttestingGate {
     /// admitted.
     pub(crate) fn new(
         quote_verifier: &Arc<QuoteVerifier>,
-        verify: &OffloadThread,
+        verify_thread: &OffloadThread,
         jobs: &PendingJobs,
         shard_metrics: &Rc<ShardMetrics>,
         allows_simulators: bool,
@@ -118,7 +118,7 @@ impl AttestingGate {
         let epoch = quote_verifier.epoch(&quote_verifier.policy());
         Self {
             quote_verifier: Arc::clone(quote_verifier),
-            verify: verify.clone(),
+            verify_thread: verify_thread.clone(),
             jobs: jobs.clone(),
             cache: RefCell::new(VerdictCache::new(CACHE_CAPACITY, VERDICT_TTL, epoch)),
             shard_metrics: Rc::clone(shard_metrics),
@@ -133,11 +133,11 @@ impl AttestingGate {
             let policy = self.quote_verifier.policy();
             let epoch = self.quote_verifier.epoch(&policy);
             if let Some(verdict) = self.cache.borrow_mut().get(epoch, chain, now) {
-                return self.counted(VerdictSource::Cache, verdict);
+                return self.count_verdict(VerdictSource::Cache, verdict);
             }
             match examine(chain, now, &policy) {
                 Ok(evidence) => Arc::new(evidence),
-                Err(denial) => return self.counted(VerdictSource::Examination, Err(denial)),
+                Err(denial) => return self.count_verdict(VerdictSource::Examination, Err(denial)),
             }
         };
         for _ in 0..MAX_ATTEMPTS {
@@ -151,7 +151,7 @@ impl AttestingGate {
                     }
                     let mut cache = self.cache.borrow_mut();
                     cache.insert(epoch, evidence.chain(), &verdict, now);
-                    return self.counted(VerdictSource::Verification, verdict);
+                    return self.count_verdict(VerdictSource::Verification, verdict);
                 }
                 Verification::MissingCollateral(key) => {
                     let fetched = self
@@ -168,7 +168,8 @@ impl AttestingGate {
         Err(Denial::CollateralUnavailable)
     }
 
-    fn counted(&self, source: VerdictSource, verdict: Verdict) -> Verdict {
+    /// Counts a verdict and returns it.
+    fn count_verdict(&self, source: VerdictSource, verdict: Verdict) -> Verdict {
         self.shard_metrics.verdicts.count(source, verdict.is_ok());
         verdict
     }
@@ -183,7 +184,9 @@ impl AttestingGate {
             return appraised.await.map_err(|_| Denial::Overloaded);
         }
         self.jobs
-            .offload(&self.verify, move || quote_verifier.verify(&evidence))
+            .offload(&self.verify_thread, move || {
+                quote_verifier.verify(&evidence)
+            })
             .await
             .map_err(|_| Denial::Overloaded)
     }

@@ -41,7 +41,7 @@ const VERIFY_NICE: i32 = 5;
 ///
 /// # Errors
 /// The system cannot create another thread.
-pub(crate) fn verify_thread() -> std::io::Result<OffloadThread> {
+pub(crate) fn start_verify_thread() -> std::io::Result<OffloadThread> {
     OffloadThread::start("verify", VERIFY_NICE)
 }
 

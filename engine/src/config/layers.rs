@@ -85,7 +85,7 @@ impl Layers {
         let mut layers = Self::empty(scope);
         for (key, text) in settings {
             match find(key).filter(|spec| scope.has(spec)) {
-                Some(spec) => layers.put(spec, text.to_owned(), "setting".to_owned()),
+                Some(spec) => layers.insert(spec, text.to_owned(), "setting".to_owned()),
                 None => layers.errors.push(format!("{key}: unknown setting")),
             }
         }
@@ -118,10 +118,10 @@ impl Layers {
                     .push(format!("environment {name}: {file_name} is also set"));
             }
             if let Some(value) = value {
-                self.put(spec, value, format!("environment {name}"));
+                self.insert(spec, value, format!("environment {name}"));
             } else if let Some(file) = file {
                 let source = format!("environment {file_name}");
-                self.put_file(spec, Path::new(&file), &source);
+                self.insert_file(spec, Path::new(&file), &source);
             }
         }
         for name in names.filter(|name| is_unknown(name)) {
@@ -138,9 +138,9 @@ impl Layers {
             let text = texts.map(String::as_str).collect::<Vec<_>>().join(",");
             let source = format!("flag --{}", spec.flag());
             if spec.is_secret() {
-                self.put_file(spec, Path::new(&text), &source);
+                self.insert_file(spec, Path::new(&text), &source);
             } else {
-                self.put(spec, text, source);
+                self.insert(spec, text, source);
             }
         }
     }
@@ -211,21 +211,21 @@ impl Layers {
         if !self.scope.has(spec) {
             drop(Zeroizing::new(value));
         } else if plain.is_some() {
-            self.put(spec, value, source);
+            self.insert(spec, value, source);
         } else {
-            self.put_file(spec, Path::new(&value), &source);
+            self.insert_file(spec, Path::new(&value), &source);
         }
     }
 
-    fn put(&mut self, spec: &'static Spec, text: String, source: String) {
+    fn insert(&mut self, spec: &'static Spec, text: String, source: String) {
         let text = Zeroizing::new(text);
         self.entries.insert(spec.key, Entry { text, source });
     }
 
-    fn put_file(&mut self, spec: &'static Spec, path: &Path, source: &str) {
+    fn insert_file(&mut self, spec: &'static Spec, path: &Path, source: &str) {
         let shown = path.display();
         match read_secret(path) {
-            Ok(text) => self.put(spec, text, format!("{source}, file {shown}")),
+            Ok(text) => self.insert(spec, text, format!("{source}, file {shown}")),
             Err(error) => {
                 self.unreadable.push(spec.key);
                 self.errors

@@ -113,7 +113,7 @@ impl Superuser {
         password: Option<&Password>,
         database: &str,
     ) -> Result<Self, Error> {
-        let config = config(password, database);
+        let config = connection_config(password, database);
         let connecting = async {
             match address {
                 PgAddress::Tcp(address) => log_in(&config, TcpStream::connect(address).await).await,
@@ -150,7 +150,7 @@ impl Superuser {
     }
 }
 
-fn config(password: Option<&Password>, database: &str) -> Config {
+fn connection_config(password: Option<&Password>, database: &str) -> Config {
     let mut config = Config::new();
     config
         .user(Role::Superuser.name())

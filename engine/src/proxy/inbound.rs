@@ -219,7 +219,7 @@ async fn accept_tls(
         Err(StreamError::Tls(error)) => {
             // The alert has been sent. Closing a socket with unread data resets the
             // connection, and the client would not see the alert.
-            control.closing();
+            control.start_closing();
             client.stream.linger().await;
             return Err(CloseReason::TlsHandshake(error));
         }
@@ -405,7 +405,7 @@ async fn refuse(
     reason: CloseReason,
     control: &ConnectionControl,
 ) -> CloseReason {
-    control.closing();
+    control.start_closing();
     if let Some(response) = reason.response()
         && client.send(&response).await.is_err()
     {
@@ -422,7 +422,7 @@ async fn refuse_in_plaintext(
     reason: CloseReason,
     control: &ConnectionControl,
 ) -> CloseReason {
-    control.closing();
+    control.start_closing();
     if let Some(response) = reason.response()
         && stream.write_all(response).await.is_ok()
     {

@@ -291,7 +291,7 @@ impl OutboundHandler {
         control: &ConnectionControl,
         info: &RefCell<ConnectionInfo>,
     ) -> CloseReason {
-        control.closing();
+        control.start_closing();
         self.context
             .access_log
             .ended(&info.borrow(), control.bytes(), &reason);

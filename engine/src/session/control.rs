@@ -173,7 +173,7 @@ impl ConnectionControl {
     }
 
     /// Starts the last phase, in which the peer has [`CLOSE_GRACE`] to read and to close.
-    pub(crate) fn closing(&self) {
+    pub(crate) fn start_closing(&self) {
         self.phase.set(Phase::Closing);
     }
 

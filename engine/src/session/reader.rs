@@ -10,18 +10,18 @@ use crate::sched::read_delay::Pacing;
 use crate::sched::yield_budget::{Turn, Turns};
 use crate::session::control::ConnectionControl;
 
-/// A buffer is given back for a smaller one after this many reads in a row that
-/// that would have held.
+/// After this many consecutive reads that would have fitted into a smaller buffer, the reader uses the
+/// smaller one.
 const SHRINK_AFTER: u32 = 8;
 
-/// Reads, and decides on buffers by what the last reads brought: a session begins
-/// with tiny ones, which it may wait with, and comes back to them. Larger ones
-/// are only held while there is something to read.
+/// Reads one direction of a session, with buffers whose size adapts to the last reads. A session starts
+/// with tiny buffers, and returns to them when it is idle. It waits with a tiny buffer; larger ones are
+/// taken from the pool only once bytes have arrived.
 pub(crate) struct Reader<'a> {
     half: ReadHalf,
     size: Size,
     short_reads: u32,
-    /// What the last read brought.
+    /// The number of bytes of the last read.
     last: usize,
     /// For the side that sends little at a time.
     pacing: Option<Pacing<'a>>,
@@ -54,7 +54,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads once, behind what `buffer` holds; 0 is the end of the stream.
+    /// Reads once and appends to `buffer`. 0 is the end of the stream.
     pub(crate) async fn read(&mut self, buffer: Buffer) -> (io::Result<usize>, Buffer) {
         if let Some(turn) = &mut self.turn {
             turn.go_on().await;
@@ -80,7 +80,7 @@ impl<'a> Reader<'a> {
 
     async fn read_once(&mut self, buffer: Buffer) -> (io::Result<usize>, Buffer) {
         if self.size == Size::Tiny {
-            self.half.read(self.fit(buffer)).await
+            self.half.read(self.resize(buffer)).await
         } else {
             self.read_when_readable(buffer).await
         }
@@ -110,7 +110,7 @@ impl<'a> Reader<'a> {
                     return (Err(error), buffer);
                 }
             }
-            buffer = self.fit(buffer);
+            buffer = self.resize(buffer);
             match self.half.read_now(&mut buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     (taken_all, wait) = (true, true);
@@ -139,8 +139,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The buffer for the next read: with what `buffer` holds, and large enough.
-    fn fit(&self, mut buffer: Buffer) -> Buffer {
+    /// Returns a buffer of the current size or larger, with the bytes of `buffer`.
+    fn resize(&self, mut buffer: Buffer) -> Buffer {
         if buffer.is_empty() {
             return Buffer::take(self.size);
         }
@@ -198,7 +198,7 @@ mod tests {
                 reader.saw(TINY);
             }
             assert_eq!(reader.size, Size::Small);
-            // What a tiny one would not have held keeps it.
+            // A read that would not have fitted into a tiny buffer restarts the count.
             for n in [1, 1, 1, TINY, 1, 1, 1, 1, 1, 1, 1] {
                 reader.saw(n);
             }
@@ -209,15 +209,15 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_with_bytes_in_it_keeps_them() {
+    fn resize_keeps_the_bytes() {
         on_both(async |mut reader, _far| {
             reader.size = Size::Large;
             let mut buffer = Buffer::take(Size::Tiny);
             assert!(buffer.extend(b"half a record"));
-            let buffer = reader.fit(buffer);
+            let buffer = reader.resize(buffer);
             assert_eq!(buffer.size(), Size::Large);
             reader.size = Size::Tiny;
-            let buffer = reader.fit(buffer);
+            let buffer = reader.resize(buffer);
             assert_eq!(
                 (buffer.size(), buffer.filled()),
                 (Size::Large, &b"half a record"[..])
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn every_size_reads_to_the_end() {
+    fn reads_a_stream_with_every_size_to_its_end() {
         on_both(async |mut reader, mut far| {
             let sent: Vec<u8> = (0..3 * LARGE).map(|i| (i % 251) as u8).collect();
             let bytes = sent.clone();
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_much_waits_without_a_buffer() {
+    fn a_read_waits_without_a_large_buffer() {
         on_both(async |mut reader, mut far| {
             for (size, last) in [(Size::Small, 0), (Size::Large, LARGE)] {
                 (reader.size, reader.last) = (size, last);

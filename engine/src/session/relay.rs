@@ -117,7 +117,7 @@ impl<E: TlsSide> Opening<'_, E> {
         let _ = self.write.shutdown().await;
         if self.client_side == ClientSide::Plain {
             // An idle client may not read the end of the stream for hours. Do not wait for it.
-            self.control.closing();
+            self.control.start_closing();
         }
         Ok(())
     }
@@ -240,7 +240,7 @@ impl<E: TlsSide> Sealing<'_, E> {
         }
         self.send_close().await?;
         // The peer only has to read the final bytes and close.
-        self.control.closing();
+        self.control.start_closing();
         read_error.map_or(Ok(()), |error| Err(CloseReason::UpstreamIo(error)))
     }
 

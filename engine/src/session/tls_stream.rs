@@ -70,7 +70,7 @@ impl<E: TlsSide> TlsStream<E> {
                 self.open().await?;
                 return Ok(summary);
             }
-            self.fill().await?;
+            self.read_socket().await?;
         }
     }
 
@@ -84,7 +84,7 @@ impl<E: TlsSide> TlsStream<E> {
             if self.session.peer_closed() {
                 return Err(StreamError::Eof);
             }
-            self.fill().await?;
+            self.read_socket().await?;
             self.open().await?;
             if self.plain.len() > before {
                 return Ok(());
@@ -125,7 +125,7 @@ impl<E: TlsSide> TlsStream<E> {
     }
 
     /// Reads from the socket once.
-    async fn fill(&mut self) -> Result<(), StreamError> {
+    async fn read_socket(&mut self) -> Result<(), StreamError> {
         let incoming = std::mem::replace(&mut self.incoming, Buffer::none());
         let incoming = incoming.make_room();
         if incoming.room() == 0 {

@@ -67,7 +67,7 @@ pub(crate) fn start(
                 Event::Failed { .. } => failed.increment(1),
                 _ => {}
             }
-            log(event);
+            log_event(event);
         }),
     };
     let (mut refresher, handle) = Refresher::new(store, fetcher, disk, environment);
@@ -113,7 +113,7 @@ fn own_collateral_key(own: &Identity) -> Option<CollateralKey> {
     evidence.quote().collateral_key().ok()
 }
 
-fn log(event: Event) {
+fn log_event(event: Event) {
     match event {
         Event::Refreshed {
             key,

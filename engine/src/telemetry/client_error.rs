@@ -11,7 +11,7 @@ use wire::error::{ErrorResponse, SqlState};
 use crate::telemetry::close_reason::{CloseReason, server_tls_text};
 
 impl CloseReason {
-    /// The encoded ErrorResponse for the client; `None` if the protocol does not
+    /// The encode ErrorResponse for the client; `None` if the protocol does not
     /// allow one, or if it has been sent already.
     pub(crate) fn response(&self) -> Option<Vec<u8>> {
         let fatal = |sqlstate, message: Cow<'_, str>, hint| {
@@ -22,8 +22,8 @@ impl CloseReason {
             Some(out)
         };
         match self {
-            CloseReason::Opening(error) => error.response().map(encoded),
-            CloseReason::Frontend(error) => error.response().map(encoded),
+            CloseReason::Opening(error) => error.response().map(encode),
+            CloseReason::Frontend(error) => error.response().map(encode),
             // Only the code: the measured values are in the log.
             CloseReason::Denied(denial) => fatal(
                 SqlState::INVALID_AUTHORIZATION,
@@ -33,7 +33,7 @@ impl CloseReason {
             CloseReason::Revoked(_) => {
                 fatal(SqlState::ADMIN_SHUTDOWN, self.to_string().into(), None)
             }
-            CloseReason::AuthenticationFailed => Some(encoded(wire::error::AUTHENTICATION_FAILED)),
+            CloseReason::AuthenticationFailed => Some(encode(wire::error::AUTHENTICATION_FAILED)),
             CloseReason::TooManyConnections => fatal(
                 SqlState::TOO_MANY_CONNECTIONS,
                 "sorry, too many clients already".into(),
@@ -76,7 +76,7 @@ impl CloseReason {
                 "ALPN protocol \"postgresql\" is required".into(),
                 Some("Connect with sslnegotiation=direct."),
             ),
-            CloseReason::LocalOpening(error) => error.response().map(encoded),
+            CloseReason::LocalOpening(error) => error.response().map(encode),
             CloseReason::Target(_)
             | CloseReason::ServerUnreachable(..)
             | CloseReason::ServerHungUp
@@ -104,13 +104,13 @@ impl CloseReason {
         }
     }
 
-    /// The encoded ErrorResponse for the driver of a forwarder's session: [`Self::response`]
+    /// The encode ErrorResponse for the driver of a forwarder's session: [`Self::response`]
     /// after [`Self::swap_sides`].
     pub(crate) fn driver_response(&self) -> Option<Vec<u8>> {
         let text = match self {
             CloseReason::Revoked(_) => {
                 let text = self.to_string().replacen("client", "server", 1);
-                return Some(encoded(ErrorResponse::fatal(
+                return Some(encode(ErrorResponse::fatal(
                     SqlState::ADMIN_SHUTDOWN,
                     &text,
                 )));
@@ -121,14 +121,14 @@ impl CloseReason {
             }
             reason => return reason.response(),
         };
-        Some(encoded(ErrorResponse::fatal(
+        Some(encode(ErrorResponse::fatal(
             SqlState::CONNECTION_FAILURE,
             &text,
         )))
     }
 }
 
-fn encoded(response: ErrorResponse<'_>) -> Vec<u8> {
+fn encode(response: ErrorResponse<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(128);
     response.encode(&mut out);
     out

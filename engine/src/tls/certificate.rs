@@ -215,7 +215,7 @@ impl Identity {
     ///
     /// # Errors
     /// rustls rejected its own defaults. This is a bug.
-    pub fn server(
+    pub fn server_config(
         &self,
         request_client_certificate: bool,
         record_layer: RecordLayer,

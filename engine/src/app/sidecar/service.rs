@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use crate::attestation::gate::{AttestingGate, Gate};
-use crate::attestation::verifier::{QuoteVerifier, verify_thread};
+use crate::attestation::verifier::{QuoteVerifier, start_verify_thread};
 use crate::config::Config;
 use crate::config::mode::Mode;
 use crate::io::offload::OffloadThread;
@@ -23,7 +23,7 @@ pub(crate) struct InboundHandlerFactory {
     live: Arc<LiveConfig>,
     quote_verifier: Option<Arc<QuoteVerifier>>,
     upstream_version: Arc<UpstreamVersion>,
-    verify: OffloadThread,
+    verify_thread: OffloadThread,
     worker: OffloadThread,
     mode: Mode,
     postgres_address: PgAddress,
@@ -50,7 +50,7 @@ impl InboundHandlerFactory {
             live: Arc::clone(&shared.live),
             quote_verifier: shared.quote_verifier.clone(),
             upstream_version: Arc::clone(&shared.upstream_version),
-            verify: verify_thread()?,
+            verify_thread: start_verify_thread()?,
             worker: OffloadThread::start("worker", 0)?,
             mode: config.mode,
             postgres_address: config.postgres.clone(),
@@ -69,7 +69,7 @@ impl HandlerFactory for InboundHandlerFactory {
             None => Gate::Open,
             Some(quote_verifier) => Gate::attesting(AttestingGate::new(
                 quote_verifier,
-                &self.verify,
+                &self.verify_thread,
                 &context.jobs,
                 &context.shard_metrics,
                 false,

@@ -57,7 +57,7 @@ impl Instructions {
     pub(super) fn write(&self) -> Result<(), DevError> {
         let mut text = Zeroizing::new(format!("unset {}\n", NOT_INHERITED.join(" ")));
         for (name, value) in &self.variables {
-            let _ = writeln!(text, "export {name}={}", quoted(value));
+            let _ = writeln!(text, "export {name}={}", shell_quoted(value));
         }
         write(&self.file, &text, 0o600)
     }
@@ -91,7 +91,7 @@ impl Instructions {
              The same in one line:\n\n  {}\n\n\
              Simulator mode, as the superuser without a password, from this machine only:\n\n  \
              psql \"host=localhost port={} user=postgres sslmode=require dbname=postgres\"\n{http}",
-            quoted(&self.file.display().to_string()),
+            shell_quoted(&self.file.display().to_string()),
             self.server,
             self.psql_line(),
             self.simulator_port,
@@ -164,7 +164,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 /// Quotes a text as one word for a shell.
-fn quoted(text: &str) -> String {
+fn shell_quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
@@ -174,8 +174,8 @@ mod tests {
 
     #[test]
     fn quoted_text_is_one_shell_word() {
-        assert_eq!(quoted("a b"), "'a b'");
-        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(shell_quoted("a b"), "'a b'");
+        assert_eq!(shell_quoted("it's"), r"'it'\''s'");
     }
 
     #[test]

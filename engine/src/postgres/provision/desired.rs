@@ -113,12 +113,14 @@ impl Requirement {
                 let missing = !state.role(role).exists;
                 line(role, missing.then_some("the role does not exist"))
             }
-            Requirement::Attributes(role) => attributes(role, state.role(role)),
-            Requirement::Password(role) => line(role, password(role, state.role(role), desired)),
+            Requirement::Attributes(role) => attribute_differences(role, state.role(role)),
+            Requirement::Password(role) => {
+                line(role, password_difference(role, state.role(role), desired))
+            }
             Requirement::Memberships(role) => {
                 let roles = &state.role(role).memberships;
                 let member = |roles| format!("{}: is a member of {roles}", role.name());
-                names(roles.iter().map(String::as_str))
+                join_names(roles.iter().map(String::as_str))
                     .map(member)
                     .into_iter()
                     .collect()
@@ -137,7 +139,7 @@ impl Requirement {
                     .into_iter()
                     .collect()
             }
-            Requirement::Privileges(role, scope) => privileges(role, scope, state),
+            Requirement::Privileges(role, scope) => privilege_differences(role, scope, state),
         }
     }
 
@@ -145,7 +147,7 @@ impl Requirement {
     /// contains no password.
     pub(super) fn sql(self, desired: &DesiredState) -> Zeroizing<String> {
         Zeroizing::new(match self {
-            Requirement::Exists(role) => create(role),
+            Requirement::Exists(role) => create_role_sql(role),
             Requirement::Attributes(role) => format!(
                 "ALTER ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION \
                  NOBYPASSRLS VALID UNTIL 'infinity';\n",
@@ -156,17 +158,17 @@ impl Requirement {
                 let verifier = Zeroizing::new(escape_literal(&verifier));
                 format!("ALTER ROLE {} PASSWORD {};\n", role.name(), *verifier)
             }
-            Requirement::Memberships(role) => leave_roles(role),
+            Requirement::Memberships(role) => revoke_memberships_sql(role),
             Requirement::Schema => "CREATE SCHEMA IF NOT EXISTS public;\n".to_owned(),
             Requirement::NoPublicCreate => {
                 "REVOKE CREATE ON SCHEMA public FROM PUBLIC;\n".to_owned()
             }
-            Requirement::Privileges(role, scope) => grant(role, scope, desired),
+            Requirement::Privileges(role, scope) => grant_sql(role, scope, desired),
         })
     }
 }
 
-fn attributes(role: ManagedRole, current: &RoleState) -> Vec<String> {
+fn attribute_differences(role: ManagedRole, current: &RoleState) -> Vec<String> {
     [
         (!current.can_login, "may not log in"),
         (current.superuser, "is SUPERUSER"),
@@ -182,7 +184,7 @@ fn attributes(role: ManagedRole, current: &RoleState) -> Vec<String> {
     .collect()
 }
 
-fn password(
+fn password_difference(
     role: ManagedRole,
     current: &RoleState,
     desired: &DesiredState,
@@ -197,14 +199,14 @@ fn password(
     }
 }
 
-fn privileges(role: ManagedRole, scope: Scope, state: &CurrentState) -> Vec<String> {
+fn privilege_differences(role: ManagedRole, scope: Scope, state: &CurrentState) -> Vec<String> {
     let objects = || state.objects.iter().filter(|object| object.scope == scope);
     let missing = required_privileges(role, scope)
         .iter()
         .filter_map(|privilege| {
             let lacking =
                 objects().filter(|o| !o.privileges(role).iter().any(|held| held == privilege));
-            let names = names(lacking.map(|object| object.name.as_str()))?;
+            let names = join_names(lacking.map(|object| object.name.as_str()))?;
             Some(format!("{}: lacks {privilege} on {names}", role.name()))
         });
     let mut excess: Vec<&String> = objects()
@@ -215,7 +217,7 @@ fn privileges(role: ManagedRole, scope: Scope, state: &CurrentState) -> Vec<Stri
     excess.dedup();
     let excess = excess.into_iter().filter_map(|privilege| {
         let having = objects().filter(|o| o.all_privileges(role).any(|held| held == privilege));
-        let names = names(having.map(|object| object.name.as_str()))?;
+        let names = join_names(having.map(|object| object.name.as_str()))?;
         Some(format!("{}: has {privilege} on {names}", role.name()))
     });
     missing.chain(excess).collect()
@@ -259,7 +261,7 @@ fn is_forbidden(role: ManagedRole, scope: Scope, privilege: &str) -> bool {
     }
 }
 
-fn grant(role: ManagedRole, scope: Scope, desired: &DesiredState) -> String {
+fn grant_sql(role: ManagedRole, scope: Scope, desired: &DesiredState) -> String {
     let (prefix, on) = match scope {
         Scope::Database => (
             "",
@@ -268,7 +270,7 @@ fn grant(role: ManagedRole, scope: Scope, desired: &DesiredState) -> String {
         Scope::Schema => ("", "SCHEMA public".to_owned()),
         Scope::Table => ("", "ALL TABLES IN SCHEMA public".to_owned()),
         Scope::Sequence => ("", "ALL SEQUENCES IN SCHEMA public".to_owned()),
-        Scope::Routine => return grant_routines(role),
+        Scope::Routine => return grant_routines_sql(role),
         Scope::DefaultPrivileges(creator, kind) => {
             let prefix = match creator {
                 Creator::Superuser => {
@@ -300,7 +302,7 @@ fn grant(role: ManagedRole, scope: Scope, desired: &DesiredState) -> String {
     format!("{revoke}{prefix}GRANT {privileges} ON {on} TO {name};\n")
 }
 
-fn create(role: ManagedRole) -> String {
+fn create_role_sql(role: ManagedRole) -> String {
     let name = role.name();
     format!(
         "DO $do$ BEGIN
@@ -314,7 +316,7 @@ END $do$;
 
 /// Revokes every membership. Since PostgreSQL 16 a membership belongs to its grantor, and REVOKE
 /// without GRANTED BY only revokes those that the current user has granted.
-fn leave_roles(role: ManagedRole) -> String {
+fn revoke_memberships_sql(role: ManagedRole) -> String {
     let name = role.name();
     format!(
         "DO $do$ DECLARE revoke text; BEGIN
@@ -331,7 +333,7 @@ END $do$;
     )
 }
 
-fn grant_routines(role: ManagedRole) -> String {
+fn grant_routines_sql(role: ManagedRole) -> String {
     let name = role.name();
     format!(
         "DO $do$ DECLARE routine text; BEGIN
@@ -349,7 +351,7 @@ END $do$;
 }
 
 /// Joins names to `a, b and 7 more`. `None` without names.
-fn names<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<String> {
+fn join_names<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<String> {
     let shown: Vec<&str> = names.by_ref().take(MAX_NAMES).collect();
     if shown.is_empty() {
         return None;

@@ -126,14 +126,14 @@ async fn run_program(postgres: &Superuser, program: Option<&Path>) -> Result<Vec
         }
     };
     let output = match timeout(PROGRAM_TIMEOUT, run_and_capture(&program, &data)).await {
-        Ok(output) => output.map_err(|error| failed(&program, &error))?,
-        Err(_) => return Err(failed(&program, &"did not end within 2 s")),
+        Ok(output) => output.map_err(|error| program_error(&program, &error))?,
+        Err(_) => return Err(program_error(&program, &"did not end within 2 s")),
     };
-    check_output(&output, &identifier).map_err(|why| failed(&program, &why))?;
+    check_output(&output, &identifier).map_err(|why| program_error(&program, &why))?;
     Ok(output)
 }
 
-fn failed(program: &Path, why: &dyn std::fmt::Display) -> Unreadable {
+fn program_error(program: &Path, why: &dyn std::fmt::Display) -> Unreadable {
     Unreadable(format!("{}: {why}", program.display()))
 }
 

@@ -125,7 +125,9 @@ fn log_event(event: Event) {
             error,
             held_until,
             retry_at,
-        } => tracing::warn!(%key, %error, held_until, retry_at, "collateral not refreshed"),
+        } => {
+            tracing::warn!(%key, %error, expires_at = held_until, retry_at, "collateral not refreshed")
+        }
         Event::AboutToExpire { key, expires_at } => {
             tracing::error!(%key, expires_at, "collateral is about to expire");
         }

@@ -23,8 +23,8 @@ pub fn init(format: LogFormat, filter: EnvFilter) -> WorkerGuard {
     }
     std::panic::set_hook(Box::new(|panic| {
         // Without the panic's message, which may contain data that a peer sent.
-        let place = panic.location().map(ToString::to_string);
-        tracing::error!(place, "panic");
+        let location = panic.location().map(ToString::to_string);
+        tracing::error!(location, "panic");
     }));
     guard
 }

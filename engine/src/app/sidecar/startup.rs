@@ -82,7 +82,7 @@ pub(super) async fn set_up_roles(
         match provision::run_at_start(&config.postgres, &config.database, passwords).await {
             Ok(report) => {
                 for repaired in report.repaired {
-                    tracing::info!(repaired, "provisioned");
+                    tracing::info!(repaired, "provisioning repaired a difference");
                 }
                 return Ok(());
             }

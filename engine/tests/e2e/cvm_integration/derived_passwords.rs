@@ -84,6 +84,7 @@ fn derived_passwords(fixture: &Fixture, server: &Server) {
 
     let visible = visible_output(&sidecar) + &cluster.log();
     let secrets = [&superuser, &reader, &writer].map(String::as_str);
+    assert!(visible.contains("provisioning repaired a difference"));
     for secret in secrets.into_iter().chain([READ_SECRET, READWRITE_SECRET]) {
         assert!(!visible.contains(&secret[..16]), "a secret is visible");
     }
@@ -109,7 +110,7 @@ fn start_without_changes(tdx: &TdxFixture, fixture: &Fixture, upstream: &str) {
         .set("TEESQL_PROVISION", "true");
     let second = Sidecar::start(&without_passwords(settings));
     let text = second.log_lines().join("\n");
-    assert!(!text.contains("\"provisioned\""), "{text}");
+    assert!(!text.contains("provisioning repaired"), "{text}");
 }
 
 /// A superuser password that Postgres refuses: the report has the error, and sessions are not

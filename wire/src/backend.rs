@@ -1,8 +1,8 @@
 //! The login to Postgres as a sans-I/O state machine: we are the client, with a password that our
 //! own client does not know.
 //!
-//! It exists to inject that password. Up to AuthenticationOk it takes part in the exchange; after
-//! that it only inspects complete messages that are forwarded, until Postgres is ready. It must
+//! It exists to inject that password. Up to AuthenticationOk it takes part in the exchange; from then
+//! until Postgres is ready it only inspects complete messages that are forwarded. It must
 //! never let a byte of the authentication exchange reach the client, never forward AuthenticationOk
 //! from a server that began SCRAM and did not finish it, and never change a message that it
 //! forwards.
@@ -359,7 +359,7 @@ impl AwaitKeys {
 ///
 /// Under the method `trust`, Postgres sends AuthenticationOk even to a role that does not exist,
 /// and refuses it in the next message, which it always sends together with AuthenticationOk. That
-/// is a failure of the injected login and must not reach the client as a failure of its own.
+/// is a failure of the injected login and must not look to the client like a failure of its login.
 fn refused_after_ok(bytes: &[u8]) -> Result<Option<()>, BackendError> {
     match bytes.first() {
         None => Ok(None),

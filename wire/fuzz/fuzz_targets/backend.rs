@@ -1,7 +1,7 @@
-//! The login to Postgres, from the first message to ReadyForQuery. The first byte of the input is
+//! Fuzzes the login to Postgres, from the first message to ReadyForQuery. The first byte of the input is
 //! the size of the pieces into which the rest is split.
 //!
-//! The outcome does not depend on the split, and the client receives exactly what Postgres sent.
+//! Checks that the outcome does not depend on the split, and the client receives exactly what Postgres sent.
 #![no_main]
 
 // Shared with the tests; no target uses the whole harness.
@@ -16,8 +16,8 @@ fuzz_target!(|data: &[u8]| {
     let Some((size, bytes)) = data.split_first() else {
         return;
     };
-    let end = harness::check_login("me", bytes, usize::from(*size));
-    if let harness::LoginOutcome::Ready { forwarded, rest, .. } = end {
+    let outcome = harness::check_login("me", bytes, usize::from(*size));
+    if let harness::LoginOutcome::Ready { forwarded, rest, .. } = outcome {
         assert!(bytes.ends_with(&[forwarded, rest].concat()));
     }
     let part = parse_probe_response(&bytes[..bytes.len().min(usize::from(*size))]);

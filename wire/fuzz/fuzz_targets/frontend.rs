@@ -1,6 +1,6 @@
-//! A client's bytes inside TLS: a start-up packet, then a password message.
+//! Fuzzes a client's bytes inside TLS: a start-up packet, then a password message.
 //!
-//! The decision does not depend on how the input is split, and parameters are forwarded unchanged.
+//! Checks that the decision does not depend on how the input is split, and parameters are forwarded unchanged.
 #![no_main]
 
 // Shared with the tests; no target uses the whole harness.

@@ -1,7 +1,7 @@
-//! The plaintext bytes before TLS. The first byte of the input is the policy, the rest is sent by
+//! Fuzzes the plaintext bytes before TLS. The first byte of the input is the policy, the rest is sent by
 //! the client.
 //!
-//! The decision does not depend on how the input is split, and is made within the documented buffer
+//! Checks that the decision does not depend on how the input is split, and is made within the documented buffer
 //! size.
 #![no_main]
 

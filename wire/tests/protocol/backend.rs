@@ -1,4 +1,4 @@
-//! The login to Postgres, up to AuthenticationOk.
+//! Tests of the login to Postgres up to AuthenticationOk.
 
 use postgres_protocol::authentication::md5_hash;
 use wire::backend::{BackendError, BackendLogin, BackendStep, MAX_LOGIN_MESSAGE, MAX_NOTICES};

@@ -1,4 +1,4 @@
-//! The code, text and response of each error.
+//! Tests of the code, text and response of each error.
 
 use std::collections::BTreeSet;
 

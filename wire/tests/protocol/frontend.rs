@@ -1,4 +1,4 @@
-//! The client's start-up inside TLS.
+//! Tests of the client's start-up inside TLS.
 
 use bytes::BytesMut;
 use postgres_protocol::message::frontend as oracle;
@@ -16,7 +16,7 @@ use crate::packets::{GSSENC_REQUEST, SSL_REQUEST, cancel, claimed, message, pack
 const V3_0: u32 = 0x0003_0000;
 
 fn first_packets() -> Vec<(&'static str, Vec<u8>)> {
-    let huge = |length: u32| [&length.to_be_bytes()[..], &V3_0.to_be_bytes()].concat();
+    let header = |length: u32| [&length.to_be_bytes()[..], &V3_0.to_be_bytes()].concat();
     let many = [&b"user\0me\0"[..], &b"a\0b\0".repeat(2_495), b"\0"].concat();
     vec![
         ("nothing", vec![]),
@@ -46,12 +46,12 @@ fn first_packets() -> Vec<(&'static str, Vec<u8>)> {
         ("CancelRequest, key of 3", cancel(&[9; 3])),
         ("CancelRequest, key of 257", cancel(&[9; 257])),
         ("ClientHello in TLS", b"\x16\x03\x01\x02\x00\x01".to_vec()),
-        ("length 0", huge(0)),
-        ("length 7", huge(7)),
-        ("length 10,000 and no more", huge(10_000)),
-        ("length 10,001", huge(10_001)),
-        ("length 2^31", huge(1 << 31)),
-        ("length 2^32-1", huge(u32::MAX)),
+        ("length 0", header(0)),
+        ("length 7", header(7)),
+        ("length 10,000, incomplete", header(10_000)),
+        ("length 10,001", header(10_001)),
+        ("length 2^31", header(1 << 31)),
+        ("length 2^32-1", header(u32::MAX)),
         ("no user", packet(V3_0, b"database\0d\0\0")),
         ("empty user", packet(V3_0, b"user\0\0\0")),
         ("two users", packet(V3_0, b"user\0me\0user\0postgres\0\0")),
@@ -69,7 +69,7 @@ fn first_packets() -> Vec<(&'static str, Vec<u8>)> {
         ("value without NUL", packet(V3_0, b"user\0me\0x\0y")),
         ("NUL inside the user", packet(V3_0, b"user\0m\0e\0\0")),
         (
-            "list goes on after its end",
+            "bytes after the terminator",
             packet(V3_0, b"user\0me\0\0options\0-c x\0\0"),
         ),
     ]

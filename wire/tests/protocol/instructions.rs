@@ -14,7 +14,7 @@ const POLICY: OpeningPolicy = OpeningPolicy {
     plaintext_cancel: false,
     proxy_protocol: false,
 };
-const ROUNDS: u32 = 4_096;
+const ITERATIONS: u32 = 4_096;
 const SALT: &[u8] = b"0123456789abcdef";
 
 #[inline(never)]
@@ -71,7 +71,7 @@ fn wire_client_login() {
 #[ignore = "for scripts/instructions"]
 fn wire_scram_login() {
     let (startup, password) = (startup(), Password::new("pencil"));
-    let keys = Keys::derive(&password, SALT, ROUNDS);
+    let keys = Keys::derive(&password, SALT, ITERATIONS);
     let sasl = message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0");
     measured(|| {
         for _ in 0..100 {
@@ -82,9 +82,9 @@ fn wire_scram_login() {
                 panic!("SCRAM was not started");
             };
             let first = String::from_utf8_lossy(&out).into_owned();
-            let own = first.rsplit("r=").next().unwrap();
+            let client_nonce = first.rsplit("r=").next().unwrap();
             let salt = "MDEyMzQ1Njc4OWFiY2RlZg==";
-            let challenge = format!("\0\0\0\x0br={own}server,s={salt},i={ROUNDS}");
+            let challenge = format!("\0\0\0\x0br={client_nonce}server,s={salt},i={ITERATIONS}");
             let challenge = message(b'R', challenge.as_bytes());
             match next.advance(&challenge, &password, &mut out) {
                 BackendStep::DeriveKeys { next, .. } => drop(next.resume(&keys, &mut out)),

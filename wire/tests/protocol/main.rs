@@ -1,4 +1,4 @@
-//! Integration tests of the crate in one binary: transcripts, transition tables, properties.
+//! Integration tests of the crate in one binary: transcripts, transition tables and properties.
 
 // `.clippy.toml` allows panics in test functions, but not in their helpers.
 #![allow(

@@ -1,4 +1,4 @@
-//! NegotiateProtocolVersion, compared with recorded responses of real servers.
+//! Tests of NegotiateProtocolVersion, compared with recorded responses of real servers.
 
 use wire::startup::ProtocolVersion;
 

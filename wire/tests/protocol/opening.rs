@@ -1,4 +1,4 @@
-//! The plaintext bytes before TLS.
+//! Tests of the plaintext bytes before TLS.
 
 use wire::opening::{
     MAX_OPENING, MAX_PROXY_V1, MAX_PROXY_V2, Opening, OpeningError, OpeningPolicy, OpeningStep,

@@ -1,4 +1,4 @@
-//! The login from AuthenticationOk to ReadyForQuery.
+//! Tests of the login from AuthenticationOk to ReadyForQuery.
 
 use wire::backend::{
     AwaitReady, BackendError, BackendLogin, BackendStep, MAX_LOGIN_MESSAGE, MAX_SERVER_VERSION,

@@ -1,4 +1,4 @@
-//! Secrets and their constant-time comparison.
+//! Tests of secrets and their constant-time comparison.
 
 use wire::secret::{ClusterSecret, ClusterSecretError, Password};
 

@@ -1,4 +1,4 @@
-//! The probe for the protocol version of Postgres.
+//! Tests of the probe for the protocol version of Postgres.
 
 use wire::backend::BackendError;
 use wire::startup::ProtocolVersion;
@@ -29,11 +29,11 @@ fn response(bytes: &[u8]) -> ProbeStep {
 #[test]
 fn requests_a_version_that_no_server_supports() {
     let mut out = Vec::new();
-    write_probe_request("nobody\0options\0-c x", &mut out);
+    write_probe_request("some_role\0options\0-c x", &mut out);
     let (startup, consumed) = check_startup(&out).unwrap();
     assert_eq!(consumed, out.len());
     assert_eq!(startup.version().to_string(), "3.9999");
-    assert!(startup.parameters().eq([(&b"user"[..], &b"nobody"[..])]));
+    assert!(startup.parameters().eq([(&b"user"[..], &b"some_role"[..])]));
 }
 
 #[test]

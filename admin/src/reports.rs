@@ -80,8 +80,8 @@ impl Reports {
         }
     }
 
-    /// Returns a report for `nonce`, or why there is none. Dropping this future does not cancel the
-    /// flight.
+    /// Returns a report for `nonce`, or why none can be made. Dropping this future does not cancel
+    /// the flight.
     pub(crate) async fn report(self: &Arc<Self>, nonce: Option<Nonce>) -> Outcome {
         let (outcome, shared) = match self.begin(nonce) {
             Pending::Done(outcome) => (outcome, true),

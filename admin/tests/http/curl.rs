@@ -1,4 +1,4 @@
-//! The server as seen by curl.
+//! Tests with curl as the client.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! Rate limiting of `/attestation` under load.
+//! Tests of the rate limit of `/attestation` under load.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};

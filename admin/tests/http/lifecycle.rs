@@ -1,4 +1,4 @@
-//! Shutdown of the server.
+//! Tests of the server's shutdown.
 
 use std::io::{ErrorKind, Write};
 use std::net::TcpStream;

@@ -1,6 +1,6 @@
 //! Tests of the server over real sockets, with well-behaved, slow and hostile clients.
 
-// These files contain only tests.
+// A test fails by panicking.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

@@ -10,18 +10,19 @@ use crate::harness::{Harness, SourceBehavior};
 
 const SMUGGLED: &str = "GET /attestation HTTP/1.1\r\nHost: sidecar\r\n\r\n";
 
-/// The status of the only response to `bytes` followed by [`SMUGGLED`]; 0 if there is none.
+/// The status of the only response to `bytes` followed by [`SMUGGLED`]; 0 without a response.
 fn status(harness: &Harness, bytes: &str) -> u16 {
     let text = exchange(harness.address(), format!("{bytes}{SMUGGLED}").as_bytes());
-    let answers = text.matches("HTTP/1.").count();
-    assert!(answers <= 1, "{bytes:?}: {text}");
+    let responses = text.matches("HTTP/1.").count();
+    assert!(responses <= 1, "{bytes:?}: {text}");
     assert_eq!(harness.source.calls(), 0, "{bytes:?}");
     text.get(9..12).map_or(0, |status| status.parse().unwrap())
 }
 
-fn check_all(shapes: &[(&str, u16)]) {
+/// Checks the status of the only response to each request.
+fn check_all(requests: &[(&str, u16)]) {
     let harness = Harness::new(SourceBehavior::Good);
-    for (bytes, expected) in shapes {
+    for (bytes, expected) in requests {
         assert_eq!(status(&harness, bytes), *expected, "{bytes:?}");
     }
     assert_eq!(get(harness.address(), "/health").status, 200);
@@ -170,7 +171,7 @@ fn other_protocols_are_rejected() {
 }
 
 #[test]
-fn targets_and_hosts() {
+fn request_targets_and_host_headers_are_checked() {
     check_all(&[
         // RFC 9112, section 3.2.2: a server must accept the absolute form. Nothing is forwarded.
         (

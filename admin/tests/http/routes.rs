@@ -1,4 +1,4 @@
-//! The responses of each endpoint.
+//! Tests of the responses of each endpoint.
 
 use std::io::Write;
 use std::time::Duration;

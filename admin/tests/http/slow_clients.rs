@@ -1,4 +1,4 @@
-//! Slow clients, and the other clients that connect at the same time.
+//! Tests with slow clients, and with others that connect at the same time.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -17,16 +17,16 @@ const SLOW_CLIENTS: usize = 150;
 /// A slowloris attack: keeps [`SLOW_CLIENTS`] connections open, sends a byte on each every 50 ms,
 /// and replaces those that are closed.
 fn run_slow_clients(address: SocketAddr, stop: &AtomicBool) {
-    let begin = || {
+    let open = || {
         let mut stream = connect(address);
         let _ = stream.write_all(b"GET /health HTTP/1.1\r\nX: ");
         stream
     };
-    let mut streams: Vec<TcpStream> = (0..SLOW_CLIENTS).map(|_| begin()).collect();
+    let mut streams: Vec<TcpStream> = (0..SLOW_CLIENTS).map(|_| open()).collect();
     while !stop.load(Ordering::Relaxed) {
         for stream in &mut streams {
             if stream.write_all(b"x").is_err() {
-                *stream = begin();
+                *stream = open();
             }
         }
         std::thread::sleep(Duration::from_millis(50));
@@ -62,12 +62,11 @@ fn an_endless_request_times_out() {
     };
     let harness = Harness::with(SourceBehavior::Good, settings);
     let start = Instant::now();
-    let (silent, mut dribbling) = (connect(harness.address()), connect(harness.address()));
-    dribbling
-        .write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n")
+    let (silent, mut slow) = (connect(harness.address()), connect(harness.address()));
+    slow.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n")
         .unwrap();
     // More bytes do not extend the timeout.
-    while dribbling.write_all(b"X: y\r\n").is_ok() {
+    while slow.write_all(b"X: y\r\n").is_ok() {
         assert!(start.elapsed() < TIMEOUT);
         std::thread::sleep(Duration::from_millis(20));
     }

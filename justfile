@@ -4,7 +4,7 @@
 default:
     @just --list
 
-# Start a whole cluster on this machine, without TDX, and tour it
+# Start a whole cluster on this machine, without TDX, and demonstrate it
 demo *args:
     scripts/demo {{args}}
 

@@ -1,4 +1,4 @@
-//! The imports of a crate's files, and the circles among them.
+//! The imports of a crate's files, and the import cycles among them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -26,7 +26,7 @@ impl Sources {
         Self(files)
     }
 
-    /// Sources for a test of the checks.
+    /// Sources from memory, to test the checks themselves.
     pub(crate) fn from_texts(files: &[(&str, &str)]) -> Self {
         let files = files.iter();
         Self(
@@ -44,10 +44,10 @@ impl Sources {
             .filter(move |name| !is_test(name))
     }
 
-    /// The paths that a file names, from the crate's root, with their lines.
+    /// The line and the path, from the crate's root, of each import of a file.
     pub(crate) fn imports(&self, file: &str) -> Vec<(usize, Vec<String>)> {
         let module = module_of(file);
-        let code = shipped_code(&self.0[file]);
+        let code = code_without_tests(&self.0[file]);
         let mut found = Vec::new();
         for start in ["crate::", "super::", "self::"] {
             for (at, _) in code.match_indices(start) {
@@ -82,36 +82,36 @@ impl Sources {
     }
 }
 
-/// Circles of files that import each other, except a module and its own children.
-pub(crate) fn circles(sources: &Sources) -> Vec<Vec<String>> {
+/// Cycles of files that import each other, except between a module and its children.
+pub(crate) fn cycles(sources: &Sources) -> Vec<Vec<String>> {
     let files: Vec<_> = sources.files().collect();
     let mut edges: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for file in &files {
         for (_, path) in sources.imports(file) {
             if let Some(target) = sources.file_of(&path)
                 && target != *file
-                && !is_family(file, target)
+                && !is_ancestor_or_descendant(file, target)
             {
                 edges.entry(file).or_default().insert(target);
             }
         }
     }
-    let mut circles: BTreeSet<Vec<String>> = BTreeSet::new();
+    let mut cycles: BTreeSet<Vec<String>> = BTreeSet::new();
     for file in &files {
         let reached = reachable(&edges, file);
-        let circle = reached
+        let cycle = reached
             .iter()
             .filter(|other| reachable(&edges, other).contains(file));
-        let mut circle: Vec<_> = circle.map(|name| (*name).to_owned()).collect();
-        circle.sort();
-        if circle.len() > 1 {
-            circles.insert(circle);
+        let mut cycle: Vec<_> = cycle.map(|name| (*name).to_owned()).collect();
+        cycle.sort();
+        if cycle.len() > 1 {
+            cycles.insert(cycle);
         }
     }
-    circles.into_iter().collect()
+    cycles.into_iter().collect()
 }
 
-/// The files that can be reached from `start`, itself among them if it is in a circle.
+/// The files that `start` imports directly or indirectly, including itself if it is in a cycle.
 fn reachable<'a>(edges: &BTreeMap<&'a str, BTreeSet<&'a str>>, start: &str) -> BTreeSet<&'a str> {
     let mut found = BTreeSet::new();
     let mut next: Vec<_> = edges.get(start).into_iter().flatten().copied().collect();
@@ -124,7 +124,7 @@ fn reachable<'a>(edges: &BTreeMap<&'a str, BTreeSet<&'a str>>, start: &str) -> B
 }
 
 /// Whether one file's module contains the other's.
-fn is_family(one: &str, other: &str) -> bool {
+fn is_ancestor_or_descendant(one: &str, other: &str) -> bool {
     let (one, other) = (module_of(one), module_of(other));
     one.starts_with(&other) || other.starts_with(&one)
 }
@@ -138,9 +138,8 @@ fn module_of(file: &str) -> Vec<String> {
     }
 }
 
-/// The code without comments and without what follows the first `#[cfg(test)]` module. Lines
-/// keep their numbers.
-fn shipped_code(text: &str) -> String {
+/// The code without comments, up to the first `#[cfg(test)]` module. Line numbers are unchanged.
+fn code_without_tests(text: &str) -> String {
     let mut code = String::new();
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {

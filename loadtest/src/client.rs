@@ -142,7 +142,7 @@ async fn authenticate(stream: &mut Stream, prepared: &PreparedLogin) -> Result<(
                 next
             }
             Step::Read(next) => next,
-            Step::AwaitReady_(next) => return await_ready(stream, next, read).await,
+            Step::LoggedIn(next) => return await_ready(stream, next, read).await,
         };
     }
 }
@@ -150,7 +150,7 @@ async fn authenticate(stream: &mut Stream, prepared: &PreparedLogin) -> Result<(
 enum Step {
     Continue(BackendLogin),
     Read(BackendLogin),
-    AwaitReady_(AwaitReady),
+    LoggedIn(AwaitReady),
 }
 
 fn step(
@@ -179,7 +179,7 @@ fn step(
         }
         BackendStep::Authenticated { consumed, next } => {
             read.drain(..consumed);
-            Ok(Step::AwaitReady_(next))
+            Ok(Step::LoggedIn(next))
         }
         BackendStep::Refuse(error) => Err(error.into()),
     }
@@ -220,6 +220,6 @@ pub async fn first_response(stream: &mut Stream, prepared: &PreparedLogin) -> Re
     let (mut out, nonce) = (Vec::new(), [0; RAW_NONCE_LEN]);
     let _login = BackendLogin::start(&prepared.startup, ProtocolVersion::V3_0, nonce, &mut out);
     stream.send(&out).await?;
-    let answer = stream.receive().await?;
-    answer.first().copied().ok_or_else(closed)
+    let response = stream.receive().await?;
+    response.first().copied().ok_or_else(closed)
 }

@@ -59,7 +59,7 @@ fn internal(name: &'static str) -> Command {
 
 fn compare_command() -> Command {
     Command::new("compare")
-        .about("Measure all arms in turn, and write the report")
+        .about("Measure the sidecar and the other proxies in turn, and write the report")
         .arg(switch(
             "quick",
             "Fewer and shorter measurements: about 3 minutes instead of 18",
@@ -67,7 +67,7 @@ fn compare_command() -> Command {
         .arg(flag(
             "rounds",
             "N",
-            "Rounds over all arms [default: 7; 3 with --quick]",
+            "Number of rounds, each of which measures every arm [default: 7; 3 with --quick]",
         ))
         .arg(flag(
             "seconds",
@@ -92,7 +92,7 @@ fn compare_command() -> Command {
         .arg(flag(
             "arms",
             "ARM,…",
-            "Arms to measure, by name; sidecar is always included [default: all]",
+            "Arms to measure: proxies by name, or direct; sidecar is always included [default: all]",
         ))
         .arg(flag(
             "parts",

@@ -1,4 +1,5 @@
-//! The server under load: address, opening, TLS settings, and the login to use.
+//! The server under load: its address, how connections to it are opened, TLS settings, and the login
+//! to use.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -91,7 +92,7 @@ impl Endpoint {
             )));
         }
         let name = ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
-        Self::with(
+        Self::with_verifier(
             address,
             opening,
             identity,
@@ -122,10 +123,10 @@ impl Endpoint {
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider())
             .build()
             .map_err(|error| Error::Usage(format!("{}: {error}", roots.display())))?;
-        Self::with(address, opening, identity, verifier, name)
+        Self::with_verifier(address, opening, identity, verifier, name)
     }
 
-    fn with(
+    fn with_verifier(
         address: SocketAddr,
         opening: Opening,
         identity: Option<&Identity>,

@@ -1,8 +1,9 @@
 //! Load generator and benchmark harness: loads, the proxies to compare with, and the report.
 //!
-//! Every claim about speed is a ratio to a peer that was measured in the same run. This crate must
-//! never be needed to run the product, must never listen on anything but loopback, and must never
-//! generate load without a limit: every command caps the connections and the time.
+//! The arms of a comparison are the proxies, and a direct connection to Postgres. Every claim about
+//! speed is a ratio of two arms that were measured in the same run. This crate must never be needed
+//! to run the product, must never listen on anything but loopback, and must never generate load
+//! without a limit: every command caps the connections and the time.
 //!
 //! | Module | Content |
 //! | --- | --- |

@@ -199,6 +199,18 @@ impl Case {
     }
 }
 
+/// The current identifier of a column, given its identifier in any version of the report.
+fn current_column(key: &str) -> &str {
+    match key {
+        "own" => "load-cpu",
+        "quiet" => "p99-before",
+        "stormy" => "p99-during",
+        "p999" => "p999-during",
+        "bare" => "dcap-qvl",
+        key => key,
+    }
+}
+
 impl Report {
     /// Returns the case with this identifier.
     #[must_use]
@@ -233,12 +245,15 @@ impl Report {
         let text = std::fs::read_to_string(path).map_err(io_context(shown()))?;
         let wrong = |error| Error::Usage(format!("{}: {error}", shown()));
         let mut report: Self = serde_json::from_str(&text).map_err(wrong)?;
-        report.rename_arms();
+        report.use_current_names();
         Ok(report)
     }
 
-    /// Replaces the names that earlier versions gave to arms.
-    fn rename_arms(&mut self) {
+    /// Replaces the names that earlier versions of the report gave to arms and columns.
+    fn use_current_names(&mut self) {
+        for column in self.cases.iter_mut().flat_map(|case| &mut case.columns) {
+            column.key = current_column(&column.key).to_owned();
+        }
         let listed = self.arms.iter_mut().map(|arm| &mut arm.name);
         let missing = self.missing.iter_mut().map(|(arm, _)| arm);
         let samples = self.cases.iter_mut().flat_map(|case| &mut case.arms);

@@ -17,7 +17,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Computes the spread of the finite values. `None` if there are none.
+    /// Computes the spread of the finite values. `None` without a finite value.
     #[must_use]
     pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut values: Vec<f64> = values

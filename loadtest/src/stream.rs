@@ -136,8 +136,8 @@ impl Stream {
     /// Reads the response to an SSLRequest.
     async fn read_ssl_response(&mut self) -> Result<()> {
         // Exactly one byte: what follows belongs to the TLS handshake.
-        let (result, answer) = self.socket.read(vec![0; 1]).await;
-        match (result.map_err(io_context("cannot read"))?, answer.first()) {
+        let (result, response) = self.socket.read(vec![0; 1]).await;
+        match (result.map_err(io_context("cannot read"))?, response.first()) {
             (1, Some(b'S')) => Ok(()),
             (0, _) => Err(closed()),
             _ => Err(Error::Server("the server refuses TLS".to_owned())),
@@ -147,9 +147,9 @@ impl Stream {
     async fn complete_handshake(&mut self) -> Result<()> {
         while let Some(tls) = &mut self.tls {
             write_records(tls, &mut self.output)?;
-            let shaking = tls.is_handshaking();
+            let handshaking = tls.is_handshaking();
             self.flush().await?;
-            if !shaking {
+            if !handshaking {
                 break;
             }
             if self.fill().await? == 0 {
@@ -229,10 +229,9 @@ impl Stream {
         let Some(tls) = &mut self.tls else {
             return Ok(());
         };
-        let mut release_buffers = self.input.as_slice();
-        while !release_buffers.is_empty() {
-            tls.read_tls(&mut release_buffers)
-                .map_err(io_context("TLS"))?;
+        let mut rest = self.input.as_slice();
+        while !rest.is_empty() {
+            tls.read_tls(&mut rest).map_err(io_context("TLS"))?;
             tls.process_new_packets()?;
             read_plaintext(tls, &mut self.plain)?;
         }

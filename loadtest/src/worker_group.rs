@@ -28,8 +28,8 @@ impl Worker {
     /// Returns this worker's share of `all`. The shares of all workers add up to `all`.
     #[must_use]
     pub fn share(self, all: usize) -> usize {
-        let more = usize::from(self.index < all % self.count.max(1));
-        all / self.count.max(1) + more
+        let extra = usize::from(self.index < all % self.count.max(1));
+        all / self.count.max(1) + extra
     }
 }
 

@@ -28,9 +28,9 @@ use loadtest::script::QueryMode;
 
 const SECONDS: f64 = 0.3;
 /// For loads of new connections, which may be slow on a busy machine.
-const LONGER: f64 = 1.0;
+const CONNECT_SECONDS: f64 = 1.0;
 /// Serializes the tests, since each starts its own Postgres.
-static ONE: Mutex<()> = Mutex::new(());
+static SERIAL: Mutex<()> = Mutex::new(());
 
 /// The directory of this test's programs. The sidecar belongs to another package, and is built if
 /// it is missing.
@@ -57,12 +57,12 @@ fn programs() -> PathBuf {
 struct Fixture {
     postgres: Postgres,
     workspace: Workspace,
-    _one: std::sync::MutexGuard<'static, ()>,
+    _serial: std::sync::MutexGuard<'static, ()>,
 }
 
 impl Fixture {
     fn new() -> Self {
-        let one = ONE
+        let serial = SERIAL
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         let cores = Cores::assign(false).unwrap();
@@ -71,7 +71,7 @@ impl Fixture {
         Self {
             postgres,
             workspace,
-            _one: one,
+            _serial: serial,
         }
     }
 
@@ -184,7 +184,7 @@ fn an_open_loop_keeps_its_rate_and_records_its_lateness() {
     // 150 transactions fall due in the window, and 100 before it. None of the 150 is lost, except
     // for up to four that are in progress at the end. Some of the 100 may complete within the
     // window.
-    let due = outcome.queries + outcome.unserved;
+    let due = outcome.queries + outcome.unstarted;
     assert!((146..=250).contains(&due), "{due}");
     assert!(outcome.lateness.count() > 0);
     // A rate that one connection cannot sustain: unstarted transactions are counted, with their
@@ -194,7 +194,7 @@ fn an_open_loop_keeps_its_rate_and_records_its_lateness() {
         ..query_load(&direct, 1)
     };
     let flooded = flooded.run(&silent()).unwrap();
-    assert!(flooded.unserved > 1_000, "{}", flooded.unserved);
+    assert!(flooded.unstarted > 1_000, "{}", flooded.unstarted);
     assert!(flooded.latencies[0].percentile(99.0) > 20_000.0);
 }
 
@@ -228,7 +228,8 @@ fn new_connections_work_with_every_opening() {
         let endpoint = Endpoint::loopback(peer.endpoint.address, opening, Some(&client)).unwrap();
         for until in [connect::Until::Handshake, connect::Until::Login] {
             let login = fixture.workspace.secret_scram_login();
-            let load = connect::ConnectLoad::new(endpoint.clone(), login, until, 2, LONGER);
+            let load =
+                connect::ConnectLoad::new(endpoint.clone(), login, until, 2, CONNECT_SECONDS);
             let outcome = load.run(&silent()).unwrap();
             assert_eq!(
                 outcome.failed, 0,
@@ -241,13 +242,14 @@ fn new_connections_work_with_every_opening() {
     // Direct to Postgres, with SCRAM by the load's own client.
     let direct = fixture.peer(PeerKind::Direct);
     let (endpoint, login) = (direct.endpoint.clone(), fixture.workspace.scram_login());
-    let load = connect::ConnectLoad::new(endpoint, login, connect::Until::Login, 2, LONGER);
+    let load =
+        connect::ConnectLoad::new(endpoint, login, connect::Until::Login, 2, CONNECT_SECONDS);
     let outcome = load.run(&silent()).unwrap();
     assert_eq!(outcome.failed, 0, "{:?}", outcome.reason);
     // A wrong secret is counted as a failure, and the error does not contain the secret.
     let wrong = Login::new("teesql_read", "postgres", &"ab".repeat(32));
     let until = connect::Until::Login;
-    let load = connect::ConnectLoad::new(peer.endpoint.clone(), wrong, until, 1, LONGER);
+    let load = connect::ConnectLoad::new(peer.endpoint.clone(), wrong, until, 1, CONNECT_SECONDS);
     let outcome = load.run(&silent()).unwrap();
     assert!(outcome.connections == 0 && outcome.failed > 0);
     assert!(!outcome.reason.unwrap().contains("abab"));
@@ -309,7 +311,7 @@ fn idle_connections_stay_open_and_are_counted() {
 /// The whole comparison with minimal options.
 #[test]
 fn a_small_comparison_writes_a_report() {
-    let one = ONE
+    let serial = SERIAL
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     let options = Options {
@@ -331,7 +333,7 @@ fn a_small_comparison_writes_a_report() {
         ..Options::quick()
     };
     let report = compare::run(&options, &silent()).unwrap();
-    drop(one);
+    drop(serial);
     let cases: Vec<_> = report.cases.iter().map(|case| case.key.as_str()).collect();
     let expected = [
         "select-1",

@@ -29,7 +29,7 @@ fn sample(cpu: Option<f64>, tps: f64) -> Option<Sample> {
         latencies.record(std::time::Duration::from_micros(100 + step));
     }
     Some(Sample {
-        figures: vec![cpu, Some(tps)],
+        figures: vec![cpu, Some(tps), Some(8.0)],
         latency: Some(latencies.summary()),
     })
 }
@@ -42,7 +42,11 @@ fn select(clients: u32) -> Case {
     Case {
         key: format!("select-{clients}"),
         title: format!("SELECT, prepared, {clients} clients"),
-        columns: columns(&[("cpu", "CPU µs/query"), ("tps", "queries/s")]),
+        columns: columns(&[
+            ("cpu", "CPU µs/query"),
+            ("tps", "queries/s"),
+            ("load-cpu", "load CPU µs/query"),
+        ]),
         arms: vec![
             arm(
                 "direct",
@@ -179,6 +183,7 @@ fn a_report_with_earlier_names_is_read() {
     let json = serde_json::to_string(&report()).unwrap();
     let renamed = [
         ("\"tokio-baseline\"", "\"twin\""),
+        ("\"load-cpu\"", "\"own\""),
         ("\"AtMost\"", "\"Most\""),
         ("\"AtLeast\"", "\"Least\""),
         ("\"steps\"", "\"climb\""),

@@ -1,4 +1,4 @@
-//! Flags that all loads share, and the parts of their output that they share.
+//! Flags and parts of the output that all loads share.
 
 use std::fmt::Write as _;
 use std::time::Duration;

@@ -47,12 +47,12 @@ pub(super) fn number<T>(
     flags: &ArgMatches,
     name: &str,
     range: RangeInclusive<T>,
-    usual: T,
+    default: T,
 ) -> Result<T>
 where
     T: FromStr<Err: Display> + PartialOrd + Display + Copy,
 {
-    let number = value(flags, name)?.unwrap_or(usual);
+    let number = value(flags, name)?.unwrap_or(default);
     match range.contains(&number) {
         true => Ok(number),
         false => {
@@ -64,8 +64,8 @@ where
     }
 }
 
-pub(super) fn seconds(flags: &ArgMatches, usual: f64) -> Result<f64> {
-    number(flags, "seconds", 0.1..=MAX_SECONDS, usual)
+pub(super) fn seconds(flags: &ArgMatches, default: f64) -> Result<f64> {
+    number(flags, "seconds", 0.1..=MAX_SECONDS, default)
 }
 
 /// The values of a flag, separated by commas.

@@ -19,8 +19,8 @@ use crate::stats::format_figure;
 
 /// Maximum transactions per second of an open loop.
 const MAX_RATE: f64 = 1e6;
-/// Maximum transactions of an open loop: all of them may have to be queued in memory.
-const MAX_DUE: f64 = 2e7;
+/// Maximum transactions of an open loop, which may queue all of them in memory.
+const MAX_TRANSACTIONS: f64 = 2e7;
 
 pub(super) fn commands() -> [Command; 5] {
     [
@@ -35,10 +35,10 @@ pub(super) fn commands() -> [Command; 5] {
         shared("idle", "Idle connections, and the memory of the process that holds them")
             .arg(switch("gradual", "Sample the memory at 20 % and 50 % of the connections too")),
         shared("bulk", "COPY out or in, with the content verified at both ends")
-            .arg(flag("way", "DIRECTION", "out (from Postgres) or in (to Postgres) [default: out]"))
+            .arg(flag("direction", "DIRECTION", "out (from Postgres) or in (to Postgres) [default: out]").alias("way"))
             .arg(flag("mib", "N", "Size of the COPY, in MiB [default: 256]")),
         shared("storm", "A burst of clients with unknown certificates, during running sessions")
-            .arg(flag("strangers", "N", "Number of unknown clients [default: 1000]"))
+            .arg(flag("unknown-clients", "N", "Number of unknown clients [default: 1000]").alias("strangers"))
             .arg(flag("scale", "N", "Scale factor of pgbench's tables [default: 1]")),
     ]
 }
@@ -78,7 +78,7 @@ fn shared(name: &'static str, about: &'static str) -> Command {
         ))
         .arg(flag("clients", "N", "Connections; bulk always uses one [default: 16]"))
         .arg(flag("threads", "N", "Threads of the load [default: 1]"))
-        .arg(flag("seconds", "S", "Measured time in seconds; for idle the idle time, for storm the time before it and the time during it; ignored by bulk [default: 5]"))
+        .arg(flag("seconds", "S", "Measured time in seconds; for idle the idle time, for storm the time before and again during the storm; ignored by bulk [default: 5]"))
         .arg(flag("pid", "PID", "Process whose CPU time and memory are measured; required by idle"))
 }
 
@@ -127,9 +127,9 @@ impl Load {
                 "--rate: must be above 0 and at most {MAX_RATE}"
             )));
         }
-        if rate.unwrap_or(0.0) * self.seconds > MAX_DUE {
+        if rate.unwrap_or(0.0) * self.seconds > MAX_TRANSACTIONS {
             return Err(Error::Usage(format!(
-                "--rate times --seconds: must be at most {MAX_DUE}"
+                "--rate times --seconds: must be at most {MAX_TRANSACTIONS}"
             )));
         }
         let load = query::QueryLoad {
@@ -156,7 +156,7 @@ impl Load {
                  {} transactions were due but not started",
                 format_figure(outcome.lateness.percentile(50.0)),
                 format_figure(outcome.lateness.percentile(99.0)),
-                outcome.unserved,
+                outcome.unstarted,
             );
         }
         cost(&mut text, &outcome.meter, self.seconds);
@@ -259,10 +259,14 @@ impl Load {
     }
 
     fn bulk(&self, flags: &ArgMatches, progress: &Progress) -> Result<String> {
-        let direction = match text(flags, "way").unwrap_or("out") {
+        let direction = match text(flags, "direction").unwrap_or("out") {
             "out" => bulk::Direction::Out,
             "in" => bulk::Direction::In,
-            other => return Err(Error::Usage(format!("--way {other}: must be out or in"))),
+            other => {
+                return Err(Error::Usage(format!(
+                    "--direction {other}: must be out or in"
+                )));
+            }
         };
         let load = bulk::CopyLoad {
             endpoint: self.endpoint.clone(),
@@ -289,7 +293,7 @@ impl Load {
     }
 
     fn storm(&self, flags: &ArgMatches, progress: &Progress) -> Result<String> {
-        let count = number(flags, "strangers", 1..=MAX_CONNECTIONS, 1_000)?;
+        let count = number(flags, "unknown-clients", 1..=MAX_CONNECTIONS, 1_000)?;
         let measured = Duration::from_secs_f64(self.seconds);
         let (endpoint, login) = (self.endpoint.clone(), self.login.clone());
         let load = connection_storm::ConnectionStorm {

@@ -30,12 +30,12 @@ const QUERY: &[(&str, &str)] = &[
     ("tps", "queries/s"),
     ("p50", "p50 µs"),
     ("p99", "p99 µs"),
-    ("own", "load CPU µs/query"),
+    ("load-cpu", "load CPU µs/query"),
 ];
 const BULK: &[(&str, &str)] = &[
     ("cpu", "CPU s/GB"),
     ("rate", "GB/s"),
-    ("own", "load CPU s/GB"),
+    ("load-cpu", "load CPU s/GB"),
 ];
 const HANDSHAKE: &[(&str, &str)] = &[
     ("per-core", "per CPU second"),

@@ -200,14 +200,14 @@ fn load_costlier_than_peer(report: &Report) -> Option<String> {
                 case.spread(&samples.arm, column)
                     .map(|spread| spread.median)
             };
-            if let (Some(own), Some(theirs)) = (of("own"), of("cpu"))
-                && own > theirs
+            if let (Some(load), Some(peer)) = (of("load-cpu"), of("cpu"))
+                && load > peer
             {
                 places.push(format!(
                     "{} of {} ({:.1} ×)",
                     case.title,
                     samples.arm,
-                    own / theirs
+                    load / peer
                 ));
             }
         }
@@ -229,8 +229,8 @@ fn column((key, title): &(&str, &str)) -> Column {
 
 fn store_sample(case: &mut Case, arm: usize, round: usize, sample: Sample) {
     let samples = case.arms.get_mut(arm);
-    if let Some(place) = samples.and_then(|samples| samples.rounds.get_mut(round)) {
-        *place = Some(sample);
+    if let Some(slot) = samples.and_then(|samples| samples.rounds.get_mut(round)) {
+        *slot = Some(sample);
     }
 }
 

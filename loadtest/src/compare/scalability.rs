@@ -32,9 +32,9 @@ const IDLE_TIME: Duration = Duration::from_secs(5);
 pub(super) const ATTESTED: &str = "sidecar, attested";
 
 const STORM: &[(&str, &str)] = &[
-    ("quiet", "p99 before µs"),
-    ("stormy", "p99 during µs"),
-    ("p999", "p99.9 during µs"),
+    ("p99-before", "p99 before µs"),
+    ("p99-during", "p99 during µs"),
+    ("p999-during", "p99.9 during µs"),
     ("admitted", "admitted"),
     ("refused", "refused"),
     ("took", "took s"),
@@ -43,7 +43,7 @@ const VERDICTS: &[(&str, &str)] = &[
     ("cached", "cached µs"),
     ("first", "first on a thread µs"),
     ("known", "known platform µs"),
-    ("bare", "dcap-qvl µs"),
+    ("dcap-qvl", "dcap-qvl µs"),
 ];
 
 impl Run<'_> {

@@ -120,25 +120,25 @@ fn handshakes_and_logins(report: &Report) -> Vec<Target> {
 fn verdicts(report: &Report) -> Vec<Target> {
     vec![
         target(
-            "verdict from the cache, µs",
+            "time of a verdict from the cache, µs",
             Bound::AtMost(1.0),
             figures(report, "verdicts", "attest", "cached"),
             "",
         ),
         target(
-            "first verification ÷ dcap-qvl",
+            "time of a first verification ÷ dcap-qvl",
             Bound::AtMost(1.2),
             first_verification(report),
             "on a thread without cached signatures",
         ),
         target(
-            "storm: p99 of the sessions ÷ p99 before",
+            "connection storm: p99 of the sessions ÷ p99 before",
             Bound::AtMost(2.0),
             storm_p99(report),
             "relative to the median before all storms; an upper bound, since it includes the clients' own CPU use",
         ),
         target(
-            "storm: valid clients refused",
+            "connection storm: valid clients refused",
             Bound::AtMost(0.0),
             worst(report, "storm", "sidecar", "refused"),
             "in the worst round",
@@ -151,13 +151,13 @@ fn scalability(report: &Report) -> Vec<Target> {
     let (growth, growth_note) = growth(report);
     vec![
         target(
-            "idle TLS connection, KB",
+            "memory of an idle TLS connection, KB",
             Bound::AtMost(8.0),
             idle,
             &idle_note,
         ),
         target(
-            "growth: CPU per query ÷ with 16 connections",
+            "CPU per query, 16 clients and many idle connections ÷ without the idle ones",
             Bound::AtMost(1.15),
             growth,
             &growth_note,
@@ -224,18 +224,18 @@ fn added(figures: &[Option<f64>], direct: &[Option<f64>]) -> Option<f64> {
 /// The two are some seconds apart, so that a ratio within one round would have the noise of both.
 /// All rounds are therefore divided by the median before.
 fn storm_p99(report: &Report) -> Option<Spread> {
-    let before = figures(report, "storm", "sidecar", "quiet")?.median;
-    let during = report.case("storm")?.figures("sidecar", "stormy");
+    let before = figures(report, "storm", "sidecar", "p99-before")?.median;
+    let during = report.case("storm")?.figures("sidecar", "p99-during");
     Spread::of(during.into_iter().flatten().map(|p99| p99 / before))
 }
 
 fn first_verification(report: &Report) -> Option<Spread> {
     let case = report.case("verdicts")?;
-    let (first, bare) = (
+    let (first, dcap_qvl) = (
         case.figures("attest", "first"),
-        case.figures("attest", "bare"),
+        case.figures("attest", "dcap-qvl"),
     );
-    Spread::of(ratios(&first, &bare))
+    Spread::of(ratios(&first, &dcap_qvl))
 }
 
 /// Memory of idle attested connections, the case of production.
@@ -365,7 +365,7 @@ mod tests {
     fn storm_p99_is_divided_by_the_median_p99_before() {
         let mut storm = case(&[], &[], &[]);
         storm.key = "storm".to_owned();
-        storm.columns = ["quiet", "stormy"]
+        storm.columns = ["p99-before", "p99-during"]
             .map(|key| Column {
                 key: key.to_owned(),
                 title: String::new(),

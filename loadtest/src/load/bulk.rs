@@ -226,10 +226,13 @@ async fn copy_in(client: &mut Client, sql: &str, rows: u32, progress: &Progress)
 /// Compares the stored rows with rows that Postgres generates itself.
 async fn check_stored(client: &mut Client, rows: u32) -> Result<()> {
     let sum = "SELECT count(*) || ' ' || sum(hashtextextended(line, 0)) FROM";
-    let made = format!("(SELECT {ROW_SQL} FROM generate_series(1, {rows}) i) AS made (line)");
+    let generated_rows =
+        format!("(SELECT {ROW_SQL} FROM generate_series(1, {rows}) i) AS generated (line)");
     let stored = client.query_value(&format!("{sum} sink")).await?;
-    let made = client.query_value(&format!("{sum} {made}")).await?;
-    match stored == made && stored.starts_with(&format!("{rows} ")) {
+    let generated = client
+        .query_value(&format!("{sum} {generated_rows}"))
+        .await?;
+    match stored == generated && stored.starts_with(&format!("{rows} ")) {
         true => Ok(()),
         false => Err(mismatch(
             "COPY IN: the stored rows differ from the sent ones",

@@ -225,9 +225,10 @@ impl ConnectWorkload<'_> {
             let Some(endpoint) = self.load.endpoint(number, &self.used) else {
                 return;
             };
-            let one = with_timeout(TIMEOUT, "a connection", self.one(endpoint, prepared)).await;
+            let connecting = self.connect_once(endpoint, prepared);
+            let connected = with_timeout(TIMEOUT, "a connection", connecting).await;
             let (now, mut counters) = (Instant::now(), counters.borrow_mut());
-            match one {
+            match connected {
                 Ok(latency) if window.counts(now) => {
                     counters.record(latency, now.saturating_duration_since(window.start));
                     self.progress.done.fetch_add(1, Ordering::Relaxed);
@@ -242,7 +243,11 @@ impl ConnectWorkload<'_> {
     }
 
     /// Opens one connection and closes it. The returned time does not include closing.
-    async fn one(&self, endpoint: &Endpoint, prepared: &PreparedLogin) -> Result<Duration> {
+    async fn connect_once(
+        &self,
+        endpoint: &Endpoint,
+        prepared: &PreparedLogin,
+    ) -> Result<Duration> {
         let started = Instant::now();
         match self.load.until {
             Until::Handshake => {

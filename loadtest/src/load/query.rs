@@ -90,7 +90,7 @@ impl QueryLoad {
         done.iter().for_each(|counters| all.add(counters));
         Ok(Outcome {
             queries: all.queries,
-            unserved: all.unserved,
+            unstarted: all.unstarted,
             seconds: self.timing.measured.as_secs_f64(),
             latencies: all.latencies,
             lateness: all.lateness,
@@ -116,7 +116,7 @@ pub struct Outcome {
     /// Queries of the transactions that completed within the window.
     pub queries: u64,
     /// Open loop: transactions that were due, but not started when the window ended.
-    pub unserved: u64,
+    pub unstarted: u64,
     /// Length of the window.
     pub seconds: f64,
     /// Latency of a transaction, by phase. In an open loop it counts from the intended start.
@@ -153,7 +153,7 @@ impl Outcome {
 /// Counters of one worker.
 struct Counters {
     queries: u64,
-    unserved: u64,
+    unstarted: u64,
     latencies: [LatencyHistogram; PHASES],
     lateness: LatencyHistogram,
 }
@@ -162,7 +162,7 @@ impl Counters {
     fn new() -> Result<Self> {
         Ok(Self {
             queries: 0,
-            unserved: 0,
+            unstarted: 0,
             latencies: [
                 LatencyHistogram::new()?,
                 LatencyHistogram::new()?,
@@ -174,7 +174,7 @@ impl Counters {
 
     fn add(&mut self, other: &Self) {
         self.queries += other.queries;
-        self.unserved += other.unserved;
+        self.unstarted += other.unstarted;
         for (mine, theirs) in self.latencies.iter_mut().zip(&other.latencies) {
             mine.add(theirs);
         }
@@ -268,7 +268,7 @@ impl Workload for QueryWorkload<'_> {
             .into_iter()
             .filter(|due| *due < window.end)
         {
-            counters.unserved += 1;
+            counters.unstarted += 1;
             counters.record(self.load.phase.load(Ordering::Relaxed), window.end - due);
         }
         Ok(counters)

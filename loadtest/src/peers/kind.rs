@@ -95,7 +95,7 @@ impl FromStr for PeerKind {
     }
 }
 
-/// The current name of an arm. Earlier reports call the tokio baseline "twin".
+/// The current name of an arm, given its name in any version of the report.
 #[must_use]
 pub fn current_name(name: &str) -> &str {
     match name {

@@ -134,8 +134,8 @@ fn run_to_success(name: &str, command: &mut Command) -> Result<Output> {
     match output.status.success() {
         true => Ok(output),
         false => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            Err(Error::Peer(format!("{name}: {}", said.trim())))
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            Err(Error::Peer(format!("{name}: {}", stderr.trim())))
         }
     }
 }

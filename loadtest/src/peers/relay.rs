@@ -66,9 +66,11 @@ async fn relay(client: TcpStream, upstream: SocketAddr) -> io::Result<()> {
     postgres.set_nodelay(true)?;
     let (client_read, client_write) = client.into_split();
     let (postgres_read, postgres_write) = postgres.into_split();
-    let there = copy_one_way(client_read, postgres_write);
-    let back = copy_one_way(postgres_read, client_write);
-    futures_util::future::try_join(there, back).await.map(drop)
+    let to_postgres = copy_one_way(client_read, postgres_write);
+    let to_client = copy_one_way(postgres_read, client_write);
+    futures_util::future::try_join(to_postgres, to_client)
+        .await
+        .map(drop)
 }
 
 async fn copy_one_way(mut read: TcpOwnedReadHalf, mut write: TcpOwnedWriteHalf) -> io::Result<()> {

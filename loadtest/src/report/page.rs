@@ -29,7 +29,7 @@ fn head(report: &Report, body: &mut String) {
     let _ = write!(
         body,
         "<h1>The sidecar compared with other proxies</h1><p class=\"lead\">{} · {} cores of {} · {} GB · \
-         Linux {} · TCP {} · {:.1} % CPU used by others before the run</p>",
+         Linux {} · TCP {} · {:.1} % of the CPU used by other processes before the run</p>",
         escape(&machine.day),
         machine.cores,
         escape(&machine.cpu),

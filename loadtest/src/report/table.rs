@@ -15,7 +15,7 @@ pub(super) fn render(report: &Report) -> String {
     let machine = &report.machine;
     let _ = writeln!(
         text,
-        "{}: {} cores of {}, {} GB, Linux {}, TCP {}, {:.1} % CPU used by others before the run",
+        "{}: {} cores of {}, {} GB, Linux {}, TCP {}, {:.1} % of the CPU used by other processes before the run",
         machine.day,
         machine.cores,
         machine.cpu,

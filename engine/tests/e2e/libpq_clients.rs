@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::harness::fixture::Fixture;
 use crate::harness::libpq::PSQL_BARE;
-use crate::harness::process::{TIMEOUT, lossy, poll_until, run, run_successfully, spawn};
+use crate::harness::process::{TIMEOUT, lossy, run, run_successfully, spawn};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 use crate::harness::{
@@ -65,9 +65,9 @@ fn every_role(fixture: &Fixture) {
             let output = run(psql, TIMEOUT);
             let text = lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(2), "{role}: {text}");
-            let text = "FATAL:  authentication_failed: password authentication failed";
+            let refusal = "FATAL:  authentication_failed: password authentication failed";
             assert_eq!(text.lines().count(), 1, "{role}: {text}");
-            assert!(text.trim_end().ends_with(text), "{role}: {text}");
+            assert!(text.trim_end().ends_with(refusal), "{role}: {text}");
         }
     }
 }
@@ -148,14 +148,13 @@ fn listen_notify(fixture: &Fixture) {
         .stderr(Stdio::piped());
     let mut listener = spawn(listener).expect("psql starts");
     let mut input = listener.stdin.take().expect("a pipe");
-    let pid = "select pg_backend_pid() \\gset\n\\o /dev/null\n";
-    write!(input, "{pid}listen {channel};\nselect pg_sleep(0);\n").expect("psql reads");
-    let listens = "select count(*) from pg_stat_activity where state = 'idle' and query = 'select pg_sleep(0);' and usename = 'teesql_read'";
-    // Once its last statement is done, it listens.
-    let listening = poll_until(TIMEOUT, || {
-        (fixture.cluster().admin_sql(listens) != "0").then_some(())
-    });
-    listening.expect("psql reaches its last statement");
+    // Once the statement after LISTEN is done, the session listens.
+    let marker = format!("select 1 as {channel};");
+    write!(input, "\\o /dev/null\nlisten {channel};\n{marker}\n").expect("psql reads");
+    let listening = format!(
+        "select count(*) from pg_stat_activity where state = 'idle' and query = '{marker}'"
+    );
+    fixture.cluster().await_result(&listening, "1");
     let mut notifier = psql(fixture, WRITER, "via_scram");
     notifier.args(["-c", &format!("notify {channel}, 'hello through TLS'")]);
     run_successfully(notifier, TIMEOUT);

@@ -200,8 +200,15 @@ fn psql(fixture: &Fixture) {
     assert_eq!(output.status.code(), Some(0));
     // A process that outlives the command loses its connection, because the forwarder has ended.
     let pid = tdx.path("left");
-    let script =
-        format!("psql -Xc 'select pg_sleep(3600)' >/dev/null 2>&1 & echo $! >{pid}; sleep 0.3");
+    let marker = fixture.harness.unique_name("outlives");
+    let count = format!(
+        "select count(*) from pg_stat_activity where query like '%{marker}%' and pid <> pg_backend_pid()"
+    );
+    // The command ends once its background process has a session.
+    let script = format!(
+        "psql -Xc 'select pg_sleep(3600) as {marker}' >/dev/null 2>&1 & echo $! >{pid}; \
+         until [ \"$(psql -XAtc \"{count}\")\" = 1 ]; do sleep 0.05; done"
+    );
     let output = run(
         settings.forwarder_command(&["--", "sh", "-c", &script]),
         TIMEOUT,

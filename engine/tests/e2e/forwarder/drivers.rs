@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use futures_util::{SinkExt, TryStreamExt, stream};
@@ -63,6 +62,8 @@ fn psql_and_pgbench(fixture: &Fixture, listen: Option<&str>) {
     let listen = listen.map(|listen| ("TEESQL_FORWARD_LISTEN", listen));
     let more: Vec<_> = [("TEESQL_SHARDS", "2")].into_iter().chain(listen).collect();
     let pair = ForwarderAndSidecar::start(fixture, &more);
+    let (host, _) = pair.forwarder.host_and_port();
+    assert_eq!(host, listen.map_or("127.0.0.1", |(_, folder)| folder));
     let sockets = pair.forwarder.settled_sockets();
     pair.forwarder.assert_reader_connects();
     // The driver sees the refusal by the sidecar.
@@ -99,7 +100,6 @@ fn unix_socket(fixture: &Fixture) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().to_str().expect("UTF-8");
     psql_and_pgbench(fixture, Some(path));
-    assert!(!folder.path().join("missing").exists());
 }
 
 fn copy(fixture: &Fixture) {
@@ -152,7 +152,9 @@ fn cancel(fixture: &Fixture) {
 fn tokio_postgres_session(fixture: &Fixture) {
     let pair = ForwarderAndSidecar::start(fixture, &[("TEESQL_SHARDS", "2")]);
     let sockets = pair.forwarder.settled_sockets();
-    let outcome = block_on(TIMEOUT * 4, tokio_postgres_queries(&pair.forwarder));
+    let marker = fixture.harness.unique_name("sleep");
+    let sleep = format!("select pg_sleep(3600) as {marker}");
+    let outcome = block_on(TIMEOUT * 4, tokio_postgres_queries(&pair.forwarder, &sleep));
     outcome.unwrap_or_else(|e| panic!("{e}: {:?}", e.as_db_error()));
     pair.forwarder.await_sockets(sockets);
 }
@@ -163,7 +165,8 @@ async fn connect(config: &Config) -> Result<tokio_postgres::Client, Error> {
     Ok(client)
 }
 
-async fn tokio_postgres_queries(forwarder: &Forwarder) -> Result<(), Error> {
+/// `sleep` is a query that sleeps, with a marker that no other query has.
+async fn tokio_postgres_queries(forwarder: &Forwarder, sleep: &str) -> Result<(), Error> {
     let (host, port) = forwarder.host_and_port();
     let mut config = Config::new();
     config.host(host).port(port).dbname("via_scram");
@@ -189,11 +192,21 @@ async fn tokio_postgres_queries(forwarder: &Forwarder) -> Result<(), Error> {
     assert_eq!(length, 160 * 4096 * 17);
     let token = client.cancel_token();
     let cancel = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        // A role sees the queries of its own sessions only.
+        let observer = connect(&config).await?;
+        let sleeping =
+            "select count(*) from pg_stat_activity where query = $1 and wait_event = 'PgSleep'";
+        while observer
+            .query_one(sleeping, &[&sleep])
+            .await?
+            .get::<_, i64>(0)
+            == 0
+        {
+            tokio::task::yield_now().await;
+        }
         token.cancel_query(NoTls).await
     };
-    let (slept, cancelled) =
-        futures_util::future::join(client.batch_execute("select pg_sleep(3600)"), cancel).await;
+    let (slept, cancelled) = futures_util::future::join(client.batch_execute(sleep), cancel).await;
     cancelled?;
     let code = slept.expect_err("cancelled").code().cloned();
     assert_eq!(code, Some(tokio_postgres::error::SqlState::QUERY_CANCELED));
@@ -215,7 +228,7 @@ fn bytes_of(text: String) -> std::io::Cursor<Vec<u8>> {
 
 /// Uses psycopg's own libpq (18): protocol 3.2, PQcancelBlocking, pipelines.
 const SCRIPT: &str = r#"
-import os, threading, time, psycopg
+import os, threading, psycopg
 with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as c:
     assert not c.pgconn.ssl_in_use
     assert c.execute("select current_user").fetchone() == ("teesql_readwrite",)
@@ -232,7 +245,13 @@ with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as c:
         with k.copy("copy t to stdout (format binary)") as copy:
             copy.set_types(["bytea"])
             assert [row[0] for row in copy.rows()] == [data, data]
-    threading.Timer(0.1, c.cancel_safe).start()
+    def cancel():
+        waiting = "select wait_event from pg_stat_activity where pid = %s"
+        with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as observer:
+            while observer.execute(waiting, [c.info.backend_pid]).fetchone() != ("PgSleep",):
+                pass
+        c.cancel_safe()
+    threading.Thread(target=cancel).start()
     try:
         c.execute("select pg_sleep(3600)")
     except psycopg.errors.QueryCanceled:

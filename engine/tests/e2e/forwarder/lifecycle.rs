@@ -1,7 +1,6 @@
 //! Drivers that request SSL, limits, drain, the HTTP server, and secrecy.
 
 use std::net::TcpStream;
-use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
@@ -214,9 +213,11 @@ fn http_and_secrets(fixture: &Fixture) {
             .unwrap_or_else(|e| panic!("{line}: {e}"));
     }
     assert!(body.contains("\nteesql_"), "{body}");
-    std::thread::sleep(Duration::from_millis(100));
-    let visible =
-        forwarder.log_lines().join("\n") + &forwarder.command_line() + &forwarder.dsn + &body;
+    let command_line = forwarder.command_line();
+    // After the exit, the log is complete.
+    forwarder.signal(Signal::SIGTERM);
+    assert!(forwarder.await_exit().success());
+    let visible = forwarder.log_lines().join("\n") + &command_line + &forwarder.dsn + &body;
     for secret in [READER.1, "wrong-hunter2", "a2V5LW9mLW91cnM="] {
         assert!(!visible.contains(secret), "{secret} is visible");
     }

@@ -12,14 +12,11 @@ use crate::harness::client::{Client, TlsNegotiation};
 use crate::harness::cluster::Server;
 use crate::harness::fake_server::{FakeServer, accept_login, read_message, read_startup};
 use crate::harness::fixture::Fixture;
-use crate::harness::message::{PROTOCOL_3_0, PROTOCOL_3_2, be32, startup, tagged};
+use crate::harness::message::{PROTOCOL_3_0, PROTOCOL_3_2, PROTOCOL_GREASE, be32, startup, tagged};
 use crate::harness::process::{TIMEOUT, poll_until};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::{Requirement, Suite};
 use crate::harness::{PasswordEncryption, READ_SECRET};
-
-/// The version that the betas of PostgreSQL 19 send to test negotiation.
-const GREASE: u32 = 0x0003_270f;
 
 pub(crate) fn add(suite: &mut Suite) {
     for server in suite.harness().servers() {
@@ -53,8 +50,8 @@ fn versions(fixture: &Fixture, server: &Server) {
         (PROTOCOL_3_2, vec![]),
         (PROTOCOL_3_2, vec![option, odd]),
         (0x0003_0003, vec![]),
-        (GREASE, vec![]),
-        (GREASE, vec![option]),
+        (PROTOCOL_GREASE, vec![]),
+        (PROTOCOL_GREASE, vec![option]),
         (0x0003_ffff, vec![odd, option, odd]),
     ] {
         let case = format!("{version:#x} {options:?}");
@@ -95,7 +92,7 @@ fn equals_postgres(fixture: &Fixture) {
     for server in fixture.harness.servers() {
         let cluster = fixture.harness.cluster(&server, PasswordEncryption::Scram);
         let sidecar = fixture.sidecar_for(&server, PasswordEncryption::Scram);
-        for version in [PROTOCOL_3_0, PROTOCOL_3_2, GREASE] {
+        for version in [PROTOCOL_3_0, PROTOCOL_3_2, PROTOCOL_GREASE] {
             let packet = startup(version, &options);
             let mut direct = TcpStream::connect(cluster.address()).expect("Postgres accepts");
             direct.write_all(&packet).expect("Postgres reads");
@@ -114,7 +111,7 @@ fn does_not_forward_options(fixture: &Fixture) {
     let record = packets.clone();
     let postgres = FakeServer::start(move |mut stream| {
         let packet = read_startup(&mut stream)?;
-        if be32(&packet) == GREASE {
+        if be32(&packet) == PROTOCOL_GREASE {
             return stream.write_all(&negotiate(PROTOCOL_3_0));
         }
         record.lock().expect("no panic while locked").push(packet);

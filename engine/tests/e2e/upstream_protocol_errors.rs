@@ -2,14 +2,13 @@
 
 use std::io::{self, Write};
 use std::net::TcpStream;
-use std::thread;
 
 use crate::harness::READWRITE_SECRET;
 use crate::harness::fake_server::{
-    FakeServer, accept_login, error_response, read_message, read_startup,
+    FakeServer, accept_login, error_response, is_version_probe, read_message, read_startup,
 };
 use crate::harness::fixture::Fixture;
-use crate::harness::message::{be32, tagged};
+use crate::harness::message::{PROTOCOL_3_0, tagged};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 use crate::upstream::{failed, refusal};
@@ -266,19 +265,12 @@ const VIOLATIONS: [(&str, Violation); 18] = [
     ),
 ];
 
-/// The protocol version with which the sidecar probes for the newest version. The fake server
-/// answers these probes correctly, and only logins with its script.
-const GREASE: u32 = 0x0003_270f;
-
 fn login_fails(fixture: &Fixture, (script, code, text, reason): Violation) {
     let postgres = FakeServer::start(move |mut stream| {
-        let mut head = [0; 8];
-        while stream.peek(&mut head)? < head.len() {
-            thread::yield_now();
-        }
-        if be32(&head[4..]) == GREASE {
+        // The script is for logins only.
+        if is_version_probe(&stream)? {
             read_startup(&mut stream)?;
-            let body = [0x0003_0000_u32.to_be_bytes(), [0; 4]].concat();
+            let body = [PROTOCOL_3_0.to_be_bytes(), [0; 4]].concat();
             return stream.write_all(&tagged(b'v', &body));
         }
         script(&mut stream)

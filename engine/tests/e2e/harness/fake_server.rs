@@ -10,7 +10,7 @@ use std::thread;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::harness::message;
-use crate::harness::process::TIMEOUT;
+use crate::harness::process::{POLL_INTERVAL, TIMEOUT};
 
 /// A server on an unused port. It stops when dropped.
 #[derive(Debug)]
@@ -67,14 +67,7 @@ impl FakeServer {
 
     /// Forwards each connection to `upstream`, so that [`accepted`](Self::accepted) counts them.
     pub(crate) fn proxy_to(upstream: SocketAddr) -> Self {
-        Self::start(move |client| {
-            let server = TcpStream::connect(upstream)?;
-            let (from, to) = (server.try_clone()?, client.try_clone()?);
-            let back = thread::spawn(move || copy(from, to));
-            copy(client, server);
-            let _ = back.join();
-            Ok(())
-        })
+        Self::start(move |client| forward(client, upstream))
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -120,6 +113,31 @@ impl ClosedPort {
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
+}
+
+/// Forwards `client` to `upstream` in both directions until both have closed.
+pub(crate) fn forward(client: TcpStream, upstream: SocketAddr) -> io::Result<()> {
+    let server = TcpStream::connect(upstream)?;
+    let (from, to) = (server.try_clone()?, client.try_clone()?);
+    let back = thread::spawn(move || copy(from, to));
+    copy(client, server);
+    let _ = back.join();
+    Ok(())
+}
+
+/// Whether a connection is the sidecar's probe for the newest protocol version rather than a login.
+/// Waits for the start-up packet's first 8 bytes and does not consume them.
+pub(crate) fn is_version_probe(stream: &TcpStream) -> io::Result<bool> {
+    let mut head = [0; 8];
+    let mut peeked = 0;
+    while peeked < head.len() {
+        match stream.peek(&mut head)? {
+            n if n > peeked => peeked = n,
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => thread::sleep(POLL_INTERVAL),
+        }
+    }
+    Ok(message::be32(&head[4..]) == message::PROTOCOL_GREASE)
 }
 
 fn copy(mut from: TcpStream, mut to: TcpStream) {

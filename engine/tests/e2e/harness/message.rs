@@ -8,6 +8,9 @@ pub(crate) const GSSENC_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x30];
 pub(crate) const CANCEL_CODE: u32 = 0x04d2_162e;
 pub(crate) const PROTOCOL_3_0: u32 = 0x0003_0000;
 pub(crate) const PROTOCOL_3_2: u32 = 0x0003_0002;
+/// 3.9999, which no server supports. The betas of PostgreSQL 19 send it to test negotiation, and
+/// the sidecar sends it to learn the newest version of its Postgres.
+pub(crate) const PROTOCOL_GREASE: u32 = 0x0003_270f;
 
 /// A message from the server.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,6 +17,9 @@ use nix::unistd::{Pid, Uid, User};
 /// How long something that normally happens immediately may take on a busy machine.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Time between two checks of something that is waited for.
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
 type SpawnRequest = (Command, mpsc::Sender<io::Result<Child>>);
 
 static SPAWNER: LazyLock<mpsc::Sender<SpawnRequest>> = LazyLock::new(|| {
@@ -77,7 +80,7 @@ pub(crate) fn wait(child: &mut Child, timeout: Duration) -> Option<std::process:
     })
 }
 
-/// Calls `check` every 5 ms until it returns a value; `None` after `timeout`.
+/// Calls `check` every [`POLL_INTERVAL`] until it returns a value; `None` after `timeout`.
 pub(crate) fn poll_until<T>(timeout: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
     let start = Instant::now();
     loop {
@@ -87,7 +90,7 @@ pub(crate) fn poll_until<T>(timeout: Duration, mut check: impl FnMut() -> Option
         if start.elapsed() > timeout {
             return None;
         }
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(POLL_INTERVAL);
     }
 }
 

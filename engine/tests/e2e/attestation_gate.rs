@@ -19,7 +19,7 @@ use rustls::{ClientConfig, SignatureScheme};
 use crate::harness::READER;
 use crate::harness::client::{Client, TlsNegotiation};
 use crate::harness::fixture::Fixture;
-use crate::harness::process::{TIMEOUT, lossy, run};
+use crate::harness::process::{TIMEOUT, run_for_both_outputs};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::TdxFixture;
@@ -48,8 +48,8 @@ impl TdxFixture {
         sidecar: &Sidecar,
         certificate: Option<&Certificate>,
     ) -> String {
-        let output = run(self.psql_command(fixture, sidecar, certificate), TIMEOUT);
-        lossy(&output.stdout) + &lossy(&output.stderr)
+        let psql = self.psql_command(fixture, sidecar, certificate);
+        run_for_both_outputs(psql, TIMEOUT)
     }
 
     fn psql_command(

@@ -1,15 +1,14 @@
 //! Start, drain and exit of the sidecar, and restarts of Postgres during sessions.
 
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use crate::harness::READ_SECRET;
+use crate::harness::client::await_refused_connection;
 use crate::harness::cluster::ClusterOptions;
 use crate::harness::fixture::Fixture;
 use crate::harness::message::query;
-use crate::harness::process::{TIMEOUT, poll_until};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 
@@ -59,24 +58,13 @@ fn logs_the_driver(fixture: &Fixture) {
     sidecar.await_log("a warning about unattested clients", warning);
 }
 
-/// Waits until the port refuses connections.
-fn await_refused_connection(sidecar: &Sidecar) {
-    let closed = poll_until(TIMEOUT, || {
-        TcpStream::connect(sidecar.address()).is_err().then_some(())
-    });
-    assert!(
-        closed.is_some(),
-        "it still accepts connections while it drains"
-    );
-}
-
 fn drain_lets_sessions_finish(fixture: &Fixture) {
     let sidecar = Sidecar::start(&fixture.settings().set("TEESQL_DRAIN_TIMEOUT", "60s"));
     let mut working = fixture.session(&sidecar);
     let mut idle = fixture.session(&sidecar);
     working.send(&query("select pg_sleep(1), 'done'"));
     sidecar.signal(Signal::SIGTERM);
-    await_refused_connection(&sidecar);
+    await_refused_connection(sidecar.address());
     working.expect(b'T');
     assert_eq!(working.expect(b'D').columns()[1].as_deref(), Some("done"));
     working.expect(b'C');
@@ -121,7 +109,7 @@ fn second_signal(fixture: &Fixture, second: Signal) {
     let sidecar = Sidecar::start(&fixture.settings().set("TEESQL_DRAIN_TIMEOUT", "600s"));
     let mut session = fixture.session(&sidecar);
     sidecar.signal(Signal::SIGTERM);
-    await_refused_connection(&sidecar);
+    await_refused_connection(sidecar.address());
     assert_eq!(session.query_value("select 1"), "1");
     let start = Instant::now();
     sidecar.signal(second);

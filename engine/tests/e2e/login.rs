@@ -251,14 +251,11 @@ fn startup_parameters(fixture: &Fixture) {
 fn gssenc_request_first(fixture: &Fixture) {
     use crate::harness::client::TcpClient;
     use crate::harness::message::{GSSENC_REQUEST, SSL_REQUEST};
-    use std::io::Read;
 
     let mut tcp = TcpClient::connect(fixture.sidecar().address());
-    for (request, answer) in [(GSSENC_REQUEST, b"N"), (SSL_REQUEST, b"S")] {
+    for (request, response) in [(GSSENC_REQUEST, b"N"), (SSL_REQUEST, b"S")] {
         tcp.send(&request);
-        let mut byte = [0];
-        tcp.stream.read_exact(&mut byte).expect("one byte");
-        assert_eq!(&byte, answer);
+        tcp.expect_prefix(response);
     }
     let config = fixture.harness.certificates.client(None);
     let mut client = Client::handshake(config, tcp).expect("the TLS handshake succeeds");

@@ -1,7 +1,6 @@
 //! Malformed TLS before, during and after the handshake: the connection ends with a reason code,
 //! and nothing panics.
 
-use std::io::Read;
 use std::net::Shutdown;
 use std::sync::Arc;
 
@@ -92,8 +91,7 @@ fn mutated_client_hellos(fixture: &Fixture) {
         let mut tcp = TcpClient::connect(sidecar.address());
         if round % 2 == 0 {
             tcp.send(&SSL_REQUEST);
-            let mut answer = [0];
-            tcp.stream.read_exact(&mut answer).expect("S");
+            tcp.expect_prefix(b"S");
         }
         tcp.send(&bytes);
         // The sidecar may have closed the connection already.

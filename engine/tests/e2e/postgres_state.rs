@@ -52,9 +52,7 @@ fn state(cluster: &Cluster, program: Option<&Path>) -> PostgresState {
 /// The control data is the output of `pg_controldata`; `sha256sum` gives the same hash.
 fn control_data_from_program(fixture: &Fixture) {
     let server = &fixture.harness.installed;
-    let cluster = fixture
-        .harness
-        .private_cluster(server, &ClusterOptions::default());
+    let cluster = fixture.private_cluster(&ClusterOptions::default());
     let state = state(&cluster, None);
     let controldata = state.controldata.expect("control data");
     assert!(
@@ -150,9 +148,7 @@ fn standby(fixture: &Fixture) {
 }
 
 fn stopped_server(fixture: &Fixture) {
-    let cluster = fixture
-        .harness
-        .private_cluster(&fixture.harness.installed, &ClusterOptions::default());
+    let cluster = fixture.private_cluster(&ClusterOptions::default());
     let state = block_on(TIMEOUT, async {
         let session = session(&cluster).await;
         cluster.stop(nix::sys::signal::Signal::SIGQUIT);

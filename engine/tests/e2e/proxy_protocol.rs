@@ -1,7 +1,5 @@
 //! PROXY protocol headers: which addresses may send them, and malformed ones.
 
-use std::io::Read;
-
 use crate::harness::client::{Client, TcpClient};
 use crate::harness::fixture::Fixture;
 use crate::harness::message::SSL_REQUEST;
@@ -63,9 +61,7 @@ fn accepts_header_from_trusted_proxy(fixture: &Fixture) {
     for byte in [V2, &SSL_REQUEST].concat() {
         tcp.send(&[byte]);
     }
-    let mut answer = [0];
-    tcp.stream.read_exact(&mut answer).expect("one byte");
-    assert_eq!(&answer, b"S");
+    tcp.expect_prefix(b"S");
 }
 
 fn refuses_malformed_headers(fixture: &Fixture) {

@@ -1,6 +1,6 @@
 //! Slow peers: a deadline ends a login, and back-pressure limits the memory of a session.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -91,8 +91,7 @@ fn silent_client(fixture: &Fixture) {
     .into();
     let mut negotiated = TcpClient::connect(sidecar.address());
     negotiated.send(&SSL_REQUEST);
-    let mut byte = [0];
-    negotiated.stream.read_exact(&mut byte).expect("S");
+    negotiated.expect_prefix(b"S");
     plain.push(("silent after S", negotiated));
 
     let secure = silent_clients_inside_tls(fixture, &sidecar);
@@ -292,8 +291,7 @@ fn one_byte_segments(fixture: &Fixture) {
     for byte in SSL_REQUEST {
         tcp.send(&[byte]);
     }
-    let mut answer = [0];
-    tcp.stream.read_exact(&mut answer).expect("S");
+    tcp.expect_prefix(b"S");
     let config = fixture.harness.certificates.client(None);
     let mut client = Client::handshake(config, tcp).expect("the TLS handshake succeeds");
     let send = |client: &mut Client, bytes: &[u8]| {

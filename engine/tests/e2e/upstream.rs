@@ -85,9 +85,7 @@ fn full(fixture: &Fixture) {
         databases: vec!["app"],
         ..ClusterOptions::default()
     };
-    let cluster = fixture
-        .harness
-        .private_cluster(&fixture.harness.installed, &options);
+    let cluster = fixture.private_cluster(&options);
     let sidecar = Sidecar::start(&fixture.settings_for(&cluster.address().to_string()));
     let mut sessions = Vec::new();
     let error = loop {
@@ -161,9 +159,7 @@ fn roles_not_provisioned(fixture: &Fixture) {
         ),
         ..ClusterOptions::default()
     };
-    let cluster = fixture
-        .harness
-        .private_cluster(&fixture.harness.installed, &options);
+    let cluster = fixture.private_cluster(&options);
     let sidecar = Sidecar::start(&fixture.settings_for(&cluster.address().to_string()));
     for (role, secret) in [
         ("teesql_read", READ_SECRET),
@@ -217,9 +213,7 @@ fn no_hba_entry(fixture: &Fixture) {
         hba: Some("host postgres all 127.0.0.1/32 trust\n"),
         ..ClusterOptions::default()
     };
-    let cluster = fixture
-        .harness
-        .private_cluster(&fixture.harness.installed, &options);
+    let cluster = fixture.private_cluster(&options);
     let sidecar = Sidecar::start(&fixture.settings_for(&cluster.address().to_string()));
     let (error, _) = refusal(fixture, &sidecar, "teesql_read", READ_SECRET, "app");
     assert_eq!(error.code, "08004", "{error}");

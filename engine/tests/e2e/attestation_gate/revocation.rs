@@ -90,8 +90,7 @@ fn policy_change(fixture: &Fixture) {
     allow_mrtd(&tdx, "11");
     sidecar.signal(Signal::SIGHUP);
     let reloaded = poll_until(TIMEOUT, || {
-        let lines = sidecar.log_lines().join("\n");
-        let count = lines.matches("configuration reloaded, new policy").count();
+        let count = sidecar.count_messages("configuration reloaded, new policy");
         (count == 2).then_some(())
     });
     reloaded.expect("two new policies");

@@ -8,7 +8,7 @@ use attest::evidence::UnboundEvidence;
 use attest::mock::AgentListen;
 
 use crate::harness::fixture::Fixture;
-use crate::harness::process::{TIMEOUT, lossy, run, run_successfully};
+use crate::harness::process::{TIMEOUT, lossy, run, run_for_both_outputs, run_successfully};
 use crate::harness::settings::sidecar_command;
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
@@ -62,8 +62,7 @@ fn verify_full(fixture: &Fixture, over_http: bool) {
         let mut psql = tdx.psql(&sidecar, READER, "select current_user");
         psql.env("PGHOST", name);
         psql.env("PGSSLROOTCERT", tdx.path("printed.pem"));
-        let output = run(psql, TIMEOUT);
-        let text = lossy(&output.stdout) + &lossy(&output.stderr);
+        let text = run_for_both_outputs(psql, TIMEOUT);
         assert!(text.contains(wanted), "{name}: {text}");
     }
     check_presented_chain(&sidecar);

@@ -146,9 +146,7 @@ fn private_cluster(fixture: &Fixture) -> Cluster {
         settings: vec!["wal_level=replica"],
         ..ClusterOptions::default()
     };
-    fixture
-        .harness
-        .private_cluster(&fixture.harness.installed, &options)
+    fixture.private_cluster(&options)
 }
 
 /// Postgres is down, then in recovery.

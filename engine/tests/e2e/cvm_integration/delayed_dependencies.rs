@@ -132,9 +132,7 @@ fn waits_for_postgres(fixture: &Fixture) {
         databases: vec!["via_scram"],
         ..ClusterOptions::default()
     };
-    let cluster = fixture
-        .harness
-        .private_cluster(&fixture.harness.installed, &options);
+    let cluster = fixture.private_cluster(&options);
     cluster.stop(Signal::SIGINT);
     let settings = tdx
         .with_agent(fixture.settings_for(&cluster.address().to_string()))

@@ -41,9 +41,7 @@ fn restarts_with_fifty_clients(fixture: &Fixture) {
         databases: vec!["via_scram"],
         ..ClusterOptions::default()
     };
-    let cluster = fixture
-        .harness
-        .private_cluster(&fixture.harness.installed, &options);
+    let cluster = fixture.private_cluster(&options);
     let settings = tdx.with_agent(fixture.settings_for(&cluster.address().to_string()));
     let sidecar = Sidecar::start(&settings);
     let address = sidecar.admin_address();

@@ -36,12 +36,6 @@ fn login(tdx: &TdxFixture, sidecar: &Sidecar, secret: &str) -> Result<(), String
     result.map(drop).map_err(|error| error.code)
 }
 
-fn count_messages(sidecar: &Sidecar, message: &str) -> usize {
-    let message = format!("\"message\":\"{message}");
-    let lines = sidecar.log_lines();
-    lines.iter().filter(|line| line.contains(&message)).count()
-}
-
 fn run_in_background(bench: Command) -> thread::JoinHandle<String> {
     thread::spawn(|| run_successfully(bench, TIMEOUT * 4))
 }
@@ -137,13 +131,13 @@ fn all_or_nothing(fixture: &Fixture) {
         line["message"] == "configuration not reloaded" && error.contains("teesql_readwrite")
     });
     assert_eq!(login(&tdx, &sidecar, READ_SECRET), Ok(()));
-    assert_eq!(count_messages(&sidecar, "configuration reloaded"), 0);
+    assert_eq!(sidecar.count_messages("configuration reloaded"), 0);
 
     write(password, "12");
     sidecar.signal(Signal::SIGHUP);
     let reloaded = "configuration reloaded, new policy";
     poll_until(TIMEOUT, || {
-        (count_messages(&sidecar, reloaded) == 1).then_some(())
+        (sidecar.count_messages(reloaded) == 1).then_some(())
     })
     .expect("a new policy");
     let refused = tls::connect(Some(&tdx), &sidecar).expect_fatal();

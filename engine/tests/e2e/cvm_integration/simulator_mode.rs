@@ -141,9 +141,6 @@ fn requires_password_from(settings: &Settings, local: IpAddr) {
     let address = line["address"].as_str().expect("text");
     let address: SocketAddr = address.parse().expect("an address");
     let stream = TcpStream::connect((local, address.port())).expect("the sidecar accepts");
-    for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
-        set(&stream, Some(TIMEOUT)).expect("a live socket");
-    }
     let client = Client::handshake(tls::config(None), TcpClient::from_stream(stream)).expect("TLS");
     let user = log_in_superuser(client, Some(SUPERUSER_PASSWORD));
     assert_eq!(user, "postgres");

@@ -5,12 +5,11 @@ use std::time::{Duration, Instant};
 use attest::mock::Evidence;
 
 use crate::harness::READER;
-use crate::harness::client::TcpClient;
 use crate::harness::fixture::Fixture;
 use crate::harness::forwarder::Forwarder;
 use crate::harness::name_server::NameServer;
 use crate::harness::process::{TIMEOUT, poll_until};
-use crate::harness::recording_server::{self, RecordingServer};
+use crate::harness::recording_server::RecordingServer;
 use crate::harness::settings::Settings;
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::{Requirement, Suite};
@@ -57,8 +56,7 @@ fn resolves_names(fixture: &Fixture) {
         }
     }
     // The SNI is the name.
-    let config = recording_server::config(&tdx.issue("s", &Evidence::default()));
-    let server = RecordingServer::tls(move |_| config.clone());
+    let server = RecordingServer::with_certificate(&tdx.issue("s", &Evidence::default()));
     let settings = settings(
         &tdx,
         fixture,
@@ -67,12 +65,7 @@ fn resolves_names(fixture: &Fixture) {
         server.address().port(),
     );
     let forwarder = Forwarder::start(&settings);
-    let mut session = TcpClient::connect(forwarder.address());
-    session.send(&crate::harness::message::startup(
-        crate::harness::message::PROTOCOL_3_0,
-        &[("user", "u")],
-    ));
-    session.expect_prefix(b"R");
+    forwarder.open("u").expect_prefix(b"R");
     assert_eq!(
         server.server_names(),
         [(Some("db.teesql.test".to_owned()), false)]

@@ -1,16 +1,15 @@
 //! Drivers that request SSL, limits, drain, the HTTP server, and secrecy.
 
-use std::net::TcpStream;
-
+use attest::mock::Evidence;
 use nix::sys::signal::Signal;
 
 use super::drivers::ForwarderAndSidecar;
-use crate::harness::client::TcpClient;
+use crate::harness::client::{TcpClient, await_refused_connection};
 use crate::harness::fixture::Fixture;
 use crate::harness::forwarder::Forwarder;
 use crate::harness::message::{self, PROTOCOL_3_0, SSL_REQUEST};
-use crate::harness::process::{TIMEOUT, lossy, poll_until, run};
-use crate::harness::recording_server::RecordingServer;
+use crate::harness::process::{TIMEOUT, poll_until, run_for_both_outputs};
+use crate::harness::recording_server::{self, RecordingServer};
 use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::TdxFixture;
 use crate::harness::{READER, http};
@@ -84,8 +83,7 @@ fn refuses_ssl(fixture: &Fixture) {
     ] {
         let mut psql = pair.forwarder.client("psql", READER);
         psql.env("PGSSLMODE", mode).args(["-XAtc", "select 1"]);
-        let output = run(psql, TIMEOUT);
-        let output = lossy(&output.stdout) + &lossy(&output.stderr);
+        let output = run_for_both_outputs(psql, TIMEOUT);
         assert!(output.contains(text), "{mode}: {output}");
     }
     let lines = pair.forwarder.log_lines();
@@ -102,19 +100,12 @@ fn refuses_ssl(fixture: &Fixture) {
     pair.forwarder.await_reason("direct_tls");
 }
 
-/// Waits until the forwarder refuses connections.
-fn await_refused_connection(forwarder: &Forwarder) {
-    let address = forwarder.address();
-    let refused = || TcpStream::connect(address).is_err().then_some(());
-    poll_until(TIMEOUT, refused).expect("it refuses connections");
-}
-
 fn drain(fixture: &Fixture) {
     let pair = ForwarderAndSidecar::start(fixture, &[("TEESQL_DRAIN_TIMEOUT", "700ms")]);
     let mut remaining = Session::open(&pair.forwarder);
     let mut ending = Session::open(&pair.forwarder);
     pair.forwarder.signal(Signal::SIGTERM);
-    await_refused_connection(&pair.forwarder);
+    await_refused_connection(pair.forwarder.address());
     ending.assert_responds();
     ending.0.send(&message::tagged(b'X', b""));
     assert_eq!(ending.0.read_to_end(), b"");
@@ -127,7 +118,7 @@ fn drain(fixture: &Fixture) {
     let mut remaining = Session::open(&pair.forwarder);
     pair.forwarder.signal(Signal::SIGINT);
     // Two signals at the same time would count as one.
-    await_refused_connection(&pair.forwarder);
+    await_refused_connection(pair.forwarder.address());
     remaining.assert_responds();
     pair.forwarder.signal(Signal::SIGINT);
     let error = remaining.0.read_final_message().error();
@@ -166,10 +157,8 @@ fn server_closes_first(fixture: &Fixture) {
     assert_eq!(session.0.read_to_end(), b"");
 
     let tdx = TdxFixture::new();
-    let config = crate::harness::recording_server::config(
-        &tdx.issue("s", &attest::mock::Evidence::default()),
-    );
-    let server = RecordingServer::tls_that_closes(config);
+    let certificate = tdx.issue("server", &Evidence::default());
+    let server = RecordingServer::tls_that_closes(recording_server::config(&certificate));
     let forwarder = Forwarder::start(&tdx.forwarder_settings_to(fixture, server.address()));
     let output = forwarder.psql_select_1(READER);
     assert!(

@@ -78,8 +78,7 @@ fn every_envelope(fixture: &Fixture) {
     for envelope in [Envelope::V0, Envelope::V1, Envelope::Legacy, Envelope::Both] {
         let evidence = evidence_with(|evidence| evidence.envelope = envelope);
         let certificate = tdx.issue(&format!("{envelope:?}"), &evidence);
-        let config = recording_server::config(&certificate);
-        let server = RecordingServer::tls(move |_| Arc::clone(&config));
+        let server = RecordingServer::with_certificate(&certificate);
         let forwarder = Forwarder::start(&tdx.forwarder_settings_to(fixture, server.address()));
         let mut driver = TcpClient::connect(forwarder.address());
         let startup = message::startup(PROTOCOL_3_0, &[("user", "u")]);
@@ -171,8 +170,7 @@ fn assert_refused(forwarder: &Forwarder, server: &RecordingServer, code: &str, t
 fn refuses_bad_certificates(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     for (code, text, certificate) in bad_certificates(&tdx) {
-        let config = recording_server::config(&certificate);
-        let server = RecordingServer::tls(move |_| Arc::clone(&config));
+        let server = RecordingServer::with_certificate(&certificate);
         let forwarder = Forwarder::start(&strict_settings(&tdx, fixture, server.address()));
         assert_refused(&forwarder, &server, code, text);
         assert_eq!(
@@ -234,8 +232,7 @@ fn changed_certificate(fixture: &Fixture) {
     let startup = message::startup(PROTOCOL_3_0, &[("user", "first")]);
     first.send(&startup);
     first.expect_prefix(b"R");
-    let mut second = TcpClient::connect(forwarder.address());
-    second.send(&message::startup(PROTOCOL_3_0, &[("user", "second")]));
+    let mut second = forwarder.open("second");
     let error = second.read_final_message().error();
     assert_eq!(error.code, "28000", "{error}");
     assert!(error.message.contains("debug mode"), "{error}");
@@ -246,11 +243,9 @@ fn changed_certificate(fixture: &Fixture) {
 fn logs_before_answering(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     let certificate = tdx.issue("plain", &evidence_with(|e| e.envelope = Envelope::None));
-    let config = recording_server::config(&certificate);
-    let server = RecordingServer::tls(move |_| Arc::clone(&config));
+    let server = RecordingServer::with_certificate(&certificate);
     let forwarder = Forwarder::start(&tdx.forwarder_settings_to(fixture, server.address()));
-    let mut driver = TcpClient::connect(forwarder.address());
-    driver.send(&message::startup(PROTOCOL_3_0, &[("user", "u")]));
+    let mut driver = forwarder.open("u");
     driver.expect_prefix(b"E");
     let read = SystemTime::now();
     let line = forwarder.await_reason("no_evidence");
@@ -297,8 +292,7 @@ fn refused_by_the_server(fixture: &Fixture) {
 fn silent_pccs(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     tdx.pccs.set_behaviour(Behaviour::Stall);
-    let config = recording_server::config(&tdx.issue("server", &Evidence::default()));
-    let server = RecordingServer::tls(move |_| Arc::clone(&config));
+    let server = RecordingServer::with_certificate(&tdx.issue("server", &Evidence::default()));
     let settings = tdx
         .forwarder_settings_to(fixture, server.address())
         .set("TEESQL_LOGIN_TIMEOUT", "1s");

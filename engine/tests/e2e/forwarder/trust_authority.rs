@@ -1,15 +1,11 @@
 //! `--verifier ita`, with a mock Trust Authority with fault injection.
 
-use std::sync::Arc;
-
 use attest::mock::{Behaviour, Evidence, TokenVariant, TrustAuthority};
 
 use crate::harness::READER;
-use crate::harness::client::TcpClient;
 use crate::harness::fixture::Fixture;
 use crate::harness::forwarder::Forwarder;
-use crate::harness::message::{self, PROTOCOL_3_0};
-use crate::harness::recording_server::{self, RecordingServer};
+use crate::harness::recording_server::RecordingServer;
 use crate::harness::settings::Settings;
 use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::{TdxFixture, now};
@@ -164,8 +160,7 @@ fn failures() -> Vec<Failure> {
 fn reports_failures(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     let authority = TrustAuthority::start(&tdx.pki, now()).expect("an authority");
-    let config = recording_server::config(&tdx.issue("server", &Evidence::default()));
-    let server = RecordingServer::tls(move |_| Arc::clone(&config));
+    let server = RecordingServer::with_certificate(&tdx.issue("server", &Evidence::default()));
     let forwarder = Forwarder::start(&settings(&tdx, fixture, &authority, server.address()));
     for (behaviour, verdict, code, text) in failures() {
         authority.set_behaviour(behaviour);
@@ -180,23 +175,20 @@ fn reports_failures(fixture: &Fixture) {
     }
     authority.set_behaviour(Behaviour::Normal);
     authority.set_token(TokenVariant::Valid);
-    let mut driver = TcpClient::connect(forwarder.address());
-    driver.send(&message::startup(PROTOCOL_3_0, &[("user", "u")]));
+    let mut driver = forwarder.open("u");
     driver.expect_prefix(b"R");
 }
 
 fn shared_appraisal(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     let authority = TrustAuthority::start(&tdx.pki, now()).expect("an authority");
-    let config = recording_server::config(&tdx.issue("server", &Evidence::default()));
-    let server = RecordingServer::tls(move |_| Arc::clone(&config));
+    let server = RecordingServer::with_certificate(&tdx.issue("server", &Evidence::default()));
     let settings = settings(&tdx, fixture, &authority, server.address()).set("TEESQL_SHARDS", "2");
     let connect_24 = |forwarder: &Forwarder, tag: u8| {
         std::thread::scope(|scope| {
             for _ in 0..24 {
                 scope.spawn(|| {
-                    let mut driver = TcpClient::connect(forwarder.address());
-                    driver.send(&message::startup(PROTOCOL_3_0, &[("user", "u")]));
+                    let mut driver = forwarder.open("u");
                     driver.expect_prefix(&[tag]);
                 });
             }

@@ -11,7 +11,7 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use socket2::{Domain, Socket, Type};
 
 use crate::harness::message::{self, Message, PgError, SSL_REQUEST};
-use crate::harness::process::TIMEOUT;
+use crate::harness::process::{TIMEOUT, poll_until};
 use crate::harness::{Harness, READER};
 
 /// How a client starts TLS. libpq calls the first two `sslnegotiation`.
@@ -67,17 +67,12 @@ impl TcpClient {
     pub(crate) fn connect(address: SocketAddr) -> Self {
         let stream = connect_from(unique_source(), address).expect("the server accepts");
         stream.set_nodelay(true).expect("a live socket");
-        stream
-            .set_read_timeout(Some(TIMEOUT))
-            .expect("a live socket");
-        stream
-            .set_write_timeout(Some(TIMEOUT))
-            .expect("a live socket");
         Self::from_stream(stream)
     }
 
     /// Wraps a connection that is already open.
     pub(crate) fn from_stream(stream: TcpStream) -> Self {
+        set_timeouts(&stream);
         Self {
             stream,
             received: Vec::new(),
@@ -92,13 +87,13 @@ impl TcpClient {
     /// Reads as many bytes as `wanted` has, and compares them.
     pub(crate) fn expect_prefix(&mut self, wanted: &[u8]) {
         let mut bytes = vec![0; wanted.len()];
-        self.stream.read_exact(&mut bytes).expect("an answer");
+        self.stream.read_exact(&mut bytes).expect("a response");
         assert_eq!(bytes, wanted);
     }
 
     pub(crate) fn read_byte(&mut self) -> u8 {
         let mut byte = [0];
-        self.stream.read_exact(&mut byte).expect("an answer");
+        self.stream.read_exact(&mut byte).expect("a response");
         byte[0]
     }
 
@@ -149,6 +144,20 @@ fn unique_source() -> SocketAddr {
     SocketAddr::from((address.to_be_bytes(), 0))
 }
 
+/// Waits until a program that drains refuses connections.
+pub(crate) fn await_refused_connection(address: SocketAddr) {
+    let refused = || TcpStream::connect(address).is_err().then_some(());
+    poll_until(TIMEOUT, refused)
+        .unwrap_or_else(|| panic!("{address} still accepts connections during the drain"));
+}
+
+/// Sets the timeouts of reads and writes, so that a test fails instead of hanging.
+pub(crate) fn set_timeouts(stream: &TcpStream) {
+    for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
+        set(stream, Some(TIMEOUT)).expect("a live socket");
+    }
+}
+
 fn connect_from(source: SocketAddr, address: SocketAddr) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.bind(&source.into())?;
@@ -195,22 +204,26 @@ pub(crate) struct StartupResponse {
 
 impl Client {
     /// Connects and completes the TLS handshake.
-    pub(crate) fn connect(harness: &Harness, address: SocketAddr, opening: TlsNegotiation) -> Self {
-        let config = harness.certificates.client(opening.alpn());
-        Self::connect_with(config, address, opening).expect("the TLS handshake succeeds")
+    pub(crate) fn connect(
+        harness: &Harness,
+        address: SocketAddr,
+        negotiation: TlsNegotiation,
+    ) -> Self {
+        let config = harness.certificates.client(negotiation.alpn());
+        Self::connect_with(config, address, negotiation).expect("the TLS handshake succeeds")
     }
 
     pub(crate) fn connect_with(
         config: ClientConfig,
         address: SocketAddr,
-        opening: TlsNegotiation,
+        negotiation: TlsNegotiation,
     ) -> io::Result<Self> {
         let mut tcp = TcpClient::connect(address);
-        if opening == TlsNegotiation::SslRequest {
+        if negotiation == TlsNegotiation::SslRequest {
             tcp.send(&SSL_REQUEST);
-            let mut answer = [0];
-            tcp.stream.read_exact(&mut answer)?;
-            assert_eq!(&answer, b"S", "the answer to SSLRequest");
+            let mut response = [0];
+            tcp.stream.read_exact(&mut response)?;
+            assert_eq!(&response, b"S", "the response to SSLRequest");
         }
         Self::handshake(config, tcp)
     }
@@ -254,7 +267,7 @@ impl Client {
             }
             Ok(_) => {}
             Err(e) if is_abrupt_close(&e) => return Err(CloseKind::Abrupt),
-            Err(e) => panic!("the server neither answers nor closes: {e}"),
+            Err(e) => panic!("the server neither responds nor closes: {e}"),
         }
         self.tls.read_exact(&mut head[1..]).expect("a whole header");
         let mut body = vec![0; message::be32(&head[1..]) as usize - 4];
@@ -277,15 +290,19 @@ impl Client {
     pub(crate) fn expect_fatal(&mut self) -> PgError {
         let error = self.expect(b'E').error();
         assert_eq!(error.severity, "FATAL", "{error}");
-        assert_eq!(self.read(), Err(CloseKind::Clean), "the end after {error}");
+        assert_eq!(
+            self.read(),
+            Err(CloseKind::Clean),
+            "the close after {error}"
+        );
         error
     }
 
-    /// Checks that no further message arrives before the end.
+    /// Checks that no further message arrives, and returns how the server closed.
     pub(crate) fn expect_close(&mut self) -> CloseKind {
         match self.read() {
-            Err(ending) => ending,
-            Ok(message) => panic!("expected the end, got {message:?}"),
+            Err(kind) => kind,
+            Ok(message) => panic!("expected a close, got {message:?}"),
         }
     }
 
@@ -304,7 +321,7 @@ impl Client {
     ) -> StartupResponse {
         self.send(&message::startup(version, parameters));
         let mut response = StartupResponse::default();
-        let mut next = self.read().expect("an answer to the StartupMessage");
+        let mut next = self.read().expect("a response to the StartupMessage");
         if next.tag == b'v' {
             response.negotiation = Some(next.negotiation());
             next = self.read().expect("a password request");
@@ -328,10 +345,14 @@ impl Client {
         &mut self,
         mut response: StartupResponse,
     ) -> Result<StartupResponse, PgError> {
-        let first = self.read().expect("an answer to the password");
+        let first = self.read().expect("a response to the password");
         if first.tag == b'E' {
             let error = first.error();
-            assert_eq!(self.read(), Err(CloseKind::Clean), "the end after {error}");
+            assert_eq!(
+                self.read(),
+                Err(CloseKind::Clean),
+                "the close after {error}"
+            );
             return Err(error);
         }
         assert_eq!(first.authentication(), 0, "AuthenticationOk");
@@ -346,7 +367,11 @@ impl Client {
                 b'N' => {}
                 b'E' => {
                     let error = next.error();
-                    assert_eq!(self.read(), Err(CloseKind::Clean), "the end after {error}");
+                    assert_eq!(
+                        self.read(),
+                        Err(CloseKind::Clean),
+                        "the close after {error}"
+                    );
                     return Err(error);
                 }
                 b'Z' => {
@@ -401,13 +426,13 @@ impl Client {
         }
     }
 
-    /// Sends Terminate and waits for the end.
+    /// Sends Terminate and checks that the server closes cleanly.
     pub(crate) fn terminate(mut self) {
         self.send(&message::tagged(b'X', &[]));
         assert_eq!(
             self.expect_close(),
             CloseKind::Clean,
-            "the end after Terminate"
+            "the close after Terminate"
         );
     }
 

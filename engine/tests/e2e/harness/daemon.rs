@@ -1,4 +1,4 @@
-//! A running program under test: its log, its signals, its use of resources.
+//! A running program under test: its log, signals and resource usage.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -69,6 +69,13 @@ impl Daemon {
     pub(crate) fn log_lines(&self) -> Vec<String> {
         let lines = self.log.lines.lock().expect("no panic while locked");
         lines.0.clone()
+    }
+
+    /// The number of lines of its JSON log whose message starts with `start`.
+    pub(crate) fn count_messages(&self, start: &str) -> usize {
+        let message = format!("\"message\":\"{start}");
+        let lines = self.log_lines();
+        lines.iter().filter(|line| line.contains(&message)).count()
     }
 
     /// The end of its log, for failure messages.
@@ -192,8 +199,8 @@ impl Daemon {
             .count()
     }
 
-    /// The number of open sockets once it has not changed for 300 ms: no query of the program's own
-    /// is running, and no connection is still being closed.
+    /// The number of open sockets once it has not changed for 300 ms, so that neither a background
+    /// query of the program nor a connection that is still being closed is counted.
     pub(crate) fn settled_sockets(&self) -> usize {
         let mut last = (self.sockets(), Instant::now());
         let settled = poll_until(TIMEOUT, || {
@@ -206,14 +213,14 @@ impl Daemon {
         settled.expect("the number of sockets settles")
     }
 
-    /// Waits until no more than `most` sockets are open.
-    pub(crate) fn await_sockets(&self, most: usize) {
+    /// Waits until at most `max` sockets are open.
+    pub(crate) fn await_sockets(&self, max: usize) {
         let mut last = 0;
         poll_until(TIMEOUT, || {
             last = self.sockets();
-            (last <= most).then_some(())
+            (last <= max).then_some(())
         })
-        .unwrap_or_else(|| panic!("still {last} sockets open, not {most}"));
+        .unwrap_or_else(|| panic!("still {last} open sockets, more than {max}"));
     }
 }
 

@@ -1,10 +1,10 @@
-//! What a test function gets.
+//! The fixture that every test function receives.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::harness::client::{Client, TlsNegotiation};
-use crate::harness::cluster::{Cluster, Server};
+use crate::harness::cluster::{Cluster, ClusterOptions, Server};
 use crate::harness::settings::{IoDriver, Settings};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::{Harness, PasswordEncryption};
@@ -21,6 +21,12 @@ impl Fixture {
     pub(crate) fn cluster(&self) -> &Cluster {
         let installed = &self.harness.installed;
         self.harness.cluster(installed, PasswordEncryption::Scram)
+    }
+
+    /// A new cluster of the installed Postgres version, for one test.
+    pub(crate) fn private_cluster(&self, options: &ClusterOptions) -> Cluster {
+        let installed = &self.harness.installed;
+        self.harness.private_cluster(installed, options)
     }
 
     /// The shared sidecar in front of [`cluster`](Self::cluster).

@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 use std::ops::Deref;
 use std::process::Command;
 
+use crate::harness::client::TcpClient;
 use crate::harness::daemon::Daemon;
-use crate::harness::process::{TIMEOUT, lossy, run};
+use crate::harness::message::{self, PROTOCOL_3_0};
+use crate::harness::process::{TIMEOUT, run_for_both_outputs};
 use crate::harness::settings::Settings;
 use crate::harness::{Credentials, READER, libpq};
 
@@ -52,6 +54,13 @@ impl Forwarder {
         format!("{host}:{port}").parse().expect("TCP")
     }
 
+    /// A plaintext client that has sent a StartupMessage for `user`.
+    pub(crate) fn open(&self, user: &str) -> TcpClient {
+        let mut client = TcpClient::connect(self.address());
+        client.send(&message::startup(PROTOCOL_3_0, &[("user", user)]));
+        client
+    }
+
     /// `program` with a connection to this forwarder in libpq's environment.
     pub(crate) fn client(&self, program: &str, credentials: Credentials<'_>) -> Command {
         let (host, port) = self.host_and_port();
@@ -64,8 +73,7 @@ impl Forwarder {
     pub(crate) fn psql_select_1(&self, credentials: Credentials<'_>) -> String {
         let mut psql = self.client("psql", credentials);
         psql.args(["-X", "-A", "-t", "-c", "select 1"]);
-        let output = run(psql, TIMEOUT * 2);
-        lossy(&output.stdout) + &lossy(&output.stderr)
+        run_for_both_outputs(psql, TIMEOUT * 2)
     }
 
     /// Runs `select 1` as `teesql_read` and checks that it succeeds.

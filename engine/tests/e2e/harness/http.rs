@@ -1,10 +1,11 @@
-//! A minimal HTTP client: one GET per connection. And checks of `/ready`.
+//! A minimal HTTP client that sends one GET per connection, and checks of `/ready`.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use serde_json::Value;
 
+use crate::harness::client::set_timeouts;
 use crate::harness::process::{TIMEOUT, poll_until};
 
 #[derive(Debug)]
@@ -29,9 +30,7 @@ impl Response {
 /// Sends a GET request and reads to the end of the connection.
 pub(crate) fn get(address: SocketAddr, target: &str) -> Response {
     let mut stream = TcpStream::connect(address).expect("the admin port accepts");
-    for set in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
-        set(&stream, Some(TIMEOUT)).expect("a live socket");
-    }
+    set_timeouts(&stream);
     let request = format!("GET {target} HTTP/1.1\r\nHost: {address}\r\n\r\n");
     stream
         .write_all(request.as_bytes())
@@ -73,7 +72,7 @@ pub(crate) fn await_ready(address: SocketAddr) {
         last = unready(address);
         last.is_empty().then_some(())
     })
-    .unwrap_or_else(|| panic!("never ready: {last:?}"));
+    .unwrap_or_else(|| panic!("never became ready: {last:?}"));
 }
 
 /// Waits until `check` in `/ready` is not ready for a reason that contains `text`.
@@ -84,5 +83,5 @@ pub(crate) fn await_unready(address: SocketAddr, check: &str, text: &str) -> Str
         let found = last.iter().find(|(name, _)| name == check)?;
         found.1.contains(text).then(|| found.1.clone())
     })
-    .unwrap_or_else(|| panic!("{check} is never unready for {text:?}: {last:?}"))
+    .unwrap_or_else(|| panic!("{check} never became unready with the reason {text:?}: {last:?}"))
 }

@@ -131,6 +131,12 @@ pub(crate) fn run(mut command: Command, timeout: Duration) -> Output {
     }
 }
 
+/// Runs `command` to its end and returns standard output and standard error, one after the other.
+pub(crate) fn run_for_both_outputs(command: Command, timeout: Duration) -> String {
+    let output = run(command, timeout);
+    lossy(&output.stdout) + &lossy(&output.stderr)
+}
+
 /// Runs `command`, panics unless it succeeds, and returns its standard output.
 pub(crate) fn run_successfully(command: Command, timeout: Duration) -> String {
     let description = describe(&command);

@@ -117,6 +117,12 @@ impl RecordingServer {
         })
     }
 
+    /// A TLS server with the same `certificate` for every connection, see [`tls`](Self::tls).
+    pub(crate) fn with_certificate(certificate: &Certificate) -> Self {
+        let config = config(certificate);
+        Self::tls(move |_| Arc::clone(&config))
+    }
+
     /// A TLS server that completes the handshake, reads, and closes without close_notify.
     pub(crate) fn tls_that_closes(config: Arc<ServerConfig>) -> Self {
         Self::start(move |stream, recorded, _| {

@@ -1,5 +1,4 @@
-//! The attestation gate: which clients a sidecar in production mode admits under the mock TDX's
-//! root, with certificates that psql or our own client presents.
+//! Tests of the attestation gate: which client certificates a sidecar in production mode admits.
 
 mod admission;
 mod collateral;

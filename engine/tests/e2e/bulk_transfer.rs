@@ -1,4 +1,5 @@
-//! Transfers of a gigabyte and of single rows of 200 MB in each direction, compared by checksum.
+//! Tests of transfers of a gigabyte, and of single messages of 200 MB, in each direction. Checksums
+//! are compared.
 
 use std::process::Stdio;
 use std::sync::OnceLock;
@@ -23,41 +24,45 @@ const ROW: &str =
     "select string_agg(repeat(md5(n::text), 100), '') from generate_series(1, 65536) n";
 
 /// The checksums of the two when they are read from Postgres directly.
-static ROWS_SUM: OnceLock<String> = OnceLock::new();
-static ROW_SUM: OnceLock<String> = OnceLock::new();
+static ROWS_CHECKSUM: OnceLock<String> = OnceLock::new();
+static ROW_CHECKSUM: OnceLock<String> = OnceLock::new();
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.add("bulk_transfer::copies_1_gb_out", |fixture| {
-        copy_out(fixture, ROWS, &ROWS_SUM)
+        copy_out(fixture, ROWS, &ROWS_CHECKSUM)
     });
     suite.add("bulk_transfer::copies_1_gb_in", copy_in);
     suite.add("bulk_transfer::returns_row_of_200_mb", |fixture| {
-        copy_out(fixture, ROW, &ROW_SUM)
+        copy_out(fixture, ROW, &ROW_CHECKSUM)
     });
     suite.add("bulk_transfer::accepts_query_of_200_mb", query_of_200_mb);
 }
 
-fn to_md5sum(query: &str) -> [String; 2] {
+fn copy_to_md5sum(query: &str) -> [String; 2] {
     [
         "-c".to_owned(),
         format!("\\copy ({query}) to program 'md5sum'"),
     ]
 }
 
-fn direct_sum(fixture: &Fixture, query: &str, sum: &'static OnceLock<String>) -> &'static str {
-    sum.get_or_init(|| {
+fn direct_checksum(
+    fixture: &Fixture,
+    query: &str,
+    checksum: &'static OnceLock<String>,
+) -> &'static str {
+    checksum.get_or_init(|| {
         let mut psql = fixture.cluster().psql("via_scram");
-        psql.args(to_md5sum(query));
+        psql.args(copy_to_md5sum(query));
         run_successfully(psql, TIMEOUT)
     })
 }
 
-fn copy_out(fixture: &Fixture, query: &str, sum: &'static OnceLock<String>) {
+fn copy_out(fixture: &Fixture, query: &str, checksum: &'static OnceLock<String>) {
     let mut psql = client(fixture, &fixture.sidecar(), "psql", READER, "via_scram");
-    psql.args(["-X", "-q"]).args(to_md5sum(query));
+    psql.args(["-X", "-q"]).args(copy_to_md5sum(query));
     assert_eq!(
         run_successfully(psql, TIMEOUT),
-        direct_sum(fixture, query, sum)
+        direct_checksum(fixture, query, checksum)
     );
 }
 
@@ -78,12 +83,12 @@ fn copy_in(fixture: &Fixture) {
 
     let mut back = fixture.cluster().psql("via_scram");
     back.args(["-c", "set synchronize_seqscans = off"]);
-    back.args(to_md5sum(&format!("select row from {table}")));
+    back.args(copy_to_md5sum(&format!("select row from {table}")));
     let stored = run_successfully(back, TIMEOUT);
     fixture
         .cluster()
         .sql("via_scram", &format!("drop table {table}"));
-    assert_eq!(stored, direct_sum(fixture, ROWS, &ROWS_SUM));
+    assert_eq!(stored, direct_checksum(fixture, ROWS, &ROWS_CHECKSUM));
 }
 
 /// Sends one message of 200 MB, of which Postgres computes the checksum.

@@ -1,4 +1,4 @@
-//! Cancel requests: inside TLS always, in plaintext where the setting allows them.
+//! Tests of cancel requests: accepted inside TLS, and in plaintext only if the setting allows it.
 
 use crate::harness::client::{Client, CloseKind, StartupResponse, TcpClient, TlsNegotiation};
 use crate::harness::cluster::Server;
@@ -24,12 +24,12 @@ pub(crate) fn add(suite: &mut Suite) {
 }
 
 /// A session whose query sleeps for an hour.
-struct Sleeper {
+struct SleepingSession {
     client: Client,
     response: StartupResponse,
 }
 
-impl Sleeper {
+impl SleepingSession {
     fn start(fixture: &Fixture, server: &Server, sidecar: &Sidecar, version: u32) -> Self {
         let mut client = fixture.client(sidecar.address());
         let parameters = [("user", "teesql_read"), ("database", "via_scram")];
@@ -38,9 +38,9 @@ impl Sleeper {
             .authenticate(READ_SECRET, response)
             .expect("the login succeeds");
         client.send(&query("select pg_sleep(3600)"));
-        let sleeper = Self { client, response };
-        sleeper.await_sleep(fixture, server);
-        sleeper
+        let session = Self { client, response };
+        session.await_sleep(fixture, server);
+        session
     }
 
     fn await_sleep(&self, fixture: &Fixture, server: &Server) {
@@ -54,7 +54,7 @@ impl Sleeper {
             .await_result(&sql, "PgSleep");
     }
 
-    fn request(&self) -> Vec<u8> {
+    fn cancel_request(&self) -> Vec<u8> {
         message::cancel(self.response.pid, &self.response.key)
     }
 
@@ -73,11 +73,11 @@ fn inside_tls(fixture: &Fixture, server: &Server, negotiation: TlsNegotiation) {
     for version in [PROTOCOL_3_0, PROTOCOL_3_2] {
         // Repeated, so that a shard other than the session's forwards some of the requests.
         for _ in 0..4 {
-            let mut sleeper = Sleeper::start(fixture, server, &sidecar, version);
+            let mut session = SleepingSession::start(fixture, server, &sidecar, version);
             let mut canceller = Client::connect(&fixture.harness, sidecar.address(), negotiation);
-            canceller.send(&sleeper.request());
+            canceller.send(&session.cancel_request());
             assert_eq!(canceller.expect_close(), CloseKind::Clean);
-            sleeper.expect_cancelled();
+            session.expect_cancelled();
         }
     }
 }
@@ -85,20 +85,20 @@ fn inside_tls(fixture: &Fixture, server: &Server, negotiation: TlsNegotiation) {
 fn plaintext_refused(fixture: &Fixture) {
     let server = &fixture.harness.installed;
     let sidecar = Sidecar::start(&fixture.settings());
-    let mut sleeper = Sleeper::start(fixture, server, &sidecar, PROTOCOL_3_0);
+    let mut session = SleepingSession::start(fixture, server, &sidecar, PROTOCOL_3_0);
     let mut tcp = TcpClient::connect(sidecar.address());
-    tcp.send(&sleeper.request());
+    tcp.send(&session.cancel_request());
     assert_eq!(tcp.read_to_end(), b"");
     let line = sidecar.await_connection_end(tcp.local_address());
     assert_eq!(line["reason"], "plaintext_cancel", "{line}");
-    sleeper.await_sleep(fixture, server);
+    session.await_sleep(fixture, server);
 
     let mut canceller = Client::connect(&fixture.harness, sidecar.address(), TlsNegotiation::Raw);
-    canceller.send(&sleeper.request());
+    canceller.send(&session.cancel_request());
     assert_eq!(canceller.expect_close(), CloseKind::Clean);
     let line = sidecar.await_connection_end(canceller.local_address());
     assert_eq!(line["reason"], "cancel_forwarded", "{line}");
-    sleeper.expect_cancelled();
+    session.expect_cancelled();
 }
 
 fn plaintext_allowed(fixture: &Fixture) {
@@ -113,14 +113,14 @@ fn plaintext_allowed(fixture: &Fixture) {
             .set("TEESQL_PLAINTEXT_CANCEL", "true");
         let sidecar = Sidecar::start(&settings);
         for version in [PROTOCOL_3_0, PROTOCOL_3_2] {
-            let mut sleeper = Sleeper::start(fixture, &server, &sidecar, version);
+            let mut session = SleepingSession::start(fixture, &server, &sidecar, version);
             // Byte by byte: the packet may arrive in several segments.
             let mut tcp = TcpClient::connect(sidecar.address());
-            for byte in sleeper.request() {
+            for byte in session.cancel_request() {
                 tcp.send(&[byte]);
             }
             assert_eq!(tcp.read_to_end(), b"");
-            sleeper.expect_cancelled();
+            session.expect_cancelled();
         }
     }
 }
@@ -128,16 +128,16 @@ fn plaintext_allowed(fixture: &Fixture) {
 fn wrong_key(fixture: &Fixture) {
     let server = &fixture.harness.installed;
     let sidecar = fixture.sidecar();
-    let mut sleeper = Sleeper::start(fixture, server, &sidecar, PROTOCOL_3_0);
-    let mut key = sleeper.response.key.clone();
+    let mut session = SleepingSession::start(fixture, server, &sidecar, PROTOCOL_3_0);
+    let mut key = session.response.key.clone();
     key[3] ^= 1;
     let mut canceller = fixture.client(sidecar.address());
-    canceller.send(&message::cancel(sleeper.response.pid, &key));
+    canceller.send(&message::cancel(session.response.pid, &key));
     assert_eq!(canceller.expect_close(), CloseKind::Clean);
     // The connection was closed, so that Postgres has processed the request.
-    sleeper.await_sleep(fixture, server);
+    session.await_sleep(fixture, server);
     let mut canceller = fixture.client(sidecar.address());
-    canceller.send(&sleeper.request());
+    canceller.send(&session.cancel_request());
     assert_eq!(canceller.expect_close(), CloseKind::Clean);
-    sleeper.expect_cancelled();
+    session.expect_cancelled();
 }

@@ -1,5 +1,5 @@
-//! The sidecar inside its CVM: certificate, passwords and quotes from a guest agent, the HTTP
-//! server, simulator mode, and `dev`.
+//! Tests of the sidecar's integration into a CVM: certificate, passwords and quotes from a guest
+//! agent, the HTTP server, simulator mode, and the command `dev`.
 //!
 //! With `TEESQL_TEST_LONG=1`, the rotation tests last a minute each.
 
@@ -42,13 +42,13 @@ pub(crate) fn add(suite: &mut Suite) {
 }
 
 /// Whether to run the long versions of the tests.
-fn long() -> bool {
+fn is_long_run() -> bool {
     std::env::var_os("TEESQL_TEST_LONG").is_some()
 }
 
 /// How long a test puts load on the sidecar: `default`, or a minute in the long version.
 fn load_duration(default: Duration) -> Duration {
-    if long() {
+    if is_long_run() {
         Duration::from_secs(60)
     } else {
         default

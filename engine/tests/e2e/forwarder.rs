@@ -1,6 +1,7 @@
-//! `teesql-forward`: plaintext PostgreSQL in, mutual RA-TLS out, and no byte of the driver to a
-//! server that has not been attested. Both sides have certificates of the mock TDX; the server is a
-//! sidecar in production mode in front of a real Postgres.
+//! Tests of `teesql-forward`, which accepts plaintext PostgreSQL connections and forwards them over
+//! mutual RA-TLS, and must not send a byte of the driver to a server that is not attested. Both sides
+//! have certificates of the mock TDX; the server is a sidecar in production mode in front of a real
+//! Postgres.
 
 mod child_command;
 mod client_certificate;

@@ -1,5 +1,5 @@
-//! What all tests share: programs under test, servers and clients to test them with, and the one
-//! [`Harness`] of a run, which owns the temporary folder, the certificates, the Postgres clusters
+//! The harness that all tests share: programs under test, servers and clients to test them with, and
+//! the [`Harness`] of a run, which owns the temporary folder, the certificates, the Postgres clusters
 //! and one sidecar for each pair of I/O driver and cluster.
 
 pub(crate) mod certificates;
@@ -222,8 +222,8 @@ impl Drop for Harness {
     }
 }
 
-/// Starts a process that removes `folder` when our end of its standard input closes, which happens
-/// even if the tests are killed. It retries because the servers write for a moment longer.
+/// Starts a process that removes `folder` once the test process has ended, even if it was killed: it
+/// waits for the end of its standard input. It retries, because servers may still be writing.
 fn spawn_cleaner(folder: &Path) -> std::io::Result<Child> {
     let mut cleaner = Command::new("setsid");
     cleaner

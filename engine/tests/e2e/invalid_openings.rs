@@ -1,7 +1,6 @@
-//! Invalid first bytes of a connection. Each is answered as the protocol allows and logged with its
-//! reason, and other sessions continue.
+//! Tests of invalid first bytes of a connection: the sidecar responds as the protocol allows, logs the
+//! reason, and continues to serve other sessions.
 
-use std::io::Read;
 use std::net::Shutdown;
 
 use rustls::AlertDescription;
@@ -14,10 +13,19 @@ use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add("invalid_openings::plaintext", plaintext);
-    suite.add("invalid_openings::after_negotiation", after_negotiation);
-    suite.add("invalid_openings::invalid_tls", invalid_tls);
-    suite.add("invalid_openings::truncated_then_eof", truncated);
+    suite.add(
+        "invalid_openings::refuses_invalid_plaintext",
+        refuses_invalid_plaintext,
+    );
+    suite.add(
+        "invalid_openings::refuses_invalid_bytes_after_negotiation",
+        refuses_invalid_bytes_after_negotiation,
+    );
+    suite.add("invalid_openings::refuses_invalid_tls", refuses_invalid_tls);
+    suite.add(
+        "invalid_openings::logs_truncated_openings",
+        logs_truncated_openings,
+    );
     suite.add("invalid_openings::refuses_other_alpn", alpn);
     suite.add(
         "invalid_openings::requires_alpn_if_configured",
@@ -25,34 +33,34 @@ pub(crate) fn add(suite: &mut Suite) {
     );
 }
 
-/// What the client sends, what the sidecar answers, and the reason code in the log.
+/// What the client sends, how the sidecar responds, and the reason code in the log.
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) bytes: Vec<u8>,
-    pub(crate) answer: Answer,
+    pub(crate) response: ExpectedResponse,
     pub(crate) reason: &'static str,
 }
 
 #[derive(Clone, Copy)]
-pub(crate) enum Answer {
-    /// A FATAL ErrorResponse with this SQLSTATE and text, then the end.
+pub(crate) enum ExpectedResponse {
+    /// A FATAL ErrorResponse with this SQLSTATE and text, then the close.
     Fatal(&'static str, &'static str),
-    /// The end without any byte.
+    /// The close, without a byte before it.
     Nothing,
 }
 
-use Answer::{Fatal, Nothing};
+use ExpectedResponse::{Fatal, Nothing};
 
 pub(crate) fn case(
     name: &'static str,
     bytes: impl Into<Vec<u8>>,
-    answer: Answer,
+    response: ExpectedResponse,
     reason: &'static str,
 ) -> Case {
     Case {
         name,
         bytes: bytes.into(),
-        answer,
+        response,
         reason,
     }
 }
@@ -84,19 +92,19 @@ pub(crate) fn fatal(code: &str, text: &str) -> PgError {
     }
 }
 
-const EARLY: Answer = Fatal(
+const EARLY_BYTES: ExpectedResponse = Fatal(
     "08P01",
     "received unencrypted data after a request for encryption",
 );
-const TLS_REQUIRED: Answer = Fatal(
+const TLS_REQUIRED: ExpectedResponse = Fatal(
     "28000",
     "TLS is required: this server takes no plaintext connections",
 );
 
-/// Checks the answer in plaintext and the reason in the log.
-fn expect_answer(sidecar: &Sidecar, tcp: &mut TcpClient, case: &Case) {
+/// Checks the response in plaintext and the reason in the log.
+fn expect_response(sidecar: &Sidecar, tcp: &mut TcpClient, case: &Case) {
     let name = case.name;
-    match case.answer {
+    match case.response {
         Fatal(code, text) => {
             assert_eq!(
                 tcp.read_final_message().error(),
@@ -109,12 +117,10 @@ fn expect_answer(sidecar: &Sidecar, tcp: &mut TcpClient, case: &Case) {
     assert_eq!(reason(sidecar, tcp), case.reason, "{name}");
 }
 
-fn plaintext(fixture: &Fixture) {
-    let sidecar = Sidecar::start(&fixture.settings());
-    let mut bystander = Bystander::new(fixture, &sidecar);
+fn invalid_plaintext_cases() -> Vec<Case> {
     let user: &[(&str, &str)] = &[("user", "teesql_read")];
     let with_ssl = |tail: &[u8]| [&SSL_REQUEST[..], tail].concat();
-    for case in [
+    vec![
         case(
             "startup",
             startup(PROTOCOL_3_0, user),
@@ -127,29 +133,29 @@ fn plaintext(fixture: &Fixture) {
             TLS_REQUIRED,
             "plaintext_startup",
         ),
-        case("early byte", with_ssl(b"x"), EARLY, "early_bytes"),
+        case("early byte", with_ssl(b"x"), EARLY_BYTES, "early_bytes"),
         case(
             "early ClientHello",
             with_ssl(&[0x16, 3, 1, 2, 0, 1, 0, 1]),
-            EARLY,
+            EARLY_BYTES,
             "early_bytes",
         ),
         case(
             "early startup",
             with_ssl(&startup(PROTOCOL_3_0, user)),
-            EARLY,
+            EARLY_BYTES,
             "early_bytes",
         ),
         case(
             "two SSLRequests in one segment",
             with_ssl(&SSL_REQUEST),
-            EARLY,
+            EARLY_BYTES,
             "early_bytes",
         ),
         case(
             "early byte after GSSENCRequest",
             [&GSSENC_REQUEST[..], b"x"].concat(),
-            EARLY,
+            EARLY_BYTES,
             "early_bytes",
         ),
         case(
@@ -204,21 +210,25 @@ fn plaintext(fixture: &Fixture) {
             Nothing,
             "proxy_not_allowed",
         ),
-    ] {
+    ]
+}
+
+fn refuses_invalid_plaintext(fixture: &Fixture) {
+    let sidecar = Sidecar::start(&fixture.settings());
+    let mut bystander = Bystander::new(fixture, &sidecar);
+    for case in invalid_plaintext_cases() {
         let mut tcp = TcpClient::connect(sidecar.address());
         tcp.send(&case.bytes);
-        expect_answer(&sidecar, &mut tcp, &case);
+        expect_response(&sidecar, &mut tcp, &case);
         bystander.assert_unaffected();
     }
 }
 
-/// Invalid bytes after the sidecar has answered `S` or `N`.
-fn after_negotiation(fixture: &Fixture) {
-    let sidecar = Sidecar::start(&fixture.settings());
-    let mut bystander = Bystander::new(fixture, &sidecar);
+/// The request, the sidecar's response to it, and the invalid bytes that follow.
+fn cases_after_negotiation() -> Vec<([u8; 8], u8, Case)> {
     let twice = Fatal("08P01", "received a second request for encryption");
     let user: &[(&str, &str)] = &[("user", "teesql_read")];
-    for (request, byte, case) in [
+    vec![
         (
             SSL_REQUEST,
             b'S',
@@ -264,22 +274,25 @@ fn after_negotiation(fixture: &Fixture) {
             b'N',
             case("noise", [0xff; 64], Nothing, "garbage"),
         ),
-    ] {
+    ]
+}
+
+/// Invalid bytes after the sidecar has responded with `S` or `N`.
+fn refuses_invalid_bytes_after_negotiation(fixture: &Fixture) {
+    let sidecar = Sidecar::start(&fixture.settings());
+    let mut bystander = Bystander::new(fixture, &sidecar);
+    for (request, byte, case) in cases_after_negotiation() {
         let mut tcp = TcpClient::connect(sidecar.address());
         tcp.send(&request);
-        let mut answer = [0];
-        tcp.stream.read_exact(&mut answer).expect("one byte");
-        assert_eq!(answer, [byte], "{}", case.name);
+        assert_eq!(tcp.read_byte(), byte, "{}", case.name);
         tcp.send(&case.bytes);
-        expect_answer(&sidecar, &mut tcp, &case);
+        expect_response(&sidecar, &mut tcp, &case);
         bystander.assert_unaffected();
     }
 }
 
-/// Invalid TLS: the sidecar logs a failed handshake, and sends an alert where TLS has one.
-fn invalid_tls(fixture: &Fixture) {
-    let sidecar = Sidecar::start(&fixture.settings());
-    let mut bystander = Bystander::new(fixture, &sidecar);
+/// Invalid TLS records, and whether the sidecar sends an alert.
+fn invalid_tls_records() -> Vec<(&'static str, Vec<u8>, bool)> {
     let record = |kind: u8, body: &[u8]| {
         let length = u16::try_from(body.len()).expect("a short record");
         [&[kind, 3, 1][..], &length.to_be_bytes(), body].concat()
@@ -292,7 +305,7 @@ fn invalid_tls(fixture: &Fixture) {
         &[0, 0, 2, 0, 0x2f, 1, 0],
     ]
     .concat();
-    for (what, bytes, alerted) in [
+    vec![
         ("a ServerHello", record(0x16, &hello(2)), true),
         ("a broken ClientHello", record(0x16, &hello(1)), true),
         (
@@ -318,12 +331,19 @@ fn invalid_tls(fixture: &Fixture) {
             false,
         ),
         ("TLS 1.0", record(0x16, &tls10), true),
-    ] {
+    ]
+}
+
+/// Invalid TLS: the sidecar logs a failed handshake, and sends an alert where TLS has one.
+fn refuses_invalid_tls(fixture: &Fixture) {
+    let sidecar = Sidecar::start(&fixture.settings());
+    let mut bystander = Bystander::new(fixture, &sidecar);
+    for (what, bytes, alerted) in invalid_tls_records() {
         let mut tcp = TcpClient::connect(sidecar.address());
         tcp.send(&bytes);
-        let answer = tcp.read_to_end();
+        let response = tcp.read_to_end();
         if alerted {
-            assert_eq!(answer.first(), Some(&0x15), "{what}: {answer:02x?}");
+            assert_eq!(response.first(), Some(&0x15), "{what}: {response:02x?}");
         }
         let line = sidecar.await_connection_end(tcp.local_address());
         assert_eq!(line["message"], "TLS handshake failed", "{what}: {line}");
@@ -339,16 +359,16 @@ fn invalid_tls(fixture: &Fixture) {
     assert!(!panicked, "the log contains a panic");
 }
 
-/// Part of an SSLRequest, a ClientHello, a start-up packet or a password, then the end.
-fn truncated(fixture: &Fixture) {
+/// Part of an SSLRequest, a ClientHello, a start-up packet or a password, then the close.
+fn logs_truncated_openings(fixture: &Fixture) {
     let sidecar = Sidecar::start(&fixture.settings());
     let mut bystander = Bystander::new(fixture, &sidecar);
     let sockets = sidecar.sockets();
-    let expect_client_gone = |bytes: &[u8], answer: &[u8]| {
+    let expect_client_gone = |bytes: &[u8], response: &[u8]| {
         let mut tcp = TcpClient::connect(sidecar.address());
         tcp.send(bytes);
         tcp.stream.shutdown(Shutdown::Write).expect("a live socket");
-        assert_eq!(tcp.read_to_end(), answer, "{bytes:02x?}");
+        assert_eq!(tcp.read_to_end(), response, "{bytes:02x?}");
         assert_eq!(reason(&sidecar, &tcp), "client_gone", "{bytes:02x?}");
     };
     expect_client_gone(b"", b"");

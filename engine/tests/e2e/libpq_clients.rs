@@ -1,4 +1,4 @@
-//! Debian's libpq clients: psql, pgbench, pg_dump and pg_restore.
+//! Tests of Debian's libpq clients: psql, pgbench, pg_dump and pg_restore.
 
 use std::fs;
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! Start, drain and exit of the sidecar, and restarts of Postgres during sessions.
+//! Tests of the sidecar's start, drain and exit, and of Postgres restarts during sessions.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,10 @@ pub(crate) fn add(suite: &mut Suite) {
         "lifecycle::drain_lets_sessions_finish",
         drain_lets_sessions_finish,
     );
-    suite.add("lifecycle::drain_ends_after_its_timeout", drain_timeout);
+    suite.add(
+        "lifecycle::drain_terminates_sessions_at_its_timeout",
+        drain_timeout,
+    );
     for (name, second) in [("sigterm", Signal::SIGTERM), ("sigint", Signal::SIGINT)] {
         suite.add(
             &format!("lifecycle::second_signal_{name}_ends_drain"),
@@ -26,8 +29,8 @@ pub(crate) fn add(suite: &mut Suite) {
         );
     }
     suite.add(
-        "lifecycle::sigterm_without_sessions",
-        sigterm_without_sessions,
+        "lifecycle::exits_on_a_signal_without_sessions",
+        exits_on_a_signal_without_sessions,
     );
     suite.add(
         "lifecycle::survives_postgres_restarts",
@@ -123,7 +126,7 @@ fn second_signal(fixture: &Fixture, second: Signal) {
     );
 }
 
-fn sigterm_without_sessions(fixture: &Fixture) {
+fn exits_on_a_signal_without_sessions(fixture: &Fixture) {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let sidecar = Sidecar::start(&fixture.settings().set("TEESQL_DRAIN_TIMEOUT", "600s"));
         fixture.session(&sidecar).terminate();
@@ -195,7 +198,7 @@ fn invalid_configuration(fixture: &Fixture) {
         "TEESQL_DRIVER",
         "TEESQL_READWRITE_SECRET",
     ] {
-        assert!(log.contains(name), "no complaint about {name}: {log}");
+        assert!(log.contains(name), "no error about {name}: {log}");
     }
     assert!(
         !log.contains("5ead5ead"),

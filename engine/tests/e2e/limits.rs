@@ -1,4 +1,4 @@
-//! Limits on connections and idle time, and leaks of sockets.
+//! Tests of the limits on connections and idle time, and of leaked sockets.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,14 +10,14 @@ use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add("limits::max_connections", max_connections);
+    suite.add("limits::refuses_more_than_max_connections", max_connections);
     suite.add("limits::idle_sessions_end", idle_sessions_end);
     suite.add(
         "limits::waiting_session_is_not_idle",
         waiting_session_is_not_idle,
     );
     suite.add(
-        "limits::three_hundred_concurrent_sessions",
+        "limits::serves_300_concurrent_sessions",
         three_hundred_sessions,
     );
     suite.add("limits::closes_all_sockets", closes_all_sockets);

@@ -1,4 +1,4 @@
-//! The log contains no secret, even at trace level.
+//! Tests that the log contains no secret, even at trace level.
 
 use nix::sys::signal::Signal;
 

@@ -1,4 +1,5 @@
-//! Logins: role × secret × Postgres' authentication method × TLS negotiation × protocol version.
+//! Tests of logins, for each combination of role, secret, Postgres' authentication method, TLS
+//! negotiation and protocol version.
 
 use crate::harness::client::{Client, TlsNegotiation};
 use crate::harness::cluster::Server;
@@ -49,7 +50,14 @@ pub(crate) fn add(suite: &mut Suite) {
                         format!("login::{label}::{method}::{negotiation}::protocol_{protocol}");
                     let server = server.clone();
                     suite.add(&name, move |fixture| {
-                        matrix(fixture, &server, method, encryption, negotiation, version);
+                        every_role_and_secret(
+                            fixture,
+                            &server,
+                            method,
+                            encryption,
+                            negotiation,
+                            version,
+                        );
                     });
                 }
             }
@@ -60,7 +68,7 @@ pub(crate) fn add(suite: &mut Suite) {
             unreachable!("PostgreSQL 18 is missing")
         });
     }
-    suite.add("login::privileges", privileges);
+    suite.add("login::roles_have_their_privileges", privileges);
     suite.add("login::tls_versions_and_groups", tls_versions_and_groups);
     suite.add(
         "login::startup_parameters_reach_postgres",
@@ -78,7 +86,8 @@ pub(crate) fn refused() -> PgError {
     }
 }
 
-fn matrix(
+/// Tries all [`CASES`] with one combination of the other parameters.
+fn every_role_and_secret(
     fixture: &Fixture,
     server: &Server,
     method: &str,

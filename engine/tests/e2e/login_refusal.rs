@@ -1,5 +1,5 @@
-//! Refused logins are indistinguishable: a wrong secret, a wrong role and an unknown role give the
-//! same bytes, the same sizes on the wire and the same timing, and the sidecar does not connect to
+//! Tests that refused logins are indistinguishable: a wrong secret, a wrong role and an unknown role
+//! get the same bytes, the same record sizes and the same timing, and the sidecar does not connect to
 //! Postgres.
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::harness::{READ_SECRET, READWRITE_SECRET, SUPERUSER_PASSWORD, WRONG_SE
 use crate::login::refused;
 
 /// Logins that are refused for different reasons.
-const KINDS: [(&str, &str); 6] = [
+const REFUSED_LOGINS: [(&str, &str); 6] = [
     ("teesql_read", WRONG_SECRET),
     ("teesql_readwrite", WRONG_SECRET),
     ("teesql_readwrite", READ_SECRET),
@@ -33,7 +33,7 @@ pub(crate) fn add(suite: &mut Suite) {
     );
     suite.add("login_refusal::same_timing", same_timing);
     suite.add(
-        "login_refusal::superuser_without_password",
+        "login_refusal::superuser_without_configured_password",
         without_superuser_password,
     );
 }
@@ -61,7 +61,7 @@ fn same_bytes_without_postgres(fixture: &Fixture) {
     let marker = fixture.harness.unique_name("marker");
     for negotiation in TlsNegotiation::ALL {
         let mut refusals = Vec::new();
-        for (role, secret) in KINDS {
+        for (role, secret) in REFUSED_LOGINS {
             let mut client = Client::connect(&fixture.harness, sidecar.address(), negotiation);
             let parameters = [
                 ("user", role),
@@ -70,17 +70,17 @@ fn same_bytes_without_postgres(fixture: &Fixture) {
             ];
             client.start_with(PROTOCOL_3_0, &parameters);
             client.send(&password(secret));
-            let answer = client.read().expect("a refusal");
-            assert_eq!(answer.error(), refused(), "{role}");
+            let response = client.read().expect("a refusal");
+            assert_eq!(response.error(), refused(), "{role}");
             assert_eq!(client.expect_close(), CloseKind::Clean, "{role}");
             // Only the records after the handshake: the length of its signature varies.
             let records = client.records_received();
             let visible = records[records.len() - 3..].to_vec();
-            refusals.push((role, answer, visible));
+            refusals.push((role, response, visible));
         }
-        for (role, answer, visible) in &refusals {
+        for (role, response, visible) in &refusals {
             assert_eq!(
-                (answer, visible),
+                (response, visible),
                 (&refusals[0].1, &refusals[0].2),
                 "{negotiation} {role}"
             );
@@ -90,7 +90,7 @@ fn same_bytes_without_postgres(fixture: &Fixture) {
     let log = fixture.cluster().log();
     assert!(
         !log[log_before..].contains(&marker),
-        "Postgres logged something of a refused client"
+        "Postgres logged a refused client"
     );
 
     let _session = fixture.session(&sidecar);
@@ -102,9 +102,9 @@ fn same_bytes_without_postgres(fixture: &Fixture) {
 fn same_timing(fixture: &Fixture) {
     const ROUNDS: usize = 40;
     let sidecar = Sidecar::start(&fixture.settings());
-    let mut times = vec![Vec::new(); KINDS.len()];
+    let mut times = vec![Vec::new(); REFUSED_LOGINS.len()];
     for _ in 0..ROUNDS {
-        for ((role, secret), times) in KINDS.iter().zip(&mut times) {
+        for ((role, secret), times) in REFUSED_LOGINS.iter().zip(&mut times) {
             let mut client = fixture.client(sidecar.address());
             client.start(role, "via_scram");
             let packet = password(secret);

@@ -1,5 +1,5 @@
-//! Malformed TLS before, during and after the handshake: the connection ends with a reason code,
-//! and nothing panics.
+//! Tests of malformed TLS before, during and after the handshake: the connection ends with a reason
+//! code, and nothing panics.
 
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use crate::harness::suite::Suite;
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.add(
-        "malformed_input::mutated_client_hellos",
+        "malformed_input::survives_mutated_client_hellos",
         mutated_client_hellos,
     );
-    suite.add("malformed_input::forged_records", forged_records);
+    suite.add("malformed_input::refuses_forged_records", forged_records);
 }
 
 /// An xorshift generator with a fixed seed: the same numbers in every run.
@@ -109,7 +109,7 @@ fn forged_records(fixture: &Fixture) {
         let length = u16::try_from(body.len()).expect("a short record");
         [&[kind, 3, 3][..], &length.to_be_bytes(), body].concat()
     };
-    let shapes = [
+    let forged = [
         ("forged data", record(0x17, &[0x5a; 100])),
         ("empty data", record(0x17, &[])),
         ("too short for encrypted data", record(0x17, &[0; 10])),
@@ -134,7 +134,7 @@ fn forged_records(fixture: &Fixture) {
         ),
         ("zeros", vec![0; 1000]),
     ];
-    for (what, bytes) in &shapes {
+    for (what, bytes) in &forged {
         // Instead of the StartupMessage, of the password, and of a query.
         for progress in 0..3 {
             let mut client = fixture.client(sidecar.address());

@@ -1,4 +1,4 @@
-//! The state of the database as the superuser client reads it.
+//! Tests of the database state that the superuser client reads.
 
 use std::path::Path;
 
@@ -26,7 +26,10 @@ pub(crate) fn add(suite: &mut Suite) {
         "postgres_state::control_data_from_functions",
         control_data_from_functions,
     );
-    suite.add("postgres_state::standby", standby);
+    suite.add(
+        "postgres_state::standby_is_in_recovery",
+        standby_is_in_recovery,
+    );
     suite.add(
         "postgres_state::stopped_server_gives_errors_per_field",
         stopped_server,
@@ -131,7 +134,7 @@ fn control_data_from_functions(fixture: &Fixture) {
     }
 }
 
-fn standby(fixture: &Fixture) {
+fn standby_is_in_recovery(fixture: &Fixture) {
     for server in fixture.harness.servers() {
         let options = ClusterOptions {
             settings: vec!["wal_level=replica"],

@@ -1,5 +1,5 @@
-//! Protocol versions and options: the sidecar negotiates the newest version of its Postgres before
-//! it requests the password.
+//! Tests of protocol versions and options: the sidecar negotiates the newest version of its Postgres
+//! before it requests the password.
 
 use std::fs;
 use std::io::Write;
@@ -26,7 +26,10 @@ pub(crate) fn add(suite: &mut Suite) {
             move |fixture| versions(fixture, &server),
         );
     }
-    suite.add("protocol_negotiation::equals_postgres", equals_postgres);
+    suite.add(
+        "protocol_negotiation::responds_like_postgres",
+        responds_like_postgres,
+    );
     suite.add(
         "protocol_negotiation::does_not_forward_options",
         does_not_forward_options,
@@ -42,17 +45,17 @@ fn versions(fixture: &Fixture, server: &Server) {
     let sidecar = fixture.sidecar_for(server, PasswordEncryption::Scram);
     let newest = server.protocol();
     let option = ("_pq_.test_protocol_negotiation", "");
-    let odd = ("_pq_.", "x");
+    let without_name = ("_pq_.", "x");
     for (version, options) in [
         (PROTOCOL_3_0, vec![]),
         (PROTOCOL_3_0, vec![option]),
         (0x0003_0001, vec![]),
         (PROTOCOL_3_2, vec![]),
-        (PROTOCOL_3_2, vec![option, odd]),
+        (PROTOCOL_3_2, vec![option, without_name]),
         (0x0003_0003, vec![]),
         (PROTOCOL_GREASE, vec![]),
         (PROTOCOL_GREASE, vec![option]),
-        (0x0003_ffff, vec![odd, option, odd]),
+        (0x0003_ffff, vec![without_name, option, without_name]),
     ] {
         let case = format!("{version:#x} {options:?}");
         let mut client = fixture.client(sidecar.address());
@@ -82,7 +85,7 @@ fn versions(fixture: &Fixture, server: &Server) {
 }
 
 /// The sidecar's NegotiateProtocolVersion is byte for byte that of its Postgres.
-fn equals_postgres(fixture: &Fixture) {
+fn responds_like_postgres(fixture: &Fixture) {
     let options = [
         ("user", "teesql_read"),
         ("database", "via_scram"),
@@ -96,7 +99,7 @@ fn equals_postgres(fixture: &Fixture) {
             let packet = startup(version, &options);
             let mut direct = TcpStream::connect(cluster.address()).expect("Postgres accepts");
             direct.write_all(&packet).expect("Postgres reads");
-            let (tag, body) = read_message(&mut direct).expect("an answer");
+            let (tag, body) = read_message(&mut direct).expect("a response");
             assert_eq!(tag, b'v', "{} {version:#x}", server.label());
             let mut client = fixture.client(sidecar.address());
             client.send(&packet);

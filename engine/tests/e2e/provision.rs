@@ -1,4 +1,4 @@
-//! `teesql-sidecar provision`: the changes it makes in Postgres, and what it prints.
+//! Tests of `teesql-sidecar provision`: the changes that it makes in Postgres, and its output.
 
 mod drift;
 mod password_secrecy;
@@ -83,18 +83,19 @@ fn provision(cluster: &Cluster, arguments: &[&str]) -> Output {
 
 /// Runs `provision`, checks that it succeeds, and returns what it repaired.
 fn repair(cluster: &Cluster) -> BTreeSet<String> {
-    lines(provision(cluster, &[]), 0, "repaired: ")
+    reported_lines(provision(cluster, &[]), 0, "repaired: ")
 }
 
 /// Runs `provision --check`, checks that it changes nothing, and returns the differences.
 fn check(cluster: &Cluster) -> BTreeSet<String> {
     let before = state(cluster);
-    let found = lines(provision(cluster, &["--check"]), 1, "differs: ");
+    let found = reported_lines(provision(cluster, &["--check"]), 1, "differs: ");
     assert_eq!(state(cluster), before);
     found
 }
 
-fn lines(output: Output, code: i32, prefix: &str) -> BTreeSet<String> {
+/// The lines of `output` without `prefix`, which each of them must have.
+fn reported_lines(output: Output, code: i32, prefix: &str) -> BTreeSet<String> {
     assert_eq!(
         (output.code, output.err.as_str()),
         (Some(code), ""),
@@ -108,7 +109,7 @@ fn lines(output: Output, code: i32, prefix: &str) -> BTreeSet<String> {
     lines.collect()
 }
 
-fn set<const N: usize>(lines: [&str; N]) -> BTreeSet<String> {
+fn to_set<const N: usize>(lines: [&str; N]) -> BTreeSet<String> {
     lines.map(str::to_owned).into()
 }
 
@@ -159,15 +160,15 @@ fn as_role(cluster: &Cluster, role: &str, sql: &str) -> Result<String, String> {
     }
 }
 
-fn may(cluster: &Cluster, role: &str, sql: &str, answer: &str) {
+fn assert_allowed(cluster: &Cluster, role: &str, sql: &str, result: &str) {
     assert_eq!(
         as_role(cluster, role, sql).as_deref(),
-        Ok(answer),
+        Ok(result),
         "{role}: {sql}"
     );
 }
 
-fn may_not(cluster: &Cluster, role: &str, sql: &str) {
+fn assert_denied(cluster: &Cluster, role: &str, sql: &str) {
     let error = as_role(cluster, role, sql).expect_err(sql);
     assert!(
         error.contains("permission denied"),
@@ -175,7 +176,7 @@ fn may_not(cluster: &Cluster, role: &str, sql: &str) {
     );
 }
 
-/// Everything that provisioning may change, as text, without the password verifiers, whose salts
+/// Everything that provisioning assert_allowed change, as text, without the password verifiers, whose salts
 /// differ.
 fn state(cluster: &Cluster) -> String {
     let sql = "\
@@ -203,7 +204,7 @@ const READ: &str = "teesql_read";
 const READWRITE: &str = "teesql_readwrite";
 
 /// Objects of each kind that exist before provisioning.
-const OLD: &str = "\
+const EXISTING_OBJECTS: &str = "\
 CREATE TABLE old (id serial PRIMARY KEY, words text) ;
 INSERT INTO old (words) VALUES ('before');
 CREATE VIEW old_view AS SELECT * FROM old;
@@ -218,7 +219,7 @@ CREATE TABLE private.hidden (id int)";
 fn second_run_changes_nothing(fixture: &Fixture) {
     for server in fixture.harness.servers() {
         let cluster = unprovisioned_cluster(fixture, &server, &[]);
-        cluster.sql(DATABASE, OLD);
+        cluster.sql(DATABASE, EXISTING_OBJECTS);
         repair(&cluster);
         let before = (state(&cluster), verifiers(&cluster));
         assert!(
@@ -274,7 +275,7 @@ fn keeps_open_sessions(fixture: &Fixture) {
          AND query LIKE 'SELECT pg_sleep%'";
     cluster.await_result(count, "1");
     cluster.admin_sql("ALTER ROLE teesql_read PASSWORD 'other' CREATEDB");
-    let expected = set([
+    let expected = to_set([
         "teesql_read: has CREATEDB",
         "teesql_read: has another password",
     ]);
@@ -335,7 +336,7 @@ fn reports_invalid_settings(cluster: &Cluster) {
         64,
         "Postgres: database \"nowhere\" does not exist (SQLSTATE 3D000)",
     );
-    // A password that is not set comes from the guest agent, which does not run here.
+    // A password that is not to_set comes from the guest agent, which does not run here.
     let mut nothing = cluster.provision_command(DATABASE);
     nothing
         .env_remove("TEESQL_PG_PASSWORD_READ")
@@ -371,11 +372,11 @@ fn reports_failed_connections(cluster: &Cluster) {
 }
 
 fn reports_role_that_is_no_superuser(cluster: &Cluster) {
-    cluster.admin_sql("CREATE ROLE boss SUPERUSER LOGIN");
-    let mut boss = cluster.psql(DATABASE);
-    let sql = "ALTER ROLE postgres RENAME TO former; CREATE ROLE postgres LOGIN";
-    boss.args(["-U", "boss", "-c", sql]);
-    run_successfully(boss, TIMEOUT);
+    cluster.admin_sql("CREATE ROLE other_superuser SUPERUSER LOGIN");
+    let mut psql = cluster.psql(DATABASE);
+    let sql = "ALTER ROLE postgres RENAME TO renamed_superuser; CREATE ROLE postgres LOGIN";
+    psql.args(["-U", "other_superuser", "-c", sql]);
+    run_successfully(psql, TIMEOUT);
     expect_failure(
         cluster.provision_command(DATABASE),
         77,
@@ -398,14 +399,14 @@ fn refuses_standby(fixture: &Fixture) {
                 "error: Postgres is in recovery and read-only: provision its primary\n"
             )
         );
-        assert_eq!(check(&cluster), set(["teesql_read: has CREATEDB"]));
+        assert_eq!(check(&cluster), to_set(["teesql_read: has CREATEDB"]));
     }
 }
 
 /// An event trigger revokes what is granted: provisioning fails and changes nothing.
 fn reverted_by_trigger(fixture: &Fixture) {
     let cluster = unprovisioned_cluster(fixture, &fixture.harness.installed, &[]);
-    cluster.sql(DATABASE, OLD);
+    cluster.sql(DATABASE, EXISTING_OBJECTS);
     repair(&cluster);
     cluster.sql(
         DATABASE,

@@ -1,4 +1,4 @@
-//! PROXY protocol headers: which addresses may send them, and malformed ones.
+//! Tests of PROXY protocol headers: which addresses may send them, and malformed ones.
 
 use crate::harness::client::{Client, TcpClient};
 use crate::harness::fixture::Fixture;
@@ -69,15 +69,15 @@ fn refuses_malformed_headers(fixture: &Fixture) {
         .settings()
         .set("TEESQL_PROXY_PROTOCOL_FROM", "127.0.0.0/8");
     let sidecar = Sidecar::start(&settings);
-    let long = [b"PROXY TCP4 ", &[b'1'; 120][..]].concat();
-    let twice = [V1, V1].concat();
-    let late = [&V2[..12], b"\x21\x11\xff\xff"].concat();
+    let long_v1 = [b"PROXY TCP4 ", &[b'1'; 120][..]].concat();
+    let repeated = [V1, V1].concat();
+    let long_v2 = [&V2[..12], b"\x21\x11\xff\xff"].concat();
     for (bytes, reason) in [
         (&b"PROXY TCP4 1.2.3.4\r\n"[..], "proxy_malformed"),
         (b"PROXY HELLO\r\n", "proxy_malformed"),
-        (&long, "proxy_too_long"),
-        (&late, "proxy_too_long"),
-        (&twice, "proxy_misplaced"),
+        (&long_v1, "proxy_too_long"),
+        (&long_v2, "proxy_too_long"),
+        (&repeated, "proxy_misplaced"),
     ] {
         let mut tcp = TcpClient::connect(sidecar.address());
         tcp.send(bytes);

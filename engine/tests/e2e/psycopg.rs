@@ -1,9 +1,10 @@
-//! psycopg 3 with the libpq 18 of its wheel: direct TLS, protocol 3.2 and encrypted cancel, which
-//! Debian's libpq does not support yet.
+//! Tests of psycopg 3 with the libpq 18 that it includes: direct TLS, protocol 3.2 and encrypted
+//! cancel, which Debian's libpq does not support yet.
 
 use std::env;
 use std::path::Path;
 
+use crate::harness::message::PROTOCOL_3_0;
 use crate::harness::process::{TIMEOUT, run_successfully};
 use crate::harness::suite::{Requirement, Suite};
 use crate::harness::{PasswordEncryption, READ_SECRET, WRITER};
@@ -18,7 +19,7 @@ pub(crate) fn add(suite: &mut Suite) {
     for server in suite.harness().servers() {
         let name = format!("psycopg::{}", server.label());
         suite.add_requiring(&[Requirement::Psycopg], &name, move |fixture| {
-            let protocol = if server.protocol() > 0x0003_0000 {
+            let protocol = if server.protocol() > PROTOCOL_3_0 {
                 "3.2"
             } else {
                 "3.0"

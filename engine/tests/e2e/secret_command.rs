@@ -1,4 +1,4 @@
-//! `teesql-sidecar secret`.
+//! Tests of `teesql-sidecar secret`.
 
 use crate::harness::fixture::Fixture;
 use crate::harness::process::{TIMEOUT, lossy, run, run_successfully};

@@ -1,4 +1,5 @@
-//! Slow peers: a deadline ends a login, and back-pressure limits the memory of a session.
+//! Tests of slow peers: the login timeout ends a login, and back-pressure limits the memory of a
+//! session.
 
 use std::io::{self, Write};
 use std::net::TcpStream;
@@ -37,7 +38,7 @@ pub(crate) fn add(suite: &mut Suite) {
         "slow_peers::postgres_that_never_reads",
         postgres_that_never_reads,
     );
-    suite.add("slow_peers::one_byte_segments", one_byte_segments);
+    suite.add("slow_peers::accepts_one_byte_segments", one_byte_segments);
 }
 
 fn sidecar_with_short_deadline(fixture: &Fixture, upstream: &str) -> Sidecar {
@@ -157,8 +158,8 @@ fn one_byte_at_a_time(fixture: &Fixture) {
 fn silent_postgres(fixture: &Fixture) {
     type Script = fn(&mut TcpStream) -> io::Result<()>;
     let scripts: [(&str, Script); 3] = [
-        ("never answers", |_| Ok(())),
-        ("stops after asking for the password", |stream| {
+        ("never responds", |_| Ok(())),
+        ("stops after requesting the password", |stream| {
             read_startup(stream)?;
             stream.write_all(&tagged(b'R', &3_u32.to_be_bytes()))
         }),
@@ -188,17 +189,17 @@ fn silent_postgres(fixture: &Fixture) {
 /// The client may block its own session, and uses no more memory than its buffers.
 fn client_that_never_reads(fixture: &Fixture) {
     let sidecar = Sidecar::start(&fixture.settings());
-    let mut greedy = fixture.client(sidecar.address());
-    let response = greedy.login_reader();
+    let mut client = fixture.client(sidecar.address());
+    let response = client.login_reader();
     let memory = sidecar.resident_kib();
-    greedy.send(&query(
+    client.send(&query(
         "select repeat('x', 1000) from generate_series(1, 1000000)",
     ));
-    let stuck = format!(
+    let wait_event = format!(
         "select wait_event from pg_stat_activity where pid = {}",
         response.pid
     );
-    fixture.cluster().await_result(&stuck, "ClientWrite");
+    fixture.cluster().await_result(&wait_event, "ClientWrite");
 
     let mut other = fixture.session(&sidecar);
     let rows = other
@@ -211,12 +212,12 @@ fn client_that_never_reads(fixture: &Fixture) {
         "{grown} KiB more for a client that does not read"
     );
 
-    greedy.disconnect();
-    let left = format!(
+    client.disconnect();
+    let session_count = format!(
         "select count(*) from pg_stat_activity where pid = {}",
         response.pid
     );
-    fixture.cluster().await_result(&left, "0");
+    fixture.cluster().await_result(&session_count, "0");
 }
 
 /// A refused client that does not read must not keep its connection open.

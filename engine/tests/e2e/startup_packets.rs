@@ -1,4 +1,4 @@
-//! Invalid start-up packets and password messages inside TLS.
+//! Tests of invalid start-up packets and password messages inside TLS.
 
 use crate::harness::READ_SECRET;
 use crate::harness::client::{Client, CloseKind, TlsNegotiation};
@@ -8,35 +8,40 @@ use crate::harness::message::{
 };
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
-use crate::invalid_openings::Answer::{self, Fatal, Nothing};
+use crate::invalid_openings::ExpectedResponse::{self, Fatal, Nothing};
 use crate::invalid_openings::{Bystander, Case, case, fatal, reason};
 
 pub(crate) fn add(suite: &mut Suite) {
     for negotiation in TlsNegotiation::ALL {
-        let name = format!("startup_packets::invalid_packets::{negotiation}");
-        suite.add(&name, move |fixture| invalid_packets(fixture, negotiation));
+        let name = format!("startup_packets::refuses_invalid_packets::{negotiation}");
+        suite.add(&name, move |fixture| {
+            refuses_invalid_packets(fixture, negotiation)
+        });
     }
-    suite.add("startup_packets::invalid_passwords", invalid_passwords);
+    suite.add(
+        "startup_packets::refuses_invalid_passwords",
+        refuses_invalid_passwords,
+    );
 }
 
-const INVALID_LENGTH: Answer = Fatal("08P01", "invalid length of startup packet");
-const INVALID_LAYOUT: Answer = Fatal(
+const INVALID_LENGTH: ExpectedResponse = Fatal("08P01", "invalid length of startup packet");
+const INVALID_LAYOUT: ExpectedResponse = Fatal(
     "08P01",
     "invalid startup packet layout: expected terminator as last byte",
 );
-const NO_USER: Answer = Fatal(
+const NO_USER: ExpectedResponse = Fatal(
     "28000",
     "no PostgreSQL user name specified in startup packet",
 );
-const REPEATED_USER: Answer = Fatal(
+const REPEATED_USER: ExpectedResponse = Fatal(
     "08P01",
     "more than one user name specified in startup packet",
 );
-const USER_NOT_UTF8: Answer = Fatal(
+const USER_NOT_UTF8: ExpectedResponse = Fatal(
     "08P01",
     "user name specified in startup packet is not UTF-8",
 );
-const REQUEST_IN_TLS: Answer = Fatal("08P01", "received a request for encryption in TLS");
+const REQUEST_IN_TLS: ExpectedResponse = Fatal("08P01", "received a request for encryption in TLS");
 
 fn invalid_lengths() -> Vec<Case> {
     let header = |length: u32| [length.to_be_bytes(), PROTOCOL_3_0.to_be_bytes()].concat();
@@ -193,7 +198,7 @@ fn invalid_requests() -> Vec<Case> {
     ]
 }
 
-fn invalid_packets(fixture: &Fixture, negotiation: TlsNegotiation) {
+fn refuses_invalid_packets(fixture: &Fixture, negotiation: TlsNegotiation) {
     let sidecar = Sidecar::start(&fixture.settings());
     let mut bystander = Bystander::new(fixture, &sidecar);
     let cases = invalid_lengths()
@@ -203,7 +208,7 @@ fn invalid_packets(fixture: &Fixture, negotiation: TlsNegotiation) {
     for case in cases {
         let mut client = Client::connect(&fixture.harness, sidecar.address(), negotiation);
         client.send(&case.bytes);
-        expect_answer(&mut client, &case);
+        expect_response(&mut client, &case);
         assert_eq!(
             reason(&sidecar, &client.tls.sock),
             case.reason,
@@ -214,14 +219,12 @@ fn invalid_packets(fixture: &Fixture, negotiation: TlsNegotiation) {
     }
 }
 
-fn invalid_passwords(fixture: &Fixture) {
-    let sidecar = Sidecar::start(&fixture.settings());
-    let mut bystander = Bystander::new(fixture, &sidecar);
+fn invalid_passwords() -> Vec<Case> {
     let size = Fatal("08P01", "invalid password packet size");
     let header = |length: u32| [&b"p"[..], &length.to_be_bytes()].concat();
     let with_nul = [READ_SECRET.as_bytes(), b"\0\0"].concat();
     let trailing = [READ_SECRET.as_bytes(), b"\0trailing\0"].concat();
-    for case in [
+    vec![
         case(
             "a query",
             message::query("select 1"),
@@ -273,12 +276,18 @@ fn invalid_passwords(fixture: &Fixture) {
             size,
             "malformed_password",
         ),
-    ] {
+    ]
+}
+
+fn refuses_invalid_passwords(fixture: &Fixture) {
+    let sidecar = Sidecar::start(&fixture.settings());
+    let mut bystander = Bystander::new(fixture, &sidecar);
+    for case in invalid_passwords() {
         let mut client = fixture.client(sidecar.address());
         client.start("teesql_read", "via_scram");
         // The sidecar may refuse and close before it has received everything.
         let _ = client.try_send(&case.bytes);
-        expect_answer(&mut client, &case);
+        expect_response(&mut client, &case);
         assert_eq!(
             reason(&sidecar, &client.tls.sock),
             case.reason,
@@ -289,8 +298,8 @@ fn invalid_passwords(fixture: &Fixture) {
     }
 }
 
-fn expect_answer(client: &mut Client, case: &Case) {
-    match case.answer {
+fn expect_response(client: &mut Client, case: &Case) {
+    match case.response {
         Fatal(code, text) => {
             let refusal = client.read().map(|message| message.error());
             assert_eq!(refusal, Ok(fatal(code, text)), "{}", case.name);

@@ -1,4 +1,4 @@
-//! tokio-postgres over tokio-rustls: an independent driver.
+//! Tests of tokio-postgres over tokio-rustls, a driver that shares no code with libpq.
 
 use std::future::Future;
 use std::io::{self, Cursor};
@@ -218,8 +218,8 @@ async fn pipeline(fixture: &Fixture) -> Result<(), Error> {
         .prepare("select $1::int * 2, repeat('x', 300)")
         .await?;
     let (client, double) = (&client, &double);
-    let answers = (0..1000_i32).map(|n| async move { client.query_one(double, &[&n]).await });
-    for (n, row) in (0..).zip(try_join_all(answers).await?) {
+    let queries = (0..1000_i32).map(|n| async move { client.query_one(double, &[&n]).await });
+    for (n, row) in (0..).zip(try_join_all(queries).await?) {
         assert_eq!(row.get::<_, i32>(0), n * 2);
         assert_eq!(row.get::<_, &str>(1).len(), 300);
     }

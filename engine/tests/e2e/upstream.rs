@@ -1,5 +1,5 @@
-//! A Postgres that is down, full, or not provisioned: the client reads why, and the sidecar serves
-//! other clients.
+//! Tests with a Postgres that is down, out of connections, or not provisioned: the client receives the
+//! reason, and the sidecar serves other clients.
 
 use crate::harness::client::{Client, CloseKind};
 use crate::harness::cluster::ClusterOptions;
@@ -16,16 +16,34 @@ use crate::harness::{
 use crate::login::refused;
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add("upstream::down", down);
-    suite.add("upstream::full", full);
-    suite.add("upstream::database_full", database_full);
-    suite.add("upstream::unknown_database", unknown_database);
-    suite.add("upstream::roles_not_provisioned", roles_not_provisioned);
-    suite.add("upstream::wrong_injected_password", wrong_injected_password);
-    suite.add("upstream::no_hba_entry", no_hba_entry);
-    suite.add("upstream::unix_socket", unix_socket);
-    suite.add("upstream::closes_during_session", closes_during_session);
-    suite.add("upstream::terminated_backend", terminated_backend);
+    suite.add(
+        "upstream::reports_unreachable_postgres",
+        unreachable_postgres,
+    );
+    suite.add("upstream::reports_connection_limit", connection_limit);
+    suite.add(
+        "upstream::reports_connection_limit_of_database",
+        connection_limit_of_database,
+    );
+    suite.add("upstream::reports_unknown_database", unknown_database);
+    suite.add(
+        "upstream::reports_roles_that_are_not_provisioned",
+        roles_not_provisioned,
+    );
+    suite.add(
+        "upstream::reports_wrong_injected_password",
+        wrong_injected_password,
+    );
+    suite.add("upstream::reports_missing_hba_entry", no_hba_entry);
+    suite.add("upstream::connects_to_unix_socket", unix_socket);
+    suite.add(
+        "upstream::forwards_close_during_session",
+        closes_during_session,
+    );
+    suite.add(
+        "upstream::forwards_error_of_terminated_backend",
+        terminated_backend,
+    );
 }
 
 pub(crate) fn failed(code: &str, text: &str) -> PgError {
@@ -47,13 +65,13 @@ pub(crate) fn refusal(
     let mut client = fixture.client(sidecar.address());
     let error = client
         .login(role, database, secret)
-        .expect_err("the login must fail");
+        .expect_err("the login is refused");
     let line = sidecar.await_connection_end(client.local_address());
     assert_eq!(line["level"], "WARN", "{line}");
     (error, line["reason"].as_str().expect("a code").to_owned())
 }
 
-fn down(fixture: &Fixture) {
+fn unreachable_postgres(fixture: &Fixture) {
     let closed = ClosedPort::reserve();
     let refused_address = closed.address().to_string();
     let no_socket = fixture.harness.unique_path("no.sock");
@@ -79,7 +97,7 @@ fn down(fixture: &Fixture) {
 }
 
 /// All connections are in use: Postgres refuses before it requests a password.
-fn full(fixture: &Fixture) {
+fn connection_limit(fixture: &Fixture) {
     let options = ClusterOptions {
         settings: vec!["max_connections=4", "superuser_reserved_connections=0"],
         databases: vec!["app"],
@@ -118,9 +136,9 @@ fn full(fixture: &Fixture) {
         .expect("a free connection again");
 }
 
-/// Postgres refuses after authentication: the client reads its error.
-fn database_full(fixture: &Fixture) {
-    let database = fixture.harness.unique_name("full");
+/// Postgres refuses after authentication: the client receives Postgres's error.
+fn connection_limit_of_database(fixture: &Fixture) {
+    let database = fixture.harness.unique_name("limited");
     let cluster = fixture.cluster();
     cluster.admin_sql(&format!("create database {database} connection limit 0"));
     let (error, reason) = refusal(
@@ -238,8 +256,8 @@ fn unix_socket(fixture: &Fixture) {
                 .login(role, "via_scram", secret)
                 .expect("the login succeeds");
             // NULL on a Unix socket.
-            let how = "select coalesce(host(client_addr), 'socket') from pg_stat_activity where pid = pg_backend_pid()";
-            assert_eq!(client.query_value(how), "socket", "{role}");
+            let transport = "select coalesce(host(client_addr), 'socket') from pg_stat_activity where pid = pg_backend_pid()";
+            assert_eq!(client.query_value(transport), "socket", "{role}");
             let bulk = client.query("select repeat('y', 10000) from generate_series(1, 1000)");
             assert_eq!(bulk.expect("rows").len(), 1000);
             let mut canceller = fixture.client(sidecar.address());

@@ -1,4 +1,5 @@
-//! An upstream that is not Postgres, or a hostile one, and violates the protocol during the login.
+//! Tests of an upstream that violates the protocol during the login, because it is not Postgres or is
+//! malicious.
 
 use std::io::{self, Write};
 use std::net::TcpStream;
@@ -31,14 +32,14 @@ fn request_authentication(stream: &mut TcpStream, code: u32, rest: &[u8]) -> io:
     stream.write_all(&tagged(b'R', &[&code.to_be_bytes()[..], rest].concat()))
 }
 
-/// Starts SCRAM and answers the client's first message with `answer`, in which `{nonce}` is
+/// Starts SCRAM and responds to the client's first message with `response`, in which `{nonce}` is
 /// replaced by the client's nonce.
-fn scram(stream: &mut TcpStream, answer: &str) -> io::Result<()> {
+fn scram(stream: &mut TcpStream, response: &str) -> io::Result<()> {
     request_authentication(stream, 10, b"SCRAM-SHA-256\0\0")?;
     let (_, first) = read_message(stream)?;
     let first = String::from_utf8_lossy(&first).into_owned();
     let nonce = first.split("r=").nth(1).unwrap_or_default();
-    request_authentication(stream, 11, answer.replace("{nonce}", nonce).as_bytes())
+    request_authentication(stream, 11, response.replace("{nonce}", nonce).as_bytes())
 }
 
 const VIOLATIONS: [(&str, Violation); 18] = [

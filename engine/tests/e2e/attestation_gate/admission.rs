@@ -1,4 +1,4 @@
-//! Which certificates are admitted, and the reason code of each refusal.
+//! Tests of which certificates are admitted, and of the reason code of each refusal.
 
 use attest::mock::{
     Binding, Certificate, Envelope, Event, Evidence, Key, LeafOptions, Pki, Platform,

@@ -1,4 +1,4 @@
-//! A PCCS that does not answer.
+//! Tests with a PCCS that does not respond.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -13,9 +13,12 @@ use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::TdxFixture;
 
 pub(super) fn add(suite: &mut Suite) {
-    suite.add("attestation_gate::pccs_outage_and_restart", pccs_outage);
     suite.add(
-        "attestation_gate::silent_pccs_meets_the_login_deadline",
+        "attestation_gate::cached_collateral_survives_pccs_outage_and_restart",
+        pccs_outage,
+    );
+    suite.add(
+        "attestation_gate::login_timeout_applies_while_the_pccs_is_silent",
         silent_pccs,
     );
 }
@@ -38,11 +41,11 @@ fn pccs_outage(fixture: &Fixture) {
     let new_client = tdx.issue("new client", &Evidence::default());
     let output = tdx.psql_select_1(fixture, &first, Some(&new_client));
     assert_eq!(output, ADMITTED);
-    let other_family = PlatformOptions {
+    let other_platform = PlatformOptions {
         fmspc: Fmspc([7; 6]),
         ..PlatformOptions::default()
     };
-    let other = Platform::new(&tdx.pki, &other_family).expect("a platform");
+    let other = Platform::new(&tdx.pki, &other_platform).expect("a platform");
     let other = tdx.issue_on(&tdx.pki, &other, "family", &Evidence::default());
     let output = tdx.psql_select_1(fixture, &first, Some(&other));
     assert!(

@@ -1,4 +1,5 @@
-//! The TLS handshake of clients with certificates: possession of the key, chains, resumption.
+//! Tests of the TLS handshake of clients with certificates: possession of the key, long chains, and
+//! session resumption.
 
 use std::fs;
 

@@ -1,4 +1,4 @@
-//! Sessions of clients that a new policy or new collateral no longer admits.
+//! Tests of sessions whose clients a new policy or new collateral no longer admits.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -122,11 +122,11 @@ fn tcb_recovery(fixture: &Fixture) {
     // Collateral that expires so soon that the sidecar refreshes it within ten seconds.
     let mut options = CollateralOptions::at(now());
     options.tcb_info.until = now() + 40;
-    let answer = |options: &CollateralOptions| {
+    let responses = |options: &CollateralOptions| {
         let collateral = tdx.pki.collateral(options).expect("collateral");
         PccsResponses::empty().with(tdx.platform.collateral_key(), collateral)
     };
-    tdx.pccs.set_responses(answer(&options));
+    tdx.pccs.set_responses(responses(&options));
     let settings = tdx
         .production_settings(fixture)
         .set("TEESQL_REVOCATION_GRACE", "off");
@@ -134,7 +134,7 @@ fn tcb_recovery(fixture: &Fixture) {
     let certificate = tdx.issue("client", &Evidence::default());
     let mut session = connect(fixture, &sidecar, &certificate);
     session.login_reader();
-    tdx.pccs.set_responses(answer(&CollateralOptions {
+    tdx.pccs.set_responses(responses(&CollateralOptions {
         evaluation_number: options.evaluation_number + 1,
         recovery: true,
         ..CollateralOptions::at(now())

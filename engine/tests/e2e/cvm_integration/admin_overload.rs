@@ -1,4 +1,5 @@
-//! A flood of requests to the HTTP server affects neither sessions nor certificate renewals.
+//! Tests of a flood of requests to the HTTP server, which must affect neither sessions nor certificate
+//! renewals.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -35,7 +36,7 @@ const CLIENTS: u32 = 8;
 
 /// Responses by status.
 #[derive(Default)]
-struct Tally {
+struct ResponseCounts {
     ok: AtomicUsize,
     limited: AtomicUsize,
 }
@@ -49,19 +50,19 @@ fn flood(fixture: &Fixture) {
     http::await_ready(address);
     let mut session = tls::session(Some(&tdx), &sidecar);
     let before = agent.requests(Method::GetTlsKey);
-    let (tally, start) = (Tally::default(), Instant::now());
+    let (counts, start) = (ResponseCounts::default(), Instant::now());
     thread::scope(|scope| {
         for client in 0..CLIENTS {
-            let tally = &tally;
-            scope.spawn(move || send_requests(address, client, start, tally));
+            let counts = &counts;
+            scope.spawn(move || send_requests(address, client, start, counts));
         }
     });
     let took = start.elapsed();
-    let (ok, limited) = (tally.ok.into_inner(), tally.limited.into_inner());
+    let (ok, limited) = (counts.ok.into_inner(), counts.limited.into_inner());
     // A second passes from the end of one quote to the start of the next.
-    let most = usize::try_from(took.as_secs()).expect("small") + 1;
+    let max = usize::try_from(took.as_secs()).expect("small") + 1;
     let quotes = agent.requests(Method::GetQuote);
-    assert!((2..=most).contains(&quotes), "{quotes} quotes in {took:?}");
+    assert!((2..=max).contains(&quotes), "{quotes} quotes in {took:?}");
     assert!(ok >= quotes && limited > 0, "{ok} ok, {limited} limited");
     let renewals = agent.requests(Method::GetTlsKey) - before;
     assert!(renewals >= 2, "{renewals} renewals in {took:?}");
@@ -81,7 +82,7 @@ fn flood(fixture: &Fixture) {
 }
 
 /// One client of the flood: every other request has a unique nonce.
-fn send_requests(address: SocketAddr, client: u32, start: Instant, tally: &Tally) {
+fn send_requests(address: SocketAddr, client: u32, start: Instant, counts: &ResponseCounts) {
     let pause = Duration::from_secs(1) * CLIENTS / RATE;
     for number in 0_u32.. {
         if start.elapsed() > DURATION {
@@ -92,12 +93,12 @@ fn send_requests(address: SocketAddr, client: u32, start: Instant, tally: &Tally
             _ => format!("/attestation?nonce={client:04x}{number:08x}"),
         };
         let response = http::get(address, &target);
-        let count = match response.status {
-            200 => &tally.ok,
-            429 => &tally.limited,
+        let counter = match response.status {
+            200 => &counts.ok,
+            429 => &counts.limited,
             other => panic!("{other}: {}", response.body),
         };
-        count.fetch_add(1, Ordering::Relaxed);
+        counter.fetch_add(1, Ordering::Relaxed);
         if response.status == 429 {
             let wait = response.header("retry-after").map(str::parse::<u32>);
             assert!(matches!(wait, Some(Ok(1..))), "{wait:?}");
@@ -128,8 +129,8 @@ fn slow_requests(fixture: &Fixture) {
         }
         stopped.store(true, Ordering::Relaxed);
     });
-    let left = sidecar.settled_sockets();
-    assert!(left < 40, "{left} sockets are left open");
+    let open = sidecar.settled_sockets();
+    assert!(open < 40, "{open} sockets are still open");
 }
 
 /// Opens more and more connections that send their request byte by byte.

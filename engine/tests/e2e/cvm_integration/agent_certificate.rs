@@ -1,4 +1,4 @@
-//! The certificate from the guest agent, as clients see it.
+//! Tests of the certificate from the guest agent, as clients see it.
 
 use std::fs;
 
@@ -22,7 +22,7 @@ pub(super) fn add(suite: &mut Suite) {
         suite.add(&name, move |fixture| verify_full(fixture, over_http));
     }
     suite.add(
-        "cvm_integration::agent_certificate::verify_command_accepts_it",
+        "cvm_integration::agent_certificate::verify_command_accepts_the_sidecar",
         verify_command,
     );
 }
@@ -53,7 +53,7 @@ fn verify_full(fixture: &Fixture, over_http: bool) {
     fs::write(tdx.path("printed.pem"), &ca).expect("a file");
 
     let (accepted, refused) = ("teesql_read\n", "does not match host name");
-    for (name, wanted) in [
+    for (name, expected) in [
         ("localhost", accepted),
         ("127.0.0.1", accepted),
         ("db.example", accepted),
@@ -63,7 +63,7 @@ fn verify_full(fixture: &Fixture, over_http: bool) {
         psql.env("PGHOST", name);
         psql.env("PGSSLROOTCERT", tdx.path("printed.pem"));
         let text = run_for_both_outputs(psql, TIMEOUT);
-        assert!(text.contains(wanted), "{name}: {text}");
+        assert!(text.contains(expected), "{name}: {text}");
     }
     check_presented_chain(&sidecar);
     // One for the sidecar, and one without a quote for `ca`.
@@ -80,10 +80,10 @@ fn check_presented_chain(sidecar: &Sidecar) {
     evidence
         .check_binding(leaf.spki())
         .expect("bound to its key");
-    let left = leaf.not_after() - now();
+    let remaining = leaf.not_after() - now();
     assert!(
-        (86_000..=86_400).contains(&left),
-        "valid for {left} s, not a day"
+        (86_000..=86_400).contains(&remaining),
+        "valid for {remaining} s, not a day"
     );
 }
 

@@ -1,4 +1,4 @@
-//! A guest agent that fails while the sidecar runs.
+//! Tests of a guest agent that fails while the sidecar runs.
 
 use std::thread;
 use std::time::Duration;
@@ -19,19 +19,19 @@ pub(super) fn add(suite: &mut Suite) {
         renewal_recovers,
     );
     suite.add(
-        "cvm_integration::agent_failures::socket_is_removed",
+        "cvm_integration::agent_failures::recovers_after_the_socket_is_removed",
         socket_is_removed,
     );
 }
 
 const FAILED: &str = "teesql_identity_renewals_total{outcome=\"failed\"}";
 
-/// Each failure, and the text in the log. A delay is detected only after the deadlines of half a
-/// minute, but `/ready` does not wait for that.
+/// Each failure, and its text in the log. A delay is logged only after a timeout of half a minute,
+/// but `/ready` does not wait for that.
 fn failures() -> [(AgentBehaviour, Option<&'static str>); 7] {
     let refusal = r#"{"error":"no key today"}"#.to_owned();
     let status = AgentBehaviour::Status(400, refusal);
-    let hangs = AgentBehaviour::Delay(Duration::from_secs(30));
+    let delay = AgentBehaviour::Delay(Duration::from_secs(30));
     [
         (status, Some("HTTP status 400: no key today")),
         (AgentBehaviour::Html, Some("is not a JSON object")),
@@ -48,7 +48,7 @@ fn failures() -> [(AgentBehaviour, Option<&'static str>); 7] {
             Some("no evidence that is bound to its key"),
         ),
         (AgentBehaviour::Close, Some("closed the connection before")),
-        (hangs, None),
+        (delay, None),
     ]
 }
 

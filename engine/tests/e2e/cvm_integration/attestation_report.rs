@@ -1,5 +1,5 @@
-//! `/attestation` and `/ready`: the report, its signature by the quote, and the reasons of
-//! `/ready`.
+//! Tests of `/attestation` and `/ready`: the report, its signature by the quote, and the reasons for
+//! not being ready.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -29,11 +29,11 @@ pub(super) fn add(suite: &mut Suite) {
         is_signed_by_the_quote,
     );
     suite.add(
-        "cvm_integration::attestation_report::postgres_down_and_in_recovery",
+        "cvm_integration::attestation_report::reports_postgres_down_and_in_recovery",
         postgres_states,
     );
     suite.add(
-        "cvm_integration::attestation_report::ready_has_each_reason",
+        "cvm_integration::attestation_report::ready_reports_each_reason",
         ready_reasons,
     );
 }

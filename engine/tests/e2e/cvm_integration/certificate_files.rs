@@ -1,4 +1,4 @@
-//! PEM files that are replaced while the sidecar runs.
+//! Tests of certificate files that are replaced while the sidecar runs.
 
 use std::fs;
 use std::path::Path;
@@ -21,19 +21,20 @@ pub(super) fn add(suite: &mut Suite) {
     }
 }
 
-/// A certificate with its key in PEM, and the certificate in DER.
-struct Pair {
+/// A certificate and its key in PEM, and the certificate in DER.
+struct CertificateWithKey {
     cert: String,
     key: String,
     der: Vec<u8>,
 }
 
-fn pair(until: i32) -> Pair {
+/// A certificate that expires at the start of this year.
+fn self_signed(year: i32) -> CertificateWithKey {
     let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
-    params.not_after = date_time_ymd(until, 1, 1);
+    params.not_after = date_time_ymd(year, 1, 1);
     let key = KeyPair::generate().expect("a key");
     let cert = params.self_signed(&key).expect("a certificate");
-    Pair {
+    CertificateWithKey {
         cert: cert.pem(),
         key: key.serialize_pem(),
         der: cert.der().to_vec(),
@@ -50,11 +51,11 @@ fn replace(path: &Path, text: &str) {
 fn reloads_changed_files(fixture: &Fixture) {
     let folder = tempfile::tempdir().expect("a folder");
     let (cert, key) = (folder.path().join("tls.pem"), folder.path().join("tls.key"));
-    let replace_both = |with: &Pair| {
+    let replace_both = |with: &CertificateWithKey| {
         replace(&cert, &with.cert);
         replace(&key, &with.key);
     };
-    let (first, second, third) = (pair(2099), pair(2099), pair(2099));
+    let (first, second, third) = (self_signed(2099), self_signed(2099), self_signed(2099));
     replace_both(&first);
     let settings = fixture
         .settings()
@@ -63,11 +64,13 @@ fn reloads_changed_files(fixture: &Fixture) {
         .set("TEESQL_ADMIN_LISTEN", "127.0.0.1:0");
     let sidecar = Sidecar::start(&settings);
     let address = sidecar.admin_address();
-    let presents =
-        |wanted: &Pair| tls::presented_chain(sidecar.address())[0].as_ref() == wanted.der;
+    let presents = |expected: &CertificateWithKey| {
+        tls::presented_chain(sidecar.address())[0].as_ref() == expected.der
+    };
     assert!(presents(&first));
     let mut session = tls::session(None, &sidecar);
-    let await_presented = |wanted: &Pair| poll_until(TIMEOUT, || presents(wanted).then_some(()));
+    let await_presented =
+        |expected: &CertificateWithKey| poll_until(TIMEOUT, || presents(expected).then_some(()));
     // Unusable files are logged once, and the current certificate stays in use.
     let expect_refusal = |text: &str| {
         sidecar.await_log(text, |line| {
@@ -82,7 +85,7 @@ fn reloads_changed_files(fixture: &Fixture) {
     await_presented(&second).expect("the replaced files are used");
     replace(&cert, "not PEM at all");
     expect_refusal("not a PEM certificate");
-    replace_both(&pair(2020));
+    replace_both(&self_signed(2020));
     expect_refusal("it has expired");
     replace_both(&second);
     replace(&key, &first.key);

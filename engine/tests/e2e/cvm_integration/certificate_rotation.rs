@@ -1,10 +1,10 @@
-//! A certificate that is renewed every second under load.
+//! Tests of a certificate that is renewed every second under load.
 
 use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{load_duration, long};
+use super::{is_long_run, load_duration};
 use crate::harness::fixture::Fixture;
 use crate::harness::process::{TIMEOUT, run_successfully};
 use crate::harness::scrape::Scrape;
@@ -16,12 +16,12 @@ use crate::libpq_clients::pgbench_database;
 
 pub(super) fn add(suite: &mut Suite) {
     suite.add(
-        "cvm_integration::certificate_rotation::every_second_under_pgbench",
-        every_second_under_pgbench,
+        "cvm_integration::certificate_rotation::renews_every_second_under_pgbench",
+        renews_every_second_under_pgbench,
     );
 }
 
-fn every_second_under_pgbench(fixture: &Fixture) {
+fn renews_every_second_under_pgbench(fixture: &Fixture) {
     let duration = load_duration(Duration::from_secs(8));
     let tdx = TdxFixture::new();
     let _agent = tdx.start_agent();
@@ -34,7 +34,7 @@ fn every_second_under_pgbench(fixture: &Fixture) {
     let seconds = duration.as_secs().to_string();
     bench.args(["-n", "-S", "-C", "-c", "4", "-j", "2", "-T", &seconds]);
     bench.env("PGDATABASE", &database);
-    if !long() {
+    if !is_long_run() {
         // On a busy machine a handshake may take longer than the rest of the validity: libpq checks
         // the dates in the long version only.
         bench.env("PGSSLMODE", "require");
@@ -54,9 +54,9 @@ fn every_second_under_pgbench(fixture: &Fixture) {
         output.contains("number of failed transactions: 0"),
         "{output}"
     );
-    let wanted = usize::try_from(start.elapsed().as_secs() / 3).expect("small");
+    let min = usize::try_from(start.elapsed().as_secs() / 3).expect("small");
     assert!(
-        leaves.len() >= wanted,
+        leaves.len() >= min,
         "{} leaves in {duration:?}",
         leaves.len()
     );
@@ -68,7 +68,7 @@ fn every_second_under_pgbench(fixture: &Fixture) {
     http::await_ready(address);
     session.terminate();
     fixture.cluster().drop_database(&database);
-    if long() {
+    if is_long_run() {
         eprintln!(
             "{}: {} certificates\n{output}",
             fixture.driver,

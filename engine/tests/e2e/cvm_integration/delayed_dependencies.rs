@@ -1,4 +1,4 @@
-//! A guest agent or a Postgres that starts after the sidecar.
+//! Tests with a guest agent or a Postgres that starts after the sidecar.
 
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};

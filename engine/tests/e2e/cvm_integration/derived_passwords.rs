@@ -1,4 +1,4 @@
-//! Postgres passwords that the guest agent derives, and provisioning at start.
+//! Tests of Postgres passwords that the guest agent derives, and of provisioning at start.
 
 use attest::agent::Method;
 use nix::sys::signal::Signal;
@@ -19,8 +19,8 @@ pub(super) fn add(suite: &mut Suite) {
         suite.add(&name, move |fixture| derived_passwords(fixture, &server));
     }
     suite.add(
-        "cvm_integration::derived_passwords::report_of_refused_superuser",
-        report_of_refused_superuser,
+        "cvm_integration::derived_passwords::reports_refused_superuser_password",
+        reports_refused_superuser_password,
     );
 }
 
@@ -115,12 +115,12 @@ fn start_without_changes(tdx: &TdxFixture, fixture: &Fixture, upstream: &str) {
 
 /// A superuser password that Postgres refuses: the report has the error, and sessions are not
 /// affected.
-fn report_of_refused_superuser(fixture: &Fixture) {
+fn reports_refused_superuser_password(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     let _agent = tdx.start_agent();
     let settings = tdx
         .agent_settings(fixture)
-        .set("TEESQL_PG_PASSWORD_SUPERUSER", "not-the-superuser-s");
+        .set("TEESQL_PG_PASSWORD_SUPERUSER", "not-the-superuser-password");
     let sidecar = Sidecar::start(&settings);
     let address = sidecar.admin_address();
     let mut session = tls::session(Some(&tdx), &sidecar);

@@ -1,4 +1,5 @@
-//! `teesql-sidecar dev`: the commands that it prints work, and it leaves no process and no file.
+//! Tests of `teesql-sidecar dev`: the commands that it prints work, and it leaves neither processes
+//! nor files.
 
 use crate::harness::suite::Suite;
 

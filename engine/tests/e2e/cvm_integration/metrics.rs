@@ -1,4 +1,4 @@
-//! `/metrics` after known traffic.
+//! Tests of `/metrics` after known traffic.
 
 use crate::harness::client::Client;
 use crate::harness::fixture::Fixture;
@@ -82,16 +82,16 @@ fn all_series_exist(fixture: &Fixture) {
 
 fn check_documented(scrape: &Scrape) {
     let page = include_str!("../../../../docs/reference/metrics.md");
-    let own = scrape.families().filter(|name| name.starts_with("teesql_"));
-    for family in own {
+    let documented = scrape.families().filter(|name| name.starts_with("teesql_"));
+    for family in documented {
         assert!(page.contains(&format!("`{family}`")), "{family}");
     }
 }
 
-fn fail(mut client: Client, role: &str, secret: &str, database: &str) {
+fn assert_login_fails(mut client: Client, role: &str, secret: &str, database: &str) {
     client
         .login(role, database, secret)
-        .expect_err("it is refused");
+        .expect_err("the login is refused");
 }
 
 /// Connections are balanced between shards, whichever of them accepts them.
@@ -157,9 +157,9 @@ fn counts_known_traffic(fixture: &Fixture) {
     let length = readers[1].query_value(&format!("select length('{}')", "y".repeat(50_000)));
     assert_eq!(length, "50000");
 
-    fail(connect(), "teesql_read", WRONG_SECRET, "via_scram");
-    fail(connect(), "teesql_readwrite", READ_SECRET, "via_scram");
-    fail(connect(), "teesql_read", READ_SECRET, "no_such_database");
+    assert_login_fails(connect(), "teesql_read", WRONG_SECRET, "via_scram");
+    assert_login_fails(connect(), "teesql_readwrite", READ_SECRET, "via_scram");
+    assert_login_fails(connect(), "teesql_read", READ_SECRET, "no_such_database");
     tls::connect(None, &sidecar).expect_fatal();
     let mut canceller = connect();
     canceller.send(&message::cancel(1, &[1, 2, 3, 4]));

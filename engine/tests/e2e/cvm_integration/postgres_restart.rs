@@ -1,11 +1,11 @@
-//! Postgres restarts while fifty clients are connected.
+//! Tests of a Postgres that restarts while fifty clients are connected.
 
 use std::thread;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
-use super::long;
+use super::is_long_run;
 use crate::harness::client::Client;
 use crate::harness::cluster::ClusterOptions;
 use crate::harness::fixture::Fixture;
@@ -16,8 +16,8 @@ use crate::harness::{http, unverified_tls as tls};
 
 pub(super) fn add(suite: &mut Suite) {
     suite.add(
-        "cvm_integration::postgres_restart::with_fifty_clients",
-        restarts_with_fifty_clients,
+        "cvm_integration::postgres_restart::fifty_clients_reconnect",
+        fifty_clients_reconnect,
     );
 }
 
@@ -34,7 +34,7 @@ fn connect_all(tdx: &TdxFixture, sidecar: &Sidecar) -> Vec<Client> {
     })
 }
 
-fn restarts_with_fifty_clients(fixture: &Fixture) {
+fn fifty_clients_reconnect(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     let _agent = tdx.start_agent();
     let options = ClusterOptions {
@@ -62,7 +62,7 @@ fn restarts_with_fifty_clients(fixture: &Fixture) {
         let took = restarted.elapsed();
         assert_eq!(first.query_value("select 'back'"), "back");
         first.terminate();
-        if long() {
+        if is_long_run() {
             eprintln!("{}: {how}: back after {took:?}", fixture.driver);
         }
         for client in connect_all(&tdx, &sidecar) {

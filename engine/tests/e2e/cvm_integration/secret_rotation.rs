@@ -1,4 +1,4 @@
-//! Cluster secrets that change while clients connect and disconnect.
+//! Tests of cluster secrets that change while clients connect and disconnect.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -74,13 +74,8 @@ fn rotates_under_pgbench(fixture: &Fixture) {
             == "new cluster secrets in use, the previous ones are accepted until the overlap ends"
     });
     let new = run_in_background(bench(NEXT_SECRET));
-    for output in [old.join(), new.join()] {
-        let output = output.expect("pgbench succeeds");
-        assert!(
-            output.contains("number of failed transactions: 0"),
-            "{output}"
-        );
-    }
+    assert_pgbench_succeeded(old);
+    assert_pgbench_succeeded(new);
     sidecar.await_log_for(overlap + TIMEOUT, "the end of the overlap", |line| {
         line["message"] == "the previous cluster secrets are no longer accepted"
     });
@@ -88,18 +83,30 @@ fn rotates_under_pgbench(fixture: &Fixture) {
     assert_eq!(login(&tdx, &sidecar, READ_SECRET), refused);
     assert_eq!(login(&tdx, &sidecar, NEXT_SECRET), Ok(()));
 
-    // An invalid secret changes nothing.
-    fs::write(&file, "not a secret").expect("a file");
-    sidecar.signal(Signal::SIGHUP);
-    sidecar.await_message("configuration not reloaded");
-    assert_eq!(login(&tdx, &sidecar, NEXT_SECRET), Ok(()));
+    let invalid = "not a secret";
+    fs::write(&file, invalid).expect("a file");
+    assert_reload_changes_nothing(&tdx, &sidecar);
     assert_eq!(session.query_value("select 'unaffected'"), "unaffected");
     session.terminate();
     let output = sidecar.log_lines().join("\n");
-    for secret in [READ_SECRET, NEXT_SECRET, "not a secret"] {
+    for secret in [READ_SECRET, NEXT_SECRET, invalid] {
         assert!(!output.contains(&secret[..12]), "{output}");
     }
     fixture.cluster().drop_database(&database);
+}
+
+fn assert_reload_changes_nothing(tdx: &TdxFixture, sidecar: &Sidecar) {
+    sidecar.signal(Signal::SIGHUP);
+    sidecar.await_message("configuration not reloaded");
+    assert_eq!(login(tdx, sidecar, NEXT_SECRET), Ok(()));
+}
+
+fn assert_pgbench_succeeded(bench: thread::JoinHandle<String>) {
+    let output = bench.join().expect("pgbench succeeds");
+    assert!(
+        output.contains("number of failed transactions: 0"),
+        "{output}"
+    );
 }
 
 /// A configuration with a missing password is not applied in part: its policy is not used either.

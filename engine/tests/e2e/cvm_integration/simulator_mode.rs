@@ -1,4 +1,4 @@
-//! Simulator mode: psql without a password, and its limits.
+//! Tests of simulator mode: which clients need no password, and the defaults of its settings.
 
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
@@ -23,7 +23,10 @@ pub(super) fn add(suite: &mut Suite) {
         trusts_local_connections_only,
     );
     if suite.adds_driver_independent() {
-        suite.add("cvm_integration::simulator_mode::defaults", defaults);
+        suite.add(
+            "cvm_integration::simulator_mode::check_prints_its_defaults",
+            check_prints_its_defaults,
+        );
     }
 }
 
@@ -154,7 +157,7 @@ fn non_loopback_address() -> Option<IpAddr> {
     (!address.is_loopback()).then_some(address)
 }
 
-fn defaults(_: &Fixture) {
+fn check_prints_its_defaults(_: &Fixture) {
     // The settings without a default outside simulator mode.
     let secret = "11".repeat(32);
     let secrets = [

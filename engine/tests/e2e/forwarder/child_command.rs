@@ -1,4 +1,4 @@
-//! `teesql-forward … -- command`: environment, signals and exit code of the child process.
+//! Tests of `teesql-forward … -- command`: environment, signals and exit code of the child process.
 
 use std::fs;
 use std::process::{Output, Stdio};
@@ -52,8 +52,8 @@ fn exit_codes(fixture: &Fixture) {
     ] {
         let output = sh(&settings, script);
         assert_eq!(output.status.code(), Some(code), "{script}: {output:?}");
-        let left = fs::read_dir(&socket).expect("a folder").count();
-        assert_eq!(left, 0, "{script}: the socket was not removed");
+        let sockets = fs::read_dir(&socket).expect("a folder").count();
+        assert_eq!(sockets, 0, "{script}: the socket was not removed");
     }
     let none = run(
         settings.forwarder_command(&["--", "/no/such/program"]),
@@ -185,13 +185,13 @@ fn psql(fixture: &Fixture) {
         sidecar.address()
     );
     let settings = tdx.forwarder_settings(fixture).set("DATABASE_URL", &url);
-    let ask = [
+    let command = [
         "--",
         "psql",
         "-XAtc",
         "select current_user, current_database()",
     ];
-    let output = run(settings.forwarder_command(&ask), TIMEOUT * 2);
+    let output = run(settings.forwarder_command(&command), TIMEOUT * 2);
     assert_eq!(
         lossy(&output.stdout),
         "teesql_read|via_scram\n",
@@ -199,14 +199,14 @@ fn psql(fixture: &Fixture) {
     );
     assert_eq!(output.status.code(), Some(0));
     // A process that outlives the command loses its connection, because the forwarder has ended.
-    let pid = tdx.path("left");
+    let pid_file = tdx.path("pid");
     let marker = fixture.harness.unique_name("outlives");
     let count = format!(
         "select count(*) from pg_stat_activity where query like '%{marker}%' and pid <> pg_backend_pid()"
     );
     // The command ends once its background process has a session.
     let script = format!(
-        "psql -Xc 'select pg_sleep(3600) as {marker}' >/dev/null 2>&1 & echo $! >{pid}; \
+        "psql -Xc 'select pg_sleep(3600) as {marker}' >/dev/null 2>&1 & echo $! >{pid_file}; \
          until [ \"$(psql -XAtc \"{count}\")\" = 1 ]; do sleep 0.05; done"
     );
     let output = run(
@@ -214,8 +214,8 @@ fn psql(fixture: &Fixture) {
         TIMEOUT,
     );
     assert_eq!(output.status.code(), Some(0));
-    let left = fs::read_to_string(&pid).expect("a pid");
-    let exited = || (!fs::exists(format!("/proc/{}", left.trim())).unwrap_or(true)).then_some(());
+    let pid = fs::read_to_string(&pid_file).expect("a pid");
+    let exited = || (!fs::exists(format!("/proc/{}", pid.trim())).unwrap_or(true)).then_some(());
     poll_until(TIMEOUT, exited).expect("psql exits without its server");
 }
 

@@ -1,5 +1,5 @@
-//! The certificate that the forwarder presents: from the guest agent or from PEM files, renewed
-//! while it runs.
+//! Tests of the certificate that the forwarder presents, from the guest agent or from PEM files, and
+//! of its renewal.
 
 use std::fs;
 use std::time::{Duration, Instant};

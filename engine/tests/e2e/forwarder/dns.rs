@@ -1,4 +1,4 @@
-//! A target that is a DNS name: resolution, failures, changed addresses.
+//! Tests of targets that are DNS names: resolution, failures, changed addresses.
 
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,7 @@ fn settings(
         .set("TEESQL_DNS_SERVER", &dns.address())
 }
 
-/// Names with one address, and with two of which the first does not answer.
+/// Names with one address, and with two of which the first refuses connections.
 fn resolves_names(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     let sidecar = Sidecar::start(&tdx.attested_sidecar_settings(fixture));

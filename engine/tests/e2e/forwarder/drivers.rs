@@ -1,4 +1,4 @@
-//! Client libraries and tools through forwarder and sidecar to Postgres.
+//! Tests of client libraries and tools that connect to Postgres through forwarder and sidecar.
 
 use std::fs;
 use std::process::Command;
@@ -38,11 +38,11 @@ pub(crate) struct ForwarderAndSidecar {
 }
 
 impl ForwarderAndSidecar {
-    pub(crate) fn start(fixture: &Fixture, more: &[(&'static str, &str)]) -> Self {
+    pub(crate) fn start(fixture: &Fixture, extra: &[(&'static str, &str)]) -> Self {
         let tdx = TdxFixture::new();
         let sidecar = tdx.start_attested_sidecar(fixture);
         let mut settings = tdx.forwarder_settings_to(fixture, sidecar.address());
-        for (name, value) in more {
+        for (name, value) in extra {
             settings = settings.set(name, value);
         }
         Self {
@@ -60,8 +60,8 @@ fn run_client(command: Command) -> String {
 
 fn psql_and_pgbench(fixture: &Fixture, listen: Option<&str>) {
     let listen = listen.map(|listen| ("TEESQL_FORWARD_LISTEN", listen));
-    let more: Vec<_> = [("TEESQL_SHARDS", "2")].into_iter().chain(listen).collect();
-    let pair = ForwarderAndSidecar::start(fixture, &more);
+    let extra: Vec<_> = [("TEESQL_SHARDS", "2")].into_iter().chain(listen).collect();
+    let pair = ForwarderAndSidecar::start(fixture, &extra);
     let (host, _) = pair.forwarder.host_and_port();
     assert_eq!(host, listen.map_or("127.0.0.1", |(_, folder)| folder));
     let sockets = pair.forwarder.settled_sockets();

@@ -1,4 +1,5 @@
-//! Forwarders embedded in a Rust program: two in one process, no signal handlers, a clean stop.
+//! Tests of forwarders embedded in a Rust program: two in one process, no signal handlers, and a
+//! clean stop.
 
 use engine::Forwarder;
 use engine::config::ForwarderConfig;
@@ -33,15 +34,15 @@ fn two_in_one_process(fixture: &Fixture) {
         ("drain_timeout", "100ms"),
     ];
     let handlers = caught_signals();
-    let start = |more: &[(&'static str, &str)]| {
-        let settings = common.into_iter().chain(more.iter().copied());
+    let start = |extra: &[(&'static str, &str)]| {
+        let settings = common.into_iter().chain(extra.iter().copied());
         let config = ForwarderConfig::from_settings(settings).unwrap_or_else(|e| panic!("{e}"));
         Forwarder::start(config).expect("the forwarder starts")
     };
-    let (one, two) = (start(&[]), start(&[("forward_listen", &socket)]));
-    let (host, port) = one.host_and_port();
+    let (first, second) = (start(&[]), start(&[("forward_listen", &socket)]));
+    let (host, port) = first.host_and_port();
     assert_eq!(current_user(&host, port), "teesql_read");
-    two.stop().expect("the forwarder stops");
+    second.stop().expect("the forwarder stops");
     assert!(
         !std::fs::exists(&socket).expect("a folder"),
         "the socket was not removed"
@@ -51,7 +52,7 @@ fn two_in_one_process(fixture: &Fixture) {
         "teesql_read",
         "the other forwarder still runs"
     );
-    drop(one);
+    drop(first);
     assert!(std::net::TcpStream::connect((host.as_str(), port)).is_err());
     assert_eq!(caught_signals(), handlers, "it installs no signal handlers");
 

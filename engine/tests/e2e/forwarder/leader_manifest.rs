@@ -1,4 +1,4 @@
-//! `--cluster`: the forwarder follows the leader that a signed manifest in DNS names.
+//! Tests of `--cluster`: the forwarder follows the leader that a signed manifest in DNS names.
 
 use attest::manifest::{SigningKey, UnsignedManifest};
 
@@ -149,55 +149,55 @@ fn resolves_again_after_failure(
     assert_eq!(next_leader.accepted(), 1);
 }
 
-fn refuses_invalid_manifests(fixture: &Fixture) {
-    let tdx = TdxFixture::new();
+/// Records that the forwarder must refuse, each with its reason code and the start of the text.
+fn invalid_manifests() -> Vec<(String, &'static str, &'static str)> {
     let good = draft(5433, 7);
     let text = |draft: &UnsignedManifest| draft.sign(&key(KEY)).expect("a signature");
-    let wrong = record(&good.sign(&key(OTHER_KEY)).expect("a signature"));
-    let late = UnsignedManifest {
+    let signed_by_another_key = record(&good.sign(&key(OTHER_KEY)).expect("a signature"));
+    let expired = UnsignedManifest {
         valid_until: now() - 1,
         ..good.clone()
     };
-    let far = UnsignedManifest {
+    let far_future = UnsignedManifest {
         valid_until: now() + 30 * 86_400,
         ..good.clone()
     };
-    let file = text(&good).replace("https://leader.teesql.test:5433", "file:///etc/passwd");
-    let changed = text(&good).replace("epoch=7", "epoch=8");
-    let twice = signed(&good) + &record(&text(&draft(5434, 8)));
+    let with_file_url =
+        text(&good).replace("https://leader.teesql.test:5433", "file:///etc/passwd");
+    let changed_after_signing = text(&good).replace("epoch=7", "epoch=8");
+    let two_records = signed(&good) + &record(&text(&draft(5434, 8)));
     // Both are longer than the 1,232 bytes that the forwarder accepts over UDP: they use TCP.
     let padded = record(&(text(&good) + ";note=" + &"x".repeat(1300)));
-    let huge = record(&(text(&good) + ";note=" + &"x".repeat(3000)));
-    let dns = NameServer::start("");
-    for (records, code, text) in [
+    let too_long = record(&(text(&good) + ";note=" + &"x".repeat(3000)));
+    vec![
         (
             String::new(),
             "no_manifest",
             "no leader manifest: _teesql-leader.teesql.test. has no TXT record",
         ),
         (
-            wrong,
+            signed_by_another_key,
             "manifest_signature",
             "manifest signature verification failed",
         ),
         (
-            record(&changed),
+            record(&changed_after_signing),
             "manifest_signature",
             "manifest signature verification failed",
         ),
-        (signed(&late), "manifest_expired", "manifest expired"),
+        (signed(&expired), "manifest_expired", "manifest expired"),
         (
-            signed(&far),
+            signed(&far_future),
             "manifest_far_future",
             "the manifest is valid for longer than the accepted maximum of 604800 s",
         ),
         (
-            record(&file),
+            record(&with_file_url),
             "manifest_leader_url",
             "the manifest's leader_url is refused: ",
         ),
         (
-            twice,
+            two_records,
             "many_manifests",
             "_teesql-leader.teesql.test. has more than one TXT record",
         ),
@@ -207,7 +207,7 @@ fn refuses_invalid_manifests(fixture: &Fixture) {
             "manifest signature verification failed",
         ),
         (
-            huge,
+            too_long,
             "manifest_too_long",
             "the manifest has more than 2048 bytes",
         ),
@@ -216,7 +216,13 @@ fn refuses_invalid_manifests(fixture: &Fixture) {
             "manifest_malformed",
             "malformed manifest: ",
         ),
-    ] {
+    ]
+}
+
+fn refuses_invalid_manifests(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let dns = NameServer::start("");
+    for (records, code, text) in invalid_manifests() {
         dns.publish(&records);
         let forwarder = Forwarder::start(&settings(&tdx, fixture, &dns));
         let output = forwarder.psql_select_1(READER);

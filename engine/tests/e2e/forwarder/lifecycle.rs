@@ -1,4 +1,5 @@
-//! Drivers that request SSL, limits, drain, the HTTP server, and secrecy.
+//! Tests of a forwarder's connections and process: drivers that request SSL, limits, drain, the HTTP
+//! server, and secrecy of the log.
 
 use attest::mock::Evidence;
 use nix::sys::signal::Signal;
@@ -19,13 +20,13 @@ pub(crate) fn add(suite: &mut Suite) {
         "forwarder::lifecycle::refuses_ssl_and_other_protocols",
         refuses_ssl,
     );
-    suite.add("forwarder::lifecycle::drain", drain);
+    suite.add("forwarder::lifecycle::drains_on_signals", drain);
     suite.add(
-        "forwarder::lifecycle::idle_timeout_and_max_connections",
+        "forwarder::lifecycle::enforces_idle_timeout_and_max_connections",
         idle_and_limit,
     );
     suite.add(
-        "forwarder::lifecycle::server_closes_first",
+        "forwarder::lifecycle::reports_server_that_closes",
         server_closes_first,
     );
     if suite.adds_driver_independent() {
@@ -62,8 +63,11 @@ impl Session {
 
     pub(crate) fn assert_responds(&mut self) {
         self.0.send(&message::query("select 'pong'"));
-        let answer = self.read_until_ready();
-        assert!(answer.windows(4).any(|four| four == b"pong"), "{answer:?}");
+        let response = self.read_until_ready();
+        assert!(
+            response.windows(4).any(|four| four == b"pong"),
+            "{response:?}"
+        );
     }
 }
 

@@ -1,5 +1,5 @@
-//! Servers that fail attestation: the driver reads the reason, the log has it first, and no byte of
-//! the driver has been sent.
+//! Tests of servers that fail attestation: the reason is logged and then sent to the driver, and no
+//! byte of the driver is sent to the server.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -49,7 +49,7 @@ pub(crate) fn add(suite: &mut Suite) {
         refused_by_the_server,
     );
     suite.add(
-        "forwarder::server_attestation::silent_pccs_meets_the_login_deadline",
+        "forwarder::server_attestation::login_timeout_applies_while_the_pccs_is_silent",
         silent_pccs,
     );
     suite.add(
@@ -58,7 +58,7 @@ pub(crate) fn add(suite: &mut Suite) {
     );
     if suite.adds_driver_independent() {
         suite.add(
-            "forwarder::server_attestation::allow_simulator",
+            "forwarder::server_attestation::allow_simulator_accepts_servers_without_evidence",
             allow_simulator,
         );
     }
@@ -196,18 +196,18 @@ fn refuses_servers_without_tls(fixture: &Fixture) {
     let text = "the server closed the connection during the TLS handshake";
     assert_refused(&forwarder, &plain, "server_hung_up", text);
 
-    let answering = RecordingServer::plain(recording_server::answer_with_error);
-    let forwarder = Forwarder::start(&settings_to(&answering));
+    let responding = RecordingServer::plain(recording_server::respond_with_error);
+    let forwarder = Forwarder::start(&settings_to(&responding));
     let text = "the server does not speak TLS: is the target a TeeSQL sidecar?";
-    assert_refused(&forwarder, &answering, "tls_invalid_message", text);
+    assert_refused(&forwarder, &responding, "tls_invalid_message", text);
 
-    let silent = RecordingServer::plain(recording_server::silent);
+    let silent = RecordingServer::plain(recording_server::never_respond);
     let settings = settings_to(&silent).set("TEESQL_CONNECT_TIMEOUT", "300ms");
     let forwarder = Forwarder::start(&settings);
     let text = "upstream TLS handshake timed out after 300ms";
     assert_refused(&forwarder, &silent, "handshake_timeout", text);
 
-    let closing = RecordingServer::plain(recording_server::close);
+    let closing = RecordingServer::plain(recording_server::close_after_read);
     let forwarder = Forwarder::start(&settings_to(&closing));
     let text = "the server closed the connection during the TLS handshake";
     assert_refused(&forwarder, &closing, "server_hung_up", text);

@@ -1,4 +1,4 @@
-//! `--verifier ita`, with a mock Trust Authority with fault injection.
+//! Tests of `--verifier ita`, with a mock of Intel Trust Authority that injects faults.
 
 use attest::mock::{Behaviour, Evidence, TokenVariant, TrustAuthority};
 
@@ -44,12 +44,12 @@ fn accepts_valid_tokens(fixture: &Fixture) {
     let tdx = TdxFixture::new();
     let authority = TrustAuthority::start(&tdx.pki, now()).expect("an authority");
     let sidecar = tdx.start_attested_sidecar(fixture);
-    for verdict in [
+    for token in [
         TokenVariant::Valid,
         TokenVariant::Nested,
         TokenVariant::Rs256,
     ] {
-        authority.set_token(verdict);
+        authority.set_token(token);
         let forwarder = Forwarder::start(&settings(&tdx, fixture, &authority, sidecar.address()));
         let before = authority.appraisals();
         forwarder.assert_reader_connects();
@@ -61,11 +61,12 @@ fn accepts_valid_tokens(fixture: &Fixture) {
 /// A fault of the authority, the token that it sends, the reason code, and the start of the text.
 type Failure = (Behaviour, TokenVariant, &'static str, &'static str);
 
-fn failures() -> Vec<Failure> {
+/// Tokens that the forwarder must refuse.
+fn token_failures() -> [Failure; 10] {
     let elsewhere = TokenVariant::OtherJku("https://keys.example/certs".to_owned());
     let debug = TokenVariant::Claim("tdx_is_debuggable", true.into());
     let mrtd = TokenVariant::Claim("tdx_mrtd", "22".repeat(48).into());
-    let verdicts = [
+    let failures = [
         (
             TokenVariant::WrongKey,
             "ita_bad_signature",
@@ -117,8 +118,12 @@ fn failures() -> Vec<Failure> {
             "the attestation token's tdx_mrtd is not the quote's",
         ),
     ];
-    let verdicts = verdicts.map(|(verdict, code, text)| (Behaviour::Normal, verdict, code, text));
-    let faults = [
+    failures.map(|(token, code, text)| (Behaviour::Normal, token, code, text))
+}
+
+/// Faults of the authority itself.
+fn service_failures() -> [Failure; 6] {
+    let failures = [
         (
             Behaviour::Close,
             "ita_unreachable",
@@ -151,8 +156,7 @@ fn failures() -> Vec<Failure> {
             "Intel Trust Authority did not answer in time",
         ),
     ];
-    let faults = faults.map(|(behaviour, code, text)| (behaviour, TokenVariant::Valid, code, text));
-    verdicts.into_iter().chain(faults).collect()
+    failures.map(|(behaviour, code, text)| (behaviour, TokenVariant::Valid, code, text))
 }
 
 /// Each failure with its code and its text. A valid token is accepted afterwards by the same
@@ -162,9 +166,9 @@ fn reports_failures(fixture: &Fixture) {
     let authority = TrustAuthority::start(&tdx.pki, now()).expect("an authority");
     let server = RecordingServer::with_certificate(&tdx.issue("server", &Evidence::default()));
     let forwarder = Forwarder::start(&settings(&tdx, fixture, &authority, server.address()));
-    for (behaviour, verdict, code, text) in failures() {
+    for (behaviour, token, code, text) in token_failures().into_iter().chain(service_failures()) {
         authority.set_behaviour(behaviour);
-        authority.set_token(verdict);
+        authority.set_token(token);
         let output = forwarder.psql_select_1(READER);
         assert!(
             output.contains(&format!("FATAL:  {text}")),

@@ -84,11 +84,11 @@ impl TcpClient {
         self.stream.write_all(bytes).expect("the server reads");
     }
 
-    /// Reads as many bytes as `wanted` has, and compares them.
-    pub(crate) fn expect_prefix(&mut self, wanted: &[u8]) {
-        let mut bytes = vec![0; wanted.len()];
+    /// Reads as many bytes as `expected` has, and compares them.
+    pub(crate) fn expect_prefix(&mut self, expected: &[u8]) {
+        let mut bytes = vec![0; expected.len()];
         self.stream.read_exact(&mut bytes).expect("a response");
-        assert_eq!(bytes, wanted);
+        assert_eq!(bytes, expected);
     }
 
     pub(crate) fn read_byte(&mut self) -> u8 {

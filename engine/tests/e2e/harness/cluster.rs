@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::User;
 
 use crate::harness::libpq::PSQL_BARE;
+use crate::harness::message::{PROTOCOL_3_0, PROTOCOL_3_2};
 use crate::harness::process::{
     TIMEOUT, lossy, pdeathsig_command, poll_until, postgres_user, run, run_successfully, signal,
     spawn, wait,
@@ -22,7 +23,7 @@ use crate::harness::{READ_PASSWORD, READWRITE_PASSWORD, SUPERUSER_PASSWORD};
 /// The database in which the tests run administrative SQL: `trust` on the Unix socket.
 const ADMIN_DATABASE: &str = "operator";
 
-/// A database `via_<method>` for each authentication method.
+/// `pg_hba.conf`: the database `via_<method>` uses that authentication method.
 const HBA: &str = "\
 local operator     postgres  trust
 local all          all       trust
@@ -65,9 +66,9 @@ impl Server {
     /// The newest protocol version that it supports.
     pub(crate) fn protocol(&self) -> u32 {
         if self.major >= 18 {
-            0x0003_0002
+            PROTOCOL_3_2
         } else {
-            0x0003_0000
+            PROTOCOL_3_0
         }
     }
 
@@ -226,19 +227,19 @@ impl Cluster {
         self.sql(ADMIN_DATABASE, sql)
     }
 
-    /// Waits until `sql` returns `wanted` in the administrative database.
-    pub(crate) fn await_result(&self, sql: &str, wanted: &str) {
-        self.await_result_in(ADMIN_DATABASE, sql, wanted);
+    /// Waits until `sql` returns `expected` in the administrative database.
+    pub(crate) fn await_result(&self, sql: &str, expected: &str) {
+        self.await_result_in(ADMIN_DATABASE, sql, expected);
     }
 
-    /// Waits until `sql` returns `wanted` in `database`.
-    pub(crate) fn await_result_in(&self, database: &str, sql: &str, wanted: &str) {
+    /// Waits until `sql` returns `expected` in `database`.
+    pub(crate) fn await_result_in(&self, database: &str, sql: &str, expected: &str) {
         let mut last = String::new();
         poll_until(TIMEOUT, || {
             last = self.sql(database, sql);
-            (last == wanted).then_some(())
+            (last == expected).then_some(())
         })
-        .unwrap_or_else(|| panic!("{sql}: still {last:?}, not {wanted:?}"));
+        .unwrap_or_else(|| panic!("{sql}: still {last:?}, not {expected:?}"));
     }
 
     /// A psql of the superuser over the Unix socket that prints bare values.
@@ -258,8 +259,8 @@ impl Cluster {
         lossy(&fs::read(self.folder.join("log")).unwrap_or_default())
     }
 
-    /// Starts the server. The children of a killed server hold its shared memory for a moment, and
-    /// Postgres does not start until they have exited: therefore this retries.
+    /// Starts the server. Retries, because Postgres does not start while children of a killed server
+    /// still use its shared memory.
     pub(crate) fn start(&self) {
         poll_until(TIMEOUT, || self.try_to_start())
             .unwrap_or_else(|| panic!("Postgres does not start\n{}", self.log()));

@@ -1,5 +1,5 @@
-//! PostgreSQL messages as bytes. This is deliberately independent of the product's own code, so
-//! that an error there does not cancel itself out here.
+//! PostgreSQL messages as bytes. Deliberately independent of the product's code, so that a mistake
+//! there is not repeated here and goes unnoticed.
 
 use std::fmt;
 

@@ -14,7 +14,7 @@ use crate::harness::process::{TIMEOUT, lossy, pdeathsig_command, poll_until, sig
 
 const ZONE: &str = "teesql.test";
 /// A zone without a file: queries get SERVFAIL.
-const BROKEN: &str = "broken.test";
+const UNLOADABLE_ZONE: &str = "broken.test";
 
 pub(crate) struct NameServer {
     child: Child,
@@ -35,7 +35,7 @@ impl NameServer {
              any: info\ndatabase:\n    storage: \"{path}\"\n    journal-db-max-size: 1M\n    \
              timer-db-max-size: 1M\n    kasp-db-max-size: 5M\ntemplate:\n  - id: default\n    \
              storage: \"{path}\"\n    zonefile-sync: -1\n    zonefile-load: whole\n    \
-             journal-content: none\nzone:\n  - domain: {ZONE}\n    file: zone\n  - domain: {BROKEN}\n    \
+             journal-content: none\nzone:\n  - domain: {ZONE}\n    file: zone\n  - domain: {UNLOADABLE_ZONE}\n    \
              file: missing\n",
             port = address.port()
         );
@@ -68,7 +68,7 @@ impl NameServer {
         self.await_serial(serial);
     }
 
-    /// Stops answering, without the kernel's "port unreachable".
+    /// Makes it unresponsive: queries time out, instead of being refused by the kernel.
     pub(crate) fn freeze(&self) {
         signal(&self.child, Signal::SIGSTOP);
     }

@@ -58,7 +58,7 @@ pub(crate) fn pdeathsig_command(
     command
 }
 
-/// The user that Postgres runs as if the tests run as root, which Postgres refuses to be.
+/// The user to run Postgres as if the tests run as root, because Postgres refuses to run as root.
 pub(crate) fn postgres_user() -> Option<User> {
     if !Uid::effective().is_root() {
         return None;
@@ -156,11 +156,11 @@ fn describe(command: &Command) -> String {
     let arguments = command
         .get_args()
         .map(|argument| lossy(argument.as_encoded_bytes()));
-    let own: Vec<String> = arguments
+    let words: Vec<String> = arguments
         .skip_while(|argument| argument != "--")
         .skip(1)
         .collect();
-    own.join(" ")
+    words.join(" ")
 }
 
 pub(crate) fn lossy(bytes: &[u8]) -> String {

@@ -96,8 +96,8 @@ impl Write for Recording {
 }
 
 impl RecordingServer {
-    /// A TLS server with the configuration `choose(n)` for the n-th connection. It answers
-    /// everything it receives with AuthenticationOk and ReadyForQuery.
+    /// A TLS server with the configuration `choose(n)` for the n-th connection. It responds
+    /// to everything it receives with AuthenticationOk and ReadyForQuery.
     pub(crate) fn tls(choose: impl Fn(usize) -> Arc<ServerConfig> + Send + Sync + 'static) -> Self {
         Self::start(move |stream, recorded, nth| {
             let connection = ServerConnection::new(choose(nth)).map_err(io::Error::other)?;
@@ -256,8 +256,8 @@ fn serve(
     }
 }
 
-/// Answers a ClientHello with an ErrorResponse in plaintext.
-pub(crate) fn answer_with_error(stream: &mut dyn ReadWrite) -> io::Result<()> {
+/// Responds to a ClientHello with an ErrorResponse in plaintext.
+pub(crate) fn respond_with_error(stream: &mut dyn ReadWrite) -> io::Result<()> {
     let _ = stream.read(&mut [0; 512])?;
     stream.write_all(&crate::harness::fake_server::error_response(
         "08P01", "nonsense",
@@ -265,12 +265,12 @@ pub(crate) fn answer_with_error(stream: &mut dyn ReadWrite) -> io::Result<()> {
 }
 
 /// Reads everything and sends nothing.
-pub(crate) fn silent(stream: &mut dyn ReadWrite) -> io::Result<()> {
+pub(crate) fn never_respond(stream: &mut dyn ReadWrite) -> io::Result<()> {
     io::copy(stream, &mut io::sink()).map(drop)
 }
 
 /// Closes after the first read.
-pub(crate) fn close(stream: &mut dyn ReadWrite) -> io::Result<()> {
+pub(crate) fn close_after_read(stream: &mut dyn ReadWrite) -> io::Result<()> {
     let _ = stream.read(&mut [0; 512])?;
     Ok(())
 }

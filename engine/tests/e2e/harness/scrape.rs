@@ -25,7 +25,7 @@ impl Scrape {
 
     pub(crate) fn parse(text: &str) -> Self {
         let (mut samples, mut types) = (BTreeMap::new(), BTreeMap::new());
-        let mut helped = BTreeSet::new();
+        let mut with_help = BTreeSet::new();
         for line in text.lines().filter(|line| !line.is_empty()) {
             if let Some(rest) = line.strip_prefix("# TYPE ") {
                 let (name, kind) = rest.split_once(' ').expect("a type");
@@ -33,23 +33,26 @@ impl Scrape {
                 assert_eq!(before, None, "a second type: {line}");
             } else if let Some(rest) = line.strip_prefix("# HELP ") {
                 let (name, help) = rest.split_once(' ').expect("a help text");
-                assert!(!help.is_empty() && helped.insert(name.to_owned()), "{line}");
+                assert!(
+                    !help.is_empty() && with_help.insert(name.to_owned()),
+                    "{line}"
+                );
             } else {
                 let (series, value) = line.rsplit_once(' ').expect("a sample");
-                let value = number(value).unwrap_or_else(|| panic!("not a number: {line}"));
+                let value = parse_number(value).unwrap_or_else(|| panic!("not a number: {line}"));
                 check_series(series);
                 let before = samples.insert(series.to_owned(), value);
                 assert!(before.is_none(), "a second sample: {line}");
             }
         }
         let scrape = Self { samples, types };
-        scrape.check_types(&helped);
+        scrape.check_types(&with_help);
         scrape
     }
 
     /// Checks that every sample belongs to a family with type and help, and that the names of
     /// counters, and only those, end in `_total`.
-    fn check_types(&self, helped: &BTreeSet<String>) {
+    fn check_types(&self, with_help: &BTreeSet<String>) {
         for series in self.samples.keys() {
             let name = series.split('{').next().expect("a name");
             let endings = ["_bucket", "_sum", "_count"];
@@ -58,7 +61,7 @@ impl Scrape {
                 (self.kind(base) == "histogram").then_some(base)
             });
             let family = base.unwrap_or(name);
-            assert!(helped.contains(family), "no help: {family}");
+            assert!(with_help.contains(family), "no help: {family}");
             let total = family.ends_with("_total");
             assert_eq!(self.kind(family) == "counter", total, "{family}");
         }
@@ -78,8 +81,8 @@ impl Scrape {
     pub(crate) fn sum(&self, family: &str, labels: &str) -> f64 {
         let all = self.samples.iter();
         let found = all.filter(|(series, _)| {
-            let own = series.split('{').next() == Some(family);
-            own && series.contains(labels)
+            let in_family = series.split('{').next() == Some(family);
+            in_family && series.contains(labels)
         });
         let values: Vec<f64> = found.map(|(_, value)| *value).collect();
         assert!(!values.is_empty(), "no series {family} with {labels}");
@@ -95,19 +98,19 @@ impl Scrape {
     }
 }
 
-/// Scrapes until `wanted` accepts the result.
-pub(crate) fn await_scrape(address: SocketAddr, wanted: impl Fn(&Scrape) -> bool) -> Scrape {
+/// Scrapes until `expected` accepts the result.
+pub(crate) fn await_scrape(address: SocketAddr, expected: impl Fn(&Scrape) -> bool) -> Scrape {
     let mut last = None;
     poll_until(TIMEOUT, || {
         let scrape = last.insert(Scrape::fetch(address));
-        wanted(scrape).then_some(())
+        expected(scrape).then_some(())
     })
-    .unwrap_or_else(|| panic!("never the wanted values: {last:#?}"));
+    .unwrap_or_else(|| panic!("the metrics never had the expected values: {last:#?}"));
     last.expect("a scrape")
 }
 
 /// A number as Go's `ParseFloat` reads it, or one of the format's three special values.
-fn number(text: &str) -> Option<f64> {
+fn parse_number(text: &str) -> Option<f64> {
     match text {
         "NaN" => Some(f64::NAN),
         "+Inf" => Some(f64::INFINITY),

@@ -29,7 +29,7 @@ impl fmt::Display for IoDriver {
     }
 }
 
-/// The complete environment of one program, without `PATH`.
+/// The complete environment of one program, apart from `PATH`.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings(BTreeMap<&'static str, OsString>);
 

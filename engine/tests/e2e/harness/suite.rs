@@ -1,5 +1,5 @@
-//! The list of tests: each test function becomes one trial for each I/O driver. Trials that this
-//! machine cannot run are skipped, and the reason is printed.
+//! The list of trials: one for each test function and I/O driver. Trials that this machine cannot run
+//! are skipped, and the reason is printed.
 
 use std::collections::BTreeMap;
 use std::env;

@@ -1,5 +1,5 @@
-//! A mock TDX environment: a PKI in place of Intel's, a platform, a PCCS, a folder with
-//! certificates, and a guest agent once it is started.
+//! A mock TDX environment: a PKI in place of Intel's, a platform, a PCCS, a folder with certificates,
+//! and on request a guest agent.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -42,10 +42,10 @@ impl TdxFixture {
         let pki = Arc::new(Pki::new(&SEED).expect("a PKI"));
         let platform = Platform::new(&pki, &PlatformOptions::default()).expect("a platform");
         let collateral = pki.collateral(&CollateralOptions::at(now()));
-        let answers =
+        let responses =
             PccsResponses::empty().with(platform.collateral_key(), collateral.expect("collateral"));
         let tdx = Self {
-            pccs: Pccs::start(answers).expect("a PCCS on loopback"),
+            pccs: Pccs::start(responses).expect("a PCCS on loopback"),
             pki,
             platform,
             folder: tempfile::tempdir().expect("a folder"),

@@ -1,10 +1,10 @@
-//! Differences from the desired state: each is reported exactly and repaired.
+//! Tests that each difference from the desired state is reported exactly and repaired.
 
 use std::collections::BTreeSet;
 
 use super::{
-    DATABASE, OLD, READ, READWRITE, assert_no_differences, check, may, repair, set,
-    unprovisioned_cluster,
+    DATABASE, EXISTING_OBJECTS, READ, READWRITE, assert_allowed, assert_no_differences, check,
+    repair, to_set, unprovisioned_cluster,
 };
 use crate::harness::fixture::Fixture;
 
@@ -12,10 +12,10 @@ use crate::harness::fixture::Fixture;
 /// tables.
 const UNPROVISIONED: [&str; 24] = [
     "teesql_read: the role does not exist",
-    "teesql_read: may not log in",
+    "teesql_read: assert_allowed not log in",
     "teesql_read: has no password",
     "teesql_readwrite: the role does not exist",
-    "teesql_readwrite: may not log in",
+    "teesql_readwrite: assert_allowed not log in",
     "teesql_readwrite: has no password",
     "teesql_read: lacks CONNECT on database teesql",
     "teesql_read: lacks USAGE on schema public",
@@ -43,7 +43,7 @@ pub(super) fn check_on_a_fresh_cluster(fixture: &Fixture) {
         // As in a cluster that was upgraded from PostgreSQL 14 or older.
         cluster.sql(DATABASE, "GRANT CREATE ON SCHEMA public TO PUBLIC");
         cluster.sql(DATABASE, "CREATE TABLE a (); CREATE TABLE b ()");
-        let mut expected = set(UNPROVISIONED);
+        let mut expected = to_set(UNPROVISIONED);
         for privilege in ["INSERT", "UPDATE", "DELETE"] {
             expected.insert(format!(
                 "teesql_readwrite: lacks {privilege} on public.a, public.b"
@@ -86,7 +86,7 @@ const DRIFTS: [(&str, &[&str]); 20] = [
         &[
             "teesql_readwrite: has CREATEDB",
             "teesql_readwrite: has CREATEROLE",
-            "teesql_readwrite: may not log in",
+            "teesql_readwrite: assert_allowed not log in",
         ],
     ),
     (
@@ -159,7 +159,7 @@ const DRIFTS: [(&str, &[&str]); 20] = [
 pub(super) fn reports_and_repairs_drift(fixture: &Fixture) {
     for server in fixture.harness.servers() {
         let cluster = unprovisioned_cluster(fixture, &server, &[]);
-        cluster.sql(DATABASE, OLD);
+        cluster.sql(DATABASE, EXISTING_OBJECTS);
         repair(&cluster);
         for (sql, expected) in DRIFTS {
             cluster.sql(DATABASE, sql);
@@ -168,8 +168,8 @@ pub(super) fn reports_and_repairs_drift(fixture: &Fixture) {
             assert_eq!(repair(&cluster), expected, "{sql}");
             assert_no_differences(&cluster);
         }
-        may(&cluster, READ, "SELECT current_user", READ);
-        may(&cluster, READWRITE, "SELECT current_user", READWRITE);
+        assert_allowed(&cluster, READ, "SELECT current_user", READ);
+        assert_allowed(&cluster, READWRITE, "SELECT current_user", READWRITE);
         cluster.sql(DATABASE, "DROP SCHEMA public CASCADE");
         assert_eq!(
             check(&cluster).first().unwrap(),

@@ -1,4 +1,4 @@
-//! Passwords and their verifiers appear in no log and in no view.
+//! Tests that passwords and their verifiers appear in no log and in no view.
 
 use std::process::{Command, Stdio};
 

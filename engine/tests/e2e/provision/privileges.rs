@@ -1,8 +1,8 @@
-//! The privileges of both roles after provisioning, tested with psql logged in as each role.
+//! Tests of the privileges of both roles after provisioning, with psql logged in as each role.
 
 use super::{
-    DATABASE, OLD, READ, READWRITE, as_role, assert_no_differences, may, may_not, repair,
-    unprovisioned_cluster,
+    DATABASE, EXISTING_OBJECTS, READ, READWRITE, as_role, assert_allowed, assert_denied,
+    assert_no_differences, repair, unprovisioned_cluster,
 };
 use crate::harness::cluster::Cluster;
 use crate::harness::fixture::Fixture;
@@ -10,7 +10,7 @@ use crate::harness::fixture::Fixture;
 pub(super) fn privileges_of_the_roles(fixture: &Fixture) {
     for server in fixture.harness.servers() {
         let cluster = unprovisioned_cluster(fixture, &server, &[]);
-        cluster.sql(DATABASE, OLD);
+        cluster.sql(DATABASE, EXISTING_OBJECTS);
         assert!(!repair(&cluster).is_empty());
         assert_no_differences(&cluster);
         check_existing_objects(&cluster);
@@ -21,73 +21,72 @@ pub(super) fn privileges_of_the_roles(fixture: &Fixture) {
 
 fn check_existing_objects(cluster: &Cluster) {
     for table in ["old", "old_view", "old_materialized"] {
-        may(
-            cluster,
-            READ,
-            &format!("SELECT words FROM {table}"),
-            "before",
-        );
+        let sql = format!("SELECT words FROM {table}");
+        assert_allowed(cluster, READ, &sql, "before");
     }
     for table in ["old_part", "old_parted", "\"Odd \"\"name\""] {
-        may(
-            cluster,
-            READ,
-            &format!("SELECT count(*) >= 0 FROM {table}"),
-            "t",
-        );
-        may(
-            cluster,
-            READWRITE,
-            &format!("INSERT INTO {table} VALUES (1) RETURNING id"),
-            "1",
-        );
+        let select = format!("SELECT count(*) >= 0 FROM {table}");
+        assert_allowed(cluster, READ, &select, "t");
+        let insert = format!("INSERT INTO {table} VALUES (1) RETURNING id");
+        assert_allowed(cluster, READWRITE, &insert, "1");
     }
-    may(cluster, READ, "SELECT last_value FROM old_id_seq", "1");
-    may(cluster, READ, "SELECT old_function()", "1");
-    may(cluster, READWRITE, "SELECT old_function()", "1");
-    for sql in [
-        "INSERT INTO old (words) VALUES ('x')",
-        "UPDATE old SET words = 'x'",
-        "DELETE FROM old",
-        "TRUNCATE old",
-        "SELECT nextval('old_id_seq')",
-        "CREATE TABLE mine (id int)",
-        "CREATE SCHEMA mine",
-        "SELECT * FROM private.hidden",
-        "SELECT rolpassword FROM pg_authid",
-        "SELECT pg_read_file('/etc/hostname')",
-    ] {
-        may_not(cluster, READ, sql);
+    for (role, sql, result) in ALLOWED {
+        assert_allowed(cluster, role, sql, result);
     }
-    may(
-        cluster,
+    for (role, statements) in DENIED {
+        for sql in statements {
+            assert_denied(cluster, role, sql);
+        }
+    }
+}
+
+/// Statements that a role may run in this order, with their results.
+const ALLOWED: [(&str, &str, &str); 6] = [
+    (READ, "SELECT last_value FROM old_id_seq", "1"),
+    (READ, "SELECT old_function()", "1"),
+    (READWRITE, "SELECT old_function()", "1"),
+    (
         READWRITE,
         "INSERT INTO old (words) VALUES ('x') RETURNING id",
         "2",
-    );
-    may(
-        cluster,
+    ),
+    (
         READWRITE,
         "UPDATE old SET words = 'y' WHERE id = 2 RETURNING words",
         "y",
-    );
-    may(
-        cluster,
+    ),
+    (READWRITE, "DELETE FROM old WHERE id = 2 RETURNING id", "2"),
+];
+
+/// Statements that a role may not run.
+const DENIED: [(&str, &[&str]); 2] = [
+    (
+        READ,
+        &[
+            "INSERT INTO old (words) VALUES ('x')",
+            "UPDATE old SET words = 'x'",
+            "DELETE FROM old",
+            "TRUNCATE old",
+            "SELECT nextval('old_id_seq')",
+            "CREATE TABLE mine (id int)",
+            "CREATE SCHEMA mine",
+            "SELECT * FROM private.hidden",
+            "SELECT rolpassword FROM pg_authid",
+            "SELECT pg_read_file('/etc/hostname')",
+        ],
+    ),
+    (
         READWRITE,
-        "DELETE FROM old WHERE id = 2 RETURNING id",
-        "2",
-    );
-    for sql in [
-        "CREATE ROLE mine",
-        "CREATE DATABASE mine",
-        "CREATE SCHEMA mine",
-        "SELECT * FROM private.hidden",
-        "SELECT rolpassword FROM pg_authid",
-        "SET ROLE postgres",
-    ] {
-        may_not(cluster, READWRITE, sql);
-    }
-}
+        &[
+            "CREATE ROLE mine",
+            "CREATE DATABASE mine",
+            "CREATE SCHEMA mine",
+            "SELECT * FROM private.hidden",
+            "SELECT rolpassword FROM pg_authid",
+            "SET ROLE postgres",
+        ],
+    ),
+];
 
 fn check_new_objects(cluster: &Cluster) {
     let new = |name: &str| {
@@ -98,33 +97,33 @@ fn check_new_objects(cluster: &Cluster) {
              CREATE FUNCTION {name}_function() RETURNS int LANGUAGE sql AS 'SELECT 2'"
         )
     };
-    as_role(cluster, READWRITE, &new("theirs")).expect("the role may create tables");
+    as_role(cluster, READWRITE, &new("theirs")).expect("the role assert_allowed create tables");
     cluster.sql(DATABASE, &new("ours"));
     for name in ["theirs", "ours"] {
-        may(cluster, READ, &format!("SELECT words FROM {name}"), "new");
-        may(
+        assert_allowed(cluster, READ, &format!("SELECT words FROM {name}"), "new");
+        assert_allowed(
             cluster,
             READ,
             &format!("SELECT words FROM {name}_view"),
             "new",
         );
-        may(
+        assert_allowed(
             cluster,
             READ,
             &format!("SELECT last_value FROM {name}_id_seq"),
             "1",
         );
-        may(cluster, READ, &format!("SELECT {name}_function()"), "2");
-        may_not(
+        assert_allowed(cluster, READ, &format!("SELECT {name}_function()"), "2");
+        assert_denied(
             cluster,
             READ,
             &format!("INSERT INTO {name} (words) VALUES ('x')"),
         );
-        may_not(cluster, READ, &format!("SELECT nextval('{name}_id_seq')"));
+        assert_denied(cluster, READ, &format!("SELECT nextval('{name}_id_seq')"));
         let insert = format!("INSERT INTO {name} (words) VALUES ('x') RETURNING id");
-        may(cluster, READWRITE, &insert, "2");
+        assert_allowed(cluster, READWRITE, &insert, "2");
     }
-    may(cluster, READWRITE, "DROP TABLE theirs CASCADE", "");
+    assert_allowed(cluster, READWRITE, "DROP TABLE theirs CASCADE", "");
 }
 
 /// Provisioning does not grant EXECUTE on a routine that has more privileges than the roles if its
@@ -142,9 +141,9 @@ pub(super) fn restricted_routines(fixture: &Fixture) {
     );
     repair(&cluster);
     for role in [READ, READWRITE] {
-        may_not(&cluster, role, "SELECT powerful()");
-        may_not(&cluster, role, "SELECT native('x')");
-        may(&cluster, role, "SELECT open_to_all()", "postgres");
+        assert_denied(&cluster, role, "SELECT powerful()");
+        assert_denied(&cluster, role, "SELECT native('x')");
+        assert_allowed(&cluster, role, "SELECT open_to_all()", "postgres");
     }
     // Default privileges do not grant EXECUTE on a new routine either.
     cluster.sql(
@@ -152,6 +151,6 @@ pub(super) fn restricted_routines(fixture: &Fixture) {
         "CREATE FUNCTION later() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1';
          REVOKE EXECUTE ON FUNCTION later() FROM PUBLIC",
     );
-    may_not(&cluster, READ, "SELECT later()");
+    assert_denied(&cluster, READ, "SELECT later()");
     assert_no_differences(&cluster);
 }

@@ -1,7 +1,8 @@
-//! The script that `--sql` prints has the same effect in psql as the command.
+//! Tests that the script that `--sql` prints has the same effect in psql as the command.
 
 use super::{
-    DATABASE, OLD, assert_no_differences, repair, run_command, state, unprovisioned_cluster,
+    DATABASE, EXISTING_OBJECTS, assert_no_differences, repair, run_command, state,
+    unprovisioned_cluster,
 };
 use crate::harness::fixture::Fixture;
 use crate::harness::process::{TIMEOUT, run_successfully};
@@ -14,7 +15,7 @@ pub(super) fn sql_script_is_equivalent(fixture: &Fixture) {
             unprovisioned_cluster(fixture, &server, &[]),
         );
         for cluster in [&by_command, &by_script] {
-            cluster.sql(DATABASE, OLD);
+            cluster.sql(DATABASE, EXISTING_OBJECTS);
             cluster.sql(DATABASE, "GRANT CREATE ON SCHEMA public TO PUBLIC");
         }
         repair(&by_command);

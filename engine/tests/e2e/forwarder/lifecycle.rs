@@ -131,18 +131,19 @@ fn drain(fixture: &Fixture) {
 }
 
 fn idle_and_limit(fixture: &Fixture) {
-    let limits = [
-        ("TEESQL_IDLE_TIMEOUT", "600ms"),
-        ("TEESQL_MAX_CONNECTIONS", "1"),
-    ];
-    let pair = ForwarderAndSidecar::start(fixture, &limits);
-    let mut session = Session::open(&pair.forwarder);
+    let limit = ("TEESQL_MAX_CONNECTIONS", "1");
+    let pair = ForwarderAndSidecar::start(fixture, &[limit]);
+    let _session = Session::open(&pair.forwarder);
     let output = pair.forwarder.psql_select_1(READER);
     assert!(
         output.contains("FATAL:  sorry, too many clients already"),
         "{output}"
     );
     pair.forwarder.await_reason("too_many_connections");
+
+    let idle_timeout = ("TEESQL_IDLE_TIMEOUT", "600ms");
+    let pair = ForwarderAndSidecar::start(fixture, &[limit, idle_timeout]);
+    let mut session = Session::open(&pair.forwarder);
     let error = session.0.read_final_message().error();
     assert_eq!(error.code, "57P05", "{error}");
     let free = || (pair.forwarder.psql_select_1(READER) == "1\n").then_some(());

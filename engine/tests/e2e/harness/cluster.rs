@@ -149,7 +149,8 @@ impl Cluster {
             .args(["--no-locale", "--no-sync", "-D"])
             .arg(&data)
             .current_dir(&self.folder);
-        run_successfully(initdb, TIMEOUT);
+        // CPU-bound: on a busy machine several at the same time take longer than other commands.
+        run_successfully(initdb, TIMEOUT * 4);
         let hba = hba.map_or_else(|| HBA.to_owned(), with_socket_entry);
         fs::write(data.join("pg_hba.conf"), hba).expect("pg_hba.conf");
     }

@@ -3,15 +3,15 @@
 use std::rc::Rc;
 
 use crate::sched::busy_poll::{BusyPoll, Moved};
+use crate::sched::delay_timer::TimerQueue;
 use crate::sched::handshake_queue::HandshakeQueue;
-use crate::sched::read_delay::Pauses;
 use crate::sched::yield_budget::Turns;
 
 /// A shard's.
 pub(crate) struct ShardActivity {
     pub(crate) busy_poll: Rc<BusyPoll>,
     pub(crate) handshake_queue: HandshakeQueue,
-    pub(crate) pauses: Rc<Pauses>,
+    pub(crate) timers: Rc<TimerQueue>,
     pub(crate) turns: Turns,
 }
 

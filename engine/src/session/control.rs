@@ -19,7 +19,7 @@ use attest::AttestedPeer;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::sched::busy_poll::{Moved, Way};
-use crate::sched::read_delay::Pauses;
+use crate::sched::delay_timer::TimerQueue;
 use crate::sched::yield_budget::Turns;
 use crate::session::activity::ShardActivity;
 use crate::telemetry::close_reason::CloseReason;
@@ -182,13 +182,13 @@ impl ConnectionControl {
         &self.traffic.turns
     }
 
-    /// The pauses of this session's shard.
-    pub(crate) fn pauses(&self) -> &Rc<Pauses> {
-        &self.traffic.pauses
+    /// The sub-millisecond timers of this session's shard.
+    pub(crate) fn timers(&self) -> &Rc<TimerQueue> {
+        &self.traffic.timers
     }
 
     /// Plaintext bytes from the client so far, as they are counted.
-    pub(crate) fn questions(&self) -> &Cell<u64> {
+    pub(crate) fn client_bytes(&self) -> &Cell<u64> {
         &self.received
     }
 

@@ -1,4 +1,4 @@
-//! One direction's reads: when to wait, when to pause, and with which buffer.
+//! One direction's reads: when to wait, when to delay, and with which buffer.
 
 use std::future::{Future as _, poll_fn};
 use std::io;
@@ -6,7 +6,7 @@ use std::pin::pin;
 
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::ReadHalf;
-use crate::sched::read_delay::Pacing;
+use crate::sched::read_delay::ReadCoalescer;
 use crate::sched::yield_budget::{Turn, Turns};
 use crate::session::control::ConnectionControl;
 
@@ -23,8 +23,8 @@ pub(crate) struct Reader<'a> {
     short_reads: u32,
     /// The number of bytes of the last read.
     last: usize,
-    /// For the side that sends little at a time.
-    pacing: Option<Pacing<'a>>,
+    /// For the side that sends small pieces.
+    coalescer: Option<ReadCoalescer<'a>>,
     /// Where nothing else bounds it.
     turn: Option<Turn<'a>>,
 }
@@ -37,19 +37,19 @@ impl<'a> Reader<'a> {
             size: Size::Tiny,
             short_reads: 0,
             last: 0,
-            pacing: None,
+            coalescer: None,
         }
     }
 
-    /// One that pauses in a stream of small pieces. Not on a Unix socket, which holds
-    /// too little: a pause stops the sender.
-    pub(crate) fn pausing(half: ReadHalf, control: &'a ConnectionControl) -> Self {
-        let pacing = match half {
-            ReadHalf::Tcp(_) => Some(Pacing::new(control.pauses(), control.questions())),
+    /// A reader that coalesces the reads of a stream of small pieces. Not on a Unix socket: its
+    /// buffer is so small that a delay stops the sender.
+    pub(crate) fn coalescing(half: ReadHalf, control: &'a ConnectionControl) -> Self {
+        let coalescer = match half {
+            ReadHalf::Tcp(_) => Some(ReadCoalescer::new(control.timers(), control.client_bytes())),
             ReadHalf::Unix(_) => None,
         };
         Self {
-            pacing,
+            coalescer,
             ..Self::new(half, control.turns())
         }
     }
@@ -87,24 +87,24 @@ impl<'a> Reader<'a> {
     }
 
     async fn read_when_readable(&mut self, mut buffer: Buffer) -> (io::Result<usize>, Buffer) {
-        // A read that was not full took all that there was: the moment for a pause. Where
-        // none is due, and much came, more is mostly there by now.
+        // A read that was not full has emptied the socket: the moment for a delay. If none is
+        // due and the read was large, more bytes have usually arrived by now.
         let mut taken_all = self.last < self.size.bytes();
         let mut wait = self.last < Size::Small.bytes();
-        let mut paused = false;
+        let mut delayed = false;
         loop {
             if taken_all {
                 if buffer.is_empty() {
                     buffer = Buffer::none();
                 }
-                if let Some(pacing) = &mut self.pacing {
-                    if paused {
-                        pacing.begin_anew();
+                if let Some(coalescer) = &mut self.coalescer {
+                    if delayed {
+                        coalescer.reset();
                     }
-                    paused = pacing.pause().await;
+                    delayed = coalescer.delay().await;
                 }
                 if wait
-                    && !paused
+                    && !delayed
                     && let Err(error) = self.half.readable().await
                 {
                     return (Err(error), buffer);
@@ -122,8 +122,8 @@ impl<'a> Reader<'a> {
 
     fn saw(&mut self, n: usize) {
         self.last = n;
-        if let Some(pacing) = &mut self.pacing {
-            pacing.saw(n);
+        if let Some(coalescer) = &mut self.coalescer {
+            coalescer.observe(n);
         }
         if n >= self.size.bytes() {
             self.size = self.size.larger();
@@ -165,7 +165,7 @@ mod tests {
     use super::*;
     use crate::io::buffer::{LARGE, SMALL, TINY};
     use crate::io::driver::{self, IoDriver};
-    use crate::sched::read_delay::Pauses;
+    use crate::sched::delay_timer::TimerQueue;
 
     /// Runs `test` with a reader and its peer, on both drivers.
     fn on_both(test: impl AsyncFn(Reader<'_>, StdUnixStream)) {
@@ -254,40 +254,41 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_over_when_a_pause_brings_nothing() {
+    fn a_delay_without_bytes_ends_the_stream() {
         on_both(async |reader, mut far| {
-            let (questions, timed, untimed) = (Cell::new(0), Rc::default(), Pauses::without_time());
+            let client_bytes = Cell::new(0);
+            let (timers, no_timer) = (Rc::default(), TimerQueue::unavailable());
             let mut reader: Reader<'_> = reader;
-            for (pauses, goes_on) in [(&timed, true), (&untimed, false)] {
+            for (timers, goes_on) in [(&timers, true), (&no_timer, false)] {
                 reader.size = Size::Large;
                 reader.last = LARGE;
-                reader.pacing = Some(Pacing::in_a_stream(pauses, &questions));
+                reader.coalescer = Some(ReadCoalescer::in_stream(timers, &client_bytes));
                 {
                     let mut read = std::pin::pin!(reader.read(Buffer::none()));
-                    // It pauses, or has paused, and waits.
+                    // It is delayed, or was delayed, and waits.
                     assert!(read.as_mut().now_or_never().is_none());
                     far.write_all(&[1; SMALL]).unwrap();
                     assert_eq!(read.await.0.unwrap(), SMALL);
                 }
-                let pacing = reader.pacing.as_ref().unwrap();
-                assert_eq!(pacing.is_in_a_stream(), goes_on);
+                let coalescer = reader.coalescer.as_ref().unwrap();
+                assert_eq!(coalescer.is_in_stream(), goes_on);
             }
         });
     }
 
     #[test]
-    fn a_stream_pauses_when_it_has_taken_all() {
+    fn a_read_is_delayed_when_the_last_one_emptied_the_socket() {
         on_both(async |reader, mut far| {
-            let (questions, pauses) = (Cell::new(0), Rc::default());
+            let (client_bytes, timers) = (Cell::new(0), Rc::default());
             let mut reader: Reader<'_> = reader;
-            for (last, paused) in [(LARGE, false), (LARGE - 1, true)] {
+            for (last, is_delayed) in [(LARGE, false), (LARGE - 1, true)] {
                 reader.size = Size::Large;
                 reader.last = last;
-                reader.pacing = Some(Pacing::in_a_stream(&pauses, &questions));
+                reader.coalescer = Some(ReadCoalescer::in_stream(&timers, &client_bytes));
                 far.write_all(&[1; SMALL]).unwrap();
                 let mut read = std::pin::pin!(reader.read(Buffer::none()));
                 let at_once = read.as_mut().now_or_never();
-                assert_eq!(at_once.is_none(), paused, "{last}");
+                assert_eq!(at_once.is_none(), is_delayed, "{last}");
                 let (result, _) = match at_once {
                     Some(done) => done,
                     None => read.await,

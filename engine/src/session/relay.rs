@@ -63,7 +63,7 @@ pub(crate) fn relay<E: TlsSide>(
         client_side,
         read: match client_side {
             // Postgres sends small pieces. A forwarder's client writes as much at once as it can.
-            ClientSide::Tls => Reader::pausing(plain_read, control),
+            ClientSide::Tls => Reader::coalescing(plain_read, control),
             ClientSide::Plain => Reader::new(plain_read, control.turns()),
         },
         write: tls_write,

@@ -191,7 +191,7 @@ impl<S: ConnectionHandler> Shard<S> {
             traffic: Rc::new(ShardActivity {
                 busy_poll,
                 handshake_queue,
-                pauses: Rc::default(),
+                timers: Rc::default(),
                 turns,
             }),
             connections: RefCell::default(),
@@ -221,7 +221,7 @@ impl<S: ConnectionHandler> Shard<S> {
         self.listener.set(None);
         drop(listener);
         self.all_ended().await;
-        self.traffic.pauses.stop();
+        self.traffic.timers.stop();
         drop((delivery, usher));
         Ok(())
     }

@@ -1,68 +1,41 @@
-//! A session's turn, where nothing else bounds it.
+//! Cooperative yield budget for streaming sessions on epoll, as tokio's coop budget.
 //!
-//! On epoll a stream whose sockets are always ready waits for nothing: it would keep its
-//! shard, timers and mailbox included, for as long as that lasts. On io_uring each write
-//! waits for its completion.
+//! On epoll a stream whose sockets are always ready never waits: it would keep its shard,
+//! including timers and mailbox, for as long as that lasts. On io_uring each write waits for
+//! its completion, and no budget is needed.
 
-use crate::io::offload::PendingJobs;
+use crate::sched::yield_now::yield_now;
 
-/// What a session may move before the others of its shard have their turn, in bytes: some
-/// 100 µs of sealing or opening.
-const MOST: usize = 256 * 1024;
-/// A read and a write cost as much as so many bytes, however few they bring.
-const CALLS: usize = 16 * 1024;
+/// Bytes that a session may move before the others of its shard run: sealing or opening them
+/// takes about 100 µs.
+const BUDGET_BYTES: usize = 256 * 1024;
+/// A read and its write cost as much as handling this many bytes, however few they move.
+const SYSCALL_COST: usize = 16 * 1024;
 
-/// A shard's.
-pub(crate) struct Turns {
-    jobs: PendingJobs,
+/// The budget of one direction of a session.
+pub(crate) struct YieldBudget {
+    /// Bytes moved without a wait, and the cost of their system calls.
+    used: usize,
 }
 
-impl Turns {
-    pub(crate) fn new(jobs: PendingJobs) -> Self {
-        Self { jobs }
-    }
-
-    /// Lets everything else that is ready go first, and the timers be looked at. By way of
-    /// the shard's own mailbox: monoio 0.2.4 puts a task that wakes itself in front of all
-    /// others, and looks at sockets and timers when none is ready.
-    async fn give_way(&self) {
-        let _ = self.jobs.request(|done| done(())).await;
-    }
-}
-
-/// One direction's turn.
-pub(crate) struct Turn<'a> {
-    turns: &'a Turns,
-    /// Bytes moved without a wait, and their calls.
-    moved: usize,
-}
-
-impl<'a> Turn<'a> {
+impl YieldBudget {
     /// `None` on io_uring.
-    pub(crate) fn new(turns: &'a Turns) -> Option<Self> {
-        monoio::utils::is_legacy().then_some(Self { turns, moved: 0 })
+    pub(crate) fn new() -> Option<Self> {
+        monoio::utils::is_legacy().then_some(Self { used: 0 })
     }
 
-    /// Gives way, if the turn is over.
-    pub(crate) async fn go_on(&mut self) {
-        if self.moved >= MOST {
-            self.moved = 0;
-            self.turns.give_way().await;
+    /// Yields to the other tasks of the shard if the budget is used up, and renews it.
+    pub(crate) async fn yield_if_exhausted(&mut self) {
+        if self.used >= BUDGET_BYTES {
+            self.used = 0;
+            yield_now().await;
         }
     }
 
-    /// A read brought `n` bytes, and has `waited` for them or not.
-    pub(crate) fn saw(&mut self, n: usize, waited: bool) {
-        let before = if waited { 0 } else { self.moved };
-        self.moved = before.saturating_add(n + CALLS);
-    }
-}
-
-#[cfg(test)]
-impl Turns {
-    /// With the mailbox of a shard, in a task of its own.
-    pub(crate) fn of_a_shard() -> Self {
-        Self::new(PendingJobs::with_mailbox())
+    /// Records a read of `n` bytes. One that `waited` has let the others run.
+    pub(crate) fn consume(&mut self, n: usize, waited: bool) {
+        let before = if waited { 0 } else { self.used };
+        self.used = before.saturating_add(n + SYSCALL_COST);
     }
 }
 
@@ -76,49 +49,44 @@ mod tests {
     use super::*;
     use crate::io::driver::{IoDriver, block_on};
 
-    fn on_epoll(test: impl AsyncFn(&Turns)) {
+    #[test]
+    fn other_tasks_and_timers_run_when_the_budget_is_exhausted() {
         block_on(IoDriver::Epoll, async {
-            test(&Turns::of_a_shard()).await;
+            let expired = Rc::new(Cell::new(false));
+            let timer = Rc::clone(&expired);
+            drop(monoio::spawn(async move {
+                monoio::time::sleep(std::time::Duration::from_millis(2)).await;
+                timer.set(true);
+            }));
+            let mut budget = YieldBudget::new().unwrap();
+            let (mut reads, mut yields) = (0_u64, 0_u64);
+            while !expired.get() {
+                reads += 1;
+                assert!(reads < 10_000_000, "the timers are not checked");
+                budget.consume(BUDGET_BYTES / 4, false);
+                let mut next = std::pin::pin!(budget.yield_if_exhausted());
+                if next.as_mut().now_or_never().is_none() {
+                    yields += 1;
+                    next.await;
+                }
+            }
+            // With the cost of the calls, four reads use up the budget.
+            assert_eq!(reads, 4 * yields);
         })
         .unwrap();
     }
 
     #[test]
-    fn others_and_their_timers_go_first() {
-        on_epoll(async |turns| {
-            let slept = Rc::new(Cell::new(false));
-            let sleeper = Rc::clone(&slept);
-            drop(monoio::spawn(async move {
-                monoio::time::sleep(std::time::Duration::from_millis(2)).await;
-                sleeper.set(true);
-            }));
-            let mut turn = Turn::new(turns).unwrap();
-            let (mut looks, mut gave_way) = (0_u64, 0_u64);
-            while !slept.get() {
-                looks += 1;
-                assert!(looks < 1_000_000, "no timer is looked at");
-                turn.saw(MOST / 4, false);
-                let mut on = std::pin::pin!(turn.go_on());
-                if on.as_mut().now_or_never().is_none() {
-                    gave_way += 1;
-                    on.await;
-                }
-            }
-            // With the calls of a read four are one turn.
-            assert_eq!(looks, 4 * gave_way);
-        });
-    }
-
-    #[test]
-    fn who_waits_begins_anew() {
-        on_epoll(async |turns| {
-            let mut turn = Turn::new(turns).unwrap();
+    fn a_wait_renews_the_budget() {
+        block_on(IoDriver::Epoll, async {
+            let mut budget = YieldBudget::new().unwrap();
             for _ in 0..100 {
-                turn.saw(MOST - CALLS - 1, true);
-                assert!(turn.go_on().now_or_never().is_some());
+                budget.consume(BUDGET_BYTES - SYSCALL_COST - 1, true);
+                assert!(budget.yield_if_exhausted().now_or_never().is_some());
             }
-            turn.saw(1, false);
-            assert!(turn.go_on().now_or_never().is_none());
-        });
+            budget.consume(1, false);
+            assert!(budget.yield_if_exhausted().now_or_never().is_none());
+        })
+        .unwrap();
     }
 }

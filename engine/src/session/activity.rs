@@ -5,14 +5,12 @@ use std::rc::Rc;
 use crate::sched::busy_poll::{BusyPoll, Moved};
 use crate::sched::delay_timer::TimerQueue;
 use crate::sched::handshake_queue::HandshakeQueue;
-use crate::sched::yield_budget::Turns;
 
 /// A shard's.
 pub(crate) struct ShardActivity {
     pub(crate) busy_poll: Rc<BusyPoll>,
     pub(crate) handshake_queue: HandshakeQueue,
     pub(crate) timers: Rc<TimerQueue>,
-    pub(crate) turns: Turns,
 }
 
 impl ShardActivity {

@@ -20,7 +20,6 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::sched::busy_poll::{Moved, Way};
 use crate::sched::delay_timer::TimerQueue;
-use crate::sched::yield_budget::Turns;
 use crate::session::activity::ShardActivity;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::shard_metrics::ShardMetrics;
@@ -175,11 +174,6 @@ impl ConnectionControl {
     /// Starts the last phase, in which the peer has [`CLOSE_GRACE`] to read and to close.
     pub(crate) fn start_closing(&self) {
         self.phase.set(Phase::Closing);
-    }
-
-    /// The turns of this session's shard.
-    pub(crate) fn turns(&self) -> &Turns {
-        &self.traffic.turns
     }
 
     /// The sub-millisecond timers of this session's shard.

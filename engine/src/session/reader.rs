@@ -7,7 +7,7 @@ use std::pin::pin;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::ReadHalf;
 use crate::sched::read_delay::ReadCoalescer;
-use crate::sched::yield_budget::{Turn, Turns};
+use crate::sched::yield_budget::YieldBudget;
 use crate::session::control::ConnectionControl;
 
 /// After this many consecutive reads that would have fitted into a smaller buffer, the reader uses the
@@ -25,15 +25,15 @@ pub(crate) struct Reader<'a> {
     last: usize,
     /// For the side that sends small pieces.
     coalescer: Option<ReadCoalescer<'a>>,
-    /// Where nothing else bounds it.
-    turn: Option<Turn<'a>>,
+    /// On epoll, where nothing else bounds a stream.
+    budget: Option<YieldBudget>,
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(half: ReadHalf, turns: &'a Turns) -> Self {
+    pub(crate) fn new(half: ReadHalf) -> Self {
         Self {
             half,
-            turn: Turn::new(turns),
+            budget: YieldBudget::new(),
             size: Size::Tiny,
             short_reads: 0,
             last: 0,
@@ -50,14 +50,14 @@ impl<'a> Reader<'a> {
         };
         Self {
             coalescer,
-            ..Self::new(half, control.turns())
+            ..Self::new(half)
         }
     }
 
     /// Reads once and appends to `buffer`. 0 is the end of the stream.
     pub(crate) async fn read(&mut self, buffer: Buffer) -> (io::Result<usize>, Buffer) {
-        if let Some(turn) = &mut self.turn {
-            turn.go_on().await;
+        if let Some(budget) = &mut self.budget {
+            budget.yield_if_exhausted().await;
         }
         let mut waited = false;
         let (result, buffer) = {
@@ -71,8 +71,8 @@ impl<'a> Reader<'a> {
         };
         if let Ok(n) = result {
             self.saw(n);
-            if let Some(turn) = &mut self.turn {
-                turn.saw(n, waited);
+            if let Some(budget) = &mut self.budget {
+                budget.consume(n, waited);
             }
         }
         (result, buffer)
@@ -174,8 +174,7 @@ mod tests {
                 let (far, near) = StdUnixStream::pair().unwrap();
                 near.set_nonblocking(monoio::utils::is_legacy()).unwrap();
                 let (read, write) = UnixStream::from_std(near).unwrap().into_split();
-                let turns = Turns::of_a_shard();
-                test(Reader::new(ReadHalf::Unix(read), &turns), far).await;
+                test(Reader::new(ReadHalf::Unix(read)), far).await;
                 drop(write);
             });
             if let Err(error) = ran {

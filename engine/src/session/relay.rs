@@ -52,7 +52,7 @@ pub(crate) fn relay<E: TlsSide>(
         control,
         closed: Rc::clone(&closed),
         client_side,
-        read: Reader::new(tls_read, control.turns()),
+        read: Reader::new(tls_read),
         write: plain_write,
         incoming: tls.incoming,
     };
@@ -64,7 +64,7 @@ pub(crate) fn relay<E: TlsSide>(
         read: match client_side {
             // Postgres sends small pieces. A forwarder's client writes as much at once as it can.
             ClientSide::Tls => Reader::coalescing(plain_read, control),
-            ClientSide::Plain => Reader::new(plain_read, control.turns()),
+            ClientSide::Plain => Reader::new(plain_read),
         },
         write: tls_write,
     };

@@ -31,7 +31,6 @@ use crate::io::peer::Peer;
 use crate::io::stream::{DetachedStream, Stream};
 use crate::sched::busy_poll::BusyPoll;
 use crate::sched::handshake_queue::HandshakeQueue;
-use crate::sched::yield_budget::Turns;
 use crate::session::activity::ShardActivity;
 use crate::session::control::{ConnectionControl, TerminateReason};
 use crate::shard::balancer::{Balancer, ShardAssignment};
@@ -179,7 +178,6 @@ impl<S: ConnectionHandler> Shard<S> {
         limit: Arc<ConnectionLimit>,
         siblings: SiblingShards,
         busy_poll: Rc<BusyPoll>,
-        turns: Turns,
     ) -> Rc<Self> {
         let handshake_queue = handler.context().handshake_queue.clone();
         Rc::new(Self {
@@ -192,7 +190,6 @@ impl<S: ConnectionHandler> Shard<S> {
                 busy_poll,
                 handshake_queue,
                 timers: Rc::default(),
-                turns,
             }),
             connections: RefCell::default(),
             draining: Cell::new(false),

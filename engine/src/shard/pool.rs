@@ -16,7 +16,6 @@ use crate::shard::context::{HandlerFactory, ShardContext};
 
 use crate::sched::busy_poll::{BusyPoll, Polling};
 use crate::sched::handshake_queue::HandshakeQueue;
-use crate::sched::yield_budget::Turns;
 use crate::shard::balancer::Balancer;
 use crate::shard::{ConnectionLimit, Message, Shard, SiblingShards, Timeouts};
 use crate::telemetry::access_log::AccessLog;
@@ -136,7 +135,6 @@ fn build_shard<P: HandlerFactory>(
     let jobs = PendingJobs::new(Arc::new(move |result| {
         sender.send(Message::JobDone(result))
     }));
-    let turns = Turns::new(jobs.clone());
     let service = factory.handler(ShardContext {
         jobs: jobs.clone(),
         handshake_queue: HandshakeQueue::new(shard_config.timeouts.login),
@@ -150,7 +148,6 @@ fn build_shard<P: HandlerFactory>(
         Arc::clone(&shard_config.limit),
         siblings,
         BusyPoll::new(shard_config.busy_poll),
-        turns,
     )
 }
 

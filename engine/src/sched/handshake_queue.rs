@@ -1,316 +1,285 @@
-//! Handshakes in single file, and no faster than the sessions can bear.
+//! FIFO queue of TLS handshake steps, with proportional pacing.
 //!
-//! A step of a handshake is some hundred microseconds of computation. When a
-//! crowd arrives, hundreds of them are ready in one turn of the loop, and a
-//! running session's query would wait for all of them. In the handshake_queue one step at
-//! a time joins the end of the shard's queue; and while sessions move bytes,
-//! there is a pause behind each step that leaves most of the time to them.
+//! A step of a handshake is some hundred microseconds of computation. When many clients
+//! connect at once, hundreds of steps are ready in one iteration of the shard's loop, and a
+//! query of an established session would wait for all of them. So one step runs at a time, the
+//! other ready tasks run in between, and while sessions move bytes a pause follows each step.
+//! The longer the queue, the longer the pause (docs/adr/0006-paced-handshake-queue.md).
+//!
+//! The pauses must never make a handshake miss the login deadline, and a client that gives up
+//! must never block the queue.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::{Future as _, poll_fn};
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
-use monoio::time::Sleep;
+use crate::sched::delay_timer::TimerQueue;
+use crate::sched::yield_now::yield_now;
 
-use crate::sched::busy_poll::WITHOUT_TIMERS;
+/// The longest pause, in steps: a twentieth of a busy shard's time is for handshakes.
+const MAX_PAUSE_STEPS: u32 = 19;
+/// The pause is as long as one step for every so many queued handshakes. Shorter queues are
+/// not paced.
+const HANDSHAKES_PER_STEP: u32 = 8;
+/// Every queued handshake gets one step within this fraction of the login deadline, whatever
+/// that leaves to the sessions: a handshake has two steps.
+const MAX_WAIT_FRACTION: u32 = 4;
+/// How long a shard counts as busy after a session has moved bytes.
+const ACTIVITY_WINDOW: Duration = Duration::from_millis(1);
 
-/// The longest pause is so many times the step before it: a twentieth of a busy shard's
-/// time is for handshakes.
-const PAUSE_MOST: u32 = 19;
-/// For each so many that wait, a pause is as long as one step more. Fewer are no crowd,
-/// and nobody waits for the sessions' sake.
-const CROWD: u32 = 8;
-/// A crowd has taken one step each in this part of a login's deadline, whatever that
-/// leaves to the sessions: a handshake has two.
-const PART_OF_A_LOGIN: u32 = 4;
-/// How long a shard counts as busy after a session has moved bytes. No pause is
-/// longer without a look whether it still is, and monoio's timers have no finer step.
-const WINDOW: Duration = Duration::from_millis(1);
-
-/// A shard's handshake_queue.
+/// The queue of one shard.
 #[derive(Clone)]
 pub(crate) struct HandshakeQueue(Rc<Inner>);
 
 struct Inner {
-    /// For one step of everybody who waits.
-    patience: Duration,
-    waiting: RefCell<VecDeque<Rc<Place>>>,
-    /// The most that have waited since nobody did.
-    crowd: Cell<u32>,
-    /// Woken by the one whose turn it is: from another task, because monoio
-    /// 0.2.4 puts a task that wakes itself in front of all others.
-    usher: RefCell<Option<Waker>>,
-    /// Somebody has been called, and that turn is not over.
-    called: Cell<bool>,
+    timers: Rc<TimerQueue>,
+    /// For one step of every queued handshake.
+    max_wait: Duration,
+    waiters: RefCell<VecDeque<Rc<Waiter>>>,
+    /// The longest that the queue was since it was empty.
+    peak_len: Cell<u32>,
+    /// There is a [`Front`].
+    occupied: Cell<bool>,
     /// A session has moved bytes in this window.
-    traffic: Cell<bool>,
-    /// One did in the last window.
+    active: Cell<bool>,
+    /// One did in the window before.
     busy: Cell<bool>,
-    window_ends: Cell<Instant>,
+    window_end: Cell<Instant>,
+    /// The end of the pause.
     not_before: Cell<Instant>,
-    /// The next step waits for its moment.
-    held: Cell<bool>,
 }
 
 #[derive(Default)]
-struct Place {
-    called: Cell<bool>,
+struct Waiter {
+    granted: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
-/// Keeps the handshake_queue moving when the one that was called is gone.
-struct Waiting<'a> {
-    handshake_queue: &'a HandshakeQueue,
-    place: Rc<Place>,
+/// A waiter in the queue. If it is dropped after the front was granted to it, the next one
+/// gets it.
+struct WaiterGuard<'a> {
+    queue: &'a HandshakeQueue,
+    waiter: Rc<Waiter>,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaiterGuard<'_> {
     fn drop(&mut self) {
-        if self.place.called.get() {
-            self.handshake_queue.turn_ends();
+        if self.waiter.granted.get() {
+            self.queue.grant_next();
         }
     }
 }
 
-/// A turn; dropping it ends it. It must not be held over a wait.
-pub(crate) struct Turn<'a> {
-    handshake_queue: &'a HandshakeQueue,
-    began: Instant,
+/// The front of the queue. The next waiter gets it when this is dropped.
+struct Front<'a>(&'a HandshakeQueue);
+
+impl Drop for Front<'_> {
+    fn drop(&mut self) {
+        self.0.grant_next();
+    }
 }
 
-impl Drop for Turn<'_> {
+/// Permission for one step; dropping it ends the step. It must not be held over a wait.
+pub(crate) struct HandshakePermit<'a> {
+    front: Front<'a>,
+    start: Instant,
+}
+
+impl Drop for HandshakePermit<'_> {
     fn drop(&mut self) {
         let now = Instant::now();
-        self.handshake_queue.hold(now, now - self.began);
-        self.handshake_queue.turn_ends();
+        self.front.0.set_not_before(now, now - self.start);
     }
 }
 
 impl HandshakeQueue {
-    /// `login` is how long a login may take.
-    pub(crate) fn new(login: Duration) -> Self {
+    /// `login_timeout` bounds the pauses.
+    pub(crate) fn new(login_timeout: Duration, timers: Rc<TimerQueue>) -> Self {
         let now = Instant::now();
         Self(Rc::new(Inner {
-            patience: login / PART_OF_A_LOGIN,
-            waiting: RefCell::default(),
-            crowd: Cell::new(0),
-            usher: RefCell::default(),
-            called: Cell::new(false),
-            traffic: Cell::new(false),
+            timers,
+            max_wait: login_timeout / MAX_WAIT_FRACTION,
+            waiters: RefCell::default(),
+            peak_len: Cell::new(0),
+            occupied: Cell::new(false),
+            active: Cell::new(false),
             busy: Cell::new(false),
-            window_ends: Cell::new(now),
+            window_end: Cell::new(now),
             not_before: Cell::new(now),
-            held: Cell::new(false),
         }))
     }
 
-    /// Waits for this task's turn.
-    pub(crate) async fn turn(&self) -> Turn<'_> {
-        let place = Rc::new(Place::default());
-        self.0.waiting.borrow_mut().push_back(Rc::clone(&place));
-        self.wake_usher();
-        let waiting = Waiting {
-            handshake_queue: self,
-            place,
+    /// Waits for the front of the queue, for the end of the pause, and for the tasks that are
+    /// ready then.
+    pub(crate) async fn acquire(&self) -> HandshakePermit<'_> {
+        let front = self.reach_front().await;
+        self.pace().await;
+        yield_now().await;
+        HandshakePermit {
+            front,
+            start: Instant::now(),
+        }
+    }
+
+    /// Records that a session has moved bytes.
+    #[inline]
+    pub(crate) fn record_activity(&self) {
+        self.0.active.set(true);
+    }
+
+    async fn reach_front(&self) -> Front<'_> {
+        if !self.0.occupied.replace(true) {
+            return Front(self);
+        }
+        let waiter = Rc::new(Waiter::default());
+        self.0.waiters.borrow_mut().push_back(Rc::clone(&waiter));
+        let guard = WaiterGuard {
+            queue: self,
+            waiter,
         };
         poll_fn(|cx| {
-            // Taken: from here on it is the turn that ends.
-            if waiting.place.called.take() {
+            // Taken from the guard: from here on the front is passed on by its own drop.
+            if guard.waiter.granted.take() {
                 return Poll::Ready(());
             }
-            *waiting.place.waker.borrow_mut() = Some(cx.waker().clone());
+            *guard.waiter.waker.borrow_mut() = Some(cx.waker().clone());
             Poll::Pending
         })
         .await;
-        Turn {
-            handshake_queue: self,
-            began: Instant::now(),
+        Front(self)
+    }
+
+    fn grant_next(&self) {
+        loop {
+            let Some(waiter) = self.0.waiters.borrow_mut().pop_front() else {
+                self.0.occupied.set(false);
+                return;
+            };
+            // Otherwise its connection has ended while it waited.
+            if Rc::strong_count(&waiter) > 1 {
+                waiter.granted.set(true);
+                if let Some(waker) = waiter.waker.take() {
+                    waker.wake();
+                }
+                return;
+            }
         }
     }
 
-    /// A session has moved bytes: whoever is inside goes first.
-    #[inline]
-    pub(crate) fn saw_traffic(&self) {
-        self.0.traffic.set(true);
-        if self.0.held.get() {
-            self.wake_usher();
-        }
-    }
-
-    fn wake_usher(&self) {
-        if let Some(usher) = self.0.usher.borrow().as_ref() {
-            usher.wake_by_ref();
-        }
-    }
-
-    fn turn_ends(&self) {
-        self.0.called.set(false);
-        self.wake_usher();
-    }
-
-    /// Decides when the next step may begin, `step` being what the last one took.
-    fn hold(&self, now: Instant, step: Duration) {
-        let waiting = u32::try_from(self.0.waiting.borrow().len()).unwrap_or(u32::MAX);
-        let crowd = match waiting {
+    /// Decides when the next step may begin; the last one took `step`.
+    fn set_not_before(&self, now: Instant, step: Duration) {
+        let len = u32::try_from(self.0.waiters.borrow().len()).unwrap_or(u32::MAX);
+        let peak_len = match len {
             0 => 0,
-            _ => waiting.max(self.0.crowd.get()),
+            _ => len.max(self.0.peak_len.get()),
         };
-        self.0.crowd.set(crowd);
-        let pause = pause(crowd, step, self.0.patience);
+        self.0.peak_len.set(peak_len);
+        let pause = pause(peak_len, step, self.0.max_wait);
         self.0.not_before.set(now + pause);
     }
 
-    /// Calls one after the other, for as long as the shard lives.
-    pub(crate) async fn usher(self) {
-        let (mut tick, mut alarm) = (None, None);
-        poll_fn(|cx| {
-            self.keep(cx);
-            while self.somebody_waits() {
-                if !self.is_time(&mut tick, cx) || timers_are_due(&mut alarm, cx) {
-                    break;
-                }
-                self.call_next();
-            }
-            Poll::<()>::Pending
-        })
-        .await;
-    }
-
-    fn keep(&self, cx: &Context<'_>) {
-        let mut usher = self.0.usher.borrow_mut();
-        if usher.is_none() {
-            *usher = Some(cx.waker().clone());
-        }
-    }
-
-    fn somebody_waits(&self) -> bool {
-        !self.0.called.get() && !self.0.waiting.borrow().is_empty()
-    }
-
-    /// Whether the next step may begin; if not, `cx` is woken by traffic or by `tick`.
-    fn is_time(&self, tick: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> bool {
+    /// Waits for the end of the pause, or until the sessions have moved no bytes for a window.
+    async fn pace(&self) {
         loop {
             let now = Instant::now();
-            let held = self.is_busy(now) && now < self.0.not_before.get();
-            self.0.held.set(held);
-            if !held {
-                *tick = None;
-                return true;
+            let busy = self.is_busy(now);
+            let not_before = self.0.not_before.get();
+            if !busy || now >= not_before {
+                return;
             }
-            let timer = tick.get_or_insert_with(|| Box::pin(monoio::time::sleep(WINDOW)));
-            if timer.as_mut().poll(cx).is_pending() {
-                return false;
+            let next = not_before.min(self.0.window_end.get());
+            let wait = next.saturating_duration_since(now);
+            if self.0.timers.delay(wait, || false).await.is_err() {
+                // Without descriptors: monoio's timers are coarser, but need none. Boxed: it
+                // has 640 bytes.
+                Box::pin(monoio::time::sleep(wait)).await;
             }
-            *tick = None;
         }
     }
 
     /// Whether sessions have moved bytes in the last window.
     fn is_busy(&self, now: Instant) -> bool {
-        if now >= self.0.window_ends.get() {
-            self.0.busy.set(self.0.traffic.replace(false));
-            self.0.window_ends.set(now + WINDOW);
+        if now >= self.0.window_end.get() {
+            self.0.busy.set(self.0.active.replace(false));
+            self.0.window_end.set(now + ACTIVITY_WINDOW);
         }
         self.0.busy.get()
     }
-
-    fn call_next(&self) {
-        let Some(place) = self.0.waiting.borrow_mut().pop_front() else {
-            return;
-        };
-        // Whose connection has ended while it waited holds no place.
-        if Rc::strong_count(&place) > 1 {
-            place.called.set(true);
-            self.0.called.set(true);
-            if let Some(waker) = place.waker.take() {
-                waker.wake();
-            }
-        }
-    }
 }
 
-/// When it was set, and what rings when the timers are looked at.
-type Alarm = Option<(Instant, Pin<Box<Sleep>>)>;
-
-/// Whether the handshake_queue, which may always have a task ready, has to rest until the timers have
-/// been looked at. That wakes `cx`, and by an alarm that has run out by then: nobody sleeps.
-fn timers_are_due(alarm: &mut Alarm, cx: &mut Context<'_>) -> bool {
-    let now = Instant::now();
-    let (since, sleep) = alarm.get_or_insert_with(|| {
-        let sleep = monoio::time::sleep(WITHOUT_TIMERS / 2);
-        (now, Box::pin(sleep))
-    });
-    if sleep.as_mut().poll(cx).is_ready() {
-        *alarm = None;
-        return false;
-    }
-    now.saturating_duration_since(*since) >= WITHOUT_TIMERS
-}
-
-/// How long the sessions have the shard to themselves behind a step of one of `crowd`
-/// that wait. All of them are to get through one within `patience`.
-fn pause(crowd: u32, step: Duration, patience: Duration) -> Duration {
-    let fair = step * (crowd / CROWD).min(PAUSE_MOST);
-    let in_time = (patience / crowd.max(1)).saturating_sub(step);
-    fair.min(in_time)
+/// The pause after a step, if the queue has had `peak_len` waiters. All of them get one step
+/// within `max_wait`.
+fn pause(peak_len: u32, step: Duration, max_wait: Duration) -> Duration {
+    let proportional = step * (peak_len / HANDSHAKES_PER_STEP).min(MAX_PAUSE_STEPS);
+    let in_time = (max_wait / peak_len.max(1)).saturating_sub(step);
+    proportional.min(in_time)
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
     use monoio::io::{AsyncReadRent as _, AsyncWriteRentExt as _};
 
     use super::*;
     use crate::io::driver::{IoDriver, block_on};
+    use crate::sched::yield_now::TIMER_CHECK_INTERVAL;
 
-    const LOGIN: Duration = Duration::from_secs(5);
+    const LOGIN_TIMEOUT: Duration = Duration::from_secs(5);
+    const STEPS: u32 = 64;
+    const STEP: Duration = Duration::from_micros(100);
+
+    fn queue() -> HandshakeQueue {
+        HandshakeQueue::new(LOGIN_TIMEOUT, Rc::default())
+    }
+
+    async fn step(queue: &HandshakeQueue) {
+        let permit = queue.acquire().await;
+        while permit.start.elapsed() < STEP {}
+    }
 
     #[test]
-    fn pauses_grow_with_the_crowd_as_far_as_its_patience_goes() {
-        let step = Duration::from_micros(100);
-        let patience = Duration::from_secs(1);
-        let steps = |crowd| pause(crowd, step, patience).as_micros() / step.as_micros();
-        assert_eq!([0, 1, CROWD - 1].map(steps), [0; 3]);
-        assert_eq!([CROWD, 10 * CROWD].map(steps), [1, 10]);
-        assert_eq!([19 * CROWD, 400].map(steps), [19, 19]);
+    fn the_pause_is_proportional_to_the_queue_within_the_maximum_wait() {
+        let max_wait = Duration::from_secs(1);
+        let steps = |len| pause(len, STEP, max_wait).as_micros() / STEP.as_micros();
+        assert_eq!([0, 1, HANDSHAKES_PER_STEP - 1].map(steps), [0; 3]);
+        assert_eq!(
+            [HANDSHAKES_PER_STEP, 10 * HANDSHAKES_PER_STEP].map(steps),
+            [1, 10]
+        );
+        assert_eq!([19 * HANDSHAKES_PER_STEP, 400].map(steps), [19, 19]);
         // A thousand of them, and a millisecond for each.
         assert_eq!(steps(1_000), 9);
         assert_eq!([10_000, 20_000, u32::MAX].map(steps), [0; 3]);
     }
 
     #[test]
-    fn a_crowd_counts_until_the_last_of_it_is_through() {
-        let (handshake_queue, step) = (HandshakeQueue::new(LOGIN), Duration::from_micros(100));
-        let now = Instant::now();
+    fn the_peak_counts_until_the_queue_is_empty() {
+        let (queue, now) = (queue(), Instant::now());
         let mut pauses = Vec::new();
-        for waiting in [10 * CROWD, CROWD, 1, 0, 1] {
-            let places = (0..waiting).map(|_| Rc::default());
-            *handshake_queue.0.waiting.borrow_mut() = places.collect();
-            handshake_queue.hold(now, step);
-            pauses.push((handshake_queue.0.not_before.get() - now).as_micros());
+        for len in [10 * HANDSHAKES_PER_STEP, HANDSHAKES_PER_STEP, 1, 0, 1] {
+            *queue.0.waiters.borrow_mut() = (0..len).map(|_| Rc::default()).collect();
+            queue.set_not_before(now, STEP);
+            pauses.push((queue.0.not_before.get() - now).as_micros());
         }
         assert_eq!(pauses, [1_000, 1_000, 1_000, 0, 0]);
     }
 
     #[test]
     fn a_shard_is_busy_for_a_window_after_the_last_bytes() {
-        let (handshake_queue, begun) = (HandshakeQueue::new(LOGIN), Instant::now());
-        assert!(!handshake_queue.is_busy(begun));
-        handshake_queue.saw_traffic();
-        assert!(!handshake_queue.is_busy(begun), "it looks once in a window");
-        assert!(handshake_queue.is_busy(begun + WINDOW));
-        assert!(handshake_queue.is_busy(begun + 3 * WINDOW / 2));
-        assert!(!handshake_queue.is_busy(begun + 2 * WINDOW));
+        let (queue, start) = (queue(), Instant::now());
+        assert!(!queue.is_busy(start));
+        queue.record_activity();
+        assert!(!queue.is_busy(start), "it looks once in a window");
+        assert!(queue.is_busy(start + ACTIVITY_WINDOW));
+        assert!(queue.is_busy(start + 3 * ACTIVITY_WINDOW / 2));
+        assert!(!queue.is_busy(start + 2 * ACTIVITY_WINDOW));
     }
 
-    const STEPS: u32 = 64;
-    const STEP: Duration = Duration::from_micros(100);
-
-    /// A session that asks again as soon as it is answered, both ends of it.
-    async fn session(handshake_queue: HandshakeQueue) {
+    /// A session with a query after every answer, both ends of it.
+    async fn session(queue: HandshakeQueue) {
         let (mut here, mut there) = monoio::net::UnixStream::pair().unwrap();
         drop(monoio::spawn(async move {
             let mut byte = vec![0; 1];
@@ -322,84 +291,80 @@ mod tests {
         loop {
             byte = here.write_all(byte).await.1;
             byte = here.read(byte).await.1;
-            handshake_queue.saw_traffic();
+            queue.record_activity();
         }
     }
 
-    /// How long a crowd takes for a step each, and whether the handshake_queue thinks at the end
-    /// that the shard is busy.
-    fn a_crowd(beside_a_session: bool) -> (Duration, bool) {
+    /// How long a surge of handshakes takes for one step each, and whether the queue thinks at
+    /// the end that the shard is busy.
+    fn surge(with_session: bool, timers: Rc<TimerQueue>) -> (Duration, bool) {
         let outcome = Rc::new(Cell::new((Duration::ZERO, false)));
         let seen = Rc::clone(&outcome);
         block_on(IoDriver::Epoll, async move {
-            let handshake_queue = HandshakeQueue::new(LOGIN);
-            drop(monoio::spawn(handshake_queue.clone().usher()));
-            // Of a session that ended before.
-            handshake_queue.saw_traffic();
-            if beside_a_session {
-                drop(monoio::spawn(session(handshake_queue.clone())));
+            let queue = HandshakeQueue::new(LOGIN_TIMEOUT, timers);
+            // A session that has ended since.
+            queue.record_activity();
+            if with_session {
+                drop(monoio::spawn(session(queue.clone())));
             }
-            let step = |handshake_queue: HandshakeQueue| async move {
-                let turn = handshake_queue.turn().await;
-                while turn.began.elapsed() < STEP {}
-            };
-            let begun = Instant::now();
-            let steps: Vec<_> = (0..STEPS)
-                .map(|_| monoio::spawn(step(handshake_queue.clone())))
-                .collect();
-            for step in steps {
+            let start = Instant::now();
+            let steps = (0..STEPS).map(|_| {
+                let queue = queue.clone();
+                monoio::spawn(async move { step(&queue).await })
+            });
+            for step in steps.collect::<Vec<_>>() {
                 step.await;
             }
-            seen.set((begun.elapsed(), handshake_queue.0.busy.get()));
+            seen.set((start.elapsed(), queue.0.busy.get()));
         })
         .unwrap();
         outcome.get()
     }
 
     #[test]
-    fn beside_sessions_most_of_the_time_is_theirs() {
-        let (took, _) = a_crowd(true);
-        // It is eight parts of nine, less what a machine without time takes for quiet.
-        assert!(took > STEP * STEPS * 4, "{took:?}");
+    fn sessions_get_most_of_the_time() {
+        for timers in [Rc::default(), TimerQueue::unavailable()] {
+            let (took, _) = surge(true, timers);
+            // It is eight parts of nine, less the windows in which a busy machine ran nothing.
+            assert!(took > STEP * STEPS * 4, "{took:?}");
+        }
     }
 
     #[test]
-    fn sessions_that_have_ended_hold_nobody_up() {
-        let (_, busy) = a_crowd(false);
+    fn sessions_that_have_ended_delay_no_handshake() {
+        let (_, busy) = surge(false, Rc::default());
         assert!(!busy);
     }
 
     #[test]
-    fn timers_ring_while_a_crowd_never_ends() {
+    fn timers_expire_while_handshakes_arrive_without_end() {
         for driver in [IoDriver::Epoll, IoDriver::IoUring] {
-            let late = Rc::new(Cell::new(None));
-            let seen = Rc::clone(&late);
+            let expired = Rc::new(Cell::new(None));
+            let seen = Rc::clone(&expired);
             let ran = block_on(driver, async move {
-                let handshake_queue = HandshakeQueue::new(LOGIN);
-                drop(monoio::spawn(handshake_queue.clone().usher()));
-                let begun = Instant::now();
-                let rang = Rc::clone(&seen);
+                let (queue, start) = (queue(), Instant::now());
+                let timer = Rc::clone(&seen);
                 drop(monoio::spawn(async move {
-                    monoio::time::sleep(2 * WITHOUT_TIMERS).await;
-                    rang.set(Some(begun.elapsed()));
+                    monoio::time::sleep(2 * TIMER_CHECK_INTERVAL).await;
+                    timer.set(Some(start.elapsed()));
                 }));
-                let client = |handshake_queue: HandshakeQueue, rang: Rc<Cell<Option<Duration>>>| async move {
-                    while rang.get().is_none() && begun.elapsed() < Duration::from_secs(2) {
-                        let turn = handshake_queue.turn().await;
-                        while turn.began.elapsed() < STEP {}
-                    }
-                };
-                let crowd = (0..STEPS)
-                    .map(|_| monoio::spawn(client(handshake_queue.clone(), seen.clone())));
-                for one in crowd.collect::<Vec<_>>() {
-                    one.await;
+                let clients = (0..STEPS).map(|_| {
+                    let (queue, expired) = (queue.clone(), Rc::clone(&seen));
+                    monoio::spawn(async move {
+                        while expired.get().is_none() && start.elapsed() < Duration::from_secs(2) {
+                            step(&queue).await;
+                        }
+                    })
+                });
+                for client in clients.collect::<Vec<_>>() {
+                    client.await;
                 }
             });
             match ran {
                 Ok(()) => {
-                    let late: Option<Duration> = late.get();
-                    let in_time = late.is_some_and(|late| late < Duration::from_secs(1));
-                    assert!(in_time, "{driver}: {late:?}");
+                    let after: Option<Duration> = expired.get();
+                    let in_time = after.is_some_and(|after| after < Duration::from_secs(1));
+                    assert!(in_time, "{driver}: {after:?}");
                 }
                 Err(error) => println!("skipped {driver}: {error}"),
             }
@@ -407,33 +372,66 @@ mod tests {
     }
 
     #[test]
-    fn others_run_between_two_steps_and_nobody_is_left_behind() {
-        let order = Rc::new(RefCell::new(Vec::new()));
-        let main = async {
-            let handshake_queue = HandshakeQueue::new(LOGIN);
-            drop(monoio::spawn(handshake_queue.clone().usher()));
-            let steps: Vec<_> = (0..50)
-                .map(|number| {
-                    let (handshake_queue, order) = (handshake_queue.clone(), Rc::clone(&order));
-                    monoio::spawn(async move {
-                        if number == 7 {
-                            // Goes away while it waits.
-                            let gone = handshake_queue.turn();
-                            let moment = Duration::from_millis(1);
-                            let _ = monoio::time::timeout(moment, gone).await;
-                            return;
-                        }
-                        let _turn = handshake_queue.turn().await;
-                        order.borrow_mut().push(number);
-                    })
+    fn steps_are_in_order_and_other_tasks_run_in_between() {
+        let steps = Rc::new(RefCell::new(Vec::new()));
+        let seen = Rc::clone(&steps);
+        block_on(IoDriver::Epoll, async move {
+            let queue = queue();
+            let rounds = Rc::new(Cell::new(0_u64));
+            let counter = Rc::clone(&rounds);
+            // A task that is always ready.
+            drop(monoio::spawn(async move {
+                loop {
+                    counter.set(counter.get() + 1);
+                    yield_now().await;
+                }
+            }));
+            let handshakes = (0..50).map(|number| {
+                let (queue, rounds, seen) = (queue.clone(), Rc::clone(&rounds), Rc::clone(&seen));
+                monoio::spawn(async move {
+                    if number == 7 {
+                        // The client gives up while it waits.
+                        assert!(queue.acquire().now_or_never().is_none());
+                        return;
+                    }
+                    let _permit = queue.acquire().await;
+                    seen.borrow_mut().push((number, rounds.get()));
                 })
-                .collect();
-            for step in steps {
-                step.await;
+            });
+            for handshake in handshakes.collect::<Vec<_>>() {
+                handshake.await;
             }
-        };
-        block_on(IoDriver::Epoll, main).unwrap();
-        let expected: Vec<_> = (0..50).filter(|number| *number != 7).collect();
-        assert_eq!(*order.borrow(), expected);
+        })
+        .unwrap();
+        let steps = steps.borrow();
+        let numbers = steps.iter().map(|(number, _)| *number);
+        assert!(numbers.eq((0..50).filter(|number| *number != 7)));
+        let rounds = steps.windows(2).map(|pair| match pair {
+            [(_, before), (_, after)] => after - before,
+            _ => 0,
+        });
+        assert_eq!(rounds.min(), Some(1), "{steps:?}");
+    }
+
+    #[test]
+    fn a_client_that_gives_up_at_the_front_passes_it_on() {
+        block_on(IoDriver::Epoll, async {
+            let queue = queue();
+            let permit = queue.acquire().await;
+            let mut granted = Box::pin(queue.acquire());
+            assert!(granted.as_mut().now_or_never().is_none());
+            let mut next = Box::pin(queue.acquire());
+            assert!(next.as_mut().now_or_never().is_none());
+            drop(permit);
+            // Granted, and not yet polled again.
+            drop(granted);
+            drop(next.await);
+            // And while it is paced or yields.
+            let mut front = Box::pin(queue.acquire());
+            assert!(front.as_mut().now_or_never().is_none());
+            drop(front);
+            assert!(!queue.0.occupied.get());
+        })
+        .unwrap();
     }
 }

@@ -17,8 +17,9 @@ pub(crate) const TIMER_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 const TICK: Duration = Duration::from_millis(1);
 
 /// Tasks that a yield waits for, one after the other. monoio looks at the sockets after
-/// `2 n + 1` tasks, if `n` were ready when it last did. A task that yields to two others, and
-/// is the third itself, therefore runs once between two looks, however many do the same.
+/// `2 n + 1` polls of tasks, if `n` were ready when it last did. A yield with two hops takes
+/// four polls, so a task that yields makes at most one step between two looks, however many
+/// tasks do the same.
 const HOPS: usize = 2;
 
 thread_local! {

@@ -18,6 +18,6 @@ impl ShardActivity {
     #[inline]
     pub(crate) fn seen(&self, moved: Moved) {
         self.busy_poll.saw_traffic(moved);
-        self.handshake_queue.saw_traffic();
+        self.handshake_queue.record_activity();
     }
 }

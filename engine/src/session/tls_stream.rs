@@ -61,9 +61,9 @@ impl<E: TlsSide> TlsStream<E> {
         handshake_queue: &HandshakeQueue,
     ) -> Result<HandshakeSummary, StreamError> {
         loop {
-            let turn = handshake_queue.turn().await;
+            let permit = handshake_queue.acquire().await;
             let opened = self.open_records();
-            drop(turn);
+            drop(permit);
             self.send_pending(opened).await?;
             if let Some(summary) = self.session.finish() {
                 // Records may have arrived together with the last handshake message.

@@ -29,7 +29,6 @@ use crate::io::mailbox::{Mailbox, Sender};
 use crate::io::offload::{JobResult, PendingJobs};
 use crate::io::peer::Peer;
 use crate::io::stream::{DetachedStream, Stream};
-use crate::sched::busy_poll::BusyPoll;
 use crate::sched::handshake_queue::HandshakeQueue;
 use crate::session::activity::ShardActivity;
 use crate::session::control::{ConnectionControl, TerminateReason};
@@ -177,20 +176,15 @@ impl<S: ConnectionHandler> Shard<S> {
         timeouts: Timeouts,
         limit: Arc<ConnectionLimit>,
         siblings: SiblingShards,
-        busy_poll: Rc<BusyPoll>,
+        traffic: Rc<ShardActivity>,
     ) -> Rc<Self> {
-        let handshake_queue = handler.context().handshake_queue.clone();
         Rc::new(Self {
             handler,
             jobs,
             timeouts,
             limit,
             siblings,
-            traffic: Rc::new(ShardActivity {
-                busy_poll,
-                handshake_queue,
-                timers: Rc::default(),
-            }),
+            traffic,
             connections: RefCell::default(),
             draining: Cell::new(false),
             revalidations: Cell::new(0),
@@ -212,14 +206,13 @@ impl<S: ConnectionHandler> Shard<S> {
         self.listener.set(Some(listener.raw_fd()));
         let mail = Rc::clone(&self);
         let delivery = monoio::spawn(mailbox.deliver(move |message| mail.take(message)));
-        let usher = monoio::spawn(self.traffic.handshake_queue.clone().usher());
         self.traffic.busy_poll.start();
         self.accept_all(&listener).await;
         self.listener.set(None);
         drop(listener);
         self.all_ended().await;
         self.traffic.timers.stop();
-        drop((delivery, usher));
+        drop(delivery);
         Ok(())
     }
 

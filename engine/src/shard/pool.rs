@@ -15,7 +15,9 @@ use crate::io::offload::PendingJobs;
 use crate::shard::context::{HandlerFactory, ShardContext};
 
 use crate::sched::busy_poll::{BusyPoll, Polling};
+use crate::sched::delay_timer::TimerQueue;
 use crate::sched::handshake_queue::HandshakeQueue;
+use crate::session::activity::ShardActivity;
 use crate::shard::balancer::Balancer;
 use crate::shard::{ConnectionLimit, Message, Shard, SiblingShards, Timeouts};
 use crate::telemetry::access_log::AccessLog;
@@ -135,19 +137,25 @@ fn build_shard<P: HandlerFactory>(
     let jobs = PendingJobs::new(Arc::new(move |result| {
         sender.send(Message::JobDone(result))
     }));
-    let service = factory.handler(ShardContext {
+    let timers = Rc::<TimerQueue>::default();
+    let handshake_queue = HandshakeQueue::new(shard_config.timeouts.login, Rc::clone(&timers));
+    let handler = factory.handler(ShardContext {
         jobs: jobs.clone(),
-        handshake_queue: HandshakeQueue::new(shard_config.timeouts.login),
+        handshake_queue: handshake_queue.clone(),
         shard_metrics: Rc::new(ShardMetrics::new(&shard_config.metrics, siblings.own)),
         access_log: Rc::new(AccessLog::new(shard_config.mode)),
     });
     Shard::new(
-        service,
+        handler,
         jobs,
         shard_config.timeouts,
         Arc::clone(&shard_config.limit),
         siblings,
-        BusyPoll::new(shard_config.busy_poll),
+        Rc::new(ShardActivity {
+            busy_poll: BusyPoll::new(shard_config.busy_poll),
+            handshake_queue,
+            timers,
+        }),
     )
 }
 

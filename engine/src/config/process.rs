@@ -11,7 +11,7 @@ use super::log_format::LogFormat;
 use super::reader::Reader;
 use super::settings;
 use crate::io::driver::DriverChoice;
-use crate::sched::busy_poll::Polling;
+use crate::sched::busy_poll::BusyPollMode;
 use crate::tls::record_layer::RecordLayer;
 
 /// Threads, timeouts, limits and the log.
@@ -23,7 +23,7 @@ pub struct ProcessConfig {
     /// io_uring or epoll.
     pub driver: DriverChoice,
     /// When a thread polls for more data before it sleeps.
-    pub busy_poll: Polling,
+    pub busy_poll: BusyPollMode,
     /// The implementation of the TLS 1.3 record layer.
     pub tls_record_layer: RecordLayer,
     /// The addresses of the guest agent.

@@ -29,7 +29,7 @@ use super::spec::{Group, Scope, Setting, Spec};
 use super::values;
 use crate::io::driver::DriverChoice;
 use crate::io::stream::PgAddress;
-use crate::sched::busy_poll::Polling;
+use crate::sched::busy_poll::BusyPollMode;
 use crate::tls::record_layer::RecordLayer;
 
 /// Declares a static [`Setting`] for each entry, and lists all of them in [`ALL`].
@@ -422,10 +422,10 @@ settings! {
             default: Some("own"),
             help: "Implementation that encrypts TLS 1.3 records after the handshake: own (faster, less memory per session) or rustls.",
         }
-        BUSY_POLL: Polling {
+        BUSY_POLL: BusyPollMode {
             key: "busy_poll", parse: values::busy_poll, kind: One("TIME"), scopes: BOTH,
             default: Some("auto"), forwarder_default: Some("off"),
-            help: "How long a thread polls for more data before it sleeps (at most 1ms, e.g. 50us). Polling lowers latency with few clients and uses more CPU; auto polls only while more data is likely to arrive soon; off disables it.",
+            help: "How long a thread polls for more data before it sleeps (at most 1ms, e.g. 50us). BusyPollMode lowers latency with few clients and uses more CPU; auto polls only while more data is likely to arrive soon; off disables it.",
         }
     }
 }

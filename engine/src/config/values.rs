@@ -20,7 +20,7 @@ use wire::secret::ClusterSecret;
 
 use super::Listen;
 use crate::io::stream::PgAddress;
-use crate::sched::busy_poll::Polling;
+use crate::sched::busy_poll::BusyPollMode;
 
 /// The socket's file name for Postgres' default port.
 const SOCKET_FILE: &str = ".s.PGSQL.5432";
@@ -228,11 +228,11 @@ pub(super) fn duration_or_off(text: &str) -> Parsed<Option<Duration>> {
 /// Waking up an idle core takes less time than this, so that longer polling only wastes CPU.
 const MAX_BUSY_POLL: Duration = Duration::from_millis(1);
 
-pub(super) fn busy_poll(text: &str) -> Parsed<Polling> {
+pub(super) fn busy_poll(text: &str) -> Parsed<BusyPollMode> {
     match (text, duration_or_off(text)) {
-        ("auto", _) => Ok(Polling::Auto),
-        (_, Ok(None)) => Ok(Polling::Off),
-        (_, Ok(Some(time))) if time <= MAX_BUSY_POLL => Ok(Polling::Always(time)),
+        ("auto", _) => Ok(BusyPollMode::Auto),
+        (_, Ok(None)) => Ok(BusyPollMode::Off),
+        (_, Ok(Some(time))) if time <= MAX_BUSY_POLL => Ok(BusyPollMode::Always(time)),
         _ => Err("expected auto, off or a duration of at most 1ms, e.g. 50us".to_owned()),
     }
 }

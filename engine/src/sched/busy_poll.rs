@@ -1,183 +1,148 @@
-//! Busy polling: a shard that has just moved bytes looks for more for a while before
-//! it sleeps, since waking a core costs more than a short query does.
+//! Busy polling with a saturating-counter predictor: a shard that has just moved bytes polls
+//! for more for a while before it sleeps, since waking a core costs more than a short query.
 //!
-//! A task keeps the runtime's loop turning, and every turn asks the kernel for
-//! completions. It takes two tasks that wake each other: monoio 0.2.4 puts one that
-//! wakes itself in front of all others.
+//! A task that is always ready keeps the runtime's loop running, and each iteration asks the
+//! kernel for completions without waiting. It must never keep the timers, or a thread that
+//! wants the core, waiting for long (docs/adr/0011-busy-polling.md).
 
 mod predictor;
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future as _, poll_fn};
+use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use nix::unistd::{SysconfVar, sysconf};
 
-use predictor::{Habit, SOON};
-pub(crate) use predictor::{Moved, Way};
+use crate::sched::yield_now::{Yielded, yield_now};
+use predictor::{ArrivalPredictor, POLL_WINDOW};
+pub(crate) use predictor::{Direction, Transfer};
 
-/// The longest time without a look at the timers. monoio 0.2.4 looks at them only when no
-/// task is ready, and deadlines must hold on a shard that always has one.
-pub(crate) const WITHOUT_TIMERS: Duration = Duration::from_millis(10);
-/// monoio's timers run out up to so much later.
-const TIMER_STEP: Duration = Duration::from_millis(1);
-/// A turn of the loop that took so long was interrupted: others want this core.
-const INTERRUPTED: Duration = Duration::from_millis(1);
+/// An iteration of the loop that takes this long was preempted: another thread wants the core.
+const PREEMPTED: Duration = Duration::from_millis(1);
 
-/// When a shard looks for more bytes before it sleeps.
+/// The `busy_poll` setting: when a shard polls for more bytes before it sleeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Polling {
+pub enum BusyPollMode {
     /// Never.
     Off,
-    /// Where the last exchanges say that more comes soon, on a machine that has more
+    /// When the last exchanges suggest that more bytes arrive soon, on a machine with more
     /// than one core.
     Auto,
-    /// For so long after all bytes.
+    /// After every transfer, for this time.
     Always(Duration),
 }
 
-/// A shard's.
+/// The poller of one shard.
 pub(crate) struct BusyPoll {
-    polling: Polling,
-    habit: RefCell<Habit>,
-    /// How long to look.
-    until: Cell<Option<Instant>>,
-    asleep: Cell<bool>,
-    looks: RefCell<Option<Waker>>,
-    echoes: RefCell<Option<Waker>>,
+    mode: BusyPollMode,
+    predictor: RefCell<ArrivalPredictor>,
+    /// When polling ends, while it is armed.
+    poll_until: Cell<Option<Instant>>,
+    /// The polling task, while it is not armed.
+    idle: Cell<Option<Waker>>,
 }
 
 impl BusyPoll {
-    pub(crate) fn new(polling: Polling) -> Rc<Self> {
-        Self::as_told(match polling {
-            Polling::Auto if machine_has_one_core() => Polling::Off,
-            polling => polling,
+    pub(crate) fn new(mode: BusyPollMode) -> Rc<Self> {
+        Self::with_mode(match mode {
+            BusyPollMode::Auto if machine_has_one_core() => BusyPollMode::Off,
+            mode => mode,
         })
     }
 
-    fn as_told(polling: Polling) -> Rc<Self> {
+    fn with_mode(mode: BusyPollMode) -> Rc<Self> {
         Rc::new(Self {
-            polling,
-            habit: RefCell::default(),
-            until: Cell::new(None),
-            asleep: Cell::new(false),
-            looks: RefCell::default(),
-            echoes: RefCell::default(),
+            mode,
+            predictor: RefCell::new(ArrivalPredictor::new()),
+            poll_until: Cell::new(None),
+            idle: Cell::new(None),
         })
     }
 
-    /// Bytes have come, and more may follow at once.
+    /// Records a transfer, and arms the poller if polling for the next one is worth it.
     #[inline]
-    pub(crate) fn saw_traffic(&self, moved: Moved) {
-        if self.polling != Polling::Off {
-            self.consider(moved, Instant::now());
+    pub(crate) fn observe(&self, transfer: Transfer) {
+        if self.mode != BusyPollMode::Off {
+            self.observe_at(transfer, Instant::now());
         }
     }
 
-    fn consider(&self, moved: Moved, now: Instant) {
-        let time = match self.polling {
-            Polling::Off => None,
-            Polling::Auto => self.habit.borrow_mut().saw(moved, now).then_some(SOON),
-            Polling::Always(time) => Some(time),
+    fn observe_at(&self, transfer: Transfer, now: Instant) {
+        let time = match self.mode {
+            BusyPollMode::Off => None,
+            BusyPollMode::Auto => {
+                let soon = self.predictor.borrow_mut().observe(transfer, now);
+                soon.then_some(POLL_WINDOW)
+            }
+            BusyPollMode::Always(time) => Some(time),
         };
-        self.until.set(time.map(|time| now + time));
-        if time.is_some() && self.asleep.replace(false) {
-            wake(&self.looks);
+        self.poll_until.set(time.map(|time| now + time));
+        if time.is_some()
+            && let Some(task) = self.idle.take()
+        {
+            task.wake();
         }
     }
 
-    /// Starts the two tasks, on the shard's runtime, where that is wanted.
+    /// Starts the polling task on the shard's runtime, unless the mode is `Off`.
     pub(crate) fn start(self: &Rc<Self>) {
-        if self.polling == Polling::Off {
-            return;
+        if self.mode != BusyPollMode::Off {
+            drop(monoio::spawn(Rc::clone(self).run()));
         }
-        let (looker, echo) = (Rc::clone(self), Rc::clone(self));
-        drop(monoio::spawn(async move { looker.look().await }));
-        drop(monoio::spawn(async move {
-            poll_fn(|cx| {
-                keep(&echo.echoes, cx);
-                wake(&echo.looks);
-                Poll::<()>::Pending
-            })
-            .await;
-        }));
     }
 
-    async fn look(&self) {
+    async fn run(self: Rc<Self>) {
         loop {
-            self.something_to_wait_for().await;
-            self.stay_awake().await;
+            self.until_armed().await;
+            self.poll().await;
         }
     }
 
-    async fn something_to_wait_for(&self) {
+    async fn until_armed(&self) {
         poll_fn(|cx| {
-            keep(&self.looks, cx);
-            if self.until.get().is_some() {
+            if self.poll_until.get().is_some() {
                 return Poll::Ready(());
             }
-            self.asleep.set(true);
+            self.idle.set(Some(cx.waker().clone()));
             Poll::Pending
         })
         .await;
     }
 
-    /// Until there has been nothing for long enough, or the timers want to be looked at.
-    async fn stay_awake(&self) {
-        let begun = Instant::now();
-        let mut turned = begun;
-        let mut timer = None;
-        poll_fn(|cx| {
-            let now = Instant::now();
-            if self.polling == Polling::Auto && now.saturating_duration_since(turned) >= INTERRUPTED
-            {
-                self.habit.borrow_mut().interrupted(now);
-                self.until.set(None);
+    /// Keeps the loop running until no bytes have arrived for long enough, or another thread
+    /// wants the core.
+    async fn poll(&self) {
+        let mut now = Instant::now();
+        while self.poll_until.get().is_some_and(|until| now < until) {
+            let before = now;
+            let yielded = yield_now().await;
+            now = Instant::now();
+            // While it waits for the timers, all other tasks may run: that may take longer.
+            let preempted = yielded == Yielded::ToTasks && now - before >= PREEMPTED;
+            if preempted && self.mode == BusyPollMode::Auto {
+                self.predictor.borrow_mut().preempted(now);
+                break;
             }
-            turned = now;
-            if self.until.get().is_none_or(|until| now >= until) {
-                self.until.set(None);
-                return Poll::Ready(());
-            }
-            let awake = now - begun;
-            if awake >= WITHOUT_TIMERS / 2 {
-                // Set so early, it has run out by the time that it is waited for: the
-                // runtime looks at its timers and does not sleep.
-                let sleep = || Box::pin(monoio::time::sleep(WITHOUT_TIMERS / 2 - TIMER_STEP));
-                if timer.get_or_insert_with(sleep).as_mut().poll(cx).is_ready() {
-                    return Poll::Ready(());
-                }
-                if awake >= WITHOUT_TIMERS {
-                    // A wait for it would be no interruption.
-                    turned = now + TIMER_STEP;
-                    return Poll::Pending;
-                }
-            }
-            wake(&self.echoes);
-            Poll::Pending
-        })
-        .await;
+        }
+        self.poll_until.set(None);
     }
 }
 
-/// Of the machine's, not of those that this thread is tied to: with one, whoever is to
-/// answer waits for the poller.
+/// Counts the machine's cores and not those that this thread is pinned to: with a single core,
+/// the process that sends the next bytes waits for the poller.
 fn machine_has_one_core() -> bool {
     matches!(sysconf(SysconfVar::_NPROCESSORS_ONLN), Ok(Some(..=1)))
 }
 
-fn keep(place: &RefCell<Option<Waker>>, cx: &Context<'_>) {
-    let mut place = place.borrow_mut();
-    if place.is_none() {
-        *place = Some(cx.waker().clone());
-    }
-}
-
-fn wake(place: &RefCell<Option<Waker>>) {
-    if let Some(waker) = place.borrow().as_ref() {
-        waker.wake_by_ref();
+#[cfg(test)]
+impl BusyPoll {
+    fn is_idle(&self) -> bool {
+        let task = self.idle.take();
+        let is_idle = task.is_some();
+        self.idle.set(task);
+        is_idle
     }
 }
 
@@ -193,18 +158,18 @@ mod tests {
     use super::*;
     use crate::io::driver::{IoDriver, block_on};
 
-    const QUESTION: Moved = Moved {
+    const QUERY: Transfer = Transfer {
         session: 1,
-        way: Way::ToServer,
+        direction: Direction::ToServer,
         bytes: 50,
     };
 
-    const ALWAYS: Polling = Polling::Always(Duration::from_millis(20));
+    const ALWAYS: BusyPollMode = BusyPollMode::Always(Duration::from_millis(20));
 
-    fn on_both(polling: Polling, test: impl AsyncFn(Rc<BusyPoll>)) {
+    fn on_both(mode: BusyPollMode, test: impl AsyncFn(Rc<BusyPoll>)) {
         for driver in [IoDriver::Epoll, IoDriver::IoUring] {
             let ran = block_on(driver, async {
-                let busy = BusyPoll::as_told(polling);
+                let busy = BusyPoll::with_mode(mode);
                 busy.start();
                 test(busy).await;
             });
@@ -214,16 +179,16 @@ mod tests {
         }
     }
 
-    async fn falls_asleep(busy: &BusyPoll) {
+    async fn until_idle(busy: &BusyPoll) {
         let mut tries = 0;
-        while !busy.asleep.get() {
+        while !busy.is_idle() {
             tries += 1;
-            assert!(tries < 10_000, "it never sleeps");
+            assert!(tries < 10_000, "it polls without end");
             monoio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
-    /// Sends one byte to and fro for as long as it likes.
+    /// Echoes single bytes until the other end closes, for at most five seconds.
     fn echo(mut socket: StdUnixStream) {
         let give_up = Instant::now() + Duration::from_secs(5);
         let mut byte = [0];
@@ -234,14 +199,14 @@ mod tests {
         }
     }
 
-    /// A session that asks again as soon as it is answered.
+    /// A session that sends a query after every answer.
     fn session(busy: Rc<BusyPoll>) -> JoinHandle<()> {
         let (far, near) = StdUnixStream::pair().unwrap();
         near.set_nonblocking(monoio::utils::is_legacy()).unwrap();
         let mut near = UnixStream::from_std(near).unwrap();
         drop(monoio::spawn(async move {
             loop {
-                busy.saw_traffic(QUESTION);
+                busy.observe(QUERY);
                 let (sent, byte) = near.write_all(vec![1]).await;
                 let (read, _) = near.read(byte).await;
                 if sent.is_err() || !matches!(read, Ok(1)) {
@@ -253,49 +218,50 @@ mod tests {
     }
 
     #[test]
-    fn timers_run_out_although_traffic_never_ends() {
+    fn timers_expire_although_traffic_never_ends() {
         for sessions in [1, 16] {
             on_both(ALWAYS, async |busy| {
                 let peers: Vec<_> = (0..sessions).map(|_| session(Rc::clone(&busy))).collect();
                 for _ in 0..3 {
                     monoio::time::sleep(Duration::from_millis(20)).await;
                 }
-                let all_there = peers.iter().all(|peer| !peer.is_finished());
-                assert!(all_there, "the timer waited for the traffic's end");
+                let all_running = peers.iter().all(|peer| !peer.is_finished());
+                assert!(all_running, "the timer waited for the end of the traffic");
             });
         }
     }
 
     #[test]
-    fn it_sleeps_when_the_traffic_ends_and_wakes_with_it() {
+    fn polling_ends_with_the_traffic_and_begins_with_it() {
         on_both(ALWAYS, async |busy| {
             for _ in 0..3 {
-                busy.saw_traffic(QUESTION);
-                assert!(!busy.asleep.get());
-                falls_asleep(&busy).await;
+                busy.observe(QUERY);
+                assert!(!busy.is_idle());
+                until_idle(&busy).await;
             }
         });
     }
 
     #[test]
-    fn auto_looks_where_more_comes_soon_and_then_sleeps() {
-        on_both(Polling::Auto, async |busy| {
-            for (apart, looks) in [(SOON * 2, false), (SOON / 2, true)] {
-                falls_asleep(&busy).await;
+    fn auto_polls_when_more_arrives_soon_and_then_stops() {
+        on_both(BusyPollMode::Auto, async |busy| {
+            for (interval, polls) in [(POLL_WINDOW * 2, false), (POLL_WINDOW / 2, true)] {
+                until_idle(&busy).await;
                 let now = Instant::now();
-                (0..30).for_each(|n| busy.consider(QUESTION, now + apart * n));
-                assert_eq!(busy.until.get().is_some(), looks);
-                assert_eq!(busy.asleep.get(), !looks);
+                (0..30).for_each(|n| busy.observe_at(QUERY, now + interval * n));
+                assert_eq!(busy.poll_until.get().is_some(), polls);
+                assert_eq!(busy.is_idle(), !polls);
             }
-            falls_asleep(&busy).await;
+            until_idle(&busy).await;
         });
     }
 
     #[test]
-    fn off_it_does_nothing() {
-        on_both(Polling::Off, async |off| {
-            off.saw_traffic(QUESTION);
-            assert!(off.looks.borrow().is_none());
+    fn mode_off_does_nothing() {
+        on_both(BusyPollMode::Off, async |off| {
+            off.observe(QUERY);
+            assert_eq!(off.poll_until.get(), None);
+            assert!(!off.is_idle(), "there is no task");
         });
     }
 }

@@ -1,12 +1,13 @@
-//! What a shard's sessions share for the bytes that they move.
+//! What the sessions of a shard share: the policies of `sched` that depend on when they move
+//! bytes.
 
 use std::rc::Rc;
 
-use crate::sched::busy_poll::{BusyPoll, Moved};
+use crate::sched::busy_poll::{BusyPoll, Transfer};
 use crate::sched::delay_timer::TimerQueue;
 use crate::sched::handshake_queue::HandshakeQueue;
 
-/// A shard's.
+/// The activity of one shard.
 pub(crate) struct ShardActivity {
     pub(crate) busy_poll: Rc<BusyPoll>,
     pub(crate) handshake_queue: HandshakeQueue,
@@ -14,10 +15,10 @@ pub(crate) struct ShardActivity {
 }
 
 impl ShardActivity {
-    /// Bytes have come, and more may follow at once.
+    /// Records that a session has moved bytes.
     #[inline]
-    pub(crate) fn seen(&self, moved: Moved) {
-        self.busy_poll.saw_traffic(moved);
+    pub(crate) fn record(&self, transfer: Transfer) {
+        self.busy_poll.observe(transfer);
         self.handshake_queue.record_activity();
     }
 }

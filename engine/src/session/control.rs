@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use attest::AttestedPeer;
 use nix::sys::socket::{Shutdown, shutdown};
 
-use crate::sched::busy_poll::{Moved, Way};
+use crate::sched::busy_poll::{Direction, Transfer};
 use crate::sched::delay_timer::TimerQueue;
 use crate::session::activity::ShardActivity;
 use crate::telemetry::close_reason::CloseReason;
@@ -74,7 +74,7 @@ pub(crate) struct ConnectionControl {
     /// Plaintext bytes to the client.
     sent: Cell<u64>,
     shard_metrics: Rc<ShardMetrics>,
-    traffic: Rc<ShardActivity>,
+    activity: Rc<ShardActivity>,
     watchdog_waker: RefCell<Option<Waker>>,
     peer: RefCell<Option<Arc<AttestedPeer>>>,
 }
@@ -93,7 +93,7 @@ impl ConnectionControl {
     pub(crate) fn new(
         login_deadline: Instant,
         shard_metrics: Rc<ShardMetrics>,
-        traffic: Rc<ShardActivity>,
+        activity: Rc<ShardActivity>,
     ) -> Self {
         Self {
             phase: Cell::new(Phase::Login),
@@ -104,7 +104,7 @@ impl ConnectionControl {
             received: Cell::new(0),
             sent: Cell::new(0),
             shard_metrics,
-            traffic,
+            activity,
             watchdog_waker: RefCell::new(None),
             peer: RefCell::new(None),
         }
@@ -178,7 +178,7 @@ impl ConnectionControl {
 
     /// The sub-millisecond timers of this session's shard.
     pub(crate) fn timers(&self) -> &Rc<TimerQueue> {
-        &self.traffic.timers
+        &self.activity.timers
     }
 
     /// Plaintext bytes from the client so far, as they are counted.
@@ -190,19 +190,19 @@ impl ConnectionControl {
         self.received
             .set(self.received.get().wrapping_add(n as u64));
         self.shard_metrics.received.increment(n as u64);
-        self.saw(Way::ToServer, n);
+        self.record(Direction::ToServer, n);
     }
 
     pub(crate) fn count_sent(&self, n: usize) {
         self.sent.set(self.sent.get().wrapping_add(n as u64));
         self.shard_metrics.sent.increment(n as u64);
-        self.saw(Way::ToClient, n);
+        self.record(Direction::ToClient, n);
     }
 
-    fn saw(&self, way: Way, bytes: usize) {
-        self.traffic.seen(Moved {
+    fn record(&self, direction: Direction, bytes: usize) {
+        self.activity.record(Transfer {
             session: std::ptr::from_ref(self).addr(),
-            way,
+            direction,
             bytes,
         });
     }

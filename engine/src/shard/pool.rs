@@ -14,7 +14,7 @@ use crate::io::mailbox::{Sender, mailbox};
 use crate::io::offload::PendingJobs;
 use crate::shard::context::{HandlerFactory, ShardContext};
 
-use crate::sched::busy_poll::{BusyPoll, Polling};
+use crate::sched::busy_poll::{BusyPoll, BusyPollMode};
 use crate::sched::delay_timer::TimerQueue;
 use crate::sched::handshake_queue::HandshakeQueue;
 use crate::session::activity::ShardActivity;
@@ -32,7 +32,7 @@ pub(crate) struct ShardConfig {
     limit: Arc<ConnectionLimit>,
     timeouts: Timeouts,
     pin: bool,
-    busy_poll: Polling,
+    busy_poll: BusyPollMode,
 }
 
 impl ShardConfig {

@@ -1,98 +1,114 @@
-//! Whether it pays to look for more: what has followed on what lately.
+//! Saturating-counter predictor, as branch predictors use it: whether more bytes arrive soon
+//! after a transfer, from what followed the last ones.
 
 use std::time::{Duration, Instant};
 
-/// What comes within this time comes soon: about as long as a core takes to fall asleep
-/// and to wake. Longer to look would cost more than it saves.
-pub(super) const SOON: Duration = Duration::from_micros(100);
-/// Sessions that take turns. With more, a shard that wakes has several to serve, and
-/// spends less asleep than looking.
-const FEW: usize = 2;
-/// More bytes at a time are a stream's, which waits in its own way.
-const STREAM: usize = 4 * 1024;
-/// How much one that came soon, and one that did not, changes: where fewer than four in
-/// five come soon, nobody looks.
-const UP: u8 = 1;
-const DOWN: u8 = 4;
-const ENOUGH: u8 = 8;
-const MOST: u8 = 16;
-/// How long nobody looks after an interruption, at first and at most: a poller that
-/// others want the core from is kept waiting for whole slices of time.
-const HOLD: Duration = Duration::from_millis(100);
-const HOLD_MOST: Duration = Duration::from_secs(10);
+use crate::io::backoff::Backoff;
 
-/// Which way bytes went.
+/// How long a shard polls after a transfer, and what counts as soon: about the time that
+/// falling asleep and waking take. Polling longer costs more than it saves.
+pub(super) const POLL_WINDOW: Duration = Duration::from_micros(100);
+/// Sessions that moved bytes last. With more, a shard that wakes has several to serve, and
+/// sleeping costs less than polling.
+const RECENT_SESSIONS: usize = 2;
+/// A larger transfer belongs to a stream, whose reads are coalesced instead.
+const STREAM_BYTES: usize = 4 * 1024;
+/// What an arrival that was soon, and one that was not, change: below four in five, the shard
+/// does not poll.
+const HIT: u8 = 1;
+const MISS: u8 = 4;
+/// The confidence from which the shard polls, and its maximum.
+const THRESHOLD: u8 = 8;
+const MAX_CONFIDENCE: u8 = 16;
+/// Initial and maximum back-off after the poller was preempted: another thread wants this
+/// core, and would delay the shard by a whole time slice for each poll.
+const MIN_BACKOFF: Duration = Duration::from_millis(100);
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+
+/// Where bytes were moved to.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Way {
-    /// A question: the next thing is its answer.
+pub(crate) enum Direction {
+    /// A query; its answer follows.
     ToServer,
-    /// An answer: the next thing is another question.
+    /// An answer; another query may follow.
     ToClient,
 }
 
-/// Bytes that went on.
+/// Bytes that a session has moved.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Moved {
-    /// Whose: any number that is its own.
+pub(crate) struct Transfer {
+    /// A number that distinguishes the session from the shard's others.
     pub(crate) session: usize,
-    pub(crate) way: Way,
+    pub(crate) direction: Direction,
     pub(crate) bytes: usize,
 }
 
-/// A shard's.
-#[derive(Default)]
-pub(super) struct Habit {
-    /// Those that moved bytes last.
-    sessions: [usize; FEW],
-    last: Option<(Instant, Way)>,
-    /// That something comes soon, after a question and after an answer.
-    trust: [u8; 2],
-    hold: Duration,
-    /// Nobody looks before.
-    held: Option<Instant>,
+/// The predictor of one shard.
+pub(super) struct ArrivalPredictor {
+    /// The sessions that moved bytes last, the latest first.
+    recent_sessions: [usize; RECENT_SESSIONS],
+    last: Option<(Instant, Direction)>,
+    /// That something arrives soon, after a query and after an answer.
+    confidence: [u8; 2],
+    backoff: Backoff,
+    /// The end of the last back-off, and its length.
+    backed_off: Option<(Instant, Duration)>,
 }
 
-impl Habit {
-    /// Takes note; `true` where it pays to look for what comes next.
-    pub(super) fn saw(&mut self, moved: Moved, now: Instant) -> bool {
-        let few = self.knows(moved.session);
-        if let Some((then, way)) = self.last.replace((now, moved.way)) {
-            let soon = few && moved.bytes < STREAM && now - then <= SOON;
-            let trust = self.trust(way);
-            *trust = match soon {
-                true => trust.saturating_add(UP).min(MOST),
-                false => trust.saturating_sub(DOWN),
+impl ArrivalPredictor {
+    pub(super) fn new() -> Self {
+        Self {
+            recent_sessions: Default::default(),
+            last: None,
+            confidence: [0; 2],
+            backoff: Backoff::new(MIN_BACKOFF, MAX_BACKOFF),
+            backed_off: None,
+        }
+    }
+
+    /// Records a transfer. Returns whether polling for the next one is worth it.
+    pub(super) fn observe(&mut self, transfer: Transfer, now: Instant) -> bool {
+        let is_recent = self.is_recent(transfer.session);
+        if let Some((then, direction)) = self.last.replace((now, transfer.direction)) {
+            let soon = is_recent && transfer.bytes < STREAM_BYTES && now - then <= POLL_WINDOW;
+            let confidence = self.confidence(direction);
+            *confidence = match soon {
+                true => confidence.saturating_add(HIT).min(MAX_CONFIDENCE),
+                false => confidence.saturating_sub(MISS),
             };
         }
-        few && *self.trust(moved.way) >= ENOUGH && self.held.is_none_or(|held| now >= held)
+        is_recent
+            && *self.confidence(transfer.direction) >= THRESHOLD
+            && self.backed_off.is_none_or(|(end, _)| now >= end)
     }
 
-    /// Others wanted the core while this shard looked: it stops for a while, and for
-    /// longer where that happens again.
-    pub(super) fn interrupted(&mut self, now: Instant) {
-        let lately = self
-            .held
-            .is_some_and(|held| now.saturating_duration_since(held) < self.hold);
-        self.hold = match lately {
-            true => (self.hold * 2).min(HOLD_MOST),
-            false => HOLD,
-        };
-        self.held = Some(now + self.hold);
+    /// Backs off, since the shard was preempted while it polled: for longer if the last
+    /// back-off has ended only recently.
+    pub(super) fn preempted(&mut self, now: Instant) {
+        let again = self
+            .backed_off
+            .is_some_and(|(end, length)| now.saturating_duration_since(end) < length);
+        if !again {
+            self.backoff.reset();
+        }
+        let length = self.backoff.next_delay();
+        self.backed_off = Some((now + length, length));
     }
 
-    fn trust(&mut self, way: Way) -> &mut u8 {
-        let [question, answer] = &mut self.trust;
-        match way {
-            Way::ToServer => question,
-            Way::ToClient => answer,
+    /// The counter of what follows a transfer in this direction.
+    fn confidence(&mut self, direction: Direction) -> &mut u8 {
+        let [after_query, after_answer] = &mut self.confidence;
+        match direction {
+            Direction::ToServer => after_query,
+            Direction::ToClient => after_answer,
         }
     }
 
-    /// Whether it is one of the last, which it is from here on.
-    fn knows(&mut self, session: usize) -> bool {
-        let [last, before] = self.sessions;
+    /// Whether the session is one of the last that moved bytes; it is from now on.
+    fn is_recent(&mut self, session: usize) -> bool {
+        let [last, before] = self.recent_sessions;
         if session != last {
-            self.sessions = [session, last];
+            self.recent_sessions = [session, last];
         }
         session == last || session == before
     }
@@ -106,50 +122,56 @@ mod tests {
     const LONG: Duration = Duration::from_millis(1);
 
     struct Shard {
-        habit: Habit,
+        predictor: ArrivalPredictor,
         now: Instant,
     }
 
     impl Shard {
         fn new() -> Self {
             Self {
-                habit: Habit::default(),
+                predictor: ArrivalPredictor::new(),
                 now: Instant::now(),
             }
         }
 
-        fn moves(&mut self, after: Duration, session: usize, way: Way, bytes: usize) -> bool {
+        fn moves(
+            &mut self,
+            after: Duration,
+            session: usize,
+            direction: Direction,
+            bytes: usize,
+        ) -> bool {
             self.now += after;
-            let moved = Moved {
+            let transfer = Transfer {
                 session,
-                way,
+                direction,
                 bytes,
             };
-            self.habit.saw(moved, self.now)
+            self.predictor.observe(transfer, self.now)
         }
 
-        /// Rounds of a question and an answer; what was said of the last ones.
+        /// Rounds of a query and an answer; the predictions after the last two.
         fn exchanges(&mut self, rounds: usize, think: Duration, work: Duration) -> [bool; 2] {
-            let mut said = [false; 2];
+            let mut predicted = [false; 2];
             for _ in 0..rounds {
-                said = [
-                    self.moves(think, 1, Way::ToServer, 50),
-                    self.moves(work, 1, Way::ToClient, 90),
+                predicted = [
+                    self.moves(think, 1, Direction::ToServer, 50),
+                    self.moves(work, 1, Direction::ToClient, 90),
                 ];
             }
-            said
+            predicted
         }
     }
 
     #[test]
-    fn who_asks_at_once_when_answered_is_looked_for() {
+    fn polls_after_back_to_back_queries() {
         let mut shard = Shard::new();
         assert_eq!(shard.exchanges(4, SHORT, SHORT), [false, false]);
         assert_eq!(shard.exchanges(20, SHORT, SHORT), [true, true]);
     }
 
     #[test]
-    fn a_question_now_and_then_is_only_looked_at_for_its_answer() {
+    fn queries_and_answers_are_predicted_separately() {
         let mut shard = Shard::new();
         assert_eq!(shard.exchanges(30, LONG, SHORT), [true, false]);
         assert_eq!(shard.exchanges(30, LONG, LONG), [false, false]);
@@ -157,11 +179,11 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_late_does_not_end_it_and_one_in_two_does() {
+    fn one_late_arrival_does_not_end_polling_and_one_in_two_does() {
         let mut shard = Shard::new();
         shard.exchanges(30, SHORT, SHORT);
-        shard.moves(LONG, 1, Way::ToServer, 50);
-        assert!(shard.moves(SHORT, 1, Way::ToClient, 50));
+        shard.moves(LONG, 1, Direction::ToServer, 50);
+        assert!(shard.moves(SHORT, 1, Direction::ToClient, 50));
         for _ in 0..20 {
             shard.exchanges(1, SHORT, SHORT);
             shard.exchanges(1, LONG, SHORT);
@@ -170,46 +192,47 @@ mod tests {
     }
 
     #[test]
-    fn two_sessions_are_few_and_three_are_not() {
-        for (sessions, looked) in [(2, true), (3, false)] {
+    fn polls_for_two_alternating_sessions_and_not_for_three() {
+        for (sessions, polls) in [(2, true), (3, false)] {
             let mut shard = Shard::new();
-            let mut said = false;
+            let mut predicted = false;
             for _ in 0..30 {
                 for session in 1..=sessions {
-                    shard.moves(SHORT, session, Way::ToServer, 50);
+                    shard.moves(SHORT, session, Direction::ToServer, 50);
                 }
                 for session in 1..=sessions {
-                    said = shard.moves(SHORT, session, Way::ToClient, 50);
+                    predicted = shard.moves(SHORT, session, Direction::ToClient, 50);
                 }
             }
-            assert_eq!(said, looked, "{sessions}");
+            assert_eq!(predicted, polls, "{sessions}");
         }
     }
 
     #[test]
-    fn a_stream_is_not_looked_for() {
+    fn does_not_poll_for_a_stream() {
         let mut shard = Shard::new();
         for _ in 0..30 {
-            assert!(!shard.moves(SHORT, 1, Way::ToClient, 8192));
+            assert!(!shard.moves(SHORT, 1, Direction::ToClient, 8192));
         }
     }
 
     #[test]
-    fn whoever_is_interrupted_stops_and_for_longer_each_time() {
+    fn preemption_stops_polling_and_for_longer_each_time() {
         let mut shard = Shard::new();
         shard.exchanges(30, SHORT, SHORT);
-        for hold in [HOLD, HOLD * 2, HOLD * 4] {
-            shard.habit.interrupted(shard.now);
+        for length in [MIN_BACKOFF, MIN_BACKOFF * 2, MIN_BACKOFF * 4] {
+            shard.predictor.preempted(shard.now);
             assert_eq!(shard.exchanges(30, SHORT, SHORT), [false, false]);
-            shard.now += hold;
+            shard.now += length;
             assert_eq!(shard.exchanges(1, SHORT, SHORT), [true, true]);
         }
+        let length = |shard: &Shard| shard.predictor.backed_off.unwrap().1;
         for _ in 0..20 {
-            shard.habit.interrupted(shard.now);
+            shard.predictor.preempted(shard.now);
         }
-        assert_eq!(shard.habit.hold, HOLD_MOST);
-        shard.now += HOLD_MOST * 3;
-        shard.habit.interrupted(shard.now);
-        assert_eq!(shard.habit.hold, HOLD);
+        assert_eq!(length(&shard), MAX_BACKOFF);
+        shard.now += MAX_BACKOFF * 3;
+        shard.predictor.preempted(shard.now);
+        assert_eq!(length(&shard), MIN_BACKOFF);
     }
 }

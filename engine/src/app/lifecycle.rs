@@ -21,7 +21,7 @@ use crate::app::signals::SignalSource;
 use crate::app::systemd;
 use crate::io::backoff::Backoff;
 use crate::io::driver::{self, DriverChoice, IoDriver};
-use crate::shard::Message;
+use crate::shard::message::Message;
 use crate::shard::pool::ShardPool;
 use crate::telemetry::metrics::Metrics;
 

@@ -24,8 +24,9 @@ use crate::proxy::{read_opening, reply_opening};
 use crate::session::control::{ConnectionControl, FdGuard};
 use crate::session::relay::{ClientSide, relay};
 use crate::session::tls_stream::{StreamError, TlsStream};
+use crate::shard::connection_limit::ConnectionPermit;
+use crate::shard::handler::{ConnectionHandler, HandlerContext};
 use crate::shard::live_config::{LiveConfig, Snapshot};
-use crate::shard::{self, ConnectionPermit, HandlerContext};
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
 use crate::tls::session::{HandshakeSummary, Session};
@@ -53,7 +54,7 @@ impl InboundHandler {
     }
 }
 
-impl shard::ConnectionHandler for InboundHandler {
+impl ConnectionHandler for InboundHandler {
     fn context(&self) -> &HandlerContext {
         &self.context
     }

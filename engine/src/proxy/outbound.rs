@@ -26,8 +26,9 @@ use crate::proxy::{read_opening, reply_opening};
 use crate::session::control::ConnectionControl;
 use crate::session::relay::{ClientSide, relay};
 use crate::session::tls_stream::{StreamError, TlsStream};
+use crate::shard::connection_limit::ConnectionPermit;
 use crate::shard::context::{HandlerFactory, ShardContext};
-use crate::shard::{self, ConnectionPermit, HandlerContext};
+use crate::shard::handler::{ConnectionHandler, HandlerContext};
 use crate::tasks::discovery::TargetResolver;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
@@ -72,7 +73,7 @@ impl HandlerFactory for ForwarderState {
 
 type Server = TlsStream<UnbufferedClientConnection>;
 
-impl shard::ConnectionHandler for OutboundHandler {
+impl ConnectionHandler for OutboundHandler {
     fn context(&self) -> &HandlerContext {
         &self.context
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::io::offload::PendingJobs;
 use crate::sched::handshake_queue::HandshakeQueue;
-use crate::shard::ConnectionHandler;
+use crate::shard::handler::ConnectionHandler;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::shard_metrics::ShardMetrics;
 

@@ -7,8 +7,9 @@ use attest::Denial;
 use attest::denial::Fault;
 use futures_util::FutureExt as _;
 
-use super::{ConnectionHandler, Shard};
 use crate::session::control::{ConnectionControl, TerminateReason};
+use crate::shard::event_loop::Shard;
+use crate::shard::handler::ConnectionHandler;
 
 /// Sessions that are judged in one turn of the loop, and how long the others then have:
 /// an answer from the cache waits for nothing.

@@ -1,0 +1,104 @@
+//! One connection on its shard: its handler, its watchdog and its log line.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+
+use crate::io::peer::Peer;
+use crate::io::stream::Stream;
+use crate::session::control::ConnectionControl;
+use crate::shard::balancer::ShardAssignment;
+use crate::shard::connection_limit::ConnectionPermit;
+use crate::shard::event_loop::Shard;
+use crate::shard::handler::ConnectionHandler;
+use crate::telemetry::close_reason::CloseReason;
+use crate::telemetry::connection_info::ConnectionInfo;
+
+impl<S: ConnectionHandler> Shard<S> {
+    /// One connection from accept to its log line.
+    pub(super) async fn connection(
+        self: Rc<Self>,
+        stream: Stream,
+        peer: Peer,
+        permit: ConnectionPermit,
+        assignment: ShardAssignment,
+    ) {
+        let shard_metrics = &self.handler.context().shard_metrics;
+        shard_metrics.accepted();
+        let info = RefCell::new(ConnectionInfo::new(peer));
+        let started = info.borrow().accepted;
+        let deadline = started + self.timeouts.login;
+        let control = Rc::new(ConnectionControl::new(
+            deadline,
+            Rc::clone(shard_metrics),
+            Rc::clone(&self.activity),
+        ));
+        let key = self.connections.borrow_mut().insert(Rc::clone(&control));
+        let end = {
+            // Boxed or pinned: a future that is passed by value is in memory twice.
+            let handler = Box::pin(self.handler.serve(stream, &permit, &control, &info));
+            let with_watchdog = pin!(with_watchdog(handler, &control, self.timeouts.idle));
+            catch_panic(with_watchdog).await
+        };
+        self.connections.borrow_mut().remove(key);
+        drop((permit, assignment));
+        let info = info.into_inner();
+        shard_metrics.ended(info.role, info.is_session, &end);
+        if !info.logged {
+            let access_log = &self.handler.context().access_log;
+            access_log.ended(&info, control.bytes(), &end);
+        }
+        if self.connections.borrow().is_empty()
+            && let Some(waker) = self.emptied.take()
+        {
+            waker.wake();
+        }
+    }
+}
+
+/// Runs a handler together with its watchdog. The watchdog ends first only if the handler
+/// did not end although its sockets are shut down; the handler is dropped then.
+async fn with_watchdog(
+    mut handler: Pin<Box<impl Future<Output = CloseReason>>>,
+    control: &ConnectionControl,
+    idle: Option<Duration>,
+) -> CloseReason {
+    let mut watchdog = pin!(control.watchdog(idle));
+    poll_fn(|cx| {
+        // The handler first: the watchdog then sees its change of phase.
+        if let Poll::Ready(end) = handler.as_mut().poll(cx) {
+            return Poll::Ready(end);
+        }
+        watchdog
+            .as_mut()
+            .poll(cx)
+            .map(|order| order.map_or(CloseReason::PeerStuck, CloseReason::from))
+    })
+    .await
+}
+
+/// A panic ends the connection that it happened in, and no other.
+async fn catch_panic(handler: Pin<&mut impl Future<Output = CloseReason>>) -> CloseReason {
+    AssertUnwindSafe(handler)
+        .catch_unwind()
+        .await
+        .unwrap_or(CloseReason::Panic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_ends_one_connection() {
+        let handler = pin!(async { std::hint::black_box(None::<CloseReason>).expect("a bug") });
+        let end = catch_panic(handler).now_or_never();
+        assert!(matches!(end, Some(CloseReason::Panic)));
+    }
+}

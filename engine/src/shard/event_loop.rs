@@ -1,0 +1,238 @@
+//! A shard's event loop: it accepts connections, hands them to less loaded shards, and
+//! carries out the messages of other threads.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use slab::Slab;
+
+use crate::io::listener::{self, ActiveListener, Listener};
+use crate::io::mailbox::{Mailbox, Sender};
+use crate::io::offload::PendingJobs;
+use crate::io::peer::Peer;
+use crate::io::stream::Stream;
+use crate::session::activity::ShardActivity;
+use crate::session::control::{ConnectionControl, TerminateReason};
+use crate::shard::balancer::Balancer;
+use crate::shard::connection_limit::{ConnectionLimit, ConnectionPermit};
+use crate::shard::handler::ConnectionHandler;
+use crate::shard::message::{HandedOff, Message};
+
+/// Pause after an accept that failed for want of descriptors or memory.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// Interval of the connections that end an accept: another shard may have taken one.
+const WAKE_ACCEPT_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The shards of the process, as one of them sees them.
+pub(crate) struct SiblingShards {
+    /// This shard's number.
+    pub(crate) own: usize,
+    pub(crate) balancer: Arc<Balancer>,
+    /// Every shard's mailbox, by number.
+    pub(crate) mailboxes: Arc<[Sender<Message>]>,
+}
+
+/// How long each part of a connection may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    pub(crate) login: Duration,
+    pub(crate) idle: Option<Duration>,
+    /// From a change of policy or collateral to the end of the sessions that
+    /// it refuses.
+    pub(crate) revocation: Duration,
+}
+
+/// What a shard's tasks share.
+pub(crate) struct Shard<S> {
+    pub(crate) handler: S,
+    pub(crate) jobs: PendingJobs,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) limit: Arc<ConnectionLimit>,
+    siblings: SiblingShards,
+    pub(super) activity: Rc<ShardActivity>,
+    pub(super) connections: RefCell<Slab<Rc<ConnectionControl>>>,
+    draining: Cell<bool>,
+    /// Changes of policy or collateral so far.
+    pub(super) revalidations: Cell<u64>,
+    listener: Cell<Option<RawFd>>,
+    /// Woken when the last connection has ended.
+    pub(super) emptied: RefCell<Option<Waker>>,
+}
+
+impl<S: ConnectionHandler> Shard<S> {
+    pub(crate) fn new(
+        handler: S,
+        jobs: PendingJobs,
+        timeouts: Timeouts,
+        limit: Arc<ConnectionLimit>,
+        siblings: SiblingShards,
+        activity: Rc<ShardActivity>,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            handler,
+            jobs,
+            timeouts,
+            limit,
+            siblings,
+            activity,
+            connections: RefCell::default(),
+            draining: Cell::new(false),
+            revalidations: Cell::new(0),
+            listener: Cell::new(None),
+            emptied: RefCell::new(None),
+        })
+    }
+
+    /// Serves until drained.
+    ///
+    /// # Errors
+    /// The listener or the mailbox cannot be used.
+    pub(crate) async fn run(
+        self: Rc<Self>,
+        listener: Listener,
+        mailbox: Mailbox<Message>,
+    ) -> io::Result<()> {
+        let listener = listener.on_this_thread()?;
+        self.listener.set(Some(listener.raw_fd()));
+        let mail = Rc::clone(&self);
+        let delivery = monoio::spawn(mailbox.deliver(move |message| mail.take(message)));
+        self.activity.busy_poll.start();
+        self.accept_all(&listener).await;
+        self.listener.set(None);
+        drop(listener);
+        self.all_ended().await;
+        self.activity.timers.stop();
+        drop(delivery);
+        Ok(())
+    }
+
+    fn take(self: &Rc<Self>, message: Message) -> bool {
+        match message {
+            Message::JobDone(result) => self.jobs.complete(result),
+            Message::Drain => {
+                self.draining.set(true);
+                if let Some(fd) = self.listener.get() {
+                    self.end_accept(fd);
+                }
+            }
+            Message::TerminateAll => {
+                for control in self.controls() {
+                    control.terminate(TerminateReason::Shutdown);
+                }
+            }
+            Message::Revalidate => drop(monoio::spawn(Rc::clone(self).revalidate())),
+            Message::HandOff(handed_off) => self.accept_handoff(handed_off),
+        }
+        true
+    }
+
+    /// Ends the accept that is waiting. It must not be cancelled: monoio 0.2.4 would leak the
+    /// accepted socket ([`crate::sched`]).
+    fn end_accept(self: &Rc<Self>, fd: RawFd) {
+        match listener::unix_path(fd) {
+            None => {
+                let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Both);
+            }
+            Some(path) => drop(monoio::spawn(Rc::clone(self).wake_accept(path))),
+        }
+    }
+
+    /// Shutting a Unix socket down does not end an accept on Linux; a connection does. The
+    /// shards share the socket, and each needs one connection.
+    async fn wake_accept(self: Rc<Self>, path: PathBuf) {
+        while self.listener.get().is_some() {
+            listener::wake_accept(&path);
+            monoio::time::sleep(WAKE_ACCEPT_INTERVAL).await;
+        }
+    }
+
+    pub(super) fn controls(&self) -> Vec<Rc<ConnectionControl>> {
+        let connections = self.connections.borrow();
+        connections
+            .iter()
+            .map(|(_, control)| Rc::clone(control))
+            .collect()
+    }
+
+    async fn accept_all(self: &Rc<Self>, listener: &ActiveListener) {
+        loop {
+            match listener.accept().await {
+                Ok(_) if self.draining.get() => return,
+                Ok((stream, peer)) => {
+                    if let Some(permit) = self.limit.enter() {
+                        self.dispatch(stream, peer, permit);
+                    } else {
+                        self.handler.context().shard_metrics.dropped();
+                        let access_log = &self.handler.context().access_log;
+                        access_log.dropped_over_limit(peer);
+                    }
+                }
+                Err(_) if self.draining.get() => return,
+                Err(error) => {
+                    tracing::error!(%error, "accept failed");
+                    monoio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+    }
+
+    /// Serves a connection on this shard, or hands it to the one with the fewest.
+    fn dispatch(self: &Rc<Self>, stream: Stream, peer: Peer, permit: ConnectionPermit) {
+        let SiblingShards {
+            own,
+            balancer,
+            mailboxes,
+        } = &self.siblings;
+        let assignment = balancer.assign(*own);
+        if assignment.shard() != *own
+            && let Some(mailbox) = mailboxes.get(assignment.shard())
+            // Without descriptors it is served here.
+            && let Ok(moving) = stream.detach()
+        {
+            mailbox.send(Message::HandOff(HandedOff {
+                stream: moving,
+                peer,
+                permit,
+                assignment,
+            }));
+        } else {
+            monoio::spawn(Rc::clone(self).connection(stream, peer, permit, assignment));
+        }
+    }
+
+    fn accept_handoff(self: &Rc<Self>, handed_off: HandedOff) {
+        let HandedOff {
+            stream,
+            peer,
+            permit,
+            assignment,
+        } = handed_off;
+        if self.draining.get() {
+            return;
+        }
+        match stream.on_this_thread() {
+            Ok(stream) => {
+                monoio::spawn(Rc::clone(self).connection(stream, peer, permit, assignment));
+            }
+            Err(error) => tracing::error!(%error, "accept failed"),
+        }
+    }
+
+    async fn all_ended(&self) {
+        poll_fn(|cx| {
+            if self.connections.borrow().is_empty() {
+                return Poll::Ready(());
+            }
+            *self.emptied.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}

@@ -1,0 +1,38 @@
+//! The trait of what a shard runs for each connection, and what every implementation has.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::rc::Rc;
+
+use crate::attestation::gate::Gate;
+use crate::io::stream::Stream;
+use crate::sched::handshake_queue::HandshakeQueue;
+use crate::session::control::ConnectionControl;
+use crate::shard::connection_limit::ConnectionPermit;
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::close_reason::CloseReason;
+use crate::telemetry::connection_info::ConnectionInfo;
+use crate::telemetry::shard_metrics::ShardMetrics;
+
+/// Serves the connections of one shard.
+pub(crate) trait ConnectionHandler: 'static {
+    /// What the shard itself uses.
+    fn context(&self) -> &HandlerContext;
+
+    /// Serves one accepted connection to its end.
+    fn serve(
+        &self,
+        stream: Stream,
+        permit: &ConnectionPermit,
+        control: &ConnectionControl,
+        info: &RefCell<ConnectionInfo>,
+    ) -> impl Future<Output = CloseReason>;
+}
+
+/// What every handler has.
+pub(crate) struct HandlerContext {
+    pub(crate) handshake_queue: HandshakeQueue,
+    pub(crate) gate: Gate,
+    pub(crate) shard_metrics: Rc<ShardMetrics>,
+    pub(crate) access_log: Rc<AccessLog>,
+}

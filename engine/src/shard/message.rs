@@ -1,0 +1,29 @@
+//! The messages in a shard's mailbox.
+
+use crate::io::offload::JobResult;
+use crate::io::peer::Peer;
+use crate::io::stream::DetachedStream;
+use crate::shard::balancer::ShardAssignment;
+use crate::shard::connection_limit::ConnectionPermit;
+
+/// A message from another thread to a shard.
+pub(crate) enum Message {
+    /// An offloaded job has completed.
+    JobDone(JobResult),
+    /// Accept no more connections; return when the last one has ended.
+    Drain,
+    /// The drain timeout is over: end all connections.
+    TerminateAll,
+    /// Policy or collateral has changed: check every session again.
+    Revalidate,
+    /// Serve this connection, which another shard has accepted.
+    HandOff(HandedOff),
+}
+
+/// An accepted connection on its way to the shard that serves it.
+pub(crate) struct HandedOff {
+    pub(super) stream: DetachedStream,
+    pub(super) peer: Peer,
+    pub(super) permit: ConnectionPermit,
+    pub(super) assignment: ShardAssignment,
+}

@@ -1,4 +1,7 @@
-//! Sessions judged again: policy or collateral has changed since they were let in.
+//! Revalidation of established sessions after a change of policy or collateral.
+//!
+//! A session whose client would be refused now ends after a grace period. A failure on our
+//! side, such as a PCCS that is down, must never end a session.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -7,60 +10,61 @@ use attest::Denial;
 use attest::denial::Fault;
 use futures_util::FutureExt as _;
 
+use crate::sched::yield_now::yield_now;
 use crate::session::control::{ConnectionControl, TerminateReason};
 use crate::shard::event_loop::Shard;
 use crate::shard::handler::ConnectionHandler;
 
-/// Sessions that are judged in one turn of the loop, and how long the others then have:
-/// an answer from the cache waits for nothing.
-const AT_ONCE: usize = 32;
-const NEXT: Duration = Duration::from_millis(1);
-/// When those are judged that the verify thread had no room for.
-const AGAIN: Duration = Duration::from_secs(1);
+/// Sessions that are checked before the other tasks of the shard run: a verdict from the cache
+/// waits for nothing.
+const BATCH: usize = 32;
+/// When sessions are checked again for which the verification thread's queue was full.
+const OVERLOAD_RETRY: Duration = Duration::from_secs(1);
 
-/// What has been found out of sessions.
-struct Found<T> {
-    /// Their clients would be refused now, and why.
+/// The sessions that are not admitted any more, or not checked yet.
+struct Checked<T> {
+    /// Sessions whose clients would be refused now, and why.
     refused: Vec<(T, Denial)>,
-    /// The verify thread had no room for them.
+    /// Sessions for which the verification thread's queue was full.
     undecided: Vec<T>,
 }
 
 impl<S: ConnectionHandler> Shard<S> {
-    /// Ends the sessions of clients that would not be let in any more. What is our own
-    /// fault, such as a PCCS that is down, ends nobody's session.
+    /// Checks every session, and ends those of clients that would be refused now.
     pub(super) async fn revalidate(self: Rc<Self>) {
-        let begun = Instant::now();
+        let start = Instant::now();
         let number = self.revalidations.get().wrapping_add(1);
         self.revalidations.set(number);
         let mut sessions = self.controls();
         loop {
-            let found = judge(sessions, async |control: &Rc<ConnectionControl>| {
-                // Of a session that has ended, nobody else has it.
+            let checked = check(sessions, async |control: &Rc<ConnectionControl>| {
+                // If ours is the only reference, the session has ended.
                 match control.peer().filter(|_| Rc::strong_count(control) > 1) {
                     Some(peer) => self.handler.context().gate.still_admits(peer.chain()).await,
                     None => Ok(()),
                 }
             })
             .await;
-            if !found.refused.is_empty() {
-                let left = self.timeouts.revocation.saturating_sub(begun.elapsed());
-                drop(monoio::spawn(Rc::clone(&self).revoke(found.refused, left)));
+            if !checked.refused.is_empty() {
+                let left = self.timeouts.revocation.saturating_sub(start.elapsed());
+                drop(monoio::spawn(
+                    Rc::clone(&self).revoke(checked.refused, left),
+                ));
             }
-            if found.undecided.is_empty() {
+            if checked.undecided.is_empty() {
                 return;
             }
-            monoio::time::sleep(AGAIN).await;
+            monoio::time::sleep(OVERLOAD_RETRY).await;
             if self.revalidations.get() != number {
-                // A newer one looks at all of them.
+                // A newer revalidation checks all sessions.
                 return;
             }
-            sessions = found.undecided;
+            sessions = checked.undecided;
         }
     }
 
-    /// Ends sessions after `grace`, but for those that a newer policy or collateral has
-    /// let in again: their verdict is remembered, and nothing is waited for.
+    /// Ends sessions after `grace`, except those that a newer policy or collateral admits
+    /// again: that verdict is in the cache, so the check does not wait.
     async fn revoke(
         self: Rc<Self>,
         refused: Vec<(Rc<ConnectionControl>, Denial)>,
@@ -69,11 +73,11 @@ impl<S: ConnectionHandler> Shard<S> {
         tracing::warn!(
             sessions = refused.len(),
             ?grace,
-            "clients lost their admission"
+            "sessions no longer admitted, closing them after the grace period"
         );
         monoio::time::sleep(grace).await;
         for (count, (control, denial)) in (1..).zip(refused) {
-            give_way_after(count).await;
+            yield_after_batch(count).await;
             let gate = &self.handler.context().gate;
             let admitted = control
                 .peer()
@@ -85,37 +89,39 @@ impl<S: ConnectionHandler> Shard<S> {
     }
 }
 
-async fn give_way_after(count: usize) {
-    if count.is_multiple_of(AT_ONCE) {
-        monoio::time::sleep(NEXT).await;
+async fn yield_after_batch(count: usize) {
+    if count.is_multiple_of(BATCH) {
+        yield_now().await;
     }
 }
 
-async fn judge<T>(
+async fn check<T>(
     sessions: Vec<T>,
     still_admits: impl AsyncFn(&T) -> Result<(), Denial>,
-) -> Found<T> {
+) -> Checked<T> {
     let (mut refused, mut undecided) = (Vec::new(), Vec::new());
     for (count, session) in (1..).zip(sessions) {
-        give_way_after(count).await;
+        yield_after_batch(count).await;
         match still_admits(&session).await {
             Err(Denial::Overloaded) => undecided.push(session),
             Err(denial) if denial.fault() != Fault::Ours => refused.push((session, denial)),
             Ok(()) | Err(_) => {}
         }
     }
-    Found { refused, undecided }
+    Checked { refused, undecided }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use crate::io::driver::{IoDriver, block_on};
 
     #[test]
-    fn who_is_not_judged_for_want_of_room_is_not_forgotten() {
+    fn sessions_that_could_not_be_checked_are_kept() {
         block_on(IoDriver::Epoll, async {
-            let found = judge((0..100).collect(), async |session: &u32| {
+            let checked = check((0..100).collect(), async |session: &u32| {
                 match session % 4 {
                     0 => Err(Denial::Overloaded),
                     1 => Err(Denial::DebugTd),
@@ -124,19 +130,27 @@ mod tests {
                 }
             })
             .await;
-            let refused = found.refused.iter().map(|(session, _)| *session);
+            let refused = checked.refused.iter().map(|(session, _)| *session);
             assert!(refused.eq((1..100).step_by(4)));
-            assert!(found.undecided.into_iter().eq((0..100).step_by(4)));
+            assert!(checked.undecided.into_iter().eq((0..100).step_by(4)));
         })
         .unwrap();
     }
 
     #[test]
-    fn others_have_their_turn_while_many_are_judged() {
+    fn other_tasks_run_while_many_sessions_are_checked() {
         block_on(IoDriver::Epoll, async {
-            let many = (0..2 * AT_ONCE).collect();
-            let judging = judge(many, async |_: &usize| Ok(()));
-            assert!(judging.now_or_never().is_none());
+            let others = Rc::new(Cell::new(0));
+            let counter = Rc::clone(&others);
+            drop(monoio::spawn(async move {
+                loop {
+                    counter.set(counter.get() + 1);
+                    yield_now().await;
+                }
+            }));
+            let many = (0..10 * BATCH).collect();
+            check(many, async |_: &usize| Ok(())).await;
+            assert!(others.get() >= 5, "{}", others.get());
         })
         .unwrap();
     }

@@ -106,7 +106,7 @@ fn policy_restored(fixture: &Fixture) {
 
     allow_mrtd(&tdx, "12");
     sidecar.signal(Signal::SIGHUP);
-    sidecar.await_message("clients lost their admission");
+    sidecar.await_message("sessions no longer admitted, closing them after the grace period");
     allow_mrtd(&tdx, "11");
     sidecar.signal(Signal::SIGHUP);
     let start = Instant::now();

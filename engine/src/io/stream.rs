@@ -113,9 +113,9 @@ pub(crate) enum WriteHalf {
 impl Stream {
     /// Connects, or fails by `deadline`.
     ///
-    /// The connect itself is a non-blocking call of our own: on loopback it is
-    /// done when the call returns, and cancelling monoio 0.2.4's connect
-    /// operation leaks its descriptor.
+    /// The connect is a non-blocking call of our own and not monoio's: the socket is tuned
+    /// before it connects, on loopback it is connected when the call returns, and a full
+    /// accept queue of a Unix socket is retried.
     pub(crate) async fn dial(endpoint: &PgAddress, deadline: Instant) -> io::Result<Self> {
         let address = endpoint.sock_addr()?;
         let socket = Socket::new(address.domain(), Type::STREAM.nonblocking().cloexec(), None)?;
@@ -296,13 +296,17 @@ impl ReadHalf {
     }
 }
 
-/// monoio's halves have the stream in them and lend it to nobody, although all
-/// that is wanted of it takes `&self`.
+/// The stream in one of monoio's halves, which have no safe accessor for it.
+///
+/// Keeping the descriptor next to the half is not enough: `readable` is a method of the stream
+/// and waits through its registration with the driver. A second registration would cost each
+/// session another descriptor. The field is public, but its type is not promised: therefore
+/// `Cargo.toml` pins monoio to this version.
 #[allow(unsafe_code)]
 fn tcp(half: &OwnedReadHalf<TcpStream>) -> &TcpStream {
-    // SAFETY: the cell is alive as long as `half`, this thread is the only one
-    // that has it, and monoio's own methods of a half borrow it in the same way:
-    // none changes the stream, which is a counted descriptor.
+    // SAFETY: the cell is alive as long as `half`, and only this thread has it. monoio 0.2.4's
+    // own methods of a half borrow the stream in the same way, and none changes it: it is a
+    // counted descriptor.
     unsafe { &*half.0.get() }
 }
 

@@ -13,13 +13,11 @@ pub(super) const POLL_WINDOW: Duration = Duration::from_micros(100);
 const RECENT_SESSIONS: usize = 2;
 /// A larger transfer belongs to a stream, whose reads are coalesced instead.
 const STREAM_BYTES: usize = 4 * 1024;
-/// What an arrival that was soon, and one that was not, change: below four in five, the shard
-/// does not poll.
-const HIT: u8 = 1;
-const MISS: u8 = 4;
-/// The confidence from which the shard polls, and its maximum.
-const THRESHOLD: u8 = 8;
+/// The counter's maximum. The shard polls from half of it.
 const MAX_CONFIDENCE: u8 = 16;
+/// What an arrival that was not soon takes from the counter; one that was adds 1. If fewer
+/// than four in five are soon, the shard does not poll.
+const MISS: u8 = 4;
 /// Initial and maximum back-off after the poller was preempted: another thread wants this
 /// core, and would delay the shard by a whole time slice for each poll.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
@@ -73,12 +71,12 @@ impl ArrivalPredictor {
             let soon = is_recent && transfer.bytes < STREAM_BYTES && now - then <= POLL_WINDOW;
             let confidence = self.confidence(direction);
             *confidence = match soon {
-                true => confidence.saturating_add(HIT).min(MAX_CONFIDENCE),
+                true => confidence.saturating_add(1).min(MAX_CONFIDENCE),
                 false => confidence.saturating_sub(MISS),
             };
         }
         is_recent
-            && *self.confidence(transfer.direction) >= THRESHOLD
+            && *self.confidence(transfer.direction) >= MAX_CONFIDENCE / 2
             && self.backed_off.is_none_or(|(end, _)| now >= end)
     }
 

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use crate::io::backoff::Backoff;
+use crate::io::buffer;
 
 /// How long a shard polls after a transfer, and what counts as soon: about the time that
 /// falling asleep and waking take. Polling longer costs more than it saves.
@@ -11,8 +12,6 @@ pub(super) const POLL_WINDOW: Duration = Duration::from_micros(100);
 /// Sessions that moved bytes last. With more, a shard that wakes has several to serve, and
 /// sleeping costs less than polling.
 const RECENT_SESSIONS: usize = 2;
-/// A larger transfer belongs to a stream, whose reads are coalesced instead.
-const STREAM_BYTES: usize = 4 * 1024;
 /// The counter's maximum. The shard polls from half of it.
 const MAX_CONFIDENCE: u8 = 16;
 /// What an arrival that was not soon takes from the counter; one that was adds 1. If fewer
@@ -68,7 +67,8 @@ impl ArrivalPredictor {
     pub(super) fn observe(&mut self, transfer: Transfer, now: Instant) -> bool {
         let is_recent = self.is_recent(transfer.session);
         if let Some((then, direction)) = self.last.replace((now, transfer.direction)) {
-            let soon = is_recent && transfer.bytes < STREAM_BYTES && now - then <= POLL_WINDOW;
+            // A larger one belongs to a stream, whose reads are coalesced instead.
+            let soon = is_recent && transfer.bytes < buffer::SMALL && now - then <= POLL_WINDOW;
             let confidence = self.confidence(direction);
             *confidence = match soon {
                 true => confidence.saturating_add(1).min(MAX_CONFIDENCE),
@@ -210,7 +210,7 @@ mod tests {
     fn does_not_poll_for_a_stream() {
         let mut shard = Shard::new();
         for _ in 0..30 {
-            assert!(!shard.moves(SHORT, 1, Direction::ToClient, 8192));
+            assert!(!shard.moves(SHORT, 1, Direction::ToClient, buffer::SMALL));
         }
     }
 

@@ -3,7 +3,7 @@
 //!
 //! A task that is always ready keeps the runtime's loop running, and each iteration asks the
 //! kernel for completions without waiting. It must never keep the timers, or a thread that
-//! wants the core, waiting for long (docs/adr/0011-busy-polling.md).
+//! wants the core, waiting for long (docs/adr/0011-adaptive-busy-polling.md).
 
 mod predictor;
 

@@ -4,7 +4,7 @@
 //! only while the queue is empty ([`super`]). So this yield lets another task do the waking,
 //! and once in [`TIMER_CHECK_INTERVAL`] it waits for the timers.
 //!
-//! It never waits longer than the tasks that are ready, and it makes no system call.
+//! It must never make a system call, or let the runtime sleep while a task yields.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};

@@ -1,23 +1,24 @@
-//! Which shard serves a connection.
+//! Least-connections load balancing between the shards of a process.
 //!
-//! The kernel spreads connections over the shards' listeners by a hash of their
-//! addresses and ports. Of two busy clients before two shards, every other pair would
-//! share one of them. So the shard that accepts a connection hands it to the one that
-//! has the fewest, unless they are as good as even: with hundreds of connections the
-//! hash does well, and a hand-over costs a wake-up.
+//! The kernel distributes connections over the shards' listeners by a hash of their
+//! addresses and ports. Of two busy clients on two shards, every other pair would share
+//! one. So the shard that accepts a connection hands it to the one with the fewest
+//! connections, unless they are nearly even: with hundreds of connections the hash
+//! distributes well, and a hand-off costs a wake-up
+//! (docs/adr/0010-connection-balancing.md). It must never be touched on the data path.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A shard hands over only while it is ahead by more than this part of what it has.
+/// A shard hands a connection off only if it is ahead by more than this fraction of its count.
 const MAX_IMBALANCE: usize = 8;
 
-/// How many connections each shard has. Touched at accept and at close only.
+/// The number of connections of each shard.
 pub(crate) struct Balancer {
     shards: Vec<Count>,
 }
 
-/// On a cache line of its own.
+/// Aligned to a cache line, so that shards do not share one.
 #[repr(align(64))]
 #[derive(Default)]
 struct Count(AtomicUsize);
@@ -37,7 +38,7 @@ impl Balancer {
         })
     }
 
-    /// Takes a assignment for a connection that `own` has accepted.
+    /// Assigns a connection that the shard `own` has accepted.
     pub(crate) fn assign(self: &Arc<Self>, own: usize) -> ShardAssignment {
         let counts = self
             .shards
@@ -84,11 +85,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn few_connections_are_spread_whoever_accepts_them() {
+    fn few_connections_are_distributed_evenly() {
         let balancer = Balancer::new(4);
-        let places: Vec<_> = (0..8).map(|_| balancer.assign(2)).collect();
+        let assignments: Vec<_> = (0..8).map(|_| balancer.assign(2)).collect();
         for shard in 0..4 {
-            let here = places
+            let here = assignments
                 .iter()
                 .filter(|assignment| assignment.shard() == shard)
                 .count();
@@ -97,24 +98,24 @@ mod tests {
     }
 
     #[test]
-    fn many_stay_where_they_are_while_it_is_as_good_as_even() {
+    fn nearly_even_shards_keep_their_connections() {
         let balancer = Balancer::new(2);
-        let mut places: Vec<_> = (0..100).map(|n| balancer.assign(n % 2)).collect();
+        let mut assignments: Vec<_> = (0..100).map(|n| balancer.assign(n % 2)).collect();
         let kept = (0..6).map(|_| balancer.assign(0));
-        places.extend(kept);
+        assignments.extend(kept);
         assert!(
-            places
+            assignments
                 .iter()
                 .skip(100)
                 .all(|assignment| assignment.shard() == 0)
         );
         assert_eq!(balancer.assign(0).shard(), 0);
-        places.extend((0..2).map(|_| balancer.assign(0)));
+        assignments.extend((0..2).map(|_| balancer.assign(0)));
         assert_eq!(balancer.assign(0).shard(), 1);
     }
 
     #[test]
-    fn a_place_is_given_back() {
+    fn a_dropped_assignment_no_longer_counts() {
         let balancer = Balancer::new(2);
         let first = balancer.assign(0);
         assert_eq!(balancer.assign(0).shard(), 1);

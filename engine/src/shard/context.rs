@@ -1,4 +1,4 @@
-//! What a shard gives to the connection handler that it runs.
+//! Abstract factory for connection handlers, and what a shard gives to it.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,15 +9,15 @@ use crate::shard::handler::ConnectionHandler;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::shard_metrics::ShardMetrics;
 
-/// Makes a shard's service, on the shard's own thread, where it stays.
+/// Creates a shard's connection handler, on the thread of the shard.
 pub(crate) trait HandlerFactory: Send + Sync + 'static {
-    /// What it makes.
+    /// The handler.
     type Handler: ConnectionHandler;
 
     fn handler(self: &Arc<Self>, context: ShardContext) -> Self::Handler;
 }
 
-/// A shard's own things, for its service.
+/// The parts of a shard that its handler uses.
 pub(crate) struct ShardContext {
     pub(crate) jobs: PendingJobs,
     pub(crate) handshake_queue: HandshakeQueue,

@@ -1,5 +1,7 @@
-//! What may change while the sidecar runs, and is read once for each accepted
-//! connection: its identity, and the secrets.
+//! Configuration that can be reloaded, as an atomically swapped snapshot: TLS identity and
+//! secrets.
+//!
+//! It is read once for each accepted connection, and must never be locked.
 
 use std::sync::Arc;
 
@@ -8,14 +10,14 @@ use rustls::ServerConfig;
 
 use crate::auth::cluster_secrets::Authenticator;
 
-/// As it is at one moment. A session keeps what it began with.
+/// The configuration at one moment. A session keeps the one that it began with.
 #[derive(Clone)]
 pub(crate) struct Snapshot {
     pub(crate) tls: Arc<ServerConfig>,
     pub(crate) authenticator: Arc<Authenticator>,
 }
 
-/// Written by the control thread alone.
+/// The current snapshot. Only the control thread replaces it.
 pub(crate) struct LiveConfig(ArcSwap<Snapshot>);
 
 impl LiveConfig {

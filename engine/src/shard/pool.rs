@@ -1,4 +1,4 @@
-//! The threads: shards and workers, and what the sidecar's are built from.
+//! The pool of shard threads: spawn, broadcast, join.
 
 use std::io;
 use std::rc::Rc;
@@ -26,7 +26,7 @@ use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::shard_metrics::ShardMetrics;
 
-/// What all shards of a process have in context, whatever they serve.
+/// What all shards of a process have in common.
 pub(crate) struct ShardConfig {
     metrics: Arc<Metrics>,
     driver: IoDriver,
@@ -102,7 +102,7 @@ pub(crate) fn spawn<P: HandlerFactory>(
             if let Some(core) = core {
                 core_affinity::set_for_current(core);
             }
-            // Its first use takes 25 ms, which nobody should find in a handshake.
+            // Its first use takes 25 ms, which would delay the first handshake.
             let _ = aws_lc_rs::rand::fill(&mut [0]);
             let main = async {
                 let shard = build_shard(&factory, &shard_config, siblings, sender);
@@ -120,8 +120,8 @@ pub(crate) fn spawn<P: HandlerFactory>(
         })?;
     }
     drop(made);
-    // Ends when each shard has made its things or has failed: its series are
-    // there before anybody is told that it runs.
+    // Ends when each shard has been built or has failed: its metrics exist before the
+    // process reports that it runs.
     let _ = all_made.recv();
     Ok(ShardPool {
         running: mailboxes.len(),
@@ -168,7 +168,7 @@ impl ShardPool {
         }
     }
 
-    /// Why a shard ended that should not have.
+    /// Waits until a shard ends unexpectedly. Returns why.
     pub(crate) async fn failure(&mut self) -> String {
         match self.ended.recv().await {
             Some(Err(reason)) => reason,
@@ -177,7 +177,7 @@ impl ShardPool {
         }
     }
 
-    /// Until every one has ended after a drain.
+    /// Waits until every shard has ended after a drain.
     ///
     /// # Errors
     /// One of them failed.

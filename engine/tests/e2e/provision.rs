@@ -176,7 +176,7 @@ fn assert_denied(cluster: &Cluster, role: &str, sql: &str) {
     );
 }
 
-/// Everything that provisioning assert_allowed change, as text, without the password verifiers, whose salts
+/// Everything that provisioning may change, as text, without the password verifiers, whose salts
 /// differ.
 fn state(cluster: &Cluster) -> String {
     let sql = "\
@@ -336,7 +336,7 @@ fn reports_invalid_settings(cluster: &Cluster) {
         64,
         "Postgres: database \"nowhere\" does not exist (SQLSTATE 3D000)",
     );
-    // A password that is not to_set comes from the guest agent, which does not run here.
+    // A password that is not set comes from the guest agent, which does not run here.
     let mut nothing = cluster.provision_command(DATABASE);
     nothing
         .env_remove("TEESQL_PG_PASSWORD_READ")

@@ -141,7 +141,7 @@ fn idle_and_limit(fixture: &Fixture) {
     );
     pair.forwarder.await_reason("too_many_connections");
 
-    let idle_timeout = ("TEESQL_IDLE_TIMEOUT", "600ms");
+    let idle_timeout = ("TEESQL_IDLE_TIMEOUT", "2s");
     let pair = ForwarderAndSidecar::start(fixture, &[limit, idle_timeout]);
     let mut session = Session::open(&pair.forwarder);
     let error = session.0.read_final_message().error();

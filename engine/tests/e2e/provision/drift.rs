@@ -12,10 +12,10 @@ use crate::harness::fixture::Fixture;
 /// tables.
 const UNPROVISIONED: [&str; 24] = [
     "teesql_read: the role does not exist",
-    "teesql_read: assert_allowed not log in",
+    "teesql_read: may not log in",
     "teesql_read: has no password",
     "teesql_readwrite: the role does not exist",
-    "teesql_readwrite: assert_allowed not log in",
+    "teesql_readwrite: may not log in",
     "teesql_readwrite: has no password",
     "teesql_read: lacks CONNECT on database teesql",
     "teesql_read: lacks USAGE on schema public",
@@ -86,7 +86,7 @@ const DRIFTS: [(&str, &[&str]); 20] = [
         &[
             "teesql_readwrite: has CREATEDB",
             "teesql_readwrite: has CREATEROLE",
-            "teesql_readwrite: assert_allowed not log in",
+            "teesql_readwrite: may not log in",
         ],
     ),
     (

@@ -7,6 +7,9 @@ pub mod certificate_source;
 pub(crate) mod client_config;
 mod connection;
 pub(crate) mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub(crate) mod peer_verifier;
 pub mod record_layer;
 mod records;

@@ -8,7 +8,7 @@ use crate::tls::schedule::SecretCapture;
 
 /// The implementation that seals and opens TLS 1.3 records after the handshake. rustls always
 /// performs the handshake, and TLS 1.2 sessions always stay with rustls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RecordLayer {
     /// Our own record layer, which copies less and keeps less memory per session.
     Own,

@@ -187,7 +187,7 @@ impl Records {
     ) -> Result<PeerState, RecordError> {
         while let Some((header, sealed)) = next_record(incoming.filled())? {
             let taken = HEADER_LEN + sealed.len();
-            let inner = sealed.len().checked_sub(TAG_LEN).filter(|inner| *inner > 0);
+            let inner = sealed.len().checked_sub(TAG_LEN);
             let inner = inner.ok_or_else(bad_record_mac)?;
             let room = plain.spare_mut().get_mut(..inner);
             let room = room.ok_or(TlsError::NoRoom)?;
@@ -425,5 +425,15 @@ fn fragmented() -> RecordError {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+impl Records {
+    /// Replaces the limit on records under one key.
+    pub(super) fn limit_records(&mut self, limit: u64) {
+        self.suite = self.suite.with_record_limit(limit);
+    }
+}
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod arbitrary;
 #[cfg(test)]
 mod tests;

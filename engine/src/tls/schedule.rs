@@ -50,6 +50,22 @@ impl Suite {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+impl Suite {
+    /// This suite with another limit. It is leaked.
+    pub(super) fn with_record_limit(&self, record_limit: u64) -> &'static Self {
+        Box::leak(Box::new(Self {
+            record_limit,
+            ..*self
+        }))
+    }
+
+    /// Bytes of a traffic secret.
+    pub(super) fn hash_len(&self) -> usize {
+        self.hash.hmac_algorithm().digest_algorithm().output_len()
+    }
+}
+
 /// A traffic secret, zeroized on drop. Boxed, because a move of the bytes themselves would
 /// leave a copy that is not zeroized.
 pub(super) struct TrafficSecret(Zeroizing<Box<[u8]>>);

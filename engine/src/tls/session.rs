@@ -152,5 +152,9 @@ impl<E: TlsSide> Session<E> {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod differential;
+#[cfg(any(test, feature = "fuzzing"))]
+mod pair;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! The harness that all tests share: programs under test, servers and clients to test them with, and
 //! the [`Harness`] of a run, which owns the temporary folder, the certificates, the Postgres clusters
-//! and one sidecar for each pair of I/O driver and cluster.
+//! and one sidecar for each cluster and [`Variant`].
 
 pub(crate) mod certificates;
 pub(crate) mod client;
@@ -36,7 +36,7 @@ use tempfile::TempDir;
 use crate::harness::certificates::Certificates;
 use crate::harness::cluster::{Cluster, ClusterOptions, Server};
 use crate::harness::process::spawn;
-use crate::harness::settings::{IoDriver, Settings};
+use crate::harness::settings::{Settings, Variant};
 use crate::harness::sidecar::Sidecar;
 
 pub(crate) const READ_SECRET: &str =
@@ -87,7 +87,7 @@ struct SharedCluster {
 #[derive(Debug)]
 pub(crate) struct Harness {
     /// Fields drop in this order: sidecars and clusters stop before the folder is removed.
-    sidecars: Mutex<HashMap<(IoDriver, u32, PasswordEncryption), Arc<Sidecar>>>,
+    sidecars: Mutex<HashMap<(Variant, u32, PasswordEncryption), Arc<Sidecar>>>,
     clusters: Vec<SharedCluster>,
     pub(crate) certificates: Certificates,
     next_number: AtomicUsize,
@@ -188,7 +188,7 @@ impl Harness {
     /// The sidecar that all tests share, in front of the shared cluster.
     pub(crate) fn sidecar(
         &self,
-        driver: IoDriver,
+        variant: Variant,
         server: &Server,
         encryption: PasswordEncryption,
     ) -> Arc<Sidecar> {
@@ -197,10 +197,10 @@ impl Harness {
             .sidecars
             .lock()
             .unwrap_or_else(|poison| poison.into_inner());
-        let key = (driver, server.major, encryption);
+        let key = (variant, server.major, encryption);
         let sidecar = sidecars.entry(key).or_insert_with(|| {
             let upstream = cluster.address().to_string();
-            let settings = Settings::for_sidecar(driver, &upstream, &self.certificates);
+            let settings = Settings::for_sidecar(variant, &upstream, &self.certificates);
             Arc::new(Sidecar::start(&settings))
         });
         sidecar.assert_running();

@@ -13,7 +13,10 @@ use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 
 pub(crate) fn add(suite: &mut Suite) {
-    suite.add("lifecycle::logs_the_driver", logs_the_driver);
+    suite.add(
+        "lifecycle::logs_the_driver_and_the_record_layer",
+        logs_the_driver_and_the_record_layer,
+    );
     suite.add(
         "lifecycle::drain_lets_sessions_finish",
         drain_lets_sessions_finish,
@@ -46,11 +49,12 @@ pub(crate) fn add(suite: &mut Suite) {
     );
 }
 
-fn logs_the_driver(fixture: &Fixture) {
+fn logs_the_driver_and_the_record_layer(fixture: &Fixture) {
     let sidecar = fixture.sidecar();
-    let driver = fixture.driver.to_string();
-    sidecar.await_log("the driver in use", |line| {
-        line["driver"] == driver.as_str()
+    let driver = fixture.variant.driver.to_string();
+    let layer = fixture.variant.record_layer.to_string();
+    sidecar.await_log("the driver and the record layer in use", |line| {
+        line["driver"] == driver.as_str() && line["tls_record_layer"] == layer.as_str()
     });
     let warning = |line: &serde_json::Value| {
         line["level"] == "WARN"

@@ -1,5 +1,11 @@
 //! End-to-end tests: the sidecar's and the forwarder's binaries between real clients and a real
-//! Postgres on loopback, with each I/O driver.
+//! Postgres on loopback, with each I/O driver and each TLS record layer.
+//!
+//! Each trial runs twice: on io_uring with our record layer (`io_uring::…`), and on epoll with
+//! rustls' (`epoll::…`). So each driver and each layer runs everything, without the time of all
+//! four pairs. The groups in which driver and layer meet, those of the data path, run with the
+//! other two pairs as well (`io_uring_tls_rustls::…`, `epoll_tls_own::…`). `-- _tls_` selects
+//! these.
 //!
 //! Environment variables: `TEESQL_TEST_PG18` (PostgreSQL 18's bin folder), `TEESQL_TEST_PYTHON` (a
 //! python with psycopg 3), `TEESQL_TEST_STRICT` (a trial that would be skipped fails),
@@ -22,6 +28,7 @@ mod cvm_integration;
 mod forwarder;
 mod harness;
 mod invalid_openings;
+mod key_update;
 mod libpq_clients;
 mod lifecycle;
 mod limits;
@@ -47,14 +54,17 @@ use std::sync::Arc;
 use libtest_mimic::Arguments;
 
 use crate::harness::Harness;
-use crate::harness::settings::IoDriver;
+use crate::harness::settings::Variant;
 use crate::harness::suite::Suite;
 
 /// Trials that run at the same time. More than the cores of a small machine, because many trials
 /// wait for a deadline.
 const THREADS: usize = 4;
 
-const GROUPS: [fn(&mut Suite); 24] = [
+/// Adds the tests of one file.
+type Group = fn(&mut Suite);
+
+const GROUPS: [Group; 25] = [
     attestation_gate::add,
     forwarder::add,
     login::add,
@@ -79,6 +89,18 @@ const GROUPS: [fn(&mut Suite); 24] = [
     secret_command::add,
     postgres_state::add,
     cvm_integration::add,
+    key_update::add,
+];
+
+/// The groups that also run with [`Variant::CROSSED`]: relay, COPY, large results, cancel,
+/// KeyUpdate, the close and the drain.
+const DATA_PATH: [Group; 6] = [
+    bulk_transfer::add,
+    cancel::add,
+    key_update::add,
+    libpq_clients::add,
+    lifecycle::add,
+    tokio_postgres_driver::add,
 ];
 
 fn main() -> ExitCode {
@@ -92,10 +114,12 @@ fn main() -> ExitCode {
         }
     };
     let mut suite = Suite::new(harness.clone());
-    for driver in [IoDriver::IoUring, IoDriver::Epoll] {
-        suite.set_driver(driver);
-        for add in GROUPS {
-            add(&mut suite);
+    for (variants, groups) in [(Variant::BOTH, &GROUPS[..]), (Variant::CROSSED, &DATA_PATH)] {
+        for variant in variants {
+            suite.set_variant(variant);
+            for add in groups {
+                add(&mut suite);
+            }
         }
     }
     suite.print_skipped();

@@ -2,139 +2,15 @@
 
 use std::sync::Arc;
 
+use rustls::CipherSuite;
 use rustls::client::UnbufferedClientConnection;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::pki_types::ServerName;
 use rustls::server::UnbufferedServerConnection;
-use rustls::unbuffered::ConnectionState;
 use rustls::version::{TLS12, TLS13};
-use rustls::{CipherSuite, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 
+use super::pair::{BOTH_OWN, Client, Server, Setup, begin, feed, handshake, sealed, update_keys};
 use super::*;
 use crate::io::buffer::Size;
-use crate::tls::record_layer::RecordLayer;
-
-type Server = Session<UnbufferedServerConnection>;
-type Client = Session<UnbufferedClientConnection>;
-
-/// The configuration of both sides of a session.
-#[derive(Clone, Copy, Debug)]
-struct Setup {
-    version: &'static SupportedProtocolVersion,
-    suite: Option<CipherSuite>,
-    /// Whether the side continues with our own record layer after the handshake.
-    server_is_own: bool,
-    client_is_own: bool,
-}
-
-const BOTH_OWN: Setup = Setup {
-    version: &TLS13,
-    suite: None,
-    server_is_own: true,
-    client_is_own: true,
-};
-
-impl Setup {
-    fn configs(self) -> (Arc<ServerConfig>, Arc<ClientConfig>) {
-        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
-        if let Some(wanted) = self.suite {
-            let suites = &mut provider.cipher_suites;
-            suites.retain(|suite| suite.suite() == wanted);
-        }
-        let provider = Arc::new(provider);
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let chain = vec![made.cert.der().clone()];
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
-        let mut roots = RootCertStore::empty();
-        roots.add(chain[0].clone()).unwrap();
-        let mut server = ServerConfig::builder_with_provider(provider.clone())
-            .with_protocol_versions(&[self.version])
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(chain, key)
-            .unwrap();
-        let mut client = ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[self.version])
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        if self.server_is_own {
-            server.send_tls13_tickets = 0;
-        }
-        server.key_log = layer(self.server_is_own).key_log();
-        client.key_log = layer(self.client_is_own).key_log();
-        (Arc::new(server), Arc::new(client))
-    }
-
-    fn pair(self) -> (Server, Client) {
-        let (server, client) = self.configs();
-        let name = ServerName::try_from("localhost").unwrap();
-        (
-            Session::new(UnbufferedServerConnection::new(server).unwrap()),
-            Session::new(UnbufferedClientConnection::new(client, name).unwrap()),
-        )
-    }
-
-    /// Both sides, with the handshake complete.
-    fn established(self, piece: usize) -> (Server, Client) {
-        let (mut server, mut client) = self.pair();
-        handshake(&mut server, &mut client, piece);
-        let records = |own: bool| own && self.version == &TLS13;
-        let of_server = matches!(server.state, State::Records(_));
-        let of_client = matches!(client.state, State::Records(_));
-        assert_eq!(of_server, records(self.server_is_own));
-        assert_eq!(of_client, records(self.client_is_own));
-        (server, client)
-    }
-}
-
-fn layer(is_own: bool) -> RecordLayer {
-    match is_own {
-        true => RecordLayer::Own,
-        false => RecordLayer::Rustls,
-    }
-}
-
-/// Passes `bytes` to `to` in pieces of `piece` bytes. Returns the plaintext.
-fn feed<E: TlsSide>(to: &mut Session<E>, bytes: &[u8], piece: usize) -> Result<Vec<u8>, TlsError> {
-    let mut incoming = Buffer::take(Size::Large);
-    let mut opened = Vec::new();
-    for chunk in bytes.chunks(piece) {
-        assert!(incoming.extend(chunk));
-        let mut plain = Buffer::take(Size::Large);
-        to.open(&mut incoming, &mut plain)?;
-        if to.finish().is_some() {
-            to.open(&mut incoming, &mut plain)?;
-        }
-        opened.extend_from_slice(plain.filled());
-        incoming = incoming.make_room();
-    }
-    assert!(incoming.is_empty() || to.peer_closed());
-    Ok(opened)
-}
-
-/// Makes the client's first flight pending.
-fn begin(client: &mut Client) {
-    let nothing = &mut Buffer::take(Size::Small);
-    client
-        .open(nothing, &mut Buffer::take(Size::Small))
-        .unwrap();
-}
-
-fn handshake(server: &mut Server, client: &mut Client, piece: usize) {
-    begin(client);
-    for _ in 0..4 {
-        let flight = client.take_pending();
-        feed(server, &flight, piece).unwrap();
-        let flight = server.take_pending();
-        feed(client, &flight, piece).unwrap();
-    }
-}
-
-fn sealed<E: TlsSide>(from: &mut Session<E>, plain: &[u8]) -> Vec<u8> {
-    let mut out = Buffer::take(Size::Large);
-    from.seal(plain, &mut out).unwrap();
-    out.filled().to_vec()
-}
 
 /// Each version and suite, with either record layer on each side.
 fn every_setup() -> impl Iterator<Item = Setup> {
@@ -151,6 +27,7 @@ fn every_setup() -> impl Iterator<Item = Setup> {
             suite,
             server_is_own: ends.0,
             client_is_own: ends.1,
+            ..BOTH_OWN
         })
     })
 }
@@ -308,17 +185,6 @@ fn a_client_ignores_tickets() {
         feed(&mut client, &record, 100).unwrap(),
         b"after two tickets"
     );
-}
-
-/// Makes rustls update its keys and request an update from the peer.
-fn update_keys(client: &mut Client) {
-    let State::Rustls(connection) = &mut client.state else {
-        panic!("not the state of rustls");
-    };
-    match connection.rustls.process(&mut []).state {
-        Ok(ConnectionState::WriteTraffic(traffic)) => traffic.refresh_traffic_keys().unwrap(),
-        other => panic!("{other:?}"),
-    }
 }
 
 #[test]

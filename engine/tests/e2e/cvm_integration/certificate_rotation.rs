@@ -71,7 +71,7 @@ fn renews_every_second_under_pgbench(fixture: &Fixture) {
     if is_long_run() {
         eprintln!(
             "{}: {} certificates\n{output}",
-            fixture.driver,
+            fixture.variant.driver,
             leaves.len()
         );
     }

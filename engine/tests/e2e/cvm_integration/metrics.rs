@@ -54,7 +54,10 @@ fn all_series_exist(fixture: &Fixture) {
     let collateral = "teesql_collateral_expires_in_seconds";
     assert!(first.value(collateral).is_nan());
     assert!(first.value("teesql_certificate_expires_in_seconds") > 0.0);
-    let driver = format!("teesql_driver_info{{driver=\"{}\"}}", fixture.driver);
+    let driver = format!(
+        "teesql_driver_info{{driver=\"{}\"}}",
+        fixture.variant.driver
+    );
     for (series, value) in [
         (driver.as_str(), 1.0),
         ("teesql_mode_info{mode=\"production\"}", 1.0),

@@ -63,7 +63,7 @@ fn fifty_clients_reconnect(fixture: &Fixture) {
         assert_eq!(first.query_value("select 'back'"), "back");
         first.terminate();
         if is_long_run() {
-            eprintln!("{}: {how}: back after {took:?}", fixture.driver);
+            eprintln!("{}: {how}: back after {took:?}", fixture.variant.driver);
         }
         for client in connect_all(&tdx, &sidecar) {
             client.terminate();

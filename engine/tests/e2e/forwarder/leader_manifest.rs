@@ -9,7 +9,7 @@ use crate::harness::fixture::Fixture;
 use crate::harness::forwarder::Forwarder;
 use crate::harness::name_server::NameServer;
 use crate::harness::process::{TIMEOUT, lossy, poll_until, run};
-use crate::harness::settings::{IoDriver, Settings};
+use crate::harness::settings::Settings;
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::{Requirement, Suite};
 use crate::harness::tdx_fixture::{TdxFixture, now};
@@ -235,12 +235,12 @@ fn refuses_invalid_manifests(fixture: &Fixture) {
 }
 
 /// The commands with which an operator signs and verifies a manifest.
-fn sign_and_verify(_: &Fixture) {
+fn sign_and_verify(fixture: &Fixture) {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("key");
     std::fs::write(&file, KEY).expect("a key");
     let file = file.to_str().expect("UTF-8").to_owned();
-    let bare = Settings::for_forwarder(IoDriver::Epoll);
+    let bare = Settings::for_forwarder(fixture.variant);
     let until = (now() + 600).to_string();
     let url =
         "https://ea23198e3419ebbb240571a29d0112d9bcbe69c0-5433.dstack-base-prod9.phala.network";

@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use crate::harness::client::{Client, TlsNegotiation};
 use crate::harness::cluster::{Cluster, ClusterOptions, Server};
-use crate::harness::settings::{IoDriver, Settings};
+use crate::harness::settings::{Settings, Variant};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::{Harness, PasswordEncryption};
 
-/// The harness, and the I/O driver to test with.
+/// The harness, and the I/O driver and record layer to test with.
 #[derive(Clone)]
 pub(crate) struct Fixture {
     pub(crate) harness: Arc<Harness>,
-    pub(crate) driver: IoDriver,
+    pub(crate) variant: Variant,
 }
 
 impl Fixture {
@@ -40,7 +40,7 @@ impl Fixture {
         server: &Server,
         encryption: PasswordEncryption,
     ) -> Arc<Sidecar> {
-        self.harness.sidecar(self.driver, server, encryption)
+        self.harness.sidecar(self.variant, server, encryption)
     }
 
     /// Settings for a separate sidecar in front of the shared cluster.
@@ -50,7 +50,7 @@ impl Fixture {
 
     /// Settings for a separate sidecar in front of `upstream`: `host:port` or the path of a socket.
     pub(crate) fn settings_for(&self, upstream: &str) -> Settings {
-        Settings::for_sidecar(self.driver, upstream, &self.harness.certificates)
+        Settings::for_sidecar(self.variant, upstream, &self.harness.certificates)
     }
 
     /// A client inside TLS, negotiated by SSLRequest, that has not logged in.

@@ -5,6 +5,8 @@ use std::ffi::OsString;
 use std::process::Command;
 use std::{env, fmt};
 
+use engine::tls::record_layer::RecordLayer;
+
 use crate::harness::certificates::Certificates;
 use crate::harness::process::{lossy, pdeathsig_command};
 use crate::harness::{
@@ -29,6 +31,56 @@ impl fmt::Display for IoDriver {
     }
 }
 
+/// What a trial runs with: one of the I/O drivers and one of the TLS record layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Variant {
+    pub(crate) driver: IoDriver,
+    pub(crate) record_layer: RecordLayer,
+}
+
+impl Variant {
+    /// Each trial runs with both of these, and so with each driver and each record layer.
+    pub(crate) const BOTH: [Self; 2] = [
+        Self {
+            driver: IoDriver::IoUring,
+            record_layer: RecordLayer::Own,
+        },
+        Self {
+            driver: IoDriver::Epoll,
+            record_layer: RecordLayer::Rustls,
+        },
+    ];
+
+    /// The other two pairs, with which only the trials of the data path run.
+    pub(crate) const CROSSED: [Self; 2] = [
+        Self {
+            driver: IoDriver::IoUring,
+            record_layer: RecordLayer::Rustls,
+        },
+        Self {
+            driver: IoDriver::Epoll,
+            record_layer: RecordLayer::Own,
+        },
+    ];
+
+    fn apply(self, settings: Settings) -> Settings {
+        settings
+            .set("TEESQL_DRIVER", &self.driver.to_string())
+            .set("TEESQL_TLS_RECORD_LAYER", &self.record_layer.to_string())
+    }
+}
+
+/// The prefix of a trial's name: the driver, and the record layer if the pair is crossed.
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.driver.fmt(f)?;
+        match Self::BOTH.contains(self) {
+            true => Ok(()),
+            false => write!(f, "_tls_{}", self.record_layer),
+        }
+    }
+}
+
 /// The complete environment of one program, apart from `PATH`.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings(BTreeMap<&'static str, OsString>);
@@ -37,7 +89,7 @@ impl Settings {
     /// Settings of `teesql-sidecar serve` in front of `upstream`: `host:port` or the path of a
     /// socket.
     pub(crate) fn for_sidecar(
-        driver: IoDriver,
+        variant: Variant,
         upstream: &str,
         certificates: &Certificates,
     ) -> Self {
@@ -67,11 +119,11 @@ impl Settings {
         settings
             .0
             .extend(paths.map(|(name, path)| (name, path.clone().into())));
-        settings.set("TEESQL_DRIVER", &driver.to_string())
+        variant.apply(settings)
     }
 
     /// Settings of `teesql-forward`, without a target.
-    pub(crate) fn for_forwarder(driver: IoDriver) -> Self {
+    pub(crate) fn for_forwarder(variant: Variant) -> Self {
         let settings = [
             ("TEESQL_LOG_FORMAT", "json"),
             ("TEESQL_LOG", "info"),
@@ -80,8 +132,9 @@ impl Settings {
             ("TEESQL_LOGIN_TIMEOUT", "60s"),
             ("RUST_BACKTRACE", "1"),
         ];
-        Self(settings.map(|(name, value)| (name, value.into())).into())
-            .set("TEESQL_DRIVER", &driver.to_string())
+        variant.apply(Self(
+            settings.map(|(name, value)| (name, value.into())).into(),
+        ))
     }
 
     pub(crate) fn set(mut self, name: &'static str, value: &str) -> Self {

@@ -1,5 +1,5 @@
-//! The list of trials: one for each test function and I/O driver. Trials that this machine cannot run
-//! are skipped, and the reason is printed.
+//! The list of trials: one for each test function and [`Variant`] of the run. Trials that
+//! this machine cannot run are skipped, and the reason is printed.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -10,7 +10,7 @@ use libtest_mimic::{Failed, Trial};
 
 use crate::harness::Harness;
 use crate::harness::fixture::Fixture;
-use crate::harness::settings::IoDriver;
+use crate::harness::settings::{IoDriver, Variant};
 
 /// Something that a test needs and that a machine may lack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,7 +36,7 @@ impl Suite {
             missing: missing_requirements(&harness),
             fixture: Fixture {
                 harness,
-                driver: IoDriver::IoUring,
+                variant: Variant::BOTH[0],
             },
             strict: env::var_os("TEESQL_TEST_STRICT").is_some(),
             trials: Vec::new(),
@@ -44,14 +44,14 @@ impl Suite {
         }
     }
 
-    /// Whether to add the tests that do not depend on the I/O driver. They are added once, with
-    /// epoll, which every machine has.
+    /// Whether to add the tests that depend neither on the I/O driver nor on the record layer.
+    /// They are added once, with epoll, which every machine has.
     pub(crate) fn adds_driver_independent(&self) -> bool {
-        self.fixture.driver == IoDriver::Epoll
+        self.fixture.variant == Variant::BOTH[1]
     }
 
-    pub(crate) fn set_driver(&mut self, driver: IoDriver) {
-        self.fixture.driver = driver;
+    pub(crate) fn set_variant(&mut self, variant: Variant) {
+        self.fixture.variant = variant;
     }
 
     pub(crate) fn harness(&self) -> Arc<Harness> {
@@ -72,7 +72,7 @@ impl Suite {
         test: impl FnOnce(&Fixture) + Send + 'static,
     ) {
         let fixture = self.fixture.clone();
-        let driver = (fixture.driver == IoDriver::IoUring).then_some(&Requirement::IoUring);
+        let driver = (fixture.variant.driver == IoDriver::IoUring).then_some(&Requirement::IoUring);
         let missing = driver
             .into_iter()
             .chain(requirements)
@@ -82,7 +82,7 @@ impl Suite {
         if let (true, Some(reason)) = (skip, &missing) {
             *self.skipped.entry(reason.clone()).or_default() += 1;
         }
-        let name = format!("{}::{name}", fixture.driver);
+        let name = format!("{}::{name}", fixture.variant);
         let trial = Trial::test(name, move || match missing {
             Some(reason) => Err(Failed::from(format!("missing requirement: {reason}"))),
             None => {

@@ -178,7 +178,7 @@ impl TdxFixture {
 
     /// Settings of a forwarder that sidecars accept, without a target.
     pub(crate) fn forwarder_settings(&self, fixture: &Fixture) -> Settings {
-        self.trust_mock_root(Settings::for_forwarder(fixture.driver))
+        self.trust_mock_root(Settings::for_forwarder(fixture.variant))
             .set("TEESQL_CLIENT_CERT", &self.path("client.pem"))
             .set("TEESQL_CLIENT_KEY", &self.path("client.key"))
     }

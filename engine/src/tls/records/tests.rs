@@ -100,6 +100,19 @@ fn strips_padding() {
     assert_eq!(alert, Some(AlertDescription::UnexpectedMessage));
 }
 
+/// RFC 8446, 5.4: a record that was sealed without even a content type.
+#[test]
+fn refuses_an_authenticated_record_of_nothing_but_a_tag() {
+    let (mut client, mut server) = pair();
+    let header = [23, 3, 3, 0, 16];
+    let nonce = client.sealing.nonce().unwrap();
+    let (key, aad) = (&client.sealing.key, Aad::from(header));
+    let tag = key.seal_in_place_separate_tag(nonce, aad, &mut []);
+    let record = [&header[..], tag.unwrap().as_ref()].concat();
+    let (_, alert) = refused(&mut server, &record);
+    assert_eq!(alert, Some(AlertDescription::UnexpectedMessage));
+}
+
 #[test]
 fn accepts_an_empty_data_record() {
     let (mut client, mut server) = pair();

@@ -130,6 +130,8 @@ struct Comparison<E> {
     /// Something was damaged: nothing that follows can be opened.
     damaged: bool,
     warnings: usize,
+    /// Records in a row that carry no data.
+    non_data: usize,
 }
 
 /// How a comparison ended, without a panic.
@@ -199,6 +201,7 @@ impl<E: TlsSide> Comparison<E> {
             sent: Vec::new(),
             damaged: false,
             warnings: 0,
+            non_data: 0,
         }
     }
 
@@ -264,13 +267,15 @@ impl<E: TlsSide> Comparison<E> {
         }
         self.records.push(record);
         let deviation = deviations::of_record(self.side, kind, content, padding, self.warnings);
-        if kind == 21 {
-            self.warnings += usize::from(content == [1, 90]);
-        }
+        self.warnings += usize::from(kind == 21 && content == [1, 90]);
+        self.non_data = match kind == 23 && !content.is_empty() {
+            true => 0,
+            false => self.non_data + 1,
+        };
         if kind == 23 && !self.damaged && content.len() + padding <= 1 << 14 {
             self.sent.extend_from_slice(content);
         }
-        deviation
+        deviation.or_else(|| deviations::of_repetition(self.non_data))
     }
 
     /// Sends a record that must not be accepted.

@@ -241,7 +241,8 @@ fn refuses_to_seal_before_the_handshake() {
 }
 
 /// For scripts/instructions: each test performs its operation 100 times inside `measured`,
-/// where valgrind counts the instructions.
+/// where valgrind counts the instructions. The same operations with rustls are for
+/// comparison (docs/adr/0013-own-tls-record-layer.md).
 mod instructions {
     use super::*;
 
@@ -250,48 +251,115 @@ mod instructions {
         work();
     }
 
-    fn established() -> (Server, Client) {
-        BOTH_OWN.established(65_000)
-    }
+    const RUSTLS: Setup = Setup {
+        server_is_own: false,
+        tickets: false,
+        ..BOTH_OWN
+    };
 
-    #[test]
-    #[ignore = "for scripts/instructions"]
-    fn tls_open_a_query() {
-        let (mut server, mut client) = established();
-        let queries: Vec<_> = (0..100).map(|_| sealed(&mut client, &[7; 60])).collect();
+    fn open(setup: Setup, length: usize, size: Size) {
+        let (mut server, mut client) = setup.established(65_000);
+        let data = vec![7; length];
+        let records: Vec<_> = (0..100).map(|_| sealed(&mut client, &data)).collect();
         measured(|| {
-            for query in &queries {
-                let mut incoming = Buffer::take(Size::Small);
-                let mut plain = Buffer::take(Size::Small);
-                assert!(incoming.extend(query));
+            for record in &records {
+                let mut incoming = Buffer::take(size);
+                let mut plain = Buffer::take(size);
+                assert!(incoming.extend(record));
                 server.open(&mut incoming, &mut plain).unwrap();
-                assert_eq!(plain.len(), 60);
+                assert_eq!(plain.len(), length);
             }
         });
     }
 
-    #[test]
-    #[ignore = "for scripts/instructions"]
-    fn tls_seal_an_answer() {
-        let (mut server, _client) = established();
+    fn seal(setup: Setup, length: usize, size: Size) {
+        let (mut server, _client) = setup.established(65_000);
+        let plain = vec![7; length];
         measured(|| {
             for _ in 0..100 {
-                let mut out = Buffer::take(Size::Small);
-                server.seal(&[7; 90], &mut out).unwrap();
-            }
-        });
-    }
-
-    #[test]
-    #[ignore = "for scripts/instructions"]
-    fn tls_seal_64_kib() {
-        let (mut server, _client) = established();
-        let plain = vec![7; 64 * 1024];
-        measured(|| {
-            for _ in 0..100 {
-                let mut out = Buffer::take(Size::Large);
+                let mut out = Buffer::take(size);
                 server.seal(&plain, &mut out).unwrap();
             }
         });
+    }
+
+    macro_rules! instructions {
+        ($($name:ident: $operation:ident($setup:expr, $length:expr, $size:ident);)*) => {$(
+            #[test]
+            #[ignore = "for scripts/instructions"]
+            fn $name() {
+                $operation($setup, $length, Size::$size);
+            }
+        )*};
+    }
+
+    instructions! {
+        tls_open_a_query: open(BOTH_OWN, 60, Small);
+        tls_seal_an_answer: seal(BOTH_OWN, 90, Small);
+        tls_open_16_kib: open(BOTH_OWN, 16 * 1024, Large);
+        tls_seal_16_kib: seal(BOTH_OWN, 16 * 1024, Large);
+        tls_open_64_kib: open(BOTH_OWN, 64 * 1024, Large);
+        tls_seal_64_kib: seal(BOTH_OWN, 64 * 1024, Large);
+        rustls_open_a_query: open(RUSTLS, 60, Small);
+        rustls_seal_an_answer: seal(RUSTLS, 90, Small);
+        rustls_open_16_kib: open(RUSTLS, 16 * 1024, Large);
+        rustls_seal_16_kib: seal(RUSTLS, 16 * 1024, Large);
+        rustls_open_64_kib: open(RUSTLS, 64 * 1024, Large);
+        rustls_seal_64_kib: seal(RUSTLS, 64 * 1024, Large);
+    }
+}
+
+/// The memory of idle sessions of each record layer, for the same decision record.
+mod memory {
+    use std::fs;
+    use std::mem::size_of;
+
+    use super::*;
+
+    const SESSIONS: usize = 4_000;
+
+    /// Resident bytes of this process.
+    fn resident() -> usize {
+        let statm = fs::read_to_string("/proc/self/statm").unwrap();
+        let pages = statm.split(' ').nth(1).unwrap();
+        pages.parse::<usize>().unwrap() * 4096
+    }
+
+    /// Bytes for each of many sessions of a server that have moved data in both directions.
+    fn per_session(own: bool) -> usize {
+        let setup = Setup {
+            server_is_own: own,
+            client_is_own: false,
+            tickets: false,
+            ..BOTH_OWN
+        };
+        let session = || {
+            let (mut server, mut client) = setup.established(65_000);
+            let query = sealed(&mut client, &[7; 60]);
+            assert_eq!(feed(&mut server, &query, 65_000).unwrap(), [7; 60]);
+            sealed(&mut server, &[7; 90]);
+            server
+        };
+        // What the first sessions allocate once.
+        let _first: Vec<_> = (0..100).map(|_| session()).collect();
+        let before = resident();
+        let sessions: Vec<_> = (0..SESSIONS).map(|_| session()).collect();
+        let after = resident();
+        assert_eq!(sessions.len(), SESSIONS);
+        (after - before) / SESSIONS
+    }
+
+    #[test]
+    #[ignore = "takes seconds, and is of this process only if it runs alone"]
+    #[allow(clippy::print_stderr, reason = "figures for the decision record")]
+    fn idle_sessions_take_less_memory_than_with_rustls() {
+        let rustls = per_session(false);
+        let own = per_session(true);
+        eprintln!(
+            "bytes for each session: {own} own, {rustls} rustls; of which state: {} own, {} rustls",
+            size_of::<Server>() + size_of::<Records>(),
+            size_of::<Server>() + size_of::<Connection<UnbufferedServerConnection>>(),
+        );
+        assert!(own * 2 < rustls);
     }
 }

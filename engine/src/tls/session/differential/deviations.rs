@@ -94,6 +94,14 @@ pub(super) fn of_record(
     }
 }
 
+/// So many records in a row that carry no data.
+pub(super) fn of_repetition(non_data: usize) -> Option<Deviation> {
+    // rustls counts some kinds of them, and each kind separately.
+    (non_data > 32)
+        .then(|| deviation("records without data", UNEXPECTED, Any))
+        .flatten()
+}
+
 fn of_alert(content: &[u8], warnings: usize) -> Option<Deviation> {
     match content {
         // RFC 8446, 5.4.

@@ -128,6 +128,11 @@ fn deviations() -> Vec<(&'static str, Vec<Action>, Outcome)> {
         kind: 24,
         content: vec![1],
     };
+    let empty = |count| {
+        let (length, padding) = (0, 0);
+        vec![Action::Data { length, padding }; count]
+    };
+    let updates = |count| vec![Action::KeyUpdate { request: false }; count];
     let very_long = Action::Data {
         length: 18_432 - 17,
         padding: 0,
@@ -150,6 +155,13 @@ fn deviations() -> Vec<(&'static str, Vec<Action>, Outcome)> {
             "user_canceled too often",
             vec![Action::Alert(vec![1, 90]); 5],
             silent,
+        ),
+        ("records without data", empty(33), silent),
+        ("records without data", updates(33), silent),
+        (
+            "records without data",
+            [empty(17), updates(16)].concat(),
+            open,
         ),
         ("fatal user_canceled", alert([2, 90]), silent),
         ("user_canceled of unknown level", alert([3, 90]), illegal),
@@ -180,7 +192,7 @@ fn deviates_as_documented() {
     }
 }
 
-/// These depend on the side.
+/// These depend on the side of the session.
 #[test]
 fn deviates_in_handshake_messages_as_documented() {
     let one = |side, bytes: &[u8]| {

@@ -250,8 +250,10 @@ impl<E: TlsSide> Comparison<E> {
                 self.answer(length);
                 None
             }
+            // A second damage could undo the first.
+            _ if self.damaged => None,
             damage => {
-                self.damaged |= self.damage(&damage);
+                self.damaged = self.damage(&damage);
                 None
             }
         }

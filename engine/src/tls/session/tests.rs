@@ -8,7 +8,7 @@ use rustls::pki_types::ServerName;
 use rustls::server::UnbufferedServerConnection;
 use rustls::version::{TLS12, TLS13};
 
-use super::pair::{BOTH_OWN, Client, Server, Setup, begin, feed, handshake, sealed, update_keys};
+use super::pair::{BOTH_OWN, Server, Setup, begin, feed, handshake, sealed, update_keys};
 use super::*;
 use crate::io::buffer::Size;
 

@@ -179,7 +179,8 @@ impl Records {
         })
     }
 
-    /// Consumes complete records from `incoming` and appends their data to `plain`.
+    /// Consumes complete records from `incoming` and appends their data to `plain`. Nothing
+    /// after a close_notify is read (RFC 8446, 6.1).
     pub(super) fn open(
         &mut self,
         incoming: &mut Buffer,
@@ -258,7 +259,8 @@ impl Records {
         Ok(())
     }
 
-    /// Counts a record that carries no data. Beyond the limit it is `misbehaviour`.
+    /// Counts a record that carries no data. Beyond the limit it is `misbehaviour`. RFC 8446 has
+    /// no such limit; without it a peer could make us work for nothing.
     fn count_non_data(&mut self, misbehaviour: PeerMisbehaved) -> Result<(), RecordError> {
         self.consecutive_non_data += 1;
         match self.consecutive_non_data > MAX_CONSECUTIVE_NON_DATA {
@@ -309,7 +311,9 @@ impl Records {
         }
     }
 
-    /// Appends records that contain `data` to `outgoing`.
+    /// Appends records that contain `data` to `outgoing`, none if `data` is empty. A requested
+    /// KeyUpdate precedes them (RFC 8446, 4.6.3), and each key seals a limited number of records
+    /// (RFC 8446, 5.5).
     pub(super) fn seal(&mut self, data: &[u8], outgoing: &mut Buffer) -> Result<(), TlsError> {
         for piece in data.chunks(MAX_PLAINTEXT) {
             // The last record under a key is a KeyUpdate.
@@ -364,7 +368,8 @@ impl Records {
 type SealedRecord<'a> = ([u8; HEADER_LEN], &'a [u8]);
 
 /// Returns the first record, or `None` if it is incomplete. Bytes that cannot become a valid
-/// record are refused as soon as the header is complete.
+/// record are refused as soon as the header is complete: an outer type that is not
+/// application data (RFC 8446, 5), or too great a length (RFC 8446, 5.2).
 fn next_record(bytes: &[u8]) -> Result<Option<SealedRecord<'_>>, RecordError> {
     let Some((header, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else {
         return Ok(None);

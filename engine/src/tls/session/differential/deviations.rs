@@ -80,6 +80,10 @@ pub(super) fn of_record(
     if inner + 16 >= RUSTLS_MAX_CIPHERTEXT {
         return deviation("very long ciphertext", OVERFLOW, Does(DECODE));
     }
+    if inner + 16 > MAX_CIPHERTEXT {
+        // As for a header: the same alert, unless the record is damaged or incomplete.
+        return deviation("long ciphertext", OVERFLOW, Any);
+    }
     if inner > 16_384 + 1 {
         return None;
     }

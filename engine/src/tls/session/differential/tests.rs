@@ -12,11 +12,13 @@ use crate::tls::session::pair::{feed, sealed, update_keys};
 /// Scripts of one run. All tests of this file together take about 3 seconds of CPU time.
 const CASES: u32 = 300;
 
+/// `PROPTEST_CASES` asks for more.
 fn config() -> ProptestConfig {
+    let default = ProptestConfig::default();
     ProptestConfig {
-        cases: CASES,
+        cases: default.cases.max(CASES),
         failure_persistence: None,
-        ..ProptestConfig::default()
+        ..default
     }
 }
 

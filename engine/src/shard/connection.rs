@@ -78,7 +78,7 @@ async fn with_watchdog(
         watchdog
             .as_mut()
             .poll(cx)
-            .map(|order| order.map_or(CloseReason::PeerStuck, CloseReason::from))
+            .map(|reason| reason.map_or(CloseReason::PeerStuck, CloseReason::from))
     })
     .await
 }

@@ -248,39 +248,39 @@ fn same_alert_for_damage_in_transit() {
 
 /// What one side of a conversation does.
 #[derive(Clone, Copy, Debug)]
-enum Turn {
+enum Step {
     Own(usize),
     Rustls(usize),
     /// rustls changes its key, and requests the same.
     Update,
 }
 
-fn turn() -> impl Strategy<Value = Turn> {
+fn step() -> impl Strategy<Value = Step> {
     let length = || prop_oneof![0..100_usize, 0..50_000_usize];
     prop_oneof![
-        2 => length().prop_map(Turn::Own),
-        2 => length().prop_map(Turn::Rustls),
-        1 => Just(Turn::Update),
+        2 => length().prop_map(Step::Own),
+        2 => length().prop_map(Step::Rustls),
+        1 => Just(Step::Update),
     ]
 }
 
 /// A conversation of our record layer on one side with rustls on the other.
 fn converse<O: TlsSide, R: TlsSide>(
     (mut own, mut rustls): (Session<O>, Session<R>),
-    turns: &[Turn],
+    steps: &[Step],
     read: usize,
 ) {
-    for turn in turns {
-        match *turn {
-            Turn::Own(length) => {
+    for step in steps {
+        match *step {
+            Step::Own(length) => {
                 let record = sealed(&mut own, &data(length));
                 assert!(feed(&mut rustls, &record, read).unwrap() == data(length));
             }
-            Turn::Rustls(length) => {
+            Step::Rustls(length) => {
                 let record = sealed(&mut rustls, &data(length));
                 assert!(feed(&mut own, &record, read).unwrap() == data(length));
             }
-            Turn::Update => update_keys(&mut rustls),
+            Step::Update => update_keys(&mut rustls),
         }
     }
     let mut out = Buffer::take(Size::Small);
@@ -302,7 +302,7 @@ proptest! {
         suite in prop::sample::select(SUITES.to_vec()),
         own_is_server in any::<bool>(),
         record_limit in prop_oneof![Just(None), (3..20_u64).prop_map(Some)],
-        turns in vec(turn(), 1..20),
+        steps in vec(step(), 1..20),
         read in prop_oneof![1..100_usize, Just(65_000)],
     ) {
         let (server, client) = Setup {
@@ -314,8 +314,8 @@ proptest! {
         }
         .established(65_000);
         match own_is_server {
-            true => converse((server, client), &turns, read),
-            false => converse((client, server), &turns, read),
+            true => converse((server, client), &steps, read),
+            false => converse((client, server), &steps, read),
         }
     }
 }

@@ -354,9 +354,8 @@ impl ScramError {
                 "The client supports SCRAM channel binding but thinks the server does not. \
                  However, this server does support channel binding.",
             )),
-            Self::BindingMismatch => invalid("SCRAM channel binding check failed").with_hint(Some(
-                "Another server ends this client's TLS connection.",
-            )),
+            Self::BindingMismatch => invalid("SCRAM channel binding check failed")
+                .with_hint(Some("Another server ends this client's TLS connection.")),
             Self::NonceMismatch => violation("invalid SCRAM response"),
         }
     }

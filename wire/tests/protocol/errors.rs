@@ -6,7 +6,7 @@ use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::Message;
 use wire::error::{
     AUTHENTICATION_FAILED, BackendError, ErrorResponse, FrontendError, MAX_ERROR_TEXT,
-    OpeningError, SqlState,
+    OpeningError, ScramError, SqlState,
 };
 use wire::startup::ProtocolVersion;
 
@@ -23,7 +23,7 @@ const OPENING: [OpeningError; 10] = [
     OpeningError::ProxyTooLong,
 ];
 
-const FRONTEND: [FrontendError; 11] = [
+const FRONTEND: [FrontendError; 18] = [
     FrontendError::InvalidStartupLength { length: 7 },
     FrontendError::EncryptionRequestInTls,
     FrontendError::UnsupportedProtocol(ProtocolVersion { major: 9, minor: 9 }),
@@ -35,6 +35,13 @@ const FRONTEND: [FrontendError; 11] = [
     FrontendError::UnexpectedMessage { tag: b'Q' },
     FrontendError::PasswordTooLong { length: 1 << 30 },
     FrontendError::MalformedPassword,
+    FrontendError::PasswordInsteadOfScram,
+    FrontendError::Scram(ScramError::Mechanism),
+    FrontendError::Scram(ScramError::Malformed("no nonce")),
+    FrontendError::Scram(ScramError::BindingType),
+    FrontendError::Scram(ScramError::Downgrade),
+    FrontendError::Scram(ScramError::BindingMismatch),
+    FrontendError::Scram(ScramError::NonceMismatch),
 ];
 
 fn backend() -> Vec<BackendError> {

@@ -5,11 +5,16 @@
 use wire::backend::{
     AwaitReady, BackendError, BackendLogin, BackendStep, MAX_LOGIN_MESSAGE, ReadyStep,
 };
+use wire::frontend::scram::{
+    AwaitScramFinal, AwaitScramFirst, ScramFinalStep, ScramFirstStep, ScramProof, request_scram,
+};
 use wire::frontend::{
-    AwaitPassword, AwaitStartup, MAX_PASSWORD_MESSAGE, PasswordStep, StartupStep, request_password,
+    AwaitPassword, AwaitStartup, FrontendError, MAX_PASSWORD_MESSAGE, PasswordStep, StartupStep,
+    request_password,
 };
 use wire::opening::{MAX_OPENING, Opening, OpeningError, OpeningPolicy, OpeningStep};
 use wire::scram::Keys;
+use wire::scram::server::{Challenge, ChannelBinding};
 use wire::secret::Password;
 use wire::startup::{MAX_STARTUP_PACKET, ProtocolVersion, Startup};
 
@@ -142,6 +147,100 @@ pub(crate) fn check_password(startup: &Startup, bytes: &[u8]) {
         assert_eq!(password.len() + 6, consumed);
         assert!(!password.contains(&0));
     }
+}
+
+/// The server's part of a SCRAM exchange; SCRAM-SHA-256-PLUS is offered if `binding` is set.
+pub(crate) fn scram_challenge(binding: bool) -> Challenge {
+    let hash = ChannelBinding::new(&[0xcb; 32]);
+    Challenge {
+        nonce: NONCE,
+        salt: *b"sixteen byte sal",
+        binding: hash.filter(|_| binding),
+    }
+}
+
+/// The request for SCRAM, and the state after it.
+pub(crate) fn request_client_scram(binding: bool) -> (Vec<u8>, AwaitScramFirst) {
+    let mut out = Vec::new();
+    let challenge = scram_challenge(binding);
+    let (next, _) = request_scram(&startup("me"), ProtocolVersion::V3_0, challenge, &mut out);
+    (out, next)
+}
+
+/// Checks every split of SASLInitialResponse. Returns the reply, the next state and the length of
+/// the message; an error; or `None` if the message is incomplete.
+pub(crate) fn check_scram_first(
+    binding: bool,
+    bytes: &[u8],
+) -> Option<Result<(Vec<u8>, AwaitScramFinal, usize), FrontendError>> {
+    let advance = |bytes: &[u8]| {
+        let mut out = Vec::new();
+        let step = request_client_scram(binding).1.advance(bytes, &mut out);
+        (step, out)
+    };
+    let whole = advance(bytes);
+    for split in 0..=bytes.len().min(MAX_PASSWORD_MESSAGE + 1) {
+        match advance(&bytes[..split]) {
+            (ScramFirstStep::Read(_), out) => {
+                assert!(split <= MAX_PASSWORD_MESSAGE && out.is_empty());
+            }
+            decided => assert_eq!(decided, whole, "split at {split} of {}", bytes.len()),
+        }
+    }
+    match whole {
+        (ScramFirstStep::Read(_), _) => None,
+        (ScramFirstStep::Refuse(error), out) => {
+            assert!(out.is_empty());
+            Some(Err(error))
+        }
+        (ScramFirstStep::Challenged { consumed, next }, out) => {
+            assert!(consumed <= bytes.len() && out.starts_with(b"R"));
+            Some(Ok((out, next, consumed)))
+        }
+    }
+}
+
+/// Checks every split of SASLResponse, where `state` makes the state before it.
+pub(crate) fn check_scram_final(
+    state: impl Fn() -> AwaitScramFinal,
+    bytes: &[u8],
+) -> Option<Result<(ScramProof, usize), FrontendError>> {
+    let whole = state().advance(bytes);
+    for split in 0..=bytes.len().min(MAX_PASSWORD_MESSAGE + 1) {
+        match state().advance(&bytes[..split]) {
+            ScramFinalStep::Read(_) => assert!(split <= MAX_PASSWORD_MESSAGE),
+            decided => assert_eq!(decided, whole, "split at {split} of {}", bytes.len()),
+        }
+    }
+    match whole {
+        ScramFinalStep::Read(_) => None,
+        ScramFinalStep::Refuse(error) => Some(Err(error)),
+        ScramFinalStep::Proof { consumed, proof } => {
+            assert!(consumed <= bytes.len());
+            Some(Ok((proof, consumed)))
+        }
+    }
+}
+
+/// Checks both messages of a client, one after the other.
+pub(crate) fn check_scram(
+    binding: bool,
+    bytes: &[u8],
+) -> Option<Result<ScramProof, FrontendError>> {
+    let (_, _, consumed) = match check_scram_first(binding, bytes)? {
+        Ok(challenged) => challenged,
+        Err(error) => return Some(Err(error)),
+    };
+    let (first, last) = bytes.split_at(consumed);
+    let state = || match request_client_scram(binding)
+        .1
+        .advance(first, &mut Vec::new())
+    {
+        ScramFirstStep::Challenged { next, .. } => next,
+        other => panic!("{other:?}"),
+    };
+    let proof = check_scram_final(state, last)?;
+    Some(proof.map(|(proof, _)| proof))
 }
 
 /// Checks that the StartupMessage for Postgres equals the client's without its protocol options.

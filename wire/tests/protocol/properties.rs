@@ -11,8 +11,8 @@ use wire::startup::ProtocolVersion;
 use wire::version_probe::{ProbeStep, parse_probe_response};
 
 use crate::harness::{
-    LoginOutcome, check_forwarded, check_login, check_opening, check_password, check_startup,
-    startup, startup_packet,
+    LoginOutcome, check_forwarded, check_login, check_opening, check_password, check_scram,
+    check_startup, startup, startup_packet,
 };
 use crate::packets::{
     CLIENT_HELLO, GSSENC_REQUEST, IPV4, PROXY_V1, SSL_REQUEST, ScramServer, authentication, cancel,
@@ -59,6 +59,22 @@ fn frontend_pieces() -> Vec<Vec<u8>> {
         b"\0\0\0\x20\0\x03\0\0".to_vec(),
         b"user\0me\0".to_vec(),
         b"\0".to_vec(),
+    ]
+}
+
+fn scram_pieces() -> Vec<Vec<u8>> {
+    let initial = |mechanism: &[u8], data: &[u8]| {
+        let length = u32::try_from(data.len()).unwrap().to_be_bytes();
+        message(b'p', &[mechanism, b"\0", &length, data].concat())
+    };
+    let last = b"c=biws,r=aZWlnaHRlZW4gYnl0ZSBub25j,p=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    vec![
+        initial(b"SCRAM-SHA-256", b"n,,n=,r=a"),
+        initial(b"SCRAM-SHA-256", b"y,,n=me,r=a,x=1"),
+        initial(b"SCRAM-SHA-256-PLUS", b"p=tls-server-end-point,,n=,r=a"),
+        message(b'p', last),
+        message(b'p', b"secret\0"),
+        claimed(b'p', 500, b"SCRAM-SHA-256\0"),
     ]
 }
 
@@ -109,6 +125,14 @@ proptest! {
             bytes[..5].copy_from_slice(&[b'p', 0, 0, 0, length]);
         }
         check_password(&startup("me"), &bytes);
+    }
+
+    #[test]
+    fn scram_invariants_hold_for_any_bytes(
+        bytes in prop_oneof![vec(any::<u8>(), 0..64), pieces(scram_pieces())],
+        binding: bool,
+    ) {
+        check_scram(binding, &bytes);
     }
 
     #[test]

@@ -41,7 +41,10 @@ fn verify(candidates: &[(&ServerKeys, u8)]) -> Option<String> {
 
 #[test]
 fn reproduces_the_exchange_of_rfc_7677() {
-    assert_eq!(verify(&[(&keys("pencil"), 1)]).as_deref(), Some(SERVER_FINAL));
+    assert_eq!(
+        verify(&[(&keys("pencil"), 1)]).as_deref(),
+        Some(SERVER_FINAL)
+    );
 }
 
 #[test]

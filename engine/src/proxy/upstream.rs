@@ -4,7 +4,9 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use wire::backend::{AwaitKeys, AwaitReady, BackendError, BackendLogin, BackendStep, ReadyStep};
+use wire::backend::{
+    AuthMethods, AwaitKeys, AwaitReady, BackendError, BackendLogin, BackendStep, ReadyStep,
+};
 use wire::scram;
 use wire::startup::{ProtocolVersion, Startup};
 
@@ -99,7 +101,8 @@ impl UpstreamLogin {
             .fill(&mut nonce)
             .map_err(|_| BackendError::NoRandomness)?;
         let mut out = Vec::new();
-        let mut backend = BackendLogin::start(startup, version, nonce, &mut out);
+        let mut backend =
+            BackendLogin::start(startup, version, nonce, &mut out).with_methods(AuthMethods::Any);
         loop {
             if !out.is_empty() {
                 let message = std::mem::take(&mut out);

@@ -37,6 +37,13 @@ pub enum BackendError {
         /// The code in the Authentication message; 10 is SASL without SCRAM-SHA-256.
         code: u32,
     },
+    /// An authentication method that the configuration does not allow, because it does not prove
+    /// that the server is Postgres.
+    #[error("the server asks for {method} instead of SCRAM-SHA-256")]
+    NotScram {
+        /// What it asks for.
+        method: &'static str,
+    },
     /// Postgres requests a password, but none is configured for the role.
     #[error("the server requests a password, but none is configured for this role")]
     PasswordMissing,
@@ -90,6 +97,7 @@ impl BackendError {
             Self::Refused { .. } => "postgres_refused",
             Self::NegotiatedDown => "postgres_negotiated_down",
             Self::UnsupportedAuthMethod { .. } => "postgres_auth_method",
+            Self::NotScram { .. } => "postgres_not_scram",
             Self::PasswordMissing => "postgres_password_missing",
             Self::UnexpectedMessage { .. } => "postgres_unexpected_message",
             Self::MessageTooLong { .. } => "postgres_message_too_long",
@@ -118,6 +126,7 @@ impl BackendError {
             Self::EarlyEof
             | Self::NegotiatedDown
             | Self::UnsupportedAuthMethod { .. }
+            | Self::NotScram { .. }
             | Self::PasswordMissing
             | Self::UnexpectedMessage { .. }
             | Self::MessageTooLong { .. }

@@ -61,6 +61,9 @@ fn backend() -> Vec<BackendError> {
         ),
         refused(b"53300", "sorry, too many clients already"),
         BackendError::NegotiatedDown,
+        BackendError::NotScram {
+            method: "a password in cleartext",
+        },
         BackendError::PasswordMissing,
         BackendError::UnexpectedMessage { tag: b'D' },
         BackendError::MessageTooLong {

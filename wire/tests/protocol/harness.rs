@@ -3,7 +3,7 @@
 //! on `wire` only.
 
 use wire::backend::{
-    AwaitReady, BackendError, BackendLogin, BackendStep, MAX_LOGIN_MESSAGE, ReadyStep,
+    AuthMethods, AwaitReady, BackendError, BackendLogin, BackendStep, MAX_LOGIN_MESSAGE, ReadyStep,
 };
 use wire::frontend::scram::{
     AwaitScramFinal, AwaitScramFirst, ScramFinalStep, ScramFirstStep, ScramProof, request_scram,
@@ -167,12 +167,14 @@ pub(crate) fn request_client_scram(binding: bool) -> (Vec<u8>, AwaitScramFirst) 
     (out, next)
 }
 
-/// Checks every split of SASLInitialResponse. Returns the reply, the next state and the length of
-/// the message; an error; or `None` if the message is incomplete.
+/// The reply to SASLInitialResponse, the next state and the length of the message.
+pub(crate) type ScramChallenged = (Vec<u8>, AwaitScramFinal, usize);
+
+/// Checks every split of SASLInitialResponse. Returns `None` if the message is incomplete.
 pub(crate) fn check_scram_first(
     binding: bool,
     bytes: &[u8],
-) -> Option<Result<(Vec<u8>, AwaitScramFinal, usize), FrontendError>> {
+) -> Option<Result<ScramChallenged, FrontendError>> {
     let advance = |bytes: &[u8]| {
         let mut out = Vec::new();
         let step = request_client_scram(binding).1.advance(bytes, &mut out);
@@ -300,11 +302,21 @@ pub(crate) fn startup_packet(version: ProtocolVersion, parameters: &[(&str, &str
     [&length.to_be_bytes()[..], &body].concat()
 }
 
-/// Runs a login against the bytes of a server, split into `parts`.
+/// Runs a login against the bytes of a server, split into `parts`. Any method is allowed.
 pub(crate) fn run_login<'a>(role: &str, parts: impl IntoIterator<Item = &'a [u8]>) -> LoginOutcome {
+    run_login_with(AuthMethods::Any, role, parts)
+}
+
+/// Runs a login with only `methods` allowed.
+pub(crate) fn run_login_with<'a>(
+    methods: AuthMethods,
+    role: &str,
+    parts: impl IntoIterator<Item = &'a [u8]>,
+) -> LoginOutcome {
     let mut sent = Vec::new();
     let mut parts = parts.into_iter();
-    let mut login = BackendLogin::start(&startup(role), ProtocolVersion::V3_0, NONCE, &mut sent);
+    let login = BackendLogin::start(&startup(role), ProtocolVersion::V3_0, NONCE, &mut sent);
+    let mut login = login.with_methods(methods);
     let password = Password::new(PASSWORD);
     let mut buffer = Vec::new();
     loop {
@@ -395,4 +407,22 @@ pub(crate) fn check_login(role: &str, bytes: &[u8], chunk: usize) -> LoginOutcom
     let whole = run_login(role, [bytes]);
     assert_eq!(whole, run_login(role, bytes.chunks(chunk.max(1))));
     whole
+}
+
+/// Checks that a login with fewer methods allowed has the outcome `any` of one with all of them, or
+/// is refused for its method, as the check for other implementations decides.
+pub(crate) fn check_methods(role: &str, bytes: &[u8], any: &LoginOutcome) {
+    for methods in [AuthMethods::Scram, AuthMethods::ScramOrNone] {
+        let outcome = run_login_with(methods, role, [bytes]);
+        let checked = methods.check_first_response(bytes);
+        match &outcome {
+            LoginOutcome::Refused(error @ BackendError::NotScram { .. }) => {
+                assert_eq!(checked.as_ref(), Err(error));
+            }
+            outcome => {
+                assert_eq!(outcome, any);
+                assert!(!matches!(checked, Err(BackendError::NotScram { .. })));
+            }
+        }
+    }
 }

@@ -11,8 +11,8 @@ use wire::startup::ProtocolVersion;
 use wire::version_probe::{ProbeStep, parse_probe_response};
 
 use crate::harness::{
-    LoginOutcome, check_forwarded, check_login, check_opening, check_password, check_scram,
-    check_startup, startup, startup_packet,
+    LoginOutcome, check_forwarded, check_login, check_methods, check_opening, check_password,
+    check_scram, check_startup, startup, startup_packet,
 };
 use crate::packets::{
     CLIENT_HELLO, GSSENC_REQUEST, IPV4, PROXY_V1, SSL_REQUEST, ScramServer, authentication, cancel,
@@ -140,7 +140,8 @@ proptest! {
         bytes in prop_oneof![vec(any::<u8>(), 0..64), pieces(backend_pieces())],
         chunk in 1..64_usize,
     ) {
-        check_login("me", &bytes, chunk);
+        let outcome = check_login("me", &bytes, chunk);
+        check_methods("me", &bytes, &outcome);
     }
 
     #[test]

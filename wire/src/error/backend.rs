@@ -18,6 +18,13 @@ pub enum BackendError {
     /// The caller's queue of SCRAM key derivations is full. Created by the caller.
     #[error("too many concurrent logins")]
     Overloaded,
+    /// The process that listens on the Unix socket belongs to a user that the configuration does
+    /// not allow. Created by the caller, which owns the connection.
+    #[error("the process that listens on the Unix socket runs as {}, which is not a user that Postgres may run as", listener(.uid))]
+    WrongListener {
+        /// Its user id; `None` if the system does not say.
+        uid: Option<u32>,
+    },
     /// An ErrorResponse before AuthenticationOk.
     #[error("{message} (SQLSTATE {sqlstate})")]
     Refused {
@@ -94,6 +101,7 @@ impl BackendError {
             Self::EarlyEof => "postgres_early_eof",
             Self::NoRandomness => "no_randomness",
             Self::Overloaded => "overloaded",
+            Self::WrongListener { .. } => "postgres_wrong_listener",
             Self::Refused { .. } => "postgres_refused",
             Self::NegotiatedDown => "postgres_negotiated_down",
             Self::UnsupportedAuthMethod { .. } => "postgres_auth_method",
@@ -124,6 +132,7 @@ impl BackendError {
             Self::NoRandomness => SqlState::INTERNAL_ERROR,
             Self::Overloaded => SqlState::TOO_MANY_CONNECTIONS,
             Self::EarlyEof
+            | Self::WrongListener { .. }
             | Self::NegotiatedDown
             | Self::UnsupportedAuthMethod { .. }
             | Self::NotScram { .. }
@@ -146,6 +155,14 @@ impl BackendError {
             self.response_sqlstate(),
             format!("pg_auth_inject failed: {self}"),
         )
+    }
+}
+
+/// A user id as text.
+fn listener(uid: &Option<u32>) -> String {
+    match uid {
+        Some(uid) => format!("user id {uid}"),
+        None => "an unknown user".to_owned(),
     }
 }
 

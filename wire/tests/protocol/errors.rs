@@ -54,6 +54,7 @@ fn backend() -> Vec<BackendError> {
         BackendError::EarlyEof,
         BackendError::NoRandomness,
         BackendError::Overloaded,
+        BackendError::WrongListener { uid: Some(1_000) },
         refused(b"28000", "role \"teesql_read\" does not exist"),
         refused(
             b"28P01",

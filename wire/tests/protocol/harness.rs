@@ -170,7 +170,7 @@ pub(crate) fn request_client_scram(binding: bool) -> (Vec<u8>, AwaitScramFirst) 
 /// The reply to SASLInitialResponse, the next state and the length of the message.
 pub(crate) type ScramChallenged = (Vec<u8>, AwaitScramFinal, usize);
 
-/// Checks every split of SASLInitialResponse. Returns `None` if the message is incomplete.
+/// Checks every split of SASLInitialResponse up to the first decision. Returns `None` if the message is incomplete.
 pub(crate) fn check_scram_first(
     binding: bool,
     bytes: &[u8],
@@ -186,7 +186,10 @@ pub(crate) fn check_scram_first(
             (ScramFirstStep::Read(_), out) => {
                 assert!(split <= MAX_PASSWORD_MESSAGE && out.is_empty());
             }
-            decided => assert_eq!(decided, whole, "split at {split} of {}", bytes.len()),
+            decided => {
+                assert_eq!(decided, whole, "split at {split} of {}", bytes.len());
+                break;
+            }
         }
     }
     match whole {
@@ -202,7 +205,7 @@ pub(crate) fn check_scram_first(
     }
 }
 
-/// Checks every split of SASLResponse, where `state` makes the state before it.
+/// Checks every split of SASLResponse up to the first decision, where `state` makes the state before it.
 pub(crate) fn check_scram_final(
     state: impl Fn() -> AwaitScramFinal,
     bytes: &[u8],
@@ -211,7 +214,10 @@ pub(crate) fn check_scram_final(
     for split in 0..=bytes.len().min(MAX_PASSWORD_MESSAGE + 1) {
         match state().advance(&bytes[..split]) {
             ScramFinalStep::Read(_) => assert!(split <= MAX_PASSWORD_MESSAGE),
-            decided => assert_eq!(decided, whole, "split at {split} of {}", bytes.len()),
+            decided => {
+                assert_eq!(decided, whole, "split at {split} of {}", bytes.len());
+                break;
+            }
         }
     }
     match whole {

@@ -21,6 +21,7 @@ use crate::app::signals::{ProcessSignals, SignalSource};
 use crate::attestation::verifier::QuoteVerifier;
 use crate::auth::cluster_secrets::{AuthSecrets, Authenticator, Rotation};
 use crate::auth::postgres_passwords::{DerivedPasswords, MissingPassword};
+use crate::auth::random::random_bytes;
 use crate::config::{Config, Errors};
 use crate::io::driver::IoDriver;
 use crate::io::listener::{self, BoundListener, Listener};
@@ -140,6 +141,7 @@ async fn start<R>(
         certificate
             .identity
             .server_config(request_client_certificate, config.process.tls_record_layer)?,
+        certificate.identity.channel_binding(),
         authenticator,
     );
     let (changed, collateral_changed) = mpsc::unbounded_channel();
@@ -241,10 +243,12 @@ async fn set_up_authentication(
     if config.provision {
         startup::set_up_roles(config, &passwords, &context.checks).await?;
     }
-    let authenticator = Authenticator::new(AuthSecrets {
+    let salt = random_bytes().map_err(system("cannot generate random bytes"))?;
+    let secrets = AuthSecrets {
         cluster: config.secrets.clone(),
         passwords,
-    });
+    };
+    let authenticator = Authenticator::new(secrets, salt);
     Ok((derived, authenticator))
 }
 
@@ -348,7 +352,8 @@ fn install_certificate(
 ) -> InstallFn {
     let live = Arc::clone(live);
     Box::new(move |identity| {
-        live.set_tls(identity.server_config(request_client_certificate, record_layer)?);
+        let tls = identity.server_config(request_client_certificate, record_layer)?;
+        live.set_tls(tls, identity.channel_binding());
         Ok(())
     })
 }

@@ -2,6 +2,7 @@
 //!
 //! It must never import another layer, log a secret, or compare secrets in variable time.
 
+pub mod client_auth;
 pub mod cluster_secrets;
 pub(crate) mod credential;
 pub mod postgres_passwords;

@@ -68,7 +68,7 @@ fn run(postgres: PostgresConfig, mode: Mode) -> CommandOutput {
         Err(error) => return CommandOutput::error(EX_OSERR, error.to_string()),
     };
     let PostgresConfig {
-        address,
+        server,
         database,
         passwords,
         guest_agent,
@@ -98,7 +98,7 @@ fn run(postgres: PostgresConfig, mode: Mode) -> CommandOutput {
         Mode::Run => false,
     };
     let result = runtime.block_on(async {
-        let mut session = Superuser::connect(&address, superuser.as_ref(), &database).await?;
+        let mut session = Superuser::connect(&server, superuser.as_ref(), &database).await?;
         let lines = if check {
             let differences = provision::check(session.client_mut(), &desired).await;
             differences.map(|lines| prefixed(&lines, "differs: ", "no differences"))

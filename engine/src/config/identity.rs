@@ -13,6 +13,9 @@ use crate::auth::cluster_secrets::ClusterSecrets;
 use crate::auth::postgres_passwords::PostgresPasswords;
 use crate::tls::certificate_source::{CertificateRequest, CertificateSource, CertificateUsage};
 
+pub(super) const PASSWORD_AUTH: &str = "client_auth = password: clients send their secret to whatever \
+     server they accept, so that a client that does not verify the server's TDX quote may give it away";
+
 pub(super) const SIMULATOR_MODE: &str = "simulator mode: clients are not attested, and any client on \
      this machine can log in as postgres without a password";
 

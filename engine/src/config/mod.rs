@@ -39,10 +39,11 @@ pub use process::ProcessConfig;
 pub use spec::Scope;
 pub(crate) use values::duration as parse_duration;
 
+use crate::auth::client_auth::ClientAuth;
 use crate::auth::cluster_secrets::ClusterSecrets;
 use crate::auth::postgres_passwords::PostgresPasswords;
 use crate::config::mode::Mode;
-use crate::io::stream::PgAddress;
+use crate::postgres::server::PostgresServer;
 use identity::read_passwords;
 use reader::{Reader, read_all};
 
@@ -50,14 +51,18 @@ use reader::{Reader, read_all};
 pub struct Config {
     /// Where clients connect.
     pub listen: SocketAddr,
-    /// Where Postgres listens.
-    pub postgres: PgAddress,
+    /// Where Postgres listens, and how it has to prove that it is Postgres.
+    pub postgres: PostgresServer,
     /// Production, unattested or simulator mode.
     pub mode: Mode,
     /// Where the certificate comes from.
     pub identity: IdentitySource,
     /// Refuse clients that offer no ALPN protocol.
     pub require_alpn: bool,
+    /// How clients prove that they know a secret.
+    pub client_auth: ClientAuth,
+    /// Offer SCRAM-SHA-256-PLUS to clients that have TLS with this sidecar.
+    pub scram_channel_binding: bool,
     /// The cluster secrets that clients present.
     pub secrets: ClusterSecrets,
     /// How long the previous cluster secrets stay valid after a change.
@@ -107,6 +112,10 @@ impl Config {
         if self.mode == Mode::Simulator {
             warnings.insert(0, identity::SIMULATOR_MODE.to_owned());
         }
+        warnings.extend(postgres::server_warning(&self.postgres));
+        if self.client_auth == ClientAuth::Password {
+            warnings.push(identity::PASSWORD_AUTH.to_owned());
+        }
         warnings
     }
 
@@ -125,9 +134,11 @@ impl Config {
 
     fn read(reader: &mut Reader<'_>) -> Option<Self> {
         let listen = reader.read(&settings::LISTEN);
-        let postgres = reader.read(&settings::POSTGRES);
+        let postgres = postgres::read_server(reader);
         let identity = IdentitySource::read_server(reader);
         let require_alpn = reader.read(&settings::REQUIRE_ALPN);
+        let client_auth = reader.read(&settings::CLIENT_AUTH);
+        let scram_channel_binding = reader.read(&settings::SCRAM_CHANNEL_BINDING);
         let secrets = ClusterSecrets::read(reader);
         let secret_overlap = reader.read(&settings::SECRET_OVERLAP);
         let passwords = read_passwords(reader);
@@ -149,6 +160,8 @@ impl Config {
             },
             identity: identity?,
             require_alpn: require_alpn?,
+            client_auth: client_auth?,
+            scram_channel_binding: scram_channel_binding?,
             secrets: secrets?,
             secret_overlap: secret_overlap?.unwrap_or_default(),
             passwords: passwords?,

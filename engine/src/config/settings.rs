@@ -27,8 +27,11 @@ use super::log_format::LogFormat;
 use super::spec::Kind::{Bool, Duration as Time, List, One, Secret};
 use super::spec::{Group, Scope, Setting, Spec};
 use super::values;
+use crate::auth::client_auth::ClientAuth;
 use crate::io::driver::DriverChoice;
+use crate::io::peer_uid::AllowedUids;
 use crate::io::stream::PgAddress;
+use crate::postgres::server::PostgresAuth;
 use crate::sched::busy_poll::BusyPollMode;
 use crate::tls::record_layer::RecordLayer;
 
@@ -103,6 +106,16 @@ settings! {
             key: "postgres", parse: values::postgres_address, kind: One("ADDRESS"), scopes: POSTGRES_ONLY,
             default: Some("127.0.0.1:5432"),
             help: "Address of Postgres: IP:PORT, or the path of its Unix socket (a directory means .s.PGSQL.5432 in it).",
+        }
+        POSTGRES_AUTH: PostgresAuth {
+            key: "postgres_auth", parse: values::from_str, kind: One("METHOD"), scopes: POSTGRES_ONLY,
+            default: Some("scram"),
+            help: "How Postgres may authenticate the sidecar: scram (SCRAM-SHA-256, by which Postgres proves that it knows the password; on a Unix socket also peer and trust), or any (also md5 and passwords in cleartext, which any process on Postgres' address could ask for).",
+        }
+        POSTGRES_UID: Option<AllowedUids> {
+            key: "postgres_uid", parse: values::user, kind: One("USER"), scopes: POSTGRES_ONLY,
+            default: Some("auto"),
+            help: "User name or id that Postgres runs as. Only checked if postgres is a Unix socket: a listener of another user is refused. auto accepts the user postgres, root and the sidecar's own user.",
         }
         PG_DATABASE: String {
             key: "pg_database", parse: values::database, kind: One("NAME"), scopes: POSTGRES_ONLY,
@@ -192,6 +205,16 @@ settings! {
         }
     }
     Secrets {
+        CLIENT_AUTH: ClientAuth {
+            key: "client_auth", parse: values::from_str, kind: One("METHOD"), scopes: SERVE,
+            default: Some("scram"),
+            help: "How clients prove that they know a secret: scram (SCRAM-SHA-256, by which the secret never crosses the wire), or password (the secret in cleartext, inside TLS).",
+        }
+        SCRAM_CHANNEL_BINDING: bool {
+            key: "scram_channel_binding", parse: values::auto_or_off, kind: One("WHEN"), scopes: SERVE,
+            default: Some("auto"),
+            help: "When to offer SCRAM-SHA-256-PLUS, which binds a login to the sidecar's certificate: auto (to clients that open TLS with an SSLRequest or with the ALPN protocol postgresql) or off (for a gateway that ends the clients' TLS and opens its own in that way).",
+        }
         READ_SECRET: ClusterSecret {
             key: "read_secret", parse: values::cluster_secret, kind: Secret, scopes: SERVE,
             reloadable: true,

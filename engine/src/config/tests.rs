@@ -11,6 +11,9 @@ use super::{
     CertificateConfig, Config, Criteria, ForwarderConfig, IdentitySource, Layers, PostgresConfig,
     Scope, with_flags,
 };
+use crate::auth::client_auth::ClientAuth;
+use crate::io::peer_uid::AllowedUids;
+use crate::postgres::server::{PostgresAuth, default_uids};
 
 const SECRET: &str = "1111111111111111111111111111111111111111111111111111111111111111";
 const OTHER: &str = "2222222222222222222222222222222222222222222222222222222222222222";
@@ -327,6 +330,61 @@ fn warns_about_a_dangerous_root() {
 }
 
 #[test]
+fn scram_is_the_default_on_both_sides() {
+    let mut start = Start::minimal();
+    let config = start.config();
+    assert_eq!(config.client_auth, ClientAuth::Scram);
+    assert!(config.scram_channel_binding);
+    assert_eq!(config.postgres.auth, PostgresAuth::Scram);
+    let quiet = config.warnings.len();
+    start
+        .set("CLIENT_AUTH", "password")
+        .set("SCRAM_CHANNEL_BINDING", "off")
+        .set("POSTGRES_AUTH", "any");
+    let config = start.config();
+    assert_eq!(config.client_auth, ClientAuth::Password);
+    assert!(!config.scram_channel_binding);
+    assert_eq!(config.postgres.auth, PostgresAuth::Any);
+    let named = |name: &str| config.warnings.iter().any(|text| text.starts_with(name));
+    assert!(named("client_auth = password: ") && named("postgres_auth = any: "));
+    assert_eq!(config.warnings.len(), quiet + 2);
+    start
+        .set("CLIENT_AUTH", "md5")
+        .set("SCRAM_CHANNEL_BINDING", "on")
+        .set("POSTGRES_AUTH", "trust");
+    assert_eq!(
+        start.mistakes(),
+        [
+            "environment TEESQL_POSTGRES_AUTH: postgres_auth = \"trust\": expected scram or any",
+            "environment TEESQL_CLIENT_AUTH: client_auth = \"md5\": expected scram or password",
+            "environment TEESQL_SCRAM_CHANNEL_BINDING: scram_channel_binding = \"on\": expected auto \
+             or off",
+        ]
+    );
+}
+
+#[test]
+fn the_user_of_postgres_is_an_id_or_a_name() {
+    let mut start = Start::minimal();
+    let uids = |start: &Start| start.config().postgres.uids;
+    assert_eq!(uids(&start), default_uids());
+    start.set("POSTGRES_UID", "auto");
+    assert_eq!(uids(&start), default_uids());
+    start.set("POSTGRES_UID", "70");
+    assert_eq!(uids(&start), AllowedUids::only(70));
+    start.set("POSTGRES_UID", "root");
+    assert_eq!(uids(&start), AllowedUids::only(0));
+    for wrong in ["no such user", "-1", "4294967295", "4294967296", ""] {
+        start.set("POSTGRES_UID", wrong);
+        let mistakes = start.mistakes();
+        assert!(
+            mistakes[0].contains("expected auto, a user id"),
+            "{mistakes:?}"
+        );
+    }
+}
+
+#[test]
 fn postgres_scope_ignores_other_settings() {
     let mut start = Start::minimal();
     start
@@ -339,7 +397,7 @@ fn postgres_scope_ignores_other_settings() {
     let layers = start.layers_of(Scope::Postgres);
     let postgres = PostgresConfig::from_layers(&layers).map_err(|errors| errors.0);
     let postgres = postgres.unwrap_or_else(|errors| panic!("{errors:?}"));
-    assert_eq!(postgres.address.to_string(), "[::1]:6543");
+    assert_eq!(postgres.server.to_string(), "[::1]:6543");
     assert_eq!(postgres.database, "ledger");
     let passwords = postgres.passwords;
     assert!(passwords.superuser.is_none() && !passwords.need_agent());
@@ -375,6 +433,8 @@ fn postgres_scope_has_its_flags_only() {
         [
             "config",
             "postgres",
+            "postgres-auth",
+            "postgres-uid",
             "pg-database",
             "guest-agent",
             "simulator-endpoint",

@@ -19,6 +19,7 @@ use wire::scram::Password;
 use wire::secret::ClusterSecret;
 
 use super::Listen;
+use crate::io::peer_uid::AllowedUids;
 use crate::io::stream::PgAddress;
 use crate::sched::busy_poll::BusyPollMode;
 
@@ -36,6 +37,15 @@ pub(super) fn boolean(text: &str) -> Parsed<bool> {
         "true" | "1" | "yes" | "on" => Ok(true),
         "false" | "0" | "no" | "off" => Ok(false),
         _ => Err("expected true or false".to_owned()),
+    }
+}
+
+/// `true` for `auto`.
+pub(super) fn auto_or_off(text: &str) -> Parsed<bool> {
+    match text {
+        "auto" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("expected auto or off".to_owned()),
     }
 }
 
@@ -176,6 +186,22 @@ pub(super) fn postgres_address(text: &str) -> Parsed<PgAddress> {
         .sock_addr()
         .map_err(|_| "the path is too long for a Unix socket (at most 107 bytes)".to_owned())?;
     Ok(address)
+}
+
+/// The id or name of a user of this system; `None` for `auto`.
+pub(super) fn user(text: &str) -> Parsed<Option<AllowedUids>> {
+    if text == "auto" {
+        return Ok(None);
+    }
+    let uid = match text.parse() {
+        Ok(uid) => Some(uid),
+        Err(_) => AllowedUids::uid_of(text),
+    };
+    match uid {
+        // -1 stands for "no user" in system calls.
+        Some(uid) if uid != u32::MAX => Ok(Some(AllowedUids::only(uid))),
+        _ => Err("expected auto, a user id, or the name of a user of this system".to_owned()),
+    }
 }
 
 /// The name of a database. PostgreSQL truncates names to NAMEDATALEN - 1 = 63 bytes.

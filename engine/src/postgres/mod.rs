@@ -3,4 +3,5 @@
 //! It must never run on a shard.
 
 pub mod provision;
+pub mod server;
 pub mod superuser;

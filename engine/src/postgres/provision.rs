@@ -22,7 +22,7 @@ use wire::scram::{Password, Verifier};
 
 use crate::auth::postgres_passwords::ResolvedPasswords;
 use crate::auth::role::Role;
-use crate::io::stream::PgAddress;
+use crate::postgres::server::PostgresServer;
 use crate::postgres::superuser::{Error, Superuser};
 use desired::Requirement;
 use state::CurrentState;
@@ -224,7 +224,7 @@ pub async fn run(client: &mut Client, desired: &DesiredState) -> Result<Report, 
 /// # Errors
 /// As [`run`].
 pub(crate) async fn run_at_start(
-    address: &PgAddress,
+    server: &PostgresServer,
     database: &str,
     passwords: &ResolvedPasswords,
 ) -> Result<Report, ProvisionError> {
@@ -232,7 +232,7 @@ pub(crate) async fn run_at_start(
         read, readwrite, ..
     } = passwords.clone();
     let desired = DesiredState::new(database.to_owned(), read, readwrite)?;
-    let mut session = Superuser::connect(address, passwords.superuser.as_ref(), database).await?;
+    let mut session = Superuser::connect(server, passwords.superuser.as_ref(), database).await?;
     let report = run(session.client_mut(), &desired).await;
     session.close().await;
     report

@@ -10,11 +10,12 @@ use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
-use wire::frontend::{AwaitStartup, PasswordStep, StartupStep, negotiate, request_password};
+use wire::frontend::{AwaitStartup, StartupStep, negotiate};
 use wire::opening::{Opening, OpeningPolicy, OpeningStep};
 use wire::startup::{ProtocolVersion, Startup};
 
 use crate::attestation::gate::Attested;
+use crate::auth::client_auth::ClientAuth;
 use crate::auth::credential::Credential;
 use crate::auth::role::Role;
 use crate::io::buffer::{Buffer, Size};
@@ -31,6 +32,8 @@ use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
 use crate::tls::session::{HandshakeSummary, Session};
 
+mod authenticate;
+
 /// Serves the client connections of one shard.
 pub(crate) struct InboundHandler {
     pub(crate) context: HandlerContext,
@@ -41,6 +44,9 @@ pub(crate) struct InboundHandler {
     pub(crate) trust_loopback: bool,
     pub(crate) proxy_protocol_from: Vec<ipnet::IpNet>,
     pub(crate) require_alpn: bool,
+    pub(crate) client_auth: ClientAuth,
+    /// Offer SCRAM-SHA-256-PLUS to clients that have TLS with this sidecar.
+    pub(crate) scram_channel_binding: bool,
 }
 
 type Client = TlsStream<UnbufferedServerConnection>;
@@ -116,8 +122,11 @@ async fn establish(
     info: &RefCell<ConnectionInfo>,
 ) -> Result<(Client, UpstreamSession), CloseReason> {
     let snapshot = handler.live.read();
-    let incoming = match open(handler, &mut stream, control, info).await {
-        Ok(Opened::Tls(incoming)) => incoming,
+    let (incoming, ssl_request) = match open(handler, &mut stream, control, info).await {
+        Ok(Opened::Tls {
+            incoming,
+            ssl_request,
+        }) => (incoming, ssl_request),
         Ok(Opened::Cancel(packet)) => {
             return Err(upstream::cancel(&handler.upstream_login, packet, control).await);
         }
@@ -135,6 +144,7 @@ async fn establish(
         permit,
         control,
         info,
+        ssl_request,
         alpn: handshake.alpn,
     };
     match login.log_in(&mut client, &attested).await {
@@ -149,8 +159,13 @@ async fn establish(
 }
 
 enum Opened {
-    /// TLS follows. The buffer holds the bytes received so far.
-    Tls(Buffer),
+    /// TLS follows.
+    Tls {
+        /// The bytes received so far.
+        incoming: Buffer,
+        /// Whether the client asked for TLS with an SSLRequest.
+        ssl_request: bool,
+    },
     Cancel(Vec<u8>),
 }
 
@@ -167,6 +182,7 @@ async fn open(
         proxy_protocol: peer.is_some_and(|peer| handler.accepts_proxy_header(peer.ip())),
     });
     let mut incoming = Buffer::take(Size::Small);
+    let mut ssl_request = false;
     loop {
         match opening.advance(incoming.filled()) {
             OpeningStep::Read(next) => {
@@ -180,6 +196,7 @@ async fn open(
             } => {
                 opening = next;
                 incoming.consume(consumed);
+                ssl_request |= byte == b'S';
                 reply_opening(stream, byte, control).await?;
             }
             OpeningStep::Proxied {
@@ -192,7 +209,12 @@ async fn open(
                 let mut info = info.borrow_mut();
                 (info.proxied_client, info.via_proxy) = (source, true);
             }
-            OpeningStep::Tls => return Ok(Opened::Tls(incoming)),
+            OpeningStep::Tls => {
+                return Ok(Opened::Tls {
+                    incoming,
+                    ssl_request,
+                });
+            }
             OpeningStep::Cancel(request) => return Ok(Opened::Cancel(request.as_bytes().to_vec())),
             OpeningStep::Refuse(error) => return Err(error.into()),
         }
@@ -256,6 +278,8 @@ struct LoginContext<'a> {
     permit: &'a ConnectionPermit,
     control: &'a ConnectionControl,
     info: &'a RefCell<ConnectionInfo>,
+    /// Whether the client asked for TLS with an SSLRequest.
+    ssl_request: bool,
     /// Whether ALPN negotiated a protocol.
     alpn: bool,
 }
@@ -280,7 +304,7 @@ impl LoginContext<'_> {
         }
         let (credential, version) = match self.trusted_credential(role) {
             Some(credential) => (credential, self.negotiate(client, &startup).await?),
-            None => self.check_password(client, &startup, role).await?,
+            None => self.authenticate(client, &startup, role).await?,
         };
         let stream = handler.upstream_login.dial(control).await?;
         let fd_guard = control.register_upstream_fd(stream.raw_fd());
@@ -323,46 +347,6 @@ impl LoginContext<'_> {
                 .map_err(|error| error.into_close_reason(self.control))?;
         }
         Ok(version)
-    }
-
-    /// Requests the password and compares it with the secrets. Postgres is not involved.
-    async fn check_password(
-        &self,
-        client: &mut Client,
-        startup: &Startup,
-        role: Option<Role>,
-    ) -> Result<(Arc<Credential>, ProtocolVersion), CloseReason> {
-        let control = self.control;
-        let newest = self
-            .handler
-            .upstream_login
-            .upstream_version
-            .newest_or_fallback()
-            .await;
-        let mut request = Vec::new();
-        let (mut await_password, version) = request_password(startup, newest, &mut request);
-        client
-            .send(&request)
-            .await
-            .map_err(|error| error.into_close_reason(control))?;
-        loop {
-            match await_password.advance(client.plain.filled()) {
-                PasswordStep::Read(next) => await_password = next,
-                PasswordStep::Password { password, consumed } => {
-                    let authenticator = &self.snapshot.authenticator;
-                    let credential = authenticator.authenticate(role, password).cloned();
-                    client.plain.consume(consumed);
-                    client.plain.wipe_consumed();
-                    client.incoming.wipe_consumed();
-                    return match credential {
-                        Some(credential) => Ok((credential, version)),
-                        None => Err(CloseReason::AuthenticationFailed),
-                    };
-                }
-                PasswordStep::Refuse(error) => return Err(error.into()),
-            }
-            read_more(client, control).await?;
-        }
     }
 }
 

@@ -4,9 +4,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use wire::backend::{
-    AuthMethods, AwaitKeys, AwaitReady, BackendError, BackendLogin, BackendStep, ReadyStep,
-};
+use wire::backend::{AwaitKeys, AwaitReady, BackendError, BackendLogin, BackendStep, ReadyStep};
 use wire::scram;
 use wire::startup::{ProtocolVersion, Startup};
 
@@ -14,6 +12,7 @@ use crate::auth::credential::Credential;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::offload::{OffloadThread, PendingJobs};
 use crate::io::stream::{PgAddress, Stream};
+use crate::postgres::server::PostgresServer;
 use crate::session::control::ConnectionControl;
 use crate::session::tls_stream::TlsStream;
 use crate::tasks::upstream_version::UpstreamVersion;
@@ -26,7 +25,7 @@ const MAX_CACHED_KEYS: usize = 16;
 
 /// Logs in to Postgres. Every shard has one.
 pub(crate) struct UpstreamLogin {
-    pub(crate) postgres_address: PgAddress,
+    pub(crate) server: PostgresServer,
     pub(crate) upstream_version: Arc<UpstreamVersion>,
     pub(crate) worker: OffloadThread,
     pub(crate) jobs: PendingJobs,
@@ -50,14 +49,20 @@ pub(crate) struct UpstreamSession {
 }
 
 impl UpstreamLogin {
-    /// Dials Postgres within the login deadline.
+    /// Dials Postgres within the login deadline, and checks the user of the listener on a Unix
+    /// socket.
     pub(crate) async fn dial(&self, control: &ConnectionControl) -> Result<Stream, CloseReason> {
-        Stream::dial(&self.postgres_address, control.login_deadline())
+        let address = &self.server.address;
+        let stream = Stream::dial(address, control.login_deadline())
             .await
             .map_err(|error| {
                 self.upstream_version.invalidate();
                 control.or_terminated(CloseReason::UpstreamUnreachable(error))
-            })
+            })?;
+        if let PgAddress::Unix(_) = address {
+            self.server.check_listener(stream.listener_uid())?;
+        }
+        Ok(stream)
     }
 
     /// Logs in with the client's startup parameters and the role's own password, then forwards
@@ -101,8 +106,8 @@ impl UpstreamLogin {
             .fill(&mut nonce)
             .map_err(|_| BackendError::NoRandomness)?;
         let mut out = Vec::new();
-        let mut backend =
-            BackendLogin::start(startup, version, nonce, &mut out).with_methods(AuthMethods::Any);
+        let mut backend = BackendLogin::start(startup, version, nonce, &mut out)
+            .with_methods(self.server.methods());
         loop {
             if !out.is_empty() {
                 let message = std::mem::take(&mut out);

@@ -147,8 +147,11 @@ pub(crate) const REASONS: &[&str] = &[
     "invalid_startup_length", "encryption_request_in_tls", "unsupported_protocol",
     "malformed_startup", "missing_user", "repeated_user", "user_not_utf8", "malformed_cancel",
     "unexpected_message", "password_too_long", "malformed_password",
+    "password_instead_of_scram", "scram_mechanism", "scram_malformed", "scram_binding_type",
+    "scram_downgrade", "scram_binding_mismatch", "scram_nonce_mismatch",
     // `wire::backend`.
-    "postgres_early_eof", "no_randomness", "overloaded", "postgres_refused",
+    "postgres_early_eof", "no_randomness", "overloaded", "postgres_wrong_listener",
+    "postgres_refused", "postgres_not_scram",
     "postgres_negotiated_down", "postgres_auth_method", "postgres_password_missing",
     "postgres_unexpected_message", "postgres_message_too_long", "postgres_malformed",
     "postgres_too_many_notices", "postgres_scram_iterations", "postgres_scram_nonce",

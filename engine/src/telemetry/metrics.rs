@@ -11,9 +11,11 @@ use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
+use crate::auth::client_auth::ClientAuth;
 use crate::config::Config;
 use crate::config::mode::Mode;
 use crate::io::driver::IoDriver;
+use crate::postgres::server::PostgresAuth;
 use crate::telemetry::close_reason::REASONS;
 
 /// Bucket bounds in seconds. A login takes about 1 ms, half of it for the handshake, and may
@@ -162,6 +164,14 @@ impl Metrics {
                 config.dangerous_root().is_some(),
             ),
             ("teesql_debug_td_allowed", debug),
+            (
+                "teesql_client_auth_password",
+                config.client_auth == ClientAuth::Password,
+            ),
+            (
+                "teesql_postgres_auth_any",
+                config.postgres.auth == PostgresAuth::Any,
+            ),
         ] {
             self.gauge(name, &[]).set(f64::from(u8::from(is)));
         }
@@ -285,6 +295,16 @@ const GAUGES: &[Description] = &[
         "teesql_debug_td_allowed",
         None,
         "1 if TDs in debug mode are accepted",
+    ),
+    (
+        "teesql_client_auth_password",
+        None,
+        "1 if clients send their secret in cleartext inside TLS",
+    ),
+    (
+        "teesql_postgres_auth_any",
+        None,
+        "1 if Postgres may ask for another authentication than SCRAM",
     ),
 ];
 

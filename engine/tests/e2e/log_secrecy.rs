@@ -8,7 +8,8 @@ use crate::harness::message::{self, PROTOCOL_3_2, query, tagged};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 use crate::harness::{
-    PasswordEncryption, READ_SECRET, READWRITE_SECRET, SECRETS, SUPERUSER_PASSWORD, WRONG_SECRET,
+    AuthSettings, PasswordEncryption, READ_SECRET, READWRITE_SECRET, SECRETS, SUPERUSER_PASSWORD,
+    WRONG_SECRET,
 };
 
 /// Markers in places that a careless log statement would print.
@@ -28,18 +29,25 @@ pub(crate) fn add(suite: &mut Suite) {
 
 fn log_has_no_secrets(fixture: &Fixture, format: &str) {
     for server in fixture.harness.servers() {
-        for (database, encryption) in [
-            ("via_trust", PasswordEncryption::Scram),
-            ("via_password", PasswordEncryption::Scram),
-            ("via_md5", PasswordEncryption::Md5),
-            ("via_scram", PasswordEncryption::Scram),
+        for (database, encryption, auth) in [
+            ("via_trust", PasswordEncryption::Scram, AuthSettings::Weak),
+            (
+                "via_password",
+                PasswordEncryption::Scram,
+                AuthSettings::Weak,
+            ),
+            ("via_md5", PasswordEncryption::Md5, AuthSettings::Weak),
+            ("via_scram", PasswordEncryption::Scram, AuthSettings::Scram),
         ] {
             let upstream = fixture
                 .harness
                 .cluster(&server, encryption)
                 .address()
                 .to_string();
-            let settings = fixture.settings_for(&upstream).set("TEESQL_LOG", "trace");
+            let mut settings = fixture.settings_for(&upstream).set("TEESQL_LOG", "trace");
+            if auth == AuthSettings::Weak {
+                settings = settings.with_weak_auth();
+            }
             let sidecar = Sidecar::start_with_log_format(&settings, format);
             send_marked_traffic(fixture, &sidecar, database);
             sidecar.signal(Signal::SIGTERM);

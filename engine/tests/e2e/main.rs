@@ -36,11 +36,13 @@ mod log_secrecy;
 mod login;
 mod login_refusal;
 mod malformed_input;
+mod postgres_auth;
 mod postgres_state;
 mod protocol_negotiation;
 mod provision;
 mod proxy_protocol;
 mod psycopg;
+mod scram;
 mod secret_command;
 mod slow_peers;
 mod startup_packets;
@@ -64,11 +66,13 @@ const THREADS: usize = 4;
 /// Adds the tests of one file.
 type Group = fn(&mut Suite);
 
-const GROUPS: [Group; 25] = [
+const GROUPS: [Group; 27] = [
     attestation_gate::add,
     forwarder::add,
     login::add,
     login_refusal::add,
+    scram::add,
+    postgres_auth::add,
     protocol_negotiation::add,
     invalid_openings::add,
     malformed_input::add,

@@ -120,7 +120,7 @@ fn does_not_forward_options(fixture: &Fixture) {
         record.lock().expect("no panic while locked").push(packet);
         accept_login(&mut stream)
     });
-    let sidecar = Sidecar::start(&fixture.settings_for(&postgres.address().to_string()));
+    let sidecar = Sidecar::start(&fixture.settings_for_fake(&postgres));
     let mut client = fixture.client(sidecar.address());
     let options: &[(&str, &str)] = &[
         ("_pq_.x", "y"),

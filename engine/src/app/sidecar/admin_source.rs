@@ -14,10 +14,11 @@ use sha2::{Digest, Sha256};
 
 use crate::app::readiness::ReadinessChecks;
 use crate::attestation::verifier::QuoteVerifier;
+use crate::auth::client_auth::ClientAuth;
 use crate::config::Config;
 use crate::config::mode::Mode;
 use crate::io::clock::unix_now;
-use crate::io::stream::PgAddress;
+use crate::postgres::server::PostgresServer;
 use crate::postgres::superuser::Superuser;
 use crate::postgres::superuser::query::Unreadable;
 use crate::postgres::superuser::state::PostgresState;
@@ -30,7 +31,8 @@ pub(crate) struct AdminSource {
     mode: Mode,
     dangerous_root: Option<Fingerprint>,
     agent: Agent,
-    postgres: PgAddress,
+    client_auth: ClientAuth,
+    postgres: PostgresServer,
     database: String,
     metrics: Arc<Metrics>,
     readiness: admin::Readiness,
@@ -74,6 +76,7 @@ impl AdminSource {
             mode: config.mode,
             dangerous_root: config.dangerous_root(),
             agent: agent.clone(),
+            client_auth: config.client_auth,
             postgres: config.postgres.clone(),
             database: config.database.clone(),
             renewal_metrics: RenewalMetrics::new(metrics),
@@ -127,6 +130,8 @@ impl AdminSource {
         let [rtmr0, rtmr1, rtmr2, rtmr3] = report.rtmrs();
         json!({
             "mode": self.mode.name(),
+            "client_auth": self.client_auth.name(),
+            "postgres_auth": self.postgres.auth.name(),
             "dangerous_tdx_root": self.dangerous_root.map(|root| root.to_string()),
             "app_id": info.app_id.to_string(),
             "compose_hash": info.compose_hash.to_string(),

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use crate::attestation::gate::{AttestingGate, Gate};
 use crate::attestation::verifier::{QuoteVerifier, start_verify_thread};
+use crate::auth::client_auth::ClientAuth;
 use crate::config::Config;
 use crate::config::mode::Mode;
 use crate::io::offload::OffloadThread;
-use crate::io::stream::PgAddress;
+use crate::postgres::server::PostgresServer;
 use crate::proxy::inbound;
 use crate::proxy::upstream::UpstreamLogin;
 use crate::shard::context::{HandlerFactory, ShardContext};
@@ -26,9 +27,11 @@ pub(crate) struct InboundHandlerFactory {
     verify_thread: OffloadThread,
     worker: OffloadThread,
     mode: Mode,
-    postgres_address: PgAddress,
+    server: PostgresServer,
     plaintext_cancel: bool,
     require_alpn: bool,
+    client_auth: ClientAuth,
+    scram_channel_binding: bool,
     proxy_protocol_from: Vec<ipnet::IpNet>,
 }
 
@@ -53,9 +56,11 @@ impl InboundHandlerFactory {
             verify_thread: start_verify_thread()?,
             worker: OffloadThread::start("worker", 0)?,
             mode: config.mode,
-            postgres_address: config.postgres.clone(),
+            server: config.postgres.clone(),
             plaintext_cancel: config.plaintext_cancel,
             require_alpn: config.require_alpn,
+            client_auth: config.client_auth,
+            scram_channel_binding: config.scram_channel_binding,
             proxy_protocol_from: config.proxy_protocol_from.clone(),
         }))
     }
@@ -84,7 +89,7 @@ impl HandlerFactory for InboundHandlerFactory {
             },
             live: Arc::clone(&self.live),
             upstream_login: UpstreamLogin {
-                postgres_address: self.postgres_address.clone(),
+                server: self.server.clone(),
                 upstream_version: Arc::clone(&self.upstream_version),
                 worker: self.worker.clone(),
                 jobs: context.jobs,
@@ -94,6 +99,8 @@ impl HandlerFactory for InboundHandlerFactory {
             plaintext_cancel: self.plaintext_cancel,
             trust_loopback: self.mode == Mode::Simulator,
             require_alpn: self.require_alpn,
+            client_auth: self.client_auth,
+            scram_channel_binding: self.scram_channel_binding,
             proxy_protocol_from: self.proxy_protocol_from.clone(),
         }
     }

@@ -160,6 +160,14 @@ impl Cluster {
         SocketAddr::from(([127, 0, 0, 1], self.port))
     }
 
+    /// The user that it runs as.
+    pub(crate) fn owner_name(&self) -> String {
+        match &self.owner {
+            Some(user) => user.name.clone(),
+            None => nix::unistd::Uid::effective().to_string(),
+        }
+    }
+
     /// Its Unix socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.folder.join(format!(".s.PGSQL.{}", self.port))

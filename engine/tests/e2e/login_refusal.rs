@@ -118,7 +118,9 @@ fn same_timing(fixture: &Fixture) {
         }
     }
     // The fastest, which has waited least for a core of a busy machine.
-    let fastest = times.iter().map(|times| times.iter().min().expect("rounds"));
+    let fastest = times
+        .iter()
+        .map(|times| times.iter().min().expect("rounds"));
     let fastest: Vec<Duration> = fastest.copied().collect();
     let (shortest, longest) = (fastest.iter().min(), fastest.iter().max());
     let spread = *longest.expect("six") - *shortest.expect("six");

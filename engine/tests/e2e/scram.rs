@@ -19,7 +19,7 @@ use crate::harness::scram::{Exchange, PLAIN, PLUS, binding_to, initial_response}
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::{Requirement, Suite};
 use crate::harness::{
-    AuthSettings, PasswordEncryption, READ_SECRET, READER, SUPERUSER, WRITER, libpq,
+    AuthSettings, PasswordEncryption, READ_SECRET, READER, SUPERUSER, WRITER, WRONG_SECRET, libpq,
 };
 use crate::login::refused;
 
@@ -426,7 +426,7 @@ fn strictest_settings(fixture: &Fixture) {
             run_successfully(psql, TIMEOUT);
         }
         let mut wrong = strict_psql(fixture, sidecar.address());
-        wrong.env("PGPASSWORD", WRITER.1.replace('a', "b"));
+        wrong.env("PGPASSWORD", WRONG_SECRET);
         fails_with(wrong, &refused().message);
     }
 }

@@ -85,7 +85,7 @@ impl AuthMethods {
 
     /// Checks the beginning of a login by another implementation: all bytes that Postgres sent, up
     /// to the first Authentication message, which selects the method. Returns `None` if more bytes
-    /// are needed. An ErrorResponse and NegotiateProtocolVersion are left to that implementation.
+    /// are needed. An ErrorResponse, which ends the login, is left to that implementation.
     ///
     /// # Errors
     /// [`BackendError::NotScram`] for a method that is not allowed, and the errors of messages that
@@ -99,6 +99,8 @@ impl AuthMethods {
             match frame.tag() {
                 b'N' => rest = rest.get(frame.wire_len()..).unwrap_or_default(),
                 b'R' => return self.check(authentication_code(frame.body())?.0).map(Some),
+                // It asks for 3.0, which every server supports.
+                b'v' => return Err(BackendError::NegotiatedDown),
                 _ => return Ok(Some(())),
             }
         }

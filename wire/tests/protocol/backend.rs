@@ -450,6 +450,12 @@ fn the_first_response_is_checked_for_other_implementations() {
         check(&[&notice[..], &authentication(3, b"")].concat()),
         refused
     );
+    let negotiation = message(b'v', b"\0\x03\0\0\0\0\0\0");
+    let down = Err(BackendError::NegotiatedDown);
+    assert_eq!(
+        check(&[&negotiation[..], &authentication(3, b"")].concat()),
+        down
+    );
     let tag = b'Z';
     let unexpected = Err(BackendError::UnexpectedMessage { tag });
     assert_eq!(check(&message(tag, b"I")), unexpected);

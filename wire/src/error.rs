@@ -339,7 +339,7 @@ impl ScramError {
         }
     }
 
-    /// The response to the client, in PostgreSQL's own words. [PostgreSQL 18 `auth-sasl.c`,
+    /// The response to the client, in PostgreSQL's words. [PostgreSQL 18 `auth-sasl.c`,
     /// `auth-scram.c`]
     fn response(self) -> ErrorResponse<'static> {
         let violation = |text| ErrorResponse::fatal(SqlState::PROTOCOL_VIOLATION, text);

@@ -72,7 +72,7 @@ impl ClusterSecret {
     }
 
     /// The spellings under which a client may know the secret: in lower case and in upper case.
-    /// SCRAM derives its keys from the text, so each has keys of its own there.
+    /// SCRAM derives its keys from the text, so each has separate keys there.
     #[must_use]
     pub fn spellings(&self) -> [Password; 2] {
         let lower = self.to_text();

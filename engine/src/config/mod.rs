@@ -51,7 +51,7 @@ use reader::{Reader, read_all};
 pub struct Config {
     /// Where clients connect.
     pub listen: SocketAddr,
-    /// Where Postgres listens, and how it has to prove that it is Postgres.
+    /// Where Postgres listens, and how it must prove that it is Postgres.
     pub postgres: PostgresServer,
     /// Production, unattested or simulator mode.
     pub mode: Mode,

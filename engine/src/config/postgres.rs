@@ -12,7 +12,7 @@ use crate::postgres::server::{PostgresAuth, PostgresServer, default_uids};
 
 /// Postgres, and the passwords of its roles.
 pub struct PostgresConfig {
-    /// Where it listens, and how it has to prove itself.
+    /// Where it listens, and how it must prove that it is Postgres.
     pub server: PostgresServer,
     /// The database in which the roles get their privileges.
     pub database: String,
@@ -61,7 +61,7 @@ pub(super) fn server_warning(server: &PostgresServer) -> Option<String> {
 const ANY_AUTH: &str = "postgres_auth = any: a process that listens on Postgres' address can get \
      the passwords for Postgres and the clients' queries";
 
-/// The address of Postgres, and how it has to prove that it is Postgres.
+/// The address of Postgres, and how it must prove that it is Postgres.
 pub(super) fn read_server(reader: &mut Reader<'_>) -> Option<PostgresServer> {
     let address = reader.read(&settings::POSTGRES);
     let auth = reader.read(&settings::POSTGRES_AUTH);

@@ -1,4 +1,4 @@
-//! The Postgres server of this sidecar: its address, and how it has to prove that it is Postgres.
+//! The Postgres server of this sidecar: its address, and how it must prove that it is Postgres.
 //!
 //! Another process may listen on its address while Postgres restarts. It must learn neither a
 //! password nor a client's queries. SCRAM proves that the server knows the role's password; on a
@@ -49,7 +49,7 @@ impl FromStr for PostgresAuth {
     }
 }
 
-/// Where Postgres listens, and how it has to prove that it is Postgres.
+/// Where Postgres listens, and how it must prove that it is Postgres.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PostgresServer {
     /// The address.

@@ -1,4 +1,4 @@
-//! What Postgres has to prove: a process on its address that asks for anything but SCRAM gets
+//! What Postgres must prove: a process on its address that asks for anything but SCRAM gets
 //! neither a password nor a query, and a listener of another user on its Unix socket gets nothing.
 
 use std::io::{self, Write};
@@ -213,7 +213,7 @@ fn unix_socket_user(fixture: &Fixture) {
     );
 }
 
-/// The kernel vouches for the server there, so that `trust` and `peer` are possible.
+/// The kernel identifies the server there, so that `trust` and `peer` are possible.
 fn trust_on_unix_socket(fixture: &Fixture) {
     let options = ClusterOptions {
         hba: Some("host all all 127.0.0.1/32 scram-sha-256\n"),

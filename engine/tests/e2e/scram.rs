@@ -91,7 +91,7 @@ fn mechanisms(fixture: &Fixture) {
         let plain = Exchange::new(PLAIN, READER.1, ChannelBinding::unsupported());
         log_in(&mut connect(), plain).expect("without channel binding");
         if negotiation == TlsNegotiation::Raw {
-            // A driver with TLS of its own to a gateway, which opens raw TLS to the sidecar.
+            // A driver with TLS to a gateway, which opens raw TLS to the sidecar.
             let unaware = Exchange::new(PLAIN, READER.1, ChannelBinding::unrequested());
             log_in(&mut connect(), unaware).expect("PLUS was not offered");
         } else {

@@ -25,7 +25,7 @@ const SASL_FINAL: u32 = 12;
 /// negotiated version.
 ///
 /// SCRAM-SHA-256-PLUS is offered if the challenge has a channel binding. That must not be the case
-/// where the client has no TLS of its own with this server: a driver refuses the offer there.
+/// where the client has no TLS with this server: a driver refuses the offer there.
 pub fn request_scram(
     startup: &Startup,
     newest: ProtocolVersion,
@@ -182,7 +182,7 @@ impl ScramProof {
     }
 }
 
-/// Reads the message at the start of `bytes`, which has to be the client's authentication.
+/// Reads the message at the start of `bytes`, which must be the client's authentication.
 fn response_frame(bytes: &[u8]) -> Result<Option<Frame<'_>>, FrontendError> {
     match bytes.first() {
         Some(b'p') => {}

@@ -208,7 +208,7 @@ impl<'a> ClientFirst<'a> {
             }
             (b"n", false) => {}
             // The client supports channel binding and believes that the server does not: an
-            // attacker in between has removed the offer.
+            // attacker has removed the offer.
             (b"y", false) if offered => return Err(ScramError::Downgrade),
             (b"y", false) => {}
             (flag, plus) => match (flag.strip_prefix(b"p="), plus) {
@@ -255,7 +255,7 @@ fn parse_bare(bare: &[u8]) -> Result<&[u8], ScramError> {
     Ok(nonce)
 }
 
-/// Optional extensions are ignored, but have to be attributes.
+/// Optional extensions are ignored, but must be attributes.
 fn check_extensions<'a>(attributes: impl Iterator<Item = &'a [u8]>) -> Result<(), ScramError> {
     for attribute in attributes {
         match attribute {

@@ -91,7 +91,7 @@ impl LoginContext<'_> {
     /// The channel binding, if SCRAM-SHA-256-PLUS is offered.
     ///
     /// A client that did not ask for TLS in the way of PostgreSQL's drivers is a forwarder or a
-    /// gateway: the driver behind it has no TLS with us, and libpq refuses the offer there.
+    /// gateway: its driver has no TLS with us, and libpq refuses the offer there.
     fn channel_binding(&self) -> Option<ChannelBinding> {
         let offer = self.handler.scram_channel_binding && (self.ssl_request || self.alpn);
         self.snapshot.channel_binding.filter(|_| offer)

@@ -4,6 +4,7 @@
 
 pub mod cluster_secrets;
 pub(crate) mod credential;
+pub(crate) mod grants;
 pub mod postgres_passwords;
 pub(crate) mod random;
 pub(crate) mod role;

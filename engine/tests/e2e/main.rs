@@ -36,6 +36,7 @@ mod log_secrecy;
 mod login;
 mod login_refusal;
 mod malformed_input;
+mod policy;
 mod postgres_state;
 mod protocol_negotiation;
 mod provision;
@@ -64,8 +65,9 @@ const THREADS: usize = 4;
 /// Adds the tests of one file.
 type Group = fn(&mut Suite);
 
-const GROUPS: [Group; 25] = [
+const GROUPS: [Group; 26] = [
     attestation_gate::add,
+    policy::add,
     forwarder::add,
     login::add,
     login_refusal::add,

@@ -29,6 +29,7 @@ pub(crate) struct InboundHandlerFactory {
     postgres_address: PgAddress,
     plaintext_cancel: bool,
     require_alpn: bool,
+    superuser_logins: bool,
     proxy_protocol_from: Vec<ipnet::IpNet>,
 }
 
@@ -56,6 +57,7 @@ impl InboundHandlerFactory {
             postgres_address: config.postgres.clone(),
             plaintext_cancel: config.plaintext_cancel,
             require_alpn: config.require_alpn,
+            superuser_logins: config.superuser_logins,
             proxy_protocol_from: config.proxy_protocol_from.clone(),
         }))
     }
@@ -94,6 +96,7 @@ impl HandlerFactory for InboundHandlerFactory {
             plaintext_cancel: self.plaintext_cancel,
             trust_loopback: self.mode == Mode::Simulator,
             require_alpn: self.require_alpn,
+            superuser_logins: self.superuser_logins,
             proxy_protocol_from: self.proxy_protocol_from.clone(),
         }
     }

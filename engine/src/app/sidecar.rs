@@ -145,7 +145,8 @@ async fn start<R>(
         authenticator,
     );
     let (changed, collateral_changed) = mpsc::unbounded_channel();
-    let quote_verifier = start_verifier(&mut config, &live, &context, changed)?;
+    let own = &certificate.identity;
+    let quote_verifier = start_verifier(&mut config, own, &live, &context, changed.clone())?;
     let shared = SharedState {
         live,
         metrics: Arc::clone(&context.metrics),
@@ -167,6 +168,7 @@ async fn start<R>(
         &config,
         &shared,
         certificate,
+        changed,
         &context.checks,
         &context.admin_source,
     );
@@ -255,6 +257,7 @@ async fn set_up_authentication(
 /// Starts the refresh of collateral on this thread. `None` if clients are not attested.
 fn start_verifier(
     config: &mut Config,
+    own: &Identity,
     live: &LiveConfig,
     context: &StartupContext,
     changed: mpsc::UnboundedSender<()>,
@@ -266,14 +269,16 @@ fn start_verifier(
     let random = live.read().tls.crypto_provider().secure_random;
     let collateral =
         collateral_refresh::start(&mut attestation, random, &context.metrics, changed)?;
-    Ok(Some(QuoteVerifier::new(
+    let verifier = QuoteVerifier::new(
         attestation.policy,
         attestation.root,
         collateral,
         tokio::runtime::Handle::current(),
         context.metrics.histogram("teesql_verification_seconds"),
         None,
-    )))
+    );
+    verifier.set_own_chain(&own.certified().cert);
+    Ok(Some(verifier))
 }
 
 /// Opens the listeners and starts a shard for each.
@@ -316,6 +321,7 @@ fn spawn_background_tasks(
     config: &Config,
     shared: &SharedState,
     certificate: Certificate,
+    changed: mpsc::UnboundedSender<()>,
     checks: &ReadinessChecks,
     admin_source: &AdminSource,
 ) {
@@ -329,11 +335,7 @@ fn spawn_background_tasks(
     }
     let renewer = CertificateRenewer {
         certificate_source: source,
-        install: install_certificate(
-            &shared.live,
-            shared.quote_verifier.is_some(),
-            config.process.tls_record_layer,
-        ),
+        install: install_certificate(shared, changed, config.process.tls_record_layer),
         latch: checks.identity.clone(),
         renewal_metrics: admin_source.renewal_metrics(),
     };
@@ -344,16 +346,23 @@ fn spawn_background_tasks(
     lifecycle::spawn_metrics_upkeep(&shared.metrics);
 }
 
-/// Makes new connections use a new certificate.
+/// Makes new connections use a new certificate. If its chain has another KMS root, sessions are verified again.
 fn install_certificate(
-    live: &Arc<LiveConfig>,
-    request_client_certificate: bool,
+    shared: &SharedState,
+    changed: mpsc::UnboundedSender<()>,
     record_layer: RecordLayer,
 ) -> InstallFn {
-    let live = Arc::clone(live);
+    let live = Arc::clone(&shared.live);
+    let quote_verifier = shared.quote_verifier.clone();
     Box::new(move |identity| {
+        let request_client_certificate = quote_verifier.is_some();
         let tls = identity.server_config(request_client_certificate, record_layer)?;
         live.set_tls(tls, identity.channel_binding());
+        let verifier = quote_verifier.as_ref();
+        if verifier.is_some_and(|verifier| verifier.set_own_chain(&identity.certified().cert)) {
+            // The receiver ends with the process.
+            let _ = changed.send(());
+        }
         Ok(())
     })
 }
@@ -370,21 +379,25 @@ impl<R: Fn() -> Result<Config, Errors>> Process for Sidecar<R> {
                 for error in &errors.0 {
                     tracing::error!(error, "configuration not reloaded");
                 }
+                self.shared.metrics.config_reloaded(false);
                 return false;
             }
         };
         if let Err(error) = self.rotate_secrets(&mut config) {
             tracing::error!(%error, "configuration not reloaded");
+            self.shared.metrics.config_reloaded(false);
             return false;
         }
+        self.shared.metrics.config_reloaded(true);
         let (Some(verifier), Some(attestation)) = (&self.shared.quote_verifier, config.attestation)
         else {
             tracing::info!("configuration reloaded");
             return false;
         };
-        let epoch = attestation.policy.epoch();
         let warnings = attestation.warnings();
-        if !verifier.set_policy(attestation.policy) {
+        let changed = verifier.set_policy(attestation.policy);
+        let epoch = verifier.policy().epoch();
+        if !changed {
             tracing::info!(policy = %epoch, "configuration reloaded, same policy");
             return false;
         }

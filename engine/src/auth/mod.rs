@@ -5,6 +5,7 @@
 pub mod client_auth;
 pub mod cluster_secrets;
 pub(crate) mod credential;
+pub(crate) mod grants;
 pub mod postgres_passwords;
 pub(crate) mod random;
 pub(crate) mod role;

@@ -242,6 +242,12 @@ impl Layers {
         }
     }
 
+    /// Where a setting was set; `None` if it has its default.
+    pub(super) fn source(&self, spec: &Spec) -> Option<&str> {
+        let entry = self.entries.get(spec.key)?;
+        Some(&entry.source)
+    }
+
     fn default(&self, spec: &Spec) -> Option<(&'static str, &'static str)> {
         if self.scope == Scope::Serve
             && self.simulator_mode()

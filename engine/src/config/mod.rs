@@ -12,6 +12,7 @@ mod identity;
 mod layers;
 pub mod log_format;
 pub mod mode;
+mod policy;
 mod postgres;
 mod process;
 mod reader;
@@ -45,6 +46,7 @@ use crate::auth::postgres_passwords::PostgresPasswords;
 use crate::config::mode::Mode;
 use crate::postgres::server::PostgresServer;
 use identity::read_passwords;
+use policy::OwnRoot;
 use reader::{Reader, read_all};
 
 /// The configuration of the sidecar, for `serve`.
@@ -77,6 +79,8 @@ pub struct Config {
     pub attestation_interval: Duration,
     /// What clients have to prove. `None` accepts clients without attestation.
     pub attestation: Option<Attestation>,
+    /// Whether the role `postgres` can log in: as the policy grants it, or never.
+    pub superuser_logins: bool,
     /// Forward CancelRequest messages that arrive without TLS.
     pub plaintext_cancel: bool,
     /// Peers whose PROXY protocol header is trusted.
@@ -145,7 +149,10 @@ impl Config {
         let database = reader.read(&settings::PG_DATABASE);
         let provision = reader.read(&settings::PROVISION);
         let attestation_interval = reader.read(&settings::ATTESTATION_INTERVAL);
-        let attestation = Attestation::read_if_required(reader);
+        let from_agent = matches!(identity, Some(IdentitySource::Agent(_)));
+        let own_root = OwnRoot::new(reader, from_agent);
+        let attestation = Attestation::read_if_required(reader, own_root);
+        let superuser_logins = reader.read(&settings::SUPERUSER_LOGINS);
         let plaintext_cancel = reader.read(&settings::PLAINTEXT_CANCEL);
         let proxy_protocol_from = reader.read(&settings::PROXY_PROTOCOL_FROM);
         let process = ProcessConfig::read(reader);
@@ -169,6 +176,7 @@ impl Config {
             provision: provision?,
             attestation_interval: attestation_interval?,
             attestation,
+            superuser_logins: superuser_logins?,
             plaintext_cancel: plaintext_cancel?,
             proxy_protocol_from: proxy_protocol_from?,
             process: process?,

@@ -1,7 +1,7 @@
 //! Parses settings, and collects all errors instead of stopping at the first.
 
 use super::layers::Layers;
-use super::spec::Setting;
+use super::spec::{Setting, Spec};
 use super::{Errors, settings};
 
 /// Reads a whole configuration with `read`. Returns it with the warnings about the layers.
@@ -93,6 +93,11 @@ impl<'a> Reader<'a> {
     ) -> Option<T> {
         let (present, missing) = (present.spec.key, missing.spec.key);
         self.error(format!("{missing}: not set, but {present} is"))
+    }
+
+    /// Where a setting was set; `None` if it has its default.
+    pub(super) fn source(&self, spec: &Spec) -> Option<&'a str> {
+        self.layers.source(spec)
     }
 
     /// Whether the sidecar runs in simulator mode.

@@ -10,12 +10,11 @@ use std::time::Duration;
 
 use attest::TrustedRoot;
 use attest::agent::AgentAddress;
-use attest::chain::KmsRoot;
 use attest::collateral::{Collateral, Source};
 use attest::ita::{ApiKey, Base};
 use attest::manifest::EthAddress;
 use attest::policy::{Advisory, TcbStatuses};
-use attest::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr};
+use attest::values::{AppId, ComposeHash, InstanceId, Mrtd, OsImageHash, Rtmr};
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 use url::Url;
@@ -24,6 +23,7 @@ use wire::secret::ClusterSecret;
 
 use super::forward::{Listen, VerifierName};
 use super::log_format::LogFormat;
+use super::policy::{self, KmsRootSetting};
 use super::spec::Kind::{Bool, Duration as Time, List, One, Secret};
 use super::spec::{Group, Scope, Setting, Spec};
 use super::values;
@@ -71,7 +71,13 @@ const CRITERIA: &[Scope] = &[Scope::Serve, Scope::Criteria, Scope::Forward];
 const POSTGRES_ONLY: &[Scope] = &[Scope::Serve, Scope::Postgres];
 const CERTIFICATE: &[Scope] = &[Scope::Serve, Scope::Agent];
 const CERTIFICATE_OF_BOTH: &[Scope] = &[Scope::Serve, Scope::Agent, Scope::Forward];
-const AGENT: &[Scope] = &[Scope::Serve, Scope::Postgres, Scope::Agent, Scope::Forward];
+const AGENT: &[Scope] = &[
+    Scope::Serve,
+    Scope::Criteria,
+    Scope::Postgres,
+    Scope::Agent,
+    Scope::Forward,
+];
 
 settings! {
     Listening {
@@ -257,6 +263,11 @@ settings! {
             default: Some("false"),
             help: "Confirm require_client_attestation = false: any client with a cluster secret is accepted.",
         }
+        SUPERUSER_LOGINS: bool {
+            key: "superuser_logins", parse: values::superuser_logins, kind: One("WHO"), scopes: SERVE,
+            default: Some("granted"),
+            help: "Who can log in as the role postgres: granted (with its password, the peers whose entry in the policy file grants the role; without a policy file every accepted client), or off.",
+        }
         VERIFIER: VerifierName {
             key: "verifier", parse: values::from_str, kind: One("NAME"), scopes: FORWARD,
             default: Some("dcap"),
@@ -277,45 +288,55 @@ settings! {
             env_alias: Some("INTEL_TRUST_AUTHORITY_API_KEY"),
             help: "API key for Intel Trust Authority, required with verifier = ita.",
         }
+        POLICY_FILE: PathBuf {
+            key: "policy_file", parse: policy::parse_path, kind: One("FILE"), scopes: CRITERIA,
+            reloadable: true,
+            help: "Policy file (TOML) with the operating systems and peers that are accepted, and what each peer may do. It replaces the settings allowed_… and kms_root.",
+        }
         ALLOWED_MRTD: Vec<Mrtd> {
-            key: "allowed_mrtd", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
-            default: Some(""), env_alias: Some("EXPECTED_MRTD"), flag_alias: Some("mrtd"), reloadable: true,
-            help: "MRTD values that the peer's TD may have (96 hex characters each). Empty allows any.",
+            key: "allowed_mrtd", parse: values::allow_list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some("any"), env_alias: Some("EXPECTED_MRTD"), flag_alias: Some("mrtd"), reloadable: true,
+            help: "MRTD values that the peer's TD may have (96 hex characters each). any allows every value.",
         }
         ALLOWED_RTMR0: Vec<Rtmr> {
-            key: "allowed_rtmr0", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
-            default: Some(""), reloadable: true,
-            help: "RTMR0 values that the peer's TD may have (96 hex characters each). Empty allows any.",
+            key: "allowed_rtmr0", parse: values::allow_list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some("any"), reloadable: true,
+            help: "RTMR0 values that the peer's TD may have (96 hex characters each). any allows every value.",
         }
         ALLOWED_RTMR1: Vec<Rtmr> {
-            key: "allowed_rtmr1", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
-            default: Some(""), reloadable: true,
-            help: "RTMR1 values that the peer's TD may have (96 hex characters each). Empty allows any.",
+            key: "allowed_rtmr1", parse: values::allow_list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some("any"), reloadable: true,
+            help: "RTMR1 values that the peer's TD may have (96 hex characters each). any allows every value.",
         }
         ALLOWED_RTMR2: Vec<Rtmr> {
-            key: "allowed_rtmr2", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
-            default: Some(""), reloadable: true,
-            help: "RTMR2 values that the peer's TD may have (96 hex characters each). Empty allows any.",
+            key: "allowed_rtmr2", parse: values::allow_list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some("any"), reloadable: true,
+            help: "RTMR2 values that the peer's TD may have (96 hex characters each). any allows every value.",
         }
         ALLOWED_RTMR3: Vec<Rtmr> {
-            key: "allowed_rtmr3", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
-            default: Some(""), reloadable: true,
-            help: "RTMR3 values that the peer's TD may have (96 hex characters each). Empty allows any.",
+            key: "allowed_rtmr3", parse: values::allow_list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some("any"), reloadable: true,
+            help: "RTMR3 values that the peer's TD may have (96 hex characters each). any allows every value.",
         }
         ALLOWED_APP_ID: Vec<AppId> {
-            key: "allowed_app_id", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
-            default: Some(""), reloadable: true,
-            help: "dstack app ids that the peer may have (40 hex characters each). Empty allows any.",
+            key: "allowed_app_id", parse: values::allow_list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some("any"), reloadable: true,
+            help: "dstack app ids that the peer may have (40 hex characters each). any allows every value.",
         }
         ALLOWED_COMPOSE_HASH: Vec<ComposeHash> {
-            key: "allowed_compose_hash", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
-            default: Some(""), reloadable: true,
-            help: "dstack compose hashes that the peer may have (64 hex characters each). Empty allows any.",
+            key: "allowed_compose_hash", parse: values::allow_list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some("any"), reloadable: true,
+            help: "dstack compose hashes that the peer may have (64 hex characters each). any allows every value.",
+        }
+        ALLOWED_INSTANCE_ID: Vec<InstanceId> {
+            key: "allowed_instance_id", parse: values::allow_list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some("any"), reloadable: true,
+            help: "dstack instance ids that the peer may have (40 hex characters each). any allows every value.",
         }
         ALLOWED_OS_IMAGE_HASH: Vec<OsImageHash> {
-            key: "allowed_os_image_hash", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
-            default: Some(""), reloadable: true,
-            help: "dstack OS image hashes that the peer may have (64 hex characters each). Empty allows any.",
+            key: "allowed_os_image_hash", parse: values::allow_list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some("any"), reloadable: true,
+            help: "dstack OS image hashes that the peer may have (64 hex characters each). any allows every value.",
         }
         ACCEPTED_TCB_STATUS: TcbStatuses {
             key: "accepted_tcb_status", parse: values::tcb_statuses, kind: List("STATUS"), scopes: CRITERIA,
@@ -327,6 +348,21 @@ settings! {
             default: Some(""), reloadable: true,
             help: "Intel security advisories (INTEL-SA-…) that make a platform unacceptable even if its TCB status is accepted.",
         }
+        MIN_TCB_EVALUATION_DATA_NUMBER: Option<u32> {
+            key: "min_tcb_evaluation_data_number", parse: values::tcb_evaluation, kind: One("N"), scopes: CRITERIA,
+            default: Some("any"), reloadable: true,
+            help: "Smallest tcbEvaluationDataNumber of the collateral that peers are verified with: older collateral does not list newer advisories. any accepts every number.",
+        }
+        ALLOW_UNPINNED_OS: bool {
+            key: "allow_unpinned_os", parse: values::boolean, kind: Bool, scopes: CRITERIA,
+            default: Some("false"), reloadable: true,
+            help: "Accept an app id, compose hash, instance id, OS image hash or RTMR3 from an operating system that neither kms_root nor MRTD, RTMR1 and RTMR2 pin. Any TD can then claim these identities.",
+        }
+        ALLOW_ANY_SERVER: bool {
+            key: "allow_any_server", parse: values::boolean, kind: Bool, scopes: FORWARD,
+            default: Some("false"),
+            help: "Accept a policy that does not say which application the server must be. Any TD can then receive the cluster secret.",
+        }
         ALLOW_DEBUG_TD: bool {
             key: "allow_debug_td", parse: values::boolean, kind: Bool, scopes: CRITERIA,
             default: Some("false"), flag_alias: Some("allow-debug-mode"), reloadable: true,
@@ -335,12 +371,12 @@ settings! {
         MAX_CERTIFICATE_AGE: Option<Duration> {
             key: "max_certificate_age", parse: values::duration_or_off, kind: Time, scopes: CRITERIA,
             default: Some("off"), reloadable: true,
-            help: "Refuse peer certificates whose notBefore is longer ago than this; off disables the limit.",
+            help: "Refuse peer certificates whose notBefore is longer ago than this; off disables the limit. Requires kms_root, since the dates are otherwise the peer's own word.",
         }
-        KMS_ROOT: Vec<KmsRoot> {
-            key: "kms_root", parse: values::kms_roots, kind: One("FILE"), scopes: CRITERIA,
-            default: Some(""), reloadable: true,
-            help: "File with KMS root certificates (PEM), one of which must have signed the peer's chain. Empty skips this check.",
+        KMS_ROOT: KmsRootSetting {
+            key: "kms_root", parse: policy::parse_kms_root, kind: One("ROOT"), scopes: CRITERIA,
+            default: Some("auto"), reloadable: true,
+            help: "The KMS root that must have signed the peer's certificate chain: own (the root of the chain that this machine's guest agent issues), a file with root certificates (PEM), any, or auto: own if the guest agent issues the certificate, an identity is compared and the operating system is not pinned otherwise; else any.",
         }
         DANGEROUS_TDX_ROOT_CA: TrustedRoot {
             key: "dangerous_tdx_root_ca", parse: values::tdx_root, kind: One("FILE"), scopes: CRITERIA,

@@ -315,6 +315,123 @@ fn attestation_is_the_default_and_warns_about_missing_checks() {
     assert!(start.mistakes()[0].starts_with("environment TEESQL_ALLOWED_MRTD: allowed_mrtd"));
 }
 
+/// What a guest says of itself is believed only if its operating system or its KMS is known.
+#[test]
+fn an_identity_needs_a_known_operating_system() {
+    let attested = || {
+        let mut start = Start::minimal();
+        start
+            .unset("REQUIRE_CLIENT_ATTESTATION")
+            .unset("ALLOW_UNATTESTED_CLIENTS");
+        start
+    };
+    let value = |bytes: usize| "a1".repeat(bytes);
+    for (list, bytes) in [
+        ("ALLOWED_APP_ID", 20),
+        ("ALLOWED_INSTANCE_ID", 20),
+        ("ALLOWED_COMPOSE_HASH", 32),
+        ("ALLOWED_OS_IMAGE_HASH", 32),
+        ("ALLOWED_RTMR3", 48),
+    ] {
+        let mut start = attested();
+        start.set(list, &value(bytes));
+        assert!(start.mistakes()[0].contains("any TD can claim"), "{list}");
+        for pin in ["ALLOWED_MRTD", "ALLOWED_RTMR1", "ALLOWED_RTMR2"] {
+            start.set(pin, &value(48));
+            let complete = pin == "ALLOWED_RTMR2";
+            let mistakes = if complete {
+                Vec::new()
+            } else {
+                start.mistakes()
+            };
+            assert_eq!(mistakes.is_empty(), complete, "{list} {pin}");
+        }
+        assert!(!start.config().attestation.unwrap().policy.needs_own_root());
+    }
+    let mut allowed = attested();
+    allowed
+        .set("ALLOWED_APP_ID", &value(20))
+        .set("ALLOW_UNPINNED_OS", "true");
+    let warnings = allowed.config().warnings;
+    let warned = |text: &str| warnings.iter().any(|warning| warning.contains(text));
+    assert!(warned("allow_unpinned_os"));
+    // Without attestation the policy is not used.
+    let mut unattested = Start::minimal();
+    unattested.set("ALLOWED_APP_ID", &value(20)).config();
+}
+
+#[test]
+fn own_is_the_default_root_if_the_guest_agent_issues_the_certificate() {
+    let mut start = Start::minimal();
+    start
+        .unset("REQUIRE_CLIENT_ATTESTATION")
+        .unset("ALLOW_UNATTESTED_CLIENTS")
+        .unset("TLS_CERT")
+        .unset("TLS_KEY");
+    let needs_own = |start: &Start| start.config().attestation.unwrap().policy.needs_own_root();
+    assert!(!needs_own(&start), "nothing is compared");
+    start.set("ALLOWED_APP_ID", &"a1".repeat(20));
+    assert!(needs_own(&start));
+    start.set("KMS_ROOT", "any");
+    assert!(start.mistakes()[0].contains("any TD can claim"));
+    start
+        .unset("KMS_ROOT")
+        .set("SIMULATOR_ENDPOINT", "/run/sim.sock")
+        .set("REQUIRE_CLIENT_ATTESTATION", "true");
+    assert!(start.mistakes()[0].contains("any TD can claim"));
+    start.set("KMS_ROOT", "own");
+    assert!(start.mistakes()[0].contains("simulator's CA is public"));
+    start
+        .unset("SIMULATOR_ENDPOINT")
+        .set("MAX_CERTIFICATE_AGE", "1h");
+    assert!(needs_own(&start));
+    start.unset("KMS_ROOT").unset("ALLOWED_APP_ID");
+    assert!(start.mistakes()[0].contains("max_certificate_age"));
+}
+
+/// An empty variable is a mistake: what was meant to be in it is not.
+#[test]
+fn an_empty_allow_list_is_a_mistake() {
+    for list in ["ALLOWED_MRTD", "ALLOWED_RTMR0", "ALLOWED_APP_ID"] {
+        for empty in ["", " ", ","] {
+            let mut start = Start::minimal();
+            start.set(list, empty);
+            assert!(
+                start.mistakes()[0].contains("write any"),
+                "{list} {empty:?}"
+            );
+        }
+        let mut start = Start::minimal();
+        start.set(list, "any").config();
+    }
+}
+
+#[test]
+fn a_policy_file_replaces_the_flat_settings() {
+    let mut start = Start::minimal();
+    start
+        .unset("REQUIRE_CLIENT_ATTESTATION")
+        .unset("ALLOW_UNATTESTED_CLIENTS");
+    let peer = format!("[[peer]]\nname = \"p\"\napp_id = \"{}\"\n", "a1".repeat(20));
+    let file = start.file("policy.toml", &peer);
+    start.set("POLICY_FILE", &file);
+    assert!(start.mistakes()[0].contains("peer \"p\": any TD can claim"));
+    let pki = attest::mock::Pki::new(&[7; 32]).unwrap();
+    start.file("kms.pem", pki.kms_pem());
+    start.file("policy.toml", &(peer + "kms_root = \"kms.pem\"\n"));
+    let policy = start.config().attestation.unwrap().policy;
+    assert_eq!(policy.entries().count(), 1);
+    start
+        .set("ALLOWED_MRTD", &"11".repeat(48))
+        .flag("--kms-root", "own");
+    let mistakes = start.mistakes();
+    assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+    assert!(
+        mistakes[0].starts_with("environment TEESQL_ALLOWED_MRTD: allowed_mrtd is set, and so")
+    );
+    assert!(mistakes[1].starts_with("flag --kms-root: kms_root is set, and so"));
+}
+
 #[test]
 fn warns_about_a_dangerous_root() {
     let mut start = Start::minimal();

@@ -9,7 +9,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use attest::TrustedRoot;
-use attest::chain::KmsRoot;
 use attest::collateral::{Collateral, Source};
 use attest::ita::ApiKey;
 use attest::policy::TcbStatuses;
@@ -301,12 +300,35 @@ pub(super) fn tcb_statuses(text: &str) -> Parsed<TcbStatuses> {
     value_list(text).map(TcbStatuses::new)
 }
 
-pub(super) fn kms_roots(text: &str) -> Parsed<Vec<KmsRoot>> {
-    if text.is_empty() {
+/// Values separated by commas or whitespace, or `any` for an empty list, which allows every value.
+pub(super) fn allow_list<T: FromStr<Err: ToString>>(text: &str) -> Parsed<Vec<T>> {
+    if text == "any" {
         return Ok(Vec::new());
     }
-    let pem = std::fs::read(text).map_err(|error| format!("cannot be read: {error}"))?;
-    KmsRoot::from_pem(&pem).map_err(|error| error.to_string())
+    match value_list(text) {
+        Ok(values) if values.is_empty() => {
+            Err("an empty list allows nothing: write any to allow every value".to_owned())
+        }
+        result => result,
+    }
+}
+
+/// Whether the superuser can log in.
+pub(super) fn superuser_logins(text: &str) -> Parsed<bool> {
+    match text {
+        "granted" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("expected granted or off".to_owned()),
+    }
+}
+
+/// A `tcbEvaluationDataNumber`; `None` for any.
+pub(super) fn tcb_evaluation(text: &str) -> Parsed<Option<u32>> {
+    match (text, text.parse()) {
+        ("any", _) => Ok(None),
+        (_, Ok(number)) => Ok(Some(number)),
+        _ => Err("expected a number, or any".to_owned()),
+    }
 }
 
 /// Intel's root if the text is empty.

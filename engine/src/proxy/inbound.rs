@@ -17,6 +17,7 @@ use wire::startup::{ProtocolVersion, Startup};
 use crate::attestation::gate::Attested;
 use crate::auth::client_auth::ClientAuth;
 use crate::auth::credential::Credential;
+use crate::auth::grants::{EntryIsFull, EntryPermit, NotGranted, RequestedSession};
 use crate::auth::role::Role;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::Stream;
@@ -47,6 +48,8 @@ pub(crate) struct InboundHandler {
     pub(crate) client_auth: ClientAuth,
     /// Offer SCRAM-SHA-256-PLUS to clients that have TLS with this sidecar.
     pub(crate) scram_channel_binding: bool,
+    /// Whether `postgres` can log in at all.
+    pub(crate) superuser_logins: bool,
 }
 
 type Client = TlsStream<UnbufferedServerConnection>;
@@ -87,11 +90,12 @@ async fn serve(
     let _fd_guard = control.register_client_fd(stream.raw_fd());
     // Boxed, so that its memory is freed before the relay, which may idle for days.
     let establishing = Box::pin(establish(handler, stream, permit, control, info));
-    let (_fd_guard, relay) = match establishing.await {
-        Ok((client, session)) => {
+    let (_fd_guard, relay, _entry_permit) = match establishing.await {
+        Ok((client, session, entry_permit)) => {
             let shard_metrics = &handler.context.shard_metrics;
             info.borrow_mut().session_started(shard_metrics);
-            start_relay(client, session, control)
+            let (fd_guard, relay) = start_relay(client, session, control);
+            (fd_guard, relay, entry_permit)
         }
         Err(reason) => return reason,
     };
@@ -120,7 +124,7 @@ async fn establish(
     permit: &ConnectionPermit,
     control: &ConnectionControl,
     info: &RefCell<ConnectionInfo>,
-) -> Result<(Client, UpstreamSession), CloseReason> {
+) -> Result<(Client, UpstreamSession, Option<EntryPermit>), CloseReason> {
     let snapshot = handler.live.read();
     let (incoming, ssl_request) = match open(handler, &mut stream, control, info).await {
         Ok(Opened::Tls {
@@ -148,7 +152,7 @@ async fn establish(
         alpn: handshake.alpn,
     };
     match login.log_in(&mut client, &attested).await {
-        Ok(Login::Session(session)) => Ok((client, session)),
+        Ok(Login::Session(session, entry_permit)) => Ok((client, session, entry_permit)),
         Ok(Login::Cancel(packet)) => {
             let reason = upstream::cancel(&handler.upstream_login, packet, control).await;
             client.close().await;
@@ -267,7 +271,7 @@ async fn attest(
 }
 
 enum Login {
-    Session(UpstreamSession),
+    Session(UpstreamSession, Option<EntryPermit>),
     Cancel(Vec<u8>),
 }
 
@@ -299,6 +303,7 @@ impl LoginContext<'_> {
         // Unknown names must not get into the log: a user may have typed a password instead.
         let role = Role::from_name(startup.role());
         self.info.borrow_mut().role = role;
+        self.check_grants(&startup)?;
         if !self.permit.is_granted() {
             return Err(CloseReason::TooManyConnections);
         }
@@ -306,6 +311,11 @@ impl LoginContext<'_> {
             Some(credential) => (credential, self.negotiate(client, &startup).await?),
             None => self.authenticate(client, &startup, role).await?,
         };
+        let entry_permit = handler
+            .context
+            .gate
+            .acquire_session(control.peer().as_deref())
+            .map_err(|EntryIsFull| CloseReason::PeerSessionLimit)?;
         let stream = handler.upstream_login.dial(control).await?;
         let fd_guard = control.register_upstream_fd(stream.raw_fd());
         let session = handler
@@ -313,7 +323,18 @@ impl LoginContext<'_> {
             .login(stream, client, &startup, version, &credential, control)
             .await?;
         drop(fd_guard);
-        Ok(Login::Session(session))
+        Ok(Login::Session(session, entry_permit))
+    }
+
+    /// Compares the role and the database with what the client's policy entry grants, before its secret is asked for.
+    fn check_grants(&self, startup: &Startup) -> Result<(), CloseReason> {
+        let requested = RequestedSession::of(startup);
+        if requested.role == Some(Role::Superuser) && !self.handler.superuser_logins {
+            return Err(CloseReason::NotGranted(NotGranted::Role));
+        }
+        self.control
+            .set_requested(requested)
+            .map_err(CloseReason::NotGranted)
     }
 
     /// The superuser's credential, if this client needs no password: in simulator mode, and

@@ -6,6 +6,7 @@
 //! multiply their series by the number of cores. docs/reference/metrics.md describes each
 //! name; a test compares the two.
 
+use attest::Policy;
 use metrics::{Counter, Gauge, Histogram, Level, Metadata, Recorder, Unit, with_local_recorder};
 use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
@@ -140,6 +141,27 @@ impl Metrics {
             let labels = [("outcome", outcome)];
             drop(self.counter("teesql_collateral_refreshes_total", &labels));
             drop(self.counter("teesql_identity_renewals_total", &labels));
+            drop(self.counter("teesql_config_reloads_total", &labels));
+        }
+    }
+
+    /// Counts a reload of the configuration.
+    pub(crate) fn config_reloaded(&self, ok: bool) {
+        let labels = [("outcome", if ok { "ok" } else { "failed" })];
+        self.counter("teesql_config_reloads_total", &labels)
+            .increment(1);
+    }
+
+    /// Sets the gauges for what the policy weakens. A reload may change it.
+    pub(crate) fn set_policy_info(&self, policy: Option<&Policy>) {
+        let settings = policy.map(Policy::settings);
+        let debug = settings.is_some_and(|settings| settings.allow_debug_td);
+        let unpinned = policy.is_some_and(Policy::allows_unpinned_os);
+        for (name, is) in [
+            ("teesql_debug_td_allowed", debug),
+            ("teesql_unpinned_os_allowed", unpinned),
+        ] {
+            self.gauge(name, &[]).set(f64::from(u8::from(is)));
         }
     }
 
@@ -156,14 +178,11 @@ impl Metrics {
             let used = self.gauge("teesql_mode_info", &[("mode", known.name())]);
             used.set(f64::from(u8::from(known == config.mode)));
         }
-        let debug = config.attestation.as_ref();
-        let debug = debug.is_some_and(|attestation| attestation.policy.settings().allow_debug_td);
         for (name, is) in [
             (
                 "teesql_dangerous_tdx_root",
                 config.dangerous_root().is_some(),
             ),
-            ("teesql_debug_td_allowed", debug),
             (
                 "teesql_client_auth_password",
                 config.client_auth == ClientAuth::Password,
@@ -175,6 +194,8 @@ impl Metrics {
         ] {
             self.gauge(name, &[]).set(f64::from(u8::from(is)));
         }
+        let attestation = config.attestation.as_ref();
+        self.set_policy_info(attestation.map(|attestation| &attestation.policy));
     }
 }
 
@@ -231,6 +252,11 @@ const COUNTERS: &[Description] = &[
         "teesql_upstream_failures_total",
         None,
         "Logins that failed at Postgres, by reason",
+    ),
+    (
+        "teesql_config_reloads_total",
+        None,
+        "Reloads of the configuration on SIGHUP, by outcome",
     ),
     (
         "teesql_panics_total",
@@ -305,6 +331,16 @@ const GAUGES: &[Description] = &[
         "teesql_postgres_auth_any",
         None,
         "1 if Postgres may ask for another authentication than SCRAM",
+    ),
+    (
+        "teesql_any_server_allowed",
+        None,
+        "1 if a forwarder accepts a policy that names no application",
+    ),
+    (
+        "teesql_unpinned_os_allowed",
+        None,
+        "1 if identities are accepted from operating systems that are not pinned",
     ),
 ];
 

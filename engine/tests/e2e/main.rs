@@ -36,6 +36,7 @@ mod log_secrecy;
 mod login;
 mod login_refusal;
 mod malformed_input;
+mod policy;
 mod postgres_auth;
 mod postgres_state;
 mod protocol_negotiation;
@@ -66,8 +67,9 @@ const THREADS: usize = 4;
 /// Adds the tests of one file.
 type Group = fn(&mut Suite);
 
-const GROUPS: [Group; 27] = [
+const GROUPS: [Group; 28] = [
     attestation_gate::add,
+    policy::add,
     forwarder::add,
     login::add,
     login_refusal::add,

@@ -32,6 +32,7 @@ pub(crate) struct InboundHandlerFactory {
     require_alpn: bool,
     client_auth: ClientAuth,
     scram_channel_binding: bool,
+    superuser_logins: bool,
     proxy_protocol_from: Vec<ipnet::IpNet>,
 }
 
@@ -61,6 +62,7 @@ impl InboundHandlerFactory {
             require_alpn: config.require_alpn,
             client_auth: config.client_auth,
             scram_channel_binding: config.scram_channel_binding,
+            superuser_logins: config.superuser_logins,
             proxy_protocol_from: config.proxy_protocol_from.clone(),
         }))
     }
@@ -101,6 +103,7 @@ impl HandlerFactory for InboundHandlerFactory {
             require_alpn: self.require_alpn,
             client_auth: self.client_auth,
             scram_channel_binding: self.scram_channel_binding,
+            superuser_logins: self.superuser_logins,
             proxy_protocol_from: self.proxy_protocol_from.clone(),
         }
     }

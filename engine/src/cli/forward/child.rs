@@ -78,7 +78,12 @@ pub(crate) fn run(
         let status = loop {
             tokio::select! {
                 status = child.wait() => break status?,
-                signal = signals.next() => subprocess::forward_signal(signal, &child),
+                signal = signals.next() => {
+                    if signal == Signal::SIGHUP {
+                        forwarder.request_reload();
+                    }
+                    subprocess::forward_signal(signal, &child);
+                }
             }
         };
         // The last messages of the command may still be in transit.
@@ -91,7 +96,7 @@ pub(crate) fn run(
 }
 
 /// Waits until the forwarder has stopped. SIGTERM and SIGINT let sessions finish; a second signal ends
-/// them.
+/// them. SIGHUP reloads the policy.
 ///
 /// # Errors
 /// The signal handlers cannot be installed.
@@ -99,11 +104,13 @@ pub(crate) fn wait_for_signals(forwarder: &mut Forwarder) -> io::Result<()> {
     runtime::new_current_thread()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
         loop {
             tokio::select! {
                 () = forwarder.ended() => return Ok(()),
                 _ = terminate.recv() => forwarder.request_stop(),
                 _ = interrupt.recv() => forwarder.request_stop(),
+                _ = hangup.recv() => forwarder.request_reload(),
             }
         }
     })

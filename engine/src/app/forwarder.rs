@@ -200,7 +200,7 @@ impl Process for RunningForwarder {
     const SECOND_STOP: SecondStop = SecondStop::Terminate;
     const NOTIFY_SYSTEMD: bool = false;
 
-    fn reload(&mut self) -> bool {
+    async fn reload(&mut self) -> bool {
         false
     }
 

@@ -4,6 +4,8 @@
 
 pub mod cluster_secrets;
 pub(crate) mod credential;
+pub(crate) mod derived_secrets;
+pub(crate) mod launch_token;
 pub mod postgres_passwords;
 pub(crate) mod random;
 pub(crate) mod role;

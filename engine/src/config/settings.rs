@@ -27,6 +27,8 @@ use super::log_format::LogFormat;
 use super::spec::Kind::{Bool, Duration as Time, List, One, Secret};
 use super::spec::{Group, Scope, Setting, Spec};
 use super::values;
+use crate::auth::derived_secrets::SecretSource;
+use crate::auth::launch_token::{LaunchToken, LaunchTokenDigest};
 use crate::io::driver::DriverChoice;
 use crate::io::stream::PgAddress;
 use crate::sched::busy_poll::BusyPollMode;
@@ -68,7 +70,13 @@ const CRITERIA: &[Scope] = &[Scope::Serve, Scope::Criteria, Scope::Forward];
 const POSTGRES_ONLY: &[Scope] = &[Scope::Serve, Scope::Postgres];
 const CERTIFICATE: &[Scope] = &[Scope::Serve, Scope::Agent];
 const CERTIFICATE_OF_BOTH: &[Scope] = &[Scope::Serve, Scope::Agent, Scope::Forward];
-const AGENT: &[Scope] = &[Scope::Serve, Scope::Postgres, Scope::Agent, Scope::Forward];
+const AGENT: &[Scope] = &[
+    Scope::Serve,
+    Scope::Postgres,
+    Scope::Agent,
+    Scope::Secret,
+    Scope::Forward,
+];
 
 settings! {
     Listening {
@@ -192,6 +200,19 @@ settings! {
         }
     }
     Secrets {
+        LAUNCH_TOKEN_SHA256: LaunchTokenDigest {
+            key: "launch_token_sha256", parse: values::from_str, kind: One("HEX"), scopes: SERVE,
+            help: "SHA-256 of launch_token (64 hex characters). The sidecar then starts only with that token. Write it into the text of the deployment, which is measured: settings in variables, which a host can forge, are accepted only together with the token.",
+        }
+        LAUNCH_TOKEN: LaunchToken {
+            key: "launch_token", parse: values::from_str, kind: Secret, scopes: SERVE,
+            help: "The launch token: at least 32 characters, among the encrypted variables of the deployment.",
+        }
+        CLUSTER_SECRETS: SecretSource {
+            key: "cluster_secrets", parse: values::from_str, kind: One("SOURCE"), scopes: SERVE,
+            default: Some("configured"), reloadable: true,
+            help: "Where the cluster secrets come from: configured (read_secret and readwrite_secret), or derived (the guest agent derives them, always the same ones for the same application; teesql-sidecar secret --derived prints them).",
+        }
         READ_SECRET: ClusterSecret {
             key: "read_secret", parse: values::cluster_secret, kind: Secret, scopes: SERVE,
             reloadable: true,

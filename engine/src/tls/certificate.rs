@@ -18,6 +18,7 @@ use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use crate::io::private_file;
 use crate::tls::peer_verifier::PossessionVerifier;
 use crate::tls::record_layer::RecordLayer;
 
@@ -66,11 +67,13 @@ impl<'a> PemFiles<'a> {
             std::fs::read(path)
                 .map_err(|error| IdentityError::new(&path.display(), "cannot be read", &error))
         };
+        let key_pem = private_file::read(key)
+            .map_err(|error| IdentityError::new(&key.display(), "cannot be read", &error))?;
         Ok(Self {
             cert,
             key,
             cert_pem: read(cert)?,
-            key_pem: read(key)?.into(),
+            key_pem: key_pem.into(),
         })
     }
 

@@ -26,6 +26,7 @@ mod bulk_transfer;
 mod cancel;
 mod cvm_integration;
 mod forwarder;
+mod hardening;
 mod harness;
 mod invalid_openings;
 mod key_update;
@@ -64,7 +65,7 @@ const THREADS: usize = 4;
 /// Adds the tests of one file.
 type Group = fn(&mut Suite);
 
-const GROUPS: [Group; 25] = [
+const GROUPS: [Group; 26] = [
     attestation_gate::add,
     forwarder::add,
     login::add,
@@ -80,6 +81,7 @@ const GROUPS: [Group; 25] = [
     proxy_protocol::add,
     cancel::add,
     lifecycle::add,
+    hardening::add,
     log_secrecy::add,
     libpq_clients::add,
     tokio_postgres_driver::add,

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use crate::attestation::gate::{AttestingGate, Gate};
 use crate::attestation::verifier::{QuoteVerifier, start_verify_thread};
 use crate::config::Config;
-use crate::config::mode::Mode;
 use crate::io::offload::OffloadThread;
 use crate::io::stream::PgAddress;
 use crate::proxy::inbound;
@@ -25,7 +24,7 @@ pub(crate) struct InboundHandlerFactory {
     upstream_version: Arc<UpstreamVersion>,
     verify_thread: OffloadThread,
     worker: OffloadThread,
-    mode: Mode,
+    passwordless_superuser: bool,
     postgres_address: PgAddress,
     plaintext_cancel: bool,
     require_alpn: bool,
@@ -52,7 +51,7 @@ impl InboundHandlerFactory {
             upstream_version: Arc::clone(&shared.upstream_version),
             verify_thread: start_verify_thread()?,
             worker: OffloadThread::start("worker", 0)?,
-            mode: config.mode,
+            passwordless_superuser: config.passwordless_superuser,
             postgres_address: config.postgres.clone(),
             plaintext_cancel: config.plaintext_cancel,
             require_alpn: config.require_alpn,
@@ -92,7 +91,7 @@ impl HandlerFactory for InboundHandlerFactory {
                 random: self.live.read().tls.crypto_provider().secure_random,
             },
             plaintext_cancel: self.plaintext_cancel,
-            trust_loopback: self.mode == Mode::Simulator,
+            trust_loopback: self.passwordless_superuser,
             require_alpn: self.require_alpn,
             proxy_protocol_from: self.proxy_protocol_from.clone(),
         }

@@ -226,7 +226,7 @@ impl<R: Fn() -> Result<ForwarderConfig, Errors>> Process for RunningForwarder<R>
     const NOTIFY_SYSTEMD: bool = false;
 
     /// Applies the policy. Every other setting needs a restart.
-    fn reload(&mut self) -> bool {
+    async fn reload(&mut self) -> bool {
         let config = match (self.read_config)() {
             Ok(config) => config,
             Err(errors) => {

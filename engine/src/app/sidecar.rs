@@ -11,7 +11,7 @@ use attest::agent::{Agent, AgentOptions};
 #[cfg(feature = "mock")]
 use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::app::error::{StartError, system};
 use crate::app::lifecycle::{self, Lifecycle, Outcome, Process, SecondStop};
@@ -19,7 +19,7 @@ use crate::app::readiness::ReadinessChecks;
 use crate::app::sidecar::admin_source::{AdminSource, RunningState};
 use crate::app::signals::{ProcessSignals, SignalSource};
 use crate::attestation::verifier::QuoteVerifier;
-use crate::auth::cluster_secrets::{AuthSecrets, Authenticator, Rotation};
+use crate::auth::cluster_secrets::{AuthSecrets, Authenticator, ClusterSecrets, Rotation};
 use crate::auth::postgres_passwords::{DerivedPasswords, MissingPassword};
 use crate::auth::random::random_bytes;
 use crate::config::{Config, Errors};
@@ -39,6 +39,9 @@ use service::{InboundHandlerFactory, SharedState};
 pub(crate) mod admin_source;
 mod service;
 mod startup;
+
+/// How long a reload waits for the guest agent. Keys are derived in milliseconds.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The addresses of a running sidecar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +104,7 @@ struct Sidecar<R> {
     addresses: Addresses,
     shared: SharedState,
     derived: Option<DerivedPasswords>,
+    agent: Agent,
     secret_overlap: Duration,
     /// When the previous cluster secrets stop being accepted.
     previous_secrets_expire: Option<Instant>,
@@ -183,6 +187,7 @@ async fn start<R>(
         addresses,
         shared,
         derived,
+        agent: context.agent,
         secret_overlap: config.secret_overlap,
         previous_secrets_expire: None,
         read_config,
@@ -239,18 +244,15 @@ async fn set_up_authentication(
     context: &StartupContext,
 ) -> Result<(Option<DerivedPasswords>, Authenticator), StartError> {
     let derived = startup::derive_passwords(config, &context.agent, &context.checks).await;
-    // The guest agent has provided the certificate and the passwords.
+    let cluster = startup::cluster_secrets(config, &context.agent, &context.checks).await;
+    // The guest agent has provided the certificate, the passwords and the cluster secrets.
     context.checks.identity.set_ready();
     let passwords = std::mem::take(&mut config.passwords).resolve(derived.as_ref())?;
     if config.provision {
         startup::set_up_roles(config, &passwords, &context.checks).await?;
     }
     let salt = random_bytes().map_err(system("cannot generate random bytes"))?;
-    let secrets = AuthSecrets {
-        cluster: config.secrets.clone(),
-        passwords,
-    };
-    let authenticator = Authenticator::new(secrets, salt);
+    let authenticator = Authenticator::new(AuthSecrets { cluster, passwords }, salt);
     Ok((derived, authenticator))
 }
 
@@ -372,7 +374,7 @@ impl<R: Fn() -> Result<Config, Errors>> Process for Sidecar<R> {
     const NOTIFY_SYSTEMD: bool = true;
 
     /// Applies policy, cluster secrets and passwords. Every other setting needs a restart.
-    fn reload(&mut self) -> bool {
+    async fn reload(&mut self) -> bool {
         let mut config = match (self.read_config)() {
             Ok(config) => config,
             Err(errors) => {
@@ -383,6 +385,15 @@ impl<R: Fn() -> Result<Config, Errors>> Process for Sidecar<R> {
                 return false;
             }
         };
+        if config.derive_secrets {
+            match derive_again(&self.agent).await {
+                Ok(derived) => config.secrets = derived,
+                Err(error) => {
+                    tracing::error!(error, "configuration not reloaded");
+                    return false;
+                }
+            }
+        }
         if let Err(error) = self.rotate_secrets(&mut config) {
             tracing::error!(%error, "configuration not reloaded");
             self.shared.metrics.config_reloaded(false);
@@ -454,5 +465,16 @@ impl<R> Sidecar<R> {
             self.previous_secrets_expire = Some(Instant::now() + overlap);
         }
         Ok(())
+    }
+}
+
+/// Derives the cluster secrets for a reload, which must not keep the control thread from its signals for long.
+async fn derive_again(agent: &Agent) -> Result<ClusterSecrets, String> {
+    match timeout(RELOAD_TIMEOUT, ClusterSecrets::derive(agent)).await {
+        Ok(Ok(derived)) => Ok(derived),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!(
+            "no answer from the guest agent within {RELOAD_TIMEOUT:?}"
+        )),
     }
 }

@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Command;
+use engine::cli::hardening::protect_process;
 use engine::cli::output::EX_USAGE;
 use engine::cli::{ca, check, dev, password, provision, secret, serve, verify};
-use nix::sys::resource::{Resource, setrlimit};
+use engine::config::Scope;
 
 fn main() -> ExitCode {
     let program = Command::new("teesql-sidecar")
@@ -28,8 +29,8 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { EX_USAGE } else { 0 });
         }
     };
-    // A core file would contain secrets.
-    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    let is_serve = matches.subcommand_name() == Some("serve");
+    protect_process(is_serve.then_some(Scope::Serve));
     match matches.subcommand() {
         Some(("serve", flags)) => serve::execute(flags),
         Some(("check", flags)) => check::execute(flags).print(),

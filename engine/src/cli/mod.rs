@@ -4,6 +4,7 @@ pub mod ca;
 pub mod check;
 pub mod dev;
 pub mod forward;
+pub mod hardening;
 pub mod manifest;
 pub mod output;
 pub mod password;

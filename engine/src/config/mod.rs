@@ -6,6 +6,7 @@
 //! mistakes are reported together, each with its source. No error shows a secret.
 
 mod attestation;
+pub(crate) mod environment;
 mod flags;
 mod forward;
 mod identity;
@@ -20,6 +21,7 @@ mod reader;
 mod reference;
 mod settings;
 mod spec;
+mod tdx_guest;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -31,9 +33,10 @@ use attest::values::Fingerprint;
 
 pub use crate::tls::certificate_source::{CertificateRequest, CertificateUsage};
 pub use attestation::{Attestation, Criteria};
+pub use environment::take_secrets;
 pub use flags::with_flags;
 pub use forward::{ForwarderConfig, Listen, Verifier};
-pub use identity::{CertificateConfig, IdentitySource};
+pub use identity::{AgentConfig, CertificateConfig, IdentitySource};
 pub use layers::Layers;
 pub use postgres::PostgresConfig;
 pub use process::ProcessConfig;
@@ -42,10 +45,11 @@ pub(crate) use values::duration as parse_duration;
 
 use crate::auth::client_auth::ClientAuth;
 use crate::auth::cluster_secrets::ClusterSecrets;
+use crate::auth::derived_secrets::SecretSource;
 use crate::auth::postgres_passwords::PostgresPasswords;
 use crate::config::mode::Mode;
 use crate::postgres::server::PostgresServer;
-use identity::read_passwords;
+use identity::{check_launch_token, read_passwords};
 use policy::OwnRoot;
 use reader::{Reader, read_all};
 
@@ -57,6 +61,9 @@ pub struct Config {
     pub postgres: PostgresServer,
     /// Production, unattested or simulator mode.
     pub mode: Mode,
+    /// Clients on this machine can log in as `postgres` without a password: in simulator mode, on loopback, unless
+    /// clients have to be attested.
+    pub passwordless_superuser: bool,
     /// Where the certificate comes from.
     pub identity: IdentitySource,
     /// Refuse clients that offer no ALPN protocol.
@@ -65,8 +72,10 @@ pub struct Config {
     pub client_auth: ClientAuth,
     /// Offer SCRAM-SHA-256-PLUS to clients that have TLS with this sidecar.
     pub scram_channel_binding: bool,
-    /// The cluster secrets that clients present.
+    /// The configured cluster secrets that clients present.
     pub secrets: ClusterSecrets,
+    /// The guest agent derives the cluster secrets instead.
+    pub derive_secrets: bool,
     /// How long the previous cluster secrets stay valid after a change.
     pub secret_overlap: Duration,
     /// The configured passwords for Postgres. They are taken out when they are used.
@@ -114,7 +123,12 @@ impl Config {
             None => vec![attestation::UNATTESTED.to_owned()],
         };
         if self.mode == Mode::Simulator {
-            warnings.insert(0, identity::SIMULATOR_MODE.to_owned());
+            let warning = match (&self.attestation, self.passwordless_superuser) {
+                (Some(_), _) => identity::SIMULATOR_ATTESTING,
+                (None, true) => identity::SIMULATOR_PASSWORDLESS,
+                (None, false) => identity::SIMULATOR,
+            };
+            warnings.insert(0, warning.to_owned());
         }
         warnings.extend(postgres::server_warning(&self.postgres));
         if self.client_auth == ClientAuth::Password {
@@ -143,6 +157,7 @@ impl Config {
         let require_alpn = reader.read(&settings::REQUIRE_ALPN);
         let client_auth = reader.read(&settings::CLIENT_AUTH);
         let scram_channel_binding = reader.read(&settings::SCRAM_CHANNEL_BINDING);
+        let launch_token = check_launch_token(reader);
         let secrets = ClusterSecrets::read(reader);
         let secret_overlap = reader.read(&settings::SECRET_OVERLAP);
         let passwords = read_passwords(reader);
@@ -157,8 +172,14 @@ impl Config {
         let proxy_protocol_from = reader.read(&settings::PROXY_PROTOCOL_FROM);
         let process = ProcessConfig::read(reader);
         let attestation = attestation?;
+        launch_token?;
+        let (secrets, source) = secrets?;
+        let listen = listen?;
         Some(Self {
-            listen: listen?,
+            passwordless_superuser: reader.simulator_mode()
+                && attestation.is_none()
+                && listen.ip().is_loopback(),
+            listen,
             postgres: postgres?,
             mode: match &attestation {
                 _ if reader.simulator_mode() => Mode::Simulator,
@@ -169,7 +190,8 @@ impl Config {
             require_alpn: require_alpn?,
             client_auth: client_auth?,
             scram_channel_binding: scram_channel_binding?,
-            secrets: secrets?,
+            secrets,
+            derive_secrets: source == SecretSource::Derived,
             secret_overlap: secret_overlap?.unwrap_or_default(),
             passwords: passwords?,
             database: database?,

@@ -110,7 +110,9 @@ impl<'a> Reader<'a> {
         let required = self.read(&settings::REQUIRE_CLIENT_ATTESTATION);
         let allowed = self.read(&settings::ALLOW_UNATTESTED_CLIENTS);
         let (required, allowed) = (required?, allowed?);
-        if !required && !allowed && !self.simulator_mode() {
+        if self.simulator_mode() {
+            self.check_simulator_mode(required || allowed);
+        } else if !required && !allowed {
             self.errors.push(
                 "require_client_attestation is false, so that clients need not prove which code \
                  they run: confirm with TEESQL_ALLOW_UNATTESTED_CLIENTS=true"
@@ -118,5 +120,26 @@ impl<'a> Reader<'a> {
             );
         }
         Some(required)
+    }
+
+    /// Simulator mode is for a developer's machine: never for a TDX guest, and beyond loopback only if it is confirmed.
+    fn check_simulator_mode(&mut self, confirmed: bool) {
+        if self.layers.is_tdx_guest {
+            self.errors.push(
+                "simulator_endpoint (DSTACK_SIMULATOR_ENDPOINT) is set, but this machine is a TDX guest: in simulator \
+                 mode clients are not attested, and the sidecar's own certificate proves nothing. Unset it"
+                    .to_owned(),
+            );
+        }
+        let listen = self.layers.text(&settings::LISTEN.spec);
+        let listen = listen.and_then(|(text, _)| (settings::LISTEN.parse)(text).ok());
+        if let Some(listen) = listen.filter(|listen| !listen.ip().is_loopback())
+            && !confirmed
+        {
+            self.errors.push(format!(
+                "listen = {listen} in simulator mode: clients from other machines are not attested: confirm with \
+                 TEESQL_ALLOW_UNATTESTED_CLIENTS=true, or listen on 127.0.0.1"
+            ));
+        }
     }
 }

@@ -28,6 +28,8 @@ use super::spec::Kind::{Bool, Duration as Time, List, One, Secret};
 use super::spec::{Group, Scope, Setting, Spec};
 use super::values;
 use crate::auth::client_auth::ClientAuth;
+use crate::auth::derived_secrets::SecretSource;
+use crate::auth::launch_token::{LaunchToken, LaunchTokenDigest};
 use crate::io::driver::DriverChoice;
 use crate::io::peer_uid::AllowedUids;
 use crate::io::stream::PgAddress;
@@ -76,6 +78,7 @@ const AGENT: &[Scope] = &[
     Scope::Criteria,
     Scope::Postgres,
     Scope::Agent,
+    Scope::Secret,
     Scope::Forward,
 ];
 
@@ -220,6 +223,19 @@ settings! {
             key: "scram_channel_binding", parse: values::auto_or_off, kind: One("WHEN"), scopes: SERVE,
             default: Some("auto"),
             help: "When to offer SCRAM-SHA-256-PLUS, which binds a login to the sidecar's certificate: auto (to clients that open TLS with an SSLRequest or with the ALPN protocol postgresql) or off (for a gateway that ends the clients' TLS and opens its own in that way).",
+        }
+        LAUNCH_TOKEN_SHA256: LaunchTokenDigest {
+            key: "launch_token_sha256", parse: values::from_str, kind: One("HEX"), scopes: SERVE,
+            help: "SHA-256 of launch_token (64 hex characters). The sidecar then starts only with that token. Write it into the text of the deployment, which is measured: settings in variables, which a host can forge, are accepted only together with the token.",
+        }
+        LAUNCH_TOKEN: LaunchToken {
+            key: "launch_token", parse: values::from_str, kind: Secret, scopes: SERVE,
+            help: "The launch token: at least 32 characters, among the encrypted variables of the deployment.",
+        }
+        CLUSTER_SECRETS: SecretSource {
+            key: "cluster_secrets", parse: values::from_str, kind: One("SOURCE"), scopes: SERVE,
+            default: Some("configured"), reloadable: true,
+            help: "Where the cluster secrets come from: configured (read_secret and readwrite_secret), or derived (the guest agent derives them, always the same ones for the same application; teesql-sidecar secret --derived prints them).",
         }
         READ_SECRET: ClusterSecret {
             key: "read_secret", parse: values::cluster_secret, kind: Secret, scopes: SERVE,

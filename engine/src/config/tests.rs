@@ -1,9 +1,14 @@
 //! Precedence of the layers, reporting of all mistakes, and that the table and its readers agree.
 
+mod deployment;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 
+use super::identity::read_guest_agent;
 use super::mode::Mode;
 use super::reader::Reader;
 use super::settings::{ALL, find};
@@ -52,7 +57,13 @@ impl Start {
 
     fn file(&self, name: &str, text: &str) -> String {
         let path = self.folder.path().join(name);
-        let mut file = std::fs::File::create(&path).unwrap();
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)
+            .unwrap();
         file.write_all(text.as_bytes()).unwrap();
         path.to_str().unwrap().to_owned()
     }
@@ -201,7 +212,7 @@ fn secrets_have_no_flag() {
         .get_arguments()
         .filter_map(|argument| argument.get_long())
         .filter(|long| long.contains("secret") || long.contains("password"))
-        .filter(|long| *long != "secret-overlap")
+        .filter(|long| !["secret-overlap", "cluster-secrets"].contains(long))
         .collect();
     assert!(
         flags.iter().all(|flag| flag.ends_with("-file")),
@@ -571,11 +582,12 @@ fn postgres_scope_has_its_flags_only() {
 #[test]
 fn each_scope_reads_exactly_its_settings() {
     type Read = fn(&mut Reader<'_>);
-    let readers: [(Scope, Read); 5] = [
+    let readers: [(Scope, Read); 6] = [
         (Scope::Serve, |reader| drop(Config::read(reader))),
         (Scope::Criteria, |reader| drop(Criteria::read(reader))),
         (Scope::Postgres, |reader| drop(PostgresConfig::read(reader))),
         (Scope::Agent, |reader| drop(CertificateConfig::read(reader))),
+        (Scope::Secret, |reader| drop(read_guest_agent(reader))),
         (Scope::Forward, |reader| drop(ForwarderConfig::read(reader))),
     ];
     for (scope, read) in readers {
@@ -646,7 +658,9 @@ fn a_simulator_endpoint_enables_simulator_mode() {
     assert!(config.warnings[0].starts_with("simulator mode"));
     let described = start.layers().describe();
     assert!(described.contains("listen = 127.0.0.1:5433  # default in simulator mode\n"));
-    start.set("LISTEN", "0.0.0.0:5433");
+    start
+        .set("LISTEN", "0.0.0.0:5433")
+        .set("ALLOW_UNATTESTED_CLIENTS", "true");
     assert!(!start.config().listen.ip().is_loopback(), "set explicitly");
 }
 

@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 use wire::scram::server::ChannelBinding;
 use zeroize::Zeroizing;
 
+use crate::io::private_file;
 use crate::tls::peer_verifier::PossessionVerifier;
 use crate::tls::record_layer::RecordLayer;
 
@@ -67,11 +68,13 @@ impl<'a> PemFiles<'a> {
             std::fs::read(path)
                 .map_err(|error| IdentityError::new(&path.display(), "cannot be read", &error))
         };
+        let key_pem = private_file::read(key)
+            .map_err(|error| IdentityError::new(&key.display(), "cannot be read", &error))?;
         Ok(Self {
             cert,
             key,
             cert_pem: read(cert)?,
-            key_pem: read(key)?.into(),
+            key_pem: key_pem.into(),
         })
     }
 

@@ -26,6 +26,7 @@ mod bulk_transfer;
 mod cancel;
 mod cvm_integration;
 mod forwarder;
+mod hardening;
 mod harness;
 mod invalid_openings;
 mod key_update;
@@ -67,7 +68,7 @@ const THREADS: usize = 4;
 /// Adds the tests of one file.
 type Group = fn(&mut Suite);
 
-const GROUPS: [Group; 28] = [
+const GROUPS: [Group; 29] = [
     attestation_gate::add,
     policy::add,
     forwarder::add,
@@ -86,6 +87,7 @@ const GROUPS: [Group; 28] = [
     proxy_protocol::add,
     cancel::add,
     lifecycle::add,
+    hardening::add,
     log_secrecy::add,
     libpq_clients::add,
     tokio_postgres_driver::add,

@@ -176,7 +176,7 @@ fn configure(
             if mode.epoll { "epoll" } else { "io_uring" },
         )
         .env("TEESQL_TLS_CERT", workspace.path("cert.pem"))
-        .env("TEESQL_TLS_KEY", workspace.path("key.pem"))
+        .env("TEESQL_TLS_KEY", workspace.path("sidecar.key"))
         .env("TEESQL_READ_SECRET", &workspace.read_secret)
         .env("TEESQL_READWRITE_SECRET", &workspace.readwrite_secret)
         .env("TEESQL_PG_PASSWORD_READ", &workspace.password)

@@ -8,7 +8,6 @@ use crate::attestation::gate::{AttestingGate, Gate};
 use crate::attestation::verifier::{QuoteVerifier, start_verify_thread};
 use crate::auth::client_auth::ClientAuth;
 use crate::config::Config;
-use crate::config::mode::Mode;
 use crate::io::offload::OffloadThread;
 use crate::postgres::server::PostgresServer;
 use crate::proxy::inbound;
@@ -26,7 +25,7 @@ pub(crate) struct InboundHandlerFactory {
     upstream_version: Arc<UpstreamVersion>,
     verify_thread: OffloadThread,
     worker: OffloadThread,
-    mode: Mode,
+    passwordless_superuser: bool,
     server: PostgresServer,
     plaintext_cancel: bool,
     require_alpn: bool,
@@ -56,7 +55,7 @@ impl InboundHandlerFactory {
             upstream_version: Arc::clone(&shared.upstream_version),
             verify_thread: start_verify_thread()?,
             worker: OffloadThread::start("worker", 0)?,
-            mode: config.mode,
+            passwordless_superuser: config.passwordless_superuser,
             server: config.postgres.clone(),
             plaintext_cancel: config.plaintext_cancel,
             require_alpn: config.require_alpn,
@@ -99,7 +98,7 @@ impl HandlerFactory for InboundHandlerFactory {
                 random: self.live.read().tls.crypto_provider().secure_random,
             },
             plaintext_cancel: self.plaintext_cancel,
-            trust_loopback: self.mode == Mode::Simulator,
+            trust_loopback: self.passwordless_superuser,
             require_alpn: self.require_alpn,
             client_auth: self.client_auth,
             scram_channel_binding: self.scram_channel_binding,

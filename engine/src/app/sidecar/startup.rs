@@ -10,6 +10,7 @@ use tokio::time::sleep;
 use crate::app::error::StartError;
 use crate::app::lifecycle::start_backoff;
 use crate::app::readiness::ReadinessChecks;
+use crate::auth::cluster_secrets::ClusterSecrets;
 use crate::auth::postgres_passwords::{DerivedPasswords, ResolvedPasswords};
 use crate::config::Config;
 use crate::io::backoff::Backoff;
@@ -61,6 +62,32 @@ pub(super) async fn derive_passwords(
                     &mut backoff,
                     &error,
                     "no passwords from the guest agent yet",
+                )
+                .await;
+            }
+        }
+    }
+}
+
+/// Gets the cluster secrets that the guest agent derives, or the configured ones.
+pub(super) async fn cluster_secrets(
+    config: &Config,
+    agent: &Agent,
+    checks: &ReadinessChecks,
+) -> ClusterSecrets {
+    if !config.derive_secrets {
+        return config.secrets.clone();
+    }
+    let mut backoff = start_backoff();
+    loop {
+        match ClusterSecrets::derive(agent).await {
+            Ok(derived) => return derived,
+            Err(error) => {
+                checks.identity.set_not_ready(error.to_string());
+                warn_and_wait(
+                    &mut backoff,
+                    &error,
+                    "no cluster secrets from the guest agent yet",
                 )
                 .await;
             }

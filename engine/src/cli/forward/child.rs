@@ -15,6 +15,7 @@ use crate::app::forwarder::Forwarder;
 use crate::app::forwarder::dsn::encode_query_value;
 use crate::app::runtime;
 use crate::cli::subprocess;
+use crate::config::environment;
 
 /// Signals that are forwarded to the command.
 const FORWARDED: [(SignalKind, Signal); 6] = [
@@ -66,6 +67,13 @@ pub(crate) fn run(
         let mut command = Command::new(program);
         for name in NOT_INHERITED {
             command.env_remove(name);
+        }
+        // What is left of the forwarder's own secrets is empty. Variables of others are passed on.
+        for name in environment::taken() {
+            match environment::variable(name) {
+                Some(value) if !name.starts_with("TEESQL_") => command.env(name, value),
+                _ => command.env_remove(name),
+            };
         }
         let mut child = command
             .args(arguments)

@@ -13,6 +13,8 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 
+use crate::harness::process::write_private;
+
 /// PEM files for the sidecar and for libpq, and the root certificates for our own client.
 #[derive(Debug)]
 pub(crate) struct Certificates {
@@ -55,7 +57,7 @@ impl Certificates {
             roots: Arc::new(roots(authority.der().clone())),
         };
         fs::write(&files.chain, leaf.pem() + &authority.pem()).expect("server.pem");
-        fs::write(&files.key, key.serialize_pem()).expect("server.key");
+        write_private(&files.key, &key.serialize_pem());
         fs::write(&files.ca, authority.pem()).expect("ca.pem");
         files
     }

@@ -24,9 +24,13 @@ use crate::auth::postgres_passwords::{DerivedPasswords, MissingPassword};
 use crate::config::{Config, Errors};
 use crate::io::driver::IoDriver;
 use crate::io::listener::{self, BoundListener, Listener};
+use crate::postgres::provision::ProvisionTarget;
+use crate::postgres::provision::blockers::BlockerWatch;
+use crate::postgres::session_settings::SessionSettings;
 use crate::shard::live_config::LiveConfig;
 use crate::shard::pool::{self, ShardConfig, ShardPool};
 use crate::tasks::certificate_renewal::{CertificateRenewer, InstallFn};
+use crate::tasks::role_repair::{self, RepairTrigger, RoleRepair};
 use crate::tasks::{collateral_refresh, upstream_probe};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::shard_metrics;
@@ -149,6 +153,8 @@ async fn start<R>(
         metrics: Arc::clone(&context.metrics),
         quote_verifier,
         upstream_version: Arc::default(),
+        session_settings: SessionSettings::new(config.roles.sessions.clone()),
+        repair_trigger: Arc::<RepairTrigger>::default(),
     };
     let (addresses, shards) = spawn_shards(
         &config,
@@ -238,14 +244,25 @@ async fn set_up_authentication(
     // The guest agent has provided the certificate and the passwords.
     context.checks.identity.set_ready();
     let passwords = std::mem::take(&mut config.passwords).resolve(derived.as_ref())?;
-    if config.provision {
-        startup::set_up_roles(config, &passwords, &context.checks).await?;
+    if config.roles.provision {
+        let target = provision_target(config);
+        startup::set_up_roles(&target, config, &passwords, &context.checks).await?;
+    } else {
+        context.checks.roles.set_ready();
     }
     let authenticator = Authenticator::new(AuthSecrets {
         cluster: config.secrets.clone(),
         passwords,
     });
     Ok((derived, authenticator))
+}
+
+fn provision_target(config: &Config) -> ProvisionTarget {
+    ProvisionTarget {
+        address: config.postgres.clone(),
+        database: config.database.clone(),
+        options: config.roles.options,
+    }
 }
 
 /// Starts the refresh of collateral on this thread. `None` if clients are not attested.
@@ -337,6 +354,18 @@ fn spawn_background_tasks(
     let (postgres, latch) = (config.postgres.clone(), checks.postgres.clone());
     let version = Arc::clone(&shared.upstream_version);
     tokio::spawn(async move { upstream_probe::run(&postgres, &version, &latch).await });
+    let repair = RoleRepair {
+        target: provision_target(config),
+        interval: config.roles.interval.filter(|_| config.roles.provision),
+        watch: BlockerWatch::new(config.roles.blocker_timeout),
+        live: Arc::clone(&shared.live),
+        session_settings: Arc::clone(&shared.session_settings),
+        trigger: Arc::clone(&shared.repair_trigger),
+        latch: checks.roles.clone(),
+        metrics: Arc::clone(&shared.metrics),
+    };
+    role_repair::register(&shared.metrics);
+    tokio::spawn(repair.run());
     lifecycle::spawn_metrics_upkeep(&shared.metrics);
 }
 

@@ -17,6 +17,7 @@ mod process;
 mod reader;
 #[cfg(test)]
 mod reference;
+mod roles;
 mod settings;
 mod spec;
 #[cfg(test)]
@@ -36,6 +37,7 @@ pub use identity::{CertificateConfig, IdentitySource};
 pub use layers::Layers;
 pub use postgres::PostgresConfig;
 pub use process::ProcessConfig;
+pub use roles::RolesConfig;
 pub use spec::Scope;
 pub(crate) use values::duration as parse_duration;
 
@@ -66,8 +68,8 @@ pub struct Config {
     pub passwords: PostgresPasswords,
     /// The database that the superuser logs in to.
     pub database: String,
-    /// Set up the roles in Postgres at start.
-    pub provision: bool,
+    /// How the roles in Postgres are kept, and what their sessions begin with.
+    pub roles: RolesConfig,
     /// Minimum time between two quotes for `/attestation`.
     pub attestation_interval: Duration,
     /// What clients have to prove. `None` accepts clients without attestation.
@@ -104,6 +106,7 @@ impl Config {
             Some(attestation) => attestation.warnings(),
             None => vec![attestation::UNATTESTED.to_owned()],
         };
+        warnings.extend(self.roles.warnings());
         if self.mode == Mode::Simulator {
             warnings.insert(0, identity::SIMULATOR_MODE.to_owned());
         }
@@ -132,7 +135,7 @@ impl Config {
         let secret_overlap = reader.read(&settings::SECRET_OVERLAP);
         let passwords = read_passwords(reader);
         let database = reader.read(&settings::PG_DATABASE);
-        let provision = reader.read(&settings::PROVISION);
+        let roles = RolesConfig::read(reader);
         let attestation_interval = reader.read(&settings::ATTESTATION_INTERVAL);
         let attestation = Attestation::read_if_required(reader);
         let plaintext_cancel = reader.read(&settings::PLAINTEXT_CANCEL);
@@ -153,7 +156,7 @@ impl Config {
             secret_overlap: secret_overlap?.unwrap_or_default(),
             passwords: passwords?,
             database: database?,
-            provision: provision?,
+            roles: roles?,
             attestation_interval: attestation_interval?,
             attestation,
             plaintext_cancel: plaintext_cancel?,

@@ -9,6 +9,7 @@ use super::reader::{Reader, read_all};
 use super::{Errors, settings};
 use crate::auth::postgres_passwords::PostgresPasswords;
 use crate::io::stream::PgAddress;
+use crate::postgres::provision::ProvisionOptions;
 
 /// Postgres, and the passwords of its roles.
 pub struct PostgresConfig {
@@ -16,6 +17,8 @@ pub struct PostgresConfig {
     pub address: PgAddress,
     /// The database in which the roles get their privileges.
     pub database: String,
+    /// What the roles get.
+    pub provision: ProvisionOptions,
     /// The configured passwords.
     pub passwords: PostgresPasswords,
     /// The addresses of the guest agent, which derives the other passwords.
@@ -37,14 +40,27 @@ impl PostgresConfig {
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
         let address = reader.read(&settings::POSTGRES);
         let database = reader.read(&settings::PG_DATABASE);
+        let provision = read_provision_options(reader);
         let passwords = read_passwords(reader);
         let guest_agent = read_guest_agent(reader);
         Some(Self {
             address: address?,
             database: database?,
+            provision: provision?,
             passwords: passwords?,
             guest_agent: guest_agent?,
             warnings: Vec::new(),
         })
     }
+}
+
+pub(super) fn read_provision_options(reader: &mut Reader<'_>) -> Option<ProvisionOptions> {
+    let read_connections = reader.read(&settings::PG_CONNECTIONS_READ);
+    let readwrite_connections = reader.read(&settings::PG_CONNECTIONS_READWRITE);
+    let allow_other_databases = reader.read(&settings::ALLOW_OTHER_DATABASES);
+    Some(ProvisionOptions {
+        read_connections: read_connections?,
+        readwrite_connections: readwrite_connections?,
+        allow_other_databases: allow_other_databases?,
+    })
 }

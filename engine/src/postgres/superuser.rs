@@ -34,6 +34,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const OPTIONS: &str =
     "-c statement_timeout=2s -c search_path=pg_catalog -c client_min_messages=error";
 
+/// The same as statements.
+const SET_OPTIONS: &str =
+    "SET statement_timeout = '2s'; SET search_path = pg_catalog; SET client_min_messages = error";
+
 /// Why a session or a statement failed. Contains neither passwords nor SQL.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -78,6 +82,18 @@ impl From<tokio_postgres::Error> for Error {
 }
 
 impl Error {
+    /// Whether Postgres does not accept the superuser's password, or requests one that is not configured.
+    pub(crate) fn is_login(&self) -> bool {
+        match self {
+            Self::Login(_) => true,
+            Self::Server { code, .. } => {
+                *code == SqlState::INVALID_PASSWORD
+                    || *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
+            }
+            _ => false,
+        }
+    }
+
     /// Converts an error during the login.
     fn from_login(error: tokio_postgres::Error) -> Self {
         let is_io = std::error::Error::source(&error).is_some_and(|cause| cause.is::<io::Error>());
@@ -113,11 +129,38 @@ impl Superuser {
         password: Option<&Password>,
         database: &str,
     ) -> Result<Self, Error> {
-        let config = connection_config(password, database);
+        let mut config = connection_config(password, database);
+        config.options(OPTIONS);
+        Self::open(address, &config).await
+    }
+
+    /// As [`Self::connect`], but the session has the settings of the server, so that they can be read
+    /// by `pg_settings`. [`Self::apply_settings`] has to follow before any other query: until then, names
+    /// may resolve in schemas in which others create objects.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub(crate) async fn connect_plain(
+        address: &PgAddress,
+        password: Option<&Password>,
+        database: &str,
+    ) -> Result<Self, Error> {
+        Self::open(address, &connection_config(password, database)).await
+    }
+
+    /// Gives a session of [`Self::connect_plain`] the usual settings.
+    ///
+    /// # Errors
+    /// The statement fails.
+    pub(crate) async fn apply_settings(&self) -> Result<(), Error> {
+        Ok(self.client.batch_execute(SET_OPTIONS).await?)
+    }
+
+    async fn open(address: &PgAddress, config: &Config) -> Result<Self, Error> {
         let connecting = async {
             match address {
-                PgAddress::Tcp(address) => log_in(&config, TcpStream::connect(address).await).await,
-                PgAddress::Unix(path) => log_in(&config, UnixStream::connect(path).await).await,
+                PgAddress::Tcp(address) => log_in(config, TcpStream::connect(address).await).await,
+                PgAddress::Unix(path) => log_in(config, UnixStream::connect(path).await).await,
             }
         };
         match timeout(CONNECT_TIMEOUT, connecting).await {
@@ -156,7 +199,6 @@ fn connection_config(password: Option<&Password>, database: &str) -> Config {
         .user(Role::Superuser.name())
         .dbname(database)
         .application_name("teesql-sidecar")
-        .options(OPTIONS)
         // The connection does not leave this machine.
         .ssl_mode(SslMode::Disable)
         .channel_binding(ChannelBinding::Disable);

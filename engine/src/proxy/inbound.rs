@@ -265,7 +265,7 @@ impl LoginContext<'_> {
     /// [`Attested`] proves that the client has been verified.
     async fn log_in(&self, client: &mut Client, _: &Attested) -> Result<Login, CloseReason> {
         let (handler, control) = (self.handler, self.control);
-        let startup = match read_startup(client, control).await? {
+        let mut startup = match read_startup(client, control).await? {
             FirstMessage::Startup(startup) => startup,
             FirstMessage::Cancel(packet) => return Ok(Login::Cancel(packet)),
         };
@@ -282,6 +282,10 @@ impl LoginContext<'_> {
             Some(credential) => (credential, self.negotiate(client, &startup).await?),
             None => self.check_password(client, &startup, role).await?,
         };
+        handler
+            .upstream_login
+            .session_settings
+            .add_to(&mut startup, role);
         let stream = handler.upstream_login.dial(control).await?;
         let fd_guard = control.register_upstream_fd(stream.raw_fd());
         let session = handler

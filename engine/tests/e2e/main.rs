@@ -41,6 +41,7 @@ mod protocol_negotiation;
 mod provision;
 mod proxy_protocol;
 mod psycopg;
+mod roles;
 mod secret_command;
 mod slow_peers;
 mod startup_packets;
@@ -64,7 +65,7 @@ const THREADS: usize = 4;
 /// Adds the tests of one file.
 type Group = fn(&mut Suite);
 
-const GROUPS: [Group; 25] = [
+const GROUPS: [Group; 26] = [
     attestation_gate::add,
     forwarder::add,
     login::add,
@@ -86,6 +87,7 @@ const GROUPS: [Group; 25] = [
     psycopg::add,
     bulk_transfer::add,
     provision::add,
+    roles::add,
     secret_command::add,
     postgres_state::add,
     cvm_integration::add,

@@ -354,19 +354,24 @@ fn spawn_background_tasks(
     let (postgres, latch) = (config.postgres.clone(), checks.postgres.clone());
     let version = Arc::clone(&shared.upstream_version);
     tokio::spawn(async move { upstream_probe::run(&postgres, &version, &latch).await });
-    let repair = RoleRepair {
+    role_repair::register(&shared.metrics);
+    tokio::spawn(role_repair_of(config, shared, checks).run());
+    lifecycle::spawn_metrics_upkeep(&shared.metrics);
+}
+
+/// The loop that keeps the roles in Postgres, if `provision` is on, and reads its settings in any case.
+fn role_repair_of(config: &Config, shared: &SharedState, checks: &ReadinessChecks) -> RoleRepair {
+    let live = Arc::clone(&shared.live);
+    RoleRepair {
         target: provision_target(config),
         interval: config.roles.interval.filter(|_| config.roles.provision),
         watch: BlockerWatch::new(config.roles.blocker_timeout),
-        live: Arc::clone(&shared.live),
+        passwords: Box::new(move || live.read().authenticator.postgres_passwords()),
         session_settings: Arc::clone(&shared.session_settings),
         trigger: Arc::clone(&shared.repair_trigger),
         latch: checks.roles.clone(),
         metrics: Arc::clone(&shared.metrics),
-    };
-    role_repair::register(&shared.metrics);
-    tokio::spawn(repair.run());
-    lifecycle::spawn_metrics_upkeep(&shared.metrics);
+    }
 }
 
 /// Makes new connections use a new certificate.

@@ -19,7 +19,6 @@ use crate::postgres::provision::blockers::BlockerWatch;
 use crate::postgres::provision::{self, ProvisionError, ProvisionTarget, Report};
 use crate::postgres::session_settings::{ServerSettings, SessionSettings};
 use crate::postgres::superuser::{Error, Superuser};
-use crate::shard::live_config::LiveConfig;
 use crate::telemetry::metrics::Metrics;
 
 /// Minimum time between two comparisons, however many logins are refused.
@@ -71,7 +70,8 @@ pub(crate) struct RoleRepair {
     /// How often to compare. `None` only reads the settings of the server.
     pub(crate) interval: Option<Duration>,
     pub(crate) watch: BlockerWatch,
-    pub(crate) live: Arc<LiveConfig>,
+    /// The passwords in use, which a reload may replace.
+    pub(crate) passwords: Box<dyn Fn() -> ResolvedPasswords + Send>,
     pub(crate) session_settings: Arc<SessionSettings>,
     pub(crate) trigger: Arc<RepairTrigger>,
     pub(crate) latch: Latch,
@@ -109,7 +109,7 @@ impl RoleRepair {
     }
 
     async fn compare(&mut self, memory: &mut Memory) -> Result<(), ProvisionError> {
-        let passwords = self.live.read().authenticator.postgres_passwords();
+        let passwords = (self.passwords)();
         let session = Superuser::connect_plain(
             &self.target.address,
             passwords.superuser.as_ref(),

@@ -14,6 +14,7 @@
 //! | [`opening`] | the client, in plaintext | the first bytes on the port, up to TLS |
 //! | [`local_opening`] | a client on this machine | its first bytes at a forwarder |
 //! | [`startup`] | | StartupMessage and CancelRequest as validated types |
+//! | [`startup_options`] | | settings in the start-up parameter `options` |
 //! | [`frontend`] | the client, inside TLS | start-up, version negotiation, SCRAM or password |
 //! | [`backend`] | Postgres | the login with a password that the client never sees |
 //! | [`version_probe`] | Postgres | the newest protocol version that it supports |
@@ -37,5 +38,6 @@ pub mod opening;
 pub mod scram;
 pub mod secret;
 pub mod startup;
+pub mod startup_options;
 mod version;
 pub mod version_probe;

@@ -25,9 +25,13 @@ use crate::auth::random::random_bytes;
 use crate::config::{Config, Errors};
 use crate::io::driver::IoDriver;
 use crate::io::listener::{self, BoundListener, Listener};
+use crate::postgres::provision::ProvisionTarget;
+use crate::postgres::provision::blockers::BlockerWatch;
+use crate::postgres::session_settings::SessionSettings;
 use crate::shard::live_config::LiveConfig;
 use crate::shard::pool::{self, ShardConfig, ShardPool};
 use crate::tasks::certificate_renewal::{CertificateRenewer, InstallFn};
+use crate::tasks::role_repair::{self, RepairTrigger, RoleRepair};
 use crate::tasks::{collateral_refresh, upstream_probe};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::shard_metrics;
@@ -156,6 +160,8 @@ async fn start<R>(
         metrics: Arc::clone(&context.metrics),
         quote_verifier,
         upstream_version: Arc::default(),
+        session_settings: SessionSettings::new(config.roles.sessions.clone()),
+        repair_trigger: Arc::<RepairTrigger>::default(),
     };
     let (addresses, shards) = spawn_shards(
         &config,
@@ -248,12 +254,23 @@ async fn set_up_authentication(
     // The guest agent has provided the certificate, the passwords and the cluster secrets.
     context.checks.identity.set_ready();
     let passwords = std::mem::take(&mut config.passwords).resolve(derived.as_ref())?;
-    if config.provision {
-        startup::set_up_roles(config, &passwords, &context.checks).await?;
+    if config.roles.provision {
+        let target = provision_target(config);
+        startup::set_up_roles(&target, config, &passwords, &context.checks).await?;
+    } else {
+        context.checks.roles.set_ready();
     }
     let salt = random_bytes().map_err(system("cannot generate random bytes"))?;
     let authenticator = Authenticator::new(AuthSecrets { cluster, passwords }, salt);
     Ok((derived, authenticator))
+}
+
+fn provision_target(config: &Config) -> ProvisionTarget {
+    ProvisionTarget {
+        server: config.postgres.clone(),
+        database: config.database.clone(),
+        options: config.roles.options,
+    }
 }
 
 /// Starts the refresh of collateral on this thread. `None` if clients are not attested.
@@ -345,7 +362,24 @@ fn spawn_background_tasks(
     let (postgres, latch) = (config.postgres.clone(), checks.postgres.clone());
     let version = Arc::clone(&shared.upstream_version);
     tokio::spawn(async move { upstream_probe::run(&postgres, &version, &latch).await });
+    role_repair::register(&shared.metrics);
+    tokio::spawn(role_repair_of(config, shared, checks).run());
     lifecycle::spawn_metrics_upkeep(&shared.metrics);
+}
+
+/// The loop that keeps the roles in Postgres, if `provision` is on, and reads its settings in any case.
+fn role_repair_of(config: &Config, shared: &SharedState, checks: &ReadinessChecks) -> RoleRepair {
+    let live = Arc::clone(&shared.live);
+    RoleRepair {
+        target: provision_target(config),
+        interval: config.roles.interval.filter(|_| config.roles.provision),
+        watch: BlockerWatch::new(config.roles.blocker_timeout),
+        passwords: Box::new(move || live.read().authenticator.postgres_passwords()),
+        session_settings: Arc::clone(&shared.session_settings),
+        trigger: Arc::clone(&shared.repair_trigger),
+        latch: checks.roles.clone(),
+        metrics: Arc::clone(&shared.metrics),
+    }
 }
 
 /// Makes new connections use a new certificate. If its chain has another KMS root, sessions are verified again.

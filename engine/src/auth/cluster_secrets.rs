@@ -249,6 +249,16 @@ impl Authenticator {
         }
     }
 
+    /// The passwords of the roles, for provisioning.
+    pub(crate) fn postgres_passwords(&self) -> ResolvedPasswords {
+        let superuser = self.superuser_credential();
+        ResolvedPasswords {
+            read: self.pg_read.password.clone(),
+            readwrite: self.pg_readwrite.password.clone(),
+            superuser: superuser.map(|credential| credential.password.clone()),
+        }
+    }
+
     /// The superuser's credential, without authentication; `None` if the role is closed. For the
     /// sidecar's own session, and in simulator mode for clients on this machine. Never for any
     /// other client.

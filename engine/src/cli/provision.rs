@@ -70,6 +70,7 @@ fn run(postgres: PostgresConfig, mode: Mode) -> CommandOutput {
     let PostgresConfig {
         server,
         database,
+        provision: options,
         passwords,
         guest_agent,
         ..
@@ -83,7 +84,7 @@ fn run(postgres: PostgresConfig, mode: Mode) -> CommandOutput {
         Ok(passwords) => passwords,
         Err(error) => return CommandOutput::error(EX_UNAVAILABLE, error.to_string()),
     };
-    let desired = match DesiredState::new(database.clone(), read, readwrite) {
+    let desired = match DesiredState::new(database.clone(), options, read, readwrite) {
         Ok(desired) => desired,
         Err(error) => {
             return CommandOutput::error(

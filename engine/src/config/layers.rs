@@ -202,6 +202,10 @@ impl Layers {
         seen: &mut Vec<&'static str>,
     ) {
         let value = match value {
+            toml::Value::Table(roles) if key == "roles" => {
+                self.read_toml_roles(roles, &source, seen);
+                return;
+            }
             toml::Value::String(text) => text,
             value @ (toml::Value::Integer(_) | toml::Value::Boolean(_)) => value.to_string(),
             _ => {
@@ -232,6 +236,40 @@ impl Layers {
             self.insert(spec, value, source);
         } else {
             self.insert_file(spec, Path::new(&value), &source);
+        }
+    }
+
+    /// Reads `[roles.teesql_read]` and `[roles.teesql_readwrite]` with a table `settings` in each, which
+    /// is another form of `role_settings_read` and `role_settings_readwrite`.
+    fn read_toml_roles(&mut self, roles: toml::Table, source: &str, seen: &mut Vec<&'static str>) {
+        for (role, value) in roles {
+            let key = match role.as_str() {
+                "teesql_read" => "role_settings_read",
+                "teesql_readwrite" => "role_settings_readwrite",
+                _ => {
+                    self.errors.push(format!(
+                        "{source}: roles.{role}: expected teesql_read or teesql_readwrite"
+                    ));
+                    continue;
+                }
+            };
+            let settings = match value {
+                toml::Value::Table(mut table) if table.len() == 1 => table.remove("settings"),
+                _ => None,
+            };
+            let options = match settings {
+                Some(toml::Value::Table(settings)) => settings_as_options(&settings),
+                _ => None,
+            };
+            match options {
+                Some(options) => {
+                    let value = toml::Value::String(options);
+                    self.read_toml_entry(key, value, source.to_owned(), seen);
+                }
+                None => self.errors.push(format!(
+                    "{source}: roles.{role}: expected settings = {{ name = \"value\", … }}"
+                )),
+            }
         }
     }
 
@@ -310,6 +348,35 @@ fn read_config_file(path: &Path) -> std::io::Result<(String, std::io::Result<()>
     let mut text = String::new();
     file.read_to_string(&mut text)?;
     Ok((text, private))
+}
+
+/// Writes a table of settings of Postgres as in `PGOPTIONS`.
+fn settings_as_options(settings: &toml::Table) -> Option<String> {
+    let mut options = String::new();
+    for (name, value) in settings {
+        let value = match value {
+            toml::Value::String(text) => text.clone(),
+            toml::Value::Boolean(true) => "on".to_owned(),
+            toml::Value::Boolean(false) => "off".to_owned(),
+            toml::Value::Integer(number) => number.to_string(),
+            toml::Value::Float(number) => number.to_string(),
+            _ => return None,
+        };
+        let _ = write!(options, "-c {}={} ", escape(name), escape(&value));
+    }
+    Some(options)
+}
+
+/// Escapes backslashes and white space as `PGOPTIONS` needs it.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c == '\\' || c.is_ascii_whitespace() {
+            escaped.push('\\');
+        }
+        escaped.push(c);
+    }
+    escaped
 }
 
 fn read_secret(path: &Path) -> std::io::Result<String> {

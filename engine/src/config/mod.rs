@@ -19,6 +19,7 @@ mod process;
 mod reader;
 #[cfg(test)]
 mod reference;
+mod roles;
 mod settings;
 mod spec;
 mod tdx_guest;
@@ -40,6 +41,7 @@ pub use identity::{AgentConfig, CertificateConfig, IdentitySource};
 pub use layers::Layers;
 pub use postgres::PostgresConfig;
 pub use process::ProcessConfig;
+pub use roles::RolesConfig;
 pub use spec::Scope;
 pub(crate) use values::duration as parse_duration;
 
@@ -82,8 +84,8 @@ pub struct Config {
     pub passwords: PostgresPasswords,
     /// The database that the superuser logs in to.
     pub database: String,
-    /// Set up the roles in Postgres at start.
-    pub provision: bool,
+    /// How the roles in Postgres are kept, and what their sessions begin with.
+    pub roles: RolesConfig,
     /// Minimum time between two quotes for `/attestation`.
     pub attestation_interval: Duration,
     /// What clients have to prove. `None` accepts clients without attestation.
@@ -122,6 +124,7 @@ impl Config {
             Some(attestation) => attestation.warnings(),
             None => vec![attestation::UNATTESTED.to_owned()],
         };
+        warnings.extend(self.roles.warnings());
         if self.mode == Mode::Simulator {
             let warning = match (&self.attestation, self.passwordless_superuser) {
                 (Some(_), _) => identity::SIMULATOR_ATTESTING,
@@ -162,7 +165,7 @@ impl Config {
         let secret_overlap = reader.read(&settings::SECRET_OVERLAP);
         let passwords = read_passwords(reader);
         let database = reader.read(&settings::PG_DATABASE);
-        let provision = reader.read(&settings::PROVISION);
+        let roles = RolesConfig::read(reader);
         let attestation_interval = reader.read(&settings::ATTESTATION_INTERVAL);
         let from_agent = matches!(identity, Some(IdentitySource::Agent(_)));
         let own_root = OwnRoot::new(reader, from_agent);
@@ -195,7 +198,7 @@ impl Config {
             secret_overlap: secret_overlap?.unwrap_or_default(),
             passwords: passwords?,
             database: database?,
-            provision: provision?,
+            roles: roles?,
             attestation_interval: attestation_interval?,
             attestation,
             superuser_logins: superuser_logins?,

@@ -8,6 +8,7 @@ use super::layers::Layers;
 use super::reader::{Reader, read_all};
 use super::{Errors, settings};
 use crate::auth::postgres_passwords::PostgresPasswords;
+use crate::postgres::provision::ProvisionOptions;
 use crate::postgres::server::{PostgresAuth, PostgresServer, default_uids};
 
 /// Postgres, and the passwords of its roles.
@@ -16,6 +17,8 @@ pub struct PostgresConfig {
     pub server: PostgresServer,
     /// The database in which the roles get their privileges.
     pub database: String,
+    /// What the roles get.
+    pub provision: ProvisionOptions,
     /// The configured passwords.
     pub passwords: PostgresPasswords,
     /// The addresses of the guest agent, which derives the other passwords.
@@ -38,11 +41,13 @@ impl PostgresConfig {
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
         let server = read_server(reader);
         let database = reader.read(&settings::PG_DATABASE);
+        let provision = read_provision_options(reader);
         let passwords = read_passwords(reader);
         let guest_agent = read_guest_agent(reader);
         Some(Self {
             server: server?,
             database: database?,
+            provision: provision?,
             passwords: passwords?,
             guest_agent: guest_agent?,
             warnings: Vec::new(),
@@ -70,5 +75,16 @@ pub(super) fn read_server(reader: &mut Reader<'_>) -> Option<PostgresServer> {
         address: address?,
         auth: auth?,
         uids: uids?.unwrap_or_else(default_uids),
+    })
+}
+
+pub(super) fn read_provision_options(reader: &mut Reader<'_>) -> Option<ProvisionOptions> {
+    let read_connections = reader.read(&settings::PG_CONNECTIONS_READ);
+    let readwrite_connections = reader.read(&settings::PG_CONNECTIONS_READWRITE);
+    let allow_other_databases = reader.read(&settings::ALLOW_OTHER_DATABASES);
+    Some(ProvisionOptions {
+        read_connections: read_connections?,
+        readwrite_connections: readwrite_connections?,
+        allow_other_databases: allow_other_databases?,
     })
 }

@@ -33,7 +33,9 @@ use crate::auth::launch_token::{LaunchToken, LaunchTokenDigest};
 use crate::io::driver::DriverChoice;
 use crate::io::peer_uid::AllowedUids;
 use crate::io::stream::PgAddress;
+use crate::postgres::provision::ConnectionLimit;
 use crate::postgres::server::PostgresAuth;
+use crate::postgres::session_settings::RoleSettings;
 use crate::sched::busy_poll::BusyPollMode;
 use crate::tls::record_layer::RecordLayer;
 
@@ -134,7 +136,57 @@ settings! {
         PROVISION: bool {
             key: "provision", parse: values::boolean, kind: Bool, scopes: SERVE,
             default: Some("false"),
-            help: "Set up the roles teesql_read and teesql_readwrite in Postgres at start.",
+            help: "Set up the roles teesql_read and teesql_readwrite in Postgres at start, and keep them so.",
+        }
+        PROVISION_INTERVAL: Option<Duration> {
+            key: "provision_interval", parse: values::duration_or_off, kind: Time, scopes: SERVE,
+            default: Some("5s"),
+            help: "With provision: how often the roles in Postgres are compared with what provisioning set up, and repaired. A login that Postgres refuses causes a comparison within a second. off compares at start only.",
+        }
+        PROVISION_BLOCKER_TIMEOUT: Duration {
+            key: "provision_blocker_timeout", parse: values::duration, kind: Time, scopes: SERVE,
+            default: Some("10s"),
+            help: "With provision: how long another session may hold a lock that provisioning needs, before it is ended. Sessions of superusers are never ended.",
+        }
+        PG_CONNECTIONS_READ: ConnectionLimit {
+            key: "pg_connections_read", parse: values::from_str, kind: One("N"), scopes: POSTGRES_ONLY,
+            default: Some("auto"),
+            help: "Maximum number of sessions of teesql_read in Postgres, or unlimited; auto is three quarters of those that Postgres does not reserve for superusers.",
+        }
+        PG_CONNECTIONS_READWRITE: ConnectionLimit {
+            key: "pg_connections_readwrite", parse: values::from_str, kind: One("N"), scopes: POSTGRES_ONLY,
+            default: Some("auto"),
+            help: "Maximum number of sessions of teesql_readwrite in Postgres, or unlimited; auto is all that Postgres does not reserve for superusers, less a tenth (at most 5) for operators.",
+        }
+        ALLOW_OTHER_DATABASES: bool {
+            key: "allow_other_databases", parse: values::boolean, kind: Bool, scopes: POSTGRES_ONLY,
+            default: Some("false"),
+            help: "Let provisioning leave CONNECT and TEMPORARY on databases that are not provisioned with PUBLIC, so that clients can enter them.",
+        }
+        ALLOW_STORED_ROLE_SETTINGS: bool {
+            key: "allow_stored_role_settings", parse: values::boolean, kind: Bool, scopes: SERVE,
+            default: Some("false"),
+            help: "Let settings that are stored in Postgres for a role (ALTER ROLE … SET) decide in new sessions. Any client of a role can store them for all.",
+        }
+        ROLE_SETTINGS_READ: RoleSettings {
+            key: "role_settings_read", parse: values::from_str, kind: One("OPTIONS"), scopes: SERVE,
+            default: Some(""),
+            help: "Settings of Postgres for new sessions of teesql_read, written as in PGOPTIONS, e.g. -c statement_timeout=30s -c search_path=app,public. A client that sets one itself gets its own. In TOML also the table settings in [roles.teesql_read].",
+        }
+        ROLE_SETTINGS_READWRITE: RoleSettings {
+            key: "role_settings_readwrite", parse: values::from_str, kind: One("OPTIONS"), scopes: SERVE,
+            default: Some(""),
+            help: "The same for teesql_readwrite.",
+        }
+        OPERATOR_SEARCH_PATH: Option<String> {
+            key: "operator_search_path", parse: values::search_path, kind: One("SCHEMAS"), scopes: SERVE,
+            default: Some("pg_catalog"), simulator_default: Some("off"),
+            help: "The search_path of sessions as postgres, unless the client sets it. Clients can create functions and operators in public, which would run as superuser. off leaves Postgres' own.",
+        }
+        CLIENT_CHECK_INTERVAL: Option<Duration> {
+            key: "client_check_interval", parse: values::duration_or_off, kind: Time, scopes: SERVE,
+            default: Some("2s"),
+            help: "How often Postgres checks while it runs a statement whether the client is still there (client_connection_check_interval), so that it cancels the statements of clients that are gone; off leaves Postgres' own.",
         }
     }
     Server {

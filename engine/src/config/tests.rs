@@ -564,6 +564,9 @@ fn postgres_scope_has_its_flags_only() {
             "postgres-auth",
             "postgres-uid",
             "pg-database",
+            "pg-connections-read",
+            "pg-connections-readwrite",
+            "allow-other-databases",
             "guest-agent",
             "simulator-endpoint",
             "pg-password-read-file",
@@ -665,11 +668,41 @@ fn a_simulator_endpoint_enables_simulator_mode() {
 }
 
 #[test]
+fn role_settings_may_be_a_table() {
+    let mut start = Start::minimal();
+    let file = start.file(
+        "sidecar.toml",
+        "[roles.teesql_readwrite]\nsettings = { search_path = 'app, \"a b\"', work_mem = \"64MB\" }\n",
+    );
+    start.set("CONFIG", &file);
+    let expected = r#"-c search_path=app,\ "a\ b" -c work_mem=64MB"#.parse().unwrap();
+    assert_eq!(start.config().roles.sessions.readwrite, expected);
+    let wrong = start.file(
+        "wrong.toml",
+        "[roles.postgres]\nsettings = {}\n[roles.teesql_read]\nsetting = { a = 1 }\n",
+    );
+    start.set("CONFIG", &wrong);
+    let expected = [
+        "wrong.toml:1: roles.postgres: expected teesql_read or teesql_readwrite",
+        "wrong.toml:1: roles.teesql_read: expected settings = { name = \"value\", … }",
+    ];
+    assert_eq!(start.mistakes(), expected);
+    start
+        .unset("CONFIG")
+        .set("ROLE_SETTINGS_READ", "-c session_authorization=postgres");
+    let expected = [
+        "environment TEESQL_ROLE_SETTINGS_READ: role_settings_read = \
+         \"-c session_authorization=postgres\": session_authorization is not a setting of a session",
+    ];
+    assert_eq!(start.mistakes(), expected);
+}
+
+#[test]
 fn a_boolean_flag_needs_no_value() {
     let mut start = Start::minimal();
-    assert!(!start.config().provision);
+    assert!(!start.config().roles.provision);
     start.flags.push("--provision".to_owned());
-    assert!(start.config().provision);
+    assert!(start.config().roles.provision);
     start.flags.push("false".to_owned());
-    assert!(!start.config().provision);
+    assert!(!start.config().roles.provision);
 }

@@ -146,6 +146,16 @@ pub(super) fn agent_address(text: &str) -> Parsed<Option<attest::agent::AgentAdd
     }
 }
 
+/// A search path; `None` for `off`.
+pub(super) fn search_path(text: &str) -> Parsed<Option<String>> {
+    match text {
+        "off" => Ok(None),
+        "" => Err("expected the names of schemas, or off".to_owned()),
+        text if text.len() <= 1_000 && !text.contains('\0') => Ok(Some(text.to_owned())),
+        _ => Err("expected at most 1000 bytes".to_owned()),
+    }
+}
+
 /// A common name of at most 64 characters. [RFC 5280, ub-common-name]
 pub(super) fn common_name(text: &str) -> Parsed<String> {
     match text.chars().count() {

@@ -39,6 +39,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const OPTIONS: &str =
     "-c statement_timeout=2s -c search_path=pg_catalog -c client_min_messages=error";
 
+/// The same as statements.
+const SET_OPTIONS: &str =
+    "SET statement_timeout = '2s'; SET search_path = pg_catalog; SET client_min_messages = error";
+
 /// Why a session or a statement failed. Contains neither passwords nor SQL.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -84,6 +88,18 @@ impl From<tokio_postgres::Error> for Error {
 }
 
 impl Error {
+    /// Whether Postgres does not accept the superuser's password, or requests one that is not configured.
+    pub(crate) fn is_login(&self) -> bool {
+        match self {
+            Self::Login(_) => true,
+            Self::Server { code, .. } => {
+                *code == SqlState::INVALID_PASSWORD
+                    || *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
+            }
+            _ => false,
+        }
+    }
+
     /// Converts an error during the login.
     fn from_login(error: tokio_postgres::Error) -> Self {
         let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref());
@@ -135,18 +151,45 @@ impl Superuser {
         password: Option<&Password>,
         database: &str,
     ) -> Result<Self, Error> {
-        let config = connection_config(password, database);
+        let mut config = connection_config(password, database);
+        config.options(OPTIONS);
+        Self::open(server, &config).await
+    }
+
+    /// As [`Self::connect`], but the session has the settings of the server, so that they can be read
+    /// by `pg_settings`. [`Self::apply_settings`] has to follow before any other query: until then, names
+    /// may resolve in schemas in which others create objects.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub(crate) async fn connect_plain(
+        server: &PostgresServer,
+        password: Option<&Password>,
+        database: &str,
+    ) -> Result<Self, Error> {
+        Self::open(server, &connection_config(password, database)).await
+    }
+
+    /// Gives a session of [`Self::connect_plain`] the usual settings.
+    ///
+    /// # Errors
+    /// The statement fails.
+    pub(crate) async fn apply_settings(&self) -> Result<(), Error> {
+        Ok(self.client.batch_execute(SET_OPTIONS).await?)
+    }
+
+    async fn open(server: &PostgresServer, config: &Config) -> Result<Self, Error> {
         let connecting = async {
             let methods = server.methods();
             match &server.address {
                 PgAddress::Tcp(address) => {
                     let stream = TcpStream::connect(address).await?;
-                    Ok(log_in(&config, stream, methods).await)
+                    Ok(log_in(config, stream, methods).await)
                 }
                 PgAddress::Unix(path) => {
                     let stream = UnixStream::connect(path).await?;
                     match server.check_listener(peer_uid(&stream)) {
-                        Ok(()) => Ok(log_in(&config, stream, methods).await),
+                        Ok(()) => Ok(log_in(config, stream, methods).await),
                         Err(error) => Ok(Err(Error::from_guard(&error))),
                     }
                 }
@@ -189,7 +232,6 @@ fn connection_config(password: Option<&Password>, database: &str) -> Config {
         .user(Role::Superuser.name())
         .dbname(database)
         .application_name("teesql-sidecar")
-        .options(OPTIONS)
         // The connection does not leave this machine.
         .ssl_mode(SslMode::Disable)
         .channel_binding(ChannelBinding::Disable);

@@ -293,7 +293,7 @@ impl LoginContext<'_> {
     /// [`Attested`] proves that the client has been verified.
     async fn log_in(&self, client: &mut Client, _: &Attested) -> Result<Login, CloseReason> {
         let (handler, control) = (self.handler, self.control);
-        let startup = match read_startup(client, control).await? {
+        let mut startup = match read_startup(client, control).await? {
             FirstMessage::Startup(startup) => startup,
             FirstMessage::Cancel(packet) => return Ok(Login::Cancel(packet)),
         };
@@ -316,6 +316,10 @@ impl LoginContext<'_> {
             .gate
             .acquire_session(control.peer().as_deref())
             .map_err(|EntryIsFull| CloseReason::PeerSessionLimit)?;
+        handler
+            .upstream_login
+            .session_settings
+            .add_to(&mut startup, role);
         let stream = handler.upstream_login.dial(control).await?;
         let fd_guard = control.register_upstream_fd(stream.raw_fd());
         let session = handler

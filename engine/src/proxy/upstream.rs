@@ -13,8 +13,10 @@ use crate::io::buffer::{Buffer, Size};
 use crate::io::offload::{OffloadThread, PendingJobs};
 use crate::io::stream::{PgAddress, Stream};
 use crate::postgres::server::PostgresServer;
+use crate::postgres::session_settings::SessionSettings;
 use crate::session::control::ConnectionControl;
 use crate::session::tls_stream::TlsStream;
+use crate::tasks::role_repair::RepairTrigger;
 use crate::tasks::upstream_version::UpstreamVersion;
 use crate::telemetry::close_reason::CloseReason;
 use crate::tls::session;
@@ -27,6 +29,8 @@ const MAX_CACHED_KEYS: usize = 16;
 pub(crate) struct UpstreamLogin {
     pub(crate) server: PostgresServer,
     pub(crate) upstream_version: Arc<UpstreamVersion>,
+    pub(crate) session_settings: Arc<SessionSettings>,
+    pub(crate) repair_trigger: Arc<RepairTrigger>,
     pub(crate) worker: OffloadThread,
     pub(crate) jobs: PendingJobs,
     pub(crate) keys: RefCell<Vec<CachedKeys>>,
@@ -82,15 +86,31 @@ impl UpstreamLogin {
             .await
             .map_err(|error| {
                 self.upstream_version.invalidate();
+                self.request_repair(&error);
                 control.or_terminated(error)
             })?;
-        let version =
-            forward_until_ready(&mut stream, &mut incoming, ready, client, control).await?;
+        let version = forward_until_ready(&mut stream, &mut incoming, ready, client, control)
+            .await
+            .inspect_err(|error| self.request_repair(error))?;
         self.upstream_version.observe_server_version(version);
         Ok(UpstreamSession {
             stream,
             received: incoming,
         })
+    }
+
+    /// Requests a comparison of the roles if Postgres refused a login. The client's secret was right, so
+    /// the role's password, attributes or privileges may have been changed.
+    fn request_repair(&self, error: &CloseReason) {
+        let refused = matches!(
+            error,
+            CloseReason::UpstreamRefused(_)
+                | CloseReason::UpstreamLoginFailed(BackendError::Refused { .. })
+                | CloseReason::UpstreamLoginFailed(BackendError::PasswordMissing)
+        );
+        if refused {
+            self.repair_trigger.request();
+        }
     }
 
     async fn authenticate(

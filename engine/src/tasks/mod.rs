@@ -5,5 +5,6 @@
 pub(crate) mod certificate_renewal;
 pub(crate) mod collateral_refresh;
 pub(crate) mod discovery;
+pub(crate) mod role_repair;
 pub(crate) mod upstream_probe;
 pub(crate) mod upstream_version;

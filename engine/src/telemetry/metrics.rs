@@ -191,6 +191,14 @@ impl Metrics {
                 "teesql_postgres_auth_any",
                 config.postgres.auth == PostgresAuth::Any,
             ),
+            (
+                "teesql_stored_role_settings_allowed",
+                config.roles.sessions.allow_stored,
+            ),
+            (
+                "teesql_other_databases_allowed",
+                config.roles.options.allow_other_databases,
+            ),
         ] {
             self.gauge(name, &[]).set(f64::from(u8::from(is)));
         }
@@ -274,6 +282,11 @@ const COUNTERS: &[Description] = &[
         "Renewals and reloads of the certificate, by outcome",
     ),
     (
+        "teesql_provision_repairs_total",
+        None,
+        "Repairs of the roles in Postgres, by what differed",
+    ),
+    (
         "teesql_attestation_reports_total",
         None,
         "Requests for /attestation, by outcome",
@@ -316,6 +329,16 @@ const GAUGES: &[Description] = &[
         "teesql_dangerous_tdx_root",
         None,
         "1 if quotes are verified against a root other than Intel's",
+    ),
+    (
+        "teesql_stored_role_settings_allowed",
+        None,
+        "1 if settings that are stored in Postgres for a role decide in new sessions",
+    ),
+    (
+        "teesql_other_databases_allowed",
+        None,
+        "1 if provisioning leaves other databases open to PUBLIC",
     ),
     (
         "teesql_debug_td_allowed",

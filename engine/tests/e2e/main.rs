@@ -44,6 +44,7 @@ mod protocol_negotiation;
 mod provision;
 mod proxy_protocol;
 mod psycopg;
+mod roles;
 mod scram;
 mod secret_command;
 mod slow_peers;
@@ -68,7 +69,7 @@ const THREADS: usize = 4;
 /// Adds the tests of one file.
 type Group = fn(&mut Suite);
 
-const GROUPS: [Group; 29] = [
+const GROUPS: [Group; 30] = [
     attestation_gate::add,
     policy::add,
     forwarder::add,
@@ -94,6 +95,7 @@ const GROUPS: [Group; 29] = [
     psycopg::add,
     bulk_transfer::add,
     provision::add,
+    roles::add,
     secret_command::add,
     postgres_state::add,
     cvm_integration::add,

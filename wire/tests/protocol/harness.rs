@@ -264,6 +264,29 @@ pub(crate) fn check_forwarded(startup: &Startup) {
     assert!(forwarded.parameters().eq(kept));
 }
 
+/// Checks that an added parameter comes after those of the client, which are unchanged, and that the packet
+/// for Postgres stays valid.
+pub(crate) fn check_added(startup: &Startup) {
+    let mut added = startup.clone();
+    let fits = added.add_parameter("a_setting", "its value");
+    check_forwarded(&added);
+    let before = startup.parameters().count();
+    assert!(startup.parameters().eq(added.parameters().take(before)));
+    let new: Vec<_> = added.parameters().skip(before).collect();
+    let expected: &[(&[u8], &[u8])] = &[(b"a_setting", b"its value")];
+    assert_eq!(new, if fits { expected } else { &[] });
+    for (name, value) in [("", "x"), ("a\0b", "x"), ("a", "x\0y")] {
+        assert!(!added.add_parameter(name, value));
+    }
+    assert!(startup.setting_names().len() >= before - count_options(startup));
+}
+
+/// The number of `options` among the parameters.
+fn count_options(startup: &Startup) -> usize {
+    let options = startup.parameters().filter(|(name, _)| *name == b"options");
+    options.count()
+}
+
 // ---- backend
 
 /// The outcome of a login.

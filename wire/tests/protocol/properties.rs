@@ -11,8 +11,8 @@ use wire::startup::ProtocolVersion;
 use wire::version_probe::{ProbeStep, parse_probe_response};
 
 use crate::harness::{
-    LoginOutcome, check_forwarded, check_login, check_methods, check_opening, check_password,
-    check_scram, check_startup, startup, startup_packet,
+    LoginOutcome, check_added, check_forwarded, check_login, check_methods, check_opening,
+    check_password, check_scram, check_startup, startup, startup_packet,
 };
 use crate::packets::{
     CLIENT_HELLO, GSSENC_REQUEST, IPV4, PROXY_V1, SSL_REQUEST, ScramServer, authentication, cancel,
@@ -114,6 +114,7 @@ proptest! {
     ) {
         if let Some((startup, consumed)) = check_startup(&bytes) {
             check_forwarded(&startup);
+        check_added(&startup);
             check_password(&startup, &bytes[consumed..]);
         }
     }
@@ -173,6 +174,7 @@ proptest! {
         let expected = parameters.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
         prop_assert!(startup.parameters().eq(expected));
         check_forwarded(&startup);
+        check_added(&startup);
     }
 
     #[test]

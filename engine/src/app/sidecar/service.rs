@@ -10,11 +10,13 @@ use crate::auth::client_auth::ClientAuth;
 use crate::config::Config;
 use crate::io::offload::OffloadThread;
 use crate::postgres::server::PostgresServer;
+use crate::postgres::session_settings::SessionSettings;
 use crate::proxy::inbound;
 use crate::proxy::upstream::UpstreamLogin;
 use crate::shard::context::{HandlerFactory, ShardContext};
 use crate::shard::handler::HandlerContext;
 use crate::shard::live_config::LiveConfig;
+use crate::tasks::role_repair::RepairTrigger;
 use crate::tasks::upstream_version::UpstreamVersion;
 use crate::telemetry::metrics::Metrics;
 
@@ -23,6 +25,8 @@ pub(crate) struct InboundHandlerFactory {
     live: Arc<LiveConfig>,
     quote_verifier: Option<Arc<QuoteVerifier>>,
     upstream_version: Arc<UpstreamVersion>,
+    session_settings: Arc<SessionSettings>,
+    repair_trigger: Arc<RepairTrigger>,
     verify_thread: OffloadThread,
     worker: OffloadThread,
     passwordless_superuser: bool,
@@ -41,6 +45,8 @@ pub(crate) struct SharedState {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) quote_verifier: Option<Arc<QuoteVerifier>>,
     pub(crate) upstream_version: Arc<UpstreamVersion>,
+    pub(crate) session_settings: Arc<SessionSettings>,
+    pub(crate) repair_trigger: Arc<RepairTrigger>,
 }
 
 impl InboundHandlerFactory {
@@ -53,6 +59,8 @@ impl InboundHandlerFactory {
             live: Arc::clone(&shared.live),
             quote_verifier: shared.quote_verifier.clone(),
             upstream_version: Arc::clone(&shared.upstream_version),
+            session_settings: Arc::clone(&shared.session_settings),
+            repair_trigger: Arc::clone(&shared.repair_trigger),
             verify_thread: start_verify_thread()?,
             worker: OffloadThread::start("worker", 0)?,
             passwordless_superuser: config.passwordless_superuser,
@@ -92,6 +100,8 @@ impl HandlerFactory for InboundHandlerFactory {
             upstream_login: UpstreamLogin {
                 server: self.server.clone(),
                 upstream_version: Arc::clone(&self.upstream_version),
+                session_settings: Arc::clone(&self.session_settings),
+                repair_trigger: Arc::clone(&self.repair_trigger),
                 worker: self.worker.clone(),
                 jobs: context.jobs,
                 keys: RefCell::default(),

@@ -191,7 +191,13 @@ impl Cluster {
     }
 
     pub(crate) fn provision(&self, database: &str) {
-        run_successfully(self.provision_command(database), TIMEOUT);
+        let mut command = self.provision_command(database);
+        // Tests share the cluster, with databases and numbers of sessions of their own.
+        command
+            .env("TEESQL_ALLOW_OTHER_DATABASES", "true")
+            .env("TEESQL_PG_CONNECTIONS_READ", "unlimited")
+            .env("TEESQL_PG_CONNECTIONS_READWRITE", "unlimited");
+        run_successfully(command, TIMEOUT);
         if self.settings.contains(&"password_encryption=md5") {
             self.set_md5_passwords(database);
         }

@@ -48,6 +48,14 @@ pub struct Settings {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PolicyEpoch([u8; 32]);
 
+impl PolicyEpoch {
+    /// All 64 hex digits: for an audit trail.
+    #[must_use]
+    pub fn full(&self) -> String {
+        hex::encode(self.0)
+    }
+}
+
 impl fmt::Display for PolicyEpoch {
     /// The first 16 hex digits, to distinguish policies in a log or metric.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

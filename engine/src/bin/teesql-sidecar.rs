@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Command;
 use engine::cli::output::EX_USAGE;
-use engine::cli::{ca, check, dev, password, provision, secret, serve, verify};
+use engine::cli::{audit, ca, check, dev, password, provision, secret, serve, verify};
 use nix::sys::resource::{Resource, setrlimit};
 
 fn main() -> ExitCode {
@@ -20,7 +20,8 @@ fn main() -> ExitCode {
         .subcommand(ca::command())
         .subcommand(dev::command())
         .subcommand(secret::command())
-        .subcommand(verify::command());
+        .subcommand(verify::command())
+        .subcommand(audit::command());
     let matches = match program.try_get_matches() {
         Ok(matches) => matches,
         Err(error) => {
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Some(("dev", flags)) => dev::execute(flags),
         Some(("secret", flags)) => secret::execute(flags).print(),
         Some(("verify", flags)) => verify::execute(flags).print(),
+        Some(("audit", flags)) => audit::execute(flags).print(),
         _ => ExitCode::from(EX_USAGE),
     }
 }

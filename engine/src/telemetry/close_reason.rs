@@ -61,6 +61,9 @@ pub(crate) enum CloseReason {
     /// The connection limit is reached.
     #[error("connection limit reached")]
     TooManyConnections,
+    /// `audit_required` is set, and the audit log cannot be written.
+    #[error("the audit log cannot be written, and audit_required is set")]
+    AuditUnavailable,
     /// The connection to Postgres could not be opened.
     #[error("cannot connect to Postgres: {0}")]
     UpstreamUnreachable(io::Error),
@@ -127,7 +130,7 @@ pub(crate) enum CloseReason {
 pub(crate) const REASONS: &[&str] = &[
     // Connections.
     "client_closed", "upstream_closed", "cancel_forwarded", "client_gone", "alpn_missing",
-    "authentication_failed", "too_many_connections", "upstream_unreachable",
+    "authentication_failed", "too_many_connections", "audit_unavailable", "upstream_unreachable",
     "upstream_refused_session", "login_timeout", "idle_timeout", "shutdown", "client_io",
     "upstream_io", "peer_stuck", "panic", "attestation_revoked",
     // TLS.
@@ -184,6 +187,7 @@ impl CloseReason {
             CloseReason::Frontend(error) => error.code(),
             CloseReason::AuthenticationFailed => "authentication_failed",
             CloseReason::TooManyConnections => "too_many_connections",
+            CloseReason::AuditUnavailable => "audit_unavailable",
             CloseReason::UpstreamUnreachable(_) => "upstream_unreachable",
             CloseReason::UpstreamLoginFailed(error) => error.code(),
             CloseReason::UpstreamRefused(_) => "upstream_refused_session",
@@ -229,6 +233,7 @@ impl CloseReason {
             | CloseReason::ClientIo(_)
             | CloseReason::PeerStuck => ErrorOrigin::Client,
             CloseReason::TooManyConnections
+            | CloseReason::AuditUnavailable
             | CloseReason::UpstreamUnreachable(_)
             | CloseReason::UpstreamLoginFailed(_)
             | CloseReason::UpstreamRefused(_)

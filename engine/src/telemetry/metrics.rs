@@ -14,6 +14,7 @@ use metrics_exporter_prometheus::{
 use crate::config::Config;
 use crate::config::mode::Mode;
 use crate::io::driver::IoDriver;
+use crate::telemetry::audit::queue::AuditMetrics;
 use crate::telemetry::close_reason::REASONS;
 
 /// Bucket bounds in seconds. A login takes about 1 ms, half of it for the handshake, and may
@@ -107,7 +108,7 @@ impl Metrics {
     }
 
     /// All values of the label `reason`.
-    pub(super) fn reasons(&self) -> impl Iterator<Item = &'static str> {
+    pub(in crate::telemetry) fn reasons(&self) -> impl Iterator<Item = &'static str> {
         let denials = attest::Denial::CODES.iter();
         REASONS
             .iter()
@@ -139,6 +140,7 @@ impl Metrics {
             drop(self.counter("teesql_collateral_refreshes_total", &labels));
             drop(self.counter("teesql_identity_renewals_total", &labels));
         }
+        drop(AuditMetrics::new(self));
     }
 
     /// Sets the gauges whose values never change while the process runs.
@@ -242,6 +244,16 @@ const COUNTERS: &[Description] = &[
         None,
         "Requests for /attestation, by outcome",
     ),
+    (
+        "teesql_audit_lines_total",
+        None,
+        "Lines written to the audit log",
+    ),
+    (
+        "teesql_audit_lost_total",
+        None,
+        "Events without a line in the audit log, by cause",
+    ),
 ];
 
 const GAUGES: &[Description] = &[
@@ -285,6 +297,11 @@ const GAUGES: &[Description] = &[
         "teesql_debug_td_allowed",
         None,
         "1 if TDs in debug mode are accepted",
+    ),
+    (
+        "teesql_audit_failing",
+        None,
+        "1 while the audit log cannot be written",
     ),
 ];
 

@@ -16,6 +16,7 @@ use crate::shard::context::{HandlerFactory, ShardContext};
 use crate::shard::handler::HandlerContext;
 use crate::shard::live_config::LiveConfig;
 use crate::tasks::upstream_version::UpstreamVersion;
+use crate::telemetry::audit::AuditHandle;
 use crate::telemetry::metrics::Metrics;
 
 /// Builds the handlers. Holds the state that all shards share.
@@ -30,6 +31,7 @@ pub(crate) struct InboundHandlerFactory {
     plaintext_cancel: bool,
     require_alpn: bool,
     proxy_protocol_from: Vec<ipnet::IpNet>,
+    audit: Option<AuditHandle>,
 }
 
 /// The state that the shards share with the control thread.
@@ -38,6 +40,7 @@ pub(crate) struct SharedState {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) quote_verifier: Option<Arc<QuoteVerifier>>,
     pub(crate) upstream_version: Arc<UpstreamVersion>,
+    pub(crate) audit: Option<AuditHandle>,
 }
 
 impl InboundHandlerFactory {
@@ -57,6 +60,7 @@ impl InboundHandlerFactory {
             plaintext_cancel: config.plaintext_cancel,
             require_alpn: config.require_alpn,
             proxy_protocol_from: config.proxy_protocol_from.clone(),
+            audit: shared.audit.clone(),
         }))
     }
 }
@@ -81,6 +85,7 @@ impl HandlerFactory for InboundHandlerFactory {
                 gate,
                 shard_metrics: context.shard_metrics,
                 access_log: context.access_log,
+                audit: self.audit.as_ref().map(AuditHandle::shard),
             },
             live: Arc::clone(&self.live),
             upstream_login: UpstreamLogin {

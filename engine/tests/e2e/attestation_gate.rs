@@ -97,7 +97,7 @@ fn client_config_with_chain(fixture: &Fixture, chain: &[&[u8]], key: &Key) -> Cl
 }
 
 /// Completes the TLS handshake with this certificate. The gate decides afterwards.
-fn connect(fixture: &Fixture, sidecar: &Sidecar, certificate: &Certificate) -> Client {
+pub(crate) fn connect(fixture: &Fixture, sidecar: &Sidecar, certificate: &Certificate) -> Client {
     connect_with_config(
         client_config(fixture, certificate, certificate.key()),
         sidecar,

@@ -22,6 +22,7 @@
 )]
 
 mod attestation_gate;
+mod audit;
 mod bulk_transfer;
 mod cancel;
 mod cvm_integration;
@@ -64,8 +65,9 @@ const THREADS: usize = 4;
 /// Adds the tests of one file.
 type Group = fn(&mut Suite);
 
-const GROUPS: [Group; 25] = [
+const GROUPS: [Group; 26] = [
     attestation_gate::add,
+    audit::add,
     forwarder::add,
     login::add,
     login_refusal::add,

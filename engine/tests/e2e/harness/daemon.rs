@@ -144,6 +144,10 @@ impl Daemon {
         lossy(&fs::read(path).expect("the process runs"))
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
     pub(crate) fn signal(&self, which: Signal) {
         signal(&self.child.lock().expect("no panic while locked"), which);
     }

@@ -140,11 +140,12 @@ impl Metrics {
             drop(self.counter("teesql_collateral_refreshes_total", &labels));
             drop(self.counter("teesql_identity_renewals_total", &labels));
         }
-        drop(AuditMetrics::new(self));
     }
 
     /// Sets the gauges whose values never change while the process runs.
     pub(crate) fn set_info(&self, driver: IoDriver, config: &Config) {
+        // Only a sidecar has an audit log.
+        drop(AuditMetrics::new(self));
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         self.gauge("teesql_build_info", &version).set(1.0);
         for known in [IoDriver::IoUring, IoDriver::Epoll] {

@@ -379,11 +379,11 @@ fn full_disk_with_required_log(fixture: &Fixture) {
     limit_file_size(&sidecar, "unlimited");
     assert_eq!(await_audit_check(&sidecar, false).0, 200);
     fixture.session(&sidecar).terminate();
-    let refusals = log.lines();
-    let refused = |line: &&Value| line["reason"] == "audit_unavailable";
-    assert_eq!(refusals.iter().filter(refused).count(), 1, "{refusals:#?}");
-    drop(session);
+    session.terminate();
     stop_and_verify(&sidecar, &[&log.0]);
+    let lines = log.lines();
+    let refused = |line: &&Value| line["reason"] == "audit_unavailable";
+    assert_eq!(lines.iter().filter(refused).count(), 1, "{lines:#?}");
 }
 
 fn garbage_is_counted(fixture: &Fixture) {

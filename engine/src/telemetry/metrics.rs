@@ -14,7 +14,7 @@ use metrics_exporter_prometheus::{
 use crate::config::Config;
 use crate::config::mode::Mode;
 use crate::io::driver::IoDriver;
-use crate::telemetry::audit::queue::AuditMetrics;
+use crate::telemetry::audit::event::Cause;
 use crate::telemetry::close_reason::REASONS;
 
 /// Bucket bounds in seconds. A login takes about 1 ms, half of it for the handshake, and may
@@ -145,7 +145,11 @@ impl Metrics {
     /// Sets the gauges whose values never change while the process runs.
     pub(crate) fn set_info(&self, driver: IoDriver, config: &Config) {
         // Only a sidecar has an audit log.
-        drop(AuditMetrics::new(self));
+        drop(self.counter("teesql_audit_lines_total", &[]));
+        drop(self.gauge("teesql_audit_failing", &[]));
+        for cause in Cause::ALL {
+            drop(self.counter("teesql_audit_lost_total", &[("cause", cause.code())]));
+        }
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         self.gauge("teesql_build_info", &version).set(1.0);
         for known in [IoDriver::IoUring, IoDriver::Epoll] {

@@ -17,7 +17,7 @@ use crate::app::error::{StartError, system};
 use crate::app::lifecycle::{self, Lifecycle, Outcome, Process, SecondStop};
 use crate::app::readiness::ReadinessChecks;
 use crate::app::sidecar::admin_source::{AdminSource, RunningState};
-use crate::app::signals::{ProcessSignals, SignalSource};
+use crate::app::signals::{self, ProcessSignals, SignalSource};
 use crate::attestation::verifier::QuoteVerifier;
 use crate::auth::cluster_secrets::{AuthSecrets, Authenticator, ClusterSecrets, Rotation};
 use crate::auth::postgres_passwords::{DerivedPasswords, MissingPassword};
@@ -32,7 +32,8 @@ use crate::shard::live_config::LiveConfig;
 use crate::shard::pool::{self, ShardConfig, ShardPool};
 use crate::tasks::certificate_renewal::{CertificateRenewer, InstallFn};
 use crate::tasks::role_repair::{self, RepairTrigger, RoleRepair};
-use crate::tasks::{collateral_refresh, upstream_probe};
+use crate::tasks::{audit_watch, collateral_refresh, upstream_probe};
+use crate::telemetry::audit::AuditLog;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::shard_metrics;
 use crate::tls::certificate::Identity;
@@ -113,6 +114,8 @@ struct Sidecar<R> {
     /// When the previous cluster secrets stop being accepted.
     previous_secrets_expire: Option<Instant>,
     read_config: R,
+    /// Writes its last line when dropped: the shards have ended then.
+    audit: Option<AuditLog>,
     /// Stops serving HTTP when dropped.
     _admin: Option<admin::Server>,
 }
@@ -155,6 +158,7 @@ async fn start<R>(
     let (changed, collateral_changed) = mpsc::unbounded_channel();
     let own = &certificate.identity;
     let quote_verifier = start_verifier(&mut config, own, &live, &context, changed.clone())?;
+    let audit = open_audit_log(&config, quote_verifier.as_deref(), &context)?;
     let shared = SharedState {
         live,
         metrics: Arc::clone(&context.metrics),
@@ -162,6 +166,7 @@ async fn start<R>(
         upstream_version: Arc::default(),
         session_settings: SessionSettings::new(config.roles.sessions.clone()),
         repair_trigger: Arc::<RepairTrigger>::default(),
+        audit: audit.as_ref().map(AuditLog::handle),
     };
     let (addresses, shards) = spawn_shards(
         &config,
@@ -197,6 +202,7 @@ async fn start<R>(
         secret_overlap: config.secret_overlap,
         previous_secrets_expire: None,
         read_config,
+        audit,
         _admin: context.admin,
     };
     Ok((sidecar, lifecycle))
@@ -298,6 +304,23 @@ fn start_verifier(
     );
     verifier.set_own_chain(&own.certified().cert);
     Ok(Some(verifier))
+}
+
+/// Opens the audit log before the first client can connect, and watches it for `/ready`.
+fn open_audit_log(
+    config: &Config,
+    quote_verifier: Option<&QuoteVerifier>,
+    context: &StartupContext,
+) -> Result<Option<AuditLog>, StartError> {
+    let Some(audit) = &config.audit else {
+        return Ok(None);
+    };
+    signals::ignore_file_size_limit().map_err(system("cannot handle signals"))?;
+    let policy = quote_verifier.map(|verifier| verifier.policy().epoch());
+    let log = AuditLog::open(audit, policy, &context.metrics)?;
+    let latch = context.checks.readiness.latch("audit", "not opened yet");
+    tokio::spawn(audit_watch::run(log.handle(), latch));
+    Ok(Some(log))
 }
 
 /// Opens the listeners and starts a shard for each.
@@ -409,6 +432,10 @@ impl<R: Fn() -> Result<Config, Errors>> Process for Sidecar<R> {
 
     /// Applies policy, cluster secrets and passwords. Every other setting needs a restart.
     async fn reload(&mut self) -> bool {
+        // Log rotation must not depend on the rest of the configuration.
+        if let Some(audit) = &self.audit {
+            audit.reopen();
+        }
         let mut config = match (self.read_config)() {
             Ok(config) => config,
             Err(errors) => {
@@ -447,6 +474,9 @@ impl<R: Fn() -> Result<Config, Errors>> Process for Sidecar<R> {
             return false;
         }
         tracing::info!(policy = %epoch, "configuration reloaded, new policy");
+        if let Some(audit) = &self.audit {
+            audit.policy_changed(epoch);
+        }
         for warning in warnings {
             tracing::warn!("{warning}");
         }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use attest::cache::{Verdict, VerdictCache};
 use attest::chain::Chain;
+use attest::policy::PolicyEpoch;
 use attest::{AttestedPeer, BoundEvidence, Denial, examine};
 use rustls::pki_types::CertificateDer;
 
@@ -91,6 +92,14 @@ impl Gate {
                     Err(denial) => Err(denial),
                 }
             }
+        }
+    }
+
+    /// The current policy; `None` if every peer is admitted.
+    pub(crate) fn policy_epoch(&self) -> Option<PolicyEpoch> {
+        match self {
+            Gate::Open => None,
+            Gate::Attesting(gate) => Some(gate.quote_verifier.policy().epoch()),
         }
     }
 

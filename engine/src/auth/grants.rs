@@ -194,7 +194,10 @@ mod tests {
         assert_eq!(requested(&[reader]).check(&own), Ok(()));
         assert_eq!(requested(&[reader, ("database", "")]).check(&own), Ok(()));
         // An unknown role is refused with the secret.
-        assert_eq!(check(&[("user", "unknown"), ("database", "orders")]), Ok(()));
+        assert_eq!(
+            check(&[("user", "unknown"), ("database", "orders")]),
+            Ok(())
+        );
         assert_eq!(requested(&[writer]).check(&Grants::default()), Ok(()));
     }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Command;
 use engine::cli::hardening::protect_process;
 use engine::cli::output::EX_USAGE;
-use engine::cli::{ca, check, dev, password, provision, secret, serve, verify};
+use engine::cli::{audit, ca, check, dev, password, provision, secret, serve, verify};
 use engine::config::Scope;
 
 fn main() -> ExitCode {
@@ -21,7 +21,8 @@ fn main() -> ExitCode {
         .subcommand(ca::command())
         .subcommand(dev::command())
         .subcommand(secret::command())
-        .subcommand(verify::command());
+        .subcommand(verify::command())
+        .subcommand(audit::command());
     let matches = match program.try_get_matches() {
         Ok(matches) => matches,
         Err(error) => {
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Some(("dev", flags)) => dev::execute(flags),
         Some(("secret", flags)) => secret::execute(flags).print(),
         Some(("verify", flags)) => verify::execute(flags).print(),
+        Some(("audit", flags)) => audit::execute(flags).print(),
         _ => ExitCode::from(EX_USAGE),
     }
 }

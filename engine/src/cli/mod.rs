@@ -1,5 +1,6 @@
 //! Layer 8: the commands of the two programs. Nothing below imports this layer.
 
+pub mod audit;
 pub mod ca;
 pub mod check;
 pub mod dev;

@@ -38,7 +38,8 @@ impl Criteria {
     }
 
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let criteria = VerificationSettings::read(reader, Purpose::Inspection, OwnRoot::on_request(reader));
+        let criteria =
+            VerificationSettings::read(reader, Purpose::Inspection, OwnRoot::on_request(reader));
         let guest_agent = read_guest_agent(reader);
         let VerificationSettings {
             policy,

@@ -6,6 +6,7 @@
 //! mistakes are reported together, each with its source. No error shows a secret.
 
 mod attestation;
+mod audit;
 pub(crate) mod environment;
 mod flags;
 mod forward;
@@ -34,6 +35,7 @@ use attest::values::Fingerprint;
 
 pub use crate::tls::certificate_source::{CertificateRequest, CertificateUsage};
 pub use attestation::{Attestation, Criteria};
+pub use audit::{AuditConfig, AuditTarget};
 pub use environment::take_secrets;
 pub use flags::with_flags;
 pub use forward::{ForwarderConfig, Listen, Verifier};
@@ -96,6 +98,8 @@ pub struct Config {
     pub plaintext_cancel: bool,
     /// Peers whose PROXY protocol header is trusted.
     pub proxy_protocol_from: Vec<ipnet::IpNet>,
+    /// The audit log, if there is one.
+    pub audit: Option<AuditConfig>,
     /// Threads, timeouts, limits and the log.
     pub process: ProcessConfig,
     /// Settings that weaken security, for the log at start.
@@ -173,6 +177,7 @@ impl Config {
         let superuser_logins = reader.read(&settings::SUPERUSER_LOGINS);
         let plaintext_cancel = reader.read(&settings::PLAINTEXT_CANCEL);
         let proxy_protocol_from = reader.read(&settings::PROXY_PROTOCOL_FROM);
+        let audit = AuditConfig::read(reader);
         let process = ProcessConfig::read(reader);
         let attestation = attestation?;
         launch_token?;
@@ -204,6 +209,7 @@ impl Config {
             superuser_logins: superuser_logins?,
             plaintext_cancel: plaintext_cancel?,
             proxy_protocol_from: proxy_protocol_from?,
+            audit: audit?,
             process: process?,
             warnings: Vec::new(),
         })

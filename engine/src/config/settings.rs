@@ -21,6 +21,7 @@ use url::Url;
 use wire::scram::Password;
 use wire::secret::ClusterSecret;
 
+use super::audit::{self, AuditTarget};
 use super::forward::{Listen, VerifierName};
 use super::log_format::LogFormat;
 use super::policy::{self, KmsRootSetting};
@@ -526,6 +527,16 @@ settings! {
             key: "log", parse: values::log_filter, kind: One("FILTER"), scopes: BOTH,
             default: Some("info"), forwarder_default: Some("warn"),
             help: "Log level: error, warn, info, debug or trace. Modules can have their own, e.g. info,engine=debug.",
+        }
+        AUDIT_LOG: Option<AuditTarget> {
+            key: "audit_log", parse: audit::target, kind: One("PATH"), scopes: SERVE,
+            default: Some("off"),
+            help: "Audit log: the absolute path of a file, which SIGHUP reopens; fd:N for an open descriptor; or off. It has one JSON line for each admission, refusal, role grant, revocation and end of a session.",
+        }
+        AUDIT_REQUIRED: bool {
+            key: "audit_required", parse: values::boolean, kind: Bool, scopes: SERVE,
+            default: Some("false"),
+            help: "Refuse new sessions with SQLSTATE 57P03 (cannot_connect_now) while the audit log cannot be written. Requires audit_log.",
         }
     }
     Performance {

@@ -29,6 +29,7 @@ use crate::session::tls_stream::{StreamError, TlsStream};
 use crate::shard::connection_limit::ConnectionPermit;
 use crate::shard::handler::{ConnectionHandler, HandlerContext};
 use crate::shard::live_config::{LiveConfig, Snapshot};
+use crate::telemetry::audit::queue::fingerprint;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
 use crate::tls::session::{HandshakeSummary, Session};
@@ -94,6 +95,9 @@ async fn serve(
         Ok((client, session, entry_permit)) => {
             let shard_metrics = &handler.context.shard_metrics;
             info.borrow_mut().session_started(shard_metrics);
+            if let Some(audit) = &handler.context.audit {
+                audit.role_granted(&info.borrow(), control.peer().as_deref());
+            }
             let (fd_guard, relay) = start_relay(client, session, control);
             (fd_guard, relay, entry_permit)
         }
@@ -138,7 +142,7 @@ async fn establish(
     };
     let (mut client, handshake) =
         accept_tls(handler, &snapshot, stream, incoming, control, info).await?;
-    let attested = match attest(handler, handshake.chain, control).await {
+    let attested = match attest(handler, handshake.chain, control, info).await {
         Ok(attested) => attested,
         Err(reason) => return Err(refuse(&mut client, reason, control).await),
     };
@@ -263,11 +267,26 @@ async fn attest(
     handler: &InboundHandler,
     chain: Option<Vec<CertificateDer<'static>>>,
     control: &ConnectionControl,
+    info: &RefCell<ConnectionInfo>,
 ) -> Result<Attested, CloseReason> {
     let verdict = handler.context.gate.admit(chain.as_deref());
-    let attested = control.race_terminated(verdict).await??;
-    control.set_peer(attested.peer().cloned());
-    Ok(attested)
+    let verdict = control.race_terminated(verdict).await;
+    let peer = match &verdict {
+        Ok(Ok(attested)) => attested.peer().cloned(),
+        Ok(Err(_)) | Err(_) => None,
+    };
+    if let Some(audit_log) = &handler.context.audit {
+        let mut info = info.borrow_mut();
+        let leaf = chain.as_ref().and_then(|chain| chain.first());
+        if let (None, Some(audit), Some(leaf)) = (&peer, &mut info.audit, leaf) {
+            audit.set_certificate(Some(fingerprint(leaf)));
+        }
+        if matches!(verdict, Ok(Ok(_))) {
+            audit_log.admitted(&mut info, peer.as_deref());
+        }
+    }
+    control.set_peer(peer);
+    Ok(verdict??)
 }
 
 enum Login {
@@ -303,7 +322,11 @@ impl LoginContext<'_> {
         // Unknown names must not get into the log: a user may have typed a password instead.
         let role = Role::from_name(startup.role());
         self.info.borrow_mut().role = role;
+        self.note_database(&startup);
         self.check_grants(&startup)?;
+        if !handler.context.accepts_sessions() {
+            return Err(CloseReason::AuditUnavailable);
+        }
         if !self.permit.is_granted() {
             return Err(CloseReason::TooManyConnections);
         }
@@ -339,6 +362,20 @@ impl LoginContext<'_> {
         self.control
             .set_requested(requested)
             .map_err(CloseReason::NotGranted)
+    }
+
+    /// Keeps the name of the database for the audit log. Without a known role it is not kept: the
+    /// default is the name of the role, which may be a mistyped password.
+    fn note_database(&self, startup: &Startup) {
+        let mut info = self.info.borrow_mut();
+        if let (Some(role), Some(audit)) = (info.role, &mut info.audit) {
+            let named = startup
+                .parameters()
+                .filter(|(name, _)| *name == b"database");
+            let named = named.last().map(|(_, name)| name);
+            let name = named.filter(|name| !name.is_empty());
+            audit.set_database(name.unwrap_or(role.name().as_bytes()));
+        }
     }
 
     /// The superuser's credential, if this client needs no password: in simulator mode, and

@@ -55,6 +55,12 @@ impl CloseReason {
                 "sorry, too many clients already".into(),
                 None,
             ),
+            // Another host may be able to serve the client: libpq then tries its next one.
+            CloseReason::AuditUnavailable => fatal(
+                SqlState::CANNOT_CONNECT_NOW,
+                "no new sessions: the audit log cannot be written".into(),
+                None,
+            ),
             CloseReason::UpstreamUnreachable(error) => fatal(
                 SqlState::CANNOT_CONNECT_NOW,
                 format!(

@@ -68,6 +68,9 @@ pub(crate) enum CloseReason {
     /// The connection limit is reached.
     #[error("connection limit reached")]
     TooManyConnections,
+    /// `audit_required` is set, and the audit log cannot be written.
+    #[error("the audit log cannot be written, and audit_required is set")]
+    AuditUnavailable,
     /// The connection to Postgres could not be opened.
     #[error("cannot connect to Postgres: {0}")]
     UpstreamUnreachable(io::Error),
@@ -160,6 +163,7 @@ pub(crate) const REASONS: &[&str] = &[
     // Connections.
     "client_closed", "upstream_closed", "cancel_forwarded", "client_gone", "alpn_missing",
     "authentication_failed", "role_not_granted", "peer_session_limit", "too_many_connections", "upstream_unreachable",
+    "audit_unavailable",
     "upstream_refused_session", "login_timeout", "idle_timeout", "shutdown", "client_io",
     "upstream_io", "peer_stuck", "panic", "attestation_revoked",
     // TLS.
@@ -221,6 +225,7 @@ impl CloseReason {
             CloseReason::Frontend(error) => error.code(),
             CloseReason::AuthenticationFailed => "authentication_failed",
             CloseReason::TooManyConnections => "too_many_connections",
+            CloseReason::AuditUnavailable => "audit_unavailable",
             CloseReason::UpstreamUnreachable(_) => "upstream_unreachable",
             CloseReason::UpstreamLoginFailed(error) => error.code(),
             CloseReason::UpstreamRefused(_) => "upstream_refused_session",
@@ -268,6 +273,7 @@ impl CloseReason {
             | CloseReason::PeerStuck => ErrorOrigin::Client,
             CloseReason::TooManyConnections
             | CloseReason::PeerSessionLimit
+            | CloseReason::AuditUnavailable
             | CloseReason::UpstreamUnreachable(_)
             | CloseReason::UpstreamLoginFailed(_)
             | CloseReason::UpstreamRefused(_)

@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::config::mode::Mode;
 use crate::io::driver::IoDriver;
 use crate::postgres::server::PostgresAuth;
+use crate::telemetry::audit::event::Cause;
 use crate::telemetry::close_reason::REASONS;
 
 /// Bucket bounds in seconds. A login takes about 1 ms, half of it for the handshake, and may
@@ -110,7 +111,7 @@ impl Metrics {
     }
 
     /// All values of the label `reason`.
-    pub(super) fn reasons(&self) -> impl Iterator<Item = &'static str> {
+    pub(in crate::telemetry) fn reasons(&self) -> impl Iterator<Item = &'static str> {
         let denials = attest::Denial::CODES.iter();
         REASONS
             .iter()
@@ -167,6 +168,12 @@ impl Metrics {
 
     /// Sets the gauges whose values never change while the process runs.
     pub(crate) fn set_info(&self, driver: IoDriver, config: &Config) {
+        // Only a sidecar has an audit log.
+        drop(self.counter("teesql_audit_lines_total", &[]));
+        drop(self.gauge("teesql_audit_failing", &[]));
+        for cause in Cause::ALL {
+            drop(self.counter("teesql_audit_lost_total", &[("cause", cause.code())]));
+        }
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         self.gauge("teesql_build_info", &version).set(1.0);
         for known in [IoDriver::IoUring, IoDriver::Epoll] {
@@ -291,6 +298,16 @@ const COUNTERS: &[Description] = &[
         None,
         "Requests for /attestation, by outcome",
     ),
+    (
+        "teesql_audit_lines_total",
+        None,
+        "Lines written to the audit log",
+    ),
+    (
+        "teesql_audit_lost_total",
+        None,
+        "Events without a line in the audit log, by cause",
+    ),
 ];
 
 const GAUGES: &[Description] = &[
@@ -364,6 +381,11 @@ const GAUGES: &[Description] = &[
         "teesql_unpinned_os_allowed",
         None,
         "1 if identities are accepted from operating systems that are not pinned",
+    ),
+    (
+        "teesql_audit_failing",
+        None,
+        "1 while the audit log cannot be written",
     ),
 ];
 

@@ -22,6 +22,7 @@
 )]
 
 mod attestation_gate;
+mod audit;
 mod bulk_transfer;
 mod cancel;
 mod cvm_integration;
@@ -69,9 +70,10 @@ const THREADS: usize = 4;
 /// Adds the tests of one file.
 type Group = fn(&mut Suite);
 
-const GROUPS: [Group; 30] = [
+const GROUPS: [Group; 31] = [
     attestation_gate::add,
     policy::add,
+    audit::add,
     forwarder::add,
     login::add,
     login_refusal::add,

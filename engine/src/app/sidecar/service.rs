@@ -18,6 +18,7 @@ use crate::shard::handler::HandlerContext;
 use crate::shard::live_config::LiveConfig;
 use crate::tasks::role_repair::RepairTrigger;
 use crate::tasks::upstream_version::UpstreamVersion;
+use crate::telemetry::audit::AuditHandle;
 use crate::telemetry::metrics::Metrics;
 
 /// Builds the handlers. Holds the state that all shards share.
@@ -37,6 +38,7 @@ pub(crate) struct InboundHandlerFactory {
     scram_channel_binding: bool,
     superuser_logins: bool,
     proxy_protocol_from: Vec<ipnet::IpNet>,
+    audit: Option<AuditHandle>,
 }
 
 /// The state that the shards share with the control thread.
@@ -47,6 +49,7 @@ pub(crate) struct SharedState {
     pub(crate) upstream_version: Arc<UpstreamVersion>,
     pub(crate) session_settings: Arc<SessionSettings>,
     pub(crate) repair_trigger: Arc<RepairTrigger>,
+    pub(crate) audit: Option<AuditHandle>,
 }
 
 impl InboundHandlerFactory {
@@ -71,6 +74,7 @@ impl InboundHandlerFactory {
             scram_channel_binding: config.scram_channel_binding,
             superuser_logins: config.superuser_logins,
             proxy_protocol_from: config.proxy_protocol_from.clone(),
+            audit: shared.audit.clone(),
         }))
     }
 }
@@ -95,6 +99,7 @@ impl HandlerFactory for InboundHandlerFactory {
                 gate,
                 shard_metrics: context.shard_metrics,
                 access_log: context.access_log,
+                audit: self.audit.as_ref().map(AuditHandle::shard),
             },
             live: Arc::clone(&self.live),
             upstream_login: UpstreamLogin {

@@ -451,6 +451,7 @@ impl<R: Fn() -> Result<Config, Errors>> Process for Sidecar<R> {
                 Ok(derived) => config.secrets = derived,
                 Err(error) => {
                     tracing::error!(error, "configuration not reloaded");
+                    self.shared.metrics.config_reloaded(false);
                     return false;
                 }
             }

@@ -248,7 +248,7 @@ mod tests {
         let again = sessions.acquire(&two).unwrap();
         // A refused session leaves no trace, and a new policy keeps the count.
         let three = entry("a", Some(3));
-        sessions.set_policy(&policy(&[three.clone()]));
+        sessions.set_policy(&policy(std::slice::from_ref(&three)));
         let third = sessions.acquire(&three).unwrap();
         assert_eq!(sessions.acquire(&three).unwrap_err(), EntryIsFull);
         drop((first, again, third));

@@ -94,10 +94,14 @@ struct SharedCluster {
     cluster: OnceLock<Cluster>,
 }
 
+/// What a shared sidecar is started with: the variant, PostgreSQL's major version, the password encryption and
+/// the authentication settings.
+type SidecarKey = (Variant, u32, PasswordEncryption, AuthSettings);
+
 #[derive(Debug)]
 pub(crate) struct Harness {
     /// Fields drop in this order: sidecars and clusters stop before the folder is removed.
-    sidecars: Mutex<HashMap<(Variant, u32, PasswordEncryption, AuthSettings), Arc<Sidecar>>>,
+    sidecars: Mutex<HashMap<SidecarKey, Arc<Sidecar>>>,
     clusters: Vec<SharedCluster>,
     pub(crate) certificates: Certificates,
     next_number: AtomicUsize,

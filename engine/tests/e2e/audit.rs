@@ -134,7 +134,9 @@ fn records_clients(fixture: &Fixture) {
         assert_eq!(line["role"], "teesql_read", "{line}");
         assert_eq!(line["database"], "via_scram", "{line}");
     }
-    assert_eq!(end["reason"], "client_closed");
+    // After Terminate both sides close, in either order.
+    let reason = end["reason"].as_str().expect("a reason");
+    assert!(["client_closed", "upstream_closed"].contains(&reason), "{end}");
     assert!(end["received"].as_u64() > Some(20), "{end}");
     assert!(end["sent"].as_u64() > Some(20), "{end}");
 

@@ -157,10 +157,13 @@ fn privileges(fixture: &Fixture) {
     let denied = |client: &mut Client, sql: &str| {
         assert_eq!(client.query(sql).expect_err(sql).code, "42501", "{sql}");
     };
-    denied(
-        &mut reader,
-        &format!("create table {ours} (a serial, b int)"),
-    );
+    let create = format!("create table {ours} (a serial, b int)");
+    // Sessions of readers begin read-only, which a client can change. Privileges it cannot.
+    assert_eq!(reader.query(&create).expect_err("read-only").code, "25006");
+    reader
+        .query("set default_transaction_read_only = off")
+        .expect("a setting of the session");
+    denied(&mut reader, &create);
     for (client, table) in [(&mut writer, &ours), (&mut superuser, &theirs)] {
         client
             .query(&format!("create table {table} (a serial, b int)"))

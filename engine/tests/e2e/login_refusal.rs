@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::harness::client::{Client, CloseKind, TlsNegotiation};
-use crate::harness::fake_server::{FakeServer, forward, is_version_probe};
+use crate::harness::fake_server::{FakeServer, forward, is_of_sidecar};
 use crate::harness::fixture::Fixture;
 use crate::harness::message::PROTOCOL_3_0;
 use crate::harness::process::{TIMEOUT, poll_until};
@@ -39,17 +39,17 @@ pub(crate) fn add(suite: &mut Suite) {
 }
 
 fn same_bytes_without_postgres(fixture: &Fixture) {
-    let (upstream, probes) = (fixture.cluster().address(), Arc::<AtomicUsize>::default());
-    let count = probes.clone();
+    let (upstream, own) = (fixture.cluster().address(), Arc::<AtomicUsize>::default());
+    let count = own.clone();
     let postgres = FakeServer::start(move |client| {
-        if is_version_probe(&client)? {
+        if is_of_sidecar(&client)? {
             count.fetch_add(1, Ordering::SeqCst);
         }
         forward(client, upstream)
     });
     let assert_logins = |expected: usize, what: &str| {
-        let logins = || postgres.accepted() - probes.load(Ordering::SeqCst);
-        // A probe is counted a moment after its connection.
+        let logins = || postgres.accepted() - own.load(Ordering::SeqCst);
+        // The sidecar's own connections are counted a moment after they are accepted.
         poll_until(TIMEOUT, || (logins() == expected).then_some(()))
             .unwrap_or_else(|| panic!("{what}: {} logins at Postgres, not {expected}", logins()));
     };

@@ -66,6 +66,13 @@ fn reader(fixture: &Fixture, sidecar: &Sidecar) -> Result<Client, PgError> {
     log_in(fixture, sidecar, "teesql_read", READ_SECRET, &[])
 }
 
+/// Sessions of readers begin read-only. A client can change that.
+fn make_writable(reader: &mut Client) {
+    reader
+        .query("set default_transaction_read_only = off")
+        .expect("a setting of the session");
+}
+
 fn writer(fixture: &Fixture, sidecar: &Sidecar) -> Client {
     let session = log_in(fixture, sidecar, "teesql_readwrite", READWRITE_SECRET, &[]);
     session.expect("a writer's session")
@@ -107,6 +114,7 @@ fn heals_password(fixture: &Fixture, server: &Server) {
     let mut attacker = reader(fixture, &sidecar).expect("a reader's session");
     let repairs = "teesql_provision_repairs_total{what=\"password\"}";
     let before = Scrape::fetch(admin).value(repairs);
+    make_writable(&mut attacker);
     attacker
         .query("alter role teesql_read password null")
         .expect("a role may change its password");
@@ -132,8 +140,8 @@ fn stored_settings(fixture: &Fixture, server: &Server) {
     let settings = fixture
         .settings_for(&cluster.address().to_string())
         .set("TEESQL_PG_DATABASE", DATABASE);
-    let sidecar = Sidecar::start(&settings);
     cluster.admin_sql("alter database app set lock_timeout = '7s'");
+    let sidecar = Sidecar::start(&settings);
     let mut attacker = writer(fixture, &sidecar);
     for role in ["teesql_readwrite", "teesql_readwrite in database app"] {
         for setting in [
@@ -235,6 +243,7 @@ fn frequent_changes(fixture: &Fixture, server: &Server) {
     let admin = sidecar.admin_address();
     await_server_settings(fixture, &sidecar);
     let mut attacker = reader(fixture, &sidecar).expect("a reader's session");
+    make_writable(&mut attacker);
     let repairs = "teesql_provision_repairs_total{what=\"settings\"}";
     let before = Scrape::fetch(admin).value(repairs);
     let start = Instant::now();
@@ -269,6 +278,7 @@ fn ends_blocker(fixture: &Fixture, server: &Server) {
     let plain = fixture.settings_for(&cluster.address().to_string());
     let first = Sidecar::start(&plain);
     let mut blocker = reader(fixture, &first).expect("a reader's session");
+    make_writable(&mut blocker);
     for sql in ["begin", "alter role teesql_read password null"] {
         blocker.query(sql).expect("a role may change its password");
     }

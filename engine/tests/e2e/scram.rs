@@ -14,7 +14,7 @@ use crate::harness::client::{Client, CloseKind, TlsNegotiation};
 use crate::harness::fake_server::FakeServer;
 use crate::harness::fixture::Fixture;
 use crate::harness::message::{PgError, SSL_REQUEST, be32, message_of, query, tagged};
-use crate::harness::process::{TIMEOUT, lossy, run, run_successfully};
+use crate::harness::process::{TIMEOUT, lossy, run, run_successfully, write_private};
 use crate::harness::scram::{Exchange, PLAIN, PLUS, binding_to, initial_response};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::{Requirement, Suite};
@@ -272,7 +272,7 @@ fn ed25519(fixture: &Fixture) {
     std::fs::create_dir(&folder).expect("a new folder");
     let write = |name: &str, pem: String| {
         let path = folder.join(name);
-        std::fs::write(&path, pem).expect("a file");
+        write_private(&path, &pem);
         path.to_str().expect("UTF-8").to_owned()
     };
     let settings = fixture

@@ -258,7 +258,7 @@ fn unix_socket(fixture: &Fixture) {
                 .login(role, "via_scram", secret)
                 .expect("the login succeeds");
             // NULL on a Unix socket.
-            let transport = "select coalesce(host(client_addr), 'socket') from pg_stat_activity where pid = pg_backend_pid()";
+            let transport = "select coalesce(host(inet_client_addr()), 'socket')";
             assert_eq!(client.query_value(transport), "socket", "{role}");
             let bulk = client.query("select repeat('y', 10000) from generate_series(1, 1000)");
             assert_eq!(bulk.expect("rows").len(), 1000);

@@ -4,6 +4,7 @@ use attest::mock::{Certificate, Evidence};
 
 use super::{app, peer, write_policy};
 use crate::attestation_gate::connect;
+use crate::harness::client::StartupResponse;
 use crate::harness::fixture::Fixture;
 use crate::harness::message::{self, PROTOCOL_3_0};
 use crate::harness::process::{TIMEOUT, poll_until};
@@ -34,19 +35,20 @@ fn login(
         PROTOCOL_3_0,
         &[("user", role), ("database", database)],
     ));
-    // A request for the password, unless the role is not granted.
-    let mut next = client.read().expect("a response");
-    if next.tag == b'R' {
-        client.send(&message::password(secret));
-        while next.tag != b'Z' && next.tag != b'E' {
-            next = client.read().expect("messages up to ReadyForQuery");
-        }
+    // A request for a proof of the secret, unless the role is not granted.
+    let first = client.read().expect("a response");
+    if first.tag == b'E' {
+        let error = first.error();
+        return Err((error.code, error.message));
     }
-    if next.tag == b'Z' {
-        return Ok(());
+    let response = StartupResponse {
+        mechanisms: first.mechanisms(),
+        ..StartupResponse::default()
+    };
+    match client.authenticate(secret, response) {
+        Ok(_) => Ok(()),
+        Err(error) => Err((error.code, error.message)),
     }
-    let error = next.error();
-    Err((error.code, error.message))
 }
 
 fn not_granted(what: &str) -> Result<(), (String, String)> {

@@ -136,7 +136,10 @@ fn records_clients(fixture: &Fixture) {
     }
     // After Terminate both sides close, in either order.
     let reason = end["reason"].as_str().expect("a reason");
-    assert!(["client_closed", "upstream_closed"].contains(&reason), "{end}");
+    assert!(
+        ["client_closed", "upstream_closed"].contains(&reason),
+        "{end}"
+    );
     assert!(end["received"].as_u64() > Some(20), "{end}");
     assert!(end["sent"].as_u64() > Some(20), "{end}");
 

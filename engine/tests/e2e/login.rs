@@ -151,6 +151,10 @@ fn privileges(fixture: &Fixture) {
     let mut reader = session("teesql_read", READWRITE_SECRET);
     let mut writer = session("teesql_readwrite", READWRITE_SECRET);
     let mut superuser = session("postgres", SUPERUSER_PASSWORD);
+    // An operator's sessions begin without clients' schemas in the search path.
+    superuser
+        .query("set search_path = public")
+        .expect("a setting of the session");
     let ours = fixture.harness.unique_name("of_writer");
     let theirs = fixture.harness.unique_name("of_superuser");
 

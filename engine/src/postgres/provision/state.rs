@@ -22,7 +22,7 @@ SELECT rolname::text, rolcanlogin, rolsuper, rolcreatedb, rolcreaterole, rolrepl
        ARRAY(SELECT DISTINCT pg_get_userbyid(roleid)::text FROM pg_auth_members
               WHERE member = pg_authid.oid ORDER BY 1),
        rolconnlimit,
-       ARRAY(SELECT DISTINCT split_part(item, '=', 1) || coalesce(format(' in database %I', datname), '')
+       ARRAY(SELECT DISTINCT split_part(item, '=', 1) || CASE WHEN datname IS NULL THEN '' ELSE format(' in database %I', datname) END
                FROM pg_db_role_setting LEFT JOIN pg_database d ON d.oid = setdatabase,
                     unnest(setconfig) AS item
               WHERE setrole = pg_authid.oid ORDER BY 1)

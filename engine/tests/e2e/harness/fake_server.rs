@@ -138,7 +138,9 @@ pub(crate) fn is_of_sidecar(stream: &TcpStream) -> io::Result<bool> {
     let length = message::be32(&peek(stream, 8)?);
     let packet = peek(stream, length as usize)?;
     let superuser = b"user\0postgres\0";
-    let is_superuser = packet.windows(superuser.len()).any(|part| part == superuser);
+    let is_superuser = packet
+        .windows(superuser.len())
+        .any(|part| part == superuser);
     Ok(is_superuser || message::be32(&packet[4..]) == message::PROTOCOL_GREASE)
 }
 

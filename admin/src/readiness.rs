@@ -19,8 +19,14 @@ pub struct Readiness(Arc<Mutex<Vec<Latch>>>);
 #[derive(Clone, Debug)]
 pub struct Latch {
     name: &'static str,
-    /// Why the condition does not hold; `None` when it does.
-    reason: Arc<Mutex<Option<String>>>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    ready: bool,
+    /// Why the condition does not hold, or what is wrong although it does.
+    reason: Option<String>,
 }
 
 /// A latch in the response of `/ready`.
@@ -42,7 +48,10 @@ impl Readiness {
     pub fn latch(&self, name: &'static str, reason: impl Into<String>) -> Latch {
         let latch = Latch {
             name,
-            reason: Arc::new(Mutex::new(Some(reason.into()))),
+            state: Arc::new(Mutex::new(State {
+                ready: false,
+                reason: Some(reason.into()),
+            })),
         };
         lock(&self.0).push(latch.clone());
         latch
@@ -73,20 +82,30 @@ pub(crate) fn all_ready(checks: &[Check]) -> bool {
 impl Latch {
     /// Marks the condition as ready.
     pub fn set_ready(&self) {
-        *lock(&self.reason) = None;
+        self.set(true, None);
     }
 
     /// Marks the condition as not ready. `/ready` publishes the reason.
     pub fn set_not_ready(&self, reason: impl Into<String>) {
-        *lock(&self.reason) = Some(reason.into());
+        self.set(false, Some(reason.into()));
+    }
+
+    /// Marks the condition as ready although something is wrong that does not concern clients.
+    /// `/ready` publishes the reason.
+    pub fn set_ready_despite(&self, reason: impl Into<String>) {
+        self.set(true, Some(reason.into()));
+    }
+
+    fn set(&self, ready: bool, reason: Option<String>) {
+        *lock(&self.state) = State { ready, reason };
     }
 
     fn check(&self) -> Check {
-        let reason = lock(&self.reason).clone();
+        let state = lock(&self.state);
         Check {
             name: self.name,
-            ready: reason.is_none(),
-            reason,
+            ready: state.ready,
+            reason: state.reason.clone(),
         }
     }
 }
@@ -116,12 +135,21 @@ mod tests {
         postgres.set_not_ready("refused");
         drop(postgres);
         assert!(!readiness.is_ready());
+        let audit = readiness.latch("audit", "not opened yet");
+        audit.set_ready_despite("disk full");
         let check = |name, reason: Option<&str>| Check {
             name,
             ready: reason.is_none(),
             reason: reason.map(str::to_owned),
         };
-        let expected = [check("identity", None), check("postgres", Some("refused"))];
+        let expected = [
+            check("identity", None),
+            check("postgres", Some("refused")),
+            Check {
+                ready: true,
+                ..check("audit", Some("disk full"))
+            },
+        ];
         assert_eq!(readiness.checks(), expected);
     }
 }

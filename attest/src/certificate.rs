@@ -20,8 +20,10 @@ use crate::denial::Denial;
 use crate::der;
 pub use crate::limits::{MAX_CERTIFICATE_LEN, MAX_EXTENSIONS, MAX_SKELETON_LEN};
 
+mod end_point;
 mod names;
 
+pub use end_point::server_end_point;
 pub use names::CertificateNames;
 
 /// How far notBefore may be in the future, in seconds. Clocks of machines with NTP differ by less, and a clock

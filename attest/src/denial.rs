@@ -6,9 +6,10 @@
 //! It must never contain a secret. Measurements, statuses and advisories are public.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::tcb::{Advisory, TcbStatus, TcbStatuses};
-use crate::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr, abbreviated};
+use crate::values::{AppId, ComposeHash, InstanceId, Mrtd, OsImageHash, Rtmr, abbreviated};
 
 /// Why a peer is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,10 +77,30 @@ pub enum Denial {
     AppNotAllowed(Option<AppId>),
     /// The compose hash is not on the allow-list, or the event log proves none.
     ComposeHashNotAllowed(Option<ComposeHash>),
+    /// The instance id is not on the allow-list, or the event log proves none.
+    InstanceNotAllowed(Option<InstanceId>),
     /// The OS image hash is not on the allow-list, or the event log proves none.
     OsImageHashNotAllowed(Option<OsImageHash>),
     /// The certificate chain does not end in a pinned KMS root.
     KmsRootMismatch,
+    /// Another value than the policy pins. Holds the value as text; `None` if the peer shows none.
+    PinNotAllowed(Pin, Option<Box<str>>),
+    /// None of the policy file's entries matches. Holds what differs in the one that comes closest.
+    Entry {
+        /// The name of the peer's entry.
+        entry: Arc<str>,
+        /// The name of the operating system that comes closest.
+        os: Option<Arc<str>>,
+        /// What differs.
+        denial: Box<Denial>,
+    },
+    /// The collateral is of an older TCB evaluation than the policy asks for.
+    TcbEvaluationTooOld {
+        /// The collateral's `tcbEvaluationDataNumber`.
+        found: u32,
+        /// The smallest that is accepted.
+        minimum: u32,
+    },
     /// There is no collateral for this platform, or not yet.
     CollateralUnavailable,
     /// The collateral has expired: its refresh has failed for days, or this clock is fast.
@@ -101,9 +122,12 @@ pub enum Denial {
 }
 
 impl Denial {
+    /// The code that a peer receives if the policy refuses it. It does not say which list refuses it.
+    pub const NOT_ALLOWED: &'static str = "not_allowed";
+
     /// Every code that [`Denial::code`] can return, in the order of the checks. Metrics and docs use it.
     /// With Trust Authority, those of [`ItaError::CODES`](crate::ita::ItaError::CODES) are added.
-    pub const CODES: [&'static str; 38] = [
+    pub const CODES: [&'static str; 50] = [
         "no_certificate",
         "chain_too_long",
         "malformed_certificate",
@@ -119,6 +143,7 @@ impl Denial {
         "collateral_unavailable",
         "collateral_expired",
         "collateral_not_yet_valid",
+        "tcb_evaluation_too_old",
         "debug_td",
         "bad_signature",
         "pck_revoked",
@@ -137,9 +162,20 @@ impl Denial {
         "advisory_refused",
         "mrtd_not_allowed",
         "rtmr_not_allowed",
+        "xfam_not_allowed",
+        "td_attributes_not_allowed",
+        "mr_config_id_not_allowed",
+        "mr_owner_not_allowed",
+        "mr_owner_config_not_allowed",
+        "mr_seam_not_allowed",
+        "piid_not_allowed",
+        "smt_not_allowed",
+        "dynamic_platform_not_allowed",
+        "cached_keys_not_allowed",
         "event_log_mismatch",
         "app_not_allowed",
         "compose_hash_not_allowed",
+        "instance_not_allowed",
         "os_image_hash_not_allowed",
         "kms_root_mismatch",
     ];
@@ -173,7 +209,11 @@ impl Denial {
             Self::EventLogMismatch => "event_log_mismatch",
             Self::AppNotAllowed(_) => "app_not_allowed",
             Self::ComposeHashNotAllowed(_) => "compose_hash_not_allowed",
+            Self::InstanceNotAllowed(_) => "instance_not_allowed",
             Self::OsImageHashNotAllowed(_) => "os_image_hash_not_allowed",
+            Self::PinNotAllowed(pin, _) => pin.code(),
+            Self::Entry { denial, .. } => denial.code(),
+            Self::TcbEvaluationTooOld { .. } => "tcb_evaluation_too_old",
             Self::KmsRootMismatch => "kms_root_mismatch",
             Self::CollateralUnavailable => "collateral_unavailable",
             Self::CollateralExpired => "collateral_expired",
@@ -191,8 +231,10 @@ impl Denial {
             Self::CollateralUnavailable
             | Self::CollateralExpired
             | Self::CollateralNotYetValid
+            | Self::TcbEvaluationTooOld { .. }
             | Self::Overloaded => Fault::Ours,
             Self::Authority { fault, .. } => *fault,
+            Self::Entry { denial, .. } => denial.fault(),
             Self::NoCertificate
             | Self::NoEvidence
             | Self::MalformedCertificate(_)
@@ -218,8 +260,121 @@ impl Denial {
             | Self::EventLogMismatch
             | Self::AppNotAllowed(_)
             | Self::ComposeHashNotAllowed(_)
+            | Self::InstanceNotAllowed(_)
             | Self::OsImageHashNotAllowed(_)
+            | Self::PinNotAllowed(..)
             | Self::KmsRootMismatch => Fault::Peer,
+        }
+    }
+
+    /// The code that the peer itself receives: [`Denial::code`] if the evidence is at fault, which
+    /// the peer can mend, and [`Denial::NOT_ALLOWED`] where the policy is, of which it must learn
+    /// nothing.
+    #[must_use]
+    pub fn peer_code(&self) -> &'static str {
+        match self {
+            Self::MrtdNotAllowed(_)
+            | Self::RtmrNotAllowed { .. }
+            | Self::AppNotAllowed(_)
+            | Self::ComposeHashNotAllowed(_)
+            | Self::InstanceNotAllowed(_)
+            | Self::OsImageHashNotAllowed(_)
+            | Self::KmsRootMismatch
+            | Self::PinNotAllowed(..)
+            | Self::Entry { .. } => Self::NOT_ALLOWED,
+            Self::NoCertificate
+            | Self::NoEvidence
+            | Self::MalformedCertificate(_)
+            | Self::MalformedEvidence(_)
+            | Self::ChainTooLong
+            | Self::Expired
+            | Self::NotYetValid
+            | Self::TooOld
+            | Self::NotTdx
+            | Self::UnsupportedQuote(_)
+            | Self::UnboundKey
+            | Self::BadSignature
+            | Self::PckRevoked
+            | Self::PckNotValid
+            | Self::DebugTd
+            | Self::TdAttributes
+            | Self::Tcb { .. }
+            | Self::TcbBelowAll { .. }
+            | Self::TcbNotSupported
+            | Self::AdvisoryRefused(_)
+            | Self::EventLogMismatch
+            | Self::CollateralUnavailable
+            | Self::CollateralExpired
+            | Self::CollateralNotYetValid
+            | Self::TcbEvaluationTooOld { .. }
+            | Self::Overloaded
+            | Self::Authority { .. } => self.code(),
+        }
+    }
+
+    /// What differs, without the entry that it is about.
+    #[must_use]
+    pub fn without_entry(&self) -> &Self {
+        match self {
+            Self::Entry { denial, .. } => denial.without_entry(),
+            denial => denial,
+        }
+    }
+}
+
+/// A value that a policy can pin, apart from measurements and identities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pin {
+    /// XFAM.
+    Xfam,
+    /// TDATTRIBUTES.
+    TdAttributes,
+    /// MRCONFIGID.
+    MrConfigId,
+    /// MROWNER.
+    MrOwner,
+    /// MROWNERCONFIG.
+    MrOwnerConfig,
+    /// MRSEAM.
+    MrSeam,
+    /// The platform instance id.
+    Piid,
+    /// Simultaneous multithreading.
+    Smt,
+    /// A platform to which packages can be added.
+    DynamicPlatform,
+    /// Root keys kept by Intel's registration service.
+    CachedKeys,
+}
+
+impl Pin {
+    fn code(self) -> &'static str {
+        match self {
+            Self::Xfam => "xfam_not_allowed",
+            Self::TdAttributes => "td_attributes_not_allowed",
+            Self::MrConfigId => "mr_config_id_not_allowed",
+            Self::MrOwner => "mr_owner_not_allowed",
+            Self::MrOwnerConfig => "mr_owner_config_not_allowed",
+            Self::MrSeam => "mr_seam_not_allowed",
+            Self::Piid => "piid_not_allowed",
+            Self::Smt => "smt_not_allowed",
+            Self::DynamicPlatform => "dynamic_platform_not_allowed",
+            Self::CachedKeys => "cached_keys_not_allowed",
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Xfam => "XFAM",
+            Self::TdAttributes => "TDATTRIBUTES",
+            Self::MrConfigId => "MRCONFIGID",
+            Self::MrOwner => "MROWNER",
+            Self::MrOwnerConfig => "MROWNERCONFIG",
+            Self::MrSeam => "MRSEAM",
+            Self::Piid => "PIID",
+            Self::Smt => "SMT",
+            Self::DynamicPlatform => "dynamic platform",
+            Self::CachedKeys => "cached keys",
         }
     }
 }
@@ -343,7 +498,40 @@ impl fmt::Display for Denial {
                     proved(hash.as_ref())
                 )
             }
+            Self::InstanceNotAllowed(id) => {
+                write!(
+                    f,
+                    "instance id {} is not in the allowlist.",
+                    proved(id.as_ref())
+                )
+            }
             Self::KmsRootMismatch => f.write_str("cert chain verification failed"),
+            Self::PinNotAllowed(pin, Some(value)) => write!(
+                f,
+                "{} \"{}\" is not what the policy pins.",
+                pin.as_str(),
+                abbreviated(value)
+            ),
+            Self::PinNotAllowed(pin, None) => write!(
+                f,
+                "the policy pins {}, and the platform's PCK certificate does not show it.",
+                pin.as_str()
+            ),
+            Self::Entry {
+                entry,
+                os: Some(os),
+                denial,
+            } => write!(f, "{denial} (closest entry: peer {entry:?}, os {os:?})"),
+            Self::Entry {
+                entry,
+                os: None,
+                denial,
+            } => write!(f, "{denial} (closest entry: peer {entry:?})"),
+            Self::TcbEvaluationTooOld { found, minimum } => write!(
+                f,
+                "the collateral is of TCB evaluation {found}, and min_tcb_evaluation_data_number is \
+                 {minimum}: does the PCCS serve newer collateral?"
+            ),
             Self::CollateralUnavailable => {
                 f.write_str("no collateral for the peer's platform is available")
             }

@@ -10,6 +10,7 @@
 //! | Collateral, from a PCCS or a file | [`MAX_COLLATERAL_PART_LEN`], [`MAX_ISSUER_CHAIN_LEN`], [`MAX_PLATFORM_FAMILIES`], [`MAX_CONCURRENT_FETCHES`] |
 //! | Intel Trust Authority | [`MAX_TOKEN_RESPONSE_LEN`], [`MAX_KEY_SET_LEN`] |
 //! | Leader manifest, from DNS | [`MAX_MANIFEST_LEN`], [`MAX_MANIFEST_FIELDS`], [`MAX_LEADER_URL_LEN`], [`MAX_INSTANCE_DIGITS`] |
+//! | Policy file | [`MAX_POLICY_LEN`], [`MAX_POLICY_ENTRIES`], [`MAX_POLICY_VALUES`], [`MAX_POLICY_NAME_LEN`] |
 //! | Guest agent | [`MAX_AGENT_RESPONSE_LEN`], [`MAX_AGENT_TEXT_LEN`], [`MAX_KEY_PEM_LEN`], [`MAX_KEY_SIGNATURE_LEN`], [`MAX_AGENT_MESSAGE_CHARS`] |
 
 // --- Certificate chain ---------------------------------------------------------------------------
@@ -125,6 +126,21 @@ pub const MAX_LEADER_URL_LEN: usize = 512;
 
 /// Maximum number of hex digits in an instance's name. dstack's have 40.
 pub const MAX_INSTANCE_DIGITS: usize = 128;
+
+// --- Policy file ---------------------------------------------------------------------------------
+
+/// Maximum size of a policy file, in bytes. An operating system has about 600, a peer 300.
+pub const MAX_POLICY_LEN: usize = 1 << 20;
+
+/// Maximum number of `[[os]]`, and of `[[peer]]`, in a policy file. Each verification compares a peer
+/// with all of them.
+pub const MAX_POLICY_ENTRIES: usize = 256;
+
+/// Maximum number of values of one key in a policy file.
+pub const MAX_POLICY_VALUES: usize = 256;
+
+/// Maximum size of an entry's name, in bytes.
+pub const MAX_POLICY_NAME_LEN: usize = 64;
 
 // --- Guest agent ---------------------------------------------------------------------------------
 

@@ -1,25 +1,41 @@
-//! The policy: allow-lists of measurements and identities, accepted TCB statuses, maximum ages.
+//! What is allowed: entries of reference values, TCB statuses, ages.
 //!
-//! A policy is immutable. Its [`PolicyEpoch`] is the hash of all settings, and cached verdicts are valid for one
-//! epoch only. An empty allow-list means "any", and [`Policy::warnings`] reports it at start. Settings that
-//! weaken the policy are named `allow_…` and are off by default.
+//! A policy is made once from the configuration and never changed: its [`PolicyEpoch`] is the hash of
+//! all of it, and verdicts are only remembered for the epoch in which they were reached. A peer is
+//! admitted if one [`PeerEntry`] matches in whole. What a policy leaves open is in
+//! [`Policy::warnings`]. What weakens the policy is named `allow_…` and is off by default.
 
-use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use sha2::{Digest, Sha256};
-
 use crate::chain::KmsRoot;
+use crate::collateral::Collateral;
 use crate::denial::Denial;
-use crate::event_log::Identity;
 use crate::quote::TdReport;
 pub use crate::tcb::{Advisory, AdvisoryError, TcbStatus, TcbStatusError, TcbStatuses};
-use crate::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr};
+use crate::values::{AppId, ComposeHash, InstanceId, Mrtd, OsImageHash, Rtmr};
 
-/// The settings of a [`Policy`]. The default allows any genuine production TD with an acceptable TCB.
+mod entry;
+mod epoch;
+pub mod file;
+mod platform;
+mod select;
+mod warning;
+
+pub use entry::{Grants, KmsRootPin, OsEntry, PeerEntry, PlatformPins};
+pub use epoch::PolicyEpoch;
+pub use platform::PlatformClaims;
+pub use select::{Claims, Selected};
+pub use warning::Warning;
+
+/// What a [`Policy`] is made of. The default allows any genuine, production TD with an acceptable TCB.
+///
+/// The allow-lists here make one entry without a name. They are used only if `peers` is empty.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
+    /// The entries of a policy file.
+    pub peers: Vec<PeerEntry>,
     /// Allowed MRTDs (`EXPECTED_MRTD`). Empty: any.
     pub mrtd: Vec<Mrtd>,
     /// Allowed values of RTMR0 to RTMR3. Empty: any.
@@ -28,46 +44,43 @@ pub struct Settings {
     pub app_id: Vec<AppId>,
     /// Allowed compose hashes. Empty: any, also a TD without one.
     pub compose_hash: Vec<ComposeHash>,
-    /// Allowed OS image hashes. Empty: any, also a TD without one.
+    /// Allowed instance ids. Empty: any, or none.
+    pub instance_id: Vec<InstanceId>,
+    /// Allowed OS image hashes. Empty: any, or none.
     pub os_image_hash: Vec<OsImageHash>,
+    /// Roots of which one must have signed the chain.
+    pub kms_root: KmsRootPin,
     /// Accepted TCB statuses.
     pub tcb_statuses: TcbStatuses,
     /// Advisories that are refused even if the TCB status is accepted.
     pub refused_advisories: Vec<Advisory>,
-    /// Accept TDs in debug mode. The operator of such a TD's host can read all of its memory.
+    /// Smallest `tcbEvaluationDataNumber` of the collateral that peers are verified with.
+    pub min_tcb_evaluation: Option<u32>,
+    /// Accept TDs under debug. Their hosts can read all of their memory.
     pub allow_debug_td: bool,
-    /// Maximum age of a certificate, from notBefore. dstack's default notBefore is in 1975, so this works only
-    /// with certificates that were requested with dates.
+    /// Accept entries that compare what a guest states without knowing its operating system.
+    pub allow_unpinned_os: bool,
+    /// Oldest certificate, counted from notBefore. dstack's default notBefore is in 1975, so this
+    /// works only with certificates that were asked for with dates, and proves something only where a
+    /// KMS signs the dates.
     pub max_certificate_age: Option<Duration>,
-    /// Roots of which one must have signed the chain. Empty: the chain is not verified, which is sound, since
-    /// the quote is bound to the key and not to the issuer.
-    pub kms_roots: Vec<KmsRoot>,
 }
 
-/// The hash of a whole policy. Policies with the same epoch give the same verdicts.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct PolicyEpoch([u8; 32]);
-
-impl fmt::Display for PolicyEpoch {
-    /// The first 16 hex digits, to distinguish policies in a log or metric.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0
-            .iter()
-            .take(8)
-            .try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for PolicyEpoch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "PolicyEpoch({self})")
-    }
+/// A policy that can be believed only if the operating system is known, and it is not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnpinnedOs {
+    /// The entry's name; `None` for the flat settings.
+    pub entry: Option<Arc<str>>,
 }
 
 /// A checked policy.
 #[derive(Clone, Debug)]
 pub struct Policy {
     settings: Settings,
+    /// At least one entry.
+    entries: (Arc<PeerEntry>, Vec<Arc<PeerEntry>>),
+    /// What [`KmsRootPin::Own`] stands for, once it is known.
+    own_root: Option<KmsRoot>,
     epoch: PolicyEpoch,
 }
 
@@ -78,19 +91,127 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The policy of `settings`. Order and repetitions in the lists do not matter.
+    /// The policy of `settings`. The order and repetitions of its lists do not matter; the order of its
+    /// peers does: the first that matches admits.
     #[must_use]
     pub fn new(mut settings: Settings) -> Self {
         sort(&mut settings.mrtd);
         settings.rtmr.iter_mut().for_each(sort);
         sort(&mut settings.app_id);
         sort(&mut settings.compose_hash);
+        sort(&mut settings.instance_id);
         sort(&mut settings.os_image_hash);
         sort(&mut settings.refused_advisories);
-        settings.kms_roots.sort_by_key(KmsRoot::fingerprint);
-        settings.kms_roots.dedup_by_key(|root| root.fingerprint());
-        let epoch = epoch_of(&settings);
-        Self { settings, epoch }
+        if let KmsRootPin::Roots(roots) = &mut settings.kms_root {
+            roots.sort_by_key(KmsRoot::fingerprint);
+            roots.dedup_by_key(|root| root.fingerprint());
+        }
+        let mut peers = settings.peers.iter().cloned().map(Arc::new);
+        let first = peers
+            .next()
+            .unwrap_or_else(|| Arc::new(flat_entry(&settings)));
+        let entries = (first, peers.collect());
+        let epoch = epoch::of(&settings, None);
+        Self {
+            settings,
+            entries,
+            own_root: None,
+            epoch,
+        }
+    }
+
+    /// The same policy with `root` in the place of [`KmsRootPin::Own`]. Without it, an entry with that
+    /// pin admits no peer.
+    #[must_use]
+    pub fn with_own_root(mut self, root: Option<KmsRoot>) -> Self {
+        if self.needs_own_root() {
+            self.epoch = epoch::of(&self.settings, root.as_ref());
+            self.own_root = root;
+        }
+        self
+    }
+
+    /// Whether an entry needs [`Policy::with_own_root`].
+    #[must_use]
+    pub fn needs_own_root(&self) -> bool {
+        self.entries()
+            .any(|entry| entry.kms_root == KmsRootPin::Own)
+    }
+
+    /// The root that [`KmsRootPin::Own`] stands for.
+    #[must_use]
+    pub fn own_root(&self) -> Option<&KmsRoot> {
+        self.own_root.as_ref()
+    }
+
+    /// The entries, in order: those of the policy file, or the one of the flat settings.
+    pub fn entries(&self) -> impl Iterator<Item = &Arc<PeerEntry>> {
+        let (first, rest) = &self.entries;
+        std::iter::once(first).chain(rest)
+    }
+
+    /// The entries that compare what a guest states although its operating system is not known: any TD
+    /// could have written it. Empty with `allow_unpinned_os`.
+    #[must_use]
+    pub fn unpinned(&self) -> Vec<UnpinnedOs> {
+        if self.settings.allow_unpinned_os {
+            return Vec::new();
+        }
+        self.unpinned_entries()
+    }
+
+    /// Whether an entry relies on `allow_unpinned_os`.
+    #[must_use]
+    pub fn allows_unpinned_os(&self) -> bool {
+        self.settings.allow_unpinned_os && !self.unpinned_entries().is_empty()
+    }
+
+    fn unpinned_entries(&self) -> Vec<UnpinnedOs> {
+        self.entries()
+            .filter(|entry| entry.has_identity() && !entry.is_os_pinned())
+            .map(|entry| UnpinnedOs {
+                entry: entry.name.clone(),
+            })
+            .collect()
+    }
+
+    /// Whether every entry admits certain applications only.
+    #[must_use]
+    pub fn says_which_applications(&self) -> bool {
+        self.entries().all(|entry| entry.says_which_application())
+    }
+
+    /// Whether the dates of certificates are checked although an entry does not say which KMS must have
+    /// signed them: they are then the peer's own word.
+    #[must_use]
+    pub fn believes_unsigned_dates(&self) -> bool {
+        self.settings.max_certificate_age.is_some()
+            && self
+                .entries()
+                .any(|entry| entry.kms_root == KmsRootPin::Any)
+    }
+
+    /// Whether an entry pins something that the PCK certificate says.
+    pub(crate) fn pins_platform(&self) -> bool {
+        self.entries().any(|entry| {
+            let pins = &entry.platform;
+            !pins.piid.is_empty()
+                || pins.smt.is_some()
+                || pins.dynamic_platform.is_some()
+                || pins.cached_keys.is_some()
+        })
+    }
+
+    /// Refuses collateral of an older TCB evaluation than the minimum.
+    ///
+    /// # Errors
+    /// [`Denial::TcbEvaluationTooOld`].
+    pub fn check_tcb_evaluation(&self, collateral: &Collateral) -> Result<(), Denial> {
+        let found = collateral.tcb_evaluation_number();
+        match self.settings.min_tcb_evaluation {
+            Some(minimum) if found < minimum => Err(Denial::TcbEvaluationTooOld { found, minimum }),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// The settings, with sorted lists.
@@ -103,32 +224,6 @@ impl Policy {
     #[must_use]
     pub fn epoch(&self) -> PolicyEpoch {
         self.epoch
-    }
-
-    /// What the policy does not restrict, for the log at start, `/attestation` and the metrics.
-    #[must_use]
-    pub fn warnings(&self) -> Vec<Warning> {
-        let s = &self.settings;
-        let found = [
-            (s.allow_debug_td, Warning::DebugTdAllowed),
-            (
-                s.tcb_statuses.goes_beyond_default(),
-                Warning::WeakTcbAccepted(s.tcb_statuses),
-            ),
-            (s.mrtd.is_empty(), Warning::AnyMrtd),
-            (
-                s.os_image_hash.is_empty() && s.rtmr[..3].iter().all(Vec::is_empty),
-                Warning::AnyOs,
-            ),
-            (s.app_id.is_empty(), Warning::AnyApp),
-            (s.compose_hash.is_empty(), Warning::AnyComposeHash),
-            (s.kms_roots.is_empty(), Warning::AnyIssuer),
-            (s.max_certificate_age.is_none(), Warning::AnyAge),
-        ];
-        found
-            .into_iter()
-            .filter_map(|(open, warning)| open.then_some(warning))
-            .collect()
     }
 
     /// Refuses a certificate that is older than allowed at `now`.
@@ -186,95 +281,10 @@ impl Policy {
             None => Ok(()),
         }
     }
-
-    /// Refuses an MRTD or RTMR that is not on its list.
-    ///
-    /// # Errors
-    /// [`Denial::MrtdNotAllowed`], [`Denial::RtmrNotAllowed`].
-    pub fn check_measurements(&self, report: &TdReport) -> Result<(), Denial> {
-        self.check_mrtd(report)?;
-        self.check_rtmrs(report).into_iter().collect()
-    }
-
-    /// Refuses an MRTD that is not on its list.
-    ///
-    /// # Errors
-    /// [`Denial::MrtdNotAllowed`].
-    pub fn check_mrtd(&self, report: &TdReport) -> Result<(), Denial> {
-        let mrtd = report.mrtd();
-        allowed(&self.settings.mrtd, Some(&mrtd), || {
-            Denial::MrtdNotAllowed(mrtd)
-        })
-    }
-
-    /// Refuses each RTMR that is not on its list.
-    ///
-    /// # Errors
-    /// [`Denial::RtmrNotAllowed`]. The results are in the order of the registers.
-    pub fn check_rtmrs(&self, report: &TdReport) -> [Result<(), Denial>; 4] {
-        let check = |index, list: &[Rtmr], value| {
-            allowed(list, Some(&value), || Denial::RtmrNotAllowed {
-                index,
-                value,
-            })
-        };
-        let [list0, list1, list2, list3] = &self.settings.rtmr;
-        let [rtmr0, rtmr1, rtmr2, rtmr3] = report.rtmrs();
-        [
-            check(0, list0, rtmr0),
-            check(1, list1, rtmr1),
-            check(2, list2, rtmr2),
-            check(3, list3, rtmr3),
-        ]
-    }
-
-    /// Refuses a proved identity that is not on the lists. If there is a list, a TD that proves no such value is
-    /// refused too.
-    ///
-    /// # Errors
-    /// [`Denial::AppNotAllowed`], [`Denial::ComposeHashNotAllowed`], [`Denial::OsImageHashNotAllowed`].
-    pub fn check_identity(&self, identity: &Identity) -> Result<(), Denial> {
-        self.check_app_id(identity)?;
-        self.check_compose_hash(identity)?;
-        self.check_os_image_hash(identity)
-    }
-
-    /// Refuses an app id that is not on its list.
-    ///
-    /// # Errors
-    /// [`Denial::AppNotAllowed`].
-    pub fn check_app_id(&self, identity: &Identity) -> Result<(), Denial> {
-        let app = identity.app_id();
-        allowed(&self.settings.app_id, app.as_ref(), || {
-            Denial::AppNotAllowed(app)
-        })
-    }
-
-    /// Refuses a compose hash that is not on its list.
-    ///
-    /// # Errors
-    /// [`Denial::ComposeHashNotAllowed`].
-    pub fn check_compose_hash(&self, identity: &Identity) -> Result<(), Denial> {
-        let compose = identity.compose_hash();
-        allowed(&self.settings.compose_hash, compose.as_ref(), || {
-            Denial::ComposeHashNotAllowed(compose)
-        })
-    }
-
-    /// Refuses an OS image hash that is not on its list.
-    ///
-    /// # Errors
-    /// [`Denial::OsImageHashNotAllowed`].
-    pub fn check_os_image_hash(&self, identity: &Identity) -> Result<(), Denial> {
-        let os = identity.os_image_hash();
-        allowed(&self.settings.os_image_hash, os.as_ref(), || {
-            Denial::OsImageHashNotAllowed(os)
-        })
-    }
 }
 
-/// An empty list allows any value, and the absence of one.
-fn allowed<T: PartialEq>(
+/// An empty list allows any value, and none.
+pub(crate) fn allowed<T: PartialEq>(
     list: &[T],
     value: Option<&T>,
     denial: impl FnOnce() -> Denial,
@@ -292,122 +302,23 @@ fn sort<T: Ord>(list: &mut Vec<T>) {
     list.dedup();
 }
 
-/// SHA-256 over all settings. Each list is preceded by its length, so that no two policies have the same encoding.
-/// The pattern without `..` makes the compiler reject a new setting that is not hashed.
-fn epoch_of(settings: &Settings) -> PolicyEpoch {
-    fn list<'a>(hash: &mut Sha256, items: impl ExactSizeIterator<Item = &'a [u8]>) {
-        number(hash, items.len());
-        for item in items {
-            number(hash, item.len());
-            hash.update(item);
-        }
-    }
-    fn number(hash: &mut Sha256, number: usize) {
-        hash.update(u64::try_from(number).unwrap_or(u64::MAX).to_le_bytes());
-    }
-    let Settings {
-        mrtd,
-        rtmr,
-        app_id,
-        compose_hash,
-        os_image_hash,
-        tcb_statuses,
-        refused_advisories,
-        allow_debug_td,
-        max_certificate_age,
-        kms_roots,
-    } = settings;
-    let mut hash = Sha256::new();
-    list(&mut hash, mrtd.iter().map(Mrtd::as_bytes));
-    for register in rtmr {
-        list(&mut hash, register.iter().map(Rtmr::as_bytes));
-    }
-    list(&mut hash, app_id.iter().map(AppId::as_bytes));
-    list(&mut hash, compose_hash.iter().map(ComposeHash::as_bytes));
-    list(&mut hash, os_image_hash.iter().map(OsImageHash::as_bytes));
-    list(
-        &mut hash,
-        refused_advisories.iter().map(|id| id.as_str().as_bytes()),
-    );
-    list(&mut hash, kms_roots.iter().map(KmsRoot::der));
-    hash.update(tcb_statuses.bits().to_le_bytes());
-    hash.update([
-        u8::from(*allow_debug_td),
-        u8::from(max_certificate_age.is_some()),
-    ]);
-    hash.update(
-        max_certificate_age
-            .map_or(0, |age| age.as_secs())
-            .to_le_bytes(),
-    );
-    PolicyEpoch(hash.finalize().into())
-}
-
-/// Something that a policy does not restrict.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Warning {
-    /// TDs in debug mode are accepted.
-    DebugTdAllowed,
-    /// A TCB status beyond the default ones is accepted.
-    WeakTcbAccepted(TcbStatuses),
-    /// No MRTD is pinned.
-    AnyMrtd,
-    /// Neither the OS image hash nor RTMR0 to RTMR2 are pinned.
-    AnyOs,
-    /// No app id is pinned.
-    AnyApp,
-    /// No compose hash is pinned.
-    AnyComposeHash,
-    /// No KMS root is pinned.
-    AnyIssuer,
-    /// There is no maximum age of certificates.
-    AnyAge,
-}
-
-impl Warning {
-    /// A name from a closed list, for a metric label.
-    #[must_use]
-    pub fn code(self) -> &'static str {
-        match self {
-            Self::DebugTdAllowed => "debug_td_allowed",
-            Self::WeakTcbAccepted(_) => "weak_tcb_accepted",
-            Self::AnyMrtd => "any_mrtd",
-            Self::AnyOs => "any_os",
-            Self::AnyApp => "any_app",
-            Self::AnyComposeHash => "any_compose_hash",
-            Self::AnyIssuer => "any_issuer",
-            Self::AnyAge => "any_age",
-        }
-    }
-}
-
-impl fmt::Display for Warning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::DebugTdAllowed => {
-                f.write_str("debug TDs are accepted: their hosts can read all that is sent to them")
-            }
-            Self::WeakTcbAccepted(statuses) => {
-                write!(
-                    f,
-                    "platforms with known weaknesses are accepted: {statuses}"
-                )
-            }
-            Self::AnyMrtd => f.write_str("any MRTD is accepted: the firmware is not pinned"),
-            Self::AnyOs => {
-                f.write_str("any OS image is accepted: neither its hash nor RTMR0-2 are pinned")
-            }
-            Self::AnyApp => {
-                f.write_str("any app id is accepted: every dstack application may enter")
-            }
-            Self::AnyComposeHash => {
-                f.write_str("any compose hash is accepted: apps may change their code")
-            }
-            Self::AnyIssuer => {
-                f.write_str("any certificate issuer is accepted: no KMS root is pinned")
-            }
-            Self::AnyAge => f.write_str("certificates of any age are accepted until their end"),
-        }
+/// The flat settings as an entry.
+fn flat_entry(settings: &Settings) -> PeerEntry {
+    let [rtmr0, rtmr1, rtmr2, rtmr3] = settings.rtmr.clone();
+    let os = OsEntry {
+        mrtd: settings.mrtd.clone(),
+        rtmr: [rtmr0, rtmr1, rtmr2],
+        ..OsEntry::default()
+    };
+    PeerEntry {
+        app_id: settings.app_id.clone(),
+        compose_hash: settings.compose_hash.clone(),
+        instance_id: settings.instance_id.clone(),
+        os_image_hash: settings.os_image_hash.clone(),
+        rtmr3,
+        os: vec![Arc::new(os)],
+        kms_root: settings.kms_root.clone(),
+        ..PeerEntry::default()
     }
 }
 

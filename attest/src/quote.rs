@@ -62,6 +62,7 @@ pub struct TdReport {
     tee_tcb_svn: [u8; 16],
     mr_seam: [u8; 48],
     attributes: [u8; 8],
+    xfam: [u8; 8],
     mrtd: [u8; 48],
     mr_config_id: [u8; 48],
     mr_owner: [u8; 48],
@@ -274,8 +275,7 @@ impl TdReport {
         // MRSIGNERSEAM, SEAMATTRIBUTES
         body.take(48 + 8)?;
         let attributes = body.take_array()?;
-        // XFAM
-        body.take(8)?;
+        let xfam = body.take_array()?;
         let mrtd = body.take_array()?;
         let mr_config_id = body.take_array()?;
         let mr_owner = body.take_array()?;
@@ -292,6 +292,7 @@ impl TdReport {
             tee_tcb_svn,
             mr_seam,
             attributes,
+            xfam,
             mrtd,
             mr_config_id,
             mr_owner,
@@ -320,6 +321,12 @@ impl TdReport {
     #[must_use]
     pub fn attributes(&self) -> [u8; 8] {
         self.attributes
+    }
+
+    /// XFAM: the extended features of the CPU that the TD may use, little endian.
+    #[must_use]
+    pub fn xfam(&self) -> [u8; 8] {
+        self.xfam
     }
 
     /// TEE_TCB_SVN: the patch levels of the TDX module and its loader.

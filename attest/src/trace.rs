@@ -17,9 +17,10 @@ use crate::collateral::Collateral;
 use crate::denial::Denial;
 use crate::event_log::{EventLog, Identity};
 use crate::evidence::EvidenceFormat;
-use crate::quote::{QuoteHeader, TdQuote};
+use crate::policy::{OsEntry, PeerEntry, PlatformClaims, PlatformPins};
+use crate::quote::{QuoteHeader, TdQuote, TdReport};
 use crate::tcb::{Advisory, TcbStatus, TcbStatuses};
-use crate::values::{AppId, ComposeHash, Fingerprint, Mrtd, OsImageHash, Rtmr};
+use crate::values::{AppId, ComposeHash, Fingerprint, InstanceId, Mrtd, OsImageHash, Rtmr};
 
 /// A check of the gate. The declaration order is the order of the checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -57,12 +58,18 @@ pub enum Check {
     Rtmr2,
     /// RTMR3 is on its allow-list.
     Rtmr3,
+    /// XFAM, TD attributes, MRCONFIGID, MROWNER and MROWNERCONFIG are what the policy pins.
+    Configuration,
+    /// The TDX module and the machine are what the policy pins.
+    Platform,
     /// Replaying the event log gives RTMR3.
     EventLog,
     /// The app id is on the allow-list.
     AppId,
     /// The compose hash is on the allow-list.
     ComposeHash,
+    /// The instance id is on the allow-list.
+    InstanceId,
     /// The OS image hash is on the allow-list.
     OsImageHash,
     /// The chain ends in a pinned KMS root.
@@ -71,7 +78,7 @@ pub enum Check {
 
 impl Check {
     /// All checks, in order.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 24] = [
         Self::Certificate,
         Self::Dates,
         Self::Evidence,
@@ -88,9 +95,12 @@ impl Check {
         Self::Rtmr1,
         Self::Rtmr2,
         Self::Rtmr3,
+        Self::Configuration,
+        Self::Platform,
         Self::EventLog,
         Self::AppId,
         Self::ComposeHash,
+        Self::InstanceId,
         Self::OsImageHash,
         Self::KmsRoot,
     ];
@@ -115,9 +125,12 @@ impl Check {
             Self::Rtmr1 => "rtmr1",
             Self::Rtmr2 => "rtmr2",
             Self::Rtmr3 => "rtmr3",
+            Self::Configuration => "configuration",
+            Self::Platform => "platform",
             Self::EventLog => "event_log",
             Self::AppId => "app_id",
             Self::ComposeHash => "compose_hash",
+            Self::InstanceId => "instance_id",
             Self::OsImageHash => "os_image_hash",
             Self::KmsRoot => "kms_root",
         }
@@ -270,6 +283,24 @@ pub enum Values<'a> {
         /// The allow-list.
         allowed: &'a [Rtmr],
     },
+    /// The TD's configuration.
+    Configuration {
+        /// The report that holds it.
+        report: &'a TdReport,
+        /// The operating system that the peer is compared with.
+        os: Option<&'a OsEntry>,
+        /// The entry that the peer is compared with.
+        entry: &'a PeerEntry,
+    },
+    /// The TDX module and the machine.
+    Platform {
+        /// MRSEAM.
+        mr_seam: &'a [u8; 48],
+        /// What the PCK certificate says; only read if an entry pins something of it.
+        claims: &'a PlatformClaims,
+        /// What is pinned.
+        pins: &'a PlatformPins,
+    },
     /// The event log.
     EventLog {
         /// The events.
@@ -294,6 +325,13 @@ pub enum Values<'a> {
         value: Option<ComposeHash>,
         /// The allow-list.
         allowed: &'a [ComposeHash],
+    },
+    /// The instance id.
+    InstanceId {
+        /// The proved one.
+        value: Option<InstanceId>,
+        /// The allow-list.
+        allowed: &'a [InstanceId],
     },
     /// The OS image hash.
     OsImageHash {

@@ -103,6 +103,48 @@ hex_newtype!(
     "an instance id"
 );
 hex_newtype!(
+    /// XFAM: the extended features of the CPU that a TD may use, little endian.
+    Xfam,
+    8,
+    "an XFAM"
+);
+hex_newtype!(
+    /// TDATTRIBUTES, little endian.
+    TdAttributes,
+    8,
+    "TD attributes"
+);
+hex_newtype!(
+    /// MRCONFIGID: configuration that the TD's host fixed at its creation.
+    MrConfigId,
+    48,
+    "an MRCONFIGID"
+);
+hex_newtype!(
+    /// MROWNER: the owner that the TD's host fixed at its creation.
+    MrOwner,
+    48,
+    "an MROWNER"
+);
+hex_newtype!(
+    /// MROWNERCONFIG: the owner's configuration that the TD's host fixed at its creation.
+    MrOwnerConfig,
+    48,
+    "an MROWNERCONFIG"
+);
+hex_newtype!(
+    /// MRSEAM: the measurement of the TDX module.
+    MrSeam,
+    48,
+    "an MRSEAM"
+);
+hex_newtype!(
+    /// The platform instance id of a PCK certificate: one physical machine, until it is reinstalled.
+    Piid,
+    16,
+    "a PIID"
+);
+hex_newtype!(
     /// SHA-256 of a DER certificate, as `openssl x509 -fingerprint -sha256` shows it without colons.
     Fingerprint,
     32,

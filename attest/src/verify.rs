@@ -18,7 +18,7 @@ use crate::chain::{Chain, fingerprint};
 use crate::collateral::{Collateral, CollateralKey, Fmspc};
 use crate::denial::Denial;
 use crate::event_log::Identity;
-use crate::policy::{Policy, PolicyEpoch};
+use crate::policy::{PeerEntry, Policy, PolicyEpoch};
 use crate::quote::TdQuote;
 use crate::signature_cache::CachingConfig;
 use crate::tcb::TcbStatus;
@@ -119,11 +119,7 @@ impl TdQuote {
     /// [`Denial::UnsupportedQuote`] if the PCK certificate cannot be parsed, or has an unknown CA.
     pub fn collateral_key(&self) -> Result<CollateralKey, Denial> {
         let wrong = Denial::UnsupportedQuote("its PCK certificate cannot be read");
-        let first = Pem::iter_from_buffer(self.pck_chain()).next();
-        let pck = first
-            .and_then(Result::ok)
-            .ok_or_else(|| wrong.clone())?
-            .contents;
+        let pck = self.pck_certificate()?;
         let extension = dcap_qvl::intel::parse_pck_extension(&pck).map_err(|_| wrong.clone())?;
         let ca = X509CertBackend::from_der(&pck).map_err(|_| wrong)?.pck_ca();
         let ca = ca.ok_or(Denial::UnsupportedQuote(
@@ -133,6 +129,19 @@ impl TdQuote {
             fmspc: Fmspc(extension.fmspc),
             ca: ca.into(),
         })
+    }
+
+    /// The PCK certificate in DER.
+    ///
+    /// # Errors
+    /// [`Denial::UnsupportedQuote`] if it is not PEM.
+    pub(crate) fn pck_certificate(&self) -> Result<Vec<u8>, Denial> {
+        let first = Pem::iter_from_buffer(self.pck_chain()).next();
+        let pck = first.and_then(Result::ok);
+        let pck = pck.ok_or(Denial::UnsupportedQuote(
+            "its PCK certificate cannot be read",
+        ))?;
+        Ok(pck.contents)
     }
 }
 
@@ -219,6 +228,7 @@ impl Verifier {
         now: u64,
     ) -> Result<Appraisal, Denial> {
         collateral.check_dates(now)?;
+        policy.check_tcb_evaluation(collateral)?;
         policy.check_debug(quote.report())?;
         let allow_debug = policy.settings().allow_debug_td;
         self.verify_signatures(quote, collateral, policy, allow_debug, now)
@@ -274,6 +284,8 @@ pub struct AttestedPeer {
     appraisal: Appraisal,
     debug: bool,
     policy: PolicyEpoch,
+    entry: Arc<PeerEntry>,
+    os: Option<Arc<str>>,
     valid_until: u64,
 }
 
@@ -360,6 +372,18 @@ impl AttestedPeer {
     #[must_use]
     pub fn policy_epoch(&self) -> PolicyEpoch {
         self.policy
+    }
+
+    /// The entry of the policy that admitted it.
+    #[must_use]
+    pub fn entry(&self) -> &Arc<PeerEntry> {
+        &self.entry
+    }
+
+    /// The name of its operating system in the policy file.
+    #[must_use]
+    pub fn os_name(&self) -> Option<&str> {
+        self.os.as_deref()
     }
 
     /// The last second at which the verdict is valid, in Unix seconds: the earliest end of the certificate, its

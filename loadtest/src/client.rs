@@ -1,7 +1,7 @@
 //! A minimal PostgreSQL client with little CPU cost: it sends pre-built messages, one write each,
 //! and scans the responses only for their end.
 
-use wire::backend::{AwaitReady, BackendLogin, BackendStep, ReadyStep};
+use wire::backend::{AuthMethods, AwaitReady, BackendLogin, BackendStep, ReadyStep};
 use wire::scram::{Keys, RAW_NONCE_LEN};
 use wire::startup::ProtocolVersion;
 
@@ -129,7 +129,8 @@ async fn authenticate(stream: &mut Stream, prepared: &PreparedLogin) -> Result<(
         .map_err(|error| io_context("cannot read random bytes")(error.into()))?;
     let (mut out, mut read) = (Vec::new(), Vec::new());
     let mut backend =
-        BackendLogin::start(&prepared.startup, ProtocolVersion::V3_0, nonce, &mut out);
+        BackendLogin::start(&prepared.startup, ProtocolVersion::V3_0, nonce, &mut out)
+            .with_methods(AuthMethods::Any);
     loop {
         if !out.is_empty() {
             stream.send(&out).await?;

@@ -230,7 +230,7 @@ fn serve_mock_pccs(folder: &Path, progress: &Progress) -> Result<()> {
     let shown = folder.display();
     print(&format!(
         "TEESQL_DANGEROUS_TDX_ROOT_CA={shown}/root.pem TEESQL_PCCS={} \
-         TEESQL_TLS_CERT={shown}/cert.pem TEESQL_TLS_KEY={shown}/key.pem",
+         TEESQL_TLS_CERT={shown}/cert.pem TEESQL_TLS_KEY={shown}/sidecar.key",
         tdx.pccs_url()
     ))?;
     loop {

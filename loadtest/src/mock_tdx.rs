@@ -1,6 +1,7 @@
 //! A mock TDX platform that issues certificates with quotes, and the PCCS that serves its
 //! collateral.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -82,7 +83,7 @@ impl MockTdx {
         self.pccs.url()
     }
 
-    /// Writes PEM files into `folder`: `cert.pem` and `key.pem` for a server, `both.pem` with both
+    /// Writes PEM files into `folder`: `cert.pem` and `key.pem` for a server, `sidecar.key` with the same key for its owner only, `both.pem` with both
     /// of them, `root.pem` with the root of quotes, and `kms.pem` with the CA of the certificates.
     ///
     /// # Errors
@@ -96,6 +97,11 @@ impl MockTdx {
         };
         put("cert.pem", &chain)?;
         put("key.pem", &key)?;
+        // The sidecar refuses a key that others can read, and the other proxies may run as another user.
+        put("sidecar.key", &key)?;
+        let path = folder.join("sidecar.key");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+            .map_err(io_context(path.display().to_string()))?;
         put("both.pem", &format!("{chain}{key}"))?;
         put("root.pem", self.pki.root_pem())?;
         put("kms.pem", self.pki.kms_pem())

@@ -4,8 +4,8 @@
 //! It exists to inject that password. Up to AuthenticationOk it takes part in the exchange; from then
 //! until Postgres is ready it only inspects complete messages that are forwarded. It must
 //! never let a byte of the authentication exchange reach the client, never forward AuthenticationOk
-//! from a server that began SCRAM and did not finish it, and never change a message that it
-//! forwards.
+//! from a server that began SCRAM and did not finish it, never use a method that the caller did not
+//! allow ([`AuthMethods`]), and never change a message that it forwards.
 
 use std::fmt;
 
@@ -51,9 +51,66 @@ mod code {
 
 const AUTHENTICATION_OK: [u8; 4] = code::OK.to_be_bytes();
 
+/// The methods by which Postgres may authenticate us.
+///
+/// Only SCRAM authenticates Postgres too. With any other method a process that listens on its port
+/// gets the password or its hash, or the client's queries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AuthMethods {
+    /// SCRAM-SHA-256.
+    #[default]
+    Scram,
+    /// SCRAM-SHA-256, and no authentication at all (`trust`, `peer`): for a Unix socket whose
+    /// server is known by its user id.
+    ScramOrNone,
+    /// SCRAM-SHA-256, md5, a password in cleartext, and no authentication at all.
+    Any,
+}
+
+impl AuthMethods {
+    /// Checks the first Authentication message's `code`.
+    fn check(self, code: u32) -> Result<(), BackendError> {
+        let method = match code {
+            code::OK => "no password",
+            code::CLEARTEXT_PASSWORD => "a password in cleartext",
+            code::MD5_PASSWORD => "an MD5 hash",
+            _ => return Ok(()),
+        };
+        match self {
+            Self::Any => Ok(()),
+            Self::ScramOrNone if code == code::OK => Ok(()),
+            Self::Scram | Self::ScramOrNone => Err(BackendError::NotScram { method }),
+        }
+    }
+
+    /// Checks the beginning of a login by another implementation: all bytes that Postgres sent, up
+    /// to the first Authentication message, which selects the method. Returns `None` if more bytes
+    /// are needed. An ErrorResponse, which ends the login, is left to that implementation.
+    ///
+    /// # Errors
+    /// [`BackendError::NotScram`] for a method that is not allowed, and the errors of messages that
+    /// are not legal before it.
+    pub fn check_first_response(self, bytes: &[u8]) -> Result<Option<()>, BackendError> {
+        let mut rest = bytes;
+        loop {
+            let Some(frame) = login_frame(rest)? else {
+                return Ok(None);
+            };
+            match frame.tag() {
+                b'N' => rest = rest.get(frame.wire_len()..).unwrap_or_default(),
+                b'R' => return self.check(authentication_code(frame.body())?.0).map(Some),
+                // It asks for 3.0, which every server supports.
+                b'v' => return Err(BackendError::NegotiatedDown),
+                _ => return Ok(Some(())),
+            }
+        }
+    }
+}
+
 /// A login in progress. Holds no password.
 pub struct BackendLogin {
     role: String,
+    methods: AuthMethods,
     notices: u8,
     state: State,
 }
@@ -137,7 +194,8 @@ impl BackendLogin {
     ///
     /// `version` is the version that was negotiated with the client. The parameters are sent as the
     /// client sent them and in the same order, without the `_pq_.` options. `nonce` must be fresh
-    /// randomness; it is used if Postgres requests SCRAM.
+    /// randomness; it is used if Postgres requests SCRAM, the only method that is allowed unless
+    /// [`with_methods`](Self::with_methods) allows others.
     #[must_use]
     pub fn start(
         startup: &Startup,
@@ -155,9 +213,16 @@ impl BackendLogin {
         });
         Self {
             role: startup.role().to_owned(),
+            methods: AuthMethods::default(),
             notices: 0,
             state: State::Started { nonce },
         }
+    }
+
+    /// The same, with these methods allowed instead of SCRAM alone.
+    #[must_use]
+    pub fn with_methods(self, methods: AuthMethods) -> Self {
+        Self { methods, ..self }
     }
 
     /// Processes all bytes read from Postgres and not yet consumed, and appends replies to `out`.
@@ -187,6 +252,12 @@ impl BackendLogin {
                 consumed = after;
                 continue;
             }
+            if let State::Started { .. } = self.state
+                && let Err(error) =
+                    authentication_code(frame.body()).and_then(|(code, _)| self.methods.check(code))
+            {
+                return BackendStep::Refuse(error);
+            }
             if frame.body() == AUTHENTICATION_OK && self.state.may_authenticate() {
                 match refused_after_ok(bytes.get(after..).unwrap_or_default()) {
                     Ok(Some(())) => {}
@@ -214,6 +285,7 @@ impl BackendLogin {
                         consumed: after,
                         next: AwaitKeys {
                             role: self.role,
+                            methods: self.methods,
                             notices: self.notices,
                             challenge,
                         },
@@ -257,11 +329,7 @@ fn authentication(
     password: &Password,
     out: &mut Vec<u8>,
 ) -> Result<Transition, BackendError> {
-    let mut cursor = Cursor::new(body);
-    let code = cursor
-        .u32()
-        .ok_or(BackendError::Malformed("Authentication without a code"))?;
-    let data = cursor.rest();
+    let (code, data) = authentication_code(body)?;
     match (state, code) {
         (State::Started { .. } | State::PasswordSent | State::ScramVerified, code::OK) => {
             expect_empty(data)?;
@@ -289,6 +357,14 @@ fn authentication(
             _,
         ) => Err(OUT_OF_ORDER),
     }
+}
+
+/// The code of an Authentication message, and the data after it.
+fn authentication_code(body: &[u8]) -> Result<(u32, &[u8]), BackendError> {
+    let mut cursor = Cursor::new(body);
+    let code = cursor.u32();
+    let code = code.ok_or(BackendError::Malformed("Authentication without a code"))?;
+    Ok((code, cursor.rest()))
 }
 
 /// Handles the first Authentication message other than AuthenticationOk, which selects the method.
@@ -329,6 +405,7 @@ fn start_method(
 /// A login that waits for the SCRAM keys.
 pub struct AwaitKeys {
     role: String,
+    methods: AuthMethods,
     notices: u8,
     challenge: Challenge,
 }
@@ -348,6 +425,7 @@ impl AwaitKeys {
         write_tagged(out, b'p', |out| out.extend_from_slice(message.as_bytes()));
         BackendLogin {
             role: self.role,
+            methods: self.methods,
             notices: self.notices,
             state: State::ScramProofSent(proof),
         }

@@ -293,6 +293,72 @@ pub enum FrontendError {
     /// A password message in which the only NUL is not the last byte.
     #[error("the password message is malformed")]
     MalformedPassword,
+    /// A password in place of the first SCRAM message.
+    #[error("received a password instead of a SCRAM message")]
+    PasswordInsteadOfScram,
+    /// A violation of SCRAM.
+    #[error("SCRAM: {0}")]
+    Scram(#[from] ScramError),
+}
+
+/// An error in a client's SCRAM messages. The client is at fault, or an attacker between it and us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ScramError {
+    /// A mechanism that was not offered.
+    #[error("the client selected a mechanism that was not offered")]
+    Mechanism,
+    /// A message that violates its syntax. The text says where.
+    #[error("malformed message: {0}")]
+    Malformed(&'static str),
+    /// A message that is not supported, such as another channel binding type.
+    #[error("the client uses a channel binding type other than tls-server-end-point")]
+    BindingType,
+    /// The client supports channel binding and believes that we do not, although we offered it: an
+    /// attacker may have removed the offer.
+    #[error("the client was told that the server does not support channel binding")]
+    Downgrade,
+    /// The client is bound to another certificate than ours: another server ends its TLS.
+    #[error("the client is connected to a server with another certificate")]
+    BindingMismatch,
+    /// The nonce is not the one of this exchange.
+    #[error("the nonce is not the one that was sent")]
+    NonceMismatch,
+}
+
+impl ScramError {
+    /// The reason code for log and metric: a closed list, unique in this crate.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Mechanism => "scram_mechanism",
+            Self::Malformed(_) => "scram_malformed",
+            Self::BindingType => "scram_binding_type",
+            Self::Downgrade => "scram_downgrade",
+            Self::BindingMismatch => "scram_binding_mismatch",
+            Self::NonceMismatch => "scram_nonce_mismatch",
+        }
+    }
+
+    /// The response to the client, in PostgreSQL's words. [PostgreSQL 18 `auth-sasl.c`,
+    /// `auth-scram.c`]
+    fn response(self) -> ErrorResponse<'static> {
+        let violation = |text| ErrorResponse::fatal(SqlState::PROTOCOL_VIOLATION, text);
+        let invalid = |text| ErrorResponse::fatal(SqlState::INVALID_AUTHORIZATION, text);
+        match self {
+            Self::Mechanism => {
+                violation("client selected an invalid SASL authentication mechanism")
+            }
+            Self::Malformed(_) => violation("malformed SCRAM message"),
+            Self::BindingType => violation("unsupported SCRAM channel-binding type"),
+            Self::Downgrade => invalid("SCRAM channel binding negotiation error").with_hint(Some(
+                "The client supports SCRAM channel binding but thinks the server does not. \
+                 However, this server does support channel binding.",
+            )),
+            Self::BindingMismatch => invalid("SCRAM channel binding check failed")
+                .with_hint(Some("Another server ends this client's TLS connection.")),
+            Self::NonceMismatch => violation("invalid SCRAM response"),
+        }
+    }
 }
 
 impl FrontendError {
@@ -311,6 +377,8 @@ impl FrontendError {
             Self::UnexpectedMessage { .. } => "unexpected_message",
             Self::PasswordTooLong { .. } => "password_too_long",
             Self::MalformedPassword => "malformed_password",
+            Self::PasswordInsteadOfScram => "password_instead_of_scram",
+            Self::Scram(error) => error.code(),
         }
     }
 
@@ -347,6 +415,14 @@ impl FrontendError {
             Self::PasswordTooLong { .. } | Self::MalformedPassword => {
                 violation("invalid password packet size")
             }
+            Self::PasswordInsteadOfScram => Some(
+                ErrorResponse::fatal(
+                    SqlState::PROTOCOL_VIOLATION,
+                    "client selected an invalid SASL authentication mechanism",
+                )
+                .with_hint(Some("Use a driver that supports SCRAM-SHA-256.")),
+            ),
+            Self::Scram(error) => Some(error.response()),
         }
     }
 }

@@ -1,11 +1,13 @@
 //! The client's start-up inside TLS as sans-I/O state machines, where we are the server: start-up
-//! message, version negotiation, password.
+//! message, version negotiation, and either SCRAM ([`scram`]) or the password in cleartext.
 //!
 //! It exists so that a client's start-up is complete before the connection to Postgres is opened.
 //! No output may depend on whether a role exists or a secret is right: the caller compares, and its
 //! only response to a mismatch is [`AUTHENTICATION_FAILED`](crate::error::AUTHENTICATION_FAILED).
 
 use std::fmt;
+
+pub mod scram;
 
 pub use crate::error::FrontendError;
 use crate::message::{Cursor, Frame, FrameError, write_c_str, write_tagged};
@@ -14,8 +16,10 @@ use crate::startup::{
     MIN_STARTUP_PACKET, ProtocolVersion, SSL_REQUEST, Startup, StartupMessage,
 };
 
-/// Maximum length of a password message in bytes, without its tag. Secrets here have 64 characters;
-/// PostgreSQL up to 13 accepted 1,000 bytes. [PostgreSQL 13 `auth.c`, recv_password_packet]
+/// Maximum length of a password or SCRAM message in bytes, without its tag. Secrets here have 64
+/// characters, and PostgreSQL up to 13 accepted 1,000 bytes; SCRAM messages of drivers have up to
+/// about 200. [PostgreSQL 13 `auth.c`, recv_password_packet; PostgreSQL 18 `auth-sasl.h`,
+/// PG_MAX_SASL_MESSAGE_LENGTH]
 pub const MAX_PASSWORD_MESSAGE: usize = 1_024;
 
 /// Authentication code of AuthenticationCleartextPassword.

@@ -14,10 +14,11 @@
 //! | [`opening`] | the client, in plaintext | the first bytes on the port, up to TLS |
 //! | [`local_opening`] | a client on this machine | its first bytes at a forwarder |
 //! | [`startup`] | | StartupMessage and CancelRequest as validated types |
-//! | [`frontend`] | the client, inside TLS | start-up, version negotiation, password |
+//! | [`startup_options`] | | settings in the start-up parameter `options` |
+//! | [`frontend`] | the client, inside TLS | start-up, version negotiation, SCRAM or password |
 //! | [`backend`] | Postgres | the login with a password that the client never sees |
 //! | [`version_probe`] | Postgres | the newest protocol version that it supports |
-//! | [`scram`] | | the client side of SCRAM-SHA-256 |
+//! | [`scram`] | | both sides of SCRAM-SHA-256, and the server's of SCRAM-SHA-256-PLUS |
 //! | [`secret`] | | secrets and their constant-time comparison |
 //! | [`message`] | | framing in both directions |
 //! | [`error`] | | all errors, and the ErrorResponse for each |
@@ -37,5 +38,6 @@ pub mod opening;
 pub mod scram;
 pub mod secret;
 pub mod startup;
+pub mod startup_options;
 mod version;
 pub mod version_probe;

@@ -1,5 +1,7 @@
 //! The client side of SCRAM-SHA-256 without channel binding. [RFC 5802, RFC 7677]
 //!
+//! The server side is in [`server`], the form in which Postgres stores a password in [`verifier`].
+//!
 //! It is separate from the login to Postgres so that the computation can be tested against the
 //! RFC's own exchange, and so that the caller can derive keys on another thread and cache them. It
 //! must never treat a server as authenticated before its signature was verified, and never draw a
@@ -17,9 +19,10 @@ use crate::error::BackendError;
 pub use crate::secret::Password;
 pub use verifier::Verifier;
 
+pub mod server;
 pub mod verifier;
 
-/// The only supported mechanism.
+/// The mechanism without channel binding, the only one that the client side supports.
 pub(crate) const MECHANISM: &[u8] = b"SCRAM-SHA-256";
 
 /// Maximum number of PBKDF2 iterations that a server may request: the recommendation of OWASP's

@@ -71,6 +71,16 @@ impl ClusterSecret {
         text
     }
 
+    /// The spellings under which a client may know the secret: in lower case and in upper case.
+    /// SCRAM derives its keys from the text, so each has separate keys there.
+    #[must_use]
+    pub fn spellings(&self) -> [Password; 2] {
+        let lower = self.to_text();
+        let mut upper = lower.clone();
+        upper.make_ascii_uppercase();
+        [lower, upper].map(|text| Password::new(text.as_bytes()))
+    }
+
     /// Whether `presented`, the text that the client sent as its password, is this secret.
     ///
     /// Accepts 64 hex characters of either case. The time does not depend on the secret; a text
@@ -192,5 +202,13 @@ mod tests {
         assert_eq!(*text, format!("{}0f", "a0".repeat(31)));
         let parsed: ClusterSecret = text.parse().unwrap();
         assert!(bool::from(parsed.matches(text.as_bytes())));
+    }
+
+    #[test]
+    fn a_secret_has_a_spelling_in_each_case() {
+        let secret: ClusterSecret = "aB01".repeat(16).parse().unwrap();
+        let [lower, upper] = secret.spellings();
+        assert_eq!(lower.as_bytes(), "ab01".repeat(16).as_bytes());
+        assert_eq!(upper.as_bytes(), "AB01".repeat(16).as_bytes());
     }
 }

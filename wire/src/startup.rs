@@ -2,13 +2,14 @@
 //!
 //! They exist so that the rest of the program handles only packets whose layout was checked once:
 //! borrowed from the read buffer, or owned while the client's password is awaited. A start-up
-//! parameter or a cancel key must never be printed, and what is forwarded to Postgres must never be
-//! changed.
+//! parameter or a cancel key must never be printed, and what a client sent must never be changed
+//! before it is forwarded to Postgres: parameters can only be added.
 
 use std::fmt;
 
 use crate::error::FrontendError;
 use crate::message::Cursor;
+use crate::startup_options::find_settings;
 pub use crate::version::ProtocolVersion;
 
 /// Maximum length of a start-up packet in bytes, including its length word.
@@ -185,6 +186,51 @@ impl Startup {
     #[must_use]
     pub fn parameters(&self) -> Parameters<'_> {
         Parameters(Cursor::new(&self.list))
+    }
+
+    /// The database that the client requested: by default, the one with the name of the role.
+    #[must_use]
+    pub fn database(&self) -> std::borrow::Cow<'_, str> {
+        let databases = self.parameters().filter(|(name, _)| *name == b"database");
+        match databases.last() {
+            Some((_, name)) if !name.is_empty() => String::from_utf8_lossy(name),
+            _ => self.role().into(),
+        }
+    }
+
+    /// The names of the settings that the client chose itself, as parameters or within `options`. Postgres
+    /// compares them without regard to case.
+    #[must_use]
+    pub fn setting_names(&self) -> Vec<Vec<u8>> {
+        let mut names = Vec::new();
+        for (name, value) in self.parameters() {
+            if name == b"options" {
+                let settings = find_settings(value).into_iter();
+                names.extend(settings.map(|(name, _)| name));
+            } else {
+                names.push(name.to_owned());
+            }
+        }
+        names
+    }
+
+    /// Adds a parameter for Postgres after those of the client. Returns whether it fits: Postgres
+    /// accepts packets of at most [`MAX_STARTUP_PACKET`] bytes. An empty name, or a NUL in either
+    /// text, never fits.
+    pub fn add_parameter(&mut self, name: &str, value: &str) -> bool {
+        let added = name.len() + value.len() + 2;
+        let malformed = name.is_empty() || name.contains('\0') || value.contains('\0');
+        if malformed || MIN_STARTUP_PACKET + self.list.len() + added > MAX_STARTUP_PACKET {
+            return false;
+        }
+        // The list ends with a NUL, which is the end of an empty name.
+        self.list.pop();
+        for text in [name, value] {
+            self.list.extend_from_slice(text.as_bytes());
+            self.list.push(0);
+        }
+        self.list.push(0);
+        true
     }
 
     /// The names of the `_pq_.` options. This crate supports none.

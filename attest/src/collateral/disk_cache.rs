@@ -6,8 +6,9 @@
 //! detect whatever a broken disk, a partial write or an attacker changed. A failed write never affects the
 //! collateral in memory.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::key::CollateralKey;
@@ -107,7 +108,14 @@ impl DiskCache {
 }
 
 fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
+    // A file of this name is what an interrupted run left: process ids repeat, in a container most of all.
+    let _ = fs::remove_file(path);
+    // O_EXCL: neither a link nor a file that another user has put there is written to.
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }

@@ -35,6 +35,13 @@ pub struct PlatformOptions {
     pub module: ModuleLevel,
     /// Patch level of the quoting enclave.
     pub qe: QeLevel,
+    /// Whether its PCK certificate says that SMT is on. Only the platform CA's certificates say it, and
+    /// the two following.
+    pub smt: bool,
+    /// Whether packages can be added to it.
+    pub dynamic_platform: bool,
+    /// Whether Intel keeps its root keys.
+    pub cached_keys: bool,
     /// Validity of the PCK certificate.
     pub validity: Validity,
 }
@@ -49,6 +56,9 @@ impl Default for PlatformOptions {
             level: PlatformLevel::default(),
             module: ModuleLevel::default(),
             qe: QeLevel::default(),
+            smt: true,
+            dynamic_platform: true,
+            cached_keys: true,
             validity: Validity::default(),
         }
     }
@@ -138,13 +148,19 @@ fn sgx_extension(options: &PlatformOptions) -> Result<Vec<u8>, MockError> {
     match options.ca {
         CaType::Processor => fields.push(entry(&[5], ENUMERATED, &[0])?),
         CaType::Platform => {
-            let yes = |which| entry(&[7, which], BOOLEAN, &[0xff]);
+            let flag =
+                |which, set: bool| entry(&[7, which], BOOLEAN, &[if set { 0xff } else { 0 }]);
             fields.push(entry(&[5], ENUMERATED, &[1])?);
             fields.push(entry(&[6], OCTET_STRING, &id(16))?);
             fields.push(entry(
                 &[7],
                 SEQUENCE,
-                &[yes(1)?, yes(2)?, yes(3)?].concat(),
+                &[
+                    flag(1, options.dynamic_platform)?,
+                    flag(2, options.cached_keys)?,
+                    flag(3, options.smt)?,
+                ]
+                .concat(),
             )?);
         }
     }

@@ -65,8 +65,16 @@ pub struct TdReport {
     pub debug: bool,
     /// Attribute bits to set in addition to the usual ones.
     pub attributes: u64,
+    /// XFAM.
+    pub xfam: [u8; 8],
     /// MRCONFIGID.
     pub mr_config_id: [u8; 48],
+    /// MROWNER.
+    pub mr_owner: [u8; 48],
+    /// MROWNERCONFIG.
+    pub mr_owner_config: [u8; 48],
+    /// MRSEAM.
+    pub mr_seam: [u8; 48],
     /// TEE_TCB_SVN; `None` derives it from the platform's levels.
     pub tee_tcb_svn: Option<[u8; 16]>,
     /// TEE_TCB_SVN2 of TDX 1.5: the current module, if it was updated below a running guest.
@@ -88,7 +96,11 @@ impl Default for TdReport {
             report_data: [0; 64],
             debug: false,
             attributes: 0,
+            xfam: [0xe7, 0x02, 0x06, 0x00, 0, 0, 0, 0],
             mr_config_id: [0; 48],
+            mr_owner: [0; 48],
+            mr_owner_config: [0; 48],
+            mr_seam: [0x5e; 48],
             tee_tcb_svn: None,
             tee_tcb_svn2: None,
             mr_service_td: [0; 48],
@@ -144,15 +156,15 @@ impl Platform {
         let [rtmr0, rtmr1, rtmr2] = &report.rtmr;
         [
             &self.tee_tcb_svn(report)[..],
-            &[0x5e; 48],                           // MRSEAM
-            &MODULE_SIGNER,                        // MRSIGNERSEAM
-            &[0; 8],                               // SEAMATTRIBUTES
-            &attributes.to_le_bytes(),             // TDATTRIBUTES
-            &[0xe7, 0x02, 0x06, 0x00, 0, 0, 0, 0], // XFAM
+            &report.mr_seam,
+            &MODULE_SIGNER,            // MRSIGNERSEAM
+            &[0; 8],                   // SEAMATTRIBUTES
+            &attributes.to_le_bytes(), // TDATTRIBUTES
+            &report.xfam,
             &report.mrtd,
             &report.mr_config_id,
-            &[0; 48], // MROWNER
-            &[0; 48], // MROWNERCONFIG
+            &report.mr_owner,
+            &report.mr_owner_config,
             rtmr0,
             rtmr1,
             rtmr2,

@@ -10,7 +10,7 @@ use std::borrow::Borrow;
 
 use super::admit::{
     admit_traced, allow_list, check_event_log, check_identity, check_kms_root, check_measurements,
-    check_tcb,
+    check_tcb, identity_checks, read_platform,
 };
 use super::{Appraisal, AttestedPeer, Verifier};
 use crate::binding::{Examined, examine_traced};
@@ -18,13 +18,12 @@ use crate::collateral::Collateral;
 use crate::denial::Denial;
 use crate::event_log::{EventLog, Identity};
 use crate::evidence::UnboundEvidence;
-use crate::policy::Policy;
+use crate::policy::{Claims, Policy, Selected};
 use crate::quote::{QuoteHeader, TdQuote};
 use crate::trace::{Check, CheckObserver, SkipReason, Trace, Values};
 
 /// The checks of a certificate, which a bare quote does not have.
 const OF_A_CERTIFICATE: [Check; 2] = [Check::Certificate, Check::Dates];
-const IDENTITY: [Check; 3] = [Check::AppId, Check::ComposeHash, Check::OsImageHash];
 
 impl Verifier {
     /// Makes the checks of [`examine`](crate::examine) and [`Verifier::verify`] on a presented chain
@@ -137,13 +136,25 @@ impl Verifier {
             Ok(appraisal) => check_tcb(appraisal, policy, &mut trace)?,
             Err(denial) => trace.set_unverified(denial)?,
         }
-        check_measurements(quote.report(), policy, &mut trace)?;
-        match events {
-            Some(events) => {
-                let identity = check_event_log(events, quote.report().rtmr3(), &mut trace);
-                check_identity(&identity, policy, &mut trace)?;
+        let report = quote.report();
+        let identity = events.map(|events| events.prove(report.rtmr3()));
+        let platform = read_platform(quote, policy);
+        let selected = policy.select(&Claims {
+            report,
+            identity: identity
+                .as_ref()
+                .and_then(|identity| identity.as_ref().ok()),
+            platform: &platform,
+            chain: None,
+            now,
+        });
+        check_measurements(report, &platform, &selected, &mut trace)?;
+        match events.zip(identity) {
+            Some((events, identity)) => {
+                check_event_log(events, report.rtmr3(), &identity, &mut trace);
+                check_identity(&identity, &selected, &mut trace)?;
             }
-            None => check_without_event_log(appraisal.is_ok(), policy, &mut trace)?,
+            None => check_without_event_log(appraisal.is_ok(), &selected, &mut trace)?,
         }
         trace.skip_rest(SkipReason::NoCertificate);
         trace.finish(appraisal)
@@ -170,7 +181,9 @@ impl Verifier {
             }
         };
         let collateral = collateral.borrow();
-        let dates = collateral.check_dates(now);
+        let dates = collateral
+            .check_dates(now)
+            .and_then(|()| policy.check_tcb_evaluation(collateral));
         let in_date = dates.is_ok();
         let allow_debug = policy.settings().allow_debug_td || debug.is_err();
         let result = dates
@@ -266,7 +279,8 @@ fn check_of(denial: &Denial) -> Check {
     match denial {
         Denial::CollateralUnavailable
         | Denial::CollateralExpired
-        | Denial::CollateralNotYetValid => Check::Collateral,
+        | Denial::CollateralNotYetValid
+        | Denial::TcbEvaluationTooOld { .. } => Check::Collateral,
         // check_debug came first, so dcap-qvl refused another attribute.
         Denial::DebugTd | Denial::TdAttributes => Check::TdAttributes,
         Denial::Tcb { .. } | Denial::TcbBelowAll { .. } | Denial::TcbNotSupported => Check::Tcb,
@@ -286,27 +300,31 @@ fn report_claims<O: CheckObserver>(
     trace: &mut Trace<O>,
 ) -> Result<(), Denial> {
     let report = evidence.quote.report();
-    check_measurements(report, policy, trace)?;
-    let identity = check_event_log(&evidence.events, report.rtmr3(), trace);
-    check_identity(&identity, policy, trace)?;
-    check_kms_root(&evidence.chain, policy, now, trace).map(drop)
+    let identity = evidence.events.prove(report.rtmr3());
+    let platform = read_platform(&evidence.quote, policy);
+    let selected = policy.select(&Claims {
+        report,
+        identity: identity.as_ref().ok(),
+        platform: &platform,
+        chain: Some(&evidence.chain),
+        now,
+    });
+    check_measurements(report, &platform, &selected, trace)?;
+    check_event_log(&evidence.events, report.rtmr3(), &identity, trace);
+    check_identity(&identity, &selected, trace)?;
+    check_kms_root(&evidence.chain, &selected, now, trace).map(drop)
 }
 
 /// A bare quote proves no identity, which is refused if there is an allow-list.
 fn check_without_event_log<O: CheckObserver>(
     is_verified: bool,
-    policy: &Policy,
+    selected: &Selected<'_>,
     trace: &mut Trace<O>,
 ) -> Result<(), Denial> {
     trace.skip(Check::EventLog, SkipReason::NoEventLog, || None);
     let unknown = Identity::default();
-    let results = [
-        policy.check_app_id(&unknown),
-        policy.check_compose_hash(&unknown),
-        policy.check_os_image_hash(&unknown),
-    ];
-    for (check, result) in IDENTITY.into_iter().zip(results) {
-        let values = || allow_list(check, &unknown, policy.settings());
+    for (check, result) in identity_checks(&unknown, selected) {
+        let values = || allow_list(check, &unknown, selected);
         match result {
             Err(_) if is_verified => trace.check(check, result, values)?,
             Ok(()) | Err(_) => trace.skip(check, SkipReason::NoEventLog, values),

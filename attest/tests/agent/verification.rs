@@ -5,7 +5,7 @@ use attest::chain::KmsRoot;
 use attest::collateral::Collateral;
 use attest::evidence::UnboundEvidence;
 use attest::mock::{AgentOptions, CollateralOptions, Envelope, Evidence};
-use attest::policy::{Settings, TcbStatus};
+use attest::policy::{KmsRootPin, Settings, TcbStatus};
 use attest::values::AppId;
 use attest::{Denial, Policy, TrustedRoot, Verifier, examine};
 
@@ -34,7 +34,7 @@ fn client_request() -> TlsKeyRequest {
 fn policy() -> Policy {
     Policy::new(Settings {
         app_id: vec![AppId([0xa1; 20])],
-        kms_roots: KmsRoot::from_pem(pki().kms_pem().as_bytes()).unwrap(),
+        kms_root: KmsRootPin::Roots(KmsRoot::from_pem(pki().kms_pem().as_bytes()).unwrap()),
         ..Settings::default()
     })
 }

@@ -1,10 +1,11 @@
 //! Leaf certificates: which extensions carry evidence, and which certificates are refused.
 
-use attest::certificate::{Leaf, MAX_EXTENSIONS, MAX_SKELETON_LEN};
+use attest::certificate::{Leaf, MAX_EXTENSIONS, MAX_SKELETON_LEN, server_end_point};
 use attest::evidence::{EvidenceFormat, MAX_ENVELOPE_LEN, UnboundEvidence};
 use attest::mock::{Certificate, Evidence, Fixture, Key, LeafOptions, Platform};
 use attest::{Denial, examine};
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
+use sha2::{Digest, Sha256, Sha384};
 
 use crate::NOW;
 use crate::evidence::quote;
@@ -186,4 +187,27 @@ fn unknown_critical_extension_is_refused() {
         Leaf::parse(&leaf(true)).unwrap_err(),
         Denial::MalformedCertificate("it has an unknown critical extension")
     );
+}
+
+#[test]
+fn tls_server_end_point_follows_the_signature_algorithm() {
+    let leaf = |algorithm| {
+        let key = KeyPair::generate_for(algorithm).unwrap();
+        let params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.self_signed(&key).unwrap().der().to_vec()
+    };
+    let with_sha256 = leaf(&rcgen::PKCS_ECDSA_P256_SHA256);
+    let hash = Some(Sha256::digest(&with_sha256).to_vec());
+    assert_eq!(server_end_point(&with_sha256), hash);
+    let with_sha384 = leaf(&rcgen::PKCS_ECDSA_P384_SHA384);
+    let hash = Some(Sha384::digest(&with_sha384).to_vec());
+    assert_eq!(server_end_point(&with_sha384), hash);
+    assert_eq!(server_end_point(&leaf(&rcgen::PKCS_ED25519)), None);
+
+    let mut trailing = with_sha256.clone();
+    trailing.push(0);
+    assert_eq!(server_end_point(&trailing), None);
+    for end in 0..with_sha256.len() {
+        assert_eq!(server_end_point(&with_sha256[..end]), None);
+    }
 }

@@ -3,6 +3,7 @@
 use attest::Denial;
 use attest::chain::{Chain, KmsRoot, KmsRootError, MAX_CHAIN_LEN};
 use attest::mock::{Fixture, Pki, PkiOptions, Validity};
+use attest::policy::KmsRootPin;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
 use crate::NOW;
@@ -10,7 +11,7 @@ use crate::policy_with;
 
 fn pinned(root: &[u8], fixture: &mut Fixture) {
     let root = KmsRoot::from_der(root).unwrap();
-    fixture.policy = policy_with(|settings| settings.kms_roots = vec![root]);
+    fixture.policy = policy_with(|settings| settings.kms_root = KmsRootPin::Roots(vec![root]));
 }
 
 #[test]
@@ -191,13 +192,9 @@ fn roots_are_read_from_pem() {
     let roots = KmsRoot::from_pem(format!("{pem}\n{pem}").as_bytes()).unwrap();
     assert_eq!(roots.len(), 2);
     assert_eq!(roots[0].der(), fixture.pki.kms_der());
-    assert_eq!(
-        policy_with(|s| s.kms_roots = roots)
-            .settings()
-            .kms_roots
-            .len(),
-        1
-    );
+    let policy = policy_with(|s| s.kms_root = KmsRootPin::Roots(roots.clone()));
+    let once = KmsRootPin::Roots(vec![roots[0].clone()]);
+    assert_eq!(policy.settings().kms_root, once);
     assert_eq!(KmsRoot::from_pem(b""), Err(KmsRootError::NoPem));
     assert_eq!(KmsRoot::from_pem(b"nonsense"), Err(KmsRootError::NoPem));
     let key = pem.replace("CERTIFICATE", "PRIVATE KEY");

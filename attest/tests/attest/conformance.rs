@@ -8,7 +8,7 @@ use attest::mock::recorded::{
     self, APP_ID, COMPOSE_HASH, HARDWARE_NOW, INSTANCE_ID, MOCK_NOW, OS_IMAGE_HASH, OUTDATED_NOW,
     attestation, hardware, mock, tls_key,
 };
-use attest::policy::TcbStatus;
+use attest::policy::{KmsRootPin, TcbStatus};
 use attest::quote::{ReportKind, TdQuote};
 use attest::{Denial, Policy, TrustedRoot, Verifier, examine};
 
@@ -162,7 +162,8 @@ fn simulator_leaves_are_accepted_under_their_root() {
                 settings.app_id = vec![APP_ID.parse().unwrap()];
                 settings.compose_hash = vec![COMPOSE_HASH.parse().unwrap()];
                 settings.os_image_hash = vec![OS_IMAGE_HASH.parse().unwrap()];
-                settings.kms_roots = vec![KmsRoot::from_der(&chain[1]).unwrap()];
+                let root = KmsRoot::from_der(&chain[1]).unwrap();
+                settings.kms_root = KmsRootPin::Roots(vec![root]);
             });
             let evidence = examine(&chain, MOCK_NOW, &pinned).unwrap();
             assert_eq!(evidence.collateral_key().unwrap(), collateral.key());

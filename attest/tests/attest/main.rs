@@ -12,6 +12,7 @@
 
 mod event_log;
 mod policy;
+mod policy_file;
 mod reasons;
 
 // These need evidence from the mock TDX, or recorded evidence.
@@ -25,6 +26,7 @@ mod chain;
 mod conformance;
 #[cfg(feature = "mock")]
 mod denials;
+mod entries;
 #[cfg(feature = "mock")]
 mod evidence;
 #[cfg(feature = "mock")]

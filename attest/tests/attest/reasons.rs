@@ -1,8 +1,22 @@
 //! The closed list of denials: codes and texts.
 
 use attest::Denial;
+use attest::denial::Pin;
 use attest::policy::{TcbStatus, TcbStatuses};
 use attest::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr};
+
+const PINS: [Pin; 10] = [
+    Pin::Xfam,
+    Pin::TdAttributes,
+    Pin::MrConfigId,
+    Pin::MrOwner,
+    Pin::MrOwnerConfig,
+    Pin::MrSeam,
+    Pin::Piid,
+    Pin::Smt,
+    Pin::DynamicPlatform,
+    Pin::CachedKeys,
+];
 
 /// One denial of each code, in the order of [`Denial::CODES`].
 fn all() -> Vec<Denial> {
@@ -26,6 +40,10 @@ fn all() -> Vec<Denial> {
         Denial::CollateralUnavailable,
         Denial::CollateralExpired,
         Denial::CollateralNotYetValid,
+        Denial::TcbEvaluationTooOld {
+            found: 16,
+            minimum: 17,
+        },
         Denial::DebugTd,
         Denial::BadSignature,
         Denial::PckRevoked,
@@ -41,9 +59,13 @@ fn all() -> Vec<Denial> {
             index: 3,
             value: Rtmr([0x33; 48]),
         },
+    ]);
+    denials.extend(PINS.map(|pin| Denial::PinNotAllowed(pin, Some("true".into()))));
+    denials.extend([
         Denial::EventLogMismatch,
         Denial::AppNotAllowed(Some(AppId([0x5b; 20]))),
         Denial::ComposeHashNotAllowed(None),
+        Denial::InstanceNotAllowed(None),
         Denial::OsImageHashNotAllowed(Some(OsImageHash([0xe6; 32]))),
         Denial::KmsRootMismatch,
     ]);
@@ -65,8 +87,18 @@ fn denial_texts() {
     let below = Denial::TcbBelowAll {
         accepted: TcbStatuses::default(),
     };
+    let unknown = Denial::PinNotAllowed(Pin::Piid, None);
+    let entry = |os: Option<&str>| Denial::Entry {
+        entry: "orders api".into(),
+        os: os.map(Into::into),
+        denial: Box::new(Denial::RtmrNotAllowed {
+            index: 1,
+            value: Rtmr([0x21; 48]),
+        }),
+    };
+    let others = [below, unknown, entry(Some("dstack-0.6.0")), entry(None)];
     let line = |denial: &Denial| format!("{} ({:?}): {denial}\n", denial.code(), denial.fault());
-    insta::assert_snapshot!(all().iter().chain([&below]).map(line).collect::<String>());
+    insta::assert_snapshot!(all().iter().chain(&others).map(line).collect::<String>());
 }
 
 /// Users and their tools match these texts, so they must not change.
@@ -94,4 +126,26 @@ fn texts_that_users_match_are_stable() {
     );
     let none = Denial::ComposeHashNotAllowed(None::<ComposeHash>).to_string();
     assert!(none.contains("proves none"), "{none}");
+}
+
+/// A peer does not learn which list refuses it, but what it can mend.
+#[test]
+fn peer_code_says_what_the_peer_can_mend() {
+    let told: Vec<_> = all().iter().map(Denial::peer_code).collect();
+    let hidden: Vec<_> = Denial::CODES
+        .iter()
+        .zip(&told)
+        .filter(|(code, told)| code != told)
+        .map(|(code, told)| {
+            assert_eq!(*told, Denial::NOT_ALLOWED);
+            *code
+        })
+        .collect();
+    assert!(
+        hidden
+            .iter()
+            .all(|code| code.ends_with("_not_allowed") || *code == "kms_root_mismatch")
+    );
+    assert_eq!(hidden.len(), 17);
+    assert!(!told.iter().any(|code| code.ends_with("_not_allowed")));
 }

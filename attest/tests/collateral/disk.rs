@@ -26,6 +26,23 @@ fn saved_collateral_is_loaded() {
     assert_eq!(files, 1, "no temporary file remains");
 }
 
+/// The temporary file's name can be guessed: a link there is replaced, and what it points to is not written.
+#[test]
+fn a_link_in_place_of_the_temporary_file_is_not_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = DiskCache::new(folder.path());
+    let good = fresh(NOW);
+    let other = folder.path().join("other");
+    std::fs::write(&other, "untouched").unwrap();
+    let draft = disk.path(good.key());
+    let draft = draft.with_extension(format!("{}.tmp", std::process::id()));
+    std::os::unix::fs::symlink(&other, &draft).unwrap();
+    disk.save(&good).unwrap();
+    assert_eq!(std::fs::read_to_string(&other).unwrap(), "untouched");
+    let saved = std::fs::symlink_metadata(disk.path(good.key())).unwrap();
+    assert!(saved.is_file());
+}
+
 /// A damaged file is refused, unless the damage is in a part that is not signed.
 #[test]
 fn damaged_files_are_refused() {

@@ -3,7 +3,7 @@
 use attest::chain::KmsRoot;
 use attest::ita::ItaError;
 use attest::mock::{Binding, Fixture, PlatformLevel, QuoteFormat, Rtmr3, TokenVariant};
-use attest::policy::{Settings, TcbStatus, TcbStatuses};
+use attest::policy::{KmsRootPin, Settings, TcbStatus, TcbStatuses};
 use attest::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr};
 use attest::{Denial, Policy, examine};
 
@@ -72,7 +72,8 @@ fn policy_denials_equal_local_verification() {
         (
             "kms_root_mismatch",
             policy(|s| {
-                s.kms_roots = vec![KmsRoot::from_der(Fixture::default().pki.root_der()).unwrap()]
+                let root = KmsRoot::from_der(Fixture::default().pki.root_der()).unwrap();
+                s.kms_root = KmsRootPin::Roots(vec![root]);
             }),
         ),
         ("admitted", policy(|s| s.mrtd = vec![Mrtd([0x11; 48])])),

@@ -8,6 +8,7 @@ use hickory_resolver::net::NetError;
 
 use crate::auth::postgres_passwords::MissingPassword;
 use crate::postgres::provision::ProvisionError;
+use crate::telemetry::audit::AuditError;
 use crate::telemetry::metrics::MetricsError;
 use crate::tls::certificate::IdentityError;
 
@@ -41,6 +42,9 @@ pub enum StartError {
     /// Names cannot be resolved on this machine.
     #[error("cannot resolve names: {0}")]
     Resolver(#[from] NetError),
+    /// The audit log cannot be opened: an error in the configuration.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// The metrics cannot be set up.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
@@ -76,7 +80,7 @@ impl StartError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Identity(_) | Self::Password(_) => ErrorKind::Configuration,
+            Self::Identity(_) | Self::Password(_) | Self::Audit(_) => ErrorKind::Configuration,
             Self::Agent(_)
             | Self::ClientCertificate(_)
             | Self::AgentTimeout(_)

@@ -35,7 +35,7 @@ use crate::app::lifecycle::{self, Lifecycle, Process, SecondStop, start_backoff}
 use crate::attestation::forwarder_gate::ServerGate;
 use crate::attestation::verifier::{self, QuoteVerifier};
 use crate::config::mode::Mode;
-use crate::config::{ForwarderConfig, Listen, Verifier};
+use crate::config::{Errors, ForwarderConfig, Listen, Verifier};
 use crate::io::listener::{self, Listener};
 use crate::proxy::outbound::ForwarderState;
 use crate::shard::pool::{self, ShardConfig};
@@ -55,7 +55,7 @@ const SOCKET_PREFIX: &str = ".s.PGSQL.";
 /// A forwarder that accepts connections until it is stopped or dropped.
 pub struct Forwarder {
     local: Listen,
-    /// Each message is a stop request.
+    /// Each message is a stop request, or with SIGHUP a request to reload.
     stop_requests: channel::UnboundedSender<SignalKind>,
     /// Closed when the control thread ends.
     ended: oneshot::Receiver<()>,
@@ -68,6 +68,22 @@ impl Forwarder {
     /// # Errors
     /// [`StartError`].
     pub fn start(config: ForwarderConfig) -> Result<Self, StartError> {
+        Self::start_with_reload(config, || {
+            Err(Errors(vec![
+                "this forwarder has no configuration to reload".to_owned(),
+            ]))
+        })
+    }
+
+    /// As [`Self::start`]. [`Self::request_reload`] reads the configuration again with `read_config`; its policy
+    /// takes effect.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub(crate) fn start_with_reload(
+        config: ForwarderConfig,
+        read_config: impl Fn() -> Result<ForwarderConfig, Errors> + Send + 'static,
+    ) -> Result<Self, StartError> {
         let (stop_requests, requests) = channel::unbounded_channel();
         let (alive, ended) = oneshot::channel();
         let (address_sender, address_receiver) = mpsc::channel();
@@ -75,7 +91,7 @@ impl Forwarder {
             .name("forward".to_owned())
             .spawn(move || {
                 let _alive: oneshot::Sender<()> = alive;
-                run_control_thread(config, requests, &address_sender)
+                run_control_thread(config, read_config, requests, &address_sender)
             })
             .map_err(system("cannot start a thread"))?;
         match address_receiver.recv() {
@@ -135,6 +151,11 @@ impl Forwarder {
         self.join()
     }
 
+    /// Requests a reload of the configuration.
+    pub(crate) fn request_reload(&self) {
+        let _ = self.stop_requests.send(SignalKind::hangup());
+    }
+
     /// Requests a stop. The first request starts the drain; the second one terminates the
     /// sessions.
     pub(crate) fn request_stop(&self) {
@@ -176,11 +197,12 @@ fn socket_port(path: &Path) -> u16 {
 /// The control thread, from start to end.
 fn run_control_thread(
     config: ForwarderConfig,
+    read_config: impl Fn() -> Result<ForwarderConfig, Errors>,
     mut stop_requests: channel::UnboundedReceiver<SignalKind>,
     address_sender: &mpsc::Sender<Listen>,
 ) -> Result<(), StartError> {
     lifecycle::run_control_thread(async {
-        let (mut running, mut lifecycle) = start(config).await?;
+        let (mut running, mut lifecycle) = start(config, read_config).await?;
         // The receiver is dropped if `Forwarder::start` has returned.
         let _ = address_sender.send(running.local.clone());
         lifecycle.run(&mut running, &mut stop_requests).await?;
@@ -189,19 +211,43 @@ fn run_control_thread(
 }
 
 /// The state of a running forwarder that the control thread owns.
-struct RunningForwarder {
+struct RunningForwarder<R> {
+    state: Arc<ForwarderState>,
+    metrics: Arc<Metrics>,
+    read_config: R,
     local: Listen,
     _socket: SocketFile,
     /// Stops serving HTTP when dropped.
     _admin: Option<admin::Server>,
 }
 
-impl Process for RunningForwarder {
+impl<R: Fn() -> Result<ForwarderConfig, Errors>> Process for RunningForwarder<R> {
     const SECOND_STOP: SecondStop = SecondStop::Terminate;
     const NOTIFY_SYSTEMD: bool = false;
 
-    fn reload(&mut self) -> bool {
-        false
+    /// Applies the policy. Every other setting needs a restart.
+    async fn reload(&mut self) -> bool {
+        let config = match (self.read_config)() {
+            Ok(config) => config,
+            Err(errors) => {
+                for error in &errors.0 {
+                    tracing::error!(error, "configuration not reloaded");
+                }
+                self.metrics.config_reloaded(false);
+                return false;
+            }
+        };
+        self.metrics.config_reloaded(true);
+        let Some(verifier) = self.state.server_gate.quote_verifier() else {
+            return false;
+        };
+        let changed = verifier.set_policy(config.attestation.policy);
+        let policy = verifier.policy();
+        self.metrics.set_policy_info(Some(&policy));
+        let kind = if changed { "new policy" } else { "same policy" };
+        // The forwarder logs warnings only, unless it is asked for more.
+        tracing::warn!(policy = %policy.epoch(), "configuration reloaded, {kind}");
+        changed
     }
 
     async fn timed_work(&mut self) {
@@ -229,7 +275,10 @@ impl Drop for SocketFile {
     }
 }
 
-async fn start(mut config: ForwarderConfig) -> Result<(RunningForwarder, Lifecycle), StartError> {
+async fn start<R>(
+    mut config: ForwarderConfig,
+    read_config: R,
+) -> Result<(RunningForwarder<R>, Lifecycle), StartError> {
     let record_layer = config.process.tls_record_layer;
     let driver = lifecycle::choose_driver(config.process.driver)?;
     let (local, listeners) = listen(&config)?;
@@ -250,7 +299,7 @@ async fn start(mut config: ForwarderConfig) -> Result<(RunningForwarder, Lifecyc
     let state = Arc::new(ForwarderState {
         resolver: resolver(&config)?,
         tls: ArcSwap::new(client_config(own, record_layer)?),
-        server_gate: server_gate(&mut config, &metrics, changed)?,
+        server_gate: server_gate(&mut config, identity.as_ref(), &metrics, changed.clone())?,
         connect_timeout: config.connect_timeout,
     });
     let shard_config = ShardConfig::new(&config.process, &metrics, driver, Mode::Production);
@@ -259,7 +308,7 @@ async fn start(mut config: ForwarderConfig) -> Result<(RunningForwarder, Lifecyc
     if let Some(identity) = identity {
         let renewer = CertificateRenewer {
             certificate_source,
-            install: install_certificate(&state, record_layer),
+            install: install_certificate(&state, changed, record_layer),
             latch: checks.identity.clone(),
             renewal_metrics: RenewalMetrics::new(&metrics),
         };
@@ -275,6 +324,9 @@ async fn start(mut config: ForwarderConfig) -> Result<(RunningForwarder, Lifecyc
         drain_timeout: config.process.drain_timeout,
     };
     let running = RunningForwarder {
+        state,
+        metrics,
+        read_config,
         local,
         _socket: socket,
         _admin: admin,
@@ -361,11 +413,20 @@ async fn fetch_certificate(
 }
 
 /// Makes new connections use a new certificate.
-fn install_certificate(state: &Arc<ForwarderState>, record_layer: RecordLayer) -> InstallFn {
+fn install_certificate(
+    state: &Arc<ForwarderState>,
+    changed: channel::UnboundedSender<()>,
+    record_layer: RecordLayer,
+) -> InstallFn {
     let state = Arc::clone(state);
     Box::new(move |identity| {
         let own = Some(Arc::clone(identity.certified()));
         state.tls.store(client_config(own, record_layer)?);
+        let verifier = state.server_gate.quote_verifier();
+        if verifier.is_some_and(|verifier| verifier.set_own_chain(&identity.certified().cert)) {
+            // The receiver ends with the process.
+            let _ = changed.send(());
+        }
         Ok(())
     })
 }
@@ -382,6 +443,7 @@ fn resolver(config: &ForwarderConfig) -> Result<Arc<TargetResolver>, StartError>
 
 fn server_gate(
     config: &mut ForwarderConfig,
+    own: Option<&Identity>,
     metrics: &Metrics,
     changed: channel::UnboundedSender<()>,
 ) -> Result<ServerGate, StartError> {
@@ -406,6 +468,14 @@ fn server_gate(
         metrics.histogram("teesql_verification_seconds"),
         authority,
     );
+    if let Some(own) = own {
+        quote_verifier.set_own_chain(&own.certified().cert);
+    }
+    metrics.set_policy_info(Some(&quote_verifier.policy()));
+    let any_server = f64::from(u8::from(config.allow_any_server));
+    metrics
+        .gauge("teesql_any_server_allowed", &[])
+        .set(any_server);
     let verify_thread =
         verifier::start_verify_thread().map_err(system("cannot start the verify thread"))?;
     Ok(ServerGate::Verify {

@@ -57,7 +57,7 @@ pub(crate) trait Process {
     const NOTIFY_SYSTEMD: bool;
 
     /// Handles SIGHUP. Returns whether sessions must be verified again.
-    fn reload(&mut self) -> bool;
+    async fn reload(&mut self) -> bool;
 
     /// Waits for the next work that is due at a certain time, and does it. Must be safe to
     /// cancel while it waits.
@@ -95,7 +95,7 @@ impl Lifecycle {
                         break signal;
                     }
                     notify::<P>(systemd::notify_reloading);
-                    if process.reload() {
+                    if process.reload().await {
                         self.revalidate();
                     }
                     notify::<P>(systemd::notify_ready);

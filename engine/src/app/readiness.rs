@@ -10,6 +10,8 @@ pub(crate) struct ReadinessChecks {
     pub(crate) identity: Latch,
     /// Postgres answers.
     pub(crate) postgres: Latch,
+    /// The roles in Postgres are as provisioning sets them up, if that is on.
+    pub(crate) roles: Latch,
     /// The collateral that quotes are verified with is cached and valid.
     pub(crate) collateral: Latch,
     /// The process has started and is not draining.
@@ -22,6 +24,7 @@ impl ReadinessChecks {
         Self {
             identity: readiness.latch("identity", "no certificate yet"),
             postgres: readiness.latch("postgres", "not probed yet"),
+            roles: readiness.latch("roles", "not set up yet"),
             collateral: readiness.latch("collateral", "not fetched yet"),
             accepting: readiness.latch("accepting", "starting"),
             readiness,

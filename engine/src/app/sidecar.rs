@@ -11,23 +11,29 @@ use attest::agent::{Agent, AgentOptions};
 #[cfg(feature = "mock")]
 use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::app::error::{StartError, system};
 use crate::app::lifecycle::{self, Lifecycle, Outcome, Process, SecondStop};
 use crate::app::readiness::ReadinessChecks;
 use crate::app::sidecar::admin_source::{AdminSource, RunningState};
-use crate::app::signals::{ProcessSignals, SignalSource};
+use crate::app::signals::{self, ProcessSignals, SignalSource};
 use crate::attestation::verifier::QuoteVerifier;
-use crate::auth::cluster_secrets::{AuthSecrets, Authenticator, Rotation};
+use crate::auth::cluster_secrets::{AuthSecrets, Authenticator, ClusterSecrets, Rotation};
 use crate::auth::postgres_passwords::{DerivedPasswords, MissingPassword};
+use crate::auth::random::random_bytes;
 use crate::config::{Config, Errors};
 use crate::io::driver::IoDriver;
 use crate::io::listener::{self, BoundListener, Listener};
+use crate::postgres::provision::ProvisionTarget;
+use crate::postgres::provision::blockers::BlockerWatch;
+use crate::postgres::session_settings::SessionSettings;
 use crate::shard::live_config::LiveConfig;
 use crate::shard::pool::{self, ShardConfig, ShardPool};
 use crate::tasks::certificate_renewal::{CertificateRenewer, InstallFn};
-use crate::tasks::{collateral_refresh, upstream_probe};
+use crate::tasks::role_repair::{self, RepairTrigger, RoleRepair};
+use crate::tasks::{audit_watch, collateral_refresh, upstream_probe};
+use crate::telemetry::audit::AuditLog;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::shard_metrics;
 use crate::tls::certificate::Identity;
@@ -38,6 +44,9 @@ use service::{InboundHandlerFactory, SharedState};
 pub(crate) mod admin_source;
 mod service;
 mod startup;
+
+/// How long a reload waits for the guest agent. Keys are derived in milliseconds.
+const RELOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The addresses of a running sidecar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,10 +109,13 @@ struct Sidecar<R> {
     addresses: Addresses,
     shared: SharedState,
     derived: Option<DerivedPasswords>,
+    agent: Agent,
     secret_overlap: Duration,
     /// When the previous cluster secrets stop being accepted.
     previous_secrets_expire: Option<Instant>,
     read_config: R,
+    /// Writes its last line when dropped: the shards have ended then.
+    audit: Option<AuditLog>,
     /// Stops serving HTTP when dropped.
     _admin: Option<admin::Server>,
 }
@@ -140,15 +152,21 @@ async fn start<R>(
         certificate
             .identity
             .server_config(request_client_certificate, config.process.tls_record_layer)?,
+        certificate.identity.channel_binding(),
         authenticator,
     );
     let (changed, collateral_changed) = mpsc::unbounded_channel();
-    let quote_verifier = start_verifier(&mut config, &live, &context, changed)?;
+    let own = &certificate.identity;
+    let quote_verifier = start_verifier(&mut config, own, &live, &context, changed.clone())?;
+    let audit = open_audit_log(&config, quote_verifier.as_deref(), &context)?;
     let shared = SharedState {
         live,
         metrics: Arc::clone(&context.metrics),
         quote_verifier,
         upstream_version: Arc::default(),
+        session_settings: SessionSettings::new(config.roles.sessions.clone()),
+        repair_trigger: Arc::<RepairTrigger>::default(),
+        audit: audit.as_ref().map(AuditLog::handle),
     };
     let (addresses, shards) = spawn_shards(
         &config,
@@ -165,6 +183,7 @@ async fn start<R>(
         &config,
         &shared,
         certificate,
+        changed,
         &context.checks,
         &context.admin_source,
     );
@@ -179,9 +198,11 @@ async fn start<R>(
         addresses,
         shared,
         derived,
+        agent: context.agent,
         secret_overlap: config.secret_overlap,
         previous_secrets_expire: None,
         read_config,
+        audit,
         _admin: context.admin,
     };
     Ok((sidecar, lifecycle))
@@ -235,22 +256,33 @@ async fn set_up_authentication(
     context: &StartupContext,
 ) -> Result<(Option<DerivedPasswords>, Authenticator), StartError> {
     let derived = startup::derive_passwords(config, &context.agent, &context.checks).await;
-    // The guest agent has provided the certificate and the passwords.
+    let cluster = startup::cluster_secrets(config, &context.agent, &context.checks).await;
+    // The guest agent has provided the certificate, the passwords and the cluster secrets.
     context.checks.identity.set_ready();
     let passwords = std::mem::take(&mut config.passwords).resolve(derived.as_ref())?;
-    if config.provision {
-        startup::set_up_roles(config, &passwords, &context.checks).await?;
+    if config.roles.provision {
+        let target = provision_target(config);
+        startup::set_up_roles(&target, config, &passwords, &context.checks).await?;
+    } else {
+        context.checks.roles.set_ready();
     }
-    let authenticator = Authenticator::new(AuthSecrets {
-        cluster: config.secrets.clone(),
-        passwords,
-    });
+    let salt = random_bytes().map_err(system("cannot generate random bytes"))?;
+    let authenticator = Authenticator::new(AuthSecrets { cluster, passwords }, salt);
     Ok((derived, authenticator))
+}
+
+fn provision_target(config: &Config) -> ProvisionTarget {
+    ProvisionTarget {
+        server: config.postgres.clone(),
+        database: config.database.clone(),
+        options: config.roles.options,
+    }
 }
 
 /// Starts the refresh of collateral on this thread. `None` if clients are not attested.
 fn start_verifier(
     config: &mut Config,
+    own: &Identity,
     live: &LiveConfig,
     context: &StartupContext,
     changed: mpsc::UnboundedSender<()>,
@@ -262,14 +294,33 @@ fn start_verifier(
     let random = live.read().tls.crypto_provider().secure_random;
     let collateral =
         collateral_refresh::start(&mut attestation, random, &context.metrics, changed)?;
-    Ok(Some(QuoteVerifier::new(
+    let verifier = QuoteVerifier::new(
         attestation.policy,
         attestation.root,
         collateral,
         tokio::runtime::Handle::current(),
         context.metrics.histogram("teesql_verification_seconds"),
         None,
-    )))
+    );
+    verifier.set_own_chain(&own.certified().cert);
+    Ok(Some(verifier))
+}
+
+/// Opens the audit log before the first client can connect, and watches it for `/ready`.
+fn open_audit_log(
+    config: &Config,
+    quote_verifier: Option<&QuoteVerifier>,
+    context: &StartupContext,
+) -> Result<Option<AuditLog>, StartError> {
+    let Some(audit) = &config.audit else {
+        return Ok(None);
+    };
+    signals::ignore_file_size_limit().map_err(system("cannot handle signals"))?;
+    let policy = quote_verifier.map(|verifier| verifier.policy().epoch());
+    let log = AuditLog::open(audit, policy, &context.metrics)?;
+    let latch = context.checks.readiness.latch("audit", "not opened yet");
+    tokio::spawn(audit_watch::run(log.handle(), latch));
+    Ok(Some(log))
 }
 
 /// Opens the listeners and starts a shard for each.
@@ -312,6 +363,7 @@ fn spawn_background_tasks(
     config: &Config,
     shared: &SharedState,
     certificate: Certificate,
+    changed: mpsc::UnboundedSender<()>,
     checks: &ReadinessChecks,
     admin_source: &AdminSource,
 ) {
@@ -325,11 +377,7 @@ fn spawn_background_tasks(
     }
     let renewer = CertificateRenewer {
         certificate_source: source,
-        install: install_certificate(
-            &shared.live,
-            shared.quote_verifier.is_some(),
-            config.process.tls_record_layer,
-        ),
+        install: install_certificate(shared, changed, config.process.tls_record_layer),
         latch: checks.identity.clone(),
         renewal_metrics: admin_source.renewal_metrics(),
     };
@@ -337,18 +385,43 @@ fn spawn_background_tasks(
     let (postgres, latch) = (config.postgres.clone(), checks.postgres.clone());
     let version = Arc::clone(&shared.upstream_version);
     tokio::spawn(async move { upstream_probe::run(&postgres, &version, &latch).await });
+    role_repair::register(&shared.metrics);
+    tokio::spawn(role_repair_of(config, shared, checks).run());
     lifecycle::spawn_metrics_upkeep(&shared.metrics);
 }
 
-/// Makes new connections use a new certificate.
+/// The loop that keeps the roles in Postgres, if `provision` is on, and reads its settings in any case.
+fn role_repair_of(config: &Config, shared: &SharedState, checks: &ReadinessChecks) -> RoleRepair {
+    let live = Arc::clone(&shared.live);
+    RoleRepair {
+        target: provision_target(config),
+        interval: config.roles.interval.filter(|_| config.roles.provision),
+        watch: BlockerWatch::new(config.roles.blocker_timeout),
+        passwords: Box::new(move || live.read().authenticator.postgres_passwords()),
+        session_settings: Arc::clone(&shared.session_settings),
+        trigger: Arc::clone(&shared.repair_trigger),
+        latch: checks.roles.clone(),
+        metrics: Arc::clone(&shared.metrics),
+    }
+}
+
+/// Makes new connections use a new certificate. If its chain has another KMS root, sessions are verified again.
 fn install_certificate(
-    live: &Arc<LiveConfig>,
-    request_client_certificate: bool,
+    shared: &SharedState,
+    changed: mpsc::UnboundedSender<()>,
     record_layer: RecordLayer,
 ) -> InstallFn {
-    let live = Arc::clone(live);
+    let live = Arc::clone(&shared.live);
+    let quote_verifier = shared.quote_verifier.clone();
     Box::new(move |identity| {
-        live.set_tls(identity.server_config(request_client_certificate, record_layer)?);
+        let request_client_certificate = quote_verifier.is_some();
+        let tls = identity.server_config(request_client_certificate, record_layer)?;
+        live.set_tls(tls, identity.channel_binding());
+        let verifier = quote_verifier.as_ref();
+        if verifier.is_some_and(|verifier| verifier.set_own_chain(&identity.certified().cert)) {
+            // The receiver ends with the process.
+            let _ = changed.send(());
+        }
         Ok(())
     })
 }
@@ -358,32 +431,53 @@ impl<R: Fn() -> Result<Config, Errors>> Process for Sidecar<R> {
     const NOTIFY_SYSTEMD: bool = true;
 
     /// Applies policy, cluster secrets and passwords. Every other setting needs a restart.
-    fn reload(&mut self) -> bool {
+    async fn reload(&mut self) -> bool {
+        // Log rotation must not depend on the rest of the configuration.
+        if let Some(audit) = &self.audit {
+            audit.reopen();
+        }
         let mut config = match (self.read_config)() {
             Ok(config) => config,
             Err(errors) => {
                 for error in &errors.0 {
                     tracing::error!(error, "configuration not reloaded");
                 }
+                self.shared.metrics.config_reloaded(false);
                 return false;
             }
         };
+        if config.derive_secrets {
+            match derive_again(&self.agent).await {
+                Ok(derived) => config.secrets = derived,
+                Err(error) => {
+                    tracing::error!(error, "configuration not reloaded");
+                    self.shared.metrics.config_reloaded(false);
+                    return false;
+                }
+            }
+        }
         if let Err(error) = self.rotate_secrets(&mut config) {
             tracing::error!(%error, "configuration not reloaded");
+            self.shared.metrics.config_reloaded(false);
             return false;
         }
+        self.shared.metrics.config_reloaded(true);
         let (Some(verifier), Some(attestation)) = (&self.shared.quote_verifier, config.attestation)
         else {
             tracing::info!("configuration reloaded");
             return false;
         };
-        let epoch = attestation.policy.epoch();
         let warnings = attestation.warnings();
-        if !verifier.set_policy(attestation.policy) {
+        let changed = verifier.set_policy(attestation.policy);
+        let epoch = verifier.policy().epoch();
+        if !changed {
             tracing::info!(policy = %epoch, "configuration reloaded, same policy");
             return false;
         }
         tracing::info!(policy = %epoch, "configuration reloaded, new policy");
+        if let Some(audit) = &self.audit {
+            audit.policy_changed(epoch);
+        }
         for warning in warnings {
             tracing::warn!("{warning}");
         }
@@ -436,5 +530,16 @@ impl<R> Sidecar<R> {
             self.previous_secrets_expire = Some(Instant::now() + overlap);
         }
         Ok(())
+    }
+}
+
+/// Derives the cluster secrets for a reload, which must not keep the control thread from its signals for long.
+async fn derive_again(agent: &Agent) -> Result<ClusterSecrets, String> {
+    match timeout(RELOAD_TIMEOUT, ClusterSecrets::derive(agent)).await {
+        Ok(Ok(derived)) => Ok(derived),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!(
+            "no answer from the guest agent within {RELOAD_TIMEOUT:?}"
+        )),
     }
 }

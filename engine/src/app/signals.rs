@@ -5,6 +5,16 @@ use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+/// Replaces the default action of SIGXFSZ, which is to end the process: a write beyond the limit of a
+/// file's size then fails.
+///
+/// # Errors
+/// The signal handler cannot be installed.
+pub(crate) fn ignore_file_size_limit() -> io::Result<()> {
+    // The handler stays installed when the stream is dropped.
+    signal(SignalKind::from_raw(nix::libc::SIGXFSZ)).map(drop)
+}
+
 /// A source of requests. SIGHUP requests a reload, every other signal a stop.
 pub(crate) trait SignalSource {
     /// The next request of either kind.

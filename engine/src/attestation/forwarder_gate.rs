@@ -22,6 +22,14 @@ pub(crate) enum ServerGate {
 }
 
 impl ServerGate {
+    /// What verifies servers, if anything does.
+    pub(crate) fn quote_verifier(&self) -> Option<&Arc<QuoteVerifier>> {
+        match self {
+            Self::AllowAny => None,
+            Self::Verify { quote_verifier, .. } => Some(quote_verifier),
+        }
+    }
+
     /// Builds the gate of one shard.
     pub(crate) fn gate(&self, jobs: &PendingJobs, shard_metrics: &Rc<ShardMetrics>) -> Gate {
         match self {

@@ -14,10 +14,12 @@ use std::sync::Arc;
 
 use attest::cache::{Verdict, VerdictCache};
 use attest::chain::Chain;
+use attest::policy::PolicyEpoch;
 use attest::{AttestedPeer, BoundEvidence, Denial, examine};
 use rustls::pki_types::CertificateDer;
 
 use crate::attestation::verifier::{QuoteVerifier, VERDICT_TTL, Verification};
+use crate::auth::grants::{EntryIsFull, EntryPermit};
 use crate::io::clock::unix_now;
 use crate::io::offload::{OffloadThread, PendingJobs};
 use crate::telemetry::shard_metrics::{ShardMetrics, VerdictSource};
@@ -93,14 +95,41 @@ impl Gate {
         }
     }
 
+    /// The current policy; `None` if every peer is admitted.
+    pub(crate) fn policy_epoch(&self) -> Option<PolicyEpoch> {
+        match self {
+            Gate::Open => None,
+            Gate::Attesting(gate) => Some(gate.quote_verifier.policy().epoch()),
+        }
+    }
+
     /// Verifies a peer that was admitted earlier against the current policy and collateral.
     ///
     /// # Errors
     /// The peer would be refused now.
-    pub(crate) async fn still_admits(&self, chain: &Chain) -> Result<(), Denial> {
+    pub(crate) async fn still_admits(
+        &self,
+        chain: &Chain,
+    ) -> Result<Option<Arc<AttestedPeer>>, Denial> {
         match self {
-            Gate::Open => Ok(()),
-            Gate::Attesting(gate) => gate.verify(chain.certificates()).await.map(drop),
+            Gate::Open => Ok(None),
+            Gate::Attesting(gate) => gate.verify(chain.certificates()).await.map(Some),
+        }
+    }
+
+    /// Takes a place among the sessions of the peer's policy entry.
+    ///
+    /// # Errors
+    /// The entry's `max_sessions` is reached.
+    pub(crate) fn acquire_session(
+        &self,
+        peer: Option<&AttestedPeer>,
+    ) -> Result<Option<EntryPermit>, EntryIsFull> {
+        match (self, peer) {
+            (Gate::Attesting(gate), Some(peer)) => {
+                gate.quote_verifier.sessions().acquire(peer.entry())
+            }
+            (Gate::Open | Gate::Attesting(_), _) => Ok(None),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use attest::cache::{Epoch, Verdict, VerdictCache};
 use attest::chain::{Chain, KmsRoot};
 use attest::collateral::{Collateral, CollateralKey, Handle};
@@ -19,6 +19,7 @@ use metrics::Histogram;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
+use crate::auth::grants::EntrySessions;
 use crate::io::clock::unix_now;
 use crate::io::offload::OffloadThread;
 
@@ -48,6 +49,9 @@ pub(crate) fn start_verify_thread() -> std::io::Result<OffloadThread> {
 /// The current policy and everything that a verification needs.
 pub(crate) struct QuoteVerifier {
     policy: ArcSwap<Policy>,
+    /// Stands for `kms_root = own`, once a certificate of the guest agent shows it.
+    own_root: ArcSwapOption<KmsRoot>,
+    sessions: EntrySessions,
     verifier: Verifier,
     issuer: Option<KmsRoot>,
     collateral: Handle,
@@ -116,7 +120,9 @@ impl QuoteVerifier {
         });
         Arc::new(Self {
             authority,
+            sessions: EntrySessions::of(&policy),
             policy: ArcSwap::from_pointee(policy),
+            own_root: ArcSwapOption::empty(),
             issuer: KmsRoot::from_der(root.der()).ok(),
             verifier: Verifier::new(root),
             collateral,
@@ -130,8 +136,38 @@ impl QuoteVerifier {
         self.policy.load()
     }
 
+    /// The numbers of sessions by policy entry.
+    pub(crate) fn sessions(&self) -> &EntrySessions {
+        &self.sessions
+    }
+
+    /// Uses the last certificate of `chain`, which the guest agent issued to this process, for `kms_root = own`.
+    /// Returns whether the policy has changed. Must be called by one thread only, as [`Self::set_policy`].
+    pub(crate) fn set_own_chain(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let policy = self.policy.load_full();
+        let issuer = chain.get(1..).and_then(<[_]>::last);
+        let Some(root) = issuer.and_then(|der| KmsRoot::from_der(der).ok()) else {
+            if policy.needs_own_root() {
+                tracing::error!(
+                    "kms_root = own: the certificate chain from the guest agent has no CA certificate: name a PEM \
+                     file with the KMS's root"
+                );
+            }
+            return false;
+        };
+        let known = self.own_root.swap(Some(Arc::new(root.clone())));
+        if !policy.needs_own_root() || known.as_deref() == Some(&root) {
+            return false;
+        }
+        tracing::info!(root = %root.fingerprint(), "the KMS root of this machine's guest agent is required of peers");
+        self.set_policy(Policy::clone(&policy))
+    }
+
     /// Replaces the policy. Returns whether the new one differs.
     pub(crate) fn set_policy(&self, policy: Policy) -> bool {
+        let own_root = self.own_root.load_full();
+        let policy = policy.with_own_root(own_root.map(|root| KmsRoot::clone(&root)));
+        self.sessions.set_policy(&policy);
         let before = self.policy.swap(Arc::new(policy));
         before.epoch() != self.policy.load().epoch()
     }
@@ -272,5 +308,68 @@ impl QuoteVerifier {
             }
             done(result.is_ok());
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use attest::collateral::{Environment, Refresher, Schedule, Store};
+    use attest::mock::Pki;
+    use attest::policy::{KmsRootPin, Settings};
+
+    use super::*;
+
+    fn quote_verifier(policy: Policy, runtime: &tokio::runtime::Runtime) -> Arc<QuoteVerifier> {
+        let store = Store::new(TrustedRoot::intel().der().to_vec(), Schedule::default());
+        let environment = Environment {
+            now: Box::new(unix_now),
+            random: Box::new(|| 0),
+            events: Box::new(drop),
+        };
+        let (_, collateral) = Refresher::new(store, None, None, environment);
+        QuoteVerifier::new(
+            policy,
+            TrustedRoot::intel(),
+            collateral,
+            runtime.handle().clone(),
+            Histogram::noop(),
+            None,
+        )
+    }
+
+    #[test]
+    fn own_root_follows_the_chain_of_the_guest_agent() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let own = || {
+            Policy::new(Settings {
+                kms_root: KmsRootPin::Own,
+                ..Settings::default()
+            })
+        };
+        let verifier = quote_verifier(own(), &runtime);
+        assert_eq!(verifier.policy().own_root(), None);
+        let chain = |pki: &Pki| {
+            [pki.root_der(), pki.kms_der()].map(|der| CertificateDer::from(der.to_vec()))
+        };
+        let [first, second] = [1, 2].map(|seed| Pki::new(&[seed; 32]).unwrap());
+        assert!(verifier.set_own_chain(&chain(&first)));
+        assert!(!verifier.set_own_chain(&chain(&first)), "the same root");
+        let root = |pki: &Pki| KmsRoot::from_der(pki.kms_der()).unwrap();
+        assert_eq!(verifier.policy().own_root(), Some(&root(&first)));
+        // A renewal with another root, and a reload of the policy.
+        assert!(verifier.set_own_chain(&chain(&second)));
+        assert!(!verifier.set_policy(own()), "the same policy");
+        assert_eq!(verifier.policy().own_root(), Some(&root(&second)));
+        // A chain without a CA changes nothing.
+        let [leaf, _] = chain(&first);
+        assert!(!verifier.set_own_chain(&[leaf]));
+        assert_eq!(verifier.policy().own_root(), Some(&root(&second)));
+        assert!(verifier.set_policy(Policy::default()));
+        assert!(!verifier.set_own_chain(&chain(&first)), "it is not needed");
+        // The policy that needs it again has the root of the present chain.
+        assert!(verifier.set_policy(own()));
+        assert_eq!(verifier.policy().own_root(), Some(&root(&first)));
     }
 }

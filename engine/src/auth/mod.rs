@@ -2,8 +2,12 @@
 //!
 //! It must never import another layer, log a secret, or compare secrets in variable time.
 
+pub mod client_auth;
 pub mod cluster_secrets;
 pub(crate) mod credential;
+pub(crate) mod derived_secrets;
+pub(crate) mod grants;
+pub(crate) mod launch_token;
 pub mod postgres_passwords;
 pub(crate) mod random;
 pub(crate) mod role;

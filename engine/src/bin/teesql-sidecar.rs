@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Command;
+use engine::cli::hardening::protect_process;
 use engine::cli::output::EX_USAGE;
-use engine::cli::{ca, check, dev, password, provision, secret, serve, verify};
-use nix::sys::resource::{Resource, setrlimit};
+use engine::cli::{audit, ca, check, dev, password, provision, secret, serve, verify};
+use engine::config::Scope;
 
 fn main() -> ExitCode {
     let program = Command::new("teesql-sidecar")
@@ -20,7 +21,8 @@ fn main() -> ExitCode {
         .subcommand(ca::command())
         .subcommand(dev::command())
         .subcommand(secret::command())
-        .subcommand(verify::command());
+        .subcommand(verify::command())
+        .subcommand(audit::command());
     let matches = match program.try_get_matches() {
         Ok(matches) => matches,
         Err(error) => {
@@ -28,8 +30,8 @@ fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { EX_USAGE } else { 0 });
         }
     };
-    // A core file would contain secrets.
-    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    let is_serve = matches.subcommand_name() == Some("serve");
+    protect_process(is_serve.then_some(Scope::Serve));
     match matches.subcommand() {
         Some(("serve", flags)) => serve::execute(flags),
         Some(("check", flags)) => check::execute(flags).print(),
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Some(("dev", flags)) => dev::execute(flags),
         Some(("secret", flags)) => secret::execute(flags).print(),
         Some(("verify", flags)) => verify::execute(flags).print(),
+        Some(("audit", flags)) => audit::execute(flags).print(),
         _ => ExitCode::from(EX_USAGE),
     }
 }

@@ -53,7 +53,7 @@ fn from_agent(agent: &Agent, request: &CertificateRequest) -> CommandOutput {
 }
 
 /// Requests a certificate like the sidecar's, but without evidence, which would need a quote.
-async fn request_chain(
+pub(crate) async fn request_chain(
     agent: &Agent,
     request: &CertificateRequest,
 ) -> Result<Vec<Vec<u8>>, AgentError> {

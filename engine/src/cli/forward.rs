@@ -8,7 +8,7 @@ pub(crate) mod child;
 
 use crate::app::forwarder::Forwarder;
 use crate::cli::output::{CommandOutput, EX_OSERR, EX_USAGE, start_error_code};
-use crate::config::{ForwarderConfig, Layers, Scope, with_flags};
+use crate::config::{Errors, ForwarderConfig, Layers, Scope, with_flags};
 
 /// Exit code if the command cannot be found or executed, as in a shell.
 const CANNOT_RUN: u8 = 127;
@@ -50,15 +50,23 @@ pub fn execute(flags: &ArgMatches) -> ExitCode {
     }
     let command = flags.get_many::<String>("command");
     let command: Vec<String> = command.into_iter().flatten().cloned().collect();
-    let code = run(config, &command);
+    let read_config = {
+        let flags = flags.clone();
+        move || ForwarderConfig::from_layers(&Layers::from_process(Scope::Forward, &flags))
+    };
+    let code = run(config, read_config, &command);
     // Write the remaining log lines.
     drop(log);
     code
 }
 
-fn run(config: ForwarderConfig, command: &[String]) -> ExitCode {
+fn run(
+    config: ForwarderConfig,
+    read_config: impl Fn() -> Result<ForwarderConfig, Errors> + Send + 'static,
+    command: &[String],
+) -> ExitCode {
     let database_url = config.database_url.clone();
-    let mut forwarder = match Forwarder::start(config) {
+    let mut forwarder = match Forwarder::start_with_reload(config, read_config) {
         Ok(forwarder) => forwarder,
         Err(error) => {
             return CommandOutput::error(start_error_code(&error), error.to_string()).print();

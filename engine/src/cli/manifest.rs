@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use crate::cli::output::{CommandOutput, EX_NOINPUT, EX_OSERR, EX_USAGE};
 use crate::io::clock::unix_now;
+use crate::io::private_file;
 
 /// Exit code if the manifest is refused.
 const REFUSED: u8 = 1;
@@ -114,7 +115,11 @@ fn sign(flags: &ArgMatches) -> Result<CommandOutput, CommandOutput> {
     let key_error = |error: &dyn std::fmt::Display| {
         CommandOutput::error(EX_NOINPUT, format!("{file}: {error}"))
     };
-    let text = std::fs::read_to_string(Path::new(file)).map(Zeroizing::new);
+    let text = private_file::read(Path::new(file)).and_then(|bytes| {
+        let text = String::from_utf8(bytes);
+        let text = text.map_err(|_| std::io::Error::other("not UTF-8"));
+        text.map(Zeroizing::new)
+    });
     let key = SigningKey::from_hex(&text.map_err(|error| key_error(&error))?);
     let key = key.map_err(|error| key_error(&error))?;
     let draft = UnsignedManifest {

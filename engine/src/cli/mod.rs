@@ -1,9 +1,11 @@
 //! Layer 8: the commands of the two programs. Nothing below imports this layer.
 
+pub mod audit;
 pub mod ca;
 pub mod check;
 pub mod dev;
 pub mod forward;
+pub mod hardening;
 pub mod manifest;
 pub mod output;
 pub mod password;

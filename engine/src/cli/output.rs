@@ -9,6 +9,8 @@ use crate::app::error::{ErrorKind, StartError};
 
 /// sysexits.h: the configuration or the command line is wrong.
 pub const EX_USAGE: u8 = 64;
+/// sysexits.h: the input is not as it should be.
+pub const EX_DATAERR: u8 = 65;
 /// sysexits.h: an input file cannot be read, or does not contain what was expected.
 pub const EX_NOINPUT: u8 = 66;
 /// sysexits.h: a service is unavailable.

@@ -68,8 +68,9 @@ fn run(postgres: PostgresConfig, mode: Mode) -> CommandOutput {
         Err(error) => return CommandOutput::error(EX_OSERR, error.to_string()),
     };
     let PostgresConfig {
-        address,
+        server,
         database,
+        provision: options,
         passwords,
         guest_agent,
         ..
@@ -83,7 +84,7 @@ fn run(postgres: PostgresConfig, mode: Mode) -> CommandOutput {
         Ok(passwords) => passwords,
         Err(error) => return CommandOutput::error(EX_UNAVAILABLE, error.to_string()),
     };
-    let desired = match DesiredState::new(database.clone(), read, readwrite) {
+    let desired = match DesiredState::new(database.clone(), options, read, readwrite) {
         Ok(desired) => desired,
         Err(error) => {
             return CommandOutput::error(
@@ -98,7 +99,7 @@ fn run(postgres: PostgresConfig, mode: Mode) -> CommandOutput {
         Mode::Run => false,
     };
     let result = runtime.block_on(async {
-        let mut session = Superuser::connect(&address, superuser.as_ref(), &database).await?;
+        let mut session = Superuser::connect(&server, superuser.as_ref(), &database).await?;
         let lines = if check {
             let differences = provision::check(session.client_mut(), &desired).await;
             differences.map(|lines| prefixed(&lines, "differs: ", "no differences"))

@@ -15,6 +15,7 @@ mod error;
 mod escape;
 mod input;
 mod json;
+mod policy;
 mod report;
 mod server;
 mod text;
@@ -37,9 +38,10 @@ pub use command::command;
 pub fn execute(flags: &ArgMatches) -> CommandOutput {
     match verify(flags) {
         Ok((report, format)) => {
-            let text = match format {
-                Format::Text => text::render(&report),
-                Format::Json => json::render(&report),
+            let text = match (format, report.verdict.peer()) {
+                (Format::Policy, Some(peer)) => text::render_policy(&report, peer),
+                (Format::Text | Format::Policy, _) => text::render(&report),
+                (Format::Json, _) => json::render(&report),
             };
             CommandOutput::text(text).with_code(report.verdict.exit_code())
         }
@@ -51,8 +53,12 @@ fn verify(flags: &ArgMatches) -> Result<(Report, Format), UsageError> {
     let layers = Layers::from_process(Scope::Criteria, flags);
     let criteria = Criteria::from_layers(&layers).map_err(|errors| UsageError::usage(errors.0))?;
     let options = Options::read(flags)?;
+    let policy = match options.format {
+        Format::Policy => policy::without_entries(&criteria.policy),
+        Format::Text | Format::Json => policy::resolve(criteria.policy, criteria.guest_agent)?,
+    };
     let checker = Checker::new(
-        criteria.policy,
+        policy,
         criteria.root,
         CollateralSource::new(options.collateral, criteria.source)?,
         options.at.unwrap_or_else(crate::io::clock::unix_now),

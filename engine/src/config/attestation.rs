@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 
 use attest::TrustedRoot;
+use attest::agent::AgentAddresses;
 use attest::collateral::{Collateral, Source};
-use attest::policy::{Policy, Settings};
+use attest::policy::Policy;
 
+use super::identity::read_guest_agent;
 use super::layers::Layers;
+use super::policy::{self, OwnRoot, Purpose};
 use super::reader::{Reader, read_all};
 use super::{Errors, settings};
 
@@ -21,6 +24,8 @@ pub struct Criteria {
     pub root: TrustedRoot,
     /// Where to fetch collateral. `None` fetches none.
     pub source: Option<Source>,
+    /// The guest agent, which shows the root of `kms_root = own`.
+    pub guest_agent: AgentAddresses,
 }
 
 impl Criteria {
@@ -33,7 +38,33 @@ impl Criteria {
     }
 
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let policy = read_policy(reader);
+        let criteria =
+            VerificationSettings::read(reader, Purpose::Inspection, OwnRoot::on_request(reader));
+        let guest_agent = read_guest_agent(reader);
+        let VerificationSettings {
+            policy,
+            root,
+            source,
+        } = criteria?;
+        Some(Self {
+            policy,
+            root,
+            source,
+            guest_agent: guest_agent?,
+        })
+    }
+}
+
+/// What [`Criteria`] and [`Attestation`] share.
+struct VerificationSettings {
+    policy: Policy,
+    root: TrustedRoot,
+    source: Option<Source>,
+}
+
+impl VerificationSettings {
+    fn read(reader: &mut Reader<'_>, purpose: Purpose, own: OwnRoot) -> Option<Self> {
+        let policy = policy::read(reader, purpose, own);
         let root = reader.read(&settings::DANGEROUS_TDX_ROOT_CA);
         let source = reader.read(&settings::PCCS);
         Some(Self {
@@ -59,8 +90,9 @@ pub struct Attestation {
 }
 
 impl Attestation {
-    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let criteria = Criteria::read(reader);
+    /// Reads what peers have to prove. `own` says whether this process' KMS root is known.
+    pub(super) fn read(reader: &mut Reader<'_>, purpose: Purpose, own: OwnRoot) -> Option<Self> {
+        let criteria = VerificationSettings::read(reader, purpose, own);
         let folder = reader.read(&settings::COLLATERAL_DIR);
         let collateral = reader.read(&settings::COLLATERAL_FILES);
         let criteria = criteria?;
@@ -74,9 +106,12 @@ impl Attestation {
     }
 
     /// `Some(None)` if clients need not be attested. The settings are checked all the same.
-    pub(super) fn read_if_required(reader: &mut Reader<'_>) -> Option<Option<Self>> {
+    pub(super) fn read_if_required(reader: &mut Reader<'_>, own: OwnRoot) -> Option<Option<Self>> {
         let required = reader.attestation_required();
-        let attestation = Self::read(reader)?;
+        let purpose = Purpose::Clients {
+            required: required == Some(true),
+        };
+        let attestation = Self::read(reader, purpose, own)?;
         Some(required?.then_some(attestation))
     }
 
@@ -97,35 +132,4 @@ impl Attestation {
         let policy = policy.iter().map(ToString::to_string);
         root.into_iter().chain(source).chain(policy).collect()
     }
-}
-
-fn read_policy(reader: &mut Reader<'_>) -> Option<Policy> {
-    let mrtd = reader.read(&settings::ALLOWED_MRTD);
-    let [rtmr0, rtmr1, rtmr2, rtmr3] = [
-        &settings::ALLOWED_RTMR0,
-        &settings::ALLOWED_RTMR1,
-        &settings::ALLOWED_RTMR2,
-        &settings::ALLOWED_RTMR3,
-    ]
-    .map(|setting| reader.read(setting));
-    let app_id = reader.read(&settings::ALLOWED_APP_ID);
-    let compose_hash = reader.read(&settings::ALLOWED_COMPOSE_HASH);
-    let os_image_hash = reader.read(&settings::ALLOWED_OS_IMAGE_HASH);
-    let tcb_statuses = reader.read(&settings::ACCEPTED_TCB_STATUS);
-    let refused_advisories = reader.read(&settings::REFUSED_ADVISORIES);
-    let allow_debug_td = reader.read(&settings::ALLOW_DEBUG_TD);
-    let max_certificate_age = reader.read(&settings::MAX_CERTIFICATE_AGE);
-    let kms_roots = reader.read(&settings::KMS_ROOT);
-    Some(Policy::new(Settings {
-        mrtd: mrtd?,
-        rtmr: [rtmr0?, rtmr1?, rtmr2?, rtmr3?],
-        app_id: app_id?,
-        compose_hash: compose_hash?,
-        os_image_hash: os_image_hash?,
-        tcb_statuses: tcb_statuses?,
-        refused_advisories: refused_advisories?,
-        allow_debug_td: allow_debug_td?,
-        max_certificate_age: max_certificate_age?,
-        kms_roots: kms_roots?,
-    }))
 }

@@ -10,6 +10,7 @@ use attest::manifest::ManifestPolicy;
 use url::Url;
 
 use super::layers::Layers;
+use super::policy::{OwnRoot, Purpose};
 use super::reader::{Reader, read_all};
 use super::{Attestation, Errors, IdentitySource, ProcessConfig, settings, values};
 use crate::io::target::TargetSpec;
@@ -30,6 +31,8 @@ pub struct ForwarderConfig {
     pub attestation: Attestation,
     /// Accept a server that presents no evidence.
     pub allow_simulator: bool,
+    /// Accept a policy that does not say which application the server must be.
+    pub allow_any_server: bool,
     /// The certificate to present to the server.
     pub identity: IdentitySource,
     /// For each connection attempt, and again for the TLS handshake.
@@ -125,9 +128,15 @@ impl ForwarderConfig {
             Verifier::None => Vec::new(),
             Verifier::Dcap | Verifier::Ita { .. } => self.attestation.warnings(),
         };
+        let any_server = self.allow_any_server.then(|| {
+            "allow_any_server: the policy may leave open which application the server is, so that any TD can receive \
+             the cluster secret"
+                .to_owned()
+        });
         simulator
             .into_iter()
             .chain(unverified)
+            .chain(any_server)
             .chain(policy)
             .collect()
     }
@@ -138,10 +147,16 @@ impl ForwarderConfig {
         let url = database_url.as_ref().and_then(Option::as_ref);
         let target = read_target(reader, url);
         let dns_server = reader.read(&settings::DNS_SERVER);
+        let allow_any_server = reader.read(&settings::ALLOW_ANY_SERVER);
         let allow_simulator = reader.read(&settings::ALLOW_SIMULATOR);
         let verifier = read_verifier(reader, allow_simulator);
-        let attestation = Attestation::read(reader);
         let identity = IdentitySource::read_client(reader);
+        let attestation = read_attestation(
+            reader,
+            &identity,
+            &verifier,
+            (allow_simulator, allow_any_server),
+        );
         let connect_timeout = reader.read(&settings::CONNECT_TIMEOUT);
         let start_timeout = reader.read(&settings::START_TIMEOUT);
         let process = ProcessConfig::read(reader);
@@ -153,6 +168,7 @@ impl ForwarderConfig {
             verifier: verifier?,
             attestation: attestation?,
             allow_simulator: allow_simulator?,
+            allow_any_server: allow_any_server?,
             identity: identity?,
             connect_timeout: connect_timeout?,
             start_timeout: start_timeout?,
@@ -160,6 +176,31 @@ impl ForwarderConfig {
             warnings: Vec::new(),
         })
     }
+}
+
+/// The policy for servers. It protects nothing with `allow_simulator`, where a server without evidence is accepted.
+fn read_attestation(
+    reader: &mut Reader<'_>,
+    identity: &Option<IdentitySource>,
+    verifier: &Option<Verifier>,
+    (allow_simulator, allow_any_server): (Option<bool>, Option<bool>),
+) -> Option<Attestation> {
+    let from_agent = matches!(identity, Some(IdentitySource::Agent(_)));
+    let own_root = OwnRoot::new(reader, from_agent);
+    let production = allow_simulator == Some(false) && !matches!(verifier, Some(Verifier::None));
+    let purpose = Purpose::Servers {
+        production,
+        allow_any: allow_any_server != Some(false),
+    };
+    let attestation = Attestation::read(reader, purpose, own_root)?;
+    let minimum = attestation.policy.settings().min_tcb_evaluation;
+    if minimum.is_some() && matches!(verifier, Some(Verifier::Ita { .. })) {
+        return reader.error(
+            "min_tcb_evaluation_data_number: Intel Trust Authority chooses its own collateral: set it with \
+             verifier = dcap only",
+        );
+    }
+    Some(attestation)
 }
 
 /// The leader of `cluster`, `target`, or the server of `database_url`.

@@ -4,17 +4,25 @@
 use std::path::PathBuf;
 
 use attest::agent::{Agent, AgentAddresses};
+use wire::secret::ClusterSecret;
 
 use super::layers::Layers;
 use super::reader::{Reader, read_all};
 use super::spec::Setting;
 use super::{Errors, settings};
 use crate::auth::cluster_secrets::ClusterSecrets;
+use crate::auth::derived_secrets::SecretSource;
 use crate::auth::postgres_passwords::PostgresPasswords;
 use crate::tls::certificate_source::{CertificateRequest, CertificateSource, CertificateUsage};
 
-pub(super) const SIMULATOR_MODE: &str = "simulator mode: clients are not attested, and any client on \
+pub(super) const PASSWORD_AUTH: &str = "client_auth = password: clients send their secret to whatever \
+     server they accept, so that a client that does not verify the server's TDX quote may give it away";
+
+pub(super) const SIMULATOR_PASSWORDLESS: &str = "simulator mode: clients are not attested, and any client on \
      this machine can log in as postgres without a password";
+pub(super) const SIMULATOR: &str = "simulator mode: clients are not attested";
+pub(super) const SIMULATOR_ATTESTING: &str =
+    "simulator mode: the sidecar's own certificate proves nothing";
 
 /// Where the certificate of this process comes from.
 #[derive(Clone, Debug)]
@@ -119,6 +127,28 @@ pub(super) fn read_guest_agent(reader: &mut Reader<'_>) -> Option<AgentAddresses
     Some(address.map_or_else(AgentAddresses::standard, AgentAddresses::only))
 }
 
+/// The addresses of the guest agent, for a command that needs nothing else.
+pub struct AgentConfig {
+    /// The addresses.
+    pub guest_agent: AgentAddresses,
+    /// Unknown settings in the environment.
+    pub warnings: Vec<String>,
+}
+
+impl AgentConfig {
+    /// Parses and checks the settings of [`Scope::Secret`](super::Scope::Secret).
+    ///
+    /// # Errors
+    /// All mistakes together.
+    pub fn from_layers(layers: &Layers) -> Result<Self, Errors> {
+        let (guest_agent, warnings) = read_all(layers, read_guest_agent)?;
+        Ok(Self {
+            guest_agent,
+            warnings,
+        })
+    }
+}
+
 pub(super) fn read_passwords(reader: &mut Reader<'_>) -> Option<PostgresPasswords> {
     let read = reader.read_optional(&settings::PG_PASSWORD_READ);
     let readwrite = reader.read_optional(&settings::PG_PASSWORD_READWRITE);
@@ -131,20 +161,48 @@ pub(super) fn read_passwords(reader: &mut Reader<'_>) -> Option<PostgresPassword
 }
 
 impl ClusterSecrets {
-    /// The secrets are optional in simulator mode. Logins to a role without a secret are refused.
-    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let mut secret = |setting| {
-            if reader.simulator_mode() {
-                reader.read_optional(setting)
-            } else {
-                reader.read(setting).map(Some)
+    /// Without secrets if the guest agent derives them. They are optional in simulator mode: logins to a role without a
+    /// secret are refused.
+    pub(super) fn read(reader: &mut Reader<'_>) -> Option<(Self, SecretSource)> {
+        let source = reader.read(&settings::CLUSTER_SECRETS);
+        let derived = source == Some(SecretSource::Derived);
+        let mut secret = |setting: &'static Setting<ClusterSecret>| {
+            if !derived && !reader.simulator_mode() {
+                return reader.read(setting).map(Some);
+            }
+            match reader.read_optional(setting)? {
+                Some(_) if derived => reader.error(format!(
+                    "{}: set, although cluster_secrets = derived, which takes it from the guest agent",
+                    setting.spec.key
+                )),
+                secret => Some(secret),
             }
         };
         let read = secret(&settings::READ_SECRET);
         let readwrite = secret(&settings::READWRITE_SECRET);
-        Some(Self {
-            read: read?,
-            readwrite: readwrite?,
-        })
+        let (read, readwrite) = (read?, readwrite?);
+        Some((Self { read, readwrite }, source?))
     }
+}
+
+/// Refuses settings without the launch token that the deployment requires.
+pub(super) fn check_launch_token(reader: &mut Reader<'_>) -> Option<()> {
+    let required = reader.read_optional(&settings::LAUNCH_TOKEN_SHA256)?;
+    let Some(required) = required else {
+        // A token that is compared with nothing protects nothing.
+        return match reader.read_optional(&settings::LAUNCH_TOKEN)? {
+            None => Some(()),
+            Some(_) => {
+                reader.missing_counterpart(&settings::LAUNCH_TOKEN, &settings::LAUNCH_TOKEN_SHA256)
+            }
+        };
+    };
+    let token = reader.read(&settings::LAUNCH_TOKEN)?;
+    if required.matches(&token) {
+        return Some(());
+    }
+    reader.error(
+        "launch_token: its SHA-256 is not launch_token_sha256, so that these settings may have been chosen by the host: \
+         set the token of this deployment, or deploy again with the output of: printf %s \"$TOKEN\" | sha256sum",
+    )
 }

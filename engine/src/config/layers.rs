@@ -14,6 +14,8 @@ use zeroize::Zeroizing;
 
 use super::settings::{ALL, SIMULATOR_ENDPOINT, find};
 use super::spec::{Scope, Spec};
+use super::{environment, tdx_guest};
+use crate::io::private_file;
 
 /// Largest file that is read as a secret, in bytes.
 const MAX_SECRET_FILE: u64 = 64 * 1024;
@@ -32,6 +34,8 @@ pub struct Layers {
     pub(super) errors: Vec<String>,
     pub(super) warnings: Vec<String>,
     scope: Scope,
+    /// Whether this machine is a TDX guest. Simulator mode is refused there.
+    pub(super) is_tdx_guest: bool,
 }
 
 impl Layers {
@@ -42,6 +46,7 @@ impl Layers {
             errors: Vec::new(),
             warnings: Vec::new(),
             scope,
+            is_tdx_guest: false,
         }
     }
 
@@ -74,7 +79,7 @@ impl Layers {
     #[must_use]
     pub fn from_process(scope: Scope, flags: &ArgMatches) -> Self {
         let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-        Self::gather(scope, flags, |name| std::env::var_os(name), names)
+        Self::gather(scope, flags, environment::variable, names).on_machine(Path::new("/"))
     }
 
     /// Takes settings from pairs of key and text only.
@@ -90,6 +95,12 @@ impl Layers {
             }
         }
         layers
+    }
+
+    /// Notes whether the machine with this root directory is a TDX guest.
+    pub(super) fn on_machine(mut self, root: &Path) -> Self {
+        self.is_tdx_guest = tdx_guest::is_tdx_guest(root);
+        self
     }
 
     fn read_environment(
@@ -147,8 +158,8 @@ impl Layers {
 
     fn read_toml(&mut self, path: &Path) {
         let shown = path.display();
-        let text = match std::fs::read_to_string(path) {
-            Ok(text) => Zeroizing::new(text),
+        let (text, private) = match read_config_file(path) {
+            Ok((text, private)) => (Zeroizing::new(text), private),
             Err(error) => {
                 self.errors
                     .push(format!("{shown}: cannot be read: {error}"));
@@ -170,9 +181,16 @@ impl Layers {
         let mut table: Vec<_> = table.into_iter().collect();
         table.sort_by_key(|(key, _)| key.span().start);
         let mut seen = Vec::new();
+        let mut holds_secret = false;
         for (key, value) in table {
             let source = format!("{shown}:{}", line_of(&text, key.span().start));
-            self.read_toml_entry(&key.into_inner(), value.into_inner(), source, &mut seen);
+            let key = key.into_inner();
+            holds_secret |= find(&key).is_some_and(Spec::is_secret);
+            self.read_toml_entry(&key, value.into_inner(), source, &mut seen);
+        }
+        if holds_secret && let Err(error) = private {
+            self.errors
+                .push(format!("{shown}: holds a secret: {error}"));
         }
     }
 
@@ -184,6 +202,10 @@ impl Layers {
         seen: &mut Vec<&'static str>,
     ) {
         let value = match value {
+            toml::Value::Table(roles) if key == "roles" => {
+                self.read_toml_roles(roles, &source, seen);
+                return;
+            }
             toml::Value::String(text) => text,
             value @ (toml::Value::Integer(_) | toml::Value::Boolean(_)) => value.to_string(),
             _ => {
@@ -217,6 +239,40 @@ impl Layers {
         }
     }
 
+    /// Reads `[roles.teesql_read]` and `[roles.teesql_readwrite]` with a table `settings` in each, which
+    /// is another form of `role_settings_read` and `role_settings_readwrite`.
+    fn read_toml_roles(&mut self, roles: toml::Table, source: &str, seen: &mut Vec<&'static str>) {
+        for (role, value) in roles {
+            let key = match role.as_str() {
+                "teesql_read" => "role_settings_read",
+                "teesql_readwrite" => "role_settings_readwrite",
+                _ => {
+                    self.errors.push(format!(
+                        "{source}: roles.{role}: expected teesql_read or teesql_readwrite"
+                    ));
+                    continue;
+                }
+            };
+            let settings = match value {
+                toml::Value::Table(mut table) if table.len() == 1 => table.remove("settings"),
+                _ => None,
+            };
+            let options = match settings {
+                Some(toml::Value::Table(settings)) => settings_as_options(&settings),
+                _ => None,
+            };
+            match options {
+                Some(options) => {
+                    let value = toml::Value::String(options);
+                    self.read_toml_entry(key, value, source.to_owned(), seen);
+                }
+                None => self.errors.push(format!(
+                    "{source}: roles.{role}: expected settings = {{ name = \"value\", … }}"
+                )),
+            }
+        }
+    }
+
     fn insert(&mut self, spec: &'static Spec, text: String, source: String) {
         let text = Zeroizing::new(text);
         self.entries.insert(spec.key, Entry { text, source });
@@ -240,6 +296,12 @@ impl Layers {
             Some(entry) => Some((&entry.text, &entry.source)),
             None => self.default(spec),
         }
+    }
+
+    /// Where a setting was set; `None` if it has its default.
+    pub(super) fn source(&self, spec: &Spec) -> Option<&str> {
+        let entry = self.entries.get(spec.key)?;
+        Some(&entry.source)
     }
 
     fn default(&self, spec: &Spec) -> Option<(&'static str, &'static str)> {
@@ -278,10 +340,49 @@ impl Layers {
     }
 }
 
+/// The text of a TOML file, and whether only its owner can read it, which matters if it holds a secret.
+fn read_config_file(path: &Path) -> std::io::Result<(String, std::io::Result<()>)> {
+    use std::io::Read as _;
+    let mut file = std::fs::File::open(path)?;
+    let private = private_file::check(&file);
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok((text, private))
+}
+
+/// Writes a table of settings of Postgres as in `PGOPTIONS`.
+fn settings_as_options(settings: &toml::Table) -> Option<String> {
+    let mut options = String::new();
+    for (name, value) in settings {
+        let value = match value {
+            toml::Value::String(text) => text.clone(),
+            toml::Value::Boolean(true) => "on".to_owned(),
+            toml::Value::Boolean(false) => "off".to_owned(),
+            toml::Value::Integer(number) => number.to_string(),
+            toml::Value::Float(number) => number.to_string(),
+            _ => return None,
+        };
+        let _ = write!(options, "-c {}={} ", escape(name), escape(&value));
+    }
+    Some(options)
+}
+
+/// Escapes backslashes and white space as `PGOPTIONS` needs it.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c == '\\' || c.is_ascii_whitespace() {
+            escaped.push('\\');
+        }
+        escaped.push(c);
+    }
+    escaped
+}
+
 fn read_secret(path: &Path) -> std::io::Result<String> {
     use std::io::Read as _;
     let mut text = String::new();
-    std::fs::File::open(path)?
+    private_file::open(path)?
         .take(MAX_SECRET_FILE)
         .read_to_string(&mut text)?;
     // Editors and `echo` end the file with a newline that is not part of the secret.

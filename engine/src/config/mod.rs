@@ -6,19 +6,24 @@
 //! mistakes are reported together, each with its source. No error shows a secret.
 
 mod attestation;
+mod audit;
+pub(crate) mod environment;
 mod flags;
 mod forward;
 mod identity;
 mod layers;
 pub mod log_format;
 pub mod mode;
+mod policy;
 mod postgres;
 mod process;
 mod reader;
 #[cfg(test)]
 mod reference;
+mod roles;
 mod settings;
 mod spec;
+mod tdx_guest;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -30,52 +35,71 @@ use attest::values::Fingerprint;
 
 pub use crate::tls::certificate_source::{CertificateRequest, CertificateUsage};
 pub use attestation::{Attestation, Criteria};
+pub use audit::{AuditConfig, AuditTarget};
+pub use environment::take_secrets;
 pub use flags::with_flags;
 pub use forward::{ForwarderConfig, Listen, Verifier};
-pub use identity::{CertificateConfig, IdentitySource};
+pub use identity::{AgentConfig, CertificateConfig, IdentitySource};
 pub use layers::Layers;
 pub use postgres::PostgresConfig;
 pub use process::ProcessConfig;
+pub use roles::RolesConfig;
 pub use spec::Scope;
 pub(crate) use values::duration as parse_duration;
 
+use crate::auth::client_auth::ClientAuth;
 use crate::auth::cluster_secrets::ClusterSecrets;
+use crate::auth::derived_secrets::SecretSource;
 use crate::auth::postgres_passwords::PostgresPasswords;
 use crate::config::mode::Mode;
-use crate::io::stream::PgAddress;
-use identity::read_passwords;
+use crate::postgres::server::PostgresServer;
+use identity::{check_launch_token, read_passwords};
+use policy::OwnRoot;
 use reader::{Reader, read_all};
 
 /// The configuration of the sidecar, for `serve`.
 pub struct Config {
     /// Where clients connect.
     pub listen: SocketAddr,
-    /// Where Postgres listens.
-    pub postgres: PgAddress,
+    /// Where Postgres listens, and how it must prove that it is Postgres.
+    pub postgres: PostgresServer,
     /// Production, unattested or simulator mode.
     pub mode: Mode,
+    /// Clients on this machine can log in as `postgres` without a password: in simulator mode, on loopback, unless
+    /// clients have to be attested.
+    pub passwordless_superuser: bool,
     /// Where the certificate comes from.
     pub identity: IdentitySource,
     /// Refuse clients that offer no ALPN protocol.
     pub require_alpn: bool,
-    /// The cluster secrets that clients present.
+    /// How clients prove that they know a secret.
+    pub client_auth: ClientAuth,
+    /// Offer SCRAM-SHA-256-PLUS to clients that have TLS with this sidecar.
+    pub scram_channel_binding: bool,
+    /// The configured cluster secrets that clients present.
     pub secrets: ClusterSecrets,
+    /// The guest agent derives the cluster secrets instead.
+    pub derive_secrets: bool,
     /// How long the previous cluster secrets stay valid after a change.
     pub secret_overlap: Duration,
     /// The configured passwords for Postgres. They are taken out when they are used.
     pub passwords: PostgresPasswords,
     /// The database that the superuser logs in to.
     pub database: String,
-    /// Set up the roles in Postgres at start.
-    pub provision: bool,
+    /// How the roles in Postgres are kept, and what their sessions begin with.
+    pub roles: RolesConfig,
     /// Minimum time between two quotes for `/attestation`.
     pub attestation_interval: Duration,
     /// What clients have to prove. `None` accepts clients without attestation.
     pub attestation: Option<Attestation>,
+    /// Whether the role `postgres` can log in: as the policy grants it, or never.
+    pub superuser_logins: bool,
     /// Forward CancelRequest messages that arrive without TLS.
     pub plaintext_cancel: bool,
     /// Peers whose PROXY protocol header is trusted.
     pub proxy_protocol_from: Vec<ipnet::IpNet>,
+    /// The audit log, if there is one.
+    pub audit: Option<AuditConfig>,
     /// Threads, timeouts, limits and the log.
     pub process: ProcessConfig,
     /// Settings that weaken security, for the log at start.
@@ -104,8 +128,18 @@ impl Config {
             Some(attestation) => attestation.warnings(),
             None => vec![attestation::UNATTESTED.to_owned()],
         };
+        warnings.extend(self.roles.warnings());
         if self.mode == Mode::Simulator {
-            warnings.insert(0, identity::SIMULATOR_MODE.to_owned());
+            let warning = match (&self.attestation, self.passwordless_superuser) {
+                (Some(_), _) => identity::SIMULATOR_ATTESTING,
+                (None, true) => identity::SIMULATOR_PASSWORDLESS,
+                (None, false) => identity::SIMULATOR,
+            };
+            warnings.insert(0, warning.to_owned());
+        }
+        warnings.extend(postgres::server_warning(&self.postgres));
+        if self.client_auth == ClientAuth::Password {
+            warnings.push(identity::PASSWORD_AUTH.to_owned());
         }
         warnings
     }
@@ -125,22 +159,35 @@ impl Config {
 
     fn read(reader: &mut Reader<'_>) -> Option<Self> {
         let listen = reader.read(&settings::LISTEN);
-        let postgres = reader.read(&settings::POSTGRES);
+        let postgres = postgres::read_server(reader);
         let identity = IdentitySource::read_server(reader);
         let require_alpn = reader.read(&settings::REQUIRE_ALPN);
+        let client_auth = reader.read(&settings::CLIENT_AUTH);
+        let scram_channel_binding = reader.read(&settings::SCRAM_CHANNEL_BINDING);
+        let launch_token = check_launch_token(reader);
         let secrets = ClusterSecrets::read(reader);
         let secret_overlap = reader.read(&settings::SECRET_OVERLAP);
         let passwords = read_passwords(reader);
         let database = reader.read(&settings::PG_DATABASE);
-        let provision = reader.read(&settings::PROVISION);
+        let roles = RolesConfig::read(reader);
         let attestation_interval = reader.read(&settings::ATTESTATION_INTERVAL);
-        let attestation = Attestation::read_if_required(reader);
+        let from_agent = matches!(identity, Some(IdentitySource::Agent(_)));
+        let own_root = OwnRoot::new(reader, from_agent);
+        let attestation = Attestation::read_if_required(reader, own_root);
+        let superuser_logins = reader.read(&settings::SUPERUSER_LOGINS);
         let plaintext_cancel = reader.read(&settings::PLAINTEXT_CANCEL);
         let proxy_protocol_from = reader.read(&settings::PROXY_PROTOCOL_FROM);
+        let audit = AuditConfig::read(reader);
         let process = ProcessConfig::read(reader);
         let attestation = attestation?;
+        launch_token?;
+        let (secrets, source) = secrets?;
+        let listen = listen?;
         Some(Self {
-            listen: listen?,
+            passwordless_superuser: reader.simulator_mode()
+                && attestation.is_none()
+                && listen.ip().is_loopback(),
+            listen,
             postgres: postgres?,
             mode: match &attestation {
                 _ if reader.simulator_mode() => Mode::Simulator,
@@ -149,15 +196,20 @@ impl Config {
             },
             identity: identity?,
             require_alpn: require_alpn?,
-            secrets: secrets?,
+            client_auth: client_auth?,
+            scram_channel_binding: scram_channel_binding?,
+            secrets,
+            derive_secrets: source == SecretSource::Derived,
             secret_overlap: secret_overlap?.unwrap_or_default(),
             passwords: passwords?,
             database: database?,
-            provision: provision?,
+            roles: roles?,
             attestation_interval: attestation_interval?,
             attestation,
+            superuser_logins: superuser_logins?,
             plaintext_cancel: plaintext_cancel?,
             proxy_protocol_from: proxy_protocol_from?,
+            audit: audit?,
             process: process?,
             warnings: Vec::new(),
         })

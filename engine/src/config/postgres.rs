@@ -8,14 +8,17 @@ use super::layers::Layers;
 use super::reader::{Reader, read_all};
 use super::{Errors, settings};
 use crate::auth::postgres_passwords::PostgresPasswords;
-use crate::io::stream::PgAddress;
+use crate::postgres::provision::ProvisionOptions;
+use crate::postgres::server::{PostgresAuth, PostgresServer, default_uids};
 
 /// Postgres, and the passwords of its roles.
 pub struct PostgresConfig {
-    /// Where it listens.
-    pub address: PgAddress,
+    /// Where it listens, and how it must prove that it is Postgres.
+    pub server: PostgresServer,
     /// The database in which the roles get their privileges.
     pub database: String,
+    /// What the roles get.
+    pub provision: ProvisionOptions,
     /// The configured passwords.
     pub passwords: PostgresPasswords,
     /// The addresses of the guest agent, which derives the other passwords.
@@ -30,21 +33,58 @@ impl PostgresConfig {
     /// # Errors
     /// All mistakes together.
     pub fn from_layers(layers: &Layers) -> Result<Self, Errors> {
-        let (config, warnings) = read_all(layers, Self::read)?;
+        let (config, mut warnings) = read_all(layers, Self::read)?;
+        warnings.extend(server_warning(&config.server));
         Ok(Self { warnings, ..config })
     }
 
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let address = reader.read(&settings::POSTGRES);
+        let server = read_server(reader);
         let database = reader.read(&settings::PG_DATABASE);
+        let provision = read_provision_options(reader);
         let passwords = read_passwords(reader);
         let guest_agent = read_guest_agent(reader);
         Some(Self {
-            address: address?,
+            server: server?,
             database: database?,
+            provision: provision?,
             passwords: passwords?,
             guest_agent: guest_agent?,
             warnings: Vec::new(),
         })
     }
+}
+
+/// The warning about a server that need not prove that it is Postgres.
+pub(super) fn server_warning(server: &PostgresServer) -> Option<String> {
+    match server.auth {
+        PostgresAuth::Scram => None,
+        PostgresAuth::Any => Some(ANY_AUTH.to_owned()),
+    }
+}
+
+const ANY_AUTH: &str = "postgres_auth = any: a process that listens on Postgres' address can get \
+     the passwords for Postgres and the clients' queries";
+
+/// The address of Postgres, and how it must prove that it is Postgres.
+pub(super) fn read_server(reader: &mut Reader<'_>) -> Option<PostgresServer> {
+    let address = reader.read(&settings::POSTGRES);
+    let auth = reader.read(&settings::POSTGRES_AUTH);
+    let uids = reader.read(&settings::POSTGRES_UID);
+    Some(PostgresServer {
+        address: address?,
+        auth: auth?,
+        uids: uids?.unwrap_or_else(default_uids),
+    })
+}
+
+pub(super) fn read_provision_options(reader: &mut Reader<'_>) -> Option<ProvisionOptions> {
+    let read_connections = reader.read(&settings::PG_CONNECTIONS_READ);
+    let readwrite_connections = reader.read(&settings::PG_CONNECTIONS_READWRITE);
+    let allow_other_databases = reader.read(&settings::ALLOW_OTHER_DATABASES);
+    Some(ProvisionOptions {
+        read_connections: read_connections?,
+        readwrite_connections: readwrite_connections?,
+        allow_other_databases: allow_other_databases?,
+    })
 }

@@ -1,7 +1,7 @@
 //! Parses settings, and collects all errors instead of stopping at the first.
 
 use super::layers::Layers;
-use super::spec::Setting;
+use super::spec::{Setting, Spec};
 use super::{Errors, settings};
 
 /// Reads a whole configuration with `read`. Returns it with the warnings about the layers.
@@ -95,6 +95,11 @@ impl<'a> Reader<'a> {
         self.error(format!("{missing}: not set, but {present} is"))
     }
 
+    /// Where a setting was set; `None` if it has its default.
+    pub(super) fn source(&self, spec: &Spec) -> Option<&'a str> {
+        self.layers.source(spec)
+    }
+
     /// Whether the sidecar runs in simulator mode.
     pub(super) fn simulator_mode(&self) -> bool {
         self.layers.simulator_mode()
@@ -105,7 +110,9 @@ impl<'a> Reader<'a> {
         let required = self.read(&settings::REQUIRE_CLIENT_ATTESTATION);
         let allowed = self.read(&settings::ALLOW_UNATTESTED_CLIENTS);
         let (required, allowed) = (required?, allowed?);
-        if !required && !allowed && !self.simulator_mode() {
+        if self.simulator_mode() {
+            self.check_simulator_mode(required || allowed);
+        } else if !required && !allowed {
             self.errors.push(
                 "require_client_attestation is false, so that clients need not prove which code \
                  they run: confirm with TEESQL_ALLOW_UNATTESTED_CLIENTS=true"
@@ -113,5 +120,26 @@ impl<'a> Reader<'a> {
             );
         }
         Some(required)
+    }
+
+    /// Simulator mode is for a developer's machine: never for a TDX guest, and beyond loopback only if it is confirmed.
+    fn check_simulator_mode(&mut self, confirmed: bool) {
+        if self.layers.is_tdx_guest {
+            self.errors.push(
+                "simulator_endpoint (DSTACK_SIMULATOR_ENDPOINT) is set, but this machine is a TDX guest: in simulator \
+                 mode clients are not attested, and the sidecar's own certificate proves nothing. Unset it"
+                    .to_owned(),
+            );
+        }
+        let listen = self.layers.text(&settings::LISTEN.spec);
+        let listen = listen.and_then(|(text, _)| (settings::LISTEN.parse)(text).ok());
+        if let Some(listen) = listen.filter(|listen| !listen.ip().is_loopback())
+            && !confirmed
+        {
+            self.errors.push(format!(
+                "listen = {listen} in simulator mode: clients from other machines are not attested: confirm with \
+                 TEESQL_ALLOW_UNATTESTED_CLIENTS=true, or listen on 127.0.0.1"
+            ));
+        }
     }
 }

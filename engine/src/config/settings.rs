@@ -10,25 +10,33 @@ use std::time::Duration;
 
 use attest::TrustedRoot;
 use attest::agent::AgentAddress;
-use attest::chain::KmsRoot;
 use attest::collateral::{Collateral, Source};
 use attest::ita::{ApiKey, Base};
 use attest::manifest::EthAddress;
 use attest::policy::{Advisory, TcbStatuses};
-use attest::values::{AppId, ComposeHash, Mrtd, OsImageHash, Rtmr};
+use attest::values::{AppId, ComposeHash, InstanceId, Mrtd, OsImageHash, Rtmr};
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 use url::Url;
 use wire::scram::Password;
 use wire::secret::ClusterSecret;
 
+use super::audit::{self, AuditTarget};
 use super::forward::{Listen, VerifierName};
 use super::log_format::LogFormat;
+use super::policy::{self, KmsRootSetting};
 use super::spec::Kind::{Bool, Duration as Time, List, One, Secret};
 use super::spec::{Group, Scope, Setting, Spec};
 use super::values;
+use crate::auth::client_auth::ClientAuth;
+use crate::auth::derived_secrets::SecretSource;
+use crate::auth::launch_token::{LaunchToken, LaunchTokenDigest};
 use crate::io::driver::DriverChoice;
+use crate::io::peer_uid::AllowedUids;
 use crate::io::stream::PgAddress;
+use crate::postgres::provision::ConnectionLimit;
+use crate::postgres::server::PostgresAuth;
+use crate::postgres::session_settings::RoleSettings;
 use crate::sched::busy_poll::BusyPollMode;
 use crate::tls::record_layer::RecordLayer;
 
@@ -68,7 +76,14 @@ const CRITERIA: &[Scope] = &[Scope::Serve, Scope::Criteria, Scope::Forward];
 const POSTGRES_ONLY: &[Scope] = &[Scope::Serve, Scope::Postgres];
 const CERTIFICATE: &[Scope] = &[Scope::Serve, Scope::Agent];
 const CERTIFICATE_OF_BOTH: &[Scope] = &[Scope::Serve, Scope::Agent, Scope::Forward];
-const AGENT: &[Scope] = &[Scope::Serve, Scope::Postgres, Scope::Agent, Scope::Forward];
+const AGENT: &[Scope] = &[
+    Scope::Serve,
+    Scope::Criteria,
+    Scope::Postgres,
+    Scope::Agent,
+    Scope::Secret,
+    Scope::Forward,
+];
 
 settings! {
     Listening {
@@ -104,6 +119,16 @@ settings! {
             default: Some("127.0.0.1:5432"),
             help: "Address of Postgres: IP:PORT, or the path of its Unix socket (a directory means .s.PGSQL.5432 in it).",
         }
+        POSTGRES_AUTH: PostgresAuth {
+            key: "postgres_auth", parse: values::from_str, kind: One("METHOD"), scopes: POSTGRES_ONLY,
+            default: Some("scram"),
+            help: "How Postgres may authenticate the sidecar: scram (SCRAM-SHA-256, by which Postgres proves that it knows the password; on a Unix socket also peer and trust), or any (also md5 and passwords in cleartext, which any process on Postgres' address could ask for).",
+        }
+        POSTGRES_UID: Option<AllowedUids> {
+            key: "postgres_uid", parse: values::user, kind: One("USER"), scopes: POSTGRES_ONLY,
+            default: Some("auto"),
+            help: "User name or id that Postgres runs as. Only checked if postgres is a Unix socket: a listener of another user is refused. auto accepts the user postgres, root and the sidecar's own user.",
+        }
         PG_DATABASE: String {
             key: "pg_database", parse: values::database, kind: One("NAME"), scopes: POSTGRES_ONLY,
             default: Some("postgres"),
@@ -112,7 +137,57 @@ settings! {
         PROVISION: bool {
             key: "provision", parse: values::boolean, kind: Bool, scopes: SERVE,
             default: Some("false"),
-            help: "Set up the roles teesql_read and teesql_readwrite in Postgres at start.",
+            help: "Set up the roles teesql_read and teesql_readwrite in Postgres at start, and keep them so.",
+        }
+        PROVISION_INTERVAL: Option<Duration> {
+            key: "provision_interval", parse: values::duration_or_off, kind: Time, scopes: SERVE,
+            default: Some("5s"),
+            help: "With provision: how often the roles in Postgres are compared with what provisioning set up, and repaired. A login that Postgres refuses causes a comparison within a second. off compares at start only.",
+        }
+        PROVISION_BLOCKER_TIMEOUT: Duration {
+            key: "provision_blocker_timeout", parse: values::duration, kind: Time, scopes: SERVE,
+            default: Some("10s"),
+            help: "With provision: how long another session may hold a lock that provisioning needs, before it is ended. Sessions of superusers are never ended.",
+        }
+        PG_CONNECTIONS_READ: ConnectionLimit {
+            key: "pg_connections_read", parse: values::from_str, kind: One("N"), scopes: POSTGRES_ONLY,
+            default: Some("auto"),
+            help: "Maximum number of sessions of teesql_read in Postgres, or unlimited; auto is three quarters of those that Postgres does not reserve for superusers.",
+        }
+        PG_CONNECTIONS_READWRITE: ConnectionLimit {
+            key: "pg_connections_readwrite", parse: values::from_str, kind: One("N"), scopes: POSTGRES_ONLY,
+            default: Some("auto"),
+            help: "Maximum number of sessions of teesql_readwrite in Postgres, or unlimited; auto is all that Postgres does not reserve for superusers, less a tenth (at most 5) for operators.",
+        }
+        ALLOW_OTHER_DATABASES: bool {
+            key: "allow_other_databases", parse: values::boolean, kind: Bool, scopes: POSTGRES_ONLY,
+            default: Some("false"),
+            help: "Let provisioning leave CONNECT and TEMPORARY on databases that are not provisioned with PUBLIC, so that clients can enter them.",
+        }
+        ALLOW_STORED_ROLE_SETTINGS: bool {
+            key: "allow_stored_role_settings", parse: values::boolean, kind: Bool, scopes: SERVE,
+            default: Some("false"),
+            help: "Let settings that are stored in Postgres for a role (ALTER ROLE … SET) decide in new sessions. Any client of a role can store them for all.",
+        }
+        ROLE_SETTINGS_READ: RoleSettings {
+            key: "role_settings_read", parse: values::from_str, kind: One("OPTIONS"), scopes: SERVE,
+            default: Some(""),
+            help: "Settings of Postgres for new sessions of teesql_read, written as in PGOPTIONS, e.g. -c statement_timeout=30s -c search_path=app,public. A client that sets one itself gets its own. In TOML also the table settings in [roles.teesql_read].",
+        }
+        ROLE_SETTINGS_READWRITE: RoleSettings {
+            key: "role_settings_readwrite", parse: values::from_str, kind: One("OPTIONS"), scopes: SERVE,
+            default: Some(""),
+            help: "The same for teesql_readwrite.",
+        }
+        OPERATOR_SEARCH_PATH: Option<String> {
+            key: "operator_search_path", parse: values::search_path, kind: One("SCHEMAS"), scopes: SERVE,
+            default: Some("pg_catalog"), simulator_default: Some("off"),
+            help: "The search_path of sessions as postgres, unless the client sets it. Clients can create functions and operators in public, which would run as superuser. off leaves Postgres' own.",
+        }
+        CLIENT_CHECK_INTERVAL: Option<Duration> {
+            key: "client_check_interval", parse: values::duration_or_off, kind: Time, scopes: SERVE,
+            default: Some("2s"),
+            help: "How often Postgres checks while it runs a statement whether the client is still there (client_connection_check_interval), so that it cancels the statements of clients that are gone; off leaves Postgres' own.",
         }
     }
     Server {
@@ -192,6 +267,29 @@ settings! {
         }
     }
     Secrets {
+        CLIENT_AUTH: ClientAuth {
+            key: "client_auth", parse: values::from_str, kind: One("METHOD"), scopes: SERVE,
+            default: Some("scram"),
+            help: "How clients prove that they know a secret: scram (SCRAM-SHA-256, by which the secret never crosses the wire), or password (the secret in cleartext, inside TLS).",
+        }
+        SCRAM_CHANNEL_BINDING: bool {
+            key: "scram_channel_binding", parse: values::auto_or_off, kind: One("WHEN"), scopes: SERVE,
+            default: Some("auto"),
+            help: "When to offer SCRAM-SHA-256-PLUS, which binds a login to the sidecar's certificate: auto (to clients that open TLS with an SSLRequest or with the ALPN protocol postgresql) or off (for a gateway that ends the clients' TLS and opens its own in that way).",
+        }
+        LAUNCH_TOKEN_SHA256: LaunchTokenDigest {
+            key: "launch_token_sha256", parse: values::from_str, kind: One("HEX"), scopes: SERVE,
+            help: "SHA-256 of launch_token (64 hex characters). The sidecar then starts only with that token. Write it into the text of the deployment, which is measured: settings in variables, which a host can forge, are accepted only together with the token.",
+        }
+        LAUNCH_TOKEN: LaunchToken {
+            key: "launch_token", parse: values::from_str, kind: Secret, scopes: SERVE,
+            help: "The launch token: at least 32 characters, among the encrypted variables of the deployment.",
+        }
+        CLUSTER_SECRETS: SecretSource {
+            key: "cluster_secrets", parse: values::from_str, kind: One("SOURCE"), scopes: SERVE,
+            default: Some("configured"), reloadable: true,
+            help: "Where the cluster secrets come from: configured (read_secret and readwrite_secret), or derived (the guest agent derives them, always the same ones for the same application; teesql-sidecar secret --derived prints them).",
+        }
         READ_SECRET: ClusterSecret {
             key: "read_secret", parse: values::cluster_secret, kind: Secret, scopes: SERVE,
             reloadable: true,
@@ -234,6 +332,11 @@ settings! {
             default: Some("false"),
             help: "Confirm require_client_attestation = false: any client with a cluster secret is accepted.",
         }
+        SUPERUSER_LOGINS: bool {
+            key: "superuser_logins", parse: values::superuser_logins, kind: One("WHO"), scopes: SERVE,
+            default: Some("granted"),
+            help: "Who can log in as the role postgres: granted (with its password, the peers whose entry in the policy file grants the role; without a policy file every accepted client), or off.",
+        }
         VERIFIER: VerifierName {
             key: "verifier", parse: values::from_str, kind: One("NAME"), scopes: FORWARD,
             default: Some("dcap"),
@@ -254,45 +357,55 @@ settings! {
             env_alias: Some("INTEL_TRUST_AUTHORITY_API_KEY"),
             help: "API key for Intel Trust Authority, required with verifier = ita.",
         }
+        POLICY_FILE: PathBuf {
+            key: "policy_file", parse: policy::parse_path, kind: One("FILE"), scopes: CRITERIA,
+            reloadable: true,
+            help: "Policy file (TOML) with the operating systems and peers that are accepted, and what each peer may do. It replaces the settings allowed_… and kms_root.",
+        }
         ALLOWED_MRTD: Vec<Mrtd> {
-            key: "allowed_mrtd", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
-            default: Some(""), env_alias: Some("EXPECTED_MRTD"), flag_alias: Some("mrtd"), reloadable: true,
-            help: "MRTD values that the peer's TD may have (96 hex characters each). Empty allows any.",
+            key: "allowed_mrtd", parse: values::allow_list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some("any"), env_alias: Some("EXPECTED_MRTD"), flag_alias: Some("mrtd"), reloadable: true,
+            help: "MRTD values that the peer's TD may have (96 hex characters each). any allows every value.",
         }
         ALLOWED_RTMR0: Vec<Rtmr> {
-            key: "allowed_rtmr0", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
-            default: Some(""), reloadable: true,
-            help: "RTMR0 values that the peer's TD may have (96 hex characters each). Empty allows any.",
+            key: "allowed_rtmr0", parse: values::allow_list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some("any"), reloadable: true,
+            help: "RTMR0 values that the peer's TD may have (96 hex characters each). any allows every value.",
         }
         ALLOWED_RTMR1: Vec<Rtmr> {
-            key: "allowed_rtmr1", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
-            default: Some(""), reloadable: true,
-            help: "RTMR1 values that the peer's TD may have (96 hex characters each). Empty allows any.",
+            key: "allowed_rtmr1", parse: values::allow_list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some("any"), reloadable: true,
+            help: "RTMR1 values that the peer's TD may have (96 hex characters each). any allows every value.",
         }
         ALLOWED_RTMR2: Vec<Rtmr> {
-            key: "allowed_rtmr2", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
-            default: Some(""), reloadable: true,
-            help: "RTMR2 values that the peer's TD may have (96 hex characters each). Empty allows any.",
+            key: "allowed_rtmr2", parse: values::allow_list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some("any"), reloadable: true,
+            help: "RTMR2 values that the peer's TD may have (96 hex characters each). any allows every value.",
         }
         ALLOWED_RTMR3: Vec<Rtmr> {
-            key: "allowed_rtmr3", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
-            default: Some(""), reloadable: true,
-            help: "RTMR3 values that the peer's TD may have (96 hex characters each). Empty allows any.",
+            key: "allowed_rtmr3", parse: values::allow_list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some("any"), reloadable: true,
+            help: "RTMR3 values that the peer's TD may have (96 hex characters each). any allows every value.",
         }
         ALLOWED_APP_ID: Vec<AppId> {
-            key: "allowed_app_id", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
-            default: Some(""), reloadable: true,
-            help: "dstack app ids that the peer may have (40 hex characters each). Empty allows any.",
+            key: "allowed_app_id", parse: values::allow_list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some("any"), reloadable: true,
+            help: "dstack app ids that the peer may have (40 hex characters each). any allows every value.",
         }
         ALLOWED_COMPOSE_HASH: Vec<ComposeHash> {
-            key: "allowed_compose_hash", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
-            default: Some(""), reloadable: true,
-            help: "dstack compose hashes that the peer may have (64 hex characters each). Empty allows any.",
+            key: "allowed_compose_hash", parse: values::allow_list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some("any"), reloadable: true,
+            help: "dstack compose hashes that the peer may have (64 hex characters each). any allows every value.",
+        }
+        ALLOWED_INSTANCE_ID: Vec<InstanceId> {
+            key: "allowed_instance_id", parse: values::allow_list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some("any"), reloadable: true,
+            help: "dstack instance ids that the peer may have (40 hex characters each). any allows every value.",
         }
         ALLOWED_OS_IMAGE_HASH: Vec<OsImageHash> {
-            key: "allowed_os_image_hash", parse: values::value_list, kind: List("HEX"), scopes: CRITERIA,
-            default: Some(""), reloadable: true,
-            help: "dstack OS image hashes that the peer may have (64 hex characters each). Empty allows any.",
+            key: "allowed_os_image_hash", parse: values::allow_list, kind: List("HEX"), scopes: CRITERIA,
+            default: Some("any"), reloadable: true,
+            help: "dstack OS image hashes that the peer may have (64 hex characters each). any allows every value.",
         }
         ACCEPTED_TCB_STATUS: TcbStatuses {
             key: "accepted_tcb_status", parse: values::tcb_statuses, kind: List("STATUS"), scopes: CRITERIA,
@@ -304,6 +417,21 @@ settings! {
             default: Some(""), reloadable: true,
             help: "Intel security advisories (INTEL-SA-…) that make a platform unacceptable even if its TCB status is accepted.",
         }
+        MIN_TCB_EVALUATION_DATA_NUMBER: Option<u32> {
+            key: "min_tcb_evaluation_data_number", parse: values::tcb_evaluation, kind: One("N"), scopes: CRITERIA,
+            default: Some("any"), reloadable: true,
+            help: "Smallest tcbEvaluationDataNumber of the collateral that peers are verified with: older collateral does not list newer advisories. any accepts every number.",
+        }
+        ALLOW_UNPINNED_OS: bool {
+            key: "allow_unpinned_os", parse: values::boolean, kind: Bool, scopes: CRITERIA,
+            default: Some("false"), reloadable: true,
+            help: "Accept an app id, compose hash, instance id, OS image hash or RTMR3 from an operating system that neither kms_root nor MRTD, RTMR1 and RTMR2 pin. Any TD can then claim these identities.",
+        }
+        ALLOW_ANY_SERVER: bool {
+            key: "allow_any_server", parse: values::boolean, kind: Bool, scopes: FORWARD,
+            default: Some("false"),
+            help: "Accept a policy that does not say which application the server must be. Any TD can then receive the cluster secret.",
+        }
         ALLOW_DEBUG_TD: bool {
             key: "allow_debug_td", parse: values::boolean, kind: Bool, scopes: CRITERIA,
             default: Some("false"), flag_alias: Some("allow-debug-mode"), reloadable: true,
@@ -312,12 +440,12 @@ settings! {
         MAX_CERTIFICATE_AGE: Option<Duration> {
             key: "max_certificate_age", parse: values::duration_or_off, kind: Time, scopes: CRITERIA,
             default: Some("off"), reloadable: true,
-            help: "Refuse peer certificates whose notBefore is longer ago than this; off disables the limit.",
+            help: "Refuse peer certificates whose notBefore is longer ago than this; off disables the limit. Requires kms_root, since the dates are otherwise the peer's own word.",
         }
-        KMS_ROOT: Vec<KmsRoot> {
-            key: "kms_root", parse: values::kms_roots, kind: One("FILE"), scopes: CRITERIA,
-            default: Some(""), reloadable: true,
-            help: "File with KMS root certificates (PEM), one of which must have signed the peer's chain. Empty skips this check.",
+        KMS_ROOT: KmsRootSetting {
+            key: "kms_root", parse: policy::parse_kms_root, kind: One("ROOT"), scopes: CRITERIA,
+            default: Some("auto"), reloadable: true,
+            help: "The KMS root that must have signed the peer's certificate chain: own (the root of the chain that this machine's guest agent issues), a file with root certificates (PEM), any, or auto: own if the guest agent issues the certificate, an identity is compared and the operating system is not pinned otherwise; else any.",
         }
         DANGEROUS_TDX_ROOT_CA: TrustedRoot {
             key: "dangerous_tdx_root_ca", parse: values::tdx_root, kind: One("FILE"), scopes: CRITERIA,
@@ -399,6 +527,16 @@ settings! {
             key: "log", parse: values::log_filter, kind: One("FILTER"), scopes: BOTH,
             default: Some("info"), forwarder_default: Some("warn"),
             help: "Log level: error, warn, info, debug or trace. Modules can have their own, e.g. info,engine=debug.",
+        }
+        AUDIT_LOG: Option<AuditTarget> {
+            key: "audit_log", parse: audit::target, kind: One("PATH"), scopes: SERVE,
+            default: Some("off"),
+            help: "Audit log: the absolute path of a file, which SIGHUP reopens; fd:N for an open descriptor; or off. It has one JSON line for each admission, refusal, role grant, revocation and end of a session.",
+        }
+        AUDIT_REQUIRED: bool {
+            key: "audit_required", parse: values::boolean, kind: Bool, scopes: SERVE,
+            default: Some("false"),
+            help: "Refuse new sessions with SQLSTATE 57P03 (cannot_connect_now) while the audit log cannot be written. Requires audit_log.",
         }
     }
     Performance {

@@ -66,6 +66,8 @@ pub enum Scope {
     Postgres,
     /// `ca`: the certificate and the guest agent that issues it.
     Agent,
+    /// `secret`: the guest agent.
+    Secret,
     /// `teesql-forward`: all settings of the forwarder.
     Forward,
 }
@@ -160,7 +162,9 @@ impl Spec {
     pub(super) fn default_in(&self, scope: Scope) -> Option<&'static str> {
         match scope {
             Scope::Forward => self.forwarder_default.or(self.default),
-            Scope::Serve | Scope::Criteria | Scope::Postgres | Scope::Agent => self.default,
+            Scope::Serve | Scope::Criteria | Scope::Postgres | Scope::Agent | Scope::Secret => {
+                self.default
+            }
         }
     }
 }

@@ -1,9 +1,14 @@
 //! Precedence of the layers, reporting of all mistakes, and that the table and its readers agree.
 
+mod deployment;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 
+use super::identity::read_guest_agent;
 use super::mode::Mode;
 use super::reader::Reader;
 use super::settings::{ALL, find};
@@ -11,6 +16,9 @@ use super::{
     CertificateConfig, Config, Criteria, ForwarderConfig, IdentitySource, Layers, PostgresConfig,
     Scope, with_flags,
 };
+use crate::auth::client_auth::ClientAuth;
+use crate::io::peer_uid::AllowedUids;
+use crate::postgres::server::{PostgresAuth, default_uids};
 
 const SECRET: &str = "1111111111111111111111111111111111111111111111111111111111111111";
 const OTHER: &str = "2222222222222222222222222222222222222222222222222222222222222222";
@@ -49,7 +57,13 @@ impl Start {
 
     fn file(&self, name: &str, text: &str) -> String {
         let path = self.folder.path().join(name);
-        let mut file = std::fs::File::create(&path).unwrap();
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)
+            .unwrap();
         file.write_all(text.as_bytes()).unwrap();
         path.to_str().unwrap().to_owned()
     }
@@ -198,7 +212,7 @@ fn secrets_have_no_flag() {
         .get_arguments()
         .filter_map(|argument| argument.get_long())
         .filter(|long| long.contains("secret") || long.contains("password"))
-        .filter(|long| *long != "secret-overlap")
+        .filter(|long| !["secret-overlap", "cluster-secrets"].contains(long))
         .collect();
     assert!(
         flags.iter().all(|flag| flag.ends_with("-file")),
@@ -312,6 +326,123 @@ fn attestation_is_the_default_and_warns_about_missing_checks() {
     assert!(start.mistakes()[0].starts_with("environment TEESQL_ALLOWED_MRTD: allowed_mrtd"));
 }
 
+/// What a guest says of itself is believed only if its operating system or its KMS is known.
+#[test]
+fn an_identity_needs_a_known_operating_system() {
+    let attested = || {
+        let mut start = Start::minimal();
+        start
+            .unset("REQUIRE_CLIENT_ATTESTATION")
+            .unset("ALLOW_UNATTESTED_CLIENTS");
+        start
+    };
+    let value = |bytes: usize| "a1".repeat(bytes);
+    for (list, bytes) in [
+        ("ALLOWED_APP_ID", 20),
+        ("ALLOWED_INSTANCE_ID", 20),
+        ("ALLOWED_COMPOSE_HASH", 32),
+        ("ALLOWED_OS_IMAGE_HASH", 32),
+        ("ALLOWED_RTMR3", 48),
+    ] {
+        let mut start = attested();
+        start.set(list, &value(bytes));
+        assert!(start.mistakes()[0].contains("any TD can claim"), "{list}");
+        for pin in ["ALLOWED_MRTD", "ALLOWED_RTMR1", "ALLOWED_RTMR2"] {
+            start.set(pin, &value(48));
+            let complete = pin == "ALLOWED_RTMR2";
+            let mistakes = if complete {
+                Vec::new()
+            } else {
+                start.mistakes()
+            };
+            assert_eq!(mistakes.is_empty(), complete, "{list} {pin}");
+        }
+        assert!(!start.config().attestation.unwrap().policy.needs_own_root());
+    }
+    let mut allowed = attested();
+    allowed
+        .set("ALLOWED_APP_ID", &value(20))
+        .set("ALLOW_UNPINNED_OS", "true");
+    let warnings = allowed.config().warnings;
+    let warned = |text: &str| warnings.iter().any(|warning| warning.contains(text));
+    assert!(warned("allow_unpinned_os"));
+    // Without attestation the policy is not used.
+    let mut unattested = Start::minimal();
+    unattested.set("ALLOWED_APP_ID", &value(20)).config();
+}
+
+#[test]
+fn own_is_the_default_root_if_the_guest_agent_issues_the_certificate() {
+    let mut start = Start::minimal();
+    start
+        .unset("REQUIRE_CLIENT_ATTESTATION")
+        .unset("ALLOW_UNATTESTED_CLIENTS")
+        .unset("TLS_CERT")
+        .unset("TLS_KEY");
+    let needs_own = |start: &Start| start.config().attestation.unwrap().policy.needs_own_root();
+    assert!(!needs_own(&start), "nothing is compared");
+    start.set("ALLOWED_APP_ID", &"a1".repeat(20));
+    assert!(needs_own(&start));
+    start.set("KMS_ROOT", "any");
+    assert!(start.mistakes()[0].contains("any TD can claim"));
+    start
+        .unset("KMS_ROOT")
+        .set("SIMULATOR_ENDPOINT", "/run/sim.sock")
+        .set("REQUIRE_CLIENT_ATTESTATION", "true");
+    assert!(start.mistakes()[0].contains("any TD can claim"));
+    start.set("KMS_ROOT", "own");
+    assert!(start.mistakes()[0].contains("simulator's CA is public"));
+    start
+        .unset("SIMULATOR_ENDPOINT")
+        .set("MAX_CERTIFICATE_AGE", "1h");
+    assert!(needs_own(&start));
+    start.unset("KMS_ROOT").unset("ALLOWED_APP_ID");
+    assert!(start.mistakes()[0].contains("max_certificate_age"));
+}
+
+/// An empty variable is a mistake: what was meant to be in it is not.
+#[test]
+fn an_empty_allow_list_is_a_mistake() {
+    for list in ["ALLOWED_MRTD", "ALLOWED_RTMR0", "ALLOWED_APP_ID"] {
+        for empty in ["", " ", ","] {
+            let mut start = Start::minimal();
+            start.set(list, empty);
+            assert!(
+                start.mistakes()[0].contains("write any"),
+                "{list} {empty:?}"
+            );
+        }
+        let mut start = Start::minimal();
+        start.set(list, "any").config();
+    }
+}
+
+#[test]
+fn a_policy_file_replaces_the_flat_settings() {
+    let mut start = Start::minimal();
+    start
+        .unset("REQUIRE_CLIENT_ATTESTATION")
+        .unset("ALLOW_UNATTESTED_CLIENTS");
+    let peer = format!("[[peer]]\nname = \"p\"\napp_id = \"{}\"\n", "a1".repeat(20));
+    let file = start.file("policy.toml", &peer);
+    start.set("POLICY_FILE", &file);
+    assert!(start.mistakes()[0].contains("peer \"p\": any TD can claim"));
+    let pki = attest::mock::Pki::new(&[7; 32]).unwrap();
+    start.file("kms.pem", pki.kms_pem());
+    start.file("policy.toml", &(peer + "kms_root = \"kms.pem\"\n"));
+    let policy = start.config().attestation.unwrap().policy;
+    assert_eq!(policy.entries().count(), 1);
+    start
+        .set("ALLOWED_MRTD", &"11".repeat(48))
+        .flag("--kms-root", "own");
+    let mistakes = start.mistakes();
+    assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+    assert!(
+        mistakes[0].starts_with("environment TEESQL_ALLOWED_MRTD: allowed_mrtd is set, and so")
+    );
+    assert!(mistakes[1].starts_with("flag --kms-root: kms_root is set, and so"));
+}
+
 #[test]
 fn warns_about_a_dangerous_root() {
     let mut start = Start::minimal();
@@ -327,6 +458,61 @@ fn warns_about_a_dangerous_root() {
 }
 
 #[test]
+fn scram_is_the_default_on_both_sides() {
+    let mut start = Start::minimal();
+    let config = start.config();
+    assert_eq!(config.client_auth, ClientAuth::Scram);
+    assert!(config.scram_channel_binding);
+    assert_eq!(config.postgres.auth, PostgresAuth::Scram);
+    let quiet = config.warnings.len();
+    start
+        .set("CLIENT_AUTH", "password")
+        .set("SCRAM_CHANNEL_BINDING", "off")
+        .set("POSTGRES_AUTH", "any");
+    let config = start.config();
+    assert_eq!(config.client_auth, ClientAuth::Password);
+    assert!(!config.scram_channel_binding);
+    assert_eq!(config.postgres.auth, PostgresAuth::Any);
+    let named = |name: &str| config.warnings.iter().any(|text| text.starts_with(name));
+    assert!(named("client_auth = password: ") && named("postgres_auth = any: "));
+    assert_eq!(config.warnings.len(), quiet + 2);
+    start
+        .set("CLIENT_AUTH", "md5")
+        .set("SCRAM_CHANNEL_BINDING", "on")
+        .set("POSTGRES_AUTH", "trust");
+    assert_eq!(
+        start.mistakes(),
+        [
+            "environment TEESQL_POSTGRES_AUTH: postgres_auth = \"trust\": expected scram or any",
+            "environment TEESQL_CLIENT_AUTH: client_auth = \"md5\": expected scram or password",
+            "environment TEESQL_SCRAM_CHANNEL_BINDING: scram_channel_binding = \"on\": expected auto \
+             or off",
+        ]
+    );
+}
+
+#[test]
+fn the_user_of_postgres_is_an_id_or_a_name() {
+    let mut start = Start::minimal();
+    let uids = |start: &Start| start.config().postgres.uids;
+    assert_eq!(uids(&start), default_uids());
+    start.set("POSTGRES_UID", "auto");
+    assert_eq!(uids(&start), default_uids());
+    start.set("POSTGRES_UID", "70");
+    assert_eq!(uids(&start), AllowedUids::only(70));
+    start.set("POSTGRES_UID", "root");
+    assert_eq!(uids(&start), AllowedUids::only(0));
+    for wrong in ["no such user", "-1", "4294967295", "4294967296", ""] {
+        start.set("POSTGRES_UID", wrong);
+        let mistakes = start.mistakes();
+        assert!(
+            mistakes[0].contains("expected auto, a user id"),
+            "{mistakes:?}"
+        );
+    }
+}
+
+#[test]
 fn postgres_scope_ignores_other_settings() {
     let mut start = Start::minimal();
     start
@@ -339,7 +525,7 @@ fn postgres_scope_ignores_other_settings() {
     let layers = start.layers_of(Scope::Postgres);
     let postgres = PostgresConfig::from_layers(&layers).map_err(|errors| errors.0);
     let postgres = postgres.unwrap_or_else(|errors| panic!("{errors:?}"));
-    assert_eq!(postgres.address.to_string(), "[::1]:6543");
+    assert_eq!(postgres.server.to_string(), "[::1]:6543");
     assert_eq!(postgres.database, "ledger");
     let passwords = postgres.passwords;
     assert!(passwords.superuser.is_none() && !passwords.need_agent());
@@ -375,7 +561,12 @@ fn postgres_scope_has_its_flags_only() {
         [
             "config",
             "postgres",
+            "postgres-auth",
+            "postgres-uid",
             "pg-database",
+            "pg-connections-read",
+            "pg-connections-readwrite",
+            "allow-other-databases",
             "guest-agent",
             "simulator-endpoint",
             "pg-password-read-file",
@@ -394,11 +585,12 @@ fn postgres_scope_has_its_flags_only() {
 #[test]
 fn each_scope_reads_exactly_its_settings() {
     type Read = fn(&mut Reader<'_>);
-    let readers: [(Scope, Read); 5] = [
+    let readers: [(Scope, Read); 6] = [
         (Scope::Serve, |reader| drop(Config::read(reader))),
         (Scope::Criteria, |reader| drop(Criteria::read(reader))),
         (Scope::Postgres, |reader| drop(PostgresConfig::read(reader))),
         (Scope::Agent, |reader| drop(CertificateConfig::read(reader))),
+        (Scope::Secret, |reader| drop(read_guest_agent(reader))),
         (Scope::Forward, |reader| drop(ForwarderConfig::read(reader))),
     ];
     for (scope, read) in readers {
@@ -469,16 +661,48 @@ fn a_simulator_endpoint_enables_simulator_mode() {
     assert!(config.warnings[0].starts_with("simulator mode"));
     let described = start.layers().describe();
     assert!(described.contains("listen = 127.0.0.1:5433  # default in simulator mode\n"));
-    start.set("LISTEN", "0.0.0.0:5433");
+    start
+        .set("LISTEN", "0.0.0.0:5433")
+        .set("ALLOW_UNATTESTED_CLIENTS", "true");
     assert!(!start.config().listen.ip().is_loopback(), "set explicitly");
+}
+
+#[test]
+fn role_settings_may_be_a_table() {
+    let mut start = Start::minimal();
+    let file = start.file(
+        "sidecar.toml",
+        "[roles.teesql_readwrite]\nsettings = { search_path = 'app, \"a b\"', work_mem = \"64MB\" }\n",
+    );
+    start.set("CONFIG", &file);
+    let expected = r#"-c search_path=app,\ "a\ b" -c work_mem=64MB"#.parse().unwrap();
+    assert_eq!(start.config().roles.sessions.readwrite, expected);
+    let wrong = start.file(
+        "wrong.toml",
+        "[roles.postgres]\nsettings = {}\n[roles.teesql_read]\nsetting = { a = 1 }\n",
+    );
+    start.set("CONFIG", &wrong);
+    let expected = [
+        "wrong.toml:1: roles.postgres: expected teesql_read or teesql_readwrite",
+        "wrong.toml:1: roles.teesql_read: expected settings = { name = \"value\", … }",
+    ];
+    assert_eq!(start.mistakes(), expected);
+    start
+        .unset("CONFIG")
+        .set("ROLE_SETTINGS_READ", "-c session_authorization=postgres");
+    let expected = [
+        "environment TEESQL_ROLE_SETTINGS_READ: role_settings_read = \
+         \"-c session_authorization=postgres\": session_authorization is not a setting of a session",
+    ];
+    assert_eq!(start.mistakes(), expected);
 }
 
 #[test]
 fn a_boolean_flag_needs_no_value() {
     let mut start = Start::minimal();
-    assert!(!start.config().provision);
+    assert!(!start.config().roles.provision);
     start.flags.push("--provision".to_owned());
-    assert!(start.config().provision);
+    assert!(start.config().roles.provision);
     start.flags.push("false".to_owned());
-    assert!(!start.config().provision);
+    assert!(!start.config().roles.provision);
 }

@@ -9,7 +9,6 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use attest::TrustedRoot;
-use attest::chain::KmsRoot;
 use attest::collateral::{Collateral, Source};
 use attest::ita::ApiKey;
 use attest::policy::TcbStatuses;
@@ -19,6 +18,7 @@ use wire::scram::Password;
 use wire::secret::ClusterSecret;
 
 use super::Listen;
+use crate::io::peer_uid::AllowedUids;
 use crate::io::stream::PgAddress;
 use crate::sched::busy_poll::BusyPollMode;
 
@@ -36,6 +36,15 @@ pub(super) fn boolean(text: &str) -> Parsed<bool> {
         "true" | "1" | "yes" | "on" => Ok(true),
         "false" | "0" | "no" | "off" => Ok(false),
         _ => Err("expected true or false".to_owned()),
+    }
+}
+
+/// `true` for `auto`.
+pub(super) fn auto_or_off(text: &str) -> Parsed<bool> {
+    match text {
+        "auto" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("expected auto or off".to_owned()),
     }
 }
 
@@ -137,6 +146,16 @@ pub(super) fn agent_address(text: &str) -> Parsed<Option<attest::agent::AgentAdd
     }
 }
 
+/// A search path; `None` for `off`.
+pub(super) fn search_path(text: &str) -> Parsed<Option<String>> {
+    match text {
+        "off" => Ok(None),
+        "" => Err("expected the names of schemas, or off".to_owned()),
+        text if text.len() <= 1_000 && !text.contains('\0') => Ok(Some(text.to_owned())),
+        _ => Err("expected at most 1000 bytes".to_owned()),
+    }
+}
+
 /// A common name of at most 64 characters. [RFC 5280, ub-common-name]
 pub(super) fn common_name(text: &str) -> Parsed<String> {
     match text.chars().count() {
@@ -176,6 +195,22 @@ pub(super) fn postgres_address(text: &str) -> Parsed<PgAddress> {
         .sock_addr()
         .map_err(|_| "the path is too long for a Unix socket (at most 107 bytes)".to_owned())?;
     Ok(address)
+}
+
+/// The id or name of a user of this system; `None` for `auto`.
+pub(super) fn user(text: &str) -> Parsed<Option<AllowedUids>> {
+    if text == "auto" {
+        return Ok(None);
+    }
+    let uid = match text.parse() {
+        Ok(uid) => Some(uid),
+        Err(_) => AllowedUids::uid_of(text),
+    };
+    match uid {
+        // -1 stands for "no user" in system calls.
+        Some(uid) if uid != u32::MAX => Ok(Some(AllowedUids::only(uid))),
+        _ => Err("expected auto, a user id, or the name of a user of this system".to_owned()),
+    }
 }
 
 /// The name of a database. PostgreSQL truncates names to NAMEDATALEN - 1 = 63 bytes.
@@ -275,12 +310,35 @@ pub(super) fn tcb_statuses(text: &str) -> Parsed<TcbStatuses> {
     value_list(text).map(TcbStatuses::new)
 }
 
-pub(super) fn kms_roots(text: &str) -> Parsed<Vec<KmsRoot>> {
-    if text.is_empty() {
+/// Values separated by commas or whitespace, or `any` for an empty list, which allows every value.
+pub(super) fn allow_list<T: FromStr<Err: ToString>>(text: &str) -> Parsed<Vec<T>> {
+    if text == "any" {
         return Ok(Vec::new());
     }
-    let pem = std::fs::read(text).map_err(|error| format!("cannot be read: {error}"))?;
-    KmsRoot::from_pem(&pem).map_err(|error| error.to_string())
+    match value_list(text) {
+        Ok(values) if values.is_empty() => {
+            Err("an empty list allows nothing: write any to allow every value".to_owned())
+        }
+        result => result,
+    }
+}
+
+/// Whether the superuser can log in.
+pub(super) fn superuser_logins(text: &str) -> Parsed<bool> {
+    match text {
+        "granted" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("expected granted or off".to_owned()),
+    }
+}
+
+/// A `tcbEvaluationDataNumber`; `None` for any.
+pub(super) fn tcb_evaluation(text: &str) -> Parsed<Option<u32>> {
+    match (text, text.parse()) {
+        ("any", _) => Ok(None),
+        (_, Ok(number)) => Ok(Some(number)),
+        _ => Err("expected a number, or any".to_owned()),
+    }
 }
 
 /// Intel's root if the text is empty.

@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use monoio::net::{TcpListener, UnixListener};
+use nix::sys::stat::Mode;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::io::peer::Peer;
@@ -90,16 +91,26 @@ fn bound_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
 /// # Errors
 /// Another process listens on the path, or the directory is not writable.
 pub(crate) fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
-    use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+    use std::os::unix::fs::FileTypeExt;
     if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
         if std::os::unix::net::UnixStream::connect(path).is_ok() {
             return Err(io::ErrorKind::AddrInUse.into());
         }
         std::fs::remove_file(path)?;
     }
-    let listener = std::os::unix::net::UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    let socket = private_unix_socket(path)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Binds a socket whose file has the mode 0600 from the beginning. Linux creates the file with the mode of the socket's
+/// own inode, less the umask. [unix_bind in net/unix/af_unix.c] So no umask has to be changed, which would affect all
+/// threads, and there is no moment at which others can connect.
+fn private_unix_socket(path: &Path) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    nix::sys::stat::fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    Ok(socket)
 }
 
 /// The path that a Unix socket is bound to.
@@ -242,5 +253,20 @@ mod tests {
         let error = bind(address, 2).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         second.open().unwrap();
+    }
+
+    #[test]
+    fn the_file_of_a_unix_socket_is_private_from_the_beginning() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        let bound = private_unix_socket(&path).unwrap();
+        assert_eq!(mode(), 0o600);
+        drop(bound);
+        let listener = bind_unix(&path).unwrap();
+        assert_eq!(mode(), 0o600);
+        let _client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        listener.accept().unwrap();
     }
 }

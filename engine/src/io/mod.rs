@@ -10,5 +10,7 @@ pub(crate) mod listener;
 pub(crate) mod mailbox;
 pub(crate) mod offload;
 pub(crate) mod peer;
+pub mod peer_uid;
+pub(crate) mod private_file;
 pub mod stream;
 pub(crate) mod target;

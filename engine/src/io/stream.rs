@@ -16,6 +16,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use socket2::{SockAddr, Socket, TcpKeepalive, Type};
 
 use crate::io::buffer::Buffer;
+use crate::io::peer_uid::peer_uid;
 
 /// A peer that vanished is noticed after 60 s + 3 × 15 s; with bytes on their way to it,
 /// when the kernel gives up sending them (`tcp_retries2`, some 15 minutes).
@@ -172,6 +173,15 @@ impl Stream {
             Stream::Tcp(_) => DetachedStream::Tcp(copy.into()),
             Stream::Unix(_) => DetachedStream::Unix(copy.into()),
         })
+    }
+
+    /// The user of the process that listens on the Unix socket; `None` if the kernel does not
+    /// say, as for a TCP connection.
+    #[allow(unsafe_code)]
+    pub(crate) fn listener_uid(&self) -> Option<u32> {
+        // SAFETY: `self` keeps the descriptor open meanwhile.
+        let own = unsafe { BorrowedFd::borrow_raw(self.raw_fd()) };
+        peer_uid(&own)
     }
 
     async fn writable(&self) -> io::Result<()> {

@@ -6,7 +6,9 @@
 //! transaction, which ends with a check that no difference remains. No statement may ever contain
 //! a password: Postgres gets a SCRAM verifier.
 
+pub(crate) mod blockers;
 mod desired;
+mod isolation;
 mod script;
 mod state;
 #[cfg(test)]
@@ -22,8 +24,10 @@ use wire::scram::{Password, Verifier};
 
 use crate::auth::postgres_passwords::ResolvedPasswords;
 use crate::auth::role::Role;
-use crate::io::stream::PgAddress;
+use crate::postgres::server::PostgresServer;
 use crate::postgres::superuser::{Error, Superuser};
+use blockers::BlockerWatch;
+pub(crate) use desired::KINDS;
 use desired::Requirement;
 use state::CurrentState;
 
@@ -55,8 +59,10 @@ SET LOCAL pg_stat_statements.track = 'none';
 
 /// Makes concurrent runs for different databases wait for each other, and other sessions' ALTER ROLE
 /// too. An advisory lock would not suffice, because it belongs to one database and roles belong to all.
-/// Logins are not blocked: they only read the table.
-const LOCK: &str = "LOCK TABLE pg_catalog.pg_authid IN SHARE ROW EXCLUSIVE MODE;\n";
+/// Logins are not blocked: they only read the tables. A role that changes its stored settings writes only to
+/// the second one.
+const LOCK: &str = "LOCK TABLE pg_catalog.pg_authid, pg_catalog.pg_db_role_setting \
+IN SHARE ROW EXCLUSIVE MODE;\n";
 
 /// One of the two provisioned roles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,9 +82,48 @@ impl ManagedRole {
     }
 }
 
+/// How many sessions a role may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionLimit {
+    /// Computed from `max_connections`, so that the other role and operators find room.
+    Auto,
+    /// No limit.
+    Unlimited,
+    /// This number.
+    At(u32),
+}
+
+impl std::str::FromStr for ConnectionLimit {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "unlimited" => Ok(Self::Unlimited),
+            text => match text.parse() {
+                // Postgres' own maximum. [PostgreSQL `postmaster.h`, MAX_BACKENDS]
+                Ok(limit @ 1..=262_143) => Ok(Self::At(limit)),
+                _ => Err("expected auto, unlimited or a number from 1 to 262143"),
+            },
+        }
+    }
+}
+
+/// The choices that provisioning leaves to the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct ProvisionOptions {
+    /// The connection limit of `teesql_read`.
+    pub read_connections: ConnectionLimit,
+    /// The connection limit of `teesql_readwrite`.
+    pub readwrite_connections: ConnectionLimit,
+    /// Leave other databases open to PUBLIC.
+    pub allow_other_databases: bool,
+}
+
 /// The roles, passwords and privileges to establish.
 pub struct DesiredState {
     database: String,
+    options: ProvisionOptions,
     read: (Password, [u8; SALT_LEN]),
     readwrite: (Password, [u8; SALT_LEN]),
 }
@@ -88,12 +133,25 @@ impl DesiredState {
     ///
     /// # Errors
     /// The operating system provides no random bytes for the salts.
-    pub fn new(database: String, read: Password, readwrite: Password) -> std::io::Result<Self> {
+    pub fn new(
+        database: String,
+        options: ProvisionOptions,
+        read: Password,
+        readwrite: Password,
+    ) -> std::io::Result<Self> {
         Ok(Self {
             database,
+            options,
             read: (read, crate::auth::random::random_bytes()?),
             readwrite: (readwrite, crate::auth::random::random_bytes()?),
         })
+    }
+
+    fn connection_limit(&self, role: ManagedRole) -> ConnectionLimit {
+        match role {
+            ManagedRole::Read => self.options.read_connections,
+            ManagedRole::ReadWrite => self.options.readwrite_connections,
+        }
     }
 
     fn password(&self, role: ManagedRole) -> &Password {
@@ -123,10 +181,12 @@ impl DesiredState {
 }
 
 /// The result of a run.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Report {
     /// The differences that were repaired, one line each.
     pub repaired: Vec<String>,
+    /// The kinds of the requirements that were not met, one of [`KINDS`] each.
+    pub(crate) kinds: Vec<&'static str>,
 }
 
 /// Why the roles were not provisioned. Nothing was changed.
@@ -162,18 +222,26 @@ impl From<tokio_postgres::Error> for ProvisionError {
 }
 
 impl ProvisionError {
-    /// Whether Postgres may still be starting or recovering, so that waiting may help.
-    pub(crate) fn is_starting_up(&self) -> bool {
+    /// Whether waiting may help: Postgres may still be starting or recovering, or another session holds
+    /// locks or changes the same rows at the same time.
+    pub(crate) fn is_temporary(&self) -> bool {
         match self {
+            Self::Postgres(Error::Server { code, .. }) => {
+                const TEMPORARY: [SqlState; 8] = [
+                    SqlState::INTERNAL_ERROR,
+                    SqlState::T_R_DEADLOCK_DETECTED,
+                    SqlState::T_R_SERIALIZATION_FAILURE,
+                    SqlState::CANNOT_CONNECT_NOW,
+                    SqlState::LOCK_NOT_AVAILABLE,
+                    SqlState::QUERY_CANCELED,
+                    SqlState::ADMIN_SHUTDOWN,
+                    SqlState::TOO_MANY_CONNECTIONS,
+                ];
+                TEMPORARY.contains(code)
+            }
             Self::Postgres(error) => matches!(
                 error,
-                Error::Unreachable { .. }
-                    | Error::TimedOut(_)
-                    | Error::Broken(_)
-                    | Error::Server {
-                        code: SqlState::CANNOT_CONNECT_NOW,
-                        ..
-                    }
+                Error::Unreachable { .. } | Error::TimedOut(_) | Error::Broken(_)
             ),
             Self::InRecovery | Self::TimedOut(_) => true,
             Self::NotSuperuser(_)
@@ -187,8 +255,10 @@ impl ProvisionError {
     fn is_transient(&self) -> bool {
         // Postgres reports an internal error if an object is dropped between listing and
         // locking it, or if two sessions update a row of a catalog at the same time.
-        const TRANSIENT: [SqlState; 4] = [
+        const TRANSIENT: [SqlState; 6] = [
             SqlState::INTERNAL_ERROR,
+            SqlState::UNDEFINED_DATABASE,
+            SqlState::UNDEFINED_OBJECT,
             SqlState::UNDEFINED_TABLE,
             SqlState::T_R_DEADLOCK_DETECTED,
             SqlState::T_R_SERIALIZATION_FAILURE,
@@ -219,23 +289,41 @@ pub async fn run(client: &mut Client, desired: &DesiredState) -> Result<Report, 
     }
 }
 
-/// Logs in as the superuser and calls [`run`].
-///
-/// # Errors
-/// As [`run`].
-pub(crate) async fn run_at_start(
-    address: &PgAddress,
-    database: &str,
-    passwords: &ResolvedPasswords,
-) -> Result<Report, ProvisionError> {
-    let ResolvedPasswords {
-        read, readwrite, ..
-    } = passwords.clone();
-    let desired = DesiredState::new(database.to_owned(), read, readwrite)?;
-    let mut session = Superuser::connect(address, passwords.superuser.as_ref(), database).await?;
-    let report = run(session.client_mut(), &desired).await;
-    session.close().await;
-    report
+/// Where the superuser logs in, and what is established there.
+#[derive(Clone)]
+pub(crate) struct ProvisionTarget {
+    pub(crate) server: PostgresServer,
+    pub(crate) database: String,
+    pub(crate) options: ProvisionOptions,
+}
+
+impl ProvisionTarget {
+    /// Logs in as the superuser and calls [`run`]. Sessions that hold locks meanwhile are reported to
+    /// `report`, and ended by `watch`.
+    ///
+    /// # Errors
+    /// As [`run`].
+    pub(crate) async fn establish(
+        &self,
+        passwords: &ResolvedPasswords,
+        watch: &mut BlockerWatch,
+        report: impl Fn(String),
+    ) -> Result<Report, ProvisionError> {
+        let ResolvedPasswords {
+            read, readwrite, ..
+        } = passwords.clone();
+        let desired = DesiredState::new(self.database.clone(), self.options, read, readwrite)?;
+        let superuser = passwords.superuser.as_ref();
+        let mut session = Superuser::connect(&self.server, superuser, &self.database).await?;
+        let row = session.client().query_one("SELECT pg_backend_pid()", &[]);
+        let pid: i32 = row.await?.try_get(0)?;
+        let result = tokio::select! {
+            result = run(session.client_mut(), &desired) => result,
+            never = watch.watch(&self.server, passwords, &self.database, pid, report) => match never {},
+        };
+        session.close().await;
+        result
+    }
 }
 
 async fn attempt(client: &mut Client, desired: &DesiredState) -> Result<Report, ProvisionError> {
@@ -248,37 +336,38 @@ async fn attempt(client: &mut Client, desired: &DesiredState) -> Result<Report, 
         .start()
         .await?;
     transaction.batch_execute(SETTINGS).await?;
-    let mut repaired = Vec::new();
+    let mut report = Report::default();
     // Without differences no lock is taken.
     if !plan(&transaction, desired).await?.is_empty() {
         transaction.batch_execute(LOCK).await?;
-        repaired = converge(&transaction, desired).await?;
+        report = converge(&transaction, desired).await?;
     }
     transaction.commit().await?;
-    Ok(Report { repaired })
+    Ok(report)
 }
 
 /// Applies plans until no difference remains. Returns the differences that were repaired.
 async fn converge(
     transaction: &Transaction<'_>,
     desired: &DesiredState,
-) -> Result<Vec<String>, ProvisionError> {
-    let mut repaired = Vec::new();
+) -> Result<Report, ProvisionError> {
+    let mut report = Report::default();
     for _ in 0..MAX_ROUNDS {
         let plan = plan(transaction, desired).await?;
         if plan.is_empty() {
-            return Ok(repaired);
+            return Ok(report);
         }
         for step in plan {
             transaction
                 .batch_execute(&step.requirement.sql(desired))
                 .await?;
-            repaired.extend(step.differences);
+            report.repaired.extend(step.differences);
+            report.kinds.push(step.requirement.kind());
         }
     }
     let plan = plan(transaction, desired).await?;
     match differences(plan) {
-        remaining if remaining.is_empty() => Ok(repaired),
+        remaining if remaining.is_empty() => Ok(report),
         remaining => Err(ProvisionError::NotConverged(remaining)),
     }
 }

@@ -6,6 +6,7 @@
 //! client's connection, or put a password into a statement.
 
 pub mod controldata;
+mod login_guard;
 pub mod query;
 pub mod state;
 
@@ -19,10 +20,14 @@ use tokio::time::timeout;
 use tokio_postgres::config::{ChannelBinding, SslMode};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config, NoTls};
+use wire::backend::{AuthMethods, BackendError};
 use wire::scram::Password;
 
 use crate::auth::role::Role;
+use crate::io::peer_uid::peer_uid;
 use crate::io::stream::PgAddress;
+use crate::postgres::server::PostgresServer;
+use login_guard::LoginGuard;
 
 /// The limit from the dial to ReadyForQuery. Postgres is on this machine.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -33,6 +38,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Names resolve in `pg_catalog`, where only superusers can create objects.
 const OPTIONS: &str =
     "-c statement_timeout=2s -c search_path=pg_catalog -c client_min_messages=error";
+
+/// The same as statements.
+const SET_OPTIONS: &str =
+    "SET statement_timeout = '2s'; SET search_path = pg_catalog; SET client_min_messages = error";
 
 /// Why a session or a statement failed. Contains neither passwords nor SQL.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +57,8 @@ pub enum Error {
     /// Postgres did not answer in time.
     #[error("Postgres does not answer within {0:?}")]
     TimedOut(Duration),
-    /// Postgres requests a password that is not configured, or an unknown authentication method.
+    /// Postgres requests a password that is not configured, or an authentication method that is
+    /// unknown or not allowed.
     #[error("cannot log in to Postgres as postgres: {0}")]
     Login(String),
     /// Postgres responded with an error.
@@ -78,12 +88,39 @@ impl From<tokio_postgres::Error> for Error {
 }
 
 impl Error {
+    /// Whether Postgres does not accept the superuser's password, or requests one that is not configured.
+    pub(crate) fn is_login(&self) -> bool {
+        match self {
+            Self::Login(_) => true,
+            Self::Server { code, .. } => {
+                *code == SqlState::INVALID_PASSWORD
+                    || *code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION
+            }
+            _ => false,
+        }
+    }
+
     /// Converts an error during the login.
     fn from_login(error: tokio_postgres::Error) -> Self {
-        let is_io = std::error::Error::source(&error).is_some_and(|cause| cause.is::<io::Error>());
+        let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref());
+        let is_io = cause.is_some();
+        let refused = cause.and_then(|cause: &io::Error| cause.get_ref());
+        if let Some(refused) = refused.and_then(|refused| refused.downcast_ref()) {
+            return Self::from_guard(refused);
+        }
         match Self::from(error) {
             Self::Broken(why) if !is_io => Self::Login(why),
             error => error,
+        }
+    }
+
+    /// Converts a refusal of our own.
+    fn from_guard(error: &BackendError) -> Self {
+        match error {
+            BackendError::NotScram { .. } | BackendError::WrongListener { .. } => {
+                Self::Login(error.to_string())
+            }
+            error => Self::Broken(error.to_string()),
         }
     }
 }
@@ -107,23 +144,62 @@ impl Superuser {
     /// Logs in to `database`. Without a password, Postgres has to trust the connection.
     ///
     /// # Errors
-    /// Postgres cannot be reached, refuses the login, or takes more than 2 s for both.
+    /// Postgres cannot be reached, does not prove that it is Postgres, refuses the login, or takes
+    /// more than 2 s for all of it.
     pub async fn connect(
-        address: &PgAddress,
+        server: &PostgresServer,
         password: Option<&Password>,
         database: &str,
     ) -> Result<Self, Error> {
-        let config = connection_config(password, database);
+        let mut config = connection_config(password, database);
+        config.options(OPTIONS);
+        Self::open(server, &config).await
+    }
+
+    /// As [`Self::connect`], but the session has the settings of the server, so that they can be read
+    /// by `pg_settings`. [`Self::apply_settings`] has to follow before any other query: until then, names
+    /// may resolve in schemas in which others create objects.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub(crate) async fn connect_plain(
+        server: &PostgresServer,
+        password: Option<&Password>,
+        database: &str,
+    ) -> Result<Self, Error> {
+        Self::open(server, &connection_config(password, database)).await
+    }
+
+    /// Gives a session of [`Self::connect_plain`] the usual settings.
+    ///
+    /// # Errors
+    /// The statement fails.
+    pub(crate) async fn apply_settings(&self) -> Result<(), Error> {
+        Ok(self.client.batch_execute(SET_OPTIONS).await?)
+    }
+
+    async fn open(server: &PostgresServer, config: &Config) -> Result<Self, Error> {
         let connecting = async {
-            match address {
-                PgAddress::Tcp(address) => log_in(&config, TcpStream::connect(address).await).await,
-                PgAddress::Unix(path) => log_in(&config, UnixStream::connect(path).await).await,
+            let methods = server.methods();
+            match &server.address {
+                PgAddress::Tcp(address) => {
+                    let stream = TcpStream::connect(address).await?;
+                    Ok(log_in(config, stream, methods).await)
+                }
+                PgAddress::Unix(path) => {
+                    let stream = UnixStream::connect(path).await?;
+                    match server.check_listener(peer_uid(&stream)) {
+                        Ok(()) => Ok(log_in(config, stream, methods).await),
+                        Err(error) => Ok(Err(Error::from_guard(&error))),
+                    }
+                }
             }
         };
-        match timeout(CONNECT_TIMEOUT, connecting).await {
+        let connecting: Result<io::Result<_>, _> = timeout(CONNECT_TIMEOUT, connecting).await;
+        match connecting {
             Ok(Ok(logged_in)) => logged_in,
             Ok(Err(source)) => Err(Error::Unreachable {
-                address: address.clone(),
+                address: server.address.clone(),
                 source,
             }),
             Err(_) => Err(Error::TimedOut(CONNECT_TIMEOUT)),
@@ -156,7 +232,6 @@ fn connection_config(password: Option<&Password>, database: &str) -> Config {
         .user(Role::Superuser.name())
         .dbname(database)
         .application_name("teesql-sidecar")
-        .options(OPTIONS)
         // The connection does not leave this machine.
         .ssl_mode(SslMode::Disable)
         .channel_binding(ChannelBinding::Disable);
@@ -166,19 +241,17 @@ fn connection_config(password: Option<&Password>, database: &str) -> Config {
     config
 }
 
-/// Logs in over a new stream. The outer error is that of the dial.
-async fn log_in<S>(config: &Config, dialled: io::Result<S>) -> io::Result<Result<Superuser, Error>>
+/// Logs in over a new stream.
+async fn log_in<S>(config: &Config, stream: S, methods: AuthMethods) -> Result<Superuser, Error>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let stream = dialled?;
-    let (client, connection) = match config.connect_raw(stream, NoTls).await {
-        Ok(connected) => connected,
-        Err(error) => return Ok(Err(Error::from_login(error))),
-    };
+    let stream = LoginGuard::new(stream, methods);
+    let connected = config.connect_raw(stream, NoTls).await;
+    let (client, connection) = connected.map_err(Error::from_login)?;
     let connection = tokio::spawn(async move {
         // The next query reports the error.
         let _ = connection.await;
     });
-    Ok(Ok(Superuser { client, connection }))
+    Ok(Superuser { client, connection })
 }

@@ -10,12 +10,14 @@ use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
-use wire::frontend::{AwaitStartup, PasswordStep, StartupStep, negotiate, request_password};
+use wire::frontend::{AwaitStartup, StartupStep, negotiate};
 use wire::opening::{Opening, OpeningPolicy, OpeningStep};
 use wire::startup::{ProtocolVersion, Startup};
 
 use crate::attestation::gate::Attested;
+use crate::auth::client_auth::ClientAuth;
 use crate::auth::credential::Credential;
+use crate::auth::grants::{EntryIsFull, EntryPermit, NotGranted, RequestedSession};
 use crate::auth::role::Role;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::Stream;
@@ -27,9 +29,12 @@ use crate::session::tls_stream::{StreamError, TlsStream};
 use crate::shard::connection_limit::ConnectionPermit;
 use crate::shard::handler::{ConnectionHandler, HandlerContext};
 use crate::shard::live_config::{LiveConfig, Snapshot};
+use crate::telemetry::audit::queue::fingerprint;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
 use crate::tls::session::{HandshakeSummary, Session};
+
+mod authenticate;
 
 /// Serves the client connections of one shard.
 pub(crate) struct InboundHandler {
@@ -41,6 +46,11 @@ pub(crate) struct InboundHandler {
     pub(crate) trust_loopback: bool,
     pub(crate) proxy_protocol_from: Vec<ipnet::IpNet>,
     pub(crate) require_alpn: bool,
+    pub(crate) client_auth: ClientAuth,
+    /// Offer SCRAM-SHA-256-PLUS to clients that have TLS with this sidecar.
+    pub(crate) scram_channel_binding: bool,
+    /// Whether `postgres` can log in at all.
+    pub(crate) superuser_logins: bool,
 }
 
 type Client = TlsStream<UnbufferedServerConnection>;
@@ -81,11 +91,15 @@ async fn serve(
     let _fd_guard = control.register_client_fd(stream.raw_fd());
     // Boxed, so that its memory is freed before the relay, which may idle for days.
     let establishing = Box::pin(establish(handler, stream, permit, control, info));
-    let (_fd_guard, relay) = match establishing.await {
-        Ok((client, session)) => {
+    let (_fd_guard, relay, _entry_permit) = match establishing.await {
+        Ok((client, session, entry_permit)) => {
             let shard_metrics = &handler.context.shard_metrics;
             info.borrow_mut().session_started(shard_metrics);
-            start_relay(client, session, control)
+            if let Some(audit) = &handler.context.audit {
+                audit.role_granted(&info.borrow(), control.peer().as_deref());
+            }
+            let (fd_guard, relay) = start_relay(client, session, control);
+            (fd_guard, relay, entry_permit)
         }
         Err(reason) => return reason,
     };
@@ -114,10 +128,13 @@ async fn establish(
     permit: &ConnectionPermit,
     control: &ConnectionControl,
     info: &RefCell<ConnectionInfo>,
-) -> Result<(Client, UpstreamSession), CloseReason> {
+) -> Result<(Client, UpstreamSession, Option<EntryPermit>), CloseReason> {
     let snapshot = handler.live.read();
-    let incoming = match open(handler, &mut stream, control, info).await {
-        Ok(Opened::Tls(incoming)) => incoming,
+    let (incoming, ssl_request) = match open(handler, &mut stream, control, info).await {
+        Ok(Opened::Tls {
+            incoming,
+            ssl_request,
+        }) => (incoming, ssl_request),
         Ok(Opened::Cancel(packet)) => {
             return Err(upstream::cancel(&handler.upstream_login, packet, control).await);
         }
@@ -125,7 +142,7 @@ async fn establish(
     };
     let (mut client, handshake) =
         accept_tls(handler, &snapshot, stream, incoming, control, info).await?;
-    let attested = match attest(handler, handshake.chain, control).await {
+    let attested = match attest(handler, handshake.chain, control, info).await {
         Ok(attested) => attested,
         Err(reason) => return Err(refuse(&mut client, reason, control).await),
     };
@@ -135,10 +152,11 @@ async fn establish(
         permit,
         control,
         info,
+        ssl_request,
         alpn: handshake.alpn,
     };
     match login.log_in(&mut client, &attested).await {
-        Ok(Login::Session(session)) => Ok((client, session)),
+        Ok(Login::Session(session, entry_permit)) => Ok((client, session, entry_permit)),
         Ok(Login::Cancel(packet)) => {
             let reason = upstream::cancel(&handler.upstream_login, packet, control).await;
             client.close().await;
@@ -149,8 +167,13 @@ async fn establish(
 }
 
 enum Opened {
-    /// TLS follows. The buffer holds the bytes received so far.
-    Tls(Buffer),
+    /// TLS follows.
+    Tls {
+        /// The bytes received so far.
+        incoming: Buffer,
+        /// Whether the client asked for TLS with an SSLRequest.
+        ssl_request: bool,
+    },
     Cancel(Vec<u8>),
 }
 
@@ -167,6 +190,7 @@ async fn open(
         proxy_protocol: peer.is_some_and(|peer| handler.accepts_proxy_header(peer.ip())),
     });
     let mut incoming = Buffer::take(Size::Small);
+    let mut ssl_request = false;
     loop {
         match opening.advance(incoming.filled()) {
             OpeningStep::Read(next) => {
@@ -180,6 +204,7 @@ async fn open(
             } => {
                 opening = next;
                 incoming.consume(consumed);
+                ssl_request |= byte == b'S';
                 reply_opening(stream, byte, control).await?;
             }
             OpeningStep::Proxied {
@@ -192,7 +217,12 @@ async fn open(
                 let mut info = info.borrow_mut();
                 (info.proxied_client, info.via_proxy) = (source, true);
             }
-            OpeningStep::Tls => return Ok(Opened::Tls(incoming)),
+            OpeningStep::Tls => {
+                return Ok(Opened::Tls {
+                    incoming,
+                    ssl_request,
+                });
+            }
             OpeningStep::Cancel(request) => return Ok(Opened::Cancel(request.as_bytes().to_vec())),
             OpeningStep::Refuse(error) => return Err(error.into()),
         }
@@ -237,15 +267,30 @@ async fn attest(
     handler: &InboundHandler,
     chain: Option<Vec<CertificateDer<'static>>>,
     control: &ConnectionControl,
+    info: &RefCell<ConnectionInfo>,
 ) -> Result<Attested, CloseReason> {
     let verdict = handler.context.gate.admit(chain.as_deref());
-    let attested = control.race_terminated(verdict).await??;
-    control.set_peer(attested.peer().cloned());
-    Ok(attested)
+    let verdict = control.race_terminated(verdict).await;
+    let peer = match &verdict {
+        Ok(Ok(attested)) => attested.peer().cloned(),
+        Ok(Err(_)) | Err(_) => None,
+    };
+    if let Some(audit_log) = &handler.context.audit {
+        let mut info = info.borrow_mut();
+        let leaf = chain.as_ref().and_then(|chain| chain.first());
+        if let (None, Some(audit), Some(leaf)) = (&peer, &mut info.audit, leaf) {
+            audit.set_certificate(Some(fingerprint(leaf)));
+        }
+        if matches!(verdict, Ok(Ok(_))) {
+            audit_log.admitted(&mut info, peer.as_deref());
+        }
+    }
+    control.set_peer(peer);
+    Ok(verdict??)
 }
 
 enum Login {
-    Session(UpstreamSession),
+    Session(UpstreamSession, Option<EntryPermit>),
     Cancel(Vec<u8>),
 }
 
@@ -256,6 +301,8 @@ struct LoginContext<'a> {
     permit: &'a ConnectionPermit,
     control: &'a ConnectionControl,
     info: &'a RefCell<ConnectionInfo>,
+    /// Whether the client asked for TLS with an SSLRequest.
+    ssl_request: bool,
     /// Whether ALPN negotiated a protocol.
     alpn: bool,
 }
@@ -265,7 +312,7 @@ impl LoginContext<'_> {
     /// [`Attested`] proves that the client has been verified.
     async fn log_in(&self, client: &mut Client, _: &Attested) -> Result<Login, CloseReason> {
         let (handler, control) = (self.handler, self.control);
-        let startup = match read_startup(client, control).await? {
+        let mut startup = match read_startup(client, control).await? {
             FirstMessage::Startup(startup) => startup,
             FirstMessage::Cancel(packet) => return Ok(Login::Cancel(packet)),
         };
@@ -275,13 +322,27 @@ impl LoginContext<'_> {
         // Unknown names must not get into the log: a user may have typed a password instead.
         let role = Role::from_name(startup.role());
         self.info.borrow_mut().role = role;
+        self.note_database(&startup);
+        self.check_grants(&startup)?;
+        if !handler.context.accepts_sessions() {
+            return Err(CloseReason::AuditUnavailable);
+        }
         if !self.permit.is_granted() {
             return Err(CloseReason::TooManyConnections);
         }
         let (credential, version) = match self.trusted_credential(role) {
             Some(credential) => (credential, self.negotiate(client, &startup).await?),
-            None => self.check_password(client, &startup, role).await?,
+            None => self.authenticate(client, &startup, role).await?,
         };
+        let entry_permit = handler
+            .context
+            .gate
+            .acquire_session(control.peer().as_deref())
+            .map_err(|EntryIsFull| CloseReason::PeerSessionLimit)?;
+        handler
+            .upstream_login
+            .session_settings
+            .add_to(&mut startup, role);
         let stream = handler.upstream_login.dial(control).await?;
         let fd_guard = control.register_upstream_fd(stream.raw_fd());
         let session = handler
@@ -289,7 +350,32 @@ impl LoginContext<'_> {
             .login(stream, client, &startup, version, &credential, control)
             .await?;
         drop(fd_guard);
-        Ok(Login::Session(session))
+        Ok(Login::Session(session, entry_permit))
+    }
+
+    /// Compares the role and the database with what the client's policy entry grants, before its secret is asked for.
+    fn check_grants(&self, startup: &Startup) -> Result<(), CloseReason> {
+        let requested = RequestedSession::of(startup);
+        if requested.role == Some(Role::Superuser) && !self.handler.superuser_logins {
+            return Err(CloseReason::NotGranted(NotGranted::Role));
+        }
+        self.control
+            .set_requested(requested)
+            .map_err(CloseReason::NotGranted)
+    }
+
+    /// Keeps the name of the database for the audit log. Without a known role it is not kept: the
+    /// default is the name of the role, which may be a mistyped password.
+    fn note_database(&self, startup: &Startup) {
+        let mut info = self.info.borrow_mut();
+        if let (Some(role), Some(audit)) = (info.role, &mut info.audit) {
+            let named = startup
+                .parameters()
+                .filter(|(name, _)| *name == b"database");
+            let named = named.last().map(|(_, name)| name);
+            let name = named.filter(|name| !name.is_empty());
+            audit.set_database(name.unwrap_or(role.name().as_bytes()));
+        }
     }
 
     /// The superuser's credential, if this client needs no password: in simulator mode, and
@@ -323,46 +409,6 @@ impl LoginContext<'_> {
                 .map_err(|error| error.into_close_reason(self.control))?;
         }
         Ok(version)
-    }
-
-    /// Requests the password and compares it with the secrets. Postgres is not involved.
-    async fn check_password(
-        &self,
-        client: &mut Client,
-        startup: &Startup,
-        role: Option<Role>,
-    ) -> Result<(Arc<Credential>, ProtocolVersion), CloseReason> {
-        let control = self.control;
-        let newest = self
-            .handler
-            .upstream_login
-            .upstream_version
-            .newest_or_fallback()
-            .await;
-        let mut request = Vec::new();
-        let (mut await_password, version) = request_password(startup, newest, &mut request);
-        client
-            .send(&request)
-            .await
-            .map_err(|error| error.into_close_reason(control))?;
-        loop {
-            match await_password.advance(client.plain.filled()) {
-                PasswordStep::Read(next) => await_password = next,
-                PasswordStep::Password { password, consumed } => {
-                    let authenticator = &self.snapshot.authenticator;
-                    let credential = authenticator.authenticate(role, password).cloned();
-                    client.plain.consume(consumed);
-                    client.plain.wipe_consumed();
-                    client.incoming.wipe_consumed();
-                    return match credential {
-                        Some(credential) => Ok((credential, version)),
-                        None => Err(CloseReason::AuthenticationFailed),
-                    };
-                }
-                PasswordStep::Refuse(error) => return Err(error.into()),
-            }
-            read_more(client, control).await?;
-        }
     }
 }
 

@@ -63,6 +63,7 @@ impl HandlerFactory for ForwarderState {
                 gate: self.server_gate.gate(&context.jobs, &context.shard_metrics),
                 shard_metrics: Rc::clone(&context.shard_metrics),
                 access_log: Rc::clone(&context.access_log),
+                audit: None,
             },
             jobs: context.jobs,
             state: Arc::clone(self),

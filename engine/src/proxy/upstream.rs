@@ -12,8 +12,11 @@ use crate::auth::credential::Credential;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::offload::{OffloadThread, PendingJobs};
 use crate::io::stream::{PgAddress, Stream};
+use crate::postgres::server::PostgresServer;
+use crate::postgres::session_settings::SessionSettings;
 use crate::session::control::ConnectionControl;
 use crate::session::tls_stream::TlsStream;
+use crate::tasks::role_repair::RepairTrigger;
 use crate::tasks::upstream_version::UpstreamVersion;
 use crate::telemetry::close_reason::CloseReason;
 use crate::tls::session;
@@ -24,8 +27,10 @@ const MAX_CACHED_KEYS: usize = 16;
 
 /// Logs in to Postgres. Every shard has one.
 pub(crate) struct UpstreamLogin {
-    pub(crate) postgres_address: PgAddress,
+    pub(crate) server: PostgresServer,
     pub(crate) upstream_version: Arc<UpstreamVersion>,
+    pub(crate) session_settings: Arc<SessionSettings>,
+    pub(crate) repair_trigger: Arc<RepairTrigger>,
     pub(crate) worker: OffloadThread,
     pub(crate) jobs: PendingJobs,
     pub(crate) keys: RefCell<Vec<CachedKeys>>,
@@ -48,14 +53,20 @@ pub(crate) struct UpstreamSession {
 }
 
 impl UpstreamLogin {
-    /// Dials Postgres within the login deadline.
+    /// Dials Postgres within the login deadline, and checks the user of the listener on a Unix
+    /// socket.
     pub(crate) async fn dial(&self, control: &ConnectionControl) -> Result<Stream, CloseReason> {
-        Stream::dial(&self.postgres_address, control.login_deadline())
+        let address = &self.server.address;
+        let stream = Stream::dial(address, control.login_deadline())
             .await
             .map_err(|error| {
                 self.upstream_version.invalidate();
                 control.or_terminated(CloseReason::UpstreamUnreachable(error))
-            })
+            })?;
+        if let PgAddress::Unix(_) = address {
+            self.server.check_listener(stream.listener_uid())?;
+        }
+        Ok(stream)
     }
 
     /// Logs in with the client's startup parameters and the role's own password, then forwards
@@ -75,15 +86,31 @@ impl UpstreamLogin {
             .await
             .map_err(|error| {
                 self.upstream_version.invalidate();
+                self.request_repair(&error);
                 control.or_terminated(error)
             })?;
-        let version =
-            forward_until_ready(&mut stream, &mut incoming, ready, client, control).await?;
+        let version = forward_until_ready(&mut stream, &mut incoming, ready, client, control)
+            .await
+            .inspect_err(|error| self.request_repair(error))?;
         self.upstream_version.observe_server_version(version);
         Ok(UpstreamSession {
             stream,
             received: incoming,
         })
+    }
+
+    /// Requests a comparison of the roles if Postgres refused a login. The client's secret was right, so
+    /// the role's password, attributes or privileges may have been changed.
+    fn request_repair(&self, error: &CloseReason) {
+        let refused = matches!(
+            error,
+            CloseReason::UpstreamRefused(_)
+                | CloseReason::UpstreamLoginFailed(BackendError::Refused { .. })
+                | CloseReason::UpstreamLoginFailed(BackendError::PasswordMissing)
+        );
+        if refused {
+            self.repair_trigger.request();
+        }
     }
 
     async fn authenticate(
@@ -99,7 +126,8 @@ impl UpstreamLogin {
             .fill(&mut nonce)
             .map_err(|_| BackendError::NoRandomness)?;
         let mut out = Vec::new();
-        let mut backend = BackendLogin::start(startup, version, nonce, &mut out);
+        let mut backend = BackendLogin::start(startup, version, nonce, &mut out)
+            .with_methods(self.server.methods());
         loop {
             if !out.is_empty() {
                 let message = std::mem::take(&mut out);

@@ -18,10 +18,11 @@ use std::time::{Duration, Instant};
 use attest::AttestedPeer;
 use nix::sys::socket::{Shutdown, shutdown};
 
+use crate::auth::grants::{NotGranted, RequestedSession};
 use crate::sched::busy_poll::{Direction, Transfer};
 use crate::sched::delay_timer::TimerQueue;
 use crate::session::activity::ShardActivity;
-use crate::telemetry::close_reason::CloseReason;
+use crate::telemetry::close_reason::{CloseReason, Revocation};
 use crate::telemetry::shard_metrics::ShardMetrics;
 
 /// How long a peer may take to read the final message and close the connection.
@@ -47,8 +48,8 @@ pub(crate) enum TerminateReason {
     LoginTimeout,
     IdleTimeout,
     Shutdown,
-    /// The reason code of a denial.
-    Denied(&'static str),
+    /// The policy or the collateral refuses the peer by now.
+    Denied(Revocation),
 }
 
 impl From<TerminateReason> for CloseReason {
@@ -57,7 +58,7 @@ impl From<TerminateReason> for CloseReason {
             TerminateReason::LoginTimeout => CloseReason::LoginTimeout,
             TerminateReason::IdleTimeout => CloseReason::IdleTimeout,
             TerminateReason::Shutdown => CloseReason::Shutdown,
-            TerminateReason::Denied(code) => CloseReason::Revoked(code),
+            TerminateReason::Denied(revocation) => CloseReason::Revoked(revocation),
         }
     }
 }
@@ -77,6 +78,7 @@ pub(crate) struct ConnectionControl {
     activity: Rc<ShardActivity>,
     watchdog_waker: RefCell<Option<Waker>>,
     peer: RefCell<Option<Arc<AttestedPeer>>>,
+    requested: RefCell<Option<RequestedSession>>,
 }
 
 /// Registers a socket for `shutdown(2)` by the watchdog. It must be dropped before the socket is
@@ -107,6 +109,7 @@ impl ConnectionControl {
             activity,
             watchdog_waker: RefCell::new(None),
             peer: RefCell::new(None),
+            requested: RefCell::new(None),
         }
     }
 
@@ -117,6 +120,27 @@ impl ConnectionControl {
 
     pub(crate) fn peer(&self) -> Option<Arc<AttestedPeer>> {
         self.peer.borrow().clone()
+    }
+
+    /// Stores what the client asks for, and compares it with what the peer's policy entry grants.
+    ///
+    /// # Errors
+    /// [`NotGranted`].
+    pub(crate) fn set_requested(&self, requested: RequestedSession) -> Result<(), NotGranted> {
+        *self.requested.borrow_mut() = Some(requested);
+        self.check_grants()
+    }
+
+    /// Compares what the client asked for with what the peer's policy entry grants now.
+    ///
+    /// # Errors
+    /// [`NotGranted`].
+    pub(crate) fn check_grants(&self) -> Result<(), NotGranted> {
+        match (&*self.requested.borrow(), &*self.peer.borrow()) {
+            (Some(requested), Some(peer)) => requested.check(&peer.entry().grants),
+            // Nothing is requested yet, or the configuration admits clients without evidence.
+            (None, _) | (_, None) => Ok(()),
+        }
     }
 
     /// When the login must be complete, including everything before it.

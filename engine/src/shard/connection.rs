@@ -17,6 +17,7 @@ use crate::shard::balancer::ShardAssignment;
 use crate::shard::connection_limit::ConnectionPermit;
 use crate::shard::event_loop::Shard;
 use crate::shard::handler::ConnectionHandler;
+use crate::telemetry::audit::queue::ShardAudit;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
 
@@ -31,7 +32,10 @@ impl<S: ConnectionHandler> Shard<S> {
     ) {
         let shard_metrics = &self.handler.context().shard_metrics;
         shard_metrics.accepted();
-        let info = RefCell::new(ConnectionInfo::new(peer));
+        let mut info = ConnectionInfo::new(peer);
+        let audit = self.handler.context().audit.as_ref();
+        info.audit = audit.map(ShardAudit::connection);
+        let info = RefCell::new(info);
         let started = info.borrow().accepted;
         let deadline = started + self.timeouts.login;
         let control = Rc::new(ConnectionControl::new(
@@ -53,6 +57,11 @@ impl<S: ConnectionHandler> Shard<S> {
         if !info.logged {
             let access_log = &self.handler.context().access_log;
             access_log.ended(&info, control.bytes(), &end);
+        }
+        if let Some(audit) = audit {
+            let policy = self.handler.context().gate.policy_epoch();
+            let peer = control.peer();
+            audit.ended(&info, peer.as_deref(), policy, control.bytes(), &end);
         }
         if self.connections.borrow().is_empty()
             && let Some(waker) = self.emptied.take()

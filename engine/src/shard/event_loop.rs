@@ -172,6 +172,9 @@ impl<S: ConnectionHandler> Shard<S> {
                         self.handler.context().shard_metrics.dropped();
                         let access_log = &self.handler.context().access_log;
                         access_log.dropped_over_limit(peer);
+                        if let Some(audit) = &self.handler.context().audit {
+                            audit.dropped_over_limit(peer);
+                        }
                     }
                 }
                 Err(_) if self.draining.get() => return,

@@ -10,6 +10,7 @@ use crate::sched::handshake_queue::HandshakeQueue;
 use crate::session::control::ConnectionControl;
 use crate::shard::connection_limit::ConnectionPermit;
 use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::audit::queue::ShardAudit;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
 use crate::telemetry::shard_metrics::ShardMetrics;
@@ -35,4 +36,13 @@ pub(crate) struct HandlerContext {
     pub(crate) gate: Gate,
     pub(crate) shard_metrics: Rc<ShardMetrics>,
     pub(crate) access_log: Rc<AccessLog>,
+    /// The audit log, if there is one.
+    pub(crate) audit: Option<ShardAudit>,
+}
+
+impl HandlerContext {
+    /// Whether a new session may begin, as far as the audit log is concerned.
+    pub(crate) fn accepts_sessions(&self) -> bool {
+        self.audit.as_ref().is_none_or(ShardAudit::accepts_sessions)
+    }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
+use wire::scram::server::ChannelBinding;
 
 use crate::auth::cluster_secrets::Authenticator;
 
@@ -14,6 +15,8 @@ use crate::auth::cluster_secrets::Authenticator;
 #[derive(Clone)]
 pub(crate) struct Snapshot {
     pub(crate) tls: Arc<ServerConfig>,
+    /// The channel binding of the certificate in `tls`, if it has one.
+    pub(crate) channel_binding: Option<ChannelBinding>,
     pub(crate) authenticator: Arc<Authenticator>,
 }
 
@@ -21,18 +24,29 @@ pub(crate) struct Snapshot {
 pub(crate) struct LiveConfig(ArcSwap<Snapshot>);
 
 impl LiveConfig {
-    pub(crate) fn new(tls: Arc<ServerConfig>, authenticator: Authenticator) -> Arc<Self> {
-        let authenticator = Arc::new(authenticator);
-        Arc::new(Self(ArcSwap::from_pointee(Snapshot { tls, authenticator })))
+    pub(crate) fn new(
+        tls: Arc<ServerConfig>,
+        channel_binding: Option<ChannelBinding>,
+        authenticator: Authenticator,
+    ) -> Arc<Self> {
+        Arc::new(Self(ArcSwap::from_pointee(Snapshot {
+            tls,
+            channel_binding,
+            authenticator: Arc::new(authenticator),
+        })))
     }
 
     pub(crate) fn read(&self) -> Arc<Snapshot> {
         self.0.load_full()
     }
 
-    pub(crate) fn set_tls(&self, tls: Arc<ServerConfig>) {
+    pub(crate) fn set_tls(&self, tls: Arc<ServerConfig>, channel_binding: Option<ChannelBinding>) {
         let now = Snapshot::clone(&self.read());
-        self.0.store(Arc::new(Snapshot { tls, ..now }));
+        self.0.store(Arc::new(Snapshot {
+            tls,
+            channel_binding,
+            ..now
+        }));
     }
 
     pub(crate) fn set_authenticator(&self, authenticator: Authenticator) {

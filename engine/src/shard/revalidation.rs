@@ -4,16 +4,18 @@
 //! side, such as a PCCS that is down, must never end a session.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use attest::Denial;
 use attest::denial::Fault;
+use attest::{AttestedPeer, Denial};
 use futures_util::FutureExt as _;
 
 use crate::sched::yield_now::yield_now;
 use crate::session::control::{ConnectionControl, TerminateReason};
 use crate::shard::event_loop::Shard;
 use crate::shard::handler::ConnectionHandler;
+use crate::telemetry::close_reason::Revocation;
 
 /// Sessions that are checked before the other tasks of the shard run: a verdict from the cache
 /// waits for nothing.
@@ -23,10 +25,39 @@ const OVERLOAD_RETRY: Duration = Duration::from_secs(1);
 
 /// The sessions that are not admitted any more, or not checked yet.
 struct Checked<T> {
-    /// Sessions whose clients would be refused now, and why.
-    refused: Vec<(T, Denial)>,
+    /// Sessions that may not continue, and why.
+    refused: Vec<(T, Refusal)>,
     /// Sessions for which the verification thread's queue was full.
     undecided: Vec<T>,
+}
+
+/// Why a session may not continue.
+enum Refusal {
+    Denied(Denial),
+    /// The peer is admitted, and its policy entry does not grant what the session has.
+    NotGranted,
+}
+
+impl Refusal {
+    fn revocation(&self) -> Revocation {
+        match self {
+            Self::Denied(denial) => Revocation {
+                code: denial.code(),
+                peer_code: denial.peer_code(),
+            },
+            Self::NotGranted => Revocation::NOT_GRANTED,
+        }
+    }
+}
+
+/// The verdict on a session: that on its peer, and what the peer's policy entry grants by now.
+fn check_session(
+    control: &ConnectionControl,
+    verdict: Result<Option<Arc<AttestedPeer>>, Denial>,
+) -> Result<(), Refusal> {
+    let peer = verdict.map_err(Refusal::Denied)?;
+    control.set_peer(peer);
+    control.check_grants().map_err(|_| Refusal::NotGranted)
 }
 
 impl<S: ConnectionHandler> Shard<S> {
@@ -40,7 +71,10 @@ impl<S: ConnectionHandler> Shard<S> {
             let checked = check(sessions, async |control: &Rc<ConnectionControl>| {
                 // If ours is the only reference, the session has ended.
                 match control.peer().filter(|_| Rc::strong_count(control) > 1) {
-                    Some(peer) => self.handler.context().gate.still_admits(peer.chain()).await,
+                    Some(peer) => {
+                        let gate = &self.handler.context().gate;
+                        check_session(control, gate.still_admits(peer.chain()).await)
+                    }
                     None => Ok(()),
                 }
             })
@@ -67,7 +101,7 @@ impl<S: ConnectionHandler> Shard<S> {
     /// again: that verdict is in the cache, so the check does not wait.
     async fn revoke(
         self: Rc<Self>,
-        refused: Vec<(Rc<ConnectionControl>, Denial)>,
+        refused: Vec<(Rc<ConnectionControl>, Refusal)>,
         grace: Duration,
     ) {
         tracing::warn!(
@@ -76,14 +110,15 @@ impl<S: ConnectionHandler> Shard<S> {
             "sessions no longer admitted, closing them after the grace period"
         );
         monoio::time::sleep(grace).await;
-        for (count, (control, denial)) in (1..).zip(refused) {
+        for (count, (control, refusal)) in (1..).zip(refused) {
             yield_after_batch(count).await;
             let gate = &self.handler.context().gate;
             let admitted = control
                 .peer()
-                .and_then(|peer| gate.still_admits(peer.chain()).now_or_never());
+                .and_then(|peer| gate.still_admits(peer.chain()).now_or_never())
+                .map(|verdict| check_session(&control, verdict));
             if !matches!(admitted, Some(Ok(()))) {
-                control.terminate(TerminateReason::Denied(denial.code()));
+                control.terminate(TerminateReason::Denied(refusal.revocation()));
             }
         }
     }
@@ -97,15 +132,16 @@ async fn yield_after_batch(count: usize) {
 
 async fn check<T>(
     sessions: Vec<T>,
-    still_admits: impl AsyncFn(&T) -> Result<(), Denial>,
+    still_admits: impl AsyncFn(&T) -> Result<(), Refusal>,
 ) -> Checked<T> {
     let (mut refused, mut undecided) = (Vec::new(), Vec::new());
     for (count, session) in (1..).zip(sessions) {
         yield_after_batch(count).await;
         match still_admits(&session).await {
-            Err(Denial::Overloaded) => undecided.push(session),
-            Err(denial) if denial.fault() != Fault::Ours => refused.push((session, denial)),
-            Ok(()) | Err(_) => {}
+            Err(Refusal::Denied(Denial::Overloaded)) => undecided.push(session),
+            Err(Refusal::Denied(denial)) if denial.fault() == Fault::Ours => {}
+            Err(refusal) => refused.push((session, refusal)),
+            Ok(()) => {}
         }
     }
     Checked { refused, undecided }
@@ -123,9 +159,9 @@ mod tests {
         block_on(IoDriver::Epoll, async {
             let checked = check((0..100).collect(), async |session: &u32| {
                 match session % 4 {
-                    0 => Err(Denial::Overloaded),
-                    1 => Err(Denial::DebugTd),
-                    2 => Err(Denial::CollateralUnavailable),
+                    0 => Err(Refusal::Denied(Denial::Overloaded)),
+                    1 => Err(Refusal::Denied(Denial::DebugTd)),
+                    2 => Err(Refusal::Denied(Denial::CollateralUnavailable)),
                     _ => Ok(()),
                 }
             })

@@ -2,8 +2,10 @@
 //!
 //! They may wait for the network or the guest agent, which a shard must never do.
 
+pub(crate) mod audit_watch;
 pub(crate) mod certificate_renewal;
 pub(crate) mod collateral_refresh;
 pub(crate) mod discovery;
+pub(crate) mod role_repair;
 pub(crate) mod upstream_probe;
 pub(crate) mod upstream_version;

@@ -13,7 +13,9 @@ use wire::startup::ProtocolVersion;
 use wire::version_probe::{ProbeStep, parse_probe_response, write_probe_request};
 
 use crate::io::backoff::Backoff;
+use crate::io::peer_uid::peer_uid;
 use crate::io::stream::PgAddress;
+use crate::postgres::server::PostgresServer;
 use crate::tasks::upstream_version::UpstreamVersion;
 
 /// The limit for one probe.
@@ -28,9 +30,13 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(4);
 
 /// Probes immediately, at regular intervals, and after [`UpstreamVersion::invalidate`]. Sets
 /// `latch` to whether Postgres answers. Never returns.
-pub(crate) async fn run(address: &PgAddress, upstream_version: &UpstreamVersion, latch: &Latch) {
+pub(crate) async fn run(
+    server: &PostgresServer,
+    upstream_version: &UpstreamVersion,
+    latch: &Latch,
+) {
     loop {
-        probe_until_success(address, upstream_version, latch).await;
+        probe_until_success(server, upstream_version, latch).await;
         tokio::time::sleep(MIN_INTERVAL).await;
         // Both outcomes lead to the next probe.
         let _ = tokio::time::timeout(IDLE_INTERVAL, upstream_version.invalidated()).await;
@@ -38,14 +44,14 @@ pub(crate) async fn run(address: &PgAddress, upstream_version: &UpstreamVersion,
 }
 
 async fn probe_until_success(
-    address: &PgAddress,
+    server: &PostgresServer,
     upstream_version: &UpstreamVersion,
     latch: &Latch,
 ) {
     let mut backoff = RETRY;
     let mut warned = false;
     loop {
-        let probed = tokio::time::timeout(PROBE_TIMEOUT, probe(address)).await;
+        let probed = tokio::time::timeout(PROBE_TIMEOUT, probe(server)).await;
         match probed.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(newest) => {
                 if upstream_version.newest() != Some(newest) {
@@ -57,7 +63,7 @@ async fn probe_until_success(
             }
             Err(error) if !warned => {
                 latch.set_not_ready(format!("Postgres does not answer: {error}"));
-                tracing::warn!(%error, postgres = %address, "Postgres does not answer");
+                tracing::warn!(%error, postgres = %server, "Postgres does not answer");
                 warned = true;
             }
             Err(_) => {}
@@ -66,10 +72,16 @@ async fn probe_until_success(
     }
 }
 
-async fn probe(address: &PgAddress) -> io::Result<ProtocolVersion> {
-    match address {
+async fn probe(server: &PostgresServer) -> io::Result<ProtocolVersion> {
+    match &server.address {
         PgAddress::Tcp(address) => probe_on(tokio::net::TcpStream::connect(address).await?).await,
-        PgAddress::Unix(path) => probe_on(tokio::net::UnixStream::connect(path).await?).await,
+        PgAddress::Unix(path) => {
+            let stream = tokio::net::UnixStream::connect(path).await?;
+            server
+                .check_listener(peer_uid(&stream))
+                .map_err(|error| io::Error::other(error.to_string()))?;
+            probe_on(stream).await
+        }
     }
 }
 

@@ -126,6 +126,7 @@ mod tests {
     use std::io;
 
     use super::*;
+    use crate::telemetry::close_reason::Revocation;
 
     #[test]
     fn only_a_connection_without_a_session_is_refused() {
@@ -141,7 +142,7 @@ mod tests {
         info.is_session = true;
         for reason in [
             broken(),
-            CloseReason::Revoked("debug_td"),
+            CloseReason::Revoked(Revocation::NOT_GRANTED),
             CloseReason::PeerStuck,
         ] {
             assert_eq!(message(&info, &reason), "session ended with an error");

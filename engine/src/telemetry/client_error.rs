@@ -27,16 +27,38 @@ impl CloseReason {
             // Only the code: the measured values are in the log.
             CloseReason::Denied(denial) => fatal(
                 SqlState::INVALID_AUTHORIZATION,
-                format!("client attestation rejected: {}", denial.code()).into(),
+                format!("client attestation rejected: {}", denial.peer_code()).into(),
                 None,
             ),
-            CloseReason::Revoked(_) => {
-                fatal(SqlState::ADMIN_SHUTDOWN, self.to_string().into(), None)
-            }
+            CloseReason::Revoked(revocation) => fatal(
+                SqlState::ADMIN_SHUTDOWN,
+                format!(
+                    "client attestation no longer accepted: {}",
+                    revocation.peer_code
+                )
+                .into(),
+                None,
+            ),
+            CloseReason::NotGranted(_) => fatal(
+                SqlState::INVALID_AUTHORIZATION,
+                self.to_string().into(),
+                None,
+            ),
+            CloseReason::PeerSessionLimit => fatal(
+                SqlState::TOO_MANY_CONNECTIONS,
+                "too many sessions of this client's policy entry".into(),
+                None,
+            ),
             CloseReason::AuthenticationFailed => Some(encode(wire::error::AUTHENTICATION_FAILED)),
             CloseReason::TooManyConnections => fatal(
                 SqlState::TOO_MANY_CONNECTIONS,
                 "sorry, too many clients already".into(),
+                None,
+            ),
+            // Another host may be able to serve the client: libpq then tries its next one.
+            CloseReason::AuditUnavailable => fatal(
+                SqlState::CANNOT_CONNECT_NOW,
+                "no new sessions: the audit log cannot be written".into(),
                 None,
             ),
             CloseReason::UpstreamUnreachable(error) => fatal(

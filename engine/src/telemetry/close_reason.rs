@@ -15,6 +15,7 @@ use wire::frontend::FrontendError;
 use wire::local_opening::LocalOpeningError;
 use wire::opening::OpeningError;
 
+use crate::auth::grants::NotGranted;
 use crate::io::target::TargetError;
 use crate::tls::session::TlsError;
 
@@ -49,9 +50,15 @@ pub(crate) enum CloseReason {
     #[error("client attestation rejected: {0}")]
     Denied(#[from] Denial),
     /// The attestation of the client is no longer accepted, because the policy or collateral
-    /// has changed. The value is the code of the denial.
-    #[error("client attestation no longer accepted: {0}")]
-    Revoked(&'static str),
+    /// has changed.
+    #[error("client attestation no longer accepted: {}", .0.code)]
+    Revoked(Revocation),
+    /// The policy entry of the client does not grant the role or the database.
+    #[error("role_not_granted: {}", not_granted_text(*.0))]
+    NotGranted(NotGranted),
+    /// The policy entry of the client has as many sessions as it may have.
+    #[error("the policy entry of the client has reached its max_sessions")]
+    PeerSessionLimit,
     /// A login message of the client was refused.
     #[error("{0}")]
     Frontend(#[from] FrontendError),
@@ -61,6 +68,9 @@ pub(crate) enum CloseReason {
     /// The connection limit is reached.
     #[error("connection limit reached")]
     TooManyConnections,
+    /// `audit_required` is set, and the audit log cannot be written.
+    #[error("the audit log cannot be written, and audit_required is set")]
+    AuditUnavailable,
     /// The connection to Postgres could not be opened.
     #[error("cannot connect to Postgres: {0}")]
     UpstreamUnreachable(io::Error),
@@ -121,13 +131,39 @@ pub(crate) enum CloseReason {
     ServerDenied(Denial),
 }
 
+/// Why a session has lost its admission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Revocation {
+    /// The code of the denial, for the log.
+    pub(crate) code: &'static str,
+    /// The code that the peer receives.
+    pub(crate) peer_code: &'static str,
+}
+
+impl Revocation {
+    /// The peer is admitted, but its policy entry no longer grants the role or the database.
+    pub(crate) const NOT_GRANTED: Self = Self {
+        code: "role_not_granted",
+        peer_code: "role_not_granted",
+    };
+}
+
+/// Says what is not granted. The names are the client's own, and stay out of the text.
+fn not_granted_text(what: NotGranted) -> &'static str {
+    match what {
+        NotGranted::Role => "the policy does not grant this role to this client",
+        NotGranted::Database => "the policy does not grant this database to this client",
+    }
+}
+
 /// Every code of a [`CloseReason`] except those of [`Denial`]. They are label values in
 /// metrics, and docs/reference/reason-codes.md lists them.
 #[rustfmt::skip]
 pub(crate) const REASONS: &[&str] = &[
     // Connections.
     "client_closed", "upstream_closed", "cancel_forwarded", "client_gone", "alpn_missing",
-    "authentication_failed", "too_many_connections", "upstream_unreachable",
+    "authentication_failed", "role_not_granted", "peer_session_limit", "too_many_connections", "upstream_unreachable",
+    "audit_unavailable",
     "upstream_refused_session", "login_timeout", "idle_timeout", "shutdown", "client_io",
     "upstream_io", "peer_stuck", "panic", "attestation_revoked",
     // TLS.
@@ -147,8 +183,11 @@ pub(crate) const REASONS: &[&str] = &[
     "invalid_startup_length", "encryption_request_in_tls", "unsupported_protocol",
     "malformed_startup", "missing_user", "repeated_user", "user_not_utf8", "malformed_cancel",
     "unexpected_message", "password_too_long", "malformed_password",
+    "password_instead_of_scram", "scram_mechanism", "scram_malformed", "scram_binding_type",
+    "scram_downgrade", "scram_binding_mismatch", "scram_nonce_mismatch",
     // `wire::backend`.
-    "postgres_early_eof", "no_randomness", "overloaded", "postgres_refused",
+    "postgres_early_eof", "no_randomness", "overloaded", "postgres_wrong_listener",
+    "postgres_refused", "postgres_not_scram",
     "postgres_negotiated_down", "postgres_auth_method", "postgres_password_missing",
     "postgres_unexpected_message", "postgres_message_too_long", "postgres_malformed",
     "postgres_too_many_notices", "postgres_scram_iterations", "postgres_scram_nonce",
@@ -180,10 +219,13 @@ impl CloseReason {
             CloseReason::TlsHandshake(error) | CloseReason::TlsSession(error) => tls_code(error),
             CloseReason::AlpnMissing => "alpn_missing",
             CloseReason::Denied(denial) => denial.code(),
-            CloseReason::Revoked(code) => code,
+            CloseReason::Revoked(revocation) => revocation.code,
+            CloseReason::NotGranted(_) => "role_not_granted",
+            CloseReason::PeerSessionLimit => "peer_session_limit",
             CloseReason::Frontend(error) => error.code(),
             CloseReason::AuthenticationFailed => "authentication_failed",
             CloseReason::TooManyConnections => "too_many_connections",
+            CloseReason::AuditUnavailable => "audit_unavailable",
             CloseReason::UpstreamUnreachable(_) => "upstream_unreachable",
             CloseReason::UpstreamLoginFailed(error) => error.code(),
             CloseReason::UpstreamRefused(_) => "upstream_refused_session",
@@ -224,11 +266,14 @@ impl CloseReason {
             | CloseReason::TlsSession(_)
             | CloseReason::Frontend(_)
             | CloseReason::AuthenticationFailed
+            | CloseReason::NotGranted(_)
             | CloseReason::LoginTimeout
             | CloseReason::LocalOpening(_)
             | CloseReason::ClientIo(_)
             | CloseReason::PeerStuck => ErrorOrigin::Client,
             CloseReason::TooManyConnections
+            | CloseReason::PeerSessionLimit
+            | CloseReason::AuditUnavailable
             | CloseReason::UpstreamUnreachable(_)
             | CloseReason::UpstreamLoginFailed(_)
             | CloseReason::UpstreamRefused(_)

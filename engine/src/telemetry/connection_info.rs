@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use crate::auth::role::Role;
 use crate::io::peer::Peer;
+use crate::telemetry::audit::connection::ConnectionAudit;
 use crate::telemetry::shard_metrics::ShardMetrics;
 
 /// The information collected so far.
@@ -26,6 +27,8 @@ pub(crate) struct ConnectionInfo {
     pub(crate) is_session: bool,
     /// Whether the connection's line has been written already.
     pub(crate) logged: bool,
+    /// What the audit log needs, if there is one.
+    pub(crate) audit: Option<Box<ConnectionAudit>>,
 }
 
 impl ConnectionInfo {
@@ -39,6 +42,7 @@ impl ConnectionInfo {
             tls: None,
             is_session: false,
             logged: false,
+            audit: None,
         }
     }
 

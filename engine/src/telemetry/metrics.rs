@@ -6,14 +6,18 @@
 //! multiply their series by the number of cores. docs/reference/metrics.md describes each
 //! name; a test compares the two.
 
+use attest::Policy;
 use metrics::{Counter, Gauge, Histogram, Level, Metadata, Recorder, Unit, with_local_recorder};
 use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
+use crate::auth::client_auth::ClientAuth;
 use crate::config::Config;
 use crate::config::mode::Mode;
 use crate::io::driver::IoDriver;
+use crate::postgres::server::PostgresAuth;
+use crate::telemetry::audit::event::Cause;
 use crate::telemetry::close_reason::REASONS;
 
 /// Bucket bounds in seconds. A login takes about 1 ms, half of it for the handshake, and may
@@ -107,7 +111,7 @@ impl Metrics {
     }
 
     /// All values of the label `reason`.
-    pub(super) fn reasons(&self) -> impl Iterator<Item = &'static str> {
+    pub(in crate::telemetry) fn reasons(&self) -> impl Iterator<Item = &'static str> {
         let denials = attest::Denial::CODES.iter();
         REASONS
             .iter()
@@ -138,11 +142,38 @@ impl Metrics {
             let labels = [("outcome", outcome)];
             drop(self.counter("teesql_collateral_refreshes_total", &labels));
             drop(self.counter("teesql_identity_renewals_total", &labels));
+            drop(self.counter("teesql_config_reloads_total", &labels));
+        }
+    }
+
+    /// Counts a reload of the configuration.
+    pub(crate) fn config_reloaded(&self, ok: bool) {
+        let labels = [("outcome", if ok { "ok" } else { "failed" })];
+        self.counter("teesql_config_reloads_total", &labels)
+            .increment(1);
+    }
+
+    /// Sets the gauges for what the policy weakens. A reload may change it.
+    pub(crate) fn set_policy_info(&self, policy: Option<&Policy>) {
+        let settings = policy.map(Policy::settings);
+        let debug = settings.is_some_and(|settings| settings.allow_debug_td);
+        let unpinned = policy.is_some_and(Policy::allows_unpinned_os);
+        for (name, is) in [
+            ("teesql_debug_td_allowed", debug),
+            ("teesql_unpinned_os_allowed", unpinned),
+        ] {
+            self.gauge(name, &[]).set(f64::from(u8::from(is)));
         }
     }
 
     /// Sets the gauges whose values never change while the process runs.
     pub(crate) fn set_info(&self, driver: IoDriver, config: &Config) {
+        // Only a sidecar has an audit log.
+        drop(self.counter("teesql_audit_lines_total", &[]));
+        drop(self.gauge("teesql_audit_failing", &[]));
+        for cause in Cause::ALL {
+            drop(self.counter("teesql_audit_lost_total", &[("cause", cause.code())]));
+        }
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         self.gauge("teesql_build_info", &version).set(1.0);
         for known in [IoDriver::IoUring, IoDriver::Epoll] {
@@ -154,17 +185,32 @@ impl Metrics {
             let used = self.gauge("teesql_mode_info", &[("mode", known.name())]);
             used.set(f64::from(u8::from(known == config.mode)));
         }
-        let debug = config.attestation.as_ref();
-        let debug = debug.is_some_and(|attestation| attestation.policy.settings().allow_debug_td);
         for (name, is) in [
             (
                 "teesql_dangerous_tdx_root",
                 config.dangerous_root().is_some(),
             ),
-            ("teesql_debug_td_allowed", debug),
+            (
+                "teesql_client_auth_password",
+                config.client_auth == ClientAuth::Password,
+            ),
+            (
+                "teesql_postgres_auth_any",
+                config.postgres.auth == PostgresAuth::Any,
+            ),
+            (
+                "teesql_stored_role_settings_allowed",
+                config.roles.sessions.allow_stored,
+            ),
+            (
+                "teesql_other_databases_allowed",
+                config.roles.options.allow_other_databases,
+            ),
         ] {
             self.gauge(name, &[]).set(f64::from(u8::from(is)));
         }
+        let attestation = config.attestation.as_ref();
+        self.set_policy_info(attestation.map(|attestation| &attestation.policy));
     }
 }
 
@@ -223,6 +269,11 @@ const COUNTERS: &[Description] = &[
         "Logins that failed at Postgres, by reason",
     ),
     (
+        "teesql_config_reloads_total",
+        None,
+        "Reloads of the configuration on SIGHUP, by outcome",
+    ),
+    (
         "teesql_panics_total",
         None,
         "Caught panics, each of which ended one connection",
@@ -238,9 +289,24 @@ const COUNTERS: &[Description] = &[
         "Renewals and reloads of the certificate, by outcome",
     ),
     (
+        "teesql_provision_repairs_total",
+        None,
+        "Repairs of the roles in Postgres, by what differed",
+    ),
+    (
         "teesql_attestation_reports_total",
         None,
         "Requests for /attestation, by outcome",
+    ),
+    (
+        "teesql_audit_lines_total",
+        None,
+        "Lines written to the audit log",
+    ),
+    (
+        "teesql_audit_lost_total",
+        None,
+        "Events without a line in the audit log, by cause",
     ),
 ];
 
@@ -282,9 +348,44 @@ const GAUGES: &[Description] = &[
         "1 if quotes are verified against a root other than Intel's",
     ),
     (
+        "teesql_stored_role_settings_allowed",
+        None,
+        "1 if settings that are stored in Postgres for a role decide in new sessions",
+    ),
+    (
+        "teesql_other_databases_allowed",
+        None,
+        "1 if provisioning leaves other databases open to PUBLIC",
+    ),
+    (
         "teesql_debug_td_allowed",
         None,
         "1 if TDs in debug mode are accepted",
+    ),
+    (
+        "teesql_client_auth_password",
+        None,
+        "1 if clients send their secret in cleartext inside TLS",
+    ),
+    (
+        "teesql_postgres_auth_any",
+        None,
+        "1 if Postgres may ask for another authentication than SCRAM",
+    ),
+    (
+        "teesql_any_server_allowed",
+        None,
+        "1 if a forwarder accepts a policy that names no application",
+    ),
+    (
+        "teesql_unpinned_os_allowed",
+        None,
+        "1 if identities are accepted from operating systems that are not pinned",
+    ),
+    (
+        "teesql_audit_failing",
+        None,
+        "1 while the audit log cannot be written",
     ),
 ];
 

@@ -1,6 +1,7 @@
 //! Layer 3: metrics, the log, and the reasons why connections close.
 
 pub(crate) mod access_log;
+pub(crate) mod audit;
 mod client_error;
 pub(crate) mod close_reason;
 pub(crate) mod connection_info;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use attest::agent::TlsKey;
-use attest::certificate::Leaf;
+use attest::certificate::{Leaf, server_end_point};
 use attest::chain::Chain;
 use attest::values::Fingerprint;
 use rustls::ServerConfig;
@@ -16,8 +16,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use sha2::{Digest, Sha256};
+use wire::scram::server::ChannelBinding;
 use zeroize::Zeroizing;
 
+use crate::io::private_file;
 use crate::tls::peer_verifier::PossessionVerifier;
 use crate::tls::record_layer::RecordLayer;
 
@@ -66,11 +68,13 @@ impl<'a> PemFiles<'a> {
             std::fs::read(path)
                 .map_err(|error| IdentityError::new(&path.display(), "cannot be read", &error))
         };
+        let key_pem = private_file::read(key)
+            .map_err(|error| IdentityError::new(&key.display(), "cannot be read", &error))?;
         Ok(Self {
             cert,
             key,
             cert_pem: read(cert)?,
-            key_pem: read(key)?.into(),
+            key_pem: key_pem.into(),
         })
     }
 
@@ -92,6 +96,7 @@ pub struct Identity {
     not_before: u64,
     not_after: u64,
     fingerprint: Fingerprint,
+    channel_binding: Option<ChannelBinding>,
 }
 
 impl Identity {
@@ -157,6 +162,8 @@ impl Identity {
         let fingerprint = Chain::copy(std::slice::from_ref(leaf))
             .map(|chain| chain.fingerprint())
             .map_err(|error| IdentityError::new(source_name, "cannot be used", &error))?;
+        let channel_binding = server_end_point(leaf);
+        let channel_binding = channel_binding.and_then(|hash| ChannelBinding::new(&hash));
         let certified =
             CertifiedKey::from_der(chain, key, &default_provider()).map_err(|error| {
                 IdentityError::new(source_name, "does not match its private key", &error)
@@ -167,6 +174,7 @@ impl Identity {
             not_before: dates.0,
             not_after: dates.1,
             fingerprint,
+            channel_binding,
         })
     }
 
@@ -195,6 +203,13 @@ impl Identity {
     #[must_use]
     pub fn not_after(&self) -> u64 {
         self.not_after
+    }
+
+    /// The channel binding `tls-server-end-point` of the leaf; `None` if its signature algorithm
+    /// has none.
+    #[must_use]
+    pub fn channel_binding(&self) -> Option<ChannelBinding> {
+        self.channel_binding
     }
 
     /// SHA-256 of the leaf certificate.

@@ -4,7 +4,14 @@
 //! It reads text, not Markdown syntax: fenced code is cut away, and a link target is what follows
 //! `](`. Links to other hosts are not checked, since a test must not depend on the network.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod deploy;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

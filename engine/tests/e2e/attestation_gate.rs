@@ -32,16 +32,16 @@ pub(crate) fn add(suite: &mut Suite) {
 }
 
 /// The output of `select 1` in psql for an admitted client.
-const ADMITTED: &str = "1\n";
+pub(crate) const ADMITTED: &str = "1\n";
 
 /// What psql prints for a client that is refused with `code`.
-fn refusal(code: &str) -> String {
+pub(crate) fn refusal(code: &str) -> String {
     format!("FATAL:  client attestation rejected: {code}\n")
 }
 
 impl TdxFixture {
     /// Runs `select 1` in psql with this certificate; both of its outputs.
-    fn psql_select_1(
+    pub(crate) fn psql_select_1(
         &self,
         fixture: &Fixture,
         sidecar: &Sidecar,
@@ -97,7 +97,7 @@ fn client_config_with_chain(fixture: &Fixture, chain: &[&[u8]], key: &Key) -> Cl
 }
 
 /// Completes the TLS handshake with this certificate. The gate decides afterwards.
-fn connect(fixture: &Fixture, sidecar: &Sidecar, certificate: &Certificate) -> Client {
+pub(crate) fn connect(fixture: &Fixture, sidecar: &Sidecar, certificate: &Certificate) -> Client {
     connect_with_config(
         client_config(fixture, certificate, certificate.key()),
         sidecar,

@@ -11,6 +11,7 @@ mod certificate_files;
 mod certificate_rotation;
 mod delayed_dependencies;
 mod derived_passwords;
+mod derived_secrets;
 mod dev_command;
 mod metrics;
 mod postgres_restart;
@@ -32,6 +33,7 @@ pub(crate) fn add(suite: &mut Suite) {
     agent_certificate::add(suite);
     agent_failures::add(suite);
     derived_passwords::add(suite);
+    derived_secrets::add(suite);
     certificate_files::add(suite);
     attestation_report::add(suite);
     postgres_restart::add(suite);

@@ -15,6 +15,7 @@ pub(crate) mod message;
 pub(crate) mod name_server;
 pub(crate) mod process;
 pub(crate) mod recording_server;
+pub(crate) mod scram;
 pub(crate) mod scrape;
 pub(crate) mod settings;
 pub(crate) mod sidecar;
@@ -69,6 +70,15 @@ pub(crate) const READER: Credentials<'static> = ("teesql_read", READ_SECRET);
 pub(crate) const WRITER: Credentials<'static> = ("teesql_readwrite", READWRITE_SECRET);
 pub(crate) const SUPERUSER: Credentials<'static> = ("postgres", SUPERUSER_PASSWORD);
 
+/// How the shared sidecars authenticate clients, and Postgres them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum AuthSettings {
+    /// The defaults: SCRAM on both sides.
+    Scram,
+    /// The weakest settings: `client_auth = password`, `postgres_auth = any`.
+    Weak,
+}
+
 /// How a shared cluster stores its passwords. Postgres stores one verifier per role, either MD5 or
 /// SCRAM, so that each server version has two shared clusters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -84,10 +94,14 @@ struct SharedCluster {
     cluster: OnceLock<Cluster>,
 }
 
+/// What a shared sidecar is started with: the variant, PostgreSQL's major version, the password encryption and
+/// the authentication settings.
+type SidecarKey = (Variant, u32, PasswordEncryption, AuthSettings);
+
 #[derive(Debug)]
 pub(crate) struct Harness {
     /// Fields drop in this order: sidecars and clusters stop before the folder is removed.
-    sidecars: Mutex<HashMap<(Variant, u32, PasswordEncryption), Arc<Sidecar>>>,
+    sidecars: Mutex<HashMap<SidecarKey, Arc<Sidecar>>>,
     clusters: Vec<SharedCluster>,
     pub(crate) certificates: Certificates,
     next_number: AtomicUsize,
@@ -191,16 +205,20 @@ impl Harness {
         variant: Variant,
         server: &Server,
         encryption: PasswordEncryption,
+        auth: AuthSettings,
     ) -> Arc<Sidecar> {
         let cluster = self.cluster(server, encryption);
         let mut sidecars = self
             .sidecars
             .lock()
             .unwrap_or_else(|poison| poison.into_inner());
-        let key = (variant, server.major, encryption);
+        let key = (variant, server.major, encryption, auth);
         let sidecar = sidecars.entry(key).or_insert_with(|| {
             let upstream = cluster.address().to_string();
-            let settings = Settings::for_sidecar(variant, &upstream, &self.certificates);
+            let mut settings = Settings::for_sidecar(variant, &upstream, &self.certificates);
+            if auth == AuthSettings::Weak {
+                settings = settings.with_weak_auth();
+            }
             Arc::new(Sidecar::start(&settings))
         });
         sidecar.assert_running();

@@ -8,7 +8,8 @@ use crate::harness::message::{self, PROTOCOL_3_2, query, tagged};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 use crate::harness::{
-    PasswordEncryption, READ_SECRET, READWRITE_SECRET, SECRETS, SUPERUSER_PASSWORD, WRONG_SECRET,
+    AuthSettings, PasswordEncryption, READ_SECRET, READWRITE_SECRET, SECRETS, SUPERUSER_PASSWORD,
+    WRONG_SECRET,
 };
 
 /// Markers in places that a careless log statement would print.
@@ -28,23 +29,36 @@ pub(crate) fn add(suite: &mut Suite) {
 
 fn log_has_no_secrets(fixture: &Fixture, format: &str) {
     for server in fixture.harness.servers() {
-        for (database, encryption) in [
-            ("via_trust", PasswordEncryption::Scram),
-            ("via_password", PasswordEncryption::Scram),
-            ("via_md5", PasswordEncryption::Md5),
-            ("via_scram", PasswordEncryption::Scram),
+        for (database, encryption, auth) in [
+            ("via_trust", PasswordEncryption::Scram, AuthSettings::Weak),
+            (
+                "via_password",
+                PasswordEncryption::Scram,
+                AuthSettings::Weak,
+            ),
+            ("via_md5", PasswordEncryption::Md5, AuthSettings::Weak),
+            ("via_scram", PasswordEncryption::Scram, AuthSettings::Scram),
         ] {
             let upstream = fixture
                 .harness
                 .cluster(&server, encryption)
                 .address()
                 .to_string();
-            let settings = fixture.settings_for(&upstream).set("TEESQL_LOG", "trace");
+            let audit = fixture.harness.unique_path("audit");
+            let mut settings = fixture
+                .settings_for(&upstream)
+                .set("TEESQL_LOG", "trace")
+                .set("TEESQL_AUDIT_LOG", audit.to_str().expect("UTF-8"));
+            if auth == AuthSettings::Weak {
+                settings = settings.with_weak_auth();
+            }
             let sidecar = Sidecar::start_with_log_format(&settings, format);
             send_marked_traffic(fixture, &sidecar, database);
             sidecar.signal(Signal::SIGTERM);
             sidecar.await_exit();
-            assert_no_secrets(&sidecar);
+            assert_no_secrets(&sidecar.log_lines());
+            let audit = std::fs::read_to_string(audit).expect("an audit log");
+            assert_no_secrets(&audit.lines().map(str::to_owned).collect::<Vec<_>>());
         }
     }
 }
@@ -94,11 +108,10 @@ fn send_marked_traffic(fixture: &Fixture, sidecar: &Sidecar, database: &str) {
     client.expect_fatal();
 }
 
-fn assert_no_secrets(sidecar: &Sidecar) {
-    let lines = sidecar.log_lines();
+fn assert_no_secrets(lines: &[String]) {
     assert!(
         lines.len() > 10,
-        "a log at trace level has more than {} lines",
+        "a log has more than {} lines",
         lines.len()
     );
     let hex = |text: &str| {
@@ -123,7 +136,7 @@ fn assert_no_secrets(sidecar: &Sidecar) {
             format!("{part:?}"),
         ] {
             let form = form.trim_matches('"');
-            for line in &lines {
+            for line in lines {
                 assert!(
                     !line.contains(form),
                     "{marker:?} appears as {form:?} in: {line}"

@@ -5,10 +5,11 @@ use crate::harness::client::{Client, TlsNegotiation};
 use crate::harness::cluster::Server;
 use crate::harness::fixture::Fixture;
 use crate::harness::message::{PROTOCOL_3_0, PROTOCOL_3_2, PgError};
+use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::{Requirement, Suite};
 use crate::harness::{
-    PasswordEncryption, READ_PASSWORD, READ_SECRET, READWRITE_PASSWORD, READWRITE_SECRET,
-    SUPERUSER_PASSWORD, WRONG_SECRET,
+    AuthSettings, PasswordEncryption, READ_PASSWORD, READ_SECRET, READWRITE_PASSWORD,
+    READWRITE_SECRET, SUPERUSER_PASSWORD, WRONG_SECRET,
 };
 
 /// Role, presented secret, and whether the login succeeds.
@@ -33,28 +34,35 @@ const CASES: &[(&str, &str, bool)] = &[
     ("teesql_read ", READ_SECRET, false),
 ];
 
-const METHODS: [(&str, PasswordEncryption); 4] = [
-    ("trust", PasswordEncryption::Scram),
-    ("password", PasswordEncryption::Scram),
-    ("md5", PasswordEncryption::Md5),
-    ("scram", PasswordEncryption::Scram),
+const METHODS: [(&str, PasswordEncryption, AuthSettings); 5] = [
+    ("trust", PasswordEncryption::Scram, AuthSettings::Weak),
+    ("password", PasswordEncryption::Scram, AuthSettings::Weak),
+    ("md5", PasswordEncryption::Md5, AuthSettings::Weak),
+    ("scram", PasswordEncryption::Scram, AuthSettings::Weak),
+    ("scram", PasswordEncryption::Scram, AuthSettings::Scram),
 ];
 
 pub(crate) fn add(suite: &mut Suite) {
     for server in suite.harness().servers() {
-        for (method, encryption) in METHODS {
+        for (method, encryption, auth) in METHODS {
             for negotiation in TlsNegotiation::ALL {
                 for (version, protocol) in [(PROTOCOL_3_0, "3.0"), (PROTOCOL_3_2, "3.2")] {
                     let label = server.label();
-                    let name =
-                        format!("login::{label}::{method}::{negotiation}::protocol_{protocol}");
+                    let client = match auth {
+                        AuthSettings::Scram => "client_scram",
+                        AuthSettings::Weak => "client_password",
+                    };
+                    let name = format!(
+                        "login::{label}::{method}::{client}::{negotiation}::protocol_{protocol}"
+                    );
                     let server = server.clone();
                     suite.add(&name, move |fixture| {
+                        let sidecar = fixture.sidecar_with(&server, encryption, auth);
                         every_role_and_secret(
                             fixture,
+                            &sidecar,
                             &server,
                             method,
-                            encryption,
                             negotiation,
                             version,
                         );
@@ -89,13 +97,12 @@ pub(crate) fn refused() -> PgError {
 /// Tries all [`CASES`] with one combination of the other parameters.
 fn every_role_and_secret(
     fixture: &Fixture,
+    sidecar: &Sidecar,
     server: &Server,
     method: &str,
-    encryption: PasswordEncryption,
     negotiation: TlsNegotiation,
     version: u32,
 ) {
-    let sidecar = fixture.sidecar_for(server, encryption);
     let database = format!("via_{method}");
     for &(role, secret, succeeds) in CASES {
         let case = format!("{role:?} with {:.8}…", secret);
@@ -144,16 +151,23 @@ fn privileges(fixture: &Fixture) {
     let mut reader = session("teesql_read", READWRITE_SECRET);
     let mut writer = session("teesql_readwrite", READWRITE_SECRET);
     let mut superuser = session("postgres", SUPERUSER_PASSWORD);
+    // An operator's sessions begin without clients' schemas in the search path.
+    superuser
+        .query("set search_path = public")
+        .expect("a setting of the session");
     let ours = fixture.harness.unique_name("of_writer");
     let theirs = fixture.harness.unique_name("of_superuser");
 
     let denied = |client: &mut Client, sql: &str| {
         assert_eq!(client.query(sql).expect_err(sql).code, "42501", "{sql}");
     };
-    denied(
-        &mut reader,
-        &format!("create table {ours} (a serial, b int)"),
-    );
+    let create = format!("create table {ours} (a serial, b int)");
+    // Sessions of readers begin read-only, which a client can change. Privileges it cannot.
+    assert_eq!(reader.query(&create).expect_err("read-only").code, "25006");
+    reader
+        .query("set default_transaction_read_only = off")
+        .expect("a setting of the session");
+    denied(&mut reader, &create);
     for (client, table) in [(&mut writer, &ours), (&mut superuser, &theirs)] {
         client
             .query(&format!("create table {table} (a serial, b int)"))

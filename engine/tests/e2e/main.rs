@@ -22,10 +22,12 @@
 )]
 
 mod attestation_gate;
+mod audit;
 mod bulk_transfer;
 mod cancel;
 mod cvm_integration;
 mod forwarder;
+mod hardening;
 mod harness;
 mod invalid_openings;
 mod key_update;
@@ -36,11 +38,15 @@ mod log_secrecy;
 mod login;
 mod login_refusal;
 mod malformed_input;
+mod policy;
+mod postgres_auth;
 mod postgres_state;
 mod protocol_negotiation;
 mod provision;
 mod proxy_protocol;
 mod psycopg;
+mod roles;
+mod scram;
 mod secret_command;
 mod slow_peers;
 mod startup_packets;
@@ -64,11 +70,15 @@ const THREADS: usize = 4;
 /// Adds the tests of one file.
 type Group = fn(&mut Suite);
 
-const GROUPS: [Group; 25] = [
+const GROUPS: [Group; 31] = [
     attestation_gate::add,
+    policy::add,
+    audit::add,
     forwarder::add,
     login::add,
     login_refusal::add,
+    scram::add,
+    postgres_auth::add,
     protocol_negotiation::add,
     invalid_openings::add,
     malformed_input::add,
@@ -80,12 +90,14 @@ const GROUPS: [Group; 25] = [
     proxy_protocol::add,
     cancel::add,
     lifecycle::add,
+    hardening::add,
     log_secrecy::add,
     libpq_clients::add,
     tokio_postgres_driver::add,
     psycopg::add,
     bulk_transfer::add,
     provision::add,
+    roles::add,
     secret_command::add,
     postgres_state::add,
     cvm_integration::add,

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use engine::io::stream::PgAddress;
+use engine::postgres::server::PostgresServer;
 use engine::postgres::superuser::Superuser;
 use engine::postgres::superuser::controldata::Source;
 use engine::postgres::superuser::state::PostgresState;
@@ -37,9 +38,9 @@ pub(crate) fn add(suite: &mut Suite) {
 }
 
 async fn session(cluster: &Cluster) -> Superuser {
-    let endpoint = PgAddress::Tcp(cluster.address());
+    let server = PostgresServer::new(PgAddress::Tcp(cluster.address()));
     let password = Password::new(SUPERUSER_PASSWORD);
-    let session = Superuser::connect(&endpoint, Some(&password), "postgres").await;
+    let session = Superuser::connect(&server, Some(&password), "postgres").await;
     session.unwrap_or_else(|error| panic!("{error}"))
 }
 

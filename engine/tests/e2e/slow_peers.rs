@@ -11,7 +11,7 @@ use crate::harness::fake_server::{
     FakeServer, accept_login, read_message, read_startup, read_until_close,
 };
 use crate::harness::fixture::Fixture;
-use crate::harness::message::{self, PROTOCOL_3_0, PgError, SSL_REQUEST, query, startup, tagged};
+use crate::harness::message::{PROTOCOL_3_0, PgError, SSL_REQUEST, query, startup, tagged};
 use crate::harness::process::TIMEOUT;
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
@@ -119,9 +119,15 @@ fn silent_clients_inside_tls(fixture: &Fixture, sidecar: &Sidecar) -> Vec<(&'sta
     started.start("teesql_read", "via_scram");
     clients.push(("no password", started));
     let mut half = fixture.client(sidecar.address());
-    half.start("teesql_read", "via_scram");
-    half.send(&message::password(READ_SECRET)[..20]);
-    clients.push(("half a password", half));
+    let started = half.start("teesql_read", "via_scram");
+    let exchange = half.exchange(READ_SECRET, &started.mechanisms);
+    half.send(&exchange.initial_response()[..20]);
+    clients.push(("half a SCRAM message", half));
+    let mut challenged = fixture.client(sidecar.address());
+    let started = challenged.start("teesql_read", "via_scram");
+    let exchange = challenged.exchange(READ_SECRET, &started.mechanisms);
+    challenged.read_challenge(&exchange).expect("a challenge");
+    clients.push(("no proof", challenged));
     clients
 }
 
@@ -173,7 +179,8 @@ fn silent_postgres(fixture: &Fixture) {
             script(&mut stream)?;
             read_until_close(&mut stream)
         });
-        let sidecar = sidecar_with_short_deadline(fixture, &postgres.address().to_string());
+        let settings = fixture.settings_for_fake(&postgres);
+        let sidecar = Sidecar::start(&settings.set("TEESQL_LOGIN_TIMEOUT", "2s"));
         let sockets = sidecar.settled_sockets();
         let start = Instant::now();
         let mut client = fixture.client(sidecar.address());
@@ -227,8 +234,8 @@ fn client_that_never_reads_its_refusal(fixture: &Fixture) {
     let clients: Vec<Client> = (0..20)
         .map(|_| {
             let mut client = fixture.client(sidecar.address());
-            client.start("teesql_read", "via_scram");
-            client.send(&message::password("wrong"));
+            let response = client.start("teesql_read", "via_scram");
+            client.send_secret("wrong", &response);
             client
         })
         .collect();
@@ -255,7 +262,7 @@ fn postgres_that_never_reads(fixture: &Fixture) {
         thread::park_timeout(TIMEOUT * 4);
         Ok(())
     });
-    let sidecar = Sidecar::start(&fixture.settings_for(&postgres.address().to_string()));
+    let sidecar = Sidecar::start(&fixture.settings_for_fake(&postgres));
     let mut client = fixture.client(sidecar.address());
     client
         .login("teesql_readwrite", "d", READWRITE_SECRET)
@@ -308,8 +315,15 @@ fn one_byte_segments(fixture: &Fixture) {
             &[("user", "teesql_read"), ("database", "via_scram")],
         ),
     );
-    assert_eq!(client.expect(b'R').authentication(), 3);
-    send(&mut client, &message::password(READ_SECRET));
+    let mechanisms = client.expect(b'R').mechanisms();
+    let mut exchange = client.exchange(READ_SECRET, &mechanisms);
+    send(&mut client, &exchange.initial_response());
+    let challenge = client.expect(b'R');
+    assert_eq!(challenge.authentication(), 11);
+    send(&mut client, &exchange.proof(&challenge.body[4..]));
+    let last = client.expect(b'R');
+    assert_eq!(last.authentication(), 12);
+    exchange.finish(&last.body[4..]);
     client
         .await_ready(Default::default())
         .expect("the login succeeds");

@@ -280,7 +280,8 @@ fn invalid_passwords() -> Vec<Case> {
 }
 
 fn refuses_invalid_passwords(fixture: &Fixture) {
-    let sidecar = Sidecar::start(&fixture.settings());
+    let settings = fixture.settings().set("TEESQL_CLIENT_AUTH", "password");
+    let sidecar = Sidecar::start(&settings);
     let mut bystander = Bystander::new(fixture, &sidecar);
     for case in invalid_passwords() {
         let mut client = fixture.client(sidecar.address());

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use futures_util::future::try_join_all;
 use futures_util::{SinkExt, TryStreamExt, stream};
 use rustls::pki_types::ServerName;
+use sha2::{Digest, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 use tokio_postgres::config::{SslMode, SslNegotiation};
@@ -86,7 +87,9 @@ impl TlsConnect<Socket> for Tls {
 
 impl TlsStream for Stream {
     fn channel_binding(&self) -> ChannelBinding {
-        ChannelBinding::none()
+        let certificates = self.0.get_ref().1.peer_certificates();
+        let certificate = certificates.and_then(<[_]>::first).expect("a certificate");
+        ChannelBinding::tls_server_end_point(Sha256::digest(certificate).to_vec())
     }
 }
 

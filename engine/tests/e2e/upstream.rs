@@ -178,7 +178,8 @@ fn roles_not_provisioned(fixture: &Fixture) {
         ..ClusterOptions::default()
     };
     let cluster = fixture.private_cluster(&options);
-    let sidecar = Sidecar::start(&fixture.settings_for(&cluster.address().to_string()));
+    let settings = fixture.settings_for(&cluster.address().to_string());
+    let sidecar = Sidecar::start(&settings.set("TEESQL_POSTGRES_AUTH", "any"));
     for (role, secret) in [
         ("teesql_read", READ_SECRET),
         ("teesql_readwrite", READWRITE_SECRET),
@@ -212,6 +213,7 @@ fn roles_not_provisioned(fixture: &Fixture) {
 fn wrong_injected_password(fixture: &Fixture) {
     let settings = fixture
         .settings()
+        .set("TEESQL_POSTGRES_AUTH", "any")
         .set("TEESQL_PG_PASSWORD_READ", "not the one");
     let sidecar = Sidecar::start(&settings);
     for database in ["via_password", "via_scram"] {
@@ -256,7 +258,7 @@ fn unix_socket(fixture: &Fixture) {
                 .login(role, "via_scram", secret)
                 .expect("the login succeeds");
             // NULL on a Unix socket.
-            let transport = "select coalesce(host(client_addr), 'socket') from pg_stat_activity where pid = pg_backend_pid()";
+            let transport = "select coalesce(host(inet_client_addr()), 'socket')";
             assert_eq!(client.query_value(transport), "socket", "{role}");
             let bulk = client.query("select repeat('y', 10000) from generate_series(1, 1000)");
             assert_eq!(bulk.expect("rows").len(), 1000);
@@ -282,7 +284,7 @@ fn closes_during_session(fixture: &Fixture) {
         accept_login(&mut stream)?;
         read_message(&mut stream).map(drop)
     });
-    let sidecar = Sidecar::start(&fixture.settings_for(&postgres.address().to_string()));
+    let sidecar = Sidecar::start(&fixture.settings_for_fake(&postgres));
     let mut client = fixture.client(sidecar.address());
     client
         .login("teesql_read", "d", READ_SECRET)

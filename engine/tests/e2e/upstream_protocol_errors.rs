@@ -276,7 +276,7 @@ fn login_fails(fixture: &Fixture, (script, code, text, reason): Violation) {
         }
         script(&mut stream)
     });
-    let sidecar = Sidecar::start(&fixture.settings_for(&postgres.address().to_string()));
+    let sidecar = Sidecar::start(&fixture.settings_for_fake(&postgres));
     for _ in 0..2 {
         let (error, logged) = refusal(fixture, &sidecar, "teesql_readwrite", READWRITE_SECRET, "d");
         assert_eq!(error, failed(code, text));

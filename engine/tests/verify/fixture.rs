@@ -1,6 +1,7 @@
 //! [`attest::mock::Fixture`] as files: the peer's chain, the root and the collateral, in a temporary folder.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use attest::mock::Fixture;
 
@@ -40,6 +41,8 @@ impl CommandFixture {
     pub(crate) fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
         let path = self.path(name);
         fs::write(&path, bytes).unwrap();
+        // Keys must be private.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         path
     }
 

@@ -10,7 +10,8 @@ use attest::mock::{
     Behaviour, Binding, Envelope, Event, Fixture, Key, ModuleLevel, Pccs, PccsResponses, Pki,
     PlatformLevel, QeLevel, QuoteFormat, Resource, Revoked, Rtmr3, Validity,
 };
-use attest::policy::Settings;
+use attest::policy::file::{Context, parse};
+use attest::policy::{KmsRootPin, Settings};
 use attest::tcb::TcbStatuses;
 use attest::trace::Check;
 use attest::{AttestedPeer, Denial, Policy};
@@ -303,6 +304,11 @@ fn allow_list_refusals() -> Vec<Refusal> {
             &hash,
             |s| s.os_image_hash = vec![hash.parse().unwrap()],
         ),
+        default("instance_not_allowed", Check::InstanceId).with_policy(
+            "--allowed-instance-id",
+            &app_id,
+            |s| s.instance_id = vec![app_id.parse().unwrap()],
+        ),
     ];
     let registers = [Check::Rtmr0, Check::Rtmr1, Check::Rtmr2, Check::Rtmr3];
     refusals.extend(registers.into_iter().enumerate().map(|(index, check)| {
@@ -315,7 +321,76 @@ fn allow_list_refusals() -> Vec<Refusal> {
     let kms_root = default("kms_root_mismatch", Check::KmsRoot);
     let file = kms_root.fixture.root_pem();
     let root = KmsRoot::from_der(kms_root.fixture.peer.pki.root_der()).unwrap();
-    refusals.push(kms_root.with_policy("--kms-root", &file, |s| s.kms_roots = vec![root]));
+    refusals.push(kms_root.with_policy("--kms-root", &file, |s| {
+        s.kms_root = KmsRootPin::Roots(vec![root])
+    }));
+    refusals
+}
+
+/// The default peer under a policy file whose `[[os]]` and `[[peer]]` have one more key each, or none.
+fn policy_file_refusal(code: &'static str, check: Check, os: &str, peer: &str) -> Refusal {
+    let refusal = refusal(code, check, |_| {});
+    let text = format!(
+        "[[os]]\nname = \"mock\"\nmrtd = \"{}\"\nrtmr1 = \"{}\"\nrtmr2 = \"{}\"\n{os}\n\
+         [[peer]]\nname = \"any\"\napp_id = \"any\"\nos = \"mock\"\n{peer}\n",
+        "11".repeat(48),
+        "21".repeat(48),
+        "22".repeat(48)
+    );
+    let context = Context {
+        roles: &["teesql_read", "teesql_readwrite"],
+        default_roles: &["teesql_read", "teesql_readwrite"],
+        default_kms_root: KmsRootPin::Any,
+        read_roots: &|_| Ok(Vec::new()),
+    };
+    let peers = parse(&text, &context).unwrap();
+    let file = refusal.fixture.write("policy.toml", text);
+    refusal.with_policy("--policy-file", &file, |settings| settings.peers = peers)
+}
+
+fn pin_refusals() -> Vec<Refusal> {
+    let pinned = |key: &str, bytes: usize| format!("{key} = \"{}\"", "12".repeat(bytes));
+    let mut refusals = vec![
+        refusal("tcb_evaluation_too_old", Check::Collateral, |_| {}).with_policy(
+            "--min-tcb-evaluation-data-number",
+            "18",
+            |settings| settings.min_tcb_evaluation = Some(18),
+        ),
+    ];
+    for (code, key) in [
+        ("xfam_not_allowed", "xfam"),
+        ("td_attributes_not_allowed", "td_attributes"),
+    ] {
+        let os = pinned(key, 8);
+        refusals.push(policy_file_refusal(code, Check::Configuration, &os, ""));
+    }
+    for (code, key, bytes, check) in [
+        (
+            "mr_config_id_not_allowed",
+            "mr_config_id",
+            48,
+            Check::Configuration,
+        ),
+        ("mr_owner_not_allowed", "mr_owner", 48, Check::Configuration),
+        (
+            "mr_owner_config_not_allowed",
+            "mr_owner_config",
+            48,
+            Check::Configuration,
+        ),
+        ("mr_seam_not_allowed", "mr_seam", 48, Check::Platform),
+        ("piid_not_allowed", "piid", 16, Check::Platform),
+    ] {
+        refusals.push(policy_file_refusal(code, check, "", &pinned(key, bytes)));
+    }
+    for (code, key) in [
+        ("smt_not_allowed", "smt"),
+        ("dynamic_platform_not_allowed", "dynamic_platform"),
+        ("cached_keys_not_allowed", "cached_keys"),
+    ] {
+        let peer = format!("{key} = false");
+        refusals.push(policy_file_refusal(code, Check::Platform, "", &peer));
+    }
     refusals
 }
 
@@ -325,6 +400,7 @@ fn refusals() -> Vec<Refusal> {
     all.extend(platform_refusals());
     all.extend(tcb_refusals());
     all.extend(allow_list_refusals());
+    all.extend(pin_refusals());
     all
 }
 
@@ -417,7 +493,8 @@ fn peers_on_the_allow_lists_are_accepted() {
     set_policy(&mut listed.peer, |settings| {
         settings.app_id = vec![app_id.parse().unwrap()];
         settings.mrtd = vec![mrtd.parse().unwrap()];
-        settings.kms_roots = vec![KmsRoot::from_der(&kms_der).unwrap()];
+        let root = KmsRoot::from_der(&kms_der).unwrap();
+        settings.kms_root = KmsRootPin::Roots(vec![root]);
     });
     let flags = ["--allowed-app-id", &app_id, "--allowed-mrtd", &mrtd];
     assert_accepted(&listed, &[&flags[..], &["--kms-root", &kms_root]].concat());

@@ -25,6 +25,9 @@ const ROWS_IN_MIB: u32 = 1024;
 /// The reference arm without a network, see [`in_memory`].
 pub(super) const IN_MEMORY: &str = "rustls in memory";
 
+/// The sidecar with `client_auth = password`.
+const PASSWORD: &str = "sidecar, password from clients";
+
 const QUERY: &[(&str, &str)] = &[
     ("cpu", "CPU µs/query"),
     ("tps", "queries/s"),
@@ -113,7 +116,9 @@ impl Run<'_> {
         let upstream = &self.postgres.upstream;
         let attested = peers::start_sidecar(self.workspace, upstream, SidecarMode::attested())?;
         self.handshakes(peers, &attested)?;
-        self.logins(&attested)
+        let mode = SidecarMode::attested_password();
+        let password = peers::start_sidecar(self.workspace, upstream, mode)?;
+        self.logins(&attested, &password)
     }
 
     fn handshakes(&mut self, peers: &[Peer], attested: &Peer) -> Result<()> {
@@ -162,20 +167,25 @@ impl Run<'_> {
         })
     }
 
-    fn logins(&mut self, attested: &Peer) -> Result<()> {
+    fn logins(&mut self, scram: &Peer, password: &Peer) -> Result<()> {
         let workspace = self.workspace;
         let direct = peers::start(PeerKind::Direct, workspace, &self.postgres.upstream)?;
         let arms = [
             (direct.endpoint.clone(), workspace.scram_login(), None),
             (
-                attested.endpoint.clone(),
+                scram.endpoint.clone(),
                 workspace.secret_scram_login(),
-                attested.pid(),
+                scram.pid(),
+            ),
+            (
+                password.endpoint.clone(),
+                workspace.secret_scram_login(),
+                password.pid(),
             ),
         ];
-        let names = ["direct".to_owned(), "sidecar".to_owned()];
+        let names = ["direct", "sidecar", PASSWORD].map(str::to_owned);
         let (progress, threads, seconds) = (self.progress, self.threads, self.options.seconds);
-        let title = "Logins, SCRAM to Postgres";
+        let title = "Logins, SCRAM to the sidecar and to Postgres";
         self.measure("login", title, LOGIN, &names, |index, _| {
             let (endpoint, login, pid) = arms.get(index).ok_or(Error::Stopped)?;
             let load = connect_load(

@@ -109,7 +109,7 @@ fn handshakes_and_logins(report: &Report) -> Vec<Target> {
             "HAProxy without its connection to Postgres; it verifies the chain each time, the sidecar has the verdict cached",
         ),
         target(
-            "logins per second, SCRAM to Postgres, ÷ direct",
+            "logins per second, SCRAM on both sides, ÷ direct",
             Bound::AtLeast(0.95),
             ratio_to(report, "login", "direct", "rate"),
             "the direct client caches its SCRAM keys as well",

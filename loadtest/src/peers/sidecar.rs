@@ -24,6 +24,8 @@ pub struct SidecarMode {
     pub unix: bool,
     /// Disable busy polling.
     pub no_poll: bool,
+    /// Clients send the secret in cleartext, instead of SCRAM.
+    pub password: bool,
 }
 
 impl Default for SidecarMode {
@@ -35,6 +37,7 @@ impl Default for SidecarMode {
             all_cores: false,
             unix: false,
             no_poll: false,
+            password: false,
         }
     }
 }
@@ -73,6 +76,15 @@ impl SidecarMode {
         Self {
             attested: true,
             ..Self::default()
+        }
+    }
+
+    /// The default, with attested clients that send the secret in cleartext.
+    #[must_use]
+    pub fn attested_password() -> Self {
+        Self {
+            password: true,
+            ..Self::attested()
         }
     }
 }
@@ -148,6 +160,12 @@ fn configure(
         .env("TEESQL_LISTEN", "127.0.0.1:0")
         .env("TEESQL_ADMIN_LISTEN", "off")
         .env("TEESQL_POSTGRES", postgres)
+        // Except for the logins, Postgres requests no password, as with the other proxies.
+        .env("TEESQL_POSTGRES_AUTH", "any")
+        .env(
+            "TEESQL_CLIENT_AUTH",
+            if mode.password { "password" } else { "scram" },
+        )
         .env("TEESQL_SHARDS", if mode.all_cores { "auto" } else { "1" })
         .env(
             "TEESQL_BUSY_POLL",
@@ -158,7 +176,7 @@ fn configure(
             if mode.epoll { "epoll" } else { "io_uring" },
         )
         .env("TEESQL_TLS_CERT", workspace.path("cert.pem"))
-        .env("TEESQL_TLS_KEY", workspace.path("key.pem"))
+        .env("TEESQL_TLS_KEY", workspace.path("sidecar.key"))
         .env("TEESQL_READ_SECRET", &workspace.read_secret)
         .env("TEESQL_READWRITE_SECRET", &workspace.readwrite_secret)
         .env("TEESQL_PG_PASSWORD_READ", &workspace.password)

@@ -1,7 +1,8 @@
 //! Fuzzes the login to Postgres, from the first message to ReadyForQuery. The first byte of the input is
 //! the size of the pieces into which the rest is split.
 //!
-//! Checks that the outcome does not depend on the split, and the client receives exactly what Postgres sent.
+//! Checks that the outcome does not depend on the split, a method that is not allowed is refused, and
+//! the client receives exactly what Postgres sent.
 #![no_main]
 
 // Shared with the tests; no target uses the whole harness.
@@ -17,6 +18,7 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let outcome = harness::check_login("me", bytes, usize::from(*size));
+    harness::check_methods("me", bytes, &outcome);
     if let harness::LoginOutcome::Ready { forwarded, rest, .. } = outcome {
         assert!(bytes.ends_with(&[forwarded, rest].concat()));
     }

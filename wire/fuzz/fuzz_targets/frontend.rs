@@ -12,7 +12,9 @@ use libfuzzer_sys::fuzz_target;
 use wire::startup::ProtocolVersion;
 
 fuzz_target!(|data: &[u8]| {
+    let _ = wire::startup_options::find_settings(data);
     if let Some((startup, consumed)) = harness::check_startup(data) {
+        harness::check_added(&startup);
         harness::check_forwarded(&startup);
         harness::request_client_password(&startup, ProtocolVersion::V3_0);
         harness::check_password(&startup, &data[consumed..]);

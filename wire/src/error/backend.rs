@@ -18,6 +18,13 @@ pub enum BackendError {
     /// The caller's queue of SCRAM key derivations is full. Created by the caller.
     #[error("too many concurrent logins")]
     Overloaded,
+    /// The process that listens on the Unix socket belongs to a user that the configuration does
+    /// not allow. Created by the caller, which owns the connection.
+    #[error("the process that listens on the Unix socket runs as {}, which is not a user that Postgres may run as", listener(.uid))]
+    WrongListener {
+        /// Its user id; `None` if the system does not say.
+        uid: Option<u32>,
+    },
     /// An ErrorResponse before AuthenticationOk.
     #[error("{message} (SQLSTATE {sqlstate})")]
     Refused {
@@ -36,6 +43,13 @@ pub enum BackendError {
     UnsupportedAuthMethod {
         /// The code in the Authentication message; 10 is SASL without SCRAM-SHA-256.
         code: u32,
+    },
+    /// An authentication method that the configuration does not allow, because it does not prove
+    /// that the server is Postgres.
+    #[error("the server asks for {method} instead of SCRAM-SHA-256")]
+    NotScram {
+        /// What it asks for.
+        method: &'static str,
     },
     /// Postgres requests a password, but none is configured for the role.
     #[error("the server requests a password, but none is configured for this role")]
@@ -87,9 +101,11 @@ impl BackendError {
             Self::EarlyEof => "postgres_early_eof",
             Self::NoRandomness => "no_randomness",
             Self::Overloaded => "overloaded",
+            Self::WrongListener { .. } => "postgres_wrong_listener",
             Self::Refused { .. } => "postgres_refused",
             Self::NegotiatedDown => "postgres_negotiated_down",
             Self::UnsupportedAuthMethod { .. } => "postgres_auth_method",
+            Self::NotScram { .. } => "postgres_not_scram",
             Self::PasswordMissing => "postgres_password_missing",
             Self::UnexpectedMessage { .. } => "postgres_unexpected_message",
             Self::MessageTooLong { .. } => "postgres_message_too_long",
@@ -116,8 +132,10 @@ impl BackendError {
             Self::NoRandomness => SqlState::INTERNAL_ERROR,
             Self::Overloaded => SqlState::TOO_MANY_CONNECTIONS,
             Self::EarlyEof
+            | Self::WrongListener { .. }
             | Self::NegotiatedDown
             | Self::UnsupportedAuthMethod { .. }
+            | Self::NotScram { .. }
             | Self::PasswordMissing
             | Self::UnexpectedMessage { .. }
             | Self::MessageTooLong { .. }
@@ -137,6 +155,14 @@ impl BackendError {
             self.response_sqlstate(),
             format!("pg_auth_inject failed: {self}"),
         )
+    }
+}
+
+/// A user id as text.
+fn listener(uid: &Option<u32>) -> String {
+    match uid {
+        Some(uid) => format!("user id {uid}"),
+        None => "an unknown user".to_owned(),
     }
 }
 

@@ -1,13 +1,17 @@
 //! Tests of the login to Postgres up to AuthenticationOk.
 
 use postgres_protocol::authentication::md5_hash;
-use wire::backend::{BackendError, BackendLogin, BackendStep, MAX_LOGIN_MESSAGE, MAX_NOTICES};
+use wire::backend::{
+    AuthMethods, BackendError, BackendLogin, BackendStep, MAX_LOGIN_MESSAGE, MAX_NOTICES,
+};
 use wire::error::SqlState;
 use wire::scram::{Keys, MAX_ITERATIONS};
 use wire::secret::Password;
 use wire::startup::ProtocolVersion;
 
-use crate::harness::{LoginOutcome, NONCE, PASSWORD, check_login, run_login, startup};
+use crate::harness::{
+    LoginOutcome, NONCE, PASSWORD, check_login, check_methods, run_login, run_login_with, startup,
+};
 use crate::packets::{
     CLEARTEXT, MD5, SCRAM, SCRAM_18, SCRAM_WRONG, ScramServer, TRUST, authentication, base64,
     claimed, error, message, recorded,
@@ -24,7 +28,8 @@ fn server() -> ScramServer {
 /// The login after `received`, and what it sent in reply to the last part.
 fn login_after(received: &[&[u8]]) -> (BackendLogin, Vec<u8>) {
     let (mut out, password) = (Vec::new(), Password::new(PASSWORD));
-    let mut state = BackendLogin::start(&startup(ROLE), ProtocolVersion::V3_0, NONCE, &mut out);
+    let state = BackendLogin::start(&startup(ROLE), ProtocolVersion::V3_0, NONCE, &mut out);
+    let mut state = state.with_methods(AuthMethods::Any);
     for bytes in received {
         out.clear();
         state = match state.advance(bytes, &password, &mut out) {
@@ -254,6 +259,7 @@ fn every_input_split_at_every_byte_in_every_state() {
         for (_, bytes) in inputs() {
             let conversation = [history.concat(), bytes].concat();
             let whole = check_login(ROLE, &conversation, 1);
+            check_methods(ROLE, &conversation, &whole);
             for split in 0..=conversation.len() {
                 let (one, two) = conversation.split_at(split);
                 assert_eq!(run_login(ROLE, [one, two]), whole);
@@ -372,6 +378,87 @@ fn servers_that_break_scram_are_refused() {
         refused(&costly),
         BackendError::ScramIterationsTooMany { iterations }
     );
+}
+
+#[test]
+fn only_scram_is_allowed_unless_the_caller_allows_more() {
+    assert_eq!(AuthMethods::default(), AuthMethods::Scram);
+    let outcome = |methods, recording: &str, role: &str| {
+        let bytes = recorded(recording);
+        let whole = run_login_with(methods, role, [&bytes[..]]);
+        for split in 0..bytes.len() {
+            let (one, two) = bytes.split_at(split);
+            assert_eq!(run_login_with(methods, role, [one, two]), whole);
+            // Another implementation sees no byte before the method is known.
+            let early = methods.check_first_response(one);
+            assert!(early == Ok(None) || early == methods.check_first_response(&bytes));
+        }
+        match whole {
+            LoginOutcome::Ready { .. } => "ready",
+            LoginOutcome::Refused(BackendError::NotScram { method }) => method,
+            other => panic!("{other:?}"),
+        }
+    };
+    for (methods, trust, cleartext, md5) in [
+        (AuthMethods::Any, "ready", "ready", "ready"),
+        (
+            AuthMethods::ScramOrNone,
+            "ready",
+            "a password in cleartext",
+            "an MD5 hash",
+        ),
+        (
+            AuthMethods::Scram,
+            "no password",
+            "a password in cleartext",
+            "an MD5 hash",
+        ),
+    ] {
+        assert_eq!(outcome(methods, TRUST, "trusty"), trust);
+        assert_eq!(outcome(methods, CLEARTEXT, "clear"), cleartext);
+        assert_eq!(outcome(methods, MD5, "md5er"), md5);
+        assert_eq!(outcome(methods, SCRAM, "scrammer"), "ready");
+    }
+}
+
+#[test]
+fn nothing_is_sent_to_a_server_that_asks_for_the_password() {
+    for request in [authentication(3, b""), authentication(5, b"salt")] {
+        let mut start = Vec::new();
+        let state = BackendLogin::start(&startup(ROLE), ProtocolVersion::V3_0, NONCE, &mut start);
+        let mut out = Vec::new();
+        let step = state.advance(&request, &Password::new(PASSWORD), &mut out);
+        assert!(matches!(
+            step,
+            BackendStep::Refuse(BackendError::NotScram { .. })
+        ));
+        assert!(out.is_empty());
+    }
+}
+
+#[test]
+fn the_first_response_is_checked_for_other_implementations() {
+    let check = |bytes: &[u8]| AuthMethods::Scram.check_first_response(bytes);
+    let notice = message(b'N', b"SNOTICE\0\0");
+    let scram = authentication(10, OFFER);
+    assert_eq!(check(&[&notice[..], &scram].concat()), Ok(Some(())));
+    assert_eq!(check(&notice), Ok(None));
+    assert_eq!(check(&error("57P03", "starting up")), Ok(Some(())));
+    let method = "a password in cleartext";
+    let refused = Err(BackendError::NotScram { method });
+    assert_eq!(
+        check(&[&notice[..], &authentication(3, b"")].concat()),
+        refused
+    );
+    let negotiation = message(b'v', b"\0\x03\0\0\0\0\0\0");
+    let down = Err(BackendError::NegotiatedDown);
+    assert_eq!(
+        check(&[&negotiation[..], &authentication(3, b"")].concat()),
+        down
+    );
+    let tag = b'Z';
+    let unexpected = Err(BackendError::UnexpectedMessage { tag });
+    assert_eq!(check(&message(tag, b"I")), unexpected);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::Message;
 use wire::error::{
     AUTHENTICATION_FAILED, BackendError, ErrorResponse, FrontendError, MAX_ERROR_TEXT,
-    OpeningError, SqlState,
+    OpeningError, ScramError, SqlState,
 };
 use wire::startup::ProtocolVersion;
 
@@ -23,7 +23,7 @@ const OPENING: [OpeningError; 10] = [
     OpeningError::ProxyTooLong,
 ];
 
-const FRONTEND: [FrontendError; 11] = [
+const FRONTEND: [FrontendError; 18] = [
     FrontendError::InvalidStartupLength { length: 7 },
     FrontendError::EncryptionRequestInTls,
     FrontendError::UnsupportedProtocol(ProtocolVersion { major: 9, minor: 9 }),
@@ -35,6 +35,13 @@ const FRONTEND: [FrontendError; 11] = [
     FrontendError::UnexpectedMessage { tag: b'Q' },
     FrontendError::PasswordTooLong { length: 1 << 30 },
     FrontendError::MalformedPassword,
+    FrontendError::PasswordInsteadOfScram,
+    FrontendError::Scram(ScramError::Mechanism),
+    FrontendError::Scram(ScramError::Malformed("no nonce")),
+    FrontendError::Scram(ScramError::BindingType),
+    FrontendError::Scram(ScramError::Downgrade),
+    FrontendError::Scram(ScramError::BindingMismatch),
+    FrontendError::Scram(ScramError::NonceMismatch),
 ];
 
 fn backend() -> Vec<BackendError> {
@@ -47,6 +54,7 @@ fn backend() -> Vec<BackendError> {
         BackendError::EarlyEof,
         BackendError::NoRandomness,
         BackendError::Overloaded,
+        BackendError::WrongListener { uid: Some(1_000) },
         refused(b"28000", "role \"teesql_read\" does not exist"),
         refused(
             b"28P01",
@@ -54,6 +62,9 @@ fn backend() -> Vec<BackendError> {
         ),
         refused(b"53300", "sorry, too many clients already"),
         BackendError::NegotiatedDown,
+        BackendError::NotScram {
+            method: "a password in cleartext",
+        },
         BackendError::PasswordMissing,
         BackendError::UnexpectedMessage { tag: b'D' },
         BackendError::MessageTooLong {

@@ -3,13 +3,18 @@
 //! on `wire` only.
 
 use wire::backend::{
-    AwaitReady, BackendError, BackendLogin, BackendStep, MAX_LOGIN_MESSAGE, ReadyStep,
+    AuthMethods, AwaitReady, BackendError, BackendLogin, BackendStep, MAX_LOGIN_MESSAGE, ReadyStep,
+};
+use wire::frontend::scram::{
+    AwaitScramFinal, AwaitScramFirst, ScramFinalStep, ScramFirstStep, ScramProof, request_scram,
 };
 use wire::frontend::{
-    AwaitPassword, AwaitStartup, MAX_PASSWORD_MESSAGE, PasswordStep, StartupStep, request_password,
+    AwaitPassword, AwaitStartup, FrontendError, MAX_PASSWORD_MESSAGE, PasswordStep, StartupStep,
+    request_password,
 };
 use wire::opening::{MAX_OPENING, Opening, OpeningError, OpeningPolicy, OpeningStep};
 use wire::scram::Keys;
+use wire::scram::server::{Challenge, ChannelBinding};
 use wire::secret::Password;
 use wire::startup::{MAX_STARTUP_PACKET, ProtocolVersion, Startup};
 
@@ -144,6 +149,108 @@ pub(crate) fn check_password(startup: &Startup, bytes: &[u8]) {
     }
 }
 
+/// The server's part of a SCRAM exchange; SCRAM-SHA-256-PLUS is offered if `binding` is set.
+pub(crate) fn scram_challenge(binding: bool) -> Challenge {
+    let hash = ChannelBinding::new(&[0xcb; 32]);
+    Challenge {
+        nonce: NONCE,
+        salt: *b"sixteen byte sal",
+        binding: hash.filter(|_| binding),
+    }
+}
+
+/// The request for SCRAM, and the state after it.
+pub(crate) fn request_client_scram(binding: bool) -> (Vec<u8>, AwaitScramFirst) {
+    let mut out = Vec::new();
+    let challenge = scram_challenge(binding);
+    let (next, _) = request_scram(&startup("me"), ProtocolVersion::V3_0, challenge, &mut out);
+    (out, next)
+}
+
+/// The reply to SASLInitialResponse, the next state and the length of the message.
+pub(crate) type ScramChallenged = (Vec<u8>, AwaitScramFinal, usize);
+
+/// Checks every split of SASLInitialResponse up to the first decision. Returns `None` if the message is incomplete.
+pub(crate) fn check_scram_first(
+    binding: bool,
+    bytes: &[u8],
+) -> Option<Result<ScramChallenged, FrontendError>> {
+    let advance = |bytes: &[u8]| {
+        let mut out = Vec::new();
+        let step = request_client_scram(binding).1.advance(bytes, &mut out);
+        (step, out)
+    };
+    let whole = advance(bytes);
+    for split in 0..=bytes.len().min(MAX_PASSWORD_MESSAGE + 1) {
+        match advance(&bytes[..split]) {
+            (ScramFirstStep::Read(_), out) => {
+                assert!(split <= MAX_PASSWORD_MESSAGE && out.is_empty());
+            }
+            decided => {
+                assert_eq!(decided, whole, "split at {split} of {}", bytes.len());
+                break;
+            }
+        }
+    }
+    match whole {
+        (ScramFirstStep::Read(_), _) => None,
+        (ScramFirstStep::Refuse(error), out) => {
+            assert!(out.is_empty());
+            Some(Err(error))
+        }
+        (ScramFirstStep::Challenged { consumed, next }, out) => {
+            assert!(consumed <= bytes.len() && out.starts_with(b"R"));
+            Some(Ok((out, next, consumed)))
+        }
+    }
+}
+
+/// Checks every split of SASLResponse up to the first decision, where `state` makes the state before it.
+pub(crate) fn check_scram_final(
+    state: impl Fn() -> AwaitScramFinal,
+    bytes: &[u8],
+) -> Option<Result<(ScramProof, usize), FrontendError>> {
+    let whole = state().advance(bytes);
+    for split in 0..=bytes.len().min(MAX_PASSWORD_MESSAGE + 1) {
+        match state().advance(&bytes[..split]) {
+            ScramFinalStep::Read(_) => assert!(split <= MAX_PASSWORD_MESSAGE),
+            decided => {
+                assert_eq!(decided, whole, "split at {split} of {}", bytes.len());
+                break;
+            }
+        }
+    }
+    match whole {
+        ScramFinalStep::Read(_) => None,
+        ScramFinalStep::Refuse(error) => Some(Err(error)),
+        ScramFinalStep::Proof { consumed, proof } => {
+            assert!(consumed <= bytes.len());
+            Some(Ok((proof, consumed)))
+        }
+    }
+}
+
+/// Checks both messages of a client, one after the other.
+pub(crate) fn check_scram(
+    binding: bool,
+    bytes: &[u8],
+) -> Option<Result<ScramProof, FrontendError>> {
+    let (_, _, consumed) = match check_scram_first(binding, bytes)? {
+        Ok(challenged) => challenged,
+        Err(error) => return Some(Err(error)),
+    };
+    let (first, last) = bytes.split_at(consumed);
+    let state = || match request_client_scram(binding)
+        .1
+        .advance(first, &mut Vec::new())
+    {
+        ScramFirstStep::Challenged { next, .. } => next,
+        other => panic!("{other:?}"),
+    };
+    let proof = check_scram_final(state, last)?;
+    Some(proof.map(|(proof, _)| proof))
+}
+
 /// Checks that the StartupMessage for Postgres equals the client's without its protocol options.
 pub(crate) fn check_forwarded(startup: &Startup) {
     let mut out = Vec::new();
@@ -155,6 +262,29 @@ pub(crate) fn check_forwarded(startup: &Startup) {
         .parameters()
         .filter(|(name, _)| !name.starts_with(b"_pq_."));
     assert!(forwarded.parameters().eq(kept));
+}
+
+/// Checks that an added parameter comes after those of the client, which are unchanged, and that the packet
+/// for Postgres stays valid.
+pub(crate) fn check_added(startup: &Startup) {
+    let mut added = startup.clone();
+    let fits = added.add_parameter("a_setting", "its value");
+    check_forwarded(&added);
+    let before = startup.parameters().count();
+    assert!(startup.parameters().eq(added.parameters().take(before)));
+    let new: Vec<_> = added.parameters().skip(before).collect();
+    let expected: &[(&[u8], &[u8])] = &[(b"a_setting", b"its value")];
+    assert_eq!(new, if fits { expected } else { &[] });
+    for (name, value) in [("", "x"), ("a\0b", "x"), ("a", "x\0y")] {
+        assert!(!added.add_parameter(name, value));
+    }
+    assert!(startup.setting_names().len() >= before - count_options(startup));
+}
+
+/// The number of `options` among the parameters.
+fn count_options(startup: &Startup) -> usize {
+    let options = startup.parameters().filter(|(name, _)| *name == b"options");
+    options.count()
 }
 
 // ---- backend
@@ -201,11 +331,21 @@ pub(crate) fn startup_packet(version: ProtocolVersion, parameters: &[(&str, &str
     [&length.to_be_bytes()[..], &body].concat()
 }
 
-/// Runs a login against the bytes of a server, split into `parts`.
+/// Runs a login against the bytes of a server, split into `parts`. Any method is allowed.
 pub(crate) fn run_login<'a>(role: &str, parts: impl IntoIterator<Item = &'a [u8]>) -> LoginOutcome {
+    run_login_with(AuthMethods::Any, role, parts)
+}
+
+/// Runs a login with only `methods` allowed.
+pub(crate) fn run_login_with<'a>(
+    methods: AuthMethods,
+    role: &str,
+    parts: impl IntoIterator<Item = &'a [u8]>,
+) -> LoginOutcome {
     let mut sent = Vec::new();
     let mut parts = parts.into_iter();
-    let mut login = BackendLogin::start(&startup(role), ProtocolVersion::V3_0, NONCE, &mut sent);
+    let login = BackendLogin::start(&startup(role), ProtocolVersion::V3_0, NONCE, &mut sent);
+    let mut login = login.with_methods(methods);
     let password = Password::new(PASSWORD);
     let mut buffer = Vec::new();
     loop {
@@ -296,4 +436,22 @@ pub(crate) fn check_login(role: &str, bytes: &[u8], chunk: usize) -> LoginOutcom
     let whole = run_login(role, [bytes]);
     assert_eq!(whole, run_login(role, bytes.chunks(chunk.max(1))));
     whole
+}
+
+/// Checks that a login with fewer methods allowed has the outcome `any` of one with all of them, or
+/// is refused for its method, as the check for other implementations decides.
+pub(crate) fn check_methods(role: &str, bytes: &[u8], any: &LoginOutcome) {
+    for methods in [AuthMethods::Scram, AuthMethods::ScramOrNone] {
+        let outcome = run_login_with(methods, role, [bytes]);
+        let checked = methods.check_first_response(bytes);
+        match &outcome {
+            LoginOutcome::Refused(error @ BackendError::NotScram { .. }) => {
+                assert_eq!(checked.as_ref(), Err(error));
+            }
+            outcome => {
+                assert_eq!(outcome, any);
+                assert!(!matches!(checked, Err(BackendError::NotScram { .. })));
+            }
+        }
+    }
 }

@@ -18,6 +18,7 @@ mod opening;
 mod packets;
 mod properties;
 mod ready;
+mod scram;
 mod secret;
 mod version_probe;
 

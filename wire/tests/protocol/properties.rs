@@ -11,8 +11,8 @@ use wire::startup::ProtocolVersion;
 use wire::version_probe::{ProbeStep, parse_probe_response};
 
 use crate::harness::{
-    LoginOutcome, check_forwarded, check_login, check_opening, check_password, check_startup,
-    startup, startup_packet,
+    LoginOutcome, check_added, check_forwarded, check_login, check_methods, check_opening,
+    check_password, check_scram, check_startup, startup, startup_packet,
 };
 use crate::packets::{
     CLIENT_HELLO, GSSENC_REQUEST, IPV4, PROXY_V1, SSL_REQUEST, ScramServer, authentication, cancel,
@@ -62,6 +62,22 @@ fn frontend_pieces() -> Vec<Vec<u8>> {
     ]
 }
 
+fn scram_pieces() -> Vec<Vec<u8>> {
+    let initial = |mechanism: &[u8], data: &[u8]| {
+        let length = u32::try_from(data.len()).unwrap().to_be_bytes();
+        message(b'p', &[mechanism, b"\0", &length, data].concat())
+    };
+    let last = b"c=biws,r=aZWlnaHRlZW4gYnl0ZSBub25j,p=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    vec![
+        initial(b"SCRAM-SHA-256", b"n,,n=,r=a"),
+        initial(b"SCRAM-SHA-256", b"y,,n=me,r=a,x=1"),
+        initial(b"SCRAM-SHA-256-PLUS", b"p=tls-server-end-point,,n=,r=a"),
+        message(b'p', last),
+        message(b'p', b"secret\0"),
+        claimed(b'p', 500, b"SCRAM-SHA-256\0"),
+    ]
+}
+
 fn backend_pieces() -> Vec<Vec<u8>> {
     let server = ScramServer::new(b"salt", 2);
     vec![
@@ -98,6 +114,7 @@ proptest! {
     ) {
         if let Some((startup, consumed)) = check_startup(&bytes) {
             check_forwarded(&startup);
+        check_added(&startup);
             check_password(&startup, &bytes[consumed..]);
         }
     }
@@ -112,11 +129,20 @@ proptest! {
     }
 
     #[test]
+    fn scram_invariants_hold_for_any_bytes(
+        bytes in prop_oneof![vec(any::<u8>(), 0..64), pieces(scram_pieces())],
+        binding: bool,
+    ) {
+        check_scram(binding, &bytes);
+    }
+
+    #[test]
     fn login_invariants_hold_for_any_bytes(
         bytes in prop_oneof![vec(any::<u8>(), 0..64), pieces(backend_pieces())],
         chunk in 1..64_usize,
     ) {
-        check_login("me", &bytes, chunk);
+        let outcome = check_login("me", &bytes, chunk);
+        check_methods("me", &bytes, &outcome);
     }
 
     #[test]
@@ -148,6 +174,7 @@ proptest! {
         let expected = parameters.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
         prop_assert!(startup.parameters().eq(expected));
         check_forwarded(&startup);
+        check_added(&startup);
     }
 
     #[test]

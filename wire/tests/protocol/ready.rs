@@ -1,8 +1,8 @@
 //! Tests of the login from AuthenticationOk to ReadyForQuery.
 
 use wire::backend::{
-    AwaitReady, BackendError, BackendLogin, BackendStep, MAX_LOGIN_MESSAGE, MAX_SERVER_VERSION,
-    ReadyStep,
+    AuthMethods, AwaitReady, BackendError, BackendLogin, BackendStep, MAX_LOGIN_MESSAGE,
+    MAX_SERVER_VERSION, ReadyStep,
 };
 use wire::secret::Password;
 use wire::startup::ProtocolVersion;
@@ -19,6 +19,7 @@ fn await_ready() -> AwaitReady {
     let mut out = Vec::new();
     let state = BackendLogin::start(&startup("me"), ProtocolVersion::V3_0, NONCE, &mut out);
     let bytes = [ok(), vec![b'S']].concat();
+    let state = state.with_methods(AuthMethods::Any);
     match state.advance(&bytes, &Password::new(""), &mut out) {
         BackendStep::Authenticated { consumed: 0, next } => next,
         other => panic!("{other:?}"),

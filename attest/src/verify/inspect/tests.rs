@@ -7,7 +7,7 @@ use super::*;
 use crate::mock::{
     Binding, Envelope, Fixture, Key, PlatformLevel, QuoteFormat, Rtmr3, TdReport, Validity,
 };
-use crate::policy::Settings;
+use crate::policy::{KmsRootPin, Settings};
 use crate::tcb::TcbStatus;
 use crate::trace::Outcome;
 use crate::values::Mrtd;
@@ -130,7 +130,7 @@ fn gives_the_verdict_of_the_gate() {
         }),
         ("kms_root_mismatch", &|f| {
             let root = crate::chain::KmsRoot::from_der(f.pki.root_der());
-            set_policy(f, |s| s.kms_roots = vec![root.unwrap()]);
+            set_policy(f, |s| s.kms_root = KmsRootPin::Roots(vec![root.unwrap()]));
         }),
     ];
     for (code, change) in changes {

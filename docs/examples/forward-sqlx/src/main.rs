@@ -18,7 +18,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 async fn main() -> Result<(), Box<dyn Error>> {
     let url = std::env::var("DATABASE_URL")?;
     let mut settings = vec![("database_url".to_owned(), url.clone())];
-    // TEESQL_FORWARD_SETTINGS="pccs=phala allowed_mrtd=91a0…"
+    // TEESQL_FORWARD_SETTINGS="pccs=phala policy_file=cluster.toml"
     let more = std::env::var("TEESQL_FORWARD_SETTINGS").unwrap_or_default();
     let pairs = more
         .split_whitespace()

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, UNIX_EPOCH};
 
 use admin::{Nonce, ReportFuture, Stats, Unavailable};
+use attest::Policy;
 use attest::agent::{Agent, AgentError, Info, Quote};
 use attest::values::Fingerprint;
 use serde_json::{Value, json};
@@ -14,10 +15,11 @@ use sha2::{Digest, Sha256};
 
 use crate::app::readiness::ReadinessChecks;
 use crate::attestation::verifier::QuoteVerifier;
+use crate::auth::client_auth::ClientAuth;
 use crate::config::Config;
 use crate::config::mode::Mode;
 use crate::io::clock::unix_now;
-use crate::io::stream::PgAddress;
+use crate::postgres::server::PostgresServer;
 use crate::postgres::superuser::Superuser;
 use crate::postgres::superuser::query::Unreadable;
 use crate::postgres::superuser::state::PostgresState;
@@ -30,7 +32,8 @@ pub(crate) struct AdminSource {
     mode: Mode,
     dangerous_root: Option<Fingerprint>,
     agent: Agent,
-    postgres: PgAddress,
+    client_auth: ClientAuth,
+    postgres: PostgresServer,
     database: String,
     metrics: Arc<Metrics>,
     readiness: admin::Readiness,
@@ -74,6 +77,7 @@ impl AdminSource {
             mode: config.mode,
             dangerous_root: config.dangerous_root(),
             agent: agent.clone(),
+            client_auth: config.client_auth,
             postgres: config.postgres.clone(),
             database: config.database.clone(),
             renewal_metrics: RenewalMetrics::new(metrics),
@@ -116,6 +120,30 @@ impl AdminSource {
         Ok(state)
     }
 
+    /// The policy for clients; `None` if they are not attested, or while the process starts.
+    fn policy(&self) -> Option<Arc<Policy>> {
+        let verifier = self.running.get()?.quote_verifier.as_ref()?;
+        Some(Arc::clone(&verifier.policy()))
+    }
+
+    /// The settings in use that weaken attestation.
+    fn weakenings(&self) -> Vec<&'static str> {
+        let policy = self.policy();
+        let policy = policy.as_deref();
+        let root = self.dangerous_root.is_some();
+        let debug = policy.is_some_and(|policy| policy.settings().allow_debug_td);
+        let unpinned = policy.is_some_and(Policy::allows_unpinned_os);
+        [
+            (self.mode == Mode::Unattested, "allow_unattested_clients"),
+            (root, "dangerous_tdx_root_ca"),
+            (debug, "allow_debug_td"),
+            (unpinned, "allow_unpinned_os"),
+        ]
+        .into_iter()
+        .filter_map(|(is_set, name)| is_set.then_some(name))
+        .collect()
+    }
+
     fn document(
         &self,
         info: &Info,
@@ -127,6 +155,10 @@ impl AdminSource {
         let [rtmr0, rtmr1, rtmr2, rtmr3] = report.rtmrs();
         json!({
             "mode": self.mode.name(),
+            "client_auth": self.client_auth.name(),
+            "postgres_auth": self.postgres.auth.name(),
+            "policy": self.policy().map(|policy| policy.epoch().full()),
+            "weakened_by": self.weakenings(),
             "dangerous_tdx_root": self.dangerous_root.map(|root| root.to_string()),
             "app_id": info.app_id.to_string(),
             "compose_hash": info.compose_hash.to_string(),
@@ -159,6 +191,9 @@ impl AdminSource {
             not_after => seconds_until(not_after),
         };
         let gauge = |name, value: f64| self.metrics.gauge(name, &[]).set(value);
+        if let Some(policy) = self.policy() {
+            self.metrics.set_policy_info(Some(&policy));
+        }
         gauge("teesql_certificate_expires_in_seconds", certificate);
         gauge(
             "teesql_collateral_expires_in_seconds",

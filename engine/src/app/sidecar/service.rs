@@ -6,16 +6,19 @@ use std::sync::Arc;
 
 use crate::attestation::gate::{AttestingGate, Gate};
 use crate::attestation::verifier::{QuoteVerifier, start_verify_thread};
+use crate::auth::client_auth::ClientAuth;
 use crate::config::Config;
-use crate::config::mode::Mode;
 use crate::io::offload::OffloadThread;
-use crate::io::stream::PgAddress;
+use crate::postgres::server::PostgresServer;
+use crate::postgres::session_settings::SessionSettings;
 use crate::proxy::inbound;
 use crate::proxy::upstream::UpstreamLogin;
 use crate::shard::context::{HandlerFactory, ShardContext};
 use crate::shard::handler::HandlerContext;
 use crate::shard::live_config::LiveConfig;
+use crate::tasks::role_repair::RepairTrigger;
 use crate::tasks::upstream_version::UpstreamVersion;
+use crate::telemetry::audit::AuditHandle;
 use crate::telemetry::metrics::Metrics;
 
 /// Builds the handlers. Holds the state that all shards share.
@@ -23,13 +26,19 @@ pub(crate) struct InboundHandlerFactory {
     live: Arc<LiveConfig>,
     quote_verifier: Option<Arc<QuoteVerifier>>,
     upstream_version: Arc<UpstreamVersion>,
+    session_settings: Arc<SessionSettings>,
+    repair_trigger: Arc<RepairTrigger>,
     verify_thread: OffloadThread,
     worker: OffloadThread,
-    mode: Mode,
-    postgres_address: PgAddress,
+    passwordless_superuser: bool,
+    server: PostgresServer,
     plaintext_cancel: bool,
     require_alpn: bool,
+    client_auth: ClientAuth,
+    scram_channel_binding: bool,
+    superuser_logins: bool,
     proxy_protocol_from: Vec<ipnet::IpNet>,
+    audit: Option<AuditHandle>,
 }
 
 /// The state that the shards share with the control thread.
@@ -38,6 +47,9 @@ pub(crate) struct SharedState {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) quote_verifier: Option<Arc<QuoteVerifier>>,
     pub(crate) upstream_version: Arc<UpstreamVersion>,
+    pub(crate) session_settings: Arc<SessionSettings>,
+    pub(crate) repair_trigger: Arc<RepairTrigger>,
+    pub(crate) audit: Option<AuditHandle>,
 }
 
 impl InboundHandlerFactory {
@@ -50,13 +62,19 @@ impl InboundHandlerFactory {
             live: Arc::clone(&shared.live),
             quote_verifier: shared.quote_verifier.clone(),
             upstream_version: Arc::clone(&shared.upstream_version),
+            session_settings: Arc::clone(&shared.session_settings),
+            repair_trigger: Arc::clone(&shared.repair_trigger),
             verify_thread: start_verify_thread()?,
             worker: OffloadThread::start("worker", 0)?,
-            mode: config.mode,
-            postgres_address: config.postgres.clone(),
+            passwordless_superuser: config.passwordless_superuser,
+            server: config.postgres.clone(),
             plaintext_cancel: config.plaintext_cancel,
             require_alpn: config.require_alpn,
+            client_auth: config.client_auth,
+            scram_channel_binding: config.scram_channel_binding,
+            superuser_logins: config.superuser_logins,
             proxy_protocol_from: config.proxy_protocol_from.clone(),
+            audit: shared.audit.clone(),
         }))
     }
 }
@@ -81,19 +99,25 @@ impl HandlerFactory for InboundHandlerFactory {
                 gate,
                 shard_metrics: context.shard_metrics,
                 access_log: context.access_log,
+                audit: self.audit.as_ref().map(AuditHandle::shard),
             },
             live: Arc::clone(&self.live),
             upstream_login: UpstreamLogin {
-                postgres_address: self.postgres_address.clone(),
+                server: self.server.clone(),
                 upstream_version: Arc::clone(&self.upstream_version),
+                session_settings: Arc::clone(&self.session_settings),
+                repair_trigger: Arc::clone(&self.repair_trigger),
                 worker: self.worker.clone(),
                 jobs: context.jobs,
                 keys: RefCell::default(),
                 random: self.live.read().tls.crypto_provider().secure_random,
             },
             plaintext_cancel: self.plaintext_cancel,
-            trust_loopback: self.mode == Mode::Simulator,
+            trust_loopback: self.passwordless_superuser,
             require_alpn: self.require_alpn,
+            client_auth: self.client_auth,
+            scram_channel_binding: self.scram_channel_binding,
+            superuser_logins: self.superuser_logins,
             proxy_protocol_from: self.proxy_protocol_from.clone(),
         }
     }

@@ -10,10 +10,12 @@ use tokio::time::sleep;
 use crate::app::error::StartError;
 use crate::app::lifecycle::start_backoff;
 use crate::app::readiness::ReadinessChecks;
+use crate::auth::cluster_secrets::ClusterSecrets;
 use crate::auth::postgres_passwords::{DerivedPasswords, ResolvedPasswords};
 use crate::config::Config;
 use crate::io::backoff::Backoff;
-use crate::postgres::provision;
+use crate::postgres::provision::ProvisionTarget;
+use crate::postgres::provision::blockers::BlockerWatch;
 use crate::tls::certificate::Identity;
 use crate::tls::certificate_source::{CertificateSource, CertificateSourceError};
 
@@ -68,26 +70,60 @@ pub(super) async fn derive_passwords(
     }
 }
 
-/// Sets up the two roles, waiting for a Postgres that is not up yet or still in recovery.
+/// Gets the cluster secrets that the guest agent derives, or the configured ones.
+pub(super) async fn cluster_secrets(
+    config: &Config,
+    agent: &Agent,
+    checks: &ReadinessChecks,
+) -> ClusterSecrets {
+    if !config.derive_secrets {
+        return config.secrets.clone();
+    }
+    let mut backoff = start_backoff();
+    loop {
+        match ClusterSecrets::derive(agent).await {
+            Ok(derived) => return derived,
+            Err(error) => {
+                checks.identity.set_not_ready(error.to_string());
+                warn_and_wait(
+                    &mut backoff,
+                    &error,
+                    "no cluster secrets from the guest agent yet",
+                )
+                .await;
+            }
+        }
+    }
+}
+
+/// Sets up the two roles, waiting for a Postgres that is not up yet or still in recovery, and for sessions
+/// that hold locks.
 ///
 /// # Errors
 /// Postgres refuses for another reason.
 pub(super) async fn set_up_roles(
+    target: &ProvisionTarget,
     config: &Config,
     passwords: &ResolvedPasswords,
     checks: &ReadinessChecks,
 ) -> Result<(), StartError> {
     let mut backoff = start_backoff();
+    let mut watch = BlockerWatch::new(config.roles.blocker_timeout);
+    let waits = |text| checks.roles.set_not_ready(text);
     loop {
-        match provision::run_at_start(&config.postgres, &config.database, passwords).await {
+        match target.establish(passwords, &mut watch, waits).await {
             Ok(report) => {
                 for repaired in report.repaired {
                     tracing::info!(repaired, "provisioning repaired a difference");
                 }
+                checks.roles.set_ready();
                 return Ok(());
             }
-            Err(error) if error.is_starting_up() => {
+            Err(error) if error.is_temporary() => {
                 checks.postgres.set_not_ready(error.to_string());
+                if !watch.is_blocked() {
+                    checks.roles.set_not_ready(error.to_string());
+                }
                 warn_and_wait(&mut backoff, &error, "roles not set up yet").await;
             }
             Err(error) => return Err(error.into()),

@@ -84,6 +84,11 @@ impl Cluster {
         })
     }
 
+    /// The app id of the mock guest, in hex.
+    pub(super) fn app_id(&self) -> String {
+        hex::encode(&attest::mock::Evidence::default().app_id)
+    }
+
     /// The path of a file in the temporary directory.
     pub(super) fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)

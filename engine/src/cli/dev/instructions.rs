@@ -150,6 +150,8 @@ fn variables(
         ("TEESQL_DEV_GUEST_AGENT", text(&cluster.agent.endpoint())),
         ("TEESQL_DANGEROUS_TDX_ROOT_CA", file(TDX_ROOT)),
         ("TEESQL_PCCS", text(&cluster.pccs.url())),
+        ("TEESQL_ALLOWED_APP_ID", text(&cluster.app_id())),
+        ("TEESQL_KMS_ROOT", file(CA)),
     ]
 }
 

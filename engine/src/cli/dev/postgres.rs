@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, chown};
 
+use super::cluster::write;
 use super::error::{DevError, system};
 
 /// The limit for the start, and for the stop.
@@ -42,7 +43,7 @@ impl Postgres {
             })?;
         }
         let password_file = home.join("password");
-        fs::write(&password_file, password).map_err(system("cannot write the password file"))?;
+        write(&password_file, password, 0o600)?;
         if let Some(user) = &owner {
             let _ = chown(&password_file, Some(user.uid), Some(user.gid));
         }
@@ -71,7 +72,7 @@ impl Postgres {
             .port();
         let log = home.join("log");
         let out =
-            fs::File::create(&log).map_err(system("cannot create the log file of Postgres"))?;
+            fs::File::create_new(&log).map_err(system("cannot create the log file of Postgres"))?;
         let mut server = command(&programs.join("postgres"), owner);
         server
             .arg("-D")

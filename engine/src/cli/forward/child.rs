@@ -15,6 +15,7 @@ use crate::app::forwarder::Forwarder;
 use crate::app::forwarder::dsn::encode_query_value;
 use crate::app::runtime;
 use crate::cli::subprocess;
+use crate::config::environment;
 
 /// Signals that are forwarded to the command.
 const FORWARDED: [(SignalKind, Signal); 6] = [
@@ -67,6 +68,13 @@ pub(crate) fn run(
         for name in NOT_INHERITED {
             command.env_remove(name);
         }
+        // What is left of the forwarder's own secrets is empty. Variables of others are passed on.
+        for name in environment::taken() {
+            match environment::variable(name) {
+                Some(value) if !name.starts_with("TEESQL_") => command.env(name, value),
+                _ => command.env_remove(name),
+            };
+        }
         let mut child = command
             .args(arguments)
             .env("DATABASE_URL", url)
@@ -78,7 +86,12 @@ pub(crate) fn run(
         let status = loop {
             tokio::select! {
                 status = child.wait() => break status?,
-                signal = signals.next() => subprocess::forward_signal(signal, &child),
+                signal = signals.next() => {
+                    if signal == Signal::SIGHUP {
+                        forwarder.request_reload();
+                    }
+                    subprocess::forward_signal(signal, &child);
+                }
             }
         };
         // The last messages of the command may still be in transit.
@@ -91,7 +104,7 @@ pub(crate) fn run(
 }
 
 /// Waits until the forwarder has stopped. SIGTERM and SIGINT let sessions finish; a second signal ends
-/// them.
+/// them. SIGHUP reloads the policy.
 ///
 /// # Errors
 /// The signal handlers cannot be installed.
@@ -99,11 +112,13 @@ pub(crate) fn wait_for_signals(forwarder: &mut Forwarder) -> io::Result<()> {
     runtime::new_current_thread()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
         loop {
             tokio::select! {
                 () = forwarder.ended() => return Ok(()),
                 _ = terminate.recv() => forwarder.request_stop(),
                 _ = interrupt.recv() => forwarder.request_stop(),
+                _ = hangup.recv() => forwarder.request_reload(),
             }
         }
     })

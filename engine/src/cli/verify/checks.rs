@@ -76,6 +76,7 @@ impl Checker {
             at: self.now,
             policy: self.policy.epoch().to_string(),
             dangerous_root: self.verifier.root().is_dangerous(),
+            warnings: unpinned(&self.policy),
             checks: result.checks,
             verdict: result.verdict,
         }
@@ -109,7 +110,7 @@ impl Checker {
         self.record(|collateral, recorder| {
             let (policy, now) = (&self.policy, self.now);
             let peer = (self.verifier).inspect(chain, policy, now, collateral, recorder)?;
-            Ok(Verdict::Accepted(peer.valid_until()))
+            Ok(Verdict::Accepted(Box::new(peer)))
         })
     }
 
@@ -182,6 +183,24 @@ impl Checker {
             }
         }
     }
+}
+
+/// The entries whose identities any TD can claim. The sidecar and the forwarder refuse to start with them.
+fn unpinned(policy: &Policy) -> Vec<String> {
+    let warning = |entry: Option<&str>| {
+        let of = entry
+            .map(|entry| format!(" of peer {entry:?}"))
+            .unwrap_or_default();
+        format!(
+            "the operating system{of} is not pinned, so that any TD can claim its identity: set kms_root, or MRTD, \
+             RTMR1 and RTMR2"
+        )
+    };
+    let entries = policy.unpinned();
+    entries
+        .iter()
+        .map(|unpinned| warning(unpinned.entry.as_deref()))
+        .collect()
 }
 
 /// The server's side of the handshake.

@@ -25,6 +25,8 @@ Exit codes:
 pub(super) enum Format {
     Text,
     Json,
+    /// Entries of a policy file, if the peer is genuine.
+    Policy,
 }
 
 /// The flags of `verify` itself.
@@ -63,6 +65,13 @@ pub fn command() -> Command {
                 .value_parser(PossibleValuesParser::new(["text", "json"]))
                 .default_value("text")
                 .help("Format of the report"),
+        )
+        .arg(
+            Arg::new("print_policy")
+                .long("print-policy")
+                .action(ArgAction::SetTrue)
+                .conflicts_with("format")
+                .help("Print the [[os]] and [[peer]] of a policy file that admit what the peer has proved, whatever the allow-lists say"),
         )
         .arg(
             Arg::new("at")
@@ -150,6 +159,7 @@ impl Options {
             collateral: text("collateral").map(PathBuf::from),
             at: flags.get_one("at").copied(),
             format: match text("format").map(String::as_str) {
+                _ if flags.get_flag("print_policy") => Format::Policy,
                 Some("json") => Format::Json,
                 _ => Format::Text,
             },

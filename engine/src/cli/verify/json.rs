@@ -15,6 +15,7 @@ pub(super) fn render(report: &Report) -> String {
         "at": report.at,
         "policy": report.policy,
         "dangerous_root": report.dangerous_root,
+        "warnings": report.warnings,
         "steps": steps,
         "verdict": verdict(&report.verdict),
     })

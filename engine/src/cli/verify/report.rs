@@ -2,8 +2,8 @@
 
 use std::fmt::Display;
 
-use attest::Denial;
 use attest::denial::Fault;
+use attest::{AttestedPeer, Denial};
 
 use super::escape::escape;
 use super::server::ProbeError;
@@ -17,6 +17,8 @@ pub(super) struct Report {
     pub(super) at: u64,
     pub(super) policy: String,
     pub(super) dangerous_root: bool,
+    /// What the policy leaves open so that the verdict can be wrong.
+    pub(super) warnings: Vec<String>,
     pub(super) checks: Vec<CheckReport>,
     pub(super) verdict: Verdict,
 }
@@ -54,8 +56,8 @@ pub(super) enum CheckValue {
 
 /// The verdict of a verification.
 pub(super) enum Verdict {
-    /// The gate accepts the peer until this Unix second.
-    Accepted(u64),
+    /// The gate accepts the peer.
+    Accepted(Box<AttestedPeer>),
     /// The quote is genuine and allowed until this Unix second, but bound to no certificate.
     NotBound(u64),
     Refused(Denial),
@@ -144,10 +146,19 @@ impl Verdict {
         }
     }
 
+    /// The peer that the gate accepts.
+    pub(super) fn peer(&self) -> Option<&AttestedPeer> {
+        match self {
+            Self::Accepted(peer) => Some(peer),
+            Self::NotBound(_) | Self::Refused(_) | Self::NoCertificate(_) => None,
+        }
+    }
+
     /// The last Unix second at which the verdict holds.
     pub(super) fn valid_until(&self) -> Option<u64> {
         match self {
-            Self::Accepted(until) | Self::NotBound(until) => Some(*until),
+            Self::Accepted(peer) => Some(peer.valid_until()),
+            Self::NotBound(until) => Some(*until),
             Self::Refused(_) | Self::NoCertificate(_) => None,
         }
     }

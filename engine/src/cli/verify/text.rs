@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
 
+use attest::AttestedPeer;
+
 use super::report::{CheckReport, CheckValue, Outcome, Report, Verdict};
 
 /// The width of the names of values.
@@ -26,12 +28,32 @@ pub(super) fn render(report: &Report) -> String {
              the owner of its key can forge any quote\n",
         );
     }
+    for warning in &report.warnings {
+        let _ = writeln!(text, "warning: {warning}");
+    }
     if let Some(until) = report.verdict.valid_until() {
         let _ = writeln!(text, "valid until {}", date(until));
     }
     text.push_str(&verdict(&report.verdict));
     text.push('\n');
     text
+}
+
+/// The entries of a policy file that admit `peer`.
+pub(super) fn render_policy(report: &Report, peer: &AttestedPeer) -> String {
+    let mut text = format!(
+        "# What {} proved, as of {}. Compare the values with those of the image and the build\n\
+         # that you expect: they are what runs there, not what should run.\n",
+        report.name,
+        date(report.at)
+    );
+    if report.dangerous_root {
+        text.push_str("# DANGEROUS: verified against another root than Intel's.\n");
+    }
+    if peer.is_debug() {
+        text.push_str("# DANGEROUS: the TD is in debug mode.\n");
+    }
+    text + &attest::policy::file::print(peer)
 }
 
 /// Consecutive checks that were not made for the same reason, and have no values, share a line.

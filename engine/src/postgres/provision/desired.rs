@@ -8,11 +8,26 @@ use postgres_protocol::escape::{escape_identifier, escape_literal};
 use wire::scram::Verifier;
 use zeroize::Zeroizing;
 
+use super::isolation;
 use super::state::{Creator, CurrentState, HARMLESS_ROUTINE, ObjectKind, RoleState, Scope};
 use super::{DesiredState, ManagedRole};
 
 /// Names in one line. A database may have thousands of tables.
 const MAX_NAMES: usize = 5;
+
+/// The values of [`Requirement::kind`].
+pub(crate) const KINDS: [&str; 10] = [
+    "role",
+    "attributes",
+    "password",
+    "memberships",
+    "settings",
+    "connection_limit",
+    "schema",
+    "privileges",
+    "other_databases",
+    "routines",
+];
 
 /// One requirement of the desired state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +40,10 @@ pub(super) enum Requirement {
     Password(ManagedRole),
     /// The role is a member of no other role.
     Memberships(ManagedRole),
+    /// The role has no stored settings, neither for all databases nor for one.
+    Settings(ManagedRole),
+    /// The role has the desired connection limit.
+    ConnectionLimit(ManagedRole),
     /// The schema `public` exists.
     Schema,
     /// PUBLIC cannot create objects in the schema. Otherwise any user could shadow functions and
@@ -32,6 +51,10 @@ pub(super) enum Requirement {
     NoPublicCreate,
     /// The role has the required privileges.
     Privileges(ManagedRole, Scope),
+    /// PUBLIC cannot enter databases that are not provisioned.
+    OtherDatabases,
+    /// `teesql_read` cannot call the built-in functions that write large objects or reach other sessions.
+    Routines,
 }
 
 impl Requirement {
@@ -46,6 +69,8 @@ impl Requirement {
                     Requirement::Attributes(role),
                     Requirement::Password(role),
                     Requirement::Memberships(role),
+                    Requirement::Settings(role),
+                    Requirement::ConnectionLimit(role),
                 ]
             })
             .collect();
@@ -65,7 +90,24 @@ impl Requirement {
         requirements.extend(read.map(|scope| Requirement::Privileges(Read, scope)));
         let readwrite = now.into_iter().chain(superusers);
         requirements.extend(readwrite.map(|scope| Requirement::Privileges(ReadWrite, scope)));
+        requirements.extend([Requirement::OtherDatabases, Requirement::Routines]);
         requirements
+    }
+
+    /// The kind of requirement, for the metric of repairs: a closed list, [`KINDS`].
+    pub(super) fn kind(self) -> &'static str {
+        match self {
+            Requirement::Exists(_) => "role",
+            Requirement::Attributes(_) => "attributes",
+            Requirement::Password(_) => "password",
+            Requirement::Memberships(_) => "memberships",
+            Requirement::Settings(_) => "settings",
+            Requirement::ConnectionLimit(_) => "connection_limit",
+            Requirement::Schema | Requirement::NoPublicCreate => "schema",
+            Requirement::Privileges(..) => "privileges",
+            Requirement::OtherDatabases => "other_databases",
+            Requirement::Routines => "routines",
+        }
     }
 
     /// A title for a comment in a script.
@@ -75,6 +117,10 @@ impl Requirement {
             Requirement::Attributes(role) => format!("{}: attributes", role.name()),
             Requirement::Password(role) => format!("{}: password, as a verifier", role.name()),
             Requirement::Memberships(role) => format!("{}: member of no other role", role.name()),
+            Requirement::Settings(role) => format!("{}: no stored settings", role.name()),
+            Requirement::ConnectionLimit(role) => format!("{}: connection limit", role.name()),
+            Requirement::OtherDatabases => "databases that are not provisioned".to_owned(),
+            Requirement::Routines => "built-in functions that PUBLIC must not call".to_owned(),
             Requirement::Schema => "schema public".to_owned(),
             Requirement::NoPublicCreate => "schema public: no CREATE for PUBLIC".to_owned(),
             Requirement::Privileges(role, scope) => {
@@ -125,6 +171,14 @@ impl Requirement {
                     .into_iter()
                     .collect()
             }
+            Requirement::Settings(role) => isolation::setting_differences(role, state),
+            Requirement::ConnectionLimit(role) => {
+                let difference = isolation::limit_difference(role, state, desired);
+                line(role, difference.as_deref())
+            }
+            Requirement::OtherDatabases if desired.options.allow_other_databases => Vec::new(),
+            Requirement::OtherDatabases => isolation::database_differences(state),
+            Requirement::Routines => isolation::routine_differences(state),
             Requirement::Schema => {
                 let is_schema = |object: &super::state::Object| object.scope == Scope::Schema;
                 let missing = !state.objects.iter().any(is_schema);
@@ -159,6 +213,11 @@ impl Requirement {
                 format!("ALTER ROLE {} PASSWORD {};\n", role.name(), *verifier)
             }
             Requirement::Memberships(role) => revoke_memberships_sql(role),
+            Requirement::Settings(role) => isolation::reset_settings_sql(role),
+            Requirement::ConnectionLimit(role) => isolation::limit_sql(role, desired),
+            Requirement::OtherDatabases if desired.options.allow_other_databases => String::new(),
+            Requirement::OtherDatabases => isolation::close_databases_sql(),
+            Requirement::Routines => isolation::restrict_routines_sql(),
             Requirement::Schema => "CREATE SCHEMA IF NOT EXISTS public;\n".to_owned(),
             Requirement::NoPublicCreate => {
                 "REVOKE CREATE ON SCHEMA public FROM PUBLIC;\n".to_owned()
@@ -351,7 +410,7 @@ END $do$;
 }
 
 /// Joins names to `a, b and 7 more`. `None` without names.
-fn join_names<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<String> {
+pub(super) fn join_names<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<String> {
     let shown: Vec<&str> = names.by_ref().take(MAX_NAMES).collect();
     if shown.is_empty() {
         return None;

@@ -23,8 +23,11 @@ pub(super) fn write(desired: &DesiredState) -> Zeroizing<String> {
     script.push_str(&database_guard(&desired.database));
     script.push_str(LOCK);
     for requirement in Requirement::all() {
-        let _ = write!(script, "\n-- {}\n", requirement.title());
-        script.push_str(&requirement.sql(desired));
+        let sql = requirement.sql(desired);
+        if !sql.is_empty() {
+            let _ = write!(script, "\n-- {}\n", requirement.title());
+            script.push_str(&sql);
+        }
     }
     script.push_str("\nCOMMIT;\n");
     script

@@ -6,6 +6,7 @@
 use tokio_postgres::{Row, Transaction};
 use zeroize::Zeroizing;
 
+use super::isolation::{OPEN_DATABASE, RESTRICTED_ROUTINES, automatic_limits_sql};
 use super::{ManagedRole, ProvisionError};
 
 /// The current user and database.
@@ -19,7 +20,12 @@ const ROLES: &str = "\
 SELECT rolname::text, rolcanlogin, rolsuper, rolcreatedb, rolcreaterole, rolreplication,
        rolbypassrls, coalesce(rolvaliduntil < 'infinity', false), rolpassword,
        ARRAY(SELECT DISTINCT pg_get_userbyid(roleid)::text FROM pg_auth_members
-              WHERE member = pg_authid.oid ORDER BY 1)
+              WHERE member = pg_authid.oid ORDER BY 1),
+       rolconnlimit,
+       ARRAY(SELECT DISTINCT split_part(item, '=', 1) || CASE WHEN datname IS NULL THEN '' ELSE format(' in database %I', datname) END
+               FROM pg_db_role_setting LEFT JOIN pg_database d ON d.oid = setdatabase,
+                    unnest(setconfig) AS item
+              WHERE setrole = pg_authid.oid ORDER BY 1)
   FROM pg_authid WHERE rolname IN ('teesql_read', 'teesql_readwrite')";
 
 /// Returns a row for each object with privileges. Privileges on single columns are separate: they may
@@ -72,6 +78,23 @@ SELECT scope, name,
               WHERE grantee = 0 AND privilege_type = 'CREATE')
   FROM object, managed_role
  ORDER BY scope, name COLLATE \"C\"";
+
+/// Returns the databases that clients must not enter, and what PUBLIC may do there.
+const DATABASES: &str = "\
+SELECT format('%I', datname),
+       ARRAY(SELECT DISTINCT privilege_type FROM aclexplode(coalesce(datacl, acldefault('d', datdba)))
+              WHERE grantee = 0 ORDER BY 1)
+  FROM pg_database d WHERE OPEN_DATABASE ORDER BY datname COLLATE \"C\"";
+
+/// Returns the restricted built-in functions, and whether PUBLIC, `teesql_read` and `teesql_readwrite` may
+/// call them.
+const ROUTINES: &str = "\
+SELECT p.oid::regprocedure::text, bool_or(grantee = 0),
+       bool_or(coalesce(grantee = (SELECT oid FROM pg_roles WHERE rolname = 'teesql_read'), false)),
+       bool_or(coalesce(grantee = (SELECT oid FROM pg_roles WHERE rolname = 'teesql_readwrite'), false))
+  FROM pg_proc p, aclexplode(coalesce(proacl, acldefault('f', proowner)))
+ WHERE pronamespace = 'pg_catalog'::regnamespace AND proname IN (RESTRICTED_ROUTINES)
+ GROUP BY p.oid ORDER BY p.oid::regprocedure::text COLLATE \"C\"";
 
 /// The condition for a routine that can do no more than its caller: it runs as the caller, is written
 /// in a trusted language, and belongs to no extension. If the owner of any other routine has revoked
@@ -145,6 +168,27 @@ pub(super) struct RoleState {
     pub(super) verifier: Option<Zeroizing<String>>,
     /// The roles that it is a member of.
     pub(super) memberships: Vec<String>,
+    /// `rolconnlimit`; -1 is no limit.
+    pub(super) connection_limit: i32,
+    /// The names of its stored settings, with the database if they are for one.
+    pub(super) settings: Vec<String>,
+}
+
+/// A database that clients must not enter.
+#[derive(Clone)]
+pub(super) struct OpenDatabase {
+    pub(super) name: String,
+    /// The privileges of PUBLIC.
+    pub(super) public: Vec<String>,
+}
+
+/// A built-in function that `teesql_read` must not call, and who may call it.
+#[derive(Clone)]
+pub(super) struct RestrictedRoutine {
+    pub(super) name: String,
+    pub(super) public: bool,
+    pub(super) reader: bool,
+    pub(super) writer: bool,
 }
 
 /// An object and the privileges that each role was granted on it.
@@ -167,6 +211,10 @@ pub(super) struct CurrentState {
     pub(super) read: RoleState,
     pub(super) readwrite: RoleState,
     pub(super) objects: Vec<Object>,
+    pub(super) open_databases: Vec<OpenDatabase>,
+    pub(super) restricted_routines: Vec<RestrictedRoutine>,
+    /// The automatic connection limits of `teesql_read` and `teesql_readwrite`.
+    pub(super) automatic_limits: (i32, i32),
 }
 
 impl CurrentState {
@@ -195,7 +243,36 @@ impl CurrentState {
         for row in transaction.query(&objects, &[]).await? {
             state.objects.extend(Object::from_row(&row)?);
         }
+        state.read_isolation(transaction).await?;
         Ok(state)
+    }
+}
+
+impl CurrentState {
+    /// Reads what keeps clients apart.
+    async fn read_isolation(
+        &mut self,
+        transaction: &Transaction<'_>,
+    ) -> Result<(), ProvisionError> {
+        let databases = DATABASES.replace("OPEN_DATABASE", OPEN_DATABASE);
+        for row in transaction.query(&databases, &[]).await? {
+            self.open_databases.push(OpenDatabase {
+                name: row.try_get(0)?,
+                public: row.try_get(1)?,
+            });
+        }
+        let routines = ROUTINES.replace("RESTRICTED_ROUTINES", RESTRICTED_ROUTINES);
+        for row in transaction.query(&routines, &[]).await? {
+            self.restricted_routines.push(RestrictedRoutine {
+                name: row.try_get(0)?,
+                public: row.try_get(1)?,
+                reader: row.try_get(2)?,
+                writer: row.try_get(3)?,
+            });
+        }
+        let limits = transaction.query_one(&automatic_limits_sql(), &[]).await?;
+        self.automatic_limits = (limits.try_get(0)?, limits.try_get(1)?);
+        Ok(())
     }
 }
 
@@ -212,6 +289,8 @@ impl RoleState {
             expires: row.try_get(7)?,
             verifier: row.try_get::<_, Option<String>>(8)?.map(Zeroizing::new),
             memberships: row.try_get(9)?,
+            connection_limit: row.try_get(10)?,
+            settings: row.try_get(11)?,
         })
     }
 }

@@ -3,12 +3,19 @@
 use std::sync::LazyLock;
 
 use super::desired::Requirement;
-use super::state::{Creator, CurrentState, Object, ObjectKind, RoleState, Scope};
-use super::{DesiredState, ManagedRole, differences, steps};
+use super::state::{
+    Creator, CurrentState, Object, ObjectKind, OpenDatabase, RestrictedRoutine, RoleState, Scope,
+};
+use super::{ConnectionLimit, DesiredState, ManagedRole, ProvisionOptions, differences, steps};
 use wire::scram::{Password, Verifier};
 
 static DESIRED: LazyLock<DesiredState> = LazyLock::new(|| DesiredState {
     database: "led\"ger".to_owned(),
+    options: ProvisionOptions {
+        read_connections: ConnectionLimit::Auto,
+        readwrite_connections: ConnectionLimit::At(40),
+        allow_other_databases: false,
+    },
     read: (Password::new("reader's"), [1; 16]),
     readwrite: (Password::new("writer's"), [2; 16]),
 });
@@ -33,6 +40,10 @@ fn role(role: ManagedRole) -> RoleState {
         exists: true,
         can_login: true,
         verifier: Some(DESIRED.verifier(role).to_text()),
+        connection_limit: match role {
+            ManagedRole::Read => 72,
+            ManagedRole::ReadWrite => 40,
+        },
         ..RoleState::default()
     }
 }
@@ -74,6 +85,14 @@ fn converged() -> CurrentState {
             future(Creator::ReadWrite, ObjectKind::Tables, &[]),
             future(Creator::ReadWrite, ObjectKind::Sequences, &[]),
         ],
+        open_databases: Vec::new(),
+        restricted_routines: vec![RestrictedRoutine {
+            name: "lo_create(oid)".to_owned(),
+            public: false,
+            reader: false,
+            writer: true,
+        }],
+        automatic_limits: (72, 92),
     }
 }
 
@@ -182,6 +201,83 @@ fn teesql_readwrite_may_have_more_privileges_in_public_only() {
     assert_eq!(
         more(0, "CREATE"),
         ["teesql_readwrite: has CREATE on database ledger"]
+    );
+}
+
+#[test]
+fn stored_settings_are_differences() {
+    let found = after(|state| state.read.settings = texts(&["DateStyle", "x in database y"]));
+    let expected = ["teesql_read: has a stored setting of DateStyle, x in database y"];
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn connection_limits_must_match() {
+    let found = after(|state| {
+        (
+            state.read.connection_limit,
+            state.readwrite.connection_limit,
+        ) = (-1, 41);
+    });
+    let expected = [
+        "teesql_read: connection limit is none instead of 72",
+        "teesql_readwrite: connection limit is 41 instead of 40",
+    ];
+    assert_eq!(found, expected);
+    // A server with more slots.
+    let found = after(|state| state.automatic_limits = (100, 200));
+    assert_eq!(
+        found,
+        ["teesql_read: connection limit is 72 instead of 100"]
+    );
+}
+
+#[test]
+fn other_databases_must_be_closed_to_public() {
+    let open = |name: &str, public: &[&str]| OpenDatabase {
+        name: name.to_owned(),
+        public: texts(public),
+    };
+    let mut state = converged();
+    state.open_databases = vec![
+        open("postgres", &["CONNECT", "TEMPORARY"]),
+        open("template1", &["CONNECT"]),
+    ];
+    let expected = [
+        "PUBLIC has CONNECT on database postgres, template1",
+        "PUBLIC has TEMPORARY on database postgres",
+    ];
+    assert_eq!(found(&state), expected);
+    let options = ProvisionOptions {
+        allow_other_databases: true,
+        ..DESIRED.options
+    };
+    let allowing = DesiredState {
+        database: "d".to_owned(),
+        options,
+        read: DESIRED.read.clone(),
+        readwrite: DESIRED.readwrite.clone(),
+    };
+    assert_eq!(differences(steps(&state, &allowing)), [""; 0]);
+    assert!(!allowing.script().contains("REVOKE CONNECT"));
+}
+
+#[test]
+fn restricted_routines_are_for_writers_only() {
+    let routine = |change: fn(&mut RestrictedRoutine)| {
+        after(|state| change(&mut state.restricted_routines[0]))
+    };
+    assert_eq!(
+        routine(|r| r.public = true),
+        ["PUBLIC has EXECUTE on lo_create(oid)"]
+    );
+    assert_eq!(
+        routine(|r| r.reader = true),
+        ["teesql_read: has EXECUTE on lo_create(oid)"]
+    );
+    assert_eq!(
+        routine(|r| r.writer = false),
+        ["teesql_readwrite: lacks EXECUTE on lo_create(oid)"]
     );
 }
 

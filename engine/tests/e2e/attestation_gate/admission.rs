@@ -158,7 +158,8 @@ fn enforces_allow_lists(fixture: &Fixture) {
     let settings = tdx
         .production_settings(fixture)
         .set("EXPECTED_MRTD", &"11".repeat(48))
-        .set("TEESQL_ALLOWED_APP_ID", &"a1".repeat(20));
+        .set("TEESQL_ALLOWED_APP_ID", &"a1".repeat(20))
+        .set("TEESQL_KMS_ROOT", &tdx.path("kms.pem"));
     let sidecar = Sidecar::start(&settings);
     // Events that the application adds after boot cannot change its identity.
     let forged = Event::new("app-id", &[0xbb; 20]);
@@ -176,10 +177,12 @@ fn enforces_allow_lists(fixture: &Fixture) {
         ..Evidence::default()
     };
     let output = tdx.psql_select_1(fixture, &sidecar, Some(&tdx.issue("app", &other_app)));
-    assert!(output.contains(&refusal("app_not_allowed")), "{output}");
+    assert!(output.contains(&refusal("not_allowed")), "{output}");
+    sidecar.await_reason("app_not_allowed");
     other_app.report.mrtd = [0x12; 48];
     let output = tdx.psql_select_1(fixture, &sidecar, Some(&tdx.issue("mrtd", &other_app)));
-    assert!(output.contains(&refusal("mrtd_not_allowed")), "{output}");
+    assert!(output.contains(&refusal("not_allowed")), "{output}");
+    sidecar.await_reason("mrtd_not_allowed");
 }
 
 /// Certificates that the sidecar has not seen before: it verifies each, and refuses none.

@@ -75,8 +75,5 @@ fn never_resumes(fixture: &Fixture) {
     sidecar.await_message("configuration reloaded, new policy");
     let opened = Client::connect_with(config, sidecar.address(), TlsNegotiation::Raw);
     let error = opened.expect("TLS").expect_fatal();
-    assert_eq!(
-        error.message,
-        "client attestation rejected: mrtd_not_allowed"
-    );
+    assert_eq!(error.message, "client attestation rejected: not_allowed");
 }

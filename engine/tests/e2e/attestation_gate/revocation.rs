@@ -74,7 +74,7 @@ fn policy_change(fixture: &Fixture) {
     assert_eq!(error.code, "57P01", "{error}");
     assert_eq!(
         error.message,
-        "client attestation no longer accepted: mrtd_not_allowed"
+        "client attestation no longer accepted: not_allowed"
     );
     assert_eq!(
         sidecar.await_connection_end(peer)["reason"],
@@ -82,10 +82,7 @@ fn policy_change(fixture: &Fixture) {
     );
     let mut again = connect(fixture, &sidecar, &certificate);
     let error = again.expect_fatal();
-    assert_eq!(
-        error.message,
-        "client attestation rejected: mrtd_not_allowed"
-    );
+    assert_eq!(error.message, "client attestation rejected: not_allowed");
 
     allow_mrtd(&tdx, "11");
     sidecar.signal(Signal::SIGHUP);

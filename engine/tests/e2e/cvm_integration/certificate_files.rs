@@ -6,7 +6,7 @@ use std::path::Path;
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 
 use crate::harness::fixture::Fixture;
-use crate::harness::process::{TIMEOUT, poll_until};
+use crate::harness::process::{TIMEOUT, poll_until, write_private};
 use crate::harness::scrape::Scrape;
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
@@ -44,7 +44,7 @@ fn self_signed(year: i32) -> CertificateWithKey {
 /// Replaces a file atomically, as programs that renew certificates do.
 fn replace(path: &Path, text: &str) {
     let new = path.with_extension("new");
-    fs::write(&new, text).expect("a file");
+    write_private(&new, text);
     fs::rename(&new, path).expect("a rename");
 }
 

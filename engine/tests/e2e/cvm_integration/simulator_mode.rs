@@ -24,6 +24,14 @@ pub(super) fn add(suite: &mut Suite) {
     );
     if suite.adds_driver_independent() {
         suite.add(
+            "cvm_integration::simulator_mode::refuses_to_listen_beyond_loopback",
+            refuses_to_listen_beyond_loopback,
+        );
+        suite.add(
+            "cvm_integration::simulator_mode::attestation_ends_passwordless_logins",
+            attestation_ends_passwordless_logins,
+        );
+        suite.add(
             "cvm_integration::simulator_mode::check_prints_its_defaults",
             check_prints_its_defaults,
         );
@@ -137,16 +145,55 @@ fn trusts_local_connections_only(fixture: &Fixture) {
     }
 }
 
-/// A connection from an address that is not loopback needs the password.
-fn requires_password_from(settings: &Settings, local: IpAddr) {
-    let sidecar = Sidecar::spawn(settings);
+/// Simulator mode beyond loopback is refused until it is confirmed.
+fn refuses_to_listen_beyond_loopback(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let settings = settings(&tdx, fixture).set("TEESQL_LISTEN", "0.0.0.0:0");
+    let output = run(settings.sidecar_command(&["serve"]), TIMEOUT);
+    assert_eq!(output.status.code(), Some(64));
+    let error = lossy(&output.stderr);
+    assert!(
+        error.contains("in simulator mode: clients from other machines"),
+        "{error}"
+    );
+}
+
+/// Where attestation was asked for, simulator mode does not open the role `postgres`.
+fn attestation_ends_passwordless_logins(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let _agent = tdx.start_agent();
+    let settings = tdx
+        .agent_settings(fixture)
+        .without("TEESQL_GUEST_AGENT")
+        .set("DSTACK_SIMULATOR_ENDPOINT", &tdx.path("dstack.sock"));
+    let sidecar = Sidecar::start(&settings);
+    let client = tls::connect(Some(&tdx), &sidecar);
+    assert_eq!(
+        log_in_superuser(client, Some(SUPERUSER_PASSWORD)),
+        "postgres"
+    );
+    let line = sidecar.await_message("listening");
+    assert_eq!(line["mode"], "simulator");
+    let log = sidecar.log_lines().join("\n");
+    assert!(!log.contains("without a password"), "{log}");
+}
+
+/// On a listener beyond loopback every connection needs the password, also one from loopback.
+fn requires_password_from(settings: &Settings, other: IpAddr) {
+    let settings = settings
+        .clone()
+        .set("TEESQL_ALLOW_UNATTESTED_CLIENTS", "true");
+    let sidecar = Sidecar::spawn(&settings);
     let line = sidecar.await_message("listening");
     let address = line["address"].as_str().expect("text");
     let address: SocketAddr = address.parse().expect("an address");
-    let stream = TcpStream::connect((local, address.port())).expect("the sidecar accepts");
-    let client = Client::handshake(tls::config(None), TcpClient::from_stream(stream)).expect("TLS");
-    let user = log_in_superuser(client, Some(SUPERUSER_PASSWORD));
-    assert_eq!(user, "postgres");
+    for local in [other, IpAddr::from([127, 0, 0, 1])] {
+        let stream = TcpStream::connect((local, address.port())).expect("the sidecar accepts");
+        let stream = TcpClient::from_stream(stream);
+        let client = Client::handshake(tls::config(None), stream).expect("TLS");
+        let user = log_in_superuser(client, Some(SUPERUSER_PASSWORD));
+        assert_eq!(user, "postgres", "{local}");
+    }
 }
 
 /// An address of this machine that is not loopback, if there is one. Sends nothing.

@@ -200,13 +200,14 @@ fn psql(fixture: &Fixture) {
     assert_eq!(output.status.code(), Some(0));
     // A process that outlives the command loses its connection, because the forwarder has ended.
     let pid_file = tdx.path("pid");
-    let marker = fixture.harness.unique_name("outlives");
+    // A reader sees locks of other sessions, but not their queries.
+    let lock = std::process::id();
     let count = format!(
-        "select count(*) from pg_stat_activity where query like '%{marker}%' and pid <> pg_backend_pid()"
+        "select count(*) from pg_locks where locktype = 'advisory' and objid = {lock} and granted"
     );
     // The command ends once its background process has a session.
     let script = format!(
-        "psql -Xc 'select pg_sleep(3600) as {marker}' >/dev/null 2>&1 & echo $! >{pid_file}; \
+        "psql -Xc 'select pg_sleep(3600) from pg_advisory_lock_shared({lock})' >/dev/null 2>&1 & echo $! >{pid_file}; \
          until [ \"$(psql -XAtc \"{count}\")\" = 1 ]; do sleep 0.05; done"
     );
     let output = run(

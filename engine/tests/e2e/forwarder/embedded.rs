@@ -32,6 +32,7 @@ fn two_in_one_process(fixture: &Fixture) {
         ("dangerous_tdx_root_ca", &root),
         ("pccs", &pccs),
         ("drain_timeout", "100ms"),
+        ("allow_any_server", "true"),
     ];
     let handlers = caught_signals();
     let start = |extra: &[(&'static str, &str)]| {

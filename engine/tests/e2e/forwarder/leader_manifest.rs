@@ -8,7 +8,7 @@ use crate::harness::fake_server::FakeServer;
 use crate::harness::fixture::Fixture;
 use crate::harness::forwarder::Forwarder;
 use crate::harness::name_server::NameServer;
-use crate::harness::process::{TIMEOUT, lossy, poll_until, run};
+use crate::harness::process::{TIMEOUT, lossy, poll_until, run, write_private};
 use crate::harness::settings::Settings;
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::{Requirement, Suite};
@@ -238,7 +238,7 @@ fn refuses_invalid_manifests(fixture: &Fixture) {
 fn sign_and_verify(fixture: &Fixture) {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("key");
-    std::fs::write(&file, KEY).expect("a key");
+    write_private(&file, KEY);
     let file = file.to_str().expect("UTF-8").to_owned();
     let bare = Settings::for_forwarder(fixture.variant);
     let until = (now() + 600).to_string();

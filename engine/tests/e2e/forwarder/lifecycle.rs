@@ -3,6 +3,7 @@
 
 use attest::mock::Evidence;
 use nix::sys::signal::Signal;
+use postgres_protocol::authentication::sasl::ChannelBinding;
 
 use super::drivers::ForwarderAndSidecar;
 use crate::harness::client::{TcpClient, await_refused_connection};
@@ -11,6 +12,7 @@ use crate::harness::forwarder::Forwarder;
 use crate::harness::message::{self, PROTOCOL_3_0, SSL_REQUEST};
 use crate::harness::process::{TIMEOUT, poll_until, run_for_both_outputs};
 use crate::harness::recording_server::{self, RecordingServer};
+use crate::harness::scram::{Exchange, PLAIN};
 use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::TdxFixture;
 use crate::harness::{READER, http};
@@ -45,11 +47,26 @@ impl Session {
         let mut tcp = TcpClient::connect(forwarder.address());
         let parameters = [("user", READER.0), ("database", "via_scram")];
         tcp.send(&message::startup(PROTOCOL_3_0, &parameters));
-        tcp.expect_prefix(&message::tagged(b'R', &3_u32.to_be_bytes()));
-        tcp.send(&message::password(READER.1));
+        // The sidecar does not offer SCRAM-SHA-256-PLUS to a driver without TLS.
+        let offer = [&10_u32.to_be_bytes()[..], b"SCRAM-SHA-256\0\0"].concat();
+        tcp.expect_prefix(&message::tagged(b'R', &offer));
         let mut session = Self(tcp);
+        let mut exchange = Exchange::new(PLAIN, READER.1, ChannelBinding::unsupported());
+        session.0.send(&exchange.initial_response());
+        let challenge = session.read_authentication(11);
+        session.0.send(&exchange.proof(&challenge));
+        let last = session.read_authentication(12);
+        exchange.finish(&last);
         session.read_until_ready();
         session
+    }
+
+    /// Reads an Authentication message of this type, and returns its data.
+    fn read_authentication(&mut self, code: u8) -> Vec<u8> {
+        let head: Vec<u8> = (0..9).map(|_| self.0.read_byte()).collect();
+        assert_eq!((head[0], head[8]), (b'R', code), "{head:?}");
+        let rest = message::be32(&head[1..]) - 8;
+        (0..rest).map(|_| self.0.read_byte()).collect()
     }
 
     /// Reads everything up to ReadyForQuery.

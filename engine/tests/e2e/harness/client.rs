@@ -12,6 +12,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::harness::message::{self, Message, PgError, SSL_REQUEST};
 use crate::harness::process::{TIMEOUT, poll_until};
+use crate::harness::scram::Exchange;
 use crate::harness::{Harness, READER};
 
 /// How a client starts TLS. libpq calls the first two `sslnegotiation`.
@@ -197,6 +198,8 @@ pub(crate) struct Client {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StartupResponse {
     pub(crate) negotiation: Option<(u32, Vec<String>)>,
+    /// The SASL mechanisms that the server offered; empty if it asked for the password.
+    pub(crate) mechanisms: Vec<String>,
     pub(crate) pid: u32,
     pub(crate) key: Vec<u8>,
     pub(crate) parameters: Vec<(String, String)>,
@@ -326,18 +329,45 @@ impl Client {
             response.negotiation = Some(next.negotiation());
             next = self.read().expect("a password request");
         }
-        assert_eq!(next.authentication(), 3, "AuthenticationCleartextPassword");
+        response.mechanisms = next.mechanisms();
         response
     }
 
-    /// Sends the secret and reads up to ReadyForQuery.
+    /// Authenticates as the server asked, and reads up to ReadyForQuery.
     pub(crate) fn authenticate(
         &mut self,
         secret: &str,
         response: StartupResponse,
     ) -> Result<StartupResponse, PgError> {
-        self.send(&message::password(secret));
+        let Some(exchange) = self.send_secret(secret, &response) else {
+            return self.await_ready(response);
+        };
+        let answer = self.read().expect("an answer to the proof");
+        if answer.tag == b'E' {
+            let error = answer.error();
+            assert_eq!(self.read(), Err(CloseKind::Clean), "the end after {error}");
+            return Err(error);
+        }
+        assert_eq!(answer.authentication(), 12, "AuthenticationSASLFinal");
+        exchange.finish(&answer.body[4..]);
         self.await_ready(response)
+    }
+
+    /// Sends the message that decides whether the login succeeds: the password, or the proof that
+    /// we know it.
+    pub(crate) fn send_secret(
+        &mut self,
+        secret: &str,
+        response: &StartupResponse,
+    ) -> Option<Exchange> {
+        if response.mechanisms.is_empty() {
+            self.send(&message::password(secret));
+            return None;
+        }
+        let mut exchange = self.exchange(secret, &response.mechanisms);
+        let challenge = self.read_challenge(&exchange).expect("a challenge");
+        self.send(&exchange.proof(&challenge));
+        Some(exchange)
     }
 
     /// Reads from AuthenticationOk up to ReadyForQuery, or the error and the end.

@@ -160,6 +160,14 @@ impl Cluster {
         SocketAddr::from(([127, 0, 0, 1], self.port))
     }
 
+    /// The user that it runs as.
+    pub(crate) fn owner_name(&self) -> String {
+        match &self.owner {
+            Some(user) => user.name.clone(),
+            None => nix::unistd::Uid::effective().to_string(),
+        }
+    }
+
     /// Its Unix socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.folder.join(format!(".s.PGSQL.{}", self.port))
@@ -183,7 +191,13 @@ impl Cluster {
     }
 
     pub(crate) fn provision(&self, database: &str) {
-        run_successfully(self.provision_command(database), TIMEOUT);
+        let mut command = self.provision_command(database);
+        // Tests share the cluster, with databases and numbers of sessions of their own.
+        command
+            .env("TEESQL_ALLOW_OTHER_DATABASES", "true")
+            .env("TEESQL_PG_CONNECTIONS_READ", "unlimited")
+            .env("TEESQL_PG_CONNECTIONS_READWRITE", "unlimited");
+        run_successfully(command, TIMEOUT);
         if self.settings.contains(&"password_encryption=md5") {
             self.set_md5_passwords(database);
         }

@@ -128,16 +128,34 @@ pub(crate) fn forward(client: TcpStream, upstream: SocketAddr) -> io::Result<()>
 /// Whether a connection is the sidecar's probe for the newest protocol version rather than a login.
 /// Waits for the start-up packet's first 8 bytes and does not consume them.
 pub(crate) fn is_version_probe(stream: &TcpStream) -> io::Result<bool> {
-    let mut head = [0; 8];
+    let head = peek(stream, 8)?;
+    Ok(message::be32(&head[4..]) == message::PROTOCOL_GREASE)
+}
+
+/// Whether a connection is the sidecar's own, a version probe or a login as the superuser, and not a
+/// client's. Waits for the start-up packet and does not consume it.
+pub(crate) fn is_of_sidecar(stream: &TcpStream) -> io::Result<bool> {
+    let length = message::be32(&peek(stream, 8)?);
+    let packet = peek(stream, length as usize)?;
+    let superuser = b"user\0postgres\0";
+    let is_superuser = packet
+        .windows(superuser.len())
+        .any(|part| part == superuser);
+    Ok(is_superuser || message::be32(&packet[4..]) == message::PROTOCOL_GREASE)
+}
+
+/// Waits for `count` bytes and does not consume them.
+fn peek(stream: &TcpStream, count: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; count];
     let mut peeked = 0;
-    while peeked < head.len() {
-        match stream.peek(&mut head)? {
+    while peeked < count {
+        match stream.peek(&mut bytes)? {
             n if n > peeked => peeked = n,
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             _ => thread::sleep(POLL_INTERVAL),
         }
     }
-    Ok(message::be32(&head[4..]) == message::PROTOCOL_GREASE)
+    Ok(bytes)
 }
 
 fn copy(mut from: TcpStream, mut to: TcpStream) {

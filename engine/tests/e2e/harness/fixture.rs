@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use crate::harness::client::{Client, TlsNegotiation};
 use crate::harness::cluster::{Cluster, ClusterOptions, Server};
+use crate::harness::fake_server::FakeServer;
 use crate::harness::settings::{Settings, Variant};
 use crate::harness::sidecar::Sidecar;
-use crate::harness::{Harness, PasswordEncryption};
+use crate::harness::{AuthSettings, Harness, PasswordEncryption};
 
 /// The harness, and the I/O driver and record layer to test with.
 #[derive(Clone)]
@@ -40,7 +41,17 @@ impl Fixture {
         server: &Server,
         encryption: PasswordEncryption,
     ) -> Arc<Sidecar> {
-        self.harness.sidecar(self.variant, server, encryption)
+        self.sidecar_with(server, encryption, AuthSettings::Scram)
+    }
+
+    /// The same with other authentication methods.
+    pub(crate) fn sidecar_with(
+        &self,
+        server: &Server,
+        encryption: PasswordEncryption,
+        auth: AuthSettings,
+    ) -> Arc<Sidecar> {
+        self.harness.sidecar(self.variant, server, encryption, auth)
     }
 
     /// Settings for a separate sidecar in front of the shared cluster.
@@ -51,6 +62,13 @@ impl Fixture {
     /// Settings for a separate sidecar in front of `upstream`: `host:port` or the path of a socket.
     pub(crate) fn settings_for(&self, upstream: &str) -> Settings {
         Settings::for_sidecar(self.variant, upstream, &self.harness.certificates)
+    }
+
+    /// Settings for a separate sidecar in front of a fake server, which lets it in without
+    /// authentication.
+    pub(crate) fn settings_for_fake(&self, postgres: &FakeServer) -> Settings {
+        self.settings_for(&postgres.address().to_string())
+            .set("TEESQL_POSTGRES_AUTH", "any")
     }
 
     /// A client inside TLS, negotiated by SSLRequest, that has not logged in.

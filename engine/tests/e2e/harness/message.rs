@@ -66,6 +66,21 @@ impl Message {
         be32(&self.body)
     }
 
+    /// The SASL mechanisms of AuthenticationSASL; empty for AuthenticationCleartextPassword.
+    pub(crate) fn mechanisms(&self) -> Vec<String> {
+        match self.authentication() {
+            3 => Vec::new(),
+            10 => {
+                let list = self.body[4..].strip_suffix(&[0, 0]).expect("a list");
+                let names = list.split(|&byte| byte == 0);
+                names
+                    .map(|name| String::from_utf8_lossy(name).into_owned())
+                    .collect()
+            }
+            other => panic!("unexpected authentication request {other}"),
+        }
+    }
+
     /// The newest supported version and the unrecognized options of a NegotiateProtocolVersion.
     pub(crate) fn negotiation(&self) -> (u32, Vec<String>) {
         assert_eq!(self.tag, b'v', "not a NegotiateProtocolVersion: {self:?}");
@@ -117,6 +132,11 @@ pub(crate) fn tagged(tag: u8, body: &[u8]) -> Vec<u8> {
 pub(crate) fn untagged(body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len() + 4).expect("a short message");
     [&length.to_be_bytes()[..], body].concat()
+}
+
+/// The message as it was on the wire.
+pub(crate) fn message_of(message: &Message) -> Vec<u8> {
+    tagged(message.tag, &message.body)
 }
 
 pub(crate) fn startup(version: u32, parameters: &[(&str, &str)]) -> Vec<u8> {

@@ -3,8 +3,10 @@
 //! The kernel sends a child its parent-death signal when the *thread* that started it ends
 //! (prctl(2), `PR_SET_PDEATHSIG`). Therefore one thread that never ends starts all children.
 
+use std::fs::OpenOptions;
 use std::future::Future;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{LazyLock, mpsc};
@@ -66,6 +68,18 @@ pub(crate) fn postgres_user() -> Option<User> {
     ["postgres", "nobody"]
         .iter()
         .find_map(|name| User::from_name(name).ok().flatten())
+}
+
+/// Writes a file that only its owner can read, as the programs require of secrets.
+pub(crate) fn write_private(path: impl AsRef<Path>, text: &str) {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path);
+    file.and_then(|mut file| file.write_all(text.as_bytes()))
+        .expect("a private file");
 }
 
 pub(crate) fn signal(child: &Child, signal: Signal) {

@@ -142,6 +142,12 @@ impl Settings {
         self
     }
 
+    /// The secret in cleartext from clients, and any authentication method towards Postgres.
+    pub(crate) fn with_weak_auth(self) -> Self {
+        self.set("TEESQL_CLIENT_AUTH", "password")
+            .set("TEESQL_POSTGRES_AUTH", "any")
+    }
+
     pub(crate) fn without(mut self, name: &'static str) -> Self {
         self.0.remove(name);
         self

@@ -176,11 +176,12 @@ impl TdxFixture {
             .set("TEESQL_ADMIN_LISTEN", "127.0.0.1:0")
     }
 
-    /// Settings of a forwarder that sidecars accept, without a target.
+    /// Settings of a forwarder that sidecars accept, without a target. Any server is accepted.
     pub(crate) fn forwarder_settings(&self, fixture: &Fixture) -> Settings {
         self.trust_mock_root(Settings::for_forwarder(fixture.variant))
             .set("TEESQL_CLIENT_CERT", &self.path("client.pem"))
             .set("TEESQL_CLIENT_KEY", &self.path("client.key"))
+            .set("TEESQL_ALLOW_ANY_SERVER", "true")
     }
 
     pub(crate) fn forwarder_settings_to(

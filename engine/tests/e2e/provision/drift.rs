@@ -10,7 +10,15 @@ use crate::harness::fixture::Fixture;
 
 /// The differences of an unprovisioned cluster, without those of INSERT, UPDATE and DELETE on
 /// tables.
-const UNPROVISIONED: [&str; 24] = [
+const UNPROVISIONED: [&str; 30] = [
+    "teesql_read: connection limit is none instead of 297",
+    "teesql_readwrite: connection limit is none instead of 392",
+    "PUBLIC has CONNECT on database operator, postgres, template1",
+    "PUBLIC has TEMPORARY on database operator, postgres",
+    "PUBLIC has EXECUTE on lo_creat(integer), lo_create(oid), lo_from_bytea(oid,bytea), \
+     lo_put(oid,bigint,bytea), lo_truncate(integer,integer) and 7 more",
+    "teesql_readwrite: lacks EXECUTE on lo_creat(integer), lo_create(oid), lo_from_bytea(oid,bytea), \
+     lo_put(oid,bigint,bytea), lo_truncate(integer,integer) and 7 more",
     "teesql_read: the role does not exist",
     "teesql_read: may not log in",
     "teesql_read: has no password",
@@ -56,7 +64,34 @@ pub(super) fn check_on_a_fresh_cluster(fixture: &Fixture) {
 }
 
 /// Statements, and the differences that they cause.
-const DRIFTS: [(&str, &[&str]); 20] = [
+const DRIFTS: [(&str, &[&str]); 24] = [
+    (
+        "ALTER ROLE teesql_read SET standard_conforming_strings = off; \
+         ALTER ROLE teesql_read IN DATABASE teesql SET work_mem = '1MB'",
+        &[
+            "teesql_read: has a stored setting of standard_conforming_strings, work_mem in database teesql",
+        ],
+    ),
+    (
+        "ALTER ROLE teesql_readwrite CONNECTION LIMIT 3",
+        &["teesql_readwrite: connection limit is 3 instead of 392"],
+    ),
+    (
+        "GRANT CONNECT, TEMPORARY ON DATABASE template1 TO PUBLIC",
+        &[
+            "PUBLIC has CONNECT on database template1",
+            "PUBLIC has TEMPORARY on database template1",
+        ],
+    ),
+    (
+        "GRANT EXECUTE ON FUNCTION lo_create(oid) TO PUBLIC, teesql_read; \
+         REVOKE EXECUTE ON FUNCTION lo_unlink(oid) FROM teesql_readwrite",
+        &[
+            "PUBLIC has EXECUTE on lo_create(oid)",
+            "teesql_read: has EXECUTE on lo_create(oid)",
+            "teesql_readwrite: lacks EXECUTE on lo_unlink(oid)",
+        ],
+    ),
     (
         "REVOKE SELECT ON old FROM teesql_read",
         &["teesql_read: lacks SELECT on public.old"],

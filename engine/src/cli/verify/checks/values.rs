@@ -7,7 +7,8 @@ use attest::certificate::{CertificateNames, Extensions};
 use attest::chain::KmsRoot;
 use attest::collateral::Collateral;
 use attest::event_log::{EventLog, Identity};
-use attest::quote::{QuoteHeader, TdQuote};
+use attest::policy::{OsEntry, PeerEntry, PlatformClaims, PlatformPins};
+use attest::quote::{QuoteHeader, TdQuote, TdReport};
 use attest::trace::{self, Values};
 use attest::values::Rtmr;
 
@@ -88,6 +89,16 @@ pub(super) fn add(
             .with("refused", CheckValue::texts(refused)),
         Values::Mrtd { value, allowed } => add_list(report, Some(value.as_bytes()), allowed),
         Values::Rtmr { value, allowed } => add_list(report, Some(value.as_bytes()), allowed),
+        Values::Configuration {
+            report: td,
+            os,
+            entry,
+        } => add_configuration(report, td, os, entry),
+        Values::Platform {
+            mr_seam,
+            claims,
+            pins,
+        } => add_platform(report, mr_seam, claims, pins),
         Values::EventLog {
             events,
             replayed,
@@ -102,6 +113,9 @@ pub(super) fn add(
             value.as_ref().map(|hash| hash.0.as_slice()),
             allowed,
         ),
+        Values::InstanceId { value, allowed } => {
+            add_list(report, value.as_ref().map(|id| id.0.as_slice()), allowed)
+        }
         Values::OsImageHash { value, allowed } => add_list(
             report,
             value.as_ref().map(|hash| hash.0.as_slice()),
@@ -119,6 +133,86 @@ fn add_list<T: Display>(report: CheckReport, value: Option<&[u8]>, allowed: &[T]
     report
         .with_some("value", value.map(CheckValue::hex))
         .with("allowed", CheckValue::any_of(allowed))
+}
+
+/// Adds a value and the list that it is compared with, if there is one.
+fn add_pin<T: Display>(
+    report: CheckReport,
+    [name, allowed_name]: [&'static str; 2],
+    value: Option<&[u8]>,
+    allowed: &[T],
+) -> CheckReport {
+    if allowed.is_empty() {
+        return report;
+    }
+    report
+        .with_some(name, value.map(CheckValue::hex))
+        .with(allowed_name, CheckValue::any_of(allowed))
+}
+
+/// Adds XFAM, what the policy pins of the rest, and the entries that the peer is compared with.
+fn add_configuration(
+    report: CheckReport,
+    td: &TdReport,
+    os: Option<&OsEntry>,
+    entry: &PeerEntry,
+) -> CheckReport {
+    let (xfam, attributes) = os.map_or((&[][..], &[][..]), |os| (&os.xfam, &os.td_attributes));
+    let report = report
+        .with_some("peer", entry.name.as_deref().map(CheckValue::text))
+        .with_some(
+            "os",
+            os.and_then(|os| os.name.as_deref()).map(CheckValue::text),
+        )
+        .with("xfam", CheckValue::hex(td.xfam()))
+        .with("allowed_xfam", CheckValue::any_of(xfam));
+    let attributes_of_td = td.attributes();
+    let names = ["td_attributes", "allowed_td_attributes"];
+    let report = add_pin(report, names, Some(&attributes_of_td), attributes);
+    let names = ["mr_config_id", "allowed_mr_config_id"];
+    let report = add_pin(report, names, Some(td.mr_config_id()), &entry.mr_config_id);
+    let names = ["mr_owner", "allowed_mr_owner"];
+    let report = add_pin(report, names, Some(td.mr_owner()), &entry.mr_owner);
+    let names = ["mr_owner_config", "allowed_mr_owner_config"];
+    add_pin(
+        report,
+        names,
+        Some(td.mr_owner_config()),
+        &entry.mr_owner_config,
+    )
+}
+
+/// Adds what the policy pins of the platform.
+fn add_platform(
+    report: CheckReport,
+    mr_seam: &[u8],
+    claims: &PlatformClaims,
+    pins: &PlatformPins,
+) -> CheckReport {
+    let names = ["mr_seam", "allowed_mr_seam"];
+    let report = add_pin(report, names, Some(mr_seam), &pins.mr_seam);
+    let piid = claims.piid.as_ref().map(|piid| piid.as_bytes());
+    let mut report = add_pin(report, ["piid", "allowed_piid"], piid, &pins.piid);
+    for ([name, required_name], found, required) in [
+        (["smt", "required_smt"], claims.smt, pins.smt),
+        (
+            ["dynamic_platform", "required_dynamic_platform"],
+            claims.dynamic_platform,
+            pins.dynamic_platform,
+        ),
+        (
+            ["cached_keys", "required_cached_keys"],
+            claims.cached_keys,
+            pins.cached_keys,
+        ),
+    ] {
+        if let Some(required) = required {
+            report = report
+                .with_some(name, found.map(CheckValue::Flag))
+                .with(required_name, CheckValue::Flag(required));
+        }
+    }
+    report
 }
 
 /// Adds the names in `leaf`, a certificate in DER.

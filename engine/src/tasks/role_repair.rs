@@ -1,0 +1,218 @@
+//! Keeps the roles in Postgres as provisioning set them up: a reconciliation loop, and the source of the
+//! settings that new sessions begin with.
+//!
+//! Any client of a role may change the role's password and stored settings, for all clients. The loop
+//! compares a fingerprint of the catalogs, which is cheap, and runs provisioning if that has changed; from
+//! time to time it runs provisioning anyway, since the fingerprint does not cover tables. A login that
+//! Postgres refuses starts a comparison at once. At most one repair per second is made, so that a client
+//! that undoes each of them does not occupy Postgres.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use admin::Latch;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+
+use crate::auth::postgres_passwords::ResolvedPasswords;
+use crate::postgres::provision::blockers::BlockerWatch;
+use crate::postgres::provision::{self, ProvisionError, ProvisionTarget, Report};
+use crate::postgres::session_settings::{ServerSettings, SessionSettings};
+use crate::postgres::superuser::{Error, Superuser};
+use crate::telemetry::metrics::Metrics;
+
+/// Minimum time between two comparisons, however many logins are refused.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+/// The interval if only the settings of the server are read.
+const SETTINGS_INTERVAL: Duration = Duration::from_secs(5);
+/// The interval while the superuser cannot log in, which each attempt writes into Postgres' log.
+const LOGIN_RETRY_INTERVAL: Duration = Duration::from_secs(60);
+/// Time after which tables and everything else is compared, even if the fingerprint is the same.
+const FULL_INTERVAL: Duration = Duration::from_secs(60);
+/// Sessions in one line of the log.
+const MAX_SESSIONS: usize = 20;
+
+/// The rows of the catalogs that provisioning sets up, apart from those of tables. Each change of a row
+/// gives it another `xmin`.
+const FINGERPRINT: &str = "\
+SELECT coalesce(md5(string_agg(line, ',' ORDER BY line)), '') FROM (
+  SELECT format('role %s %s', oid, xmin) FROM pg_authid WHERE rolname LIKE 'teesql\\_read%'
+  UNION ALL SELECT format('member %s %s %s', roleid, member, xmin) FROM pg_auth_members
+  UNION ALL SELECT format('setting %s %s %s', setrole, setdatabase, xmin) FROM pg_db_role_setting
+  UNION ALL SELECT format('database %s %s', oid, xmin) FROM pg_database
+  UNION ALL SELECT format('schema %s %s', oid, xmin) FROM pg_namespace WHERE nspname = 'public'
+  UNION ALL SELECT format('default %s %s', oid, xmin) FROM pg_default_acl
+  UNION ALL SELECT format('routine %s %s', oid, xmin) FROM pg_proc
+             WHERE pronamespace = 'pg_catalog'::regnamespace
+               AND (proname LIKE 'lo%' OR proname LIKE 'pg\\_%\\_backend' OR proname LIKE 'pg\\_stat\\_get\\_%activity')
+  UNION ALL SELECT format('slots %s', current_setting('max_connections'))
+) AS t (line)";
+
+/// The sessions of the two roles: any of them may have made the change.
+const SESSIONS: &str = "\
+SELECT pid, usename::text, to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
+       coalesce(client_port, -1)
+  FROM pg_stat_activity WHERE usename IN ('teesql_read', 'teesql_readwrite') ORDER BY pid LIMIT 1000";
+
+/// Starts a comparison when Postgres refuses a login.
+#[derive(Debug, Default)]
+pub(crate) struct RepairTrigger(Notify);
+
+impl RepairTrigger {
+    pub(crate) fn request(&self) {
+        self.0.notify_one();
+    }
+}
+
+/// Compares, repairs, counts and reports.
+pub(crate) struct RoleRepair {
+    pub(crate) target: ProvisionTarget,
+    /// How often to compare. `None` only reads the settings of the server.
+    pub(crate) interval: Option<Duration>,
+    pub(crate) watch: BlockerWatch,
+    /// The passwords in use, which a reload may replace.
+    pub(crate) passwords: Box<dyn Fn() -> ResolvedPasswords + Send>,
+    pub(crate) session_settings: Arc<SessionSettings>,
+    pub(crate) trigger: Arc<RepairTrigger>,
+    pub(crate) latch: Latch,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// What is remembered from one comparison to the next.
+#[derive(Default)]
+struct Memory {
+    /// The fingerprint of a state without differences, and when all of it was compared.
+    converged: Option<(String, Instant)>,
+    /// The last error, which is logged once.
+    error: Option<String>,
+}
+
+impl RoleRepair {
+    /// Never returns.
+    pub(crate) async fn run(mut self) {
+        let mut memory = Memory::default();
+        loop {
+            let result = self.compare(&mut memory).await;
+            let no_login =
+                matches!(&result, Err(ProvisionError::Postgres(error)) if error.is_login());
+            self.report(&mut memory, result);
+            sleep(MIN_INTERVAL).await;
+            if no_login {
+                sleep(LOGIN_RETRY_INTERVAL).await;
+                continue;
+            }
+            let interval = self.interval.unwrap_or(SETTINGS_INTERVAL);
+            let remaining = interval.saturating_sub(MIN_INTERVAL);
+            // Both outcomes lead to the next comparison.
+            let _ = timeout(remaining, self.trigger.0.notified()).await;
+        }
+    }
+
+    async fn compare(&mut self, memory: &mut Memory) -> Result<(), ProvisionError> {
+        let passwords = (self.passwords)();
+        let session = Superuser::connect_plain(
+            &self.target.server,
+            passwords.superuser.as_ref(),
+            &self.target.database,
+        )
+        .await?;
+        let result = self.compare_in(&session, &passwords, memory).await;
+        session.close().await;
+        result
+    }
+
+    async fn compare_in(
+        &mut self,
+        session: &Superuser,
+        passwords: &ResolvedPasswords,
+        memory: &mut Memory,
+    ) -> Result<(), ProvisionError> {
+        let settings = ServerSettings::read(session).await?;
+        self.session_settings.set_server(settings);
+        if self.interval.is_none() {
+            return Ok(());
+        }
+        let fingerprint: String = session
+            .client()
+            .query_one(FINGERPRINT, &[])
+            .await?
+            .try_get(0)?;
+        if let Some((known, at)) = &memory.converged
+            && *known == fingerprint
+            && at.elapsed() < FULL_INTERVAL
+        {
+            return Ok(());
+        }
+        memory.converged = None;
+        let latch = self.latch.clone();
+        let waits = |text| latch.set_not_ready(text);
+        let report = self
+            .target
+            .establish(passwords, &mut self.watch, waits)
+            .await?;
+        if report.repaired.is_empty() {
+            memory.converged = Some((fingerprint, Instant::now()));
+        } else {
+            self.count(&report);
+            log_repairs(&report, session).await?;
+        }
+        Ok(())
+    }
+
+    fn count(&self, report: &Report) {
+        for what in &report.kinds {
+            let labels = [("what", *what)];
+            self.metrics.counter(REPAIRS, &labels).increment(1);
+        }
+    }
+
+    fn report(&self, memory: &mut Memory, result: Result<(), ProvisionError>) {
+        match result {
+            // A standby gets its roles from its primary.
+            Ok(()) | Err(ProvisionError::InRecovery) => {
+                memory.error = None;
+                self.latch.set_ready();
+            }
+            // The probe of Postgres reports that.
+            Err(ProvisionError::Postgres(Error::Unreachable { .. })) => {}
+            Err(error) => {
+                let text = error.to_string();
+                if self.interval.is_some() {
+                    self.latch.set_not_ready(text.clone());
+                }
+                if memory.error.as_ref() != Some(&text) {
+                    tracing::warn!(%error, "cannot compare the roles in Postgres");
+                    memory.error = Some(text);
+                }
+            }
+        }
+    }
+}
+
+const REPAIRS: &str = "teesql_provision_repairs_total";
+
+/// Creates the series of the metric with the value 0.
+pub(crate) fn register(metrics: &Metrics) {
+    for what in provision::KINDS {
+        drop(metrics.counter(REPAIRS, &[("what", what)]));
+    }
+}
+
+/// Logs each difference, and the sessions of the two roles: one of them may have caused it.
+async fn log_repairs(report: &Report, session: &Superuser) -> Result<(), Error> {
+    let rows = session.client().query(SESSIONS, &[]).await?;
+    let mut sessions = Vec::new();
+    for row in rows.iter().take(MAX_SESSIONS) {
+        let (pid, role): (i32, String) = (row.try_get(0)?, row.try_get(1)?);
+        let (since, port): (String, i32) = (row.try_get(2)?, row.try_get(3)?);
+        sessions.push(format!("{pid} ({role}, since {since}, port {port})"));
+    }
+    if rows.len() > MAX_SESSIONS {
+        sessions.push(format!("and {} more", rows.len() - MAX_SESSIONS));
+    }
+    let sessions = sessions.join(", ");
+    for difference in &report.repaired {
+        tracing::warn!(difference, sessions, "repaired a role in Postgres");
+    }
+    Ok(())
+}

@@ -56,7 +56,7 @@ impl BlockerWatch {
         !self.first_seen.is_empty()
     }
 
-    /// Watches what the backend `pid` waits for, over a session of its own that is opened only if that
+    /// Watches what the backend `pid` waits for, over a separate session that is opened only if that
     /// backend has not finished soon. Passes a text about the blockers to `report`. Never returns.
     pub(super) async fn watch(
         &mut self,

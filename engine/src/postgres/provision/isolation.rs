@@ -143,7 +143,7 @@ END $do$;
 }
 
 /// The condition for a database `d` that clients must not enter, and may: PUBLIC has privileges on it, and
-/// neither role has any of its own, as it would if the database had been provisioned.
+/// neither role has a privilege, as it would if the database had been provisioned.
 pub(super) const OPEN_DATABASE: &str = "\
 datallowconn AND datname <> current_database()
      AND EXISTS (SELECT FROM aclexplode(coalesce(datacl, acldefault('d', datdba)))

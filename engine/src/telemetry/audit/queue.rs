@@ -29,9 +29,9 @@ use crate::telemetry::metrics::Metrics;
 const QUEUE_LEN: usize = 4096;
 
 /// Lines about refusals with one reason, of clients that are not attested: on each shard, this many
-/// at once, and one more for each [`STRANGER_REFILL`].
-const STRANGER_BURST: u32 = 10;
-const STRANGER_REFILL: Duration = Duration::from_secs(1);
+/// at once, and one more for each [`UNATTESTED_REFILL`].
+const UNATTESTED_BURST: u32 = 10;
+const UNATTESTED_REFILL: Duration = Duration::from_secs(1);
 /// The same, of attested clients.
 const ATTESTED_BURST: u32 = 100;
 const ATTESTED_REFILL: Duration = Duration::from_millis(100);
@@ -240,7 +240,7 @@ impl Producer {
 /// The audit log of one shard.
 pub(crate) struct ShardAudit {
     producer: Producer,
-    strangers: RefCell<Vec<TokenBucket>>,
+    unattested: RefCell<Vec<TokenBucket>>,
     attested: RefCell<Vec<TokenBucket>>,
 }
 
@@ -251,7 +251,7 @@ impl ShardAudit {
             RefCell::new(reasons.map(|_| TokenBucket::new(burst)).collect())
         };
         Self {
-            strangers: buckets(STRANGER_BURST),
+            unattested: buckets(UNATTESTED_BURST),
             attested: buckets(ATTESTED_BURST),
             producer,
         }
@@ -324,7 +324,7 @@ impl ShardAudit {
         let buckets = if admitted && peer.is_some() {
             (&self.attested, ATTESTED_BURST, ATTESTED_REFILL)
         } else {
-            (&self.strangers, STRANGER_BURST, STRANGER_REFILL)
+            (&self.unattested, UNATTESTED_BURST, UNATTESTED_REFILL)
         };
         let policy = policy.filter(|_| kind == Kind::Refusal);
         self.limited(reason, buckets, || {
@@ -337,7 +337,7 @@ impl ShardAudit {
     /// A connection was closed at once, far above the connection limit.
     pub(crate) fn dropped_over_limit(&self, peer: Peer) {
         let reason = CloseReason::TooManyConnections.code();
-        let buckets = (&self.strangers, STRANGER_BURST, STRANGER_REFILL);
+        let buckets = (&self.unattested, UNATTESTED_BURST, UNATTESTED_REFILL);
         self.limited(reason, buckets, || {
             let mut info = ConnectionInfo::new(peer);
             info.audit = Some(self.connection());
@@ -518,7 +518,7 @@ mod tests {
             .filter(|code| **code == "login_timeout")
             .count();
         assert!(
-            timeouts >= STRANGER_BURST as usize && timeouts < 100,
+            timeouts >= UNATTESTED_BURST as usize && timeouts < 100,
             "{timeouts}"
         );
         assert_eq!(reasons.last(), Some(&"authentication_failed"));

@@ -269,6 +269,8 @@ fn a_file_that_is_written_meanwhile_is_not_half_read() {
 }
 
 /// What is printed for a peer admits this peer, and no changed one.
+type Change = fn(&mut Fixture);
+
 #[test]
 fn printed_policy_admits_the_peer_and_no_other() {
     let fixture = Fixture::default();
@@ -293,7 +295,7 @@ fn printed_policy_admits_the_peer_and_no_other() {
             .unpinned()
             .is_empty()
     );
-    let changes: [(fn(&mut Fixture), &str); 7] = [
+    let changes: [(Change, &str); 7] = [
         (|f| f.evidence.report.mrtd = [1; 48], "mrtd_not_allowed"),
         (|f| f.evidence.report.rtmr[0] = [1; 48], "rtmr_not_allowed"),
         (|f| f.evidence.report.rtmr[1] = [1; 48], "rtmr_not_allowed"),

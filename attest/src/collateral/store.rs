@@ -67,7 +67,7 @@ pub enum Event {
         /// The error.
         error: FetchError,
         /// When the cached collateral expires; `None` if nothing is cached, so that sessions are refused.
-        held_until: Option<u64>,
+        cached_until: Option<u64>,
         /// The earliest time of the next attempt, in Unix seconds.
         retry_at: u64,
     },
@@ -329,15 +329,15 @@ impl Store {
             Err(error) => {
                 entry.failures = entry.failures.saturating_add(1);
                 entry.last = Some(error.clone());
-                let held_until = entry.valid_at(now).map(|cached| cached.expires_at());
+                let cached_until = entry.valid_at(now).map(|cached| cached.expires_at());
                 let wait = self
                     .schedule
-                    .back_off(entry.failures, held_until.is_some(), random);
+                    .back_off(entry.failures, cached_until.is_some(), random);
                 entry.next_attempt_at = now.saturating_add(wait);
                 Event::Failed {
                     key,
                     error,
-                    held_until,
+                    cached_until,
                     retry_at: entry.next_attempt_at,
                 }
             }

@@ -29,8 +29,8 @@ impl LeaderState {
             None => LeaderUpdate::New,
             Some(followed) => follows(followed, &manifest)?,
         };
-        let held_until = self.newest.as_ref().map(Manifest::valid_until);
-        if accepted == LeaderUpdate::New || held_until < Some(manifest.valid_until()) {
+        let valid_until = self.newest.as_ref().map(Manifest::valid_until);
+        if accepted == LeaderUpdate::New || valid_until < Some(manifest.valid_until()) {
             self.newest = Some(manifest);
         }
         Ok(accepted)

@@ -369,7 +369,7 @@ fn faulty_pccs_does_not_replace_cached_collateral() {
             matches!(
                 event,
                 Event::Failed {
-                    held_until: Some(_),
+                    cached_until: Some(_),
                     ..
                 }
             ),

@@ -57,14 +57,14 @@ fn failed_fetches_do_not_replace_collateral() {
         assert_eq!(store.next_due(at), Some(key));
         let event = store.complete_fetch(key, bad, at, 0);
         let Event::Failed {
-            held_until,
+            cached_until,
             retry_at,
             ..
         } = event
         else {
             panic!("{event:?}")
         };
-        assert_eq!(held_until, Some(NOW - 3_600 + 30 * DAY));
+        assert_eq!(cached_until, Some(NOW - 3_600 + 30 * DAY));
         assert!(retry_at > at);
         assert!(matches!(store.request(key, at), RequestOutcome::Cached(_)));
         at = retry_at;
@@ -252,7 +252,7 @@ fn failed_fetches_back_off_exponentially_up_to_a_cap() {
         let event = store.complete_fetch(key, Err(FetchError::Connect), at, 0);
         let Event::Failed {
             retry_at,
-            held_until: None,
+            cached_until: None,
             ..
         } = event
         else {

@@ -53,7 +53,7 @@ pub(crate) struct QuoteVerifier {
     own_root: ArcSwapOption<KmsRoot>,
     sessions: EntrySessions,
     verifier: Verifier,
-    issuer: Option<KmsRoot>,
+    pck_root: Option<KmsRoot>,
     collateral: Handle,
     control: tokio::runtime::Handle,
     /// The duration of each full verification, in seconds.
@@ -81,7 +81,7 @@ struct AuthorityState {
 ///
 /// # Errors
 /// The PCK certificate chain is malformed, or does not end in `root`.
-pub(crate) fn check_issuer(
+pub(crate) fn check_pck_chain(
     root: Option<&KmsRoot>,
     quote: &TdQuote,
     now: u64,
@@ -123,7 +123,7 @@ impl QuoteVerifier {
             sessions: EntrySessions::of(&policy),
             policy: ArcSwap::from_pointee(policy),
             own_root: ArcSwapOption::empty(),
-            issuer: KmsRoot::from_der(root.der()).ok(),
+            pck_root: KmsRoot::from_der(root.der()).ok(),
             verifier: Verifier::new(root),
             collateral,
             control,
@@ -202,7 +202,7 @@ impl QuoteVerifier {
             Ok(key) => match snapshot.get(key, now) {
                 Some(collateral) => self.verify_with_collateral(evidence, collateral, &policy, now),
                 // Clients must not cause requests for platforms that they invent.
-                None => match self.check_issuer(evidence, now) {
+                None => match self.check_pck_chain(evidence, now) {
                     Ok(()) => return Verification::MissingCollateral(key),
                     Err(denial) => Err(denial),
                 },
@@ -229,8 +229,8 @@ impl QuoteVerifier {
         verdict.map(Arc::new)
     }
 
-    fn check_issuer(&self, evidence: &BoundEvidence, now: u64) -> Result<(), Denial> {
-        check_issuer(self.issuer.as_ref(), evidence.quote(), now)
+    fn check_pck_chain(&self, evidence: &BoundEvidence, now: u64) -> Result<(), Denial> {
+        check_pck_chain(self.pck_root.as_ref(), evidence.quote(), now)
     }
 
     /// Whether Intel Trust Authority verifies instead of this process.

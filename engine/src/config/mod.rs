@@ -66,7 +66,7 @@ pub struct Config {
     /// Production, unattested or simulator mode.
     pub mode: Mode,
     /// Clients on this machine can log in as `postgres` without a password: in simulator mode, on loopback, unless
-    /// clients have to be attested.
+    /// clients must be attested.
     pub passwordless_superuser: bool,
     /// Where the certificate comes from.
     pub identity: IdentitySource,

@@ -18,7 +18,7 @@ use socket2::{SockAddr, Socket, TcpKeepalive, Type};
 use crate::io::buffer::Buffer;
 use crate::io::peer_uid::peer_uid;
 
-/// A peer that vanished is noticed after 60 s + 3 × 15 s; with bytes on their way to it,
+/// A peer that vanished is noticed after 60 s + 3 × 15 s; with unacknowledged bytes,
 /// when the kernel gives up sending them (`tcp_retries2`, some 15 minutes).
 pub(crate) const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
@@ -27,7 +27,7 @@ pub(crate) const KEEPALIVE_RETRIES: u32 = 3;
 /// TCP, the kernel then says EAGAIN and offers nothing to wait on.
 const UNIX_QUEUE_FULL_RETRY: Duration = Duration::from_millis(5);
 
-/// Bytes of a refused peer that are read and dropped at the most.
+/// Maximum number of bytes of a refused peer that are read and dropped.
 const MAX_LINGER_BYTES: usize = 1024 * 1024;
 
 /// Where Postgres listens.
@@ -62,7 +62,7 @@ impl PgAddress {
 }
 
 /// What every TCP connection gets: no Nagle delay, and keepalive. One that stays on this
-/// machine has nothing to congest and nobody to pace for: where the system's congestion
+/// machine has no congestion, and pacing gains nothing: where the system's congestion
 /// control is BBR, its timers are a fifth of a stream's CPU (docs/adr/0012-read-coalescing-for-streams.md).
 pub(crate) fn tune(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     let keepalive = TcpKeepalive::new()
@@ -114,7 +114,7 @@ pub(crate) enum WriteHalf {
 impl Stream {
     /// Connects, or fails by `deadline`.
     ///
-    /// The connect is a non-blocking call of our own and not monoio's: the socket is tuned
+    /// The connect is a non-blocking system call and not monoio's: the socket is tuned
     /// before it connects, on loopback it is connected when the call returns, and a full
     /// accept queue of a Unix socket is retried.
     pub(crate) async fn dial(endpoint: &PgAddress, deadline: Instant) -> io::Result<Self> {
@@ -228,7 +228,7 @@ impl Stream {
 
     /// Sends FIN and reads what the peer still has to say, until it closes too
     /// or the watchdog cuts it off. Closing over unread bytes would reset the
-    /// connection and could take our last words with it.
+    /// connection and could discard our last bytes.
     pub(crate) async fn linger(&mut self) {
         let _ = match self {
             Stream::Tcp(stream) => stream.shutdown().await,

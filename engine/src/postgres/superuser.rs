@@ -114,7 +114,7 @@ impl Error {
         }
     }
 
-    /// Converts a refusal of our own.
+    /// Converts a refusal by the sidecar itself.
     fn from_guard(error: &BackendError) -> Self {
         match error {
             BackendError::NotScram { .. } | BackendError::WrongListener { .. } => {

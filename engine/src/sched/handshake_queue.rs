@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 use crate::sched::delay_timer::TimerQueue;
 use crate::sched::yield_now::yield_now;
 
-/// The pause is as long as one step for every so many queued handshakes. Shorter queues are
-/// not paced.
+/// Queued handshakes per step of pause: 16 queued handshakes pause for two steps. Fewer than one
+/// step's worth are not paced.
 const HANDSHAKES_PER_STEP: u32 = 8;
 /// Every queued handshake gets one step within this fraction of the login deadline, whatever
 /// that leaves to the sessions: a handshake has two steps.

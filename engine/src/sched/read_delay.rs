@@ -62,7 +62,7 @@ impl<'a> ReadCoalescer<'a> {
         let Some(length) = self.delay_length(Instant::now) else {
             return false;
         };
-        // Without a timer the stream goes on without delays.
+        // Without a timer the stream continues without delays.
         let _ = self.timers.delay(length, || self.client_has_sent()).await;
         !self.client_has_sent()
     }

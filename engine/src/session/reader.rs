@@ -70,7 +70,7 @@ impl<'a> Reader<'a> {
             .await
         };
         if let Ok(n) = result {
-            self.saw(n);
+            self.record_read(n);
             if let Some(budget) = &mut self.budget {
                 budget.consume(n, waited);
             }
@@ -120,7 +120,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn saw(&mut self, n: usize) {
+    fn record_read(&mut self, n: usize) {
         self.last = n;
         if let Some(coalescer) = &mut self.coalescer {
             coalescer.observe(n);
@@ -186,23 +186,23 @@ mod tests {
     #[test]
     fn buffers_grow_with_full_reads_and_shrink_with_short_ones() {
         on_both(async |mut reader, _far| {
-            reader.saw(100);
+            reader.record_read(100);
             assert_eq!(reader.size, Size::Tiny);
-            reader.saw(TINY);
+            reader.record_read(TINY);
             assert_eq!(reader.size, Size::Small);
-            reader.saw(SMALL);
+            reader.record_read(SMALL);
             assert_eq!(reader.size, Size::Large);
             for _ in 0..SHRINK_AFTER {
                 assert_eq!(reader.size, Size::Large);
-                reader.saw(TINY);
+                reader.record_read(TINY);
             }
             assert_eq!(reader.size, Size::Small);
             // A read that would not have fitted into a tiny buffer restarts the count.
             for n in [1, 1, 1, TINY, 1, 1, 1, 1, 1, 1, 1] {
-                reader.saw(n);
+                reader.record_read(n);
             }
             assert_eq!(reader.size, Size::Small);
-            reader.saw(1);
+            reader.record_read(1);
             assert_eq!(reader.size, Size::Tiny);
         });
     }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Connections over the limit that may open TLS, to be told so (53300) or to send a
+/// Connections over the limit that may open TLS, to receive the refusal (53300) or to send a
 /// CancelRequest. Further ones are closed at once.
 const REJECT_HEADROOM: usize = 64;
 

@@ -20,7 +20,7 @@ pub(crate) enum Message {
     HandOff(HandedOff),
 }
 
-/// An accepted connection on its way to the shard that serves it.
+/// An accepted connection that is sent to the shard that serves it.
 pub(crate) struct HandedOff {
     pub(super) stream: DetachedStream,
     pub(super) peer: Peer,

@@ -26,7 +26,7 @@ fn report(state: AuditState, latch: &Latch) {
             "the audit log cannot be written ({cause}), new sessions are refused"
         )),
         Some(cause) => latch.set_ready_despite(format!(
-            "the audit log cannot be written ({cause}), sessions go on without it"
+            "the audit log cannot be written ({cause}), sessions continue without it"
         )),
     }
 }

@@ -123,10 +123,10 @@ fn log_event(event: Event) {
         Event::Failed {
             key,
             error,
-            held_until,
+            cached_until,
             retry_at,
         } => {
-            tracing::warn!(%key, %error, expires_at = held_until, retry_at, "collateral not refreshed")
+            tracing::warn!(%key, %error, expires_at = cached_until, retry_at, "collateral not refreshed")
         }
         Event::AboutToExpire { key, expires_at } => {
             tracing::error!(%key, expires_at, "collateral is about to expire");

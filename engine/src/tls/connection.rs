@@ -204,7 +204,7 @@ impl<E: TlsSide> Connection<E> {
     }
 
     /// Queues the alert that rustls has for the peer after an error, which may follow a part
-    /// of its own flight. The caller reports the original error, so a failure here is
+    /// of our flight. The caller reports the original error, so a failure here is
     /// ignored.
     fn queue_alert(&mut self, pending: &mut Vec<u8>) {
         // Only while there is something to send: otherwise rustls would process its input

@@ -201,7 +201,9 @@ fn claims_of_an_unverified_quote_are_not_checked() {
     ];
     let claims = ["advisories", "mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"];
     expected.extend(claims.map(|check| (check, unverified)));
-    let claims = ["app_id", "compose_hash", "os_image_hash"];
+    let claims = ["configuration", "platform"];
+    expected.extend(claims.map(|check| (check, unverified)));
+    let claims = ["app_id", "compose_hash", "instance_id", "os_image_hash"];
     expected.extend(claims.map(|check| (check, unverified)));
     assert_eq!(recorder.failures(), expected);
 }
@@ -242,6 +244,7 @@ fn an_envelope_is_checked_without_a_certificate() {
         "event_log",
         "app_id",
         "compose_hash",
+        "instance_id",
         "os_image_hash",
         "kms_root",
     ];
@@ -293,6 +296,7 @@ fn a_bare_quote_is_not_a_peer_and_proves_no_identity() {
         "event_log",
         "app_id",
         "compose_hash",
+        "instance_id",
         "os_image_hash",
         "kms_root",
     ];

@@ -68,7 +68,7 @@ pub(crate) fn run(
         for name in NOT_INHERITED {
             command.env_remove(name);
         }
-        // What is left of the forwarder's own secrets is empty. Variables of others are passed on.
+        // The forwarder's own secrets were emptied when they were read. Variables of others are passed on.
         for name in environment::taken() {
             match environment::variable(name) {
                 Some(value) if !name.starts_with("TEESQL_") => command.env(name, value),

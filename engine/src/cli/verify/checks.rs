@@ -18,7 +18,7 @@ use super::collateral::CollateralSource;
 use super::escape::escape;
 use super::report::{CheckReport, CheckValue, Outcome, Report, Verdict};
 use super::server::{Presented, ProbeError};
-use crate::attestation::verifier::check_issuer;
+use crate::attestation::verifier::check_pck_chain;
 use recorder::Recorder;
 
 mod recorder;
@@ -31,7 +31,7 @@ const SERVER: &str = "server";
 pub(super) struct Checker {
     policy: Policy,
     verifier: Verifier,
-    issuer: Option<KmsRoot>,
+    pck_root: Option<KmsRoot>,
     source: CollateralSource,
     now: u64,
 }
@@ -62,7 +62,7 @@ impl Checker {
     ) -> Self {
         Self {
             policy,
-            issuer: KmsRoot::from_der(root.der()).ok(),
+            pck_root: KmsRoot::from_der(root.der()).ok(),
             verifier: Verifier::new(root),
             source,
             now,
@@ -167,7 +167,7 @@ impl Checker {
             .collateral_key()
             .map_err(refused("it does not identify its platform"))?;
         let untrusted = "its PCK chain does not lead to the trusted root";
-        let issued = check_issuer(self.issuer.as_ref(), quote, self.now);
+        let issued = check_pck_chain(self.pck_root.as_ref(), quote, self.now);
         if self.source.is_remote() {
             issued.clone().map_err(refused(untrusted))?;
         }

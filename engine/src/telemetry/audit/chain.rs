@@ -495,7 +495,7 @@ mod tests {
             head.append(&mut file, TIME, GAP, &fields);
             let summary = verify(&[&file]).unwrap();
             assert_eq!(summary.torn, u64::from(tail.torn.is_some()), "{end}");
-            // Nobody may change the damaged bytes afterwards.
+            // The damaged bytes must not be changed afterwards.
             if tail.torn.is_some() {
                 file[after_second] ^= 1;
                 assert_eq!(verify(&[&file]), Err(BadLine::Malformed));

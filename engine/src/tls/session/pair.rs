@@ -143,7 +143,7 @@ fn limited(suite: SupportedCipherSuite, records: u64) -> SupportedCipherSuite {
     })))
 }
 
-/// Sets the limit of our own record layer.
+/// Sets the limit of the record layer `own`.
 fn limit_records<E>(session: &mut Session<E>, limit: u64) {
     if let State::Records(records) = &mut session.state {
         records.limit_records(limit);

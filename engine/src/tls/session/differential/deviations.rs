@@ -98,7 +98,7 @@ pub(super) fn of_record(
     }
 }
 
-/// So many records in a row that carry no data.
+/// The limit on consecutive records without data.
 pub(super) fn of_repetition(non_data: usize) -> Option<Deviation> {
     // rustls counts some kinds of them, and each kind separately.
     (non_data > 32)

@@ -4,7 +4,7 @@
 use rustls::{CipherSuite, Side};
 
 /// Maximum actions of a script. It is below each limit of either record layer on what a peer
-/// may repeat, except rustls' limit on warnings; tests of their own reach the limits.
+/// may repeat, except rustls' limit on warnings; separate tests reach the limits.
 pub(super) const MAX_ACTIONS: usize = 24;
 
 pub(super) const SUITES: [CipherSuite; 3] = [

@@ -120,6 +120,7 @@ fn load_data(workspace: &Workspace, bin: &Path, address: SocketAddr) -> Result<(
     provision
         .arg("provision")
         .env("TEESQL_POSTGRES", address.to_string())
+        .env("TEESQL_POSTGRES_AUTH", "any")
         .env("TEESQL_PG_PASSWORD_READ", &workspace.password)
         .env("TEESQL_PG_PASSWORD_READWRITE", &workspace.password);
     run_to_success("teesql-sidecar provision", &mut provision)?;

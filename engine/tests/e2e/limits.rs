@@ -50,9 +50,10 @@ fn max_connections(fixture: &Fixture) {
 
 fn idle_sessions_end(fixture: &Fixture) {
     let sidecar = Sidecar::start(&fixture.settings().set("TEESQL_IDLE_TIMEOUT", "2s"));
-    let mut busy = fixture.session(&sidecar);
     let start = Instant::now();
     let mut idle = fixture.session(&sidecar);
+    // Afterwards, so that it is never idle while the other logs in.
+    let mut busy = fixture.session(&sidecar);
     // The busy session sends queries until the idle one has been terminated.
     let termination = thread::scope(|scope| {
         let termination = scope.spawn(|| (idle.expect_fatal(), start.elapsed()));

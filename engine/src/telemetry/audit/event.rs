@@ -5,6 +5,7 @@
 //! instead.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use attest::AttestedPeer;
@@ -151,9 +152,12 @@ pub(super) struct Traffic {
 
 /// What an attested peer has proved. A copy: a record in a queue must not keep the peer's
 /// certificates in memory.
-#[derive(Clone, Copy)]
 pub(super) struct PeerIdentity {
     certificate: Fingerprint,
+    /// The name of the `[[peer]]` entry that admitted it.
+    entry: Option<Arc<str>>,
+    /// The name of the `[[os]]` entry that it runs.
+    os: Option<Box<str>>,
     app_id: Option<AppId>,
     compose_hash: Option<ComposeHash>,
     instance_id: Option<InstanceId>,
@@ -165,6 +169,8 @@ impl PeerIdentity {
     pub(super) fn of(peer: &AttestedPeer) -> Self {
         Self {
             certificate: peer.fingerprint(),
+            entry: peer.entry().name.clone(),
+            os: peer.os_name().map(Into::into),
             app_id: peer.app_id(),
             compose_hash: peer.compose_hash(),
             instance_id: peer.instance_id(),
@@ -245,6 +251,8 @@ impl ConnectionEvent {
         fields.set("client", text(self.client.as_ref()));
         let certificate = peer.map(|peer| peer.certificate).or(self.certificate);
         fields.set("certificate", text(certificate.as_ref()));
+        fields.set("peer", peer.and_then(|peer| peer.entry.as_deref()));
+        fields.set("os", peer.and_then(|peer| peer.os.as_deref()));
         fields.set("app_id", text(peer.and_then(|peer| peer.app_id.as_ref())));
         let compose_hash = peer.and_then(|peer| peer.compose_hash.as_ref());
         fields.set("compose_hash", text(compose_hash));

@@ -1,6 +1,9 @@
 //! What an entry of the policy grants: roles, databases and a number of sessions.
 
+use std::fs;
+
 use attest::mock::{Certificate, Evidence};
+use serde_json::Value;
 
 use super::{app, peer, write_policy};
 use crate::attestation_gate::connect;
@@ -19,6 +22,7 @@ pub(super) fn add(suite: &mut Suite) {
         roles_and_databases,
     );
     suite.add("policy::sessions_of_an_entry_are_limited", max_sessions);
+    suite.add("policy::audit_log_names_the_entry", names_in_audit_log);
     suite.add("policy::superuser_can_be_closed", superuser);
 }
 
@@ -102,6 +106,29 @@ fn roles_and_databases(fixture: &Fixture) {
     assert_eq!(login(&api, SUPERUSER, "via_scram"), not_granted("role"));
     assert_eq!(login(&operators, SUPERUSER, "via_scram"), Ok(()));
     assert_eq!(login(&operators, READER, "via_scram"), not_granted("role"));
+}
+
+fn names_in_audit_log(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let policy = write_policy(&tdx, &[peer("orders api", "a1", "")]);
+    let audit_log = tdx.path("audit.log");
+    let settings = (tdx.production_settings(fixture))
+        .set("TEESQL_POLICY_FILE", &policy)
+        .set("TEESQL_AUDIT_LOG", &audit_log);
+    let sidecar = Sidecar::start(&settings);
+    let certificate = tdx.issue("api", &app(0xa1));
+    let logged_in = login(fixture, &sidecar, &certificate, READER, "via_scram");
+    assert_eq!(logged_in, Ok(()));
+    let grant = poll_until(TIMEOUT, || {
+        let text = fs::read_to_string(&audit_log).unwrap_or_default();
+        let mut lines = text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.find(|line| line["event"] == "role_grant")
+    })
+    .expect("a role grant in the audit log");
+    assert_eq!(grant["peer"], "orders api", "{grant}");
+    assert_eq!(grant["os"], "mock", "{grant}");
 }
 
 fn max_sessions(fixture: &Fixture) {

@@ -11,7 +11,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use attest::cache::{Epoch, VerdictCache};
+use attest::cache::{Capacity, Epoch, VerdictCache};
 use attest::collateral::Collateral;
 use attest::mock::Fixture;
 use attest::mock::recorded::{self, HARDWARE_NOW, MOCK_NOW};
@@ -155,7 +155,7 @@ fn lookup(folder: &str, chain: &[Vec<u8>], mock: &(Verifier, Collateral), policy
         policy: policy.epoch(),
         collateral: 0,
     };
-    let mut cache = VerdictCache::new(1024, 3600, epoch);
+    let mut cache = VerdictCache::new(Capacity::default(), 3600, epoch);
     cache.insert(epoch, evidence.chain(), &Ok(peer), MOCK_NOW);
     let mut hit = || {
         black_box(cache.get(epoch, black_box(chain), MOCK_NOW))

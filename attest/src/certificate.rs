@@ -18,7 +18,7 @@ use x509_parser::x509::X509Version;
 
 use crate::denial::Denial;
 use crate::der;
-pub use crate::limits::{MAX_CERTIFICATE_LEN, MAX_EXTENSIONS, MAX_SKELETON_LEN};
+pub use crate::limits::{MAX_CERTIFICATE_LEN, MAX_EXTENSIONS, MAX_SKELETON_LEN, MAX_UNREAD_LEN};
 
 mod end_point;
 mod names;
@@ -201,8 +201,13 @@ pub(crate) fn check_size(der: &[u8]) -> Result<(), Denial> {
     if der.len() > MAX_CERTIFICATE_LEN {
         return Err(Denial::MalformedCertificate("it is too large"));
     }
-    let evidence = evidence_len(der)?;
-    if der.len().saturating_sub(evidence) > MAX_SKELETON_LEN {
+    let sizes = extension_sizes(der)?;
+    if sizes.unread > MAX_UNREAD_LEN {
+        return Err(Denial::MalformedCertificate(
+            "its extensions that are not read are too large",
+        ));
+    }
+    if der.len().saturating_sub(sizes.evidence) > MAX_SKELETON_LEN {
         return Err(Denial::MalformedCertificate(
             "it is too large without its evidence",
         ));
@@ -210,8 +215,35 @@ pub(crate) fn check_size(der: &[u8]) -> Result<(), Denial> {
     Ok(())
 }
 
-/// Total size of the values of extensions below [`ARC`], in bytes.
-fn evidence_len(der: &[u8]) -> Result<usize, Denial> {
+/// Sizes of the values of a certificate's extensions, in bytes.
+#[derive(Default)]
+struct ExtensionSizes {
+    /// Of `.1`, `.2` and `.8` below [`ARC`].
+    evidence: usize,
+    /// Of those that no check reads.
+    unread: usize,
+}
+
+impl ExtensionSizes {
+    fn add(&mut self, oid: &[u8], len: usize) {
+        /// Basic constraints, key usage, extended key usage and alternative names, as DER content. [RFC 5280,
+        /// 4.2.1]
+        const READ: [[u8; 3]; 4] = [
+            [0x55, 0x1d, 19],
+            [0x55, 0x1d, 15],
+            [0x55, 0x1d, 37],
+            [0x55, 0x1d, 17],
+        ];
+        let sum = match oid.strip_prefix(&ARC) {
+            Some([1 | 2 | 8]) => &mut self.evidence,
+            _ if READ.iter().any(|read| read == oid) => return,
+            _ => &mut self.unread,
+        };
+        *sum = sum.saturating_add(len);
+    }
+}
+
+fn extension_sizes(der: &[u8]) -> Result<ExtensionSizes, Denial> {
     const WRONG: Denial = Denial::MalformedCertificate("it is no X.509 certificate");
     let certificate = der::read_single(der, der::SEQUENCE).ok_or(WRONG)?;
     let tbs = der::read_element(certificate)
@@ -222,29 +254,28 @@ fn evidence_len(der: &[u8]) -> Result<usize, Denial> {
         fields = field.rest;
         if field.tag == der::CONTEXT_3 {
             let extensions = der::read_single(field.content, der::SEQUENCE).ok_or(WRONG)?;
-            return sum_of_evidence(extensions);
+            return sum_of_sizes(extensions);
         }
     }
-    Ok(0)
+    Ok(ExtensionSizes::default())
 }
 
-fn sum_of_evidence(mut extensions: &[u8]) -> Result<usize, Denial> {
-    let mut sum = 0usize;
+fn sum_of_sizes(mut extensions: &[u8]) -> Result<ExtensionSizes, Denial> {
+    let mut sizes = ExtensionSizes::default();
     for _ in 0..MAX_EXTENSIONS {
         if extensions.is_empty() {
-            return Ok(sum);
+            return Ok(sizes);
         }
         let extension = der::read_element(extensions)
             .ok_or(Denial::MalformedCertificate("its extensions are not DER"))?;
         extensions = extension.rest;
         let oid = der::read_element(extension.content)
-            .filter(|oid| oid.tag == der::OBJECT_IDENTIFIER && oid.content.starts_with(&ARC));
-        if let Some(oid) = oid {
-            sum = sum.saturating_add(oid.rest.len());
-        }
+            .filter(|oid| oid.tag == der::OBJECT_IDENTIFIER)
+            .ok_or(Denial::MalformedCertificate("its extensions are not DER"))?;
+        sizes.add(oid.content, oid.rest.len());
     }
     if extensions.is_empty() {
-        return Ok(sum);
+        return Ok(sizes);
     }
     Err(Denial::MalformedCertificate("it has too many extensions"))
 }

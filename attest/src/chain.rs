@@ -15,7 +15,7 @@ use x509_parser::prelude::FromDer;
 use crate::certificate::{check_dates, check_size, unix_seconds};
 use crate::denial::Denial;
 use crate::limits::MAX_CERTIFICATE_LEN;
-pub use crate::limits::MAX_CHAIN_LEN;
+pub use crate::limits::{MAX_CHAIN_LEN, MAX_ISSUERS_LEN};
 use crate::values::Fingerprint;
 
 /// Maximum size of a PEM file with KMS roots, in bytes.
@@ -45,7 +45,7 @@ impl Chain {
         })))
     }
 
-    /// Checks the number of certificates and their total size.
+    /// Checks the number of certificates, the size of the issuers and that of the whole.
     ///
     /// # Errors
     /// [`Denial::NoCertificate`], [`Denial::ChainTooLong`], [`Denial::MalformedCertificate`].
@@ -56,8 +56,13 @@ impl Chain {
         if chain.len() > MAX_CHAIN_LEN {
             return Err(Denial::ChainTooLong);
         }
-        let len: usize = chain.iter().map(|der| der.as_ref().len()).sum();
-        if len > MAX_CERTIFICATE_LEN {
+        let mut lens = chain.iter().map(|der| der.as_ref().len());
+        let leaf = lens.next().unwrap_or(0);
+        let issuers: usize = lens.sum();
+        if issuers > MAX_ISSUERS_LEN {
+            return Err(Denial::MalformedCertificate("its issuers are too large"));
+        }
+        if leaf.saturating_add(issuers) > MAX_CERTIFICATE_LEN {
             return Err(Denial::MalformedCertificate("the chain is too large"));
         }
         Ok(())

@@ -5,11 +5,11 @@
 //!
 //! | Input | Caps |
 //! | --- | --- |
-//! | Certificate chain, from a TLS peer | [`MAX_CHAIN_LEN`], [`MAX_CERTIFICATE_LEN`], [`MAX_SKELETON_LEN`], [`MAX_EXTENSIONS`] |
+//! | Certificate chain, from a TLS peer | [`MAX_CHAIN_LEN`], [`MAX_CERTIFICATE_LEN`], [`MAX_ISSUERS_LEN`], [`MAX_SKELETON_LEN`], [`MAX_UNREAD_LEN`], [`MAX_EXTENSIONS`] |
 //! | Evidence in a certificate | [`MAX_ENVELOPE_LEN`], [`MAX_QUOTE_LEN`], [`MAX_EVENTS`], [`MAX_EVENT_NAME_LEN`], [`MAX_EVENT_PAYLOAD_LEN`], [`MAX_VM_CONFIG_LEN`] |
 //! | Collateral, from a PCCS or a file | [`MAX_COLLATERAL_PART_LEN`], [`MAX_ISSUER_CHAIN_LEN`], [`MAX_PLATFORM_FAMILIES`], [`MAX_CONCURRENT_FETCHES`] |
 //! | Intel Trust Authority | [`MAX_TOKEN_RESPONSE_LEN`], [`MAX_KEY_SET_LEN`] |
-//! | Leader manifest, from DNS | [`MAX_MANIFEST_LEN`], [`MAX_MANIFEST_FIELDS`], [`MAX_LEADER_URL_LEN`], [`MAX_INSTANCE_DIGITS`] |
+//! | Leader manifest, from DNS | [`MAX_MANIFEST_RECORDS`], [`MAX_MANIFEST_LEN`], [`MAX_MANIFEST_FIELDS`], [`MAX_LEADER_URL_LEN`], [`MAX_INSTANCE_DIGITS`] |
 //! | Policy file | [`MAX_POLICY_LEN`], [`MAX_POLICY_ENTRIES`], [`MAX_POLICY_VALUES`], [`MAX_POLICY_NAME_LEN`] |
 //! | Guest agent | [`MAX_AGENT_RESPONSE_LEN`], [`MAX_AGENT_TEXT_LEN`], [`MAX_KEY_PEM_LEN`], [`MAX_KEY_SIGNATURE_LEN`], [`MAX_AGENT_MESSAGE_CHARS`] |
 
@@ -26,6 +26,14 @@ pub const MAX_CERTIFICATE_LEN: usize = MAX_ENVELOPE_LEN + MAX_ENVELOPE_LEN / 4;
 /// Maximum size of a certificate without its evidence extensions, in bytes. dstack's leaf has about
 /// 450. The cap bounds what x509-parser allocates for names and extensions.
 pub const MAX_SKELETON_LEN: usize = 16 << 10;
+
+/// Maximum size of the certificates after the leaf, in bytes, together: they carry no evidence, and without a
+/// pinned KMS root nothing reads them. dstack's CA has about 430.
+pub const MAX_ISSUERS_LEN: usize = 16 << 10;
+
+/// Maximum size of all extensions of a certificate that no check reads, in bytes, together. Of dstack's, app
+/// info has 426, usage 12, app id 20.
+pub const MAX_UNREAD_LEN: usize = 1 << 10;
 
 /// Maximum number of extensions in one certificate. dstack's leaf has at most eight.
 pub const MAX_EXTENSIONS: usize = 32;
@@ -111,6 +119,10 @@ pub(crate) const MIN_RSA_BITS: usize = 2048;
 pub(crate) const MAX_JKU_LEN: usize = 512;
 
 // --- Leader manifest -----------------------------------------------------------------------------
+
+/// Maximum number of TXT records at the manifest's name. A cluster has one for each of its publishers. Each costs a
+/// verification.
+pub const MAX_MANIFEST_RECORDS: usize = 16;
 
 /// Maximum size of a joined TXT record, in bytes. A record with a long URL has about 450.
 pub const MAX_MANIFEST_LEN: usize = 2 << 10;

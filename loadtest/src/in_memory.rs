@@ -5,7 +5,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use attest::cache::{Epoch, VerdictCache};
+use attest::cache::{Capacity, Epoch, VerdictCache};
 use attest::collateral::Collateral;
 use attest::mock::CollateralOptions;
 use attest::{Policy, TrustedRoot, Verifier, examine};
@@ -236,7 +236,7 @@ fn cached_verdict(verifier: &Verifier, collateral: &Collateral, tdx: &MockTdx) -
         policy: Policy::default().epoch(),
         collateral: 0,
     };
-    let mut cache = VerdictCache::new(1024, 3600, epoch);
+    let mut cache = VerdictCache::new(Capacity::default(), 3600, epoch);
     cache.insert(epoch, peer.chain(), &Ok(Arc::clone(&peer)), NOW);
     let mut samples = Vec::new();
     for _ in 0..SAMPLES {

@@ -1,6 +1,8 @@
 //! Leaf certificates: which extensions carry evidence, and which certificates are refused.
 
-use attest::certificate::{Leaf, MAX_EXTENSIONS, MAX_SKELETON_LEN, server_end_point};
+use attest::certificate::{
+    Leaf, MAX_EXTENSIONS, MAX_SKELETON_LEN, MAX_UNREAD_LEN, server_end_point,
+};
 use attest::evidence::{EvidenceFormat, MAX_ENVELOPE_LEN, UnboundEvidence};
 use attest::mock::{Certificate, Evidence, Fixture, Key, LeafOptions, Platform};
 use attest::{Denial, examine};
@@ -150,6 +152,32 @@ fn oversized_and_malformed_certificates_are_refused() {
     let mut version_2 = der;
     version_2[at + 4] = 1;
     assert!(malformed(&version_2));
+}
+
+/// Of padding that no check reads 1 KiB is allowed, in whatever extensions it is. Large evidence is not padding.
+#[test]
+fn padding_in_extensions_is_refused() {
+    let parse = |extensions: &[(u64, Vec<u8>)]| {
+        let der = leaf_with(extensions);
+        Leaf::parse(&der).map(|_| ()).map_err(|denial| {
+            assert_eq!(denial.code(), "malformed_certificate");
+            denial.to_string()
+        })
+    };
+    // Each value is in an OCTET STRING, which is in another one: 4 bytes each.
+    let fits = MAX_UNREAD_LEN - 16;
+    for number in [3, 4, 5, 9, 77] {
+        assert_eq!(parse(&[(number, vec![0; fits])]), Ok(()), "{number}");
+        let refused = parse(&[(number, vec![0; MAX_UNREAD_LEN])]).unwrap_err();
+        assert!(refused.contains("not read"), "{number}: {refused}");
+    }
+    let spread: Vec<_> = (0..5).map(|n| (50 + n, vec![0; 250])).collect();
+    assert!(parse(&spread).is_err());
+    assert_eq!(parse(&[(8, vec![0; 300 << 10])]), Ok(()));
+    assert_eq!(
+        parse(&[(1, vec![0; 5_000]), (2, vec![0; 100 << 10])]),
+        Ok(())
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Verification of a chain up to pinned KMS roots.
 
 use attest::Denial;
-use attest::chain::{Chain, KmsRoot, KmsRootError, MAX_CHAIN_LEN};
+use attest::chain::{Chain, KmsRoot, KmsRootError, MAX_CHAIN_LEN, MAX_ISSUERS_LEN};
 use attest::mock::{Fixture, Pki, PkiOptions, Validity};
 use attest::policy::KmsRootPin;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
@@ -213,10 +213,19 @@ fn roots_are_read_from_pem() {
 #[test]
 fn long_chains_and_large_certificates_are_refused() {
     let der = Fixture::default().certificate().der().to_vec();
-    assert!(Chain::copy(&vec![der.clone(); MAX_CHAIN_LEN]).is_ok());
-    let long = Chain::copy(&vec![der.clone(); MAX_CHAIN_LEN + 1]);
-    assert_eq!(long.unwrap_err(), Denial::ChainTooLong);
-    let large = [der, vec![0; attest::certificate::MAX_CERTIFICATE_LEN]];
+    let chain = |issuers: usize, len: usize| {
+        let mut chain = vec![der.clone()];
+        chain.resize(1 + issuers, vec![0; len]);
+        Chain::copy(&chain).map(drop)
+    };
+    let issuers = MAX_CHAIN_LEN - 1;
+    assert_eq!(chain(issuers, MAX_ISSUERS_LEN / issuers), Ok(()));
+    assert_eq!(
+        chain(issuers, MAX_ISSUERS_LEN / issuers + 1),
+        Err(Denial::MalformedCertificate("its issuers are too large"))
+    );
+    assert_eq!(chain(issuers + 1, 0), Err(Denial::ChainTooLong));
+    let large = [vec![0; attest::certificate::MAX_CERTIFICATE_LEN], der];
     assert_eq!(
         Chain::copy(&large).unwrap_err().code(),
         "malformed_certificate"

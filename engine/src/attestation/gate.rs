@@ -12,20 +12,19 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use attest::cache::{Verdict, VerdictCache};
+use attest::cache::{Capacity, Verdict, VerdictCache};
 use attest::chain::Chain;
 use attest::policy::PolicyEpoch;
 use attest::{AttestedPeer, BoundEvidence, Denial, examine};
 use rustls::pki_types::CertificateDer;
 
-use crate::attestation::verifier::{QuoteVerifier, VERDICT_TTL, Verification};
+use crate::attestation::verifier::{QuoteVerifier, VERDICT_TTL, Verification, sweep_thread_cache};
 use crate::auth::grants::{EntryIsFull, EntryPermit};
 use crate::io::clock::unix_now;
 use crate::io::offload::{OffloadThread, PendingJobs};
+use crate::sched::yield_now::yield_now;
 use crate::telemetry::shard_metrics::{ShardMetrics, VerdictSource};
 
-/// Verdicts in the cache of a shard.
-const CACHE_CAPACITY: usize = 4096;
 /// Attempts at one verification. The second one is needed if the first one lacked collateral, the
 /// others if policy or collateral change in the meantime.
 const MAX_ATTEMPTS: u32 = 4;
@@ -117,6 +116,18 @@ impl Gate {
         }
     }
 
+    /// Removes expired verdicts from the caches of this shard and of the verify thread, in steps between which the
+    /// shard's other tasks run.
+    pub(crate) async fn sweep_cache(&self) {
+        let Gate::Attesting(gate) = self else { return };
+        // A full queue means that the thread is busy, and inserts verdicts itself.
+        let sweeping = gate.jobs.offload(&gate.verify_thread, sweep_thread_cache);
+        let _ = sweeping.await;
+        while !gate.cache.borrow_mut().sweep(unix_now()) {
+            yield_now().await;
+        }
+    }
+
     /// Takes a place among the sessions of the peer's policy entry.
     ///
     /// # Errors
@@ -149,7 +160,7 @@ impl AttestingGate {
             quote_verifier: Arc::clone(quote_verifier),
             verify_thread: verify_thread.clone(),
             jobs: jobs.clone(),
-            cache: RefCell::new(VerdictCache::new(CACHE_CAPACITY, VERDICT_TTL, epoch)),
+            cache: RefCell::new(VerdictCache::new(Capacity::default(), VERDICT_TTL, epoch)),
             shard_metrics: Rc::clone(shard_metrics),
             allows_simulators,
         }

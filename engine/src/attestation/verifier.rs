@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use attest::cache::{Epoch, Verdict, VerdictCache};
+use attest::cache::{Capacity, Epoch, Verdict, VerdictCache};
 use attest::chain::{Chain, KmsRoot};
 use attest::collateral::{Collateral, CollateralKey, Handle};
 use attest::quote::TdQuote;
@@ -23,8 +23,6 @@ use crate::auth::grants::EntrySessions;
 use crate::io::clock::unix_now;
 use crate::io::offload::OffloadThread;
 
-/// Verdicts in the cache of a thread.
-const CACHE_CAPACITY: usize = 4096;
 /// The longest time that a verdict is cached, in seconds.
 pub(crate) const VERDICT_TTL: u64 = 600;
 
@@ -32,6 +30,15 @@ thread_local! {
     /// The cache of the verify thread. Jobs run there one after the other, so the second one with
     /// the same certificate finds the verdict of the first.
     static VERDICTS: RefCell<Option<VerdictCache>> = const { RefCell::new(None) };
+}
+
+/// Removes expired verdicts from the cache of the verify thread. Must run on that thread.
+pub(crate) fn sweep_thread_cache() {
+    VERDICTS.with_borrow_mut(|verdicts| {
+        if let Some(verdicts) = verdicts {
+            while !verdicts.sweep(unix_now()) {}
+        }
+    });
 }
 
 /// Nice value of the verify thread, about one third of a shard's CPU weight: a surge of new clients
@@ -191,7 +198,7 @@ impl QuoteVerifier {
         };
         let cached = VERDICTS.with_borrow_mut(|verdicts| {
             verdicts
-                .get_or_insert_with(|| VerdictCache::new(CACHE_CAPACITY, VERDICT_TTL, epoch))
+                .get_or_insert_with(|| VerdictCache::new(Capacity::default(), VERDICT_TTL, epoch))
                 .get(epoch, evidence.chain().certificates(), now)
         });
         if let Some(verdict) = cached {
@@ -260,11 +267,12 @@ impl QuoteVerifier {
         let requested = Instant::now();
         let mut state = authority.state.lock().await;
         let AuthorityState { verdicts, failed } = &mut *state;
-        let verdicts =
-            verdicts.get_or_insert_with(|| VerdictCache::new(CACHE_CAPACITY, VERDICT_TTL, epoch));
+        let verdicts = verdicts
+            .get_or_insert_with(|| VerdictCache::new(Capacity::default(), VERDICT_TTL, epoch));
         if let Some(verdict) = verdicts.get(epoch, evidence.chain().certificates(), now) {
             return Verification::Verdict(epoch, verdict);
         }
+        verdicts.sweep(now);
         if let Some((ended, denial)) = failed
             && requested <= *ended
         {

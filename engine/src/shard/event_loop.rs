@@ -27,6 +27,8 @@ use crate::shard::message::{HandedOff, Message};
 
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+/// Interval at which expired verdicts are removed.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Interval of the connections that end an accept: another shard may have taken one.
 const WAKE_ACCEPT_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -103,6 +105,7 @@ impl<S: ConnectionHandler> Shard<S> {
         self.listener.set(Some(listener.raw_fd()));
         let mail = Rc::clone(&self);
         let delivery = monoio::spawn(mailbox.deliver(move |message| mail.take(message)));
+        drop(monoio::spawn(Rc::clone(&self).sweep_caches()));
         self.activity.busy_poll.start();
         self.accept_all(&listener).await;
         self.listener.set(None);
@@ -111,6 +114,14 @@ impl<S: ConnectionHandler> Shard<S> {
         self.activity.timers.stop();
         drop(delivery);
         Ok(())
+    }
+
+    /// Frees the memory of expired verdicts, also while no client connects.
+    async fn sweep_caches(self: Rc<Self>) {
+        loop {
+            monoio::time::sleep(SWEEP_INTERVAL).await;
+            self.handler.context().gate.sweep_cache().await;
+        }
     }
 
     fn take(self: &Rc<Self>, message: Message) -> bool {

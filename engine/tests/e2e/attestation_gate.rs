@@ -3,6 +3,7 @@
 mod admission;
 mod collateral;
 mod handshake;
+mod memory;
 mod revocation;
 
 use std::process::Command;
@@ -27,6 +28,7 @@ use crate::libpq_clients::client;
 pub(crate) fn add(suite: &mut Suite) {
     admission::add(suite);
     handshake::add(suite);
+    memory::add(suite);
     revocation::add(suite);
     collateral::add(suite);
 }

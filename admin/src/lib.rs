@@ -12,8 +12,8 @@
 
 mod connection_slots;
 mod nonce;
-mod quote_limiter;
 mod readiness;
+mod report_queue;
 mod reports;
 mod response;
 mod route;

@@ -2,6 +2,7 @@
 //!
 //! It must never read a request body, and never quote the request in a response.
 
+use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -60,23 +61,27 @@ impl Router {
         }
     }
 
-    pub(crate) async fn handle(&self, head: &Parts) -> hyper::Response<Full<Bytes>> {
+    pub(crate) async fn handle(
+        &self,
+        head: &Parts,
+        client: IpAddr,
+    ) -> hyper::Response<Full<Bytes>> {
         let route = Route::from_path(head.uri.path());
         let response = match reject(route, head) {
             Some(rejection) => rejection,
-            None => self.dispatch(route, head.uri.query()).await,
+            None => self.dispatch(route, head.uri.query(), client).await,
         };
         self.stats.record_response(route, response.status());
         response.into_http()
     }
 
-    async fn dispatch(&self, route: Route, query: Option<&str>) -> Response {
+    async fn dispatch(&self, route: Route, query: Option<&str>, client: IpAddr) -> Response {
         match route {
             Route::Index => Response::text(INDEX),
             Route::Health => Response::text("ok\n"),
             Route::Ready => catch_panic(|| self.ready()),
             Route::Metrics => catch_panic(|| Response::metrics(self.source.metrics(&self.stats))),
-            Route::Attestation => self.attestation(query).await,
+            Route::Attestation => self.attestation(query, client).await,
             Route::Other => not_found(),
         }
     }
@@ -99,12 +104,12 @@ impl Router {
         )
     }
 
-    async fn attestation(&self, query: Option<&str>) -> Response {
+    async fn attestation(&self, query: Option<&str>, client: IpAddr) -> Response {
         let nonce = match Nonce::from_query(query) {
             Ok(nonce) => nonce,
             Err(error) => return Response::error(StatusCode::BAD_REQUEST, &error.to_string()),
         };
-        match self.reports.report(nonce).await {
+        match self.reports.report(nonce, client).await {
             Outcome::Report(report) => Response::json_bytes(report),
             Outcome::RetryAfter(delay) => Response::too_many_requests(delay),
             Outcome::Unavailable(message) => {

@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
@@ -196,9 +196,9 @@ impl ServerState {
         let mut failing = false;
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => {
+                Ok((stream, client)) => {
                     failing = false;
-                    self.admit(stream).await;
+                    self.admit(stream, client.ip()).await;
                 }
                 Err(error) => {
                     if !failing {
@@ -211,10 +211,10 @@ impl ServerState {
         }
     }
 
-    async fn admit(&self, stream: TcpStream) {
+    async fn admit(&self, stream: TcpStream, client: IpAddr) {
         self.stats.connections.increment();
         match self.slots.acquire() {
-            Some(guard) => drop(tokio::spawn(self.serve(stream, guard))),
+            Some(guard) => drop(tokio::spawn(self.serve(stream, client, guard))),
             None => self.stats.evicted.increment(),
         }
         // Let the other tasks run before the next accept: an evicted connection closes, and a
@@ -223,13 +223,18 @@ impl ServerState {
     }
 
     /// Serves one connection until it is complete or evicted.
-    fn serve(&self, stream: TcpStream, guard: SlotGuard) -> impl Future<Output = ()> + use<> {
+    fn serve(
+        &self,
+        stream: TcpStream,
+        client: IpAddr,
+        guard: SlotGuard,
+    ) -> impl Future<Output = ()> + use<> {
         let (router, stats) = (Arc::clone(&self.router), Arc::clone(&self.stats));
         let http = self.http.clone();
         async move {
             let slot = Arc::clone(guard.slot());
             tokio::select! {
-                () = serve_request(&http, stream, &slot, router, &stats) => {}
+                () = serve_request(&http, stream, client, &slot, router, &stats) => {}
                 reason = slot.wait_for_eviction() => match reason {
                     EvictReason::NewerConnection => stats.evicted.increment(),
                     EvictReason::Timeout => stats.timed_out.increment(),
@@ -243,12 +248,14 @@ impl ServerState {
 async fn serve_request(
     http: &http1::Builder,
     stream: TcpStream,
+    client: IpAddr,
     slot: &Arc<Slot>,
     router: Arc<Router>,
     stats: &Stats,
 ) {
-    let service =
-        service_fn(|request| handle_request(request, Arc::clone(slot), Arc::clone(&router)));
+    let service = service_fn(|request| {
+        handle_request(request, client, Arc::clone(slot), Arc::clone(&router))
+    });
     let mut connection = http.serve_connection(TokioIo::new(stream), service);
     match poll_fn(|cx| connection.poll_without_shutdown(cx)).await {
         Ok(()) => {}
@@ -268,6 +275,7 @@ type ResponseFuture =
 
 fn handle_request(
     request: Request<Incoming>,
+    client: IpAddr,
     slot: Arc<Slot>,
     router: Arc<Router>,
 ) -> ResponseFuture {
@@ -275,7 +283,7 @@ fn handle_request(
         slot.request_received();
         // A request body is never read.
         let (head, _) = request.into_parts();
-        let response = router.handle(&head).await;
+        let response = router.handle(&head, client).await;
         slot.response_ready();
         Ok(response)
     })

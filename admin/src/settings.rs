@@ -19,7 +19,8 @@ const MAX_CONNECTIONS: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Minimum time from the end of one quote to the start of the next, over all clients; 1 s. A
-    /// report made without a nonce is cached for as long. Zero disables the rate limit and leaves
+    /// report made without a nonce is cached for as long; requests with nonces wait for the next one, if it is at
+    /// most 5 s. Zero disables the rate limit and leaves
     /// only single flight: requests can then use all of the machine's quotes.
     pub attestation_interval: Duration,
     /// Maximum time for one quote; 15 s.

@@ -20,12 +20,12 @@ pub trait Source: Send + Sync + 'static {
     /// Renders all metrics in the Prometheus text format. `own` are the counters of this server.
     fn metrics(&self, own: &Stats) -> String;
 
-    /// Makes one quote, for `nonce` if there is one.
+    /// Makes one quote that covers each of `nonces`, or none if it is empty.
     ///
     /// Called for one quote at a time, and no sooner than [`attestation_interval`](crate::Settings)
     /// after the last one ended. The future is dropped only when
     /// [`attestation_timeout`](crate::Settings) passes, not when the clients disconnect.
-    fn attestation(self: Arc<Self>, nonce: Option<Nonce>) -> ReportFuture;
+    fn attestation(self: Arc<Self>, nonces: Vec<Nonce>) -> ReportFuture;
 }
 
 /// No report can be made at the moment.

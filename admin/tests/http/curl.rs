@@ -40,7 +40,7 @@ fn curl_reads_every_endpoint() {
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
     let report = curl(&harness, &[], "/attestation?nonce=00ff").unwrap();
     let report: serde_json::Value = serde_json::from_str(&report).unwrap();
-    assert_eq!(report, serde_json::json!({"nonce": "00ff", "number": 0}));
+    assert_eq!(report, serde_json::json!({"nonces": ["00ff"], "number": 0}));
     assert_eq!(curl(&harness, &STATUS, "/nothing").unwrap(), "404");
 }
 

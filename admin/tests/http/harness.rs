@@ -59,7 +59,7 @@ impl Source for TestSource {
         format!("connections {connections}\n# thread {thread:?}\n{padding}")
     }
 
-    fn attestation(self: Arc<Self>, nonce: Option<Nonce>) -> ReportFuture {
+    fn attestation(self: Arc<Self>, nonces: Vec<Nonce>) -> ReportFuture {
         let number = self.calls();
         self.quotes.lock().unwrap().push((Instant::now(), None));
         self.maybe_panic();
@@ -71,15 +71,15 @@ impl Source for TestSource {
             self.quotes.lock().unwrap()[number].1 = Some(Instant::now());
             match self.behavior {
                 SourceBehavior::Failing => Err(Unavailable::new("the guest agent is unreachable")),
-                _ => Ok(report(nonce.as_ref(), number)),
+                _ => Ok(report(&nonces, number)),
             }
         })
     }
 }
 
-fn report(nonce: Option<&Nonce>, number: usize) -> String {
-    let nonce = nonce.map(Nonce::to_string);
-    serde_json::json!({ "number": number, "nonce": nonce }).to_string()
+fn report(nonces: &[Nonce], number: usize) -> String {
+    let nonces: Vec<_> = nonces.iter().map(Nonce::to_string).collect();
+    serde_json::json!({ "number": number, "nonces": nonces }).to_string()
 }
 
 /// Polls `condition` every 5 ms, at most for [`TIMEOUT`].

@@ -126,7 +126,7 @@ fn nonces_are_parsed_strictly() {
     let nonce = "5A".repeat(32);
     let response = get(harness.address(), &format!("/attestation?nonce={nonce}"));
     assert_eq!(response.status, 200);
-    assert_eq!(response.json()["nonce"], nonce.to_lowercase());
+    assert_eq!(response.json()["nonces"][0], nonce.to_lowercase());
     assert_eq!(response.header("cache-control"), Some("no-store"));
 }
 

@@ -42,6 +42,7 @@ use crate::tls::record_layer::RecordLayer;
 use service::{InboundHandlerFactory, SharedState};
 
 pub(crate) mod admin_source;
+mod report;
 mod service;
 mod startup;
 
@@ -153,6 +154,7 @@ async fn start<R>(
             .identity
             .server_config(request_client_certificate, config.process.tls_record_layer)?,
         certificate.identity.channel_binding(),
+        certificate.identity.key_fingerprint(),
         authenticator,
     );
     let (changed, collateral_changed) = mpsc::unbounded_channel();
@@ -416,7 +418,7 @@ fn install_certificate(
     Box::new(move |identity| {
         let request_client_certificate = quote_verifier.is_some();
         let tls = identity.server_config(request_client_certificate, record_layer)?;
-        live.set_tls(tls, identity.channel_binding());
+        live.set_tls(tls, identity.channel_binding(), identity.key_fingerprint());
         let verifier = quote_verifier.as_ref();
         if verifier.is_some_and(|verifier| verifier.set_own_chain(&identity.certified().cert)) {
             // The receiver ends with the process.

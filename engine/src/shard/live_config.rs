@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use attest::values::Fingerprint;
 use rustls::ServerConfig;
 use wire::scram::server::ChannelBinding;
 
@@ -17,6 +18,8 @@ pub(crate) struct Snapshot {
     pub(crate) tls: Arc<ServerConfig>,
     /// The channel binding of the certificate in `tls`, if it has one.
     pub(crate) channel_binding: Option<ChannelBinding>,
+    /// SHA-256 of the key of the certificate in `tls`, as SubjectPublicKeyInfo.
+    pub(crate) tls_key: Fingerprint,
     pub(crate) authenticator: Arc<Authenticator>,
 }
 
@@ -27,11 +30,13 @@ impl LiveConfig {
     pub(crate) fn new(
         tls: Arc<ServerConfig>,
         channel_binding: Option<ChannelBinding>,
+        tls_key: Fingerprint,
         authenticator: Authenticator,
     ) -> Arc<Self> {
         Arc::new(Self(ArcSwap::from_pointee(Snapshot {
             tls,
             channel_binding,
+            tls_key,
             authenticator: Arc::new(authenticator),
         })))
     }
@@ -40,11 +45,17 @@ impl LiveConfig {
         self.0.load_full()
     }
 
-    pub(crate) fn set_tls(&self, tls: Arc<ServerConfig>, channel_binding: Option<ChannelBinding>) {
+    pub(crate) fn set_tls(
+        &self,
+        tls: Arc<ServerConfig>,
+        channel_binding: Option<ChannelBinding>,
+        tls_key: Fingerprint,
+    ) {
         let now = Snapshot::clone(&self.read());
         self.0.store(Arc::new(Snapshot {
             tls,
             channel_binding,
+            tls_key,
             ..now
         }));
     }

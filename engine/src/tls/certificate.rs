@@ -96,6 +96,7 @@ pub struct Identity {
     not_before: u64,
     not_after: u64,
     fingerprint: Fingerprint,
+    key_fingerprint: Fingerprint,
     channel_binding: Option<ChannelBinding>,
 }
 
@@ -156,9 +157,10 @@ impl Identity {
                 &"the certificate chain is empty",
             )
         })?;
-        let dates = Leaf::parse(leaf)
-            .map(|leaf| (leaf.not_before(), leaf.not_after()))
+        let parsed = Leaf::parse(leaf)
             .map_err(|error| IdentityError::new(source_name, "cannot be used", &error))?;
+        let (not_before, not_after) = (parsed.not_before(), parsed.not_after());
+        let key_fingerprint = Fingerprint(Sha256::digest(parsed.spki()).into());
         let fingerprint = Chain::copy(std::slice::from_ref(leaf))
             .map(|chain| chain.fingerprint())
             .map_err(|error| IdentityError::new(source_name, "cannot be used", &error))?;
@@ -171,9 +173,10 @@ impl Identity {
         Ok(Self {
             certified: Arc::new(certified),
             source_name: source_name.to_string(),
-            not_before: dates.0,
-            not_after: dates.1,
+            not_before,
+            not_after,
             fingerprint,
+            key_fingerprint,
             channel_binding,
         })
     }
@@ -216,6 +219,12 @@ impl Identity {
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
+    }
+
+    /// SHA-256 of the leaf's SubjectPublicKeyInfo in DER.
+    #[must_use]
+    pub fn key_fingerprint(&self) -> Fingerprint {
+        self.key_fingerprint
     }
 
     /// The chain, leaf first, and the key to sign with.

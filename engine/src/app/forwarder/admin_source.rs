@@ -43,7 +43,7 @@ impl admin::Source for AdminSource {
         self.metrics.render()
     }
 
-    fn attestation(self: Arc<Self>, _: Option<Nonce>) -> ReportFuture {
+    fn attestation(self: Arc<Self>, _: Vec<Nonce>) -> ReportFuture {
         Box::pin(async {
             Err(Unavailable::new(
                 "a forwarder has no attestation report: request it from the sidecar",

@@ -4,16 +4,15 @@
 //! The report must never contain a secret, since it needs no authentication.
 
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, UNIX_EPOCH};
 
 use admin::{Nonce, ReportFuture, Stats, Unavailable};
 use attest::Policy;
 use attest::agent::{Agent, AgentError, Info, Quote};
 use attest::values::Fingerprint;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 use crate::app::readiness::ReadinessChecks;
+use crate::app::sidecar::report::{PLAIN, ReportFields, ServiceState, WITH_NONCES};
 use crate::attestation::verifier::QuoteVerifier;
 use crate::auth::client_auth::ClientAuth;
 use crate::config::Config;
@@ -21,7 +20,6 @@ use crate::config::mode::Mode;
 use crate::io::clock::unix_now;
 use crate::postgres::server::PostgresServer;
 use crate::postgres::superuser::Superuser;
-use crate::postgres::superuser::query::Unreadable;
 use crate::postgres::superuser::state::PostgresState;
 use crate::shard::live_config::LiveConfig;
 use crate::tasks::certificate_renewal::RenewalMetrics;
@@ -58,9 +56,9 @@ impl admin::Source for AdminSource {
         self.metrics.render()
     }
 
-    fn attestation(self: Arc<Self>, nonce: Option<Nonce>) -> ReportFuture {
+    fn attestation(self: Arc<Self>, nonces: Vec<Nonce>) -> ReportFuture {
         Box::pin(async move {
-            let report = self.report(nonce).await?;
+            let report = self.report(&nonces).await?;
             Ok(report.to_string())
         })
     }
@@ -97,13 +95,26 @@ impl AdminSource {
         let _ = self.running.set(running);
     }
 
-    async fn report(&self, nonce: Option<Nonce>) -> Result<Value, Unavailable> {
+    async fn report(&self, nonces: &[Nonce]) -> Result<Value, Unavailable> {
         let failed = |error: AgentError| Unavailable::new(error.to_string());
         let info = self.agent.info().await.map_err(failed)?;
-        let fields = ReportFields::new(self.postgres_state().await, unix_now());
-        let data = fields.report_data(nonce.as_ref());
-        let quote = self.agent.quote(&data).await.map_err(failed)?;
-        Ok(self.document(&info, &fields, &quote, nonce.as_ref()))
+        let fields = ReportFields::new(
+            self.postgres_state().await,
+            self.service_state(),
+            unix_now(),
+        );
+        let quote = self.agent.quote(&fields.report_data(nonces)).await;
+        Ok(self.document(&info, &fields, &quote.map_err(failed)?, nonces))
+    }
+
+    /// What the report says about this process.
+    fn service_state(&self) -> ServiceState {
+        let snapshot = self.running.get().map(|running| running.live.read());
+        ServiceState {
+            mode: self.mode.name(),
+            dangerous_tdx_root: self.dangerous_root.map(|root| root.to_string()),
+            tls_key: snapshot.map(|snapshot| snapshot.tls_key.to_string()),
+        }
     }
 
     /// Logs in as the superuser and reads the state. An error becomes a part of the report.
@@ -149,17 +160,18 @@ impl AdminSource {
         info: &Info,
         fields: &ReportFields,
         quote: &Quote,
-        nonce: Option<&Nonce>,
+        nonces: &[Nonce],
     ) -> Value {
         let report = quote.quote.report();
         let [rtmr0, rtmr1, rtmr2, rtmr3] = report.rtmrs();
         json!({
-            "mode": self.mode.name(),
+            "mode": fields.service.mode,
             "client_auth": self.client_auth.name(),
             "postgres_auth": self.postgres.auth.name(),
             "policy": self.policy().map(|policy| policy.epoch().full()),
             "weakened_by": self.weakenings(),
-            "dangerous_tdx_root": self.dangerous_root.map(|root| root.to_string()),
+            "dangerous_tdx_root": fields.service.dangerous_tdx_root,
+            "tls_key": fields.service.tls_key,
             "app_id": info.app_id.to_string(),
             "compose_hash": info.compose_hash.to_string(),
             "instance_id": info.instance_id.map(|id| id.to_string()),
@@ -175,11 +187,8 @@ impl AdminSource {
             },
             "postgres_state": fields.postgres,
             "timestamp": fields.timestamp,
-            "nonce": nonce.map(|nonce| hex::encode(nonce.as_bytes())),
-            "report_data_is": match nonce {
-                None => "SHA-256(wal_lsn || controldata_hash || timestamp), then zeros",
-                Some(_) => "SHA-256(wal_lsn || controldata_hash || timestamp || nonce bytes), then zeros",
-            },
+            "nonces": nonces.iter().map(Nonce::to_string).collect::<Vec<_>>(),
+            "report_data_is": if nonces.is_empty() { PLAIN } else { WITH_NONCES },
         })
     }
 
@@ -224,77 +233,5 @@ impl AdminSource {
         let seconds = quote_verifier
             .and_then(|quote_verifier| quote_verifier.seconds_until_collateral_expiry(unix_now()));
         seconds.map_or(f64::NAN, |seconds| seconds as f64)
-    }
-}
-
-/// The fields of the report that the quote covers, formatted as in the report.
-struct ReportFields {
-    wal_lsn: String,
-    controldata_hash: String,
-    timestamp: String,
-    postgres: Value,
-}
-
-impl ReportFields {
-    /// A value that could not be read is null in the report, and an empty string in the report data.
-    fn new(state: Result<PostgresState, String>, now: u64) -> Self {
-        let timestamp = UNIX_EPOCH + Duration::from_secs(now);
-        let timestamp = humantime::format_rfc3339_seconds(timestamp).to_string();
-        let state = match state {
-            Ok(state) => state,
-            Err(error) => {
-                return Self {
-                    wal_lsn: String::new(),
-                    controldata_hash: String::new(),
-                    timestamp,
-                    postgres: json!({
-                        "wal_lsn": null,
-                        "controldata_hash": null,
-                        "controldata_source": null,
-                        "pg_version": null,
-                        "in_recovery": null,
-                        "error": error,
-                    }),
-                };
-            }
-        };
-        let mut errors = Vec::new();
-        let mut read = |value: Result<String, Unreadable>| match value {
-            Ok(value) => Some(value),
-            Err(error) => {
-                errors.push(error.to_string());
-                None
-            }
-        };
-        let wal_lsn = read(state.wal_lsn);
-        let pg_version = read(state.pg_version);
-        let (hash, source) = match state.controldata {
-            Ok(data) => (Some(data.hash), Some(data.source.name())),
-            Err(error) => (read(Err(error)), None),
-        };
-        let postgres = json!({
-            "wal_lsn": wal_lsn,
-            "controldata_hash": hash,
-            "controldata_source": source,
-            "pg_version": pg_version,
-            "in_recovery": state.in_recovery.ok(),
-            "error": (!errors.is_empty()).then(|| errors.join("; ")),
-        });
-        Self {
-            wal_lsn: wal_lsn.unwrap_or_default(),
-            controldata_hash: hash.unwrap_or_default(),
-            timestamp,
-            postgres,
-        }
-    }
-
-    /// The first 32 of the 64 bytes of report data. The guest agent appends zeros.
-    fn report_data(&self, nonce: Option<&Nonce>) -> [u8; 32] {
-        let mut hash = Sha256::new();
-        hash.update(&self.wal_lsn);
-        hash.update(&self.controldata_hash);
-        hash.update(&self.timestamp);
-        hash.update(nonce.map(Nonce::as_bytes).unwrap_or_default());
-        hash.finalize().into()
     }
 }

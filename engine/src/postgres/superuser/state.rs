@@ -15,6 +15,13 @@ const WAL_LSN: &str = "SELECT CASE WHEN pg_is_in_recovery() \
      THEN coalesce(pg_last_wal_replay_lsn(), pg_last_wal_receive_lsn()) \
      ELSE pg_current_wal_lsn() END::text";
 
+/// On a primary, that of the WAL file in use: the control file has a new timeline only after the first checkpoint
+/// on it. On a standby, that of the WAL that it receives, or else of its last checkpoint.
+const TIMELINE: &str = "SELECT CASE WHEN pg_is_in_recovery() \
+     THEN coalesce((SELECT received_tli FROM pg_stat_wal_receiver), \
+                   (SELECT timeline_id FROM pg_control_checkpoint()))::bigint \
+     ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint END";
+
 /// The state of a Postgres server.
 #[derive(Debug)]
 pub struct PostgresState {
@@ -24,6 +31,8 @@ pub struct PostgresState {
     pub pg_version: Result<String, Unreadable>,
     /// Whether it is a standby or still recovering.
     pub in_recovery: Result<bool, Unreadable>,
+    /// The timeline of the WAL, e.g. 1.
+    pub timeline: Result<i64, Unreadable>,
     /// The content of the control file.
     pub controldata: Result<ControlData, Unreadable>,
 }
@@ -35,6 +44,7 @@ impl Superuser {
             wal_lsn: self.wal_lsn().await,
             pg_version: self.query_value("SHOW server_version").await,
             in_recovery: self.query_value("SELECT pg_is_in_recovery()").await,
+            timeline: self.query_value(TIMELINE).await,
             controldata: controldata::read(self, pg_controldata).await,
         }
     }

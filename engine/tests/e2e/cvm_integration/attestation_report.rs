@@ -54,6 +54,37 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
+/// The first half of the report data, computed from the report as its documentation says.
+fn expected_report_data(json: &Value, with_nonces: bool) -> [u8; 32] {
+    let state = &json["postgres_state"];
+    let timestamp = json["timestamp"].as_u64().expect("a number").to_string();
+    let [lsn, control] = [&state["wal_lsn"], &state["controldata_hash"]].map(text);
+    let mut hash = Sha256::new();
+    if !with_nonces {
+        for part in [lsn, control, &timestamp] {
+            hash.update(part);
+        }
+        return hash.finalize().into();
+    }
+    let timeline = state["timeline"].as_u64();
+    let timeline = timeline.map_or_else(String::new, |timeline| timeline.to_string());
+    let [mode, root, key] =
+        [&json["mode"], &json["dangerous_tdx_root"], &json["tls_key"]].map(text);
+    let role = text(&state["role"]);
+    let fields = [lsn, control, &timestamp, mode, root, role, &timeline, key];
+    let nonces = json["nonces"].as_array().expect("an array");
+    let nonces = nonces
+        .iter()
+        .map(|nonce| hex::decode(text(nonce)).expect("hex"));
+    hash.update("teesql-attestation-report-v1");
+    for field in fields.into_iter().map(Vec::from).chain(nonces) {
+        let len = u32::try_from(field.len()).expect("short");
+        hash.update(len.to_be_bytes());
+        hash.update(&field);
+    }
+    hash.finalize().into()
+}
+
 /// Checks everything that a verifier can check in a report.
 pub(super) fn check(tdx: &TdxFixture, json: &Value, nonce: Option<&[u8]>) {
     let bytes = hex::decode(text(&json["quote"])).expect("hex");
@@ -65,22 +96,18 @@ pub(super) fn check(tdx: &TdxFixture, json: &Value, nonce: Option<&[u8]>) {
         .appraise(&quote, &collateral, &Policy::default(), now())
         .expect("genuine under the mock root");
 
-    let state = &json["postgres_state"];
-    let mut hash = Sha256::new();
-    for part in [
-        &state["wal_lsn"],
-        &state["controldata_hash"],
-        &json["timestamp"],
-    ] {
-        hash.update(text(part));
-    }
-    hash.update(nonce.unwrap_or_default());
+    let made = json["timestamp"].as_u64().expect("a number");
+    assert!((now() - 60..=now()).contains(&made), "{made}");
     let signed = quote.report().report_data();
-    assert_eq!(signed[..32], hash.finalize()[..], "{json}");
+    let expected = expected_report_data(json, nonce.is_some());
+    assert_eq!(signed[..32], expected, "{json}");
     assert_eq!(signed[32..], [0; 32]);
     assert_eq!(text(&json["report_data"]), hex::encode(signed));
-    let value = json["nonce"].as_str().map(str::to_owned);
-    assert_eq!(value, nonce.map(hex::encode));
+    let nonces = json["nonces"].as_array().expect("an array");
+    assert_eq!(nonces.is_empty(), nonce.is_none(), "{json}");
+    if let Some(nonce) = nonce {
+        assert!(nonces.contains(&hex::encode(nonce).into()), "{json}");
+    }
     let measured = quote.report();
     let tcb = &json["tcb_info"];
     assert_eq!(text(&tcb["mrtd"]), measured.mrtd().to_string());
@@ -89,6 +116,14 @@ pub(super) fn check(tdx: &TdxFixture, json: &Value, nonce: Option<&[u8]>) {
     }
     let value = text(&json["report_data_is"]);
     assert_eq!(value.contains("nonce"), nonce.is_some(), "{value}");
+}
+
+/// SHA-256 of the key in the certificate that clients see.
+fn served_key(sidecar: &Sidecar) -> String {
+    let chain = tls::presented_chain(sidecar.address());
+    let leaf = chain.first().expect("a certificate");
+    let leaf = attest::certificate::Leaf::parse(leaf).expect("a certificate");
+    hex::encode(Sha256::digest(leaf.spki()))
 }
 
 fn with_short_interval(settings: Settings) -> Settings {
@@ -107,8 +142,13 @@ fn is_signed_by_the_quote(fixture: &Fixture) {
     let state = &json["postgres_state"];
     assert_eq!(state["error"], Value::Null, "{json}");
     assert_eq!(state["in_recovery"], false, "{json}");
+    assert_eq!(state["role"], "primary", "{json}");
+    assert_eq!(state["timeline"], 1, "{json}");
     let source = text(&state["controldata_source"]);
-    assert!(["pg_controldata", "functions"].contains(&source), "{json}");
+    assert!(
+        ["pg_controldata", "pg_control_functions"].contains(&source),
+        "{json}"
+    );
     assert_eq!(text(&state["controldata_hash"]).len(), 64, "{json}");
     let version = fixture.cluster().admin_sql("show server_version");
     assert_eq!(text(&state["pg_version"]), version);
@@ -116,6 +156,8 @@ fn is_signed_by_the_quote(fixture: &Fixture) {
     let reached = format!("select '{lsn}'::pg_lsn <= pg_current_wal_lsn()");
     assert_eq!(fixture.cluster().admin_sql(&reached), "t");
     assert_eq!(json["mode"], "production");
+    let key = served_key(&sidecar);
+    assert_eq!(text(&json["tls_key"]), key, "{json}");
     assert_eq!(text(&json["dangerous_tdx_root"]).len(), 64, "{json}");
     assert_eq!(text(&json["app_id"]).len(), 40, "{json}");
     assert_eq!(text(&json["compose_hash"]).len(), 64, "{json}");
@@ -171,6 +213,8 @@ fn postgres_states(fixture: &Fixture) {
     check(&tdx, &json, None);
     let state = &json["postgres_state"];
     assert_eq!(state["in_recovery"], true, "{json}");
+    assert_eq!(state["role"], "standby", "{json}");
+    assert_eq!(state["timeline"], 1, "{json}");
     assert!(state["error"].is_null(), "{json}");
     assert!(!state["wal_lsn"].is_null(), "{json}");
 }

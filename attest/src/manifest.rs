@@ -7,8 +7,11 @@
 //! where to connect, never whom to trust: the leader proves itself by its quote.
 //!
 //! ```text
-//! v=1;cluster=0x<40 hex>;leader_instance=<hex>;leader_url=<url>;epoch=<uint>;valid_until=<unix>;sig=0x<130 hex>
+//! cluster=0x<40 hex>;epoch=<uint>;leader_instance=<hex>;leader_url=<url>;v=1;valid_until=<unix>;sig=0x<130 hex>
 //! ```
+//!
+//! Fields may come in any order; this one is published, since it is that of the signed text. Several publishers may
+//! each have their record there: [`newest_of`] takes the valid one with the highest epoch.
 //!
 //! The signed text is the record without `sig`: its pairs sorted by key and joined with `;`, with `cluster`
 //! and `leader_instance` in lower case. Unknown fields are signed like all others, so they stay in the text
@@ -22,6 +25,7 @@ mod error;
 mod fields;
 mod leader;
 mod leader_state;
+mod records;
 mod signature;
 mod unsigned;
 
@@ -31,6 +35,7 @@ pub use address::{EthAddress, EthAddressError};
 pub use error::ManifestError;
 pub use leader::{LeaderInstance, LeaderUrl, Target};
 pub use leader_state::{LeaderState, LeaderUpdate};
+pub use records::newest_of;
 pub use signature::{KeyError, SigningKey};
 pub use unsigned::UnsignedManifest;
 
@@ -39,6 +44,7 @@ use signature::Signature;
 
 pub use crate::limits::{
     MAX_INSTANCE_DIGITS, MAX_LEADER_URL_LEN, MAX_MANIFEST_FIELDS, MAX_MANIFEST_LEN,
+    MAX_MANIFEST_RECORDS,
 };
 
 /// Default limit on the validity of a manifest: 7 days. The epoch protects a running client from replay.

@@ -54,7 +54,8 @@ impl LeaderState {
     }
 }
 
-fn follows(followed: &Manifest, next: &Manifest) -> Result<LeaderUpdate, ManifestError> {
+/// Whether a client that follows one manifest may follow the next.
+pub(super) fn follows(followed: &Manifest, next: &Manifest) -> Result<LeaderUpdate, ManifestError> {
     if followed.cluster() != next.cluster() {
         return Err(ManifestError::OtherCluster);
     }

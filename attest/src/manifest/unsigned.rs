@@ -32,20 +32,15 @@ impl UnsignedManifest {
     }
 
     /// Signs it. Gives the record to publish in DNS: at most
-    /// [`MAX_MANIFEST_LEN`](super::MAX_MANIFEST_LEN) bytes, in chunks of at most 255.
+    /// [`MAX_MANIFEST_LEN`](super::MAX_MANIFEST_LEN) bytes, in chunks of at most 255. Its fields are in the order of
+    /// the signed text, with `sig` last: some clients hash what precedes `;sig=` as it is.
     ///
     /// # Errors
     /// [`ManifestError::Signature`] if the key cannot sign, which does not happen with a valid key.
     pub fn sign(&self, key: &SigningKey) -> Result<String, ManifestError> {
         let none = ManifestError::Signature { recovered: None };
-        let signature = key.sign(&self.signed_text()).ok_or(none)?;
-        Ok(format!(
-            "v=1;cluster={};leader_instance={};leader_url={};epoch={};valid_until={};sig={signature}",
-            self.cluster,
-            self.leader_instance,
-            self.leader_url.as_str(),
-            self.epoch,
-            self.valid_until,
-        ))
+        let text = self.signed_text();
+        let signature = key.sign(&text).ok_or(none)?;
+        Ok(format!("{text};sig={signature}"))
     }
 }

@@ -6,6 +6,7 @@
 mod format;
 mod leader;
 mod properties;
+mod records;
 mod state;
 mod verify;
 

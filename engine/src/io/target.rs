@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use attest::manifest::{ManifestError, ManifestPolicy};
+use attest::manifest::{LeaderInstance, MAX_MANIFEST_RECORDS, ManifestError, ManifestPolicy};
 use rustls::pki_types::ServerName;
 
 /// The configured server.
@@ -25,6 +25,8 @@ pub(crate) struct Target {
     pub(crate) server: ServerName<'static>,
     pub(crate) port: u16,
     pub(crate) addresses: Vec<SocketAddr>,
+    /// The instance that the server must prove to be, if a manifest names it.
+    pub(crate) leader: Option<LeaderInstance>,
 }
 
 impl Target {
@@ -46,8 +48,8 @@ pub(crate) enum TargetError {
     /// The name does not exist or has no TXT record.
     #[error("no leader manifest: {0} has no TXT record")]
     NoManifest(String),
-    /// There are several TXT records, so that the manifest is ambiguous.
-    #[error("{0} has more than one TXT record")]
+    /// There are more than [`MAX_MANIFEST_RECORDS`] TXT records.
+    #[error("{0} has more than {MAX_MANIFEST_RECORDS} TXT records")]
     ManyManifests(String),
     /// The manifest is refused.
     #[error("{0}")]

@@ -13,6 +13,8 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use attest::AttestedPeer;
+use attest::manifest::LeaderInstance;
 use rustls::ClientConfig;
 use rustls::client::UnbufferedClientConnection;
 use wire::local_opening::{EncryptionRequest, LocalOpening, LocalOpeningError, LocalOpeningStep};
@@ -211,6 +213,9 @@ impl OutboundHandler {
             .race_terminated(verdict)
             .await?
             .map_err(CloseReason::ServerDenied)?;
+        if let (Some(leader), Some(peer)) = (&target.leader, attested.peer()) {
+            check_leader(leader, peer)?;
+        }
         control.set_peer(attested.peer().cloned());
         Ok(server)
     }
@@ -305,6 +310,20 @@ impl OutboundHandler {
         }
         reason
     }
+}
+
+/// Checks that the server is the instance that the manifest names: its address may lead to another one, which a
+/// gateway, DNS or a replayed certificate chose. A server that is admitted without evidence proves no instance, and
+/// is not compared.
+fn check_leader(leader: &LeaderInstance, peer: &AttestedPeer) -> Result<(), CloseReason> {
+    let proven = peer.instance_id().map(|id| id.to_string());
+    if proven.as_deref() == Some(leader.as_str()) {
+        return Ok(());
+    }
+    Err(CloseReason::LeaderMismatch {
+        expected: leader.to_string(),
+        proven,
+    })
 }
 
 /// Runs `work` until it completes. After `limit` it shuts down the socket `fd`, which ends the reads

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use attest::manifest::{LeaderState, Manifest, ManifestPolicy, join_chunks};
+use attest::manifest::{
+    LeaderInstance, LeaderState, MAX_MANIFEST_RECORDS, Manifest, ManifestPolicy, newest_of,
+};
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;
@@ -204,7 +206,7 @@ impl TargetResolver {
         leader: &mut LeaderState,
     ) -> Result<(Arc<Target>, Duration), TargetError> {
         match &self.spec {
-            TargetSpec::Fixed { host, port } => self.resolve_target(host, *port).await,
+            TargetSpec::Fixed { host, port } => self.resolve_target(host, *port, None).await,
             TargetSpec::Cluster { domain, policy } => {
                 let (manifest, manifest_ttl) = self.query_manifest(domain, policy).await?;
                 leader.accept(manifest)?;
@@ -213,14 +215,16 @@ impl TargetResolver {
                     return Err(TargetError::NoManifest(domain.clone()));
                 };
                 let server = manifest.target();
-                let (target, ttl) = self.resolve_target(server.host(), server.port()).await?;
+                let leader = Some(manifest.leader_instance().clone());
+                let resolved = self.resolve_target(server.host(), server.port(), leader);
+                let (target, ttl) = resolved.await?;
                 let valid = Duration::from_secs(manifest.valid_until().saturating_sub(now));
                 Ok((target, ttl.min(manifest_ttl).min(valid)))
             }
         }
     }
 
-    /// Queries the leader manifest, which must be the only TXT record, and verifies it. Returns
+    /// Queries the leader manifest: of all TXT records the valid one with the highest epoch. Returns
     /// it with its TTL.
     async fn query_manifest(
         &self,
@@ -233,21 +237,20 @@ impl TargetResolver {
             return Err(TargetError::NoManifest(name));
         };
         let ttl = time_until(lookup.valid_until());
-        let mut records = lookup
-            .answers()
-            .iter()
+        let records = lookup.answers().iter();
+        let records: Vec<Vec<&[u8]>> = records
             .filter_map(|record| match &record.data {
-                RData::TXT(txt) => Some(txt),
+                RData::TXT(txt) => Some(txt.txt_data.iter().map(AsRef::as_ref).collect()),
                 _ => None,
-            });
-        let txt = match (records.next(), records.next()) {
-            (Some(txt), None) => txt,
-            (Some(_), Some(_)) => return Err(TargetError::ManyManifests(name)),
-            (None, _) => return Err(TargetError::NoManifest(name)),
-        };
-        let chunks: Vec<&[u8]> = txt.txt_data.iter().map(AsRef::as_ref).collect();
-        let unverified = Manifest::parse(&join_chunks(&chunks)?)?;
-        Ok((unverified.verify(policy, unix_now())?, ttl))
+            })
+            .collect();
+        if records.len() > MAX_MANIFEST_RECORDS {
+            return Err(TargetError::ManyManifests(name));
+        }
+        match newest_of(records, policy, unix_now())? {
+            Some(manifest) => Ok((manifest, ttl)),
+            None => Err(TargetError::NoManifest(name)),
+        }
     }
 
     /// Resolves `host`, which may be an IP address, and returns the target with its TTL.
@@ -255,6 +258,7 @@ impl TargetResolver {
         &self,
         host: &str,
         port: u16,
+        leader: Option<LeaderInstance>,
     ) -> Result<(Arc<Target>, Duration), TargetError> {
         let server = ServerName::try_from(host.to_owned())
             .map_err(|_| TargetError::NoAddress(host.to_owned()))?;
@@ -274,6 +278,7 @@ impl TargetResolver {
             server,
             port,
             addresses,
+            leader,
         };
         Ok((Arc::new(target), ttl))
     }

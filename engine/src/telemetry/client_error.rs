@@ -108,7 +108,7 @@ impl CloseReason {
             | CloseReason::ServerTls(_) => {
                 fatal(SqlState::UNABLE_TO_CONNECT, self.to_string().into(), None)
             }
-            CloseReason::ServerDenied(_) => fatal(
+            CloseReason::ServerDenied(_) | CloseReason::LeaderMismatch { .. } => fatal(
                 SqlState::INVALID_AUTHORIZATION,
                 self.to_string().into(),
                 None,

@@ -129,6 +129,17 @@ pub(crate) enum CloseReason {
     /// Forwarder: the attestation of the server was refused.
     #[error("{}", server_denied_text(.0))]
     ServerDenied(Denial),
+    /// Forwarder: the server is not the instance that the manifest names.
+    #[error(
+        "the leader manifest names instance {expected}, but the server proves {}",
+        .proven.as_deref().unwrap_or("no instance id")
+    )]
+    LeaderMismatch {
+        /// The leader's instance id in the manifest.
+        expected: String,
+        /// What the server's event log proves.
+        proven: Option<String>,
+    },
 }
 
 /// Why a session has lost its admission.
@@ -174,7 +185,7 @@ pub(crate) const REASONS: &[&str] = &[
     // Forwarder.
     "direct_tls", "dns_failed", "no_address", "no_manifest", "many_manifests",
     "server_unreachable", "server_hung_up", "server_io", "server_timeout",
-    "handshake_timeout",
+    "handshake_timeout", "leader_mismatch",
     // `wire::opening`.
     "garbage", "not_tls", "early_bytes", "repeated_request", "plaintext_startup",
     "plaintext_cancel", "proxy_not_allowed", "proxy_misplaced", "proxy_malformed",
@@ -245,6 +256,7 @@ impl CloseReason {
             CloseReason::HandshakeTimeout(_) => "handshake_timeout",
             CloseReason::ServerTls(error) => tls_code(error),
             CloseReason::ServerDenied(denial) => denial.code(),
+            CloseReason::LeaderMismatch { .. } => "leader_mismatch",
         }
     }
 
@@ -285,6 +297,7 @@ impl CloseReason {
             | CloseReason::HandshakeTimeout(_)
             | CloseReason::ServerTls(_)
             | CloseReason::ServerDenied(_)
+            | CloseReason::LeaderMismatch { .. }
             | CloseReason::UpstreamIo(_) => ErrorOrigin::Upstream,
             CloseReason::Panic => ErrorOrigin::Sidecar,
         }

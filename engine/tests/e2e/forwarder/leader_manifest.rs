@@ -25,6 +25,16 @@ pub(crate) fn add(suite: &mut Suite) {
         "forwarder::leader_manifest::refuses_invalid_manifests",
         refuses_invalid_manifests,
     );
+    suite.add_requiring(
+        &[Requirement::Knot],
+        "forwarder::leader_manifest::follows_the_highest_valid_epoch",
+        follows_highest_epoch,
+    );
+    suite.add_requiring(
+        &[Requirement::Knot],
+        "forwarder::leader_manifest::refuses_another_instance",
+        refuses_another_instance,
+    );
     suite.add(
         "forwarder::leader_manifest::sign_and_verify",
         sign_and_verify,
@@ -42,7 +52,8 @@ fn key(text: &str) -> SigningKey {
 fn draft(port: u16, epoch: u64) -> UnsignedManifest {
     UnsignedManifest {
         cluster: CLUSTER.parse().expect("an address"),
-        leader_instance: format!("{epoch:040x}").parse().expect("an instance"),
+        // What the sidecar's event log proves.
+        leader_instance: "1d".repeat(20).parse().expect("an instance"),
         leader_url: format!("https://leader.teesql.test:{port}")
             .parse()
             .expect("a URL"),
@@ -165,7 +176,8 @@ fn invalid_manifests() -> Vec<(String, &'static str, &'static str)> {
     let with_file_url =
         text(&good).replace("https://leader.teesql.test:5433", "file:///etc/passwd");
     let changed_after_signing = text(&good).replace("epoch=7", "epoch=8");
-    let two_records = signed(&good) + &record(&text(&draft(5434, 8)));
+    let two_leaders = signed(&good) + &record(&text(&draft(5434, 7)));
+    let many = (0..17).map(|epoch| record(&text(&draft(5433, epoch))));
     // Both are longer than the 1,232 bytes that the forwarder accepts over UDP: they use TCP.
     let padded = record(&(text(&good) + ";note=" + &"x".repeat(1300)));
     let too_long = record(&(text(&good) + ";note=" + &"x".repeat(3000)));
@@ -197,9 +209,14 @@ fn invalid_manifests() -> Vec<(String, &'static str, &'static str)> {
             "the manifest's leader_url is refused: ",
         ),
         (
-            two_records,
+            two_leaders,
+            "manifest_equivocation",
+            "two manifests of epoch 7 name different leaders",
+        ),
+        (
+            many.collect(),
             "many_manifests",
-            "_teesql-leader.teesql.test. has more than one TXT record",
+            "_teesql-leader.teesql.test. has more than 16 TXT records",
         ),
         (
             padded,
@@ -232,6 +249,56 @@ fn refuses_invalid_manifests(fixture: &Fixture) {
         );
         forwarder.await_reason(code);
     }
+}
+
+/// There are records of several publishers, and others.
+fn follows_highest_epoch(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let sidecar = tdx.start_attested_sidecar(fixture);
+    let [old, new] = [(); 2].map(|()| FakeServer::proxy_to(sidecar.address()));
+    let expired = UnsignedManifest {
+        valid_until: now() - 1,
+        ..draft(9, 9)
+    };
+    let forged = draft(9, 10).sign(&key(OTHER_KEY)).expect("a signature");
+    let zone = [
+        signed(&draft(old.address().port(), 3)),
+        record("v=spf1 -all"),
+        signed(&expired),
+        signed(&draft(new.address().port(), 4)),
+        record(&forged),
+    ];
+    let dns = NameServer::start(&zone.concat());
+    let forwarder = Forwarder::start(&settings(&tdx, fixture, &dns));
+    forwarder.assert_reader_connects();
+    assert_eq!((old.accepted(), new.accepted()), (0, 1));
+}
+
+/// The address of the leader leads to another instance of the same application.
+fn refuses_another_instance(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let sidecar = tdx.start_attested_sidecar(fixture);
+    let port = sidecar.address().port();
+    let other = UnsignedManifest {
+        leader_instance: "ab".repeat(20).parse().expect("an instance"),
+        ..draft(port, 1)
+    };
+    let dns = NameServer::start(&signed(&other));
+    let forwarder = Forwarder::start(&settings(&tdx, fixture, &dns));
+    let output = forwarder.psql_select_1(READER);
+    let text = format!(
+        "FATAL:  the leader manifest names instance {}, but the server proves {}",
+        "ab".repeat(20),
+        "1d".repeat(20)
+    );
+    assert!(output.contains(&text), "{output}");
+    forwarder.await_reason("leader_mismatch");
+    // The publisher corrects it.
+    dns.publish(&signed(&draft(port, 2)));
+    poll_until(TIMEOUT, || {
+        (!forwarder.psql_select_1(READER).contains("FATAL")).then_some(())
+    })
+    .expect("the right leader is accepted");
 }
 
 /// The commands with which an operator signs and verifies a manifest.

@@ -7,6 +7,7 @@ use std::io;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::Stream;
 use crate::sched::handshake_queue::HandshakeQueue;
+use crate::sched::yield_now::yield_now;
 use crate::session::control::ConnectionControl;
 use crate::telemetry::close_reason::CloseReason;
 use crate::tls::session::{HandshakeSummary, Session, TlsError, TlsSide};
@@ -144,8 +145,14 @@ impl<E: TlsSide> TlsStream<E> {
 
     /// Opens the records that have been read, and sends the response that TLS requires.
     async fn open(&mut self) -> Result<(), StreamError> {
-        let opened = self.open_records();
-        self.send_pending(opened).await
+        loop {
+            let opened = self.open_records();
+            self.send_pending(opened).await?;
+            if !self.session.is_interrupted() {
+                return Ok(());
+            }
+            yield_now().await;
+        }
     }
 
     fn open_records(&mut self) -> Result<(), TlsError> {

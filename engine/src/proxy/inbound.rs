@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use attest::Denial;
 use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
 use wire::frontend::{AwaitStartup, StartupStep, negotiate};
@@ -286,7 +287,11 @@ async fn attest(
         }
     }
     control.set_peer(peer);
-    Ok(verdict??)
+    Ok(verdict.map_err(|reason| match reason {
+        // The deadline passes only while collateral is fetched.
+        CloseReason::LoginTimeout => CloseReason::Denied(Denial::CollateralUnavailable),
+        reason => reason,
+    })??)
 }
 
 enum Login {
@@ -453,7 +458,7 @@ async fn refuse(
     control: &ConnectionControl,
 ) -> CloseReason {
     control.start_closing();
-    if let Some(response) = reason.response()
+    if let Some(response) = reason.login_response()
         && client.send(&response).await.is_err()
     {
         return reason;

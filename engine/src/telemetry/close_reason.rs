@@ -74,6 +74,9 @@ pub(crate) enum CloseReason {
     /// The connection to Postgres could not be opened.
     #[error("cannot connect to Postgres: {0}")]
     UpstreamUnreachable(io::Error),
+    /// Postgres was reached, and the login deadline passed while it was awaited.
+    #[error("Postgres did not answer within the login timeout")]
+    UpstreamTimeout,
     /// The login to Postgres failed. Users of the public clients know the text.
     #[error("pg_auth_inject failed: {0}")]
     UpstreamLoginFailed(#[from] BackendError),
@@ -175,7 +178,7 @@ pub(crate) const REASONS: &[&str] = &[
     "client_closed", "upstream_closed", "cancel_forwarded", "client_gone", "alpn_missing",
     "authentication_failed", "role_not_granted", "peer_session_limit", "too_many_connections", "upstream_unreachable",
     "audit_unavailable",
-    "upstream_refused_session", "login_timeout", "idle_timeout", "shutdown", "client_io",
+    "upstream_refused_session", "upstream_timeout", "login_timeout", "idle_timeout", "shutdown", "client_io",
     "upstream_io", "peer_stuck", "panic", "attestation_revoked",
     // TLS.
     "tls_fragmented_message", "tls_keys_exhausted", "tls_internal", "tls_invalid_message",
@@ -238,6 +241,7 @@ impl CloseReason {
             CloseReason::TooManyConnections => "too_many_connections",
             CloseReason::AuditUnavailable => "audit_unavailable",
             CloseReason::UpstreamUnreachable(_) => "upstream_unreachable",
+            CloseReason::UpstreamTimeout => "upstream_timeout",
             CloseReason::UpstreamLoginFailed(error) => error.code(),
             CloseReason::UpstreamRefused(_) => "upstream_refused_session",
             CloseReason::LoginTimeout => "login_timeout",
@@ -287,6 +291,7 @@ impl CloseReason {
             | CloseReason::PeerSessionLimit
             | CloseReason::AuditUnavailable
             | CloseReason::UpstreamUnreachable(_)
+            | CloseReason::UpstreamTimeout
             | CloseReason::UpstreamLoginFailed(_)
             | CloseReason::UpstreamRefused(_)
             | CloseReason::Target(_)

@@ -130,6 +130,8 @@ impl CloseReason {
             | CloseReason::TlsHandshake(_)
             | CloseReason::TlsSession(_)
             | CloseReason::UpstreamRefused(_)
+            // Before the TLS handshake there is no message that a client could trust.
+            | CloseReason::TooManyUnattested
             | CloseReason::ClientIo(_)
             | CloseReason::PeerStuck
             | CloseReason::Panic => None,

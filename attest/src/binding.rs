@@ -67,6 +67,8 @@ pub(crate) struct Examined {
     pub(crate) format: EvidenceFormat,
     pub(crate) not_before: u64,
     pub(crate) not_after: u64,
+    /// When the dates of the certificates are compared with: the peer's first contact.
+    pub(crate) examined_at: u64,
 }
 
 /// The cheap checks: caps, X.509, dates, evidence, binding. Takes tens of microseconds and uses no
@@ -129,6 +131,7 @@ pub(crate) fn examine_traced<O: CheckObserver>(
         not_before: leaf.not_before(),
         not_after: leaf.not_after(),
         chain: Chain::copy(chain)?,
+        examined_at: now,
     })
 }
 

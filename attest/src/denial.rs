@@ -180,6 +180,16 @@ impl Denial {
         "kms_root_mismatch",
     ];
 
+    /// Whether only a date of the peer's certificates is at fault, so that they may have been valid earlier.
+    #[must_use]
+    pub fn is_of_dates(&self) -> bool {
+        match self {
+            Self::Expired | Self::NotYetValid | Self::TooOld => true,
+            Self::Entry { denial, .. } => denial.is_of_dates(),
+            _ => false,
+        }
+    }
+
     /// The reason code: stable, snake case, one of [`Denial::CODES`].
     #[must_use]
     pub fn code(&self) -> &'static str {

@@ -234,7 +234,7 @@ impl AppraisedEvidence {
     pub fn admit(&self, policy: &Policy, now: u64) -> Result<AttestedPeer, ItaError> {
         policy.check_debug(self.evidence.quote().report())?;
         attributes::check(self.evidence.quote())?;
-        let peer = admit(&self.evidence, self.appraisal.clone(), policy, now)?;
+        let peer = admit(&self.evidence, self.appraisal.clone(), policy)?;
         if now > peer.valid_until() {
             return Err(ItaError::Expired);
         }

@@ -211,7 +211,7 @@ impl Verifier {
         now: u64,
     ) -> Result<AttestedPeer, Denial> {
         let appraisal = self.appraise(evidence.quote(), collateral, policy, now)?;
-        admit(evidence, appraisal, policy, now)
+        admit(evidence, appraisal, policy)
     }
 
     /// Checks the debug bit, the collateral, and every signature from the quote up to the root. Does not
@@ -384,6 +384,13 @@ impl AttestedPeer {
     #[must_use]
     pub fn os_name(&self) -> Option<&str> {
         self.os.as_deref()
+    }
+
+    /// The last second at which what says of the platform that it is genuine is valid, in Unix seconds: collateral,
+    /// PCK chain and root, or the token.
+    #[must_use]
+    pub fn appraisal_valid_until(&self) -> u64 {
+        self.appraisal.valid_until
     }
 
     /// The last second at which the verdict is valid, in Unix seconds: the earliest end of the certificate, its

@@ -14,18 +14,18 @@ use crate::trace::{Check, CheckObserver, SkipReason, Trace, Values};
 use crate::values::Rtmr;
 
 /// Makes the checks that follow after the quote is verified by Intel's signatures or by Trust Authority: TCB,
-/// measurements, event log, identity, KMS roots.
+/// measurements, event log, identity, KMS roots. The certificates must be valid when they were examined.
 pub(crate) fn admit(
     evidence: &BoundEvidence,
     appraisal: Appraisal,
     policy: &Policy,
-    now: u64,
 ) -> Result<AttestedPeer, Denial> {
+    let evidence = evidence.examined();
     admit_traced(
-        evidence.examined(),
+        evidence,
         appraisal,
         policy,
-        now,
+        evidence.examined_at,
         &mut Trace::off(),
     )
 }

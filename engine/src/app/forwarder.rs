@@ -30,12 +30,13 @@ use tokio::signal::unix::SignalKind;
 use tokio::sync::{mpsc as channel, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use crate::app::descriptors;
 use crate::app::error::{StartError, system};
 use crate::app::lifecycle::{self, Lifecycle, Process, SecondStop, start_backoff};
 use crate::attestation::forwarder_gate::ServerGate;
 use crate::attestation::verifier::{self, QuoteVerifier};
 use crate::config::mode::Mode;
-use crate::config::{Errors, ForwarderConfig, Listen, Verifier};
+use crate::config::{Errors, ForwarderConfig, Listen, UnattestedLimits, Verifier};
 use crate::io::listener::{self, Listener};
 use crate::proxy::outbound::ForwarderState;
 use crate::shard::pool::{self, ShardConfig};
@@ -279,6 +280,8 @@ async fn start<R>(
     mut config: ForwarderConfig,
     read_config: R,
 ) -> Result<(RunningForwarder<R>, Lifecycle), StartError> {
+    let mut unattested = UnattestedLimits::of_drivers(config.process.max_connections);
+    descriptors::fit_limits(&mut config.process, &mut unattested)?;
     let record_layer = config.process.tls_record_layer;
     let driver = lifecycle::choose_driver(config.process.driver)?;
     let (local, listeners) = listen(&config)?;
@@ -302,7 +305,13 @@ async fn start<R>(
         server_gate: server_gate(&mut config, identity.as_ref(), &metrics, changed.clone())?,
         connect_timeout: config.connect_timeout,
     });
-    let shard_config = ShardConfig::new(&config.process, &metrics, driver, Mode::Production);
+    let shard_config = ShardConfig::new(
+        &config.process,
+        unattested,
+        &metrics,
+        driver,
+        Mode::Production,
+    );
     let shards =
         pool::spawn(&state, &shard_config, listeners).map_err(system("cannot start a shard"))?;
     if let Some(identity) = identity {

@@ -1,5 +1,6 @@
 //! Layer 7: a process from its configuration to its exit.
 
+pub(crate) mod descriptors;
 pub mod error;
 pub mod forwarder;
 pub mod lifecycle;

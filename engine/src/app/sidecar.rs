@@ -13,6 +13,7 @@ use tokio::signal::unix::SignalKind;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::app::descriptors;
 use crate::app::error::{StartError, system};
 use crate::app::lifecycle::{self, Lifecycle, Outcome, Process, SecondStop};
 use crate::app::readiness::ReadinessChecks;
@@ -145,6 +146,7 @@ async fn start<R>(
     mut config: Config,
     read_config: R,
 ) -> Result<(Sidecar<R>, Lifecycle), StartError> {
+    descriptors::fit_limits(&mut config.process, &mut config.unattested)?;
     let context = bind(&config)?;
     let certificate = fetch_certificate(&config, &context).await?;
     let (derived, authenticator) = set_up_authentication(&mut config, &context).await?;
@@ -335,7 +337,13 @@ fn spawn_shards(
 ) -> Result<(Addresses, ShardPool), StartError> {
     let factory = InboundHandlerFactory::new(config, shared)
         .map_err(system("cannot start the offload threads"))?;
-    let shard_config = ShardConfig::new(&config.process, &shared.metrics, driver, config.mode);
+    let shard_config = ShardConfig::new(
+        &config.process,
+        config.unattested,
+        &shared.metrics,
+        driver,
+        config.mode,
+    );
     let addresses = Addresses {
         listen: listener.address(),
         admin: admin.as_ref().map(admin::Server::address),

@@ -11,8 +11,9 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use attest::cache::{Capacity, Verdict, VerdictCache};
+use attest::cache::{Capacity, Epoch, Verdict, VerdictCache};
 use attest::chain::Chain;
 use attest::policy::PolicyEpoch;
 use attest::{AttestedPeer, BoundEvidence, Denial, examine};
@@ -71,19 +72,21 @@ impl Gate {
         Self::Attesting(Box::new(gate))
     }
 
-    /// Verifies the certificate chain of a peer, leaf first.
+    /// Verifies the certificate chain of a peer, leaf first. What `begin_work` returns lives while the peer waits
+    /// for a verification: not while collateral is fetched.
     ///
     /// # Errors
     /// The peer is refused.
-    pub(crate) async fn admit(
+    pub(crate) async fn admit<G>(
         &self,
         chain: Option<&[CertificateDer<'_>]>,
+        begin_work: impl Fn() -> G,
     ) -> Result<Attested, Denial> {
         match self {
             Gate::Open => Ok(Attested(PeerState::Unattested)),
             Gate::Attesting(gate) => {
                 let chain = chain.unwrap_or_default();
-                match gate.verify(chain).await {
+                match gate.verify(chain, begin_work).await {
                     Ok(peer) => Ok(Attested(PeerState::Peer(peer))),
                     Err(Denial::NoEvidence) if gate.allows_simulators => {
                         Ok(Attested(PeerState::Unattested))
@@ -102,17 +105,39 @@ impl Gate {
         }
     }
 
-    /// Verifies a peer that was admitted earlier against the current policy and collateral.
+    /// Verifies a peer that was admitted at `admitted_at` (Unix seconds) against the current policy and collateral.
+    /// Its certificates need not be valid any more: they have done their part in the handshake.
     ///
     /// # Errors
     /// The peer would be refused now.
     pub(crate) async fn still_admits(
         &self,
         chain: &Chain,
+        admitted_at: u64,
     ) -> Result<Option<Arc<AttestedPeer>>, Denial> {
         match self {
             Gate::Open => Ok(None),
-            Gate::Attesting(gate) => gate.verify(chain.certificates()).await.map(Some),
+            Gate::Attesting(gate) => {
+                let verdict = match gate.verify(chain.certificates(), || ()).await {
+                    Err(denial) if denial.is_of_dates() => {
+                        gate.verify_as_of(chain.certificates(), admitted_at).await
+                    }
+                    verdict => verdict,
+                };
+                verdict.map(Some)
+            }
+        }
+    }
+
+    /// Whether the collateral that `peer` was last verified with has been invalid for longer than `grace`.
+    pub(crate) fn collateral_ended(&self, peer: &AttestedPeer, now: u64, grace: Duration) -> bool {
+        match self {
+            // A token of Trust Authority lives for minutes, and says nothing about the time after it.
+            Gate::Attesting(gate) if !gate.quote_verifier.uses_authority() => {
+                let until = peer.appraisal_valid_until();
+                now > until.saturating_add(grace.as_secs())
+            }
+            Gate::Open | Gate::Attesting(_) => false,
         }
     }
 
@@ -167,9 +192,9 @@ impl AttestingGate {
     }
 
     /// Verifies a chain: from the cache, by the cheap checks on this shard, or on the verify thread.
-    async fn verify(&self, chain: &[impl AsRef<[u8]>]) -> Verdict {
+    async fn verify<G>(&self, chain: &[impl AsRef<[u8]>], begin_work: impl Fn() -> G) -> Verdict {
         let now = unix_now();
-        let mut evidence = {
+        let evidence = {
             let policy = self.quote_verifier.policy();
             let epoch = self.quote_verifier.epoch(&policy);
             if let Some(verdict) = self.cache.borrow_mut().get(epoch, chain, now) {
@@ -180,18 +205,49 @@ impl AttestingGate {
                 Err(denial) => return self.count_verdict(VerdictSource::Examination, Err(denial)),
             }
         };
+        let (epoch, verdict) = self
+            .verify_examined(chain, now, evidence.clone(), begin_work)
+            .await?;
+        let mut cache = self.cache.borrow_mut();
+        cache.insert(epoch, evidence.chain(), &verdict, now);
+        self.count_verdict(VerdictSource::Verification, verdict)
+    }
+
+    /// Verifies a chain as [`Self::verify`], with certificates that were valid at `admitted_at`. The verdict is not
+    /// cached: it admits no other connection.
+    async fn verify_as_of(&self, chain: &[impl AsRef<[u8]>], admitted_at: u64) -> Verdict {
+        let examined = examine(chain, admitted_at, &self.quote_verifier.policy());
+        let evidence = match examined {
+            Ok(evidence) => Arc::new(evidence),
+            Err(denial) => return self.count_verdict(VerdictSource::Examination, Err(denial)),
+        };
+        let (_, verdict) = self
+            .verify_examined(chain, admitted_at, evidence, || ())
+            .await?;
+        self.count_verdict(VerdictSource::Verification, verdict)
+    }
+
+    /// Verifies evidence that was examined as of `examined_at`, in the current epoch.
+    async fn verify_examined<G>(
+        &self,
+        chain: &[impl AsRef<[u8]>],
+        examined_at: u64,
+        mut evidence: Arc<BoundEvidence>,
+        begin_work: impl Fn() -> G,
+    ) -> Result<(Epoch, Verdict), Denial> {
         for _ in 0..MAX_ATTEMPTS {
-            match self.verify_evidence(Arc::clone(&evidence)).await? {
+            let work = begin_work();
+            let verification = self.verify_evidence(Arc::clone(&evidence)).await?;
+            drop(work);
+            match verification {
                 Verification::Verdict(epoch, verdict) => {
-                    if epoch != self.quote_verifier.epoch(&self.quote_verifier.policy()) {
-                        // The epoch has changed, and the running sessions may have been
-                        // revalidated already. This peer must be verified again.
-                        evidence = Arc::new(examine(chain, now, &self.quote_verifier.policy())?);
-                        continue;
+                    let policy = self.quote_verifier.policy();
+                    if epoch == self.quote_verifier.epoch(&policy) {
+                        return Ok((epoch, verdict));
                     }
-                    let mut cache = self.cache.borrow_mut();
-                    cache.insert(epoch, evidence.chain(), &verdict, now);
-                    return self.count_verdict(VerdictSource::Verification, verdict);
+                    // The epoch has changed, and the running sessions may have been
+                    // revalidated already. This peer must be verified again.
+                    evidence = Arc::new(examine(chain, examined_at, &policy)?);
                 }
                 Verification::MissingCollateral(key) => {
                     let fetched = self
@@ -300,7 +356,7 @@ mod tests {
             let jobs = PendingJobs::new(Arc::new(move |result| sender.send(result)));
             let shard_metrics = Rc::new(ShardMetrics::new(&Metrics::new().unwrap(), 0));
             let gate = AttestingGate::new(&quote_verifier, &verify, &jobs, &shard_metrics, false);
-            let mut verifying = std::pin::pin!(gate.verify(&chain));
+            let mut verifying = std::pin::pin!(gate.verify(&chain, || ()));
             assert!(verifying.as_mut().now_or_never().is_none());
             verify.finish_queue();
             let strict = Settings {

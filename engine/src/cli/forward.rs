@@ -6,6 +6,7 @@ use clap::{Arg, ArgMatches, Command};
 
 pub(crate) mod child;
 
+use crate::app::descriptors;
 use crate::app::forwarder::Forwarder;
 use crate::cli::output::{CommandOutput, EX_OSERR, EX_USAGE, start_error_code};
 use crate::config::{Errors, ForwarderConfig, Layers, Scope, with_flags};
@@ -65,6 +66,7 @@ fn run(
     read_config: impl Fn() -> Result<ForwarderConfig, Errors> + Send + 'static,
     command: &[String],
 ) -> ExitCode {
+    descriptors::raise_limit();
     let database_url = config.database_url.clone();
     let mut forwarder = match Forwarder::start_with_reload(config, read_config) {
         Ok(forwarder) => forwarder,

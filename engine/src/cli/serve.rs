@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Command};
 
+use crate::app::descriptors;
 use crate::app::lifecycle::Outcome;
 use crate::app::sidecar;
 use crate::cli::output::{CommandOutput, EX_USAGE, start_error_code};
@@ -24,6 +25,7 @@ pub fn execute(flags: &ArgMatches) -> ExitCode {
         Err(errors) => return CommandOutput::errors(EX_USAGE, &errors.0).print(),
     };
     let log = crate::telemetry::log::init(config.process.log_format, config.process.log.clone());
+    descriptors::raise_limit();
     let code = match sidecar::run(config, load) {
         Ok(Outcome::Drained) => {
             tracing::info!("stopped");

@@ -26,6 +26,7 @@ mod spec;
 mod tdx_guest;
 #[cfg(test)]
 mod tests;
+mod unattested;
 mod values;
 
 use std::net::SocketAddr;
@@ -45,6 +46,7 @@ pub use postgres::PostgresConfig;
 pub use process::ProcessConfig;
 pub use roles::RolesConfig;
 pub use spec::Scope;
+pub use unattested::UnattestedLimits;
 pub(crate) use values::duration as parse_duration;
 
 use crate::auth::client_auth::ClientAuth;
@@ -100,6 +102,8 @@ pub struct Config {
     pub proxy_protocol_from: Vec<ipnet::IpNet>,
     /// The audit log, if there is one.
     pub audit: Option<AuditConfig>,
+    /// The limits on clients that are not attested yet.
+    pub unattested: UnattestedLimits,
     /// Threads, timeouts, limits and the log.
     pub process: ProcessConfig,
     /// Settings that weaken security, for the log at start.
@@ -178,6 +182,7 @@ impl Config {
         let plaintext_cancel = reader.read(&settings::PLAINTEXT_CANCEL);
         let proxy_protocol_from = reader.read(&settings::PROXY_PROTOCOL_FROM);
         let audit = AuditConfig::read(reader);
+        let unattested = UnattestedLimits::read(reader);
         let process = ProcessConfig::read(reader);
         let attestation = attestation?;
         launch_token?;
@@ -210,6 +215,7 @@ impl Config {
             plaintext_cancel: plaintext_cancel?,
             proxy_protocol_from: proxy_protocol_from?,
             audit: audit?,
+            unattested: unattested?,
             process: process?,
             warnings: Vec::new(),
         })

@@ -32,6 +32,8 @@ pub struct ProcessConfig {
     pub admin_listen: Option<SocketAddr>,
     /// How long a session may continue after its peer has become unacceptable.
     pub revocation_grace: Duration,
+    /// How long a session may continue after the collateral of its peer's platform has expired. `None` sets no limit.
+    pub collateral_grace: Option<Duration>,
     /// For setting up a session, from accept until it forwards data.
     pub login_timeout: Duration,
     /// For a session that transfers no data. `None` sets no limit.
@@ -56,6 +58,7 @@ impl ProcessConfig {
         let guest_agent = read_guest_agent(reader);
         let admin_listen = reader.read(&settings::ADMIN_LISTEN);
         let revocation_grace = reader.read(&settings::REVOCATION_GRACE);
+        let collateral_grace = reader.read(&settings::COLLATERAL_GRACE);
         let login_timeout = reader.read(&settings::LOGIN_TIMEOUT);
         let idle_timeout = reader.read(&settings::IDLE_TIMEOUT);
         let max_connections = reader.read(&settings::MAX_CONNECTIONS);
@@ -71,6 +74,7 @@ impl ProcessConfig {
             guest_agent: guest_agent?,
             admin_listen: admin_listen?,
             revocation_grace: revocation_grace?.unwrap_or_default(),
+            collateral_grace: collateral_grace?,
             login_timeout: login_timeout?,
             idle_timeout: idle_timeout?,
             max_connections: max_connections?,

@@ -472,6 +472,11 @@ settings! {
             default: Some("10s"),
             help: "How long a session may continue after a change of policy or collateral has made its peer unacceptable; off ends it immediately.",
         }
+        COLLATERAL_GRACE: Option<Duration> {
+            key: "collateral_grace", parse: values::duration_or_off, kind: Time, scopes: BOTH,
+            default: Some("1day"),
+            help: "How long a session may continue after the collateral of its peer's platform has expired and could not be renewed; off sets no limit. New sessions are refused as soon as it has expired.",
+        }
     }
     Limits {
         LOGIN_TIMEOUT: Duration {
@@ -488,6 +493,16 @@ settings! {
             key: "max_connections", parse: values::count, kind: One("N"), scopes: BOTH,
             default: Some("10000"), forwarder_default: Some("1000"),
             help: "Maximum number of concurrent sessions. Further connections are refused with SQLSTATE 53300 (too_many_connections).",
+        }
+        MAX_UNATTESTED_CONNECTIONS: usize {
+            key: "max_unattested_connections", parse: values::count, kind: One("N"), scopes: SERVE,
+            default: Some("2000"),
+            help: "Maximum number of concurrent connections of clients that are not attested yet (without attestation: not logged in yet). If it is reached, the oldest one that waits for its client is closed, of the address that has the most. As many attested clients again may be logging in.",
+        }
+        MAX_UNATTESTED_PER_ADDRESS: Option<usize> {
+            key: "max_unattested_per_address", parse: values::count_or_auto, kind: One("N"), scopes: SERVE,
+            default: Some("auto"),
+            help: "The same for one IP address (of IPv6, one network of 64 bits), taken from the PROXY header if there is one; auto is half of max_unattested_connections.",
         }
         DRAIN_TIMEOUT: Duration {
             key: "drain_timeout", parse: values::duration, kind: Time, scopes: BOTH,

@@ -246,6 +246,16 @@ pub(super) fn count(text: &str) -> Parsed<usize> {
     }
 }
 
+/// A number; `None` for `auto`.
+pub(super) fn count_or_auto(text: &str) -> Parsed<Option<usize>> {
+    match text {
+        "auto" => Ok(None),
+        _ => count(text)
+            .map(Some)
+            .map_err(|_| "expected auto or a number from 1 to 1000000".to_owned()),
+    }
+}
+
 pub(crate) fn duration(text: &str) -> Parsed<Duration> {
     match humantime::parse_duration(text) {
         Ok(time) if !time.is_zero() => Ok(time),

@@ -2,6 +2,7 @@
 //!
 //! It must never import another layer.
 
+pub(crate) mod accept_queue;
 pub(crate) mod backoff;
 pub(crate) mod buffer;
 pub(crate) mod clock;

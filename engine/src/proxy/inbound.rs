@@ -8,6 +8,7 @@ use std::cell::RefCell;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use attest::Denial;
 use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
 use wire::frontend::{AwaitStartup, StartupStep, negotiate};
@@ -26,7 +27,7 @@ use crate::proxy::{read_opening, reply_opening};
 use crate::session::control::{ConnectionControl, FdGuard};
 use crate::session::relay::{ClientSide, relay};
 use crate::session::tls_stream::{StreamError, TlsStream};
-use crate::shard::connection_limit::ConnectionPermit;
+use crate::shard::connection_limit::{ConnectionPermit, LimitReached};
 use crate::shard::handler::{ConnectionHandler, HandlerContext};
 use crate::shard::live_config::{LiveConfig, Snapshot};
 use crate::telemetry::audit::queue::fingerprint;
@@ -67,6 +68,10 @@ impl InboundHandler {
 impl ConnectionHandler for InboundHandler {
     fn context(&self) -> &HandlerContext {
         &self.context
+    }
+
+    fn is_proxy(&self, peer: IpAddr) -> bool {
+        self.accepts_proxy_header(peer)
     }
 
     fn serve(
@@ -130,7 +135,7 @@ async fn establish(
     info: &RefCell<ConnectionInfo>,
 ) -> Result<(Client, UpstreamSession, Option<EntryPermit>), CloseReason> {
     let snapshot = handler.live.read();
-    let (incoming, ssl_request) = match open(handler, &mut stream, control, info).await {
+    let (incoming, ssl_request) = match open(handler, &mut stream, permit, control, info).await {
         Ok(Opened::Tls {
             incoming,
             ssl_request,
@@ -142,7 +147,7 @@ async fn establish(
     };
     let (mut client, handshake) =
         accept_tls(handler, &snapshot, stream, incoming, control, info).await?;
-    let attested = match attest(handler, handshake.chain, control, info).await {
+    let attested = match attest(handler, handshake.chain, permit, control, info).await {
         Ok(attested) => attested,
         Err(reason) => return Err(refuse(&mut client, reason, control).await),
     };
@@ -181,6 +186,7 @@ enum Opened {
 async fn open(
     handler: &InboundHandler,
     stream: &mut Stream,
+    permit: &ConnectionPermit,
     control: &ConnectionControl,
     info: &RefCell<ConnectionInfo>,
 ) -> Result<Opened, CloseReason> {
@@ -216,6 +222,9 @@ async fn open(
                 incoming.consume(consumed);
                 let mut info = info.borrow_mut();
                 (info.proxied_client, info.via_proxy) = (source, true);
+                if let Some(client) = source {
+                    permit.set_client(client.ip());
+                }
             }
             OpeningStep::Tls => {
                 return Ok(Opened::Tls {
@@ -241,7 +250,10 @@ async fn accept_tls(
     let connection = UnbufferedServerConnection::new(Arc::clone(&snapshot.tls))
         .map_err(|error| CloseReason::TlsHandshake(error.into()))?;
     let mut client = TlsStream::new(stream, Session::new(connection), incoming);
-    let summary = match client.handshake(&handler.context.handshake_queue).await {
+    let summary = match client
+        .handshake(&handler.context.handshake_queue, control)
+        .await
+    {
         Ok(summary) => summary,
         Err(StreamError::Eof) => return Err(control.or_terminated(CloseReason::ClientGone)),
         Err(StreamError::Io(error)) => {
@@ -266,10 +278,14 @@ async fn accept_tls(
 async fn attest(
     handler: &InboundHandler,
     chain: Option<Vec<CertificateDer<'static>>>,
+    permit: &ConnectionPermit,
     control: &ConnectionControl,
     info: &RefCell<ConnectionInfo>,
 ) -> Result<Attested, CloseReason> {
-    let verdict = handler.context.gate.admit(chain.as_deref());
+    let verdict = handler
+        .context
+        .gate
+        .admit(chain.as_deref(), || control.begin_work());
     let verdict = control.race_terminated(verdict).await;
     let peer = match &verdict {
         Ok(Ok(attested)) => attested.peer().cloned(),
@@ -285,8 +301,19 @@ async fn attest(
             audit_log.admitted(&mut info, peer.as_deref());
         }
     }
+    let is_attested = peer.is_some();
     control.set_peer(peer);
-    Ok(verdict??)
+    let attested = verdict.map_err(|reason| match reason {
+        // The deadline passes only while collateral is fetched.
+        CloseReason::LoginTimeout => CloseReason::Denied(Denial::CollateralUnavailable),
+        reason => reason,
+    })??;
+    // Without evidence, the login decides which clients are known.
+    if is_attested {
+        let limit = permit.attested();
+        limit.map_err(|LimitReached| CloseReason::TooManyConnections)?;
+    }
+    Ok(attested)
 }
 
 enum Login {
@@ -327,13 +354,15 @@ impl LoginContext<'_> {
         if !handler.context.accepts_sessions() {
             return Err(CloseReason::AuditUnavailable);
         }
-        if !self.permit.is_granted() {
-            return Err(CloseReason::TooManyConnections);
-        }
+        // Said before the secret is asked for, as Postgres does.
+        let limit = self.permit.check_sessions();
+        limit.map_err(|LimitReached| CloseReason::TooManyConnections)?;
         let (credential, version) = match self.trusted_credential(role) {
             Some(credential) => (credential, self.negotiate(client, &startup).await?),
             None => self.authenticate(client, &startup, role).await?,
         };
+        let limit = self.permit.begin_session();
+        limit.map_err(|LimitReached| CloseReason::TooManyConnections)?;
         let entry_permit = handler
             .context
             .gate
@@ -453,7 +482,10 @@ async fn refuse(
     control: &ConnectionControl,
 ) -> CloseReason {
     control.start_closing();
-    if let Some(response) = reason.response()
+    if matches!(reason, CloseReason::TooManyUnattested) {
+        return reason;
+    }
+    if let Some(response) = reason.login_response()
         && client.send(&response).await.is_err()
     {
         return reason;

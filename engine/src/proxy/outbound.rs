@@ -93,7 +93,7 @@ impl ConnectionHandler for OutboundHandler {
             Ok(opened) => opened,
             Err(reason) => return self.refuse(&mut driver, reason, control, info).await,
         };
-        if !permit.is_granted() {
+        if matches!(opened, Opened::Session(_)) && permit.begin_session().is_err() {
             let reason = CloseReason::TooManyConnections;
             return self.refuse(&mut driver, reason, control, info).await;
         }
@@ -208,7 +208,7 @@ impl OutboundHandler {
         let stream = self.dial(target, control).await?;
         let _fd_guard = control.register_upstream_fd(stream.raw_fd());
         let (server, handshake) = self.connect_tls(stream, target, control, info).await?;
-        let verdict = self.context.gate.admit(handshake.chain.as_deref());
+        let verdict = self.context.gate.admit(handshake.chain.as_deref(), || ());
         let attested = control
             .race_terminated(verdict)
             .await?
@@ -274,7 +274,7 @@ impl OutboundHandler {
         let mut server =
             TlsStream::new(stream, Session::new(connection), Buffer::take(Size::Small));
         let timeout = self.state.connect_timeout;
-        let handshake = server.handshake(&self.context.handshake_queue);
+        let handshake = server.handshake(&self.context.handshake_queue, control);
         let (result, in_time) = within_connect_timeout(handshake, fd, timeout).await;
         let summary = result.map_err(|error| {
             control.or_terminated(match error {

@@ -61,7 +61,7 @@ impl UpstreamLogin {
             .await
             .map_err(|error| {
                 self.upstream_version.invalidate();
-                control.or_terminated(CloseReason::UpstreamUnreachable(error))
+                or_timeout(control, CloseReason::UpstreamUnreachable(error))
             })?;
         if let PgAddress::Unix(_) = address {
             self.server.check_listener(stream.listener_uid())?;
@@ -87,7 +87,7 @@ impl UpstreamLogin {
             .map_err(|error| {
                 self.upstream_version.invalidate();
                 self.request_repair(&error);
-                control.or_terminated(error)
+                or_timeout(control, error)
             })?;
         let version = forward_until_ready(&mut stream, &mut incoming, ready, client, control)
             .await
@@ -255,7 +255,16 @@ async fn forward_until_ready<E: session::TlsSide>(
         }
         read_more(stream, incoming)
             .await
-            .map_err(|error| control.or_terminated(error))?;
+            .map_err(|error| or_timeout(control, error))?;
+    }
+}
+
+/// The reason why waiting for Postgres failed. If the login deadline passed, Postgres is the cause: the
+/// client has sent everything.
+fn or_timeout(control: &ConnectionControl, otherwise: CloseReason) -> CloseReason {
+    match control.or_terminated(otherwise) {
+        CloseReason::LoginTimeout => CloseReason::UpstreamTimeout,
+        reason => reason,
     }
 }
 

@@ -4,7 +4,8 @@
 //! connect at once, hundreds of steps are ready in one iteration of the shard's loop, and a
 //! query of an established session would wait for all of them. So one step runs at a time, the
 //! other ready tasks run in between, and while sessions move bytes a pause follows each step.
-//! The longer the queue, the longer the pause (docs/adr/0006-paced-handshake-queue.md).
+//! The longer the queue, the longer the pause (docs/adr/0006-paced-handshake-queue.md). Handshakes that
+//! have begun come before new ones, so that each is over soon after it has begun.
 //!
 //! The pauses must never make a handshake miss the login deadline, and a client that gives up
 //! must never block the queue.
@@ -36,8 +37,12 @@ struct Inner {
     timers: Rc<TimerQueue>,
     /// For one step of every queued handshake.
     max_wait: Duration,
-    waiters: RefCell<VecDeque<Rc<Waiter>>>,
-    /// The longest that the queue was since it was empty.
+    /// Handshakes that have begun.
+    begun: RefCell<VecDeque<Rc<Waiter>>>,
+    new: RefCell<VecDeque<Rc<Waiter>>>,
+    /// Connections that are not accepted while the queue is long.
+    backlog: Cell<u32>,
+    /// The longest that the queue was since it was empty, with the backlog.
     peak_len: Cell<u32>,
     /// There is a [`Front`].
     occupied: Cell<bool>,
@@ -100,7 +105,9 @@ impl HandshakeQueue {
         Self(Rc::new(Inner {
             timers,
             max_wait: login_timeout / MAX_WAIT_FRACTION,
-            waiters: RefCell::default(),
+            begun: RefCell::default(),
+            new: RefCell::default(),
+            backlog: Cell::new(0),
             peak_len: Cell::new(0),
             occupied: Cell::new(false),
             active: Cell::new(false),
@@ -111,9 +118,9 @@ impl HandshakeQueue {
     }
 
     /// Waits for the front of the queue, for the end of the pause, and for the tasks that are
-    /// ready then.
-    pub(crate) async fn acquire(&self) -> HandshakePermit<'_> {
-        let front = self.reach_front().await;
+    /// ready then. `has_begun` if the handshake has had a step already.
+    pub(crate) async fn acquire(&self, has_begun: bool) -> HandshakePermit<'_> {
+        let front = self.reach_front(has_begun).await;
         self.pace().await;
         yield_now().await;
         HandshakePermit {
@@ -128,12 +135,21 @@ impl HandshakeQueue {
         self.0.active.set(true);
     }
 
-    async fn reach_front(&self) -> Front<'_> {
+    /// Sets the number of connections that wait to be accepted until the queue is shorter.
+    pub(crate) fn set_backlog(&self, connections: u32) {
+        self.0.backlog.set(connections);
+    }
+
+    async fn reach_front(&self, has_begun: bool) -> Front<'_> {
         if !self.0.occupied.replace(true) {
             return Front(self);
         }
         let waiter = Rc::new(Waiter::default());
-        self.0.waiters.borrow_mut().push_back(Rc::clone(&waiter));
+        let waiters = match has_begun {
+            true => &self.0.begun,
+            false => &self.0.new,
+        };
+        waiters.borrow_mut().push_back(Rc::clone(&waiter));
         let guard = WaiterGuard {
             queue: self,
             waiter,
@@ -152,7 +168,8 @@ impl HandshakeQueue {
 
     fn grant_next(&self) {
         loop {
-            let Some(waiter) = self.0.waiters.borrow_mut().pop_front() else {
+            let begun = self.0.begun.borrow_mut().pop_front();
+            let Some(waiter) = begun.or_else(|| self.0.new.borrow_mut().pop_front()) else {
                 self.0.occupied.set(false);
                 return;
             };
@@ -169,7 +186,9 @@ impl HandshakeQueue {
 
     /// Decides when the next step may begin; the last one took `step`.
     fn set_not_before(&self, now: Instant, step: Duration) {
-        let len = u32::try_from(self.0.waiters.borrow().len()).unwrap_or(u32::MAX);
+        let waiters = self.0.begun.borrow().len() + self.0.new.borrow().len();
+        let len = u32::try_from(waiters).unwrap_or(u32::MAX);
+        let len = len.saturating_add(self.0.backlog.get());
         let peak_len = match len {
             0 => 0,
             _ => len.max(self.0.peak_len.get()),
@@ -234,7 +253,7 @@ mod tests {
     }
 
     async fn step(queue: &HandshakeQueue) {
-        let permit = queue.acquire().await;
+        let permit = queue.acquire(false).await;
         while permit.start.elapsed() < STEP {}
     }
 
@@ -258,7 +277,7 @@ mod tests {
         let (queue, now) = (queue(), Instant::now());
         let mut pauses = Vec::new();
         for len in [10 * HANDSHAKES_PER_STEP, HANDSHAKES_PER_STEP, 1, 0, 1] {
-            *queue.0.waiters.borrow_mut() = (0..len).map(|_| Rc::default()).collect();
+            *queue.0.new.borrow_mut() = (0..len).map(|_| Rc::default()).collect();
             queue.set_not_before(now, STEP);
             pauses.push((queue.0.not_before.get() - now).as_micros());
         }
@@ -389,10 +408,10 @@ mod tests {
                 monoio::spawn(async move {
                     if number == 7 {
                         // The client gives up while it waits.
-                        assert!(queue.acquire().now_or_never().is_none());
+                        assert!(queue.acquire(false).now_or_never().is_none());
                         return;
                     }
-                    let _permit = queue.acquire().await;
+                    let _permit = queue.acquire(false).await;
                     seen.borrow_mut().push((number, rounds.get()));
                 })
             });
@@ -412,20 +431,57 @@ mod tests {
     }
 
     #[test]
+    fn handshakes_that_have_begun_come_first() {
+        let steps = Rc::new(RefCell::new(Vec::new()));
+        let seen = Rc::clone(&steps);
+        block_on(IoDriver::Epoll, async move {
+            let queue = queue();
+            let first = queue.acquire(false).await;
+            let handshakes = [false, true, false, true].into_iter().enumerate();
+            let handshakes = handshakes.map(|(number, has_begun)| {
+                let (queue, seen) = (queue.clone(), Rc::clone(&seen));
+                monoio::spawn(async move {
+                    let _permit = queue.acquire(has_begun).await;
+                    seen.borrow_mut().push(number);
+                })
+            });
+            let handshakes: Vec<_> = handshakes.collect();
+            for _ in 0..handshakes.len() {
+                yield_now().await;
+            }
+            drop(first);
+            for handshake in handshakes {
+                handshake.await;
+            }
+        })
+        .unwrap();
+        assert_eq!(*steps.borrow(), [1, 3, 0, 2]);
+    }
+
+    #[test]
+    fn connections_in_the_backlog_count_as_the_queue() {
+        let (queue, now) = (queue(), Instant::now());
+        *queue.0.new.borrow_mut() = (0..HANDSHAKES_PER_STEP).map(|_| Rc::default()).collect();
+        queue.set_backlog(9 * HANDSHAKES_PER_STEP);
+        queue.set_not_before(now, STEP);
+        assert_eq!(queue.0.not_before.get() - now, 10 * STEP);
+    }
+
+    #[test]
     fn a_client_that_gives_up_at_the_front_passes_it_on() {
         block_on(IoDriver::Epoll, async {
             let queue = queue();
-            let permit = queue.acquire().await;
-            let mut granted = Box::pin(queue.acquire());
+            let permit = queue.acquire(false).await;
+            let mut granted = Box::pin(queue.acquire(false));
             assert!(granted.as_mut().now_or_never().is_none());
-            let mut next = Box::pin(queue.acquire());
+            let mut next = Box::pin(queue.acquire(false));
             assert!(next.as_mut().now_or_never().is_none());
             drop(permit);
             // Granted, and not yet polled again.
             drop(granted);
             drop(next.await);
             // And while it is paced or yields.
-            let mut front = Box::pin(queue.acquire());
+            let mut front = Box::pin(queue.acquire(false));
             assert!(front.as_mut().now_or_never().is_none());
             drop(front);
             assert!(!queue.0.occupied.get());

@@ -15,6 +15,18 @@ pub(crate) struct ShardActivity {
 }
 
 impl ShardActivity {
+    /// Of a shard without sessions.
+    #[cfg(test)]
+    pub(crate) fn idle() -> Self {
+        let timers = Rc::<TimerQueue>::default();
+        let login_timeout = std::time::Duration::from_secs(5);
+        Self {
+            busy_poll: BusyPoll::new(crate::sched::busy_poll::BusyPollMode::Off),
+            handshake_queue: HandshakeQueue::new(login_timeout, Rc::clone(&timers)),
+            timers,
+        }
+    }
+
     /// Records that a session has moved bytes.
     #[inline]
     pub(crate) fn record(&self, transfer: Transfer) {

@@ -19,6 +19,7 @@ use attest::AttestedPeer;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::auth::grants::{NotGranted, RequestedSession};
+use crate::io::clock::unix_now;
 use crate::sched::busy_poll::{Direction, Transfer};
 use crate::sched::delay_timer::TimerQueue;
 use crate::session::activity::ShardActivity;
@@ -30,6 +31,16 @@ const CLOSE_GRACE: Duration = Duration::from_secs(2);
 /// The number of checks per idle timeout. A session ends between 1 and 1.25 times the configured
 /// time after its last byte, and transferring a byte sets no timer.
 const IDLE_CHECKS: u32 = 4;
+
+/// The shortest sleep until the login deadline is looked at again.
+const DEADLINE_CHECK_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Which side has to act before the client is attested, and since when.
+#[derive(Clone, Copy, Debug)]
+enum Waiting {
+    ForClient(Instant),
+    ForThisProcess(Instant),
+}
 
 /// The phase of a connection, which decides what the watchdog enforces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +61,8 @@ pub(crate) enum TerminateReason {
     Shutdown,
     /// The policy or the collateral refuses the peer by now.
     Denied(Revocation),
+    /// Its place is given to a newer connection: the client is not attested yet.
+    Displaced,
 }
 
 impl From<TerminateReason> for CloseReason {
@@ -59,6 +72,7 @@ impl From<TerminateReason> for CloseReason {
             TerminateReason::IdleTimeout => CloseReason::IdleTimeout,
             TerminateReason::Shutdown => CloseReason::Shutdown,
             TerminateReason::Denied(revocation) => CloseReason::Revoked(revocation),
+            TerminateReason::Displaced => CloseReason::TooManyUnattested,
         }
     }
 }
@@ -67,7 +81,10 @@ impl From<TerminateReason> for CloseReason {
 pub(crate) struct ConnectionControl {
     phase: Cell<Phase>,
     terminate_reason: Cell<Option<TerminateReason>>,
-    login_deadline: Instant,
+    login_deadline: Cell<Instant>,
+    waiting: Cell<Waiting>,
+    /// Whether a handshake has begun.
+    begun: Cell<bool>,
     client_fd: Cell<Option<RawFd>>,
     upstream_fd: Cell<Option<RawFd>>,
     /// Plaintext bytes from the client.
@@ -78,12 +95,28 @@ pub(crate) struct ConnectionControl {
     activity: Rc<ShardActivity>,
     watchdog_waker: RefCell<Option<Waker>>,
     peer: RefCell<Option<Arc<AttestedPeer>>>,
+    /// When the peer was attested first, in Unix seconds.
+    attested_at: Cell<Option<u64>>,
     requested: RefCell<Option<RequestedSession>>,
 }
 
 /// Registers a socket for `shutdown(2)` by the watchdog. It must be dropped before the socket is
 /// closed, because the kernel may then use its number again.
 pub(crate) struct FdGuard<'a>(&'a Cell<Option<RawFd>>);
+
+/// The client waits for this process while this exists. The login deadline moves by that time.
+pub(crate) struct WorkGuard<'a> {
+    control: &'a ConnectionControl,
+    since: Instant,
+}
+
+impl Drop for WorkGuard<'_> {
+    fn drop(&mut self) {
+        let (now, deadline) = (Instant::now(), &self.control.login_deadline);
+        deadline.set(deadline.get() + now.saturating_duration_since(self.since));
+        self.control.waiting.set(Waiting::ForClient(now));
+    }
+}
 
 impl Drop for FdGuard<'_> {
     fn drop(&mut self) {
@@ -100,7 +133,9 @@ impl ConnectionControl {
         Self {
             phase: Cell::new(Phase::Login),
             terminate_reason: Cell::new(None),
-            login_deadline,
+            login_deadline: Cell::new(login_deadline),
+            waiting: Cell::new(Waiting::ForClient(Instant::now())),
+            begun: Cell::new(false),
             client_fd: Cell::new(None),
             upstream_fd: Cell::new(None),
             received: Cell::new(0),
@@ -109,13 +144,21 @@ impl ConnectionControl {
             activity,
             watchdog_waker: RefCell::new(None),
             peer: RefCell::new(None),
+            attested_at: Cell::new(None),
             requested: RefCell::new(None),
         }
     }
 
     /// Stores the attested identity of the peer, which may be revalidated later.
     pub(crate) fn set_peer(&self, peer: Option<Arc<AttestedPeer>>) {
+        let first = self.attested_at.get().unwrap_or_else(unix_now);
+        self.attested_at.set(Some(first));
         *self.peer.borrow_mut() = peer;
+    }
+
+    /// When the peer was attested first, in Unix seconds.
+    pub(crate) fn attested_at(&self) -> u64 {
+        self.attested_at.get().unwrap_or_default()
     }
 
     pub(crate) fn peer(&self) -> Option<Arc<AttestedPeer>> {
@@ -143,9 +186,46 @@ impl ConnectionControl {
         }
     }
 
-    /// When the login must be complete, including everything before it.
+    /// When the login must be complete, including everything before it. Time in which the client waits for
+    /// this process does not count.
     pub(crate) fn login_deadline(&self) -> Instant {
-        self.login_deadline
+        self.login_deadline.get()
+    }
+
+    /// The client has sent a whole handshake message, and waits for this process until the guard is
+    /// dropped.
+    pub(crate) fn begin_work(&self) -> WorkGuard<'_> {
+        let since = Instant::now();
+        self.waiting.set(Waiting::ForThisProcess(since));
+        self.begun.set(true);
+        WorkGuard {
+            control: self,
+            since,
+        }
+    }
+
+    /// Whether the client has sent a whole handshake message.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.begun.get()
+    }
+
+    /// How long this process has been waiting for the client; `None` while the client waits for this
+    /// process.
+    pub(crate) fn silent_for(&self, now: Instant) -> Option<Duration> {
+        match self.waiting.get() {
+            Waiting::ForClient(since) => Some(now.saturating_duration_since(since)),
+            Waiting::ForThisProcess(_) => None,
+        }
+    }
+
+    /// The time that is left of the login deadline. It does not pass while the client waits for this
+    /// process.
+    fn login_time_left(&self) -> Duration {
+        let now = match self.waiting.get() {
+            Waiting::ForClient(_) => Instant::now(),
+            Waiting::ForThisProcess(since) => since,
+        };
+        self.login_deadline.get().saturating_duration_since(now)
     }
 
     pub(crate) fn register_client_fd(&self, fd: RawFd) -> FdGuard<'_> {
@@ -239,12 +319,23 @@ impl ConnectionControl {
     /// Terminates the connection, unless it is closing already. The first reason is kept.
     pub(crate) fn terminate(&self, reason: TerminateReason) {
         if self.phase.get() == Phase::Closing || self.terminate_reason.get().is_some() {
+            if reason == TerminateReason::Displaced {
+                // Its place is taken: it may not wait for its client to close.
+                shutdown_fd(&self.client_fd, Shutdown::Both);
+            }
             return;
         }
         self.terminate_reason.set(Some(reason));
         self.phase.set(Phase::Closing);
-        // The direction to the client stays open, so that the handler can send the reason.
-        shutdown_fd(&self.client_fd, Shutdown::Read);
+        // The direction to the client stays open, so that the handler can send the reason. A displaced
+        // connection ends immediately.
+        shutdown_fd(
+            &self.client_fd,
+            match reason {
+                TerminateReason::Displaced => Shutdown::Both,
+                _ => Shutdown::Read,
+            },
+        );
         shutdown_fd(&self.upstream_fd, Shutdown::Both);
         if let Some(waker) = self.watchdog_waker.take() {
             waker.wake();
@@ -254,16 +345,7 @@ impl ConnectionControl {
     /// Enforces the deadlines. Returns when the last one has passed: the handler must then be
     /// dropped.
     pub(crate) async fn watchdog(&self, idle_timeout: Option<Duration>) -> Option<TerminateReason> {
-        if self
-            .sleep_in_phase(
-                Phase::Login,
-                self.login_deadline
-                    .saturating_duration_since(Instant::now()),
-            )
-            .await
-        {
-            self.terminate(TerminateReason::LoginTimeout);
-        }
+        self.enforce_login_deadline().await;
         while self.phase.get() == Phase::Relay {
             let Some(timeout) = idle_timeout else {
                 self.phase_ended(Phase::Relay).await;
@@ -276,6 +358,23 @@ impl ConnectionControl {
         shutdown_fd(&self.upstream_fd, Shutdown::Both);
         let _ = self.sleep_in_phase(Phase::Closing, CLOSE_GRACE).await;
         self.terminate_reason.get()
+    }
+
+    /// Terminates the connection at the login deadline. Returns also when the phase changes.
+    async fn enforce_login_deadline(&self) {
+        loop {
+            let left = self.login_time_left();
+            if left.is_zero() {
+                return self.terminate(TerminateReason::LoginTimeout);
+            }
+            // The deadline may have moved by then.
+            if !self
+                .sleep_in_phase(Phase::Login, left.max(DEADLINE_CHECK_INTERVAL))
+                .await
+            {
+                return;
+            }
+        }
     }
 
     /// Terminates the session after `timeout` without a byte. Returns also when the phase changes.

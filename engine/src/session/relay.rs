@@ -15,6 +15,7 @@ use futures_util::future::try_join;
 
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::{Stream, WriteHalf};
+use crate::sched::yield_now::yield_now;
 use crate::session::control::ConnectionControl;
 use crate::session::reader::Reader;
 use crate::session::tls_stream::TlsStream;
@@ -155,15 +156,19 @@ impl<E: TlsSide> Opening<'_, E> {
             if self.session.borrow().peer_closed() {
                 break;
             }
-            let incoming = std::mem::replace(&mut self.incoming, Buffer::none());
-            let (result, filled) = self.read.read(incoming.make_room()).await;
-            self.incoming = filled;
-            match result {
-                // Many clients close without close_notify. That is safe, because messages of
-                // the PostgreSQL protocol carry their length: truncation is detected.
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(error) => return Err(CloseReason::ClientIo(error)),
+            if self.session.borrow().is_interrupted() {
+                yield_now().await;
+            } else {
+                let incoming = std::mem::replace(&mut self.incoming, Buffer::none());
+                let (result, filled) = self.read.read(incoming.make_room()).await;
+                self.incoming = filled;
+                match result {
+                    // Many clients close without close_notify. That is safe, because messages of
+                    // the PostgreSQL protocol carry their length: truncation is detected.
+                    Ok(0) => break,
+                    Ok(_) => {}
+                    Err(error) => return Err(CloseReason::ClientIo(error)),
+                }
             }
             plain = Buffer::take(self.incoming.size());
             self.session

@@ -4,9 +4,12 @@
 
 use std::io;
 
+use rustls::Side;
+
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::Stream;
 use crate::sched::handshake_queue::HandshakeQueue;
+use crate::sched::yield_now::yield_now;
 use crate::session::control::ConnectionControl;
 use crate::telemetry::close_reason::CloseReason;
 use crate::tls::session::{HandshakeSummary, Session, TlsError, TlsSide};
@@ -59,11 +62,21 @@ impl<E: TlsSide> TlsStream<E> {
     pub(crate) async fn handshake(
         &mut self,
         handshake_queue: &HandshakeQueue,
+        control: &ConnectionControl,
     ) -> Result<HandshakeSummary, StreamError> {
+        // A client begins without input.
+        let mut has_begun = E::SIDE == Side::Client;
+        let mut needs_input = !has_begun;
         loop {
-            let permit = handshake_queue.acquire().await;
+            // A step of a handshake begins with a whole record: silence takes no place in the queue.
+            while needs_input && !has_whole_record(self.incoming.filled()) {
+                self.read_socket().await?;
+            }
+            let work = control.begin_work();
+            let permit = handshake_queue.acquire(has_begun).await;
             let opened = self.open_records();
-            drop(permit);
+            drop((permit, work));
+            (has_begun, needs_input) = (true, true);
             self.send_pending(opened).await?;
             if let Some(summary) = self.session.finish() {
                 // Records may have arrived together with the last handshake message.
@@ -144,8 +157,14 @@ impl<E: TlsSide> TlsStream<E> {
 
     /// Opens the records that have been read, and sends the response that TLS requires.
     async fn open(&mut self) -> Result<(), StreamError> {
-        let opened = self.open_records();
-        self.send_pending(opened).await
+        loop {
+            let opened = self.open_records();
+            self.send_pending(opened).await?;
+            if !self.session.is_interrupted() {
+                return Ok(());
+            }
+            yield_now().await;
+        }
     }
 
     fn open_records(&mut self) -> Result<(), TlsError> {
@@ -165,5 +184,34 @@ impl<E: TlsSide> TlsStream<E> {
             return sent.map_err(StreamError::Io);
         }
         opened.map_err(StreamError::Tls)
+    }
+}
+
+/// Whether `bytes` begin with a record that TLS can act upon: one that is complete, or one that it refuses for its
+/// header.
+fn has_whole_record(bytes: &[u8]) -> bool {
+    /// Maximum bytes of a record after its header, in any version of TLS (RFC 5246, 6.2.3).
+    const MAX_RECORD: usize = (1 << 14) + 2048;
+    let [kind, _, _, high, low, rest @ ..] = bytes else {
+        return false;
+    };
+    let length = usize::from(u16::from_be_bytes([*high, *low]));
+    // The types of records: 20 to 24 (RFC 8446, 5.1; RFC 6520).
+    !(20..=24).contains(kind) || length > MAX_RECORD || rest.len() >= length
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_begins_with_a_whole_record() {
+        for incomplete in [&b""[..], &[22, 3, 1, 0], &[22, 3, 1, 0, 2, 1]] {
+            assert!(!has_whole_record(incomplete), "{incomplete:?}");
+        }
+        assert!(has_whole_record(&[22, 3, 1, 0, 2, 1, 1]));
+        // TLS refuses these before they are complete.
+        assert!(has_whole_record(&[71, 3, 1, 0, 2]));
+        assert!(has_whole_record(&[22, 3, 1, 0xff, 0xff]));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -14,9 +15,9 @@ use crate::io::peer::Peer;
 use crate::io::stream::Stream;
 use crate::session::control::ConnectionControl;
 use crate::shard::balancer::ShardAssignment;
-use crate::shard::connection_limit::ConnectionPermit;
 use crate::shard::event_loop::Shard;
 use crate::shard::handler::ConnectionHandler;
+use crate::shard::unattested::Source;
 use crate::telemetry::audit::queue::ShardAudit;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
@@ -27,22 +28,23 @@ impl<S: ConnectionHandler> Shard<S> {
         self: Rc<Self>,
         stream: Stream,
         peer: Peer,
-        permit: ConnectionPermit,
         assignment: ShardAssignment,
     ) {
         let shard_metrics = &self.handler.context().shard_metrics;
-        shard_metrics.accepted();
         let mut info = ConnectionInfo::new(peer);
-        let audit = self.handler.context().audit.as_ref();
-        info.audit = audit.map(ShardAudit::connection);
-        let info = RefCell::new(info);
-        let started = info.borrow().accepted;
-        let deadline = started + self.timeouts.login;
         let control = Rc::new(ConnectionControl::new(
-            deadline,
+            info.accepted + self.timeouts.login,
             Rc::clone(shard_metrics),
             Rc::clone(&self.activity),
         ));
+        let Some(place) = self.unattested.enter(self.source(peer), &control) else {
+            return self.dropped(peer);
+        };
+        let permit = self.limit.permit(place);
+        shard_metrics.accepted();
+        let audit = self.handler.context().audit.as_ref();
+        info.audit = audit.map(ShardAudit::connection);
+        let info = RefCell::new(info);
         let key = self.connections.borrow_mut().insert(Rc::clone(&control));
         let end = {
             // Boxed or pinned: a future that is passed by value is in memory twice.
@@ -67,6 +69,27 @@ impl<S: ConnectionHandler> Shard<S> {
             && let Some(waker) = self.emptied.take()
         {
             waker.wake();
+        }
+    }
+}
+
+impl<S: ConnectionHandler> Shard<S> {
+    /// Where a connection comes from. A proxy will name the client.
+    fn source(&self, peer: Peer) -> Source {
+        let is_proxy = |address: SocketAddr| self.handler.is_proxy(address.ip());
+        match peer.address().is_some_and(is_proxy) {
+            true => Source::Shared,
+            false => Source::of(peer),
+        }
+    }
+
+    /// A connection for which there is no place.
+    fn dropped(&self, peer: Peer) {
+        let context = self.handler.context();
+        context.shard_metrics.dropped();
+        context.access_log.dropped_over_limit(peer);
+        if let Some(audit) = &context.audit {
+            audit.dropped_over_limit(peer);
         }
     }
 }

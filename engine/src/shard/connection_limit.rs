@@ -1,55 +1,135 @@
-//! The process-wide connection limit: a counting semaphore that refuses instead of queueing.
+//! The limits on a process' connections: counting semaphores that refuse instead of queueing.
 //!
-//! It is touched when a connection is accepted and when it closes, never on the data path.
+//! A connection is counted where it is: among those that are not attested ([`UnattestedPool`]), among those that log in,
+//! or among the sessions, whose place is taken only after the login. It must never be counted on the data path.
+//!
+//! [`UnattestedPool`]: super::unattested::UnattestedPool
 
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Connections over the limit that may open TLS, to receive the refusal (53300) or to send a
-/// CancelRequest. Further ones are closed at once.
-const REJECT_HEADROOM: usize = 64;
+use crate::shard::unattested::UnattestedPlace;
 
-/// The connections of a process, and their maximum.
+/// The limits of a process.
 pub(crate) struct ConnectionLimit {
-    max: usize,
-    live: AtomicUsize,
+    sessions: Semaphore,
+    /// Attested clients that have not logged in yet.
+    logins: Semaphore,
 }
 
-/// One connection's share of the limit, given back when dropped.
+struct Semaphore {
+    max: usize,
+    taken: AtomicUsize,
+}
+
+impl Semaphore {
+    fn new(max: usize) -> Self {
+        let taken = AtomicUsize::new(0);
+        Self { max, taken }
+    }
+
+    fn acquire(&self) -> Result<(), LimitReached> {
+        if self.taken.fetch_add(1, Ordering::Relaxed) < self.max {
+            return Ok(());
+        }
+        self.release();
+        Err(LimitReached)
+    }
+
+    fn release(&self) {
+        self.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// All places are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LimitReached;
+
+/// One connection's places, given back when dropped.
 pub(crate) struct ConnectionPermit {
     limit: Arc<ConnectionLimit>,
-    granted: bool,
+    unattested: RefCell<Option<UnattestedPlace>>,
+    logs_in: Cell<bool>,
+    is_session: Cell<bool>,
 }
 
 impl ConnectionLimit {
-    pub(crate) fn new(max: usize) -> Arc<Self> {
+    pub(crate) fn new(max_sessions: usize, max_logins: usize) -> Arc<Self> {
         Arc::new(Self {
-            max,
-            live: AtomicUsize::new(0),
+            sessions: Semaphore::new(max_sessions),
+            logins: Semaphore::new(max_logins),
         })
     }
 
-    /// Counts a connection. `None` if it is to be closed at once.
-    pub(super) fn enter(self: &Arc<Self>) -> Option<ConnectionPermit> {
-        let others = self.live.fetch_add(1, Ordering::Relaxed);
-        let permit = ConnectionPermit {
+    /// The permit of a connection that is not attested yet.
+    pub(super) fn permit(self: &Arc<Self>, place: UnattestedPlace) -> ConnectionPermit {
+        ConnectionPermit {
             limit: Arc::clone(self),
-            granted: others < self.max,
-        };
-        (others < self.max.saturating_add(REJECT_HEADROOM)).then_some(permit)
+            unattested: RefCell::new(Some(place)),
+            logs_in: Cell::new(false),
+            is_session: Cell::new(false),
+        }
     }
 }
 
 impl ConnectionPermit {
-    /// Whether this connection may become a session.
-    pub(crate) fn is_granted(&self) -> bool {
-        self.granted
+    /// The proxy has named its client.
+    pub(crate) fn set_client(&self, client: IpAddr) {
+        if let Some(place) = &*self.unattested.borrow() {
+            place.set_client(client);
+        }
+    }
+
+    /// The client is attested: it may not be displaced any more.
+    ///
+    /// # Errors
+    /// Too many attested clients are logging in.
+    pub(crate) fn attested(&self) -> Result<(), LimitReached> {
+        self.unattested.take();
+        self.limit.logins.acquire()?;
+        self.logs_in.set(true);
+        Ok(())
+    }
+
+    /// Whether a session could begin now.
+    ///
+    /// # Errors
+    /// There are as many sessions as there may be.
+    pub(crate) fn check_sessions(&self) -> Result<(), LimitReached> {
+        let sessions = &self.limit.sessions;
+        match sessions.taken.load(Ordering::Relaxed) < sessions.max {
+            true => Ok(()),
+            false => Err(LimitReached),
+        }
+    }
+
+    /// The client has logged in.
+    ///
+    /// # Errors
+    /// There are as many sessions as there may be.
+    pub(crate) fn begin_session(&self) -> Result<(), LimitReached> {
+        self.limit.sessions.acquire()?;
+        self.is_session.set(true);
+        self.unattested.take();
+        self.end_login();
+        Ok(())
+    }
+
+    fn end_login(&self) {
+        if self.logs_in.take() {
+            self.limit.logins.release();
+        }
     }
 }
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        self.limit.live.fetch_sub(1, Ordering::Relaxed);
+        self.end_login();
+        if self.is_session.take() {
+            self.limit.sessions.release();
+        }
     }
 }
 
@@ -57,19 +137,37 @@ impl Drop for ConnectionPermit {
 mod tests {
     use super::*;
 
+    fn permit(limit: &Arc<ConnectionLimit>) -> ConnectionPermit {
+        ConnectionPermit {
+            limit: Arc::clone(limit),
+            unattested: RefCell::default(),
+            logs_in: Cell::default(),
+            is_session: Cell::default(),
+        }
+    }
+
     #[test]
-    fn some_over_the_limit_are_told_and_the_rest_are_refused() {
-        let limit = ConnectionLimit::new(2);
-        let mut inside: Vec<_> = (0..2).map(|_| limit.enter().unwrap()).collect();
-        assert!(inside.iter().all(ConnectionPermit::is_granted));
-        let told: Vec<_> = (0..REJECT_HEADROOM)
-            .map(|_| limit.enter().unwrap())
-            .collect();
-        assert!(!told.iter().any(ConnectionPermit::is_granted));
-        assert!(limit.enter().is_none());
-        assert_eq!(limit.live.load(Ordering::Relaxed), 2 + REJECT_HEADROOM);
-        drop(told);
-        inside.pop();
-        assert!(limit.enter().unwrap().is_granted());
+    fn a_session_takes_its_place_after_the_login() {
+        let limit = ConnectionLimit::new(2, 3);
+        let clients: Vec<_> = (0..3).map(|_| permit(&limit)).collect();
+        for client in &clients {
+            client.attested().unwrap();
+            client.check_sessions().unwrap();
+        }
+        let late = permit(&limit);
+        assert_eq!(late.attested(), Err(LimitReached));
+        drop(late);
+        let sessions = clients.iter().map(ConnectionPermit::begin_session);
+        assert!(sessions.eq([Ok(()), Ok(()), Err(LimitReached)]));
+        let late = permit(&limit);
+        late.attested().unwrap();
+        assert_eq!(late.check_sessions(), Err(LimitReached));
+        drop(clients);
+        late.begin_session().unwrap();
+        assert_eq!(limit.sessions.taken.load(Ordering::Relaxed), 1);
+        drop(late);
+        for semaphore in [&limit.sessions, &limit.logins] {
+            assert_eq!(semaphore.taken.load(Ordering::Relaxed), 0);
+        }
     }
 }

@@ -9,26 +9,33 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use slab::Slab;
 
+use crate::io::accept_queue::backlog_len;
 use crate::io::listener::{self, ActiveListener, Listener};
 use crate::io::mailbox::{Mailbox, Sender};
 use crate::io::offload::PendingJobs;
 use crate::io::peer::Peer;
 use crate::io::stream::Stream;
+use crate::sched::yield_now::yield_now;
 use crate::session::activity::ShardActivity;
 use crate::session::control::{ConnectionControl, TerminateReason};
 use crate::shard::balancer::Balancer;
-use crate::shard::connection_limit::{ConnectionLimit, ConnectionPermit};
+use crate::shard::connection_limit::ConnectionLimit;
 use crate::shard::handler::ConnectionHandler;
 use crate::shard::message::{HandedOff, Message};
+use crate::shard::unattested::UnattestedPool;
 
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// Interval at which expired verdicts are removed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// How often a shard logs that accepts fail.
+const FAILURE_LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// Interval at which a shard that leaves connections in its backlog looks whether it may accept again.
+const BACKLOG_INTERVAL: Duration = Duration::from_millis(2);
 /// Interval of the connections that end an accept: another shard may have taken one.
 const WAKE_ACCEPT_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -49,6 +56,8 @@ pub(crate) struct Timeouts {
     /// From a change of policy or collateral to the end of the sessions that
     /// it refuses.
     pub(crate) revocation: Duration,
+    /// How long sessions may continue without valid collateral. `None` sets no limit.
+    pub(crate) collateral: Option<Duration>,
 }
 
 /// What a shard's tasks share.
@@ -57,6 +66,7 @@ pub(crate) struct Shard<S> {
     pub(crate) jobs: PendingJobs,
     pub(crate) timeouts: Timeouts,
     pub(crate) limit: Arc<ConnectionLimit>,
+    pub(super) unattested: UnattestedPool,
     siblings: SiblingShards,
     pub(super) activity: Rc<ShardActivity>,
     pub(super) connections: RefCell<Slab<Rc<ConnectionControl>>>,
@@ -64,6 +74,7 @@ pub(crate) struct Shard<S> {
     /// Changes of policy or collateral so far.
     pub(super) revalidations: Cell<u64>,
     listener: Cell<Option<RawFd>>,
+    accept_failures: AcceptFailures,
     /// Woken when the last connection has ended.
     pub(super) emptied: RefCell<Option<Waker>>,
 }
@@ -74,6 +85,7 @@ impl<S: ConnectionHandler> Shard<S> {
         jobs: PendingJobs,
         timeouts: Timeouts,
         limit: Arc<ConnectionLimit>,
+        unattested: UnattestedPool,
         siblings: SiblingShards,
         activity: Rc<ShardActivity>,
     ) -> Rc<Self> {
@@ -82,12 +94,14 @@ impl<S: ConnectionHandler> Shard<S> {
             jobs,
             timeouts,
             limit,
+            unattested,
             siblings,
             activity,
             connections: RefCell::default(),
             draining: Cell::new(false),
             revalidations: Cell::new(0),
             listener: Cell::new(None),
+            accept_failures: AcceptFailures::default(),
             emptied: RefCell::new(None),
         })
     }
@@ -106,13 +120,15 @@ impl<S: ConnectionHandler> Shard<S> {
         let mail = Rc::clone(&self);
         let delivery = monoio::spawn(mailbox.deliver(move |message| mail.take(message)));
         drop(monoio::spawn(Rc::clone(&self).sweep_caches()));
+        let collateral = self.timeouts.collateral;
+        let watch = collateral.map(|grace| monoio::spawn(Rc::clone(&self).watch_collateral(grace)));
         self.activity.busy_poll.start();
         self.accept_all(&listener).await;
         self.listener.set(None);
         drop(listener);
         self.all_ended().await;
         self.activity.timers.stop();
-        drop(delivery);
+        drop((delivery, watch));
         Ok(())
     }
 
@@ -174,31 +190,35 @@ impl<S: ConnectionHandler> Shard<S> {
 
     async fn accept_all(self: &Rc<Self>, listener: &ActiveListener) {
         loop {
+            self.wait_for_place(listener).await;
             match listener.accept().await {
                 Ok(_) if self.draining.get() => return,
                 Ok((stream, peer)) => {
-                    if let Some(permit) = self.limit.enter() {
-                        self.dispatch(stream, peer, permit);
-                    } else {
-                        self.handler.context().shard_metrics.dropped();
-                        let access_log = &self.handler.context().access_log;
-                        access_log.dropped_over_limit(peer);
-                        if let Some(audit) = &self.handler.context().audit {
-                            audit.dropped_over_limit(peer);
-                        }
-                    }
+                    self.dispatch(stream, peer);
+                    // It is served before the next accept: what it has sent may be a whole ClientHello.
+                    yield_now().await;
                 }
                 Err(_) if self.draining.get() => return,
                 Err(error) => {
-                    tracing::error!(%error, "accept failed");
+                    self.accept_failed(&error);
                     monoio::time::sleep(ACCEPT_BACKOFF).await;
                 }
             }
         }
     }
 
+    /// Waits until a connection can be accepted. Those in the backlog count for the pace of the handshakes.
+    async fn wait_for_place(&self, listener: &ActiveListener) {
+        let handshake_queue = &self.activity.handshake_queue;
+        while self.unattested.is_full(Instant::now()) && !self.draining.get() {
+            handshake_queue.set_backlog(backlog_len(listener.raw_fd()));
+            monoio::time::sleep(BACKLOG_INTERVAL).await;
+        }
+        handshake_queue.set_backlog(0);
+    }
+
     /// Serves a connection on this shard, or hands it to the one with the fewest.
-    fn dispatch(self: &Rc<Self>, stream: Stream, peer: Peer, permit: ConnectionPermit) {
+    fn dispatch(self: &Rc<Self>, stream: Stream, peer: Peer) {
         let SiblingShards {
             own,
             balancer,
@@ -213,11 +233,10 @@ impl<S: ConnectionHandler> Shard<S> {
             mailbox.send(Message::HandOff(HandedOff {
                 stream: moving,
                 peer,
-                permit,
                 assignment,
             }));
         } else {
-            monoio::spawn(Rc::clone(self).connection(stream, peer, permit, assignment));
+            monoio::spawn(Rc::clone(self).connection(stream, peer, assignment));
         }
     }
 
@@ -225,7 +244,6 @@ impl<S: ConnectionHandler> Shard<S> {
         let HandedOff {
             stream,
             peer,
-            permit,
             assignment,
         } = handed_off;
         if self.draining.get() {
@@ -233,9 +251,17 @@ impl<S: ConnectionHandler> Shard<S> {
         }
         match stream.on_this_thread() {
             Ok(stream) => {
-                monoio::spawn(Rc::clone(self).connection(stream, peer, permit, assignment));
+                monoio::spawn(Rc::clone(self).connection(stream, peer, assignment));
             }
-            Err(error) => tracing::error!(%error, "accept failed"),
+            Err(error) => self.accept_failed(&error),
+        }
+    }
+
+    /// Counts a failure, and logs the first one in each interval.
+    fn accept_failed(&self, error: &io::Error) {
+        self.handler.context().shard_metrics.accept_failed();
+        if let Some(failures) = self.accept_failures.count(Instant::now()) {
+            tracing::error!(%error, failures, "accept failed");
         }
     }
 
@@ -248,5 +274,40 @@ impl<S: ConnectionHandler> Shard<S> {
             Poll::Pending
         })
         .await;
+    }
+}
+
+/// Failed accepts that are not logged yet.
+#[derive(Default)]
+struct AcceptFailures {
+    count: Cell<u64>,
+    last_line: Cell<Option<Instant>>,
+}
+
+impl AcceptFailures {
+    /// Counts a failure. Returns the number of failures since the last line if a line is due.
+    fn count(&self, now: Instant) -> Option<u64> {
+        self.count.set(self.count.get() + 1);
+        let last_line = self.last_line.get();
+        if last_line.is_some_and(|last| now.duration_since(last) < FAILURE_LOG_INTERVAL) {
+            return None;
+        }
+        self.last_line.set(Some(now));
+        Some(self.count.take())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_to_accept_are_logged_once_in_an_interval() {
+        let (failures, start) = (AcceptFailures::default(), Instant::now());
+        assert_eq!(failures.count(start), Some(1));
+        for _ in 0..40 {
+            assert_eq!(failures.count(start + FAILURE_LOG_INTERVAL / 2), None);
+        }
+        assert_eq!(failures.count(start + FAILURE_LOG_INTERVAL), Some(41));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::future::Future;
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use crate::attestation::gate::Gate;
@@ -19,6 +20,11 @@ use crate::telemetry::shard_metrics::ShardMetrics;
 pub(crate) trait ConnectionHandler: 'static {
     /// What the shard itself uses.
     fn context(&self) -> &HandlerContext;
+
+    /// Whether connections from this address are those of a proxy that names its clients.
+    fn is_proxy(&self, _peer: IpAddr) -> bool {
+        false
+    }
 
     /// Serves one accepted connection to its end.
     fn serve(

@@ -4,7 +4,6 @@ use crate::io::offload::JobResult;
 use crate::io::peer::Peer;
 use crate::io::stream::DetachedStream;
 use crate::shard::balancer::ShardAssignment;
-use crate::shard::connection_limit::ConnectionPermit;
 
 /// A message from another thread to a shard.
 pub(crate) enum Message {
@@ -24,6 +23,5 @@ pub(crate) enum Message {
 pub(crate) struct HandedOff {
     pub(super) stream: DetachedStream,
     pub(super) peer: Peer,
-    pub(super) permit: ConnectionPermit,
     pub(super) assignment: ShardAssignment,
 }

@@ -14,3 +14,4 @@ pub(crate) mod live_config;
 pub(crate) mod message;
 pub(crate) mod pool;
 mod revalidation;
+pub(crate) mod unattested;

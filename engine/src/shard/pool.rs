@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use crate::config::ProcessConfig;
 use crate::config::mode::Mode;
+use crate::config::{ProcessConfig, UnattestedLimits};
 use crate::io::driver::{self, IoDriver};
 use crate::io::listener::Listener;
 use crate::io::mailbox::{Sender, mailbox};
@@ -22,6 +22,7 @@ use crate::shard::balancer::Balancer;
 use crate::shard::connection_limit::ConnectionLimit;
 use crate::shard::event_loop::{Shard, SiblingShards, Timeouts};
 use crate::shard::message::Message;
+use crate::shard::unattested::UnattestedPool;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::shard_metrics::ShardMetrics;
@@ -32,6 +33,8 @@ pub(crate) struct ShardConfig {
     driver: IoDriver,
     mode: Mode,
     limit: Arc<ConnectionLimit>,
+    /// Of each shard.
+    unattested: UnattestedLimits,
     timeouts: Timeouts,
     pin: bool,
     busy_poll: BusyPollMode,
@@ -40,6 +43,7 @@ pub(crate) struct ShardConfig {
 impl ShardConfig {
     pub(crate) fn new(
         config: &ProcessConfig,
+        unattested: UnattestedLimits,
         metrics: &Arc<Metrics>,
         driver: IoDriver,
         mode: Mode,
@@ -48,11 +52,13 @@ impl ShardConfig {
             metrics: Arc::clone(metrics),
             driver,
             mode,
-            limit: ConnectionLimit::new(config.max_connections),
+            limit: ConnectionLimit::new(config.max_connections, unattested.total),
+            unattested: unattested.of_each_shard(config.shards),
             timeouts: Timeouts {
                 login: config.login_timeout,
                 idle: config.idle_timeout,
                 revocation: config.revocation_grace,
+                collateral: config.collateral_grace,
             },
             pin: config.pin,
             busy_poll: config.busy_poll,
@@ -141,10 +147,12 @@ fn build_shard<P: HandlerFactory>(
     }));
     let timers = Rc::<TimerQueue>::default();
     let handshake_queue = HandshakeQueue::new(shard_config.timeouts.login, Rc::clone(&timers));
+    let shard_metrics = Rc::new(ShardMetrics::new(&shard_config.metrics, siblings.own));
+    let unattested = UnattestedPool::new(shard_config.unattested, Rc::clone(&shard_metrics));
     let handler = factory.handler(ShardContext {
         jobs: jobs.clone(),
         handshake_queue: handshake_queue.clone(),
-        shard_metrics: Rc::new(ShardMetrics::new(&shard_config.metrics, siblings.own)),
+        shard_metrics,
         access_log: Rc::new(AccessLog::new(shard_config.mode)),
     });
     Shard::new(
@@ -152,6 +160,7 @@ fn build_shard<P: HandlerFactory>(
         jobs,
         shard_config.timeouts,
         Arc::clone(&shard_config.limit),
+        unattested,
         siblings,
         Rc::new(ShardActivity {
             busy_poll: BusyPoll::new(shard_config.busy_poll),

@@ -1,7 +1,9 @@
 //! Revalidation of established sessions after a change of policy or collateral.
 //!
-//! A session whose client would be refused now ends after a grace period. A failure on our
-//! side, such as a PCCS that is down, must never end a session.
+//! A session lives while policy, TCB and revocation data say so. One whose client would be refused now ends
+//! after a grace period. The end of a certificate does not end a session: it has done its part in the
+//! handshake. Nor does a failure on our side, such as a PCCS that is down, until the collateral has been
+//! invalid for longer than `collateral_grace`: after that, no data says that the platform is not revoked.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use attest::denial::Fault;
 use attest::{AttestedPeer, Denial};
 use futures_util::FutureExt as _;
 
+use crate::io::clock::unix_now;
 use crate::sched::yield_now::yield_now;
 use crate::session::control::{ConnectionControl, TerminateReason};
 use crate::shard::event_loop::Shard;
@@ -22,6 +25,10 @@ use crate::telemetry::close_reason::Revocation;
 const BATCH: usize = 32;
 /// When sessions are checked again for which the verification thread's queue was full.
 const OVERLOAD_RETRY: Duration = Duration::from_secs(1);
+
+/// How often sessions are looked at whose collateral may have expired.
+const MIN_COLLATERAL_CHECK: Duration = Duration::from_secs(1);
+const MAX_COLLATERAL_CHECK: Duration = Duration::from_secs(60);
 
 /// The sessions that are not admitted any more, or not checked yet.
 struct Checked<T> {
@@ -73,7 +80,8 @@ impl<S: ConnectionHandler> Shard<S> {
                 match control.peer().filter(|_| Rc::strong_count(control) > 1) {
                     Some(peer) => {
                         let gate = &self.handler.context().gate;
-                        check_session(control, gate.still_admits(peer.chain()).await)
+                        let admitted_at = control.attested_at();
+                        check_session(control, gate.still_admits(peer.chain(), admitted_at).await)
                     }
                     None => Ok(()),
                 }
@@ -98,7 +106,7 @@ impl<S: ConnectionHandler> Shard<S> {
     }
 
     /// Ends sessions after `grace`, except those that a newer policy or collateral admits
-    /// again: that verdict is in the cache, so the check does not wait.
+    /// again: that verdict is in the cache, unless the certificate has expired.
     async fn revoke(
         self: Rc<Self>,
         refused: Vec<(Rc<ConnectionControl>, Refusal)>,
@@ -113,12 +121,46 @@ impl<S: ConnectionHandler> Shard<S> {
         for (count, (control, refusal)) in (1..).zip(refused) {
             yield_after_batch(count).await;
             let gate = &self.handler.context().gate;
-            let admitted = control
-                .peer()
-                .and_then(|peer| gate.still_admits(peer.chain()).now_or_never())
-                .map(|verdict| check_session(&control, verdict));
+            let admitted = match control.peer() {
+                // Only the verdict on a certificate that has expired is not in the cache.
+                Some(peer) if peer.valid_until() < unix_now() => {
+                    let admitted_at = control.attested_at();
+                    Some(gate.still_admits(peer.chain(), admitted_at).await)
+                }
+                Some(peer) => gate.still_admits(peer.chain(), unix_now()).now_or_never(),
+                None => None,
+            };
+            let admitted = admitted.map(|verdict| check_session(&control, verdict));
             if !matches!(admitted, Some(Ok(()))) {
                 control.terminate(TerminateReason::Denied(refusal.revocation()));
+            }
+        }
+    }
+}
+
+impl<S: ConnectionHandler> Shard<S> {
+    /// Ends the sessions of platforms whose collateral has been invalid for longer than `grace`, until the shard
+    /// ends.
+    pub(super) async fn watch_collateral(self: Rc<Self>, grace: Duration) {
+        let interval = (grace / 4).clamp(MIN_COLLATERAL_CHECK, MAX_COLLATERAL_CHECK);
+        loop {
+            monoio::time::sleep(interval).await;
+            let (gate, now) = (&self.handler.context().gate, unix_now());
+            let mut ended = 0;
+            for (count, control) in (1..).zip(self.controls()) {
+                yield_after_batch(count).await;
+                let peer = control.peer();
+                if peer.is_some_and(|peer| gate.collateral_ended(&peer, now, grace)) {
+                    control.terminate(TerminateReason::Denied(Revocation::COLLATERAL_EXPIRED));
+                    ended += 1;
+                }
+            }
+            if ended > 0 {
+                tracing::warn!(
+                    sessions = ended,
+                    ?grace,
+                    "collateral has expired and the grace period is over, sessions closed"
+                );
             }
         }
     }

@@ -79,11 +79,10 @@ impl AccessLog {
         }
     }
 
-    /// Writes the line of a connection that was closed immediately, too far above the limit
-    /// to receive an error.
+    /// Writes the line of a connection that was closed immediately, since there was no place for it.
     pub(crate) fn dropped_over_limit(&self, peer: Peer) {
         if self.may_write() {
-            tracing::warn!(%peer, reason = "too_many_connections", "connection dropped");
+            tracing::warn!(%peer, reason = "too_many_unattested", "connection dropped");
         }
     }
 

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::io;
 
+use attest::denial::Fault;
 use wire::error::{ErrorResponse, SqlState};
 
 use crate::telemetry::close_reason::{CloseReason, server_tls_text};
@@ -26,7 +27,11 @@ impl CloseReason {
             CloseReason::Frontend(error) => error.response().map(encode),
             // Only the code: the measured values are in the log.
             CloseReason::Denied(denial) => fatal(
-                SqlState::INVALID_AUTHORIZATION,
+                match denial.fault() {
+                    // Another host may have the collateral, or the time.
+                    Fault::Ours => SqlState::CANNOT_CONNECT_NOW,
+                    Fault::Peer => SqlState::INVALID_AUTHORIZATION,
+                },
                 format!("client attestation rejected: {}", denial.peer_code()).into(),
                 None,
             ),
@@ -73,8 +78,13 @@ impl CloseReason {
             CloseReason::UpstreamLoginFailed(error) => {
                 fatal(error.response_sqlstate(), self.to_string().into(), None)
             }
+            CloseReason::UpstreamTimeout => fatal(
+                SqlState::CANNOT_CONNECT_NOW,
+                "pg_auth_inject failed: Postgres did not answer within the login timeout".into(),
+                None,
+            ),
             CloseReason::UpstreamIo(_) => fatal(
-                SqlState::CONNECTION_FAILURE,
+                SqlState::CANNOT_CONNECT_NOW,
                 "pg_auth_inject failed: connection to Postgres lost".into(),
                 None,
             ),
@@ -120,9 +130,23 @@ impl CloseReason {
             | CloseReason::TlsHandshake(_)
             | CloseReason::TlsSession(_)
             | CloseReason::UpstreamRefused(_)
+            // Before the TLS handshake there is no message that a client could trust.
+            | CloseReason::TooManyUnattested
             | CloseReason::ClientIo(_)
             | CloseReason::PeerStuck
             | CloseReason::Panic => None,
+        }
+    }
+
+    /// The encoded ErrorResponse for a client that is not logged in yet. Of a process that stops it is that of a Postgres
+    /// that shuts down, on which libpq tries its next host.
+    pub(crate) fn login_response(&self) -> Option<Vec<u8>> {
+        match self {
+            CloseReason::Shutdown => Some(encode(ErrorResponse::fatal(
+                SqlState::CANNOT_CONNECT_NOW,
+                "the database system is shutting down",
+            ))),
+            reason => reason.response(),
         }
     }
 

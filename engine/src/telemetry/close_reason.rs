@@ -68,12 +68,18 @@ pub(crate) enum CloseReason {
     /// The connection limit is reached.
     #[error("connection limit reached")]
     TooManyConnections,
+    /// Too many connections of clients that are not attested yet, and this one was the oldest.
+    #[error("displaced by newer connections before the client was attested")]
+    TooManyUnattested,
     /// `audit_required` is set, and the audit log cannot be written.
     #[error("the audit log cannot be written, and audit_required is set")]
     AuditUnavailable,
     /// The connection to Postgres could not be opened.
     #[error("cannot connect to Postgres: {0}")]
     UpstreamUnreachable(io::Error),
+    /// Postgres was reached, and the login deadline passed while it was awaited.
+    #[error("Postgres did not answer within the login timeout")]
+    UpstreamTimeout,
     /// The login to Postgres failed. Users of the public clients know the text.
     #[error("pg_auth_inject failed: {0}")]
     UpstreamLoginFailed(#[from] BackendError),
@@ -157,6 +163,11 @@ impl Revocation {
         code: "role_not_granted",
         peer_code: "role_not_granted",
     };
+    /// The collateral of the peer's platform has been invalid for longer than `collateral_grace`.
+    pub(crate) const COLLATERAL_EXPIRED: Self = Self {
+        code: "collateral_expired",
+        peer_code: "collateral_expired",
+    };
 }
 
 /// Says what is not granted. The names are the client's own, and stay out of the text.
@@ -174,8 +185,8 @@ pub(crate) const REASONS: &[&str] = &[
     // Connections.
     "client_closed", "upstream_closed", "cancel_forwarded", "client_gone", "alpn_missing",
     "authentication_failed", "role_not_granted", "peer_session_limit", "too_many_connections", "upstream_unreachable",
-    "audit_unavailable",
-    "upstream_refused_session", "login_timeout", "idle_timeout", "shutdown", "client_io",
+    "too_many_unattested", "audit_unavailable",
+    "upstream_refused_session", "upstream_timeout", "login_timeout", "idle_timeout", "shutdown", "client_io",
     "upstream_io", "peer_stuck", "panic", "attestation_revoked",
     // TLS.
     "tls_fragmented_message", "tls_keys_exhausted", "tls_internal", "tls_invalid_message",
@@ -236,8 +247,10 @@ impl CloseReason {
             CloseReason::Frontend(error) => error.code(),
             CloseReason::AuthenticationFailed => "authentication_failed",
             CloseReason::TooManyConnections => "too_many_connections",
+            CloseReason::TooManyUnattested => "too_many_unattested",
             CloseReason::AuditUnavailable => "audit_unavailable",
             CloseReason::UpstreamUnreachable(_) => "upstream_unreachable",
+            CloseReason::UpstreamTimeout => "upstream_timeout",
             CloseReason::UpstreamLoginFailed(error) => error.code(),
             CloseReason::UpstreamRefused(_) => "upstream_refused_session",
             CloseReason::LoginTimeout => "login_timeout",
@@ -280,6 +293,7 @@ impl CloseReason {
             | CloseReason::AuthenticationFailed
             | CloseReason::NotGranted(_)
             | CloseReason::LoginTimeout
+            | CloseReason::TooManyUnattested
             | CloseReason::LocalOpening(_)
             | CloseReason::ClientIo(_)
             | CloseReason::PeerStuck => ErrorOrigin::Client,
@@ -287,6 +301,7 @@ impl CloseReason {
             | CloseReason::PeerSessionLimit
             | CloseReason::AuditUnavailable
             | CloseReason::UpstreamUnreachable(_)
+            | CloseReason::UpstreamTimeout
             | CloseReason::UpstreamLoginFailed(_)
             | CloseReason::UpstreamRefused(_)
             | CloseReason::Target(_)

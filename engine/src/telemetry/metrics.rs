@@ -236,7 +236,12 @@ const COUNTERS: &[Description] = &[
     (
         "teesql_connections_dropped_total",
         None,
-        "Connections closed immediately because the connection limit was far exceeded",
+        "Connections closed immediately because no connection could be displaced for them",
+    ),
+    (
+        "teesql_accept_failures_total",
+        None,
+        "Connections that could not be accepted, for want of descriptors or memory",
     ),
     (
         "teesql_logins_total",
@@ -315,6 +320,11 @@ const GAUGES: &[Description] = &[
         "teesql_connections",
         None,
         "Current connections, by state and role",
+    ),
+    (
+        "teesql_unattested_connections",
+        None,
+        "Current connections of clients that are not attested yet",
     ),
     (
         "teesql_collateral_expires_in_seconds",

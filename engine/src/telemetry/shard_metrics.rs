@@ -77,7 +77,10 @@ impl VerdictCounters {
 pub(crate) struct ShardMetrics {
     accepted: Counter,
     dropped: Counter,
+    accept_failures: Counter,
     logging_in: Gauge,
+    /// Connections of clients that are not attested yet.
+    pub(crate) unattested: Gauge,
     /// In the order of [`Role::ALL`].
     sessions: [Gauge; 3],
     handshake: Histogram,
@@ -115,7 +118,9 @@ impl ShardMetrics {
         Self {
             accepted: metrics.counter("teesql_connections_accepted_total", &[("shard", &shard)]),
             dropped: metrics.counter("teesql_connections_dropped_total", &[]),
+            accept_failures: metrics.counter("teesql_accept_failures_total", &[]),
             logging_in: connections("login", "none"),
+            unattested: metrics.gauge("teesql_unattested_connections", &[]),
             sessions: Role::ALL.map(|role| connections("session", role.name())),
             handshake: metrics.histogram("teesql_handshake_seconds"),
             login: metrics.histogram("teesql_login_seconds"),
@@ -141,6 +146,10 @@ impl ShardMetrics {
 
     pub(crate) fn dropped(&self) {
         self.dropped.increment(1);
+    }
+
+    pub(crate) fn accept_failed(&self) {
+        self.accept_failures.increment(1);
     }
 
     pub(crate) fn handshake_done(&self, since_accept: Duration) {

@@ -26,9 +26,16 @@ const MAX_PLAINTEXT: usize = 1 << 14;
 const MAX_CIPHERTEXT: usize = MAX_PLAINTEXT + 256;
 /// Bytes of a sealed alert.
 const ALERT_RECORD_LEN: usize = HEADER_LEN + 2 + 1 + TAG_LEN;
-/// Maximum consecutive records that cost work and carry no data: the value of
+/// Records that cost work and carry no data, which a peer may send before anything else moves: the value of
 /// `kMaxEmptyRecords` and `kMaxKeyUpdates` in BoringSSL, and of the same limits in rustls.
-const MAX_CONSECUTIVE_NON_DATA: u8 = 32;
+const INITIAL_NON_DATA: u32 = 32;
+/// How many of them a peer may save up. A JDK whose key limit is exceeded answers each record in flight
+/// with a KeyUpdate: 16 MiB of records are more than the socket buffers of both sides hold.
+const MAX_NON_DATA: u32 = 1024;
+/// Bytes of a peer's data that allow another one. Each record that is sealed for the peer does as well.
+const BYTES_PER_NON_DATA: u32 = 1024;
+/// KeyUpdates that are processed in a row, about 0.1 ms: each derives a secret and a key.
+const KEY_UPDATES_PER_CALL: u32 = 32;
 
 /// The record layer of one session, for both directions.
 pub(super) struct Records {
@@ -38,8 +45,10 @@ pub(super) struct Records {
     sealing: Direction,
     /// The peer requested a KeyUpdate, which is due before our next data.
     key_update_due: bool,
-    /// Consecutive records that carried no data.
-    consecutive_non_data: u8,
+    /// A token bucket for records without data, in bytes: [`BYTES_PER_NON_DATA`] for each.
+    allowance: u32,
+    /// KeyUpdates that this call may still process.
+    key_updates_left: u32,
 }
 
 /// The keys and the sequence number of one direction.
@@ -175,17 +184,20 @@ impl Records {
             opening: Direction::new(theirs, suite)?,
             sealing: Direction::new(own, suite)?,
             key_update_due: false,
-            consecutive_non_data: 0,
+            allowance: INITIAL_NON_DATA * BYTES_PER_NON_DATA,
+            key_updates_left: KEY_UPDATES_PER_CALL,
         })
     }
 
     /// Consumes complete records from `incoming` and appends their data to `plain`. Nothing
-    /// after a close_notify is read (RFC 8446, 6.1).
+    /// after a close_notify is read (RFC 8446, 6.1). Stops after [`KEY_UPDATES_PER_CALL`], and
+    /// [`Self::is_interrupted`] is then true.
     pub(super) fn open(
         &mut self,
         incoming: &mut Buffer,
         plain: &mut Buffer,
     ) -> Result<PeerState, RecordError> {
+        self.key_updates_left = KEY_UPDATES_PER_CALL;
         while let Some((header, sealed)) = next_record(incoming.filled())? {
             let taken = HEADER_LEN + sealed.len();
             let inner = sealed.len().checked_sub(TAG_LEN);
@@ -203,7 +215,8 @@ impl Records {
                 ContentType::ApplicationData => {
                     let data = content.len();
                     plain.advance(data);
-                    self.consecutive_non_data = 0;
+                    // At most 2^14.
+                    self.allow(u32::try_from(data).unwrap_or(0));
                     PeerState::Open
                 }
                 ContentType::Handshake => self.handshake(content).map(|()| PeerState::Open)?,
@@ -211,11 +224,17 @@ impl Records {
                 other => return Err(RecordError::unexpected_content(other)),
             };
             incoming.consume(taken);
-            if peer == PeerState::Closed {
+            if peer == PeerState::Closed || self.is_interrupted() {
                 return Ok(peer);
             }
         }
         Ok(PeerState::Open)
+    }
+
+    /// Whether the last call of [`Self::open`] may have left complete records in its input: other tasks must run
+    /// before they are opened.
+    pub(super) fn is_interrupted(&self) -> bool {
+        self.key_updates_left == 0
     }
 
     /// Handles the handshake messages of one record. A message that continues in the next
@@ -259,17 +278,19 @@ impl Records {
         Ok(())
     }
 
-    /// Counts a record that carries no data. Beyond the limit it is `misbehaviour`. RFC 8446 has
-    /// no such limit; without it a peer could make us work for nothing.
+    /// Counts a record that carries no data against what both sides have moved since. Beyond that it is
+    /// `misbehaviour`. RFC 8446 has no such limit; without it a peer could make us work for nothing.
     fn count_non_data(&mut self, misbehaviour: PeerMisbehaved) -> Result<(), RecordError> {
-        self.consecutive_non_data += 1;
-        match self.consecutive_non_data > MAX_CONSECUTIVE_NON_DATA {
-            true => Err(RecordError::new(
-                AlertDescription::UnexpectedMessage,
-                misbehaviour,
-            )),
-            false => Ok(()),
-        }
+        let left = self.allowance.checked_sub(BYTES_PER_NON_DATA);
+        self.allowance = left
+            .ok_or_else(|| RecordError::new(AlertDescription::UnexpectedMessage, misbehaviour))?;
+        Ok(())
+    }
+
+    /// Allows more records without data, after `bytes` have moved.
+    fn allow(&mut self, bytes: u32) {
+        let allowance = self.allowance.saturating_add(bytes);
+        self.allowance = allowance.min(MAX_NON_DATA * BYTES_PER_NON_DATA);
     }
 
     /// RFC 8446, 4.6.3.
@@ -282,6 +303,7 @@ impl Records {
             _ => return invalid(AlertDescription::DecodeError),
         };
         self.key_update_due |= requested;
+        self.key_updates_left = self.key_updates_left.saturating_sub(1);
         let updated = self.opening.update(self.suite);
         updated.map_err(|error| RecordError::from(TlsError::from(error)))
     }
@@ -321,6 +343,7 @@ impl Records {
                 self.send_key_update(outgoing)?;
             }
             self.write(ContentType::ApplicationData, piece, outgoing)?;
+            self.allow(BYTES_PER_NON_DATA);
         }
         Ok(())
     }

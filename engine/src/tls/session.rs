@@ -81,6 +81,15 @@ impl<E: TlsSide> Session<E> {
         self.peer_closed
     }
 
+    /// Whether [`Self::open`] has stopped before the end of its input. Other tasks must run before it is called
+    /// again.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        match &self.state {
+            State::Rustls(_) => false,
+            State::Records(records) => records.is_interrupted(),
+        }
+    }
+
     /// Takes the records that must be sent before the next read from the peer.
     /// (After the handshake, [`Self::seal`] sends them first.)
     pub(crate) fn take_pending(&mut self) -> Vec<u8> {
@@ -89,7 +98,8 @@ impl<E: TlsSide> Session<E> {
 
     /// Consumes complete records from `incoming` and appends their plaintext to `plain`.
     /// An empty `plain` of the same size always has room for it. Stops after the last
-    /// record of the handshake, so that [`Self::finish`] can be called.
+    /// record of the handshake, so that [`Self::finish`] can be called, and after a number of KeyUpdates
+    /// ([`Self::is_interrupted`]).
     ///
     /// # Errors
     /// The peer violated the protocol. The session is over in both directions, and the

@@ -38,6 +38,7 @@ mod log_secrecy;
 mod login;
 mod login_refusal;
 mod malformed_input;
+mod occupancy;
 mod policy;
 mod postgres_auth;
 mod postgres_state;
@@ -70,7 +71,7 @@ const THREADS: usize = 4;
 /// Adds the tests of one file.
 type Group = fn(&mut Suite);
 
-const GROUPS: [Group; 31] = [
+const GROUPS: [Group; 32] = [
     attestation_gate::add,
     policy::add,
     audit::add,
@@ -87,6 +88,7 @@ const GROUPS: [Group; 31] = [
     upstream::add,
     upstream_protocol_errors::add,
     limits::add,
+    occupancy::add,
     proxy_protocol::add,
     cancel::add,
     lifecycle::add,

@@ -109,7 +109,7 @@ fn clients_logins(fixture: &Fixture) {
         ] {
             let (error, reason) = refusal(fixture, &sidecar, role, secret, "d");
             let text = format!("the server asks for {method} instead of SCRAM-SHA-256");
-            assert_eq!(error, failed("08006", &text), "{name}");
+            assert_eq!(error, failed("57P03", &text), "{name}");
             assert_eq!(reason, "postgres_not_scram", "{name}");
         }
         impostor.assert_got_nothing(name);
@@ -125,7 +125,7 @@ fn hba_without_scram(fixture: &Fixture) {
     ] {
         let (error, reason) = refusal(fixture, &sidecar, "teesql_read", READ_SECRET, database);
         let text = format!("the server asks for {method} instead of SCRAM-SHA-256");
-        assert_eq!(error, failed("08006", &text));
+        assert_eq!(error, failed("57P03", &text));
         assert_eq!(reason, "postgres_not_scram");
     }
 }
@@ -194,7 +194,7 @@ fn unix_socket_user(fixture: &Fixture) {
          that Postgres may run as"
     );
     let (error, reason) = refusal(fixture, &sidecar, "teesql_read", READ_SECRET, "d");
-    assert_eq!(error, failed("08006", &text));
+    assert_eq!(error, failed("57P03", &text));
     assert_eq!(reason, "postgres_wrong_listener");
     http::await_unready(sidecar.admin_address(), "postgres", &text);
     // Later than the sidecar's connections.

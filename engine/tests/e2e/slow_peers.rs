@@ -7,15 +7,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::harness::client::{Client, CloseKind, TcpClient};
+use crate::harness::cluster::ClusterOptions;
 use crate::harness::fake_server::{
     FakeServer, accept_login, read_message, read_startup, read_until_close,
 };
 use crate::harness::fixture::Fixture;
 use crate::harness::message::{PROTOCOL_3_0, PgError, SSL_REQUEST, query, startup, tagged};
-use crate::harness::process::TIMEOUT;
+use crate::harness::process::{TIMEOUT, run_for_both_outputs};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
-use crate::harness::{READ_SECRET, READWRITE_SECRET};
+use crate::harness::{READ_SECRET, READER, READWRITE_SECRET};
+use crate::libpq_clients::client as libpq_client;
 
 const DEADLINE: Duration = Duration::from_secs(2);
 
@@ -26,6 +28,10 @@ pub(crate) fn add(suite: &mut Suite) {
         one_byte_at_a_time,
     );
     suite.add("slow_peers::silent_postgres", silent_postgres);
+    suite.add(
+        "slow_peers::libpq_tries_its_next_host_if_postgres_is_frozen",
+        frozen_postgres,
+    );
     suite.add(
         "slow_peers::client_that_never_reads",
         client_that_never_reads,
@@ -185,12 +191,39 @@ fn silent_postgres(fixture: &Fixture) {
         let start = Instant::now();
         let mut client = fixture.client(sidecar.address());
         let outcome = client.login("teesql_read", "via_scram", READ_SECRET);
-        assert_eq!(outcome.err(), Some(timeout_error()), "{what}");
+        let error = outcome.expect_err(what);
+        assert_eq!(error.code, "57P03", "{what}: {error}");
+        assert_eq!(
+            error.message,
+            "pg_auth_inject failed: Postgres did not answer within the login timeout"
+        );
         assert_on_time(start, what);
-        assert_reason(&sidecar, &client.tls.sock, "login_timeout", what);
+        assert_reason(&sidecar, &client.tls.sock, "upstream_timeout", what);
         drop(client);
         sidecar.await_sockets(sockets);
     }
+}
+
+/// A Postgres that the kernel still accepts connections for.
+fn frozen_postgres(fixture: &Fixture) {
+    let options = ClusterOptions {
+        databases: vec!["via_scram"],
+        ..ClusterOptions::default()
+    };
+    let cluster = fixture.private_cluster(&options);
+    let frozen = sidecar_with_short_deadline(fixture, &cluster.address().to_string());
+    // The sidecar has asked Postgres for its protocol version.
+    fixture.session(&frozen).terminate();
+    cluster.freeze();
+    let working = fixture.sidecar();
+    let mut psql = libpq_client(fixture, &frozen, "psql", READER, "via_scram");
+    psql.args(["-X", "-A", "-t", "-c", "select 1"])
+        .env("PGHOST", "localhost,localhost")
+        .env("PGHOSTADDR", "127.0.0.1,127.0.0.1")
+        .env("PGPORT", format!("{},{}", frozen.port(), working.port()));
+    assert_eq!(run_for_both_outputs(psql, TIMEOUT), "1\n");
+    let line = frozen.await_reason("upstream_timeout");
+    assert_eq!(line["level"], "WARN", "{line}");
 }
 
 /// The client may block its own session, and uses no more memory than its buffers.

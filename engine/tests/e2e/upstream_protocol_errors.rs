@@ -45,13 +45,13 @@ fn scram(stream: &mut TcpStream, response: &str) -> io::Result<()> {
 const VIOLATIONS: [(&str, Violation); 18] = [
     (
         "closes_immediately",
-        (|_| Ok(()), "08006", "early eof", "postgres_early_eof"),
+        (|_| Ok(()), "57P03", "early eof", "postgres_early_eof"),
     ),
     (
         "closes_before_password_request",
         (
             |s| read_startup(s).map(drop),
-            "08006",
+            "57P03",
             "early eof",
             "postgres_early_eof",
         ),
@@ -64,7 +64,7 @@ const VIOLATIONS: [(&str, Violation); 18] = [
                 request_authentication(s, 3, &[])?;
                 read_message(s).map(drop)
             },
-            "08006",
+            "57P03",
             "early eof",
             "postgres_early_eof",
         ),
@@ -76,7 +76,7 @@ const VIOLATIONS: [(&str, Violation); 18] = [
                 read_startup(s)?;
                 s.write_all(&[b'R', 0, 0])
             },
-            "08006",
+            "57P03",
             "early eof",
             "postgres_early_eof",
         ),
@@ -88,7 +88,7 @@ const VIOLATIONS: [(&str, Violation); 18] = [
                 read_startup(s)?;
                 s.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
             },
-            "08006",
+            "57P03",
             "unexpected message 0x48 from the server",
             "postgres_unexpected_message",
         ),
@@ -100,7 +100,7 @@ const VIOLATIONS: [(&str, Violation); 18] = [
                 read_startup(s)?;
                 s.write_all(&tagged(b'Z', b"I"))
             },
-            "08006",
+            "57P03",
             "unexpected message 0x5a from the server",
             "postgres_unexpected_message",
         ),
@@ -112,7 +112,7 @@ const VIOLATIONS: [(&str, Violation); 18] = [
                 read_startup(s)?;
                 s.write_all(&[b'R', 0x7f, 0xff, 0xff, 0xff])
             },
-            "08006",
+            "57P03",
             "message 0x52 of 2147483647 bytes from the server is too long",
             "postgres_message_too_long",
         ),
@@ -124,7 +124,7 @@ const VIOLATIONS: [(&str, Violation); 18] = [
                 read_startup(s)?;
                 s.write_all(&[b'R', 0, 0, 0, 0])
             },
-            "08006",
+            "57P03",
             "malformed message from the server: length below 4",
             "postgres_malformed",
         ),
@@ -136,7 +136,7 @@ const VIOLATIONS: [(&str, Violation); 18] = [
                 read_startup(s)?;
                 request_authentication(s, 7, &[])
             },
-            "08006",
+            "57P03",
             "the server asks for an authentication method that is not supported (GSSAPI)",
             "postgres_auth_method",
         ),
@@ -148,7 +148,7 @@ const VIOLATIONS: [(&str, Violation); 18] = [
                 read_startup(s)?;
                 request_authentication(s, 10, b"OAUTHBEARER\0SCRAM-SHA-256-PLUS\0\0")
             },
-            "08006",
+            "57P03",
             "the server asks for an authentication method that is not supported (SASL without SCRAM-SHA-256)",
             "postgres_auth_method",
         ),
@@ -162,7 +162,7 @@ const VIOLATIONS: [(&str, Violation); 18] = [
                 read_message(s)?;
                 request_authentication(s, 3, &[])
             },
-            "08006",
+            "57P03",
             "malformed message from the server: Authentication out of order",
             "postgres_malformed",
         ),
@@ -174,7 +174,7 @@ const VIOLATIONS: [(&str, Violation); 18] = [
                 read_startup(s)?;
                 request_authentication(s, 5, &[1, 2])
             },
-            "08006",
+            "57P03",
             "malformed message from the server: md5 salt",
             "postgres_malformed",
         ),
@@ -187,7 +187,7 @@ const VIOLATIONS: [(&str, Violation); 18] = [
                 scram(s, "r={nonce}x,s=c2FsdHNhbHRzYWx0,i=2147483647")?;
                 read_message(s).map(drop)
             },
-            "08006",
+            "57P03",
             "the server asks for 2147483647 SCRAM iterations, which is too many",
             "postgres_scram_iterations",
         ),
@@ -200,7 +200,7 @@ const VIOLATIONS: [(&str, Violation); 18] = [
                 scram(s, "r=abcdef,s=c2FsdHNhbHRzYWx0,i=4096")?;
                 read_message(s).map(drop)
             },
-            "08006",
+            "57P03",
             "the server's SCRAM nonce does not continue ours",
             "postgres_scram_nonce",
         ),
@@ -214,7 +214,7 @@ const VIOLATIONS: [(&str, Violation); 18] = [
                 read_message(s)?;
                 request_authentication(s, 12, b"v=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")
             },
-            "08006",
+            "57P03",
             "the server's SCRAM signature is wrong: it does not know the password",
             "postgres_scram_signature",
         ),
@@ -228,7 +228,7 @@ const VIOLATIONS: [(&str, Violation); 18] = [
                 read_message(s)?;
                 accept_login(s)
             },
-            "08006",
+            "57P03",
             "the server ended SCRAM without proving that it knows the password",
             "postgres_scram_no_proof",
         ),
@@ -244,7 +244,7 @@ const VIOLATIONS: [(&str, Violation); 18] = [
                 }
                 Ok(())
             },
-            "08006",
+            "57P03",
             "too many notices from the server",
             "postgres_too_many_notices",
         ),

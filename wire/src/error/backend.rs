@@ -118,7 +118,8 @@ impl BackendError {
         }
     }
 
-    /// The SQLSTATE for the client.
+    /// The SQLSTATE for the client: 57P03 (cannot connect now) for a fault of this host, on which libpq tries
+    /// its next one.
     ///
     /// This is Postgres's own code where it refused, so that 53300 and 57P03 reach the drivers that
     /// retry on them; but never one of class 28, which would wrongly blame the client's own secret.
@@ -130,8 +131,8 @@ impl BackendError {
             }
             Self::Refused { sqlstate, .. } => *sqlstate,
             Self::NoRandomness => SqlState::INTERNAL_ERROR,
-            Self::Overloaded => SqlState::TOO_MANY_CONNECTIONS,
-            Self::EarlyEof
+            Self::Overloaded
+            | Self::EarlyEof
             | Self::WrongListener { .. }
             | Self::NegotiatedDown
             | Self::UnsupportedAuthMethod { .. }
@@ -144,7 +145,7 @@ impl BackendError {
             | Self::ScramIterationsTooMany { .. }
             | Self::ScramNonceMismatch
             | Self::ScramServerSignatureMismatch
-            | Self::AuthOkWithoutServerProof => SqlState::CONNECTION_FAILURE,
+            | Self::AuthOkWithoutServerProof => SqlState::CANNOT_CONNECT_NOW,
         }
     }
 

@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 use url::Url;
 
+use crate::app::descriptors;
 use crate::app::forwarder::Forwarder;
 use crate::app::forwarder::dsn::encode_query_value;
 use crate::app::runtime;
@@ -83,6 +84,11 @@ pub(crate) fn run(
             .env("PGSSLMODE", "disable")
             .envs(libpq_variables(database_url))
             .spawn()?;
+        // A program may use select(2), which cannot use descriptors above 1023.
+        child
+            .id()
+            .into_iter()
+            .for_each(descriptors::restore_limit_of);
         let status = loop {
             tokio::select! {
                 status = child.wait() => break status?,

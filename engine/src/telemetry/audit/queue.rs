@@ -336,7 +336,7 @@ impl ShardAudit {
 
     /// A connection was closed at once, far above the connection limit.
     pub(crate) fn dropped_over_limit(&self, peer: Peer) {
-        let reason = CloseReason::TooManyConnections.code();
+        let reason = CloseReason::TooManyUnattested.code();
         let buckets = (&self.unattested, UNATTESTED_BURST, UNATTESTED_REFILL);
         self.limited(reason, buckets, || {
             let mut info = ConnectionInfo::new(peer);

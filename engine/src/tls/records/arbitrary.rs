@@ -115,7 +115,7 @@ fn open_sealed(mut records: Records, mut peer: Records, mut bytes: &[u8]) {
             peer.sealing.update(peer.suite).unwrap();
         }
         assert_eq!(records.opening.sequence, peer.sealing.sequence);
-        assert!(records.consecutive_non_data <= MAX_CONSECUTIVE_NON_DATA);
+        assert!(records.allowance <= MAX_NON_DATA * BYTES_PER_NON_DATA);
     }
 }
 

@@ -227,7 +227,7 @@ fn answers_several_key_update_requests_once() {
 }
 
 /// Sends as many records without data as the limit allows, alternating between `kinds`, then
-/// data, twice; then one record without data too many.
+/// data that allows as many again, twice; then one record without data too many.
 fn check_non_data_limit(kinds: &[(ContentType, &[u8])]) {
     let (mut client, mut server) = pair();
     let mut kinds_in_turn = kinds.iter().cycle();
@@ -240,14 +240,17 @@ fn check_non_data_limit(kinds: &[(ContentType, &[u8])]) {
         bytes
     };
     for _ in 0..2 {
-        for _ in 0..MAX_CONSECUTIVE_NON_DATA {
+        for _ in 0..INITIAL_NON_DATA {
             let bytes = next(&mut client);
             assert_eq!(opened(&mut server, &bytes).unwrap().0, b"", "{kinds:?}");
         }
-        let between = data(&mut client, b"data");
-        assert_eq!(opened(&mut server, &between).unwrap().0, b"data");
+        for _ in 0..2 {
+            let bytes = [7; (INITIAL_NON_DATA * BYTES_PER_NON_DATA / 2) as usize];
+            let between = data(&mut client, &bytes);
+            assert_eq!(opened(&mut server, &between).unwrap().0, bytes);
+        }
     }
-    for _ in 0..MAX_CONSECUTIVE_NON_DATA {
+    for _ in 0..INITIAL_NON_DATA {
         let bytes = next(&mut client);
         assert!(opened(&mut server, &bytes).is_ok());
     }
@@ -268,6 +271,80 @@ fn limits_consecutive_records_without_data() {
     check_non_data_limit(&[empty]);
     check_non_data_limit(&[cancelled]);
     check_non_data_limit(&[update, empty, cancelled]);
+}
+
+/// A KeyUpdate of the client, under its old key.
+fn key_update(client: &mut Records) -> Vec<u8> {
+    let bytes = record(client, ContentType::Handshake, UPDATE_REQUESTED);
+    client.sealing.update(client.suite).unwrap();
+    bytes
+}
+
+/// A JDK that has reached its key limit sends a KeyUpdate for each record that it receives, until ours
+/// arrives: for each that is in flight.
+#[test]
+fn allows_a_key_update_for_each_record_in_flight() {
+    let (mut client, mut server) = pair();
+    for flight in [1_000, 500, 1_000] {
+        let sealed: Vec<_> = (0..flight).map(|_| data(&mut server, b"row")).collect();
+        for row in sealed {
+            assert_eq!(opened(&mut client, &row).unwrap().0, b"row");
+            let update = key_update(&mut client);
+            assert_eq!(opened(&mut server, &update).unwrap().0, b"");
+        }
+    }
+    // Without more data from us there is an end.
+    let refusal = (0..=MAX_NON_DATA).find_map(|_| {
+        let update = key_update(&mut client);
+        opened(&mut server, &update).err()
+    });
+    assert_eq!(
+        refusal.unwrap().alert,
+        Some(AlertDescription::UnexpectedMessage)
+    );
+}
+
+/// A peer cannot buy a KeyUpdate with a byte.
+#[test]
+fn refuses_key_updates_that_alternate_with_single_bytes() {
+    let (mut client, mut server) = pair();
+    let mut updates = 0;
+    let refusal = loop {
+        let bytes = [key_update(&mut client), data(&mut client, b"x")].concat();
+        match opened(&mut server, &bytes) {
+            Ok(_) => updates += 1,
+            Err(refusal) => break refusal,
+        }
+    };
+    assert_eq!(updates, INITIAL_NON_DATA);
+    assert_eq!(refusal.alert, Some(AlertDescription::UnexpectedMessage));
+}
+
+/// What one call computes is bounded, also for a peer that has saved up its allowance.
+#[test]
+fn stops_after_a_number_of_key_updates() {
+    let (mut client, mut server) = pair();
+    server.allow(u32::MAX);
+    let mut incoming = Buffer::take(Size::Large);
+    let mut plain = Buffer::take(Size::Large);
+    for _ in 0..100 {
+        assert!(incoming.extend(&key_update(&mut client)));
+    }
+    assert!(incoming.extend(&data(&mut client, b"the last")));
+    let mut calls = 0;
+    while !incoming.is_empty() {
+        let before = incoming.len();
+        server.open(&mut incoming, &mut plain).unwrap();
+        let updates = (before - incoming.len()) / 27;
+        assert!(updates <= KEY_UPDATES_PER_CALL as usize, "{updates}");
+        calls += 1;
+        assert_eq!(server.is_interrupted(), calls < 4);
+    }
+    assert_eq!(plain.filled(), b"the last");
+    assert_eq!(
+        server.allowance,
+        (MAX_NON_DATA - 100) * BYTES_PER_NON_DATA + 8
+    );
 }
 
 /// A full buffer, once sealed, fits a buffer of the same size, even after a KeyUpdate.

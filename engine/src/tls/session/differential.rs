@@ -85,7 +85,12 @@ impl<E: TlsSide> Subject<E> {
             "a record is shorter than the buffer"
         );
         let mut plain = Buffer::take(Size::Large);
-        self.refused = self.session.open(&mut incoming, &mut plain).is_err();
+        loop {
+            self.refused = self.session.open(&mut incoming, &mut plain).is_err();
+            if self.refused || !self.session.is_interrupted() {
+                break;
+            }
+        }
         self.plain.extend_from_slice(plain.filled());
         self.incoming = Some(incoming.make_room());
     }

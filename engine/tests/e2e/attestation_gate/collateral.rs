@@ -71,13 +71,13 @@ fn silent_pccs(fixture: &Fixture) {
     let mut client = connect(fixture, &sidecar, &certificate);
     let peer = client.local_address();
     let error = client.expect_fatal();
-    assert_eq!(error.code, "57014", "{error}");
+    assert_eq!(error.code, "57P03", "{error}");
     assert!(
         start.elapsed() < Duration::from_secs(20),
         "the deadline is not enforced"
     );
     assert_eq!(
         sidecar.await_connection_end(peer)["reason"],
-        "login_timeout"
+        "collateral_unavailable"
     );
 }

@@ -3,7 +3,9 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use attest::mock::{Certificate, CollateralOptions, Evidence, PccsResponses};
+use attest::mock::{
+    Behaviour, Certificate, CollateralOptions, Evidence, LeafOptions, PccsResponses, Validity,
+};
 use nix::sys::signal::Signal;
 
 use super::connect;
@@ -24,6 +26,14 @@ pub(super) fn add(suite: &mut Suite) {
         policy_restored,
     );
     suite.add("attestation_gate::tcb_recovery_ends_sessions", tcb_recovery);
+    suite.add(
+        "attestation_gate::a_session_outlives_its_certificate",
+        certificate_expires,
+    );
+    suite.add(
+        "attestation_gate::expired_collateral_ends_sessions_after_its_grace",
+        collateral_expires,
+    );
 }
 
 /// In the folder of the TDX fixture.
@@ -111,6 +121,80 @@ fn policy_restored(fixture: &Fixture) {
         assert_eq!(session.query_value("select 1"), "1");
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// Sleeps until the clock shows a later second than `time`.
+fn sleep_past(time: u64) {
+    while now() <= time {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A certificate does its part in the handshake. A policy still ends the session after it has expired.
+fn certificate_expires(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let validity = Validity {
+        from: now() - 60,
+        until: now() + 4,
+    };
+    let leaf = LeafOptions {
+        validity,
+        ..LeafOptions::default()
+    };
+    let certificate = tdx.issue_with("client", &Evidence::default(), &leaf);
+    let (sidecar, mut session) = admitted_session(&tdx, fixture, "off", &certificate);
+    sleep_past(validity.until + 1);
+    let mut late = connect(fixture, &sidecar, &certificate);
+    let error = late.expect_fatal();
+    assert_eq!(error.message, "client attestation rejected: expired");
+
+    let values = ["11", "12"].map(|byte| byte.repeat(48));
+    let text = format!("allowed_mrtd = \"{}\"\n", values.join(","));
+    fs::write(tdx.path(CONFIG), text).expect("sidecar.toml");
+    sidecar.signal(Signal::SIGHUP);
+    sidecar.await_message("configuration reloaded, new policy");
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(1) {
+        assert_eq!(session.query_value("select 1"), "1");
+    }
+    allow_mrtd(&tdx, "12");
+    sidecar.signal(Signal::SIGHUP);
+    let error = session.expect_fatal();
+    assert_eq!(
+        error.message,
+        "client attestation no longer accepted: not_allowed"
+    );
+}
+
+/// No new session begins with expired collateral, and an old one ends after the grace period.
+fn collateral_expires(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let mut options = CollateralOptions::at(now());
+    let until = now() + 8;
+    options.tcb_info.until = until;
+    let collateral = tdx.pki.collateral(&options).expect("collateral");
+    let responses = PccsResponses::empty().with(tdx.platform.collateral_key(), collateral);
+    tdx.pccs.set_responses(responses);
+    let settings = tdx
+        .production_settings(fixture)
+        .set("TEESQL_COLLATERAL_GRACE", "4s");
+    let sidecar = Sidecar::start(&settings);
+    let certificate = tdx.issue("client", &Evidence::default());
+    let mut session = connect(fixture, &sidecar, &certificate);
+    session.login_reader();
+    tdx.pccs.set_behaviour(Behaviour::Close);
+    sleep_past(until);
+    assert_eq!(session.query_value("select 1"), "1", "the grace period");
+    let mut late = connect(fixture, &sidecar, &certificate);
+    let error = late.expect_fatal();
+    assert_eq!(error.code, "57P03", "{error}");
+    let error = session.expect_fatal();
+    assert!(now() > until + 3, "{error}");
+    assert_eq!(error.code, "57P01", "{error}");
+    assert_eq!(
+        error.message,
+        "client attestation no longer accepted: collateral_expired"
+    );
 }
 
 /// Later collateral rates the platform as out of date: its sessions end.

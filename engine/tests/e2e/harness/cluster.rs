@@ -342,6 +342,12 @@ impl Cluster {
         self.start();
     }
 
+    /// Freezes the postmaster: it accepts no more connections, and the kernel goes on accepting them.
+    pub(crate) fn freeze(&self) {
+        let postmaster = self.postmaster.lock().expect("no panic while locked");
+        signal(postmaster.as_ref().expect("it runs"), Signal::SIGSTOP);
+    }
+
     /// Stops the server. SIGINT is a fast shutdown, SIGQUIT an immediate one.
     pub(crate) fn stop(&self, how: Signal) {
         let child = self
@@ -351,6 +357,8 @@ impl Cluster {
             .take();
         if let Some(mut child) = child {
             signal(&child, how);
+            // A frozen server handles the signal only then.
+            signal(&child, Signal::SIGCONT);
             if wait(&mut child, TIMEOUT).is_none() {
                 let _ = child.kill();
                 let _ = child.wait();

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::ops::Deref;
+use std::process::Command;
 
 use crate::harness::daemon::Daemon;
 use crate::harness::process::TIMEOUT;
@@ -25,7 +26,12 @@ impl Deref for Sidecar {
 impl Sidecar {
     /// Starts it and waits until it listens.
     pub(crate) fn start(settings: &Settings) -> Self {
-        let mut sidecar = Self::spawn(settings);
+        Self::start_command(settings.sidecar_command(&["serve"]))
+    }
+
+    /// The same with a command that runs it.
+    pub(crate) fn start_command(command: Command) -> Self {
+        let mut sidecar = Self::spawn_command(command);
         let line = sidecar.await_message("listening");
         let address = line["address"]
             .as_str()
@@ -57,8 +63,12 @@ impl Sidecar {
 
     /// Starts it without waiting until it listens.
     pub(crate) fn spawn(settings: &Settings) -> Self {
+        Self::spawn_command(settings.sidecar_command(&["serve"]))
+    }
+
+    fn spawn_command(command: Command) -> Self {
         Self {
-            daemon: Daemon::spawn("teesql-sidecar", settings.sidecar_command(&["serve"])),
+            daemon: Daemon::spawn("teesql-sidecar", command),
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
         }
     }

@@ -1,0 +1,160 @@
+//! The limit on open descriptors (RLIMIT_NOFILE): raised at start, and limits on connections that fit into
+//! it, so that an accept never fails for want of a descriptor.
+//!
+//! Clients must never be able to take the descriptors that the HTTP server, the guest agent, Postgres' probe
+//! and the reload need.
+
+use std::io;
+use std::sync::OnceLock;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::app::error::{StartError, system};
+use crate::config::{ProcessConfig, UnattestedLimits};
+
+/// Descriptors for everything but clients: 64 connections of the HTTP server, standard streams, runtimes and
+/// log (about 30), connections to Postgres, the guest agent, PCCS and name server, files that are read, and
+/// second descriptors of connections that move to another shard or whose dial is in progress.
+const RESERVED: u64 = 192;
+/// Descriptors of a shard: listener, mailbox, driver, timer; 9 were counted.
+const PER_SHARD: u64 = 16;
+/// Descriptors of a session: the client's socket and Postgres'.
+const PER_SESSION: u64 = 2;
+/// With fewer sessions there is no point in starting.
+const MIN_SESSIONS: u64 = 8;
+
+/// The soft limit that this process was started with.
+static ORIGINAL: OnceLock<(u64, u64)> = OnceLock::new();
+
+/// Raises the soft limit to the hard one, as every server does: the soft limit is low by default for programs that
+/// use `select(2)`.
+pub(crate) fn raise_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = ORIGINAL.set((soft, hard));
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// Gives a child process the limits that this process was started with.
+pub(crate) fn restore_limit_of(child: u32) {
+    let pid = i32::try_from(child)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw);
+    if let (Some((soft, hard)), Some(pid)) = (ORIGINAL.get(), pid) {
+        let limit = rustix::process::Rlimit {
+            current: Some(*soft),
+            maximum: Some(*hard),
+        };
+        let _ = rustix::process::prlimit(Some(pid), rustix::process::Resource::Nofile, limit);
+    }
+}
+
+/// How many connections there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Places {
+    sessions: u64,
+    /// Clients that are not attested yet, and as many that log in.
+    unattested: u64,
+}
+
+impl Places {
+    fn descriptors(self, shards: u64) -> u64 {
+        let of_clients = PER_SESSION * self.sessions + 2 * self.unattested;
+        RESERVED + PER_SHARD * shards + of_clients
+    }
+
+    /// What fits into `available` descriptors; `None` if nothing useful does.
+    fn fit(self, available: u64, shards: u64) -> Option<Self> {
+        if self.descriptors(shards) <= available {
+            return Some(self);
+        }
+        let room = available.checked_sub(RESERVED + PER_SHARD * shards)?;
+        let unattested = self.unattested.min(room / 8);
+        let sessions = (room - 2 * unattested) / PER_SESSION;
+        let sessions = sessions.min(self.sessions);
+        (sessions >= MIN_SESSIONS.min(self.sessions) && unattested > 0).then_some(Self {
+            sessions,
+            unattested,
+        })
+    }
+}
+
+/// Lowers the limits on connections to what RLIMIT_NOFILE allows, with a warning.
+///
+/// # Errors
+/// It does not allow even a few sessions.
+pub(crate) fn fit_limits(
+    process: &mut ProcessConfig,
+    unattested: &mut UnattestedLimits,
+) -> Result<(), StartError> {
+    let (available, _) = getrlimit(Resource::RLIMIT_NOFILE)
+        .map_err(io::Error::from)
+        .map_err(system("cannot read RLIMIT_NOFILE"))?;
+    let wanted = Places {
+        sessions: process.max_connections as u64,
+        unattested: unattested.total as u64,
+    };
+    let shards = process.shards as u64;
+    let needed = wanted.descriptors(shards);
+    let Some(places) = wanted.fit(available, shards) else {
+        let least = RESERVED + PER_SHARD * shards + 4 * MIN_SESSIONS;
+        let text =
+            format!("RLIMIT_NOFILE is {available}, and at least {least} descriptors are needed");
+        return Err(system(text)(io::Error::from_raw_os_error(
+            nix::libc::EMFILE,
+        )));
+    };
+    if places != wanted {
+        tracing::warn!(
+            limit = available,
+            needed,
+            max_connections = places.sessions,
+            max_unattested_connections = places.unattested,
+            "RLIMIT_NOFILE is too low for max_connections, the limits on connections are lowered"
+        );
+        process.max_connections = usize::try_from(places.sessions).unwrap_or(usize::MAX);
+        unattested.total = usize::try_from(places.unattested).unwrap_or(usize::MAX);
+        unattested.per_address = unattested.per_address.min(unattested.total.div_ceil(2));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEFAULT: Places = Places {
+        sessions: 10_000,
+        unattested: 2_000,
+    };
+
+    #[test]
+    fn limits_that_fit_are_kept() {
+        assert_eq!(DEFAULT.descriptors(2), 24_224);
+        assert_eq!(DEFAULT.fit(24_224, 2), Some(DEFAULT));
+        assert_eq!(DEFAULT.fit(u64::MAX, 64), Some(DEFAULT));
+    }
+
+    #[test]
+    fn limits_that_do_not_fit_are_lowered() {
+        for available in [24_223, 4_096, 1_024, 280] {
+            let fit = DEFAULT.fit(available, 2).unwrap();
+            assert!(fit.descriptors(2) <= available, "{available}: {fit:?}");
+            assert!(fit.descriptors(2) + 4 > available, "{available}: {fit:?}");
+        }
+        let fit = DEFAULT.fit(1_024, 2).unwrap();
+        assert_eq!((fit.sessions, fit.unattested), (300, 100));
+        // A small limit stays as it is.
+        let small = Places {
+            sessions: 3,
+            unattested: 2_000,
+        };
+        assert_eq!(small.fit(1_024, 2).unwrap().sessions, 3);
+    }
+
+    #[test]
+    fn too_few_descriptors_are_an_error() {
+        assert_eq!(DEFAULT.fit(RESERVED, 1), None);
+        assert_eq!(DEFAULT.fit(RESERVED + PER_SHARD + 8, 1), None);
+    }
+}

@@ -1,0 +1,46 @@
+//! The limits on connections of clients that are not attested yet.
+
+use super::reader::Reader;
+use super::settings;
+
+/// Of a forwarder, also with a small `max_connections`: a driver opens a connection for a CancelRequest.
+const MIN_OF_DRIVERS: usize = 64;
+
+/// How many connections of clients that are not attested yet there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnattestedLimits {
+    /// In all.
+    pub total: usize,
+    /// Of one address.
+    pub per_address: usize,
+}
+
+impl UnattestedLimits {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        let total = reader.read(&settings::MAX_UNATTESTED_CONNECTIONS);
+        let per_address = reader.read(&settings::MAX_UNATTESTED_PER_ADDRESS);
+        let (total, per_address) = (total?, per_address?);
+        Some(Self {
+            total,
+            per_address: per_address.unwrap_or(total.div_ceil(2)),
+        })
+    }
+
+    /// Those of a forwarder, whose drivers are all on this machine: as many connections may be about to open
+    /// as there may be sessions.
+    pub(crate) fn of_drivers(max_connections: usize) -> Self {
+        let total = max_connections.max(MIN_OF_DRIVERS);
+        Self {
+            total,
+            per_address: total,
+        }
+    }
+
+    /// The share of each shard: connections are spread evenly.
+    pub(crate) fn of_each_shard(self, shards: usize) -> Self {
+        Self {
+            total: self.total.div_ceil(shards),
+            per_address: self.per_address.div_ceil(shards),
+        }
+    }
+}

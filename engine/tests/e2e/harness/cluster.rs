@@ -342,6 +342,12 @@ impl Cluster {
         self.start();
     }
 
+    /// Sends a signal to the postmaster only, which alone accepts connections.
+    pub(crate) fn signal_postmaster(&self, which: Signal) {
+        let postmaster = self.postmaster.lock().expect("no panic while locked");
+        signal(postmaster.as_ref().expect("it runs"), which);
+    }
+
     /// Stops the server. SIGINT is a fast shutdown, SIGQUIT an immediate one.
     pub(crate) fn stop(&self, how: Signal) {
         let child = self

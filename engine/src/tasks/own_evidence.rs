@@ -75,11 +75,13 @@ fn log(found: Option<&Denial>) {
         None => tracing::info!("this sidecar's own evidence is genuine"),
         Some(denial) if is_worthless(denial) => tracing::error!(
             code = denial.code(),
-            "peers will refuse this sidecar's own evidence: {denial}"
+            detail = %denial,
+            "peers will refuse this sidecar's own evidence"
         ),
         Some(denial) => tracing::warn!(
             code = denial.code(),
-            "peers may refuse this sidecar's own evidence: {denial}"
+            detail = %denial,
+            "peers may refuse this sidecar's own evidence"
         ),
     }
 }

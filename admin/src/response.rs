@@ -12,6 +12,7 @@ use hyper::header::{
 use serde::Serialize;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const ALLOWED: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 /// Prometheus text exposition format.
 const PROMETHEUS_TEXT: HeaderValue =
@@ -77,9 +78,14 @@ impl Response {
     pub(crate) fn method_not_allowed() -> Self {
         let response = Self::error(
             StatusCode::METHOD_NOT_ALLOWED,
-            "only GET and HEAD are allowed",
+            "only GET, HEAD and OPTIONS are allowed",
         );
-        response.with_header(ALLOW, HeaderValue::from_static("GET, HEAD"))
+        response.with_header(ALLOW, ALLOWED)
+    }
+
+    /// The methods, without a body.
+    pub(crate) fn options(status: StatusCode) -> Self {
+        Self::new(status, TEXT, "").with_header(ALLOW, ALLOWED)
     }
 
     fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {

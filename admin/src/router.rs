@@ -66,9 +66,14 @@ impl Router {
         head: &Parts,
         client: IpAddr,
     ) -> hyper::Response<Full<Bytes>> {
-        let route = Route::from_path(head.uri.path());
+        let route = match head.uri.path() {
+            // RFC 9110, section 9.3.7: the server as a whole.
+            "*" if head.method == Method::OPTIONS => Route::Index,
+            path => Route::from_path(path),
+        };
         let response = match reject(route, head) {
             Some(rejection) => rejection,
+            None if head.method == Method::OPTIONS => self.options(route),
             None => self.dispatch(route, head.uri.query(), client).await,
         };
         self.stats.record_response(route, response.status());
@@ -83,6 +88,17 @@ impl Router {
             Route::Metrics => catch_panic(|| Response::metrics(self.source.metrics(&self.stats))),
             Route::Attestation => self.attestation(query, client).await,
             Route::Other => not_found(),
+        }
+    }
+
+    /// HAProxy's `option httpchk` sends OPTIONS unless it is told otherwise, and reads the status as the health of the
+    /// server. So `/ready` has the status of a GET.
+    fn options(&self, route: Route) -> Response {
+        match route {
+            Route::Ready if !self.readiness.is_ready() => {
+                Response::options(StatusCode::SERVICE_UNAVAILABLE)
+            }
+            _ => Response::options(StatusCode::OK),
         }
     }
 
@@ -128,7 +144,7 @@ fn reject(route: Route, head: &Parts) -> Option<Response> {
     if route == Route::Other {
         return Some(not_found());
     }
-    if head.method != Method::GET && head.method != Method::HEAD {
+    if ![Method::GET, Method::HEAD, Method::OPTIONS].contains(&head.method) {
         return Some(Response::method_not_allowed());
     }
     if declares_body(head) {

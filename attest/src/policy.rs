@@ -131,6 +131,19 @@ impl Policy {
         self
     }
 
+    /// The conditions on the platform only: patch level, debug mode, advisories. Any genuine peer passes.
+    #[must_use]
+    pub fn without_entries(&self) -> Self {
+        let settings = &self.settings;
+        Self::new(Settings {
+            tcb_statuses: settings.tcb_statuses,
+            refused_advisories: settings.refused_advisories.clone(),
+            min_tcb_evaluation: settings.min_tcb_evaluation,
+            allow_debug_td: settings.allow_debug_td,
+            ..Settings::default()
+        })
+    }
+
     /// Whether an entry needs [`Policy::with_own_root`].
     #[must_use]
     pub fn needs_own_root(&self) -> bool {

@@ -184,7 +184,10 @@ pub enum OpeningError {
     #[error("received a StartupMessage without TLS")]
     PlaintextStartup,
     /// A CancelRequest without TLS, where the policy does not allow it.
-    #[error("received a CancelRequest without TLS")]
+    #[error(
+        "received a CancelRequest without TLS, so that no statement was cancelled: drivers such as pgjdbc (setQueryTimeout) \
+         and libpq before 17 send it so; set statement_timeout instead, or connect through teesql-forward"
+    )]
     PlaintextCancel,
     /// A PROXY header from a peer that is not allowed to send one.
     #[error("received a PROXY header from a peer that is not allowed to send one")]

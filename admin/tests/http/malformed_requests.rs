@@ -179,7 +179,7 @@ fn request_targets_and_host_headers_are_checked() {
             200,
         ),
         ("GET http://elsewhere/x HTTP/1.1\r\nHost: a\r\n\r\n", 404),
-        ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 404),
+        ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 200),
         ("GET health HTTP/1.1\r\nHost: a\r\n\r\n", 404),
         ("GET /health HTTP/1.1\r\n\r\n", 400),
         ("GET /health HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),

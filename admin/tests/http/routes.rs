@@ -92,12 +92,35 @@ fn unknown_paths_and_methods_are_rejected() {
         assert_eq!(response.status, 404, "{target}");
         assert!(!response.body.contains(target), "{response:?}");
     }
-    for method in ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH", "BREW"] {
+    for method in ["POST", "PUT", "DELETE", "TRACE", "PATCH", "BREW"] {
         let bytes = format!("{method} /attestation HTTP/1.1\r\nHost: sidecar\r\n\r\n");
         let response = request(harness.address(), &bytes);
         assert_eq!(response.status, 405, "{method}");
-        assert_eq!(response.header("allow"), Some("GET, HEAD"));
+        assert_eq!(response.header("allow"), Some("GET, HEAD, OPTIONS"));
     }
+    assert_eq!(harness.source.calls(), 0);
+}
+
+/// HAProxy's `option httpchk`, with and without a path.
+#[test]
+fn options_have_the_status_of_the_check() {
+    let harness = Harness::new(SourceBehavior::Good);
+    let status = |line: &str| {
+        let response = request(harness.address(), &format!("{line}\r\n\r\n"));
+        assert_eq!(response.body, "", "{line}");
+        if response.status != 404 {
+            assert_eq!(response.header("allow"), Some("GET, HEAD, OPTIONS"));
+        }
+        response.status
+    };
+    for target in ["/", "*", "/health", "/metrics", "/attestation"] {
+        let line = format!("OPTIONS {target} HTTP/1.0");
+        assert_eq!(status(&line), 200, "{target}");
+    }
+    harness.latch.set_ready();
+    assert_eq!(status("OPTIONS /ready HTTP/1.0"), 200);
+    harness.latch.set_not_ready("draining");
+    assert_eq!(status("OPTIONS /ready HTTP/1.0"), 503);
     assert_eq!(harness.source.calls(), 0);
 }
 

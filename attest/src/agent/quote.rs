@@ -35,7 +35,7 @@ impl Quote {
         if quote.report().report_data() != expected {
             return Err(malformed(
                 "quote",
-                "is over other report data than requested",
+                "is over other report data than requested (a simulator of dstack needs patch_report_data = true)",
             ));
         }
         if response.hex("report_data", REPORT_DATA_LEN)? != expected {
@@ -69,7 +69,7 @@ pub(super) fn envelope(
         .map_err(|_| response.malformed(FIELD, "is not an attestation of a TD"))?;
     let stated = evidence.stated_report_data.unwrap_or(*expected);
     if evidence.quote().report().report_data() != expected || stated != *expected {
-        return Err(response.malformed(FIELD, "is over other report data than requested"));
+        return Err(response.malformed(FIELD, "is over other report data than requested (a simulator of dstack needs patch_report_data = true)"));
     }
     Ok(envelope)
 }

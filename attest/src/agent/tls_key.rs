@@ -74,7 +74,7 @@ impl TlsKey {
         if request.usage_ra_tls && !has_bound_evidence(leaf.extensions(), &spki) {
             return Err(malformed(
                 CHAIN,
-                "carries no evidence that is bound to its key",
+                "carries no evidence that is bound to its key (a simulator of dstack needs patch_report_data = true)",
             ));
         }
         Ok(Self {

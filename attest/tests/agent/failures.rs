@@ -136,13 +136,13 @@ fn key_of_another_certificate_is_refused() {
 fn quote_with_other_report_data_is_refused() {
     let mock = agent();
     mock.agent.set_behaviour(AgentBehaviour::WrongReportData);
-    let why = "is over other report data than requested";
+    let why = "is over other report data than requested (a simulator of dstack needs patch_report_data = true)";
     let error = block_on(mock.client().quote(b"data")).unwrap_err();
     assert_eq!(malformed(error), ("quote", why));
     let error = block_on(mock.client().attest(b"data")).unwrap_err();
     assert_eq!(malformed(error), ("attestation", why));
     let error = block_on(mock.client().tls_key(&server_request())).unwrap_err();
-    let why = "carries no evidence that is bound to its key";
+    let why = "carries no evidence that is bound to its key (a simulator of dstack needs patch_report_data = true)";
     assert_eq!(malformed(error), ("certificate_chain", why));
 }
 

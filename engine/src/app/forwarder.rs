@@ -17,7 +17,6 @@
 //! It must never listen beyond this machine, because its clients are not authenticated.
 
 pub(crate) mod admin_source;
-pub(crate) mod dsn;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
@@ -35,6 +34,7 @@ use crate::app::error::{StartError, system};
 use crate::app::lifecycle::{self, Lifecycle, Process, SecondStop, start_backoff};
 use crate::attestation::forwarder_gate::ServerGate;
 use crate::attestation::verifier::{self, QuoteVerifier};
+use crate::config::connection_uri;
 use crate::config::mode::Mode;
 use crate::config::{Errors, ForwarderConfig, Listen, UnattestedLimits, Verifier};
 use crate::io::listener::{self, Listener};
@@ -42,7 +42,7 @@ use crate::proxy::outbound::ForwarderState;
 use crate::shard::pool::{self, ShardConfig};
 use crate::tasks::certificate_renewal::{CertificateRenewer, InstallFn, RenewalMetrics};
 use crate::tasks::collateral_refresh;
-use crate::tasks::discovery::{self, TargetResolver};
+use crate::tasks::discovery::{DnsClient, TargetResolver};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::certificate::Identity;
 use crate::tls::certificate_source::{CertificateSource, CertificateSourceError};
@@ -137,7 +137,7 @@ impl Forwarder {
         match (&self.local, self.host_and_port()) {
             (Listen::Tcp(address), _) => format!("postgresql://{address}/?sslmode=disable"),
             (Listen::Unix(_), (folder, port)) => {
-                let folder = dsn::encode_query_value(&folder);
+                let folder = connection_uri::encode(&folder);
                 format!("postgresql:///?host={folder}&port={port}&sslmode=disable")
             }
         }
@@ -300,7 +300,7 @@ async fn start<R>(
     let own = identity.as_ref().map(|own| Arc::clone(own.certified()));
     let (changed, collateral_changed) = channel::unbounded_channel();
     let state = Arc::new(ForwarderState {
-        resolver: resolver(&config)?,
+        resolvers: resolvers(&config)?,
         tls: ArcSwap::new(client_config(own, record_layer)?),
         server_gate: server_gate(&mut config, identity.as_ref(), &metrics, changed.clone())?,
         connect_timeout: config.connect_timeout,
@@ -440,14 +440,12 @@ fn install_certificate(
     })
 }
 
-fn resolver(config: &ForwarderConfig) -> Result<Arc<TargetResolver>, StartError> {
-    let resolver = discovery::resolver(config.dns_server)?;
+fn resolvers(config: &ForwarderConfig) -> Result<Vec<Arc<TargetResolver>>, StartError> {
+    let dns = Arc::new(DnsClient::new(config.dns_server)?);
     let control = tokio::runtime::Handle::current();
-    Ok(TargetResolver::new(
-        config.target.clone(),
-        resolver,
-        control,
-    ))
+    let targets = config.targets.iter().cloned();
+    let resolver = |target| TargetResolver::new(target, Arc::clone(&dns), control.clone());
+    Ok(targets.map(resolver).collect())
 }
 
 fn server_gate(

@@ -14,6 +14,8 @@ pub(crate) struct ReadinessChecks {
     pub(crate) roles: Latch,
     /// The collateral that quotes are verified with is cached and valid.
     pub(crate) collateral: Latch,
+    /// The evidence in the own certificate is genuine, if clients are attested.
+    pub(crate) evidence: Latch,
     /// The process has started and is not draining.
     pub(crate) accepting: Latch,
 }
@@ -26,6 +28,7 @@ impl ReadinessChecks {
             postgres: readiness.latch("postgres", "not probed yet"),
             roles: readiness.latch("roles", "not set up yet"),
             collateral: readiness.latch("collateral", "not fetched yet"),
+            evidence: readiness.latch("evidence", "not judged yet"),
             accepting: readiness.latch("accepting", "starting"),
             readiness,
         }

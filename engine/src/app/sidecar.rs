@@ -10,7 +10,7 @@ use std::time::Duration;
 use attest::agent::{Agent, AgentOptions};
 #[cfg(feature = "mock")]
 use tokio::signal::unix::SignalKind;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::app::descriptors;
@@ -33,7 +33,7 @@ use crate::shard::live_config::LiveConfig;
 use crate::shard::pool::{self, ShardConfig, ShardPool};
 use crate::tasks::certificate_renewal::{CertificateRenewer, InstallFn};
 use crate::tasks::role_repair::{self, RepairTrigger, RoleRepair};
-use crate::tasks::{audit_watch, collateral_refresh, upstream_probe};
+use crate::tasks::{audit_watch, collateral_refresh, own_evidence, upstream_probe};
 use crate::telemetry::audit::AuditLog;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::shard_metrics;
@@ -293,6 +293,7 @@ fn start_verifier(
 ) -> Result<Option<Arc<QuoteVerifier>>, StartError> {
     let Some(mut attestation) = config.attestation.take() else {
         context.checks.collateral.set_ready();
+        context.checks.evidence.set_ready();
         return Ok(None);
     };
     let random = live.read().tls.crypto_provider().secure_random;
@@ -378,7 +379,10 @@ fn spawn_background_tasks(
     admin_source: &AdminSource,
 ) {
     let Certificate { source, identity } = certificate;
+    let (own, own_changes) = watch::channel(identity.clone());
     if let Some(verifier) = &shared.quote_verifier {
+        let (own_verifier, latch) = (Arc::clone(verifier), checks.evidence.clone());
+        tokio::spawn(async move { own_evidence::watch(&own_verifier, own_changes, &latch).await });
         let (verifier, own) = (Arc::clone(verifier), identity.clone());
         let latch = checks.collateral.clone();
         tokio::spawn(async move {
@@ -387,7 +391,7 @@ fn spawn_background_tasks(
     }
     let renewer = CertificateRenewer {
         certificate_source: source,
-        install: install_certificate(shared, changed, config.process.tls_record_layer),
+        install: install_certificate(shared, changed, own, config.process.tls_record_layer),
         latch: checks.identity.clone(),
         renewal_metrics: admin_source.renewal_metrics(),
     };
@@ -419,6 +423,7 @@ fn role_repair_of(config: &Config, shared: &SharedState, checks: &ReadinessCheck
 fn install_certificate(
     shared: &SharedState,
     changed: mpsc::UnboundedSender<()>,
+    own: watch::Sender<Identity>,
     record_layer: RecordLayer,
 ) -> InstallFn {
     let live = Arc::clone(&shared.live);
@@ -427,6 +432,7 @@ fn install_certificate(
         let request_client_certificate = quote_verifier.is_some();
         let tls = identity.server_config(request_client_certificate, record_layer)?;
         live.set_tls(tls, identity.channel_binding(), identity.key_fingerprint());
+        own.send_replace(identity.clone());
         let verifier = quote_verifier.as_ref();
         if verifier.is_some_and(|verifier| verifier.set_own_chain(&identity.certified().cert)) {
             // The receiver ends with the process.

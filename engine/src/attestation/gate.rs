@@ -97,6 +97,14 @@ impl Gate {
         }
     }
 
+    /// Whether a peer without evidence is admitted although others are verified.
+    pub(crate) fn allows_simulators(&self) -> bool {
+        match self {
+            Gate::Open => false,
+            Gate::Attesting(gate) => gate.allows_simulators,
+        }
+    }
+
     /// The current policy; `None` if every peer is admitted.
     pub(crate) fn policy_epoch(&self) -> Option<PolicyEpoch> {
         match self {

@@ -14,7 +14,7 @@ use attest::cache::{Capacity, Epoch, Verdict, VerdictCache};
 use attest::chain::{Chain, KmsRoot};
 use attest::collateral::{Collateral, CollateralKey, Handle};
 use attest::quote::TdQuote;
-use attest::{BoundEvidence, Denial, Policy, TrustedRoot, Verifier};
+use attest::{BoundEvidence, Denial, Policy, TrustedRoot, Verifier, examine};
 use metrics::Histogram;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -234,6 +234,24 @@ impl QuoteVerifier {
         let verdict = self.verifier.verify(evidence, collateral, policy, now);
         self.verification_seconds.record(started.elapsed());
         verdict.map(Arc::new)
+    }
+
+    /// The verdict about the chain of this process's own certificate, by the conditions on the platform only: it need
+    /// not be one of its own clients. Takes up to 0.6 ms.
+    ///
+    /// # Errors
+    /// [`Denial`]; [`Denial::CollateralUnavailable`] if the collateral is not cached.
+    pub(crate) fn judge_own(&self, chain: &[CertificateDer<'_>]) -> Result<(), Denial> {
+        let now = unix_now();
+        let policy = self.policy.load().without_entries();
+        let evidence = examine(chain, now, &policy)?;
+        self.check_pck_chain(&evidence, now)?;
+        let snapshot = self.collateral.snapshot();
+        let collateral = snapshot.get(evidence.collateral_key()?, now);
+        let collateral = collateral.ok_or(Denial::CollateralUnavailable)?;
+        self.verifier
+            .verify(&evidence, collateral, &policy, now)
+            .map(drop)
     }
 
     fn check_pck_chain(&self, evidence: &BoundEvidence, now: u64) -> Result<(), Denial> {

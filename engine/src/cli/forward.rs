@@ -6,6 +6,8 @@ use clap::{Arg, ArgMatches, Command};
 
 pub(crate) mod child;
 
+use child::CommandUri;
+
 use crate::app::descriptors;
 use crate::app::forwarder::Forwarder;
 use crate::cli::output::{CommandOutput, EX_OSERR, EX_USAGE, start_error_code};
@@ -67,18 +69,25 @@ fn run(
     command: &[String],
 ) -> ExitCode {
     descriptors::raise_limit();
-    let database_url = config.database_url.clone();
+    let uri = match command {
+        [] => None,
+        _ => match CommandUri::new(config.database_url.clone()) {
+            Ok(uri) => Some(uri),
+            Err(error) => return CommandOutput::error(EX_USAGE, error).print(),
+        },
+    };
     let mut forwarder = match Forwarder::start_with_reload(config, read_config) {
         Ok(forwarder) => forwarder,
         Err(error) => {
             return CommandOutput::error(start_error_code(&error), error.to_string()).print();
         }
     };
-    let result = if command.is_empty() {
-        print_dsn(&forwarder.dsn());
-        child::wait_for_signals(&mut forwarder).map(|()| 0)
-    } else {
-        child::run(&mut forwarder, command, database_url.as_ref())
+    let result = match uri {
+        None => {
+            print_dsn(&forwarder.dsn());
+            child::wait_for_signals(&mut forwarder).map(|()| 0)
+        }
+        Some(uri) => child::run(&mut forwarder, command, &uri),
     };
     let stopped = forwarder.stop();
     match (result, stopped) {

@@ -1,10 +1,11 @@
-//! Child processes of `dev` and `teesql-forward`: forwarding of signals, and exit codes.
+//! Child processes of `dev` and `teesql-forward`: forwarding of signals, exit codes, and orphans.
 
 use std::io::{self, IsTerminal as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use tokio::process::Child;
 
@@ -31,6 +32,24 @@ pub(crate) fn send_signal(signal: Signal, child: &Child) {
     let id = child.id().and_then(|id| i32::try_from(id).ok());
     if let Some(id) = id {
         let _ = kill(Pid::from_raw(id), signal);
+    }
+}
+
+/// The process id of init, which in a container is the first program.
+const INIT: u32 = 1;
+
+/// Waits for the exited children that this process did not start: as init of a container it is the parent of every
+/// orphan, which stays a zombie otherwise. The status of `own` is left to its owner. Never blocks.
+pub(crate) fn reap_orphans(own: Option<u32>) {
+    if std::process::id() != INIT {
+        return;
+    }
+    let own = own.and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
+    let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    while let Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) = waitid(Id::All, peek)
+        && Some(pid) != own
+    {
+        let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
     }
 }
 

@@ -54,7 +54,7 @@ fn verify(flags: &ArgMatches) -> Result<(Report, Format), UsageError> {
     let criteria = Criteria::from_layers(&layers).map_err(|errors| UsageError::usage(errors.0))?;
     let options = Options::read(flags)?;
     let policy = match options.format {
-        Format::Policy => policy::without_entries(&criteria.policy),
+        Format::Policy => criteria.policy.without_entries(),
         Format::Text | Format::Json => policy::resolve(criteria.policy, criteria.guest_agent)?,
     };
     let checker = Checker::new(

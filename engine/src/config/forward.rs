@@ -7,24 +7,24 @@ use std::time::Duration;
 
 use attest::ita::{ApiKey, Base};
 use attest::manifest::ManifestPolicy;
-use url::Url;
 
+use super::connection_uri::{DatabaseUrl, UriError};
 use super::layers::Layers;
 use super::policy::{OwnRoot, Purpose};
 use super::reader::{Reader, read_all};
-use super::{Attestation, Errors, IdentitySource, ProcessConfig, settings, values};
+use super::{Attestation, Errors, IdentitySource, ProcessConfig, settings};
 use crate::io::target::TargetSpec;
 
 /// The configuration of the forwarder.
 pub struct ForwarderConfig {
     /// Where drivers connect.
     pub listen: Listen,
-    /// The server to connect to.
-    pub(crate) target: TargetSpec,
+    /// The servers to connect to: the first that can be used, in this order.
+    pub(crate) targets: Vec<TargetSpec>,
     /// The DNS server to query. `None` uses the DNS configuration of this machine.
     pub dns_server: Option<SocketAddr>,
     /// The connection URI to pass to the command.
-    pub database_url: Option<Url>,
+    pub(crate) database_url: Option<DatabaseUrl>,
     /// What verifies the server's quote.
     pub verifier: Verifier,
     /// The policy for the server, and collateral to verify it with.
@@ -145,7 +145,7 @@ impl ForwarderConfig {
         let listen = reader.read(&settings::FORWARD_LISTEN);
         let database_url = reader.read_optional(&settings::DATABASE_URL);
         let url = database_url.as_ref().and_then(Option::as_ref);
-        let target = read_target(reader, url);
+        let targets = read_targets(reader, url);
         let dns_server = reader.read(&settings::DNS_SERVER);
         let allow_any_server = reader.read(&settings::ALLOW_ANY_SERVER);
         let allow_simulator = reader.read(&settings::ALLOW_SIMULATOR);
@@ -162,7 +162,7 @@ impl ForwarderConfig {
         let process = ProcessConfig::read(reader);
         Some(Self {
             listen: listen?,
-            target: target?,
+            targets: targets?,
             dns_server: dns_server?,
             database_url: database_url?,
             verifier: verifier?,
@@ -203,8 +203,8 @@ fn read_attestation(
     Some(attestation)
 }
 
-/// The leader of `cluster`, `target`, or the server of `database_url`.
-fn read_target(reader: &mut Reader<'_>, url: Option<&Url>) -> Option<TargetSpec> {
+/// The leader of `cluster`, `target`, or the servers of `database_url`.
+fn read_targets(reader: &mut Reader<'_>, url: Option<&DatabaseUrl>) -> Option<Vec<TargetSpec>> {
     let target = reader.read_optional(&settings::TARGET);
     let domain = reader.read_optional(&settings::CLUSTER);
     let signer = reader.read_optional(&settings::MANIFEST_SIGNER);
@@ -212,24 +212,39 @@ fn read_target(reader: &mut Reader<'_>, url: Option<&Url>) -> Option<TargetSpec>
     let max_validity = reader.read(&settings::MANIFEST_MAX_VALIDITY);
     match (target?, domain?, signer?) {
         (Some(_), Some(_), _) => reader.error("target and cluster are both set"),
-        (None, Some(domain), Some(signer)) => Some(TargetSpec::Cluster {
+        (None, Some(domain), Some(signer)) => Some(vec![TargetSpec::Cluster {
             domain,
             policy: ManifestPolicy {
                 signer,
                 cluster: cluster?,
                 max_validity: max_validity?,
             },
-        }),
+        }]),
         (None, Some(_), None) => {
             reader.missing_counterpart(&settings::CLUSTER, &settings::MANIFEST_SIGNER)
         }
-        (Some((host, port)), None, _) => Some(TargetSpec::Fixed { host, port }),
-        (None, None, _) => match url.map(values::target_of) {
-            Some(Ok((host, port))) => Some(TargetSpec::Fixed { host, port }),
-            Some(Err(error)) => reader.error(error),
-            None => reader.error("no server: use --target, DATABASE_URL or --cluster"),
-        },
+        (Some((host, port)), None, _) => Some(vec![TargetSpec::Fixed { host, port }]),
+        (None, None, _) => read_url_targets(reader, url),
     }
+}
+
+fn read_url_targets(reader: &mut Reader<'_>, url: Option<&DatabaseUrl>) -> Option<Vec<TargetSpec>> {
+    let error = match url {
+        Some(DatabaseUrl::Postgres(uri)) => match uri.servers() {
+            Ok(servers) => {
+                let fixed = |(host, port)| TargetSpec::Fixed { host, port };
+                return Some(servers.into_iter().map(fixed).collect());
+            }
+            Err(error) => error,
+        },
+        Some(DatabaseUrl::OtherDatabase) => UriError::NotUri,
+        Some(DatabaseUrl::Unusable(error)) => error.clone(),
+        None => return reader.error("no server: use --target, DATABASE_URL or --cluster"),
+    };
+    let source = reader
+        .source(&settings::DATABASE_URL.spec)
+        .unwrap_or_default();
+    reader.error(format!("{source}: database_url: {error}"))
 }
 
 fn read_verifier(reader: &mut Reader<'_>, allow_simulator: Option<bool>) -> Option<Verifier> {

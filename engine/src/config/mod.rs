@@ -7,6 +7,7 @@
 
 mod attestation;
 mod audit;
+pub(crate) mod connection_uri;
 pub(crate) mod environment;
 mod flags;
 mod forward;

@@ -17,11 +17,11 @@ use attest::policy::{Advisory, TcbStatuses};
 use attest::values::{AppId, ComposeHash, InstanceId, Mrtd, OsImageHash, Rtmr};
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
-use url::Url;
 use wire::scram::Password;
 use wire::secret::ClusterSecret;
 
 use super::audit::{self, AuditTarget};
+use super::connection_uri::DatabaseUrl;
 use super::forward::{Listen, VerifierName};
 use super::log_format::LogFormat;
 use super::policy::{self, KmsRootSetting};
@@ -193,12 +193,12 @@ settings! {
     Server {
         TARGET: (String, u16) {
             key: "target", parse: values::target, kind: One("HOST:PORT"), scopes: FORWARD,
-            help: "The sidecar to connect to. If not set, the host and port of DATABASE_URL are used.",
+            help: "The sidecar to connect to. If not set, the host and port of DATABASE_URL are used; several are tried in order.",
         }
-        DATABASE_URL: Url {
+        DATABASE_URL: DatabaseUrl {
             key: "database_url", parse: values::database_url, kind: Secret, scopes: FORWARD,
             env_alias: Some("DATABASE_URL"),
-            help: "Connection URI (postgresql://…) whose host and port are the default target. COMMAND gets the URI with the forwarder's address in it.",
+            help: "Connection URI (postgresql://…) whose host and port are the default target. COMMAND gets the URI with the forwarder's address in it. Without COMMAND it is ignored if target or cluster is set; a URI for another kind of database (mysql://…) is ignored then in any case.",
         }
         CLUSTER: String {
             key: "cluster", parse: values::domain, kind: One("DOMAIN"), scopes: FORWARD,

@@ -13,11 +13,11 @@ use attest::collateral::{Collateral, Source};
 use attest::ita::ApiKey;
 use attest::policy::TcbStatuses;
 use tracing_subscriber::EnvFilter;
-use url::Url;
 use wire::scram::Password;
 use wire::secret::ClusterSecret;
 
 use super::Listen;
+use super::connection_uri::DatabaseUrl;
 use crate::io::peer_uid::AllowedUids;
 use crate::io::stream::PgAddress;
 use crate::sched::busy_poll::BusyPollMode;
@@ -104,23 +104,9 @@ pub(super) fn domain(text: &str) -> Parsed<String> {
     }
 }
 
-/// A connection URI. It may contain a password, so no error shows it.
-pub(super) fn database_url(text: &str) -> Parsed<Url> {
-    let wrong = "DATABASE_URL is not a URI: expected postgresql://user@host:5433/database";
-    match Url::parse(text) {
-        Ok(url) if matches!(url.scheme(), "postgres" | "postgresql") && url.has_authority() => {
-            Ok(url)
-        }
-        _ => Err(wrong.to_owned()),
-    }
-}
-
-/// Host and port of a connection URI. The default port is the sidecar's, 5433.
-pub(super) fn target_of(url: &Url) -> Parsed<(String, u16)> {
-    let host = url.host_str().filter(|host| !host.is_empty());
-    let host = host.ok_or("DATABASE_URL names no host")?;
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    Ok((host.to_owned(), url.port().unwrap_or(5433)))
+/// A connection URI. Whether it can be used matters only where it is used.
+pub(super) fn database_url(text: &str) -> Parsed<DatabaseUrl> {
+    Ok(DatabaseUrl::parse(text))
 }
 
 pub(super) fn dns_server(text: &str) -> Parsed<Option<SocketAddr>> {
@@ -407,31 +393,6 @@ mod tests {
             "", "db", "db:", "db:0", "db:65536", ":1", "::1:5433", "a b:1", "db:x",
         ] {
             assert!(target(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn takes_host_and_port_from_a_database_url() {
-        let target = |text| target_of(&database_url(text)?);
-        for (text, host, port) in [
-            ("postgres://u:p@db.example/d", "db.example", 5433),
-            ("postgresql://db.example:6000", "db.example", 6000),
-            ("postgres://[2001:db8::1]:1/d", "2001:db8::1", 1),
-        ] {
-            assert_eq!(target(text).unwrap(), (host.to_owned(), port), "{text}");
-        }
-        assert_eq!(
-            target("postgresql:///d").unwrap_err(),
-            "DATABASE_URL names no host"
-        );
-        for text in [
-            "",
-            "host=db",
-            "postgres:db",
-            "mysql://h/d",
-            "db.example:5433",
-        ] {
-            assert!(database_url(text).is_err(), "{text}");
         }
     }
 }

@@ -4,12 +4,8 @@
 //! No byte of the driver may leave this machine before the server is verified.
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
-use std::os::fd::RawFd;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -24,7 +20,7 @@ use crate::io::buffer::{Buffer, Size};
 use crate::io::offload::PendingJobs;
 use crate::io::stream::{PgAddress, Stream};
 use crate::io::target::{Target, TargetError};
-use crate::proxy::{read_opening, reply_opening};
+use crate::proxy::{CANCEL_TIMEOUT, read_opening, reply_opening, shut_down_after};
 use crate::session::control::ConnectionControl;
 use crate::session::relay::{ClientSide, relay};
 use crate::session::tls_stream::{StreamError, TlsStream};
@@ -34,7 +30,13 @@ use crate::shard::handler::{ConnectionHandler, HandlerContext};
 use crate::tasks::discovery::TargetResolver;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
+use crate::telemetry::log::Position;
 use crate::tls::session::{HandshakeSummary, Session};
+
+/// How long a driver's error waits for the log line about it, and how often that is checked. Usually it takes
+/// microseconds.
+const LOG_WAIT: Duration = Duration::from_millis(100);
+const LOG_POLL: Duration = Duration::from_millis(1);
 
 /// Serves the driver connections of one shard.
 pub(crate) struct OutboundHandler {
@@ -47,7 +49,8 @@ pub(crate) struct OutboundHandler {
 
 /// The state that all shards of a forwarder share.
 pub(crate) struct ForwarderState {
-    pub(crate) resolver: Arc<TargetResolver>,
+    /// One for each configured server, in the order in which they are tried.
+    pub(crate) resolvers: Vec<Arc<TargetResolver>>,
     /// Contains the client certificate, which is renewed at run time.
     pub(crate) tls: ArcSwap<ClientConfig>,
     pub(crate) server_gate: ServerGate,
@@ -93,6 +96,7 @@ impl ConnectionHandler for OutboundHandler {
             Ok(opened) => opened,
             Err(reason) => return self.refuse(&mut driver, reason, control, info).await,
         };
+        let opened_at = Instant::now();
         if matches!(opened, Opened::Session(_)) && permit.begin_session().is_err() {
             let reason = CloseReason::TooManyConnections;
             return self.refuse(&mut driver, reason, control, info).await;
@@ -116,6 +120,7 @@ impl ConnectionHandler for OutboundHandler {
                 let reason = relay(server, driver, received, ClientSide::Plain, control).await;
                 reason.swap_sides()
             }
+            Opened::Cancel(_) if opened_at.elapsed() > CANCEL_TIMEOUT => CloseReason::CancelExpired,
             Opened::Cancel(packet) => cancel(server, &packet, control).await,
         }
     }
@@ -176,20 +181,44 @@ impl OutboundHandler {
         }
     }
 
-    /// Connects to the server and verifies it. If that fails, the server may have moved: the
-    /// target is looked up again, and another address is tried once.
+    /// Connects to the first server that can be used, as libpq does with several hosts.
     async fn connect_target(
         &self,
         control: &ConnectionControl,
         info: &RefCell<ConnectionInfo>,
     ) -> Result<Server, CloseReason> {
-        let target = control.race_terminated(self.lookup(None)).await??;
+        let mut refused = CloseReason::Target(TargetError::NoAddress("the server".to_owned()));
+        for (index, resolver) in self.state.resolvers.iter().enumerate() {
+            if index > 0 {
+                if let Some(reason) = control.terminate_reason() {
+                    return Err(reason.into());
+                }
+                tracing::warn!(error = %refused, "cannot use a server: trying the next one");
+            }
+            match self.connect_resolved(resolver, control, info).await {
+                Ok(server) => return Ok(server),
+                Err(reason) => refused = reason,
+            }
+        }
+        Err(refused)
+    }
+
+    /// Connects to the server and verifies it. If that fails, the server may have moved: the
+    /// target is looked up again, and another address is tried once.
+    async fn connect_resolved(
+        &self,
+        resolver: &Arc<TargetResolver>,
+        control: &ConnectionControl,
+        info: &RefCell<ConnectionInfo>,
+    ) -> Result<Server, CloseReason> {
+        let lookup = self.lookup(resolver, None);
+        let target = control.race_terminated(lookup).await??;
         let reason = match self.connect(&target, control, info).await {
             Ok(server) => return Ok(server),
             Err(reason) => reason,
         };
-        let failed = Some(Arc::clone(&target));
-        match control.race_terminated(self.lookup(failed)).await? {
+        let lookup = self.lookup(resolver, Some(Arc::clone(&target)));
+        match control.race_terminated(lookup).await? {
             Ok(other) if *other != *target => self.connect(&other, control, info).await,
             Ok(_) => Err(reason),
             Err(error) => {
@@ -209,10 +238,12 @@ impl OutboundHandler {
         let _fd_guard = control.register_upstream_fd(stream.raw_fd());
         let (server, handshake) = self.connect_tls(stream, target, control, info).await?;
         let verdict = self.context.gate.admit(handshake.chain.as_deref(), || ());
-        let attested = control
-            .race_terminated(verdict)
-            .await?
-            .map_err(CloseReason::ServerDenied)?;
+        let attested = control.race_terminated(verdict).await?.map_err(|denial| {
+            CloseReason::ServerDenied {
+                denial,
+                allow_simulator: self.context.gate.allows_simulators(),
+            }
+        })?;
         if let (Some(leader), Some(peer)) = (&target.leader, attested.peer()) {
             check_leader(leader, peer)?;
         }
@@ -222,8 +253,11 @@ impl OutboundHandler {
 
     /// Looks up the server. `failed` is a target that could not be used: it is not returned
     /// from the cache.
-    async fn lookup(&self, failed: Option<Arc<Target>>) -> Result<Arc<Target>, CloseReason> {
-        let resolver = &self.state.resolver;
+    async fn lookup(
+        &self,
+        resolver: &Arc<TargetResolver>,
+        failed: Option<Arc<Target>>,
+    ) -> Result<Arc<Target>, CloseReason> {
         if let Some(target) = resolver.cached(failed.as_ref()) {
             return Ok(target);
         }
@@ -275,7 +309,7 @@ impl OutboundHandler {
             TlsStream::new(stream, Session::new(connection), Buffer::take(Size::Small));
         let timeout = self.state.connect_timeout;
         let handshake = server.handshake(&self.context.handshake_queue, control);
-        let (result, in_time) = within_connect_timeout(handshake, fd, timeout).await;
+        let (result, in_time) = shut_down_after(timeout, fd, handshake).await;
         let summary = result.map_err(|error| {
             control.or_terminated(match error {
                 _ if !in_time => CloseReason::HandshakeTimeout(timeout),
@@ -290,7 +324,8 @@ impl OutboundHandler {
     }
 
     /// Logs the error, sends it to the driver, and gives the driver time to read it. The log line
-    /// comes first, because the driver may never read.
+    /// comes first, because the driver may never read, and because both often end up on one terminal: the line says more
+    /// than the driver's error.
     async fn refuse(
         &self,
         driver: &mut Stream,
@@ -303,6 +338,7 @@ impl OutboundHandler {
             .access_log
             .ended(&info.borrow(), control.bytes(), &reason);
         info.borrow_mut().logged = true;
+        await_log().await;
         if let Some(response) = reason.response()
             && driver.write_all(response).await.is_ok()
         {
@@ -326,29 +362,14 @@ fn check_leader(leader: &LeaderInstance, peer: &AttestedPeer) -> Result<(), Clos
     })
 }
 
-/// Runs `work` until it completes. After `limit` it shuts down the socket `fd`, which ends the reads
-/// of `work`, because completion I/O must not be dropped before it has completed. Returns `false`
-/// if that was necessary.
-async fn within_connect_timeout<T>(
-    work: impl Future<Output = T>,
-    fd: RawFd,
-    limit: Duration,
-) -> (T, bool) {
-    let mut work = pin!(work);
-    let mut timer = pin!(monoio::time::sleep(limit));
-    let mut in_time = true;
-    poll_fn(|cx| {
-        if let Poll::Ready(result) = work.as_mut().poll(cx) {
-            return Poll::Ready((result, in_time));
-        }
-        if in_time && timer.as_mut().poll(cx).is_ready() {
-            in_time = false;
-            let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Both);
-            return work.as_mut().poll(cx).map(|result| (result, false));
-        }
-        Poll::Pending
-    })
-    .await
+/// Waits until what was logged so far is on stderr, which another thread writes. A terminal that does not take it must not
+/// keep the driver waiting for longer than [`LOG_WAIT`].
+async fn await_log() {
+    let position = Position::now();
+    let deadline = Instant::now() + LOG_WAIT;
+    while !position.is_written() && Instant::now() < deadline {
+        monoio::time::sleep(LOG_POLL).await;
+    }
 }
 
 /// Forwards a CancelRequest to the server, and waits until it has been handled.

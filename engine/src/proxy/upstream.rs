@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::time::Instant;
 
 use wire::backend::{AwaitKeys, AwaitReady, BackendError, BackendLogin, BackendStep, ReadyStep};
 use wire::scram;
@@ -14,12 +15,16 @@ use crate::io::offload::{OffloadThread, PendingJobs};
 use crate::io::stream::{PgAddress, Stream};
 use crate::postgres::server::PostgresServer;
 use crate::postgres::session_settings::SessionSettings;
+use crate::proxy::{CANCEL_TIMEOUT, shut_down_after};
 use crate::session::control::ConnectionControl;
 use crate::session::tls_stream::TlsStream;
 use crate::tasks::role_repair::RepairTrigger;
 use crate::tasks::upstream_version::UpstreamVersion;
 use crate::telemetry::close_reason::CloseReason;
 use crate::tls::session;
+
+/// Length 8, and SSLRequest's code 80877103.
+const SSL_REQUEST_PACKET: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
 
 /// SCRAM keys cached per shard. The salt of a role changes only with its password, so three
 /// keys are in use at a time.
@@ -286,7 +291,7 @@ pub(crate) async fn cancel(
     packet: Vec<u8>,
     control: &ConnectionControl,
 ) -> CloseReason {
-    let mut stream = match upstream_login.dial(control).await {
+    let mut stream = match open_for_cancel(upstream_login, control).await {
         Ok(stream) => stream,
         Err(reason) => return reason,
     };
@@ -298,4 +303,41 @@ pub(crate) async fn cancel(
     // that the cancellation does not hit their next query.
     let _ = stream.read(Buffer::take(Size::Small)).await;
     control.or_terminated(CloseReason::Cancelled)
+}
+
+/// Connects to Postgres and waits until it answers, for at most [`CANCEL_TIMEOUT`]. The kernel accepts connections and
+/// bytes for a Postgres that is frozen, which would read a CancelRequest when it continues. So it is asked for encryption
+/// first, and gets the CancelRequest only if it answers in time.
+async fn open_for_cancel(
+    upstream_login: &UpstreamLogin,
+    control: &ConnectionControl,
+) -> Result<Stream, CloseReason> {
+    let deadline = Instant::now() + CANCEL_TIMEOUT;
+    let mut stream = upstream_login.dial(control).await?;
+    let answer = {
+        let fd = stream.raw_fd();
+        let _fd_guard = control.register_upstream_fd(fd);
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (answer, in_time) = shut_down_after(left, fd, request_encryption(&mut stream)).await;
+        if !in_time {
+            return Err(control.or_terminated(CloseReason::CancelExpired));
+        }
+        answer.map_err(|error| control.or_terminated(error))?
+    };
+    match answer {
+        b'N' => Ok(stream),
+        // Postgres expects TLS here, which is not needed on this machine.
+        b'S' => upstream_login.dial(control).await,
+        _ => Err(BackendError::EarlyEof.into()),
+    }
+}
+
+/// Sends an SSLRequest and reads the answer of one byte.
+async fn request_encryption(stream: &mut Stream) -> Result<u8, CloseReason> {
+    let request = stream.write_all(SSL_REQUEST_PACKET.to_vec()).await;
+    request.map_err(CloseReason::UpstreamIo)?;
+    let mut incoming = Buffer::take(Size::Small);
+    read_more(stream, &mut incoming).await?;
+    let answer = incoming.filled().first().copied();
+    answer.ok_or_else(|| BackendError::EarlyEof.into())
 }

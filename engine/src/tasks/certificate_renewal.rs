@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use metrics::Counter;
 
 use crate::io::backoff::Backoff;
-use crate::io::clock::unix_now;
+use crate::io::clock::{readable_time, unix_now};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::certificate::{Identity, IdentityError, PemFiles};
 use crate::tls::certificate_source::{CertificateSource, CertificateSourceError};
@@ -109,7 +109,7 @@ impl CertificateRenewer {
         self.renewal_metrics.renewed.increment(1);
         tracing::info!(
             fingerprint = %identity.fingerprint(),
-            not_after = identity.not_after(),
+            not_after = readable_time(identity.not_after()),
             "new certificate in use"
         );
         Ok(())

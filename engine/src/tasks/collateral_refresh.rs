@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::attestation::verifier::QuoteVerifier;
 use crate::config::Attestation;
-use crate::io::clock::unix_now;
+use crate::io::clock::{readable_time, unix_now};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::certificate::Identity;
 
@@ -119,20 +119,25 @@ fn log_event(event: Event) {
             key,
             expires_at,
             changed,
-        } => tracing::info!(%key, expires_at, changed, "collateral refreshed"),
+        } => {
+            let expires_at = readable_time(expires_at);
+            tracing::info!(%key, expires_at, changed, "collateral refreshed");
+        }
         Event::Failed {
             key,
             error,
             cached_until,
             retry_at,
         } => {
-            tracing::warn!(%key, %error, expires_at = cached_until, retry_at, "collateral not refreshed")
+            let (expires_at, retry_at) = (cached_until.map(readable_time), readable_time(retry_at));
+            tracing::warn!(%key, %error, expires_at, retry_at, "collateral not refreshed");
         }
         Event::AboutToExpire { key, expires_at } => {
+            let expires_at = readable_time(expires_at);
             tracing::error!(%key, expires_at, "collateral is about to expire");
         }
         Event::Expired { key } => {
-            tracing::error!(%key, "collateral has expired: clients on such platforms are refused");
+            tracing::error!(%key, "collateral has expired: peers on such platforms are refused");
         }
         Event::NotLoaded { file, why } => tracing::warn!(file, why, "collateral not loaded"),
         Event::NotStored { key, why } => tracing::warn!(%key, why, "collateral not stored"),

@@ -3,9 +3,15 @@
 //! Lookups run on the control thread as a single flight: one at a time, and every caller that
 //! waits gets its result. Shards read the cached result, and request another lookup when it has
 //! expired or its addresses do not work.
+//!
+//! A query that fails is repeated without EDNS, which some name servers and firewalls drop or refuse (RFC 6891, 6.2.2).
+//! A and AAAA are separate queries, and the answer to one does not wait long for the other, which some name servers
+//! never answer (RFC 8305, section 3).
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -13,7 +19,7 @@ use attest::manifest::{
     LeaderInstance, LeaderState, MAX_MANIFEST_RECORDS, Manifest, ManifestPolicy, newest_of,
 };
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{NameServerConfig, ResolverConfig, ResolverOpts};
+use hickory_resolver::config::{LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::RData;
@@ -23,10 +29,12 @@ use tokio::sync::Mutex;
 use crate::io::clock::unix_now;
 use crate::io::target::{Target, TargetError, TargetSpec};
 
-/// The limit for one query, with its retransmissions: hickory-resolver repeats it about every
-/// second for [`ATTEMPT_TIMEOUT`], then once more.
-const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+/// The limit for one query with EDNS, and for one without.
+const QUERY_TIMEOUT: Duration = Duration::from_millis(2_500);
+/// hickory-resolver repeats a query about every second for this time, and then once more.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the addresses of one family wait for those of the other.
+const RESOLUTION_DELAY: Duration = Duration::from_millis(500);
 /// Results are cached for their TTL within these bounds. A TTL of 0 must not cause a query for
 /// each connection, and a long one must not preserve an old leader.
 const MIN_TTL: Duration = Duration::from_secs(1);
@@ -36,11 +44,110 @@ const STALE_TTL: Duration = Duration::from_secs(5);
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 8;
 
-/// A resolver that queries `server`, or the name servers of this machine.
-///
-/// # Errors
-/// This machine's resolv.conf cannot be read.
-pub(crate) fn resolver(server: Option<SocketAddr>) -> Result<TokioResolver, NetError> {
+/// Queries `server`, or the name servers of this machine.
+pub(crate) struct DnsClient {
+    with_edns: Families,
+    without_edns: Families,
+    /// Whether the last successful query was one without EDNS. The next one begins without it.
+    edns_failed: AtomicBool,
+}
+
+/// A resolver for each family of addresses. Each also reads the hosts file.
+struct Families {
+    v4: TokioResolver,
+    v6: TokioResolver,
+}
+
+/// The addresses of one family, and when they expire.
+type Addresses = (Vec<IpAddr>, Instant);
+
+impl DnsClient {
+    /// # Errors
+    /// This machine's resolv.conf cannot be read.
+    pub(crate) fn new(server: Option<SocketAddr>) -> Result<Self, NetError> {
+        let families = |edns| {
+            Ok::<_, NetError>(Families {
+                v4: resolver(server, edns, LookupIpStrategy::Ipv4Only)?,
+                v6: resolver(server, edns, LookupIpStrategy::Ipv6Only)?,
+            })
+        };
+        Ok(Self {
+            with_edns: families(true)?,
+            without_edns: families(false)?,
+            edns_failed: AtomicBool::new(false),
+        })
+    }
+
+    /// Runs `query` with EDNS, and if that fails without it; or in the other order, if that worked last. `None` if the
+    /// name or the record does not exist.
+    async fn ask<'a, T, Q>(
+        &'a self,
+        name: &str,
+        query: impl Fn(&'a Families) -> Q,
+    ) -> Result<Option<T>, TargetError>
+    where
+        Q: Future<Output = Result<T, NetError>>,
+    {
+        let begin_without = self.edns_failed.load(Ordering::Relaxed);
+        let families = |without: bool| match without {
+            true => &self.without_edns,
+            false => &self.with_edns,
+        };
+        let first = with_timeout(name, query(families(begin_without))).await;
+        if first.is_ok() {
+            return first;
+        }
+        let second = with_timeout(name, query(families(!begin_without))).await;
+        match second {
+            Ok(found) => {
+                self.edns_failed.store(!begin_without, Ordering::Relaxed);
+                Ok(found)
+            }
+            Err(_) => first,
+        }
+    }
+
+    /// The addresses of `host`, IPv6 first. `None` if it has none.
+    async fn lookup_ip(&self, host: &str) -> Result<Option<Addresses>, TargetError> {
+        let mut v6 = pin!(self.ask(host, |families| families.v6.lookup_ip(host)));
+        let mut v4 = pin!(self.ask(host, |families| families.v4.lookup_ip(host)));
+        let (mut found_v6, mut found_v4) = (None, None);
+        while found_v6.is_none() || found_v4.is_none() {
+            let usable = [&found_v6, &found_v4]
+                .iter()
+                .any(|found| matches!(found, Some(Ok(Some(_)))));
+            tokio::select! {
+                found = &mut v6, if found_v6.is_none() => found_v6 = Some(found),
+                found = &mut v4, if found_v4.is_none() => found_v4 = Some(found),
+                () = tokio::time::sleep(RESOLUTION_DELAY), if usable => break,
+            }
+        }
+        let mut all: Option<Addresses> = None;
+        let mut failed = None;
+        for found in [found_v6, found_v4].into_iter().flatten() {
+            match found {
+                Ok(Some(lookup)) => {
+                    let (addresses, expires) =
+                        all.get_or_insert_with(|| (Vec::new(), lookup.valid_until()));
+                    addresses.extend(lookup.iter());
+                    *expires = lookup.valid_until().min(*expires);
+                }
+                Ok(None) => {}
+                Err(error) => failed = Some(error),
+            }
+        }
+        match (all, failed) {
+            (None, Some(error)) => Err(error),
+            (all, _) => Ok(all),
+        }
+    }
+}
+
+fn resolver(
+    server: Option<SocketAddr>,
+    edns: bool,
+    family: LookupIpStrategy,
+) -> Result<TokioResolver, NetError> {
     let mut builder = match server {
         None => TokioResolver::builder_tokio()?,
         Some(server) => TokioResolver::builder_with_config(
@@ -50,6 +157,8 @@ pub(crate) fn resolver(server: Option<SocketAddr>) -> Result<TokioResolver, NetE
     };
     let options: &mut ResolverOpts = builder.options_mut();
     options.timeout = ATTEMPT_TIMEOUT;
+    options.edns0 = edns;
+    options.ip_strategy = family;
     // `TargetResolver` caches. A lookup after a failed connection must not return the same
     // cached answer.
     options.cache_size = 0;
@@ -68,7 +177,7 @@ fn name_server(server: SocketAddr) -> NameServerConfig {
 /// Looks up the server and caches the result.
 pub(crate) struct TargetResolver {
     spec: TargetSpec,
-    resolver: TokioResolver,
+    dns: Arc<DnsClient>,
     control: tokio::runtime::Handle,
     current: ArcSwapOption<CachedTarget>,
     /// Locked during a lookup, so that there is one at a time.
@@ -90,12 +199,12 @@ struct CachedTarget {
 impl TargetResolver {
     pub(crate) fn new(
         spec: TargetSpec,
-        resolver: TokioResolver,
+        dns: Arc<DnsClient>,
         control: tokio::runtime::Handle,
     ) -> Arc<Self> {
         Arc::new(Self {
             spec,
-            resolver,
+            dns,
             control,
             current: ArcSwapOption::empty(),
             lookup: Mutex::default(),
@@ -232,8 +341,10 @@ impl TargetResolver {
         policy: &ManifestPolicy,
     ) -> Result<(Manifest, Duration), TargetError> {
         let name = format!("_teesql-leader.{}.", domain.trim_end_matches('.'));
-        let lookup = with_timeout(&name, self.resolver.txt_lookup(name.as_str())).await?;
-        let Some(lookup) = lookup else {
+        let found = self
+            .dns
+            .ask(&name, |families| families.v4.txt_lookup(name.as_str()));
+        let Some(lookup) = found.await? else {
             return Err(TargetError::NoManifest(name));
         };
         let ttl = time_until(lookup.valid_until());
@@ -284,12 +395,10 @@ impl TargetResolver {
     }
 
     async fn lookup_ip(&self, host: &str) -> Result<(Vec<IpAddr>, Duration), TargetError> {
-        let lookup = with_timeout(host, self.resolver.lookup_ip(host)).await?;
-        let Some(lookup) = lookup else {
-            return Err(TargetError::NoAddress(host.to_owned()));
-        };
-        let ttl = time_until(lookup.valid_until());
-        Ok((lookup.iter().collect(), ttl))
+        match self.dns.lookup_ip(host).await? {
+            Some((addresses, expires)) => Ok((addresses, time_until(expires))),
+            None => Err(TargetError::NoAddress(host.to_owned())),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod audit_watch;
 pub(crate) mod certificate_renewal;
 pub(crate) mod collateral_refresh;
 pub(crate) mod discovery;
+pub(crate) mod own_evidence;
 pub(crate) mod role_repair;
 pub(crate) mod upstream_probe;
 pub(crate) mod upstream_version;

@@ -111,11 +111,13 @@ fn message(info: &ConnectionInfo, close_reason: &CloseReason) -> &'static str {
     match (close_reason, close_reason.origin()) {
         (_, ErrorOrigin::None) => "connection ended",
         (_, ErrorOrigin::Sidecar) => "connection ended by an internal error",
+        (CloseReason::CancelExpired, _) => "cancel request dropped",
         _ if info.is_session => "session ended with an error",
         (CloseReason::TlsHandshake(_), _) => "TLS handshake failed",
         (CloseReason::ClientGone | CloseReason::ClientIo(_), _) => {
             "connection lost before the login"
         }
+        (CloseReason::TlsSession(_), _) => "TLS failed before the login",
         _ => "connection refused",
     }
 }
@@ -126,6 +128,7 @@ mod tests {
 
     use super::*;
     use crate::telemetry::close_reason::Revocation;
+    use crate::tls::session::TlsError;
 
     #[test]
     fn only_a_connection_without_a_session_is_refused() {
@@ -138,11 +141,14 @@ mod tests {
         );
         let lost = "connection lost before the login";
         assert_eq!(message(&info, &CloseReason::ClientGone), lost);
+        let broken_tls = || CloseReason::TlsSession(TlsError::KeysExhausted);
+        assert_eq!(message(&info, &broken_tls()), "TLS failed before the login");
         info.is_session = true;
         for reason in [
             broken(),
             CloseReason::Revoked(Revocation::NOT_GRANTED),
             CloseReason::PeerStuck,
+            broken_tls(),
         ] {
             assert_eq!(message(&info, &reason), "session ended with an error");
         }

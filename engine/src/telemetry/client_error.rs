@@ -118,7 +118,7 @@ impl CloseReason {
             | CloseReason::ServerTls(_) => {
                 fatal(SqlState::UNABLE_TO_CONNECT, self.to_string().into(), None)
             }
-            CloseReason::ServerDenied(_) | CloseReason::LeaderMismatch { .. } => fatal(
+            CloseReason::ServerDenied { .. } | CloseReason::LeaderMismatch { .. } => fatal(
                 SqlState::INVALID_AUTHORIZATION,
                 self.to_string().into(),
                 None,
@@ -126,6 +126,7 @@ impl CloseReason {
             CloseReason::ClientClosed
             | CloseReason::UpstreamClosed
             | CloseReason::Cancelled
+            | CloseReason::CancelExpired
             | CloseReason::ClientGone
             | CloseReason::TlsHandshake(_)
             | CloseReason::TlsSession(_)

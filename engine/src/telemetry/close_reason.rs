@@ -31,6 +31,9 @@ pub(crate) enum CloseReason {
     /// A CancelRequest was forwarded to Postgres, which responds by closing.
     #[error("cancel request forwarded")]
     Cancelled,
+    /// Postgres, or the server of a forwarder, did not answer in time for a CancelRequest, which was dropped.
+    #[error("cancel request dropped: the server did not answer in time")]
+    CancelExpired,
     /// The client closed the connection before it was logged in.
     #[error("client hung up during the login")]
     ClientGone,
@@ -133,8 +136,13 @@ pub(crate) enum CloseReason {
     #[error("{}", server_tls_text(.0))]
     ServerTls(TlsError),
     /// Forwarder: the attestation of the server was refused.
-    #[error("{}", server_denied_text(.0))]
-    ServerDenied(Denial),
+    #[error("{}", server_denied_text(denial, *.allow_simulator))]
+    ServerDenied {
+        /// Why.
+        denial: Denial,
+        /// The setting: servers without evidence are accepted.
+        allow_simulator: bool,
+    },
     /// Forwarder: the server is not the instance that the manifest names.
     #[error(
         "the leader manifest names instance {expected}, but the server proves {}",
@@ -183,7 +191,7 @@ fn not_granted_text(what: NotGranted) -> &'static str {
 #[rustfmt::skip]
 pub(crate) const REASONS: &[&str] = &[
     // Connections.
-    "client_closed", "upstream_closed", "cancel_forwarded", "client_gone", "alpn_missing",
+    "client_closed", "upstream_closed", "cancel_forwarded", "cancel_expired", "client_gone", "alpn_missing",
     "authentication_failed", "role_not_granted", "peer_session_limit", "too_many_connections", "upstream_unreachable",
     "too_many_unattested", "audit_unavailable",
     "upstream_refused_session", "upstream_timeout", "login_timeout", "idle_timeout", "shutdown", "client_io",
@@ -236,6 +244,7 @@ impl CloseReason {
             CloseReason::ClientClosed => "client_closed",
             CloseReason::UpstreamClosed => "upstream_closed",
             CloseReason::Cancelled => "cancel_forwarded",
+            CloseReason::CancelExpired => "cancel_expired",
             CloseReason::ClientGone => "client_gone",
             CloseReason::Opening(error) => error.code(),
             CloseReason::TlsHandshake(error) | CloseReason::TlsSession(error) => tls_code(error),
@@ -268,7 +277,7 @@ impl CloseReason {
             CloseReason::ServerTimeout => "server_timeout",
             CloseReason::HandshakeTimeout(_) => "handshake_timeout",
             CloseReason::ServerTls(error) => tls_code(error),
-            CloseReason::ServerDenied(denial) => denial.code(),
+            CloseReason::ServerDenied { denial, .. } => denial.code(),
             CloseReason::LeaderMismatch { .. } => "leader_mismatch",
         }
     }
@@ -297,7 +306,8 @@ impl CloseReason {
             | CloseReason::LocalOpening(_)
             | CloseReason::ClientIo(_)
             | CloseReason::PeerStuck => ErrorOrigin::Client,
-            CloseReason::TooManyConnections
+            CloseReason::CancelExpired
+            | CloseReason::TooManyConnections
             | CloseReason::PeerSessionLimit
             | CloseReason::AuditUnavailable
             | CloseReason::UpstreamUnreachable(_)
@@ -311,7 +321,7 @@ impl CloseReason {
             | CloseReason::ServerTimeout
             | CloseReason::HandshakeTimeout(_)
             | CloseReason::ServerTls(_)
-            | CloseReason::ServerDenied(_)
+            | CloseReason::ServerDenied { .. }
             | CloseReason::LeaderMismatch { .. }
             | CloseReason::UpstreamIo(_) => ErrorOrigin::Upstream,
             CloseReason::Panic => ErrorOrigin::Sidecar,
@@ -357,8 +367,12 @@ pub(super) fn server_tls_text(error: &TlsError) -> Cow<'static, str> {
 }
 
 /// Describes a denial in the words that users of the public TeeSQL clients know.
-fn server_denied_text(denial: &Denial) -> String {
+fn server_denied_text(denial: &Denial, allow_simulator: bool) -> String {
     match denial {
+        denial if allow_simulator && denial.fault() == Fault::Peer => format!(
+            "{denial} (allow_simulator accepts servers without evidence, and this one presents some: to accept a \
+             simulator's as well, set verifier = none)"
+        ),
         Denial::NoEvidence => "upstream cert has no TDX attestation extension; set \
              allow_simulator: true for non-TEE targets"
             .to_owned(),

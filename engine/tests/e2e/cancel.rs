@@ -1,7 +1,11 @@
 //! Tests of cancel requests: accepted inside TLS, and in plaintext only if the setting allows it.
 
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
 use crate::harness::client::{Client, CloseKind, StartupResponse, TcpClient, TlsNegotiation};
-use crate::harness::cluster::Server;
+use crate::harness::cluster::{Cluster, ClusterOptions, Server};
 use crate::harness::fixture::Fixture;
 use crate::harness::message::{self, PROTOCOL_3_0, PROTOCOL_3_2, query};
 use crate::harness::sidecar::Sidecar;
@@ -21,6 +25,7 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.add("cancel::refuses_plaintext_by_default", plaintext_refused);
     suite.add("cancel::accepts_plaintext_if_allowed", plaintext_allowed);
     suite.add("cancel::wrong_key_cancels_nothing", wrong_key);
+    suite.add("cancel::is_dropped_if_postgres_is_frozen", frozen_postgres);
 }
 
 /// A session whose query sleeps for an hour.
@@ -31,6 +36,11 @@ struct SleepingSession {
 
 impl SleepingSession {
     fn start(fixture: &Fixture, server: &Server, sidecar: &Sidecar, version: u32) -> Self {
+        let cluster = fixture.harness.cluster(server, PasswordEncryption::Scram);
+        Self::start_in(fixture, cluster, sidecar, version)
+    }
+
+    fn start_in(fixture: &Fixture, cluster: &Cluster, sidecar: &Sidecar, version: u32) -> Self {
         let mut client = fixture.client(sidecar.address());
         let parameters = [("user", "teesql_read"), ("database", "via_scram")];
         let response = client.start_with(version, &parameters);
@@ -39,19 +49,20 @@ impl SleepingSession {
             .expect("the login succeeds");
         client.send(&query("select pg_sleep(3600)"));
         let session = Self { client, response };
-        session.await_sleep(fixture, server);
+        session.await_sleep_in(cluster);
         session
     }
 
     fn await_sleep(&self, fixture: &Fixture, server: &Server) {
+        self.await_sleep_in(fixture.harness.cluster(server, PasswordEncryption::Scram));
+    }
+
+    fn await_sleep_in(&self, cluster: &Cluster) {
         let sql = format!(
             "select wait_event from pg_stat_activity where pid = {}",
             self.response.pid
         );
-        fixture
-            .harness
-            .cluster(server, PasswordEncryption::Scram)
-            .await_result(&sql, "PgSleep");
+        cluster.await_result(&sql, "PgSleep");
     }
 
     fn cancel_request(&self) -> Vec<u8> {
@@ -80,6 +91,34 @@ fn inside_tls(fixture: &Fixture, server: &Server, negotiation: TlsNegotiation) {
             session.expect_cancelled();
         }
     }
+}
+
+/// The kernel accepts a CancelRequest for a frozen Postgres, which would read it when it continues, and cancel what the
+/// session does by then.
+fn frozen_postgres(fixture: &Fixture) {
+    let options = ClusterOptions {
+        databases: vec!["via_scram"],
+        ..ClusterOptions::default()
+    };
+    let cluster = fixture.private_cluster(&options);
+    let sidecar = Sidecar::start(&fixture.settings_for(&cluster.address().to_string()));
+    let mut session = SleepingSession::start_in(fixture, &cluster, &sidecar, PROTOCOL_3_0);
+    cluster.signal_postmaster(Signal::SIGSTOP);
+    let mut canceller = Client::connect(&fixture.harness, sidecar.address(), TlsNegotiation::Raw);
+    canceller.send(&session.cancel_request());
+    assert_eq!(canceller.expect_close(), CloseKind::Clean);
+    let line = sidecar.await_connection_end(canceller.local_address());
+    assert_eq!(line["reason"], "cancel_expired", "{line}");
+    assert_eq!(line["message"], "cancel request dropped", "{line}");
+    cluster.signal_postmaster(Signal::SIGCONT);
+    // Postgres accepts connections in their order: it has seen that of the cancellation before this one.
+    let mut later = fixture.session(&sidecar);
+    assert_eq!(later.query_value("select 'served'"), "served");
+    std::thread::sleep(Duration::from_millis(300));
+    session.await_sleep_in(&cluster);
+    let mut canceller = Client::connect(&fixture.harness, sidecar.address(), TlsNegotiation::Raw);
+    canceller.send(&session.cancel_request());
+    session.expect_cancelled();
 }
 
 fn plaintext_refused(fixture: &Fixture) {

@@ -6,6 +6,8 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+
 use crate::harness::client::{Client, CloseKind, TcpClient};
 use crate::harness::cluster::ClusterOptions;
 use crate::harness::fake_server::{
@@ -214,7 +216,7 @@ fn frozen_postgres(fixture: &Fixture) {
     let frozen = sidecar_with_short_deadline(fixture, &cluster.address().to_string());
     // The sidecar has asked Postgres for its protocol version.
     fixture.session(&frozen).terminate();
-    cluster.freeze();
+    cluster.signal_postmaster(Signal::SIGSTOP);
     let working = fixture.sidecar();
     let mut psql = libpq_client(fixture, &frozen, "psql", READER, "via_scram");
     psql.args(["-X", "-A", "-t", "-c", "select 1"])

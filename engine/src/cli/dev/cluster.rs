@@ -11,14 +11,15 @@ use std::sync::Arc;
 
 use attest::agent::TlsKeyRequest;
 use attest::mock::{
-    Agent, AgentListen, AgentOptions, CollateralOptions, Pccs, PccsResponses, Pki, Platform,
-    PlatformOptions,
+    Agent, AgentListen, AgentOptions, CollateralOptions, Envelope, Pccs, PccsResponses, Pki,
+    Platform, PlatformOptions,
 };
 use rustls::crypto::aws_lc_rs::default_provider;
 use zeroize::Zeroizing;
 
 use super::error::{DevError, system};
 use super::postgres::Postgres;
+use crate::config::Errors;
 use crate::io::clock::unix_now;
 
 /// Default addresses of the two sidecars.
@@ -30,6 +31,7 @@ pub(super) const TDX_ROOT: &str = "tdx-root.pem";
 pub(super) const CA: &str = "ca.pem";
 pub(super) const CLIENT_CERT: &str = "client.pem";
 pub(super) const CLIENT_KEY: &str = "client.key";
+const AGENT_SOCKET: &str = "dstack.sock";
 /// Port 0: the system picks a free port.
 const ANY_PORT: &str = "127.0.0.1:0";
 
@@ -63,12 +65,13 @@ impl Cluster {
         let platform = Platform::new(&pki, &PlatformOptions::default())?;
         let collateral = pki.collateral(&CollateralOptions::at(unix_now()))?;
         let pccs = Pccs::start(PccsResponses::empty().with(platform.collateral_key(), collateral))?;
-        let socket = folder.join("dstack.sock");
-        let options = AgentOptions {
+        let socket = folder.join(AGENT_SOCKET);
+        let mut options = AgentOptions {
             seed,
             app_name: "dev".to_owned(),
             ..AgentOptions::new(unix_now)
         };
+        options.evidence.envelope = envelope()?;
         let agent = Agent::start(Arc::clone(&pki), AgentListen::Unix(socket), options)?;
         write(&folder.join(TDX_ROOT), pki.root_pem(), 0o644)?;
         write(&folder.join(CA), pki.kms_pem(), 0o644)?;
@@ -82,6 +85,11 @@ impl Cluster {
             folder: folder.to_owned(),
             default_ports,
         })
+    }
+
+    /// The path of the mock guest agent's socket, without `unix:`, which no SDK of dstack takes.
+    pub(super) fn agent_socket(&self) -> PathBuf {
+        self.file(AGENT_SOCKET)
     }
 
     /// The app id of the mock guest, in hex.
@@ -152,6 +160,18 @@ impl Cluster {
             ("DSTACK_SIMULATOR_ENDPOINT", agent.into()),
         ]);
         settings
+    }
+}
+
+/// The form of the evidence in certificates. dstack's guest agent writes V0 unless it is asked otherwise, and V0 is
+/// what public clients read.
+fn envelope() -> Result<Envelope, DevError> {
+    match std::env::var("TEESQL_DEV_EVIDENCE").as_deref() {
+        Err(_) | Ok("v0") => Ok(Envelope::V0),
+        Ok("v1") => Ok(Envelope::V1),
+        Ok(_) => Err(DevError::Settings(Errors(vec![
+            "environment TEESQL_DEV_EVIDENCE: expected v0 or v1".to_owned(),
+        ]))),
     }
 }
 

@@ -14,7 +14,14 @@ use super::postgres::Postgres;
 use crate::app::sidecar::Addresses;
 
 /// libpq's variables that would select another server or password.
-const NOT_INHERITED: [&str; 4] = ["PGHOSTADDR", "PGSERVICE", "PGSSLNEGOTIATION", "PGPASSFILE"];
+const NOT_INHERITED: [&str; 6] = [
+    "PGHOSTADDR",
+    "PGSERVICE",
+    "PGSERVICEFILE",
+    "PGSSLNEGOTIATION",
+    "PGSSLCERTMODE",
+    "PGPASSFILE",
+];
 
 /// The addresses of the cluster, and the variables to connect to it.
 pub(super) struct Instructions {
@@ -147,7 +154,10 @@ fn variables(
             cluster.superuser_password.clone(),
         ),
         ("TEESQL_DEV_SIMULATOR_PORT", text(&simulator_port)),
-        ("TEESQL_DEV_GUEST_AGENT", text(&cluster.agent.endpoint())),
+        (
+            "TEESQL_DEV_GUEST_AGENT",
+            text(&cluster.agent_socket().display()),
+        ),
         ("TEESQL_DANGEROUS_TDX_ROOT_CA", file(TDX_ROOT)),
         ("TEESQL_PCCS", text(&cluster.pccs.url())),
         ("TEESQL_ALLOWED_APP_ID", text(&cluster.app_id())),

@@ -5,17 +5,17 @@ use std::io;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use percent_encoding::percent_decode_str;
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
-use url::Url;
 
 use crate::app::descriptors;
 use crate::app::forwarder::Forwarder;
-use crate::app::forwarder::dsn::encode_query_value;
 use crate::app::runtime;
 use crate::cli::subprocess;
+use crate::config::connection_uri::{
+    ConnectionUri, DatabaseUrl, UriError, admits_scram, is_other_database,
+};
 use crate::config::environment;
 
 /// Signals that are forwarded to the command.
@@ -28,21 +28,94 @@ const FORWARDED: [(SignalKind, Signal); 6] = [
     (SignalKind::user_defined2(), Signal::SIGUSR2),
 ];
 
-/// libpq's variables that would bypass the forwarder, or require features of TLS, which a connection
-/// to the forwarder does not use. A service file takes precedence over `PGHOST`.
-const NOT_INHERITED: [&str; 8] = [
+/// libpq's variables that would bypass the forwarder, or require features of TLS or GSSAPI, which a connection to the
+/// forwarder does not use. A service file takes precedence over `PGHOST`.
+const NOT_INHERITED: [&str; 21] = [
     "PGHOSTADDR",
     "PGSERVICE",
+    "PGSERVICEFILE",
+    "PGSYSCONFDIR",
     "PGSSLNEGOTIATION",
     "PGSSLROOTCERT",
+    "PGSSLCERT",
+    "PGSSLKEY",
+    "PGSSLCERTMODE",
+    "PGSSLCRL",
+    "PGSSLCRLDIR",
+    "PGSSLSNI",
+    "PGSSLMINPROTOCOLVERSION",
+    "PGSSLMAXPROTOCOLVERSION",
     "PGCHANNELBINDING",
     "PGGSSENCMODE",
+    "PGGSSDELEGATION",
+    "PGKRBSRVNAME",
     "PGREQUIRESSL",
     "PGREQUIREPEER",
+    "PGLOADBALANCEHOSTS",
 ];
+
+/// Authentication methods that libpq requires. Those without SCRAM-SHA-256 could not be fulfilled.
+const REQUIRE_AUTH: &str = "PGREQUIREAUTH";
 
 /// How long sessions that the command has left open may continue after it exits.
 const SESSION_GRACE: Duration = Duration::from_secs(2);
+
+/// What the command's environment is made from.
+pub(crate) struct CommandUri {
+    given: Option<ConnectionUri>,
+    /// The command has its own `DATABASE_URL`, for another kind of database.
+    keeps_own: bool,
+}
+
+impl CommandUri {
+    /// # Errors
+    /// A part of the configured URI, or a variable, would lead the command around the forwarder or
+    /// cannot be fulfilled by it.
+    pub(crate) fn new(configured: Option<DatabaseUrl>) -> Result<Self, String> {
+        if std::env::var(REQUIRE_AUTH).is_ok_and(|methods| !admits_scram(&methods)) {
+            return Err(format!(
+                "environment {REQUIRE_AUTH}: it excludes SCRAM-SHA-256, by which drivers authenticate: unset it"
+            ));
+        }
+        let own = environment::variable("DATABASE_URL").unwrap_or_default();
+        let other_database = Self {
+            given: None,
+            keeps_own: is_other_database(&own.to_string_lossy()),
+        };
+        match configured {
+            None | Some(DatabaseUrl::OtherDatabase) => Ok(other_database),
+            Some(DatabaseUrl::Unusable(error)) => Err(error.to_string()),
+            Some(DatabaseUrl::Postgres(uri)) => {
+                // Whether it can be built does not depend on the address.
+                let built: Result<String, UriError> = uri.through_forwarder("127.0.0.1", 1);
+                built.map_err(|error| error.to_string())?;
+                Ok(Self {
+                    given: Some(uri),
+                    keeps_own: false,
+                })
+            }
+        }
+    }
+
+    /// `DATABASE_URL` of the command; `None` if it keeps its own.
+    fn through(&self, forwarder: &Forwarder) -> io::Result<Option<String>> {
+        let (host, port) = forwarder.host_and_port();
+        match &self.given {
+            Some(uri) => {
+                let built = uri.through_forwarder(&host, port);
+                built.map(Some).map_err(io::Error::other)
+            }
+            None => Ok((!self.keeps_own).then(|| forwarder.dsn())),
+        }
+    }
+
+    /// Role, password and database as libpq's variables, since libpq does not read `DATABASE_URL`.
+    /// Variables that are already set are left out.
+    fn libpq_variables(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let all = self.given.iter().flat_map(ConnectionUri::variables);
+        all.filter(|(name, _)| std::env::var_os(name).is_none())
+    }
+}
 
 /// Runs the command until it exits. Returns its exit code, or 128 plus the number of the signal that
 /// ended it.
@@ -52,19 +125,17 @@ const SESSION_GRACE: Duration = Duration::from_secs(2);
 pub(crate) fn run(
     forwarder: &mut Forwarder,
     command: &[String],
-    database_url: Option<&Url>,
+    uri: &CommandUri,
 ) -> io::Result<u8> {
     runtime::new_current_thread()?.block_on(async {
         let [program, arguments @ ..] = command else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
         let (host, port) = forwarder.host_and_port();
-        let url = match database_url {
-            Some(given) => local_url(given, &host, port),
-            None => forwarder.dsn(),
-        };
+        let url = uri.through(forwarder)?;
         // Install the handlers before the child exists, so that no signal for it is lost.
         let mut signals = ForwardedSignals::new()?;
+        let mut exits = signal(SignalKind::child())?;
         let mut command = Command::new(program);
         for name in NOT_INHERITED {
             command.env_remove(name);
@@ -78,11 +149,11 @@ pub(crate) fn run(
         }
         let mut child = command
             .args(arguments)
-            .env("DATABASE_URL", url)
+            .envs(url.map(|url| ("DATABASE_URL", url)))
             .env("PGHOST", host)
             .env("PGPORT", port.to_string())
             .env("PGSSLMODE", "disable")
-            .envs(libpq_variables(database_url))
+            .envs(uri.libpq_variables())
             .spawn()?;
         // A program may use select(2), which cannot use descriptors above 1023.
         child
@@ -92,6 +163,7 @@ pub(crate) fn run(
         let status = loop {
             tokio::select! {
                 status = child.wait() => break status?,
+                _ = exits.recv() => subprocess::reap_orphans(child.id()),
                 signal = signals.next() => {
                     if signal == Signal::SIGHUP {
                         forwarder.request_reload();
@@ -119,71 +191,18 @@ pub(crate) fn wait_for_signals(forwarder: &mut Forwarder) -> io::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
+        let mut exits = signal(SignalKind::child())?;
         loop {
             tokio::select! {
                 () = forwarder.ended() => return Ok(()),
                 _ = terminate.recv() => forwarder.request_stop(),
                 _ = interrupt.recv() => forwarder.request_stop(),
                 _ = hangup.recv() => forwarder.request_reload(),
+                _ = exits.recv() => subprocess::reap_orphans(None),
             }
         }
     })
 }
-
-/// The connection URI with the forwarder as the server.
-fn local_url(given: &Url, host: &str, port: u16) -> String {
-    let mut url = given.clone();
-    // Keep the encoding: not every client decodes `+` as a space.
-    let kept = given.query().into_iter().flat_map(|query| query.split('&'));
-    let kept = kept.filter(|pair| {
-        let name = pair.split('=').next().unwrap_or_default();
-        !pair.is_empty() && !REMOVED_PARAMETERS.contains(&name)
-    });
-    let mut query: Vec<String> = kept.map(str::to_owned).collect();
-    let is_path = host.starts_with('/');
-    // URLs of these schemes always have a host and a port.
-    let _ = url.set_host(Some(if is_path { "localhost" } else { host }));
-    let _ = url.set_port(Some(port));
-    if is_path {
-        query.push(format!("host={}", encode_query_value(host)));
-    }
-    query.push("sslmode=disable".to_owned());
-    url.set_query(Some(&query.join("&")));
-    url.into()
-}
-
-/// Role, password and database of the connection URI as libpq's variables, since libpq does not read
-/// `DATABASE_URL`. Variables that are already set are left out.
-fn libpq_variables(given: Option<&Url>) -> impl Iterator<Item = (&'static str, String)> {
-    let text = |text: &str| {
-        let decoded = percent_decode_str(text).decode_utf8().ok()?;
-        (!decoded.is_empty()).then(|| decoded.into_owned())
-    };
-    let all = given.into_iter().flat_map(move |url| {
-        [
-            ("PGUSER", text(url.username())),
-            ("PGPASSWORD", url.password().and_then(text)),
-            ("PGDATABASE", text(url.path().trim_start_matches('/'))),
-        ]
-    });
-    all.filter(|(name, _)| std::env::var_os(name).is_none())
-        .filter_map(|(name, value)| Some((name, value?)))
-}
-
-/// Parameters about the server and TLS, which the forwarder replaces.
-const REMOVED_PARAMETERS: [&str; 11] = [
-    "host",
-    "hostaddr",
-    "port",
-    "ssl",
-    "sslmode",
-    "sslcert",
-    "sslkey",
-    "sslrootcert",
-    "sslnegotiation",
-    "channel_binding",
-    "gssencmode",
-];
 
 struct ForwardedSignals(Vec<(tokio::signal::unix::Signal, Signal)>);
 
@@ -203,49 +222,5 @@ impl ForwardedSignals {
             std::task::Poll::Pending
         })
         .await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn local(given: &str, host: &str) -> String {
-        local_url(&given.parse().unwrap(), host, 6543)
-    }
-
-    #[test]
-    fn local_url_keeps_the_drivers_parameters() {
-        for (given, wanted) in [
-            (
-                "postgres://u:p%40%3A@db.example:5433/d?sslmode=verify-full&options=-c%20a%3Db+c&application_name=a%26b",
-                "postgres://u:p%40%3A@127.0.0.1:6543/d?options=-c%20a%3Db+c&application_name=a%26b&sslmode=disable",
-            ),
-            (
-                "postgresql:///d?host=/run&port=1&sslcert=x",
-                "postgresql://127.0.0.1:6543/d?sslmode=disable",
-            ),
-            (
-                "postgres://u@[2001:db8::1]/",
-                "postgres://u@127.0.0.1:6543/?sslmode=disable",
-            ),
-        ] {
-            assert_eq!(local(given, "127.0.0.1"), wanted);
-        }
-        assert_eq!(
-            local("postgres://u@db.example/d", "/run/my pg"),
-            "postgres://u@localhost:6543/d?host=%2Frun%2Fmy%20pg&sslmode=disable"
-        );
-    }
-
-    #[test]
-    fn libpq_variables_have_role_password_and_database() {
-        let url = "postgres://a%40b:p%2F@db.example/my%20db".parse().unwrap();
-        let all: Vec<_> = libpq_variables(Some(&url))
-            .map(|(_, value)| value)
-            .collect();
-        assert_eq!(all, ["a@b", "p/", "my db"]);
-        let url = "postgres://db.example".parse().unwrap();
-        assert_eq!(libpq_variables(Some(&url)).count(), 0);
     }
 }

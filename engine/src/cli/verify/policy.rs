@@ -1,9 +1,8 @@
-//! The policy that `verify` uses: the configured one, or for `--print-policy` the same without its entries.
+//! The policy that `verify` uses: the configured one, with what `kms_root = own` stands for.
 
 use attest::Policy;
 use attest::agent::{Agent, AgentAddresses, AgentOptions};
 use attest::chain::KmsRoot;
-use attest::policy::Settings;
 
 use super::error::UsageError;
 use crate::cli::ca::request_chain;
@@ -35,16 +34,4 @@ pub(super) fn resolve(policy: Policy, addresses: AgentAddresses) -> Result<Polic
     let root =
         root.ok_or_else(|| failed("the guest agent's chain has no CA certificate".into()))?;
     Ok(policy.with_own_root(Some(root)))
-}
-
-/// The conditions of `policy` on the platform, without its entries: any genuine peer passes.
-pub(super) fn without_entries(policy: &Policy) -> Policy {
-    let settings = policy.settings();
-    Policy::new(Settings {
-        tcb_statuses: settings.tcb_statuses,
-        refused_advisories: settings.refused_advisories.clone(),
-        min_tcb_evaluation: settings.min_tcb_evaluation,
-        allow_debug_td: settings.allow_debug_td,
-        ..Settings::default()
-    })
 }

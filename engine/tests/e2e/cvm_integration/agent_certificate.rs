@@ -1,19 +1,22 @@
 //! Tests of the certificate from the guest agent, as clients see it.
 
 use std::fs;
+use std::sync::Arc;
 
 use attest::agent::Method;
 use attest::certificate::Leaf;
 use attest::evidence::UnboundEvidence;
-use attest::mock::AgentListen;
+use attest::mock::{Agent, AgentListen, AgentOptions, Pki};
 
 use crate::harness::fixture::Fixture;
-use crate::harness::process::{TIMEOUT, lossy, run, run_for_both_outputs, run_successfully};
+use crate::harness::process::{
+    TIMEOUT, lossy, poll_until, run, run_for_both_outputs, run_successfully,
+};
 use crate::harness::settings::sidecar_command;
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::{TdxFixture, now};
-use crate::harness::{READER, unverified_tls as tls};
+use crate::harness::{READER, http, unverified_tls as tls};
 
 pub(super) fn add(suite: &mut Suite) {
     for (name, over_http) in [("socket", false), ("http", true)] {
@@ -25,6 +28,35 @@ pub(super) fn add(suite: &mut Suite) {
         "cvm_integration::agent_certificate::verify_command_accepts_the_sidecar",
         verify_command,
     );
+    suite.add(
+        "cvm_integration::agent_certificate::judges_its_own_evidence",
+        judges_its_own_evidence,
+    );
+}
+
+/// A guest agent whose quotes are of another root than the sidecar's: no peer with this root accepts the sidecar. Each
+/// renewal is judged again.
+fn judges_its_own_evidence(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let start = |pki: Pki| {
+        let listen = AgentListen::Unix(tdx.agent_socket());
+        Agent::start(Arc::new(pki), listen, AgentOptions::new(now)).expect("a guest agent")
+    };
+    let agent = start(Pki::new(&[0x66; 32]).expect("another root"));
+    let settings = tdx.agent_settings(fixture);
+    let sidecar = Sidecar::start(&settings.set("TEESQL_CERTIFICATE_VALIDITY", "6s"));
+    let address = sidecar.admin_address();
+    http::await_unready(address, "evidence", "own evidence: bad_signature: ");
+    sidecar.await_message("peers will refuse this sidecar's own evidence");
+    drop(agent);
+    let _agent = tdx.start_agent();
+    sidecar.await_message("this sidecar's own evidence is genuine");
+    let is_genuine = || {
+        let unready = http::unready(address);
+        let evidence = unready.iter().any(|(name, _)| name == "evidence");
+        (!evidence).then_some(())
+    };
+    poll_until(TIMEOUT, is_genuine).expect("the check passes");
 }
 
 /// psql with `sslmode=verify-full` accepts the CA that `ca` prints and the configured names.

@@ -14,6 +14,10 @@ pub(super) fn add(suite: &mut Suite) {
             tests::printed_commands_work,
         );
         suite.add(
+            "cvm_integration::dev_command::public_clients_and_sdks_can_use_it",
+            tests::public_clients,
+        );
+        suite.add(
             "cvm_integration::dev_command::cleans_up_when_interrupted",
             tests::cleans_up,
         );
@@ -31,12 +35,16 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
+    use attest::certificate::Leaf;
+    use attest::evidence::{EvidenceFormat, UnboundEvidence};
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject as _;
 
     use crate::harness::fixture::Fixture;
     use crate::harness::process::{
-        TIMEOUT, pdeathsig_command, poll_until, run_successfully, signal, spawn, wait,
+        TIMEOUT, pdeathsig_command, poll_until, run, run_successfully, signal, spawn, wait,
     };
     use crate::harness::settings::sidecar_command;
 
@@ -173,6 +181,36 @@ mod tests {
         ];
         assert_eq!(users, expected, "{instructions}");
         assert_eq!((verdicts, pages), (1, 2), "{instructions}");
+    }
+
+    /// What public clients and dstack's SDKs read: V0, and the path of a socket.
+    pub(super) fn public_clients(fixture: &Fixture) {
+        let folder = fixture.harness.unique_path("dev");
+        fs::create_dir(&folder).expect("a folder");
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("permissions");
+        let script = "test -S \"$TEESQL_DEV_GUEST_AGENT\" && cat \"$PGSSLCERT\"";
+        let run_with = |variables: &[(&str, &str)]| {
+            let always = [("TMPDIR", folder.to_str().expect("UTF-8"))];
+            let environment = [&always[..], variables].concat();
+            run(
+                sidecar_command(&["dev", "--", "sh", "-c", script], &environment),
+                TIMEOUT * 2,
+            )
+        };
+        for (variables, format) in [
+            (&[][..], EvidenceFormat::V0),
+            (&[("TEESQL_DEV_EVIDENCE", "v1")], EvidenceFormat::V1),
+        ] {
+            let output = run_with(variables);
+            assert_eq!(output.status.code(), Some(0), "{output:?}");
+            let chain = CertificateDer::from_pem_slice(&output.stdout).expect("a certificate");
+            let leaf = Leaf::parse(&chain).expect("a leaf");
+            let evidence = UnboundEvidence::from_extensions(leaf.extensions()).expect("evidence");
+            assert_eq!(evidence.format(), format);
+        }
+        let output = run_with(&[("TEESQL_DEV_EVIDENCE", "v2")]);
+        assert_eq!(output.status.code(), Some(64), "{output:?}");
+        assert_nothing_left(&folder);
     }
 
     /// A signal while Postgres is being created, and while the sidecars start.

@@ -1,15 +1,20 @@
 //! Tests of `teesql-forward … -- command`: environment, signals and exit code of the child process.
 
 use std::fs;
+use std::net::TcpListener;
 use std::process::{Output, Stdio};
 
 use nix::sys::signal::Signal;
 
 use crate::harness::READER;
+use crate::harness::fake_server::ClosedPort;
 use crate::harness::fixture::Fixture;
-use crate::harness::process::{TIMEOUT, lossy, poll_until, run, signal, spawn, wait};
+use crate::harness::forwarder::Forwarder;
+use crate::harness::process::{
+    TIMEOUT, lossy, pdeathsig_command, poll_until, run, signal, spawn, wait,
+};
 use crate::harness::settings::Settings;
-use crate::harness::suite::Suite;
+use crate::harness::suite::{NEW_PID_NAMESPACE, Requirement, Suite};
 use crate::harness::tdx_fixture::TdxFixture;
 
 pub(crate) fn add(suite: &mut Suite) {
@@ -18,7 +23,28 @@ pub(crate) fn add(suite: &mut Suite) {
         "forwarder::child_command::sets_the_environment",
         environment,
     );
+    suite.add(
+        "forwarder::child_command::nothing_leads_around_the_forwarder",
+        nothing_leads_around,
+    );
+    suite.add(
+        "forwarder::child_command::accepts_spellings_of_the_dsn",
+        spellings,
+    );
+    suite.add(
+        "forwarder::child_command::ignores_the_dsn_of_another_database",
+        other_database,
+    );
+    suite.add(
+        "forwarder::child_command::logs_before_the_driver_is_told",
+        logs_before_the_driver,
+    );
     suite.add("forwarder::child_command::forwards_signals", signals);
+    suite.add_requiring(
+        &[Requirement::PidNamespace],
+        "forwarder::child_command::reaps_orphans_as_init",
+        reaps_orphans,
+    );
     suite.add("forwarder::child_command::runs_psql", psql);
     suite.add(
         "forwarder::child_command::reports_invalid_settings",
@@ -117,7 +143,10 @@ fn environment(fixture: &Fixture) {
         .without("TEESQL_TARGET")
         .set("DATABASE_URL", url)
         .set("PGSERVICE", "elsewhere")
-        .set("PGHOSTADDR", "192.0.2.1");
+        .set("PGHOSTADDR", "192.0.2.1")
+        .set("PGSSLCERTMODE", "require")
+        .set("PGCHANNELBINDING", "require")
+        .set("PGREQUIREAUTH", "scram-sha-256");
     let local = "postgres://a%40b:p%2Fw%3A%23%20%25@127.0.0.1:PORT/my%20db?application_name=x%26y&sslmode=disable";
     assert_eq!(
         child_environment(&given),
@@ -131,8 +160,15 @@ fn environment(fixture: &Fixture) {
             "my db"
         ]
     );
-    let removed = sh(&given, "env | grep -E '^(PGSERVICE|PGHOSTADDR)='");
-    assert_eq!(removed.status.code(), Some(1), "{removed:?}");
+    let left = sh(
+        &given,
+        "env | grep -E '^PG(SERVICE|HOSTADDR|SSLCERT|CHANNEL|REQUIRE)'",
+    );
+    assert_eq!(
+        lossy(&left.stdout),
+        "PGREQUIREAUTH=scram-sha-256\n",
+        "{left:?}"
+    );
     // The user's own variables take precedence over the DSN.
     assert_eq!(
         child_environment(&given.clone().set("PGUSER", "me"))[4],
@@ -150,6 +186,179 @@ fn environment(fixture: &Fixture) {
         "{unix:?}"
     );
     assert_eq!(unix[1], folder);
+}
+
+/// With each of these URIs libpq would connect elsewhere if the forwarder only edited them. psql reads `DATABASE_URL` itself
+/// here.
+fn nothing_leads_around(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let sidecar = tdx.start_attested_sidecar(fixture);
+    let elsewhere = TcpListener::bind("127.0.0.1:0").expect("a port");
+    elsewhere.set_nonblocking(true).expect("non-blocking");
+    let port = elsewhere.local_addr().expect("an address").port();
+    let services = tdx.path("services.conf");
+    fs::write(
+        &services,
+        format!("[elsewhere]\nhost=127.0.0.1\nport={port}\n"),
+    )
+    .expect("a file");
+    let psql = "psql -XAtc 'select current_user' \"$DATABASE_URL\"";
+    let run_with = |query: &str| {
+        let url = format!(
+            "postgresql://{}:{}@{}/via_scram?{query}",
+            READER.0,
+            READER.1,
+            sidecar.address()
+        );
+        let settings = tdx
+            .forwarder_settings(fixture)
+            .set("TEESQL_TARGET", &sidecar.address().to_string())
+            .set("DATABASE_URL", &url)
+            .set("PGSERVICEFILE", &services);
+        sh(&settings, psql)
+    };
+    for query in [
+        format!("hostaddr=127.0.0.1&port={port}"),
+        format!("%68ostaddr=127.0.0.1&%70ort={port}"),
+        format!("hos%74=127.0.0.1&por%74={port}"),
+        format!("host=127.0.0.1:{port}"),
+        "sslcertmode=require&channel_binding=require".to_owned(),
+        "gssencmode=require&sslnegotiation=direct&target_session_attrs=any".to_owned(),
+    ] {
+        let output = run_with(&query);
+        assert_eq!(
+            lossy(&output.stdout),
+            "teesql_read\n",
+            "{query}: {output:?}"
+        );
+    }
+    for (query, text) in [
+        ("service=elsewhere", "service= is not supported"),
+        ("servic%65=elsewhere", "service= is not supported"),
+        ("servicefile=/f", "servicefile= is not supported"),
+        ("hostname=127.0.0.1", "hostname= is not a known parameter"),
+        ("require_auth=none", "require_auth= excludes SCRAM-SHA-256"),
+        (
+            "dbname=host%3D127.0.0.1",
+            "the name of the database has a =",
+        ),
+    ] {
+        let output = run_with(query);
+        let stderr = lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{query}: {stderr}");
+        assert!(stderr.contains(text), "{query}: {stderr}");
+    }
+    let settings = tdx
+        .forwarder_settings_to(fixture, sidecar.address())
+        .set("PGREQUIREAUTH", "gss");
+    let output = sh(&settings, "exit 0");
+    assert_eq!(output.status.code(), Some(64), "{output:?}");
+    assert!(
+        lossy(&output.stderr).contains("PGREQUIREAUTH"),
+        "{output:?}"
+    );
+    let attempt = elsewhere.accept().map(|(_, peer)| peer);
+    assert!(
+        attempt.is_err(),
+        "a connection around the forwarder: {attempt:?}"
+    );
+}
+
+fn spellings(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let sidecar = tdx.start_attested_sidecar(fixture);
+    let (port, user, secret) = (sidecar.port(), READER.0, READER.1);
+    let closed = {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.local_addr().expect("an address").port()
+    };
+    let query = ["-XAtc", "select current_user, current_database()"];
+    for url in [
+        format!("postgresql://127.0.0.1:{port}/via_scram?user={user}&password={secret}"),
+        format!("postgresql:///via_scram?host=127.0.0.1&port={port}&user={user}&password={secret}"),
+        format!("postgresql://{user}:{secret}@127.0.0.1:{port}?dbname=via_scram"),
+        format!("postgresql+psycopg://{user}:{secret}@127.0.0.1:{port}/via_scram"),
+        format!("postgresql+asyncpg://{user}:{secret}@127.0.0.1:{port}/via_scram?ssl=require"),
+        // As in libpq, the first server that can be used.
+        format!("postgresql://{user}:{secret}@127.0.0.1:{closed},127.0.0.1:{port}/via_scram"),
+    ] {
+        let settings = tdx.forwarder_settings(fixture).set("DATABASE_URL", &url);
+        let output = run(
+            settings.forwarder_command(&["--", "psql", query[0], query[1]]),
+            TIMEOUT * 2,
+        );
+        assert_eq!(
+            lossy(&output.stdout),
+            "teesql_read|via_scram\n",
+            "{url}: {output:?}"
+        );
+    }
+    // With a target, the server of the DSN may be a socket.
+    let url = format!("postgresql://{user}:{secret}@/via_scram?host=/run/postgresql");
+    let socket = tdx.forwarder_settings(fixture).set("DATABASE_URL", &url);
+    let refused = sh(&socket, "exit 0");
+    assert_eq!(refused.status.code(), Some(64), "{refused:?}");
+    assert!(
+        lossy(&refused.stderr).contains("names a Unix socket"),
+        "{refused:?}"
+    );
+    let socket = socket.set("TEESQL_TARGET", &sidecar.address().to_string());
+    let output = sh(
+        &socket,
+        "psql -XAtc 'select current_user' \"$DATABASE_URL\"",
+    );
+    assert_eq!(lossy(&output.stdout), "teesql_read\n", "{output:?}");
+}
+
+fn other_database(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let settings = settings_with_quiet_log(&tdx, fixture);
+    let of_mysql = settings
+        .clone()
+        .set("DATABASE_URL", "mysql://u:p@db/app?ssl=1");
+    let environment = child_environment(&of_mysql);
+    assert_eq!(
+        environment[..3],
+        ["mysql://u:p@db/app?ssl=1", "127.0.0.1", "PORT"]
+    );
+    // Without a command the DSN is not used.
+    for url in [
+        "mysql://u@db/app",
+        "host=db",
+        "postgresql://db/app?service=elsewhere",
+    ] {
+        let forwarder = Forwarder::start(&settings.clone().set("DATABASE_URL", url));
+        assert!(
+            forwarder.dsn.starts_with("postgresql://127.0.0.1:"),
+            "{url}"
+        );
+    }
+    // With one, it would reach the command.
+    let output = sh(&settings.set("DATABASE_URL", "host=db"), "exit 0");
+    assert_eq!(output.status.code(), Some(64), "{output:?}");
+}
+
+/// On one terminal, the forwarder's line comes before the driver's error. Each attempt is a new process, so that the thread
+/// that writes the log has to be woken up.
+fn logs_before_the_driver(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let closed = ClosedPort::reserve();
+    let settings = tdx
+        .forwarder_settings_to(fixture, closed.address())
+        .set("TEESQL_LOG", "warn");
+    for attempt in 0..12 {
+        let path = tdx.path(&format!("terminal-{attempt}"));
+        let terminal = fs::File::create(&path).expect("a file");
+        let mut command = settings.forwarder_command(&["--", "psql", "-Xc", "select 1"]);
+        command.stdout(terminal.try_clone().expect("a descriptor"));
+        command.stderr(terminal);
+        let mut child = spawn(command).expect("the forwarder starts");
+        wait(&mut child, TIMEOUT).expect("the forwarder exits");
+        let text = fs::read_to_string(&path).expect("the output");
+        let line = text.find("\"reason\":\"server_unreachable\"");
+        let error = text.find("psql: error");
+        assert!(line.is_some() && line < error, "{text}");
+    }
 }
 
 fn signals(fixture: &Fixture) {
@@ -172,6 +381,31 @@ fn signals(fixture: &Fixture) {
         let status = wait(&mut child, TIMEOUT).expect("the forwarder exits");
         assert_eq!(status.code(), Some(9), "{name}");
     }
+}
+
+/// As the first process of a container, which the kernel makes the parent of all orphans.
+fn reaps_orphans(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let settings = settings_with_quiet_log(&tdx, fixture);
+    // The inner shells exit before their children, which are orphans then.
+    let script = "for i in 1 2 3 4 5 6 7 8 9 10; do sh -c 'sleep 0.1 &'; done; \
+                  for i in $(seq 100); do sleep 0.05; \
+                  cat /proc/[0-9]*/stat | grep -q '(sleep)' || break; done; \
+                  cat /proc/[0-9]*/stat | grep ' Z ' || echo none";
+    let inner = settings.forwarder_command(&["--", "sh", "-c", script]);
+    let mut outer = pdeathsig_command("unshare", "KILL", None);
+    outer
+        .args(NEW_PID_NAMESPACE)
+        .args(inner.get_args().skip_while(|a| *a != "--").skip(1));
+    outer.env_clear();
+    outer.envs(
+        inner
+            .get_envs()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
+    let output = run(outer, TIMEOUT);
+    assert_eq!(lossy(&output.stdout), "none\n", "{output:?}");
+    assert_eq!(output.status.code(), Some(0));
 }
 
 /// A command with a DSN only.

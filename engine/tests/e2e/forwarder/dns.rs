@@ -7,7 +7,7 @@ use attest::mock::Evidence;
 use crate::harness::READER;
 use crate::harness::fixture::Fixture;
 use crate::harness::forwarder::Forwarder;
-use crate::harness::name_server::NameServer;
+use crate::harness::name_server::{NameServer, PartialNameServer};
 use crate::harness::process::{TIMEOUT, poll_until};
 use crate::harness::recording_server::RecordingServer;
 use crate::harness::settings::Settings;
@@ -16,6 +16,10 @@ use crate::harness::suite::{Requirement, Suite};
 use crate::harness::tdx_fixture::TdxFixture;
 
 pub(crate) fn add(suite: &mut Suite) {
+    suite.add(
+        "forwarder::dns::works_with_name_servers_that_drop_queries",
+        drops_queries,
+    );
     suite.add_requiring(
         &[Requirement::Knot],
         "forwarder::dns::resolves_names",
@@ -70,6 +74,26 @@ fn resolves_names(fixture: &Fixture) {
         server.server_names(),
         [(Some("db.teesql.test".to_owned()), false)]
     );
+}
+
+/// Name servers without EDNS, and those that never answer AAAA.
+fn drops_queries(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let sidecar = Sidecar::start(&tdx.attested_sidecar_settings(fixture));
+    for (drops_edns, drops_aaaa) in [(true, false), (false, true), (true, true)] {
+        let dns = PartialNameServer::start(drops_edns, drops_aaaa);
+        let settings = tdx
+            .forwarder_settings_to(fixture, format!("db.teesql.test:{}", sidecar.port()))
+            .set("TEESQL_DNS_SERVER", &dns.address());
+        let forwarder = Forwarder::start(&settings);
+        forwarder.assert_reader_connects();
+        // The TTL is over: the forwarder remembers that EDNS does not work.
+        std::thread::sleep(Duration::from_millis(1_100));
+        let before = dns.edns_queries();
+        forwarder.assert_reader_connects();
+        let asked = dns.edns_queries() > before;
+        assert_eq!(asked, !drops_edns);
+    }
 }
 
 fn failures(fixture: &Fixture) {

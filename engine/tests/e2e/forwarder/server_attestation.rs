@@ -353,13 +353,9 @@ fn allow_simulator(fixture: &Fixture) {
     // Evidence that is present is still verified.
     let mut second = TcpClient::connect(forwarder.address());
     second.send(&startup);
-    assert!(
-        second
-            .read_final_message()
-            .error()
-            .message
-            .contains("debug mode")
-    );
+    let error = second.read_final_message().error().message;
+    assert!(error.contains("debug mode"), "{error}");
+    assert!(error.contains("set verifier = none"), "{error}");
 
     let unverified = settings.clone().set("TEESQL_VERIFIER", "none");
     let forwarder = Forwarder::start(&unverified);

@@ -342,10 +342,10 @@ impl Cluster {
         self.start();
     }
 
-    /// Freezes the postmaster: it accepts no more connections, and the kernel goes on accepting them.
-    pub(crate) fn freeze(&self) {
+    /// Sends a signal to the postmaster only, which alone accepts connections.
+    pub(crate) fn signal_postmaster(&self, which: Signal) {
         let postmaster = self.postmaster.lock().expect("no panic while locked");
-        signal(postmaster.as_ref().expect("it runs"), Signal::SIGSTOP);
+        signal(postmaster.as_ref().expect("it runs"), which);
     }
 
     /// Stops the server. SIGINT is a fast shutdown, SIGQUIT an immediate one.

@@ -1,11 +1,13 @@
-//! A real name server on loopback: Debian's knot, with a zone for one test.
+//! Name servers on loopback: Debian's knot, with a zone for one test, and one that drops queries.
 
 use std::fmt::Write as _;
 use std::fs;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -133,4 +135,80 @@ fn unused_port() -> SocketAddr {
         UdpSocket::bind(address).ok().map(|_| address)
     })
     .expect("a free port")
+}
+
+/// A name server, or a firewall in front of one, that does not answer some queries. All names have the address 127.0.0.1.
+pub(crate) struct PartialNameServer {
+    address: SocketAddr,
+    edns_queries: Arc<AtomicU32>,
+}
+
+impl PartialNameServer {
+    /// Runs until the tests end.
+    pub(crate) fn start(drops_edns: bool, drops_aaaa: bool) -> Self {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let address = socket.local_addr().expect("an address");
+        let edns_queries = Arc::<AtomicU32>::default();
+        let counter = Arc::clone(&edns_queries);
+        thread::spawn(move || {
+            let mut query = [0; 1500];
+            while let Ok((length, client)) = socket.recv_from(&mut query) {
+                let query = &query[..length];
+                // An OPT record is the only additional record of a query.
+                let has_edns = query.get(11) == Some(&1);
+                counter.fetch_add(u32::from(has_edns), Ordering::SeqCst);
+                let is_aaaa = record_type(query) == Some(28);
+                if (has_edns && drops_edns) || (is_aaaa && drops_aaaa) {
+                    continue;
+                }
+                if let Some(answer) = answer(query, !is_aaaa) {
+                    let _ = socket.send_to(&answer, client);
+                }
+            }
+        });
+        Self {
+            address,
+            edns_queries,
+        }
+    }
+
+    /// Queries with EDNS so far.
+    pub(crate) fn edns_queries(&self) -> u32 {
+        self.edns_queries.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn address(&self) -> String {
+        self.address.to_string()
+    }
+}
+
+/// The position after the first question's name.
+fn end_of_name(query: &[u8]) -> Option<usize> {
+    let mut position = 12;
+    loop {
+        match query.get(position)? {
+            0 => return Some(position + 1),
+            length => position += usize::from(*length) + 1,
+        }
+    }
+}
+
+fn record_type(query: &[u8]) -> Option<u16> {
+    let end = end_of_name(query)?;
+    let bytes = query.get(end..end + 2)?;
+    Some(u16::from_be_bytes([bytes[0], bytes[1]]))
+}
+
+/// The answer with the address 127.0.0.1, or with no record.
+fn answer(query: &[u8], has_address: bool) -> Option<Vec<u8>> {
+    let question = query.get(12..end_of_name(query)? + 4)?;
+    // The query's id; a recursive answer without an error; one question.
+    let mut all = query.get(..2)?.to_vec();
+    all.extend([0x81, 0x80, 0, 1, 0, u8::from(has_address), 0, 0, 0, 0]);
+    all.extend(question);
+    if has_address {
+        // The name of the question; A; IN; a TTL of 1 s; 4 bytes.
+        all.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, 127, 0, 0, 1]);
+    }
+    Some(all)
 }

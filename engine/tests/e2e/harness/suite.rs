@@ -19,7 +19,17 @@ pub(crate) enum Requirement {
     Pg18,
     Psycopg,
     Knot,
+    PidNamespace,
 }
+
+/// Arguments of `unshare` with which a program is the first process of a PID namespace.
+pub(crate) const NEW_PID_NAMESPACE: [&str; 5] = [
+    "--user",
+    "--map-root-user",
+    "--pid",
+    "--fork",
+    "--mount-proc",
+];
 
 /// The trials of a run, and why some of them are skipped.
 pub(crate) struct Suite {
@@ -116,6 +126,14 @@ fn missing_requirements(harness: &Harness) -> BTreeMap<Requirement, String> {
     let knot = Command::new("/usr/sbin/knotd").arg("--version").output();
     if !knot.is_ok_and(|output| output.status.success()) {
         missing.insert(Requirement::Knot, "no knotd (Debian's knot)".to_owned());
+    }
+    let mut unshare = Command::new("unshare");
+    let namespace = unshare.args(NEW_PID_NAMESPACE).arg("true").output();
+    if !namespace.is_ok_and(|output| output.status.success()) {
+        missing.insert(
+            Requirement::PidNamespace,
+            "no PID namespaces (unshare)".to_owned(),
+        );
     }
     missing
 }

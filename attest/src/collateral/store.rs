@@ -55,6 +55,8 @@ pub enum Event {
     Refreshed {
         /// The platforms.
         key: CollateralKey,
+        /// The newest date on it, in Unix seconds: by then this much time must have passed.
+        valid_from: u64,
         /// When it expires, in Unix seconds.
         expires_at: u64,
         /// Whether the content is new. If so, the epoch has changed.
@@ -310,7 +312,7 @@ impl Store {
         entry.in_flight = false;
         match taken {
             Ok((collateral, changed)) => {
-                let expires_at = collateral.expires_at();
+                let (valid_from, expires_at) = (collateral.valid_from(), collateral.expires_at());
                 entry.failures = 0;
                 entry.last = None;
                 entry.next_attempt_at = self.schedule.refresh_at(&collateral, now, random);
@@ -322,6 +324,7 @@ impl Store {
                 }
                 Event::Refreshed {
                     key,
+                    valid_from,
                     expires_at,
                     changed,
                 }
@@ -360,7 +363,7 @@ impl Store {
         if !self.entries.contains_key(&key) && !self.make_room() {
             return Err(CollateralError::StoreFull);
         }
-        let expires_at = collateral.expires_at();
+        let (valid_from, expires_at) = (collateral.valid_from(), collateral.expires_at());
         let entry = self.entries.entry(key).or_default();
         if changed {
             // Its age is unknown, so refresh it soon, but spread over the restarted machines.
@@ -373,6 +376,7 @@ impl Store {
         }
         Ok(Event::Refreshed {
             key,
+            valid_from,
             expires_at,
             changed,
         })
@@ -402,7 +406,8 @@ impl Store {
         events
     }
 
-    /// Verifies `fetched` and merges it with the cached collateral. Also gives whether the content is new.
+    /// Verifies `fetched` and merges it with the cached collateral. Also gives whether the content is new. The dates are
+    /// compared with `now`, or with the newest date on `fetched` if that is later.
     fn verify_and_merge(
         &self,
         key: CollateralKey,
@@ -412,6 +417,8 @@ impl Store {
         if fetched.key() != key {
             return Err(CollateralError::WrongKey);
         }
+        // What Intel has signed exists: a clock that is before its date is slow.
+        let now = now.max(fetched.valid_from());
         fetched.check(&self.root, now)?;
         let Some(cached) = self
             .entries

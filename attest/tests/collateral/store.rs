@@ -19,11 +19,12 @@ fn filled_store() -> (Store, CollateralKey) {
     assert_eq!(store.request(key, NOW), RequestOutcome::Pending);
     assert_eq!(store.next_due(NOW), Some(key));
     let event = store.complete_fetch(key, Ok(fresh(NOW)), NOW, 0);
-    let expires_at = NOW - 3_600 + 30 * DAY;
+    let (valid_from, expires_at) = (NOW - 3_600, NOW - 3_600 + 30 * DAY);
     assert_eq!(
         event,
         Event::Refreshed {
             key,
+            valid_from,
             expires_at,
             changed: true
         }
@@ -79,11 +80,12 @@ fn older_parts_are_not_stored() {
     let at = NOW + DAY;
     store.next_due(at).unwrap();
     let event = store.complete_fetch(key, Ok(fresh(NOW - DAY)), at, 0);
-    let expires_at = NOW - 3_600 + 30 * DAY;
+    let (valid_from, expires_at) = (NOW - 3_600, NOW - 3_600 + 30 * DAY);
     assert_eq!(
         event,
         Event::Refreshed {
             key,
+            valid_from,
             expires_at,
             changed: false
         }
@@ -95,10 +97,12 @@ fn older_parts_are_not_stored() {
     };
     store.next_due(at + DAY).unwrap();
     let event = store.complete_fetch(key, Ok(pki().parsed_collateral(&old).unwrap()), at + DAY, 0);
+    let valid_from = at - 3_600;
     assert_eq!(
         event,
         Event::Refreshed {
             key,
+            valid_from,
             expires_at,
             changed: true
         }
@@ -172,6 +176,25 @@ fn documents_of_a_revoked_signer_are_refused() {
         panic!("{event:?}")
     };
     assert_eq!(error.code(), "revoked");
+}
+
+/// What the trusted root has signed exists, so a clock that is before its date is slow.
+#[test]
+fn collateral_is_accepted_by_a_clock_that_is_slow() {
+    let year_ago = NOW - 365 * DAY;
+    let mut store = store();
+    let event = store.import(fresh(NOW), year_ago, 0).unwrap();
+    let Event::Refreshed { valid_from, .. } = event else {
+        panic!("{event:?}")
+    };
+    assert_eq!(valid_from, NOW - 3_600);
+    let key = fresh(NOW).key();
+    assert!(store.snapshot().get(key, year_ago).is_none());
+    assert!(store.snapshot().get(key, valid_from).is_some());
+    let forged = Pki::new(&[8; 32]).unwrap();
+    let forged = forged.parsed_collateral(&CollateralOptions::at(NOW + DAY));
+    let refused = store.import(forged.unwrap(), year_ago, 0).unwrap_err();
+    assert_eq!(refused.code(), "bad_signature");
 }
 
 #[test]

@@ -14,6 +14,8 @@ pub(crate) struct ReadinessChecks {
     pub(crate) roles: Latch,
     /// The collateral that quotes are verified with is cached and valid.
     pub(crate) collateral: Latch,
+    /// The clock is not behind what must have passed.
+    pub(crate) clock: Latch,
     /// The process has started and is not draining.
     pub(crate) accepting: Latch,
 }
@@ -26,6 +28,7 @@ impl ReadinessChecks {
             postgres: readiness.latch("postgres", "not probed yet"),
             roles: readiness.latch("roles", "not set up yet"),
             collateral: readiness.latch("collateral", "not fetched yet"),
+            clock: readiness.latch("clock", "not read yet"),
             accepting: readiness.latch("accepting", "starting"),
             readiness,
         }

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::attestation::verifier::QuoteVerifier;
 use crate::config::Attestation;
-use crate::io::clock::unix_now;
+use crate::io::clock::{raise_floor, unix_now};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::certificate::Identity;
 
@@ -56,8 +56,11 @@ pub(crate) fn start(
         events: Box::new(move |event| {
             match event {
                 Event::Refreshed {
-                    changed: is_new, ..
+                    changed: is_new,
+                    valid_from,
+                    ..
                 } => {
+                    raise_floor(valid_from);
                     refreshed.increment(1);
                     if is_new {
                         // The receiver may be gone at shutdown.
@@ -119,6 +122,7 @@ fn log_event(event: Event) {
             key,
             expires_at,
             changed,
+            ..
         } => tracing::info!(%key, expires_at, changed, "collateral refreshed"),
         Event::Failed {
             key,

@@ -4,18 +4,26 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use attest::collateral::Fmspc;
-use attest::mock::{Behaviour, Evidence, Platform, PlatformOptions};
+use attest::mock::{
+    Behaviour, CollateralOptions, Evidence, LeafOptions, PccsResponses, Platform, PlatformOptions,
+    Validity,
+};
 
 use super::{ADMITTED, connect, refusal};
 use crate::harness::fixture::Fixture;
+use crate::harness::http;
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
-use crate::harness::tdx_fixture::TdxFixture;
+use crate::harness::tdx_fixture::{TdxFixture, now};
 
 pub(super) fn add(suite: &mut Suite) {
     suite.add(
         "attestation_gate::cached_collateral_survives_pccs_outage_and_restart",
         pccs_outage,
+    );
+    suite.add(
+        "attestation_gate::collateral_shows_that_the_clock_is_slow",
+        slow_clock,
     );
     suite.add(
         "attestation_gate::login_timeout_applies_while_the_pccs_is_silent",
@@ -56,6 +64,39 @@ fn pccs_outage(fixture: &Fixture) {
 
     let second = Sidecar::start(&settings);
     let output = tdx.psql_select_1(fixture, &second, Some(&new_client));
+    assert_eq!(output, ADMITTED);
+}
+
+/// The PCCS has collateral that was issued tomorrow: so it is tomorrow, whatever the clock says.
+fn slow_clock(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let issued = now() + 86_400;
+    let collateral = tdx.pki.collateral(&CollateralOptions::at(issued));
+    let responses = PccsResponses::empty().with(
+        tdx.platform.collateral_key(),
+        collateral.expect("collateral"),
+    );
+    tdx.pccs.set_responses(responses);
+    let settings = tdx.attested_sidecar_settings(fixture);
+    let sidecar = Sidecar::start(&settings.set("TEESQL_ADMIN_LISTEN", "127.0.0.1:0"));
+    let text = "the clock of this machine says ";
+    http::await_unready(sidecar.admin_address(), "clock", text);
+    sidecar.await_log("the slow clock", |line| {
+        let message = line["message"].as_str().unwrap_or_default();
+        line["level"] == "ERROR" && message.starts_with(text)
+    });
+    let expiring = LeafOptions {
+        validity: Validity {
+            from: now() - 60,
+            until: now() + 3_600,
+        },
+        ..LeafOptions::default()
+    };
+    let expiring = tdx.issue_with("expiring", &Evidence::default(), &expiring);
+    let output = tdx.psql_select_1(fixture, &sidecar, Some(&expiring));
+    assert!(output.contains(&refusal("expired")), "{output}");
+    let client = tdx.issue("client", &Evidence::default());
+    let output = tdx.psql_select_1(fixture, &sidecar, Some(&client));
     assert_eq!(output, ADMITTED);
 }
 

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
@@ -17,6 +18,7 @@ use wire::startup::{ProtocolVersion, Startup};
 use crate::attestation::gate::Attested;
 use crate::auth::client_auth::ClientAuth;
 use crate::auth::credential::Credential;
+use crate::auth::failed_logins::{FailedLogins, PeerIdentity};
 use crate::auth::grants::{EntryIsFull, EntryPermit, NotGranted, RequestedSession};
 use crate::auth::role::Role;
 use crate::io::buffer::{Buffer, Size};
@@ -51,6 +53,7 @@ pub(crate) struct InboundHandler {
     pub(crate) scram_channel_binding: bool,
     /// Whether `postgres` can log in at all.
     pub(crate) superuser_logins: bool,
+    pub(crate) failed_logins: FailedLogins,
 }
 
 type Client = TlsStream<UnbufferedServerConnection>;
@@ -285,6 +288,7 @@ async fn attest(
             audit_log.admitted(&mut info, peer.as_deref());
         }
     }
+    info.borrow_mut().attested = peer.is_some();
     control.set_peer(peer);
     Ok(verdict??)
 }
@@ -332,7 +336,13 @@ impl LoginContext<'_> {
         }
         let (credential, version) = match self.trusted_credential(role) {
             Some(credential) => (credential, self.negotiate(client, &startup).await?),
-            None => self.authenticate(client, &startup, role).await?,
+            None => match self.authenticate(client, &startup, role).await {
+                Ok(authenticated) => {
+                    self.forget_failures();
+                    authenticated
+                }
+                Err(reason) => return Err(self.delay_failure(reason).await),
+            },
         };
         let entry_permit = handler
             .context
@@ -351,6 +361,28 @@ impl LoginContext<'_> {
             .await?;
         drop(fd_guard);
         Ok(Login::Session(session, entry_permit))
+    }
+
+    /// Ends the back-off of an attested client that has presented a right secret.
+    fn forget_failures(&self) {
+        if let Some(peer) = self.control.peer() {
+            let identity = PeerIdentity::of(&peer);
+            self.handler.failed_logins.succeeded(identity);
+        }
+    }
+
+    /// Waits before a wrong secret of an attested client is answered, according to its back-off.
+    async fn delay_failure(&self, reason: CloseReason) -> CloseReason {
+        let (CloseReason::AuthenticationFailed, Some(peer)) = (&reason, self.control.peer()) else {
+            return reason;
+        };
+        let identity = PeerIdentity::of(&peer);
+        let wait = self.handler.failed_logins.failed(identity, Instant::now());
+        let waited = self
+            .control
+            .race_terminated(monoio::time::sleep(wait))
+            .await;
+        waited.err().unwrap_or(reason)
     }
 
     /// Compares the role and the database with what the client's policy entry grants, before its secret is asked for.

@@ -16,9 +16,11 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use attest::AttestedPeer;
+use attest::collateral::FamilySession;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::auth::grants::{NotGranted, RequestedSession};
+use crate::io::clock::unix_now;
 use crate::sched::busy_poll::{Direction, Transfer};
 use crate::sched::delay_timer::TimerQueue;
 use crate::session::activity::ShardActivity;
@@ -78,6 +80,8 @@ pub(crate) struct ConnectionControl {
     activity: Rc<ShardActivity>,
     watchdog_waker: RefCell<Option<Waker>>,
     peer: RefCell<Option<Arc<AttestedPeer>>>,
+    /// Keeps the collateral of the peer's platform family in use.
+    family: RefCell<Option<FamilySession>>,
     requested: RefCell<Option<RequestedSession>>,
 }
 
@@ -109,12 +113,17 @@ impl ConnectionControl {
             activity,
             watchdog_waker: RefCell::new(None),
             peer: RefCell::new(None),
+            family: RefCell::new(None),
             requested: RefCell::new(None),
         }
     }
 
     /// Stores the attested identity of the peer, which may be revalidated later.
     pub(crate) fn set_peer(&self, peer: Option<Arc<AttestedPeer>>) {
+        let family = peer
+            .as_ref()
+            .and_then(|peer| peer.begin_session(unix_now()));
+        *self.family.borrow_mut() = family;
         *self.peer.borrow_mut() = peer;
     }
 

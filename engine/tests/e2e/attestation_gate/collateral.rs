@@ -26,6 +26,10 @@ pub(super) fn add(suite: &mut Suite) {
         slow_clock,
     );
     suite.add(
+        "attestation_gate::expired_collateral_of_a_visitor_is_no_concern",
+        visitor,
+    );
+    suite.add(
         "attestation_gate::login_timeout_applies_while_the_pccs_is_silent",
         silent_pccs,
     );
@@ -98,6 +102,42 @@ fn slow_clock(fixture: &Fixture) {
     let client = tdx.issue("client", &Evidence::default());
     let output = tdx.psql_select_1(fixture, &sidecar, Some(&client));
     assert_eq!(output, ADMITTED);
+}
+
+/// A client on another kind of platform has been there, and its collateral has expired since.
+fn visitor(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let own = tdx.platform.collateral_key();
+    let foreign = PlatformOptions {
+        fmspc: Fmspc([7; 6]),
+        ..PlatformOptions::default()
+    };
+    let foreign = Platform::new(&tdx.pki, &foreign).expect("a platform");
+    let key = foreign.collateral_key();
+    let soon = Validity {
+        from: now() - 60,
+        until: now() + 12,
+    };
+    let expiring = CollateralOptions {
+        tcb_info: soon,
+        ..CollateralOptions::at(now()).for_key(key)
+    };
+    let collateral = |options: &CollateralOptions| tdx.pki.collateral(options).expect("collateral");
+    let responses = PccsResponses::empty()
+        .with(own, collateral(&CollateralOptions::at(now())))
+        .with(key, collateral(&expiring));
+    tdx.pccs.set_responses(responses);
+    let settings = tdx.attested_sidecar_settings(fixture);
+    let sidecar = Sidecar::start(&settings.set("TEESQL_ADMIN_LISTEN", "127.0.0.1:0"));
+    let address = sidecar.admin_address();
+    http::await_ready(address);
+    let visitor = tdx.issue_on(&tdx.pki, &foreign, "visitor", &Evidence::default());
+    let mut session = connect(fixture, &sidecar, &visitor);
+    session.login_reader();
+    // While it is there, its collateral is a concern.
+    http::await_unready(address, "collateral", "collateral has expired");
+    session.terminate();
+    http::await_ready(address);
 }
 
 fn silent_pccs(fixture: &Fixture) {

@@ -29,6 +29,7 @@ mod pccs;
 mod refresher;
 mod set;
 mod store;
+mod usage;
 mod validity;
 
 pub use disk_cache::{DiskCache, LoadError, load_file};
@@ -39,6 +40,7 @@ pub use pccs::{INTEL_PCS, PHALA_PCCS, Source, SourceError};
 pub use refresher::{Environment, Handle, Refresher, Unavailable};
 pub use set::Collateral;
 pub use store::{Event, RequestOutcome, Schedule, Snapshot, Store};
+pub use usage::{FamilySession, FamilyUsage};
 
 pub use crate::limits::{
     MAX_COLLATERAL_PART_LEN, MAX_CONCURRENT_FETCHES, MAX_ISSUER_CHAIN_LEN, MAX_PLATFORM_FAMILIES,

@@ -86,7 +86,7 @@ pub(crate) const MAX_COLLATERAL_JSON_LEN: usize =
 pub(crate) const MAX_PCCS_RESPONSE_LEN: usize = 2 * MAX_COLLATERAL_PART_LEN;
 
 /// Maximum number of platform families that are cached or being fetched. A fleet has a handful. A
-/// peer that invents FMSPCs can use up the rest, and evicts only families without collateral.
+/// peer that invents FMSPCs can use up the rest, and evicts only families without collateral or without use.
 pub const MAX_PLATFORM_FAMILIES: usize = 64;
 
 /// Maximum number of concurrent fetches: enough that one unreachable family does not delay another.

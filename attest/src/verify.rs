@@ -15,7 +15,7 @@ use x509_parser::pem::Pem;
 
 use crate::binding::BoundEvidence;
 use crate::chain::{Chain, fingerprint};
-use crate::collateral::{Collateral, CollateralKey, Fmspc};
+use crate::collateral::{Collateral, CollateralKey, FamilySession, FamilyUsage, Fmspc};
 use crate::denial::Denial;
 use crate::event_log::Identity;
 use crate::policy::{PeerEntry, Policy, PolicyEpoch};
@@ -287,9 +287,22 @@ pub struct AttestedPeer {
     entry: Arc<PeerEntry>,
     os: Option<Arc<str>>,
     valid_until: u64,
+    family: Option<FamilyUsage>,
 }
 
 impl AttestedPeer {
+    /// The same peer, whose sessions count as use of the collateral that it was verified with.
+    #[must_use]
+    pub fn of_family(self, family: Option<FamilyUsage>) -> Self {
+        Self { family, ..self }
+    }
+
+    /// Counts a session of this peer for its platform family, from `now` in Unix seconds until the result is dropped.
+    #[must_use]
+    pub fn begin_session(&self, now: u64) -> Option<FamilySession> {
+        self.family.as_ref().map(|family| family.begin(now))
+    }
+
     /// The presented chain.
     #[must_use]
     pub fn chain(&self) -> &Chain {

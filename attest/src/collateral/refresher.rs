@@ -19,8 +19,8 @@ use super::set::Collateral;
 use super::store::{Event, RequestOutcome, Snapshot, Store};
 use crate::limits::{MAX_COLLATERAL_REQUESTS, MAX_COLLATERAL_WAITERS};
 
-/// Longest sleep: the wall clock may be set in the meantime.
-const MAX_SLEEP: Duration = Duration::from_secs(60);
+/// Longest sleep, because the wall clock may be set in the meantime.
+const MAX_SLEEP: Duration = Duration::from_secs(1);
 
 /// Why there is no collateral for a quote.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -314,36 +314,40 @@ impl Refresher {
                 why: error.to_string(),
             },
         };
-        self.finish(key, event, now);
+        self.finish(key, event);
     }
 
     fn fetched(&mut self, key: CollateralKey, result: Result<Collateral, FetchError>) {
         let (now, random) = ((self.environment.now)(), (self.environment.random)());
         let event = self.store.complete_fetch(key, result, now, random);
-        self.finish(key, event, now);
+        self.finish(key, event);
     }
 
-    /// Publishes a result to readers, waiting callers, the disk and the event callback.
-    fn finish(&mut self, key: CollateralKey, event: Event, now: u64) {
+    /// Publishes a result to readers, the event callback, waiting callers and the disk.
+    fn finish(&mut self, key: CollateralKey, event: Event) {
         self.publish();
-        let result = match (&event, self.store.snapshot().get(key, now)) {
+        let changed = matches!(event, Event::Refreshed { changed: true, .. });
+        let failed = match &event {
+            Event::Failed { error, .. } => Some(error.clone()),
+            _ => None,
+        };
+        (self.environment.events)(event);
+        // The event may have shown that the clock is slow.
+        let now = (self.environment.now)();
+        let result = match (failed, self.store.snapshot().get(key, now)) {
             (_, Some(cached)) => Some(Ok(Arc::clone(cached))),
-            (Event::Failed { error, .. }, None) => Some(Err(Unavailable::Failed {
-                key,
-                error: error.clone(),
-            })),
+            (Some(error), None) => Some(Err(Unavailable::Failed { key, error })),
             // A refused import does not answer callers that wait for a fetch.
-            (_, None) => None,
+            (None, None) => None,
         };
         if let Some(result) = result {
             for waiter in self.waiters.remove(&key).unwrap_or_default() {
                 let _ = waiter.send(result.clone());
             }
         }
-        if let Event::Refreshed { changed: true, .. } = event {
+        if changed {
             self.save(key, now);
         }
-        (self.environment.events)(event);
     }
 
     fn save(&mut self, key: CollateralKey, now: u64) {

@@ -10,7 +10,11 @@ use super::error::CollateralError;
 use super::fetch::FetchError;
 use super::key::CollateralKey;
 use super::set::Collateral;
+use super::usage::FamilyUsage;
 use crate::limits::{MAX_CONCURRENT_FETCHES, MAX_PLATFORM_FAMILIES};
+
+/// Seconds for which the collateral of a family without sessions is refreshed after its last use.
+const REFRESH_UNUSED: u64 = 86_400;
 
 /// When to refresh, and when to warn. All values in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +59,8 @@ pub enum Event {
     Refreshed {
         /// The platforms.
         key: CollateralKey,
+        /// The newest date on it, in Unix seconds: by then this much time must have passed.
+        valid_from: u64,
         /// When it expires, in Unix seconds.
         expires_at: u64,
         /// Whether the content is new. If so, the epoch has changed.
@@ -71,14 +77,14 @@ pub enum Event {
         /// The earliest time of the next attempt, in Unix seconds.
         retry_at: u64,
     },
-    /// Little validity is left: an operator should look at the PCCS.
+    /// Little validity is left: an operator should look at the PCCS. Only of platforms that have sessions.
     AboutToExpire {
         /// The platforms.
         key: CollateralKey,
         /// When it expires, in Unix seconds.
         expires_at: u64,
     },
-    /// Collateral has expired: sessions from these platforms are refused.
+    /// Collateral has expired: sessions from these platforms are refused. Only of platforms that have sessions.
     Expired {
         /// The platforms.
         key: CollateralKey,
@@ -121,7 +127,7 @@ pub enum RequestOutcome {
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     epoch: u64,
-    cached: BTreeMap<CollateralKey, Arc<Collateral>>,
+    cached: BTreeMap<CollateralKey, (Arc<Collateral>, FamilyUsage)>,
 }
 
 impl Snapshot {
@@ -134,21 +140,28 @@ impl Snapshot {
     /// The collateral for `key`, if it is valid at `now` (Unix seconds).
     #[must_use]
     pub fn get(&self, key: CollateralKey, now: u64) -> Option<&Arc<Collateral>> {
-        self.cached
-            .get(&key)
-            .filter(|collateral| collateral.is_valid_at(now))
+        let (collateral, _) = self.cached.get(&key)?;
+        Some(collateral).filter(|collateral| collateral.is_valid_at(now))
+    }
+
+    /// The use of the collateral for `key`, if it is cached.
+    #[must_use]
+    pub fn usage(&self, key: CollateralKey) -> Option<&FamilyUsage> {
+        self.cached.get(&key).map(|(_, usage)| usage)
     }
 
     /// All cached collateral, expired or not.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Collateral>> {
-        self.cached.values()
+        self.cached.values().map(|(collateral, _)| collateral)
     }
 
-    /// Seconds until each set expires, for a metric. 0 for expired ones.
+    /// Seconds until each set of a family that has sessions expires. 0 for expired ones.
     pub fn seconds_until_expiry(&self, now: u64) -> impl Iterator<Item = (CollateralKey, u64)> {
-        self.cached
+        let used = self
+            .cached
             .iter()
-            .map(move |(key, cached)| (*key, cached.expires_at().saturating_sub(now)))
+            .filter(|(_, (_, usage))| usage.sessions() > 0);
+        used.map(move |(key, (cached, _))| (*key, cached.expires_at().saturating_sub(now)))
     }
 }
 
@@ -163,6 +176,7 @@ struct Entry {
     last: Option<FetchError>,
     next_attempt_at: u64,
     requested_at: u64,
+    usage: FamilyUsage,
     warning_reported: bool,
     expiry_reported: bool,
 }
@@ -175,7 +189,14 @@ impl Entry {
     }
 
     fn is_due(&self, now: u64) -> bool {
-        !self.in_flight && self.next_attempt_at <= now && (self.requested || self.cached.is_some())
+        let keep_fresh = self.cached.is_some() && self.was_used_within(REFRESH_UNUSED, now);
+        !self.in_flight && self.next_attempt_at <= now && (self.requested || keep_fresh)
+    }
+
+    /// Whether it has sessions, or was requested or used in the last `seconds`.
+    fn was_used_within(&self, seconds: u64, now: u64) -> bool {
+        let last = self.requested_at.max(self.usage.last_used());
+        self.usage.sessions() > 0 || last.saturating_add(seconds) > now
     }
 }
 
@@ -207,7 +228,7 @@ impl Store {
 
     /// Requests the collateral for `key`. From the first request on, the store keeps it fresh.
     pub fn request(&mut self, key: CollateralKey, now: u64) -> RequestOutcome {
-        if !self.entries.contains_key(&key) && !self.make_room() {
+        if !self.entries.contains_key(&key) && !self.make_room(now) {
             return RequestOutcome::Full;
         }
         let entry = self.entries.entry(key).or_default();
@@ -230,22 +251,30 @@ impl Store {
         RequestOutcome::Pending
     }
 
-    /// Evicts the least recently requested family without collateral, if the cache is full.
-    fn make_room(&mut self) -> bool {
+    /// If the cache is full, evicts the least recently requested family without collateral, or else the least recently
+    /// used one that was not used for a day.
+    fn make_room(&mut self, now: u64) -> bool {
         if self.entries.len() < MAX_PLATFORM_FAMILIES {
             return true;
         }
+        let unused = |e: &Entry| e.cached.is_none() || !e.was_used_within(REFRESH_UNUSED, now);
         let idle = self
             .entries
             .iter()
-            .filter(|(_, e)| e.cached.is_none() && !e.in_flight);
+            .filter(|(_, e)| !e.in_flight && unused(e));
         let Some(oldest) = idle
-            .min_by_key(|(_, e)| e.requested_at)
+            .min_by_key(|(_, e)| (e.cached.is_some(), e.requested_at.max(e.usage.last_used())))
             .map(|(key, _)| *key)
         else {
             return false;
         };
-        self.entries.remove(&oldest);
+        if self
+            .entries
+            .remove(&oldest)
+            .is_some_and(|e| e.cached.is_some())
+        {
+            self.publish();
+        }
         true
     }
 
@@ -310,7 +339,7 @@ impl Store {
         entry.in_flight = false;
         match taken {
             Ok((collateral, changed)) => {
-                let expires_at = collateral.expires_at();
+                let (valid_from, expires_at) = (collateral.valid_from(), collateral.expires_at());
                 entry.failures = 0;
                 entry.last = None;
                 entry.next_attempt_at = self.schedule.refresh_at(&collateral, now, random);
@@ -322,6 +351,7 @@ impl Store {
                 }
                 Event::Refreshed {
                     key,
+                    valid_from,
                     expires_at,
                     changed,
                 }
@@ -357,11 +387,12 @@ impl Store {
     ) -> Result<Event, CollateralError> {
         let key = imported.key();
         let (collateral, changed) = self.verify_and_merge(key, imported, now)?;
-        if !self.entries.contains_key(&key) && !self.make_room() {
+        if !self.entries.contains_key(&key) && !self.make_room(now) {
             return Err(CollateralError::StoreFull);
         }
-        let expires_at = collateral.expires_at();
+        let (valid_from, expires_at) = (collateral.valid_from(), collateral.expires_at());
         let entry = self.entries.entry(key).or_default();
+        entry.requested_at = entry.requested_at.max(now);
         if changed {
             // Its age is unknown, so refresh it soon, but spread over the restarted machines.
             entry.next_attempt_at =
@@ -373,17 +404,19 @@ impl Store {
         }
         Ok(Event::Refreshed {
             key,
+            valid_from,
             expires_at,
             changed,
         })
     }
 
-    /// Events that are due because time has passed.
+    /// Events that are due because time has passed. Expired collateral stays: with the parts of it that are still
+    /// valid, a PCCS cannot go back to older ones when the family is used again.
     pub fn tick(&mut self, now: u64) -> Vec<Event> {
         let warn = self.schedule.warn_before_expiry;
         let mut events = Vec::new();
         for (key, entry) in &mut self.entries {
-            let Some(cached) = &entry.cached else {
+            let Some(cached) = entry.cached.as_ref().filter(|_| entry.usage.sessions() > 0) else {
                 continue;
             };
             let expires_at = cached.expires_at();
@@ -402,7 +435,8 @@ impl Store {
         events
     }
 
-    /// Verifies `fetched` and merges it with the cached collateral. Also gives whether the content is new.
+    /// Verifies `fetched` and merges it with the cached collateral. Also gives whether the content is new. The dates are
+    /// compared with `now`, or with the newest date on `fetched` if that is later.
     fn verify_and_merge(
         &self,
         key: CollateralKey,
@@ -412,6 +446,8 @@ impl Store {
         if fetched.key() != key {
             return Err(CollateralError::WrongKey);
         }
+        // What Intel has signed exists: a clock that is before its date is slow.
+        let now = now.max(fetched.valid_from());
         fetched.check(&self.root, now)?;
         let Some(cached) = self
             .entries
@@ -432,7 +468,8 @@ impl Store {
 
     fn publish(&mut self) {
         let cached = |(key, entry): (&CollateralKey, &Entry)| {
-            Some((*key, Arc::clone(entry.cached.as_ref()?)))
+            let cached = Arc::clone(entry.cached.as_ref()?);
+            Some((*key, (cached, entry.usage.clone())))
         };
         self.snapshot = Arc::new(Snapshot {
             epoch: self.snapshot.epoch + 1,

@@ -65,6 +65,7 @@ pub(super) fn admit_traced<O: CheckObserver>(
             .map(|until| until.saturating_sub(1)),
     ];
     Ok(AttestedPeer {
+        family: None,
         valid_until: until.into_iter().flatten().min().unwrap_or(now),
         debug: report.is_under_debug(),
         mrtd: report.mrtd(),

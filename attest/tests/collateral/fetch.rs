@@ -345,6 +345,8 @@ fn faulty_pccs_does_not_replace_cached_collateral() {
     let pccs = pccs();
     let harness = start(Some(fetcher(&pccs.url())), None);
     want(&harness.handle).unwrap();
+    let snapshot = harness.handle.snapshot();
+    let _session = snapshot.usage(key()).unwrap().begin(NOW);
     let mut now = NOW;
     for behaviour in [
         Behaviour::Close,
@@ -432,6 +434,8 @@ fn expiry_is_announced_and_enforced() {
     let pccs = pccs();
     let harness = start(Some(fetcher(&pccs.url())), None);
     let expires_at = want(&harness.handle).unwrap().expires_at();
+    let snapshot = harness.handle.snapshot();
+    let _session = snapshot.usage(key()).unwrap().begin(NOW);
     drop(pccs);
     harness.set_time(expires_at - 3 * DAY);
     harness.await_event(|event| matches!(event, Event::AboutToExpire { .. }));

@@ -12,18 +12,26 @@ fn store() -> Store {
     Store::new(pki().root_der().to_vec(), Schedule::default())
 }
 
-/// A store with collateral that was issued at `NOW`.
+/// A store with collateral that was issued at `NOW`, whose family has a session that never ends.
 fn filled_store() -> (Store, CollateralKey) {
+    let (store, key) = unused_store();
+    std::mem::forget(store.snapshot().usage(key).unwrap().begin(NOW));
+    (store, key)
+}
+
+/// The same without a session.
+fn unused_store() -> (Store, CollateralKey) {
     let mut store = store();
     let key = fresh(NOW).key();
     assert_eq!(store.request(key, NOW), RequestOutcome::Pending);
     assert_eq!(store.next_due(NOW), Some(key));
     let event = store.complete_fetch(key, Ok(fresh(NOW)), NOW, 0);
-    let expires_at = NOW - 3_600 + 30 * DAY;
+    let (valid_from, expires_at) = (NOW - 3_600, NOW - 3_600 + 30 * DAY);
     assert_eq!(
         event,
         Event::Refreshed {
             key,
+            valid_from,
             expires_at,
             changed: true
         }
@@ -79,11 +87,12 @@ fn older_parts_are_not_stored() {
     let at = NOW + DAY;
     store.next_due(at).unwrap();
     let event = store.complete_fetch(key, Ok(fresh(NOW - DAY)), at, 0);
-    let expires_at = NOW - 3_600 + 30 * DAY;
+    let (valid_from, expires_at) = (NOW - 3_600, NOW - 3_600 + 30 * DAY);
     assert_eq!(
         event,
         Event::Refreshed {
             key,
+            valid_from,
             expires_at,
             changed: false
         }
@@ -95,10 +104,12 @@ fn older_parts_are_not_stored() {
     };
     store.next_due(at + DAY).unwrap();
     let event = store.complete_fetch(key, Ok(pki().parsed_collateral(&old).unwrap()), at + DAY, 0);
+    let valid_from = at - 3_600;
     assert_eq!(
         event,
         Event::Refreshed {
             key,
+            valid_from,
             expires_at,
             changed: true
         }
@@ -172,6 +183,25 @@ fn documents_of_a_revoked_signer_are_refused() {
         panic!("{event:?}")
     };
     assert_eq!(error.code(), "revoked");
+}
+
+/// What the trusted root has signed exists, so a clock that is before its date is slow.
+#[test]
+fn collateral_is_accepted_by_a_clock_that_is_slow() {
+    let year_ago = NOW - 365 * DAY;
+    let mut store = store();
+    let event = store.import(fresh(NOW), year_ago, 0).unwrap();
+    let Event::Refreshed { valid_from, .. } = event else {
+        panic!("{event:?}")
+    };
+    assert_eq!(valid_from, NOW - 3_600);
+    let key = fresh(NOW).key();
+    assert!(store.snapshot().get(key, year_ago).is_none());
+    assert!(store.snapshot().get(key, valid_from).is_some());
+    let forged = Pki::new(&[8; 32]).unwrap();
+    let forged = forged.parsed_collateral(&CollateralOptions::at(NOW + DAY));
+    let refused = store.import(forged.unwrap(), year_ago, 0).unwrap_err();
+    assert_eq!(refused.code(), "bad_signature");
 }
 
 #[test]
@@ -361,6 +391,70 @@ fn expiry_is_announced_once_ahead_and_once_when_it_occurs() {
         RequestOutcome::Cached(_)
     ));
     assert_eq!(store.tick(expires_at + 27 * DAY).len(), 1);
+}
+
+/// How many families concern `/ready`.
+fn left_of(store: &Store, now: u64) -> usize {
+    store.snapshot().seconds_until_expiry(now).count()
+}
+
+/// The family of a visitor is refreshed for a day, and expires without a message to the operator.
+#[test]
+fn families_without_sessions_are_not_refreshed_and_expire_silently() {
+    let (mut store, key) = unused_store();
+    let session = store.snapshot().usage(key).unwrap().begin(NOW + 60);
+    let next = store.next_wake().unwrap();
+    assert_eq!(store.next_due(next), Some(key));
+    store.complete_fetch(key, Ok(fresh(NOW)), next, 0);
+    drop(session);
+    assert_eq!(store.next_due(NOW + 3 * DAY), None, "it was not used");
+
+    let expires_at = fresh(NOW).expires_at();
+    assert!(store.tick(expires_at - 1).is_empty());
+    assert_eq!(left_of(&store, expires_at), 0, "/ready does not need it");
+    assert!(store.tick(expires_at).is_empty());
+    // The next visitor causes a fetch.
+    assert_eq!(store.request(key, expires_at), RequestOutcome::Pending);
+    assert_eq!(store.next_due(expires_at), Some(key));
+}
+
+#[test]
+fn a_family_with_a_session_is_kept_and_announced() {
+    let (mut store, key) = unused_store();
+    let session = store.snapshot().usage(key).unwrap().begin(NOW);
+    let expires_at = fresh(NOW).expires_at();
+    assert_eq!(store.tick(expires_at), [Event::Expired { key }]);
+    let left: Vec<_> = store.snapshot().seconds_until_expiry(expires_at).collect();
+    assert_eq!(left, [(key, 0)]);
+    assert_eq!(store.next_due(expires_at), Some(key), "it is fetched again");
+    drop(session);
+    assert_eq!(left_of(&store, expires_at), 0);
+}
+
+#[test]
+fn families_that_were_not_used_for_a_day_make_room() {
+    let mut store = store();
+    let family = |number: u8| CollateralKey {
+        fmspc: Fmspc([number; 6]),
+        ca: CaType::Platform,
+    };
+    let collateral = |number| {
+        let options = CollateralOptions::at(NOW).for_key(family(number));
+        pki().parsed_collateral(&options).unwrap()
+    };
+    let families = u8::try_from(MAX_PLATFORM_FAMILIES).unwrap();
+    for number in 0..families {
+        let at = NOW + u64::from(number);
+        store.import(collateral(number), at, 0).unwrap();
+    }
+    let first = store.snapshot().usage(family(0)).unwrap().begin(NOW);
+    let new = family(families);
+    assert_eq!(store.request(new, NOW + 60), RequestOutcome::Full);
+    // A day later all are unused, except for the first, which has a session.
+    assert_eq!(store.request(new, NOW + 63 + DAY), RequestOutcome::Pending);
+    let held = |store: &Store, number| store.snapshot().usage(family(number)).is_some();
+    assert!(held(&store, 0) && !held(&store, 1) && held(&store, 2));
+    drop(first);
 }
 
 #[test]

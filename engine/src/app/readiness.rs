@@ -16,6 +16,8 @@ pub(crate) struct ReadinessChecks {
     pub(crate) collateral: Latch,
     /// The evidence in the own certificate is genuine, if clients are attested.
     pub(crate) evidence: Latch,
+    /// The clock is not behind what must have passed.
+    pub(crate) clock: Latch,
     /// The process has started and is not draining.
     pub(crate) accepting: Latch,
 }
@@ -29,6 +31,7 @@ impl ReadinessChecks {
             roles: readiness.latch("roles", "not set up yet"),
             collateral: readiness.latch("collateral", "not fetched yet"),
             evidence: readiness.latch("evidence", "not judged yet"),
+            clock: readiness.latch("clock", "not read yet"),
             accepting: readiness.latch("accepting", "starting"),
             readiness,
         }

@@ -33,7 +33,7 @@ use crate::shard::live_config::LiveConfig;
 use crate::shard::pool::{self, ShardConfig, ShardPool};
 use crate::tasks::certificate_renewal::{CertificateRenewer, InstallFn};
 use crate::tasks::role_repair::{self, RepairTrigger, RoleRepair};
-use crate::tasks::{audit_watch, collateral_refresh, own_evidence, upstream_probe};
+use crate::tasks::{audit_watch, clock_watch, collateral_refresh, own_evidence, upstream_probe};
 use crate::telemetry::audit::AuditLog;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::shard_metrics;
@@ -222,6 +222,7 @@ fn bind(config: &Config) -> Result<StartupContext, StartError> {
     metrics.set_info(driver, config);
     let agent = Agent::new(config.process.guest_agent.clone(), AgentOptions::default())?;
     let checks = ReadinessChecks::new();
+    tokio::spawn(clock_watch::run(checks.clock.clone()));
     let admin_source = AdminSource::new(config, &agent, &metrics, &checks);
     let settings = admin::Settings {
         attestation_interval: config.attestation_interval,

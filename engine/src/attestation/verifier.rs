@@ -12,7 +12,7 @@ use std::time::Instant;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use attest::cache::{Capacity, Epoch, Verdict, VerdictCache};
 use attest::chain::{Chain, KmsRoot};
-use attest::collateral::{Collateral, CollateralKey, Handle};
+use attest::collateral::{Collateral, CollateralKey, FamilyUsage, Handle};
 use attest::quote::TdQuote;
 use attest::{BoundEvidence, Denial, Policy, TrustedRoot, Verifier, examine};
 use metrics::Histogram;
@@ -207,7 +207,10 @@ impl QuoteVerifier {
         let verdict = match evidence.collateral_key() {
             Err(denial) => Err(denial),
             Ok(key) => match snapshot.get(key, now) {
-                Some(collateral) => self.verify_with_collateral(evidence, collateral, &policy, now),
+                Some(collateral) => {
+                    let family = snapshot.usage(key).cloned();
+                    self.verify_with_collateral(evidence, collateral, family, &policy, now)
+                }
                 // Clients must not cause requests for platforms that they invent.
                 None => match self.check_pck_chain(evidence, now) {
                     Ok(()) => return Verification::MissingCollateral(key),
@@ -227,13 +230,14 @@ impl QuoteVerifier {
         &self,
         evidence: &BoundEvidence,
         collateral: &Collateral,
+        family: Option<FamilyUsage>,
         policy: &Policy,
         now: u64,
     ) -> Verdict {
         let started = Instant::now();
         let verdict = self.verifier.verify(evidence, collateral, policy, now);
         self.verification_seconds.record(started.elapsed());
-        verdict.map(Arc::new)
+        verdict.map(|peer| Arc::new(peer.of_family(family)))
     }
 
     /// The verdict about the chain of this process's own certificate, by the conditions on the platform only: it need
@@ -309,7 +313,8 @@ impl QuoteVerifier {
         Verification::Verdict(epoch, verdict)
     }
 
-    /// Seconds until the first cached collateral expires; `None` if none is cached.
+    /// Seconds until the first collateral expires of a platform family that has sessions, or of this machine's own;
+    /// `None` if there is none.
     pub(crate) fn seconds_until_collateral_expiry(&self, now: u64) -> Option<u64> {
         let snapshot = self.collateral.snapshot();
         snapshot

@@ -6,6 +6,7 @@ pub mod client_auth;
 pub mod cluster_secrets;
 pub(crate) mod credential;
 pub(crate) mod derived_secrets;
+pub(crate) mod failed_logins;
 pub(crate) mod grants;
 pub(crate) mod launch_token;
 pub mod postgres_passwords;

@@ -1,12 +1,47 @@
-//! The wall clock, for comparison with the times in certificates, manifests and collateral.
+//! The wall clock, for comparison with the times in certificates, manifests and collateral, with a floor.
+//!
+//! The host sets a guest's clock. A clock that is set back makes expired certificates and collateral valid again.
+//! So the time is never taken to be before what must have passed: the date of the build, and the newest date on
+//! collateral that verified under the trusted root. Dates of certificates do not count, because each TD chooses
+//! those of its own certificate.
 //!
 //! It may be set at any time, so it must never measure a duration.
 
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The current time in Unix seconds. It is 0, at which no certificate is valid, if the clock is
-/// before 1970.
+use attest::certificate::CLOCK_SKEW;
+
+/// The date of this source, 2026-11-01: the floor of builds without `SOURCE_DATE_EPOCH`. Raise it with each release.
+const SOURCE_DATE: u64 = 1_793_491_200;
+
+/// The date of the build, in Unix seconds: `SOURCE_DATE_EPOCH` at compile time, which reproducible builds set to the
+/// date of the sources. [reproducible-builds.org]
+const BUILD_DATE: u64 = match option_env!("SOURCE_DATE_EPOCH") {
+    Some(text) => later(parse(text.as_bytes()), SOURCE_DATE),
+    None => SOURCE_DATE,
+};
+
+static FLOOR: TimeFloor = TimeFloor::new(BUILD_DATE);
+
+/// The current time in Unix seconds: that of the system, or the floor if that is later.
 pub(crate) fn unix_now() -> u64 {
+    FLOOR.now(system_now())
+}
+
+/// Raises the floor to `time`, in Unix seconds, which must have been proved to have passed.
+pub(crate) fn raise_floor(time: u64) {
+    FLOOR.raise(time);
+}
+
+/// How far the system's clock is behind the floor; `None` if it is not, or by no more than [`CLOCK_SKEW`].
+pub(crate) fn clock_behind_floor() -> Option<ClockBehind> {
+    FLOOR.behind(system_now())
+}
+
+/// The system's time, in Unix seconds; 0 if it is before 1970.
+fn system_now() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |time| time.as_secs())
@@ -22,6 +57,65 @@ pub(crate) fn readable_time(seconds: u64) -> String {
 /// 9999-12-31T23:59:59Z.
 const LAST_READABLE: u64 = 253_402_300_799;
 
+/// A time that must have passed. It only rises.
+struct TimeFloor(AtomicU64);
+
+/// A clock that is behind the floor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ClockBehind {
+    clock: u64,
+    floor: u64,
+}
+
+impl TimeFloor {
+    const fn new(time: u64) -> Self {
+        Self(AtomicU64::new(time))
+    }
+
+    fn now(&self, system: u64) -> u64 {
+        system.max(self.0.load(Ordering::Relaxed))
+    }
+
+    fn raise(&self, time: u64) {
+        self.0.fetch_max(time, Ordering::Relaxed);
+    }
+
+    fn behind(&self, system: u64) -> Option<ClockBehind> {
+        let floor = self.0.load(Ordering::Relaxed);
+        (system.saturating_add(CLOCK_SKEW) < floor).then_some(ClockBehind {
+            clock: system,
+            floor,
+        })
+    }
+}
+
+impl fmt::Display for ClockBehind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the clock of this machine says {}, but it is {} or later",
+            readable_time(self.clock),
+            readable_time(self.floor)
+        )
+    }
+}
+
+const fn later(one: u64, other: u64) -> u64 {
+    if one > other { one } else { other }
+}
+
+/// The number in decimal digits; 0 for any other text.
+const fn parse(mut digits: &[u8]) -> u64 {
+    let mut number = 0_u64;
+    while let [digit @ b'0'..=b'9', rest @ ..] = digits {
+        number = number
+            .saturating_mul(10)
+            .saturating_add((*digit - b'0') as u64);
+        digits = rest;
+    }
+    if digits.is_empty() { number } else { 0 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -30,5 +124,36 @@ mod tests {
     fn every_time_has_a_readable_form() {
         assert_eq!(readable_time(1_800_000_000), "2027-01-15T08:00:00Z");
         assert_eq!(readable_time(u64::MAX), "9999-12-31T23:59:59Z");
+
+    fn a_clock_that_is_set_back_does_not_make_time_go_back() {
+        let floor = TimeFloor::new(1_000_000);
+        assert_eq!(floor.now(0), 1_000_000);
+        assert_eq!(floor.now(1_000_001), 1_000_001);
+        floor.raise(2_000_000);
+        assert_eq!(floor.now(1_999_999), 2_000_000);
+        floor.raise(1_500_000);
+        assert_eq!(floor.now(0), 2_000_000, "it only rises");
+    }
+
+    #[test]
+    fn a_clock_behind_the_floor_is_reported_with_both_dates() {
+        let floor = TimeFloor::new(1_764_374_400);
+        assert_eq!(floor.behind(1_764_374_400), None);
+        assert_eq!(floor.behind(1_764_374_400 - CLOCK_SKEW), None);
+        let behind = floor.behind(1_577_836_800).unwrap();
+        assert_eq!(
+            behind.to_string(),
+            "the clock of this machine says 2020-01-01T00:00:00Z, but it is 2025-11-29T00:00:00Z or later"
+        );
+        assert!(floor.behind(1_764_374_399 - CLOCK_SKEW).is_some());
+    }
+
+    #[test]
+    fn the_date_of_the_build_is_a_decimal_number() {
+        assert_eq!(parse(b"1764374400"), 1_764_374_400);
+        for wrong in [&b""[..], b"-1", b"1764374400 ", b"0x10", b"today"] {
+            assert_eq!(parse(wrong), 0, "{wrong:?}");
+        }
+        assert!(unix_now() >= SOURCE_DATE);
     }
 }

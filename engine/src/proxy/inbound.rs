@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use attest::Denial;
 use rustls::pki_types::CertificateDer;
@@ -18,6 +19,7 @@ use wire::startup::{ProtocolVersion, Startup};
 use crate::attestation::gate::Attested;
 use crate::auth::client_auth::ClientAuth;
 use crate::auth::credential::Credential;
+use crate::auth::failed_logins::{FailedLogins, PeerIdentity};
 use crate::auth::grants::{EntryIsFull, EntryPermit, NotGranted, RequestedSession};
 use crate::auth::role::Role;
 use crate::io::buffer::{Buffer, Size};
@@ -52,6 +54,7 @@ pub(crate) struct InboundHandler {
     pub(crate) scram_channel_binding: bool,
     /// Whether `postgres` can log in at all.
     pub(crate) superuser_logins: bool,
+    pub(crate) failed_logins: FailedLogins,
 }
 
 type Client = TlsStream<UnbufferedServerConnection>;
@@ -302,6 +305,7 @@ async fn attest(
         }
     }
     let is_attested = peer.is_some();
+    info.borrow_mut().attested = is_attested;
     control.set_peer(peer);
     let attested = verdict.map_err(|reason| match reason {
         // The deadline passes only while collateral is fetched.
@@ -359,7 +363,13 @@ impl LoginContext<'_> {
         limit.map_err(|LimitReached| CloseReason::TooManyConnections)?;
         let (credential, version) = match self.trusted_credential(role) {
             Some(credential) => (credential, self.negotiate(client, &startup).await?),
-            None => self.authenticate(client, &startup, role).await?,
+            None => match self.authenticate(client, &startup, role).await {
+                Ok(authenticated) => {
+                    self.forget_failures();
+                    authenticated
+                }
+                Err(reason) => return Err(self.delay_failure(reason).await),
+            },
         };
         let limit = self.permit.begin_session();
         limit.map_err(|LimitReached| CloseReason::TooManyConnections)?;
@@ -380,6 +390,28 @@ impl LoginContext<'_> {
             .await?;
         drop(fd_guard);
         Ok(Login::Session(session, entry_permit))
+    }
+
+    /// Ends the back-off of an attested client that has presented a right secret.
+    fn forget_failures(&self) {
+        if let Some(peer) = self.control.peer() {
+            let identity = PeerIdentity::of(&peer);
+            self.handler.failed_logins.succeeded(identity);
+        }
+    }
+
+    /// Waits before a wrong secret of an attested client is answered, according to its back-off.
+    async fn delay_failure(&self, reason: CloseReason) -> CloseReason {
+        let (CloseReason::AuthenticationFailed, Some(peer)) = (&reason, self.control.peer()) else {
+            return reason;
+        };
+        let identity = PeerIdentity::of(&peer);
+        let wait = self.handler.failed_logins.failed(identity, Instant::now());
+        let waited = self
+            .control
+            .race_terminated(monoio::time::sleep(wait))
+            .await;
+        waited.err().unwrap_or(reason)
     }
 
     /// Compares the role and the database with what the client's policy entry grants, before its secret is asked for.

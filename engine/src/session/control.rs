@@ -16,6 +16,7 @@ use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use attest::AttestedPeer;
+use attest::collateral::FamilySession;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::auth::grants::{NotGranted, RequestedSession};
@@ -97,6 +98,8 @@ pub(crate) struct ConnectionControl {
     peer: RefCell<Option<Arc<AttestedPeer>>>,
     /// When the peer was attested first, in Unix seconds.
     attested_at: Cell<Option<u64>>,
+    /// Keeps the collateral of the peer's platform family in use.
+    family: RefCell<Option<FamilySession>>,
     requested: RefCell<Option<RequestedSession>>,
 }
 
@@ -145,6 +148,7 @@ impl ConnectionControl {
             watchdog_waker: RefCell::new(None),
             peer: RefCell::new(None),
             attested_at: Cell::new(None),
+            family: RefCell::new(None),
             requested: RefCell::new(None),
         }
     }
@@ -153,6 +157,10 @@ impl ConnectionControl {
     pub(crate) fn set_peer(&self, peer: Option<Arc<AttestedPeer>>) {
         let first = self.attested_at.get().unwrap_or_else(unix_now);
         self.attested_at.set(Some(first));
+        let family = peer
+            .as_ref()
+            .and_then(|peer| peer.begin_session(unix_now()));
+        *self.family.borrow_mut() = family;
         *self.peer.borrow_mut() = peer;
     }
 

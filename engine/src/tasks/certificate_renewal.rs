@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use attest::certificate::CLOCK_SKEW;
 use metrics::Counter;
 
 use crate::io::backoff::Backoff;
@@ -23,15 +24,19 @@ use crate::tls::certificate_source::{CertificateSource, CertificateSourceError};
 /// How often PEM files are read. They are small and in the page cache.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// The longest sleep, because the wall clock may be set in the meantime.
-const MAX_SLEEP: Duration = Duration::from_secs(60);
+const MAX_SLEEP: Duration = Duration::from_secs(1);
+/// The longest delay between failed renewals.
+const MAX_RETRY: Duration = Duration::from_secs(300);
 /// Delays between failed renewals.
-const RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(300));
+const RETRY: Backoff = Backoff::new(Duration::from_secs(1), MAX_RETRY);
 /// `/ready` fails when less than this remains, or less than a tenth of the lifetime, in seconds.
 const NOT_READY_MARGIN: u64 = 3_600;
 
 /// When to renew a certificate and when to report that it expires soon, in Unix seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct RenewalSchedule {
+    /// When it was obtained.
+    obtained: u64,
     /// Two thirds of its lifetime have passed.
     renew: u64,
     /// It expires so soon that `/ready` fails.
@@ -42,10 +47,23 @@ impl RenewalSchedule {
     fn new(obtained: u64, not_after: u64) -> Self {
         let lifetime = not_after.saturating_sub(obtained);
         Self {
+            obtained,
             // At least a second: a guest agent that issues expired certificates must not be
             // flooded with requests.
             renew: obtained.saturating_add((lifetime.saturating_mul(2) / 3).max(1)),
             not_ready: not_after.saturating_sub(NOT_READY_MARGIN.min(lifetime / 10)),
+        }
+    }
+
+    /// When to renew, if that was to be at `due`, and the last attempt has `failed`. If the clock was set back since the
+    /// certificate was obtained, that is now: peers find it not valid yet. A retry is never far away.
+    fn due_at(&self, due: u64, failed: bool, now: u64) -> u64 {
+        if failed {
+            due.min(now.saturating_add(MAX_RETRY.as_secs()))
+        } else if now.saturating_add(CLOCK_SKEW) < self.obtained {
+            now
+        } else {
+            due
         }
     }
 }
@@ -121,8 +139,9 @@ impl CertificateRenewer {
         let mut schedule = RenewalSchedule::new(unix_now(), identity.not_after());
         let mut due = schedule.renew;
         loop {
-            sleep_until(due.min(next_expiry_check(schedule.not_ready))).await;
+            sleep_towards(due.min(schedule.not_ready)).await;
             let now = unix_now();
+            due = schedule.due_at(due, failed, now);
             if now >= due {
                 match self.checking_expiry(schedule, self.obtain()).await {
                     Ok(new) => {
@@ -233,23 +252,21 @@ impl CertificateRenewer {
     }
 }
 
-/// When to check the expiry again, in Unix seconds.
-fn next_expiry_check(not_ready: u64) -> u64 {
-    let now = unix_now();
-    if now < not_ready {
-        not_ready
-    } else {
-        now + MAX_SLEEP.as_secs()
-    }
+/// Sleeps until the start of the second `due`, but no longer than [`MAX_SLEEP`], and at least a little. A sleep of whole
+/// seconds would take a considerable part of the lifetime of a certificate that is valid for seconds.
+async fn sleep_towards(due: u64) {
+    let due = UNIX_EPOCH + Duration::from_secs(due);
+    let left = match due.duration_since(SystemTime::now()) {
+        Ok(left) if !left.is_zero() => left.min(MAX_SLEEP),
+        _ => MAX_SLEEP,
+    };
+    tokio::time::sleep(left).await;
 }
 
-/// Sleeps until the start of the second `due`. A sleep of whole seconds would take a
-/// considerable part of the lifetime of a certificate that is valid for seconds.
+/// Sleeps until the second `due`, by the clock as it is set by then.
 async fn sleep_until(due: u64) {
-    let due = UNIX_EPOCH + Duration::from_secs(due);
-    // It is an error if `due` is in the past.
-    while let Ok(left) = due.duration_since(SystemTime::now()) {
-        tokio::time::sleep(left.min(MAX_SLEEP)).await;
+    while unix_now() < due {
+        sleep_towards(due).await;
     }
 }
 
@@ -268,5 +285,22 @@ mod tests {
         assert_eq!((short.renew, short.not_ready), (2, 3));
         let expired = RenewalSchedule::new(10, 5);
         assert_eq!((expired.renew, expired.not_ready), (11, 5));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_makes_the_renewal_due() {
+        let day = 86_400;
+        let schedule = RenewalSchedule::new(10 * day, 11 * day);
+        let due = schedule.renew;
+        let due_at = |failed, now| schedule.due_at(due, failed, now);
+        assert_eq!(due_at(false, 10 * day + 1), due);
+        // Forward: it is due by the clock, which is read every second.
+        assert!(due_at(false, 400 * day) <= 400 * day);
+        assert_eq!(due_at(false, 10 * day - CLOCK_SKEW), due);
+        assert_eq!(due_at(false, 2 * day), 2 * day, "set back");
+        // The back-off is kept, and does not wait for the old time.
+        let retry = 2 * day + MAX_RETRY.as_secs();
+        assert_eq!(due_at(true, 2 * day), retry);
+        assert_eq!(schedule.due_at(2 * day + 7, true, 2 * day), 2 * day + 7);
     }
 }

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::attestation::verifier::QuoteVerifier;
 use crate::config::Attestation;
-use crate::io::clock::{readable_time, unix_now};
+use crate::io::clock::{raise_floor, readable_time, unix_now};
 use crate::telemetry::metrics::Metrics;
 use crate::tls::certificate::Identity;
 
@@ -56,8 +56,11 @@ pub(crate) fn start(
         events: Box::new(move |event| {
             match event {
                 Event::Refreshed {
-                    changed: is_new, ..
+                    changed: is_new,
+                    valid_from,
+                    ..
                 } => {
+                    raise_floor(valid_from);
                     refreshed.increment(1);
                     if is_new {
                         // The receiver may be gone at shutdown.
@@ -83,16 +86,25 @@ pub(crate) fn start(
 }
 
 /// Keeps the collateral of this machine's own platform cached, because clients on the same
-/// kind of platform are the most likely. Sets `latch` to whether all cached collateral is valid.
+/// kind of platform are the most likely. Sets `latch` to whether the collateral of all platforms that have sessions, and of
+/// this machine's own, is valid.
 pub(crate) async fn refresh_own_platform(
     quote_verifier: &QuoteVerifier,
     own: &Identity,
     latch: &Latch,
 ) {
     let key = own_collateral_key(own);
+    // Counts as a session, so that its expiry is reported.
+    let mut own_family = None;
     loop {
         let requested = match key {
-            Some(key) => quote_verifier.collateral().request(key).await.map(drop),
+            Some(key) => {
+                let requested = quote_verifier.collateral().request(key).await.map(drop);
+                let snapshot = quote_verifier.collateral().snapshot();
+                let usage = snapshot.usage(key);
+                own_family = usage.map(|usage| usage.begin(unix_now())).or(own_family);
+                requested
+            }
             None => Ok(()),
         };
         let expired = quote_verifier.seconds_until_collateral_expiry(unix_now()) == Some(0);
@@ -119,6 +131,7 @@ fn log_event(event: Event) {
             key,
             expires_at,
             changed,
+            ..
         } => {
             let expires_at = readable_time(expires_at);
             tracing::info!(%key, expires_at, changed, "collateral refreshed");

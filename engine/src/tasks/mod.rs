@@ -4,6 +4,7 @@
 
 pub(crate) mod audit_watch;
 pub(crate) mod certificate_renewal;
+pub(crate) mod clock_watch;
 pub(crate) mod collateral_refresh;
 pub(crate) mod discovery;
 pub(crate) mod own_evidence;

@@ -1,10 +1,12 @@
 //! The access log: one line for each connection, written when it closes.
 //!
-//! Lines about errors of clients are rate-limited with a fixed one-second window per shard: a
-//! flood of bad connections must not become a flood of log lines. A line must never contain
-//! a secret, SQL or a startup parameter.
+//! Lines about errors of clients are rate-limited with fixed one-second windows per shard: a
+//! flood of bad connections must not become a flood of log lines. Each kind of error has its own budget, so that
+//! a flood that anybody can cause does not hide what only an attested client can. A wrong secret of an attested
+//! client is always logged; [`crate::auth::failed_logins`] bounds how many there are. A line must never contain a
+//! secret, SQL or a startup parameter.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use crate::auth::role::Role;
@@ -13,17 +15,81 @@ use crate::io::peer::Peer;
 use crate::telemetry::close_reason::{CloseReason, ErrorOrigin};
 use crate::telemetry::connection_info::ConnectionInfo;
 
-/// Lines per second about errors of clients. Further lines are counted but not written.
+/// Lines per second and kind about errors of clients. Further lines are counted but not written.
 const CLIENT_ERRORS_PER_SECOND: u32 = 50;
+
+/// The kinds of errors that have a budget each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ErrorKind {
+    /// Before the client was attested: the first bytes, TLS, connections above the limit.
+    Opening,
+    /// The client's evidence was refused.
+    Attestation,
+    /// A wrong secret of a client that is not attested.
+    Secret,
+    /// Anything else: the login, and sessions.
+    Client,
+}
+
+impl ErrorKind {
+    /// The kind of an error of a client; `None` if its line is always written.
+    fn of(info: &ConnectionInfo, close_reason: &CloseReason) -> Option<Self> {
+        Some(match close_reason {
+            CloseReason::AuthenticationFailed if info.attested => return None,
+            CloseReason::AuthenticationFailed => Self::Secret,
+            CloseReason::Denied(_) => Self::Attestation,
+            _ if info.attested || info.is_session || info.role.is_some() => Self::Client,
+            _ => Self::Opening,
+        })
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Opening => "opening",
+            Self::Attestation => "attestation",
+            Self::Secret => "secret",
+            Self::Client => "client",
+        }
+    }
+}
+
+/// The lines of one kind in the present second.
+#[derive(Default)]
+struct Budget {
+    window_start: Cell<Option<Instant>>,
+    written: Cell<u32>,
+    suppressed: Cell<u64>,
+}
+
+impl Budget {
+    /// Takes one line from the budget of the second that `now` is in. Also returns how many lines were suppressed
+    /// before, in the first call of a second.
+    fn take(&self, now: Instant) -> (bool, u64) {
+        let mut suppressed = 0;
+        let is_over = |start| now.saturating_duration_since(start) >= Duration::from_secs(1);
+        if self.window_start.get().is_none_or(is_over) {
+            self.window_start.set(Some(now));
+            self.written.set(0);
+            suppressed = self.suppressed.replace(0);
+        }
+        if self.written.get() >= CLIENT_ERRORS_PER_SECOND {
+            self.suppressed.set(self.suppressed.get() + 1);
+            return (false, suppressed);
+        }
+        self.written.set(self.written.get() + 1);
+        (true, suppressed)
+    }
+}
 
 /// The access log of one shard.
 #[derive(Default)]
 pub(crate) struct AccessLog {
     /// A field of every line, except in production mode.
     mode: Option<&'static str>,
-    window_start: RefCell<Option<Instant>>,
-    written: Cell<u32>,
-    suppressed: Cell<u64>,
+    opening: Budget,
+    attestation: Budget,
+    secret: Budget,
+    client: Budget,
 }
 
 impl AccessLog {
@@ -43,7 +109,10 @@ impl AccessLog {
         close_reason: &CloseReason,
     ) {
         let origin = close_reason.origin();
-        if origin == ErrorOrigin::Client && !self.may_write() {
+        if origin == ErrorOrigin::Client
+            && let Some(kind) = ErrorKind::of(info, close_reason)
+            && !self.may_write(kind)
+        {
             return;
         }
         let (peer, mode) = (info.peer, self.mode);
@@ -81,29 +150,25 @@ impl AccessLog {
 
     /// Writes the line of a connection that was closed immediately, since there was no place for it.
     pub(crate) fn dropped_over_limit(&self, peer: Peer) {
-        if self.may_write() {
+        if self.may_write(ErrorKind::Opening) {
             tracing::warn!(%peer, reason = "too_many_unattested", "connection dropped");
         }
     }
 
-    /// Takes one line from the budget of this second.
-    fn may_write(&self) -> bool {
-        let mut window_start = self.window_start.borrow_mut();
-        let now = Instant::now();
-        if window_start.is_none_or(|start| now.duration_since(start) >= Duration::from_secs(1)) {
-            *window_start = Some(now);
-            self.written.set(0);
-            let suppressed = self.suppressed.replace(0);
-            if suppressed > 0 {
-                tracing::warn!(suppressed, "log lines about client errors suppressed");
-            }
+    /// Takes one line from the budget of its kind, and reports what was suppressed in an earlier second.
+    fn may_write(&self, kind: ErrorKind) -> bool {
+        let budget = match kind {
+            ErrorKind::Opening => &self.opening,
+            ErrorKind::Attestation => &self.attestation,
+            ErrorKind::Secret => &self.secret,
+            ErrorKind::Client => &self.client,
+        };
+        let (may_write, suppressed) = budget.take(Instant::now());
+        if suppressed > 0 {
+            let kind = kind.name();
+            tracing::warn!(suppressed, kind, "log lines about client errors suppressed");
         }
-        if self.written.get() >= CLIENT_ERRORS_PER_SECOND {
-            self.suppressed.set(self.suppressed.get() + 1);
-            return false;
-        }
-        self.written.set(self.written.get() + 1);
-        true
+        may_write
     }
 }
 
@@ -156,5 +221,38 @@ mod tests {
             message(&info, &CloseReason::ClientClosed),
             "connection ended"
         );
+    }
+
+    #[test]
+    fn a_budget_is_per_second_and_reports_what_it_suppressed() {
+        let (budget, now) = (Budget::default(), Instant::now());
+        for line in 0..CLIENT_ERRORS_PER_SECOND + 7 {
+            let written = line < CLIENT_ERRORS_PER_SECOND;
+            assert_eq!(budget.take(now), (written, 0), "{line}");
+        }
+        let next = now + Duration::from_secs(1);
+        assert_eq!(budget.take(next), (true, 7));
+        assert_eq!(budget.take(next), (true, 0));
+    }
+
+    #[test]
+    fn kinds_of_errors_have_budgets_of_their_own() {
+        let mut info = ConnectionInfo::new(Peer::Local);
+        let kind = |info: &ConnectionInfo, reason: CloseReason| ErrorKind::of(info, &reason);
+        let denied = || CloseReason::Denied(attest::Denial::BadSignature);
+        assert_eq!(kind(&info, denied()), Some(ErrorKind::Attestation));
+        let gone = kind(&info, CloseReason::ClientGone);
+        assert_eq!(gone, Some(ErrorKind::Opening));
+        let wrong = kind(&info, CloseReason::AuthenticationFailed);
+        assert_eq!(wrong, Some(ErrorKind::Secret));
+        info.attested = true;
+        assert_eq!(kind(&info, CloseReason::AuthenticationFailed), None);
+        let gone = kind(&info, CloseReason::ClientGone);
+        assert_eq!(gone, Some(ErrorKind::Client));
+        let log = AccessLog::default();
+        while log.may_write(ErrorKind::Opening) {}
+        assert!(log.may_write(ErrorKind::Client));
+        assert!(log.may_write(ErrorKind::Attestation));
+        assert!(log.may_write(ErrorKind::Secret));
     }
 }

@@ -20,6 +20,8 @@ pub(crate) struct ConnectionInfo {
     pub(crate) proxied_client: Option<SocketAddr>,
     /// Whether there was a PROXY header, with or without an address.
     pub(crate) via_proxy: bool,
+    /// Whether the client's evidence was accepted.
+    pub(crate) attested: bool,
     pub(crate) role: Option<Role>,
     pub(crate) tls: Option<rustls::ProtocolVersion>,
     /// Whether the connection became a session: the login succeeded, or in a forwarder, the
@@ -38,6 +40,7 @@ impl ConnectionInfo {
             peer,
             proxied_client: None,
             via_proxy: false,
+            attested: false,
             role: None,
             tls: None,
             is_session: false,

@@ -3,17 +3,19 @@
 //! Postgres.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::harness::client::{Client, CloseKind, TlsNegotiation};
+use crate::harness::client::{Client, CloseKind, TcpClient, TlsNegotiation};
 use crate::harness::fake_server::{FakeServer, forward, is_of_sidecar};
 use crate::harness::fixture::Fixture;
 use crate::harness::message::PROTOCOL_3_0;
-use crate::harness::process::{TIMEOUT, poll_until};
+use crate::harness::process::{TIMEOUT, poll_until, run_for_both_outputs};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
-use crate::harness::{READ_SECRET, READWRITE_SECRET, SUPERUSER_PASSWORD, WRONG_SECRET};
+use crate::harness::tdx_fixture::TdxFixture;
+use crate::harness::{READ_SECRET, READER, READWRITE_SECRET, SUPERUSER_PASSWORD, WRONG_SECRET};
 use crate::login::refused;
 
 /// Logins that are refused for different reasons.
@@ -33,9 +35,64 @@ pub(crate) fn add(suite: &mut Suite) {
     );
     suite.add("login_refusal::same_timing", same_timing);
     suite.add(
+        "login_refusal::wrong_secrets_are_logged_during_a_flood",
+        logged_during_a_flood,
+    );
+    suite.add(
         "login_refusal::superuser_without_configured_password",
         without_superuser_password,
     );
+}
+
+/// A flood of garbage that exceeds its budget of log lines hides no wrong secret of an attested client.
+fn logged_during_a_flood(fixture: &Fixture) {
+    const ATTEMPTS: usize = 7;
+    let tdx = TdxFixture::new();
+    // Each shard has its own back-off.
+    let settings = tdx.attested_sidecar_settings(fixture);
+    let sidecar = Sidecar::start(&settings.set("TEESQL_SHARDS", "1"));
+    let right = || run_for_both_outputs(tdx.psql(&sidecar, READER, "select 1"), TIMEOUT);
+    assert_eq!(right(), "1\n");
+    let stopped = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !stopped.load(Ordering::Relaxed) {
+                    let mut client = TcpClient::connect(sidecar.address());
+                    client.send(b"GARBAGE!");
+                    client.read_to_end();
+                }
+            });
+        }
+        let suppressed = sidecar.await_message("log lines about client errors suppressed");
+        assert_eq!(suppressed["kind"], "opening", "{suppressed}");
+        let started = Instant::now();
+        for _ in 0..ATTEMPTS {
+            let wrong = tdx.psql(&sidecar, ("teesql_read", WRONG_SECRET), "select 1");
+            let output = run_for_both_outputs(wrong, TIMEOUT);
+            assert!(
+                output.contains("password authentication failed"),
+                "{output}"
+            );
+        }
+        // From the fourth on they are answered 100, 200, 400 and 800 ms later.
+        let took = started.elapsed();
+        assert!(took >= Duration::from_millis(1_500), "{took:?}");
+        stopped.store(true, Ordering::Relaxed);
+    });
+    let failed = |line: &String| line.contains("\"reason\":\"authentication_failed\"");
+    poll_until(TIMEOUT, || {
+        let lines = sidecar.log_lines();
+        let logged = lines.iter().filter(|line| failed(line)).count();
+        (logged == ATTEMPTS).then_some(())
+    })
+    .expect("a line for each wrong secret");
+    // A right secret is not delayed, and ends the back-off.
+    assert_eq!(right(), "1\n");
+    let started = Instant::now();
+    let wrong = tdx.psql(&sidecar, ("teesql_read", WRONG_SECRET), "select 1");
+    run_for_both_outputs(wrong, TIMEOUT);
+    assert!(started.elapsed() < Duration::from_millis(1_500));
 }
 
 fn same_bytes_without_postgres(fixture: &Fixture) {

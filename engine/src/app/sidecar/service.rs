@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::attestation::gate::{AttestingGate, Gate};
 use crate::attestation::verifier::{QuoteVerifier, start_verify_thread};
 use crate::auth::client_auth::ClientAuth;
+use crate::auth::failed_logins::FailedLogins;
 use crate::config::Config;
 use crate::io::offload::OffloadThread;
 use crate::postgres::server::PostgresServer;
@@ -118,6 +119,7 @@ impl HandlerFactory for InboundHandlerFactory {
             client_auth: self.client_auth,
             scram_channel_binding: self.scram_channel_binding,
             superuser_logins: self.superuser_logins,
+            failed_logins: FailedLogins::default(),
             proxy_protocol_from: self.proxy_protocol_from.clone(),
         }
     }

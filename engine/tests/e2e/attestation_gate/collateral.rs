@@ -4,18 +4,30 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use attest::collateral::Fmspc;
-use attest::mock::{Behaviour, Evidence, Platform, PlatformOptions};
+use attest::mock::{
+    Behaviour, CollateralOptions, Evidence, LeafOptions, PccsResponses, Platform, PlatformOptions,
+    Validity,
+};
 
 use super::{ADMITTED, connect, refusal};
 use crate::harness::fixture::Fixture;
+use crate::harness::http;
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
-use crate::harness::tdx_fixture::TdxFixture;
+use crate::harness::tdx_fixture::{TdxFixture, now};
 
 pub(super) fn add(suite: &mut Suite) {
     suite.add(
         "attestation_gate::cached_collateral_survives_pccs_outage_and_restart",
         pccs_outage,
+    );
+    suite.add(
+        "attestation_gate::collateral_shows_that_the_clock_is_slow",
+        slow_clock,
+    );
+    suite.add(
+        "attestation_gate::expired_collateral_of_a_visitor_is_no_concern",
+        visitor,
     );
     suite.add(
         "attestation_gate::login_timeout_applies_while_the_pccs_is_silent",
@@ -57,6 +69,75 @@ fn pccs_outage(fixture: &Fixture) {
     let second = Sidecar::start(&settings);
     let output = tdx.psql_select_1(fixture, &second, Some(&new_client));
     assert_eq!(output, ADMITTED);
+}
+
+/// The PCCS has collateral that was issued tomorrow: so it is tomorrow, whatever the clock says.
+fn slow_clock(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let issued = now() + 86_400;
+    let collateral = tdx.pki.collateral(&CollateralOptions::at(issued));
+    let responses = PccsResponses::empty().with(
+        tdx.platform.collateral_key(),
+        collateral.expect("collateral"),
+    );
+    tdx.pccs.set_responses(responses);
+    let settings = tdx.attested_sidecar_settings(fixture);
+    let sidecar = Sidecar::start(&settings.set("TEESQL_ADMIN_LISTEN", "127.0.0.1:0"));
+    let text = "the clock of this machine says ";
+    http::await_unready(sidecar.admin_address(), "clock", text);
+    sidecar.await_log("the slow clock", |line| {
+        let message = line["message"].as_str().unwrap_or_default();
+        line["level"] == "ERROR" && message.starts_with(text)
+    });
+    let expiring = LeafOptions {
+        validity: Validity {
+            from: now() - 60,
+            until: now() + 3_600,
+        },
+        ..LeafOptions::default()
+    };
+    let expiring = tdx.issue_with("expiring", &Evidence::default(), &expiring);
+    let output = tdx.psql_select_1(fixture, &sidecar, Some(&expiring));
+    assert!(output.contains(&refusal("expired")), "{output}");
+    let client = tdx.issue("client", &Evidence::default());
+    let output = tdx.psql_select_1(fixture, &sidecar, Some(&client));
+    assert_eq!(output, ADMITTED);
+}
+
+/// A client on another kind of platform has been there, and its collateral has expired since.
+fn visitor(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let own = tdx.platform.collateral_key();
+    let foreign = PlatformOptions {
+        fmspc: Fmspc([7; 6]),
+        ..PlatformOptions::default()
+    };
+    let foreign = Platform::new(&tdx.pki, &foreign).expect("a platform");
+    let key = foreign.collateral_key();
+    let soon = Validity {
+        from: now() - 60,
+        until: now() + 12,
+    };
+    let expiring = CollateralOptions {
+        tcb_info: soon,
+        ..CollateralOptions::at(now()).for_key(key)
+    };
+    let collateral = |options: &CollateralOptions| tdx.pki.collateral(options).expect("collateral");
+    let responses = PccsResponses::empty()
+        .with(own, collateral(&CollateralOptions::at(now())))
+        .with(key, collateral(&expiring));
+    tdx.pccs.set_responses(responses);
+    let settings = tdx.attested_sidecar_settings(fixture);
+    let sidecar = Sidecar::start(&settings.set("TEESQL_ADMIN_LISTEN", "127.0.0.1:0"));
+    let address = sidecar.admin_address();
+    http::await_ready(address);
+    let visitor = tdx.issue_on(&tdx.pki, &foreign, "visitor", &Evidence::default());
+    let mut session = connect(fixture, &sidecar, &visitor);
+    session.login_reader();
+    // While it is there, its collateral is a concern.
+    http::await_unready(address, "collateral", "collateral has expired");
+    session.terminate();
+    http::await_ready(address);
 }
 
 fn silent_pccs(fixture: &Fixture) {

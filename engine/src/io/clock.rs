@@ -124,7 +124,9 @@ mod tests {
     fn every_time_has_a_readable_form() {
         assert_eq!(readable_time(1_800_000_000), "2027-01-15T08:00:00Z");
         assert_eq!(readable_time(u64::MAX), "9999-12-31T23:59:59Z");
+    }
 
+    #[test]
     fn a_clock_that_is_set_back_does_not_make_time_go_back() {
         let floor = TimeFloor::new(1_000_000);
         assert_eq!(floor.now(0), 1_000_000);

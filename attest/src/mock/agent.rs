@@ -7,7 +7,7 @@
 //! its content type or by the query `?json`, and `GET` with the fields in the query. It serves one request
 //! per connection, counts requests, and stops when dropped.
 //!
-//! Not implemented: requests and responses in protobuf, and methods that the client does not use.
+//! Not implemented: requests and responses in protobuf, and methods that the client does not use except `Sign`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -26,10 +26,13 @@ use crate::agent::{AgentAddress, Method};
 mod claims;
 mod guest;
 mod request;
+mod sign;
 
 use guest::{Fault, Guest};
 
 const PAGE: &str = "<!DOCTYPE html><title>502 Bad Gateway</title>";
+/// A method that the client does not have.
+const SIGN: &str = "Sign";
 /// Neither JSON nor UTF-8.
 const GARBAGE: &[u8] = &[0xff, 0xfe, 0x7b, 0x22, 0x00, 0x80, 0x0a, 0xc3];
 
@@ -201,7 +204,10 @@ impl Handler for Shared {
         let path = request.uri().path();
         let name = path.strip_prefix('/').unwrap_or(path);
         let Some(method) = Method::ALL.into_iter().find(|m| m.as_str() == name) else {
-            return error(&format!("Service not found: {name}"));
+            return match name {
+                SIGN => self.sign(request),
+                name => error(&format!("Service not found: {name}")),
+            };
         };
         if let Some(count) = self.requests.get(method as usize) {
             count.fetch_add(1, Ordering::Relaxed);
@@ -239,6 +245,13 @@ impl Shared {
             AgentBehaviour::Html => Reply::default().with_body(HTML, PAGE),
             AgentBehaviour::Garbage => Reply::default().with_body(JSON, GARBAGE),
             AgentBehaviour::Redirect => Reply::redirect(),
+        }
+    }
+
+    fn sign(&self, request: &Request<Bytes>) -> Reply {
+        match request::json(request).and_then(|fields| sign::sign(&self.guest, &fields)) {
+            Ok(response) => Reply::default().with_body(JSON, response.to_string()),
+            Err(text) => error(&text),
         }
     }
 

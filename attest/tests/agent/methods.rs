@@ -275,6 +275,39 @@ fn mock_accepts_requests_like_dstack() {
 }
 
 #[test]
+fn mock_signs_like_dstack() {
+    let mock = agent();
+    let endpoint = mock.agent.endpoint();
+    let sign = |algorithm: &str, data: &str| {
+        let request = format!(r#"{{"algorithm":"{algorithm}","data":"{data}"}}"#);
+        let (status, body) = raw::post(&endpoint, "Sign", request.as_bytes());
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        (status, body)
+    };
+    let digest = "11".repeat(32);
+    for (algorithm, data, length) in [
+        ("ed25519", "6869", 32),
+        ("secp256k1", "6869", 33),
+        ("secp256k1_prehashed", digest.as_str(), 33),
+    ] {
+        let (status, body) = sign(algorithm, data);
+        assert_eq!(status, 200, "{algorithm}: {body}");
+        let bytes = |value: &serde_json::Value| hex::decode(value.as_str().unwrap()).unwrap();
+        let (signature, key) = (bytes(&body["signature"]), bytes(&body["public_key"]));
+        assert_eq!((signature.len(), key.len()), (64, length), "{algorithm}");
+        assert_eq!(body["signature_chain"].as_array().unwrap().len(), 3);
+        assert_eq!(body["signature_chain"][0], body["signature"]);
+        if algorithm == "ed25519" {
+            use ring::signature::{ED25519, UnparsedPublicKey};
+            let key = UnparsedPublicKey::new(&ED25519, key);
+            key.verify(b"hi", &signature).unwrap();
+        }
+    }
+    assert_eq!(sign("secp256k1_prehashed", "00").0, 400);
+    assert_eq!(sign("rsa", "00").0, 400);
+}
+
+#[test]
 fn mock_rejects_requests_like_dstack() {
     let mock = agent();
     let endpoint = mock.agent.endpoint();

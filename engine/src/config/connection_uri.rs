@@ -3,7 +3,8 @@
 //! Parsers of URIs disagree: for libpq `?%68ostaddr=` is `hostaddr`, the user name may contain `?` and `#`, and `service`
 //! names a file with another server. A URI that the forwarder only edited could lead a driver around the forwarder.
 //! So the URI for the command is built anew from the parts that were understood, each percent-encoded: every parser
-//! reads it in the same way (docs/adr/0023-connection-uri-built-anew.md). [PostgreSQL's documentation, 32.1.1.2; `conninfo_uri_parse_options` in libpq]
+//! reads it in the same way (docs/adr/0023-connection-uri-built-anew.md).
+//! [PostgreSQL's documentation, 32.1.1.2; `conninfo_uri_parse_options` in libpq]
 //!
 //! It contains a password: no error repeats a value, and parameters are named only if their name is a word.
 

@@ -73,12 +73,12 @@ struct QuoteRequest {
 #[derive(Deserialize, Default)]
 struct NoRequest {}
 
-fn hex_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+pub(super) fn hex_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
     hex::decode(String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
 /// Errors have the same text as dstack's.
-fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, String> {
+pub(super) fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T, String> {
     serde_json::from_slice(json).map_err(|error| error.to_string())
 }
 
@@ -200,6 +200,12 @@ impl Guest {
         ) {
             return Err("Unsupported algorithm".to_owned());
         }
+        let (key, chain) = self.derived_key(request)?;
+        Ok(json!({ "key": hex::encode(key), "signature_chain": chain }))
+    }
+
+    /// A key, and the signatures that tie it to the KMS.
+    fn derived_key(&self, request: &KeyRequest) -> Result<([u8; 32], [String; 2]), String> {
         let key = Sha256::new()
             .chain_update(b"teesql mock application key\0")
             .chain_update(self.options.seed)
@@ -209,10 +215,20 @@ impl Guest {
         let app = Key::derive(&self.options.seed, "application").map_err(text)?;
         let kms = Key::derive(&self.pki.seed, "kms keys").map_err(text)?;
         let of_key = format!("{}:{}:{key:x}", request.purpose, request.algorithm);
-        Ok(json!({
-            "key": hex::encode(key),
-            "signature_chain": [signature(&app, of_key.as_bytes()), signature(&kms, &app.spki_der())],
-        }))
+        let chain = [
+            signature(&app, of_key.as_bytes()),
+            signature(&kms, &app.spki_der()),
+        ];
+        Ok((key.into(), chain))
+    }
+
+    /// The key of `Sign`.
+    pub(super) fn signing_key(&self, algorithm: &str) -> Result<([u8; 32], [String; 2]), String> {
+        self.derived_key(&KeyRequest {
+            path: "vms".to_owned(),
+            purpose: "signing".to_owned(),
+            algorithm: algorithm.to_owned(),
+        })
     }
 
     fn quote(&self, request: &QuoteRequest, fault: Fault) -> Result<Value, String> {

@@ -30,29 +30,16 @@ const FORWARDED: [(SignalKind, Signal); 6] = [
 
 /// libpq's variables that would bypass the forwarder, or require features of TLS or GSSAPI, which a connection to the
 /// forwarder does not use. A service file takes precedence over `PGHOST`.
-const NOT_INHERITED: [&str; 21] = [
+const NOT_INHERITED: [&str; 6] = [
     "PGHOSTADDR",
-    "PGSERVICE",
-    "PGSERVICEFILE",
     "PGSYSCONFDIR",
-    "PGSSLNEGOTIATION",
-    "PGSSLROOTCERT",
-    "PGSSLCERT",
-    "PGSSLKEY",
-    "PGSSLCERTMODE",
-    "PGSSLCRL",
-    "PGSSLCRLDIR",
-    "PGSSLSNI",
-    "PGSSLMINPROTOCOLVERSION",
-    "PGSSLMAXPROTOCOLVERSION",
     "PGCHANNELBINDING",
-    "PGGSSENCMODE",
-    "PGGSSDELEGATION",
-    "PGKRBSRVNAME",
     "PGREQUIRESSL",
     "PGREQUIREPEER",
     "PGLOADBALANCEHOSTS",
 ];
+/// The same for all variables that begin with one of these.
+const NOT_INHERITED_PREFIXES: [&str; 4] = ["PGSERVICE", "PGSSL", "PGGSS", "PGKRB"];
 
 /// Authentication methods that libpq requires. Those without SCRAM-SHA-256 could not be fulfilled.
 const REQUIRE_AUTH: &str = "PGREQUIREAUTH";
@@ -139,6 +126,15 @@ pub(crate) fn run(
         let mut command = Command::new(program);
         for name in NOT_INHERITED {
             command.env_remove(name);
+        }
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if NOT_INHERITED_PREFIXES
+                .iter()
+                .any(|prefix| text.starts_with(prefix))
+            {
+                command.env_remove(&name);
+            }
         }
         // The forwarder's own secrets were emptied when they were read. Variables of others are passed on.
         for name in environment::taken() {

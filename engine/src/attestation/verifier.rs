@@ -313,14 +313,14 @@ impl QuoteVerifier {
         Verification::Verdict(epoch, verdict)
     }
 
-    /// Seconds until the first collateral expires of a platform family that has sessions, or of this machine's own;
-    /// `None` if there is none.
+    /// Seconds until the first collateral expires of a platform family that has sessions, or of this machine's own. If
+    /// there is none, of those that are valid; `None` if there is none either.
     pub(crate) fn seconds_until_collateral_expiry(&self, now: u64) -> Option<u64> {
         let snapshot = self.collateral.snapshot();
-        snapshot
-            .seconds_until_expiry(now)
-            .map(|(_, left)| left)
-            .min()
+        let used = snapshot.seconds_until_expiry(now).map(|(_, left)| left);
+        let cached = snapshot.iter().map(|cached| cached.expires_at());
+        let valid = cached.filter_map(|at| at.checked_sub(now).filter(|left| *left > 0));
+        used.min().or_else(|| valid.min())
     }
 
     /// The cached collateral, and the handle to request more.

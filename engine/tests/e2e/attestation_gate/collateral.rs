@@ -5,16 +5,17 @@ use std::time::{Duration, Instant};
 
 use attest::collateral::Fmspc;
 use attest::mock::{
-    Behaviour, CollateralOptions, Evidence, LeafOptions, PccsResponses, Platform, PlatformOptions,
-    Validity,
+    Behaviour, Certificate, CollateralOptions, Evidence, LeafOptions, PccsResponses, Platform,
+    PlatformOptions, Validity,
 };
 
 use super::{ADMITTED, connect, refusal};
 use crate::harness::fixture::Fixture;
-use crate::harness::http;
+use crate::harness::process::{TIMEOUT, run_for_both_outputs};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::{TdxFixture, now};
+use crate::harness::{READER, http, unverified_tls};
 
 pub(super) fn add(suite: &mut Suite) {
     suite.add(
@@ -97,11 +98,16 @@ fn slow_clock(fixture: &Fixture) {
         ..LeafOptions::default()
     };
     let expiring = tdx.issue_with("expiring", &Evidence::default(), &expiring);
-    let output = tdx.psql_select_1(fixture, &sidecar, Some(&expiring));
+    let select_1 = |certificate: &Certificate| {
+        tdx.write_pem("client", certificate);
+        run_for_both_outputs(tdx.psql(&sidecar, READER, "select 1"), TIMEOUT)
+    };
+    let output = select_1(&expiring);
     assert!(output.contains(&refusal("expired")), "{output}");
-    let client = tdx.issue("client", &Evidence::default());
-    let output = tdx.psql_select_1(fixture, &sidecar, Some(&client));
-    assert_eq!(output, ADMITTED);
+    assert_eq!(
+        select_1(&tdx.issue("client", &Evidence::default())),
+        ADMITTED
+    );
 }
 
 /// A client on another kind of platform has been there, and its collateral has expired since.
@@ -132,8 +138,8 @@ fn visitor(fixture: &Fixture) {
     let address = sidecar.admin_address();
     http::await_ready(address);
     let visitor = tdx.issue_on(&tdx.pki, &foreign, "visitor", &Evidence::default());
-    let mut session = connect(fixture, &sidecar, &visitor);
-    session.login_reader();
+    tdx.write_pem("client", &visitor);
+    let session = unverified_tls::session(Some(&tdx), &sidecar);
     // While it is there, its collateral is a concern.
     http::await_unready(address, "collateral", "collateral has expired");
     session.terminate();

@@ -159,10 +159,7 @@ fn tpcb_needs_write_privileges_and_the_pgbench_tables() {
     let refused = tpcb(direct.login.clone()).run(&silent()).unwrap_err();
     assert!(refused.to_string().contains("42501"), "{refused}");
     // If the tables are missing, the error says how to create them.
-    let elsewhere = Login {
-        database: "template1".to_owned(),
-        ..direct.login.clone()
-    };
+    let elsewhere = Login::new("postgres", "template1", "");
     let missing = query::QueryLoad {
         login: elsewhere,
         ..query_load(&direct, 1)

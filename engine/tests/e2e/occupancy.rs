@@ -186,7 +186,14 @@ fn slow_host(fixture: &Fixture) {
             number,
             ..LeafOptions::default()
         };
-        tdx.issue_with("client", &Evidence::default(), &leaf)
+        // An instance of its own each: further wrong secrets of one are answered later.
+        let mut instance_id = vec![0; 12];
+        instance_id.extend(number.to_be_bytes());
+        let evidence = Evidence {
+            instance_id,
+            ..Evidence::default()
+        };
+        tdx.issue_with("client", &evidence, &leaf)
     };
     let known = issue(0);
     let mut busy: Vec<Client> = (0..4)

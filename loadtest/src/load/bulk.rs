@@ -155,6 +155,9 @@ impl CopyLoad {
     }
 
     async fn copy_in_timed(&self, client: &mut Client, progress: &Progress) -> Result<Outcome> {
+        // Sessions of teesql_read begin read-only behind the sidecar.
+        let writable = query("SET default_transaction_read_only = off");
+        client.request(&writable, 1).await?;
         let table = query("CREATE TEMPORARY TABLE sink (line text)");
         client.request(&table, 1).await?;
         if self.check {

@@ -265,6 +265,7 @@ impl Drop for UnattestedPlace {
 mod tests {
     use super::*;
     use crate::session::activity::ShardActivity;
+    use crate::shard::connection_limit::{ConnectionLimit, LimitReached};
     use crate::telemetry::metrics::Metrics;
 
     struct Fixture {
@@ -359,6 +360,22 @@ mod tests {
         let displaced: Vec<_> = clients.iter().map(|(c, _)| is_displaced(c)).collect();
         assert_eq!(displaced, [true, false, false]);
         assert_eq!(fixture.len(), 2);
+    }
+
+    #[test]
+    fn an_attested_client_that_is_refused_keeps_its_place() {
+        let fixture = Fixture::new(3, 3);
+        let limit = ConnectionLimit::new(1, 1);
+        let [first, second] = [1, 2].map(|last| {
+            let (_, place) = fixture.enter(source(last));
+            limit.permit(place.unwrap())
+        });
+        assert_eq!(first.attested(), Ok(()));
+        assert_eq!(fixture.len(), 1);
+        assert_eq!(second.attested(), Err(LimitReached));
+        assert_eq!(fixture.len(), 1);
+        drop(second);
+        assert_eq!(fixture.len(), 0);
     }
 
     #[test]

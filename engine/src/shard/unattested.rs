@@ -410,6 +410,25 @@ mod tests {
     }
 
     #[test]
+    fn waits_for_a_client_add_up_after_its_handshake_has_begun() {
+        const WAIT: Duration = Duration::from_millis(20);
+        let control = Fixture::new(1, 1).control();
+        std::thread::sleep(WAIT);
+        let begun = Instant::now();
+        drop(control.begin_work());
+        assert_eq!(control.silent_for(begun), Some(Duration::ZERO));
+        for records in 1..4 {
+            std::thread::sleep(WAIT);
+            drop(control.begin_work());
+            let silent_for = control.silent_for(Instant::now()).unwrap();
+            assert!(silent_for >= WAIT * records, "{silent_for:?}");
+        }
+        let work = control.begin_work();
+        assert_eq!(control.silent_for(Instant::now()), None);
+        drop(work);
+    }
+
+    #[test]
     fn a_shard_that_stood_still_gives_its_clients_time() {
         let fixture = Fixture::new(1, 1);
         let first = fixture.enter(source(1));

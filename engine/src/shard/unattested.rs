@@ -134,6 +134,9 @@ impl UnattestedPool {
     /// process waiting for too long.
     pub(super) fn is_full(&self, now: Instant) -> bool {
         let mut entries = self.0.entries.borrow_mut();
+        if entries.connections.len() < self.0.max_handshakes {
+            return false;
+        }
         let connections = entries.connections.values();
         let handshakes = connections.filter(|entry| entry.control.has_begun());
         let handshakes = handshakes.count();

@@ -162,9 +162,10 @@ async fn establish(
         info,
         ssl_request,
         alpn: handshake.alpn,
+        entry_permit: RefCell::default(),
     };
     match login.log_in(&mut client, &attested).await {
-        Ok(Login::Session(session, entry_permit)) => Ok((client, session, entry_permit)),
+        Ok(Login::Session(session)) => Ok((client, session, login.entry_permit.take())),
         Ok(Login::Cancel(packet)) => {
             let reason = upstream::cancel(&handler.upstream_login, packet, control).await;
             client.close().await;
@@ -321,7 +322,7 @@ async fn attest(
 }
 
 enum Login {
-    Session(UpstreamSession, Option<EntryPermit>),
+    Session(UpstreamSession),
     Cancel(Vec<u8>),
 }
 
@@ -336,6 +337,9 @@ struct LoginContext<'a> {
     ssl_request: bool,
     /// Whether ALPN negotiated a protocol.
     alpn: bool,
+    /// The place among the sessions of the client's policy entry. It is kept for as long as `permit` counts a session,
+    /// also if the login to Postgres fails: a client may take its time to read that.
+    entry_permit: RefCell<Option<EntryPermit>>,
 }
 
 impl LoginContext<'_> {
@@ -371,13 +375,15 @@ impl LoginContext<'_> {
                 Err(reason) => return Err(self.delay_failure(reason).await),
             },
         };
-        let limit = self.permit.begin_session();
-        limit.map_err(|LimitReached| CloseReason::TooManyConnections)?;
+        // First, so that what an entry may not have takes no place of the others.
         let entry_permit = handler
             .context
             .gate
             .acquire_session(control.peer().as_deref())
             .map_err(|EntryIsFull| CloseReason::PeerSessionLimit)?;
+        let limit = self.permit.begin_session();
+        limit.map_err(|LimitReached| CloseReason::TooManyConnections)?;
+        self.entry_permit.replace(entry_permit);
         handler
             .upstream_login
             .session_settings
@@ -389,7 +395,7 @@ impl LoginContext<'_> {
             .login(stream, client, &startup, version, &credential, control)
             .await?;
         drop(fd_guard);
-        Ok(Login::Session(session, entry_permit))
+        Ok(Login::Session(session))
     }
 
     /// Ends the back-off of an attested client that has presented a right secret.

@@ -111,13 +111,16 @@ pub(crate) struct FdGuard<'a>(&'a Cell<Option<RawFd>>);
 pub(crate) struct WorkGuard<'a> {
     control: &'a ConnectionControl,
     since: Instant,
+    /// How long this process had waited for the client since its handshake began.
+    waited: Duration,
 }
 
 impl Drop for WorkGuard<'_> {
     fn drop(&mut self) {
         let (now, deadline) = (Instant::now(), &self.control.login_deadline);
         deadline.set(deadline.get() + now.saturating_duration_since(self.since));
-        self.control.waiting.set(Waiting::ForClient(now));
+        let waiting_since = now.checked_sub(self.waited).unwrap_or(now);
+        self.control.waiting.set(Waiting::ForClient(waiting_since));
     }
 }
 
@@ -204,11 +207,17 @@ impl ConnectionControl {
     /// dropped.
     pub(crate) fn begin_work(&self) -> WorkGuard<'_> {
         let since = Instant::now();
+        // From the first message on the waits for the client add up. A client could otherwise keep its place by
+        // sending the next message in many small records.
+        let waited = match self.begun.replace(true) {
+            true => self.silent_for(since).unwrap_or_default(),
+            false => Duration::ZERO,
+        };
         self.waiting.set(Waiting::ForThisProcess(since));
-        self.begun.set(true);
         WorkGuard {
             control: self,
             since,
+            waited,
         }
     }
 
@@ -217,8 +226,8 @@ impl ConnectionControl {
         self.begun.get()
     }
 
-    /// How long this process has been waiting for the client; `None` while the client waits for this
-    /// process.
+    /// How long this process has been waiting for the client, since the accept or, in all, since its handshake
+    /// began; `None` while the client waits for this process.
     pub(crate) fn silent_for(&self, now: Instant) -> Option<Duration> {
         match self.waiting.get() {
             Waiting::ForClient(since) => Some(now.saturating_duration_since(since)),

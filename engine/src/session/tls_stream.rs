@@ -69,7 +69,7 @@ impl<E: TlsSide> TlsStream<E> {
         let mut needs_input = !has_begun;
         loop {
             // A step of a handshake begins with a whole record: silence takes no place in the queue.
-            while needs_input && !has_whole_record(self.incoming.filled()) {
+            while needs_input && !has_whole_record(self.unread()) {
                 self.read_socket().await?;
             }
             let work = control.begin_work();
@@ -135,6 +135,12 @@ impl<E: TlsSide> TlsStream<E> {
         if self.session.close(&mut outgoing).is_ok() {
             let _ = self.stream.write_all(outgoing.filled().to_vec()).await;
         }
+    }
+
+    /// What the handshake has not read yet of the bytes from the peer.
+    fn unread(&self) -> &[u8] {
+        let incoming = self.incoming.filled();
+        incoming.get(self.session.presented()..).unwrap_or_default()
     }
 
     /// Reads from the socket once.

@@ -85,11 +85,12 @@ impl ConnectionPermit {
     /// The client is attested: it may not be displaced any more.
     ///
     /// # Errors
-    /// Too many attested clients are logging in.
+    /// Too many attested clients are logging in. The connection keeps its place until it has ended, since its
+    /// client may take its time to close.
     pub(crate) fn attested(&self) -> Result<(), LimitReached> {
-        self.unattested.take();
         self.limit.logins.acquire()?;
         self.logs_in.set(true);
+        self.unattested.take();
         Ok(())
     }
 

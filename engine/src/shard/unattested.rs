@@ -134,6 +134,9 @@ impl UnattestedPool {
     /// process waiting for too long.
     pub(super) fn is_full(&self, now: Instant) -> bool {
         let mut entries = self.0.entries.borrow_mut();
+        if entries.connections.len() < self.0.max_handshakes {
+            return false;
+        }
         let connections = entries.connections.values();
         let handshakes = connections.filter(|entry| entry.control.has_begun());
         let handshakes = handshakes.count();
@@ -265,6 +268,7 @@ impl Drop for UnattestedPlace {
 mod tests {
     use super::*;
     use crate::session::activity::ShardActivity;
+    use crate::shard::connection_limit::{ConnectionLimit, LimitReached};
     use crate::telemetry::metrics::Metrics;
 
     struct Fixture {
@@ -362,6 +366,22 @@ mod tests {
     }
 
     #[test]
+    fn an_attested_client_that_is_refused_keeps_its_place() {
+        let fixture = Fixture::new(3, 3);
+        let limit = ConnectionLimit::new(1, 1);
+        let [first, second] = [1, 2].map(|last| {
+            let (_, place) = fixture.enter(source(last));
+            limit.permit(place.unwrap())
+        });
+        assert_eq!(first.attested(), Ok(()));
+        assert_eq!(fixture.len(), 1);
+        assert_eq!(second.attested(), Err(LimitReached));
+        assert_eq!(fixture.len(), 1);
+        drop(second);
+        assert_eq!(fixture.len(), 0);
+    }
+
+    #[test]
     fn what_waits_for_this_process_is_not_displaced() {
         let fixture = Fixture::new(3, 3);
         let entered: Vec<_> = (1..4).map(|last| fixture.enter(source(last))).collect();
@@ -390,6 +410,25 @@ mod tests {
         assert!(fixture.is_full_for(HANDSHAKE_GRACE - STALL / 10));
         assert!(!fixture.is_full_for(HANDSHAKE_GRACE + STALL / 10));
         assert!(is_displaced(&second.0));
+    }
+
+    #[test]
+    fn waits_for_a_client_add_up_after_its_handshake_has_begun() {
+        const WAIT: Duration = Duration::from_millis(20);
+        let control = Fixture::new(1, 1).control();
+        std::thread::sleep(WAIT);
+        let begun = Instant::now();
+        drop(control.begin_work());
+        assert_eq!(control.silent_for(begun), Some(Duration::ZERO));
+        for records in 1..4 {
+            std::thread::sleep(WAIT);
+            drop(control.begin_work());
+            let silent_for = control.silent_for(Instant::now()).unwrap();
+            assert!(silent_for >= WAIT * records, "{silent_for:?}");
+        }
+        let work = control.begin_work();
+        assert_eq!(control.silent_for(Instant::now()), None);
+        drop(work);
     }
 
     #[test]

@@ -93,6 +93,10 @@ impl<E: TlsSide> Connection<E> {
         self.common().is_handshaking()
     }
 
+    pub(super) fn presented(&self) -> usize {
+        self.presented
+    }
+
     /// Returns the record layer that continues after a complete handshake. `None` if rustls
     /// must continue: TLS 1.2, a configuration without `SecretCapture`, or a server that has
     /// sent tickets.

@@ -76,6 +76,15 @@ impl<E: TlsSide> Session<E> {
         Some(summary)
     }
 
+    /// Bytes at the front of the input that a handshake has read already and still needs: the records with the
+    /// beginning of a message that is not complete.
+    pub(crate) fn presented(&self) -> usize {
+        match &self.state {
+            State::Rustls(connection) => connection.presented(),
+            State::Records(_) => 0,
+        }
+    }
+
     /// Whether the peer has sent close_notify. Everything that it sent before is opened.
     pub(crate) fn peer_closed(&self) -> bool {
         self.peer_closed

@@ -125,6 +125,37 @@ fn a_client_that_seals_before_finish_stays_with_rustls() {
     assert_eq!(feed(&mut server, &record, 65_000).unwrap(), b"more data");
 }
 
+/// Records with the beginning of a handshake message stay in the input, and are counted until it is complete.
+#[test]
+fn presented_counts_the_records_of_an_incomplete_message() {
+    let (mut server, mut client) = BOTH_OWN.pair();
+    begin(&mut client);
+    let hello = client.take_pending();
+    let (header, message) = hello.split_at(5);
+    let (first, second) = message.split_at(100);
+    let record = |part: &[u8]| {
+        let length = u16::try_from(part.len()).unwrap().to_be_bytes();
+        [&header[..3], &length, part].concat()
+    };
+    let (first, second) = (record(first), record(second));
+    let mut incoming = Buffer::take(Size::Large);
+    let nothing = &mut Buffer::take(Size::Small);
+    assert!(incoming.extend(&first));
+    server.open(&mut incoming, nothing).unwrap();
+    assert_eq!(server.presented(), first.len());
+    assert_eq!(incoming.len(), first.len());
+    // A part of a record changes nothing.
+    assert!(incoming.extend(&second[..7]));
+    server.open(&mut incoming, nothing).unwrap();
+    assert_eq!(server.presented(), first.len());
+    assert!(incoming.extend(&second[7..]));
+    server.open(&mut incoming, nothing).unwrap();
+    assert_eq!((server.presented(), incoming.len()), (0, 0));
+    feed(&mut client, &server.take_pending(), 65_000).unwrap();
+    feed(&mut server, &client.take_pending(), 65_000).unwrap();
+    assert!(matches!(server.state, State::Records(_)));
+}
+
 /// Nothing is accepted in plaintext or under another key.
 #[test]
 fn refuses_unauthenticated_bytes_after_the_handshake() {

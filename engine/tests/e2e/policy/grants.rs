@@ -22,6 +22,10 @@ pub(super) fn add(suite: &mut Suite) {
         roles_and_databases,
     );
     suite.add("policy::sessions_of_an_entry_are_limited", max_sessions);
+    suite.add(
+        "policy::refused_sessions_take_no_place_of_others",
+        refused_sessions,
+    );
     suite.add("policy::audit_log_names_the_entry", names_in_audit_log);
     suite.add("policy::superuser_can_be_closed", superuser);
 }
@@ -173,6 +177,37 @@ fn max_sessions(fixture: &Fixture) {
     second.terminate();
     poll_until(TIMEOUT, || third().is_ok().then_some(())).expect("a place");
     assert_eq!(first.query_value("select 1"), "1");
+}
+
+/// Clients whose entry is full, and that do not close their connections, take no place of other entries.
+fn refused_sessions(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let small = peer("small", "a1", "max_sessions = 1");
+    let policy = write_policy(&tdx, &[small, peer("large", "a2", "")]);
+    let settings = (tdx.production_settings(fixture))
+        .set("TEESQL_POLICY_FILE", &policy)
+        .set("TEESQL_MAX_CONNECTIONS", "2");
+    let sidecar = Sidecar::start(&settings);
+    let small = tdx.issue("small", &app(0xa1));
+    let large = tdx.issue("large", &app(0xa2));
+    let (role, secret) = READER;
+    let mut first = connect(fixture, &sidecar, &small);
+    first.login_reader();
+    let refused: Vec<_> = (0..3)
+        .map(|_| {
+            let mut client = connect(fixture, &sidecar, &small);
+            let error = client.login(role, "via_scram", secret);
+            let text = "too many sessions of this client's policy entry";
+            assert_eq!(error.expect_err("the entry is full").message, text);
+            client
+        })
+        .collect();
+    assert_eq!(
+        login(fixture, &sidecar, &large, READER, "via_scram"),
+        Ok(())
+    );
+    assert_eq!(first.query_value("select 1"), "1");
+    drop(refused);
 }
 
 fn superuser(fixture: &Fixture) {

@@ -168,6 +168,12 @@ pub(crate) fn is_other_database(text: &str) -> bool {
     text.contains(':') && OTHER_DATABASES.contains(&kind.to_ascii_lowercase().as_str())
 }
 
+/// Whether PostgreSQL's tools would take the name of a database for a connection string, which may name another server.
+/// [vacuumdb, reindexdb, clusterdb: `PGDATABASE`, or else `PGUSER`]
+pub(crate) fn is_connection_string(database: &str) -> bool {
+    database.contains('=') || parser::scheme_of(database).is_some()
+}
+
 /// Whether `require_auth` admits SCRAM-SHA-256. [libpq: methods separated by commas, each after a `!` or none]
 pub(crate) fn admits_scram(require_auth: &str) -> bool {
     let mut methods = require_auth.split(',').map(str::trim);
@@ -212,7 +218,11 @@ impl ConnectionUri {
     /// A part of the URI could lead around the forwarder, or cannot be fulfilled by it.
     pub(crate) fn through_forwarder(&self, host: &str, port: u16) -> Result<String, UriError> {
         self.check_refused()?;
-        if self.database.contains('=') || parser::scheme_of(&self.database).is_some() {
+        let database = match self.database.as_str() {
+            "" => self.user.as_str(),
+            database => database,
+        };
+        if is_connection_string(database) {
             return Err(UriError::Database);
         }
         let mut query = Vec::new();

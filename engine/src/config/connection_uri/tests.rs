@@ -131,6 +131,12 @@ fn nothing_leads_around_the_forwarder() {
         let given = format!("postgresql://u@db.example/{database}");
         assert_eq!(through(&given), Err(UriError::Database), "{database}");
     }
+    // Without a database they take PGUSER.
+    assert_eq!(
+        through("postgresql://host%3Delsewhere@db.example/"),
+        Err(UriError::Database)
+    );
+    assert!(through("postgresql://a%3Db@db.example/d").is_ok());
 }
 
 #[test]

@@ -230,7 +230,7 @@ impl ConnectionUri {
             match parameters::fate(name) {
                 Fate::Kept => {}
                 Fate::Dropped | Fate::Refused(_) => continue,
-                Fate::Unknown => return Err(UriError::Unknown(parameters::shown(name))),
+                Fate::Unknown => return Err(UriError::Unknown(self.shown(name))),
             }
             if name == "require_auth" && !admits_scram(&parser::decode(value)?) {
                 return Err(UriError::RequireAuth);
@@ -263,6 +263,16 @@ impl ConnectionUri {
         Ok(format!(
             "{scheme}://{login}{host}:{port}/{database}{mark}{query}"
         ))
+    }
+
+    /// The name of a parameter for an error. A `@` after the authority suggests that the password has a `/` and a `?`, so that
+    /// the name is a part of it.
+    fn shown(&self, name: &str) -> String {
+        let mut all = self.parameters.iter();
+        if all.any(|(name, value)| name.contains('@') || value.contains('@')) {
+            return parameters::NO_NAME.to_owned();
+        }
+        parameters::shown(name)
     }
 
     /// What turns TLS off. SQLAlchemy passes parameters to the driver that the scheme names, which may not have `sslmode`.

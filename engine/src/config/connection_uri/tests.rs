@@ -289,6 +289,7 @@ fn no_error_shows_a_value() {
         "postgres://u:hunter2@h/d?service=hunter2",
         "postgres://u:hunter2@h/d?hunter%202=hunter2",
         "postgres://u:hun/ter2@h/d",
+        "postgres://u:hun/a?hunter2=b@h/d",
         "postgres://hunter2:hunter2/d",
     ] {
         let uri = uri(text);

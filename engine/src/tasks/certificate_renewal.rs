@@ -203,7 +203,7 @@ impl CertificateRenewer {
     /// Polls the files, and uses a new certificate that is valid.
     async fn watch_files(&self, cert: &Path, key: &Path, mut identity: Identity) {
         let mut schedule = RenewalSchedule::new(unix_now(), identity.not_after());
-        let (mut last_digest, mut read_errors) = (None, 0_u32);
+        let (mut last_digest, mut read_errors, mut rejected) = (None, 0_u32, false);
         loop {
             tokio::time::sleep(POLL_INTERVAL).await;
             self.check_expiry(schedule, false);
@@ -220,16 +220,21 @@ impl CertificateRenewer {
             };
             read_errors = 0;
             let digest = files.digest();
-            if last_digest.replace(digest) == Some(digest) {
+            let is_known = last_digest.replace(digest) == Some(digest);
+            if is_known && !rejected {
                 continue;
             }
-            match self.activate_if_new(&files, &identity) {
+            // What was rejected is tried again: a certificate may not be valid yet, or the clock wrong.
+            let activated = self.activate_if_new(&files, &identity);
+            rejected = activated.is_err();
+            match activated {
                 Ok(Some(new)) => {
                     identity = new;
                     schedule = RenewalSchedule::new(unix_now(), identity.not_after());
                 }
                 Ok(None) => {}
-                Err(error) => self.reject(&error),
+                Err(error) if !is_known => self.reject(&error),
+                Err(_) => {}
             }
         }
     }

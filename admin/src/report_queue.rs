@@ -10,7 +10,7 @@
 //! never permit two quotes within the interval, whatever the requests and their outcomes are.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use hyper::body::Bytes;
@@ -21,6 +21,15 @@ use crate::nonce::Nonce;
 /// Longest interval that a request waits for; after that, a client has to come back. A request waits for
 /// at most two intervals and three quotes, which together is less than a connection's lifetime.
 const MAX_WAIT: Duration = Duration::from_secs(5);
+
+/// The source that a client's requests count for: an IPv4 address, or the first 64 bits of an IPv6 address, which is the
+/// smallest network that a host gets. With each address on its own, one host could take all places.
+pub(crate) fn source_of(client: IpAddr) -> IpAddr {
+    match client.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+    }
+}
 
 /// What to do with one request.
 #[derive(Debug, PartialEq, Eq)]
@@ -435,6 +444,15 @@ mod tests {
         // A client that has left makes room.
         test.gone.push(0);
         assert_eq!(test.request(12, nonce(12), 1), WAITS);
+    }
+
+    #[test]
+    fn a_network_of_ipv6_is_one_source() {
+        let of = |text: &str| source_of(text.parse().unwrap());
+        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:0:0:2"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::nonce::Nonce;
-use crate::report_queue::{Decision, ReportQueue};
+use crate::report_queue::{Decision, ReportQueue, source_of};
 use crate::settings::Settings;
 use crate::source::Source;
 use crate::stats::Stats;
@@ -83,7 +83,7 @@ impl Reports {
         let (waiter, outcome) = oneshot::channel();
         let decision = self.queue().request(
             nonce,
-            client,
+            source_of(client),
             waiter,
             Instant::now(),
             oneshot::Sender::is_closed,

@@ -47,6 +47,7 @@ type CollateralResult = Result<Arc<Collateral>, Unavailable>;
 enum Request {
     Get(CollateralKey, oneshot::Sender<CollateralResult>),
     Import(Box<Collateral>),
+    Refresh(CollateralKey),
 }
 
 /// The client side of the refresher. Cheap to clone; works on any thread.
@@ -90,6 +91,12 @@ impl Handle {
     /// [`Unavailable::Busy`] or [`Unavailable::Ended`].
     pub fn import(&self, collateral: Collateral) -> Result<(), Unavailable> {
         self.send(Request::Import(Box::new(collateral)))
+    }
+
+    /// Asks for newer collateral than the cached one, which a policy refuses ([`Store::refresh`]). Never waits; if too many
+    /// requests are queued, nothing happens.
+    pub fn refresh(&self, key: CollateralKey) {
+        let _ = self.send(Request::Refresh(key));
     }
 
     fn send_request(
@@ -223,6 +230,7 @@ impl Refresher {
                 request = self.requests.recv() => match request {
                     Some(Request::Get(key, reply)) => self.request(key, reply),
                     Some(Request::Import(collateral)) => self.import(*collateral),
+                    Some(Request::Refresh(key)) => self.store.refresh(key, (self.environment.now)()),
                     None => return,
                 },
                 Some(ended) = self.tasks.join_next_with_id() => match ended {

@@ -1,7 +1,8 @@
 //! The collateral cache and its refresh schedule: a sans-I/O state machine.
 //!
 //! `now` (Unix seconds) and random numbers are arguments; nothing here waits or does I/O. It uses wall-clock
-//! time, because collateral is dated in it. A clock that jumps only makes a fetch earlier or later.
+//! time, because collateral is dated in it. A clock that jumps only makes a fetch earlier, or later by no more than
+//! the longest wait of the [`Schedule`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use crate::limits::{MAX_CONCURRENT_FETCHES, MAX_PLATFORM_FAMILIES};
 
 /// Seconds for which the collateral of a family without sessions is refreshed after its last use.
 const REFRESH_UNUSED: u64 = 86_400;
+/// Minimum seconds between two attempts that [`Store::refresh`] causes.
+const REFRESH_REQUEST_INTERVAL: u64 = 60;
 
 /// When to refresh, and when to warn. All values in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,6 +178,7 @@ struct Entry {
     failures: u32,
     last: Option<FetchError>,
     next_attempt_at: u64,
+    attempted_at: u64,
     requested_at: u64,
     usage: FamilyUsage,
     warning_reported: bool,
@@ -186,6 +190,19 @@ impl Entry {
         self.cached
             .as_ref()
             .filter(|cached| cached.is_valid_at(now))
+    }
+
+    /// A clock that was set back must not put the next attempt off: it is never further away than the longest wait.
+    fn limit_wait(&mut self, schedule: &Schedule, now: u64) {
+        let longest = match (self.failures, &self.cached) {
+            (0, _) => schedule.refresh_interval.max(schedule.late_retry_interval),
+            (_, None) => schedule.max_backoff_missing,
+            (_, Some(_)) => schedule
+                .max_backoff_cached
+                .max(schedule.max_backoff_missing),
+        };
+        let latest = now.saturating_add(longest.max(1));
+        self.next_attempt_at = self.next_attempt_at.min(latest);
     }
 
     fn is_due(&self, now: u64) -> bool {
@@ -233,6 +250,7 @@ impl Store {
         }
         let entry = self.entries.entry(key).or_default();
         entry.requested_at = now;
+        entry.limit_wait(&self.schedule, now);
         if let Some(cached) = entry.valid_at(now) {
             return RequestOutcome::Cached(Arc::clone(cached));
         }
@@ -249,6 +267,19 @@ impl Store {
         entry.requested = true;
         entry.next_attempt_at = entry.next_attempt_at.min(now);
         RequestOutcome::Pending
+    }
+
+    /// Asks for newer collateral than what is cached for `key`, although that is valid: a policy refuses it. There is an
+    /// attempt at most once a minute. Does nothing if none is cached.
+    pub fn refresh(&mut self, key: CollateralKey, now: u64) {
+        let Some(entry) = self.entries.get_mut(&key).filter(|e| e.cached.is_some()) else {
+            return;
+        };
+        // In case the clock was set back since.
+        let attempted_at = entry.attempted_at.min(now);
+        let earliest = attempted_at.saturating_add(REFRESH_REQUEST_INTERVAL);
+        entry.requested_at = now;
+        entry.next_attempt_at = entry.next_attempt_at.min(earliest.max(now));
     }
 
     /// If the cache is full, evicts the least recently requested family without collateral, or else the least recently
@@ -289,6 +320,9 @@ impl Store {
         {
             return None;
         }
+        for entry in self.entries.values_mut() {
+            entry.limit_wait(&self.schedule, now);
+        }
         let due = self
             .entries
             .iter_mut()
@@ -297,6 +331,7 @@ impl Store {
         let (key, entry) =
             due.min_by_key(|(_, e)| (e.valid_at(now).is_some(), e.next_attempt_at))?;
         entry.in_flight = true;
+        entry.attempted_at = now;
         entry.requested = false;
         Some(*key)
     }

@@ -355,6 +355,47 @@ fn collateral_is_refreshed_daily_with_jitter_and_more_often_before_expiry() {
     }
 }
 
+/// A clock that was set forward and back again: without a limit the next attempt would be years away.
+#[test]
+fn a_clock_that_was_set_back_does_not_put_an_attempt_off() {
+    let (mut store, key) = filled_store();
+    let future = NOW + 3_650 * DAY;
+    assert_eq!(store.next_due(future), Some(key));
+    store.complete_fetch(key, Err(FetchError::Timeout), future, 0);
+    assert_eq!(store.next_due(NOW + 60), None);
+    assert_eq!(store.next_due(NOW + 60 + 3_600), Some(key));
+    let event = store.complete_fetch(key, Ok(fresh(NOW)), NOW + 60 + 3_600, 0);
+    assert!(matches!(event, Event::Refreshed { .. }), "{event:?}");
+
+    // The same without collateral: peers wait for it.
+    let (mut store, key) = (self::store(), fresh(NOW).key());
+    assert_eq!(store.request(key, future), RequestOutcome::Pending);
+    assert_eq!(store.next_due(future), Some(key));
+    store.complete_fetch(key, Err(FetchError::Timeout), future, 0);
+    let outcome = store.request(key, NOW);
+    assert!(matches!(outcome, RequestOutcome::BackingOff { .. }));
+    assert_eq!(store.request(key, NOW + 60), RequestOutcome::Pending);
+    assert_eq!(store.next_due(NOW + 60), Some(key));
+}
+
+#[test]
+fn collateral_that_a_policy_refuses_is_refreshed_once_a_minute() {
+    // It has no sessions, and the next refresh is due tomorrow.
+    let (mut store, key) = unused_store();
+    store.refresh(key, NOW + 30);
+    assert_eq!(store.next_due(NOW + 59), None);
+    assert_eq!(store.next_due(NOW + 60), Some(key));
+    store.complete_fetch(key, Ok(fresh(NOW)), NOW + 60, 0);
+    store.refresh(key, NOW + 61);
+    store.refresh(key, NOW + 62);
+    assert_eq!(store.next_due(NOW + 119), None);
+    assert_eq!(store.next_due(NOW + 120), Some(key));
+    // Of a family without collateral it does nothing.
+    let mut store = self::store();
+    store.refresh(key, NOW);
+    assert_eq!(store.next_due(NOW), None);
+}
+
 #[test]
 fn expiry_is_announced_once_ahead_and_once_when_it_occurs() {
     let (mut store, key) = filled_store();

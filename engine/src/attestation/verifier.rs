@@ -209,7 +209,10 @@ impl QuoteVerifier {
             Ok(key) => match snapshot.get(key, now) {
                 Some(collateral) => {
                     let family = snapshot.usage(key).cloned();
-                    self.verify_with_collateral(evidence, collateral, family, &policy, now)
+                    let verdict =
+                        self.verify_with_collateral(evidence, collateral, family, &policy, now);
+                    self.refresh_if_too_old(verdict.as_ref().err(), evidence, key, now);
+                    verdict
                 }
                 // Clients must not cause requests for platforms that they invent.
                 None => match self.check_pck_chain(evidence, now) {
@@ -251,11 +254,29 @@ impl QuoteVerifier {
         let evidence = examine(chain, now, &policy)?;
         self.check_pck_chain(&evidence, now)?;
         let snapshot = self.collateral.snapshot();
-        let collateral = snapshot.get(evidence.collateral_key()?, now);
-        let collateral = collateral.ok_or(Denial::CollateralUnavailable)?;
-        self.verifier
-            .verify(&evidence, collateral, &policy, now)
-            .map(drop)
+        let key = evidence.collateral_key()?;
+        let collateral = snapshot
+            .get(key, now)
+            .ok_or(Denial::CollateralUnavailable)?;
+        let verdict = self.verifier.verify(&evidence, collateral, &policy, now);
+        self.refresh_if_too_old(verdict.as_ref().err(), &evidence, key, now);
+        verdict.map(drop)
+    }
+
+    /// Asks for newer collateral if the policy's minimum TCB evaluation was raised above that of the cached one, which
+    /// would otherwise refuse every peer until the next refresh.
+    fn refresh_if_too_old(
+        &self,
+        denial: Option<&Denial>,
+        evidence: &BoundEvidence,
+        key: CollateralKey,
+        now: u64,
+    ) {
+        if matches!(denial, Some(Denial::TcbEvaluationTooOld { .. }))
+            && self.check_pck_chain(evidence, now).is_ok()
+        {
+            self.collateral.refresh(key);
+        }
     }
 
     fn check_pck_chain(&self, evidence: &BoundEvidence, now: u64) -> Result<(), Denial> {

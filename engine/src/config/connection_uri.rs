@@ -168,6 +168,12 @@ pub(crate) fn is_other_database(text: &str) -> bool {
     text.contains(':') && OTHER_DATABASES.contains(&kind.to_ascii_lowercase().as_str())
 }
 
+/// Whether PostgreSQL's tools would take the name of a database for a connection string, which may name another server.
+/// [vacuumdb, reindexdb, clusterdb: `PGDATABASE`, or else `PGUSER`]
+pub(crate) fn is_connection_string(database: &str) -> bool {
+    database.contains('=') || parser::scheme_of(database).is_some()
+}
+
 /// Whether `require_auth` admits SCRAM-SHA-256. [libpq: methods separated by commas, each after a `!` or none]
 pub(crate) fn admits_scram(require_auth: &str) -> bool {
     let mut methods = require_auth.split(',').map(str::trim);
@@ -212,7 +218,11 @@ impl ConnectionUri {
     /// A part of the URI could lead around the forwarder, or cannot be fulfilled by it.
     pub(crate) fn through_forwarder(&self, host: &str, port: u16) -> Result<String, UriError> {
         self.check_refused()?;
-        if self.database.contains('=') || parser::scheme_of(&self.database).is_some() {
+        let database = match self.database.as_str() {
+            "" => self.user.as_str(),
+            database => database,
+        };
+        if is_connection_string(database) {
             return Err(UriError::Database);
         }
         let mut query = Vec::new();
@@ -220,7 +230,7 @@ impl ConnectionUri {
             match parameters::fate(name) {
                 Fate::Kept => {}
                 Fate::Dropped | Fate::Refused(_) => continue,
-                Fate::Unknown => return Err(UriError::Unknown(parameters::shown(name))),
+                Fate::Unknown => return Err(UriError::Unknown(self.shown(name))),
             }
             if name == "require_auth" && !admits_scram(&parser::decode(value)?) {
                 return Err(UriError::RequireAuth);
@@ -253,6 +263,16 @@ impl ConnectionUri {
         Ok(format!(
             "{scheme}://{login}{host}:{port}/{database}{mark}{query}"
         ))
+    }
+
+    /// The name of a parameter for an error. A `@` after the authority suggests that the password has a `/` and a `?`, so that
+    /// the name is a part of it.
+    fn shown(&self, name: &str) -> String {
+        let mut all = self.parameters.iter();
+        if all.any(|(name, value)| name.contains('@') || value.contains('@')) {
+            return parameters::NO_NAME.to_owned();
+        }
+        parameters::shown(name)
     }
 
     /// What turns TLS off. SQLAlchemy passes parameters to the driver that the scheme names, which may not have `sslmode`.

@@ -406,18 +406,19 @@ impl LoginContext<'_> {
         }
     }
 
-    /// Waits before a wrong secret of an attested client is answered, according to its back-off.
+    /// Waits before a wrong secret of an attested client is answered, according to its back-off, but no longer than the
+    /// login may take. That it was wrong stays the reason: many attempts at the same time must not look like slow logins.
     async fn delay_failure(&self, reason: CloseReason) -> CloseReason {
         let (CloseReason::AuthenticationFailed, Some(peer)) = (&reason, self.control.peer()) else {
             return reason;
         };
         let identity = PeerIdentity::of(&peer);
         let wait = self.handler.failed_logins.failed(identity, Instant::now());
-        let waited = self
+        let _ = self
             .control
             .race_terminated(monoio::time::sleep(wait))
             .await;
-        waited.err().unwrap_or(reason)
+        reason
     }
 
     /// Compares the role and the database with what the client's policy entry grants, before its secret is asked for.

@@ -184,23 +184,26 @@ impl CertificateRenewer {
         work.await
     }
 
-    /// Makes `/ready` fail when the certificate expires soon.
+    /// Makes `/ready` fail when the certificate expires soon, and pass again when a clock that was set forward has been
+    /// set back: PEM files may not change for months.
     fn check_expiry(&self, schedule: RenewalSchedule, failed: bool) {
-        if unix_now() >= schedule.not_ready {
-            let detail = if failed {
-                ", and its renewal fails"
-            } else {
-                ""
-            };
-            self.latch
-                .set_not_ready(format!("the certificate is about to expire{detail}"));
+        if unix_now() < schedule.not_ready {
+            self.latch.set_ready();
+            return;
         }
+        let detail = if failed {
+            ", and its renewal fails"
+        } else {
+            ""
+        };
+        self.latch
+            .set_not_ready(format!("the certificate is about to expire{detail}"));
     }
 
     /// Polls the files, and uses a new certificate that is valid.
     async fn watch_files(&self, cert: &Path, key: &Path, mut identity: Identity) {
         let mut schedule = RenewalSchedule::new(unix_now(), identity.not_after());
-        let (mut last_digest, mut read_errors) = (None, 0_u32);
+        let (mut last_digest, mut read_errors, mut rejected) = (None, 0_u32, false);
         loop {
             tokio::time::sleep(POLL_INTERVAL).await;
             self.check_expiry(schedule, false);
@@ -217,16 +220,21 @@ impl CertificateRenewer {
             };
             read_errors = 0;
             let digest = files.digest();
-            if last_digest.replace(digest) == Some(digest) {
+            let is_known = last_digest.replace(digest) == Some(digest);
+            if is_known && !rejected {
                 continue;
             }
-            match self.activate_if_new(&files, &identity) {
+            // What was rejected is tried again: a certificate may not be valid yet, or the clock wrong.
+            let activated = self.activate_if_new(&files, &identity);
+            rejected = activated.is_err();
+            match activated {
                 Ok(Some(new)) => {
                     identity = new;
                     schedule = RenewalSchedule::new(unix_now(), identity.not_after());
                 }
                 Ok(None) => {}
-                Err(error) => self.reject(&error),
+                Err(error) if !is_known => self.reject(&error),
+                Err(_) => {}
             }
         }
     }
@@ -285,6 +293,28 @@ mod tests {
         assert_eq!((short.renew, short.not_ready), (2, 3));
         let expired = RenewalSchedule::new(10, 5);
         assert_eq!((expired.renew, expired.not_ready), (11, 5));
+    }
+
+    #[test]
+    fn readiness_follows_the_clock_in_both_directions() {
+        let readiness = admin::Readiness::new();
+        let renewer = CertificateRenewer {
+            certificate_source: CertificateSource::Files {
+                cert: "cert.pem".into(),
+                key: "key.pem".into(),
+            },
+            install: Box::new(|_| Ok(())),
+            latch: readiness.latch("identity", "no certificate yet"),
+            renewal_metrics: RenewalMetrics::new(&Metrics::new().unwrap()),
+        };
+        let expires_in = |seconds: i64| {
+            let now = unix_now();
+            RenewalSchedule::new(now - 10_000, now.saturating_add_signed(seconds))
+        };
+        for (seconds, ready) in [(100_000, true), (-1, false), (100_000, true)] {
+            renewer.check_expiry(expires_in(seconds), false);
+            assert_eq!(readiness.is_ready(), ready, "{seconds}");
+        }
     }
 
     #[test]

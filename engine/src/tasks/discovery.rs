@@ -58,7 +58,7 @@ struct Families {
     v6: TokioResolver,
 }
 
-/// The addresses of one family, and when they expire.
+/// The addresses of a name, and when they expire.
 type Addresses = (Vec<IpAddr>, Instant);
 
 impl DnsClient {
@@ -107,7 +107,7 @@ impl DnsClient {
         }
     }
 
-    /// The addresses of `host`, IPv6 first. `None` if it has none.
+    /// The addresses of `host`, both families in turn, IPv6 first. `None` if it has none.
     async fn lookup_ip(&self, host: &str) -> Result<Option<Addresses>, TargetError> {
         let mut v6 = pin!(self.ask(host, |families| families.v6.lookup_ip(host)));
         let mut v4 = pin!(self.ask(host, |families| families.v4.lookup_ip(host)));
@@ -122,25 +122,34 @@ impl DnsClient {
                 () = tokio::time::sleep(RESOLUTION_DELAY), if usable => break,
             }
         }
-        let mut all: Option<Addresses> = None;
-        let mut failed = None;
+        let (mut families, mut expires, mut failed) = (Vec::new(), None, None);
         for found in [found_v6, found_v4].into_iter().flatten() {
             match found {
                 Ok(Some(lookup)) => {
-                    let (addresses, expires) =
-                        all.get_or_insert_with(|| (Vec::new(), lookup.valid_until()));
-                    addresses.extend(lookup.iter());
-                    *expires = lookup.valid_until().min(*expires);
+                    let mut family: Vec<IpAddr> = Vec::new();
+                    family.extend(lookup.iter());
+                    families.push(family);
+                    let until = lookup.valid_until();
+                    expires = Some(expires.map_or(until, |other: Instant| other.min(until)));
                 }
                 Ok(None) => {}
                 Err(error) => failed = Some(error),
             }
         }
-        match (all, failed) {
+        match (expires, failed) {
+            (Some(expires), _) => Ok(Some((interleave(&families), expires))),
             (None, Some(error)) => Err(error),
-            (all, _) => Ok(all),
+            (None, None) => Ok(None),
         }
     }
+}
+
+/// The addresses of all families in turn, so that a network without a route for one family costs one attempt.
+/// [RFC 8305, section 4]
+fn interleave(families: &[Vec<IpAddr>]) -> Vec<IpAddr> {
+    let longest = families.iter().map(Vec::len).max().unwrap_or(0);
+    let of_rank = |rank: usize| families.iter().filter_map(move |family| family.get(rank));
+    (0..longest).flat_map(of_rank).copied().collect()
 }
 
 fn resolver(
@@ -420,5 +429,23 @@ async fn with_timeout<T>(
         Ok(Err(error)) if error.is_no_records_found() || error.is_nx_domain() => Ok(None),
         Ok(Err(error)) => Err(failed(error.to_string())),
         Err(_) => Err(failed(format!("no answer within {QUERY_TIMEOUT:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_take_turns() {
+        let addresses = |texts: &[&str]| -> Vec<IpAddr> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let v6 = addresses(&["2001:db8::1", "2001:db8::2", "2001:db8::3"]);
+        let v4 = addresses(&["192.0.2.1"]);
+        let both = ["2001:db8::1", "192.0.2.1", "2001:db8::2", "2001:db8::3"];
+        assert_eq!(interleave(&[v6, v4.clone()]), addresses(&both));
+        assert_eq!(interleave(std::slice::from_ref(&v4)), v4);
+        assert_eq!(interleave(&[]), addresses(&[]));
     }
 }

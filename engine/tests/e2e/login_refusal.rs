@@ -47,10 +47,14 @@ pub(crate) fn add(suite: &mut Suite) {
 /// A flood of garbage that exceeds its budget of log lines hides no wrong secret of an attested client.
 fn logged_during_a_flood(fixture: &Fixture) {
     const ATTEMPTS: usize = 7;
+    const CONCURRENT: usize = 6;
     let tdx = TdxFixture::new();
     // Each shard has its own back-off.
-    let settings = tdx.attested_sidecar_settings(fixture);
-    let sidecar = Sidecar::start(&settings.set("TEESQL_SHARDS", "1"));
+    let settings = tdx
+        .attested_sidecar_settings(fixture)
+        .set("TEESQL_SHARDS", "1")
+        .set("TEESQL_LOGIN_TIMEOUT", "5s");
+    let sidecar = Sidecar::start(&settings);
     let right = || run_for_both_outputs(tdx.psql(&sidecar, READER, "select 1"), TIMEOUT);
     assert_eq!(right(), "1\n");
     let stopped = AtomicBool::new(false);
@@ -80,11 +84,24 @@ fn logged_during_a_flood(fixture: &Fixture) {
         assert!(took >= Duration::from_millis(1_500), "{took:?}");
         stopped.store(true, Ordering::Relaxed);
     });
+    // At the same time: the last ones would be answered after the login deadline.
+    thread::scope(|scope| {
+        for _ in 0..CONCURRENT {
+            scope.spawn(|| {
+                let wrong = tdx.psql(&sidecar, ("teesql_read", WRONG_SECRET), "select 1");
+                let output = run_for_both_outputs(wrong, TIMEOUT);
+                assert!(
+                    output.contains("password authentication failed"),
+                    "{output}"
+                );
+            });
+        }
+    });
     let failed = |line: &String| line.contains("\"reason\":\"authentication_failed\"");
     poll_until(TIMEOUT, || {
         let lines = sidecar.log_lines();
         let logged = lines.iter().filter(|line| failed(line)).count();
-        (logged == ATTEMPTS).then_some(())
+        (logged == ATTEMPTS + CONCURRENT).then_some(())
     })
     .expect("a line for each wrong secret");
     // A right secret is not delayed, and ends the back-off.

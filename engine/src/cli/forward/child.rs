@@ -14,7 +14,7 @@ use crate::app::forwarder::Forwarder;
 use crate::app::runtime;
 use crate::cli::subprocess;
 use crate::config::connection_uri::{
-    ConnectionUri, DatabaseUrl, UriError, admits_scram, is_other_database,
+    ConnectionUri, DatabaseUrl, UriError, admits_scram, is_connection_string, is_other_database,
 };
 use crate::config::environment;
 
@@ -44,6 +44,9 @@ const NOT_INHERITED_PREFIXES: [&str; 4] = ["PGSERVICE", "PGSSL", "PGGSS", "PGKRB
 /// Authentication methods that libpq requires. Those without SCRAM-SHA-256 could not be fulfilled.
 const REQUIRE_AUTH: &str = "PGREQUIREAUTH";
 
+/// The name of the database. Some of PostgreSQL's tools take it for a connection string.
+const DATABASE: &str = "PGDATABASE";
+
 /// How long sessions that the command has left open may continue after it exits.
 const SESSION_GRACE: Duration = Duration::from_secs(2);
 
@@ -62,6 +65,13 @@ impl CommandUri {
         if std::env::var(REQUIRE_AUTH).is_ok_and(|methods| !admits_scram(&methods)) {
             return Err(format!(
                 "environment {REQUIRE_AUTH}: it excludes SCRAM-SHA-256, by which drivers authenticate: unset it"
+            ));
+        }
+        let database = std::env::var_os(DATABASE).unwrap_or_default();
+        if is_connection_string(&database.to_string_lossy()) {
+            return Err(format!(
+                "environment {DATABASE}: PostgreSQL's tools would take it for a connection string, which may name another \
+                 server: set it to the name of a database"
             ));
         }
         let own = environment::variable("DATABASE_URL").unwrap_or_default();

@@ -153,12 +153,15 @@ pub(super) fn fate(name: &str) -> Fate {
     Fate::Unknown
 }
 
+/// Stands for a name that may be a part of a password.
+pub(super) const NO_NAME: &str = "a parameter";
+
 /// A name for an error. What is not a word may be a part of a password.
 pub(super) fn shown(name: &str) -> String {
     if is_word(name) && name.len() <= 40 {
         format!("{name}=")
     } else {
-        "a parameter".to_owned()
+        NO_NAME.to_owned()
     }
 }
 

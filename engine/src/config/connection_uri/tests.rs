@@ -131,6 +131,12 @@ fn nothing_leads_around_the_forwarder() {
         let given = format!("postgresql://u@db.example/{database}");
         assert_eq!(through(&given), Err(UriError::Database), "{database}");
     }
+    // Without a database they take PGUSER.
+    assert_eq!(
+        through("postgresql://host%3Delsewhere@db.example/"),
+        Err(UriError::Database)
+    );
+    assert!(through("postgresql://a%3Db@db.example/d").is_ok());
 }
 
 #[test]
@@ -283,6 +289,7 @@ fn no_error_shows_a_value() {
         "postgres://u:hunter2@h/d?service=hunter2",
         "postgres://u:hunter2@h/d?hunter%202=hunter2",
         "postgres://u:hun/ter2@h/d",
+        "postgres://u:hun/a?hunter2=b@h/d",
         "postgres://hunter2:hunter2/d",
     ] {
         let uri = uri(text);

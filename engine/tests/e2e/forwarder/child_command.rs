@@ -248,15 +248,18 @@ fn nothing_leads_around(fixture: &Fixture) {
         assert_eq!(output.status.code(), Some(64), "{query}: {stderr}");
         assert!(stderr.contains(text), "{query}: {stderr}");
     }
-    let settings = tdx
-        .forwarder_settings_to(fixture, sidecar.address())
-        .set("PGREQUIREAUTH", "gss");
-    let output = sh(&settings, "exit 0");
-    assert_eq!(output.status.code(), Some(64), "{output:?}");
-    assert!(
-        lossy(&output.stderr).contains("PGREQUIREAUTH"),
-        "{output:?}"
-    );
+    for (name, value) in [
+        ("PGREQUIREAUTH", "gss"),
+        ("PGDATABASE", "host=192.0.2.1 dbname=postgres"),
+        ("PGDATABASE", "postgresql://192.0.2.1/postgres"),
+    ] {
+        let settings = tdx
+            .forwarder_settings_to(fixture, sidecar.address())
+            .set(name, value);
+        let output = sh(&settings, "exit 0");
+        assert_eq!(output.status.code(), Some(64), "{output:?}");
+        assert!(lossy(&output.stderr).contains(name), "{output:?}");
+    }
     let attempt = elsewhere.accept().map(|(_, peer)| peer);
     assert!(
         attempt.is_err(),

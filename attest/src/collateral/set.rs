@@ -157,11 +157,13 @@ impl Collateral {
         issued
     }
 
-    /// The number of Intel's TCB evaluation: `tcbEvaluationDataNumber`.
+    /// The number of Intel's TCB evaluation: the smaller `tcbEvaluationDataNumber` of TCB info and QE identity, which a
+    /// PCCS can take from different evaluations.
     #[must_use]
     pub fn tcb_evaluation_number(&self) -> u32 {
-        let (_, (number, _)) = self.parts.tcb_info;
-        number
+        let (_, (of_tcb_info, _)) = self.parts.tcb_info;
+        let (_, (of_qe_identity, _)) = self.parts.qe_identity;
+        of_tcb_info.min(of_qe_identity)
     }
 
     /// Whether every part is valid at `now`, in Unix seconds.

@@ -31,6 +31,30 @@ fn parsed_collateral_has_its_key_and_dates() {
     }
 }
 
+/// Each part is signed on its own, so that a PCCS can serve an old one together with a new one.
+#[test]
+fn the_older_part_decides_the_tcb_evaluation() {
+    let of = |evaluation_number| {
+        let at = CollateralOptions::at(NOW);
+        let options = CollateralOptions {
+            evaluation_number,
+            ..at
+        };
+        pki().parsed_collateral(&options).unwrap()
+    };
+    let (old, new) = (of(16), of(18));
+    assert_eq!(
+        (old.tcb_evaluation_number(), new.tcb_evaluation_number()),
+        (16, 18)
+    );
+    for (tcb_info, qe_identity) in [(&old, &new), (&new, &old)] {
+        let mut mixed = tcb_info.as_qvl().clone();
+        mixed.qe_identity = qe_identity.as_qvl().qe_identity.clone();
+        let mixed = Collateral::parse(mixed).unwrap();
+        assert_eq!(mixed.tcb_evaluation_number(), 16);
+    }
+}
+
 #[test]
 fn collateral_expires_with_its_first_part() {
     let early = Validity {

@@ -101,15 +101,21 @@ impl EntrySessions {
         sessions
     }
 
-    /// Counts the entries of `policy` from now on. Entries that have the name of an earlier one keep its count.
+    /// Counts the entries of `policy` from now on. Entries that have the name of an earlier one keep its count, also
+    /// if a policy between them had no such entry: its sessions may go on if the entry is back in time.
     pub(crate) fn set_policy(&self, policy: &Policy) {
         let known = self.0.load();
-        let names = policy.entries().filter_map(|entry| entry.name.clone());
-        let counters = names.map(|name| {
+        let in_use = known
+            .iter()
+            .filter(|(_, counter)| counter.load(Ordering::Relaxed) > 0);
+        let mut counters: HashMap<_, _> = in_use
+            .map(|(name, counter)| (Arc::clone(name), Arc::clone(counter)))
+            .collect();
+        for name in policy.entries().filter_map(|entry| entry.name.clone()) {
             let counter = known.get(&name).cloned().unwrap_or_default();
-            (name, counter)
-        });
-        self.0.store(Arc::new(counters.collect()));
+            counters.insert(name, counter);
+        }
+        self.0.store(Arc::new(counters));
     }
 
     /// Takes a place for a session of `entry`. `None` for an entry without a name, which has no limit.
@@ -250,6 +256,10 @@ mod tests {
         let three = entry("a", Some(3));
         sessions.set_policy(&policy(std::slice::from_ref(&three)));
         let third = sessions.acquire(&three).unwrap();
+        assert_eq!(sessions.acquire(&three).unwrap_err(), EntryIsFull);
+        // So does an entry that a policy in between does not have.
+        sessions.set_policy(&policy(std::slice::from_ref(&other)));
+        sessions.set_policy(&policy(std::slice::from_ref(&three)));
         assert_eq!(sessions.acquire(&three).unwrap_err(), EntryIsFull);
         drop((first, again, third));
         assert!(sessions.acquire(&entry("a", Some(1))).unwrap().is_some());

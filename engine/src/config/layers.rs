@@ -13,7 +13,7 @@ use clap::ArgMatches;
 use zeroize::Zeroizing;
 
 use super::settings::{ALL, SIMULATOR_ENDPOINT, find};
-use super::spec::{Scope, Spec};
+use super::spec::{Kind, Scope, Spec};
 use super::{environment, tdx_guest};
 use crate::io::private_file;
 
@@ -116,9 +116,17 @@ impl Layers {
                     .map_err(|_| errors.push(format!("environment {name}: not UTF-8")))
                     .ok()
             };
+            let mut source = format!("environment {name}");
             let value = text(&mut self.errors, &name).or_else(|| {
                 let alias = spec.env_alias?;
-                text(&mut self.errors, alias).filter(|value| !value.is_empty())
+                let value = text(&mut self.errors, alias)?;
+                // Other programs leave theirs empty if they do not need them, but an empty allow-list
+                // is a mistake.
+                if value.is_empty() && !matches!(spec.kind, Kind::List(_)) {
+                    return None;
+                }
+                source = format!("environment {alias}");
+                Some(value)
             });
             let file = spec
                 .is_secret()
@@ -129,7 +137,7 @@ impl Layers {
                     .push(format!("environment {name}: {file_name} is also set"));
             }
             if let Some(value) = value {
-                self.insert(spec, value, format!("environment {name}"));
+                self.insert(spec, value, source);
             } else if let Some(file) = file {
                 let source = format!("environment {file_name}");
                 self.insert_file(spec, Path::new(&file), &source);

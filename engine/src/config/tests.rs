@@ -415,6 +415,16 @@ fn an_empty_allow_list_is_a_mistake() {
         let mut start = Start::minimal();
         start.set(list, "any").config();
     }
+    let mut start = Start::minimal();
+    start
+        .environment
+        .insert("EXPECTED_MRTD".to_owned(), String::new());
+    let mistakes = start.mistakes();
+    assert!(
+        mistakes[0].starts_with("environment EXPECTED_MRTD: allowed_mrtd")
+            && mistakes[0].contains("write any"),
+        "{mistakes:?}"
+    );
 }
 
 #[test]

@@ -369,10 +369,10 @@ impl LoginContext<'_> {
             Some(credential) => (credential, self.negotiate(client, &startup).await?),
             None => match self.authenticate(client, &startup, role).await {
                 Ok(authenticated) => {
-                    self.forget_failures();
+                    self.forget_failures(role);
                     authenticated
                 }
-                Err(reason) => return Err(self.delay_failure(reason).await),
+                Err(reason) => return Err(self.delay_failure(reason, role).await),
             },
         };
         // First, so that what an entry may not have takes no place of the others.
@@ -399,26 +399,27 @@ impl LoginContext<'_> {
     }
 
     /// Ends the back-off of an attested client that has presented a right secret.
-    fn forget_failures(&self) {
+    fn forget_failures(&self, role: Option<Role>) {
         if let Some(peer) = self.control.peer() {
             let identity = PeerIdentity::of(&peer);
-            self.handler.failed_logins.succeeded(identity);
+            self.handler.failed_logins.succeeded(identity, role);
         }
     }
 
-    /// Waits before a wrong secret of an attested client is answered, according to its back-off, but no longer than the
-    /// login may take. That it was wrong stays the reason: many attempts at the same time must not look like slow logins.
-    async fn delay_failure(&self, reason: CloseReason) -> CloseReason {
+    /// Waits before a wrong secret of an attested client is answered, according to its back-off, at most until the
+    /// login deadline.
+    async fn delay_failure(&self, reason: CloseReason, role: Option<Role>) -> CloseReason {
         let (CloseReason::AuthenticationFailed, Some(peer)) = (&reason, self.control.peer()) else {
             return reason;
         };
         let identity = PeerIdentity::of(&peer);
-        let wait = self.handler.failed_logins.failed(identity, Instant::now());
-        let _ = self
+        let failed_logins = &self.handler.failed_logins;
+        let wait = failed_logins.failed(identity, role, Instant::now());
+        let waited = self
             .control
             .race_terminated(monoio::time::sleep(wait))
             .await;
-        reason
+        answer_after(waited, reason)
     }
 
     /// Compares the role and the database with what the client's policy entry grants, before its secret is asked for.
@@ -477,6 +478,14 @@ impl LoginContext<'_> {
                 .map_err(|error| error.into_close_reason(self.control))?;
         }
         Ok(version)
+    }
+}
+
+/// The answer to a wrong secret after its delay. The login deadline, which ends a long delay, must not hide it.
+fn answer_after(waited: Result<(), CloseReason>, wrong_secret: CloseReason) -> CloseReason {
+    match waited {
+        Ok(()) | Err(CloseReason::LoginTimeout) => wrong_secret,
+        Err(terminated) => terminated,
     }
 }
 
@@ -547,4 +556,20 @@ async fn refuse_in_plaintext(
         stream.linger().await;
     }
     reason
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_does_not_hide_a_wrong_secret() {
+        let code = |waited| answer_after(waited, CloseReason::AuthenticationFailed).code();
+        assert_eq!(code(Ok(())), "authentication_failed");
+        assert_eq!(
+            code(Err(CloseReason::LoginTimeout)),
+            "authentication_failed"
+        );
+        assert_eq!(code(Err(CloseReason::ClientGone)), "client_gone");
+    }
 }

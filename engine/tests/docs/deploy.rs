@@ -209,4 +209,6 @@ fn systemd_unit_has_its_settings_in_its_text() {
     for line in ["LimitCORE=0", "UMask=0077", "NoNewPrivileges=yes"] {
         assert!(lines.contains(&line), "{line}");
     }
+    // It hides which user listens on Postgres' Unix socket.
+    assert!(!lines.iter().any(|line| line.starts_with("PrivateUsers=")));
 }

@@ -226,6 +226,8 @@ impl Producer {
     pub(super) fn push(&self, event: Event) {
         if !self.try_push(event) {
             self.shared.lose(None, 1);
+            // The audit thread may have emptied the queue meanwhile, and sleep: it has to see the count.
+            self.shared.wake();
         }
     }
 

@@ -317,6 +317,27 @@ fn a_named_pipe_needs_a_reader() {
 }
 
 #[test]
+fn cancel_requests_beyond_the_budget_are_not_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = path_in(&folder, "audit.log");
+    let (log, _) = open_file(&path);
+    let shard = log.handle().shard();
+    for _ in 0..1_000 {
+        let mut info = ConnectionInfo::new(Peer::Local);
+        info.audit = Some(shard.connection());
+        shard.ended(&info, None, None, (0, 0), &CloseReason::Cancelled);
+    }
+    drop(log);
+    let lines = lines(&path);
+    let summary = lines
+        .iter()
+        .find(|line| line["event"] == "refusals")
+        .unwrap();
+    assert_eq!(summary["reason"], "cancel_forwarded");
+    assert_eq!(summary["verdict"], Value::Null);
+}
+
+#[test]
 fn a_flood_of_refusals_becomes_one_line_with_its_count() {
     let folder = tempfile::tempdir().unwrap();
     let path = path_in(&folder, "audit.log");

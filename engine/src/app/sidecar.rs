@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use admin::Latch;
 use attest::agent::{Agent, AgentOptions};
 #[cfg(feature = "mock")]
 use tokio::signal::unix::SignalKind;
@@ -49,6 +50,10 @@ mod startup;
 
 /// How long a reload waits for the guest agent. Keys are derived in milliseconds.
 const RELOAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What `/ready` says after a reload that failed.
+const RELOAD_FAILED: &str =
+    "the configuration was not reloaded, the previous one is in use: the log says why";
 
 /// The addresses of a running sidecar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +121,8 @@ struct Sidecar<R> {
     /// When the previous cluster secrets stop being accepted.
     previous_secrets_expire: Option<Instant>,
     read_config: R,
+    /// Names a reload that failed.
+    accepting: Latch,
     /// Writes its last line when dropped: the shards have ended then.
     audit: Option<AuditLog>,
     /// Stops serving HTTP when dropped.
@@ -172,6 +179,8 @@ async fn start<R>(
         repair_trigger: Arc::<RepairTrigger>::default(),
         audit: audit.as_ref().map(AuditLog::handle),
     };
+    let role_repair = role_repair_of(&config, &shared, &context.checks);
+    role_repair.read_settings().await;
     let (addresses, shards) = spawn_shards(
         &config,
         &shared,
@@ -191,11 +200,14 @@ async fn start<R>(
         &context.checks,
         &context.admin_source,
     );
+    role_repair::register(&shared.metrics);
+    tokio::spawn(role_repair.run());
     context.checks.accepting.set_ready();
+    let accepting = context.checks.accepting;
     let lifecycle = Lifecycle {
         shards,
         collateral_changed,
-        accepting: context.checks.accepting,
+        accepting: accepting.clone(),
         drain_timeout: config.process.drain_timeout,
     };
     let sidecar = Sidecar {
@@ -206,6 +218,7 @@ async fn start<R>(
         secret_overlap: config.secret_overlap,
         previous_secrets_expire: None,
         read_config,
+        accepting,
         audit,
         _admin: context.admin,
     };
@@ -400,8 +413,6 @@ fn spawn_background_tasks(
     let (postgres, latch) = (config.postgres.clone(), checks.postgres.clone());
     let version = Arc::clone(&shared.upstream_version);
     tokio::spawn(async move { upstream_probe::run(&postgres, &version, &latch).await });
-    role_repair::register(&shared.metrics);
-    tokio::spawn(role_repair_of(config, shared, checks).run());
     lifecycle::spawn_metrics_upkeep(&shared.metrics);
 }
 
@@ -453,32 +464,20 @@ impl<R: Fn() -> Result<Config, Errors>> Process for Sidecar<R> {
         if let Some(audit) = &self.audit {
             audit.reopen();
         }
-        let mut config = match (self.read_config)() {
+        let loaded = self.load_again().await;
+        self.shared.metrics.config_reloaded(loaded.is_ok());
+        let config = match loaded {
             Ok(config) => config,
             Err(errors) => {
                 for error in &errors.0 {
                     tracing::error!(error, "configuration not reloaded");
                 }
-                self.shared.metrics.config_reloaded(false);
+                // The texts may name files and values, which are for the log only.
+                self.accepting.set_ready_despite(RELOAD_FAILED);
                 return false;
             }
         };
-        if config.derive_secrets {
-            match derive_again(&self.agent).await {
-                Ok(derived) => config.secrets = derived,
-                Err(error) => {
-                    tracing::error!(error, "configuration not reloaded");
-                    self.shared.metrics.config_reloaded(false);
-                    return false;
-                }
-            }
-        }
-        if let Err(error) = self.rotate_secrets(&mut config) {
-            tracing::error!(%error, "configuration not reloaded");
-            self.shared.metrics.config_reloaded(false);
-            return false;
-        }
-        self.shared.metrics.config_reloaded(true);
+        self.accepting.set_ready();
         let (Some(verifier), Some(attestation)) = (&self.shared.quote_verifier, config.attestation)
         else {
             tracing::info!("configuration reloaded");
@@ -516,7 +515,22 @@ impl<R: Fn() -> Result<Config, Errors>> Process for Sidecar<R> {
     }
 }
 
-impl<R> Sidecar<R> {
+impl<R: Fn() -> Result<Config, Errors>> Sidecar<R> {
+    /// Reads the configuration, and applies its cluster secrets and passwords.
+    ///
+    /// # Errors
+    /// Nothing has changed.
+    async fn load_again(&mut self) -> Result<Config, Errors> {
+        let mut config = (self.read_config)()?;
+        if config.derive_secrets {
+            let derived = derive_again(&self.agent).await;
+            config.secrets = derived.map_err(|error| Errors(vec![error]))?;
+        }
+        let rotated = self.rotate_secrets(&mut config);
+        rotated.map_err(|error| Errors(vec![error.to_string()]))?;
+        Ok(config)
+    }
+
     /// Accepts the new cluster secrets from now on, and the previous ones for the overlap.
     ///
     /// # Errors

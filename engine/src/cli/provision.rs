@@ -1,12 +1,15 @@
 //! `teesql-sidecar provision`: sets up the roles in Postgres, or checks them.
 
+use std::cell::RefCell;
+
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use tokio_postgres::error::SqlState;
 
 use crate::auth::postgres_passwords::ResolvedPasswords;
 use crate::cli::output::{CommandOutput, EX_NOPERM, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
 use crate::config::{Layers, PostgresConfig, Scope, with_flags};
-use crate::postgres::provision::{self, DesiredState, ProvisionError};
+use crate::postgres::provision::blockers::BlockerWatch;
+use crate::postgres::provision::{self, DesiredState, ProvisionError, ProvisionTarget};
 use crate::postgres::superuser::{Error, Superuser};
 
 /// Exit code if `--check` found a difference.
@@ -76,55 +79,75 @@ fn run(postgres: PostgresConfig, mode: Mode) -> CommandOutput {
         ..
     } = postgres;
     let resolved = runtime.block_on(passwords.resolve_with_agent(guest_agent));
+    let passwords = match resolved {
+        Ok(passwords) => passwords,
+        Err(error) => return CommandOutput::error(EX_UNAVAILABLE, error.to_string()),
+    };
+    if let Mode::Run = mode {
+        let target = ProvisionTarget {
+            server,
+            database,
+            options,
+        };
+        return runtime.block_on(set_up(&target, &passwords));
+    }
     let ResolvedPasswords {
         read,
         readwrite,
         superuser,
-    } = match resolved {
-        Ok(passwords) => passwords,
-        Err(error) => return CommandOutput::error(EX_UNAVAILABLE, error.to_string()),
-    };
+    } = passwords;
     let desired = match DesiredState::new(database.clone(), options, read, readwrite) {
         Ok(desired) => desired,
-        Err(error) => {
-            return CommandOutput::error(
-                EX_OSERR,
-                format!("cannot generate random bytes: {error}"),
-            );
-        }
+        Err(error) => return failed(&error.into(), None),
     };
-    let check = match mode {
-        Mode::Sql => return CommandOutput::text(desired.script()),
-        Mode::Check => true,
-        Mode::Run => false,
-    };
+    if let Mode::Sql = mode {
+        return CommandOutput::text(desired.script());
+    }
     let result = runtime.block_on(async {
         let mut session = Superuser::connect(&server, superuser.as_ref(), &database).await?;
-        let lines = if check {
-            let differences = provision::check(session.client_mut(), &desired).await;
-            differences.map(|lines| prefixed(&lines, "differs: ", "no differences"))
-        } else {
-            let report = provision::run(session.client_mut(), &desired).await;
-            report.map(|report| prefixed(&report.repaired, "repaired: ", "nothing to do"))
-        };
+        let differences = provision::check(session.client_mut(), &desired).await;
         session.close().await;
-        lines
+        differences
     });
     match result {
-        Ok((text, true)) if check => CommandOutput::text(text).with_code(DIFFERS),
-        Ok((text, _)) => CommandOutput::text(text),
-        Err(error) => CommandOutput::error(exit_code(&error), error.to_string()),
+        Ok(lines) => {
+            let code = if lines.is_empty() { 0 } else { DIFFERS };
+            let text = prefixed(&lines, "differs: ", "no differences");
+            CommandOutput::text(text).with_code(code)
+        }
+        Err(error) => failed(&error, None),
     }
 }
 
-/// Adds `prefix` to each line, or returns `if_empty` if there is no line. Also returns whether there
-/// are lines.
-fn prefixed(lines: &[String], prefix: &str, if_empty: &str) -> (String, bool) {
+/// Sets up the roles. A failure also names the sessions that the command has waited for.
+async fn set_up(target: &ProvisionTarget, passwords: &ResolvedPasswords) -> CommandOutput {
+    let waits_for = RefCell::new(None);
+    let note = |text| *waits_for.borrow_mut() = Some(text);
+    let mut watch = BlockerWatch::only_names();
+    let result = target.establish(passwords, &mut watch, note).await;
+    match result {
+        Ok(report) => {
+            CommandOutput::text(prefixed(&report.repaired, "repaired: ", "nothing to do"))
+        }
+        Err(error) => failed(&error, waits_for.into_inner()),
+    }
+}
+
+fn failed(error: &ProvisionError, waits_for: Option<String>) -> CommandOutput {
+    let text = match waits_for {
+        Some(waits_for) => format!("{error}; {waits_for}"),
+        None => error.to_string(),
+    };
+    CommandOutput::error(exit_code(error), text)
+}
+
+/// Adds `prefix` to each line, or returns `if_empty` if there is no line.
+fn prefixed(lines: &[String], prefix: &str, if_empty: &str) -> String {
     if lines.is_empty() {
-        return (format!("{if_empty}\n"), false);
+        return format!("{if_empty}\n");
     }
     let lines = lines.iter().map(|line| format!("{prefix}{line}\n"));
-    (lines.collect(), true)
+    lines.collect()
 }
 
 fn exit_code(error: &ProvisionError) -> u8 {

@@ -322,6 +322,9 @@ impl ProvisionTarget {
             never = watch.watch(&self.server, passwords, &self.database, pid, report) => match never {},
         };
         session.close().await;
+        if result.is_ok() {
+            watch.succeeded();
+        }
         result
     }
 }

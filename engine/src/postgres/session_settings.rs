@@ -212,10 +212,23 @@ impl ServerSettings {
     /// The values in `database`.
     fn in_database(&self, database: &str) -> impl Iterator<Item = (&'static str, &str)> {
         let of_database = self.databases.get(database).map_or(&[][..], Vec::as_slice);
-        self.server.iter().map(move |(name, value)| {
+        let values = self.server.iter().map(move |(name, value)| {
             let stored = of_database.iter().find(|(stored, _)| stored == name);
             (*name, stored.map_or(value.as_str(), |(_, value)| value))
-        })
+        });
+        values.filter(|(name, value)| is_valid_everywhere(name, value))
+    }
+}
+
+/// Whether a value does not name an object that a database may lack. Postgres ignores such a value in its
+/// files and in what is stored for a database, but refuses a session whose StartupMessage has it.
+/// [PostgreSQL `guc.c`, set_config_option; `tablespace.c`, `tableamapi.c` and `ts_cache.c`, check hooks]
+fn is_valid_everywhere(name: &str, value: &str) -> bool {
+    match name {
+        "default_tablespace" => value.is_empty(),
+        "default_table_access_method" => value == "heap",
+        "default_text_search_config" => value.starts_with("pg_catalog."),
+        _ => true,
     }
 }
 
@@ -247,6 +260,11 @@ impl SessionSettings {
             policy,
             server: ArcSwapOption::empty(),
         })
+    }
+
+    /// Whether the values of the server have been read.
+    pub(crate) fn knows_server(&self) -> bool {
+        self.server.load().is_some()
     }
 
     /// Replaces the values of the server.
@@ -392,6 +410,46 @@ mod tests {
             ("default_transaction_read_only", "off"),
         ];
         assert_eq!(added(policy(), &read), [""; 0]);
+    }
+
+    /// Postgres would refuse every session with such a parameter.
+    #[test]
+    fn a_value_that_names_an_object_is_not_sent() {
+        let stored = |name: &'static str, value: &str| vec![(name, value.to_owned())];
+        let settings = ServerSettings {
+            server: vec![
+                (
+                    "default_text_search_config",
+                    "pg_catalog.english".to_owned(),
+                ),
+                ("default_tablespace", "fast".to_owned()),
+                ("default_table_access_method", "heap".to_owned()),
+                ("lock_timeout", "0".to_owned()),
+            ],
+            databases: [
+                ("a".to_owned(), stored("default_text_search_config", "mine")),
+                ("b".to_owned(), stored("default_tablespace", "")),
+                (
+                    "c".to_owned(),
+                    stored("default_table_access_method", "columnar"),
+                ),
+            ]
+            .into(),
+        };
+        let names = |database| {
+            let names = settings.in_database(database).map(|(name, _)| name);
+            names.collect::<Vec<_>>()
+        };
+        let (search, tablespace, method, timeout) = (
+            "default_text_search_config",
+            "default_tablespace",
+            "default_table_access_method",
+            "lock_timeout",
+        );
+        assert_eq!(names("a"), [method, timeout]);
+        assert_eq!(names("b"), [search, tablespace, method, timeout]);
+        assert_eq!(names("c"), [search, timeout]);
+        assert_eq!(names("d"), [search, method, timeout]);
     }
 
     #[test]

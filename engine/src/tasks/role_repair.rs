@@ -29,6 +29,11 @@ const SETTINGS_INTERVAL: Duration = Duration::from_secs(5);
 const LOGIN_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 /// Time after which tables and everything else is compared, even if the fingerprint is the same.
 const FULL_INTERVAL: Duration = Duration::from_secs(60);
+/// The limit for one comparison, above that of provisioning. A Postgres that neither answers nor closes the
+/// connection must not end the comparisons.
+const COMPARE_TIMEOUT: Duration = Duration::from_secs(90);
+/// The limit for reading the settings before the first client can connect.
+const FIRST_READ_TIMEOUT: Duration = Duration::from_secs(3);
 /// Sessions in one line of the log.
 const MAX_SESSIONS: usize = 20;
 
@@ -88,11 +93,35 @@ struct Memory {
 }
 
 impl RoleRepair {
+    /// Reads the settings of the server once, before the first client can connect: connection pools open their
+    /// sessions as soon as they can, and keep them. [`Self::run`] reports an error.
+    pub(crate) async fn read_settings(&self) {
+        let passwords = (self.passwords)();
+        let read = async {
+            let session = Superuser::connect_plain(
+                &self.target.server,
+                passwords.superuser.as_ref(),
+                &self.target.database,
+            )
+            .await?;
+            let settings = ServerSettings::read(&session).await;
+            session.close().await;
+            settings
+        };
+        if let Ok(Ok(settings)) = timeout(FIRST_READ_TIMEOUT, read).await {
+            self.session_settings.set_server(settings);
+        }
+    }
+
     /// Never returns.
     pub(crate) async fn run(mut self) {
         let mut memory = Memory::default();
         loop {
-            let result = self.compare(&mut memory).await;
+            let compared = timeout(COMPARE_TIMEOUT, self.compare(&mut memory)).await;
+            let result = match compared {
+                Ok(result) => result,
+                Err(_) => Err(Error::TimedOut(COMPARE_TIMEOUT).into()),
+            };
             let no_login =
                 matches!(&result, Err(ProvisionError::Postgres(error)) if error.is_login());
             self.report(&mut memory, result);
@@ -101,7 +130,11 @@ impl RoleRepair {
                 sleep(LOGIN_RETRY_INTERVAL).await;
                 continue;
             }
-            let interval = self.interval.unwrap_or(SETTINGS_INTERVAL);
+            let mut interval = self.interval.unwrap_or(SETTINGS_INTERVAL);
+            if !self.session_settings.knows_server() {
+                // Postgres was not up yet: its first sessions are to have the settings.
+                interval = MIN_INTERVAL;
+            }
             let remaining = interval.saturating_sub(MIN_INTERVAL);
             // Both outcomes lead to the next comparison.
             let _ = timeout(remaining, self.trigger.0.notified()).await;

@@ -31,6 +31,9 @@ pub(crate) struct AdminSource {
     dangerous_root: Option<Fingerprint>,
     agent: Agent,
     client_auth: ClientAuth,
+    /// `allow_stored_role_settings` and `allow_other_databases`.
+    allow_stored_settings: bool,
+    allow_other_databases: bool,
     postgres: PostgresServer,
     database: String,
     metrics: Arc<Metrics>,
@@ -76,6 +79,8 @@ impl AdminSource {
             dangerous_root: config.dangerous_root(),
             agent: agent.clone(),
             client_auth: config.client_auth,
+            allow_stored_settings: config.roles.sessions.allow_stored,
+            allow_other_databases: config.roles.options.allow_other_databases,
             postgres: config.postgres.clone(),
             database: config.database.clone(),
             renewal_metrics: RenewalMetrics::new(metrics),
@@ -137,7 +142,7 @@ impl AdminSource {
         Some(Arc::clone(&verifier.policy()))
     }
 
-    /// The settings in use that weaken attestation.
+    /// The settings in use that weaken attestation, or the separation of clients inside Postgres.
     fn weakenings(&self) -> Vec<&'static str> {
         let policy = self.policy();
         let policy = policy.as_deref();
@@ -149,6 +154,8 @@ impl AdminSource {
             (root, "dangerous_tdx_root_ca"),
             (debug, "allow_debug_td"),
             (unpinned, "allow_unpinned_os"),
+            (self.allow_stored_settings, "allow_stored_role_settings"),
+            (self.allow_other_databases, "allow_other_databases"),
         ]
         .into_iter()
         .filter_map(|(is_set, name)| is_set.then_some(name))

@@ -16,16 +16,18 @@ SELECT current_user::text, coalesce(rolsuper, false), pg_catalog.current_databas
   FROM (SELECT) AS nothing
   LEFT JOIN pg_catalog.pg_roles ON rolname = current_user";
 
+/// A role may change its own password and store its own settings, with values of any length. So no more of
+/// them is read than a SCRAM verifier and a line of the log need: a longer verifier is cut, and so does not match.
 const ROLES: &str = "\
 SELECT rolname::text, rolcanlogin, rolsuper, rolcreatedb, rolcreaterole, rolreplication,
-       rolbypassrls, coalesce(rolvaliduntil < 'infinity', false), rolpassword,
+       rolbypassrls, coalesce(rolvaliduntil < 'infinity', false), left(rolpassword, 1024),
        ARRAY(SELECT DISTINCT pg_get_userbyid(roleid)::text FROM pg_auth_members
               WHERE member = pg_authid.oid ORDER BY 1),
        rolconnlimit,
-       ARRAY(SELECT DISTINCT split_part(item, '=', 1) || CASE WHEN datname IS NULL THEN '' ELSE format(' in database %I', datname) END
+       ARRAY(SELECT DISTINCT left(split_part(item, '=', 1), 63) || CASE WHEN datname IS NULL THEN '' ELSE format(' in database %I', datname) END
                FROM pg_db_role_setting LEFT JOIN pg_database d ON d.oid = setdatabase,
                     unnest(setconfig) AS item
-              WHERE setrole = pg_authid.oid ORDER BY 1)
+              WHERE setrole = pg_authid.oid ORDER BY 1 LIMIT 100)
   FROM pg_authid WHERE rolname IN ('teesql_read', 'teesql_readwrite')";
 
 /// Returns a row for each object with privileges. Privileges on single columns are separate: they may

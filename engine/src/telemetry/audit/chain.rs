@@ -134,7 +134,11 @@ impl Line {
                 text("event")?.to_owned(),
             ))
         })();
-        let (seq, prev, time, event) = parsed.ok_or(BadLine::Malformed)?;
+        let (seq, prev, time, event): (_, _, String, String) = parsed.ok_or(BadLine::Malformed)?;
+        // Times are printed: a line of another origin may hold escape sequences of a terminal.
+        if humantime::parse_rfc3339(&time).is_err() {
+            return Err(BadLine::Malformed);
+        }
         Ok(Self {
             seq,
             prev,

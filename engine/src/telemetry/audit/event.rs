@@ -17,6 +17,7 @@ use serde_json::Value;
 use super::chain::{Fields, GAP, LineHash, TORN_LINE};
 use crate::auth::role::Role;
 use crate::io::peer::Peer;
+use crate::telemetry::close_reason::CloseReason;
 
 /// The year 10000, which the format of a time does not reach.
 const END_OF_TIME: u64 = 253_402_300_799;
@@ -216,7 +217,10 @@ impl Record {
                 count,
                 since,
             } => {
-                fields.set("verdict", "refused");
+                // CancelRequests are counted in the same way, and are no refusals.
+                if *reason != CloseReason::Cancelled.code() {
+                    fields.set("verdict", "refused");
+                }
                 fields.set("reason", *reason);
                 fields.set("count", *count);
                 fields.set("since", format_time(*since));

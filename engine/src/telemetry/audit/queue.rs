@@ -203,8 +203,15 @@ impl Shared {
         let losses = Cause::ALL.into_iter().zip(&self.lost);
         losses.filter_map(|(cause, loss)| {
             let count = loss.count.swap(0, Ordering::Acquire);
-            let since = UNIX_EPOCH + Duration::from_micros(loss.since.swap(0, Ordering::Relaxed));
-            (count > 0).then_some((cause, count, since))
+            if count == 0 {
+                return None;
+            }
+            let since = match loss.since.swap(0, Ordering::Relaxed) {
+                // A shard has counted this loss while the one before was taken.
+                0 => SystemTime::now(),
+                since => UNIX_EPOCH + Duration::from_micros(since),
+            };
+            Some((cause, count, since))
         })
     }
 }
@@ -226,6 +233,8 @@ impl Producer {
     pub(super) fn push(&self, event: Event) {
         if !self.try_push(event) {
             self.shared.lose(None, 1);
+            // The audit thread may have emptied the queue meanwhile, and sleep: it has to see the count.
+            self.shared.wake();
         }
     }
 

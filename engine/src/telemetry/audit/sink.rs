@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{FcntlArg, Flock, FlockArg, OFlag, fcntl};
 
 use super::chain::{Head, MAX_LINE, Tail};
 use crate::config::AuditTarget;
@@ -161,16 +161,23 @@ fn open(target: &AuditTarget) -> io::Result<File> {
         AuditTarget::Descriptor(2) => return own(io::stderr().as_fd().try_clone_to_owned()),
         AuditTarget::Descriptor(number) => PathBuf::from(format!("/proc/self/fd/{number}")),
     };
+    let kind = std::fs::metadata(&path).ok();
+    let kind = kind.map(|metadata| metadata.file_type());
+    let is_pipe = kind.is_some_and(|kind| kind.is_fifo());
     let mut options = OpenOptions::new();
     options.append(true).mode(0o600);
+    // A pipe must be opened for writing only, or the end of its reader could not be noticed.
     match target {
-        AuditTarget::File(_) => options.read(true).create(true).open(path),
-        AuditTarget::Descriptor(_) => {
-            // A pipe must be opened for writing only, or its end could not be noticed.
-            let is_file = std::fs::metadata(&path)?.is_file();
-            options.read(is_file).open(path)
-        }
+        AuditTarget::File(_) => options.read(!is_pipe).create(true),
+        AuditTarget::Descriptor(_) => options.read(kind.is_some_and(|kind| kind.is_file())),
+    };
+    if !is_pipe {
+        return options.open(path);
     }
+    // Without a reader, opening it fails instead of waiting for one; writing may wait.
+    let pipe = options.custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+    fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
+    Ok(pipe)
 }
 
 fn own(descriptor: io::Result<OwnedFd>) -> io::Result<File> {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -286,6 +286,55 @@ fn a_blocked_pipe_does_not_block_a_shard() {
     }
     let summary = verification.finish(&[]).unwrap().0;
     assert_eq!(Some(summary.lost), gap["lost"].as_u64());
+}
+
+/// What is written after the end of a reader would be lost silently.
+#[test]
+fn a_named_pipe_needs_a_reader() {
+    use nix::sys::stat::Mode;
+    let folder = tempfile::tempdir().unwrap();
+    let path = path_in(&folder, "pipe");
+    nix::unistd::mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    let target = AuditTarget::File(path.clone());
+    let Err(error) = open(target.clone(), false) else {
+        panic!("it was opened");
+    };
+    let error = error.to_string();
+    assert!(error.contains("No such device or address"), "{error}");
+    let mut options = fs::File::options();
+    let options = options.read(true).custom_flags(nix::libc::O_NONBLOCK);
+    let reader = options.open(&path).unwrap();
+    let (log, _) = open(target, false).unwrap();
+    let handle = log.handle();
+    let shard = handle.shard();
+    session(&shard);
+    assert_eq!(handle.state().failure, None);
+    drop(reader);
+    await_that("the end of the reader is noticed", || {
+        session(&shard);
+        handle.state().failure == Some("io_error")
+    });
+}
+
+#[test]
+fn cancel_requests_beyond_the_budget_are_not_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = path_in(&folder, "audit.log");
+    let (log, _) = open_file(&path);
+    let shard = log.handle().shard();
+    for _ in 0..1_000 {
+        let mut info = ConnectionInfo::new(Peer::Local);
+        info.audit = Some(shard.connection());
+        shard.ended(&info, None, None, (0, 0), &CloseReason::Cancelled);
+    }
+    drop(log);
+    let lines = lines(&path);
+    let summary = lines
+        .iter()
+        .find(|line| line["event"] == "refusals")
+        .unwrap();
+    assert_eq!(summary["reason"], "cancel_forwarded");
+    assert_eq!(summary["verdict"], Value::Null);
 }
 
 #[test]

@@ -241,7 +241,12 @@ impl Writer {
                 return;
             }
         };
-        self.sync_if_due(Instant::now() + SYNC_INTERVAL);
+        let now = Instant::now();
+        if self.unsynced > 0 {
+            // Also what was written just now.
+            self.sync_at.get_or_insert(now);
+        }
+        self.sync_if_due(now + SYNC_INTERVAL);
         // A line that is only partly in the old file is written to the new one as a whole.
         let part = self.lines.get(..self.written).unwrap_or_default();
         let whole = part.iter().rposition(|byte| *byte == b'\n');

@@ -10,6 +10,8 @@ use crate::attestation_gate::connect;
 use crate::harness::WRITER;
 use crate::harness::fixture::Fixture;
 use crate::harness::forwarder::Forwarder;
+use crate::harness::http;
+use crate::harness::process::{TIMEOUT, poll_until};
 use crate::harness::scrape::await_scrape;
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
@@ -46,6 +48,7 @@ fn sidecar_reload(fixture: &Fixture) {
     await_scrape(sidecar.admin_address(), |scrape| {
         scrape.value(failed) == 1.0
     });
+    await_reload_reason(&sidecar, "the configuration was not reloaded");
     assert_eq!(writer.query_value("select 1"), "1");
 
     // The entry loses a role: its sessions end, the others stay.
@@ -72,6 +75,21 @@ fn sidecar_reload(fixture: &Fixture) {
     sidecar.await_reason("app_not_allowed");
     let ok = "teesql_config_reloads_total{outcome=\"ok\"}";
     await_scrape(sidecar.admin_address(), |scrape| scrape.value(ok) == 2.0);
+    await_reload_reason(&sidecar, "");
+}
+
+/// Waits until the check `accepting`, which passes, has a reason that begins with `text`, or none.
+fn await_reload_reason(sidecar: &Sidecar, text: &str) {
+    poll_until(TIMEOUT, || {
+        let response = http::get(sidecar.admin_address(), "/ready");
+        let json = response.json();
+        let checks = json["checks"].as_array()?;
+        let check = checks.iter().find(|check| check["name"] == "accepting")?;
+        assert_eq!(check["ready"], true, "{json}");
+        let reason = check["reason"].as_str().unwrap_or_default();
+        (reason.starts_with(text) && reason.is_empty() == text.is_empty()).then_some(())
+    })
+    .unwrap_or_else(|| panic!("the check never had the reason {text:?}"));
 }
 
 fn forwarder_reload(fixture: &Fixture) {

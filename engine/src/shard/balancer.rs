@@ -5,10 +5,11 @@
 //! one. So the shard that accepts a connection hands it to the one with the fewest
 //! connections, unless they are nearly even: with hundreds of connections the hash
 //! distributes well, and a hand-off costs a wake-up
-//! (docs/adr/0010-connection-balancing.md). It must never be touched on the data path.
+//! (docs/adr/0010-connection-balancing.md). It must never be touched on the data path, and never hand a
+//! connection to a shard that would have to displace another one for it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// A shard hands a connection off only if it is ahead by more than this fraction of its count.
 const MAX_IMBALANCE: usize = 8;
@@ -21,7 +22,11 @@ pub(crate) struct Balancer {
 /// Aligned to a cache line, so that shards do not share one.
 #[repr(align(64))]
 #[derive(Default)]
-struct Count(AtomicUsize);
+struct Count {
+    connections: AtomicUsize,
+    /// Whether the shard has no place for another unattested connection.
+    is_full: Arc<AtomicBool>,
+}
 
 /// A connection's assignment on a shard, given back when dropped.
 pub(crate) struct ShardAssignment {
@@ -40,15 +45,14 @@ impl Balancer {
 
     /// Assigns a connection that the shard `own` has accepted.
     pub(crate) fn assign(self: &Arc<Self>, own: usize) -> ShardAssignment {
-        let counts = self
-            .shards
-            .iter()
-            .map(|count| count.0.load(Ordering::Relaxed));
-        let fewest = counts.enumerate().min_by_key(|(_, count)| *count);
-        let (fewest, least) = fewest.unwrap_or((own, 0));
+        let counts = self.shards.iter().enumerate();
+        let open = counts.filter(|(_, count)| !count.is_full.load(Ordering::Relaxed));
+        let counts = open.map(|(shard, count)| (shard, count.connections.load(Ordering::Relaxed)));
+        let fewest = counts.min_by_key(|(_, count)| *count);
         let mine = self
             .count(own)
             .map_or(0, |count| count.load(Ordering::Relaxed));
+        let (fewest, least) = fewest.unwrap_or((own, mine));
         let is_even = mine.saturating_sub(least) <= mine / MAX_IMBALANCE;
         let shard = if is_even { own } else { fewest };
         if let Some(count) = self.count(shard) {
@@ -60,8 +64,14 @@ impl Balancer {
         }
     }
 
+    /// Where the shard says that it has no place for another unattested connection.
+    pub(crate) fn full_flag(&self, shard: usize) -> Arc<AtomicBool> {
+        let count = self.shards.get(shard);
+        count.map_or_else(Arc::default, |count| Arc::clone(&count.is_full))
+    }
+
     fn count(&self, shard: usize) -> Option<&AtomicUsize> {
-        self.shards.get(shard).map(|count| &count.0)
+        self.shards.get(shard).map(|count| &count.connections)
     }
 }
 
@@ -111,6 +121,21 @@ mod tests {
         );
         assert_eq!(balancer.assign(0).shard(), 0);
         assignments.extend((0..2).map(|_| balancer.assign(0)));
+        assert_eq!(balancer.assign(0).shard(), 1);
+    }
+
+    #[test]
+    fn a_full_shard_gets_no_connection_of_another() {
+        let balancer = Balancer::new(3);
+        let [first, second] = [1, 2].map(|shard| balancer.full_flag(shard));
+        first.store(true, Ordering::Relaxed);
+        let mut assignments: Vec<_> = (0..4).map(|_| balancer.assign(0)).collect();
+        let shards: Vec<_> = assignments.iter().map(ShardAssignment::shard).collect();
+        assert_eq!(shards, [0, 2, 0, 2]);
+        second.store(true, Ordering::Relaxed);
+        assignments.extend((0..4).map(|_| balancer.assign(0)));
+        assert!(assignments.iter().skip(4).all(|other| other.shard() == 0));
+        first.store(false, Ordering::Relaxed);
         assert_eq!(balancer.assign(0).shard(), 1);
     }
 

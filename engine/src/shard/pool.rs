@@ -148,7 +148,12 @@ fn build_shard<P: HandlerFactory>(
     let timers = Rc::<TimerQueue>::default();
     let handshake_queue = HandshakeQueue::new(shard_config.timeouts.login, Rc::clone(&timers));
     let shard_metrics = Rc::new(ShardMetrics::new(&shard_config.metrics, siblings.own));
-    let unattested = UnattestedPool::new(shard_config.unattested, Rc::clone(&shard_metrics));
+    let full_flag = siblings.balancer.full_flag(siblings.own);
+    let unattested = UnattestedPool::new(
+        shard_config.unattested,
+        Rc::clone(&shard_metrics),
+        full_flag,
+    );
     let handler = factory.handler(ShardContext {
         jobs: jobs.clone(),
         handshake_queue: handshake_queue.clone(),

@@ -12,6 +12,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::config::UnattestedLimits;
@@ -68,6 +70,8 @@ struct Pool {
     limits: UnattestedLimits,
     max_handshakes: usize,
     shard_metrics: Rc<ShardMetrics>,
+    /// Tells the other shards whether there is no place.
+    full_flag: Arc<AtomicBool>,
     next: Cell<u64>,
     last_look: Cell<Option<Instant>>,
     /// No connection is displaced before this.
@@ -95,11 +99,16 @@ pub(super) struct UnattestedPlace {
 
 impl UnattestedPool {
     /// `limits` are those of this shard.
-    pub(crate) fn new(limits: UnattestedLimits, shard_metrics: Rc<ShardMetrics>) -> Self {
+    pub(crate) fn new(
+        limits: UnattestedLimits,
+        shard_metrics: Rc<ShardMetrics>,
+        full_flag: Arc<AtomicBool>,
+    ) -> Self {
         Self(Rc::new(Pool {
             max_handshakes: (limits.total / 2).clamp(1, MAX_HANDSHAKES),
             limits,
             shard_metrics,
+            full_flag,
             next: Cell::new(0),
             last_look: Cell::new(None),
             grace_until: Cell::new(None),
@@ -124,6 +133,7 @@ impl UnattestedPool {
         self.0.next.set(number + 1);
         entries.insert(number, source, Rc::clone(control));
         self.0.shard_metrics.unattested.increment(1.0);
+        self.set_full_flag(&entries);
         Some(UnattestedPlace {
             pool: self.clone(),
             number,
@@ -210,7 +220,13 @@ impl UnattestedPool {
     fn remove(&self, entries: &mut Entries, number: u64) -> Option<Entry> {
         let entry = entries.remove(number)?;
         self.0.shard_metrics.unattested.decrement(1.0);
+        self.set_full_flag(entries);
         Some(entry)
+    }
+
+    fn set_full_flag(&self, entries: &Entries) {
+        let is_full = entries.connections.len() >= self.0.limits.total;
+        self.0.full_flag.store(is_full, Ordering::Relaxed);
     }
 }
 
@@ -253,6 +269,7 @@ impl UnattestedPlace {
                 let _ = pool.displace(&mut entries, |_, other| other == source, |_| true);
             }
             entries.insert(self.number, source, entry.control);
+            pool.set_full_flag(&entries);
         }
     }
 }
@@ -280,7 +297,8 @@ mod tests {
         fn new(total: usize, per_address: usize) -> Self {
             let shard_metrics = Rc::new(ShardMetrics::new(&Metrics::new().unwrap(), 0));
             let limits = UnattestedLimits { total, per_address };
-            let pool = UnattestedPool::new(limits, Rc::clone(&shard_metrics));
+            let full_flag = Arc::<AtomicBool>::default();
+            let pool = UnattestedPool::new(limits, Rc::clone(&shard_metrics), full_flag);
             Self {
                 pool,
                 shard_metrics,
@@ -363,6 +381,19 @@ mod tests {
         let displaced: Vec<_> = clients.iter().map(|(c, _)| is_displaced(c)).collect();
         assert_eq!(displaced, [true, false, false]);
         assert_eq!(fixture.len(), 2);
+    }
+
+    #[test]
+    fn the_other_shards_know_whether_there_is_a_place() {
+        let fixture = Fixture::new(2, 2);
+        let is_full = || fixture.pool.0.full_flag.load(Ordering::Relaxed);
+        let first = fixture.enter(source(1));
+        assert!(!is_full());
+        let second = fixture.enter(source(2));
+        assert!(is_full());
+        drop(first);
+        assert!(!is_full());
+        drop(second);
     }
 
     #[test]

@@ -223,12 +223,15 @@ impl From<tokio_postgres::Error> for ProvisionError {
 
 impl ProvisionError {
     /// Whether waiting may help: Postgres may still be starting or recovering, or another session holds
-    /// locks or changes the same rows at the same time.
+    /// locks or changes the same rows or tables at the same time. Clients that do so all the time must not
+    /// end the process.
     pub(crate) fn is_temporary(&self) -> bool {
         match self {
             Self::Postgres(Error::Server { code, .. }) => {
-                const TEMPORARY: [SqlState; 8] = [
+                const TEMPORARY: [SqlState; 10] = [
                     SqlState::INTERNAL_ERROR,
+                    SqlState::UNDEFINED_OBJECT,
+                    SqlState::UNDEFINED_TABLE,
                     SqlState::T_R_DEADLOCK_DETECTED,
                     SqlState::T_R_SERIALIZATION_FAILURE,
                     SqlState::CANNOT_CONNECT_NOW,
@@ -243,11 +246,8 @@ impl ProvisionError {
                 error,
                 Error::Unreachable { .. } | Error::TimedOut(_) | Error::Broken(_)
             ),
-            Self::InRecovery | Self::TimedOut(_) => true,
-            Self::NotSuperuser(_)
-            | Self::OtherDatabase(_)
-            | Self::NotConverged(_)
-            | Self::Random(_) => false,
+            Self::InRecovery | Self::TimedOut(_) | Self::NotConverged(_) => true,
+            Self::NotSuperuser(_) | Self::OtherDatabase(_) | Self::Random(_) => false,
         }
     }
 

@@ -8,7 +8,7 @@ use crate::harness::cluster::{Cluster, ClusterOptions, Server, unused_port};
 use crate::harness::fixture::Fixture;
 use crate::harness::http;
 use crate::harness::message::{PROTOCOL_3_0, PgError};
-use crate::harness::process::{TIMEOUT, poll_until};
+use crate::harness::process::{TIMEOUT, lossy, poll_until, run};
 use crate::harness::scrape::Scrape;
 use crate::harness::settings::Settings;
 use crate::harness::sidecar::Sidecar;
@@ -285,13 +285,18 @@ fn ends_blocker(fixture: &Fixture, server: &Server) {
     let pid = blocker.query_value("select pg_backend_pid()");
     // Something to repair.
     cluster.admin_sql("alter role teesql_readwrite connection limit 5");
+    let named = format!("provisioning waits for a lock of pid {pid} (teesql_read, since 20");
+    // The command gives up, and says what it waited for.
+    let command = run(cluster.provision_command(DATABASE), TIMEOUT);
+    let error = lossy(&command.stderr);
+    assert_eq!(command.status.code(), Some(69), "{error}");
+    assert!(error.contains(&named), "{error}");
     let admin = SocketAddr::from(([127, 0, 0, 1], unused_port()));
     let second = provisioning(fixture, &cluster)
         .set("TEESQL_PROVISION_BLOCKER_TIMEOUT", "4s")
         .set("TEESQL_ADMIN_LISTEN", &admin.to_string());
     let second = Sidecar::spawn(&second);
     poll_until(TIMEOUT, || TcpStream::connect(admin).ok()).expect("HTTP");
-    let named = format!("provisioning waits for a lock of pid {pid} (teesql_read, since 20");
     http::await_unready(admin, "roles", &named);
     let line = second.await_message("ended a session that blocked provisioning");
     assert_eq!(line["pid"].to_string(), pid, "{line}");

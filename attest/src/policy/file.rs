@@ -92,6 +92,11 @@ pub enum ReadError {
 /// # Errors
 /// [`ReadError`], also if the file is written meanwhile: half a policy must not take effect.
 pub fn read(path: &Path, cap: usize) -> Result<Vec<u8>, ReadError> {
+    read_then(path, cap, || {})
+}
+
+/// [`read`], with what happens between the read and the check whether the file has changed.
+fn read_then(path: &Path, cap: usize, then: impl FnOnce()) -> Result<Vec<u8>, ReadError> {
     let mut file = File::open(path)?;
     let before = file.metadata()?;
     if !before.is_file() {
@@ -105,6 +110,7 @@ pub fn read(path: &Path, cap: usize) -> Result<Vec<u8>, ReadError> {
     if bytes.len() > cap {
         return Err(ReadError::TooLarge(cap));
     }
+    then();
     let after = file.metadata()?;
     let state = |of: &std::fs::Metadata| (of.mtime(), of.mtime_nsec(), of.size());
     let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
@@ -269,5 +275,33 @@ fn shared(os: Entry<OsEntry>) -> Entry<Arc<OsEntry>> {
     Entry {
         line: os.line,
         entry: Arc::new(os.entry),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_written_while_it_is_read_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("policy.toml");
+        fs::write(&path, "first").unwrap();
+        assert_eq!(read_then(&path, 100, || {}).unwrap(), b"first");
+        let longer = || fs::write(&path, "a longer text").unwrap();
+        let changed = read_then(&path, 100, longer);
+        assert!(matches!(changed, Err(ReadError::Changed)), "{changed:?}");
+        // The same length, at another time.
+        let same_length = || {
+            fs::write(&path, "A LONGER TEXT").unwrap();
+            let file = File::options().write(true).open(&path).unwrap();
+            file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1))
+                .unwrap();
+        };
+        let changed = read_then(&path, 100, same_length);
+        assert!(matches!(changed, Err(ReadError::Changed)), "{changed:?}");
     }
 }

@@ -234,40 +234,6 @@ fn files_are_read_once_and_in_whole() {
     assert!(matches!(read_text(&path), Err(ReadError::NotText)));
 }
 
-/// While a writer overwrites a file in place, a reader gets a version in whole or an error.
-#[test]
-fn a_file_that_is_written_meanwhile_is_not_half_read() {
-    use std::io::{Seek as _, Write as _};
-    use std::sync::atomic::{AtomicBool, Ordering};
-    const LEN: usize = 1 << 16;
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("policy.toml");
-    fs::write(&path, vec![b'a'; LEN]).unwrap();
-    let stop = AtomicBool::new(false);
-    let mut torn = 0;
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut file = fs::File::options().write(true).open(&path).unwrap();
-            for byte in [b'a', b'b'].into_iter().cycle() {
-                if stop.load(Ordering::Relaxed) {
-                    return;
-                }
-                file.rewind().unwrap();
-                file.write_all(&vec![byte; LEN / 2]).unwrap();
-                file.write_all(&vec![byte; LEN / 2]).unwrap();
-            }
-        });
-        for _ in 0..200 {
-            match read(&path, 2 * LEN) {
-                Err(ReadError::Changed) => torn += 1,
-                other => drop(other.unwrap()),
-            }
-        }
-        stop.store(true, Ordering::Relaxed);
-    });
-    assert!(torn > 0, "no read met a write");
-}
-
 /// What is printed for a peer admits this peer, and no changed one.
 type Change = fn(&mut Fixture);
 

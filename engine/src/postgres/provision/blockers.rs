@@ -66,7 +66,7 @@ pub(crate) struct BlockerWatch {
 }
 
 impl BlockerWatch {
-    /// Ends a blocker `timeout` after it was first seen. Transactions that take turns at blocking are ended
+    /// Ends a blocker `timeout` after it was first seen. Transactions that block alternately are ended
     /// after twice that time.
     pub(crate) fn new(timeout: Duration) -> Self {
         Self {
@@ -236,7 +236,7 @@ mod tests {
 
     /// Each transaction blocks for less than the timeout, and another one begins before it ends.
     #[test]
-    fn transactions_that_take_turns_are_ended() {
+    fn alternating_transactions_are_ended() {
         let start = Instant::now();
         let mut watch = BlockerWatch::new(TIMEOUT);
         let due = |watch: &mut BlockerWatch, second: u64| {

@@ -17,7 +17,7 @@ use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
 
 /// How long a test waits for the audit thread.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn open(target: AuditTarget, required: bool) -> Result<(AuditLog, Metrics), AuditError> {
     let metrics = Metrics::new().unwrap();
@@ -42,7 +42,7 @@ fn session(audit: &ShardAudit) {
 fn await_that(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < PATIENCE, "{what}");
+        assert!(start.elapsed() < TIMEOUT, "{what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -262,7 +262,7 @@ fn a_blocked_pipe_does_not_block_a_shard() {
     let start = Instant::now();
     while handle.state().failure != Some("queue_full") {
         session(&shard);
-        assert!(start.elapsed() < PATIENCE);
+        assert!(start.elapsed() < TIMEOUT);
     }
     let reading = std::thread::spawn(move || {
         let mut text = String::new();

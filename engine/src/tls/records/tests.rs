@@ -230,9 +230,9 @@ fn answers_several_key_update_requests_once() {
 /// data that allows as many again, twice; then one record without data too many.
 fn check_non_data_limit(kinds: &[(ContentType, &[u8])]) {
     let (mut client, mut server) = pair();
-    let mut kinds_in_turn = kinds.iter().cycle();
+    let mut repeated_kinds = kinds.iter().cycle();
     let mut next = |client: &mut Records| {
-        let (kind, content) = *kinds_in_turn.next().unwrap();
+        let (kind, content) = *repeated_kinds.next().unwrap();
         let bytes = record(client, kind, content);
         if content == UPDATE {
             client.sealing.update(client.suite).unwrap();

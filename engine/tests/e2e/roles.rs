@@ -16,6 +16,10 @@ use crate::harness::suite::Suite;
 use crate::harness::{READ_SECRET, READWRITE_SECRET, SUPERUSER_PASSWORD};
 
 pub(crate) fn add(suite: &mut Suite) {
+    // All of this is the work of the control thread and of Postgres.
+    if !suite.adds_driver_independent() {
+        return;
+    }
     for server in suite.harness().servers() {
         let label = server.label();
         for (name, test) in TESTS {

@@ -13,6 +13,8 @@ mod errors;
 mod frontend;
 mod harness;
 mod instructions;
+mod link;
+mod link_harness;
 mod negotiation;
 mod opening;
 mod packets;

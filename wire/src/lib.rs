@@ -21,6 +21,7 @@
 //! | [`link`] | another member of the cluster | the request for a service, and the answer |
 //! | [`scram`] | | both sides of SCRAM-SHA-256, and the server's of SCRAM-SHA-256-PLUS |
 //! | [`secret`] | | secrets and their constant-time comparison |
+//! | [`cluster_key`] | | the passwords that all members of a cluster derive from one key |
 //! | [`message`] | | framing in both directions |
 //! | [`error`] | | all errors, and the ErrorResponse for each |
 //!
@@ -31,6 +32,7 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod cluster_key;
 pub mod error;
 pub mod frontend;
 pub mod link;

@@ -9,6 +9,7 @@
 )]
 
 mod backend;
+mod cluster_key;
 mod errors;
 mod frontend;
 mod harness;

@@ -1,5 +1,5 @@
-//! The PostgreSQL start-up and login protocol as sans-I/O state machines: bytes in, bytes and steps
-//! out.
+//! The PostgreSQL start-up and login protocol, and the request that opens a link between members of
+//! a cluster, as sans-I/O state machines: bytes in, bytes and steps out.
 //!
 //! The crate exists so that all input of unauthenticated peers is parsed by code that can be tested
 //! and fuzzed in memory. It must never open a socket, read a clock, draw randomness, log or be
@@ -18,8 +18,10 @@
 //! | [`frontend`] | the client, inside TLS | start-up, version negotiation, SCRAM or password |
 //! | [`backend`] | Postgres | the login with a password that the client never sees |
 //! | [`version_probe`] | Postgres | the newest protocol version that it supports |
+//! | [`link`] | another member of the cluster | the request for a service, and the answer |
 //! | [`scram`] | | both sides of SCRAM-SHA-256, and the server's of SCRAM-SHA-256-PLUS |
 //! | [`secret`] | | secrets and their constant-time comparison |
+//! | [`cluster_key`] | | the passwords that all members of a cluster derive from one key |
 //! | [`message`] | | framing in both directions |
 //! | [`error`] | | all errors, and the ErrorResponse for each |
 //!
@@ -30,8 +32,10 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod cluster_key;
 pub mod error;
 pub mod frontend;
+pub mod link;
 pub mod local_opening;
 pub mod message;
 pub mod opening;

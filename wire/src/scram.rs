@@ -88,7 +88,8 @@ fn saslprep(password: &[u8]) -> Zeroizing<Vec<u8>> {
     })
 }
 
-fn hmac(key: &[u8; KEY_LEN], message: &[u8]) -> [u8; KEY_LEN] {
+/// Computes HMAC-SHA-256.
+pub(crate) fn hmac(key: &[u8; KEY_LEN], message: &[u8]) -> [u8; KEY_LEN] {
     // HMAC pads a short key with zeros to the block size. With a padded key the constructor is
     // infallible.
     let mut block = Zeroizing::new([0; 64]);

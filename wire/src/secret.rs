@@ -42,15 +42,7 @@ impl FromStr for ClusterSecret {
     /// # Errors
     /// [`ClusterSecretError`], which never contains the text.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let characters = text.chars().count();
-        if characters != 2 * CLUSTER_SECRET_LEN {
-            return Err(ClusterSecretError::Length { characters });
-        }
-        if let Some(at) = text.chars().position(|c| !c.is_ascii_hexdigit()) {
-            return Err(ClusterSecretError::NotHex { position: at + 1 });
-        }
-        let (bytes, _valid) = decode_hex(text.as_bytes());
-        Ok(Self(bytes))
+        parse_hex(text).map(Self)
     }
 }
 
@@ -64,11 +56,7 @@ impl ClusterSecret {
     /// The secret as 64 lower-case hex characters, for the code that distributes it.
     #[must_use]
     pub fn to_text(&self) -> Zeroizing<String> {
-        let mut text = Zeroizing::new(String::with_capacity(2 * CLUSTER_SECRET_LEN));
-        for nibble in self.0.iter().flat_map(|byte| [byte >> 4, byte & 0xf]) {
-            text.extend(char::from_digit(nibble.into(), 16));
-        }
-        text
+        encode_hex(&self.0)
     }
 
     /// The spellings under which a client may know the secret: in lower case and in upper case.
@@ -105,6 +93,29 @@ impl fmt::Debug for ClusterSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ClusterSecret(redacted)")
     }
+}
+
+/// Parses 64 hex characters of either case.
+pub(crate) fn parse_hex(text: &str) -> Result<[u8; CLUSTER_SECRET_LEN], ClusterSecretError> {
+    let characters = text.chars().count();
+    if characters != 2 * CLUSTER_SECRET_LEN {
+        return Err(ClusterSecretError::Length { characters });
+    }
+    if let Some(at) = text.chars().position(|c| !c.is_ascii_hexdigit()) {
+        return Err(ClusterSecretError::NotHex { position: at + 1 });
+    }
+    let (bytes, _valid) = decode_hex(text.as_bytes());
+    Ok(bytes)
+}
+
+/// Encodes 32 bytes as 64 lower-case hex characters. Allocated once at full size: growing would
+/// leave copies in freed memory.
+pub(crate) fn encode_hex(bytes: &[u8; CLUSTER_SECRET_LEN]) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(String::with_capacity(2 * CLUSTER_SECRET_LEN));
+    for nibble in bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]) {
+        text.extend(char::from_digit(nibble.into(), 16));
+    }
+    text
 }
 
 /// Decodes 64 hex characters without a branch or table look-up that depends on them.

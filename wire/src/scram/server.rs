@@ -7,9 +7,9 @@
 //! 18's `auth-scram.c`, except that one exchange is compared with all keys that might fit.
 //!
 //! Nothing here may depend on whether an account exists or a proof is right before
-//! [`ClientProof::verify`], and that must take the same time for every outcome. A nonce is an
-//! argument. SASLprep is applied when keys are derived, as on the client's side; for secrets of
-//! ASCII characters, such as hex, it changes nothing.
+//! [`ScramProof::verify`](crate::frontend::scram::ScramProof::verify), and that must take the same
+//! time for every outcome. A nonce is an argument. SASLprep is applied when keys are derived, as on
+//! the client's side; for secrets of ASCII characters, such as hex, it changes nothing.
 
 use std::fmt;
 

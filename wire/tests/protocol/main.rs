@@ -9,10 +9,13 @@
 )]
 
 mod backend;
+mod cluster_key;
 mod errors;
 mod frontend;
 mod harness;
 mod instructions;
+mod link;
+mod link_harness;
 mod negotiation;
 mod opening;
 mod packets;

@@ -176,7 +176,7 @@ impl<S: BuildHasher> VerdictCache<S> {
         }
     }
 
-    /// Removes expired verdicts from the next [`SWEEP_SLOTS`] slots of each kind. Returns whether all slots have
+    /// Removes expired verdicts from the next `SWEEP_SLOTS` slots of each kind. Returns whether all slots have
     /// been looked at since the last time that it returned true.
     pub fn sweep(&mut self, now: u64) -> bool {
         let admissions = self.admissions.sweep(now);

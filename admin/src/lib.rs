@@ -25,6 +25,7 @@ mod stats;
 
 pub use nonce::{Nonce, NonceError};
 pub use readiness::{Latch, Readiness};
+pub use report_queue::source_of;
 pub use route::Route;
 pub use server::{Server, start};
 pub use settings::Settings;

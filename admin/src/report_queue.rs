@@ -22,9 +22,10 @@ use crate::nonce::Nonce;
 /// at most two intervals and three quotes, which together is less than a connection's lifetime.
 const MAX_WAIT: Duration = Duration::from_secs(5);
 
-/// The source that a client's requests count for: an IPv4 address, or the first 64 bits of an IPv6 address, which is the
+/// The source that a client's requests and connections count for: an IPv4 address, or the first 64 bits of an IPv6 address, which is the
 /// smallest network that a host gets. With each address on its own, one host could take all places.
-pub(crate) fn source_of(client: IpAddr) -> IpAddr {
+#[must_use]
+pub fn source_of(client: IpAddr) -> IpAddr {
     match client.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),

@@ -55,7 +55,7 @@ pub(crate) fn readable_time(seconds: u64) -> String {
 }
 
 /// 9999-12-31T23:59:59Z.
-const LAST_READABLE: u64 = 253_402_300_799;
+pub(crate) const LAST_READABLE: u64 = 253_402_300_799;
 
 /// A time that must have passed. It only rises.
 struct TimeFloor(AtomicU64);

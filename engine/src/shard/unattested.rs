@@ -10,7 +10,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,13 +52,7 @@ impl Source {
     }
 
     fn of_ip(address: IpAddr) -> Self {
-        Self::Address(match address.to_canonical() {
-            IpAddr::V4(address) => address.into(),
-            IpAddr::V6(address) => {
-                let network = address.to_bits() >> 64 << 64;
-                Ipv6Addr::from_bits(network).into()
-            }
-        })
+        Self::Address(admin::source_of(address))
     }
 }
 
@@ -205,9 +199,10 @@ impl UnattestedPool {
         fits: impl Fn(&Entries, Source) -> bool,
         may: impl Fn(&ConnectionControl) -> bool,
     ) -> Option<()> {
+        let now = Instant::now();
         let fitting = entries.connections.iter().filter(|(_, entry)| {
             let control = &entry.control;
-            let waits = control.silent_for(Instant::now()).is_some();
+            let waits = control.silent_for(now).is_some();
             fits(entries, entry.source) && waits && may(control)
         });
         let oldest = fitting.min_by_key(|(number, entry)| (entry.control.has_begun(), **number));

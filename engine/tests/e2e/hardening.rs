@@ -14,7 +14,7 @@ use crate::harness::daemon::Daemon;
 use crate::harness::fixture::Fixture;
 use crate::harness::http;
 use crate::harness::process::{
-    TIMEOUT, lossy, pdeathsig_command, poll_until, postgres_user, run, write_private,
+    TIMEOUT, lossy, pdeathsig_command, poll_until, postgres_user, run, with_limit, write_private,
 };
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
@@ -44,14 +44,7 @@ pub(crate) fn add(suite: &mut Suite) {
 
 /// The same command with an unlimited size of core files.
 fn with_core_files(command: &Command) -> Command {
-    let mut with = Command::new("prlimit");
-    with.args(["--core=unlimited:unlimited", "--"])
-        .arg(command.get_program())
-        .args(command.get_args())
-        .env_clear();
-    let variables = command.get_envs();
-    with.envs(variables.filter_map(|(name, value)| Some((name, value?))));
-    with
+    with_limit(command, "--core=unlimited:unlimited")
 }
 
 /// The environment block of `daemon` has no `secret`. Only root can read it, and not everywhere.

@@ -16,7 +16,7 @@ use crate::harness::client::{Client, TcpClient};
 use crate::harness::daemon::Daemon;
 use crate::harness::fixture::Fixture;
 use crate::harness::message::{SSL_REQUEST, cancel, query};
-use crate::harness::process::{TIMEOUT, poll_until};
+use crate::harness::process::{TIMEOUT, poll_until, with_limit};
 use crate::harness::scrape::{Scrape, await_scrape};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
@@ -186,7 +186,7 @@ fn slow_host(fixture: &Fixture) {
             number,
             ..LeafOptions::default()
         };
-        // An instance of its own each: further wrong secrets of one are answered later.
+        // A separate instance for each: further wrong secrets of one are answered later.
         let mut instance_id = vec![0; 12];
         instance_id.extend(number.to_be_bytes());
         let evidence = Evidence {
@@ -243,15 +243,7 @@ fn slow_host(fixture: &Fixture) {
 
 /// The same command with these limits of descriptors.
 fn with_descriptors(command: &Command, limits: &str) -> Command {
-    let mut with = Command::new("prlimit");
-    with.arg(format!("--nofile={limits}"))
-        .arg("--")
-        .arg(command.get_program())
-        .args(command.get_args())
-        .env_clear();
-    let variables = command.get_envs();
-    with.envs(variables.filter_map(|(name, value)| Some((name, value?))));
-    with
+    with_limit(command, &format!("--nofile={limits}"))
 }
 
 /// More silent sockets than descriptors: the limits on connections fit into the descriptors, so that nothing fails.

@@ -5,12 +5,12 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use attest::AttestedPeer;
 
+use crate::io::clock::LAST_READABLE;
+
 use super::report::{CheckReport, CheckValue, Outcome, Report, Verdict};
 
 /// The width of the names of values.
 const NAME_WIDTH: usize = 24;
-/// The last second of the year 9999, the latest that RFC 3339 can represent.
-const LAST_DATE: u64 = 253_402_300_799;
 
 pub(super) fn render(report: &Report) -> String {
     let mut text = format!(
@@ -109,7 +109,7 @@ fn value(value: &CheckValue) -> String {
 
 /// `2027-01-15T08:00:00Z (1800000000)`.
 fn date(at: u64) -> String {
-    if at > LAST_DATE {
+    if at > LAST_READABLE {
         return at.to_string();
     }
     let time = UNIX_EPOCH + Duration::from_secs(at);

@@ -16,11 +16,9 @@ use serde_json::Value;
 
 use super::chain::{Fields, GAP, LineHash, TORN_LINE};
 use crate::auth::role::Role;
+use crate::io::clock::LAST_READABLE;
 use crate::io::peer::Peer;
 use crate::telemetry::close_reason::CloseReason;
-
-/// The year 10000, which the format of a time does not reach.
-const END_OF_TIME: u64 = 253_402_300_799;
 
 /// The names of all events, which docs/reference/audit-log.md lists.
 #[cfg(test)]
@@ -289,7 +287,7 @@ fn text<T: ToString>(value: Option<&T>) -> Value {
 /// RFC 3339, UTC, with microseconds.
 pub(super) fn format_time(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let time = UNIX_EPOCH + since.min(Duration::from_secs(END_OF_TIME));
+    let time = UNIX_EPOCH + since.min(Duration::from_secs(LAST_READABLE));
     humantime::format_rfc3339_micros(time).to_string()
 }
 
@@ -313,7 +311,7 @@ mod tests {
         let before = UNIX_EPOCH - Duration::from_secs(1);
         assert_eq!(format_time(before), format_time(after(0)));
         assert_eq!(
-            format_time(after(END_OF_TIME + 5)),
+            format_time(after(LAST_READABLE + 5)),
             "9999-12-31T23:59:59.000000Z"
         );
     }

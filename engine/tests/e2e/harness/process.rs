@@ -94,6 +94,18 @@ pub(crate) fn wait(child: &mut Child, timeout: Duration) -> Option<std::process:
     })
 }
 
+/// The same command with a resource limit: an argument of prlimit(1).
+pub(crate) fn with_limit(command: &Command, limit: &str) -> Command {
+    let mut with = Command::new("prlimit");
+    with.args([limit, "--"])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .env_clear();
+    let variables = command.get_envs();
+    with.envs(variables.filter_map(|(name, value)| Some((name, value?))));
+    with
+}
+
 /// Calls `check` every [`POLL_INTERVAL`] until it returns a value; `None` after `timeout`.
 pub(crate) fn poll_until<T>(timeout: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
     let start = Instant::now();

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use clap::ArgMatches;
 use zeroize::Zeroizing;
 
+use super::cluster::settings_of_table;
 use super::settings::{ALL, SIMULATOR_ENDPOINT, find};
 use super::spec::{Kind, Scope, Spec};
 use super::{environment, tdx_guest};
@@ -212,6 +213,15 @@ impl Layers {
         let value = match value {
             toml::Value::Table(roles) if key == "roles" => {
                 self.read_toml_roles(roles, &source, seen);
+                return;
+            }
+            toml::Value::Table(cluster) if key == "cluster" => {
+                for setting in settings_of_table(cluster) {
+                    match setting {
+                        Ok((key, value)) => self.read_toml_entry(key, value, source.clone(), seen),
+                        Err(error) => self.errors.push(format!("{source}: {error}")),
+                    }
+                }
                 return;
             }
             toml::Value::String(text) => text,

@@ -7,6 +7,7 @@
 
 mod attestation;
 mod audit;
+mod cluster;
 pub(crate) mod connection_uri;
 pub(crate) mod environment;
 mod flags;
@@ -38,6 +39,7 @@ use attest::values::Fingerprint;
 pub use crate::tls::certificate_source::{CertificateRequest, CertificateUsage};
 pub use attestation::{Attestation, Criteria};
 pub use audit::{AuditConfig, AuditTarget};
+pub use cluster::{ClusterConfig, MAX_MEMBERS, Member, Service};
 pub use environment::take_secrets;
 pub use flags::with_flags;
 pub use forward::{ForwarderConfig, Listen, Verifier};
@@ -103,6 +105,8 @@ pub struct Config {
     pub proxy_protocol_from: Vec<ipnet::IpNet>,
     /// The audit log, if there is one.
     pub audit: Option<AuditConfig>,
+    /// The cluster that this sidecar belongs to, if it does.
+    pub cluster: Option<ClusterConfig>,
     /// The limits on clients that are not attested yet.
     pub unattested: UnattestedLimits,
     /// Threads, timeouts, limits and the log.
@@ -183,6 +187,7 @@ impl Config {
         let plaintext_cancel = reader.read(&settings::PLAINTEXT_CANCEL);
         let proxy_protocol_from = reader.read(&settings::PROXY_PROTOCOL_FROM);
         let audit = AuditConfig::read(reader);
+        let cluster = ClusterConfig::read(reader);
         let unattested = UnattestedLimits::read(reader);
         let process = ProcessConfig::read(reader);
         let attestation = attestation?;
@@ -216,6 +221,7 @@ impl Config {
             plaintext_cancel: plaintext_cancel?,
             proxy_protocol_from: proxy_protocol_from?,
             audit: audit?,
+            cluster: cluster?,
             unattested: unattested?,
             process: process?,
             warnings: Vec::new(),

@@ -1,5 +1,7 @@
 //! Parses settings, and collects all errors instead of stopping at the first.
 
+use std::net::SocketAddr;
+
 use super::layers::Layers;
 use super::spec::{Setting, Spec};
 use super::{Errors, settings};
@@ -105,6 +107,12 @@ impl<'a> Reader<'a> {
         self.layers.simulator_mode()
     }
 
+    /// Where clients connect, for checks of other settings. `None` if it is invalid.
+    pub(super) fn listen(&self) -> Option<SocketAddr> {
+        let (text, _) = self.layers.text(&settings::LISTEN.spec)?;
+        (settings::LISTEN.parse)(text).ok()
+    }
+
     /// Whether clients must be attested. Outside simulator mode, turning this off needs two settings.
     pub(super) fn attestation_required(&mut self) -> Option<bool> {
         let required = self.read(&settings::REQUIRE_CLIENT_ATTESTATION);
@@ -131,9 +139,7 @@ impl<'a> Reader<'a> {
                     .to_owned(),
             );
         }
-        let listen = self.layers.text(&settings::LISTEN.spec);
-        let listen = listen.and_then(|(text, _)| (settings::LISTEN.parse)(text).ok());
-        if let Some(listen) = listen.filter(|listen| !listen.ip().is_loopback())
+        if let Some(listen) = self.listen().filter(|listen| !listen.ip().is_loopback())
             && !confirmed
         {
             self.errors.push(format!(

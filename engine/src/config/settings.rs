@@ -21,6 +21,7 @@ use wire::scram::Password;
 use wire::secret::ClusterSecret;
 
 use super::audit::{self, AuditTarget};
+use super::cluster::{self, Member, Service};
 use super::connection_uri::DatabaseUrl;
 use super::forward::{Listen, VerifierName};
 use super::log_format::LogFormat;
@@ -476,6 +477,26 @@ settings! {
             key: "collateral_grace", parse: values::duration_or_off, kind: Time, scopes: BOTH,
             default: Some("1day"),
             help: "How long a session may continue after the collateral of its peer's platform has expired and could not be renewed; off sets no limit. New sessions are refused as soon as it has expired.",
+        }
+    }
+    Cluster {
+        CLUSTER_NAME: String {
+            key: "cluster_name", parse: cluster::name, kind: One("NAME"), scopes: SERVE,
+            help: "The name of the cluster that this sidecar is a member of, Patroni's scope. In TOML also name in [cluster]. If not set, the sidecar belongs to no cluster.",
+        }
+        CLUSTER_MEMBER: String {
+            key: "cluster_member", parse: cluster::name, kind: One("NAME"), scopes: SERVE,
+            help: "The name of this member, as in cluster_members. In TOML also member in [cluster].",
+        }
+        CLUSTER_MEMBERS: Vec<Member> {
+            key: "cluster_members", parse: cluster::members, kind: List("NAME=HOST:PORT"), scopes: SERVE,
+            default: Some(""),
+            help: "All members, this one included, and where each sidecar accepts connections. The order gives the port numbers of services and must be the same on all members. In TOML also name and address in each [[cluster.members]].",
+        }
+        CLUSTER_SERVICES: Vec<Service> {
+            key: "cluster_services", parse: cluster::services, kind: List("NAME=PORT:FIRST_PORT"), scopes: SERVE,
+            default: Some("postgres=5432:15432,patroni=8008:18008,etcd-client=2379:12379,etcd-peer=2380:13380"),
+            help: "The services on 127.0.0.1 that members reach of each other: the service's port, and the port on 127.0.0.1 of every member where the first member's is reached; the second member's is at the next port, and so on. In TOML also name, port and first_port in each [[cluster.services]].",
         }
     }
     Limits {

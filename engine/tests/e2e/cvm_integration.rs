@@ -13,6 +13,7 @@ mod delayed_dependencies;
 mod derived_passwords;
 mod derived_secrets;
 mod dev_command;
+mod documented_sessions;
 mod metrics;
 mod postgres_restart;
 mod secret_rotation;
@@ -29,6 +30,7 @@ use crate::harness::suite::Suite;
 pub(crate) fn add(suite: &mut Suite) {
     delayed_dependencies::add(suite);
     dev_command::add(suite);
+    documented_sessions::add(suite);
     admin_overload::add(suite);
     agent_certificate::add(suite);
     agent_failures::add(suite);

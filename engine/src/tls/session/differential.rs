@@ -310,7 +310,7 @@ impl<E: TlsSide> Comparison<E> {
                 last[HEADER_LEN + bit / 8] ^= 1 << (bit % 8);
             }
             Action::Truncate(length) if sealed > 0 => {
-                last.truncate(last.len() - 1 - length % sealed);
+                last.truncate(cut(&last, 1 + length % sealed));
             }
             Action::Duplicate => self.records.push(last.clone()),
             Action::Swap if !self.records.is_empty() => {
@@ -396,6 +396,16 @@ impl<E: TlsSide> Comparison<E> {
         let close = (ContentType::Alert, vec![1, 0]);
         assert_eq!(own, vec![close; usize::from(closed)]);
     }
+}
+
+/// The length of a record that loses at least `lost` bytes at its end. The next record on the way begins with 23: if
+/// that were the first lost byte, the record would be complete again.
+fn cut(record: &[u8], lost: usize) -> usize {
+    let mut end = record.len() - lost;
+    while end > HEADER_LEN && record[end] == 23 {
+        end -= 1;
+    }
+    end
 }
 
 /// The type is the last byte that is not zero, wherever it comes from.

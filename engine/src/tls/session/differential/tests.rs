@@ -319,3 +319,11 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_truncated_record_is_not_completed_by_the_next_one() {
+    let record = |ciphertext: &[u8]| [&[23, 3, 3, 0, 4][..], ciphertext].concat();
+    assert_eq!(cut(&record(&[1, 2, 3, 4]), 1), HEADER_LEN + 3);
+    assert_eq!(cut(&record(&[1, 2, 23, 23]), 1), HEADER_LEN + 1);
+    assert_eq!(cut(&record(&[23, 23, 23, 23]), 2), HEADER_LEN);
+}

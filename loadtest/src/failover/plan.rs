@@ -1,0 +1,79 @@
+//! The faults of a run, at random from a seed: which member, what happens to it, and for how long.
+
+use std::time::Duration;
+
+/// The shortest and the longest fault. The longest exceeds Patroni's `ttl`, so that the leader changes.
+const LENGTH: std::ops::Range<u64> = 3_000..30_000;
+/// How far a clock is set off, either way, in seconds.
+const CLOCK_OFFSET: std::ops::Range<i64> = -300..300;
+
+/// What happens to a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// `kill -9` of everything on it, started again afterwards.
+    Kill,
+    /// SIGSTOP to everything on it, SIGCONT afterwards.
+    Pause,
+    /// The network between it and everybody else drops all packets.
+    CutOff,
+    /// Its clock differs by so many seconds.
+    ClockOffset(i64),
+    /// Another member is made the leader.
+    Switchover,
+}
+
+/// A fault and its place in the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlannedFault {
+    /// The position of the member.
+    pub member: usize,
+    /// What happens.
+    pub fault: Fault,
+    /// For how long.
+    pub length: Duration,
+}
+
+/// The faults that `seed` stands for, one after another: always the same ones.
+pub fn faults(seed: u64, members: usize) -> impl Iterator<Item = PlannedFault> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    std::iter::repeat_with(move || PlannedFault {
+        member: random.usize(..members.max(1)),
+        fault: match random.u8(..5) {
+            0 => Fault::Kill,
+            1 => Fault::Pause,
+            2 => Fault::CutOff,
+            3 => Fault::ClockOffset(random.i64(CLOCK_OFFSET)),
+            _ => Fault::Switchover,
+        },
+        length: Duration::from_millis(random.u64(LENGTH)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_always_stands_for_the_same_faults() {
+        let planned = |seed| faults(seed, 3).take(50).collect::<Vec<_>>();
+        assert_eq!(planned(7), planned(7));
+        assert_ne!(planned(7), planned(8));
+    }
+
+    #[test]
+    fn every_fault_meets_every_member() {
+        let planned: Vec<_> = faults(1, 3).take(500).collect();
+        for member in 0..3 {
+            let of_member = || {
+                planned
+                    .iter()
+                    .filter(move |planned| planned.member == member)
+            };
+            let kinds = of_member().map(|planned| std::mem::discriminant(&planned.fault));
+            assert_eq!(kinds.collect::<std::collections::HashSet<_>>().len(), 5);
+            assert!(
+                of_member().all(|planned| LENGTH.contains(&(planned.length.as_millis() as u64)))
+            );
+        }
+    }
+}

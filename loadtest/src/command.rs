@@ -12,6 +12,7 @@ use clap::{ArgMatches, Command};
 
 use crate::compare::{self, Options, Part};
 use crate::error::{Error, Result, io_context};
+use crate::failover;
 use crate::load::MAX_CONNECTIONS;
 use crate::mock_tdx::MockTdx;
 use crate::peers::{PeerKind, fake_postgres, relay};
@@ -41,6 +42,7 @@ pub fn command() -> Command {
                 .arg(flag("first", "FILE", "report.json of the first run").required(true))
                 .arg(flag("second", "FILE", "report.json of the second run").required(true)),
         )
+        .subcommand(failover_command())
         .subcommand(
             Command::new("mock-tdx")
                 .about("Run a PCCS for the mock TDX until stopped, and print the sidecar's settings for it")
@@ -55,6 +57,15 @@ fn internal(name: &'static str) -> Command {
     Command::new(name)
         .hide(true)
         .arg(flag("listen", "HOST:PORT", "").required(true))
+}
+
+fn failover_command() -> Command {
+    Command::new("failover")
+        .about("Check what a cluster promises while its members fail: the command of `teesql-sidecar dev --members 3`")
+        .arg(flag("seed", "N", "Stands for the faults and their order [default: 1]"))
+        .arg(flag("faults", "N", "Number of faults, about 40 seconds each [default: 3]"))
+        .arg(flag("writers", "N", "Number of writers [default: 4]"))
+        .arg(flag("readers", "N", "Number of readers of each member [default: 2]"))
 }
 
 fn compare_command() -> Command {
@@ -140,9 +151,21 @@ pub fn execute(matches: &ArgMatches) -> Result<()> {
             serve_mock_pccs(&path(flags, "out").unwrap_or_default(), &Progress::new()?)
         }
         Some(("fake-postgres", flags)) => fake_postgres::serve(flags::address(flags, "listen")?),
+        Some(("failover", flags)) => print(&failover::run::run(&failover_options(flags)?)?),
         Some((name, flags)) => print(&loads::execute(name, flags, &Progress::new()?)?),
         None => Err(Error::Usage("no command".to_owned())),
     }
+}
+
+fn failover_options(flags: &ArgMatches) -> Result<failover::run::Options> {
+    Ok(failover::run::Options {
+        seed: flags::value(flags, "seed")?.unwrap_or(1),
+        faults: number(flags, "faults", 0..=10_000, 3)?,
+        clients: failover::workload::Clients {
+            writers: number(flags, "writers", 1..=64, 4)?,
+            readers: number(flags, "readers", 0..=64, 2)?,
+        },
+    })
 }
 
 fn compare(flags: &ArgMatches) -> Result<()> {

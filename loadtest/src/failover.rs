@@ -6,5 +6,7 @@
 
 pub mod checker;
 pub mod history;
+pub mod members;
 pub mod plan;
+pub mod run;
 pub mod workload;

@@ -57,13 +57,14 @@ const AUTHENTICATION_OK: [u8; 4] = code::OK.to_be_bytes();
 /// gets the password or its hash, or the client's queries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AuthMethods {
-    /// SCRAM-SHA-256.
+    /// SCRAM-SHA-256, with at least [`scram::MIN_ITERATIONS`] iterations.
     #[default]
     Scram,
-    /// SCRAM-SHA-256, and no authentication at all (`trust`, `peer`): for a Unix socket whose
+    /// The same, and no authentication at all (`trust`, `peer`): for a Unix socket whose
     /// server is known by its user id.
     ScramOrNone,
-    /// SCRAM-SHA-256, md5, a password in cleartext, and no authentication at all.
+    /// SCRAM-SHA-256 with any number of iterations, md5, a password in cleartext, and no authentication
+    /// at all.
     Any,
 }
 
@@ -83,6 +84,16 @@ impl AuthMethods {
         }
     }
 
+    /// Checks the number of SCRAM iterations that Postgres asks for.
+    fn check_iterations(self, iterations: u32) -> Result<(), BackendError> {
+        match self {
+            Self::Scram | Self::ScramOrNone if iterations < scram::MIN_ITERATIONS => {
+                Err(BackendError::ScramIterationsTooFew { iterations })
+            }
+            Self::Any | Self::Scram | Self::ScramOrNone => Ok(()),
+        }
+    }
+
     /// Checks the beginning of a login by another implementation: all bytes that Postgres sent, up
     /// to the first Authentication message, which selects the method. Returns `None` if more bytes
     /// are needed. An ErrorResponse, which ends the login, is left to that implementation.
@@ -90,20 +101,72 @@ impl AuthMethods {
     /// # Errors
     /// [`BackendError::NotScram`] for a method that is not allowed, and the errors of messages that
     /// are not legal before it.
-    pub fn check_first_response(self, bytes: &[u8]) -> Result<Option<()>, BackendError> {
-        let mut rest = bytes;
-        loop {
-            let Some(frame) = login_frame(rest)? else {
-                return Ok(None);
-            };
-            match frame.tag() {
-                b'N' => rest = rest.get(frame.wire_len()..).unwrap_or_default(),
-                b'R' => return self.check(authentication_code(frame.body())?.0).map(Some),
-                // It asks for 3.0, which every server supports.
-                b'v' => return Err(BackendError::NegotiatedDown),
-                _ => return Ok(Some(())),
+    pub fn check_first_response(self, bytes: &[u8]) -> Result<Option<FirstResponse>, BackendError> {
+        let Some((frame, end)) = first_but_notices(bytes)? else {
+            return Ok(None);
+        };
+        match frame.tag() {
+            b'R' => {
+                let (code, _) = authentication_code(frame.body())?;
+                self.check(code)?;
+                Ok(Some(match code {
+                    code::SASL => FirstResponse::Scram { len: end },
+                    _ => FirstResponse::Other,
+                }))
             }
+            // It asks for 3.0, which every server supports.
+            b'v' => Err(BackendError::NegotiatedDown),
+            _ => Ok(Some(FirstResponse::Other)),
         }
+    }
+
+    /// Checks what Postgres sent after [`FirstResponse::Scram`], up to the SCRAM challenge. Returns
+    /// `None` if more bytes are needed. Whatever else Postgres sends is left to the other
+    /// implementation.
+    ///
+    /// # Errors
+    /// [`BackendError::ScramIterationsTooFew`], [`BackendError::ScramIterationsTooMany`], and the
+    /// errors of messages that are not legal there.
+    pub fn check_challenge(self, bytes: &[u8]) -> Result<Option<()>, BackendError> {
+        let Some((frame, _)) = first_but_notices(bytes)? else {
+            return Ok(None);
+        };
+        if frame.tag() == b'R'
+            && let (code::SASL_CONTINUE, server_first) = authentication_code(frame.body())?
+        {
+            self.check_iterations(scram::requested_iterations(server_first)?)?;
+        }
+        Ok(Some(()))
+    }
+}
+
+/// What the first response of Postgres to a StartupMessage is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstResponse {
+    /// A request for SCRAM, which ends after `len` bytes. [`AuthMethods::check_challenge`] checks what
+    /// follows.
+    Scram {
+        /// Number of bytes up to the end of the request.
+        len: usize,
+    },
+    /// The request for another method that is allowed, or an ErrorResponse.
+    Other,
+}
+
+/// The first message of `bytes` that is not a notice, and where it ends; `None` if more bytes are
+/// needed.
+fn first_but_notices(bytes: &[u8]) -> Result<Option<(Frame<'_>, usize)>, BackendError> {
+    let mut start: usize = 0;
+    loop {
+        let rest = bytes.get(start..).unwrap_or_default();
+        let Some(frame) = login_frame(rest)? else {
+            return Ok(None);
+        };
+        let end = start.saturating_add(frame.wire_len());
+        if frame.tag() != b'N' {
+            return Ok(Some((frame, end)));
+        }
+        start = end;
     }
 }
 
@@ -279,6 +342,9 @@ impl BackendLogin {
                     };
                 }
                 Ok(Transition::DeriveKeys(params, challenge)) => {
+                    if let Err(error) = self.methods.check_iterations(params.iterations) {
+                        return BackendStep::Refuse(error);
+                    }
                     return BackendStep::DeriveKeys {
                         salt: params.salt,
                         iterations: params.iterations,

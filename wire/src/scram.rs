@@ -31,6 +31,12 @@ pub(crate) const MECHANISM: &[u8] = b"SCRAM-SHA-256";
 /// is 60 ms of CPU time, which fits into the login deadline.
 pub const MAX_ITERATIONS: u32 = 600_000;
 
+/// Minimum number of PBKDF2 iterations that a server may request, unless
+/// [`AuthMethods::Any`](crate::backend::AuthMethods::Any) is allowed. An impostor that asks for few
+/// gets a proof from which the password can be guessed cheaply. It is PostgreSQL's default, and the
+/// minimum that RFC 7677, section 4, names.
+pub const MIN_ITERATIONS: u32 = 4_096;
+
 /// Length of the random part of a client nonce in bytes: libpq's SCRAM_RAW_NONCE_LEN.
 pub const RAW_NONCE_LEN: usize = 18;
 
@@ -181,6 +187,13 @@ impl FirstSent {
         };
         Ok((params, challenge))
     }
+}
+
+/// The iteration count of a server-first-message, whose nonce and salt are not looked at.
+pub(crate) fn requested_iterations(server_first: &[u8]) -> Result<u32, BackendError> {
+    const MALFORMED: BackendError = BackendError::Malformed("SCRAM server-first-message");
+    let text = std::str::from_utf8(server_first).map_err(|_| MALFORMED)?;
+    parse_iterations(attribute(text.split(',').nth(2), "i=").ok_or(MALFORMED)?)
 }
 
 fn attribute<'a>(part: Option<&'a str>, name: &str) -> Option<&'a str> {

@@ -117,9 +117,9 @@ impl Error {
     /// Converts a refusal by the sidecar itself.
     fn from_guard(error: &BackendError) -> Self {
         match error {
-            BackendError::NotScram { .. } | BackendError::WrongListener { .. } => {
-                Self::Login(error.to_string())
-            }
+            BackendError::NotScram { .. }
+            | BackendError::ScramIterationsTooFew { .. }
+            | BackendError::WrongListener { .. } => Self::Login(error.to_string()),
             error => Self::Broken(error.to_string()),
         }
     }

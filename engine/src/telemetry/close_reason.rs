@@ -220,8 +220,8 @@ pub(crate) const REASONS: &[&str] = &[
     "postgres_refused", "postgres_not_scram",
     "postgres_negotiated_down", "postgres_auth_method", "postgres_password_missing",
     "postgres_unexpected_message", "postgres_message_too_long", "postgres_malformed",
-    "postgres_too_many_notices", "postgres_scram_iterations", "postgres_scram_nonce",
-    "postgres_scram_signature", "postgres_scram_no_proof",
+    "postgres_too_many_notices", "postgres_scram_iterations", "postgres_scram_few_iterations",
+    "postgres_scram_nonce", "postgres_scram_signature", "postgres_scram_no_proof",
 ];
 
 /// The party that caused a connection to close. It decides the level of the log line.

@@ -22,6 +22,7 @@ use crate::harness::{
     READ_PASSWORD, READ_SECRET, READWRITE_PASSWORD, READWRITE_SECRET, SUPERUSER_PASSWORD,
 };
 use crate::upstream::{failed, refusal};
+use crate::upstream_protocol_errors::scram;
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.add("postgres_auth::clients_logins", clients_logins);
@@ -29,6 +30,7 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.add("postgres_auth::unix_socket_user", unix_socket_user);
     suite.add("postgres_auth::trust_on_unix_socket", trust_on_unix_socket);
     if suite.adds_driver_independent() {
+        suite.add("postgres_auth::few_iterations", few_iterations);
         suite.add("postgres_auth::attestation_report", attestation_report);
         suite.add("postgres_auth::provision", provision);
     }
@@ -114,6 +116,28 @@ fn clients_logins(fixture: &Fixture) {
         }
         impostor.assert_got_nothing(name);
     }
+}
+
+/// From a proof with one iteration, the password could be guessed.
+fn few_iterations(fixture: &Fixture) {
+    let proofs = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&proofs);
+    let impostor = FakeServer::start(move |mut stream| {
+        if be32(&read_startup(&mut stream)?) == GREASE {
+            let body = [0x0003_0000_u32.to_be_bytes(), [0; 4]].concat();
+            return stream.write_all(&tagged(b'v', &body));
+        }
+        scram(&mut stream, "r={nonce}x,s=c2FsdHNhbHRzYWx0,i=1")?;
+        read_message(&mut stream)?;
+        count.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    });
+    let sidecar = Sidecar::start(&fixture.settings_for(&impostor.address().to_string()));
+    let (error, reason) = refusal(fixture, &sidecar, "teesql_read", READ_SECRET, "d");
+    let text = "the server asks for 1 SCRAM iterations, which is too few";
+    assert_eq!(error, failed("57P03", text));
+    assert_eq!(reason, "postgres_scram_few_iterations");
+    assert_eq!(proofs.load(Ordering::SeqCst), 0, "it got a proof");
 }
 
 /// A real Postgres whose `pg_hba.conf` names another method.

@@ -34,7 +34,7 @@ fn request_authentication(stream: &mut TcpStream, code: u32, rest: &[u8]) -> io:
 
 /// Starts SCRAM and responds to the client's first message with `response`, in which `{nonce}` is
 /// replaced by the client's nonce.
-fn scram(stream: &mut TcpStream, response: &str) -> io::Result<()> {
+pub(crate) fn scram(stream: &mut TcpStream, response: &str) -> io::Result<()> {
     request_authentication(stream, 10, b"SCRAM-SHA-256\0\0")?;
     let (_, first) = read_message(stream)?;
     let first = String::from_utf8_lossy(&first).into_owned();

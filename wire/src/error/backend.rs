@@ -80,6 +80,12 @@ pub enum BackendError {
         /// The count that Postgres sent.
         iterations: u32,
     },
+    /// A SCRAM iteration count below the minimum.
+    #[error("the server asks for {iterations} SCRAM iterations, which is too few")]
+    ScramIterationsTooFew {
+        /// The count that Postgres sent.
+        iterations: u32,
+    },
     /// The server's SCRAM nonce does not continue the client's.
     #[error("the server's SCRAM nonce does not continue ours")]
     ScramNonceMismatch,
@@ -112,6 +118,7 @@ impl BackendError {
             Self::Malformed(_) => "postgres_malformed",
             Self::TooManyNotices => "postgres_too_many_notices",
             Self::ScramIterationsTooMany { .. } => "postgres_scram_iterations",
+            Self::ScramIterationsTooFew { .. } => "postgres_scram_few_iterations",
             Self::ScramNonceMismatch => "postgres_scram_nonce",
             Self::ScramServerSignatureMismatch => "postgres_scram_signature",
             Self::AuthOkWithoutServerProof => "postgres_scram_no_proof",
@@ -143,6 +150,7 @@ impl BackendError {
             | Self::Malformed(_)
             | Self::TooManyNotices
             | Self::ScramIterationsTooMany { .. }
+            | Self::ScramIterationsTooFew { .. }
             | Self::ScramNonceMismatch
             | Self::ScramServerSignatureMismatch
             | Self::AuthOkWithoutServerProof => SqlState::CANNOT_CONNECT_NOW,

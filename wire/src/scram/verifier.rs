@@ -18,7 +18,7 @@ pub const SALT_LEN: usize = 16;
 /// Number of PBKDF2 iterations of a new verifier, and the minimum for an existing one: PostgreSQL's
 /// default and the minimum of RFC 7677. The passwords here are random, so more iterations would
 /// only slow down logins.
-pub const ITERATIONS: u32 = 4_096;
+pub const ITERATIONS: u32 = super::MIN_ITERATIONS;
 
 const PREFIX: &str = "SCRAM-SHA-256$";
 

@@ -2,10 +2,11 @@
 
 use postgres_protocol::authentication::md5_hash;
 use wire::backend::{
-    AuthMethods, BackendError, BackendLogin, BackendStep, MAX_LOGIN_MESSAGE, MAX_NOTICES,
+    AuthMethods, BackendError, BackendLogin, BackendStep, FirstResponse, MAX_LOGIN_MESSAGE,
+    MAX_NOTICES,
 };
 use wire::error::SqlState;
-use wire::scram::{Keys, MAX_ITERATIONS};
+use wire::scram::{Keys, MAX_ITERATIONS, MIN_ITERATIONS};
 use wire::secret::Password;
 use wire::startup::ProtocolVersion;
 
@@ -441,9 +442,16 @@ fn the_first_response_is_checked_for_other_implementations() {
     let check = |bytes: &[u8]| AuthMethods::Scram.check_first_response(bytes);
     let notice = message(b'N', b"SNOTICE\0\0");
     let scram = authentication(10, OFFER);
-    assert_eq!(check(&[&notice[..], &scram].concat()), Ok(Some(())));
+    let begins = [&notice[..], &scram].concat();
+    let len = begins.len();
+    let request = Ok(Some(FirstResponse::Scram { len }));
+    assert_eq!(check(&begins), request);
+    assert_eq!(check(&[&begins[..], b"R\0"].concat()), request);
     assert_eq!(check(&notice), Ok(None));
-    assert_eq!(check(&error("57P03", "starting up")), Ok(Some(())));
+    assert_eq!(
+        check(&error("57P03", "starting up")),
+        Ok(Some(FirstResponse::Other))
+    );
     let method = "a password in cleartext";
     let refused = Err(BackendError::NotScram { method });
     assert_eq!(
@@ -459,6 +467,38 @@ fn the_first_response_is_checked_for_other_implementations() {
     let tag = b'Z';
     let unexpected = Err(BackendError::UnexpectedMessage { tag });
     assert_eq!(check(&message(tag, b"I")), unexpected);
+}
+
+/// From a proof with few iterations an impostor can guess the password.
+#[test]
+fn few_iterations_are_refused_unless_any_method_is_allowed() {
+    let scram = authentication(10, OFFER);
+    let notice = message(b'N', b"SNOTICE\0\0");
+    let outcome = |methods, iterations: u32| {
+        let first = ScramServer::new(b"salt", 1).first;
+        let first = first.replace("i=1", &format!("i={iterations}"));
+        let challenge = [&notice[..], &authentication(11, first.as_bytes())].concat();
+        for split in 0..challenge.len() {
+            assert_eq!(
+                AuthMethods::check_challenge(methods, &challenge[..split]),
+                Ok(None)
+            );
+        }
+        let checked = methods.check_challenge(&challenge);
+        match run_login_with(methods, ROLE, [&scram[..], &challenge]) {
+            LoginOutcome::Incomplete => assert_eq!(checked, Ok(Some(()))),
+            LoginOutcome::Refused(error) => assert_eq!(checked, Err(error)),
+            other => panic!("{other:?}"),
+        }
+        checked
+    };
+    let iterations = MIN_ITERATIONS - 1;
+    let refused = Err(BackendError::ScramIterationsTooFew { iterations });
+    for methods in [AuthMethods::Scram, AuthMethods::ScramOrNone] {
+        assert_eq!(outcome(methods, iterations), refused);
+        assert_eq!(outcome(methods, MIN_ITERATIONS), Ok(Some(())));
+    }
+    assert_eq!(outcome(AuthMethods::Any, 1), Ok(Some(())));
 }
 
 #[test]

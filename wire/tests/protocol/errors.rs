@@ -76,6 +76,7 @@ fn backend() -> Vec<BackendError> {
         BackendError::ScramIterationsTooMany {
             iterations: 600_001,
         },
+        BackendError::ScramIterationsTooFew { iterations: 4_095 },
         BackendError::ScramNonceMismatch,
         BackendError::ScramServerSignatureMismatch,
         BackendError::AuthOkWithoutServerProof,

@@ -3,7 +3,8 @@
 //! on `wire` only.
 
 use wire::backend::{
-    AuthMethods, AwaitReady, BackendError, BackendLogin, BackendStep, MAX_LOGIN_MESSAGE, ReadyStep,
+    AuthMethods, AwaitReady, BackendError, BackendLogin, BackendStep, FirstResponse,
+    MAX_LOGIN_MESSAGE, ReadyStep,
 };
 use wire::frontend::scram::{
     AwaitScramFinal, AwaitScramFirst, ScramFinalStep, ScramFirstStep, ScramProof, request_scram,
@@ -439,13 +440,21 @@ pub(crate) fn check_login(role: &str, bytes: &[u8], chunk: usize) -> LoginOutcom
 }
 
 /// Checks that a login with fewer methods allowed has the outcome `any` of one with all of them, or
-/// is refused for its method, as the check for other implementations decides.
+/// is refused for its method or its iterations, as the check for other implementations decides.
 pub(crate) fn check_methods(role: &str, bytes: &[u8], any: &LoginOutcome) {
     for methods in [AuthMethods::Scram, AuthMethods::ScramOrNone] {
         let outcome = run_login_with(methods, role, [bytes]);
-        let checked = methods.check_first_response(bytes);
+        let checked = methods.check_first_response(bytes).and_then(|first| {
+            let Some(FirstResponse::Scram { len }) = first else {
+                return Ok(());
+            };
+            methods.check_challenge(&bytes[len..]).map(drop)
+        });
         match &outcome {
-            LoginOutcome::Refused(error @ BackendError::NotScram { .. }) => {
+            LoginOutcome::Refused(
+                error
+                @ (BackendError::NotScram { .. } | BackendError::ScramIterationsTooFew { .. }),
+            ) => {
                 assert_eq!(checked.as_ref(), Err(error));
             }
             outcome => {

@@ -1,16 +1,17 @@
 //! A stream that lets tokio-postgres log in by the allowed authentication methods only.
 //!
-//! tokio-postgres answers whatever the server asks for, a password in cleartext included. The guard
-//! keeps back everything that the server sends until its first Authentication message is complete,
-//! and fails the read if that asks for a method that is not allowed. After that it only passes bytes
-//! on. tokio-postgres itself checks that a server that began SCRAM finishes it.
+//! tokio-postgres answers whatever the server asks for, a password in cleartext and a proof by a
+//! single SCRAM iteration included. The guard keeps back everything that the server sends until its
+//! first Authentication message is complete, and fails the read if that asks for a method that is not
+//! allowed. It does the same with the SCRAM challenge and its iteration count. After that it only
+//! passes bytes on. tokio-postgres itself checks that a server that began SCRAM finishes it.
 
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use wire::backend::{AuthMethods, BackendError, MAX_LOGIN_MESSAGE};
+use wire::backend::{AuthMethods, BackendError, FirstResponse, MAX_LOGIN_MESSAGE};
 
 /// How much is read at a time before the method is known.
 const READ_SIZE: usize = 1_024;
@@ -24,8 +25,11 @@ pub(super) struct LoginGuard<S> {
 
 enum Phase {
     /// The method is unknown. Holds everything that the server sent.
-    Checking(Vec<u8>),
-    /// The method is allowed. Holds what tokio-postgres has not read yet.
+    Method(Vec<u8>),
+    /// The method is SCRAM, and its challenge has not arrived. Holds what tokio-postgres has not read
+    /// yet, and what may not be passed on yet.
+    Challenge { checked: Vec<u8>, received: Vec<u8> },
+    /// The login is allowed. Holds what tokio-postgres has not read yet.
     Passing(Vec<u8>),
 }
 
@@ -34,36 +38,89 @@ impl<S> LoginGuard<S> {
         Self {
             stream,
             methods,
-            phase: Phase::Checking(Vec::new()),
+            phase: Phase::Method(Vec::new()),
+        }
+    }
+}
+
+impl Phase {
+    /// Goes to the next phase if what was received suffices. Returns whether it did, or there is something to pass
+    /// on.
+    fn advance(&mut self, methods: AuthMethods) -> Result<bool, BackendError> {
+        *self = match self {
+            Phase::Method(received) => match methods.check_first_response(received)? {
+                None => return Ok(false),
+                Some(FirstResponse::Scram { len }) => {
+                    let rest = received.split_off(len.min(received.len()));
+                    Phase::Challenge {
+                        checked: std::mem::take(received),
+                        received: rest,
+                    }
+                }
+                Some(FirstResponse::Other) => Phase::Passing(std::mem::take(received)),
+            },
+            Phase::Challenge { checked, received } => {
+                if !checked.is_empty() {
+                    return Ok(true);
+                }
+                match methods.check_challenge(received)? {
+                    None => return Ok(false),
+                    Some(()) => Phase::Passing(std::mem::take(received)),
+                }
+            }
+            Phase::Passing(_) => return Ok(true),
+        };
+        Ok(true)
+    }
+
+    /// The server has closed the connection: there is nothing left to check.
+    fn end(&mut self) {
+        if let Phase::Method(received) | Phase::Challenge { received, .. } = self {
+            *self = Phase::Passing(std::mem::take(received));
+        }
+    }
+
+    /// What was received and may not be passed on yet.
+    fn unchecked(&mut self) -> Option<&mut Vec<u8>> {
+        match self {
+            Phase::Method(received) | Phase::Challenge { received, .. } => Some(received),
+            Phase::Passing(_) => None,
+        }
+    }
+
+    /// What may be passed on.
+    fn checked(&mut self) -> Option<&mut Vec<u8>> {
+        match self {
+            Phase::Challenge { checked, .. } | Phase::Passing(checked) => Some(checked),
+            Phase::Method(_) => None,
         }
     }
 }
 
 impl<S: AsyncRead + Unpin> LoginGuard<S> {
-    /// Reads until the method is known.
+    /// Reads until something may be passed on, or everything.
     fn poll_checked(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Phase::Checking(received) = &mut self.phase else {
-            return Poll::Ready(Ok(()));
-        };
         loop {
-            match self.methods.check_first_response(received) {
-                Ok(Some(())) => break,
-                Ok(None) if received.len() > 2 * MAX_LOGIN_MESSAGE => {
+            let Some(received) = self.phase.unchecked() else {
+                return Poll::Ready(Ok(()));
+            };
+            let too_long = received.len() > 2 * MAX_LOGIN_MESSAGE;
+            match self.phase.advance(self.methods) {
+                Ok(true) => return Poll::Ready(Ok(())),
+                Ok(false) if too_long => {
                     return Poll::Ready(Err(io::Error::other(BackendError::TooManyNotices)));
                 }
-                Ok(None) => {}
+                Ok(false) => {}
                 Err(error) => return Poll::Ready(Err(io::Error::other(error))),
             }
             let mut space = [0; READ_SIZE];
             let mut buffer = ReadBuf::new(&mut space);
             ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer))?;
-            if buffer.filled().is_empty() {
-                break;
+            match (buffer.filled(), self.phase.unchecked()) {
+                ([], _) | (_, None) => self.phase.end(),
+                (bytes, Some(received)) => received.extend_from_slice(bytes),
             }
-            received.extend_from_slice(buffer.filled());
         }
-        self.phase = Phase::Passing(std::mem::take(received));
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -75,12 +132,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for LoginGuard<S> {
     ) -> Poll<io::Result<()>> {
         let guard = self.get_mut();
         ready!(guard.poll_checked(context))?;
-        if let Phase::Passing(rest) = &mut guard.phase
-            && !rest.is_empty()
+        if let Some(checked) = guard.phase.checked()
+            && !checked.is_empty()
         {
-            let len = rest.len().min(buffer.remaining());
-            buffer.put_slice(rest.get(..len).unwrap_or_default());
-            rest.drain(..len);
+            let len = checked.len().min(buffer.remaining());
+            buffer.put_slice(checked.get(..len).unwrap_or_default());
+            checked.drain(..len);
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut guard.stream).poll_read(context, buffer)
@@ -112,6 +169,7 @@ mod tests {
     use super::*;
 
     const SCRAM: &[u8] = b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0";
+    const CHALLENGE: &[u8] = b"R\0\0\0\x1f\0\0\0\x0br=abc,s=c2FsdA==,i=4096";
     const CLEARTEXT: &[u8] = b"R\0\0\0\x08\0\0\0\x03";
     const OK: &[u8] = b"R\0\0\0\x08\0\0\0\x00";
     const NOTICE: &[u8] = b"N\0\0\0\x0dSNOTICE\0\0";
@@ -123,7 +181,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_allowed_login_passes_unchanged_at_every_split() {
-        let sent = [NOTICE, SCRAM, b"more"].concat();
+        let sent = [NOTICE, SCRAM, NOTICE, CHALLENGE, b"more"].concat();
         for split in 0..=sent.len() {
             let (mut server, mut client) = guarded(AuthMethods::Scram);
             let (one, two) = sent.split_at(split);
@@ -156,6 +214,38 @@ mod tests {
             let result = client.read_to_end(&mut received).await;
             assert_eq!(result.is_ok(), allowed);
             assert_eq!(received, if allowed { sent } else { Vec::new() });
+        }
+    }
+
+    /// A server that asks for few iterations gets no proof, however its bytes are split.
+    #[tokio::test]
+    async fn a_challenge_with_few_iterations_is_not_passed_on() {
+        for (methods, iterations, allowed) in [
+            (AuthMethods::Scram, "4096", true),
+            (AuthMethods::Scram, "4095", false),
+            (AuthMethods::ScramOrNone, "1", false),
+            (AuthMethods::Any, "1", true),
+            (AuthMethods::Any, "600001", false),
+        ] {
+            let challenge = format!("r=abc,s=c2FsdA==,i={iterations}");
+            let length = u32::try_from(challenge.len() + 8).unwrap();
+            let head = [&b"R"[..], &length.to_be_bytes(), &[0, 0, 0, 11]].concat();
+            let sent = [SCRAM, NOTICE, &head, challenge.as_bytes()].concat();
+            for split in 0..=sent.len() {
+                let (mut server, mut client) = guarded(methods);
+                let (one, two) = sent.split_at(split);
+                server.write_all(one).await.unwrap();
+                let read = tokio::spawn(async move {
+                    let mut received = Vec::new();
+                    let result = client.read_to_end(&mut received).await;
+                    (result.is_ok(), received)
+                });
+                tokio::task::yield_now().await;
+                server.write_all(two).await.unwrap();
+                drop(server);
+                let expected = if allowed { &sent } else { SCRAM };
+                assert_eq!(read.await.unwrap(), (allowed, expected.to_vec()));
+            }
         }
     }
 

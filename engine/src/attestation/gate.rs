@@ -171,9 +171,17 @@ impl Gate {
     ) -> Result<Option<EntryPermit>, EntryIsFull> {
         match (self, peer) {
             (Gate::Attesting(gate), Some(peer)) => {
-                gate.quote_verifier.sessions().acquire(peer.entry())
+                let sessions = gate.quote_verifier.sessions();
+                sessions.acquire(peer.entry()).map(Some)
             }
             (Gate::Open | Gate::Attesting(_), _) => Ok(None),
+        }
+    }
+
+    /// Moves a session's place to the policy entry that admits `peer` now.
+    pub(crate) fn move_session(&self, peer: &AttestedPeer, permit: &mut EntryPermit) {
+        if let Gate::Attesting(gate) = self {
+            gate.quote_verifier.sessions().move_to(peer.entry(), permit);
         }
     }
 }

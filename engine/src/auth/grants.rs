@@ -3,8 +3,10 @@
 //! The gate says that a client is admitted, and by which entry of the policy. What the entry grants is checked once
 //! the StartupMessage is known, before the client's secret is asked for, and again when the policy changes.
 //!
-//! Sessions are counted per entry name over all shards. The counters outlive a change of the policy. No lock is
-//! taken: a shard finds the counter in a map that only the control thread replaces.
+//! Sessions are counted per entry name over all shards, each for the entry that admits its client now: a session whose
+//! entry has another name or place after a reload moves to the count of the entry that admits it then. The counters
+//! outlive a change of the policy. No lock is taken: a shard finds the counter in a map that only the control thread
+//! replaces.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -80,13 +82,15 @@ fn is_physical_replication(value: Option<&[u8]>) -> bool {
 #[derive(Default)]
 pub(crate) struct EntrySessions(ArcSwap<HashMap<Arc<str>, Arc<AtomicU32>>>);
 
-/// A session's place in the count of its entry, returned when dropped.
+/// A session's place in the count of its entry, returned when dropped. Empty for an entry without a name.
 #[derive(Debug)]
-pub(crate) struct EntryPermit(Arc<AtomicU32>);
+pub(crate) struct EntryPermit(Option<Arc<AtomicU32>>);
 
 impl Drop for EntryPermit {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        if let Some(counter) = &self.0 {
+            counter.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -118,24 +122,36 @@ impl EntrySessions {
         self.0.store(Arc::new(counters));
     }
 
-    /// Takes a place for a session of `entry`. `None` for an entry without a name, which has no limit.
+    /// Takes a place for a session of `entry`. An entry without a name has no limit.
     ///
     /// # Errors
     /// [`EntryIsFull`].
-    pub(crate) fn acquire(&self, entry: &PeerEntry) -> Result<Option<EntryPermit>, EntryIsFull> {
-        let counters = self.0.load();
-        let counter = entry.name.as_ref().and_then(|name| counters.get(name));
-        let Some(counter) = counter else {
-            return Ok(None);
-        };
+    pub(crate) fn acquire(&self, entry: &PeerEntry) -> Result<EntryPermit, EntryIsFull> {
         let limit = entry.grants.max_sessions.unwrap_or(u32::MAX);
-        let before = counter.fetch_add(1, Ordering::Relaxed);
-        let permit = EntryPermit(Arc::clone(counter));
+        let (permit, before) = self.take(entry);
         if before < limit {
-            Ok(Some(permit))
+            Ok(permit)
         } else {
             Err(EntryIsFull)
         }
+    }
+
+    /// Moves a session's place to the entry that admits its client now. That may exceed the entry's limit: no session
+    /// ends because an entry has become smaller.
+    pub(crate) fn move_to(&self, entry: &PeerEntry, permit: &mut EntryPermit) {
+        let counters = self.0.load();
+        let counter = entry.name.as_ref().and_then(|name| counters.get(name));
+        if permit.0.as_ref().map(Arc::as_ptr) != counter.map(Arc::as_ptr) {
+            *permit = self.take(entry).0;
+        }
+    }
+
+    /// Takes a place without regard to the limit. Also returns how many were taken before.
+    fn take(&self, entry: &PeerEntry) -> (EntryPermit, u32) {
+        let counters = self.0.load();
+        let counter = entry.name.as_ref().and_then(|name| counters.get(name));
+        let before = counter.map_or(0, |counter| counter.fetch_add(1, Ordering::Relaxed));
+        (EntryPermit(counter.map(Arc::clone)), before)
     }
 }
 
@@ -247,9 +263,8 @@ mod tests {
         sessions.set_policy(&policy(&[two.clone(), other.clone()]));
         let first = sessions.acquire(&two).unwrap();
         let second = sessions.acquire(&two).unwrap();
-        assert!(first.is_some() && second.is_some());
         assert_eq!(sessions.acquire(&two).unwrap_err(), EntryIsFull);
-        assert!(sessions.acquire(&other).unwrap().is_some());
+        drop(sessions.acquire(&other).unwrap());
         drop(second);
         let again = sessions.acquire(&two).unwrap();
         // A refused session leaves no trace, and a new policy keeps the count.
@@ -262,7 +277,52 @@ mod tests {
         sessions.set_policy(&policy(std::slice::from_ref(&three)));
         assert_eq!(sessions.acquire(&three).unwrap_err(), EntryIsFull);
         drop((first, again, third));
-        assert!(sessions.acquire(&entry("a", Some(1))).unwrap().is_some());
-        assert!(sessions.acquire(&PeerEntry::default()).unwrap().is_none());
+        let one = entry("a", Some(1));
+        let only = sessions.acquire(&one).unwrap();
+        assert_eq!(sessions.acquire(&one).unwrap_err(), EntryIsFull);
+        let unnamed = sessions.acquire(&PeerEntry::default()).unwrap();
+        assert!(unnamed.0.is_none());
+        drop((only, unnamed));
+    }
+
+    /// After a reload a session is counted for the entry that admits its client then.
+    #[test]
+    fn a_session_moves_to_the_entry_that_admits_it_now() {
+        let entry = |name: &str| PeerEntry {
+            name: Some(name.into()),
+            grants: Grants {
+                max_sessions: Some(1),
+                ..Grants::default()
+            },
+            ..PeerEntry::default()
+        };
+        let policy = |peers: &[PeerEntry]| {
+            Policy::new(Settings {
+                peers: peers.to_vec(),
+                ..Settings::default()
+            })
+        };
+        let (old, new, unnamed) = (entry("old"), entry("new"), PeerEntry::default());
+        let sessions = EntrySessions::of(&policy(std::slice::from_ref(&old)));
+        let is_full = |entry: &PeerEntry| sessions.acquire(entry).is_err();
+        let mut first = sessions.acquire(&old).unwrap();
+        sessions.set_policy(&policy(&[new.clone(), old.clone()]));
+        assert!(is_full(&old) && !is_full(&new));
+        sessions.move_to(&new, &mut first);
+        assert!(is_full(&new) && !is_full(&old));
+        // It is counted once, however often it is looked at, and also if its entry is full.
+        sessions.move_to(&new, &mut first);
+        let mut second = sessions.acquire(&old).unwrap();
+        sessions.move_to(&new, &mut second);
+        drop(first);
+        assert!(is_full(&new) && !is_full(&old));
+        // One that had no entry with a name has one now, and the reverse.
+        sessions.move_to(&unnamed, &mut second);
+        assert!(!is_full(&new));
+        let mut third = sessions.acquire(&unnamed).unwrap();
+        sessions.move_to(&new, &mut third);
+        assert!(is_full(&new));
+        drop((second, third));
+        assert!(!is_full(&new) && !is_full(&old));
     }
 }

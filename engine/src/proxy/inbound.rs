@@ -20,7 +20,7 @@ use crate::attestation::gate::Attested;
 use crate::auth::client_auth::ClientAuth;
 use crate::auth::credential::Credential;
 use crate::auth::failed_logins::{FailedLogins, PeerIdentity};
-use crate::auth::grants::{EntryIsFull, EntryPermit, NotGranted, RequestedSession};
+use crate::auth::grants::{EntryIsFull, NotGranted, RequestedSession};
 use crate::auth::role::Role;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::Stream;
@@ -97,17 +97,19 @@ async fn serve(
     info: &RefCell<ConnectionInfo>,
 ) -> CloseReason {
     let _fd_guard = control.register_client_fd(stream.raw_fd());
+    // The place among the sessions of the client's policy entry. It is kept for as long as `permit` counts a session,
+    // also if the login to Postgres fails: a client may take its time to read that.
+    let _entry_guard = control.entry_guard();
     // Boxed, so that its memory is freed before the relay, which may idle for days.
     let establishing = Box::pin(establish(handler, stream, permit, control, info));
-    let (_fd_guard, relay, _entry_permit) = match establishing.await {
-        Ok((client, session, entry_permit)) => {
+    let (_fd_guard, relay) = match establishing.await {
+        Ok((client, session)) => {
             let shard_metrics = &handler.context.shard_metrics;
             info.borrow_mut().session_started(shard_metrics);
             if let Some(audit) = &handler.context.audit {
                 audit.role_granted(&info.borrow(), control.peer().as_deref());
             }
-            let (fd_guard, relay) = start_relay(client, session, control);
-            (fd_guard, relay, entry_permit)
+            start_relay(client, session, control)
         }
         Err(reason) => return reason,
     };
@@ -136,7 +138,7 @@ async fn establish(
     permit: &ConnectionPermit,
     control: &ConnectionControl,
     info: &RefCell<ConnectionInfo>,
-) -> Result<(Client, UpstreamSession, Option<EntryPermit>), CloseReason> {
+) -> Result<(Client, UpstreamSession), CloseReason> {
     let snapshot = handler.live.read();
     let (incoming, ssl_request) = match open(handler, &mut stream, permit, control, info).await {
         Ok(Opened::Tls {
@@ -162,10 +164,9 @@ async fn establish(
         info,
         ssl_request,
         alpn: handshake.alpn,
-        entry_permit: RefCell::default(),
     };
     match login.log_in(&mut client, &attested).await {
-        Ok(Login::Session(session)) => Ok((client, session, login.entry_permit.take())),
+        Ok(Login::Session(session)) => Ok((client, session)),
         Ok(Login::Cancel(packet)) => {
             let reason = upstream::cancel(&handler.upstream_login, packet, control).await;
             client.close().await;
@@ -337,9 +338,6 @@ struct LoginContext<'a> {
     ssl_request: bool,
     /// Whether ALPN negotiated a protocol.
     alpn: bool,
-    /// The place among the sessions of the client's policy entry. It is kept for as long as `permit` counts a session,
-    /// also if the login to Postgres fails: a client may take its time to read that.
-    entry_permit: RefCell<Option<EntryPermit>>,
 }
 
 impl LoginContext<'_> {
@@ -383,7 +381,7 @@ impl LoginContext<'_> {
             .map_err(|EntryIsFull| CloseReason::PeerSessionLimit)?;
         let limit = self.permit.begin_session();
         limit.map_err(|LimitReached| CloseReason::TooManyConnections)?;
-        self.entry_permit.replace(entry_permit);
+        control.set_entry_permit(entry_permit);
         handler
             .upstream_login
             .session_settings

@@ -19,7 +19,7 @@ use attest::AttestedPeer;
 use attest::collateral::FamilySession;
 use nix::sys::socket::{Shutdown, shutdown};
 
-use crate::auth::grants::{NotGranted, RequestedSession};
+use crate::auth::grants::{EntryPermit, NotGranted, RequestedSession};
 use crate::io::clock::unix_now;
 use crate::sched::busy_poll::{Direction, Transfer};
 use crate::sched::delay_timer::TimerQueue;
@@ -101,6 +101,18 @@ pub(crate) struct ConnectionControl {
     /// Keeps the collateral of the peer's platform family in use.
     family: RefCell<Option<FamilySession>>,
     requested: RefCell<Option<RequestedSession>>,
+    /// The session's place among those of its policy entry.
+    entry_permit: RefCell<Option<EntryPermit>>,
+}
+
+/// Gives the place among the sessions of a policy entry back when dropped, although others may still hold the
+/// [`ConnectionControl`].
+pub(crate) struct EntryGuard<'a>(&'a RefCell<Option<EntryPermit>>);
+
+impl Drop for EntryGuard<'_> {
+    fn drop(&mut self) {
+        self.0.take();
+    }
 }
 
 /// Registers a socket for `shutdown(2)` by the watchdog. It must be dropped before the socket is
@@ -153,6 +165,7 @@ impl ConnectionControl {
             attested_at: Cell::new(None),
             family: RefCell::new(None),
             requested: RefCell::new(None),
+            entry_permit: RefCell::new(None),
         }
     }
 
@@ -194,6 +207,22 @@ impl ConnectionControl {
             (Some(requested), Some(peer)) => requested.check(&peer.entry().grants),
             // Nothing is requested yet, or the configuration admits clients without evidence.
             (None, _) | (_, None) => Ok(()),
+        }
+    }
+
+    /// The session's place among those of its policy entry, until the guard is dropped.
+    pub(crate) fn entry_guard(&self) -> EntryGuard<'_> {
+        EntryGuard(&self.entry_permit)
+    }
+
+    pub(crate) fn set_entry_permit(&self, permit: Option<EntryPermit>) {
+        self.entry_permit.replace(permit);
+    }
+
+    /// Calls `with` with the place among the sessions of the policy entry, if there is a session.
+    pub(crate) fn with_entry_permit(&self, with: impl FnOnce(&mut EntryPermit)) {
+        if let Some(permit) = &mut *self.entry_permit.borrow_mut() {
+            with(permit);
         }
     }
 

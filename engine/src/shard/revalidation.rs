@@ -13,6 +13,7 @@ use attest::denial::Fault;
 use attest::{AttestedPeer, Denial};
 use futures_util::FutureExt as _;
 
+use crate::attestation::gate::Gate;
 use crate::io::clock::unix_now;
 use crate::sched::yield_now::yield_now;
 use crate::session::control::{ConnectionControl, TerminateReason};
@@ -60,9 +61,13 @@ impl Refusal {
 /// The verdict on a session: that on its peer, and what the peer's policy entry grants by now.
 fn check_session(
     control: &ConnectionControl,
+    gate: &Gate,
     verdict: Result<Option<Arc<AttestedPeer>>, Denial>,
 ) -> Result<(), Refusal> {
     let peer = verdict.map_err(Refusal::Denied)?;
+    if let Some(peer) = &peer {
+        control.with_entry_permit(|permit| gate.move_session(peer, permit));
+    }
     control.set_peer(peer);
     control.check_grants().map_err(|_| Refusal::NotGranted)
 }
@@ -81,7 +86,8 @@ impl<S: ConnectionHandler> Shard<S> {
                     Some(peer) => {
                         let gate = &self.handler.context().gate;
                         let admitted_at = control.attested_at();
-                        check_session(control, gate.still_admits(peer.chain(), admitted_at).await)
+                        let verdict = gate.still_admits(peer.chain(), admitted_at).await;
+                        check_session(control, gate, verdict)
                     }
                     None => Ok(()),
                 }
@@ -130,7 +136,7 @@ impl<S: ConnectionHandler> Shard<S> {
                 Some(peer) => gate.still_admits(peer.chain(), unix_now()).now_or_never(),
                 None => None,
             };
-            let admitted = admitted.map(|verdict| check_session(&control, verdict));
+            let admitted = admitted.map(|verdict| check_session(&control, gate, verdict));
             if !matches!(admitted, Some(Ok(()))) {
                 control.terminate(TerminateReason::Denied(refusal.revocation()));
             }

@@ -3,6 +3,7 @@
 use std::fs;
 
 use attest::mock::{Certificate, Evidence};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::{app, peer, write_policy};
@@ -176,7 +177,13 @@ fn max_sessions(fixture: &Fixture) {
     // A session that ends makes room, and the others are not affected.
     second.terminate();
     poll_until(TIMEOUT, || third().is_ok().then_some(())).expect("a place");
+    // The session that there is counts for the entry that admits its client after a reload.
+    write_policy(&tdx, &[peer("tiny", "a1", "max_sessions = 1")]);
+    sidecar.signal(Signal::SIGHUP);
+    poll_until(TIMEOUT, || (third() == full).then_some(())).expect("no place");
     assert_eq!(first.query_value("select 1"), "1");
+    first.terminate();
+    poll_until(TIMEOUT, || third().is_ok().then_some(())).expect("a place");
 }
 
 /// Clients whose entry is full, and that do not close their connections, take no place of other entries.

@@ -22,6 +22,7 @@ use queue::{Producer, ShardAudit, Shared};
 use sink::{Sink, SinkError};
 use writer::Writer;
 
+mod budget;
 pub(crate) mod chain;
 pub(crate) mod connection;
 pub(crate) mod event;

@@ -25,7 +25,7 @@ use crate::telemetry::close_reason::CloseReason;
 #[rustfmt::skip]
 const EVENTS: &[&str] = &[
     "started", "policy", "reopened", "stopped",
-    "admission", "refusal", "refusals", "role_grant", "cancel", "revocation", "session_end", GAP,
+    "admission", "admissions", "refusal", "refusals", "role_grant", "cancel", "revocation", "session_end", GAP,
 ];
 
 /// An event and when it happened.
@@ -47,6 +47,11 @@ pub(super) enum Event {
     Stopped,
     /// Boxed, so that an empty place in a queue is small.
     Connection(Box<ConnectionEvent>),
+    /// Admissions of clients without evidence that had no line each.
+    Admissions {
+        count: u64,
+        since: SystemTime,
+    },
     /// Refusals that had no line each.
     Refusals {
         reason: &'static str,
@@ -194,6 +199,7 @@ impl Record {
             Event::Reopened => "reopened",
             Event::Stopped => "stopped",
             Event::Connection(event) => event.kind.name(),
+            Event::Admissions { .. } => "admissions",
             Event::Refusals { .. } => "refusals",
             Event::Gap(_) => GAP,
         }
@@ -210,6 +216,11 @@ impl Record {
             Event::Policy(policy) => fields.set("policy", policy.full()),
             Event::Reopened | Event::Stopped => {}
             Event::Connection(event) => event.write(&mut fields),
+            Event::Admissions { count, since } => {
+                fields.set("verdict", "unattested");
+                fields.set("count", *count);
+                fields.set("since", format_time(*since));
+            }
             Event::Refusals {
                 reason,
                 count,

@@ -1,5 +1,5 @@
-//! The shards' side of the audit log: a bounded queue per shard to the audit thread, token buckets
-//! for refusals, and counts of the events that had no line.
+//! The shards' side of the audit log: a bounded queue per shard to the audit thread, budgets for what
+//! anybody can cause, and counts of the events that had no line.
 //!
 //! A shard must never wait here: an event that finds the queue full is counted, and the audit
 //! thread writes the count.
@@ -18,7 +18,7 @@ use attest::values::Fingerprint;
 use metrics::{Counter, Gauge};
 use sha2::{Digest, Sha256};
 
-use super::budget::TokenBucket;
+use super::budget::{AddressBudget, TokenBucket};
 use super::connection::ConnectionAudit;
 use super::event::{Cause, ConnectionEvent, Event, Kind, PeerIdentity, Record, Traffic};
 use crate::io::peer::Peer;
@@ -90,26 +90,40 @@ impl AuditMetrics {
 /// One queue, as the audit thread sees it.
 pub(super) struct Queue {
     pub(super) events: Receiver<Record>,
-    pub(super) uncounted: Arc<Refusals>,
+    pub(super) unlisted: Arc<Unlisted>,
 }
 
-/// Refusals of one shard without a line, by the position of their reason.
-pub(super) struct Refusals(Box<[AtomicU64]>);
+/// Events of one shard that exceeded their budget, and have no line each.
+pub(super) struct Unlisted {
+    /// By the position of their reason.
+    refusals: Box<[AtomicU64]>,
+    /// Of clients that are not attested.
+    admissions: AtomicU64,
+}
 
-impl Refusals {
-    fn count(&self, reason: usize) {
-        if let Some(count) = self.0.get(reason) {
+impl Unlisted {
+    fn count_refusal(&self, reason: usize) {
+        if let Some(count) = self.refusals.get(reason) {
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Takes the count of a reason.
-    pub(super) fn take(&self, reason: usize) -> u64 {
-        // A load first: nearly all are 0, and a swap would take the cache line from the shard.
-        match self.0.get(reason) {
-            Some(count) if count.load(Ordering::Relaxed) > 0 => count.swap(0, Ordering::Relaxed),
-            _ => 0,
-        }
+    pub(super) fn take_refusals(&self, reason: usize) -> u64 {
+        self.refusals.get(reason).map_or(0, take)
+    }
+
+    /// Takes the count of the admissions.
+    pub(super) fn take_admissions(&self) -> u64 {
+        take(&self.admissions)
+    }
+}
+
+fn take(count: &AtomicU64) -> u64 {
+    // A load first: nearly all are 0, and a swap would take the cache line from the shard.
+    match count.load(Ordering::Relaxed) {
+        0 => 0,
+        _ => count.swap(0, Ordering::Relaxed),
     }
 }
 
@@ -140,14 +154,17 @@ impl Shared {
     pub(super) fn register(self: &Arc<Self>) -> Producer {
         let (sender, events) = sync_channel(QUEUE_LEN);
         let counts = self.reason_codes.iter().map(|_| AtomicU64::new(0));
-        let refusals = Arc::new(Refusals(counts.collect()));
+        let unlisted = Arc::new(Unlisted {
+            refusals: counts.collect(),
+            admissions: AtomicU64::new(0),
+        });
         self.queues().push(Queue {
             events,
-            uncounted: Arc::clone(&refusals),
+            unlisted: Arc::clone(&unlisted),
         });
         Producer {
             sender,
-            refusals,
+            unlisted,
             shared: Arc::clone(self),
         }
     }
@@ -225,7 +242,7 @@ fn microseconds(time: SystemTime) -> u64 {
 /// The writer's side of one queue.
 pub(super) struct Producer {
     sender: SyncSender<Record>,
-    refusals: Arc<Refusals>,
+    unlisted: Arc<Unlisted>,
     shared: Arc<Shared>,
 }
 
@@ -252,6 +269,7 @@ pub(crate) struct ShardAudit {
     producer: Producer,
     unattested: RefCell<Vec<TokenBucket>>,
     attested: RefCell<Vec<TokenBucket>>,
+    admissions: RefCell<AddressBudget>,
 }
 
 impl ShardAudit {
@@ -263,6 +281,7 @@ impl ShardAudit {
         Self {
             unattested: buckets(UNATTESTED_BURST),
             attested: buckets(ATTESTED_BURST),
+            admissions: RefCell::new(AddressBudget::new()),
             producer,
         }
     }
@@ -284,12 +303,23 @@ impl ShardAudit {
         !(self.producer.shared.required && self.producer.shared.is_failing())
     }
 
-    /// The gate has let a client in.
+    /// The gate has let a client in. Without attestation anybody is let in, so that such lines have a budget: beyond it
+    /// the admission is counted, and the audit thread writes the count.
     pub(crate) fn admitted(&self, info: &mut ConnectionInfo, peer: Option<&AttestedPeer>) {
         if let Some(audit) = &mut info.audit {
             audit.admitted = true;
         }
-        self.push(Kind::Admission, info, peer, None, |_| {});
+        if peer.is_some() {
+            return self.push(Kind::Admission, info, peer, None, |_| {});
+        }
+        let address = info.proxied_client.or(info.peer.address());
+        let address = address.map(|address| address.ip());
+        let granted = self.admissions.borrow_mut().take(address, Instant::now());
+        let event = || connection_event(Kind::Admission, info, None, None, |_| {});
+        if !granted || !self.producer.try_push(Event::Connection(Box::new(event()))) {
+            let admissions = &self.producer.unlisted.admissions;
+            admissions.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// A client has become a session.
@@ -373,7 +403,7 @@ impl ShardAudit {
         let granted = bucket.is_none_or(|bucket| bucket.take(Instant::now(), burst, refill));
         let queued = granted && self.producer.try_push(Event::Connection(Box::new(event())));
         if !queued {
-            self.producer.refusals.count(position);
+            self.producer.unlisted.count_refusal(position);
         }
     }
 
@@ -481,8 +511,47 @@ mod tests {
         assert_eq!(reasons.last(), Some(&"authentication_failed"));
         assert_eq!(reasons.len(), timeouts + 1);
         let position = shared.reasons["login_timeout"];
-        assert_eq!(queues[0].uncounted.take(position), flood - timeouts as u64);
-        assert_eq!(queues[0].uncounted.take(position), 0);
+        assert_eq!(
+            queues[0].unlisted.take_refusals(position),
+            flood - timeouts as u64
+        );
+        assert_eq!(queues[0].unlisted.take_refusals(position), 0);
+        assert_eq!(shared.take_losses().count(), 0);
+    }
+
+    /// Without attestation anybody is admitted: a flood from one address must not fill the disk, nor take the lines of
+    /// another address.
+    #[test]
+    fn admissions_without_evidence_have_a_budget() {
+        let shared = Shared::new(false, &Metrics::new().unwrap());
+        let audit = ShardAudit::new(shared.register());
+        let admit = |last: u8| {
+            let address = ([192, 0, 2, last], 50_000).into();
+            let mut info = ConnectionInfo::new(Peer::Tcp(address));
+            info.audit = Some(audit.connection());
+            audit.admitted(&mut info, None);
+            assert!(info.audit.is_some_and(|audit| audit.admitted));
+        };
+        let flood = 2 * QUEUE_LEN as u64;
+        for _ in 0..flood {
+            admit(1);
+        }
+        admit(2);
+        let queues = shared.queues();
+        let queued: Vec<_> = queues[0].events.try_iter().collect();
+        let of = |last: u8| {
+            let of_address = queued.iter().filter(|record| match &record.event {
+                Event::Connection(event) => {
+                    event.address.to_string() == format!("192.0.2.{last}:50000")
+                }
+                _ => panic!("{}", record.name()),
+            });
+            of_address.count() as u64
+        };
+        assert!((10..100).contains(&of(1)), "{}", of(1));
+        assert_eq!(of(2), 1);
+        assert_eq!(queues[0].unlisted.take_admissions(), flood - of(1));
+        assert_eq!(queues[0].unlisted.take_admissions(), 0);
         assert_eq!(shared.take_losses().count(), 0);
     }
 }

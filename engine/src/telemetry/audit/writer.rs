@@ -24,7 +24,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const RETRY_FULL_PIPE: Duration = Duration::from_millis(10);
 /// Between a write and its fdatasync.
 const SYNC_INTERVAL: Duration = Duration::from_secs(1);
-/// Between two summaries of refusals that had no line each.
+/// Between two summaries of admissions and refusals that had no line each.
 const SUMMARY_INTERVAL: Duration = Duration::from_secs(10);
 
 pub(super) struct Writer {
@@ -160,15 +160,22 @@ impl Writer {
         more
     }
 
-    /// Adds a line for each reason of refusals that had no line each.
+    /// Adds a line for the admissions that had no line each, and one for each reason of such refusals.
     fn summarize(&mut self, now: Instant) {
         let shared = Arc::clone(&self.shared);
         let queues = shared.queues();
+        let since = self.last_summary.1;
+        let counts = queues.iter().map(|queue| queue.unlisted.take_admissions());
+        let count: u64 = counts.sum();
+        if count > 0 {
+            self.append(&Record::new(Event::Admissions { count, since }));
+        }
         for (position, reason) in shared.reason_codes.iter().copied().enumerate() {
-            let counts = queues.iter().map(|queue| queue.uncounted.take(position));
+            let counts = queues
+                .iter()
+                .map(|queue| queue.unlisted.take_refusals(position));
             let count: u64 = counts.sum();
             if count > 0 {
-                let since = self.last_summary.1;
                 self.append(&Record::new(Event::Refusals {
                     reason,
                     count,

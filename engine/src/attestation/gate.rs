@@ -14,12 +14,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use attest::cache::{Capacity, Epoch, Verdict, VerdictCache};
-use attest::chain::Chain;
 use attest::policy::PolicyEpoch;
 use attest::{AttestedPeer, BoundEvidence, Denial, examine};
 use rustls::pki_types::CertificateDer;
 
-use crate::attestation::verifier::{QuoteVerifier, VERDICT_TTL, Verification, sweep_thread_cache};
+use crate::attestation::verifier::{
+    AsOf, QuoteVerifier, VERDICT_TTL, Verification, sweep_thread_cache,
+};
 use crate::auth::grants::{EntryIsFull, EntryPermit};
 use crate::io::clock::unix_now;
 use crate::io::offload::{OffloadThread, PendingJobs};
@@ -114,21 +115,27 @@ impl Gate {
     }
 
     /// Verifies a peer that was admitted at `admitted_at` (Unix seconds) against the current policy and collateral.
-    /// Its certificates need not be valid any more: they have done their part in the handshake.
+    /// Its certificates, leaf and issuers, need not be valid any more: they have done their part in the handshake.
     ///
     /// # Errors
     /// The peer would be refused now.
     pub(crate) async fn still_admits(
         &self,
-        chain: &Chain,
+        peer: &AttestedPeer,
         admitted_at: u64,
     ) -> Result<Option<Arc<AttestedPeer>>, Denial> {
         match self {
             Gate::Open => Ok(None),
             Gate::Attesting(gate) => {
-                let verdict = match gate.verify(chain.certificates(), || ()).await {
+                let chain = peer.chain().certificates();
+                // The leaf, or a certificate above it, which a verdict of now would not tell from a wrong one.
+                if peer.valid_until() < unix_now() {
+                    return gate.verify_as_of(chain, admitted_at).await.map(Some);
+                }
+                let verdict = match gate.verify(chain, || ()).await {
+                    // The policy accepts younger certificates only, by now.
                     Err(denial) if denial.is_of_dates() => {
-                        gate.verify_as_of(chain.certificates(), admitted_at).await
+                        gate.verify_as_of(chain, admitted_at).await
                     }
                     verdict => verdict,
                 };
@@ -222,7 +229,7 @@ impl AttestingGate {
             }
         };
         let (epoch, verdict) = self
-            .verify_examined(chain, now, evidence.clone(), begin_work)
+            .verify_examined(chain, AsOf::Now(now), evidence.clone(), begin_work)
             .await?;
         let mut cache = self.cache.borrow_mut();
         cache.insert(epoch, evidence.chain(), &verdict, now);
@@ -238,22 +245,22 @@ impl AttestingGate {
             Err(denial) => return self.count_verdict(VerdictSource::Examination, Err(denial)),
         };
         let (_, verdict) = self
-            .verify_examined(chain, admitted_at, evidence, || ())
+            .verify_examined(chain, AsOf::Admission(admitted_at), evidence, || ())
             .await?;
         self.count_verdict(VerdictSource::Verification, verdict)
     }
 
-    /// Verifies evidence that was examined as of `examined_at`, in the current epoch.
+    /// Verifies evidence that was examined as of `as_of`, in the current epoch.
     async fn verify_examined<G>(
         &self,
         chain: &[impl AsRef<[u8]>],
-        examined_at: u64,
+        as_of: AsOf,
         mut evidence: Arc<BoundEvidence>,
         begin_work: impl Fn() -> G,
     ) -> Result<(Epoch, Verdict), Denial> {
         for _ in 0..MAX_ATTEMPTS {
             let work = begin_work();
-            let verification = self.verify_evidence(Arc::clone(&evidence)).await?;
+            let verification = self.verify_evidence(Arc::clone(&evidence), as_of).await?;
             drop(work);
             match verification {
                 Verification::Verdict(epoch, verdict) => {
@@ -263,7 +270,7 @@ impl AttestingGate {
                     }
                     // The epoch has changed, and the running sessions may have been
                     // revalidated already. This peer must be verified again.
-                    evidence = Arc::new(examine(chain, examined_at, &policy)?);
+                    evidence = Arc::new(examine(chain, as_of.time(), &policy)?);
                 }
                 Verification::MissingCollateral(key) => {
                     let fetched = self
@@ -287,17 +294,21 @@ impl AttestingGate {
     }
 
     /// Verifies evidence on the verify thread, or by Intel Trust Authority.
-    async fn verify_evidence(&self, evidence: Arc<BoundEvidence>) -> Result<Verification, Denial> {
+    async fn verify_evidence(
+        &self,
+        evidence: Arc<BoundEvidence>,
+        as_of: AsOf,
+    ) -> Result<Verification, Denial> {
         let quote_verifier = Arc::clone(&self.quote_verifier);
         if quote_verifier.uses_authority() {
             let appraised = self
                 .jobs
-                .request(|done| quote_verifier.appraise(evidence, done));
+                .request(|done| quote_verifier.appraise(evidence, as_of, done));
             return appraised.await.map_err(|_| Denial::Overloaded);
         }
         self.jobs
             .offload(&self.verify_thread, move || {
-                quote_verifier.verify(&evidence)
+                quote_verifier.verify(&evidence, as_of)
             })
             .await
             .map_err(|_| Denial::Overloaded)
@@ -306,11 +317,13 @@ impl AttestingGate {
 
 #[cfg(test)]
 mod tests {
+    use attest::chain::KmsRoot;
     use attest::collateral::{Environment, Handle, Refresher, Schedule, Store};
     use attest::mock::{
-        Certificate, CollateralOptions, Evidence, Key, LeafOptions, Pki, Platform, PlatformOptions,
+        Certificate, CollateralOptions, Evidence, Key, LeafOptions, Pki, PkiOptions, Platform,
+        PlatformOptions, Validity,
     };
-    use attest::policy::Settings;
+    use attest::policy::{KmsRootPin, Settings};
     use attest::{Policy, TrustedRoot};
     use futures_util::FutureExt;
 
@@ -387,6 +400,74 @@ mod tests {
             }));
             let verdict = verifying.await;
             assert_eq!(verdict.unwrap_err().code(), "mrtd_not_allowed");
+        })
+        .unwrap();
+    }
+
+    /// The certificate of an issuer that has expired refuses a new connection, and ends no session.
+    #[test]
+    fn a_session_outlives_the_certificate_of_its_issuer() {
+        let seed = [0x6b; 32];
+        let now = unix_now();
+        let expired = Validity {
+            until: now - 60,
+            ..Validity::default()
+        };
+        let options = PkiOptions {
+            kms: expired,
+            ..PkiOptions::default()
+        };
+        let pki = Pki::with_options(&seed, &options).unwrap();
+        let platform = Platform::new(&pki, &PlatformOptions::default()).unwrap();
+        let key = Key::derive(&seed, "client").unwrap();
+        let (evidence, leaf) = (Evidence::default(), LeafOptions::default());
+        let client = Certificate::issue(&pki, &platform, &key, &evidence, &leaf).unwrap();
+        let chain = client
+            .chain_der()
+            .map(|der| CertificateDer::from(der.to_vec()));
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let pinned = |der: &[u8]| {
+            let root = KmsRoot::from_der(der).unwrap();
+            Policy::new(Settings {
+                kms_root: KmsRootPin::Roots(vec![root]),
+                ..Settings::default()
+            })
+        };
+        let quote_verifier = QuoteVerifier::new(
+            pinned(pki.kms_der()),
+            TrustedRoot::dangerous(pki.root_der()).unwrap(),
+            collateral(&pki, &platform, &runtime),
+            runtime.handle().clone(),
+            metrics::Histogram::noop(),
+            None,
+        );
+        let verify = OffloadThread::start("verify", 0).unwrap();
+        block_on(IoDriver::Epoll, async {
+            let (sender, mailbox) = mailbox::<JobResult>().unwrap();
+            let jobs = PendingJobs::new(Arc::new(move |result| sender.send(result)));
+            let completed = jobs.clone();
+            monoio::spawn(mailbox.deliver(move |result| {
+                completed.complete(result);
+                true
+            }));
+            let shard_metrics = Rc::new(ShardMetrics::new(&Metrics::new().unwrap(), 0));
+            let gate = AttestingGate::new(&quote_verifier, &verify, &jobs, &shard_metrics, false);
+            let admitted_at = now - 120;
+            let peer = gate.verify_as_of(&chain, admitted_at).await.unwrap();
+            let new = gate.verify(&chain, || ()).await;
+            assert_eq!(new.unwrap_err().code(), "kms_root_mismatch");
+            // Also while the denial is cached.
+            let gate = Gate::attesting(gate);
+            let still = gate.still_admits(&peer, admitted_at).await.unwrap();
+            assert_eq!(still.unwrap().chain(), peer.chain());
+            // A policy with another root ends it.
+            let other = Pki::new(&[0x6c; 32]).unwrap();
+            assert!(quote_verifier.set_policy(pinned(other.kms_der())));
+            let still = gate.still_admits(&peer, admitted_at).await;
+            assert_eq!(still.unwrap_err().code(), "kms_root_mismatch");
         })
         .unwrap();
     }

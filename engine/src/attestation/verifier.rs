@@ -104,6 +104,29 @@ pub(crate) fn check_pck_chain(
         .map_err(|_| Denial::BadSignature)
 }
 
+/// When the certificates of a peer have to be valid.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum AsOf {
+    /// Now, which is this, in Unix seconds.
+    Now(u64),
+    /// When a session was admitted. Such a verdict is neither cached nor, if it is a denial, taken from the cache.
+    Admission(u64),
+}
+
+impl AsOf {
+    /// In Unix seconds.
+    pub(crate) fn time(self) -> u64 {
+        match self {
+            Self::Now(time) | Self::Admission(time) => time,
+        }
+    }
+
+    /// A cached verdict, if it applies. Who is admitted with certificates that are valid now was admitted before.
+    fn applicable(self, cached: Option<Verdict>) -> Option<Verdict> {
+        cached.filter(|verdict| matches!(self, Self::Now(_)) || verdict.is_ok())
+    }
+}
+
 /// The result of a verification.
 pub(crate) enum Verification {
     /// The verdict, and the epoch that it belongs to.
@@ -188,8 +211,8 @@ impl QuoteVerifier {
     }
 
     /// Performs a full verification, or returns the cached verdict. Takes up to 0.6 ms. Must run
-    /// on the verify thread.
-    pub(crate) fn verify(&self, evidence: &BoundEvidence) -> Verification {
+    /// on the verify thread. `as_of` is when `evidence` was examined.
+    pub(crate) fn verify(&self, evidence: &BoundEvidence, as_of: AsOf) -> Verification {
         let (policy, now) = (self.policy.load_full(), unix_now());
         let snapshot = self.collateral.snapshot();
         let epoch = Epoch {
@@ -201,7 +224,7 @@ impl QuoteVerifier {
                 .get_or_insert_with(|| VerdictCache::new(Capacity::default(), VERDICT_TTL, epoch))
                 .get(epoch, evidence.chain().certificates(), now)
         });
-        if let Some(verdict) = cached {
+        if let Some(verdict) = as_of.applicable(cached) {
             return Verification::Verdict(epoch, verdict);
         }
         let verdict = match evidence.collateral_key() {
@@ -222,7 +245,7 @@ impl QuoteVerifier {
             },
         };
         VERDICTS.with_borrow_mut(|verdicts| {
-            if let Some(verdicts) = verdicts {
+            if let (Some(verdicts), AsOf::Now(_)) = (verdicts, as_of) {
                 verdicts.insert(epoch, evidence.chain(), &verdict, now);
             }
         });
@@ -293,18 +316,28 @@ impl QuoteVerifier {
     pub(crate) fn appraise(
         self: &Arc<Self>,
         evidence: Arc<BoundEvidence>,
+        as_of: AsOf,
         done: impl FnOnce(Verification) + Send + 'static,
     ) {
         let quote_verifier = Arc::clone(self);
         self.control.spawn(async move {
             if let Some(authority) = &quote_verifier.authority {
-                done(quote_verifier.appraise_by(authority, &evidence).await);
+                done(
+                    quote_verifier
+                        .appraise_by(authority, &evidence, as_of)
+                        .await,
+                );
             }
         });
     }
 
     /// Requests a verdict as a single flight: callers with the same certificate share it.
-    async fn appraise_by(&self, authority: &Authority, evidence: &BoundEvidence) -> Verification {
+    async fn appraise_by(
+        &self,
+        authority: &Authority,
+        evidence: &BoundEvidence,
+        as_of: AsOf,
+    ) -> Verification {
         let (policy, now) = (self.policy.load_full(), unix_now());
         let epoch = self.epoch(&policy);
         let requested = Instant::now();
@@ -312,7 +345,8 @@ impl QuoteVerifier {
         let AuthorityState { verdicts, failed } = &mut *state;
         let verdicts = verdicts
             .get_or_insert_with(|| VerdictCache::new(Capacity::default(), VERDICT_TTL, epoch));
-        if let Some(verdict) = verdicts.get(epoch, evidence.chain().certificates(), now) {
+        let cached = verdicts.get(epoch, evidence.chain().certificates(), now);
+        if let Some(verdict) = as_of.applicable(cached) {
             return Verification::Verdict(epoch, verdict);
         }
         verdicts.sweep(now);
@@ -325,7 +359,9 @@ impl QuoteVerifier {
         let appraised = authority.client.verify(evidence, &policy, now).await;
         self.verification_seconds.record(started.elapsed());
         let verdict = appraised.map(Arc::new).map_err(Denial::from);
-        verdicts.insert(epoch, evidence.chain(), &verdict, now);
+        if let AsOf::Now(_) = as_of {
+            verdicts.insert(epoch, evidence.chain(), &verdict, now);
+        }
         if let Err(denial) = &verdict
             && denial.fault() == attest::denial::Fault::Ours
         {

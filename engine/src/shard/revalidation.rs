@@ -86,7 +86,7 @@ impl<S: ConnectionHandler> Shard<S> {
                     Some(peer) => {
                         let gate = &self.handler.context().gate;
                         let admitted_at = control.attested_at();
-                        let verdict = gate.still_admits(peer.chain(), admitted_at).await;
+                        let verdict = gate.still_admits(&peer, admitted_at).await;
                         check_session(control, gate, verdict)
                     }
                     None => Ok(()),
@@ -131,9 +131,9 @@ impl<S: ConnectionHandler> Shard<S> {
                 // Only the verdict on a certificate that has expired is not in the cache.
                 Some(peer) if peer.valid_until() < unix_now() => {
                     let admitted_at = control.attested_at();
-                    Some(gate.still_admits(peer.chain(), admitted_at).await)
+                    Some(gate.still_admits(&peer, admitted_at).await)
                 }
-                Some(peer) => gate.still_admits(peer.chain(), unix_now()).now_or_never(),
+                Some(peer) => gate.still_admits(&peer, unix_now()).now_or_never(),
                 None => None,
             };
             let admitted = admitted.map(|verdict| check_session(&control, gate, verdict));

@@ -29,7 +29,7 @@ use crate::proxy::{read_opening, reply_opening};
 use crate::session::control::{ConnectionControl, FdGuard};
 use crate::session::relay::{ClientSide, relay};
 use crate::session::tls_stream::{StreamError, TlsStream};
-use crate::shard::connection_limit::{ConnectionPermit, LimitReached};
+use crate::shard::connection_limit::{ConnectionPermit, LimitReached, LoginPeer};
 use crate::shard::handler::{ConnectionHandler, HandlerContext};
 use crate::shard::live_config::{LiveConfig, Snapshot};
 use crate::telemetry::audit::queue::fingerprint;
@@ -306,8 +306,8 @@ async fn attest(
             audit_log.admitted(&mut info, peer.as_deref());
         }
     }
-    let is_attested = peer.is_some();
-    info.borrow_mut().attested = is_attested;
+    let login_peer = peer.as_deref().map(LoginPeer::of);
+    info.borrow_mut().attested = login_peer.is_some();
     control.set_peer(peer);
     let attested = verdict.map_err(|reason| match reason {
         // The deadline passes only while collateral is fetched.
@@ -315,8 +315,8 @@ async fn attest(
         reason => reason,
     })??;
     // Without evidence, the login decides which clients are known.
-    if is_attested {
-        let limit = permit.attested();
+    if let Some(login_peer) = login_peer {
+        let limit = permit.attested(login_peer);
         limit.map_err(|LimitReached| CloseReason::TooManyConnections)?;
     }
     Ok(attested)

@@ -3,20 +3,50 @@
 //! A connection is counted where it is: among those that are not attested ([`UnattestedPool`]), among those that log in,
 //! or among the sessions, whose place is taken only after the login. It must never be counted on the data path.
 //!
+//! An attested peer that is slow to log in must not keep the others out, so that one peer gets at most half of the places
+//! of those that log in. Peers are counted in a table of fixed size by their hash: without a lock, and whoever shares a
+//! place of the table shares its half.
+//!
 //! [`UnattestedPool`]: super::unattested::UnattestedPool
 
 use std::cell::{Cell, RefCell};
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use attest::AttestedPeer;
+
 use crate::shard::unattested::UnattestedPlace;
+
+/// Counters of the logins by peer. With so many it is improbable that two busy peers share one.
+const PEER_COUNTERS: usize = 1_024;
 
 /// The limits of a process.
 pub(crate) struct ConnectionLimit {
     sessions: Semaphore,
     /// Attested clients that have not logged in yet.
     logins: Semaphore,
+    /// The same by peer.
+    peer_logins: Box<[Semaphore]>,
+    /// Has a random key, so that no peer can choose whose counter it shares.
+    hasher: RandomState,
+}
+
+/// Whose login it is: the app id that its event log proves, else the certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum LoginPeer {
+    App([u8; 20]),
+    Certificate([u8; 32]),
+}
+
+impl LoginPeer {
+    pub(crate) fn of(peer: &AttestedPeer) -> Self {
+        match peer.app_id() {
+            Some(app_id) => Self::App(app_id.0),
+            None => Self::Certificate(peer.fingerprint().0),
+        }
+    }
 }
 
 struct Semaphore {
@@ -51,16 +81,44 @@ pub(crate) struct LimitReached;
 pub(crate) struct ConnectionPermit {
     limit: Arc<ConnectionLimit>,
     unattested: RefCell<Option<UnattestedPlace>>,
-    logs_in: Cell<bool>,
+    /// The place of the peer's counter, while it logs in.
+    logs_in: Cell<Option<usize>>,
     is_session: Cell<bool>,
 }
 
 impl ConnectionLimit {
     pub(crate) fn new(max_sessions: usize, max_logins: usize) -> Arc<Self> {
+        let of_peer = max_logins.div_ceil(2);
+        let peer_logins = (0..PEER_COUNTERS).map(|_| Semaphore::new(of_peer));
         Arc::new(Self {
             sessions: Semaphore::new(max_sessions),
             logins: Semaphore::new(max_logins),
+            peer_logins: peer_logins.collect(),
+            hasher: RandomState::new(),
         })
+    }
+
+    /// The place of a peer's counter.
+    fn counter_of(&self, peer: LoginPeer) -> usize {
+        let hash = self.hasher.hash_one(peer) % PEER_COUNTERS as u64;
+        usize::try_from(hash).unwrap_or_default()
+    }
+
+    fn begin_login(&self, peer: LoginPeer) -> Result<usize, LimitReached> {
+        let counter = self.counter_of(peer);
+        let of_peer = self.peer_logins.get(counter).ok_or(LimitReached)?;
+        of_peer.acquire()?;
+        self.logins
+            .acquire()
+            .inspect_err(|LimitReached| of_peer.release())?;
+        Ok(counter)
+    }
+
+    fn end_login(&self, counter: usize) {
+        self.logins.release();
+        if let Some(of_peer) = self.peer_logins.get(counter) {
+            of_peer.release();
+        }
     }
 
     /// The permit of a connection that is not attested yet.
@@ -68,7 +126,7 @@ impl ConnectionLimit {
         ConnectionPermit {
             limit: Arc::clone(self),
             unattested: RefCell::new(Some(place)),
-            logs_in: Cell::new(false),
+            logs_in: Cell::new(None),
             is_session: Cell::new(false),
         }
     }
@@ -85,11 +143,10 @@ impl ConnectionPermit {
     /// The client is attested: it may not be displaced any more.
     ///
     /// # Errors
-    /// Too many attested clients are logging in. The connection keeps its place until it has ended, since its
+    /// Too many attested clients are logging in, or too many of this peer. The connection keeps its place until it has ended, since its
     /// client may take its time to close.
-    pub(crate) fn attested(&self) -> Result<(), LimitReached> {
-        self.limit.logins.acquire()?;
-        self.logs_in.set(true);
+    pub(crate) fn attested(&self, peer: LoginPeer) -> Result<(), LimitReached> {
+        self.logs_in.set(Some(self.limit.begin_login(peer)?));
         self.unattested.take();
         Ok(())
     }
@@ -119,8 +176,8 @@ impl ConnectionPermit {
     }
 
     fn end_login(&self) {
-        if self.logs_in.take() {
-            self.limit.logins.release();
+        if let Some(counter) = self.logs_in.take() {
+            self.limit.end_login(counter);
         }
     }
 }
@@ -147,28 +204,65 @@ mod tests {
         }
     }
 
+    /// Two peers that share no counter.
+    fn strangers(limit: &ConnectionLimit) -> [LoginPeer; 2] {
+        let peers = |number: u8| LoginPeer::App([number; 20]);
+        let first = limit.counter_of(peers(0));
+        let other = (1..=255).map(peers);
+        let mut other = other.filter(|peer| limit.counter_of(*peer) != first);
+        [peers(0), other.next().unwrap()]
+    }
+
     #[test]
     fn a_session_takes_its_place_after_the_login() {
         let limit = ConnectionLimit::new(2, 3);
+        let [one, other] = strangers(&limit);
         let clients: Vec<_> = (0..3).map(|_| permit(&limit)).collect();
-        for client in &clients {
-            client.attested().unwrap();
+        for (client, peer) in clients.iter().zip([one, other, one]) {
+            client.attested(peer).unwrap();
             client.check_sessions().unwrap();
         }
         let late = permit(&limit);
-        assert_eq!(late.attested(), Err(LimitReached));
+        assert_eq!(late.attested(other), Err(LimitReached));
         drop(late);
         let sessions = clients.iter().map(ConnectionPermit::begin_session);
         assert!(sessions.eq([Ok(()), Ok(()), Err(LimitReached)]));
         let late = permit(&limit);
-        late.attested().unwrap();
+        late.attested(one).unwrap();
         assert_eq!(late.check_sessions(), Err(LimitReached));
         drop(clients);
         late.begin_session().unwrap();
         assert_eq!(limit.sessions.taken.load(Ordering::Relaxed), 1);
         drop(late);
-        for semaphore in [&limit.sessions, &limit.logins] {
+        let semaphores = [&limit.sessions, &limit.logins].into_iter();
+        for semaphore in semaphores.chain(&limit.peer_logins) {
             assert_eq!(semaphore.taken.load(Ordering::Relaxed), 0);
         }
+    }
+
+    #[test]
+    fn a_peer_that_is_slow_to_log_in_leaves_half_of_the_places() {
+        let limit = ConnectionLimit::new(100, 10);
+        let [slow, other] = strangers(&limit);
+        let permits: Vec<_> = (0..20).map(|_| permit(&limit)).collect();
+        let (of_slow, of_other) = permits.split_at(10);
+        let admitted = |permits: &[ConnectionPermit], peer| {
+            let admitted = permits.iter().filter(|one| one.attested(peer).is_ok());
+            admitted.count()
+        };
+        assert_eq!(admitted(of_slow, slow), 5);
+        assert_eq!(admitted(of_other, other), 5);
+        // A place that it gives back is its own again.
+        of_slow[0].begin_session().unwrap();
+        assert_eq!(permit(&limit).attested(other), Err(LimitReached));
+        permit(&limit).attested(slow).unwrap();
+        // What was refused has left nothing behind.
+        drop(permits);
+        let semaphores = [&limit.logins].into_iter().chain(&limit.peer_logins);
+        assert!(
+            semaphores
+                .into_iter()
+                .all(|one| one.taken.load(Ordering::Relaxed) == 0)
+        );
     }
 }

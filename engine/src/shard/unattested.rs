@@ -280,7 +280,7 @@ impl Drop for UnattestedPlace {
 mod tests {
     use super::*;
     use crate::session::activity::ShardActivity;
-    use crate::shard::connection_limit::{ConnectionLimit, LimitReached};
+    use crate::shard::connection_limit::{ConnectionLimit, LimitReached, LoginPeer};
     use crate::telemetry::metrics::Metrics;
 
     struct Fixture {
@@ -395,13 +395,14 @@ mod tests {
     fn an_attested_client_that_is_refused_keeps_its_place() {
         let fixture = Fixture::new(3, 3);
         let limit = ConnectionLimit::new(1, 1);
+        let peer = LoginPeer::App([1; 20]);
         let [first, second] = [1, 2].map(|last| {
             let (_, place) = fixture.enter(source(last));
             limit.permit(place.unwrap())
         });
-        assert_eq!(first.attested(), Ok(()));
+        assert_eq!(first.attested(peer), Ok(()));
         assert_eq!(fixture.len(), 1);
-        assert_eq!(second.attested(), Err(LimitReached));
+        assert_eq!(second.attested(peer), Err(LimitReached));
         assert_eq!(fixture.len(), 1);
         drop(second);
         assert_eq!(fixture.len(), 0);

@@ -20,6 +20,8 @@ const RESERVED: u64 = 192;
 const PER_SHARD: u64 = 16;
 /// Descriptors of a session: the client's socket and Postgres'.
 const PER_SESSION: u64 = 2;
+/// Descriptors of a client that is not attested yet or logs in: its socket, and Postgres' for a CancelRequest.
+const PER_CLIENT: u64 = 2;
 /// With fewer sessions there is no point in starting.
 const MIN_SESSIONS: u64 = 8;
 
@@ -59,8 +61,13 @@ struct Places {
 
 impl Places {
     fn descriptors(self, shards: u64) -> u64 {
-        let of_clients = PER_SESSION * self.sessions + 2 * self.unattested;
+        let of_clients = PER_SESSION * self.sessions + self.of_unattested();
         RESERVED + PER_SHARD * shards + of_clients
+    }
+
+    /// Of the clients without a session: those that are not attested, and those that log in.
+    fn of_unattested(self) -> u64 {
+        2 * PER_CLIENT * self.unattested
     }
 
     /// What fits into `available` descriptors; `None` if nothing useful does.
@@ -69,13 +76,14 @@ impl Places {
             return Some(self);
         }
         let room = available.checked_sub(RESERVED + PER_SHARD * shards)?;
-        let unattested = self.unattested.min(room / 8);
-        let sessions = (room - 2 * unattested) / PER_SESSION;
-        let sessions = sessions.min(self.sessions);
-        (sessions >= MIN_SESSIONS.min(self.sessions) && unattested > 0).then_some(Self {
-            sessions,
-            unattested,
-        })
+        let mut fit = Self {
+            unattested: self.unattested.min(room / 8),
+            ..self
+        };
+        let sessions = (room - fit.of_unattested()) / PER_SESSION;
+        fit.sessions = sessions.min(self.sessions);
+        let suffices = fit.sessions >= MIN_SESSIONS.min(self.sessions);
+        (suffices && fit.unattested > 0).then_some(fit)
     }
 }
 
@@ -130,20 +138,20 @@ mod tests {
 
     #[test]
     fn limits_that_fit_are_kept() {
-        assert_eq!(DEFAULT.descriptors(2), 24_224);
-        assert_eq!(DEFAULT.fit(24_224, 2), Some(DEFAULT));
+        assert_eq!(DEFAULT.descriptors(2), 28_224);
+        assert_eq!(DEFAULT.fit(28_224, 2), Some(DEFAULT));
         assert_eq!(DEFAULT.fit(u64::MAX, 64), Some(DEFAULT));
     }
 
     #[test]
     fn limits_that_do_not_fit_are_lowered() {
-        for available in [24_223, 4_096, 1_024, 280] {
+        for available in [28_223, 4_096, 1_024, 280] {
             let fit = DEFAULT.fit(available, 2).unwrap();
             assert!(fit.descriptors(2) <= available, "{available}: {fit:?}");
             assert!(fit.descriptors(2) + 4 > available, "{available}: {fit:?}");
         }
         let fit = DEFAULT.fit(1_024, 2).unwrap();
-        assert_eq!((fit.sessions, fit.unattested), (300, 100));
+        assert_eq!((fit.sessions, fit.unattested), (200, 100));
         // A small limit stays as it is.
         let small = Places {
             sessions: 3,

@@ -256,8 +256,8 @@ fn few_descriptors(fixture: &Fixture) {
         message.starts_with("RLIMIT_NOFILE is too low for max_connections")
     });
     assert_eq!(warning["limit"], 400, "{warning}");
-    assert_eq!(warning["needed"], 24_224, "{warning}");
-    assert_eq!(warning["max_connections"], 66, "{warning}");
+    assert_eq!(warning["needed"], 28_224, "{warning}");
+    assert_eq!(warning["max_connections"], 44, "{warning}");
     assert_eq!(warning["max_unattested_connections"], 22, "{warning}");
     let mut session = fixture.session(&sidecar);
     let silent = silent_sockets(&sidecar, 450);

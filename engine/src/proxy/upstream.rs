@@ -61,13 +61,19 @@ impl UpstreamLogin {
     /// Dials Postgres within the login deadline, and checks the user of the listener on a Unix
     /// socket.
     pub(crate) async fn dial(&self, control: &ConnectionControl) -> Result<Stream, CloseReason> {
+        self.dial_until(control.login_deadline(), control).await
+    }
+
+    async fn dial_until(
+        &self,
+        deadline: Instant,
+        control: &ConnectionControl,
+    ) -> Result<Stream, CloseReason> {
         let address = &self.server.address;
-        let stream = Stream::dial(address, control.login_deadline())
-            .await
-            .map_err(|error| {
-                self.upstream_version.invalidate();
-                or_timeout(control, CloseReason::UpstreamUnreachable(error))
-            })?;
+        let stream = Stream::dial(address, deadline).await.map_err(|error| {
+            self.upstream_version.invalidate();
+            or_timeout(control, CloseReason::UpstreamUnreachable(error))
+        })?;
         if let PgAddress::Unix(_) = address {
             self.server.check_listener(stream.listener_uid())?;
         }
@@ -313,22 +319,49 @@ async fn open_for_cancel(
     control: &ConnectionControl,
 ) -> Result<Stream, CloseReason> {
     let deadline = Instant::now() + CANCEL_TIMEOUT;
-    let mut stream = upstream_login.dial(control).await?;
-    let answer = {
-        let fd = stream.raw_fd();
-        let _fd_guard = control.register_upstream_fd(fd);
-        let left = deadline.saturating_duration_since(Instant::now());
-        let (answer, in_time) = shut_down_after(left, fd, request_encryption(&mut stream)).await;
-        if !in_time {
-            return Err(control.or_terminated(CloseReason::CancelExpired));
-        }
-        answer.map_err(|error| control.or_terminated(error))?
-    };
-    match answer {
+    let mut stream = dial_for_cancel(upstream_login, deadline, control).await?;
+    match await_answer(&mut stream, deadline, control).await? {
         b'N' => Ok(stream),
-        // Postgres expects TLS here, which is not needed on this machine.
-        b'S' => upstream_login.dial(control).await,
+        b'S' => {
+            // Postgres expects TLS here, which is not needed on this machine. A new connection has no answer before the
+            // CancelRequest, but Postgres accepts connections in their order: one that is opened later answers for it.
+            drop(stream);
+            let stream = dial_for_cancel(upstream_login, deadline, control).await?;
+            let mut later = dial_for_cancel(upstream_login, deadline, control).await?;
+            await_answer(&mut later, deadline, control).await?;
+            Ok(stream)
+        }
         _ => Err(BackendError::EarlyEof.into()),
+    }
+}
+
+/// Dials Postgres until `deadline`, or the login deadline if that is earlier.
+async fn dial_for_cancel(
+    upstream_login: &UpstreamLogin,
+    deadline: Instant,
+    control: &ConnectionControl,
+) -> Result<Stream, CloseReason> {
+    let until = deadline.min(control.login_deadline());
+    let stream = upstream_login.dial_until(until, control).await;
+    stream.map_err(|error| match Instant::now() < deadline {
+        true => error,
+        false => control.or_terminated(CloseReason::CancelExpired),
+    })
+}
+
+/// Asks Postgres for encryption, and waits for its answer until `deadline`.
+async fn await_answer(
+    stream: &mut Stream,
+    deadline: Instant,
+    control: &ConnectionControl,
+) -> Result<u8, CloseReason> {
+    let fd = stream.raw_fd();
+    let _fd_guard = control.register_upstream_fd(fd);
+    let left = deadline.saturating_duration_since(Instant::now());
+    let (answer, in_time) = shut_down_after(left, fd, request_encryption(stream)).await;
+    match in_time {
+        true => answer.map_err(|error| control.or_terminated(error)),
+        false => Err(control.or_terminated(CloseReason::CancelExpired)),
     }
 }
 

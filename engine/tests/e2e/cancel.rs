@@ -1,13 +1,17 @@
 //! Tests of cancel requests: accepted inside TLS, and in plaintext only if the setting allows it.
 
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use crate::harness::client::{Client, CloseKind, StartupResponse, TcpClient, TlsNegotiation};
 use crate::harness::cluster::{Cluster, ClusterOptions, Server};
+use crate::harness::fake_server::{FakeServer, read_startup, read_until_close};
 use crate::harness::fixture::Fixture;
-use crate::harness::message::{self, PROTOCOL_3_0, PROTOCOL_3_2, query};
+use crate::harness::message::{self, PROTOCOL_3_0, PROTOCOL_3_2, be32, query, tagged};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 use crate::harness::{PasswordEncryption, READ_SECRET};
@@ -26,6 +30,52 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.add("cancel::accepts_plaintext_if_allowed", plaintext_allowed);
     suite.add("cancel::wrong_key_cancels_nothing", wrong_key);
     suite.add("cancel::is_dropped_if_postgres_is_frozen", frozen_postgres);
+    if suite.adds_driver_independent() {
+        suite.add("cancel::is_dropped_if_postgres_with_tls_freezes", freezes);
+    }
+}
+
+/// A Postgres that offers TLS, and answers this many SSLRequests before it freezes. Counts the CancelRequests that reach
+/// it.
+fn postgres_with_tls(answers: usize, cancels: &Arc<AtomicUsize>) -> FakeServer {
+    let (asked, cancels) = (AtomicUsize::new(0), Arc::clone(cancels));
+    FakeServer::start(move |mut stream| {
+        let body = read_startup(&mut stream)?;
+        match be32(&body) {
+            message::PROTOCOL_GREASE => {
+                let body = [0x0003_0000_u32.to_be_bytes(), [0; 4]].concat();
+                stream.write_all(&tagged(b'v', &body))
+            }
+            message::CANCEL_CODE => {
+                cancels.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            }
+            code if code == be32(&message::SSL_REQUEST[4..]) => {
+                if asked.fetch_add(1, Ordering::SeqCst) < answers {
+                    stream.write_all(b"S")?;
+                }
+                read_until_close(&mut stream)
+            }
+            // A login of the sidecar's own.
+            _ => Ok(()),
+        }
+    })
+}
+
+/// Postgres, which expects TLS on the connection that was probed, gets the CancelRequest on another one. That is probed
+/// as well.
+fn freezes(fixture: &Fixture) {
+    for (answers, reason, expected) in [(2, "cancel_forwarded", 1), (1, "cancel_expired", 0)] {
+        let cancels = Arc::default();
+        let postgres = postgres_with_tls(answers, &cancels);
+        let sidecar = Sidecar::start(&fixture.settings_for(&postgres.address().to_string()));
+        let mut client = Client::connect(&fixture.harness, sidecar.address(), TlsNegotiation::Raw);
+        client.send(&message::cancel(7, &[1, 2, 3, 4]));
+        assert_eq!(client.expect_close(), CloseKind::Clean);
+        let line = sidecar.await_connection_end(client.local_address());
+        assert_eq!(line["reason"], reason, "{line}");
+        assert_eq!(cancels.load(Ordering::SeqCst), expected, "{reason}");
+    }
 }
 
 /// A session whose query sleeps for an hour.

@@ -283,7 +283,7 @@ impl Store {
     }
 
     /// If the cache is full, evicts the least recently requested family without collateral, or else the least recently
-    /// used one that was not used for a day.
+    /// used one that was not used for a day. Never one whose fetch somebody waits for: it would never end.
     fn make_room(&mut self, now: u64) -> bool {
         if self.entries.len() < MAX_PLATFORM_FAMILIES {
             return true;
@@ -292,7 +292,7 @@ impl Store {
         let idle = self
             .entries
             .iter()
-            .filter(|(_, e)| !e.in_flight && unused(e));
+            .filter(|(_, e)| !e.in_flight && !e.requested && unused(e));
         let Some(oldest) = idle
             .min_by_key(|(_, e)| (e.cached.is_some(), e.requested_at.max(e.usage.last_used())))
             .map(|(key, _)| *key)

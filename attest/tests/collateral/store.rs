@@ -249,24 +249,46 @@ fn unknown_platforms_evict_only_each_other() {
             fmspc: Fmspc([9, 9, 9, 9, high, low]),
             ca: CaType::Platform,
         };
-        assert_eq!(
-            store.request(key, NOW + u64::from(number)),
-            RequestOutcome::Pending
-        );
+        let at = NOW + u64::from(number);
+        assert_eq!(store.request(key, at), RequestOutcome::Pending);
+        assert_eq!(store.next_due(at), Some(key));
+        store.complete_fetch(key, Err(FetchError::Status(404)), at, 0);
     }
     assert!(matches!(
         store.request(held, NOW),
         RequestOutcome::Cached(_)
     ));
-    let mut fetches = 0;
-    while let Some(key) = store.next_due(NOW + DAY) {
-        fetches += 1;
-        store.complete_fetch(key, Err(FetchError::Status(404)), NOW + DAY, 0);
-    }
-    assert!(fetches <= MAX_PLATFORM_FAMILIES, "{fetches}");
     // Without new requests they are not fetched again, but stored collateral is.
     assert_eq!(store.next_due(NOW + 3 * DAY), Some(held));
     assert_eq!(store.next_due(NOW + 3 * DAY), None);
+}
+
+/// Who waits for a fetch that was forgotten would wait for ever.
+#[test]
+fn families_that_are_waited_for_stay() {
+    let mut store = store();
+    let family = |number: u8| CollateralKey {
+        fmspc: Fmspc([number; 6]),
+        ca: CaType::Platform,
+    };
+    let families = u8::try_from(MAX_PLATFORM_FAMILIES).unwrap();
+    for number in 0..families {
+        assert_eq!(store.request(family(number), NOW), RequestOutcome::Pending);
+    }
+    let new = family(families);
+    assert_eq!(store.request(new, NOW + 60), RequestOutcome::Full);
+    let due = store.next_due(NOW + 60).unwrap();
+    assert_eq!(store.request(new, NOW + 60), RequestOutcome::Full);
+    store.complete_fetch(due, Err(FetchError::Timeout), NOW + 60, 0);
+    // The one whose fetch has failed, so that nobody waits for it.
+    assert_eq!(store.request(new, NOW + 60), RequestOutcome::Pending);
+    let mut fetched = 0;
+    while let Some(key) = store.next_due(NOW + 60) {
+        assert_ne!(key, due);
+        store.complete_fetch(key, Err(FetchError::Timeout), NOW + 60, 0);
+        fetched += 1;
+    }
+    assert_eq!(fetched, MAX_PLATFORM_FAMILIES);
 }
 
 #[test]

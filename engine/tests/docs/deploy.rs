@@ -48,6 +48,29 @@ fn is_pinned(image: &str) -> bool {
     })
 }
 
+/// Whether a key names a file or a variable of the host, whose content is not in the text. [Compose specification]
+fn is_elsewhere(path: &str) -> bool {
+    let keys: Vec<_> = path.split('.').skip(1).collect();
+    match keys[..] {
+        // A string, a list of strings, or a list of maps with `path`.
+        [
+            "services",
+            _,
+            "env_file" | "build" | "extends" | "label_file",
+            ..,
+        ] => true,
+        // The content of a secret or configuration: only `content` is in the text.
+        [
+            "secrets" | "configs",
+            _,
+            "file" | "environment" | "external",
+            ..,
+        ] => true,
+        ["include", ..] => true,
+        _ => false,
+    }
+}
+
 /// What a host could choose in a compose file, one line each.
 fn compose_problems(text: &str) -> Vec<String> {
     let documents = YamlLoader::load_from_str(text).unwrap();
@@ -68,8 +91,8 @@ fn compose_problems(text: &str) -> Vec<String> {
         if name == "image" && !is_pinned(value) {
             problems.push(format!("{path} = {value}: no digest"));
         }
-        if name == "env_file" || path.contains(".build") {
-            problems.push(format!("{path}: not in the text"));
+        if is_elsewhere(path) {
+            problems.push(format!("{path} = {value}: not in the text"));
         }
         // A variable without a value is taken from the environment.
         if path.contains(".environment.") && value.is_empty() {
@@ -84,7 +107,7 @@ fn compose_problems(text: &str) -> Vec<String> {
     }
     for (path, value) in all
         .iter()
-        .filter(|(path, _)| path.ends_with(".environment"))
+        .filter(|(path, _)| path.starts_with(".services.") && path.ends_with(".environment"))
     {
         problems.push(format!(
             "{path}: {value}: a list, whose entries may lack values"
@@ -133,6 +156,20 @@ services:
   b:
     image: postgres:17
     environment: [TEESQL_POLICY]
+    env_file:
+      - path: y
+        required: false
+    build: .
+    extends: { file: other.yaml, service: a }
+    secrets: [password]
+secrets:
+  password: { environment: PASSWORD }
+  key: { file: ./key }
+  old: { external: true }
+configs:
+  policy: { file: ./policy.toml }
+  literal: { content: text }
+include: [other.yaml]
 ";
     assert_eq!(
         compose_problems(text),
@@ -140,10 +177,20 @@ services:
             ".services.a.image = ${IMAGE:?x}: a variable",
             ".services.a.image = ${IMAGE:?x}: no digest",
             ".services.a.command = --kms-root=$ROOT: a variable",
-            ".services.a.env_file: not in the text",
+            ".services.a.env_file = x: not in the text",
             ".services.a.environment.TEESQL_ALLOWED_APP_ID = ${APP:-}: a variable",
             ".services.a.environment.TEESQL_KMS_ROOT: no value",
             ".services.b.image = postgres:17: no digest",
+            ".services.b.env_file.path = y: not in the text",
+            ".services.b.env_file.required = false: not in the text",
+            ".services.b.build = .: not in the text",
+            ".services.b.extends.file = other.yaml: not in the text",
+            ".services.b.extends.service = a: not in the text",
+            ".secrets.password.environment = PASSWORD: not in the text",
+            ".secrets.key.file = ./key: not in the text",
+            ".secrets.old.external = true: not in the text",
+            ".configs.policy.file = ./policy.toml: not in the text",
+            ".include = other.yaml: not in the text",
             ".services.b.environment: TEESQL_POLICY: a list, whose entries may lack values",
         ]
     );

@@ -84,8 +84,8 @@ impl CloseReason {
                 None,
             ),
             CloseReason::UpstreamIo(_) => fatal(
-                SqlState::CANNOT_CONNECT_NOW,
-                "pg_auth_inject failed: connection to Postgres lost".into(),
+                SqlState::CONNECTION_FAILURE,
+                "connection to Postgres lost".into(),
                 None,
             ),
             CloseReason::LoginTimeout => fatal(
@@ -140,12 +140,16 @@ impl CloseReason {
     }
 
     /// The encoded ErrorResponse for a client that is not logged in yet. Of a process that stops it is that of a Postgres
-    /// that shuts down, on which libpq tries its next host.
+    /// that shuts down, and of a lost connection to Postgres that of a failed login: on both libpq tries its next host.
     pub(crate) fn login_response(&self) -> Option<Vec<u8>> {
         match self {
             CloseReason::Shutdown => Some(encode(ErrorResponse::fatal(
                 SqlState::CANNOT_CONNECT_NOW,
                 "the database system is shutting down",
+            ))),
+            CloseReason::UpstreamIo(_) => Some(encode(ErrorResponse::fatal(
+                SqlState::CANNOT_CONNECT_NOW,
+                "pg_auth_inject failed: connection to Postgres lost",
             ))),
             reason => reason.response(),
         }
@@ -218,5 +222,16 @@ mod tests {
                 "C57P03\0Mpg_auth_inject failed: cannot connect to Postgres: connection refused\0"
             )
         );
+    }
+
+    /// `pg_auth_inject failed` is about the login: an established session has it behind it.
+    #[test]
+    fn a_lost_session_is_not_said_to_be_a_failed_login() {
+        let lost = CloseReason::UpstreamIo(io::ErrorKind::ConnectionReset.into());
+        let text = |response: Option<Vec<u8>>| String::from_utf8(response.unwrap()).unwrap();
+        let session = text(lost.response());
+        assert!(session.contains("C08006\0Mconnection to Postgres lost\0"));
+        let login = text(lost.login_response());
+        assert!(login.contains("C57P03\0Mpg_auth_inject failed: connection to Postgres lost\0"));
     }
 }

@@ -3,13 +3,15 @@
 //! The host sets a guest's clock. A clock that is set back makes expired certificates and collateral valid again.
 //! So the time is never taken to be before what must have passed: the date of the build, and the newest date on
 //! collateral that verified under the trusted root. Dates of certificates do not count, because each TD chooses
-//! those of its own certificate.
+//! those of its own certificate. The floor moves on with the monotonic clock, so that time passes while the clock is
+//! behind: back-offs end, and cached verdicts expire.
 //!
 //! It may be set at any time, so it must never measure a duration.
 
 use std::fmt;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use attest::certificate::CLOCK_SKEW;
 
@@ -25,19 +27,22 @@ const BUILD_DATE: u64 = match option_env!("SOURCE_DATE_EPOCH") {
 
 static FLOOR: TimeFloor = TimeFloor::new(BUILD_DATE);
 
+/// When the clock was read first.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
 /// The current time in Unix seconds: that of the system, or the floor if that is later.
 pub(crate) fn unix_now() -> u64 {
-    FLOOR.now(system_now())
+    FLOOR.now(system_now(), START.elapsed())
 }
 
 /// Raises the floor to `time`, in Unix seconds, which must have been proved to have passed.
 pub(crate) fn raise_floor(time: u64) {
-    FLOOR.raise(time);
+    FLOOR.raise(time, START.elapsed());
 }
 
 /// How far the system's clock is behind the floor; `None` if it is not, or by no more than [`CLOCK_SKEW`].
 pub(crate) fn clock_behind_floor() -> Option<ClockBehind> {
-    FLOOR.behind(system_now())
+    FLOOR.behind(system_now(), START.elapsed())
 }
 
 /// The system's time, in Unix seconds; 0 if it is before 1970.
@@ -57,7 +62,7 @@ pub(crate) fn readable_time(seconds: u64) -> String {
 /// 9999-12-31T23:59:59Z.
 pub(crate) const LAST_READABLE: u64 = 253_402_300_799;
 
-/// A time that must have passed. It only rises.
+/// A time that must have passed, as it was at [`START`]. It only rises.
 struct TimeFloor(AtomicU64);
 
 /// A clock that is behind the floor.
@@ -72,16 +77,24 @@ impl TimeFloor {
         Self(AtomicU64::new(time))
     }
 
-    fn now(&self, system: u64) -> u64 {
-        system.max(self.0.load(Ordering::Relaxed))
+    /// The floor when `elapsed` has passed since [`START`].
+    fn after(&self, elapsed: Duration) -> u64 {
+        let at_start = self.0.load(Ordering::Relaxed);
+        at_start.saturating_add(elapsed.as_secs())
     }
 
-    fn raise(&self, time: u64) {
-        self.0.fetch_max(time, Ordering::Relaxed);
+    fn now(&self, system: u64, elapsed: Duration) -> u64 {
+        system.max(self.after(elapsed))
     }
 
-    fn behind(&self, system: u64) -> Option<ClockBehind> {
-        let floor = self.0.load(Ordering::Relaxed);
+    fn raise(&self, time: u64, elapsed: Duration) {
+        // The same second as in `after`, so that the floor is `time` at once. It may be a second ahead afterwards.
+        let at_start = time.saturating_sub(elapsed.as_secs());
+        self.0.fetch_max(at_start, Ordering::Relaxed);
+    }
+
+    fn behind(&self, system: u64, elapsed: Duration) -> Option<ClockBehind> {
+        let floor = self.after(elapsed);
         (system.saturating_add(CLOCK_SKEW) < floor).then_some(ClockBehind {
             clock: system,
             floor,
@@ -129,25 +142,44 @@ mod tests {
     #[test]
     fn a_clock_that_is_set_back_does_not_make_time_go_back() {
         let floor = TimeFloor::new(1_000_000);
-        assert_eq!(floor.now(0), 1_000_000);
-        assert_eq!(floor.now(1_000_001), 1_000_001);
-        floor.raise(2_000_000);
-        assert_eq!(floor.now(1_999_999), 2_000_000);
-        floor.raise(1_500_000);
-        assert_eq!(floor.now(0), 2_000_000, "it only rises");
+        let none = Duration::ZERO;
+        assert_eq!(floor.now(0, none), 1_000_000);
+        assert_eq!(floor.now(1_000_001, none), 1_000_001);
+        floor.raise(2_000_000, none);
+        assert_eq!(floor.now(1_999_999, none), 2_000_000);
+        floor.raise(1_500_000, none);
+        assert_eq!(floor.now(0, none), 2_000_000, "it only rises");
+    }
+
+    /// Otherwise no back-off would end while the clock is behind.
+    #[test]
+    fn time_passes_while_the_clock_is_behind() {
+        let floor = TimeFloor::new(1_000_000);
+        let after = Duration::from_millis;
+        assert_eq!(floor.now(0, after(59_999)), 1_000_059);
+        assert_eq!(floor.now(0, after(60_000)), 1_000_060);
+        floor.raise(2_000_000, after(60_500));
+        assert_eq!(floor.now(0, after(60_500)), 2_000_000, "at once");
+        assert_eq!(floor.now(0, after(62_000)), 2_000_002);
+        // What has passed since cannot be raised again.
+        floor.raise(2_000_000, after(100_000));
+        assert_eq!(floor.now(0, after(100_000)), 2_000_040);
+        assert_eq!(floor.now(3_000_000, after(100_000)), 3_000_000);
+        let behind = floor.behind(1_000_000, after(100_000)).unwrap();
+        assert_eq!(behind.floor, 2_000_040);
     }
 
     #[test]
     fn a_clock_behind_the_floor_is_reported_with_both_dates() {
         let floor = TimeFloor::new(1_764_374_400);
-        assert_eq!(floor.behind(1_764_374_400), None);
-        assert_eq!(floor.behind(1_764_374_400 - CLOCK_SKEW), None);
-        let behind = floor.behind(1_577_836_800).unwrap();
+        let behind = |system| floor.behind(system, Duration::ZERO);
+        assert_eq!(behind(1_764_374_400), None);
+        assert_eq!(behind(1_764_374_400 - CLOCK_SKEW), None);
         assert_eq!(
-            behind.to_string(),
+            behind(1_577_836_800).unwrap().to_string(),
             "the clock of this machine says 2020-01-01T00:00:00Z, but it is 2025-11-29T00:00:00Z or later"
         );
-        assert!(floor.behind(1_764_374_399 - CLOCK_SKEW).is_some());
+        assert!(behind(1_764_374_399 - CLOCK_SKEW).is_some());
     }
 
     #[test]

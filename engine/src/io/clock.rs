@@ -15,7 +15,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use attest::certificate::CLOCK_SKEW;
 
-/// The date of this source, 2026-11-01: the floor of builds without `SOURCE_DATE_EPOCH`. Raise it with each release.
+/// The date of this source, 2026-11-01: the floor of builds without `SOURCE_DATE_EPOCH`. Raise it with each release, to
+/// its date or earlier: a test compares it with the newest release in CHANGELOG.md.
 const SOURCE_DATE: u64 = 1_793_491_200;
 
 /// The date of the build, in Unix seconds: `SOURCE_DATE_EPOCH` at compile time, which reproducible builds set to the
@@ -189,5 +190,45 @@ mod tests {
             assert_eq!(parse(wrong), 0, "{wrong:?}");
         }
         assert!(unix_now() >= SOURCE_DATE);
+    }
+
+    /// The date of the newest release in a changelog, in Unix seconds; `None` before the first.
+    fn newest_release(changelog: &str) -> Option<u64> {
+        let heads = changelog
+            .lines()
+            .filter_map(|line| line.strip_prefix("## ["));
+        let mut dates = heads.filter_map(|head| head.split_once("] - ").map(|(_, date)| date));
+        let date = format!("{}T00:00:00Z", dates.next()?.trim());
+        let time = humantime::parse_rfc3339(&date).expect("a date in a heading of the changelog");
+        Some(
+            time.duration_since(UNIX_EPOCH)
+                .expect("after 1970")
+                .as_secs(),
+        )
+    }
+
+    /// Whether the floor of a release is neither too old to be of use, nor ahead of it.
+    fn is_date_of(source: u64, release: u64) -> bool {
+        const MAX_AGE: u64 = 60 * 86_400;
+        source <= release && release - source <= MAX_AGE
+    }
+
+    #[test]
+    fn the_date_of_the_source_is_raised_with_each_release() {
+        let changelog = "## [Unreleased]\n\n## [1.1.0] - 2027-01-15\n\n## [1.0.0] - 2026-11-20\n";
+        let release = newest_release(changelog).unwrap();
+        assert_eq!(readable_time(release), "2027-01-15T00:00:00Z");
+        assert_eq!(newest_release("## [Unreleased]\n"), None);
+        let day = 86_400;
+        assert!(is_date_of(release, release) && is_date_of(release - 60 * day, release));
+        assert!(!is_date_of(release - 61 * day, release) && !is_date_of(release + day, release));
+        if let Some(release) = newest_release(include_str!("../../../CHANGELOG.md")) {
+            assert!(
+                is_date_of(SOURCE_DATE, release),
+                "SOURCE_DATE is {}: set it to the date of the release, {}",
+                readable_time(SOURCE_DATE),
+                readable_time(release)
+            );
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::app::error::{StartError, system};
-use crate::config::{ProcessConfig, UnattestedLimits};
+use crate::config::{ProcessConfig, SetLimits, UnattestedLimits};
 
 /// Descriptors for everything but clients: 64 connections of the HTTP server, standard streams, runtimes and
 /// log (about 30), connections to Postgres, the guest agent, PCCS and name server, files that are read, and
@@ -51,6 +51,19 @@ pub(crate) fn restore_limit_of(child: u32) {
     }
 }
 
+/// Logs which limits are in force. A macro, since tracing takes the level of an event as a constant.
+macro_rules! log_lowered {
+    ($level:ident, $available:expr, $needed:expr, $places:expr) => {
+        tracing::$level!(
+            limit = $available,
+            needed = $needed,
+            max_connections = $places.sessions,
+            max_unattested_connections = $places.unattested,
+            "RLIMIT_NOFILE is too low for max_connections, the limits on connections are lowered"
+        )
+    };
+}
+
 /// How many connections there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Places {
@@ -70,6 +83,12 @@ impl Places {
         2 * PER_CLIENT * self.unattested
     }
 
+    /// Whether a limit that is set is lower than it was `wanted`.
+    fn breaks(self, wanted: Self, set: SetLimits) -> bool {
+        (set.sessions && self.sessions < wanted.sessions)
+            || (set.unattested && self.unattested < wanted.unattested)
+    }
+
     /// What fits into `available` descriptors; `None` if nothing useful does.
     fn fit(self, available: u64, shards: u64) -> Option<Self> {
         if self.descriptors(shards) <= available {
@@ -87,7 +106,7 @@ impl Places {
     }
 }
 
-/// Lowers the limits on connections to what RLIMIT_NOFILE allows, with a warning.
+/// Lowers the limits on connections to what RLIMIT_NOFILE allows. Warns of a limit that the operator has set.
 ///
 /// # Errors
 /// It does not allow even a few sessions.
@@ -113,13 +132,11 @@ pub(crate) fn fit_limits(
         )));
     };
     if places != wanted {
-        tracing::warn!(
-            limit = available,
-            needed,
-            max_connections = places.sessions,
-            max_unattested_connections = places.unattested,
-            "RLIMIT_NOFILE is too low for max_connections, the limits on connections are lowered"
-        );
+        if places.breaks(wanted, process.set_limits) {
+            log_lowered!(warn, available, needed, places);
+        } else {
+            log_lowered!(info, available, needed, places);
+        }
         process.max_connections = usize::try_from(places.sessions).unwrap_or(usize::MAX);
         unattested.total = usize::try_from(places.unattested).unwrap_or(usize::MAX);
         unattested.per_address = unattested.per_address.min(unattested.total.div_ceil(2));
@@ -164,5 +181,24 @@ mod tests {
     fn too_few_descriptors_are_an_error() {
         assert_eq!(DEFAULT.fit(RESERVED, 1), None);
         assert_eq!(DEFAULT.fit(RESERVED + PER_SHARD + 8, 1), None);
+    }
+
+    #[test]
+    fn only_a_limit_that_is_set_is_missed() {
+        let fit = DEFAULT.fit(20_000, 2).unwrap();
+        assert!(fit.sessions < DEFAULT.sessions && fit.unattested == DEFAULT.unattested);
+        let set = |sessions, unattested| SetLimits {
+            sessions,
+            unattested,
+        };
+        assert!(!fit.breaks(DEFAULT, set(false, false)));
+        assert!(!fit.breaks(DEFAULT, set(false, true)));
+        assert!(fit.breaks(DEFAULT, set(true, false)));
+        assert!(
+            DEFAULT
+                .fit(400, 2)
+                .unwrap()
+                .breaks(DEFAULT, set(false, true))
+        );
     }
 }

@@ -46,7 +46,7 @@ pub use forward::{ForwarderConfig, Listen, Verifier};
 pub use identity::{AgentConfig, CertificateConfig, IdentitySource};
 pub use layers::Layers;
 pub use postgres::PostgresConfig;
-pub use process::ProcessConfig;
+pub use process::{ProcessConfig, SetLimits};
 pub use roles::RolesConfig;
 pub use spec::Scope;
 pub use unattested::UnattestedLimits;

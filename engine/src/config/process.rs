@@ -40,12 +40,23 @@ pub struct ProcessConfig {
     pub idle_timeout: Option<Duration>,
     /// Maximum number of concurrent sessions.
     pub max_connections: usize,
+    /// Which limits on connections the operator has set.
+    pub set_limits: SetLimits,
     /// How long sessions may continue after SIGTERM.
     pub drain_timeout: Duration,
     /// Text or JSON lines.
     pub log_format: LogFormat,
     /// Which events are logged.
     pub log: EnvFilter,
+}
+
+/// Which limits on connections are set, and not the defaults.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SetLimits {
+    /// `max_connections`.
+    pub sessions: bool,
+    /// `max_unattested_connections`.
+    pub unattested: bool,
 }
 
 impl ProcessConfig {
@@ -62,6 +73,12 @@ impl ProcessConfig {
         let login_timeout = reader.read(&settings::LOGIN_TIMEOUT);
         let idle_timeout = reader.read(&settings::IDLE_TIMEOUT);
         let max_connections = reader.read(&settings::MAX_CONNECTIONS);
+        let set_limits = SetLimits {
+            sessions: reader.source(&settings::MAX_CONNECTIONS.spec).is_some(),
+            unattested: reader
+                .source(&settings::MAX_UNATTESTED_CONNECTIONS.spec)
+                .is_some(),
+        };
         let drain_timeout = reader.read(&settings::DRAIN_TIMEOUT);
         let log_format = reader.read(&settings::LOG_FORMAT);
         let log = reader.read(&settings::LOG);
@@ -78,6 +95,7 @@ impl ProcessConfig {
             login_timeout: login_timeout?,
             idle_timeout: idle_timeout?,
             max_connections: max_connections?,
+            set_limits,
             drain_timeout: drain_timeout?,
             log_format: log_format?,
             log: log?,

@@ -138,6 +138,7 @@ fn flags_override_the_environment_which_overrides_the_file() {
     assert_eq!(config.listen, "127.0.0.1:3".parse().unwrap());
     assert_eq!(config.process.shards, 2);
     assert_eq!(config.process.max_connections, 1);
+    assert!(config.process.set_limits.sessions && !config.process.set_limits.unattested);
     assert!(!config.process.pin);
 }
 

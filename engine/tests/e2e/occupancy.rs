@@ -248,13 +248,17 @@ fn with_descriptors(command: &Command, limits: &str) -> Command {
 
 /// More silent sockets than descriptors: the limits on connections fit into the descriptors, so that nothing fails.
 fn few_descriptors(fixture: &Fixture) {
-    let settings = fixture.settings().set("TEESQL_ADMIN_LISTEN", "127.0.0.1:0");
+    let settings = fixture
+        .settings()
+        .set("TEESQL_ADMIN_LISTEN", "127.0.0.1:0")
+        .set("TEESQL_MAX_CONNECTIONS", "10000");
     let command = with_descriptors(&settings.sidecar_command(&["serve"]), "400:400");
     let sidecar = Sidecar::start_command(command);
     let warning = sidecar.await_log("the warning", |line| {
         let message = line["message"].as_str().unwrap_or_default();
         message.starts_with("RLIMIT_NOFILE is too low for max_connections")
     });
+    assert_eq!(warning["level"], "WARN", "{warning}");
     assert_eq!(warning["limit"], 400, "{warning}");
     assert_eq!(warning["needed"], 28_224, "{warning}");
     assert_eq!(warning["max_connections"], 44, "{warning}");

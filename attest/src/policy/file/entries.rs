@@ -44,6 +44,7 @@ pub(super) fn read_peer(
     table: &mut TableReader<'_, '_, '_>,
     systems: &[Entry<Arc<OsEntry>>],
 ) -> PeerEntry {
+    let member = table.flag("member") == Some(true);
     let mut peer = PeerEntry {
         name: table.name(),
         app_id: table.list("app_id"),
@@ -64,10 +65,11 @@ pub(super) fn read_peer(
             cached_keys: table.flag("cached_keys"),
         },
         grants: Grants {
-            roles: read_roles(table),
+            roles: read_roles(table, member),
             databases: read_databases(table),
             max_sessions: table.count("max_sessions"),
         },
+        member,
     };
     peer.kms_root = match read_kms_root(table) {
         Some(pin) => pin,
@@ -81,6 +83,12 @@ pub(super) fn read_peer(
         table.mistake_of_entry(
             "it does not say which application it is for: set app_id, compose_hash or instance_id \
              (app_id = \"any\" admits every application)",
+        );
+    } else if member && !peer.says_which_application() {
+        table.mistake(
+            "member",
+            "a member reaches the other members' databases, so it must be a certain application: set app_id or \
+             compose_hash",
         );
     }
     peer
@@ -139,13 +147,18 @@ fn read_kms_root(table: &mut TableReader<'_, '_, '_>) -> Option<KmsRootPin> {
     Some(KmsRootPin::Roots(roots))
 }
 
-fn read_roles(table: &mut TableReader<'_, '_, '_>) -> Option<Vec<Box<str>>> {
+/// The roles that an entry grants. A member is no client unless its entry says so.
+fn read_roles(table: &mut TableReader<'_, '_, '_>, member: bool) -> Option<Vec<Box<str>>> {
     let context = table.context();
     let known = context.roles;
     let is_set = table.has("roles");
     let Some(texts) = table.texts("roles") else {
+        let default = match member {
+            true => &[],
+            false => context.default_roles,
+        };
         // "any" is set and has no texts.
-        let default = context.default_roles.iter().map(|role| Box::from(*role));
+        let default = default.iter().map(|role| Box::from(*role));
         return (!is_set).then(|| default.collect());
     };
     let mut roles = Vec::new();

@@ -308,6 +308,7 @@ async fn start<R>(
     let shard_config = ShardConfig::new(
         &config.process,
         unattested,
+        0,
         &metrics,
         driver,
         Mode::Production,

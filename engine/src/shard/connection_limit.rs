@@ -11,12 +11,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::shard::unattested::UnattestedPlace;
+use crate::telemetry::link_info::LinkDirection;
 
 /// The limits of a process.
 pub(crate) struct ConnectionLimit {
     sessions: Semaphore,
     /// Attested clients that have not logged in yet.
     logins: Semaphore,
+    /// Links that other members have opened, so that neither clients nor the links of this member take their places.
+    accepted_links: Semaphore,
+    /// Links that this member opens.
+    opened_links: Semaphore,
 }
 
 struct Semaphore {
@@ -53,14 +58,36 @@ pub(crate) struct ConnectionPermit {
     unattested: RefCell<Option<UnattestedPlace>>,
     logs_in: Cell<bool>,
     is_session: Cell<bool>,
+    link: Cell<Option<LinkDirection>>,
 }
 
 impl ConnectionLimit {
-    pub(crate) fn new(max_sessions: usize, max_logins: usize) -> Arc<Self> {
+    /// `max_links` is the limit for each direction.
+    pub(crate) fn new(max_sessions: usize, max_logins: usize, max_links: usize) -> Arc<Self> {
         Arc::new(Self {
             sessions: Semaphore::new(max_sessions),
             logins: Semaphore::new(max_logins),
+            accepted_links: Semaphore::new(max_links),
+            opened_links: Semaphore::new(max_links),
         })
+    }
+
+    fn links(&self, direction: LinkDirection) -> &Semaphore {
+        match direction {
+            LinkDirection::Accepted => &self.accepted_links,
+            LinkDirection::Opened => &self.opened_links,
+        }
+    }
+
+    /// The permit of a local connection for which a link is opened. It never was an unattested client's.
+    pub(super) fn link_permit(self: &Arc<Self>) -> ConnectionPermit {
+        ConnectionPermit {
+            limit: Arc::clone(self),
+            unattested: RefCell::new(None),
+            logs_in: Cell::new(false),
+            is_session: Cell::new(false),
+            link: Cell::new(None),
+        }
     }
 
     /// The permit of a connection that is not attested yet.
@@ -70,6 +97,7 @@ impl ConnectionLimit {
             unattested: RefCell::new(Some(place)),
             logs_in: Cell::new(false),
             is_session: Cell::new(false),
+            link: Cell::new(None),
         }
     }
 }
@@ -118,6 +146,17 @@ impl ConnectionPermit {
         Ok(())
     }
 
+    /// The connection is a link, and a member's if it was accepted.
+    ///
+    /// # Errors
+    /// There are as many links in this direction as there may be.
+    pub(crate) fn begin_link(&self, direction: LinkDirection) -> Result<(), LimitReached> {
+        self.limit.links(direction).acquire()?;
+        self.link.set(Some(direction));
+        self.unattested.take();
+        Ok(())
+    }
+
     fn end_login(&self) {
         if self.logs_in.take() {
             self.limit.logins.release();
@@ -130,6 +169,9 @@ impl Drop for ConnectionPermit {
         self.end_login();
         if self.is_session.take() {
             self.limit.sessions.release();
+        }
+        if let Some(direction) = self.link.take() {
+            self.limit.links(direction).release();
         }
     }
 }
@@ -144,12 +186,13 @@ mod tests {
             unattested: RefCell::default(),
             logs_in: Cell::default(),
             is_session: Cell::default(),
+            link: Cell::default(),
         }
     }
 
     #[test]
     fn a_session_takes_its_place_after_the_login() {
-        let limit = ConnectionLimit::new(2, 3);
+        let limit = ConnectionLimit::new(2, 3, 1);
         let clients: Vec<_> = (0..3).map(|_| permit(&limit)).collect();
         for client in &clients {
             client.attested().unwrap();
@@ -169,6 +212,24 @@ mod tests {
         drop(late);
         for semaphore in [&limit.sessions, &limit.logins] {
             assert_eq!(semaphore.taken.load(Ordering::Relaxed), 0);
+        }
+    }
+
+    #[test]
+    fn links_and_sessions_do_not_take_each_others_places() {
+        let limit = ConnectionLimit::new(1, 1, 1);
+        let session = permit(&limit);
+        session.begin_session().unwrap();
+        let directions = [LinkDirection::Accepted, LinkDirection::Opened];
+        let links = directions.map(|direction| {
+            let link = permit(&limit);
+            link.begin_link(direction).unwrap();
+            assert_eq!(permit(&limit).begin_link(direction), Err(LimitReached));
+            link
+        });
+        drop(links);
+        for direction in directions {
+            permit(&limit).begin_link(direction).unwrap();
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::app::error::{StartError, system};
-use crate::config::{ProcessConfig, UnattestedLimits};
+use crate::config::{ClusterConfig, ProcessConfig, UnattestedLimits};
 
 /// Descriptors for everything but clients: 64 connections of the HTTP server, standard streams, runtimes and
 /// log (about 30), connections to Postgres, the guest agent, PCCS and name server, files that are read, and
@@ -20,6 +20,8 @@ const RESERVED: u64 = 192;
 const PER_SHARD: u64 = 16;
 /// Descriptors of a session: the client's socket and Postgres'.
 const PER_SESSION: u64 = 2;
+/// Descriptors of a link: the other member's socket and the service's.
+const PER_LINK: u64 = 2;
 /// With fewer sessions there is no point in starting.
 const MIN_SESSIONS: u64 = 8;
 
@@ -79,6 +81,12 @@ impl Places {
     }
 }
 
+/// Descriptors of links, which clients never get: the ports that lead to services, and the links in both directions.
+fn of_links(cluster: &ClusterConfig) -> u64 {
+    let ports = cluster.members.len() * cluster.services.len();
+    ports as u64 + 2 * PER_LINK * cluster.max_links as u64
+}
+
 /// Lowers the limits on connections to what RLIMIT_NOFILE allows, with a warning.
 ///
 /// # Errors
@@ -86,27 +94,29 @@ impl Places {
 pub(crate) fn fit_limits(
     process: &mut ProcessConfig,
     unattested: &mut UnattestedLimits,
+    cluster: Option<&ClusterConfig>,
 ) -> Result<(), StartError> {
-    let (available, _) = getrlimit(Resource::RLIMIT_NOFILE)
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)
         .map_err(io::Error::from)
         .map_err(system("cannot read RLIMIT_NOFILE"))?;
+    let of_links = cluster.map_or(0, of_links);
+    let available = limit.saturating_sub(of_links);
     let wanted = Places {
         sessions: process.max_connections as u64,
         unattested: unattested.total as u64,
     };
     let shards = process.shards as u64;
-    let needed = wanted.descriptors(shards);
+    let needed = wanted.descriptors(shards) + of_links;
     let Some(places) = wanted.fit(available, shards) else {
-        let least = RESERVED + PER_SHARD * shards + 4 * MIN_SESSIONS;
-        let text =
-            format!("RLIMIT_NOFILE is {available}, and at least {least} descriptors are needed");
+        let least = RESERVED + PER_SHARD * shards + 4 * MIN_SESSIONS + of_links;
+        let text = format!("RLIMIT_NOFILE is {limit}, and at least {least} descriptors are needed");
         return Err(system(text)(io::Error::from_raw_os_error(
             nix::libc::EMFILE,
         )));
     };
     if places != wanted {
         tracing::warn!(
-            limit = available,
+            limit,
             needed,
             max_connections = places.sessions,
             max_unattested_connections = places.unattested,

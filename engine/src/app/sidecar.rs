@@ -157,7 +157,8 @@ async fn start<R>(
     mut config: Config,
     read_config: R,
 ) -> Result<(Sidecar<R>, Lifecycle), StartError> {
-    descriptors::fit_limits(&mut config.process, &mut config.unattested)?;
+    let cluster = config.cluster.as_ref();
+    descriptors::fit_limits(&mut config.process, &mut config.unattested, cluster)?;
     let context = bind(&config)?;
     let certificate = fetch_certificate(&config, &context).await?;
     let (derived, authenticator) = set_up_authentication(&mut config, &context).await?;

@@ -44,7 +44,6 @@ pub(super) fn read_peer(
     table: &mut TableReader<'_, '_, '_>,
     systems: &[Entry<Arc<OsEntry>>],
 ) -> PeerEntry {
-    let member = table.flag("member") == Some(true);
     let mut peer = PeerEntry {
         name: table.name(),
         app_id: table.list("app_id"),
@@ -65,11 +64,11 @@ pub(super) fn read_peer(
             cached_keys: table.flag("cached_keys"),
         },
         grants: Grants {
-            roles: read_roles(table, member),
+            roles: read_roles(table),
             databases: read_databases(table),
             max_sessions: table.count("max_sessions"),
         },
-        member,
+        member: table.flag("member") == Some(true),
     };
     peer.kms_root = match read_kms_root(table) {
         Some(pin) => pin,
@@ -84,7 +83,7 @@ pub(super) fn read_peer(
             "it does not say which application it is for: set app_id, compose_hash or instance_id \
              (app_id = \"any\" admits every application)",
         );
-    } else if member && !peer.says_which_application() {
+    } else if peer.member && !peer.says_which_application() {
         table.mistake(
             "member",
             "a member reaches the other members' databases, so it must be a certain application: set app_id or \
@@ -148,12 +147,12 @@ fn read_kms_root(table: &mut TableReader<'_, '_, '_>) -> Option<KmsRootPin> {
 }
 
 /// The roles that an entry grants. A member is no client unless its entry says so.
-fn read_roles(table: &mut TableReader<'_, '_, '_>, member: bool) -> Option<Vec<Box<str>>> {
+fn read_roles(table: &mut TableReader<'_, '_, '_>) -> Option<Vec<Box<str>>> {
     let context = table.context();
     let known = context.roles;
     let is_set = table.has("roles");
     let Some(texts) = table.texts("roles") else {
-        let default = match member {
+        let default = match table.is_true("member") {
             true => &[],
             false => context.default_roles,
         };

@@ -70,20 +70,22 @@ pub(crate) fn relay<E: TlsSide>(
         },
         write: tls_write,
     };
-    let reset_link = move |_: &CloseReason| {
-        if control.is_link() {
-            control.reset_plain(client_side == ClientSide::Plain);
-        }
-    };
-    let opening = opening.run(tls.plain).inspect_err(reset_link);
+    let reset_link = move |_: &CloseReason| reset_plain_of_link(control, client_side);
     let sealing = sealing.run(received).inspect_err(reset_link);
-    try_join(opening, sealing).map(move |outcome| {
+    try_join(opening.run(tls.plain), sealing).map(move |outcome| {
         control.or_terminated(match (closed.get(), outcome) {
             (Some(Side::Plain), _) => CloseReason::UpstreamClosed,
             (Some(Side::Tls), _) | (None, Ok(_)) => CloseReason::ClientClosed,
             (None, Err(reason)) => reason,
         })
     })
+}
+
+/// The service behind the plain side of a link that has failed must not take what it has received for complete.
+fn reset_plain_of_link(control: &ConnectionControl, client_side: ClientSide) {
+    if control.is_link() {
+        control.reset_plain(client_side == ClientSide::Plain);
+    }
 }
 
 /// The side that closed its connection, and thereby ended the session.
@@ -114,7 +116,11 @@ impl<E: TlsSide> Opening<'_, E> {
     async fn run(mut self, plain: Buffer) -> Result<(), CloseReason> {
         let mut result = self.relay_until_close(plain).await;
         if self.control.is_link() {
-            result?;
+            if result.is_err() {
+                // Before the write half is dropped, which would send FIN.
+                reset_plain_of_link(self.control, self.client_side);
+                return result;
+            }
             record_close(&self.closed, Side::Tls);
             let _ = self.write.shutdown().await;
             self.control.half_closed();

@@ -525,7 +525,7 @@ mod tests {
                 listed.retain(|listed| *listed != code);
             }
         }
-        assert_eq!(listed, ["attestation_revoked"], "codes without a reason");
+        assert!(listed.is_empty(), "codes without a reason: {listed:?}");
         for code in REASONS {
             assert!(page.contains(&format!("`{code}`")), "{code}");
         }

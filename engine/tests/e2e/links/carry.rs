@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::process::Command;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -32,9 +32,7 @@ fn carry_services(fixture: &Fixture) {
     let (first, second) = (a.start(), b.start());
     let mut kept = a.connect(1);
     exchange(&mut kept, b"hello").expect("an echo");
-    let started = Instant::now();
-    transfer(&a, 1);
-    let seconds = started.elapsed().as_secs_f64();
+    let seconds = transfer(&a, 1).as_secs_f64();
     eprintln!(
         "{}: {:.0} MB/s in each direction",
         fixture.variant,
@@ -52,9 +50,11 @@ fn carry_services(fixture: &Fixture) {
     check_log(&first, &second);
 }
 
-/// Sends [`BULK`] bytes while they come back, closes the direction to the service, and reads the rest.
-fn transfer(from: &Member, member: u16) {
+/// Sends [`BULK`] bytes while they come back, closes the direction to the service, and reads the rest. Gives the time
+/// that the bytes took.
+fn transfer(from: &Member, member: u16) -> Duration {
     let stream = from.connect(member);
+    let started = Instant::now();
     let mut writer = stream.try_clone().expect("a descriptor");
     let sending = thread::spawn(move || {
         for part in 0..BULK / 65_536 {
@@ -68,7 +68,9 @@ fn transfer(from: &Member, member: u16) {
         assert!(received == pattern(part), "part {part}");
     }
     sending.join().expect("all is sent");
+    let took = started.elapsed();
     assert_eq!(finish(stream), GOODBYE);
+    took
 }
 
 fn pattern(part: usize) -> Vec<u8> {

@@ -19,12 +19,14 @@ use crate::values::{AppId, ComposeHash, InstanceId, Mrtd, OsImageHash, Rtmr};
 mod entry;
 mod epoch;
 pub mod file;
+mod members;
 mod platform;
 mod select;
 mod warning;
 
 pub use entry::{Grants, KmsRootPin, OsEntry, PeerEntry, PlatformPins};
 pub use epoch::PolicyEpoch;
+pub use members::OwnMeasurements;
 pub use platform::PlatformClaims;
 pub use select::{Claims, Selected};
 pub use warning::Warning;

@@ -18,7 +18,7 @@ use crate::chain::{Chain, fingerprint};
 use crate::collateral::{Collateral, CollateralKey, FamilySession, FamilyUsage, Fmspc};
 use crate::denial::Denial;
 use crate::event_log::Identity;
-use crate::policy::{PeerEntry, Policy, PolicyEpoch};
+use crate::policy::{OwnMeasurements, PeerEntry, Policy, PolicyEpoch};
 use crate::quote::TdQuote;
 use crate::signature_cache::CachingConfig;
 use crate::tcb::TcbStatus;
@@ -331,6 +331,20 @@ impl AttestedPeer {
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// What the members of a cluster have in common, if this peer is the process itself. `None` if its event log proves
+    /// no app id or no compose hash: any application on the same operating system would then be a member.
+    #[must_use]
+    pub fn measurements(&self) -> Option<OwnMeasurements> {
+        let [_, rtmr1, rtmr2, _] = self.rtmrs;
+        Some(OwnMeasurements {
+            mrtd: self.mrtd,
+            rtmr1,
+            rtmr2,
+            app_id: self.app_id()?,
+            compose_hash: self.compose_hash()?,
+        })
     }
 
     /// The app id, if the event log proves one.

@@ -185,16 +185,20 @@ pub enum LinkRefusal {
     /// The member is shutting down.
     #[error("the member is shutting down")]
     Draining,
+    /// The member cannot verify peers yet: it waits for its own evidence, or for collateral.
+    #[error("the member cannot verify its peers yet")]
+    NotReady,
 }
 
 impl LinkRefusal {
     /// All refusals.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::UnknownService,
         Self::NotAMember,
         Self::ServiceUnreachable,
         Self::TooManyLinks,
         Self::Draining,
+        Self::NotReady,
     ];
 
     /// Parses an answer; `None` if it is not a refusal of this version.
@@ -214,6 +218,7 @@ impl LinkRefusal {
             Self::ServiceUnreachable => 3,
             Self::TooManyLinks => 4,
             Self::Draining => 5,
+            Self::NotReady => 6,
         }
     }
 
@@ -232,6 +237,7 @@ impl LinkRefusal {
             Self::ServiceUnreachable => "link_service_unreachable",
             Self::TooManyLinks => "link_too_many",
             Self::Draining => "link_draining",
+            Self::NotReady => "link_not_ready",
         }
     }
 }

@@ -106,6 +106,8 @@ pub struct PeerEntry {
     pub platform: PlatformPins,
     /// What such a peer may do.
     pub grants: Grants,
+    /// Whether such a peer is a member of the cluster, which may open links. Enforced by the sidecar, not here.
+    pub member: bool,
 }
 
 impl PeerEntry {

@@ -152,6 +152,7 @@ impl Hash {
             kms_root,
             platform,
             grants,
+            member,
         } = peer;
         self.list(name.iter().map(|name| name.as_bytes()));
         self.list(app_id.iter().map(AppId::as_bytes));
@@ -174,6 +175,7 @@ impl Hash {
         self.texts(roles.as_deref());
         self.texts(databases.as_deref());
         self.optional(max_sessions.map(u64::from));
+        self.0.update([u8::from(*member)]);
     }
 
     fn platform(&mut self, platform: &PlatformPins) {

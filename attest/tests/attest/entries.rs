@@ -412,3 +412,90 @@ fn epoch_depends_on_entries_and_grants() {
     assert_eq!(epochs[0].len(), 64);
     let _ = (NOW, Grants::default());
 }
+
+/// A change of a fixture.
+type Change = fn(&mut Fixture);
+
+/// The verdict of the policy for members on a fixture that was changed.
+fn as_member(clients: &Policy, own: &Fixture, change: Change) -> &'static str {
+    let own = own.verify().unwrap().measurements();
+    let (members, admits) = clients.of_members(own.as_ref());
+    assert!(admits || own.is_none());
+    Fixture::with(|f| {
+        f.policy = members;
+        change(f);
+    })
+    .outcome()
+}
+
+#[test]
+fn members_prove_the_same_as_this_process() {
+    let own = Fixture::default();
+    // The policy for clients admits another application only.
+    let clients = policy(vec![PeerEntry {
+        app_id: vec![AppId([0xa2; 20])],
+        ..peer("client", &[os("a")])
+    }]);
+    let verdict = |change: Change| as_member(&clients, &own, change);
+    assert_eq!(verdict(|_| {}), "admitted");
+    // The size of the VM may differ, and so may the instance.
+    assert_eq!(verdict(|f| f.evidence.report.rtmr[0] = [1; 48]), "admitted");
+    assert_eq!(
+        verdict(|f| f.evidence.instance_id = vec![1; 20]),
+        "admitted"
+    );
+    let changes: [(Change, &str); 6] = [
+        (|f| f.evidence.report.mrtd = [1; 48], "mrtd_not_allowed"),
+        (|f| f.evidence.report.rtmr[1] = [1; 48], "rtmr_not_allowed"),
+        (|f| f.evidence.report.rtmr[2] = [1; 48], "rtmr_not_allowed"),
+        (|f| f.evidence.app_id = vec![0xa2; 20], "app_not_allowed"),
+        (
+            |f| f.evidence.compose_hash = vec![1; 32],
+            "compose_hash_not_allowed",
+        ),
+        // What holds for every peer holds for members.
+        (|f| f.evidence.report.debug = true, "debug_td"),
+    ];
+    for (change, code) in changes {
+        assert_eq!(verdict(change), code);
+    }
+}
+
+#[test]
+fn without_measurements_and_entries_nobody_is_a_member() {
+    let clients = policy(vec![peer("client", &[os("a")])]);
+    let (members, admits) = clients.of_members(None);
+    assert!(!admits);
+    let outcome = Fixture::with(|f| f.policy = members).outcome();
+    assert_eq!(outcome, "kms_root_mismatch");
+    // A process that proves no application does not make all applications members.
+    let anonymous = Fixture::with(|f| f.evidence.ready = false);
+    assert_eq!(anonymous.verify().unwrap().measurements(), None);
+    let everybody = Policy::default();
+    assert!(!everybody.of_members(None).1);
+}
+
+#[test]
+fn entries_widen_the_members() {
+    let own = Fixture::default();
+    let next = PeerEntry {
+        app_id: vec![AppId([0xa2; 20])],
+        member: true,
+        ..peer("next version", &[os("a")])
+    };
+    let clients = policy(vec![peer("client", &[os("a")]), next.clone()]);
+    let verdict = |change: Change| as_member(&clients, &own, change);
+    assert_eq!(verdict(|_| {}), "admitted");
+    assert_eq!(verdict(|f| f.evidence.app_id = vec![0xa2; 20]), "admitted");
+    let other = verdict(|f| f.evidence.app_id = vec![0xa3; 20]);
+    assert_eq!(other, "app_not_allowed");
+    let (members, admits) = policy(vec![next.clone()]).of_members(None);
+    assert!(admits);
+    assert_eq!(members.entries().count(), 1);
+    // Whether an entry is a member's is part of the policy.
+    let client = PeerEntry {
+        member: false,
+        ..next.clone()
+    };
+    assert_ne!(policy(vec![next]).epoch(), policy(vec![client]).epoch());
+}

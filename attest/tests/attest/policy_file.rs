@@ -283,3 +283,18 @@ fn printed_policy_admits_the_peer_and_no_other() {
     let text = print(&anonymous.verify().unwrap());
     assert_eq!(parsed(&text).unwrap()[0].rtmr3.len(), 1, "{text}");
 }
+
+#[test]
+fn a_member_is_a_certain_application_and_no_client() {
+    let entry = |keys: &str| peer("b", &format!("os = \"a\"\nmember = true\n{keys}"));
+    let read = |keys: &str| parsed(&(os("a", "11") + &entry(keys))).map(|peers| peers[0].clone());
+    let member = read(&app("a1")).unwrap();
+    assert!(member.member);
+    assert_eq!(member.grants.roles, Some(Vec::new()));
+    let client_too = read(&(app("a1") + "\nroles = \"teesql_read\"")).unwrap();
+    assert_eq!(client_too.grants.roles, Some(vec!["teesql_read".into()]));
+    let text = mistakes(&(os("a", "11") + &entry("app_id = \"any\"")));
+    assert!(text.contains("member: a member reaches"), "{text}");
+    let text = mistakes(&peer("b", &format!("{}\nmember = \"yes\"", app("a1"))));
+    assert!(text.contains("member: expected true or false"), "{text}");
+}

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::app::error::{StartError, system};
-use crate::config::{ProcessConfig, SetLimits, UnattestedLimits};
+use crate::config::{ClusterConfig, ProcessConfig, SetLimits, UnattestedLimits};
 
 /// Descriptors for everything but clients: 64 connections of the HTTP server, standard streams, runtimes and
 /// log (about 30), connections to Postgres, the guest agent, PCCS and name server, files that are read, and
@@ -22,6 +22,8 @@ const PER_SHARD: u64 = 16;
 const PER_SESSION: u64 = 2;
 /// Descriptors of a client that is not attested yet or logs in: its socket, and Postgres' for a CancelRequest.
 const PER_CLIENT: u64 = 2;
+/// Descriptors of a link: the other member's socket and the service's.
+const PER_LINK: u64 = 2;
 /// With fewer sessions there is no point in starting.
 const MIN_SESSIONS: u64 = 8;
 
@@ -53,9 +55,9 @@ pub(crate) fn restore_limit_of(child: u32) {
 
 /// Logs which limits are in force. A macro, since tracing takes the level of an event as a constant.
 macro_rules! log_lowered {
-    ($level:ident, $available:expr, $needed:expr, $places:expr) => {
+    ($level:ident, $limit:expr, $needed:expr, $places:expr) => {
         tracing::$level!(
-            limit = $available,
+            limit = $limit,
             needed = $needed,
             max_connections = $places.sessions,
             max_unattested_connections = $places.unattested,
@@ -106,6 +108,12 @@ impl Places {
     }
 }
 
+/// Descriptors of links, which clients never get: the ports that lead to services, and the links in both directions.
+fn of_links(cluster: &ClusterConfig) -> u64 {
+    let ports = cluster.members.len() * cluster.services.len();
+    ports as u64 + 2 * PER_LINK * cluster.max_links as u64
+}
+
 /// Lowers the limits on connections to what RLIMIT_NOFILE allows. Warns of a limit that the operator has set.
 ///
 /// # Errors
@@ -113,29 +121,31 @@ impl Places {
 pub(crate) fn fit_limits(
     process: &mut ProcessConfig,
     unattested: &mut UnattestedLimits,
+    cluster: Option<&ClusterConfig>,
 ) -> Result<(), StartError> {
-    let (available, _) = getrlimit(Resource::RLIMIT_NOFILE)
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)
         .map_err(io::Error::from)
         .map_err(system("cannot read RLIMIT_NOFILE"))?;
+    let of_links = cluster.map_or(0, of_links);
+    let available = limit.saturating_sub(of_links);
     let wanted = Places {
         sessions: process.max_connections as u64,
         unattested: unattested.total as u64,
     };
     let shards = process.shards as u64;
-    let needed = wanted.descriptors(shards);
+    let needed = wanted.descriptors(shards) + of_links;
     let Some(places) = wanted.fit(available, shards) else {
-        let least = RESERVED + PER_SHARD * shards + 4 * MIN_SESSIONS;
-        let text =
-            format!("RLIMIT_NOFILE is {available}, and at least {least} descriptors are needed");
+        let least = RESERVED + PER_SHARD * shards + 4 * MIN_SESSIONS + of_links;
+        let text = format!("RLIMIT_NOFILE is {limit}, and at least {least} descriptors are needed");
         return Err(system(text)(io::Error::from_raw_os_error(
             nix::libc::EMFILE,
         )));
     };
     if places != wanted {
         if places.breaks(wanted, process.set_limits) {
-            log_lowered!(warn, available, needed, places);
+            log_lowered!(warn, limit, needed, places);
         } else {
-            log_lowered!(info, available, needed, places);
+            log_lowered!(info, limit, needed, places);
         }
         process.max_connections = usize::try_from(places.sessions).unwrap_or(usize::MAX);
         unattested.total = usize::try_from(places.unattested).unwrap_or(usize::MAX);

@@ -281,7 +281,7 @@ async fn start<R>(
     read_config: R,
 ) -> Result<(RunningForwarder<R>, Lifecycle), StartError> {
     let mut unattested = UnattestedLimits::of_drivers(config.process.max_connections);
-    descriptors::fit_limits(&mut config.process, &mut unattested)?;
+    descriptors::fit_limits(&mut config.process, &mut unattested, None)?;
     let record_layer = config.process.tls_record_layer;
     let driver = lifecycle::choose_driver(config.process.driver)?;
     let (local, listeners) = listen(&config)?;
@@ -308,6 +308,7 @@ async fn start<R>(
     let shard_config = ShardConfig::new(
         &config.process,
         unattested,
+        0,
         &metrics,
         driver,
         Mode::Production,

@@ -30,7 +30,7 @@ use crate::io::listener::{self, BoundListener, Listener};
 use crate::postgres::provision::ProvisionTarget;
 use crate::postgres::provision::blockers::BlockerWatch;
 use crate::postgres::session_settings::SessionSettings;
-use crate::shard::live_config::LiveConfig;
+use crate::shard::live_config::{LiveConfig, LiveTls};
 use crate::shard::pool::{self, ShardConfig, ShardPool};
 use crate::tasks::certificate_renewal::{CertificateRenewer, InstallFn};
 use crate::tasks::role_repair::{self, RepairTrigger, RoleRepair};
@@ -38,12 +38,15 @@ use crate::tasks::{audit_watch, clock_watch, collateral_refresh, own_evidence, u
 use crate::telemetry::audit::AuditLog;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::shard_metrics;
-use crate::tls::certificate::Identity;
+use crate::tls::certificate::{Identity, IdentityError};
 use crate::tls::certificate_source::CertificateSource;
+use crate::tls::client_config::link_config;
 use crate::tls::record_layer::RecordLayer;
+use links::LinkPorts;
 use service::{InboundHandlerFactory, SharedState};
 
 pub(crate) mod admin_source;
+mod links;
 mod report;
 mod service;
 mod startup;
@@ -133,6 +136,7 @@ struct Sidecar<R> {
 struct StartupContext {
     driver: IoDriver,
     listener: BoundListener,
+    link_ports: LinkPorts,
     metrics: Arc<Metrics>,
     agent: Agent,
     checks: ReadinessChecks,
@@ -153,23 +157,25 @@ async fn start<R>(
     mut config: Config,
     read_config: R,
 ) -> Result<(Sidecar<R>, Lifecycle), StartError> {
-    descriptors::fit_limits(&mut config.process, &mut config.unattested)?;
+    let cluster = config.cluster.as_ref();
+    descriptors::fit_limits(&mut config.process, &mut config.unattested, cluster)?;
     let context = bind(&config)?;
     let certificate = fetch_certificate(&config, &context).await?;
     let (derived, authenticator) = set_up_authentication(&mut config, &context).await?;
-    let request_client_certificate = config.attestation.is_some();
-    let live = LiveConfig::new(
-        certificate
-            .identity
-            .server_config(request_client_certificate, config.process.tls_record_layer)?,
-        certificate.identity.channel_binding(),
-        certificate.identity.key_fingerprint(),
-        authenticator,
-    );
+    let tls = TlsOptions {
+        request_client_certificate: config.attestation.is_some(),
+        own_host: own_host_for_links(&config),
+        record_layer: config.process.tls_record_layer,
+    };
+    let live = LiveConfig::new(tls.live(&certificate.identity)?, authenticator);
     let (changed, collateral_changed) = mpsc::unbounded_channel();
     let own = &certificate.identity;
     let quote_verifier = start_verifier(&mut config, own, &live, &context, changed.clone())?;
     let audit = open_audit_log(&config, quote_verifier.as_deref(), &context)?;
+    let cluster = config.cluster.as_ref();
+    let links = cluster
+        .map(|cluster| links::state(cluster, quote_verifier.as_ref(), &context.metrics))
+        .transpose()?;
     let shared = SharedState {
         live,
         metrics: Arc::clone(&context.metrics),
@@ -178,6 +184,7 @@ async fn start<R>(
         session_settings: SessionSettings::new(config.roles.sessions.clone()),
         repair_trigger: Arc::<RepairTrigger>::default(),
         audit: audit.as_ref().map(AuditLog::handle),
+        links,
     };
     let role_repair = role_repair_of(&config, &shared, &context.checks);
     role_repair.read_settings().await;
@@ -188,6 +195,7 @@ async fn start<R>(
         context.driver,
         &context.admin,
     )?;
+    context.link_ports.open(&shards.link_dispatcher())?;
     context.admin_source.set_running(RunningState {
         live: Arc::clone(&shared.live),
         quote_verifier: shared.quote_verifier.clone(),
@@ -196,6 +204,7 @@ async fn start<R>(
         &config,
         &shared,
         certificate,
+        tls,
         changed,
         &context.checks,
         &context.admin_source,
@@ -233,6 +242,7 @@ fn bind(config: &Config) -> Result<StartupContext, StartError> {
     let metrics = Arc::new(Metrics::new()?);
     shard_metrics::register_all(&metrics, config.process.shards);
     metrics.set_info(driver, config);
+    let link_ports = LinkPorts::bind(config, &metrics)?;
     let agent = Agent::new(config.process.guest_agent.clone(), AgentOptions::default())?;
     let checks = ReadinessChecks::new();
     tokio::spawn(clock_watch::run(checks.clock.clone()));
@@ -251,6 +261,7 @@ fn bind(config: &Config) -> Result<StartupContext, StartError> {
     Ok(StartupContext {
         driver,
         listener,
+        link_ports,
         metrics,
         agent,
         checks,
@@ -355,6 +366,10 @@ fn spawn_shards(
     let shard_config = ShardConfig::new(
         &config.process,
         config.unattested,
+        config
+            .cluster
+            .as_ref()
+            .map_or(0, |cluster| cluster.max_links),
         &shared.metrics,
         driver,
         config.mode,
@@ -388,6 +403,7 @@ fn spawn_background_tasks(
     config: &Config,
     shared: &SharedState,
     certificate: Certificate,
+    tls: TlsOptions,
     changed: mpsc::UnboundedSender<()>,
     checks: &ReadinessChecks,
     admin_source: &AdminSource,
@@ -405,7 +421,7 @@ fn spawn_background_tasks(
     }
     let renewer = CertificateRenewer {
         certificate_source: source,
-        install: install_certificate(shared, changed, own, config.process.tls_record_layer),
+        install: install_certificate(shared, changed, own, tls),
         latch: checks.identity.clone(),
         renewal_metrics: admin_source.renewal_metrics(),
     };
@@ -431,19 +447,51 @@ fn role_repair_of(config: &Config, shared: &SharedState, checks: &ReadinessCheck
     }
 }
 
+/// How TLS is configured with each new certificate.
+struct TlsOptions {
+    request_client_certificate: bool,
+    /// Where other members reach this one. `None` if links are neither accepted nor opened.
+    own_host: Option<String>,
+    record_layer: RecordLayer,
+}
+
+impl TlsOptions {
+    /// The configurations that present `identity`.
+    fn live(&self, identity: &Identity) -> Result<LiveTls, IdentityError> {
+        let own_host = self.own_host.as_deref();
+        let own = || Arc::clone(identity.certified());
+        let link = own_host.map(|_| link_config(own(), self.record_layer));
+        Ok(LiveTls {
+            tls: identity.server_config(
+                self.request_client_certificate,
+                own_host,
+                self.record_layer,
+            )?,
+            link: link.transpose()?,
+            channel_binding: identity.channel_binding(),
+            tls_key: identity.key_fingerprint(),
+        })
+    }
+}
+
+/// The host in SNI of links to this member. Without attested clients there are none.
+fn own_host_for_links(config: &Config) -> Option<String> {
+    config.attestation.as_ref()?;
+    let own = config.cluster.as_ref()?.own_member();
+    Some(own.host.clone())
+}
+
 /// Makes new connections use a new certificate. If its chain has another KMS root, sessions are verified again.
 fn install_certificate(
     shared: &SharedState,
     changed: mpsc::UnboundedSender<()>,
     own: watch::Sender<Identity>,
-    record_layer: RecordLayer,
+    tls: TlsOptions,
 ) -> InstallFn {
     let live = Arc::clone(&shared.live);
     let quote_verifier = shared.quote_verifier.clone();
     Box::new(move |identity| {
-        let request_client_certificate = quote_verifier.is_some();
-        let tls = identity.server_config(request_client_certificate, record_layer)?;
-        live.set_tls(tls, identity.channel_binding(), identity.key_fingerprint());
+        live.set_tls(tls.live(identity)?);
         own.send_replace(identity.clone());
         let verifier = quote_verifier.as_ref();
         if verifier.is_some_and(|verifier| verifier.set_own_chain(&identity.certified().cert)) {

@@ -2,4 +2,5 @@
 
 pub(crate) mod forwarder_gate;
 pub(crate) mod gate;
+pub(crate) mod members;
 pub(crate) mod verifier;

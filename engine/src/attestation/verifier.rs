@@ -6,7 +6,7 @@
 //! one verification.
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -19,6 +19,7 @@ use metrics::Histogram;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
+use crate::attestation::members::MemberVerifier;
 use crate::auth::grants::EntrySessions;
 use crate::io::clock::unix_now;
 use crate::io::offload::OffloadThread;
@@ -66,6 +67,8 @@ pub(crate) struct QuoteVerifier {
     /// The duration of each full verification, in seconds.
     verification_seconds: Histogram,
     authority: Option<Authority>,
+    /// Verifies the members of a cluster, if there is one.
+    members: OnceLock<Arc<MemberVerifier>>,
 }
 
 /// Intel Trust Authority, which verifies instead of this process.
@@ -158,6 +161,23 @@ impl QuoteVerifier {
             collateral,
             control,
             verification_seconds,
+            members: OnceLock::new(),
+        })
+    }
+
+    /// The verifier of members, which follows this one's policy from now on.
+    pub(crate) fn start_members(&self) -> &Arc<MemberVerifier> {
+        self.members.get_or_init(|| {
+            let clients = self.policy.load();
+            let verifier = Self::new(
+                clients.without_entries(),
+                self.verifier.root().clone(),
+                self.collateral.clone(),
+                self.control.clone(),
+                self.verification_seconds.clone(),
+                None,
+            );
+            MemberVerifier::new(verifier, &clients)
         })
     }
 
@@ -198,6 +218,15 @@ impl QuoteVerifier {
         let own_root = self.own_root.load_full();
         let policy = policy.with_own_root(own_root.map(|root| KmsRoot::clone(&root)));
         self.sessions.set_policy(&policy);
+        let changed = self.replace_policy(policy);
+        if let Some(members) = self.members.get() {
+            members.follow(&self.policy.load());
+        }
+        changed
+    }
+
+    /// Replaces the policy by one that is complete. Returns whether the new one differs.
+    pub(super) fn replace_policy(&self, policy: Policy) -> bool {
         let before = self.policy.swap(Arc::new(policy));
         before.epoch() != self.policy.load().epoch()
     }
@@ -267,7 +296,7 @@ impl QuoteVerifier {
     }
 
     /// The verdict about the chain of this process's own certificate, by the conditions on the platform only: it need
-    /// not be one of its own clients. Takes up to 0.6 ms.
+    /// not be one of its own clients. What it proves is then expected of members. Takes up to 0.6 ms.
     ///
     /// # Errors
     /// [`Denial`]; [`Denial::CollateralUnavailable`] if the collateral is not cached.
@@ -283,7 +312,11 @@ impl QuoteVerifier {
             .ok_or(Denial::CollateralUnavailable)?;
         let verdict = self.verifier.verify(&evidence, collateral, &policy, now);
         self.refresh_if_too_old(verdict.as_ref().err(), &evidence, key, now);
-        verdict.map(drop)
+        let own = verdict?;
+        if let Some(members) = self.members.get() {
+            members.set_own(&own, &self.policy.load());
+        }
+        Ok(())
     }
 
     /// Asks for newer collateral if the policy's minimum TCB evaluation was raised above that of the cached one, which

@@ -35,6 +35,8 @@ pub struct ClusterConfig {
     pub own: usize,
     /// What members reach of each other.
     pub services: Vec<Service>,
+    /// The most links that other members may have opened here, and the most that are opened here.
+    pub max_links: usize,
 }
 
 /// A member of the cluster.
@@ -66,7 +68,9 @@ impl ClusterConfig {
         let member = reader.read_optional(&settings::CLUSTER_MEMBER);
         let members = reader.read(&settings::CLUSTER_MEMBERS);
         let services = reader.read(&settings::CLUSTER_SERVICES);
+        let max_links = reader.read(&settings::CLUSTER_LINKS);
         let (name, member, members, services) = (name?, member?, members?, services?);
+        let max_links = max_links?;
         let (name, member) = match (name, member) {
             (Some(name), Some(member)) => (name, member),
             (None, None) if members.is_empty() => return Some(None),
@@ -91,11 +95,23 @@ impl ClusterConfig {
             members,
             own,
             services,
+            max_links,
         };
         match config.port_conflict(reader.listen()) {
             Some(conflict) => reader.error(format!("cluster_services: {conflict}")),
             None => Some(Some(config)),
         }
+    }
+
+    /// Refuses a cluster of several members if peers are not attested: anybody could open links to the databases.
+    pub(super) fn check_attested(&self, reader: &mut Reader<'_>, attested: bool) -> Option<()> {
+        if attested || self.members.len() == 1 {
+            return Some(());
+        }
+        reader.error(
+            "cluster_members: links between members are always attested, and this sidecar attests nobody: set \
+             require_client_attestation = true, or remove the other members",
+        )
     }
 
     /// This member.

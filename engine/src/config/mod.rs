@@ -191,8 +191,15 @@ impl Config {
         let unattested = UnattestedLimits::read(reader);
         let process = ProcessConfig::read(reader);
         let attestation = attestation?;
+        if let Some(Some(cluster)) = &cluster {
+            cluster.check_attested(reader, attestation.is_some())?;
+        }
         launch_token?;
         let (secrets, source) = secrets?;
+        let mut identity = identity?;
+        if let (IdentitySource::Agent(request), Some(Some(_))) = (&mut identity, &cluster) {
+            request.usage = CertificateUsage::Both;
+        }
         let listen = listen?;
         Some(Self {
             passwordless_superuser: reader.simulator_mode()
@@ -205,7 +212,7 @@ impl Config {
                 Some(_) => Mode::Production,
                 None => Mode::Unattested,
             },
-            identity: identity?,
+            identity,
             require_alpn: require_alpn?,
             client_auth: client_auth?,
             scram_channel_binding: scram_channel_binding?,

@@ -498,6 +498,11 @@ settings! {
             default: Some("postgres=5432:15432,patroni=8008:18008,etcd-client=2379:12379,etcd-peer=2380:13380"),
             help: "The services on 127.0.0.1 that members reach of each other: the service's port, and the port on 127.0.0.1 of every member where the first member's is reached; the second member's is at the next port, and so on. In TOML also name, port and first_port in each [[cluster.services]].",
         }
+        CLUSTER_LINKS: usize {
+            key: "cluster_links", parse: values::count, kind: One("N"), scopes: SERVE,
+            default: Some("256"),
+            help: "Maximum number of concurrent links that other members have opened to this one, and of those that are opened here. They do not count for max_connections.",
+        }
     }
     Limits {
         LOGIN_TIMEOUT: Duration {

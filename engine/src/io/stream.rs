@@ -99,6 +99,16 @@ impl DetachedStream {
     }
 }
 
+/// Resets a TCP connection: its peer sees an error, and no end of the stream. Closing it would send FIN first, like a
+/// complete stream.
+#[allow(unsafe_code)]
+pub(crate) fn reset(fd: RawFd) {
+    // SAFETY: callers have registered the descriptor, and it is open until they remove it.
+    let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+    // A Unix socket has no reset, and one that is closed already needs none.
+    let _ = rustix::net::connect_unspec(socket);
+}
+
 /// The reading half of a [`Stream`].
 pub(crate) enum ReadHalf {
     Tcp(OwnedReadHalf<TcpStream>),

@@ -13,6 +13,7 @@ use attest::Denial;
 use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
 use wire::frontend::{AwaitStartup, StartupStep, negotiate};
+use wire::link::LinkRefusal;
 use wire::opening::{Opening, OpeningPolicy, OpeningStep};
 use wire::startup::{ProtocolVersion, Startup};
 
@@ -24,6 +25,9 @@ use crate::auth::grants::{EntryIsFull, NotGranted, RequestedSession};
 use crate::auth::role::Role;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::Stream;
+use crate::proxy::link::Links;
+use crate::proxy::link::inbound::AcceptedLink;
+use crate::proxy::link::outbound::OpenedLink;
 use crate::proxy::upstream::{self, UpstreamLogin, UpstreamSession};
 use crate::proxy::{read_opening, reply_opening};
 use crate::session::control::{ConnectionControl, FdGuard};
@@ -32,6 +36,7 @@ use crate::session::tls_stream::{StreamError, TlsStream};
 use crate::shard::connection_limit::{ConnectionPermit, LimitReached, LoginPeer};
 use crate::shard::handler::{ConnectionHandler, HandlerContext};
 use crate::shard::live_config::{LiveConfig, Snapshot};
+use crate::shard::message::LinkRoute;
 use crate::telemetry::audit::queue::fingerprint;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
@@ -55,6 +60,8 @@ pub(crate) struct InboundHandler {
     /// Whether `postgres` can log in at all.
     pub(crate) superuser_logins: bool,
     pub(crate) failed_logins: FailedLogins,
+    /// Links to the other members, if this sidecar belongs to a cluster.
+    pub(crate) links: Option<Links>,
 }
 
 type Client = TlsStream<UnbufferedServerConnection>;
@@ -86,6 +93,28 @@ impl ConnectionHandler for InboundHandler {
     ) -> impl Future<Output = CloseReason> {
         serve(self, stream, permit, control, info)
     }
+
+    async fn open_link(
+        &self,
+        local: Stream,
+        route: LinkRoute,
+        permit: &ConnectionPermit,
+        control: &ConnectionControl,
+        info: &RefCell<ConnectionInfo>,
+    ) -> CloseReason {
+        let Some(links) = &self.links else {
+            return LinkRefusal::NotReady.into();
+        };
+        let link = OpenedLink {
+            context: &self.context,
+            links,
+            live: &self.live,
+            permit,
+            control,
+            info,
+        };
+        link.serve(local, route).await
+    }
 }
 
 /// Serves one accepted connection until it closes.
@@ -104,16 +133,27 @@ async fn serve(
     let establishing = Box::pin(establish(handler, stream, permit, control, info));
     let (_fd_guard, relay) = match establishing.await {
         Ok((client, session)) => {
-            let shard_metrics = &handler.context.shard_metrics;
-            info.borrow_mut().session_started(shard_metrics);
-            if let Some(audit) = &handler.context.audit {
-                audit.role_granted(&info.borrow(), control.peer().as_deref());
+            if !control.is_link() {
+                session_started(handler, control, info);
             }
             start_relay(client, session, control)
         }
         Err(reason) => return reason,
     };
     relay.await
+}
+
+/// Records that a client has logged in.
+fn session_started(
+    handler: &InboundHandler,
+    control: &ConnectionControl,
+    info: &RefCell<ConnectionInfo>,
+) {
+    let shard_metrics = &handler.context.shard_metrics;
+    info.borrow_mut().session_started(shard_metrics);
+    if let Some(audit) = &handler.context.audit {
+        audit.role_granted(&info.borrow(), control.peer().as_deref());
+    }
 }
 
 /// Starts the relay of a session. A separate function, so that its arguments take no space in
@@ -152,6 +192,17 @@ async fn establish(
     };
     let (mut client, handshake) =
         accept_tls(handler, &snapshot, stream, incoming, control, info).await?;
+    if handshake.is_link {
+        let link = AcceptedLink {
+            context: &handler.context,
+            links: handler.links.as_ref(),
+            permit,
+            control,
+            info,
+        };
+        let session = link.accept(&mut client, handshake).await?;
+        return Ok((client, session));
+    }
     let attested = match attest(handler, handshake.chain, permit, control, info).await {
         Ok(attested) => attested,
         Err(reason) => return Err(refuse(&mut client, reason, control).await),

@@ -1,6 +1,7 @@
 //! Layer 6: one connection from its first byte to its last.
 
 pub(crate) mod inbound;
+pub(crate) mod link;
 pub mod outbound;
 pub(crate) mod upstream;
 

@@ -69,6 +69,7 @@ impl HandlerFactory for ForwarderState {
                 shard_metrics: Rc::clone(&context.shard_metrics),
                 access_log: Rc::clone(&context.access_log),
                 audit: None,
+                links: None,
             },
             jobs: context.jobs,
             state: Arc::clone(self),

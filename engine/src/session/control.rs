@@ -6,7 +6,7 @@
 //! (docs/adr/0001-end-io-by-shutdown.md): a pending read returns 0, a pending write fails, and the
 //! handler learns the reason from [`ConnectionControl::terminate_reason`].
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::future::{Future, poll_fn};
 use std::os::fd::RawFd;
 use std::pin::pin;
@@ -21,14 +21,19 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::auth::grants::{EntryPermit, NotGranted, RequestedSession};
 use crate::io::clock::unix_now;
+use crate::io::stream::reset;
 use crate::sched::busy_poll::{Direction, Transfer};
 use crate::sched::delay_timer::TimerQueue;
 use crate::session::activity::ShardActivity;
 use crate::telemetry::close_reason::{CloseReason, Revocation};
+use crate::telemetry::link_metrics::LinkBytes;
 use crate::telemetry::shard_metrics::ShardMetrics;
 
 /// How long a peer may take to read the final message and close the connection.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
+/// How long a link may transfer nothing after one of its directions has ended: the timeout of Linux for a connection
+/// that only its peer has not closed. [tcp(7), tcp_fin_timeout]
+const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(60);
 /// The number of checks per idle timeout. A session ends between 1 and 1.25 times the configured
 /// time after its last byte, and transferring a byte sets no timer.
 const IDLE_CHECKS: u32 = 4;
@@ -50,6 +55,8 @@ enum Phase {
     Login,
     /// The idle timeout.
     Relay,
+    /// [`HALF_CLOSED_TIMEOUT`]: one direction of a link has ended.
+    HalfClosed,
     /// [`CLOSE_GRACE`], while the final bytes are sent.
     Closing,
 }
@@ -103,6 +110,10 @@ pub(crate) struct ConnectionControl {
     requested: RefCell<Option<RequestedSession>>,
     /// The session's place among those of its policy entry.
     entry_permit: RefCell<Option<EntryPermit>>,
+    /// Whether this is a link between members, and no client's connection.
+    is_link: Cell<bool>,
+    /// The byte counters of an open link, which are not those of clients.
+    link_bytes: OnceCell<Rc<LinkBytes>>,
 }
 
 /// Gives the place among the sessions of a policy entry back when dropped, although others may still hold the
@@ -166,6 +177,40 @@ impl ConnectionControl {
             family: RefCell::new(None),
             requested: RefCell::new(None),
             entry_permit: RefCell::new(None),
+            is_link: Cell::new(false),
+            link_bytes: OnceCell::new(),
+        }
+    }
+
+    /// This is a link between members: its ends speak another protocol than PostgreSQL's.
+    pub(crate) fn set_link(&self) {
+        self.is_link.set(true);
+    }
+
+    pub(crate) fn is_link(&self) -> bool {
+        self.is_link.get()
+    }
+
+    /// The link is open: its bytes count here from now on.
+    pub(crate) fn link_opened(&self, bytes: Rc<LinkBytes>) {
+        let _ = self.link_bytes.set(bytes);
+    }
+
+    /// The plain side of a link must not take what it has received for complete.
+    pub(crate) fn reset_plain(&self, plain_is_client: bool) {
+        let fd = match plain_is_client {
+            true => self.client_fd.get(),
+            false => self.upstream_fd.get(),
+        };
+        if let Some(fd) = fd {
+            reset(fd);
+        }
+    }
+
+    /// One direction of a link has ended. The other one may go on for as long as it has bytes.
+    pub(crate) fn half_closed(&self) {
+        if self.phase.get() == Phase::Relay {
+            self.phase.set(Phase::HalfClosed);
         }
     }
 
@@ -339,13 +384,19 @@ impl ConnectionControl {
     pub(crate) fn count_received(&self, n: usize) {
         self.received
             .set(self.received.get().wrapping_add(n as u64));
-        self.shard_metrics.received.increment(n as u64);
+        match self.link_bytes.get() {
+            None => self.shard_metrics.received.increment(n as u64),
+            Some(link) => link.received.increment(n as u64),
+        }
         self.record(Direction::ToServer, n);
     }
 
     pub(crate) fn count_sent(&self, n: usize) {
         self.sent.set(self.sent.get().wrapping_add(n as u64));
-        self.shard_metrics.sent.increment(n as u64);
+        match self.link_bytes.get() {
+            None => self.shard_metrics.sent.increment(n as u64),
+            Some(link) => link.sent.increment(n as u64),
+        }
         self.record(Direction::ToClient, n);
     }
 
@@ -392,12 +443,18 @@ impl ConnectionControl {
     /// dropped.
     pub(crate) async fn watchdog(&self, idle_timeout: Option<Duration>) -> Option<TerminateReason> {
         self.enforce_login_deadline().await;
-        while self.phase.get() == Phase::Relay {
-            let Some(timeout) = idle_timeout else {
-                self.phase_ended(Phase::Relay).await;
-                break;
+        loop {
+            let phase = self.phase.get();
+            let timeout = match phase {
+                // A link is as idle as its service, which has timeouts of its own.
+                Phase::Relay => idle_timeout.filter(|_| !self.is_link()),
+                Phase::HalfClosed => Some(HALF_CLOSED_TIMEOUT),
+                Phase::Login | Phase::Closing => break,
             };
-            self.enforce_idle_timeout(timeout).await;
+            match timeout {
+                Some(timeout) => self.enforce_idle_timeout(phase, timeout).await,
+                None => self.phase_ended(phase).await,
+            }
         }
         let _ = self.sleep_in_phase(Phase::Closing, CLOSE_GRACE).await;
         shutdown_fd(&self.client_fd, Shutdown::Both);
@@ -424,14 +481,11 @@ impl ConnectionControl {
     }
 
     /// Terminates the session after `timeout` without a byte. Returns also when the phase changes.
-    async fn enforce_idle_timeout(&self, timeout: Duration) {
+    async fn enforce_idle_timeout(&self, phase: Phase, timeout: Duration) {
         let mut last = self.bytes();
         let mut checks_without_bytes = 0;
         while checks_without_bytes < IDLE_CHECKS {
-            if !self
-                .sleep_in_phase(Phase::Relay, timeout / IDLE_CHECKS)
-                .await
-            {
+            if !self.sleep_in_phase(phase, timeout / IDLE_CHECKS).await {
                 return;
             }
             let now = self.bytes();

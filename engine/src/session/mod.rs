@@ -2,6 +2,7 @@
 
 pub(crate) mod activity;
 pub(crate) mod control;
+pub(crate) mod plain_relay;
 pub(crate) mod reader;
 pub(crate) mod relay;
 pub(crate) mod tls_stream;

@@ -10,8 +10,8 @@ use std::future::Future;
 use std::io;
 use std::rc::Rc;
 
-use futures_util::FutureExt;
 use futures_util::future::try_join;
+use futures_util::{FutureExt, TryFutureExt};
 
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::{Stream, WriteHalf};
@@ -63,19 +63,29 @@ pub(crate) fn relay<E: TlsSide>(
         closed: Rc::clone(&closed),
         client_side,
         read: match client_side {
-            // Postgres sends small pieces. A forwarder's client writes as much at once as it can.
-            ClientSide::Tls => Reader::coalescing(plain_read, control),
-            ClientSide::Plain => Reader::new(plain_read),
+            // Postgres sends small pieces. A forwarder's client writes as much at once as it can, and what a link
+            // carries is unknown.
+            ClientSide::Tls if !control.is_link() => Reader::coalescing(plain_read, control),
+            ClientSide::Tls | ClientSide::Plain => Reader::new(plain_read),
         },
         write: tls_write,
     };
-    try_join(opening.run(tls.plain), sealing.run(received)).map(move |outcome| {
+    let reset_link = move |_: &CloseReason| reset_plain_of_link(control, client_side);
+    let sealing = sealing.run(received).inspect_err(reset_link);
+    try_join(opening.run(tls.plain), sealing).map(move |outcome| {
         control.or_terminated(match (closed.get(), outcome) {
             (Some(Side::Plain), _) => CloseReason::UpstreamClosed,
             (Some(Side::Tls), _) | (None, Ok(_)) => CloseReason::ClientClosed,
             (None, Err(reason)) => reason,
         })
     })
+}
+
+/// The service behind the plain side of a link that has failed must not take what it has received for complete.
+fn reset_plain_of_link(control: &ConnectionControl, client_side: ClientSide) {
+    if control.is_link() {
+        control.reset_plain(client_side == ClientSide::Plain);
+    }
 }
 
 /// The side that closed its connection, and thereby ended the session.
@@ -105,6 +115,17 @@ struct Opening<'a, E> {
 impl<E: TlsSide> Opening<'_, E> {
     async fn run(mut self, plain: Buffer) -> Result<(), CloseReason> {
         let mut result = self.relay_until_close(plain).await;
+        if self.control.is_link() {
+            if result.is_err() {
+                // Before the write half is dropped, which would send FIN.
+                reset_plain_of_link(self.control, self.client_side);
+                return result;
+            }
+            record_close(&self.closed, Side::Tls);
+            let _ = self.write.shutdown().await;
+            self.control.half_closed();
+            return Ok(());
+        }
         if self.client_side == ClientSide::Plain {
             if result.is_ok() && self.closed.get().is_none() && self.control.bytes().1 == 0 {
                 // The server closed before it sent a byte, although the client waits for one.
@@ -163,6 +184,11 @@ impl<E: TlsSide> Opening<'_, E> {
                 let (result, filled) = self.read.read(incoming.make_room()).await;
                 self.incoming = filled;
                 match result {
+                    // What a link carries may have no lengths, such as a response of HTTP/1.0: the end of the
+                    // stream is its end only with a close_notify.
+                    Ok(0) if self.control.is_link() => {
+                        return Err(CloseReason::ClientIo(io::ErrorKind::UnexpectedEof.into()));
+                    }
                     // Many clients close without close_notify. That is safe, because messages of
                     // the PostgreSQL protocol carry their length: truncation is detected.
                     Ok(0) => break,
@@ -240,6 +266,9 @@ impl<E: TlsSide> Sealing<'_, E> {
             }
         };
         drop(plain);
+        if self.control.is_link() {
+            return self.end_link(read_error).await;
+        }
         if read_error.is_none() {
             record_close(&self.closed, Side::Plain);
         }
@@ -247,6 +276,21 @@ impl<E: TlsSide> Sealing<'_, E> {
         // The peer only has to read the final bytes and close.
         self.control.start_closing();
         read_error.map_or(Ok(()), |error| Err(CloseReason::UpstreamIo(error)))
+    }
+
+    /// Passes on the end of the plain side of a link, whose other direction continues. Without a close_notify the
+    /// other member resets its side.
+    async fn end_link(&mut self, read_error: Option<io::Error>) -> Result<(), CloseReason> {
+        if let Some(reason) = self.control.terminate_reason() {
+            return Err(reason.into());
+        }
+        if let Some(error) = read_error {
+            return Err(CloseReason::UpstreamIo(error));
+        }
+        record_close(&self.closed, Side::Plain);
+        self.send_close().await?;
+        self.control.half_closed();
+        Ok(())
     }
 
     /// Sends the client of a sidecar an ErrorResponse if its session was terminated, then

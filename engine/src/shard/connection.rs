@@ -17,6 +17,7 @@ use crate::session::control::ConnectionControl;
 use crate::shard::balancer::ShardAssignment;
 use crate::shard::event_loop::Shard;
 use crate::shard::handler::ConnectionHandler;
+use crate::shard::message::LinkRoute;
 use crate::shard::unattested::Source;
 use crate::telemetry::audit::queue::ShardAudit;
 use crate::telemetry::close_reason::CloseReason;
@@ -45,25 +46,72 @@ impl<S: ConnectionHandler> Shard<S> {
         let audit = self.handler.context().audit.as_ref();
         info.audit = audit.map(ShardAudit::connection);
         let info = RefCell::new(info);
-        let key = self.connections.borrow_mut().insert(Rc::clone(&control));
+        let handler = Box::pin(self.handler.serve(stream, &permit, &control, &info));
+        let end = self.supervise(handler, &control).await;
+        drop((permit, assignment));
+        self.finish(info.into_inner(), &control, &end);
+    }
+
+    /// One local connection for which a link is opened, from accept to its log line.
+    pub(super) async fn link(
+        self: Rc<Self>,
+        stream: Stream,
+        peer: Peer,
+        assignment: ShardAssignment,
+        route: LinkRoute,
+    ) {
+        let info = ConnectionInfo::new(peer);
+        let control = Rc::new(ConnectionControl::new(
+            info.accepted + self.timeouts.login,
+            Rc::clone(&self.handler.context().shard_metrics),
+            Rc::clone(&self.activity),
+        ));
+        let permit = self.limit.link_permit();
+        let info = RefCell::new(info);
+        let handler = self
+            .handler
+            .open_link(stream, route, &permit, &control, &info);
+        let end = self.supervise(Box::pin(handler), &control).await;
+        drop((permit, assignment));
+        self.finish(info.into_inner(), &control, &end);
+    }
+
+    /// Runs a handler with its watchdog, among the connections of this shard.
+    async fn supervise(
+        &self,
+        handler: Pin<Box<impl Future<Output = CloseReason>>>,
+        control: &Rc<ConnectionControl>,
+    ) -> CloseReason {
+        let key = self.connections.borrow_mut().insert(Rc::clone(control));
         let end = {
             // Boxed or pinned: a future that is passed by value is in memory twice.
-            let handler = Box::pin(self.handler.serve(stream, &permit, &control, &info));
-            let with_watchdog = pin!(with_watchdog(handler, &control, self.timeouts.idle));
+            let with_watchdog = pin!(with_watchdog(handler, control, self.timeouts.idle));
             catch_panic(with_watchdog).await
         };
         self.connections.borrow_mut().remove(key);
-        drop((permit, assignment));
-        let info = info.into_inner();
-        shard_metrics.ended(info.role, info.is_session, &end);
-        if !info.logged {
-            let access_log = &self.handler.context().access_log;
-            access_log.ended(&info, control.bytes(), &end);
+        end
+    }
+
+    /// Counts and logs a connection that has ended.
+    fn finish(&self, info: ConnectionInfo, control: &ConnectionControl, end: &CloseReason) {
+        let context = self.handler.context();
+        match (&info.link, &context.links) {
+            (Some(link), Some(links)) => {
+                links.metrics.ended(link, info.is_session, end);
+                if matches!(end, CloseReason::Panic) {
+                    context.shard_metrics.panicked();
+                }
+            }
+            _ => context.shard_metrics.ended(info.role, info.is_session, end),
         }
-        if let Some(audit) = audit {
-            let policy = self.handler.context().gate.policy_epoch();
+        if !info.logged {
+            context.access_log.ended(&info, control.bytes(), end);
+        }
+        // A link that this member opens is no access to it.
+        if let Some(audit) = context.audit.as_ref().filter(|_| info.audit.is_some()) {
+            let policy = context.gate_of(control).policy_epoch();
             let peer = control.peer();
-            audit.ended(&info, peer.as_deref(), policy, control.bytes(), &end);
+            audit.ended(&info, peer.as_deref(), policy, control.bytes(), end);
         }
         if self.connections.borrow().is_empty()
             && let Some(waker) = self.emptied.take()

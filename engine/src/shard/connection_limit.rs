@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use attest::AttestedPeer;
 
 use crate::shard::unattested::UnattestedPlace;
+use crate::telemetry::link_info::LinkDirection;
 
 /// Counters of the logins by peer. With so many it is improbable that two busy peers share one.
 const PEER_COUNTERS: usize = 1_024;
@@ -31,6 +32,10 @@ pub(crate) struct ConnectionLimit {
     peer_logins: Box<[Semaphore]>,
     /// Has a random key, so that no peer can choose whose counter it shares.
     hasher: RandomState,
+    /// Links that other members have opened, so that neither clients nor the links of this member take their places.
+    accepted_links: Semaphore,
+    /// Links that this member opens.
+    opened_links: Semaphore,
 }
 
 /// Whose login it is: the app id that its event log proves, else the certificate.
@@ -84,10 +89,12 @@ pub(crate) struct ConnectionPermit {
     /// The place of the peer's counter, while it logs in.
     logs_in: Cell<Option<usize>>,
     is_session: Cell<bool>,
+    link: Cell<Option<LinkDirection>>,
 }
 
 impl ConnectionLimit {
-    pub(crate) fn new(max_sessions: usize, max_logins: usize) -> Arc<Self> {
+    /// `max_links` is the limit for each direction.
+    pub(crate) fn new(max_sessions: usize, max_logins: usize, max_links: usize) -> Arc<Self> {
         let of_peer = max_logins.div_ceil(2);
         let peer_logins = (0..PEER_COUNTERS).map(|_| Semaphore::new(of_peer));
         Arc::new(Self {
@@ -95,6 +102,8 @@ impl ConnectionLimit {
             logins: Semaphore::new(max_logins),
             peer_logins: peer_logins.collect(),
             hasher: RandomState::new(),
+            accepted_links: Semaphore::new(max_links),
+            opened_links: Semaphore::new(max_links),
         })
     }
 
@@ -121,6 +130,24 @@ impl ConnectionLimit {
         }
     }
 
+    fn links(&self, direction: LinkDirection) -> &Semaphore {
+        match direction {
+            LinkDirection::Accepted => &self.accepted_links,
+            LinkDirection::Opened => &self.opened_links,
+        }
+    }
+
+    /// The permit of a local connection for which a link is opened. It never was an unattested client's.
+    pub(super) fn link_permit(self: &Arc<Self>) -> ConnectionPermit {
+        ConnectionPermit {
+            limit: Arc::clone(self),
+            unattested: RefCell::new(None),
+            logs_in: Cell::new(None),
+            is_session: Cell::new(false),
+            link: Cell::new(None),
+        }
+    }
+
     /// The permit of a connection that is not attested yet.
     pub(super) fn permit(self: &Arc<Self>, place: UnattestedPlace) -> ConnectionPermit {
         ConnectionPermit {
@@ -128,6 +155,7 @@ impl ConnectionLimit {
             unattested: RefCell::new(Some(place)),
             logs_in: Cell::new(None),
             is_session: Cell::new(false),
+            link: Cell::new(None),
         }
     }
 }
@@ -175,6 +203,17 @@ impl ConnectionPermit {
         Ok(())
     }
 
+    /// The connection is a link, and a member's if it was accepted.
+    ///
+    /// # Errors
+    /// There are as many links in this direction as there may be.
+    pub(crate) fn begin_link(&self, direction: LinkDirection) -> Result<(), LimitReached> {
+        self.limit.links(direction).acquire()?;
+        self.link.set(Some(direction));
+        self.unattested.take();
+        Ok(())
+    }
+
     fn end_login(&self) {
         if let Some(counter) = self.logs_in.take() {
             self.limit.end_login(counter);
@@ -187,6 +226,9 @@ impl Drop for ConnectionPermit {
         self.end_login();
         if self.is_session.take() {
             self.limit.sessions.release();
+        }
+        if let Some(direction) = self.link.take() {
+            self.limit.links(direction).release();
         }
     }
 }
@@ -201,6 +243,7 @@ mod tests {
             unattested: RefCell::default(),
             logs_in: Cell::default(),
             is_session: Cell::default(),
+            link: Cell::default(),
         }
     }
 
@@ -215,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_session_takes_its_place_after_the_login() {
-        let limit = ConnectionLimit::new(2, 3);
+        let limit = ConnectionLimit::new(2, 3, 1);
         let [one, other] = strangers(&limit);
         let clients: Vec<_> = (0..3).map(|_| permit(&limit)).collect();
         for (client, peer) in clients.iter().zip([one, other, one]) {
@@ -242,7 +285,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_is_slow_to_log_in_leaves_half_of_the_places() {
-        let limit = ConnectionLimit::new(100, 10);
+        let limit = ConnectionLimit::new(100, 10, 1);
         let [slow, other] = strangers(&limit);
         let permits: Vec<_> = (0..20).map(|_| permit(&limit)).collect();
         let (of_slow, of_other) = permits.split_at(10);
@@ -264,5 +307,23 @@ mod tests {
                 .into_iter()
                 .all(|one| one.taken.load(Ordering::Relaxed) == 0)
         );
+    }
+
+    #[test]
+    fn links_and_sessions_do_not_take_each_others_places() {
+        let limit = ConnectionLimit::new(1, 1, 1);
+        let session = permit(&limit);
+        session.begin_session().unwrap();
+        let directions = [LinkDirection::Accepted, LinkDirection::Opened];
+        let links = directions.map(|direction| {
+            let link = permit(&limit);
+            link.begin_link(direction).unwrap();
+            assert_eq!(permit(&limit).begin_link(direction), Err(LimitReached));
+            link
+        });
+        drop(links);
+        for direction in directions {
+            permit(&limit).begin_link(direction).unwrap();
+        }
     }
 }

@@ -19,6 +19,8 @@ pub(crate) trait HandlerFactory: Send + Sync + 'static {
 
 /// The parts of a shard that its handler uses.
 pub(crate) struct ShardContext {
+    /// The shard's number.
+    pub(crate) shard: usize,
     pub(crate) jobs: PendingJobs,
     pub(crate) handshake_queue: HandshakeQueue,
     pub(crate) shard_metrics: Rc<ShardMetrics>,

@@ -25,7 +25,7 @@ use crate::session::control::{ConnectionControl, TerminateReason};
 use crate::shard::balancer::Balancer;
 use crate::shard::connection_limit::ConnectionLimit;
 use crate::shard::handler::ConnectionHandler;
-use crate::shard::message::{HandedOff, Message};
+use crate::shard::message::{HandedOff, LinkRoute, Message};
 use crate::shard::unattested::UnattestedPool;
 
 /// Pause after an accept that failed for want of descriptors or memory.
@@ -136,7 +136,11 @@ impl<S: ConnectionHandler> Shard<S> {
     async fn sweep_caches(self: Rc<Self>) {
         loop {
             monoio::time::sleep(SWEEP_INTERVAL).await;
-            self.handler.context().gate.sweep_cache().await;
+            let context = self.handler.context();
+            context.gate.sweep_cache().await;
+            if let Some(members) = context.links.as_ref().and_then(|links| links.gate.as_ref()) {
+                members.sweep_cache().await;
+            }
         }
     }
 
@@ -155,7 +159,8 @@ impl<S: ConnectionHandler> Shard<S> {
                 }
             }
             Message::Revalidate => drop(monoio::spawn(Rc::clone(self).revalidate())),
-            Message::HandOff(handed_off) => self.accept_handoff(handed_off),
+            Message::HandOff(handed_off) => self.accept_handoff(handed_off, None),
+            Message::OpenLink(handed_off, route) => self.accept_handoff(handed_off, Some(route)),
         }
         true
     }
@@ -240,7 +245,8 @@ impl<S: ConnectionHandler> Shard<S> {
         }
     }
 
-    fn accept_handoff(self: &Rc<Self>, handed_off: HandedOff) {
+    /// Serves a connection of another thread; with a route one for which a link is opened.
+    fn accept_handoff(self: &Rc<Self>, handed_off: HandedOff, route: Option<LinkRoute>) {
         let HandedOff {
             stream,
             peer,
@@ -249,11 +255,14 @@ impl<S: ConnectionHandler> Shard<S> {
         if self.draining.get() {
             return;
         }
-        match stream.on_this_thread() {
-            Ok(stream) => {
+        match (stream.on_this_thread(), route) {
+            (Ok(stream), None) => {
                 monoio::spawn(Rc::clone(self).connection(stream, peer, assignment));
             }
-            Err(error) => self.accept_failed(&error),
+            (Ok(stream), Some(route)) => {
+                monoio::spawn(Rc::clone(self).link(stream, peer, assignment, route));
+            }
+            (Err(error), _) => self.accept_failed(&error),
         }
     }
 

@@ -10,10 +10,12 @@ use crate::io::stream::Stream;
 use crate::sched::handshake_queue::HandshakeQueue;
 use crate::session::control::ConnectionControl;
 use crate::shard::connection_limit::ConnectionPermit;
+use crate::shard::message::LinkRoute;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::audit::queue::ShardAudit;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
+use crate::telemetry::link_metrics::LinkMetrics;
 use crate::telemetry::shard_metrics::ShardMetrics;
 
 /// Serves the connections of one shard.
@@ -34,6 +36,18 @@ pub(crate) trait ConnectionHandler: 'static {
         control: &ConnectionControl,
         info: &RefCell<ConnectionInfo>,
     ) -> impl Future<Output = CloseReason>;
+
+    /// Serves a local connection for which a link is opened. Only a handler of a member gets one.
+    fn open_link(
+        &self,
+        _local: Stream,
+        _route: LinkRoute,
+        _permit: &ConnectionPermit,
+        _control: &ConnectionControl,
+        _info: &RefCell<ConnectionInfo>,
+    ) -> impl Future<Output = CloseReason> {
+        std::future::ready(CloseReason::LinkNotSupported)
+    }
 }
 
 /// What every handler has.
@@ -44,9 +58,27 @@ pub(crate) struct HandlerContext {
     pub(crate) access_log: Rc<AccessLog>,
     /// The audit log, if there is one.
     pub(crate) audit: Option<ShardAudit>,
+    /// For links between members, if there is a cluster.
+    pub(crate) links: Option<LinkContext>,
+}
+
+/// What the shard itself uses for links.
+pub(crate) struct LinkContext {
+    /// Verifies members.
+    pub(crate) gate: Option<Gate>,
+    pub(crate) metrics: LinkMetrics,
 }
 
 impl HandlerContext {
+    /// What verifies the peer of a connection.
+    pub(crate) fn gate_of(&self, control: &ConnectionControl) -> &Gate {
+        let members = self.links.as_ref().and_then(|links| links.gate.as_ref());
+        match members {
+            Some(members) if control.is_link() => members,
+            Some(_) | None => &self.gate,
+        }
+    }
+
     /// Whether a new session may begin, as far as the audit log is concerned.
     pub(crate) fn accepts_sessions(&self) -> bool {
         self.audit.as_ref().is_none_or(ShardAudit::accepts_sessions)

@@ -17,6 +17,15 @@ pub(crate) enum Message {
     Revalidate,
     /// Serve this connection, which another shard has accepted.
     HandOff(HandedOff),
+    /// Open a link for this local connection.
+    OpenLink(HandedOff, LinkRoute),
+}
+
+/// Where a link leads to, by the positions in the configuration of the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LinkRoute {
+    pub(crate) member: usize,
+    pub(crate) service: usize,
 }
 
 /// An accepted connection that is sent to the shard that serves it.

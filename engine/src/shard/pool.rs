@@ -1,6 +1,7 @@
 //! The pool of shard threads: spawn, broadcast, join.
 
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -12,6 +13,8 @@ use crate::io::driver::{self, IoDriver};
 use crate::io::listener::Listener;
 use crate::io::mailbox::{Sender, mailbox};
 use crate::io::offload::PendingJobs;
+use crate::io::peer::Peer;
+use crate::io::stream::DetachedStream;
 use crate::shard::context::{HandlerFactory, ShardContext};
 
 use crate::sched::busy_poll::{BusyPoll, BusyPollMode};
@@ -21,7 +24,7 @@ use crate::session::activity::ShardActivity;
 use crate::shard::balancer::Balancer;
 use crate::shard::connection_limit::ConnectionLimit;
 use crate::shard::event_loop::{Shard, SiblingShards, Timeouts};
-use crate::shard::message::Message;
+use crate::shard::message::{HandedOff, LinkRoute, Message};
 use crate::shard::unattested::UnattestedPool;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
@@ -41,9 +44,11 @@ pub(crate) struct ShardConfig {
 }
 
 impl ShardConfig {
+    /// `max_links` is the limit for each direction.
     pub(crate) fn new(
         config: &ProcessConfig,
         unattested: UnattestedLimits,
+        max_links: usize,
         metrics: &Arc<Metrics>,
         driver: IoDriver,
         mode: Mode,
@@ -52,7 +57,7 @@ impl ShardConfig {
             metrics: Arc::clone(metrics),
             driver,
             mode,
-            limit: ConnectionLimit::new(config.max_connections, unattested.total),
+            limit: ConnectionLimit::new(config.max_connections, unattested.total, max_links),
             unattested: unattested.of_each_shard(config.shards),
             timeouts: Timeouts {
                 login: config.login_timeout,
@@ -69,6 +74,8 @@ impl ShardConfig {
 /// The running shards.
 pub(crate) struct ShardPool {
     mailboxes: Arc<[Sender<Message>]>,
+    balancer: Arc<Balancer>,
+    driver: IoDriver,
     running: usize,
     ended: mpsc::UnboundedReceiver<Result<(), String>>,
 }
@@ -132,6 +139,8 @@ pub(crate) fn spawn<P: HandlerFactory>(
     Ok(ShardPool {
         running: mailboxes.len(),
         mailboxes,
+        balancer,
+        driver: shard_config.driver,
         ended,
     })
 }
@@ -155,6 +164,7 @@ fn build_shard<P: HandlerFactory>(
         full_flag,
     );
     let handler = factory.handler(ShardContext {
+        shard: siblings.own,
         jobs: jobs.clone(),
         handshake_queue: handshake_queue.clone(),
         shard_metrics,
@@ -175,7 +185,50 @@ fn build_shard<P: HandlerFactory>(
     )
 }
 
+/// Gives the shards local connections for which links are opened.
+#[derive(Clone)]
+pub(crate) struct LinkDispatcher {
+    mailboxes: Arc<[Sender<Message>]>,
+    balancer: Arc<Balancer>,
+    driver: IoDriver,
+}
+
+impl LinkDispatcher {
+    /// Hands a connection to the shard with the fewest.
+    ///
+    /// # Errors
+    /// The socket cannot be used any more.
+    pub(crate) fn open(
+        &self,
+        stream: std::net::TcpStream,
+        peer: SocketAddr,
+        route: LinkRoute,
+    ) -> io::Result<()> {
+        // io_uring completes with EAGAIN on a non-blocking socket instead of waiting.
+        stream.set_nonblocking(self.driver == IoDriver::Epoll)?;
+        let assignment = self.balancer.assign(0);
+        if let Some(shard) = self.mailboxes.get(assignment.shard()) {
+            let handed_off = HandedOff {
+                stream: DetachedStream::Tcp(stream),
+                peer: Peer::Tcp(peer),
+                assignment,
+            };
+            shard.send(Message::OpenLink(handed_off, route));
+        }
+        Ok(())
+    }
+}
+
 impl ShardPool {
+    /// What gives the shards local connections for which links are opened.
+    pub(crate) fn link_dispatcher(&self) -> LinkDispatcher {
+        LinkDispatcher {
+            mailboxes: Arc::clone(&self.mailboxes),
+            balancer: Arc::clone(&self.balancer),
+            driver: self.driver,
+        }
+    }
+
     pub(crate) fn broadcast(&self, message: impl Fn() -> Message) {
         for shard in self.mailboxes.iter() {
             shard.send(message());

@@ -84,7 +84,7 @@ impl<S: ConnectionHandler> Shard<S> {
                 // If ours is the only reference, the session has ended.
                 match control.peer().filter(|_| Rc::strong_count(control) > 1) {
                     Some(peer) => {
-                        let gate = &self.handler.context().gate;
+                        let gate = self.handler.context().gate_of(control);
                         let admitted_at = control.attested_at();
                         let verdict = gate.still_admits(&peer, admitted_at).await;
                         check_session(control, gate, verdict)
@@ -126,7 +126,7 @@ impl<S: ConnectionHandler> Shard<S> {
         monoio::time::sleep(grace).await;
         for (count, (control, refusal)) in (1..).zip(refused) {
             yield_after_batch(count).await;
-            let gate = &self.handler.context().gate;
+            let gate = self.handler.context().gate_of(&control);
             let admitted = match control.peer() {
                 // Only the verdict on a certificate that has expired is not in the cache.
                 Some(peer) if peer.valid_until() < unix_now() => {
@@ -151,10 +151,11 @@ impl<S: ConnectionHandler> Shard<S> {
         let interval = (grace / 4).clamp(MIN_COLLATERAL_CHECK, MAX_COLLATERAL_CHECK);
         loop {
             monoio::time::sleep(interval).await;
-            let (gate, now) = (&self.handler.context().gate, unix_now());
+            let now = unix_now();
             let mut ended = 0;
             for (count, control) in (1..).zip(self.controls()) {
                 yield_after_batch(count).await;
+                let gate = self.handler.context().gate_of(&control);
                 let peer = control.peer();
                 if peer.is_some_and(|peer| gate.collateral_ended(&peer, now, grace)) {
                     control.terminate(TerminateReason::Denied(Revocation::COLLATERAL_EXPIRED));

@@ -394,7 +394,7 @@ mod tests {
     #[test]
     fn an_attested_client_that_is_refused_keeps_its_place() {
         let fixture = Fixture::new(3, 3);
-        let limit = ConnectionLimit::new(1, 1);
+        let limit = ConnectionLimit::new(1, 1, 0);
         let peer = LoginPeer::App([1; 20]);
         let [first, second] = [1, 2].map(|last| {
             let (_, place) = fixture.enter(source(last));

@@ -14,6 +14,7 @@ use crate::config::mode::Mode;
 use crate::io::peer::Peer;
 use crate::telemetry::close_reason::{CloseReason, ErrorOrigin};
 use crate::telemetry::connection_info::ConnectionInfo;
+use crate::telemetry::link_log::LinkLog;
 
 /// Lines per second and kind about errors of clients. Further lines are counted but not written.
 const CLIENT_ERRORS_PER_SECOND: u32 = 50;
@@ -90,6 +91,7 @@ pub(crate) struct AccessLog {
     attestation: Budget,
     secret: Budget,
     client: Budget,
+    links: LinkLog,
 }
 
 impl AccessLog {
@@ -115,6 +117,21 @@ impl AccessLog {
         {
             return;
         }
+        let link = info.link.as_deref();
+        let mut suppressed = None;
+        if let Some(link) = link.filter(|_| origin != ErrorOrigin::None && !info.is_session) {
+            match self.links.take(link, close_reason.code(), Instant::now()) {
+                Some(lines) => suppressed = Some(lines).filter(|lines| *lines > 0),
+                None => return,
+            }
+        }
+        let kind = link.map(|_| "link");
+        let direction = link.map(|link| link.direction.name());
+        let member = link.and_then(|link| link.member.as_deref());
+        let instance = link.and_then(|link| link.instance);
+        let instance = instance.as_ref().map(tracing::field::display);
+        let service = link.and_then(|link| link.service);
+        let service = service.as_ref().map(tracing::field::display);
         let (peer, mode) = (info.peer, self.mode);
         let client = info.proxied_client.map(tracing::field::display);
         let role = info.role.map(Role::name);
@@ -129,6 +146,11 @@ impl AccessLog {
                 tracing::$level!(
                     %peer,
                     client,
+                    kind,
+                    direction,
+                    member,
+                    instance,
+                    service,
                     role,
                     tls,
                     mode,
@@ -137,6 +159,7 @@ impl AccessLog {
                     sent,
                     reason,
                     detail,
+                    suppressed,
                     "{message}"
                 )
             };
@@ -174,9 +197,12 @@ impl AccessLog {
 
 fn message(info: &ConnectionInfo, close_reason: &CloseReason) -> &'static str {
     match (close_reason, close_reason.origin()) {
+        (_, ErrorOrigin::None) if info.link.is_some() => "link ended",
         (_, ErrorOrigin::None) => "connection ended",
         (_, ErrorOrigin::Sidecar) => "connection ended by an internal error",
         (CloseReason::CancelExpired, _) => "cancel request dropped",
+        _ if info.is_session && info.link.is_some() => "link ended with an error",
+        _ if info.link.is_some() => "link not opened",
         _ if info.is_session => "session ended with an error",
         (CloseReason::TlsHandshake(_), _) => "TLS handshake failed",
         (CloseReason::ClientGone | CloseReason::ClientIo(_), _) => {

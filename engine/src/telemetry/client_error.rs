@@ -133,6 +133,14 @@ impl CloseReason {
             | CloseReason::UpstreamRefused(_)
             // Before the TLS handshake there is no message that a client could trust.
             | CloseReason::TooManyUnattested
+            // A link has answers of its own.
+            | CloseReason::LinkRefused(_)
+            | CloseReason::LinkRequest(_)
+            | CloseReason::NotAMember(_)
+            | CloseReason::LinkServiceUnreachable(_)
+            | CloseReason::Link(_)
+            | CloseReason::LinkNotSupported
+            | CloseReason::LinkWrongMember
             | CloseReason::ClientIo(_)
             | CloseReason::PeerStuck
             | CloseReason::Panic => None,

@@ -12,6 +12,7 @@ use attest::denial::Fault;
 use wire::backend::BackendError;
 use wire::error::SqlState;
 use wire::frontend::FrontendError;
+use wire::link::{LinkError, LinkRefusal, ServiceNameError};
 use wire::local_opening::LocalOpeningError;
 use wire::opening::OpeningError;
 
@@ -143,6 +144,33 @@ pub(crate) enum CloseReason {
         /// The setting: servers without evidence are accepted.
         allow_simulator: bool,
     },
+    /// A link is refused, by this member or for want of a place here.
+    #[error("{}", link_refusal_text(*.0))]
+    LinkRefused(#[from] LinkRefusal),
+    /// The request for a link is not the name of a service.
+    #[error("{0}")]
+    LinkRequest(#[from] ServiceNameError),
+    /// The peer of a link is attested, and no member of the cluster.
+    #[error("the peer is not a member of the cluster: {0}")]
+    NotAMember(Denial),
+    /// The service of a link does not accept connections.
+    #[error("cannot connect to the service on this machine: {0}")]
+    LinkServiceUnreachable(io::Error),
+    /// A link that this member requested was not opened.
+    #[error("{}", link_error_text(.0))]
+    Link(#[from] LinkError),
+    /// The server at a member's address does not know links.
+    #[error(
+        "the server at the member's address does not know links: it must be the sidecar of a member, with \
+         cluster_members set"
+    )]
+    LinkNotSupported,
+    /// A link has reached another member than it was opened to.
+    #[error(
+        "another member has answered: the member's host name leads to the wrong machine, or differs between the \
+         members' cluster_members"
+    )]
+    LinkWrongMember,
     /// Forwarder: the server is not the instance that the manifest names.
     #[error(
         "the leader manifest names instance {expected}, but the server proves {}",
@@ -154,6 +182,36 @@ pub(crate) enum CloseReason {
         /// What the server's event log proves.
         proven: Option<String>,
     },
+}
+
+/// What a refused link means to an operator of the member that refuses it.
+fn link_refusal_text(refusal: LinkRefusal) -> &'static str {
+    match refusal {
+        LinkRefusal::UnknownService => "cluster_services names no such service",
+        LinkRefusal::NotAMember => "the peer is not a member of the cluster",
+        LinkRefusal::ServiceUnreachable => "the service does not accept connections",
+        LinkRefusal::TooManyLinks => "there are as many links as cluster_links allows",
+        LinkRefusal::Draining => "this member is shutting down",
+        LinkRefusal::NotReady => {
+            "members cannot be verified yet: this sidecar's own evidence is not known (the log says why), or \
+             proves no app id and compose hash, and the policy file has no [[peer]] with member = true"
+        }
+    }
+}
+
+/// What a failed link means to an operator of the member that opens it.
+fn link_error_text(error: &LinkError) -> Cow<'static, str> {
+    match error {
+        LinkError::Refused(LinkRefusal::UnknownService) => {
+            "the member has no such service: cluster_services must be the same on all members".into()
+        }
+        LinkError::Refused(LinkRefusal::NotAMember) => {
+            "the member does not accept this one as a member: members must run the same application, or be \
+             listed with member = true in each other's policy file; the member's log names what differs"
+                .into()
+        }
+        error => error.to_string().into(),
+    }
 }
 
 /// Why a session has lost its admission.
@@ -205,6 +263,10 @@ pub(crate) const REASONS: &[&str] = &[
     "direct_tls", "dns_failed", "no_address", "no_manifest", "many_manifests",
     "server_unreachable", "server_hung_up", "server_io", "server_timeout",
     "handshake_timeout", "leader_mismatch",
+    // Links, and `wire::link`.
+    "link_not_supported", "link_invalid_service_name", "link_unknown_service", "link_not_a_member",
+    "link_service_unreachable", "link_too_many", "link_draining", "link_not_ready", "link_wrong_member",
+    "link_unknown_answer", "link_early_eof",
     // `wire::opening`.
     "garbage", "not_tls", "early_bytes", "repeated_request", "plaintext_startup",
     "plaintext_cancel", "proxy_not_allowed", "proxy_misplaced", "proxy_malformed",
@@ -279,6 +341,22 @@ impl CloseReason {
             CloseReason::ServerTls(error) => tls_code(error),
             CloseReason::ServerDenied { denial, .. } => denial.code(),
             CloseReason::LeaderMismatch { .. } => "leader_mismatch",
+            CloseReason::LinkRefused(refusal) => refusal.code(),
+            CloseReason::LinkRequest(error) => error.code(),
+            CloseReason::NotAMember(_) => LinkRefusal::NotAMember.code(),
+            CloseReason::LinkServiceUnreachable(_) => LinkRefusal::ServiceUnreachable.code(),
+            CloseReason::Link(error) => error.code(),
+            CloseReason::LinkNotSupported => "link_not_supported",
+            CloseReason::LinkWrongMember => "link_wrong_member",
+        }
+    }
+
+    /// The value of the label `reason`. Sessions that end because of a new policy or collateral have one value,
+    /// whatever the denial.
+    pub(crate) fn metric_code(&self) -> &'static str {
+        match self {
+            CloseReason::Revoked(_) => "attestation_revoked",
+            other => other.code(),
         }
     }
 
@@ -304,6 +382,7 @@ impl CloseReason {
             | CloseReason::LoginTimeout
             | CloseReason::TooManyUnattested
             | CloseReason::LocalOpening(_)
+            | CloseReason::LinkRequest(_)
             | CloseReason::ClientIo(_)
             | CloseReason::PeerStuck => ErrorOrigin::Client,
             CloseReason::CancelExpired
@@ -323,6 +402,12 @@ impl CloseReason {
             | CloseReason::ServerTls(_)
             | CloseReason::ServerDenied { .. }
             | CloseReason::LeaderMismatch { .. }
+            | CloseReason::LinkRefused(_)
+            | CloseReason::NotAMember(_)
+            | CloseReason::LinkServiceUnreachable(_)
+            | CloseReason::Link(_)
+            | CloseReason::LinkNotSupported
+            | CloseReason::LinkWrongMember
             | CloseReason::UpstreamIo(_) => ErrorOrigin::Upstream,
             CloseReason::Panic => ErrorOrigin::Sidecar,
         }
@@ -431,6 +516,7 @@ mod tests {
             include_str!("close_reason.rs"),
             include_str!("../io/target.rs"),
             include_str!("../../../wire/src/local_opening.rs"),
+            include_str!("../../../wire/src/link.rs"),
             include_str!("../../../wire/src/error.rs"),
             include_str!("../../../wire/src/error/backend.rs"),
         ] {
@@ -439,7 +525,7 @@ mod tests {
                 listed.retain(|listed| *listed != code);
             }
         }
-        assert_eq!(listed, ["attestation_revoked"], "codes without a reason");
+        assert!(listed.is_empty(), "codes without a reason: {listed:?}");
         for code in REASONS {
             assert!(page.contains(&format!("`{code}`")), "{code}");
         }

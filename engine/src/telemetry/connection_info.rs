@@ -4,11 +4,14 @@
 //! It must never contain a startup parameter other than a known role, or a secret.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Instant;
 
 use crate::auth::role::Role;
 use crate::io::peer::Peer;
 use crate::telemetry::audit::connection::ConnectionAudit;
+use crate::telemetry::link_info::LinkInfo;
+use crate::telemetry::link_metrics::{LinkBytes, LinkMetrics};
 use crate::telemetry::shard_metrics::ShardMetrics;
 
 /// The information collected so far.
@@ -31,6 +34,8 @@ pub(crate) struct ConnectionInfo {
     pub(crate) logged: bool,
     /// What the audit log needs, if there is one.
     pub(crate) audit: Option<Box<ConnectionAudit>>,
+    /// What is known about the link, if it is one.
+    pub(crate) link: Option<Box<LinkInfo>>,
 }
 
 impl ConnectionInfo {
@@ -46,7 +51,20 @@ impl ConnectionInfo {
             is_session: false,
             logged: false,
             audit: None,
+            link: None,
         }
+    }
+
+    /// Records that the connection is a link that another member opens, and no client's.
+    pub(crate) fn is_accepted_link(&mut self, shard_metrics: &ShardMetrics) {
+        self.link = Some(Box::new(LinkInfo::accepted()));
+        shard_metrics.is_no_client();
+    }
+
+    /// Records that the link is open. Returns the counters of its bytes.
+    pub(crate) fn link_opened(&mut self, metrics: &LinkMetrics) -> Option<Rc<LinkBytes>> {
+        self.is_session = true;
+        metrics.opened(self.link.as_ref()?)
     }
 
     /// Records that the TLS handshake has completed.

@@ -269,6 +269,26 @@ const COUNTERS: &[Description] = &[
         "CancelRequests forwarded to Postgres",
     ),
     (
+        "teesql_links_opened_total",
+        None,
+        "Links that were opened, by direction and service",
+    ),
+    (
+        "teesql_links_refused_total",
+        None,
+        "Links that were not opened, by direction and reason",
+    ),
+    (
+        "teesql_links_ended_total",
+        None,
+        "Links that have ended, by direction and reason",
+    ),
+    (
+        "teesql_link_bytes_total",
+        Some(Unit::Bytes),
+        "Plaintext bytes of links from and to the side that opened the connection, by direction, service, flow and shard",
+    ),
+    (
         "teesql_upstream_failures_total",
         None,
         "Logins that failed at Postgres, by reason",
@@ -321,6 +341,7 @@ const GAUGES: &[Description] = &[
         None,
         "Current connections, by state and role",
     ),
+    ("teesql_links", None, "Open links, by direction and service"),
     (
         "teesql_unattested_connections",
         None,

@@ -144,6 +144,15 @@ impl ShardMetrics {
         self.logging_in.increment(1.0);
     }
 
+    /// A connection that was counted as one that logs in is a link.
+    pub(crate) fn is_no_client(&self) {
+        self.logging_in.decrement(1.0);
+    }
+
+    pub(crate) fn panicked(&self) {
+        self.panics.increment(1);
+    }
+
     pub(crate) fn dropped(&self) {
         self.dropped.increment(1);
     }
@@ -168,7 +177,7 @@ impl ShardMetrics {
 
     /// A connection closed, as a session or before it became one.
     pub(crate) fn ended(&self, role: Option<Role>, was_session: bool, close_reason: &CloseReason) {
-        let reason = metric_reason(close_reason);
+        let reason = close_reason.metric_code();
         if was_session {
             if let Some(gauge) = self.session_gauge(role) {
                 gauge.decrement(1.0);
@@ -185,7 +194,7 @@ impl ShardMetrics {
             }
         }
         if matches!(close_reason, CloseReason::Panic) {
-            self.panics.increment(1);
+            self.panicked();
         }
     }
 
@@ -203,15 +212,6 @@ fn count(counters: &HashMap<&'static str, Counter>, reason: &str) {
 
 fn is_upstream(reason: &str) -> bool {
     reason.starts_with("postgres_") || reason.starts_with("upstream_") || reason == "overloaded"
-}
-
-/// The value of the label `reason`. Sessions that end because of a new policy or collateral
-/// have one value, whatever the denial.
-fn metric_reason(close_reason: &CloseReason) -> &'static str {
-    match close_reason {
-        CloseReason::Revoked(_) => "attestation_revoked",
-        other => other.code(),
-    }
 }
 
 #[cfg(test)]

@@ -14,8 +14,10 @@ use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use sha2::{Digest, Sha256};
+use wire::link::LINK_ALPN;
 use wire::scram::server::ChannelBinding;
 use zeroize::Zeroizing;
 
@@ -235,6 +237,9 @@ impl Identity {
 
     /// Builds a server configuration for TLS 1.3 and 1.2 that presents this identity, and
     /// with `request_client_certificate` requests one from the client.
+    /// With `own_host`, under which the other members of a cluster reach this one, it offers the ALPN protocol of
+    /// links. A link to another name gets the alert access_denied: whoever controls the network could otherwise
+    /// exchange members, which all prove the same.
     /// `record_layer` seals and opens the records of its TLS 1.3 sessions.
     ///
     /// # Errors
@@ -242,6 +247,7 @@ impl Identity {
     pub fn server_config(
         &self,
         request_client_certificate: bool,
+        own_host: Option<&str>,
         record_layer: RecordLayer,
     ) -> Result<Arc<ServerConfig>, IdentityError> {
         let provider = Arc::new(default_provider());
@@ -255,15 +261,42 @@ impl Identity {
         } else {
             builder.with_no_client_auth()
         };
-        let resolver = SingleCertAndKey::from(CertifiedKey::clone(&self.certified));
+        let resolver = CertResolver {
+            certified: Arc::clone(&self.certified),
+            own_host: own_host.map(|host| host.trim_end_matches('.').to_owned()),
+        };
         let mut tls = builder.with_cert_resolver(Arc::new(resolver));
         // libpq 17 and later requires it for direct TLS (IANA: postgresql).
         tls.alpn_protocols = vec![b"postgresql".to_vec()];
+        if own_host.is_some() {
+            tls.alpn_protocols.push(LINK_ALPN.to_vec());
+        }
         // No resumption: rustls verifies nothing on a resumed session, and the certificates
         // that the attestation gate checks would come from the ticket.
         tls.send_tls13_tickets = 0;
         tls.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         tls.key_log = record_layer.key_log();
         Ok(Arc::new(tls))
+    }
+}
+
+/// Presents one certificate to every client, except to one that opens a link to another member.
+#[derive(Debug)]
+struct CertResolver {
+    certified: Arc<CertifiedKey>,
+    own_host: Option<String>,
+}
+
+impl ResolvesServerCert for CertResolver {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let is_link = hello
+            .alpn()
+            .is_some_and(|mut offered| offered.any(|protocol| protocol == LINK_ALPN));
+        // A client that connects to an IP address sends no name.
+        let is_other = match (hello.server_name(), &self.own_host) {
+            (Some(name), Some(own)) => is_link && !name.eq_ignore_ascii_case(own),
+            (Some(_), None) | (None, _) => false,
+        };
+        (!is_other).then(|| Arc::clone(&self.certified))
     }
 }

@@ -50,6 +50,8 @@ pub enum CertificateUsage {
     Server,
     /// The forwarder.
     Client,
+    /// The sidecar of a member of a cluster, which accepts and opens links.
+    Both,
 }
 
 /// Why no new certificate could be obtained.
@@ -88,8 +90,8 @@ impl CertificateRequest {
             subject: self.name.clone(),
             alt_names: self.alt_names.clone(),
             usage_ra_tls: true,
-            usage_server_auth: self.usage == CertificateUsage::Server,
-            usage_client_auth: self.usage == CertificateUsage::Client,
+            usage_server_auth: self.usage != CertificateUsage::Client,
+            usage_client_auth: self.usage != CertificateUsage::Server,
             not_before: Some(now.saturating_sub(BACKDATE)),
             not_after: Some(now.saturating_add(self.validity.as_secs().max(1))),
             with_app_info: false,

@@ -1,4 +1,4 @@
-//! The rustls client configuration of the forwarder. It checks possession of the server's
+//! The rustls client configurations of the forwarder, and of a member that opens links. They check possession of the server's
 //! key only: the attestation gate decides whether the server is trusted.
 
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, SignatureScheme};
+use wire::link::LINK_ALPN;
 
 use crate::tls::peer_verifier::PossessionVerifier;
 use crate::tls::record_layer::RecordLayer;
@@ -31,6 +32,27 @@ pub(crate) fn client_config(
     };
     // No resumption: rustls verifies nothing on a resumed session, and the certificates that
     // the attestation gate checks would come from the ticket.
+    config.resumption = Resumption::disabled();
+    config.key_log = record_layer.key_log();
+    Ok(Arc::new(config))
+}
+
+/// Builds the configuration with which a member opens links: TLS 1.3 only, with the ALPN protocol of links.
+///
+/// # Errors
+/// As [`client_config`].
+pub(crate) fn link_config(
+    own: Arc<CertifiedKey>,
+    record_layer: RecordLayer,
+) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let provider = Arc::new(default_provider());
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(PossessionVerifier(provider)))
+        .with_client_cert_resolver(Arc::new(SingleCertResolver(own)));
+    config.alpn_protocols = vec![LINK_ALPN.to_vec()];
+    // As above.
     config.resumption = Resumption::disabled();
     config.key_log = record_layer.key_log();
     Ok(Arc::new(config))

@@ -10,6 +10,7 @@
 
 use rustls::ProtocolVersion;
 use rustls::pki_types::CertificateDer;
+use wire::link::LINK_ALPN;
 
 use crate::io::buffer::Buffer;
 use crate::tls::connection::Connection;
@@ -22,6 +23,8 @@ pub(crate) struct HandshakeSummary {
     pub(crate) version: Option<ProtocolVersion>,
     /// Whether ALPN negotiated a protocol.
     pub(crate) alpn: bool,
+    /// Whether that protocol is the one of links between members.
+    pub(crate) is_link: bool,
     /// The peer's certificate chain, leaf first, if it sent one.
     pub(crate) chain: Option<Vec<CertificateDer<'static>>>,
 }
@@ -68,6 +71,7 @@ impl<E: TlsSide> Session<E> {
         let summary = HandshakeSummary {
             version: common.protocol_version(),
             alpn: common.alpn_protocol().is_some(),
+            is_link: common.alpn_protocol() == Some(LINK_ALPN),
             chain: common.peer_certificates().map(<[_]>::to_vec),
         };
         if let Some(records) = connection.records() {

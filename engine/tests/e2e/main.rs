@@ -34,6 +34,7 @@ mod key_update;
 mod libpq_clients;
 mod lifecycle;
 mod limits;
+mod links;
 mod log_secrecy;
 mod login;
 mod login_refusal;
@@ -71,7 +72,7 @@ const THREADS: usize = 4;
 /// Adds the tests of one file.
 type Group = fn(&mut Suite);
 
-const GROUPS: [Group; 32] = [
+const GROUPS: [Group; 33] = [
     attestation_gate::add,
     policy::add,
     audit::add,
@@ -88,6 +89,7 @@ const GROUPS: [Group; 32] = [
     upstream::add,
     upstream_protocol_errors::add,
     limits::add,
+    links::add,
     occupancy::add,
     proxy_protocol::add,
     cancel::add,

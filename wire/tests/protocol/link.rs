@@ -160,9 +160,9 @@ fn every_answer_has_one_byte_and_one_code() {
         assert!(bytes.insert(refusal.to_byte()));
         assert!(codes.insert(refusal.code()));
     }
-    assert_eq!(bytes, (0..=5).collect());
-    assert_eq!(codes.len(), 8);
-    for byte in 6..=255 {
+    assert_eq!(bytes, (0..=6).collect());
+    assert_eq!(codes.len(), 9);
+    for byte in 7..=255 {
         assert_eq!(LinkRefusal::from_byte(byte), None);
         assert_eq!(
             check_link_answer(&[byte, 0]),

@@ -68,6 +68,7 @@ pub(super) fn read_peer(
             databases: read_databases(table),
             max_sessions: table.count("max_sessions"),
         },
+        member: table.flag("member") == Some(true),
     };
     peer.kms_root = match read_kms_root(table) {
         Some(pin) => pin,
@@ -81,6 +82,12 @@ pub(super) fn read_peer(
         table.mistake_of_entry(
             "it does not say which application it is for: set app_id, compose_hash or instance_id \
              (app_id = \"any\" admits every application)",
+        );
+    } else if peer.member && !peer.says_which_application() {
+        table.mistake(
+            "member",
+            "a member reaches the other members' databases, so it must be a certain application: set app_id or \
+             compose_hash",
         );
     }
     peer
@@ -139,13 +146,18 @@ fn read_kms_root(table: &mut TableReader<'_, '_, '_>) -> Option<KmsRootPin> {
     Some(KmsRootPin::Roots(roots))
 }
 
+/// The roles that an entry grants. A member is no client unless its entry says so.
 fn read_roles(table: &mut TableReader<'_, '_, '_>) -> Option<Vec<Box<str>>> {
     let context = table.context();
     let known = context.roles;
     let is_set = table.has("roles");
     let Some(texts) = table.texts("roles") else {
+        let default = match table.is_true("member") {
+            true => &[],
+            false => context.default_roles,
+        };
         // "any" is set and has no texts.
-        let default = context.default_roles.iter().map(|role| Box::from(*role));
+        let default = default.iter().map(|role| Box::from(*role));
         return (!is_set).then(|| default.collect());
     };
     let mut roles = Vec::new();

@@ -47,7 +47,7 @@ pub(super) fn check_peers(parser: &mut Parser<'_>, peers: &[Entry<PeerEntry>]) {
                 earlier.line
             );
             parser.mistake(later.line, text);
-        } else if !compare(b, a, &Covers) && a.grants != b.grants {
+        } else if !compare(b, a, &Covers) && (&a.grants, a.member) != (&b.grants, b.member) {
             let text = format!(
                 "peer {of_later:?} contradicts peer {of_earlier:?} (line {}): both match some peers, \
                  and grant them different things; write an entry for those peers before both, or make \

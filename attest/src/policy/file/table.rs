@@ -91,6 +91,12 @@ impl<'p, 'd, 't> TableReader<'p, 'd, 't> {
         value.is_some_and(|value| value.get_ref().as_str() == Some(ANY))
     }
 
+    /// Whether `key` is `true`.
+    pub(super) fn is_true(&self, key: &str) -> bool {
+        let value = self.table.get(key);
+        value.is_some_and(|value| value.get_ref().as_bool() == Some(true))
+    }
+
     fn value(&mut self, key: &'static str) -> Option<&'d Spanned<DeValue<'d>>> {
         self.known.push(key);
         self.table.get(key)

@@ -13,6 +13,7 @@ use crate::io::offload::OffloadThread;
 use crate::postgres::server::PostgresServer;
 use crate::postgres::session_settings::SessionSettings;
 use crate::proxy::inbound;
+use crate::proxy::link::LinkState;
 use crate::proxy::upstream::UpstreamLogin;
 use crate::shard::context::{HandlerFactory, ShardContext};
 use crate::shard::handler::HandlerContext;
@@ -40,6 +41,7 @@ pub(crate) struct InboundHandlerFactory {
     superuser_logins: bool,
     proxy_protocol_from: Vec<ipnet::IpNet>,
     audit: Option<AuditHandle>,
+    links: Option<Arc<LinkState>>,
 }
 
 /// The state that the shards share with the control thread.
@@ -51,6 +53,8 @@ pub(crate) struct SharedState {
     pub(crate) session_settings: Arc<SessionSettings>,
     pub(crate) repair_trigger: Arc<RepairTrigger>,
     pub(crate) audit: Option<AuditHandle>,
+    /// For links, if this sidecar belongs to a cluster.
+    pub(crate) links: Option<Arc<LinkState>>,
 }
 
 impl InboundHandlerFactory {
@@ -76,6 +80,7 @@ impl InboundHandlerFactory {
             superuser_logins: config.superuser_logins,
             proxy_protocol_from: config.proxy_protocol_from.clone(),
             audit: shared.audit.clone(),
+            links: shared.links.clone(),
         }))
     }
 }
@@ -94,6 +99,8 @@ impl HandlerFactory for InboundHandlerFactory {
                 false,
             )),
         };
+        let links = self.links.as_ref().map(|links| links.on_shard(&context));
+        let (links, link_context) = links.unzip();
         inbound::InboundHandler {
             context: HandlerContext {
                 handshake_queue: context.handshake_queue,
@@ -101,7 +108,9 @@ impl HandlerFactory for InboundHandlerFactory {
                 shard_metrics: context.shard_metrics,
                 access_log: context.access_log,
                 audit: self.audit.as_ref().map(AuditHandle::shard),
+                links: link_context,
             },
+            links,
             live: Arc::clone(&self.live),
             upstream_login: UpstreamLogin {
                 server: self.server.clone(),

@@ -13,6 +13,7 @@ use attest::policy::PolicyEpoch;
 use attest::tcb::TcbStatus;
 use attest::values::{AppId, ComposeHash, Fingerprint, InstanceId, OsImageHash};
 use serde_json::Value;
+use wire::link::ServiceName;
 
 use super::chain::{Fields, GAP, LineHash, TORN_LINE};
 use crate::auth::role::Role;
@@ -25,7 +26,7 @@ use crate::telemetry::close_reason::CloseReason;
 #[rustfmt::skip]
 const EVENTS: &[&str] = &[
     "started", "policy", "reopened", "stopped",
-    "admission", "admissions", "refusal", "refusals", "role_grant", "cancel", "revocation", "session_end", GAP,
+    "admission", "admissions", "refusal", "refusals", "role_grant", "link_grant", "cancel", "revocation", "session_end", GAP,
 ];
 
 /// An event and when it happened.
@@ -101,6 +102,7 @@ pub(super) enum Kind {
     Admission,
     Refusal,
     RoleGrant,
+    LinkGrant,
     Cancel,
     Revocation,
     SessionEnd,
@@ -112,6 +114,7 @@ impl Kind {
             Self::Admission => "admission",
             Self::Refusal => "refusal",
             Self::RoleGrant => "role_grant",
+            Self::LinkGrant => "link_grant",
             Self::Cancel => "cancel",
             Self::Revocation => "revocation",
             Self::SessionEnd => "session_end",
@@ -124,7 +127,7 @@ impl Kind {
             Self::Admission if is_attested => Some("attested"),
             Self::Admission => Some("unattested"),
             Self::Refusal => Some("refused"),
-            Self::RoleGrant => Some("granted"),
+            Self::RoleGrant | Self::LinkGrant => Some("granted"),
             Self::Revocation => Some("revoked"),
             Self::Cancel | Self::SessionEnd => None,
         }
@@ -145,6 +148,10 @@ pub(super) struct ConnectionEvent {
     pub(super) role: Option<Role>,
     pub(super) database: Option<Box<str>>,
     pub(super) traffic: Option<Traffic>,
+    /// Whether the connection is a link of another member.
+    pub(super) is_link: bool,
+    /// The service that a link leads to.
+    pub(super) service: Option<ServiceName>,
 }
 
 /// Plaintext bytes from and to the client, and how long the connection lasted.
@@ -278,7 +285,10 @@ impl ConnectionEvent {
             text(peer.map(|peer| peer.tcb_status).as_ref()),
         );
         fields.set("policy", self.policy.as_ref().map(PolicyEpoch::full));
-        if self.kind != Kind::Admission {
+        if self.is_link {
+            fields.set("kind", "link");
+            fields.set("service", text(self.service.as_ref()));
+        } else if self.kind != Kind::Admission {
             fields.set("role", self.role.map(Role::name));
             fields.set("database", self.database.as_deref());
         }

@@ -327,6 +327,11 @@ impl ShardAudit {
         self.push(Kind::RoleGrant, info, peer, None, |_| {});
     }
 
+    /// A member has opened a link to a service.
+    pub(crate) fn link_granted(&self, info: &ConnectionInfo, peer: Option<&AttestedPeer>) {
+        self.push(Kind::LinkGrant, info, peer, None, |_| {});
+    }
+
     /// A connection has ended. `policy` is the one that refused it.
     pub(crate) fn ended(
         &self,
@@ -440,6 +445,8 @@ fn connection_event(
         role: info.role,
         database: audit.and_then(|audit| audit.database.clone()),
         traffic: None,
+        is_link: info.link.is_some(),
+        service: info.link.as_ref().and_then(|link| link.service),
     };
     more(&mut event);
     event

@@ -58,18 +58,24 @@ impl ServerCertVerifier for AnyCertificate {
 
 /// With the client certificate of `client`, or with none.
 pub(crate) fn config(client: Option<&TdxFixture>) -> ClientConfig {
+    config_of(client.map(|tdx| (tdx, "client")))
+}
+
+/// With the certificate of this name in the folder of a TDX fixture, or with none.
+pub(crate) fn config_of(certificate: Option<(&TdxFixture, &str)>) -> ClientConfig {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .expect("rustls' defaults")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)));
-    let mut config = match client {
+    let mut config = match certificate {
         None => builder.with_no_client_auth(),
-        Some(tdx) => {
-            let pem = fs::read(tdx.path("client.pem")).expect("client.pem");
+        Some((tdx, name)) => {
+            let file = |suffix| tdx.path(name) + suffix;
+            let pem = fs::read(file(".pem")).expect("a chain");
             let chain = CertificateDer::pem_slice_iter(&pem).map(|der| der.expect("PEM"));
-            let key = PrivateKeyDer::from_pem_file(tdx.path("client.key")).expect("a key");
+            let key = PrivateKeyDer::from_pem_file(file(".key")).expect("a key");
             let with = builder.with_client_auth_cert(chain.collect(), key);
             with.expect("a key that rustls signs with")
         }

@@ -1,0 +1,101 @@
+//! Links between the members of a cluster: attested TLS connections that carry connections to the other members'
+//! services, such as etcd and Postgres (docs/reference/link-protocol.md).
+//!
+//! Services without attestation of their own reach each other only through these. A link must never be opened to or
+//! accepted from a peer that the policy for members does not admit, and never lead to anything but a configured
+//! service.
+
+pub(crate) mod inbound;
+pub(crate) mod outbound;
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use attest::Denial;
+use wire::link::ServiceName;
+
+use crate::attestation::gate::{AttestingGate, Gate};
+use crate::attestation::members::MemberVerifier;
+use crate::config::{ClusterConfig, Service};
+use crate::io::offload::{OffloadThread, PendingJobs};
+use crate::io::stream::{PgAddress, Stream};
+use crate::session::control::ConnectionControl;
+use crate::shard::context::ShardContext;
+use crate::shard::handler::LinkContext;
+use crate::tasks::discovery::TargetResolver;
+use crate::telemetry::link_metrics::LinkMetrics;
+use crate::telemetry::metrics::Metrics;
+
+/// The limit for each of the steps of a connection: to a service of this machine, to another member, and its TLS
+/// handshake.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What all shards of a member have in common for links.
+pub(crate) struct LinkState {
+    pub(crate) cluster: ClusterConfig,
+    /// The members' names, by position.
+    pub(crate) names: Vec<Arc<str>>,
+    /// Where the other members are, by position. `None` for this one.
+    pub(crate) resolvers: Vec<Option<Arc<TargetResolver>>>,
+    /// What verifies members. `None` in a cluster of one member whose clients are not attested.
+    pub(crate) members: Option<(Arc<MemberVerifier>, OffloadThread)>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Opens and accepts the links of one shard.
+pub(crate) struct Links {
+    state: Arc<LinkState>,
+    jobs: PendingJobs,
+}
+
+impl LinkState {
+    /// The names of all services.
+    pub(crate) fn services(cluster: &ClusterConfig) -> Vec<ServiceName> {
+        let services = cluster.services.iter();
+        services.map(|service| service.name).collect()
+    }
+
+    /// What one shard needs.
+    pub(crate) fn on_shard(self: &Arc<Self>, context: &ShardContext) -> (Links, LinkContext) {
+        let gate = self.members.as_ref().map(|(members, verify_thread)| {
+            Gate::attesting(AttestingGate::new(
+                members.verifier(),
+                verify_thread,
+                &context.jobs,
+                &context.shard_metrics,
+                false,
+            ))
+        });
+        let services = Self::services(&self.cluster);
+        let links = Links {
+            state: Arc::clone(self),
+            jobs: context.jobs.clone(),
+        };
+        let metrics = LinkMetrics::new(&self.metrics, &services, context.shard);
+        (links, LinkContext { gate, metrics })
+    }
+}
+
+/// Connects to a service of this machine.
+async fn dial_service(service: &Service, control: &ConnectionControl) -> io::Result<Stream> {
+    let deadline = control.login_deadline();
+    let deadline = deadline.min(Instant::now() + CONNECT_TIMEOUT);
+    Stream::dial(&PgAddress::Tcp(service.local_address()), deadline).await
+}
+
+/// Whether a peer is refused for what it is, and not because its evidence is not genuine or out of date.
+fn is_no_member(denial: &Denial) -> bool {
+    matches!(
+        denial,
+        Denial::MrtdNotAllowed(_)
+            | Denial::RtmrNotAllowed { .. }
+            | Denial::AppNotAllowed(_)
+            | Denial::ComposeHashNotAllowed(_)
+            | Denial::InstanceNotAllowed(_)
+            | Denial::OsImageHashNotAllowed(_)
+            | Denial::KmsRootMismatch
+            | Denial::PinNotAllowed(..)
+            | Denial::Entry { .. }
+    )
+}

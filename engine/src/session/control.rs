@@ -21,6 +21,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 use crate::auth::grants::{NotGranted, RequestedSession};
 use crate::io::clock::unix_now;
+use crate::io::target::Endpoint;
 use crate::sched::busy_poll::{Direction, Transfer};
 use crate::sched::delay_timer::TimerQueue;
 use crate::session::activity::ShardActivity;
@@ -60,6 +61,8 @@ pub(crate) enum TerminateReason {
     LoginTimeout,
     IdleTimeout,
     Shutdown,
+    /// The forwarder follows the leader, and this session is with the old one.
+    LeaderChanged,
     /// The policy or the collateral refuses the peer by now.
     Denied(Revocation),
     /// Its place is given to a newer connection: the client is not attested yet.
@@ -72,6 +75,7 @@ impl From<TerminateReason> for CloseReason {
             TerminateReason::LoginTimeout => CloseReason::LoginTimeout,
             TerminateReason::IdleTimeout => CloseReason::IdleTimeout,
             TerminateReason::Shutdown => CloseReason::Shutdown,
+            TerminateReason::LeaderChanged => CloseReason::LeaderChanged,
             TerminateReason::Denied(revocation) => CloseReason::Revoked(revocation),
             TerminateReason::Displaced => CloseReason::TooManyUnattested,
         }
@@ -101,6 +105,8 @@ pub(crate) struct ConnectionControl {
     /// Keeps the collateral of the peer's platform family in use.
     family: RefCell<Option<FamilySession>>,
     requested: RefCell<Option<RequestedSession>>,
+    /// In a forwarder: the server of the session.
+    endpoint: RefCell<Option<Arc<Endpoint>>>,
 }
 
 /// Registers a socket for `shutdown(2)` by the watchdog. It must be dropped before the socket is
@@ -153,6 +159,7 @@ impl ConnectionControl {
             attested_at: Cell::new(None),
             family: RefCell::new(None),
             requested: RefCell::new(None),
+            endpoint: RefCell::new(None),
         }
     }
 
@@ -174,6 +181,16 @@ impl ConnectionControl {
 
     pub(crate) fn peer(&self) -> Option<Arc<AttestedPeer>> {
         self.peer.borrow().clone()
+    }
+
+    /// Stores the server that a forwarder's session is with, until the connection ends.
+    pub(crate) fn set_endpoint(&self, endpoint: Arc<Endpoint>) {
+        *self.endpoint.borrow_mut() = Some(endpoint);
+    }
+
+    /// The server that a forwarder's session is with.
+    pub(crate) fn endpoint(&self) -> Option<Arc<Endpoint>> {
+        self.endpoint.borrow().clone()
     }
 
     /// Stores what the client asks for, and compares it with what the peer's policy entry grants.

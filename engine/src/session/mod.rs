@@ -4,4 +4,5 @@ pub(crate) mod activity;
 pub(crate) mod control;
 pub(crate) mod reader;
 pub(crate) mod relay;
+pub(crate) mod server_endpoints;
 pub(crate) mod tls_stream;

@@ -8,3 +8,4 @@ pub(crate) mod connection_info;
 pub mod log;
 pub mod metrics;
 pub(crate) mod shard_metrics;
+pub(crate) mod target_metrics;

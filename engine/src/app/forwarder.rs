@@ -38,12 +38,16 @@ use crate::config::connection_uri;
 use crate::config::mode::Mode;
 use crate::config::{Errors, ForwarderConfig, Listen, UnattestedLimits, Verifier};
 use crate::io::listener::{self, Listener};
-use crate::proxy::outbound::ForwarderState;
+use crate::io::target::Target;
+use crate::proxy::outbound::{ForwarderState, Penalties};
+use crate::shard::message::Message;
 use crate::shard::pool::{self, ShardConfig};
 use crate::tasks::certificate_renewal::{CertificateRenewer, InstallFn, RenewalMetrics};
 use crate::tasks::collateral_refresh;
 use crate::tasks::discovery::{DnsClient, TargetResolver};
+use crate::tasks::leader_watch::LeaderWatch;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::target_metrics::TargetMetrics;
 use crate::tls::certificate::Identity;
 use crate::tls::certificate_source::{CertificateSource, CertificateSourceError};
 use crate::tls::client_config::client_config;
@@ -301,6 +305,11 @@ async fn start<R>(
     let (changed, collateral_changed) = channel::unbounded_channel();
     let state = Arc::new(ForwarderState {
         resolvers: resolvers(&config)?,
+        host_order: config.host_order,
+        random: default_provider().secure_random,
+        penalties: Penalties::default(),
+        target_metrics: TargetMetrics::new(&metrics, config.targets.len()),
+        endpoints: Arc::default(),
         tls: ArcSwap::new(client_config(own, record_layer)?),
         server_gate: server_gate(&mut config, identity.as_ref(), &metrics, changed.clone())?,
         connect_timeout: config.connect_timeout,
@@ -315,6 +324,21 @@ async fn start<R>(
     );
     let shards =
         pool::spawn(&state, &shard_config, listeners).map_err(system("cannot start a shard"))?;
+    if config.follow
+        && let Some(resolver) = state.resolvers.first()
+    {
+        let mailboxes = shards.mailboxes();
+        let watch = LeaderWatch {
+            resolver: Arc::clone(resolver),
+            endpoints: Arc::clone(&state.endpoints),
+            announce: move |leader: &Arc<Target>| {
+                for shard in mailboxes.iter() {
+                    shard.send(Message::LeaderChanged(Arc::clone(leader)));
+                }
+            },
+        };
+        tokio::spawn(watch.run());
+    }
     if let Some(identity) = identity {
         let renewer = CertificateRenewer {
             certificate_source,

@@ -14,6 +14,7 @@ mod parser;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::values;
+use crate::io::target::{HostOrder, MAX_TARGETS};
 use parameters::Fate;
 
 /// Everything except the unreserved characters. [RFC 3986, 2.3]
@@ -126,10 +127,12 @@ pub(crate) enum UriError {
     #[error("DATABASE_URL: {0} is given more than once")]
     Repeated(&'static str),
     #[error(
-        "DATABASE_URL: several hosts and target_session_attrs: the forwarder cannot see which server is the primary: use \
-         --cluster"
+        "DATABASE_URL: several hosts and target_session_attrs=standby or prefer-standby: the forwarder does not see which \
+         server is a standby: name only standbys, and leave target_session_attrs out"
     )]
     SessionAttributes,
+    #[error("DATABASE_URL: load_balance_hosts must be disable or random")]
+    LoadBalanceHosts,
     #[error(
         "DATABASE_URL: {0}= is not supported, because it names a server that the forwarder does not see: remove it"
     )]
@@ -148,7 +151,12 @@ pub(crate) enum UriError {
 }
 
 /// The greatest number of hosts.
-pub(super) const MAX_HOSTS: usize = 8;
+const MAX_HOSTS: usize = MAX_TARGETS;
+
+/// Values of `target_session_attrs` that say which of several hosts is wanted, in a way that the driver behind the
+/// forwarder cannot see to: it has one host. With the other values it checks the session that it gets, and a member
+/// of a cluster carries those that write to the leader.
+const STANDBY_ATTRIBUTES: [&str; 2] = ["standby", "prefer-standby"];
 
 impl DatabaseUrl {
     pub(crate) fn parse(text: &str) -> Self {
@@ -202,7 +210,8 @@ impl ConnectionUri {
         if hosts.len() > MAX_HOSTS || (ports.len() != 1 && ports.len() != hosts.len()) {
             return Err(UriError::HostCount);
         }
-        if hosts.len() > 1 && self.parameter("target_session_attrs").is_some() {
+        let wanted = self.decoded("target_session_attrs")?;
+        if hosts.len() > 1 && STANDBY_ATTRIBUTES.contains(&wanted.as_str()) {
             return Err(UriError::SessionAttributes);
         }
         let port_of = |index: usize| ports.get(index).or(ports.first()).copied();
@@ -210,6 +219,20 @@ impl ConnectionUri {
         servers
             .map(|(index, host)| server(host, port_of(index).unwrap_or_default()))
             .collect()
+    }
+
+    /// The order in which the hosts are tried, if the URI says it.
+    ///
+    /// # Errors
+    /// libpq does not know the value.
+    pub(crate) fn host_order(&self) -> Result<Option<HostOrder>, UriError> {
+        match self.decoded("load_balance_hosts")?.as_str() {
+            "" => Ok(None),
+            order => order
+                .parse()
+                .map(Some)
+                .map_err(|_| UriError::LoadBalanceHosts),
+        }
     }
 
     /// The URI with the forwarder as the server: an address, or the folder of a Unix socket.
@@ -303,6 +326,14 @@ impl ConnectionUri {
         match self.parameters.iter().find_map(refused) {
             Some(name) => Err(UriError::Refused(name)),
             None => Ok(()),
+        }
+    }
+
+    /// The value of a parameter, decoded. Empty if there is none.
+    fn decoded(&self, wanted: &'static str) -> Result<String, UriError> {
+        match self.parameter(wanted) {
+            Some((_, value)) => parser::decode(value),
+            None => Ok(String::new()),
         }
     }
 

@@ -13,14 +13,18 @@ use super::layers::Layers;
 use super::policy::{OwnRoot, Purpose};
 use super::reader::{Reader, read_all};
 use super::{Attestation, Errors, IdentitySource, ProcessConfig, settings};
-use crate::io::target::TargetSpec;
+use crate::io::target::{HostOrder, TargetSpec};
 
 /// The configuration of the forwarder.
 pub struct ForwarderConfig {
     /// Where drivers connect.
     pub listen: Listen,
-    /// The servers to connect to: the first that can be used, in this order.
+    /// The servers to connect to: the first that can be used.
     pub(crate) targets: Vec<TargetSpec>,
+    /// The order in which servers and addresses are tried.
+    pub(crate) host_order: HostOrder,
+    /// End sessions with the old leader when a new one answers.
+    pub follow: bool,
     /// The DNS server to query. `None` uses the DNS configuration of this machine.
     pub dns_server: Option<SocketAddr>,
     /// The connection URI to pass to the command.
@@ -146,6 +150,7 @@ impl ForwarderConfig {
         let database_url = reader.read_optional(&settings::DATABASE_URL);
         let url = database_url.as_ref().and_then(Option::as_ref);
         let targets = read_targets(reader, url);
+        let follow = read_follow(reader, targets.as_ref());
         let dns_server = reader.read(&settings::DNS_SERVER);
         let allow_any_server = reader.read(&settings::ALLOW_ANY_SERVER);
         let allow_simulator = reader.read(&settings::ALLOW_SIMULATOR);
@@ -162,7 +167,9 @@ impl ForwarderConfig {
         let process = ProcessConfig::read(reader);
         Some(Self {
             listen: listen?,
-            targets: targets?,
+            host_order: targets.as_ref()?.order,
+            targets: targets?.specs,
+            follow: follow?,
             dns_server: dns_server?,
             database_url: database_url?,
             verifier: verifier?,
@@ -203,14 +210,21 @@ fn read_attestation(
     Some(attestation)
 }
 
-/// The leader of `cluster`, `target`, or the servers of `database_url`.
-fn read_targets(reader: &mut Reader<'_>, url: Option<&DatabaseUrl>) -> Option<Vec<TargetSpec>> {
+/// The servers and their order.
+struct Targets {
+    specs: Vec<TargetSpec>,
+    order: HostOrder,
+}
+
+/// The leader of `cluster`, those of `target`, or those of `database_url`.
+fn read_targets(reader: &mut Reader<'_>, url: Option<&DatabaseUrl>) -> Option<Targets> {
     let target = reader.read_optional(&settings::TARGET);
+    let order = reader.read_optional(&settings::LOAD_BALANCE_HOSTS);
     let domain = reader.read_optional(&settings::CLUSTER);
     let signer = reader.read_optional(&settings::MANIFEST_SIGNER);
     let cluster = reader.read_optional(&settings::MANIFEST_CLUSTER);
     let max_validity = reader.read(&settings::MANIFEST_MAX_VALIDITY);
-    match (target?, domain?, signer?) {
+    let specs = match (target?, domain?, signer?) {
         (Some(_), Some(_), _) => reader.error("target and cluster are both set"),
         (None, Some(domain), Some(signer)) => Some(vec![TargetSpec::Cluster {
             domain,
@@ -223,19 +237,33 @@ fn read_targets(reader: &mut Reader<'_>, url: Option<&DatabaseUrl>) -> Option<Ve
         (None, Some(_), None) => {
             reader.missing_counterpart(&settings::CLUSTER, &settings::MANIFEST_SIGNER)
         }
-        (Some((host, port)), None, _) => Some(vec![TargetSpec::Fixed { host, port }]),
-        (None, None, _) => read_url_targets(reader, url),
-    }
+        (Some(servers), None, _) => Some(fixed(servers)),
+        (None, None, _) => {
+            let (specs, order_of_url) = read_url_targets(reader, url)?;
+            let order = order?.or(order_of_url).unwrap_or_default();
+            return Some(Targets { specs, order });
+        }
+    };
+    Some(Targets {
+        specs: specs?,
+        order: order?.unwrap_or_default(),
+    })
 }
 
-fn read_url_targets(reader: &mut Reader<'_>, url: Option<&DatabaseUrl>) -> Option<Vec<TargetSpec>> {
+fn fixed(servers: Vec<(String, u16)>) -> Vec<TargetSpec> {
+    let fixed = |(host, port)| TargetSpec::Fixed { host, port };
+    servers.into_iter().map(fixed).collect()
+}
+
+/// The servers of `database_url`, and their order if it says one.
+fn read_url_targets(
+    reader: &mut Reader<'_>,
+    url: Option<&DatabaseUrl>,
+) -> Option<(Vec<TargetSpec>, Option<HostOrder>)> {
     let error = match url {
-        Some(DatabaseUrl::Postgres(uri)) => match uri.servers() {
-            Ok(servers) => {
-                let fixed = |(host, port)| TargetSpec::Fixed { host, port };
-                return Some(servers.into_iter().map(fixed).collect());
-            }
-            Err(error) => error,
+        Some(DatabaseUrl::Postgres(uri)) => match (uri.servers(), uri.host_order()) {
+            (Ok(servers), Ok(order)) => return Some((fixed(servers), order)),
+            (Err(error), _) | (_, Err(error)) => error,
         },
         Some(DatabaseUrl::OtherDatabase) => UriError::NotUri,
         Some(DatabaseUrl::Unusable(error)) => error.clone(),
@@ -245,6 +273,18 @@ fn read_url_targets(reader: &mut Reader<'_>, url: Option<&DatabaseUrl>) -> Optio
         .source(&settings::DATABASE_URL.spec)
         .unwrap_or_default();
     reader.error(format!("{source}: database_url: {error}"))
+}
+
+/// Only a manifest says who leads.
+fn read_follow(reader: &mut Reader<'_>, targets: Option<&Targets>) -> Option<bool> {
+    let follow = reader.read(&settings::FOLLOW)?;
+    let is_fixed = |spec: &TargetSpec| matches!(spec, TargetSpec::Fixed { .. });
+    if follow && targets.is_some_and(|targets| targets.specs.iter().any(is_fixed)) {
+        return reader.error(
+            "follow: of the servers in target or DATABASE_URL nothing says which one leads: use it with cluster",
+        );
+    }
+    Some(follow)
 }
 
 fn read_verifier(reader: &mut Reader<'_>, allow_simulator: Option<bool>) -> Option<Verifier> {

@@ -35,6 +35,7 @@ use crate::auth::launch_token::{LaunchToken, LaunchTokenDigest};
 use crate::io::driver::DriverChoice;
 use crate::io::peer_uid::AllowedUids;
 use crate::io::stream::PgAddress;
+use crate::io::target::HostOrder;
 use crate::postgres::provision::ConnectionLimit;
 use crate::postgres::server::PostgresAuth;
 use crate::postgres::session_settings::RoleSettings;
@@ -192,9 +193,13 @@ settings! {
         }
     }
     Server {
-        TARGET: (String, u16) {
-            key: "target", parse: values::target, kind: One("HOST:PORT"), scopes: FORWARD,
-            help: "The sidecar to connect to. If not set, the host and port of DATABASE_URL are used; several are tried in order.",
+        TARGET: Vec<(String, u16)> {
+            key: "target", parse: values::targets, kind: List("HOST:PORT"), scopes: FORWARD,
+            help: "The sidecar to connect to, or up to 8 of them: the first that can be used, in the order of load_balance_hosts; one that has failed a moment ago comes last. If not set, the hosts and ports of DATABASE_URL are used.",
+        }
+        LOAD_BALANCE_HOSTS: HostOrder {
+            key: "load_balance_hosts", parse: values::from_str, kind: One("ORDER"), scopes: FORWARD,
+            help: "The order in which several servers, and several addresses of one name, are tried, as in libpq: disable (as given) or random (another order for each connection). If not set, load_balance_hosts of DATABASE_URL if its hosts are used, or else disable.",
         }
         DATABASE_URL: DatabaseUrl {
             key: "database_url", parse: values::database_url, kind: Secret, scopes: FORWARD,
@@ -204,6 +209,11 @@ settings! {
         CLUSTER: String {
             key: "cluster", parse: values::domain, kind: One("DOMAIN"), scopes: FORWARD,
             help: "Connect to the leader that the manifest in the TXT record _teesql-leader.DOMAIN names. Requires manifest_signer.",
+        }
+        FOLLOW: bool {
+            key: "follow", parse: values::boolean, kind: Bool, scopes: FORWARD,
+            default: Some("false"),
+            help: "End the sessions with the old leader with SQLSTATE 57P01 (admin_shutdown) when the manifest names a new one and that one answers. Without it they continue until the old leader ends them. Requires cluster.",
         }
         MANIFEST_SIGNER: EthAddress {
             key: "manifest_signer", parse: values::from_str, kind: One("ADDRESS"), scopes: FORWARD,

@@ -1,6 +1,7 @@
 //! Precedence of the layers, reporting of all mistakes, and that the table and its readers agree.
 
 mod deployment;
+mod forwarder;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

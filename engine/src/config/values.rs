@@ -20,6 +20,7 @@ use super::Listen;
 use super::connection_uri::DatabaseUrl;
 use crate::io::peer_uid::AllowedUids;
 use crate::io::stream::PgAddress;
+use crate::io::target::MAX_TARGETS;
 use crate::sched::busy_poll::BusyPollMode;
 
 /// The socket's file name for Postgres' default port.
@@ -93,6 +94,18 @@ pub(super) fn target(text: &str) -> Parsed<(String, u16)> {
     match rustls::pki_types::ServerName::try_from(host) {
         Ok(_) if bare.is_some() || !host.contains(':') => Ok((host.to_owned(), port)),
         _ => Err(wrong()),
+    }
+}
+
+/// One or more of [`target`], separated by commas.
+pub(super) fn targets(text: &str) -> Parsed<Vec<(String, u16)>> {
+    let targets: Vec<_> = text
+        .split(',')
+        .map(|part| target(part.trim()))
+        .collect::<Parsed<_>>()?;
+    match targets.len() {
+        ..=MAX_TARGETS => Ok(targets),
+        _ => Err(format!("expected at most {MAX_TARGETS} servers")),
     }
 }
 
@@ -393,6 +406,18 @@ mod tests {
             "", "db", "db:", "db:0", "db:65536", ":1", "::1:5433", "a b:1", "db:x",
         ] {
             assert!(target(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn parses_several_targets() {
+        let wanted = [("a", 1), ("2001:db8::1", 2)].map(|(host, port)| (host.to_owned(), port));
+        assert_eq!(targets("a:1, [2001:db8::1]:2").unwrap(), wanted);
+        assert_eq!(targets("a:1").unwrap(), wanted[..1]);
+        assert_eq!(targets(&["a:1"; 8].join(",")).unwrap().len(), 8);
+        let many = ["a:1"; 9].join(",");
+        for text in ["", ",", "a:1,", "a:1,,b:2", "a:1,b", &many] {
+            assert!(targets(text).is_err(), "{text}");
         }
     }
 }

@@ -3,7 +3,11 @@
 //!
 //! No byte of the driver may leave this machine before the server is verified.
 
+mod order;
+mod servers;
+
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,16 +17,18 @@ use attest::AttestedPeer;
 use attest::manifest::LeaderInstance;
 use rustls::ClientConfig;
 use rustls::client::UnbufferedClientConnection;
+use rustls::crypto::SecureRandom;
 use wire::local_opening::{EncryptionRequest, LocalOpening, LocalOpeningError, LocalOpeningStep};
 
 use crate::attestation::forwarder_gate::ServerGate;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::offload::PendingJobs;
 use crate::io::stream::{PgAddress, Stream};
-use crate::io::target::{Target, TargetError};
-use crate::proxy::{CANCEL_TIMEOUT, read_opening, reply_opening, shut_down_after};
+use crate::io::target::{Endpoint, HostOrder, Target, TargetError};
+use crate::proxy::{read_opening, reply_opening, shut_down_after};
 use crate::session::control::ConnectionControl;
 use crate::session::relay::{ClientSide, relay};
+use crate::session::server_endpoints::ServerEndpoints;
 use crate::session::tls_stream::{StreamError, TlsStream};
 use crate::shard::connection_limit::ConnectionPermit;
 use crate::shard::context::{HandlerFactory, ShardContext};
@@ -31,7 +37,11 @@ use crate::tasks::discovery::TargetResolver;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
 use crate::telemetry::log::Position;
+use crate::telemetry::target_metrics::TargetMetrics;
 use crate::tls::session::{HandshakeSummary, Session};
+
+pub(crate) use order::Penalties;
+use servers::{time_left, within};
 
 /// How long a driver's error waits for the log line about it, and how often that is checked. Usually it takes
 /// microseconds.
@@ -49,8 +59,14 @@ pub(crate) struct OutboundHandler {
 
 /// The state that all shards of a forwarder share.
 pub(crate) struct ForwarderState {
-    /// One for each configured server, in the order in which they are tried.
+    /// One for each configured server.
     pub(crate) resolvers: Vec<Arc<TargetResolver>>,
+    /// The order in which servers and addresses are tried.
+    pub(crate) host_order: HostOrder,
+    pub(crate) random: &'static dyn SecureRandom,
+    pub(crate) penalties: Penalties,
+    pub(crate) target_metrics: TargetMetrics,
+    pub(crate) endpoints: Arc<ServerEndpoints>,
     /// Contains the client certificate, which is renewed at run time.
     pub(crate) tls: ArcSwap<ClientConfig>,
     pub(crate) server_gate: ServerGate,
@@ -97,14 +113,22 @@ impl ConnectionHandler for OutboundHandler {
             Ok(opened) => opened,
             Err(reason) => return self.refuse(&mut driver, reason, control, info).await,
         };
-        let opened_at = Instant::now();
-        if matches!(opened, Opened::Session(_)) && permit.begin_session().is_err() {
+        let received = match opened {
+            Opened::Session(received) => received,
+            Opened::Cancel(packet) => {
+                return match Box::pin(self.cancel(&packet, control, info)).await {
+                    reason @ (CloseReason::Cancelled | CloseReason::CancelExpired) => reason,
+                    reason => self.refuse(&mut driver, reason, control, info).await,
+                };
+            }
+        };
+        if permit.begin_session().is_err() {
             let reason = CloseReason::TooManyConnections;
             return self.refuse(&mut driver, reason, control, info).await;
         }
         // Boxed, so that its memory is freed before the relay.
-        let server = match Box::pin(self.connect_target(control, info)).await {
-            Ok(server) => server,
+        let (server, endpoint) = match Box::pin(self.connect_target(control, info)).await {
+            Ok(connected) => connected,
             // The driver has sent everything, so that the server caused the timeout.
             Err(CloseReason::LoginTimeout) => {
                 let reason = CloseReason::ServerTimeout;
@@ -113,17 +137,21 @@ impl ConnectionHandler for OutboundHandler {
             Err(reason) => return self.refuse(&mut driver, reason, control, info).await,
         };
         let _fd_guard = control.register_upstream_fd(server.stream.raw_fd());
-        match opened {
-            Opened::Session(received) => {
-                control.login_done();
-                info.borrow_mut()
-                    .session_started(&self.context.shard_metrics);
-                let reason = relay(server, driver, received, ClientSide::Plain, control).await;
-                reason.swap_sides()
-            }
-            Opened::Cancel(_) if opened_at.elapsed() > CANCEL_TIMEOUT => CloseReason::CancelExpired,
-            Opened::Cancel(packet) => cancel(server, &packet, control).await,
-        }
+        control.set_endpoint(endpoint);
+        control.login_done();
+        info.borrow_mut()
+            .session_started(&self.context.shard_metrics);
+        let reason = relay(server, driver, received, ClientSide::Plain, control).await;
+        reason.swap_sides()
+    }
+
+    async fn verify_target(
+        &self,
+        target: &Arc<Target>,
+        control: &ConnectionControl,
+        info: &RefCell<ConnectionInfo>,
+    ) -> Result<(), CloseReason> {
+        Box::pin(self.probe(target, control, info)).await
     }
 }
 
@@ -182,74 +210,31 @@ impl OutboundHandler {
         }
     }
 
-    /// Connects to the first server that can be used, as libpq does with several hosts.
-    async fn connect_target(
-        &self,
-        control: &ConnectionControl,
-        info: &RefCell<ConnectionInfo>,
-    ) -> Result<Server, CloseReason> {
-        let mut refused = CloseReason::Target(TargetError::NoAddress("the server".to_owned()));
-        for (index, resolver) in self.state.resolvers.iter().enumerate() {
-            if index > 0 {
-                if let Some(reason) = control.terminate_reason() {
-                    return Err(reason.into());
-                }
-                tracing::warn!(error = %refused, "cannot use a server: trying the next one");
-            }
-            match self.connect_resolved(resolver, control, info).await {
-                Ok(server) => return Ok(server),
-                Err(reason) => refused = reason,
-            }
-        }
-        Err(refused)
-    }
-
-    /// Connects to the server and verifies it. If that fails, the server may have moved: the
-    /// target is looked up again, and another address is tried once.
-    async fn connect_resolved(
-        &self,
-        resolver: &Arc<TargetResolver>,
-        control: &ConnectionControl,
-        info: &RefCell<ConnectionInfo>,
-    ) -> Result<Server, CloseReason> {
-        let lookup = self.lookup(resolver, None);
-        let target = control.race_terminated(lookup).await??;
-        let reason = match self.connect(&target, control, info).await {
-            Ok(server) => return Ok(server),
-            Err(reason) => reason,
-        };
-        let lookup = self.lookup(resolver, Some(Arc::clone(&target)));
-        match control.race_terminated(lookup).await? {
-            Ok(other) if *other != *target => self.connect(&other, control, info).await,
-            Ok(_) => Err(reason),
-            Err(error) => {
-                tracing::warn!(%error, "cannot look up the server again after a failed connection");
-                Err(reason)
-            }
-        }
-    }
-
+    /// Connects to one address of the server, and verifies it, by `until` if that is set.
     async fn connect(
         &self,
-        target: &Target,
+        target: &Arc<Target>,
+        address: SocketAddr,
+        until: Option<Instant>,
         control: &ConnectionControl,
         info: &RefCell<ConnectionInfo>,
-    ) -> Result<Server, CloseReason> {
-        let stream = self.dial(target, control).await?;
+    ) -> Result<(Server, Arc<Endpoint>), CloseReason> {
+        let stream = self.dial(target, address, until, control).await?;
         let _fd_guard = control.register_upstream_fd(stream.raw_fd());
-        let (server, handshake) = self.connect_tls(stream, target, control, info).await?;
+        let timeout = time_left(self.state.connect_timeout, until);
+        let tls = self.connect_tls(stream, target, timeout, control, info);
+        let (server, handshake) = tls.await?;
         let verdict = self.context.gate.admit(handshake.chain.as_deref(), || ());
-        let attested = control.race_terminated(verdict).await?.map_err(|denial| {
-            CloseReason::ServerDenied {
-                denial,
-                allow_simulator: self.context.gate.allows_simulators(),
-            }
+        let verdict = within(until, control.race_terminated(verdict)).await?;
+        let attested = verdict.map_err(|denial| CloseReason::ServerDenied {
+            denial,
+            allow_simulator: self.context.gate.allows_simulators(),
         })?;
         if let (Some(leader), Some(peer)) = (&target.leader, attested.peer()) {
             check_leader(leader, peer)?;
         }
         control.set_peer(attested.peer().cloned());
-        Ok(server)
+        Ok((server, self.state.endpoints.endpoint(target, address)))
     }
 
     /// Looks up the server. `failed` is a target that could not be used: it is not returned
@@ -272,33 +257,28 @@ impl OutboundHandler {
         }
     }
 
-    /// Connects to the first address of the target that accepts.
     async fn dial(
         &self,
         target: &Target,
+        address: SocketAddr,
+        until: Option<Instant>,
         control: &ConnectionControl,
     ) -> Result<Stream, CloseReason> {
-        let mut last_error = std::io::ErrorKind::AddrNotAvailable.into();
-        for address in &target.addresses {
-            let deadline = Instant::now() + self.state.connect_timeout;
-            let deadline = deadline.min(control.login_deadline());
-            match Stream::dial(&PgAddress::Tcp(*address), deadline).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last_error = error,
-            }
-            if let Some(reason) = control.terminate_reason() {
-                return Err(reason.into());
-            }
-        }
-        Err(CloseReason::ServerUnreachable(target.name(), last_error))
+        let timeout = time_left(self.state.connect_timeout, until);
+        let deadline = (Instant::now() + timeout).min(control.login_deadline());
+        let dialed = Stream::dial(&PgAddress::Tcp(address), deadline).await;
+        dialed.map_err(|error| {
+            control.or_terminated(CloseReason::ServerUnreachable(target.name(), error))
+        })
     }
 
-    /// Performs the TLS handshake. The ClientHello comes first, without an SSLRequest, and has
+    /// Performs the TLS handshake within `timeout`. The ClientHello comes first, without an SSLRequest, and has
     /// SNI but no ALPN: a dstack gateway on the path routes by SNI and does not know the protocol.
     async fn connect_tls(
         &self,
         stream: Stream,
         target: &Target,
+        timeout: Duration,
         control: &ConnectionControl,
         info: &RefCell<ConnectionInfo>,
     ) -> Result<(Server, HandshakeSummary), CloseReason> {
@@ -308,7 +288,6 @@ impl OutboundHandler {
         let fd = stream.raw_fd();
         let mut server =
             TlsStream::new(stream, Session::new(connection), Buffer::take(Size::Small));
-        let timeout = self.state.connect_timeout;
         let handshake = server.handshake(&self.context.handshake_queue, control);
         let (result, in_time) = shut_down_after(timeout, fd, handshake).await;
         let summary = result.map_err(|error| {
@@ -374,7 +353,11 @@ async fn await_log() {
 }
 
 /// Forwards a CancelRequest to the server, and waits until it has been handled.
-async fn cancel(mut server: Server, packet: &[u8], control: &ConnectionControl) -> CloseReason {
+async fn forward_cancel(
+    mut server: Server,
+    packet: &[u8],
+    control: &ConnectionControl,
+) -> CloseReason {
     if let Err(error) = server.send(packet).await {
         return error.into_close_reason(control).swap_sides();
     }

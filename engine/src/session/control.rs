@@ -22,6 +22,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use crate::auth::grants::{EntryPermit, NotGranted, RequestedSession};
 use crate::io::clock::unix_now;
 use crate::io::stream::reset;
+use crate::io::target::Endpoint;
 use crate::sched::busy_poll::{Direction, Transfer};
 use crate::sched::delay_timer::TimerQueue;
 use crate::session::activity::ShardActivity;
@@ -67,6 +68,8 @@ pub(crate) enum TerminateReason {
     LoginTimeout,
     IdleTimeout,
     Shutdown,
+    /// The forwarder follows the leader, and this session is with the old one.
+    LeaderChanged,
     /// The policy or the collateral refuses the peer by now.
     Denied(Revocation),
     /// Its place is given to a newer connection: the client is not attested yet.
@@ -79,6 +82,7 @@ impl From<TerminateReason> for CloseReason {
             TerminateReason::LoginTimeout => CloseReason::LoginTimeout,
             TerminateReason::IdleTimeout => CloseReason::IdleTimeout,
             TerminateReason::Shutdown => CloseReason::Shutdown,
+            TerminateReason::LeaderChanged => CloseReason::LeaderChanged,
             TerminateReason::Denied(revocation) => CloseReason::Revoked(revocation),
             TerminateReason::Displaced => CloseReason::TooManyUnattested,
         }
@@ -114,6 +118,8 @@ pub(crate) struct ConnectionControl {
     is_link: Cell<bool>,
     /// The byte counters of an open link, which are not those of clients.
     link_bytes: OnceCell<Rc<LinkBytes>>,
+    /// In a forwarder: the server of the session.
+    endpoint: RefCell<Option<Arc<Endpoint>>>,
 }
 
 /// Gives the place among the sessions of a policy entry back when dropped, although others may still hold the
@@ -179,6 +185,7 @@ impl ConnectionControl {
             entry_permit: RefCell::new(None),
             is_link: Cell::new(false),
             link_bytes: OnceCell::new(),
+            endpoint: RefCell::new(None),
         }
     }
 
@@ -232,6 +239,16 @@ impl ConnectionControl {
 
     pub(crate) fn peer(&self) -> Option<Arc<AttestedPeer>> {
         self.peer.borrow().clone()
+    }
+
+    /// Stores the server that a forwarder's session is with, until the connection ends.
+    pub(crate) fn set_endpoint(&self, endpoint: Arc<Endpoint>) {
+        *self.endpoint.borrow_mut() = Some(endpoint);
+    }
+
+    /// The server that a forwarder's session is with.
+    pub(crate) fn endpoint(&self) -> Option<Arc<Endpoint>> {
+        self.endpoint.borrow().clone()
     }
 
     /// Stores what the client asks for, and compares it with what the peer's policy entry grants.

@@ -5,4 +5,5 @@ pub(crate) mod control;
 pub(crate) mod plain_relay;
 pub(crate) mod reader;
 pub(crate) mod relay;
+pub(crate) mod server_endpoints;
 pub(crate) mod tls_stream;

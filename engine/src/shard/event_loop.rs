@@ -25,6 +25,7 @@ use crate::session::control::{ConnectionControl, TerminateReason};
 use crate::shard::balancer::Balancer;
 use crate::shard::connection_limit::ConnectionLimit;
 use crate::shard::handler::ConnectionHandler;
+use crate::shard::leader_change::LeaderChange;
 use crate::shard::message::{HandedOff, LinkRoute, Message};
 use crate::shard::unattested::UnattestedPool;
 
@@ -73,6 +74,7 @@ pub(crate) struct Shard<S> {
     draining: Cell<bool>,
     /// Changes of policy or collateral so far.
     pub(super) revalidations: Cell<u64>,
+    pub(super) leader_change: LeaderChange,
     listener: Cell<Option<RawFd>>,
     accept_failures: AcceptFailures,
     /// Woken when the last connection has ended.
@@ -100,6 +102,7 @@ impl<S: ConnectionHandler> Shard<S> {
             connections: RefCell::default(),
             draining: Cell::new(false),
             revalidations: Cell::new(0),
+            leader_change: LeaderChange::default(),
             listener: Cell::new(None),
             accept_failures: AcceptFailures::default(),
             emptied: RefCell::new(None),
@@ -159,6 +162,9 @@ impl<S: ConnectionHandler> Shard<S> {
                 }
             }
             Message::Revalidate => drop(monoio::spawn(Rc::clone(self).revalidate())),
+            Message::LeaderChanged(leader) => {
+                drop(monoio::spawn(Rc::clone(self).follow(leader)));
+            }
             Message::HandOff(handed_off) => self.accept_handoff(handed_off, None),
             Message::OpenLink(handed_off, route) => self.accept_handoff(handed_off, Some(route)),
         }

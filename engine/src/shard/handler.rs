@@ -4,9 +4,11 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::attestation::gate::Gate;
 use crate::io::stream::Stream;
+use crate::io::target::Target;
 use crate::sched::handshake_queue::HandshakeQueue;
 use crate::session::control::ConnectionControl;
 use crate::shard::connection_limit::ConnectionPermit;
@@ -47,6 +49,19 @@ pub(crate) trait ConnectionHandler: 'static {
         _info: &RefCell<ConnectionInfo>,
     ) -> impl Future<Output = CloseReason> {
         std::future::ready(CloseReason::LinkNotSupported)
+    }
+
+    /// Connects to `target` and verifies it, without a session. Only a forwarder has targets.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    fn verify_target(
+        &self,
+        _target: &Arc<Target>,
+        _control: &ConnectionControl,
+        _info: &RefCell<ConnectionInfo>,
+    ) -> impl Future<Output = Result<(), CloseReason>> {
+        std::future::ready(Ok(()))
     }
 }
 

@@ -1,8 +1,11 @@
 //! The messages in a shard's mailbox.
 
 use crate::io::offload::JobResult;
+use std::sync::Arc;
+
 use crate::io::peer::Peer;
 use crate::io::stream::DetachedStream;
+use crate::io::target::Target;
 use crate::shard::balancer::ShardAssignment;
 
 /// A message from another thread to a shard.
@@ -15,6 +18,8 @@ pub(crate) enum Message {
     TerminateAll,
     /// Policy or collateral has changed: check every session again.
     Revalidate,
+    /// A forwarder follows the leader of a cluster, which is this server now.
+    LeaderChanged(Arc<Target>),
     /// Serve this connection, which another shard has accepted.
     HandOff(HandedOff),
     /// Open a link for this local connection.

@@ -10,6 +10,7 @@ pub(crate) mod connection_limit;
 pub(crate) mod context;
 mod event_loop;
 pub(crate) mod handler;
+mod leader_change;
 pub(crate) mod live_config;
 pub(crate) mod message;
 pub(crate) mod pool;

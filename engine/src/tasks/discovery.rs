@@ -27,7 +27,7 @@ use rustls::pki_types::ServerName;
 use tokio::sync::Mutex;
 
 use crate::io::clock::unix_now;
-use crate::io::target::{Target, TargetError, TargetSpec};
+use crate::io::target::{MAX_ADDRESSES, Target, TargetError, TargetSpec};
 
 /// The limit for one query with EDNS, and for one without.
 const QUERY_TIMEOUT: Duration = Duration::from_millis(2_500);
@@ -41,8 +41,6 @@ const MIN_TTL: Duration = Duration::from_secs(1);
 const MAX_TTL: Duration = Duration::from_secs(300);
 /// How long an expired result that cannot be renewed is used before the next query.
 const STALE_TTL: Duration = Duration::from_secs(5);
-/// Addresses of one name that are tried.
-const MAX_ADDRESSES: usize = 8;
 
 /// Queries `server`, or the name servers of this machine.
 pub(crate) struct DnsClient {

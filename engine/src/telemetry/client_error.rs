@@ -103,6 +103,11 @@ impl CloseReason {
                 "terminating connection due to administrator command".into(),
                 None,
             ),
+            CloseReason::LeaderChanged => fatal(
+                SqlState::ADMIN_SHUTDOWN,
+                "terminating connection: the cluster has a new leader".into(),
+                None,
+            ),
             CloseReason::AlpnMissing => fatal(
                 SqlState::PROTOCOL_VIOLATION,
                 "ALPN protocol \"postgresql\" is required".into(),

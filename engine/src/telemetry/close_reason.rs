@@ -100,6 +100,9 @@ pub(crate) enum CloseReason {
     /// The process stops and the drain timeout is over.
     #[error("sidecar is shutting down")]
     Shutdown,
+    /// Forwarder: the cluster has a new leader, which answers, and `follow` is set.
+    #[error("the cluster has a new leader")]
+    LeaderChanged,
     /// The connection to the client failed.
     #[error("connection to the client failed: {0}")]
     ClientIo(io::Error),
@@ -262,7 +265,7 @@ pub(crate) const REASONS: &[&str] = &[
     // Forwarder.
     "direct_tls", "dns_failed", "no_address", "no_manifest", "many_manifests",
     "server_unreachable", "server_hung_up", "server_io", "server_timeout",
-    "handshake_timeout", "leader_mismatch",
+    "handshake_timeout", "leader_mismatch", "leader_changed",
     // Links, and `wire::link`.
     "link_not_supported", "link_invalid_service_name", "link_unknown_service", "link_not_a_member",
     "link_service_unreachable", "link_too_many", "link_draining", "link_not_ready", "link_wrong_member",
@@ -327,6 +330,7 @@ impl CloseReason {
             CloseReason::LoginTimeout => "login_timeout",
             CloseReason::IdleTimeout => "idle_timeout",
             CloseReason::Shutdown => "shutdown",
+            CloseReason::LeaderChanged => "leader_changed",
             CloseReason::ClientIo(_) => "client_io",
             CloseReason::UpstreamIo(_) => "upstream_io",
             CloseReason::PeerStuck => "peer_stuck",
@@ -367,6 +371,7 @@ impl CloseReason {
             | CloseReason::UpstreamClosed
             | CloseReason::Cancelled
             | CloseReason::IdleTimeout
+            | CloseReason::LeaderChanged
             | CloseReason::Shutdown => ErrorOrigin::None,
             CloseReason::Denied(denial) if denial.fault() == Fault::Ours => ErrorOrigin::Upstream,
             CloseReason::Revoked(_) => ErrorOrigin::Upstream,

@@ -329,6 +329,16 @@ const COUNTERS: &[Description] = &[
         "Lines written to the audit log",
     ),
     (
+        "teesql_forward_target_attempts_total",
+        None,
+        "Attempts of a forwarder to connect to its servers, by the server's position and outcome",
+    ),
+    (
+        "teesql_forward_target_failures_total",
+        None,
+        "Attempts of a forwarder to connect to its servers that failed, by reason",
+    ),
+    (
         "teesql_audit_lost_total",
         None,
         "Events without a line in the audit log, by cause",

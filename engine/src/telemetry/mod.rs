@@ -11,3 +11,4 @@ pub(crate) mod link_metrics;
 pub mod log;
 pub mod metrics;
 pub(crate) mod shard_metrics;
+pub(crate) mod target_metrics;

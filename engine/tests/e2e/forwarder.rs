@@ -8,9 +8,11 @@ mod client_certificate;
 mod dns;
 mod drivers;
 mod embedded;
+mod follow;
 mod leader_manifest;
 mod lifecycle;
 mod server_attestation;
+mod several_targets;
 mod trust_authority;
 
 use crate::harness::suite::Suite;
@@ -26,5 +28,7 @@ pub(crate) fn add(suite: &mut Suite) {
         dns::add(suite);
         leader_manifest::add(suite);
         embedded::add(suite);
+        follow::add(suite);
+        several_targets::add(suite);
     }
 }

@@ -220,12 +220,52 @@ fn servers_are_those_of_libpq() {
         ("postgresql://a:0/d", UriError::Host),
         ("postgresql://u:pa/ss@a/d", UriError::Host),
         (
-            "postgresql://a,b/d?target_session_attrs=primary",
+            "postgresql://a,b/d?target_session_attrs=standby",
+            UriError::SessionAttributes,
+        ),
+        (
+            "postgresql://a,b/d?target_session_attr%73=prefer%2Dstandby",
             UriError::SessionAttributes,
         ),
     ] {
         assert_eq!(uri(text).servers(), Err(wanted), "{text}");
     }
+}
+
+/// The driver has one host, the forwarder, and checks the session that it gets.
+#[test]
+fn target_session_attrs_reach_the_driver() {
+    for wanted in ["any", "read-write", "read-only", "primary"] {
+        let given = uri(&format!("postgresql://a,b/d?target_session_attrs={wanted}"));
+        assert_eq!(
+            given.servers().map(|servers| servers.len()),
+            Ok(2),
+            "{wanted}"
+        );
+        let through = given.through_forwarder("127.0.0.1", 6543).unwrap();
+        let kept = format!("?target_session_attrs={wanted}&");
+        assert!(through.contains(&kept), "{through}");
+    }
+    let one = "postgresql://a/d?target_session_attrs=standby";
+    assert!(uri(one).servers().is_ok());
+    assert!(
+        through(one)
+            .unwrap()
+            .contains("target_session_attrs=standby")
+    );
+}
+
+#[test]
+fn load_balance_hosts_is_that_of_libpq() {
+    let order = |query: &str| uri(&format!("postgresql://a,b/d{query}")).host_order();
+    assert_eq!(order(""), Ok(None));
+    assert_eq!(order("?load_balance_hosts="), Ok(None));
+    let disable = order("?load_balance_hosts=disable");
+    assert_eq!(disable, Ok(Some(HostOrder::Given)));
+    let random = order("?load_balance%5Fhosts=r%61ndom");
+    assert_eq!(random, Ok(Some(HostOrder::Random)));
+    let unknown = order("?load_balance_hosts=Random");
+    assert_eq!(unknown, Err(UriError::LoadBalanceHosts));
 }
 
 #[test]

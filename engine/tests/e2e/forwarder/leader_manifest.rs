@@ -49,7 +49,7 @@ fn key(text: &str) -> SigningKey {
     SigningKey::from_hex(text).expect("a key")
 }
 
-fn draft(port: u16, epoch: u64) -> UnsignedManifest {
+pub(super) fn draft(port: u16, epoch: u64) -> UnsignedManifest {
     UnsignedManifest {
         cluster: CLUSTER.parse().expect("an address"),
         // What the sidecar's event log proves.
@@ -74,11 +74,11 @@ fn record(text: &str) -> String {
     )
 }
 
-fn signed(draft: &UnsignedManifest) -> String {
+pub(super) fn signed(draft: &UnsignedManifest) -> String {
     record(&draft.sign(&key(KEY)).expect("a signature"))
 }
 
-fn settings(tdx: &TdxFixture, fixture: &Fixture, dns: &NameServer) -> Settings {
+pub(super) fn settings(tdx: &TdxFixture, fixture: &Fixture, dns: &NameServer) -> Settings {
     tdx.forwarder_settings(fixture)
         .set("TEESQL_CLUSTER", "teesql.test")
         .set("TEESQL_MANIFEST_SIGNER", &key(KEY).address().to_string())

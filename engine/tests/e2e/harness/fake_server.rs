@@ -6,6 +6,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -107,6 +108,44 @@ impl ClosedPort {
         Self {
             address: address.expect("IPv4"),
             _socket: socket,
+        }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// A port that does not answer: its accept queue is full, so that the kernel drops further SYNs, as a host does that is gone.
+pub(crate) struct BlackHole {
+    address: SocketAddr,
+    _listener: Socket,
+    _queued: Vec<Socket>,
+}
+
+impl BlackHole {
+    pub(crate) fn open() -> Self {
+        let socket = || Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let listener = socket();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        listener.bind(&any.into()).expect("a free port");
+        listener.listen(0).expect("a listener");
+        let address = listener.local_addr().expect("a bound socket").as_socket();
+        let address = address.expect("IPv4");
+        // The queue of a backlog of 0 has one place.
+        let queued = [(); 4].map(|()| {
+            let socket = socket();
+            socket.set_nonblocking(true).expect("a live socket");
+            let _ = socket.connect(&address.into());
+            socket
+        });
+        let answer = TcpStream::connect_timeout(&address, Duration::from_millis(100));
+        let error = answer.expect_err("the queue is full");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+        Self {
+            address,
+            _listener: listener,
+            _queued: queued.into(),
         }
     }
 

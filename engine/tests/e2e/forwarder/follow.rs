@@ -1,0 +1,89 @@
+//! Tests of `--follow`: sessions with the old leader end when the new one answers.
+
+use attest::manifest::UnsignedManifest;
+use attest::mock::Evidence;
+
+use super::leader_manifest::{draft, settings, signed};
+use super::lifecycle::Session;
+use crate::harness::fake_server::{ClosedPort, FakeServer};
+use crate::harness::fixture::Fixture;
+use crate::harness::forwarder::Forwarder;
+use crate::harness::name_server::NameServer;
+use crate::harness::process::{TIMEOUT, poll_until};
+use crate::harness::sidecar::Sidecar;
+use crate::harness::suite::{Requirement, Suite};
+use crate::harness::tdx_fixture::TdxFixture;
+
+pub(crate) fn add(suite: &mut Suite) {
+    suite.add_requiring(
+        &[Requirement::Knot],
+        "forwarder::follow::ends_sessions_with_the_old_leader",
+        ends_sessions,
+    );
+}
+
+fn ends_sessions(fixture: &Fixture) {
+    let tdx = TdxFixture::new();
+    let first = tdx.start_attested_sidecar(fixture);
+    let other_instance = Evidence {
+        instance_id: vec![0xb0; 20],
+        ..Evidence::default()
+    };
+    let (cert, key) = tdx.write_pem("second", &tdx.issue("second", &other_instance));
+    let of_second = tdx
+        .attested_sidecar_settings(fixture)
+        .set("TEESQL_TLS_CERT", &cert)
+        .set("TEESQL_TLS_KEY", &key);
+    let second = Sidecar::start(&of_second);
+    let dns = NameServer::start(&signed(&draft(first.port(), 1)));
+    let settings = settings(&tdx, fixture, &dns)
+        .set("TEESQL_FOLLOW", "true")
+        .set("TEESQL_SHARDS", "2");
+    let forwarder = Forwarder::start(&settings);
+    let mut old = [(); 4].map(|()| Session::open(&forwarder));
+
+    let second_leads = |port, epoch| {
+        signed(&UnsignedManifest {
+            leader_instance: "b0".repeat(20).parse().expect("an instance"),
+            ..draft(port, epoch)
+        })
+    };
+    // The new leader does not run yet.
+    let closed = ClosedPort::reserve();
+    dns.publish(&second_leads(closed.address().port(), 2));
+    let line = forwarder
+        .await_message("the new leader cannot be used yet: sessions stay with the old one");
+    assert_eq!(line["reason"], "server_unreachable", "{line}");
+    for session in &mut old {
+        session.assert_responds();
+    }
+    // Nor is it the instance that the manifest names.
+    dns.publish(&second_leads(first.port(), 3));
+    let is_mismatch = |line: &serde_json::Value| line["reason"] == "leader_mismatch";
+    forwarder.await_log("leader_mismatch", is_mismatch);
+    for session in &mut old {
+        session.assert_responds();
+    }
+
+    dns.publish(&second_leads(second.port(), 4));
+    for session in old {
+        let mut tcp = session.0;
+        let error = tcp.read_final_message().error();
+        assert_eq!(error.code, "57P01", "{error}");
+        let text = "terminating connection: the cluster has a new leader";
+        assert_eq!(error.message, text);
+    }
+    forwarder.await_reason("leader_changed");
+    let mut new = Session::open(&forwarder);
+    new.assert_responds();
+
+    // The same leader at another address.
+    let moved = FakeServer::proxy_to(second.address());
+    dns.publish(&second_leads(moved.address().port(), 5));
+    poll_until(TIMEOUT, || {
+        forwarder.assert_reader_connects();
+        (moved.accepted() > 0).then_some(())
+    })
+    .expect("new connections go to the new address");
+    new.assert_responds();
+}

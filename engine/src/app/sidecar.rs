@@ -179,7 +179,7 @@ async fn start<R>(
         repair_trigger: Arc::<RepairTrigger>::default(),
         audit: audit.as_ref().map(AuditLog::handle),
     };
-    let role_repair = role_repair_of(&config, &shared, &context.checks);
+    let role_repair = role_repair_of(&config, derived.as_ref(), &shared, &context.checks);
     role_repair.read_settings().await;
     let (addresses, shards) = spawn_shards(
         &config,
@@ -278,22 +278,26 @@ async fn set_up_authentication(
     // The guest agent has provided the certificate, the passwords and the cluster secrets.
     context.checks.identity.set_ready();
     let passwords = std::mem::take(&mut config.passwords).resolve(derived.as_ref())?;
-    if config.roles.provision {
-        let target = provision_target(config);
-        startup::set_up_roles(&target, config, &passwords, &context.checks).await?;
-    } else {
-        context.checks.roles.set_ready();
+    match config.roles.provision {
+        // The task that repairs them also sets them up: Postgres may need the links of this sidecar to come up.
+        true if config.cluster.is_some() => {}
+        true => {
+            let target = provision_target(config, derived.as_ref());
+            startup::set_up_roles(&target, config, &passwords, &context.checks).await?;
+        }
+        false => context.checks.roles.set_ready(),
     }
     let salt = random_bytes().map_err(system("cannot generate random bytes"))?;
     let authenticator = Authenticator::new(AuthSecrets { cluster, passwords }, salt);
     Ok((derived, authenticator))
 }
 
-fn provision_target(config: &Config) -> ProvisionTarget {
+fn provision_target(config: &Config, derived: Option<&DerivedPasswords>) -> ProvisionTarget {
     ProvisionTarget {
         server: config.postgres.clone(),
         database: config.database.clone(),
         options: config.roles.options,
+        replication: derived.and_then(DerivedPasswords::replication).cloned(),
     }
 }
 
@@ -417,11 +421,17 @@ fn spawn_background_tasks(
 }
 
 /// The loop that keeps the roles in Postgres, if `provision` is on, and reads its settings in any case.
-fn role_repair_of(config: &Config, shared: &SharedState, checks: &ReadinessChecks) -> RoleRepair {
+fn role_repair_of(
+    config: &Config,
+    derived: Option<&DerivedPasswords>,
+    shared: &SharedState,
+    checks: &ReadinessChecks,
+) -> RoleRepair {
     let live = Arc::clone(&shared.live);
     RoleRepair {
-        target: provision_target(config),
+        target: provision_target(config, derived),
         interval: config.roles.interval.filter(|_| config.roles.provision),
+        set_up: config.provisions_replication(),
         watch: BlockerWatch::new(config.roles.blocker_timeout),
         passwords: Box::new(move || live.read().authenticator.postgres_passwords()),
         session_settings: Arc::clone(&shared.session_settings),

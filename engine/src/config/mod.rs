@@ -153,11 +153,21 @@ impl Config {
         warnings
     }
 
-    /// Whether the guest agent must derive Postgres passwords: if that of a role is missing, or if
-    /// the agent issues the certificate and that of the superuser is missing.
+    /// Whether the guest agent must derive Postgres passwords: without a cluster key, if that of a role is missing, or
+    /// if the agent issues the certificate and that of the superuser is missing.
     pub(crate) fn derives_passwords(&self) -> bool {
+        if self.passwords.cluster_key.is_some() {
+            return false;
+        }
         let from_agent = matches!(self.identity, IdentitySource::Agent(_));
-        self.passwords.need_agent() || from_agent && self.passwords.superuser.is_none()
+        self.passwords.need_agent()
+            || from_agent && self.passwords.superuser.is_none()
+            || self.provisions_replication()
+    }
+
+    /// Whether the roles `replicator` and `rewind` are set up in Postgres.
+    pub(crate) fn provisions_replication(&self) -> bool {
+        self.roles.provision && self.cluster.is_some()
     }
 
     /// The fingerprint of the root of TDX quotes, if it is not Intel's.
@@ -193,6 +203,10 @@ impl Config {
         let attestation = attestation?;
         launch_token?;
         let (secrets, source) = secrets?;
+        let passwords = passwords?;
+        if source == SecretSource::Derived && passwords.cluster_key.is_some() {
+            return reader.error(identity::DERIVED_SECRETS_WITH_CLUSTER_KEY);
+        }
         let listen = listen?;
         Some(Self {
             passwordless_superuser: reader.simulator_mode()
@@ -212,7 +226,7 @@ impl Config {
             secrets,
             derive_secrets: source == SecretSource::Derived,
             secret_overlap: secret_overlap?.unwrap_or_default(),
-            passwords: passwords?,
+            passwords,
             database: database?,
             roles: roles?,
             attestation_interval: attestation_interval?,

@@ -17,6 +17,7 @@ use attest::policy::{Advisory, TcbStatuses};
 use attest::values::{AppId, ComposeHash, InstanceId, Mrtd, OsImageHash, Rtmr};
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
+use wire::cluster_key::ClusterKey;
 use wire::scram::Password;
 use wire::secret::ClusterSecret;
 
@@ -309,17 +310,21 @@ settings! {
         PG_PASSWORD_READ: Password {
             key: "pg_password_read", parse: values::password, kind: Secret, scopes: POSTGRES_ONLY,
             reloadable: true,
-            help: "Postgres password of the role teesql_read. If not set, the guest agent derives it.",
+            help: "Postgres password of the role teesql_read. If not set, it is derived from cluster_key, or else by the guest agent.",
         }
         PG_PASSWORD_READWRITE: Password {
             key: "pg_password_readwrite", parse: values::password, kind: Secret, scopes: POSTGRES_ONLY,
             reloadable: true,
-            help: "Postgres password of the role teesql_readwrite. If not set, the guest agent derives it.",
+            help: "Postgres password of the role teesql_readwrite. If not set, it is derived from cluster_key, or else by the guest agent.",
         }
         PG_PASSWORD_SUPERUSER: Password {
             key: "pg_password_superuser", parse: values::password, kind: Secret, scopes: POSTGRES_ONLY,
             reloadable: true,
-            help: "Postgres password of the role postgres, which operators present themselves. If not set, the guest agent derives it, provided that it also issues the certificate or derives another password; otherwise logins as postgres are refused.",
+            help: "Postgres password of the role postgres, which operators present themselves. If not set, it is derived from cluster_key, or else by the guest agent, provided that it also issues the certificate or derives another password; otherwise logins as postgres are refused.",
+        }
+        CLUSTER_KEY: ClusterKey {
+            key: "cluster_key", parse: values::from_str, kind: Secret, scopes: POSTGRES_ONLY,
+            help: "Key of which all passwords for Postgres that are not configured are derived, in place of the guest agent: 64 hex characters, the same for all members. For clusters whose members have app ids of their own, where the guest agents derive different passwords.",
         }
     }
     Attestation {
@@ -481,8 +486,8 @@ settings! {
     }
     Cluster {
         CLUSTER_NAME: String {
-            key: "cluster_name", parse: cluster::name, kind: One("NAME"), scopes: SERVE,
-            help: "The name of the cluster that this sidecar is a member of, Patroni's scope. In TOML also name in [cluster]. If not set, the sidecar belongs to no cluster.",
+            key: "cluster_name", parse: cluster::name, kind: One("NAME"), scopes: POSTGRES_ONLY,
+            help: "The name of the cluster that this sidecar is a member of, Patroni's scope. In TOML also name in [cluster]. If not set, the sidecar belongs to no cluster. Provisioning sets up the roles replicator and rewind only in a cluster.",
         }
         CLUSTER_MEMBER: String {
             key: "cluster_member", parse: cluster::name, kind: One("NAME"), scopes: SERVE,

@@ -582,6 +582,8 @@ fn postgres_scope_has_its_flags_only() {
             "pg-password-read-file",
             "pg-password-readwrite-file",
             "pg-password-superuser-file",
+            "cluster-key-file",
+            "cluster-name",
         ]
     );
     let arguments = ["provision", "--pg-database", "ledger"];
@@ -647,6 +649,49 @@ fn the_guest_agent_is_used_without_pem_files() {
     assert_eq!(candidates.len(), 1);
     start.set("CERTIFICATE_ALT_NAMES", "not a name");
     assert!(start.mistakes()[0].contains("\"not a name\" is neither"));
+}
+
+#[test]
+fn a_cluster_key_takes_the_place_of_the_guest_agent() {
+    let key = "5a".repeat(32);
+    let mut start = Start::minimal();
+    start
+        .unset("PG_PASSWORD_READ")
+        .unset("TLS_CERT")
+        .unset("TLS_KEY");
+    assert!(start.config().derives_passwords());
+    start.set("CLUSTER_KEY", &key);
+    let config = start.config();
+    assert!(!config.derives_passwords() && !config.provisions_replication());
+    assert!(config.passwords.cluster_key.is_some());
+    let described = start.layers().describe();
+    assert!(
+        described.contains("cluster_key = [redacted]"),
+        "{described}"
+    );
+
+    start
+        .set("CLUSTER_NAME", "orders")
+        .set("CLUSTER_MEMBER", "a")
+        .set("CLUSTER_MEMBERS", "a=a.example:5433")
+        .set("PROVISION", "true");
+    assert!(start.config().provisions_replication());
+    start
+        .unset("READ_SECRET")
+        .unset("READWRITE_SECRET")
+        .set("CLUSTER_SECRETS", "derived");
+    let mistakes = start.mistakes();
+    assert!(
+        mistakes[0].starts_with("cluster_secrets = derived, although cluster_key is set"),
+        "{mistakes:?}"
+    );
+    start.set("CLUSTER_KEY", &key[1..]);
+    assert_eq!(
+        start.mistakes(),
+        [
+            "environment TEESQL_CLUSTER_KEY: cluster_key: a cluster key has 64 hex characters, not 63"
+        ]
+    );
 }
 
 #[test]

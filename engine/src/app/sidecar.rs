@@ -33,6 +33,7 @@ use crate::postgres::session_settings::SessionSettings;
 use crate::shard::live_config::LiveConfig;
 use crate::shard::pool::{self, ShardConfig, ShardPool};
 use crate::tasks::certificate_renewal::{CertificateRenewer, InstallFn};
+use crate::tasks::manifest_publisher::{self, InstanceSource, ManifestPublisher};
 use crate::tasks::role_repair::{self, RepairTrigger, RoleRepair};
 use crate::tasks::{audit_watch, clock_watch, collateral_refresh, own_evidence, upstream_probe};
 use crate::telemetry::audit::AuditLog;
@@ -125,6 +126,8 @@ struct Sidecar<R> {
     accepting: Latch,
     /// Writes its last line when dropped: the shards have ended then.
     audit: Option<AuditLog>,
+    /// The timeline with which this member leads its cluster.
+    _leads: watch::Sender<Option<u64>>,
     /// Stops serving HTTP when dropped.
     _admin: Option<admin::Server>,
 }
@@ -192,7 +195,7 @@ async fn start<R>(
         live: Arc::clone(&shared.live),
         quote_verifier: shared.quote_verifier.clone(),
     });
-    spawn_background_tasks(
+    let own = spawn_background_tasks(
         &config,
         &shared,
         certificate,
@@ -200,6 +203,19 @@ async fn start<R>(
         &context.checks,
         &context.admin_source,
     );
+    // The watcher of the cluster's leadership sends the timeline here while this member leads.
+    let (leads, leading) = watch::channel(None);
+    let instance = own_instance(&shared, &context.agent, own);
+    let publisher = manifest_publisher(
+        &mut config,
+        &shared,
+        &context.agent,
+        instance,
+        &context.checks,
+    )?;
+    if let Some(publisher) = publisher {
+        tokio::spawn(publisher.run(leading));
+    }
     role_repair::register(&shared.metrics);
     tokio::spawn(role_repair.run());
     context.checks.accepting.set_ready();
@@ -220,6 +236,7 @@ async fn start<R>(
         read_config,
         accepting,
         audit,
+        _leads: leads,
         _admin: context.admin,
     };
     Ok((sidecar, lifecycle))
@@ -387,7 +404,7 @@ fn spawn_shards(
     Ok((addresses, shards))
 }
 
-/// The tasks of the control thread that run for as long as the process lives.
+/// The tasks of the control thread that run for as long as the process lives. Returns the own certificate in use.
 fn spawn_background_tasks(
     config: &Config,
     shared: &SharedState,
@@ -395,9 +412,10 @@ fn spawn_background_tasks(
     changed: mpsc::UnboundedSender<()>,
     checks: &ReadinessChecks,
     admin_source: &AdminSource,
-) {
+) -> watch::Receiver<Identity> {
     let Certificate { source, identity } = certificate;
     let (own, own_changes) = watch::channel(identity.clone());
+    let in_use = own_changes.clone();
     if let Some(verifier) = &shared.quote_verifier {
         let (own_verifier, latch) = (Arc::clone(verifier), checks.evidence.clone());
         tokio::spawn(async move { own_evidence::watch(&own_verifier, own_changes, &latch).await });
@@ -418,6 +436,41 @@ fn spawn_background_tasks(
     let version = Arc::clone(&shared.upstream_version);
     tokio::spawn(async move { upstream_probe::run(&postgres, &version, &latch).await });
     lifecycle::spawn_metrics_upkeep(&shared.metrics);
+    in_use
+}
+
+/// Where the manifest's instance id comes from: what peers would accept, if this sidecar can judge it.
+fn own_instance(
+    shared: &SharedState,
+    agent: &Agent,
+    own: watch::Receiver<Identity>,
+) -> InstanceSource {
+    match &shared.quote_verifier {
+        Some(verifier) => InstanceSource::Evidence {
+            verifier: Arc::clone(verifier),
+            own,
+        },
+        None => InstanceSource::Agent(agent.clone()),
+    }
+}
+
+/// The publisher of the leader manifest, if the configuration says where to.
+fn manifest_publisher(
+    config: &mut Config,
+    shared: &SharedState,
+    agent: &Agent,
+    instance: InstanceSource,
+    checks: &ReadinessChecks,
+) -> Result<Option<ManifestPublisher>, StartError> {
+    manifest_publisher::register(&shared.metrics);
+    let Some(manifest) = config.manifest.take() else {
+        return Ok(None);
+    };
+    let latch = checks.readiness.latch("manifest", "not started yet");
+    let metrics = Arc::clone(&shared.metrics);
+    ManifestPublisher::new(manifest, agent, instance, latch, metrics)
+        .map(Some)
+        .map_err(system("cannot publish the leader manifest"))
 }
 
 /// The loop that keeps the roles in Postgres, if `provision` is on, and reads its settings in any case.

@@ -15,6 +15,7 @@ mod forward;
 mod identity;
 mod layers;
 pub mod log_format;
+mod manifest;
 pub mod mode;
 mod policy;
 mod postgres;
@@ -45,6 +46,9 @@ pub use flags::with_flags;
 pub use forward::{ForwarderConfig, Listen, Verifier};
 pub use identity::{AgentConfig, CertificateConfig, IdentitySource};
 pub use layers::Layers;
+pub use manifest::{
+    DnsUpdateConfig, ManifestConfig, ManifestDestination, ManifestKeyConfig, TsigConfig, TsigSecret,
+};
 pub use postgres::PostgresConfig;
 pub use process::ProcessConfig;
 pub use roles::RolesConfig;
@@ -107,6 +111,8 @@ pub struct Config {
     pub audit: Option<AuditConfig>,
     /// The cluster that this sidecar belongs to, if it does.
     pub cluster: Option<ClusterConfig>,
+    /// The leader manifest, if this member publishes it. It is taken out when it is used.
+    pub manifest: Option<ManifestConfig>,
     /// The limits on clients that are not attested yet.
     pub unattested: UnattestedLimits,
     /// Threads, timeouts, limits and the log.
@@ -198,6 +204,9 @@ impl Config {
         let proxy_protocol_from = reader.read(&settings::PROXY_PROTOCOL_FROM);
         let audit = AuditConfig::read(reader);
         let cluster = ClusterConfig::read(reader);
+        let with_cluster_key = matches!(&passwords, Some(read) if read.cluster_key.is_some());
+        let in_cluster = cluster.as_ref().and_then(Option::as_ref);
+        let manifest = ManifestConfig::read(reader, in_cluster, with_cluster_key);
         let unattested = UnattestedLimits::read(reader);
         let process = ProcessConfig::read(reader);
         let attestation = attestation?;
@@ -236,6 +245,7 @@ impl Config {
             proxy_protocol_from: proxy_protocol_from?,
             audit: audit?,
             cluster: cluster?,
+            manifest: manifest?,
             unattested: unattested?,
             process: process?,
             warnings: Vec::new(),

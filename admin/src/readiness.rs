@@ -70,6 +70,13 @@ impl Readiness {
         checks.map(|check| (check.name, check.ready)).collect()
     }
 
+    /// The reason that each latch shows, in the order of their creation.
+    #[must_use]
+    pub fn reasons(&self) -> Vec<Option<String>> {
+        let checks = self.checks().into_iter();
+        checks.map(|check| check.reason).collect()
+    }
+
     pub(crate) fn checks(&self) -> Vec<Check> {
         lock(&self.0).iter().map(Latch::check).collect()
     }

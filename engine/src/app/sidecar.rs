@@ -33,6 +33,7 @@ use crate::postgres::session_settings::SessionSettings;
 use crate::shard::live_config::{LiveConfig, LiveTls};
 use crate::shard::pool::{self, ShardConfig, ShardPool};
 use crate::tasks::certificate_renewal::{CertificateRenewer, InstallFn};
+use crate::tasks::manifest_publisher::{self, InstanceSource, ManifestPublisher};
 use crate::tasks::role_repair::{self, RepairTrigger, RoleRepair};
 use crate::tasks::{audit_watch, clock_watch, collateral_refresh, own_evidence, upstream_probe};
 use crate::telemetry::audit::AuditLog;
@@ -128,6 +129,8 @@ struct Sidecar<R> {
     accepting: Latch,
     /// Writes its last line when dropped: the shards have ended then.
     audit: Option<AuditLog>,
+    /// The timeline with which this member leads its cluster.
+    _leads: watch::Sender<Option<u64>>,
     /// Stops serving HTTP when dropped.
     _admin: Option<admin::Server>,
 }
@@ -186,7 +189,7 @@ async fn start<R>(
         audit: audit.as_ref().map(AuditLog::handle),
         links,
     };
-    let role_repair = role_repair_of(&config, &shared, &context.checks);
+    let role_repair = role_repair_of(&config, derived.as_ref(), &shared, &context.checks);
     role_repair.read_settings().await;
     let (addresses, shards) = spawn_shards(
         &config,
@@ -200,7 +203,7 @@ async fn start<R>(
         live: Arc::clone(&shared.live),
         quote_verifier: shared.quote_verifier.clone(),
     });
-    spawn_background_tasks(
+    let own = spawn_background_tasks(
         &config,
         &shared,
         certificate,
@@ -209,6 +212,19 @@ async fn start<R>(
         &context.checks,
         &context.admin_source,
     );
+    // The watcher of the cluster's leadership sends the timeline here while this member leads.
+    let (leads, leading) = watch::channel(None);
+    let instance = own_instance(&shared, &context.agent, own);
+    let publisher = manifest_publisher(
+        &mut config,
+        &shared,
+        &context.agent,
+        instance,
+        &context.checks,
+    )?;
+    if let Some(publisher) = publisher {
+        tokio::spawn(publisher.run(leading));
+    }
     role_repair::register(&shared.metrics);
     tokio::spawn(role_repair.run());
     context.checks.accepting.set_ready();
@@ -229,6 +245,7 @@ async fn start<R>(
         read_config,
         accepting,
         audit,
+        _leads: leads,
         _admin: context.admin,
     };
     Ok((sidecar, lifecycle))
@@ -289,22 +306,26 @@ async fn set_up_authentication(
     // The guest agent has provided the certificate, the passwords and the cluster secrets.
     context.checks.identity.set_ready();
     let passwords = std::mem::take(&mut config.passwords).resolve(derived.as_ref())?;
-    if config.roles.provision {
-        let target = provision_target(config);
-        startup::set_up_roles(&target, config, &passwords, &context.checks).await?;
-    } else {
-        context.checks.roles.set_ready();
+    match config.roles.provision {
+        // The task that repairs them also sets them up: Postgres may need the links of this sidecar to come up.
+        true if config.cluster.is_some() => {}
+        true => {
+            let target = provision_target(config, derived.as_ref());
+            startup::set_up_roles(&target, config, &passwords, &context.checks).await?;
+        }
+        false => context.checks.roles.set_ready(),
     }
     let salt = random_bytes().map_err(system("cannot generate random bytes"))?;
     let authenticator = Authenticator::new(AuthSecrets { cluster, passwords }, salt);
     Ok((derived, authenticator))
 }
 
-fn provision_target(config: &Config) -> ProvisionTarget {
+fn provision_target(config: &Config, derived: Option<&DerivedPasswords>) -> ProvisionTarget {
     ProvisionTarget {
         server: config.postgres.clone(),
         database: config.database.clone(),
         options: config.roles.options,
+        replication: derived.and_then(DerivedPasswords::replication).cloned(),
     }
 }
 
@@ -398,7 +419,7 @@ fn spawn_shards(
     Ok((addresses, shards))
 }
 
-/// The tasks of the control thread that run for as long as the process lives.
+/// The tasks of the control thread that run for as long as the process lives. Returns the own certificate in use.
 fn spawn_background_tasks(
     config: &Config,
     shared: &SharedState,
@@ -407,9 +428,10 @@ fn spawn_background_tasks(
     changed: mpsc::UnboundedSender<()>,
     checks: &ReadinessChecks,
     admin_source: &AdminSource,
-) {
+) -> watch::Receiver<Identity> {
     let Certificate { source, identity } = certificate;
     let (own, own_changes) = watch::channel(identity.clone());
+    let in_use = own_changes.clone();
     if let Some(verifier) = &shared.quote_verifier {
         let (own_verifier, latch) = (Arc::clone(verifier), checks.evidence.clone());
         tokio::spawn(async move { own_evidence::watch(&own_verifier, own_changes, &latch).await });
@@ -430,14 +452,55 @@ fn spawn_background_tasks(
     let version = Arc::clone(&shared.upstream_version);
     tokio::spawn(async move { upstream_probe::run(&postgres, &version, &latch).await });
     lifecycle::spawn_metrics_upkeep(&shared.metrics);
+    in_use
+}
+
+/// Where the manifest's instance id comes from: what peers would accept, if this sidecar can judge it.
+fn own_instance(
+    shared: &SharedState,
+    agent: &Agent,
+    own: watch::Receiver<Identity>,
+) -> InstanceSource {
+    match &shared.quote_verifier {
+        Some(verifier) => InstanceSource::Evidence {
+            verifier: Arc::clone(verifier),
+            own,
+        },
+        None => InstanceSource::Agent(agent.clone()),
+    }
+}
+
+/// The publisher of the leader manifest, if the configuration says where to.
+fn manifest_publisher(
+    config: &mut Config,
+    shared: &SharedState,
+    agent: &Agent,
+    instance: InstanceSource,
+    checks: &ReadinessChecks,
+) -> Result<Option<ManifestPublisher>, StartError> {
+    manifest_publisher::register(&shared.metrics);
+    let Some(manifest) = config.manifest.take() else {
+        return Ok(None);
+    };
+    let latch = checks.readiness.latch("manifest", "not started yet");
+    let metrics = Arc::clone(&shared.metrics);
+    ManifestPublisher::new(manifest, agent, instance, latch, metrics)
+        .map(Some)
+        .map_err(system("cannot publish the leader manifest"))
 }
 
 /// The loop that keeps the roles in Postgres, if `provision` is on, and reads its settings in any case.
-fn role_repair_of(config: &Config, shared: &SharedState, checks: &ReadinessChecks) -> RoleRepair {
+fn role_repair_of(
+    config: &Config,
+    derived: Option<&DerivedPasswords>,
+    shared: &SharedState,
+    checks: &ReadinessChecks,
+) -> RoleRepair {
     let live = Arc::clone(&shared.live);
     RoleRepair {
-        target: provision_target(config),
+        target: provision_target(config, derived),
         interval: config.roles.interval.filter(|_| config.roles.provision),
+        set_up: config.provisions_replication(),
         watch: BlockerWatch::new(config.roles.blocker_timeout),
         passwords: Box::new(move || live.read().authenticator.postgres_passwords()),
         session_settings: Arc::clone(&shared.session_settings),

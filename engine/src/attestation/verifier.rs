@@ -14,7 +14,7 @@ use attest::cache::{Capacity, Epoch, Verdict, VerdictCache};
 use attest::chain::{Chain, KmsRoot};
 use attest::collateral::{Collateral, CollateralKey, FamilyUsage, Handle};
 use attest::quote::TdQuote;
-use attest::{BoundEvidence, Denial, Policy, TrustedRoot, Verifier, examine};
+use attest::{AttestedPeer, BoundEvidence, Denial, Policy, TrustedRoot, Verifier, examine};
 use metrics::Histogram;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -295,12 +295,12 @@ impl QuoteVerifier {
         verdict.map(|peer| Arc::new(peer.of_family(family)))
     }
 
-    /// The verdict about the chain of this process's own certificate, by the conditions on the platform only: it need
-    /// not be one of its own clients. What it proves is then expected of members. Takes up to 0.6 ms.
+    /// What the chain of this process's own certificate proves, by the conditions on the platform only: it need not be
+    /// one of its own clients. The same is then expected of members. Takes up to 0.6 ms.
     ///
     /// # Errors
     /// [`Denial`]; [`Denial::CollateralUnavailable`] if the collateral is not cached.
-    pub(crate) fn judge_own(&self, chain: &[CertificateDer<'_>]) -> Result<(), Denial> {
+    pub(crate) fn judge_own(&self, chain: &[CertificateDer<'_>]) -> Result<AttestedPeer, Denial> {
         let now = unix_now();
         let policy = self.policy.load().without_entries();
         let evidence = examine(chain, now, &policy)?;
@@ -316,7 +316,7 @@ impl QuoteVerifier {
         if let Some(members) = self.members.get() {
             members.set_own(&own, &self.policy.load());
         }
-        Ok(())
+        Ok(own)
     }
 
     /// Asks for newer collateral if the policy's minimum TCB evaluation was raised above that of the cached one, which

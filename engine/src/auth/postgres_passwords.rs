@@ -1,13 +1,16 @@
-//! The passwords for Postgres: configured, or derived from keys of the guest agent.
+//! The passwords for Postgres: configured, or derived from the cluster key or from keys of the guest agent.
 //!
-//! The guest agent always derives the same keys for the same TD.
+//! The guest agent always derives the same keys for the same application, so that all members of a cluster agree.
+//! Members that are different applications derive from one cluster key instead. A configured password always takes
+//! precedence. None of them may ever be in a log or an error.
 
 use attest::agent::{Agent, AgentAddresses, AgentError, AgentOptions, DerivedKey};
+use wire::cluster_key::{ClusterKey, PasswordLabel};
 use wire::scram::Password;
 
 use crate::auth::role::Role;
 
-/// The configured passwords. `None` means that the password is derived.
+/// The configured passwords, and where the others come from. `None` means that the password is derived.
 #[derive(Default)]
 pub struct PostgresPasswords {
     /// The password of `teesql_read`.
@@ -16,13 +19,23 @@ pub struct PostgresPasswords {
     pub readwrite: Option<Password>,
     /// The password of `postgres`. If none is configured or derived, the role is closed.
     pub superuser: Option<Password>,
+    /// Derives the passwords that are not configured, in place of the guest agent.
+    pub cluster_key: Option<ClusterKey>,
 }
 
-/// The keys that the guest agent derived, kept for as long as the process runs.
+/// The derived passwords, kept for as long as the process runs.
 pub(crate) struct DerivedPasswords {
-    read: DerivedKey,
-    readwrite: DerivedKey,
-    superuser: DerivedKey,
+    read: Password,
+    readwrite: Password,
+    superuser: Password,
+    replication: Option<ReplicationPasswords>,
+}
+
+/// The passwords of the roles with which the members of a cluster read from their leader. They are always derived.
+#[derive(Clone)]
+pub(crate) struct ReplicationPasswords {
+    pub(crate) replicator: Password,
+    pub(crate) rewind: Password,
 }
 
 /// The passwords in use.
@@ -47,45 +60,67 @@ pub(crate) enum PasswordError {
     MissingPassword(#[from] MissingPassword),
 }
 
-/// The `path` of a role's key in the guest agent's `GetKey`. It must not change: another path gives
-/// another password.
-pub(crate) fn key_path(role: Role) -> &'static str {
-    match role {
-        Role::Read => "pg/teesql_read",
-        Role::ReadWrite => "pg/teesql_readwrite",
-        Role::Superuser => "pg/superuser",
-    }
-}
-
 impl DerivedPasswords {
-    /// Requests each key from the guest agent.
+    /// Requests each key from the guest agent, those of the replication roles only if `replication`.
     ///
     /// # Errors
     /// The guest agent cannot be reached or refuses.
-    pub(crate) async fn derive(agent: &Agent) -> Result<Self, AgentError> {
-        let key = async |role| agent.key(key_path(role), "").await;
+    pub(crate) async fn derive(agent: &Agent, replication: bool) -> Result<Self, AgentError> {
+        let password = async |label| password_from_agent(agent, label).await;
         Ok(Self {
-            read: key(Role::Read).await?,
-            readwrite: key(Role::ReadWrite).await?,
-            superuser: key(Role::Superuser).await?,
+            read: password(PasswordLabel::Read).await?,
+            readwrite: password(PasswordLabel::ReadWrite).await?,
+            superuser: password(PasswordLabel::Superuser).await?,
+            replication: if replication {
+                Some(ReplicationPasswords {
+                    replicator: password(PasswordLabel::Replicator).await?,
+                    rewind: password(PasswordLabel::Rewind).await?,
+                })
+            } else {
+                None
+            },
         })
+    }
+
+    /// Derives them from the cluster key, those of the replication roles only if `replication`.
+    pub(crate) fn from_cluster_key(key: &ClusterKey, replication: bool) -> Self {
+        Self {
+            read: key.password(PasswordLabel::Read),
+            readwrite: key.password(PasswordLabel::ReadWrite),
+            superuser: key.password(PasswordLabel::Superuser),
+            replication: replication.then(|| ReplicationPasswords {
+                replicator: key.password(PasswordLabel::Replicator),
+                rewind: key.password(PasswordLabel::Rewind),
+            }),
+        }
+    }
+
+    /// Those of the replication roles, if they were derived.
+    pub(crate) fn replication(&self) -> Option<&ReplicationPasswords> {
+        self.replication.as_ref()
     }
 }
 
 impl PostgresPasswords {
-    /// The configured password of `role`.
-    pub(crate) fn for_role(self, role: Role) -> Option<Password> {
-        match role {
-            Role::Read => self.read,
-            Role::ReadWrite => self.readwrite,
-            Role::Superuser => self.superuser,
-        }
+    /// The password with this label, if it is configured or derived from the cluster key. Otherwise it comes from the
+    /// guest agent.
+    pub(crate) fn for_label(self, label: PasswordLabel) -> Option<Password> {
+        let configured = match label {
+            PasswordLabel::Read => self.read,
+            PasswordLabel::ReadWrite => self.readwrite,
+            PasswordLabel::Superuser => self.superuser,
+            PasswordLabel::Replicator | PasswordLabel::Rewind | PasswordLabel::BackupEncryption => {
+                None
+            }
+        };
+        configured.or_else(|| Some(self.cluster_key?.password(label)))
     }
 
-    /// Whether the guest agent is needed, because a required password is not configured.
+    /// Whether the guest agent is needed, because a required password is neither configured nor derived from the
+    /// cluster key.
     #[must_use]
     pub fn need_agent(&self) -> bool {
-        self.read.is_none() || self.readwrite.is_none()
+        self.cluster_key.is_none() && (self.read.is_none() || self.readwrite.is_none())
     }
 
     /// Combines configured and derived passwords. The configured ones take precedence.
@@ -97,8 +132,8 @@ impl PostgresPasswords {
         derived: Option<&DerivedPasswords>,
     ) -> Result<ResolvedPasswords, MissingPassword> {
         let configured_or_derived =
-            |configured: Option<Password>, key: fn(&DerivedPasswords) -> &DerivedKey| {
-                configured.or_else(|| derived.map(|derived| password_from_key(key(derived))))
+            |configured: Option<Password>, password: fn(&DerivedPasswords) -> &Password| {
+                configured.or_else(|| derived.map(|derived| password(derived).clone()))
             };
         let read = configured_or_derived(self.read, |derived| &derived.read);
         let readwrite = configured_or_derived(self.readwrite, |derived| &derived.readwrite);
@@ -109,25 +144,100 @@ impl PostgresPasswords {
         })
     }
 
-    /// Resolves the passwords for a command that runs once. Connects to the guest agent only if
-    /// a required password is not configured.
+    /// Resolves the passwords for a command that runs once, those of the replication roles only if `replication`.
+    /// Connects to the guest agent only if a required password is neither configured nor derived from the cluster key.
     ///
     /// # Errors
     /// The guest agent cannot be reached or refuses.
     pub(crate) async fn resolve_with_agent(
         self,
         addresses: AgentAddresses,
-    ) -> Result<ResolvedPasswords, PasswordError> {
-        if !self.need_agent() {
-            return Ok(self.resolve(None)?);
-        }
-        let agent = Agent::new(addresses, AgentOptions::default())?;
-        let derived = DerivedPasswords::derive(&agent).await?;
-        Ok(self.resolve(Some(&derived))?)
+        replication: bool,
+    ) -> Result<(ResolvedPasswords, Option<ReplicationPasswords>), PasswordError> {
+        let derived = match &self.cluster_key {
+            Some(key) => Some(DerivedPasswords::from_cluster_key(key, replication)),
+            None if self.need_agent() || replication => {
+                let agent = Agent::new(addresses, AgentOptions::default())?;
+                Some(DerivedPasswords::derive(&agent, replication).await?)
+            }
+            None => None,
+        };
+        let resolved = self.resolve(derived.as_ref())?;
+        Ok((resolved, derived.and_then(|derived| derived.replication)))
     }
 }
 
+/// Requests the password with this label from the guest agent.
+///
+/// # Errors
+/// The guest agent cannot be reached or refuses.
+pub(crate) async fn password_from_agent(
+    agent: &Agent,
+    label: PasswordLabel,
+) -> Result<Password, AgentError> {
+    let key = agent.key(label.as_str(), "").await?;
+    Ok(password_from_key(&key))
+}
+
 /// The password for Postgres: the 32 bytes of the key in lower-case hex.
-pub(crate) fn password_from_key(key: &DerivedKey) -> Password {
+fn password_from_key(key: &DerivedKey) -> Password {
     Password::new(key.to_hex().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use subtle::ConstantTimeEq as _;
+
+    use super::*;
+
+    fn key() -> ClusterKey {
+        ClusterKey::from_bytes([7; 32])
+    }
+
+    fn same(one: &Password, other: &Password) -> bool {
+        bool::from(one.ct_eq(other))
+    }
+
+    #[test]
+    fn a_configured_password_takes_precedence_over_the_cluster_key() {
+        let passwords = PostgresPasswords {
+            read: Some(Password::new("reader's")),
+            cluster_key: Some(key()),
+            ..PostgresPasswords::default()
+        };
+        assert!(!passwords.need_agent());
+        let derived = DerivedPasswords::from_cluster_key(&key(), false);
+        assert!(derived.replication().is_none());
+        let resolved = passwords.resolve(Some(&derived)).unwrap();
+        assert_eq!(resolved.read.as_bytes(), b"reader's");
+        let expected = key().password(PasswordLabel::ReadWrite);
+        assert!(same(&resolved.readwrite, &expected));
+        let expected = key().password(PasswordLabel::Superuser);
+        assert!(same(&resolved.superuser.unwrap(), &expected));
+    }
+
+    #[test]
+    fn each_label_has_a_password_of_its_own() {
+        let replication = DerivedPasswords::from_cluster_key(&key(), true);
+        let replication = replication.replication().unwrap();
+        let label = |label| {
+            let passwords = PostgresPasswords {
+                cluster_key: Some(key()),
+                ..PostgresPasswords::default()
+            };
+            passwords.for_label(label).unwrap()
+        };
+        assert!(same(
+            &label(PasswordLabel::Replicator),
+            &replication.replicator
+        ));
+        assert!(same(&label(PasswordLabel::Rewind), &replication.rewind));
+        for (index, one) in PasswordLabel::ALL.into_iter().enumerate() {
+            for other in PasswordLabel::ALL.into_iter().skip(index + 1) {
+                assert!(!same(&label(one), &label(other)), "{one:?} {other:?}");
+            }
+        }
+        let none = PostgresPasswords::default();
+        assert!(none.for_label(PasswordLabel::BackupEncryption).is_none());
+    }
 }

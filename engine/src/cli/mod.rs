@@ -7,6 +7,7 @@ pub mod dev;
 pub mod forward;
 pub mod hardening;
 pub mod manifest;
+pub mod manifest_address;
 pub mod output;
 pub mod password;
 pub mod provision;

@@ -1,32 +1,44 @@
 //! `teesql-sidecar password`: prints a role's Postgres password, so that Postgres can be set up before
-//! the sidecar runs.
+//! the sidecar runs, or the passphrase of the backups.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use attest::agent::{Agent, AgentAddresses, AgentError, AgentOptions};
 use clap::{Arg, ArgMatches, Command};
+use wire::cluster_key::PasswordLabel;
 use wire::scram::Password;
 use zeroize::Zeroizing;
 
-use crate::auth::postgres_passwords::{PostgresPasswords, key_path, password_from_key};
-use crate::auth::role::Role;
+use crate::auth::postgres_passwords::{PostgresPasswords, password_from_agent};
 use crate::cli::output::{CommandOutput, EX_CANTCREAT, EX_OSERR, EX_UNAVAILABLE, EX_USAGE};
 use crate::cli::secret::write_new;
 use crate::config::{Layers, PostgresConfig, Scope, with_flags};
+
+/// What the command takes as ROLE. `backup` is the passphrase that backups are encrypted with.
+const ROLES: [(&str, PasswordLabel); 7] = [
+    ("teesql_read", PasswordLabel::Read),
+    ("teesql_readwrite", PasswordLabel::ReadWrite),
+    ("postgres", PasswordLabel::Superuser),
+    ("superuser", PasswordLabel::Superuser),
+    ("replicator", PasswordLabel::Replicator),
+    ("rewind", PasswordLabel::Rewind),
+    ("backup", PasswordLabel::BackupEncryption),
+];
 
 /// The subcommand `password`.
 #[must_use]
 pub fn command() -> Command {
     let command = Command::new("password").about(
-        "Print the Postgres password of a role: as configured, or derived by the guest agent",
+        "Print the Postgres password of a role: as configured, or derived from the cluster key or by the guest agent",
     );
     with_flags(command, Scope::Postgres)
         .arg(
             Arg::new("role")
                 .value_name("ROLE")
                 .required(true)
-                .value_parser(Role::ALL.map(Role::name)),
+                .value_parser(ROLES.map(|(name, _)| name))
+                .help("The role; backup is the passphrase that backups are encrypted with"),
         )
         .arg(
             Arg::new("file")
@@ -51,10 +63,13 @@ pub fn execute(flags: &ArgMatches) -> CommandOutput {
         Err(errors) => return CommandOutput::errors(EX_USAGE, &errors.0),
     };
     let role = flags.get_one::<String>("role");
-    let Some(role) = role.and_then(|name| Role::from_name(name)) else {
+    let known = ROLES
+        .into_iter()
+        .find(|(name, _)| role.is_some_and(|role| role == name));
+    let Some((_, label)) = known else {
         return CommandOutput::error(EX_USAGE, "unknown role".to_owned());
     };
-    let output = match resolve_password(passwords, role, guest_agent) {
+    let output = match resolve_password(passwords, label, guest_agent) {
         Ok(password) => write_password(&password, flags.get_one("file")),
         Err(output) => output,
     };
@@ -63,22 +78,22 @@ pub fn execute(flags: &ArgMatches) -> CommandOutput {
 
 fn resolve_password(
     passwords: PostgresPasswords,
-    role: Role,
+    label: PasswordLabel,
     guest_agent: AgentAddresses,
 ) -> Result<Password, CommandOutput> {
-    if let Some(configured) = passwords.for_role(role) {
-        return Ok(configured);
+    if let Some(password) = passwords.for_label(label) {
+        return Ok(password);
     }
     let runtime = crate::app::runtime::new_current_thread()
         .map_err(|error| CommandOutput::error(EX_OSERR, error.to_string()))?;
     runtime
-        .block_on(derive(role, guest_agent))
+        .block_on(derive(label, guest_agent))
         .map_err(|error| CommandOutput::error(EX_UNAVAILABLE, error.to_string()))
 }
 
-async fn derive(role: Role, guest_agent: AgentAddresses) -> Result<Password, AgentError> {
+async fn derive(label: PasswordLabel, guest_agent: AgentAddresses) -> Result<Password, AgentError> {
     let agent = Agent::new(guest_agent, AgentOptions::default())?;
-    Ok(password_from_key(&agent.key(key_path(role), "").await?))
+    password_from_agent(&agent, label).await
 }
 
 fn write_password(password: &Password, file: Option<&PathBuf>) -> CommandOutput {
@@ -132,8 +147,8 @@ mod tests {
             ..PostgresPasswords::default()
         };
         let unavailable = || AgentAddresses::only("unix:/nonexistent/agent.sock".parse().unwrap());
-        let found = resolve_password(configured(), Role::Superuser, unavailable());
+        let found = resolve_password(configured(), PasswordLabel::Superuser, unavailable());
         assert_eq!(found.ok().unwrap().as_bytes(), b"hunter2");
-        assert!(resolve_password(configured(), Role::Read, unavailable()).is_err());
+        assert!(resolve_password(configured(), PasswordLabel::Read, unavailable()).is_err());
     }
 }

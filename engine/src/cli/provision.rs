@@ -25,7 +25,7 @@ pub fn command() -> Command {
             .help(help)
     };
     let command = Command::new("provision")
-        .about("Set up the roles teesql_read and teesql_readwrite in Postgres");
+        .about("Set up the roles teesql_read and teesql_readwrite in Postgres, in a cluster also replicator and rewind");
     with_flags(command, Scope::Postgres)
         .arg(flag(
             "check",
@@ -74,13 +74,14 @@ fn run(postgres: PostgresConfig, mode: Mode) -> CommandOutput {
         server,
         database,
         provision: options,
+        replication,
         passwords,
         guest_agent,
         ..
     } = postgres;
-    let resolved = runtime.block_on(passwords.resolve_with_agent(guest_agent));
-    let passwords = match resolved {
-        Ok(passwords) => passwords,
+    let resolved = runtime.block_on(passwords.resolve_with_agent(guest_agent, replication));
+    let (passwords, replication) = match resolved {
+        Ok(resolved) => resolved,
         Err(error) => return CommandOutput::error(EX_UNAVAILABLE, error.to_string()),
     };
     if let Mode::Run = mode {
@@ -88,6 +89,7 @@ fn run(postgres: PostgresConfig, mode: Mode) -> CommandOutput {
             server,
             database,
             options,
+            replication,
         };
         return runtime.block_on(set_up(&target, &passwords));
     }
@@ -96,7 +98,9 @@ fn run(postgres: PostgresConfig, mode: Mode) -> CommandOutput {
         readwrite,
         superuser,
     } = passwords;
-    let desired = match DesiredState::new(database.clone(), options, read, readwrite) {
+    let desired = DesiredState::new(database.clone(), options, read, readwrite)
+        .and_then(|desired| desired.with_replication(replication));
+    let desired = match desired {
         Ok(desired) => desired,
         Err(error) => return failed(&error.into(), None),
     };

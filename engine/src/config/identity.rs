@@ -18,6 +18,10 @@ use crate::tls::certificate_source::{CertificateRequest, CertificateSource, Cert
 pub(super) const PASSWORD_AUTH: &str = "client_auth = password: clients send their secret to whatever \
      server they accept, so that a client that does not verify the server's TDX quote may give it away";
 
+pub(super) const DERIVED_SECRETS_WITH_CLUSTER_KEY: &str = "cluster_secrets = derived, although cluster_key is set: \
+     the guest agents of members with app ids of their own derive different secrets. Set read_secret and \
+     readwrite_secret, the same on all members, or unset cluster_key if all members have one app id";
+
 pub(super) const SIMULATOR_PASSWORDLESS: &str = "simulator mode: clients are not attested, and any client on \
      this machine can log in as postgres without a password";
 pub(super) const SIMULATOR: &str = "simulator mode: clients are not attested";
@@ -153,10 +157,12 @@ pub(super) fn read_passwords(reader: &mut Reader<'_>) -> Option<PostgresPassword
     let read = reader.read_optional(&settings::PG_PASSWORD_READ);
     let readwrite = reader.read_optional(&settings::PG_PASSWORD_READWRITE);
     let superuser = reader.read_optional(&settings::PG_PASSWORD_SUPERUSER);
+    let cluster_key = reader.read_optional(&settings::CLUSTER_KEY);
     Some(PostgresPasswords {
         read: read?,
         readwrite: readwrite?,
         superuser: superuser?,
+        cluster_key: cluster_key?,
     })
 }
 

@@ -15,6 +15,7 @@ mod forward;
 mod identity;
 mod layers;
 pub mod log_format;
+mod manifest;
 pub mod mode;
 mod policy;
 mod postgres;
@@ -45,6 +46,9 @@ pub use flags::with_flags;
 pub use forward::{ForwarderConfig, Listen, Verifier};
 pub use identity::{AgentConfig, CertificateConfig, IdentitySource};
 pub use layers::Layers;
+pub use manifest::{
+    DnsUpdateConfig, ManifestConfig, ManifestDestination, ManifestKeyConfig, TsigConfig, TsigSecret,
+};
 pub use postgres::PostgresConfig;
 pub use process::{ProcessConfig, SetLimits};
 pub use roles::RolesConfig;
@@ -107,6 +111,8 @@ pub struct Config {
     pub audit: Option<AuditConfig>,
     /// The cluster that this sidecar belongs to, if it does.
     pub cluster: Option<ClusterConfig>,
+    /// The leader manifest, if this member publishes it. It is taken out when it is used.
+    pub manifest: Option<ManifestConfig>,
     /// The limits on clients that are not attested yet.
     pub unattested: UnattestedLimits,
     /// Threads, timeouts, limits and the log.
@@ -153,11 +159,21 @@ impl Config {
         warnings
     }
 
-    /// Whether the guest agent must derive Postgres passwords: if that of a role is missing, or if
-    /// the agent issues the certificate and that of the superuser is missing.
+    /// Whether the guest agent must derive Postgres passwords: without a cluster key, if that of a role is missing, or
+    /// if the agent issues the certificate and that of the superuser is missing.
     pub(crate) fn derives_passwords(&self) -> bool {
+        if self.passwords.cluster_key.is_some() {
+            return false;
+        }
         let from_agent = matches!(self.identity, IdentitySource::Agent(_));
-        self.passwords.need_agent() || from_agent && self.passwords.superuser.is_none()
+        self.passwords.need_agent()
+            || from_agent && self.passwords.superuser.is_none()
+            || self.provisions_replication()
+    }
+
+    /// Whether the roles `replicator` and `rewind` are set up in Postgres.
+    pub(crate) fn provisions_replication(&self) -> bool {
+        self.roles.provision && self.cluster.is_some()
     }
 
     /// The fingerprint of the root of TDX quotes, if it is not Intel's.
@@ -188,6 +204,9 @@ impl Config {
         let proxy_protocol_from = reader.read(&settings::PROXY_PROTOCOL_FROM);
         let audit = AuditConfig::read(reader);
         let cluster = ClusterConfig::read(reader);
+        let with_cluster_key = matches!(&passwords, Some(read) if read.cluster_key.is_some());
+        let in_cluster = cluster.as_ref().and_then(Option::as_ref);
+        let manifest = ManifestConfig::read(reader, in_cluster, with_cluster_key);
         let unattested = UnattestedLimits::read(reader);
         let process = ProcessConfig::read(reader);
         let attestation = attestation?;
@@ -196,6 +215,10 @@ impl Config {
         }
         launch_token?;
         let (secrets, source) = secrets?;
+        let passwords = passwords?;
+        if source == SecretSource::Derived && passwords.cluster_key.is_some() {
+            return reader.error(identity::DERIVED_SECRETS_WITH_CLUSTER_KEY);
+        }
         let mut identity = identity?;
         if let (IdentitySource::Agent(request), Some(Some(_))) = (&mut identity, &cluster) {
             request.usage = CertificateUsage::Both;
@@ -219,7 +242,7 @@ impl Config {
             secrets,
             derive_secrets: source == SecretSource::Derived,
             secret_overlap: secret_overlap?.unwrap_or_default(),
-            passwords: passwords?,
+            passwords,
             database: database?,
             roles: roles?,
             attestation_interval: attestation_interval?,
@@ -229,6 +252,7 @@ impl Config {
             proxy_protocol_from: proxy_protocol_from?,
             audit: audit?,
             cluster: cluster?,
+            manifest: manifest?,
             unattested: unattested?,
             process: process?,
             warnings: Vec::new(),

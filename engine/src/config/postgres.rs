@@ -19,6 +19,8 @@ pub struct PostgresConfig {
     pub database: String,
     /// What the roles get.
     pub provision: ProvisionOptions,
+    /// Whether Postgres is that of a member of a cluster, so that the replication roles are set up too.
+    pub replication: bool,
     /// The configured passwords.
     pub passwords: PostgresPasswords,
     /// The addresses of the guest agent, which derives the other passwords.
@@ -42,12 +44,14 @@ impl PostgresConfig {
         let server = read_server(reader);
         let database = reader.read(&settings::PG_DATABASE);
         let provision = read_provision_options(reader);
+        let cluster = reader.read_optional(&settings::CLUSTER_NAME);
         let passwords = read_passwords(reader);
         let guest_agent = read_guest_agent(reader);
         Some(Self {
             server: server?,
             database: database?,
             provision: provision?,
+            replication: cluster?.is_some(),
             passwords: passwords?,
             guest_agent: guest_agent?,
             warnings: Vec::new(),

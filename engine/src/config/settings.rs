@@ -12,11 +12,14 @@ use attest::TrustedRoot;
 use attest::agent::AgentAddress;
 use attest::collateral::{Collateral, Source};
 use attest::ita::{ApiKey, Base};
-use attest::manifest::EthAddress;
+use attest::manifest::{EthAddress, SigningKey};
 use attest::policy::{Advisory, TcbStatuses};
 use attest::values::{AppId, ComposeHash, InstanceId, Mrtd, OsImageHash, Rtmr};
+use hickory_proto::rr::Name;
+use hickory_proto::rr::rdata::tsig::TsigAlgorithm;
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
+use wire::cluster_key::ClusterKey;
 use wire::scram::Password;
 use wire::secret::ClusterSecret;
 
@@ -25,6 +28,7 @@ use super::cluster::{self, Member, Service};
 use super::connection_uri::DatabaseUrl;
 use super::forward::{Listen, VerifierName};
 use super::log_format::LogFormat;
+use super::manifest::{self, Publish, TsigSecret};
 use super::policy::{self, KmsRootSetting};
 use super::spec::Kind::{Bool, Duration as Time, List, One, Secret};
 use super::spec::{Group, Scope, Setting, Spec};
@@ -78,12 +82,14 @@ const CRITERIA: &[Scope] = &[Scope::Serve, Scope::Criteria, Scope::Forward];
 const POSTGRES_ONLY: &[Scope] = &[Scope::Serve, Scope::Postgres];
 const CERTIFICATE: &[Scope] = &[Scope::Serve, Scope::Agent];
 const CERTIFICATE_OF_BOTH: &[Scope] = &[Scope::Serve, Scope::Agent, Scope::Forward];
+const MANIFEST: &[Scope] = &[Scope::Serve, Scope::Manifest];
 const AGENT: &[Scope] = &[
     Scope::Serve,
     Scope::Criteria,
     Scope::Postgres,
     Scope::Agent,
     Scope::Secret,
+    Scope::Manifest,
     Scope::Forward,
 ];
 
@@ -219,10 +225,6 @@ settings! {
             key: "manifest_signer", parse: values::from_str, kind: One("ADDRESS"), scopes: FORWARD,
             help: "Ethereum address of the manifest's signer: 0x and 40 hex characters.",
         }
-        MANIFEST_CLUSTER: EthAddress {
-            key: "manifest_cluster", parse: values::from_str, kind: One("ADDRESS"), scopes: FORWARD,
-            help: "Ethereum address of the cluster that the manifest must name. Set it if the signer signs for several clusters.",
-        }
         MANIFEST_MAX_VALIDITY: Option<Duration> {
             key: "manifest_max_validity", parse: values::duration_or_off, kind: Time, scopes: FORWARD,
             default: Some("7days"),
@@ -319,17 +321,21 @@ settings! {
         PG_PASSWORD_READ: Password {
             key: "pg_password_read", parse: values::password, kind: Secret, scopes: POSTGRES_ONLY,
             reloadable: true,
-            help: "Postgres password of the role teesql_read. If not set, the guest agent derives it.",
+            help: "Postgres password of the role teesql_read. If not set, it is derived from cluster_key, or else by the guest agent.",
         }
         PG_PASSWORD_READWRITE: Password {
             key: "pg_password_readwrite", parse: values::password, kind: Secret, scopes: POSTGRES_ONLY,
             reloadable: true,
-            help: "Postgres password of the role teesql_readwrite. If not set, the guest agent derives it.",
+            help: "Postgres password of the role teesql_readwrite. If not set, it is derived from cluster_key, or else by the guest agent.",
         }
         PG_PASSWORD_SUPERUSER: Password {
             key: "pg_password_superuser", parse: values::password, kind: Secret, scopes: POSTGRES_ONLY,
             reloadable: true,
-            help: "Postgres password of the role postgres, which operators present themselves. If not set, the guest agent derives it, provided that it also issues the certificate or derives another password; otherwise logins as postgres are refused.",
+            help: "Postgres password of the role postgres, which operators present themselves. If not set, it is derived from cluster_key, or else by the guest agent, provided that it also issues the certificate or derives another password; otherwise logins as postgres are refused.",
+        }
+        CLUSTER_KEY: ClusterKey {
+            key: "cluster_key", parse: values::from_str, kind: Secret, scopes: POSTGRES_ONLY,
+            help: "Key of which all passwords for Postgres that are not configured are derived, in place of the guest agent: 64 hex characters, the same for all members. For clusters whose members have app ids of their own, where the guest agents derive different passwords.",
         }
     }
     Attestation {
@@ -491,8 +497,8 @@ settings! {
     }
     Cluster {
         CLUSTER_NAME: String {
-            key: "cluster_name", parse: cluster::name, kind: One("NAME"), scopes: SERVE,
-            help: "The name of the cluster that this sidecar is a member of, Patroni's scope. In TOML also name in [cluster]. If not set, the sidecar belongs to no cluster.",
+            key: "cluster_name", parse: cluster::name, kind: One("NAME"), scopes: POSTGRES_ONLY,
+            help: "The name of the cluster that this sidecar is a member of, Patroni's scope. In TOML also name in [cluster]. If not set, the sidecar belongs to no cluster. Provisioning sets up the roles replicator and rewind only in a cluster.",
         }
         CLUSTER_MEMBER: String {
             key: "cluster_member", parse: cluster::name, kind: One("NAME"), scopes: SERVE,
@@ -512,6 +518,55 @@ settings! {
             key: "cluster_links", parse: values::count, kind: One("N"), scopes: SERVE,
             default: Some("256"),
             help: "Maximum number of concurrent links that other members have opened to this one, and of those that are opened here. They do not count for max_connections.",
+        }
+    }
+    Manifest {
+        MANIFEST_PUBLISH: Publish {
+            key: "manifest_publish", parse: values::from_str, kind: One("HOW"), scopes: SERVE,
+            default: Some("off"),
+            help: "How this member publishes the leader manifest while it leads the cluster: rfc2136 (dynamic update of a name server, with TSIG), command (a program), or off.",
+        }
+        MANIFEST_DOMAIN: String {
+            key: "manifest_domain", parse: values::domain, kind: One("DOMAIN"), scopes: SERVE,
+            help: "The cluster's domain: the record is _teesql-leader.DOMAIN. Required to publish.",
+        }
+        MANIFEST_CLUSTER: EthAddress {
+            key: "manifest_cluster", parse: values::from_str, kind: One("ADDRESS"), scopes: BOTH,
+            help: "Ethereum address of the cluster that the manifest must name. Set it if the signer signs for several clusters. A sidecar publishes it, or else the signer's address.",
+        }
+        MANIFEST_EPOCH_OFFSET: u64 {
+            key: "manifest_epoch_offset", parse: values::from_str, kind: One("N"), scopes: SERVE,
+            default: Some("0"),
+            help: "Added to Postgres' timeline to give the epoch of the manifest, the same on all members. Raise it when a cluster begins again with a lower timeline, so that clients follow.",
+        }
+        MANIFEST_KEY: SigningKey {
+            key: "manifest_key", parse: manifest::key, kind: Secret, scopes: MANIFEST,
+            help: "Key that signs the manifest, the same on all members: 64 hex characters. If not set, the guest agent derives it. Required with cluster_key, where the guest agents would derive different ones.",
+        }
+        MANIFEST_SERVER: (String, u16) {
+            key: "manifest_server", parse: manifest::server, kind: One("HOST"), scopes: SERVE,
+            help: "With manifest_publish = rfc2136: the primary name server of the zone, with or without a port. Updates use TCP.",
+        }
+        MANIFEST_ZONE: Name {
+            key: "manifest_zone", parse: manifest::name, kind: One("DOMAIN"), scopes: SERVE,
+            help: "The zone to update. If not set, the name server is asked for its SOA.",
+        }
+        MANIFEST_TSIG_NAME: Name {
+            key: "manifest_tsig_name", parse: manifest::name, kind: One("NAME"), scopes: SERVE,
+            help: "Name of the TSIG key that signs updates.",
+        }
+        MANIFEST_TSIG_ALGORITHM: TsigAlgorithm {
+            key: "manifest_tsig_algorithm", parse: manifest::algorithm, kind: One("ALGORITHM"), scopes: SERVE,
+            default: Some("hmac-sha256"),
+            help: "Algorithm of the TSIG key: hmac-sha256, hmac-sha384 or hmac-sha512.",
+        }
+        MANIFEST_TSIG_KEY: TsigSecret {
+            key: "manifest_tsig_key", parse: values::from_str, kind: Secret, scopes: SERVE,
+            help: "Secret of the TSIG key: 16 to 512 bytes in base64, as keymgr and tsig-keygen print it.",
+        }
+        MANIFEST_COMMAND: PathBuf {
+            key: "manifest_command", parse: manifest::program, kind: One("PATH"), scopes: SERVE,
+            help: "With manifest_publish = command: the absolute path of a program that publishes the record. It gets TEESQL_MANIFEST_NAME, TEESQL_MANIFEST_RECORD, TEESQL_MANIFEST_TTL, TEESQL_MANIFEST_EPOCH and TEESQL_MANIFEST_VALID_UNTIL in its environment, and has 30 s.",
         }
     }
     Limits {

@@ -68,6 +68,8 @@ pub enum Scope {
     Agent,
     /// `secret`: the guest agent.
     Secret,
+    /// `manifest-address`: the key of the leader manifest, and the guest agent that derives it.
+    Manifest,
     /// `teesql-forward`: all settings of the forwarder.
     Forward,
 }
@@ -82,6 +84,7 @@ pub(super) enum Group {
     Secrets,
     Attestation,
     Cluster,
+    Manifest,
     Limits,
     Http,
     Log,
@@ -98,6 +101,7 @@ impl Group {
             Self::Secrets => "Secrets",
             Self::Attestation => "Attestation",
             Self::Cluster => "Cluster",
+            Self::Manifest => "Leader manifest",
             Self::Limits => "Limits and timeouts",
             Self::Http => "HTTP",
             Self::Log => "Log",
@@ -164,9 +168,12 @@ impl Spec {
     pub(super) fn default_in(&self, scope: Scope) -> Option<&'static str> {
         match scope {
             Scope::Forward => self.forwarder_default.or(self.default),
-            Scope::Serve | Scope::Criteria | Scope::Postgres | Scope::Agent | Scope::Secret => {
-                self.default
-            }
+            Scope::Serve
+            | Scope::Criteria
+            | Scope::Postgres
+            | Scope::Agent
+            | Scope::Secret
+            | Scope::Manifest => self.default,
         }
     }
 }

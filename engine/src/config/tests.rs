@@ -14,8 +14,8 @@ use super::mode::Mode;
 use super::reader::Reader;
 use super::settings::{ALL, find};
 use super::{
-    CertificateConfig, Config, Criteria, ForwarderConfig, IdentitySource, Layers, PostgresConfig,
-    Scope, with_flags,
+    CertificateConfig, Config, Criteria, ForwarderConfig, IdentitySource, Layers,
+    ManifestDestination, ManifestKeyConfig, PostgresConfig, Scope, with_flags,
 };
 use crate::auth::client_auth::ClientAuth;
 use crate::io::peer_uid::AllowedUids;
@@ -584,6 +584,8 @@ fn postgres_scope_has_its_flags_only() {
             "pg-password-read-file",
             "pg-password-readwrite-file",
             "pg-password-superuser-file",
+            "cluster-key-file",
+            "cluster-name",
         ]
     );
     let arguments = ["provision", "--pg-database", "ledger"];
@@ -597,12 +599,15 @@ fn postgres_scope_has_its_flags_only() {
 #[test]
 fn each_scope_reads_exactly_its_settings() {
     type Read = fn(&mut Reader<'_>);
-    let readers: [(Scope, Read); 6] = [
+    let readers: [(Scope, Read); 7] = [
         (Scope::Serve, |reader| drop(Config::read(reader))),
         (Scope::Criteria, |reader| drop(Criteria::read(reader))),
         (Scope::Postgres, |reader| drop(PostgresConfig::read(reader))),
         (Scope::Agent, |reader| drop(CertificateConfig::read(reader))),
         (Scope::Secret, |reader| drop(read_guest_agent(reader))),
+        (Scope::Manifest, |reader| {
+            drop(ManifestKeyConfig::read(reader));
+        }),
         (Scope::Forward, |reader| drop(ForwarderConfig::read(reader))),
     ];
     for (scope, read) in readers {
@@ -649,6 +654,148 @@ fn the_guest_agent_is_used_without_pem_files() {
     assert_eq!(candidates.len(), 1);
     start.set("CERTIFICATE_ALT_NAMES", "not a name");
     assert!(start.mistakes()[0].contains("\"not a name\" is neither"));
+}
+
+#[test]
+fn a_cluster_key_takes_the_place_of_the_guest_agent() {
+    let key = "5a".repeat(32);
+    let mut start = Start::minimal();
+    start
+        .unset("PG_PASSWORD_READ")
+        .unset("TLS_CERT")
+        .unset("TLS_KEY");
+    assert!(start.config().derives_passwords());
+    start.set("CLUSTER_KEY", &key);
+    let config = start.config();
+    assert!(!config.derives_passwords() && !config.provisions_replication());
+    assert!(config.passwords.cluster_key.is_some());
+    let described = start.layers().describe();
+    assert!(
+        described.contains("cluster_key = [redacted]"),
+        "{described}"
+    );
+
+    start
+        .set("CLUSTER_NAME", "orders")
+        .set("CLUSTER_MEMBER", "a")
+        .set("CLUSTER_MEMBERS", "a=a.example:5433")
+        .set("PROVISION", "true");
+    assert!(start.config().provisions_replication());
+    start
+        .unset("READ_SECRET")
+        .unset("READWRITE_SECRET")
+        .set("CLUSTER_SECRETS", "derived");
+    let mistakes = start.mistakes();
+    assert!(
+        mistakes[0].starts_with("cluster_secrets = derived, although cluster_key is set"),
+        "{mistakes:?}"
+    );
+    start.set("CLUSTER_KEY", &key[1..]);
+    assert_eq!(
+        start.mistakes(),
+        [
+            "environment TEESQL_CLUSTER_KEY: cluster_key: a cluster key has 64 hex characters, not 63"
+        ]
+    );
+}
+
+fn publishing() -> Start {
+    let mut start = Start::minimal();
+    start
+        .set("CLUSTER_NAME", "orders")
+        .set("CLUSTER_MEMBER", "a")
+        .set("CLUSTER_MEMBERS", "a=a.example:5433,b=[2001:db8::1]:5433")
+        .set("MANIFEST_PUBLISH", "rfc2136")
+        .set("MANIFEST_DOMAIN", "Orders.example")
+        .set("MANIFEST_SERVER", "ns.example")
+        .set("MANIFEST_TSIG_NAME", "teesql")
+        .set("MANIFEST_TSIG_KEY", "c2VjcmV0IG9mIDE2IGJ5dA==");
+    start
+}
+
+#[test]
+fn a_member_publishes_its_own_address() {
+    let mut start = publishing();
+    let manifest = start.config().manifest.unwrap();
+    assert_eq!(manifest.name.to_ascii(), "_teesql-leader.orders.example.");
+    assert_eq!(manifest.leader_url.as_str(), "https://a.example:5433");
+    assert!(manifest.key.is_none() && manifest.cluster.is_none());
+    let ManifestDestination::Update(update) = manifest.destination else {
+        panic!("not an update");
+    };
+    assert_eq!(update.server, ("ns.example".to_owned(), 53));
+    assert_eq!(update.tsig.name.to_ascii(), "teesql.");
+    assert_eq!(update.tsig.secret.as_bytes(), b"secret of 16 byt");
+    assert!(update.zone.is_none());
+    start
+        .set("CLUSTER_MEMBER", "b")
+        .set("MANIFEST_SERVER", "[2001:db8::53]:5353");
+    let manifest = start.config().manifest.unwrap();
+    assert_eq!(manifest.leader_url.as_str(), "https://[2001:db8::1]:5433");
+    start
+        .set("MANIFEST_PUBLISH", "command")
+        .set("MANIFEST_COMMAND", "/bin/sh");
+    let manifest = start.config().manifest.unwrap();
+    let command = ManifestDestination::Command("/bin/sh".into());
+    assert!(matches!(
+        (manifest.destination, command),
+        (ManifestDestination::Command(one), ManifestDestination::Command(other)) if one == other
+    ));
+    start.set("MANIFEST_PUBLISH", "off");
+    assert!(start.config().manifest.is_none());
+}
+
+#[test]
+fn what_a_publisher_lacks_is_named() {
+    let mistakes = |change: fn(&mut Start)| {
+        let mut start = publishing();
+        change(&mut start);
+        start.mistakes()
+    };
+    let missing = |key: &str| [format!("{key}: not set, but manifest_publish needs it")];
+    let lacks = |key, change: fn(&mut Start)| assert_eq!(mistakes(change), missing(key));
+    lacks("manifest_server", |start| {
+        start.unset("MANIFEST_SERVER");
+    });
+    lacks("manifest_tsig_name", |start| {
+        start.unset("MANIFEST_TSIG_NAME");
+    });
+    lacks("manifest_tsig_key", |start| {
+        start.unset("MANIFEST_TSIG_KEY");
+    });
+    lacks("manifest_domain", |start| {
+        start.unset("MANIFEST_DOMAIN");
+    });
+    lacks("manifest_command", |start| {
+        start.set("MANIFEST_PUBLISH", "command");
+    });
+    lacks("cluster_name", |start| {
+        start
+            .unset("CLUSTER_NAME")
+            .unset("CLUSTER_MEMBER")
+            .unset("CLUSTER_MEMBERS");
+    });
+    let with_key = mistakes(|start| {
+        start.set("CLUSTER_KEY", &"5a".repeat(32));
+    });
+    assert!(
+        with_key[0].starts_with("manifest_key: not set, but cluster_key is"),
+        "{with_key:?}"
+    );
+    let short = mistakes(|start| {
+        start.set("MANIFEST_TSIG_KEY", "c2hvcnQ=");
+    });
+    let expected = "environment TEESQL_MANIFEST_TSIG_KEY: manifest_tsig_key: expected 16 to 512 bytes in base64";
+    assert_eq!(short, [expected]);
+    let zone = mistakes(|start| {
+        start.set("MANIFEST_ZONE", "other.example");
+    });
+    let expected = "manifest_zone = other.example.: _teesql-leader.orders.example. is not in this zone: see manifest_domain";
+    assert_eq!(zone, [expected]);
+    let signing = mistakes(|start| {
+        start.set("MANIFEST_KEY", "5a");
+    });
+    assert!(signing[0].contains("manifest_key: a signing key is 64 hex digits"));
 }
 
 #[test]

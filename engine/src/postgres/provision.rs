@@ -1,5 +1,5 @@
 //! Provisions the two roles that clients log in as, and their privileges on schema `public` of one
-//! database, by desired-state reconciliation.
+//! database, by desired-state reconciliation. In a cluster also the roles with which members read from their leader.
 //!
 //! `desired.rs` lists the requirements and `state.rs` reads the current state from Postgres. The plan
 //! is the difference of the two; both are tested without a server. A plan is carried out in one
@@ -9,6 +9,7 @@
 pub(crate) mod blockers;
 mod desired;
 mod isolation;
+mod replication;
 mod script;
 mod state;
 #[cfg(test)]
@@ -22,7 +23,8 @@ use tokio_postgres::{Client, IsolationLevel, Transaction};
 use wire::scram::verifier::SALT_LEN;
 use wire::scram::{Password, Verifier};
 
-use crate::auth::postgres_passwords::ResolvedPasswords;
+use crate::auth::postgres_passwords::{ReplicationPasswords, ResolvedPasswords};
+use crate::auth::random::random_bytes;
 use crate::auth::role::Role;
 use crate::postgres::server::PostgresServer;
 use crate::postgres::superuser::{Error, Superuser};
@@ -64,21 +66,35 @@ SET LOCAL pg_stat_statements.track = 'none';
 const LOCK: &str = "LOCK TABLE pg_catalog.pg_authid, pg_catalog.pg_db_role_setting \
 IN SHARE ROW EXCLUSIVE MODE;\n";
 
-/// One of the two provisioned roles.
+/// One of the provisioned roles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ManagedRole {
     Read,
     ReadWrite,
+    /// With which standbys stream from the leader. In a cluster only, as the next one.
+    Replicator,
+    /// With which pg_rewind reads the leader's files.
+    Rewind,
 }
 
 impl ManagedRole {
-    const ALL: [Self; 2] = [ManagedRole::Read, ManagedRole::ReadWrite];
+    /// The roles that clients log in as.
+    const CLIENTS: [Self; 2] = [ManagedRole::Read, ManagedRole::ReadWrite];
+    /// The roles that the members of a cluster log in as.
+    const REPLICATION: [Self; 2] = [ManagedRole::Replicator, ManagedRole::Rewind];
 
     fn name(self) -> &'static str {
         match self {
             ManagedRole::Read => Role::Read.name(),
             ManagedRole::ReadWrite => Role::ReadWrite.name(),
+            ManagedRole::Replicator => "replicator",
+            ManagedRole::Rewind => "rewind",
         }
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        let mut all = Self::CLIENTS.into_iter().chain(Self::REPLICATION);
+        all.find(|role| role.name() == name)
     }
 }
 
@@ -120,12 +136,22 @@ pub struct ProvisionOptions {
     pub allow_other_databases: bool,
 }
 
+/// A password, and the salt of its verifier.
+type SaltedPassword = (Password, [u8; SALT_LEN]);
+
 /// The roles, passwords and privileges to establish.
 pub struct DesiredState {
     database: String,
     options: ProvisionOptions,
-    read: (Password, [u8; SALT_LEN]),
-    readwrite: (Password, [u8; SALT_LEN]),
+    read: SaltedPassword,
+    readwrite: SaltedPassword,
+    replication: Option<ReplicationState>,
+}
+
+/// What is desired of the roles with which members of a cluster read from their leader.
+struct ReplicationState {
+    replicator: SaltedPassword,
+    rewind: SaltedPassword,
 }
 
 impl DesiredState {
@@ -142,8 +168,30 @@ impl DesiredState {
         Ok(Self {
             database,
             options,
-            read: (read, crate::auth::random::random_bytes()?),
-            readwrite: (readwrite, crate::auth::random::random_bytes()?),
+            read: (read, random_bytes()?),
+            readwrite: (readwrite, random_bytes()?),
+            replication: None,
+        })
+    }
+
+    /// With the roles `replicator` and `rewind` too, if there are passwords for them.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub(crate) fn with_replication(
+        self,
+        passwords: Option<ReplicationPasswords>,
+    ) -> std::io::Result<Self> {
+        let Some(ReplicationPasswords { replicator, rewind }) = passwords else {
+            return Ok(self);
+        };
+        let replication = Some(ReplicationState {
+            replicator: (replicator, random_bytes()?),
+            rewind: (rewind, random_bytes()?),
+        });
+        Ok(Self {
+            replication,
+            ..self
         })
     }
 
@@ -151,23 +199,26 @@ impl DesiredState {
         match role {
             ManagedRole::Read => self.options.read_connections,
             ManagedRole::ReadWrite => self.options.readwrite_connections,
+            ManagedRole::Replicator | ManagedRole::Rewind => ConnectionLimit::Auto,
         }
     }
 
-    fn password(&self, role: ManagedRole) -> &Password {
+    /// `None` if this role is not desired.
+    fn salted_password(&self, role: ManagedRole) -> Option<&SaltedPassword> {
+        let replication = self.replication.as_ref();
         match role {
-            ManagedRole::Read => &self.read.0,
-            ManagedRole::ReadWrite => &self.readwrite.0,
+            ManagedRole::Read => Some(&self.read),
+            ManagedRole::ReadWrite => Some(&self.readwrite),
+            ManagedRole::Replicator => replication.map(|state| &state.replicator),
+            ManagedRole::Rewind => replication.map(|state| &state.rewind),
         }
     }
 
-    /// The SCRAM verifier of the password, with the salt of this value: the same at each call.
-    fn verifier(&self, role: ManagedRole) -> Verifier {
-        let (password, salt) = match role {
-            ManagedRole::Read => &self.read,
-            ManagedRole::ReadWrite => &self.readwrite,
-        };
-        Verifier::new(password, salt)
+    /// The SCRAM verifier of the password, with the salt of this value: the same at each call. `None` if this role is
+    /// not desired.
+    fn verifier(&self, role: ManagedRole) -> Option<Verifier> {
+        let (password, salt) = self.salted_password(role)?;
+        Some(Verifier::new(password, salt))
     }
 
     /// A psql script that establishes this state from any starting point. It may be run repeatedly.
@@ -295,6 +346,8 @@ pub(crate) struct ProvisionTarget {
     pub(crate) server: PostgresServer,
     pub(crate) database: String,
     pub(crate) options: ProvisionOptions,
+    /// The passwords of the roles for replication, in a cluster.
+    pub(crate) replication: Option<ReplicationPasswords>,
 }
 
 impl ProvisionTarget {
@@ -312,7 +365,8 @@ impl ProvisionTarget {
         let ResolvedPasswords {
             read, readwrite, ..
         } = passwords.clone();
-        let desired = DesiredState::new(self.database.clone(), self.options, read, readwrite)?;
+        let desired = DesiredState::new(self.database.clone(), self.options, read, readwrite)?
+            .with_replication(self.replication.clone())?;
         let superuser = passwords.superuser.as_ref();
         let mut session = Superuser::connect(&self.server, superuser, &self.database).await?;
         let row = session.client().query_one("SELECT pg_backend_pid()", &[]);
@@ -447,7 +501,10 @@ fn steps(state: &CurrentState, desired: &DesiredState) -> Vec<Step> {
             differences,
         })
     };
-    Requirement::all().into_iter().filter_map(step).collect()
+    Requirement::all(desired)
+        .into_iter()
+        .filter_map(step)
+        .collect()
 }
 
 fn differences(steps: Vec<Step>) -> Vec<String> {

@@ -8,6 +8,7 @@ pub(crate) mod clock_watch;
 pub(crate) mod collateral_refresh;
 pub(crate) mod discovery;
 pub(crate) mod leader_watch;
+pub(crate) mod manifest_publisher;
 pub(crate) mod own_evidence;
 pub(crate) mod role_repair;
 pub(crate) mod upstream_probe;

@@ -41,7 +41,7 @@ const MAX_SESSIONS: usize = 20;
 /// gives it another `xmin`.
 const FINGERPRINT: &str = "\
 SELECT coalesce(md5(string_agg(line, ',' ORDER BY line)), '') FROM (
-  SELECT format('role %s %s', oid, xmin) FROM pg_authid WHERE rolname LIKE 'teesql\\_read%'
+  SELECT format('role %s %s', oid, xmin) FROM pg_authid WHERE rolname LIKE 'teesql\\_read%' OR rolname IN ('replicator', 'rewind')
   UNION ALL SELECT format('member %s %s %s', roleid, member, xmin) FROM pg_auth_members
   UNION ALL SELECT format('setting %s %s %s', setrole, setdatabase, xmin) FROM pg_db_role_setting
   UNION ALL SELECT format('database %s %s', oid, xmin) FROM pg_database
@@ -49,8 +49,9 @@ SELECT coalesce(md5(string_agg(line, ',' ORDER BY line)), '') FROM (
   UNION ALL SELECT format('default %s %s', oid, xmin) FROM pg_default_acl
   UNION ALL SELECT format('routine %s %s', oid, xmin) FROM pg_proc
              WHERE pronamespace = 'pg_catalog'::regnamespace
-               AND (proname LIKE 'lo%' OR proname LIKE 'pg\\_%\\_backend' OR proname LIKE 'pg\\_stat\\_get\\_%activity')
-  UNION ALL SELECT format('slots %s', current_setting('max_connections'))
+               AND (proname LIKE 'lo%' OR proname LIKE 'pg\\_%\\_backend' OR proname LIKE 'pg\\_stat\\_get\\_%activity'
+                    OR proname IN ('pg_ls_dir', 'pg_stat_file', 'pg_read_binary_file'))
+  UNION ALL SELECT format('slots %s %s', current_setting('max_connections'), current_setting('max_wal_senders'))
 ) AS t (line)";
 
 /// The sessions of the two roles: any of them may have made the change.
@@ -74,6 +75,9 @@ pub(crate) struct RoleRepair {
     pub(crate) target: ProvisionTarget,
     /// How often to compare. `None` only reads the settings of the server.
     pub(crate) interval: Option<Duration>,
+    /// The roles were not set up at start, as in a cluster: a standby gets them from its leader, and Postgres may only
+    /// come up after this sidecar's links. They are set up as soon as this Postgres leads.
+    pub(crate) set_up: bool,
     pub(crate) watch: BlockerWatch,
     /// The passwords in use, which a reload may replace.
     pub(crate) passwords: Box<dyn Fn() -> ResolvedPasswords + Send>,
@@ -124,6 +128,10 @@ impl RoleRepair {
             };
             let no_login =
                 matches!(&result, Err(ProvisionError::Postgres(error)) if error.is_login());
+            let no_postgres = matches!(
+                &result,
+                Err(ProvisionError::Postgres(Error::Unreachable { .. }))
+            );
             self.report(&mut memory, result);
             sleep(MIN_INTERVAL).await;
             if no_login {
@@ -131,8 +139,8 @@ impl RoleRepair {
                 continue;
             }
             let mut interval = self.interval.unwrap_or(SETTINGS_INTERVAL);
-            if !self.session_settings.knows_server() {
-                // Postgres was not up yet: its first sessions are to have the settings.
+            if !self.session_settings.knows_server() || no_postgres && self.set_up {
+                // Postgres was not up yet: its first sessions are to have the settings, and the roles.
                 interval = MIN_INTERVAL;
             }
             let remaining = interval.saturating_sub(MIN_INTERVAL);
@@ -162,7 +170,7 @@ impl RoleRepair {
     ) -> Result<(), ProvisionError> {
         let settings = ServerSettings::read(session).await?;
         self.session_settings.set_server(settings);
-        if self.interval.is_none() {
+        if self.interval.is_none() && !self.set_up {
             return Ok(());
         }
         let fingerprint: String = session
@@ -183,6 +191,7 @@ impl RoleRepair {
             .target
             .establish(passwords, &mut self.watch, waits)
             .await?;
+        self.set_up = false;
         if report.repaired.is_empty() {
             memory.converged = Some((fingerprint, Instant::now()));
         } else {
@@ -210,7 +219,7 @@ impl RoleRepair {
             Err(ProvisionError::Postgres(Error::Unreachable { .. })) => {}
             Err(error) => {
                 let text = error.to_string();
-                if self.interval.is_some() {
+                if self.interval.is_some() || self.set_up {
                     self.latch.set_not_ready(text.clone());
                 }
                 if memory.error.as_ref() != Some(&text) {

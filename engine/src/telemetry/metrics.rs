@@ -314,6 +314,11 @@ const COUNTERS: &[Description] = &[
         "Renewals and reloads of the certificate, by outcome",
     ),
     (
+        "teesql_manifest_failures_total",
+        None,
+        "Leader manifests that could not be published, by reason",
+    ),
+    (
         "teesql_provision_repairs_total",
         None,
         "Repairs of the roles in Postgres, by what differed",
@@ -422,6 +427,26 @@ const GAUGES: &[Description] = &[
         "teesql_unpinned_os_allowed",
         None,
         "1 if identities are accepted from operating systems that are not pinned",
+    ),
+    (
+        "teesql_manifest_leading",
+        None,
+        "1 while this member leads the cluster, and has to publish the leader manifest",
+    ),
+    (
+        "teesql_manifest_published_timestamp_seconds",
+        Some(Unit::Seconds),
+        "When this member last published the leader manifest, in Unix seconds",
+    ),
+    (
+        "teesql_manifest_valid_until_timestamp_seconds",
+        Some(Unit::Seconds),
+        "When the leader manifest of this member's leadership expires, in Unix seconds; 0 if there is none",
+    ),
+    (
+        "teesql_manifest_foreign_signer",
+        None,
+        "1 while another key has signed a valid leader manifest of this cluster",
     ),
     (
         "teesql_audit_failing",

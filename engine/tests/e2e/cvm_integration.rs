@@ -61,9 +61,13 @@ fn load_duration(default: Duration) -> Duration {
 
 /// The key that the agent derives for `path`, in the form in which it is used as a password.
 fn derived_key(agent: &Agent, path: &str) -> String {
+    derived_key_for(agent, path, "")
+}
+
+fn derived_key_for(agent: &Agent, path: &str, purpose: &str) -> String {
     let addresses = AgentAddresses::only(agent.endpoint());
     let options = attest::agent::AgentOptions::default();
     let client = attest::agent::Agent::new(addresses, options).expect("a client");
-    let key = block_on(TIMEOUT, client.key(path, "")).expect("a key");
+    let key = block_on(TIMEOUT, client.key(path, purpose)).expect("a key");
     key.to_hex().to_string()
 }

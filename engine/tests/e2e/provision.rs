@@ -3,6 +3,7 @@
 mod drift;
 mod password_secrecy;
 mod privileges;
+mod replication;
 mod sql_script;
 
 use std::collections::BTreeSet;
@@ -53,6 +54,14 @@ pub(crate) fn add(suite: &mut Suite) {
     suite.add("provision::reports_failures", reports_failures);
     suite.add("provision::change_reverted_by_trigger", reverted_by_trigger);
     suite.add("provision::refuses_standby", refuses_standby);
+    suite.add(
+        "provision::roles_of_a_cluster",
+        replication::roles_of_a_cluster,
+    );
+    suite.add(
+        "provision::provisions_when_it_leads",
+        replication::provisions_when_it_leads,
+    );
 }
 
 /// The database that is provisioned.

@@ -44,18 +44,22 @@ pub(super) async fn fetch_certificate(
     }
 }
 
-/// Gets the passwords that the guest agent derives, where the configuration needs them.
+/// Gets the passwords that the cluster key or the guest agent derives, where the configuration needs them.
 pub(super) async fn derive_passwords(
     config: &Config,
     agent: &Agent,
     checks: &ReadinessChecks,
 ) -> Option<DerivedPasswords> {
+    let replication = config.provisions_replication();
+    if let Some(key) = &config.passwords.cluster_key {
+        return Some(DerivedPasswords::from_cluster_key(key, replication));
+    }
     if !config.derives_passwords() {
         return None;
     }
     let mut backoff = start_backoff();
     loop {
-        match DerivedPasswords::derive(agent).await {
+        match DerivedPasswords::derive(agent, replication).await {
             Ok(derived) => return Some(derived),
             Err(error) => {
                 checks.identity.set_not_ready(error.to_string());

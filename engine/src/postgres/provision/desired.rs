@@ -2,15 +2,16 @@
 //! starting point.
 //!
 //! `teesql_read` gets exactly the required privileges, because a client with the read secret must
-//! never be able to write. `teesql_readwrite` gets at least the required ones.
+//! never be able to write. `teesql_readwrite` gets at least the required ones. In a cluster,
+//! `replication.rs` adds what `rewind` may do.
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use wire::scram::Verifier;
 use zeroize::Zeroizing;
 
-use super::isolation;
 use super::state::{Creator, CurrentState, HARMLESS_ROUTINE, ObjectKind, RoleState, Scope};
 use super::{DesiredState, ManagedRole};
+use super::{isolation, replication};
 
 /// Names in one line. A database may have thousands of tables.
 const MAX_NAMES: usize = 5;
@@ -55,25 +56,16 @@ pub(super) enum Requirement {
     OtherDatabases,
     /// `teesql_read` cannot call the built-in functions that write large objects or reach other sessions.
     Routines,
+    /// `rewind` can do what pg_rewind needs.
+    RewindAccess,
 }
 
 impl Requirement {
     /// All requirements, in an order in which they can be established.
-    pub(super) fn all() -> Vec<Self> {
+    pub(super) fn all(desired: &DesiredState) -> Vec<Self> {
         use ManagedRole::{Read, ReadWrite};
-        let mut requirements: Vec<Self> = ManagedRole::ALL
-            .into_iter()
-            .flat_map(|role| {
-                [
-                    Requirement::Exists(role),
-                    Requirement::Attributes(role),
-                    Requirement::Password(role),
-                    Requirement::Memberships(role),
-                    Requirement::Settings(role),
-                    Requirement::ConnectionLimit(role),
-                ]
-            })
-            .collect();
+        let mut requirements: Vec<Self> = Vec::new();
+        requirements.extend(ManagedRole::CLIENTS.into_iter().flat_map(Self::of_role));
         requirements.extend([Requirement::Schema, Requirement::NoPublicCreate]);
         let kinds = [ObjectKind::Tables, ObjectKind::Sequences];
         let superusers = kinds.map(|kind| Scope::DefaultPrivileges(Creator::Superuser, kind));
@@ -91,7 +83,24 @@ impl Requirement {
         let readwrite = now.into_iter().chain(superusers);
         requirements.extend(readwrite.map(|scope| Requirement::Privileges(ReadWrite, scope)));
         requirements.extend([Requirement::OtherDatabases, Requirement::Routines]);
+        if desired.replication.is_some() {
+            requirements.extend(ManagedRole::REPLICATION.into_iter().flat_map(Self::of_role));
+            // After `OtherDatabases`, which closes a database that rewind enters.
+            requirements.push(Requirement::RewindAccess);
+        }
         requirements
+    }
+
+    /// What is required of each role.
+    fn of_role(role: ManagedRole) -> [Self; 6] {
+        [
+            Requirement::Exists(role),
+            Requirement::Attributes(role),
+            Requirement::Password(role),
+            Requirement::Memberships(role),
+            Requirement::Settings(role),
+            Requirement::ConnectionLimit(role),
+        ]
     }
 
     /// The kind of requirement, for the metric of repairs: a closed list, [`KINDS`].
@@ -104,7 +113,7 @@ impl Requirement {
             Requirement::Settings(_) => "settings",
             Requirement::ConnectionLimit(_) => "connection_limit",
             Requirement::Schema | Requirement::NoPublicCreate => "schema",
-            Requirement::Privileges(..) => "privileges",
+            Requirement::Privileges(..) | Requirement::RewindAccess => "privileges",
             Requirement::OtherDatabases => "other_databases",
             Requirement::Routines => "routines",
         }
@@ -121,6 +130,7 @@ impl Requirement {
             Requirement::ConnectionLimit(role) => format!("{}: connection limit", role.name()),
             Requirement::OtherDatabases => "databases that are not provisioned".to_owned(),
             Requirement::Routines => "built-in functions that PUBLIC must not call".to_owned(),
+            Requirement::RewindAccess => "rewind: what pg_rewind needs".to_owned(),
             Requirement::Schema => "schema public".to_owned(),
             Requirement::NoPublicCreate => "schema public: no CREATE for PUBLIC".to_owned(),
             Requirement::Privileges(role, scope) => {
@@ -179,6 +189,7 @@ impl Requirement {
             Requirement::OtherDatabases if desired.options.allow_other_databases => Vec::new(),
             Requirement::OtherDatabases => isolation::database_differences(state),
             Requirement::Routines => isolation::routine_differences(state),
+            Requirement::RewindAccess => replication::differences(state),
             Requirement::Schema => {
                 let is_schema = |object: &super::state::Object| object.scope == Scope::Schema;
                 let missing = !state.objects.iter().any(is_schema);
@@ -203,21 +214,26 @@ impl Requirement {
         Zeroizing::new(match self {
             Requirement::Exists(role) => create_role_sql(role),
             Requirement::Attributes(role) => format!(
-                "ALTER ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION \
+                "ALTER ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE {} \
                  NOBYPASSRLS VALID UNTIL 'infinity';\n",
-                role.name()
+                role.name(),
+                if role == ManagedRole::Replicator {
+                    "REPLICATION"
+                } else {
+                    "NOREPLICATION"
+                },
             ),
-            Requirement::Password(role) => {
-                let verifier = desired.verifier(role).to_text();
-                let verifier = Zeroizing::new(escape_literal(&verifier));
+            Requirement::Password(role) => desired.verifier(role).map_or_else(String::new, |v| {
+                let verifier = Zeroizing::new(escape_literal(&v.to_text()));
                 format!("ALTER ROLE {} PASSWORD {};\n", role.name(), *verifier)
-            }
+            }),
             Requirement::Memberships(role) => revoke_memberships_sql(role),
             Requirement::Settings(role) => isolation::reset_settings_sql(role),
             Requirement::ConnectionLimit(role) => isolation::limit_sql(role, desired),
             Requirement::OtherDatabases if desired.options.allow_other_databases => String::new(),
             Requirement::OtherDatabases => isolation::close_databases_sql(),
             Requirement::Routines => isolation::restrict_routines_sql(),
+            Requirement::RewindAccess => replication::grant_sql(),
             Requirement::Schema => "CREATE SCHEMA IF NOT EXISTS public;\n".to_owned(),
             Requirement::NoPublicCreate => {
                 "REVOKE CREATE ON SCHEMA public FROM PUBLIC;\n".to_owned()
@@ -228,12 +244,14 @@ impl Requirement {
 }
 
 fn attribute_differences(role: ManagedRole, current: &RoleState) -> Vec<String> {
+    let replicates = role == ManagedRole::Replicator;
     [
         (!current.can_login, "may not log in"),
         (current.superuser, "is SUPERUSER"),
         (current.createdb, "has CREATEDB"),
         (current.createrole, "has CREATEROLE"),
-        (current.replication, "has REPLICATION"),
+        (current.replication && !replicates, "has REPLICATION"),
+        (!current.replication && replicates, "lacks REPLICATION"),
         (current.bypassrls, "has BYPASSRLS"),
         (current.expires, "has a password that expires"),
     ]
@@ -253,7 +271,13 @@ fn password_difference(
     };
     match Verifier::parse(stored) {
         None => Some("has a password that is not stored as SCRAM-SHA-256"),
-        Some(verifier) if verifier.matches(desired.password(role)) => None,
+        Some(verifier)
+            if desired
+                .salted_password(role)
+                .is_none_or(|(password, _)| verifier.matches(password)) =>
+        {
+            None
+        }
         Some(_) => Some("has another password"),
     }
 }
@@ -285,6 +309,8 @@ fn privilege_differences(role: ManagedRole, scope: Scope, state: &CurrentState) 
 /// The privileges that a role must have on an object.
 fn required_privileges(role: ManagedRole, scope: Scope) -> &'static [&'static str] {
     match (scope, role) {
+        // They read files and WAL, and no objects.
+        (_, ManagedRole::Replicator | ManagedRole::Rewind) => &[],
         (Scope::Database, _) => &["CONNECT"],
         (Scope::Schema, ManagedRole::Read) => &["USAGE"],
         (Scope::Schema, ManagedRole::ReadWrite) => &["USAGE", "CREATE"],

@@ -41,9 +41,26 @@ const AUTO_READWRITE: &str = concat!(
 /// writers out.
 const AUTO_READ: &str = concat!("greatest(", slots!(), " * 3 / 4, 1)");
 
-/// Reads the automatic limits of `teesql_read` and `teesql_readwrite`.
+/// The automatic limit of `replicator`: what Postgres allows. [PostgreSQL documentation, `max_wal_senders`]
+const AUTO_REPLICATOR: &str = "greatest(current_setting('max_wal_senders')::int, 1)";
+
+/// The limit of `rewind`: two sessions of each of up to eight members that rejoin at the same time. Patroni asks the
+/// leader for its timeline with one, and pg_rewind reads with the other.
+const AUTO_REWIND: &str = "16";
+
+/// The expression of a role's automatic limit.
+fn automatic_limit(role: ManagedRole) -> &'static str {
+    match role {
+        ManagedRole::Read => AUTO_READ,
+        ManagedRole::ReadWrite => AUTO_READWRITE,
+        ManagedRole::Replicator => AUTO_REPLICATOR,
+        ManagedRole::Rewind => AUTO_REWIND,
+    }
+}
+
+/// Reads the automatic limits, as [`AutomaticLimits`](super::state::AutomaticLimits) has them.
 pub(super) fn automatic_limits_sql() -> String {
-    format!("SELECT {AUTO_READ}, {AUTO_READWRITE}")
+    format!("SELECT {AUTO_READ}, {AUTO_READWRITE}, {AUTO_REPLICATOR}, {AUTO_REWIND}")
 }
 
 /// The roles' stored settings. The values are not shown: a custom setting may hold a secret.
@@ -78,10 +95,7 @@ pub(super) fn limit_difference(
     let expected = match desired.connection_limit(role) {
         ConnectionLimit::Unlimited => -1,
         ConnectionLimit::At(limit) => i32::try_from(limit).unwrap_or(i32::MAX),
-        ConnectionLimit::Auto => match role {
-            ManagedRole::Read => state.automatic_limits.0,
-            ManagedRole::ReadWrite => state.automatic_limits.1,
-        },
+        ConnectionLimit::Auto => state.automatic_limits.of(role),
     };
     let text = |limit: i32| match limit {
         -1 => "none".to_owned(),
@@ -104,11 +118,10 @@ pub(super) fn limit_difference(
 
 pub(super) fn limit_sql(role: ManagedRole, desired: &DesiredState) -> String {
     let name = role.name();
-    let expression = match (desired.connection_limit(role), role) {
-        (ConnectionLimit::Unlimited, _) => "-1".to_owned(),
-        (ConnectionLimit::At(limit), _) => limit.to_string(),
-        (ConnectionLimit::Auto, ManagedRole::Read) => AUTO_READ.to_owned(),
-        (ConnectionLimit::Auto, ManagedRole::ReadWrite) => AUTO_READWRITE.to_owned(),
+    let expression = match desired.connection_limit(role) {
+        ConnectionLimit::Unlimited => "-1".to_owned(),
+        ConnectionLimit::At(limit) => limit.to_string(),
+        ConnectionLimit::Auto => automatic_limit(role).to_owned(),
     };
     format!(
         "DO $do$ BEGIN

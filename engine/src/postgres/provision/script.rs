@@ -10,7 +10,7 @@ use super::desired::Requirement;
 use super::{DesiredState, LOCK, SETTINGS};
 
 const HEAD: &str = "\
--- Sets up teesql_read and teesql_readwrite. Run it with psql as the superuser postgres.
+-- Sets up the roles of TeeSQL. Run it with psql as the superuser postgres.
 -- It contains the verifiers of their passwords: keep it confidential.
 \\set ON_ERROR_STOP on
 BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
@@ -22,7 +22,7 @@ pub(super) fn write(desired: &DesiredState) -> Zeroizing<String> {
     script.push_str(SETTINGS);
     script.push_str(&database_guard(&desired.database));
     script.push_str(LOCK);
-    for requirement in Requirement::all() {
+    for requirement in Requirement::all(desired) {
         let sql = requirement.sql(desired);
         if !sql.is_empty() {
             let _ = write!(script, "\n-- {}\n", requirement.title());

@@ -1,4 +1,4 @@
-//! The current state of the two roles and their privileges, read from the system catalogs.
+//! The current state of the roles and their privileges, read from the system catalogs.
 //!
 //! Privileges are read from the access lists instead of `has_…_privilege()`, which returns true for
 //! everything if the role is a superuser by mistake. Each difference must be visible separately.
@@ -7,6 +7,7 @@ use tokio_postgres::{Row, Transaction};
 use zeroize::Zeroizing;
 
 use super::isolation::{OPEN_DATABASE, RESTRICTED_ROUTINES, automatic_limits_sql};
+use super::replication::REWIND_ACCESS;
 use super::{ManagedRole, ProvisionError};
 
 /// The current user and database.
@@ -28,7 +29,7 @@ SELECT rolname::text, rolcanlogin, rolsuper, rolcreatedb, rolcreaterole, rolrepl
                FROM pg_db_role_setting LEFT JOIN pg_database d ON d.oid = setdatabase,
                     unnest(setconfig) AS item
               WHERE setrole = pg_authid.oid ORDER BY 1 LIMIT 100)
-  FROM pg_authid WHERE rolname IN ('teesql_read', 'teesql_readwrite')";
+  FROM pg_authid WHERE rolname IN ('teesql_read', 'teesql_readwrite', 'replicator', 'rewind')";
 
 /// Returns a row for each object with privileges. Privileges on single columns are separate: they may
 /// be forbidden, but never satisfy a requirement.
@@ -207,16 +208,39 @@ pub(super) struct Object {
     pub(super) public_creates: bool,
 }
 
+/// The automatic connection limits of the roles.
+#[derive(Clone, Copy, Default)]
+pub(super) struct AutomaticLimits {
+    pub(super) read: i32,
+    pub(super) readwrite: i32,
+    pub(super) replicator: i32,
+    pub(super) rewind: i32,
+}
+
+impl AutomaticLimits {
+    pub(super) fn of(self, role: ManagedRole) -> i32 {
+        match role {
+            ManagedRole::Read => self.read,
+            ManagedRole::ReadWrite => self.readwrite,
+            ManagedRole::Replicator => self.replicator,
+            ManagedRole::Rewind => self.rewind,
+        }
+    }
+}
+
 /// The current state of everything that is provisioned.
 #[derive(Clone, Default)]
 pub(super) struct CurrentState {
     pub(super) read: RoleState,
     pub(super) readwrite: RoleState,
+    pub(super) replicator: RoleState,
+    pub(super) rewind: RoleState,
     pub(super) objects: Vec<Object>,
     pub(super) open_databases: Vec<OpenDatabase>,
     pub(super) restricted_routines: Vec<RestrictedRoutine>,
-    /// The automatic connection limits of `teesql_read` and `teesql_readwrite`.
-    pub(super) automatic_limits: (i32, i32),
+    /// What pg_rewind needs and `rewind` lacks.
+    pub(super) rewind_lacks: Vec<String>,
+    pub(super) automatic_limits: AutomaticLimits,
 }
 
 impl CurrentState {
@@ -224,22 +248,25 @@ impl CurrentState {
         match role {
             ManagedRole::Read => &self.read,
             ManagedRole::ReadWrite => &self.readwrite,
+            ManagedRole::Replicator => &self.replicator,
+            ManagedRole::Rewind => &self.rewind,
         }
     }
 
     pub(super) async fn read(transaction: &Transaction<'_>) -> Result<Self, ProvisionError> {
         let mut state = Self::default();
         for row in transaction.query(ROLES, &[]).await? {
-            let name: String = row.try_get(0)?;
             let role = RoleState::from_row(&row)?;
-            match ManagedRole::ALL
-                .into_iter()
-                .find(|role| role.name() == name)
-            {
+            match ManagedRole::from_name(row.try_get(0)?) {
                 Some(ManagedRole::Read) => state.read = role,
                 Some(ManagedRole::ReadWrite) => state.readwrite = role,
+                Some(ManagedRole::Replicator) => state.replicator = role,
+                Some(ManagedRole::Rewind) => state.rewind = role,
                 None => {}
             }
+        }
+        for row in transaction.query(REWIND_ACCESS, &[]).await? {
+            state.rewind_lacks.push(row.try_get(0)?);
         }
         let objects = OBJECTS.replace("HARMLESS_ROUTINE", HARMLESS_ROUTINE);
         for row in transaction.query(&objects, &[]).await? {
@@ -273,7 +300,12 @@ impl CurrentState {
             });
         }
         let limits = transaction.query_one(&automatic_limits_sql(), &[]).await?;
-        self.automatic_limits = (limits.try_get(0)?, limits.try_get(1)?);
+        self.automatic_limits = AutomaticLimits {
+            read: limits.try_get(0)?,
+            readwrite: limits.try_get(1)?,
+            replicator: limits.try_get(2)?,
+            rewind: limits.try_get(3)?,
+        };
         Ok(())
     }
 }
@@ -317,6 +349,7 @@ impl Object {
         match role {
             ManagedRole::Read => &self.read,
             ManagedRole::ReadWrite => &self.readwrite,
+            ManagedRole::Replicator | ManagedRole::Rewind => &[],
         }
     }
 
@@ -324,7 +357,7 @@ impl Object {
     pub(super) fn all_privileges(&self, role: ManagedRole) -> impl Iterator<Item = &String> {
         let columns: &[String] = match role {
             ManagedRole::Read => &self.read_columns,
-            ManagedRole::ReadWrite => &[],
+            ManagedRole::ReadWrite | ManagedRole::Replicator | ManagedRole::Rewind => &[],
         };
         self.privileges(role).iter().chain(columns)
     }

@@ -4,9 +4,13 @@ use std::sync::LazyLock;
 
 use super::desired::Requirement;
 use super::state::{
-    Creator, CurrentState, Object, ObjectKind, OpenDatabase, RestrictedRoutine, RoleState, Scope,
+    AutomaticLimits, Creator, CurrentState, Object, ObjectKind, OpenDatabase, RestrictedRoutine,
+    RoleState, Scope,
 };
-use super::{ConnectionLimit, DesiredState, ManagedRole, ProvisionOptions, differences, steps};
+use super::{
+    ConnectionLimit, DesiredState, ManagedRole, ProvisionOptions, ReplicationState, differences,
+    steps,
+};
 use wire::scram::{Password, Verifier};
 
 static DESIRED: LazyLock<DesiredState> = LazyLock::new(|| DesiredState {
@@ -18,6 +22,19 @@ static DESIRED: LazyLock<DesiredState> = LazyLock::new(|| DesiredState {
     },
     read: (Password::new("reader's"), [1; 16]),
     readwrite: (Password::new("writer's"), [2; 16]),
+    replication: None,
+});
+
+/// The same in a cluster.
+static IN_A_CLUSTER: LazyLock<DesiredState> = LazyLock::new(|| DesiredState {
+    database: DESIRED.database.clone(),
+    options: DESIRED.options,
+    read: DESIRED.read.clone(),
+    readwrite: DESIRED.readwrite.clone(),
+    replication: Some(ReplicationState {
+        replicator: (Password::new("replicator's"), [3; 16]),
+        rewind: (Password::new("rewind's"), [4; 16]),
+    }),
 });
 
 fn texts(texts: &[&str]) -> Vec<String> {
@@ -39,10 +56,13 @@ fn role(role: ManagedRole) -> RoleState {
     RoleState {
         exists: true,
         can_login: true,
-        verifier: Some(DESIRED.verifier(role).to_text()),
+        verifier: IN_A_CLUSTER.verifier(role).map(|v| v.to_text()),
+        replication: role == ManagedRole::Replicator,
         connection_limit: match role {
             ManagedRole::Read => 72,
             ManagedRole::ReadWrite => 40,
+            ManagedRole::Replicator => 10,
+            ManagedRole::Rewind => 16,
         },
         ..RoleState::default()
     }
@@ -63,6 +83,9 @@ fn converged() -> CurrentState {
     CurrentState {
         read: role(ManagedRole::Read),
         readwrite: role(ManagedRole::ReadWrite),
+        replicator: role(ManagedRole::Replicator),
+        rewind: role(ManagedRole::Rewind),
+        rewind_lacks: Vec::new(),
         objects: vec![
             object(
                 Scope::Database,
@@ -92,7 +115,12 @@ fn converged() -> CurrentState {
             reader: false,
             writer: true,
         }],
-        automatic_limits: (72, 92),
+        automatic_limits: AutomaticLimits {
+            read: 72,
+            readwrite: 92,
+            replicator: 10,
+            rewind: 16,
+        },
     }
 }
 
@@ -117,6 +145,27 @@ fn requirements(state: &CurrentState) -> Vec<Requirement> {
 #[test]
 fn a_converged_state_has_no_steps() {
     assert_eq!(found(&converged()), [""; 0]);
+}
+
+#[test]
+fn the_replication_roles_are_set_up_in_a_cluster_only() {
+    let mut state = converged();
+    assert_eq!(differences(steps(&state, &IN_A_CLUSTER)), [""; 0]);
+    state.replicator.replication = false;
+    state.replicator.superuser = true;
+    state.rewind.replication = true;
+    state.rewind.connection_limit = -1;
+    state.rewind_lacks = texts(&["CONNECT on database postgres", "EXECUTE on pg_ls_dir(text)"]);
+    let expected = [
+        "replicator: is SUPERUSER",
+        "replicator: lacks REPLICATION",
+        "rewind: has REPLICATION",
+        "rewind: connection limit is none instead of 16",
+        "rewind: lacks CONNECT on database postgres, EXECUTE on pg_ls_dir(text)",
+    ];
+    assert_eq!(differences(steps(&state, &IN_A_CLUSTER)), expected);
+    assert_eq!(found(&state), [""; 0]);
+    assert!(!DESIRED.script().contains("replicator"));
 }
 
 #[test]
@@ -225,7 +274,7 @@ fn connection_limits_must_match() {
     ];
     assert_eq!(found, expected);
     // A server with more slots.
-    let found = after(|state| state.automatic_limits = (100, 200));
+    let found = after(|state| state.automatic_limits.read = 100);
     assert_eq!(
         found,
         ["teesql_read: connection limit is 72 instead of 100"]
@@ -257,6 +306,7 @@ fn other_databases_must_be_closed_to_public() {
         options,
         read: DESIRED.read.clone(),
         readwrite: DESIRED.readwrite.clone(),
+        replication: None,
     };
     assert_eq!(differences(steps(&state, &allowing)), [""; 0]);
     assert!(!allowing.script().contains("REVOKE CONNECT"));
@@ -325,17 +375,21 @@ fn public_must_not_have_create() {
 
 #[test]
 fn statements_quote_names_and_contain_verifiers_only() {
-    let script = DESIRED.script();
+    let script = IN_A_CLUSTER.script();
     assert!(script.contains("GRANT CONNECT ON DATABASE \"led\"\"ger\" TO teesql_read;"));
     assert!(script.contains("SET LOCAL teesql.database = 'led\"ger';"));
     assert!(!script.contains("reader's") && !script.contains("writer's"));
-    for role in ManagedRole::ALL {
-        let verifier = DESIRED.verifier(role).to_text();
+    assert!(!script.contains("replicator's") && !script.contains("rewind's"));
+    for role in ManagedRole::CLIENTS
+        .into_iter()
+        .chain(ManagedRole::REPLICATION)
+    {
+        let verifier = IN_A_CLUSTER.verifier(role).unwrap().to_text();
         assert_eq!(script.matches(verifier.as_str()).count(), 1);
     }
-    for requirement in Requirement::all() {
+    for requirement in Requirement::all(&IN_A_CLUSTER) {
         assert!(
-            script.contains(requirement.sql(&DESIRED).as_str()),
+            script.contains(requirement.sql(&IN_A_CLUSTER).as_str()),
             "{requirement:?}"
         );
     }

@@ -135,4 +135,21 @@ fn are_printed(_: &Fixture) {
         run_successfully(print(), TIMEOUT),
         format!("read_secret = \"{read}\"\nreadwrite_secret = \"{readwrite}\"\n")
     );
+    let print = |arguments: &[&str]| {
+        let arguments = [arguments, &["--guest-agent", &socket]].concat();
+        run_successfully(sidecar_command(&arguments, &[]), TIMEOUT)
+    };
+    for (role, path) in [
+        ("replicator", "pg/replicator"),
+        ("rewind", "pg/rewind"),
+        ("backup", "backup/encryption"),
+        ("superuser", "pg/superuser"),
+    ] {
+        assert_eq!(print(&["password", role]), derived_key(&agent, path) + "\n");
+    }
+    let key = super::derived_key_for(&agent, "manifest", "teesql-manifest-sign");
+    let key = attest::manifest::SigningKey::from_hex(&key).expect("a key");
+    let address = print(&["manifest-address"]);
+    assert_eq!(address, key.address().to_checksummed() + "\n");
+    assert_ne!(address, address.to_lowercase());
 }

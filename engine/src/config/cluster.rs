@@ -4,6 +4,7 @@
 //! position in the list. The ports are the same everywhere, so that addresses which Patroni and etcd store are true on
 //! all members. The order of the members must therefore be the same on all of them.
 
+mod role;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,8 @@ use super::reader::Reader;
 use super::settings;
 use super::values::{self, Parsed};
 
+pub use role::{RoleConfig, WritesOnStandby};
+pub(super) use role::{fence_after, patroni};
 pub(super) use table::settings_of_table;
 
 /// The most members that a cluster can have. Patroni and etcd work best with three to seven.
@@ -23,6 +26,9 @@ pub const MAX_MEMBERS: usize = 32;
 
 /// Maximum length of a name of a cluster or a member in bytes: that of a DNS label.
 const MAX_NAME: usize = 63;
+
+/// The name of the service by which members reach each other's Postgres.
+const POSTGRES: &str = "postgres";
 
 /// A cluster that this sidecar belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +41,8 @@ pub struct ClusterConfig {
     pub own: usize,
     /// What members reach of each other.
     pub services: Vec<Service>,
+    /// How the sidecar learns who leads, and what follows from it.
+    pub role: RoleConfig,
 }
 
 /// A member of the cluster.
@@ -66,7 +74,9 @@ impl ClusterConfig {
         let member = reader.read_optional(&settings::CLUSTER_MEMBER);
         let members = reader.read(&settings::CLUSTER_MEMBERS);
         let services = reader.read(&settings::CLUSTER_SERVICES);
+        let role = RoleConfig::read(reader);
         let (name, member, members, services) = (name?, member?, members?, services?);
+        let role = role?;
         let (name, member) = match (name, member) {
             (Some(name), Some(member)) => (name, member),
             (None, None) if members.is_empty() => return Some(None),
@@ -91,7 +101,11 @@ impl ClusterConfig {
             members,
             own,
             services,
+            role,
         };
+        if let Some(mistake) = config.no_way_to_leader() {
+            return reader.error(mistake);
+        }
         match config.port_conflict(reader.listen()) {
             Some(conflict) => reader.error(format!("cluster_services: {conflict}")),
             None => Some(Some(config)),
@@ -115,6 +129,22 @@ impl ClusterConfig {
     #[must_use]
     pub fn service(&self, name: &ServiceName) -> Option<&Service> {
         self.services.iter().find(|service| service.name == *name)
+    }
+
+    /// Where the Postgres of the member at this position is, from every member. `None` if there is no such service.
+    #[must_use]
+    pub fn postgres_of(&self, member: usize) -> Option<SocketAddr> {
+        let service = self.services.iter();
+        let mut service = service.filter(|service| service.name.as_str() == POSTGRES);
+        Some(service.next()?.address_of(member))
+    }
+
+    /// Why logins cannot be carried to the leader, if they are to be.
+    fn no_way_to_leader(&self) -> Option<&'static str> {
+        let carries = self.role.writes_on_standby == WritesOnStandby::Leader;
+        (carries && self.postgres_of(self.own).is_none()).then_some(
+            "cluster_writes_on_standby = leader: cluster_services has no service postgres to reach the leader by",
+        )
     }
 
     /// The ports of all services, each with where it is used.

@@ -64,6 +64,10 @@ pub(crate) enum TerminateReason {
     Denied(Revocation),
     /// Its place is given to a newer connection: the client is not attested yet.
     Displaced,
+    /// This member of the cluster may not take writes any more.
+    Fenced,
+    /// The leader that the session was carried to leads no more.
+    LeaderChanged,
 }
 
 impl From<TerminateReason> for CloseReason {
@@ -74,8 +78,19 @@ impl From<TerminateReason> for CloseReason {
             TerminateReason::Shutdown => CloseReason::Shutdown,
             TerminateReason::Denied(revocation) => CloseReason::Revoked(revocation),
             TerminateReason::Displaced => CloseReason::TooManyUnattested,
+            TerminateReason::Fenced => CloseReason::Fenced,
+            TerminateReason::LeaderChanged => CloseReason::LeaderChanged,
         }
     }
+}
+
+/// Where the writes of a session in a cluster go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WritePath {
+    /// To the own Postgres.
+    Local,
+    /// To the leader of this term.
+    Carried { term: u64 },
 }
 
 /// The shared state of one connection.
@@ -101,6 +116,8 @@ pub(crate) struct ConnectionControl {
     /// Keeps the collateral of the peer's platform family in use.
     family: RefCell<Option<FamilySession>>,
     requested: RefCell<Option<RequestedSession>>,
+    /// Of a session that may write, in a cluster.
+    write_path: Cell<Option<WritePath>>,
 }
 
 /// Registers a socket for `shutdown(2)` by the watchdog. It must be dropped before the socket is
@@ -153,6 +170,7 @@ impl ConnectionControl {
             attested_at: Cell::new(None),
             family: RefCell::new(None),
             requested: RefCell::new(None),
+            write_path: Cell::new(None),
         }
     }
 
@@ -174,6 +192,24 @@ impl ConnectionControl {
 
     pub(crate) fn peer(&self) -> Option<Arc<AttestedPeer>> {
         self.peer.borrow().clone()
+    }
+
+    /// Where the writes of this session go, if it may write and belongs to a member of a cluster.
+    pub(crate) fn write_path(&self) -> Option<WritePath> {
+        self.write_path.get()
+    }
+
+    /// Must be set in the same step in which the view of the cluster allows it: the message of the next change then
+    /// finds it.
+    pub(crate) fn set_write_path(&self, path: WritePath) {
+        self.write_path.set(Some(path));
+    }
+
+    /// Lets the handler look again at what it waits for. The watchdog runs in the same task.
+    pub(crate) fn wake(&self) {
+        if let Some(waker) = self.watchdog_waker.take() {
+            waker.wake();
+        }
     }
 
     /// Stores what the client asks for, and compares it with what the peer's policy entry grants.
@@ -354,9 +390,7 @@ impl ConnectionControl {
             },
         );
         shutdown_fd(&self.upstream_fd, Shutdown::Both);
-        if let Some(waker) = self.watchdog_waker.take() {
-            waker.wake();
-        }
+        self.wake();
     }
 
     /// Enforces the deadlines. Returns when the last one has passed: the handler must then be

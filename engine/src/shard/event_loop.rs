@@ -155,6 +155,7 @@ impl<S: ConnectionHandler> Shard<S> {
                 }
             }
             Message::Revalidate => drop(monoio::spawn(Rc::clone(self).revalidate())),
+            Message::ClusterChanged(change) => self.cluster_changed(change),
             Message::HandOff(handed_off) => self.accept_handoff(handed_off),
         }
         true

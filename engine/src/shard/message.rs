@@ -15,8 +15,19 @@ pub(crate) enum Message {
     TerminateAll,
     /// Policy or collateral has changed: check every session again.
     Revalidate,
+    /// Logins of the cluster are routed differently, or sessions have to end.
+    ClusterChanged(ClusterChange),
     /// Serve this connection, which another shard has accepted.
     HandOff(HandedOff),
+}
+
+/// What decides which sessions may continue when the cluster changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ClusterChange {
+    /// This member may not take writes.
+    pub(crate) fenced: bool,
+    /// Sessions that were carried in an earlier term have to end.
+    pub(crate) term: u64,
 }
 
 /// An accepted connection that is sent to the shard that serves it.

@@ -8,6 +8,8 @@ pub(crate) mod clock_watch;
 pub(crate) mod collateral_refresh;
 pub(crate) mod discovery;
 pub(crate) mod own_evidence;
+mod patroni;
 pub(crate) mod role_repair;
+pub(crate) mod role_watch;
 pub(crate) mod upstream_probe;
 pub(crate) mod upstream_version;

@@ -66,6 +66,17 @@ impl CloseReason {
                 "no new sessions: the audit log cannot be written".into(),
                 None,
             ),
+            // libpq then tries its next host.
+            CloseReason::NoLeader | CloseReason::ReadOnlyMember(_) => fatal(
+                SqlState::CANNOT_CONNECT_NOW,
+                self.to_string().into(),
+                None,
+            ),
+            CloseReason::Fenced | CloseReason::LeaderChanged => fatal(
+                SqlState::ADMIN_SHUTDOWN,
+                format!("terminating connection: {self}").into(),
+                None,
+            ),
             CloseReason::UpstreamUnreachable(error) => fatal(
                 SqlState::CANNOT_CONNECT_NOW,
                 format!(
@@ -146,6 +157,10 @@ impl CloseReason {
             CloseReason::Shutdown => Some(encode(ErrorResponse::fatal(
                 SqlState::CANNOT_CONNECT_NOW,
                 "the database system is shutting down",
+            ))),
+            CloseReason::Fenced | CloseReason::LeaderChanged => Some(encode(ErrorResponse::fatal(
+                SqlState::CANNOT_CONNECT_NOW,
+                &self.to_string(),
             ))),
             reason => reason.response(),
         }

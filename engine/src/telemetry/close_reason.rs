@@ -77,6 +77,18 @@ pub(crate) enum CloseReason {
     /// `audit_required` is set, and the audit log cannot be written.
     #[error("the audit log cannot be written, and audit_required is set")]
     AuditUnavailable,
+    /// No member of the cluster took writes for `cluster_leader_wait`.
+    #[error("no leader of the cluster takes writes")]
+    NoLeader,
+    /// `cluster_writes_on_standby = refuse`, and another member leads.
+    #[error("this member of the cluster takes no writes: the leader is {0}")]
+    ReadOnlyMember(Box<str>),
+    /// This member may not take writes: it does not hold the leader lock.
+    #[error("this member of the cluster has lost the leader lock")]
+    Fenced,
+    /// The session was carried to a leader that leads no more.
+    #[error("the leader of the cluster has changed")]
+    LeaderChanged,
     /// The connection to Postgres could not be opened.
     #[error("cannot connect to Postgres: {0}")]
     UpstreamUnreachable(io::Error),
@@ -193,7 +205,7 @@ pub(crate) const REASONS: &[&str] = &[
     // Connections.
     "client_closed", "upstream_closed", "cancel_forwarded", "cancel_expired", "client_gone", "alpn_missing",
     "authentication_failed", "role_not_granted", "peer_session_limit", "too_many_connections", "upstream_unreachable",
-    "too_many_unattested", "audit_unavailable",
+    "too_many_unattested", "audit_unavailable", "no_leader", "read_only_member", "fenced", "leader_changed",
     "upstream_refused_session", "upstream_timeout", "login_timeout", "idle_timeout", "shutdown", "client_io",
     "upstream_io", "peer_stuck", "panic", "attestation_revoked",
     // TLS.
@@ -258,6 +270,10 @@ impl CloseReason {
             CloseReason::TooManyConnections => "too_many_connections",
             CloseReason::TooManyUnattested => "too_many_unattested",
             CloseReason::AuditUnavailable => "audit_unavailable",
+            CloseReason::NoLeader => "no_leader",
+            CloseReason::ReadOnlyMember(_) => "read_only_member",
+            CloseReason::Fenced => "fenced",
+            CloseReason::LeaderChanged => "leader_changed",
             CloseReason::UpstreamUnreachable(_) => "upstream_unreachable",
             CloseReason::UpstreamTimeout => "upstream_timeout",
             CloseReason::UpstreamLoginFailed(error) => error.code(),
@@ -310,6 +326,10 @@ impl CloseReason {
             | CloseReason::TooManyConnections
             | CloseReason::PeerSessionLimit
             | CloseReason::AuditUnavailable
+            | CloseReason::NoLeader
+            | CloseReason::ReadOnlyMember(_)
+            | CloseReason::Fenced
+            | CloseReason::LeaderChanged
             | CloseReason::UpstreamUnreachable(_)
             | CloseReason::UpstreamTimeout
             | CloseReason::UpstreamLoginFailed(_)

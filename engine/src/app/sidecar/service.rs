@@ -8,6 +8,7 @@ use crate::attestation::gate::{AttestingGate, Gate};
 use crate::attestation::verifier::{QuoteVerifier, start_verify_thread};
 use crate::auth::client_auth::ClientAuth;
 use crate::auth::failed_logins::FailedLogins;
+use crate::cluster::state::ClusterState;
 use crate::config::Config;
 use crate::io::offload::OffloadThread;
 use crate::postgres::server::PostgresServer;
@@ -40,6 +41,7 @@ pub(crate) struct InboundHandlerFactory {
     superuser_logins: bool,
     proxy_protocol_from: Vec<ipnet::IpNet>,
     audit: Option<AuditHandle>,
+    cluster: Option<Arc<ClusterState>>,
 }
 
 /// The state that the shards share with the control thread.
@@ -51,6 +53,8 @@ pub(crate) struct SharedState {
     pub(crate) session_settings: Arc<SessionSettings>,
     pub(crate) repair_trigger: Arc<RepairTrigger>,
     pub(crate) audit: Option<AuditHandle>,
+    /// The cluster that this sidecar belongs to, if it does.
+    pub(crate) cluster: Option<Arc<ClusterState>>,
 }
 
 impl InboundHandlerFactory {
@@ -76,6 +80,7 @@ impl InboundHandlerFactory {
             superuser_logins: config.superuser_logins,
             proxy_protocol_from: config.proxy_protocol_from.clone(),
             audit: shared.audit.clone(),
+            cluster: shared.cluster.clone(),
         }))
     }
 }
@@ -121,6 +126,7 @@ impl HandlerFactory for InboundHandlerFactory {
             superuser_logins: self.superuser_logins,
             failed_logins: FailedLogins::default(),
             proxy_protocol_from: self.proxy_protocol_from.clone(),
+            cluster: self.cluster.clone(),
         }
     }
 }

@@ -455,7 +455,9 @@ fn role_watch_of(
                 })
             });
         }),
-        latch: checks.readiness.latch("cluster", "the role of this member is not known yet"),
+        latch: checks
+            .readiness
+            .latch("cluster", "the role of this member is not known yet"),
         metrics: RoleMetrics::new(&shared.metrics),
     })
 }

@@ -69,7 +69,8 @@ impl CarriedKeys {
         let position = slots.find_map(|slot| {
             let entry = slot.load(Ordering::Acquire);
             let same = entry & !POSITION_BITS == hash & !POSITION_BITS;
-            same.then_some(entry & POSITION_BITS).filter(|position| *position > 0)
+            same.then_some(entry & POSITION_BITS)
+                .filter(|position| *position > 0)
         })?;
         usize::try_from(position - 1).ok()
     }

@@ -178,7 +178,8 @@ fn member_view(member: &Value) -> Result<MemberView, WatchError> {
         _ => return Err(WatchError::PatroniUnknownRole),
     };
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == ' ' || c == '_';
-    let state = text("state").filter(|state| state.len() <= MAX_STATE && state.chars().all(is_word));
+    let state =
+        text("state").filter(|state| state.len() <= MAX_STATE && state.chars().all(is_word));
     Ok(MemberView {
         role: Some(role),
         state: state.map(str::to_owned),

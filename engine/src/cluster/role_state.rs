@@ -86,6 +86,8 @@ pub(crate) struct RoleState {
     cluster: Option<Dated<ClusterAnswer>>,
     local: Option<Dated<Standing>>,
     remote: Option<Dated<(usize, Standing)>>,
+    /// The own Postgres refuses connections, so that its last answer counts no more.
+    down: bool,
     /// The last leader that took writes and is not known to have stopped.
     holder: Option<usize>,
     term: u64,
@@ -106,6 +108,7 @@ impl RoleState {
             cluster: None,
             local: None,
             remote: None,
+            down: false,
             holder: None,
             term: 0,
             role: MemberRole::Unknown,
@@ -152,8 +155,19 @@ impl RoleState {
     /// Keeps the answers of a round, and returns what was wrong with them.
     fn keep(&mut self, now: Instant, observation: &Observation) -> Vec<WatchError> {
         let mut errors = Vec::new();
-        keep(&mut self.status, now, observation.status.clone(), &mut errors);
-        keep(&mut self.cluster, now, observation.cluster.clone(), &mut errors);
+        keep(
+            &mut self.status,
+            now,
+            observation.status.clone(),
+            &mut errors,
+        );
+        keep(
+            &mut self.cluster,
+            now,
+            observation.cluster.clone(),
+            &mut errors,
+        );
+        self.down = matches!(observation.local, Err(WatchError::PostgresUnreachable));
         let local = Some(observation.local.clone());
         keep(&mut self.local, now, local, &mut errors);
         let remote = observation.remote.clone();
@@ -192,14 +206,16 @@ impl RoleState {
 
     /// The member that a standby receives its WAL from.
     fn upstream(&self, local: &Standing) -> Option<usize> {
-        let member = local.upstream_port?.checked_sub(self.settings.first_port?)?;
+        let member = local
+            .upstream_port?
+            .checked_sub(self.settings.first_port?)?;
         Some(usize::from(member)).filter(|member| *member < self.settings.members)
     }
 
     fn leader(&self, now: Instant, errors: &mut Vec<WatchError>) -> Option<usize> {
         let fresh = self.settings.fence_after;
         let own = self.settings.own;
-        let local = self.local.as_ref().and_then(|local| local.fresh(now, fresh));
+        let local = self.local_at(now);
         if local.is_some_and(Standing::takes_writes) && self.may_lead(now) {
             return Some(own);
         }
@@ -226,19 +242,30 @@ impl RoleState {
         Some(named)
     }
 
+    /// The last answer of the own Postgres, if it still counts.
+    fn local_at(&self, now: Instant) -> Option<&Standing> {
+        let local = self.local.as_ref().filter(|_| !self.down)?;
+        local.fresh(now, self.settings.fence_after)
+    }
+
     /// Whether this member leads if its Postgres takes writes.
     fn may_lead(&self, now: Instant) -> bool {
-        let silent = now.saturating_duration_since(self.lock.confirmed) >= self.settings.fence_after;
+        let silent =
+            now.saturating_duration_since(self.lock.confirmed) >= self.settings.fence_after;
         !self.settings.patroni || self.lock.held && !silent
     }
 
     fn fence(&self, now: Instant) -> Option<FenceCause> {
-        // Also if its last answer is old: a machine without time for either is a reason to fence, not one against.
-        let claims = self.local.as_ref().is_some_and(|local| !local.value.in_recovery);
-        if !self.settings.patroni || !claims {
+        // Also if it does not answer: a machine without time for that is a reason to fence, not one against.
+        let claims = self
+            .local
+            .as_ref()
+            .is_some_and(|local| !local.value.in_recovery);
+        if !self.settings.patroni || !claims || self.down {
             return None;
         }
-        let silent = now.saturating_duration_since(self.lock.confirmed) >= self.settings.fence_after;
+        let silent =
+            now.saturating_duration_since(self.lock.confirmed) >= self.settings.fence_after;
         match (self.lock.lost, silent) {
             (true, _) => Some(FenceCause::LockLost),
             (false, true) => Some(FenceCause::PatroniSilent),
@@ -252,10 +279,15 @@ impl RoleState {
             return false;
         };
         let unlocked = matches!(&observation.status, Some(Ok(status)) if status.unlocked && !status.holds_lock);
-        let other = matches!(&observation.cluster, Some(Ok(cluster)) if cluster.leader != Some(holder));
+        let other =
+            matches!(&observation.cluster, Some(Ok(cluster)) if cluster.leader != Some(holder));
         let standing = match &observation.remote {
             Some((member, standing)) if *member == holder => standing.as_ref().ok(),
-            _ => observation.local.as_ref().ok().filter(|_| holder == self.settings.own),
+            _ => observation
+                .local
+                .as_ref()
+                .ok()
+                .filter(|_| holder == self.settings.own),
         };
         unlocked || other || standing.is_some_and(|standing| standing.in_recovery)
     }
@@ -288,8 +320,11 @@ impl RoleState {
             return MemberRole::Leader;
         }
         let fresh = self.settings.fence_after;
-        let local = self.local.as_ref().and_then(|local| local.fresh(now, fresh));
-        let status = self.status.as_ref().and_then(|status| status.fresh(now, fresh));
+        let local = self.local_at(now);
+        let status = self
+            .status
+            .as_ref()
+            .and_then(|status| status.fresh(now, fresh));
         match (local, status.map(|status| status.role)) {
             (Some(local), Some(MemberRole::StandbyLeader)) if local.in_recovery => {
                 MemberRole::StandbyLeader
@@ -301,21 +336,22 @@ impl RoleState {
         }
     }
 
-    fn view(
-        &self,
-        now: Instant,
-        leader: Option<usize>,
-        errors: Vec<WatchError>,
-    ) -> ClusterView {
+    fn view(&self, now: Instant, leader: Option<usize>, errors: Vec<WatchError>) -> ClusterView {
         let fresh = self.settings.fence_after;
-        let local = self.local.as_ref().and_then(|local| local.fresh(now, fresh));
-        let cluster = self.cluster.as_ref().and_then(|cluster| cluster.fresh(now, fresh));
+        let local = self.local_at(now);
+        let cluster = self
+            .cluster
+            .as_ref()
+            .and_then(|cluster| cluster.fresh(now, fresh));
         let mut members = match cluster {
             Some(cluster) => cluster.members.clone(),
             None => vec![MemberView::default(); self.settings.members],
         };
         if !self.settings.patroni {
-            let known = [(Some(self.settings.own), Some(self.role)), (leader, Some(MemberRole::Leader))];
+            let known = [
+                (Some(self.settings.own), Some(self.role)),
+                (leader, Some(MemberRole::Leader)),
+            ];
             for (member, role) in known {
                 if let Some(slot) = member.and_then(|member| members.get_mut(member)) {
                     slot.role = role;
@@ -337,10 +373,16 @@ impl RoleState {
             },
             term: self.term,
             timeline: local.and_then(|local| local.timeline),
-            system_identifier: self.local.as_ref().and_then(|local| local.value.system_identifier),
+            system_identifier: self
+                .local
+                .as_ref()
+                .and_then(|local| local.value.system_identifier),
             lag,
             fenced: self.fenced,
-            paused: self.status.as_ref().is_some_and(|status| status.value.paused),
+            paused: self
+                .status
+                .as_ref()
+                .is_some_and(|status| status.value.paused),
             members,
             errors,
             valid_until: now + fresh,

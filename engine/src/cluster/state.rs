@@ -54,13 +54,25 @@ impl ClusterState {
     }
 
     /// Every view, for tasks that wait for changes.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the tasks that follow the leader are added separately"))]
+    #[cfg_attr(
+        not(test),
+        expect(
+            dead_code,
+            reason = "the tasks that follow the leader are added separately"
+        )
+    )]
     pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<ClusterView>> {
         self.changes.subscribe()
     }
 
     /// `Some(timeline)` while this member holds the leader lock and its Postgres takes writes.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the publisher of the manifest is added separately"))]
+    #[cfg_attr(
+        not(test),
+        expect(
+            dead_code,
+            reason = "the publisher of the manifest is added separately"
+        )
+    )]
     pub(crate) fn leadership(&self) -> watch::Receiver<Option<u64>> {
         self.leadership.subscribe()
     }

@@ -84,8 +84,10 @@ pub(crate) enum WatchError {
     PatroniUnknownLeader,
     /// Patroni belongs to another cluster or another member.
     PatroniWrongCluster,
-    /// The own Postgres cannot be asked.
+    /// The own Postgres is down: it refuses connections.
     PostgresUnreachable,
+    /// The own Postgres does not answer in time, or refuses the superuser.
+    PostgresSilent,
     /// The leader's Postgres cannot be asked.
     LeaderUnreachable,
     /// The leader's Postgres is in recovery or read-only.
@@ -96,7 +98,7 @@ pub(crate) enum WatchError {
 
 impl WatchError {
     /// All errors.
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::PatroniUnreachable,
         Self::PatroniTimeout,
         Self::PatroniStatus,
@@ -107,6 +109,7 @@ impl WatchError {
         Self::PatroniUnknownLeader,
         Self::PatroniWrongCluster,
         Self::PostgresUnreachable,
+        Self::PostgresSilent,
         Self::LeaderUnreachable,
         Self::LeaderReadOnly,
         Self::LeaderOtherSystem,
@@ -125,6 +128,7 @@ impl WatchError {
             Self::PatroniUnknownLeader => "patroni_unknown_leader",
             Self::PatroniWrongCluster => "patroni_wrong_cluster",
             Self::PostgresUnreachable => "postgres_unreachable",
+            Self::PostgresSilent => "postgres_silent",
             Self::LeaderUnreachable => "leader_unreachable",
             Self::LeaderReadOnly => "leader_read_only",
             Self::LeaderOtherSystem => "leader_other_system",

@@ -66,7 +66,13 @@ type Client = TlsStream<UnbufferedServerConnection>;
 
 impl InboundHandler {
     async fn cancel(&self, packet: Vec<u8>, control: &ConnectionControl) -> CloseReason {
-        upstream::cancel(&self.upstream_login, self.cluster.as_deref(), packet, control).await
+        upstream::cancel(
+            &self.upstream_login,
+            self.cluster.as_deref(),
+            packet,
+            control,
+        )
+        .await
     }
 
     /// Whether a PROXY header from `peer` is accepted.

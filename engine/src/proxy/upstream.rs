@@ -7,7 +7,9 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use wire::backend::{AuthMethods, AwaitKeys, AwaitReady, BackendError, BackendLogin, BackendStep, ReadyStep};
+use wire::backend::{
+    AuthMethods, AwaitKeys, AwaitReady, BackendError, BackendLogin, BackendStep, ReadyStep,
+};
 use wire::scram;
 use wire::startup::{ProtocolVersion, Startup};
 
@@ -195,8 +197,8 @@ impl UpstreamLogin {
             .fill(&mut nonce)
             .map_err(|_| BackendError::NoRandomness)?;
         let mut out = Vec::new();
-        let mut backend = BackendLogin::start(startup, version, nonce, &mut out)
-            .with_methods(methods);
+        let mut backend =
+            BackendLogin::start(startup, version, nonce, &mut out).with_methods(methods);
         loop {
             if !out.is_empty() {
                 let message = std::mem::take(&mut out);

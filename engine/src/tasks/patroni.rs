@@ -52,18 +52,24 @@ async fn request(address: SocketAddr, path: &'static str) -> Result<Answer, Watc
         .body(Empty::<Bytes>::new())
         .map_err(|_| WatchError::PatroniMalformed)?;
     let answer = async move {
-        let response = sender.send_request(request).await.map_err(|error| {
-            match error.is_parse() {
-                true => WatchError::PatroniMalformed,
-                false => WatchError::PatroniUnreachable,
-            }
-        })?;
+        let response =
+            sender
+                .send_request(request)
+                .await
+                .map_err(|error| match error.is_parse() {
+                    true => WatchError::PatroniMalformed,
+                    false => WatchError::PatroniUnreachable,
+                })?;
         let status = response.status().as_u16();
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        let body = body.map_err(|error| match error.is::<http_body_util::LengthLimitError>() {
-            true => WatchError::PatroniTooLarge,
-            false => WatchError::PatroniUnreachable,
-        })?;
+        let body = Limited::new(response.into_body(), MAX_ANSWER)
+            .collect()
+            .await;
+        let body = body.map_err(
+            |error| match error.is::<http_body_util::LengthLimitError>() {
+                true => WatchError::PatroniTooLarge,
+                false => WatchError::PatroniUnreachable,
+            },
+        )?;
         Ok((status, body.to_bytes()))
     };
     // The connection ends with this function, whether or not it is done.

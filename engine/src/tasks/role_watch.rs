@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use admin::Latch;
 use metrics::{Counter, Gauge};
 use tokio::time::{sleep, timeout};
+use tokio_postgres::error::SqlState;
 
 use crate::auth::credential::Credential;
 use crate::cluster::patroni::{Expected, parse_cluster, parse_status, parse_ttl};
@@ -19,8 +20,8 @@ use crate::cluster::state::ClusterState;
 use crate::cluster::view::{ClusterView, FenceCause, MemberRole, WatchError};
 use crate::io::stream::PgAddress;
 use crate::postgres::server::PostgresServer;
-use crate::postgres::superuser::Superuser;
 use crate::postgres::superuser::standing::Standing;
+use crate::postgres::superuser::{self, Superuser};
 use crate::tasks::patroni;
 use crate::telemetry::metrics::Metrics;
 
@@ -107,9 +108,12 @@ impl RoleWatch {
             )),
             None if view.role == MemberRole::Unknown || view.role == MemberRole::Uninitialized => {
                 let why = view.errors.first().map_or("", |error| error.code());
-                self.latch.set_not_ready(format!("the role of this member is not known: {why}"));
+                self.latch
+                    .set_not_ready(format!("the role of this member is not known: {why}"));
             }
-            None if view.leader.is_none() => self.latch.set_ready_despite("the cluster has no leader that takes writes"),
+            None if view.leader.is_none() => self
+                .latch
+                .set_ready_despite("the cluster has no leader that takes writes"),
             None => match view.errors.first() {
                 Some(error) => self.latch.set_ready_despite(error.code()),
                 None => self.latch.set_ready(),
@@ -122,13 +126,24 @@ impl RoleWatch {
         let timeline = view.timeline;
         match transition {
             Transition::Role(role) => {
-                tracing::info!(role = role.name(), timeline, "the role of this member of the cluster");
+                tracing::info!(
+                    role = role.name(),
+                    timeline,
+                    "the role of this member of the cluster"
+                );
             }
             Transition::Leader(member) => {
-                tracing::info!(leader = name(member), timeline, "the cluster has a leader that takes writes");
+                tracing::info!(
+                    leader = name(member),
+                    timeline,
+                    "the cluster has a leader that takes writes"
+                );
             }
             Transition::LeaderLost(member) => {
-                tracing::warn!(leader = name(member), "the leader of the cluster leads no more");
+                tracing::warn!(
+                    leader = name(member),
+                    "the leader of the cluster leads no more"
+                );
             }
             Transition::Fenced(cause) => {
                 self.metrics.count_fence(cause);
@@ -184,7 +199,11 @@ impl Round {
         }
         let patroni = watch.state.config.role.patroni;
         let (status, cluster, local, remote) = tokio::join!(
-            ask(patroni, "/primary", |status, body| parse_status(status, body, watch.expected())),
+            ask(patroni, "/primary", |status, body| parse_status(
+                status,
+                body,
+                watch.expected()
+            )),
             ask(patroni, "/cluster", |status, body| {
                 let members = watch.state.config.members.iter();
                 let names: Vec<_> = members.map(|member| member.name.as_str()).collect();
@@ -199,9 +218,12 @@ impl Round {
         Observation {
             status,
             cluster,
-            local: local.ok_or(WatchError::PostgresUnreachable),
+            local: local.map_err(|silence| match silence {
+                Silence::Down => WatchError::PostgresUnreachable,
+                Silence::Other => WatchError::PostgresSilent,
+            }),
             remote: remote.map(|(member, standing)| {
-                (member, standing.ok_or(WatchError::LeaderUnreachable))
+                (member, standing.map_err(|_| WatchError::LeaderUnreachable))
             }),
         }
     }
@@ -215,7 +237,10 @@ impl Round {
             return;
         };
         let answer = patroni::get(patroni, "/config", ANSWER_TIMEOUT).await;
-        let Some(ttl) = answer.ok().and_then(|(status, body)| parse_ttl(status, &body)) else {
+        let Some(ttl) = answer
+            .ok()
+            .and_then(|(status, body)| parse_ttl(status, &body))
+        else {
             return;
         };
         self.ttl_checked = Some(now);
@@ -245,24 +270,40 @@ struct Probe {
 }
 
 impl Probe {
-    /// Asks a server for its standing. `None` if it does not answer in time.
-    async fn ask(&mut self, server: &PostgresServer, watch: &RoleWatch) -> Option<Standing> {
-        let standing = timeout(ANSWER_TIMEOUT, async {
-            // It is put back only if it works.
-            let kept = self.session.take().filter(|(address, _)| *address == server.address);
-            let session = match kept {
-                Some((_, session)) => session,
-                None => {
-                    let password = (watch.password)();
-                    let password = password.as_ref().map(|credential| &credential.password);
-                    Superuser::connect(server, password, &watch.database).await.ok()?
-                }
-            };
-            let standing = session.standing().await.ok()?;
-            self.session = Some((server.address.clone(), session));
-            Some(standing)
+    /// Asks a server for its standing.
+    ///
+    /// # Errors
+    /// It does not answer in time, refuses, or is down.
+    async fn ask(
+        &mut self,
+        server: &PostgresServer,
+        watch: &RoleWatch,
+    ) -> Result<Standing, Silence> {
+        let kept = self
+            .session
+            .take()
+            .filter(|(address, _)| *address == server.address);
+        let asked = timeout(ANSWER_TIMEOUT, async {
+            if let Some((_, session)) = kept
+                && let Ok(standing) = session.standing().await
+            {
+                return Ok((session, standing));
+            }
+            // It has restarted, or the session was ended.
+            let password = (watch.password)();
+            let password = password.as_ref().map(|credential| &credential.password);
+            let session = Superuser::connect(server, password, &watch.database).await?;
+            let standing = session.standing().await?;
+            Ok((session, standing))
         });
-        standing.await.ok().flatten()
+        match asked.await {
+            Ok(Ok((session, standing))) => {
+                self.session = Some((server.address.clone(), session));
+                Ok(standing)
+            }
+            Ok(Err(error)) => Err(Silence::of(&error)),
+            Err(_) => Err(Silence::Other),
+        }
     }
 
     fn forget(&mut self) {
@@ -274,7 +315,30 @@ impl Probe {
             && let Ok(Ok(ended)) = timeout(ANSWER_TIMEOUT, session.end_writers()).await
             && ended > 0
         {
-            tracing::warn!(sessions = ended, "fenced: ended sessions that other members carried here");
+            tracing::warn!(
+                sessions = ended,
+                "fenced: ended sessions that other members carried here"
+            );
+        }
+    }
+}
+
+/// Why a server does not say its standing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Silence {
+    /// It is down, starts or stops: it takes no writes.
+    Down,
+    Other,
+}
+
+impl Silence {
+    fn of(error: &superuser::Error) -> Self {
+        match error {
+            superuser::Error::Unreachable { .. } => Self::Down,
+            superuser::Error::Server { code, .. } if *code == SqlState::CANNOT_CONNECT_NOW => {
+                Self::Down
+            }
+            _ => Self::Other,
         }
     }
 }
@@ -301,7 +365,7 @@ pub(crate) struct RoleMetrics {
     /// In the order of [`MemberRole::ALL`].
     roles: [Gauge; 5],
     /// In the order of [`WatchError::ALL`].
-    errors: [Counter; 13],
+    errors: [Counter; 14],
     /// In the order of [`FenceCause::ALL`].
     fences: [Counter; 2],
     timeline: Gauge,
@@ -316,9 +380,13 @@ impl RoleMetrics {
     pub(crate) fn new(metrics: &Metrics) -> Self {
         let gauge = |name| metrics.gauge(name, &[]);
         Self {
-            roles: MemberRole::ALL.map(|role| metrics.gauge("teesql_cluster_role", &[("role", role.name())])),
+            roles: MemberRole::ALL
+                .map(|role| metrics.gauge("teesql_cluster_role", &[("role", role.name())])),
             errors: WatchError::ALL.map(|error| {
-                metrics.counter("teesql_cluster_watch_errors_total", &[("reason", error.code())])
+                metrics.counter(
+                    "teesql_cluster_watch_errors_total",
+                    &[("reason", error.code())],
+                )
             }),
             fences: FenceCause::ALL.map(|cause| {
                 metrics.counter("teesql_cluster_fences_total", &[("cause", cause.code())])
@@ -339,8 +407,10 @@ impl RoleMetrics {
         }
         let leads = view.leader == Some(own);
         self.timeline.set(number(view.timeline));
-        self.lag_bytes.set(number(view.lag.bytes.or(leads.then_some(0))));
-        self.lag_seconds.set(number(view.lag.seconds.or(leads.then_some(0))));
+        self.lag_bytes
+            .set(number(view.lag.bytes.or(leads.then_some(0))));
+        self.lag_seconds
+            .set(number(view.lag.seconds.or(leads.then_some(0))));
         self.fenced.set(flag(view.fenced.is_some()));
         self.has_leader.set(flag(view.leader.is_some()));
     }

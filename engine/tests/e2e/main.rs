@@ -25,6 +25,7 @@ mod attestation_gate;
 mod audit;
 mod bulk_transfer;
 mod cancel;
+mod cluster_role;
 mod cvm_integration;
 mod forwarder;
 mod hardening;
@@ -71,7 +72,7 @@ const THREADS: usize = 4;
 /// Adds the tests of one file.
 type Group = fn(&mut Suite);
 
-const GROUPS: [Group; 32] = [
+const GROUPS: [Group; 33] = [
     attestation_gate::add,
     policy::add,
     audit::add,
@@ -100,6 +101,7 @@ const GROUPS: [Group; 32] = [
     bulk_transfer::add,
     provision::add,
     roles::add,
+    cluster_role::add,
     secret_command::add,
     postgres_state::add,
     cvm_integration::add,

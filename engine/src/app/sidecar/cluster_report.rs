@@ -30,17 +30,20 @@ pub(super) fn status(state: &ClusterState, now: Instant) -> ClusterStatus {
 
 fn document(state: &ClusterState, view: &ClusterView, now: Instant) -> Value {
     let mut document = member(state);
-    let members: Vec<_> = (0..).zip(&state.config.members).map(|(position, member)| {
-        let known = view.members.get(position);
-        json!({
-            "name": member.name,
-            "role": known.and_then(|known| known.role).map(MemberRole::name),
-            "state": known.and_then(|known| known.state.as_deref()),
-            "timeline": known.and_then(|known| known.timeline),
-            "lag": known.and_then(|known| known.lag_bytes),
-            "links": null,
+    let members: Vec<_> = (0..)
+        .zip(&state.config.members)
+        .map(|(position, member)| {
+            let known = view.members.get(position);
+            json!({
+                "name": member.name,
+                "role": known.and_then(|known| known.role).map(MemberRole::name),
+                "state": known.and_then(|known| known.state.as_deref()),
+                "timeline": known.and_then(|known| known.timeline),
+                "lag": known.and_then(|known| known.lag_bytes),
+                "links": null,
+            })
         })
-    }).collect();
+        .collect();
     let name = |position: Option<usize>| position.and_then(|position| state.name_of(position));
     let more = json!({
         "leader": name(view.leader_at(now)),

@@ -14,8 +14,8 @@ use crate::auth::cluster_secrets::ClusterSecrets;
 use crate::auth::postgres_passwords::{DerivedPasswords, ResolvedPasswords};
 use crate::config::Config;
 use crate::io::backoff::Backoff;
-use crate::postgres::provision::{ProvisionError, ProvisionTarget};
 use crate::postgres::provision::blockers::BlockerWatch;
+use crate::postgres::provision::{ProvisionError, ProvisionTarget};
 use crate::tls::certificate::Identity;
 use crate::tls::certificate_source::{CertificateSource, CertificateSourceError};
 

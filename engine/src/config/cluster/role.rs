@@ -68,11 +68,16 @@ pub(in crate::config) fn patroni(text: &str) -> Parsed<Option<SocketAddr>> {
     if text == "off" {
         return Ok(None);
     }
-    let address = text.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
+    let address = text
+        .strip_prefix("http://")
+        .map(|rest| rest.trim_end_matches('/'));
     let address = address.and_then(|address| values::listen(address).ok());
     match address {
         Some(address) if address.port() != 0 => Ok(Some(address)),
-        _ => Err("expected http:// with an IP address and a port, e.g. http://127.0.0.1:8008, or off".to_owned()),
+        _ => Err(
+            "expected http:// with an IP address and a port, e.g. http://127.0.0.1:8008, or off"
+                .to_owned(),
+        ),
     }
 }
 

@@ -59,8 +59,7 @@ SELECT r.recovering, current_setting('transaction_read_only')::bool,
 
 /// Ends the sessions that came from other members: those of this one have ended before. `postgres` is not among
 /// them, because Patroni is that role as well.
-const END_WRITERS: &str =
-    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'teesql_readwrite'";
+const END_WRITERS: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'teesql_readwrite'";
 
 impl Superuser {
     /// Reads whether Postgres takes writes.

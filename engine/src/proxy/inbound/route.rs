@@ -85,10 +85,13 @@ impl LoginContext<'_> {
                 key = Some(zeroize::Zeroizing::new(issued.to_vec()));
             }
         };
-        let forwarding = upstream_login.forward_until_ready(upstream, client, self.control, note_key);
+        let forwarding =
+            upstream_login.forward_until_ready(upstream, client, self.control, note_key);
         let (upstream, version) = forwarding.await?;
         if leader.is_none() {
-            upstream_login.upstream_version.observe_server_version(version);
+            upstream_login
+                .upstream_version
+                .observe_server_version(version);
         }
         let carried = leader.zip(self.handler.cluster.as_ref());
         let carried = carried.map(|(leader, cluster)| {
@@ -106,7 +109,9 @@ impl LoginContext<'_> {
         let stream = upstream_login.dial(control).await?;
         let _fd_guard = control.register_upstream_fd(stream.raw_fd());
         let server = &upstream_login.server;
-        upstream_login.authenticate(stream, server, &request, control).await
+        upstream_login
+            .authenticate(stream, server, &request, control)
+            .await
     }
 
     /// Logs in to a Postgres that takes writes, waiting for one for at most `cluster_leader_wait`. Returns also the
@@ -131,7 +136,8 @@ impl LoginContext<'_> {
                     return Err(CloseReason::ReadOnlyMember(name.into()));
                 }
                 Route::Wait => {
-                    self.await_change(client, cluster, &view, until, CLIENT_CHECK_INTERVAL).await?;
+                    self.await_change(client, cluster, &view, until, CLIENT_CHECK_INTERVAL)
+                        .await?;
                     continue;
                 }
             };
@@ -151,7 +157,8 @@ impl LoginContext<'_> {
                 Err(_) => cluster.request_check(),
             }
             if now.routes_like(&view) {
-                self.await_change(client, cluster, &view, until, RETRY_INTERVAL).await?;
+                self.await_change(client, cluster, &view, until, RETRY_INTERVAL)
+                    .await?;
             }
         }
     }
@@ -168,7 +175,9 @@ impl LoginContext<'_> {
         let other = other.map(|address| upstream_login.other_server(address));
         let server = other.as_ref().unwrap_or(&upstream_login.server);
         let deadline = Instant::now() + ATTEMPT_TIMEOUT;
-        let stream = upstream_login.dial_server(server, deadline, control).await?;
+        let stream = upstream_login
+            .dial_server(server, deadline, control)
+            .await?;
         let fd = stream.raw_fd();
         let _fd_guard = control.register_upstream_fd(fd);
         let left = deadline.saturating_duration_since(Instant::now());
@@ -260,12 +269,20 @@ mod tests {
             (&fenced, Wait, Wait, Wait),
             (&unlocked, Wait, Wait, Wait),
         ] {
-            let routes = [WritesOnStandby::Leader, WritesOnStandby::Local, WritesOnStandby::Refuse]
-                .map(|standby| route(view, 0, standby, now));
+            let routes = [
+                WritesOnStandby::Leader,
+                WritesOnStandby::Local,
+                WritesOnStandby::Refuse,
+            ]
+            .map(|standby| route(view, 0, standby, now));
             assert_eq!(routes, [leader, local, refuse], "{view:?}");
             // The watcher is late: nothing is known any more.
             let late = now + Duration::from_secs(5);
-            for standby in [WritesOnStandby::Leader, WritesOnStandby::Local, WritesOnStandby::Refuse] {
+            for standby in [
+                WritesOnStandby::Leader,
+                WritesOnStandby::Local,
+                WritesOnStandby::Refuse,
+            ] {
                 assert_eq!(route(view, 0, standby, late), Wait);
             }
         }

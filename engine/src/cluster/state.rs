@@ -106,3 +106,54 @@ impl ClusterState {
         Some(&member.name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cluster::view::MemberRole;
+    use crate::config::{Member, RoleConfig, WritesOnStandby};
+
+    fn state() -> Arc<ClusterState> {
+        let member = |name: &str| Member {
+            name: name.to_owned(),
+            host: name.to_owned(),
+            port: 5433,
+        };
+        let config = ClusterConfig {
+            name: "orders".to_owned(),
+            members: vec![member("a"), member("b")],
+            own: 0,
+            services: Vec::new(),
+            role: RoleConfig {
+                patroni: None,
+                writes_on_standby: WritesOnStandby::Leader,
+                leader_wait: Duration::ZERO,
+                fence_after: Duration::from_secs(5),
+            },
+        };
+        ClusterState::new(&config, 10, &Metrics::new().unwrap())
+    }
+
+    #[test]
+    fn leadership_is_that_of_this_member_and_has_its_timeline() {
+        let state = state();
+        let (views, mut leadership) = (state.subscribe(), state.leadership());
+        assert_eq!(*leadership.borrow_and_update(), None);
+        let view = |leader, timeline| ClusterView {
+            role: MemberRole::Leader,
+            leader,
+            timeline,
+            ..ClusterView::unknown(2, Instant::now(), Duration::from_secs(5))
+        };
+        state.publish(view(Some(0), Some(3)));
+        assert_eq!(*leadership.borrow_and_update(), Some(3));
+        state.publish(view(Some(0), Some(3)));
+        assert!(!leadership.has_changed().unwrap());
+        state.publish(view(Some(1), Some(3)));
+        assert_eq!(*leadership.borrow_and_update(), None);
+        assert_eq!(views.borrow().leader, Some(1));
+        assert_eq!(state.view().leader, Some(1));
+    }
+}

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use futures_util::future::select;
 use wire::backend::BackendError;
 use wire::error::SqlState;
@@ -214,10 +215,10 @@ impl LoginContext<'_> {
             false => Poll::Ready(()),
         });
         let sleep = pin!(monoio::time::sleep(left.min(pause)));
-        let wait = select(changed, sleep);
+        let wait = select(changed, sleep).map(|_| ());
         let waited = self.control.race_terminated(wait).await;
         cluster.waiting_logins.decrement(1.0);
-        drop(waited?);
+        waited?;
         match client.stream.peer_has_left() {
             true => Err(CloseReason::ClientGone),
             false => Ok(()),

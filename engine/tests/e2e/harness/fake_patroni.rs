@@ -21,8 +21,6 @@ pub(crate) enum Behavior {
     Endless,
     /// It accepts connections and never answers.
     Hang,
-    /// It closes connections.
-    Away,
 }
 
 /// A fake Patroni for the member with this name in a cluster of `a` and `b`.
@@ -71,7 +69,6 @@ fn serve(mut stream: TcpStream, member: &str, behavior: Behavior) -> io::Result<
         Behavior::Leader(leader) => (200, cluster_of(|name| leader == Some(name))),
         Behavior::TwoLeaders => (200, cluster_of(|_| true)),
         Behavior::Answer(status, body) => (status, body),
-        Behavior::Away => return Ok(()),
         Behavior::Hang => {
             // Until the client or the fake server closes.
             let _ = stream.read(&mut [0]);

@@ -1,4 +1,5 @@
-//! The HTTP server for operators: `/health`, `/ready`, `/attestation` and `/metrics`.
+//! The HTTP server for operators: `/health`, `/ready`, `/attestation`, `/metrics`, and the role of a
+//! cluster's member.
 //!
 //! The port is unauthenticated, so everything here is bounded: bytes, waits, connections, and above
 //! all quotes. The machine makes about 25 quotes per second and needs some of them for itself. Each
@@ -16,6 +17,7 @@ mod readiness;
 mod report_queue;
 mod reports;
 mod response;
+mod role;
 mod route;
 mod router;
 mod server;
@@ -26,6 +28,7 @@ mod stats;
 pub use nonce::{Nonce, NonceError};
 pub use readiness::{Latch, Readiness};
 pub use report_queue::source_of;
+pub use role::{ClusterStatus, Role};
 pub use route::Route;
 pub use server::{Server, start};
 pub use settings::Settings;

@@ -63,6 +63,15 @@ impl Response {
         }
     }
 
+    /// An answer about the role of a member, whose status is what load balancers read.
+    pub(crate) fn role(passes: bool, body: &impl Serialize) -> Self {
+        let status = match passes {
+            true => StatusCode::OK,
+            false => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::json(status, body)
+    }
+
     /// `{"error": message}`. `message` must never quote the request.
     pub(crate) fn error(status: StatusCode, message: &str) -> Self {
         Self::json(status, &ErrorBody { error: message })

@@ -1,5 +1,7 @@
 //! The paths that the server knows.
 
+use crate::role::RoleCheck;
+
 /// A known path, or [`Other`](Self::Other).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Route {
@@ -13,18 +15,24 @@ pub enum Route {
     Attestation,
     /// `/metrics`: Prometheus metrics.
     Metrics,
+    /// `/primary`, `/replica` and the like: whether this member of a cluster has the role.
+    Role,
+    /// `/cluster`: the members, as JSON.
+    Cluster,
     /// Any other path, or bytes that are not an HTTP request.
     Other,
 }
 
 impl Route {
     /// All routes.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Index,
         Self::Health,
         Self::Ready,
         Self::Attestation,
         Self::Metrics,
+        Self::Role,
+        Self::Cluster,
         Self::Other,
     ];
 
@@ -35,6 +43,8 @@ impl Route {
             "/ready" => Self::Ready,
             "/attestation" => Self::Attestation,
             "/metrics" => Self::Metrics,
+            "/cluster" => Self::Cluster,
+            path if RoleCheck::from_path(path).is_some() => Self::Role,
             _ => Self::Other,
         }
     }
@@ -48,6 +58,8 @@ impl Route {
             Self::Ready => "ready",
             Self::Attestation => "attestation",
             Self::Metrics => "metrics",
+            Self::Role => "role",
+            Self::Cluster => "cluster",
             Self::Other => "other",
         }
     }

@@ -10,13 +10,14 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use hyper::http::request::Parts;
-use hyper::{Method, StatusCode, Version};
+use hyper::{Method, StatusCode, Uri, Version};
 use serde::Serialize;
 
 use crate::nonce::Nonce;
 use crate::readiness::{Check, Readiness, all_ready};
 use crate::reports::{Outcome, Reports};
 use crate::response::Response;
+use crate::role::RoleCheck;
 use crate::route::Route;
 use crate::settings::Settings;
 use crate::source::Source;
@@ -27,6 +28,8 @@ const INDEX: &str = "\
 /ready        whether clients may be routed here
 /attestation  TDX quote over the state of Postgres; with ?nonce=<hex> a fresh one
 /metrics      Prometheus metrics
+/primary      whether this member of a cluster leads it; also /leader, /replica?lag=16MB, /read-only
+/cluster      the members of the cluster
 ";
 
 /// The request handler, shared by all connections.
@@ -73,32 +76,55 @@ impl Router {
         };
         let response = match reject(route, head) {
             Some(rejection) => rejection,
-            None if head.method == Method::OPTIONS => self.options(route),
-            None => self.dispatch(route, head.uri.query(), client).await,
+            None if head.method == Method::OPTIONS => self.options(route, &head.uri),
+            None => self.dispatch(route, &head.uri, client).await,
         };
         self.stats.record_response(route, response.status());
         response.into_http()
     }
 
-    async fn dispatch(&self, route: Route, query: Option<&str>, client: IpAddr) -> Response {
+    async fn dispatch(&self, route: Route, uri: &Uri, client: IpAddr) -> Response {
         match route {
             Route::Index => Response::text(INDEX),
             Route::Health => Response::text("ok\n"),
             Route::Ready => catch_panic(|| self.ready()),
             Route::Metrics => catch_panic(|| Response::metrics(self.source.metrics(&self.stats))),
-            Route::Attestation => self.attestation(query, client).await,
+            Route::Attestation => self.attestation(uri.query(), client).await,
+            Route::Role => catch_panic(|| self.role(uri)),
+            Route::Cluster => catch_panic(|| self.cluster()),
             Route::Other => not_found(),
         }
     }
 
     /// HAProxy's `option httpchk` sends OPTIONS unless it is told otherwise, and reads the status as the health of the
-    /// server. So `/ready` has the status of a GET.
-    fn options(&self, route: Route) -> Response {
+    /// server. So `/ready` and the roles have the status of a GET.
+    fn options(&self, route: Route, uri: &Uri) -> Response {
         match route {
             Route::Ready if !self.readiness.is_ready() => {
                 Response::options(StatusCode::SERVICE_UNAVAILABLE)
             }
+            Route::Role => Response::options(catch_panic(|| self.role(uri)).status()),
             _ => Response::options(StatusCode::OK),
+        }
+    }
+
+    /// A member that is not ready or draining has no role for load balancers.
+    fn role(&self, uri: &Uri) -> Response {
+        let (Some(check), Some(cluster)) =
+            (RoleCheck::from_path(uri.path()), self.source.cluster())
+        else {
+            return no_cluster();
+        };
+        match cluster.passes(check, uri.query()) {
+            Ok(passes) => Response::role(passes && self.readiness.is_ready(), &cluster.document),
+            Err(error) => Response::error(StatusCode::BAD_REQUEST, &error.to_string()),
+        }
+    }
+
+    fn cluster(&self) -> Response {
+        match self.source.cluster() {
+            Some(cluster) => Response::json(StatusCode::OK, &cluster.document),
+            None => no_cluster(),
         }
     }
 
@@ -170,6 +196,11 @@ fn not_found() -> Response {
         StatusCode::NOT_FOUND,
         "not found: GET / lists the endpoints",
     )
+}
+
+fn no_cluster() -> Response {
+    let message = "not found: this process is no member of a cluster";
+    Response::error(StatusCode::NOT_FOUND, message)
 }
 
 fn internal_error() -> Response {

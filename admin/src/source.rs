@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::nonce::Nonce;
+use crate::role::ClusterStatus;
 use crate::stats::Stats;
 
 /// The pending report: resolves to the JSON document that `/attestation` responds with.
@@ -19,6 +20,11 @@ pub trait Source: Send + Sync + 'static {
 
     /// Renders all metrics in the Prometheus text format. `own` are the counters of this server.
     fn metrics(&self, own: &Stats) -> String;
+
+    /// The state of the cluster that the process is a member of; `None` if it is of none.
+    fn cluster(&self) -> Option<ClusterStatus> {
+        None
+    }
 
     /// Makes one quote that covers each of `nonces`, or none if it is empty.
     ///

@@ -79,6 +79,8 @@ pub struct Stats {
     ready: ResponseCounts,
     attestation: ResponseCounts,
     metrics: ResponseCounts,
+    role: ResponseCounts,
+    cluster: ResponseCounts,
     other: ResponseCounts,
     pub(crate) reports_made: Counter,
     pub(crate) reports_failed: Counter,
@@ -97,6 +99,8 @@ impl Stats {
             Route::Ready => &self.ready,
             Route::Attestation => &self.attestation,
             Route::Metrics => &self.metrics,
+            Route::Role => &self.role,
+            Route::Cluster => &self.cluster,
             Route::Other => &self.other,
         }
     }

@@ -10,7 +10,7 @@
 //! | 7 | `app` | a process from its configuration to its exit |
 //! | 6 | `proxy` | one connection from its first byte to its last |
 //! | 5 | `shard`, `tasks` | one thread and its connections; background work of the control thread |
-//! | 4 | `session`, `attestation` | an established connection; the decision whether a peer is admitted |
+//! | 4 | `session`, `attestation`, `cluster` | an established connection; the decision whether a peer is admitted; who leads the cluster |
 //! | 3 | `telemetry` | metrics, the log, reason codes |
 //! | 2 | `config` | settings, from flags, environment and TOML |
 //! | 1 | `tls`, `sched`, `postgres` | TLS, scheduling within a shard, the superuser's client |
@@ -24,6 +24,7 @@ pub mod app;
 mod attestation;
 pub mod auth;
 pub mod cli;
+mod cluster;
 pub mod config;
 pub mod io;
 pub mod postgres;

@@ -24,6 +24,7 @@ use crate::attestation::verifier::QuoteVerifier;
 use crate::auth::cluster_secrets::{AuthSecrets, Authenticator, ClusterSecrets, Rotation};
 use crate::auth::postgres_passwords::{DerivedPasswords, MissingPassword};
 use crate::auth::random::random_bytes;
+use crate::cluster::state::ClusterState;
 use crate::config::{Config, Errors};
 use crate::io::driver::IoDriver;
 use crate::io::listener::{self, BoundListener, Listener};
@@ -31,10 +32,12 @@ use crate::postgres::provision::ProvisionTarget;
 use crate::postgres::provision::blockers::BlockerWatch;
 use crate::postgres::session_settings::SessionSettings;
 use crate::shard::live_config::{LiveConfig, LiveTls};
+use crate::shard::message::{ClusterChange, Message};
 use crate::shard::pool::{self, ShardConfig, ShardPool};
 use crate::tasks::certificate_renewal::{CertificateRenewer, InstallFn};
 use crate::tasks::manifest_publisher::{self, InstanceSource, ManifestPublisher};
 use crate::tasks::role_repair::{self, RepairTrigger, RoleRepair};
+use crate::tasks::role_watch::{RoleMetrics, RoleWatch};
 use crate::tasks::{audit_watch, clock_watch, collateral_refresh, own_evidence, upstream_probe};
 use crate::telemetry::audit::AuditLog;
 use crate::telemetry::metrics::Metrics;
@@ -47,6 +50,7 @@ use links::LinkPorts;
 use service::{InboundHandlerFactory, SharedState};
 
 pub(crate) mod admin_source;
+mod cluster_report;
 mod links;
 mod report;
 mod service;
@@ -188,6 +192,7 @@ async fn start<R>(
         repair_trigger: Arc::<RepairTrigger>::default(),
         audit: audit.as_ref().map(AuditLog::handle),
         links,
+        cluster: cluster_state(&config, &context.metrics),
     };
     let role_repair = role_repair_of(&config, derived.as_ref(), &shared, &context.checks);
     role_repair.read_settings().await;
@@ -202,7 +207,11 @@ async fn start<R>(
     context.admin_source.set_running(RunningState {
         live: Arc::clone(&shared.live),
         quote_verifier: shared.quote_verifier.clone(),
+        cluster: shared.cluster.clone(),
     });
+    if let Some(watch) = role_watch_of(&config, &shared, &shards, &context.checks) {
+        tokio::spawn(watch.run());
+    }
     let own = spawn_background_tasks(
         &config,
         &shared,
@@ -487,6 +496,43 @@ fn manifest_publisher(
     ManifestPublisher::new(manifest, agent, instance, latch, metrics)
         .map(Some)
         .map_err(system("cannot publish the leader manifest"))
+}
+
+/// What the cluster is known by, if there is one.
+fn cluster_state(config: &Config, metrics: &Metrics) -> Option<Arc<ClusterState>> {
+    let cluster = config.cluster.as_ref()?;
+    let max_sessions = config.process.max_connections;
+    Some(ClusterState::new(cluster, max_sessions, metrics))
+}
+
+/// The watcher of the role of this member, if there is a cluster.
+fn role_watch_of(
+    config: &Config,
+    shared: &SharedState,
+    shards: &ShardPool,
+    checks: &ReadinessChecks,
+) -> Option<RoleWatch> {
+    let state = Arc::clone(shared.cluster.as_ref()?);
+    let live = Arc::clone(&shared.live);
+    let broadcast = shards.broadcaster();
+    Some(RoleWatch {
+        state,
+        postgres: config.postgres.clone(),
+        database: config.database.clone(),
+        password: Box::new(move || live.read().authenticator.superuser_credential().cloned()),
+        broadcast: Box::new(move |view| {
+            broadcast(&|| {
+                Message::ClusterChanged(ClusterChange {
+                    fenced: view.fenced.is_some(),
+                    term: view.term,
+                })
+            });
+        }),
+        latch: checks
+            .readiness
+            .latch("cluster", "the role of this member is not known yet"),
+        metrics: RoleMetrics::new(&shared.metrics),
+    })
 }
 
 /// The loop that keeps the roles in Postgres, if `provision` is on, and reads its settings in any case.

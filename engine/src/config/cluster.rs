@@ -4,6 +4,7 @@
 //! position in the list. The ports are the same everywhere, so that addresses which Patroni and etcd store are true on
 //! all members. The order of the members must therefore be the same on all of them.
 
+mod role;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,8 @@ use super::reader::Reader;
 use super::settings;
 use super::values::{self, Parsed};
 
+pub use role::{RoleConfig, WritesOnStandby};
+pub(super) use role::{fence_after, patroni};
 pub(super) use table::settings_of_table;
 
 /// The most members that a cluster can have. Patroni and etcd work best with three to seven.
@@ -23,6 +26,9 @@ pub const MAX_MEMBERS: usize = 32;
 
 /// Maximum length of a name of a cluster or a member in bytes: that of a DNS label.
 const MAX_NAME: usize = 63;
+
+/// The name of the service by which members reach each other's Postgres.
+const POSTGRES: &str = "postgres";
 
 /// A cluster that this sidecar belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +43,8 @@ pub struct ClusterConfig {
     pub services: Vec<Service>,
     /// The most links that other members may have opened here, and the most that are opened here.
     pub max_links: usize,
+    /// How the sidecar learns who leads, and what follows from it.
+    pub role: RoleConfig,
 }
 
 /// A member of the cluster.
@@ -69,8 +77,9 @@ impl ClusterConfig {
         let members = reader.read(&settings::CLUSTER_MEMBERS);
         let services = reader.read(&settings::CLUSTER_SERVICES);
         let max_links = reader.read(&settings::CLUSTER_LINKS);
+        let role = RoleConfig::read(reader);
         let (name, member, members, services) = (name?, member?, members?, services?);
-        let max_links = max_links?;
+        let (max_links, role) = (max_links?, role?);
         let (name, member) = match (name, member) {
             (Some(name), Some(member)) => (name, member),
             (None, None) if members.is_empty() => return Some(None),
@@ -96,7 +105,11 @@ impl ClusterConfig {
             own,
             services,
             max_links,
+            role,
         };
+        if let Some(mistake) = config.no_way_to_leader() {
+            return reader.error(mistake);
+        }
         match config.port_conflict(reader.listen()) {
             Some(conflict) => reader.error(format!("cluster_services: {conflict}")),
             None => Some(Some(config)),
@@ -131,6 +144,22 @@ impl ClusterConfig {
     #[must_use]
     pub fn service(&self, name: &ServiceName) -> Option<&Service> {
         self.services.iter().find(|service| service.name == *name)
+    }
+
+    /// Where the Postgres of the member at this position is, from every member. `None` if there is no such service.
+    #[must_use]
+    pub fn postgres_of(&self, member: usize) -> Option<SocketAddr> {
+        let service = self.services.iter();
+        let mut service = service.filter(|service| service.name.as_str() == POSTGRES);
+        Some(service.next()?.address_of(member))
+    }
+
+    /// Why logins cannot be carried to the leader, if they are to be.
+    fn no_way_to_leader(&self) -> Option<&'static str> {
+        let carries = self.role.writes_on_standby == WritesOnStandby::Leader;
+        (carries && self.postgres_of(self.own).is_none()).then_some(
+            "cluster_writes_on_standby = leader: cluster_services has no service postgres to reach the leader by",
+        )
     }
 
     /// The ports of all services, each with where it is used.

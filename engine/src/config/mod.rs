@@ -40,7 +40,7 @@ use attest::values::Fingerprint;
 pub use crate::tls::certificate_source::{CertificateRequest, CertificateUsage};
 pub use attestation::{Attestation, Criteria};
 pub use audit::{AuditConfig, AuditTarget};
-pub use cluster::{ClusterConfig, MAX_MEMBERS, Member, Service};
+pub use cluster::{ClusterConfig, MAX_MEMBERS, Member, RoleConfig, Service, WritesOnStandby};
 pub use environment::take_secrets;
 pub use flags::with_flags;
 pub use forward::{ForwarderConfig, Listen, Verifier};

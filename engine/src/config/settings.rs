@@ -24,7 +24,7 @@ use wire::scram::Password;
 use wire::secret::ClusterSecret;
 
 use super::audit::{self, AuditTarget};
-use super::cluster::{self, Member, Service};
+use super::cluster::{self, Member, Service, WritesOnStandby};
 use super::connection_uri::DatabaseUrl;
 use super::forward::{Listen, VerifierName};
 use super::log_format::LogFormat;
@@ -518,6 +518,26 @@ settings! {
             key: "cluster_links", parse: values::count, kind: One("N"), scopes: SERVE,
             default: Some("256"),
             help: "Maximum number of concurrent links that other members have opened to this one, and of those that are opened here. They do not count for max_connections.",
+        }
+        CLUSTER_PATRONI: Option<SocketAddr> {
+            key: "cluster_patroni", parse: cluster::patroni, kind: One("URL"), scopes: SERVE,
+            default: Some("http://127.0.0.1:8008"),
+            help: "REST API of this member's Patroni, which says who leads: http:// and an IP address with a port. With off there is no Patroni: a Postgres that is not in recovery leads, and there is no fencing.",
+        }
+        CLUSTER_WRITES_ON_STANDBY: WritesOnStandby {
+            key: "cluster_writes_on_standby", parse: values::from_str, kind: One("HOW"), scopes: SERVE,
+            default: Some("leader"),
+            help: "What a standby does with logins as teesql_readwrite and postgres: leader (it carries them to the leader's Postgres, which the service postgres reaches), local (its own Postgres, for drivers with a host list of their own), or refuse (SQLSTATE 57P03 with the leader's name).",
+        }
+        CLUSTER_LEADER_WAIT: Option<Duration> {
+            key: "cluster_leader_wait", parse: values::duration_or_off, kind: Time, scopes: SERVE,
+            default: Some("30s"),
+            help: "How long a login as teesql_readwrite or postgres waits for a leader after its secret was right, beyond login_timeout. It is refused with 57P03 then; off does not wait.",
+        }
+        CLUSTER_FENCE_AFTER: Duration {
+            key: "cluster_fence_after", parse: cluster::fence_after, kind: Time, scopes: SERVE,
+            default: Some("5s"),
+            help: "How long Patroni may be silent while this member's Postgres takes writes. Then its read-write sessions end and new ones are refused. Must be less than Patroni's ttl; at least 2s.",
         }
     }
     Manifest {

@@ -194,6 +194,19 @@ impl Stream {
         peer_uid(&own)
     }
 
+    /// Whether the peer has closed its side, or the connection has failed, whatever is left to read.
+    #[allow(unsafe_code)]
+    pub(crate) fn peer_has_left(&self) -> bool {
+        let mut poll = nix::libc::pollfd {
+            fd: self.raw_fd(),
+            events: nix::libc::POLLRDHUP,
+            revents: 0,
+        };
+        // SAFETY: one element, which lives until the call returns. It does not wait.
+        let ready = unsafe { nix::libc::poll(&raw mut poll, 1, 0) };
+        ready > 0
+    }
+
     async fn writable(&self) -> io::Result<()> {
         match self {
             Stream::Tcp(stream) => stream.writable(true).await,

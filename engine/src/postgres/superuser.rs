@@ -8,6 +8,7 @@
 pub mod controldata;
 mod login_guard;
 pub mod query;
+pub mod standing;
 pub mod state;
 
 use std::io;

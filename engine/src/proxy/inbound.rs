@@ -23,12 +23,14 @@ use crate::auth::credential::Credential;
 use crate::auth::failed_logins::{FailedLogins, PeerIdentity};
 use crate::auth::grants::{EntryIsFull, NotGranted, RequestedSession};
 use crate::auth::role::Role;
+use crate::cluster::carried::CarriedSession;
+use crate::cluster::state::ClusterState;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::Stream;
 use crate::proxy::link::Links;
 use crate::proxy::link::inbound::AcceptedLink;
 use crate::proxy::link::outbound::OpenedLink;
-use crate::proxy::upstream::{self, UpstreamLogin, UpstreamSession};
+use crate::proxy::upstream::{self, LoginRequest, UpstreamLogin, UpstreamSession};
 use crate::proxy::{read_opening, reply_opening};
 use crate::session::control::{ConnectionControl, FdGuard};
 use crate::session::relay::{ClientSide, relay};
@@ -43,6 +45,7 @@ use crate::telemetry::connection_info::ConnectionInfo;
 use crate::tls::session::{HandshakeSummary, Session};
 
 mod authenticate;
+mod route;
 
 /// Serves the client connections of one shard.
 pub(crate) struct InboundHandler {
@@ -62,11 +65,23 @@ pub(crate) struct InboundHandler {
     pub(crate) failed_logins: FailedLogins,
     /// Links to the other members, if this sidecar belongs to a cluster.
     pub(crate) links: Option<Links>,
+    /// The cluster that this sidecar belongs to, if it does.
+    pub(crate) cluster: Option<Arc<ClusterState>>,
 }
 
 type Client = TlsStream<UnbufferedServerConnection>;
 
 impl InboundHandler {
+    async fn cancel(&self, packet: Vec<u8>, control: &ConnectionControl) -> CloseReason {
+        upstream::cancel(
+            &self.upstream_login,
+            self.cluster.as_deref(),
+            packet,
+            control,
+        )
+        .await
+    }
+
     /// Whether a PROXY header from `peer` is accepted.
     fn accepts_proxy_header(&self, peer: IpAddr) -> bool {
         let peer = peer.to_canonical();
@@ -131,12 +146,14 @@ async fn serve(
     let _entry_guard = control.entry_guard();
     // Boxed, so that its memory is freed before the relay, which may idle for days.
     let establishing = Box::pin(establish(handler, stream, permit, control, info));
-    let (_fd_guard, relay) = match establishing.await {
+    let (_fd_guard, relay, _carried) = match establishing.await {
         Ok((client, session)) => {
             if !control.is_link() {
                 session_started(handler, control, info);
             }
-            start_relay(client, session, control)
+            let OpenSession { upstream, carried } = session;
+            let (fd_guard, relay) = start_relay(client, upstream, control);
+            (fd_guard, relay, carried)
         }
         Err(reason) => return reason,
     };
@@ -178,7 +195,7 @@ async fn establish(
     permit: &ConnectionPermit,
     control: &ConnectionControl,
     info: &RefCell<ConnectionInfo>,
-) -> Result<(Client, UpstreamSession), CloseReason> {
+) -> Result<(Client, OpenSession), CloseReason> {
     let snapshot = handler.live.read();
     let (incoming, ssl_request) = match open(handler, &mut stream, permit, control, info).await {
         Ok(Opened::Tls {
@@ -186,7 +203,7 @@ async fn establish(
             ssl_request,
         }) => (incoming, ssl_request),
         Ok(Opened::Cancel(packet)) => {
-            return Err(upstream::cancel(&handler.upstream_login, packet, control).await);
+            return Err(handler.cancel(packet, control).await);
         }
         Err(reason) => return Err(refuse_in_plaintext(&mut stream, reason, control).await),
     };
@@ -200,7 +217,11 @@ async fn establish(
             control,
             info,
         };
-        let session = link.accept(&mut client, handshake).await?;
+        let upstream = link.accept(&mut client, handshake).await?;
+        let session = OpenSession {
+            upstream,
+            carried: None,
+        };
         return Ok((client, session));
     }
     let attested = match attest(handler, handshake.chain, permit, control, info).await {
@@ -219,7 +240,7 @@ async fn establish(
     match login.log_in(&mut client, &attested).await {
         Ok(Login::Session(session)) => Ok((client, session)),
         Ok(Login::Cancel(packet)) => {
-            let reason = upstream::cancel(&handler.upstream_login, packet, control).await;
+            let reason = handler.cancel(packet, control).await;
             client.close().await;
             Err(reason)
         }
@@ -373,8 +394,15 @@ async fn attest(
     Ok(attested)
 }
 
+/// A session that is ready, and what lasts as long as it.
+struct OpenSession {
+    upstream: UpstreamSession,
+    /// If the leader of the cluster serves it.
+    carried: Option<CarriedSession>,
+}
+
 enum Login {
-    Session(UpstreamSession),
+    Session(OpenSession),
     Cancel(Vec<u8>),
 }
 
@@ -437,13 +465,12 @@ impl LoginContext<'_> {
             .upstream_login
             .session_settings
             .add_to(&mut startup, role);
-        let stream = handler.upstream_login.dial(control).await?;
-        let fd_guard = control.register_upstream_fd(stream.raw_fd());
-        let session = handler
-            .upstream_login
-            .login(stream, client, &startup, version, &credential, control)
-            .await?;
-        drop(fd_guard);
+        let request = LoginRequest {
+            startup: &startup,
+            version,
+            credential: &credential,
+        };
+        let session = self.open_session(client, request, role).await?;
         Ok(Login::Session(session))
     }
 

@@ -2,14 +2,19 @@
 //! never sees, and CancelRequests.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use wire::backend::{AwaitKeys, AwaitReady, BackendError, BackendLogin, BackendStep, ReadyStep};
+use wire::backend::{
+    AuthMethods, AwaitKeys, AwaitReady, BackendError, BackendLogin, BackendStep, ReadyStep,
+};
 use wire::scram;
 use wire::startup::{ProtocolVersion, Startup};
 
 use crate::auth::credential::Credential;
+use crate::cluster::state::ClusterState;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::offload::{OffloadThread, PendingJobs};
 use crate::io::stream::{PgAddress, Stream};
@@ -25,6 +30,10 @@ use crate::tls::session;
 
 /// Length 8, and SSLRequest's code 80877103.
 const SSL_REQUEST_PACKET: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+
+/// Where the process number and the key begin in a CancelRequest, after its length and code. They are the content of
+/// BackendKeyData.
+const CANCEL_KEY_OFFSET: usize = 8;
 
 /// SCRAM keys cached per shard. The salt of a role changes only with its password, so three
 /// keys are in use at a time.
@@ -50,6 +59,27 @@ pub(crate) struct CachedKeys {
     keys: Arc<scram::Keys>,
 }
 
+/// What a login to Postgres consists of.
+#[derive(Clone, Copy)]
+pub(crate) struct LoginRequest<'a> {
+    pub(crate) startup: &'a Startup,
+    pub(crate) version: ProtocolVersion,
+    pub(crate) credential: &'a Arc<Credential>,
+}
+
+/// A Postgres that has accepted the password. Its AuthenticationOk has not been forwarded yet.
+pub(crate) struct AuthenticatedUpstream {
+    stream: Stream,
+    received: Buffer,
+    ready: AwaitReady,
+}
+
+impl AuthenticatedUpstream {
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        self.stream.raw_fd()
+    }
+}
+
 /// A Postgres session that is ready for queries.
 pub(crate) struct UpstreamSession {
     pub(crate) stream: Stream,
@@ -58,56 +88,82 @@ pub(crate) struct UpstreamSession {
 }
 
 impl UpstreamLogin {
-    /// Dials Postgres within the login deadline, and checks the user of the listener on a Unix
+    /// Dials the own Postgres within the login deadline, and checks the user of the listener on a Unix
     /// socket.
     pub(crate) async fn dial(&self, control: &ConnectionControl) -> Result<Stream, CloseReason> {
-        self.dial_until(control.login_deadline(), control).await
+        self.dial_server(&self.server, control.login_deadline(), control)
+            .await
     }
 
-    async fn dial_until(
+    /// Dials a Postgres, the own one or that of another member of the cluster.
+    pub(crate) async fn dial_server(
         &self,
+        server: &PostgresServer,
         deadline: Instant,
         control: &ConnectionControl,
     ) -> Result<Stream, CloseReason> {
-        let address = &self.server.address;
+        let address = &server.address;
         let stream = Stream::dial(address, deadline).await.map_err(|error| {
             self.upstream_version.invalidate();
             or_timeout(control, CloseReason::UpstreamUnreachable(error))
         })?;
         if let PgAddress::Unix(_) = address {
-            self.server.check_listener(stream.listener_uid())?;
+            server.check_listener(stream.listener_uid())?;
         }
         Ok(stream)
     }
 
-    /// Logs in with the client's startup parameters and the role's own password, then forwards
-    /// the messages of Postgres to the client, from AuthenticationOk to ReadyForQuery.
-    pub(crate) async fn login<E: session::TlsSide>(
+    /// The Postgres of another member of the cluster, at this address on loopback. It has to prove itself as the own one.
+    pub(crate) fn other_server(&self, address: SocketAddr) -> PostgresServer {
+        PostgresServer {
+            address: PgAddress::Tcp(address),
+            ..self.server.clone()
+        }
+    }
+
+    /// Logs in with the client's startup parameters and the role's own password. No byte goes to the client.
+    pub(crate) async fn authenticate(
         &self,
         mut stream: Stream,
-        client: &mut TlsStream<E>,
-        startup: &Startup,
-        version: ProtocolVersion,
-        credential: &Arc<Credential>,
+        server: &PostgresServer,
+        login: &LoginRequest<'_>,
         control: &ConnectionControl,
-    ) -> Result<UpstreamSession, CloseReason> {
-        let mut incoming = Buffer::take(Size::Small);
+    ) -> Result<AuthenticatedUpstream, CloseReason> {
+        let mut received = Buffer::take(Size::Small);
         let ready = self
-            .authenticate(&mut stream, &mut incoming, startup, version, credential)
+            .exchange(&mut stream, &mut received, server.methods(), login)
             .await
             .map_err(|error| {
                 self.upstream_version.invalidate();
                 self.request_repair(&error);
                 or_timeout(control, error)
             })?;
-        let version = forward_until_ready(&mut stream, &mut incoming, ready, client, control)
-            .await
-            .inspect_err(|error| self.request_repair(error))?;
-        self.upstream_version.observe_server_version(version);
-        Ok(UpstreamSession {
+        Ok(AuthenticatedUpstream {
             stream,
-            received: incoming,
+            received,
+            ready,
         })
+    }
+
+    /// Forwards the messages of Postgres to the client, from AuthenticationOk to ReadyForQuery. `on_key` gets the content
+    /// of BackendKeyData.
+    pub(crate) async fn forward_until_ready<E: session::TlsSide>(
+        &self,
+        upstream: AuthenticatedUpstream,
+        client: &mut TlsStream<E>,
+        control: &ConnectionControl,
+        on_key: impl FnMut(&[u8]),
+    ) -> Result<(UpstreamSession, Option<String>), CloseReason> {
+        let AuthenticatedUpstream {
+            mut stream,
+            mut received,
+            ready,
+        } = upstream;
+        let version =
+            forward_until_ready(&mut stream, &mut received, ready, client, control, on_key)
+                .await
+                .inspect_err(|error| self.request_repair(error))?;
+        Ok((UpstreamSession { stream, received }, version))
     }
 
     /// Requests a comparison of the roles if Postgres refused a login. The client's secret was right, so
@@ -124,21 +180,25 @@ impl UpstreamLogin {
         }
     }
 
-    async fn authenticate(
+    async fn exchange(
         &self,
         stream: &mut Stream,
         incoming: &mut Buffer,
-        startup: &Startup,
-        version: ProtocolVersion,
-        credential: &Arc<Credential>,
+        methods: AuthMethods,
+        login: &LoginRequest<'_>,
     ) -> Result<AwaitReady, CloseReason> {
+        let LoginRequest {
+            startup,
+            version,
+            credential,
+        } = *login;
         let mut nonce = [0_u8; 18];
         self.random
             .fill(&mut nonce)
             .map_err(|_| BackendError::NoRandomness)?;
         let mut out = Vec::new();
-        let mut backend = BackendLogin::start(startup, version, nonce, &mut out)
-            .with_methods(self.server.methods());
+        let mut backend =
+            BackendLogin::start(startup, version, nonce, &mut out).with_methods(methods);
         loop {
             if !out.is_empty() {
                 let message = std::mem::take(&mut out);
@@ -233,6 +293,7 @@ async fn forward_until_ready<E: session::TlsSide>(
     mut ready: AwaitReady,
     client: &mut TlsStream<E>,
     control: &ConnectionControl,
+    mut on_key: impl FnMut(&[u8]),
 ) -> Result<Option<String>, CloseReason> {
     loop {
         let (forward_len, outcome) = match ready.advance(incoming.filled()) {
@@ -253,6 +314,7 @@ async fn forward_until_ready<E: session::TlsSide>(
         if let Some(message) = incoming.filled().get(..forward_len)
             && forward_len > 0
         {
+            backend_keys(message).for_each(&mut on_key);
             control.count_sent(forward_len);
             client
                 .send(message)
@@ -268,6 +330,22 @@ async fn forward_until_ready<E: session::TlsSide>(
             .await
             .map_err(|error| or_timeout(control, error))?;
     }
+}
+
+/// The content of each BackendKeyData among complete messages.
+fn backend_keys(mut messages: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        while let Some((&tag, rest)) = messages.split_first() {
+            let (len, _) = rest.split_first_chunk()?;
+            let len = usize::try_from(u32::from_be_bytes(*len)).ok()?;
+            let (message, next) = rest.split_at_checked(len)?;
+            messages = next;
+            if tag == b'K' {
+                return message.get(size_of::<u32>()..);
+            }
+        }
+        None
+    })
 }
 
 /// The reason why waiting for Postgres failed. If the login deadline passed, Postgres is the cause: the
@@ -290,14 +368,21 @@ async fn read_more(stream: &mut Stream, incoming: &mut Buffer) -> Result<(), Clo
     }
 }
 
-/// Forwards a CancelRequest to Postgres. Any shard can do this without a lookup, because the key in it
-/// was issued by Postgres.
+/// Forwards a CancelRequest to Postgres. Any shard can do this, because the key in it was issued by Postgres: by the
+/// own one, unless the session was carried to the leader of the cluster.
 pub(crate) async fn cancel(
     upstream_login: &UpstreamLogin,
+    cluster: Option<&ClusterState>,
     packet: Vec<u8>,
     control: &ConnectionControl,
 ) -> CloseReason {
-    let mut stream = match open_for_cancel(upstream_login, control).await {
+    let server = cluster.and_then(|cluster| {
+        let key = packet.get(CANCEL_KEY_OFFSET..)?;
+        let leader = cluster.carried_keys.leader_of(key)?;
+        Some(upstream_login.other_server(cluster.config.postgres_of(leader)?))
+    });
+    let server = server.as_ref().unwrap_or(&upstream_login.server);
+    let mut stream = match open_for_cancel(upstream_login, server, control).await {
         Ok(stream) => stream,
         Err(reason) => return reason,
     };
@@ -316,18 +401,19 @@ pub(crate) async fn cancel(
 /// first, and gets the CancelRequest only if it answers in time.
 async fn open_for_cancel(
     upstream_login: &UpstreamLogin,
+    server: &PostgresServer,
     control: &ConnectionControl,
 ) -> Result<Stream, CloseReason> {
     let deadline = Instant::now() + CANCEL_TIMEOUT;
-    let mut stream = dial_for_cancel(upstream_login, deadline, control).await?;
+    let mut stream = dial_for_cancel(upstream_login, server, deadline, control).await?;
     match await_answer(&mut stream, deadline, control).await? {
         b'N' => Ok(stream),
         b'S' => {
             // Postgres expects TLS here, which is not needed on this machine. A new connection has no answer before the
             // CancelRequest, but Postgres accepts connections in their order: one that is opened later answers for it.
             drop(stream);
-            let stream = dial_for_cancel(upstream_login, deadline, control).await?;
-            let mut later = dial_for_cancel(upstream_login, deadline, control).await?;
+            let stream = dial_for_cancel(upstream_login, server, deadline, control).await?;
+            let mut later = dial_for_cancel(upstream_login, server, deadline, control).await?;
             await_answer(&mut later, deadline, control).await?;
             Ok(stream)
         }
@@ -338,11 +424,12 @@ async fn open_for_cancel(
 /// Dials Postgres until `deadline`, or the login deadline if that is earlier.
 async fn dial_for_cancel(
     upstream_login: &UpstreamLogin,
+    server: &PostgresServer,
     deadline: Instant,
     control: &ConnectionControl,
 ) -> Result<Stream, CloseReason> {
     let until = deadline.min(control.login_deadline());
-    let stream = upstream_login.dial_until(until, control).await;
+    let stream = upstream_login.dial_server(server, until, control).await;
     stream.map_err(|error| match Instant::now() < deadline {
         true => error,
         false => control.or_terminated(CloseReason::CancelExpired),
@@ -373,4 +460,17 @@ async fn request_encryption(stream: &mut Stream) -> Result<u8, CloseReason> {
     read_more(stream, &mut incoming).await?;
     let answer = incoming.filled().first().copied();
     answer.ok_or_else(|| BackendError::EarlyEof.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_key_among_complete_messages() {
+        let messages = b"R\0\0\0\x08\0\0\0\0K\0\0\0\x0c\0\0\0\x07keysZ\0\0\0\x05I";
+        let keys: Vec<_> = backend_keys(messages).collect();
+        assert_eq!(keys, [b"\0\0\0\x07keys"]);
+        assert_eq!(backend_keys(b"").count(), 0);
+    }
 }

@@ -68,12 +68,15 @@ pub(crate) enum TerminateReason {
     LoginTimeout,
     IdleTimeout,
     Shutdown,
-    /// The forwarder follows the leader, and this session is with the old one.
-    LeaderChanged,
     /// The policy or the collateral refuses the peer by now.
     Denied(Revocation),
     /// Its place is given to a newer connection: the client is not attested yet.
     Displaced,
+    /// This member of the cluster may not take writes any more.
+    Fenced,
+    /// The leader that the session was carried to leads no more, or a forwarder that follows the leader has the session
+    /// with the old one.
+    LeaderChanged,
 }
 
 impl From<TerminateReason> for CloseReason {
@@ -82,11 +85,21 @@ impl From<TerminateReason> for CloseReason {
             TerminateReason::LoginTimeout => CloseReason::LoginTimeout,
             TerminateReason::IdleTimeout => CloseReason::IdleTimeout,
             TerminateReason::Shutdown => CloseReason::Shutdown,
-            TerminateReason::LeaderChanged => CloseReason::LeaderChanged,
             TerminateReason::Denied(revocation) => CloseReason::Revoked(revocation),
             TerminateReason::Displaced => CloseReason::TooManyUnattested,
+            TerminateReason::Fenced => CloseReason::Fenced,
+            TerminateReason::LeaderChanged => CloseReason::LeaderChanged,
         }
     }
+}
+
+/// Where the writes of a session in a cluster go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WritePath {
+    /// To the own Postgres.
+    Local,
+    /// To the leader of this term.
+    Carried { term: u64 },
 }
 
 /// The shared state of one connection.
@@ -120,6 +133,8 @@ pub(crate) struct ConnectionControl {
     link_bytes: OnceCell<Rc<LinkBytes>>,
     /// In a forwarder: the server of the session.
     endpoint: RefCell<Option<Arc<Endpoint>>>,
+    /// Of a session that may write, in a cluster.
+    write_path: Cell<Option<WritePath>>,
 }
 
 /// Gives the place among the sessions of a policy entry back when dropped, although others may still hold the
@@ -186,6 +201,7 @@ impl ConnectionControl {
             is_link: Cell::new(false),
             link_bytes: OnceCell::new(),
             endpoint: RefCell::new(None),
+            write_path: Cell::new(None),
         }
     }
 
@@ -249,6 +265,24 @@ impl ConnectionControl {
     /// The server that a forwarder's session is with.
     pub(crate) fn endpoint(&self) -> Option<Arc<Endpoint>> {
         self.endpoint.borrow().clone()
+    }
+
+    /// Where the writes of this session go, if it may write and belongs to a member of a cluster.
+    pub(crate) fn write_path(&self) -> Option<WritePath> {
+        self.write_path.get()
+    }
+
+    /// Must be set in the same step in which the view of the cluster allows it: the message of the next change then
+    /// finds it.
+    pub(crate) fn set_write_path(&self, path: WritePath) {
+        self.write_path.set(Some(path));
+    }
+
+    /// Lets the handler look again at what it waits for. The watchdog runs in the same task.
+    pub(crate) fn wake(&self) {
+        if let Some(waker) = self.watchdog_waker.take() {
+            waker.wake();
+        }
     }
 
     /// Stores what the client asks for, and compares it with what the peer's policy entry grants.
@@ -451,9 +485,7 @@ impl ConnectionControl {
             },
         );
         shutdown_fd(&self.upstream_fd, Shutdown::Both);
-        if let Some(waker) = self.watchdog_waker.take() {
-            waker.wake();
-        }
+        self.wake();
     }
 
     /// Enforces the deadlines. Returns when the last one has passed: the handler must then be

@@ -162,6 +162,7 @@ impl<S: ConnectionHandler> Shard<S> {
                 }
             }
             Message::Revalidate => drop(monoio::spawn(Rc::clone(self).revalidate())),
+            Message::ClusterChanged(change) => self.cluster_changed(change),
             Message::LeaderChanged(leader) => {
                 drop(monoio::spawn(Rc::clone(self).follow(leader)));
             }

@@ -20,6 +20,8 @@ pub(crate) enum Message {
     Revalidate,
     /// A forwarder follows the leader of a cluster, which is this server now.
     LeaderChanged(Arc<Target>),
+    /// Logins of the cluster are routed differently, or sessions have to end.
+    ClusterChanged(ClusterChange),
     /// Serve this connection, which another shard has accepted.
     HandOff(HandedOff),
     /// Open a link for this local connection.
@@ -31,6 +33,15 @@ pub(crate) enum Message {
 pub(crate) struct LinkRoute {
     pub(crate) member: usize,
     pub(crate) service: usize,
+}
+
+/// What decides which sessions may continue when the cluster changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ClusterChange {
+    /// This member may not take writes.
+    pub(crate) fenced: bool,
+    /// Sessions that were carried in an earlier term have to end.
+    pub(crate) term: u64,
 }
 
 /// An accepted connection that is sent to the shard that serves it.

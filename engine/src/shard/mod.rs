@@ -9,6 +9,7 @@ mod connection;
 pub(crate) mod connection_limit;
 pub(crate) mod context;
 mod event_loop;
+mod fencing;
 pub(crate) mod handler;
 mod leader_change;
 pub(crate) mod live_config;

@@ -240,6 +240,16 @@ impl ShardPool {
         }
     }
 
+    /// Sends a message to every shard, from a task that does not own the pool.
+    pub(crate) fn broadcaster(&self) -> impl Fn(&dyn Fn() -> Message) + Send + 'static {
+        let mailboxes = Arc::clone(&self.mailboxes);
+        move |message| {
+            for shard in mailboxes.iter() {
+                shard.send(message());
+            }
+        }
+    }
+
     /// Waits until a shard ends unexpectedly. Returns why.
     pub(crate) async fn failure(&mut self) -> String {
         match self.ended.recv().await {

@@ -10,6 +10,8 @@ pub(crate) mod discovery;
 pub(crate) mod leader_watch;
 pub(crate) mod manifest_publisher;
 pub(crate) mod own_evidence;
+mod patroni;
 pub(crate) mod role_repair;
+pub(crate) mod role_watch;
 pub(crate) mod upstream_probe;
 pub(crate) mod upstream_version;

@@ -66,6 +66,17 @@ impl CloseReason {
                 "no new sessions: the audit log cannot be written".into(),
                 None,
             ),
+            // libpq then tries its next host.
+            CloseReason::NoLeader | CloseReason::ReadOnlyMember(_) => fatal(
+                SqlState::CANNOT_CONNECT_NOW,
+                self.to_string().into(),
+                None,
+            ),
+            CloseReason::Fenced | CloseReason::LeaderChanged => fatal(
+                SqlState::ADMIN_SHUTDOWN,
+                format!("terminating connection: {self}").into(),
+                None,
+            ),
             CloseReason::UpstreamUnreachable(error) => fatal(
                 SqlState::CANNOT_CONNECT_NOW,
                 format!(
@@ -101,11 +112,6 @@ impl CloseReason {
             CloseReason::Shutdown => fatal(
                 SqlState::ADMIN_SHUTDOWN,
                 "terminating connection due to administrator command".into(),
-                None,
-            ),
-            CloseReason::LeaderChanged => fatal(
-                SqlState::ADMIN_SHUTDOWN,
-                "terminating connection: the cluster has a new leader".into(),
                 None,
             ),
             CloseReason::AlpnMissing => fatal(
@@ -163,6 +169,10 @@ impl CloseReason {
             CloseReason::UpstreamIo(_) => Some(encode(ErrorResponse::fatal(
                 SqlState::CANNOT_CONNECT_NOW,
                 "pg_auth_inject failed: connection to Postgres lost",
+            ))),
+            CloseReason::Fenced | CloseReason::LeaderChanged => Some(encode(ErrorResponse::fatal(
+                SqlState::CANNOT_CONNECT_NOW,
+                &self.to_string(),
             ))),
             reason => reason.response(),
         }

@@ -78,6 +78,19 @@ pub(crate) enum CloseReason {
     /// `audit_required` is set, and the audit log cannot be written.
     #[error("the audit log cannot be written, and audit_required is set")]
     AuditUnavailable,
+    /// No member of the cluster took writes for `cluster_leader_wait`.
+    #[error("no leader of the cluster takes writes")]
+    NoLeader,
+    /// `cluster_writes_on_standby = refuse`, and another member leads.
+    #[error("this member of the cluster takes no writes: the leader is {0}")]
+    ReadOnlyMember(Box<str>),
+    /// This member may not take writes: it does not hold the leader lock.
+    #[error("this member of the cluster has lost the leader lock")]
+    Fenced,
+    /// The session was carried to a leader that leads no more. In a forwarder with `follow`: the session is with the
+    /// old leader, and the new one answers.
+    #[error("the cluster has a new leader")]
+    LeaderChanged,
     /// The connection to Postgres could not be opened.
     #[error("cannot connect to Postgres: {0}")]
     UpstreamUnreachable(io::Error),
@@ -100,9 +113,6 @@ pub(crate) enum CloseReason {
     /// The process stops and the drain timeout is over.
     #[error("sidecar is shutting down")]
     Shutdown,
-    /// Forwarder: the cluster has a new leader, which answers, and `follow` is set.
-    #[error("the cluster has a new leader")]
-    LeaderChanged,
     /// The connection to the client failed.
     #[error("connection to the client failed: {0}")]
     ClientIo(io::Error),
@@ -254,7 +264,7 @@ pub(crate) const REASONS: &[&str] = &[
     // Connections.
     "client_closed", "upstream_closed", "cancel_forwarded", "cancel_expired", "client_gone", "alpn_missing",
     "authentication_failed", "role_not_granted", "peer_session_limit", "too_many_connections", "upstream_unreachable",
-    "too_many_unattested", "audit_unavailable",
+    "too_many_unattested", "audit_unavailable", "no_leader", "read_only_member", "fenced", "leader_changed",
     "upstream_refused_session", "upstream_timeout", "login_timeout", "idle_timeout", "shutdown", "client_io",
     "upstream_io", "peer_stuck", "panic", "attestation_revoked",
     // TLS.
@@ -265,7 +275,7 @@ pub(crate) const REASONS: &[&str] = &[
     // Forwarder.
     "direct_tls", "dns_failed", "no_address", "no_manifest", "many_manifests",
     "server_unreachable", "server_hung_up", "server_io", "server_timeout",
-    "handshake_timeout", "leader_mismatch", "leader_changed",
+    "handshake_timeout", "leader_mismatch",
     // Links, and `wire::link`.
     "link_not_supported", "link_invalid_service_name", "link_unknown_service", "link_not_a_member",
     "link_service_unreachable", "link_too_many", "link_draining", "link_not_ready", "link_wrong_member",
@@ -323,6 +333,10 @@ impl CloseReason {
             CloseReason::TooManyConnections => "too_many_connections",
             CloseReason::TooManyUnattested => "too_many_unattested",
             CloseReason::AuditUnavailable => "audit_unavailable",
+            CloseReason::NoLeader => "no_leader",
+            CloseReason::ReadOnlyMember(_) => "read_only_member",
+            CloseReason::Fenced => "fenced",
+            CloseReason::LeaderChanged => "leader_changed",
             CloseReason::UpstreamUnreachable(_) => "upstream_unreachable",
             CloseReason::UpstreamTimeout => "upstream_timeout",
             CloseReason::UpstreamLoginFailed(error) => error.code(),
@@ -330,7 +344,6 @@ impl CloseReason {
             CloseReason::LoginTimeout => "login_timeout",
             CloseReason::IdleTimeout => "idle_timeout",
             CloseReason::Shutdown => "shutdown",
-            CloseReason::LeaderChanged => "leader_changed",
             CloseReason::ClientIo(_) => "client_io",
             CloseReason::UpstreamIo(_) => "upstream_io",
             CloseReason::PeerStuck => "peer_stuck",
@@ -394,6 +407,9 @@ impl CloseReason {
             | CloseReason::TooManyConnections
             | CloseReason::PeerSessionLimit
             | CloseReason::AuditUnavailable
+            | CloseReason::NoLeader
+            | CloseReason::ReadOnlyMember(_)
+            | CloseReason::Fenced
             | CloseReason::UpstreamUnreachable(_)
             | CloseReason::UpstreamTimeout
             | CloseReason::UpstreamLoginFailed(_)

@@ -348,6 +348,16 @@ const COUNTERS: &[Description] = &[
         None,
         "Events without a line in the audit log, by cause",
     ),
+    (
+        "teesql_cluster_watch_errors_total",
+        None,
+        "Rounds in which the role of this member could not be learned, by reason",
+    ),
+    (
+        "teesql_cluster_fences_total",
+        None,
+        "How often this member of a cluster was fenced, by cause",
+    ),
 ];
 
 const GAUGES: &[Description] = &[
@@ -452,6 +462,46 @@ const GAUGES: &[Description] = &[
         "teesql_audit_failing",
         None,
         "1 while the audit log cannot be written",
+    ),
+    (
+        "teesql_cluster_role",
+        None,
+        "1 for the role of this member of a cluster",
+    ),
+    (
+        "teesql_cluster_has_leader",
+        None,
+        "1 while the cluster has a leader that takes writes",
+    ),
+    (
+        "teesql_cluster_timeline",
+        None,
+        "The timeline of this member's Postgres",
+    ),
+    (
+        "teesql_cluster_lag_bytes",
+        Some(Unit::Bytes),
+        "WAL that this member of a cluster has not replayed yet; NaN if it is not known",
+    ),
+    (
+        "teesql_cluster_lag_seconds",
+        Some(Unit::Seconds),
+        "Age of the last transaction that this member has replayed; NaN if it is not known",
+    ),
+    (
+        "teesql_cluster_fenced",
+        None,
+        "1 while this member of a cluster is fenced",
+    ),
+    (
+        "teesql_cluster_carried_sessions",
+        None,
+        "Sessions that this member carries to the leader",
+    ),
+    (
+        "teesql_cluster_waiting_logins",
+        None,
+        "Logins that wait for a leader",
     ),
 ];
 

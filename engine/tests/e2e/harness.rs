@@ -6,6 +6,7 @@ pub(crate) mod certificates;
 pub(crate) mod client;
 pub(crate) mod cluster;
 pub(crate) mod daemon;
+pub(crate) mod fake_patroni;
 pub(crate) mod fake_server;
 pub(crate) mod fixture;
 pub(crate) mod forwarder;
@@ -197,6 +198,11 @@ impl Harness {
     /// A new cluster for one test.
     pub(crate) fn private_cluster(&self, server: &Server, options: &ClusterOptions) -> Cluster {
         Cluster::create(server, self.unique_path("cluster"), options)
+    }
+
+    /// A streaming standby of `primary`, for one test.
+    pub(crate) fn standby_of(&self, primary: &Cluster, port: u16) -> Cluster {
+        primary.standby(self.unique_path("standby"), port)
     }
 
     /// The sidecar that all tests share, in front of the shared cluster.

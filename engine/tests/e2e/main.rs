@@ -25,6 +25,7 @@ mod attestation_gate;
 mod audit;
 mod bulk_transfer;
 mod cancel;
+mod cluster_role;
 mod cvm_integration;
 mod forwarder;
 mod hardening;
@@ -102,6 +103,7 @@ const GROUPS: [Group; 33] = [
     bulk_transfer::add,
     provision::add,
     roles::add,
+    cluster_role::add,
     secret_command::add,
     postgres_state::add,
     cvm_integration::add,

@@ -28,7 +28,7 @@ const LAYERS: [&[&str]; 9] = [
     &["tls", "sched", "postgres"],
     &["config"],
     &["telemetry"],
-    &["session", "attestation"],
+    &["session", "attestation", "cluster"],
     &["shard", "tasks"],
     &["proxy"],
     &["app"],

@@ -4,6 +4,7 @@
 //! The report must never contain a secret, since it needs no authentication.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use admin::{Nonce, ReportFuture, Stats, Unavailable};
 use attest::Policy;
@@ -12,9 +13,11 @@ use attest::values::Fingerprint;
 use serde_json::{Value, json};
 
 use crate::app::readiness::ReadinessChecks;
+use crate::app::sidecar::cluster_report;
 use crate::app::sidecar::report::{PLAIN, ReportFields, ServiceState, WITH_NONCES};
 use crate::attestation::verifier::QuoteVerifier;
 use crate::auth::client_auth::ClientAuth;
+use crate::cluster::state::ClusterState;
 use crate::config::Config;
 use crate::config::mode::Mode;
 use crate::io::clock::unix_now;
@@ -47,6 +50,7 @@ pub(crate) struct AdminSource {
 pub(crate) struct RunningState {
     pub(crate) live: Arc<LiveConfig>,
     pub(crate) quote_verifier: Option<Arc<QuoteVerifier>>,
+    pub(crate) cluster: Option<Arc<ClusterState>>,
 }
 
 impl admin::Source for AdminSource {
@@ -57,6 +61,11 @@ impl admin::Source for AdminSource {
     fn metrics(&self, own: &Stats) -> String {
         self.sample_gauges(own);
         self.metrics.render()
+    }
+
+    fn cluster(&self) -> Option<admin::ClusterStatus> {
+        let state = self.running.get()?.cluster.as_ref()?;
+        Some(cluster_report::status(state, Instant::now()))
     }
 
     fn attestation(self: Arc<Self>, nonces: Vec<Nonce>) -> ReportFuture {
@@ -193,6 +202,7 @@ impl AdminSource {
                 "rtmr3": rtmr3.to_string(),
             },
             "postgres_state": fields.postgres,
+            "cluster": self.running.get().and_then(|running| running.cluster.as_deref()).map(cluster_report::member),
             "timestamp": fields.timestamp,
             "nonces": nonces.iter().map(Nonce::to_string).collect::<Vec<_>>(),
             "report_data_is": if nonces.is_empty() { PLAIN } else { WITH_NONCES },

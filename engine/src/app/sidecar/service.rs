@@ -8,6 +8,7 @@ use crate::attestation::gate::{AttestingGate, Gate};
 use crate::attestation::verifier::{QuoteVerifier, start_verify_thread};
 use crate::auth::client_auth::ClientAuth;
 use crate::auth::failed_logins::FailedLogins;
+use crate::cluster::state::ClusterState;
 use crate::config::Config;
 use crate::io::offload::OffloadThread;
 use crate::postgres::server::PostgresServer;
@@ -42,6 +43,7 @@ pub(crate) struct InboundHandlerFactory {
     proxy_protocol_from: Vec<ipnet::IpNet>,
     audit: Option<AuditHandle>,
     links: Option<Arc<LinkState>>,
+    cluster: Option<Arc<ClusterState>>,
 }
 
 /// The state that the shards share with the control thread.
@@ -55,6 +57,8 @@ pub(crate) struct SharedState {
     pub(crate) audit: Option<AuditHandle>,
     /// For links, if this sidecar belongs to a cluster.
     pub(crate) links: Option<Arc<LinkState>>,
+    /// The cluster that this sidecar belongs to, if it does.
+    pub(crate) cluster: Option<Arc<ClusterState>>,
 }
 
 impl InboundHandlerFactory {
@@ -81,6 +85,7 @@ impl InboundHandlerFactory {
             proxy_protocol_from: config.proxy_protocol_from.clone(),
             audit: shared.audit.clone(),
             links: shared.links.clone(),
+            cluster: shared.cluster.clone(),
         }))
     }
 }
@@ -130,6 +135,7 @@ impl HandlerFactory for InboundHandlerFactory {
             superuser_logins: self.superuser_logins,
             failed_logins: FailedLogins::default(),
             proxy_protocol_from: self.proxy_protocol_from.clone(),
+            cluster: self.cluster.clone(),
         }
     }
 }

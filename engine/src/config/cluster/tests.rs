@@ -148,3 +148,34 @@ fn mistakes_in_the_table_are_named() {
         assert!(error.contains(expected), "{table}: {error}");
     }
 }
+
+#[test]
+fn the_role_has_defaults_and_limits() {
+    let role = three(&[]).unwrap().unwrap().role;
+    assert_eq!(role.patroni, Some(([127, 0, 0, 1], 8008).into()));
+    assert_eq!(role.writes_on_standby, WritesOnStandby::Leader);
+    let off = three(&[("cluster_patroni", "off")]).unwrap().unwrap();
+    assert_eq!(off.role.patroni, None);
+    for (key, value, wrong) in [
+        ("cluster_patroni", "https://127.0.0.1:8008", "http://"),
+        ("cluster_patroni", "http://patroni:8008", "IP address"),
+        ("cluster_patroni", "http://127.0.0.1:0", "port"),
+        (
+            "cluster_writes_on_standby",
+            "primary",
+            "leader, local or refuse",
+        ),
+        ("cluster_fence_after", "1s", "at least 2s"),
+    ] {
+        let error = three(&[(key, value)]).unwrap_err();
+        assert!(error.contains(key) && error.contains(wrong), "{error}");
+    }
+    let services = ("cluster_services", "patroni=8008:18008");
+    assert!(
+        three(&[services])
+            .unwrap_err()
+            .contains("no service postgres")
+    );
+    let local = ("cluster_writes_on_standby", "local");
+    assert!(three(&[services, local]).is_ok());
+}

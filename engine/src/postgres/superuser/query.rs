@@ -8,7 +8,7 @@ use tokio_postgres::types::FromSqlOwned;
 use super::{Error, Superuser};
 
 /// The limit for one query. Postgres answers each of them from memory.
-const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a value could not be read.
 #[derive(Debug, thiserror::Error)]

@@ -17,7 +17,7 @@ const WAL_LSN: &str = "SELECT CASE WHEN pg_is_in_recovery() \
 
 /// On a primary, that of the WAL file in use: the control file has a new timeline only after the first checkpoint
 /// on it. On a standby, that of the WAL that it receives, or else of its last checkpoint.
-const TIMELINE: &str = "SELECT CASE WHEN pg_is_in_recovery() \
+pub(super) const TIMELINE: &str = "SELECT CASE WHEN pg_is_in_recovery() \
      THEN coalesce((SELECT received_tli FROM pg_stat_wal_receiver), \
                    (SELECT timeline_id FROM pg_control_checkpoint()))::bigint \
      ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::bigint END";

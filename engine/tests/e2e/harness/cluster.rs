@@ -99,6 +99,8 @@ pub(crate) struct ClusterOptions {
     pub(crate) hba: Option<&'static str>,
     /// Databases to create, with the two roles provisioned in each.
     pub(crate) databases: Vec<&'static str>,
+    /// The port, if not any that is free.
+    pub(crate) port: Option<u16>,
 }
 
 #[derive(Debug)]
@@ -122,7 +124,7 @@ impl Cluster {
         let cluster = Self {
             server: accessible_copy(server, &folder, owner.as_ref()),
             folder,
-            port: unused_port(),
+            port: options.port.unwrap_or_else(unused_port),
             settings: options.settings.clone(),
             owner,
             postmaster: Mutex::new(None),
@@ -269,6 +271,16 @@ impl Cluster {
         psql
     }
 
+    /// A psql of `role` over TCP.
+    pub(crate) fn tcp_psql(&self, role: &str, password: &str, database: &str) -> Command {
+        let mut psql = pdeathsig_command("psql", "KILL", None);
+        psql.args(PSQL_BARE)
+            .args(["-h", "127.0.0.1", "-p", &self.port.to_string()])
+            .args(["-U", role, "-d", database])
+            .env("PGPASSWORD", password);
+        psql
+    }
+
     /// The whole log of the server.
     pub(crate) fn log(&self) -> String {
         lossy(&fs::read(self.folder.join("log")).unwrap_or_default())
@@ -342,6 +354,43 @@ impl Cluster {
         self.start();
     }
 
+    /// A standby in `folder`, which must not exist, that streams from this cluster. The options have to allow that.
+    pub(crate) fn standby(&self, folder: PathBuf, port: u16) -> Self {
+        fs::create_dir(&folder).expect("a new folder");
+        if let Some(user) = &self.owner {
+            chown(&folder, Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("chown");
+        }
+        let program = self.server.bin.join("pg_basebackup");
+        let mut backup = pdeathsig_command(program, "KILL", self.owner.as_ref());
+        backup
+            .args([
+                "-U",
+                "postgres",
+                "-R",
+                "-X",
+                "stream",
+                "-c",
+                "fast",
+                "--no-sync",
+                "-h",
+            ])
+            .arg(&self.folder)
+            .args(["-p", &self.port.to_string(), "-D"])
+            .arg(folder.join("data"))
+            .current_dir(&folder);
+        run_successfully(backup, TIMEOUT * 4);
+        let standby = Self {
+            server: self.server.clone(),
+            folder,
+            port,
+            settings: self.settings.clone(),
+            owner: self.owner.clone(),
+            postmaster: Mutex::new(None),
+        };
+        standby.start();
+        standby
+    }
+
     /// Sends a signal to the postmaster only, which alone accepts connections.
     pub(crate) fn signal_postmaster(&self, which: Signal) {
         let postmaster = self.postmaster.lock().expect("no panic while locked");
@@ -394,6 +443,18 @@ fn accessible_copy(server: &Server, folder: &Path, user: Option<&User>) -> Serve
         bin: folder.join("home/bin"),
         major: server.major,
     }
+}
+
+/// Two ports in a row.
+pub(crate) fn two_unused_ports() -> u16 {
+    let pair = poll_until(TIMEOUT, || {
+        let first = TcpListener::bind("127.0.0.1:0").ok()?;
+        let port = first.local_addr().ok()?.port();
+        TcpListener::bind(("127.0.0.1", port.checked_add(1)?))
+            .ok()
+            .map(|_| port)
+    });
+    pair.expect("two free ports in a row")
 }
 
 pub(crate) fn unused_port() -> u16 {

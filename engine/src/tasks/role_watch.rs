@@ -1,0 +1,447 @@
+//! Watches the role of this member: asks Patroni and Postgres once a second, and publishes what follows.
+//!
+//! It runs on the control thread. What the answers mean is decided in [`crate::cluster::role_state`]; this has the
+//! connections, the log and the metrics. It must never wait longer for an answer than [`ANSWER_TIMEOUT`], because the
+//! silence of Patroni has to be noticed in time.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use admin::Latch;
+use metrics::{Counter, Gauge};
+use tokio::time::{sleep, timeout};
+use tokio_postgres::error::SqlState;
+
+use crate::auth::credential::Credential;
+use crate::cluster::patroni::{Expected, parse_cluster, parse_status, parse_ttl};
+use crate::cluster::role_state::{Observation, RoleSettings, RoleState, Transition};
+use crate::cluster::state::ClusterState;
+use crate::cluster::view::{ClusterView, FenceCause, MemberRole, WatchError};
+use crate::io::stream::PgAddress;
+use crate::postgres::server::PostgresServer;
+use crate::postgres::superuser::standing::Standing;
+use crate::postgres::superuser::{self, Superuser};
+use crate::tasks::patroni;
+use crate::telemetry::metrics::Metrics;
+
+/// Between two rounds while there is a leader.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Between two rounds while there is none: logins wait for it.
+const ELECTION_INTERVAL: Duration = Duration::from_millis(250);
+/// Between two rounds at least, however many logins ask for one.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
+/// The limit for each answer, less than [`INTERVAL`].
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(800);
+/// How often Patroni's `ttl` is compared with `cluster_fence_after`.
+const TTL_INTERVAL: Duration = Duration::from_secs(60);
+/// How often an error that persists is logged.
+const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What the watcher needs.
+pub(crate) struct RoleWatch {
+    pub(crate) state: Arc<ClusterState>,
+    pub(crate) postgres: PostgresServer,
+    pub(crate) database: String,
+    /// The superuser's password, which a reload may replace.
+    pub(crate) password: Box<dyn Fn() -> Option<Arc<Credential>> + Send + Sync>,
+    /// Tells all shards that logins are routed differently, or that sessions have to end.
+    pub(crate) broadcast: Box<dyn Fn(&ClusterView) + Send + Sync>,
+    pub(crate) latch: Latch,
+    pub(crate) metrics: RoleMetrics,
+}
+
+impl RoleWatch {
+    /// Never returns.
+    pub(crate) async fn run(self) {
+        let config = &self.state.config;
+        let settings = RoleSettings {
+            own: config.own,
+            members: config.members.len(),
+            patroni: config.role.patroni.is_some(),
+            fence_after: config.role.fence_after,
+            first_port: config.postgres_of(0).map(|address| address.port()),
+        };
+        let mut round = Round {
+            role: RoleState::new(settings, Instant::now()),
+            local: Probe::default(),
+            remote: Probe::default(),
+            ttl_checked: None,
+            log: ErrorLog::default(),
+        };
+        loop {
+            let view = round.next(&self).await;
+            sleep(MIN_INTERVAL).await;
+            let interval = match view.leader {
+                Some(_) => INTERVAL,
+                None => ELECTION_INTERVAL,
+            };
+            // Both outcomes lead to the next round.
+            let _ = timeout(interval - MIN_INTERVAL, self.state.check_requested()).await;
+        }
+    }
+
+    fn expected(&self) -> Expected<'_> {
+        Expected {
+            cluster: &self.state.config.name,
+            member: &self.state.config.own_member().name,
+        }
+    }
+
+    fn server_of(&self, member: usize) -> Option<PostgresServer> {
+        let address = self.state.config.postgres_of(member)?;
+        Some(PostgresServer {
+            address: PgAddress::Tcp(address),
+            ..self.postgres.clone()
+        })
+    }
+
+    fn report(&self, view: &ClusterView, transitions: &[Transition]) {
+        for transition in transitions {
+            self.log(*transition, view);
+        }
+        self.metrics.set(view, self.state.config.own);
+        match view.fenced {
+            Some(cause) => self.latch.set_not_ready(format!(
+                "fenced ({}): Postgres takes writes, but this member does not hold the leader lock",
+                cause.code()
+            )),
+            None if view.role == MemberRole::Unknown || view.role == MemberRole::Uninitialized => {
+                let why = view.errors.first().map_or("", |error| error.code());
+                self.latch
+                    .set_not_ready(format!("the role of this member is not known: {why}"));
+            }
+            None if view.leader.is_none() => self
+                .latch
+                .set_ready_despite("the cluster has no leader that takes writes"),
+            None => match view.errors.first() {
+                Some(error) => self.latch.set_ready_despite(error.code()),
+                None => self.latch.set_ready(),
+            },
+        }
+    }
+
+    fn log(&self, transition: Transition, view: &ClusterView) {
+        let name = |member| self.state.name_of(member).unwrap_or_default();
+        let timeline = view.timeline;
+        match transition {
+            Transition::Role(role) => {
+                tracing::info!(
+                    role = role.name(),
+                    timeline,
+                    "the role of this member of the cluster"
+                );
+            }
+            Transition::Leader(member) => {
+                tracing::info!(
+                    leader = name(member),
+                    timeline,
+                    "the cluster has a leader that takes writes"
+                );
+            }
+            Transition::LeaderLost(member) => {
+                tracing::warn!(
+                    leader = name(member),
+                    "the leader of the cluster leads no more"
+                );
+            }
+            Transition::Fenced(cause) => {
+                self.metrics.count_fence(cause);
+                tracing::error!(
+                    cause = cause.code(),
+                    "fenced: Postgres takes writes, but this member does not hold the leader lock: its read-write sessions end"
+                );
+            }
+            Transition::FenceEnded => tracing::warn!("no longer fenced"),
+        }
+    }
+}
+
+/// What one round leaves for the next.
+struct Round {
+    role: RoleState,
+    local: Probe,
+    remote: Probe,
+    ttl_checked: Option<Instant>,
+    log: ErrorLog,
+}
+
+impl Round {
+    async fn next(&mut self, watch: &RoleWatch) -> Arc<ClusterView> {
+        let before = watch.state.view();
+        let observation = self.observe(watch).await;
+        let (view, transitions) = self.role.observe(Instant::now(), observation);
+        for error in self.log.due(&view.errors, Instant::now()) {
+            tracing::warn!(reason = error.code(), "watching the role of this member");
+        }
+        for error in &view.errors {
+            watch.metrics.count_error(*error);
+        }
+        watch.report(&view, &transitions);
+        watch.state.publish(view);
+        let view = watch.state.view();
+        if !view.routes_like(&before) {
+            (watch.broadcast)(&view);
+        } else if view.fenced.is_some() {
+            // The sessions of this sidecar have ended; those that other members carried here have not.
+            self.local.end_writers().await;
+        }
+        self.check_ttl(watch).await;
+        view
+    }
+
+    /// Asks all at the same time.
+    async fn observe(&mut self, watch: &RoleWatch) -> Observation {
+        let candidate = self.role.candidate();
+        let remote_server = candidate.and_then(|member| Some((member, watch.server_of(member)?)));
+        if remote_server.is_none() {
+            self.remote.forget();
+        }
+        let patroni = watch.state.config.role.patroni;
+        let (status, cluster, local, remote) = tokio::join!(
+            ask(patroni, "/primary", |status, body| parse_status(
+                status,
+                body,
+                watch.expected()
+            )),
+            ask(patroni, "/cluster", |status, body| {
+                let members = watch.state.config.members.iter();
+                let names: Vec<_> = members.map(|member| member.name.as_str()).collect();
+                parse_cluster(status, body, &watch.state.config.name, &names)
+            }),
+            self.local.ask(&watch.postgres, watch),
+            async {
+                let (member, server) = remote_server?;
+                Some((member, self.remote.ask(&server, watch).await))
+            }
+        );
+        Observation {
+            status,
+            cluster,
+            local: local.map_err(|silence| match silence {
+                Silence::Down => WatchError::PostgresUnreachable,
+                Silence::Other => WatchError::PostgresSilent,
+            }),
+            remote: remote.map(|(member, standing)| {
+                (member, standing.map_err(|_| WatchError::LeaderUnreachable))
+            }),
+        }
+    }
+
+    /// Warns if another member can be promoted before this one is fenced.
+    async fn check_ttl(&mut self, watch: &RoleWatch) {
+        let now = Instant::now();
+        let config = &watch.state.config.role;
+        let due = |at: Instant| now.saturating_duration_since(at) >= TTL_INTERVAL;
+        let (Some(patroni), true) = (config.patroni, self.ttl_checked.is_none_or(due)) else {
+            return;
+        };
+        let answer = patroni::get(patroni, "/config", ANSWER_TIMEOUT).await;
+        let Some(ttl) = answer
+            .ok()
+            .and_then(|(status, body)| parse_ttl(status, &body))
+        else {
+            return;
+        };
+        self.ttl_checked = Some(now);
+        if config.fence_after >= Duration::from_secs(ttl) {
+            tracing::warn!(
+                fence_after = ?config.fence_after,
+                ttl,
+                "cluster_fence_after is not less than Patroni's ttl: another member may be promoted before this one is fenced"
+            );
+        }
+    }
+}
+
+async fn ask<T>(
+    patroni: Option<SocketAddr>,
+    path: &'static str,
+    parse: impl Fn(u16, &[u8]) -> Result<T, WatchError>,
+) -> Option<Result<T, WatchError>> {
+    let answer = patroni::get(patroni?, path, ANSWER_TIMEOUT).await;
+    Some(answer.and_then(|(status, body)| parse(status, &body)))
+}
+
+/// A session of the superuser that is kept from round to round.
+#[derive(Default)]
+struct Probe {
+    session: Option<(PgAddress, Superuser)>,
+}
+
+impl Probe {
+    /// Asks a server for its standing.
+    ///
+    /// # Errors
+    /// It does not answer in time, refuses, or is down.
+    async fn ask(
+        &mut self,
+        server: &PostgresServer,
+        watch: &RoleWatch,
+    ) -> Result<Standing, Silence> {
+        let kept = self
+            .session
+            .take()
+            .filter(|(address, _)| *address == server.address);
+        let asked = timeout(ANSWER_TIMEOUT, async {
+            if let Some((_, session)) = kept
+                && let Ok(standing) = session.standing().await
+            {
+                return Ok((session, standing));
+            }
+            // It has restarted, or the session was ended.
+            let password = (watch.password)();
+            let password = password.as_ref().map(|credential| &credential.password);
+            let session = Superuser::connect(server, password, &watch.database).await?;
+            let standing = session.standing().await?;
+            Ok((session, standing))
+        });
+        match asked.await {
+            Ok(Ok((session, standing))) => {
+                self.session = Some((server.address.clone(), session));
+                Ok(standing)
+            }
+            Ok(Err(error)) => Err(Silence::of(&error)),
+            Err(_) => Err(Silence::Other),
+        }
+    }
+
+    fn forget(&mut self) {
+        self.session = None;
+    }
+
+    async fn end_writers(&self) {
+        if let Some((_, session)) = &self.session
+            && let Ok(Ok(ended)) = timeout(ANSWER_TIMEOUT, session.end_writers()).await
+            && ended > 0
+        {
+            tracing::warn!(
+                sessions = ended,
+                "fenced: ended sessions that other members carried here"
+            );
+        }
+    }
+}
+
+/// Why a server does not say its standing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Silence {
+    /// It is down, starts or stops: it takes no writes.
+    Down,
+    Other,
+}
+
+impl Silence {
+    fn of(error: &superuser::Error) -> Self {
+        match error {
+            superuser::Error::Unreachable { .. } => Self::Down,
+            superuser::Error::Server { code, .. } if *code == SqlState::CANNOT_CONNECT_NOW => {
+                Self::Down
+            }
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Which errors were logged when.
+#[derive(Default)]
+struct ErrorLog(Vec<(WatchError, Instant)>);
+
+impl ErrorLog {
+    /// The errors that are new, or were logged long ago.
+    fn due(&mut self, errors: &[WatchError], now: Instant) -> Vec<WatchError> {
+        self.0.retain(|(error, at)| {
+            errors.contains(error) && now.saturating_duration_since(*at) < ERROR_LOG_INTERVAL
+        });
+        let is_new = |error: &&WatchError| self.0.iter().all(|(known, _)| known != *error);
+        let due: Vec<_> = errors.iter().filter(is_new).copied().collect();
+        self.0.extend(due.iter().map(|error| (*error, now)));
+        due
+    }
+}
+
+/// The gauges and counters of the role.
+pub(crate) struct RoleMetrics {
+    /// In the order of [`MemberRole::ALL`].
+    roles: [Gauge; 5],
+    /// In the order of [`WatchError::ALL`].
+    errors: [Counter; 14],
+    /// In the order of [`FenceCause::ALL`].
+    fences: [Counter; 2],
+    timeline: Gauge,
+    lag_bytes: Gauge,
+    lag_seconds: Gauge,
+    fenced: Gauge,
+    has_leader: Gauge,
+}
+
+impl RoleMetrics {
+    /// Creates all series.
+    pub(crate) fn new(metrics: &Metrics) -> Self {
+        let gauge = |name| metrics.gauge(name, &[]);
+        Self {
+            roles: MemberRole::ALL
+                .map(|role| metrics.gauge("teesql_cluster_role", &[("role", role.name())])),
+            errors: WatchError::ALL.map(|error| {
+                metrics.counter(
+                    "teesql_cluster_watch_errors_total",
+                    &[("reason", error.code())],
+                )
+            }),
+            fences: FenceCause::ALL.map(|cause| {
+                metrics.counter("teesql_cluster_fences_total", &[("cause", cause.code())])
+            }),
+            timeline: gauge("teesql_cluster_timeline"),
+            lag_bytes: gauge("teesql_cluster_lag_bytes"),
+            lag_seconds: gauge("teesql_cluster_lag_seconds"),
+            fenced: gauge("teesql_cluster_fenced"),
+            has_leader: gauge("teesql_cluster_has_leader"),
+        }
+    }
+
+    fn set(&self, view: &ClusterView, own: usize) {
+        let number = |value: Option<u64>| value.map_or(f64::NAN, |value| value as f64);
+        let flag = |is: bool| f64::from(u8::from(is));
+        for (role, gauge) in MemberRole::ALL.iter().zip(&self.roles) {
+            gauge.set(flag(*role == view.role));
+        }
+        let leads = view.leader == Some(own);
+        self.timeline.set(number(view.timeline));
+        self.lag_bytes
+            .set(number(view.lag.bytes.or(leads.then_some(0))));
+        self.lag_seconds
+            .set(number(view.lag.seconds.or(leads.then_some(0))));
+        self.fenced.set(flag(view.fenced.is_some()));
+        self.has_leader.set(flag(view.leader.is_some()));
+    }
+
+    fn count_error(&self, error: WatchError) {
+        let position = WatchError::ALL.iter().position(|known| *known == error);
+        if let Some(counter) = position.and_then(|position| self.errors.get(position)) {
+            counter.increment(1);
+        }
+    }
+
+    fn count_fence(&self, cause: FenceCause) {
+        let position = FenceCause::ALL.iter().position(|known| *known == cause);
+        if let Some(counter) = position.and_then(|position| self.fences.get(position)) {
+            counter.increment(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_that_persists_is_logged_once_in_a_while() {
+        let (mut log, start) = (ErrorLog::default(), Instant::now());
+        let timeout = [WatchError::PatroniTimeout];
+        assert_eq!(log.due(&timeout, start), timeout);
+        assert_eq!(log.due(&timeout, start + INTERVAL), []);
+        assert_eq!(log.due(&[], start + 2 * INTERVAL), []);
+        assert_eq!(log.due(&timeout, start + 3 * INTERVAL), timeout);
+        assert_eq!(log.due(&timeout, start + ERROR_LOG_INTERVAL * 2), timeout);
+    }
+}

@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::{ArgMatches, Command};
 
 use crate::compare::{self, Options, Part};
+use crate::consistency;
 use crate::error::{Error, Result, io_context};
 use crate::failover;
 use crate::load::MAX_CONNECTIONS;
@@ -30,6 +31,7 @@ pub fn command() -> Command {
         .arg_required_else_help(true)
         .subcommands(loads::commands())
         .subcommand(compare_command())
+        .subcommand(failover_command())
         .subcommand(
             Command::new("report")
                 .about("Evaluate the targets of a report.json again, and write its page and table")
@@ -42,7 +44,7 @@ pub fn command() -> Command {
                 .arg(flag("first", "FILE", "report.json of the first run").required(true))
                 .arg(flag("second", "FILE", "report.json of the second run").required(true)),
         )
-        .subcommand(failover_command())
+        .subcommand(consistency_command())
         .subcommand(
             Command::new("mock-tdx")
                 .about("Run a PCCS for the mock TDX until stopped, and print the sidecar's settings for it")
@@ -59,13 +61,31 @@ fn internal(name: &'static str) -> Command {
         .arg(flag("listen", "HOST:PORT", "").required(true))
 }
 
-fn failover_command() -> Command {
-    Command::new("failover")
+fn consistency_command() -> Command {
+    Command::new("consistency")
         .about("Check what a cluster promises while its members fail: the command of `teesql-sidecar dev --members 3`")
         .arg(flag("seed", "N", "Stands for the faults and their order [default: 1]"))
         .arg(flag("faults", "N", "Number of faults, about 40 seconds each [default: 3]"))
         .arg(flag("writers", "N", "Number of writers [default: 4]"))
         .arg(flag("readers", "N", "Number of readers of each member [default: 2]"))
+}
+
+fn failover_command() -> Command {
+    Command::new("failover")
+        .about("Measure how long writes stop at failovers and switchovers of `teesql-sidecar dev --members`, whose command this must be")
+        .arg(flag("failovers", "N", "Kills of the leader's member [default: 20]"))
+        .arg(flag("switchovers", "N", "Planned switchovers [default: 20]"))
+        .arg(flag(
+            "idle",
+            "S",
+            "Measure the CPU of the idle sidecars for this many seconds [default: 0]",
+        ))
+        .arg(flag(
+            "backup",
+            "MIB",
+            "Measure a base backup of a database of this size [default: 0]",
+        ))
+        .arg(flag("label", "TEXT", "Name of the results [default: cluster]"))
 }
 
 fn compare_command() -> Command {
@@ -138,6 +158,7 @@ fn compare_command() -> Command {
 pub fn execute(matches: &ArgMatches) -> Result<()> {
     match matches.subcommand() {
         Some(("compare", flags)) => compare(flags),
+        Some(("failover", flags)) => failover(flags),
         Some(("report", flags)) => rerender(flags),
         Some(("agree", flags)) => {
             let [first, second] = ["first", "second"].map(|name| read_report(flags, name));
@@ -151,21 +172,41 @@ pub fn execute(matches: &ArgMatches) -> Result<()> {
             serve_mock_pccs(&path(flags, "out").unwrap_or_default(), &Progress::new()?)
         }
         Some(("fake-postgres", flags)) => fake_postgres::serve(flags::address(flags, "listen")?),
-        Some(("failover", flags)) => print(&failover::run::run(&failover_options(flags)?)?),
+        Some(("consistency", flags)) => {
+            print(&consistency::run::run(&consistency_options(flags)?)?)
+        }
         Some((name, flags)) => print(&loads::execute(name, flags, &Progress::new()?)?),
         None => Err(Error::Usage("no command".to_owned())),
     }
 }
 
-fn failover_options(flags: &ArgMatches) -> Result<failover::run::Options> {
-    Ok(failover::run::Options {
+fn consistency_options(flags: &ArgMatches) -> Result<consistency::run::Options> {
+    Ok(consistency::run::Options {
         seed: flags::value(flags, "seed")?.unwrap_or(1),
         faults: number(flags, "faults", 0..=10_000, 3)?,
-        clients: failover::workload::Clients {
+        clients: consistency::workload::Clients {
             writers: number(flags, "writers", 1..=64, 4)?,
             readers: number(flags, "readers", 0..=64, 2)?,
         },
     })
+}
+
+fn failover(flags: &ArgMatches) -> Result<()> {
+    let options = failover::Options {
+        failovers: number(flags, "failovers", 0..=1_000, 20)?,
+        switchovers: number(flags, "switchovers", 0..=1_000, 20)?,
+        idle: number(flags, "idle", 0..=3_600, 0)?,
+        backup: number(flags, "backup", 0..=65_536, 0)?,
+        label: flags::text(flags, "label").unwrap_or("cluster").to_owned(),
+    };
+    let report = failover::run(&options, &Progress::new()?)?;
+    print(&report.to_string())?;
+    match report.is_sound() {
+        true => Ok(()),
+        false => Err(Error::Peer(
+            "acknowledged writes are missing or were taken by two members".to_owned(),
+        )),
+    }
 }
 
 fn compare(flags: &ArgMatches) -> Result<()> {

@@ -1,12 +1,154 @@
-//! A checker of what a cluster promises while its members fail, in the manner of Jepsen: clients
-//! record a history, faults are injected at random from a seed, and the history is checked afterwards.
+//! How long writes stop when the leader of a cluster fails or hands over, and whether an acknowledged write is lost.
 //!
-//! It must never change what it checks: the clients are plain PostgreSQL clients, and the checker
-//! sees only what they saw and what the table contains in the end.
+//! It runs as the command of `teesql-sidecar dev --members`, whose members it kills and starts. Two clients write
+//! without pause: one keeps its session for as long as it works, the other opens one for each write. Each write returns
+//! the timeline that took it. A round ends at the first acknowledged write on a new timeline.
+//!
+//! It must never count a write whose acknowledgement it did not receive: such a write may or may not exist.
 
-pub mod checker;
-pub mod history;
-pub mod members;
-pub mod plan;
-pub mod run;
-pub mod workload;
+mod cluster;
+mod cpu;
+mod report;
+mod throughput;
+mod writer;
+
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result, io_context};
+use crate::progress::Progress;
+use cluster::Cluster;
+pub use report::Report;
+use writer::{Ledger, Writers};
+
+/// Longest time for writes to return, and for a member to come back.
+const ROUND_TIMEOUT: Duration = Duration::from_secs(120);
+/// Between the end of a round and the next one, in which both clients write.
+const PAUSE: Duration = Duration::from_secs(3);
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Number of kills of the leader's member.
+    pub failovers: u32,
+    /// Number of planned switchovers.
+    pub switchovers: u32,
+    /// Seconds for which the CPU of the idle sidecars is measured; 0 for not at all.
+    pub idle: u64,
+    /// MiB of a base backup over a link; 0 for not at all.
+    pub backup: u64,
+    /// Name of the results.
+    pub label: String,
+}
+
+/// Measures, and returns the results.
+///
+/// # Errors
+/// The cluster does not come back, or the environment is not that of `dev --members`.
+pub fn run(options: &Options, progress: &Progress) -> Result<Report> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(io_context("cannot start a runtime"))?;
+    runtime.block_on(writer::with_local_tasks(measure(options, progress)))
+}
+
+async fn measure(options: &Options, progress: &Progress) -> Result<Report> {
+    let cluster = Cluster::from_environment()?;
+    let config = writer::config_from_environment()?;
+    wait_until_complete(&cluster).await?;
+    let mut report = Report::new(&options.label);
+    if options.idle > 0 {
+        progress.log("CPU of the idle sidecars");
+        report.idle_percent = cpu::of_sidecars(Duration::from_secs(options.idle)).await;
+    }
+    if options.backup > 0 {
+        progress.log("throughput of a base backup");
+        report.backup = throughput::base_backup(&cluster, &config, options.backup).await?;
+    }
+    writer::create_table(&config).await?;
+    let writers = Writers::start(&config);
+    for round in 1..=options.failovers {
+        let outage = fail_over(&cluster, writers.ledger(), progress).await?;
+        progress.log(&format!("failover {round}: {outage}"));
+        report.failovers.push(outage);
+    }
+    for round in 1..=options.switchovers {
+        let outage = switch_over(&cluster, writers.ledger(), progress).await?;
+        progress.log(&format!("switchover {round}: {outage}"));
+        report.switchovers.push(outage);
+    }
+    let ledger = writers.stop().await;
+    let existing = writer::existing(&config).await?;
+    report.check(&ledger, &existing);
+    Ok(report)
+}
+
+/// Kills everything on the leader's member, and starts it again once writes have returned.
+async fn fail_over(
+    cluster: &Cluster,
+    ledger: &Ledger,
+    progress: &Progress,
+) -> Result<report::Outage> {
+    let leader = settle(cluster, ledger, progress).await?;
+    let timeline = ledger.timeline();
+    let began = Instant::now();
+    cluster.request(&["kill", &leader])?;
+    let outage = wait_for_write(ledger, timeline, began, progress).await?;
+    cluster.request(&["start", &leader])?;
+    Ok(outage)
+}
+
+async fn switch_over(
+    cluster: &Cluster,
+    ledger: &Ledger,
+    progress: &Progress,
+) -> Result<report::Outage> {
+    let leader = settle(cluster, ledger, progress).await?;
+    let timeline = ledger.timeline();
+    let began = Instant::now();
+    cluster.switch_over(&leader).await?;
+    wait_for_write(ledger, timeline, began, progress).await
+}
+
+/// Waits until all members run and both clients write. Returns the leader's name.
+async fn settle(cluster: &Cluster, ledger: &Ledger, progress: &Progress) -> Result<String> {
+    progress.check_signal()?;
+    wait_until_complete(cluster).await?;
+    tokio::time::sleep(PAUSE).await;
+    let _ = ledger.timeline();
+    cluster.leader().await
+}
+
+async fn wait_until_complete(cluster: &Cluster) -> Result<()> {
+    let deadline = Instant::now() + ROUND_TIMEOUT;
+    while !cluster.is_complete().await {
+        if Instant::now() > deadline {
+            return Err(Error::Timeout("all members to replicate"));
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    Ok(())
+}
+
+/// Waits for the first write on a later timeline.
+async fn wait_for_write(
+    ledger: &Ledger,
+    timeline: u32,
+    began: Instant,
+    progress: &Progress,
+) -> Result<report::Outage> {
+    loop {
+        if let Some(first) = ledger.first_after(timeline) {
+            let last = ledger.last_until(timeline).unwrap_or(began);
+            return Ok(report::Outage {
+                from_command: first.saturating_duration_since(began).as_secs_f64(),
+                gap: first.saturating_duration_since(last).as_secs_f64(),
+            });
+        }
+        if began.elapsed() > ROUND_TIMEOUT {
+            return Err(Error::Timeout("writes to return"));
+        }
+        progress.check_signal()?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -17,13 +17,14 @@
 //! | [`mock_tdx`], [`in_memory`] | certificates with mock quotes; rustls and `attest` without a network |
 //! | [`peers`] | the proxies that are compared, and the Postgres servers they forward to |
 //! | [`compare`] | the whole comparison, all arms in turn |
-//! | [`failover`] | a checker of what a cluster promises while its members fail |
+//! | [`consistency`] | a checker of what a cluster promises while its members fail |
 //! | [`report`] | the results as table, JSON and HTML page with charts |
 #![forbid(unsafe_code)]
 
 pub mod client;
 pub mod command;
 pub mod compare;
+pub mod consistency;
 pub mod endpoint;
 pub mod error;
 pub mod failover;

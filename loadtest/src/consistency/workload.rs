@@ -27,9 +27,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 const MAX_FAILURES: usize = 10_000;
 
 /// The timeline is that of the segment which the server writes: a promoted server has a new one.
-const INSERT: &str = "INSERT INTO teesql_failover (writer, number) VALUES ($1, $2) \
+const INSERT: &str = "INSERT INTO teesql_consistency (writer, number) VALUES ($1, $2) \
     RETURNING ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int";
-const SELECT: &str = "SELECT writer, max(number) FROM teesql_failover GROUP BY writer";
+const SELECT: &str = "SELECT writer, max(number) FROM teesql_consistency GROUP BY writer";
 
 /// How to connect: to a forwarder, without TLS.
 #[derive(Clone)]
@@ -86,8 +86,8 @@ pub async fn create_table(login: &Login) -> Result<()> {
     let client = connect(login)
         .await
         .map_err(|failed| Error::Server(failed.text))?;
-    let table = "CREATE TABLE IF NOT EXISTS teesql_failover \
-        (writer int, number bigint, PRIMARY KEY (writer, number)); TRUNCATE teesql_failover";
+    let table = "CREATE TABLE IF NOT EXISTS teesql_consistency \
+        (writer int, number bigint, PRIMARY KEY (writer, number)); TRUNCATE teesql_consistency";
     client
         .batch_execute(table)
         .await
@@ -103,7 +103,7 @@ pub async fn read_table(login: &Login) -> Result<Vec<(u32, u64)>> {
         .await
         .map_err(|failed| Error::Server(failed.text))?;
     let rows = client
-        .query("SELECT writer, number FROM teesql_failover", &[])
+        .query("SELECT writer, number FROM teesql_consistency", &[])
         .await;
     let rows = rows.map_err(|error| Error::Server(error.to_string()))?;
     let row = |row: tokio_postgres::Row| {

@@ -256,7 +256,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::failover::history::{Read, Write};
+    use crate::consistency::history::{Read, Write};
 
     fn at(seconds: u64) -> Duration {
         Duration::from_secs(seconds)

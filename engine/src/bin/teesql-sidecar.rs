@@ -6,7 +6,7 @@ use clap::Command;
 use engine::cli::hardening::protect_process;
 use engine::cli::output::EX_USAGE;
 use engine::cli::{
-    audit, ca, check, dev, manifest_address, password, provision, secret, serve, verify,
+    audit, ca, check, cluster, dev, manifest_address, password, provision, secret, serve, verify,
 };
 use engine::config::Scope;
 
@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         .subcommand(provision::command())
         .subcommand(password::command())
         .subcommand(ca::command())
+        .subcommand(cluster::command())
         .subcommand(manifest_address::command())
         .subcommand(dev::command())
         .subcommand(secret::command())
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Some(("provision", flags)) => provision::execute(flags).print(),
         Some(("password", flags)) => password::execute(flags).print(),
         Some(("ca", flags)) => ca::execute(flags).print(),
+        Some(("cluster", flags)) => cluster::execute(flags).print(),
         Some(("manifest-address", flags)) => manifest_address::execute(flags).print(),
         Some(("dev", flags)) => dev::execute(flags),
         Some(("secret", flags)) => secret::execute(flags).print(),

@@ -3,6 +3,7 @@
 pub mod audit;
 pub mod ca;
 pub mod check;
+pub mod cluster;
 pub mod dev;
 pub mod forward;
 pub mod hardening;

@@ -162,7 +162,16 @@ enum Listener {
 impl Server {
     /// Listens on a free port of 127.0.0.1.
     pub(super) fn tcp(name: &'static str, handler: Arc<impl Handler>) -> io::Result<Self> {
-        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        Self::tcp_on(Ipv4Addr::LOCALHOST, name, handler)
+    }
+
+    /// Listens on a free port of `ip`.
+    pub(super) fn tcp_on(
+        ip: Ipv4Addr,
+        name: &'static str,
+        handler: Arc<impl Handler>,
+    ) -> io::Result<Self> {
+        let listener = std::net::TcpListener::bind((ip, 0))?;
         listener.set_nonblocking(true)?;
         let address = Address::Tcp(listener.local_addr()?);
         let listener = || TcpListener::from_std(listener).map(Listener::Tcp);

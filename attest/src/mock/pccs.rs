@@ -5,6 +5,7 @@
 //! URL-encoded in headers, and the root CRL is hex text. It serves one request per connection, counts
 //! requests, and stops when dropped.
 
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -148,27 +149,35 @@ struct Shared {
     responses: Mutex<PccsResponses>,
 }
 
-/// A PCCS that listens on 127.0.0.1 until it is dropped.
+/// A PCCS that listens until it is dropped.
 pub struct Pccs {
     shared: Arc<Shared>,
     server: Server,
 }
 
 impl Pccs {
-    /// Listens on a free port.
+    /// Listens on a free port of 127.0.0.1.
     ///
     /// # Errors
     /// [`MockError::Io`] if the system has no free port or cannot start a thread.
     pub fn start(responses: PccsResponses) -> Result<Self, MockError> {
+        Self::start_on(Ipv4Addr::LOCALHOST, responses)
+    }
+
+    /// Listens on a free port of `ip`, for clients in other network namespaces.
+    ///
+    /// # Errors
+    /// As [`Pccs::start`], or if this machine does not have the address.
+    pub fn start_on(ip: Ipv4Addr, responses: PccsResponses) -> Result<Self, MockError> {
         let shared = Arc::new(Shared {
             responses: Mutex::new(responses),
             ..Shared::default()
         });
-        let server = Server::tcp("mock-pccs", Arc::clone(&shared))?;
+        let server = Server::tcp_on(ip, "mock-pccs", Arc::clone(&shared))?;
         Ok(Self { shared, server })
     }
 
-    /// `http://127.0.0.1:<port>`.
+    /// `http://<ip>:<port>`.
     #[must_use]
     pub fn url(&self) -> String {
         self.server.address().to_string()

@@ -2,14 +2,16 @@
 //!
 //! It starts a temporary Postgres, a mock guest agent and a mock PCCS under a generated TDX root, and
 //! two sidecars in front of Postgres: one in production mode under that root, and one in simulator
-//! mode. The sidecars run the same code as `serve`, configured as an operator would do it.
+//! mode. The sidecars run the same code as `serve`, configured as an operator would do it. With `--members`
+//! it starts several members with Patroni and etcd instead.
 //!
 //! It runs until a signal arrives or, with a command, until that exits. It leaves nothing behind.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 
 #[cfg(feature = "mock")]
 mod child;
@@ -20,6 +22,8 @@ mod error;
 #[cfg(feature = "mock")]
 mod instructions;
 #[cfg(feature = "mock")]
+mod members;
+#[cfg(feature = "mock")]
 mod postgres;
 #[cfg(feature = "mock")]
 mod run;
@@ -29,8 +33,50 @@ mod sidecars;
 /// The subcommand `dev`.
 #[must_use]
 pub fn command() -> Command {
+    let switch = |name, help| {
+        Arg::new(name)
+            .long(name)
+            .action(ArgAction::SetTrue)
+            .requires("members")
+            .help(help)
+    };
     Command::new("dev")
         .about("Run a whole cluster on this machine, without TDX: Postgres, guest agent and sidecars")
+        .arg(
+            Arg::new("members")
+                .long("members")
+                .value_name("N")
+                .value_parser(clap::value_parser!(u8).range(2..=7))
+                .help("Run this many members with Patroni and etcd, each in a network namespace, and a forwarder"),
+        )
+        .arg(switch(
+            "backups",
+            "The members archive WAL and keep backups with pgBackRest",
+        ))
+        .arg(switch(
+            "plain",
+            "The members have no sidecars: a baseline for measurements",
+        ))
+        .arg(switch(
+            "clocks",
+            "The members have clocks that can be set off",
+        ))
+        .arg(
+            Arg::new("request")
+                .long("request")
+                .num_args(1..)
+                .allow_hyphen_values(true)
+                .conflicts_with_all(["members", "command"])
+                .value_name("WORD")
+                .help("Ask the cluster of --members that TEESQL_DEV_CONTROL names: status, kill NAME, start NAME, pause NAME, resume NAME, isolate NAME, join NAME, clock NAME SECONDS, or exec NAME COMMAND …"),
+        )
+        .arg(
+            Arg::new("inner")
+                .long("inner")
+                .hide(true)
+                .requires("members")
+                .value_parser(clap::value_parser!(PathBuf)),
+        )
         .arg(
             Arg::new("command")
                 .value_name("COMMAND")
@@ -46,17 +92,60 @@ pub fn command() -> Command {
 #[must_use]
 pub fn execute(flags: &ArgMatches) -> ExitCode {
     use crate::cli::output::CommandOutput;
-    use crate::config::log_format::LogFormat;
-    use crate::telemetry::log;
 
     let command = flags.get_many::<OsString>("command");
     let command: Vec<_> = command.into_iter().flatten().cloned().collect();
-    let guard = log::init(LogFormat::Text, log::dev_filter());
-    let result = run::run(&command);
-    // Write the remaining log lines.
-    drop(guard);
+    let result = match (flags.get_one::<u8>("members"), flags.get_many("request")) {
+        (_, Some(words)) => return request(&words.cloned().collect::<Vec<String>>()),
+        (Some(members), None) => run_members(flags, usize::from(*members), &command),
+        (None, None) => run_single(&command),
+    };
     match result {
         Ok(code) => ExitCode::from(code),
+        Err(error) => CommandOutput::error(error.exit_code(), error.to_string()).print(),
+    }
+}
+
+#[cfg(feature = "mock")]
+fn run_single(command: &[OsString]) -> Result<u8, error::DevError> {
+    use crate::config::log_format::LogFormat;
+    use crate::telemetry::log;
+
+    // Dropped last, so that the remaining log lines are written.
+    let _guard = log::init(LogFormat::Text, log::dev_filter());
+    run::run(command)
+}
+
+#[cfg(feature = "mock")]
+fn run_members(
+    flags: &ArgMatches,
+    members: usize,
+    command: &[OsString],
+) -> Result<u8, error::DevError> {
+    let plan = members::Plan {
+        members,
+        plain: flags.get_flag("plain"),
+        backups: flags.get_flag("backups"),
+        clocks: flags.get_flag("clocks"),
+    };
+    match flags.get_one::<PathBuf>("inner") {
+        Some(folder) => members::run_inner(folder.clone(), &plan, command),
+        None => members::run_outer(&plan, command),
+    }
+}
+
+/// Sends a request to the running cluster.
+#[cfg(feature = "mock")]
+fn request(words: &[String]) -> ExitCode {
+    use crate::cli::output::{CommandOutput, EX_USAGE};
+
+    let Some(socket) = std::env::var_os("TEESQL_DEV_CONTROL").map(PathBuf::from) else {
+        let error = "TEESQL_DEV_CONTROL is not set: source the file env of a running cluster";
+        return CommandOutput::error(EX_USAGE, error.to_owned()).print();
+    };
+    let words: Vec<_> = words.iter().map(OsString::from).collect();
+    match members::request(&socket, &words) {
+        Ok((code, output)) => CommandOutput::text(output).with_code(code).print(),
         Err(error) => CommandOutput::error(error.exit_code(), error.to_string()).print(),
     }
 }

@@ -46,7 +46,7 @@ pub(super) struct Cluster {
     default_ports: bool,
 }
 
-fn random_hex() -> Result<Zeroizing<String>, DevError> {
+pub(super) fn random_hex() -> Result<Zeroizing<String>, DevError> {
     let mut bytes = Zeroizing::new([0_u8; 32]);
     let random = default_provider().secure_random;
     random.fill(bytes.as_mut()).map_err(|_| DevError::Random)?;
@@ -75,7 +75,9 @@ impl Cluster {
         let agent = Agent::start(Arc::clone(&pki), AgentListen::Unix(socket), options)?;
         write(&folder.join(TDX_ROOT), pki.root_pem(), 0o644)?;
         write(&folder.join(CA), pki.kms_pem(), 0o644)?;
-        let superuser_password = request_keys(&agent, folder)?;
+        let runtime = crate::app::runtime::new_current_thread();
+        let runtime = runtime.map_err(system("cannot call the guest agent"))?;
+        let superuser_password = runtime.block_on(request_keys(&agent, folder))?;
         Ok(Self {
             agent,
             pccs,
@@ -165,7 +167,7 @@ impl Cluster {
 
 /// The form of the evidence in certificates. dstack's guest agent writes V0 unless it is asked otherwise, and V0 is
 /// what public clients read.
-fn envelope() -> Result<Envelope, DevError> {
+pub(super) fn envelope() -> Result<Envelope, DevError> {
     match std::env::var("TEESQL_DEV_EVIDENCE").as_deref() {
         Err(_) | Ok("v0") => Ok(Envelope::V0),
         Ok("v1") => Ok(Envelope::V1),
@@ -188,9 +190,10 @@ fn alt_names() -> String {
 
 /// Requests a client certificate from the guest agent and writes it to `folder`. Returns the
 /// superuser's password.
-fn request_keys(agent: &Agent, folder: &Path) -> Result<Zeroizing<String>, DevError> {
-    let runtime = crate::app::runtime::new_current_thread();
-    let runtime = runtime.map_err(system("cannot call the guest agent"))?;
+pub(super) async fn request_keys(
+    agent: &Agent,
+    folder: &Path,
+) -> Result<Zeroizing<String>, DevError> {
     let addresses = attest::agent::AgentAddresses::only(agent.endpoint());
     let client = attest::agent::Agent::new(addresses, attest::agent::AgentOptions::default())?;
     let request = TlsKeyRequest {
@@ -199,11 +202,11 @@ fn request_keys(agent: &Agent, folder: &Path) -> Result<Zeroizing<String>, DevEr
         usage_client_auth: true,
         ..TlsKeyRequest::default()
     };
-    let identity = runtime.block_on(client.tls_key(&request))?;
+    let identity = client.tls_key(&request).await?;
     write(&folder.join(CLIENT_CERT), &identity.chain_pem(), 0o644)?;
     // libpq refuses a key file that other users can read.
     write(&folder.join(CLIENT_KEY), &identity.key_pem(), 0o600)?;
-    Ok(runtime.block_on(client.key("pg/superuser", ""))?.to_hex())
+    Ok(client.key("pg/superuser", "").await?.to_hex())
 }
 
 /// Creates a file with the permissions `mode`, which it has from the beginning.

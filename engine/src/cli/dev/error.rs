@@ -31,6 +31,9 @@ pub(super) enum DevError {
     /// Postgres does not start; its error message.
     #[error("Postgres: {0}")]
     Postgres(String),
+    /// A cluster of several members does not start, or a request to it fails.
+    #[error("{0}")]
+    Members(String),
     /// The mock TDX cannot be created.
     #[error(transparent)]
     Mock(#[from] MockError),

@@ -176,7 +176,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 /// Quotes a text as one word for a shell.
-fn shell_quoted(text: &str) -> String {
+pub(super) fn shell_quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 

@@ -144,7 +144,7 @@ fn command(program: &Path, owner: Option<&User>) -> Command {
 }
 
 /// The user to run Postgres as, if this process runs as root, which Postgres refuses.
-fn postgres_user() -> Result<Option<User>, DevError> {
+pub(super) fn postgres_user() -> Result<Option<User>, DevError> {
     if !nix::unistd::geteuid().is_root() {
         return Ok(None);
     }
@@ -162,7 +162,7 @@ fn make_accessible(folder: &Path) -> Result<(), DevError> {
 }
 
 /// The directory with the newest version in Debian's directories, or else the first in `PATH`.
-fn find_programs() -> Result<PathBuf, DevError> {
+pub(super) fn find_programs() -> Result<PathBuf, DevError> {
     let has = |folder: &PathBuf| folder.join("initdb").exists() && folder.join("postgres").exists();
     let installed = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
     let newest = installed

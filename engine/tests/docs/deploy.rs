@@ -15,6 +15,10 @@ const SECRETS: [&str; 3] = [
     "TEESQL_READWRITE_SECRET",
 ];
 
+/// The variables that may come from the environment of the deployment and are no secrets: what a host gains by another
+/// value is explained in the file.
+const NAMES: [&str; 1] = ["TEESQL_CLUSTER_MEMBER"];
+
 fn read(name: &str) -> String {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/deploy");
     fs::read_to_string(folder.join(name)).unwrap()
@@ -82,9 +86,10 @@ fn compose_problems(text: &str) -> Vec<String> {
         let name = path.rsplit('.').next().unwrap();
         // `$$` is a literal dollar sign.
         if value.replace("$$", "").contains('$') {
-            if SECRETS.contains(&name) && path.contains(".environment.") {
+            let in_environment = path.contains(".environment.");
+            if SECRETS.contains(&name) && in_environment {
                 uses_variables = true;
-            } else {
+            } else if !(NAMES.contains(&name) && in_environment) {
                 problems.push(format!("{path} = {value}: a variable"));
             }
         }
@@ -118,7 +123,9 @@ fn compose_problems(text: &str) -> Vec<String> {
 
 #[test]
 fn compose_file_has_nothing_that_a_host_can_choose() {
-    assert_eq!(compose_problems(&read("compose.yaml")), [""; 0]);
+    for name in ["compose.yaml", "cluster/compose.yaml"] {
+        assert_eq!(compose_problems(&read(name)), [""; 0], "{name}");
+    }
 }
 
 /// The compose file with the secrets that are commented out instead of the derived ones.
@@ -196,42 +203,73 @@ include: [other.yaml]
     );
 }
 
-/// `check` accepts the environment of the compose file, and knows each of its settings.
-#[test]
-fn sidecar_accepts_the_compose_file() {
-    let documents = YamlLoader::load_from_str(&read("compose.yaml")).unwrap();
-    let environment = documents[0]["services"]["sidecar"]["environment"].as_hash();
-    let environment: BTreeMap<_, _> = environment
+/// The sidecar's program with the environment of a service in a compose file.
+fn sidecar(file: &str, service: &str) -> (Command, Yaml) {
+    let documents = YamlLoader::load_from_str(&read(file)).unwrap();
+    let service = documents[0]["services"][service].clone();
+    let environment: BTreeMap<_, _> = service["environment"]
+        .as_hash()
         .unwrap()
         .iter()
         .map(|(name, value)| (name.as_str().unwrap(), value.as_str().unwrap()))
+        // A variable of the deployment.
+        .map(|(name, value)| (name, if value.starts_with("${") { "b" } else { value }))
         .collect();
-    let folder = std::env::temp_dir();
-    let output = Command::new(env!("CARGO_BIN_EXE_teesql-sidecar"))
-        .arg("check")
+    let mut command = Command::new(env!("CARGO_BIN_EXE_teesql-sidecar"));
+    command
         .env_clear()
         .envs(&environment)
         // The volume of the container.
-        .env("TEESQL_COLLATERAL_DIR", folder)
-        .output()
-        .unwrap();
+        .env("TEESQL_COLLATERAL_DIR", std::env::temp_dir());
+    (command, service)
+}
+
+/// `check` accepts the environment of the compose files, and knows each of its settings.
+#[test]
+fn sidecar_accepts_the_compose_files() {
+    for file in ["compose.yaml", "cluster/compose.yaml"] {
+        let output = sidecar(file, "sidecar").0.arg("check").output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{file}: {errors}");
+        assert!(!errors.contains("unknown setting"), "{file}: {errors}");
+    }
+}
+
+/// The member's compose file makes the configuration of the programs beside the sidecar.
+#[test]
+fn cluster_config_accepts_the_compose_file() {
+    let (mut command, service) = sidecar("cluster/compose.yaml", "config");
+    let arguments = service["command"].as_vec().unwrap().iter();
+    let arguments = arguments.map(|argument| argument.as_str().unwrap());
+    // Without files nothing is asked of the guest agent.
+    let printed = arguments
+        .filter(|argument| !argument.starts_with("--owner") && !argument.starts_with("--dir"));
+    let output = command.args(printed).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{errors}");
-    assert!(!errors.contains("unknown setting"), "{errors}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    for expected in ["name: b", "127.0.0.1:15433", "ETCD_NAME=b", "[orders]"] {
+        assert!(text.contains(expected), "{expected}: {text}");
+    }
 }
 
 #[test]
 fn dockerfile_pins_its_images() {
-    let text = read("Dockerfile");
-    let images: Vec<_> = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("FROM "))
-        .collect();
-    assert_eq!(images.len(), 2);
-    for image in images {
-        assert!(is_pinned(image.split(' ').next().unwrap()), "{image}");
+    for (file, count) in [("Dockerfile", 2), ("cluster/Dockerfile", 1)] {
+        let text = read(file);
+        let images: Vec<_> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("FROM "))
+            .collect();
+        assert_eq!(images.len(), count, "{file}");
+        for image in images {
+            assert!(is_pinned(image.split(' ').next().unwrap()), "{image}");
+        }
+        assert!(
+            !text.contains("\nARG "),
+            "{file}: an argument is not in the text"
+        );
     }
-    assert!(!text.contains("\nARG "), "an argument is not in the text");
 }
 
 /// The unit takes no settings from places that its text does not name, and secrets from files only.

@@ -1,7 +1,7 @@
 //! Tests of the role of a cluster's member: where logins go, waiting for a leader, and fencing.
 //!
-//! Patroni is a fake; both Postgres servers are real, and one is a streaming standby of the other. The service
-//! `postgres` has the ports of the servers themselves, as if links reached them.
+//! Patroni is a fake; both Postgres servers are real, one is a streaming standby of the other, and a link leads from its
+//! sidecar to the other's.
 
 use std::net::SocketAddr;
 use std::thread;
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::harness::client::{Client, StartupResponse};
-use crate::harness::cluster::{Cluster, ClusterOptions, two_unused_ports, unused_port};
+use crate::harness::client::{Client, StartupResponse, TlsNegotiation};
+use crate::harness::cluster::{Cluster, ClusterOptions, unused_port, unused_ports};
 use crate::harness::fake_patroni::{Behavior, FakePatroni};
 use crate::harness::fixture::Fixture;
 use crate::harness::http;
@@ -21,6 +21,8 @@ use crate::harness::scrape::{Scrape, await_scrape};
 use crate::harness::settings::Settings;
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
+use crate::harness::tdx_fixture::TdxFixture;
+use crate::harness::unverified_tls;
 use crate::harness::{READ_SECRET, READWRITE_PASSWORD, READWRITE_SECRET, SUPERUSER_PASSWORD};
 
 pub(crate) fn add(suite: &mut Suite) {
@@ -36,36 +38,41 @@ const DATABASE: &str = "app";
 /// Streaming replication over the Unix socket.
 const HBA: &str = "local replication all trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
 
-fn primary(fixture: &Fixture, port: u16) -> Cluster {
+fn primary(fixture: &Fixture) -> Cluster {
     let primary = fixture.private_cluster(&ClusterOptions {
         settings: vec!["wal_level=replica", "max_wal_senders=4", "hot_standby=on"],
         hba: Some(HBA),
         databases: vec![DATABASE],
-        port: Some(port),
     });
     primary.sql(DATABASE, "create table public.noted (what text)");
     primary
 }
 
-/// Settings of the sidecar of member `a`, in front of `postgres`.
-fn member(
+/// Settings of the sidecars of the members, each in front of one of `servers`. The other members reach it by links.
+fn members<const N: usize>(
     fixture: &Fixture,
-    postgres: &Cluster,
-    first_port: u16,
-    patroni: &FakePatroni,
-) -> Settings {
-    let services = format!("postgres={}:{first_port}", unused_port());
-    fixture
-        .settings_for(&postgres.address().to_string())
-        .set("TEESQL_ADMIN_LISTEN", "127.0.0.1:0")
-        .set("TEESQL_PG_DATABASE", DATABASE)
-        .set("TEESQL_CLUSTER_NAME", "orders")
-        .set("TEESQL_CLUSTER_MEMBER", "a")
-        .set(
-            "TEESQL_CLUSTER_MEMBERS",
-            "a=127.0.0.1:5433,b=127.0.0.2:5433",
-        )
-        .set("TEESQL_CLUSTER_SERVICES", &services)
+    tdx: &TdxFixture,
+    servers: [&Cluster; N],
+) -> [Settings; N] {
+    let ports = ["a", "b"].map(|name| (name, unused_ports(1)));
+    let list = ports.map(|(name, port)| format!("{name}=localhost:{port}"));
+    let list = list.join(",");
+    let mut ports = ports.into_iter();
+    servers.map(|server| {
+        let (name, port) = ports.next().expect("not more members than servers");
+        let services = format!("postgres={}:{}", server.address().port(), unused_ports(2));
+        let settings = fixture.settings_for(&server.address().to_string());
+        tdx.member_settings(settings, name, &list)
+            .set("TEESQL_LISTEN", &format!("127.0.0.1:{port}"))
+            .set("TEESQL_PG_DATABASE", DATABASE)
+            .set("TEESQL_CLUSTER_SERVICES", &services)
+            .set("TEESQL_CLUSTER_PATRONI", "off")
+    })
+}
+
+/// Settings of a member whose Patroni is a fake.
+fn with_patroni(settings: Settings, patroni: &FakePatroni) -> Settings {
+    settings
         .set("TEESQL_CLUSTER_PATRONI", &patroni.url())
         .set("TEESQL_CLUSTER_FENCE_AFTER", "2s")
         // Nothing may depend on the time that a busy machine takes.
@@ -74,24 +81,37 @@ fn member(
         .set("TEESQL_LOGIN_TIMEOUT", "20s")
 }
 
+/// Starts a member, which other members can reach when this returns.
+fn start(settings: &Settings) -> Sidecar {
+    let sidecar = Sidecar::start(settings);
+    sidecar.await_message("members of the cluster prove the same as this sidecar");
+    sidecar
+}
+
 struct Session {
     client: Client,
     response: StartupResponse,
 }
 
-fn log_in(fixture: &Fixture, sidecar: SocketAddr, role: &str) -> Result<Session, PgError> {
+/// An attested client: members of a cluster accept no others.
+fn client(tdx: &TdxFixture, sidecar: SocketAddr) -> Client {
+    let config = unverified_tls::config_of(Some((tdx, "client")));
+    Client::connect_with(config, sidecar, TlsNegotiation::SslRequest).expect("TLS")
+}
+
+fn log_in(tdx: &TdxFixture, sidecar: SocketAddr, role: &str) -> Result<Session, PgError> {
     let secret = match role {
         "teesql_read" => READ_SECRET,
         "teesql_readwrite" => READWRITE_SECRET,
         _ => SUPERUSER_PASSWORD,
     };
-    let mut client = fixture.client(sidecar);
+    let mut client = client(tdx, sidecar);
     let response = client.login(role, DATABASE, secret)?;
     Ok(Session { client, response })
 }
 
-fn session(fixture: &Fixture, sidecar: &Sidecar, role: &str) -> Session {
-    log_in(fixture, sidecar.address(), role).unwrap_or_else(|error| panic!("{role}: {error}"))
+fn session(tdx: &TdxFixture, sidecar: &Sidecar, role: &str) -> Session {
+    log_in(tdx, sidecar.address(), role).unwrap_or_else(|error| panic!("{role}: {error}"))
 }
 
 impl Session {
@@ -134,19 +154,21 @@ fn await_leader(admin: SocketAddr, leader: &Value) {
 
 /// A standby with each setting, then its promotion.
 fn standby(fixture: &Fixture) {
-    let first_port = two_unused_ports();
-    let leader = primary(fixture, first_port + 1);
-    let own = fixture.harness.standby_of(&leader, first_port);
+    let tdx = &TdxFixture::new();
+    let leader = primary(fixture);
+    let own = fixture.harness.standby_of(&leader, unused_port());
     let patroni = FakePatroni::start("a", Behavior::Leader(Some("b")));
-    let settings = member(fixture, &own, first_port, &patroni);
-    other_settings(fixture, &settings, &patroni);
+    let [settings, of_leader] = members(fixture, tdx, [&own, &leader]);
+    let settings = with_patroni(settings, &patroni);
+    let _leader = start(&of_leader);
+    other_settings(tdx, &settings, &patroni);
 
-    let sidecar = Sidecar::start(&settings);
+    let sidecar = start(&settings);
     let admin = sidecar.admin_address();
     await_leader(admin, &"b".into());
-    let mut writer = session(fixture, &sidecar, "teesql_readwrite");
-    let mut operator = session(fixture, &sidecar, "postgres");
-    let mut reader = session(fixture, &sidecar, "teesql_read");
+    let mut writer = session(tdx, &sidecar, "teesql_readwrite");
+    let mut operator = session(tdx, &sidecar, "postgres");
+    let mut reader = session(tdx, &sidecar, "teesql_read");
     assert!(!writer.is_in_recovery() && !operator.is_in_recovery() && reader.is_in_recovery());
     writer
         .client
@@ -155,14 +177,14 @@ fn standby(fixture: &Fixture) {
     assert_eq!(leader.sql(DATABASE, "select what from noted"), "carried");
     roles_of_a_standby(admin);
     operator.client.terminate();
-    cancel_reaches_the_leader(fixture, &sidecar, &leader);
+    cancel_reaches_the_leader(tdx, &sidecar, &leader);
 
     patroni.set(Behavior::Leader(None));
-    writer.expect_end("57P01", "the leader of the cluster has changed");
+    writer.expect_end("57P01", "the cluster has a new leader");
     assert!(reader.is_in_recovery());
     let address = sidecar.address();
     thread::scope(|scope| {
-        let waiting = scope.spawn(|| log_in(fixture, address, "teesql_readwrite"));
+        let waiting = scope.spawn(|| log_in(tdx, address, "teesql_readwrite"));
         await_scrape(admin, |scrape| {
             scrape.value("teesql_cluster_waiting_logins") == 1.0
         });
@@ -221,13 +243,13 @@ fn roles_of_a_standby(admin: SocketAddr) {
     assert!(scrape.value("teesql_cluster_lag_bytes") >= 0.0);
 }
 
-fn cancel_reaches_the_leader(fixture: &Fixture, sidecar: &Sidecar, leader: &Cluster) {
-    let mut sleeper = session(fixture, sidecar, "teesql_readwrite");
+fn cancel_reaches_the_leader(tdx: &TdxFixture, sidecar: &Sidecar, leader: &Cluster) {
+    let mut sleeper = session(tdx, sidecar, "teesql_readwrite");
     sleeper.client.send(&query("select pg_sleep(3600)"));
     let pid = sleeper.response.pid;
     let waits = format!("select wait_event from pg_stat_activity where pid = {pid}");
     leader.await_result(&waits, "PgSleep");
-    let mut canceller = fixture.client(sidecar.address());
+    let mut canceller = client(tdx, sidecar.address());
     canceller.send(&message::cancel(pid, &sleeper.response.key));
     canceller.expect_close();
     sleeper.client.expect(b'T');
@@ -238,15 +260,15 @@ fn cancel_reaches_the_leader(fixture: &Fixture, sidecar: &Sidecar, leader: &Clus
 }
 
 /// Logins on a standby that refuses writers, that serves them itself, and that does not wait for long.
-fn other_settings(fixture: &Fixture, settings: &Settings, patroni: &FakePatroni) {
+fn other_settings(tdx: &TdxFixture, settings: &Settings, patroni: &FakePatroni) {
     let refusing = settings
         .clone()
         .set("TEESQL_CLUSTER_WRITES_ON_STANDBY", "refuse");
-    let refusing = Sidecar::start(&refusing.set("TEESQL_CLUSTER_LEADER_WAIT", "1s"));
+    let refusing = start(&refusing.set("TEESQL_CLUSTER_LEADER_WAIT", "1s"));
     let admin = refusing.admin_address();
     await_leader(admin, &"b".into());
     let refused = |role| {
-        log_in(fixture, refusing.address(), role)
+        log_in(tdx, refusing.address(), role)
             .map(|_| ())
             .expect_err(role)
     };
@@ -264,22 +286,25 @@ fn other_settings(fixture: &Fixture, settings: &Settings, patroni: &FakePatroni)
     let errors = http::get(admin, "/cluster").json()["errors"].to_string();
     assert!(errors.contains("patroni_two_leaders"), "{errors}");
     patroni.set(Behavior::Leader(Some("b")));
+    // The next one has the same ports.
+    drop(refusing);
 
     let local = settings
         .clone()
         .set("TEESQL_CLUSTER_WRITES_ON_STANDBY", "local");
-    let local = Sidecar::start(&local);
+    let local = start(&local);
     await_leader(local.admin_address(), &"b".into());
-    assert!(session(fixture, &local, "teesql_readwrite").is_in_recovery());
+    assert!(session(tdx, &local, "teesql_readwrite").is_in_recovery());
 }
 
 fn fencing(fixture: &Fixture) {
-    let first_port = two_unused_ports();
-    let own = primary(fixture, first_port);
+    let tdx = &TdxFixture::new();
+    let own = primary(fixture);
     let patroni = FakePatroni::start("a", Behavior::Leader(Some("a")));
-    let sidecar = Sidecar::start(&member(fixture, &own, first_port, &patroni));
+    let [settings] = members(fixture, tdx, [&own]);
+    let sidecar = start(&with_patroni(settings, &patroni));
     let admin = sidecar.admin_address();
-    let mut reader = session(fixture, &sidecar, "teesql_read");
+    let mut reader = session(tdx, &sidecar, "teesql_read");
     await_status(admin, "/primary", 200);
     for path in ["/master", "/read-write", "/leader", "/read-only?lag=0"] {
         assert_eq!(status(admin, path), 200, "{path}");
@@ -299,8 +324,8 @@ fn fencing(fixture: &Fixture) {
         (Behavior::TwoLeaders, "", "patroni_two_leaders"),
     ];
     for (behavior, cause, error) in causes {
-        let writer = session(fixture, &sidecar, "teesql_readwrite");
-        let operator = session(fixture, &sidecar, "postgres");
+        let writer = session(tdx, &sidecar, "teesql_readwrite");
+        let operator = session(tdx, &sidecar, "postgres");
         let began = Instant::now();
         patroni.set(behavior.clone());
         if cause.is_empty() {

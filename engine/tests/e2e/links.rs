@@ -7,7 +7,6 @@ mod revocation;
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use attest::mock::Evidence;
 use wire::link::LINK_ALPN;
 
 use crate::harness::client::{Client, TlsNegotiation, set_timeouts};
+use crate::harness::cluster::unused_ports;
 use crate::harness::fixture::Fixture;
 use crate::harness::settings::Settings;
 use crate::harness::sidecar::Sidecar;
@@ -34,22 +34,6 @@ pub(crate) fn add(suite: &mut Suite) {
 const GOODBYE: &[u8] = b"goodbye";
 /// Longer than a session that is being closed may take.
 const PAUSE: Duration = Duration::from_secs(5);
-
-/// Ports below those that the kernel gives to other connections of this machine, so that they stay free.
-fn unused_ports(count: u16) -> u16 {
-    const FIRST: u16 = 20_000;
-    const LAST: u16 = 32_000;
-    static NEXT: AtomicU16 = AtomicU16::new(FIRST);
-    for _ in 0..1_000 {
-        let first = NEXT.fetch_add(count, Ordering::Relaxed);
-        assert!(first < LAST, "no ports are left");
-        let bind = |offset| TcpListener::bind((Ipv4Addr::LOCALHOST, first + offset));
-        if (0..count).all(|offset| bind(offset).is_ok()) {
-            return first;
-        }
-    }
-    panic!("no {count} ports in a row are unused");
-}
 
 /// Sends back what it receives. After the end of the stream it pauses, says [`GOODBYE`] and closes.
 fn start_echo() -> u16 {
@@ -148,17 +132,9 @@ fn member(
         start_echo(),
         unused_ports(1)
     );
-    let certificate = tdx.issue(name, &instance(name.as_bytes()[0]));
-    let (cert, key) = tdx.write_pem(name, &certificate);
     let settings = tdx
-        .production_settings(fixture)
-        .set("TEESQL_TLS_CERT", &cert)
-        .set("TEESQL_TLS_KEY", &key)
+        .member_settings(fixture.settings(), name, list)
         .set("TEESQL_LISTEN", &format!("127.0.0.1:{listen}"))
-        .set("TEESQL_ADMIN_LISTEN", "127.0.0.1:0")
-        .set("TEESQL_CLUSTER_NAME", "orders")
-        .set("TEESQL_CLUSTER_MEMBER", name)
-        .set("TEESQL_CLUSTER_MEMBERS", list)
         .set("TEESQL_CLUSTER_SERVICES", &services);
     Member {
         name,

@@ -73,7 +73,7 @@ const THREADS: usize = 4;
 /// Adds the tests of one file.
 type Group = fn(&mut Suite);
 
-const GROUPS: [Group; 33] = [
+const GROUPS: &[Group] = &[
     attestation_gate::add,
     policy::add,
     audit::add,
@@ -112,7 +112,7 @@ const GROUPS: [Group; 33] = [
 
 /// The groups that also run with [`Variant::CROSSED`]: relay, COPY, large results, cancel,
 /// KeyUpdate, the close and the drain.
-const DATA_PATH: [Group; 6] = [
+const DATA_PATH: &[Group] = &[
     bulk_transfer::add,
     cancel::add,
     key_update::add,
@@ -132,7 +132,7 @@ fn main() -> ExitCode {
         }
     };
     let mut suite = Suite::new(harness.clone());
-    for (variants, groups) in [(Variant::BOTH, &GROUPS[..]), (Variant::CROSSED, &DATA_PATH)] {
+    for (variants, groups) in [(Variant::BOTH, GROUPS), (Variant::CROSSED, DATA_PATH)] {
         for variant in variants {
             suite.set_variant(variant);
             for add in groups {

@@ -1,5 +1,5 @@
-//! Runs the sessions that the README and the quickstart show: what a new user types first must
-//! print what these pages say.
+//! Runs the sessions that the README and the quickstart show, and the tour of `scripts/demo`: what a new user types
+//! first must print what these pages say.
 
 use crate::harness::suite::Suite;
 
@@ -13,6 +13,10 @@ pub(super) fn add(suite: &mut Suite) {
             "cvm_integration::documented_sessions::print_what_the_pages_say",
             tests::print_what_the_pages_say,
         );
+        suite.add(
+            "cvm_integration::documented_sessions::tour_of_the_demo_works",
+            tests::tour_of_the_demo_works,
+        );
     }
 }
 
@@ -21,7 +25,7 @@ mod tests {
     use std::fmt::Write as _;
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
     use crate::harness::fixture::Fixture;
     use crate::harness::process::{TIMEOUT, lossy, run};
@@ -58,6 +62,33 @@ mod tests {
         }
     }
 
+    pub(super) fn tour_of_the_demo_works(fixture: &Fixture) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/demo");
+        let arguments = [
+            "dev",
+            "--",
+            script.to_str().expect("UTF-8"),
+            "--tour",
+            "--once",
+        ];
+        let folder = folder(fixture);
+        let environment = [
+            ("TMPDIR", folder.to_str().expect("UTF-8")),
+            ("TEESQL_LOG", "error"),
+            ("TEESQL_DEV_BINARY", env!("CARGO_BIN_EXE_teesql-sidecar")),
+        ];
+        let tour = run(sidecar_command(&arguments, &environment), TIMEOUT * 2);
+        assert!(tour.status.success(), "{}", lossy(&tour.stdout));
+    }
+
+    /// An empty folder that Postgres can read, whoever it runs as.
+    fn folder(fixture: &Fixture) -> PathBuf {
+        let folder = fixture.harness.unique_path("sessions");
+        fs::create_dir(&folder).expect("a folder");
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("permissions");
+        folder
+    }
+
     /// The commands of all blocks that begin with a prompt. Those that build the programs and load the environment
     /// have been run already.
     fn steps(page: &str) -> Vec<Step> {
@@ -82,9 +113,7 @@ mod tests {
 
     /// Runs the commands in one shell below `dev`. Returns the lines that each of them printed.
     fn run_all(fixture: &Fixture, steps: &[Step]) -> Vec<Vec<String>> {
-        let folder = fixture.harness.unique_path("sessions");
-        fs::create_dir(&folder).expect("a folder");
-        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("permissions");
+        let folder = folder(fixture);
         let sidecar = Path::new(env!("CARGO_BIN_EXE_teesql-sidecar"));
         let programs = sidecar.parent().expect("a folder").display();
         let mut script = "exec 2>&1\nprintf '%s\\n' \"$PGPORT\"\n".to_owned();

@@ -135,10 +135,28 @@ impl TdxFixture {
         self.require_attestation(fixture.settings())
     }
 
-    fn require_attestation(&self, settings: Settings) -> Settings {
+    /// Changes `settings` to production mode under the mock root.
+    pub(crate) fn require_attestation(&self, settings: Settings) -> Settings {
         self.trust_mock_root(settings)
             .set("TEESQL_REQUIRE_CLIENT_ATTESTATION", "true")
             .without("TEESQL_ALLOW_UNATTESTED_CLIENTS")
+    }
+
+    /// Changes `settings` to those of a member of a cluster, an instance of its own of the mock's application. `list` are
+    /// all members.
+    pub(crate) fn member_settings(&self, settings: Settings, name: &str, list: &str) -> Settings {
+        let evidence = Evidence {
+            instance_id: vec![name.as_bytes()[0]; 20],
+            ..Evidence::default()
+        };
+        let (cert, key) = self.write_pem(name, &self.issue(name, &evidence));
+        self.require_attestation(settings)
+            .set("TEESQL_TLS_CERT", &cert)
+            .set("TEESQL_TLS_KEY", &key)
+            .set("TEESQL_ADMIN_LISTEN", "127.0.0.1:0")
+            .set("TEESQL_CLUSTER_NAME", "orders")
+            .set("TEESQL_CLUSTER_MEMBER", name)
+            .set("TEESQL_CLUSTER_MEMBERS", list)
     }
 
     fn trust_mock_root(&self, settings: Settings) -> Settings {

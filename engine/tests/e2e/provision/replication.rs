@@ -67,9 +67,9 @@ pub(super) fn roles_of_a_cluster(fixture: &Fixture) {
             "replicator: lacks REPLICATION",
             "replicator: connection limit is none instead of 3",
             "rewind: connection limit is none instead of 16",
-            "rewind: lacks CONNECT on database postgres, EXECUTE on pg_ls_dir(text,boolean,boolean), \
-             EXECUTE on pg_read_binary_file(text), EXECUTE on pg_read_binary_file(text,bigint,bigint,boolean), \
-             EXECUTE on pg_stat_file(text,boolean)",
+            "rewind: lacks CONNECT on database postgres, CONNECT on database teesql, \
+             EXECUTE on pg_ls_dir(text,boolean,boolean), EXECUTE on pg_read_binary_file(text), \
+             EXECUTE on pg_read_binary_file(text,bigint,bigint,boolean) and 1 more",
         ] {
             assert!(repaired.contains(line), "{line}: {repaired:#?}");
         }
@@ -113,26 +113,21 @@ fn check_abilities(cluster: &Cluster) {
          length(pg_read_binary_file('PG_VERSION', 0, 2, true)), \
          (pg_stat_file('PG_VERSION', true)).size > 0, \
          EXISTS (SELECT FROM pg_ls_dir('.', true, false))";
-    let rewind = |sql| {
-        psql(
-            cluster,
-            "rewind",
-            "dbname=postgres",
-            PasswordLabel::Rewind,
-            sql,
-        )
+    let rewind = |database: &str, sql| {
+        let database = format!("dbname={database}");
+        psql(cluster, "rewind", &database, PasswordLabel::Rewind, sql)
     };
-    assert_eq!(
-        run_successfully(rewind(files), TIMEOUT).trim_end(),
-        "t|2|t|t"
-    );
+    let found = run_successfully(rewind(DATABASE, files), TIMEOUT);
+    assert_eq!(found.trim_end(), "t|2|t|t");
+    let entered = run_successfully(rewind("postgres", "SELECT 1"), TIMEOUT);
+    assert_eq!(entered.trim_end(), "1");
     for refused in [
         "SELECT pg_read_file('PG_VERSION')",
         "SELECT * FROM pg_authid",
         "CREATE ROLE other",
         "SELECT pg_terminate_backend(1)",
     ] {
-        let output = run(rewind(refused), TIMEOUT);
+        let output = run(rewind(DATABASE, refused), TIMEOUT);
         assert!(!output.status.success(), "{refused}");
         let text = lossy(&output.stderr);
         assert!(text.contains("permission denied"), "{refused}: {text}");
@@ -203,35 +198,35 @@ fn serving(fixture: &Fixture, cluster: &Cluster) -> Settings {
             &format!("postgres=5432:{}", unused_port()),
         )
         .set("TEESQL_CLUSTER_KEY", KEY)
+        .set("TEESQL_CLUSTER_PATRONI", "off")
 }
 
-/// A member's sidecar serves before its Postgres is up, is ready on a standby, and provisions once that leads.
+/// A member's sidecar serves before its Postgres is up, is ready on a standby, and provisions once that leads, even if it
+/// compares the roles only once.
 pub(super) fn provisions_when_it_leads(fixture: &Fixture) {
-    for interval in ["1s", "off"] {
-        let cluster = sending_cluster(fixture, &fixture.harness.installed);
-        cluster.restart_as_standby();
-        cluster.stop(nix::sys::signal::Signal::SIGINT);
-        let settings = serving(fixture, &cluster).set("TEESQL_PROVISION_INTERVAL", interval);
-        let sidecar = Sidecar::start(&settings);
-        let admin = sidecar.admin_address();
-        http::await_unready(admin, "roles", "not set up yet");
-        cluster.start();
-        http::await_ready(admin);
-        let roles = "SELECT count(*) FROM pg_roles WHERE rolname IN \
-             ('teesql_read', 'teesql_readwrite', 'replicator', 'rewind')";
-        assert_eq!(cluster.admin_sql(roles), "0", "a standby is read-only");
-        cluster.admin_sql("SELECT pg_promote()");
-        cluster.await_result(roles, "4");
-        http::await_ready(admin);
-        for (role, label) in [
-            ("replicator", PasswordLabel::Replicator),
-            ("rewind", PasswordLabel::Rewind),
-        ] {
-            let error = fixture
-                .client(sidecar.address())
-                .login(role, DATABASE, &password(label))
-                .expect_err("not a role of clients");
-            assert_eq!(error.code, "28P01", "{role}");
-        }
+    let cluster = sending_cluster(fixture, &fixture.harness.installed);
+    cluster.restart_as_standby();
+    cluster.stop(nix::sys::signal::Signal::SIGINT);
+    let settings = serving(fixture, &cluster).set("TEESQL_PROVISION_INTERVAL", "off");
+    let sidecar = Sidecar::start(&settings);
+    let admin = sidecar.admin_address();
+    http::await_unready(admin, "roles", "not set up yet");
+    cluster.start();
+    http::await_ready(admin);
+    let roles = "SELECT count(*) FROM pg_roles WHERE rolname IN \
+         ('teesql_read', 'teesql_readwrite', 'replicator', 'rewind')";
+    assert_eq!(cluster.admin_sql(roles), "0", "a standby is read-only");
+    cluster.admin_sql("SELECT pg_promote()");
+    cluster.await_result(roles, "4");
+    http::await_ready(admin);
+    for (role, label) in [
+        ("replicator", PasswordLabel::Replicator),
+        ("rewind", PasswordLabel::Rewind),
+    ] {
+        let error = fixture
+            .client(sidecar.address())
+            .login(role, DATABASE, &password(label))
+            .expect_err("not a role of clients");
+        assert_eq!(error.code, "28P01", "{role}");
     }
 }

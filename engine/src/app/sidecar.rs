@@ -133,8 +133,6 @@ struct Sidecar<R> {
     accepting: Latch,
     /// Writes its last line when dropped: the shards have ended then.
     audit: Option<AuditLog>,
-    /// The timeline with which this member leads its cluster.
-    _leads: watch::Sender<Option<u64>>,
     /// Stops serving HTTP when dropped.
     _admin: Option<admin::Server>,
 }
@@ -221,8 +219,6 @@ async fn start<R>(
         &context.checks,
         &context.admin_source,
     );
-    // The watcher of the cluster's leadership sends the timeline here while this member leads.
-    let (leads, leading) = watch::channel(None);
     let instance = own_instance(&shared, &context.agent, own);
     let publisher = manifest_publisher(
         &mut config,
@@ -231,8 +227,8 @@ async fn start<R>(
         instance,
         &context.checks,
     )?;
-    if let Some(publisher) = publisher {
-        tokio::spawn(publisher.run(leading));
+    if let (Some(publisher), Some(cluster)) = (publisher, &shared.cluster) {
+        tokio::spawn(publisher.run(cluster.leadership()));
     }
     role_repair::register(&shared.metrics);
     tokio::spawn(role_repair.run());
@@ -254,7 +250,6 @@ async fn start<R>(
         read_config,
         accepting,
         audit,
-        _leads: leads,
         _admin: context.admin,
     };
     Ok((sidecar, lifecycle))

@@ -64,13 +64,14 @@ impl MemberVerifier {
         if self.own.load().as_deref() == Some(&measurements) {
             return;
         }
+        self.own.store(Some(Arc::new(measurements)));
+        self.follow(clients);
+        // Links are accepted when this line is written.
         tracing::info!(
             app_id = %measurements.app_id,
             compose_hash = %measurements.compose_hash,
             mrtd = %measurements.mrtd,
             "members of the cluster prove the same as this sidecar"
         );
-        self.own.store(Some(Arc::new(measurements)));
-        self.follow(clients);
     }
 }

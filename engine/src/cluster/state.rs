@@ -1,9 +1,10 @@
-//! The current view of the cluster, shared by all threads: shards read an atomically swapped snapshot, tasks wait for
-//! its changes.
+//! The current view of the cluster, shared by all threads: shards and tasks read an atomically swapped
+//! snapshot, and the publisher of the manifest waits for changes of the leadership.
 //!
 //! Only the watcher publishes. Nothing here may block a shard.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -19,7 +20,6 @@ use crate::telemetry::metrics::Metrics;
 pub(crate) struct ClusterState {
     pub(crate) config: ClusterConfig,
     view: ArcSwap<ClusterView>,
-    changes: watch::Sender<Arc<ClusterView>>,
     leadership: watch::Sender<Option<u64>>,
     check: Notify,
     /// The cancel keys of sessions that were carried to the leader.
@@ -28,6 +28,17 @@ pub(crate) struct ClusterState {
     pub(crate) carried_sessions: Gauge,
     /// Logins that wait for a leader.
     pub(crate) waiting_logins: Gauge,
+    /// The links that this member has open to each member.
+    open_links: Box<[AtomicUsize]>,
+}
+
+/// Counts an open link until it is dropped.
+pub(crate) struct OpenLink<'a>(&'a AtomicUsize);
+
+impl Drop for OpenLink<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl ClusterState {
@@ -35,17 +46,33 @@ impl ClusterState {
     pub(crate) fn new(config: &ClusterConfig, max_sessions: usize, metrics: &Metrics) -> Arc<Self> {
         let now = Instant::now();
         let validity = config.role.fence_after;
-        let view = Arc::new(ClusterView::unknown(config.members.len(), now, validity));
+        let view = ClusterView::unknown(config.members.len(), now, validity);
         Arc::new(Self {
             config: config.clone(),
-            view: ArcSwap::new(Arc::clone(&view)),
-            changes: watch::Sender::new(view),
+            view: ArcSwap::from_pointee(view),
             leadership: watch::Sender::new(None),
             check: Notify::new(),
             carried_keys: CarriedKeys::new(max_sessions),
             carried_sessions: metrics.gauge("teesql_cluster_carried_sessions", &[]),
             waiting_logins: metrics.gauge("teesql_cluster_waiting_logins", &[]),
+            open_links: config.members.iter().map(|_| AtomicUsize::new(0)).collect(),
         })
+    }
+
+    /// Counts a link to the member at this position, which is open until the guard is dropped.
+    pub(crate) fn link_opened(&self, member: usize) -> Option<OpenLink<'_>> {
+        let count = self.open_links.get(member)?;
+        count.fetch_add(1, Ordering::Relaxed);
+        Some(OpenLink(count))
+    }
+
+    /// The number of links that this member has open to the member at this position; `None` for itself.
+    pub(crate) fn open_links_to(&self, member: usize) -> Option<usize> {
+        let others = self
+            .open_links
+            .get(member)
+            .filter(|_| member != self.config.own);
+        others.map(|count| count.load(Ordering::Relaxed))
     }
 
     /// The current view.
@@ -53,26 +80,7 @@ impl ClusterState {
         self.view.load_full()
     }
 
-    /// Every view, for tasks that wait for changes.
-    #[cfg_attr(
-        not(test),
-        expect(
-            dead_code,
-            reason = "the tasks that follow the leader are added separately"
-        )
-    )]
-    pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<ClusterView>> {
-        self.changes.subscribe()
-    }
-
     /// `Some(timeline)` while this member holds the leader lock and its Postgres takes writes.
-    #[cfg_attr(
-        not(test),
-        expect(
-            dead_code,
-            reason = "the publisher of the manifest is added separately"
-        )
-    )]
     pub(crate) fn leadership(&self) -> watch::Receiver<Option<u64>> {
         self.leadership.subscribe()
     }
@@ -81,9 +89,7 @@ impl ClusterState {
     pub(crate) fn publish(&self, view: ClusterView) {
         let leads = view.leader == Some(self.config.own);
         let timeline = view.timeline.filter(|_| leads);
-        let view = Arc::new(view);
-        self.view.store(Arc::clone(&view));
-        self.changes.send_replace(view);
+        self.view.store(Arc::new(view));
         self.leadership.send_if_modified(|known| {
             let before = std::mem::replace(known, timeline);
             before != timeline
@@ -126,6 +132,7 @@ mod tests {
             members: vec![member("a"), member("b")],
             own: 0,
             services: Vec::new(),
+            max_links: 1,
             role: RoleConfig {
                 patroni: None,
                 writes_on_standby: WritesOnStandby::Leader,
@@ -137,9 +144,20 @@ mod tests {
     }
 
     #[test]
+    fn links_are_counted_by_member_while_they_are_open() {
+        let state = state();
+        let open = [state.link_opened(1), state.link_opened(1)];
+        assert_eq!(state.open_links_to(1), Some(2));
+        drop(open);
+        assert_eq!(state.open_links_to(1), Some(0));
+        assert_eq!(state.open_links_to(0), None, "this member itself");
+        assert!(state.link_opened(2).is_none());
+    }
+
+    #[test]
     fn leadership_is_that_of_this_member_and_has_its_timeline() {
         let state = state();
-        let (views, mut leadership) = (state.subscribe(), state.leadership());
+        let mut leadership = state.leadership();
         assert_eq!(*leadership.borrow_and_update(), None);
         let view = |leader, timeline| ClusterView {
             role: MemberRole::Leader,
@@ -153,7 +171,6 @@ mod tests {
         assert!(!leadership.has_changed().unwrap());
         state.publish(view(Some(1), Some(3)));
         assert_eq!(*leadership.borrow_and_update(), None);
-        assert_eq!(views.borrow().leader, Some(1));
         assert_eq!(state.view().leader, Some(1));
     }
 }

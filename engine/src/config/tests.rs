@@ -702,6 +702,8 @@ fn a_cluster_key_takes_the_place_of_the_guest_agent() {
 fn publishing() -> Start {
     let mut start = Start::minimal();
     start
+        .unset("REQUIRE_CLIENT_ATTESTATION")
+        .unset("ALLOW_UNATTESTED_CLIENTS")
         .set("CLUSTER_NAME", "orders")
         .set("CLUSTER_MEMBER", "a")
         .set("CLUSTER_MEMBERS", "a=a.example:5433,b=[2001:db8::1]:5433")

@@ -127,6 +127,7 @@ impl ConnectionHandler for InboundHandler {
             permit,
             control,
             info,
+            cluster: self.cluster.as_deref(),
         };
         link.serve(local, route).await
     }

@@ -40,7 +40,7 @@ fn document(state: &ClusterState, view: &ClusterView, now: Instant) -> Value {
                 "state": known.and_then(|known| known.state.as_deref()),
                 "timeline": known.and_then(|known| known.timeline),
                 "lag": known.and_then(|known| known.lag_bytes),
-                "links": null,
+                "links": state.open_links_to(position),
             })
         })
         .collect();

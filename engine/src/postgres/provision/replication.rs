@@ -2,12 +2,15 @@
 //!
 //! `replicator` needs no grant: its attribute REPLICATION is all. Neither role ever becomes a superuser, and no client
 //! can log in as one of them through the sidecar.
+//!
+//! The privileges on functions are those of the provisioned database, where pg_rewind and Patroni must connect to: each
+//! database has its own catalog of functions.
 
 use super::desired::join_names;
 use super::state::CurrentState;
 
-/// What `rewind` lacks. The database `postgres` is the one that Patroni and pg_rewind connect to; if that is not the
-/// provisioned one, PUBLIC cannot enter it.
+/// What `rewind` lacks. Patroni connects to the database `postgres` unless it is configured otherwise, and grants the
+/// functions there when it bootstraps. If that is not the provisioned one, PUBLIC cannot enter it.
 pub(super) const REWIND_ACCESS: &str = "\
 SELECT what FROM (
   SELECT 'EXECUTE on ' || p.oid::regprocedure, coalesce(proacl, acldefault('f', proowner))
@@ -17,8 +20,8 @@ SELECT what FROM (
          'pg_catalog.pg_read_binary_file(text)'::regprocedure,
          'pg_catalog.pg_read_binary_file(text,bigint,bigint,boolean)'::regprocedure)
    UNION ALL
-  SELECT 'CONNECT on database postgres', coalesce(datacl, acldefault('d', datdba))
-    FROM pg_database WHERE datname = 'postgres'
+  SELECT format('CONNECT on database %I', datname), coalesce(datacl, acldefault('d', datdba))
+    FROM pg_database WHERE datname IN (current_database(), 'postgres')
 ) AS required (what, acl)
  WHERE NOT EXISTS (SELECT FROM aclexplode(acl)
                     WHERE grantee = (SELECT oid FROM pg_roles WHERE rolname = 'rewind')
@@ -36,10 +39,10 @@ pub(super) fn grant_sql() -> String {
 GRANT EXECUTE ON FUNCTION pg_catalog.pg_ls_dir(text, boolean, boolean),
   pg_catalog.pg_stat_file(text, boolean), pg_catalog.pg_read_binary_file(text),
   pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean) TO rewind;
-DO $do$ BEGIN
-  IF EXISTS (SELECT FROM pg_database WHERE datname = 'postgres') THEN
-    GRANT CONNECT ON DATABASE postgres TO rewind;
-  END IF;
+DO $do$ DECLARE name text; BEGIN
+  FOR name IN SELECT datname FROM pg_database WHERE datname IN (current_database(), 'postgres') LOOP
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO rewind', name);
+  END LOOP;
 END $do$;
 "
     .to_owned()

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::future::select;
+use metrics::Gauge;
 use wire::backend::BackendError;
 use wire::error::SqlState;
 
@@ -208,7 +209,7 @@ impl LoginContext<'_> {
                 None => CloseReason::NoLeader,
             });
         }
-        cluster.waiting_logins.increment(1.0);
+        let _waiting = Waiting::count(&cluster.waiting_logins);
         // The shard wakes this task when the view has changed.
         let changed = poll_fn(|_| match cluster.view().routes_like(seen) {
             true => Poll::Pending,
@@ -216,13 +217,27 @@ impl LoginContext<'_> {
         });
         let sleep = pin!(monoio::time::sleep(left.min(pause)));
         let wait = select(changed, sleep).map(|_| ());
-        let waited = self.control.race_terminated(wait).await;
-        cluster.waiting_logins.decrement(1.0);
-        waited?;
+        self.control.race_terminated(wait).await?;
         match client.stream.peer_has_left() {
             true => Err(CloseReason::ClientGone),
             false => Ok(()),
         }
+    }
+}
+
+/// A login that is counted as waiting until this is dropped.
+struct Waiting<'a>(&'a Gauge);
+
+impl<'a> Waiting<'a> {
+    fn count(gauge: &'a Gauge) -> Self {
+        gauge.increment(1.0);
+        Self(gauge)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
     }
 }
 

@@ -14,6 +14,7 @@ use rustls::client::UnbufferedClientConnection;
 use wire::link::{LinkAnswerStep, LinkError, LinkRefusal, request_link};
 
 use super::{CONNECT_TIMEOUT, Links, dial_service, is_no_member};
+use crate::cluster::state::ClusterState;
 use crate::config::Service;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::{PgAddress, Stream};
@@ -43,6 +44,8 @@ pub(crate) struct OpenedLink<'a> {
     pub(crate) permit: &'a ConnectionPermit,
     pub(crate) control: &'a ConnectionControl,
     pub(crate) info: &'a RefCell<ConnectionInfo>,
+    /// Where open links are counted by member.
+    pub(crate) cluster: Option<&'a ClusterState>,
 }
 
 impl OpenedLink<'_> {
@@ -64,7 +67,10 @@ impl OpenedLink<'_> {
             return LinkRefusal::TooManyLinks.into();
         }
         match self.links.state.resolvers.get(route.member) {
-            Some(Some(resolver)) => self.serve_remote(local, resolver, service).await,
+            Some(Some(resolver)) => {
+                self.serve_remote(local, route.member, resolver, service)
+                    .await
+            }
             Some(None) | None => self.serve_local(local, service).await,
         }
     }
@@ -85,6 +91,7 @@ impl OpenedLink<'_> {
     async fn serve_remote(
         &self,
         local: Stream,
+        member: usize,
         resolver: &Arc<TargetResolver>,
         service: &Service,
     ) -> CloseReason {
@@ -97,6 +104,7 @@ impl OpenedLink<'_> {
         };
         let _fd_guard = self.control.register_upstream_fd(server.stream.raw_fd());
         self.opened();
+        let _open = self.cluster.and_then(|cluster| cluster.link_opened(member));
         let received = Buffer::take(Size::Small);
         let reason = relay(server, local, received, ClientSide::Plain, self.control).await;
         reason.swap_sides()

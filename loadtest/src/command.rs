@@ -172,9 +172,10 @@ pub fn execute(matches: &ArgMatches) -> Result<()> {
             serve_mock_pccs(&path(flags, "out").unwrap_or_default(), &Progress::new()?)
         }
         Some(("fake-postgres", flags)) => fake_postgres::serve(flags::address(flags, "listen")?),
-        Some(("consistency", flags)) => {
-            print(&consistency::run::run(&consistency_options(flags)?)?)
-        }
+        Some(("consistency", flags)) => print(&consistency::run::run(
+            &consistency_options(flags)?,
+            &Progress::new()?,
+        )?),
         Some((name, flags)) => print(&loads::execute(name, flags, &Progress::new()?)?),
         None => Err(Error::Usage("no command".to_owned())),
     }

@@ -6,7 +6,8 @@
 
 pub mod checker;
 pub mod history;
-pub mod members;
+mod inject;
 pub mod plan;
 pub mod run;
+pub(crate) mod table;
 pub mod workload;

@@ -6,7 +6,6 @@
 //!
 //! It must never count a write whose acknowledgement it did not receive: such a write may or may not exist.
 
-mod cluster;
 mod cpu;
 mod report;
 mod throughput;
@@ -14,9 +13,10 @@ mod writer;
 
 use std::time::{Duration, Instant};
 
+use crate::consistency::table;
+use crate::dev_cluster::{self, DevCluster};
 use crate::error::{Error, Result, io_context};
 use crate::progress::Progress;
-use cluster::Cluster;
 pub use report::Report;
 use writer::{Ledger, Writers};
 
@@ -53,8 +53,8 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report> {
 }
 
 async fn measure(options: &Options, progress: &Progress) -> Result<Report> {
-    let cluster = Cluster::from_environment()?;
-    let config = writer::config_from_environment()?;
+    let cluster = DevCluster::from_environment()?;
+    let config = dev_cluster::leader_config()?;
     wait_until_complete(&cluster).await?;
     let mut report = Report::new(&options.label);
     if options.idle > 0 {
@@ -65,7 +65,7 @@ async fn measure(options: &Options, progress: &Progress) -> Result<Report> {
         progress.log("throughput of a base backup");
         report.backup = throughput::base_backup(&cluster, &config, options.backup).await?;
     }
-    writer::create_table(&config).await?;
+    table::create(&config).await?;
     let writers = Writers::start(&config);
     for round in 1..=options.failovers {
         let outage = fail_over(&cluster, writers.ledger(), progress).await?;
@@ -78,20 +78,19 @@ async fn measure(options: &Options, progress: &Progress) -> Result<Report> {
         report.switchovers.push(outage);
     }
     let ledger = writers.stop().await;
-    let existing = writer::existing(&config).await?;
-    report.check(&ledger, &existing);
+    report.check(ledger.writes(), &table::read(&config).await?);
     Ok(report)
 }
 
 /// Kills everything on the leader's member, and starts it again once writes have returned.
 async fn fail_over(
-    cluster: &Cluster,
+    cluster: &DevCluster,
     ledger: &Ledger,
     progress: &Progress,
 ) -> Result<report::Outage> {
-    let leader = settle(cluster, ledger, progress).await?;
+    let leader = settle(cluster, progress).await?;
     let timeline = ledger.timeline();
-    let began = Instant::now();
+    let began = ledger.now();
     cluster.request(&["kill", &leader])?;
     let outage = wait_for_write(ledger, timeline, began, progress).await?;
     cluster.request(&["start", &leader])?;
@@ -99,53 +98,69 @@ async fn fail_over(
 }
 
 async fn switch_over(
-    cluster: &Cluster,
+    cluster: &DevCluster,
     ledger: &Ledger,
     progress: &Progress,
 ) -> Result<report::Outage> {
-    let leader = settle(cluster, ledger, progress).await?;
+    let leader = settle(cluster, progress).await?;
     let timeline = ledger.timeline();
-    let began = Instant::now();
-    cluster.switch_over(&leader).await?;
+    let began = ledger.now();
+    request_switchover(cluster, &leader).await?;
     wait_for_write(ledger, timeline, began, progress).await
 }
 
-/// Waits until all members run and both clients write. Returns the leader's name.
-async fn settle(cluster: &Cluster, ledger: &Ledger, progress: &Progress) -> Result<String> {
+/// Asks Patroni for a switchover to any standby: its REST API answers sooner than patronictl starts.
+async fn request_switchover(cluster: &DevCluster, leader: &str) -> Result<()> {
+    let line = format!(
+        "address=$(sed -n 's/^  listen: *\"\\{{0,1\\}}\\([^\"]*\\)\"\\{{0,1\\}}$/\\1/p' patroni.yml | head -n 1); \
+         curl -sS -X POST -d '{{\"leader\":\"{leader}\"}}' \"http://$address/switchover\""
+    );
+    let leader = leader.to_owned();
+    let shell = move |cluster: &DevCluster| cluster.request(&["exec", &leader, "sh", "-c", &line]);
+    cluster.in_background(shell).await.map(drop)
+}
+
+/// Waits until all members run, and lets both clients write for a while. Returns the leader's name.
+async fn settle(cluster: &DevCluster, progress: &Progress) -> Result<String> {
     progress.check_signal()?;
     wait_until_complete(cluster).await?;
     tokio::time::sleep(PAUSE).await;
-    let _ = ledger.timeline();
-    cluster.leader().await
+    let list = cluster.in_background(DevCluster::list).await?;
+    let leader = list.into_iter().find(|member| member.leads());
+    let leader = leader.ok_or_else(|| Error::Peer("no member leads".to_owned()))?;
+    Ok(leader.name)
 }
 
-async fn wait_until_complete(cluster: &Cluster) -> Result<()> {
+async fn wait_until_complete(cluster: &DevCluster) -> Result<()> {
     let deadline = Instant::now() + ROUND_TIMEOUT;
-    while !cluster.is_complete().await {
+    loop {
+        let list = cluster.in_background(DevCluster::list).await;
+        if list.is_ok_and(|list| cluster.is_complete(&list)) {
+            return Ok(());
+        }
         if Instant::now() > deadline {
             return Err(Error::Timeout("all members to replicate"));
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-    Ok(())
 }
 
 /// Waits for the first write on a later timeline.
 async fn wait_for_write(
     ledger: &Ledger,
     timeline: u32,
-    began: Instant,
+    began: Duration,
     progress: &Progress,
 ) -> Result<report::Outage> {
     loop {
         if let Some(first) = ledger.first_after(timeline) {
             let last = ledger.last_until(timeline).unwrap_or(began);
             return Ok(report::Outage {
-                from_command: first.saturating_duration_since(began).as_secs_f64(),
-                gap: first.saturating_duration_since(last).as_secs_f64(),
+                from_command: first.saturating_sub(began).as_secs_f64(),
+                gap: first.saturating_sub(last).as_secs_f64(),
             });
         }
-        if began.elapsed() > ROUND_TIMEOUT {
+        if ledger.now().saturating_sub(began) > ROUND_TIMEOUT {
             return Err(Error::Timeout("writes to return"));
         }
         progress.check_signal()?;

@@ -25,6 +25,7 @@ pub mod client;
 pub mod command;
 pub mod compare;
 pub mod consistency;
+mod dev_cluster;
 pub mod endpoint;
 pub mod error;
 pub mod failover;

@@ -1,18 +1,21 @@
 //! A whole run: clients, faults from a seed, and the check afterwards.
 
-use std::collections::BTreeSet;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio_postgres::Config;
+
 use super::checker::{self, FaultWindow, Violation};
 use super::history::{History, Outcome};
-use super::members::Members;
+use super::inject;
 use super::plan::{self, Fault, PlannedFault};
-use super::workload::{self, Clients, Counters, Login};
+use super::table;
+use super::workload::{self, Clients, Counters};
+use crate::dev_cluster::{self, DevCluster, variable};
 use crate::error::{Error, Result, io_context};
+use crate::progress::Progress;
 
 /// How long the cluster may take to be whole again after a fault: Patroni's ttl, an election, and a rewind.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(180);
@@ -32,49 +35,52 @@ pub struct Options {
     pub clients: Clients,
 }
 
-/// Runs it, and returns the report. Progress goes to standard error.
+/// Runs it, and returns the report.
 ///
 /// # Errors
 /// The cluster does not work at all, or a promise was broken.
-pub fn run(options: &Options) -> Result<String> {
-    let members = Members::from_environment()?;
-    let writer = Login::from_environment()?;
-    let forwarders = Forwarders::start(members.names())?;
+pub fn run(options: &Options, progress: &Progress) -> Result<String> {
+    let cluster = DevCluster::from_environment()?;
+    let writer = dev_cluster::leader_config()?;
+    let forwarders = Forwarders::start(cluster.members())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
         .map_err(io_context("cannot start a runtime"))?;
-    if !members.await_healthy(RECOVERY_LIMIT) {
+    if !inject::await_complete(&cluster, RECOVERY_LIMIT) {
         return Err(Error::Peer("the cluster is not whole".to_owned()));
     }
-    runtime.block_on(workload::create_table(&writer))?;
+    runtime.block_on(table::create(&writer))?;
     let start = Instant::now();
     let counters = Arc::new(Counters::default());
     let clients = {
-        let (writer, readers) = (writer.clone(), forwarders.logins()?);
+        let (writer, readers) = (writer.clone(), forwarders.configs()?);
         let (counters, clients) = (Arc::clone(&counters), options.clients);
         runtime
             .spawn(async move { workload::run(&writer, &readers, clients, &counters, start).await })
     };
     let mut run = Run {
-        members,
+        cluster,
+        progress,
         counters,
         start,
         windows: Vec::new(),
         failed: Vec::new(),
     };
-    run.inject_all(options);
+    let injected = run.inject_all(options);
     run.counters.stop();
     let history = runtime.block_on(clients);
     let history = history.map_err(|error| Error::Peer(error.to_string()))?;
-    let table = runtime.block_on(workload::read_table(&writer))?;
-    let violations = checker::check(&history, &BTreeSet::from_iter(table), &run.windows);
+    injected?;
+    let table = runtime.block_on(table::read(&writer))?;
+    let violations = checker::check(&history, &table, &run.windows);
     run.conclude(options, &history, &violations)
 }
 
-struct Run {
-    members: Members,
+struct Run<'a> {
+    cluster: DevCluster,
+    progress: &'a Progress,
     counters: Arc<Counters>,
     start: Instant,
     windows: Vec<FaultWindow>,
@@ -82,48 +88,54 @@ struct Run {
     failed: Vec<String>,
 }
 
-impl Run {
-    fn inject_all(&mut self, options: &Options) {
-        std::thread::sleep(QUIET);
-        let count = self.members.names().len();
-        for (number, planned) in plan::faults(options.seed, count)
-            .take(options.faults)
-            .enumerate()
-        {
-            self.inject(number, planned);
+impl Run<'_> {
+    fn inject_all(&mut self, options: &Options) -> Result<()> {
+        self.pause(QUIET)?;
+        let count = self.cluster.members().len();
+        let faults = plan::faults(options.seed, count).take(options.faults);
+        for (number, planned) in faults.enumerate() {
+            self.inject(number, planned)?;
             if !self.failed.is_empty() {
-                return;
+                break;
             }
-            std::thread::sleep(QUIET);
+            self.pause(QUIET)?;
         }
+        Ok(())
     }
 
-    fn inject(&mut self, number: usize, planned: PlannedFault) {
-        let names = self.members.names();
+    /// Sleeps, unless a signal has been received.
+    fn pause(&self, time: Duration) -> Result<()> {
+        self.progress.check_signal()?;
+        std::thread::sleep(time);
+        Ok(())
+    }
+
+    fn inject(&mut self, number: usize, planned: PlannedFault) -> Result<()> {
+        let names = self.cluster.members();
         let Some(member) = names.get(planned.member).cloned() else {
-            return;
+            return Ok(());
         };
         let from = self.start.elapsed();
         let before = self.counters.acknowledged();
-        let mut outcome = match self.members.inject(&member, planned.fault) {
+        let mut outcome = match inject::begin(&self.cluster, &member, planned.fault) {
             Ok(()) => String::new(),
             Err(error) => format!(", not possible: {error}"),
         };
         if planned.fault != Fault::Switchover {
-            std::thread::sleep(planned.length);
+            self.pause(planned.length)?;
         }
-        if let Err(error) = self.members.heal(&member, planned.fault) {
+        if let Err(error) = inject::end(&self.cluster, &member, planned.fault) {
             outcome = format!("{outcome}, not healed: {error}");
         }
         let healed = Instant::now();
-        if !self.members.await_healthy(RECOVERY_LIMIT) {
+        if !inject::await_complete(&self.cluster, RECOVERY_LIMIT) {
             self.failed.push(format!("fault {number} ({planned:?})"));
             outcome = format!("{outcome}, NOT RECOVERED");
         }
-        std::thread::sleep(SETTLE);
+        self.pause(SETTLE)?;
         let until = self.start.elapsed();
         self.windows.push(FaultWindow { from, until });
-        progress(&format!(
+        self.progress.log(&format!(
             "{:>6.1} s  fault {number}: {:?} of {member} for {:.1} s, whole again after {:.1} s, {} writes since{outcome}",
             from.as_secs_f64(),
             planned.fault,
@@ -131,6 +143,7 @@ impl Run {
             healed.elapsed().saturating_sub(SETTLE).as_secs_f64(),
             self.counters.acknowledged().saturating_sub(before),
         ));
+        Ok(())
     }
 
     fn conclude(
@@ -199,15 +212,19 @@ impl Forwarders {
         Ok(started)
     }
 
-    fn logins(&self) -> Result<Vec<Login>> {
+    /// How readers connect to each member.
+    fn configs(&self) -> Result<Vec<Config>> {
         let password = variable("TEESQL_DEV_READ_SECRET")?;
-        let login = |(_, socket): &(Child, PathBuf)| Login {
-            host: socket.display().to_string(),
-            port: 5432,
-            user: "teesql_read".to_owned(),
-            password: password.clone(),
+        let config = |(_, socket): &(Child, PathBuf)| {
+            let mut config = Config::new();
+            config
+                .host_path(socket)
+                .user("teesql_read")
+                .password(&password)
+                .dbname("postgres");
+            config
         };
-        Ok(self.0.iter().map(login).collect())
+        Ok(self.0.iter().map(config).collect())
     }
 }
 
@@ -218,29 +235,4 @@ impl Drop for Forwarders {
             let _ = child.wait();
         }
     }
-}
-
-impl Login {
-    /// libpq's variables, which `dev` sets for the forwarder that knows all members.
-    ///
-    /// # Errors
-    /// One is not set.
-    pub fn from_environment() -> Result<Self> {
-        Ok(Self {
-            host: variable("PGHOST")?,
-            port: variable("PGPORT")?
-                .parse()
-                .map_err(|_| Error::Usage("PGPORT is not a port".to_owned()))?,
-            user: variable("PGUSER")?,
-            password: variable("PGPASSWORD")?,
-        })
-    }
-}
-
-fn variable(name: &str) -> Result<String> {
-    std::env::var(name).map_err(|_| Error::Usage(format!("{name} is not set")))
-}
-
-fn progress(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, Config};
 
 use super::history::{Failure, History, Outcome, Read, Write};
-use crate::error::{Error, Result};
+use super::table;
+use crate::dev_cluster::connect;
 
 /// Longer than a login waits for a leader, which is 30 s by default.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(45);
@@ -26,30 +27,12 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Maximum number of failures that one client records.
 const MAX_FAILURES: usize = 10_000;
 
-/// The timeline is that of the segment which the server writes: a promoted server has a new one.
-const INSERT: &str = "INSERT INTO teesql_consistency (writer, number) VALUES ($1, $2) \
-    RETURNING ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int";
-const SELECT: &str = "SELECT writer, max(number) FROM teesql_consistency GROUP BY writer";
-
-/// How to connect: to a forwarder, without TLS.
-#[derive(Clone)]
-pub struct Login {
-    /// An IP address or a host name.
-    pub host: String,
-    /// The port.
-    pub port: u16,
-    /// The role.
-    pub user: String,
-    /// The cluster secret.
-    pub password: String,
-}
-
 /// How many clients there are of each kind.
 #[derive(Clone, Copy, Debug)]
 pub struct Clients {
-    /// All of them use the first login of `run`.
+    /// All of them connect to the leader.
     pub writers: u32,
-    /// For each login of readers.
+    /// Of each member.
     pub readers: u32,
 }
 
@@ -78,65 +61,24 @@ impl Counters {
     }
 }
 
-/// Creates the table of the writes.
-///
-/// # Errors
-/// The server cannot be reached, or refuses.
-pub async fn create_table(login: &Login) -> Result<()> {
-    let client = connect(login)
-        .await
-        .map_err(|failed| Error::Server(failed.text))?;
-    let table = "CREATE TABLE IF NOT EXISTS teesql_consistency \
-        (writer int, number bigint, PRIMARY KEY (writer, number)); TRUNCATE teesql_consistency";
-    client
-        .batch_execute(table)
-        .await
-        .map_err(|error| Error::Server(error.to_string()))
-}
-
-/// The rows of the table: writer and number.
-///
-/// # Errors
-/// The server cannot be reached, or refuses.
-pub async fn read_table(login: &Login) -> Result<Vec<(u32, u64)>> {
-    let client = connect(login)
-        .await
-        .map_err(|failed| Error::Server(failed.text))?;
-    let rows = client
-        .query("SELECT writer, number FROM teesql_consistency", &[])
-        .await;
-    let rows = rows.map_err(|error| Error::Server(error.to_string()))?;
-    let row = |row: tokio_postgres::Row| {
-        Some((
-            unsigned(row.get::<_, i32>(0))?,
-            unsigned(row.get::<_, i64>(1))?,
-        ))
-    };
-    Ok(rows.into_iter().filter_map(row).collect())
-}
-
-fn unsigned<A, B: TryFrom<A>>(number: A) -> Option<B> {
-    number.try_into().ok()
-}
-
 /// Runs the clients until `counters` stops them, and returns what they recorded. The clock of the history begins at
 /// `start`.
 pub async fn run(
-    writer: &Login,
-    readers: &[Login],
+    writer: &Config,
+    readers: &[Config],
     clients: Clients,
     counters: &Arc<Counters>,
     start: Instant,
 ) -> History {
     let mut tasks = JoinSet::new();
     for number in 0..clients.writers {
-        let (login, counters) = (writer.clone(), Arc::clone(counters));
-        tasks.spawn(async move { write(number, &login, &counters, start).await });
+        let (config, counters) = (writer.clone(), Arc::clone(counters));
+        tasks.spawn(async move { write(number, &config, &counters, start).await });
     }
-    for login in readers {
+    for config in readers {
         for _ in 0..clients.readers {
-            let (login, counters) = (login.clone(), Arc::clone(counters));
-            tasks.spawn(async move { read(&login, &counters, start).await });
+            let (config, counters) = (config.clone(), Arc::clone(counters));
+            tasks.spawn(async move { read(&config, &counters, start).await });
         }
     }
     let mut history = History::default();
@@ -148,11 +90,11 @@ pub async fn run(
     history
 }
 
-async fn write(writer: u32, login: &Login, counters: &Counters, start: Instant) -> History {
+async fn write(writer: u32, config: &Config, counters: &Counters, start: Instant) -> History {
     let mut recorder = Recorder::new(start);
     let mut number = 0;
     while !counters.is_stopped() {
-        let client = match connect(login).await {
+        let client = match log_in(config).await {
             Ok(client) => client,
             Err(failed) => {
                 recorder.fail(failed).await;
@@ -187,21 +129,17 @@ async fn write(writer: u32, login: &Login, counters: &Counters, start: Instant) 
     recorder.history
 }
 
-async fn insert(client: &Client, writer: u32, number: u64) -> std::result::Result<u32, Failed> {
-    let (writer, number) = (writer.cast_signed(), number.cast_signed());
-    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&writer, &number];
-    let answer = client.query_one(INSERT, &parameters);
-    match tokio::time::timeout(STATEMENT_TIMEOUT, answer).await {
-        Ok(Ok(row)) => Ok(row.get::<_, i32>(0).cast_unsigned()),
-        Ok(Err(error)) => Err(Failed::new(&error)),
+async fn insert(client: &Client, writer: u32, number: u64) -> Result<u32, Failed> {
+    match tokio::time::timeout(STATEMENT_TIMEOUT, table::insert(client, writer, number)).await {
+        Ok(inserted) => inserted.map_err(|error| Failed::new(&error)),
         Err(_) => Err(Failed::timeout("a statement")),
     }
 }
 
-async fn read(login: &Login, counters: &Counters, start: Instant) -> History {
+async fn read(config: &Config, counters: &Counters, start: Instant) -> History {
     let mut recorder = Recorder::new(start);
     while !counters.is_stopped() {
-        let client = match connect(login).await {
+        let client = match log_in(config).await {
             Ok(client) => client,
             Err(failed) => {
                 recorder.fail(failed).await;
@@ -210,22 +148,17 @@ async fn read(login: &Login, counters: &Counters, start: Instant) -> History {
         };
         let connection = counters.connections.fetch_add(1, Ordering::Relaxed);
         while !counters.is_stopped() {
-            let answer = tokio::time::timeout(STATEMENT_TIMEOUT, client.query(SELECT, &[])).await;
+            let answer = tokio::time::timeout(STATEMENT_TIMEOUT, table::latest(&client)).await;
             let failed = match answer {
-                Ok(Ok(rows)) => {
+                Ok(Ok(latest)) => {
                     let at = start.elapsed();
-                    let read = |row: tokio_postgres::Row| {
-                        Some(Read {
-                            connection,
-                            writer: unsigned(row.get::<_, i32>(0))?,
-                            number: unsigned(row.get::<_, i64>(1))?,
-                            at,
-                        })
+                    let read = |(writer, number)| Read {
+                        connection,
+                        writer,
+                        number,
+                        at,
                     };
-                    recorder
-                        .history
-                        .reads
-                        .extend(rows.into_iter().filter_map(read));
+                    recorder.history.reads.extend(latest.into_iter().map(read));
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
@@ -298,21 +231,9 @@ impl Failed {
     }
 }
 
-async fn connect(login: &Login) -> std::result::Result<Client, Failed> {
-    let mut config = tokio_postgres::Config::new();
-    config
-        .host(&login.host)
-        .port(login.port)
-        .user(&login.user)
-        .password(&login.password)
-        .dbname("postgres")
-        .ssl_mode(tokio_postgres::config::SslMode::Disable);
-    match tokio::time::timeout(CONNECT_TIMEOUT, config.connect(NoTls)).await {
-        Ok(Ok((client, connection))) => {
-            tokio::spawn(connection);
-            Ok(client)
-        }
-        Ok(Err(error)) => Err(Failed::new(&error)),
+async fn log_in(config: &Config) -> Result<Client, Failed> {
+    match tokio::time::timeout(CONNECT_TIMEOUT, connect(config)).await {
+        Ok(connected) => connected.map_err(|error| Failed::new(&error)),
         Err(_) => Err(Failed::timeout("a login")),
     }
 }

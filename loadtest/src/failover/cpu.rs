@@ -1,38 +1,36 @@
-//! CPU time of the sidecars, from `/proc`.
+//! CPU time of the sidecars of all members.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// The share of one core in percent that all sidecars take together, over this time. `None` without sidecars.
+use crate::process_usage::{Pid, cpu_of};
+
+/// The share of one core in percent that all sidecars take together, over this time. `None` without sidecars, and if one
+/// was started or has ended.
 pub(super) async fn of_sidecars(time: Duration) -> Option<f64> {
-    let before = ticks();
-    let began = Instant::now();
+    let sidecars = sidecars();
+    let cpu = || {
+        sidecars
+            .iter()
+            .map(|pid| cpu_of(*pid).ok())
+            .sum::<Option<Duration>>()
+    };
+    let (before, began) = (cpu()?, Instant::now());
     tokio::time::sleep(time).await;
-    let after = ticks();
-    if before.0 == 0 || before.0 != after.0 {
-        return None;
-    }
-    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
-    let seconds = after.1.saturating_sub(before.1) as f64 / per_second as f64;
-    Some(100.0 * seconds / began.elapsed().as_secs_f64())
+    let taken = cpu()?.saturating_sub(before);
+    let share = taken.as_secs_f64() / began.elapsed().as_secs_f64();
+    (!sidecars.is_empty()).then_some(100.0 * share)
 }
 
-/// The number of sidecars that serve, and their user and system time in clock ticks.
-fn ticks() -> (usize, u64) {
+/// The processes of `teesql-sidecar serve`.
+fn sidecars() -> Vec<Pid> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let times = processes.filter_map(|entry| {
+    let serves = processes.filter_map(|entry| {
         let arguments = fs::read_to_string(entry.path().join("cmdline")).ok()?;
         let mut arguments = arguments.split('\0');
-        let program = arguments.next()?;
-        if !program.ends_with("teesql-sidecar") || arguments.next() != Some("serve") {
-            return None;
-        }
-        let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
-        // Fields 14 and 15; the second one is in parentheses and may contain spaces. [proc(5)]
-        let (_, fields) = stat.rsplit_once(')')?;
-        let mut fields = fields.split_whitespace().skip(11);
-        let mut time = || fields.next()?.parse::<u64>().ok();
-        Some(time()? + time()?)
+        let is_sidecar = arguments.next()?.ends_with("teesql-sidecar");
+        let serves = is_sidecar && arguments.next() == Some("serve");
+        serves.then(|| entry.file_name().to_str()?.parse().ok())?
     });
-    times.fold((0, 0), |(count, sum), time| (count + 1, sum + time))
+    serves.collect()
 }

@@ -1,9 +1,12 @@
 //! The results: median and worst outage, lost writes, and writes on two timelines at the same time.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::fmt;
 
-use super::writer::{Ledger, Write};
+use super::writer::acknowledged;
+use crate::consistency::checker::{self, Violation};
+use crate::consistency::history::{History, Write};
+use crate::stats::Spread;
 
 /// How long writes stopped, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,14 +38,19 @@ impl Report {
         }
     }
 
-    pub(super) fn check(&mut self, ledger: &Ledger, existing: &HashSet<i64>) {
-        let writes = ledger.writes();
-        self.acknowledged = writes.len();
-        self.lost = writes
-            .iter()
-            .filter(|write| !existing.contains(&write.id))
-            .count();
-        self.overlaps = overlaps(&writes);
+    /// Checks what was acknowledged against the rows that exist.
+    pub(super) fn check(&mut self, writes: Vec<Write>, table: &BTreeSet<(u32, u64)>) {
+        self.acknowledged = writes.iter().filter_map(acknowledged).count();
+        let history = History {
+            writes,
+            ..History::default()
+        };
+        for violation in checker::check(&history, table, &[]) {
+            match violation {
+                Violation::TwoLeaders { .. } => self.overlaps += 1,
+                _ => self.lost += 1,
+            }
+        }
     }
 
     /// Whether no acknowledged write was lost, and no two members took writes at the same time.
@@ -51,27 +59,6 @@ impl Report {
         let has_rounds = !self.failovers.is_empty() || !self.switchovers.is_empty();
         (self.acknowledged > 0 || !has_rounds) && self.lost == 0 && self.overlaps == 0
     }
-}
-
-/// The number of writes that an old leader took after a new one had acknowledged a write.
-fn overlaps(writes: &[Write]) -> usize {
-    let late = |write: &&Write| {
-        let newer =
-            |other: &Write| other.timeline > write.timeline && other.acknowledged < write.sent;
-        writes.iter().any(newer)
-    };
-    writes.iter().filter(late).count()
-}
-
-/// The median and the worst of some values.
-fn summary(mut values: Vec<f64>) -> Option<(f64, f64)> {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    let median = match values.len() % 2 {
-        0 => (values.get(middle.checked_sub(1)?)? + values.get(middle)?) / 2.0,
-        _ => *values.get(middle)?,
-    };
-    Some((median, *values.last()?))
 }
 
 impl fmt::Display for Outage {
@@ -92,16 +79,16 @@ impl fmt::Display for Report {
             ("failover", &self.failovers),
             ("switchover", &self.switchovers),
         ] {
-            let values = |value: fn(&Outage) -> f64| summary(outages.iter().map(value).collect());
-            if let (Some(command), Some(gap)) = (values(|o| o.from_command), values(|o| o.gap)) {
+            let spread = |value: fn(&Outage) -> f64| Spread::of(outages.iter().map(value));
+            if let (Some(command), Some(gap)) = (spread(|o| o.from_command), spread(|o| o.gap)) {
                 writeln!(
                     f,
                     "{label}: {what}, {} rounds: median {:.2} s, worst {:.2} s; without writes: median {:.2} s, worst {:.2} s",
                     outages.len(),
-                    command.0,
-                    command.1,
-                    gap.0,
-                    gap.1
+                    command.median,
+                    command.high,
+                    gap.median,
+                    gap.high
                 )?;
             }
         }
@@ -124,38 +111,30 @@ impl fmt::Display for Report {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use super::*;
-
-    fn write(start: Instant, id: i64, timeline: u32, sent: u64) -> Write {
-        let sent = start + Duration::from_millis(sent);
-        Write {
-            id,
-            timeline,
-            sent,
-            acknowledged: sent + Duration::from_millis(5),
-        }
-    }
+    use crate::consistency::history::Outcome;
 
     #[test]
-    fn median_and_worst() {
-        assert_eq!(summary(vec![]), None);
-        assert_eq!(summary(vec![3.0, 1.0, 2.0]), Some((2.0, 3.0)));
-        assert_eq!(summary(vec![4.0, 1.0]), Some((2.5, 4.0)));
-    }
-
-    #[test]
-    fn a_write_of_an_old_leader_after_one_of_the_new_is_an_overlap() {
-        let start = Instant::now();
-        let old_after_new = [
-            write(start, 1, 1, 0),
-            write(start, 2, 2, 10),
-            write(start, 3, 1, 20),
-        ];
-        assert_eq!(overlaps(&old_after_new), 1);
-        let acknowledged_late = [write(start, 1, 1, 12), write(start, 2, 2, 10)];
-        assert_eq!(overlaps(&acknowledged_late), 0);
+    fn lost_writes_and_those_of_an_old_leader_are_counted() {
+        let write = |number, timeline| Write {
+            writer: 0,
+            number,
+            begun: Duration::from_secs(10 * number),
+            outcome: Outcome::Acknowledged {
+                at: Duration::from_secs(10 * number + 1),
+                timeline,
+            },
+        };
+        let mut report = Report::new("x");
+        let table = [(0, 1), (0, 2)].into();
+        report.check(vec![write(1, 1), write(2, 2), write(3, 1)], &table);
+        assert_eq!(
+            (report.acknowledged, report.lost, report.overlaps),
+            (3, 1, 1)
+        );
+        assert!(!report.is_sound());
     }
 
     #[test]

@@ -1,0 +1,78 @@
+//! The table of the writes: a row for each, with its writer and number.
+
+use std::collections::BTreeSet;
+
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Config};
+
+use crate::dev_cluster::{TIMELINE, connect, server_error};
+use crate::error::Result;
+
+const NAME: &str = "teesql_writes";
+
+/// Creates it, empty.
+///
+/// # Errors
+/// The server cannot be reached, or refuses.
+pub(crate) async fn create(config: &Config) -> Result<()> {
+    let client = connect(config).await.map_err(server_error)?;
+    let sql = format!(
+        "DROP TABLE IF EXISTS {NAME}; \
+         CREATE TABLE {NAME} (writer int, number bigint, PRIMARY KEY (writer, number))"
+    );
+    client.batch_execute(&sql).await.map_err(server_error)
+}
+
+/// Inserts a row. Returns the timeline of the server that committed it.
+///
+/// # Errors
+/// Whether the row exists is not known, unless the server says that it refused the statement.
+pub(crate) async fn insert(
+    client: &Client,
+    writer: u32,
+    number: u64,
+) -> std::result::Result<u32, tokio_postgres::Error> {
+    let sql = format!("INSERT INTO {NAME} (writer, number) VALUES ($1, $2) RETURNING {TIMELINE}");
+    let (writer, number) = (writer.cast_signed(), number.cast_signed());
+    let parameters: [&(dyn ToSql + Sync); 2] = [&writer, &number];
+    let row = client.query_one(&sql, &parameters).await?;
+    Ok(row.try_get::<_, i32>(0)?.cast_unsigned())
+}
+
+/// The highest number of each writer.
+///
+/// # Errors
+/// The session has ended, or the server refuses.
+pub(crate) async fn latest(
+    client: &Client,
+) -> std::result::Result<Vec<(u32, u64)>, tokio_postgres::Error> {
+    let sql = format!("SELECT writer, max(number) FROM {NAME} GROUP BY writer");
+    client
+        .query(&sql, &[])
+        .await?
+        .iter()
+        .map(write_in)
+        .collect()
+}
+
+/// All rows.
+///
+/// # Errors
+/// The server cannot be reached, or refuses.
+pub(crate) async fn read(config: &Config) -> Result<BTreeSet<(u32, u64)>> {
+    let client = connect(config).await.map_err(server_error)?;
+    let sql = format!("SELECT writer, number FROM {NAME}");
+    let rows = client.query(&sql, &[]).await.map_err(server_error)?;
+    let rows = rows
+        .iter()
+        .map(write_in)
+        .collect::<std::result::Result<_, _>>();
+    rows.map_err(server_error)
+}
+
+fn write_in(row: &tokio_postgres::Row) -> std::result::Result<(u32, u64), tokio_postgres::Error> {
+    Ok((
+        row.try_get::<_, i32>(0)?.cast_unsigned(),
+        row.try_get::<_, i64>(1)?.cast_unsigned(),
+    ))
+}

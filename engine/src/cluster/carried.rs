@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::state::ClusterState;
 
-/// Slots for each session that the process may have. A quarter in use leaves a free one among [`PROBES`] but for one
-/// session in 4^16.
+/// Slots for each session that the process may have. At most a quarter is in use up to 65,536 sessions. A session that
+/// finds no free slot among [`PROBES`] cannot be cancelled.
 const SLOTS_PER_SESSION: usize = 4;
 /// Maximum number of slots: 2 MiB.
 const MAX_SLOTS: usize = 1 << 18;
@@ -134,6 +134,7 @@ mod tests {
         let keys = CarriedKeys::new(1);
         let inserted = (0..100_u32).filter_map(|key| keys.insert(&key.to_be_bytes(), 0));
         assert_eq!(inserted.count(), PROBES);
-        assert_eq!(keys.insert(b"key", 255), None);
+        assert_eq!(CarriedKeys::new(1).insert(b"key", 255), None);
+        assert!(CarriedKeys::new(1).insert(b"key", 254).is_some());
     }
 }

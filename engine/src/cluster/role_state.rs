@@ -176,7 +176,7 @@ impl RoleState {
         errors
     }
 
-    /// Compares both answers of Patroni. The lock is confirmed by both, and lost if `/cluster` names nobody or another
+    /// Compares both answers of Patroni. The lock is confirmed by both, and lost if `/cluster` names no leader or another
     /// one. Patroni reads that from etcd at once, and learns of a lost lock itself only in its next loop.
     fn judge_lock(&mut self, now: Instant, observation: &Observation) {
         if matches!(&observation.local, Ok(local) if local.in_recovery) {
@@ -187,6 +187,8 @@ impl RoleState {
         let holds = matches!(&observation.status, Some(Ok(status)) if status.holds_lock);
         let named = match &observation.cluster {
             Some(Ok(cluster)) => Some(cluster.leader == Some(self.settings.own)),
+            // It names another one, which is not in the configuration.
+            Some(Err(WatchError::PatroniUnknownLeader)) => Some(false),
             // Without etcd there is no answer, and Patroni's own word counts: it demotes Postgres in time.
             _ => None,
         };
@@ -279,8 +281,11 @@ impl RoleState {
             return false;
         };
         let unlocked = matches!(&observation.status, Some(Ok(status)) if status.unlocked && !status.holds_lock);
-        let other =
-            matches!(&observation.cluster, Some(Ok(cluster)) if cluster.leader != Some(holder));
+        let other = match &observation.cluster {
+            Some(Ok(cluster)) => cluster.leader != Some(holder),
+            Some(Err(error)) => *error == WatchError::PatroniUnknownLeader,
+            None => false,
+        };
         let standing = match &observation.remote {
             Some((member, standing)) if *member == holder => standing.as_ref().ok(),
             _ => observation
@@ -336,6 +341,26 @@ impl RoleState {
         }
     }
 
+    /// Until when a view counts: as long as the oldest answer that it depends on.
+    fn valid_until(&self, now: Instant, leader: Option<usize>) -> Instant {
+        let at = match leader {
+            Some(leader) if leader == self.settings.own && self.settings.patroni => {
+                Some(self.lock.confirmed)
+            }
+            Some(leader) if leader == self.settings.own => {
+                self.local.as_ref().map(|dated| dated.at)
+            }
+            Some(_) => {
+                let status = self.status.as_ref().map(|dated| dated.at);
+                let cluster = self.cluster.as_ref().map(|dated| dated.at);
+                let remote = self.remote.as_ref().map(|dated| dated.at);
+                status.into_iter().chain(cluster).chain(remote).min()
+            }
+            None => None,
+        };
+        at.unwrap_or(now) + self.settings.fence_after
+    }
+
     fn view(&self, now: Instant, leader: Option<usize>, errors: Vec<WatchError>) -> ClusterView {
         let fresh = self.settings.fence_after;
         let local = self.local_at(now);
@@ -385,7 +410,7 @@ impl RoleState {
                 .is_some_and(|status| status.value.paused),
             members,
             errors,
-            valid_until: now + fresh,
+            valid_until: self.valid_until(now, leader),
         }
     }
 }

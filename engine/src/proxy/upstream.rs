@@ -69,6 +69,8 @@ pub(crate) struct LoginRequest<'a> {
 
 /// A Postgres that has accepted the password. Its AuthenticationOk has not been forwarded yet.
 pub(crate) struct AuthenticatedUpstream {
+    /// The own one, whose version and roles this sidecar looks after, and not that of another member.
+    is_own: bool,
     stream: Stream,
     received: Buffer,
     ready: AwaitReady,
@@ -104,7 +106,9 @@ impl UpstreamLogin {
     ) -> Result<Stream, CloseReason> {
         let address = &server.address;
         let stream = Stream::dial(address, deadline).await.map_err(|error| {
-            self.upstream_version.invalidate();
+            if server.address == self.server.address {
+                self.upstream_version.invalidate();
+            }
             or_timeout(control, CloseReason::UpstreamUnreachable(error))
         })?;
         if let PgAddress::Unix(_) = address {
@@ -130,15 +134,19 @@ impl UpstreamLogin {
         control: &ConnectionControl,
     ) -> Result<AuthenticatedUpstream, CloseReason> {
         let mut received = Buffer::take(Size::Small);
+        let is_own = server.address == self.server.address;
         let ready = self
             .exchange(&mut stream, &mut received, server.methods(), login)
             .await
             .map_err(|error| {
-                self.upstream_version.invalidate();
-                self.request_repair(&error);
+                if is_own {
+                    self.upstream_version.invalidate();
+                    self.request_repair(&error);
+                }
                 or_timeout(control, error)
             })?;
         Ok(AuthenticatedUpstream {
+            is_own,
             stream,
             received,
             ready,
@@ -155,6 +163,7 @@ impl UpstreamLogin {
         on_key: impl FnMut(&[u8]),
     ) -> Result<(UpstreamSession, Option<String>), CloseReason> {
         let AuthenticatedUpstream {
+            is_own,
             mut stream,
             mut received,
             ready,
@@ -162,7 +171,11 @@ impl UpstreamLogin {
         let version =
             forward_until_ready(&mut stream, &mut received, ready, client, control, on_key)
                 .await
-                .inspect_err(|error| self.request_repair(error))?;
+                .inspect_err(|error| {
+                    if is_own {
+                        self.request_repair(error);
+                    }
+                })?;
         Ok((UpstreamSession { stream, received }, version))
     }
 

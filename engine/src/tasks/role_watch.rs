@@ -4,6 +4,7 @@
 //! connections, the log and the metrics. It must never wait longer for an answer than [`ANSWER_TIMEOUT`], because the
 //! silence of Patroni has to be noticed in time.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -236,6 +237,8 @@ impl Round {
         let (Some(patroni), true) = (config.patroni, self.ttl_checked.is_none_or(due)) else {
             return;
         };
+        // Also if there is no answer: a Patroni that hangs must not delay each round.
+        self.ttl_checked = Some(now);
         let answer = patroni::get(patroni, "/config", ANSWER_TIMEOUT).await;
         let Some(ttl) = answer
             .ok()
@@ -243,12 +246,11 @@ impl Round {
         else {
             return;
         };
-        self.ttl_checked = Some(now);
-        if config.fence_after >= Duration::from_secs(ttl) {
+        if config.fence_after + INTERVAL + ANSWER_TIMEOUT >= Duration::from_secs(ttl) {
             tracing::warn!(
                 fence_after = ?config.fence_after,
                 ttl,
-                "cluster_fence_after is not less than Patroni's ttl: another member may be promoted before this one is fenced"
+                "cluster_fence_after and the 2 s that a look takes are not less than Patroni's ttl: another member may be promoted before this one is fenced"
             );
         }
     }
@@ -317,7 +319,7 @@ impl Probe {
         {
             tracing::warn!(
                 sessions = ended,
-                "fenced: ended sessions that other members carried here"
+                "fenced: ended the remaining sessions of teesql_readwrite"
             );
         }
     }
@@ -334,7 +336,16 @@ enum Silence {
 impl Silence {
     fn of(error: &superuser::Error) -> Self {
         match error {
-            superuser::Error::Unreachable { .. } => Self::Down,
+            // A listener that is gone. Other errors are those of a machine without descriptors, time or room in a queue,
+            // whose Postgres may go on taking writes.
+            superuser::Error::Unreachable { source, .. }
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound
+                ) =>
+            {
+                Self::Down
+            }
             superuser::Error::Server { code, .. } if *code == SqlState::CANNOT_CONNECT_NOW => {
                 Self::Down
             }
@@ -433,6 +444,20 @@ impl RoleMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_listener_that_is_gone_is_down() {
+        let silence = |kind: io::ErrorKind| {
+            Silence::of(&superuser::Error::Unreachable {
+                address: PgAddress::Tcp(([127, 0, 0, 1], 5432).into()),
+                source: kind.into(),
+            })
+        };
+        assert_eq!(silence(io::ErrorKind::ConnectionRefused), Silence::Down);
+        assert_eq!(silence(io::ErrorKind::NotFound), Silence::Down);
+        assert_eq!(silence(io::ErrorKind::WouldBlock), Silence::Other);
+        assert_eq!(silence(io::ErrorKind::TimedOut), Silence::Other);
+    }
 
     #[test]
     fn an_error_that_persists_is_logged_once_in_a_while() {

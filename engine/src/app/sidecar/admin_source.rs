@@ -202,7 +202,7 @@ impl AdminSource {
                 "rtmr3": rtmr3.to_string(),
             },
             "postgres_state": fields.postgres,
-            "cluster": self.running.get().and_then(|running| running.cluster.as_deref()).map(cluster_report::member),
+            "cluster": self.running.get().and_then(|running| running.cluster.as_deref()).map(|state| cluster_report::member(state, &state.view())),
             "timestamp": fields.timestamp,
             "nonces": nonces.iter().map(Nonce::to_string).collect::<Vec<_>>(),
             "report_data_is": if nonces.is_empty() { PLAIN } else { WITH_NONCES },

@@ -29,7 +29,7 @@ pub(super) fn status(state: &ClusterState, now: Instant) -> ClusterStatus {
 }
 
 fn document(state: &ClusterState, view: &ClusterView, now: Instant) -> Value {
-    let mut document = member(state);
+    let mut document = member(state, view);
     let members: Vec<_> = (0..)
         .zip(&state.config.members)
         .map(|(position, member)| {
@@ -62,8 +62,7 @@ fn document(state: &ClusterState, view: &ClusterView, now: Instant) -> Value {
 }
 
 /// This member.
-pub(super) fn member(state: &ClusterState) -> Value {
-    let view = state.view();
+pub(super) fn member(state: &ClusterState, view: &ClusterView) -> Value {
     json!({
         "name": state.config.name,
         "member": state.config.own_member().name,

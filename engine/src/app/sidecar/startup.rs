@@ -14,8 +14,8 @@ use crate::auth::cluster_secrets::ClusterSecrets;
 use crate::auth::postgres_passwords::{DerivedPasswords, ResolvedPasswords};
 use crate::config::Config;
 use crate::io::backoff::Backoff;
+use crate::postgres::provision::ProvisionTarget;
 use crate::postgres::provision::blockers::BlockerWatch;
-use crate::postgres::provision::{ProvisionError, ProvisionTarget};
 use crate::tls::certificate::Identity;
 use crate::tls::certificate_source::{CertificateSource, CertificateSourceError};
 
@@ -120,11 +120,6 @@ pub(super) async fn set_up_roles(
                 for repaired in report.repaired {
                     tracing::info!(repaired, "provisioning repaired a difference");
                 }
-                checks.roles.set_ready();
-                return Ok(());
-            }
-            // A standby of a cluster has the roles of its leader. They are compared again after a promotion.
-            Err(ProvisionError::InRecovery) if config.cluster.is_some() => {
                 checks.roles.set_ready();
                 return Ok(());
             }

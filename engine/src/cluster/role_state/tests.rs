@@ -209,12 +209,13 @@ fn one_slow_answer_changes_nothing_and_silence_fences() {
 
 #[test]
 fn a_lost_lock_fences_at_once() {
-    for lost in [None, Some(B)] {
+    let unknown = Some(Err(WatchError::PatroniUnknownLeader));
+    for lost in [cluster(None), cluster(Some(B)), unknown] {
         let mut member = Member::new(true);
         let before = member.settle(&leading());
         // Patroni's own loop has not noticed yet.
         let view = member.round(&Observation {
-            cluster: cluster(lost),
+            cluster: lost,
             ..leading()
         });
         assert_eq!(

@@ -130,7 +130,8 @@ impl LoginContext<'_> {
         let until = Instant::now() + config.leader_wait;
         loop {
             let view = cluster.view();
-            let leader = match route(&view, own, config.writes_on_standby, Instant::now()) {
+            let chosen = route(&view, own, config.writes_on_standby, Instant::now());
+            let leader = match chosen {
                 Route::Local => None,
                 Route::Leader(leader) => Some(leader),
                 Route::Refuse(leader) => {
@@ -147,7 +148,10 @@ impl LoginContext<'_> {
             let now = cluster.view();
             match attempt {
                 // From here on a message of the cluster's change ends the session.
-                Ok(upstream) if now.term == view.term && now.fenced.is_none() => {
+                Ok(upstream)
+                    if now.term == view.term
+                        && chosen == route(&now, own, config.writes_on_standby, Instant::now()) =>
+                {
                     self.control.set_write_path(match leader {
                         None => WritePath::Local,
                         Some(_) => WritePath::Carried { term: view.term },

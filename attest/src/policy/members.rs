@@ -13,8 +13,8 @@ use crate::values::{AppId, ComposeHash, Mrtd, Rtmr};
 
 /// The name of the entry for peers like this process.
 const SAME_AS_THIS: &str = "members of the cluster";
-/// The name of the entry that admits nobody.
-const NOBODY: &str = "no members yet";
+/// The name of the entry that admits no peer.
+const NO_MEMBERS: &str = "no members yet";
 
 /// What a process has proved about itself, and the other members have to prove as well: firmware, kernel, initrd,
 /// application and build. RTMR0 is not among them, because it depends on the size of the VM.
@@ -63,7 +63,7 @@ impl Policy {
         peers.extend(listed);
         let admits = !peers.is_empty();
         if !admits {
-            peers.push(nobody());
+            peers.push(matches_no_peer());
         }
         let settings = &self.settings;
         let policy = Self::new(Settings {
@@ -81,9 +81,9 @@ impl Policy {
 }
 
 /// An entry that no peer matches: no chain ends in one of no roots.
-fn nobody() -> PeerEntry {
+fn matches_no_peer() -> PeerEntry {
     PeerEntry {
-        name: Some(NOBODY.into()),
+        name: Some(NO_MEMBERS.into()),
         kms_root: KmsRootPin::Roots(Vec::new()),
         ..PeerEntry::default()
     }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use attest::Denial;
-use wire::link::ServiceName;
+use wire::link::{LinkRefusal, ServiceName};
 
 use crate::attestation::gate::{AttestingGate, Gate};
 use crate::attestation::members::MemberVerifier;
@@ -22,7 +22,7 @@ use crate::io::offload::{OffloadThread, PendingJobs};
 use crate::io::stream::{PgAddress, Stream};
 use crate::session::control::ConnectionControl;
 use crate::shard::context::ShardContext;
-use crate::shard::handler::LinkContext;
+use crate::shard::handler::{HandlerContext, LinkContext};
 use crate::tasks::discovery::TargetResolver;
 use crate::telemetry::link_metrics::LinkMetrics;
 use crate::telemetry::metrics::Metrics;
@@ -74,6 +74,19 @@ impl LinkState {
         };
         let metrics = LinkMetrics::new(&self.metrics, &services, context.shard);
         (links, LinkContext { gate, metrics })
+    }
+}
+
+impl Links {
+    /// The gate for members.
+    ///
+    /// # Errors
+    /// It is not known yet who the members are.
+    fn gate<'a>(&self, context: &'a HandlerContext) -> Result<&'a Gate, LinkRefusal> {
+        let members = self.state.members.as_ref();
+        let ready = members.is_some_and(|(members, _)| members.is_ready());
+        let gate = context.member_gate().filter(|_| ready);
+        gate.ok_or(LinkRefusal::NotReady)
     }
 }
 

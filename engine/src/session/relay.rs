@@ -10,8 +10,8 @@ use std::future::Future;
 use std::io;
 use std::rc::Rc;
 
+use futures_util::FutureExt;
 use futures_util::future::try_join;
-use futures_util::{FutureExt, TryFutureExt};
 
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::{Stream, WriteHalf};
@@ -70,9 +70,7 @@ pub(crate) fn relay<E: TlsSide>(
         },
         write: tls_write,
     };
-    let reset_link = move |_: &CloseReason| reset_plain_of_link(control, client_side);
-    let sealing = sealing.run(received).inspect_err(reset_link);
-    try_join(opening.run(tls.plain), sealing).map(move |outcome| {
+    try_join(opening.run(tls.plain), sealing.run(received)).map(move |outcome| {
         control.or_terminated(match (closed.get(), outcome) {
             (Some(Side::Plain), _) => CloseReason::UpstreamClosed,
             (Some(Side::Tls), _) | (None, Ok(_)) => CloseReason::ClientClosed,
@@ -241,7 +239,16 @@ struct Sealing<'a, E> {
 }
 
 impl<E: TlsSide> Sealing<'_, E> {
-    async fn run(mut self, mut plain: Buffer) -> Result<(), CloseReason> {
+    async fn run(mut self, plain: Buffer) -> Result<(), CloseReason> {
+        let result = self.relay_until_end(plain).await;
+        if result.is_err() {
+            // While the read half keeps the descriptor open: another socket could have its number afterwards.
+            reset_plain_of_link(self.control, self.client_side);
+        }
+        result
+    }
+
+    async fn relay_until_end(&mut self, mut plain: Buffer) -> Result<(), CloseReason> {
         let read_error = loop {
             if !plain.is_empty() {
                 match self.client_side {

@@ -248,7 +248,7 @@ mod tests {
     }
 
     /// Two peers that share no counter.
-    fn strangers(limit: &ConnectionLimit) -> [LoginPeer; 2] {
+    fn two_peers(limit: &ConnectionLimit) -> [LoginPeer; 2] {
         let peers = |number: u8| LoginPeer::App([number; 20]);
         let first = limit.counter_of(peers(0));
         let other = (1..=255).map(peers);
@@ -259,7 +259,7 @@ mod tests {
     #[test]
     fn a_session_takes_its_place_after_the_login() {
         let limit = ConnectionLimit::new(2, 3, 1);
-        let [one, other] = strangers(&limit);
+        let [one, other] = two_peers(&limit);
         let clients: Vec<_> = (0..3).map(|_| permit(&limit)).collect();
         for (client, peer) in clients.iter().zip([one, other, one]) {
             client.attested(peer).unwrap();
@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn a_peer_that_is_slow_to_log_in_leaves_half_of_the_places() {
         let limit = ConnectionLimit::new(100, 10, 1);
-        let [slow, other] = strangers(&limit);
+        let [slow, other] = two_peers(&limit);
         let permits: Vec<_> = (0..20).map(|_| permit(&limit)).collect();
         let (of_slow, of_other) = permits.split_at(10);
         let admitted = |permits: &[ConnectionPermit], peer| {

@@ -141,7 +141,7 @@ impl<S: ConnectionHandler> Shard<S> {
             monoio::time::sleep(SWEEP_INTERVAL).await;
             let context = self.handler.context();
             context.gate.sweep_cache().await;
-            if let Some(members) = context.links.as_ref().and_then(|links| links.gate.as_ref()) {
+            if let Some(members) = context.member_gate() {
                 members.sweep_cache().await;
             }
         }

@@ -87,11 +87,15 @@ pub(crate) struct LinkContext {
 impl HandlerContext {
     /// What verifies the peer of a connection.
     pub(crate) fn gate_of(&self, control: &ConnectionControl) -> &Gate {
-        let members = self.links.as_ref().and_then(|links| links.gate.as_ref());
-        match members {
+        match self.member_gate() {
             Some(members) if control.is_link() => members,
             Some(_) | None => &self.gate,
         }
+    }
+
+    /// What verifies members.
+    pub(crate) fn member_gate(&self) -> Option<&Gate> {
+        self.links.as_ref()?.gate.as_ref()
     }
 
     /// Whether a new session may begin, as far as the audit log is concerned.

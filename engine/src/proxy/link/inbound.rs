@@ -79,18 +79,7 @@ impl AcceptedLink<'_> {
         links: &Links,
         chain: Option<Vec<CertificateDer<'static>>>,
     ) -> Result<(), CloseReason> {
-        let members = links.state.members.as_ref();
-        let gate = self
-            .context
-            .links
-            .as_ref()
-            .and_then(|link| link.gate.as_ref());
-        let (Some((members, _)), Some(gate)) = (members, gate) else {
-            return Err(LinkRefusal::NotReady.into());
-        };
-        if !members.is_ready() {
-            return Err(LinkRefusal::NotReady.into());
-        }
+        let gate = links.gate(self.context)?;
         let verdict = gate.admit(chain.as_deref(), || self.control.begin_work());
         let verdict = self.control.race_terminated(verdict).await;
         let attested = match &verdict {
@@ -111,7 +100,7 @@ impl AcceptedLink<'_> {
                     CloseReason::Denied(Denial::CollateralUnavailable)
                 }
                 Err(reason) => reason,
-                // This gate admits nobody without evidence.
+                // This gate admits no peer without evidence.
                 Ok(Ok(_)) => CloseReason::Denied(Denial::NoEvidence),
             });
         };

@@ -130,6 +130,10 @@ impl OpenedLink<'_> {
         let target = self.control.race_terminated(lookup).await??;
         let reason = match self.open(&target, service).await {
             Ok(server) => return Ok(server),
+            // The answer of the verified member, or our own: it has not moved.
+            Err(reason @ (CloseReason::Link(_) | CloseReason::LinkRefused(_))) => {
+                return Err(reason);
+            }
             Err(reason) => reason,
         };
         let lookup = self.lookup(resolver, Some(Arc::clone(&target)));
@@ -220,18 +224,7 @@ impl OpenedLink<'_> {
 
     /// Verifies that the server is a member.
     async fn attest(&self, handshake: HandshakeSummary) -> Result<(), CloseReason> {
-        let members = self.links.state.members.as_ref();
-        let gate = self
-            .context
-            .links
-            .as_ref()
-            .and_then(|link| link.gate.as_ref());
-        let (Some((members, _)), Some(gate)) = (members, gate) else {
-            return Err(LinkRefusal::NotReady.into());
-        };
-        if !members.is_ready() {
-            return Err(LinkRefusal::NotReady.into());
-        }
+        let gate = self.links.gate(self.context)?;
         let verdict = gate.admit(handshake.chain.as_deref(), || self.control.begin_work());
         let verdict = self.control.race_terminated(verdict).await?;
         let attested = verdict.map_err(|denial| match denial {

@@ -39,8 +39,8 @@ pub(crate) enum PublishError {
     Unverified(String),
     #[error("manifest_command cannot be started: {0}")]
     CommandNotStarted(String),
-    #[error("manifest_command has ended with {status}: {output}")]
-    CommandFailed { status: String, output: String },
+    #[error("manifest_command has ended with {status}, and the log has what it printed")]
+    CommandFailed { status: String },
     #[error("manifest_command has not ended within {0:?}, and was killed")]
     CommandTimedOut(Duration),
 }
@@ -104,7 +104,7 @@ impl PublishError {
                 "clients follow the higher epoch: after a restore from an old backup, raise manifest_epoch_offset"
             }
             Self::EpochTaken { .. } => {
-                "after a restore onto another instance, raise manifest_epoch_offset; otherwise it ends when that manifest expires"
+                "after a restore onto another instance, raise manifest_epoch_offset: clients that have seen that manifest refuse this one"
             }
             Self::NoAnswer { .. } => {
                 "check manifest_server, the name server and the firewall: updates use TCP"

@@ -1,7 +1,7 @@
 //! What to do with the records that stand at the name before a manifest is published there. No I/O.
 //!
 //! Only records that the own key has signed for the own cluster are replaced. Others may be those of another publisher
-//! (a name may have several), and forged ones harm nobody: clients ignore them. A higher epoch, or another
+//! (a name may have several), and forged ones do no harm: clients ignore them. A higher epoch, or another
 //! leader of the same one, must never be hidden: clients that have seen it would refuse this manifest.
 
 use attest::manifest::{
@@ -35,17 +35,20 @@ pub(super) fn plan(
         let Some((manifest, signed_by)) = read(record, signer) else {
             continue;
         };
-        if manifest.cluster() != own.cluster {
-            continue;
-        }
+        let same_cluster = manifest.cluster() == own.cluster;
         if signed_by != signer {
+            // Without `manifest_cluster` each signer names its own address.
+            let unnamed = own.cluster == signer && manifest.cluster() == signed_by;
             // One that has expired may be of a key that was replaced.
-            if manifest.valid_until() > now {
+            if (same_cluster || unnamed) && manifest.valid_until() > now {
                 plan.foreign_signer = Some(signed_by);
             }
             continue;
         }
-        check_epoch(&manifest, own, now)?;
+        if !same_cluster {
+            continue;
+        }
+        check_epoch(&manifest, own)?;
         plan.replace.push(position);
     }
     Ok(plan)
@@ -71,7 +74,7 @@ fn read(record: &[&[u8]], signer: EthAddress) -> Option<(Manifest, EthAddress)> 
     }
 }
 
-fn check_epoch(standing: &Manifest, own: &UnsignedManifest, now: u64) -> Result<(), PublishError> {
+fn check_epoch(standing: &Manifest, own: &UnsignedManifest) -> Result<(), PublishError> {
     if standing.epoch() > own.epoch {
         return Err(PublishError::HigherEpoch {
             standing: standing.epoch(),
@@ -80,7 +83,8 @@ fn check_epoch(standing: &Manifest, own: &UnsignedManifest, now: u64) -> Result<
     }
     let same_leader = standing.target() == own.leader_url.target()
         && standing.leader_instance() == &own.leader_instance;
-    if standing.epoch() == own.epoch && !same_leader && standing.valid_until() > now {
+    // Also if it has expired: clients remember it.
+    if standing.epoch() == own.epoch && !same_leader {
         return Err(PublishError::EpochTaken { epoch: own.epoch });
     }
     Ok(())
@@ -179,15 +183,30 @@ mod tests {
     }
 
     #[test]
-    fn another_leader_of_the_same_epoch_stops_it_while_it_is_valid() {
+    fn members_with_different_keys_are_noticed_also_without_a_named_cluster() {
+        let (own, other) = (key("11"), key("22"));
+        let named_by = |key: &SigningKey| UnsignedManifest {
+            cluster: key.address(),
+            ..manifest(7)
+        };
+        let record = named_by(&other).sign(&other).unwrap();
+        let chunks: Vec<&[u8]> = record.as_bytes().chunks(255).collect();
+        let plan = plan(&[chunks], &named_by(&own), own.address(), NOW).unwrap();
+        assert_eq!(plan.foreign_signer, Some(other.address()));
+        assert!(plan.replace.is_empty());
+    }
+
+    #[test]
+    fn another_leader_of_the_same_epoch_stops_it() {
         let mut other = UnsignedManifest {
             leader_instance: "2d".repeat(20).parse().unwrap(),
             ..manifest(7)
         };
         let taken = Err(PublishError::EpochTaken { epoch: 7 });
         assert_eq!(plan_over(&[signed(&other)]), taken);
+        // Clients that have seen it refuse this one also after it has expired.
         other.valid_until = NOW;
-        assert_eq!(plan_over(&[signed(&other)]).unwrap().replace, [0]);
+        assert_eq!(plan_over(&[signed(&other)]), taken);
         let elsewhere = UnsignedManifest {
             leader_url: "https://b.example:5433".parse().unwrap(),
             ..manifest(7)

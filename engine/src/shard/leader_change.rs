@@ -20,6 +20,8 @@ use crate::telemetry::connection_info::ConnectionInfo;
 /// The time in which all sessions end, and the longest pause between two of them.
 const SPREAD: Duration = Duration::from_secs(2);
 const MAX_PAUSE: Duration = Duration::from_millis(20);
+/// How long a leader that cannot be used is not asked again.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
 
 /// What a shard does about a change of leader.
 #[derive(Default)]
@@ -35,8 +37,11 @@ impl<S: ConnectionHandler> Shard<S> {
         if self.leader_change.in_progress.replace(true) {
             return;
         }
-        if !self.sessions_with_others(&leader).is_empty() && self.answers(&leader).await {
-            self.end_sessions_with_others(&leader).await;
+        // Before the leader is asked: sessions that begin meanwhile may be with one that is newer still. The leader is
+        // announced again while there are sessions with others.
+        let sessions = self.sessions_with_others(&leader);
+        if !sessions.is_empty() && self.answers(&leader).await {
+            end_sessions(sessions, &leader).await;
         }
         self.leader_change.in_progress.set(false);
     }
@@ -70,24 +75,23 @@ impl<S: ConnectionHandler> Shard<S> {
                         "the new leader cannot be used yet: sessions stay with the old one"
                     );
                 }
+                monoio::time::sleep(RETRY_PAUSE).await;
                 false
             }
         }
     }
+}
 
-    async fn end_sessions_with_others(&self, leader: &Target) {
-        // Some may have ended meanwhile, and others begun.
-        let sessions = self.sessions_with_others(leader);
-        let count = sessions.len();
-        tracing::warn!(
-            leader = leader.name(),
-            sessions = count,
-            "the cluster has a new leader, ending the sessions with the old one"
-        );
-        let pause = SPREAD / u32::try_from(count.max(1)).unwrap_or(u32::MAX);
-        for control in sessions {
-            control.terminate(TerminateReason::LeaderChanged);
-            monoio::time::sleep(pause.min(MAX_PAUSE)).await;
-        }
+async fn end_sessions(sessions: Vec<Rc<ConnectionControl>>, leader: &Target) {
+    let count = sessions.len();
+    tracing::warn!(
+        leader = leader.name(),
+        sessions = count,
+        "the cluster has a new leader, ending the sessions with the old one"
+    );
+    let pause = SPREAD / u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+    for control in sessions {
+        control.terminate(TerminateReason::LeaderChanged);
+        monoio::time::sleep(pause.min(MAX_PAUSE)).await;
     }
 }

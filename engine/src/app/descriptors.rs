@@ -20,8 +20,9 @@ const RESERVED: u64 = 192;
 const PER_SHARD: u64 = 16;
 /// Descriptors of a session: the client's socket and Postgres'.
 const PER_SESSION: u64 = 2;
-/// Descriptors of a client that is not attested yet or logs in: its socket, and Postgres' for a CancelRequest.
-const PER_CLIENT: u64 = 2;
+/// Descriptors of a client that is not attested yet or logs in: its socket, and two to Postgres for a CancelRequest to one
+/// that offers TLS.
+const PER_CLIENT: u64 = 3;
 /// Descriptors of a link: the other member's socket and the service's.
 const PER_LINK: u64 = 2;
 /// With fewer sessions there is no point in starting.
@@ -135,7 +136,7 @@ pub(crate) fn fit_limits(
     let shards = process.shards as u64;
     let needed = wanted.descriptors(shards) + of_links;
     let Some(places) = wanted.fit(available, shards) else {
-        let least = RESERVED + PER_SHARD * shards + 4 * MIN_SESSIONS + of_links;
+        let least = RESERVED + PER_SHARD * shards + 8 * MIN_SESSIONS + of_links;
         let text = format!("RLIMIT_NOFILE is {limit}, and at least {least} descriptors are needed");
         return Err(system(text)(io::Error::from_raw_os_error(
             nix::libc::EMFILE,
@@ -165,20 +166,20 @@ mod tests {
 
     #[test]
     fn limits_that_fit_are_kept() {
-        assert_eq!(DEFAULT.descriptors(2), 28_224);
-        assert_eq!(DEFAULT.fit(28_224, 2), Some(DEFAULT));
+        assert_eq!(DEFAULT.descriptors(2), 32_224);
+        assert_eq!(DEFAULT.fit(32_224, 2), Some(DEFAULT));
         assert_eq!(DEFAULT.fit(u64::MAX, 64), Some(DEFAULT));
     }
 
     #[test]
     fn limits_that_do_not_fit_are_lowered() {
-        for available in [28_223, 4_096, 1_024, 280] {
+        for available in [32_223, 4_096, 1_024, 300] {
             let fit = DEFAULT.fit(available, 2).unwrap();
             assert!(fit.descriptors(2) <= available, "{available}: {fit:?}");
             assert!(fit.descriptors(2) + 4 > available, "{available}: {fit:?}");
         }
         let fit = DEFAULT.fit(1_024, 2).unwrap();
-        assert_eq!((fit.sessions, fit.unattested), (200, 100));
+        assert_eq!((fit.sessions, fit.unattested), (100, 100));
         // A small limit stays as it is.
         let small = Places {
             sessions: 3,

@@ -94,6 +94,14 @@ pub(crate) struct AccessLog {
     links: LinkLog,
 }
 
+/// What distinguishes failures of links in the log: of a peer that is no member, what differs.
+fn link_failure(close_reason: &CloseReason) -> &'static str {
+    match close_reason {
+        CloseReason::NotAMember(denial) => denial.code(),
+        other => other.code(),
+    }
+}
+
 impl AccessLog {
     pub(crate) fn new(mode: Mode) -> Self {
         Self {
@@ -111,19 +119,22 @@ impl AccessLog {
         close_reason: &CloseReason,
     ) {
         let origin = close_reason.origin();
+        let link = info.link.as_deref();
+        let mut suppressed = None;
+        if let Some(link) = link.filter(|_| origin != ErrorOrigin::None && !info.is_session) {
+            match self
+                .links
+                .take(link, link_failure(close_reason), Instant::now())
+            {
+                Some(lines) => suppressed = Some(lines).filter(|lines| *lines > 0),
+                None => return,
+            }
+        }
         if origin == ErrorOrigin::Client
             && let Some(kind) = ErrorKind::of(info, close_reason)
             && !self.may_write(kind)
         {
             return;
-        }
-        let link = info.link.as_deref();
-        let mut suppressed = None;
-        if let Some(link) = link.filter(|_| origin != ErrorOrigin::None && !info.is_session) {
-            match self.links.take(link, close_reason.code(), Instant::now()) {
-                Some(lines) => suppressed = Some(lines).filter(|lines| *lines > 0),
-                None => return,
-            }
         }
         let kind = link.map(|_| "link");
         let direction = link.map(|link| link.direction.name());

@@ -33,6 +33,11 @@ impl AddressBudget {
 
     /// Whether there may be a line for a client at `address`.
     pub(super) fn take(&mut self, address: Option<IpAddr>, now: Instant) -> bool {
+        // First, so that a flood from many addresses neither fills the table nor takes tokens for lines that are not
+        // written: no more addresses enter than have a line.
+        if !self.total.has_token(now, TOTAL_BURST, TOTAL_REFILL) {
+            return false;
+        }
         let source = address.map(admin::source_of);
         if !self.addresses.contains_key(&source) && self.addresses.len() >= MAX_ADDRESSES {
             self.addresses
@@ -72,6 +77,11 @@ impl TokenBucket {
             }
             None => false,
         }
+    }
+
+    fn has_token(&mut self, now: Instant, burst: u32, refill: Duration) -> bool {
+        self.refill(now, burst, refill);
+        self.tokens > 0
     }
 
     fn is_full(&mut self, now: Instant, burst: u32, refill: Duration) -> bool {
@@ -140,10 +150,14 @@ mod tests {
         for number in 0..5_000 {
             budget.take(address(number), start);
         }
-        assert_eq!(budget.addresses.len(), MAX_ADDRESSES);
+        // No more than have a line.
+        assert_eq!(budget.addresses.len(), TOTAL_BURST as usize);
+        for number in 5_000..20_000 {
+            let now = start + TOTAL_REFILL * (number - 5_000);
+            budget.take(address(number), now);
+            assert!(budget.addresses.len() <= MAX_ADDRESSES, "{number}");
+        }
         // They have their tokens again after a while, and make room.
-        let later = start + ADDRESS_REFILL * ADDRESS_BURST;
-        assert!(budget.take(address(9_999), later));
-        assert_eq!(budget.addresses.len(), 1);
+        assert!(budget.take(address(30_000), start + TOTAL_REFILL * 20_000));
     }
 }

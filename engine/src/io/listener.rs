@@ -106,7 +106,7 @@ pub(crate) fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListe
 /// Binds a socket whose file has the mode 0600 from the beginning. Linux creates the file with the mode of the socket's
 /// own inode, less the umask. [unix_bind in net/unix/af_unix.c] So the umask need not be changed, which would affect all
 /// threads, and there is no moment at which others can connect.
-fn private_unix_socket(path: &Path) -> io::Result<Socket> {
+pub(crate) fn private_unix_socket(path: &Path) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     nix::sys::stat::fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
     socket.bind(&SockAddr::unix(path)?)?;

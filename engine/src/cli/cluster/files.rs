@@ -62,7 +62,9 @@ impl File {
         file.set_permissions(Permissions::from_mode(self.mode))?;
         file.write_all(self.text.as_bytes())?;
         if let Some(Owner { user, group }) = owner {
-            nix::unistd::chown(&temporary, Some(user), group)?;
+            // By the descriptor: the folder's owner could have replaced the file by a link.
+            let group = group.map(Gid::as_raw);
+            std::os::unix::fs::fchown(&file, Some(user.as_raw()), group)?;
         }
         std::fs::rename(&temporary, &path)?;
         Ok(path)

@@ -3,7 +3,6 @@
 
 use std::ffi::OsString;
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::Path;
 
@@ -13,9 +12,12 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::error::{DevError, system};
+use crate::io::listener::private_unix_socket;
 
 /// Longest request in bytes.
 const MAX_REQUEST: u64 = 64 << 10;
+/// Requests that wait to be accepted.
+const BACKLOG: i32 = 16;
 
 /// A request, and where the answer goes.
 pub(super) struct Request {
@@ -32,9 +34,13 @@ pub(super) struct Answer {
 
 /// Accepts requests on the socket, for as long as the runtime runs.
 pub(super) fn listen(path: &Path) -> Result<mpsc::Receiver<Request>, DevError> {
-    let listener = UnixListener::bind(path).map_err(system("cannot listen for requests"))?;
-    let private = std::fs::Permissions::from_mode(0o600);
-    std::fs::set_permissions(path, private).map_err(system("cannot protect the socket"))?;
+    let listen = || {
+        let socket = private_unix_socket(path)?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        UnixListener::from_std(socket.into())
+    };
+    let listener = listen().map_err(system("cannot listen for requests"))?;
     let (sender, requests) = mpsc::channel(1);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
@@ -58,7 +64,10 @@ async fn serve(stream: UnixStream, requests: mpsc::Sender<Request>) -> io::Resul
     };
     let (answer, answered) = oneshot::channel();
     let _ = requests.send(Request { words, answer }).await;
-    let answer = answered.await.unwrap_or_default();
+    let answer = answered.await.unwrap_or_else(|_| Answer {
+        code: 1,
+        output: "error: the cluster has ended\n".to_owned(),
+    });
     let text = json!({"code": answer.code, "output": answer.output}).to_string();
     writer.write_all(text.as_bytes()).await
 }

@@ -110,6 +110,7 @@ impl Cluster {
                 status = wait(&mut child) => break status,
                 Some(request) = requests.recv() => {
                     if request.words.first().is_some_and(|word| word == "stop") {
+                        let _ = request.answer.send(Answer::default());
                         break Ok(0);
                     }
                     self.serve(request).await;
@@ -193,6 +194,9 @@ impl Cluster {
                     Err(error) => Err(error),
                 }
             }
+            ["clock", ..] if !self.plan.clocks => Err(DevError::Members(
+                "the members have the clock of this machine: start dev with --clocks".to_owned(),
+            )),
             ["clock", name, offset] => {
                 let set = |member: usize| self.at(member)?.set_clock(offset);
                 self.member(name).and_then(set).map(|()| Answer::default())

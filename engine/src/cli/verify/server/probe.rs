@@ -6,9 +6,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use super::ProbeError;
-
-/// Maximum number of addresses of one name to try.
-const MAX_ADDRESSES: usize = 8;
+use crate::io::target::MAX_ADDRESSES;
 
 const AT_NAME: &str = "while resolving the name";
 const AT_CONNECT: &str = "while connecting";

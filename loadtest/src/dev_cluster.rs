@@ -18,8 +18,8 @@ use crate::error::{Error, Result, io_context};
 pub(crate) const TIMELINE: &str =
     "('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int";
 
-/// The limit for one request: a base backup is one.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(300);
+/// The limit for one request, more than `dev` has for a program.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(310);
 
 /// The running cluster.
 #[derive(Clone, Debug)]

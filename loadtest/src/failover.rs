@@ -63,7 +63,7 @@ async fn measure(options: &Options, progress: &Progress) -> Result<Report> {
     }
     if options.backup > 0 {
         progress.log("throughput of a base backup");
-        report.backup = throughput::base_backup(&cluster, &config, options.backup).await?;
+        report.backup = Some(throughput::base_backup(&cluster, &config, options.backup).await?);
     }
     table::create(&config).await?;
     let writers = Writers::start(&config);
@@ -88,13 +88,20 @@ async fn fail_over(
     ledger: &Ledger,
     progress: &Progress,
 ) -> Result<report::Outage> {
-    let leader = settle(cluster, progress).await?;
+    let leader = settle(cluster, ledger, progress).await?;
     let timeline = ledger.timeline();
     let began = ledger.now();
-    cluster.request(&["kill", &leader])?;
+    request(cluster, "kill", &leader).await?;
     let outage = wait_for_write(ledger, timeline, began, progress).await?;
-    cluster.request(&["start", &leader])?;
+    request(cluster, "start", &leader).await?;
     Ok(outage)
+}
+
+/// Asks for an action on a member while the clients go on.
+async fn request(cluster: &DevCluster, action: &'static str, member: &str) -> Result<()> {
+    let member = member.to_owned();
+    let ask = move |cluster: &DevCluster| cluster.request(&[action, &member]);
+    cluster.in_background(ask).await.map(drop)
 }
 
 async fn switch_over(
@@ -102,7 +109,7 @@ async fn switch_over(
     ledger: &Ledger,
     progress: &Progress,
 ) -> Result<report::Outage> {
-    let leader = settle(cluster, progress).await?;
+    let leader = settle(cluster, ledger, progress).await?;
     let timeline = ledger.timeline();
     let began = ledger.now();
     request_switchover(cluster, &leader).await?;
@@ -120,10 +127,22 @@ async fn request_switchover(cluster: &DevCluster, leader: &str) -> Result<()> {
     cluster.in_background(shell).await.map(drop)
 }
 
-/// Waits until all members run, and lets both clients write for a while. Returns the leader's name.
-async fn settle(cluster: &DevCluster, progress: &Progress) -> Result<String> {
+/// Waits until all members run and a client writes, and lets both write for a while. Returns the leader's name.
+async fn settle(cluster: &DevCluster, ledger: &Ledger, progress: &Progress) -> Result<String> {
     progress.check_signal()?;
     wait_until_complete(cluster).await?;
+    let complete = ledger.now();
+    // Without a write the timeline is not known, and any write would end the round.
+    while ledger
+        .last_until(u32::MAX)
+        .is_none_or(|last| last <= complete)
+    {
+        progress.check_signal()?;
+        if ledger.now().saturating_sub(complete) > ROUND_TIMEOUT {
+            return Err(Error::Timeout("a write"));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     tokio::time::sleep(PAUSE).await;
     let list = cluster.in_background(DevCluster::list).await?;
     let leader = list.into_iter().find(|member| member.leads());

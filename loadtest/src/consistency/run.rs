@@ -19,6 +19,8 @@ use crate::progress::Progress;
 
 /// How long the cluster may take to be whole again after a fault: Patroni's ttl, an election, and a rewind.
 const RECOVERY_LIMIT: Duration = Duration::from_secs(180);
+/// How long the next write may take once the cluster is whole: more than a client waits for a statement.
+const WRITE_LIMIT: Duration = Duration::from_secs(60);
 /// The time without a fault after each recovery, in which nothing may fail.
 const QUIET: Duration = Duration::from_secs(5);
 /// The last failures of a run may be seen this long after the cluster is whole again.
@@ -73,8 +75,15 @@ pub fn run(options: &Options, progress: &Progress) -> Result<String> {
     let history = runtime.block_on(clients);
     let history = history.map_err(|error| Error::Peer(error.to_string()))?;
     injected?;
-    let table = runtime.block_on(table::read(&writer))?;
-    let violations = checker::check(&history, &table, &run.windows);
+    // A cluster that has not recovered has no table to read.
+    let violations = match run.failed.is_empty() {
+        true => checker::check(
+            &history,
+            &runtime.block_on(table::read(&writer))?,
+            &run.windows,
+        ),
+        false => Vec::new(),
+    };
     run.conclude(options, &history, &violations)
 }
 
@@ -119,18 +128,30 @@ impl Run<'_> {
         let before = self.counters.acknowledged();
         let mut outcome = match inject::begin(&self.cluster, &member, planned.fault) {
             Ok(()) => String::new(),
-            Err(error) => format!(", not possible: {error}"),
+            // Patroni refuses a switchover while no standby is in sync.
+            Err(error) if planned.fault == Fault::Switchover => format!(", not possible: {error}"),
+            Err(error) => {
+                self.failed
+                    .push(format!("fault {number} was not possible: {error}"));
+                String::new()
+            }
         };
         if planned.fault != Fault::Switchover {
             self.pause(planned.length)?;
         }
         if let Err(error) = inject::end(&self.cluster, &member, planned.fault) {
-            outcome = format!("{outcome}, not healed: {error}");
+            self.failed
+                .push(format!("fault {number} did not end: {error}"));
         }
         let healed = Instant::now();
         if !inject::await_complete(&self.cluster, RECOVERY_LIMIT) {
-            self.failed.push(format!("fault {number} ({planned:?})"));
+            self.failed
+                .push(format!("not recovered after fault {number} ({planned:?})"));
             outcome = format!("{outcome}, NOT RECOVERED");
+        }
+        if !self.writes_go_on()? {
+            self.failed
+                .push(format!("no write after fault {number} ({planned:?})"));
         }
         self.pause(SETTLE)?;
         let until = self.start.elapsed();
@@ -144,6 +165,19 @@ impl Run<'_> {
             self.counters.acknowledged().saturating_sub(before),
         ));
         Ok(())
+    }
+
+    /// Whether a further write is acknowledged before a client gives its statement up.
+    fn writes_go_on(&self) -> Result<bool> {
+        let before = self.counters.acknowledged();
+        let deadline = Instant::now() + WRITE_LIMIT;
+        while self.counters.acknowledged() == before {
+            if Instant::now() > deadline {
+                return Ok(false);
+            }
+            self.pause(Duration::from_millis(100))?;
+        }
+        Ok(true)
     }
 
     fn conclude(
@@ -168,13 +202,14 @@ impl Run<'_> {
             history.reads.len(),
             history.failures.len(),
         );
-        if violations.is_empty() && self.failed.is_empty() {
+        let seen = count(|outcome| matches!(outcome, Outcome::Acknowledged { .. })) > 0
+            && (options.clients.readers == 0 || !history.reads.is_empty());
+        if violations.is_empty() && self.failed.is_empty() && seen {
             return Ok(format!("{text}\nevery promise was kept"));
         }
-        let failed = self
-            .failed
-            .iter()
-            .map(|fault| format!("\nnot recovered after {fault}"));
+        let nothing = (!seen).then(|| "\nno writes or no reads to check".to_owned());
+        let failed = self.failed.iter().map(|failure| format!("\n{failure}"));
+        let failed = failed.chain(nothing);
         Err(Error::Peer(format!(
             "{text}{}\n{}",
             failed.collect::<String>(),

@@ -11,11 +11,7 @@ use crate::error::{Error, Result};
 const FIRST_LINK: usize = 15432;
 
 /// MiB per second for a database of `size` MiB.
-pub(super) async fn base_backup(
-    cluster: &DevCluster,
-    config: &Config,
-    size: u64,
-) -> Result<Option<f64>> {
+pub(super) async fn base_backup(cluster: &DevCluster, config: &Config, size: u64) -> Result<f64> {
     let client = connect(config).await.map_err(server_error)?;
     // Rows of about 1 kB that do not compress, on a member's disk and in its cache.
     let fill = format!(
@@ -53,5 +49,11 @@ pub(super) async fn base_backup(
         .await
         .map_err(server_error)?;
     let bytes = count.ok_or_else(|| Error::Peer(format!("pg_basebackup: {}", output.trim())))?;
-    Ok(Some(bytes as f64 / f64::from(1 << 20) / seconds))
+    // wc hides the exit code of a backup that was cut off.
+    if bytes < size << 20 {
+        return Err(Error::Peer(format!(
+            "pg_basebackup sent only {bytes} bytes"
+        )));
+    }
+    Ok(bytes as f64 / f64::from(1 << 20) / seconds)
 }

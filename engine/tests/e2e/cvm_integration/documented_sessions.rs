@@ -50,6 +50,7 @@ mod tests {
             let steps = steps(&text);
             assert!(steps.len() > 2, "{page}: no session found");
             let outputs = run_all(fixture, &steps);
+            assert_eq!(outputs.len(), steps.len(), "{page}");
             for (step, output) in steps.iter().zip(outputs) {
                 assert!(
                     matches(&step.expected, &output),

@@ -15,7 +15,7 @@ const SECRETS: [&str; 3] = [
     "TEESQL_READWRITE_SECRET",
 ];
 
-/// The variables that may come from the environment of the deployment and are no secrets: what a host gains by another
+/// The variables that may come from the environment of the deployment and are no secrets: what a host can do by another
 /// value is explained in the file.
 const NAMES: [&str; 1] = ["TEESQL_CLUSTER_MEMBER"];
 

@@ -136,14 +136,19 @@ impl Policy {
     /// The conditions on the platform only: patch level, debug mode, advisories. Any genuine peer passes.
     #[must_use]
     pub fn without_entries(&self) -> Self {
+        Self::new(self.platform_settings())
+    }
+
+    /// The conditions on the platform, without those on the peer.
+    fn platform_settings(&self) -> Settings {
         let settings = &self.settings;
-        Self::new(Settings {
+        Settings {
             tcb_statuses: settings.tcb_statuses,
             refused_advisories: settings.refused_advisories.clone(),
             min_tcb_evaluation: settings.min_tcb_evaluation,
             allow_debug_td: settings.allow_debug_td,
             ..Settings::default()
-        })
+        }
     }
 
     /// Whether an entry needs [`Policy::with_own_root`].

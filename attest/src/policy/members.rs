@@ -65,16 +65,11 @@ impl Policy {
         if !admits {
             peers.push(matches_no_peer());
         }
-        let settings = &self.settings;
         let policy = Self::new(Settings {
             peers,
-            tcb_statuses: settings.tcb_statuses,
-            refused_advisories: settings.refused_advisories.clone(),
-            min_tcb_evaluation: settings.min_tcb_evaluation,
-            allow_debug_td: settings.allow_debug_td,
-            allow_unpinned_os: settings.allow_unpinned_os,
-            max_certificate_age: settings.max_certificate_age,
-            ..Settings::default()
+            allow_unpinned_os: self.settings.allow_unpinned_os,
+            max_certificate_age: self.settings.max_certificate_age,
+            ..self.platform_settings()
         });
         (policy.with_own_root(self.own_root.clone()), admits)
     }

@@ -327,14 +327,12 @@ async fn start<R>(
     if config.follow
         && let Some(resolver) = state.resolvers.first()
     {
-        let mailboxes = shards.mailboxes();
+        let broadcast = shards.broadcaster();
         let watch = LeaderWatch {
             resolver: Arc::clone(resolver),
             endpoints: Arc::clone(&state.endpoints),
             announce: move |leader: &Arc<Target>| {
-                for shard in mailboxes.iter() {
-                    shard.send(Message::LeaderChanged(Arc::clone(leader)));
-                }
+                broadcast(&|| Message::LeaderChanged(Arc::clone(leader)));
             },
         };
         tokio::spawn(watch.run());

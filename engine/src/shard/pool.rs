@@ -229,11 +229,6 @@ impl ShardPool {
         }
     }
 
-    /// The mailboxes of all shards, for a task that sends messages itself.
-    pub(crate) fn mailboxes(&self) -> Arc<[Sender<Message>]> {
-        Arc::clone(&self.mailboxes)
-    }
-
     pub(crate) fn broadcast(&self, message: impl Fn() -> Message) {
         for shard in self.mailboxes.iter() {
             shard.send(message());

@@ -115,6 +115,16 @@ impl SleepingSession {
         cluster.await_result(&sql, "PgSleep");
     }
 
+    /// Has the query cancelled by a CancelRequest through `canceller`.
+    ///
+    /// Postgres signals the backend and its process group, one after the other. A query sent between the two would be
+    /// cancelled as well. The connection closes after both.
+    fn cancel_by(&mut self, mut canceller: Client) {
+        canceller.send(&self.cancel_request());
+        assert_eq!(canceller.expect_close(), CloseKind::Clean);
+        self.expect_cancelled();
+    }
+
     fn cancel_request(&self) -> Vec<u8> {
         message::cancel(self.response.pid, &self.response.key)
     }
@@ -135,10 +145,8 @@ fn inside_tls(fixture: &Fixture, server: &Server, negotiation: TlsNegotiation) {
         // Repeated, so that a shard other than the session's forwards some of the requests.
         for _ in 0..4 {
             let mut session = SleepingSession::start(fixture, server, &sidecar, version);
-            let mut canceller = Client::connect(&fixture.harness, sidecar.address(), negotiation);
-            canceller.send(&session.cancel_request());
-            assert_eq!(canceller.expect_close(), CloseKind::Clean);
-            session.expect_cancelled();
+            let canceller = Client::connect(&fixture.harness, sidecar.address(), negotiation);
+            session.cancel_by(canceller);
         }
     }
 }
@@ -166,9 +174,11 @@ fn frozen_postgres(fixture: &Fixture) {
     assert_eq!(later.query_value("select 'served'"), "served");
     std::thread::sleep(Duration::from_millis(300));
     session.await_sleep_in(&cluster);
-    let mut canceller = Client::connect(&fixture.harness, sidecar.address(), TlsNegotiation::Raw);
-    canceller.send(&session.cancel_request());
-    session.expect_cancelled();
+    session.cancel_by(Client::connect(
+        &fixture.harness,
+        sidecar.address(),
+        TlsNegotiation::Raw,
+    ));
 }
 
 fn plaintext_refused(fixture: &Fixture) {
@@ -225,8 +235,5 @@ fn wrong_key(fixture: &Fixture) {
     assert_eq!(canceller.expect_close(), CloseKind::Clean);
     // The connection was closed, so that Postgres has processed the request.
     session.await_sleep(fixture, server);
-    let mut canceller = fixture.client(sidecar.address());
-    canceller.send(&session.cancel_request());
-    assert_eq!(canceller.expect_close(), CloseKind::Clean);
-    session.expect_cancelled();
+    session.cancel_by(fixture.client(sidecar.address()));
 }

@@ -134,7 +134,7 @@ impl AuthMethods {
         if frame.tag() == b'R'
             && let (code::SASL_CONTINUE, server_first) = authentication_code(frame.body())?
         {
-            self.check_iterations(scram::requested_iterations(server_first)?)?;
+            self.check_iterations(scram::ServerFirst::parse(server_first)?.iterations)?;
         }
         Ok(Some(()))
     }

@@ -159,41 +159,56 @@ impl FirstSent {
         self,
         server_first: &[u8],
     ) -> Result<(HashParams, Challenge), BackendError> {
+        let message = ServerFirst::parse(server_first)?;
+        let fresh = message.nonce.strip_prefix(self.nonce.as_str());
+        if fresh.is_none_or(str::is_empty) || !message.nonce.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(BackendError::ScramNonceMismatch);
+        }
+        let params = HashParams {
+            salt: message.salt,
+            iterations: message.iterations,
+        };
+        let challenge = Challenge {
+            client_first_bare: self.client_first_bare,
+            nonce: message.nonce.to_owned(),
+            server_first: message.text.to_owned(),
+        };
+        Ok((params, challenge))
+    }
+}
+
+/// A server-first-message. Its nonce may be that of another exchange.
+pub(crate) struct ServerFirst<'a> {
+    text: &'a str,
+    nonce: &'a str,
+    /// Never empty.
+    salt: Vec<u8>,
+    /// 1 to [`MAX_ITERATIONS`].
+    pub(crate) iterations: u32,
+}
+
+impl<'a> ServerFirst<'a> {
+    /// Parses the whole message. [RFC 5802, section 7: server-first-message]
+    pub(crate) fn parse(message: &'a [u8]) -> Result<Self, BackendError> {
         const MALFORMED: BackendError = BackendError::Malformed("SCRAM server-first-message");
-        let text = std::str::from_utf8(server_first).map_err(|_| MALFORMED)?;
+        let text = std::str::from_utf8(message).map_err(|_| MALFORMED)?;
         // A mandatory extension ("m=") comes first and fails here, as RFC 5802 requires. Optional
         // extensions come last and are ignored.
         let mut attributes = text.split(',');
         let nonce = attribute(attributes.next(), "r=").ok_or(MALFORMED)?;
         let salt = attribute(attributes.next(), "s=").ok_or(MALFORMED)?;
         let iterations = attribute(attributes.next(), "i=").ok_or(MALFORMED)?;
-
-        let fresh = nonce.strip_prefix(self.nonce.as_str());
-        if fresh.is_none_or(str::is_empty) || !nonce.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(BackendError::ScramNonceMismatch);
-        }
         let salt = BASE64_STANDARD.decode(salt).map_err(|_| MALFORMED)?;
         if salt.is_empty() {
             return Err(MALFORMED);
         }
-        let params = HashParams {
+        Ok(Self {
+            text,
+            nonce,
             salt,
             iterations: parse_iterations(iterations)?,
-        };
-        let challenge = Challenge {
-            client_first_bare: self.client_first_bare,
-            nonce: nonce.to_owned(),
-            server_first: text.to_owned(),
-        };
-        Ok((params, challenge))
+        })
     }
-}
-
-/// The iteration count of a server-first-message, whose nonce and salt are not looked at.
-pub(crate) fn requested_iterations(server_first: &[u8]) -> Result<u32, BackendError> {
-    const MALFORMED: BackendError = BackendError::Malformed("SCRAM server-first-message");
-    let text = std::str::from_utf8(server_first).map_err(|_| MALFORMED)?;
-    parse_iterations(attribute(text.split(',').nth(2), "i=").ok_or(MALFORMED)?)
 }
 
 fn attribute<'a>(part: Option<&'a str>, name: &str) -> Option<&'a str> {

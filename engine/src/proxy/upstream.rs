@@ -309,7 +309,7 @@ async fn forward_until_ready<E: session::TlsSide>(
     mut on_key: impl FnMut(&[u8]),
 ) -> Result<Option<String>, CloseReason> {
     loop {
-        let (forward_len, outcome) = match ready.advance(incoming.filled()) {
+        let (forward_len, outcome) = match ready.advance_with(incoming.filled(), &mut on_key) {
             ReadyStep::Forward { forward_len, next } => (forward_len, Ok(next)),
             ReadyStep::Ready {
                 forward_len,
@@ -327,7 +327,6 @@ async fn forward_until_ready<E: session::TlsSide>(
         if let Some(message) = incoming.filled().get(..forward_len)
             && forward_len > 0
         {
-            backend_keys(message).for_each(&mut on_key);
             control.count_sent(forward_len);
             client
                 .send(message)
@@ -343,22 +342,6 @@ async fn forward_until_ready<E: session::TlsSide>(
             .await
             .map_err(|error| or_timeout(control, error))?;
     }
-}
-
-/// The content of each BackendKeyData among complete messages.
-fn backend_keys(mut messages: &[u8]) -> impl Iterator<Item = &[u8]> {
-    std::iter::from_fn(move || {
-        while let Some((&tag, rest)) = messages.split_first() {
-            let (len, _) = rest.split_first_chunk()?;
-            let len = usize::try_from(u32::from_be_bytes(*len)).ok()?;
-            let (message, next) = rest.split_at_checked(len)?;
-            messages = next;
-            if tag == b'K' {
-                return message.get(size_of::<u32>()..);
-            }
-        }
-        None
-    })
 }
 
 /// The reason why waiting for Postgres failed. If the login deadline passed, Postgres is the cause: the
@@ -473,17 +456,4 @@ async fn request_encryption(stream: &mut Stream) -> Result<u8, CloseReason> {
     read_more(stream, &mut incoming).await?;
     let answer = incoming.filled().first().copied();
     answer.ok_or_else(|| BackendError::EarlyEof.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn finds_the_key_among_complete_messages() {
-        let messages = b"R\0\0\0\x08\0\0\0\0K\0\0\0\x0c\0\0\0\x07keysZ\0\0\0\x05I";
-        let keys: Vec<_> = backend_keys(messages).collect();
-        assert_eq!(keys, [b"\0\0\0\x07keys"]);
-        assert_eq!(backend_keys(b"").count(), 0);
-    }
 }

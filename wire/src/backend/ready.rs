@@ -60,7 +60,14 @@ impl AwaitReady {
 
     /// Processes all bytes read from Postgres and not yet forwarded.
     #[must_use]
-    pub fn advance(mut self, bytes: &[u8]) -> ReadyStep {
+    pub fn advance(self, bytes: &[u8]) -> ReadyStep {
+        self.advance_with(bytes, |_| ())
+    }
+
+    /// As [`Self::advance`]. `on_key` gets the body of each BackendKeyData: the process id and the
+    /// secret key, which a CancelRequest repeats.
+    #[must_use]
+    pub fn advance_with(mut self, bytes: &[u8], mut on_key: impl FnMut(&[u8])) -> ReadyStep {
         let mut forward_len: usize = 0;
         loop {
             let rest = bytes.get(forward_len..).unwrap_or_default();
@@ -75,8 +82,9 @@ impl AwaitReady {
                 Err(error) => return ReadyStep::Refuse(error),
             };
             forward_len = forward_len.saturating_add(frame.wire_len());
-            match self.inspect(frame) {
+            match self.inspect(&frame) {
                 Ok(Progress::Continue) => {}
+                Ok(Progress::Key) => on_key(frame.body()),
                 Ok(Progress::Ready) => {
                     return ReadyStep::Ready {
                         forward_len,
@@ -105,7 +113,7 @@ impl AwaitReady {
         }
     }
 
-    fn inspect(&mut self, frame: Frame<'_>) -> Result<Progress, BackendError> {
+    fn inspect(&mut self, frame: &Frame<'_>) -> Result<Progress, BackendError> {
         let body = frame.body();
         match frame.tag() {
             b'R' if body == code::OK.to_be_bytes() => {
@@ -120,7 +128,7 @@ impl AwaitReady {
                 Ok(Progress::Continue)
             }
             b'K' => match body.len().checked_sub(4) {
-                Some(MIN_CANCEL_KEY..=MAX_CANCEL_KEY) => Ok(Progress::Continue),
+                Some(MIN_CANCEL_KEY..=MAX_CANCEL_KEY) => Ok(Progress::Key),
                 _ => Err(BackendError::Malformed("BackendKeyData")),
             },
             b'E' => match parse_error_response(body) {
@@ -136,6 +144,7 @@ impl AwaitReady {
 
 enum Progress {
     Continue,
+    Key,
     Ready,
     Failed(SqlState),
 }

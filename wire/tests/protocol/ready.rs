@@ -174,3 +174,33 @@ fn the_server_version_is_truncated_and_sanitized() {
     assert_eq!(version("18.4\n(x)"), "18.4 (x)");
     assert_eq!(version(&"9".repeat(1_000)).len(), MAX_SERVER_VERSION);
 }
+
+#[test]
+fn the_key_of_a_session_is_reported_once() {
+    let key = b"\0\0\0\x07keys";
+    let bytes = [
+        ok(),
+        message(b'S', b"a\0K\0"),
+        message(b'K', key),
+        message(b'Z', b"I"),
+    ]
+    .concat();
+    for cut in 0..=bytes.len() {
+        let (mut keys, mut start, mut state) = (Vec::new(), 0, await_ready());
+        for end in [cut, bytes.len()] {
+            let on_key = |body: &[u8]| keys.push(body.to_vec());
+            match state.advance_with(&bytes[start..end], on_key) {
+                ReadyStep::Forward { forward_len, next } => {
+                    start += forward_len;
+                    state = next;
+                }
+                ReadyStep::Ready { forward_len, .. } => {
+                    assert_eq!(start + forward_len, bytes.len());
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(keys, [key], "cut at {cut}");
+    }
+}

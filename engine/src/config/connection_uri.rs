@@ -121,7 +121,7 @@ pub(crate) enum UriError {
     )]
     Host,
     #[error(
-        "DATABASE_URL: the numbers of hosts and ports differ, or there are more than {MAX_HOSTS}"
+        "DATABASE_URL: the numbers of hosts and ports differ, or there are more than {MAX_TARGETS}"
     )]
     HostCount,
     #[error("DATABASE_URL: {0} is given more than once")]
@@ -149,9 +149,6 @@ pub(crate) enum UriError {
     )]
     Database,
 }
-
-/// The greatest number of hosts.
-const MAX_HOSTS: usize = MAX_TARGETS;
 
 /// Values of `target_session_attrs` that say which of several hosts is wanted, in a way that the driver behind the
 /// forwarder cannot see to: it has one host. With the other values it checks the session that it gets, and a member
@@ -207,7 +204,7 @@ impl ConnectionUri {
         }
         let hosts: Vec<&str> = self.hosts.split(',').collect();
         let ports: Vec<&str> = self.ports.split(',').collect();
-        if hosts.len() > MAX_HOSTS || (ports.len() != 1 && ports.len() != hosts.len()) {
+        if hosts.len() > MAX_TARGETS || (ports.len() != 1 && ports.len() != hosts.len()) {
             return Err(UriError::HostCount);
         }
         let wanted = self.decoded("target_session_attrs")?;

@@ -35,6 +35,7 @@ use crate::shard::live_config::{LiveConfig, LiveTls};
 use crate::shard::message::{ClusterChange, Message};
 use crate::shard::pool::{self, ShardConfig, ShardPool};
 use crate::tasks::certificate_renewal::{CertificateRenewer, InstallFn};
+use crate::tasks::etcd_leader::EtcdLeader;
 use crate::tasks::manifest_publisher::{self, InstanceSource, ManifestPublisher};
 use crate::tasks::role_repair::{self, RepairTrigger, RoleRepair};
 use crate::tasks::role_watch::{RoleMetrics, RoleWatch};
@@ -209,6 +210,10 @@ async fn start<R>(
     });
     if let Some(watch) = role_watch_of(&config, &shared, &shards, &context.checks) {
         tokio::spawn(watch.run());
+    }
+    let cluster = shared.cluster.as_ref();
+    if let Some(etcd) = cluster.and_then(|cluster| EtcdLeader::new(cluster, &shared.metrics)) {
+        tokio::spawn(etcd.run());
     }
     let own = spawn_background_tasks(
         &config,

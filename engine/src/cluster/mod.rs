@@ -4,6 +4,7 @@
 //! argument; [`state`] publishes the decision to shards and tasks. No other code may decide who leads.
 
 pub(crate) mod carried;
+pub(crate) mod etcd;
 pub(crate) mod patroni;
 pub(crate) mod role_state;
 pub(crate) mod state;

@@ -138,6 +138,7 @@ mod tests {
                 writes_on_standby: WritesOnStandby::Leader,
                 leader_wait: Duration::ZERO,
                 fence_after: Duration::from_secs(5),
+                move_etcd_leader: false,
             },
         };
         ClusterState::new(&config, 10, &Metrics::new().unwrap())

@@ -30,6 +30,9 @@ const MAX_NAME: usize = 63;
 /// The name of the service by which members reach each other's Postgres.
 const POSTGRES: &str = "postgres";
 
+/// The name of the service by which members reach each other's etcd as its clients.
+const ETCD_CLIENT: &str = "etcd-client";
+
 /// A cluster that this sidecar belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterConfig {
@@ -149,9 +152,19 @@ impl ClusterConfig {
     /// Where the Postgres of the member at this position is, from every member. `None` if there is no such service.
     #[must_use]
     pub fn postgres_of(&self, member: usize) -> Option<SocketAddr> {
-        let service = self.services.iter();
-        let mut service = service.filter(|service| service.name.as_str() == POSTGRES);
-        Some(service.next()?.address_of(member))
+        Some(self.service_named(POSTGRES)?.address_of(member))
+    }
+
+    /// Where the etcd of the member at this position serves its clients, from every member. `None` if there is no such
+    /// service.
+    #[must_use]
+    pub fn etcd_of(&self, member: usize) -> Option<SocketAddr> {
+        Some(self.service_named(ETCD_CLIENT)?.address_of(member))
+    }
+
+    fn service_named(&self, name: &str) -> Option<&Service> {
+        let mut services = self.services.iter();
+        services.find(|service| service.name.as_str() == name)
     }
 
     /// Why logins cannot be carried to the leader, if they are to be.

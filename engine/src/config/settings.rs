@@ -539,6 +539,11 @@ settings! {
             default: Some("5s"),
             help: "How long Patroni may be silent while this member's Postgres takes writes. Then its read-write sessions end and new ones are refused. Must be less than Patroni's ttl; at least 2s.",
         }
+        CLUSTER_MOVE_ETCD_LEADER: bool {
+            key: "cluster_move_etcd_leader", parse: values::boolean, kind: Bool, scopes: SERVE,
+            default: Some("true"),
+            help: "Whether the member that leads the database hands the leadership of etcd to another member, through the service etcd-client. If both are lost at once, etcd extends the leader's lock by up to 5 s.",
+        }
     }
     Manifest {
         MANIFEST_PUBLISH: Publish {

@@ -21,9 +21,9 @@ use crate::cluster::state::ClusterState;
 use crate::cluster::view::{ClusterView, FenceCause, MemberRole, WatchError};
 use crate::io::stream::PgAddress;
 use crate::postgres::server::PostgresServer;
-use crate::postgres::superuser::standing::Standing;
+use crate::postgres::superuser::standing::{Standing, StandingQuery};
 use crate::postgres::superuser::{self, Superuser};
-use crate::tasks::patroni;
+use crate::tasks::local_http::{self, HttpError};
 use crate::telemetry::metrics::Metrics;
 
 /// Between two rounds while there is a leader.
@@ -239,7 +239,7 @@ impl Round {
         };
         // Also if there is no answer: a Patroni that hangs must not delay each round.
         self.ttl_checked = Some(now);
-        let answer = patroni::get(patroni, "/config", ANSWER_TIMEOUT).await;
+        let answer = local_http::get(patroni, "/config", ANSWER_TIMEOUT).await;
         let Some(ttl) = answer
             .ok()
             .and_then(|(status, body)| parse_ttl(status, &body))
@@ -261,14 +261,37 @@ async fn ask<T>(
     path: &'static str,
     parse: impl Fn(u16, &[u8]) -> Result<T, WatchError>,
 ) -> Option<Result<T, WatchError>> {
-    let answer = patroni::get(patroni?, path, ANSWER_TIMEOUT).await;
+    let answer = local_http::get(patroni?, path, ANSWER_TIMEOUT).await;
+    let answer = answer.map_err(patroni_error);
     Some(answer.and_then(|(status, body)| parse(status, &body)))
+}
+
+fn patroni_error(error: HttpError) -> WatchError {
+    match error {
+        HttpError::Unreachable => WatchError::PatroniUnreachable,
+        HttpError::Timeout => WatchError::PatroniTimeout,
+        HttpError::TooLarge => WatchError::PatroniTooLarge,
+        HttpError::Malformed => WatchError::PatroniMalformed,
+    }
+}
+
+/// A session with a server, and the query that was prepared in it.
+struct ProbeSession {
+    address: PgAddress,
+    superuser: Superuser,
+    query: StandingQuery,
+}
+
+impl ProbeSession {
+    async fn standing(&self) -> Result<Standing, superuser::Error> {
+        self.superuser.standing(&self.query).await
+    }
 }
 
 /// A session of the superuser that is kept from round to round.
 #[derive(Default)]
 struct Probe {
-    session: Option<(PgAddress, Superuser)>,
+    session: Option<ProbeSession>,
 }
 
 impl Probe {
@@ -284,9 +307,9 @@ impl Probe {
         let kept = self
             .session
             .take()
-            .filter(|(address, _)| *address == server.address);
+            .filter(|session| session.address == server.address);
         let asked = timeout(ANSWER_TIMEOUT, async {
-            if let Some((_, session)) = kept
+            if let Some(session) = kept
                 && let Ok(standing) = session.standing().await
             {
                 return Ok((session, standing));
@@ -294,13 +317,19 @@ impl Probe {
             // It has restarted, or the session was ended.
             let password = (watch.password)();
             let password = password.as_ref().map(|credential| &credential.password);
-            let session = Superuser::connect(server, password, &watch.database).await?;
+            let superuser = Superuser::connect(server, password, &watch.database).await?;
+            let query = superuser.prepare_standing().await?;
+            let session = ProbeSession {
+                address: server.address.clone(),
+                superuser,
+                query,
+            };
             let standing = session.standing().await?;
             Ok((session, standing))
         });
         match asked.await {
             Ok(Ok((session, standing))) => {
-                self.session = Some((server.address.clone(), session));
+                self.session = Some(session);
                 Ok(standing)
             }
             Ok(Err(error)) => Err(Silence::of(&error)),
@@ -313,8 +342,8 @@ impl Probe {
     }
 
     async fn end_writers(&self) {
-        if let Some((_, session)) = &self.session
-            && let Ok(Ok(ended)) = timeout(ANSWER_TIMEOUT, session.end_writers()).await
+        if let Some(session) = &self.session
+            && let Ok(Ok(ended)) = timeout(ANSWER_TIMEOUT, session.superuser.end_writers()).await
             && ended > 0
         {
             tracing::warn!(

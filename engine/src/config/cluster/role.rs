@@ -22,6 +22,8 @@ pub struct RoleConfig {
     pub leader_wait: Duration,
     /// How long Patroni may be silent while Postgres takes writes.
     pub fence_after: Duration,
+    /// Whether the member that leads the database hands etcd's leadership to another one.
+    pub move_etcd_leader: bool,
 }
 
 /// What a standby does with logins as `teesql_readwrite` and `postgres`.
@@ -54,11 +56,13 @@ impl RoleConfig {
         let writes_on_standby = reader.read(&settings::CLUSTER_WRITES_ON_STANDBY);
         let leader_wait = reader.read(&settings::CLUSTER_LEADER_WAIT);
         let fence_after = reader.read(&settings::CLUSTER_FENCE_AFTER);
+        let move_etcd_leader = reader.read(&settings::CLUSTER_MOVE_ETCD_LEADER);
         Some(Self {
             patroni: patroni?,
             writes_on_standby: writes_on_standby?,
             leader_wait: leader_wait?.unwrap_or_default(),
             fence_after: fence_after?,
+            move_etcd_leader: move_etcd_leader?,
         })
     }
 }

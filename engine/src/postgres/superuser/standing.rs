@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use tokio::time::timeout;
+use tokio_postgres::Statement;
 
 use super::query::QUERY_TIMEOUT;
 use super::state::TIMELINE;
@@ -43,15 +44,15 @@ impl Standing {
 }
 
 /// The end of the WAL that a standby knows of: `latest_end_lsn` is what the primary said last.
-const STANDING: &str = "\
-SELECT r.recovering, current_setting('transaction_read_only')::bool,
+const STANDING: &str = "SELECT r.recovering, current_setting('transaction_read_only')::bool,
        (SELECT system_identifier FROM pg_control_system()),
        CASE WHEN r.recovering AND w.pid IS NOT NULL
             THEN greatest(pg_wal_lsn_diff(w.known, r.replayed), 0)::bigint END,
        CASE WHEN NOT r.recovering THEN NULL
             WHEN w.pid IS NOT NULL AND w.known <= r.replayed THEN 0
             ELSE greatest(extract(epoch FROM now() - pg_last_xact_replay_timestamp()), 0)::bigint END,
-       w.sender_host, w.sender_port
+       w.sender_host, w.sender_port,
+       (TIMELINE)
   FROM (SELECT pg_is_in_recovery() AS recovering, pg_last_wal_replay_lsn() AS replayed) AS r
   LEFT JOIN (SELECT pid, sender_host, sender_port,
                     greatest(latest_end_lsn, pg_last_wal_receive_lsn()) AS known
@@ -61,15 +62,29 @@ SELECT r.recovering, current_setting('transaction_read_only')::bool,
 /// them, because Patroni is that role as well.
 const END_WRITERS: &str = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'teesql_readwrite'";
 
+/// The query for the standing, prepared in one session: asked each second, it takes one round trip.
+pub(crate) struct StandingQuery(Statement);
+
 impl Superuser {
-    /// Reads whether Postgres takes writes.
+    /// Prepares the query for [`Self::standing`].
     ///
     /// # Errors
-    /// The session has ended, or a query took more than 2 s.
-    pub(crate) async fn standing(&self) -> Result<Standing, Error> {
+    /// The session has ended, or it took more than 2 s.
+    pub(crate) async fn prepare_standing(&self) -> Result<StandingQuery, Error> {
+        let query = STANDING.replace("TIMELINE", TIMELINE);
+        match timeout(QUERY_TIMEOUT, self.client.prepare(&query)).await {
+            Ok(statement) => Ok(StandingQuery(statement?)),
+            Err(_) => Err(Error::TimedOut(QUERY_TIMEOUT)),
+        }
+    }
+
+    /// Reads whether Postgres takes writes, by a query of this session.
+    ///
+    /// # Errors
+    /// The session has ended, or the query took more than 2 s.
+    pub(crate) async fn standing(&self, query: &StandingQuery) -> Result<Standing, Error> {
         let read = async {
-            let row = self.client.query_one(STANDING, &[]).await?;
-            let timeline: Option<i64> = self.client.query_one(TIMELINE, &[]).await?.try_get(0)?;
+            let row = self.client.query_one(&query.0, &[]).await?;
             let number = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok());
             // A 64-bit number without a sign, which Postgres shows as one with a sign.
             let system_identifier: Option<i64> = row.try_get(2)?;
@@ -79,7 +94,7 @@ impl Superuser {
                 in_recovery: row.try_get(0)?,
                 read_only: row.try_get(1)?,
                 system_identifier: system_identifier.map(i64::cast_unsigned),
-                timeline: number(timeline),
+                timeline: number(row.try_get(7)?),
                 lag: Lag {
                     bytes: number(row.try_get(3)?),
                     seconds: number(row.try_get(4)?),

@@ -280,7 +280,7 @@ fn families_that_are_waited_for_stay() {
     let due = store.next_due(NOW + 60).unwrap();
     assert_eq!(store.request(new, NOW + 60), RequestOutcome::Full);
     store.complete_fetch(due, Err(FetchError::Timeout), NOW + 60, 0);
-    // The one whose fetch has failed, so that nobody waits for it.
+    // The one whose fetch has failed, so that no connection waits for it.
     assert_eq!(store.request(new, NOW + 60), RequestOutcome::Pending);
     let mut fetched = 0;
     while let Some(key) = store.next_due(NOW + 60) {

@@ -36,7 +36,7 @@ pub(crate) struct PatroniStatus {
     /// Patroni holds the leader lock, and leads no standby cluster.
     pub(crate) holds_lock: bool,
     pub(crate) role: MemberRole,
-    /// Nobody holds the leader lock.
+    /// No member holds the leader lock.
     pub(crate) unlocked: bool,
     pub(crate) paused: bool,
     pub(crate) timeline: Option<u64>,

@@ -163,7 +163,7 @@ pub(crate) struct ClusterView {
     pub(crate) lag: Lag,
     /// Why read-write sessions may not be on this member, if they may not.
     pub(crate) fenced: Option<FenceCause>,
-    /// Patroni is paused: it promotes nobody by itself.
+    /// Patroni is paused: it promotes no member by itself.
     pub(crate) paused: bool,
     /// As `cluster_members`.
     pub(crate) members: Vec<MemberView>,
@@ -174,7 +174,7 @@ pub(crate) struct ClusterView {
 }
 
 impl ClusterView {
-    /// The view before the first answer: nobody leads.
+    /// The view before the first answer: no member leads.
     pub(crate) fn unknown(members: usize, now: Instant, validity: Duration) -> Self {
         Self {
             role: MemberRole::Unknown,

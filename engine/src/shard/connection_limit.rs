@@ -4,7 +4,7 @@
 //! or among the sessions, whose place is taken only after the login. It must never be counted on the data path.
 //!
 //! An attested peer that is slow to log in must not keep the others out, so that one peer gets at most half of the places
-//! of those that log in. Peers are counted in a table of fixed size by their hash: without a lock, and whoever shares a
+//! of those that log in. Peers are counted in a table of fixed size by their hash: without a lock, and a peer that shares a
 //! place of the table shares its half.
 //!
 //! [`UnattestedPool`]: super::unattested::UnattestedPool

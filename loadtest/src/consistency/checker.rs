@@ -31,7 +31,7 @@ pub enum Violation {
         /// What.
         number: u64,
     },
-    /// The table has a row that nobody wrote, or whose write was refused.
+    /// The table has a row that no writer wrote, or whose write was refused.
     Invented {
         /// The writer in the row.
         writer: u32,

@@ -410,7 +410,7 @@ fn a_postgres_that_is_down_leads_not_and_is_not_fenced() {
     let view = member.round(&down);
     assert_eq!((view.leader, view.fenced), (None, None));
     assert_eq!((view.role, view.term), (MemberRole::Unknown, first + 1));
-    // It is back, and nobody has given it the lock.
+    // It is back, and has not got the lock again.
     let back = Observation {
         cluster: cluster(None),
         ..leading()

@@ -11,7 +11,7 @@ use crate::harness::fake_server::FakeServer;
 /// What a fake Patroni does with a request.
 #[derive(Debug, Clone)]
 pub(crate) enum Behavior {
-    /// It answers that this member leads, or follows `leader`. `None`: nobody holds the lock.
+    /// It answers that this member leads, or follows `leader`. `None`: no member holds the lock.
     Leader(Option<&'static str>),
     /// It answers that both members lead.
     TwoLeaders,

@@ -15,8 +15,8 @@ pub(crate) enum PublishError {
     HigherEpoch { standing: u64, own: u64 },
     #[error("a valid manifest of epoch {epoch} stands there that names another leader")]
     EpochTaken { epoch: u64 },
-    #[error("{what}: {why}")]
-    NoAnswer { what: String, why: String },
+    #[error("no answer from the name server {server}: {why}")]
+    NoAnswer { server: String, why: String },
     #[error("the name server has no zone for the name")]
     NoZone,
     #[error("the name server refuses the update (REFUSED)")]

@@ -115,7 +115,7 @@ impl UpdateServer {
     async fn exchange(&self, message: &Message) -> Result<(Message, Vec<u8>), PublishError> {
         let (host, port) = &self.server;
         let failed = |why: String| PublishError::NoAnswer {
-            what: format!("no answer from the name server {host}:{port}"),
+            server: format!("{host}:{port}"),
             why,
         };
         let request = message

@@ -145,7 +145,6 @@ pub(super) fn instructions(world: &World, this: &Path) -> String {
          . {env}\n  \
          psql                                                             # as teesql_readwrite, on the leader\n  \
          PGPASSWORD=$TEESQL_DEV_READ_SECRET psql -U teesql_read           # where it connects\n\n\
-         {following}\
          Members. {this} dev --request … is short for the commands below:\n\n  \
          alias member=\"{this} dev --request\"\n  \
          member exec a patronictl list                                    # who leads\n  \
@@ -153,6 +152,7 @@ pub(super) fn instructions(world: &World, this: &Path) -> String {
          member kill a                                                    # kill -9 of everything on a\n  \
          member start a                                                   # it comes back\n  \
          member isolate a                                                 # pull its cable; join a plugs it in\n\n\
+         {following}\
          On this machine:\n\n{published}\n\
          Logs: {}/*/*.log\n",
         world.folder.0.display(),

@@ -62,13 +62,20 @@ pub fn command() -> Command {
             "The members have clocks that can be set off",
         ))
         .arg(
+            switch(
+                "dns",
+                "The leader publishes its manifest on a name server (Debian's knot), and a second forwarder follows it",
+            )
+            .conflicts_with("plain"),
+        )
+        .arg(
             Arg::new("request")
                 .long("request")
                 .num_args(1..)
                 .allow_hyphen_values(true)
                 .conflicts_with_all(["members", "command"])
                 .value_name("WORD")
-                .help("Ask the cluster of --members that TEESQL_DEV_CONTROL names: status, kill NAME, start NAME, pause NAME, resume NAME, isolate NAME, join NAME, clock NAME SECONDS, or exec NAME COMMAND …"),
+                .help("Ask the cluster of --members that TEESQL_DEV_CONTROL names: status, kill NAME, start NAME, pause NAME, resume NAME, isolate NAME, join NAME, clock NAME SECONDS, or exec NAME COMMAND …; with --dns also kill dns, start dns"),
         )
         .arg(
             Arg::new("inner")
@@ -127,6 +134,7 @@ fn run_members(
         plain: flags.get_flag("plain"),
         backups: flags.get_flag("backups"),
         clocks: flags.get_flag("clocks"),
+        dns: flags.get_flag("dns"),
     };
     match flags.get_one::<PathBuf>("inner") {
         Some(folder) => members::run_inner(folder.clone(), &plan, command),

@@ -33,12 +33,12 @@ pub(crate) fn add(suite: &mut Suite) {
     }
 }
 
-const DATABASE: &str = "app";
+pub(crate) const DATABASE: &str = "app";
 
 /// Streaming replication over the Unix socket.
 const HBA: &str = "local replication all trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
 
-fn primary(fixture: &Fixture) -> Cluster {
+pub(crate) fn primary(fixture: &Fixture) -> Cluster {
     let primary = fixture.private_cluster(&ClusterOptions {
         settings: vec!["wal_level=replica", "max_wal_senders=4", "hot_standby=on"],
         hba: Some(HBA),
@@ -49,7 +49,7 @@ fn primary(fixture: &Fixture) -> Cluster {
 }
 
 /// Settings of the sidecars of the members, each in front of one of `servers`. The other members reach it by links.
-fn members<const N: usize>(
+pub(crate) fn members<const N: usize>(
     fixture: &Fixture,
     tdx: &TdxFixture,
     servers: [&Cluster; N],
@@ -71,7 +71,7 @@ fn members<const N: usize>(
 }
 
 /// Settings of a member whose Patroni is a fake.
-fn with_patroni(settings: Settings, patroni: &FakePatroni) -> Settings {
+pub(crate) fn with_patroni(settings: Settings, patroni: &FakePatroni) -> Settings {
     settings
         .set("TEESQL_CLUSTER_PATRONI", &patroni.url())
         .set("TEESQL_CLUSTER_FENCE_AFTER", "2s")
@@ -82,7 +82,7 @@ fn with_patroni(settings: Settings, patroni: &FakePatroni) -> Settings {
 }
 
 /// Starts a member, which other members can reach when this returns.
-fn start(settings: &Settings) -> Sidecar {
+pub(crate) fn start(settings: &Settings) -> Sidecar {
     let sidecar = Sidecar::start(settings);
     sidecar.await_message("members of the cluster prove the same as this sidecar");
     sidecar

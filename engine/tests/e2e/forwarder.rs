@@ -11,6 +11,7 @@ mod embedded;
 mod follow;
 mod leader_manifest;
 mod lifecycle;
+mod published_leader;
 mod server_attestation;
 mod several_targets;
 mod trust_authority;
@@ -29,6 +30,7 @@ pub(crate) fn add(suite: &mut Suite) {
         leader_manifest::add(suite);
         embedded::add(suite);
         follow::add(suite);
+        published_leader::add(suite);
         several_targets::add(suite);
     }
 }

@@ -13,6 +13,7 @@ mod files;
 mod forwarder;
 mod inner;
 mod member;
+mod name_server;
 mod namespace;
 mod outer;
 mod process;
@@ -35,4 +36,6 @@ pub(super) struct Plan {
     pub(super) backups: bool,
     /// Each member has a clock of its own, which can be set off.
     pub(super) clocks: bool,
+    /// The leader publishes its manifest on a name server, and a second forwarder follows it.
+    pub(super) dns: bool,
 }

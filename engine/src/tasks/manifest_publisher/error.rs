@@ -15,8 +15,8 @@ pub(crate) enum PublishError {
     HigherEpoch { standing: u64, own: u64 },
     #[error("a valid manifest of epoch {epoch} stands there that names another leader")]
     EpochTaken { epoch: u64 },
-    #[error("{what}: {why}")]
-    NoAnswer { what: String, why: String },
+    #[error("no answer from the name server {server}: {why}")]
+    NoAnswer { server: String, why: String },
     #[error("the name server has no zone for the name")]
     NoZone,
     #[error("the name server refuses the update (REFUSED)")]
@@ -37,6 +37,8 @@ pub(crate) enum PublishError {
     ServerFailure(String),
     #[error("the answer of the name server cannot be trusted: {0}")]
     Unverified(String),
+    #[error("the name server confirms the update, but does not have the record")]
+    NotApplied,
     #[error("manifest_command cannot be started: {0}")]
     CommandNotStarted(String),
     #[error("manifest_command has ended with {status}, and the log has what it printed")]
@@ -47,7 +49,7 @@ pub(crate) enum PublishError {
 
 impl PublishError {
     /// Every value of [`Self::code`].
-    pub(crate) const CODES: [&'static str; 18] = [
+    pub(crate) const CODES: [&'static str; 19] = [
         "manifest_no_instance",
         "manifest_no_key",
         "manifest_epoch",
@@ -63,6 +65,7 @@ impl PublishError {
         "manifest_bad_time",
         "manifest_server_failure",
         "manifest_unverified",
+        "manifest_not_applied",
         "manifest_command_not_started",
         "manifest_command_failed",
         "manifest_command_timeout",
@@ -86,6 +89,7 @@ impl PublishError {
             Self::BadTime => "manifest_bad_time",
             Self::ServerFailure(_) => "manifest_server_failure",
             Self::Unverified(_) => "manifest_unverified",
+            Self::NotApplied => "manifest_not_applied",
             Self::CommandNotStarted(_) => "manifest_command_not_started",
             Self::CommandFailed { .. } => "manifest_command_failed",
             Self::CommandTimedOut(_) => "manifest_command_timeout",
@@ -127,6 +131,9 @@ impl PublishError {
             Self::ServerFailure(_) => "the log of the name server says why",
             Self::Unverified(_) => {
                 "something between this machine and the name server changes answers, or the server does not sign them"
+            }
+            Self::NotApplied => {
+                "PowerDNS answers like that if its update policy refuses the record: the log of the name server says why"
             }
             Self::CommandNotStarted(_) => "manifest_command must be an executable file",
             Self::CommandFailed { .. } => {

@@ -2,8 +2,9 @@
 //!
 //! Messages and signatures are hickory-proto's. Everything goes over TCP, as RFC 2136 recommends for updates that matter:
 //! a manifest exceeds what UDP carries everywhere. An update counts only if its answer is signed with the same
-//! key; the queries before it are not signed, since what they find is signed itself and can only stop a publication. The
-//! secret and texts of the server never reach the log unescaped.
+//! key, and if the record then stands there: PowerDNS also confirms an update that its policy has refused. The queries are not
+//! signed, since what they find is signed itself and can only stop a publication. The secret and texts of the server never reach
+//! the log unescaped.
 
 use std::io;
 use std::time::Duration;
@@ -50,7 +51,8 @@ impl UpdateServer {
     /// Removes the records `old` at `name` and adds `text`, in one update.
     ///
     /// # Errors
-    /// There is no answer, the server refuses, or the answer is not signed with the key of the update.
+    /// There is no answer, the server refuses, the answer is not signed with the key of the update, or the record does not
+    /// stand there afterwards.
     pub(super) async fn replace(
         &self,
         name: &Name,
@@ -84,7 +86,12 @@ impl UpdateServer {
         check_update(&answer)?;
         let mut verifier = verifier.ok_or_else(|| broken(&"it was not signed"))?;
         verifier.verify(&bytes).map_err(|error| broken(&error))?;
-        Ok(())
+        let standing = self.standing(name).await?;
+        let mut texts = standing.iter().map(|record| record.txt_data.concat());
+        match texts.any(|found| found == text.as_bytes()) {
+            true => Ok(()),
+            false => Err(PublishError::NotApplied),
+        }
     }
 
     /// The zone that `name` is in: the server answers with its SOA, as the answer or beside none. [RFC 2308, section 2]
@@ -115,7 +122,7 @@ impl UpdateServer {
     async fn exchange(&self, message: &Message) -> Result<(Message, Vec<u8>), PublishError> {
         let (host, port) = &self.server;
         let failed = |why: String| PublishError::NoAnswer {
-            what: format!("no answer from the name server {host}:{port}"),
+            server: format!("{host}:{port}"),
             why,
         };
         let request = message

@@ -30,8 +30,8 @@ pub(super) struct Schedule {
 struct Leading {
     timeline: u64,
     due: Instant,
-    /// When the manifest was published that is valid for this timeline, if it was.
-    published: Option<Instant>,
+    /// Whether a manifest of this timeline was published.
+    published: bool,
 }
 
 impl Schedule {
@@ -51,7 +51,7 @@ impl Schedule {
         self.leads = timeline.map(|timeline| Leading {
             timeline,
             due: now,
-            published: None,
+            published: false,
         });
         true
     }
@@ -67,10 +67,8 @@ impl Schedule {
         let Some(leading) = &mut self.leads else {
             return false;
         };
-        let first = leading.published.is_none();
-        leading.published = Some(now);
         leading.due = now + RENEW_AFTER;
-        first
+        !std::mem::replace(&mut leading.published, true)
     }
 
     /// The attempt has failed. Returns the delay before the next one.

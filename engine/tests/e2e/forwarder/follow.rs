@@ -9,10 +9,18 @@ use crate::harness::fake_server::{ClosedPort, FakeServer};
 use crate::harness::fixture::Fixture;
 use crate::harness::forwarder::Forwarder;
 use crate::harness::name_server::NameServer;
-use crate::harness::process::{TIMEOUT, poll_until};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::{Requirement, Suite};
 use crate::harness::tdx_fixture::TdxFixture;
+
+impl Session {
+    fn expect_leader_change(mut self) {
+        let error = self.0.read_final_message().error();
+        assert_eq!(error.code, "57P01", "{error}");
+        let text = "terminating connection: the cluster has a new leader";
+        assert_eq!(error.message, text);
+    }
+}
 
 pub(crate) fn add(suite: &mut Suite) {
     suite.add_requiring(
@@ -67,23 +75,34 @@ fn ends_sessions(fixture: &Fixture) {
 
     dns.publish(&second_leads(second.port(), 4));
     for session in old {
-        let mut tcp = session.0;
-        let error = tcp.read_final_message().error();
-        assert_eq!(error.code, "57P01", "{error}");
-        let text = "terminating connection: the cluster has a new leader";
-        assert_eq!(error.message, text);
+        session.expect_leader_change();
     }
     forwarder.await_reason("leader_changed");
     let mut new = Session::open(&forwarder);
     new.assert_responds();
 
-    // The same leader at another address.
+    // The same leader at another address. No connection begins, so that it is the watch that finds it.
     let moved = FakeServer::proxy_to(second.address());
     dns.publish(&second_leads(moved.address().port(), 5));
-    poll_until(TIMEOUT, || {
-        forwarder.assert_reader_connects();
-        (moved.accepted() > 0).then_some(())
-    })
-    .expect("new connections go to the new address");
-    new.assert_responds();
+    let name = |port: u16| format!("leader.teesql.test:{port}");
+    let moved = name(moved.address().port());
+    forwarder.await_log("the new address", |line| {
+        line["message"] == "server found" && line["server"] == moved.as_str()
+    });
+    // The shards handle what they are told in order: with the next leader they are done with that one.
+    dns.publish(&signed(&draft(first.port(), 6)));
+    new.expect_leader_change();
+    let ends = |leader: &str| {
+        let found =
+            move |line: &serde_json::Value| line["message"] == ENDING && line["leader"] == leader;
+        let lines = forwarder.log_lines();
+        let lines = lines
+            .iter()
+            .filter_map(|line| serde_json::from_str(line).ok());
+        lines.filter(found).count()
+    };
+    assert_eq!(ends(&moved), 0, "the same instance is the same leader");
+    assert!(ends(&name(first.port())) > 0);
 }
+
+const ENDING: &str = "the cluster has a new leader, ending the sessions with the old one";

@@ -1,4 +1,5 @@
-//! Name servers on loopback: Debian's knot, with a zone for one test, and one that drops queries.
+//! Name servers on loopback: Debian's knot, with a zone for one test, and one that drops queries. A key may update the
+//! record of the leader manifest.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -14,7 +15,10 @@ use nix::sys::signal::Signal;
 
 use crate::harness::process::{TIMEOUT, lossy, pdeathsig_command, poll_until, signal, spawn};
 
-const ZONE: &str = "teesql.test";
+pub(crate) const ZONE: &str = "teesql.test";
+pub(crate) const TSIG_NAME: &str = "teesql";
+/// 32 times one letter, in base64.
+pub(crate) const TSIG_SECRET: &str = "YWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWE=";
 /// A zone without a file: queries get SERVFAIL.
 const UNLOADABLE_ZONE: &str = "broken.test";
 
@@ -35,9 +39,12 @@ impl NameServer {
             "server:\n    rundir: \"{path}\"\n    listen: 127.0.0.1@{port}\n    udp-workers: 1\n    \
              tcp-workers: 1\n    background-workers: 1\n    udp-max-payload: 1232\nlog:\n  - target: stderr\n    \
              any: info\ndatabase:\n    storage: \"{path}\"\n    journal-db-max-size: 1M\n    \
-             timer-db-max-size: 1M\n    kasp-db-max-size: 5M\ntemplate:\n  - id: default\n    \
+             timer-db-max-size: 1M\n    kasp-db-max-size: 5M\nkey:\n  - id: {TSIG_NAME}\n    \
+             algorithm: hmac-sha256\n    secret: {TSIG_SECRET}\nacl:\n  - id: leader\n    key: {TSIG_NAME}\n    \
+             action: update\n    update-type: [TXT]\n    update-owner: name\n    update-owner-match: equal\n    \
+             update-owner-name: [_teesql-leader]\ntemplate:\n  - id: default\n    \
              storage: \"{path}\"\n    zonefile-sync: -1\n    zonefile-load: whole\n    \
-             journal-content: none\nzone:\n  - domain: {ZONE}\n    file: zone\n  - domain: {UNLOADABLE_ZONE}\n    \
+             journal-content: none\nzone:\n  - domain: {ZONE}\n    file: zone\n    acl: leader\n  - domain: {UNLOADABLE_ZONE}\n    \
              file: missing\n",
             port = address.port()
         );

@@ -1,6 +1,6 @@
 //! Names and addresses within the namespaces of `dev --members`.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// The bridge, where the inner process and the forwarder are.
 pub(super) const BRIDGE: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 254);
@@ -26,6 +26,10 @@ pub(super) const SIDECAR_PORT: u16 = 5433;
 
 /// The port of every sidecar's HTTP server.
 pub(super) const HTTP_PORT: u16 = 8080;
+
+/// The HTTP server of the forwarder that follows the leader, on loopback in the network of the whole.
+pub(super) const FOLLOWING_HTTP: SocketAddr =
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 
 /// `cluster_members` for `count` members.
 pub(super) fn members(count: usize) -> String {

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use super::super::error::{DevError, system};
 
+/// libpq's port of the forwarder that follows the leader, in the same folder as the other one.
+pub(super) const FOLLOWING_PORT: u16 = 5433;
+
 /// The folder of the cluster.
 #[derive(Clone, Debug)]
 pub(super) struct Folder(pub(super) PathBuf);
@@ -20,6 +23,21 @@ impl Folder {
         self.0.join(".s.PGSQL.5432")
     }
 
+    /// The socket of the forwarder that follows the leader.
+    pub(super) fn following(&self) -> PathBuf {
+        self.0.join(format!(".s.PGSQL.{FOLLOWING_PORT}"))
+    }
+
+    /// The log of that forwarder.
+    pub(super) fn following_log(&self) -> PathBuf {
+        self.0.join("following.log")
+    }
+
+    /// The folder of the name server.
+    pub(super) fn name_server(&self) -> PathBuf {
+        self.0.join("dns")
+    }
+
     /// The folder of a member.
     pub(super) fn member(&self, name: &str) -> PathBuf {
         self.0.join(name)
@@ -28,6 +46,11 @@ impl Folder {
     /// The shared repository of backups.
     pub(super) fn backups(&self) -> PathBuf {
         self.0.join("backups")
+    }
+
+    /// The socket of a server that has a port on this machine: the inner process relays from it to the server.
+    pub(super) fn published_socket(&self, name: &str, kind: &str) -> PathBuf {
+        self.0.join(format!("{name}-{kind}.sock"))
     }
 
     /// The file with the addresses on this machine, written by the outer process.

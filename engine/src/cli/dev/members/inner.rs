@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -12,10 +13,11 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::error::{DevError, system};
-use super::address::{HTTP_PORT, SIDECAR_PORT, ip};
+use super::address::{FOLLOWING_HTTP, HTTP_PORT, SIDECAR_PORT, ip};
 use super::control::{self, Answer, Request};
 use super::files::{self, Folder};
 use super::member::Member;
+use super::name_server::{self, NameServer};
 use super::world::World;
 use super::{Plan, forwarder, namespace, publish, text};
 use crate::app::runtime;
@@ -58,6 +60,7 @@ struct Cluster {
     world: World,
     plan: Plan,
     members: Vec<Member>,
+    name_server: Option<NameServer>,
     /// This program.
     this: PathBuf,
 }
@@ -72,6 +75,10 @@ impl Cluster {
             files::create(&folder.backups(), user)?;
         }
         let world = World::create(&folder, &plan).await?;
+        let mut name_server = plan.dns.then(|| NameServer::new(&folder));
+        if let Some(name_server) = &mut name_server {
+            name_server.start();
+        }
         let mut members = Vec::new();
         for position in 0..plan.members {
             let mut member = Member::create(&world, &plan, position, &this).await?;
@@ -82,6 +89,7 @@ impl Cluster {
             world,
             plan,
             members,
+            name_server,
             this,
         })
     }
@@ -92,10 +100,13 @@ impl Cluster {
         signals: &mut ProcessSignals,
         command: &[OsString],
     ) -> Result<u8, DevError> {
-        let forwarder = (!self.plan.plain).then(|| forwarder::start(&self.world, &self.this));
+        let forwarders = match self.plan.plain {
+            true => Vec::new(),
+            false => forwarder::start(&self.world, &self.this),
+        };
         self.publish()?;
         let mut child = None;
-        let ready = wait_for_leader(self.session(), self.world.folder.0.clone());
+        let ready = wait_for_leader(self.sessions(), self.world.folder.0.clone());
         tokio::pin!(ready);
         let mut is_ready = false;
         let result = loop {
@@ -124,25 +135,34 @@ impl Cluster {
                 let _ = child.kill().await;
             }
         }
-        if let Some(forwarder) = forwarder {
+        for forwarder in forwarders {
             forwarder.abort();
         }
         result
     }
 
-    /// The environment in which `psql` reaches the leader: through the forwarder, or directly.
-    fn session(&self) -> Vec<(&'static str, OsString)> {
-        text::session(&self.world, &self.plan)
+    /// The environments in which `psql` reaches the leader: through each forwarder, or directly.
+    fn sessions(&self) -> Vec<text::Variables> {
+        let session = text::session(&self.world, &self.plan);
+        let following = self.plan.dns.then(|| text::following(&session));
+        [session].into_iter().chain(following).collect()
     }
 
     /// The sockets for the ports on this machine.
     fn publish(&self) -> Result<(), DevError> {
+        let publish = |name: &str, kind: &str, server: SocketAddr| {
+            let socket = self.world.folder.published_socket(name, kind);
+            publish::to_tcp(socket, server).map_err(system(format!("cannot publish {name}")))
+        };
         for (position, member) in self.members.iter().enumerate().filter(|_| !self.plan.plain) {
-            for (suffix, port) in [("sidecar", SIDECAR_PORT), ("http", HTTP_PORT)] {
-                let socket = self.world.file(&format!("{}-{suffix}.sock", member.name));
-                publish::to_tcp(socket, (ip(position), port).into())
-                    .map_err(system("cannot publish a member"))?;
+            for (kind, port) in [("sidecar", SIDECAR_PORT), ("http", HTTP_PORT)] {
+                publish(&member.name, kind, (ip(position), port).into())?;
             }
+        }
+        if self.plan.dns {
+            let name_server = (name_server::ADDRESS, name_server::PORT).into();
+            publish(name_server::NAME, "tcp", name_server)?;
+            publish("following", "http", FOLLOWING_HTTP)?;
         }
         Ok(())
     }
@@ -201,6 +221,10 @@ impl Cluster {
                 let set = |member: usize| self.at(member)?.set_clock(offset);
                 self.member(name).and_then(set).map(|()| Answer::default())
             }
+            [action @ ("kill" | "start"), name_server::NAME] if self.name_server.is_some() => {
+                self.change_name_server(action).await;
+                Ok(Answer::default())
+            }
             [
                 action @ ("kill" | "start" | "pause" | "resume" | "isolate" | "join"),
                 name,
@@ -209,7 +233,7 @@ impl Cluster {
             }
             _ => Err(DevError::Members(
                 "expected status, kill NAME, start NAME, pause NAME, resume NAME, isolate NAME, join NAME, clock NAME SECONDS, \
-                 or exec NAME COMMAND …"
+                 exec NAME COMMAND …, or with --dns kill dns and start dns"
                     .to_owned(),
             )),
         };
@@ -243,6 +267,15 @@ impl Cluster {
         }
     }
 
+    async fn change_name_server(&mut self, action: &str) {
+        if let Some(name_server) = &mut self.name_server {
+            match action {
+                "kill" => name_server.kill().await,
+                _ => name_server.start(),
+            }
+        }
+    }
+
     fn member(&self, name: &str) -> Result<usize, DevError> {
         let found = self.members.iter().position(|member| member.name == name);
         found.ok_or_else(|| DevError::Members(format!("no member is named {name:?}")))
@@ -254,16 +287,23 @@ impl Cluster {
     }
 
     fn status(&self) -> String {
-        let state = |member: &Member| match member.is_running() {
-            true => format!("{} running\n", member.name),
-            false => format!("{} killed\n", member.name),
+        let members = self.members.iter();
+        let members = members.map(|member| (member.name.as_str(), member.is_running()));
+        let name_server = self.name_server.iter();
+        let name_server = name_server.map(|server| (name_server::NAME, server.is_running()));
+        let state = |(name, is_running)| match is_running {
+            true => format!("{name} running\n"),
+            false => format!("{name} killed\n"),
         };
-        self.members.iter().map(state).collect()
+        members.chain(name_server).map(state).collect()
     }
 
     async fn remove(self) {
         for member in self.members {
             member.remove().await;
+        }
+        if let Some(mut name_server) = self.name_server {
+            name_server.kill().await;
         }
     }
 }
@@ -310,12 +350,20 @@ async fn output_of(mut command: Command) -> Answer {
     }
 }
 
-/// Waits until a session that can write is served, as a client sees it.
-async fn wait_for_leader(
-    session: Vec<(&'static str, OsString)>,
-    folder: PathBuf,
-) -> Result<(), DevError> {
+/// Waits until a session that can write is served in each of these ways, as a client sees it.
+async fn wait_for_leader(sessions: Vec<text::Variables>, folder: PathBuf) -> Result<(), DevError> {
     let deadline = Instant::now() + START_TIMEOUT;
+    for session in sessions {
+        wait_for_session(&session, deadline, &folder).await?;
+    }
+    Ok(())
+}
+
+async fn wait_for_session(
+    session: &text::Variables,
+    deadline: Instant,
+    folder: &Path,
+) -> Result<(), DevError> {
     let query = "SELECT NOT pg_is_in_recovery()";
     loop {
         let mut command = Command::new("psql");
@@ -341,7 +389,7 @@ async fn wait_for_leader(
                 "no leader takes writes after {} s: {}\n{}",
                 START_TIMEOUT.as_secs(),
                 message.trim(),
-                log_tails(&folder)
+                log_tails(folder)
             )));
         }
         sleep(Duration::from_millis(500)).await;

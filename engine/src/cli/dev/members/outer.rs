@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use nix::sys::signal::Signal;
@@ -12,7 +12,7 @@ use tokio::process::{Child, Command};
 use super::super::error::{DevError, system};
 use super::address::name;
 use super::files::Folder;
-use super::{Plan, clock, control, publish};
+use super::{Plan, clock, control, name_server, publish};
 use crate::app::runtime;
 use crate::app::signals::ProcessSignals;
 use crate::cli::subprocess;
@@ -20,6 +20,10 @@ use crate::cli::subprocess;
 /// The forwarder's port on this machine, those of the sidecars and those of their HTTP servers from the first member on,
 /// if they are free.
 const FORWARDER_PORT: u16 = 6432;
+/// The same for the forwarder that follows the leader and its HTTP server, and for the name server, by TCP only.
+const FOLLOWING_PORT: u16 = 6433;
+const FOLLOWING_HTTP_PORT: u16 = 9090;
+const NAME_SERVER_PORT: u16 = 5353;
 const FIRST_SIDECAR_PORT: u16 = 5433;
 const FIRST_HTTP_PORT: u16 = 8080;
 
@@ -100,6 +104,9 @@ fn inner(folder: &Folder, plan: &Plan, command: &[OsString]) -> Result<Child, De
     if plan.clocks {
         inner.arg("--clocks");
     }
+    if plan.dns {
+        inner.arg("--dns");
+    }
     inner.arg("--inner").arg(&folder.0).arg("--").args(command);
     inner.kill_on_drop(true);
     inner.spawn().map_err(|source| DevError::Command {
@@ -153,7 +160,9 @@ fn check_programs(plan: &Plan) -> Result<(), DevError> {
         .chain(backups)
         .filter(|(program, _)| !is_installed(program));
     let clocks = (plan.clocks && clock::library().is_none()).then_some("libfaketime");
-    let mut packages: Vec<_> = missing.map(|(_, package)| package).chain(clocks).collect();
+    let knot = (plan.dns && !name_server::is_installed()).then_some("knot");
+    let packages = missing.map(|(_, package)| package);
+    let mut packages: Vec<_> = packages.chain(clocks).chain(knot).collect();
     packages.dedup();
     match packages.as_slice() {
         [] => Ok(()),
@@ -169,38 +178,63 @@ fn is_installed(program: &str) -> bool {
     std::env::split_paths(&path).any(|folder| folder.join(program).exists())
 }
 
+/// Listens on this machine, and writes the list of the addresses.
 async fn publish_ports(folder: &Folder, plan: &Plan) -> Result<(), DevError> {
     let mut text = String::new();
-    let mut publish = async |port: u16, socket: std::path::PathBuf, what: &str| {
-        let listener = publish::bind(port).await?;
-        let address = listener.local_addr()?;
-        publish::from_tcp(listener, socket);
+    for (port, socket, what) in ports(folder, plan) {
+        let listen = async {
+            let listener = publish::bind(port).await?;
+            let address = listener.local_addr()?;
+            publish::from_tcp(listener, socket);
+            Ok::<_, std::io::Error>(address)
+        };
+        let address = listen
+            .await
+            .map_err(system("cannot listen on this machine"))?;
         text.push_str(&format!("  {address:<24} {what}\n"));
-        Ok::<_, std::io::Error>(())
-    };
-    let result: std::io::Result<()> = async {
-        publish(FORWARDER_PORT, folder.forwarder(), "forwarder").await?;
-        for (position, offset) in (0..plan.members).zip(0_u16..) {
-            let name = name(position);
-            let socket = |kind: &str| folder.0.join(format!("{name}-{kind}.sock"));
-            publish(
+    }
+    write_published(&folder.published(), &text)
+}
+
+/// The ports on this machine, the sockets that they lead to, and what is there.
+fn ports(folder: &Folder, plan: &Plan) -> Vec<(u16, PathBuf, String)> {
+    let mut ports = vec![(FORWARDER_PORT, folder.forwarder(), "forwarder".to_owned())];
+    if plan.dns {
+        ports.extend([
+            (
+                FOLLOWING_PORT,
+                folder.following(),
+                "forwarder that follows the leader".to_owned(),
+            ),
+            (
+                FOLLOWING_HTTP_PORT,
+                folder.published_socket("following", "http"),
+                "HTTP of that forwarder".to_owned(),
+            ),
+            (
+                NAME_SERVER_PORT,
+                folder.published_socket(name_server::NAME, "tcp"),
+                "name server, by TCP".to_owned(),
+            ),
+        ]);
+    }
+    for (position, offset) in (0..plan.members).zip(0_u16..) {
+        let name = name(position);
+        let socket = |kind| folder.published_socket(&name, kind);
+        ports.extend([
+            (
                 FIRST_SIDECAR_PORT + offset,
                 socket("sidecar"),
-                &format!("sidecar of {name}"),
-            )
-            .await?;
-            publish(
+                format!("sidecar of {name}"),
+            ),
+            (
                 FIRST_HTTP_PORT + offset,
                 socket("http"),
-                &format!("HTTP of {name}"),
-            )
-            .await?;
-        }
-        Ok(())
+                format!("HTTP of {name}"),
+            ),
+        ]);
     }
-    .await;
-    result.map_err(system("cannot listen on this machine"))?;
-    write_published(&folder.published(), &text)
+    ports
 }
 
 fn write_published(path: &Path, text: &str) -> Result<(), DevError> {

@@ -8,7 +8,9 @@ use super::super::cluster::{CA, CLIENT_CERT, CLIENT_KEY, write as write_file};
 use super::super::error::DevError;
 use super::super::instructions::shell_quoted;
 use super::Plan;
-use super::address::{ip, name};
+use super::address::{FOLLOWING_HTTP, ip, name};
+use super::files::FOLLOWING_PORT;
+use super::name_server::{ADDRESS, DOMAIN, Publication};
 use super::world::World;
 
 /// Variables by name.
@@ -43,7 +45,35 @@ pub(super) fn session(world: &World, plan: &Plan) -> Variables {
     variables
 }
 
-/// The same, and what else a program may need.
+/// The same through the forwarder that follows the leader.
+pub(super) fn following(session: &Variables) -> Variables {
+    let mut variables = session.clone();
+    variables.retain(|(name, _)| *name != "PGPORT");
+    variables.push(("PGPORT", FOLLOWING_PORT.to_string().into()));
+    variables
+}
+
+/// What a program needs to read the leader manifest, and to use the forwarder that follows it.
+fn publication(publication: &Publication) -> Variables {
+    vec![
+        ("TEESQL_DEV_NAME_SERVER", ADDRESS.to_string().into()),
+        ("TEESQL_DEV_DOMAIN", DOMAIN.into()),
+        (
+            "TEESQL_DEV_MANIFEST_SIGNER",
+            publication.signer.to_checksummed().into(),
+        ),
+        (
+            "TEESQL_DEV_FOLLOWING_PORT",
+            FOLLOWING_PORT.to_string().into(),
+        ),
+        (
+            "TEESQL_DEV_FOLLOWING_ADMIN",
+            format!("http://{FOLLOWING_HTTP}").into(),
+        ),
+    ]
+}
+
+/// The same as [`session`], and what else a program may need.
 pub(super) fn variables(world: &World, plan: &Plan, this: &Path) -> Variables {
     let mut variables = session(world, plan);
     variables.extend(world.client());
@@ -77,6 +107,7 @@ pub(super) fn variables(world: &World, plan: &Plan, this: &Path) -> Variables {
             world.file(CLIENT_KEY).into_os_string(),
         ),
     ]);
+    variables.extend(world.publication.iter().flat_map(publication));
     variables
 }
 
@@ -90,11 +121,24 @@ pub(super) fn write(path: &Path, variables: &Variables) -> Result<(), DevError> 
     write_file(path, &text, 0o600)
 }
 
+const FOLLOWING: &str = "\
+Through the forwarder that follows the leader manifest:
+
+  psql -p $TEESQL_DEV_FOLLOWING_PORT
+  kdig @127.0.0.1 -p 5353 +tcp TXT _teesql-leader.$TEESQL_DEV_DOMAIN  # kdig: Debian's knot-dnsutils
+  member kill dns                                                  # and: member start dns
+
+";
+
 /// The text for people.
 pub(super) fn instructions(world: &World, this: &Path) -> String {
     let env = shell_quoted(&world.file("env").display().to_string());
     let this = shell_quoted(&this.display().to_string());
     let published = std::fs::read_to_string(world.folder.published()).unwrap_or_default();
+    let following = match world.publication {
+        Some(_) => FOLLOWING,
+        None => "",
+    };
     format!(
         "\nThe cluster runs under its own mock TDX root. Ctrl-C stops it and removes all its files.\n\n\
          Through the forwarder, as a client. In another terminal:\n\n  \
@@ -108,6 +152,7 @@ pub(super) fn instructions(world: &World, this: &Path) -> String {
          member kill a                                                    # kill -9 of everything on a\n  \
          member start a                                                   # it comes back\n  \
          member isolate a                                                 # pull its cable; join a plugs it in\n\n\
+         {following}\
          On this machine:\n\n{published}\n\
          Logs: {}/*/*.log\n",
         world.folder.0.display(),

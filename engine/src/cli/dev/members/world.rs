@@ -16,8 +16,9 @@ use zeroize::Zeroizing;
 use super::super::cluster::{CA, TDX_ROOT, envelope, random_hex, request_keys, write};
 use super::super::error::DevError;
 use super::Plan;
-use super::address::{BRIDGE, HTTP_PORT, SIDECAR_PORT, ip, members, name};
+use super::address::{BRIDGE, FOLLOWING_HTTP, HTTP_PORT, SIDECAR_PORT, ip, members, name};
 use super::files::Folder;
+use super::name_server::Publication;
 use crate::io::clock::unix_now;
 
 /// The name of the cluster.
@@ -29,6 +30,8 @@ pub(super) struct World {
     /// Those of the members, and that of the clients.
     agents: Vec<Agent>,
     pub(super) folder: Folder,
+    /// With `--dns`.
+    pub(super) publication: Option<Publication>,
     pub(super) members: usize,
     pub(super) superuser_password: Zeroizing<String>,
     pub(super) read_secret: Zeroizing<String>,
@@ -67,10 +70,15 @@ impl World {
         let agents: Vec<_> = (0..=plan.members).map(agent).collect::<Result<_, _>>()?;
         let client = agents.last().ok_or(DevError::Random)?;
         let superuser_password = request_keys(client, &folder.0).await?;
+        let publication = match plan.dns {
+            true => Some(Publication::create(folder, client).await?),
+            false => None,
+        };
         Ok(Self {
             pccs,
             agents,
             folder: folder.clone(),
+            publication,
             members: plan.members,
             superuser_password,
             read_secret: random_hex()?,
@@ -119,14 +127,27 @@ impl World {
 
     /// The settings of the forwarder.
     pub(super) fn forwarder(&self) -> BTreeMap<&'static str, OsString> {
+        let mut settings = self.any_forwarder(&self.folder.forwarder());
+        settings.insert("TEESQL_TARGET", self.sidecars().into());
+        settings
+    }
+
+    /// The settings of the forwarder that follows the leader, if there is one.
+    pub(super) fn following_forwarder(&self) -> Option<BTreeMap<&'static str, OsString>> {
+        let publication = self.publication.as_ref()?;
+        let mut settings = self.any_forwarder(&self.folder.following());
+        settings.extend(publication.forwarder());
+        settings.insert("TEESQL_ADMIN_LISTEN", FOLLOWING_HTTP.to_string().into());
+        // Its log shows how it follows.
+        settings.insert("TEESQL_LOG", "info".into());
+        Some(settings)
+    }
+
+    fn any_forwarder(&self, socket: &Path) -> BTreeMap<&'static str, OsString> {
         let mut settings = self.client();
         settings.extend([
             ("TEESQL_GUEST_AGENT", self.client_agent()),
-            (
-                "TEESQL_FORWARD_LISTEN",
-                self.folder.forwarder().into_os_string(),
-            ),
-            ("TEESQL_TARGET", self.sidecars().into()),
+            ("TEESQL_FORWARD_LISTEN", socket.as_os_str().to_owned()),
             ("TEESQL_DRAIN_TIMEOUT", "1s".into()),
         ]);
         settings
@@ -155,6 +176,8 @@ impl World {
             ("TEESQL_CLUSTER_MEMBER", name(member).into()),
             ("TEESQL_CLUSTER_MEMBERS", members(self.members).into()),
         ]);
+        let publication = self.publication.as_ref();
+        settings.extend(publication.into_iter().flat_map(Publication::sidecar));
         settings
     }
 

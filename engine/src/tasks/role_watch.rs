@@ -4,13 +4,14 @@
 //! connections, the log and the metrics. It must never wait longer for an answer than [`ANSWER_TIMEOUT`], because the
 //! silence of Patroni has to be noticed in time.
 
+mod role_metrics;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use admin::Latch;
-use metrics::{Counter, Gauge};
 use tokio::time::{sleep, timeout};
 use tokio_postgres::error::SqlState;
 
@@ -18,13 +19,13 @@ use crate::auth::credential::Credential;
 use crate::cluster::patroni::{Expected, parse_cluster, parse_status, parse_ttl};
 use crate::cluster::role_state::{Observation, RoleSettings, RoleState, Transition};
 use crate::cluster::state::ClusterState;
-use crate::cluster::view::{ClusterView, FenceCause, MemberRole, WatchError};
+use crate::cluster::view::{ClusterView, MemberRole, WatchError};
 use crate::io::stream::PgAddress;
 use crate::postgres::server::PostgresServer;
 use crate::postgres::superuser::standing::Standing;
 use crate::postgres::superuser::{self, Superuser};
 use crate::tasks::patroni;
-use crate::telemetry::metrics::Metrics;
+pub(crate) use role_metrics::RoleMetrics;
 
 /// Between two rounds while there is a leader.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -368,76 +369,6 @@ impl ErrorLog {
         let due: Vec<_> = errors.iter().filter(is_new).copied().collect();
         self.0.extend(due.iter().map(|error| (*error, now)));
         due
-    }
-}
-
-/// The gauges and counters of the role.
-pub(crate) struct RoleMetrics {
-    /// In the order of [`MemberRole::ALL`].
-    roles: [Gauge; 5],
-    /// In the order of [`WatchError::ALL`].
-    errors: [Counter; 14],
-    /// In the order of [`FenceCause::ALL`].
-    fences: [Counter; 2],
-    timeline: Gauge,
-    lag_bytes: Gauge,
-    lag_seconds: Gauge,
-    fenced: Gauge,
-    has_leader: Gauge,
-}
-
-impl RoleMetrics {
-    /// Creates all series.
-    pub(crate) fn new(metrics: &Metrics) -> Self {
-        let gauge = |name| metrics.gauge(name, &[]);
-        Self {
-            roles: MemberRole::ALL
-                .map(|role| metrics.gauge("teesql_cluster_role", &[("role", role.name())])),
-            errors: WatchError::ALL.map(|error| {
-                metrics.counter(
-                    "teesql_cluster_watch_errors_total",
-                    &[("reason", error.code())],
-                )
-            }),
-            fences: FenceCause::ALL.map(|cause| {
-                metrics.counter("teesql_cluster_fences_total", &[("cause", cause.code())])
-            }),
-            timeline: gauge("teesql_cluster_timeline"),
-            lag_bytes: gauge("teesql_cluster_lag_bytes"),
-            lag_seconds: gauge("teesql_cluster_lag_seconds"),
-            fenced: gauge("teesql_cluster_fenced"),
-            has_leader: gauge("teesql_cluster_has_leader"),
-        }
-    }
-
-    fn set(&self, view: &ClusterView, own: usize) {
-        let number = |value: Option<u64>| value.map_or(f64::NAN, |value| value as f64);
-        let flag = |is: bool| f64::from(u8::from(is));
-        for (role, gauge) in MemberRole::ALL.iter().zip(&self.roles) {
-            gauge.set(flag(*role == view.role));
-        }
-        let leads = view.leader == Some(own);
-        self.timeline.set(number(view.timeline));
-        self.lag_bytes
-            .set(number(view.lag.bytes.or(leads.then_some(0))));
-        self.lag_seconds
-            .set(number(view.lag.seconds.or(leads.then_some(0))));
-        self.fenced.set(flag(view.fenced.is_some()));
-        self.has_leader.set(flag(view.leader.is_some()));
-    }
-
-    fn count_error(&self, error: WatchError) {
-        let position = WatchError::ALL.iter().position(|known| *known == error);
-        if let Some(counter) = position.and_then(|position| self.errors.get(position)) {
-            counter.increment(1);
-        }
-    }
-
-    fn count_fence(&self, cause: FenceCause) {
-        let position = FenceCause::ALL.iter().position(|known| *known == cause);
-        if let Some(counter) = position.and_then(|position| self.fences.get(position)) {
-            counter.increment(1);
-        }
     }
 }
 

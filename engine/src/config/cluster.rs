@@ -116,13 +116,13 @@ impl ClusterConfig {
         }
     }
 
-    /// Refuses a cluster of several members if peers are not attested: anybody could open links to the databases.
+    /// Refuses a cluster of several members if peers are not attested: every program on the network could open links to the databases.
     pub(super) fn check_attested(&self, reader: &mut Reader<'_>, attested: bool) -> Option<()> {
         if attested || self.members.len() == 1 {
             return Some(());
         }
         reader.error(
-            "cluster_members: links between members are always attested, and this sidecar attests nobody: set \
+            "cluster_members: links between members are always attested, and this sidecar attests no peers: set \
              require_client_attestation = true, or remove the other members",
         )
     }

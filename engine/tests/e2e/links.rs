@@ -135,6 +135,8 @@ fn member(
     let settings = tdx
         .member_settings(fixture.settings(), name, list)
         .set("TEESQL_LISTEN", &format!("127.0.0.1:{listen}"))
+        // Fencing would end sessions of other tests: the database is shared.
+        .set("TEESQL_CLUSTER_PATRONI", "off")
         .set("TEESQL_CLUSTER_SERVICES", &services);
     Member {
         name,

@@ -11,7 +11,7 @@ mod tests;
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use wire::link::ServiceName;
+use wire::link::{MAX_MEMBER_NAME, MemberName, ServiceName};
 
 use super::reader::Reader;
 use super::settings;
@@ -23,9 +23,6 @@ pub(super) use table::settings_of_table;
 
 /// The most members that a cluster can have. Patroni and etcd work best with three to seven.
 pub const MAX_MEMBERS: usize = 32;
-
-/// Maximum length of a name of a cluster or a member in bytes: that of a DNS label.
-const MAX_NAME: usize = 63;
 
 /// The name of the service by which members reach each other's Postgres.
 const POSTGRES: &str = "postgres";
@@ -51,7 +48,7 @@ pub struct ClusterConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     /// Patroni's and etcd's `name`.
-    pub name: String,
+    pub name: MemberName,
     /// A host name or an IP address, where the other members reach this one's sidecar.
     pub host: String,
     /// The port there.
@@ -96,7 +93,8 @@ impl ClusterConfig {
         }
         let Some(own) = members.iter().position(|other| other.name == member) else {
             return reader.error(format!(
-                "cluster_member = {member:?}: no member of cluster_members has this name"
+                "cluster_member = {:?}: no member of cluster_members has this name",
+                member.as_str()
             ));
         };
         let config = Self {
@@ -136,8 +134,8 @@ impl ClusterConfig {
 
     /// The position of the member with this name.
     #[must_use]
-    pub fn position(&self, member: &str) -> Option<usize> {
-        self.members.iter().position(|other| other.name == member)
+    pub fn position(&self, member: &MemberName) -> Option<usize> {
+        self.members.iter().position(|other| other.name == *member)
     }
 
     /// The service with this name.
@@ -149,9 +147,12 @@ impl ClusterConfig {
     /// Where the Postgres of the member at this position is, from every member. `None` if there is no such service.
     #[must_use]
     pub fn postgres_of(&self, member: usize) -> Option<SocketAddr> {
-        let service = self.services.iter();
-        let mut service = service.filter(|service| service.name.as_str() == POSTGRES);
-        Some(service.next()?.address_of(member))
+        let mut services = self.services.iter();
+        Some(
+            services
+                .find(|service| service.is_postgres())?
+                .address_of(member),
+        )
     }
 
     /// Why logins cannot be carried to the leader, if they are to be.
@@ -205,6 +206,12 @@ impl Service {
         (Ipv4Addr::LOCALHOST, self.first_port.saturating_add(offset)).into()
     }
 
+    /// Whether it is the members' Postgres.
+    #[must_use]
+    pub fn is_postgres(&self) -> bool {
+        self.name.as_str() == POSTGRES
+    }
+
     /// Where the service listens on the member that has it.
     #[must_use]
     pub fn local_address(&self) -> SocketAddr {
@@ -216,12 +223,13 @@ fn duplicate_member(members: &[Member]) -> Option<String> {
     for (position, member) in members.iter().enumerate() {
         for earlier in members.iter().take(position) {
             if earlier.name == member.name {
-                return Some(format!("two members are named {:?}", member.name));
+                return Some(format!("two members are named {:?}", member.name.as_str()));
             }
             if (&earlier.host, earlier.port) == (&member.host, member.port) {
                 return Some(format!(
                     "members {:?} and {:?} have the same address",
-                    earlier.name, member.name
+                    earlier.name.as_str(),
+                    member.name.as_str()
                 ));
             }
         }
@@ -229,19 +237,19 @@ fn duplicate_member(members: &[Member]) -> Option<String> {
     None
 }
 
-/// The name of a cluster or a member: a DNS label, so that it can be used in names of hosts, files and systemd units.
+/// The name of a cluster, which has the syntax of a member's.
 pub(super) fn name(text: &str) -> Parsed<String> {
-    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    let edges = [text.bytes().next(), text.bytes().next_back()];
-    if text.len() > MAX_NAME
-        || !text.bytes().all(allowed)
-        || edges.iter().any(|edge| matches!(edge, None | Some(b'-')))
-    {
-        return Err(format!(
-            "expected a name of 1 to {MAX_NAME} lower-case letters, digits and hyphens, not with a hyphen first or last"
-        ));
-    }
-    Ok(text.to_owned())
+    member_name(text).map(|name| name.to_string())
+}
+
+/// The name of a member.
+pub(super) fn member_name(text: &str) -> Parsed<MemberName> {
+    text.parse().map_err(|_| {
+        format!(
+            "expected a name of 1 to {MAX_MEMBER_NAME} lower-case letters, digits and hyphens, not with a hyphen first \
+             or last"
+        )
+    })
 }
 
 /// `NAME=HOST:PORT,…`
@@ -259,7 +267,7 @@ fn member(text: &str) -> Parsed<Member> {
         .ok_or("expected NAME=HOST:PORT for each member")?;
     let (host, port) = values::target(address)?;
     Ok(Member {
-        name: name(own)?,
+        name: member_name(own)?,
         host,
         port,
     })

@@ -2,8 +2,8 @@
 //! services, such as etcd and Postgres (docs/reference/link-protocol.md).
 //!
 //! Services without attestation of their own reach each other only through these. A link must never be opened to or
-//! accepted from a peer that the policy for members does not admit, and never lead to anything but a configured
-//! service.
+//! accepted from a peer that the policy for members does not admit, or whose name belongs to another VM, and never lead
+//! to anything but a configured service.
 
 pub(crate) mod inbound;
 pub(crate) mod outbound;
@@ -12,11 +12,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use attest::Denial;
-use wire::link::{LinkRefusal, ServiceName};
+use attest::values::InstanceId;
+use attest::{AttestedPeer, Denial};
+use wire::link::{BootId, LinkRefusal, MemberName, ServiceName};
 
 use crate::attestation::gate::{AttestingGate, Gate};
 use crate::attestation::members::MemberVerifier;
+use crate::cluster::member_names::{BoundName, Holder, MemberNames, NotBound};
 use crate::config::{ClusterConfig, Service};
 use crate::io::offload::{OffloadThread, PendingJobs};
 use crate::io::stream::{PgAddress, Stream};
@@ -24,6 +26,7 @@ use crate::session::control::ConnectionControl;
 use crate::shard::context::ShardContext;
 use crate::shard::handler::{HandlerContext, LinkContext};
 use crate::tasks::discovery::TargetResolver;
+use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::link_metrics::LinkMetrics;
 use crate::telemetry::metrics::Metrics;
 
@@ -40,6 +43,10 @@ pub(crate) struct LinkState {
     pub(crate) resolvers: Vec<Option<Arc<TargetResolver>>>,
     /// What verifies members. `None` in a cluster of one member whose clients are not attested.
     pub(crate) members: Option<(Arc<MemberVerifier>, OffloadThread)>,
+    /// Which VM has the name of which member.
+    pub(crate) member_names: Arc<MemberNames>,
+    /// That of this machine.
+    pub(crate) boot_id: BootId,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -88,6 +95,37 @@ impl Links {
         let gate = context.member_gate().filter(|_| ready);
         gate.ok_or(LinkRefusal::NotReady)
     }
+
+    /// The name of this member.
+    fn own_name(&self) -> MemberName {
+        self.state.cluster.own_member().name
+    }
+
+    /// Binds the name of the other member to its VM, while the link is open and for a time afterwards.
+    ///
+    /// # Errors
+    /// The name belongs to another VM, or the VM has another name; or there are too many names.
+    fn bind(
+        &self,
+        name: MemberName,
+        instance: InstanceId,
+        boot_id: BootId,
+    ) -> Result<BoundName, CloseReason> {
+        let holder = Holder { instance, boot_id };
+        let names = &self.state.member_names;
+        let bound = names.bind(name, holder, Instant::now());
+        bound.map_err(|not_bound| match not_bound {
+            NotBound::Conflict(conflict) => {
+                CloseReason::MemberConflict(conflict.to_string().into())
+            }
+            NotBound::TooMany => LinkRefusal::TooManyLinks.into(),
+        })
+    }
+}
+
+/// The instance that a verified member is. Without an instance id a member's name cannot be bound.
+fn instance_of(peer: &AttestedPeer) -> Result<InstanceId, CloseReason> {
+    peer.instance_id().ok_or(CloseReason::NoInstanceId)
 }
 
 /// Connects to a service of this machine.

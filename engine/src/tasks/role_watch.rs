@@ -16,10 +16,11 @@ use tokio::time::{sleep, timeout};
 use tokio_postgres::error::SqlState;
 
 use crate::auth::credential::Credential;
+use crate::cluster::member_names;
 use crate::cluster::patroni::{Expected, parse_cluster, parse_status, parse_ttl};
 use crate::cluster::role_state::{Observation, RoleSettings, RoleState, Transition};
 use crate::cluster::state::ClusterState;
-use crate::cluster::view::{ClusterView, MemberRole, WatchError};
+use crate::cluster::view::{ClusterView, FenceCause, MemberRole, WatchError};
 use crate::io::stream::PgAddress;
 use crate::postgres::server::PostgresServer;
 use crate::postgres::superuser::standing::Standing;
@@ -86,7 +87,7 @@ impl RoleWatch {
     fn expected(&self) -> Expected<'_> {
         Expected {
             cluster: &self.state.config.name,
-            member: &self.state.config.own_member().name,
+            member: self.state.config.own_member().name.as_str(),
         }
     }
 
@@ -104,6 +105,9 @@ impl RoleWatch {
         }
         self.metrics.set(view, self.state.config.own);
         match view.fenced {
+            _ if view.errors.contains(&WatchError::NameConflict) => {
+                self.latch.set_not_ready(self.name_conflict(view));
+            }
             Some(cause) => self.latch.set_not_ready(format!(
                 "fenced ({}): Postgres takes writes, but this member does not hold the leader lock",
                 cause.code()
@@ -121,6 +125,23 @@ impl RoleWatch {
                 None => self.latch.set_ready(),
             },
         }
+    }
+
+    /// Says who refuses the name of this member, and what to do.
+    fn name_conflict(&self, view: &ClusterView) -> String {
+        let own = self.state.config.own_member().name;
+        let refusing = self.state.member_names.refusing(Instant::now());
+        let refusing: Vec<_> = refusing
+            .filter_map(|member| self.state.name_of(member))
+            .collect();
+        let fenced = view.fenced.map_or("", |_| "fenced, ");
+        format!(
+            "{fenced}name_conflict: member {} says that the name {own} belongs to another VM, which its /cluster names: \
+             stop one of the two, or give it a cluster_member of its own; after a restart of this VM, or if it replaces \
+             the other one, wait until the name is free, {} s after the last link of before",
+            refusing.join(", "),
+            member_names::HOLD.as_secs()
+        )
     }
 
     fn log(&self, transition: Transition, view: &ClusterView) {
@@ -149,9 +170,15 @@ impl RoleWatch {
             }
             Transition::Fenced(cause) => {
                 self.metrics.count_fence(cause);
+                let why = match cause {
+                    FenceCause::LockLost | FenceCause::PatroniSilent => {
+                        "this member does not hold the leader lock"
+                    }
+                    FenceCause::NameConflict => "another VM may have the name of this member",
+                };
                 tracing::error!(
                     cause = cause.code(),
-                    "fenced: Postgres takes writes, but this member does not hold the leader lock: its read-write sessions end"
+                    "fenced: Postgres takes writes, but {why}: its read-write sessions end"
                 );
             }
             Transition::FenceEnded => tracing::warn!("no longer fenced"),
@@ -174,7 +201,15 @@ impl Round {
         let observation = self.observe(watch).await;
         let (view, transitions) = self.role.observe(Instant::now(), observation);
         for error in self.log.due(&view.errors, Instant::now()) {
-            tracing::warn!(reason = error.code(), "watching the role of this member");
+            let detail = match error {
+                WatchError::NameConflict => Some(watch.name_conflict(&view)),
+                _ => None,
+            };
+            tracing::warn!(
+                reason = error.code(),
+                detail,
+                "watching the role of this member"
+            );
         }
         for error in &view.errors {
             watch.metrics.count_error(*error);
@@ -227,6 +262,12 @@ impl Round {
             remote: remote.map(|(member, standing)| {
                 (member, standing.map_err(|_| WatchError::LeaderUnreachable))
             }),
+            name_refused: watch
+                .state
+                .member_names
+                .refusing(Instant::now())
+                .next()
+                .is_some(),
         }
     }
 
@@ -252,6 +293,13 @@ impl Round {
                 fence_after = ?config.fence_after,
                 ttl,
                 "cluster_fence_after and the 2 s that a look takes are not less than Patroni's ttl: another member may be promoted before this one is fenced"
+            );
+        }
+        if Duration::from_secs(ttl) > member_names::HOLD {
+            tracing::warn!(
+                ttl,
+                hold = ?member_names::HOLD,
+                "Patroni's ttl is longer than a member's name stays with its VM: two VMs with one name may both hold the leader lock"
             );
         }
     }

@@ -10,9 +10,9 @@ pub(crate) struct RoleMetrics {
     /// In the order of [`MemberRole::ALL`].
     roles: [Gauge; 5],
     /// In the order of [`WatchError::ALL`].
-    errors: [Counter; 14],
+    errors: [Counter; 15],
     /// In the order of [`FenceCause::ALL`].
-    fences: [Counter; 2],
+    fences: [Counter; 3],
     timeline: Gauge,
     lag_bytes: Gauge,
     lag_seconds: Gauge,

@@ -34,6 +34,10 @@ use crate::telemetry::metrics::Metrics;
 /// handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long bytes of a link may stay unacknowledged. While some are, keepalive does not look for a member that has
+/// vanished, and the kernel gives up after a quarter of an hour. For so long the member's name would belong to it.
+const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// What all shards of a member have in common for links.
 pub(crate) struct LinkState {
     pub(crate) cluster: ClusterConfig,
@@ -126,6 +130,16 @@ impl Links {
 /// The instance that a verified member is. Without an instance id a member's name cannot be bound.
 fn instance_of(peer: &AttestedPeer) -> Result<InstanceId, CloseReason> {
     peer.instance_id().ok_or(CloseReason::NoInstanceId)
+}
+
+/// Lets a link end whose member has vanished. Not one to Postgres: its clients may leave results unread for as long as
+/// they like, and the kernel counts a closed window as bytes that are not acknowledged. Postgres has timeouts of its own
+/// for replication.
+fn limit_unacknowledged(stream: &Stream, service: &Service) {
+    if !service.is_postgres() {
+        // Without it the link only ends later.
+        let _ = stream.set_user_timeout(UNACKNOWLEDGED_TIMEOUT);
+    }
 }
 
 /// Connects to a service of this machine.

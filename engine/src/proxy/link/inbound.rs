@@ -15,7 +15,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
 use wire::link::{AwaitRequest, LinkRefusal, LinkRequest, LinkRequestStep, PendingLink};
 
-use super::{Links, dial_service, instance_of, is_no_member};
+use super::{Links, dial_service, instance_of, is_no_member, limit_unacknowledged};
 use crate::cluster::member_names::BoundName;
 use crate::config::Service;
 use crate::io::buffer::{Buffer, Size};
@@ -76,6 +76,7 @@ impl AcceptedLink<'_> {
         let service = links.state.cluster.service(&link.request().service);
         let service = service.ok_or(LinkRefusal::UnknownService)?;
         self.note_service(service);
+        limit_unacknowledged(&peer.stream, service);
         let session = self.connect(links, peer, link, service).await?;
         Ok((session, bound))
     }

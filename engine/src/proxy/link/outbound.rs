@@ -16,7 +16,9 @@ use wire::link::{
     BootId, LinkAnswerStep, LinkError, LinkRefusal, LinkRequest, MemberName, request_link,
 };
 
-use super::{CONNECT_TIMEOUT, Links, dial_service, instance_of, is_no_member};
+use super::{
+    CONNECT_TIMEOUT, Links, dial_service, instance_of, is_no_member, limit_unacknowledged,
+};
 use crate::cluster::member_names::BoundName;
 use crate::cluster::state::ClusterState;
 use crate::config::Service;
@@ -195,6 +197,7 @@ impl OpenedLink<'_> {
         destination: Destination<'_>,
     ) -> Result<(Server, BoundName), CloseReason> {
         let stream = self.dial(target).await?;
+        limit_unacknowledged(&stream, destination.service);
         let _fd_guard = self.control.register_upstream_fd(stream.raw_fd());
         let (mut server, handshake) = self.connect_tls(stream, target).await?;
         if !handshake.is_link {

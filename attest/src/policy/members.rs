@@ -3,7 +3,7 @@
 //!
 //! By default a member is a peer that proves the same operating system, application and build as this process proves
 //! itself. Entries with `member = true` add others. Without any of them no peer is a member: an entry that admits
-//! an entry that no peer matches takes their place, because a policy without entries admits every peer.
+//! none takes their place, because a policy without entries admits every peer.
 
 use std::sync::Arc;
 

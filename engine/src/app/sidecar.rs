@@ -178,8 +178,9 @@ async fn start<R>(
     let own = &certificate.identity;
     let quote_verifier = start_verifier(&mut config, own, &live, &context, changed.clone())?;
     let audit = open_audit_log(&config, quote_verifier.as_deref(), &context)?;
-    let cluster = config.cluster.as_ref();
+    let cluster = cluster_state(&config, &context.metrics);
     let links = cluster
+        .as_ref()
         .map(|cluster| links::state(cluster, quote_verifier.as_ref(), &context.metrics))
         .transpose()?;
     let shared = SharedState {
@@ -191,7 +192,7 @@ async fn start<R>(
         repair_trigger: Arc::<RepairTrigger>::default(),
         audit: audit.as_ref().map(AuditLog::handle),
         links,
-        cluster: cluster_state(&config, &context.metrics),
+        cluster,
     };
     let role_repair = role_repair_of(&config, derived.as_ref(), &shared, &context.checks);
     role_repair.read_settings().await;
@@ -443,7 +444,10 @@ fn spawn_background_tasks(
     let in_use = own_changes.clone();
     if let Some(verifier) = &shared.quote_verifier {
         let (own_verifier, latch) = (Arc::clone(verifier), checks.evidence.clone());
-        tokio::spawn(async move { own_evidence::watch(&own_verifier, own_changes, &latch).await });
+        let cluster = shared.cluster.clone();
+        tokio::spawn(async move {
+            own_evidence::watch(&own_verifier, own_changes, cluster.as_deref(), &latch).await;
+        });
         let (verifier, own) = (Arc::clone(verifier), identity.clone());
         let latch = checks.collateral.clone();
         tokio::spawn(async move {

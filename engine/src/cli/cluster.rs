@@ -184,7 +184,7 @@ impl<'a> Member<'a> {
 
     /// The name of this member.
     fn name(&self) -> &str {
-        &self.cluster.own_member().name
+        self.cluster.own_member().name.as_str()
     }
 
     /// The generated files, without passwords.

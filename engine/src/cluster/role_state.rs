@@ -39,6 +39,8 @@ pub(crate) struct Observation {
     pub(crate) local: Result<Standing, WatchError>,
     /// The Postgres of another member, which [`RoleState::candidate`] named.
     pub(crate) remote: Option<(usize, Result<Standing, WatchError>)>,
+    /// Whether another member says that the name of this one belongs to another VM.
+    pub(crate) name_refused: bool,
 }
 
 /// A change that is worth a line in the log.
@@ -88,6 +90,7 @@ pub(crate) struct RoleState {
     remote: Option<Dated<(usize, Standing)>>,
     /// The own Postgres refuses connections, so that its last answer counts no more.
     down: bool,
+    name_refused: bool,
     /// The last leader that took writes and is not known to have stopped.
     holder: Option<usize>,
     term: u64,
@@ -109,6 +112,7 @@ impl RoleState {
             local: None,
             remote: None,
             down: false,
+            name_refused: false,
             holder: None,
             term: 0,
             role: MemberRole::Unknown,
@@ -155,6 +159,10 @@ impl RoleState {
     /// Keeps the answers of a round, and returns what was wrong with them.
     fn keep(&mut self, now: Instant, observation: &Observation) -> Vec<WatchError> {
         let mut errors = Vec::new();
+        self.name_refused = observation.name_refused;
+        if self.name_refused {
+            errors.push(WatchError::NameConflict);
+        }
         keep(
             &mut self.status,
             now,
@@ -268,10 +276,11 @@ impl RoleState {
         }
         let silent =
             now.saturating_duration_since(self.lock.confirmed) >= self.settings.fence_after;
-        match (self.lock.lost, silent) {
-            (true, _) => Some(FenceCause::LockLost),
-            (false, true) => Some(FenceCause::PatroniSilent),
-            (false, false) => None,
+        match (self.lock.lost, self.name_refused, silent) {
+            (true, _, _) => Some(FenceCause::LockLost),
+            (false, true, _) => Some(FenceCause::NameConflict),
+            (false, false, true) => Some(FenceCause::PatroniSilent),
+            (false, false, false) => None,
         }
     }
 

@@ -12,6 +12,7 @@ use metrics::Gauge;
 use tokio::sync::{Notify, watch};
 
 use super::carried::CarriedKeys;
+use super::member_names::MemberNames;
 use super::view::ClusterView;
 use crate::config::ClusterConfig;
 use crate::telemetry::metrics::Metrics;
@@ -28,6 +29,8 @@ pub(crate) struct ClusterState {
     pub(crate) carried_sessions: Gauge,
     /// Logins that wait for a leader.
     pub(crate) waiting_logins: Gauge,
+    /// Which VM has the name of which member.
+    pub(crate) member_names: Arc<MemberNames>,
     /// The links that this member has open to each member.
     open_links: Box<[AtomicUsize]>,
 }
@@ -55,6 +58,10 @@ impl ClusterState {
             carried_keys: CarriedKeys::new(max_sessions),
             carried_sessions: metrics.gauge("teesql_cluster_carried_sessions", &[]),
             waiting_logins: metrics.gauge("teesql_cluster_waiting_logins", &[]),
+            member_names: MemberNames::new(
+                config.own_member().name,
+                config.members.iter().map(|member| member.name),
+            ),
             open_links: config.members.iter().map(|_| AtomicUsize::new(0)).collect(),
         })
     }
@@ -109,7 +116,7 @@ impl ClusterState {
     /// The name of the member at this position.
     pub(crate) fn name_of(&self, member: usize) -> Option<&str> {
         let member = self.config.members.get(member)?;
-        Some(&member.name)
+        Some(member.name.as_str())
     }
 }
 
@@ -123,7 +130,7 @@ mod tests {
 
     fn state() -> Arc<ClusterState> {
         let member = |name: &str| Member {
-            name: name.to_owned(),
+            name: name.parse().unwrap(),
             host: name.to_owned(),
             port: 5433,
         };

@@ -48,17 +48,21 @@ pub(crate) enum FenceCause {
     LockLost,
     /// Patroni has not confirmed the lock for `cluster_fence_after`.
     PatroniSilent,
+    /// Another member says that the name of this one belongs to another VM, whose Patroni may take the lock for its own
+    /// as well.
+    NameConflict,
 }
 
 impl FenceCause {
     /// All causes.
-    pub(crate) const ALL: [Self; 2] = [Self::LockLost, Self::PatroniSilent];
+    pub(crate) const ALL: [Self; 3] = [Self::LockLost, Self::PatroniSilent, Self::NameConflict];
 
     /// The name in metrics and in the log.
     pub(crate) fn code(self) -> &'static str {
         match self {
             Self::LockLost => "lock_lost",
             Self::PatroniSilent => "patroni_silent",
+            Self::NameConflict => "name_conflict",
         }
     }
 }
@@ -94,11 +98,13 @@ pub(crate) enum WatchError {
     LeaderReadOnly,
     /// The leader's Postgres has another system identifier than the own one.
     LeaderOtherSystem,
+    /// Another member says that the name of this one belongs to another VM.
+    NameConflict,
 }
 
 impl WatchError {
     /// All errors.
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::PatroniUnreachable,
         Self::PatroniTimeout,
         Self::PatroniStatus,
@@ -113,6 +119,7 @@ impl WatchError {
         Self::LeaderUnreachable,
         Self::LeaderReadOnly,
         Self::LeaderOtherSystem,
+        Self::NameConflict,
     ];
 
     /// The value of the label `reason`, and the word in the log.
@@ -132,6 +139,7 @@ impl WatchError {
             Self::LeaderUnreachable => "leader_unreachable",
             Self::LeaderReadOnly => "leader_read_only",
             Self::LeaderOtherSystem => "leader_other_system",
+            Self::NameConflict => "name_conflict",
         }
     }
 }

@@ -11,7 +11,7 @@ mod tests;
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use wire::link::ServiceName;
+use wire::link::{MAX_MEMBER_NAME, MemberName, ServiceName};
 
 use super::reader::Reader;
 use super::settings;
@@ -23,9 +23,6 @@ pub(super) use table::settings_of_table;
 
 /// The most members that a cluster can have. Patroni and etcd work best with three to seven.
 pub const MAX_MEMBERS: usize = 32;
-
-/// Maximum length of a name of a cluster or a member in bytes: that of a DNS label.
-const MAX_NAME: usize = 63;
 
 /// The name of the service by which members reach each other's Postgres.
 const POSTGRES: &str = "postgres";
@@ -54,7 +51,7 @@ pub struct ClusterConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     /// Patroni's and etcd's `name`.
-    pub name: String,
+    pub name: MemberName,
     /// A host name or an IP address, where the other members reach this one's sidecar.
     pub host: String,
     /// The port there.
@@ -99,7 +96,8 @@ impl ClusterConfig {
         }
         let Some(own) = members.iter().position(|other| other.name == member) else {
             return reader.error(format!(
-                "cluster_member = {member:?}: no member of cluster_members has this name"
+                "cluster_member = {:?}: no member of cluster_members has this name",
+                member.as_str()
             ));
         };
         let config = Self {
@@ -119,13 +117,13 @@ impl ClusterConfig {
         }
     }
 
-    /// Refuses a cluster of several members if peers are not attested: anybody could open links to the databases.
+    /// Refuses a cluster of several members if peers are not attested: every program on the network could open links to the databases.
     pub(super) fn check_attested(&self, reader: &mut Reader<'_>, attested: bool) -> Option<()> {
         if attested || self.members.len() == 1 {
             return Some(());
         }
         reader.error(
-            "cluster_members: links between members are always attested, and this sidecar attests nobody: set \
+            "cluster_members: links between members are always attested, and this sidecar attests no peers: set \
              require_client_attestation = true, or remove the other members",
         )
     }
@@ -139,8 +137,8 @@ impl ClusterConfig {
 
     /// The position of the member with this name.
     #[must_use]
-    pub fn position(&self, member: &str) -> Option<usize> {
-        self.members.iter().position(|other| other.name == member)
+    pub fn position(&self, member: &MemberName) -> Option<usize> {
+        self.members.iter().position(|other| other.name == *member)
     }
 
     /// The service with this name.
@@ -218,6 +216,12 @@ impl Service {
         (Ipv4Addr::LOCALHOST, self.first_port.saturating_add(offset)).into()
     }
 
+    /// Whether it is the members' Postgres.
+    #[must_use]
+    pub fn is_postgres(&self) -> bool {
+        self.name.as_str() == POSTGRES
+    }
+
     /// Where the service listens on the member that has it.
     #[must_use]
     pub fn local_address(&self) -> SocketAddr {
@@ -229,12 +233,13 @@ fn duplicate_member(members: &[Member]) -> Option<String> {
     for (position, member) in members.iter().enumerate() {
         for earlier in members.iter().take(position) {
             if earlier.name == member.name {
-                return Some(format!("two members are named {:?}", member.name));
+                return Some(format!("two members are named {:?}", member.name.as_str()));
             }
             if (&earlier.host, earlier.port) == (&member.host, member.port) {
                 return Some(format!(
                     "members {:?} and {:?} have the same address",
-                    earlier.name, member.name
+                    earlier.name.as_str(),
+                    member.name.as_str()
                 ));
             }
         }
@@ -242,19 +247,19 @@ fn duplicate_member(members: &[Member]) -> Option<String> {
     None
 }
 
-/// The name of a cluster or a member: a DNS label, so that it can be used in names of hosts, files and systemd units.
+/// The name of a cluster, which has the syntax of a member's.
 pub(super) fn name(text: &str) -> Parsed<String> {
-    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    let edges = [text.bytes().next(), text.bytes().next_back()];
-    if text.len() > MAX_NAME
-        || !text.bytes().all(allowed)
-        || edges.iter().any(|edge| matches!(edge, None | Some(b'-')))
-    {
-        return Err(format!(
-            "expected a name of 1 to {MAX_NAME} lower-case letters, digits and hyphens, not with a hyphen first or last"
-        ));
-    }
-    Ok(text.to_owned())
+    member_name(text).map(|name| name.to_string())
+}
+
+/// The name of a member.
+pub(super) fn member_name(text: &str) -> Parsed<MemberName> {
+    text.parse().map_err(|_| {
+        format!(
+            "expected a name of 1 to {MAX_MEMBER_NAME} lower-case letters, digits and hyphens, not with a hyphen first \
+             or last"
+        )
+    })
 }
 
 /// `NAME=HOST:PORT,…`
@@ -272,7 +277,7 @@ fn member(text: &str) -> Parsed<Member> {
         .ok_or("expected NAME=HOST:PORT for each member")?;
     let (host, port) = values::target(address)?;
     Ok(Member {
-        name: name(own)?,
+        name: member_name(own)?,
         host,
         port,
     })

@@ -20,6 +20,7 @@ use hickory_proto::rr::rdata::tsig::TsigAlgorithm;
 use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 use wire::cluster_key::ClusterKey;
+use wire::link::MemberName;
 use wire::scram::Password;
 use wire::secret::ClusterSecret;
 
@@ -500,8 +501,8 @@ settings! {
             key: "cluster_name", parse: cluster::name, kind: One("NAME"), scopes: POSTGRES_ONLY,
             help: "The name of the cluster that this sidecar is a member of, Patroni's scope. In TOML also name in [cluster]. If not set, the sidecar belongs to no cluster. Provisioning sets up the roles replicator and rewind only in a cluster.",
         }
-        CLUSTER_MEMBER: String {
-            key: "cluster_member", parse: cluster::name, kind: One("NAME"), scopes: SERVE,
+        CLUSTER_MEMBER: MemberName {
+            key: "cluster_member", parse: cluster::member_name, kind: One("NAME"), scopes: SERVE,
             help: "The name of this member, as in cluster_members. In TOML also member in [cluster].",
         }
         CLUSTER_MEMBERS: Vec<Member> {

@@ -4,6 +4,7 @@
 
 pub(crate) mod accept_queue;
 pub(crate) mod backoff;
+pub(crate) mod boot_id;
 pub(crate) mod buffer;
 pub(crate) mod clock;
 pub mod driver;

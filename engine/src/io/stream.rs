@@ -13,7 +13,7 @@ use monoio::io::{
 use monoio::net::{TcpStream, UnixStream};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
-use socket2::{SockAddr, Socket, TcpKeepalive, Type};
+use socket2::{SockAddr, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::io::buffer::Buffer;
 use crate::io::peer_uid::peer_uid;
@@ -205,6 +205,18 @@ impl Stream {
         // SAFETY: one element, which lives until the call returns. It does not wait.
         let ready = unsafe { nix::libc::poll(&raw mut poll, 1, 0) };
         ready > 0
+    }
+
+    /// Fails the connection when sent bytes have not been acknowledged for `timeout`, or the peer has read nothing for as
+    /// long while there are bytes for it. [tcp(7), TCP_USER_TIMEOUT]
+    ///
+    /// # Errors
+    /// It is not a TCP connection.
+    #[allow(unsafe_code)]
+    pub(crate) fn set_user_timeout(&self, timeout: Duration) -> io::Result<()> {
+        // SAFETY: `self` keeps the descriptor open meanwhile.
+        let own = unsafe { BorrowedFd::borrow_raw(self.raw_fd()) };
+        SockRef::from(&own).set_tcp_user_timeout(Some(timeout))
     }
 
     async fn writable(&self) -> io::Result<()> {

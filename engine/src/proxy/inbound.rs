@@ -24,6 +24,7 @@ use crate::auth::failed_logins::{FailedLogins, PeerIdentity};
 use crate::auth::grants::{EntryIsFull, NotGranted, RequestedSession};
 use crate::auth::role::Role;
 use crate::cluster::carried::CarriedSession;
+use crate::cluster::member_names::BoundName;
 use crate::cluster::state::ClusterState;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::Stream;
@@ -147,14 +148,14 @@ async fn serve(
     let _entry_guard = control.entry_guard();
     // Boxed, so that its memory is freed before the relay, which may idle for days.
     let establishing = Box::pin(establish(handler, stream, permit, control, info));
-    let (_fd_guard, relay, _carried) = match establishing.await {
+    let (_fd_guard, relay, _guard) = match establishing.await {
         Ok((client, session)) => {
             if !control.is_link() {
                 session_started(handler, control, info);
             }
-            let OpenSession { upstream, carried } = session;
+            let OpenSession { upstream, guard } = session;
             let (fd_guard, relay) = start_relay(client, upstream, control);
-            (fd_guard, relay, carried)
+            (fd_guard, relay, guard)
         }
         Err(reason) => return reason,
     };
@@ -218,12 +219,9 @@ async fn establish(
             control,
             info,
         };
-        let upstream = link.accept(&mut client, handshake).await?;
-        let session = OpenSession {
-            upstream,
-            carried: None,
-        };
-        return Ok((client, session));
+        let (upstream, bound) = link.accept(&mut client, handshake).await?;
+        let guard = SessionGuard::Link { _bound: bound };
+        return Ok((client, OpenSession { upstream, guard }));
     }
     let attested = match attest(handler, handshake.chain, permit, control, info).await {
         Ok(attested) => attested,
@@ -395,11 +393,20 @@ async fn attest(
     Ok(attested)
 }
 
-/// A session that is ready, and what lasts as long as it.
+/// A session or a link that is ready, and what lasts as long as it.
 struct OpenSession {
     upstream: UpstreamSession,
-    /// If the leader of the cluster serves it.
-    carried: Option<CarriedSession>,
+    guard: SessionGuard,
+}
+
+/// What lasts as long as a session or a link.
+enum SessionGuard {
+    /// The own Postgres serves the session.
+    None,
+    /// The leader of the cluster serves the session.
+    Carried { _carried: CarriedSession },
+    /// The name of the member that has opened the link.
+    Link { _bound: BoundName },
 }
 
 enum Login {

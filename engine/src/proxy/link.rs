@@ -2,8 +2,8 @@
 //! services, such as etcd and Postgres (docs/reference/link-protocol.md).
 //!
 //! Services without attestation of their own reach each other only through these. A link must never be opened to or
-//! accepted from a peer that the policy for members does not admit, and never lead to anything but a configured
-//! service.
+//! accepted from a peer that the policy for members does not admit, or whose name belongs to another VM, and never lead
+//! to anything but a configured service.
 
 pub(crate) mod inbound;
 pub(crate) mod outbound;
@@ -12,11 +12,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use attest::Denial;
-use wire::link::{LinkRefusal, ServiceName};
+use attest::values::InstanceId;
+use attest::{AttestedPeer, Denial};
+use wire::link::{BootId, LinkRefusal, MemberName, ServiceName};
 
 use crate::attestation::gate::{AttestingGate, Gate};
 use crate::attestation::members::MemberVerifier;
+use crate::cluster::member_names::{BoundName, Holder, MemberNames, NotBound};
 use crate::config::{ClusterConfig, Service};
 use crate::io::offload::{OffloadThread, PendingJobs};
 use crate::io::stream::{PgAddress, Stream};
@@ -24,12 +26,17 @@ use crate::session::control::ConnectionControl;
 use crate::shard::context::ShardContext;
 use crate::shard::handler::{HandlerContext, LinkContext};
 use crate::tasks::discovery::TargetResolver;
+use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::link_metrics::LinkMetrics;
 use crate::telemetry::metrics::Metrics;
 
 /// The limit for each of the steps of a connection: to a service of this machine, to another member, and its TLS
 /// handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long bytes of a link may stay unacknowledged. While some are, keepalive does not look for a member that has
+/// vanished, and the kernel gives up after a quarter of an hour. For so long the member's name would belong to it.
+const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What all shards of a member have in common for links.
 pub(crate) struct LinkState {
@@ -40,6 +47,10 @@ pub(crate) struct LinkState {
     pub(crate) resolvers: Vec<Option<Arc<TargetResolver>>>,
     /// What verifies members. `None` in a cluster of one member whose clients are not attested.
     pub(crate) members: Option<(Arc<MemberVerifier>, OffloadThread)>,
+    /// Which VM has the name of which member.
+    pub(crate) member_names: Arc<MemberNames>,
+    /// That of this machine.
+    pub(crate) boot_id: BootId,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -87,6 +98,47 @@ impl Links {
         let ready = members.is_some_and(|(members, _)| members.is_ready());
         let gate = context.member_gate().filter(|_| ready);
         gate.ok_or(LinkRefusal::NotReady)
+    }
+
+    /// The name of this member.
+    fn own_name(&self) -> MemberName {
+        self.state.cluster.own_member().name
+    }
+
+    /// Binds the name of the other member to its VM, while the link is open and for a time afterwards.
+    ///
+    /// # Errors
+    /// The name belongs to another VM, or the VM has another name; or there are too many names.
+    fn bind(
+        &self,
+        name: MemberName,
+        instance: InstanceId,
+        boot_id: BootId,
+    ) -> Result<BoundName, CloseReason> {
+        let holder = Holder { instance, boot_id };
+        let names = &self.state.member_names;
+        let bound = names.bind(name, holder, Instant::now());
+        bound.map_err(|not_bound| match not_bound {
+            NotBound::Conflict(conflict) => {
+                CloseReason::MemberConflict(conflict.to_string().into())
+            }
+            NotBound::TooMany => LinkRefusal::TooManyLinks.into(),
+        })
+    }
+}
+
+/// The instance that a verified member is. Without an instance id a member's name cannot be bound.
+fn instance_of(peer: &AttestedPeer) -> Result<InstanceId, CloseReason> {
+    peer.instance_id().ok_or(CloseReason::NoInstanceId)
+}
+
+/// Lets a link end whose member has vanished. Not one to Postgres: its clients may leave results unread for as long as
+/// they like, and the kernel counts a closed window as bytes that are not acknowledged. Postgres has timeouts of its own
+/// for replication.
+fn limit_unacknowledged(stream: &Stream, service: &Service) {
+    if !service.is_postgres() {
+        // Without it the link only ends later.
+        let _ = stream.set_user_timeout(UNACKNOWLEDGED_TIMEOUT);
     }
 }
 

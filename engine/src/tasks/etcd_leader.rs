@@ -210,7 +210,7 @@ mod tests {
             tokio::spawn(serve(listener, member, answer, Arc::clone(&requests)));
         }
         let member = |name: &str| Member {
-            name: name.to_owned(),
+            name: name.parse().unwrap(),
             host: name.to_owned(),
             port: 5433,
         };

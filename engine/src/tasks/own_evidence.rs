@@ -8,13 +8,14 @@
 use std::time::Duration;
 
 use admin::Latch;
-use attest::Denial;
 use attest::cache::Epoch;
 use attest::denial::Fault;
 use attest::values::Fingerprint;
+use attest::{AttestedPeer, Denial};
 use tokio::sync::watch;
 
 use crate::attestation::verifier::QuoteVerifier;
+use crate::cluster::state::ClusterState;
 use crate::tls::certificate::Identity;
 
 /// How often the policy and the collateral are compared with those of the last verdict.
@@ -22,10 +23,24 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// The same while the collateral is not there.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Runs until the sender of new certificates is dropped.
+/// What `/ready` and the log say of [`Finding::NoInstanceId`].
+const NO_INSTANCE_ID: &str = "own evidence proves no instance id: the other members of the cluster refuse the links \
+                              of this one; remove no_instance_id from the application's compose file";
+
+/// What is wrong with the own evidence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Finding {
+    /// It is refused.
+    Denied(Denial),
+    /// It proves no instance id, and the members of the cluster are told apart by that.
+    NoInstanceId,
+}
+
+/// Runs until the sender of new certificates is dropped. `cluster` is the one that this sidecar belongs to.
 pub(crate) async fn watch(
     quote_verifier: &QuoteVerifier,
     mut own: watch::Receiver<Identity>,
+    cluster: Option<&ClusterState>,
     latch: &Latch,
 ) {
     let mut judged: Option<(Fingerprint, Epoch)> = None;
@@ -38,11 +53,14 @@ pub(crate) async fn watch(
         );
         let mut wait = CHECK_INTERVAL;
         if judged != Some(current) {
-            let found = quote_verifier.judge_own(&identity.certified().cert).err();
+            let verdict = quote_verifier.judge_own(&identity.certified().cert);
+            let found = finding(verdict, cluster);
             report(found.as_ref(), latch);
             match &found {
                 // What is missing on this side, such as collateral, is logged by what fetches it.
-                Some(denial) if denial.fault() == Fault::Ours => wait = RETRY_INTERVAL,
+                Some(Finding::Denied(denial)) if denial.fault() == Fault::Ours => {
+                    wait = RETRY_INTERVAL;
+                }
                 found => {
                     judged = Some(current);
                     if logged.as_ref() != Some(found) {
@@ -62,27 +80,46 @@ pub(crate) async fn watch(
     }
 }
 
-fn report(found: Option<&Denial>, latch: &Latch) {
+/// Judges the verdict on the own evidence, and tells the cluster which instance this member is.
+fn finding(
+    verdict: Result<AttestedPeer, Denial>,
+    cluster: Option<&ClusterState>,
+) -> Option<Finding> {
+    let own = match verdict {
+        Ok(own) => own,
+        Err(denial) => return Some(Finding::Denied(denial)),
+    };
+    let instance = own.instance_id();
+    let cluster = cluster?;
+    cluster.member_names.set_own_instance(instance);
+    let has_others = cluster.config.members.len() > 1;
+    (has_others && instance.is_none()).then_some(Finding::NoInstanceId)
+}
+
+fn report(found: Option<&Finding>, latch: &Latch) {
     match found {
         None => latch.set_ready(),
-        Some(denial) if is_worthless(denial) => latch.set_not_ready(text(denial)),
-        Some(denial) => latch.set_ready_despite(text(denial)),
+        Some(Finding::Denied(denial)) if is_worthless(denial) => latch.set_not_ready(text(denial)),
+        Some(Finding::Denied(denial)) => latch.set_ready_despite(text(denial)),
+        // It is good enough for clients.
+        Some(Finding::NoInstanceId) => latch.set_ready_despite(NO_INSTANCE_ID),
     }
 }
 
-fn log(found: Option<&Denial>) {
+fn log(found: Option<&Finding>) {
     match found {
         None => tracing::info!("this sidecar's own evidence is genuine"),
-        Some(denial) if is_worthless(denial) => tracing::error!(
+        Some(Finding::Denied(denial)) if is_worthless(denial) => tracing::error!(
             code = denial.code(),
             detail = %denial,
             "peers will refuse this sidecar's own evidence"
         ),
-        Some(denial) => tracing::warn!(
+        Some(Finding::Denied(denial)) => tracing::warn!(
             code = denial.code(),
             detail = %denial,
             "peers may refuse this sidecar's own evidence"
         ),
+        Some(Finding::NoInstanceId) => tracing::error!("{NO_INSTANCE_ID}"),
     }
 }
 
@@ -143,14 +180,16 @@ mod tests {
     fn only_evidence_that_no_peer_accepts_fails_the_check() {
         let readiness = admin::Readiness::new();
         let latch = readiness.latch("evidence", "not judged yet");
+        let denied = |denial| Some(Finding::Denied(denial));
         for (found, ready) in [
             (None, true),
-            (Some(Denial::BadSignature), false),
-            (Some(Denial::UnboundKey), false),
-            (Some(Denial::EventLogMismatch), false),
-            (Some(Denial::NoEvidence), true),
-            (Some(Denial::DebugTd), true),
-            (Some(Denial::CollateralUnavailable), true),
+            (denied(Denial::BadSignature), false),
+            (denied(Denial::UnboundKey), false),
+            (denied(Denial::EventLogMismatch), false),
+            (denied(Denial::NoEvidence), true),
+            (denied(Denial::DebugTd), true),
+            (denied(Denial::CollateralUnavailable), true),
+            (Some(Finding::NoInstanceId), true),
         ] {
             report(found.as_ref(), &latch);
             assert_eq!(readiness.is_ready(), ready, "{found:?}");

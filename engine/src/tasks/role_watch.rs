@@ -4,17 +4,19 @@
 //! connections, the log and the metrics. It must never wait longer for an answer than [`ANSWER_TIMEOUT`], because the
 //! silence of Patroni has to be noticed in time.
 
+mod role_metrics;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use admin::Latch;
-use metrics::{Counter, Gauge};
 use tokio::time::{sleep, timeout};
 use tokio_postgres::error::SqlState;
 
 use crate::auth::credential::Credential;
+use crate::cluster::member_names;
 use crate::cluster::patroni::{Expected, parse_cluster, parse_status, parse_ttl};
 use crate::cluster::role_state::{Observation, RoleSettings, RoleState, Transition};
 use crate::cluster::state::ClusterState;
@@ -24,7 +26,7 @@ use crate::postgres::server::PostgresServer;
 use crate::postgres::superuser::standing::{Standing, StandingQuery};
 use crate::postgres::superuser::{self, Superuser};
 use crate::tasks::local_http::{self, HttpError};
-use crate::telemetry::metrics::Metrics;
+pub(crate) use role_metrics::RoleMetrics;
 
 /// Between two rounds while there is a leader.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -85,7 +87,7 @@ impl RoleWatch {
     fn expected(&self) -> Expected<'_> {
         Expected {
             cluster: &self.state.config.name,
-            member: &self.state.config.own_member().name,
+            member: self.state.config.own_member().name.as_str(),
         }
     }
 
@@ -103,6 +105,9 @@ impl RoleWatch {
         }
         self.metrics.set(view, self.state.config.own);
         match view.fenced {
+            _ if view.errors.contains(&WatchError::NameConflict) => {
+                self.latch.set_not_ready(self.name_conflict(view));
+            }
             Some(cause) => self.latch.set_not_ready(format!(
                 "fenced ({}): Postgres takes writes, but this member does not hold the leader lock",
                 cause.code()
@@ -120,6 +125,23 @@ impl RoleWatch {
                 None => self.latch.set_ready(),
             },
         }
+    }
+
+    /// Says who refuses the name of this member, and what to do.
+    fn name_conflict(&self, view: &ClusterView) -> String {
+        let own = self.state.config.own_member().name;
+        let refusing = self.state.member_names.refusing(Instant::now());
+        let refusing: Vec<_> = refusing
+            .filter_map(|member| self.state.name_of(member))
+            .collect();
+        let fenced = view.fenced.map_or("", |_| "fenced, ");
+        format!(
+            "{fenced}name_conflict: member {} says that the name {own} belongs to another VM, which its /cluster names: \
+             stop one of the two, or give it a cluster_member of its own; after a restart of this VM, or if it replaces \
+             the other one, wait until the name is free, {} s after the last link of before",
+            refusing.join(", "),
+            member_names::HOLD.as_secs()
+        )
     }
 
     fn log(&self, transition: Transition, view: &ClusterView) {
@@ -148,9 +170,15 @@ impl RoleWatch {
             }
             Transition::Fenced(cause) => {
                 self.metrics.count_fence(cause);
+                let why = match cause {
+                    FenceCause::LockLost | FenceCause::PatroniSilent => {
+                        "this member does not hold the leader lock"
+                    }
+                    FenceCause::NameConflict => "another VM may have the name of this member",
+                };
                 tracing::error!(
                     cause = cause.code(),
-                    "fenced: Postgres takes writes, but this member does not hold the leader lock: its read-write sessions end"
+                    "fenced: Postgres takes writes, but {why}: its read-write sessions end"
                 );
             }
             Transition::FenceEnded => tracing::warn!("no longer fenced"),
@@ -173,7 +201,15 @@ impl Round {
         let observation = self.observe(watch).await;
         let (view, transitions) = self.role.observe(Instant::now(), observation);
         for error in self.log.due(&view.errors, Instant::now()) {
-            tracing::warn!(reason = error.code(), "watching the role of this member");
+            let detail = match error {
+                WatchError::NameConflict => Some(watch.name_conflict(&view)),
+                _ => None,
+            };
+            tracing::warn!(
+                reason = error.code(),
+                detail,
+                "watching the role of this member"
+            );
         }
         for error in &view.errors {
             watch.metrics.count_error(*error);
@@ -226,6 +262,12 @@ impl Round {
             remote: remote.map(|(member, standing)| {
                 (member, standing.map_err(|_| WatchError::LeaderUnreachable))
             }),
+            name_refused: watch
+                .state
+                .member_names
+                .refusing(Instant::now())
+                .next()
+                .is_some(),
         }
     }
 
@@ -251,6 +293,13 @@ impl Round {
                 fence_after = ?config.fence_after,
                 ttl,
                 "cluster_fence_after and the 2 s that a look takes are not less than Patroni's ttl: another member may be promoted before this one is fenced"
+            );
+        }
+        if Duration::from_secs(ttl) > member_names::HOLD {
+            tracing::warn!(
+                ttl,
+                hold = ?member_names::HOLD,
+                "Patroni's ttl is longer than a member's name stays with its VM: two VMs with one name may both hold the leader lock"
             );
         }
     }
@@ -397,76 +446,6 @@ impl ErrorLog {
         let due: Vec<_> = errors.iter().filter(is_new).copied().collect();
         self.0.extend(due.iter().map(|error| (*error, now)));
         due
-    }
-}
-
-/// The gauges and counters of the role.
-pub(crate) struct RoleMetrics {
-    /// In the order of [`MemberRole::ALL`].
-    roles: [Gauge; 5],
-    /// In the order of [`WatchError::ALL`].
-    errors: [Counter; 14],
-    /// In the order of [`FenceCause::ALL`].
-    fences: [Counter; 2],
-    timeline: Gauge,
-    lag_bytes: Gauge,
-    lag_seconds: Gauge,
-    fenced: Gauge,
-    has_leader: Gauge,
-}
-
-impl RoleMetrics {
-    /// Creates all series.
-    pub(crate) fn new(metrics: &Metrics) -> Self {
-        let gauge = |name| metrics.gauge(name, &[]);
-        Self {
-            roles: MemberRole::ALL
-                .map(|role| metrics.gauge("teesql_cluster_role", &[("role", role.name())])),
-            errors: WatchError::ALL.map(|error| {
-                metrics.counter(
-                    "teesql_cluster_watch_errors_total",
-                    &[("reason", error.code())],
-                )
-            }),
-            fences: FenceCause::ALL.map(|cause| {
-                metrics.counter("teesql_cluster_fences_total", &[("cause", cause.code())])
-            }),
-            timeline: gauge("teesql_cluster_timeline"),
-            lag_bytes: gauge("teesql_cluster_lag_bytes"),
-            lag_seconds: gauge("teesql_cluster_lag_seconds"),
-            fenced: gauge("teesql_cluster_fenced"),
-            has_leader: gauge("teesql_cluster_has_leader"),
-        }
-    }
-
-    fn set(&self, view: &ClusterView, own: usize) {
-        let number = |value: Option<u64>| value.map_or(f64::NAN, |value| value as f64);
-        let flag = |is: bool| f64::from(u8::from(is));
-        for (role, gauge) in MemberRole::ALL.iter().zip(&self.roles) {
-            gauge.set(flag(*role == view.role));
-        }
-        let leads = view.leader == Some(own);
-        self.timeline.set(number(view.timeline));
-        self.lag_bytes
-            .set(number(view.lag.bytes.or(leads.then_some(0))));
-        self.lag_seconds
-            .set(number(view.lag.seconds.or(leads.then_some(0))));
-        self.fenced.set(flag(view.fenced.is_some()));
-        self.has_leader.set(flag(view.leader.is_some()));
-    }
-
-    fn count_error(&self, error: WatchError) {
-        let position = WatchError::ALL.iter().position(|known| *known == error);
-        if let Some(counter) = position.and_then(|position| self.errors.get(position)) {
-            counter.increment(1);
-        }
-    }
-
-    fn count_fence(&self, cause: FenceCause) {
-        let position = FenceCause::ALL.iter().position(|known| *known == cause);
-        if let Some(counter) = position.and_then(|position| self.fences.get(position)) {
-            counter.increment(1);
-        }
     }
 }
 

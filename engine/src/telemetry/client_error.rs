@@ -148,6 +148,8 @@ impl CloseReason {
             | CloseReason::LinkRefused(_)
             | CloseReason::LinkRequest(_)
             | CloseReason::NotAMember(_)
+            | CloseReason::NoInstanceId
+            | CloseReason::MemberConflict(_)
             | CloseReason::LinkServiceUnreachable(_)
             | CloseReason::Link(_)
             | CloseReason::LinkNotSupported

@@ -12,7 +12,7 @@ use attest::denial::Fault;
 use wire::backend::BackendError;
 use wire::error::SqlState;
 use wire::frontend::FrontendError;
-use wire::link::{LinkError, LinkRefusal, ServiceNameError};
+use wire::link::{LinkError, LinkRefusal, NameError};
 use wire::local_opening::LocalOpeningError;
 use wire::opening::OpeningError;
 
@@ -160,12 +160,21 @@ pub(crate) enum CloseReason {
     /// A link is refused, by this member or for want of a place here.
     #[error("{}", link_refusal_text(*.0))]
     LinkRefused(#[from] LinkRefusal),
-    /// The request for a link is not the name of a service.
+    /// The request for a link has something else than a name.
     #[error("{0}")]
-    LinkRequest(#[from] ServiceNameError),
+    LinkRequest(#[from] NameError),
     /// The peer of a link is attested, and no member of the cluster.
     #[error("the peer is not a member of the cluster: {0}")]
     NotAMember(Denial),
+    /// The peer of a link cannot be told apart from other members.
+    #[error(
+        "the peer proves no instance id, by which members are told apart: remove no_instance_id from the application's \
+         compose file"
+    )]
+    NoInstanceId,
+    /// The name of the other member belongs to another VM. The text says to which.
+    #[error("{0}")]
+    MemberConflict(Box<str>),
     /// The service of a link does not accept connections.
     #[error("cannot connect to the service on this machine: {0}")]
     LinkServiceUnreachable(io::Error),
@@ -203,12 +212,19 @@ fn link_refusal_text(refusal: LinkRefusal) -> &'static str {
         LinkRefusal::UnknownService => "cluster_services names no such service",
         LinkRefusal::NotAMember => "the peer is not a member of the cluster",
         LinkRefusal::ServiceUnreachable => "the service does not accept connections",
-        LinkRefusal::TooManyLinks => "there are as many links as cluster_links allows",
+        LinkRefusal::TooManyLinks => {
+            "there are as many links as cluster_links allows, or as many members that cluster_members does not name"
+        }
         LinkRefusal::Draining => "this member is shutting down",
         LinkRefusal::NotReady => {
             "members cannot be verified yet: this sidecar's own evidence is not known (the log says why), or \
              proves no app id and compose hash, and the policy file has no [[peer]] with member = true"
         }
+        LinkRefusal::WrongMember => {
+            "the link was opened to another member: that member's address leads here, or cluster_member and \
+             cluster_members differ between the members"
+        }
+        LinkRefusal::MemberConflict => "the name of the member belongs to another VM",
     }
 }
 
@@ -221,6 +237,12 @@ fn link_error_text(error: &LinkError) -> Cow<'static, str> {
         LinkError::Refused(LinkRefusal::NotAMember) => {
             "the member does not accept this one as a member: members must run the same application, or be \
              listed with member = true in each other's policy file; the member's log names what differs"
+                .into()
+        }
+        LinkError::Refused(LinkRefusal::MemberConflict) => {
+            "the member says that the name of this one belongs to another VM: two VMs have the same cluster_member, or \
+             this one was restarted or replaces a lost one, and the name is not free yet; the member's log and its \
+             /cluster name the instance that has it"
                 .into()
         }
         error => error.to_string().into(),
@@ -277,9 +299,9 @@ pub(crate) const REASONS: &[&str] = &[
     "server_unreachable", "server_hung_up", "server_io", "server_timeout",
     "handshake_timeout", "leader_mismatch",
     // Links, and `wire::link`.
-    "link_not_supported", "link_invalid_service_name", "link_unknown_service", "link_not_a_member",
-    "link_service_unreachable", "link_too_many", "link_draining", "link_not_ready", "link_wrong_member",
-    "link_unknown_answer", "link_early_eof",
+    "link_not_supported", "link_invalid_service_name", "link_invalid_member_name", "link_unknown_service",
+    "link_not_a_member", "link_service_unreachable", "link_too_many", "link_draining", "link_not_ready",
+    "link_wrong_member", "link_member_conflict", "link_unknown_answer", "link_early_eof",
     // `wire::opening`.
     "garbage", "not_tls", "early_bytes", "repeated_request", "plaintext_startup",
     "plaintext_cancel", "proxy_not_allowed", "proxy_misplaced", "proxy_malformed",
@@ -360,11 +382,14 @@ impl CloseReason {
             CloseReason::LeaderMismatch { .. } => "leader_mismatch",
             CloseReason::LinkRefused(refusal) => refusal.code(),
             CloseReason::LinkRequest(error) => error.code(),
-            CloseReason::NotAMember(_) => LinkRefusal::NotAMember.code(),
+            CloseReason::NotAMember(_) | CloseReason::NoInstanceId => {
+                LinkRefusal::NotAMember.code()
+            }
+            CloseReason::MemberConflict(_) => LinkRefusal::MemberConflict.code(),
             CloseReason::LinkServiceUnreachable(_) => LinkRefusal::ServiceUnreachable.code(),
             CloseReason::Link(error) => error.code(),
             CloseReason::LinkNotSupported => "link_not_supported",
-            CloseReason::LinkWrongMember => "link_wrong_member",
+            CloseReason::LinkWrongMember => LinkRefusal::WrongMember.code(),
         }
     }
 
@@ -425,6 +450,8 @@ impl CloseReason {
             | CloseReason::LeaderMismatch { .. }
             | CloseReason::LinkRefused(_)
             | CloseReason::NotAMember(_)
+            | CloseReason::NoInstanceId
+            | CloseReason::MemberConflict(_)
             | CloseReason::LinkServiceUnreachable(_)
             | CloseReason::Link(_)
             | CloseReason::LinkNotSupported
@@ -537,7 +564,8 @@ mod tests {
             include_str!("close_reason.rs"),
             include_str!("../io/target.rs"),
             include_str!("../../../wire/src/local_opening.rs"),
-            include_str!("../../../wire/src/link.rs"),
+            include_str!("../../../wire/src/link/names.rs"),
+            include_str!("../../../wire/src/link/refusal.rs"),
             include_str!("../../../wire/src/error.rs"),
             include_str!("../../../wire/src/error/backend.rs"),
         ] {

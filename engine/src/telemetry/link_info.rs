@@ -30,7 +30,8 @@ impl LinkDirection {
 #[derive(Clone, Debug)]
 pub(crate) struct LinkInfo {
     pub(crate) direction: LinkDirection,
-    /// The name of the member that it is opened to. Of one that opens a link only the instance is proved.
+    /// The name of the other member, if `cluster_members` has it: the one that the link is opened to, or once it is bound
+    /// to the instance, the one that opens the link.
     pub(crate) member: Option<Arc<str>>,
     /// The instance id that the other member proves.
     pub(crate) instance: Option<InstanceId>,

@@ -238,7 +238,7 @@ impl Identity {
     /// Builds a server configuration for TLS 1.3 and 1.2 that presents this identity, and
     /// with `request_client_certificate` requests one from the client.
     /// With `own_host`, under which the other members of a cluster reach this one, it offers the ALPN protocol of
-    /// links. A link to another name gets the alert access_denied: whoever controls the network could otherwise
+    /// links. A link to another name gets the alert access_denied: an attacker on the network could otherwise
     /// exchange members, which all prove the same.
     /// `record_layer` seals and opens the records of its TLS 1.3 sessions.
     ///

@@ -16,7 +16,7 @@ const SECRETS: [&str; 3] = [
 ];
 
 /// The variables that may come from the environment of the deployment and are no secrets: what a host can do by another
-/// value is explained in the file.
+/// value is explained in the file. Of a member's name, the other members refuse a second VM that has it.
 const NAMES: [&str; 1] = ["TEESQL_CLUSTER_MEMBER"];
 
 fn read(name: &str) -> String {

@@ -2,6 +2,7 @@
 //! an echo server and a real Postgres.
 
 mod carry;
+mod names;
 mod refusals;
 mod revocation;
 
@@ -11,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use attest::mock::Evidence;
-use wire::link::LINK_ALPN;
+use wire::link::{BOOT_ID_LEN, BootId, LINK_ALPN};
 
 use crate::harness::client::{Client, TlsNegotiation, set_timeouts};
 use crate::harness::cluster::unused_ports;
@@ -25,6 +26,7 @@ use crate::harness::unverified_tls;
 pub(crate) fn add(suite: &mut Suite) {
     carry::add(suite);
     if suite.adds_driver_independent() {
+        names::add(suite);
         refusals::add(suite);
         revocation::add(suite);
     }
@@ -135,6 +137,8 @@ fn member(
     let settings = tdx
         .member_settings(fixture.settings(), name, list)
         .set("TEESQL_LISTEN", &format!("127.0.0.1:{listen}"))
+        // Fencing would end sessions of other tests: the database is shared.
+        .set("TEESQL_CLUSTER_PATRONI", "off")
         .set("TEESQL_CLUSTER_SERVICES", &services);
     Member {
         name,
@@ -160,13 +164,39 @@ fn raw_link(certificate: Option<(&TdxFixture, &str)>, address: SocketAddr) -> Cl
     Client::connect_with(config, address, TlsNegotiation::Raw).expect("TLS")
 }
 
-/// The answer of a member, which may be the end of the stream.
+/// The boot id of this machine, and so of all members on it.
+fn boot_id() -> BootId {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("Linux");
+    text.trim_end().parse().expect("a UUID")
+}
+
+/// The request of the member `from` for a service of the member `to`, with names of any bytes.
+fn request(from: &[u8], to: &[u8], service: &[u8]) -> Vec<u8> {
+    request_of_boot(from, to, service, boot_id())
+}
+
+fn request_of_boot(from: &[u8], to: &[u8], service: &[u8], boot_id: BootId) -> Vec<u8> {
+    let names = [from, to, service].map(|name| {
+        let length = u8::try_from(name.len()).expect("short");
+        [&[length], name].concat()
+    });
+    [&names.concat()[..], boot_id.as_bytes()].concat()
+}
+
+/// The first byte of a member's answer, or `None` at the end of the stream. An answer that opens the link is read to its
+/// end.
 fn answer(link: &mut Client) -> Option<u8> {
     let mut byte = [0];
     match link.tls.read(&mut byte) {
-        Ok(1) => Some(byte[0]),
-        Ok(_) | Err(_) => None,
+        Ok(1) => {}
+        Ok(_) | Err(_) => return None,
     }
+    if byte == [0] {
+        let mut id = [0; BOOT_ID_LEN];
+        link.tls.read_exact(&mut id).expect("the whole answer");
+        assert_eq!(BootId::new(id), boot_id());
+    }
+    Some(byte[0])
 }
 
 /// Closes our direction, and reads to the end.

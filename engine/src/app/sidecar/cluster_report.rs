@@ -1,6 +1,6 @@
 //! The cluster as HTTP shows it: `/cluster`, and a part of `/attestation`.
 //!
-//! It needs no authentication, so that it has names and numbers of members only.
+//! It needs no authentication, so that it has names, instance ids and numbers of members only.
 
 use std::time::Instant;
 
@@ -35,7 +35,8 @@ fn document(state: &ClusterState, view: &ClusterView, now: Instant) -> Value {
         .map(|(position, member)| {
             let known = view.members.get(position);
             json!({
-                "name": member.name,
+                "name": member.name.as_str(),
+                "instance": state.member_names.instance_of(member.name, now).map(|id| id.to_string()),
                 "role": known.and_then(|known| known.role).map(MemberRole::name),
                 "state": known.and_then(|known| known.state.as_deref()),
                 "timeline": known.and_then(|known| known.timeline),
@@ -45,10 +46,13 @@ fn document(state: &ClusterState, view: &ClusterView, now: Instant) -> Value {
         })
         .collect();
     let name = |position: Option<usize>| position.and_then(|position| state.name_of(position));
+    let refusing = state.member_names.refusing(now);
+    let refusing: Vec<_> = refusing.filter_map(|member| name(Some(member))).collect();
     let more = json!({
         "leader": name(view.leader_at(now)),
         "named_leader": name(view.named_leader),
         "fenced": view.fenced.map(|cause| cause.code()),
+        "name_refused_by": refusing,
         "pause": view.paused,
         "lag": view.lag.bytes,
         "lag_seconds": view.lag.seconds,
@@ -65,7 +69,7 @@ fn document(state: &ClusterState, view: &ClusterView, now: Instant) -> Value {
 pub(super) fn member(state: &ClusterState, view: &ClusterView) -> Value {
     json!({
         "name": state.config.name,
-        "member": state.config.own_member().name,
+        "member": state.config.own_member().name.as_str(),
         "role": view.role.name(),
         "timeline": view.timeline,
         // A 64-bit number, of which JavaScript would lose digits.

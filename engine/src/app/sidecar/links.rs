@@ -11,7 +11,9 @@ use tokio::net::TcpListener;
 
 use crate::app::error::{StartError, system};
 use crate::attestation::verifier::{QuoteVerifier, start_verify_thread};
-use crate::config::{ClusterConfig, Config};
+use crate::cluster::state::ClusterState;
+use crate::config::Config;
+use crate::io::boot_id;
 use crate::io::listener::{self, BoundListener};
 use crate::io::target::TargetSpec;
 use crate::proxy::link::LinkState;
@@ -39,12 +41,7 @@ impl LinkPorts {
         let services = LinkState::services(cluster);
         link_metrics::register_all(metrics, &services, config.process.shards);
         let mut ports = Vec::new();
-        for (member, name) in cluster
-            .members
-            .iter()
-            .map(|member| &member.name)
-            .enumerate()
-        {
+        for (member, name) in cluster.members.iter().map(|member| member.name).enumerate() {
             for (service, found) in cluster.services.iter().enumerate() {
                 let address = found.address_of(member);
                 let bound = listener::bind(address, 1).map_err(system(format!(
@@ -102,12 +99,13 @@ async fn accept_all(
 /// What all shards need for links.
 ///
 /// # Errors
-/// Names cannot be resolved on this machine, or the system cannot create another thread.
+/// Names cannot be resolved on this machine, or the system cannot create another thread or does not show its boot id.
 pub(super) fn state(
-    cluster: &ClusterConfig,
+    state: &ClusterState,
     quote_verifier: Option<&Arc<QuoteVerifier>>,
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<LinkState>, StartError> {
+    let cluster = &state.config;
     let dns = Arc::new(DnsClient::new(None)?);
     let control = tokio::runtime::Handle::current();
     let members = cluster.members.iter().enumerate();
@@ -132,6 +130,8 @@ pub(super) fn state(
         names: names.map(|member| member.name.as_str().into()).collect(),
         resolvers: resolvers.collect(),
         members,
+        member_names: Arc::clone(&state.member_names),
+        boot_id: boot_id::read().map_err(system("cannot read the boot id of this machine"))?,
         metrics: Arc::clone(metrics),
     }))
 }

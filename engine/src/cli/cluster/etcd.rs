@@ -6,7 +6,7 @@ use super::Member;
 
 /// The file.
 pub(super) fn environment(member: &Member<'_>) -> String {
-    let names = member.cluster.members.iter().map(|member| &member.name);
+    let names = member.cluster.members.iter().map(|member| member.name);
     let peers: Vec<_> = names
         .zip(&member.etcd_peer.members)
         .map(|(name, address)| format!("{name}=http://{address}"))

@@ -110,6 +110,7 @@ fn leading() -> Observation {
         cluster: cluster(Some(A)),
         local: Ok(primary()),
         remote: None,
+        name_refused: false,
     }
 }
 
@@ -120,6 +121,7 @@ fn following() -> Observation {
         cluster: cluster(Some(B)),
         local: Ok(standby()),
         remote: Some((B, Ok(primary()))),
+        name_refused: false,
     }
 }
 
@@ -396,6 +398,42 @@ fn without_a_patroni_a_primary_leads_and_nothing_is_fenced() {
         ..off(following())
     };
     assert_eq!(member.settle(&elsewhere).leader, None);
+}
+
+#[test]
+fn a_member_whose_name_is_refused_takes_no_writes() {
+    let mut member = Member::new(true);
+    let before = member.settle(&leading());
+    let refused = Observation {
+        name_refused: true,
+        ..leading()
+    };
+    let view = member.round(&refused);
+    assert_eq!(
+        (view.leader, view.fenced, &view.errors[..]),
+        (
+            None,
+            Some(FenceCause::NameConflict),
+            &[WatchError::NameConflict][..]
+        )
+    );
+    // No other member leads.
+    assert_eq!((view.term, view.named_leader), (before.term, Some(A)));
+    let lost = Observation {
+        cluster: cluster(Some(B)),
+        ..refused.clone()
+    };
+    assert_eq!(member.round(&lost).fenced, Some(FenceCause::LockLost));
+    assert_eq!(member.round(&leading()).leader, Some(A));
+
+    // A standby takes none anyway.
+    let mut member = Member::new(true);
+    let view = member.settle(&Observation {
+        name_refused: true,
+        ..following()
+    });
+    assert_eq!((view.leader, view.fenced), (Some(B), None));
+    assert_eq!(view.errors, [WatchError::NameConflict]);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use metrics::Gauge;
 use wire::backend::BackendError;
 use wire::error::SqlState;
 
-use super::{Client, LoginContext, OpenSession};
+use super::{Client, LoginContext, OpenSession, SessionGuard};
 use crate::auth::role::Role;
 use crate::cluster::carried::CarriedSession;
 use crate::cluster::state::ClusterState;
@@ -95,11 +95,16 @@ impl LoginContext<'_> {
                 .upstream_version
                 .observe_server_version(version);
         }
-        let carried = leader.zip(self.handler.cluster.as_ref());
-        let carried = carried.map(|(leader, cluster)| {
-            CarriedSession::new(cluster, leader, key.as_ref().map(|key| key.as_slice()))
-        });
-        Ok(OpenSession { upstream, carried })
+        let guard = match leader.zip(self.handler.cluster.as_ref()) {
+            Some((leader, cluster)) => {
+                let key = key.as_ref().map(|key| key.as_slice());
+                SessionGuard::Carried {
+                    _carried: CarriedSession::new(cluster, leader, key),
+                }
+            }
+            None => SessionGuard::None,
+        };
+        Ok(OpenSession { upstream, guard })
     }
 
     /// Logs in to the own Postgres within the login deadline.

@@ -1,17 +1,22 @@
-//! The accepting side of a link: the verdict on the peer, the request, the dial of the service, one byte of answer.
+//! The accepting side of a link: the verdict on the peer, the request, the peer's name, the dial of the service, the
+//! answer.
 //!
 //! TLS is established already, with the ALPN protocol of links. No byte of the request is read before the peer is
-//! known to be a member, and a peer that is none does not learn which services there are.
+//! known to be a member, and a peer that is none does not learn which services there are. The service is dialled only
+//! for a member whose name belongs to its VM.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use attest::Denial;
 use attest::denial::Fault;
+use attest::values::InstanceId;
 use rustls::pki_types::CertificateDer;
 use rustls::server::UnbufferedServerConnection;
-use wire::link::{AwaitRequest, LinkRefusal, LinkRequest, LinkRequestStep};
+use wire::link::{AwaitRequest, LinkRefusal, LinkRequest, LinkRequestStep, PendingLink};
 
-use super::{Links, dial_service, is_no_member};
+use super::{Links, dial_service, instance_of, is_no_member, limit_unacknowledged};
+use crate::cluster::member_names::BoundName;
 use crate::config::Service;
 use crate::io::buffer::{Buffer, Size};
 use crate::proxy::upstream::UpstreamSession;
@@ -39,17 +44,17 @@ pub(crate) struct AcceptedLink<'a> {
 
 impl AcceptedLink<'_> {
     /// Handles everything from the TLS handshake to the answer. If the link is refused, the peer has received the
-    /// answer already.
+    /// answer already. What is returned with the session keeps the peer's name for as long as the link is open.
     pub(crate) async fn accept(
         &self,
         peer: &mut Peer,
         handshake: HandshakeSummary,
-    ) -> Result<UpstreamSession, CloseReason> {
+    ) -> Result<(UpstreamSession, BoundName), CloseReason> {
         self.control.set_link();
         let shard_metrics = &self.context.shard_metrics;
         self.info.borrow_mut().is_accepted_link(shard_metrics);
         match self.open(peer, handshake).await {
-            Ok(session) => Ok(session),
+            Ok(opened) => Ok(opened),
             Err(reason) => Err(self.refuse(peer, reason).await),
         }
     }
@@ -58,27 +63,30 @@ impl AcceptedLink<'_> {
         &self,
         peer: &mut Peer,
         handshake: HandshakeSummary,
-    ) -> Result<UpstreamSession, CloseReason> {
+    ) -> Result<(UpstreamSession, BoundName), CloseReason> {
         let links = self.links.ok_or(LinkRefusal::NotReady)?;
-        self.attest(links, handshake.chain).await?;
+        let instance = self.attest(links, handshake.chain).await?;
         if !self.context.accepts_sessions() {
             return Err(CloseReason::AuditUnavailable);
         }
         let limit = self.permit.begin_link(LinkDirection::Accepted);
         limit.map_err(|LimitReached| LinkRefusal::TooManyLinks)?;
-        let request = self.read_request(peer).await?;
-        let service = links.state.cluster.service(request.service());
+        let link = self.read_request(peer).await?;
+        let bound = self.bind(links, instance, link.request())?;
+        let service = links.state.cluster.service(&link.request().service);
         let service = service.ok_or(LinkRefusal::UnknownService)?;
         self.note_service(service);
-        self.connect(peer, request, service).await
+        limit_unacknowledged(&peer.stream, service);
+        let session = self.connect(links, peer, link, service).await?;
+        Ok((session, bound))
     }
 
-    /// Verifies that the peer is a member.
+    /// Verifies that the peer is a member. Returns the instance that it is.
     async fn attest(
         &self,
         links: &Links,
         chain: Option<Vec<CertificateDer<'static>>>,
-    ) -> Result<(), CloseReason> {
+    ) -> Result<InstanceId, CloseReason> {
         let gate = links.gate(self.context)?;
         let verdict = gate.admit(chain.as_deref(), || self.control.begin_work());
         let verdict = self.control.race_terminated(verdict).await;
@@ -111,24 +119,45 @@ impl AcceptedLink<'_> {
         if let Some(audit) = &self.context.audit {
             audit.admitted(&mut info, Some(&attested));
         }
+        let instance = instance_of(&attested);
         self.control.set_peer(Some(attested));
-        Ok(())
+        instance
     }
 
-    async fn read_request(&self, peer: &mut Peer) -> Result<LinkRequest, CloseReason> {
+    async fn read_request(&self, peer: &mut Peer) -> Result<PendingLink, CloseReason> {
         let mut await_request = AwaitRequest::new();
         loop {
             match await_request.advance(peer.plain.filled()) {
                 LinkRequestStep::Read(next) => await_request = next,
-                LinkRequestStep::Requested { request, consumed } => {
+                LinkRequestStep::Requested { link, consumed } => {
                     peer.plain.consume(consumed);
-                    return Ok(request);
+                    return Ok(link);
                 }
                 LinkRequestStep::Refuse(error) => return Err(error.into()),
             }
             let read = peer.read_more().await;
             read.map_err(|error| error.into_close_reason(self.control))?;
         }
+    }
+
+    /// Checks that this member is meant, and binds the peer's name to its VM.
+    fn bind(
+        &self,
+        links: &Links,
+        instance: InstanceId,
+        request: &LinkRequest,
+    ) -> Result<BoundName, CloseReason> {
+        if request.to != links.own_name() {
+            return Err(LinkRefusal::WrongMember.into());
+        }
+        let bound = links.bind(request.from, instance, request.boot_id)?;
+        // Only names from the configuration: what is logged about links is limited by name.
+        let position = links.state.cluster.position(&request.from);
+        let name = position.and_then(|position| links.state.names.get(position));
+        if let Some(link) = &mut self.info.borrow_mut().link {
+            link.member = name.map(Arc::clone);
+        }
+        Ok(bound)
     }
 
     fn note_service(&self, service: &Service) {
@@ -140,8 +169,9 @@ impl AcceptedLink<'_> {
     /// Connects to the service and sends the answer.
     async fn connect(
         &self,
+        links: &Links,
         peer: &mut Peer,
-        request: LinkRequest,
+        link: PendingLink,
         service: &Service,
     ) -> Result<UpstreamSession, CloseReason> {
         let control = self.control;
@@ -149,7 +179,7 @@ impl AcceptedLink<'_> {
         let stream = stream
             .map_err(|error| control.or_terminated(CloseReason::LinkServiceUnreachable(error)))?;
         let mut answer = Vec::new();
-        request.accept(&mut answer);
+        link.accept(links.state.boot_id, &mut answer);
         let sent = peer.send(&answer).await;
         sent.map_err(|error| error.into_close_reason(control))?;
         if let Some(links) = &self.context.links {
@@ -193,11 +223,13 @@ fn answer_to(reason: &CloseReason) -> Option<LinkRefusal> {
         CloseReason::LinkRefused(refusal) => Some(*refusal),
         CloseReason::LinkRequest(error) => Some(error.answer()),
         CloseReason::LinkServiceUnreachable(_) => Some(LinkRefusal::ServiceUnreachable),
+        CloseReason::MemberConflict(_) => Some(LinkRefusal::MemberConflict),
         CloseReason::Denied(denial) if denial.fault() == Fault::Ours => Some(LinkRefusal::NotReady),
         CloseReason::AuditUnavailable => Some(LinkRefusal::NotReady),
-        CloseReason::Denied(_) | CloseReason::NotAMember(_) | CloseReason::Revoked(_) => {
-            Some(LinkRefusal::NotAMember)
-        }
+        CloseReason::Denied(_)
+        | CloseReason::NotAMember(_)
+        | CloseReason::NoInstanceId
+        | CloseReason::Revoked(_) => Some(LinkRefusal::NotAMember),
         CloseReason::Shutdown => Some(LinkRefusal::Draining),
         _ => None,
     }

@@ -1,19 +1,25 @@
-//! The opening side of a link: lookup, dial, TLS, the verdict on the member, the request and its answer. A connection
-//! to a service of this member itself is relayed as it is.
+//! The opening side of a link: lookup, dial, TLS, the verdict on the member, the request, its answer and the member's
+//! name. A connection to a service of this member itself is relayed as it is.
 //!
-//! Nothing is sent to a member before it is verified, and nothing is remembered of one that could not be reached:
-//! the next connection tries again.
+//! Nothing is sent to a member before it is verified, and no byte of a service before it is known that its name belongs
+//! to its VM. Nothing is remembered of one that could not be reached: the next connection tries again.
 
 use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
 use attest::Denial;
+use attest::values::InstanceId;
 use rustls::AlertDescription;
 use rustls::client::UnbufferedClientConnection;
-use wire::link::{LinkAnswerStep, LinkError, LinkRefusal, request_link};
+use wire::link::{
+    BootId, LinkAnswerStep, LinkError, LinkRefusal, LinkRequest, MemberName, request_link,
+};
 
-use super::{CONNECT_TIMEOUT, Links, dial_service, is_no_member};
+use super::{
+    CONNECT_TIMEOUT, Links, dial_service, instance_of, is_no_member, limit_unacknowledged,
+};
+use crate::cluster::member_names::BoundName;
 use crate::cluster::state::ClusterState;
 use crate::config::Service;
 use crate::io::buffer::{Buffer, Size};
@@ -35,6 +41,13 @@ use crate::telemetry::link_info::{LinkDirection, LinkInfo};
 use crate::tls::session::{HandshakeSummary, Session, TlsError};
 
 type Server = TlsStream<UnbufferedClientConnection>;
+
+/// What a link leads to.
+#[derive(Clone, Copy)]
+struct Destination<'a> {
+    member: MemberName,
+    service: &'a Service,
+}
 
 /// One link that this member opens for a local connection.
 pub(crate) struct OpenedLink<'a> {
@@ -66,12 +79,18 @@ impl OpenedLink<'_> {
         if let Err(LimitReached) = limit {
             return LinkRefusal::TooManyLinks.into();
         }
-        match self.links.state.resolvers.get(route.member) {
-            Some(Some(resolver)) => {
-                self.serve_remote(local, route.member, resolver, service)
+        let remote = self.links.state.resolvers.get(route.member);
+        let member = cluster.members.get(route.member);
+        match (member, remote) {
+            (Some(member), Some(Some(resolver))) => {
+                let destination = Destination {
+                    member: member.name,
+                    service,
+                };
+                self.serve_remote(local, route.member, resolver, destination)
                     .await
             }
-            Some(None) | None => self.serve_local(local, service).await,
+            _ => self.serve_local(local, service).await,
         }
     }
 
@@ -93,11 +112,13 @@ impl OpenedLink<'_> {
         local: Stream,
         member: usize,
         resolver: &Arc<TargetResolver>,
-        service: &Service,
+        destination: Destination<'_>,
     ) -> CloseReason {
         // Boxed, so that its memory is freed before the relay.
-        let server = match Box::pin(self.connect(resolver, service)).await {
-            Ok(server) => server,
+        let connected = Box::pin(self.connect(resolver, destination)).await;
+        self.note_answer(member, connected.as_ref().err());
+        let (server, _bound) = match connected {
+            Ok(connected) => connected,
             // Nothing is waited for but the other member.
             Err(CloseReason::LoginTimeout) => return CloseReason::ServerTimeout,
             Err(reason) => return reason,
@@ -108,6 +129,18 @@ impl OpenedLink<'_> {
         let received = Buffer::take(Size::Small);
         let reason = relay(server, local, received, ClientSide::Plain, self.control).await;
         reason.swap_sides()
+    }
+
+    /// Notes whether the member at this position accepts the name of this one. Other failures say nothing about that.
+    fn note_answer(&self, member: usize, failure: Option<&CloseReason>) {
+        let names = &self.links.state.member_names;
+        match failure {
+            None => names.accepted_by(member),
+            Some(CloseReason::Link(LinkError::Refused(LinkRefusal::MemberConflict))) => {
+                names.refused_by(member, Instant::now());
+            }
+            Some(_) => {}
+        }
     }
 
     fn opened(&self) {
@@ -124,12 +157,12 @@ impl OpenedLink<'_> {
     async fn connect(
         &self,
         resolver: &Arc<TargetResolver>,
-        service: &Service,
-    ) -> Result<Server, CloseReason> {
+        destination: Destination<'_>,
+    ) -> Result<(Server, BoundName), CloseReason> {
         let lookup = self.lookup(resolver, None);
         let target = self.control.race_terminated(lookup).await??;
-        let reason = match self.open(&target, service).await {
-            Ok(server) => return Ok(server),
+        let reason = match self.open(&target, destination).await {
+            Ok(opened) => return Ok(opened),
             // The answer of the verified member, or our own: it has not moved.
             Err(reason @ (CloseReason::Link(_) | CloseReason::LinkRefused(_))) => {
                 return Err(reason);
@@ -138,7 +171,7 @@ impl OpenedLink<'_> {
         };
         let lookup = self.lookup(resolver, Some(Arc::clone(&target)));
         match self.control.race_terminated(lookup).await? {
-            Ok(other) if *other != *target => self.open(&other, service).await,
+            Ok(other) if *other != *target => self.open(&other, destination).await,
             Ok(_) | Err(_) => Err(reason),
         }
     }
@@ -158,16 +191,22 @@ impl OpenedLink<'_> {
         }
     }
 
-    async fn open(&self, target: &Target, service: &Service) -> Result<Server, CloseReason> {
+    async fn open(
+        &self,
+        target: &Target,
+        destination: Destination<'_>,
+    ) -> Result<(Server, BoundName), CloseReason> {
         let stream = self.dial(target).await?;
+        limit_unacknowledged(&stream, destination.service);
         let _fd_guard = self.control.register_upstream_fd(stream.raw_fd());
         let (mut server, handshake) = self.connect_tls(stream, target).await?;
         if !handshake.is_link {
             return Err(CloseReason::LinkNotSupported);
         }
-        self.attest(handshake).await?;
-        self.request(&mut server, service).await?;
-        Ok(server)
+        let instance = self.attest(handshake).await?;
+        let boot_id = self.request(&mut server, destination).await?;
+        let bound = self.links.bind(destination.member, instance, boot_id)?;
+        Ok((server, bound))
     }
 
     /// Connects to the first address of the member that accepts.
@@ -222,8 +261,8 @@ impl OpenedLink<'_> {
         })
     }
 
-    /// Verifies that the server is a member.
-    async fn attest(&self, handshake: HandshakeSummary) -> Result<(), CloseReason> {
+    /// Verifies that the server is a member. Returns the instance that it is.
+    async fn attest(&self, handshake: HandshakeSummary) -> Result<InstanceId, CloseReason> {
         let gate = self.links.gate(self.context)?;
         let verdict = gate.admit(handshake.chain.as_deref(), || self.control.begin_work());
         let verdict = self.control.race_terminated(verdict).await?;
@@ -237,21 +276,34 @@ impl OpenedLink<'_> {
             link.instance = peer.instance_id();
         }
         self.control.set_peer(Some(Arc::clone(peer)));
-        Ok(())
+        instance_of(peer)
     }
 
-    /// Requests the link and waits for the answer.
-    async fn request(&self, server: &mut Server, service: &Service) -> Result<(), CloseReason> {
-        let mut request = Vec::new();
-        let mut await_answer = request_link(&service.name, &mut request);
-        let sent = server.send(&request).await;
+    /// Requests the link and waits for the answer. Returns the boot id of the member.
+    async fn request(
+        &self,
+        server: &mut Server,
+        destination: Destination<'_>,
+    ) -> Result<BootId, CloseReason> {
+        let request = LinkRequest {
+            from: self.links.own_name(),
+            to: destination.member,
+            service: destination.service.name,
+            boot_id: self.links.state.boot_id,
+        };
+        let mut frame = Vec::new();
+        let mut await_answer = request_link(&request, &mut frame);
+        let sent = server.send(&frame).await;
         sent.map_err(|error| self.server_failed(error, true))?;
         loop {
             match await_answer.advance(server.plain.filled()) {
                 LinkAnswerStep::Read(next) => await_answer = next,
-                LinkAnswerStep::Opened { consumed } => {
+                LinkAnswerStep::Opened { boot_id, consumed } => {
                     server.plain.consume(consumed);
-                    return Ok(());
+                    return Ok(boot_id);
+                }
+                LinkAnswerStep::Refuse(LinkError::Refused(LinkRefusal::WrongMember)) => {
+                    return Err(CloseReason::LinkWrongMember);
                 }
                 LinkAnswerStep::Refuse(error) => return Err(error.into()),
             }

@@ -1,4 +1,5 @@
-//! Peers and requests that are refused. A member's link and a client's session go on meanwhile.
+//! Peers and requests that are refused. A member's link and a client's session go on meanwhile. Names that belong to
+//! another VM are in `names.rs`.
 
 use std::net::TcpListener;
 use std::thread;
@@ -6,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use attest::mock::Evidence;
 
-use super::{answer, exchange, instance, members, raw_link};
+use super::{answer, exchange, instance, members, raw_link, request};
 use crate::harness::client::Client;
 use crate::harness::fixture::Fixture;
 use crate::harness::process::{TIMEOUT, poll_until};
@@ -16,18 +17,13 @@ use crate::harness::tdx_fixture::TdxFixture;
 use crate::harness::unverified_tls;
 
 pub(super) fn add(suite: &mut Suite) {
-    suite.add("links::refuse_strangers_and_bad_requests", refusals);
+    suite.add("links::refuse_other_peers_and_bad_requests", refusals);
     suite.add("links::are_limited", limit);
     suite.add("links::need_their_ports_and_the_right_member", wrong_ends);
 }
 
-/// The request for a service.
-fn request(service: &[u8]) -> Vec<u8> {
-    [&[u8::try_from(service.len()).expect("short")], service].concat()
-}
-
 /// Sends `bytes` on a new link, whose refusal both sides must name alike.
-fn refused(link: &mut Client, member: &Sidecar, bytes: &[u8], expected: u8, code: &str) {
+pub(super) fn refused(link: &mut Client, member: &Sidecar, bytes: &[u8], expected: u8, code: &str) {
     if !bytes.is_empty() {
         link.send(bytes);
     }
@@ -48,12 +44,12 @@ fn refusals(fixture: &Fixture) {
     let mut client = unverified_tls::session(Some(&tdx), &first);
 
     // Another application, which may log in here as a client.
-    let stranger = Evidence {
+    let other = Evidence {
         app_id: vec![0xa2; 20],
-        ..instance(b's')
+        ..instance(b'o')
     };
-    tdx.write_pem("stranger", &tdx.issue("stranger", &stranger));
-    let mut link = raw_link(Some((&tdx, "stranger")), first.address());
+    tdx.write_pem("other", &tdx.issue("other", &other));
+    let mut link = raw_link(Some((&tdx, "other")), first.address());
     // It learns nothing about services: the answer comes before the request.
     refused(&mut link, &first, b"", 2, "link_not_a_member");
     let mut link = raw_link(None, first.address());
@@ -61,7 +57,7 @@ fn refusals(fixture: &Fixture) {
 
     // Members, with requests that are refused. Lines of one kind are limited, so each kind has a reason of its own.
     let as_member = || raw_link(Some((&tdx, "b")), first.address());
-    let unknown = request(b"sshd");
+    let unknown = request(b"b", b"a", b"sshd");
     refused(
         &mut as_member(),
         &first,
@@ -69,9 +65,14 @@ fn refusals(fixture: &Fixture) {
         1,
         "link_unknown_service",
     );
+    // As soon as the length was read.
     let code = "link_invalid_service_name";
-    refused(&mut as_member(), &first, &[33], 1, code);
-    let down = request(b"missing");
+    refused(&mut as_member(), &first, b"\x01b\x01a\x21", 1, code);
+    let code = "link_invalid_member_name";
+    refused(&mut as_member(), &first, &[64], 1, code);
+    let other = request(b"b", b"c", b"echo");
+    refused(&mut as_member(), &first, &other, 7, "link_wrong_member");
+    let down = request(b"b", b"a", b"missing");
     refused(
         &mut as_member(),
         &first,
@@ -81,7 +82,7 @@ fn refusals(fixture: &Fixture) {
     );
     slow_request(&mut as_member(), &first);
     let mut link = as_member();
-    link.send(&request(b"echo"));
+    link.send(&request(b"b", b"a", b"echo"));
     assert_eq!(answer(&mut link), Some(0));
 
     exchange(&mut kept, b"unharmed").expect("an echo");
@@ -91,7 +92,7 @@ fn refusals(fixture: &Fixture) {
 /// A request of one byte a second reaches the login deadline.
 fn slow_request(link: &mut Client, member: &Sidecar) {
     let started = Instant::now();
-    for byte in request(b"postgres-of-the-cluster") {
+    for byte in request(b"b", b"a", b"postgres") {
         if link.try_send(&[byte]).is_err() {
             break;
         }

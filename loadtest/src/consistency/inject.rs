@@ -39,18 +39,25 @@ pub(super) fn end(cluster: &DevCluster, member: &str, fault: Fault) -> Result<()
     }
 }
 
-/// Waits until the cluster is complete as each of its members sees it. Returns whether that happened in time.
-pub(super) fn await_complete(cluster: &DevCluster, limit: Duration) -> bool {
+/// Waits until the cluster is complete as each of its members sees it.
+///
+/// # Errors
+/// That did not happen in time: what the first member that sees it otherwise saw at last.
+pub(super) fn await_complete(
+    cluster: &DevCluster,
+    limit: Duration,
+) -> std::result::Result<(), String> {
     let deadline = Instant::now() + limit;
-    let seen_by = |member: &String| {
-        let list = cluster.list_of(member);
-        list.is_ok_and(|list| cluster.is_complete(&list))
+    let otherwise = |member: &String| match cluster.list_of(member) {
+        Ok(list) if cluster.is_complete(&list) => None,
+        Ok(list) => Some(format!("{member} sees {list:?}")),
+        Err(error) => Some(format!("{member}: {error}")),
     };
-    while !cluster.members().iter().all(seen_by) {
+    while let Some(seen) = cluster.members().iter().find_map(otherwise) {
         if Instant::now() + POLL_INTERVAL > deadline {
-            return false;
+            return Err(seen);
         }
         std::thread::sleep(POLL_INTERVAL);
     }
-    true
+    Ok(())
 }

@@ -50,9 +50,8 @@ pub fn run(options: &Options, progress: &Progress) -> Result<String> {
         .enable_all()
         .build()
         .map_err(io_context("cannot start a runtime"))?;
-    if !inject::await_complete(&cluster, RECOVERY_LIMIT) {
-        return Err(Error::Peer("the cluster is not whole".to_owned()));
-    }
+    inject::await_complete(&cluster, RECOVERY_LIMIT)
+        .map_err(|seen| Error::Peer(format!("the cluster is not whole: {seen}")))?;
     runtime.block_on(table::create(&writer))?;
     let start = Instant::now();
     let counters = Arc::new(Counters::default());
@@ -144,9 +143,10 @@ impl Run<'_> {
                 .push(format!("fault {number} did not end: {error}"));
         }
         let healed = Instant::now();
-        if !inject::await_complete(&self.cluster, RECOVERY_LIMIT) {
-            self.failed
-                .push(format!("not recovered after fault {number} ({planned:?})"));
+        if let Err(seen) = inject::await_complete(&self.cluster, RECOVERY_LIMIT) {
+            self.failed.push(format!(
+                "not recovered after fault {number} ({planned:?}): {seen}"
+            ));
             outcome = format!("{outcome}, NOT RECOVERED");
         }
         if !self.writes_go_on()? {

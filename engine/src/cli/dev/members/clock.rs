@@ -15,6 +15,15 @@ const LIBRARY: &str = "faketime/libfaketimeMT.so.1";
 /// The largest offset in seconds.
 const MAX_OFFSET: u32 = 86_400;
 
+/// Python's `time.sleep` calls `clock_nanosleep` with a time of the monotonic clock, which libfaketime 0.9.10 makes fail
+/// with EINVAL: Patroni would end whenever it tries something again. `select` sleeps as well.
+const SITECUSTOMIZE: &str = "\
+import select
+import time
+
+time.sleep = lambda seconds: select.select((), (), (), seconds)
+";
+
 /// The file with the offset.
 fn file(folder: &Path) -> PathBuf {
     folder.join("clock")
@@ -35,8 +44,26 @@ pub(super) fn apply(command: &mut Command, folder: &Path) {
             .env("FAKETIME_TIMESTAMP_FILE", file(folder))
             .env("FAKETIME_CACHE_DURATION", "1")
             .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-            .env("FAKETIME_XRESET", "1");
+            .env("FAKETIME_XRESET", "1")
+            .env("PYTHONPATH", python(folder));
     }
+}
+
+/// The folder of Python's modules for this member.
+fn python(folder: &Path) -> PathBuf {
+    folder.join("python")
+}
+
+/// Writes what [`apply`] names: a clock that is right.
+///
+/// # Errors
+/// A file cannot be written.
+pub(super) fn prepare(folder: &Path) -> Result<(), DevError> {
+    let python = python(folder);
+    std::fs::create_dir_all(&python)
+        .and_then(|()| std::fs::write(python.join("sitecustomize.py"), SITECUSTOMIZE))
+        .map_err(system("cannot prepare the clock"))?;
+    set(folder, "+0")
 }
 
 /// Sets the clock off by so many seconds, such as `+60` or `-60`.

@@ -146,7 +146,7 @@ impl Member {
         self.forget_processes();
         let processes = self.network.start_processes().await?;
         if plan.clocks {
-            clock::set(&self.folder, "+0")?;
+            clock::prepare(&self.folder)?;
         }
         let mut tasks =
             vec![self.shell(&processes, "etcd", "set -a; . ./etcd.env; exec etcd", false)];

@@ -22,6 +22,8 @@ mod passwords;
 mod patroni;
 mod pgbackrest;
 #[cfg(test)]
+mod script_tests;
+#[cfg(test)]
 mod tests;
 
 use files::{File, Owner};
@@ -117,10 +119,11 @@ pub fn execute(flags: &ArgMatches) -> CommandOutput {
         let error = "cluster_name is not set: this sidecar belongs to no cluster";
         return CommandOutput::error(EX_USAGE, error.to_owned());
     };
-    let member = match Options::new(flags).and_then(|options| Member::new(cluster, options)) {
-        Ok(member) => member,
-        Err(error) => return CommandOutput::error(EX_USAGE, error),
-    };
+    let member =
+        match Options::new(flags, cluster).and_then(|options| Member::new(cluster, options)) {
+            Ok(member) => member,
+            Err(error) => return CommandOutput::error(EX_USAGE, error),
+        };
     let part = flags.get_one::<String>("what").map(String::as_str);
     let part = Part::ALL
         .into_iter()
@@ -195,6 +198,7 @@ impl<'a> Member<'a> {
         }
         if part.includes(Part::Etcd) {
             files.push(File::public("etcd.env", etcd::environment(self)));
+            files.push(File::public("etcd.sh", etcd::SCRIPT.to_owned()));
         }
         if part.includes(Part::Hba) {
             files.push(File::public("pg_hba.conf", hba::text()));

@@ -205,7 +205,11 @@ include: [other.yaml]
 
 /// The sidecar's program with the environment of a service in a compose file.
 fn sidecar(file: &str, service: &str) -> (Command, Yaml) {
-    let documents = YamlLoader::load_from_str(&read(file)).unwrap();
+    sidecar_in(&read(file), service)
+}
+
+fn sidecar_in(text: &str, service: &str) -> (Command, Yaml) {
+    let documents = YamlLoader::load_from_str(text).unwrap();
     let service = documents[0]["services"][service].clone();
     let environment: BTreeMap<_, _> = service["environment"]
         .as_hash()
@@ -235,10 +239,46 @@ fn sidecar_accepts_the_compose_files() {
     }
 }
 
-/// The member's compose file makes the configuration of the programs beside the sidecar.
+/// The member's compose file makes the configuration of the programs beside the sidecar, also with the backups that are
+/// commented out.
 #[test]
 fn cluster_config_accepts_the_compose_file() {
-    let (mut command, service) = sidecar("cluster/compose.yaml", "config");
+    let text = read("cluster/compose.yaml");
+    let with_backups = text.replace("      # - --backup", "      - --backup");
+    assert_ne!(text, with_backups);
+    for (text, expected) in [(text, "ETCD_NAME=b"), (with_backups, "repo1-type=s3")] {
+        let printed = cluster_config(&text);
+        for expected in ["name: b", "127.0.0.1:15433", expected] {
+            assert!(printed.contains(expected), "{expected}: {printed}");
+        }
+    }
+}
+
+/// The policy that is commented out at the end of the member's compose file.
+#[test]
+fn sidecar_accepts_the_policy_of_the_compose_file() {
+    let text = read("cluster/compose.yaml");
+    let (_, configs) = text.split_once("\n# configs:\n").unwrap();
+    let lines = configs.lines().map(|line| line.trim_start_matches('#'));
+    let configs = format!("configs:\n{}", lines.collect::<Vec<_>>().join("\n"));
+    let documents = YamlLoader::load_from_str(&configs).unwrap();
+    let policy = documents[0]["configs"]["policy"]["content"].as_str();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("policy.toml");
+    fs::write(&file, policy.unwrap()).unwrap();
+    let mut check = sidecar("cluster/compose.yaml", "sidecar").0;
+    for name in ["TEESQL_ALLOWED_APP_ID", "TEESQL_KMS_ROOT"] {
+        check.env_remove(name);
+    }
+    let check = check.arg("check").env("TEESQL_POLICY_FILE", &file);
+    let output = check.output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{errors}");
+}
+
+/// What the service `config` of a compose file prints, without files.
+fn cluster_config(text: &str) -> String {
+    let (mut command, service) = sidecar_in(text, "config");
     let arguments = service["command"].as_vec().unwrap().iter();
     let arguments = arguments.map(|argument| argument.as_str().unwrap());
     // Without files nothing is asked of the guest agent.
@@ -247,10 +287,7 @@ fn cluster_config_accepts_the_compose_file() {
     let output = command.args(printed).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{errors}");
-    let text = String::from_utf8(output.stdout).unwrap();
-    for expected in ["name: b", "127.0.0.1:15433", "ETCD_NAME=b", "[orders]"] {
-        assert!(text.contains(expected), "{expected}: {text}");
-    }
+    String::from_utf8(output.stdout).unwrap()
 }
 
 #[test]

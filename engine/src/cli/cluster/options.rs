@@ -2,6 +2,8 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use crate::config::ClusterConfig;
+
 /// Seconds between two loops of Patroni.
 pub(super) const LOOP_WAIT: u16 = 5;
 /// Seconds that etcd and Postgres may not answer before Patroni demotes the leader.
@@ -19,7 +21,10 @@ pub(super) struct Options {
     pub(super) socket_dir: String,
     pub(super) config_dir: String,
     pub(super) etcd_dir: String,
-    pub(super) join: bool,
+    /// How many members, from the first one on, founded the cluster's etcd: all, if it is not known.
+    pub(super) founders: Option<usize>,
+    /// The member that goes on alone after the majority was lost.
+    pub(super) recover: Option<String>,
     /// Seconds that the leader's key in etcd is valid for without renewal.
     pub(super) ttl: u16,
     pub(super) synchronous: Synchronous,
@@ -46,6 +51,8 @@ pub(super) struct Backup {
     pub(super) options: Vec<(String, String)>,
     /// The target time at which a new cluster starts: `None` for an empty one, `latest` for the end of the archive.
     pub(super) restore: Option<String>,
+    /// The repository that it is restored from, if that is another one.
+    pub(super) restore_repository: Option<String>,
 }
 
 /// A flag: name, placeholder, default and help.
@@ -56,7 +63,7 @@ type Flag = (
     &'static str,
 );
 
-const FLAGS: [Flag; 11] = [
+const FLAGS: [Flag; 14] = [
     (
         "data-dir",
         "PATH",
@@ -86,6 +93,18 @@ const FLAGS: [Flag; 11] = [
         "PATH",
         Some("/var/lib/etcd/default"),
         "etcd's data directory",
+    ),
+    (
+        "founders",
+        "N",
+        None,
+        "The first N members founded the cluster; those after them were added later, and never found an etcd without it [default: all]",
+    ),
+    (
+        "recover",
+        "NAME",
+        None,
+        "The majority is lost: this member goes on alone, once, and the others join it. Name the same one on all members",
     ),
     (
         "ttl",
@@ -123,11 +142,17 @@ const FLAGS: [Flag; 11] = [
         None,
         "Start the new cluster from the last backup, recovered up to this time or to the end of the archive (latest)",
     ),
+    (
+        "restore-repository",
+        "PATH",
+        None,
+        "Restore from this repository instead of the one that the new cluster archives into",
+    ),
 ];
 
 /// Adds the flags to `command`.
 pub(super) fn with_flags(command: Command) -> Command {
-    let command = FLAGS
+    FLAGS
         .iter()
         .fold(command, |command, (name, placeholder, default, help)| {
             let arg = Arg::new(*name)
@@ -138,6 +163,8 @@ pub(super) fn with_flags(command: Command) -> Command {
             let arg = match (*name, default) {
                 ("backup-option", _) => arg.action(ArgAction::Append).requires("backup-repository"),
                 ("restore", _) => arg.requires("backup-repository"),
+                ("restore-repository", _) => arg.requires("restore"),
+                ("founders", _) => arg.value_parser(clap::value_parser!(u8).range(1..)),
                 ("synchronous", _) => arg.value_parser(["on", "strict", "off"]),
                 ("watchdog", _) => arg.value_parser(["off", "automatic", "required"]),
                 _ => arg,
@@ -146,20 +173,13 @@ pub(super) fn with_flags(command: Command) -> Command {
                 Some(default) => arg.default_value(*default),
                 None => arg,
             })
-        });
-    command.arg(
-        Arg::new("join")
-            .long("join")
-            .action(ArgAction::SetTrue)
-            .help_heading("Files")
-            .help("This member joins an etcd that runs already"),
-    )
+        })
 }
 
 impl Options {
     /// # Errors
-    /// A value cannot be used.
-    pub(super) fn new(flags: &ArgMatches) -> Result<Self, String> {
+    /// A value cannot be used, or names a member that `cluster` does not have.
+    pub(super) fn new(flags: &ArgMatches, cluster: &ClusterConfig) -> Result<Self, String> {
         let text = |name: &str| flags.get_one::<String>(name).cloned();
         let path = |name: &str| absolute(name, text(name).unwrap_or_default());
         let folder = flags.get_one::<std::path::PathBuf>("dir");
@@ -171,6 +191,9 @@ impl Options {
                 repository: absolute("backup-repository", repository)?,
                 options: backup_options(flags)?,
                 restore: text("restore").map(one_line).transpose()?,
+                restore_repository: text("restore-repository")
+                    .map(|path| absolute("restore-repository", path))
+                    .transpose()?,
             }),
         };
         Ok(Self {
@@ -181,7 +204,12 @@ impl Options {
             socket_dir: path("socket-dir")?,
             config_dir: absolute("config-dir", config_dir.unwrap_or("/etc/teesql".to_owned()))?,
             etcd_dir: path("etcd-dir")?,
-            join: flags.get_flag("join"),
+            founders: flags
+                .get_one("founders")
+                .map(|founders: &u8| usize::from(*founders)),
+            recover: text("recover")
+                .map(|name| member(name, cluster))
+                .transpose()?,
             ttl: ttl(&text("ttl").unwrap_or_default())?,
             synchronous: match text("synchronous").as_deref() {
                 Some("strict") => Synchronous::Strict,
@@ -191,6 +219,13 @@ impl Options {
             watchdog: text("watchdog").unwrap_or_default(),
             backup,
         })
+    }
+}
+
+fn member(name: String, cluster: &ClusterConfig) -> Result<String, String> {
+    match cluster.members.iter().any(|member| member.name.as_str() == name) {
+        true => Ok(name),
+        false => Err(format!("--recover {name:?}: no such member")),
     }
 }
 

@@ -48,7 +48,8 @@ fn bootstrap(member: &Member<'_>) -> Yaml {
     let parameters = map([
         ("hot_standby", text("on")),
         ("password_encryption", text("scram-sha-256")),
-        ("wal_level", text("replica")),
+        // For logical replication. It needs a restart, and a cluster that is in use is not restarted for it.
+        ("wal_level", text("logical")),
         // pg_rewind needs it.
         ("wal_log_hints", text("on")),
         ("max_wal_senders", number(10)),
@@ -89,6 +90,9 @@ fn bootstrap(member: &Member<'_>) -> Yaml {
         // Patroni 3.0 asks for them here too.
         ("pg_hba", list(&hba::LINES)),
     ];
+    if let Some(command) = pgbackrest::post_bootstrap_command(member) {
+        entries.push(("post_bootstrap", text(&command)));
+    }
     if let Some(command) = pgbackrest::bootstrap_command(member) {
         entries.push(("method", text("pgbackrest")));
         entries.push((

@@ -75,10 +75,25 @@ pub(super) fn replica_command(member: &Member<'_>) -> String {
 
 /// How Patroni makes the first member of a new cluster, if it is to come from a backup.
 pub(super) fn bootstrap_command(member: &Member<'_>) -> Option<String> {
-    let time = member.options.backup.as_ref()?.restore.as_ref()?;
-    let target = match time.as_str() {
+    let backup = member.options.backup.as_ref()?;
+    let target = match backup.restore.as_ref()?.as_str() {
         "latest" => String::new(),
         time => format!(" --type=time --target='{time}' --target-action=promote"),
     };
-    Some(format!("{} --delta{target} restore", program(member)?))
+    // An option of the command line overrides that of the file, also in the restore_command that pgBackRest writes.
+    let repository = backup.restore_repository.as_ref();
+    let repository = repository.map(|path| format!(" --repo1-path={path}"));
+    let repository = repository.unwrap_or_default();
+    let program = program(member)?;
+    Some(format!("{program}{repository} --delta{target} restore"))
+}
+
+/// What Patroni runs when it has made a new cluster: without a stanza in the repository no WAL can be archived, and
+/// Postgres would keep all of it. Patroni appends a connection string, which the shell ignores.
+pub(super) fn post_bootstrap_command(member: &Member<'_>) -> Option<String> {
+    let program = program(member)?;
+    let folder = &member.options.config_dir;
+    Some(format!(
+        "sh -c 'PGPASSFILE={folder}/pgpass exec {program} stanza-create'"
+    ))
 }

@@ -31,16 +31,17 @@ fn passwords() -> MemberPasswords {
     MemberPasswords::of_test(["s", "r", "w", "b"].map(|letter| Password::new(letter.repeat(64))))
 }
 
-fn files(flags: &[&str], part: Part) -> Vec<File> {
-    let options = Options::new(&matches(flags)).unwrap();
+pub(super) fn files(flags: &[&str], part: Part) -> Vec<File> {
     let cluster = cluster();
+    let options = Options::new(&matches(flags), &cluster).unwrap();
     let member = Member::new(&cluster, options).unwrap();
     member.files_with_passwords(part, &passwords()).unwrap()
 }
 
 fn shown(files: &[File]) -> String {
     let show = |file: &File| format!("==== {}\n{}", file.name, *file.text);
-    files.iter().map(show).collect()
+    let differ = files.iter().filter(|file| file.name != "etcd.sh");
+    differ.map(show).collect()
 }
 
 const BACKUPS: [&str; 5] = [
@@ -63,8 +64,8 @@ fn files_of_a_member_with_backups() {
 
 #[test]
 fn what_is_printed_has_no_password() {
-    let options = Options::new(&matches(&BACKUPS)).unwrap();
     let cluster = cluster();
+    let options = Options::new(&matches(&BACKUPS), &cluster).unwrap();
     let member = Member::new(&cluster, options).unwrap();
     let printed = shown(&member.files(Part::All));
     for letter in ["s", "r", "w", "b"] {
@@ -86,8 +87,8 @@ fn parameters_are_texts_for_yaml_1_1_as_well() {
 
 #[test]
 fn a_password_that_needs_escaping_is_refused() {
-    let options = Options::new(&matches(&[])).unwrap();
     let cluster = cluster();
+    let options = Options::new(&matches(&[]), &cluster).unwrap();
     let member = Member::new(&cluster, options).unwrap();
     for wrong in ["it's", "a\nb", "a:b", "$HOME", "\\", ""] {
         let texts = [wrong, "r", "w", "b"];
@@ -102,13 +103,17 @@ fn values_that_would_change_a_file_are_refused() {
     for flags in [
         ["--data-dir=relative", "--synchronous=on"],
         ["--data-dir=/a b", "--synchronous=on"],
+        ["--recover=d", "--synchronous=on"],
         ["--ttl=14", "--synchronous=on"],
         ["--ttl=301", "--synchronous=on"],
         ["--backup-repository=/b", "--backup-option=no-value"],
         ["--backup-repository=/b", "--backup-option=a=x\ny=z"],
         ["--backup-repository=/b", "--restore=now' ; x"],
     ] {
-        assert!(Options::new(&matches(&flags)).is_err(), "{flags:?}");
+        assert!(
+            Options::new(&matches(&flags), &cluster()).is_err(),
+            "{flags:?}"
+        );
     }
 }
 
@@ -122,7 +127,25 @@ fn files_with_passwords_are_private() {
         let private = has_password.iter().any(|text| file.text.contains(text));
         assert_eq!(mode, if private { 0o600 } else { 0o644 }, "{}", file.name);
     }
-    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 6);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 7);
+}
+
+#[test]
+fn members_added_later_never_found_an_etcd() {
+    let environment = |flags: &[&str]| {
+        let files = files(flags, Part::Etcd);
+        files.first().unwrap().text.to_string()
+    };
+    // This is b, the second one.
+    let founder = environment(&["--founders=2"]);
+    assert!(founder.contains("ETCD_INITIAL_CLUSTER_STATE=new\n"));
+    assert!(
+        founder
+            .contains("ETCD_INITIAL_CLUSTER=a=http://127.0.0.1:13380,b=http://127.0.0.1:13381\n")
+    );
+    for flags in [["--founders=1"], ["--recover=c"]] {
+        assert!(environment(&flags).contains("ETCD_INITIAL_CLUSTER_STATE=existing\n"));
+    }
 }
 
 /// Patroni's own check. It objects only to loopback, which is unreachable for other hosts unless there are links.

@@ -75,7 +75,7 @@ pub fn command() -> Command {
                 .allow_hyphen_values(true)
                 .conflicts_with_all(["members", "command"])
                 .value_name("WORD")
-                .help("Ask the cluster of --members that TEESQL_DEV_CONTROL names: status, kill NAME, start NAME, pause NAME, resume NAME, isolate NAME, join NAME, clock NAME SECONDS, or exec NAME COMMAND …; with --dns also kill dns, start dns"),
+                .help("Ask the cluster of --members that TEESQL_DEV_CONTROL names: status, kill NAME, stop NAME, start NAME, pause NAME, resume NAME, isolate NAME, join NAME, clock NAME SECONDS, or exec NAME COMMAND …; with --dns also kill dns, start dns"),
         )
         .arg(
             Arg::new("inner")

@@ -24,7 +24,7 @@ pub(super) fn ip(position: usize) -> Ipv4Addr {
 /// The port of every sidecar.
 pub(super) const SIDECAR_PORT: u16 = 5433;
 
-/// The port of every sidecar's HTTP server.
+/// The port of every sidecar's HTTP server, and of the forwarder's on the bridge.
 pub(super) const HTTP_PORT: u16 = 8080;
 
 /// The HTTP server of the forwarder that follows the leader, on loopback in the network of the whole.

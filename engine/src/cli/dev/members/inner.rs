@@ -120,7 +120,7 @@ impl Cluster {
                 }
                 status = wait(&mut child) => break status,
                 Some(request) = requests.recv() => {
-                    if request.words.first().is_some_and(|word| word == "stop") {
+                    if request.words == ["stop"] {
                         let _ = request.answer.send(Answer::default());
                         break Ok(0);
                     }
@@ -226,14 +226,14 @@ impl Cluster {
                 Ok(Answer::default())
             }
             [
-                action @ ("kill" | "start" | "pause" | "resume" | "isolate" | "join"),
+                action @ ("kill" | "stop" | "start" | "pause" | "resume" | "isolate" | "join"),
                 name,
             ] => {
                 self.change(action, name).await.map(|()| Answer::default())
             }
             _ => Err(DevError::Members(
-                "expected status, kill NAME, start NAME, pause NAME, resume NAME, isolate NAME, join NAME, clock NAME SECONDS, \
-                 exec NAME COMMAND …, or with --dns kill dns and start dns"
+                "expected status, kill NAME, stop NAME, start NAME, pause NAME, resume NAME, isolate NAME, join NAME, \
+                 clock NAME SECONDS, exec NAME COMMAND …, or with --dns kill dns and start dns"
                     .to_owned(),
             )),
         };
@@ -253,6 +253,10 @@ impl Cluster {
         match action {
             "kill" => {
                 member.kill().await;
+                Ok(())
+            }
+            "stop" => {
+                member.stop().await;
                 Ok(())
             }
             "start" => {

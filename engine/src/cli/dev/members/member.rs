@@ -3,18 +3,21 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use tokio::process::Command;
-use tokio::task::JoinHandle;
 
 use super::super::error::DevError;
 use super::super::postgres::{find_programs, postgres_user};
 use super::address::{ip, name};
 use super::files;
 use super::namespace::{Network, Processes};
-use super::process::keep_running;
+use super::process::{Program, supervise};
 use super::world::{CLUSTER, World};
 use super::{Plan, address, clock};
+
+/// How long a program may take to end after SIGTERM: Patroni waits for Postgres. The member is then killed.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A member, which runs or was killed.
 pub(super) struct Member {
@@ -28,7 +31,8 @@ pub(super) struct Member {
 /// Its processes.
 struct Running {
     processes: Processes,
-    tasks: Vec<JoinHandle<()>>,
+    /// In the order in which they are stopped: Patroni needs etcd, and etcd the sidecar's links.
+    programs: Vec<Program>,
 }
 
 impl Member {
@@ -148,18 +152,20 @@ impl Member {
         if plan.clocks {
             clock::prepare(&self.folder)?;
         }
-        let mut tasks =
-            vec![self.shell(&processes, "etcd", "set -a; . ./etcd.env; exec etcd", false)];
-        tasks.push(self.shell(
-            &processes,
-            "patroni",
-            "set -a; . ./patroni.env; exec patroni patroni.yml",
-            plan.clocks,
-        ));
+        let patroni = "set -a; . ./patroni.env; exec patroni patroni.yml";
+        // The other members are on this machine, and people wait.
+        let etcd = "TEESQL_ETCD_WAIT=5 exec sh ./etcd.sh";
+        let mut programs = vec![
+            self.shell(&processes, "patroni", patroni, plan.clocks),
+            self.shell(&processes, "etcd", etcd, false),
+        ];
         if !plan.plain {
-            tasks.push(self.sidecar(&processes, this, world.sidecar(position), plan.clocks));
+            programs.push(self.sidecar(&processes, this, world.sidecar(position), plan.clocks));
         }
-        self.running = Some(Running { processes, tasks });
+        self.running = Some(Running {
+            processes,
+            programs,
+        });
         Ok(())
     }
 
@@ -180,10 +186,10 @@ impl Member {
         program: &str,
         line: &'static str,
         own_clock: bool,
-    ) -> JoinHandle<()> {
+    ) -> Program {
         let template = processes.template(self.user, &self.folder);
         let folder = self.folder.clone();
-        keep_running(self.log(program), move || {
+        supervise(self.log(program), move || {
             let mut command = template.command("sh");
             command.args(["-c", line]);
             command.env("HOME", &folder).env("LC_ALL", "C.UTF-8");
@@ -200,10 +206,10 @@ impl Member {
         this: &Path,
         settings: std::collections::BTreeMap<&'static str, OsString>,
         own_clock: bool,
-    ) -> JoinHandle<()> {
+    ) -> Program {
         let template = processes.template(None, &self.folder);
         let (this, folder) = (this.to_owned(), self.folder.clone());
-        keep_running(self.log("sidecar"), move || {
+        supervise(self.log("sidecar"), move || {
             let mut command = template.command(&this);
             command.arg("serve").envs(&settings);
             if own_clock {
@@ -223,10 +229,22 @@ impl Member {
             // The kernel ends the first process only when every other one has been reaped, by the nsenter that is its
             // parent and that the tasks would kill.
             running.processes.kill().await;
-            for task in running.tasks {
-                task.abort();
+            for program in running.programs {
+                program.abort();
             }
         }
+    }
+
+    /// Stops the programs as a service manager does, so that Patroni hands over and Postgres writes a checkpoint.
+    pub(super) async fn stop(&mut self) {
+        let running = self.running.as_mut();
+        for program in running
+            .into_iter()
+            .flat_map(|running| &mut running.programs)
+        {
+            program.stop(STOP_TIMEOUT).await;
+        }
+        self.kill().await;
     }
 
     /// Stops all processes as SIGSTOP does, or lets them continue.

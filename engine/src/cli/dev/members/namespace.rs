@@ -263,7 +263,7 @@ fn namespace_of(process: &str, kind: &str) -> Option<PathBuf> {
 }
 
 /// The first child of a process.
-fn child_of(parent: u32) -> Option<u32> {
+pub(super) fn child_of(parent: u32) -> Option<u32> {
     processes().find(|id| parent_of(*id).is_ok_and(|found| found == Some(parent)))
 }
 

@@ -28,9 +28,11 @@ const FIRST_SIDECAR_PORT: u16 = 5433;
 const FIRST_HTTP_PORT: u16 = 8080;
 
 /// Programs, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("patroni", "patroni"),
     ("etcd", "etcd-server"),
+    ("etcdctl", "etcd-client"),
+    ("curl", "curl"),
     ("psql", "postgresql-client"),
     ("ip", "iproute2"),
     ("unshare", "util-linux"),

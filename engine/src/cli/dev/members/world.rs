@@ -128,7 +128,13 @@ impl World {
     /// The settings of the forwarder.
     pub(super) fn forwarder(&self) -> BTreeMap<&'static str, OsString> {
         let mut settings = self.any_forwarder(&self.folder.forwarder());
-        settings.insert("TEESQL_TARGET", self.sidecars().into());
+        settings.extend([
+            ("TEESQL_TARGET", self.sidecars().into()),
+            (
+                "TEESQL_ADMIN_LISTEN",
+                format!("{BRIDGE}:{HTTP_PORT}").into(),
+            ),
+        ]);
         settings
     }
 

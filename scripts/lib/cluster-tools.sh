@@ -314,10 +314,34 @@ END
 
 # What the dashboard shows only after it has happened.
 mishaps() {
-  say 'A wrong secret, a statement that is cancelled, and a certificate that is not attested'
+  local leads standby
+  say 'A wrong secret, a statement that is cancelled, a report'
   PGPASSWORD=wrong psql -U teesql_read -c '' 2>&1 | cut -c -200 || :
   timeout -s INT 2 psql -c 'SELECT pg_sleep(60)' 2>&1 || :
-  curl -s "http://10.99.0.1:8080/attestation" | cut -c -60
+  curl -s "http://$(address a):8080/attestation" | cut -c -60
+
+  say "A standby's Postgres is down while a client logs in there"
+  until_true 60 all_run a || unexpected 'not all members run'
+  leads=$(leader)
+  standby=$(other "$leads")
+  hosts=$(address "$standby")
+  shown "member exec $standby $bin/pg_ctl -D data -m immediate stop" | tail -1
+  landed teesql_read any | cut -c -200 || :
+
+  say 'Patroni of the leader hangs: its sidecar fences it'
+  shown "member exec $leads pkill -STOP -f /patroni.patroni.yml"
+  fenced() { curl -s "http://$(address "$leads"):8080/cluster" | grep -q '"fenced": *"patroni_silent"'; }
+  until_true 15 fenced || unexpected "$leads is not fenced"
+  shown "member exec $leads pkill -CONT -f /patroni.patroni.yml"
+  writable() { [ "$(timeout 20 psql -Atc 'SELECT 1' 2>/dev/null)" = 1 ]; }
+  until_true 60 writable || unexpected 'no session that can write is served'
+
+  say 'The first server of the forwarder is lost'
+  until_true 90 all_run "$(other a)" || unexpected 'not all members run'
+  shown 'member kill a'
+  until_true 60 writable || unexpected 'no session that can write is served'
+  shown 'member start a'
+  until_true 120 streams a || unexpected 'a does not come back'
 }
 
 dashboard() {

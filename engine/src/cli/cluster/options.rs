@@ -223,7 +223,8 @@ impl Options {
 }
 
 fn member(name: String, cluster: &ClusterConfig) -> Result<String, String> {
-    match cluster.members.iter().any(|member| member.name.as_str() == name) {
+    let mut members = cluster.members.iter();
+    match members.any(|member| member.name.as_str() == name) {
         true => Ok(name),
         false => Err(format!("--recover {name:?}: no such member")),
     }

@@ -151,7 +151,7 @@ fn silent_pccs(fixture: &Fixture) {
     tdx.pccs.set_behaviour(Behaviour::Stall);
     let settings = tdx
         .production_settings(fixture)
-        .set("TEESQL_LOGIN_TIMEOUT", "2s");
+        .set("TEESQL_LOGIN_TIMEOUT", "6s");
     let sidecar = Sidecar::start(&settings);
     let certificate = tdx.issue("client", &Evidence::default());
     let start = Instant::now();

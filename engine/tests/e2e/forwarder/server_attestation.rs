@@ -295,7 +295,7 @@ fn silent_pccs(fixture: &Fixture) {
     let server = RecordingServer::with_certificate(&tdx.issue("server", &Evidence::default()));
     let settings = tdx
         .forwarder_settings_to(fixture, server.address())
-        .set("TEESQL_LOGIN_TIMEOUT", "1s");
+        .set("TEESQL_LOGIN_TIMEOUT", "5s");
     let forwarder = Forwarder::start(&settings);
     let text = "the server was not verified within the login timeout";
     assert_refused(&forwarder, &server, "server_timeout", text);

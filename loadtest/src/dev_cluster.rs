@@ -150,7 +150,10 @@ fn parse_list(text: &str) -> Option<Vec<MemberState>> {
         name: text_of(member, "Member"),
         role: text_of(member, "Role"),
         state: text_of(member, "State"),
-        lag_in_mb: member.get("Lag in MB").and_then(Value::as_u64),
+        // Until Patroni 4.0, since 4.1.
+        lag_in_mb: ["Lag in MB", "Replay Lag"]
+            .iter()
+            .find_map(|name| member.get(name)?.as_u64()),
     };
     Some(list.iter().map(state).collect())
 }
@@ -231,6 +234,15 @@ mod tests {
         };
         let complete = |list: &str| parse_list(list).is_some_and(|list| cluster.is_complete(&list));
         assert!(complete(COMPLETE));
+        // As Patroni 4.1 says it.
+        let lags = |replay: &str| {
+            COMPLETE.replace(
+                "\"Lag in MB\": 0",
+                &format!("\"Receive Lag\": 0, \"Replay Lag\": {replay}"),
+            )
+        };
+        assert!(complete(&lags("0")));
+        assert!(!complete(&lags("1")));
         assert!(!complete("[]"));
         assert!(!complete("<html>"));
         assert!(!complete(&COMPLETE.replace("Leader", "Replica")));

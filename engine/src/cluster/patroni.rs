@@ -19,6 +19,10 @@ pub(crate) const MAX_ANSWER: usize = 64 * 1024;
 /// Maximum length of Patroni's word for a state; the longest is `in archive recovery`, or with a reason `custom
 /// bootstrap failed`.
 const MAX_STATE: usize = 40;
+/// The first version of Patroni that keeps the leader lock of etcd's API v3 for whoever holds it. An earlier one overwrites
+/// it without a comparison when its own lease has expired, for instance after its VM was paused: writes that the new leader
+/// has acknowledged are rewound [Patroni's pull requests 2689 and 2693].
+pub(crate) const LEAST_VERSION: [u32; 3] = [3, 0, 3];
 /// Maximum number of members in an answer: more than a cluster can have, because there may be members without a sidecar.
 const MAX_ANSWERED_MEMBERS: usize = 128;
 
@@ -40,6 +44,8 @@ pub(crate) struct PatroniStatus {
     pub(crate) unlocked: bool,
     pub(crate) paused: bool,
     pub(crate) timeline: Option<u64>,
+    /// It is older than [`LEAST_VERSION`].
+    pub(crate) unsafe_version: bool,
 }
 
 /// What `GET /cluster` says.
@@ -85,7 +91,19 @@ pub(crate) fn parse_status(
         unlocked: is_true(answer.get("cluster_unlocked")),
         paused: is_true(answer.get("pause")),
         timeline: answer.get("timeline").and_then(Value::as_u64),
+        unsafe_version: about("version").is_some_and(is_unsafe),
     })
+}
+
+/// Whether a version is older than [`LEAST_VERSION`].
+pub(crate) fn is_unsafe(version: &str) -> bool {
+    let mut numbers = version.split('.').map(|part| {
+        let digits = part.len() - part.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        part.get(..digits)?.parse::<u32>().ok()
+    });
+    let version = [(); 3].map(|()| numbers.next().flatten());
+    version.first().is_some_and(Option::is_some)
+        && version.map(Option::unwrap_or_default) < LEAST_VERSION
 }
 
 /// Parses the answer to `GET /cluster`. `names` are those of `cluster_members`.

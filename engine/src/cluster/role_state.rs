@@ -175,6 +175,9 @@ impl RoleState {
             observation.cluster.clone(),
             &mut errors,
         );
+        if matches!(&observation.status, Some(Ok(status)) if status.unsafe_version) {
+            errors.push(WatchError::PatroniUnsafeVersion);
+        }
         self.down = matches!(observation.local, Err(WatchError::PostgresUnreachable));
         let local = Some(observation.local.clone());
         keep(&mut self.local, now, local, &mut errors);

@@ -100,11 +100,14 @@ pub(crate) enum WatchError {
     LeaderOtherSystem,
     /// Another member says that the name of this one belongs to another VM.
     NameConflict,
+    /// This version of Patroni can take the leader lock from another member after a pause, so that acknowledged writes are
+    /// lost.
+    PatroniUnsafeVersion,
 }
 
 impl WatchError {
     /// All errors.
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::PatroniUnreachable,
         Self::PatroniTimeout,
         Self::PatroniStatus,
@@ -120,6 +123,7 @@ impl WatchError {
         Self::LeaderReadOnly,
         Self::LeaderOtherSystem,
         Self::NameConflict,
+        Self::PatroniUnsafeVersion,
     ];
 
     /// The value of the label `reason`, and the word in the log.
@@ -140,6 +144,7 @@ impl WatchError {
             Self::LeaderReadOnly => "leader_read_only",
             Self::LeaderOtherSystem => "leader_other_system",
             Self::NameConflict => "name_conflict",
+            Self::PatroniUnsafeVersion => "patroni_unsafe_version",
         }
     }
 }

@@ -41,6 +41,10 @@ const TTL_INTERVAL: Duration = Duration::from_secs(60);
 /// How often an error that persists is logged.
 const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(60);
 
+/// What is wrong with a Patroni before [`crate::cluster::patroni::LEAST_VERSION`], and what to do.
+const UNSAFE_VERSION: &str = "Patroni before 3.0.3 takes the leader lock back after a pause, and writes that the new leader has \
+     acknowledged are lost: install a newer version on all members";
+
 /// What the watcher needs.
 pub(crate) struct RoleWatch {
     pub(crate) state: Arc<ClusterState>,
@@ -121,6 +125,11 @@ impl RoleWatch {
                 .latch
                 .set_ready_despite("the cluster has no leader that takes writes"),
             None => match view.errors.first() {
+                Some(WatchError::PatroniUnsafeVersion) => {
+                    let code = WatchError::PatroniUnsafeVersion.code();
+                    self.latch
+                        .set_ready_despite(format!("{code}: {UNSAFE_VERSION}"));
+                }
                 Some(error) => self.latch.set_ready_despite(error.code()),
                 None => self.latch.set_ready(),
             },
@@ -203,6 +212,7 @@ impl Round {
         for error in self.log.due(&view.errors, Instant::now()) {
             let detail = match error {
                 WatchError::NameConflict => Some(watch.name_conflict(&view)),
+                WatchError::PatroniUnsafeVersion => Some(UNSAFE_VERSION.to_owned()),
                 _ => None,
             };
             tracing::warn!(

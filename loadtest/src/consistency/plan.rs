@@ -1,4 +1,6 @@
-//! The faults of a run, at random from a seed: which member, what happens to it, and for how long.
+//! The faults of a run, at random from a seed: whom they hit, what happens, and for how long.
+//!
+//! Every second one hits the member that leads at that moment, because only its loss can lose writes.
 
 use std::time::Duration;
 
@@ -22,11 +24,20 @@ pub enum Fault {
     Switchover,
 }
 
+/// The member that a fault hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The one that leads when the fault begins.
+    Leader,
+    /// The one at this position.
+    Member(usize),
+}
+
 /// A fault and its place in the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlannedFault {
-    /// The position of the member.
-    pub member: usize,
+    /// Whom it hits.
+    pub target: Target,
     /// What happens.
     pub fault: Fault,
     /// For how long.
@@ -37,7 +48,10 @@ pub struct PlannedFault {
 pub fn faults(seed: u64, members: usize) -> impl Iterator<Item = PlannedFault> {
     let mut random = fastrand::Rng::with_seed(seed);
     std::iter::repeat_with(move || PlannedFault {
-        member: random.usize(..members.max(1)),
+        target: match random.bool() {
+            true => Target::Leader,
+            false => Target::Member(random.usize(..members.max(1))),
+        },
         fault: match random.u8(..5) {
             0 => Fault::Kill,
             1 => Fault::Pause,
@@ -61,19 +75,20 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_meets_every_member() {
+    fn every_fault_meets_the_leader_and_every_member() {
         let planned: Vec<_> = faults(1, 3).take(500).collect();
-        for member in 0..3 {
-            let of_member = || {
-                planned
-                    .iter()
-                    .filter(move |planned| planned.member == member)
-            };
-            let kinds = of_member().map(|planned| std::mem::discriminant(&planned.fault));
+        let targets = (0..3).map(Target::Member).chain([Target::Leader]);
+        for target in targets {
+            let of_target = || planned.iter().filter(|planned| planned.target == target);
+            let kinds = of_target().map(|planned| std::mem::discriminant(&planned.fault));
             assert_eq!(kinds.collect::<std::collections::HashSet<_>>().len(), 5);
             assert!(
-                of_member().all(|planned| LENGTH.contains(&(planned.length.as_millis() as u64)))
+                of_target().all(|planned| LENGTH.contains(&(planned.length.as_millis() as u64)))
             );
         }
+        let leader = planned
+            .iter()
+            .filter(|planned| planned.target == Target::Leader);
+        assert!((200..300).contains(&leader.count()));
     }
 }

@@ -10,10 +10,10 @@ use tokio_postgres::Config;
 use super::checker::{self, FaultWindow, Violation};
 use super::history::{History, Outcome};
 use super::inject;
-use super::plan::{self, Fault, PlannedFault};
+use super::plan::{self, Fault, PlannedFault, Target};
 use super::table;
 use super::workload::{self, Clients, Counters};
-use crate::dev_cluster::{self, DevCluster, variable};
+use crate::dev_cluster::{self, DevCluster, MemberState, variable};
 use crate::error::{Error, Result, io_context};
 use crate::progress::Progress;
 
@@ -74,14 +74,18 @@ pub fn run(options: &Options, progress: &Progress) -> Result<String> {
     let history = runtime.block_on(clients);
     let history = history.map_err(|error| Error::Peer(error.to_string()))?;
     injected?;
-    // A cluster that has not recovered has no table to read.
-    let violations = match run.failed.is_empty() {
-        true => checker::check(
-            &history,
-            &runtime.block_on(table::read(&writer))?,
-            &run.windows,
-        ),
-        false => Vec::new(),
+    let rows = runtime.block_on(async {
+        let read = tokio::time::timeout(WRITE_LIMIT, table::read(&writer)).await;
+        read.map_err(|_| Error::Peer("the table was not read in time".to_owned()))?
+    });
+    // A cluster that has not recovered may still have all writes, or not.
+    let violations = match rows {
+        Ok(rows) => checker::check(&history, &rows, &run.windows),
+        Err(error) => {
+            let what = format!("nothing was checked, because the table cannot be read: {error}");
+            run.failed.push(what);
+            Vec::new()
+        }
     };
     run.conclude(options, &history, &violations)
 }
@@ -119,9 +123,12 @@ impl Run<'_> {
     }
 
     fn inject(&mut self, number: usize, planned: PlannedFault) -> Result<()> {
-        let names = self.cluster.members();
-        let Some(member) = names.get(planned.member).cloned() else {
+        let Some(member) = self.target(planned.target)? else {
             return Ok(());
+        };
+        let role = match planned.target {
+            Target::Leader => "the leader ",
+            Target::Member(_) => "",
         };
         let from = self.start.elapsed();
         let before = self.counters.acknowledged();
@@ -157,7 +164,7 @@ impl Run<'_> {
         let until = self.start.elapsed();
         self.windows.push(FaultWindow { from, until });
         self.progress.log(&format!(
-            "{:>6.1} s  fault {number}: {:?} of {member} for {:.1} s, whole again after {:.1} s, {} writes since{outcome}",
+            "{:>6.1} s  fault {number}: {:?} of {role}{member} for {:.1} s, whole again after {:.1} s, {} writes since{outcome}",
             from.as_secs_f64(),
             planned.fault,
             planned.length.as_secs_f64(),
@@ -165,6 +172,18 @@ impl Run<'_> {
             self.counters.acknowledged().saturating_sub(before),
         ));
         Ok(())
+    }
+
+    /// The name of the member that a fault hits.
+    fn target(&self, target: Target) -> Result<Option<String>> {
+        Ok(match target {
+            Target::Leader => {
+                let list = self.cluster.list()?;
+                let leader = list.into_iter().find(MemberState::leads);
+                leader.map(|leader| leader.name)
+            }
+            Target::Member(position) => self.cluster.members().get(position).cloned(),
+        })
     }
 
     /// Whether a further write is acknowledged before a client gives its statement up.

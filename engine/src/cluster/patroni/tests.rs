@@ -70,6 +70,22 @@ fn answers_of_each_version_are_understood() {
 }
 
 #[test]
+fn versions_that_overwrite_the_leader_lock_are_unsafe() {
+    for (version, is_so) in [("2.1", true), ("3.0", true), ("4.0", false)] {
+        let status = status_at(&recorded(version), "a leads");
+        assert_eq!(status.unsafe_version, is_so, "{version}");
+    }
+    for version in ["0.9", "2", "2.1.7", "3", "3.0", "3.0.2", "3.0.2-1"] {
+        assert!(is_unsafe(version), "{version}");
+    }
+    for version in [
+        "3.0.3", "3.0.3rc1", "3.1", "4", "4.0.0b1", "4.1.5", "10.0", "", "unknown",
+    ] {
+        assert!(!is_unsafe(version), "{version}");
+    }
+}
+
+#[test]
 fn a_change_of_leader_is_seen() {
     for version in ["2.1", "3.0", "4.0"] {
         let recorded = recorded(version);

@@ -85,6 +85,7 @@ fn status(holds_lock: bool, role: MemberRole) -> Option<Result<PatroniStatus, Wa
         unlocked: false,
         paused: false,
         timeline: Some(2),
+        unsafe_version: false,
     }))
 }
 

@@ -10,7 +10,7 @@ pub(crate) struct RoleMetrics {
     /// In the order of [`MemberRole::ALL`].
     roles: [Gauge; 5],
     /// In the order of [`WatchError::ALL`].
-    errors: [Counter; 15],
+    errors: [Counter; 16],
     /// In the order of [`FenceCause::ALL`].
     fences: [Counter; 3],
     timeline: Gauge,

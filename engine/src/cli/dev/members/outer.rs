@@ -16,6 +16,7 @@ use super::{Plan, clock, control, name_server, publish};
 use crate::app::runtime;
 use crate::app::signals::ProcessSignals;
 use crate::cli::subprocess;
+use crate::cluster::patroni::{LEAST_VERSION, is_unsafe};
 
 /// The forwarder's port on this machine, those of the sidecars and those of their HTTP servers from the first member on,
 /// if they are free.
@@ -28,8 +29,7 @@ const FIRST_SIDECAR_PORT: u16 = 5433;
 const FIRST_HTTP_PORT: u16 = 8080;
 
 /// Programs, and the Debian packages that have them.
-const PROGRAMS: [(&str, &str); 9] = [
-    ("patroni", "patroni"),
+const PROGRAMS: [(&str, &str); 8] = [
     ("etcd", "etcd-server"),
     ("etcdctl", "etcd-client"),
     ("curl", "curl"),
@@ -167,12 +167,35 @@ fn check_programs(plan: &Plan) -> Result<(), DevError> {
     let mut packages: Vec<_> = packages.chain(clocks).chain(knot).collect();
     packages.dedup();
     match packages.as_slice() {
-        [] => Ok(()),
+        [] => check_patroni(),
         packages => Err(DevError::Members(format!(
             "programs are missing: apt-get install {}",
             packages.join(" ")
         ))),
     }
+}
+
+/// A version that can lose acknowledged writes is not started.
+fn check_patroni() -> Result<(), DevError> {
+    let output = std::process::Command::new("patroni")
+        .arg("--version")
+        .output();
+    let found = match output {
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            let version = text.trim().rsplit(' ').next().unwrap_or_default();
+            if !is_unsafe(version) {
+                return Ok(());
+            }
+            format!("Patroni {version} can lose acknowledged writes when the leader was paused")
+        }
+        Err(_) => "Patroni is missing".to_owned(),
+    };
+    let [major, minor, patch] = LEAST_VERSION;
+    Err(DevError::Members(format!(
+        "{found}: put {major}.{minor}.{patch} or later first on PATH, for instance with pip install 'patroni[etcd3,psycopg3]' in a \
+         virtual environment that every user can execute"
+    )))
 }
 
 fn is_installed(program: &str) -> bool {

@@ -413,9 +413,10 @@ fn is_unknown(name: &str) -> bool {
     let Some(rest) = name.strip_prefix("TEESQL_") else {
         return false;
     };
-    // `dev` sets TEESQL_DEV_… for the commands that it runs.
+    // `dev` sets TEESQL_DEV_… for the commands that it runs, and TEESQL_TEST_… is for the project's own tests.
     rest != "CONFIG"
         && !rest.starts_with("DEV_")
+        && !rest.starts_with("TEST_")
         && !ALL
             .iter()
             .any(|spec| name == spec.variable() || spec.is_secret() && name == spec.file_variable())

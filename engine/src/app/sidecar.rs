@@ -37,7 +37,7 @@ use crate::shard::pool::{self, ShardConfig, ShardPool};
 use crate::tasks::certificate_renewal::{CertificateRenewer, InstallFn};
 use crate::tasks::etcd_leader::EtcdLeader;
 use crate::tasks::manifest_publisher::{self, InstanceSource, ManifestPublisher};
-use crate::tasks::role_repair::{self, RepairTrigger, RoleRepair};
+use crate::tasks::role_repair::{self, Lead, RepairTrigger, RoleRepair};
 use crate::tasks::role_watch::{RoleMetrics, RoleWatch};
 use crate::tasks::{audit_watch, clock_watch, collateral_refresh, own_evidence, upstream_probe};
 use crate::telemetry::audit::AuditLog;
@@ -547,10 +547,12 @@ fn role_repair_of(
     checks: &ReadinessChecks,
 ) -> RoleRepair {
     let live = Arc::clone(&shared.live);
+    let cluster = shared.cluster.as_ref();
     RoleRepair {
         target: provision_target(config, derived),
         interval: config.roles.interval.filter(|_| config.roles.provision),
         set_up: config.provisions_replication(),
+        lead: cluster.map_or_else(Lead::default, |cluster| Lead::of(cluster.leadership())),
         watch: BlockerWatch::new(config.roles.blocker_timeout),
         passwords: Box::new(move || live.read().authenticator.postgres_passwords()),
         session_settings: Arc::clone(&shared.session_settings),

@@ -5,7 +5,10 @@
 //! compares a fingerprint of the catalogs, which is cheap, and runs provisioning if that has changed; from
 //! time to time it runs provisioning anyway, since the fingerprint does not cover tables. A login that
 //! Postgres refuses starts a comparison at once. At most one repair per second is made, so that a client
-//! that undoes each of them does not occupy Postgres.
+//! that undoes each of them does not occupy Postgres. In a cluster only the member that leads sets up roles, and one whose
+//! Postgres takes writes without that must never be ready.
+
+mod lead;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +23,7 @@ use crate::postgres::provision::{self, ProvisionError, ProvisionTarget, Report};
 use crate::postgres::session_settings::{ServerSettings, SessionSettings};
 use crate::postgres::superuser::{Error, Superuser};
 use crate::telemetry::metrics::Metrics;
+pub(crate) use lead::Lead;
 
 /// Minimum time between two comparisons, however many logins are refused.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
@@ -54,6 +58,8 @@ SELECT coalesce(md5(string_agg(line, ',' ORDER BY line)), '') FROM (
   UNION ALL SELECT format('slots %s %s', current_setting('max_connections'), current_setting('max_wal_senders'))
 ) AS t (line)";
 
+const IN_RECOVERY: &str = "SELECT pg_catalog.pg_is_in_recovery()";
+
 /// The sessions of the two roles: any of them may have made the change.
 const SESSIONS: &str = "\
 SELECT pid, usename::text, to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
@@ -78,6 +84,8 @@ pub(crate) struct RoleRepair {
     /// The roles were not set up at start, as in a cluster: a standby gets them from its leader, and Postgres may only
     /// come up after this sidecar's links. They are set up as soon as this Postgres leads.
     pub(crate) set_up: bool,
+    /// Whether this member may set up roles.
+    pub(crate) lead: Lead,
     pub(crate) watch: BlockerWatch,
     /// The passwords in use, which a reload may replace.
     pub(crate) passwords: Box<dyn Fn() -> ResolvedPasswords + Send>,
@@ -94,7 +102,22 @@ struct Memory {
     converged: Option<(String, Instant)>,
     /// The last error, which is logged once.
     error: Option<String>,
+    /// Comparisons in a row that ended with [`Compared::NotLeading`].
+    not_leading: u32,
 }
+
+/// How a comparison ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Compared {
+    /// The roles are as they should be, or are not this sidecar's.
+    Done,
+    /// Postgres is not in recovery, so that no other member sets up its roles, and this one does not lead.
+    NotLeading,
+}
+
+/// What `/ready` and the log say of it.
+const NOT_LEADING: &str =
+    "not set up or compared while this member does not lead the cluster: see the check cluster";
 
 impl RoleRepair {
     /// Reads the settings of the server once, before the first client can connect: connection pools open their
@@ -132,10 +155,19 @@ impl RoleRepair {
                 &result,
                 Err(ProvisionError::Postgres(Error::Unreachable { .. }))
             );
+            let not_leading = matches!(&result, Ok(Compared::NotLeading));
             self.report(&mut memory, result);
-            sleep(MIN_INTERVAL).await;
+            if not_leading {
+                // Nothing was repaired. At start the watcher knows the role only a moment later.
+                if timeout(MIN_INTERVAL, self.lead.changed()).await.is_ok() {
+                    continue;
+                }
+            } else {
+                sleep(MIN_INTERVAL).await;
+            }
             if no_login {
-                sleep(LOGIN_RETRY_INTERVAL).await;
+                // Patroni may set the password when it founds a cluster, and leads then.
+                let _ = timeout(LOGIN_RETRY_INTERVAL, self.lead.changed()).await;
                 continue;
             }
             let mut interval = self.interval.unwrap_or(SETTINGS_INTERVAL);
@@ -144,12 +176,18 @@ impl RoleRepair {
                 interval = MIN_INTERVAL;
             }
             let remaining = interval.saturating_sub(MIN_INTERVAL);
-            // Both outcomes lead to the next comparison.
-            let _ = timeout(remaining, self.trigger.0.notified()).await;
+            let requested = async {
+                tokio::select! {
+                    () = self.trigger.0.notified() => {}
+                    () = self.lead.changed() => {}
+                }
+            };
+            // All outcomes lead to the next comparison.
+            let _ = timeout(remaining, requested).await;
         }
     }
 
-    async fn compare(&mut self, memory: &mut Memory) -> Result<(), ProvisionError> {
+    async fn compare(&mut self, memory: &mut Memory) -> Result<Compared, ProvisionError> {
         let passwords = (self.passwords)();
         let session = Superuser::connect_plain(
             &self.target.server,
@@ -167,11 +205,18 @@ impl RoleRepair {
         session: &Superuser,
         passwords: &ResolvedPasswords,
         memory: &mut Memory,
-    ) -> Result<(), ProvisionError> {
+    ) -> Result<Compared, ProvisionError> {
         let settings = ServerSettings::read(session).await?;
         self.session_settings.set_server(settings);
         if self.interval.is_none() && !self.set_up {
-            return Ok(());
+            return Ok(Compared::Done);
+        }
+        if !self.lead.allows() {
+            let row = session.client().query_one(IN_RECOVERY, &[]).await?;
+            return match row.try_get(0)? {
+                true => Err(ProvisionError::InRecovery),
+                false => Ok(Compared::NotLeading),
+            };
         }
         let fingerprint: String = session
             .client()
@@ -182,7 +227,7 @@ impl RoleRepair {
             && *known == fingerprint
             && at.elapsed() < FULL_INTERVAL
         {
-            return Ok(());
+            return Ok(Compared::Done);
         }
         memory.converged = None;
         let latch = self.latch.clone();
@@ -198,7 +243,7 @@ impl RoleRepair {
             self.count(&report);
             log_repairs(&report, session).await?;
         }
-        Ok(())
+        Ok(Compared::Done)
     }
 
     fn count(&self, report: &Report) {
@@ -208,12 +253,22 @@ impl RoleRepair {
         }
     }
 
-    fn report(&self, memory: &mut Memory, result: Result<(), ProvisionError>) {
+    fn report(&self, memory: &mut Memory, result: Result<Compared, ProvisionError>) {
+        let not_leading = std::mem::take(&mut memory.not_leading);
         match result {
             // A standby gets its roles from its primary.
-            Ok(()) | Err(ProvisionError::InRecovery) => {
+            Ok(Compared::Done) | Err(ProvisionError::InRecovery) => {
                 memory.error = None;
                 self.latch.set_ready();
+            }
+            Ok(Compared::NotLeading) => {
+                memory.error = None;
+                memory.not_leading = not_leading.saturating_add(1);
+                self.latch.set_not_ready(NOT_LEADING);
+                // The first one is usual at start.
+                if memory.not_leading == 2 {
+                    tracing::info!("the roles in Postgres are {NOT_LEADING}");
+                }
             }
             // The probe of Postgres reports that.
             Err(ProvisionError::Postgres(Error::Unreachable { .. })) => {}

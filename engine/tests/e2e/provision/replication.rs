@@ -6,6 +6,7 @@ use wire::cluster_key::{ClusterKey, PasswordLabel};
 
 use super::{DATABASE, Output, reported_lines, run_command, to_set};
 use crate::harness::cluster::{Cluster, ClusterOptions, Server, unused_port};
+use crate::harness::fake_patroni::{Behavior, FakePatroni};
 use crate::harness::fixture::Fixture;
 use crate::harness::http;
 use crate::harness::libpq::PSQL_BARE;
@@ -184,7 +185,7 @@ fn prints_passwords() {
     assert_eq!(print("teesql_read", &configured), "reader's\n");
 }
 
-fn serving(fixture: &Fixture, cluster: &Cluster) -> Settings {
+fn serving(fixture: &Fixture, cluster: &Cluster, patroni: &FakePatroni) -> Settings {
     fixture
         .settings_for(&cluster.address().to_string())
         .set("TEESQL_PROVISION", "true")
@@ -198,16 +199,18 @@ fn serving(fixture: &Fixture, cluster: &Cluster) -> Settings {
             &format!("postgres=5432:{}", unused_port()),
         )
         .set("TEESQL_CLUSTER_KEY", KEY)
-        .set("TEESQL_CLUSTER_PATRONI", "off")
+        .set("TEESQL_CLUSTER_PATRONI", &patroni.url())
 }
 
 /// A member's sidecar serves before its Postgres is up, is ready on a standby, and provisions once that leads, even if it
-/// compares the roles only once.
+/// compares the roles only once. A Postgres that is not in recovery does not lead before Patroni says so: while Patroni
+/// founds a cluster, it fails if a role exists that it is about to create.
 pub(super) fn provisions_when_it_leads(fixture: &Fixture) {
     let cluster = sending_cluster(fixture, &fixture.harness.installed);
     cluster.restart_as_standby();
     cluster.stop(nix::sys::signal::Signal::SIGINT);
-    let settings = serving(fixture, &cluster).set("TEESQL_PROVISION_INTERVAL", "off");
+    let patroni = FakePatroni::start("a", Behavior::Leader(None));
+    let settings = serving(fixture, &cluster, &patroni).set("TEESQL_PROVISION_INTERVAL", "off");
     let sidecar = Sidecar::start(&settings);
     let admin = sidecar.admin_address();
     http::await_unready(admin, "roles", "not set up yet");
@@ -217,6 +220,14 @@ pub(super) fn provisions_when_it_leads(fixture: &Fixture) {
          ('teesql_read', 'teesql_readwrite', 'replicator', 'rewind')";
     assert_eq!(cluster.admin_sql(roles), "0", "a standby is read-only");
     cluster.admin_sql("SELECT pg_promote()");
+    http::await_unready(admin, "cluster", "fenced");
+    http::await_unready(admin, "roles", "does not lead");
+    assert_eq!(
+        cluster.admin_sql(roles),
+        "0",
+        "Patroni has not founded the cluster"
+    );
+    patroni.set(Behavior::Leader(Some("a")));
     cluster.await_result(roles, "4");
     http::await_ready(admin);
     for (role, label) in [

@@ -258,7 +258,10 @@ impl Forwarders {
                 .env("TEESQL_TARGET", target)
                 .env("TEESQL_FORWARD_LISTEN", &socket)
                 .env("TEESQL_GUEST_AGENT", variable("TEESQL_DEV_GUEST_AGENT")?)
+                // Its server is away on purpose.
+                .env("TEESQL_LOG", "error")
                 .stdin(Stdio::null())
+                .stdout(Stdio::null())
                 .spawn()
                 .map_err(io_context("cannot start teesql-forward"))?;
             started.0.push((child, socket));

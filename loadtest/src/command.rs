@@ -66,6 +66,11 @@ fn consistency_command() -> Command {
         .about("Check what a cluster promises while its members fail: the command of `teesql-sidecar dev --members 3`")
         .arg(flag("seed", "N", "Stands for the faults and their order [default: 1]"))
         .arg(flag("faults", "N", "Number of faults, about 40 seconds each [default: 3]"))
+        .arg(flag(
+            "kinds",
+            "KIND,…",
+            "Only these faults: kill, pause, cut-off, clock, switchover [default: all]",
+        ))
         .arg(flag("writers", "N", "Number of writers [default: 4]"))
         .arg(flag("readers", "N", "Number of readers of each member [default: 2]"))
 }
@@ -185,6 +190,7 @@ fn consistency_options(flags: &ArgMatches) -> Result<consistency::run::Options> 
     Ok(consistency::run::Options {
         seed: flags::value(flags, "seed")?.unwrap_or(1),
         faults: number(flags, "faults", 0..=10_000, 3)?,
+        kinds: list(flags, "kinds")?.unwrap_or_default(),
         clients: consistency::workload::Clients {
             writers: number(flags, "writers", 1..=64, 4)?,
             readers: number(flags, "readers", 0..=64, 2)?,

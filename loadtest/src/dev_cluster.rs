@@ -205,7 +205,7 @@ pub(crate) fn leader_config() -> Result<Config> {
 /// The server cannot be reached, or refuses.
 pub(crate) async fn connect(config: &Config) -> std::result::Result<Client, tokio_postgres::Error> {
     let (client, connection) = config.connect(NoTls).await?;
-    // The client gets the same error.
+    // The client learns only that it has ended.
     tokio::spawn(async move { drop(connection.await) });
     Ok(client)
 }

@@ -2,6 +2,7 @@
 //!
 //! Every second one hits the member that leads at that moment, because only its loss can lose writes.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 /// The shortest and the longest fault. The longest exceeds Patroni's `ttl`, so that the leader changes.
@@ -22,6 +23,48 @@ pub enum Fault {
     ClockOffset(i64),
     /// Another member is made the leader.
     Switchover,
+}
+
+impl Fault {
+    /// The name on the command line.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Pause => "pause",
+            Self::CutOff => "cut-off",
+            Self::ClockOffset(_) => "clock",
+            Self::Switchover => "switchover",
+        }
+    }
+}
+
+/// A kind of fault, by its name on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind(&'static str);
+
+impl FromStr for Kind {
+    type Err = &'static str;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        let all = [
+            Fault::Kill,
+            Fault::Pause,
+            Fault::CutOff,
+            Fault::ClockOffset(0),
+            Fault::Switchover,
+        ];
+        let mut names = all.into_iter().map(Fault::name);
+        let known = names.find(|known| *known == name).map(Self);
+        known.ok_or("expected kill, pause, cut-off, clock or switchover")
+    }
+}
+
+impl PlannedFault {
+    /// Whether it is of one of these kinds. None stands for all.
+    #[must_use]
+    pub fn is_one_of(&self, kinds: &[Kind]) -> bool {
+        kinds.is_empty() || kinds.contains(&Kind(self.fault.name()))
+    }
 }
 
 /// The member that a fault hits.
@@ -72,6 +115,20 @@ mod tests {
         let planned = |seed| faults(seed, 3).take(50).collect::<Vec<_>>();
         assert_eq!(planned(7), planned(7));
         assert_ne!(planned(7), planned(8));
+    }
+
+    #[test]
+    fn kinds_are_chosen_by_name() {
+        let kinds = ["pause", "clock"].map(|name| name.parse().unwrap());
+        let planned: Vec<_> = faults(1, 3).take(500).collect();
+        let chosen: Vec<_> = planned
+            .iter()
+            .filter(|fault| fault.is_one_of(&kinds))
+            .collect();
+        let expected = |fault| matches!(fault, Fault::Pause | Fault::ClockOffset(_));
+        assert!(!chosen.is_empty() && chosen.iter().all(|planned| expected(planned.fault)));
+        assert!(planned.iter().all(|fault| fault.is_one_of(&[])));
+        assert!("clocks".parse::<Kind>().is_err());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use tokio_postgres::Config;
 use super::checker::{self, FaultWindow, Violation};
 use super::history::{History, Outcome};
 use super::inject;
-use super::plan::{self, Fault, PlannedFault, Target};
+use super::plan::{self, Fault, Kind, PlannedFault, Target};
 use super::table;
 use super::workload::{self, Clients, Counters};
 use crate::dev_cluster::{self, DevCluster, MemberState, variable};
@@ -27,12 +27,14 @@ const QUIET: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_secs(3);
 
 /// What to run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Stands for the faults and their order.
     pub seed: u64,
     /// The number of faults.
     pub faults: usize,
+    /// Only these kinds of faults. None stands for all.
+    pub kinds: Vec<Kind>,
     /// The number of writers, and of readers of each member.
     pub clients: Clients,
 }
@@ -104,7 +106,9 @@ impl Run<'_> {
     fn inject_all(&mut self, options: &Options) -> Result<()> {
         self.pause(QUIET)?;
         let count = self.cluster.members().len();
-        let faults = plan::faults(options.seed, count).take(options.faults);
+        let faults = plan::faults(options.seed, count)
+            .filter(|planned| planned.is_one_of(&options.kinds))
+            .take(options.faults);
         for (number, planned) in faults.enumerate() {
             self.inject(number, planned)?;
             if !self.failed.is_empty() {

@@ -8,18 +8,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Config};
+use tokio_postgres::{Client, Config, NoTls};
 
 use super::history::{Failure, History, Outcome, Read, Write};
 use super::table;
-use crate::dev_cluster::connect;
 
 /// Longer than a login waits for a leader, which is 30 s by default.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(45);
 /// Longer than an election.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(45);
+/// How long a connection that has ended may take to say why.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a client waits after a failure before it connects again.
 const RECONNECT_DELAY: Duration = Duration::from_millis(100);
 /// The pause of a reader between two looks, and of a writer between two writes.
@@ -75,10 +76,10 @@ pub async fn run(
         let (config, counters) = (writer.clone(), Arc::clone(counters));
         tasks.spawn(async move { write(number, &config, &counters, start).await });
     }
-    for config in readers {
+    for (member, config) in readers.iter().enumerate() {
         for _ in 0..clients.readers {
             let (config, counters) = (config.clone(), Arc::clone(counters));
-            tasks.spawn(async move { read(&config, &counters, start).await });
+            tasks.spawn(async move { read(member, &config, &counters, start).await });
         }
     }
     let mut history = History::default();
@@ -91,11 +92,11 @@ pub async fn run(
 }
 
 async fn write(writer: u32, config: &Config, counters: &Counters, start: Instant) -> History {
-    let mut recorder = Recorder::new(start);
+    let mut recorder = Recorder::new(format!("writer {writer}"), start);
     let mut number = 0;
     while !counters.is_stopped() {
-        let client = match log_in(config).await {
-            Ok(client) => client,
+        let mut session = match Session::log_in(config).await {
+            Ok(session) => session,
             Err(failed) => {
                 recorder.fail(failed).await;
                 continue;
@@ -104,14 +105,15 @@ async fn write(writer: u32, config: &Config, counters: &Counters, start: Instant
         while !counters.is_stopped() {
             number += 1;
             let begun = start.elapsed();
-            let (outcome, failed) = match insert(&client, writer, number).await {
-                Ok(timeline) => {
+            let inserted = insert(session, writer, number).await;
+            let (outcome, next) = match inserted {
+                Ok((session, timeline)) => {
                     counters.acknowledged.fetch_add(1, Ordering::Relaxed);
                     let at = start.elapsed();
-                    (Outcome::Acknowledged { at, timeline }, None)
+                    (Outcome::Acknowledged { at, timeline }, Ok(session))
                 }
-                Err(failed) if failed.refused => (Outcome::Refused, Some(failed)),
-                Err(failed) => (Outcome::Unknown, Some(failed)),
+                Err(failed) if failed.refused => (Outcome::Refused, Err(failed)),
+                Err(failed) => (Outcome::Unknown, Err(failed)),
             };
             recorder.history.writes.push(Write {
                 writer,
@@ -119,9 +121,12 @@ async fn write(writer: u32, config: &Config, counters: &Counters, start: Instant
                 begun,
                 outcome,
             });
-            if let Some(failed) = failed {
-                recorder.fail(failed).await;
-                break;
+            match next {
+                Ok(next) => session = next,
+                Err(failed) => {
+                    recorder.fail(failed).await;
+                    break;
+                }
             }
             tokio::time::sleep(PAUSE).await;
         }
@@ -129,18 +134,21 @@ async fn write(writer: u32, config: &Config, counters: &Counters, start: Instant
     recorder.history
 }
 
-async fn insert(client: &Client, writer: u32, number: u64) -> Result<u32, Failed> {
-    match tokio::time::timeout(STATEMENT_TIMEOUT, table::insert(client, writer, number)).await {
-        Ok(inserted) => inserted.map_err(|error| Failed::new(&error)),
+/// Inserts a row. A session that fails is not used again.
+async fn insert(session: Session, writer: u32, number: u64) -> Result<(Session, u32), Failed> {
+    let inserted = table::insert(&session.client, writer, number);
+    match tokio::time::timeout(STATEMENT_TIMEOUT, inserted).await {
+        Ok(Ok(timeline)) => Ok((session, timeline)),
+        Ok(Err(error)) => Err(session.failed(error).await),
         Err(_) => Err(Failed::timeout("a statement")),
     }
 }
 
-async fn read(config: &Config, counters: &Counters, start: Instant) -> History {
-    let mut recorder = Recorder::new(start);
+async fn read(member: usize, config: &Config, counters: &Counters, start: Instant) -> History {
+    let mut recorder = Recorder::new(format!("a reader of member {member}"), start);
     while !counters.is_stopped() {
-        let client = match log_in(config).await {
-            Ok(client) => client,
+        let session = match Session::log_in(config).await {
+            Ok(session) => session,
             Err(failed) => {
                 recorder.fail(failed).await;
                 continue;
@@ -148,7 +156,8 @@ async fn read(config: &Config, counters: &Counters, start: Instant) -> History {
         };
         let connection = counters.connections.fetch_add(1, Ordering::Relaxed);
         while !counters.is_stopped() {
-            let answer = tokio::time::timeout(STATEMENT_TIMEOUT, table::latest(&client)).await;
+            let answer =
+                tokio::time::timeout(STATEMENT_TIMEOUT, table::latest(&session.client)).await;
             let failed = match answer {
                 Ok(Ok(latest)) => {
                     let at = start.elapsed();
@@ -162,7 +171,7 @@ async fn read(config: &Config, counters: &Counters, start: Instant) -> History {
                     tokio::time::sleep(PAUSE).await;
                     continue;
                 }
-                Ok(Err(error)) => Failed::new(&error),
+                Ok(Err(error)) => session.failed(error).await,
                 Err(_) => Failed::timeout("a statement"),
             };
             recorder.fail(failed).await;
@@ -173,13 +182,15 @@ async fn read(config: &Config, counters: &Counters, start: Instant) -> History {
 }
 
 struct Recorder {
+    client: String,
     history: History,
     start: Instant,
 }
 
 impl Recorder {
-    fn new(start: Instant) -> Self {
+    fn new(client: String, start: Instant) -> Self {
         Self {
+            client,
             history: History::default(),
             start,
         }
@@ -191,7 +202,7 @@ impl Recorder {
             self.history.failures.push(Failure {
                 at: self.start.elapsed(),
                 sqlstate: failed.sqlstate,
-                text: failed.text,
+                text: format!("{}: {}", self.client, failed.text),
             });
         }
         tokio::time::sleep(RECONNECT_DELAY).await;
@@ -231,9 +242,29 @@ impl Failed {
     }
 }
 
-async fn log_in(config: &Config) -> Result<Client, Failed> {
-    match tokio::time::timeout(CONNECT_TIMEOUT, connect(config)).await {
-        Ok(connected) => connected.map_err(|error| Failed::new(&error)),
-        Err(_) => Err(Failed::timeout("a login")),
+/// A session, and how its connection ends: an error that the server sends between two statements is in no answer.
+struct Session {
+    client: Client,
+    end: JoinHandle<Result<(), tokio_postgres::Error>>,
+}
+
+impl Session {
+    async fn log_in(config: &Config) -> Result<Self, Failed> {
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, config.connect(NoTls)).await;
+        let connected = connected.map_err(|_| Failed::timeout("a login"))?;
+        let (client, connection) = connected.map_err(|error| Failed::new(&error))?;
+        let end = tokio::spawn(connection);
+        Ok(Self { client, end })
+    }
+
+    /// Why a statement failed.
+    async fn failed(self, error: tokio_postgres::Error) -> Failed {
+        if error.is_closed()
+            && let Ok(Ok(Err(reason))) = tokio::time::timeout(END_TIMEOUT, self.end).await
+            && reason.as_db_error().is_some()
+        {
+            return Failed::new(&reason);
+        }
+        Failed::new(&error)
     }
 }

@@ -6,6 +6,7 @@ use std::future::poll_fn;
 use std::io;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -15,7 +16,6 @@ use slab::Slab;
 
 use crate::io::accept_queue::backlog_len;
 use crate::io::listener::{self, ActiveListener, Listener};
-use crate::io::mailbox::{Mailbox, Sender};
 use crate::io::offload::PendingJobs;
 use crate::io::peer::Peer;
 use crate::io::stream::Stream;
@@ -27,6 +27,7 @@ use crate::shard::connection_limit::ConnectionLimit;
 use crate::shard::handler::ConnectionHandler;
 use crate::shard::leader_change::LeaderChange;
 use crate::shard::message::{HandedOff, LinkRoute, Message};
+use crate::shard::shared_thread::ShardSender;
 use crate::shard::unattested::UnattestedPool;
 
 /// Pause after an accept that failed for want of descriptors or memory.
@@ -46,7 +47,7 @@ pub(crate) struct SiblingShards {
     pub(crate) own: usize,
     pub(crate) balancer: Arc<Balancer>,
     /// Every shard's mailbox, by number.
-    pub(crate) mailboxes: Arc<[Sender<Message>]>,
+    pub(crate) mailboxes: Arc<[ShardSender]>,
 }
 
 /// How long each part of a connection may take.
@@ -79,6 +80,8 @@ pub(crate) struct Shard<S> {
     accept_failures: AcceptFailures,
     /// Woken when the last connection has ended.
     pub(super) emptied: RefCell<Option<Waker>>,
+    /// Ends the background tasks.
+    ended: EndSignal,
 }
 
 impl<S: ConnectionHandler> Shard<S> {
@@ -106,37 +109,41 @@ impl<S: ConnectionHandler> Shard<S> {
             listener: Cell::new(None),
             accept_failures: AcceptFailures::default(),
             emptied: RefCell::new(None),
+            ended: EndSignal::default(),
         })
     }
 
-    /// Serves until drained.
+    /// Serves until drained. [`Self::take`] must get its messages meanwhile.
     ///
     /// # Errors
-    /// The listener or the mailbox cannot be used.
-    pub(crate) async fn run(
-        self: Rc<Self>,
-        listener: Listener,
-        mailbox: Mailbox<Message>,
-    ) -> io::Result<()> {
+    /// The listener cannot be used.
+    pub(crate) async fn run(self: Rc<Self>, listener: Listener) -> io::Result<()> {
         let listener = listener.on_this_thread()?;
         self.listener.set(Some(listener.raw_fd()));
-        let mail = Rc::clone(&self);
-        let delivery = monoio::spawn(mailbox.deliver(move |message| mail.take(message)));
-        drop(monoio::spawn(Rc::clone(&self).sweep_caches()));
-        let collateral = self.timeouts.collateral;
-        let watch = collateral.map(|grace| monoio::spawn(Rc::clone(&self).watch_collateral(grace)));
-        self.activity.busy_poll.start();
+        drop(monoio::spawn(Rc::clone(&self).background()));
         self.accept_all(&listener).await;
         self.listener.set(None);
         drop(listener);
         self.all_ended().await;
-        self.activity.timers.stop();
-        drop((delivery, watch));
+        self.ended.set();
         Ok(())
     }
 
+    /// The work besides the connections, until the shard ends. It has no I/O that must not be dropped.
+    async fn background(self: Rc<Self>) {
+        let collateral = async {
+            match self.timeouts.collateral {
+                Some(grace) => self.watch_collateral(grace).await,
+                None => std::future::pending().await,
+            }
+        };
+        let work = pin!(futures_util::future::join(self.sweep_caches(), collateral));
+        let ended = pin!(self.ended.wait());
+        futures_util::future::select(ended, work).await;
+    }
+
     /// Frees the memory of expired verdicts, also while no client connects.
-    async fn sweep_caches(self: Rc<Self>) {
+    async fn sweep_caches(&self) {
         loop {
             monoio::time::sleep(SWEEP_INTERVAL).await;
             let context = self.handler.context();
@@ -147,7 +154,8 @@ impl<S: ConnectionHandler> Shard<S> {
         }
     }
 
-    fn take(self: &Rc<Self>, message: Message) -> bool {
+    /// Carries out a message of another thread.
+    pub(super) fn take(self: &Rc<Self>, message: Message) {
         match message {
             Message::JobDone(result) => self.jobs.complete(result),
             Message::Drain => {
@@ -169,7 +177,6 @@ impl<S: ConnectionHandler> Shard<S> {
             Message::HandOff(handed_off) => self.accept_handoff(handed_off, None),
             Message::OpenLink(handed_off, route) => self.accept_handoff(handed_off, Some(route)),
         }
-        true
     }
 
     /// Ends the accept that is waiting. It must not be cancelled: monoio 0.2.4 would leak the
@@ -203,6 +210,10 @@ impl<S: ConnectionHandler> Shard<S> {
     async fn accept_all(self: &Rc<Self>, listener: &ActiveListener) {
         loop {
             self.wait_for_place(listener).await;
+            // The message may have come before the listener was there to be ended.
+            if self.draining.get() {
+                return;
+            }
             match listener.accept().await {
                 Ok(_) if self.draining.get() => return,
                 Ok((stream, peer)) => {
@@ -287,6 +298,33 @@ impl<S: ConnectionHandler> Shard<S> {
                 return Poll::Ready(());
             }
             *self.emptied.borrow_mut() = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}
+
+/// Tells one task that the shard has ended. Its thread may go on with others.
+#[derive(Default)]
+struct EndSignal {
+    is_set: Cell<bool>,
+    waiting: RefCell<Option<Waker>>,
+}
+
+impl EndSignal {
+    fn set(&self) {
+        self.is_set.set(true);
+        if let Some(waker) = self.waiting.take() {
+            waker.wake();
+        }
+    }
+
+    async fn wait(&self) {
+        poll_fn(|cx| {
+            if self.is_set.get() {
+                return Poll::Ready(());
+            }
+            *self.waiting.borrow_mut() = Some(cx.waker().clone());
             Poll::Pending
         })
         .await;

@@ -147,7 +147,7 @@ impl<S: ConnectionHandler> Shard<S> {
 impl<S: ConnectionHandler> Shard<S> {
     /// Ends the sessions of platforms whose collateral has been invalid for longer than `grace`, until the shard
     /// ends.
-    pub(super) async fn watch_collateral(self: Rc<Self>, grace: Duration) {
+    pub(super) async fn watch_collateral(&self, grace: Duration) {
         let interval = (grace / 4).clamp(MIN_COLLATERAL_CHECK, MAX_COLLATERAL_CHECK);
         loop {
             monoio::time::sleep(interval).await;

@@ -6,7 +6,6 @@ use std::future::poll_fn;
 use std::io;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
@@ -22,6 +21,7 @@ use crate::io::stream::Stream;
 use crate::sched::yield_now::yield_now;
 use crate::session::activity::ShardActivity;
 use crate::session::control::{ConnectionControl, TerminateReason};
+use crate::shard::background::BackgroundTasks;
 use crate::shard::balancer::Balancer;
 use crate::shard::connection_limit::ConnectionLimit;
 use crate::shard::handler::ConnectionHandler;
@@ -80,8 +80,7 @@ pub(crate) struct Shard<S> {
     accept_failures: AcceptFailures,
     /// Woken when the last connection has ended.
     pub(super) emptied: RefCell<Option<Waker>>,
-    /// Ends the background tasks.
-    ended: EndSignal,
+    pub(super) background: Rc<BackgroundTasks>,
 }
 
 impl<S: ConnectionHandler> Shard<S> {
@@ -109,7 +108,7 @@ impl<S: ConnectionHandler> Shard<S> {
             listener: Cell::new(None),
             accept_failures: AcceptFailures::default(),
             emptied: RefCell::new(None),
-            ended: EndSignal::default(),
+            background: Rc::default(),
         })
     }
 
@@ -120,26 +119,23 @@ impl<S: ConnectionHandler> Shard<S> {
     pub(crate) async fn run(self: Rc<Self>, listener: Listener) -> io::Result<()> {
         let listener = listener.on_this_thread()?;
         self.listener.set(Some(listener.raw_fd()));
-        drop(monoio::spawn(Rc::clone(&self).background()));
+        self.background.spawn(Rc::clone(&self).upkeep());
         self.accept_all(&listener).await;
         self.listener.set(None);
         drop(listener);
         self.all_ended().await;
-        self.ended.set();
+        self.background.end().await;
         Ok(())
     }
 
-    /// The work besides the connections, until the shard ends. It has no I/O that must not be dropped.
-    async fn background(self: Rc<Self>) {
+    /// The work besides the connections.
+    async fn upkeep(self: Rc<Self>) {
         let collateral = async {
-            match self.timeouts.collateral {
-                Some(grace) => self.watch_collateral(grace).await,
-                None => std::future::pending().await,
+            if let Some(grace) = self.timeouts.collateral {
+                self.watch_collateral(grace).await;
             }
         };
-        let work = pin!(futures_util::future::join(self.sweep_caches(), collateral));
-        let ended = pin!(self.ended.wait());
-        futures_util::future::select(ended, work).await;
+        futures_util::future::join(self.sweep_caches(), collateral).await;
     }
 
     /// Frees the memory of expired verdicts, also while no client connects.
@@ -169,10 +165,10 @@ impl<S: ConnectionHandler> Shard<S> {
                     control.terminate(TerminateReason::Shutdown);
                 }
             }
-            Message::Revalidate => drop(monoio::spawn(Rc::clone(self).revalidate())),
+            Message::Revalidate => self.background.spawn(Rc::clone(self).revalidate()),
             Message::ClusterChanged(change) => self.cluster_changed(change),
             Message::LeaderChanged(leader) => {
-                drop(monoio::spawn(Rc::clone(self).follow(leader)));
+                self.background.spawn(Rc::clone(self).follow(leader));
             }
             Message::HandOff(handed_off) => self.accept_handoff(handed_off, None),
             Message::OpenLink(handed_off, route) => self.accept_handoff(handed_off, Some(route)),
@@ -186,7 +182,7 @@ impl<S: ConnectionHandler> Shard<S> {
             None => {
                 let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Both);
             }
-            Some(path) => drop(monoio::spawn(Rc::clone(self).wake_accept(path))),
+            Some(path) => self.background.spawn(Rc::clone(self).wake_accept(path)),
         }
     }
 
@@ -298,33 +294,6 @@ impl<S: ConnectionHandler> Shard<S> {
                 return Poll::Ready(());
             }
             *self.emptied.borrow_mut() = Some(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-}
-
-/// Tells one task that the shard has ended. Its thread may go on with others.
-#[derive(Default)]
-struct EndSignal {
-    is_set: Cell<bool>,
-    waiting: RefCell<Option<Waker>>,
-}
-
-impl EndSignal {
-    fn set(&self) {
-        self.is_set.set(true);
-        if let Some(waker) = self.waiting.take() {
-            waker.wake();
-        }
-    }
-
-    async fn wait(&self) {
-        poll_fn(|cx| {
-            if self.is_set.get() {
-                return Poll::Ready(());
-            }
-            *self.waiting.borrow_mut() = Some(cx.waker().clone());
             Poll::Pending
         })
         .await;

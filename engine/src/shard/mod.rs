@@ -5,6 +5,7 @@
 //! Shards share nothing that is written on the data path. What they share is touched when a
 //! connection begins or ends.
 
+mod background;
 mod balancer;
 mod connection;
 pub(crate) mod connection_limit;

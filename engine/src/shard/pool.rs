@@ -131,10 +131,13 @@ pub(crate) fn spawn<P: HandlerFactory>(
                     mail.take(message);
                     true
                 };
-                let delivery = monoio::spawn(inbox.deliver(take));
+                shard.background.spawn(async {
+                    if let Err(error) = inbox.deliver(take).await {
+                        tracing::error!(%error, "a shard gets no further messages");
+                    }
+                });
                 let ended = shard.run(listener).await;
                 own.activity.timers.stop();
-                drop(delivery);
                 ended
             };
             let run = std::panic::AssertUnwindSafe(|| driver::block_on(shard_config.driver, main));

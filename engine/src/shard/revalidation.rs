@@ -95,9 +95,8 @@ impl<S: ConnectionHandler> Shard<S> {
             .await;
             if !checked.refused.is_empty() {
                 let left = self.timeouts.revocation.saturating_sub(start.elapsed());
-                drop(monoio::spawn(
-                    Rc::clone(&self).revoke(checked.refused, left),
-                ));
+                let revoke = Rc::clone(&self).revoke(checked.refused, left);
+                self.background.spawn(revoke);
             }
             if checked.undecided.is_empty() {
                 return;

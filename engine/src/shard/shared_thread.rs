@@ -128,6 +128,7 @@ impl SharedThread {
                 let receiver = Rc::clone(&context);
                 let delivery = monoio::spawn(inbox.deliver(move |order| receiver.carry_out(order)));
                 context.ended().await;
+                context.activity.timers.stop();
                 drop(delivery);
             };
             if let Err(error) = driver::block_on(driver, main) {

@@ -43,7 +43,7 @@ pub struct Failure {
 pub(crate) struct Failures(ArcSwap<Vec<Arc<Failure>>>);
 
 impl Failures {
-    /// Adds a failure, of which the driver receives `response`. A normal end is none.
+    /// Adds a failure, of which the driver receives `response`. An end without an error for anybody is none.
     pub(crate) fn record(
         &self,
         reason: &CloseReason,
@@ -51,7 +51,7 @@ impl Failures {
         peer: Peer,
         in_session: bool,
     ) {
-        if reason.origin() == ErrorOrigin::None {
+        if reason.origin() == ErrorOrigin::None && response.is_none() {
             return;
         }
         let failure = Failure {
@@ -160,5 +160,16 @@ mod tests {
         failures.record(&CloseReason::ClientClosed, None, peer(), true);
         failures.record(&CloseReason::Cancelled, None, peer(), false);
         assert!(failures.last().is_none());
+        // Nobody's fault, and an error for the driver all the same.
+        let shutdown = CloseReason::Shutdown;
+        failures.record(
+            &shutdown,
+            shutdown.driver_response().as_deref(),
+            peer(),
+            true,
+        );
+        let last = failures.last().unwrap();
+        assert_eq!(last.code, "shutdown");
+        assert_eq!(last.sqlstate.as_deref(), Some("57P01"));
     }
 }

@@ -7,6 +7,9 @@ use engine::embed::{self, ApplicationVerifier, Error, Failure, Options};
 
 use crate::{Identity, ManifestSigner, Policy, Verifier};
 
+/// What names a cluster instead of a server.
+const CLUSTER_SETTINGS: [&str; 3] = ["cluster", "manifest_signer", "follow"];
+
 /// A running forwarder. Dropping it ends its sessions; [`stop`](Self::stop) lets them finish.
 ///
 /// After a `fork`, every method returns an error of [`ErrorKind::Forked`](crate::ErrorKind::Forked) in the child, which has
@@ -139,17 +142,21 @@ impl Builder {
     /// A connection URI, `postgresql://role:secret@host:port/database`. It names the server, unless
     /// [`target`](Self::target) or [`cluster`](Self::cluster) does, and the rest is for [`Forwarder::dsn`]. Several hosts
     /// are tried in turn. The port is 5433 if it is not given.
-    pub fn url(self, url: impl Into<String>) -> Self {
+    pub fn url(mut self, url: impl Into<String>) -> Self {
+        self.options.hide(&["target"]);
+        self.options.hide(&CLUSTER_SETTINGS);
         self.setting("database_url", url)
     }
 
     /// The server, `host:port`. Several, separated by commas, are tried in turn.
-    pub fn target(self, host_and_port: impl Into<String>) -> Self {
+    pub fn target(mut self, host_and_port: impl Into<String>) -> Self {
+        self.options.hide(&CLUSTER_SETTINGS);
         self.setting("target", host_and_port)
     }
 
     /// The leader of a cluster, which the manifest at `_teesql-leader.<domain>` names, signed by `signer`.
-    pub fn cluster(self, domain: impl Into<String>, signer: ManifestSigner) -> Self {
+    pub fn cluster(mut self, domain: impl Into<String>, signer: ManifestSigner) -> Self {
+        self.options.hide(&["target"]);
         self.setting("cluster", domain)
             .setting("manifest_signer", signer.to_string())
     }

@@ -55,14 +55,17 @@ impl Identity {
         Self(Source::None)
     }
 
-    /// Sets it for a forwarder.
+    /// Sets it for a forwarder, instead of what was set before or is in the environment.
     pub(crate) fn apply(&self, options: &mut Options) {
+        options.pem_identity = None;
+        options.unset(&["client_cert", "client_key"]);
         let attested = !matches!(self.0, Source::None);
         options.set("client_attestation", attested.to_string());
         match &self.0 {
-            Source::Agent(address) => {
-                let auto = || "auto".to_owned();
-                options.set("guest_agent", address.clone().unwrap_or_else(auto));
+            Source::Agent(None) => options.set("guest_agent", "auto"),
+            Source::Agent(Some(address)) => {
+                options.unset(&["simulator_endpoint"]);
+                options.set("guest_agent", address);
             }
             Source::Pem(pem) => options.pem_identity = Some(Arc::clone(pem)),
             Source::Files(chain, key) => {
@@ -103,6 +106,26 @@ impl fmt::Debug for Identity {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_one_counts() {
+        let set = |identities: &[Identity]| {
+            let mut options = Options::default();
+            identities
+                .iter()
+                .for_each(|identity| identity.apply(&mut options));
+            let names = options.settings.iter().map(|(name, _)| name.clone());
+            let mut names: Vec<_> = names.collect();
+            names.dedup();
+            (names, options.pem_identity.is_some())
+        };
+        let (pem, files) = (Identity::pem("a", "b"), Identity::pem_files("a", "b"));
+        let attested = "client_attestation".to_owned();
+        let (names, has_pem) = set(&[pem.clone(), files.clone(), Identity::none()]);
+        assert_eq!((names, has_pem), (vec![attested.clone()], false));
+        let (names, has_pem) = set(&[files, Identity::none(), pem]);
+        assert_eq!((names, has_pem), (vec![attested], true));
+    }
 
     #[test]
     fn no_key_is_shown() {

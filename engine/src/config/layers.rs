@@ -43,6 +43,16 @@ pub struct Layers {
     pub(super) pem_identity: Option<Arc<PemIdentity>>,
 }
 
+/// The environment of a program that uses this crate as a library.
+pub(crate) struct ProgramEnvironment<'a> {
+    /// The value of a variable.
+    pub(crate) variable: &'a dyn Fn(&str) -> Option<OsString>,
+    /// The names of all variables.
+    pub(crate) names: Vec<String>,
+    /// Settings that are not taken from it, because the program has set what they would contradict.
+    pub(crate) hidden: &'a [&'static str],
+}
+
 impl Layers {
     fn empty(scope: Scope) -> Self {
         Self {
@@ -99,24 +109,28 @@ impl Layers {
     }
 
     /// Collects the settings of `scope` for a program that uses this crate as a library: from pairs of key and text, and
-    /// below them, if `with_environment`, from the environment and the file that `TEESQL_CONFIG` names. `defaults` are
-    /// below all of them. The environment stays as it is.
+    /// below them, if there is an `environment`, from its variables and the file that `TEESQL_CONFIG` names, except those
+    /// that it hides. `defaults` are below all of them. The environment stays as it is.
     #[must_use]
-    pub fn of_program<'a>(
+    pub(crate) fn of_program<'a>(
         scope: Scope,
-        with_environment: bool,
+        environment: Option<ProgramEnvironment<'_>>,
         defaults: &[(&str, &str)],
         settings: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Self {
         let mut layers = Self::empty(scope);
         layers.read_settings(defaults.iter().copied());
-        if with_environment {
-            let variable = |name: &str| std::env::var_os(name);
+        if let Some(environment) = environment {
+            let ProgramEnvironment {
+                variable,
+                names,
+                hidden,
+            } = environment;
             if let Some(file) = variable("TEESQL_CONFIG") {
                 layers.read_toml(Path::new(&file));
             }
-            let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-            layers.read_environment(&variable, names);
+            layers.read_environment(&variable, names.into_iter());
+            layers.entries.retain(|key, _| !hidden.contains(key));
         }
         layers.read_settings(settings);
         layers

@@ -47,6 +47,7 @@ pub use flags::with_flags;
 pub use forward::{ForwarderConfig, Listen, Verifier};
 pub use identity::{AgentConfig, CertificateConfig, ClientIdentity, IdentitySource};
 pub use layers::Layers;
+pub(crate) use layers::ProgramEnvironment;
 pub use manifest::{
     DnsUpdateConfig, ManifestConfig, ManifestDestination, ManifestKeyConfig, TsigConfig, TsigSecret,
 };

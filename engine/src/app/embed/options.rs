@@ -12,8 +12,8 @@ use super::runtime::SharedRuntime;
 use crate::app::error::StartError;
 use crate::attestation::custom::{CustomVerifier, DEFAULT_TIMEOUT, Verifier};
 use crate::config::{
-    CertificateRequest, CertificateUsage, Criteria, ForwarderConfig, Layers, PemIdentity, Scope,
-    Verifier as Verifies,
+    CertificateRequest, CertificateUsage, Criteria, ForwarderConfig, Layers, PemIdentity,
+    ProgramEnvironment, Scope, Verifier as Verifies,
 };
 use crate::io::clock::unix_now;
 
@@ -30,6 +30,8 @@ pub struct Options {
     pub from_environment: bool,
     /// Settings by their names in the configuration file.
     pub settings: Vec<(String, Zeroizing<String>)>,
+    /// Settings that are not taken from the environment, because they would contradict those above.
+    pub hidden: Vec<&'static str>,
     /// A client certificate in memory.
     pub pem_identity: Option<Arc<PemIdentity>>,
     /// The application's own decision about servers.
@@ -86,10 +88,30 @@ impl Options {
             .push((name.into(), Zeroizing::new(value.into())));
     }
 
+    /// Leaves settings out of what is taken from the environment.
+    pub fn hide(&mut self, names: &[&'static str]) {
+        self.hidden.extend(names);
+    }
+
+    /// Undoes settings, those of the environment included.
+    pub fn unset(&mut self, names: &[&'static str]) {
+        self.settings
+            .retain(|(set, _)| !names.contains(&set.as_str()));
+        self.hide(names);
+    }
+
     fn layers(&self, scope: Scope, defaults: &[(&str, &str)]) -> Layers {
         let given = self.settings.iter();
         let given = given.map(|(name, value)| (name.as_str(), value.as_str()));
-        Layers::of_program(scope, self.from_environment, defaults, given)
+        let environment = self.from_environment.then(|| {
+            let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+            ProgramEnvironment {
+                variable: &|name| std::env::var_os(name),
+                names: names.collect(),
+                hidden: &self.hidden,
+            }
+        });
+        Layers::of_program(scope, environment, defaults, given)
             .with_pem_identity(self.pem_identity.clone())
     }
 

@@ -11,17 +11,17 @@ use teesql::sqlx_ra_tls::{
     verify_server,
 };
 
-use crate::harness::{SOON, env, trial};
+use crate::harness::{SOON, env, trial, trial_that_leaks};
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        trial(
-            "the_pages_snippet_for_development",
-            the_pages_snippet_for_development,
-        ),
         trial("a_verifier_of_sqlx_ra_tls", a_verifier_of_sqlx_ra_tls),
         trial("a_server_for_sqlx_ra_tls", a_server_for_sqlx_ra_tls),
         trial("wrong_credentials_come_first", wrong_credentials_come_first),
+        trial_that_leaks(
+            "the_pages_snippet_for_development",
+            the_pages_snippet_for_development,
+        ),
     ]
 }
 

@@ -86,7 +86,7 @@ async fn another_role_by_another_dsn() {
     assert!(!dsn.contains("elsewhere"), "{dsn}");
     let client = connect_by(&dsn.parse().unwrap()).await.unwrap();
     assert_eq!(user(&client).await, "teesql_read");
-    let error = forwarder.rewrite("postgres://a@b/c?hostaddr=192.0.2.1");
+    let error = forwarder.rewrite("postgres://a@b/c?service=x");
     assert_eq!(error.unwrap_err().kind(), ErrorKind::Configuration);
     let error = forwarder.rewrite("host=db.example user=a").unwrap_err();
     assert_eq!(error.code(), "configuration");

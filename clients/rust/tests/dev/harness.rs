@@ -21,8 +21,20 @@ pub(crate) fn builder() -> Builder {
     Forwarder::from_env()
 }
 
-/// A trial on a runtime of its own.
+/// A trial on a runtime of its own. Afterwards no thread of a forwarder may be left.
 pub(crate) fn trial<F: Future<Output = ()>>(
+    name: &str,
+    test: impl FnOnce() -> F + Send + 'static,
+) -> Trial {
+    trial_that_leaks(name, async || {
+        assert!(threads().is_empty(), "before: {:?}", threads());
+        test().await;
+        until("the end of the threads", || threads().is_empty()).await;
+    })
+}
+
+/// A trial after which a forwarder still runs.
+pub(crate) fn trial_that_leaks<F: Future<Output = ()>>(
     name: &str,
     test: impl FnOnce() -> F + Send + 'static,
 ) -> Trial {
@@ -55,7 +67,8 @@ pub(crate) async fn user(client: &Client) -> String {
 /// Connects, which must fail, and gives the failure, which must be known by then.
 pub(crate) async fn refused(forwarder: &Forwarder) -> Failure {
     let before = forwarder.last_failure().map_or(0, |last| last.sequence);
-    let error = connect(forwarder).await.err().expect("it was accepted");
+    let connected = connect(forwarder).await.map(drop);
+    let error = connected.expect_err("it was accepted");
     let failures = forwarder.failures_after(before);
     assert_eq!(failures.len(), 1, "{failures:?}");
     let failure = failures.into_iter().next().unwrap();
@@ -91,7 +104,11 @@ pub(crate) fn descriptors() -> usize {
 pub(crate) async fn until(what: &str, is: impl Fn() -> bool) {
     let deadline = Instant::now() + SOON;
     while !is() {
-        assert!(Instant::now() < deadline, "{what} does not happen");
+        assert!(
+            Instant::now() < deadline,
+            "{what} does not happen: {:?}",
+            threads()
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

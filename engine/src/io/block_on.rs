@@ -1,13 +1,16 @@
 //! Waits for a future on a thread that has no runtime, or must not use the one that it has: the thread parks (std's
 //! `Wake`).
 //!
-//! A program's thread may be one of tokio, whose own blocking calls would panic there.
+//! A program's thread may be one of tokio, whose own blocking calls would panic there. A task of tokio has a budget, after
+//! which everything of tokio is pending until the task returns, which it does not do here: so the budget does not count.
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::Instant;
+
+use tokio::task::unconstrained;
 
 struct Unpark(Thread);
 
@@ -19,7 +22,7 @@ impl Wake for Unpark {
 
 /// Waits for `future`, which must not need the runtime of this thread.
 pub fn block_on<F: Future>(future: F) -> F::Output {
-    let mut future = pin!(future);
+    let mut future = pin!(unconstrained(future));
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut context = Context::from_waker(&waker);
     loop {
@@ -32,7 +35,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
 
 /// Waits for `future` until `deadline`, at which it is dropped.
 pub(crate) fn block_on_until<F: Future>(deadline: Instant, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
+    let mut future = pin!(unconstrained(future));
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut context = Context::from_waker(&waker);
     loop {
@@ -67,6 +70,21 @@ mod tests {
             });
             assert_eq!(block_on(receiver), Ok(7));
             other.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn waits_in_a_task_that_has_used_its_budget() {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.build().unwrap();
+        runtime.block_on(async {
+            while tokio::task::coop::has_budget_remaining() {
+                tokio::task::coop::consume_budget().await;
+            }
+            let (sender, receiver) = oneshot::channel();
+            sender.send(7).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(20);
+            assert_eq!(block_on_until(deadline, receiver), Some(Ok(7)));
         });
     }
 

@@ -4,14 +4,16 @@
 //! cargo run --release -p teesql --example idle -- 1000
 //! ```
 
+#![allow(clippy::print_stdout, reason = "an example shows what it does")]
+
 use std::error::Error;
 use std::fs;
 use std::time::{Duration, Instant};
 
 use teesql::{Forwarder, Identity, Policy};
 
-/// Resident memory in KiB, threads, and open descriptors of this process.
-fn used() -> Result<[usize; 3], Box<dyn Error>> {
+/// Resident memory in KiB, and of that what no file backs, threads, and open descriptors of this process.
+fn used() -> Result<[usize; 4], Box<dyn Error>> {
     let status = fs::read_to_string("/proc/self/status")?;
     let value = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -19,7 +21,12 @@ fn used() -> Result<[usize; 3], Box<dyn Error>> {
         number.unwrap_or_default().parse::<usize>()
     };
     let descriptors = fs::read_dir("/proc/self/fd")?.count();
-    Ok([value("VmRSS:")?, value("Threads:")?, descriptors])
+    Ok([
+        value("VmRSS:")?,
+        value("RssAnon:")?,
+        value("Threads:")?,
+        descriptors,
+    ])
 }
 
 fn start() -> Result<Forwarder, teesql::Error> {
@@ -30,8 +37,10 @@ fn start() -> Result<Forwarder, teesql::Error> {
         .start_blocking()
 }
 
-fn show(what: &str, [memory, threads, descriptors]: [usize; 3]) {
-    println!("{what}: {memory} KiB, {threads} threads, {descriptors} descriptors");
+fn show(what: &str, [memory, own, threads, descriptors]: [usize; 4]) {
+    println!(
+        "{what}: {memory} KiB ({own} KiB not of files), {threads} threads, {descriptors} descriptors"
+    );
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -58,7 +67,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     show("none", used()?);
     let again = start()?;
     show("one again", used()?);
-    again.stop_blocking()?;
+    let begun = Instant::now();
+    drop(again);
+    println!("dropped in {:?}", begun.elapsed());
     show("none", used()?);
     Ok(())
 }

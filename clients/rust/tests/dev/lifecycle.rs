@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use libtest_mimic::Trial;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use teesql::ErrorKind;
 
 use crate::harness::{SOON, builder, connect, descriptors, threads, trial, until, user};
@@ -156,6 +157,9 @@ async fn the_process_is_left_as_it_was() {
         let dumpable = nix::sys::prctl::get_dumpable().unwrap();
         (lines, limits, environment, dumpable)
     };
+    // Servers raise the soft limit.
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard.min(1_024).min(soft), hard).unwrap();
     let before = state();
     let forwarder = builder().start().await.unwrap();
     assert_eq!(
@@ -165,6 +169,7 @@ async fn the_process_is_left_as_it_was() {
     assert_eq!(state(), before);
     forwarder.stop().await.unwrap();
     assert_eq!(state(), before);
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
 }
 
 fn it_blocks_without_a_runtime() {

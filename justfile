@@ -19,12 +19,12 @@ one-test name *args:
 # Format, lint, and check the rustdoc
 lint:
     cargo fmt --all -- --check
-    cargo clippy --workspace --all-targets --features engine/mock --locked -- -D warnings
-    RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --features engine/mock --locked
+    cargo clippy --workspace --all-targets --features engine/mock,teesql/sqlx,teesql/tokio-postgres --locked -- -D warnings
+    RUSTDOCFLAGS=-Dwarnings cargo doc --workspace --no-deps --features engine/mock,teesql/sqlx,teesql/tokio-postgres --locked
 
 # Build and open the rustdoc
 docs:
-    cargo doc --workspace --no-deps --features engine/mock --open
+    cargo doc --workspace --no-deps --features engine/mock,teesql/sqlx,teesql/tokio-postgres --open
 
 # Compare with other proxies; `just bench --quick` takes 3 minutes
 bench *args:

@@ -109,10 +109,10 @@ pub enum Denial {
     CollateralNotYetValid,
     /// Too many certificates are waiting to be verified.
     Overloaded,
-    /// Intel Trust Authority did not answer, or its token was not accepted. Converted from
-    /// [`ItaError`](crate::ita::ItaError).
+    /// Another verifier than this crate refused, failed or did not answer: Intel Trust Authority, whose
+    /// [`ItaError`](crate::ita::ItaError) is converted to this, or one of the application.
     Authority {
-        /// The reason code, one of [`ItaError::CODES`](crate::ita::ItaError::CODES).
+        /// The reason code, one of [`ItaError::CODES`](crate::ita::ItaError::CODES) or [`Denial::VERIFIER_CODES`].
         code: &'static str,
         /// Whether the peer or this side is at fault.
         fault: Fault,
@@ -125,8 +125,22 @@ impl Denial {
     /// The code that a peer receives if the policy refuses it. It does not say which list refuses it.
     pub const NOT_ALLOWED: &'static str = "not_allowed";
 
+    /// The code of a peer that the application's own verifier refuses.
+    pub const VERIFIER_REFUSED: &'static str = "verifier_refused";
+    /// The code of a peer about which the application's verifier failed to decide.
+    pub const VERIFIER_FAILED: &'static str = "verifier_failed";
+    /// The code of a peer about which the application's verifier has not decided in time.
+    pub const VERIFIER_TIMEOUT: &'static str = "verifier_timeout";
+    /// The codes of an application's own verifier.
+    pub const VERIFIER_CODES: [&'static str; 3] = [
+        Self::VERIFIER_REFUSED,
+        Self::VERIFIER_FAILED,
+        Self::VERIFIER_TIMEOUT,
+    ];
+
     /// Every code that [`Denial::code`] can return, in the order of the checks. Metrics and docs use it.
-    /// With Trust Authority, those of [`ItaError::CODES`](crate::ita::ItaError::CODES) are added.
+    /// With Trust Authority, those of [`ItaError::CODES`](crate::ita::ItaError::CODES) are added, and with a verifier
+    /// of the application [`Denial::VERIFIER_CODES`].
     pub const CODES: [&'static str; 50] = [
         "no_certificate",
         "chain_too_long",

@@ -20,7 +20,7 @@
 //! (docs/adr/0015-own-jwt-verification.md).
 
 mod algorithm;
-mod attributes;
+pub(crate) mod attributes;
 mod base;
 mod claims;
 mod error;
@@ -50,7 +50,8 @@ use token::Token;
 use crate::binding::BoundEvidence;
 pub use crate::limits::{MAX_KEY_SET_LEN, MAX_TOKEN_RESPONSE_LEN};
 use crate::policy::Policy;
-use crate::verify::{Appraisal, AttestedPeer, admit};
+use crate::quote::TdQuote;
+use crate::verify::{Appraisal, AttestedPeer, admit, check_bare};
 
 /// Timeouts and tolerances of a [`Client`].
 #[derive(Clone, Debug)]
@@ -134,20 +135,39 @@ impl Client {
         evidence: &BoundEvidence,
         now: u64,
     ) -> Result<AppraisedEvidence, ItaError> {
-        let claims =
-            tokio::time::timeout(self.options.deadline, self.request_token(evidence, now)).await;
-        let claims = claims.map_err(|_| ItaError::Timeout)??;
-        claims.check_dates(now, self.options.clock_skew.as_secs())?;
         Ok(AppraisedEvidence {
-            appraisal: claims.appraisal_of(evidence.quote())?,
+            appraisal: self.appraise_quote(evidence.quote(), now).await?,
             evidence: evidence.clone(),
         })
     }
 
+    /// As [`Client::verify`], of a bare quote. It is bound to no key, so the result is not a peer.
+    ///
+    /// # Errors
+    /// As [`Client::verify`].
+    pub async fn verify_quote(
+        &self,
+        quote: &TdQuote,
+        policy: &Policy,
+        now: u64,
+    ) -> Result<Appraisal, ItaError> {
+        let appraisal = self.appraise_quote(quote, now).await?;
+        check_bare(quote, &appraisal, policy, now)?;
+        Ok(appraisal)
+    }
+
+    async fn appraise_quote(&self, quote: &TdQuote, now: u64) -> Result<Appraisal, ItaError> {
+        let claims =
+            tokio::time::timeout(self.options.deadline, self.request_token(quote, now)).await;
+        let claims = claims.map_err(|_| ItaError::Timeout)??;
+        claims.check_dates(now, self.options.clock_skew.as_secs())?;
+        claims.appraisal_of(quote)
+    }
+
     /// Requests a token, verifies its signature, and gives its claims.
-    async fn request_token(&self, evidence: &BoundEvidence, now: u64) -> Result<Claims, ItaError> {
+    async fn request_token(&self, quote: &TdQuote, now: u64) -> Result<Claims, ItaError> {
         let request_body = AppraisalRequest {
-            quote: BASE64_STANDARD.encode(evidence.quote().as_bytes()),
+            quote: BASE64_STANDARD.encode(quote.as_bytes()),
             token_signing_alg: "PS384",
         };
         let body = serde_json::to_vec(&request_body).map_err(|_| ItaError::MalformedAnswer)?;

@@ -26,9 +26,12 @@ use crate::values::{AppId, ComposeHash, Fingerprint, InstanceId, Mrtd, OsImageHa
 
 mod admit;
 mod classify;
+mod elsewhere;
 mod inspect;
 
 pub(crate) use admit::admit;
+pub(crate) use elsewhere::check_bare;
+pub use elsewhere::dangerous_admit;
 
 /// `Intel SGX Root CA`, valid 2018-05-21 to 2049-12-31, as Intel publishes it at
 /// <https://certificates.trustedservices.intel.com/Intel_SGX_Provisioning_Certification_RootCA.cer>.
@@ -273,8 +276,8 @@ impl fmt::Debug for Verifier {
 
 /// A verified peer: its quote is genuine, bound to its certificate's key, and allowed by the policy.
 ///
-/// Only [`Verifier::verify`], [`Verifier::inspect`] and
-/// [`AppraisedEvidence::admit`](crate::ita::AppraisedEvidence::admit) make one.
+/// Only [`Verifier::verify`], [`Verifier::inspect`],
+/// [`AppraisedEvidence::admit`](crate::ita::AppraisedEvidence::admit) and [`dangerous_admit`] make one.
 #[derive(Clone, Debug)]
 pub struct AttestedPeer {
     chain: Chain,

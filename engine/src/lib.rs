@@ -36,5 +36,6 @@ mod tasks;
 pub mod telemetry;
 pub mod tls;
 
+pub use app::embed;
 pub use app::error::StartError;
 pub use app::forwarder::Forwarder;

@@ -1,5 +1,6 @@
 //! The PCCS client: four HTTP requests, each with a cap on its size, all under one deadline.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use reqwest::Client;
@@ -12,7 +13,7 @@ use super::set::Collateral;
 use crate::limits::MAX_PCCS_RESPONSE_LEN;
 
 /// Timeouts, trust and proxy of a [`Fetcher`].
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FetchOptions {
     /// Timeout of a TCP and TLS handshake. Intel's service takes less than 200 ms from Europe.
     pub connect_timeout: Duration,
@@ -87,6 +88,10 @@ impl FetchError {
     }
 }
 
+/// The client with the default options, once there is one: the system's roots take some 20 ms to read and 200 KB of memory. It
+/// pools no connection, so that it belongs to no runtime.
+static SHARED_CLIENT: OnceLock<Client> = OnceLock::new();
+
 /// Fetches collateral from one [`Source`].
 ///
 /// Runs on any tokio runtime with time and I/O, `current_thread` included; name resolution uses the
@@ -105,6 +110,22 @@ impl Fetcher {
     /// [`FetchError::Client`] for roots that are not PEM, a proxy that is not a URL, or a system without
     /// any trusted root.
     pub fn new(source: Source, options: &FetchOptions) -> Result<Self, FetchError> {
+        let client = match SHARED_CLIENT.get() {
+            Some(shared) if *options == FetchOptions::default() => shared.clone(),
+            _ => Self::client(options)?,
+        };
+        if *options == FetchOptions::default() {
+            // Another thread may have been faster.
+            let _ = SHARED_CLIENT.set(client.clone());
+        }
+        Ok(Self {
+            source,
+            client,
+            deadline: options.deadline,
+        })
+    }
+
+    fn client(options: &FetchOptions) -> Result<Client, FetchError> {
         let wrong = |error: reqwest::Error| FetchError::Client(error.without_url().to_string());
         let mut client = Client::builder()
             .connect_timeout(options.connect_timeout)
@@ -122,12 +143,7 @@ impl Fetcher {
         if let Some(proxy) = &options.proxy {
             client = client.proxy(reqwest::Proxy::all(proxy).map_err(wrong)?);
         }
-        let client = client.build().map_err(wrong)?;
-        Ok(Self {
-            source,
-            client,
-            deadline: options.deadline,
-        })
+        client.build().map_err(wrong)
     }
 
     /// The PCCS that it fetches from.

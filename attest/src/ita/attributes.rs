@@ -10,7 +10,7 @@ use crate::denial::Denial;
 use crate::quote::TdQuote;
 
 /// Refuses reserved bits, migration, service TDs, and TDs without SEPT_VE_DISABLE.
-pub(super) fn check(quote: &TdQuote) -> Result<(), Denial> {
+pub(crate) fn check(quote: &TdQuote) -> Result<(), Denial> {
     let unread = Denial::UnsupportedQuote("its report cannot be read");
     let parsed = Quote::parse(quote.as_bytes()).map_err(|_| unread.clone())?;
     let (attributes, service_td) = match &parsed.report {

@@ -1,6 +1,7 @@
 //! Layer 7: a process from its configuration to its exit.
 
 pub(crate) mod descriptors;
+pub mod embed;
 pub mod error;
 pub mod forwarder;
 pub mod lifecycle;

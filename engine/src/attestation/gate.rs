@@ -18,9 +18,7 @@ use attest::policy::PolicyEpoch;
 use attest::{AttestedPeer, BoundEvidence, Denial, examine};
 use rustls::pki_types::CertificateDer;
 
-use crate::attestation::verifier::{
-    AsOf, QuoteVerifier, VERDICT_TTL, Verification, sweep_thread_cache,
-};
+use crate::attestation::verifier::{AsOf, QuoteVerifier, VERDICT_TTL, Verification};
 use crate::auth::grants::{EntryIsFull, EntryPermit};
 use crate::io::clock::unix_now;
 use crate::io::offload::{OffloadThread, PendingJobs};
@@ -161,8 +159,9 @@ impl Gate {
     pub(crate) async fn sweep_cache(&self) {
         let Gate::Attesting(gate) = self else { return };
         // A full queue means that the thread is busy, and inserts verdicts itself.
-        let sweeping = gate.jobs.offload(&gate.verify_thread, sweep_thread_cache);
-        let _ = sweeping.await;
+        let verifier = Arc::clone(&gate.quote_verifier);
+        let sweep = move || verifier.sweep_verdicts();
+        let _ = gate.jobs.offload(&gate.verify_thread, sweep).await;
         while !gate.cache.borrow_mut().sweep(unix_now()) {
             yield_now().await;
         }

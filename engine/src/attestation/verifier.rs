@@ -1,12 +1,11 @@
 //! Verifies quotes, with the policy, the trusted root and the collateral of the process.
 //!
 //! Runs on the verify thread or the control thread, never on a shard: a verification takes about
-//! half a millisecond, and fetching collateral takes a network round trip or more. Each of the two
-//! threads has a verdict cache, so that a burst of connections with the same new certificate costs
-//! one verification.
+//! half a millisecond, and fetching collateral takes a network round trip or more. Verdicts are cached, so that a burst
+//! of connections with the same new certificate costs one verification. Forwarders of one process share the verify thread,
+//! and may trust different roots: each verifier has a cache of its own.
 
-use std::cell::RefCell;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -19,28 +18,15 @@ use metrics::Histogram;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
+use crate::attestation::custom::CustomVerifier;
 use crate::attestation::members::MemberVerifier;
 use crate::auth::grants::EntrySessions;
 use crate::io::clock::unix_now;
 use crate::io::offload::OffloadThread;
+use crate::io::worker::Worker;
 
 /// The longest time that a verdict is cached, in seconds.
 pub(crate) const VERDICT_TTL: u64 = 600;
-
-thread_local! {
-    /// The cache of the verify thread. Jobs run there one after the other, so the second one with
-    /// the same certificate finds the verdict of the first.
-    static VERDICTS: RefCell<Option<VerdictCache>> = const { RefCell::new(None) };
-}
-
-/// Removes expired verdicts from the cache of the verify thread. Must run on that thread.
-pub(crate) fn sweep_thread_cache() {
-    VERDICTS.with_borrow_mut(|verdicts| {
-        if let Some(verdicts) = verdicts {
-            while !verdicts.sweep(unix_now()) {}
-        }
-    });
-}
 
 /// Nice value of the verify thread, about one third of a shard's CPU weight: a surge of new clients
 /// queues instead of slowing established sessions (docs/adr/0006-paced-handshake-queue.md).
@@ -51,7 +37,15 @@ const VERIFY_NICE: i32 = 5;
 /// # Errors
 /// The system cannot create another thread.
 pub(crate) fn start_verify_thread() -> std::io::Result<OffloadThread> {
-    OffloadThread::start("verify", VERIFY_NICE)
+    start_verify_worker().map(|(thread, _)| thread)
+}
+
+/// As [`start_verify_thread`], for a program that ends the thread again.
+///
+/// # Errors
+/// As [`start_verify_thread`].
+pub(crate) fn start_verify_worker() -> std::io::Result<(OffloadThread, Worker)> {
+    OffloadThread::start_worker("verify", VERIFY_NICE)
 }
 
 /// The current policy and everything that a verification needs.
@@ -67,13 +61,34 @@ pub(crate) struct QuoteVerifier {
     /// The duration of each full verification, in seconds.
     verification_seconds: Histogram,
     authority: Option<Authority>,
+    /// Verdicts of the verify thread. Jobs run there one after the other, so the second one with the same
+    /// certificate finds the verdict of the first. Only that thread takes the lock.
+    verdicts: Mutex<Option<VerdictCache>>,
     /// Verifies the members of a cluster, if there is one.
     members: OnceLock<Arc<MemberVerifier>>,
 }
 
-/// Intel Trust Authority, which verifies instead of this process.
+/// Verifies quotes instead of this process.
+pub(crate) enum Appraiser {
+    /// Intel Trust Authority.
+    TrustAuthority(Box<attest::ita::Client>),
+    /// The application that this forwarder is part of.
+    Custom(CustomVerifier),
+}
+
+impl Appraiser {
+    async fn verify(&self, evidence: &BoundEvidence, policy: &Policy, now: u64) -> Verdict {
+        let peer = match self {
+            Self::TrustAuthority(client) => client.verify(evidence, policy, now).await?,
+            Self::Custom(verifier) => verifier.appraise(evidence, policy, now).await?,
+        };
+        Ok(Arc::new(peer))
+    }
+}
+
+/// What verifies instead of this process, and its verdicts.
 struct Authority {
-    client: attest::ita::Client,
+    appraiser: Appraiser,
     /// Locked during a request, so that a burst of connections with the same certificate causes
     /// one request.
     state: tokio::sync::Mutex<AuthorityState>,
@@ -145,10 +160,10 @@ impl QuoteVerifier {
         collateral: Handle,
         control: tokio::runtime::Handle,
         verification_seconds: Histogram,
-        authority: Option<attest::ita::Client>,
+        authority: Option<Appraiser>,
     ) -> Arc<Self> {
-        let authority = authority.map(|client| Authority {
-            client,
+        let authority = authority.map(|appraiser| Authority {
+            appraiser,
             state: tokio::sync::Mutex::default(),
         });
         Arc::new(Self {
@@ -161,8 +176,23 @@ impl QuoteVerifier {
             collateral,
             control,
             verification_seconds,
+            verdicts: Mutex::default(),
             members: OnceLock::new(),
         })
+    }
+
+    /// Removes expired verdicts. Must run on the verify thread.
+    pub(crate) fn sweep_verdicts(&self) {
+        self.with_verdicts(|verdicts| {
+            if let Some(verdicts) = verdicts {
+                while !verdicts.sweep(unix_now()) {}
+            }
+        });
+    }
+
+    /// A panic leaves no verdict half written.
+    fn with_verdicts<T>(&self, with: impl FnOnce(&mut Option<VerdictCache>) -> T) -> T {
+        with(&mut self.verdicts.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The verifier of members, which follows this one's policy from now on.
@@ -248,7 +278,7 @@ impl QuoteVerifier {
             policy: policy.epoch(),
             collateral: snapshot.epoch(),
         };
-        let cached = VERDICTS.with_borrow_mut(|verdicts| {
+        let cached = self.with_verdicts(|verdicts| {
             verdicts
                 .get_or_insert_with(|| VerdictCache::new(Capacity::default(), VERDICT_TTL, epoch))
                 .get(epoch, evidence.chain().certificates(), now)
@@ -273,7 +303,7 @@ impl QuoteVerifier {
                 },
             },
         };
-        VERDICTS.with_borrow_mut(|verdicts| {
+        self.with_verdicts(|verdicts| {
             if let (Some(verdicts), AsOf::Now(_)) = (verdicts, as_of) {
                 verdicts.insert(epoch, evidence.chain(), &verdict, now);
             }
@@ -339,12 +369,12 @@ impl QuoteVerifier {
         check_pck_chain(self.pck_root.as_ref(), evidence.quote(), now)
     }
 
-    /// Whether Intel Trust Authority verifies instead of this process.
+    /// Whether Intel Trust Authority or the application verifies instead of this process.
     pub(crate) fn uses_authority(&self) -> bool {
         self.authority.is_some()
     }
 
-    /// Has Intel Trust Authority verify `evidence`. Runs on the control thread and calls `done` with
+    /// Has another than this process verify `evidence`. Runs on the control thread and calls `done` with
     /// the result.
     pub(crate) fn appraise(
         self: &Arc<Self>,
@@ -389,9 +419,8 @@ impl QuoteVerifier {
             return Verification::Verdict(epoch, Err(denial.clone()));
         }
         let started = Instant::now();
-        let appraised = authority.client.verify(evidence, &policy, now).await;
+        let verdict = authority.appraiser.verify(evidence, &policy, now).await;
         self.verification_seconds.record(started.elapsed());
-        let verdict = appraised.map(Arc::new).map_err(Denial::from);
         if let AsOf::Now(_) = as_of {
             verdicts.insert(epoch, evidence.chain(), &verdict, now);
         }

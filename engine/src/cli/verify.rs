@@ -8,6 +8,7 @@
 //! It must never send a server anything after the handshake except close_notify, nor print text from
 //! a peer without escaping it.
 
+mod address;
 mod checks;
 mod collateral;
 mod command;
@@ -17,13 +18,13 @@ mod input;
 mod json;
 mod policy;
 mod report;
-mod server;
 mod text;
 
 use clap::ArgMatches;
 
 use crate::cli::output::CommandOutput;
 use crate::config::{Criteria, Layers, Scope};
+use crate::tls::probe;
 use checks::Checker;
 use collateral::CollateralSource;
 use command::{Format, Options};
@@ -67,7 +68,7 @@ fn verify(flags: &ArgMatches) -> Result<(Report, Format), UsageError> {
     let name = input.name().to_owned();
     let (kind, result) = match input {
         Input::Server(address) => {
-            let result = match server::probe(&address, &options.server) {
+            let result = match probe::probe(&address.host, address.port, &options.server) {
                 Ok(presented) => checker.server(&presented),
                 Err(error) => checker.probe_failed(error),
             };

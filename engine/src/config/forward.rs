@@ -12,7 +12,7 @@ use super::connection_uri::{DatabaseUrl, UriError};
 use super::layers::Layers;
 use super::policy::{OwnRoot, Purpose};
 use super::reader::{Reader, read_all};
-use super::{Attestation, Errors, IdentitySource, ProcessConfig, settings};
+use super::{Attestation, ClientIdentity, Errors, ProcessConfig, settings};
 use crate::io::target::{HostOrder, TargetSpec};
 
 /// The configuration of the forwarder.
@@ -38,7 +38,7 @@ pub struct ForwarderConfig {
     /// Accept a policy that does not say which application the server must be.
     pub allow_any_server: bool,
     /// The certificate to present to the server.
-    pub identity: IdentitySource,
+    pub identity: ClientIdentity,
     /// For each connection attempt, and again for the TLS handshake.
     pub connect_timeout: Duration,
     /// For the first certificate.
@@ -71,6 +71,16 @@ pub enum Verifier {
     },
     /// Nothing: every server is accepted.
     None,
+}
+
+impl Verifier {
+    /// Parses and checks the settings that say what verifies quotes, of [`Scope::Forward`](super::Scope::Forward).
+    ///
+    /// # Errors
+    /// All mistakes together. `none` is one: it is for forwarders only.
+    pub fn from_layers(layers: &Layers) -> Result<Self, Errors> {
+        read_all(layers, |reader| read_verifier(reader, None)).map(|(verifier, _)| verifier)
+    }
 }
 
 /// The value of the `verifier` setting.
@@ -155,7 +165,7 @@ impl ForwarderConfig {
         let allow_any_server = reader.read(&settings::ALLOW_ANY_SERVER);
         let allow_simulator = reader.read(&settings::ALLOW_SIMULATOR);
         let verifier = read_verifier(reader, allow_simulator);
-        let identity = IdentitySource::read_client(reader);
+        let identity = ClientIdentity::read(reader);
         let attestation = read_attestation(
             reader,
             &identity,
@@ -188,11 +198,11 @@ impl ForwarderConfig {
 /// The policy for servers. It protects nothing with `allow_simulator`, where a server without evidence is accepted.
 fn read_attestation(
     reader: &mut Reader<'_>,
-    identity: &Option<IdentitySource>,
+    identity: &Option<ClientIdentity>,
     verifier: &Option<Verifier>,
     (allow_simulator, allow_any_server): (Option<bool>, Option<bool>),
 ) -> Option<Attestation> {
-    let from_agent = matches!(identity, Some(IdentitySource::Agent(_)));
+    let from_agent = identity.as_ref().is_some_and(ClientIdentity::is_from_agent);
     let own_root = OwnRoot::new(reader, from_agent);
     let production = allow_simulator == Some(false) && !matches!(verifier, Some(Verifier::None));
     let purpose = Purpose::Servers {

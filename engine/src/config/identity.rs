@@ -2,6 +2,7 @@
 //! secrets and the passwords for Postgres.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use attest::agent::{Agent, AgentAddresses};
 use wire::secret::ClusterSecret;
@@ -13,6 +14,7 @@ use super::{Errors, settings};
 use crate::auth::cluster_secrets::ClusterSecrets;
 use crate::auth::derived_secrets::SecretSource;
 use crate::auth::postgres_passwords::PostgresPasswords;
+use crate::tls::certificate::PemIdentity;
 use crate::tls::certificate_source::{CertificateRequest, CertificateSource, CertificateUsage};
 
 pub(super) const PASSWORD_AUTH: &str = "client_auth = password: clients send their secret to whatever \
@@ -51,18 +53,6 @@ impl IdentitySource {
         Self::read(reader, cert, key, CertificateUsage::Server, alt_names)
     }
 
-    /// Reads the settings of the forwarder's client certificate.
-    pub(super) fn read_client(reader: &mut Reader<'_>) -> Option<Self> {
-        let (cert, key) = (&settings::CLIENT_CERT, &settings::CLIENT_KEY);
-        Self::read(
-            reader,
-            cert,
-            key,
-            CertificateUsage::Client,
-            Some(Vec::new()),
-        )
-    }
-
     fn read(
         reader: &mut Reader<'_>,
         cert_setting: &'static Setting<PathBuf>,
@@ -92,6 +82,51 @@ impl IdentitySource {
         match self.clone() {
             Self::Files { cert, key } => CertificateSource::Files { cert, key },
             Self::Agent(request) => CertificateSource::Agent { agent, request },
+        }
+    }
+}
+
+/// Where the client certificate of a forwarder comes from.
+#[derive(Clone, Debug)]
+pub enum ClientIdentity {
+    /// None is presented: only the server is attested.
+    None,
+    /// PEM in memory, of a program that the forwarder is part of.
+    Memory(Arc<PemIdentity>),
+    /// Files, or the guest agent.
+    Source(IdentitySource),
+}
+
+impl ClientIdentity {
+    /// Reads the settings of the forwarder's client certificate.
+    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        let is_attested = reader.read(&settings::CLIENT_ATTESTATION);
+        let (cert, key) = (&settings::CLIENT_CERT, &settings::CLIENT_KEY);
+        let (usage, names) = (CertificateUsage::Client, Some(Vec::new()));
+        let source = IdentitySource::read(reader, cert, key, usage, names);
+        match (is_attested?, source?) {
+            (false, IdentitySource::Files { .. }) => {
+                reader.error("client_attestation = false, but client_cert is set: remove one")
+            }
+            (false, IdentitySource::Agent(_)) => Some(Self::None),
+            (true, source) => Some(match reader.pem_identity() {
+                Some(pem) => Self::Memory(pem),
+                None => Self::Source(source),
+            }),
+        }
+    }
+
+    /// Whether the guest agent issues the certificate.
+    pub(super) fn is_from_agent(&self) -> bool {
+        matches!(self, Self::Source(IdentitySource::Agent(_)))
+    }
+
+    /// The source of the certificate, if there is one. `agent` is used if the guest agent issues it.
+    pub(crate) fn certificate_source(&self, agent: Agent) -> Option<CertificateSource> {
+        match self {
+            Self::None => None,
+            Self::Memory(pem) => Some(CertificateSource::Memory(Arc::clone(pem))),
+            Self::Source(source) => Some(source.certificate_source(agent)),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::ArgMatches;
 use zeroize::Zeroizing;
@@ -17,6 +18,7 @@ use super::settings::{ALL, SIMULATOR_ENDPOINT, find};
 use super::spec::{Kind, Scope, Spec};
 use super::{environment, tdx_guest};
 use crate::io::private_file;
+use crate::tls::certificate::PemIdentity;
 
 /// Largest file that is read as a secret, in bytes.
 const MAX_SECRET_FILE: u64 = 64 * 1024;
@@ -37,6 +39,18 @@ pub struct Layers {
     scope: Scope,
     /// Whether this machine is a TDX guest. Simulator mode is refused there.
     pub(super) is_tdx_guest: bool,
+    /// The client certificate of a program that a forwarder is part of.
+    pub(super) pem_identity: Option<Arc<PemIdentity>>,
+}
+
+/// The environment of a program that uses this crate as a library.
+pub(crate) struct ProgramEnvironment<'a> {
+    /// The value of a variable.
+    pub(crate) variable: &'a dyn Fn(&str) -> Option<OsString>,
+    /// The names of all variables.
+    pub(crate) names: Vec<String>,
+    /// Settings that are not taken from it, because the program has set what they would contradict.
+    pub(crate) hidden: &'a [&'static str],
 }
 
 impl Layers {
@@ -48,6 +62,7 @@ impl Layers {
             warnings: Vec::new(),
             scope,
             is_tdx_guest: false,
+            pem_identity: None,
         }
     }
 
@@ -89,13 +104,58 @@ impl Layers {
         settings: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Self {
         let mut layers = Self::empty(scope);
+        layers.read_settings(settings);
+        layers
+    }
+
+    /// Collects the settings of `scope` for a program that uses this crate as a library: from pairs of key and text, and
+    /// below them, if there is an `environment`, from its variables and the file that `TEESQL_CONFIG` names, except those
+    /// that it hides. `defaults` are below all of them. The environment stays as it is.
+    #[must_use]
+    pub(crate) fn of_program<'a>(
+        scope: Scope,
+        environment: Option<ProgramEnvironment<'_>>,
+        defaults: &[(&str, &str)],
+        settings: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> Self {
+        let mut layers = Self::empty(scope);
+        layers.read_settings(defaults.iter().copied());
+        if let Some(environment) = environment {
+            let ProgramEnvironment {
+                variable,
+                names,
+                hidden,
+            } = environment;
+            if let Some(file) = variable("TEESQL_CONFIG") {
+                layers.read_toml(Path::new(&file));
+            }
+            layers.read_environment(&variable, names.into_iter());
+            layers.entries.retain(|key, _| !hidden.contains(key));
+        }
+        layers.read_settings(settings);
+        layers
+    }
+
+    /// The same, with a client certificate that no setting names.
+    #[must_use]
+    pub fn with_pem_identity(self, pem_identity: Option<Arc<PemIdentity>>) -> Self {
+        Self {
+            pem_identity,
+            ..self
+        }
+    }
+
+    fn read_settings<'a>(&mut self, settings: impl IntoIterator<Item = (&'a str, &'a str)>) {
         for (key, text) in settings {
-            match find(key).filter(|spec| scope.has(spec)) {
-                Some(spec) => layers.insert(spec, text.to_owned(), "setting".to_owned()),
-                None => layers.errors.push(format!("{key}: unknown setting")),
+            match find(key) {
+                Some(spec) if self.scope.has(spec) => {
+                    self.insert(spec, text.to_owned(), "setting".to_owned());
+                }
+                // A policy of a forwarder is also used to verify a quote.
+                Some(spec) if self.scope == Scope::Criteria && Scope::Forward.has(spec) => {}
+                Some(_) | None => self.errors.push(format!("{key}: unknown setting")),
             }
         }
-        layers
     }
 
     /// Notes whether the machine with this root directory is a TDX guest.

@@ -37,6 +37,7 @@ use std::time::Duration;
 
 use attest::values::Fingerprint;
 
+pub use crate::tls::certificate::PemIdentity;
 pub use crate::tls::certificate_source::{CertificateRequest, CertificateUsage};
 pub use attestation::{Attestation, Criteria};
 pub use audit::{AuditConfig, AuditTarget};
@@ -44,8 +45,9 @@ pub use cluster::{ClusterConfig, MAX_MEMBERS, Member, RoleConfig, Service, Write
 pub use environment::take_secrets;
 pub use flags::with_flags;
 pub use forward::{ForwarderConfig, Listen, Verifier};
-pub use identity::{AgentConfig, CertificateConfig, IdentitySource};
+pub use identity::{AgentConfig, CertificateConfig, ClientIdentity, IdentitySource};
 pub use layers::Layers;
+pub(crate) use layers::ProgramEnvironment;
 pub use manifest::{
     DnsUpdateConfig, ManifestConfig, ManifestDestination, ManifestKeyConfig, TsigConfig, TsigSecret,
 };

@@ -18,6 +18,8 @@ use crate::tls::record_layer::RecordLayer;
 pub struct ProcessConfig {
     /// Number of threads that serve connections.
     pub shards: usize,
+    /// Whether that is set, and not the default.
+    pub sets_shards: bool,
     /// Pin each of these threads to its own core.
     pub pin: bool,
     /// io_uring or epoll.
@@ -84,6 +86,7 @@ impl ProcessConfig {
         let log = reader.read(&settings::LOG);
         Some(Self {
             shards: shards?,
+            sets_shards: reader.source(&settings::SHARDS.spec).is_some(),
             pin: pin?,
             driver: driver?,
             busy_poll: busy_poll?,

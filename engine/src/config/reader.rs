@@ -1,10 +1,12 @@
 //! Parses settings, and collects all errors instead of stopping at the first.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use super::layers::Layers;
 use super::spec::{Setting, Spec};
 use super::{Errors, settings};
+use crate::tls::certificate::PemIdentity;
 
 /// Reads a whole configuration with `read`. Returns it with the warnings about the layers.
 ///
@@ -100,6 +102,11 @@ impl<'a> Reader<'a> {
     /// Where a setting was set; `None` if it has its default.
     pub(super) fn source(&self, spec: &Spec) -> Option<&'a str> {
         self.layers.source(spec)
+    }
+
+    /// The client certificate that the program has set, and no setting.
+    pub(super) fn pem_identity(&self) -> Option<Arc<PemIdentity>> {
+        self.layers.pem_identity.clone()
     }
 
     /// Whether the sidecar runs in simulator mode.

@@ -254,6 +254,11 @@ settings! {
             key: "client_key", parse: values::readable_file, kind: One("FILE"), scopes: FORWARD,
             help: "File with the private key of client_cert (PEM), reloaded when it changes.",
         }
+        CLIENT_ATTESTATION: bool {
+            key: "client_attestation", parse: values::boolean, kind: Bool, scopes: FORWARD,
+            default: Some("true"),
+            help: "Present a client certificate with this machine's TDX quote to the server. Set it to false outside a confidential VM, towards sidecars that accept clients without attestation: the server is verified all the same.",
+        }
         GUEST_AGENT: Option<AgentAddress> {
             key: "guest_agent", parse: values::agent_address, kind: One("PATH"), scopes: AGENT,
             default: Some("auto"),

@@ -4,6 +4,7 @@
 
 pub(crate) mod accept_queue;
 pub(crate) mod backoff;
+pub(crate) mod block_on;
 pub(crate) mod boot_id;
 pub(crate) mod buffer;
 pub(crate) mod clock;
@@ -16,3 +17,4 @@ pub mod peer_uid;
 pub(crate) mod private_file;
 pub mod stream;
 pub(crate) mod target;
+pub(crate) mod worker;

@@ -18,6 +18,8 @@ use std::task::{Poll, Waker};
 
 use slab::Slab;
 
+use crate::io::worker::Worker;
+
 /// Jobs that may wait: about one second of PBKDF2 or of verifications.
 const QUEUE_LEN: usize = 2048;
 
@@ -62,20 +64,26 @@ impl OffloadThread {
     /// # Errors
     /// The system cannot create another thread.
     pub(crate) fn start(name: &str, nice: i32) -> io::Result<Self> {
+        Self::start_worker(name, nice).map(|(thread, _)| thread)
+    }
+
+    /// As [`Self::start`]. The thread can be joined once all clones of the first are dropped.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub(crate) fn start_worker(name: &str, nice: i32) -> io::Result<(Self, Worker)> {
         let (queue, jobs) = sync_channel::<Job>(QUEUE_LEN);
-        std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                // Linux applies it to the calling thread only.
-                let _ = rustix::process::setpriority_process(None, nice);
-                for Job { work, reply } in jobs {
-                    reply(match catch_unwind(AssertUnwindSafe(work)) {
-                        Ok(value) => JobOutcome::Finished(value),
-                        Err(_) => JobOutcome::Panicked,
-                    });
-                }
-            })?;
-        Ok(Self(queue))
+        let worker = Worker::spawn(name, move || {
+            // Linux applies it to the calling thread only.
+            let _ = rustix::process::setpriority_process(None, nice);
+            for Job { work, reply } in jobs {
+                reply(match catch_unwind(AssertUnwindSafe(work)) {
+                    Ok(value) => JobOutcome::Finished(value),
+                    Err(_) => JobOutcome::Panicked,
+                });
+            }
+        })?;
+        Ok((Self(queue), worker))
     }
 
     /// Waits until every job that is queued now has completed.

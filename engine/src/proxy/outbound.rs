@@ -13,13 +13,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use attest::AttestedPeer;
 use attest::manifest::LeaderInstance;
+use attest::{AttestedPeer, Denial};
 use rustls::ClientConfig;
 use rustls::client::UnbufferedClientConnection;
 use rustls::crypto::SecureRandom;
 use wire::local_opening::{EncryptionRequest, LocalOpening, LocalOpeningError, LocalOpeningStep};
 
+use crate::attestation::custom::CustomVerifier;
 use crate::attestation::forwarder_gate::ServerGate;
 use crate::io::buffer::{Buffer, Size};
 use crate::io::offload::PendingJobs;
@@ -36,6 +37,7 @@ use crate::shard::handler::{ConnectionHandler, HandlerContext};
 use crate::tasks::discovery::TargetResolver;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
+use crate::telemetry::failures::Failures;
 use crate::telemetry::log::Position;
 use crate::telemetry::target_metrics::TargetMetrics;
 use crate::tls::session::{HandshakeSummary, Session};
@@ -70,6 +72,10 @@ pub(crate) struct ForwarderState {
     /// Contains the client certificate, which is renewed at run time.
     pub(crate) tls: ArcSwap<ClientConfig>,
     pub(crate) server_gate: ServerGate,
+    /// The application's own decision about verified servers.
+    pub(crate) verifier: Option<CustomVerifier>,
+    /// The failures that the application can ask for.
+    pub(crate) failures: Arc<Failures>,
     /// The limit for the TLS handshake with the server, and for each dial.
     pub(crate) connect_timeout: Duration,
 }
@@ -142,7 +148,13 @@ impl ConnectionHandler for OutboundHandler {
         info.borrow_mut()
             .session_started(&self.context.shard_metrics);
         let reason = relay(server, driver, received, ClientSide::Plain, control).await;
-        reason.swap_sides()
+        let response = reason.driver_response();
+        let reason = reason.swap_sides();
+        let peer = info.borrow().peer;
+        self.state
+            .failures
+            .record(&reason, response.as_deref(), peer, true);
+        reason
     }
 
     async fn verify_target(
@@ -226,15 +238,45 @@ impl OutboundHandler {
         let (server, handshake) = tls.await?;
         let verdict = self.context.gate.admit(handshake.chain.as_deref(), || ());
         let verdict = within(until, control.race_terminated(verdict)).await?;
-        let attested = verdict.map_err(|denial| CloseReason::ServerDenied {
-            denial,
-            allow_simulator: self.context.gate.allows_simulators(),
-        })?;
+        let attested = verdict.map_err(|denial| self.denied(denial))?;
         if let (Some(leader), Some(peer)) = (&target.leader, attested.peer()) {
             check_leader(leader, peer)?;
         }
+        self.confirm(attested.peer(), until, control).await?;
         control.set_peer(attested.peer().cloned());
         Ok((server, self.state.endpoints.endpoint(target, address)))
+    }
+
+    /// Asks the application about a verified server, if it has a say.
+    async fn confirm(
+        &self,
+        peer: Option<&Arc<AttestedPeer>>,
+        until: Option<Instant>,
+        control: &ConnectionControl,
+    ) -> Result<(), CloseReason> {
+        let (Some(verifier), Some(peer)) = (&self.state.verifier, peer) else {
+            return Ok(());
+        };
+        let asked = self
+            .jobs
+            .request(|done| verifier.decide(Arc::clone(peer), done));
+        // The deadline is kept here: the application may block the thread that it runs on.
+        let decision = async {
+            match monoio::time::timeout(verifier.timeout(), asked).await {
+                Ok(Ok(decision)) => decision,
+                Ok(Err(_)) => Err(Denial::Overloaded),
+                Err(_) => Err(verifier.timed_out()),
+            }
+        };
+        let decision = within(until, control.race_terminated(decision)).await?;
+        decision.map_err(|denial| self.denied(denial))
+    }
+
+    fn denied(&self, denial: Denial) -> CloseReason {
+        CloseReason::ServerDenied {
+            denial,
+            allow_simulator: self.context.gate.allows_simulators(),
+        }
     }
 
     /// Looks up the server. `failed` is a target that could not be used: it is not returned
@@ -318,8 +360,13 @@ impl OutboundHandler {
             .access_log
             .ended(&info.borrow(), control.bytes(), &reason);
         info.borrow_mut().logged = true;
+        let (response, peer) = (reason.response(), info.borrow().peer);
+        // Before the driver: when it fails, its program can ask why.
+        self.state
+            .failures
+            .record(&reason, response.as_deref(), peer, false);
         await_log().await;
-        if let Some(response) = reason.response()
+        if let Some(response) = response
             && driver.write_all(response).await.is_ok()
         {
             driver.linger().await;

@@ -15,18 +15,19 @@ use slab::Slab;
 
 use crate::io::accept_queue::backlog_len;
 use crate::io::listener::{self, ActiveListener, Listener};
-use crate::io::mailbox::{Mailbox, Sender};
 use crate::io::offload::PendingJobs;
 use crate::io::peer::Peer;
 use crate::io::stream::Stream;
 use crate::sched::yield_now::yield_now;
 use crate::session::activity::ShardActivity;
 use crate::session::control::{ConnectionControl, TerminateReason};
+use crate::shard::background::BackgroundTasks;
 use crate::shard::balancer::Balancer;
 use crate::shard::connection_limit::ConnectionLimit;
 use crate::shard::handler::ConnectionHandler;
 use crate::shard::leader_change::LeaderChange;
 use crate::shard::message::{HandedOff, LinkRoute, Message};
+use crate::shard::shared_thread::ShardSender;
 use crate::shard::unattested::UnattestedPool;
 
 /// Pause after an accept that failed for want of descriptors or memory.
@@ -46,7 +47,7 @@ pub(crate) struct SiblingShards {
     pub(crate) own: usize,
     pub(crate) balancer: Arc<Balancer>,
     /// Every shard's mailbox, by number.
-    pub(crate) mailboxes: Arc<[Sender<Message>]>,
+    pub(crate) mailboxes: Arc<[ShardSender]>,
 }
 
 /// How long each part of a connection may take.
@@ -79,6 +80,7 @@ pub(crate) struct Shard<S> {
     accept_failures: AcceptFailures,
     /// Woken when the last connection has ended.
     pub(super) emptied: RefCell<Option<Waker>>,
+    pub(super) background: Rc<BackgroundTasks>,
 }
 
 impl<S: ConnectionHandler> Shard<S> {
@@ -106,37 +108,38 @@ impl<S: ConnectionHandler> Shard<S> {
             listener: Cell::new(None),
             accept_failures: AcceptFailures::default(),
             emptied: RefCell::new(None),
+            background: Rc::default(),
         })
     }
 
-    /// Serves until drained.
+    /// Serves until drained. [`Self::take`] must get its messages meanwhile.
     ///
     /// # Errors
-    /// The listener or the mailbox cannot be used.
-    pub(crate) async fn run(
-        self: Rc<Self>,
-        listener: Listener,
-        mailbox: Mailbox<Message>,
-    ) -> io::Result<()> {
+    /// The listener cannot be used.
+    pub(crate) async fn run(self: Rc<Self>, listener: Listener) -> io::Result<()> {
         let listener = listener.on_this_thread()?;
         self.listener.set(Some(listener.raw_fd()));
-        let mail = Rc::clone(&self);
-        let delivery = monoio::spawn(mailbox.deliver(move |message| mail.take(message)));
-        drop(monoio::spawn(Rc::clone(&self).sweep_caches()));
-        let collateral = self.timeouts.collateral;
-        let watch = collateral.map(|grace| monoio::spawn(Rc::clone(&self).watch_collateral(grace)));
-        self.activity.busy_poll.start();
+        self.background.spawn(Rc::clone(&self).upkeep());
         self.accept_all(&listener).await;
         self.listener.set(None);
         drop(listener);
         self.all_ended().await;
-        self.activity.timers.stop();
-        drop((delivery, watch));
+        self.background.end().await;
         Ok(())
     }
 
+    /// The work besides the connections.
+    async fn upkeep(self: Rc<Self>) {
+        let collateral = async {
+            if let Some(grace) = self.timeouts.collateral {
+                self.watch_collateral(grace).await;
+            }
+        };
+        futures_util::future::join(self.sweep_caches(), collateral).await;
+    }
+
     /// Frees the memory of expired verdicts, also while no client connects.
-    async fn sweep_caches(self: Rc<Self>) {
+    async fn sweep_caches(&self) {
         loop {
             monoio::time::sleep(SWEEP_INTERVAL).await;
             let context = self.handler.context();
@@ -147,7 +150,8 @@ impl<S: ConnectionHandler> Shard<S> {
         }
     }
 
-    fn take(self: &Rc<Self>, message: Message) -> bool {
+    /// Carries out a message of another thread.
+    pub(super) fn take(self: &Rc<Self>, message: Message) {
         match message {
             Message::JobDone(result) => self.jobs.complete(result),
             Message::Drain => {
@@ -161,15 +165,14 @@ impl<S: ConnectionHandler> Shard<S> {
                     control.terminate(TerminateReason::Shutdown);
                 }
             }
-            Message::Revalidate => drop(monoio::spawn(Rc::clone(self).revalidate())),
+            Message::Revalidate => self.background.spawn(Rc::clone(self).revalidate()),
             Message::ClusterChanged(change) => self.cluster_changed(change),
             Message::LeaderChanged(leader) => {
-                drop(monoio::spawn(Rc::clone(self).follow(leader)));
+                self.background.spawn(Rc::clone(self).follow(leader));
             }
             Message::HandOff(handed_off) => self.accept_handoff(handed_off, None),
             Message::OpenLink(handed_off, route) => self.accept_handoff(handed_off, Some(route)),
         }
-        true
     }
 
     /// Ends the accept that is waiting. It must not be cancelled: monoio 0.2.4 would leak the
@@ -179,7 +182,7 @@ impl<S: ConnectionHandler> Shard<S> {
             None => {
                 let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Both);
             }
-            Some(path) => drop(monoio::spawn(Rc::clone(self).wake_accept(path))),
+            Some(path) => self.background.spawn(Rc::clone(self).wake_accept(path)),
         }
     }
 
@@ -203,6 +206,10 @@ impl<S: ConnectionHandler> Shard<S> {
     async fn accept_all(self: &Rc<Self>, listener: &ActiveListener) {
         loop {
             self.wait_for_place(listener).await;
+            // The message may have come before the listener was there to be ended.
+            if self.draining.get() {
+                return;
+            }
             match listener.accept().await {
                 Ok(_) if self.draining.get() => return,
                 Ok((stream, peer)) => {

@@ -11,7 +11,7 @@ use crate::config::mode::Mode;
 use crate::config::{ProcessConfig, UnattestedLimits};
 use crate::io::driver::{self, IoDriver};
 use crate::io::listener::Listener;
-use crate::io::mailbox::{Sender, mailbox};
+use crate::io::mailbox::mailbox;
 use crate::io::offload::PendingJobs;
 use crate::io::peer::Peer;
 use crate::io::stream::DetachedStream;
@@ -25,6 +25,7 @@ use crate::shard::balancer::Balancer;
 use crate::shard::connection_limit::ConnectionLimit;
 use crate::shard::event_loop::{Shard, SiblingShards, Timeouts};
 use crate::shard::message::{HandedOff, LinkRoute, Message};
+use crate::shard::shared_thread::{ShardSender, SharedThread, ThreadContext, catch_panic};
 use crate::shard::unattested::UnattestedPool;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
@@ -73,11 +74,13 @@ impl ShardConfig {
 
 /// The running shards.
 pub(crate) struct ShardPool {
-    mailboxes: Arc<[Sender<Message>]>,
+    mailboxes: Arc<[ShardSender]>,
     balancer: Arc<Balancer>,
     driver: IoDriver,
     running: usize,
     ended: mpsc::UnboundedReceiver<Result<(), String>>,
+    /// The thread goes on without this pool, so that its shard must be told to end.
+    is_shared: bool,
 }
 
 /// Starts a shard for each listener.
@@ -95,7 +98,8 @@ pub(crate) fn spawn<P: HandlerFactory>(
     let (made, all_made) = std::sync::mpsc::channel::<()>();
     let ends = listeners.iter().map(|_| mailbox());
     let ends = ends.collect::<io::Result<Vec<_>>>()?;
-    let mailboxes: Arc<[_]> = ends.iter().map(|(sender, _)| sender.clone()).collect();
+    let senders = ends.iter().map(|(sender, _)| sender.clone().into());
+    let mailboxes: Arc<[ShardSender]> = senders.collect();
     let balancer = Balancer::new(listeners.len());
     for (index, (listener, (sender, inbox))) in listeners.into_iter().zip(ends).enumerate() {
         let core = cores.get(index).copied();
@@ -118,9 +122,23 @@ pub(crate) fn spawn<P: HandlerFactory>(
             // Its first use takes 25 ms, which would delay the first handshake.
             let _ = aws_lc_rs::rand::fill(&mut [0]);
             let main = async {
-                let shard = build_shard(&factory, &shard_config, siblings, sender);
+                let own = ThreadParts::new(&shard_config, siblings.own);
+                let shard = build_shard(&factory, &shard_config, siblings, sender.into(), &own);
                 drop(made);
-                shard.run(listener, inbox).await
+                own.activity.busy_poll.start();
+                let mail = Rc::clone(&shard);
+                let take = move |message| {
+                    mail.take(message);
+                    true
+                };
+                shard.background.spawn(async {
+                    if let Err(error) = inbox.deliver(take).await {
+                        tracing::error!(%error, "a shard gets no further messages");
+                    }
+                });
+                let ended = shard.run(listener).await;
+                own.activity.timers.stop();
+                ended
             };
             let run = std::panic::AssertUnwindSafe(|| driver::block_on(shard_config.driver, main));
             let end = match std::panic::catch_unwind(run) {
@@ -142,21 +160,89 @@ pub(crate) fn spawn<P: HandlerFactory>(
         balancer,
         driver: shard_config.driver,
         ended,
+        is_shared: false,
     })
+}
+
+/// Starts one shard on a thread that it shares with others.
+pub(crate) fn spawn_shared<P: HandlerFactory>(
+    factory: &Arc<P>,
+    shard_config: &Arc<ShardConfig>,
+    listener: Listener,
+    thread: &SharedThread,
+) -> ShardPool {
+    let (report, ended) = mpsc::unbounded_channel();
+    let (factory, shard_config) = (Arc::clone(factory), Arc::clone(shard_config));
+    let balancer = Balancer::new(1);
+    let siblings = SiblingShards {
+        own: 0,
+        balancer: Arc::clone(&balancer),
+        // A connection is never handed to another shard.
+        mailboxes: Arc::new([]),
+    };
+    let sender = thread.add(move |sender, context, slot| {
+        let parts = ThreadParts::of(context);
+        let shard = build_shard(&factory, &shard_config, siblings, sender, &parts);
+        let mail = Rc::clone(&shard);
+        slot.receive(move |message| mail.take(message));
+        drop(monoio::spawn(async move {
+            let end = catch_panic(shard.run(listener)).await;
+            drop(slot);
+            // The control thread may be gone already.
+            let _ = report.send(end);
+        }));
+    });
+    ShardPool {
+        mailboxes: Arc::new([sender]),
+        balancer,
+        driver: thread.driver(),
+        running: 1,
+        ended,
+        is_shared: true,
+    }
+}
+
+/// What a shard has in common with the others of its thread.
+struct ThreadParts {
+    activity: Rc<ShardActivity>,
+    shard_metrics: Rc<ShardMetrics>,
+}
+
+impl ThreadParts {
+    /// Of a thread with one shard.
+    fn new(shard_config: &ShardConfig, shard: usize) -> Self {
+        let timers = Rc::<TimerQueue>::default();
+        let login_timeout = shard_config.timeouts.login;
+        let activity = ShardActivity {
+            busy_poll: BusyPoll::new(shard_config.busy_poll),
+            handshake_queue: HandshakeQueue::new(login_timeout, Rc::clone(&timers)),
+            timers,
+        };
+        Self {
+            activity: Rc::new(activity),
+            shard_metrics: Rc::new(ShardMetrics::new(&shard_config.metrics, shard)),
+        }
+    }
+
+    fn of(thread: &ThreadContext) -> Self {
+        Self {
+            activity: Rc::clone(&thread.activity),
+            shard_metrics: Rc::clone(&thread.shard_metrics),
+        }
+    }
 }
 
 fn build_shard<P: HandlerFactory>(
     factory: &Arc<P>,
     shard_config: &ShardConfig,
     siblings: SiblingShards,
-    sender: Sender<Message>,
+    sender: ShardSender,
+    thread: &ThreadParts,
 ) -> Rc<Shard<P::Handler>> {
     let jobs = PendingJobs::new(Arc::new(move |result| {
         sender.send(Message::JobDone(result))
     }));
-    let timers = Rc::<TimerQueue>::default();
-    let handshake_queue = HandshakeQueue::new(shard_config.timeouts.login, Rc::clone(&timers));
-    let shard_metrics = Rc::new(ShardMetrics::new(&shard_config.metrics, siblings.own));
+    let shard_metrics = Rc::clone(&thread.shard_metrics);
     let full_flag = siblings.balancer.full_flag(siblings.own);
     let unattested = UnattestedPool::new(
         shard_config.unattested,
@@ -166,7 +252,7 @@ fn build_shard<P: HandlerFactory>(
     let handler = factory.handler(ShardContext {
         shard: siblings.own,
         jobs: jobs.clone(),
-        handshake_queue: handshake_queue.clone(),
+        handshake_queue: thread.activity.handshake_queue.clone(),
         shard_metrics,
         access_log: Rc::new(AccessLog::new(shard_config.mode)),
     });
@@ -177,18 +263,14 @@ fn build_shard<P: HandlerFactory>(
         Arc::clone(&shard_config.limit),
         unattested,
         siblings,
-        Rc::new(ShardActivity {
-            busy_poll: BusyPoll::new(shard_config.busy_poll),
-            handshake_queue,
-            timers,
-        }),
+        Rc::clone(&thread.activity),
     )
 }
 
 /// Gives the shards local connections for which links are opened.
 #[derive(Clone)]
 pub(crate) struct LinkDispatcher {
-    mailboxes: Arc<[Sender<Message>]>,
+    mailboxes: Arc<[ShardSender]>,
     balancer: Arc<Balancer>,
     driver: IoDriver,
 }
@@ -267,5 +349,14 @@ impl ShardPool {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for ShardPool {
+    fn drop(&mut self) {
+        if self.is_shared {
+            self.broadcast(|| Message::Drain);
+            self.broadcast(|| Message::TerminateAll);
+        }
     }
 }

@@ -95,9 +95,8 @@ impl<S: ConnectionHandler> Shard<S> {
             .await;
             if !checked.refused.is_empty() {
                 let left = self.timeouts.revocation.saturating_sub(start.elapsed());
-                drop(monoio::spawn(
-                    Rc::clone(&self).revoke(checked.refused, left),
-                ));
+                let revoke = Rc::clone(&self).revoke(checked.refused, left);
+                self.background.spawn(revoke);
             }
             if checked.undecided.is_empty() {
                 return;
@@ -147,7 +146,7 @@ impl<S: ConnectionHandler> Shard<S> {
 impl<S: ConnectionHandler> Shard<S> {
     /// Ends the sessions of platforms whose collateral has been invalid for longer than `grace`, until the shard
     /// ends.
-    pub(super) async fn watch_collateral(self: Rc<Self>, grace: Duration) {
+    pub(super) async fn watch_collateral(&self, grace: Duration) {
         let interval = (grace / 4).clamp(MIN_COLLATERAL_CHECK, MAX_COLLATERAL_CHECK);
         loop {
             monoio::time::sleep(interval).await;

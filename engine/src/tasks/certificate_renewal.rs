@@ -110,6 +110,7 @@ impl CertificateRenewer {
         self.mark_current(&identity);
         match &self.certificate_source {
             CertificateSource::Files { cert, key } => self.watch_files(cert, key, identity).await,
+            CertificateSource::Memory(_) => self.watch_expiry(&identity).await,
             CertificateSource::Agent { .. } => self.renew_from_agent(identity).await,
         }
     }
@@ -182,6 +183,15 @@ impl CertificateRenewer {
             () = sleep_until(schedule.not_ready) => self.check_expiry(schedule, true),
         }
         work.await
+    }
+
+    /// A certificate in memory is not renewed.
+    async fn watch_expiry(&self, identity: &Identity) {
+        let schedule = RenewalSchedule::new(unix_now(), identity.not_after());
+        loop {
+            tokio::time::sleep(POLL_INTERVAL).await;
+            self.check_expiry(schedule, false);
+        }
     }
 
     /// Makes `/ready` fail when the certificate expires soon, and pass again when a clock that was set forward has been

@@ -142,6 +142,61 @@ impl DnsClient {
     }
 }
 
+impl DnsClient {
+    /// Queries the leader manifest of the cluster at `domain`: of all TXT records the valid one with the highest epoch.
+    /// Returns it with its TTL.
+    ///
+    /// # Errors
+    /// There is none, or it is refused.
+    pub(crate) async fn leader_manifest(
+        &self,
+        domain: &str,
+        policy: &ManifestPolicy,
+    ) -> Result<(Manifest, Duration), TargetError> {
+        let (records, ttl) = self.manifest_records(domain).await?;
+        let chunks = records.iter();
+        let chunks = chunks.map(|record| record.iter().map(Vec::as_slice).collect());
+        let chunks: Vec<Vec<&[u8]>> = chunks.collect();
+        match newest_of(chunks, policy, unix_now())? {
+            Some(manifest) => Ok((manifest, ttl)),
+            None => Err(TargetError::NoManifest(record_name(domain))),
+        }
+    }
+
+    /// Queries the TXT records of the cluster at `domain`, each as the strings that it consists of. Returns them with
+    /// their TTL.
+    ///
+    /// # Errors
+    /// There is none, or there are too many.
+    pub(crate) async fn manifest_records(
+        &self,
+        domain: &str,
+    ) -> Result<(Vec<Vec<Vec<u8>>>, Duration), TargetError> {
+        let name = record_name(domain);
+        let found = self.ask(&name, |families| families.v4.txt_lookup(name.as_str()));
+        let Some(lookup) = found.await? else {
+            return Err(TargetError::NoManifest(name));
+        };
+        let ttl = time_until(lookup.valid_until());
+        let records = lookup.answers().iter();
+        let records: Vec<Vec<Vec<u8>>> = records
+            .filter_map(|record| match &record.data {
+                RData::TXT(txt) => Some(txt.txt_data.iter().map(|chunk| chunk.to_vec()).collect()),
+                _ => None,
+            })
+            .collect();
+        if records.len() > MAX_MANIFEST_RECORDS {
+            return Err(TargetError::ManyManifests(name));
+        }
+        Ok((records, ttl))
+    }
+}
+
+/// The name of the TXT record with the leader manifest.
+fn record_name(domain: &str) -> String {
+    format!("_teesql-leader.{}.", domain.trim_end_matches('.'))
+}
+
 /// The addresses of all families in turn, so that a network without a route for one family costs one attempt.
 /// [RFC 8305, section 4]
 fn interleave(families: &[Vec<IpAddr>]) -> Vec<IpAddr> {
@@ -324,7 +379,7 @@ impl TargetResolver {
         match &self.spec {
             TargetSpec::Fixed { host, port } => self.resolve_target(host, *port, None).await,
             TargetSpec::Cluster { domain, policy } => {
-                let (manifest, manifest_ttl) = self.query_manifest(domain, policy).await?;
+                let (manifest, manifest_ttl) = self.dns.leader_manifest(domain, policy).await?;
                 leader.accept(manifest)?;
                 let now = unix_now();
                 let Some(manifest) = leader.leader(now)? else {
@@ -337,37 +392,6 @@ impl TargetResolver {
                 let valid = Duration::from_secs(manifest.valid_until().saturating_sub(now));
                 Ok((target, ttl.min(manifest_ttl).min(valid)))
             }
-        }
-    }
-
-    /// Queries the leader manifest: of all TXT records the valid one with the highest epoch. Returns
-    /// it with its TTL.
-    async fn query_manifest(
-        &self,
-        domain: &str,
-        policy: &ManifestPolicy,
-    ) -> Result<(Manifest, Duration), TargetError> {
-        let name = format!("_teesql-leader.{}.", domain.trim_end_matches('.'));
-        let found = self
-            .dns
-            .ask(&name, |families| families.v4.txt_lookup(name.as_str()));
-        let Some(lookup) = found.await? else {
-            return Err(TargetError::NoManifest(name));
-        };
-        let ttl = time_until(lookup.valid_until());
-        let records = lookup.answers().iter();
-        let records: Vec<Vec<&[u8]>> = records
-            .filter_map(|record| match &record.data {
-                RData::TXT(txt) => Some(txt.txt_data.iter().map(AsRef::as_ref).collect()),
-                _ => None,
-            })
-            .collect();
-        if records.len() > MAX_MANIFEST_RECORDS {
-            return Err(TargetError::ManyManifests(name));
-        }
-        match newest_of(records, policy, unix_now())? {
-            Some(manifest) => Ok((manifest, ttl)),
-            None => Err(TargetError::NoManifest(name)),
         }
     }
 

@@ -583,7 +583,7 @@ mod tests {
     #[test]
     fn every_denial_is_documented() {
         let page = include_str!("../../../docs/reference/reason-codes.md");
-        for code in Denial::CODES {
+        for code in Denial::CODES.into_iter().chain(Denial::VERIFIER_CODES) {
             assert!(page.contains(&format!("`{code}`")), "{code}");
         }
     }

@@ -61,7 +61,8 @@ impl Metrics {
     pub(crate) fn for_forwarder() -> Result<Self, MetricsError> {
         let authority = attest::ita::ItaError::CODES.iter();
         let manifest = attest::manifest::ManifestError::CODES.iter();
-        Self::with_reasons(authority.chain(manifest).copied().collect())
+        let custom = attest::Denial::VERIFIER_CODES.iter();
+        Self::with_reasons(authority.chain(manifest).chain(custom).copied().collect())
     }
 
     fn with_reasons(additional_reasons: Vec<&'static str>) -> Result<Self, MetricsError> {

@@ -5,6 +5,7 @@ pub(crate) mod audit;
 mod client_error;
 pub(crate) mod close_reason;
 pub(crate) mod connection_info;
+pub(crate) mod failures;
 pub(crate) mod link_info;
 mod link_log;
 pub(crate) mod link_metrics;

@@ -3,6 +3,7 @@
 //!
 //! The private key must never appear in an error or a log line.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -89,6 +90,41 @@ impl<'a> PemFiles<'a> {
     }
 }
 
+/// A certificate chain and its key in PEM, in memory. The key is overwritten when this is dropped.
+pub struct PemIdentity {
+    chain: Vec<u8>,
+    key: Zeroizing<Vec<u8>>,
+}
+
+impl PemIdentity {
+    /// The chain is leaf first. They are parsed when they are used.
+    #[must_use]
+    pub fn new(chain: Vec<u8>, key: Vec<u8>) -> Self {
+        Self {
+            chain,
+            key: Zeroizing::new(key),
+        }
+    }
+
+    /// Reads two files.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn from_files(cert: &Path, key: &Path) -> Result<Self, IdentityError> {
+        let files = PemFiles::read(cert, key)?;
+        Ok(Self {
+            chain: files.cert_pem,
+            key: files.key_pem,
+        })
+    }
+}
+
+impl fmt::Debug for PemIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PemIdentity([redacted])")
+    }
+}
+
 /// A certificate chain, leaf first, and the private key of the leaf. The constructors check that
 /// the key matches.
 #[derive(Clone)]
@@ -116,21 +152,39 @@ impl Identity {
     /// # Errors
     /// As [`Self::from_files`].
     pub(crate) fn from_pem(files: &PemFiles<'_>) -> Result<Self, IdentityError> {
-        let (cert, key) = (files.cert.display(), files.key.display());
+        Self::parse(
+            (&files.cert.display(), &files.cert_pem),
+            (&files.key.display(), &files.key_pem),
+        )
+    }
+
+    /// Parses PEM from memory.
+    ///
+    /// # Errors
+    /// As [`Self::from_files`].
+    pub(crate) fn from_memory(pem: &PemIdentity) -> Result<Self, IdentityError> {
+        Self::parse(
+            (&"the certificate in memory", &pem.chain),
+            (&"the private key in memory", &pem.key),
+        )
+    }
+
+    /// Parses a chain and a key, each with its name for errors.
+    fn parse(
+        (cert, cert_pem): (&impl ToString, &[u8]),
+        (key, key_pem): (&impl ToString, &[u8]),
+    ) -> Result<Self, IdentityError> {
         let not_pem = "not a PEM certificate";
-        let chain = CertificateDer::pem_slice_iter(&files.cert_pem)
+        let chain = CertificateDer::pem_slice_iter(cert_pem)
             .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| IdentityError::new(&cert, not_pem, &error))?;
+            .map_err(|error| IdentityError::new(cert, not_pem, &error))?;
         if chain.is_empty() {
-            return Err(IdentityError::new(
-                &cert,
-                not_pem,
-                &"the file contains no certificate",
-            ));
+            let missing = "the file contains no certificate";
+            return Err(IdentityError::new(cert, not_pem, &missing));
         }
-        let private = PrivateKeyDer::from_pem_slice(&files.key_pem)
-            .map_err(|error| IdentityError::new(&key, "not a PEM private key", &error))?;
-        Self::new(&cert, chain, private)
+        let private = PrivateKeyDer::from_pem_slice(key_pem)
+            .map_err(|error| IdentityError::new(key, "not a PEM private key", &error))?;
+        Self::new(cert, chain, private)
     }
 
     /// Takes a response of the guest agent, in which certificate and key are known to match.

@@ -1,12 +1,13 @@
-//! The source of the certificate that this process presents: PEM files or the guest agent.
+//! The source of the certificate that this process presents: PEM files, PEM in memory, or the guest agent.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use attest::agent::{Agent, AgentError, TlsKeyRequest};
 
 use crate::io::clock::unix_now;
-use crate::tls::certificate::{Identity, IdentityError};
+use crate::tls::certificate::{Identity, IdentityError, PemIdentity};
 
 /// How far `not_before` precedes the request, in seconds, for peers whose clock is slow.
 const BACKDATE: u64 = 300;
@@ -21,6 +22,8 @@ pub(crate) enum CertificateSource {
         /// The private key of the leaf.
         key: PathBuf,
     },
+    /// PEM in memory, of a program that a forwarder is part of.
+    Memory(Arc<PemIdentity>),
     /// The guest agent.
     Agent {
         /// The client of the guest agent.
@@ -73,6 +76,7 @@ impl CertificateSource {
     pub(crate) async fn obtain(&self) -> Result<Identity, CertificateSourceError> {
         let identity = match self {
             Self::Files { cert, key } => Identity::from_files(cert, key)?,
+            Self::Memory(pem) => Identity::from_memory(pem)?,
             Self::Agent { agent, request } => {
                 let response = agent.tls_key(&request.tls_key_request(unix_now())).await?;
                 Identity::from_agent(&response)?

@@ -11,6 +11,7 @@ pub(crate) mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 pub(crate) mod peer_verifier;
+pub(crate) mod probe;
 pub mod record_layer;
 mod records;
 mod schedule;

@@ -19,9 +19,10 @@ use std::path::{Path, PathBuf};
 
 const INDEX: &str = "docs/README.md";
 /// A path in backticks that begins with one of these must exist.
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 8] = [
     "admin/",
     "attest/",
+    "clients/",
     "docs/",
     "engine/",
     "loadtest/",

@@ -126,7 +126,7 @@ impl Instructions {
 }
 
 /// libpq's variables for an attested client as `teesql_readwrite`, `TEESQL_DEV_…` for everything else,
-/// and the settings with which `teesql-sidecar verify` accepts the server.
+/// and the settings with which `teesql-sidecar verify` and forwarders accept the server.
 fn variables(
     cluster: &Cluster,
     server: SocketAddr,
@@ -156,6 +156,18 @@ fn variables(
         ("TEESQL_DEV_SIMULATOR_PORT", text(&simulator_port)),
         (
             "TEESQL_DEV_GUEST_AGENT",
+            text(&cluster.agent_socket().display()),
+        ),
+        // For forwarders, of a process or inside a program.
+        (
+            "DATABASE_URL",
+            Zeroizing::new(format!(
+                "postgresql://teesql_readwrite:{}@{server}/postgres",
+                *cluster.readwrite_secret
+            )),
+        ),
+        (
+            "TEESQL_GUEST_AGENT",
             text(&cluster.agent_socket().display()),
         ),
         ("TEESQL_DANGEROUS_TDX_ROOT_CA", file(TDX_ROOT)),

@@ -17,8 +17,8 @@ use attest::{Policy, TrustedRoot, Verifier};
 use super::collateral::CollateralSource;
 use super::escape::escape;
 use super::report::{CheckReport, CheckValue, Outcome, Report, Verdict};
-use super::server::{Presented, ProbeError};
 use crate::attestation::verifier::check_pck_chain;
+use crate::tls::probe::{Presented, ProbeError};
 use recorder::Recorder;
 
 mod recorder;

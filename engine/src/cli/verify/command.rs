@@ -7,9 +7,9 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use super::error::UsageError;
 use super::input::Kind;
-use super::server::{self, Opening};
 use crate::config::{Scope, parse_duration, with_flags};
 use crate::tls::certificate::Identity;
+use crate::tls::probe::{self, Opening};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -33,7 +33,7 @@ pub(super) enum Format {
 pub(super) struct Options {
     pub(super) subject: String,
     pub(super) kind: Option<Kind>,
-    pub(super) server: server::Options,
+    pub(super) server: probe::Options,
     pub(super) collateral: Option<PathBuf>,
     pub(super) at: Option<u64>,
     pub(super) format: Format,
@@ -148,12 +148,13 @@ impl Options {
         Ok(Self {
             subject: text("subject").cloned().unwrap_or_default(),
             kind: text("as").and_then(|name| Kind::from_name(name)),
-            server: server::Options {
+            server: probe::Options {
                 opening,
+                alpn: true,
                 timeout: flags
                     .get_one("timeout")
                     .copied()
-                    .unwrap_or(server::DEFAULT_TIMEOUT),
+                    .unwrap_or(probe::DEFAULT_TIMEOUT),
                 identity,
             },
             collateral: text("collateral").map(PathBuf::from),

@@ -18,8 +18,8 @@ use attest::quote::QuoteHeader;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
+use super::address::Address;
 use super::error::UsageError;
-use super::server::Address;
 
 /// Maximum bytes of a file. An attestation has at most 512 KiB.
 const MAX_FILE: u64 = 1 << 20;

@@ -6,8 +6,8 @@ use attest::denial::Fault;
 use attest::{AttestedPeer, Denial};
 
 use super::escape::escape;
-use super::server::ProbeError;
 use crate::cli::output::EX_UNAVAILABLE;
+use crate::tls::probe::ProbeError;
 
 /// The result of a verification, with all checks.
 pub(super) struct Report {
@@ -133,7 +133,14 @@ impl Verdict {
                 Fault::Peer => 1,
                 Fault::Ours => EX_UNAVAILABLE,
             },
-            Self::NoCertificate(error) => error.exit_code(),
+            Self::NoCertificate(error) => match error {
+                ProbeError::Unreachable(_)
+                | ProbeError::Timeout(_)
+                | ProbeError::NoTls(_)
+                | ProbeError::Tls(_) => EX_UNAVAILABLE,
+                // The server does not have the certificate's key.
+                ProbeError::Certificate(_) => 1,
+            },
         }
     }
 

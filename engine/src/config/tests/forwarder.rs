@@ -1,7 +1,7 @@
 //! The servers of a forwarder, and their order.
 
 use super::*;
-use crate::config::Errors;
+use crate::config::{Errors, ProgramEnvironment};
 use crate::io::target::{HostOrder, TargetSpec};
 
 fn read(settings: &[(&str, &str)]) -> Result<ForwarderConfig, Errors> {
@@ -64,4 +64,62 @@ fn only_a_cluster_can_be_followed() {
     }
     let both = read(&[cluster, signer, ("target", "a:1")]).err().unwrap();
     assert_eq!(both.0, ["target and cluster are both set"]);
+}
+
+/// A program whose environment has these variables, and what it hides of them.
+fn program(
+    variables: &[(&str, &str)],
+    hidden: &[&'static str],
+    settings: &[(&str, &str)],
+) -> Result<ForwarderConfig, Errors> {
+    let value = |name: &str| {
+        let found = variables.iter().find(|(own, _)| *own == name);
+        found.map(|(_, value)| value.into())
+    };
+    let names = variables.iter().map(|(name, _)| (*name).to_owned());
+    let environment = ProgramEnvironment {
+        variable: &value,
+        names: names.collect(),
+        hidden,
+    };
+    let defaults = [("allow_simulator", "true"), ("drain_timeout", "2s")];
+    let settings = settings.iter().copied();
+    let layers = Layers::of_program(Scope::Forward, Some(environment), &defaults, settings);
+    ForwarderConfig::from_layers(&layers)
+}
+
+#[test]
+fn a_program_takes_precedence_over_its_environment() {
+    let variables = [
+        ("TEESQL_TARGET", "environment:1"),
+        ("TEESQL_DRAIN_TIMEOUT", "7s"),
+        ("TEESQL_CLIENT_CERT", "/dev/null"),
+        ("TEESQL_CLIENT_KEY", "/dev/null"),
+    ];
+    let config = program(&variables, &[], &[]).unwrap();
+    assert_eq!(hosts(&config), ["environment:1"]);
+    assert_eq!(config.process.drain_timeout.as_secs(), 7);
+    let files = IdentitySource::Files {
+        cert: "/dev/null".into(),
+        key: "/dev/null".into(),
+    };
+    assert_eq!(
+        format!("{:?}", config.identity),
+        format!("Source({files:?})")
+    );
+    let config = program(&variables, &[], &[("target", "own:1")]).unwrap();
+    assert_eq!(hosts(&config), ["own:1"]);
+    // What the settings of the program would not override alone.
+    let config = program(&variables, &["target"], &[URL]).unwrap();
+    assert_eq!(hosts(&config), ["a:5433", "b:7"]);
+    let none = [("client_attestation", "false")];
+    let errors = program(&variables, &[], &none).err().unwrap();
+    assert!(
+        errors.to_string().contains("client_cert is set"),
+        "{errors}"
+    );
+    let config = program(&variables, &["client_cert", "client_key"], &none).unwrap();
+    assert_eq!(format!("{:?}", config.identity), "None");
+    let config = program(&[], &[], &[URL]).unwrap();
+    assert_eq!(config.process.drain_timeout.as_secs(), 2);
 }

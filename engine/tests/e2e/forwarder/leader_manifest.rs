@@ -1,6 +1,7 @@
 //! Tests of `--cluster`: the forwarder follows the leader that a signed manifest in DNS names.
 
-use attest::manifest::{SigningKey, UnsignedManifest};
+use attest::manifest::{EthAddress, SigningKey, UnsignedManifest};
+use engine::embed::{self, LeaderQuery};
 
 use super::lifecycle::Session;
 use crate::harness::READER;
@@ -35,6 +36,13 @@ pub(crate) fn add(suite: &mut Suite) {
         "forwarder::leader_manifest::refuses_another_instance",
         refuses_another_instance,
     );
+    if suite.adds_driver_independent() {
+        suite.add_requiring(
+            &[Requirement::Knot],
+            "forwarder::leader_manifest::a_program_resolves_the_leader",
+            program_resolves,
+        );
+    }
     suite.add(
         "forwarder::leader_manifest::sign_and_verify",
         sign_and_verify,
@@ -83,6 +91,53 @@ pub(super) fn settings(tdx: &TdxFixture, fixture: &Fixture, dns: &NameServer) ->
         .set("TEESQL_CLUSTER", "teesql.test")
         .set("TEESQL_MANIFEST_SIGNER", &key(KEY).address().to_string())
         .set("TEESQL_DNS_SERVER", &dns.address())
+}
+
+/// What client packages call, without a forwarder.
+fn program_resolves(_: &Fixture) {
+    let (first, second) = (draft(5433, 1), draft(5434, 2));
+    let dns = NameServer::start(&signed(&first));
+    let query = || LeaderQuery {
+        domain: "teesql.test".to_owned(),
+        dns_server: Some(dns.address().parse().expect("an address")),
+        timeout: TIMEOUT,
+    };
+    let signer = key(KEY).address();
+    let resolve = |signer: EthAddress, cluster| {
+        embed::block_on(embed::resolve_leader(query(), signer.0, cluster))
+    };
+    let manifest = resolve(signer, None).expect("a manifest");
+    assert_eq!((manifest.epoch, manifest.port), (1, 5433));
+    assert_eq!(manifest.host, "leader.teesql.test");
+    assert_eq!(manifest.canonical_body, first.signed_text());
+    let records = embed::block_on(embed::query_manifest_records(query()));
+    let [record] = &records.expect("records")[..] else {
+        panic!("not one record");
+    };
+    let parsed = embed::parse_manifest(record, signer.0, None).expect("a manifest");
+    assert_eq!(parsed, manifest);
+
+    dns.publish(&signed(&second));
+    let next = poll_until(TIMEOUT, || {
+        let next = resolve(signer, Some(CLUSTER)).expect("a manifest");
+        (next.epoch == 2).then_some(next)
+    });
+    assert_eq!(next.expect("the next leader").port, 5434);
+    let code = |result: Result<embed::Manifest, embed::Error>| {
+        let error = result.expect_err("it is accepted");
+        assert_eq!(error.kind(), embed::ErrorKind::Manifest);
+        error.code()
+    };
+    let other = key(OTHER_KEY).address();
+    assert_eq!(code(resolve(other, None)), "manifest_signature");
+    let cluster = other.to_string();
+    let refused = resolve(signer, Some(&cluster));
+    assert_eq!(code(refused), "manifest_other_cluster");
+    let expired = embed::parse_manifest(record, signer.0, Some(u64::MAX));
+    assert_eq!(code(expired), "manifest_expired");
+    dns.publish("other A 127.0.0.1\n");
+    let missing = poll_until(TIMEOUT, || resolve(signer, None).err());
+    assert_eq!(missing.expect("no manifest").code(), "no_manifest");
 }
 
 fn follows_leader_changes(fixture: &Fixture) {

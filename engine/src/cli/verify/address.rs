@@ -6,9 +6,9 @@ use rustls::pki_types::ServerName;
 
 /// A host and a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::cli::verify) struct Address {
+pub(super) struct Address {
     /// The address as given.
-    pub(in crate::cli::verify) name: String,
+    pub(super) name: String,
     pub(super) host: String,
     pub(super) port: u16,
 }

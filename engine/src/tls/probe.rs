@@ -1,8 +1,8 @@
 //! Gets a server's certificate: connects, opens TLS, and closes the connection after the handshake.
 //!
 //! The handshake checks only that the server holds the certificate's key, which a check of the
-//! certificate cannot show. The certificate itself is verified by [`checks`](super::checks). After the
-//! handshake only close_notify is sent.
+//! certificate cannot show: the caller verifies the certificate itself. After the handshake only close_notify is sent.
+//! This code may block, so it must never run on a shard or the control thread.
 
 use std::fmt;
 use std::io::{self, Read as _, Write as _};
@@ -17,21 +17,18 @@ use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ClientConnection, SignatureScheme};
 use wire::opening::SSL_REQUEST_PACKET;
 
-use super::escape::escape;
 use crate::tls::peer_verifier::PossessionVerifier;
 
-mod address;
-mod probe;
+mod stream;
 
-pub(super) use address::Address;
-use probe::DeadlineStream;
+use stream::DeadlineStream;
 
 /// The default of the sidecar's `login_timeout`.
-pub(super) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How to start TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Opening {
+pub(crate) enum Opening {
     /// SSLRequest, and if the answer is not `S`, a ClientHello on a new connection.
     Either,
     SslRequest,
@@ -39,31 +36,34 @@ pub(super) enum Opening {
 }
 
 /// How to connect.
-pub(super) struct Options {
-    pub(super) opening: Opening,
+pub(crate) struct Options {
+    pub(crate) opening: Opening,
+    /// Whether the ALPN protocol of PostgreSQL is offered without an SSLRequest. A gateway that routes by name may not know
+    /// it.
+    pub(crate) alpn: bool,
     /// From name resolution to the end of the handshake.
-    pub(super) timeout: Duration,
+    pub(crate) timeout: Duration,
     /// The certificate to present if the server requests one.
-    pub(super) identity: Option<Arc<CertifiedKey>>,
+    pub(crate) identity: Option<Arc<CertifiedKey>>,
 }
 
 /// What the server presented.
 #[derive(Debug)]
-pub(super) struct Presented {
+pub(crate) struct Presented {
     /// DER, leaf first.
-    pub(super) chain: Vec<Vec<u8>>,
-    pub(super) address: SocketAddr,
-    pub(super) opening: &'static str,
-    pub(super) version: String,
-    pub(super) cipher_suite: String,
-    pub(super) alpn: Option<String>,
-    pub(super) requested_certificate: bool,
-    pub(super) has_identity: bool,
+    pub(crate) chain: Vec<Vec<u8>>,
+    pub(crate) address: SocketAddr,
+    pub(crate) opening: &'static str,
+    pub(crate) version: String,
+    pub(crate) cipher_suite: String,
+    pub(crate) alpn: Option<String>,
+    pub(crate) requested_certificate: bool,
+    pub(crate) has_identity: bool,
 }
 
 /// Why a server's certificate cannot be verified.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum ProbeError {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ProbeError {
     /// The connection failed.
     Unreachable(String),
     /// The timeout expired, at this step.
@@ -78,23 +78,13 @@ pub(super) enum ProbeError {
 
 impl ProbeError {
     /// One of a closed list of codes.
-    pub(super) fn code(&self) -> &'static str {
+    pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "server_unreachable",
             Self::Timeout(_) => "server_timeout",
             Self::NoTls(_) => "server_no_tls",
             Self::Tls(_) => "tls_failed",
             Self::Certificate(_) => "tls_certificate",
-        }
-    }
-
-    /// A server without the certificate's key is refused. With all others, there is no verdict.
-    pub(super) fn exit_code(&self) -> u8 {
-        match self {
-            Self::Unreachable(_) | Self::Timeout(_) | Self::NoTls(_) | Self::Tls(_) => {
-                crate::cli::output::EX_UNAVAILABLE
-            }
-            Self::Certificate(_) => 1,
         }
     }
 }
@@ -117,11 +107,11 @@ impl fmt::Display for ProbeError {
 }
 
 /// Gets the server's certificate.
-pub(super) fn probe(address: &Address, options: &Options) -> Result<Presented, ProbeError> {
+pub(crate) fn probe(host: &str, port: u16, options: &Options) -> Result<Presented, ProbeError> {
     let deadline = Instant::now() + options.timeout;
-    let addresses = probe::resolve(&address.host, address.port, deadline)?;
+    let addresses = stream::resolve(host, port, deadline)?;
     let probe = Probe {
-        host: &address.host,
+        host,
         addresses: &addresses,
         options,
     };
@@ -133,7 +123,7 @@ pub(super) fn probe(address: &Address, options: &Options) -> Result<Presented, P
             let answer_deadline = Instant::now() + options.timeout / 2;
             match probe.with_ssl_request(answer_deadline, deadline) {
                 Err(
-                    first @ (ProbeError::NoTls(_) | ProbeError::Timeout(probe::AT_SSL_REQUEST)),
+                    first @ (ProbeError::NoTls(_) | ProbeError::Timeout(stream::AT_SSL_REQUEST)),
                 ) => probe
                     .with_raw_tls(deadline)
                     .map_err(|second| with_first_error(&first, second)),
@@ -168,13 +158,13 @@ impl Probe<'_> {
         answer_deadline: Instant,
         deadline: Instant,
     ) -> Result<Presented, ProbeError> {
-        let (stream, address) = probe::connect(self.addresses, deadline)?;
+        let (stream, address) = stream::connect(self.addresses, deadline)?;
         let mut stream = DeadlineStream::new(stream, answer_deadline);
         let mut answer = [0];
         stream
             .write_all(&SSL_REQUEST_PACKET)
             .and_then(|()| stream.read_exact(&mut answer))
-            .map_err(|error| probe::io_error(&error, probe::AT_SSL_REQUEST))?;
+            .map_err(|error| stream::io_error(&error, stream::AT_SSL_REQUEST))?;
         match answer {
             [b'S'] => self.handshake(stream.with_deadline(deadline), address, "SSLRequest"),
             [b'N'] => Err(ProbeError::NoTls(
@@ -187,7 +177,7 @@ impl Probe<'_> {
     }
 
     fn with_raw_tls(&self, deadline: Instant) -> Result<Presented, ProbeError> {
-        let (stream, address) = probe::connect(self.addresses, deadline)?;
+        let (stream, address) = stream::connect(self.addresses, deadline)?;
         self.handshake(DeadlineStream::new(stream, deadline), address, "raw TLS")
     }
 
@@ -199,7 +189,7 @@ impl Probe<'_> {
     ) -> Result<Presented, ProbeError> {
         let resolver = Arc::new(CertificateResolver::new(self.options.identity.clone()));
         let mut config = config(Arc::clone(&resolver)).map_err(tls_error)?;
-        if opening == "raw TLS" {
+        if opening == "raw TLS" && self.options.alpn {
             config.alpn_protocols = vec![b"postgresql".to_vec()];
         }
         let name = ServerName::try_from(self.host.to_owned())
@@ -250,7 +240,7 @@ fn present(
         cipher_suite: format!("{:?}", suite.suite()),
         alpn: session
             .alpn_protocol()
-            .map(|name| escape(String::from_utf8_lossy(name))),
+            .map(|name| String::from_utf8_lossy(name).into_owned()),
         requested_certificate: resolver.requested.load(Ordering::Relaxed),
         has_identity: resolver.identity.is_some(),
     })
@@ -273,7 +263,7 @@ fn handshake_error(error: io::Error) -> ProbeError {
             ProbeError::NoTls("the server answered with something other than TLS".to_owned())
         }
         Some(error) => tls_error(error.clone()),
-        None => probe::io_error(&error, probe::AT_HANDSHAKE),
+        None => stream::io_error(&error, stream::AT_HANDSHAKE),
     }
 }
 

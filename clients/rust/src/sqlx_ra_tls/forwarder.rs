@@ -1,0 +1,100 @@
+//! The forwarder with the interface of sqlx-ra-tls.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use super::dstack::DstackClientCert;
+use super::error::Error;
+use super::native::Native;
+use super::options::RaTlsOptions;
+use super::types::{RaTlsVerifier, VerifyError, VerifyOptions};
+use crate::{Acceptance, BoxFuture, Builder, Evidence, Forwarder, Identity, Refusal, Verifier};
+
+/// A forwarder to one server. It stops when it is dropped.
+#[derive(Debug)]
+pub struct RaTlsForwarder {
+    /// Where drivers connect, without TLS.
+    pub local_addr: SocketAddr,
+    forwarder: Forwarder,
+}
+
+impl RaTlsForwarder {
+    /// Starts a forwarder.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn start(
+        target_host: impl Into<String>,
+        target_port: u16,
+        client_cert: DstackClientCert,
+        verifier: Arc<dyn RaTlsVerifier>,
+        opts: RaTlsOptions,
+    ) -> Result<Self, Error> {
+        let identity = client_cert.identity();
+        Self::start_with(target_host.into(), target_port, identity, verifier, &opts).await
+    }
+
+    pub(super) async fn start_with(
+        host: String,
+        port: u16,
+        identity: Identity,
+        verifier: Arc<dyn RaTlsVerifier>,
+        opts: &RaTlsOptions,
+    ) -> Result<Self, Error> {
+        let options = opts.verify_options();
+        let target = match host.contains(':') {
+            true => format!("[{host}]:{port}"),
+            false => format!("{host}:{port}"),
+        };
+        let native = verifier.native();
+        let mut builder: Builder = Forwarder::builder().target(target).identity(identity);
+        for (name, value) in native.settings(&options.allowed_mr_td, options.allow_debug_mode) {
+            builder = builder.setting(name, value);
+        }
+        if opts.allow_simulator {
+            builder = builder.setting("allow_simulator", "true");
+        }
+        builder = match native {
+            Native::Dcap(_) | Native::TrustAuthority(..) => builder,
+            Native::Custom | Native::Noop => {
+                builder.dangerous_verifier_instead_of_dcap(Adapter { verifier, options })
+            }
+        };
+        let forwarder = builder.start().await?;
+        let (_, port) = forwarder.host_and_port()?;
+        Ok(Self {
+            local_addr: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port),
+            forwarder,
+        })
+    }
+
+    /// The forwarder.
+    #[must_use]
+    pub fn forwarder(&self) -> &Forwarder {
+        &self.forwarder
+    }
+}
+
+/// Calls a verifier of sqlx-ra-tls.
+struct Adapter {
+    verifier: Arc<dyn RaTlsVerifier>,
+    options: VerifyOptions,
+}
+
+impl Verifier for Adapter {
+    fn verify<'a>(&'a self, evidence: &'a Evidence) -> BoxFuture<'a, Result<Acceptance, Refusal>> {
+        Box::pin(async move {
+            let leaf = evidence.chain.first().map(Vec::as_slice);
+            let verified = self.verifier.verify_with_pubkey(
+                &evidence.quote,
+                &self.options,
+                leaf.unwrap_or_default(),
+            );
+            let refused = |error: VerifyError| Refusal::Refused(error.to_string());
+            verified
+                .await
+                .map(|_| Acceptance::default())
+                .map_err(refused)
+        })
+    }
+}

@@ -96,8 +96,9 @@ impl<T> Mailbox<T> {
                 return Ok(());
             }
             // Clear the flag before emptying the queue, so that a message which arrives after the
-            // last `try_recv` wakes the shard again.
-            self.waker.pending.store(false, Ordering::Release);
+            // last `try_recv` wakes the shard again. A read-modify-write, because a plain store may be
+            // visible only after the queue was found empty.
+            self.waker.pending.swap(false, Ordering::AcqRel);
             while let Ok(message) = self.queue.try_recv() {
                 if !handle(message) {
                     return Ok(());

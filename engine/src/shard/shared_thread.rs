@@ -297,21 +297,18 @@ mod tests {
             let add = |name: &'static str| {
                 let seen = seen.clone();
                 thread.add(move |_, _, slot| {
+                    // Kept by what receives its messages, until that drops it.
                     let slot = Rc::new(RefCell::new(Some(slot)));
-                    let held = Rc::downgrade(&slot);
-                    let own = Rc::clone(&slot);
-                    own.borrow().as_ref().unwrap().receive(move |message| {
+                    let kept = Rc::clone(&slot);
+                    slot.borrow().as_ref().unwrap().receive(move |message| {
                         let is_drain = matches!(message, Message::Drain);
                         seen.send((name, is_drain)).unwrap();
-                        if is_drain && let Some(slot) = held.upgrade() {
+                        if is_drain {
+                            let kept = Rc::clone(&kept);
                             // The messages after this one are lost.
-                            drop(monoio::spawn(async move { drop(slot.take()) }));
+                            drop(monoio::spawn(async move { drop(kept.take()) }));
                         }
                     });
-                    drop(monoio::spawn(async move {
-                        let _kept = slot;
-                        std::future::pending::<()>().await;
-                    }));
                 })
             };
             let (first, second) = (add("first"), add("second"));

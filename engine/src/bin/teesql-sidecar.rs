@@ -2,32 +2,16 @@
 
 use std::process::ExitCode;
 
-use clap::Command;
 use engine::cli::hardening::protect_process;
 use engine::cli::output::EX_USAGE;
 use engine::cli::{
-    audit, ca, check, cluster, dev, manifest_address, password, provision, secret, serve, verify,
+    audit, ca, check, cluster, dev, manifest_address, password, program, provision, secret, serve,
+    verify,
 };
 use engine::config::Scope;
 
 fn main() -> ExitCode {
-    let program = Command::new("teesql-sidecar")
-        .about("TLS, client attestation and login in front of a PostgreSQL in a confidential VM")
-        .version(env!("CARGO_PKG_VERSION"))
-        .subcommand_required(true)
-        .arg_required_else_help(true)
-        .subcommand(serve::command())
-        .subcommand(check::command())
-        .subcommand(provision::command())
-        .subcommand(password::command())
-        .subcommand(ca::command())
-        .subcommand(cluster::command())
-        .subcommand(manifest_address::command())
-        .subcommand(dev::command())
-        .subcommand(secret::command())
-        .subcommand(verify::command())
-        .subcommand(audit::command());
-    let matches = match program.try_get_matches() {
+    let matches = match program::sidecar().try_get_matches() {
         Ok(matches) => matches,
         Err(error) => {
             let _ = error.print();

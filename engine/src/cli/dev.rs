@@ -42,6 +42,8 @@ pub fn command() -> Command {
     };
     Command::new("dev")
         .about("Run a whole cluster on this machine, without TDX: Postgres, guest agent and sidecars")
+        // A build without the mocks can only say so.
+        .hide(cfg!(not(feature = "mock")))
         .arg(
             Arg::new("members")
                 .long("members")

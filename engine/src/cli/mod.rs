@@ -11,6 +11,7 @@ pub mod manifest;
 pub mod manifest_address;
 pub mod output;
 pub mod password;
+pub mod program;
 pub mod provision;
 pub mod secret;
 pub mod serve;

@@ -1,6 +1,6 @@
 //! The command-line flags of the settings.
 
-use clap::{Arg, ArgAction, Command};
+use clap::{Arg, ArgAction, Command, ValueHint};
 
 use super::spec::{Kind, Scope, Spec};
 
@@ -12,6 +12,7 @@ pub fn with_flags(command: Command, scope: Scope) -> Command {
         Arg::new("config")
             .long("config")
             .value_name("FILE")
+            .value_hint(ValueHint::FilePath)
             .help("TOML file with any of these settings [env: TEESQL_CONFIG]"),
     );
     scope
@@ -24,6 +25,7 @@ fn flag(spec: &Spec, scope: Scope) -> Arg {
     let flag = Arg::new(spec.flag_id())
         .long(spec.flag())
         .visible_aliases(alias)
+        .value_hint(hint(spec))
         .help(help(spec, scope))
         .help_heading(spec.group.title());
     match spec.kind {
@@ -37,6 +39,16 @@ fn flag(spec: &Spec, scope: Scope) -> Arg {
             .value_name(spec.placeholder())
             .action(ArgAction::Append),
         Kind::Duration | Kind::One(_) => flag.value_name(spec.placeholder()),
+    }
+}
+
+/// What a shell completes as the value.
+fn hint(spec: &Spec) -> ValueHint {
+    match spec.kind {
+        Kind::Secret | Kind::One("FILE") | Kind::List("FILE") => ValueHint::FilePath,
+        Kind::One("DIR") => ValueHint::DirPath,
+        Kind::One("PATH") => ValueHint::AnyPath,
+        Kind::Bool | Kind::Duration | Kind::One(_) | Kind::List(_) => ValueHint::Other,
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod attestation;
 mod audit;
+pub mod catalogue;
 mod cluster;
 pub(crate) mod connection_uri;
 pub(crate) mod environment;

@@ -309,28 +309,34 @@ fn dockerfile_pins_its_images() {
     }
 }
 
-/// The unit takes no settings from places that its text does not name, and secrets from files only.
+/// A unit takes no settings from places that its text does not name, and secrets from files only.
 #[test]
-fn systemd_unit_has_its_settings_in_its_text() {
-    let text = read("teesql-sidecar.service");
-    let lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
-    for forbidden in ["EnvironmentFile=", "PassEnvironment="] {
-        assert!(
-            !lines.iter().any(|line| line.starts_with(forbidden)),
-            "{forbidden}"
-        );
+fn systemd_units_have_their_settings_in_their_text() {
+    for file in [
+        "teesql-sidecar.service",
+        "teesql-forward@.service",
+        "user/teesql-forward@.service",
+    ] {
+        let text = read(file);
+        let lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        for forbidden in ["EnvironmentFile=", "PassEnvironment="] {
+            let found = lines.iter().find(|line| line.starts_with(forbidden));
+            assert_eq!(found, None, "{file}");
+        }
+        let variables = lines
+            .iter()
+            .filter_map(|line| line.strip_prefix("Environment="));
+        for line in variables {
+            let (name, value) = line.split_once('=').unwrap();
+            assert!(!value.is_empty() && !value.contains('$'), "{file}: {line}");
+            let is_secret = SECRETS.contains(&name);
+            assert!(!is_secret, "{file}: {line}: visible to every user");
+        }
+        for line in ["LimitCORE=0", "UMask=0077", "NoNewPrivileges=yes"] {
+            assert!(lines.contains(&line), "{file}: {line}");
+        }
+        // It hides which user listens on Postgres' Unix socket.
+        let hides_users = lines.iter().any(|line| line.starts_with("PrivateUsers="));
+        assert!(!hides_users, "{file}");
     }
-    for line in lines
-        .iter()
-        .filter_map(|line| line.strip_prefix("Environment="))
-    {
-        let (name, value) = line.split_once('=').unwrap();
-        assert!(!value.is_empty() && !value.contains('$'), "{line}");
-        assert!(!SECRETS.contains(&name), "{line}: visible to every user");
-    }
-    for line in ["LimitCORE=0", "UMask=0077", "NoNewPrivileges=yes"] {
-        assert!(lines.contains(&line), "{line}");
-    }
-    // It hides which user listens on Postgres' Unix socket.
-    assert!(!lines.iter().any(|line| line.starts_with("PrivateUsers=")));
 }

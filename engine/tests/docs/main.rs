@@ -19,13 +19,14 @@ use std::path::{Path, PathBuf};
 
 const INDEX: &str = "docs/README.md";
 /// A path in backticks that begins with one of these must exist.
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
     "admin/",
     "attest/",
     "clients/",
     "docs/",
     "engine/",
     "loadtest/",
+    "packaging/",
     "scripts/",
     "wire/",
 ];

@@ -112,7 +112,15 @@ fn dependencies(name: &str) -> Vec<String> {
         .nth(1)
         .unwrap_or_default();
     let section = section.split("\n[").next().unwrap_or_default();
-    let ours = ["wire", "attest", "admin", "engine", "loadtest", "teesql"];
+    let ours = [
+        "wire",
+        "attest",
+        "admin",
+        "engine",
+        "loadtest",
+        "teesql",
+        "packaging",
+    ];
     let names = section.lines().filter_map(|line| {
         let end = line.find([' ', '.', '='])?;
         line.get(..end)
@@ -135,6 +143,7 @@ fn crates_are_layered() {
     assert_eq!(dependencies("engine"), ["admin", "attest", "wire"]);
     assert_eq!(dependencies("loadtest"), ["attest", "wire"]);
     assert_eq!(dependencies("clients/rust"), ["engine"]);
+    assert_eq!(dependencies("packaging"), ["engine"]);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use crate::app::descriptors;
 use crate::app::forwarder::Forwarder;
 use crate::app::runtime;
+use crate::app::systemd;
 use crate::cli::subprocess;
 use crate::config::connection_uri::{
     ConnectionUri, DatabaseUrl, UriError, admits_scram, is_connection_string, is_other_database,
@@ -187,8 +188,8 @@ pub(crate) fn run(
     })
 }
 
-/// Waits until the forwarder has stopped. SIGTERM and SIGINT let sessions finish; a second signal ends
-/// them. SIGHUP reloads the policy.
+/// Tells systemd that drivers can connect, and waits until the forwarder has stopped. SIGTERM and SIGINT let sessions
+/// finish; a second signal ends them. SIGHUP reloads the policy.
 ///
 /// # Errors
 /// The signal handlers cannot be installed.
@@ -198,16 +199,23 @@ pub(crate) fn wait_for_signals(forwarder: &mut Forwarder) -> io::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
         let mut exits = signal(SignalKind::child())?;
+        // With the handlers in place, so that a stop from now on is orderly.
+        systemd::notify_ready();
         loop {
             tokio::select! {
                 () = forwarder.ended() => return Ok(()),
-                _ = terminate.recv() => forwarder.request_stop(),
-                _ = interrupt.recv() => forwarder.request_stop(),
+                _ = terminate.recv() => stop(forwarder),
+                _ = interrupt.recv() => stop(forwarder),
                 _ = hangup.recv() => forwarder.request_reload(),
                 _ = exits.recv() => subprocess::reap_orphans(None),
             }
         }
     })
+}
+
+fn stop(forwarder: &Forwarder) {
+    systemd::notify_stopping();
+    forwarder.request_stop();
 }
 
 struct ForwardedSignals(Vec<(tokio::signal::unix::Signal, Signal)>);

@@ -19,8 +19,8 @@ pub(crate) const MAX_ANSWER: usize = 64 * 1024;
 /// Maximum length of Patroni's word for a state; the longest is `in archive recovery`, or with a reason `custom
 /// bootstrap failed`.
 const MAX_STATE: usize = 40;
-/// The first version of Patroni that keeps the leader lock of etcd's API v3 for whoever holds it. An earlier one overwrites
-/// it without a comparison when its own lease has expired, for instance after its VM was paused: writes that the new leader
+/// The first version of Patroni that compares the leader key of etcd's API v3 before it writes it. An earlier one overwrites
+/// it when its own lease has expired, for instance after its VM was paused: writes that the new leader
 /// has acknowledged are rewound [Patroni's pull requests 2689 and 2693].
 pub(crate) const LEAST_VERSION: [u32; 3] = [3, 0, 3];
 /// Maximum number of members in an answer: more than a cluster can have, because there may be members without a sidecar.

@@ -125,14 +125,23 @@ impl RoleWatch {
                 .latch
                 .set_ready_despite("the cluster has no leader that takes writes"),
             None => match view.errors.first() {
-                Some(WatchError::PatroniUnsafeVersion) => {
-                    let code = WatchError::PatroniUnsafeVersion.code();
-                    self.latch
-                        .set_ready_despite(format!("{code}: {UNSAFE_VERSION}"));
-                }
-                Some(error) => self.latch.set_ready_despite(error.code()),
+                Some(error) => self
+                    .latch
+                    .set_ready_despite(match self.detail(*error, view) {
+                        Some(detail) => format!("{}: {detail}", error.code()),
+                        None => error.code().to_owned(),
+                    }),
                 None => self.latch.set_ready(),
             },
+        }
+    }
+
+    /// What to do about an error whose code does not say it.
+    fn detail(&self, error: WatchError, view: &ClusterView) -> Option<String> {
+        match error {
+            WatchError::NameConflict => Some(self.name_conflict(view)),
+            WatchError::PatroniUnsafeVersion => Some(UNSAFE_VERSION.to_owned()),
+            _ => None,
         }
     }
 
@@ -210,11 +219,7 @@ impl Round {
         let observation = self.observe(watch).await;
         let (view, transitions) = self.role.observe(Instant::now(), observation);
         for error in self.log.due(&view.errors, Instant::now()) {
-            let detail = match error {
-                WatchError::NameConflict => Some(watch.name_conflict(&view)),
-                WatchError::PatroniUnsafeVersion => Some(UNSAFE_VERSION.to_owned()),
-                _ => None,
-            };
+            let detail = watch.detail(error, &view);
             tracing::warn!(
                 reason = error.code(),
                 detail,

@@ -159,6 +159,20 @@ fn the_holder_of_the_lock_leads_if_its_postgres_takes_writes() {
 }
 
 #[test]
+fn an_unsafe_version_of_patroni_is_an_error_and_ends_nothing() {
+    let mut observation = leading();
+    if let Some(Ok(status)) = &mut observation.status {
+        status.unsafe_version = true;
+    }
+    let mut member = Member::new(true);
+    let view = member.round(&observation);
+    assert_eq!(view.errors, [WatchError::PatroniUnsafeVersion]);
+    assert_eq!((view.leader, view.fenced), (Some(A), None));
+    // It was upgraded.
+    assert_eq!(member.round(&leading()).errors, []);
+}
+
+#[test]
 fn a_standby_follows_the_leader_that_takes_writes() {
     let mut member = Member::new(true);
     let named = member.round(&following());

@@ -1,16 +1,16 @@
 //! End-to-end tests: the sidecar's and the forwarder's binaries between real clients and a real
 //! Postgres on loopback, with each I/O driver and each TLS record layer.
 //!
-//! Each trial runs twice: on io_uring with our record layer (`io_uring::…`), and on epoll with
-//! rustls' (`epoll::…`). So each driver and each layer runs everything, without the time of all
-//! four pairs. The groups in which driver and layer meet, those of the data path, run with the
-//! other two pairs as well (`io_uring_tls_rustls::…`, `epoll_tls_own::…`). `-- _tls_` selects
-//! these.
+//! By default each trial runs once, on io_uring with our record layer (`io_uring::…`), and the
+//! groups in which driver and layer meet, those of the data path, run on epoll with rustls' layer
+//! as well (`epoll::…`). With `TEESQL_TEST_VARIANTS=all`, as in `.ci/run`, every trial runs with
+//! both pairs, so that each driver and each layer runs everything, and the data path with the
+//! other two pairs too (`io_uring_tls_rustls::…`, `epoll_tls_own::…`; `-- _tls_` selects these).
 //!
 //! Environment variables: `TEESQL_TEST_PG18` (PostgreSQL 18's bin folder), `TEESQL_TEST_PYTHON` (a
 //! python with psycopg 3), `TEESQL_TEST_STRICT` (a trial that would be skipped fails),
-//! `TEESQL_TEST_LONG` (rotation tests last a minute). `scripts/test` sets the first two. Arguments
-//! are those of libtest.
+//! `TEESQL_TEST_LONG` (rotation tests last a minute), `TEESQL_TEST_VARIANTS` (`all`, see above).
+//! `scripts/test` sets the first two. Arguments are those of libtest.
 
 #![allow(
     clippy::unwrap_used,
@@ -57,6 +57,7 @@ mod tokio_postgres_driver;
 mod upstream;
 mod upstream_protocol_errors;
 
+use std::env;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -110,7 +111,7 @@ const GROUPS: &[Group] = &[
     key_update::add,
 ];
 
-/// The groups that also run with [`Variant::CROSSED`]: relay, COPY, large results, cancel,
+/// The groups that run with more variants than the others: relay, COPY, large results, cancel,
 /// KeyUpdate, the close and the drain.
 const DATA_PATH: &[Group] = &[
     bulk_transfer::add,
@@ -120,6 +121,34 @@ const DATA_PATH: &[Group] = &[
     lifecycle::add,
     tokio_postgres_driver::add,
 ];
+
+/// One pass over groups of trials.
+struct Run {
+    variant: Variant,
+    groups: &'static [Group],
+    /// Whether to add the trials that depend neither on the driver nor on the record layer. One
+    /// run of the suite does.
+    driver_independent: bool,
+}
+
+fn runs(all_variants: bool, has_io_uring: bool) -> Vec<Run> {
+    let [default, other] = Variant::BOTH;
+    let run = |variant, groups, driver_independent| Run {
+        variant,
+        groups,
+        driver_independent,
+    };
+    if all_variants {
+        let crossed = Variant::CROSSED.map(|variant| run(variant, DATA_PATH, false));
+        // Every machine has epoll.
+        let both = [run(default, GROUPS, false), run(other, GROUPS, true)];
+        both.into_iter().chain(crossed).collect()
+    } else if has_io_uring {
+        vec![run(default, GROUPS, true), run(other, DATA_PATH, false)]
+    } else {
+        vec![run(other, GROUPS, true)]
+    }
+}
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
@@ -132,12 +161,11 @@ fn main() -> ExitCode {
         }
     };
     let mut suite = Suite::new(harness.clone());
-    for (variants, groups) in [(Variant::BOTH, GROUPS), (Variant::CROSSED, DATA_PATH)] {
-        for variant in variants {
-            suite.set_variant(variant);
-            for add in groups {
-                add(&mut suite);
-            }
+    let all_variants = env::var("TEESQL_TEST_VARIANTS").is_ok_and(|value| value == "all");
+    for run in runs(all_variants, suite.has_io_uring()) {
+        suite.set_variant(run.variant, run.driver_independent);
+        for add in run.groups {
+            add(&mut suite);
         }
     }
     suite.print_skipped();

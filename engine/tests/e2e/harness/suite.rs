@@ -36,6 +36,7 @@ pub(crate) struct Suite {
     fixture: Fixture,
     missing: BTreeMap<Requirement, String>,
     strict: bool,
+    driver_independent: bool,
     pub(crate) trials: Vec<Trial>,
     skipped: BTreeMap<String, usize>,
 }
@@ -49,19 +50,25 @@ impl Suite {
                 variant: Variant::BOTH[0],
             },
             strict: env::var_os("TEESQL_TEST_STRICT").is_some(),
+            driver_independent: false,
             trials: Vec::new(),
             skipped: BTreeMap::new(),
         }
     }
 
     /// Whether to add the tests that depend neither on the I/O driver nor on the record layer.
-    /// They are added once, with epoll, which every machine has.
+    /// They are added once.
     pub(crate) fn adds_driver_independent(&self) -> bool {
-        self.fixture.variant == Variant::BOTH[1]
+        self.driver_independent
     }
 
-    pub(crate) fn set_variant(&mut self, variant: Variant) {
+    pub(crate) fn set_variant(&mut self, variant: Variant, driver_independent: bool) {
         self.fixture.variant = variant;
+        self.driver_independent = driver_independent;
+    }
+
+    pub(crate) fn has_io_uring(&self) -> bool {
+        !self.missing.contains_key(&Requirement::IoUring)
     }
 
     pub(crate) fn harness(&self) -> Arc<Harness> {

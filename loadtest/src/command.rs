@@ -88,7 +88,7 @@ fn failover_command() -> Command {
         .arg(flag(
             "backup",
             "MIB",
-            "Measure a base backup of a database of this size [default: 0]",
+            "Measure a base backup of a database of this size, and COPY of it [default: 0]",
         ))
         .arg(flag("label", "TEXT", "Name of the results [default: cluster]"))
 }

@@ -34,7 +34,7 @@ pub struct Options {
     pub switchovers: u32,
     /// Seconds for which the CPU of the idle sidecars is measured; 0 for not at all.
     pub idle: u64,
-    /// MiB of a base backup over a link; 0 for not at all.
+    /// MiB of a table for a base backup over a link and for COPY; 0 for neither.
     pub backup: u64,
     /// Name of the results.
     pub label: String,
@@ -62,8 +62,8 @@ async fn measure(options: &Options, progress: &Progress) -> Result<Report> {
         report.idle_percent = cpu::of_sidecars(Duration::from_secs(options.idle)).await;
     }
     if options.backup > 0 {
-        progress.log("throughput of a base backup");
-        report.backup = Some(throughput::base_backup(&cluster, &config, options.backup).await?);
+        progress.log("throughput of a base backup and of COPY");
+        report.throughput = Some(throughput::measure(&cluster, &config, options.backup).await?);
     }
     table::create(&config).await?;
     let writers = Writers::start(&config);

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use super::throughput::Throughput;
 use super::writer::acknowledged;
 use crate::consistency::checker::{self, Violation};
 use crate::consistency::history::{History, Write};
@@ -24,7 +25,7 @@ pub struct Report {
     pub(super) failovers: Vec<Outage>,
     pub(super) switchovers: Vec<Outage>,
     pub(super) idle_percent: Option<f64>,
-    pub(super) backup: Option<f64>,
+    pub(super) throughput: Option<Throughput>,
     acknowledged: usize,
     lost: usize,
     invented: usize,
@@ -101,8 +102,12 @@ impl fmt::Display for Report {
                 "{label}: CPU of all idle sidecars together: {percent:.2} % of a core"
             )?;
         }
-        if let Some(rate) = self.backup {
-            writeln!(f, "{label}: base backup by a standby: {rate:.0} MiB/s")?;
+        if let Some(Throughput { backup, copy }) = self.throughput {
+            writeln!(
+                f,
+                "{label}: base backup by a standby: {backup:.0} MiB/s, {:.2} of a client's COPY: {copy:.0} MiB/s",
+                backup / copy
+            )?;
         }
         write!(
             f,

@@ -24,7 +24,7 @@ const INTERVAL: Duration = Duration::from_secs(10);
 const RETRY_INTERVAL: Duration = Duration::from_secs(60);
 /// The limit for the answer of one member.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// The limit for a transfer. etcd gives it up after an election timeout, which is 1 s unless it is configured.
+/// The limit for a transfer. etcd gives it up after an election timeout: 1 s by default, 2.5 s by `cluster config`.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(6);
 
 const STATUS: &str = "/v3/maintenance/status";

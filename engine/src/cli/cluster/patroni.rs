@@ -6,8 +6,8 @@
 use yaml_rust2::yaml::Hash;
 use yaml_rust2::{Yaml, YamlEmitter};
 
-use super::Member;
 use super::options::{LOOP_WAIT, RETRY_TIMEOUT, Synchronous};
+use super::{Member, Ports};
 use super::{hba, pgbackrest};
 
 const HEAD: &str = "\
@@ -30,7 +30,7 @@ pub(super) fn yaml(member: &Member<'_>) -> String {
                 ("connect_address", text(&member.patroni.own)),
             ]),
         ),
-        ("etcd3", map([("hosts", list(&member.etcd_client.members))])),
+        ("etcd3", etcd(member)),
         ("bootstrap", bootstrap(member)),
         ("postgresql", postgresql(member)),
         ("watchdog", map([("mode", text(&member.options.watchdog))])),
@@ -40,6 +40,25 @@ pub(super) fn yaml(member: &Member<'_>) -> String {
     let _ = YamlEmitter::new(&mut body).dump(&document);
     let body = body.trim_start_matches("---\n");
     format!("{HEAD}{body}\n")
+}
+
+/// The etcd of this member, and after it those of the others, which are asked if it does not answer.
+///
+/// Without `use_proxies` Patroni asks etcd for its members and takes a random one. It would then need a link for each
+/// of its requests, and the leader's Patroni would depend on another member. Patroni's documentation describes the
+/// setting under "Etcd": the hosts stay those of this list, in this order.
+fn etcd(member: &Member<'_>) -> Yaml {
+    let Ports {
+        local,
+        members,
+        own,
+    } = &member.etcd_client;
+    let others = members.iter().filter(|address| *address != own);
+    let hosts = std::iter::once(local).chain(others);
+    map([
+        ("hosts", Yaml::Array(hosts.map(|host| text(host)).collect())),
+        ("use_proxies", Yaml::Boolean(true)),
+    ])
 }
 
 /// What the first member of a new cluster writes to etcd, and how it makes its data directory.

@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use admin::Latch;
-use tokio::time::sleep;
 
+use crate::tasks::coalesced_sleep::sleep;
 use crate::telemetry::audit::{AuditHandle, AuditState};
 
-/// Between two looks. A failure is visible at most this much later.
+/// Between two looks, roughly. A failure is visible at most that much later.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 /// Runs until the process ends.

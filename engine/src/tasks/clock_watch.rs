@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use admin::Latch;
 
 use crate::io::clock::clock_behind_floor;
+use crate::tasks::coalesced_sleep;
 
 /// How often the clock is read.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -30,7 +31,7 @@ pub(crate) async fn run(latch: Latch) {
             }
         }
         was_behind = clock_behind_floor().is_some();
-        tokio::time::sleep(INTERVAL).await;
+        coalesced_sleep::sleep(INTERVAL).await;
         let now = (Instant::now(), SystemTime::now());
         if let Some(step) = step_of(now.0.saturating_duration_since(last.0), last.1, now.1) {
             tracing::warn!(seconds = step, "the clock of this machine was set");

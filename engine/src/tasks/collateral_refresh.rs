@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use crate::attestation::verifier::QuoteVerifier;
 use crate::config::Attestation;
 use crate::io::clock::{raise_floor, readable_time, unix_now};
+use crate::tasks::coalesced_sleep;
 use crate::telemetry::metrics::Metrics;
 use crate::tls::certificate::Identity;
 
@@ -113,7 +114,7 @@ pub(crate) async fn refresh_own_platform(
             Ok(()) => latch.set_not_ready("collateral has expired, and its renewal fails"),
             Err(error) => latch.set_not_ready(error.to_string()),
         }
-        tokio::time::sleep(CHECK_INTERVAL).await;
+        coalesced_sleep::sleep(CHECK_INTERVAL).await;
     }
 }
 

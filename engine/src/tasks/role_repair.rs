@@ -15,13 +15,14 @@ use std::time::{Duration, Instant};
 
 use admin::Latch;
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::{timeout, timeout_at};
 
 use crate::auth::postgres_passwords::ResolvedPasswords;
 use crate::postgres::provision::blockers::BlockerWatch;
 use crate::postgres::provision::{self, ProvisionError, ProvisionTarget, Report};
 use crate::postgres::session_settings::{ServerSettings, SessionSettings};
 use crate::postgres::superuser::{Error, Superuser};
+use crate::tasks::coalesced_sleep;
 use crate::telemetry::metrics::Metrics;
 pub(crate) use lead::Lead;
 
@@ -163,7 +164,7 @@ impl RoleRepair {
                     continue;
                 }
             } else {
-                sleep(MIN_INTERVAL).await;
+                coalesced_sleep::sleep(MIN_INTERVAL).await;
             }
             if no_login {
                 // Patroni may set the password when it founds a cluster, and leads then.
@@ -183,7 +184,7 @@ impl RoleRepair {
                 }
             };
             // All outcomes lead to the next comparison.
-            let _ = timeout(remaining, requested).await;
+            let _ = timeout_at(coalesced_sleep::end(remaining), requested).await;
         }
     }
 

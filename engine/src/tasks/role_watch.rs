@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use admin::Latch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{self, sleep_until, timeout, timeout_at};
 use tokio_postgres::error::SqlState;
 
 use crate::auth::credential::Credential;
@@ -25,10 +25,11 @@ use crate::io::stream::PgAddress;
 use crate::postgres::server::PostgresServer;
 use crate::postgres::superuser::standing::{Standing, StandingQuery};
 use crate::postgres::superuser::{self, Superuser};
+use crate::tasks::coalesced_sleep;
 use crate::tasks::local_http::{self, HttpError};
 pub(crate) use role_metrics::RoleMetrics;
 
-/// Between two rounds while there is a leader.
+/// Between two rounds while there is a leader, up to 125 ms longer or shorter.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Between two rounds while there is none: logins wait for it.
 const ELECTION_INTERVAL: Duration = Duration::from_millis(250);
@@ -78,13 +79,15 @@ impl RoleWatch {
         };
         loop {
             let view = round.next(&self).await;
-            sleep(MIN_INTERVAL).await;
-            let interval = match view.leader {
-                Some(_) => INTERVAL,
-                None => ELECTION_INTERVAL,
+            let ended = time::Instant::now();
+            let next = match view.leader {
+                Some(_) => coalesced_sleep::end(INTERVAL),
+                None => ended + ELECTION_INTERVAL,
             };
             // Both outcomes lead to the next round.
-            let _ = timeout(interval - MIN_INTERVAL, self.state.check_requested()).await;
+            if timeout_at(next, self.state.check_requested()).await.is_ok() {
+                sleep_until(ended + MIN_INTERVAL).await;
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use admin::Latch;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout_at;
 use wire::startup::ProtocolVersion;
 use wire::version_probe::{ProbeStep, parse_probe_response, write_probe_request};
 
@@ -16,6 +17,7 @@ use crate::io::backoff::Backoff;
 use crate::io::peer_uid::peer_uid;
 use crate::io::stream::PgAddress;
 use crate::postgres::server::PostgresServer;
+use crate::tasks::coalesced_sleep;
 use crate::tasks::upstream_version::UpstreamVersion;
 
 /// The limit for one probe.
@@ -37,9 +39,10 @@ pub(crate) async fn run(
 ) {
     loop {
         probe_until_success(server, upstream_version, latch).await;
-        tokio::time::sleep(MIN_INTERVAL).await;
+        coalesced_sleep::sleep(MIN_INTERVAL).await;
         // Both outcomes lead to the next probe.
-        let _ = tokio::time::timeout(IDLE_INTERVAL, upstream_version.invalidated()).await;
+        let idle_end = coalesced_sleep::end(IDLE_INTERVAL);
+        let _ = timeout_at(idle_end, upstream_version.invalidated()).await;
     }
 }
 

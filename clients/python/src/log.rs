@@ -48,9 +48,14 @@ impl Line {
     }
 }
 
-/// Has lines go to this mailbox, or nowhere.
-pub(crate) fn set_target(mailbox: Option<Arc<Shared>>) {
-    TARGET.store(mailbox);
+/// Has lines go to this mailbox.
+pub(crate) fn set_target(mailbox: Arc<Shared>) {
+    TARGET.store(Some(mailbox));
+}
+
+/// Has lines go nowhere, if they go to this mailbox.
+pub(crate) fn remove_target(mailbox: &Arc<Shared>) {
+    TARGET.compare_and_swap(mailbox, None);
 }
 
 /// Installs the layer; once in a process.

@@ -106,7 +106,7 @@ impl Mailbox {
             queue: Mutex::default(),
             wake: WakeSocket::new()?,
         });
-        log::set_target(Some(Arc::clone(&shared)));
+        log::set_target(Arc::clone(&shared));
         Ok(Self(shared))
     }
 
@@ -145,6 +145,7 @@ impl Mailbox {
 
     /// Refuses further entries, and the decisions that wait. Log lines can still be taken.
     fn close(&self) {
+        log::remove_target(&self.0);
         let mut queue = self.0.lock();
         queue.is_closed = true;
         let (kept, dropped): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut queue.entries)

@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::os::fd::RawFd;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use pyo3::exceptions::PyRuntimeError;
@@ -25,13 +25,15 @@ pub(crate) enum Value {
     Records(Vec<String>),
 }
 
-type Running = Pin<Box<dyn Future<Output = Result<Value, teesql::Error>> + Send>>;
-
 /// Something that takes time.
 #[pyclass(frozen, module = "teesql._native")]
 pub(crate) struct Operation {
-    /// `None` once it has ended.
-    future: Mutex<Option<Running>>,
+    /// `None` once it has ended, so that nothing stays open while Python still has this.
+    running: Mutex<Option<Running>>,
+}
+
+struct Running {
+    future: Pin<Box<dyn Future<Output = Result<Value, teesql::Error>> + Send>>,
     wake: Arc<WakeSocket>,
     waker: Waker,
 }
@@ -41,59 +43,60 @@ impl Operation {
         future: impl Future<Output = Result<Value, teesql::Error>> + Send + 'static,
     ) -> PyResult<Self> {
         let wake = Arc::new(WakeSocket::new()?);
-        let waker = Waker::from(Arc::clone(&wake));
-        let future: Running = Box::pin(future);
-        Ok(Self {
-            future: Mutex::new(Some(future)),
+        let running = Running {
+            future: Box::pin(future),
+            waker: Waker::from(Arc::clone(&wake)),
             wake,
-            waker,
+        };
+        Ok(Self {
+            running: Mutex::new(Some(running)),
         })
     }
 
-    fn take(&self) -> Option<Running> {
-        self.future
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+    fn lock(&self) -> MutexGuard<'_, Option<Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[pymethods]
 impl Operation {
     /// The descriptor that is readable when it has to be polled.
-    fn fileno(&self) -> RawFd {
-        self.wake.fileno()
+    fn fileno(&self) -> PyResult<RawFd> {
+        let running = self.lock();
+        let wake = running.as_ref().map(|running| running.wake.fileno());
+        wake.ok_or_else(has_ended)
     }
 
     /// `None` while it goes on, a tuple with the result when it has ended. Raises what it failed with.
     fn poll<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
-        self.wake.clear();
-        let Some(mut future) = self.take() else {
-            return Err(PyRuntimeError::new_err("the operation has ended"));
+        let mut slot = self.lock();
+        let running = slot.as_mut().ok_or_else(has_ended)?;
+        running.wake.clear();
+        let mut context = Context::from_waker(&running.waker);
+        let Poll::Ready(result) = running.future.as_mut().poll(&mut context) else {
+            return Ok(None);
         };
-        match future.as_mut().poll(&mut Context::from_waker(&self.waker)) {
-            Poll::Pending => {
-                let mut slot = self.future.lock().unwrap_or_else(PoisonError::into_inner);
-                *slot = Some(future);
-                Ok(None)
-            }
-            Poll::Ready(Err(error)) => Err(raise(py, &error)),
-            Poll::Ready(Ok(value)) => {
-                let value = match value {
-                    Value::Nothing => py.None().into_bound(py),
-                    Value::Verified(verified) => verified_dict(py, &verified)?.into_any(),
-                    Value::Manifest(manifest) => manifest_dict(py, &manifest)?.into_any(),
-                    Value::Records(records) => records.into_pyobject(py)?.into_any(),
-                };
-                Ok(Some(PyTuple::new(py, [value])?))
-            }
-        }
+        *slot = None;
+        drop(slot);
+        let value = match result {
+            Err(error) => return Err(raise(py, &error)),
+            Ok(Value::Nothing) => py.None().into_bound(py),
+            Ok(Value::Verified(verified)) => verified_dict(py, &verified)?.into_any(),
+            Ok(Value::Manifest(manifest)) => manifest_dict(py, &manifest)?.into_any(),
+            Ok(Value::Records(records)) => records.into_pyobject(py)?.into_any(),
+        };
+        Ok(Some(PyTuple::new(py, [value])?))
     }
 
     /// Ends it, whatever it does.
     fn cancel(&self) {
-        drop_elsewhere(self.take());
+        let running = self.lock().take();
+        drop_elsewhere(running);
     }
+}
+
+fn has_ended() -> PyErr {
+    PyRuntimeError::new_err("the operation has ended")
 }
 
 impl Drop for Operation {

@@ -20,6 +20,8 @@ import pytest
 from name_server import name_server
 from trust_authority import trust_authority
 
+import teesql
+
 if "TEESQL_DEV_GUEST_AGENT" not in os.environ:
     pytest.exit("run these tests by scripts/test-python", returncode=64)
 
@@ -44,7 +46,8 @@ CLIENT_KEY = Path(os.environ["PGSSLKEY"]).read_text()
 
 def _adopt_application_environment() -> None:
     for name in list(os.environ):
-        if name.startswith("PG"):
+        # What starts with TEESQL_TEST_ would be reported as unknown settings.
+        if name.startswith(("PG", "TEESQL_TEST_")):
             del os.environ[name]
     for name in ("DSTACK_SIMULATOR_ENDPOINT", "EXPECTED_MRTD", "INTEL_TRUST_AUTHORITY_API_KEY"):
         os.environ.pop(name, None)
@@ -98,8 +101,14 @@ def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
     return True
 
 
+@pytest.fixture(scope="session")
+def first_forwarder() -> None:
+    """The first forwarder of a process makes what stays until the process ends: tokio keeps a pair of sockets for signals."""
+    teesql.Forwarder().start().stop()
+
+
 @pytest.fixture
-def nothing_left() -> Iterator[None]:
+def nothing_left(first_forwarder: None) -> Iterator[None]:
     """Fails if the test leaves a thread or a descriptor."""
     before = threads(), descriptors()
     yield
@@ -141,10 +150,14 @@ def silent_server() -> Iterator[Silent]:
     server.close()
 
 
+#: Without the warnings about what the policy of ``dev`` leaves open, which Python writes to stderr.
+QUIET = "import logging; logging.getLogger('teesql').setLevel(logging.ERROR)\n"
+
+
 def python(program: str, *, seconds: float = 60, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs a program with the interpreter of these tests. It must end in time, with code 0 and nothing on stderr."""
     result = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(program)],
+        [sys.executable, "-X", "faulthandler", "-c", QUIET + textwrap.dedent(program)],
         capture_output=True,
         text=True,
         timeout=seconds,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import tempfile
 import time
 from pathlib import Path
+
+from conftest import DEV_ENVIRONMENT
+
+#: The program, of the same build as ``dev``.
+FORWARD = DEV_ENVIRONMENT["TEESQL_TEST_FORWARD"]
 
 #: The address of the key that is 32 times 0x11.
 SIGNER = "0x19e7e376e7c213b7e7e7e46cc70a5dd086daff2a"
@@ -28,7 +32,7 @@ def sign(url: str, *, epoch: int = 42, valid_until: int | None = None, instance:
             "epoch": epoch,
             "valid-until": int(time.time()) + 3600 if valid_until is None else valid_until,
         }
-        command = [os.environ["TEESQL_TEST_FORWARD"], "manifest", "sign"]
+        command = [FORWARD, "manifest", "sign"]
         for name, value in fields.items():
             command += [f"--{name}", str(value)]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -205,7 +205,7 @@ def _answer_error(decision: _native.Decision, error: BaseException) -> None:
     if isinstance(error, Refused):
         decision.refuse(str(error) or "the verifier does not accept this server")
         return
-    decision.fail(f"{type(error).__name__}: {error}")
+    decision.fail(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
     logger.error("a verifier failed, and the server is refused", exc_info=error)
 
 

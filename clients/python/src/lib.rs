@@ -22,6 +22,9 @@ mod verification;
 mod verifier;
 mod wake;
 
+use std::sync::OnceLock;
+
+use pyo3::exceptions::PyImportError;
 use pyo3::prelude::*;
 
 /// The module that Python imports.
@@ -55,6 +58,7 @@ mod _native {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::claim_interpreter(module.py())?;
         crate::log::install();
         module.add("VERSION", env!("CARGO_PKG_VERSION"))
     }
@@ -64,4 +68,17 @@ mod _native {
 #[pyfunction]
 fn reason_codes() -> Vec<&'static str> {
     teesql::reason_codes()
+}
+
+/// Reserves the process for the first interpreter that imports the module: log and mailbox belong to one. PyO3 leaves that to
+/// CPython, which checks it from 3.12 on. Each interpreter has a module `sys` of its own.
+fn claim_interpreter(py: Python<'_>) -> PyResult<()> {
+    static FIRST: OnceLock<usize> = OnceLock::new();
+    let this = py.import("sys")?.as_ptr() as usize;
+    if *FIRST.get_or_init(|| this) == this {
+        return Ok(());
+    }
+    Err(PyImportError::new_err(
+        "teesql can be imported by one interpreter of a process only",
+    ))
 }

@@ -274,9 +274,9 @@ class Forwarder:
             raise
 
     def _end(self, run: _Run) -> threading.Thread | None:
-        """Forgets a run. Returns the thread that ends with it, if one does."""
+        """Forgets a run, unless it is that of the parent process. Returns the thread that ends with it, if one does."""
         with self._lock:
-            if self._run is run:
+            if self._run is run and run.is_of_this_process():
                 self._run = None
         return run.end()
 

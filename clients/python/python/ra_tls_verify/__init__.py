@@ -72,6 +72,10 @@ class RaTlsVerifier(abc.ABC):
         """
 
 
+#: Settings about what is not in a quote.
+_OF_THE_EVENT_LOG = ("allowed_app_id", "allowed_compose_hash", "allowed_instance_id", "allowed_os_image_hash")
+
+
 class _NativeVerifier(RaTlsVerifier):
     """A verifier of the native module: certificates do not pass through Python."""
 
@@ -83,9 +87,11 @@ class _NativeVerifier(RaTlsVerifier):
         raise NotImplementedError
 
     async def verify(self, quote: bytes, options: VerifyOptions | None = None) -> VerificationResult:
-        """Verifies a quote: Intel's signatures, the TCB, debug mode, and the options."""
+        """Verifies a quote: Intel's signatures, the TCB, debug mode, the options, and the measurements of the environment."""
         base = policy_of(options, allow_simulator=False)
-        policy = replace(base, settings={**base.settings, **self.settings()})
+        # Only the event log of a certificate proves these.
+        any_value = {name: "any" for name in _OF_THE_EVENT_LOG if f"TEESQL_{name.upper()}" in os.environ}
+        policy = replace(base, settings={**base.settings, **any_value, **self.settings()})
         claims = (await teesql.verify_async(quote, policy)).claims
         status = claims.tcb_status or ""
         return VerificationResult(

@@ -39,6 +39,9 @@ SECRET = os.environ["TEESQL_DEV_READWRITE_SECRET"]
 READ_SECRET = os.environ["TEESQL_DEV_READ_SECRET"]
 SIMULATOR = f"127.0.0.1:{os.environ['TEESQL_DEV_SIMULATOR_PORT']}"
 
+#: Postgres has places for 100 sessions by default, some of them reserved.
+AT_ONCE = 80
+
 #: The certificate that ``dev`` made for psql.
 CLIENT_CHAIN = Path(os.environ["PGSSLCERT"]).read_text()
 CLIENT_KEY = Path(os.environ["PGSSLKEY"]).read_text()

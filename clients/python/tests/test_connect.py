@@ -14,7 +14,7 @@ import pytest
 from psycopg.rows import dict_row
 
 import teesql
-from conftest import READ_SECRET, SERVER, threads, until
+from conftest import AT_ONCE, READ_SECRET, SERVER, threads, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -83,10 +83,6 @@ def test_connections_with_equal_arguments_share_a_forwarder(dsn: str) -> None:
     assert second.execute("select 1").fetchone() == (1,)
     second.close()
     other.close()
-
-
-#: Postgres has places for 100 sessions by default, some of them reserved.
-AT_ONCE = 80
 
 
 def test_a_hundred_connections(dsn: str) -> None:

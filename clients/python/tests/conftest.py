@@ -42,6 +42,9 @@ SIMULATOR = f"127.0.0.1:{os.environ['TEESQL_DEV_SIMULATOR_PORT']}"
 #: Postgres has places for 100 sessions by default, some of them reserved.
 AT_ONCE = 80
 
+#: So many logins at once end in time on a busy machine, too.
+LOGINS = 10
+
 #: The certificate that ``dev`` made for psql.
 CLIENT_CHAIN = Path(os.environ["PGSSLCERT"]).read_text()
 CLIENT_KEY = Path(os.environ["PGSSLKEY"]).read_text()

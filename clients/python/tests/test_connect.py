@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import pickle
@@ -14,7 +15,7 @@ import pytest
 from psycopg.rows import dict_row
 
 import teesql
-from conftest import AT_ONCE, READ_SECRET, SERVER, threads, until
+from conftest import AT_ONCE, LOGINS, READ_SECRET, SERVER, threads, until
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -87,13 +88,15 @@ def test_connections_with_equal_arguments_share_a_forwarder(dsn: str) -> None:
 
 def test_a_hundred_connections(dsn: str) -> None:
     before = len(threads())
-    places = threading.Semaphore(AT_ONCE - 1)
+    places, logins = threading.Semaphore(AT_ONCE - 1), threading.Semaphore(LOGINS)
     ports = set()
     errors = []
 
     def work() -> None:
         try:
-            with places, teesql.connect(dsn) as connection:
+            with places, contextlib.ExitStack() as stack:
+                with logins:
+                    connection = stack.enter_context(teesql.connect(dsn))
                 ports.add(connection.info.port)
                 for number in range(10):
                     assert connection.execute("select %s::int", (number,)).fetchone() == (number,)
@@ -113,16 +116,18 @@ def test_a_hundred_connections(dsn: str) -> None:
 
 
 def test_a_hundred_connections_in_asyncio(dsn: str) -> None:
-    async def work(places: asyncio.Semaphore, number: int) -> int:
-        async with places, await teesql.connect_async(dsn) as connection:
+    async def work(places: asyncio.Semaphore, logins: asyncio.Semaphore, number: int) -> int:
+        async with places, contextlib.AsyncExitStack() as stack:
+            async with logins:
+                connection = await stack.enter_async_context(await teesql.connect_async(dsn))
             cursor = await connection.execute("select %s::int", (number,))
             row = await cursor.fetchone()
             assert row is not None
             return int(row[0])
 
     async def main() -> None:
-        places = asyncio.Semaphore(AT_ONCE)
-        assert await asyncio.gather(*(work(places, number) for number in range(100))) == list(range(100))
+        places, logins = asyncio.Semaphore(AT_ONCE), asyncio.Semaphore(LOGINS)
+        assert await asyncio.gather(*(work(places, logins, number) for number in range(100))) == list(range(100))
 
     asyncio.run(main())
 

@@ -1,0 +1,53 @@
+"""Waiting for operations of the native module.
+
+An operation is a future that this side polls: its descriptor says when. So waiting needs no thread, never holds the
+interpreter's lock, can be interrupted, and does not block asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+from typing import Any
+
+from . import _native
+
+
+def wait(operation: _native.Operation, *, timeout: float | None = None) -> Any:
+    """Waits on this thread. After ``timeout`` seconds the operation is ended, and `BlockingIOError` raised."""
+    try:
+        result = operation.poll()
+        if result is None:
+            poller = select.poll()
+            poller.register(operation.fileno(), select.POLLIN)
+            while result is None:
+                if not poller.poll(None if timeout is None else timeout * 1000):
+                    raise BlockingIOError("it takes too long")
+                result = operation.poll()
+        return result[0]
+    finally:
+        operation.cancel()
+
+
+async def wait_async(operation: _native.Operation) -> Any:
+    """Waits in asyncio's event loop. If the task is cancelled, the operation is ended."""
+    loop = asyncio.get_running_loop()
+    # The loop must not watch a descriptor that this operation closes while another thing gets its number.
+    descriptor = -1
+    try:
+        result = operation.poll()
+        if result is None:
+            descriptor = os.dup(operation.fileno())
+            ready = asyncio.Event()
+            loop.add_reader(descriptor, ready.set)
+            while result is None:
+                await ready.wait()
+                ready.clear()
+                result = operation.poll()
+        return result[0]
+    finally:
+        if descriptor >= 0:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+        operation.cancel()

@@ -1,0 +1,45 @@
+//! Errors of the crate as exceptions of the package.
+
+use pyo3::prelude::*;
+use teesql::{Error, ErrorKind};
+
+/// The name that `teesql._errors` has for a kind.
+pub(crate) fn kind_name(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::Configuration => "configuration",
+        ErrorKind::Identity => "identity",
+        ErrorKind::Refused => "refused",
+        ErrorKind::Manifest => "manifest",
+        ErrorKind::Unavailable => "unavailable",
+        ErrorKind::Network => "network",
+        ErrorKind::Timeout => "timeout",
+        ErrorKind::Overloaded => "overloaded",
+        ErrorKind::Forked => "forked",
+        ErrorKind::Stopped => "stopped",
+        // The kinds may become more.
+        _ => "system",
+    }
+}
+
+/// The exception for an error.
+pub(crate) fn raise(py: Python<'_>, error: &Error) -> PyErr {
+    let build = || {
+        let make = py.import("teesql._errors")?.getattr("from_native")?;
+        let arguments = (
+            kind_name(error.kind()),
+            error.code(),
+            error.to_string(),
+            error.messages().to_vec(),
+        );
+        make.call1(arguments)
+    };
+    match build() {
+        Ok(exception) => PyErr::from_value(exception),
+        Err(failed) => failed,
+    }
+}
+
+/// The result of a function of the crate as one of Python's.
+pub(crate) fn checked<T>(py: Python<'_>, result: Result<T, Error>) -> PyResult<T> {
+    result.map_err(|error| raise(py, &error))
+}

@@ -16,6 +16,10 @@ test *args:
 one-test name *args:
     cargo test -p engine --features mock {{args}} -- {{name}}
 
+# Test the npm package with its drivers and ORMs
+test-node *args:
+    scripts/test-node {{args}}
+
 # Format, lint, and check the rustdoc
 lint:
     cargo fmt --all -- --check

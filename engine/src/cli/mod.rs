@@ -5,6 +5,7 @@ pub mod ca;
 pub mod check;
 pub mod cluster;
 pub mod dev;
+mod escape;
 pub mod forward;
 pub mod hardening;
 pub mod manifest;

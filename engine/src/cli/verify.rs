@@ -13,7 +13,6 @@ mod checks;
 mod collateral;
 mod command;
 mod error;
-mod escape;
 mod input;
 mod json;
 mod policy;

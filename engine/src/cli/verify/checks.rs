@@ -15,9 +15,9 @@ use attest::trace::Check;
 use attest::{Policy, TrustedRoot, Verifier};
 
 use super::collateral::CollateralSource;
-use super::escape::escape;
 use super::report::{CheckReport, CheckValue, Outcome, Report, Verdict};
 use crate::attestation::verifier::check_pck_chain;
+use crate::cli::escape::escape;
 use crate::tls::probe::{Presented, ProbeError};
 use recorder::Recorder;
 

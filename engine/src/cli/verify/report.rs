@@ -5,7 +5,7 @@ use std::fmt::Display;
 use attest::denial::Fault;
 use attest::{AttestedPeer, Denial};
 
-use super::escape::escape;
+use crate::cli::escape::escape;
 use crate::cli::output::EX_UNAVAILABLE;
 use crate::tls::probe::ProbeError;
 

@@ -5,7 +5,7 @@ use std::cell::OnceCell;
 use attest::trace::{self, Check, CheckObserver, Values};
 
 use super::values;
-use crate::cli::verify::escape::escape;
+use crate::cli::escape::escape;
 use crate::cli::verify::report::{CheckReport, CheckValue, Outcome};
 
 /// Records every check, in the order in which they are made.

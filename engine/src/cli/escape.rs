@@ -7,7 +7,7 @@ const MAX_TEXT: usize = 512;
 
 /// Replaces characters that a terminal would interpret, or that could be mistaken for others: control
 /// and format characters and the backslash are written as `\u{…}` or `\\`. Truncates long texts.
-pub(super) fn escape(text: impl Display) -> String {
+pub(crate) fn escape(text: impl Display) -> String {
     let text = text.to_string();
     let mut escaped = String::new();
     let mut rest = text.chars();

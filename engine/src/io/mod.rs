@@ -2,7 +2,6 @@
 //!
 //! It must never import another layer.
 
-pub(crate) mod accept_queue;
 pub(crate) mod backoff;
 pub(crate) mod block_on;
 pub(crate) mod boot_id;
@@ -17,4 +16,5 @@ pub mod peer_uid;
 pub(crate) mod private_file;
 pub mod stream;
 pub(crate) mod target;
+pub(crate) mod tcp_info;
 pub(crate) mod worker;

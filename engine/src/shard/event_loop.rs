@@ -13,11 +13,11 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
-use crate::io::accept_queue::backlog_len;
 use crate::io::listener::{self, ActiveListener, Listener};
 use crate::io::offload::PendingJobs;
 use crate::io::peer::Peer;
 use crate::io::stream::Stream;
+use crate::io::tcp_info::backlog_len;
 use crate::sched::yield_now::yield_now;
 use crate::session::activity::ShardActivity;
 use crate::session::control::{ConnectionControl, TerminateReason};

@@ -1,7 +1,9 @@
-//! The number of connections in the backlog of a TCP listener (TCP_INFO).
+//! What the kernel says of a TCP socket (TCP_INFO): the length of a listener's backlog.
 //!
 //! It exists because the handshake queue is paced by the number of clients that wait, and clients in the backlog
 //! wait as well. No crate in use has this option.
+//!
+//! It must never be called on the data path: it is a system call.
 
 use std::mem::{MaybeUninit, size_of};
 use std::os::fd::RawFd;
@@ -10,30 +12,27 @@ use nix::libc;
 
 /// Connections that the kernel has completed and that are not accepted yet; 0 if the kernel does not say, as for a
 /// Unix socket.
-#[allow(unsafe_code)]
 pub(crate) fn backlog_len(listener: RawFd) -> u32 {
+    // Of a listener, this field is the length of the accept queue. [tcp_get_info in net/ipv4/tcp.c]
+    tcp_info(listener).map_or(0, |info| info.tcpi_unacked)
+}
+
+#[allow(unsafe_code)]
+fn tcp_info(socket: RawFd) -> Option<libc::tcp_info> {
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
-    let size = libc::socklen_t::try_from(size_of::<libc::tcp_info>());
-    let Ok(mut size) = size else {
-        return 0;
-    };
+    let mut size = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).ok()?;
     // SAFETY: the kernel writes at most `size` bytes to `info`, which has that size, and to `size`.
     let result = unsafe {
         libc::getsockopt(
-            listener,
+            socket,
             libc::IPPROTO_TCP,
             libc::TCP_INFO,
             info.as_mut_ptr().cast(),
             &raw mut size,
         )
     };
-    if result != 0 {
-        return 0;
-    }
     // SAFETY: it was zeroed, which is valid for integers, and the kernel has written the front of it.
-    let info = unsafe { info.assume_init() };
-    // Of a listener, this field is the length of the accept queue. [tcp_get_info in net/ipv4/tcp.c]
-    info.tcpi_unacked
+    (result == 0).then(|| unsafe { info.assume_init() })
 }
 
 #[cfg(test)]

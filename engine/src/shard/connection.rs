@@ -19,7 +19,6 @@ use crate::shard::event_loop::Shard;
 use crate::shard::handler::ConnectionHandler;
 use crate::shard::message::LinkRoute;
 use crate::shard::unattested::Source;
-use crate::telemetry::audit::queue::ShardAudit;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
 
@@ -32,19 +31,18 @@ impl<S: ConnectionHandler> Shard<S> {
         assignment: ShardAssignment,
     ) {
         let shard_metrics = &self.handler.context().shard_metrics;
-        let mut info = ConnectionInfo::new(peer);
+        let mut info = ConnectionInfo::new(self.limit.next_number(), peer);
         let control = Rc::new(ConnectionControl::new(
             info.accepted + self.timeouts.login,
             Rc::clone(shard_metrics),
             Rc::clone(&self.activity),
         ));
         let Some(place) = self.unattested.enter(self.source(peer), &control) else {
-            return self.dropped(peer);
+            return self.dropped(&info);
         };
         let permit = self.limit.permit(place);
         shard_metrics.accepted();
-        let audit = self.handler.context().audit.as_ref();
-        info.audit = audit.map(ShardAudit::connection);
+        info.audit = (self.handler.context().audit.is_some()).then(Box::default);
         let info = RefCell::new(info);
         let handler = Box::pin(self.handler.serve(stream, &permit, &control, &info));
         let end = self.supervise(handler, &control).await;
@@ -60,7 +58,7 @@ impl<S: ConnectionHandler> Shard<S> {
         assignment: ShardAssignment,
         route: LinkRoute,
     ) {
-        let info = ConnectionInfo::new(peer);
+        let info = ConnectionInfo::new(self.limit.next_number(), peer);
         let control = Rc::new(ConnectionControl::new(
             info.accepted + self.timeouts.login,
             Rc::clone(&self.handler.context().shard_metrics),
@@ -132,12 +130,12 @@ impl<S: ConnectionHandler> Shard<S> {
     }
 
     /// A connection for which there is no place.
-    fn dropped(&self, peer: Peer) {
+    fn dropped(&self, info: &ConnectionInfo) {
         let context = self.handler.context();
         context.shard_metrics.dropped();
-        context.access_log.dropped_over_limit(peer);
+        context.access_log.dropped_over_limit(info.peer);
         if let Some(audit) = &context.audit {
-            audit.dropped_over_limit(peer);
+            audit.dropped_over_limit(info.number, info.peer);
         }
     }
 }

@@ -13,7 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use attest::AttestedPeer;
 
@@ -36,6 +36,8 @@ pub(crate) struct ConnectionLimit {
     accepted_links: Semaphore,
     /// Links that this member opens.
     opened_links: Semaphore,
+    /// The number of the last connection.
+    last_number: AtomicU64,
 }
 
 /// Whose login it is: the app id that its event log proves, else the certificate.
@@ -104,7 +106,15 @@ impl ConnectionLimit {
             hasher: RandomState::new(),
             accepted_links: Semaphore::new(max_links),
             opened_links: Semaphore::new(max_links),
+            last_number: AtomicU64::new(0),
         })
+    }
+
+    /// The number of a new connection, from 1.
+    pub(super) fn next_number(&self) -> u64 {
+        self.last_number
+            .fetch_add(1, Ordering::Relaxed)
+            .saturating_add(1)
     }
 
     /// The place of a peer's counter.

@@ -59,7 +59,7 @@ impl<S: ConnectionHandler> Shard<S> {
         let metrics = Rc::clone(&self.handler.context().shard_metrics);
         let deadline = Instant::now() + self.timeouts.login;
         let control = ConnectionControl::new(deadline, metrics, Rc::clone(&self.activity));
-        let info = RefCell::new(ConnectionInfo::new(Peer::Local));
+        let info = RefCell::new(ConnectionInfo::new(0, Peer::Local));
         let verdict = self.handler.verify_target(leader, &control, &info).await;
         let logged = &self.leader_change.logged;
         match verdict {

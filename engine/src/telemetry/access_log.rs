@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn only_a_connection_without_a_session_is_refused() {
-        let mut info = ConnectionInfo::new(Peer::Local);
+        let mut info = ConnectionInfo::new(0, Peer::Local);
         let broken = || CloseReason::UpstreamIo(io::ErrorKind::BrokenPipe.into());
         assert_eq!(message(&info, &broken()), "connection refused");
         assert_eq!(
@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn kinds_of_errors_have_budgets_of_their_own() {
-        let mut info = ConnectionInfo::new(Peer::Local);
+        let mut info = ConnectionInfo::new(0, Peer::Local);
         let kind = |info: &ConnectionInfo, reason: CloseReason| ErrorKind::of(info, &reason);
         let denied = || CloseReason::Denied(attest::Denial::BadSignature);
         assert_eq!(kind(&info, denied()), Some(ErrorKind::Attestation));

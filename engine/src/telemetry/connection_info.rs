@@ -17,6 +17,8 @@ use crate::telemetry::shard_metrics::ShardMetrics;
 /// The information collected so far.
 #[derive(Debug)]
 pub(crate) struct ConnectionInfo {
+    /// The same in the audit log and for operators; never used twice by a process.
+    pub(crate) number: u64,
     pub(crate) accepted: Instant,
     pub(crate) peer: Peer,
     /// The client's address according to a PROXY header.
@@ -39,8 +41,9 @@ pub(crate) struct ConnectionInfo {
 }
 
 impl ConnectionInfo {
-    pub(crate) fn new(peer: Peer) -> Self {
+    pub(crate) fn new(number: u64, peer: Peer) -> Self {
         Self {
+            number,
             accepted: Instant::now(),
             peer,
             proxied_client: None,

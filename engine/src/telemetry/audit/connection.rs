@@ -6,10 +6,8 @@ use attest::values::Fingerprint;
 const MAX_DATABASE: usize = 63;
 
 /// The part of a connection's state that is kept for the audit log only.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct ConnectionAudit {
-    /// Unique within the process.
-    pub(super) connection: u64,
     /// The client's leaf certificate, if the gate did not accept it.
     pub(super) certificate: Option<Fingerprint>,
     pub(super) database: Option<Box<str>>,

@@ -19,7 +19,6 @@ use metrics::{Counter, Gauge};
 use sha2::{Digest, Sha256};
 
 use super::budget::{AddressBudget, TokenBucket};
-use super::connection::ConnectionAudit;
 use super::event::{Cause, ConnectionEvent, Event, Kind, PeerIdentity, Record, Traffic};
 use crate::io::peer::Peer;
 use crate::telemetry::close_reason::CloseReason;
@@ -40,7 +39,6 @@ const ATTESTED_REFILL: Duration = Duration::from_millis(100);
 /// What the shards, the control thread and the audit thread share.
 pub(super) struct Shared {
     pub(super) required: bool,
-    next_connection: AtomicU64,
     /// Whether events cannot be written now.
     failing: AtomicBool,
     /// Why the audit thread cannot write: 0 if it can, else one more than the position in
@@ -132,7 +130,6 @@ impl Shared {
         let reason_codes: Vec<_> = metrics.reasons().collect();
         Arc::new(Self {
             required,
-            next_connection: AtomicU64::new(1),
             failing: AtomicBool::new(false),
             cause: AtomicU8::new(0),
             lost: Default::default(),
@@ -286,17 +283,6 @@ impl ShardAudit {
         }
     }
 
-    /// The state that a connection keeps for the audit log.
-    pub(crate) fn connection(&self) -> Box<ConnectionAudit> {
-        let next = &self.producer.shared.next_connection;
-        Box::new(ConnectionAudit {
-            connection: next.fetch_add(1, Ordering::Relaxed),
-            certificate: None,
-            database: None,
-            admitted: false,
-        })
-    }
-
     /// Whether a new session may begin: always, unless `audit_required` is set and nothing can be
     /// written now.
     pub(crate) fn accepts_sessions(&self) -> bool {
@@ -380,12 +366,11 @@ impl ShardAudit {
     }
 
     /// A connection was closed at once, far above the connection limit.
-    pub(crate) fn dropped_over_limit(&self, peer: Peer) {
+    pub(crate) fn dropped_over_limit(&self, connection: u64, peer: Peer) {
         let reason = CloseReason::TooManyUnattested.code();
         let buckets = (&self.unattested, UNATTESTED_BURST, UNATTESTED_REFILL);
         self.limited(reason, buckets, || {
-            let mut info = ConnectionInfo::new(peer);
-            info.audit = Some(self.connection());
+            let info = ConnectionInfo::new(connection, peer);
             connection_event(Kind::Refusal, &info, None, None, |event| {
                 event.reason = Some(reason);
             })
@@ -435,7 +420,7 @@ fn connection_event(
     let audit = info.audit.as_deref();
     let mut event = ConnectionEvent {
         kind,
-        connection: audit.map_or(0, |audit| audit.connection),
+        connection: info.number,
         address: info.peer,
         client: info.proxied_client,
         peer: peer.map(PeerIdentity::of),
@@ -488,8 +473,8 @@ mod tests {
         let shared = Shared::new(false, &Metrics::new().unwrap());
         let audit = ShardAudit::new(shared.register());
         let refuse = |reason: CloseReason| {
-            let mut info = ConnectionInfo::new(Peer::Local);
-            info.audit = Some(audit.connection());
+            let mut info = ConnectionInfo::new(0, Peer::Local);
+            info.audit = Some(Box::default());
             audit.ended(&info, None, None, (0, 0), &reason);
         };
         let flood = 10_000;
@@ -534,8 +519,8 @@ mod tests {
         let audit = ShardAudit::new(shared.register());
         let admit = |last: u8| {
             let address = ([192, 0, 2, last], 50_000).into();
-            let mut info = ConnectionInfo::new(Peer::Tcp(address));
-            info.audit = Some(audit.connection());
+            let mut info = ConnectionInfo::new(0, Peer::Tcp(address));
+            info.audit = Some(Box::default());
             audit.admitted(&mut info, None);
             assert!(info.audit.is_some_and(|audit| audit.admitted));
         };

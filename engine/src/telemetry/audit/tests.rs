@@ -31,8 +31,8 @@ fn open_file(path: &Path) -> (AuditLog, Metrics) {
 
 /// A connection that becomes a session and ends: an admission, a role grant and an end.
 fn session(audit: &ShardAudit) {
-    let mut info = ConnectionInfo::new(Peer::Local);
-    info.audit = Some(audit.connection());
+    let mut info = ConnectionInfo::new(0, Peer::Local);
+    info.audit = Some(Box::default());
     audit.admitted(&mut info, None);
     info.is_session = true;
     audit.role_granted(&info, None);
@@ -333,8 +333,8 @@ fn cancel_requests_beyond_the_budget_are_not_refused() {
     let (log, _) = open_file(&path);
     let shard = log.handle().shard();
     for _ in 0..1_000 {
-        let mut info = ConnectionInfo::new(Peer::Local);
-        info.audit = Some(shard.connection());
+        let mut info = ConnectionInfo::new(0, Peer::Local);
+        info.audit = Some(Box::default());
         shard.ended(&info, None, None, (0, 0), &CloseReason::Cancelled);
     }
     drop(log);
@@ -355,8 +355,8 @@ fn a_flood_of_refusals_becomes_one_line_with_its_count() {
     let shard = log.handle().shard();
     let refusals = 5_000;
     for _ in 0..refusals {
-        let mut info = ConnectionInfo::new(Peer::Local);
-        info.audit = Some(shard.connection());
+        let mut info = ConnectionInfo::new(0, Peer::Local);
+        info.audit = Some(Box::default());
         shard.ended(&info, None, None, (0, 0), &CloseReason::LoginTimeout);
     }
     drop(log);

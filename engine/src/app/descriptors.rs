@@ -12,8 +12,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::app::error::{StartError, system};
 use crate::config::{ClusterConfig, ProcessConfig, SetLimits, UnattestedLimits};
 
-/// Descriptors for everything but clients: 64 connections of the HTTP server, standard streams, runtimes and
-/// log (about 30), connections to Postgres, the guest agent, PCCS and name server, files that are read, and
+/// Descriptors for everything but clients: 64 connections of the HTTP server, 5 of the control socket, standard streams,
+/// runtimes and log (about 30), connections to Postgres, the guest agent, PCCS and name server, files that are read, and
 /// second descriptors of connections that move to another shard or whose dial is in progress.
 const RESERVED: u64 = 192;
 /// Descriptors of a shard: listener, mailbox, driver, timer; 9 were counted.

@@ -47,11 +47,13 @@ use crate::tls::certificate::{Identity, IdentityError};
 use crate::tls::certificate_source::CertificateSource;
 use crate::tls::client_config::link_config;
 use crate::tls::record_layer::RecordLayer;
+use control_socket::OpenControlSocket;
 use links::LinkPorts;
 use service::{InboundHandlerFactory, SharedState};
 
 pub(crate) mod admin_source;
 mod cluster_report;
+mod control_socket;
 mod links;
 mod report;
 mod service;
@@ -136,6 +138,8 @@ struct Sidecar<R> {
     audit: Option<AuditLog>,
     /// Stops serving HTTP when dropped.
     _admin: Option<admin::Server>,
+    /// Removes the socket when dropped.
+    _control_socket: Option<OpenControlSocket>,
 }
 
 /// What start-up creates before the first step that may wait for the guest agent or Postgres.
@@ -236,6 +240,11 @@ async fn start<R>(
     if let (Some(publisher), Some(cluster)) = (publisher, &shared.cluster) {
         tokio::spawn(publisher.run(cluster.leadership()));
     }
+    let control_socket = control_socket::open(
+        &config.control_socket,
+        shards.inspector(),
+        audit.as_ref().map(AuditLog::operators),
+    )?;
     role_repair::register(&shared.metrics);
     tokio::spawn(role_repair.run());
     context.checks.accepting.set_ready();
@@ -257,6 +266,7 @@ async fn start<R>(
         accepting,
         audit,
         _admin: context.admin,
+        _control_socket: control_socket,
     };
     Ok((sidecar, lifecycle))
 }

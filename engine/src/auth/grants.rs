@@ -24,7 +24,7 @@ pub(crate) struct RequestedSession {
     /// The role; `None` if it is not one of the cluster's, which is refused with the secret.
     pub(crate) role: Option<Role>,
     /// The database; `None` for physical replication, which uses none.
-    database: Option<Box<[u8]>>,
+    pub(crate) database: Option<Box<[u8]>>,
 }
 
 /// What an entry does not grant.

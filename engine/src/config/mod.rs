@@ -10,6 +10,7 @@ mod audit;
 pub mod catalogue;
 mod cluster;
 pub(crate) mod connection_uri;
+pub(crate) mod control;
 pub(crate) mod environment;
 mod flags;
 mod forward;
@@ -43,6 +44,7 @@ pub use crate::tls::certificate_source::{CertificateRequest, CertificateUsage};
 pub use attestation::{Attestation, Criteria};
 pub use audit::{AuditConfig, AuditTarget};
 pub use cluster::{ClusterConfig, MAX_MEMBERS, Member, RoleConfig, Service, WritesOnStandby};
+pub use control::{ControlConfig, ControlSocket};
 pub use environment::take_secrets;
 pub use flags::with_flags;
 pub use forward::{ForwarderConfig, Listen, Verifier};
@@ -112,6 +114,8 @@ pub struct Config {
     pub proxy_protocol_from: Vec<ipnet::IpNet>,
     /// The audit log, if there is one.
     pub audit: Option<AuditConfig>,
+    /// Where operators on this machine ask for the connections.
+    pub control_socket: ControlSocket,
     /// The cluster that this sidecar belongs to, if it does.
     pub cluster: Option<ClusterConfig>,
     /// The leader manifest, if this member publishes it. It is taken out when it is used.
@@ -206,6 +210,7 @@ impl Config {
         let plaintext_cancel = reader.read(&settings::PLAINTEXT_CANCEL);
         let proxy_protocol_from = reader.read(&settings::PROXY_PROTOCOL_FROM);
         let audit = AuditConfig::read(reader);
+        let control_socket = reader.read(&settings::CONTROL_SOCKET);
         let cluster = ClusterConfig::read(reader);
         let with_cluster_key = matches!(&passwords, Some(read) if read.cluster_key.is_some());
         let in_cluster = cluster.as_ref().and_then(Option::as_ref);
@@ -254,6 +259,7 @@ impl Config {
             plaintext_cancel: plaintext_cancel?,
             proxy_protocol_from: proxy_protocol_from?,
             audit: audit?,
+            control_socket: control_socket?,
             cluster: cluster?,
             manifest: manifest?,
             unattested: unattested?,

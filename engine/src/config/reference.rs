@@ -70,6 +70,7 @@ fn page() -> String {
         (Scope::Postgres, "`provision` and `password` take"),
         (Scope::Agent, "`ca` takes"),
         (Scope::Secret, "`secret` takes"),
+        (Scope::Control, "`sessions` and `kill` take"),
         (Scope::Manifest, "`manifest-address` takes"),
     ] {
         let keys: Vec<_> = command.0.settings().map(|spec| code(spec.key)).collect();

@@ -27,6 +27,7 @@ use wire::secret::ClusterSecret;
 use super::audit::{self, AuditTarget};
 use super::cluster::{self, Member, Service, WritesOnStandby};
 use super::connection_uri::DatabaseUrl;
+use super::control::{self, ControlSocket};
 use super::forward::{Listen, VerifierName};
 use super::log_format::LogFormat;
 use super::manifest::{self, Publish, TsigSecret};
@@ -77,6 +78,7 @@ pub(super) fn find(key: &str) -> Option<&'static Spec> {
 }
 
 const SERVE: &[Scope] = &[Scope::Serve];
+const CONTROL: &[Scope] = &[Scope::Serve, Scope::Control];
 const FORWARD: &[Scope] = &[Scope::Forward];
 const BOTH: &[Scope] = &[Scope::Serve, Scope::Forward];
 const CRITERIA: &[Scope] = &[Scope::Serve, Scope::Criteria, Scope::Forward];
@@ -652,6 +654,13 @@ settings! {
             key: "attestation_interval", parse: values::duration, kind: Time, scopes: SERVE,
             default: Some("1s"),
             help: "Minimum time between two quotes that are generated for /attestation.",
+        }
+    }
+    Control {
+        CONTROL_SOCKET: ControlSocket {
+            key: "control_socket", parse: control::socket, kind: One("PATH"), scopes: CONTROL,
+            default: Some("auto"),
+            help: "Unix socket for the commands sessions and kill of operators on this machine, which only root and the sidecar's own user can use: an absolute path, off, or auto (/run/teesql/control.sock, if that directory exists).",
         }
     }
     Log {

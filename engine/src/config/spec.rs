@@ -68,6 +68,8 @@ pub enum Scope {
     Agent,
     /// `secret`: the guest agent.
     Secret,
+    /// `sessions` and `kill`: the control socket.
+    Control,
     /// `manifest-address`: the key of the leader manifest, and the guest agent that derives it.
     Manifest,
     /// `teesql-forward`: all settings of the forwarder.
@@ -87,6 +89,7 @@ pub(super) enum Group {
     Manifest,
     Limits,
     Http,
+    Control,
     Log,
     Performance,
 }
@@ -104,6 +107,7 @@ impl Group {
             Self::Manifest => "Leader manifest",
             Self::Limits => "Limits and timeouts",
             Self::Http => "HTTP",
+            Self::Control => "Control socket",
             Self::Log => "Log",
             Self::Performance => "Performance",
         }
@@ -173,6 +177,7 @@ impl Spec {
             | Scope::Postgres
             | Scope::Agent
             | Scope::Secret
+            | Scope::Control
             | Scope::Manifest => self.default,
         }
     }

@@ -14,7 +14,7 @@ use super::mode::Mode;
 use super::reader::Reader;
 use super::settings::{ALL, find};
 use super::{
-    CertificateConfig, Config, Criteria, ForwarderConfig, IdentitySource, Layers,
+    CertificateConfig, Config, ControlConfig, Criteria, ForwarderConfig, IdentitySource, Layers,
     ManifestDestination, ManifestKeyConfig, PostgresConfig, Scope, with_flags,
 };
 use crate::auth::client_auth::ClientAuth;
@@ -599,12 +599,13 @@ fn postgres_scope_has_its_flags_only() {
 #[test]
 fn each_scope_reads_exactly_its_settings() {
     type Read = fn(&mut Reader<'_>);
-    let readers: [(Scope, Read); 7] = [
+    let readers: [(Scope, Read); 8] = [
         (Scope::Serve, |reader| drop(Config::read(reader))),
         (Scope::Criteria, |reader| drop(Criteria::read(reader))),
         (Scope::Postgres, |reader| drop(PostgresConfig::read(reader))),
         (Scope::Agent, |reader| drop(CertificateConfig::read(reader))),
         (Scope::Secret, |reader| drop(read_guest_agent(reader))),
+        (Scope::Control, |reader| drop(ControlConfig::read(reader))),
         (Scope::Manifest, |reader| {
             drop(ManifestKeyConfig::read(reader));
         }),

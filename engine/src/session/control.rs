@@ -23,6 +23,7 @@ use crate::auth::grants::{EntryPermit, NotGranted, RequestedSession};
 use crate::io::clock::unix_now;
 use crate::io::stream::reset;
 use crate::io::target::Endpoint;
+use crate::io::tcp_info::{LastTransfer, last_transfer};
 use crate::sched::busy_poll::{Direction, Transfer};
 use crate::sched::delay_timer::TimerQueue;
 use crate::session::activity::ShardActivity;
@@ -38,6 +39,9 @@ const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(60);
 /// The number of checks per idle timeout. A session ends between 1 and 1.25 times the configured
 /// time after its last byte, and transferring a byte sets no timer.
 const IDLE_CHECKS: u32 = 4;
+
+/// A session that has transferred a byte within this time is shown as active.
+const ACTIVE: Duration = Duration::from_secs(1);
 
 /// The shortest sleep until the login deadline is looked at again.
 const DEADLINE_CHECK_INTERVAL: Duration = Duration::from_millis(5);
@@ -72,6 +76,8 @@ pub(crate) enum TerminateReason {
     Denied(Revocation),
     /// Its place is given to a newer connection: the client is not attested yet.
     Displaced,
+    /// An operator has ended it.
+    Killed,
     /// This member of the cluster may not take writes any more.
     Fenced,
     /// The leader that the session was carried to leads no more, or a forwarder that follows the leader has the session
@@ -87,10 +93,24 @@ impl From<TerminateReason> for CloseReason {
             TerminateReason::Shutdown => CloseReason::Shutdown,
             TerminateReason::Denied(revocation) => CloseReason::Revoked(revocation),
             TerminateReason::Displaced => CloseReason::TooManyUnattested,
+            TerminateReason::Killed => CloseReason::Killed,
             TerminateReason::Fenced => CloseReason::Fenced,
             TerminateReason::LeaderChanged => CloseReason::LeaderChanged,
         }
     }
+}
+
+/// What a connection does, for operators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Activity {
+    /// It is not a session or an open link yet.
+    Login,
+    /// Bytes are transferred, or the client waits for an answer. Holds the time since the last byte.
+    Active(Duration),
+    /// Neither. Holds the time since the last byte.
+    Idle(Duration),
+    /// It ends.
+    Closing,
 }
 
 /// Where the writes of a session in a cluster go.
@@ -135,6 +155,17 @@ pub(crate) struct ConnectionControl {
     endpoint: RefCell<Option<Arc<Endpoint>>>,
     /// Of a session that may write, in a cluster.
     write_path: Cell<Option<WritePath>>,
+}
+
+impl Activity {
+    /// A client that has sent something after the last byte that it was sent waits for an answer.
+    fn of(times: LastTransfer) -> Self {
+        let last = times.received.min(times.sent);
+        match times.received < times.sent || last < ACTIVE {
+            true => Self::Active(last),
+            false => Self::Idle(last),
+        }
+    }
 }
 
 /// Gives the place among the sessions of a policy entry back when dropped, although others may still hold the
@@ -459,14 +490,36 @@ impl ConnectionControl {
         });
     }
 
+    /// What the connection does. Asks the kernel, so that nothing has to be noted when bytes are transferred.
+    pub(crate) fn activity(&self) -> Activity {
+        match self.phase.get() {
+            Phase::Login => Activity::Login,
+            Phase::Closing => Activity::Closing,
+            Phase::Relay | Phase::HalfClosed => {
+                let times = self.client_fd.get().and_then(last_transfer);
+                times.map_or(Activity::Active(Duration::ZERO), Activity::of)
+            }
+        }
+    }
+
+    /// What the client asks for; `None` if it has not asked yet.
+    pub(crate) fn requested(&self) -> Option<RequestedSession> {
+        self.requested.borrow().clone()
+    }
+
     /// The number of plaintext bytes received from and sent to the client.
     pub(crate) fn bytes(&self) -> (u64, u64) {
         (self.received.get(), self.sent.get())
     }
 
+    /// Whether the connection ends already.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.phase.get() == Phase::Closing || self.terminate_reason.get().is_some()
+    }
+
     /// Terminates the connection, unless it is closing already. The first reason is kept.
     pub(crate) fn terminate(&self, reason: TerminateReason) {
-        if self.phase.get() == Phase::Closing || self.terminate_reason.get().is_some() {
+        if self.is_closing() {
             if reason == TerminateReason::Displaced {
                 // Its place is taken: it may not wait for its client to close.
                 shutdown_fd(&self.client_fd, Shutdown::Both);

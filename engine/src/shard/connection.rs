@@ -22,6 +22,13 @@ use crate::shard::unattested::Source;
 use crate::telemetry::close_reason::CloseReason;
 use crate::telemetry::connection_info::ConnectionInfo;
 
+/// A connection in the list of its shard.
+pub(super) struct Connection {
+    pub(super) number: u64,
+    pub(super) control: Rc<ConnectionControl>,
+    pub(super) info: Rc<RefCell<ConnectionInfo>>,
+}
+
 impl<S: ConnectionHandler> Shard<S> {
     /// One connection from accept to its log line.
     pub(super) async fn connection(
@@ -31,7 +38,8 @@ impl<S: ConnectionHandler> Shard<S> {
         assignment: ShardAssignment,
     ) {
         let shard_metrics = &self.handler.context().shard_metrics;
-        let mut info = ConnectionInfo::new(self.limit.next_number(), peer);
+        let number = self.limit.next_number();
+        let mut info = ConnectionInfo::new(number, peer);
         let control = Rc::new(ConnectionControl::new(
             info.accepted + self.timeouts.login,
             Rc::clone(shard_metrics),
@@ -43,11 +51,11 @@ impl<S: ConnectionHandler> Shard<S> {
         let permit = self.limit.permit(place);
         shard_metrics.accepted();
         info.audit = (self.handler.context().audit.is_some()).then(Box::default);
-        let info = RefCell::new(info);
+        let info = Rc::new(RefCell::new(info));
         let handler = Box::pin(self.handler.serve(stream, &permit, &control, &info));
-        let end = self.supervise(handler, &control).await;
+        let end = self.supervise(handler, &control, &info).await;
         drop((permit, assignment));
-        self.finish(info.into_inner(), &control, &end);
+        self.finish(&info.borrow(), &control, &end);
     }
 
     /// One local connection for which a link is opened, from accept to its log line.
@@ -65,13 +73,13 @@ impl<S: ConnectionHandler> Shard<S> {
             Rc::clone(&self.activity),
         ));
         let permit = self.limit.link_permit();
-        let info = RefCell::new(info);
+        let info = Rc::new(RefCell::new(info));
         let handler = self
             .handler
             .open_link(stream, route, &permit, &control, &info);
-        let end = self.supervise(Box::pin(handler), &control).await;
+        let end = self.supervise(Box::pin(handler), &control, &info).await;
         drop((permit, assignment));
-        self.finish(info.into_inner(), &control, &end);
+        self.finish(&info.borrow(), &control, &end);
     }
 
     /// Runs a handler with its watchdog, among the connections of this shard.
@@ -79,8 +87,14 @@ impl<S: ConnectionHandler> Shard<S> {
         &self,
         handler: Pin<Box<impl Future<Output = CloseReason>>>,
         control: &Rc<ConnectionControl>,
+        info: &Rc<RefCell<ConnectionInfo>>,
     ) -> CloseReason {
-        let key = self.connections.borrow_mut().insert(Rc::clone(control));
+        let connection = Connection {
+            number: info.borrow().number,
+            control: Rc::clone(control),
+            info: Rc::clone(info),
+        };
+        let key = self.connections.borrow_mut().insert(connection);
         let end = {
             // Boxed or pinned: a future that is passed by value is in memory twice.
             let with_watchdog = pin!(with_watchdog(handler, control, self.timeouts.idle));
@@ -91,7 +105,7 @@ impl<S: ConnectionHandler> Shard<S> {
     }
 
     /// Counts and logs a connection that has ended.
-    fn finish(&self, info: ConnectionInfo, control: &ConnectionControl, end: &CloseReason) {
+    fn finish(&self, info: &ConnectionInfo, control: &ConnectionControl, end: &CloseReason) {
         let context = self.handler.context();
         match (&info.link, &context.links) {
             (Some(link), Some(links)) => {
@@ -103,13 +117,13 @@ impl<S: ConnectionHandler> Shard<S> {
             _ => context.shard_metrics.ended(info.role, info.is_session, end),
         }
         if !info.logged {
-            context.access_log.ended(&info, control.bytes(), end);
+            context.access_log.ended(info, control.bytes(), end);
         }
         // A link that this member opens is no access to it.
         if let Some(audit) = context.audit.as_ref().filter(|_| info.audit.is_some()) {
             let policy = context.gate_of(control).policy_epoch();
             let peer = control.peer();
-            audit.ended(&info, peer.as_deref(), policy, control.bytes(), end);
+            audit.ended(info, peer.as_deref(), policy, control.bytes(), end);
         }
         if self.connections.borrow().is_empty()
             && let Some(waker) = self.emptied.take()

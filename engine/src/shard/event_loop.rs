@@ -23,6 +23,7 @@ use crate::session::activity::ShardActivity;
 use crate::session::control::{ConnectionControl, TerminateReason};
 use crate::shard::background::BackgroundTasks;
 use crate::shard::balancer::Balancer;
+use crate::shard::connection::Connection;
 use crate::shard::connection_limit::ConnectionLimit;
 use crate::shard::handler::ConnectionHandler;
 use crate::shard::leader_change::LeaderChange;
@@ -71,7 +72,7 @@ pub(crate) struct Shard<S> {
     pub(super) unattested: UnattestedPool,
     siblings: SiblingShards,
     pub(super) activity: Rc<ShardActivity>,
-    pub(super) connections: RefCell<Slab<Rc<ConnectionControl>>>,
+    pub(super) connections: RefCell<Slab<Connection>>,
     draining: Cell<bool>,
     /// Changes of policy or collateral so far.
     pub(super) revalidations: Cell<u64>,
@@ -170,6 +171,10 @@ impl<S: ConnectionHandler> Shard<S> {
             Message::LeaderChanged(leader) => {
                 self.background.spawn(Rc::clone(self).follow(leader));
             }
+            Message::Sessions(request) => {
+                self.background
+                    .spawn(Rc::clone(self).report_sessions(request));
+            }
             Message::HandOff(handed_off) => self.accept_handoff(handed_off, None),
             Message::OpenLink(handed_off, route) => self.accept_handoff(handed_off, Some(route)),
         }
@@ -199,7 +204,7 @@ impl<S: ConnectionHandler> Shard<S> {
         let connections = self.connections.borrow();
         connections
             .iter()
-            .map(|(_, control)| Rc::clone(control))
+            .map(|(_, connection)| Rc::clone(&connection.control))
             .collect()
     }
 

@@ -7,6 +7,7 @@ use crate::io::peer::Peer;
 use crate::io::stream::DetachedStream;
 use crate::io::target::Target;
 use crate::shard::balancer::ShardAssignment;
+use crate::shard::sessions::SessionsRequest;
 
 /// A message from another thread to a shard.
 pub(crate) enum Message {
@@ -22,6 +23,8 @@ pub(crate) enum Message {
     LeaderChanged(Arc<Target>),
     /// Logins of the cluster are routed differently, or sessions have to end.
     ClusterChanged(ClusterChange),
+    /// An operator asks for the connections, or ends some.
+    Sessions(SessionsRequest),
     /// Serve this connection, which another shard has accepted.
     HandOff(HandedOff),
     /// Open a link for this local connection.

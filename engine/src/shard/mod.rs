@@ -18,5 +18,6 @@ pub(crate) mod live_config;
 pub(crate) mod message;
 pub(crate) mod pool;
 mod revalidation;
+pub(crate) mod sessions;
 pub(crate) mod shared_thread;
 pub(crate) mod unattested;

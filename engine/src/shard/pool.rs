@@ -25,6 +25,7 @@ use crate::shard::balancer::Balancer;
 use crate::shard::connection_limit::ConnectionLimit;
 use crate::shard::event_loop::{Shard, SiblingShards, Timeouts};
 use crate::shard::message::{HandedOff, LinkRoute, Message};
+use crate::shard::sessions::SessionInspector;
 use crate::shard::shared_thread::{ShardSender, SharedThread, ThreadContext, catch_panic};
 use crate::shard::unattested::UnattestedPool;
 use crate::telemetry::access_log::AccessLog;
@@ -308,6 +309,13 @@ impl ShardPool {
             mailboxes: Arc::clone(&self.mailboxes),
             balancer: Arc::clone(&self.balancer),
             driver: self.driver,
+        }
+    }
+
+    /// What asks the shards about their connections.
+    pub(crate) fn inspector(&self) -> SessionInspector {
+        SessionInspector {
+            mailboxes: Arc::clone(&self.mailboxes),
         }
     }
 

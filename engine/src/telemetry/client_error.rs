@@ -109,7 +109,7 @@ impl CloseReason {
                 "terminating connection due to idle-session timeout".into(),
                 None,
             ),
-            CloseReason::Shutdown => fatal(
+            CloseReason::Shutdown | CloseReason::Killed => fatal(
                 SqlState::ADMIN_SHUTDOWN,
                 "terminating connection due to administrator command".into(),
                 None,

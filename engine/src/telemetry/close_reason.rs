@@ -113,6 +113,9 @@ pub(crate) enum CloseReason {
     /// The process stops and the drain timeout is over.
     #[error("sidecar is shutting down")]
     Shutdown,
+    /// An operator has ended it (`teesql-sidecar kill`).
+    #[error("ended by an operator")]
+    Killed,
     /// The connection to the client failed.
     #[error("connection to the client failed: {0}")]
     ClientIo(io::Error),
@@ -287,7 +290,7 @@ pub(crate) const REASONS: &[&str] = &[
     "client_closed", "upstream_closed", "cancel_forwarded", "cancel_expired", "client_gone", "alpn_missing",
     "authentication_failed", "role_not_granted", "peer_session_limit", "too_many_connections", "upstream_unreachable",
     "too_many_unattested", "audit_unavailable", "no_leader", "read_only_member", "fenced", "leader_changed",
-    "upstream_refused_session", "upstream_timeout", "login_timeout", "idle_timeout", "shutdown", "client_io",
+    "upstream_refused_session", "upstream_timeout", "login_timeout", "idle_timeout", "shutdown", "killed", "client_io",
     "upstream_io", "peer_stuck", "panic", "attestation_revoked",
     // TLS.
     "tls_fragmented_message", "tls_keys_exhausted", "tls_internal", "tls_invalid_message",
@@ -366,6 +369,7 @@ impl CloseReason {
             CloseReason::LoginTimeout => "login_timeout",
             CloseReason::IdleTimeout => "idle_timeout",
             CloseReason::Shutdown => "shutdown",
+            CloseReason::Killed => "killed",
             CloseReason::ClientIo(_) => "client_io",
             CloseReason::UpstreamIo(_) => "upstream_io",
             CloseReason::PeerStuck => "peer_stuck",
@@ -410,6 +414,7 @@ impl CloseReason {
             | CloseReason::Cancelled
             | CloseReason::IdleTimeout
             | CloseReason::LeaderChanged
+            | CloseReason::Killed
             | CloseReason::Shutdown => ErrorOrigin::None,
             CloseReason::Denied(denial) if denial.fault() == Fault::Ours => ErrorOrigin::Upstream,
             CloseReason::Revoked(_) => ErrorOrigin::Upstream,

@@ -26,7 +26,7 @@ use crate::telemetry::close_reason::CloseReason;
 #[rustfmt::skip]
 const EVENTS: &[&str] = &[
     "started", "policy", "reopened", "stopped",
-    "admission", "admissions", "refusal", "refusals", "role_grant", "link_grant", "cancel", "revocation", "session_end", GAP,
+    "admission", "admissions", "refusal", "refusals", "role_grant", "link_grant", "cancel", "revocation", "session_end", "kill", GAP,
 ];
 
 /// An event and when it happened.
@@ -59,7 +59,22 @@ pub(super) enum Event {
         count: u64,
         since: SystemTime,
     },
+    /// An operator has ended connections.
+    Kill(Box<Kill>),
     Gap(Gap),
+}
+
+/// What an operator has ended by `teesql-sidecar kill`.
+pub(crate) struct Kill {
+    /// The user and the process that have asked, as the kernel says.
+    pub(crate) uid: u32,
+    pub(crate) pid: Option<i32>,
+    /// The connections that were named.
+    pub(crate) connections: Option<Vec<u64>>,
+    /// The application that was named.
+    pub(crate) app_id: Option<AppId>,
+    /// How many have ended.
+    pub(crate) sessions: u64,
 }
 
 /// Why lines are missing.
@@ -208,6 +223,7 @@ impl Record {
             Event::Connection(event) => event.kind.name(),
             Event::Admissions { .. } => "admissions",
             Event::Refusals { .. } => "refusals",
+            Event::Kill(_) => "kill",
             Event::Gap(_) => GAP,
         }
     }
@@ -240,6 +256,13 @@ impl Record {
                 fields.set("reason", *reason);
                 fields.set("count", *count);
                 fields.set("since", format_time(*since));
+            }
+            Event::Kill(kill) => {
+                fields.set("uid", kill.uid);
+                fields.set("pid", kill.pid);
+                fields.set("connections", kill.connections.clone());
+                fields.set("app_id", text(kill.app_id.as_ref()));
+                fields.set("sessions", kill.sessions);
             }
             Event::Gap(Gap::Lost { cause, lost, since }) => {
                 fields.set("cause", cause.code());

@@ -17,6 +17,7 @@ use attest::policy::PolicyEpoch;
 use crate::config::AuditConfig;
 use crate::telemetry::metrics::Metrics;
 use chain::LineHash;
+pub(crate) use event::Kill;
 use event::{Event, Gap, Record};
 use queue::{Producer, ShardAudit, Shared};
 use sink::{Sink, SinkError};
@@ -64,13 +65,23 @@ impl From<SinkError> for AuditError {
 pub(crate) struct AuditLog {
     shared: Arc<Shared>,
     /// The queue of the control thread.
-    control: Producer,
+    control: Arc<Producer>,
     closed: Receiver<()>,
 }
 
 /// Access to the audit log of a process, for its shards and for `/ready`.
 #[derive(Clone)]
 pub(crate) struct AuditHandle(Arc<Shared>);
+
+/// Access to the audit log for the control socket.
+pub(crate) struct OperatorAudit(Arc<Producer>);
+
+impl OperatorAudit {
+    /// Records that an operator has ended connections.
+    pub(crate) fn killed(&self, kill: Kill) {
+        self.0.push(Event::Kill(Box::new(kill)));
+    }
+}
 
 /// Why events cannot be written, for `/ready`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +126,7 @@ impl AuditLog {
             hash = %tail.head.hash,
             "the audit log continues after this line"
         );
-        let control = shared.register();
+        let control = Arc::new(shared.register());
         let (done, closed) = sync_channel(1);
         let thread = std::thread::Builder::new().name("audit".to_owned());
         let handle = thread
@@ -135,6 +146,11 @@ impl AuditLog {
 
     pub(crate) fn handle(&self) -> AuditHandle {
         AuditHandle(Arc::clone(&self.shared))
+    }
+
+    /// The audit log of the control socket.
+    pub(crate) fn operators(&self) -> OperatorAudit {
+        OperatorAudit(Arc::clone(&self.control))
     }
 
     /// Opens the file again, after log rotation has renamed it.

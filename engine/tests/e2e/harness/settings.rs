@@ -96,6 +96,7 @@ impl Settings {
         let settings = [
             ("TEESQL_LISTEN", "127.0.0.1:0"),
             ("TEESQL_ADMIN_LISTEN", "off"),
+            ("TEESQL_CONTROL_SOCKET", "off"),
             ("TEESQL_SHARDS", "2"),
             ("TEESQL_POSTGRES", upstream),
             ("TEESQL_READ_SECRET", READ_SECRET),

@@ -1,0 +1,299 @@
+//! The control socket: a Unix socket on which operators of this machine list the connections and end some of them
+//! . One request and one answer for each connection, as JSON lines.
+//!
+//! It exists because HTTP is open to everybody who reaches it and must tell nothing of clients, and because Postgres
+//! sees the sidecar only: an operator could not say which application holds a session.
+//!
+//! It runs on the control thread. It must never serve a user other than root and the sidecar's own, never hold a shard up, and never
+//! wait without a deadline.
+
+mod protocol;
+mod report;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use attest::values::AppId;
+use nix::unistd::Uid;
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, BufWriter,
+};
+use tokio::net::unix::{OwnedWriteHalf, UCred};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use crate::app::error::{StartError, system};
+use crate::config::ControlSocket;
+use crate::io::listener::bind_unix;
+use crate::shard::sessions::{Selection, SessionInspector, SessionReport};
+use crate::telemetry::audit::{Kill, OperatorAudit};
+use protocol::{End, MAX_IDS, MAX_REQUEST, Request};
+
+/// Requests at the same time. More wait in the backlog of the socket.
+const MAX_REQUESTS: usize = 4;
+/// From the connection to the end of the request, which the commands send at once.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the shards are waited for. They need milliseconds, unless one is overloaded.
+const SHARD_TIMEOUT: Duration = Duration::from_secs(5);
+/// For the whole answer: 10,000 sessions have some 5 MB.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause after an accept that failed for want of descriptors.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// The open socket. It closes, and its file is removed, when this is dropped.
+pub(super) struct OpenControlSocket {
+    path: PathBuf,
+    accepting: JoinHandle<()>,
+}
+
+impl Drop for OpenControlSocket {
+    fn drop(&mut self) {
+        self.accepting.abort();
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// What the requests have in common.
+struct Operators {
+    inspector: SessionInspector,
+    audit: Option<OperatorAudit>,
+    places: Arc<Semaphore>,
+}
+
+/// Opens the socket, if there is to be one.
+///
+/// # Errors
+/// It cannot be opened at the path that is set.
+pub(super) fn open(
+    setting: &ControlSocket,
+    inspector: SessionInspector,
+    audit: Option<OperatorAudit>,
+) -> Result<Option<OpenControlSocket>, StartError> {
+    let Some(path) = setting.path() else {
+        return Ok(None);
+    };
+    let automatic = *setting == ControlSocket::Auto;
+    if automatic && !path.parent().is_some_and(Path::is_dir) {
+        return Ok(None);
+    }
+    let listener = match listen(path) {
+        Ok(listener) => listener,
+        Err(error) if automatic => {
+            let path = path.display();
+            tracing::warn!(%path, %error, "no control socket: set control_socket to another path, or to off");
+            return Ok(None);
+        }
+        Err(error) => {
+            let what = format!("cannot open the control socket {}", path.display());
+            return Err(system(what)(error));
+        }
+    };
+    let operators = Arc::new(Operators {
+        inspector,
+        audit,
+        places: Arc::new(Semaphore::new(MAX_REQUESTS)),
+    });
+    Ok(Some(OpenControlSocket {
+        path: path.to_owned(),
+        accepting: tokio::spawn(accept_all(listener, operators)),
+    }))
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let listener = bind_unix(path)?;
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+async fn accept_all(listener: UnixListener, operators: Arc<Operators>) {
+    loop {
+        // The semaphore is never closed.
+        let Ok(place) = Arc::clone(&operators.places).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let operators = Arc::clone(&operators);
+                tokio::spawn(async move {
+                    // An operator who has gone needs no answer.
+                    let _ = operators.serve(stream).await;
+                    drop(place);
+                });
+            }
+            Err(_) => sleep(ACCEPT_BACKOFF).await,
+        }
+    }
+}
+
+/// Whether a user may ask: root, or the user of this process. The file's mode says so too, but an operator may change it.
+fn is_operator(uid: u32) -> bool {
+    uid == 0 || uid == Uid::effective().as_raw()
+}
+
+impl Operators {
+    async fn serve(&self, stream: UnixStream) -> io::Result<()> {
+        let who = stream.peer_cred()?;
+        let (reader, writer) = stream.into_split();
+        let mut writer = BufWriter::new(writer);
+        if !is_operator(who.uid()) {
+            tracing::warn!(
+                uid = who.uid(),
+                "a user who is no operator was refused on the control socket"
+            );
+            return send(
+                &mut writer,
+                &End::error("only root and the sidecar's own user may ask"),
+            )
+            .await;
+        }
+        let mut line = String::new();
+        let mut reader = BufReader::new(reader.take(MAX_REQUEST));
+        let read = timeout(REQUEST_TIMEOUT, reader.read_line(&mut line)).await;
+        let request = match read {
+            Err(_) => Err("no request within 2 s".to_owned()),
+            Ok(result) => result.map(|_| Request::parse(&line))?,
+        };
+        let request = request.and_then(|request| Ok((selection(&request)?, request)));
+        match request {
+            Err(error) => send(&mut writer, &End::error(error)).await,
+            Ok((selection, request)) => {
+                let answer = self.answer(&who, &request, selection, &mut writer);
+                timeout(ANSWER_TIMEOUT, answer).await?
+            }
+        }
+    }
+
+    /// Asks the shards, and sends what they answer.
+    async fn answer(
+        &self,
+        who: &UCred,
+        request: &Request,
+        selection: Selection,
+        writer: &mut BufWriter<OwnedWriteHalf>,
+    ) -> io::Result<()> {
+        let kill = request.is_kill();
+        let app_id = selection.app_id;
+        let (reports, complete) = collect(self.inspector.ask(selection, kill)).await;
+        let sessions = reports.len() as u64;
+        if kill {
+            // Before anything is sent: an operator who does not read must not prevent it.
+            self.record_kill(who, request, app_id, sessions);
+        }
+        for report in &reports {
+            send_line(writer, &report::document(report)).await?;
+        }
+        send(writer, &End::done(sessions, complete)).await
+    }
+
+    fn record_kill(&self, who: &UCred, request: &Request, app_id: Option<AppId>, sessions: u64) {
+        let (uid, pid) = (who.uid(), who.pid());
+        tracing::warn!(uid, pid, sessions, "connections ended by an operator");
+        if let Some(audit) = &self.audit {
+            audit.killed(Kill {
+                uid,
+                pid,
+                connections: request.ids().map(<[u64]>::to_vec),
+                app_id,
+                sessions,
+            });
+        }
+    }
+}
+
+/// What the shards answer, and whether all of them have.
+async fn collect(mut answers: UnboundedReceiver<Vec<SessionReport>>) -> (Vec<SessionReport>, bool) {
+    let deadline = Instant::now() + SHARD_TIMEOUT;
+    let mut all = Vec::new();
+    loop {
+        match timeout_at(deadline, answers.recv()).await {
+            Ok(Some(reports)) => all.extend(reports),
+            Ok(None) => return (all, true),
+            Err(_) => return (all, false),
+        }
+    }
+}
+
+/// Which connections a request means.
+///
+/// # Errors
+/// What is wrong with it. The text does not quote it.
+fn selection(request: &Request) -> Result<Selection, String> {
+    let app_id = request.app_id().map(str::parse::<AppId>).transpose();
+    let app_id = app_id.map_err(|_| "an app id has 40 hex characters".to_owned())?;
+    let numbers = request.ids().map(|ids| {
+        let sorted: BTreeSet<_> = ids.iter().copied().collect();
+        sorted.into_iter().collect::<Vec<_>>()
+    });
+    if request.is_kill() && numbers.is_none() && app_id.is_none() {
+        return Err("nothing is said to be ended".to_owned());
+    }
+    if numbers
+        .as_ref()
+        .is_some_and(|numbers| numbers.len() > MAX_IDS)
+    {
+        return Err(format!("at most {MAX_IDS} connections in one request"));
+    }
+    Ok(Selection { numbers, app_id })
+}
+
+async fn send(writer: &mut BufWriter<OwnedWriteHalf>, end: &End) -> io::Result<()> {
+    send_line(writer, &end.document()).await?;
+    writer.shutdown().await
+}
+
+async fn send_line(
+    writer: &mut BufWriter<OwnedWriteHalf>,
+    document: &serde_json::Value,
+) -> io::Result<()> {
+    writer.write_all(document.to_string().as_bytes()).await?;
+    writer.write_all(b"\n").await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Selection, String> {
+        selection(&Request::parse(text)?)
+    }
+
+    #[test]
+    fn a_kill_must_say_what() {
+        let error = parse(r#"{"command":"kill"}"#).unwrap_err();
+        assert!(error.contains("nothing"), "{error}");
+        let error = parse(r#"{"command":"kill","app_id":"zz"}"#).unwrap_err();
+        assert!(error.contains("40 hex"), "{error}");
+        let none = parse(r#"{"command":"kill","ids":[]}"#).unwrap();
+        assert_eq!(none.numbers, Some(Vec::new()));
+    }
+
+    #[test]
+    fn the_numbers_are_sorted_and_limited() {
+        let some = parse(r#"{"command":"kill","ids":[9,2,9]}"#).unwrap();
+        assert_eq!(some.numbers, Some(vec![2, 9]));
+        let many: Vec<_> = (0..=MAX_IDS).collect();
+        let error = parse(&format!(r#"{{"command":"kill","ids":{many:?}}}"#)).unwrap_err();
+        assert!(error.contains("at most"), "{error}");
+    }
+
+    #[test]
+    fn a_list_may_be_of_all_or_of_one_application() {
+        assert_eq!(parse(r#"{"command":"sessions"}"#), Ok(Selection::default()));
+        let app_id = "5a".repeat(20);
+        let one = parse(&format!(r#"{{"command":"sessions","app_id":"{app_id}"}}"#)).unwrap();
+        assert_eq!(one.app_id, Some(AppId([0x5a; 20])));
+    }
+
+    #[test]
+    fn root_and_the_own_user_are_operators() {
+        let own = Uid::effective().as_raw();
+        assert!(is_operator(0) && is_operator(own));
+        assert!(!is_operator(own + 1));
+    }
+}

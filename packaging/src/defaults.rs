@@ -56,6 +56,10 @@ pub(crate) fn sidecar(command: Command) -> Product {
                 "The cluster secrets. The package does not create them.",
             ),
             (
+                "/run/teesql/control.sock",
+                "The control socket, for the commands sessions and kill. Only root and the user teesql can use it.",
+            ),
+            (
                 "/var/lib/teesql",
                 "Collateral of Intel's that was fetched, and by custom the audit log. It belongs to the user teesql.",
             ),

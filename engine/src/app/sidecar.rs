@@ -53,7 +53,7 @@ use service::{InboundHandlerFactory, SharedState};
 
 pub(crate) mod admin_source;
 mod cluster_report;
-mod control_socket;
+pub(crate) mod control_socket;
 mod links;
 mod report;
 mod service;

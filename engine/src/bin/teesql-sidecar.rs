@@ -6,7 +6,7 @@ use engine::cli::hardening::protect_process;
 use engine::cli::output::EX_USAGE;
 use engine::cli::{
     audit, ca, check, cluster, dev, manifest_address, password, program, provision, secret, serve,
-    verify,
+    sessions, verify,
 };
 use engine::config::Scope;
 
@@ -23,6 +23,8 @@ fn main() -> ExitCode {
     match matches.subcommand() {
         Some(("serve", flags)) => serve::execute(flags),
         Some(("check", flags)) => check::execute(flags).print(),
+        Some(("sessions", flags)) => sessions::list(flags).print(),
+        Some(("kill", flags)) => sessions::kill(flags).print(),
         Some(("provision", flags)) => provision::execute(flags).print(),
         Some(("password", flags)) => password::execute(flags).print(),
         Some(("ca", flags)) => ca::execute(flags).print(),

@@ -16,5 +16,6 @@ pub mod program;
 pub mod provision;
 pub mod secret;
 pub mod serve;
+pub mod sessions;
 mod subprocess;
 pub mod verify;

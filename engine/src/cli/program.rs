@@ -4,7 +4,8 @@
 use clap::Command;
 
 use crate::cli::{
-    audit, ca, check, cluster, dev, manifest_address, password, provision, secret, serve, verify,
+    audit, ca, check, cluster, dev, manifest_address, password, provision, secret, serve, sessions,
+    verify,
 };
 
 /// `teesql-sidecar` with all its commands.
@@ -17,6 +18,8 @@ pub fn sidecar() -> Command {
         .arg_required_else_help(true)
         .subcommand(serve::command())
         .subcommand(check::command())
+        .subcommand(sessions::list_command())
+        .subcommand(sessions::kill_command())
         .subcommand(provision::command())
         .subcommand(password::command())
         .subcommand(ca::command())

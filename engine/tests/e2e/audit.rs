@@ -38,18 +38,18 @@ pub(crate) fn add(suite: &mut Suite) {
 }
 
 /// The log of one test.
-struct Log(PathBuf);
+pub(crate) struct Log(PathBuf);
 
 impl Log {
-    fn new(fixture: &Fixture) -> Self {
+    pub(crate) fn new(fixture: &Fixture) -> Self {
         Self(fixture.harness.unique_path("audit"))
     }
 
-    fn path(&self) -> &str {
+    pub(crate) fn path(&self) -> &str {
         self.0.to_str().expect("UTF-8")
     }
 
-    fn lines(&self) -> Vec<Value> {
+    pub(crate) fn lines(&self) -> Vec<Value> {
         let text = fs::read_to_string(&self.0).unwrap_or_default();
         let lines = text
             .lines()
@@ -66,7 +66,7 @@ impl Log {
     }
 
     /// Waits for `count` lines with `event`, and returns the last one.
-    fn wait(&self, event: &str, count: usize) -> Value {
+    pub(crate) fn wait(&self, event: &str, count: usize) -> Value {
         poll_until(TIMEOUT, || {
             let mut lines = self.lines();
             lines.retain(|line| line["event"] == event);

@@ -51,6 +51,7 @@ mod psycopg;
 mod roles;
 mod scram;
 mod secret_command;
+mod sessions;
 mod slow_peers;
 mod startup_packets;
 mod tokio_postgres_driver;
@@ -106,6 +107,7 @@ const GROUPS: &[Group] = &[
     roles::add,
     cluster_role::add,
     secret_command::add,
+    sessions::add,
     postgres_state::add,
     cvm_integration::add,
     key_update::add,

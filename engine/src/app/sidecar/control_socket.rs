@@ -1,5 +1,5 @@
 //! The control socket: a Unix socket on which operators of this machine list the connections and end some of them
-//! . One request and one answer for each connection, as JSON lines.
+//! (`teesql-sidecar sessions` and `kill`). One request and one answer for each connection, as JSON lines (docs/reference/cli.md).
 //!
 //! It exists because HTTP is open to everybody who reaches it and must tell nothing of clients, and because Postgres
 //! sees the sidecar only: an operator could not say which application holds a session.
@@ -7,7 +7,7 @@
 //! It runs on the control thread. It must never serve a user other than root and the sidecar's own, never hold a shard up, and never
 //! wait without a deadline.
 
-mod protocol;
+pub(crate) mod protocol;
 mod report;
 
 use std::collections::BTreeSet;

@@ -32,6 +32,7 @@ pub(super) const CA: &str = "ca.pem";
 pub(super) const CLIENT_CERT: &str = "client.pem";
 pub(super) const CLIENT_KEY: &str = "client.key";
 const AGENT_SOCKET: &str = "dstack.sock";
+pub(super) const CONTROL_SOCKET: &str = "control.sock";
 /// Port 0: the system picks a free port.
 const ANY_PORT: &str = "127.0.0.1:0";
 
@@ -130,6 +131,10 @@ impl Cluster {
             ),
             ("TEESQL_GUEST_AGENT", agent.into()),
             (
+                "TEESQL_CONTROL_SOCKET",
+                self.file(CONTROL_SOCKET).into_os_string(),
+            ),
+            (
                 "TEESQL_DANGEROUS_TDX_ROOT_CA",
                 self.file(TDX_ROOT).into_os_string(),
             ),
@@ -158,6 +163,7 @@ impl Cluster {
         settings.extend([
             ("TEESQL_LISTEN", listen.into()),
             ("TEESQL_ADMIN_LISTEN", "off".into()),
+            ("TEESQL_CONTROL_SOCKET", "off".into()),
             ("TEESQL_SHARDS", "1".into()),
             ("DSTACK_SIMULATOR_ENDPOINT", agent.into()),
         ]);

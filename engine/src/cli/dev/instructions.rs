@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use tokio::process::Command;
 use zeroize::Zeroizing;
 
-use super::cluster::{CA, CLIENT_CERT, CLIENT_KEY, Cluster, TDX_ROOT, write};
+use super::cluster::{CA, CLIENT_CERT, CLIENT_KEY, CONTROL_SOCKET, Cluster, TDX_ROOT, write};
 use super::error::DevError;
 use super::postgres::Postgres;
 use crate::app::sidecar::Addresses;
@@ -94,7 +94,8 @@ impl Instructions {
              psql                                                             # as teesql_readwrite\n  \
              PGPASSWORD=$TEESQL_DEV_READ_SECRET psql -U teesql_read\n  \
              PGPASSWORD=$TEESQL_DEV_SUPERUSER_PASSWORD psql -U postgres\n  \
-             teesql-sidecar verify {}\n\n\
+             teesql-sidecar verify {}\n  \
+             teesql-sidecar sessions                                          # who is connected\n\n\
              The same in one line:\n\n  {}\n\n\
              Simulator mode, as the superuser without a password, from this machine only:\n\n  \
              psql \"host=localhost port={} user=postgres sslmode=require dbname=postgres\"\n{http}",
@@ -170,6 +171,7 @@ fn variables(
             "TEESQL_GUEST_AGENT",
             text(&cluster.agent_socket().display()),
         ),
+        ("TEESQL_CONTROL_SOCKET", file(CONTROL_SOCKET)),
         ("TEESQL_DANGEROUS_TDX_ROOT_CA", file(TDX_ROOT)),
         ("TEESQL_PCCS", text(&cluster.pccs.url())),
         ("TEESQL_ALLOWED_APP_ID", text(&cluster.app_id())),

@@ -150,7 +150,7 @@ mod tests {
     fn run_instructions(instructions: &str) {
         const QUERY: &str = "-X -q -A -t -w -c 'select current_user'";
         let sidecar = env!("CARGO_BIN_EXE_teesql-sidecar");
-        let (mut users, mut verdicts, mut pages) = (Vec::new(), 0, 0);
+        let (mut users, mut verdicts, mut lists, mut pages) = (Vec::new(), 0, 0, 0);
         let mut source = "";
         for line in instructions.lines().map(str::trim) {
             let command = line.split("  #").next().unwrap_or(line).trim_end();
@@ -166,6 +166,10 @@ mod tests {
                 let script = format!("{source}\n{sidecar} verify {verify}");
                 assert!(run_successfully(shell(&script), TIMEOUT).ends_with("ACCEPTED\n"));
                 verdicts += 1;
+            } else if command == "teesql-sidecar sessions" {
+                let script = format!("{source}\n{sidecar} sessions");
+                run_successfully(shell(&script), TIMEOUT);
+                lists += 1;
             } else if let Some(at) = command.find("curl ") {
                 let output = run_successfully(shell(&command[at..]), TIMEOUT);
                 assert!(output.contains("\"production\""), "{output}");
@@ -180,7 +184,7 @@ mod tests {
             "postgres",
         ];
         assert_eq!(users, expected, "{instructions}");
-        assert_eq!((verdicts, pages), (1, 2), "{instructions}");
+        assert_eq!((verdicts, lists, pages), (1, 1, 2), "{instructions}");
     }
 
     /// What public clients and dstack's SDKs read: V0, and the path of a socket.

@@ -15,6 +15,7 @@ use crate::harness::scrape::{Scrape, await_scrape};
 use crate::harness::sidecar::Sidecar;
 use crate::harness::suite::Suite;
 use crate::harness::tdx_fixture::TdxFixture;
+use crate::sessions;
 
 pub(super) fn add(suite: &mut Suite) {
     suite.add("links::carry_services", carry_services);
@@ -28,7 +29,10 @@ const BULK: usize = 32 << 20;
 
 fn carry_services(fixture: &Fixture) {
     let tdx = TdxFixture::new();
-    let [a, b] = members(fixture, &tdx, ["a", "b"]);
+    let [a, b] = members(fixture, &tdx, ["a", "b"]).map(|member| {
+        let path = fixture.harness.unique_path("control");
+        member.set("TEESQL_CONTROL_SOCKET", path.to_str().expect("UTF-8"))
+    });
     let (first, second) = (a.start(), b.start());
     let mut kept = a.connect(1);
     exchange(&mut kept, b"hello").expect("an echo");
@@ -45,9 +49,30 @@ fn carry_services(fixture: &Fixture) {
         assert_eq!(output, "100000\n", "{port}");
     }
     check_metrics(&first, &second);
+    check_list(&a, &b);
     exchange(&mut kept, b"still here").expect("an echo");
     drop(kept);
     check_log(&first, &second);
+}
+
+/// Both ends of the link that is open are listed, with the instance that the other member has proved.
+fn check_list(a: &Member, b: &Member) {
+    for (member, direction, named, other) in [(a, "opened", "b", b'b'), (b, "accepted", "a", b'a')]
+    {
+        let links = sessions::list(&member.settings);
+        let link = links
+            .iter()
+            .find(|link| link["direction"] == direction && link["service"] == "echo")
+            .unwrap_or_else(|| panic!("no link: {links:#?}"));
+        assert_eq!(link["kind"], "link", "{link}");
+        assert_eq!(link["member"], named, "{link}");
+        assert_eq!(
+            link["instance_id"],
+            format!("{other:02x}").repeat(20),
+            "{link}"
+        );
+        assert!(link["received"].as_u64() > Some(0), "{link}");
+    }
 }
 
 /// Sends [`BULK`] bytes while they come back, closes the direction to the service, and reads the rest. Gives the time

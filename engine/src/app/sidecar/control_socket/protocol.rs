@@ -1,31 +1,31 @@
 //! The messages on the control socket: one JSON line with the request; in the answer one for each connection and a last one
-//! that says whether it is complete.
+//! that says whether it is complete. The commands and the sidecar share this file.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 /// Longest request in bytes.
-pub(super) const MAX_REQUEST: u64 = 16 << 10;
+pub(crate) const MAX_REQUEST: u64 = 16 << 10;
 /// Connections that one request may end by their numbers: the audit log has them in one line.
-pub(super) const MAX_IDS: usize = 100;
+pub(crate) const MAX_IDS: usize = 100;
 
 /// A request.
-#[derive(Debug, PartialEq, Eq, Deserialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
-pub(super) enum Request {
+pub(crate) enum Request {
     /// Describe the connections.
     Sessions {
         /// Only those of this application.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         app_id: Option<String>,
     },
     /// End connections, and describe them.
     Kill {
         /// Those with these numbers.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         ids: Option<Vec<u64>>,
         /// Those of this application.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         app_id: Option<String>,
     },
 }
@@ -37,6 +37,12 @@ impl Request {
         serde_json::from_str(line).map_err(|_| {
             "this version of the sidecar does not know the request: use the same version of teesql-sidecar".to_owned()
         })
+    }
+
+    /// The line to send.
+    pub(crate) fn line(&self) -> String {
+        // It consists of texts and numbers, which can always be written.
+        serde_json::to_string(self).unwrap_or_default() + "\n"
     }
 
     pub(super) fn is_kill(&self) -> bool {
@@ -59,7 +65,7 @@ impl Request {
 
 /// The last line of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(crate) enum End {
     /// Every line has been sent.
     Done {
         /// How many.
@@ -87,5 +93,57 @@ impl End {
             }
             Self::Error(text) => json!({ "error": text }),
         }
+    }
+
+    /// `None` if the line describes a connection.
+    pub(crate) fn parse(line: &Value) -> Option<Self> {
+        if let Some(error) = line.get("error") {
+            return Some(Self::error(error.as_str().unwrap_or_default()));
+        }
+        let done = line.get("done")?;
+        let sessions = done.get("sessions").and_then(Value::as_u64);
+        let complete = done.get("complete").and_then(Value::as_bool);
+        Some(Self::done(
+            sessions.unwrap_or_default(),
+            complete.unwrap_or_default(),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_read_as_they_are_written() {
+        for request in [
+            Request::Sessions { app_id: None },
+            Request::Kill {
+                ids: Some(vec![1, u64::MAX]),
+                app_id: Some("5a".repeat(20)),
+            },
+        ] {
+            assert_eq!(Request::parse(&request.line()), Ok(request));
+        }
+        for wrong in [
+            "",
+            "{}",
+            "[]",
+            r#"{"command":"shutdown"}"#,
+            r#"{"command":"kill","all":true}"#,
+            r#"{"command":"kill","ids":[-1]}"#,
+            r#"{"command":"kill","ids":["1"]}"#,
+        ] {
+            let error = Request::parse(wrong).unwrap_err();
+            assert!(error.contains("does not know"), "{wrong}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_end_is_told_from_a_connection() {
+        for end in [End::done(3, true), End::done(0, false), End::error("no")] {
+            assert_eq!(End::parse(&end.document()), Some(end));
+        }
+        assert_eq!(End::parse(&json!({ "id": 1 })), None);
     }
 }

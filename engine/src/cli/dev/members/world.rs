@@ -166,6 +166,11 @@ impl World {
         settings.extend([
             ("TEESQL_LISTEN", format!("0.0.0.0:{SIDECAR_PORT}").into()),
             ("TEESQL_ADMIN_LISTEN", format!("0.0.0.0:{HTTP_PORT}").into()),
+            (
+                "TEESQL_CONTROL_SOCKET",
+                self.file(&format!("control-{}.sock", name(member)))
+                    .into_os_string(),
+            ),
             ("TEESQL_GUEST_AGENT", self.agent(member)),
             ("TEESQL_POSTGRES", text("127.0.0.1:5432")),
             ("TEESQL_READ_SECRET", text(&self.read_secret)),

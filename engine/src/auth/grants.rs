@@ -122,6 +122,15 @@ impl EntrySessions {
         self.0.store(Arc::new(counters));
     }
 
+    /// The number of sessions of each entry that has a name.
+    pub(crate) fn counts(&self) -> Vec<(Arc<str>, u32)> {
+        let counters = self.0.load();
+        let counts = counters
+            .iter()
+            .map(|(name, counter)| (Arc::clone(name), counter.load(Ordering::Relaxed)));
+        counts.collect()
+    }
+
     /// Takes a place for a session of `entry`. An entry without a name has no limit.
     ///
     /// # Errors
@@ -272,6 +281,15 @@ mod tests {
         sessions.set_policy(&policy(std::slice::from_ref(&three)));
         let third = sessions.acquire(&three).unwrap();
         assert_eq!(sessions.acquire(&three).unwrap_err(), EntryIsFull);
+        assert_eq!(
+            sessions
+                .counts()
+                .into_iter()
+                .find(|(name, _)| **name == *"a")
+                .unwrap()
+                .1,
+            3
+        );
         // So does an entry that a policy in between does not have.
         sessions.set_policy(&policy(std::slice::from_ref(&other)));
         sessions.set_policy(&policy(std::slice::from_ref(&three)));

@@ -78,6 +78,8 @@ impl Metrics {
             additional_reasons,
         };
         metrics.describe();
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        metrics.gauge("teesql_build_info", &version).set(1.0);
         Ok(metrics)
     }
 
@@ -175,8 +177,6 @@ impl Metrics {
         for cause in Cause::ALL {
             drop(self.counter("teesql_audit_lost_total", &[("cause", cause.code())]));
         }
-        let version = [("version", env!("CARGO_PKG_VERSION"))];
-        self.gauge("teesql_build_info", &version).set(1.0);
         for known in [IoDriver::IoUring, IoDriver::Epoll] {
             let name = known.to_string();
             let used = self.gauge("teesql_driver_info", &[("driver", &name)]);
@@ -366,6 +366,11 @@ const GAUGES: &[Description] = &[
         "teesql_connections",
         None,
         "Current connections, by state and role",
+    ),
+    (
+        "teesql_peer_sessions",
+        None,
+        "Current sessions, by the entry of the policy file that admits their clients",
     ),
     ("teesql_links", None, "Open links, by direction and service"),
     (

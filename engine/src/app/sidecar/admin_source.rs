@@ -3,7 +3,8 @@
 //!
 //! The report must never contain a secret, since it needs no authentication.
 
-use std::sync::{Arc, OnceLock};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use admin::{Nonce, ReportFuture, Stats, Unavailable};
@@ -42,6 +43,8 @@ pub(crate) struct AdminSource {
     metrics: Arc<Metrics>,
     readiness: admin::Readiness,
     renewal_metrics: RenewalMetrics,
+    /// The names of policy entries that have a series.
+    shown_peers: Mutex<HashSet<Arc<str>>>,
     /// Set when the shards have started.
     running: OnceLock<RunningState>,
 }
@@ -95,6 +98,7 @@ impl AdminSource {
             renewal_metrics: RenewalMetrics::new(metrics),
             metrics: Arc::clone(metrics),
             readiness: checks.readiness.clone(),
+            shown_peers: Mutex::default(),
             running: OnceLock::new(),
         })
     }
@@ -225,6 +229,7 @@ impl AdminSource {
             "teesql_collateral_expires_in_seconds",
             self.seconds_until_collateral_expiry(),
         );
+        self.sample_peers();
         for (check, ready) in self.readiness.states() {
             let gauge = self.metrics.gauge("teesql_ready", &[("check", check)]);
             gauge.set(f64::from(u8::from(ready)));
@@ -238,6 +243,29 @@ impl AdminSource {
             let labels = [("outcome", outcome)];
             let counter = "teesql_attestation_reports_total";
             self.metrics.counter(counter, &labels).absolute(count);
+        }
+    }
+
+    /// The sessions of each entry of the policy. One that a reload has removed has none.
+    fn sample_peers(&self) {
+        let running = self.running.get();
+        let Some(verifier) = running.and_then(|running| running.quote_verifier.as_ref()) else {
+            return;
+        };
+        let set = |name: &str, sessions: u32| {
+            let labels = [("peer", name)];
+            let gauge = self.metrics.gauge("teesql_peer_sessions", &labels);
+            gauge.set(f64::from(sessions));
+        };
+        let counts = verifier.sessions().counts();
+        let mut shown = self
+            .shown_peers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        shown.extend(counts.iter().map(|(name, _)| Arc::clone(name)));
+        for name in &*shown {
+            let found = counts.iter().find(|(known, _)| known == name);
+            set(name, found.map_or(0, |(_, sessions)| *sessions));
         }
     }
 

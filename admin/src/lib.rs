@@ -1,5 +1,5 @@
-//! The HTTP server for operators: `/health`, `/ready`, `/attestation`, `/metrics`, and the role of a
-//! cluster's member.
+//! The HTTP server for operators: `/health`, `/ready`, `/attestation`, `/metrics`, the role of a
+//! cluster's member, and a page for people.
 //!
 //! The port is unauthenticated, so everything here is bounded: bytes, waits, connections, and above
 //! all quotes. The machine makes about 25 quotes per second and needs some of them for itself. Each
@@ -13,6 +13,7 @@
 
 mod connection_slots;
 mod nonce;
+mod page;
 mod readiness;
 mod report_queue;
 mod reports;
@@ -24,6 +25,7 @@ mod server;
 mod settings;
 mod source;
 mod stats;
+pub mod status;
 
 pub use nonce::{Nonce, NonceError};
 pub use readiness::{Latch, Readiness};

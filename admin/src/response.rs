@@ -6,25 +6,26 @@ use http_body_util::Full;
 use hyper::StatusCode;
 use hyper::body::Bytes;
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
-    X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue,
+    REFERRER_POLICY, RETRY_AFTER, VARY, X_CONTENT_TYPE_OPTIONS,
 };
 use serde::Serialize;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const ALLOWED: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS");
+const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 /// Prometheus text exposition format.
 const PROMETHEUS_TEXT: HeaderValue =
     HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
-/// A status, a body, its content type and at most one more header.
+/// A status, a body, its content type and further headers.
 #[derive(Debug)]
 pub(crate) struct Response {
     status: StatusCode,
     content_type: HeaderValue,
     body: Bytes,
-    extra_header: Option<(HeaderName, HeaderValue)>,
+    extra_headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 #[derive(Serialize)]
@@ -38,12 +39,25 @@ impl Response {
             status,
             content_type,
             body: body.into(),
-            extra_header: None,
+            extra_headers: Vec::new(),
         }
     }
 
     pub(crate) fn text(body: &'static str) -> Self {
         Self::new(StatusCode::OK, TEXT, body)
+    }
+
+    /// The text of a path that is also a page.
+    pub(crate) fn text_of_page(body: &'static str) -> Self {
+        Self::text(body).with_header(VARY, HeaderValue::from_static("accept"))
+    }
+
+    /// A page for people. `policy` is its Content-Security-Policy.
+    pub(crate) fn page(body: Bytes, policy: HeaderValue) -> Self {
+        Self::new(StatusCode::OK, HTML, body)
+            .with_header(CONTENT_SECURITY_POLICY, policy)
+            .with_header(REFERRER_POLICY, HeaderValue::from_static("no-referrer"))
+            .with_header(VARY, HeaderValue::from_static("accept"))
     }
 
     pub(crate) fn metrics(body: String) -> Self {
@@ -98,7 +112,7 @@ impl Response {
     }
 
     fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.extra_header = Some((name, value));
+        self.extra_headers.push((name, value));
         self
     }
 
@@ -115,7 +129,7 @@ impl Response {
         headers.insert(CONTENT_TYPE, self.content_type);
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        headers.extend(self.extra_header);
+        headers.extend(self.extra_headers);
         response
     }
 }

@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use hyper::header::{ACCEPT, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use hyper::http::request::Parts;
 use hyper::{Method, StatusCode, Uri, Version};
 use serde::Serialize;
 
 use crate::nonce::Nonce;
+use crate::page::StatusPage;
 use crate::readiness::{Check, Readiness, all_ready};
 use crate::reports::{Outcome, Reports};
 use crate::response::Response;
@@ -24,6 +25,7 @@ use crate::source::Source;
 use crate::stats::Stats;
 
 const INDEX: &str = "\
+/             with a browser: a page about the state of the process
 /health       liveness of the process
 /ready        whether clients may be routed here
 /attestation  TDX quote over the state of Postgres; with ?nonce=<hex> a fresh one
@@ -38,6 +40,8 @@ pub(crate) struct Router {
     source: Arc<dyn Source>,
     reports: Arc<Reports>,
     stats: Arc<Stats>,
+    /// `None` if it is switched off.
+    page: Option<StatusPage>,
 }
 
 /// The body of `/ready`.
@@ -61,6 +65,7 @@ impl Router {
             source,
             reports: Arc::new(reports),
             stats,
+            page: settings.status_page.then(StatusPage::new),
         }
     }
 
@@ -77,15 +82,17 @@ impl Router {
         let response = match reject(route, head) {
             Some(rejection) => rejection,
             None if head.method == Method::OPTIONS => self.options(route, &head.uri),
-            None => self.dispatch(route, &head.uri, client).await,
+            None => self.dispatch(route, head, client).await,
         };
         self.stats.record_response(route, response.status());
         response.into_http()
     }
 
-    async fn dispatch(&self, route: Route, uri: &Uri, client: IpAddr) -> Response {
+    async fn dispatch(&self, route: Route, head: &Parts, client: IpAddr) -> Response {
+        let uri = &head.uri;
         match route {
-            Route::Index => Response::text(INDEX),
+            Route::Index if accepts_html(head) => catch_panic(|| self.page()),
+            Route::Index => Response::text_of_page(INDEX),
             Route::Health => Response::text("ok\n"),
             Route::Ready => catch_panic(|| self.ready()),
             Route::Metrics => catch_panic(|| Response::metrics(self.source.metrics(&self.stats))),
@@ -93,6 +100,18 @@ impl Router {
             Route::Role => catch_panic(|| self.role(uri)),
             Route::Cluster => catch_panic(|| self.cluster()),
             Route::Other => not_found(),
+        }
+    }
+
+    /// The page for people.
+    fn page(&self) -> Response {
+        let Some(page) = &self.page else {
+            let message = "not found: status_page is off";
+            return Response::error(StatusCode::NOT_FOUND, message);
+        };
+        match page.get(&self.readiness, &self.source, &self.stats) {
+            Some(body) => Response::page(body, page.policy()),
+            None => not_found(),
         }
     }
 
@@ -184,6 +203,19 @@ fn reject(route: Route, head: &Parts) -> Option<Response> {
         return Some(Response::error(StatusCode::BAD_REQUEST, message));
     }
     None
+}
+
+/// Whether the client asks for HTML by name, as browsers do. Others, such as curl, get text.
+fn accepts_html(head: &Parts) -> bool {
+    let accepted = head.headers.get_all(ACCEPT).into_iter();
+    let mut accepted = accepted.filter_map(|value| value.to_str().ok());
+    accepted.any(|value| {
+        let mut kinds = value.split(',');
+        kinds.any(|kind| {
+            let name = kind.split(';').next().unwrap_or_default().trim();
+            name.eq_ignore_ascii_case("text/html")
+        })
+    })
 }
 
 fn declares_body(head: &Parts) -> bool {

@@ -8,7 +8,7 @@ const ATTESTATION_INTERVAL: Duration = Duration::from_secs(1);
 const ATTESTATION_TIMEOUT: Duration = Duration::from_secs(15);
 /// A request is one packet. Five seconds allow for two retransmissions.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// The largest responses have about 100 KB: 10 KB/s is slower than any link that an operator uses.
+/// The largest responses have about 200 KB: 10 KB/s is slower than any link that an operator uses.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// More than all other timeouts together; the last resort.
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(60);
@@ -35,6 +35,8 @@ pub struct Settings {
     /// still sending its request or reading its response, so that deliberately slow clients only
     /// evict each other. Refusing the newest connection would let 64 slow clients block the server.
     pub max_connections: usize,
+    /// Whether `/` is a page for people; true.
+    pub status_page: bool,
 }
 
 impl Default for Settings {
@@ -46,6 +48,7 @@ impl Default for Settings {
             write_timeout: WRITE_TIMEOUT,
             connection_lifetime: CONNECTION_LIFETIME,
             max_connections: MAX_CONNECTIONS,
+            status_page: true,
         }
     }
 }

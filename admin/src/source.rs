@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::nonce::Nonce;
 use crate::role::ClusterStatus;
 use crate::stats::Stats;
+use crate::status::Status;
 
 /// The pending report: resolves to the JSON document that `/attestation` responds with.
 pub type ReportFuture = Pin<Box<dyn Future<Output = Result<String, Unavailable>> + Send>>;
@@ -23,6 +24,14 @@ pub trait Source: Send + Sync + 'static {
 
     /// The state of the cluster that the process is a member of; `None` if it is of none.
     fn cluster(&self) -> Option<ClusterStatus> {
+        None
+    }
+
+    /// What the page for people shows besides readiness and the cluster; `None` if there is no such page. `own` are the
+    /// counters of this server.
+    ///
+    /// It must tell nothing that the other methods do not tell.
+    fn status(&self, _own: &Stats) -> Option<Status> {
         None
     }
 

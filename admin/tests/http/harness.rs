@@ -1,9 +1,11 @@
 //! Test harness: a server with a source whose behavior the test chooses.
 
 use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use admin::status::Status;
 use admin::{Latch, Nonce, Readiness, ReportFuture, Server, Settings, Source, Stats, Unavailable};
 
 use crate::client::TIMEOUT;
@@ -30,6 +32,8 @@ pub(crate) struct TestSource {
     behavior: SourceBehavior,
     /// Start and end of each quote.
     pub(crate) quotes: Mutex<Vec<(Instant, Option<Instant>)>>,
+    /// How often the status was asked for.
+    pub(crate) statuses: AtomicUsize,
 }
 
 impl TestSource {
@@ -57,6 +61,15 @@ impl Source for TestSource {
         };
         let connections = own.connections();
         format!("connections {connections}\n# thread {thread:?}\n{padding}")
+    }
+
+    fn status(&self, own: &Stats) -> Option<Status> {
+        self.maybe_panic();
+        self.statuses.fetch_add(1, Ordering::Relaxed);
+        Some(Status {
+            program: format!("test {}", own.connections()),
+            ..Status::default()
+        })
     }
 
     fn attestation(self: Arc<Self>, nonces: Vec<Nonce>) -> ReportFuture {
@@ -118,6 +131,7 @@ impl Harness {
         let source = Arc::new(TestSource {
             behavior,
             quotes: Mutex::default(),
+            statuses: AtomicUsize::new(0),
         });
         let readiness = Readiness::new();
         let latch = readiness.latch("identity", "no certificate yet");

@@ -14,5 +14,6 @@ mod flood;
 mod harness;
 mod lifecycle;
 mod malformed_requests;
+mod page;
 mod routes;
 mod slow_clients;

@@ -9,4 +9,5 @@ pub(crate) mod readiness;
 pub(crate) mod runtime;
 pub mod sidecar;
 pub(crate) mod signals;
+pub(crate) mod status;
 pub(crate) mod systemd;

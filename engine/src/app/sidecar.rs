@@ -286,12 +286,16 @@ fn bind(config: &Config) -> Result<StartupContext, StartError> {
     let admin_source = AdminSource::new(config, &agent, &metrics, &checks);
     let settings = admin::Settings {
         attestation_interval: config.attestation_interval,
+        status_page: config.process.status_page,
         ..admin::Settings::default()
     };
     let admin = lifecycle::serve_admin(config.process.admin_listen, |listener| {
         let readiness = checks.readiness.clone();
         admin::start(listener, readiness, Arc::clone(&admin_source), settings)
     })?;
+    if admin.is_some() && config.process.status_page {
+        admin_source.spawn_status();
+    }
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }

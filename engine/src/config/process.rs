@@ -32,6 +32,8 @@ pub struct ProcessConfig {
     pub guest_agent: AgentAddresses,
     /// The address of the HTTP server. `None` starts none.
     pub admin_listen: Option<SocketAddr>,
+    /// Whether the HTTP server has a page for people.
+    pub status_page: bool,
     /// How long a session may continue after its peer has become unacceptable.
     pub revocation_grace: Duration,
     /// How long a session may continue after the collateral of its peer's platform has expired. `None` sets no limit.
@@ -70,6 +72,7 @@ impl ProcessConfig {
         let tls_record_layer = reader.read(&settings::TLS_RECORD_LAYER);
         let guest_agent = read_guest_agent(reader);
         let admin_listen = reader.read(&settings::ADMIN_LISTEN);
+        let status_page = reader.read(&settings::STATUS_PAGE);
         let revocation_grace = reader.read(&settings::REVOCATION_GRACE);
         let collateral_grace = reader.read(&settings::COLLATERAL_GRACE);
         let login_timeout = reader.read(&settings::LOGIN_TIMEOUT);
@@ -93,6 +96,7 @@ impl ProcessConfig {
             tls_record_layer: tls_record_layer?,
             guest_agent: guest_agent?,
             admin_listen: admin_listen?,
+            status_page: status_page?,
             revocation_grace: revocation_grace?.unwrap_or_default(),
             collateral_grace: collateral_grace?,
             login_timeout: login_timeout?,

@@ -655,6 +655,11 @@ settings! {
             default: Some("1s"),
             help: "Minimum time between two quotes that are generated for /attestation.",
         }
+        STATUS_PAGE: bool {
+            key: "status_page", parse: values::boolean, kind: Bool, scopes: BOTH,
+            default: Some("true"),
+            help: "Whether / on admin_listen is a page for people, with readiness, sessions, refusals and their cure. It tells nothing that /ready and /metrics do not tell.",
+        }
     }
     Control {
         CONTROL_SOCKET: ControlSocket {

@@ -13,7 +13,7 @@ const STEP: Duration = Duration::from_millis(250);
 
 /// Sleeps for `period`, half a [`STEP`] longer or shorter. A `period` of at least two steps keeps its rate: the time that
 /// the task itself takes is rounded away.
-pub(super) async fn sleep(period: Duration) {
+pub(crate) async fn sleep(period: Duration) {
     sleep_until(end(period)).await;
 }
 

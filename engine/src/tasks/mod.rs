@@ -5,7 +5,7 @@
 pub(crate) mod audit_watch;
 pub(crate) mod certificate_renewal;
 pub(crate) mod clock_watch;
-mod coalesced_sleep;
+pub(crate) mod coalesced_sleep;
 pub(crate) mod collateral_refresh;
 pub(crate) mod discovery;
 pub(crate) mod etcd_leader;

@@ -91,6 +91,12 @@ impl Metrics {
         self.handle.render()
     }
 
+    /// The same without the metrics of the process, for which files in `/proc` are read.
+    pub(crate) fn sample(&self) -> String {
+        self.handle.run_upkeep();
+        self.handle.render()
+    }
+
     /// Sums up the samples of histograms, which accumulate until this is called.
     pub(crate) fn upkeep(&self) {
         self.handle.run_upkeep();

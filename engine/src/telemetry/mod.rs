@@ -11,5 +11,6 @@ mod link_log;
 pub(crate) mod link_metrics;
 pub mod log;
 pub mod metrics;
+pub(crate) mod reason_help;
 pub(crate) mod shard_metrics;
 pub(crate) mod target_metrics;

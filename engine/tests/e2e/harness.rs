@@ -2,6 +2,7 @@
 //! the [`Harness`] of a run, which owns the temporary folder, the certificates, the Postgres clusters
 //! and one sidecar for each cluster and [`Variant`].
 
+pub(crate) mod browser;
 pub(crate) mod certificates;
 pub(crate) mod client;
 pub(crate) mod cluster;

@@ -54,6 +54,7 @@ mod secret_command;
 mod sessions;
 mod slow_peers;
 mod startup_packets;
+mod status_page;
 mod tokio_postgres_driver;
 mod upstream;
 mod upstream_protocol_errors;
@@ -108,6 +109,7 @@ const GROUPS: &[Group] = &[
     cluster_role::add,
     secret_command::add,
     sessions::add,
+    status_page::add,
     postgres_state::add,
     cvm_integration::add,
     key_update::add,

@@ -37,7 +37,7 @@ fn mock_os() -> String {
 }
 
 /// `[[peer]]` for the application whose id consists of `byte`, on the mock's operating system.
-fn peer(name: &str, byte: &str, keys: &str) -> String {
+pub(crate) fn peer(name: &str, byte: &str, keys: &str) -> String {
     format!(
         "[[peer]]\nname = \"{name}\"\napp_id = \"{}\"\nos = \"mock\"\n{keys}\n",
         byte.repeat(20)
@@ -45,7 +45,7 @@ fn peer(name: &str, byte: &str, keys: &str) -> String {
 }
 
 /// Writes a policy of the mock's operating system and these peers; the path.
-fn write_policy(tdx: &TdxFixture, peers: &[String]) -> String {
+pub(crate) fn write_policy(tdx: &TdxFixture, peers: &[String]) -> String {
     let path = tdx.path(FILE);
     fs::write(&path, mock_os() + &peers.concat()).expect("policy.toml");
     path

@@ -5,8 +5,10 @@
 
 use std::sync::Arc;
 
+use admin::status::Status;
 use admin::{Latch, Nonce, Readiness, ReportFuture, Stats, Unavailable};
 
+use crate::app::status::StatusHistory;
 use crate::telemetry::metrics::Metrics;
 
 /// The readiness checks that `/ready` of a forwarder reports.
@@ -32,6 +34,8 @@ impl ReadinessChecks {
 /// Implements [`admin::Source`] for a forwarder.
 pub(super) struct AdminSource {
     pub(super) metrics: Arc<Metrics>,
+    /// For the page for people.
+    pub(super) status: Arc<StatusHistory>,
 }
 
 impl admin::Source for AdminSource {
@@ -41,6 +45,10 @@ impl admin::Source for AdminSource {
 
     fn metrics(&self, _: &Stats) -> String {
         self.metrics.render()
+    }
+
+    fn status(&self, own: &Stats) -> Option<Status> {
+        Some(self.status.status(&self.metrics(own)))
     }
 
     fn attestation(self: Arc<Self>, _: Vec<Nonce>) -> ReportFuture {

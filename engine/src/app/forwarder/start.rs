@@ -14,6 +14,7 @@ use super::listen::{SocketFile, listen};
 use crate::app::descriptors;
 use crate::app::error::{StartError, system};
 use crate::app::lifecycle::{self, Lifecycle, Process, SecondStop};
+use crate::app::status::StatusHistory;
 use crate::attestation::custom::CustomVerifier;
 use crate::attestation::forwarder_gate::ServerGate;
 use crate::attestation::verifier::{self, Appraiser, QuoteVerifier};
@@ -153,7 +154,7 @@ pub(crate) async fn start<R>(
     };
     let mut tasks = JoinSet::new();
     let checks = ReadinessChecks::new();
-    let admin = serve_admin(&config, &metrics, &checks)?;
+    let admin = serve_admin(&config, &metrics, &checks, &mut tasks)?;
     // `fetch_certificate` and the certificate renewal retry requests themselves.
     let single_attempt = AgentOptions {
         attempts: 1,
@@ -267,16 +268,25 @@ fn serve_admin(
     config: &ForwarderConfig,
     metrics: &Arc<Metrics>,
     checks: &ReadinessChecks,
+    tasks: &mut JoinSet<()>,
 ) -> Result<Option<admin::Server>, StartError> {
     let source = Arc::new(AdminSource {
         metrics: Arc::clone(metrics),
+        status: StatusHistory::new("teesql-forward"),
     });
+    let status = Arc::clone(&source.status);
     let server = lifecycle::serve_admin(config.process.admin_listen, |listener| {
-        let settings = admin::Settings::default();
+        let settings = admin::Settings {
+            status_page: config.process.status_page,
+            ..admin::Settings::default()
+        };
         admin::start(listener, checks.readiness.clone(), source, settings)
     })?;
     if let Some(server) = &server {
         tracing::info!(address = %server.address(), "serving HTTP");
+        if config.process.status_page {
+            tasks.spawn(status.sample(Arc::clone(metrics)));
+        }
     }
     Ok(server)
 }

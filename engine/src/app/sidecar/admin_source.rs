@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
+use admin::status::Status;
 use admin::{Nonce, ReportFuture, Stats, Unavailable};
 use attest::Policy;
 use attest::agent::{Agent, AgentError, Info, Quote};
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use crate::app::readiness::ReadinessChecks;
 use crate::app::sidecar::cluster_report;
 use crate::app::sidecar::report::{PLAIN, ReportFields, ServiceState, WITH_NONCES};
+use crate::app::status::StatusHistory;
 use crate::attestation::verifier::QuoteVerifier;
 use crate::auth::client_auth::ClientAuth;
 use crate::cluster::state::ClusterState;
@@ -43,6 +45,8 @@ pub(crate) struct AdminSource {
     metrics: Arc<Metrics>,
     readiness: admin::Readiness,
     renewal_metrics: RenewalMetrics,
+    /// For the page for people.
+    status: Arc<StatusHistory>,
     /// The names of policy entries that have a series.
     shown_peers: Mutex<HashSet<Arc<str>>>,
     /// Set when the shards have started.
@@ -64,6 +68,10 @@ impl admin::Source for AdminSource {
     fn metrics(&self, own: &Stats) -> String {
         self.sample_gauges(own);
         self.metrics.render()
+    }
+
+    fn status(&self, own: &Stats) -> Option<Status> {
+        Some(self.status.status(&self.metrics(own)))
     }
 
     fn cluster(&self) -> Option<admin::ClusterStatus> {
@@ -98,9 +106,16 @@ impl AdminSource {
             renewal_metrics: RenewalMetrics::new(metrics),
             metrics: Arc::clone(metrics),
             readiness: checks.readiness.clone(),
+            status: StatusHistory::new("teesql-sidecar"),
             shown_peers: Mutex::default(),
             running: OnceLock::new(),
         })
+    }
+
+    /// Takes the samples of the page for people.
+    pub(crate) fn spawn_status(&self) {
+        let status = Arc::clone(&self.status);
+        tokio::spawn(status.sample(Arc::clone(&self.metrics)));
     }
 
     pub(crate) fn renewal_metrics(&self) -> RenewalMetrics {

@@ -29,9 +29,14 @@ impl Response {
 
 /// Sends a GET request and reads to the end of the connection.
 pub(crate) fn get(address: SocketAddr, target: &str) -> Response {
+    get_with(address, target, "")
+}
+
+/// The same with further header lines.
+pub(crate) fn get_with(address: SocketAddr, target: &str, headers: &str) -> Response {
     let mut stream = TcpStream::connect(address).expect("the admin port accepts");
     set_timeouts(&stream);
-    let request = format!("GET {target} HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    let request = format!("GET {target} HTTP/1.1\r\nHost: {address}\r\n{headers}\r\n");
     stream
         .write_all(request.as_bytes())
         .expect("the server reads");

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use libtest_mimic::{Failed, Trial};
 
 use crate::harness::Harness;
+use crate::harness::browser;
 use crate::harness::fixture::Fixture;
 use crate::harness::settings::{IoDriver, Variant};
 
@@ -20,6 +21,8 @@ pub(crate) enum Requirement {
     Psycopg,
     Knot,
     PidNamespace,
+    /// Chromium or Chrome.
+    Browser,
 }
 
 /// Arguments of `unshare` with which a program is the first process of a PID namespace.
@@ -133,6 +136,9 @@ fn missing_requirements(harness: &Harness) -> BTreeMap<Requirement, String> {
     let knot = Command::new("/usr/sbin/knotd").arg("--version").output();
     if !knot.is_ok_and(|output| output.status.success()) {
         missing.insert(Requirement::Knot, "no knotd (Debian's knot)".to_owned());
+    }
+    if let Err(reason) = browser::program() {
+        missing.insert(Requirement::Browser, reason);
     }
     let mut unshare = Command::new("unshare");
     let namespace = unshare.args(NEW_PID_NAMESPACE).arg("true").output();

@@ -1,0 +1,191 @@
+//! What reason codes mean and what to do about them: the tables of docs/reference/reason-codes.md, read from the page itself.
+//!
+//! It exists so that the page for people and the documentation have one list. `reason-codes.md` beside this file is a symbolic
+//! link to the page, which a package of this crate contains as a file.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+/// The page.
+const PAGE: &str = include_str!("reason-codes.md");
+
+/// Where a code occurs. Some have a meaning of their own there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum ReasonContext {
+    /// A connection that was refused before it was a session.
+    Login,
+    /// A session that has ended.
+    Session,
+    /// A link between members.
+    Link,
+    /// A forwarder's attempt to reach a server.
+    Server,
+}
+
+/// What a code means. Text in backticks is code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ReasonHelp {
+    pub(crate) meaning: String,
+    /// Empty if there is nothing to do.
+    pub(crate) cure: String,
+}
+
+/// What the page says of a code; `None` if it does not know it.
+pub(crate) fn reason_help(code: &str, context: ReasonContext) -> Option<&'static ReasonHelp> {
+    static TABLES: LazyLock<Tables<'static>> = LazyLock::new(|| Tables::read(PAGE));
+    TABLES.get(code, context)
+}
+
+/// For each code its rows, with the heading that they stand under.
+struct Tables<'a>(HashMap<&'a str, Vec<(&'a str, ReasonHelp)>>);
+
+impl<'a> Tables<'a> {
+    fn read(page: &'a str) -> Self {
+        let mut tables = Self(HashMap::new());
+        let (mut section, mut columns) = ("", None);
+        for line in page.lines() {
+            if let Some(heading) = line.strip_prefix("## ") {
+                section = heading;
+            }
+            let Some(row) = line.strip_prefix('|') else {
+                columns = None;
+                continue;
+            };
+            let row = row.strip_suffix('|').unwrap_or(row);
+            let cells: Vec<_> = row.split('|').map(str::trim).collect();
+            if cells.first() == Some(&"Code") {
+                columns = Some(Columns::of(&cells));
+            } else if let Some(columns) = &columns {
+                tables.insert(section, &cells, columns);
+            }
+        }
+        tables
+    }
+
+    fn insert(&mut self, section: &'a str, cells: &[&'a str], columns: &Columns) {
+        let cell = |position: Option<usize>| {
+            let cell = position.and_then(|position| cells.get(position));
+            cell.map_or_else(String::new, |cell| without_links(cell))
+        };
+        let help = ReasonHelp {
+            meaning: cell(columns.meaning),
+            cure: cell(columns.cure),
+        };
+        let codes = cells.first().copied().unwrap_or_default().split(", ");
+        for code in codes.map(|code| code.trim_matches('`')) {
+            let rows = self.0.entry(code).or_default();
+            rows.push((section, help.clone()));
+        }
+    }
+
+    fn get(&self, code: &str, context: ReasonContext) -> Option<&ReasonHelp> {
+        let rows = self.0.get(code)?;
+        let is_wanted = |section: &str| match context {
+            ReasonContext::Login => section != "Sessions",
+            ReasonContext::Session => section == "Sessions",
+            ReasonContext::Link => section == "Links",
+            ReasonContext::Server => section == "Forwarder",
+        };
+        let wanted = rows.iter().find(|(section, _)| is_wanted(section));
+        wanted.or(rows.first()).map(|(_, help)| help)
+    }
+}
+
+/// The positions of the columns of a table.
+struct Columns {
+    meaning: Option<usize>,
+    cure: Option<usize>,
+}
+
+impl Columns {
+    fn of(headings: &[&str]) -> Self {
+        let position = |wanted: &str| {
+            let mut headings = headings.iter();
+            headings.position(|heading| heading.starts_with(wanted))
+        };
+        Self {
+            // Also "Meaning and what to do".
+            meaning: position("Meaning"),
+            cure: position("What to do"),
+        }
+    }
+}
+
+/// Replaces links by their texts: the page that they lead to is not where this is shown.
+fn without_links(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('[') {
+        plain.push_str(before);
+        let link = after.split_once("](").and_then(|(label, target)| {
+            let (_, behind) = target.split_once(')')?;
+            Some((label, behind))
+        });
+        let Some((label, behind)) = link else {
+            plain.push('[');
+            rest = after;
+            continue;
+        };
+        plain.push_str(label);
+        rest = behind;
+    }
+    plain + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::close_reason::REASONS;
+
+    #[test]
+    fn every_reason_has_a_meaning() {
+        let manifest = attest::manifest::ManifestError::CODES.iter();
+        let authority = attest::ita::ItaError::CODES.iter();
+        let denials = attest::Denial::CODES.iter();
+        let all = REASONS
+            .iter()
+            .chain(denials)
+            .chain(manifest)
+            .chain(authority);
+        for code in all {
+            let help = reason_help(code, ReasonContext::Login);
+            assert!(help.is_some_and(|help| !help.meaning.is_empty()), "{code}");
+        }
+        assert_eq!(reason_help("no_such_code", ReasonContext::Login), None);
+    }
+
+    #[test]
+    fn a_code_has_the_meaning_of_its_context() {
+        let meaning = |context| &reason_help("fenced", context).unwrap().meaning;
+        assert!(meaning(ReasonContext::Login).contains("cluster_leader_wait"));
+        assert!(meaning(ReasonContext::Session).contains("57P01"));
+        let help = reason_help("server_unreachable", ReasonContext::Server).unwrap();
+        assert_eq!(help.cure, "is the sidecar up, and the port open?");
+    }
+
+    #[test]
+    fn links_become_text() {
+        assert_eq!(
+            without_links("see [a `b`](c.md#d), [x] or [y](z"),
+            "see a `b`, [x] or [y](z"
+        );
+        let help = reason_help("plaintext_cancel", ReasonContext::Login).unwrap();
+        assert!(
+            help.meaning.contains("and drivers such as pgjdbc"),
+            "{}",
+            help.meaning
+        );
+        assert!(help.cure.contains("`statement_timeout`"), "{}", help.cure);
+    }
+
+    #[test]
+    fn several_codes_share_a_row() {
+        let page = "## A\n\n| Code | What to do | Meaning |\n| --- | --- | --- |\n| `a`, `b` | do | it |\n\n| `c` | no | table |\n";
+        let tables = Tables::read(page);
+        for code in ["a", "b"] {
+            let help = tables.get(code, ReasonContext::Session).unwrap();
+            assert_eq!((help.cure.as_str(), help.meaning.as_str()), ("do", "it"));
+        }
+        assert_eq!(tables.get("c", ReasonContext::Login), None);
+    }
+}

@@ -16,6 +16,13 @@
 //! What it must never do: block a thread of JavaScript, keep a process alive that has nothing else to do, or call
 //! JavaScript in a way that lets an exception end the process.
 
+#![cfg_attr(
+    test,
+    allow(
+        dead_code,
+        reason = "napi-derive exports nothing in a test build, which only clippy makes"
+    )
+)]
 #![allow(
     unreachable_pub,
     missing_docs,

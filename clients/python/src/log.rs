@@ -105,14 +105,16 @@ impl<S: Subscriber> Layer<S> for ToMailbox {
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
-        Some(match MIN_LEVEL.load(Ordering::Relaxed) {
-            ..=TRACE => LevelFilter::TRACE,
-            ..=DEBUG => LevelFilter::DEBUG,
-            ..=INFO => LevelFilter::INFO,
-            ..=WARNING => LevelFilter::WARN,
-            ..=ERROR => LevelFilter::ERROR,
-            _ => LevelFilter::OFF,
-        })
+        let least = MIN_LEVEL.load(Ordering::Relaxed);
+        let levels = [
+            (TRACE, LevelFilter::TRACE),
+            (DEBUG, LevelFilter::DEBUG),
+            (INFO, LevelFilter::INFO),
+            (WARNING, LevelFilter::WARN),
+            (ERROR, LevelFilter::ERROR),
+        ];
+        let first = levels.into_iter().find(|(level, _)| least <= *level);
+        Some(first.map_or(LevelFilter::OFF, |(_, filter)| filter))
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {

@@ -24,7 +24,8 @@ const BATCH: usize = 64;
 
 enum Entry {
     Line(Line),
-    Decide(Pending),
+    /// Boxed: much larger than the other entries.
+    Decide(Box<Pending>),
     /// Nobody waits for this decision any more.
     Abandoned(u64),
 }
@@ -72,7 +73,7 @@ impl Shared {
             return false;
         }
         queue.decisions += 1;
-        queue.entries.push_back(Entry::Decide(pending));
+        queue.entries.push_back(Entry::Decide(Box::new(pending)));
         drop(queue);
         self.wake.set();
         true
@@ -168,7 +169,7 @@ impl Mailbox {
 fn entry_tuple(py: Python<'_>, entry: Entry) -> PyResult<Bound<'_, PyTuple>> {
     match entry {
         Entry::Line(line) => line.into_tuple(py),
-        Entry::Decide(pending) => ("decide", Decision::new(pending)).into_pyobject(py),
+        Entry::Decide(pending) => ("decide", Decision::new(*pending)).into_pyobject(py),
         Entry::Abandoned(number) => ("abandoned", number).into_pyobject(py),
     }
 }

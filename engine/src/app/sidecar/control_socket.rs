@@ -141,6 +141,10 @@ impl Operators {
         let who = stream.peer_cred()?;
         let (reader, writer) = stream.into_split();
         let mut writer = BufWriter::new(writer);
+        let mut line = String::new();
+        let mut reader = BufReader::new(reader.take(MAX_REQUEST));
+        let read = timeout(REQUEST_TIMEOUT, reader.read_line(&mut line)).await;
+        // After the request was read: a socket that is closed with unread bytes resets the answer.
         if !is_operator(who.uid()) {
             tracing::warn!(
                 uid = who.uid(),
@@ -152,9 +156,6 @@ impl Operators {
             )
             .await;
         }
-        let mut line = String::new();
-        let mut reader = BufReader::new(reader.take(MAX_REQUEST));
-        let read = timeout(REQUEST_TIMEOUT, reader.read_line(&mut line)).await;
         let request = match read {
             Err(_) => Err("no request within 2 s".to_owned()),
             Ok(result) => result.map(|_| Request::parse(&line))?,

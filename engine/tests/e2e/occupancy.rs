@@ -173,7 +173,7 @@ fn attested(fixture: &Fixture) {
 
 /// Clients with certificates never seen before connect at the same time to a sidecar that gets a fiftieth of the CPU,
 /// while sessions are busy. Their verifications take longer than the login timeout together, and none of them is
-/// refused for that. In an unoptimised build each takes some 0.2 s of this CPU: all of them have to be served before
+/// refused for that. Without optimisation each takes some 0.2 s of this CPU: all of them have to be served before
 /// the clients' own timeout.
 fn slow_host(fixture: &Fixture) {
     const NEWCOMERS: u64 = 50;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use admin::Latch;
 use tokio::sync::Notify;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{sleep, timeout, timeout_at};
 
 use crate::auth::postgres_passwords::ResolvedPasswords;
 use crate::postgres::provision::blockers::BlockerWatch;
@@ -164,7 +164,7 @@ impl RoleRepair {
                     continue;
                 }
             } else {
-                coalesced_sleep::sleep(MIN_INTERVAL).await;
+                sleep(MIN_INTERVAL).await;
             }
             if no_login {
                 // Patroni may set the password when it founds a cluster, and leads then.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use admin::Latch;
-use tokio::time::{self, sleep_until, timeout, timeout_at};
+use tokio::time::{self, timeout};
 use tokio_postgres::error::SqlState;
 
 use crate::auth::credential::Credential;
@@ -29,7 +29,7 @@ use crate::tasks::coalesced_sleep;
 use crate::tasks::local_http::{self, HttpError};
 pub(crate) use role_metrics::RoleMetrics;
 
-/// Between two rounds while there is a leader, up to 125 ms longer or shorter.
+/// Between two rounds while there is a leader, up to [`coalesced_sleep::MAX_DEVIATION`] longer or shorter.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Between two rounds while there is none: logins wait for it.
 const ELECTION_INTERVAL: Duration = Duration::from_millis(250);
@@ -85,9 +85,8 @@ impl RoleWatch {
                 None => ended + ELECTION_INTERVAL,
             };
             // Both outcomes lead to the next round.
-            if timeout_at(next, self.state.check_requested()).await.is_ok() {
-                sleep_until(ended + MIN_INTERVAL).await;
-            }
+            coalesced_sleep::sleep_unless(self.state.check_requested(), next, ended + MIN_INTERVAL)
+                .await;
         }
     }
 
@@ -306,7 +305,8 @@ impl Round {
         else {
             return;
         };
-        if config.fence_after + INTERVAL + ANSWER_TIMEOUT >= Duration::from_secs(ttl) {
+        let look = INTERVAL + coalesced_sleep::MAX_DEVIATION + ANSWER_TIMEOUT;
+        if config.fence_after + look >= Duration::from_secs(ttl) {
             tracing::warn!(
                 fence_after = ?config.fence_after,
                 ttl,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use admin::Latch;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::timeout_at;
+use tokio::time::Instant;
 use wire::startup::ProtocolVersion;
 use wire::version_probe::{ProbeStep, parse_probe_response, write_probe_request};
 
@@ -26,9 +26,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
 /// Minimum time between two probes, however often the version is invalidated.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
-/// Additional time until the next probe if nothing invalidates the version. While no client
-/// logs in, `/ready` notices within both times that Postgres is down.
-const IDLE_INTERVAL: Duration = Duration::from_secs(4);
+/// Time until the next probe if nothing invalidates the version, rounded ([`coalesced_sleep`]). While no client logs in,
+/// `/ready` notices within this time that Postgres is down.
+const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Probes immediately, at regular intervals, and after [`UpstreamVersion::invalidate`]. Sets
 /// `latch` to whether Postgres answers. Never returns.
@@ -39,10 +39,10 @@ pub(crate) async fn run(
 ) {
     loop {
         probe_until_success(server, upstream_version, latch).await;
-        coalesced_sleep::sleep(MIN_INTERVAL).await;
+        let (ended, next) = (Instant::now(), coalesced_sleep::end(INTERVAL));
         // Both outcomes lead to the next probe.
-        let idle_end = coalesced_sleep::end(IDLE_INTERVAL);
-        let _ = timeout_at(idle_end, upstream_version.invalidated()).await;
+        coalesced_sleep::sleep_unless(upstream_version.invalidated(), next, ended + MIN_INTERVAL)
+            .await;
     }
 }
 

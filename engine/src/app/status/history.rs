@@ -15,8 +15,8 @@ use crate::telemetry::reason_help::{ReasonContext, reason_help};
 pub(super) const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 /// How many intervals the charts show.
 const INTERVALS: usize = 120;
-/// What they show.
-const SPAN: Duration = Duration::from_secs(600);
+/// What they show: ten minutes.
+const SPAN: Duration = SAMPLE_INTERVAL.saturating_mul(INTERVALS as u32);
 
 /// The values of one moment.
 struct Sample {

@@ -17,6 +17,7 @@ mod log;
 mod mailbox;
 mod operation;
 mod policy;
+mod queue;
 mod values;
 mod verification;
 mod verifier;

@@ -9,14 +9,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwapOption;
 use pyo3::prelude::*;
-use pyo3::types::PyTuple;
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
-use crate::mailbox::Shared;
+use crate::queue::{Line, Shared};
 
 /// Where lines go. Not a lock, which another thread could hold when the process forks.
 static TARGET: ArcSwapOption<Shared> = ArcSwapOption::const_empty();
@@ -33,20 +32,6 @@ const TRACE: u8 = 5;
 
 /// Crates of this project. Others are heard from warnings upwards.
 const OWN: [&str; 4] = ["engine", "attest", "teesql", "wire"];
-
-/// A log line.
-pub(crate) struct Line {
-    level: u8,
-    target: &'static str,
-    text: String,
-    at: f64,
-}
-
-impl Line {
-    pub(crate) fn into_tuple(self, py: Python<'_>) -> PyResult<Bound<'_, PyTuple>> {
-        ("log", self.level, self.target, self.text, self.at).into_pyobject(py)
-    }
-}
 
 /// Has lines go to this mailbox.
 pub(crate) fn set_target(mailbox: Arc<Shared>) {

@@ -1,100 +1,16 @@
-//! A bounded queue from Rust's threads to one thread of Python's, with a socket: log lines, and servers that a verifier
-//! of the application has to decide about.
-//!
-//! It must never block its writers, and never grow without a limit: a log line too many is counted, a decision too many is
-//! refused.
+//! Python's end of the [`queue`](crate::queue): one thread of Python's waits for its socket, and takes what there is.
 
-use std::collections::VecDeque;
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
-use crate::log::{self, Line};
-use crate::verifier::{Decision, Pending};
-use crate::wake::WakeSocket;
+use crate::log;
+use crate::queue::{Entry, Shared};
+use crate::verifier::Decision;
 
-/// Log lines that wait for Python.
-const MAX_LINES: usize = 1024;
-/// Servers that wait to be handed to a verifier: as many as a forwarder has sessions by default.
-const MAX_DECISIONS: usize = 1024;
-/// Entries that Python takes at once.
-const BATCH: usize = 64;
-
-enum Entry {
-    Line(Line),
-    /// Boxed: much larger than the other entries.
-    Decide(Box<Pending>),
-    /// Nobody waits for this decision any more.
-    Abandoned(u64),
-}
-
-#[derive(Default)]
-struct Queue {
-    entries: VecDeque<Entry>,
-    lines: usize,
-    decisions: usize,
-    lost_lines: u64,
-    is_closed: bool,
-}
-
-/// The queue, shared by its writers and its reader.
-pub(crate) struct Shared {
-    queue: Mutex<Queue>,
-    wake: WakeSocket,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Adds a log line, unless too many wait.
-    pub(crate) fn push_line(&self, line: Line) {
-        let mut queue = self.lock();
-        if queue.is_closed {
-            return;
-        }
-        if queue.lines >= MAX_LINES {
-            queue.lost_lines += 1;
-            return;
-        }
-        queue.lines += 1;
-        queue.entries.push_back(Entry::Line(line));
-        drop(queue);
-        self.wake.set();
-    }
-
-    /// Adds a decision to be made. `false`: too many wait, or nobody reads any more.
-    pub(crate) fn push_decision(&self, pending: Pending) -> bool {
-        let mut queue = self.lock();
-        if queue.is_closed || queue.decisions >= MAX_DECISIONS {
-            return false;
-        }
-        queue.decisions += 1;
-        queue.entries.push_back(Entry::Decide(Box::new(pending)));
-        drop(queue);
-        self.wake.set();
-        true
-    }
-
-    /// Says that nobody waits for a decision any more. One that Python has not seen yet is removed.
-    pub(crate) fn abandon(&self, number: u64) {
-        let mut queue = self.lock();
-        let is_it = |entry: &Entry| matches!(entry, Entry::Decide(it) if it.number == number);
-        if let Some(at) = queue.entries.iter().position(is_it) {
-            queue.entries.remove(at);
-            queue.decisions -= 1;
-        } else if !queue.is_closed {
-            queue.entries.push_back(Entry::Abandoned(number));
-            drop(queue);
-            self.wake.set();
-        }
-    }
-}
-
-/// Python's end of the queue.
+/// The reader of the queue.
 #[pyclass(frozen, module = "teesql._native")]
 pub(crate) struct Mailbox(pub(crate) Arc<Shared>);
 
@@ -103,37 +19,19 @@ impl Mailbox {
     /// Makes a queue, and has log lines go there.
     #[new]
     fn new() -> PyResult<Self> {
-        let shared = Arc::new(Shared {
-            queue: Mutex::default(),
-            wake: WakeSocket::new()?,
-        });
+        let shared = Arc::new(Shared::new()?);
         log::set_target(Arc::clone(&shared));
         Ok(Self(shared))
     }
 
     /// The descriptor that is readable when there is something to take.
     fn fileno(&self) -> RawFd {
-        self.0.wake.fileno()
+        self.0.fileno()
     }
 
     /// Takes up to 64 entries: `("log", …)`, `("decide", Decision)`, `("abandoned", number)`, `("lost", number of lines)`.
     fn take<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        self.0.wake.clear();
-        let mut queue = self.0.lock();
-        let count = queue.entries.len().min(BATCH);
-        let entries: Vec<_> = queue.entries.drain(..count).collect();
-        let lost = std::mem::take(&mut queue.lost_lines);
-        for entry in &entries {
-            match entry {
-                Entry::Line(_) => queue.lines -= 1,
-                Entry::Decide(_) => queue.decisions -= 1,
-                Entry::Abandoned(_) => {}
-            }
-        }
-        if !queue.entries.is_empty() {
-            self.0.wake.set();
-        }
-        drop(queue);
+        let (entries, lost) = self.0.take();
         let list = PyList::empty(py);
         for entry in entries {
             list.append(entry_tuple(py, entry)?)?;
@@ -147,28 +45,18 @@ impl Mailbox {
     /// Refuses further entries, and the decisions that wait. Log lines can still be taken.
     fn close(&self) {
         log::remove_target(&self.0);
-        let mut queue = self.0.lock();
-        queue.is_closed = true;
-        let (kept, dropped): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut queue.entries)
-            .into_iter()
-            .partition(|entry| matches!(entry, Entry::Line(_)));
-        queue.entries = kept;
-        queue.decisions = 0;
-        drop(queue);
-        // Those that wait for these decisions run when they are dropped.
-        drop(dropped);
-        self.0.wake.set();
+        self.0.close();
     }
 
     /// Whether it was closed.
     fn is_closed(&self) -> bool {
-        self.0.lock().is_closed
+        self.0.is_closed()
     }
 }
 
 fn entry_tuple(py: Python<'_>, entry: Entry) -> PyResult<Bound<'_, PyTuple>> {
     match entry {
-        Entry::Line(line) => line.into_tuple(py),
+        Entry::Line(line) => ("log", line.level, line.target, line.text, line.at).into_pyobject(py),
         Entry::Decide(pending) => ("decide", Decision::new(*pending)).into_pyobject(py),
         Entry::Abandoned(number) => ("abandoned", number).into_pyobject(py),
     }

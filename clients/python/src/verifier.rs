@@ -10,20 +10,10 @@ use pyo3::types::{PyBytes, PyDict, PyTuple};
 use teesql::{Acceptance, BoxFuture, Evidence, Refusal};
 use tokio::sync::oneshot;
 
-use crate::mailbox::Shared;
+use crate::queue::{Answer, Pending, Shared};
 use crate::values::{chain_tuple, claims_dict};
 
 static NUMBERS: AtomicU64 = AtomicU64::new(1);
-
-type Answer = Result<Acceptance, Refusal>;
-
-/// A server that waits for a decision.
-pub(crate) struct Pending {
-    pub(crate) number: u64,
-    verifier: u64,
-    evidence: Evidence,
-    answer: oneshot::Sender<Answer>,
-}
 
 /// The verifier that Python knows by a number.
 pub(crate) struct Remote {

@@ -98,6 +98,7 @@ fn library_crates_have_no_import_cycles() {
         "loadtest",
         "clients/rust",
         "clients/node",
+        "clients/python",
     ] {
         let sources = Sources::read(&root().join(name).join("src"));
         assert!(
@@ -151,6 +152,7 @@ fn crates_are_layered() {
     assert_eq!(dependencies("loadtest"), ["attest", "wire"]);
     assert_eq!(dependencies("clients/rust"), ["engine"]);
     assert_eq!(dependencies("clients/node"), ["teesql"]);
+    assert_eq!(dependencies("clients/python"), ["teesql"]);
     assert_eq!(dependencies("packaging"), ["engine"]);
 }
 

@@ -48,7 +48,7 @@ pub fn run(options: &Options, progress: &Progress) -> Result<Report> {
         workspace: &workspace,
         postgres: &postgres,
         threads,
-        core_check: preflight::CoreCheck::new(&workspace.cores),
+        core_check: preflight::CoreCheck::new(&workspace.cores, options.max_settle),
         report: Report {
             machine,
             ..Report::default()

@@ -35,7 +35,8 @@ pub struct Options {
     pub apart: bool,
     /// Threads of the load; 0 is one for every two cores.
     pub threads: usize,
-    /// Maximum time to wait for an idle machine.
+    /// Maximum time to wait for an idle machine before the first round, and for virtual cores that
+    /// do not share a physical one, over all rounds.
     pub max_settle: Duration,
     /// Directory of the programs; by default that of the running one.
     pub programs: Option<PathBuf>,
@@ -106,7 +107,7 @@ impl Options {
             parts: Part::ALL.to_vec(),
             apart: false,
             threads: 0,
-            max_settle: Duration::from_secs(60),
+            max_settle: Duration::from_secs(90),
             programs: None,
         }
     }

@@ -17,16 +17,16 @@ pub(super) const IDLE_THRESHOLD: f64 = 0.03;
 const SAMPLE_TIME: Duration = Duration::from_secs(1);
 /// Maximum slowdown of work on one core, while another one works, on separate physical cores.
 const MAX_SLOWDOWN: f64 = 1.15;
-/// Total time that a comparison waits for separate physical cores.
-const MAX_TOTAL_WAIT: Duration = Duration::from_secs(90);
 /// Interval between two checks while waiting.
 const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 /// Repetitions of the work. The fastest one counts, because disturbances can only slow it down.
 const PIECES: usize = 3;
 /// Repetitions on the other core, which must not finish earlier.
 const BACKGROUND_PIECES: usize = 2 * PIECES + 2;
-/// Iterations of one piece of work: about 20 ms.
-const ITERATIONS: u64 = 10_000_000;
+/// CPU time of one piece of work.
+const PIECE_TIME: Duration = Duration::from_millis(20);
+/// Iterations that are timed to find how many a piece has.
+const TRIAL_ITERATIONS: u64 = 100_000;
 
 /// Waits until the machine is idle, for at most `max_wait`. Returns the CPU share that other
 /// processes used in the last second.
@@ -48,17 +48,21 @@ pub(super) fn wait_until_idle(max_wait: Duration, progress: &Progress) -> Result
 pub(super) struct CoreCheck {
     /// The proxies' core and another one. `None` on a single core.
     pair: Option<[String; 2]>,
+    /// Iterations of one piece of work, which take about `PIECE_TIME`.
+    iterations: u64,
     wait_left: Duration,
     slowdowns: Vec<f64>,
 }
 
 impl CoreCheck {
-    pub(super) fn new(cores: &workspace::Cores) -> Self {
+    /// `max_wait` limits the sum of all waits for separate cores.
+    pub(super) fn new(cores: &workspace::Cores, max_wait: Duration) -> Self {
         let mut others = cores.others.split(',');
         let other = others.find(|core| *core != cores.proxy);
         Self {
             pair: other.map(|other| [cores.proxy.clone(), other.to_owned()]),
-            wait_left: MAX_TOTAL_WAIT,
+            iterations: piece_iterations(),
+            wait_left: max_wait,
             slowdowns: Vec::new(),
         }
     }
@@ -66,7 +70,7 @@ impl CoreCheck {
     /// Waits before a round until the cores are separate, or until the total wait is exhausted.
     pub(super) fn wait(&mut self, progress: &Progress) -> Result<()> {
         while let Some(pair) = &self.pair {
-            let slowdown = measure_slowdown(pair)?;
+            let slowdown = measure_slowdown(pair, self.iterations)?;
             if slowdown <= MAX_SLOWDOWN || self.wait_left.is_zero() {
                 self.slowdowns.push(slowdown);
                 return Ok(());
@@ -102,7 +106,12 @@ impl CoreCheck {
 }
 
 /// Measures by which factor one core slows down while the other works too.
-fn measure_slowdown([one, other]: &[String; 2]) -> Result<f64> {
+fn measure_slowdown([one, other]: &[String; 2], iterations: u64) -> Result<f64> {
+    let work_piece = || work(iterations);
+    let fastest_piece = || {
+        let pieces = (0..PIECES).map(|_| work_piece());
+        pieces.min().unwrap_or_default()
+    };
     let alone = on_core(one, || Ok(fastest_piece()))?;
     let loaded = with_background_load(
         1,
@@ -122,17 +131,18 @@ fn measure_slowdown([one, other]: &[String; 2]) -> Result<f64> {
     Ok(loaded.as_secs_f64() / alone.as_secs_f64().max(1e-9))
 }
 
-fn fastest_piece() -> Duration {
-    let pieces = (0..PIECES).map(|_| work_piece());
-    pieces.min().unwrap_or_default()
+/// Calibrates a piece of work: an iteration takes thirty times as long in an unoptimised build.
+fn piece_iterations() -> u64 {
+    let trial = work(TRIAL_ITERATIONS).max(Duration::from_nanos(1));
+    let trials = PIECE_TIME.as_nanos() / trial.as_nanos();
+    TRIAL_ITERATIONS * u64::try_from(trials).unwrap_or(1).max(1)
 }
 
-/// Runs a piece of work that fully occupies a core, with independent sums, and returns its CPU
-/// time.
-fn work_piece() -> Duration {
+/// Fully occupies a core, with independent sums, and returns the CPU time that it took.
+fn work(iterations: u64) -> Duration {
     let started = process_usage::thread_cpu();
     let mut sums = [1_u64, 2, 3, 4, 5, 6, 7, 8];
-    for iteration in 0..ITERATIONS {
+    for iteration in 0..iterations {
         for sum in &mut sums {
             *sum = sum.wrapping_add(iteration) ^ iteration;
         }
@@ -147,8 +157,8 @@ mod tests {
 
     #[test]
     fn slowdown_is_measured_once_per_round() {
-        let mut cores = CoreCheck::new(&workspace::Cores::assign(false).unwrap());
-        cores.wait_left = Duration::ZERO;
+        let assigned = workspace::Cores::assign(false).unwrap();
+        let mut cores = CoreCheck::new(&assigned, Duration::ZERO);
         cores.wait(&Progress::silent()).unwrap();
         assert_eq!(cores.slowdowns.len(), usize::from(cores.pair.is_some()));
         assert!(
@@ -161,11 +171,12 @@ mod tests {
 
     #[test]
     fn slowdown_is_not_measured_on_a_single_core() {
-        let mut cores = CoreCheck::new(&workspace::Cores {
+        let single = workspace::Cores {
             proxy: "3".to_owned(),
             others: "3".to_owned(),
             count: 1,
-        });
+        };
+        let mut cores = CoreCheck::new(&single, Duration::ZERO);
         cores.wait(&Progress::silent()).unwrap();
         assert_eq!((cores.spread(), cores.remark()), (None, None));
     }
@@ -174,6 +185,7 @@ mod tests {
     fn shared_cores_are_reported_when_the_wait_is_exhausted() {
         let cores = |slowdowns: &[f64]| CoreCheck {
             pair: None,
+            iterations: 1,
             wait_left: Duration::ZERO,
             slowdowns: slowdowns.to_vec(),
         };

@@ -116,6 +116,10 @@ impl<S: ConnectionHandler> Shard<S> {
                 .collect()
         };
         for batch in keys.chunks(BATCH) {
+            if request.answer.is_closed() {
+                // The request has timed out: its audit line is written, so that nothing may be ended for it any more.
+                return;
+            }
             let reports: Vec<_> = {
                 let connections = self.connections.borrow();
                 let found = batch.iter().filter_map(|(key, number)| {
@@ -124,9 +128,9 @@ impl<S: ConnectionHandler> Shard<S> {
                 });
                 found.filter_map(|one| one.answer(&request)).collect()
             };
-            if !reports.is_empty() && request.answer.send(reports).is_err() {
-                // Who asked has gone.
-                return;
+            if !reports.is_empty() {
+                // If it was closed meanwhile, the next iteration returns.
+                let _ = request.answer.send(reports);
             }
             yield_now().await;
         }

@@ -234,11 +234,14 @@ fn socket(fixture: &Fixture) {
         b"GET / HTTP/1.1\r\n\r\n",
         b"{\"command\":\"stop\"}\n",
         b"\xff\xff\n",
-        &[b'x'; 100_000],
-        &[b'['; 100_000],
     ] {
         let answer = exchange(path, request);
-        assert!(!answer.contains("done"), "{answer}");
+        assert!(answer.starts_with("{\"error\":"), "{answer:?}");
+    }
+    // The rest of a request that is too long is not read, which may reset the answer.
+    for byte in [b'x', b'['] {
+        let answer = exchange(path, &[byte; 100_000]);
+        assert!(!answer.contains("done"), "{answer:?}");
     }
     // Silent clients take all places for 2 s, and no longer.
     let silent: Vec<_> = (0..8).map(|_| UnixStream::connect(path)).collect();

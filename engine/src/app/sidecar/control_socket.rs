@@ -141,9 +141,9 @@ impl Operators {
         let who = stream.peer_cred()?;
         let (reader, writer) = stream.into_split();
         let mut writer = BufWriter::new(writer);
-        let mut line = String::new();
+        let mut line = Vec::new();
         let mut reader = BufReader::new(reader.take(MAX_REQUEST));
-        let read = timeout(REQUEST_TIMEOUT, reader.read_line(&mut line)).await;
+        let read = timeout(REQUEST_TIMEOUT, reader.read_until(b'\n', &mut line)).await;
         // After the request was read: a socket that is closed with unread bytes resets the answer.
         if !is_operator(who.uid()) {
             tracing::warn!(
@@ -158,7 +158,8 @@ impl Operators {
         }
         let request = match read {
             Err(_) => Err("no request within 2 s".to_owned()),
-            Ok(result) => result.map(|_| Request::parse(&line))?,
+            // A request is ASCII: what is not UTF-8 is not a known request either.
+            Ok(result) => result.map(|_| Request::parse(&String::from_utf8_lossy(&line)))?,
         };
         let request = request.and_then(|request| Ok((selection(&request)?, request)));
         match request {

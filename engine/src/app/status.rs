@@ -42,8 +42,8 @@ impl StatusHistory {
         loop {
             {
                 let text = metrics.sample();
-                self.history()
-                    .record(&Exposition::parse(&text), Instant::now());
+                let sample = Exposition::parse(&text);
+                self.history().record(&sample, Instant::now());
             }
             sleep(SAMPLE_INTERVAL).await;
         }
@@ -53,7 +53,10 @@ impl StatusHistory {
     pub(crate) fn status(&self, metrics: &str) -> Status {
         let now = Exposition::parse(metrics);
         let time = SystemTime::now();
-        let history = self.history();
+        let (charts, refusals) = {
+            let history = self.history();
+            (history.charts(), history.refusals(&now, Instant::now()))
+        };
         Status {
             program: self.program.to_owned(),
             made_at: format_rfc3339_seconds(time).to_string(),
@@ -61,9 +64,9 @@ impl StatusHistory {
             uptime: uptime(&now, time),
             warnings: tables::warnings(&now),
             lifetimes: lifetimes(&now),
-            charts: history.charts(),
+            charts,
             tables: tables::tables(&now),
-            refusals: history.refusals(&now, Instant::now()),
+            refusals,
         }
     }
 

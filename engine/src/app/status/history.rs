@@ -40,8 +40,9 @@ impl Sample {
             sent: bytes("sent"),
             accepted,
             refused: logins("refused"),
-            // A forwarder knows no roles, and has no gauge of its sessions.
-            sessions: accepted - sample.sum("teesql_sessions_ended_total", &[]),
+            // A forwarder knows no roles, and has no gauge of its sessions. The counters are not read at the same moment, so that
+            // the difference may be negative for a sample.
+            sessions: (accepted - sample.sum("teesql_sessions_ended_total", &[])).max(0.0),
             login: Histogram::of(sample, "teesql_login_seconds_bucket"),
         }
     }
@@ -273,6 +274,18 @@ mod tests {
         assert_eq!(last("Sessions", 0), Some(5.0));
         assert_eq!(last("Login latency", 0), None);
         assert_eq!(chart(&history, "Logins").lines[0].points[0], None);
+    }
+
+    #[test]
+    fn the_number_of_sessions_is_never_negative() {
+        let (mut history, start) = (History::default(), Instant::now());
+        let text = "teesql_sessions_ended_total{reason=\"client_closed\"} 1\n";
+        for seconds in [0, 5] {
+            let at = start + Duration::from_secs(seconds);
+            history.record(&Exposition::parse(text), at);
+        }
+        let points = &chart(&history, "Sessions").lines[0].points;
+        assert_eq!(points[INTERVALS - 1], Some(0.0));
     }
 
     #[test]

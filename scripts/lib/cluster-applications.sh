@@ -1,10 +1,11 @@
 # shellcheck shell=bash
-# The tour of `scripts/cluster --applications`: applications with the Python and the Node.js package, which write while the leader
-# fails and while it hands over. Sourced by scripts/cluster, which explains `expect` and the others.
+# The tour of `scripts/cluster --applications`: applications that use the Python and the Node.js package write during a failover
+# and a switchover. Sourced by scripts/cluster, which defines `expect`, `shown`, `unexpected` and the other functions.
 
 applications=()
 
-# application <name> <file> <command>: starts one, if the test of its package has left this file, with the package and drivers.
+# application <name> <file> <command>: starts an application. The file exists once scripts/test-<name> has installed its package and
+# the drivers.
 application() {
   local name=$1
   if ! [ -e "$2" ]; then
@@ -19,7 +20,8 @@ application() {
   applications+=("$name")
 }
 
-# all_write <seconds> <time>: all of them go on within this time; prints for each how long it could not write since then.
+# all_write <seconds> <time>: each application has a further write acknowledged within these seconds. Prints for each its longest
+# time without an acknowledged write since <time>.
 all_write() {
   local name
   for name in "${applications[@]}"; do
@@ -29,7 +31,7 @@ all_write() {
   done
 }
 
-# Compares what each has been told with what exists, once it has ended by itself.
+# Stops the applications, which must exit with 0, and checks that every row that was acknowledged exists.
 all_end() {
   local name code
   touch "$base/stop"

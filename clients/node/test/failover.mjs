@@ -1,7 +1,7 @@
-// An application that writes without pause and goes on through failovers, run by `scripts/cluster --applications`.
+// An application that writes about 20 rows a second and survives failovers, run by `scripts/cluster --applications`.
 //
-// It prints the number and the time of each acknowledged write. When the file that it is given exists it ends: with an open
-// pool and an open forwarder, as an application does.
+// It prints the number and the time of each acknowledged write. Its argument is a path: when a file exists there, it closes its
+// pool. The forwarder stays open, and must not keep the process from exiting.
 import { existsSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -16,7 +16,7 @@ const forwarder = await forward(`postgresql://teesql_readwrite:${secret}@${hosts
   identity: { guestAgent },
 });
 const pool = new pg.Pool({ connectionString: forwarder.dsn, max: 2, connectionTimeoutMillis: 40_000 });
-// Of a connection that ended while it was idle. The pool opens another one.
+// An idle connection has failed. Without this handler the process would exit; the pool opens another connection.
 pool.on('error', (error) => console.error('idle:', error.message));
 
 for (let number = 1; !existsSync(stop); number += 1) {

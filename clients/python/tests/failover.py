@@ -1,7 +1,7 @@
-"""An application that writes without pause and goes on through failovers, run by `scripts/cluster --applications`.
+"""An application that writes about 20 rows a second and survives failovers, run by `scripts/cluster --applications`.
 
-It prints the number and the time of each acknowledged write. When the file that it is given exists it ends: with an open pool
-and an open forwarder, as an application does.
+It prints the number and the time of each acknowledged write. Its argument is a path: when a file exists there, it closes its
+pool and its forwarder, and exits.
 """
 
 import os

@@ -46,7 +46,7 @@ pub fn kill_command() -> Command {
                 .help("Number of the connection, as `sessions` shows it"),
         )
         .arg(peer_flag(
-            "End the connections of this app id; with ID only if they are its",
+            "End the connections of this app id; with ID, only those of them that have this app id",
         ))
         .arg(json_flag())
 }

@@ -1,5 +1,5 @@
 //! The HTTP server for operators: `/health`, `/ready`, `/attestation`, `/metrics`, the role of a
-//! cluster's member, and a page for people.
+//! cluster's member, and the status page.
 //!
 //! The port is unauthenticated, so everything here is bounded: bytes, waits, connections, and above
 //! all quotes. The machine makes about 25 quotes per second and needs some of them for itself. Each

@@ -239,7 +239,7 @@ mod tests {
                 count: u64::MAX,
                 last: Some(Duration::MAX),
                 meaning: text(),
-                cure: text(),
+                remedy: text(),
             }],
         };
         page(&readiness, HOSTILE, Some(&cluster), &status).into_string()

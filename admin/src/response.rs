@@ -52,7 +52,7 @@ impl Response {
         Self::text(body).with_header(VARY, HeaderValue::from_static("accept"))
     }
 
-    /// A page for people. `policy` is its Content-Security-Policy.
+    /// The status page. `policy` is its Content-Security-Policy.
     pub(crate) fn page(body: Bytes, policy: HeaderValue) -> Self {
         Self::new(StatusCode::OK, HTML, body)
             .with_header(CONTENT_SECURITY_POLICY, policy)

@@ -103,7 +103,7 @@ impl Router {
         }
     }
 
-    /// The page for people.
+    /// The status page.
     fn page(&self) -> Response {
         let Some(page) = &self.page else {
             let message = "not found: status_page is off";

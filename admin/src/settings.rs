@@ -35,7 +35,7 @@ pub struct Settings {
     /// still sending its request or reading its response, so that deliberately slow clients only
     /// evict each other. Refusing the newest connection would let 64 slow clients block the server.
     pub max_connections: usize,
-    /// Whether `/` is a page for people; true.
+    /// Whether `/` is the status page; true.
     pub status_page: bool,
 }
 

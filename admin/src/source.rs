@@ -27,7 +27,7 @@ pub trait Source: Send + Sync + 'static {
         None
     }
 
-    /// What the page for people shows besides readiness and the cluster; `None` if there is no such page. `own` are the
+    /// What the status page shows besides readiness and the cluster; `None` if there is no such page. `own` are the
     /// counters of this server.
     ///
     /// It must tell nothing that the other methods do not tell.

@@ -78,7 +78,7 @@ pub struct Refusal {
     /// The meaning of the code. Text in backticks is code.
     pub meaning: String,
     /// What to do about it; empty if there is nothing to do.
-    pub cure: String,
+    pub remedy: String,
 }
 
 /// Lines over the last minutes.

@@ -241,8 +241,8 @@ fn refusal(refusal: &Refusal) -> Markup {
             }
             div class="text" {
                 @if !refusal.meaning.is_empty() { p { (inline_code(&sentence(&refusal.meaning))) } }
-                @if !refusal.cure.is_empty() {
-                    p class="cure" { b { "What to do: " } (inline_code(&refusal.cure)) }
+                @if !refusal.remedy.is_empty() {
+                    p class="remedy" { b { "What to do: " } (inline_code(&refusal.remedy)) }
                 }
             }
         }

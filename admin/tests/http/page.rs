@@ -1,4 +1,4 @@
-//! Tests of the page for people: who gets it, its headers, and that it can be closed.
+//! Tests of the status page: who gets it, its headers, and that it can be closed.
 
 use std::sync::atomic::Ordering;
 

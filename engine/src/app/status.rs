@@ -1,4 +1,4 @@
-//! What the page for people shows: the present metrics, put into words, and a ring of samples of the last ten minutes.
+//! What the status page shows: the present metrics, put into words, and a ring of samples of the last ten minutes.
 //!
 //! Everything is read from the text of `/metrics`. So the page tells nothing that is not there, collecting takes nothing from the
 //! shards, and this file has no list of its own of what is counted where.

@@ -32,7 +32,7 @@ pub struct ProcessConfig {
     pub guest_agent: AgentAddresses,
     /// The address of the HTTP server. `None` starts none.
     pub admin_listen: Option<SocketAddr>,
-    /// Whether the HTTP server has a page for people.
+    /// Whether the HTTP server has the status page.
     pub status_page: bool,
     /// How long a session may continue after its peer has become unacceptable.
     pub revocation_grace: Duration,

@@ -658,7 +658,7 @@ settings! {
         STATUS_PAGE: bool {
             key: "status_page", parse: values::boolean, kind: Bool, scopes: BOTH,
             default: Some("true"),
-            help: "Whether / on admin_listen is a page for people, with readiness, sessions, refusals and their cure. It tells nothing that /ready and /metrics do not tell.",
+            help: "Whether / on admin_listen is the status page, with readiness, sessions, refusals and their remedies. It tells nothing that /ready and /metrics do not tell.",
         }
     }
     Control {

@@ -1,6 +1,6 @@
 //! What reason codes mean and what to do about them: the tables of docs/reference/reason-codes.md, read from the page itself.
 //!
-//! It exists so that the page for people and the documentation have one list. `reason-codes.md` beside this file is a symbolic
+//! It exists so that the status page and the documentation have one list. `reason-codes.md` beside this file is a symbolic
 //! link to the page, which a package of this crate contains as a file.
 
 use std::collections::HashMap;
@@ -27,7 +27,7 @@ pub(crate) enum ReasonContext {
 pub(crate) struct ReasonHelp {
     pub(crate) meaning: String,
     /// Empty if there is nothing to do.
-    pub(crate) cure: String,
+    pub(crate) remedy: String,
 }
 
 /// What the page says of a code; `None` if it does not know it.
@@ -69,7 +69,7 @@ impl<'a> Tables<'a> {
         };
         let help = ReasonHelp {
             meaning: cell(columns.meaning),
-            cure: cell(columns.cure),
+            remedy: cell(columns.remedy),
         };
         let codes = cells.first().copied().unwrap_or_default().split(", ");
         for code in codes.map(|code| code.trim_matches('`')) {
@@ -94,7 +94,7 @@ impl<'a> Tables<'a> {
 /// The positions of the columns of a table.
 struct Columns {
     meaning: Option<usize>,
-    cure: Option<usize>,
+    remedy: Option<usize>,
 }
 
 impl Columns {
@@ -106,7 +106,7 @@ impl Columns {
         Self {
             // Also "Meaning and what to do".
             meaning: position("Meaning"),
-            cure: position("What to do"),
+            remedy: position("What to do"),
         }
     }
 }
@@ -160,7 +160,7 @@ mod tests {
         assert!(meaning(ReasonContext::Login).contains("cluster_leader_wait"));
         assert!(meaning(ReasonContext::Session).contains("57P01"));
         let help = reason_help("server_unreachable", ReasonContext::Server).unwrap();
-        assert_eq!(help.cure, "is the sidecar up, and the port open?");
+        assert_eq!(help.remedy, "is the sidecar up, and the port open?");
     }
 
     #[test]
@@ -175,7 +175,11 @@ mod tests {
             "{}",
             help.meaning
         );
-        assert!(help.cure.contains("`statement_timeout`"), "{}", help.cure);
+        assert!(
+            help.remedy.contains("`statement_timeout`"),
+            "{}",
+            help.remedy
+        );
     }
 
     #[test]
@@ -184,7 +188,7 @@ mod tests {
         let tables = Tables::read(page);
         for code in ["a", "b"] {
             let help = tables.get(code, ReasonContext::Session).unwrap();
-            assert_eq!((help.cure.as_str(), help.meaning.as_str()), ("do", "it"));
+            assert_eq!((help.remedy.as_str(), help.meaning.as_str()), ("do", "it"));
         }
         assert_eq!(tables.get("c", ReasonContext::Login), None);
     }

@@ -34,7 +34,7 @@ impl ReadinessChecks {
 /// Implements [`admin::Source`] for a forwarder.
 pub(super) struct AdminSource {
     pub(super) metrics: Arc<Metrics>,
-    /// For the page for people.
+    /// For the status page.
     pub(super) status: Arc<StatusHistory>,
 }
 

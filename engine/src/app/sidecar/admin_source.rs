@@ -45,7 +45,7 @@ pub(crate) struct AdminSource {
     metrics: Arc<Metrics>,
     readiness: admin::Readiness,
     renewal_metrics: RenewalMetrics,
-    /// For the page for people.
+    /// For the status page.
     status: Arc<StatusHistory>,
     /// The names of policy entries that have a series.
     shown_peers: Mutex<HashSet<Arc<str>>>,
@@ -112,7 +112,7 @@ impl AdminSource {
         })
     }
 
-    /// Takes the samples of the page for people.
+    /// Takes the samples of the status page.
     pub(crate) fn spawn_status(&self) {
         let status = Arc::clone(&self.status);
         tokio::spawn(status.sample(Arc::clone(&self.metrics)));

@@ -172,7 +172,7 @@ impl History {
             count,
             last: last.map(|last| now.saturating_duration_since(last)),
             meaning: help.map(|help| help.meaning.clone()).unwrap_or_default(),
-            cure: help.map(|help| help.cure.clone()).unwrap_or_default(),
+            remedy: help.map(|help| help.remedy.clone()).unwrap_or_default(),
             code: key.1,
         })
     }
@@ -324,7 +324,7 @@ mod tests {
             ("killed", 1, Some(60)),
         ];
         assert_eq!(codes, expected);
-        assert!(refusals[0].cure.contains("an attack"), "{refusals:?}");
+        assert!(refusals[0].remedy.contains("an attack"), "{refusals:?}");
         assert!(refusals[1].meaning.contains("wrong secret"), "{refusals:?}");
         assert_eq!(refusals[2].what, "session ended");
         // One that no sample has seen yet was counted just now.

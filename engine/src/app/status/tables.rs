@@ -1,4 +1,4 @@
-//! The tables of the page for people, and its warnings.
+//! The tables of the status page, and its warnings.
 
 use std::collections::{BTreeMap, BTreeSet};
 

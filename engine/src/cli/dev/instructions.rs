@@ -85,7 +85,7 @@ impl Instructions {
     /// The text for people.
     pub(super) fn text(&self) -> String {
         let http = self.admin.map_or_else(String::new, |admin| {
-            format!("\nHTTP, of which http://{admin}/ is a page for people:\n\n  curl http://{admin}/ready\n  curl http://{admin}/attestation\n")
+            format!("\nHTTP, of which http://{admin}/ is the status page:\n\n  curl http://{admin}/ready\n  curl http://{admin}/attestation\n")
         });
         format!(
             "\nThe cluster runs under its own mock TDX root. Ctrl-C stops it and removes all its files.\n\n\

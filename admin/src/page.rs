@@ -26,7 +26,7 @@ mod sections;
 
 const STYLE: &str = include_str!("page/style.css");
 const SCRIPT: &str = include_str!("page/script.js");
-/// How long a page is sent again instead of making another, so that reloading in a loop costs no more than that.
+/// How long a page is sent again before another is made. It limits the cost of clients that reload in a loop.
 const MAX_AGE: Duration = Duration::from_secs(1);
 
 /// Makes the page, and keeps the last one.
@@ -55,7 +55,7 @@ impl StatusPage {
         source: &Arc<dyn Source>,
         stats: &Stats,
     ) -> Option<Bytes> {
-        // Only the admin thread comes here. A panic of the source leaves the page before.
+        // Only the admin thread takes this lock. After a panic of the source it holds the previous page.
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((made, page)) = &*last
             && made.elapsed() < MAX_AGE
@@ -142,7 +142,7 @@ fn page(
                         }
                     }
                     @if let Some(cluster) = cluster { (sections::cluster(cluster)) }
-                    // Beside each other where there is room.
+                    // In columns where the window is wide enough.
                     div class="tables" {
                         (sections::tables(&status.tables))
                         (sections::facts(&status.lifetimes, &status.build, status.uptime))

@@ -1,7 +1,7 @@
-//! What the status page shows: the present metrics, put into words, and a ring of samples of the last ten minutes.
+//! What the status page shows: the present metrics as tables and sentences, and samples of the last ten minutes in a ring buffer.
 //!
-//! Everything is read from the text of `/metrics`. So the page tells nothing that is not there, collecting takes nothing from the
-//! shards, and this file has no list of its own of what is counted where.
+//! Everything is read from the text of `/metrics`. So the page shows nothing that is not there, the shards do no work for it, and
+//! this module needs no second list of the counters.
 
 mod exposition;
 mod histogram;
@@ -19,7 +19,7 @@ use crate::telemetry::metrics::Metrics;
 use exposition::Exposition;
 use history::{History, SAMPLE_INTERVAL};
 
-/// As docs/grafana/alerts.yaml: with less left, renewal has failed for long.
+/// As in docs/grafana/alerts.yaml: if less time is left, renewal has failed for a long time.
 const CERTIFICATE_WARNING: Duration = Duration::from_secs(3600);
 const COLLATERAL_WARNING: Duration = Duration::from_secs(3 * 86_400);
 
@@ -37,7 +37,7 @@ impl StatusHistory {
         })
     }
 
-    /// Takes samples, without an end.
+    /// Takes a sample every [`SAMPLE_INTERVAL`]. Never returns.
     pub(crate) async fn sample(self: Arc<Self>, metrics: Arc<Metrics>) {
         loop {
             {
@@ -70,7 +70,7 @@ impl StatusHistory {
         }
     }
 
-    /// Ignores poisoning: what a panic leaves are samples.
+    /// Ignores poisoning: after a panic at most one sample is missing.
     fn history(&self) -> MutexGuard<'_, History> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }

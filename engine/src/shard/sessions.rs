@@ -1,7 +1,7 @@
-//! A snapshot of a shard's connections for operators, and the end of those that an operator has named.
+//! Describes a shard's connections for operators, and ends those that an operator has named.
 //!
-//! The shard is asked by a message, and answers in batches through a channel, so that its other tasks run in between: a list of
-//! 10,000 sessions takes about 20 ms in all. Nothing is kept for it while sessions transfer bytes.
+//! The shard receives a message and answers in batches through a channel, so that its other tasks run in between: a list of
+//! 10,000 sessions takes about 20 ms in all. The data path stores nothing for it.
 //!
 //! A snapshot must never contain a secret, SQL or a startup parameter other than a known role and the database.
 
@@ -40,7 +40,7 @@ pub(crate) struct SessionsRequest {
     pub(crate) answer: UnboundedSender<Vec<SessionReport>>,
 }
 
-/// Which connections are meant: those that meet every criterion.
+/// The connections that meet every criterion.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Selection {
     /// Their numbers, sorted. `None` selects all.
@@ -138,7 +138,7 @@ impl<S: ConnectionHandler> Shard<S> {
 }
 
 impl Connection {
-    /// `None` if this connection is not meant, or is to be ended and ends already.
+    /// `None` if this connection is not selected, or is to be ended but is closing already.
     fn answer(&self, request: &SessionsRequest) -> Option<SessionReport> {
         let peer = self.control.peer();
         if !request.selection.includes(self.number, peer.as_deref()) {

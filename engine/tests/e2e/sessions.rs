@@ -243,7 +243,7 @@ fn socket(fixture: &Fixture) {
         let answer = exchange(path, &[byte; 100_000]);
         assert!(!answer.contains("done"), "{answer:?}");
     }
-    // Silent clients take all places for 2 s, and no longer.
+    // Clients that send nothing occupy all 4 requests for 2 s, and no longer.
     let silent: Vec<_> = (0..8).map(|_| UnixStream::connect(path)).collect();
     assert!(list(&settings).is_empty());
     drop(silent);
@@ -259,7 +259,7 @@ fn socket(fixture: &Fixture) {
     assert!(!path.exists());
 }
 
-/// By the file's mode, and by what the kernel says of it if an operator has changed the mode.
+/// By the file's mode, and by SO_PEERCRED if the mode was changed.
 fn other_user_is_refused(path: &Path, user: &User) {
     const ASK: &str = "import socket, sys
 s = socket.socket(socket.AF_UNIX)

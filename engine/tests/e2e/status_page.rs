@@ -88,7 +88,7 @@ fn says_what_happens(fixture: &Fixture) {
     let scrape = await_scrape(address, |_| true);
     let peers = scrape.sum("teesql_peer_sessions", "");
     assert_eq!(peers, 1.0);
-    // Nobody is named whom the metrics do not name.
+    // The page identifies no client.
     for secret in ["a1".repeat(20), session.local_address().to_string()] {
         assert!(!page.body.contains(&secret), "{secret}");
     }

@@ -1,10 +1,10 @@
 //! The control socket: a Unix socket on which operators of this machine list the connections and end some of them
 //! (`teesql-sidecar sessions` and `kill`). One request and one answer for each connection, as JSON lines (docs/reference/cli.md).
 //!
-//! It exists because HTTP is open to everybody who reaches it and must tell nothing of clients, and because Postgres
-//! sees the sidecar only: an operator could not say which application holds a session.
+//! It exists because the HTTP server needs no authentication and must not name clients, and because Postgres sees only the
+//! sidecar's address: operators could not find out which application holds a session.
 //!
-//! It runs on the control thread. It must never serve a user other than root and the sidecar's own, never hold a shard up, and never
+//! It runs on the control thread. It must never serve a user other than root and the sidecar's own, never block a shard, and never
 //! wait without a deadline.
 
 pub(crate) mod protocol;
@@ -35,13 +35,13 @@ use crate::shard::sessions::{Selection, SessionInspector, SessionReport};
 use crate::telemetry::audit::{Kill, OperatorAudit};
 use protocol::{End, MAX_IDS, MAX_REQUEST, Request};
 
-/// Requests at the same time. More wait in the backlog of the socket.
+/// Concurrent requests. Further ones wait in the backlog of the socket.
 const MAX_REQUESTS: usize = 4;
 /// From the connection to the end of the request, which the commands send at once.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the shards are waited for. They need milliseconds, unless one is overloaded.
+/// Time for the answers of all shards. They take milliseconds, unless a shard is overloaded.
 const SHARD_TIMEOUT: Duration = Duration::from_secs(5);
-/// For the whole answer: 10,000 sessions have some 5 MB.
+/// Time for the whole answer. For 10,000 sessions it has about 5 MB.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after an accept that failed for want of descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
@@ -59,11 +59,11 @@ impl Drop for OpenControlSocket {
     }
 }
 
-/// What the requests have in common.
+/// What all requests share.
 struct Operators {
     inspector: SessionInspector,
     audit: Option<OperatorAudit>,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 /// Opens the socket, if there is to be one.
@@ -97,7 +97,7 @@ pub(super) fn open(
     let operators = Arc::new(Operators {
         inspector,
         audit,
-        places: Arc::new(Semaphore::new(MAX_REQUESTS)),
+        permits: Arc::new(Semaphore::new(MAX_REQUESTS)),
     });
     Ok(Some(OpenControlSocket {
         path: path.to_owned(),
@@ -114,16 +114,16 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 async fn accept_all(listener: UnixListener, operators: Arc<Operators>) {
     loop {
         // The semaphore is never closed.
-        let Ok(place) = Arc::clone(&operators.places).acquire_owned().await else {
+        let Ok(permit) = Arc::clone(&operators.permits).acquire_owned().await else {
             return;
         };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let operators = Arc::clone(&operators);
                 tokio::spawn(async move {
-                    // An operator who has gone needs no answer.
+                    // An error means that the client has disconnected.
                     let _ = operators.serve(stream).await;
-                    drop(place);
+                    drop(permit);
                 });
             }
             Err(_) => sleep(ACCEPT_BACKOFF).await,
@@ -131,7 +131,8 @@ async fn accept_all(listener: UnixListener, operators: Arc<Operators>) {
     }
 }
 
-/// Whether a user may ask: root, or the user of this process. The file's mode says so too, but an operator may change it.
+/// Whether a user may send requests: root, or the user of this process. The mode of the file allows the same users, but it can be
+/// changed.
 fn is_operator(uid: u32) -> bool {
     uid == 0 || uid == Uid::effective().as_raw()
 }
@@ -144,11 +145,11 @@ impl Operators {
         let mut line = Vec::new();
         let mut reader = BufReader::new(reader.take(MAX_REQUEST));
         let read = timeout(REQUEST_TIMEOUT, reader.read_until(b'\n', &mut line)).await;
-        // After the request was read: a socket that is closed with unread bytes resets the answer.
+        // Only after the request was read: closing a socket with unread bytes resets it, and the client loses the answer.
         if !is_operator(who.uid()) {
             tracing::warn!(
                 uid = who.uid(),
-                "a user who is no operator was refused on the control socket"
+                "refused a user on the control socket: only root and the sidecar's own user may use it"
             );
             return send(
                 &mut writer,
@@ -184,7 +185,7 @@ impl Operators {
         let (reports, complete) = collect(self.inspector.ask(selection, kill)).await;
         let sessions = reports.len() as u64;
         if kill {
-            // Before anything is sent: an operator who does not read must not prevent it.
+            // Before anything is sent: a client that does not read its answer must not prevent the record.
             self.record_kill(who, request, app_id, sessions);
         }
         for report in &reports {
@@ -208,7 +209,7 @@ impl Operators {
     }
 }
 
-/// What the shards answer, and whether all of them have.
+/// The reports of the shards, and whether all shards have answered.
 async fn collect(mut answers: UnboundedReceiver<Vec<SessionReport>>) -> (Vec<SessionReport>, bool) {
     let deadline = Instant::now() + SHARD_TIMEOUT;
     let mut all = Vec::new();
@@ -221,7 +222,7 @@ async fn collect(mut answers: UnboundedReceiver<Vec<SessionReport>>) -> (Vec<Ses
     }
 }
 
-/// Which connections a request means.
+/// The connections that a request selects.
 ///
 /// # Errors
 /// What is wrong with it. The text does not quote it.
@@ -233,7 +234,7 @@ fn selection(request: &Request) -> Result<Selection, String> {
         sorted.into_iter().collect::<Vec<_>>()
     });
     if request.is_kill() && numbers.is_none() && app_id.is_none() {
-        return Err("nothing is said to be ended".to_owned());
+        return Err("nothing to end: the request has neither ids nor app_id".to_owned());
     }
     if numbers
         .as_ref()

@@ -42,7 +42,7 @@ impl<'a> Exposition<'a> {
         self.0.get(name).into_iter().flatten()
     }
 
-    /// The value of a series without labels.
+    /// The value of the first series of a name, for names that have one series.
     pub(super) fn value(&self, name: &str) -> Option<f64> {
         self.family(name).next().map(|series| series.value)
     }

@@ -43,7 +43,7 @@ fn roles(now: &Exposition<'_>) -> Option<Table> {
     ]);
     Some(Table {
         title: "Sessions by role",
-        note: "Connections of clients at this moment. `teesql-sidecar sessions` on the machine says who they are.",
+        note: "Connections of clients at this moment. `teesql-sidecar sessions` on the machine lists them.",
         columns: vec!["Role", "Sessions"],
         text_columns: 1,
         rows,

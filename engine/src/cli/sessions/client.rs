@@ -50,7 +50,7 @@ impl ControlError {
 impl From<io::Error> for ControlError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            // What Linux says of a timeout of a socket.
+            // The error of a socket timeout on Linux.
             ErrorKind::WouldBlock | ErrorKind::TimedOut => Self::Timeout,
             _ => Self::Io(error),
         }

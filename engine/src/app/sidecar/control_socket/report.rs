@@ -14,11 +14,11 @@ use crate::telemetry::link_info::LinkDirection;
 pub(super) fn document(report: &SessionReport) -> Value {
     let (state, idle) = state(report.activity);
     let milliseconds = |time: std::time::Duration| u64::try_from(time.as_millis()).ok();
-    // The clock of this machine may have been set meanwhile.
+    // By the present clock of this machine, which may have been set since the accept.
     let since = SystemTime::now().checked_sub(report.age);
     let peer = report.peer.as_deref();
     let link = report.link.as_deref();
-    // Of an opened link it is the one that answers, of an accepted one the one that has asked.
+    // For an opened link this is the instance that was called, for an accepted one the instance that has called.
     let instance = link.and_then(|link| link.instance);
     let instance = instance.or(peer.and_then(attest::AttestedPeer::instance_id));
     json!({

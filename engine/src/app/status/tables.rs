@@ -117,69 +117,85 @@ fn servers(now: &Exposition<'_>) -> Option<Table> {
     })
 }
 
-/// Gauges that are 1 if something is as a production machine should not be, and what that is.
-const WARNINGS: [(&str, &str); 13] = [
+/// Labels and their values.
+type Labels = &'static [(&'static str, &'static str)];
+
+/// Gauges that are 1 in a state that a production machine should not be in: the name, labels that the series must have, and a
+/// sentence about the state.
+const WARNINGS: [(&str, Labels, &str); 13] = [
     (
         "teesql_dangerous_tdx_root",
+        &[],
         "Quotes are verified under another root than Intel's (`dangerous_tdx_root_ca`): its owner can forge any quote.",
     ),
     (
         "teesql_debug_td_allowed",
+        &[],
         "TDs in debug mode are accepted (`allow_debug_td`): their hosts can read their memory.",
     ),
     (
         "teesql_unpinned_os_allowed",
+        &[],
         "Identities are accepted from operating systems that are not pinned (`allow_unpinned_os`): any TD can claim them.",
     ),
     (
         "teesql_any_server_allowed",
+        &[],
         "The policy need not say which application the server is (`allow_any_server`).",
     ),
     (
         "teesql_client_auth_password",
+        &[],
         "Clients send their secret in cleartext inside TLS (`client_auth = password`).",
     ),
     (
         "teesql_postgres_auth_any",
+        &[],
         "Postgres may ask for another authentication than SCRAM (`postgres_auth = any`).",
     ),
     (
         "teesql_stored_role_settings_allowed",
+        &[],
         "Settings that are stored in Postgres for a role decide in new sessions (`allow_stored_role_settings`).",
     ),
     (
         "teesql_other_databases_allowed",
+        &[],
         "Provisioning leaves other databases open (`allow_other_databases`).",
     ),
-    ("teesql_audit_failing", "The audit log cannot be written."),
+    (
+        "teesql_audit_failing",
+        &[],
+        "The audit log cannot be written.",
+    ),
     (
         "teesql_manifest_foreign_signer",
+        &[],
         "Another key has signed a valid leader manifest of this cluster.",
     ),
     (
         "teesql_cluster_fenced",
+        &[],
         "This member of the cluster is fenced: it takes no writes.",
     ),
     (
-        "teesql_mode_info{mode=\"unattested\"}",
+        "teesql_mode_info",
+        &[("mode", "unattested")],
         "Clients are not attested (`allow_unattested_clients`): a cluster secret is sufficient.",
     ),
     (
-        "teesql_mode_info{mode=\"simulator\"}",
+        "teesql_mode_info",
+        &[("mode", "simulator")],
         "This is simulator mode: nothing is attested. For development only.",
     ),
 ];
 
-/// What is as it should not be.
+/// The sentences about all such states, and about what was lost.
 pub(super) fn warnings(now: &Exposition<'_>) -> Vec<String> {
-    let is_set = |gauge: &str| match gauge.split_once("{mode=\"") {
-        Some((name, mode)) => now.sum(name, &[("mode", mode.trim_end_matches("\"}"))]) > 0.0,
-        None => now.sum(gauge, &[]) > 0.0,
-    };
     let mut found: Vec<_> = WARNINGS
         .iter()
-        .filter(|(gauge, _)| is_set(gauge))
-        .map(|(_, text)| (*text).to_owned())
+        .filter(|(gauge, labels, _)| now.sum(gauge, labels) > 0.0)
+        .map(|(_, _, text)| (*text).to_owned())
         .collect();
     for (counter, text) in [
         (
@@ -252,9 +268,8 @@ mod tests {
     #[test]
     fn every_gauge_is_in_the_documentation() {
         let page = include_str!("../../../../docs/reference/metrics.md");
-        for (gauge, _) in WARNINGS {
-            let name = gauge.split('{').next().unwrap();
-            assert!(page.contains(&format!("`{name}`")), "{name}");
+        for (gauge, _, _) in WARNINGS {
+            assert!(page.contains(&format!("`{gauge}`")), "{gauge}");
         }
     }
 }

@@ -191,6 +191,27 @@ def test_a_coroutine_is_cancelled_when_its_time_is_over(dsn: str) -> None:
     asyncio.run(main())
 
 
+def test_a_coroutine_is_cancelled_when_its_forwarder_stops(dsn: str) -> None:
+    async def main() -> None:
+        entered, cancelled = asyncio.Event(), asyncio.Event()
+
+        async def verifier(_: teesql.Evidence) -> None:
+            entered.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cancelled.set()
+
+        async with teesql.Forwarder(dsn, verifier=verifier, verifier_timeout=600, drain_timeout=0.1) as forwarder:
+            connecting = asyncio.create_task(teesql.connect_async(forwarder=forwarder))
+            await asyncio.wait_for(entered.wait(), 10)
+        with pytest.raises(psycopg.OperationalError):
+            await connecting
+        await asyncio.wait_for(cancelled.wait(), 10)
+
+    asyncio.run(main())
+
+
 def test_a_coroutine_does_not_need_a_loop_that_runs(dsn: str) -> None:
     """A forwarder that was started in a loop that is closed by now, or that the caller blocks."""
 

@@ -94,7 +94,11 @@ class Dispatcher:
             mailbox, thread = self._mailbox, self._thread
             self._mailbox = self._thread = None
             self._pool.close()
+            # The thread may end before it has handled the entries "abandoned" of these.
+            tasks = list(self._tasks.values())
         mailbox.close()
+        for task in tasks:
+            task.cancel()
         return thread
 
     def add(self, function: VerifierInsteadOfDcap, *, instead_of_dcap: bool, loop: asyncio.AbstractEventLoop | None) -> int:

@@ -17,7 +17,7 @@ from ._dispatcher import Verifier, dispatcher
 from ._errors import KINDS, AuthenticationError, ConfigurationError, Error
 from ._forwarder import Forwarder
 from ._policy import Identity, Policy, setting_text
-from ._values import signer_bytes
+from ._values import Failure, signer_bytes
 
 try:
     import psycopg
@@ -224,7 +224,8 @@ class _Attempt:
     """What psycopg gets, and what has failed before."""
 
     def __init__(self, forwarder: Forwarder, dsn: str | None, parameters: dict[str, Any]) -> None:
-        self._forwarder = forwarder
+        # Not the forwarder: its failures are needed after it was stopped, too.
+        self._native = forwarder._running
         self.conninfo = _for_libpq(forwarder.dsn if dsn is None else forwarder.rewrite(dsn))
         # Without it libpq would take the address in the environment or in a service file.
         hostaddr = "" if forwarder.host.startswith("/") else forwarder.host
@@ -235,7 +236,7 @@ class _Attempt:
     def cause_of(self, error: psycopg.OperationalError) -> BaseException:
         """A typed error for the driver's, if the cause is known; otherwise the driver's."""
         text = str(error)
-        failures = self._forwarder.failures_after(self._sequence)
+        failures = [Failure._of(fields) for fields in self._native.failures_after(self._sequence)]
         for failure in reversed(failures):
             # A long text is cut.
             if failure.message[:100].rstrip("…") in text:

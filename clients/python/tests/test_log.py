@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 
 import psycopg
@@ -41,6 +42,22 @@ def test_the_level_is_that_of_the_logger(dsn: str, caplog: pytest.LogCaptureFixt
         with teesql.connect(dsn) as connection:
             connection.execute("select 1")
         assert any(record.levelno == logging.INFO for record in caplog.records)
+
+
+def test_a_filter_that_fails_does_not_end_the_thread(dsn: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(_: logging.LogRecord) -> bool:
+        raise RuntimeError("a broken filter")
+
+    logger = logging.getLogger("teesql")
+    logger.addFilter(broken)
+    try:
+        with teesql.Forwarder(dsn, policy=policy(app_id="00" * 20), verifier=lambda _: True) as forwarder:
+            with pytest.raises(psycopg.OperationalError):
+                psycopg.connect(forwarder.dsn)
+            assert until(lambda: "a broken filter" in capsys.readouterr().err)
+            assert "teesql" in {thread.name for thread in threading.enumerate()}
+    finally:
+        logger.removeFilter(broken)
 
 
 def test_nothing_on_stderr(dsn: str, capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ connection is refused when its time is over.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import itertools
 import logging
@@ -15,7 +16,8 @@ import os
 import queue
 import select
 import threading
-from collections.abc import Awaitable, Callable
+import traceback
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -124,16 +126,18 @@ class Dispatcher:
                 if is_closed:
                     break
                 poller.poll(None)
-        # What came before it was closed, and after the last look.
-        for entry in mailbox.take():
-            self._handle(entry)
+        # Entries that were added between the last `take` and `close`.
+        while entries := mailbox.take():
+            for entry in entries:
+                self._handle(entry)
 
     def _handle(self, entry: tuple[Any, ...]) -> None:
         kind = entry[0]
         if kind == "log":
             _log(*entry[1:])
         elif kind == "lost":
-            logger.warning("%d log lines lost: they came faster than they could be written", entry[1])
+            with _print_logging_errors():
+                logger.warning("%d log lines lost: they came faster than they could be written", entry[1])
         elif kind == "abandoned":
             task = self._tasks.pop(entry[1], None)
             if task is not None:
@@ -175,6 +179,9 @@ class Dispatcher:
             task = asyncio.run_coroutine_threadsafe(coroutine, verifier.loop)
         except RuntimeError:
             coroutine.close()
+            # It was not started, of which Python would warn.
+            if inspect.iscoroutine(verdict):
+                verdict.close()
             raise
         self._tasks[decision.number] = task
 
@@ -210,11 +217,24 @@ def _answer_error(decision: _native.Decision, error: BaseException) -> None:
         decision.refuse(str(error) or "the verifier does not accept this server")
         return
     decision.fail(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
-    logger.error("a verifier failed, and the server is refused", exc_info=error)
+    with _print_logging_errors():
+        logger.error("a verifier failed, and the server is refused", exc_info=error)
+
+
+@contextlib.contextmanager
+def _print_logging_errors() -> Iterator[None]:
+    """Prints an exception of the application's handlers and filters, which would end the thread, as `logging` does."""
+    try:
+        yield
+    except Exception:
+        if logging.raiseExceptions:
+            traceback.print_exc()
 
 
 def _log(level: int, target: str, text: str, at: float) -> None:
-    if logger.isEnabledFor(level):
+    if not logger.isEnabledFor(level):
+        return
+    with _print_logging_errors():
         record = logger.makeRecord(logger.name, level, target, 0, text, (), None, target)
         record.created = at
         record.msecs = at % 1 * 1000

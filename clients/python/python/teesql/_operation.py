@@ -9,21 +9,24 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import time
 from typing import Any
 
 from . import _native
 
 
 def wait(operation: _native.Operation, *, timeout: float | None = None) -> Any:
-    """Waits on this thread. After ``timeout`` seconds the operation is ended, and `BlockingIOError` raised."""
+    """Waits on this thread. After ``timeout`` seconds in all the operation is ended, and the built-in `TimeoutError` raised."""
+    deadline = None if timeout is None else time.monotonic() + timeout
     try:
         result = operation.poll()
         if result is None:
             poller = select.poll()
             poller.register(operation.fileno(), select.POLLIN)
             while result is None:
-                if not poller.poll(None if timeout is None else timeout * 1000):
-                    raise BlockingIOError("it takes too long")
+                left = None if deadline is None else max(deadline - time.monotonic(), 0) * 1000
+                if not poller.poll(left):
+                    raise TimeoutError(f"the operation took longer than {timeout} s")
                 result = operation.poll()
         return result[0]
     finally:

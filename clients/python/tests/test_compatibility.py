@@ -188,6 +188,12 @@ class TestConnect:
         with pytest.raises(ValueError, match="DSN has no host"):
             connect("postgresql:///db", NoopVerifier())
 
+    @pytest.mark.parametrize("dsn", ["postgresql://me:top/secret@host/db", "postgresql://me:top\u2100secret@host/db"])
+    def test_an_error_about_a_dsn_does_not_quote_it(self, dsn: str) -> None:
+        """Python's text would: the password has a character that must be percent-encoded."""
+        with pytest.raises(ValueError, match="^DSN is not a valid URI$"):
+            connect(dsn, NoopVerifier())
+
     def test_row_factory(self, dsn: str) -> None:
         with connect(dsn, NoopVerifier(), row_factory=psycopg.rows.tuple_row) as conn:
             assert conn.execute("select 1").fetchall() == [(1,)]

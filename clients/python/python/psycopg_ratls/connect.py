@@ -73,10 +73,19 @@ def _prepare(
 
 def target_of(dsn: str) -> tuple[str, int]:
     """The server that a DSN names. A host with colons is in brackets."""
-    if not dsn.startswith(("postgresql://", "postgres://")):
+    if not is_uri(dsn):
         raise ValueError("psycopg-ra-tls requires a URI-form DSN (postgresql://user:pw@host:port/db)")
-    parts = urlsplit(dsn)
-    if not parts.hostname:
+    try:
+        parts = urlsplit(dsn)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        # Python's text quotes a part of the DSN, in which the password may be.
+        raise ValueError("DSN is not a valid URI") from None
+    if not host:
         raise ValueError("DSN has no host")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return host, parts.port or 5432
+    return f"[{host}]" if ":" in host else host, port or 5432
+
+
+def is_uri(dsn: str) -> bool:
+    """Whether a DSN has the form of a URI."""
+    return dsn.startswith(("postgresql://", "postgres://"))

@@ -12,7 +12,7 @@ import psycopg
 import teesql
 from ra_tls_verify import RaTlsVerifier, VerifyOptions
 
-from .connect import connect, connect_async
+from .connect import connect, connect_async, is_uri
 from .discovery import build_record_name, of_first_server, postgres_host_from_leader_url
 from .manifest import Manifest, of_teesql
 
@@ -50,9 +50,7 @@ def connect_via_manifest(
     **kwargs: Any,
 ) -> psycopg.Connection[Any]:
     """Connects to the leader that the manifest names. The server in ``dsn_template`` is replaced."""
-    _check_dsn(dsn_template)
-    manifest = resolve_leader(cluster_domain, manifest_signer, resolver_ips=resolver_ips)
-    dsn = _with_leader(dsn_template, manifest)
+    dsn = _dsn_of_leader(cluster_domain, dsn_template, manifest_signer, resolver_ips)
     return connect(dsn, verifier, options, allow_simulator, row_factory, **kwargs)
 
 
@@ -69,18 +67,15 @@ async def connect_via_manifest_async(
     **kwargs: Any,
 ) -> psycopg.AsyncConnection[Any]:
     """As `connect_via_manifest`, for asyncio."""
-    _check_dsn(dsn_template)
-    manifest = await asyncio.to_thread(resolve_leader, cluster_domain, manifest_signer, resolver_ips=resolver_ips)
-    dsn = _with_leader(dsn_template, manifest)
+    dsn = await asyncio.to_thread(_dsn_of_leader, cluster_domain, dsn_template, manifest_signer, resolver_ips)
     return await connect_async(dsn, verifier, options, allow_simulator, row_factory, **kwargs)
 
 
-def _check_dsn(dsn: str) -> None:
-    if not dsn.startswith(("postgresql://", "postgres://")):
+def _dsn_of_leader(cluster_domain: str, dsn: str, manifest_signer: bytes, resolver_ips: list[str] | None) -> str:
+    """The DSN with the leader as its server."""
+    if not is_uri(dsn):
         raise ValueError("connect_via_manifest requires a URI-form DSN (postgresql://user:pw@.../db)")
-
-
-def _with_leader(dsn: str, manifest: Manifest) -> str:
+    manifest = resolve_leader(cluster_domain, manifest_signer, resolver_ips=resolver_ips)
     logger.info(
         "manifest resolved: cluster=%s epoch=%d leader_url=%s",
         manifest.cluster,
@@ -88,7 +83,11 @@ def _with_leader(dsn: str, manifest: Manifest) -> str:
         manifest.leader_url,
     )
     host, port = postgres_host_from_leader_url(manifest.leader_url)
-    parts = urlsplit(dsn)
+    try:
+        parts = urlsplit(dsn)
+    except ValueError:
+        # Python's text quotes a part of the DSN, in which the password may be.
+        raise ValueError("DSN is not a valid URI") from None
     user, _, _ = parts.netloc.rpartition("@")
     server = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return parts._replace(netloc=f"{user}@{server}" if user else server).geturl()

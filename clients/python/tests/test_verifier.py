@@ -247,6 +247,16 @@ def test_a_callable_object(dsn: str) -> None:
         assert connection.execute("select 1").fetchone() == (1,)
 
 
+def test_an_object_that_is_false_still_decides(dsn: str) -> None:
+    class Denied(list[str]):
+        def __call__(self, _: teesql.Evidence) -> bool:
+            return False
+
+    with pytest.raises(teesql.RefusedError) as raised:
+        teesql.connect(dsn, verifier=Denied())
+    assert raised.value.code == "verifier_refused"
+
+
 class TestInsteadOfDcap:
     """Verifiers that decide whether a quote is genuine."""
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _native
-from ._errors import Refused
+from ._errors import ConfigurationError, Refused
 from ._values import Evidence
 
 #: Decides about a server. It accepts by returning ``None`` or ``True``, refuses by raising `Refused` or returning
@@ -37,6 +37,16 @@ logger = logging.getLogger("teesql")
 
 #: Threads for verifiers that block.
 MAX_THREADS = 16
+
+
+def only_verifier(
+    verifier: Verifier | None, instead_of_dcap: VerifierInsteadOfDcap | None
+) -> tuple[VerifierInsteadOfDcap | None, bool]:
+    """The verifier that was given, if one was, and whether it decides instead of DCAP."""
+    if verifier is not None and instead_of_dcap is not None:
+        text = "there can be one verifier: verifier, or dangerous_verifier_instead_of_dcap"
+        raise ConfigurationError(text, code="configuration")
+    return (instead_of_dcap, True) if verifier is None else (verifier, False)
 
 
 @dataclass(frozen=True)

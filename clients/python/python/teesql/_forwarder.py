@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypedDict
 
 from . import _native
-from ._dispatcher import Dispatcher, Verifier, VerifierInsteadOfDcap, dispatcher
+from ._dispatcher import Dispatcher, Verifier, VerifierInsteadOfDcap, dispatcher, only_verifier
 from ._errors import ConfigurationError, StoppedError
 from ._operation import wait, wait_async
 from ._policy import Identity, Policy, setting_text
@@ -86,16 +86,12 @@ class Forwarder:
         """
         if (cluster is None) != (manifest_signer is None):
             raise ConfigurationError("cluster and manifest_signer belong together", code="configuration")
-        if verifier is not None and dangerous_verifier_instead_of_dcap is not None:
-            text = "there can be one verifier: verifier, or dangerous_verifier_instead_of_dcap"
-            raise ConfigurationError(text, code="configuration")
         self._dsn = dsn
         self._target = target
         self._cluster = None if cluster is None or manifest_signer is None else (cluster, signer_bytes(manifest_signer))
         self._policy = policy
         self._identity = identity
-        self._verifier = verifier or dangerous_verifier_instead_of_dcap
-        self._instead_of_dcap = verifier is None
+        self._verifier, self._instead_of_dcap = only_verifier(verifier, dangerous_verifier_instead_of_dcap)
         self._times = {
             "verifier_timeout": verifier_timeout,
             "connect_timeout": connect_timeout,

@@ -7,8 +7,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from . import _native
-from ._dispatcher import Verifier, VerifierInsteadOfDcap, dispatcher
-from ._errors import ConfigurationError
+from ._dispatcher import Verifier, VerifierInsteadOfDcap, dispatcher, only_verifier
 from ._operation import wait, wait_async
 from ._policy import Identity, Policy
 from ._values import Claims, Verified
@@ -99,18 +98,15 @@ def _verifier(
     loop: asyncio.AbstractEventLoop | None,
 ) -> Iterator[_Remote | None]:
     """What the native module needs to call a verifier, while it may do so."""
-    function = verifier or instead
+    function, instead_of_dcap = only_verifier(verifier, instead)
     if function is None:
         yield None
         return
-    if verifier is not None and instead is not None:
-        text = "there can be one verifier: verifier, or dangerous_verifier_instead_of_dcap"
-        raise ConfigurationError(text, code="configuration")
     of_process = dispatcher()
     mailbox = of_process.hold()
-    number = of_process.add(function, instead_of_dcap=verifier is None, loop=loop)
+    number = of_process.add(function, instead_of_dcap=instead_of_dcap, loop=loop)
     try:
-        yield mailbox, number, verifier is None, timeout
+        yield mailbox, number, instead_of_dcap, timeout
     finally:
         of_process.remove(number)
         of_process.release()

@@ -231,8 +231,9 @@ class TestConnect:
         verifier = Own()
         connect(dsn, verifier).close()
         verifier.status = "Revoked"
-        with pytest.raises(teesql.RefusedError):
-            connect(dsn, Own(), VerifyOptions()).close() or connect(dsn, verifier)
+        with pytest.raises(teesql.RefusedError) as raised:
+            connect(dsn, verifier)
+        assert raised.value.code == "tcb_revoked"
 
         class Refusing(ra_tls_verify.RaTlsVerifier):
             async def verify(self, quote: bytes, options: VerifyOptions | None = None) -> ra_tls_verify.VerificationResult:

@@ -167,24 +167,26 @@ class TestWaiting:
     def test_other_threads_run_meanwhile(self, silent_server: Silent, dsn: str) -> None:
         """The interpreter's lock is not held while a forwarder starts."""
         identity = teesql.Identity.guest_agent(f"http://{silent_server.address}")
-        beats = 0
+        rounds = 0
         worker = threading.Thread(target=lambda: _fails(teesql.Forwarder(dsn, identity=identity, start_timeout=0.5)))
         worker.start()
         while worker.is_alive():
-            beats += 1
+            rounds += 1
             time.sleep(0.005)
-        assert beats > 40
+        # It would be 1 if the lock was held.
+        assert rounds > 10
 
     def test_the_event_loop_runs_meanwhile(self, silent_server: Silent, dsn: str) -> None:
         async def main() -> None:
             identity = teesql.Identity.guest_agent(f"http://{silent_server.address}")
             forwarder = teesql.Forwarder(dsn, identity=identity, start_timeout=0.5)
             start = asyncio.create_task(forwarder.start_async())
-            beats = 0
+            rounds = 0
             while not start.done():
-                beats += 1
+                rounds += 1
                 await asyncio.sleep(0.005)
-            assert beats > 40
+            # It would be 1 if the loop was blocked.
+            assert rounds > 10
             with pytest.raises(teesql.Error):
                 await start
 

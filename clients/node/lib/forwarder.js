@@ -131,7 +131,8 @@ class Forwarder {
 
   [Symbol.for('nodejs.util.inspect.custom')]() {
     // Not the DSN, which contains the secret.
-    return this.closed ? 'Forwarder { closed }' : `Forwarder { ${this.host}:${this.port} }`;
+    const [error, address] = this.#native.hostAndPort();
+    return error ? 'Forwarder { closed }' : `Forwarder { ${address.host}:${address.port} }`;
   }
 }
 

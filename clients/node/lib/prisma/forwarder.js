@@ -131,6 +131,8 @@ class RaTlsForwarder {
     const { clientCertChainPem, clientKeyPem, ...options } = this.#options;
     const identity = { certificate: clientCertChainPem, key: clientKeyPem };
     this.#running = await forward(null, settings({ ...options, identity }));
+    // The failures of each forwarder are numbered from 1.
+    this.#reported = 0;
     this.#timer = setInterval(() => this.#report(), REPORT_INTERVAL).unref();
     return this.localAddr;
   }

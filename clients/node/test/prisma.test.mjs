@@ -262,7 +262,9 @@ test('IntelApiVerifier without a key', (t) => {
       'Intel Trust Authority API key required. Pass { apiKey } option or set INTEL_TRUST_AUTHORITY_API_KEY env var. ' +
       'Register at https://portal.trustauthority.intel.com',
   });
-  process.env.INTEL_TRUST_AUTHORITY_API_KEY = 'k';
+  process.env.INTEL_TRUST_AUTHORITY_API_KEY = 'k\n';
   assert(new IntelApiVerifier());
+  const unusable = { code: 'ERR_OUT_OF_RANGE', message: 'apiKey must be of printable ASCII characters' };
+  assert.throws(() => new IntelApiVerifier({ apiKey: 'se\ncret' }), unusable);
   if (saved === undefined) delete process.env.INTEL_TRUST_AUTHORITY_API_KEY;
 });

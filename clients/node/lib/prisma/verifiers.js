@@ -32,10 +32,15 @@ const noVerdict = (message, options) => Object.assign(new Error(message, options
 async function textOf(response) {
   let text = '';
   const decoder = new TextDecoder();
-  for await (const chunk of response.body ?? []) {
-    text += decoder.decode(chunk, { stream: true });
-    if (text.length > MAX_RESPONSE) throw noVerdict('Intel Trust Authority response is too large');
+  try {
+    for await (const chunk of response.body ?? []) {
+      text += decoder.decode(chunk, { stream: true });
+      if (text.length > MAX_RESPONSE) break;
+    }
+  } catch (cause) {
+    throw noVerdict("Intel Trust Authority's response ended early", { cause });
   }
+  if (text.length > MAX_RESPONSE) throw noVerdict('Intel Trust Authority response is too large');
   return text + decoder.decode();
 }
 
@@ -77,7 +82,9 @@ class IntelApiVerifier {
       );
     }
     const { api, keys } = BASES[region] ?? BASES.us;
-    this.#apiKey = check.string('apiKey', apiKey);
+    this.#apiKey = check.string('apiKey', apiKey).trim();
+    // An error of `fetch` about a header quotes its value.
+    if (!/^[\x20-\x7e]+$/.test(this.#apiKey)) throw check.valueError('apiKey', 'of printable ASCII characters');
     this.#baseUrl = (baseUrl ?? api).replace(/\/+$/, '');
     this.#keyOrigins = baseUrl === undefined ? [new URL(api).origin, keys] : [new URL(baseUrl).origin];
   }
@@ -136,11 +143,19 @@ class IntelApiVerifier {
     const { keys } = json(await textOf(response), 'the key set');
     const jwk = Array.isArray(keys) ? keys.find((key) => key?.kid === kid && key.kty === 'RSA') : undefined;
     if (!jwk) throw noVerdict("The attestation token's key is not one of Intel Trust Authority's");
-    const key = createPublicKey({ key: { kty: jwk.kty, n: jwk.n, e: jwk.e }, format: 'jwk' });
+    const key = publicKey(jwk);
     if (!(key.asymmetricKeyDetails.modulusLength >= MIN_KEY_BITS)) {
       throw noVerdict("The attestation token's key is too short");
     }
     return key;
+  }
+}
+
+function publicKey({ kty, n, e }) {
+  try {
+    return createPublicKey({ key: { kty, n, e }, format: 'jwk' });
+  } catch (cause) {
+    throw noVerdict("The attestation token's key is malformed", { cause });
   }
 }
 

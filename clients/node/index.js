@@ -8,19 +8,7 @@ const { setLogger } = require('./lib/log.js');
 const { parseManifest, resolveLeader } = require('./lib/manifest.js');
 const verification = require('./lib/verify.js');
 
-exports.forward = forward;
-exports.Forwarder = Forwarder;
-exports.TeesqlError = TeesqlError;
-exports.ConnectionFailure = ConnectionFailure;
-exports.Refusal = Refusal;
-exports.verify = verification.verify;
-exports.verifyCertificate = verification.verifyCertificate;
-exports.verifyServer = verification.verifyServer;
-exports.extractTdxQuote = verification.extractTdxQuote;
-exports.readQuote = verification.readQuote;
-exports.expectedReportData = verification.expectedReportData;
-exports.requestClientCertificate = verification.requestClientCertificate;
-exports.resolveLeader = resolveLeader;
-exports.parseManifest = parseManifest;
-exports.setLogger = setLogger;
-exports.reasonCodes = Object.freeze(native.reasonCodes());
+module.exports = {
+  forward, Forwarder, TeesqlError, ConnectionFailure, Refusal, ...verification, resolveLeader, parseManifest, setLogger,
+  reasonCodes: Object.freeze(native.reasonCodes()),
+};

@@ -16,7 +16,7 @@ pub struct ErrorParts {
 impl From<&Error> for ErrorParts {
     fn from(error: &Error) -> Self {
         Self {
-            kind: kind(error.kind()).to_owned(),
+            kind: error.kind().name().to_owned(),
             code: error.code().to_owned(),
             message: error.to_string(),
             messages: error.messages().to_vec(),
@@ -34,9 +34,9 @@ impl ErrorParts {
         Self::new(ErrorKind::Stopped, "stopped", "the forwarder was stopped")
     }
 
-    fn new(of: ErrorKind, code: &str, message: &str) -> Self {
+    fn new(kind: ErrorKind, code: &str, message: &str) -> Self {
         Self {
-            kind: kind(of).to_owned(),
+            kind: kind.name().to_owned(),
             code: code.to_owned(),
             message: message.to_owned(),
             messages: vec![message.to_owned()],
@@ -54,22 +54,5 @@ pub(crate) fn outcome<T>(result: Result<T, Error>) -> Outcome<T> {
     match result {
         Ok(value) => (None, Some(value)),
         Err(error) => (Some(ErrorParts::from(&error)), None),
-    }
-}
-
-fn kind(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::Configuration => "configuration",
-        ErrorKind::Identity => "identity",
-        ErrorKind::Refused => "refused",
-        ErrorKind::Manifest => "manifest",
-        ErrorKind::Unavailable => "unavailable",
-        ErrorKind::Network => "network",
-        ErrorKind::Timeout => "timeout",
-        ErrorKind::Overloaded => "overloaded",
-        ErrorKind::Forked => "forked",
-        ErrorKind::Stopped => "stopped",
-        // The enum may grow.
-        _ => "system",
     }
 }

@@ -1,32 +1,14 @@
 //! Errors of the crate as exceptions of the package.
 
 use pyo3::prelude::*;
-use teesql::{Error, ErrorKind};
-
-/// The name that `teesql._errors` has for a kind.
-pub(crate) fn kind_name(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::Configuration => "configuration",
-        ErrorKind::Identity => "identity",
-        ErrorKind::Refused => "refused",
-        ErrorKind::Manifest => "manifest",
-        ErrorKind::Unavailable => "unavailable",
-        ErrorKind::Network => "network",
-        ErrorKind::Timeout => "timeout",
-        ErrorKind::Overloaded => "overloaded",
-        ErrorKind::Forked => "forked",
-        ErrorKind::Stopped => "stopped",
-        // The kinds may become more.
-        _ => "system",
-    }
-}
+use teesql::Error;
 
 /// The exception for an error.
 pub(crate) fn raise(py: Python<'_>, error: &Error) -> PyErr {
     let build = || {
         let make = py.import("teesql._errors")?.getattr("from_native")?;
         let arguments = (
-            kind_name(error.kind()),
+            error.kind().name(),
             error.code(),
             error.to_string(),
             error.messages().to_vec(),

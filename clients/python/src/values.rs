@@ -6,8 +6,6 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
 use teesql::{Claims, Failure, Manifest, Verified};
 
-use crate::error::kind_name;
-
 /// Unix time in seconds.
 fn seconds(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH)
@@ -73,7 +71,7 @@ pub(crate) fn failure_dict<'py>(
     let client = failure.client.map(|at| (at.ip().to_string(), at.port()));
     let dict = PyDict::new(py);
     dict.set_item("sequence", failure.sequence)?;
-    dict.set_item("kind", kind_name(failure.to_error().kind()))?;
+    dict.set_item("kind", failure.to_error().kind().name())?;
     dict.set_item("code", failure.code)?;
     dict.set_item("message", &failure.message)?;
     dict.set_item("sqlstate", &failure.sqlstate)?;

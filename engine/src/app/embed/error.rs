@@ -65,6 +65,26 @@ pub enum ErrorKind {
     System,
 }
 
+impl ErrorKind {
+    /// Its name in the packages for other languages, which is a part of their interface.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Configuration => "configuration",
+            Self::Identity => "identity",
+            Self::Refused => "refused",
+            Self::Manifest => "manifest",
+            Self::Unavailable => "unavailable",
+            Self::Network => "network",
+            Self::Timeout => "timeout",
+            Self::Overloaded => "overloaded",
+            Self::Forked => "forked",
+            Self::Stopped => "stopped",
+            Self::System => "system",
+        }
+    }
+}
+
 /// Every code that [`Error::code`] and [`Failure::code`] can have.
 #[must_use]
 pub fn reason_codes() -> Vec<&'static str> {

@@ -3,7 +3,6 @@
 //! This module has its own `tracing`, so that a subscriber for all threads of the process concerns only this package. An
 //! event goes to one thread of JavaScript: the first that has loaded the package and is still there.
 
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 
@@ -11,7 +10,7 @@ use napi::Status;
 use napi::bindgen_prelude::{FnArgs, Function};
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi_derive::napi;
-use tracing::field::{Field, Visit};
+use teesql::bindings::event_text;
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::Layer;
@@ -101,10 +100,8 @@ impl<S: Subscriber> Layer<S> for ToJavaScript {
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut text = Text::default();
-        event.record(&mut text);
         let level = level(*event.metadata().level()).1;
-        let text = text.message + &text.fields;
+        let text = event_text(event);
         let mut sinks = SINKS.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some((_, sink)) = sinks.first() {
             let entry = (level, text.clone());
@@ -113,31 +110,6 @@ impl<S: Subscriber> Layer<S> for ToJavaScript {
                 return;
             }
             sinks.remove(0);
-        }
-    }
-}
-
-/// An event as text: its message, then its fields as `key=value`.
-#[derive(Default)]
-struct Text {
-    message: String,
-    fields: String,
-}
-
-impl Visit for Text {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        if field.name() == "message" {
-            self.message.push_str(value);
-        } else {
-            let _ = write!(self.fields, " {}={value:?}", field.name());
-        }
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
-        if field.name() == "message" {
-            let _ = write!(self.message, "{value:?}");
-        } else {
-            let _ = write!(self.fields, " {}={value:?}", field.name());
         }
     }
 }

@@ -4,16 +4,13 @@ use std::time::Duration;
 
 use napi::bindgen_prelude::{Buffer, Function};
 use napi_derive::napi;
-use teesql::{Error, ServerOptions, Verified};
+use teesql::{ServerOptions, Verified};
 
 use crate::error::{Arguments, Outcome, outcome};
 use crate::executor;
 use crate::forwarder::milliseconds;
 use crate::options::{IdentityParts, PolicyRules, duration};
 use crate::verifier::{ClaimsParts, JsVerifier, Question};
-
-/// What PEM begins with, and DER does not.
-const PEM: &[u8] = b"-----BEGIN ";
 
 #[napi(object)]
 pub struct VerifiedParts {
@@ -55,24 +52,11 @@ pub fn verify_certificate(
     policy: PolicyRules,
     done: Function<'_, Arguments<VerifiedParts>, ()>,
 ) -> napi::Result<()> {
-    let chain = certificates(&chain);
+    let chain = teesql::bindings::certificates(&chain);
     let policy = policy.into_policy();
     executor::run(&done, async move {
         Ok(teesql::verify_certificate(&chain?, &policy).await?.into())
     })
-}
-
-/// The certificates in DER of parts that are DER or PEM.
-fn certificates(parts: &[Buffer]) -> Result<Vec<Vec<u8>>, Error> {
-    let mut chain = Vec::new();
-    for part in parts {
-        if part.trim_ascii_start().starts_with(PEM) {
-            chain.extend(teesql::certificates_from_pem(part)?);
-        } else {
-            chain.push(part.to_vec());
-        }
-    }
-    Ok(chain)
 }
 
 /// The options of `verifyServer`. Times are in milliseconds.

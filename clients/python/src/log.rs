@@ -2,14 +2,13 @@
 //!
 //! This module is a library of its own for the dynamic linker, so that its global subscriber is nobody else's.
 
-use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwapOption;
 use pyo3::prelude::*;
-use tracing::field::{Field, Visit};
+use teesql::bindings::event_text;
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -106,39 +105,12 @@ impl<S: Subscriber> Layer<S> for ToMailbox {
         let Some(target) = TARGET.load_full() else {
             return;
         };
-        let mut text = Text::default();
-        event.record(&mut text);
         let at = SystemTime::now().duration_since(UNIX_EPOCH);
         target.push_line(Line {
             level: number(*event.metadata().level()),
             target: event.metadata().target(),
-            text: format!("{}{}", text.message, text.fields),
+            text: event_text(event),
             at: at.map_or(0.0, |since| since.as_secs_f64()),
         });
-    }
-}
-
-/// The message, and ` name=value` for each field.
-#[derive(Default)]
-struct Text {
-    message: String,
-    fields: String,
-}
-
-impl Visit for Text {
-    fn record_str(&mut self, field: &Field, value: &str) {
-        if field.name() == "message" {
-            self.message.push_str(value);
-        } else {
-            let _ = write!(self.fields, " {}={value:?}", field.name());
-        }
-    }
-
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        let _ = if field.name() == "message" {
-            write!(self.message, "{value:?}")
-        } else {
-            write!(self.fields, " {}={value:?}", field.name())
-        };
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-use crate::error::{checked, raise};
+use crate::error::checked;
 use crate::forwarder::duration;
 use crate::mailbox::Mailbox;
 use crate::operation::{Operation, Value};
@@ -24,9 +24,6 @@ pub(crate) fn verify(quote: Vec<u8>, policy: &Policy) -> PyResult<Operation> {
     Operation::new(async move { verified(teesql::verify(&quote, &policy).await) })
 }
 
-/// How PEM begins, which DER does not.
-const PEM: &[u8] = b"-----BEGIN ";
-
 /// Verifies a certificate chain, leaf first, in DER or PEM.
 #[pyfunction]
 pub(crate) fn verify_certificate(
@@ -35,15 +32,7 @@ pub(crate) fn verify_certificate(
     policy: &Policy,
 ) -> PyResult<Operation> {
     let policy = policy.0.clone();
-    let chain: Vec<_> = chain
-        .into_iter()
-        .map(|part| match part.trim_ascii_start().starts_with(PEM) {
-            true => teesql::certificates_from_pem(&part),
-            false => Ok(vec![part]),
-        })
-        .collect::<Result<_, _>>()
-        .map_err(|error| raise(py, &error))?;
-    let chain = chain.concat();
+    let chain = checked(py, teesql::bindings::certificates(&chain))?;
     Operation::new(async move { verified(teesql::verify_certificate(&chain, &policy).await) })
 }
 

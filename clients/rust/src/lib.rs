@@ -26,6 +26,9 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "bindings")]
+#[doc(hidden)]
+pub mod bindings;
 mod forwarder;
 mod identity;
 mod leader;

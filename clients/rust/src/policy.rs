@@ -1,6 +1,7 @@
 //! What a server has to prove: the settings of the group "Attestation", as a builder.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use engine::embed::Options;
@@ -12,13 +13,25 @@ use engine::embed::Options;
 ///     .app_id("0123456789abcdef0123456789abcdef01234567")
 ///     .accept_tcb_status("SWHardeningNeeded");
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 #[must_use]
 pub struct Policy {
     from_environment: bool,
     /// Lists of allowed values, by setting.
     lists: BTreeMap<&'static str, Vec<String>>,
     settings: Vec<(String, String)>,
+}
+
+impl fmt::Debug for Policy {
+    /// Without the values of settings: `trust_authority_key` is a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let settings: Vec<_> = self.settings.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Policy")
+            .field("from_environment", &self.from_environment)
+            .field("lists", &self.lists)
+            .field("settings", &settings)
+            .finish()
+    }
 }
 
 impl Policy {
@@ -154,5 +167,15 @@ mod tests {
         ];
         assert_eq!(settings, expected);
         assert!(!options.from_environment);
+    }
+
+    #[test]
+    fn no_setting_is_shown() {
+        let policy = Policy::new()
+            .setting("trust_authority_key", "SECRET")
+            .mrtd("ab");
+        let text = format!("{policy:?}");
+        assert!(text.contains("trust_authority_key") && text.contains("ab"));
+        assert!(!text.contains("SECRET"), "{text}");
     }
 }

@@ -25,7 +25,7 @@ pub struct VerifiedServer {
     pub leaf_cert_der: Vec<u8>,
     /// SHA-256 of that in hex.
     pub leaf_fingerprint: String,
-    /// Its quote; `None` of a simulator.
+    /// Its quote; `None` if it is a simulator.
     pub quote: Option<Vec<u8>>,
 }
 
@@ -42,6 +42,11 @@ pub async fn pg_connect_opts_ra_tls(
     let options: PgConnectOptions = dsn
         .parse()
         .map_err(|error: sqlx::Error| Error::BadDsn(error.to_string()))?;
+    if options.get_socket().is_some() {
+        return Err(Error::BadDsn(
+            "a Unix socket leads around the forwarder: name a host".to_owned(),
+        ));
+    }
     check_credentials(dsn, &options)?;
     let (host, port) = (options.get_host().to_owned(), options.get_port());
     let identity = match &opts.client_cert_override {
@@ -56,7 +61,7 @@ pub async fn pg_connect_opts_ra_tls(
     };
     let forwarder = RaTlsForwarder::start_with(host, port, identity, verifier, &opts).await?;
     let address = forwarder.local_addr;
-    // Nobody can stop it: the pool has no reference to it.
+    // The returned options cannot hold it, and dropping it would stop it.
     std::mem::forget(forwarder);
     Ok(options
         .host(&address.ip().to_string())

@@ -139,4 +139,8 @@ async fn wrong_credentials_come_first() {
     assert!(matches!(error, Err(Error::BadCredentials(_))));
     let error = pg_connect_opts_ra_tls("nonsense", verifier(), opts()).await;
     assert!(matches!(error, Err(Error::BadDsn(_))));
+    let secret = "0".repeat(64);
+    let dsn = format!("postgres://teesql_read:{secret}@192.0.2.1/db?host=/tmp");
+    let error = pg_connect_opts_ra_tls(&dsn, verifier(), opts()).await;
+    assert!(matches!(error, Err(Error::BadDsn(_))));
 }

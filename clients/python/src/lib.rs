@@ -1,12 +1,12 @@
 //! The native module of the Python package `teesql`: the crate `teesql` for Python, by PyO3.
 //!
-//! Python polls, Rust wakes: a function that takes time returns an [`operation::Operation`], a future that Python polls when
-//! its socket is readable, by `select` or by asyncio. What Rust has to say at other times, log lines and servers to be
-//! decided about, waits in a [`mailbox::Mailbox`] for one thread of Python's.
+//! A function that takes time returns an [`operation::Operation`]: a future with a socket, which Python polls when the socket
+//! is readable, by `select` or by asyncio. Log lines and servers that a verifier has to decide about are queued in a
+//! [`mailbox::Mailbox`], which one Python thread reads.
 //!
-//! So no thread of Rust's ever takes the interpreter's lock, and none of Python's waits inside Rust: the lock is never held
-//! while something is awaited, asyncio is not blocked, Ctrl-C works, and an interpreter can exit at any time. A thread that
-//! asks for the lock while the interpreter exits is ended by CPython before 3.14, which would unwind through Rust's frames.
+//! So a native thread never takes the interpreter's lock, and a Python thread never waits in native code: the lock is not
+//! held during a wait, asyncio is not blocked, Ctrl-C works, and the interpreter can exit at any time. CPython before 3.14
+//! ends a thread that asks for the lock during the exit, which would unwind through native frames.
 //!
 //! It must never call back into Python, except to build values and exceptions for its caller.
 
@@ -72,7 +72,7 @@ fn reason_codes() -> Vec<&'static str> {
 }
 
 /// Reserves the process for the first interpreter that imports the module: log and mailbox belong to one. PyO3 leaves that to
-/// CPython, which checks it from 3.12 on. Each interpreter has a module `sys` of its own.
+/// CPython, which checks it from 3.12 on. Each interpreter has another module `sys`.
 fn claim_interpreter(py: Python<'_>) -> PyResult<()> {
     static FIRST: OnceLock<usize> = OnceLock::new();
     let this = py.import("sys")?.as_ptr() as usize;

@@ -1,6 +1,6 @@
 //! Log lines of the crate for Python's `logging`: a layer of `tracing` that writes to the mailbox.
 //!
-//! This module is a library of its own for the dynamic linker, so that its global subscriber is nobody else's.
+//! The extension module is linked with its own copy of `tracing`, so that the global subscriber concerns no other library.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -29,7 +29,7 @@ const DEBUG: u8 = 10;
 /// Below DEBUG, as other libraries have it.
 const TRACE: u8 = 5;
 
-/// Crates of this project. Others are heard from warnings upwards.
+/// Crates of this project. Of others, only warnings and errors are logged.
 const OWN: [&str; 4] = ["engine", "attest", "teesql", "wire"];
 
 /// Has lines go to this mailbox.

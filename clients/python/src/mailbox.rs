@@ -1,4 +1,4 @@
-//! Python's end of the [`queue`](crate::queue): one thread of Python's waits for its socket, and takes what there is.
+//! The reader of the [`queue`](crate::queue) for Python: one thread waits for the queue's socket, and takes its entries.
 
 use std::os::fd::RawFd;
 use std::sync::Arc;

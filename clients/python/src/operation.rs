@@ -1,7 +1,7 @@
-//! A future that Python polls: it waits for its socket in its own way (`select`, asyncio), and polls then.
+//! A future that Python polls when its socket is readable, by `select` or by asyncio.
 //!
-//! It must never be polled by a thread of Rust's: whoever waits does the work, so that nothing is left running when nobody
-//! waits any more.
+//! It must never be polled by a native thread: only the Python thread that waits for it does its work, so that nothing
+//! continues after the wait has ended.
 
 use std::future::Future;
 use std::os::fd::RawFd;
@@ -88,7 +88,7 @@ impl Operation {
         Ok(Some(PyTuple::new(py, [value])?))
     }
 
-    /// Ends it, whatever it does.
+    /// Drops the future.
     fn cancel(&self) {
         let running = self.lock().take();
         drop_elsewhere(running);
@@ -105,11 +105,11 @@ impl Drop for Operation {
     }
 }
 
-/// Drops a value on a thread for that: it may wait for other threads, and this one has the interpreter's lock.
+/// Drops a value on a new thread, since that may wait for other threads while this one has the interpreter's lock.
 pub(crate) fn drop_elsewhere<T: Send + 'static>(value: Option<T>) {
     if let Some(value) = value {
-        let reaper = std::thread::Builder::new().name("teesql-drop".to_owned());
-        // Without another thread it is dropped here.
-        let _ = reaper.spawn(move || drop(value));
+        let builder = std::thread::Builder::new().name("teesql-drop".to_owned());
+        // If no thread can be created, it is dropped here.
+        let _ = builder.spawn(move || drop(value));
     }
 }

@@ -1,5 +1,5 @@
-//! A bounded queue from Rust's threads to one thread of Python's, with a socket: log lines, and servers that a verifier
-//! of the application has to decide about.
+//! A bounded FIFO queue from native threads to one Python thread, with a socket: log lines, and servers that a verifier of
+//! the application has to decide about.
 //!
 //! It must never block its writers, and never grow without a limit: a log line too many is counted, a decision too many is
 //! refused.
@@ -46,7 +46,7 @@ pub(crate) enum Entry {
     Line(Line),
     /// Boxed: much larger than the other entries.
     Decide(Box<Pending>),
-    /// Nobody waits for this decision any more.
+    /// This decision is no longer awaited.
     Abandoned(u64),
 }
 
@@ -93,7 +93,7 @@ impl Shared {
         self.wake.set();
     }
 
-    /// Adds a decision to be made. `false`: too many wait, or nobody reads any more.
+    /// Adds a decision to be made. `false`: too many wait, or the queue is closed.
     pub(crate) fn push_decision(&self, pending: Pending) -> bool {
         let mut queue = self.lock();
         if queue.is_closed || queue.decisions >= MAX_DECISIONS {
@@ -106,7 +106,7 @@ impl Shared {
         true
     }
 
-    /// Says that nobody waits for a decision any more. One that Python has not seen yet is removed.
+    /// Reports that a decision is no longer awaited. One that Python has not taken yet is removed.
     pub(crate) fn abandon(&self, number: u64) {
         let mut queue = self.lock();
         let is_it = |entry: &Entry| matches!(entry, Entry::Decide(it) if it.number == number);
@@ -150,7 +150,7 @@ impl Shared {
         queue.entries = kept;
         queue.decisions = 0;
         drop(queue);
-        // Those that wait for these decisions run when they are dropped.
+        // Without the lock: dropping a decision wakes the task that waits for it.
         drop(dropped);
         self.wake.set();
     }

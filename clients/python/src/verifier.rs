@@ -49,7 +49,7 @@ impl teesql::Verifier for Remote {
     }
 }
 
-/// Tells Python when nobody waits for a decision any more: its time was over, or the connection has ended.
+/// Tells Python when a decision is no longer awaited: its deadline has passed, or the connection has ended.
 struct Abandon<'a> {
     mailbox: &'a Shared,
     number: Option<u64>,
@@ -85,7 +85,7 @@ impl Decision {
     fn decide(&self, answer: Answer) {
         let mut sender = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(sender) = sender.take() {
-            // It fails if nobody waits any more.
+            // It fails if the decision is no longer awaited.
             let _ = sender.send(answer);
         }
     }
@@ -136,7 +136,7 @@ impl Decision {
         self.decide(Err(Refusal::Failed(why)));
     }
 
-    /// Whether nobody waits for it any more.
+    /// Whether it is no longer awaited.
     fn is_abandoned(&self) -> bool {
         let sender = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
         sender.as_ref().is_none_or(oneshot::Sender::is_closed)

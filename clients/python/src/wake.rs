@@ -1,4 +1,4 @@
-//! A socket that becomes readable when there is something to do: the way from Rust's threads to Python's event loops.
+//! A socket that becomes readable when there is something to do (self-pipe), by which native threads wake Python's event loops.
 //!
 //! It must never block: it is written by the threads that carry connections.
 

@@ -2,8 +2,8 @@
 
 What differs:
 
-- It is always checked that the server's quote belongs to the key of its certificate, whatever the verifier is. Without that
-  anybody could present a copied quote.
+- It is always checked that the server's quote belongs to the key of its certificate, whatever the verifier is. A server
+  could otherwise present a copied quote.
 - `VerifyOptions` are enforced whatever the verifier is. So are the settings of the policy in the environment
   (``TEESQL_ALLOWED_APP_ID``, ``TEESQL_POLICY_FILE`` …).
 - A forwarder is stopped when the last connection through it is closed, and `RaTlsForwarder` has ``stop``. Connections that

@@ -1,7 +1,7 @@
 """Connect to a TeeSQL database from any PostgreSQL driver: the server proves that it runs inside an Intel TDX VM.
 
-A forwarder listens on this machine and forwards each connection over mutual RA-TLS to a TeeSQL sidecar, but only after that
-has proved by its TDX quote which code it runs. The driver behind it needs no TLS: it gets a DSN::
+A forwarder listens on this machine and forwards each connection over mutual RA-TLS to a TeeSQL sidecar, after the sidecar has
+proved by its TDX quote which code it runs. The driver connects to the forwarder without TLS, by a DSN::
 
     import teesql
 
@@ -11,7 +11,7 @@ has proved by its TDX quote which code it runs. The driver behind it needs no TL
     with teesql.forward("postgresql://teesql_read:…@db.example:5433/app") as dsn:  # any other driver
         engine = sqlalchemy.create_engine(dsn)
 
-Forwarders of a process share their threads, none of which ever holds the interpreter's lock while something is awaited.
+All forwarders of a process share their threads. No thread holds the interpreter's lock while it waits.
 """
 
 from __future__ import annotations
@@ -112,12 +112,12 @@ __all__ = [
 
 __version__ = _native.VERSION
 
-_OF_PSYCOPG = ("AsyncConnection", "Connection", "connect", "connect_async")
+_PSYCOPG_NAMES = ("AsyncConnection", "Connection", "connect", "connect_async")
 
 
 def __getattr__(name: str) -> object:
-    """Imports psycopg only where it is used: forwarders need no driver."""
-    if name in _OF_PSYCOPG:
+    """Imports psycopg when one of its names is first used: forwarders need no driver."""
+    if name in _PSYCOPG_NAMES:
         from . import _psycopg
 
         return getattr(_psycopg, name)

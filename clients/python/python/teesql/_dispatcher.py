@@ -1,8 +1,8 @@
-"""One thread that carries what the native module has to say to Python: log lines, and servers for verifiers.
+"""A thread that delivers log lines and verifier calls from the native module to Python.
 
-The thread exists while something holds it (a forwarder, a verification with a verifier). Verifiers run on threads of their
-own, at most 16, or in the event loop that their forwarder was started in: one that never returns delays no other, and its
-connection is refused when its time is over.
+It runs while a forwarder, or a verification with a verifier, is active (reference counting). Verifiers run in a pool of at
+most 16 threads, or in the event loop in which their forwarder was started. A connection whose verifier does not return is
+refused at the deadline, but a function keeps its thread: when all 16 are kept, further verifiers reach their deadline, too.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def only_verifier(
 class _Registered:
     function: VerifierInsteadOfDcap
     instead_of_dcap: bool
-    #: Where coroutines run; ``None``: in an event loop of their own.
+    #: Where coroutines run. ``None``: each call has a new event loop.
     loop: asyncio.AbstractEventLoop | None
 
     def is_coroutine_for_loop(self) -> bool:
@@ -67,7 +67,7 @@ class _Registered:
 
 
 class Dispatcher:
-    """The thread, and the verifiers that it knows."""
+    """The thread, and the registered verifiers."""
 
     def __init__(self) -> None:
         # Reentrant, as that of the pool: the garbage collector may release in the middle of `hold`.
@@ -81,10 +81,10 @@ class Dispatcher:
         self._tasks: dict[int, Future[Any]] = {}
 
     def hold(self) -> _native.Mailbox:
-        """Starts the thread, unless it runs, and keeps it until `release`."""
+        """Starts the thread if it does not run, and keeps it running until `release`."""
         _native.set_log_level(logger.getEffectiveLevel())
         with self._lock:
-            # First, so that nothing that is released meanwhile ends the thread.
+            # First, so that a `release` by the garbage collector does not end the thread.
             self._holders += 1
             try:
                 if self._mailbox is None:
@@ -114,13 +114,13 @@ class Dispatcher:
         return thread
 
     def add(self, function: VerifierInsteadOfDcap, *, instead_of_dcap: bool, loop: asyncio.AbstractEventLoop | None) -> int:
-        """Makes a verifier known. Its coroutines run in ``loop``, or each in one of its own."""
+        """Registers a verifier, and returns its number. Its coroutines run in ``loop``; without one, each in a new loop."""
         number = next(self._numbers)
         self._verifiers[number] = _Registered(function, instead_of_dcap, loop)
         return number
 
     def remove(self, number: int) -> None:
-        """Forgets a verifier. Servers that wait for it are refused."""
+        """Removes a verifier. Servers that wait for it are refused."""
         self._verifiers.pop(number, None)
 
     def _run(self, mailbox: _native.Mailbox) -> None:
@@ -261,7 +261,7 @@ class _Pool:
         self._threads = 0
 
     def run(self, function: Callable[[], None]) -> None:
-        """Runs a function on a thread, after those that wait already."""
+        """Runs a function on a thread, after those that are queued already (FIFO)."""
         self._work.put(function)
         with self._lock:
             if not self._idle.acquire(blocking=False) and self._threads < MAX_THREADS:
@@ -285,7 +285,7 @@ _dispatcher = Dispatcher()
 
 
 def dispatcher() -> Dispatcher:
-    """That of this process."""
+    """The dispatcher of this process."""
     return _dispatcher
 
 

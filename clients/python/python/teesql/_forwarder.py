@@ -41,8 +41,8 @@ class Options(TypedDict, total=False):
     settings: Mapping[str, object] | None
 
 
-#: libpq's variables that lead a driver to another address than that of the DSN.
-_DIVERTING = ("PGHOSTADDR", "PGSERVICE")
+#: libpq's variables with which a driver connects to another address than that of the DSN.
+_BYPASSING = ("PGHOSTADDR", "PGSERVICE")
 
 
 class Forwarder:
@@ -237,7 +237,7 @@ class Forwarder:
         return run.native
 
     def _begin(self, loop: asyncio.AbstractEventLoop | None) -> _Run:
-        """The run of this forwarder, for one more that waits for its start. Coroutines of its verifier run in ``loop``."""
+        """Adds a waiter for the start, and begins a run if there is none. Coroutines of the verifier run in ``loop``."""
         with self._lock:
             if self._run is None:
                 self._run = self._new_run(loop)
@@ -245,7 +245,7 @@ class Forwarder:
             return self._run
 
     def _give_up(self, run: _Run) -> None:
-        """One that waited for the start does so no more: without any the run ends."""
+        """Removes a waiter for the start. Without any the run ends."""
         with self._lock:
             run.waiters -= 1
             is_over = run.waiters == 0 and not run.is_started
@@ -253,7 +253,7 @@ class Forwarder:
             self._end(run)
 
     def _new_run(self, loop: asyncio.AbstractEventLoop | None) -> _Run:
-        _refuse_diverting_environment()
+        _refuse_bypassing_environment()
         of_process = dispatcher()
         mailbox = of_process.hold()
         number = None
@@ -270,7 +270,7 @@ class Forwarder:
             raise
 
     def _end(self, run: _Run) -> threading.Thread | None:
-        """Forgets a run, unless it is that of the parent process. Returns the thread that ends with it, if one does."""
+        """Ends a run, unless it belongs to the parent process. Returns the dispatcher's thread if it ends, too."""
         with self._lock:
             if self._run is run and run.is_of_this_process():
                 self._run = None
@@ -308,7 +308,7 @@ class _Run:
     def __init__(self, native: _native.Forwarder, of_process: Dispatcher, verifier: int | None) -> None:
         self.native = native
         self.is_started = False
-        #: Those that wait for the start.
+        #: The number of callers that wait for the start.
         self.waiters = 0
         self._dispatcher = of_process
         self._verifier = verifier
@@ -349,9 +349,9 @@ class _Run:
 _running: weakref.WeakSet[_Run] = weakref.WeakSet()
 
 
-def _refuse_diverting_environment() -> None:
-    """Fails if a driver would connect to another address than that of the DSN, past the forwarder and without TLS."""
-    found = [name for name in _DIVERTING if os.environ.get(name)]
+def _refuse_bypassing_environment() -> None:
+    """Fails if a driver would connect to another address than that of the DSN: it would bypass the forwarder, without TLS."""
+    found = [name for name in _BYPASSING if os.environ.get(name)]
     if found:
         text = f"{' and '.join(found)} in the environment would lead drivers around the forwarder: remove it"
         raise ConfigurationError(text, code="configuration")
@@ -359,7 +359,7 @@ def _refuse_diverting_environment() -> None:
 
 @atexit.register
 def _stop_all() -> None:
-    """Before the interpreter ends: no thread of the native module may be left, and no session without an end."""
+    """Ends sessions and native threads before the interpreter does."""
     for run in list(_running):
         if not run.is_of_this_process():
             continue

@@ -36,7 +36,7 @@ def wait(operation: _native.Operation, *, timeout: float | None = None) -> Any:
 async def wait_async(operation: _native.Operation) -> Any:
     """Waits in asyncio's event loop. If the task is cancelled, the operation is ended."""
     loop = asyncio.get_running_loop()
-    # The loop must not watch a descriptor that this operation closes while another thing gets its number.
+    # A duplicate, since the operation closes its descriptor when it ends, and the number is then used again.
     descriptor = -1
     try:
         result = operation.poll()

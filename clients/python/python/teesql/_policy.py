@@ -68,7 +68,7 @@ class Policy:
     _from_env: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
-        # Equal policies are one, so that connections can share a forwarder; and nobody changes them later.
+        # Hashable and immutable, so that connections with equal policies can share a forwarder.
         for name in _VALUES:
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
@@ -113,7 +113,7 @@ class _Settings(dict[str, Any]):
 class Identity:
     """The certificate that this client presents to servers.
 
-    Without one of its own a forwarder uses `guest_agent`.
+    A forwarder without an identity uses `guest_agent`.
     """
 
     def __init__(self, native: _native.Identity, kind: str) -> None:

@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     raise ImportError("teesql.connect needs psycopg 3: pip install 'teesql[psycopg]'") from error
 
-#: Parameters with which a driver would go another way than through the forwarder.
+#: Parameters with which a driver would bypass the forwarder.
 _RESERVED = frozenset({"host", "hostaddr", "port", "service", "servicefile", "sslmode", "sslnegotiation"})
 
 
@@ -221,7 +221,7 @@ def check_parameters(parameters: Mapping[str, object]) -> None:
 
 
 class _Attempt:
-    """What psycopg gets, and what has failed before."""
+    """The arguments for psycopg, and the number of the forwarder's newest failure before the attempt."""
 
     def __init__(self, forwarder: Forwarder, dsn: str | None, parameters: dict[str, Any]) -> None:
         # Not the forwarder: its failures are needed after it was stopped, too.
@@ -238,13 +238,13 @@ class _Attempt:
         text = str(error)
         failures = [Failure._of(fields) for fields in self._native.failures_after(self._sequence)]
         for failure in reversed(failures):
-            # A long text is cut.
+            # The forwarder may have truncated a long text.
             if failure.message[:100].rstrip("…") in text:
                 return _typed(failure.to_error(), error)
         code = _code_of_refused_client(text)
         if code is not None:
             return _typed(AuthenticationError(text, code=code), error)
-        # The driver has received no text, and this is what has happened meanwhile.
+        # The driver has received no text. If all failures since then have one code, it is the cause.
         if "FATAL" not in text and len({failure.code for failure in failures}) == 1:
             return _typed(failures[-1].to_error(), error)
         return error
@@ -288,7 +288,7 @@ class Lease:
         self._entry = entry
 
     def release(self) -> None:
-        """Gives it back, and stops the forwarder if no other connection uses it."""
+        """Stops the forwarder if no other connection uses it."""
         if self._give_back():
             self.forwarder.stop()
 
@@ -319,7 +319,7 @@ class _Entry:
     def give_back(self) -> bool:
         """Whether the forwarder has to be stopped."""
         if self._dispatcher is not dispatcher():
-            # This is a child process: the forwarder is its parent's.
+            # In a child process the forwarder belongs to the parent.
             return False
         with _lock:
             self.leases -= 1

@@ -20,7 +20,7 @@ def _policy(policy: Policy | None) -> _native.Policy:
 def verify(quote: bytes, policy: Policy | None = None) -> Verified:
     """Verifies a bare quote: Intel's signatures, the TCB, and of the policy what a quote can show (MRTD and RTMRs).
 
-    Who sent it remains open.
+    It does not prove who sent the quote.
     """
     return Verified._of(wait(_native.verify(quote, _policy(policy))))
 

@@ -80,7 +80,7 @@ function text(name, value) {
   return bytes(name, value);
 }
 
-/** The most that a timer of Node takes, and more than anyone waits: 24 days. */
+/** The longest delay of Node's timers: 24.8 days. */
 const MAX_MILLISECONDS = 2 ** 31 - 1;
 
 function milliseconds(name, value) {
@@ -182,7 +182,7 @@ function policy(name, value) {
   for (const [key, rule] of Object.entries(POLICY_VALUES)) {
     if (absent(value[key])) continue;
     const allowed = strings(`${name}.${key}`, value[key]);
-    // An empty list would compare nothing, which its author hardly means.
+    // An empty list would compare nothing, which is probably a mistake.
     if (allowed.length === 0) throw valueError(`${name}.${key}`, 'not empty: leave it out to compare nothing');
     for (const item of allowed) rules.push({ name: rule, value: item });
   }

@@ -64,12 +64,12 @@ function startSettings(url, options) {
 }
 
 /**
- * Forwarders that have not been closed. A forwarder must not end because only its DSN is still used, and its object has
- * become garbage.
+ * Forwarders that have not been closed. Without this reference, one whose DSN alone is still used would be collected as
+ * garbage, and end.
  */
 const open = new Set();
 
-/** Ends what is still open when this thread of JavaScript ends. */
+/** Ends what is still open when this JavaScript thread ends. */
 const environment = new native.Environment();
 // Node does not run the hooks of native modules on `process.exit` and after an uncaught exception.
 process.once('exit', () => environment.end());

@@ -10,7 +10,7 @@ const { typeError } = require('./arguments.js');
 const LEVELS = ['error', 'warn', 'info', 'debug'];
 const debug = debuglog('teesql');
 
-/** Most warnings are about settings, and the same for each forwarder. */
+/** Warnings that were emitted. Most are about settings, and equal for each forwarder. */
 const emitted = new Set();
 const MAX_EMITTED = 256;
 

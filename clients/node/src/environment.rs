@@ -1,7 +1,7 @@
-//! The forwarders of one thread of JavaScript, which end with it.
+//! The forwarders of one JavaScript thread, which end with it.
 //!
-//! An object that JavaScript has is dropped when its thread ends, but a forwarder may just be starting, or on its way to
-//! JavaScript. So each has a slot here, which a hook of Node.js empties, or JavaScript's handler of the event `exit`.
+//! Node.js drops the objects of a thread that ends, but a forwarder that is starting has no object yet. So each forwarder has
+//! a slot here, which is emptied by a cleanup hook of Node.js or by a handler of the event `exit`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -14,7 +14,7 @@ enum State {
     #[default]
     Starting,
     Running(Arc<Forwarder>),
-    /// The thread of JavaScript has ended.
+    /// The JavaScript thread has ended.
     Ended,
 }
 
@@ -27,7 +27,7 @@ impl Slot {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a forwarder in that has started. Returns it if the thread of JavaScript has ended in the meantime.
+    /// Puts a forwarder in that has started. Returns it if the JavaScript thread has ended in the meantime.
     pub(crate) fn fill(&self, forwarder: Forwarder) -> Option<Forwarder> {
         let mut state = self.state();
         match *state {

@@ -1,7 +1,7 @@
 //! An executor on demand: a thread that polls futures, which starts with the first one and ends with the last.
 //!
-//! A future of the crate `teesql` may compute a little when it is polled, so that the thread of JavaScript is not the place
-//! for it; and a runtime that stays would be a thread that is left after the last forwarder was closed.
+//! The JavaScript thread does not poll them, since a future of the crate `teesql` may compute when it is polled. The thread
+//! does not stay, since no thread may be left after the last forwarder was closed.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -52,7 +52,7 @@ struct Done<T: ToNapiValue + 'static>(Option<Callback<T>>);
 impl<T: ToNapiValue + 'static> Done<T> {
     fn call(&mut self, outcome: Outcome<T>) {
         if let Some(callback) = self.0.take() {
-            // Another status than Ok means that the thread of JavaScript is ending.
+            // Another status than Ok means that the JavaScript thread is ending.
             callback.call(outcome.into(), ThreadsafeFunctionCallMode::NonBlocking);
         }
     }

@@ -44,7 +44,7 @@ pub fn start(
     })
 }
 
-/// A forwarder that has started. It ends when the object has become garbage, or the thread of JavaScript has ended.
+/// A forwarder that has started. It ends when the object is collected as garbage, or when the JavaScript thread ends.
 #[napi]
 pub struct RunningForwarder {
     slot: Arc<Slot>,

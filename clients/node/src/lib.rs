@@ -7,13 +7,13 @@
 //! | --- | --- |
 //! | `executor` | the thread that waits for futures, and callbacks with their results |
 //! | `error` | errors as objects |
-//! | `environment` | the forwarders of a thread of JavaScript, which end with it |
+//! | `environment` | the forwarders of a JavaScript thread, which end with it |
 //! | `options` | policies, identities and settings |
 //! | `forwarder`, `verification`, `manifest` | the functions |
 //! | `verifier` | questions to a verifier in JavaScript |
 //! | `log` | events of `tracing` to JavaScript |
 //!
-//! What it must never do: block a thread of JavaScript, keep a process alive that has nothing else to do, or call
+//! What it must never do: block a JavaScript thread, keep a process alive that has nothing else to do, or call
 //! JavaScript in a way that lets an exception end the process.
 
 #![cfg_attr(

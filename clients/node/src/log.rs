@@ -1,7 +1,7 @@
 //! Events of `tracing` to a function in JavaScript.
 //!
 //! This module has its own `tracing`, so that a subscriber for all threads of the process concerns only this package. An
-//! event goes to one thread of JavaScript: the first that has loaded the package and is still there.
+//! event goes to one JavaScript thread: the first that has loaded the package and still runs.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
@@ -22,14 +22,14 @@ const MAX_WAITING: usize = 1024;
 type Entry = FnArgs<(&'static str, String)>;
 type Sink = ThreadsafeFunction<Entry, (), Entry, Status, false, true, MAX_WAITING>;
 
-/// One for each thread of JavaScript that has loaded the package, with the thread's number. The first one is used.
+/// One for each JavaScript thread that has loaded the package, with the thread's number. The first one is used.
 static SINKS: Mutex<Vec<(u32, Sink)>> = Mutex::new(Vec::new());
 
 /// 0 for none, then error, warn, info, debug.
 static LEVEL: AtomicU8 = AtomicU8::new(0);
 
 /// Where the log goes and its most verbose level: to `log(level, text)`, a function of the thread with this number. With
-/// `first` it replaces what was set before; without, it is for the time when that is gone.
+/// `first` it replaces what was set before. Without, it is used after the threads that are registered already have ended.
 #[napi(catch_unwind)]
 pub fn set_log(
     thread: u32,

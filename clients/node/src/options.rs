@@ -16,7 +16,7 @@ pub struct Setting {
 /// A policy: one rule for each allowed value, and settings.
 #[napi(object)]
 pub struct PolicyRules {
-    /// Whether the settings in the environment apply. Not used by forwarders, which have that of their own.
+    /// Whether the settings in the environment apply. Forwarders do not use it: their own settings have it.
     pub env: Option<bool>,
     pub rules: Vec<Setting>,
     pub settings: Vec<Setting>,

@@ -1,8 +1,8 @@
 //! A verifier in JavaScript: a question and its answer.
 //!
-//! The question is a call of a JavaScript function, with an object that holds the way back. JavaScript gives the object
-//! back with the answer. An object that becomes garbage without an answer is a failure, and so is a thread of JavaScript
-//! that has ended.
+//! The question is a call of a JavaScript function, with an object that holds the sender of a channel. JavaScript passes
+//! that object with its answer. If the object is collected as garbage without an answer, or the JavaScript thread has ended,
+//! the verifier has failed.
 
 use std::sync::Arc;
 
@@ -85,7 +85,7 @@ impl From<Answer> for Decision {
 #[napi(catch_unwind)]
 pub fn answer(question: &mut Pending, answer: Answer) {
     if let Some(sender) = question.take() {
-        // The receiver is gone after the deadline.
+        // After the deadline there is no receiver.
         let _ = sender.send(answer.into());
     }
 }

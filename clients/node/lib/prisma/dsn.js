@@ -1,10 +1,10 @@
 'use strict';
 // Connection URLs, as prisma-ra-tls reads and rewrites them.
 
-/** For a URL without a password: drivers insist on one. */
+/** For a URL without a password: drivers require one. */
 const PLACEHOLDER_PASSWORD = 'ratls';
 
-/** Parameters that would lead a driver around the forwarder, or make it ask for TLS. */
+/** Parameters with which a driver would bypass the forwarder, or request TLS. */
 const NOT_KEPT = /^(host|hostaddr|port|ssl.*|gssencmode|channel_binding)$/i;
 
 function parse(dsn) {

@@ -215,7 +215,7 @@ impl Builder {
 
     /// Any setting of `teesql-forward`, by its name in the configuration file: `("pccs", "phala")`. An unknown name is an
     /// error of [`start`](Self::start). `log`, `log_format` and `admin_listen` have no effect here. With `shards` the
-    /// forwarder has that many threads of its own for connections, instead of the shared one; `driver`, `pin` and
+    /// forwarder has that many dedicated threads for connections, instead of the shared one; `driver`, `pin` and
     /// `busy_poll` have an effect only then.
     pub fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.set(name, value);

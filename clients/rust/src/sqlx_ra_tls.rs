@@ -3,8 +3,8 @@
 //!
 //! What differs, and is stricter: the quote of every connection must belong to the key of the server's certificate, whatever
 //! the verifier says; the event log must replay to RTMR3; and a certificate that is about to expire is renewed. In new code
-//! use [`Forwarder`](crate::Forwarder), whose policy also names the application: MRTD alone names an operating system, which
-//! others run, too.
+//! use [`Forwarder`](crate::Forwarder), whose policy also names the application: MRTD alone names an operating system image,
+//! which other applications run, too.
 //!
 //! ```no_run
 //! use std::sync::Arc;

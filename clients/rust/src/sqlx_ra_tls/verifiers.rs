@@ -158,7 +158,7 @@ impl RaTlsVerifier for IntelApiVerifier {
     }
 }
 
-/// Accepts every quote that belongs to the key of the server's certificate. Anybody can make one: for development only.
+/// Accepts every quote that belongs to the key of the server's certificate. Any server can present such a quote: for development only.
 #[derive(Debug, Clone, Default)]
 pub struct NoopVerifier(());
 

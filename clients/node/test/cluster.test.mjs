@@ -12,7 +12,7 @@ import { nameServer, signer } from './nameserver.mjs';
 
 const { claims } = await verifyServer(host, Number(port), { env: true });
 
-/** A leader at an address of its own, until it is lost: then nothing answers there. */
+/** A leader: a TCP proxy to the server, which `lose` closes. */
 async function leader(t) {
   const sockets = new Set();
   const { server, port: at } = await listen(t, (socket) => {

@@ -128,7 +128,7 @@ test('a process that ends by SIGTERM, with an open session', async (t) => {
   assert.equal(ended.signal, 'SIGTERM', 'no handler was installed');
 });
 
-test('a process does not wait for a verifier or a forwarder that nobody uses', async (t) => {
+test('a process does not wait for a verifier or a forwarder without connections', async (t) => {
   const text = `
     import { forward } from 'teesql';
     await forward(process.env.DATABASE_URL, { env: true, verifier: () => true });
@@ -213,7 +213,7 @@ test('the package loaded in a worker thread only', async (t) => {
   assert.deepEqual([ended.code, ended.signal, ended.stdout], [0, null, 'ended\n'], ended.stderr);
 });
 
-test('a child process has forwarders of its own', async (t) => {
+test('a child process starts its own forwarders', async (t) => {
   const forwarder = await forward(url, { env: true, identity });
   const ended = await run(t, `${PROGRAM}await client.end(); await forwarder.close();`);
   assert.equal(ended.code, 0, ended.stderr);

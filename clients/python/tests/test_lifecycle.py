@@ -391,7 +391,7 @@ def test_changes_nothing_of_the_process() -> None:
     """No signal handler, no limit, no environment variable, and other processes may still look at it."""
     program = """
         import os, resource, signal, teesql, threading
-        # With the first thread glibc installs a handler of its own.
+        # With the first thread glibc installs a signal handler.
         threading.Thread(target=int).start()
         def state():
             status = open("/proc/self/status").read().splitlines()
@@ -453,7 +453,7 @@ def test_memory_of_an_idle_forwarder() -> None:
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("settings", [{}, {"driver": "epoll", "shards": 1}, {"driver": "io_uring", "shards": 1}])
 def test_nothing_is_left_of_many_connections_at_once(dsn: str, settings: dict[str, object]) -> None:
-    """Timers and the thread for verifications end, on threads of its own as on the shared ones."""
+    """Timers and the thread for verifications end, with shared threads and with dedicated ones."""
     with many_descriptors(), teesql.Forwarder(dsn, settings=settings) as forwarder:
         url = forwarder.dsn
         connections: list[psycopg.Connection] = []

@@ -124,7 +124,7 @@ def test_pem_that_is_none(dsn: str) -> None:
     assert isinstance(raised.value, (teesql.IdentityError, teesql.ConfigurationError))
 
 
-def test_nobody_listens() -> None:
+def test_a_port_without_a_listener() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]

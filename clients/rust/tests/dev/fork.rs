@@ -1,4 +1,4 @@
-//! The child of a fork has none of the threads: typed errors, and a forwarder of its own.
+//! The child of a fork has none of the threads: it gets typed errors, and can start another forwarder.
 
 #![allow(unsafe_code, reason = "fork")]
 

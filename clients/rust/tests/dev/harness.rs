@@ -21,7 +21,7 @@ pub(crate) fn builder() -> Builder {
     Forwarder::from_env()
 }
 
-/// A trial on a runtime of its own. Afterwards no thread of a forwarder may be left.
+/// A trial on a new runtime. Afterwards no thread of a forwarder may be left.
 pub(crate) fn trial<F: Future<Output = ()>>(
     name: &str,
     test: impl FnOnce() -> F + Send + 'static,

@@ -182,7 +182,7 @@ fn it_blocks_without_a_runtime() {
     runtime.block_on(async {
         let client = crate::harness::connect_by(&dsn.parse().unwrap()).await;
         assert_eq!(user(&client.unwrap()).await, "teesql_readwrite");
-        // Within a runtime it works, too, although it is not good manners.
+        // Within a runtime it works, too, although it blocks the runtime.
         let other = builder().start_blocking().unwrap();
         other.stop_blocking().unwrap();
     });

@@ -134,7 +134,7 @@ async fn a_verifier_can_only_refuse() {
 
 async fn a_verifier_instead_of_dcap() {
     let accept = || verifier_fn(|_| Ok(Acceptance::default()));
-    // Without collateral nobody else could say that the quote is genuine.
+    // Without collateral only the verifier can accept the quote.
     let instead = || {
         builder()
             .setting("pccs", "off")

@@ -45,7 +45,7 @@ async fn a_server_its_certificate_and_its_quote() {
     assert_eq!(certificate.quote, server.quote);
     let bound = teesql::bound_quote(&server.chain[0]).unwrap();
     assert_eq!(bound, server.quote);
-    // A quote proves no identity, and is of nobody in particular.
+    // A quote alone does not prove who sent it.
     let root = env("TEESQL_DANGEROUS_TDX_ROOT_CA");
     let policy = Policy::new()
         .mrtd(&claims.mrtd)

@@ -71,7 +71,7 @@ use crate::harness::suite::Suite;
 
 /// Trials that run at the same time. More than the cores of a small machine, because many trials
 /// wait for a deadline.
-const THREADS: usize = 4;
+const THREADS: usize = 5;
 
 /// Adds the tests of one file.
 type Group = fn(&mut Suite);

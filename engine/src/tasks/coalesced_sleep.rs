@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-/// Sleeps end at multiples of this since the first one.
-const STEP: Duration = Duration::from_millis(250);
+/// Sleeps end at multiples of this since the first one. All periods are multiples of it, so that tasks that started at
+/// different times end their sleeps together from the second one on.
+const STEP: Duration = Duration::from_secs(1);
 
-/// By how much a sleep may be longer or shorter than its period.
-pub(super) const MAX_DEVIATION: Duration = Duration::from_millis(125);
+/// By how much a sleep may be longer than its period: the time that a task itself takes is rounded away, up to this.
+pub(super) const MAX_DELAY: Duration = Duration::from_millis(125);
 
-/// Sleeps for `period`, up to [`MAX_DEVIATION`] longer or shorter. A `period` of at least two steps keeps its rate: the time that
-/// the task itself takes is rounded away.
+/// Sleeps for `period`, up to [`MAX_DELAY`] longer or up to a second shorter; for less than a second exactly.
 pub(crate) async fn sleep(period: Duration) {
     sleep_until(end(period)).await;
 }
@@ -24,20 +24,26 @@ pub(crate) async fn sleep(period: Duration) {
 pub(super) fn end(period: Duration) -> Instant {
     static FIRST: OnceLock<Instant> = OnceLock::new();
     let now = Instant::now();
+    if period < STEP {
+        return now + period;
+    }
     let first = *FIRST.get_or_init(|| now);
     first + rounded(now.saturating_duration_since(first) + period)
 }
 
-/// Waits until `next`, or for a request: then until `earliest`, which limits how often a task runs on request.
-pub(super) async fn sleep_unless(requested: impl Future, next: Instant, earliest: Instant) {
-    if timeout_at(next, requested).await.is_ok() {
+/// Waits until `next`, or for a request: then until `earliest`, which limits how often a task runs on request. Returns
+/// whether there was a request.
+pub(super) async fn sleep_unless(requested: impl Future, next: Instant, earliest: Instant) -> bool {
+    let requested = timeout_at(next, requested).await.is_ok();
+    if requested {
         sleep_until(earliest).await;
     }
+    requested
 }
 
-/// The nearest multiple of [`STEP`].
+/// The last multiple of [`STEP`] that is at most [`MAX_DELAY`] later.
 fn rounded(since_first: Duration) -> Duration {
-    let steps = (since_first + MAX_DEVIATION).as_millis() / STEP.as_millis();
+    let steps = (since_first + MAX_DELAY).as_secs() / STEP.as_secs();
     STEP * u32::try_from(steps).unwrap_or(u32::MAX)
 }
 
@@ -46,12 +52,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rounds_to_the_nearest_step() {
+    fn rounds_down_except_for_a_short_delay() {
         let rounded = |milliseconds| rounded(Duration::from_millis(milliseconds)).as_millis();
-        assert_eq!(rounded(1_000), 1_000);
-        assert_eq!(rounded(1_124), 1_000);
-        assert_eq!(rounded(1_125), 1_250);
-        assert_eq!(rounded(876), 1_000);
+        assert_eq!(rounded(2_000), 2_000);
+        assert_eq!(rounded(2_874), 2_000);
+        assert_eq!(rounded(2_875), 3_000);
     }
 
     #[tokio::test]
@@ -61,19 +66,32 @@ mod tests {
             now + Duration::from_secs(60),
             now + Duration::from_millis(20),
         );
-        sleep_unless(std::future::ready(()), next, earliest).await;
+        assert!(sleep_unless(std::future::ready(()), next, earliest).await);
         let ended = Instant::now();
         assert!(ended >= earliest && ended < next);
-        sleep_unless(std::future::pending::<()>(), ended, next).await;
+        assert!(!sleep_unless(std::future::pending::<()>(), ended, next).await);
         assert!(Instant::now() < next);
     }
 
     #[test]
     fn sleeps_that_began_at_different_times_end_together() {
-        let since_first = Duration::from_millis(4_010);
-        let later = since_first + Duration::from_millis(40);
-        let period = Duration::from_secs(1);
-        assert_eq!(rounded(since_first + period), rounded(later + period));
-        assert_eq!(rounded(since_first + period), Duration::from_secs(5));
+        let second = Duration::from_secs(1);
+        let mut ends = [10, 870].map(Duration::from_millis);
+        for round in 1..5_u32 {
+            // What the tasks do takes some time.
+            ends = ends.map(|end| rounded(end + Duration::from_millis(3) + second));
+            assert_eq!(ends, [second * round; 2], "round {round}");
+        }
+    }
+
+    #[test]
+    fn a_sleep_is_never_longer_than_the_delay_allows_and_never_over_at_once() {
+        for began in 0..1_000 {
+            let began = Duration::from_millis(began);
+            for period in [1, 5, 60].map(Duration::from_secs) {
+                let end = rounded(began + period);
+                assert!(end > began && end <= began + period + MAX_DELAY);
+            }
+        }
     }
 }

@@ -29,7 +29,7 @@ use crate::tasks::coalesced_sleep;
 use crate::tasks::local_http::{self, HttpError};
 pub(crate) use role_metrics::RoleMetrics;
 
-/// Between two rounds while there is a leader, up to [`coalesced_sleep::MAX_DEVIATION`] longer or shorter.
+/// Between two rounds while there is a leader, up to [`coalesced_sleep::MAX_DELAY`] longer or shorter.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Between two rounds while there is none: logins wait for it.
 const ELECTION_INTERVAL: Duration = Duration::from_millis(250);
@@ -305,7 +305,7 @@ impl Round {
         else {
             return;
         };
-        let look = INTERVAL + coalesced_sleep::MAX_DEVIATION + ANSWER_TIMEOUT;
+        let look = INTERVAL + coalesced_sleep::MAX_DELAY + ANSWER_TIMEOUT;
         if config.fence_after + look >= Duration::from_secs(ttl) {
             tracing::warn!(
                 fence_after = ?config.fence_after,

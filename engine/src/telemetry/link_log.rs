@@ -6,14 +6,12 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use wire::link::ServiceName;
 
+use crate::telemetry::line_limit::LineLimit;
 use crate::telemetry::link_info::{LinkDirection, LinkInfo};
-
-/// How often the same failure is logged.
-const INTERVAL: Duration = Duration::from_secs(10);
 
 type Kind = (
     LinkDirection,
@@ -22,44 +20,25 @@ type Kind = (
     &'static str,
 );
 
-/// When the last line of a kind was written, and how many have been left out since.
-struct Written {
-    at: Instant,
-    suppressed: u64,
-}
-
 /// The lines of one shard.
 #[derive(Default)]
-pub(super) struct LinkLog(RefCell<HashMap<Kind, Written>>);
+pub(super) struct LinkLog(RefCell<HashMap<Kind, LineLimit>>);
 
 impl LinkLog {
     /// Whether a line is due about a link that was not opened for `reason`. Gives the number of lines that were
     /// left out since the last one.
     pub(super) fn take(&self, link: &LinkInfo, reason: &'static str, now: Instant) -> Option<u64> {
         let kind = (link.direction, link.member.clone(), link.service, reason);
-        let mut kinds = self.0.borrow_mut();
-        let Some(written) = kinds.get_mut(&kind) else {
-            kinds.insert(
-                kind,
-                Written {
-                    at: now,
-                    suppressed: 0,
-                },
-            );
-            return Some(0);
-        };
-        if now.saturating_duration_since(written.at) < INTERVAL {
-            written.suppressed = written.suppressed.saturating_add(1);
-            return None;
-        }
-        written.at = now;
-        Some(std::mem::take(&mut written.suppressed))
+        self.0.borrow_mut().entry(kind).or_default().take(now)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::telemetry::line_limit::INTERVAL;
 
     #[test]
     fn each_failure_has_one_line_in_an_interval() {

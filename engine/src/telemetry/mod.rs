@@ -6,6 +6,7 @@ mod client_error;
 pub(crate) mod close_reason;
 pub(crate) mod connection_info;
 pub(crate) mod failures;
+pub(crate) mod line_limit;
 pub(crate) mod link_info;
 mod link_log;
 pub(crate) mod link_metrics;

@@ -1,10 +1,11 @@
 //! `teesql-sidecar sessions` and `kill` over the control socket of a running sidecar, and the socket itself.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
 
 use attest::mock::{Certificate, Evidence};
 use nix::sys::signal::Signal;
@@ -249,6 +250,7 @@ fn socket(fixture: &Fixture) {
     drop(silent);
     if let Some(user) = postgres_user() {
         other_user_is_refused(path, &user);
+        other_user_delays_nobody(&settings, &user);
     }
     // A second sidecar must not take the socket.
     let second = Sidecar::spawn(&settings);
@@ -281,4 +283,32 @@ print(s.makefile().read())";
     let refused = output.contains("only root and the sidecar's own user");
     assert!(refused, "{output}");
     assert!(!output.contains("done"), "{output}");
+}
+
+/// The mode of the socket was changed: connections of another user must not take the places of operators.
+fn other_user_delays_nobody(settings: &Settings, user: &User) {
+    const SILENT: &str = "import socket, sys
+all = [socket.socket(socket.AF_UNIX) for _ in range(12)]
+for s in all:
+    s.connect(sys.argv[1])
+print('connected', flush=True)
+sys.stdin.read()";
+    let mut python = pdeathsig_command("/usr/bin/python3", "KILL", Some(user));
+    python
+        .args(["-c", SILENT, &settings.get("TEESQL_CONTROL_SOCKET")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut silent = python.spawn().expect("python3 starts");
+    let mut line = String::new();
+    let output = silent.stdout.take().expect("its output");
+    BufReader::new(output)
+        .read_line(&mut line)
+        .expect("a line of its output");
+    assert_eq!(line, "connected\n");
+    let asked = Instant::now();
+    assert!(list(settings).is_empty());
+    // With 4 places, each occupied for 2 s, it would take 6 s.
+    assert!(asked.elapsed() < Duration::from_secs(4));
+    drop(silent.stdin.take());
+    silent.wait().expect("its end");
 }

@@ -8,6 +8,7 @@
 //! wait without a deadline.
 
 pub(crate) mod protocol;
+mod refusals;
 mod report;
 
 use std::collections::BTreeSet;
@@ -21,7 +22,7 @@ use nix::unistd::Uid;
 use tokio::io::{
     AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, BufWriter,
 };
-use tokio::net::unix::{OwnedWriteHalf, UCred};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf, UCred};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -34,8 +35,9 @@ use crate::io::listener::bind_unix;
 use crate::shard::sessions::{Selection, SessionInspector, SessionReport};
 use crate::telemetry::audit::{Kill, OperatorAudit};
 use protocol::{End, MAX_IDS, MAX_REQUEST, Request};
+use refusals::Refusals;
 
-/// Concurrent requests. Further ones wait in the backlog of the socket.
+/// Concurrent requests of operators. Further ones wait in the backlog of the socket.
 const MAX_REQUESTS: usize = 4;
 /// From the connection to the end of the request, which the commands send at once.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
@@ -43,6 +45,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 const SHARD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for the whole answer. For 10,000 sessions it has about 5 MB.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for an answer that is an error. It fits into the buffer of the socket.
+const ERROR_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause after an accept that failed for want of descriptors.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
@@ -112,22 +116,30 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 async fn accept_all(listener: UnixListener, operators: Arc<Operators>) {
+    let mut refusals = Refusals::new();
     loop {
         // The semaphore is never closed.
         let Ok(permit) = Arc::clone(&operators.permits).acquire_owned().await else {
             return;
         };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let operators = Arc::clone(&operators);
-                tokio::spawn(async move {
-                    // An error means that the client has disconnected.
-                    let _ = operators.serve(stream).await;
-                    drop(permit);
-                });
-            }
-            Err(_) => sleep(ACCEPT_BACKOFF).await,
+        let Ok((stream, _)) = listener.accept().await else {
+            sleep(ACCEPT_BACKOFF).await;
+            continue;
+        };
+        // The kernel knows who has connected, whether or not the client is still there.
+        let Ok(who) = stream.peer_cred() else {
+            continue;
+        };
+        if !is_operator(who.uid()) {
+            refusals.refuse(stream, who.uid());
+            continue;
         }
+        let operators = Arc::clone(&operators);
+        tokio::spawn(async move {
+            // An error means that the client has disconnected.
+            let _ = operators.serve(stream, who).await;
+            drop(permit);
+        });
     }
 }
 
@@ -138,34 +150,18 @@ fn is_operator(uid: u32) -> bool {
 }
 
 impl Operators {
-    async fn serve(&self, stream: UnixStream) -> io::Result<()> {
-        let who = stream.peer_cred()?;
-        let (reader, writer) = stream.into_split();
-        let mut writer = BufWriter::new(writer);
-        let mut line = Vec::new();
-        let mut reader = BufReader::new(reader.take(MAX_REQUEST));
-        let read = timeout(REQUEST_TIMEOUT, reader.read_until(b'\n', &mut line)).await;
-        // Only after the request was read: closing a socket with unread bytes resets it, and the client loses the answer.
-        if !is_operator(who.uid()) {
-            tracing::warn!(
-                uid = who.uid(),
-                "refused a user on the control socket: only root and the sidecar's own user may use it"
-            );
-            return send(
-                &mut writer,
-                &End::error("only root and the sidecar's own user may ask"),
-            )
-            .await;
-        }
-        let request = match read {
+    async fn serve(&self, stream: UnixStream, who: UCred) -> io::Result<()> {
+        let (mut reader, writer) = stream.into_split();
+        let request = match timeout(REQUEST_TIMEOUT, read_request(&mut reader)).await {
             Err(_) => Err("no request within 2 s".to_owned()),
             // A request is ASCII: what is not UTF-8 is not a known request either.
-            Ok(result) => result.map(|_| Request::parse(&String::from_utf8_lossy(&line)))?,
+            Ok(line) => Request::parse(&String::from_utf8_lossy(&line?)),
         };
         let request = request.and_then(|request| Ok((selection(&request)?, request)));
         match request {
-            Err(error) => send(&mut writer, &End::error(error)).await,
+            Err(error) => send_error(writer, error).await,
             Ok((selection, request)) => {
+                let mut writer = BufWriter::new(writer);
                 let answer = self.answer(&who, &request, selection, &mut writer);
                 timeout(ANSWER_TIMEOUT, answer).await?
             }
@@ -245,6 +241,20 @@ fn selection(request: &Request) -> Result<Selection, String> {
     Ok(Selection { numbers, app_id })
 }
 
+/// The first line that the client sends, without what is above [`MAX_REQUEST`].
+async fn read_request(reader: &mut OwnedReadHalf) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    let mut reader = BufReader::new(reader.take(MAX_REQUEST));
+    reader.read_until(b'\n', &mut line).await?;
+    Ok(line)
+}
+
+/// Answers that nothing was done, and why.
+async fn send_error(writer: OwnedWriteHalf, error: impl Into<String>) -> io::Result<()> {
+    let mut writer = BufWriter::new(writer);
+    timeout(ERROR_TIMEOUT, send(&mut writer, &End::error(error))).await?
+}
+
 async fn send(writer: &mut BufWriter<OwnedWriteHalf>, end: &End) -> io::Result<()> {
     send_line(writer, &end.document()).await?;
     writer.shutdown().await
@@ -291,6 +301,22 @@ mod tests {
         let app_id = "5a".repeat(20);
         let one = parse(&format!(r#"{{"command":"sessions","app_id":"{app_id}"}}"#)).unwrap();
         assert_eq!(one.app_id, Some(AppId([0x5a; 20])));
+    }
+
+    #[tokio::test]
+    async fn an_error_does_not_wait_for_a_client_that_reads_nothing() {
+        let (_client, server) = UnixStream::pair().unwrap();
+        let (_reader, writer) = server.into_split();
+        loop {
+            writer.writable().await.unwrap();
+            match writer.try_write(&[0; 4096]) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        let error = send_error(writer, "no").await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
     #[test]

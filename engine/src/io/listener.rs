@@ -89,18 +89,42 @@ fn bound_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
 /// replaced.
 ///
 /// # Errors
-/// Another process listens on the path, or the directory is not writable.
+/// Another process listens on the path, or may do so: this one may not connect to it. Or the directory is not writable.
 pub(crate) fn bind_unix(path: &Path) -> io::Result<std::os::unix::net::UnixListener> {
     use std::os::unix::fs::FileTypeExt;
     if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(io::ErrorKind::AddrInUse.into());
-        }
-        std::fs::remove_file(path)?;
+        remove_stale(path)?;
     }
     let socket = private_unix_socket(path)?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// Removes the file of a socket that no process listens on.
+///
+/// # Errors
+/// A process listens on it, or that cannot be found out.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match connect_without_waiting(path) {
+        // The accept queue of a process that listens may be full.
+        Ok(()) => Err(io::ErrorKind::AddrInUse.into()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Err(io::ErrorKind::AddrInUse.into())
+        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)
+        }
+        // It was removed meanwhile.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Connects and closes the connection. If the accept queue is full, the error is `WouldBlock`, where a blocking connect would
+/// wait without a deadline. [connect(2)]
+fn connect_without_waiting(path: &Path) -> io::Result<()> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
+    socket.connect(&SockAddr::unix(path)?)
 }
 
 /// Binds a socket whose file has the mode 0600 from the beginning. Linux creates the file with the mode of the socket's
@@ -123,8 +147,7 @@ pub(crate) fn unix_path(fd: RawFd) -> Option<PathBuf> {
 /// Makes a pending accept return, by a connection that is closed immediately. This never waits: if
 /// the accept queue is full, a connection is pending anyway.
 pub(crate) fn wake_accept(path: &Path) {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None);
-    let _ = socket.and_then(|socket| socket.connect(&SockAddr::unix(path)?));
+    let _ = connect_without_waiting(path);
 }
 
 /// A listener before it is moved to the thread of its shard.
@@ -268,5 +291,47 @@ mod tests {
         assert_eq!(mode(), 0o600);
         let _client = std::os::unix::net::UnixStream::connect(&path).unwrap();
         listener.accept().unwrap();
+    }
+
+    #[test]
+    fn only_a_stale_unix_socket_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = bind_unix(&path).unwrap();
+        let error = bind_unix(&path).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        drop(listener);
+        bind_unix(&path).unwrap();
+    }
+
+    #[test]
+    fn a_unix_socket_with_a_full_accept_queue_is_not_stale() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = private_unix_socket(&path).unwrap();
+        listener.listen(0).unwrap();
+        let mut waiting = Vec::new();
+        let full = loop {
+            let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None).unwrap();
+            match socket.connect(&SockAddr::unix(&path).unwrap()) {
+                Ok(()) => waiting.push(socket),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        let error = bind_unix(&path).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn a_socket_that_cannot_be_connected_to_is_not_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        // Of another type: the error is EPROTOTYPE. That of another user's socket, EACCES, does not occur as root.
+        let _other = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+        let error = bind_unix(&path).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(nix::libc::EPROTOTYPE));
+        assert!(path.exists());
     }
 }

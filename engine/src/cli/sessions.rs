@@ -93,7 +93,8 @@ pub fn kill(flags: &ArgMatches) -> CommandOutput {
     }
     let app_id = flags.get_one::<String>("peer").cloned();
     run(flags, &Request::Kill { ids, app_id }, |answer| {
-        let nothing = answer.connections.is_empty();
+        // Only if it is known: a shard that has not answered may have ended some.
+        let nothing = answer.complete && answer.connections.is_empty();
         let output = print(flags, answer);
         match nothing {
             true => output.with_errors(
@@ -121,13 +122,20 @@ fn run(
     };
     let output = match client::ask(path, request) {
         Ok(answer) if answer.complete => print(&answer),
-        Ok(answer) => print(&answer).with_errors(
-            EX_UNAVAILABLE,
-            &["the list is incomplete: a shard has not answered within 5 s".to_owned()],
-        ),
+        Ok(answer) => print(&answer).with_errors(EX_UNAVAILABLE, &[incomplete(request).to_owned()]),
         Err(error) => CommandOutput::error(error.exit_code(), error.to_string()),
     };
     output.with_warnings(&config.warnings)
+}
+
+/// What it means that a shard has not answered.
+fn incomplete(request: &Request) -> &'static str {
+    match request {
+        Request::Sessions { .. } => "the list is incomplete: a shard has not answered within 5 s",
+        Request::Kill { .. } => {
+            "a shard has not answered within 5 s: connections of it may remain. Call it again"
+        }
+    }
 }
 
 fn print(flags: &ArgMatches, answer: &Answer) -> CommandOutput {
@@ -174,6 +182,17 @@ mod tests {
         );
         let parsed: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(parsed["database"], name);
+    }
+
+    #[test]
+    fn the_error_about_a_silent_shard_is_that_of_the_command() {
+        let kill = Request::Kill {
+            ids: Some(vec![1]),
+            app_id: None,
+        };
+        assert!(incomplete(&kill).contains("connections of it may remain"));
+        let list = Request::Sessions { app_id: None };
+        assert!(incomplete(&list).contains("the list is incomplete"));
     }
 
     #[test]

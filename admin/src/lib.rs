@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod connection_slots;
+mod endpoints;
 mod nonce;
 mod page;
 mod readiness;

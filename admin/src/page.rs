@@ -13,6 +13,7 @@ use hyper::header::HeaderValue;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use sha2::{Digest as _, Sha256};
 
+use crate::endpoints::endpoints;
 use crate::readiness::{Readiness, all_ready};
 use crate::role::ClusterStatus;
 use crate::source::Source;
@@ -83,22 +84,6 @@ fn policy() -> HeaderValue {
     HeaderValue::from_str(&policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
 }
 
-/// The paths that this process has, and what they are.
-fn paths(mode: &str, cluster: Option<&ClusterStatus>) -> Vec<(&'static str, &'static str)> {
-    let mut paths = vec![
-        ("/ready", "readiness, as JSON"),
-        ("/health", "liveness"),
-        ("/metrics", "for Prometheus"),
-    ];
-    if mode != "forward" {
-        paths.push(("/attestation", "a TDX quote over the state of Postgres"));
-    }
-    if cluster.is_some() {
-        paths.push(("/cluster", "the members, as JSON"));
-    }
-    paths
-}
-
 fn page(
     readiness: &Readiness,
     mode: &str,
@@ -151,7 +136,7 @@ fn page(
                 }
                 footer {
                     nav aria-label="Other paths" {
-                        ul { @for (path, what) in paths(mode, cluster) { li { a href=(path) { (path) } " " span class="muted" { (what) } } } }
+                        ul { @for (path, what) in endpoints(mode, cluster.is_some()) { li { a href=(path) { (path) } " " span class="muted" { (what) } } } }
                     }
                 }
                 script { (PreEscaped(SCRIPT)) }

@@ -48,8 +48,8 @@ impl Response {
     }
 
     /// The text of a path that is also a page.
-    pub(crate) fn text_of_page(body: &'static str) -> Self {
-        Self::text(body).with_header(VARY, HeaderValue::from_static("accept"))
+    pub(crate) fn text_of_page(body: String) -> Self {
+        Self::new(StatusCode::OK, TEXT, body).with_header(VARY, HeaderValue::from_static("accept"))
     }
 
     /// The status page. `policy` is its Content-Security-Policy.

@@ -13,6 +13,7 @@ use hyper::http::request::Parts;
 use hyper::{Method, StatusCode, Uri, Version};
 use serde::Serialize;
 
+use crate::endpoints::index;
 use crate::nonce::Nonce;
 use crate::page::StatusPage;
 use crate::readiness::{Check, Readiness, all_ready};
@@ -23,16 +24,6 @@ use crate::route::Route;
 use crate::settings::Settings;
 use crate::source::Source;
 use crate::stats::Stats;
-
-const INDEX: &str = "\
-/             with a browser: a page about the state of the process
-/health       liveness of the process
-/ready        whether clients may be routed here
-/attestation  TDX quote over the state of Postgres; with ?nonce=<hex> a fresh one
-/metrics      Prometheus metrics
-/primary      whether this member of a cluster leads it; also /leader, /replica?lag=16MB, /read-only
-/cluster      the members of the cluster
-";
 
 /// The request handler, shared by all connections.
 pub(crate) struct Router {
@@ -92,7 +83,7 @@ impl Router {
         let uri = &head.uri;
         match route {
             Route::Index if accepts_html(head) => catch_panic(|| self.page()),
-            Route::Index => Response::text_of_page(INDEX),
+            Route::Index => catch_panic(|| self.index()),
             Route::Health => Response::text("ok\n"),
             Route::Ready => catch_panic(|| self.ready()),
             Route::Metrics => catch_panic(|| Response::metrics(self.source.metrics(&self.stats))),
@@ -101,6 +92,11 @@ impl Router {
             Route::Cluster => catch_panic(|| self.cluster()),
             Route::Other => not_found(),
         }
+    }
+
+    /// The list of the paths.
+    fn index(&self) -> Response {
+        Response::text_of_page(index(&*self.source, self.page.is_some()))
     }
 
     /// The status page.
@@ -209,13 +205,22 @@ fn reject(route: Route, head: &Parts) -> Option<Response> {
 fn accepts_html(head: &Parts) -> bool {
     let accepted = head.headers.get_all(ACCEPT).into_iter();
     let mut accepted = accepted.filter_map(|value| value.to_str().ok());
-    accepted.any(|value| {
-        let mut kinds = value.split(',');
-        kinds.any(|kind| {
-            let name = kind.split(';').next().unwrap_or_default().trim();
-            name.eq_ignore_ascii_case("text/html")
-        })
-    })
+    accepted.any(|value| value.split(',').any(is_html))
+}
+
+/// Whether an element of an Accept header is HTML, and not with the weight 0, by which it is refused.
+/// [RFC 9110, section 12.4.2]
+fn is_html(element: &str) -> bool {
+    let mut parts = element.split(';').map(str::trim);
+    let is_html = parts
+        .next()
+        .is_some_and(|name| name.eq_ignore_ascii_case("text/html"));
+    let mut weights = parts.filter_map(|parameter| {
+        let (name, value) = parameter.split_once('=')?;
+        name.eq_ignore_ascii_case("q").then_some(value)
+    });
+    let is_zero = |weight: &str| weight.parse::<f64>().is_ok_and(|weight| weight == 0.0);
+    is_html && !weights.any(is_zero)
 }
 
 fn declares_body(head: &Parts) -> bool {

@@ -18,7 +18,13 @@ fn page(harness: &Harness, method: &str, accept: &str) -> Response {
 #[test]
 fn browsers_get_html_and_others_the_list_of_paths() {
     let harness = Harness::new(SourceBehavior::Good);
-    for accept in [BROWSER, "text/html", "Text/HTML;q=0.9", "*/*, text/html"] {
+    for accept in [
+        BROWSER,
+        "text/html",
+        "Text/HTML;q=0.9",
+        "*/*, text/html",
+        "text/html; q=0.001",
+    ] {
         let page = page(&harness, "GET", accept);
         assert_eq!(page.status, 200, "{accept}");
         assert_eq!(
@@ -35,6 +41,8 @@ fn browsers_get_html_and_others_the_list_of_paths() {
         "text/*",
         "application/json",
         "text/html2",
+        "text/html;q=0",
+        "text/html; charset=utf-8; Q=0.000, */*",
     ] {
         let list = page(&harness, "GET", accept);
         assert_eq!(
@@ -102,7 +110,9 @@ fn a_setting_closes_it() {
     assert_eq!(closed.status, 404);
     assert!(closed.error().contains("status_page"), "{closed:?}");
     assert_eq!(harness.source.statuses.load(Ordering::Relaxed), 0);
-    assert_eq!(page(&harness, "GET", "*/*").status, 200);
+    let list = page(&harness, "GET", "*/*");
+    assert_eq!(list.status, 200);
+    assert!(!list.body.contains("a page about"), "{}", list.body);
 }
 
 #[test]

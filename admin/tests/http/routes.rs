@@ -18,6 +18,11 @@ fn health_and_index_are_text() {
     for path in ["/health", "/ready", "/attestation", "/metrics"] {
         assert!(index.body.contains(path), "{index:?}");
     }
+    // It is no member of a cluster.
+    for path in ["/primary", "/cluster"] {
+        assert!(!index.body.contains(path), "{index:?}");
+        assert_eq!(get(harness.address(), path).status, 404);
+    }
     for response in [health, index] {
         assert_eq!(
             response.header("content-type"),
@@ -237,7 +242,7 @@ fn a_client_disconnect_does_not_cancel_the_quote() {
 #[test]
 fn a_panicking_source_fails_only_its_own_response() {
     let harness = Harness::new(SourceBehavior::Panicking);
-    for target in ["/attestation", "/metrics", "/ready"] {
+    for target in ["/", "/attestation", "/metrics", "/ready"] {
         let response = get(harness.address(), target);
         assert_eq!(
             (response.status, response.error().as_str()),
@@ -247,5 +252,5 @@ fn a_panicking_source_fails_only_its_own_response() {
     }
     let stats = harness.server.stats();
     assert_eq!(stats.requests(Route::Metrics, StatusClass::ServerError), 1);
-    assert_eq!(stats.requests(Route::Health, StatusClass::Success), 3);
+    assert_eq!(stats.requests(Route::Health, StatusClass::Success), 4);
 }

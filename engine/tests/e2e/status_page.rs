@@ -108,7 +108,12 @@ fn of_a_forwarder(fixture: &Fixture) {
     for text in ["teesql-forward", "<h2>Servers</h2>", "identity", ">Ready<"] {
         assert!(page.body.contains(text), "{text} is not in {}", page.body);
     }
-    assert!(!page.body.contains("Sessions by role"));
+    for text in ["Sessions by role", "/attestation"] {
+        assert!(!page.body.contains(text), "{text} is in {}", page.body);
+    }
+    let list = http::get(address.parse().expect("an address"), "/").body;
+    assert!(list.contains("/metrics"), "{list}");
+    assert!(!list.contains("/attestation"), "{list}");
 }
 
 fn closed(fixture: &Fixture) {

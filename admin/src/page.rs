@@ -275,6 +275,20 @@ mod tests {
     }
 
     #[test]
+    fn a_value_does_not_change_the_direction_of_what_is_beside_it() {
+        let mut lines = STYLE.lines();
+        let rule = lines.find(|line| line.contains("unicode-bidi: isolate"));
+        let selectors = rule.and_then(|rule| rule.split_once(" {")).unwrap().0;
+        let isolated: Vec<_> = selectors.split(", ").collect();
+        // The elements in which values of peers stand.
+        for selector in [".reason", "td", "th", "dd", "code"] {
+            assert!(isolated.contains(&selector), "{selector}");
+        }
+        // The attribute `dir` and `bdo` are not used: they would override it.
+        assert!(!hostile_page().contains(" dir="));
+    }
+
+    #[test]
     fn the_word_says_whether_it_is_ready() {
         let readiness = Readiness::new();
         let latch = readiness.latch("identity", "no certificate yet");

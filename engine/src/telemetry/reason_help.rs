@@ -9,11 +9,18 @@ use std::sync::LazyLock;
 /// The page.
 const PAGE: &str = include_str!("reason-codes.md");
 
+/// The sections that are not about the logins of a sidecar.
+const OF_OTHERS: [&str; 4] = ["Sessions", "Forwarder", "Links", "Verify"];
+/// The row of all codes of TLS, in the sections that do not list them.
+const ANY_TLS: &str = "tls_…";
+
 /// Where a code occurs. Some have a meaning of their own there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum ReasonContext {
-    /// A connection that was refused before it was a session.
+    /// A connection to a sidecar that was refused before it was a session.
     Login,
+    /// The same of a forwarder: a driver's connection.
+    ForwarderLogin,
     /// A session that has ended.
     Session,
     /// A link between members.
@@ -55,7 +62,9 @@ impl<'a> Tables<'a> {
             let cells: Vec<_> = row.split('|').map(str::trim).collect();
             if cells.first() == Some(&"Code") {
                 columns = Some(Columns::of(&cells));
-            } else if let Some(columns) = &columns {
+            } else if let Some(columns) = &columns
+                && cells.first() != Some(&"---")
+            {
                 tables.insert(section, &cells, columns);
             }
         }
@@ -79,15 +88,27 @@ impl<'a> Tables<'a> {
     }
 
     fn get(&self, code: &str, context: ReasonContext) -> Option<&ReasonHelp> {
-        let rows = self.0.get(code)?;
-        let is_wanted = |section: &str| match context {
-            ReasonContext::Login => section != "Sessions",
-            ReasonContext::Session => section == "Sessions",
-            ReasonContext::Link => section == "Links",
-            ReasonContext::Server => section == "Forwarder",
+        let wanted = match context {
+            ReasonContext::Login => self.row(code, |section| !OF_OTHERS.contains(&section)),
+            ReasonContext::Session => self.row(code, |section| section == "Sessions"),
+            ReasonContext::Link => self.row(code, |section| section == "Links"),
+            ReasonContext::ForwarderLogin | ReasonContext::Server => {
+                // Its TLS is that with the server.
+                let code = match code.starts_with("tls_") {
+                    true => ANY_TLS,
+                    false => code,
+                };
+                self.row(code, |section| section == "Forwarder")
+            }
         };
-        let wanted = rows.iter().find(|(section, _)| is_wanted(section));
-        wanted.or(rows.first()).map(|(_, help)| help)
+        wanted.or_else(|| self.row(code, |_| true))
+    }
+
+    /// The first row of a code in one of the sections.
+    fn row(&self, code: &str, is_wanted: impl Fn(&str) -> bool) -> Option<&ReasonHelp> {
+        let mut rows = self.0.get(code)?.iter();
+        let (_, help) = rows.find(|(section, _)| is_wanted(section))?;
+        Some(help)
     }
 }
 
@@ -137,30 +158,100 @@ mod tests {
     use super::*;
     use crate::telemetry::close_reason::REASONS;
 
+    const CONTEXTS: [ReasonContext; 5] = [
+        ReasonContext::Login,
+        ReasonContext::ForwarderLogin,
+        ReasonContext::Session,
+        ReasonContext::Link,
+        ReasonContext::Server,
+    ];
+
+    fn meaning(code: &str, context: ReasonContext) -> &'static str {
+        reason_help(code, context).map_or("", |help| help.meaning.as_str())
+    }
+
     #[test]
     fn every_reason_has_a_meaning() {
         let manifest = attest::manifest::ManifestError::CODES.iter();
         let authority = attest::ita::ItaError::CODES.iter();
         let denials = attest::Denial::CODES.iter();
+        let verifiers = attest::Denial::VERIFIER_CODES.iter();
         let all = REASONS
             .iter()
             .chain(denials)
+            .chain(verifiers)
             .chain(manifest)
             .chain(authority);
         for code in all {
-            let help = reason_help(code, ReasonContext::Login);
-            assert!(help.is_some_and(|help| !help.meaning.is_empty()), "{code}");
+            for context in CONTEXTS {
+                assert_ne!(meaning(code, context), "", "{code} {context:?}");
+            }
         }
-        assert_eq!(reason_help("no_such_code", ReasonContext::Login), None);
+        for context in CONTEXTS {
+            assert_eq!(reason_help("no_such_code", context), None);
+        }
+    }
+
+    #[test]
+    fn the_page_has_the_sections_that_contexts_prefer() {
+        let tables = Tables::read(PAGE);
+        for wanted in OF_OTHERS {
+            let mut rows = tables.0.values().flatten();
+            assert!(rows.any(|(section, _)| *section == wanted), "{wanted}");
+        }
+        let rows = &tables.0[ANY_TLS];
+        assert!(rows.iter().any(|(section, _)| *section == "Forwarder"));
+    }
+
+    #[test]
+    fn a_code_has_one_meaning_among_the_logins_of_a_sidecar() {
+        let tables = Tables::read(PAGE);
+        let mut several: Vec<_> = tables
+            .0
+            .iter()
+            .filter(|(_, rows)| {
+                let of_logins = rows
+                    .iter()
+                    .filter(|(section, _)| !OF_OTHERS.contains(section));
+                of_logins.count() > 1
+            })
+            .map(|(code, _)| *code)
+            .collect();
+        several.sort_unstable();
+        // The first row covers both: see below.
+        assert_eq!(several, ["overloaded"]);
     }
 
     #[test]
     fn a_code_has_the_meaning_of_its_context() {
-        let meaning = |context| &reason_help("fenced", context).unwrap().meaning;
-        assert!(meaning(ReasonContext::Login).contains("cluster_leader_wait"));
-        assert!(meaning(ReasonContext::Session).contains("57P01"));
+        let login = meaning("fenced", ReasonContext::Login);
+        assert!(login.contains("cluster_leader_wait"), "{login}");
+        let session = meaning("fenced", ReasonContext::Session);
+        assert!(session.contains("57P01"), "{session}");
         let help = reason_help("server_unreachable", ReasonContext::Server).unwrap();
         assert_eq!(help.remedy, "is the sidecar up, and the port open?");
+        let link = meaning("link_draining", ReasonContext::Link);
+        assert!(link.contains("shutting down"), "{link}");
+        // A sidecar counts both under one code.
+        let login = meaning("overloaded", ReasonContext::Login);
+        assert!(login.contains("certificates"), "{login}");
+        assert!(login.contains("SCRAM key derivations"), "{login}");
+    }
+
+    #[test]
+    fn a_forwarder_has_meanings_of_its_own() {
+        for context in [ReasonContext::ForwarderLogin, ReasonContext::Server] {
+            let overloaded = meaning("overloaded", context);
+            assert!(overloaded.contains("the server's address"), "{overloaded}");
+            let tls = meaning("tls_alert_received", context);
+            assert_eq!(tls, "TLS with the server failed");
+            let timeout = meaning("server_timeout", context);
+            assert!(timeout.contains("login_timeout"), "{timeout}");
+            // What only a sidecar's section has.
+            assert!(meaning("expired", context).contains("by its dates"));
+        }
+        let tls = meaning("tls_alert_received", ReasonContext::Login);
+        assert!(tls.contains("the client refused the server"), "{tls}");
     }
 
     #[test]

@@ -65,6 +65,19 @@ struct Source {
     ordinary: &'static [&'static str],
 }
 
+impl Source {
+    /// Where the reasons of this sample have occurred: a forwarder counts its logins under the same name.
+    fn context(&self, sample: &Exposition<'_>) -> ReasonContext {
+        match self.context {
+            // Only a sidecar has this gauge.
+            ReasonContext::Login if !sample.has("teesql_mode_info") => {
+                ReasonContext::ForwarderLogin
+            }
+            context => context,
+        }
+    }
+}
+
 const SOURCES: [Source; 4] = [
     Source {
         family: "teesql_logins_total",
@@ -150,7 +163,7 @@ impl History {
     pub(super) fn refusals(&self, sample: &Exposition<'_>, now: Instant) -> Vec<Refusal> {
         let mut refusals: Vec<_> = reasons(sample)
             .into_iter()
-            .filter_map(|(key, count)| self.refusal(key, count, now))
+            .filter_map(|(key, count)| self.refusal(key, count, sample, now))
             .collect();
         refusals.sort_by(|one, other| {
             let order = other.count.cmp(&one.count);
@@ -159,14 +172,20 @@ impl History {
         refusals
     }
 
-    fn refusal(&self, key: Key, count: u64, now: Instant) -> Option<Refusal> {
+    fn refusal(
+        &self,
+        key: Key,
+        count: u64,
+        sample: &Exposition<'_>,
+        now: Instant,
+    ) -> Option<Refusal> {
         let source = SOURCES.get(key.0)?;
         let last = match self.reasons.get(&key) {
             Some(known) if known.count == count => known.changed,
             // Since the last sample.
             Some(_) | None => Some(now),
         };
-        let help = reason_help(&key.1, source.context);
+        let help = reason_help(&key.1, source.context(sample));
         Some(Refusal {
             what: source.what,
             count,
@@ -331,5 +350,20 @@ mod tests {
         let more = LATER.replace("unbound_key\"} 3", "unbound_key\"} 4");
         let refusals = history.refusals(&Exposition::parse(&more), at(66));
         assert_eq!(refusals[0].last, Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_forwarder_has_meanings_of_its_own() {
+        let refused = "teesql_logins_total{outcome=\"refused\",reason=\"overloaded\"} 1\n";
+        let meaning = |text: &str| {
+            let sample = Exposition::parse(text);
+            let refusals = History::default().refusals(&sample, Instant::now());
+            refusals[0].meaning.clone()
+        };
+        let forwarder = meaning(refused);
+        assert!(forwarder.contains("the server's address"), "{forwarder}");
+        let sidecar = format!("teesql_mode_info{{mode=\"production\"}} 1\n{refused}");
+        let sidecar = meaning(&sidecar);
+        assert!(sidecar.contains("SCRAM key derivations"), "{sidecar}");
     }
 }

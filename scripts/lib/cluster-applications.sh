@@ -54,7 +54,7 @@ tour_applications() {
   local python=target/python/venv/bin/python node=target/node-test/test/failover.mjs
   application python "$python" "$python" clients/python/tests/failover.py
   application node "$node" node "$node"
-  local old new before
+  local old new standby before
   before=$(date +%s.%N)
   all_write 30 "$before"
 
@@ -69,8 +69,9 @@ tour_applications() {
   until_true 120 all_run "$new" || unexpected "$old does not come back"
 
   say 'A planned switchover'
+  standby=$(synchronous_standby)
   before=$(date +%s.%N)
-  switch_over "$new" "$(with_role 'Sync Standby')"
+  switch_over "$new" "$standby"
   all_write 30 "$before"
   all_end
   finish

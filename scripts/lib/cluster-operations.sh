@@ -38,7 +38,7 @@ restart() {
 
 rolling_restart() {
   say 'A restart of all members one by one, as for an upgrade: the standbys, a switchover, the old leader'
-  local old name before writer
+  local old name standby before writer
   old=$(leader)
   psql -qc 'CREATE TABLE written (id int PRIMARY KEY)'
   write_loop &
@@ -49,8 +49,9 @@ rolling_restart() {
     restart "$name"
     printf 'Longest time without an acknowledged write: %s s\n' "$(pause_since "$before")"
   done
+  standby=$(synchronous_standby)
   before=$(date +%s.%N)
-  switch_over "$old" "$(with_role 'Sync Standby')"
+  switch_over "$old" "$standby"
   restart "$old"
   writes_go_on 30
   printf 'Longest time without an acknowledged write: %s s\n' "$(pause_since "$before")"

@@ -139,7 +139,7 @@ logical_replication() {
 
   say 'The subscription goes on after a switchover'
   until_true 90 all_run "$old" || unexpected 'not all members run'
-  new=$(with_role 'Sync Standby')
+  new=$(synchronous_standby)
   until_true 90 slot_is_safe "$new" || unexpected "the slot on $new is not safe to be used"
   log_since "$new" patroni 0 'Logical slot orders'
   switch_over "$old" "$new"
@@ -150,7 +150,8 @@ logical_replication() {
   until_true 90 all_run "$new" || unexpected 'not all members run'
   old=$new
   until_true 90 slots_exist || unexpected 'the slot does not exist on all members'
-  until_true 90 slot_is_safe "$(with_role 'Sync Standby')" || unexpected 'the slot on the standby is not safe to be used'
+  new=$(synchronous_standby)
+  until_true 90 slot_is_safe "$new" || unexpected 'the slot on the standby is not safe to be used'
   expect 'INSERT 0 100' "psql -c \"INSERT INTO orders SELECT id, 'fourth' FROM generate_series(301, 400) id\""
   shown "member kill $old"
   until_true 60 leads_other_than "$old" || unexpected 'no other member leads'
@@ -267,7 +268,7 @@ haproxy_recipe() {
   haproxy -db -f "$work/haproxy.cfg" >"$work/haproxy.log" 2>&1 &
   proxy=$!
   old=$(leader)
-  new=$(with_role 'Sync Standby')
+  new=$(synchronous_standby)
   until_true 20 equals "$old " balanced writers || unexpected "HAProxy sends writers to $(balanced writers)"
   until_true 20 equals "$(others "$old" | tr '\n' ' ')" balanced readers || unexpected "HAProxy sends readers to $(balanced readers)"
   printf 'Writers go to %s, readers to %s\n' "$(balanced writers)" "$(balanced readers)"

@@ -1,4 +1,4 @@
-# The environment in which everything is built that is shipped: without flags of whoever builds it, and without paths and
+# The environment in which everything is built that is shipped: without the flags of the user who builds it, and without paths and
 # dates of this machine in the results. To be sourced in the root of the repository.
 # shellcheck shell=bash
 
@@ -18,7 +18,7 @@ set_flags() {
   export CARGO_ENCODED_RUSTFLAGS CC_SHELL_ESCAPED_FLAGS CFLAGS
 }
 
-# Flags and profiles of whoever calls this must not decide what is shipped.
+# Flags and profiles of the caller must not decide what is shipped.
 clear_environment() {
   local name
   for name in $(compgen -e); do

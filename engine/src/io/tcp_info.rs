@@ -20,14 +20,14 @@ pub(crate) struct LastTransfer {
     pub(crate) sent: Duration,
 }
 
-/// Connections that the kernel has completed and that are not accepted yet; 0 if the kernel does not say, as for a
+/// Connections that the kernel has completed and that are not accepted yet; 0 if the kernel does not report it, as for a
 /// Unix socket.
 pub(crate) fn backlog_len(listener: RawFd) -> u32 {
     // Of a listener, this field is the length of the accept queue. [tcp_get_info in net/ipv4/tcp.c]
     tcp_info(listener).map_or(0, |info| info.tcpi_unacked)
 }
 
-/// When a connection has last transferred data; `None` if the kernel does not say, as for a Unix socket. Of a direction
+/// When a connection has last transferred data; `None` if the kernel does not report it, as for a Unix socket. Of a direction
 /// without data it is the time since the connection was accepted or opened.
 pub(crate) fn last_transfer(connection: RawFd) -> Option<LastTransfer> {
     let info = tcp_info(connection)?;

@@ -252,12 +252,12 @@ impl ManifestPublisher {
             }
             Err(error) => {
                 let retry_in = schedule.failed(now);
-                let (code, cure) = (error.code(), error.cure());
+                let (code, remedy) = (error.code(), error.remedy());
                 let labels = [("reason", code)];
                 self.metrics.counter(FAILURES, &labels).increment(1);
-                tracing::warn!(code, %error, cure, ?retry_in, "the leader manifest was not published");
+                tracing::warn!(code, %error, remedy, ?retry_in, "the leader manifest was not published");
                 self.latch.set_ready_despite(format!(
-                    "{code}: the leader manifest was not published: {error}: {cure}"
+                    "{code}: the leader manifest was not published: {error}: {remedy}"
                 ));
             }
         }

@@ -1,4 +1,4 @@
-//! Why the leader manifest was not published: a closed list, each with its cure.
+//! Why the leader manifest was not published: a closed list, each with its remedy.
 
 use std::time::Duration;
 
@@ -97,7 +97,7 @@ impl PublishError {
     }
 
     /// What an operator can do.
-    pub(crate) fn cure(&self) -> &'static str {
+    pub(crate) fn remedy(&self) -> &'static str {
         match self {
             Self::Instance(_) => {
                 "the check `evidence` of /ready says what is wrong with the evidence"

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use attest::denial::Fault;
+use attest::tcb::TcbStatus;
 use attest::{Denial, manifest::ManifestError};
 
 use crate::app::error::StartError;
@@ -35,6 +36,7 @@ pub struct Error {
     kind: ErrorKind,
     code: &'static str,
     messages: Vec<String>,
+    value: Option<String>,
 }
 
 /// Kinds of [`Error`]. A language's exceptions are made from these.
@@ -108,6 +110,7 @@ impl Error {
             kind,
             code,
             messages: vec![message.into()],
+            value: None,
         }
     }
 
@@ -149,6 +152,13 @@ impl Error {
     pub fn messages(&self) -> &[String] {
         &self.messages
     }
+
+    /// The value that the policy refuses, which the text may abbreviate: an MRTD in hex, a TCB status in Intel's spelling.
+    /// `None` for every other error, and for one of a connection.
+    #[must_use]
+    pub fn value(&self) -> Option<&str> {
+        self.value.as_deref()
+    }
 }
 
 impl fmt::Display for Error {
@@ -165,6 +175,7 @@ pub(super) fn configuration(errors: Errors) -> Error {
         kind: ErrorKind::Configuration,
         code: "configuration",
         messages: errors.0,
+        value: None,
     }
 }
 
@@ -215,7 +226,20 @@ impl From<Denial> for Error {
             (_, _, Fault::Ours) => ErrorKind::Unavailable,
             (_, _, Fault::Peer) => ErrorKind::Refused,
         };
-        Self::new(kind, denial.code(), denial.to_string())
+        Self {
+            value: refused_value(&denial),
+            ..Self::new(kind, denial.code(), denial.to_string())
+        }
+    }
+}
+
+/// The value that a denial is about, for [`Error::value`].
+fn refused_value(denial: &Denial) -> Option<String> {
+    match denial.without_entry() {
+        Denial::MrtdNotAllowed(mrtd) => Some(mrtd.to_string()),
+        Denial::Tcb { status, .. } => Some(status.to_string()),
+        Denial::TcbBelowAll { .. } => Some(TcbStatus::OutOfDate.to_string()),
+        _ => None,
     }
 }
 
@@ -274,6 +298,9 @@ fn kind_of(code: &str) -> ErrorKind {
 
 #[cfg(test)]
 mod tests {
+    use attest::tcb::TcbStatuses;
+    use attest::values::Mrtd;
+
     use super::*;
 
     #[test]
@@ -296,6 +323,29 @@ mod tests {
         }
         assert_eq!(kind_of("verifier_failed"), ErrorKind::Unavailable);
         assert_eq!(kind_of("server_unreachable"), ErrorKind::Network);
+    }
+
+    #[test]
+    fn a_refused_value_is_there_in_full() {
+        let denial = Denial::MrtdNotAllowed(Mrtd([0xab; Mrtd::LEN]));
+        let of_an_entry = Denial::Entry {
+            entry: "orders".into(),
+            os: None,
+            denial: Box::new(denial.clone()),
+        };
+        for denial in [denial, of_an_entry] {
+            let error = Error::from(denial);
+            assert_eq!(error.value(), Some(&*"ab".repeat(Mrtd::LEN)), "{error}");
+        }
+        let accepted = TcbStatuses::new([]);
+        let status = TcbStatus::SwHardeningNeeded;
+        let error = Error::from(Denial::Tcb { status, accepted });
+        assert_eq!(error.value(), Some("SWHardeningNeeded"));
+        let error = Error::from(Denial::TcbBelowAll { accepted });
+        assert_eq!(error.value(), Some("OutOfDate"));
+        for denial in [Denial::UnboundKey, Denial::TcbNotSupported] {
+            assert_eq!(Error::from(denial).value(), None);
+        }
     }
 
     #[test]

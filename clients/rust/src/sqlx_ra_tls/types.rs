@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 
 use super::native::Native;
+use crate::ErrorKind;
 
 pub use engine::embed::expected_report_data as expected_report_data_for_pubkey;
 
@@ -55,16 +56,16 @@ pub enum VerifyError {
     /// The TD is in debug mode.
     #[error("TDX TD is in debug mode; set allow_debug_mode=true to override")]
     DebugMode,
-    /// The TCB status is not accepted.
+    /// This TCB status, in Intel's spelling, is not accepted.
     #[error("unacceptable TCB status: {0}")]
     BadTcbStatus(String),
     /// The MRTD is not on the allow-list.
     #[error("MRTD {mrtd} not in allowlist")]
     MrtdNotAllowed {
-        /// The MRTD.
+        /// The MRTD, in lower-case hex.
         mrtd: String,
     },
-    /// The service that verifies failed, or the quote is not genuine.
+    /// There is no verdict: the service that verifies is unavailable, or failed.
     #[error("attestation service error: {0}")]
     Service(String),
     /// The quote was made for another key.
@@ -72,20 +73,23 @@ pub enum VerifyError {
         "quote report_data does not bind the TLS certificate's public key (replay-attack guard)"
     )]
     PubkeyMismatch,
-    /// Another reason.
+    /// Another reason, such as a signature that does not verify.
     #[error("{0}")]
     Other(String),
 }
 
 impl From<crate::Error> for VerifyError {
     fn from(error: crate::Error) -> Self {
-        match error.code() {
-            "debug_td" => Self::DebugMode,
-            "unbound_key" => Self::PubkeyMismatch,
-            code if code.starts_with("tcb_") => Self::BadTcbStatus(error.to_string()),
-            "mrtd_not_allowed" => Self::MrtdNotAllowed {
-                mrtd: error.to_string(),
+        match (error.code(), error.value()) {
+            ("debug_td", _) => Self::DebugMode,
+            ("unbound_key", _) => Self::PubkeyMismatch,
+            ("mrtd_not_allowed", Some(mrtd)) => Self::MrtdNotAllowed {
+                mrtd: mrtd.to_owned(),
             },
+            (code, Some(status)) if code.starts_with("tcb_") => {
+                Self::BadTcbStatus(status.to_owned())
+            }
+            _ if error.kind() == ErrorKind::Refused => Self::Other(error.to_string()),
             _ => Self::Service(error.to_string()),
         }
     }
@@ -125,5 +129,56 @@ pub trait RaTlsVerifier: Send + Sync + 'static {
     #[doc(hidden)]
     fn native(&self) -> Native {
         Native::Custom
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use attest::Denial;
+    use attest::tcb::{TcbStatus, TcbStatuses};
+    use attest::values::Mrtd;
+
+    use super::*;
+
+    fn converted(denial: Denial) -> VerifyError {
+        crate::Error::from(denial).into()
+    }
+
+    #[test]
+    fn an_error_names_the_refused_value_once() {
+        let error = converted(Denial::MrtdNotAllowed(Mrtd([0xab; Mrtd::LEN])));
+        let mrtd = "ab".repeat(Mrtd::LEN);
+        assert_eq!(error.to_string(), format!("MRTD {mrtd} not in allowlist"));
+        assert!(matches!(error, VerifyError::MrtdNotAllowed { mrtd: found } if found == mrtd));
+        let error = converted(Denial::Tcb {
+            status: TcbStatus::OutOfDate,
+            accepted: TcbStatuses::default(),
+        });
+        assert_eq!(error.to_string(), "unacceptable TCB status: OutOfDate");
+        assert!(matches!(error, VerifyError::BadTcbStatus(status) if status == "OutOfDate"));
+    }
+
+    #[test]
+    fn only_an_error_without_a_verdict_is_one_of_the_service() {
+        for denial in [
+            Denial::BadSignature,
+            Denial::TcbNotSupported,
+            Denial::EventLogMismatch,
+        ] {
+            let error = converted(denial);
+            assert!(matches!(error, VerifyError::Other(_)), "{error:?}");
+        }
+        let too_old = Denial::TcbEvaluationTooOld {
+            found: 1,
+            minimum: 2,
+        };
+        for denial in [Denial::CollateralUnavailable, too_old] {
+            let error = converted(denial);
+            assert!(matches!(error, VerifyError::Service(_)), "{error:?}");
+        }
+        let error = converted(Denial::DebugTd);
+        assert!(matches!(error, VerifyError::DebugMode), "{error:?}");
+        let error = converted(Denial::UnboundKey);
+        assert!(matches!(error, VerifyError::PubkeyMismatch), "{error:?}");
     }
 }

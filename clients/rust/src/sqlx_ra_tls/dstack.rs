@@ -21,7 +21,7 @@ pub const DSTACK_SOCKET_PATHS: &[&str] = &[
 ];
 
 /// How long the guest agent may take. It makes a quote.
-const TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A client certificate with its key, in PEM.
 #[derive(Clone)]

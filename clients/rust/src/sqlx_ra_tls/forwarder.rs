@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use super::dstack::DstackClientCert;
+use super::dstack::{self, DstackClientCert};
 use super::error::Error;
 use super::native::Native;
 use super::options::RaTlsOptions;
@@ -41,25 +41,7 @@ impl RaTlsForwarder {
         verifier: Arc<dyn RaTlsVerifier>,
         opts: &RaTlsOptions,
     ) -> Result<Self, Error> {
-        let options = opts.verify_options();
-        let target = match host.contains(':') {
-            true => format!("[{host}]:{port}"),
-            false => format!("{host}:{port}"),
-        };
-        let native = verifier.native();
-        let mut builder: Builder = Forwarder::builder().target(target).identity(identity);
-        for (name, value) in native.settings(&options.allowed_mr_td, options.allow_debug_mode) {
-            builder = builder.setting(name, value);
-        }
-        if opts.allow_simulator {
-            builder = builder.setting("allow_simulator", "true");
-        }
-        builder = match native {
-            Native::Dcap(_) | Native::TrustAuthority(..) => builder,
-            Native::Custom | Native::Noop => {
-                builder.dangerous_verifier_instead_of_dcap(Adapter { verifier, options })
-            }
-        };
+        let builder = builder_of(&host, port, identity, verifier, opts);
         let forwarder = builder.start().await?;
         let (_, port) = forwarder.host_and_port()?;
         Ok(Self {
@@ -72,6 +54,37 @@ impl RaTlsForwarder {
     #[must_use]
     pub fn forwarder(&self) -> &Forwarder {
         &self.forwarder
+    }
+}
+
+fn builder_of(
+    host: &str,
+    port: u16,
+    identity: Identity,
+    verifier: Arc<dyn RaTlsVerifier>,
+    opts: &RaTlsOptions,
+) -> Builder {
+    let options = opts.verify_options();
+    let target = match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    };
+    let native = verifier.native();
+    let mut builder: Builder = Forwarder::builder()
+        .target(target)
+        .identity(identity)
+        .start_timeout(dstack::TIMEOUT);
+    for (name, value) in native.settings(&options.allowed_mr_td, options.allow_debug_mode) {
+        builder = builder.setting(name, value);
+    }
+    if opts.allow_simulator {
+        builder = builder.setting("allow_simulator", "true");
+    }
+    match native {
+        Native::Dcap(_) | Native::TrustAuthority(..) => builder,
+        Native::Custom | Native::Noop => {
+            builder.dangerous_verifier_instead_of_dcap(Adapter { verifier, options })
+        }
     }
 }
 
@@ -96,5 +109,21 @@ impl Verifier for Adapter {
                 .map(|_| Acceptance::default())
                 .map_err(refused)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sqlx_ra_tls::NoopVerifier;
+
+    #[test]
+    fn the_guest_agent_has_the_time_of_sqlx_ra_tls() {
+        let verifier = Arc::new(NoopVerifier::new());
+        let opts = RaTlsOptions::default();
+        let builder = builder_of("::1", 5433, Identity::guest_agent(), verifier, &opts);
+        // It shows the names of its settings.
+        let shown = format!("{builder:?}");
+        assert!(shown.contains("\"start_timeout\""), "{shown}");
     }
 }

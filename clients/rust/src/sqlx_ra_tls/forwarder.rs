@@ -103,12 +103,22 @@ impl Verifier for Adapter {
                 &self.options,
                 leaf.unwrap_or_default(),
             );
-            let refused = |error: VerifyError| Refusal::Refused(error.to_string());
-            verified
-                .await
-                .map(|_| Acceptance::default())
-                .map_err(refused)
+            let verified = verified.await;
+            verified.map(|_| Acceptance::default()).map_err(refusal)
         })
+    }
+}
+
+/// Whether a verifier refuses the server, or could not decide.
+fn refusal(error: VerifyError) -> Refusal {
+    let text = error.to_string();
+    match error {
+        VerifyError::Service(_) => Refusal::Failed(text),
+        VerifyError::DebugMode
+        | VerifyError::BadTcbStatus(_)
+        | VerifyError::MrtdNotAllowed { .. }
+        | VerifyError::PubkeyMismatch
+        | VerifyError::Other(_) => Refusal::Refused(text),
     }
 }
 
@@ -125,5 +135,23 @@ mod tests {
         // It shows the names of its settings.
         let shown = format!("{builder:?}");
         assert!(shown.contains("\"start_timeout\""), "{shown}");
+    }
+
+    #[test]
+    fn a_service_that_fails_is_no_refusal() {
+        let failed = refusal(VerifyError::Service("unreachable".to_owned()));
+        let text = "attestation service error: unreachable".to_owned();
+        assert_eq!(failed, Refusal::Failed(text));
+        let mrtd = "ab".to_owned();
+        for error in [
+            VerifyError::DebugMode,
+            VerifyError::BadTcbStatus("OutOfDate".to_owned()),
+            VerifyError::MrtdNotAllowed { mrtd },
+            VerifyError::PubkeyMismatch,
+            VerifyError::Other("not today".to_owned()),
+        ] {
+            let text = error.to_string();
+            assert_eq!(refusal(error), Refusal::Refused(text));
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use libtest_mimic::Trial;
 use sqlx::postgres::PgPoolOptions;
+use teesql::ErrorKind;
 use teesql::sqlx_ra_tls::{
     DcapVerifier, DstackClientCert, Error, NoopVerifier, RaTlsForwarder, RaTlsOptions,
     RaTlsVerifier, VerificationResult, VerifyError, VerifyOptions, pg_connect_opts_ra_tls,
@@ -16,6 +17,10 @@ use crate::harness::{SOON, env, trial, trial_that_leaks};
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("a_verifier_of_sqlx_ra_tls", a_verifier_of_sqlx_ra_tls),
+        trial(
+            "a_verifier_whose_service_fails",
+            a_verifier_whose_service_fails,
+        ),
         trial("a_server_for_sqlx_ra_tls", a_server_for_sqlx_ra_tls),
         trial("wrong_credentials_come_first", wrong_credentials_come_first),
         trial_that_leaks(
@@ -106,6 +111,33 @@ async fn a_verifier_of_sqlx_ra_tls() {
         assert_eq!(failure.map(|failure| failure.code), code);
         assert_eq!(client.is_ok(), code.is_none());
     }
+}
+
+/// Has no service to ask.
+struct Unreachable;
+
+#[async_trait]
+impl RaTlsVerifier for Unreachable {
+    async fn verify(&self, _: &[u8], _: &VerifyOptions) -> Result<VerificationResult, VerifyError> {
+        Err(VerifyError::Service("no connection".to_owned()))
+    }
+}
+
+async fn a_verifier_whose_service_fails() {
+    let forwarder = RaTlsForwarder::start(
+        "127.0.0.1",
+        env("PGPORT").parse().unwrap(),
+        certificate().await,
+        Arc::new(Unreachable),
+        RaTlsOptions::default(),
+    );
+    let forwarder = forwarder.await.unwrap();
+    let url = forwarder.forwarder().rewrite(&dsn()).unwrap();
+    let client = crate::harness::connect_by(&url.parse().unwrap()).await;
+    assert!(client.is_err());
+    let failure = forwarder.forwarder().last_failure().unwrap();
+    assert_eq!(failure.code, "verifier_failed");
+    assert_eq!(failure.to_error().kind(), ErrorKind::Unavailable);
 }
 
 async fn a_server_for_sqlx_ra_tls() {

@@ -15,6 +15,7 @@ import pytest
 
 import teesql
 from conftest import threads, until
+from teesql._dispatcher import MAX_THREADS
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -146,6 +147,41 @@ def test_that_never_returns_does_not_delay_others(dsn: str) -> None:
             worker.join(30)
     end.set()
     assert sorted(results) == ["accepted"] * 32 + ["verifier_timeout"] * 8
+
+
+def test_that_keeps_all_threads(dsn: str) -> None:
+    """Further connections do not wait for their deadline, until a function returns."""
+    end = threading.Event()
+    entered = []
+
+    def endless(_: teesql.Evidence) -> None:
+        entered.append(threading.current_thread())
+        end.wait()
+
+    with (
+        teesql.Forwarder(dsn, verifier=endless, verifier_timeout=0.3) as forwarder,
+        teesql.Forwarder(dsn, verifier=lambda _: True, verifier_timeout=600) as other,
+    ):
+
+        def is_accepted() -> bool:
+            try:
+                teesql.connect(forwarder=other).close()
+            except teesql.UnavailableError:
+                return False
+            return True
+
+        assert is_accepted()
+        # On a busy machine the time of one may be over before its function runs.
+        while len(entered) < MAX_THREADS:
+            with pytest.raises(teesql.TimeoutError) as late:
+                teesql.connect(forwarder=forwarder)
+            assert late.value.code == "verifier_timeout"
+        with pytest.raises(teesql.UnavailableError, match="all 16 threads for verifiers are kept") as raised:
+            teesql.connect(forwarder=other)
+        assert raised.value.code == "verifier_failed"
+        end.set()
+        assert until(is_accepted)
+    assert len(set(entered)) == MAX_THREADS
 
 
 def test_a_coroutine_runs_in_the_event_loop_of_its_forwarder(dsn: str) -> None:

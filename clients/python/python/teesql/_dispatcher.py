@@ -2,7 +2,8 @@
 
 It runs while a forwarder, or a verification with a verifier, is active (reference counting). Verifiers run in a pool of at
 most 16 threads, or in the event loop in which their forwarder was started. A connection whose verifier does not return is
-refused at the deadline, but a function keeps its thread: when all 16 are kept, further verifiers reach their deadline, too.
+refused at the deadline, but a function keeps its thread until it returns. While all 16 are kept in this way, further
+connections are refused at once.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ logger = logging.getLogger("teesql")
 
 #: Threads for verifiers that block.
 MAX_THREADS = 16
+
+#: Why a connection is refused while there is no thread for its verifier.
+_ALL_KEPT = f"all {MAX_THREADS} threads for verifiers are kept by functions that have not returned in time"
 
 
 def only_verifier(
@@ -152,6 +156,7 @@ class Dispatcher:
             task = self._tasks.pop(entry[1], None)
             if task is not None:
                 task.cancel()
+            self._pool.abandon(entry[1])
         elif kind == "decide":
             decision = entry[1]
             try:
@@ -166,7 +171,7 @@ class Dispatcher:
         elif verifier.is_coroutine_for_loop():
             self._decide_in_loop(decision, verifier, verifier.function(Evidence._of(decision)))
         else:
-            self._pool.run(lambda: self._decide_on_thread(decision, verifier))
+            self._pool.run(decision, lambda: self._decide_on_thread(decision, verifier))
 
     def _decide_on_thread(self, decision: _native.Decision, verifier: _Registered) -> None:
         if decision.is_abandoned():
@@ -251,22 +256,55 @@ def _log(level: int, target: str, text: str, at: float) -> None:
         logger.handle(record)
 
 
+@dataclass(frozen=True)
+class _Work:
+    decision: _native.Decision
+    function: Callable[[], None]
+
+
 class _Pool:
     """Daemon threads for functions that may never return."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._threads = 0
+        #: The numbers of the decisions whose functions run.
+        self._running: set[int] = set()
+        #: Those of them that are no longer awaited.
+        self._kept: set[int] = set()
 
-    def run(self, function: Callable[[], None]) -> None:
-        """Runs a function on a thread, after those that are queued already (FIFO)."""
-        self._work.put(function)
+    def run(self, decision: _native.Decision, function: Callable[[], None]) -> None:
+        """Runs a function on a thread, after those that are queued already (FIFO). It must not raise."""
+        self._work.put(_Work(decision, function))
         with self._lock:
             if not self._idle.acquire(blocking=False) and self._threads < MAX_THREADS:
                 threading.Thread(target=self._serve, name="teesql-verifier", daemon=True).start()
                 self._threads += 1
+            self._fail_if_all_are_kept()
+
+    def abandon(self, number: int) -> None:
+        """Notes that a decision is no longer awaited. If its function runs, it keeps its thread."""
+        with self._lock:
+            if number in self._running:
+                self._kept.add(number)
+                self._fail_if_all_are_kept()
+
+    def _fail_if_all_are_kept(self) -> None:
+        """Fails the decisions that are queued, if no thread will take them. Must be called under the lock."""
+        if len(self._kept) < MAX_THREADS:
+            return
+        ends = 0
+        with contextlib.suppress(queue.Empty):
+            while True:
+                work = self._work.get_nowait()
+                if work is None:
+                    ends += 1
+                else:
+                    work.decision.fail(_ALL_KEPT)
+        for _ in range(ends):
+            self._work.put(None)
 
     def close(self) -> None:
         """Ends each thread when it is idle."""
@@ -275,9 +313,16 @@ class _Pool:
                 self._work.put(None)
 
     def _serve(self) -> None:
-        while (function := self._work.get()) is not None:
-            function()
-            del function
+        while (work := self._work.get()) is not None:
+            number = work.decision.number
+            with self._lock:
+                self._running.add(number)
+            work.function()
+            with self._lock:
+                self._running.discard(number)
+                self._kept.discard(number)
+            # It would be kept during the next `get`.
+            del work
             self._idle.release()
 
 

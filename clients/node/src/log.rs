@@ -10,7 +10,7 @@ use napi::Status;
 use napi::bindgen_prelude::{FnArgs, Function};
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
 use napi_derive::napi;
-use teesql::bindings::event_text;
+use teesql::bindings::{event_text, is_wanted};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::Layer;
@@ -86,7 +86,7 @@ struct ToJavaScript;
 
 impl<S: Subscriber> Layer<S> for ToJavaScript {
     fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
-        level(*metadata.level()).0 <= LEVEL.load(Ordering::Relaxed)
+        level(*metadata.level()).0 <= LEVEL.load(Ordering::Relaxed) && is_wanted(metadata)
     }
 
     fn max_level_hint(&self) -> Option<LevelFilter> {

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwapOption;
 use pyo3::prelude::*;
-use teesql::bindings::event_text;
+use teesql::bindings::{self, event_text};
 use tracing::level_filters::LevelFilter;
 use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -28,9 +28,6 @@ const INFO: u8 = 20;
 const DEBUG: u8 = 10;
 /// Below DEBUG, as other libraries have it.
 const TRACE: u8 = 5;
-
-/// Crates of this project. Of others, only warnings and errors are logged.
-const OWN: [&str; 4] = ["engine", "attest", "teesql", "wire"];
 
 /// Has lines go to this mailbox.
 pub(crate) fn set_target(mailbox: Arc<Shared>) {
@@ -68,9 +65,7 @@ fn number(level: Level) -> u8 {
 }
 
 fn is_wanted(metadata: &Metadata<'_>) -> bool {
-    let level = number(*metadata.level());
-    let krate = metadata.target().split("::").next().unwrap_or_default();
-    level >= MIN_LEVEL.load(Ordering::Relaxed) && (level >= WARNING || OWN.contains(&krate))
+    number(*metadata.level()) >= MIN_LEVEL.load(Ordering::Relaxed) && bindings::is_wanted(metadata)
 }
 
 struct ToMailbox;

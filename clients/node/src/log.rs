@@ -4,11 +4,11 @@
 //! event goes to one JavaScript thread: the first that has loaded the package and still runs.
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
-use napi::Status;
 use napi::bindgen_prelude::{FnArgs, Function};
 use napi::threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode};
+use napi::{Env, Status};
 use napi_derive::napi;
 use teesql::bindings::{event_text, is_wanted};
 use tracing::level_filters::LevelFilter;
@@ -20,49 +20,89 @@ use tracing_subscriber::layer::{Context, SubscriberExt as _};
 const MAX_WAITING: usize = 1024;
 
 type Entry = FnArgs<(&'static str, String)>;
-type Sink = ThreadsafeFunction<Entry, (), Entry, Status, false, true, MAX_WAITING>;
+type LogFunction = ThreadsafeFunction<Entry, (), Entry, Status, false, true, MAX_WAITING>;
 
-/// One for each JavaScript thread that has loaded the package, with the thread's number. The first one is used.
-static SINKS: Mutex<Vec<(u32, Sink)>> = Mutex::new(Vec::new());
+/// The log of a JavaScript thread.
+struct Sink {
+    /// The thread's number.
+    thread: u32,
+    log: LogFunction,
+    /// As [`LEVEL`].
+    level: u8,
+    has_ended: bool,
+}
 
-/// 0 for none, then error, warn, info, debug.
+/// One for each JavaScript thread that has loaded the package. The first one of a thread that still runs is used.
+static SINKS: Mutex<Vec<Sink>> = Mutex::new(Vec::new());
+
+/// The most verbose level of the sink that is used: 0 for none, then error, warn, info, debug.
 static LEVEL: AtomicU8 = AtomicU8::new(0);
+
+fn sinks() -> MutexGuard<'static, Vec<Sink>> {
+    SINKS.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Where the log goes and its most verbose level: to `log(level, text)`, a function of the thread with this number. With
 /// `first` it replaces what was set before. Without, it is used after the threads that are registered already have ended.
 #[napi(catch_unwind)]
 pub fn set_log(
+    env: Env,
     thread: u32,
     first: bool,
     log: Function<'_, Entry, ()>,
     level: Option<String>,
 ) -> napi::Result<()> {
-    let sink = log
+    let log = log
         .build_threadsafe_function()
         .weak::<true>()
         .max_queue_size::<MAX_WAITING>()
         .build()?;
-    let mut sinks = SINKS.lock().unwrap_or_else(PoisonError::into_inner);
-    sinks.retain(|(other, sink)| *other != thread && !sink.aborted());
-    if first || sinks.is_empty() {
-        sinks.insert(0, (thread, sink));
-        set_level(level.as_deref());
-    } else {
-        sinks.push((thread, sink));
+    if !first {
+        // Once in each thread, when it loads the package.
+        env.add_env_cleanup_hook(thread, end_of_thread)?;
     }
+    let sink = Sink {
+        thread,
+        log,
+        level: level_number(level.as_deref()),
+        has_ended: false,
+    };
+    let mut sinks = sinks();
+    sinks.retain(|other| other.thread != thread && !other.has_ended && !other.log.aborted());
+    if first {
+        sinks.insert(0, sink);
+    } else {
+        sinks.push(sink);
+    }
+    use_level_of_first(&sinks);
     Ok(())
 }
 
-fn set_level(level: Option<&str>) {
-    static INSTALLED: Once = Once::new();
-    let number = match level {
+/// Leaves the log to the next thread.
+fn end_of_thread(thread: u32) {
+    let mut sinks = sinks();
+    // It is not dropped here, while Node.js ends its functions.
+    for sink in sinks.iter_mut().filter(|sink| sink.thread == thread) {
+        sink.has_ended = true;
+    }
+    use_level_of_first(&sinks);
+}
+
+fn level_number(level: Option<&str>) -> u8 {
+    match level {
         Some("error") => 1,
         Some("warn") => 2,
         Some("info") => 3,
         Some("debug") => 4,
         _ => 0,
-    };
-    LEVEL.store(number, Ordering::Relaxed);
+    }
+}
+
+fn use_level_of_first(sinks: &[Sink]) {
+    static INSTALLED: Once = Once::new();
+    let first = sinks.iter().find(|sink| !sink.has_ended);
+    let level = first.map_or(0, |sink| sink.level);
+    LEVEL.store(level, Ordering::Relaxed);
     INSTALLED.call_once(|| {
         let subscriber = tracing_subscriber::registry().with(ToJavaScript);
         // An error would mean that this module has set one before.
@@ -100,16 +140,19 @@ impl<S: Subscriber> Layer<S> for ToJavaScript {
     }
 
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let level = level(*event.metadata().level()).1;
+        let (number, level) = level(*event.metadata().level());
         let text = event_text(event);
-        let mut sinks = SINKS.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some((_, sink)) = sinks.first() {
-            let entry = (level, text.clone());
-            let status = sink.call(entry.into(), ThreadsafeFunctionCallMode::NonBlocking);
-            if status != Status::Closing {
+        for sink in sinks().iter_mut().filter(|sink| !sink.has_ended) {
+            if number > sink.level {
                 return;
             }
-            sinks.remove(0);
+            let entry = (level, text.clone());
+            let call = ThreadsafeFunctionCallMode::NonBlocking;
+            if sink.log.call(entry.into(), call) != Status::Closing {
+                return;
+            }
+            // Its thread is ending: `end_of_thread` follows.
+            sink.has_ended = true;
         }
     }
 }

@@ -69,3 +69,18 @@ test('without a logger each warning is one of Node, once', async (t) => {
   const verbose = await run(t, text, { env: { NODE_DEBUG: 'teesql' } });
   assert.match(verbose.stderr, /TEESQL \d+: /);
 });
+
+test('the level is that of the next thread when the first one has ended', async (t) => {
+  const text = `
+    import { Worker } from 'node:worker_threads';
+    import { forward, setLogger } from 'teesql';
+    const lines = [];
+    setLogger({ warn: (text) => lines.push(text) });
+    const worker = new Worker("require('teesql').setLogger({ error() {} })", { eval: true });
+    await new Promise((resolve, reject) => worker.on('exit', resolve).on('error', reject));
+    await (await forward(process.env.DATABASE_URL, { env: true })).close();
+    while (!lines.some((line) => line.startsWith('any MRTD is accepted'))) await new Promise((resolve) => setTimeout(resolve, 10));
+    console.log('warned');`;
+  const ended = await run(t, text, { timeout: 20_000 });
+  assert.deepEqual([ended.code, ended.stdout, ended.stderr], [0, 'warned\n', '']);
+});

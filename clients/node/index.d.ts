@@ -255,7 +255,7 @@ export function verifyServer(host: string, port: number, options?: VerifyServerO
 export interface VerifyServerOptions extends VerifyOptions {
   /** The certificate to present if the server requests one. Default: `'none'`. */
   identity?: Identity;
-  /** The limit from name resolution to the end of the TLS handshake. Default: 5,000. */
+  /** The limit from the guest agent's certificate, if that is the identity, to the end of the TLS handshake. Default: 5,000. */
   timeout?: number;
   /** As that of {@link ForwardOptions}. */
   verifier?: Verifier;

@@ -1,13 +1,13 @@
 //! Verification of quotes, certificates and servers, without a forwarder.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::embed::{self, ApplicationVerifier, Error, ServerProbe, Verified, Verifier};
 
 use crate::{Identity, Policy};
 
-/// From name resolution to the end of the TLS handshake, unless another limit is set.
+/// From the request for a client certificate to the end of the TLS handshake, unless another limit is set.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Verifies a bare quote: Intel's signatures, the TCB, and of `policy` what a quote can show (MRTD and RTMRs). Who sent it
@@ -70,7 +70,8 @@ impl Default for ServerOptions {
 }
 
 impl ServerOptions {
-    /// The limit from name resolution to the end of the TLS handshake; 5 s if it is not set.
+    /// The limit from the request for a client certificate, or without one from name resolution, to the end of the TLS
+    /// handshake; 5 s if it is not set.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
@@ -101,11 +102,13 @@ impl ServerOptions {
     }
 
     async fn probe(&self, host: &str, port: u16) -> Result<ServerProbe, Error> {
+        let begun = Instant::now();
+        let pem_identity = self.identity.load(self.timeout).await?;
         Ok(ServerProbe {
             host: host.to_owned(),
             port,
-            timeout: self.timeout,
-            pem_identity: self.identity.load(self.timeout).await?,
+            timeout: self.timeout.saturating_sub(begun.elapsed()),
+            pem_identity,
         })
     }
 }

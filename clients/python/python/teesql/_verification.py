@@ -55,7 +55,7 @@ def verify_server(
 
     policy: by default that of the environment.
     identity: the certificate to present if the server requests one; none by default.
-    timeout: seconds from the name resolution to the end of the TLS handshake.
+    timeout: seconds for the guest agent's certificate, if that is the identity, and the connection with its TLS handshake.
     """
     with _verifier(verifier, dangerous_verifier_instead_of_dcap, verifier_timeout, None) as remote:
         operation = _verify_server(host, port, policy, identity, timeout, remote)

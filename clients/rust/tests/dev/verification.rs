@@ -1,10 +1,13 @@
 //! Verification without a forwarder.
 
+use std::time::{Duration, Instant};
+
 use libtest_mimic::Trial;
 use teesql::{
     Acceptance, ErrorKind, Identity, Policy, Refusal, ServerOptions, verifier_fn, verify,
     verify_certificate, verify_server,
 };
+use tokio::net::{TcpListener, UnixStream};
 
 use crate::harness::{env, trial};
 
@@ -16,6 +19,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         ),
         trial("what_is_refused", what_is_refused),
         trial("a_verifier_for_one_server", a_verifier_for_one_server),
+        trial(
+            "one_limit_for_the_certificate_and_the_server",
+            one_limit_for_the_certificate_and_the_server,
+        ),
         trial("nothing_is_left_behind", nothing_is_left_behind),
     ]
 }
@@ -112,6 +119,40 @@ async fn a_verifier_for_one_server() {
         server.unwrap().claims.tcb_status.as_deref(),
         Some("UpToDate")
     );
+}
+
+/// The address of a guest agent that answers as the cluster's does, later.
+async fn slow_agent(delay: Duration) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                let agent = env("TEESQL_GUEST_AGENT");
+                let path = agent.strip_prefix("unix:").unwrap_or(&agent);
+                let mut agent = UnixStream::connect(path).await.unwrap();
+                let copied = tokio::io::copy_bidirectional(&mut client, &mut agent).await;
+                drop(copied);
+            });
+        }
+    });
+    format!("http://{address}")
+}
+
+async fn one_limit_for_the_certificate_and_the_server() {
+    let (delay, limit) = (Duration::from_secs(2), Duration::from_secs(4));
+    let identity = Identity::guest_agent_at(slow_agent(delay).await);
+    let options = ServerOptions::default().identity(identity).timeout(limit);
+    // Accepted by the kernel, and never answered.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let begun = Instant::now();
+    let error = verify_server("127.0.0.1", port, &Policy::from_env(), &options).await;
+    let (error, elapsed) = (error.unwrap_err(), begun.elapsed());
+    assert_eq!(error.code(), "server_timeout", "{error}");
+    // With a limit for each it would be this at least.
+    assert!(elapsed < delay + limit, "{elapsed:?}");
 }
 
 async fn nothing_is_left_behind() {

@@ -16,6 +16,11 @@ pub(crate) fn env(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"))
 }
 
+/// Whether a test that cannot run is a failure.
+pub(crate) fn is_strict() -> bool {
+    std::env::var("TEESQL_TEST_STRICT").is_ok_and(|value| value == "1")
+}
+
 /// A forwarder with the settings of the cluster.
 pub(crate) fn builder() -> Builder {
     Forwarder::from_env()

@@ -58,12 +58,11 @@ fn main() -> ExitCode {
     }
     let sidecar = built("teesql-sidecar");
     if !sidecar.exists() {
-        let is_strict = std::env::var("TEESQL_TEST_STRICT").is_ok_and(|value| value == "1");
         eprintln!(
             "NOT TESTED: {} does not exist: cargo build -p engine --features mock",
             sidecar.display()
         );
-        return ExitCode::from(u8::from(is_strict));
+        return ExitCode::from(u8::from(harness::is_strict()));
     }
     let status = Command::new(sidecar)
         .args(["dev", "--"])

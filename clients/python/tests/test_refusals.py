@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 
 import psycopg
@@ -11,7 +12,8 @@ import pytest
 from trust_authority import TrustAuthority
 
 import teesql
-from conftest import SERVER, SIMULATOR, Silent
+from conftest import ROOT, SERVER, SIMULATOR, Silent
+from teesql._errors import KINDS
 
 pytestmark = pytest.mark.usefixtures("nothing_left")
 
@@ -27,6 +29,17 @@ def test_the_codes_are_a_closed_list() -> None:
     codes = teesql.reason_codes()
     assert {"mrtd_not_allowed", "unbound_key", "verifier_timeout", "server_unreachable"} <= codes
     assert all(code == code.lower() and code.replace("_", "").isalnum() for code in codes)
+
+
+def test_every_kind_of_error_has_an_exception() -> None:
+    """``KINDS`` has no default. The compiler has the engine's match name every kind."""
+    source = (ROOT / "engine/src/app/embed/error.rs").read_text()
+    names = re.search(r"pub fn name\(self\).*?\{\n +match self \{\n(.*?)\n +\}\n", source, re.DOTALL)
+    assert names is not None
+    arms = names[1].splitlines()
+    kinds = re.findall(r'Self::\w+ => "(\w+)",', names[1])
+    assert len(kinds) == len(arms)
+    assert sorted(kinds) == sorted(KINDS)
 
 
 @pytest.mark.parametrize(

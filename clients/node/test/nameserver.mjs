@@ -38,6 +38,14 @@ export async function nameServer(t, records) {
     const header = Buffer.from([question[0], question[1], 0x85, 0x80, 0, 1, 0, count, 0, 0, 0, 0]);
     socket.send(Buffer.concat([header, question.subarray(12, end + 5), ...(isTxt ? answers : [])]), from, address);
   });
+  return bound(t, socket);
+}
+
+/** A name server that never answers. */
+export const silentNameServer = (t) => bound(t, createSocket('udp4'));
+
+/** Binds a socket for the time of a test, and returns its address. */
+async function bound(t, socket) {
   await new Promise((resolve) => socket.bind(0, '127.0.0.1', resolve));
   t.after(() => socket.close());
   return `127.0.0.1:${socket.address().port}`;

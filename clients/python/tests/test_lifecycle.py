@@ -110,7 +110,10 @@ class TestClose:
         assert until(lambda: bool(silent_server.accepted))
         forwarder.stop()
         worker.join(10)
-        assert isinstance(failures[0], (teesql.IdentityError, teesql.StoppedError, teesql.TimeoutError))
+        # The start is not interrupted.
+        (failure,) = failures
+        assert isinstance(failure, teesql.IdentityError)
+        assert failure.code == "agent_timeout"
 
     def test_with_a_session_open(self, dsn: str) -> None:
         forwarder = teesql.Forwarder(dsn, drain_timeout=0.2).start()
@@ -298,7 +301,8 @@ class TestFork:
 
 
 class TestExit:
-    """An interpreter that exits with something open: code 0, nothing on stderr, at once."""
+    """An interpreter that exits with something open: code 0, nothing on stderr, and without waiting for what is open, which
+    would take ten minutes or for ever."""
 
     @pytest.mark.parametrize(
         "program",
@@ -365,14 +369,12 @@ class TestExit:
             """,
         ],
     )
-    def test_at_once(self, program: str) -> None:
+    def test_does_not_wait(self, program: str) -> None:
         # psycopg and this package warn about what is left open; that is not the point here.
         options = {"PYTHONWARNINGS": "ignore", "PYTHONPATH": os.path.dirname(__file__), **_application(program)}
         # A thread may still see that its connection ends.
         quiet = "import threading; threading.excepthook = lambda _: None\n"
-        begun = time.monotonic()
         python(quiet + textwrap.dedent(program), **options)
-        assert time.monotonic() - begun < 15
 
     def test_after_a_fatal_error(self) -> None:
         result = python("import teesql; f = teesql.Forwarder().start(); raise SystemExit(7)", check=False)

@@ -1,5 +1,6 @@
-//! A thousand forwarders in one process.
+//! What one forwarder costs a process, and a thousand.
 
+use std::process::Command;
 use std::time::Instant;
 
 use libtest_mimic::Trial;
@@ -9,9 +10,12 @@ use teesql::{ErrorKind, Forwarder};
 use crate::harness::{builder, connect, descriptors, is_strict, threads, trial, until, user};
 
 const MANY: usize = 1_000;
+/// What an idle forwarder may cost, in KiB.
+const MAX_IDLE: usize = 6 * 1_024;
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
+        trial("an_idle_forwarder", an_idle_forwarder),
         trial("a_thousand_forwarders", a_thousand_forwarders),
         trial(
             "too_few_descriptors_are_an_error",
@@ -26,6 +30,24 @@ fn memory() -> usize {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let number = line.unwrap().split_whitespace().next().unwrap();
     number.parse().unwrap()
+}
+
+/// In another process, `examples/idle.rs`. The pages of the program's file do not count: this build is not the one that is
+/// shipped.
+async fn an_idle_forwarder() {
+    let output = Command::new(crate::built("examples/idle")).output();
+    // `--test dev` alone builds no examples.
+    let output = output.expect("run `cargo build -p teesql --example idle` first");
+    let output = String::from_utf8(output.stdout).unwrap();
+    let own_memory = |what: &str| {
+        let mut lines = output.lines();
+        let line = lines.find_map(|line| line.strip_prefix(what)).unwrap();
+        let (_, own) = line.split_once('(').unwrap();
+        own.split(' ').next().unwrap().parse::<usize>().unwrap()
+    };
+    let used = own_memory("one forwarder: ") - own_memory("before: ");
+    println!("{used} KiB");
+    assert!(used < MAX_IDLE, "{output}");
 }
 
 async fn a_thousand_forwarders() {

@@ -31,9 +31,9 @@ pub(crate) struct RoleSettings {
 /// The answers of one round.
 #[derive(Clone, Debug)]
 pub(crate) struct Observation {
-    /// `None` without a Patroni, or if it was not asked.
+    /// `None` without a Patroni.
     pub(crate) status: Option<Result<PatroniStatus, WatchError>>,
-    /// `None` without a Patroni, or if it was not asked.
+    /// `None` without a Patroni.
     pub(crate) cluster: Option<Result<ClusterAnswer, WatchError>>,
     /// The own Postgres.
     pub(crate) local: Result<Standing, WatchError>,

@@ -1,4 +1,4 @@
-//! Watches the role of this member: asks Postgres and Patroni once a second, and publishes what follows.
+//! Watches the role of this member: asks Patroni and Postgres once a second, and publishes what follows.
 //!
 //! It runs on the control thread. What the answers mean is decided in [`crate::cluster::role_state`]; this has the
 //! connections, the log and the metrics. It must never wait longer for an answer than [`ANSWER_TIMEOUT`], because the
@@ -29,11 +29,8 @@ use crate::tasks::coalesced_sleep;
 use crate::tasks::local_http::{self, HttpError};
 pub(crate) use role_metrics::RoleMetrics;
 
-/// Between two rounds while there is a leader, up to [`coalesced_sleep::MAX_DELAY`] longer.
+/// Between two rounds while there is a leader, up to [`coalesced_sleep::MAX_DELAY`] longer or shorter.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How many rounds of a standby without errors ask Patroni once. The leader's own Postgres says first that it leads no
-/// more, and what Patroni says of other members is only shown.
-const ROUNDS_OF_STANDBY: u32 = 3;
 /// Between two rounds while there is none: logins wait for it.
 const ELECTION_INTERVAL: Duration = Duration::from_millis(250);
 /// Between two rounds at least, however many logins ask for one.
@@ -77,20 +74,19 @@ impl RoleWatch {
             role: RoleState::new(settings, Instant::now()),
             local: Probe::default(),
             remote: Probe::default(),
-            without_patroni: 0,
             ttl_checked: None,
             log: ErrorLog::default(),
         };
-        let mut requested = false;
         loop {
-            let view = round.next(&self, requested).await;
+            let view = round.next(&self).await;
             let ended = time::Instant::now();
             let next = match view.leader {
                 Some(_) => coalesced_sleep::end(INTERVAL),
                 None => ended + ELECTION_INTERVAL,
             };
-            let request = self.state.check_requested();
-            requested = coalesced_sleep::sleep_unless(request, next, ended + MIN_INTERVAL).await;
+            // Both outcomes lead to the next round.
+            coalesced_sleep::sleep_unless(self.state.check_requested(), next, ended + MIN_INTERVAL)
+                .await;
         }
     }
 
@@ -215,26 +211,14 @@ struct Round {
     role: RoleState,
     local: Probe,
     remote: Probe,
-    /// Rounds since Patroni was asked.
-    without_patroni: u32,
     ttl_checked: Option<Instant>,
     log: ErrorLog,
 }
 
 impl Round {
-    /// `requested`: something has failed that may be due to another leader.
-    async fn next(&mut self, watch: &RoleWatch, requested: bool) -> Arc<ClusterView> {
+    async fn next(&mut self, watch: &RoleWatch) -> Arc<ClusterView> {
         let before = watch.state.view();
-        let config = &watch.state.config;
-        let fence_after = config.role.fence_after;
-        let patroni = config.role.patroni;
-        let settled = !requested && is_settled_standby(&before, config.own, fence_after);
-        let asks = !settled || self.without_patroni + 1 >= ROUNDS_OF_STANDBY;
-        self.without_patroni = match asks {
-            true => 0,
-            false => self.without_patroni + 1,
-        };
-        let observation = self.observe(watch, patroni.filter(|_| asks)).await;
+        let observation = self.observe(watch).await;
         let (view, transitions) = self.role.observe(Instant::now(), observation);
         for error in self.log.due(&view.errors, Instant::now()) {
             let detail = watch.detail(error, &view);
@@ -260,13 +244,14 @@ impl Round {
         view
     }
 
-    /// Asks all at the same time, Patroni only if its address is given.
-    async fn observe(&mut self, watch: &RoleWatch, patroni: Option<SocketAddr>) -> Observation {
+    /// Asks all at the same time.
+    async fn observe(&mut self, watch: &RoleWatch) -> Observation {
         let candidate = self.role.candidate();
         let remote_server = candidate.and_then(|member| Some((member, watch.server_of(member)?)));
         if remote_server.is_none() {
             self.remote.forget();
         }
+        let patroni = watch.state.config.role.patroni;
         let (status, cluster, local, remote) = tokio::join!(
             ask(patroni, "/primary", |status, body| parse_status(
                 status,
@@ -336,13 +321,6 @@ impl Round {
             );
         }
     }
-}
-
-/// Whether this member follows a leader, nothing is wrong, and Patroni's last answer outlasts the rounds that do not ask it.
-fn is_settled_standby(view: &ClusterView, own: usize, fence_after: Duration) -> bool {
-    let follows = view.leader.is_some_and(|leader| leader != own);
-    let longest = ROUNDS_OF_STANDBY * (INTERVAL + coalesced_sleep::MAX_DELAY) + ANSWER_TIMEOUT;
-    follows && view.errors.is_empty() && view.fenced.is_none() && longest < fence_after
 }
 
 async fn ask<T>(
@@ -505,33 +483,6 @@ mod tests {
         assert_eq!(silence(io::ErrorKind::NotFound), Silence::Down);
         assert_eq!(silence(io::ErrorKind::WouldBlock), Silence::Other);
         assert_eq!(silence(io::ErrorKind::TimedOut), Silence::Other);
-    }
-
-    #[test]
-    fn a_standby_asks_patroni_less_often_only_while_all_is_well() {
-        let (own, fence_after) = (1, Duration::from_secs(5));
-        let settled = ClusterView {
-            leader: Some(0),
-            ..ClusterView::unknown(2, Instant::now(), fence_after)
-        };
-        let is_settled = |view: &ClusterView| is_settled_standby(view, own, fence_after);
-        assert!(is_settled(&settled));
-        // Patroni's answer would be too old before it is asked again.
-        assert!(!is_settled_standby(&settled, own, Duration::from_secs(4)));
-        for leader in [None, Some(own)] {
-            let view = ClusterView {
-                leader,
-                ..settled.clone()
-            };
-            assert!(!is_settled(&view), "{leader:?}");
-        }
-        let errors = vec![WatchError::LeaderUnreachable];
-        assert!(!is_settled(&ClusterView {
-            errors,
-            ..settled.clone()
-        }));
-        let fenced = Some(FenceCause::LockLost);
-        assert!(!is_settled(&ClusterView { fenced, ..settled }));
     }
 
     #[test]

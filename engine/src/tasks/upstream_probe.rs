@@ -26,7 +26,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRY: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(1));
 /// Minimum time between two probes, however often the version is invalidated.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
-/// Time until the next probe if nothing invalidates the version, rounded ([`coalesced_sleep`]). While no client logs in,
+/// Time until the next probe if nothing invalidates the version, as [`coalesced_sleep`] rounds it. While no client logs in,
 /// `/ready` notices within this time that Postgres is down.
 const INTERVAL: Duration = Duration::from_secs(5);
 

@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forwarder_has_meanings_of_its_own() {
+    fn a_forwarder_has_other_meanings() {
         for context in [ReasonContext::ForwarderLogin, ReasonContext::Server] {
             let overloaded = meaning("overloaded", context);
             assert!(overloaded.contains("the server's address"), "{overloaded}");

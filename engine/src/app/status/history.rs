@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forwarder_has_meanings_of_its_own() {
+    fn a_forwarder_has_other_meanings() {
         let refused = "teesql_logins_total{outcome=\"refused\",reason=\"overloaded\"} 1\n";
         let meaning = |text: &str| {
             let sample = Exposition::parse(text);

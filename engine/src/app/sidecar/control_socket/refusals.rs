@@ -30,7 +30,7 @@ impl Refusals {
         }
     }
 
-    /// Refuses a user. It does not wait: the answer is sent by a task of its own.
+    /// Refuses a user. It does not wait: another task sends the answer.
     pub(super) fn refuse(&mut self, stream: UnixStream, uid: u32) {
         if let Some(suppressed) = self.lines.take(Instant::now()) {
             let suppressed = Some(suppressed).filter(|lines| *lines > 0);

@@ -54,11 +54,18 @@ pub fn run(options: &Options, progress: &Progress) -> Result<String> {
         .map_err(io_context("cannot start a runtime"))?;
     inject::await_complete(&cluster, RECOVERY_LIMIT)
         .map_err(|seen| Error::Peer(format!("the cluster is not whole: {seen}")))?;
-    runtime.block_on(table::create(&writer))?;
+    let readers = forwarders.configs()?;
+    runtime.block_on(async {
+        let created = table::create(&writer).await?;
+        for reader in &readers {
+            table::await_replayed(reader, created).await?;
+        }
+        Ok::<_, Error>(())
+    })?;
     let start = Instant::now();
     let counters = Arc::new(Counters::default());
     let clients = {
-        let (writer, readers) = (writer.clone(), forwarders.configs()?);
+        let writer = writer.clone();
         let (counters, clients) = (Arc::clone(&counters), options.clients);
         runtime
             .spawn(async move { workload::run(&writer, &readers, clients, &counters, start).await })

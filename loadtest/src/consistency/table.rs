@@ -1,26 +1,57 @@
 //! The table of the writes: a row for each, with its writer and number.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{PgLsn, ToSql};
 use tokio_postgres::{Client, Config};
 
 use crate::dev_cluster::{TIMELINE, connect, server_error};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 const NAME: &str = "teesql_writes";
 
-/// Creates it, empty.
+/// How long a standby may take to replay the creation of the table.
+const REPLAY_LIMIT: Duration = Duration::from_secs(30);
+const REPLAY_POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Creates it, empty. Returns a position of the write-ahead log after that.
 ///
 /// # Errors
 /// The server cannot be reached, or refuses.
-pub(crate) async fn create(config: &Config) -> Result<()> {
+pub(crate) async fn create(config: &Config) -> Result<PgLsn> {
     let client = connect(config).await.map_err(server_error)?;
     let sql = format!(
         "DROP TABLE IF EXISTS {NAME}; \
          CREATE TABLE {NAME} (writer int, number bigint, PRIMARY KEY (writer, number))"
     );
-    client.batch_execute(&sql).await.map_err(server_error)
+    client.batch_execute(&sql).await.map_err(server_error)?;
+    let position = client.query_one("SELECT pg_current_wal_lsn()", &[]).await;
+    position
+        .and_then(|row| row.try_get(0))
+        .map_err(server_error)
+}
+
+/// Waits until a server has replayed the write-ahead log up to a position.
+///
+/// # Errors
+/// The server cannot be reached, refuses, or takes too long.
+pub(crate) async fn await_replayed(config: &Config, position: PgLsn) -> Result<()> {
+    let client = connect(config).await.map_err(server_error)?;
+    let sql = "SELECT NOT pg_is_in_recovery() OR pg_last_wal_replay_lsn() >= $1";
+    let deadline = Instant::now() + REPLAY_LIMIT;
+    loop {
+        let row = client.query_one(sql, &[&position]).await;
+        if row.and_then(|row| row.try_get(0)).map_err(server_error)? {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::Peer(format!(
+                "a standby has not replayed {position} within {REPLAY_LIMIT:?}"
+            )));
+        }
+        tokio::time::sleep(REPLAY_POLL_INTERVAL).await;
+    }
 }
 
 /// Inserts a row. Returns the timeline of the server that committed it.

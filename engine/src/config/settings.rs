@@ -714,7 +714,7 @@ settings! {
         BUSY_POLL: BusyPollMode {
             key: "busy_poll", parse: values::busy_poll, kind: One("TIME"), scopes: BOTH,
             default: Some("auto"), forwarder_default: Some("off"),
-            help: "How long a thread polls for more data before it sleeps (at most 1ms, e.g. 50us). Polling lowers latency with few clients and uses more CPU; auto polls only while more data is likely to arrive soon; off disables it.",
+            help: "How long a thread polls for more data before it sleeps (at most 1ms, e.g. 50us). Polling lowers latency with few clients and uses more CPU; auto polls only while measurement shows that it saves enough; off disables it.",
         }
     }
 }

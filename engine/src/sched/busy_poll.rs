@@ -1,5 +1,5 @@
-//! Busy polling with a saturating-counter predictor: a shard that has just moved bytes polls
-//! for more for a while before it sleeps, since waking a core costs more than a short query.
+//! Adaptive busy polling: a shard that has just moved bytes polls for more before it sleeps, where
+//! measurement shows that this saves enough ([`predictor`]).
 //!
 //! A task that is always ready keeps the runtime's loop running, and each iteration asks the
 //! kernel for completions without waiting. It must never keep the timers, or a thread that
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::{SysconfVar, sysconf};
 
 use crate::sched::yield_now::{Yielded, yield_now};
-use predictor::{ArrivalPredictor, POLL_WINDOW};
+use predictor::ArrivalPredictor;
 pub(crate) use predictor::{Direction, Transfer};
 
 /// An iteration of the loop that takes this long was preempted: another thread wants the core.
@@ -27,8 +27,7 @@ const PREEMPTED: Duration = Duration::from_millis(1);
 pub enum BusyPollMode {
     /// Never.
     Off,
-    /// When the last exchanges suggest that more bytes arrive soon, on a machine with more
-    /// than one core.
+    /// While measurement shows that it saves enough, on a machine with more than one core.
     Auto,
     /// After every transfer, for this time.
     Always(Duration),
@@ -72,10 +71,7 @@ impl BusyPoll {
     fn observe_at(&self, transfer: Transfer, now: Instant) {
         let time = match self.mode {
             BusyPollMode::Off => None,
-            BusyPollMode::Auto => {
-                let soon = self.predictor.borrow_mut().observe(transfer, now);
-                soon.then_some(POLL_WINDOW)
-            }
+            BusyPollMode::Auto => self.predictor.borrow_mut().observe(transfer, now),
             BusyPollMode::Always(time) => Some(time),
         };
         self.poll_until.set(time.map(|time| now + time));
@@ -164,6 +160,8 @@ mod tests {
         bytes: 50,
     };
 
+    const ANSWER: Duration = Duration::from_micros(40);
+
     const ALWAYS: BusyPollMode = BusyPollMode::Always(Duration::from_millis(20));
 
     fn on_both(mode: BusyPollMode, test: impl AsyncFn(Rc<BusyPoll>)) {
@@ -243,17 +241,24 @@ mod tests {
     }
 
     #[test]
-    fn auto_polls_when_more_arrives_soon_and_then_stops() {
-        on_both(BusyPollMode::Auto, async |busy| {
-            for (interval, polls) in [(POLL_WINDOW * 2, false), (POLL_WINDOW / 2, true)] {
+    fn auto_polls_where_it_saves_time_and_then_stops() {
+        // The time to wake is simulated, and that of the answers.
+        for (wake, polls) in [(Duration::ZERO, false), (ANSWER, true)] {
+            on_both(BusyPollMode::Auto, async |busy| {
                 until_idle(&busy).await;
-                let now = Instant::now();
-                (0..30).for_each(|n| busy.observe_at(QUERY, now + interval * n));
+                let mut now = Instant::now();
+                for _ in 0..120 {
+                    busy.observe_at(QUERY, now);
+                    let until = busy.poll_until.get();
+                    now += match until.is_some_and(|until| now + ANSWER < until) {
+                        true => ANSWER,
+                        false => ANSWER + wake,
+                    };
+                }
                 assert_eq!(busy.poll_until.get().is_some(), polls);
-                assert_eq!(busy.is_idle(), !polls);
-            }
-            until_idle(&busy).await;
-        });
+                until_idle(&busy).await;
+            });
+        }
     }
 
     #[test]

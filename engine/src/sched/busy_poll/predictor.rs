@@ -1,22 +1,29 @@
-//! Saturating-counter predictor, as branch predictors use it: whether more bytes arrive soon
-//! after a transfer, from what followed the last ones.
+//! Decides by measurement whether to poll for the next message, and for how long: an A/B test of
+//! polling and sleeping that is repeated with exponential back-off.
+//!
+//! What polling saves is the time to wake a core, and what it costs is the time to the next message.
+//! Both depend on the machine, on the query, and on what else runs, so neither is assumed: a shard
+//! compares the times to the next message that it sees when it polls with those that it sees when it
+//! sleeps. It polls while that saves enough (competitive spinning, Karlin et al., "Empirical Studies
+//! of Competitive Spinning for a Shared-Memory Multiprocessor", 1991).
 
 use std::time::{Duration, Instant};
 
 use crate::io::backoff::Backoff;
 use crate::io::buffer;
 
-/// How long a shard polls after a transfer, and what counts as soon: about the time that
-/// falling asleep and waking take. Polling longer costs more than it saves.
-pub(super) const POLL_WINDOW: Duration = Duration::from_micros(100);
+/// The longest that a shard polls for one message, and so the longest time that counts.
+pub(super) const MAX_WINDOW: Duration = Duration::from_millis(1);
+/// What polling may cost, as a multiple of the time that it saves.
+const MAX_COST: f64 = 2.0;
 /// Sessions that moved bytes last. With more, a shard that wakes has several to serve, and
 /// sleeping costs less than polling.
 const RECENT_SESSIONS: usize = 2;
-/// The counter's maximum. The shard polls from half of it.
-const MAX_CONFIDENCE: u8 = 16;
-/// What an arrival that was not soon takes from the counter; one that was adds 1. If fewer
-/// than four in five are soon, the shard does not poll.
-const MISS: u8 = 4;
+/// Messages of a trial, in which the shard does the opposite of what it has decided.
+const TRIAL: u32 = 16;
+/// Messages until the next trial, at first and at most. It doubles while trials change nothing.
+const MIN_TRIAL_INTERVAL: u32 = 64;
+const MAX_TRIAL_INTERVAL: u32 = 4_096;
 /// Initial and maximum back-off after the poller was preempted: another thread wants this
 /// core, and would delay the shard by a whole time slice for each poll.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
@@ -44,12 +51,19 @@ pub(crate) struct Transfer {
 pub(super) struct ArrivalPredictor {
     /// The sessions that moved bytes last, the latest first.
     recent_sessions: [usize; RECENT_SESSIONS],
-    last: Option<(Instant, Direction)>,
-    /// That something arrives soon, after a query and after an answer.
-    confidence: [u8; 2],
+    last: Option<LastTransfer>,
+    /// After a query, and after an answer.
+    trials: [PollTrial; 2],
     backoff: Backoff,
     /// The end of the last back-off, and its length.
     backed_off: Option<(Instant, Duration)>,
+}
+
+struct LastTransfer {
+    at: Instant,
+    direction: Direction,
+    /// How long the shard was to poll after it.
+    window: Option<Duration>,
 }
 
 impl ArrivalPredictor {
@@ -57,32 +71,40 @@ impl ArrivalPredictor {
         Self {
             recent_sessions: Default::default(),
             last: None,
-            confidence: [0; 2],
+            trials: Default::default(),
             backoff: Backoff::new(MIN_BACKOFF, MAX_BACKOFF),
             backed_off: None,
         }
     }
 
-    /// Records a transfer. Returns whether polling for the next one is worth it.
-    pub(super) fn observe(&mut self, transfer: Transfer, now: Instant) -> bool {
+    /// Records a transfer. Returns how long to poll for the next one, if that is worth it.
+    pub(super) fn observe(&mut self, transfer: Transfer, now: Instant) -> Option<Duration> {
         let is_recent = self.is_recent(transfer.session);
-        if let Some((then, direction)) = self.last.replace((now, transfer.direction)) {
-            // A larger one belongs to a stream, whose reads are coalesced instead.
-            let soon = is_recent && transfer.bytes < buffer::SMALL && now - then <= POLL_WINDOW;
-            let confidence = self.confidence(direction);
-            *confidence = match soon {
-                true => confidence.saturating_add(1).min(MAX_CONFIDENCE),
-                false => confidence.saturating_sub(MISS),
-            };
+        let last = self.last.take();
+        // A larger one belongs to a stream, whose reads are coalesced instead.
+        let counts = is_recent && transfer.bytes < buffer::SMALL;
+        if counts && let Some(last) = last {
+            let took = now.saturating_duration_since(last.at);
+            self.trial_after(last.direction).record(took, last.window);
         }
-        is_recent
-            && *self.confidence(transfer.direction) >= MAX_CONFIDENCE / 2
-            && self.backed_off.is_none_or(|(end, _)| now >= end)
+        let may_poll = counts && self.backed_off.is_none_or(|(end, _)| now >= end);
+        let window = match may_poll {
+            true => self.trial_after(transfer.direction).next_window(),
+            false => None,
+        };
+        self.last = Some(LastTransfer {
+            at: now,
+            direction: transfer.direction,
+            window,
+        });
+        window
     }
 
     /// Backs off, since the shard was preempted while it polled: for longer if the last
     /// back-off has ended only recently.
     pub(super) fn preempted(&mut self, now: Instant) {
+        // The time to the next message will contain that of the other thread.
+        self.last = None;
         let again = self
             .backed_off
             .is_some_and(|(end, length)| now.saturating_duration_since(end) < length);
@@ -93,9 +115,9 @@ impl ArrivalPredictor {
         self.backed_off = Some((now + length, length));
     }
 
-    /// The counter of what follows a transfer in this direction.
-    fn confidence(&mut self, direction: Direction) -> &mut u8 {
-        let [after_query, after_answer] = &mut self.confidence;
+    /// What is known of the messages that follow a transfer in this direction.
+    fn trial_after(&mut self, direction: Direction) -> &mut PollTrial {
+        let [after_query, after_answer] = &mut self.trials;
         match direction {
             Direction::ToServer => after_query,
             Direction::ToClient => after_answer,
@@ -112,16 +134,167 @@ impl ArrivalPredictor {
     }
 }
 
+/// The comparison of polling and sleeping, for messages that follow those of one direction.
+struct PollTrial {
+    /// Times to the next message when the shard slept: they contain its wake-up.
+    slept: Estimate,
+    /// Times to the next message when the shard polled and did not miss it.
+    polled: Estimate,
+    /// What a poll cost, and by how much sooner its message was seen.
+    cost: Estimate,
+    saved: Estimate,
+    polls: bool,
+    in_trial: bool,
+    /// Messages until a trial begins or ends.
+    left: u32,
+    /// Messages between the last trial and the next one.
+    interval: u32,
+}
+
+impl Default for PollTrial {
+    fn default() -> Self {
+        Self {
+            slept: Estimate::default(),
+            polled: Estimate::default(),
+            cost: Estimate::default(),
+            saved: Estimate::default(),
+            polls: false,
+            in_trial: false,
+            left: MIN_TRIAL_INTERVAL,
+            interval: MIN_TRIAL_INTERVAL,
+        }
+    }
+}
+
+impl PollTrial {
+    /// Records the time to a message, and for how long the shard was to poll for it.
+    fn record(&mut self, took: Duration, window: Option<Duration>) {
+        let took = took.min(MAX_WINDOW).as_secs_f64();
+        let Some(window) = window.map(|window| window.as_secs_f64()) else {
+            self.slept.add(took);
+            return;
+        };
+        let hit = took < window;
+        self.cost.add(took.min(window));
+        self.saved.add(match hit {
+            true => self.slept.mean - took,
+            false => 0.0,
+        });
+        if hit {
+            self.polled.add(took);
+        }
+    }
+
+    /// How long to poll for the next message; `None` to sleep at once.
+    fn next_window(&mut self) -> Option<Duration> {
+        self.left = self.left.saturating_sub(1);
+        if self.left == 0 {
+            match self.in_trial {
+                true => self.end_trial(),
+                false => self.begin_trial(),
+            }
+        } else if self.polls && !self.in_trial && !self.is_worth_it() {
+            self.decide(false);
+        }
+        let poll = self.polls != self.in_trial;
+        poll.then(|| self.window()).flatten()
+    }
+
+    fn begin_trial(&mut self) {
+        self.in_trial = true;
+        self.left = TRIAL;
+        if !self.polls {
+            // What was seen long ago says nothing about today's queries.
+            self.polled = Estimate::default();
+            self.cost = Estimate::default();
+            self.saved = Estimate::default();
+        }
+    }
+
+    fn end_trial(&mut self) {
+        self.in_trial = false;
+        let polls = self.is_worth_it();
+        if polls == self.polls {
+            self.interval = (2 * self.interval).min(MAX_TRIAL_INTERVAL);
+            self.left = self.interval;
+        } else {
+            self.decide(polls);
+        }
+    }
+
+    fn decide(&mut self, polls: bool) {
+        self.polls = polls;
+        self.interval = MIN_TRIAL_INTERVAL;
+        self.left = self.interval;
+    }
+
+    fn is_worth_it(&self) -> bool {
+        self.saved.mean > 0.0 && self.cost.mean <= MAX_COST * self.saved.mean
+    }
+
+    /// The time within which a message that is as late as usual arrives.
+    fn window(&self) -> Option<Duration> {
+        let seen = match self.polled.is_empty {
+            true => &self.slept,
+            false => &self.polled,
+        };
+        // Messages that take as long as can be measured cannot be polled for.
+        let max = MAX_WINDOW.as_secs_f64();
+        (seen.mean < max).then(|| Duration::from_secs_f64(seen.upper_bound().min(max)))
+    }
+}
+
+/// Mean and mean deviation, exponentially weighted as TCP's round-trip time. [RFC 6298, section 2]
+struct Estimate {
+    mean: f64,
+    deviation: f64,
+    is_empty: bool,
+}
+
+impl Default for Estimate {
+    fn default() -> Self {
+        Self {
+            mean: 0.0,
+            deviation: 0.0,
+            is_empty: true,
+        }
+    }
+}
+
+impl Estimate {
+    fn add(&mut self, value: f64) {
+        if std::mem::take(&mut self.is_empty) {
+            (self.mean, self.deviation) = (value, value / 2.0);
+            return;
+        }
+        let error = value - self.mean;
+        self.deviation += (error.abs() - self.deviation) / 4.0;
+        self.mean += error / 8.0;
+    }
+
+    /// A value that is rarely exceeded. Values that have hardly differed so far may do so.
+    fn upper_bound(&self) -> f64 {
+        self.mean + (4.0 * self.deviation).max(self.mean)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const SHORT: Duration = Duration::from_micros(40);
-    const LONG: Duration = Duration::from_millis(1);
+    const LONG: Duration = Duration::from_millis(5);
+    /// What waking this core takes.
+    const WAKE: Duration = Duration::from_micros(30);
+    /// Enough for a trial.
+    const MANY: u32 = 2 * (MIN_TRIAL_INTERVAL + TRIAL);
 
     struct Shard {
         predictor: ArrivalPredictor,
         now: Instant,
+        window: Option<Duration>,
+        wake: Duration,
+        polled: u32,
     }
 
     impl Shard {
@@ -129,100 +302,138 @@ mod tests {
             Self {
                 predictor: ArrivalPredictor::new(),
                 now: Instant::now(),
+                window: None,
+                wake: WAKE,
+                polled: 0,
             }
         }
 
-        fn moves(
-            &mut self,
-            after: Duration,
-            session: usize,
-            direction: Direction,
-            bytes: usize,
-        ) -> bool {
-            self.now += after;
+        /// A message that arrives after this time. It is seen at once by a shard that still polls.
+        fn moves(&mut self, after: Duration, session: usize, direction: Direction, bytes: usize) {
+            let polls = self.window.is_some_and(|window| after < window);
+            self.polled += u32::from(polls);
+            self.now += match polls {
+                true => after,
+                false => after + self.wake,
+            };
             let transfer = Transfer {
                 session,
                 direction,
                 bytes,
             };
-            self.predictor.observe(transfer, self.now)
+            self.window = self.predictor.observe(transfer, self.now);
         }
 
-        /// Rounds of a query and an answer; the predictions after the last two.
-        fn exchanges(&mut self, rounds: usize, think: Duration, work: Duration) -> [bool; 2] {
-            let mut predicted = [false; 2];
+        /// Rounds of a query and an answer. Returns whether it polls after a query, and after an answer.
+        fn exchanges(&mut self, rounds: u32, think: Duration, work: Duration) -> [bool; 2] {
             for _ in 0..rounds {
-                predicted = [
-                    self.moves(think, 1, Direction::ToServer, 50),
-                    self.moves(work, 1, Direction::ToClient, 90),
-                ];
+                self.moves(think, 1, Direction::ToServer, 50);
+                self.moves(work, 1, Direction::ToClient, 90);
             }
-            predicted
+            self.decisions()
+        }
+
+        fn decisions(&self) -> [bool; 2] {
+            let [after_query, after_answer] = &self.predictor.trials;
+            [after_query.polls, after_answer.polls]
         }
     }
 
     #[test]
     fn polls_after_back_to_back_queries() {
         let mut shard = Shard::new();
-        assert_eq!(shard.exchanges(4, SHORT, SHORT), [false, false]);
-        assert_eq!(shard.exchanges(20, SHORT, SHORT), [true, true]);
+        assert_eq!(shard.exchanges(10, SHORT, SHORT), [false, false]);
+        assert_eq!(shard.polled, 0);
+        assert_eq!(shard.exchanges(MANY, SHORT, SHORT), [true, true]);
     }
 
     #[test]
-    fn queries_and_answers_are_predicted_separately() {
+    fn queries_and_answers_are_decided_separately() {
         let mut shard = Shard::new();
-        assert_eq!(shard.exchanges(30, LONG, SHORT), [true, false]);
-        assert_eq!(shard.exchanges(30, LONG, LONG), [false, false]);
-        assert_eq!(shard.exchanges(30, SHORT, LONG), [false, true]);
+        assert_eq!(shard.exchanges(MANY, LONG, SHORT), [true, false]);
+        assert_eq!(shard.exchanges(MANY, LONG, LONG), [false, false]);
+        assert_eq!(shard.exchanges(4 * MANY, SHORT, LONG), [false, true]);
     }
 
     #[test]
-    fn one_late_arrival_does_not_end_polling_and_one_in_two_does() {
+    fn does_not_poll_where_it_saves_nothing() {
         let mut shard = Shard::new();
-        shard.exchanges(30, SHORT, SHORT);
-        shard.moves(LONG, 1, Direction::ToServer, 50);
-        assert!(shard.moves(SHORT, 1, Direction::ToClient, 50));
-        for _ in 0..20 {
-            shard.exchanges(1, SHORT, SHORT);
-            shard.exchanges(1, LONG, SHORT);
+        shard.wake = Duration::ZERO;
+        assert_eq!(shard.exchanges(100 * MANY, SHORT, SHORT), [false, false]);
+        // Trials become rare.
+        assert!(shard.polled < 20 * TRIAL, "{}", shard.polled);
+    }
+
+    #[test]
+    fn does_not_poll_for_long_to_save_little() {
+        for (work, polls) in [(3 * WAKE / 2, true), (3 * WAKE, false)] {
+            let mut shard = Shard::new();
+            let [after_query, _] = shard.exchanges(MANY, LONG, work);
+            assert_eq!(after_query, polls, "{work:?}");
         }
-        assert_eq!(shard.exchanges(1, SHORT, SHORT), [true, false]);
+    }
+
+    #[test]
+    fn the_window_follows_the_time_to_the_next_message() {
+        for work in [10, 50, 100].map(Duration::from_micros) {
+            let mut shard = Shard::new();
+            shard.wake = work;
+            shard.exchanges(MANY, LONG, work);
+            shard.moves(LONG, 1, Direction::ToServer, 50);
+            let window = shard.window.unwrap();
+            assert!((work..3 * work).contains(&window), "{work:?}: {window:?}");
+        }
+    }
+
+    #[test]
+    fn one_late_message_does_not_end_polling_and_many_do() {
+        let mut shard = Shard::new();
+        shard.exchanges(MANY, LONG, WAKE / 2);
+        assert_eq!(shard.exchanges(1, LONG, LONG), [true, false]);
+        assert_eq!(shard.exchanges(20, LONG, LONG), [false, false]);
     }
 
     #[test]
     fn polls_for_two_alternating_sessions_and_not_for_three() {
         for (sessions, polls) in [(2, true), (3, false)] {
             let mut shard = Shard::new();
-            let mut predicted = false;
-            for _ in 0..30 {
+            for _ in 0..MANY {
                 for session in 1..=sessions {
                     shard.moves(SHORT, session, Direction::ToServer, 50);
                 }
                 for session in 1..=sessions {
-                    predicted = shard.moves(SHORT, session, Direction::ToClient, 50);
+                    shard.moves(SHORT, session, Direction::ToClient, 50);
                 }
             }
-            assert_eq!(predicted, polls, "{sessions}");
+            assert_eq!(shard.decisions(), [polls; 2], "{sessions}");
+            assert_eq!(shard.polled > 0, polls);
         }
     }
 
     #[test]
     fn does_not_poll_for_a_stream() {
         let mut shard = Shard::new();
-        for _ in 0..30 {
-            assert!(!shard.moves(SHORT, 1, Direction::ToClient, buffer::SMALL));
+        for _ in 0..MANY {
+            shard.moves(SHORT, 1, Direction::ToClient, buffer::SMALL);
         }
+        assert_eq!(shard.polled, 0);
     }
 
     #[test]
     fn preemption_stops_polling_and_for_longer_each_time() {
         let mut shard = Shard::new();
-        shard.exchanges(30, SHORT, SHORT);
+        shard.exchanges(MANY, SHORT, SHORT);
+        let polls = |shard: &mut Shard| {
+            let before = shard.polled;
+            shard.exchanges(10, SHORT, SHORT);
+            shard.polled > before
+        };
         for length in [MIN_BACKOFF, MIN_BACKOFF * 2, MIN_BACKOFF * 4] {
             shard.predictor.preempted(shard.now);
-            assert_eq!(shard.exchanges(30, SHORT, SHORT), [false, false]);
+            shard.window = None;
+            assert!(!polls(&mut shard));
             shard.now += length;
-            assert_eq!(shard.exchanges(1, SHORT, SHORT), [true, true]);
+            assert!(polls(&mut shard));
         }
         let length = |shard: &Shard| shard.predictor.backed_off.unwrap().1;
         for _ in 0..20 {

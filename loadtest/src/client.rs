@@ -22,7 +22,14 @@ impl Client {
     /// # Errors
     /// Connection, TLS and login errors.
     pub async fn log_in(endpoint: &Endpoint, prepared: &PreparedLogin) -> Result<Self> {
-        let mut stream = Stream::open(endpoint).await?;
+        Self::log_in_over(Stream::open(endpoint).await?, prepared).await
+    }
+
+    /// Logs in over an open connection, up to ReadyForQuery.
+    ///
+    /// # Errors
+    /// Connection, TLS and login errors.
+    pub async fn log_in_over(mut stream: Stream, prepared: &PreparedLogin) -> Result<Self> {
         authenticate(&mut stream, prepared).await?;
         let scanner = Scanner::default();
         Ok(Self { stream, scanner })

@@ -15,10 +15,11 @@ use crate::consistency;
 use crate::error::{Error, Result, io_context};
 use crate::failover;
 use crate::load::MAX_CONNECTIONS;
-use crate::mock_tdx::MockTdx;
+use crate::mock_tdx::{MAX_PLATFORMS, MockTdx};
 use crate::peers::{PeerKind, fake_postgres, relay};
 use crate::progress::Progress;
 use crate::report::Report;
+use crate::storm;
 use flags::{flag, list, number, path, switch};
 
 /// Builds the command line with all subcommands.
@@ -45,6 +46,7 @@ pub fn command() -> Command {
                 .arg(flag("second", "FILE", "report.json of the second run").required(true)),
         )
         .subcommand(consistency_command())
+        .subcommand(storm_command())
         .subcommand(
             Command::new("mock-tdx")
                 .about("Run a PCCS for the mock TDX until stopped, and print the sidecar's settings for it")
@@ -52,6 +54,7 @@ pub fn command() -> Command {
         )
         .subcommand(internal("relay").arg(flag("upstream", "HOST:PORT", "").required(true)))
         .subcommand(internal("fake-postgres"))
+        .subcommand(storm_clients_command())
 }
 
 /// Subcommands that a comparison starts as separate processes.
@@ -73,6 +76,36 @@ fn consistency_command() -> Command {
         ))
         .arg(flag("writers", "N", "Number of writers [default: 4]"))
         .arg(flag("readers", "N", "Number of readers of each member [default: 2]"))
+}
+
+fn storm_command() -> Command {
+    Command::new("storm")
+        .about("Start a sidecar, and let clients with unknown certificates connect to it at the same time, during running sessions")
+        .arg(flag("clients", "N", "Number of clients [default: 1000]"))
+        .arg(flag("platforms", "N", "Number of platforms that their certificates are of [default: 1]"))
+        .arg(flag("sessions", "N", "Number of sessions that send queries meanwhile [default: 8]"))
+        .arg(flag(
+            "cpu-share",
+            "SHARE",
+            "Limit the sidecar to this share of the machine's CPU by a cgroup, 0.01 to 1 [default: no limit]",
+        ))
+        .arg(flag("before", "S", "Time before the storm, in seconds [default: 3]"))
+        .arg(flag("seconds", "S", "How long the sessions continue after its start, in seconds [default: 10]"))
+        .arg(flag(
+            "programs",
+            "DIR",
+            "Directory of teesql-sidecar [default: that of this program]",
+        ))
+}
+
+/// The clients of a storm, in a process of [`storm_command`].
+fn storm_clients_command() -> Command {
+    Command::new("storm-clients")
+        .hide(true)
+        .arg(flag("to", "IP:PORT", "").required(true))
+        .arg(flag("first", "N", ""))
+        .arg(flag("clients", "N", ""))
+        .arg(flag("platforms", "N", ""))
 }
 
 fn failover_command() -> Command {
@@ -177,6 +210,15 @@ pub fn execute(matches: &ArgMatches) -> Result<()> {
             serve_mock_pccs(&path(flags, "out").unwrap_or_default(), &Progress::new()?)
         }
         Some(("fake-postgres", flags)) => fake_postgres::serve(flags::address(flags, "listen")?),
+        Some(("storm", flags)) => {
+            print(&storm::run(&storm_options(flags)?, &Progress::new()?)?.to_string())
+        }
+        Some(("storm-clients", flags)) => storm::clients::serve(&storm::clients::Clients {
+            to: flags::address(flags, "to")?,
+            first: number(flags, "first", 0..=storm::MAX_CLIENTS, 0)?,
+            count: number(flags, "clients", 1..=storm::MAX_CLIENTS, 1)?,
+            platforms: number(flags, "platforms", 1..=MAX_PLATFORMS, 1)?,
+        }),
         Some(("consistency", flags)) => print(&consistency::run::run(
             &consistency_options(flags)?,
             &Progress::new()?,
@@ -184,6 +226,24 @@ pub fn execute(matches: &ArgMatches) -> Result<()> {
         Some((name, flags)) => print(&loads::execute(name, flags, &Progress::new()?)?),
         None => Err(Error::Usage("no command".to_owned())),
     }
+}
+
+fn storm_options(flags: &ArgMatches) -> Result<storm::Options> {
+    let seconds = |name, default| {
+        let seconds = number(flags, name, 0.1..=600.0, default);
+        seconds.map(Duration::from_secs_f64)
+    };
+    let share = flags.contains_id("cpu-share");
+    let share = share.then(|| number(flags, "cpu-share", 0.01..=1.0, 1.0));
+    Ok(storm::Options {
+        clients: number(flags, "clients", 1..=storm::MAX_CLIENTS, 1_000)?,
+        platforms: number(flags, "platforms", 1..=MAX_PLATFORMS, 1)?,
+        sessions: number(flags, "sessions", 1..=1_000, 8)?,
+        cpu_share: share.transpose()?,
+        before: seconds("before", 3.0)?,
+        during: seconds("seconds", 10.0)?,
+        programs: path(flags, "programs"),
+    })
 }
 
 fn consistency_options(flags: &ArgMatches) -> Result<consistency::run::Options> {

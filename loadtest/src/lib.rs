@@ -17,6 +17,7 @@
 //! | [`mock_tdx`], [`in_memory`] | certificates with mock quotes; rustls and `attest` without a network |
 //! | [`peers`] | the proxies that are compared, and the Postgres servers they forward to |
 //! | [`compare`] | the whole comparison, all arms in turn |
+//! | [`storm`] | tens of thousands of clients that connect to a new sidecar at the same time |
 //! | [`consistency`] | a checker of what a cluster promises while its members fail |
 //! | [`report`] | the results as table, JSON and HTML page with charts |
 #![forbid(unsafe_code)]
@@ -42,6 +43,7 @@ pub mod report;
 pub mod runtime;
 pub mod script;
 pub mod stats;
+pub mod storm;
 pub mod stream;
 pub mod worker_group;
 

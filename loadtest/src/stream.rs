@@ -6,10 +6,12 @@
 //! (docs/adr/0009-load-generator-tls-client.md).
 
 use std::io::{self, BufRead, Write as _};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use monoio::io::{AsyncReadRent, AsyncWriteRent, AsyncWriteRentExt};
 use monoio::net::TcpStream;
 use rustls::ClientConnection;
+use socket2::{Domain, Socket, Type};
 
 use crate::endpoint::{Endpoint, Opening};
 use crate::error::{Error, Result, io_context};
@@ -68,8 +70,22 @@ impl<'a> PreparedConnection<'a> {
     /// # Errors
     /// Connection and TLS errors.
     pub async fn start_handshake(self) -> Result<PendingHandshake> {
+        let stream = Stream::connect(self.endpoint).await?;
+        self.send_first_flight(stream).await
+    }
+
+    /// As [`Self::start_handshake`], from the address `source`: a single one has too few ports for tens of
+    /// thousands of connections to one server.
+    ///
+    /// # Errors
+    /// As [`Self::start_handshake`].
+    pub async fn start_handshake_from(self, source: Ipv4Addr) -> Result<PendingHandshake> {
+        let stream = Stream::connect_from(self.endpoint, source)?;
+        self.send_first_flight(stream).await
+    }
+
+    async fn send_first_flight(self, mut stream: Stream) -> Result<PendingHandshake> {
         let Self { endpoint, mut tls } = self;
-        let mut stream = Stream::connect(endpoint).await?;
         let opening = endpoint.opening;
         match (opening, &mut tls) {
             (Opening::SslRequest, _) => stream.output.extend_from_slice(&SSL_REQUEST),
@@ -123,14 +139,40 @@ impl Stream {
         let socket = TcpStream::connect_addr(endpoint.address).await;
         let socket = socket.map_err(failed())?;
         socket.set_nodelay(true).map_err(failed())?;
-        Ok(Self {
+        Ok(Self::new(socket))
+    }
+
+    /// Begins to connect from the address `source`. The first write waits until the connection is established.
+    fn connect_from(endpoint: &Endpoint, source: Ipv4Addr) -> Result<Self> {
+        let connect = || -> io::Result<TcpStream> {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None)?;
+            socket.bind(&SocketAddr::from((source, 0)).into())?;
+            socket.set_tcp_nodelay(true)?;
+            match socket.connect(&endpoint.address.into()) {
+                Err(error) if error.raw_os_error() != Some(nix::libc::EINPROGRESS) => {
+                    return Err(error);
+                }
+                Ok(()) | Err(_) => {}
+            }
+            // io_uring completes with EAGAIN on a non-blocking socket instead of waiting.
+            socket.set_nonblocking(monoio::utils::is_legacy())?;
+            TcpStream::from_std(socket.into())
+        };
+        connect().map(Self::new).map_err(io_context(format!(
+            "cannot connect to {}",
+            endpoint.address
+        )))
+    }
+
+    fn new(socket: TcpStream) -> Self {
+        Self {
             socket,
             tls: None,
             input: Vec::new(),
             plain: Vec::new(),
             output: Vec::new(),
             read: READ,
-        })
+        }
     }
 
     /// Reads the response to an SSLRequest.

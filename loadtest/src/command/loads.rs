@@ -1,4 +1,4 @@
-//! The subcommands for single loads: `query`, `connect`, `idle`, `bulk` and `storm`.
+//! The subcommands for single loads: `query`, `connect`, `idle` and `bulk`.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::common::{cost, distribution, endpoint, login};
 use super::flags::{flag, number, seconds, switch, text, value};
 use crate::endpoint::{Endpoint, Login};
 use crate::error::{Error, Result, io_context};
-use crate::load::{MAX_CONNECTIONS, bulk, connect, connection_storm, idle, query};
+use crate::load::{MAX_CONNECTIONS, bulk, connect, idle, query};
 use crate::machine::raise_descriptor_limit;
 use crate::mock_tdx::MockTdx;
 use crate::process_usage::Pid;
@@ -22,7 +22,7 @@ const MAX_RATE: f64 = 1e6;
 /// Maximum transactions of an open loop, which may queue all of them in memory.
 const MAX_TRANSACTIONS: f64 = 2e7;
 
-pub(super) fn commands() -> [Command; 5] {
+pub(super) fn commands() -> [Command; 4] {
     [
         shared("query", "pgbench's queries, in a closed loop or, with --rate, in an open loop")
             .arg(flag("mode", "MODE", "Queries: simple, extended, prepared, pipelined (10 at a time) or tpcb [default: prepared]"))
@@ -37,9 +37,6 @@ pub(super) fn commands() -> [Command; 5] {
         shared("bulk", "COPY out or in, with the content verified at both ends")
             .arg(flag("direction", "DIRECTION", "out (from Postgres) or in (to Postgres) [default: out]").alias("way"))
             .arg(flag("mib", "N", "Size of the COPY, in MiB [default: 256]")),
-        shared("storm", "A burst of clients with unknown certificates, during running sessions")
-            .arg(flag("unknown-clients", "N", "Number of unknown clients [default: 1000]").alias("strangers"))
-            .arg(flag("scale", "N", "Scale factor of pgbench's tables [default: 1]")),
     ]
 }
 
@@ -78,7 +75,7 @@ fn shared(name: &'static str, about: &'static str) -> Command {
         ))
         .arg(flag("clients", "N", "Connections; bulk always uses one [default: 16]"))
         .arg(flag("threads", "N", "Threads of the load [default: 1]"))
-        .arg(flag("seconds", "S", "Measured time in seconds; for idle the idle time, for storm the time before and again during the storm; ignored by bulk [default: 5]"))
+        .arg(flag("seconds", "S", "Measured time in seconds; for idle the idle time; ignored by bulk [default: 5]"))
         .arg(flag("pid", "PID", "Process whose CPU time and memory are measured; required by idle"))
 }
 
@@ -91,7 +88,6 @@ pub(super) fn execute(name: &str, flags: &ArgMatches, progress: &Progress) -> Re
         "connect" => load.connect(flags, progress),
         "idle" => load.idle(flags, progress),
         "bulk" => load.bulk(flags, progress),
-        "storm" => load.storm(flags, progress),
         _ => Err(Error::Usage(format!("no such command: {name}"))),
     }
 }
@@ -289,40 +285,6 @@ impl Load {
             );
         }
         cost(&mut text, &outcome.meter, outcome.seconds);
-        Ok(text)
-    }
-
-    fn storm(&self, flags: &ArgMatches, progress: &Progress) -> Result<String> {
-        let count = number(flags, "unknown-clients", 1..=MAX_CONNECTIONS, 1_000)?;
-        let measured = Duration::from_secs_f64(self.seconds);
-        let (endpoint, login) = (self.endpoint.clone(), self.login.clone());
-        let load = connection_storm::ConnectionStorm {
-            sessions: query::QueryLoad {
-                scale: number(flags, "scale", 1..=10_000, 1)?,
-                threads: self.threads,
-                pid: self.pid,
-                ..query::QueryLoad::new(endpoint, login.clone(), self.clients, self.seconds)
-            },
-            unknown_clients: self.unknown_clients(count, progress)?,
-            login,
-            before: measured,
-            during: measured,
-        };
-        let outcome = load.run(progress)?;
-        let (before, during) = outcome.p99();
-        let admission = &outcome.admission;
-        let mut text = format!(
-            "p99 of the sessions: before {} µs, during the storm {} µs, ratio {}\n{} clients admitted, {} refused, in {:?}",
-            format_figure(before),
-            format_figure(during),
-            format_figure(during / before),
-            admission.admitted,
-            admission.refused,
-            admission.took,
-        );
-        if let Some(reason) = &admission.reason {
-            let _ = write!(text, ": {reason}");
-        }
         Ok(text)
     }
 }

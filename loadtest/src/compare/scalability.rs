@@ -2,17 +2,13 @@
 
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
-
 use super::cases::{query_columns, query_sample, sample_of};
 use super::run::Run;
 use crate::error::{Error, Result};
 use crate::in_memory;
 use crate::load::{connection_storm, idle, query};
 use crate::peers::postgres::SCALE;
-use crate::peers::process::{Process, command, free_address};
-use crate::peers::workspace::Workspace;
-use crate::peers::{self, Peer, PeerKind, SidecarMode, Upstream};
+use crate::peers::{self, Peer, PeerKind, SidecarMode, fake_postgres};
 use crate::report::IdleMemory;
 use crate::stats::format_figure;
 
@@ -48,7 +44,7 @@ const VERDICTS: &[(&str, &str)] = &[
 
 impl Run<'_> {
     pub(super) fn idle(&mut self) -> Result<()> {
-        let (_fake, upstream) = start_fake_postgres(self.workspace)?;
+        let (_fake, upstream) = fake_postgres::start(self.workspace)?;
         let wanted = self.options.idle.min(self.workspace.max_connections());
         if wanted < self.options.idle {
             self.remark(format!(
@@ -104,7 +100,7 @@ impl Run<'_> {
     }
 
     pub(super) fn growth(&mut self) -> Result<()> {
-        let (_fake, upstream) = start_fake_postgres(self.workspace)?;
+        let (_fake, upstream) = fake_postgres::start(self.workspace)?;
         let many = self
             .options
             .growth
@@ -217,17 +213,4 @@ impl Run<'_> {
 /// The arm for a proxy with this number of connections.
 pub(super) fn growth_arm(kind: PeerKind, connections: usize) -> String {
     format!("{kind}, {connections}")
-}
-
-/// Starts the fake Postgres as a separate process.
-fn start_fake_postgres(workspace: &Workspace) -> Result<(Process, Upstream)> {
-    let address = free_address()?;
-    let program = workspace.program("teesql-loadtest")?;
-    let mut fake = command(&program, &workspace.cores.others, false);
-    fake.args(["fake-postgres", "--listen", &address.to_string()]);
-    let log = workspace.path(&format!("fake-{}.log", address.port()));
-    let mut process = Process::start("fake-postgres", fake, log, Signal::SIGTERM)?;
-    process.wait_listening(address)?;
-    let socket = None;
-    Ok((process, Upstream { address, socket }))
 }

@@ -10,8 +10,12 @@ use std::net::SocketAddr;
 
 use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
 use monoio::net::{TcpListener, TcpStream};
+use nix::sys::signal::Signal;
 
+use super::kind::Upstream;
+use super::process::{Process, command, free_address};
 use super::relay::listener;
+use super::workspace::Workspace;
 use crate::error::{Result, io_context};
 use crate::message::{SSL_REQUEST, tagged, text};
 use crate::runtime::Runtime;
@@ -20,6 +24,22 @@ use crate::runtime::Runtime;
 const READ: usize = 4 * 1024;
 /// Maximum length of a message.
 const MAX_MESSAGE: usize = 16 * 1024;
+
+/// Starts the fake Postgres as a separate process, which ends when the first of the results is dropped.
+///
+/// # Errors
+/// It cannot be started.
+pub fn start(workspace: &Workspace) -> Result<(Process, Upstream)> {
+    let address = free_address()?;
+    let program = workspace.program("teesql-loadtest")?;
+    let mut fake = command(&program, &workspace.cores.others, false);
+    fake.args(["fake-postgres", "--listen", &address.to_string()]);
+    let log = workspace.path(&format!("fake-{}.log", address.port()));
+    let mut process = Process::start("fake-postgres", fake, log, Signal::SIGTERM)?;
+    process.wait_listening(address)?;
+    let socket = None;
+    Ok((process, Upstream { address, socket }))
+}
 
 /// Serves until the process is stopped. Listens on loopback only.
 ///

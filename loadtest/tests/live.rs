@@ -25,6 +25,7 @@ use loadtest::peers::{self, Peer, PeerKind, SidecarMode};
 use loadtest::progress::Progress;
 use loadtest::report::Report;
 use loadtest::script::QueryMode;
+use loadtest::storm::{self, cpu_limit::CpuLimit};
 
 const SECONDS: f64 = 0.3;
 /// For loads of new connections, which may be slow on a busy machine.
@@ -281,6 +282,35 @@ fn a_storm_of_unknown_clients_is_admitted() {
     let bare = Endpoint::loopback(peer.endpoint.address, Opening::Raw, None).unwrap();
     let admission = connection_storm::connect_all(&[bare.clone(), bare], &peer.login).unwrap();
     assert_eq!((admission.admitted, admission.refused), (0, 2));
+}
+
+/// The sidecar's CPU is limited, as if the machine were slow.
+#[test]
+fn a_storm_is_admitted_on_a_slow_machine() {
+    let _serial = SERIAL
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    if !CpuLimit::is_available() {
+        println!("skipped: this process cannot create a cgroup with a CPU limit");
+        return;
+    }
+    let options = storm::Options {
+        clients: 200,
+        platforms: 3,
+        sessions: 2,
+        cpu_share: Some(0.25),
+        before: Duration::from_millis(500),
+        during: Duration::from_secs(2),
+        programs: Some(programs()),
+    };
+    let report = storm::run(&options, &silent()).unwrap();
+    let results = report.results();
+    assert_eq!(results.admitted_after_ms.len(), options.clients, "{report}");
+    assert!(
+        results.refusals.is_empty() && results.unanswered.is_empty(),
+        "{report}"
+    );
+    assert!(report.to_string().contains("the CPU limit"), "{report}");
 }
 
 #[test]

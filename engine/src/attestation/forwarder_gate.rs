@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::attestation::gate::{AttestingGate, Gate};
 use crate::attestation::verifier::QuoteVerifier;
-use crate::io::offload::{OffloadThread, PendingJobs};
+use crate::io::offload::{OffloadPool, PendingJobs};
 use crate::telemetry::shard_metrics::ShardMetrics;
 
 /// How servers are verified: the setting `verifier`.
@@ -15,7 +15,7 @@ pub(crate) enum ServerGate {
     /// `dcap` or `ita`.
     Verify {
         quote_verifier: Arc<QuoteVerifier>,
-        verify_thread: OffloadThread,
+        verify_pool: OffloadPool,
         /// The setting `allow_simulator`: a server without evidence is accepted.
         allow_simulator: bool,
     },
@@ -36,11 +36,11 @@ impl ServerGate {
             Self::AllowAny => Gate::Open,
             Self::Verify {
                 quote_verifier,
-                verify_thread,
+                verify_pool,
                 allow_simulator,
             } => Gate::attesting(AttestingGate::new(
                 quote_verifier,
-                verify_thread,
+                verify_pool,
                 jobs,
                 shard_metrics,
                 *allow_simulator,

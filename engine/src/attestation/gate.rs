@@ -21,7 +21,7 @@ use rustls::pki_types::CertificateDer;
 use crate::attestation::verifier::{AsOf, QuoteVerifier, VERDICT_TTL, Verification};
 use crate::auth::grants::{EntryIsFull, EntryPermit};
 use crate::io::clock::unix_now;
-use crate::io::offload::{OffloadThread, PendingJobs};
+use crate::io::offload::{OffloadPool, PendingJobs};
 use crate::sched::yield_now::yield_now;
 use crate::telemetry::shard_metrics::{ShardMetrics, VerdictSource};
 
@@ -59,7 +59,7 @@ pub(crate) enum Gate {
 /// A gate that verifies evidence.
 pub(crate) struct AttestingGate {
     quote_verifier: Arc<QuoteVerifier>,
-    verify_thread: OffloadThread,
+    verify_pool: OffloadPool,
     jobs: PendingJobs,
     cache: RefCell<VerdictCache>,
     shard_metrics: Rc<ShardMetrics>,
@@ -154,14 +154,14 @@ impl Gate {
         }
     }
 
-    /// Removes expired verdicts from the caches of this shard and of the verify thread, in steps between which the
+    /// Removes expired verdicts from the caches of this shard and of the verify threads, in steps between which the
     /// shard's other tasks run.
     pub(crate) async fn sweep_cache(&self) {
         let Gate::Attesting(gate) = self else { return };
         // A full queue means that the thread is busy, and inserts verdicts itself.
         let verifier = Arc::clone(&gate.quote_verifier);
         let sweep = move || verifier.sweep_verdicts();
-        let _ = gate.jobs.offload(&gate.verify_thread, sweep).await;
+        let _ = gate.jobs.offload(&gate.verify_pool, sweep).await;
         while !gate.cache.borrow_mut().sweep(unix_now()) {
             yield_now().await;
         }
@@ -197,7 +197,7 @@ impl AttestingGate {
     /// admitted.
     pub(crate) fn new(
         quote_verifier: &Arc<QuoteVerifier>,
-        verify_thread: &OffloadThread,
+        verify_pool: &OffloadPool,
         jobs: &PendingJobs,
         shard_metrics: &Rc<ShardMetrics>,
         allows_simulators: bool,
@@ -205,7 +205,7 @@ impl AttestingGate {
         let epoch = quote_verifier.epoch(&quote_verifier.policy());
         Self {
             quote_verifier: Arc::clone(quote_verifier),
-            verify_thread: verify_thread.clone(),
+            verify_pool: verify_pool.clone(),
             jobs: jobs.clone(),
             cache: RefCell::new(VerdictCache::new(Capacity::default(), VERDICT_TTL, epoch)),
             shard_metrics: Rc::clone(shard_metrics),
@@ -213,7 +213,7 @@ impl AttestingGate {
         }
     }
 
-    /// Verifies a chain: from the cache, by the cheap checks on this shard, or on the verify thread.
+    /// Verifies a chain: from the cache, by the cheap checks on this shard, or on a verify thread.
     async fn verify<G>(&self, chain: &[impl AsRef<[u8]>], begin_work: impl Fn() -> G) -> Verdict {
         let now = unix_now();
         let evidence = {
@@ -292,7 +292,7 @@ impl AttestingGate {
         verdict
     }
 
-    /// Verifies evidence on the verify thread, or by Intel Trust Authority.
+    /// Verifies evidence on a verify thread, or by Intel Trust Authority.
     async fn verify_evidence(
         &self,
         evidence: Arc<BoundEvidence>,
@@ -306,7 +306,7 @@ impl AttestingGate {
             return appraised.await.map_err(|_| Denial::Overloaded);
         }
         self.jobs
-            .offload(&self.verify_thread, move || {
+            .offload(&self.verify_pool, move || {
                 quote_verifier.verify(&evidence, as_of)
             })
             .await
@@ -378,7 +378,7 @@ mod tests {
             metrics::Histogram::noop(),
             None,
         );
-        let verify = OffloadThread::start("verify", 0).unwrap();
+        let verify = OffloadPool::start("verify", 0).unwrap();
         block_on(IoDriver::Epoll, async {
             let (sender, mailbox) = mailbox::<JobResult>().unwrap();
             let jobs = PendingJobs::new(Arc::new(move |result| sender.send(result)));
@@ -443,7 +443,7 @@ mod tests {
             metrics::Histogram::noop(),
             None,
         );
-        let verify = OffloadThread::start("verify", 0).unwrap();
+        let verify = OffloadPool::start("verify", 0).unwrap();
         block_on(IoDriver::Epoll, async {
             let (sender, mailbox) = mailbox::<JobResult>().unwrap();
             let jobs = PendingJobs::new(Arc::new(move |result| sender.send(result)));

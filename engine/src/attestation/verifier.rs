@@ -1,12 +1,12 @@
 //! Verifies quotes, with the policy, the trusted root and the collateral of the process.
 //!
-//! Runs on the verify thread or the control thread, never on a shard: a verification takes about
+//! Runs on a verify thread or the control thread, never on a shard: a verification takes about
 //! half a millisecond, and fetching collateral takes a network round trip or more. Verdicts are cached, so that a burst
-//! of connections with the same new certificate costs one verification. Forwarders of one process share the verify thread,
+//! of connections with the same new certificate costs one verification. Forwarders of one process share the verify threads,
 //! and may trust different roots: each verifier has a cache of its own.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use attest::cache::{Capacity, Epoch, Verdict, VerdictCache};
@@ -22,30 +22,30 @@ use crate::attestation::custom::CustomVerifier;
 use crate::attestation::members::MemberVerifier;
 use crate::auth::grants::EntrySessions;
 use crate::io::clock::unix_now;
-use crate::io::offload::OffloadThread;
-use crate::io::worker::Worker;
+use crate::io::offload::{OffloadPool, PoolOptions};
 
 /// The longest time that a verdict is cached, in seconds.
 pub(crate) const VERDICT_TTL: u64 = 600;
 
-/// Nice value of the verify thread, about one third of a shard's CPU weight: a surge of new clients
+/// Nice value of a verify thread, about one third of a shard's CPU weight: a surge of new clients
 /// queues instead of slowing established sessions (docs/adr/0006-paced-handshake-queue.md).
 const VERIFY_NICE: i32 = 5;
 
-/// Starts the thread for full verifications.
+/// A pool for full verifications.
+pub(crate) fn verify_pool_options(threads: usize, max_wait: Duration) -> PoolOptions {
+    PoolOptions {
+        threads,
+        max_wait,
+        ..PoolOptions::single("verify", VERIFY_NICE)
+    }
+}
+
+/// Starts a pool of one thread for full verifications.
 ///
 /// # Errors
 /// The system cannot create another thread.
-pub(crate) fn start_verify_thread() -> std::io::Result<OffloadThread> {
-    start_verify_worker().map(|(thread, _)| thread)
-}
-
-/// As [`start_verify_thread`], for a program that ends the thread again.
-///
-/// # Errors
-/// As [`start_verify_thread`].
-pub(crate) fn start_verify_worker() -> std::io::Result<(OffloadThread, Worker)> {
-    OffloadThread::start_worker("verify", VERIFY_NICE)
+pub(crate) fn start_verify_pool() -> std::io::Result<OffloadPool> {
+    OffloadPool::start("verify", VERIFY_NICE)
 }
 
 /// The current policy and everything that a verification needs.
@@ -61,8 +61,8 @@ pub(crate) struct QuoteVerifier {
     /// The duration of each full verification, in seconds.
     verification_seconds: Histogram,
     authority: Option<Authority>,
-    /// Verdicts of the verify thread. Jobs run there one after the other, so the second one with the same
-    /// certificate finds the verdict of the first. Only that thread takes the lock.
+    /// Verdicts of the verify threads, which find those of each other: the same certificate is verified at most once
+    /// on each of them. Only they take the lock, and never during a verification.
     verdicts: Mutex<Option<VerdictCache>>,
     /// Verifies the members of a cluster, if there is one.
     members: OnceLock<Arc<MemberVerifier>>,
@@ -181,7 +181,7 @@ impl QuoteVerifier {
         })
     }
 
-    /// Removes expired verdicts. Must run on the verify thread.
+    /// Removes expired verdicts. Must run on a verify thread.
     pub(crate) fn sweep_verdicts(&self) {
         self.with_verdicts(|verdicts| {
             if let Some(verdicts) = verdicts {
@@ -270,7 +270,7 @@ impl QuoteVerifier {
     }
 
     /// Performs a full verification, or returns the cached verdict. Takes up to 0.6 ms. Must run
-    /// on the verify thread. `as_of` is when `evidence` was examined.
+    /// on a verify thread. `as_of` is when `evidence` was examined.
     pub(crate) fn verify(&self, evidence: &BoundEvidence, as_of: AsOf) -> Verification {
         let (policy, now) = (self.policy.load_full(), unix_now());
         let snapshot = self.collateral.snapshot();

@@ -1,10 +1,11 @@
-//! Offloads computation from shards to dedicated threads, each with a bounded FIFO queue.
+//! Offloads computation from shards to thread pools, each with a bounded FIFO queue.
 //!
 //! A shard may compute for about 100 µs at a time, but SCRAM's PBKDF2 takes a millisecond, and a
-//! quote verification half a millisecond. A job runs on an [`OffloadThread`]. Its result is sent to
+//! quote verification half a millisecond. A job runs on a thread of an [`OffloadPool`]. Its result is sent to
 //! the mailbox of the shard, which passes it to [`PendingJobs::complete`].
 //! The queue must never grow beyond its bound: a surge of clients is refused instead of
-//! filling memory.
+//! filling memory. A job that would wait for too long is refused when it is submitted: what the wait will be follows from
+//! the number of jobs in front and the time that each takes (Little's law).
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -12,16 +13,20 @@ use std::future::poll_fn;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
 
 use slab::Slab;
 
 use crate::io::worker::Worker;
 
-/// Jobs that may wait: about one second of PBKDF2 or of verifications.
+/// Jobs that may wait for each thread: about one second of PBKDF2 or of verifications.
 const QUEUE_LEN: usize = 2048;
+/// The duration of a job is averaged over about so many jobs (exponentially weighted).
+const AVERAGED_JOBS: u64 = 16;
 
 type Value = Box<dyn Any + Send>;
 
@@ -45,45 +50,111 @@ struct Job {
     reply: Box<dyn FnOnce(JobOutcome) + Send>,
 }
 
-/// The sending half of an offload thread's queue. Every shard has a clone.
+/// The sending half of a pool's queue. Every shard has a clone.
 #[derive(Clone)]
-pub(crate) struct OffloadThread(SyncSender<Job>);
+pub(crate) struct OffloadPool {
+    queue: SyncSender<Job>,
+    load: Arc<PoolLoad>,
+}
+
+/// What a pool is like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PoolOptions {
+    /// Name of the threads.
+    pub(crate) name: &'static str,
+    pub(crate) threads: usize,
+    /// Above 0 it gives the threads a lower weight than the shards.
+    pub(crate) nice: i32,
+    /// A job that would wait for longer is refused.
+    pub(crate) max_wait: Duration,
+}
+
+/// How many jobs a pool has, and how fast it is.
+struct PoolLoad {
+    threads: usize,
+    max_wait: Duration,
+    /// Jobs that wait or run.
+    jobs: AtomicUsize,
+    /// Average duration of a job in ns, with the time in which its thread was not scheduled; 0 at first.
+    job_nanos: AtomicU64,
+}
+
+impl PoolLoad {
+    /// How long a job would wait that is submitted now.
+    fn expected_wait(&self) -> Duration {
+        let jobs = self.jobs.load(Ordering::Relaxed) / self.threads.max(1);
+        let jobs = u64::try_from(jobs).unwrap_or(u64::MAX);
+        Duration::from_nanos(jobs.saturating_mul(self.job_nanos.load(Ordering::Relaxed)))
+    }
+
+    /// Takes a place for a job.
+    ///
+    /// # Errors
+    /// It would wait for too long.
+    fn begin(&self) -> Result<(), JobError> {
+        if self.expected_wait() > self.max_wait {
+            return Err(JobError::Overloaded);
+        }
+        self.jobs.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// A job has ended after it ran for `took`.
+    fn finish(&self, took: Duration) {
+        self.jobs.fetch_sub(1, Ordering::Relaxed);
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        let before = self.job_nanos.load(Ordering::Relaxed);
+        let average = match before {
+            0 => took,
+            // Two threads may lose one of their jobs here, which changes nothing.
+            before => before - before / AVERAGED_JOBS + took / AVERAGED_JOBS,
+        };
+        self.job_nanos.store(average, Ordering::Relaxed);
+    }
+}
 
 /// Why a job has no value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum JobError {
-    /// The queue is full.
+    /// The queue is full, or the job would wait for too long.
     Overloaded,
     /// The job panicked. The thread continues with the next one.
     Panicked,
 }
 
-impl OffloadThread {
-    /// Starts the thread. A `nice` above 0 gives it a lower weight than the shards.
+impl OffloadPool {
+    /// Starts a pool of one thread, in which jobs may wait for as long as it takes.
     ///
     /// # Errors
     /// The system cannot create another thread.
-    pub(crate) fn start(name: &str, nice: i32) -> io::Result<Self> {
-        Self::start_worker(name, nice).map(|(thread, _)| thread)
+    pub(crate) fn start(name: &'static str, nice: i32) -> io::Result<Self> {
+        Self::start_workers(PoolOptions::single(name, nice)).map(|(pool, _)| pool)
     }
 
-    /// As [`Self::start`]. The thread can be joined once all clones of the first are dropped.
+    /// Starts a pool. Its threads can be joined once all clones of the first are dropped.
     ///
     /// # Errors
-    /// As [`Self::start`].
-    pub(crate) fn start_worker(name: &str, nice: i32) -> io::Result<(Self, Worker)> {
-        let (queue, jobs) = sync_channel::<Job>(QUEUE_LEN);
-        let worker = Worker::spawn(name, move || {
-            // Linux applies it to the calling thread only.
-            let _ = rustix::process::setpriority_process(None, nice);
-            for Job { work, reply } in jobs {
-                reply(match catch_unwind(AssertUnwindSafe(work)) {
-                    Ok(value) => JobOutcome::Finished(value),
-                    Err(_) => JobOutcome::Panicked,
-                });
-            }
-        })?;
-        Ok((Self(queue), worker))
+    /// The system cannot create another thread.
+    pub(crate) fn start_workers(options: PoolOptions) -> io::Result<(Self, Vec<Worker>)> {
+        let threads = options.threads.max(1);
+        let (queue, jobs) = sync_channel::<Job>(QUEUE_LEN.saturating_mul(threads));
+        let jobs = Arc::new(Mutex::new(jobs));
+        let load = Arc::new(PoolLoad {
+            threads,
+            max_wait: options.max_wait,
+            jobs: AtomicUsize::new(0),
+            job_nanos: AtomicU64::new(0),
+        });
+        let workers = (0..threads).map(|_| {
+            let (jobs, load) = (Arc::clone(&jobs), Arc::clone(&load));
+            Worker::spawn(options.name, move || {
+                // Linux applies it to the calling thread only.
+                let _ = rustix::process::setpriority_process(None, options.nice);
+                run_jobs(&jobs, &load);
+            })
+        });
+        let workers = workers.collect::<io::Result<Vec<_>>>()?;
+        Ok((Self { queue, load }, workers))
     }
 
     /// Waits until every job that is queued now has completed.
@@ -94,8 +165,38 @@ impl OffloadThread {
             work: Box::new(|| Box::new(())),
             reply: Box::new(move |_| done.send(()).unwrap()),
         };
-        assert!(self.0.try_send(job).is_ok());
+        self.load.begin().unwrap();
+        assert!(self.queue.try_send(job).is_ok());
         all.recv().unwrap();
+    }
+}
+
+impl PoolOptions {
+    /// One thread, in which jobs may wait for as long as it takes.
+    pub(crate) fn single(name: &'static str, nice: i32) -> Self {
+        Self {
+            name,
+            threads: 1,
+            nice,
+            max_wait: Duration::MAX,
+        }
+    }
+}
+
+/// Runs jobs until the pool is dropped. The threads take turns to wait for one.
+fn run_jobs(jobs: &Mutex<Receiver<Job>>, load: &PoolLoad) {
+    loop {
+        let next = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(Job { work, reply }) = next else {
+            return;
+        };
+        let started = Instant::now();
+        let outcome = match catch_unwind(AssertUnwindSafe(work)) {
+            Ok(value) => JobOutcome::Finished(value),
+            Err(_) => JobOutcome::Panicked,
+        };
+        load.finish(started.elapsed());
+        reply(outcome);
     }
 }
 
@@ -131,23 +232,24 @@ impl PendingJobs {
         }))
     }
 
-    /// Runs `work` on `thread` and waits for its value.
+    /// Runs `work` on a thread of `pool` and waits for its value.
     ///
     /// # Errors
     /// [`JobError`].
     pub(crate) async fn offload<T: Send + 'static>(
         &self,
-        thread: &OffloadThread,
+        pool: &OffloadPool,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, JobError> {
         self.submit(|reply| {
             let work = Box::new(move || Box::new(work()) as Value);
-            thread
-                .0
-                .try_send(Job { work, reply })
-                .map_err(|error| match error {
+            pool.load.begin()?;
+            pool.queue.try_send(Job { work, reply }).map_err(|error| {
+                pool.load.jobs.fetch_sub(1, Ordering::Relaxed);
+                match error {
                     TrySendError::Full(_) | TrySendError::Disconnected(_) => JobError::Overloaded,
-                })
+                }
+            })
         })
         .await
     }
@@ -259,14 +361,12 @@ impl PendingJobs {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::io::driver::{IoDriver, block_on};
 
     /// Runs `test` on a runtime that delivers the results of an offload thread.
-    fn on_a_shard<F: Future<Output = ()>>(test: impl FnOnce(PendingJobs, OffloadThread) -> F) {
-        let thread = OffloadThread::start("test", 0).unwrap();
+    fn on_a_shard<F: Future<Output = ()>>(test: impl FnOnce(PendingJobs, OffloadPool) -> F) {
+        let thread = OffloadPool::start("test", 0).unwrap();
         let main = async {
             test(PendingJobs::with_mailbox(), thread).await;
         };
@@ -331,5 +431,68 @@ mod tests {
             // One more job fits if the thread has already taken the first job off the queue.
             assert!((10..=11).contains(&refused), "{refused}");
         });
+    }
+
+    /// The load of a pool that has run one job, which took `took`.
+    fn load(threads: usize, took: Duration, max_wait: Duration) -> PoolLoad {
+        let load = PoolLoad {
+            threads,
+            max_wait,
+            jobs: AtomicUsize::new(0),
+            job_nanos: AtomicU64::new(0),
+        };
+        load.begin().unwrap();
+        load.finish(took);
+        load
+    }
+
+    #[test]
+    fn a_job_that_would_wait_for_too_long_is_refused_at_once() {
+        let (took, max_wait) = (Duration::from_millis(1), Duration::from_millis(100));
+        for threads in [1, 2, 8] {
+            let load = load(threads, took, max_wait);
+            let accepted = (0..10_000).filter(|_| load.begin().is_ok()).count();
+            // One more than those that take exactly as long as a job may wait, for each thread.
+            assert_eq!(accepted, 101 * threads);
+            load.finish(took);
+            assert!(load.begin().is_ok());
+        }
+    }
+
+    #[test]
+    fn a_pool_that_becomes_slower_accepts_fewer_jobs() {
+        let load = load(1, Duration::from_millis(1), Duration::from_secs(1));
+        for _ in 0..20 * AVERAGED_JOBS {
+            load.begin().unwrap();
+            load.finish(Duration::from_millis(10));
+        }
+        let accepted = (0..10_000).filter(|_| load.begin().is_ok()).count();
+        assert!((100..=110).contains(&accepted), "{accepted}");
+    }
+
+    #[test]
+    fn a_pool_runs_jobs_on_all_of_its_threads() {
+        let options = PoolOptions {
+            threads: 3,
+            ..PoolOptions::single("test", 0)
+        };
+        let (pool, workers) = OffloadPool::start_workers(options).unwrap();
+        assert_eq!(workers.len(), 3);
+        let main = async move {
+            let jobs = PendingJobs::with_mailbox();
+            // None of them ends before all have begun.
+            let barrier = Arc::new(std::sync::Barrier::new(3));
+            let all = (0..3).map(|number| {
+                let barrier = Arc::clone(&barrier);
+                jobs.offload(&pool, move || {
+                    barrier.wait();
+                    number
+                })
+            });
+            let done = futures_util::future::join_all(all).await;
+            assert_eq!(done, [Ok(0), Ok(1), Ok(2)]);
+        };
+        block_on(IoDriver::Epoll, main).unwrap();
+        assert!(workers.into_iter().all(|mut worker| worker.join()));
     }
 }

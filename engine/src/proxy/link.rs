@@ -20,7 +20,7 @@ use crate::attestation::gate::{AttestingGate, Gate};
 use crate::attestation::members::MemberVerifier;
 use crate::cluster::member_names::{BoundName, Holder, MemberNames, NotBound};
 use crate::config::{ClusterConfig, Service};
-use crate::io::offload::{OffloadThread, PendingJobs};
+use crate::io::offload::{OffloadPool, PendingJobs};
 use crate::io::stream::{PgAddress, Stream};
 use crate::session::control::ConnectionControl;
 use crate::shard::context::ShardContext;
@@ -46,7 +46,7 @@ pub(crate) struct LinkState {
     /// Where the other members are, by position. `None` for this one.
     pub(crate) resolvers: Vec<Option<Arc<TargetResolver>>>,
     /// What verifies members. `None` in a cluster of one member whose clients are not attested.
-    pub(crate) members: Option<(Arc<MemberVerifier>, OffloadThread)>,
+    pub(crate) members: Option<(Arc<MemberVerifier>, OffloadPool)>,
     /// Which VM has the name of which member.
     pub(crate) member_names: Arc<MemberNames>,
     /// That of this machine.
@@ -69,10 +69,10 @@ impl LinkState {
 
     /// What one shard needs.
     pub(crate) fn on_shard(self: &Arc<Self>, context: &ShardContext) -> (Links, LinkContext) {
-        let gate = self.members.as_ref().map(|(members, verify_thread)| {
+        let gate = self.members.as_ref().map(|(members, verify_pool)| {
             Gate::attesting(AttestingGate::new(
                 members.verifier(),
-                verify_thread,
+                verify_pool,
                 &context.jobs,
                 &context.shard_metrics,
                 false,

@@ -16,7 +16,7 @@ use wire::startup::{ProtocolVersion, Startup};
 use crate::auth::credential::Credential;
 use crate::cluster::state::ClusterState;
 use crate::io::buffer::{Buffer, Size};
-use crate::io::offload::{OffloadThread, PendingJobs};
+use crate::io::offload::{OffloadPool, PendingJobs};
 use crate::io::stream::{PgAddress, Stream};
 use crate::postgres::server::PostgresServer;
 use crate::postgres::session_settings::SessionSettings;
@@ -45,7 +45,7 @@ pub(crate) struct UpstreamLogin {
     pub(crate) upstream_version: Arc<UpstreamVersion>,
     pub(crate) session_settings: Arc<SessionSettings>,
     pub(crate) repair_trigger: Arc<RepairTrigger>,
-    pub(crate) worker: OffloadThread,
+    pub(crate) worker: OffloadPool,
     pub(crate) jobs: PendingJobs,
     pub(crate) keys: RefCell<Vec<CachedKeys>>,
     pub(crate) random: &'static dyn rustls::crypto::SecureRandom,

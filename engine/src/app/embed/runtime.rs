@@ -19,8 +19,9 @@ use crate::app::error::{StartError, system};
 use crate::app::forwarder::start::SharedThreads;
 use crate::app::lifecycle;
 use crate::attestation::custom::{CallbackThread, CallbackThreadGuard};
-use crate::attestation::verifier;
+use crate::attestation::verifier::verify_pool_options;
 use crate::io::driver::DriverChoice;
+use crate::io::offload::OffloadPool;
 use crate::io::worker::Worker;
 use crate::shard::shared_thread::{SharedThread, SharedThreadGuard};
 use crate::telemetry::metrics::Metrics;
@@ -57,7 +58,7 @@ struct ControlThread {
 struct ForwarderThreads {
     shared: SharedThreads,
     shards: SharedThreadGuard,
-    verify: Worker,
+    verify: Vec<Worker>,
 }
 
 /// Held by the thread that starts the threads.
@@ -211,8 +212,8 @@ impl ForwarderThreads {
         let driver = lifecycle::choose_driver(DriverChoice::Auto)?;
         let thread = SharedThread::start(driver, Arc::clone(&metrics));
         let (shards, guard) = thread.map_err(system("cannot start a shard"))?;
-        let verify = verifier::start_verify_worker();
-        let (verify, verify_worker) = verify.map_err(system("cannot start the verify thread"))?;
+        let verify = OffloadPool::start_workers(verify_pool_options(1, Duration::MAX));
+        let (verify, verify_workers) = verify.map_err(system("cannot start the verify thread"))?;
         Ok(Self {
             shared: SharedThreads {
                 metrics,
@@ -220,7 +221,7 @@ impl ForwarderThreads {
                 verify,
             },
             shards: guard,
-            verify: verify_worker,
+            verify: verify_workers,
         })
     }
 }
@@ -249,8 +250,8 @@ impl Drop for SharedRuntime {
             worker.join();
         }
         // What the other threads had of it is gone.
-        if let Some(mut verify) = verify {
-            verify.join();
+        for mut worker in verify.into_iter().flatten() {
+            worker.join();
         }
         drop(callbacks);
     }

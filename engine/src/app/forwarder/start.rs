@@ -21,7 +21,7 @@ use crate::attestation::verifier::{self, Appraiser, QuoteVerifier};
 use crate::config::mode::Mode;
 use crate::config::{Errors, ForwarderConfig, Listen, UnattestedLimits, Verifier};
 use crate::io::listener::Listener;
-use crate::io::offload::OffloadThread;
+use crate::io::offload::OffloadPool;
 use crate::io::target::Target;
 use crate::proxy::outbound::{ForwarderState, Penalties};
 use crate::shard::message::Message;
@@ -52,7 +52,7 @@ pub(crate) enum Threads {
 pub(crate) struct SharedThreads {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) shards: SharedThread,
-    pub(crate) verify: OffloadThread,
+    pub(crate) verify: OffloadPool,
 }
 
 impl Threads {
@@ -340,15 +340,13 @@ fn server_gate(
     metrics
         .gauge("teesql_any_server_allowed", &[])
         .set(any_server);
-    let verify_thread = match threads.shared() {
+    let verify_pool = match threads.shared() {
         Some(shared) => shared.verify.clone(),
-        None => {
-            verifier::start_verify_thread().map_err(system("cannot start the verify thread"))?
-        }
+        None => verifier::start_verify_pool().map_err(system("cannot start the verify thread"))?,
     };
     Ok(ServerGate::Verify {
         quote_verifier,
-        verify_thread,
+        verify_pool,
         allow_simulator: config.allow_simulator,
     })
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use crate::app::error::{StartError, system};
-use crate::attestation::verifier::{QuoteVerifier, start_verify_thread};
+use crate::attestation::verifier::{QuoteVerifier, start_verify_pool};
 use crate::cluster::state::ClusterState;
 use crate::config::Config;
 use crate::io::boot_id;
@@ -119,7 +119,7 @@ pub(super) fn state(
     });
     let members = match quote_verifier {
         Some(verifier) => {
-            let thread = start_verify_thread().map_err(system("cannot start a thread"))?;
+            let thread = start_verify_pool().map_err(system("cannot start a thread"))?;
             Some((Arc::clone(verifier.start_members()), thread))
         }
         None => None,

@@ -5,12 +5,12 @@ use std::io;
 use std::sync::Arc;
 
 use crate::attestation::gate::{AttestingGate, Gate};
-use crate::attestation::verifier::{QuoteVerifier, start_verify_thread};
+use crate::attestation::verifier::{QuoteVerifier, verify_pool_options};
 use crate::auth::client_auth::ClientAuth;
 use crate::auth::failed_logins::FailedLogins;
 use crate::cluster::state::ClusterState;
-use crate::config::Config;
-use crate::io::offload::OffloadThread;
+use crate::config::{Config, ProcessConfig};
+use crate::io::offload::OffloadPool;
 use crate::postgres::server::PostgresServer;
 use crate::postgres::session_settings::SessionSettings;
 use crate::proxy::inbound;
@@ -31,8 +31,8 @@ pub(crate) struct InboundHandlerFactory {
     upstream_version: Arc<UpstreamVersion>,
     session_settings: Arc<SessionSettings>,
     repair_trigger: Arc<RepairTrigger>,
-    verify_thread: OffloadThread,
-    worker: OffloadThread,
+    verify_pool: OffloadPool,
+    worker: OffloadPool,
     passwordless_superuser: bool,
     server: PostgresServer,
     plaintext_cancel: bool,
@@ -67,14 +67,23 @@ impl InboundHandlerFactory {
     /// # Errors
     /// The system cannot create another thread.
     pub(crate) fn new(config: &Config, shared: &SharedState) -> io::Result<Arc<Self>> {
+        let ProcessConfig {
+            shards,
+            login_timeout,
+            ..
+        } = config.process;
+        // A shard at its limit completes as many handshakes as half a thread verifies (docs/adr/0040-storms.md). Who
+        // would wait for longer than a login may take is told so immediately.
+        let verify = verify_pool_options(shards.div_ceil(2), login_timeout);
+        let (verify_pool, _) = OffloadPool::start_workers(verify)?;
         Ok(Arc::new(Self {
             live: Arc::clone(&shared.live),
             quote_verifier: shared.quote_verifier.clone(),
             upstream_version: Arc::clone(&shared.upstream_version),
             session_settings: Arc::clone(&shared.session_settings),
             repair_trigger: Arc::clone(&shared.repair_trigger),
-            verify_thread: start_verify_thread()?,
-            worker: OffloadThread::start("worker", 0)?,
+            verify_pool,
+            worker: OffloadPool::start("worker", 0)?,
             passwordless_superuser: config.passwordless_superuser,
             server: config.postgres.clone(),
             plaintext_cancel: config.plaintext_cancel,
@@ -98,7 +107,7 @@ impl HandlerFactory for InboundHandlerFactory {
             None => Gate::Open,
             Some(quote_verifier) => Gate::attesting(AttestingGate::new(
                 quote_verifier,
-                &self.verify_thread,
+                &self.verify_pool,
                 &context.jobs,
                 &context.shard_metrics,
                 false,

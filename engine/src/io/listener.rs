@@ -15,9 +15,9 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use crate::io::peer::Peer;
 use crate::io::stream::{Stream, tune};
 
-/// Pending connections in the accept queue of one listener. The kernel limits it further to
-/// `net.core.somaxconn`, which is 4,096 since Linux 5.4.
-const BACKLOG: i32 = 4096;
+/// Pending connections in the accept queue of one listener: as many as the kernel allows, `net.core.somaxconn`, which is
+/// 4,096 since Linux 5.4. Connections that find no place there are tried again by their kernels, first after a second.
+const BACKLOG: i32 = i32::MAX;
 
 /// Sockets that are bound but do not listen yet. Connections are refused until [`Self::open`]. In an
 /// accept queue they would hang while the process waits for its dependencies.

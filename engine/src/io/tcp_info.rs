@@ -1,5 +1,5 @@
-//! What the kernel says of a TCP socket (TCP_INFO): the length of a listener's backlog, and when a connection has
-//! last transferred data.
+//! What the kernel says of a TCP socket (TCP_INFO): the length of a listener's backlog, when a connection has
+//! last transferred data, and whether its peer has closed it.
 //!
 //! The backlog exists because the handshake queue is paced by the number of clients that wait, and clients in the
 //! backlog wait as well. The times exist because an operator asks which sessions are idle, and noting them here would cost every
@@ -12,6 +12,10 @@ use std::os::fd::RawFd;
 use std::time::Duration;
 
 use nix::libc;
+
+/// States of a connection. [include/net/tcp_states.h]
+const TCP_CLOSE: u8 = 7;
+const TCP_CLOSE_WAIT: u8 = 8;
 
 /// How long ago a connection has transferred data. The kernel counts in ticks of 1 to 10 ms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +39,12 @@ pub(crate) fn last_transfer(connection: RawFd) -> Option<LastTransfer> {
         received: Duration::from_millis(info.tcpi_last_data_recv.into()),
         sent: Duration::from_millis(info.tcpi_last_data_sent.into()),
     })
+}
+
+/// Whether the peer has closed or reset the connection, also if there are bytes of it that have not been read;
+/// `false` if the kernel does not report it, as for a Unix socket.
+pub(crate) fn peer_has_closed(connection: RawFd) -> bool {
+    tcp_info(connection).is_some_and(|info| matches!(info.tcpi_state, TCP_CLOSE | TCP_CLOSE_WAIT))
 }
 
 #[allow(unsafe_code)]
@@ -83,6 +93,25 @@ mod tests {
         assert_eq!(backlog_len(socket.as_raw_fd()), 0);
         assert_eq!(backlog_len(-1), 0);
         assert_eq!(last_transfer(socket.as_raw_fd()), None);
+        assert!(!peer_has_closed(socket.as_raw_fd()));
+    }
+
+    #[test]
+    fn sees_the_end_of_a_peer_behind_unread_bytes() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let connect = || {
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            client.write_all(b"hello").unwrap();
+            (client, listener.accept().unwrap().0)
+        };
+        let (client, server) = connect();
+        assert!(!peer_has_closed(server.as_raw_fd()));
+        drop(client);
+        assert!(peer_has_closed(server.as_raw_fd()));
+        let (client, server) = connect();
+        crate::io::stream::reset(client.as_raw_fd());
+        drop(client);
+        assert!(peer_has_closed(server.as_raw_fd()));
     }
 
     /// The side that has spoken last has the shorter time.

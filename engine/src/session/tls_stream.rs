@@ -8,6 +8,7 @@ use rustls::Side;
 
 use crate::io::buffer::{Buffer, Size};
 use crate::io::stream::Stream;
+use crate::io::tcp_info::peer_has_closed;
 use crate::sched::handshake_queue::HandshakeQueue;
 use crate::sched::yield_now::yield_now;
 use crate::session::control::ConnectionControl;
@@ -74,6 +75,11 @@ impl<E: TlsSide> TlsStream<E> {
             }
             let work = control.begin_work();
             let permit = handshake_queue.acquire(has_begun).await;
+            // Clients that had no patience to wait in the backlog must not delay those that have. Later on they may have
+            // sent all that they want, a CancelRequest.
+            if !has_begun && peer_has_closed(self.stream.raw_fd()) {
+                return Err(StreamError::Eof);
+            }
             let opened = self.open_records();
             drop((permit, work));
             (has_begun, needs_input) = (true, true);
@@ -208,7 +214,21 @@ fn has_whole_record(bytes: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::io::Write as _;
+    use std::rc::Rc;
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use rustls::ServerConfig;
+    use rustls::server::{ResolvesServerCertUsingSni, UnbufferedServerConnection};
+
     use super::*;
+    use crate::io::driver::{IoDriver, block_on};
+    use crate::io::stream::DetachedStream;
+    use crate::session::activity::ShardActivity;
+    use crate::telemetry::metrics::Metrics;
+    use crate::telemetry::shard_metrics::ShardMetrics;
 
     #[test]
     fn a_step_begins_with_a_whole_record() {
@@ -219,5 +239,48 @@ mod tests {
         // TLS refuses these before they are complete.
         assert!(has_whole_record(&[71, 3, 1, 0, 2]));
         assert!(has_whole_record(&[22, 3, 1, 0xff, 0xff]));
+    }
+
+    /// The first step of a handshake with a client that speaks another protocol.
+    fn first_step(client_has_closed: bool) -> StreamError {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+        let (server, _) = listener.accept().unwrap();
+        server.set_nonblocking(true).unwrap();
+        if client_has_closed {
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+        }
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let config = ServerConfig::builder_with_provider(Arc::new(provider))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(ResolvesServerCertUsingSni::new()));
+        let outcome = Rc::new(RefCell::new(None));
+        let seen = Rc::clone(&outcome);
+        block_on(IoDriver::Epoll, async move {
+            let connection = UnbufferedServerConnection::new(Arc::new(config)).unwrap();
+            let stream = DetachedStream::Tcp(server).on_this_thread().unwrap();
+            let incoming = Buffer::take(Size::Small);
+            let mut stream = TlsStream::new(stream, Session::new(connection), incoming);
+            let limit = Duration::from_secs(5);
+            let queue = HandshakeQueue::new(limit, Rc::default());
+            let metrics = Rc::new(ShardMetrics::new(&Metrics::new().unwrap(), 0));
+            let activity = Rc::new(ShardActivity::idle());
+            let control = ConnectionControl::new(Instant::now() + limit, metrics, activity);
+            *seen.borrow_mut() = stream.handshake(&queue, &control).await.err();
+        })
+        .unwrap();
+        drop(client);
+        outcome.take().unwrap()
+    }
+
+    #[test]
+    fn a_client_that_has_closed_costs_no_step() {
+        let closed = first_step(true);
+        assert!(matches!(closed, StreamError::Eof), "{closed:?}");
+        let open = first_step(false);
+        assert!(matches!(open, StreamError::Tls(_)), "{open:?}");
     }
 }

@@ -89,6 +89,7 @@ fn storm_command() -> Command {
             "SHARE",
             "Limit the sidecar to this share of the machine's CPU by a cgroup, 0.01 to 1 [default: no limit]",
         ))
+        .arg(flag("patience", "S", "Clients close their connections after so many seconds, and come back [default: they wait]"))
         .arg(flag("before", "S", "Time before the storm, in seconds [default: 3]"))
         .arg(flag("seconds", "S", "How long the sessions continue after its start, in seconds [default: 10]"))
         .arg(flag(
@@ -106,6 +107,7 @@ fn storm_clients_command() -> Command {
         .arg(flag("first", "N", ""))
         .arg(flag("clients", "N", ""))
         .arg(flag("platforms", "N", ""))
+        .arg(flag("patience", "S", ""))
 }
 
 fn failover_command() -> Command {
@@ -218,6 +220,7 @@ pub fn execute(matches: &ArgMatches) -> Result<()> {
             first: number(flags, "first", 0..=storm::MAX_CLIENTS, 0)?,
             count: number(flags, "clients", 1..=storm::MAX_CLIENTS, 1)?,
             platforms: number(flags, "platforms", 1..=MAX_PLATFORMS, 1)?,
+            patience: patience(flags)?,
         }),
         Some(("consistency", flags)) => print(&consistency::run::run(
             &consistency_options(flags)?,
@@ -226,6 +229,12 @@ pub fn execute(matches: &ArgMatches) -> Result<()> {
         Some((name, flags)) => print(&loads::execute(name, flags, &Progress::new()?)?),
         None => Err(Error::Usage("no command".to_owned())),
     }
+}
+
+fn patience(flags: &ArgMatches) -> Result<Option<Duration>> {
+    let given = flags.contains_id("patience");
+    let seconds = given.then(|| number(flags, "patience", 0.1..=30.0, 30.0));
+    Ok(seconds.transpose()?.map(Duration::from_secs_f64))
 }
 
 fn storm_options(flags: &ArgMatches) -> Result<storm::Options> {
@@ -240,6 +249,7 @@ fn storm_options(flags: &ArgMatches) -> Result<storm::Options> {
         platforms: number(flags, "platforms", 1..=MAX_PLATFORMS, 1)?,
         sessions: number(flags, "sessions", 1..=1_000, 8)?,
         cpu_share: share.transpose()?,
+        patience: patience(flags)?,
         before: seconds("before", 3.0)?,
         during: seconds("seconds", 10.0)?,
         programs: path(flags, "programs"),

@@ -52,6 +52,8 @@ pub struct Options {
     pub sessions: usize,
     /// Share of the machine's CPU that the sidecar may use, 0 to 1. `None` sets no limit.
     pub cpu_share: Option<f64>,
+    /// How long a client waits before it closes its connection and comes back. `None` is long enough for everybody.
+    pub patience: Option<Duration>,
     /// Time before the storm, and the longest time that the sessions continue after its start.
     pub before: Duration,
     /// See `before`.
@@ -156,6 +158,7 @@ fn start_clients(
                 first,
                 count,
                 platforms: options.platforms,
+                patience: options.patience,
             };
             ClientProcess::start(workspace, &clients)
         })
@@ -257,7 +260,7 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "admitted: {admitted}, of which {} after a refusal with 57P03",
+            "admitted: {admitted}, of which {} came back after an earlier attempt",
             self.results.admitted_after_refusal
         )?;
         if let Some(last) = percentile(&self.results.admitted_after_ms, 100.0) {
@@ -274,12 +277,12 @@ impl fmt::Display for Report {
                 format_figure(f64::from(u32::try_from(admitted).unwrap_or(u32::MAX)) * 1e3 / last),
             )?;
         }
-        counts(f, "refused, by attempt", &self.results.refusals)?;
+        counts(f, "attempts that failed", &self.results.refusals)?;
         if let Some(median) = percentile(&self.results.refused_after_ms, 50.0) {
             let last = percentile(&self.results.refused_after_ms, 100.0).unwrap_or(0.0);
             writeln!(
                 f,
-                "  an attempt was refused after {} ms (median), {} ms at most",
+                "  such an attempt took {} ms (median), {} ms at most",
                 format_figure(median),
                 format_figure(last)
             )?;

@@ -299,6 +299,7 @@ fn a_storm_is_admitted_on_a_slow_machine() {
         platforms: 3,
         sessions: 2,
         cpu_share: Some(0.25),
+        patience: None,
         before: Duration::from_millis(500),
         during: Duration::from_secs(2),
         programs: Some(programs()),

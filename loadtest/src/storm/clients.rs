@@ -33,8 +33,10 @@ use crate::stream::PreparedConnection;
 
 /// Time limit of one attempt, which includes the kernel's retransmissions of SYN.
 const TIMEOUT: Duration = Duration::from_secs(40);
+/// What is counted if a client closes its connection before it has an answer.
+const IMPATIENT: &str = "the client's patience";
 /// Attempts of one client.
-const MAX_ATTEMPTS: u32 = 5;
+const MAX_ATTEMPTS: usize = 5;
 /// The longest wait before the second attempt. It doubles with each further one.
 const BACK_OFF: Duration = Duration::from_secs(1);
 /// The SQLSTATE on which a client comes back: cannot_connect_now.
@@ -59,6 +61,8 @@ pub struct Clients {
     pub count: usize,
     /// Platforms of their certificates.
     pub platforms: u8,
+    /// How long a client waits before it closes its connection and comes back, as after a refusal.
+    pub patience: Option<Duration>,
 }
 
 /// What clients have seen.
@@ -66,9 +70,9 @@ pub struct Clients {
 pub struct Results {
     /// When each admitted client had logged in, in ms since the first connect.
     pub admitted_after_ms: Vec<u32>,
-    /// Those of them that had been refused with 57P03 before.
+    /// Those of them that had been refused with 57P03, or had no patience, before.
     pub admitted_after_refusal: usize,
-    /// Refused attempts, by SQLSTATE and text.
+    /// Attempts that were refused, by SQLSTATE and text, or given up.
     pub refusals: BTreeMap<String, usize>,
     /// How long a refused attempt took, in ms.
     pub refused_after_ms: Vec<u32>,
@@ -141,6 +145,11 @@ impl ClientProcess {
             .args(["--first", &clients.first.to_string()])
             .args(["--clients", &clients.count.to_string()])
             .args(["--platforms", &clients.platforms.to_string()])
+            .args(
+                clients.patience.iter().flat_map(|patience| {
+                    ["--patience".to_owned(), patience.as_secs_f64().to_string()]
+                }),
+            )
             .env(SECRET, &workspace.read_secret)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
@@ -225,7 +234,7 @@ pub fn serve(clients: &Clients) -> Result<()> {
         return Err(Error::Stopped);
     }
     let cpu = process_usage::own_cpu()?;
-    let mut results = connect(clients.first, &endpoints, prepared, &login)?;
+    let mut results = connect(clients, &endpoints, prepared, &login)?;
     results.cpu_ms = (process_usage::own_cpu()? - cpu).as_secs_f64() * 1e3;
     results.kilobytes = kilobytes(memory.saturating_sub(before));
     let text = serde_json::to_string(&results)
@@ -246,7 +255,7 @@ fn say(line: &str) -> Result<()> {
 
 /// Connects all clients at the same time, and waits for all of them.
 fn connect<'a>(
-    first: usize,
+    clients: &Clients,
     endpoints: &'a [Endpoint],
     prepared: Vec<PreparedConnection<'a>>,
     login: &Login,
@@ -254,17 +263,18 @@ fn connect<'a>(
     let login = PreparedLogin::new(login)?;
     let outcomes = Runtime::new()?.block_on(async {
         let started = Instant::now();
-        let clients = endpoints.iter().zip(prepared).zip(first..);
-        let clients = clients.map(|((endpoint, prepared), number)| {
+        let numbered = endpoints.iter().zip(prepared).zip(clients.first..);
+        let all = numbered.map(|((endpoint, prepared), number)| {
             let client = StormClient {
                 endpoint,
                 source: source(number),
                 login: &login,
                 started,
+                patience: clients.patience.unwrap_or(TIMEOUT),
             };
             pausing_after_steps(client.run(prepared))
         });
-        join_all(clients).await
+        join_all(all).await
     });
     let mut results = Results::default();
     outcomes
@@ -286,6 +296,7 @@ struct StormClient<'a> {
     source: Ipv4Addr,
     login: &'a PreparedLogin,
     started: Instant,
+    patience: Duration,
 }
 
 /// An attempt that was refused with an SQLSTATE.
@@ -309,38 +320,44 @@ struct ClientOutcome {
 impl<'a> StormClient<'a> {
     async fn run(self, mut connection: PreparedConnection<'a>) -> ClientOutcome {
         let mut refusals = Vec::new();
-        for attempt in 1.. {
+        loop {
             let began = Instant::now();
-            let ended = with_timeout(TIMEOUT, "an attempt", self.attempt(connection)).await;
-            let end = match ended {
-                Ok(()) => Ok(self.started.elapsed()),
+            let ended = with_timeout(self.patience, IMPATIENT, self.attempt(connection)).await;
+            let (text, comes_back) = match ended {
+                Ok(()) => {
+                    let end = Ok(self.started.elapsed());
+                    return ClientOutcome { refusals, end };
+                }
                 Err(Error::Login(BackendError::Refused { sqlstate, message })) => {
                     let text = format!("{}: {message}", sqlstate.as_str());
-                    let after = began.elapsed();
-                    refusals.push(Refusal {
-                        text: text.clone(),
-                        after,
-                    });
-                    if sqlstate.as_str() == COME_BACK && attempt < MAX_ATTEMPTS {
-                        monoio::time::sleep(back_off(attempt, fastrand::f64())).await;
-                        match PreparedConnection::new(self.endpoint) {
-                            Ok(next) => {
-                                connection = next;
-                                continue;
-                            }
-                            Err(error) => Err(End::Unanswered(error.to_string())),
-                        }
-                    } else {
-                        Err(End::GaveUp(text))
-                    }
+                    (text, sqlstate.as_str() == COME_BACK)
                 }
-                Err(error) => Err(End::Unanswered(error.to_string())),
+                Err(error @ Error::Timeout(_)) if self.patience < TIMEOUT => {
+                    (error.to_string(), true)
+                }
+                Err(error) => {
+                    let end = Err(End::Unanswered(error.to_string()));
+                    return ClientOutcome { refusals, end };
+                }
             };
-            return ClientOutcome { refusals, end };
+            refusals.push(Refusal {
+                text: text.clone(),
+                after: began.elapsed(),
+            });
+            if !comes_back || refusals.len() >= MAX_ATTEMPTS {
+                let end = Err(End::GaveUp(text));
+                return ClientOutcome { refusals, end };
+            }
+            let wait = back_off(refusals.len(), fastrand::f64());
+            monoio::time::sleep(wait).await;
+            connection = match PreparedConnection::new(self.endpoint) {
+                Ok(next) => next,
+                Err(error) => {
+                    let end = Err(End::Unanswered(error.to_string()));
+                    return ClientOutcome { refusals, end };
+                }
+            };
         }
-        // Not reached: the loop has no end.
-        let end = Err(End::Unanswered(String::new()));
-        ClientOutcome { refusals, end }
     }
 
     /// Logs in, and ends the session.
@@ -354,8 +371,8 @@ impl<'a> StormClient<'a> {
     }
 }
 
-/// The wait after refused attempt number `attempt`, from 1; `random` is 0 to 1.
-fn back_off(attempt: u32, random: f64) -> Duration {
+/// The wait after attempt number `attempt`, from 1; `random` is 0 to 1.
+fn back_off(attempt: usize, random: f64) -> Duration {
     (BACK_OFF * (1 << attempt.saturating_sub(1).min(10))).mul_f64(random)
 }
 

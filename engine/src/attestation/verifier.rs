@@ -2,8 +2,8 @@
 //!
 //! Runs on a verify thread or the control thread, never on a shard: a verification takes about
 //! half a millisecond, and fetching collateral takes a network round trip or more. Verdicts are cached, so that a burst
-//! of connections with the same new certificate costs one verification. Forwarders of one process share the verify threads,
-//! and may trust different roots: each verifier has a cache of its own.
+//! of connections with the same new certificate costs at most one verification on each thread. Forwarders of one
+//! process share the verify threads, and may trust different roots: each verifier has its own cache.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};

@@ -12,18 +12,21 @@ use std::time::{Duration, Instant};
 use crate::io::backoff::Backoff;
 use crate::io::buffer;
 
-/// The longest that a shard polls for one message, and so the longest time that counts.
-pub(super) const MAX_WINDOW: Duration = Duration::from_millis(1);
+/// The longest that a shard polls for one message, and the longest time that counts: waking a core
+/// takes less than 100 µs, so that a poll of more than 200 is not worth it.
+const MAX_WINDOW: Duration = Duration::from_micros(200);
 /// What polling may cost, as a multiple of the time that it saves.
 const MAX_COST: f64 = 2.0;
 /// Sessions that moved bytes last. With more, a shard that wakes has several to serve, and
 /// sleeping costs less than polling.
 const RECENT_SESSIONS: usize = 2;
-/// Messages of a trial, in which the shard does the opposite of what it has decided.
-const TRIAL: u32 = 16;
+/// Messages without polling at the beginning of a trial, and then with it.
+const TRIAL: u32 = 32;
+/// Polls after which a decision is checked.
+const CHECK: u32 = 32;
 /// Messages until the next trial, at first and at most. It doubles while trials change nothing.
-const MIN_TRIAL_INTERVAL: u32 = 64;
-const MAX_TRIAL_INTERVAL: u32 = 4_096;
+const MIN_INTERVAL: u32 = 64;
+const MAX_INTERVAL: u32 = 16_384;
 /// Initial and maximum back-off after the poller was preempted: another thread wants this
 /// core, and would delay the shard by a whole time slice for each poll.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
@@ -52,11 +55,28 @@ pub(super) struct ArrivalPredictor {
     /// The sessions that moved bytes last, the latest first.
     recent_sessions: [usize; RECENT_SESSIONS],
     last: Option<LastTransfer>,
-    /// After a query, and after an answer.
-    trials: [PollTrial; 2],
+    /// After a query, and after an answer. A trial includes both: a shard that polls after queries
+    /// changes where and when its peers run, and so the times after answers.
+    waits: [WaitTimes; 2],
+    phase: Phase,
+    /// Messages until the end of the phase.
+    left: u32,
+    /// Messages between the last trial and the next one.
+    interval: u32,
     backoff: Backoff,
     /// The end of the last back-off, and its length.
     backed_off: Option<(Instant, Duration)>,
+}
+
+/// What the shard does at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The first half of a trial: it sleeps.
+    Sleep,
+    /// The second half: it polls.
+    Poll,
+    /// It does what has proved better.
+    Decided,
 }
 
 struct LastTransfer {
@@ -71,7 +91,10 @@ impl ArrivalPredictor {
         Self {
             recent_sessions: Default::default(),
             last: None,
-            trials: Default::default(),
+            waits: Default::default(),
+            phase: Phase::Sleep,
+            left: MIN_INTERVAL,
+            interval: MIN_INTERVAL,
             backoff: Backoff::new(MIN_BACKOFF, MAX_BACKOFF),
             backed_off: None,
         }
@@ -85,11 +108,12 @@ impl ArrivalPredictor {
         let counts = is_recent && transfer.bytes < buffer::SMALL;
         if counts && let Some(last) = last {
             let took = now.saturating_duration_since(last.at);
-            self.trial_after(last.direction).record(took, last.window);
+            self.wait_after(last.direction).record(took, last.window);
+            self.advance();
         }
         let may_poll = counts && self.backed_off.is_none_or(|(end, _)| now >= end);
         let window = match may_poll {
-            true => self.trial_after(transfer.direction).next_window(),
+            true => self.window_after(transfer.direction),
             false => None,
         };
         self.last = Some(LastTransfer {
@@ -115,9 +139,53 @@ impl ArrivalPredictor {
         self.backed_off = Some((now + length, length));
     }
 
+    /// Counts a message towards the end of the phase, and checks the decisions.
+    fn advance(&mut self) {
+        self.left = self.left.saturating_sub(1);
+        if self.phase == Phase::Decided && self.waits.iter_mut().any(WaitTimes::gives_up) {
+            self.interval = MIN_INTERVAL;
+            self.left = self.left.min(MIN_INTERVAL);
+        }
+        if self.left > 0 {
+            return;
+        }
+        (self.phase, self.left) = match self.phase {
+            Phase::Decided => {
+                self.waits
+                    .iter_mut()
+                    .for_each(|wait| wait.slept = Mean::default());
+                (Phase::Sleep, TRIAL)
+            }
+            Phase::Sleep => {
+                self.waits.iter_mut().for_each(WaitTimes::begin_polling);
+                (Phase::Poll, TRIAL)
+            }
+            Phase::Poll => {
+                // Not `any`: each of them decides.
+                let decided = self.waits.iter_mut().map(WaitTimes::decide);
+                self.interval = match decided.fold(false, |changed, next| changed | next) {
+                    true => MIN_INTERVAL,
+                    false => (2 * self.interval).min(MAX_INTERVAL),
+                };
+                (Phase::Decided, self.interval)
+            }
+        };
+    }
+
+    fn window_after(&mut self, direction: Direction) -> Option<Duration> {
+        let phase = self.phase;
+        let wait = self.wait_after(direction);
+        let polls = match phase {
+            Phase::Sleep => false,
+            Phase::Poll => true,
+            Phase::Decided => wait.polls,
+        };
+        polls.then(|| wait.window()).flatten()
+    }
+
     /// What is known of the messages that follow a transfer in this direction.
-    fn trial_after(&mut self, direction: Direction) -> &mut PollTrial {
-        let [after_query, after_answer] = &mut self.trials;
+    fn wait_after(&mut self, direction: Direction) -> &mut WaitTimes {
+        let [after_query, after_answer] = &mut self.waits;
         match direction {
             Direction::ToServer => after_query,
             Direction::ToClient => after_answer,
@@ -134,39 +202,20 @@ impl ArrivalPredictor {
     }
 }
 
-/// The comparison of polling and sleeping, for messages that follow those of one direction.
-struct PollTrial {
-    /// Times to the next message when the shard slept: they contain its wake-up.
-    slept: Estimate,
-    /// Times to the next message when the shard polled and did not miss it.
-    polled: Estimate,
+/// Times to the messages that follow those of one direction, and what was decided for them.
+#[derive(Default)]
+struct WaitTimes {
+    /// When the shard slept: they contain its wake-up.
+    slept: Mean,
+    /// When the shard polled and did not miss the message.
+    polled: Mean,
     /// What a poll cost, and by how much sooner its message was seen.
-    cost: Estimate,
-    saved: Estimate,
+    cost: Mean,
+    saved: Mean,
     polls: bool,
-    in_trial: bool,
-    /// Messages until a trial begins or ends.
-    left: u32,
-    /// Messages between the last trial and the next one.
-    interval: u32,
 }
 
-impl Default for PollTrial {
-    fn default() -> Self {
-        Self {
-            slept: Estimate::default(),
-            polled: Estimate::default(),
-            cost: Estimate::default(),
-            saved: Estimate::default(),
-            polls: false,
-            in_trial: false,
-            left: MIN_TRIAL_INTERVAL,
-            interval: MIN_TRIAL_INTERVAL,
-        }
-    }
-}
-
-impl PollTrial {
+impl WaitTimes {
     /// Records the time to a message, and for how long the shard was to poll for it.
     fn record(&mut self, took: Duration, window: Option<Duration>) {
         let took = took.min(MAX_WINDOW).as_secs_f64();
@@ -177,7 +226,7 @@ impl PollTrial {
         let hit = took < window;
         self.cost.add(took.min(window));
         self.saved.add(match hit {
-            true => self.slept.mean - took,
+            true => self.slept.get() - took,
             false => 0.0,
         });
         if hit {
@@ -185,96 +234,58 @@ impl PollTrial {
         }
     }
 
-    /// How long to poll for the next message; `None` to sleep at once.
-    fn next_window(&mut self) -> Option<Duration> {
-        self.left = self.left.saturating_sub(1);
-        if self.left == 0 {
-            match self.in_trial {
-                true => self.end_trial(),
-                false => self.begin_trial(),
-            }
-        } else if self.polls && !self.in_trial && !self.is_worth_it() {
-            self.decide(false);
-        }
-        let poll = self.polls != self.in_trial;
-        poll.then(|| self.window()).flatten()
+    /// Forgets the polls of the last trial: they say nothing about today's queries.
+    fn begin_polling(&mut self) {
+        (self.polled, self.cost, self.saved) = Default::default();
     }
 
-    fn begin_trial(&mut self) {
-        self.in_trial = true;
-        self.left = TRIAL;
-        if !self.polls {
-            // What was seen long ago says nothing about today's queries.
-            self.polled = Estimate::default();
-            self.cost = Estimate::default();
-            self.saved = Estimate::default();
-        }
-    }
-
-    fn end_trial(&mut self) {
-        self.in_trial = false;
+    /// Decides after a trial. Returns whether the decision has changed.
+    fn decide(&mut self) -> bool {
         let polls = self.is_worth_it();
-        if polls == self.polls {
-            self.interval = (2 * self.interval).min(MAX_TRIAL_INTERVAL);
-            self.left = self.interval;
-        } else {
-            self.decide(polls);
-        }
+        std::mem::replace(&mut self.polls, polls) != polls
     }
 
-    fn decide(&mut self, polls: bool) {
-        self.polls = polls;
-        self.interval = MIN_TRIAL_INTERVAL;
-        self.left = self.interval;
+    /// Stops polling if the last polls were not worth it. Returns whether it has.
+    fn gives_up(&mut self) -> bool {
+        if !self.polls || self.cost.count < CHECK {
+            return false;
+        }
+        self.polls = self.is_worth_it();
+        (self.cost, self.saved) = Default::default();
+        !self.polls
     }
 
     fn is_worth_it(&self) -> bool {
-        self.saved.mean > 0.0 && self.cost.mean <= MAX_COST * self.saved.mean
+        self.saved.get() > 0.0 && self.cost.get() <= MAX_COST * self.saved.get()
     }
 
-    /// The time within which a message that is as late as usual arrives.
+    /// The time within which nearly every message arrives: twice the mean.
     fn window(&self) -> Option<Duration> {
-        let seen = match self.polled.is_empty {
-            true => &self.slept,
-            false => &self.polled,
+        let seen = match self.polled.count {
+            0 => self.slept.get(),
+            _ => self.polled.get(),
         };
         // Messages that take as long as can be measured cannot be polled for.
-        let max = MAX_WINDOW.as_secs_f64();
-        (seen.mean < max).then(|| Duration::from_secs_f64(seen.upper_bound().min(max)))
+        let window = Duration::from_secs_f64(2.0 * seen);
+        (seen < MAX_WINDOW.as_secs_f64()).then(|| window.min(MAX_WINDOW))
     }
 }
 
-/// Mean and mean deviation, exponentially weighted as TCP's round-trip time. [RFC 6298, section 2]
-struct Estimate {
-    mean: f64,
-    deviation: f64,
-    is_empty: bool,
+#[derive(Default)]
+struct Mean {
+    sum: f64,
+    count: u32,
 }
 
-impl Default for Estimate {
-    fn default() -> Self {
-        Self {
-            mean: 0.0,
-            deviation: 0.0,
-            is_empty: true,
-        }
-    }
-}
-
-impl Estimate {
+impl Mean {
     fn add(&mut self, value: f64) {
-        if std::mem::take(&mut self.is_empty) {
-            (self.mean, self.deviation) = (value, value / 2.0);
-            return;
-        }
-        let error = value - self.mean;
-        self.deviation += (error.abs() - self.deviation) / 4.0;
-        self.mean += error / 8.0;
+        self.sum += value;
+        self.count = self.count.saturating_add(1);
     }
 
-    /// A value that is rarely exceeded. Values that have hardly differed so far may do so.
-    fn upper_bound(&self) -> f64 {
-        self.mean + (4.0 * self.deviation).max(self.mean)
+    /// The mean; 0 without values.
+    fn get(&self) -> f64 {
+        self.sum / f64::from(self.count.max(1))
     }
 }
 
@@ -287,7 +298,7 @@ mod tests {
     /// What waking this core takes.
     const WAKE: Duration = Duration::from_micros(30);
     /// Enough for a trial.
-    const MANY: u32 = 2 * (MIN_TRIAL_INTERVAL + TRIAL);
+    const MANY: u32 = MIN_INTERVAL + TRIAL;
 
     struct Shard {
         predictor: ArrivalPredictor,
@@ -334,7 +345,7 @@ mod tests {
         }
 
         fn decisions(&self) -> [bool; 2] {
-            let [after_query, after_answer] = &self.predictor.trials;
+            let [after_query, after_answer] = &self.predictor.waits;
             [after_query.polls, after_answer.polls]
         }
     }
@@ -361,7 +372,7 @@ mod tests {
         shard.wake = Duration::ZERO;
         assert_eq!(shard.exchanges(100 * MANY, SHORT, SHORT), [false, false]);
         // Trials become rare.
-        assert!(shard.polled < 20 * TRIAL, "{}", shard.polled);
+        assert!(shard.polled < 10 * TRIAL, "{}", shard.polled);
     }
 
     #[test]
@@ -379,9 +390,12 @@ mod tests {
             let mut shard = Shard::new();
             shard.wake = work;
             shard.exchanges(MANY, LONG, work);
+            while shard.predictor.phase != Phase::Decided {
+                shard.exchanges(1, LONG, work);
+            }
             shard.moves(LONG, 1, Direction::ToServer, 50);
             let window = shard.window.unwrap();
-            assert!((work..3 * work).contains(&window), "{work:?}: {window:?}");
+            assert!((work..=4 * work).contains(&window), "{work:?}: {window:?}");
         }
     }
 
@@ -390,7 +404,7 @@ mod tests {
         let mut shard = Shard::new();
         shard.exchanges(MANY, LONG, WAKE / 2);
         assert_eq!(shard.exchanges(1, LONG, LONG), [true, false]);
-        assert_eq!(shard.exchanges(20, LONG, LONG), [false, false]);
+        assert_eq!(shard.exchanges(2 * CHECK, LONG, LONG), [false, false]);
     }
 
     #[test]

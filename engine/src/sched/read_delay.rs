@@ -23,6 +23,10 @@ const MIN_DELAY: Duration = Duration::from_micros(50);
 /// Postgres sends at most about a megabyte in this time, which the sockets' buffers hold.
 const MAX_DELAY: Duration = Duration::from_millis(1);
 
+/// What a delay on a Unix socket should bring. The sender's buffer holds some 139 KB (212,992 bytes of
+/// `net.core.wmem_default`, of which a message of 8 KiB takes 12.5 KB), and more would stop Postgres.
+const UNIX_BYTES: usize = 96 * 1024;
+
 /// Decides when one direction of a session delays its next read, and for how long.
 pub(crate) struct ReadCoalescer<'a> {
     timers: &'a Rc<TimerQueue>,
@@ -34,6 +38,27 @@ pub(crate) struct ReadCoalescer<'a> {
     stream_bytes: usize,
     /// When they became a stream.
     stream_since: Option<Instant>,
+    /// On a Unix socket, whose buffer is small.
+    fill: Option<SocketFill>,
+}
+
+/// The length of the delays on a Unix socket: the time in which Postgres sends [`UNIX_BYTES`], as the last delays
+/// showed.
+struct SocketFill {
+    length: Duration,
+    /// Whether the next read follows a delay of this length.
+    measures: bool,
+}
+
+impl SocketFill {
+    /// Adjusts the length after a delay that brought `n` bytes, by at most a factor of two.
+    fn observe(&mut self, n: usize) {
+        if std::mem::take(&mut self.measures) {
+            let (micros, n) = (self.length.as_micros() as u64, n.max(1) as u64);
+            let next = (micros * UNIX_BYTES as u64 / n).clamp(micros / 2, micros * 2);
+            self.length = Duration::from_micros(next).clamp(MIN_DELAY, MAX_DELAY);
+        }
+    }
 }
 
 impl<'a> ReadCoalescer<'a> {
@@ -44,11 +69,26 @@ impl<'a> ReadCoalescer<'a> {
             client_bytes_at_start: client_bytes.get(),
             stream_bytes: 0,
             stream_since: None,
+            fill: None,
+        }
+    }
+
+    /// For a Unix socket.
+    pub(crate) fn for_unix_socket(self) -> Self {
+        Self {
+            fill: Some(SocketFill {
+                length: MIN_DELAY,
+                measures: false,
+            }),
+            ..self
         }
     }
 
     /// Records a read of `n` bytes.
     pub(crate) fn observe(&mut self, n: usize) {
+        if let Some(fill) = &mut self.fill {
+            fill.observe(n);
+        }
         if n < buffer::SMALL || self.client_has_sent() {
             self.reset();
         } else {
@@ -88,7 +128,16 @@ impl<'a> ReadCoalescer<'a> {
         let now = now();
         let duration = now.saturating_duration_since(*self.stream_since.get_or_insert(now));
         let length = duration / DELAY_FRACTION;
-        (length >= MIN_DELAY).then(|| length.min(MAX_DELAY))
+        if length < MIN_DELAY {
+            return None;
+        }
+        Some(match &mut self.fill {
+            None => length.min(MAX_DELAY),
+            Some(fill) => {
+                fill.measures = length >= fill.length;
+                length.min(fill.length)
+            }
+        })
     }
 }
 
@@ -142,6 +191,28 @@ mod tests {
                 "{duration}"
             );
         }
+    }
+
+    #[test]
+    fn delays_on_a_unix_socket_follow_what_they_bring() {
+        let (timers, client_bytes) = (Rc::default(), Cell::new(0));
+        let mut coalescer = ReadCoalescer::in_stream(&timers, &client_bytes).for_unix_socket();
+        let mut delay = |n: usize| {
+            coalescer.observe(n);
+            coalescer.delay_length(Instant::now).map(|d| d.as_micros())
+        };
+        assert_eq!(delay(buffer::LARGE), Some(50));
+        // Half of what it should be, then a fifth: at most twice as long.
+        assert_eq!(delay(UNIX_BYTES / 2), Some(100));
+        assert_eq!(delay(UNIX_BYTES / 5), Some(200));
+        assert_eq!(delay(UNIX_BYTES), Some(200));
+        assert_eq!(delay(buffer::LARGE), Some(150));
+        // Never shorter than what pays, and never longer than over TCP.
+        assert_eq!((0..9).map(|_| delay(buffer::LARGE)).last(), Some(Some(50)));
+        assert_eq!(
+            (0..9).map(|_| delay(buffer::SMALL)).last(),
+            Some(Some(1000))
+        );
     }
 
     #[test]

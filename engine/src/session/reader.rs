@@ -41,15 +41,15 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A reader that coalesces the reads of a stream of small pieces. Not on a Unix socket: its
-    /// buffer is so small that a delay stops the sender.
+    /// A reader that coalesces the reads of a stream of small pieces.
     pub(crate) fn coalescing(half: ReadHalf, control: &'a ConnectionControl) -> Self {
+        let coalescer = ReadCoalescer::new(control.timers(), control.client_bytes());
         let coalescer = match half {
-            ReadHalf::Tcp(_) => Some(ReadCoalescer::new(control.timers(), control.client_bytes())),
-            ReadHalf::Unix(_) => None,
+            ReadHalf::Tcp(_) => coalescer,
+            ReadHalf::Unix(_) => coalescer.for_unix_socket(),
         };
         Self {
-            coalescer,
+            coalescer: Some(coalescer),
             ..Self::new(half)
         }
     }

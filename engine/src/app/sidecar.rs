@@ -30,6 +30,7 @@ use crate::io::driver::IoDriver;
 use crate::io::listener::{self, BoundListener, Listener};
 use crate::postgres::provision::ProvisionTarget;
 use crate::postgres::provision::blockers::BlockerWatch;
+use crate::postgres::session_address::SessionAddress;
 use crate::postgres::session_settings::SessionSettings;
 use crate::shard::live_config::{LiveConfig, LiveTls};
 use crate::shard::message::{ClusterChange, Message};
@@ -39,6 +40,7 @@ use crate::tasks::etcd_leader::EtcdLeader;
 use crate::tasks::manifest_publisher::{self, InstanceSource, ManifestPublisher};
 use crate::tasks::role_repair::{self, Lead, RepairTrigger, RoleRepair};
 use crate::tasks::role_watch::{RoleMetrics, RoleWatch};
+use crate::tasks::socket_choice::SocketChoice;
 use crate::tasks::{audit_watch, clock_watch, collateral_refresh, own_evidence, upstream_probe};
 use crate::telemetry::audit::AuditLog;
 use crate::telemetry::metrics::Metrics;
@@ -193,6 +195,7 @@ async fn start<R>(
         quote_verifier,
         upstream_version: Arc::default(),
         session_settings: SessionSettings::new(config.roles.sessions.clone()),
+        own: SessionAddress::new(config.postgres.clone()),
         repair_trigger: Arc::<RepairTrigger>::default(),
         audit: audit.as_ref().map(AuditLog::handle),
         links,
@@ -247,6 +250,9 @@ async fn start<R>(
     )?;
     role_repair::register(&shared.metrics);
     tokio::spawn(role_repair.run());
+    if config.postgres.look_for_socket {
+        tokio::spawn(socket_choice_of(&config, &shared).run());
+    }
     context.checks.accepting.set_ready();
     let accepting = context.checks.accepting;
     let lifecycle = Lifecycle {
@@ -573,6 +579,16 @@ fn role_repair_of(
         trigger: Arc::clone(&shared.repair_trigger),
         latch: checks.roles.clone(),
         metrics: Arc::clone(&shared.metrics),
+    }
+}
+
+/// The choice of the socket, with `postgres = auto`.
+fn socket_choice_of(config: &Config, shared: &SharedState) -> SocketChoice {
+    let live = Arc::clone(&shared.live);
+    SocketChoice {
+        address: Arc::clone(&shared.own),
+        database: config.database.clone(),
+        passwords: Box::new(move || live.read().authenticator.postgres_passwords()),
     }
 }
 

@@ -4,6 +4,8 @@ use clap::{ArgMatches, Command};
 
 use crate::cli::output::{CommandOutput, EX_USAGE};
 use crate::config::{Config, IdentitySource, Layers, Scope, with_flags};
+use crate::io::stream::PgAddress;
+use crate::postgres::session_address::standard_sockets;
 use crate::tls::certificate::Identity;
 
 /// The subcommand `check`.
@@ -15,7 +17,24 @@ pub fn command() -> Command {
     )
 }
 
-/// Executes `check`. Certificate files are read; nothing is contacted.
+/// With `postgres = auto`: which socket was found. Whether it lets the roles in shows only a login.
+fn socket_note(config: &Config) -> Option<String> {
+    let PgAddress::Tcp(address) = &config.postgres.address else {
+        return None;
+    };
+    config.postgres.look_for_socket.then(|| {
+        let sockets = standard_sockets(address.port());
+        match sockets.iter().find(|path| path.exists()) {
+            Some(path) => format!(
+                "postgres: sessions use {} if it lets the roles in, else {address}",
+                path.display()
+            ),
+            None => format!("postgres: no socket was found, sessions use {address}"),
+        }
+    })
+}
+
+/// Executes `check`. Certificate files are read and sockets looked for; nothing is contacted.
 #[must_use]
 pub fn execute(flags: &ArgMatches) -> CommandOutput {
     let layers = Layers::from_process(Scope::Serve, flags);
@@ -29,5 +48,7 @@ pub fn execute(flags: &ArgMatches) -> CommandOutput {
     {
         return output.with_errors(EX_USAGE, &[error.to_string()]);
     }
-    output.with_warnings(&config.warnings)
+    output
+        .with_note(socket_note(&config))
+        .with_warnings(&config.warnings)
 }

@@ -89,6 +89,14 @@ impl CommandOutput {
         self
     }
 
+    /// Adds a note after the warnings.
+    #[must_use]
+    pub fn with_note(mut self, note: Option<String>) -> Self {
+        self.messages
+            .extend(note.map(|note| format!("note: {note}")));
+        self
+    }
+
     /// Ignores failures to write the text. A reader such as `grep -q` may close the pipe early.
     #[must_use]
     pub fn best_effort(self) -> Self {

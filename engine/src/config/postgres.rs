@@ -1,6 +1,8 @@
 //! The configuration of the superuser's connection to Postgres, for `provision` and `password`. It
 //! needs no certificate and no cluster secret.
 
+use std::net::Ipv4Addr;
+
 use attest::agent::AgentAddresses;
 
 use super::identity::{read_guest_agent, read_passwords};
@@ -8,8 +10,18 @@ use super::layers::Layers;
 use super::reader::{Reader, read_all};
 use super::{Errors, settings};
 use crate::auth::postgres_passwords::PostgresPasswords;
+use crate::io::stream::PgAddress;
 use crate::postgres::provision::ProvisionOptions;
 use crate::postgres::server::{PostgresAuth, PostgresServer, default_uids};
+
+/// The value of the setting `postgres`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum PostgresLocation {
+    /// On this port of 127.0.0.1, and on its Unix socket if there is one that lets the roles in.
+    Auto { port: u16 },
+    /// At this address.
+    At(PgAddress),
+}
 
 /// Postgres, and the passwords of its roles.
 pub struct PostgresConfig {
@@ -75,10 +87,17 @@ pub(super) fn read_server(reader: &mut Reader<'_>) -> Option<PostgresServer> {
     let address = reader.read(&settings::POSTGRES);
     let auth = reader.read(&settings::POSTGRES_AUTH);
     let uids = reader.read(&settings::POSTGRES_UID);
+    let (address, look_for_socket) = match address? {
+        PostgresLocation::Auto { port } => {
+            (PgAddress::Tcp((Ipv4Addr::LOCALHOST, port).into()), true)
+        }
+        PostgresLocation::At(address) => (address, false),
+    };
     Some(PostgresServer {
-        address: address?,
+        address,
         auth: auth?,
         uids: uids?.unwrap_or_else(default_uids),
+        look_for_socket,
     })
 }
 

@@ -32,6 +32,7 @@ use super::forward::{Listen, VerifierName};
 use super::log_format::LogFormat;
 use super::manifest::{self, Publish, TsigSecret};
 use super::policy::{self, KmsRootSetting};
+use super::postgres::PostgresLocation;
 use super::spec::Kind::{Bool, Duration as Time, List, One, Secret};
 use super::spec::{Group, Scope, Setting, Spec};
 use super::values;
@@ -40,7 +41,6 @@ use crate::auth::derived_secrets::SecretSource;
 use crate::auth::launch_token::{LaunchToken, LaunchTokenDigest};
 use crate::io::driver::DriverChoice;
 use crate::io::peer_uid::AllowedUids;
-use crate::io::stream::PgAddress;
 use crate::io::target::HostOrder;
 use crate::postgres::provision::ConnectionLimit;
 use crate::postgres::server::PostgresAuth;
@@ -125,10 +125,10 @@ settings! {
         }
     }
     Postgres {
-        POSTGRES: PgAddress {
-            key: "postgres", parse: values::postgres_address, kind: One("ADDRESS"), scopes: POSTGRES_ONLY,
+        POSTGRES: PostgresLocation {
+            key: "postgres", parse: values::postgres_location, kind: One("ADDRESS"), scopes: POSTGRES_ONLY,
             default: Some("127.0.0.1:5432"),
-            help: "Address of Postgres: IP:PORT, or the path of its Unix socket (a directory means .s.PGSQL.5432 in it).",
+            help: "Address of Postgres: IP:PORT, or the path of its Unix socket (a directory means .s.PGSQL.5432 in it). auto or auto:PORT is that port (5432) of 127.0.0.1, and for clients' sessions its socket .s.PGSQL.PORT in /run/postgresql, /var/run/postgresql or /tmp, if one of them belongs to the same Postgres and lets the roles in.",
         }
         POSTGRES_AUTH: PostgresAuth {
             key: "postgres_auth", parse: values::from_str, kind: One("METHOD"), scopes: POSTGRES_ONLY,
@@ -138,7 +138,7 @@ settings! {
         POSTGRES_UID: Option<AllowedUids> {
             key: "postgres_uid", parse: values::user, kind: One("USER"), scopes: POSTGRES_ONLY,
             default: Some("auto"),
-            help: "User name or id that Postgres runs as. Only checked if postgres is a Unix socket: a listener of another user is refused. auto accepts the user postgres, root and the sidecar's own user.",
+            help: "User name or id that Postgres runs as. Only checked on a Unix socket: a listener of another user is refused. auto accepts the user postgres, root and the sidecar's own user.",
         }
         PG_DATABASE: String {
             key: "pg_database", parse: values::database, kind: One("NAME"), scopes: POSTGRES_ONLY,

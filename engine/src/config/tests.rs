@@ -162,7 +162,7 @@ fn reports_all_mistakes_with_their_source() {
             "sidecar.toml:3: lissten: unknown setting",
             "sidecar.toml:4: idle_timeout: expected a string, an integer or a boolean",
             "flag --postgres: postgres = \"db.example:5432\": expected IP:PORT or the path of a \
-             Unix socket, e.g. 127.0.0.1:5432",
+             Unix socket, e.g. 127.0.0.1:5432, or auto",
             "tls_key: not set, but tls_cert is",
             "environment TEESQL_READ_SECRET: read_secret: a cluster secret has 64 hex \
              characters, not 9",
@@ -292,6 +292,26 @@ fn warns_about_an_unknown_variable() {
             .warnings
             .contains(&"environment TEESQL_MAX_CONECTIONS: unknown setting".to_owned())
     );
+}
+
+#[test]
+fn auto_is_a_port_on_loopback_and_its_socket() {
+    let mut start = Start::minimal();
+    assert!(!start.config().postgres.look_for_socket);
+    for (text, address) in [("auto", "127.0.0.1:5432"), ("auto:5433", "127.0.0.1:5433")] {
+        start.set("POSTGRES", text);
+        let postgres = start.config().postgres;
+        assert!(postgres.look_for_socket);
+        assert_eq!(postgres.address.to_string(), address);
+        assert_eq!(postgres.to_string(), format!("auto ({address})"));
+    }
+    for text in ["auto:0", "auto:", "auto:65536"] {
+        start.set("POSTGRES", text);
+        let expected = format!(
+            "environment TEESQL_POSTGRES: postgres = {text:?}: expected auto:PORT, e.g. auto:5433"
+        );
+        assert_eq!(start.mistakes(), [expected]);
+    }
 }
 
 #[test]

@@ -18,13 +18,15 @@ use wire::secret::ClusterSecret;
 
 use super::Listen;
 use super::connection_uri::DatabaseUrl;
+use super::postgres::PostgresLocation;
 use crate::io::peer_uid::AllowedUids;
 use crate::io::stream::PgAddress;
 use crate::io::target::MAX_TARGETS;
+use crate::postgres::session_address::socket_file;
 use crate::sched::busy_poll::BusyPollMode;
 
-/// The socket's file name for Postgres' default port.
-const SOCKET_FILE: &str = ".s.PGSQL.5432";
+/// Postgres' default port.
+const DEFAULT_PORT: u16 = 5432;
 
 pub(super) type Parsed<T> = Result<T, String>;
 
@@ -177,11 +179,25 @@ pub(super) fn host_names(text: &str) -> Parsed<Vec<String>> {
         .collect()
 }
 
+pub(super) fn postgres_location(text: &str) -> Parsed<PostgresLocation> {
+    match text {
+        "auto" => Ok(PostgresLocation::Auto { port: DEFAULT_PORT }),
+        text => match text.strip_prefix("auto:").map(str::parse) {
+            Some(Ok(port)) if port != 0 => Ok(PostgresLocation::Auto { port }),
+            Some(_) => Err("expected auto:PORT, e.g. auto:5433".to_owned()),
+            None => match postgres_address(text) {
+                Ok(address) => Ok(PostgresLocation::At(address)),
+                Err(error) => Err(format!("{error}, or auto")),
+            },
+        },
+    }
+}
+
 pub(super) fn postgres_address(text: &str) -> Parsed<PgAddress> {
     let address = if text.starts_with('/') {
         let path = PathBuf::from(text);
         PgAddress::Unix(if path.is_dir() {
-            path.join(SOCKET_FILE)
+            path.join(socket_file(DEFAULT_PORT))
         } else {
             path
         })

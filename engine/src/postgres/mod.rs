@@ -5,5 +5,6 @@
 
 pub mod provision;
 pub mod server;
+pub(crate) mod session_address;
 pub mod session_settings;
 pub mod superuser;

@@ -58,6 +58,9 @@ pub struct PostgresServer {
     pub auth: PostgresAuth,
     /// The users that a listener on a Unix socket may belong to.
     pub uids: AllowedUids,
+    /// Whether clients' sessions use its Unix socket if there is one that lets the roles in: `postgres = auto`. The
+    /// address is then that of TCP.
+    pub look_for_socket: bool,
 }
 
 impl PostgresServer {
@@ -68,6 +71,7 @@ impl PostgresServer {
             address,
             auth: PostgresAuth::default(),
             uids: default_uids(),
+            look_for_socket: false,
         }
     }
 
@@ -99,10 +103,13 @@ pub fn default_uids() -> AllowedUids {
     AllowedUids::own_or(POSTGRES_USER)
 }
 
-/// Shows the address.
+/// Shows the address, with `auto` before it if sessions may use a socket.
 impl fmt::Display for PostgresServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.address.fmt(f)
+        match self.look_for_socket {
+            true => write!(f, "auto ({})", self.address),
+            false => self.address.fmt(f),
+        }
     }
 }
 

@@ -157,6 +157,21 @@ impl Superuser {
         Self::open(server, &config).await
     }
 
+    /// Logs in as another role, to see whether Postgres lets it in at this address.
+    ///
+    /// # Errors
+    /// As [`Self::connect`].
+    pub(crate) async fn connect_as(
+        server: &PostgresServer,
+        role: Role,
+        password: &Password,
+        database: &str,
+    ) -> Result<Self, Error> {
+        let mut config = connection_config(Some(password), database);
+        config.user(role.name()).options(OPTIONS);
+        Self::open(server, &config).await
+    }
+
     /// As [`Self::connect`], but the session has the settings of the server, so that they can be read
     /// by `pg_settings`. [`Self::apply_settings`] has to follow before any other query: until then, names
     /// may resolve in schemas in which others create objects.

@@ -19,6 +19,7 @@ use crate::io::buffer::{Buffer, Size};
 use crate::io::offload::{OffloadPool, PendingJobs};
 use crate::io::stream::{PgAddress, Stream};
 use crate::postgres::server::PostgresServer;
+use crate::postgres::session_address::{self, SessionAddress};
 use crate::postgres::session_settings::SessionSettings;
 use crate::proxy::{CANCEL_TIMEOUT, shut_down_after};
 use crate::session::control::ConnectionControl;
@@ -41,7 +42,7 @@ const MAX_CACHED_KEYS: usize = 16;
 
 /// Logs in to Postgres. Every shard has one.
 pub(crate) struct UpstreamLogin {
-    pub(crate) server: PostgresServer,
+    pub(crate) own: Arc<SessionAddress>,
     pub(crate) upstream_version: Arc<UpstreamVersion>,
     pub(crate) session_settings: Arc<SessionSettings>,
     pub(crate) repair_trigger: Arc<RepairTrigger>,
@@ -90,14 +91,26 @@ pub(crate) struct UpstreamSession {
 }
 
 impl UpstreamLogin {
-    /// Dials the own Postgres within the login deadline, and checks the user of the listener on a Unix
-    /// socket.
-    pub(crate) async fn dial(&self, control: &ConnectionControl) -> Result<Stream, CloseReason> {
-        self.dial_server(&self.server, control.login_deadline(), control)
-            .await
+    /// Dials the own Postgres until `deadline`. A socket that was chosen may have gone since, e.g. because Postgres was
+    /// restarted without it: the configured address is dialed then.
+    pub(crate) async fn dial_own(
+        &self,
+        deadline: Instant,
+        control: &ConnectionControl,
+    ) -> Result<(Stream, Arc<PostgresServer>), CloseReason> {
+        let server = self.own.current();
+        match self.dial_server(&server, deadline, control).await {
+            Err(_) if self.own.is_chosen_socket(&server) && Instant::now() < deadline => {
+                let server = Arc::clone(self.own.configured());
+                let stream = self.dial_server(&server, deadline, control).await?;
+                Ok((stream, server))
+            }
+            dialed => Ok((dialed?, server)),
+        }
     }
 
-    /// Dials a Postgres, the own one or that of another member of the cluster.
+    /// Dials a Postgres, the own one or that of another member of the cluster, and checks the user of the listener on a
+    /// Unix socket.
     pub(crate) async fn dial_server(
         &self,
         server: &PostgresServer,
@@ -106,7 +119,7 @@ impl UpstreamLogin {
     ) -> Result<Stream, CloseReason> {
         let address = &server.address;
         let stream = Stream::dial(address, deadline).await.map_err(|error| {
-            if server.address == self.server.address {
+            if self.own.is_own(server) {
                 self.upstream_version.invalidate();
             }
             or_timeout(control, CloseReason::UpstreamUnreachable(error))
@@ -121,7 +134,8 @@ impl UpstreamLogin {
     pub(crate) fn other_server(&self, address: SocketAddr) -> PostgresServer {
         PostgresServer {
             address: PgAddress::Tcp(address),
-            ..self.server.clone()
+            look_for_socket: false,
+            ..PostgresServer::clone(self.own.configured())
         }
     }
 
@@ -134,7 +148,7 @@ impl UpstreamLogin {
         control: &ConnectionControl,
     ) -> Result<AuthenticatedUpstream, CloseReason> {
         let mut received = Buffer::take(Size::Small);
-        let is_own = server.address == self.server.address;
+        let is_own = self.own.is_own(server);
         let ready = self
             .exchange(&mut stream, &mut received, server.methods(), login)
             .await
@@ -142,6 +156,7 @@ impl UpstreamLogin {
                 if is_own {
                     self.upstream_version.invalidate();
                     self.request_repair(&error);
+                    self.leave_socket(server, &error);
                 }
                 or_timeout(control, error)
             })?;
@@ -190,6 +205,23 @@ impl UpstreamLogin {
         );
         if refused {
             self.repair_trigger.request();
+        }
+    }
+
+    /// Opens new sessions on the configured address if the socket that was chosen no longer lets a role in:
+    /// `pg_hba.conf` was changed. The socket is tried again when Postgres has been restarted.
+    fn leave_socket(&self, server: &PostgresServer, error: &CloseReason) {
+        if let CloseReason::UpstreamLoginFailed(error) = error
+            && self.own.is_chosen_socket(server)
+            && session_address::refuses_role(error)
+        {
+            self.own.use_configured();
+            tracing::warn!(
+                socket = %server.address,
+                postgres = %self.own.configured().address,
+                %error,
+                "Postgres' Unix socket no longer lets a role in: new sessions use TCP"
+            );
         }
     }
 
@@ -377,8 +409,7 @@ pub(crate) async fn cancel(
         let leader = cluster.carried_keys.leader_of(key)?;
         Some(upstream_login.other_server(cluster.config.postgres_of(leader)?))
     });
-    let server = server.as_ref().unwrap_or(&upstream_login.server);
-    let mut stream = match open_for_cancel(upstream_login, server, control).await {
+    let mut stream = match open_for_cancel(upstream_login, server.as_ref(), control).await {
         Ok(stream) => stream,
         Err(reason) => return reason,
     };
@@ -397,7 +428,7 @@ pub(crate) async fn cancel(
 /// first, and gets the CancelRequest only if it answers in time.
 async fn open_for_cancel(
     upstream_login: &UpstreamLogin,
-    server: &PostgresServer,
+    server: Option<&PostgresServer>,
     control: &ConnectionControl,
 ) -> Result<Stream, CloseReason> {
     let deadline = Instant::now() + CANCEL_TIMEOUT;
@@ -417,15 +448,21 @@ async fn open_for_cancel(
     }
 }
 
-/// Dials Postgres until `deadline`, or the login deadline if that is earlier.
+/// Dials this Postgres, or the own one, until `deadline`, or the login deadline if that is earlier.
 async fn dial_for_cancel(
     upstream_login: &UpstreamLogin,
-    server: &PostgresServer,
+    server: Option<&PostgresServer>,
     deadline: Instant,
     control: &ConnectionControl,
 ) -> Result<Stream, CloseReason> {
     let until = deadline.min(control.login_deadline());
-    let stream = upstream_login.dial_server(server, until, control).await;
+    let stream = match server {
+        Some(server) => upstream_login.dial_server(server, until, control).await,
+        None => upstream_login
+            .dial_own(until, control)
+            .await
+            .map(|(stream, _)| stream),
+    };
     stream.map_err(|error| match Instant::now() < deadline {
         true => error,
         false => control.or_terminated(CloseReason::CancelExpired),

@@ -15,5 +15,6 @@ pub(crate) mod manifest_publisher;
 pub(crate) mod own_evidence;
 pub(crate) mod role_repair;
 pub(crate) mod role_watch;
+pub(crate) mod socket_choice;
 pub(crate) mod upstream_probe;
 pub(crate) mod upstream_version;

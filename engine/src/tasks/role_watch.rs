@@ -101,6 +101,7 @@ impl RoleWatch {
         let address = self.state.config.postgres_of(member)?;
         Some(PostgresServer {
             address: PgAddress::Tcp(address),
+            look_for_socket: false,
             ..self.postgres.clone()
         })
     }

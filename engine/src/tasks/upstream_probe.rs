@@ -66,7 +66,7 @@ async fn probe_until_success(
             }
             Err(error) if !warned => {
                 latch.set_not_ready(format!("Postgres does not answer: {error}"));
-                tracing::warn!(%error, postgres = %server, "Postgres does not answer");
+                tracing::warn!(%error, postgres = %server.address, "Postgres does not answer");
                 warned = true;
             }
             Err(_) => {}

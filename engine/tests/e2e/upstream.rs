@@ -1,6 +1,8 @@
 //! Tests with a Postgres that is down, out of connections, or not provisioned: the client receives the
 //! reason, and the sidecar serves other clients.
 
+mod auto;
+
 use crate::harness::client::{Client, CloseKind};
 use crate::harness::cluster::ClusterOptions;
 use crate::harness::fake_server::{
@@ -44,6 +46,7 @@ pub(crate) fn add(suite: &mut Suite) {
         "upstream::forwards_error_of_terminated_backend",
         terminated_backend,
     );
+    auto::add(suite);
 }
 
 pub(crate) fn failed(code: &str, text: &str) -> PgError {

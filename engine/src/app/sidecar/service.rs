@@ -11,7 +11,7 @@ use crate::auth::failed_logins::FailedLogins;
 use crate::cluster::state::ClusterState;
 use crate::config::{Config, ProcessConfig};
 use crate::io::offload::OffloadPool;
-use crate::postgres::server::PostgresServer;
+use crate::postgres::session_address::SessionAddress;
 use crate::postgres::session_settings::SessionSettings;
 use crate::proxy::inbound;
 use crate::proxy::link::LinkState;
@@ -34,7 +34,7 @@ pub(crate) struct InboundHandlerFactory {
     verify_pool: OffloadPool,
     worker: OffloadPool,
     passwordless_superuser: bool,
-    server: PostgresServer,
+    own: Arc<SessionAddress>,
     plaintext_cancel: bool,
     require_alpn: bool,
     client_auth: ClientAuth,
@@ -53,6 +53,8 @@ pub(crate) struct SharedState {
     pub(crate) quote_verifier: Option<Arc<QuoteVerifier>>,
     pub(crate) upstream_version: Arc<UpstreamVersion>,
     pub(crate) session_settings: Arc<SessionSettings>,
+    /// Where sessions are opened.
+    pub(crate) own: Arc<SessionAddress>,
     pub(crate) repair_trigger: Arc<RepairTrigger>,
     pub(crate) audit: Option<AuditHandle>,
     /// For links, if this sidecar belongs to a cluster.
@@ -85,7 +87,7 @@ impl InboundHandlerFactory {
             verify_pool,
             worker: OffloadPool::start("worker", 0)?,
             passwordless_superuser: config.passwordless_superuser,
-            server: config.postgres.clone(),
+            own: Arc::clone(&shared.own),
             plaintext_cancel: config.plaintext_cancel,
             require_alpn: config.require_alpn,
             client_auth: config.client_auth,
@@ -127,7 +129,7 @@ impl HandlerFactory for InboundHandlerFactory {
             links,
             live: Arc::clone(&self.live),
             upstream_login: UpstreamLogin {
-                server: self.server.clone(),
+                own: Arc::clone(&self.own),
                 upstream_version: Arc::clone(&self.upstream_version),
                 session_settings: Arc::clone(&self.session_settings),
                 repair_trigger: Arc::clone(&self.repair_trigger),

@@ -113,11 +113,12 @@ impl LoginContext<'_> {
         request: LoginRequest<'_>,
     ) -> Result<AuthenticatedUpstream, CloseReason> {
         let (upstream_login, control) = (&self.handler.upstream_login, self.control);
-        let stream = upstream_login.dial(control).await?;
+        let (stream, server) = upstream_login
+            .dial_own(control.login_deadline(), control)
+            .await?;
         let _fd_guard = control.register_upstream_fd(stream.raw_fd());
-        let server = &upstream_login.server;
         upstream_login
-            .authenticate(stream, server, &request, control)
+            .authenticate(stream, &server, &request, control)
             .await
     }
 
@@ -183,16 +184,19 @@ impl LoginContext<'_> {
     ) -> Result<AuthenticatedUpstream, CloseReason> {
         let (upstream_login, control) = (&self.handler.upstream_login, self.control);
         let other = leader.and_then(|leader| cluster.config.postgres_of(leader));
-        let other = other.map(|address| upstream_login.other_server(address));
-        let server = other.as_ref().unwrap_or(&upstream_login.server);
+        let other = other.map(|address| Arc::new(upstream_login.other_server(address)));
         let deadline = Instant::now() + ATTEMPT_TIMEOUT;
-        let stream = upstream_login
-            .dial_server(server, deadline, control)
-            .await?;
+        let (stream, server) = match other {
+            None => upstream_login.dial_own(deadline, control).await?,
+            Some(server) => {
+                let dialed = upstream_login.dial_server(&server, deadline, control).await;
+                (dialed?, server)
+            }
+        };
         let fd = stream.raw_fd();
         let _fd_guard = control.register_upstream_fd(fd);
         let left = deadline.saturating_duration_since(Instant::now());
-        let login = upstream_login.authenticate(stream, server, &request, control);
+        let login = upstream_login.authenticate(stream, &server, &request, control);
         match shut_down_after(left, fd, login).await {
             (result, true) => result,
             (_, false) => Err(control.or_terminated(CloseReason::UpstreamTimeout)),

@@ -198,6 +198,16 @@ impl Cluster {
         }
     }
 
+    /// Puts entries before those of `pg_hba.conf`, and reloads.
+    pub(crate) fn prepend_to_hba(&self, entries: &str) {
+        let path = self.folder.join("data/pg_hba.conf");
+        let before = fs::read_to_string(&path).expect("pg_hba.conf");
+        fs::write(&path, format!("{entries}{before}")).expect("pg_hba.conf");
+        let loaded = self.sql(ADMIN_DATABASE, "SELECT pg_conf_load_time()");
+        self.sql(ADMIN_DATABASE, "SELECT pg_reload_conf()");
+        self.await_result(&format!("SELECT pg_conf_load_time() > '{loaded}'"), "t");
+    }
+
     /// Its Unix socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.folder.join(format!(".s.PGSQL.{}", self.port))

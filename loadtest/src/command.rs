@@ -182,7 +182,7 @@ fn compare_command() -> Command {
         .arg(flag(
             "programs",
             "DIR",
-            "Directory of teesql-sidecar and tokio-baseline [default: that of this program]",
+            "Directory of teesql-sidecar and the baselines [default: that of this program]",
         ))
         .arg(flag(
             "out",

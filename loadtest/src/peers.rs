@@ -1,6 +1,7 @@
 //! The arms of a comparison: proxies and the Postgres servers they forward to. Each runs in its own
 //! process, which ends with this one.
 
+pub mod baseline;
 pub mod fake_postgres;
 mod kind;
 pub mod postgres;
@@ -25,7 +26,9 @@ pub fn start(kind: PeerKind, workspace: &Workspace, upstream: &Upstream) -> Resu
     match kind {
         PeerKind::Direct => direct(workspace, upstream),
         PeerKind::PlainRelay => proxies::relay(workspace, upstream),
-        PeerKind::TokioBaseline => proxies::tokio_baseline(workspace, upstream),
+        PeerKind::MonoioBaseline | PeerKind::TokioBaseline => {
+            proxies::baseline(kind, workspace, upstream)
+        }
         PeerKind::PgBouncer => proxies::pgbouncer(workspace, upstream),
         PeerKind::Stunnel => proxies::stunnel(workspace, upstream),
         PeerKind::HaProxy => proxies::haproxy(workspace, upstream),

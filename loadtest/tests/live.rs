@@ -1,5 +1,5 @@
-//! Short runs of all loads against a real Postgres: direct, through the tokio baseline, and through
-//! the sidecar. They test correctness, not speed.
+//! Short runs of all loads against a real Postgres: direct, through the baselines, and through the
+//! sidecar. They test correctness, not speed.
 //!
 //! They need an installed Postgres. Without one they fail; nothing is skipped.
 // A test fails by panicking.
@@ -108,6 +108,7 @@ fn all_query_modes_work_with_all_arms() {
     for kind in [
         PeerKind::Direct,
         PeerKind::PlainRelay,
+        PeerKind::MonoioBaseline,
         PeerKind::TokioBaseline,
         PeerKind::Sidecar,
         PeerKind::SidecarEpoll,
@@ -199,7 +200,12 @@ fn an_open_loop_keeps_its_rate_and_records_its_lateness() {
 #[test]
 fn copied_rows_are_identical_at_both_ends() {
     let fixture = Fixture::new();
-    for kind in [PeerKind::Direct, PeerKind::TokioBaseline, PeerKind::Sidecar] {
+    for kind in [
+        PeerKind::Direct,
+        PeerKind::MonoioBaseline,
+        PeerKind::TokioBaseline,
+        PeerKind::Sidecar,
+    ] {
         let peer = fixture.peer(kind);
         for direction in [bulk::Direction::Out, bulk::Direction::In] {
             let load = bulk::CopyLoad {

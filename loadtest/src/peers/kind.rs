@@ -17,6 +17,8 @@ pub enum PeerKind {
     /// A relay on monoio like the sidecar's, without TLS and login. Shows what TLS costs the
     /// sidecar.
     PlainRelay,
+    /// The monoio baseline: TLS termination with monoio and monoio-rustls.
+    MonoioBaseline,
     /// The tokio baseline: TLS termination with tokio and tokio-rustls.
     TokioBaseline,
     /// Debian's PgBouncer, session pooling.
@@ -37,9 +39,10 @@ pub enum PeerKind {
 
 impl PeerKind {
     /// All kinds, in the order of tables and charts.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Direct,
         Self::PlainRelay,
+        Self::MonoioBaseline,
         Self::TokioBaseline,
         Self::PgBouncer,
         Self::Stunnel,
@@ -56,6 +59,7 @@ impl PeerKind {
         match self {
             Self::Direct => "direct",
             Self::PlainRelay => "plain-relay",
+            Self::MonoioBaseline => "monoio-baseline",
             Self::TokioBaseline => "tokio-baseline",
             Self::PgBouncer => "pgbouncer",
             Self::Stunnel => "stunnel",

@@ -1,4 +1,4 @@
-//! All other proxies: the plain relay and the tokio baseline of this crate, and Debian's packages.
+//! All other proxies: the plain relay and the baselines of this crate, and Debian's packages.
 //!
 //! Each is configured to do what the sidecar does and no more: one thread, TLS 1.3, the same
 //! certificate, no logging of connections.
@@ -63,24 +63,20 @@ pub(super) fn relay(workspace: &Workspace, upstream: &Upstream) -> Result<Peer> 
     )
 }
 
-pub(super) fn tokio_baseline(workspace: &Workspace, upstream: &Upstream) -> Result<Peer> {
+/// Starts the tokio or the monoio baseline, each of which has one thread.
+pub(super) fn baseline(kind: PeerKind, workspace: &Workspace, upstream: &Upstream) -> Result<Peer> {
     let address = free_address()?;
-    let mut tokio_baseline = command(
-        &workspace.program("tokio-baseline")?,
-        &workspace.cores.proxy,
-        false,
-    );
-    tokio_baseline.args(["--listen", &address.to_string(), "--workers", "1"]);
-    tokio_baseline.args(["--upstream", &upstream.address.to_string()]);
-    tokio_baseline.arg("--cert").arg(workspace.path("cert.pem"));
-    tokio_baseline.arg("--key").arg(workspace.path("key.pem"));
-    start_proxy(
-        PeerKind::TokioBaseline,
-        workspace,
-        tokio_baseline,
-        address,
-        "tokio, tokio-rustls".to_owned(),
-    )
+    let version = match kind {
+        PeerKind::MonoioBaseline => "monoio, monoio-rustls",
+        _ => "tokio, tokio-rustls",
+    };
+    let program = workspace.program(kind.name())?;
+    let mut baseline = command(&program, &workspace.cores.proxy, false);
+    baseline.args(["--listen", &address.to_string()]);
+    baseline.args(["--upstream", &upstream.address.to_string()]);
+    baseline.arg("--cert").arg(workspace.path("cert.pem"));
+    baseline.arg("--key").arg(workspace.path("key.pem"));
+    start_proxy(kind, workspace, baseline, address, version.to_owned())
 }
 
 pub(super) fn pgbouncer(workspace: &Workspace, upstream: &Upstream) -> Result<Peer> {

@@ -69,7 +69,7 @@ pub struct Workspace {
     pub max_descriptors: u64,
     /// The mock TDX platform that issues all certificates.
     pub tdx: MockTdx,
-    /// Directory of `teesql-sidecar`, `tokio-baseline` and `teesql-loadtest`.
+    /// Directory of `teesql-sidecar`, `teesql-loadtest` and the baselines.
     pub programs: PathBuf,
     /// Cluster secret of `teesql_read`.
     pub(crate) read_secret: String,

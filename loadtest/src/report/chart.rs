@@ -26,6 +26,7 @@ pub(super) fn class(arm: &str) -> &'static str {
     match arm {
         "direct" => "c-direct",
         "plain-relay" => "c-relay",
+        "monoio-baseline" => "c-monoio",
         "tokio-baseline" => "c-tokio",
         "pgbouncer" => "c-pgbouncer",
         "stunnel" => "c-stunnel",

@@ -32,6 +32,7 @@ pub fn start(kind: PeerKind, workspace: &Workspace, upstream: &Upstream) -> Resu
         PeerKind::PgBouncer => proxies::pgbouncer(workspace, upstream),
         PeerKind::Stunnel => proxies::stunnel(workspace, upstream),
         PeerKind::HaProxy => proxies::haproxy(workspace, upstream),
+        PeerKind::Nginx => proxies::nginx(workspace, upstream),
         PeerKind::Sidecar => sidecar::start(workspace, upstream, SidecarMode::default()),
         PeerKind::SidecarEpoll => sidecar::start(workspace, upstream, SidecarMode::epoll()),
         PeerKind::SidecarUnix => sidecar::start(workspace, upstream, SidecarMode::unix()),

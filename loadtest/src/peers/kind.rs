@@ -27,6 +27,8 @@ pub enum PeerKind {
     Stunnel,
     /// Debian's HAProxy, direct TLS.
     HaProxy,
+    /// Debian's nginx with its stream module, direct TLS.
+    Nginx,
     /// The sidecar on io_uring.
     Sidecar,
     /// The sidecar on epoll.
@@ -39,7 +41,7 @@ pub enum PeerKind {
 
 impl PeerKind {
     /// All kinds, in the order of tables and charts.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Direct,
         Self::PlainRelay,
         Self::MonoioBaseline,
@@ -47,6 +49,7 @@ impl PeerKind {
         Self::PgBouncer,
         Self::Stunnel,
         Self::HaProxy,
+        Self::Nginx,
         Self::Sidecar,
         Self::SidecarEpoll,
         Self::SidecarUnix,
@@ -64,6 +67,7 @@ impl PeerKind {
             Self::PgBouncer => "pgbouncer",
             Self::Stunnel => "stunnel",
             Self::HaProxy => "haproxy",
+            Self::Nginx => "nginx",
             Self::Sidecar => "sidecar",
             Self::SidecarEpoll => "sidecar-epoll",
             Self::SidecarUnix => "sidecar-unix",
@@ -76,8 +80,8 @@ impl PeerKind {
     pub fn opening(self) -> Opening {
         match self {
             Self::Direct | Self::PlainRelay => Opening::Plain,
-            // HAProxy does not support SSLRequest.
-            Self::HaProxy => Opening::Direct,
+            // Neither supports SSLRequest.
+            Self::HaProxy | Self::Nginx => Opening::Direct,
             _ => Opening::SslRequest,
         }
     }

@@ -13,7 +13,7 @@ use super::kind::{Peer, PeerKind, Upstream};
 use super::process::{Process, command, find, free_address, version};
 use super::workspace::Workspace;
 use crate::endpoint::Endpoint;
-use crate::error::{Result, io_context};
+use crate::error::{Error, Result, io_context};
 
 /// Starts a proxy and waits until it listens.
 fn start_proxy(
@@ -174,4 +174,48 @@ pub(super) fn haproxy(workspace: &Workspace, upstream: &Upstream) -> Result<Peer
         Some(&client),
     )?);
     Ok(peer)
+}
+
+/// Starts nginx without its master process, so that the process that is measured does the work.
+pub(super) fn nginx(workspace: &Workspace, upstream: &Upstream) -> Result<Peer> {
+    const MODULE: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+    let (program, address) = (find("nginx")?, free_address()?);
+    if !Path::new(MODULE).is_file() {
+        return Err(Error::Peer(
+            "libnginx-mod-stream is not installed".to_owned(),
+        ));
+    }
+    let settings = workspace.path(&format!("nginx-{}.conf", address.port()));
+    write(
+        &settings,
+        &format!(
+            "load_module {MODULE};\ndaemon off;\nmaster_process off;\nworker_processes 1;\n\
+             error_log stderr error;\npid {pid};\nevents {{ worker_connections {max}; }}\n\
+             stream {{\n  access_log off;\n  proxy_timeout 1h;\n  server {{\n    \
+             listen {address} ssl backlog=4096;\n    ssl_protocols TLSv1.3;\n    \
+             ssl_alpn postgresql;\n    ssl_certificate {cert};\n    ssl_certificate_key {key};\n    \
+             proxy_pass {upstream};\n  }}\n}}\n",
+            pid = workspace
+                .path(&format!("nginx-{}.pid", address.port()))
+                .display(),
+            // A connection for each side.
+            max = 2 * workspace.max_connections(),
+            upstream = upstream.address,
+            cert = workspace.path("cert.pem").display(),
+            key = workspace.path("key.pem").display(),
+        ),
+    )?;
+    let mut nginx = command(&program, &workspace.cores.proxy, false);
+    nginx
+        .arg("-p")
+        .arg(workspace.folder())
+        .arg("-c")
+        .arg(&settings);
+    start_proxy(
+        PeerKind::Nginx,
+        workspace,
+        nginx,
+        address,
+        version(&program, "-v"),
+    )
 }

@@ -31,6 +31,7 @@ pub(super) fn class(arm: &str) -> &'static str {
         "pgbouncer" => "c-pgbouncer",
         "stunnel" => "c-stunnel",
         "haproxy" => "c-haproxy",
+        "nginx" => "c-nginx",
         "sidecar" => "c-sidecar",
         "sidecar-epoll" => "c-epoll",
         "sidecar-unix" => "c-unix",
